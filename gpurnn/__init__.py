@@ -1,0 +1,1 @@
+"""gpurnn: recurrent networks on NumPy and on CUDA kernels of their own."""

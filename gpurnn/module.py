@@ -1,0 +1,199 @@
+"""Module: parameters and gradients as views of one flat buffer each, state dictionaries, train and eval.
+
+A layer declares its parameters once; a module made of modules re-homes their parameters into one buffer of its own, so
+that an optimiser step, a norm or an all-reduce is one operation over one array however deep the model is.
+"""
+
+import math
+from types import MappingProxyType
+
+import numpy as np
+
+from . import rng
+from .backend import get_backend
+from .errors import DtypeError, ShapeError
+
+DTYPES = ("float32", "float64")
+
+
+def check_dtype(dtype):
+    """``dtype`` as a NumPy dtype; raises DtypeError unless the library computes in it."""
+    try:
+        name = np.dtype(dtype).name
+    except TypeError:
+        name = str(dtype)
+    if name not in DTYPES:
+        raise DtypeError(f"dtype should be one of {', '.join(DTYPES)}, got {name}")
+    return np.dtype(name)
+
+
+class Module:
+    """Base of every layer and model.
+
+    Attributes
+    ----------
+    params, grads : read-only mappings, name -> array; views of ``flat_params`` and ``flat_grads``.
+    buffers : mapping, name -> array; saved with the state, not trained (running statistics).
+    children : mapping, name -> Module.
+    training : bool, set by ``train()`` and ``eval()``.
+    name : dotted place in the model around it, empty for a module on its own.
+    seed, key, calls : key of this module's random draws (see rng.py). ``key`` comes from ``name``; ``calls`` counts the
+        training calls that drew, and belongs to ``random_state()``.
+    """
+
+    stateful = False  # True where forward takes and returns a recurrent state
+
+    def __init__(self, backend=None, dtype="float32", seed=None):
+        self.ops = get_backend(backend)
+        self.xp = self.ops.xp
+        self.dtype = check_dtype(dtype)
+        self.seed = rng.check_seed(seed)
+        self.name = ""
+        self.key = 0
+        self.calls = 0
+        self.training = True
+        self.buffers = {}
+        self.children = {}
+        self._bind(self.xp.zeros(0, self.dtype), self.xp.zeros(0, self.dtype), [])
+
+    # ---- declaring
+
+    def _declare(self, arrays):
+        """Make the mapping name -> initial value this module's own parameters, in one flat buffer."""
+        layout = [(name, array.shape) for name, array in arrays.items()]
+        size = sum(math.prod(shape) for _, shape in layout)
+        self._bind(self.xp.empty(size, self.dtype), self.xp.zeros(size, self.dtype), layout)
+        for name, array in arrays.items():
+            self.params[name][...] = self.xp.asarray(array, dtype=self.dtype)
+
+    def _adopt(self, children):
+        """Make the mapping name -> Module this module's children and re-home their parameters into one buffer.
+
+        A child that appears under two names shares its parameters: it is stored once. Raises ValueError where
+        backends or dtypes differ.
+        """
+        for name, child in children.items():
+            if not isinstance(child, Module):
+                raise TypeError(f"{name}: expected a gpurnn layer, got {type(child).__name__}")
+            if child.ops is not self.ops or child.dtype != self.dtype:
+                raise ValueError(
+                    f"{name} is {child.ops.name}/{child.dtype}, the module around it {self.ops.name}/{self.dtype}: "
+                    "build all layers with one backend and one dtype"
+                )
+        self.children = dict(children)
+        layout, values, self._homes = [], [], []
+        seen = set()
+        for name, child in self.children.items():
+            child._set_name(name)
+            if id(child) in seen:
+                continue
+            seen.add(id(child))
+            self._homes.append(child)
+            layout += [(f"{name}.{inner}", array.shape) for inner, array in child.params.items()]
+            values.append((child.flat_params, child.flat_grads))
+        params = self.xp.concatenate([v[0] for v in values]) if values else self.xp.zeros(0, self.dtype)
+        grads = self.xp.concatenate([v[1] for v in values]) if values else self.xp.zeros(0, self.dtype)
+        self._bind(params, grads, layout)
+
+    def _bind(self, flat_params, flat_grads, layout):
+        """Make ``params`` and ``grads`` views of the flat buffers; children follow into their slices."""
+        self.flat_params, self.flat_grads = flat_params, flat_grads
+        self._layout = layout
+        params, grads, start = {}, {}, 0
+        for name, shape in layout:
+            stop = start + math.prod(shape)
+            params[name] = flat_params[start:stop].reshape(shape)
+            grads[name] = flat_grads[start:stop].reshape(shape)
+            start = stop
+        self.params, self.grads = MappingProxyType(params), MappingProxyType(grads)
+        start = 0
+        for child in getattr(self, "_homes", ()):
+            stop = start + child.flat_params.size
+            child._bind(flat_params[start:stop], flat_grads[start:stop], child._layout)
+            start = stop
+
+    def _set_name(self, path):
+        """Name this module, and its children, by its place in the model around it; the name keys its random draws."""
+        self.name, self.key = path, rng.name_key(path)
+        for name, child in self.children.items():
+            child._set_name(f"{path}.{name}")
+
+    # ---- using
+
+    def modules(self, prefix=""):
+        """Every module of this one, itself first, as (dotted name, module)."""
+        yield prefix, self
+        for name, child in self.children.items():
+            yield from child.modules(f"{prefix}.{name}" if prefix else name)
+
+    def train(self, mode=True):
+        """Training mode for this module and all inside it (dropout draws, batch statistics); returns the module."""
+        for _, module in self.modules():
+            module.training = bool(mode)
+        return self
+
+    def eval(self):
+        """Evaluation mode: no dropout, running statistics. Returns the module."""
+        return self.train(False)
+
+    def zero_grad(self):
+        """Set every gradient to zero, in place."""
+        self.flat_grads.fill(0)
+
+    def state_dict(self):
+        """Copies of all parameters and buffers as NumPy arrays, dotted name -> array."""
+        state = {name: self.ops.to_numpy(array).copy() for name, array in self.params.items()}
+        for prefix, module in self.modules():
+            for name, array in module.buffers.items():
+                state[f"{prefix}.{name}" if prefix else name] = self.ops.to_numpy(array).copy()
+        return state
+
+    def load_state_dict(self, mapping, strict=True):
+        """Copy values into parameters and buffers.
+
+        mapping: name -> array; NumPy, CuPy or torch tensors of any float type, names as in ``state_dict()`` (PyTorch's
+        names for the recurrent and linear layers, so a ``torch.nn.LSTM``'s ``state_dict()`` loads unchanged).
+        strict: raise KeyError for missing and for unknown names; otherwise load what fits by name.
+        Raises ShapeError for a wrong shape, ValueError for a value that is not finite. Nothing changes on an error.
+        """
+        targets = dict(self.params)
+        for prefix, module in self.modules():
+            for name, array in module.buffers.items():
+                targets[f"{prefix}.{name}" if prefix else name] = array
+        missing = [name for name in targets if name not in mapping]
+        unknown = [name for name in mapping if name not in targets]
+        if strict and (missing or unknown):
+            raise KeyError(f"state_dict does not fit: missing {missing}, unknown {unknown}")
+        loaded = {}
+        for name, target in targets.items():
+            if name not in mapping:
+                continue
+            value = mapping[name]
+            if hasattr(value, "detach"):  # a torch tensor
+                value = value.detach().cpu().numpy()
+            value = np.asarray(self.ops.to_numpy(value))
+            if value.dtype.kind not in "fiu":
+                raise DtypeError(f"{name}: expected numbers, got {value.dtype}")
+            if value.shape != target.shape:
+                raise ShapeError(f"{name}: expected shape {target.shape}, got {value.shape}")
+            if not np.isfinite(value).all():
+                raise ValueError(f"{name}: holds values that are not finite")
+            loaded[name] = value
+        for name, value in loaded.items():
+            targets[name][...] = self.xp.asarray(value, dtype=targets[name].dtype)
+
+    def random_state(self):
+        """The counters of this model's random draws: dotted name -> [seed, key, calls]; JSON-ready."""
+        return {name: [module.seed, module.key, module.calls] for name, module in self.modules()}
+
+    def load_random_state(self, state):
+        """Continue the random draws from ``random_state()``. Raises KeyError where the modules' names differ."""
+        modules = dict(self.modules())
+        if set(state) != set(modules):
+            raise KeyError(f"random state is of another model: expected {sorted(modules)}, got {sorted(state)}")
+        for name, (seed, key, calls) in state.items():
+            module = modules[name]
+            module.seed, module.key, module.calls = int(seed), int(key), int(calls)
+
+    def __repr__(self):
+        return f"{type(self).__name__}({self.flat_params.size} parameters, {self.ops.name}, {self.dtype})"

@@ -1,0 +1,100 @@
+"""Counter-based random numbers: Philox4x32-10, equal bit for bit on every backend.
+
+A draw is a pure function of (seed, layer, call, element): nothing is kept between draws, so a dropout mask does not
+depend on which layer drew first, on the backend, or on how often the program was stopped and resumed.
+
+Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. The counter of element
+group n (four 32-bit words each) is (n mod 2^32, n div 2^32, layer, call); the key is the 64-bit seed.
+"""
+
+import secrets
+import zlib
+
+import numpy as np
+
+from .errors import check_size
+
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_MASK = 0xFFFFFFFF
+_BLOCK = 1 << 15  # counters worked on at once: the round's temporaries stay in cache
+
+
+def fresh_seed():
+    """A seed from the operating system, for layers built without one."""
+    return secrets.randbits(63)
+
+
+def check_seed(seed):
+    """``seed`` as an int in [0, 2^64), drawn afresh for None."""
+    if seed is None:
+        return fresh_seed()
+    seed = check_size("seed", seed, minimum=0)
+    if seed >= 1 << 64:
+        raise ValueError(f"seed should be below 2**64, got {seed}")
+    return seed
+
+
+def name_key(name):
+    """32-bit key of a layer's or parameter's name (CRC-32, the same in every process)."""
+    return zlib.crc32(name.encode())
+
+
+def philox(counter, key, xp=np):
+    """Ten Philox4x32 rounds.
+
+    counter: four uint64 arrays (or ints) of 32-bit values; key: two ints. Returns four uint64 arrays of 32-bit values.
+    """
+    c0, c1, c2, c3 = (xp.asarray(word, dtype=np.uint64) for word in counter)
+    k0, k1 = key
+    m0, m1 = np.uint64(_MULTIPLIERS[0]), np.uint64(_MULTIPLIERS[1])
+    mask, half = np.uint64(_MASK), np.uint64(32)
+    for _ in range(10):
+        p0, p1 = c0 * m0, c2 * m1
+        c0, c1, c2, c3 = (
+            (p1 >> half) ^ c1 ^ np.uint64(k0),
+            p1 & mask,
+            (p0 >> half) ^ c3 ^ np.uint64(k1),
+            p0 & mask,
+        )
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+def words(count, seed, layer=0, call=0, xp=np):
+    """``count`` uniform 32-bit words, uint32 (count,)."""
+    groups = -(-count // 4)
+    out = xp.empty((groups, 4), dtype=np.uint32)
+    key = (seed & _MASK, (seed >> 32) & _MASK)
+    for start in range(0, groups, _BLOCK):
+        n = xp.arange(start, min(start + _BLOCK, groups), dtype=np.uint64)
+        counter = (n & np.uint64(_MASK), n >> np.uint64(32), layer & _MASK, call & _MASK)
+        for column, word in enumerate(philox(counter, key, xp)):
+            out[start : start + _BLOCK, column] = word
+    return out.reshape(-1)[:count]
+
+
+def keep_mask(shape, rate, seed, layer=0, call=0, xp=np):
+    """Boolean ``shape``: False with probability ``rate`` (integer comparison, so equal on every backend)."""
+    drawn = words(int(np.prod(shape, dtype=np.int64)), seed, layer, call, xp)
+    threshold = min(round(rate * 2.0**32), 2**32)
+    return (drawn.astype(np.uint64) >= np.uint64(threshold)).reshape(shape)
+
+
+def uniform(shape, low, high, seed, layer=0, call=0, dtype=np.float32, xp=np):
+    """Uniform numbers in [low, high) with 53 random bits, rounded to ``dtype``."""
+    count = int(np.prod(shape, dtype=np.int64))
+    drawn = words(2 * count, seed, layer, call, xp).reshape(count, 2).astype(np.uint64)
+    bits = (drawn[:, 0] << np.uint64(21)) ^ (drawn[:, 1] >> np.uint64(11))
+    unit = bits.astype(np.float64) * 2.0**-53
+    return (low + (high - low) * unit).astype(dtype).reshape(shape)
+
+
+def normal(shape, seed, layer=0, call=0, dtype=np.float32, xp=np):
+    """Standard normal numbers (Box-Muller)."""
+    count = int(np.prod(shape, dtype=np.int64))
+    pairs = uniform((-(-count // 2), 2), 0.0, 1.0, seed, layer, call, np.float64, xp)
+    radius = xp.sqrt(-2.0 * xp.log1p(-pairs[:, 0]))
+    angle = 2.0 * np.pi * pairs[:, 1]
+    drawn = xp.stack([radius * xp.cos(angle), radius * xp.sin(angle)], axis=1)
+    return drawn.reshape(-1)[:count].astype(dtype).reshape(shape)
