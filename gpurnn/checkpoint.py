@@ -1,0 +1,217 @@
+"""Checkpoints that are whole or not there, and the atomic writes they stand on.
+
+A checkpoint is a pair: ``name.json`` (the document) and ``name-<token>.safetensors`` (the arrays). The JSON file names
+its tensor file with size and SHA-256, and every save writes a tensor file with a new name, so the one moment that
+counts is the rename of the JSON file: before it the old pair is complete, after it the new one is. Tensor files that no
+JSON names are removed afterwards, those of a process that was killed at the next save.
+"""
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+import re
+import secrets
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as tensors_from_bytes
+from safetensors.numpy import save as tensors_to_bytes
+
+from .backend import array_ops
+
+_FORMAT, _VERSION = "gpurnn-checkpoint", 1
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, or the one read is damaged or does not fit; the message names the file."""
+
+
+def save_checkpoint(path, arrays, document):
+    """Write the mapping ``arrays`` (name -> array) and the JSON-ready ``document`` as one checkpoint.
+
+    path: the JSON file, ``run/last.json``; the arrays go beside it, ``run/last-<token>.safetensors``.
+
+    Whatever happens, a checkpoint that was at ``path`` stays readable until the new one is complete. Raises
+    CheckpointError, with nothing left behind, where the disk is full or a float array holds NaN or infinity (a
+    checkpoint of a diverged model would replace a good one), TypeError for a document that is not JSON.
+
+    >>> save_checkpoint("run/last.json", model.state_dict(), {"epoch": 3})
+    >>> arrays, document = load_checkpoint("run/last.json")
+    """
+    path = _json_path(path)
+    arrays = {name: np.asarray(array_ops(array).to_numpy(array), order="C") for name, array in arrays.items()}
+    _check_finite(path, arrays)
+    try:
+        text = _canonical(document)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{path}: the document cannot be written as JSON: {error}") from error
+    data = tensors_to_bytes(arrays)
+    name = f"{path.stem}-{secrets.token_hex(8)}.safetensors"
+    header = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "tensors": {"file": name, "size": len(data), "sha256": _sha256(data)},
+        "sha256": _sha256(text.encode()),
+        "document": json.loads(text),
+    }
+    try:
+        write_bytes_atomic(path.with_name(name), data)
+        write_json_atomic(path, header)  # its rename is the commit
+    except OSError as error:
+        if _tensor_file(path) != name:
+            with contextlib.suppress(OSError):
+                path.with_name(name).unlink()
+        raise CheckpointError(f"{path}: could not be saved, the last good checkpoint stays: {error}") from error
+    _remove_tensors(path, keep=name)
+
+
+def load_checkpoint(path):
+    """Read a checkpoint; returns (arrays: name -> NumPy array, document).
+
+    Raises CheckpointError, naming the file and what is wrong, unless both files are exactly what was saved.
+    """
+    path = _json_path(path)
+    header = _read_header(path)
+    data = None
+    for _ in range(3):  # a running training may replace the pair between the two reads
+        tensors = path.with_name(header["tensors"]["file"])
+        try:
+            data = tensors.read_bytes()
+            break
+        except FileNotFoundError:
+            header = _read_header(path)
+        except OSError as error:
+            raise CheckpointError(f"{tensors}: cannot be read: {error}") from error
+    if data is None:
+        raise CheckpointError(f"{tensors}: is missing; {path} names it as its tensor file")
+    size, digest = header["tensors"]["size"], header["tensors"]["sha256"]
+    if len(data) != size:
+        raise CheckpointError(f"{tensors}: is damaged: {len(data)} bytes, {path.name} says {size}")
+    if _sha256(data) != digest:
+        raise CheckpointError(f"{tensors}: is damaged: its SHA-256 is not the one in {path.name}")
+    try:
+        arrays = tensors_from_bytes(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{tensors}: is not a safetensors file: {error}") from error
+    _check_finite(tensors, arrays)
+    return arrays, header["document"]
+
+
+def remove_checkpoint(path):
+    """Remove a checkpoint, JSON file first; nothing happens where there is none."""
+    path = _json_path(path)
+    path.unlink(missing_ok=True)
+    _remove_tensors(path, keep=None)
+
+
+def write_json_atomic(path, document):
+    """``write_bytes_atomic`` of an indented JSON text. Raises ValueError for NaN and infinity: JSON has neither."""
+    write_text_atomic(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def write_text_atomic(path, text):
+    """``write_bytes_atomic`` of a text in UTF-8."""
+    write_bytes_atomic(path, text.encode())
+
+
+def write_bytes_atomic(path, data):
+    """Write a file so that ``path`` holds all of ``data`` or what it held before, even after a power cut.
+
+    A temporary file in the same folder is written, flushed to the disk and renamed; on an OSError it is removed.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder):
+    """Make renames in ``folder`` survive a power cut (Windows cannot open folders and needs nothing)."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _json_path(path):
+    path = Path(path)
+    if path.suffix != ".json":
+        raise ValueError(f"path should name the checkpoint's .json file, got {str(path)!r}")
+    return path
+
+
+def _read_header(path):
+    """The JSON file, checked; everything but the tensors."""
+    try:
+        header = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: is damaged: not JSON ({error})") from error
+    if not isinstance(header, dict) or header.get("format") != _FORMAT:
+        raise CheckpointError(f"{path}: is not a gpurnn checkpoint")
+    if header.get("version") != _VERSION:
+        raise CheckpointError(
+            f"{path}: has format version {header.get('version')!r}, this gpurnn reads version {_VERSION}"
+        )
+    tensors = header.get("tensors")
+    if not isinstance(tensors, dict) or not _is_tensor_name(path, tensors.get("file")):
+        raise CheckpointError(f"{path}: is damaged: it names no tensor file of its own")
+    if "document" not in header or header.get("sha256") != _sha256(_canonical(header["document"]).encode()):
+        raise CheckpointError(f"{path}: is damaged: its document does not have the SHA-256 it was saved with")
+    return header
+
+
+def _tensor_file(path):
+    """Name of the tensor file that ``path`` refers to, None where it does not."""
+    try:
+        return _read_header(path)["tensors"]["file"]
+    except CheckpointError:
+        return None
+
+
+def _is_tensor_name(path, name):
+    """Whether ``name`` is one that a save to ``path`` would make: no folders, no other checkpoint's."""
+    return isinstance(name, str) and bool(re.fullmatch(re.escape(path.stem) + r"-[0-9a-f]{16}\.safetensors", name))
+
+
+def _remove_tensors(path, keep):
+    """Remove what earlier saves to ``path`` left: tensor files other than ``keep``, unfinished temporary files."""
+    for file in path.parent.glob(f"*{glob.escape(path.stem)}*"):
+        target = re.sub(r"^\.(.*)\.[0-9a-f]{8}\.tmp$", r"\1", file.name)  # what a temporary file was to become
+        unfinished = target != file.name and target == path.name
+        if file.name != keep and (unfinished or _is_tensor_name(path, target)):
+            with contextlib.suppress(OSError):
+                file.unlink()
+
+
+def _check_finite(path, arrays):
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise CheckpointError(f"{path}: array {name!r} holds values that are not finite")
+
+
+def _refuse_constant(name):
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _canonical(document):
+    return json.dumps(document, sort_keys=True, allow_nan=False)
+
+
+def _sha256(data):
+    return hashlib.sha256(data).hexdigest()
