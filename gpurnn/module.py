@@ -5,7 +5,7 @@ that an optimiser step, a norm or an all-reduce is one operation over one array 
 """
 
 import math
-from types import MappingProxyType
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -27,12 +27,41 @@ def check_dtype(dtype):
     return np.dtype(name)
 
 
+class Views(Mapping):
+    """Name -> view of a flat buffer. Assigning copies into the view, so that names and buffer never part:
+    ``layer.params["bias"] = 0`` and ``layer.grads["bias"] += d`` both write through.
+    """
+
+    def __init__(self, arrays):
+        self._arrays = arrays
+
+    def __getitem__(self, name):
+        return self._arrays[name]
+
+    def __setitem__(self, name, value):
+        view = self._arrays[name]
+        if value is view:  # the end of an in-place operation
+            return
+        if np.ndim(value) and value.shape != view.shape:
+            raise ShapeError(f"{name}: expected shape {view.shape}, got {value.shape}")
+        view[...] = value
+
+    def __iter__(self):
+        return iter(self._arrays)
+
+    def __len__(self):
+        return len(self._arrays)
+
+    def __repr__(self):
+        return repr({name: array.shape for name, array in self._arrays.items()})
+
+
 class Module:
     """Base of every layer and model.
 
     Attributes
     ----------
-    params, grads : read-only mappings, name -> array; views of ``flat_params`` and ``flat_grads``.
+    params, grads : ``Views``, name -> array; views of ``flat_params`` and ``flat_grads``.
     buffers : mapping, name -> array; saved with the state, not trained (running statistics).
     children : mapping, name -> Module.
     training : bool, set by ``train()`` and ``eval()``.
@@ -105,7 +134,7 @@ class Module:
             params[name] = flat_params[start:stop].reshape(shape)
             grads[name] = flat_grads[start:stop].reshape(shape)
             start = stop
-        self.params, self.grads = MappingProxyType(params), MappingProxyType(grads)
+        self.params, self.grads = Views(params), Views(grads)
         start = 0
         for child in getattr(self, "_homes", ()):
             stop = start + child.flat_params.size

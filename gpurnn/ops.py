@@ -8,6 +8,9 @@ import numpy as np
 
 from .errors import BackendError, DtypeError
 
+_TILE = 16  # rows moved at once by a transposing copy: both sides stay in the first-level cache
+_FEATURE_MAJOR_FROM = 8  # batch size from which NumPy keeps the arrays of the time loop feature-major
+
 
 class Ops:
     """The primitives over ``xp``; the reference for every other backend."""
@@ -57,7 +60,141 @@ class Ops:
         if self.xp is not np:
             self.xp.cuda.get_current_stream().synchronize()
 
+    # ---- arrays of the time loop
+
+    def empty_steps(self, T, B, F, dtype):
+        """An uninitialised array (T, B, F) in the memory order that this backend's time loop likes best.
+
+        NumPy with a batch: feature-major, F outermost, so that ``steps[t].T`` (F, B) has contiguous rows, gates are
+        contiguous blocks and the large GEMMs still see one matrix; measured in bench/cpu_rnn.py. Else C order.
+        """
+        if self.xp is np and B >= _FEATURE_MAJOR_FROM:
+            return np.empty((F, T, B), dtype).transpose(1, 2, 0)
+        return self.xp.empty((T, B, F), dtype)
+
+    def copy_steps(self, out, steps):
+        """``out[...] = steps`` for two (T, B, F) arrays of any memory order, quickly where the orders differ."""
+        if self.xp is not np or out.strides[2] <= out.strides[1] and steps.strides[2] <= steps.strides[1]:
+            out[...] = steps
+            return
+        T, B, _ = out.shape
+        for t in range(T):
+            for b in range(0, B, _TILE):
+                out[t, b : b + _TILE] = steps[t, b : b + _TILE]
+
+    # ---- the time loop
+
+    def sequence_forward(self, cell, ax, weights, state, valid=None, reverse=False, keep=True):
+        """Walk all of time with one cell.
+
+        cell: a record of cells.py; weights: its ``HiddenWeights``.
+        ax: from ``empty_steps``; (T, B, K*H) where ``keep``, else (T, B, G*H) will do. In: columns [0, G*H) hold the
+            input pre-activations; out, where ``keep``: what the cell keeps for the way back.
+        state: initial (h (B, P),) or (h, c (B, H)). valid: boolean (T, B) or None; where False the state is held.
+        reverse: walk from T - 1 to 0.
+
+        Returns h (T+1, B, P) and c (T+1, B, H), or None where the cell has no c or not ``keep``, and the final state.
+        Slots: forward, step t reads slot t and writes t + 1; reverse, it reads t + 1 and writes t; so the initial state
+        stands at the end where the walk begins.
+        """
+        xp, dtype = self.xp, ax.dtype
+        T, B, _ = ax.shape
+        P, rows = state[0].shape[1], weights.hh.shape[0]
+        H = rows // cell.gates
+        start = T if reverse else 0
+        h = self.empty_steps(T + 1, B, P, dtype)
+        h[start] = state[0]
+        c = None
+        if cell.states == 2:
+            c = self.empty_steps(T + 1 if keep else 2, B, H, dtype)
+            c[start if keep else 0] = state[1]
+        z, tmp = self._step_buffer(B, cell.kept * H, dtype), self._step_buffer(B, H, dtype)
+        axT, hT, cT = _upright(ax), _upright(h), _upright(c)
+        held = _ragged_steps(self, valid, T)
+        c_old = c_new = None
+        for count, t in enumerate(range(T - 1, -1, -1) if reverse else range(T)):
+            old, new = (t + 1, t) if reverse else (t, t + 1)
+            if cT is not None:
+                c_old, c_new = (cT[old], cT[new]) if keep else (cT[count % 2], cT[1 - count % 2])
+            cell.forward(xp, weights, axT[t, :rows], hT[old], c_old, z, hT[new], c_new, tmp)
+            if held[t] is not None:
+                xp.copyto(hT[new], hT[old], where=held[t])
+                if cT is not None:
+                    xp.copyto(c_new, c_old, where=held[t])
+            if keep and cell.names:
+                axT[t] = z
+        end = 0 if reverse else T
+        final = (h[end],) if c is None else (h[end], c[end if keep else T % 2])
+        return h, c if keep else None, final
+
+    def sequence_backward(self, cell, kept, weights, h, c, doutput, dstate, valid=None, reverse=False, see=None):
+        """The reverse-time twin of ``sequence_forward``: back-propagation through time.
+
+        kept: (T, B, K*H); in: what forward kept; out: ``d``, the derivatives by the pre-activations ``cell.leaves``,
+            zero where not valid. h, c: the slots of forward. doutput: (T, B, P) or None, ignored where not valid.
+        dstate: derivatives by the final state, (dh (B, P),) or (dh, dc), or None for zeros.
+        see: None, or called as see(t, dh (P, B), dc (H, B) or None) with the whole derivatives by h_t and c_t.
+
+        Returns the derivatives by the initial state, shaped as ``state``, and with a projection those by every h_t
+        (T, B, P), zero where not valid; else None.
+        """
+        xp, dtype = self.xp, kept.dtype
+        T, B, _ = kept.shape
+        P, H = h.shape[2], kept.shape[2] // cell.kept
+        left = len(cell.leaves) * H
+        z, d = self._step_buffer(B, cell.kept * H, dtype), self._step_buffer(B, left, dtype)
+        tmp, dh = self._step_buffer(B, H, dtype), self._step_buffer(B, P, dtype)
+        dc = None if c is None else self._step_buffer(B, H, dtype)
+        for mine, given in zip((dh, dc), dstate or (None, None), strict=False):
+            if mine is not None:
+                mine[...] = 0 if given is None else given.T
+        keptT, hT, cT = _upright(kept), _upright(h), _upright(c)
+        block = max(1, min(T, (1 << 18) // max(1, B * P)))  # steps of doutput brought into the loop's order at once
+        incoming = None if doutput is None else self.empty_steps(block, B, P, dtype)
+        dh_all = None if weights.hr is None else self.empty_steps(T, B, P, dtype)
+        held = _ragged_steps(self, valid, T)
+        c_old = c_new = None
+        for count, t in enumerate(range(T) if reverse else range(T - 1, -1, -1)):
+            old, new = (t + 1, t) if reverse else (t, t + 1)
+            if cT is not None:
+                c_old, c_new = cT[old], cT[new]
+            if incoming is not None:
+                if count % block == 0:
+                    first = t if reverse else max(0, t - block + 1)
+                    last = min(T, t + block) if reverse else t + 1
+                    self.copy_steps(incoming[: last - first], doutput[first:last])
+                if held[t] is None:
+                    xp.add(dh, incoming[t - first].T, out=dh)
+                else:
+                    xp.add(dh, xp.where(held[t], 0, incoming[t - first].T), out=dh)
+            if held[t] is not None:
+                dh_held, dc_held = dh.copy(), None if dc is None else dc.copy()
+            if dh_all is not None:
+                dh_all[t] = dh.T if held[t] is None else xp.where(held[t], 0, dh).T
+            z[...] = keptT[t]
+            step_see = _ignore if see is None else _seer(xp, see, t, held[t])
+            cell.backward(xp, weights, z, hT[old], c_old, hT[new], c_new, dh, dc, d, tmp, step_see)
+            if held[t] is not None:  # the state went through unchanged: so does its derivative
+                xp.copyto(dh, dh_held, where=held[t])
+                if dc is not None:
+                    xp.copyto(dc, dc_held, where=held[t])
+                xp.copyto(d, 0, where=held[t])
+            keptT[t, :left] = d
+        return (dh.T,) if dc is None else (dh.T, dc.T), dh_all
+
+    def _step_buffer(self, B, F, dtype):
+        """(F, B) scratch of one step, in the memory order of ``empty_steps``."""
+        return self.empty_steps(1, B, F, dtype)[0].T
+
     # ---- accumulation into gradients
+
+    def accumulate_product(self, grad, d, x):
+        """``grad += d^T x`` summed over all steps: one GEMM. grad: (M, N); d: (T, B, M); x: (T, B, N)."""
+        grad += flat(d).T @ flat(x)
+
+    def sum_steps(self, d):
+        """(T, B, M) summed over all steps, in a fixed order: (M,)."""
+        return flat(d).sum(axis=0)
 
     def accumulate_rows(self, grad, index, d):
         """``grad[index[n]] += d[n]`` for every n, in a fixed order: the gradient of an embedding.
@@ -79,3 +216,37 @@ class Ops:
             totals = sums[ends]
             totals[1:] -= sums[ends[:-1]]
             grad[rows[starts]] += totals.astype(grad.dtype)
+
+
+def flat(steps):
+    """(T, B, F) as (T*B, F); a view for arrays of ``empty_steps`` and for C-contiguous ones."""
+    return steps.reshape(-1, steps.shape[-1]) if steps.size else steps.reshape(0, steps.shape[-1])
+
+
+def _upright(steps):
+    """(T, B, F) as (T, F, B), the way a cell sees a step; None stays None."""
+    return None if steps is None else steps.transpose(0, 2, 1)
+
+
+def _ragged_steps(ops, valid, T):
+    """For each step, the boolean (B,) of sequences that are past their end, or None where there are none."""
+    if valid is None:
+        return [None] * T
+    held = ~valid
+    some = ops.to_numpy(held.any(axis=1))
+    return [held[t] if some[t] else None for t in range(T)]
+
+
+def _ignore(dh, dc):
+    """Nobody watches the gradient flow."""
+
+
+def _seer(xp, see, t, held):
+    """Adds to a cell's ``see(dh, dc)`` the step and the silence of sequences past their end."""
+
+    def look(dh, dc):
+        if held is not None:
+            dh, dc = xp.where(held, 0, dh), None if dc is None else xp.where(held, 0, dc)
+        see(t, dh, dc)
+
+    return look

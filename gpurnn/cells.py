@@ -1,0 +1,214 @@
+"""Cells: the equations of one timestep, forward and backward as mirrors, written once over ``xp``.
+
+A cell knows its gates and states and one step of mathematics; it knows nothing of time, lengths, layers or devices.
+Arrays of a step are feature-major, ``(rows, B)``: the hidden product is ``W h`` as the books write it, every gate is a
+contiguous block of rows, and BLAS is faster this way round at small B. Derivatives are taken from activated values.
+
+    G gates, S states (h; LSTM h and c), K row blocks of H kept per step for the way back:
+    ax  = W_ih x + b      (G*H, B)   input pre-activations, with every bias that may be added before the step
+    z                     (K*H, B)   scratch in which ``forward`` leaves the blocks ``names`` for ``backward``
+    d                     (blocks of ``leaves``) * H rows: what ``backward`` leaves, the derivatives by these pre-activations
+
+``backward`` takes dh and dc, the derivatives by the new state, and turns them in place into those by the old state; it
+calls ``see(dh, dc)`` once with the whole derivatives by the new state. z is spent by it.
+
+Equations and gate order are PyTorch's and cuDNN's.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass
+class HiddenWeights:
+    """The weights inside the time loop: hh (G*H, P), bias_n (H, 1) of the GRU or None, hr (P, H) of the projection."""
+
+    hh: object
+    bias_n: object = None
+    hr: object = None
+
+
+def sigmoid_(xp, z):
+    """z <- 1 / (1 + exp(-z)) in place, as tanh(z / 2) / 2 + 1 / 2: never overflows."""
+    xp.multiply(z, 0.5, out=z)
+    xp.tanh(z, out=z)
+    xp.multiply(z, 0.5, out=z)
+    xp.add(z, 0.5, out=z)
+
+
+class RNNCell:
+    """Elman cell: h' = act(ax + W_hh h), act = tanh or relu (Elman 1990). Keeps nothing: h' is enough."""
+
+    gates, states, kept, names, leaves = 1, 1, 1, (), ("z",)
+
+    def __init__(self, nonlinearity="tanh"):
+        self.nonlinearity = nonlinearity
+
+    def forward(self, xp, w, ax, h, c, z, h_new, c_new, tmp):
+        xp.matmul(w.hh, h, out=z)
+        xp.add(z, ax, out=z)
+        if self.nonlinearity == "tanh":
+            xp.tanh(z, out=h_new)
+        else:
+            xp.maximum(z, 0, out=h_new)
+
+    def backward(self, xp, w, z, h, c, h_new, c_new, dh, dc, d, tmp, see):
+        see(dh, None)
+        if self.nonlinearity == "tanh":
+            xp.multiply(h_new, h_new, out=tmp)  # dz = dh (1 - h'^2)
+            xp.multiply(tmp, dh, out=tmp)
+            xp.subtract(dh, tmp, out=d)
+        else:
+            xp.multiply(dh, h_new > 0, out=d)
+        xp.matmul(w.hh.T, d, out=dh)
+
+
+class LSTMCell:
+    """Long short-term memory (Hochreiter & Schmidhuber 1997, forget gate Gers 2000), gates i f g o:
+
+        i, f, o = sigmoid(z_i, z_f, z_o), g = tanh(z_g), z = ax + W_hh h
+        c' = f c + i g,   m = o tanh(c'),   h' = m, or W_hr m with a projection (Sak 2014)
+
+    Keeps i f g o, and m with a projection, which ``backward`` leaves standing.
+    """
+
+    gates, states, names, leaves = 4, 2, ("i", "f", "g", "o"), ("i", "f", "g", "o")
+
+    def __init__(self, projection=False):
+        self.projection = projection
+        self.kept = 5 if projection else 4
+
+    def forward(self, xp, w, ax, h, c, z, h_new, c_new, tmp):
+        H = len(c)
+        z4 = z[: 4 * H]
+        xp.matmul(w.hh, h, out=z4)
+        xp.add(z4, ax, out=z4)
+        i_f, i, f, g, o = z[: 2 * H], z[:H], z[H : 2 * H], z[2 * H : 3 * H], z[3 * H : 4 * H]
+        xp.multiply(i_f, 0.5, out=i_f)  # sigmoid_ on i, f, o and tanh on g with one call of tanh
+        xp.multiply(o, 0.5, out=o)
+        xp.tanh(z4, out=z4)
+        for gate in (i_f, o):
+            xp.multiply(gate, 0.5, out=gate)
+            xp.add(gate, 0.5, out=gate)
+        xp.multiply(i, g, out=tmp)
+        xp.multiply(f, c, out=c_new)
+        xp.add(c_new, tmp, out=c_new)
+        xp.tanh(c_new, out=tmp)
+        if self.projection:
+            m = z[4 * H :]
+            xp.multiply(o, tmp, out=m)
+            xp.matmul(w.hr, m, out=h_new)
+        else:
+            xp.multiply(o, tmp, out=h_new)
+
+    def backward(self, xp, w, z, h, c, h_new, c_new, dh, dc, d, tmp, see):
+        H = len(c)
+        i_f, i, f, g, o = z[: 2 * H], z[:H], z[H : 2 * H], z[2 * H : 3 * H], z[3 * H : 4 * H]
+        d_i, d_f, d_g, d_o = d[:H], d[H : 2 * H], d[2 * H : 3 * H], d[3 * H :]
+        m = z[4 * H :] if self.projection else h_new
+        dm = xp.matmul(w.hr.T, dh, out=d_i) if self.projection else dh
+        xp.tanh(c_new, out=tmp)
+        xp.multiply(dm, tmp, out=d_o)  # by o: dm tanh(c')
+        xp.multiply(m, tmp, out=tmp)  # by c': dm o (1 - tanh(c')^2) = dm (o - m tanh(c'))
+        xp.subtract(o, tmp, out=tmp)
+        xp.multiply(tmp, dm, out=tmp)
+        xp.add(dc, tmp, out=dc)
+        see(dh, dc)
+        xp.multiply(dc, g, out=d_i)
+        xp.multiply(dc, c, out=d_f)
+        xp.multiply(dc, i, out=d_g)
+        xp.multiply(dc, f, out=dc)
+        xp.multiply(g, g, out=tmp)  # through tanh: d (1 - g^2)
+        xp.multiply(tmp, d_g, out=tmp)
+        xp.subtract(d_g, tmp, out=d_g)
+        for gate, d_gate in ((i_f, d[: 2 * H]), (o, d_o)):  # through sigmoid: d s (1 - s); z is spent from here on
+            xp.multiply(d_gate, gate, out=d_gate)
+            xp.subtract(1, gate, out=gate)
+            xp.multiply(d_gate, gate, out=d_gate)
+        xp.matmul(w.hh.T, d, out=dh)
+
+
+class GRUCell:
+    """Gated recurrent unit, gates r z n:
+
+        r, z = sigmoid(ax_r + W_r h), sigmoid(ax_z + W_z h)
+        n = tanh(ax_n + r (W_n h + b_hn))       reset_after=True: cuDNN's and PyTorch's form (Cho 2014, version 1)
+        n = tanh(ax_n + W_n (r h) + b_hn)       reset_after=False: the original form (Cho 2014, version 3)
+        h' = (1 - z) n + z h
+
+    reset_after keeps r z q n with q = W_n h + b_hn, and leaves d by r, z, q, n; the original form keeps r z n p with
+    p = r h, which ``backward`` leaves standing.
+    """
+
+    gates, states, kept = 3, 1, 4
+
+    def __init__(self, reset_after=True):
+        self.reset_after = reset_after
+        self.names = ("r", "z", "q", "n") if reset_after else ("r", "z", "n", "p")
+        self.leaves = self.names if reset_after else ("r", "z", "n")
+
+    def forward(self, xp, w, ax, h, c, z, h_new, c_new, tmp):
+        H = len(h)
+        r_z, r, u = z[: 2 * H], z[:H], z[H : 2 * H]
+        if self.reset_after:
+            q, n = z[2 * H : 3 * H], z[3 * H :]
+            xp.matmul(w.hh, h, out=z[: 3 * H])
+            if w.bias_n is not None:
+                xp.add(q, w.bias_n, out=q)
+            xp.add(r_z, ax[: 2 * H], out=r_z)
+            sigmoid_(xp, r_z)
+            xp.multiply(r, q, out=n)
+        else:
+            n, p = z[2 * H : 3 * H], z[3 * H :]
+            xp.matmul(w.hh[: 2 * H], h, out=r_z)
+            xp.add(r_z, ax[: 2 * H], out=r_z)
+            sigmoid_(xp, r_z)
+            xp.multiply(r, h, out=p)
+            xp.matmul(w.hh[2 * H :], p, out=n)
+        xp.add(n, ax[2 * H :], out=n)
+        xp.tanh(n, out=n)
+        xp.subtract(h, n, out=tmp)  # h' = n + z (h - n)
+        xp.multiply(tmp, u, out=tmp)
+        xp.add(n, tmp, out=h_new)
+
+    def backward(self, xp, w, z, h, c, h_new, c_new, dh, dc, d, tmp, see):
+        see(dh, None)
+        H = len(h)
+        r, u = z[:H], z[H : 2 * H]
+        d_r, d_u = d[:H], d[H : 2 * H]
+        n, d_n = (z[3 * H :], d[3 * H :]) if self.reset_after else (z[2 * H : 3 * H], d[2 * H : 3 * H])
+        xp.subtract(h, n, out=d_u)  # by z: dh (h - n) z (1 - z), with dh z (1 - z) in tmp on the way
+        xp.multiply(dh, u, out=tmp)
+        xp.subtract(dh, tmp, out=d_n)  # by n: dh (1 - z)
+        xp.multiply(d_n, u, out=dh)
+        xp.multiply(d_u, dh, out=d_u)
+        xp.multiply(n, n, out=n)  # through tanh: 1 - n^2; n is spent
+        xp.subtract(1, n, out=n)
+        xp.multiply(d_n, n, out=d_n)
+        # tmp = dh z: the direct way back to h; dh becomes the derivative by h
+        if self.reset_after:
+            q, d_q = z[2 * H : 3 * H], d[2 * H : 3 * H]
+            xp.multiply(d_n, r, out=d_q)
+            xp.multiply(d_q, q, out=d_r)  # d_n q r, then (1 - r)
+            xp.subtract(1, r, out=r)
+            xp.multiply(d_r, r, out=d_r)
+            xp.matmul(w.hh.T, d[: 3 * H], out=dh)
+        else:
+            d_p = xp.matmul(w.hh[2 * H :].T, d_n, out=z[3 * H :])
+            xp.multiply(d_p, r, out=d_p)
+            xp.add(tmp, d_p, out=tmp)
+            xp.multiply(d_p, h, out=d_r)  # d_p h r, then (1 - r)
+            xp.subtract(1, r, out=r)
+            xp.multiply(d_r, r, out=d_r)
+            xp.matmul(w.hh[: 2 * H].T, d[: 2 * H], out=dh)
+        xp.add(dh, tmp, out=dh)
+
+
+
+def init_orthogonal(normal):
+    """An orthogonal matrix (orthonormal rows or columns) from normal draws (rows, columns) (Saxe 2014)."""
+    rows, columns = normal.shape
+    q, r = np.linalg.qr(normal if rows >= columns else normal.T)
+    q = q * np.where(np.diag(r) < 0, -1.0, 1.0)
+    return q if rows >= columns else q.T

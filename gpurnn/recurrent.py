@@ -1,0 +1,700 @@
+"""The recurrent layers: RNN, LSTM, GRU and their single-step cells.
+
+A layer is a stack of (layer, direction) passes. A pass is three acts: the input GEMM over all of time, the walk through
+time (``Ops.sequence_forward`` with a cell of cells.py), and on the way back the walk in reverse followed by one GEMM over
+all of time for each weight. Names, shapes and equations follow ``torch.nn``; weights load unchanged.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from . import cells, rng
+from .errors import ShapeError, check_choice, check_number, check_shape, check_size
+from .gradients import StepNorms, active_flow
+from .masks import valid_steps
+from .module import Module
+from .ops import flat
+
+INITIALISERS = ("uniform", "xavier", "orthogonal")
+
+
+@dataclass
+class Plan:
+    """What a call with (T, B) would do, and the bytes it needs.
+
+    schedule, reason: the time loop that runs and why not a faster one. cache_bytes: what forward keeps for backward, per
+    (layer, direction) T*B*K*H + (T+1)*B*(P + H where there is a c) numbers, with K = 1 RNN, 4 GRU and LSTM, 5 LSTM with
+    projection, and one T*B*I for each layer whose input is made here (dropout, two directions). output_bytes: the
+    output. backward_bytes: largest extra memory of backward, which works inside the cache: dx and the scratch of a step.
+    """
+
+    schedule: str
+    reason: str
+    cache_bytes: int
+    output_bytes: int
+    backward_bytes: int
+
+    @property
+    def total_bytes(self):
+        """Bytes of a forward and backward pass together, beyond the inputs and the parameters."""
+        return self.cache_bytes + self.output_bytes + self.backward_bytes
+
+
+@dataclass
+class Steps:
+    """Everything one layer and direction did: h (T, B, P), c (T, B, H) or None, gates name -> (T, B, H).
+
+    Gates are activated values: LSTM i f g o; GRU r z n, and q = W_hn h + b_hn (``reset_after``) or p = r h (original
+    form); the RNN has none. Zero past the end of a sequence.
+    """
+
+    h: object
+    c: object = None
+    gates: dict = field(default_factory=dict)
+
+
+@dataclass
+class _Pass:
+    """What one (layer, direction) keeps between forward and backward."""
+
+    x: object
+    kept: object
+    h: object
+    c: object
+
+
+class _Recurrent(Module):
+    """The part that the three layers share; see ``LSTM`` for the arguments."""
+
+    stateful = True
+    takes_lengths = True
+
+    def __init__(
+        self,
+        cell,
+        input_size,
+        hidden_size,
+        num_layers=1,
+        bias=True,
+        batch_first=False,
+        dropout=0.0,
+        bidirectional=False,
+        proj_size=0,
+        *,
+        reverse=False,
+        learn_state=False,
+        init="uniform",
+        forget_bias=None,
+        backend="auto",
+        dtype="float32",
+        seed=None,
+    ):
+        super().__init__(backend, dtype, seed)
+        self.cell = cell
+        self.input_size = check_size("input_size", input_size)
+        self.num_layers = check_size("num_layers", num_layers)
+        if isinstance(hidden_size, (list, tuple)):
+            if len(hidden_size) != self.num_layers:
+                raise ValueError(f"hidden_size: expected one size for each of {num_layers} layers, got {hidden_size}")
+            self.hidden_sizes = tuple(check_size("hidden_size", size) for size in hidden_size)
+        else:
+            self.hidden_sizes = (check_size("hidden_size", hidden_size),) * self.num_layers
+        self.hidden_size = hidden_size
+        self.bias, self.batch_first = bool(bias), bool(batch_first)
+        self.dropout = check_number("dropout", dropout, 0, 1)
+        if self.dropout and self.num_layers == 1:
+            raise ValueError("dropout acts between recurrent layers: it needs num_layers > 1; put a Dropout layer behind")
+        if bidirectional and reverse:
+            raise ValueError("reverse means one direction, backwards in time: it excludes bidirectional")
+        self.bidirectional, self.reverse = bool(bidirectional), bool(reverse)
+        self.proj_size = check_size("proj_size", proj_size, minimum=0)
+        if self.proj_size and self.proj_size >= min(self.hidden_sizes):
+            raise ValueError(f"proj_size has to be smaller than hidden_size, got {proj_size} and {hidden_size}")
+        self.learn_state = bool(learn_state)
+        self.init = check_choice("init", init, INITIALISERS)
+        self._directions = (False, True) if bidirectional else (self.reverse,)
+        self._declare(self._initial_values(forget_bias))
+
+    # ---- parameters
+
+    def _passes(self):
+        """(index in the state, layer, runs in reverse, name suffix) of every pass, in the order of the state."""
+        D = len(self._directions)
+        for layer in range(self.num_layers):
+            for d, reverse in enumerate(self._directions):
+                yield layer * D + d, layer, reverse, self._suffix(layer, d)
+
+    def _suffix(self, layer, direction):
+        return f"_l{layer}" + ("_reverse" if direction else "")
+
+    def _sizes(self, layer):
+        """(input, hidden, output) sizes of a layer's passes."""
+        D = len(self._directions)
+        inside = self.input_size if layer == 0 else D * (self.proj_size or self.hidden_sizes[layer - 1])
+        return inside, self.hidden_sizes[layer], self.proj_size or self.hidden_sizes[layer]
+
+    def _initial_values(self, forget_bias):
+        """Name -> initial NumPy array of every parameter, in torch's order."""
+        values = {}
+        G = self.cell.gates
+        for _, layer, _, suffix in self._passes():
+            inside, H, P = self._sizes(layer)
+            blocks = {"weight_ih": (G, H, inside), "weight_hh": (G, H, P)}
+            if self.bias:
+                blocks |= {"bias_ih": (G, H), "bias_hh": (G, H)}
+            if self.proj_size:
+                blocks["weight_hr"] = (1, P, H)
+            for name, shape in blocks.items():
+                block = self._draw(name + suffix, shape, H)
+                if forget_bias is not None and name.startswith("bias") and self.cell.states == 2:
+                    block[1] = check_number("forget_bias", forget_bias) if name == "bias_ih" else 0.0
+                values[name + suffix] = block.reshape(-1, *shape[2:])
+            if self.learn_state:
+                values["initial_h" + suffix] = np.zeros(P)
+                if self.cell.states == 2:
+                    values["initial_c" + suffix] = np.zeros(H)
+        return values
+
+    def _draw(self, name, shape, H):
+        """Initial float64 values of one parameter, gate by gate: shape (G, rows, columns) or (G, rows)."""
+        key = rng.name_key(name)
+        if self.init == "uniform":  # torch's: U(-1/sqrt(H), 1/sqrt(H)) for everything
+            bound = 1 / math.sqrt(H)
+            return rng.uniform(shape, -bound, bound, self.seed, key, dtype=np.float64)
+        if len(shape) == 2:
+            return np.zeros(shape)
+        if self.init == "orthogonal" and not name.startswith("weight_ih"):
+            return np.stack([cells.init_orthogonal(m) for m in rng.normal(shape, self.seed, key, dtype=np.float64)])
+        bound = math.sqrt(6 / (shape[1] + shape[2]))  # Glorot & Bengio 2010, for each gate
+        return rng.uniform(shape, -bound, bound, self.seed, key, dtype=np.float64)
+
+    def _hidden_weights(self, layer, suffix):
+        bias_n = None
+        if self.bias and self._reset_after:
+            bias_n = self.params["bias_hh" + suffix][2 * self._sizes(layer)[1] :, None]
+        return cells.HiddenWeights(
+            self.params["weight_hh" + suffix], bias_n, self.params["weight_hr" + suffix] if self.proj_size else None
+        )
+
+    def _input_bias(self, layer, suffix):
+        """The biases that may be added before the time loop: all but the GRU's b_hn, which r multiplies."""
+        if not self.bias:
+            return None
+        bias = self.params["bias_ih" + suffix] + self.params["bias_hh" + suffix]
+        if self._reset_after:
+            n = slice(2 * self._sizes(layer)[1], None)
+            bias[n] = self.params["bias_ih" + suffix][n]
+        return bias
+
+    # ---- calling
+
+    def __call__(self, x, state=None, lengths=None, *, return_all=False):
+        """Outputs and final state; keeps nothing for backward.
+
+        x: (T, B, I), or (B, T, I) with ``batch_first``, or (T, I) for one sequence; the layer's dtype.
+        state: (L*D, B, P), the LSTM's a pair (h (L*D, B, P), c (L*D, B, H)); without the B axis for one sequence; where
+            layers differ in size, a tuple of (D, B, P) arrays, one for each layer (the LSTM: a pair of such tuples).
+            None means the learned initial state, or zeros.
+        lengths: (B,) integers 0..T in any order, host or device, or None. Outputs past the end are zero, the final state
+            is that at each sequence's true end, the reverse direction starts there.
+
+        Returns (output (T, B, D*P), state), and with ``return_all`` a third: a list of ``Steps``, one for each layer and
+        direction. Raises ShapeError, DtypeError, BackendError before anything is computed.
+        """
+        return self._forward(x, state, lengths, return_all, keep=False)
+
+    def forward(self, x, state=None, lengths=None, *, return_all=False):
+        """As calling the layer, for training: returns (output, state, backward), with ``return_all`` the steps last.
+
+        ``dx, dstate = backward(doutput=None, dstate=None)``: derivatives of the loss by output and final state in, by x
+        and initial state out, shaped alike; None means zeros. Parameter gradients accumulate into ``grads``; with
+        ``state=None`` and ``learn_state`` also those of the initial state. ``backward`` works inside what forward kept
+        and may run once; the layer itself may run many times before.
+        """
+        return self._forward(x, state, lengths, return_all, keep=True)
+
+    def step(self, x, state=None):
+        """One timestep for streaming: x (B, I) or (I,) -> (output (B, P), state), as the sequence form would give.
+
+        Raises ValueError for layers that look into the future (bidirectional, reverse).
+        """
+        if True in self._directions:
+            raise ValueError("step: a layer that runs backwards in time needs the whole sequence")
+        x = self.ops.asfloat(x, self.dtype, "x")
+        if x.ndim not in (1, 2):
+            raise ShapeError(f"x: expected one step, (B, {self.input_size}) or ({self.input_size},), got {x.shape}")
+        axis = 1 if self.batch_first and x.ndim == 2 else 0
+        output, state = self(self.xp.expand_dims(x, axis), state)
+        return output.squeeze(axis), state
+
+    def plan(self, T, B):
+        """``Plan`` of a training call with x (T, B, I)."""
+        T, B, D = check_size("T", T, 0), check_size("B", B, 0), len(self._directions)
+        cache = made = 0
+        for _, layer, _, _ in self._passes():
+            _, H, P = self._sizes(layer)
+            cache += T * B * self.cell.kept * H + (T + 1) * B * (P + (H if self.cell.states == 2 else 0))
+        for layer in range(1, self.num_layers):
+            if D == 2 or self.dropout:
+                made += T * B * self._sizes(layer)[0]
+        widest = max(self._sizes(layer)[0] for layer in range(self.num_layers))
+        H = max(self.hidden_sizes)
+        scratch = B * H * (2 * self.cell.kept + 4) + min(T * B * H, 1 << 18)
+        size = self.dtype.itemsize
+        return Plan(
+            schedule="steps",
+            reason="generic array code, one step at a time; fused kernels need the 'cuda' backend",
+            cache_bytes=(cache + made) * size,
+            output_bytes=T * B * D * self._sizes(self.num_layers - 1)[2] * size,
+            backward_bytes=(T * B * widest * D + scratch) * size,
+        )
+
+    # ---- forward
+
+    def _forward(self, x, state, lengths, return_all, keep):
+        x, single = self._check_input(x)
+        T, B, _ = x.shape
+        state_given = state is not None
+        initial = self._initial_state(state, B, single)
+        valid = None
+        if lengths is not None:
+            valid = valid_steps([lengths] if single and np.ndim(lengths) == 0 else lengths, T, B, self.xp)
+            if bool(valid.all()):
+                valid = None
+            else:  # padding may hold anything, even NaN, and must not reach the weights' gradient
+                x = self.xp.where(valid[:, :, None], x, self.xp.zeros((), self.dtype))
+        call = self.calls
+        draws = self.training and self.dropout > 0
+        if draws and keep:
+            self.calls += 1
+        passes, final, steps, masks = [], [], [], []
+        layer_input, pending = x, []
+        for index, layer, reverse, suffix in self._passes():
+            done, last = self._run_pass(layer, reverse, suffix, layer_input, initial[index], valid, keep or return_all)
+            passes.append(done)
+            final.append(last)
+            pending.append(done.h[:-1] if reverse else done.h[1:])
+            if return_all:
+                steps.append(self._steps(done, pending[-1], reverse, valid))
+            if not keep:
+                done.kept = done.c = None
+            if len(pending) == len(self._directions):
+                if layer == self.num_layers - 1:
+                    output = self._assemble(pending, valid)
+                else:
+                    layer_input, mask = self._between(pending, layer, call if draws else None)
+                    masks.append(mask)
+                pending = []
+        returned = [self._outward(output, single), self._pack_state(final, single)]
+        if keep:
+            returned.append(self._make_backward(passes, masks, initial, state_given, valid, output.shape, single))
+        if return_all:
+            returned.append([self._steps_outward(s, single) for s in steps])
+        return tuple(returned)
+
+    def _run_pass(self, layer, reverse, suffix, x, state, valid, keep):
+        """One layer and direction: the input GEMM, then the walk. Returns its ``_Pass`` and final state."""
+        T, B, _ = x.shape
+        H = self._sizes(layer)[1]
+        rows = self.cell.gates * H
+        ax = self.ops.empty_steps(T, B, (self.cell.kept if keep else self.cell.gates) * H, self.dtype)
+        self.xp.matmul(flat(x), self.params["weight_ih" + suffix].T, out=flat(ax)[:, :rows])
+        bias = self._input_bias(layer, suffix)
+        if bias is not None:
+            ax[:, :, :rows] += bias
+        weights = self._hidden_weights(layer, suffix)
+        h, c, final = self.ops.sequence_forward(self.cell, ax, weights, state, valid, reverse, keep)
+        return _Pass(x, ax if keep else None, h, c), final
+
+    def _between(self, outputs, layer, call):
+        """The next layer's input: directions side by side, dropout applied. Returns it and the mask, or None."""
+        x = outputs[0]
+        if len(outputs) == 2:
+            x = self._side_by_side(outputs, self.ops.empty_steps)
+        if call is None:
+            return x, None
+        mask = rng.keep_mask(
+            x.shape, self.dropout, self.seed, rng.name_key(f"{self.name}.between{layer}"), call, self.xp
+        )
+        return self._drop(x, mask), mask
+
+    def _drop(self, x, mask):
+        scale = 0.0 if self.dropout == 1 else 1 / (1 - self.dropout)
+        out = self.ops.empty_steps(*x.shape, self.dtype)
+        self.xp.multiply(x, mask, out=out)
+        self.xp.multiply(out, self.dtype.type(scale), out=out)
+        return out
+
+    def _side_by_side(self, outputs, empty):
+        T, B, P = outputs[0].shape
+        whole = empty(T, B, P * len(outputs), self.dtype)
+        for d, part in enumerate(outputs):
+            self.ops.copy_steps(whole[:, :, d * P : (d + 1) * P], part)
+        return whole
+
+    def _assemble(self, outputs, valid):
+        """The layer's output (T, B, D*P): C-contiguous, the caller's own, zero past the end."""
+        output = self._side_by_side(outputs, self._empty)
+        if valid is not None:
+            output[~valid] = 0
+        return output
+
+    def _steps(self, done, h, reverse, valid):
+        c = None if done.c is None else (done.c[:-1] if reverse else done.c[1:])
+        H = done.kept.shape[2] // self.cell.kept
+        gates = {name: done.kept[:, :, k * H : (k + 1) * H] for k, name in enumerate(self.cell.names)}
+
+        def own(array):
+            return None if array is None else self._assemble([array], valid)
+
+        return Steps(own(h), own(c), {name: own(gate) for name, gate in gates.items()})
+
+    def _steps_outward(self, steps, single):
+        gates = {name: self._outward(gate, single) for name, gate in steps.gates.items()}
+        c = None if steps.c is None else self._outward(steps.c, single)
+        return Steps(self._outward(steps.h, single), c, gates)
+
+    # ---- backward
+
+    def _make_backward(self, passes, masks, initial, state_given, valid, output_shape, single):
+        cache = [passes]
+
+        def backward(doutput=None, dstate=None):
+            if doutput is not None:
+                doutput = self._check_doutput(doutput, output_shape, single)
+            dfinal = [None] * len(initial)
+            if dstate is not None:
+                dfinal = self._unpack_state(dstate, output_shape[1], single, "dstate")
+            if not cache:
+                raise RuntimeError("backward ran already: it works inside what forward kept. Call forward again")
+            dx, dinitial = self._backward(cache.pop(), masks, doutput, dfinal, valid)
+            if self.learn_state and not state_given:
+                for (_, _, _, suffix), parts in zip(self._passes(), dinitial, strict=True):
+                    for name, part in zip(("initial_h", "initial_c"), parts, strict=False):
+                        self.grads[name + suffix] += part.sum(axis=0)
+            return self._outward(dx, single), self._pack_state(dinitial, single)
+
+        return backward
+
+    def _backward(self, passes, masks, doutput, dfinal, valid):
+        D = len(self._directions)
+        dinitial = [None] * len(passes)
+        jobs = list(self._passes())
+        for layer in reversed(range(self.num_layers)):
+            dx = None
+            P = self._sizes(layer)[2]
+            for index, _, reverse, suffix in jobs[layer * D : (layer + 1) * D]:
+                d = index % D
+                part = None if doutput is None else doutput[:, :, d * P : (d + 1) * P]
+                done, passes[index] = passes[index], None
+                dinitial[index] = self._walk_back(done, layer, reverse, suffix, part, dfinal[index], valid)
+                done.c = None  # freed before dx is made
+                dx = self._input_gradient(done, layer, suffix, dx)
+            if layer > 0:
+                mask = masks[layer - 1]
+                doutput = dx if mask is None else self._drop(dx, mask)
+        return dx, dinitial
+
+    def _walk_back(self, done, layer, reverse, suffix, doutput, dfinal, valid):
+        """The reverse walk of one pass, then the gradients of its weights. Returns those by its initial state."""
+        ops, grads, cell, H = self.ops, self.grads, self.cell, self._sizes(layer)[1]
+        weights, see = self._hidden_weights(layer, suffix), self._observer(suffix, done.h.shape)
+        dstate, dh_all = ops.sequence_backward(
+            cell, done.kept, weights, done.h, done.c, doutput, dfinal, valid, reverse, see
+        )
+        h_old, rows = done.h[1:] if reverse else done.h[:-1], cell.gates * H
+        d, rest = done.kept[:, :, :rows], done.kept[:, :, rows:]
+        dweight_hh = grads["weight_hh" + suffix]
+        if self._original_gru:  # n sees p = r h instead of h
+            ops.accumulate_product(dweight_hh[: 2 * H], d[:, :, : 2 * H], h_old)
+            ops.accumulate_product(dweight_hh[2 * H :], d[:, :, 2 * H :], rest)
+        else:
+            ops.accumulate_product(dweight_hh, d, h_old)
+        if dh_all is not None:
+            ops.accumulate_product(grads["weight_hr" + suffix], dh_all, rest)
+        if self.bias:
+            dbias = ops.sum_steps(d)
+            grads["bias_hh" + suffix] += dbias
+        if self._reset_after:  # from here on by ax_n instead of q
+            d[:, :, 2 * H :] = rest
+            if self.bias:
+                dbias[2 * H :] = ops.sum_steps(rest)
+        if self.bias:
+            grads["bias_ih" + suffix] += dbias
+        ops.accumulate_product(grads["weight_ih" + suffix], d, done.x)
+        return dstate
+
+    def _input_gradient(self, done, layer, suffix, dx):
+        """``dx`` (None for the first direction) plus the derivative by a pass's input, (T, B, I)."""
+        T, B, inside = done.x.shape
+        out = (self.ops.empty_steps if layer else self._empty)(T, B, inside, self.dtype)
+        d = done.kept[:, :, : self.cell.gates * self._sizes(layer)[1]]
+        self.xp.matmul(flat(d), self.params["weight_ih" + suffix], out=flat(out))
+        if dx is None:
+            return out
+        dx += out
+        return dx
+
+    def _observer(self, suffix, slots):
+        """``see`` for the walk back that records the gradient flow, or None where nobody watches."""
+        flow = active_flow()
+        if flow is None:
+            return None
+        xp, (T, B, _) = self.xp, slots
+        norms = [xp.zeros((T - 1, B)) for _ in range(self.cell.states)]
+        name = f"{self.name}.{suffix[1:]}" if self.name else suffix[1:]
+
+        def see(t, *derivatives):
+            for norm, derivative in zip(norms, derivatives, strict=False):
+                norm[t] = xp.sqrt(xp.square(derivative.astype(np.float64)).sum(axis=0))
+            if t == last:
+                flow[name] = StepNorms(*(self.ops.to_numpy(norm) for norm in norms))
+
+        last = T - 2 if name.endswith("_reverse") or self.reverse else 0
+        return see
+
+    # ---- arrays in and out
+
+    def _empty(self, T, B, F, dtype):
+        return self.xp.empty((T, B, F), dtype)
+
+    def _check_input(self, x):
+        """``x`` as (T, B, I) and whether it came as a single sequence (T, I)."""
+        x = self.ops.asfloat(x, self.dtype, "x")
+        if x.ndim not in (2, 3):
+            raise ShapeError(f"x: expected 2-D (one sequence) or 3-D (a batch), got {x.ndim}-D {x.shape}")
+        if x.shape[-1] != self.input_size:
+            raise ShapeError(f"x: last axis must be equal to input_size. Expected {self.input_size}, got {x.shape[-1]}")
+        single = x.ndim == 2
+        if single:
+            x = x[:, None, :]
+        elif self.batch_first:
+            x = x.transpose(1, 0, 2)
+        return x, single
+
+    def _check_doutput(self, doutput, shape, single):
+        """``doutput`` as (T, B, D*P)."""
+        doutput = self.ops.asfloat(doutput, self.dtype, "doutput")
+        T, B, F = shape
+        check_shape("doutput", doutput, (T, F) if single else (B, T, F) if self.batch_first else shape)
+        if single:
+            return doutput[:, None, :]
+        return doutput.transpose(1, 0, 2) if self.batch_first else doutput
+
+    def _outward(self, array, single):
+        """(T, B, F) as the caller knows it."""
+        if single:
+            return array[:, 0]
+        return array.transpose(1, 0, 2) if self.batch_first else array
+
+    def _state_kinds(self):
+        """(name, size in each layer) of h, and of c for the LSTM."""
+        sizes = [self._sizes(layer) for layer in range(self.num_layers)]
+        kinds = [("h", [P for _, _, P in sizes]), ("c", [H for _, H, _ in sizes])]
+        return kinds[: self.cell.states]
+
+    def _initial_state(self, state, B, single):
+        """For each pass the initial state as a tuple of (B, size) arrays."""
+        if state is not None:
+            return self._unpack_state(state, B, single, "state")
+        initial = []
+        for _, layer, _, suffix in self._passes():
+            if self.learn_state:
+                rows = [self.params[f"initial_{kind}{suffix}"] for kind, _ in self._state_kinds()]
+                initial.append(tuple(self.xp.broadcast_to(row, (B, row.size)) for row in rows))
+            else:
+                initial.append(tuple(self.xp.zeros((B, s[layer]), self.dtype) for _, s in self._state_kinds()))
+        return initial
+
+    def _unpack_state(self, state, B, single, name):
+        """A state as the caller knows it -> for each pass a tuple of (B, size) arrays; raises ShapeError."""
+        D = len(self._directions)
+        kinds = self._state_kinds()
+        if len(kinds) == 2 and not (isinstance(state, (tuple, list)) and len(state) == 2):
+            raise ShapeError(f"{name}: expected a pair (h, c), got {type(state).__name__}")
+        parts = state if len(kinds) == 2 else (state,)
+        unpacked = [() for _ in range(self.num_layers * D)]
+        for (kind, sizes), part in zip(kinds, parts, strict=True):
+            what = f"{name} {kind}" if len(kinds) == 2 else name
+            if len(set(sizes)) == 1:
+                shape = (self.num_layers * D, B, sizes[0])
+                rows = list(self._checked_state(part, what, shape, single))
+            else:
+                if not isinstance(part, (tuple, list)) or len(part) != self.num_layers:
+                    raise ShapeError(f"{what}: expected one array for each of {self.num_layers} layers of unequal size")
+                rows = []
+                for layer, array in enumerate(part):
+                    rows += list(self._checked_state(array, f"{what}[{layer}]", (D, B, sizes[layer]), single))
+            unpacked = [done + (row,) for done, row in zip(unpacked, rows, strict=True)]
+        return unpacked
+
+    def _checked_state(self, array, name, shape, single):
+        array = self.ops.asfloat(array, self.dtype, name)
+        check_shape(name, array, shape[::2] if single else shape)
+        return array[:, None] if single else array
+
+    def _pack_state(self, parts, single):
+        """For each pass a tuple of (B, size) arrays -> the state as the caller knows it."""
+        D = len(self._directions)
+        packed = []
+        for k, (_, sizes) in enumerate(self._state_kinds()):
+            rows = [part[k][0] if single else part[k] for part in parts]
+            if len(set(sizes)) == 1:
+                packed.append(self.xp.stack(rows))
+            else:
+                layers = range(self.num_layers)
+                packed.append(tuple(self.xp.stack(rows[layer * D : (layer + 1) * D]) for layer in layers))
+        return tuple(packed) if len(packed) == 2 else packed[0]
+
+    @property
+    def _reset_after(self):
+        return isinstance(self.cell, cells.GRUCell) and self.cell.reset_after
+
+    @property
+    def _original_gru(self):
+        return isinstance(self.cell, cells.GRUCell) and not self.cell.reset_after
+
+
+class RNN(_Recurrent):
+    """Elman network, h_t = act(W_ih x_t + b_ih + W_hh h_(t-1) + b_hh), with act tanh or relu (``torch.nn.RNN``).
+
+    nonlinearity: "tanh" or "relu". The other arguments are ``LSTM``'s, without proj_size and forget_bias.
+    """
+
+    def __init__(
+        self, input_size, hidden_size, num_layers=1, nonlinearity="tanh", bias=True, batch_first=False, dropout=0.0,
+        bidirectional=False, **options,
+    ):  # fmt: skip
+        check_choice("nonlinearity", nonlinearity, ("tanh", "relu"))
+        self.nonlinearity = nonlinearity
+        _refuse(options, "proj_size", "forget_bias")
+        super().__init__(
+            cells.RNNCell(nonlinearity), input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
+            **options,
+        )  # fmt: skip
+
+
+class LSTM(_Recurrent):
+    """Long short-term memory; equations and parameters of ``torch.nn.LSTM``, gates in the order i f g o.
+
+    Parameters
+    ----------
+    input_size, hidden_size : I and H; hidden_size may be a list with one size for each layer.
+    num_layers : L. bias : two bias vectors, as cuDNN has. batch_first : x and output are (B, T, ...); states never are.
+    dropout : rate of the dropout between layers, in training mode. bidirectional : D = 2.
+    proj_size : P > 0 projects h to P < H units (Sak 2014); 0 leaves P = H.
+    reverse : one direction, from each sequence's true end to its start; outputs stay at their steps.
+    learn_state : the initial state is learned: parameters ``initial_h_l0`` (P,), ``initial_c_l0`` (H,), ...
+    init : "uniform" (torch's U(+-1/sqrt(H))), "xavier" (Glorot for each gate, zero bias), "orthogonal" (W_hh, W_hr
+        orthogonal for each gate, W_ih Glorot, zero bias).
+    forget_bias : start of b_ih's forget block (b_hh's is then 0), 1 is customary; None leaves it to ``init``.
+    backend, dtype, seed : see ``Module``; seed None draws one.
+
+    Parameters are ``weight_ih_l0`` (4H, I), ``weight_hh_l0`` (4H, P), ``bias_ih_l0``, ``bias_hh_l0`` (4H,),
+    ``weight_hr_l0`` (P, H), with ``_reverse`` behind for the second direction.
+
+    >>> lstm = gpurnn.LSTM(10, 20, num_layers=2, bidirectional=True, backend="cpu")
+    >>> output, (h, c) = lstm(np.zeros((5, 3, 10), "float32"), lengths=[5, 0, 2])
+    >>> output.shape, h.shape
+    ((5, 3, 40), (4, 3, 20))
+    """
+
+    def __init__(self, *args, proj_size=0, **options):
+        super().__init__(cells.LSTMCell(bool(proj_size)), *args, proj_size=proj_size, **options)
+
+
+class GRU(_Recurrent):
+    """Gated recurrent unit; ``torch.nn.GRU`` with ``reset_after=True``, gates in the order r z n.
+
+    reset_after : True for n = tanh(ax_n + r (W_hn h + b_hn)), as cuDNN; False for the original form (Cho 2014),
+        n = tanh(ax_n + W_hn (r h) + b_hn), which needs two products a step. Others: as ``LSTM``, without proj_size and
+        forget_bias.
+    """
+
+    def __init__(self, *args, reset_after=True, **options):
+        _refuse(options, "proj_size", "forget_bias")
+        self.reset_after = bool(reset_after)
+        super().__init__(cells.GRUCell(self.reset_after), *args, **options)
+
+
+class _SingleStep:
+    """Turns a layer into torch's cell: one step, parameters without a layer's suffix, (B, I) and (B, H) arrays."""
+
+    def _suffix(self, layer, direction):
+        return ""
+
+    def __call__(self, x, state=None):
+        """x (B, I) or (I,), state (B, H) or the pair (h, c), None for zeros -> the new state."""
+        x, state = self._lift(x, state)
+        return self._lower(super().__call__(x, state)[1])
+
+    def forward(self, x, state=None):
+        """For training: (new state, backward) with ``dx, dstate = backward(dnew_state)``."""
+        x, state = self._lift(x, state)
+        _, new, inner = super().forward(x, state)
+
+        def backward(dstate):
+            if self.cell.states == 2 and not (isinstance(dstate, (tuple, list)) and len(dstate) == 2):
+                raise ShapeError(f"dstate: expected a pair (h, c), got {type(dstate).__name__}")
+            dx, dold = inner(None, self._raise_state(dstate, "dstate"))
+            return dx[0], self._lower(dold)
+
+        return self._lower(new), backward
+
+    def step(self, x, state=None):
+        """(output, state) as a layer's ``step``: the output is h."""
+        state = self(x, state)
+        return (state[0] if self.cell.states == 2 else state), state
+
+    def _lift(self, x, state):
+        x = self.ops.asfloat(x, self.dtype, "x")
+        if x.ndim not in (1, 2):
+            raise ShapeError(f"x: expected (B, {self.input_size}) or ({self.input_size},), got {x.shape}")
+        return x[None], None if state is None else self._raise_state(state, "state")
+
+    def _raise_state(self, state, name):
+        if self.cell.states == 1:
+            return self.ops.asfloat(state, self.dtype, name)[None]
+        if not (isinstance(state, (tuple, list)) and len(state) == 2):
+            raise ShapeError(f"{name}: expected a pair (h, c), got {type(state).__name__}")
+        return tuple(
+            self.ops.asfloat(part, self.dtype, f"{name} {kind}")[None] for kind, part in zip("hc", state, strict=True)
+        )
+
+    def _lower(self, state):
+        return tuple(part[0] for part in state) if self.cell.states == 2 else state[0]
+
+
+class RNNCell(_SingleStep, RNN):
+    """One step of ``RNN`` (``torch.nn.RNNCell``): parameters weight_ih, weight_hh, bias_ih, bias_hh."""
+
+    def __init__(self, input_size, hidden_size, bias=True, nonlinearity="tanh", **options):
+        _refuse(options, *_STACK_OPTIONS)
+        super().__init__(input_size, hidden_size, bias=bias, nonlinearity=nonlinearity, **options)
+
+
+class LSTMCell(_SingleStep, LSTM):
+    """One step of ``LSTM`` (``torch.nn.LSTMCell``), state (h, c); takes proj_size and forget_bias too."""
+
+    def __init__(self, input_size, hidden_size, bias=True, **options):
+        _refuse(options, *_STACK_OPTIONS)
+        super().__init__(input_size, hidden_size, bias=bias, **options)
+
+
+class GRUCell(_SingleStep, GRU):
+    """One step of ``GRU`` (``torch.nn.GRUCell``); takes reset_after too."""
+
+    def __init__(self, input_size, hidden_size, bias=True, **options):
+        _refuse(options, *_STACK_OPTIONS)
+        super().__init__(input_size, hidden_size, bias=bias, **options)
+
+
+_STACK_OPTIONS = ("num_layers", "batch_first", "dropout", "bidirectional", "reverse")
+
+
+def _refuse(options, *names):
+    for name in names:
+        if name in options:
+            raise TypeError(f"this layer has no option {name!r}")
