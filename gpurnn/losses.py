@@ -1,0 +1,317 @@
+"""Losses over all timesteps at once, each returned with its own backward.
+
+>>> loss, backward = gpurnn.cross_entropy(logits, targets, lengths=lengths)    # (T, B, V), (T, B), (B,)
+>>> dlogits = backward()                                                       # (T, B, V)
+
+What every loss here has in common:
+
+- It returns ``(loss, backward)``. ``loss`` is a scalar of the first argument's dtype, or an array with
+  ``reduction="none"``. ``backward(dloss=1.0)`` returns the derivative by the first argument, a fresh array of its
+  shape and dtype; ``dloss`` is a number, or with ``"none"`` a number or an array of the loss's shape. It may be called
+  again.
+- ``backward`` recomputes instead of keeping results of the forward pass, so the derivative is the only large array a
+  loss ever makes (a stored softmax would be a second one). The arguments are kept by reference: do not change them in
+  place before ``backward``.
+- ``mask``: booleans, True where a place counts; its shape is the leading axes of the array, usually (T, B).
+  ``lengths``: integers (B,); step t of sequence b counts where t < lengths[b]; the array is (T, B, ...), or
+  (B, T, ...) with ``batch_first=True``. With both, a place counts where both say so.
+- Places that do not count are left out of every sum: NaN, infinities and targets out of range there change nothing,
+  and the gradient there is exactly zero.
+- ``reduction``: ``"mean"`` over the elements that count, ``"sum"``, or ``"none"``: one loss for each element, zero
+  where it does not count. Sums are accumulated in float64. If nothing counts, or the batch is empty, the mean is 0
+  with zero gradients (PyTorch: nan).
+- dtypes float32 and float64. Arrays live where the first argument lives; others are brought to it from the host.
+- Raises ShapeError, DtypeError, BackendError or ValueError, naming the argument, before anything is computed. A loss
+  that overflows is inf or nan, without a warning, as on a GPU.
+"""
+
+import math
+
+import numpy as np
+
+from .backend import array_ops
+from .errors import DtypeError, ShapeError, check_choice, check_number, check_shape, check_size
+from .masks import valid_steps
+from .module import DTYPES
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def cross_entropy(
+    logits,
+    targets,
+    mask=None,
+    *,
+    lengths=None,
+    batch_first=False,
+    reduction="mean",
+    label_smoothing=0.0,
+    ignore_index=None,
+):
+    """Softmax cross-entropy in nats: -log softmax(logits)[target].
+
+    logits: (..., V), usually (T, B, V); also (N, V) or (V,). targets: integers (...), classes 0 .. V - 1.
+    label_smoothing: in [0, 1]; this share of the target's probability is spread evenly over all V classes (Szegedy et
+    al., "Rethinking the Inception architecture", CVPR 2016, section 7).
+    ignore_index: targets of this value do not count, as if masked; any integer.
+    mask, lengths, batch_first, reduction: see the module's text; the mean is over the targets that count.
+
+    Raises ValueError for a target out of range, DtypeError for targets that are not integers; see the module's text.
+
+    >>> loss, backward = cross_entropy(np.zeros((1, 1, 4)), np.array([[2]]))
+    >>> float(loss)                                                             # log 4
+    1.3862943611198906
+    """
+    check_choice("reduction", reduction, REDUCTIONS)
+    smoothing = check_number("label_smoothing", label_smoothing, 0, 1)
+    ops, logits, labels, rows, lead = class_rows(logits, targets, mask, lengths, batch_first, ignore_index)
+    xp, dtype = ops.xp, logits.dtype
+    N, V = logits.shape
+    count = labels.size
+    divisor = max(count, 1) if reduction == "mean" else 1
+
+    # Softmax as exp(logits - highest) / total: the shift keeps exp from overflowing, and the two factors, kept apart,
+    # are more exact than exp(logits - log_sum_exp) where the logits are large.
+    highest = xp.empty((count, 1), dtype)
+    total = xp.empty((count, 1), np.float64)
+    losses = xp.empty(count, np.float64)
+    with _quiet():
+        for part, index in blocks(rows, count, V, xp):
+            z = logits[index]
+            highest[part] = z.max(axis=1, keepdims=True)
+            z = z - highest[part]
+            log_odds = z[xp.arange(len(z)), labels[part]].astype(np.float64)
+            if smoothing:
+                log_odds = (1 - smoothing) * log_odds + smoothing * z.mean(axis=1, dtype=np.float64)
+            total[part] = xp.exp(z, out=z).sum(axis=1, dtype=np.float64, keepdims=True)
+            losses[part] = xp.log(total[part, 0]) - log_odds
+        if reduction == "none":
+            loss = xp.zeros(N, dtype)
+            loss[slice(None) if rows is None else rows] = losses
+            loss = loss.reshape(lead)
+        else:
+            loss = (losses.sum() / divisor).astype(dtype)
+
+    def backward(dloss=1.0):
+        dlosses = _upstream(dloss, loss.shape, (N, 1), divisor, dtype, ops)
+        dlogits = (xp.empty if rows is None else xp.zeros)((N, V), dtype)
+        with _quiet():
+            for part, index in blocks(rows, count, V, xp):
+                scale = dlosses[index]
+                d = logits[index] - highest[part]
+                xp.exp(d, out=d)
+                d *= (scale / total[part]).astype(dtype)
+                if smoothing:
+                    d -= scale * dtype.type(smoothing / V)
+                d[xp.arange(len(d)), labels[part]] -= scale[:, 0] * dtype.type(1 - smoothing)
+                dlogits[index] = d
+        return dlogits.reshape((*lead, V))
+
+    return loss, backward
+
+
+def mse(prediction, target, mask=None, *, lengths=None, batch_first=False, reduction="mean"):
+    """Squared error, (prediction - target)^2.
+
+    prediction, target: equal shape, usually (T, B, F), and equal dtype. The mean is over all elements that count,
+    features included. mask, lengths, batch_first, reduction, errors: see the module's text.
+    """
+    arguments = {"prediction": prediction, "target": target}
+    return _elementwise(_squared, _squared_slope, arguments, mask, lengths, batch_first, reduction)
+
+
+def mae(prediction, target, mask=None, *, lengths=None, batch_first=False, reduction="mean"):
+    """Absolute error, |prediction - target|; its derivative where they are equal is 0.
+
+    prediction, target: equal shape, usually (T, B, F), and equal dtype. The mean is over all elements that count,
+    features included. mask, lengths, batch_first, reduction, errors: see the module's text.
+    """
+    arguments = {"prediction": prediction, "target": target}
+    return _elementwise(_absolute, _absolute_slope, arguments, mask, lengths, batch_first, reduction)
+
+
+def binary_cross_entropy_with_logits(logits, targets, mask=None, *, lengths=None, batch_first=False, reduction="mean"):
+    """Cross-entropy in nats of independent yes/no answers with probability sigmoid(logits).
+
+    logits, targets: equal shape, usually (T, B, F), and equal dtype; targets are probabilities, usually 0 or 1, and are
+    not checked. Computed as max(x, 0) - x y + log(1 + exp(-|x|)), which no logit overflows. The mean is over all
+    elements that count, features included. mask, lengths, batch_first, reduction, errors: see the module's text.
+    """
+    arguments = {"logits": logits, "targets": targets}
+    return _elementwise(_binary, _binary_slope, arguments, mask, lengths, batch_first, reduction)
+
+
+# ---- elementwise losses: the loss of each element, and its derivative by the first argument
+
+
+def _squared(x, y, xp):
+    return xp.square(x - y)
+
+
+def _squared_slope(x, y, xp):
+    return 2 * (x - y)
+
+
+def _absolute(x, y, xp):
+    return xp.abs(x - y)
+
+
+def _absolute_slope(x, y, xp):
+    return xp.sign(x - y)
+
+
+def _binary(x, y, xp):
+    return xp.maximum(x, 0) - x * y + xp.log1p(xp.exp(-xp.abs(x)))
+
+
+def _binary_slope(x, y, xp):
+    return xp.exp(xp.minimum(x, 0)) / (1 + xp.exp(-xp.abs(x))) - y  # sigmoid(x) - y
+
+
+def _elementwise(value, slope, arguments, mask, lengths, batch_first, reduction):
+    """The loss ``value`` of each element, reduced, with the backward that ``slope`` gives.
+
+    arguments: the two argument names with their values, the differentiable one first.
+    """
+    check_choice("reduction", reduction, REDUCTIONS)
+    (name, x), (other, y) = arguments.items()
+    ops = array_ops(x)
+    xp = ops.xp
+    x, y = _floats(x, name, ops), ops.asarray(y, other)
+    if y.dtype != x.dtype:
+        raise DtypeError(
+            f"{other}: dtype ({y.dtype}) does not match that of {name} ({x.dtype}). "
+            f"Convert it: {other} = {other}.astype({str(x.dtype)!r})"
+        )
+    check_shape(other, y, x.shape)
+    shape, dtype = x.shape, x.dtype
+    valid = valid_places(shape, mask, lengths, batch_first, ops)
+    rows = None if valid is None else xp.flatnonzero(valid)
+    N = x.size if valid is None else valid.size
+    width = 1 if valid is None else math.prod(shape[valid.ndim :])
+    count = N if rows is None else rows.size
+    divisor = max(count * width, 1) if reduction == "mean" else 1
+    x, y = x.reshape(N, width), y.reshape(N, width)
+
+    with _quiet():
+        if reduction == "none":
+            loss = xp.zeros((N, width), dtype)
+            for _, index in blocks(rows, count, width, xp):
+                loss[index] = value(x[index], y[index], xp)
+            loss = loss.reshape(shape)
+        else:
+            total = xp.zeros((), np.float64)
+            for _, index in blocks(rows, count, width, xp):
+                total = total + value(x[index], y[index], xp).sum(dtype=np.float64)
+            loss = (total / divisor).astype(dtype)
+
+    def backward(dloss=1.0):
+        dlosses = _upstream(dloss, loss.shape, (N, width), divisor, dtype, ops)
+        dx = (xp.empty if rows is None else xp.zeros)((N, width), dtype)
+        with _quiet():
+            for _, index in blocks(rows, count, width, xp):
+                dx[index] = slope(x[index], y[index], xp) * dlosses[index]
+        return dx.reshape(shape)
+
+    return loss, backward
+
+
+# ---- what counts: shared by all losses and by the metrics
+
+
+def class_rows(logits, targets, mask, lengths, batch_first, ignore_index):
+    """Check logits (..., V) against integer targets (...); returns ``(ops, logits, labels, rows, lead)``.
+
+    logits: (N, V), a view where possible; rows: the positions among the N that count, or None for all of them;
+    labels: int64, the targets of those rows only, each in [0, V); lead: the shape of the targets.
+    """
+    ops = array_ops(logits)
+    xp = ops.xp
+    logits, targets = _floats(logits, "logits", ops), ops.asarray(targets, "targets")
+    if targets.dtype.kind not in "iu":
+        raise DtypeError(f"targets: expected integers (class numbers), got {targets.dtype}")
+    if logits.ndim == 0:
+        raise ShapeError("logits: expected shape (..., V), got ()")
+    check_shape("targets", targets, logits.shape[:-1])
+    targets = targets.astype(np.int64, copy=False)
+    valid = valid_places(targets.shape, mask, lengths, batch_first, ops)
+    if valid is not None:
+        valid = xp.broadcast_to(_lift(valid, targets.ndim), targets.shape)
+    if ignore_index is not None:
+        kept = targets != check_size("ignore_index", ignore_index, minimum=-(2**63))
+        valid = kept if valid is None else valid & kept
+    rows = None if valid is None else xp.flatnonzero(valid)
+    labels = targets.reshape(-1) if rows is None else targets.reshape(-1)[rows]
+    V = logits.shape[-1]
+    wrong = (labels < 0) | (labels >= V)
+    if wrong.any():
+        value = int(labels[wrong][0])
+        raise ValueError(
+            f"targets: expected classes from 0 to {V - 1} (logits have V = {V}), got {value}; "
+            f"mask such places, or leave them out with ignore_index={value}"
+        )
+    return ops, logits.reshape(targets.size, V), labels, rows, targets.shape
+
+
+def valid_places(shape, mask, lengths, batch_first, ops):
+    """Booleans over some leading axes of ``shape``, True where ``mask`` and ``lengths`` let it count; None for all."""
+    valid = None
+    if mask is not None:
+        valid = ops.asarray(mask, "mask")
+        if valid.dtype.kind != "b":
+            raise DtypeError(f"mask: expected booleans, got {valid.dtype}. Convert it: mask = mask.astype(bool)")
+        if valid.shape != shape[: valid.ndim]:
+            raise ShapeError(f"mask: expected the leading axes of {shape}, such as {shape[:2]}, got {valid.shape}")
+    if lengths is not None:
+        if len(shape) < 2:
+            raise ShapeError(f"lengths: expected steps and sequences to count along, got an array of shape {shape}")
+        B, T = shape[:2] if batch_first else shape[1::-1]
+        steps = valid_steps(lengths, T, B, ops.xp)
+        steps = steps.T if batch_first else steps
+        if valid is None:
+            valid = steps
+        else:
+            rank = max(valid.ndim, 2)
+            valid = _lift(valid, rank) & _lift(steps, rank)
+    return valid
+
+
+def blocks(rows, count, width, xp):
+    """Walk ``count`` rows of ``width`` elements in blocks; yields ``(part, index)``.
+
+    ``part`` is the slice within the rows that count, ``index`` picks the same rows from all of them. On the host a
+    block and its temporaries stay in cache; on a GPU blocks are large: few launches, and still bounded memory.
+    """
+    size = max(1, (1 << 17 if xp is np else 1 << 26) // max(width, 1))
+    for start in range(0, count, size):
+        part = slice(start, min(start + size, count))
+        yield part, part if rows is None else rows[part]
+
+
+def _lift(array, rank):
+    """``array`` with axes of size 1 added at the end, up to ``rank`` axes."""
+    return array.reshape(array.shape + (1,) * (rank - array.ndim))
+
+
+def _floats(value, name, ops):
+    """``value`` as an array of ``ops``; raises DtypeError unless it is float32 or float64."""
+    array = ops.asarray(value, name)
+    if array.dtype.name not in DTYPES:
+        raise DtypeError(f"{name}: expected {' or '.join(DTYPES)}, got {array.dtype}")
+    return array
+
+
+def _upstream(dloss, shape, flat, divisor, dtype, ops):
+    """``dloss / divisor`` for every row, shape ``flat``; ``dloss`` is a number or has the loss's ``shape``."""
+    dloss = ops.asarray(dloss, "dloss")
+    if dloss.dtype.kind not in "fiu":
+        raise DtypeError(f"dloss: expected numbers, got {dloss.dtype}")
+    if dloss.ndim:
+        check_shape("dloss", dloss, shape)
+        return dloss.astype(dtype, copy=False).reshape(flat)
+    return ops.xp.broadcast_to((dloss.astype(np.float64) / divisor).astype(dtype), flat)
+
+
+def _quiet():
+    """NumPy without floating-point warnings: a loss that is not finite says so by its value."""
+    return np.errstate(over="ignore", invalid="ignore")
