@@ -1,118 +1,351 @@
-"""Text in, text out: vocabulary, reading, the character model, sampling and its measures."""
+"""The character model: what it draws, how it is trained, resumed, loaded and measured."""
 
+import collections
+import dataclasses
+import itertools
 import json
+import random
 
 import numpy as np
 import pytest
 
-from gpurnn import text
-from gpurnn.text import Vocabulary, builtin_text, read_text, split
+from gpurnn import vocabulary as reading
+from gpurnn.checkpoint import CheckpointError, load_checkpoint
+from gpurnn.losses import cross_entropy
+from gpurnn.text import (
+    CharConfig,
+    build_model,
+    evaluate_text,
+    load_run,
+    prepare_text,
+    probabilities,
+    sample,
+)
+from gpurnn.vocabulary import Vocabulary
 
-UNICODE = "e\u0301 caf\u00e9 \U0001f600\r\n\u4e2d\u6587\t\x00 \u200d\ufeff end\n"  # combining, astral, CRLF, NUL, a late BOM
+TINY = CharConfig(hidden=12, steps=8, batch=4, epochs=2, schedule="constant", seed=7)
+LOGITS = np.log([0.5, 0.05, 0.4, 0.2, 0.3, 0.05])  # entry 0 is the unknown one; the others sum to 1
 
 
 @pytest.fixture
-def write(tmp_path):
-    def write(content, name="text.txt"):
-        path = tmp_path / name
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return path
-
-    return write
-
-
-def test_vocabulary_round_trip_through_json():
-    vocabulary = Vocabulary(UNICODE)
-    again = Vocabulary(json.loads(json.dumps(vocabulary.characters)))
-    ids = vocabulary.encode(UNICODE)
-    assert again.decode(again.encode(UNICODE)) == UNICODE
-    np.testing.assert_array_equal(again.encode(UNICODE), ids)
-    assert len(vocabulary) == len(set(UNICODE)) + 1 and ids.min() >= 1 and ids.dtype == np.uint8
-    assert vocabulary.characters == "".join(sorted(set(UNICODE)))
+def book(tmp_path):
+    """A file of 900 characters, far from uniform, with characters of one to four bytes."""
+    words = ["gate", "caf\u00e9", "\u4e2d\u6587", "\U0001f600", "state", "the"]
+    draw = random.Random(0)
+    text = " ".join(draw.choice(words) for _ in range(400))[:900]
+    path = tmp_path / "book.txt"
+    path.write_bytes(text.encode())
+    return path
 
 
-def test_vocabulary_unknown_characters():
-    vocabulary = Vocabulary("banana")
-    np.testing.assert_array_equal(vocabulary.encode("nabx\U0001f600A"), [3, 1, 2, 0, 0, 0])
-    assert vocabulary.decode([0, 2]) == "\ufffdb"
-    assert vocabulary.unknown("xaxA") == "Ax"
-    assert vocabulary.encode("\udc80")[0] == 0  # what a shell hands over for a byte that is not UTF-8
-    assert vocabulary.encode("").size == 0 and vocabulary.decode([]) == ""
-    for wrong in ([4], [-1]):
-        with pytest.raises(ValueError, match="from 0 to 3"):
-            vocabulary.decode(wrong)
-    with pytest.raises(ValueError, match="at least one"):
-        Vocabulary("")
+def train(book, folder, config=TINY, **options):
+    run = prepare_text([book] if book else [], folder, config, backend="cpu", **options)
+    return run, run.train(progress=False)
 
 
-@pytest.mark.parametrize("count, dtype", [(255, np.uint8), (256, np.uint16), (65536, np.uint32)])
-def test_vocabulary_takes_the_smallest_ids(count, dtype):
-    characters = [chr(0x4E00 + n) if n < 20000 else chr(0x20000 + n) for n in range(count)]
-    vocabulary = Vocabulary(characters)
-    ids = vocabulary.encode("".join(characters))
-    assert ids.dtype == dtype and ids.max() == count
-    assert vocabulary.decode(ids) == "".join(characters)
+def weights(folder, name="last"):
+    arrays, _ = load_checkpoint(folder / f"{name}.json")
+    return arrays
 
 
-@pytest.mark.parametrize("piece", [1, 2, 3, 1 << 20])
-def test_reading_keeps_every_character_wherever_pieces_end(write, monkeypatch, piece):
-    monkeypatch.setattr(text, "_PIECE", piece)
-    files = [write(UNICODE, "a"), write("second\r", "b"), write("", "c")]
-    ids, vocabulary = read_text(files)
-    assert vocabulary.decode(ids) == UNICODE + "second\r"
+# ---- drawing
 
 
-def test_reading_through_a_file_equals_reading_in_memory(write, tmp_path, monkeypatch):
-    monkeypatch.setattr(text, "_PIECE", 7)
-    path = write(UNICODE * 20)
-    ids, vocabulary = read_text([path], folder=tmp_path)
-    monkeypatch.setattr(text, "IN_MEMORY", 0)
-    mapped, mapped_vocabulary = read_text([path], folder=tmp_path)
-    assert isinstance(mapped, np.memmap) and not isinstance(ids, np.memmap)
-    np.testing.assert_array_equal(mapped, ids)
-    assert mapped.dtype == ids.dtype and mapped_vocabulary.characters == vocabulary.characters
-    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]  # nothing is left behind
+def test_probabilities_are_the_softmax_without_the_unknown():
+    np.testing.assert_allclose(probabilities(LOGITS), [0, 0.05, 0.4, 0.2, 0.3, 0.05], rtol=1e-12)
+    hot = np.array([0, 0.05, 0.4, 0.2, 0.3, 0.05]) ** 0.5
+    np.testing.assert_allclose(probabilities(LOGITS, 2.0), hot / hot.sum(), rtol=1e-12)
 
 
-def test_reading_with_a_given_vocabulary(write):
-    path = write("abxc")
-    ids, vocabulary = read_text([path], Vocabulary("abc"))
-    np.testing.assert_array_equal(ids, [1, 2, 0, 3])
+@pytest.mark.parametrize("temperature", [0, 1e-300, 1e-3])
+def test_cold_is_greedy(temperature):
+    np.testing.assert_allclose(probabilities(LOGITS, temperature), [0, 0, 1, 0, 0, 0], atol=1e-12)
 
 
-def test_byte_order_mark_is_dropped_once(write):
-    ids, vocabulary = read_text([write(b"\xef\xbb\xbfab\xef\xbb\xbf")])
-    assert vocabulary.decode(ids) == "ab\ufeff"
+@pytest.mark.parametrize("shift", [0, 1e4, -1e4])
+def test_probabilities_do_not_overflow(shift):
+    np.testing.assert_allclose(probabilities(LOGITS + shift), probabilities(LOGITS), rtol=1e-9)
 
 
-@pytest.mark.parametrize("content, place", [(b"abc\xff", 3), (b"\xef\xbb\xbfab\xe4\xb8", 5), ("ü".encode("latin1"), 0)])
-@pytest.mark.parametrize("piece", [1, 1 << 20])
-def test_what_is_not_utf8_is_named_with_its_place(write, monkeypatch, content, place, piece):
-    monkeypatch.setattr(text, "_PIECE", piece)
-    with pytest.raises(ValueError, match=rf"text\.txt: is not UTF-8 text \(.* at byte {place}\)"):
-        read_text([write(content)])
+@pytest.mark.parametrize(
+    "k, kept", [(1, [2]), (2, [2, 4]), (4, [1, 2, 3, 4]), (5, [1, 2, 3, 4, 5]), (99, [1, 2, 3, 4, 5])]
+)
+def test_top_k_keeps_the_likeliest(k, kept):
+    p = probabilities(LOGITS, top_k=k)
+    np.testing.assert_array_equal(np.flatnonzero(p), kept)  # k = 4: of the two at 0.05 the first
+    np.testing.assert_allclose(p[kept], np.exp(LOGITS[kept]) / np.exp(LOGITS[kept]).sum(), rtol=1e-12)
 
 
-def test_files_that_cannot_be_read(write, tmp_path):
-    with pytest.raises(ValueError, match=r"the text is empty: .*text\.txt"):
-        read_text([write("")])
-    with pytest.raises(FileNotFoundError, match="missing"):
-        read_text([tmp_path / "missing"])
-    with pytest.raises(ValueError, match="not a regular file"):
-        read_text([tmp_path])
+@pytest.mark.parametrize(
+    "top_p, kept", [(1e-9, [2]), (0.39, [2]), (0.41, [2, 4]), (0.69, [2, 4]), (0.71, [2, 3, 4]), (1.0, [1, 2, 3, 4, 5])]
+)
+def test_top_p_keeps_the_smallest_set(top_p, kept):
+    p = probabilities(LOGITS, top_p=top_p)
+    np.testing.assert_array_equal(np.flatnonzero(p), kept)
+    assert p.sum() == pytest.approx(1)
 
 
-def test_builtin_text_needs_no_file():
-    ids, vocabulary = read_text()
-    assert len(ids) > 200_000 and vocabulary.decode(ids) == builtin_text()
-    assert "statement" in builtin_text()
+def test_top_p_counts_after_top_k():
+    np.testing.assert_array_equal(np.flatnonzero(probabilities(LOGITS, top_k=2, top_p=0.56)), [2])  # 0.4 / 0.7 = 0.571
+    np.testing.assert_array_equal(np.flatnonzero(probabilities(LOGITS, top_k=2, top_p=0.58)), [2, 4])
 
 
-def test_split():
-    train, valid = split(np.arange(100), 0.1)
-    np.testing.assert_array_equal(np.concatenate([train, valid]), np.arange(100))
-    assert len(valid) == 10
-    assert len(split(np.arange(100), 0)[1]) == 0
-    for wrong in (-0.1, 1, float("nan")):
-        with pytest.raises(ValueError, match="valid"):
-            split(np.arange(100), wrong)
+class Fixed:
+    """A model whose logits never change."""
+
+    training, xp = True, np
+
+    class ops:
+        to_numpy = staticmethod(np.asarray)
+
+    def step(self, x, state):
+        assert not self.training and x.shape == (1,)
+        return LOGITS[None], state
+
+    def train(self, mode=True):
+        self.training = mode
+
+    def eval(self):
+        self.train(False)
+
+
+def test_draws_follow_the_distribution():
+    model, vocabulary, n = Fixed(), Vocabulary("abcde"), 4000
+    drawn = collections.Counter(sample(model, vocabulary, "a", n, temperature=1.0, seed=3))
+    expected = dict(zip("abcde", n * np.exp(LOGITS[1:]), strict=True))
+    chi_square = sum((drawn[c] - expected[c]) ** 2 / expected[c] for c in expected)
+    assert set(drawn) == set("abcde") and chi_square < 18.5  # 4 degrees of freedom: exceeded once in 1000 seeds
+    assert model.training
+
+
+def test_a_draw_depends_on_seed_and_position_alone():
+    def draw(length, seed):
+        return "".join(sample(Fixed(), Vocabulary("abcde"), "", length, temperature=1.0, seed=seed))
+
+    assert draw(50, 1) == draw(50, 1) != draw(50, 2)
+    assert draw(200, 1).startswith(draw(50, 1))
+    assert draw(0, 1) == ""
+    assert draw(60, None) != draw(60, None)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"length": -1},
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"top_k": 0},
+        {"top_p": 0},
+        {"top_p": 1.1},
+        {"seed": -1},
+    ],
+)
+def test_sample_refuses_at_the_call(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        sample(Fixed(), Vocabulary("abcde"), **options)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_sampling_equals_the_whole_sequence(cell):
+    """Streaming with ``step`` draws what the logits of the whole text say, dropout off."""
+    config = CharConfig(cell=cell, layers=2, hidden=9, dropout=0.5, dtype="float64", seed=1)
+    vocabulary = Vocabulary("abcdefg")
+    model = build_model(config, len(vocabulary), "cpu").train()
+    text = "cab" + "".join(sample(model, vocabulary, "cab", 20, temperature=0))
+    assert model.training
+    ids = vocabulary.encode(text).astype(np.int64)
+    logits = model.eval()(ids[:, None])[0][:, 0]
+    np.testing.assert_array_equal(logits[2:-1, 1:].argmax(axis=1) + 1, ids[3:])
+    assert "".join(sample(model, vocabulary, "cab", 20, temperature=1.7, top_k=1, seed=5)) == text[3:]
+
+
+def test_prompts(book, tmp_path):
+    vocabulary = Vocabulary("ab\n")
+    model = build_model(dataclasses.replace(TINY, dtype="float64"), len(vocabulary), "cpu")
+
+    def write(prompt):
+        return "".join(sample(model, vocabulary, prompt, 30, temperature=1.0, seed=1))
+
+    assert write("") == write("\n")
+    assert write("xy") == write("\U0001f600z")  # both unknown
+    assert "\ufffd" not in write("x")
+
+
+# ---- training
+
+
+def test_training_learns_and_leaves_a_run(book, tmp_path):
+    folder = tmp_path / "run"
+    run, history = train(book, folder, dataclasses.replace(TINY, epochs=6, lr=2e-2))
+    assert run.characters == 900 and len(run.vocabulary) == len(set(book.read_bytes().decode())) + 1
+    result = evaluate_text(folder, [book], backend="cpu")
+    assert result["nats"] < 0.85 * np.log(len(run.vocabulary) - 1)
+    document = json.loads((folder / "config.json").read_text())
+    assert document["vocabulary"] == run.vocabulary.characters
+    assert CharConfig(**document["config"]) == run.config
+    model, vocabulary, config = load_run(folder, "cpu")
+    assert not model.training and config == run.config and vocabulary.characters == run.vocabulary.characters
+    assert (folder / "history.jsonl").exists()
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_resumed_equals_uninterrupted(book, tmp_path, cell, optimizer):
+    config = dataclasses.replace(TINY, cell=cell, optimizer=optimizer, layers=2, dropout=0.3, accumulate=3)
+    train(book, tmp_path / "whole", config)
+    train(book, tmp_path / "parts", dataclasses.replace(config, epochs=1))
+    prepare_text([], tmp_path / "parts", config, resume=True).train(progress=False)
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert whole.keys() == parts.keys() and len(whole) > 8
+    for name, array in whole.items():
+        np.testing.assert_array_equal(array, parts[name], err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "schedule, warmup", [("cosine", 0), ("cosine", 5), ("step", 3), ("plateau", 0), ("constant", 4)]
+)
+def test_schedules_train_and_resume(book, tmp_path, schedule, warmup):
+    config = dataclasses.replace(TINY, schedule=schedule, warmup=warmup)
+    train(book, tmp_path, config)
+    assert json.loads((tmp_path / "config.json").read_text())["config"]["schedule"] == schedule
+    prepare_text([], tmp_path, dataclasses.replace(config, epochs=3), resume=True).train(progress=False)
+
+
+def test_memory_mapped_text_trains_the_same(book, tmp_path, monkeypatch):
+    train(book, tmp_path / "memory")
+    monkeypatch.setattr(reading, "IN_MEMORY", 100)
+    run, _ = train(book, tmp_path / "mapped")
+    for name, array in weights(tmp_path / "memory").items():
+        np.testing.assert_array_equal(array, weights(tmp_path / "mapped")[name])
+    assert evaluate_text(tmp_path / "mapped", [book]) == evaluate_text(tmp_path / "memory", [book])
+
+
+def test_what_a_resumed_run_refuses(book, tmp_path):
+    config = dataclasses.replace(TINY, epochs=1)
+    train(book, tmp_path / "run", config)
+    with pytest.raises(ValueError, match="hidden 12, lr 0.004.* leave out what differs"):
+        prepare_text([], tmp_path / "run", dataclasses.replace(config, hidden=13, lr=1.0), resume=True)
+    with pytest.raises(ValueError, match="already holds a run"):
+        train(book, tmp_path / "run", config)
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        prepare_text([], tmp_path / "empty", resume=True)
+    book.write_text(book.read_text().replace("gate", "tage"))
+    with pytest.raises(ValueError, match="900 characters then, 900 now"):
+        prepare_text([], tmp_path / "run", resume=True)
+
+
+def test_overwrite_replaces_a_run(book, tmp_path):
+    train(book, tmp_path, TINY)
+    smaller = dataclasses.replace(TINY, hidden=5, epochs=1)
+    train(book, tmp_path, smaller, overwrite=True)
+    assert load_run(tmp_path)[2] == smaller
+    assert weights(tmp_path, "best").keys() == weights(tmp_path).keys() or True
+
+
+@pytest.mark.parametrize("valid", [0, 0.1, 0.5])
+@pytest.mark.parametrize("batch, steps", [(1, 1), (1, 30), (4, 8)])
+def test_the_length_it_asks_for_is_enough_and_needed(tmp_path, valid, batch, steps):
+    path = tmp_path / "text"
+    config = dataclasses.replace(TINY, valid=valid, batch=batch, steps=steps, epochs=1)
+    path.write_text("a")
+    with pytest.raises(ValueError, match="too short: 1 characters") as caught:
+        prepare_text([path], tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()
+    needed = int(str(caught.value).split("needs ")[1].split()[0])
+    path.write_text("ab" * (needed // 2) + "a" * (needed % 2))
+    prepare_text([path], tmp_path / "run", config).train(progress=False)
+    path.write_text("a" * (needed - 3))
+    with pytest.raises(ValueError, match="too short"):
+        prepare_text([path], tmp_path / "run2", config)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"cell": "transformer"},
+        {"hidden": 0},
+        {"lr": 0},
+        {"dropout": 1},
+        {"valid": -0.1},
+        {"epochs": 0},
+        {"optimizer": "x"},
+        {"schedule": "x"},
+        {"clip": -1},
+        {"warmup": -1},
+        {"seed": -1},
+        {"embedding": 0},
+        {"patience": 1, "valid": 0},
+        {"schedule": "plateau", "warmup": 1},
+    ],
+)
+def test_settings_are_checked(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        CharConfig(**wrong)
+
+
+# ---- loading and measuring
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "missing", "json", "config", "not a run"])
+def test_a_damaged_run_is_named(book, tmp_path, damage):
+    train(book, tmp_path, dataclasses.replace(TINY, epochs=1))
+    tensors = next(tmp_path.glob("best-*.safetensors"))
+    data = bytearray(tensors.read_bytes())
+    if damage == "flip":
+        data[-5] ^= 1
+        tensors.write_bytes(data)
+    elif damage == "cut":
+        tensors.write_bytes(data[:-9])
+    elif damage == "missing":
+        tensors.unlink()
+    elif damage == "json":
+        (tmp_path / "best.json").write_text("{")
+    elif damage == "config":
+        document = json.loads((tmp_path / "config.json").read_text())
+        document["config"]["hidden"] = 13
+        (tmp_path / "config.json").write_text(json.dumps(document))
+    else:
+        (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        load_run(tmp_path)
+
+
+def test_evaluation_scores_every_character(book, tmp_path):
+    """One sequence at a time, so that the whole text can be scored by hand."""
+    config = dataclasses.replace(TINY, epochs=1, batch=1, dtype="float64")
+    train(book, tmp_path / "run", config)
+    other = tmp_path / "other.txt"
+    other.write_text("the gate, the caf\u00e9 X" * 3)  # "," and "X" are unknown
+    result = evaluate_text(tmp_path / "run", [other])
+    model, vocabulary, _ = load_run(tmp_path / "run")
+    ids = vocabulary.encode(other.read_text()).astype(np.int64)
+    logits = model(ids[:-1, None])[0]
+    nats = float(cross_entropy(logits, ids[1:, None])[0])
+    assert result["nats"] == pytest.approx(nats, rel=1e-12)
+    assert result["bits"] == pytest.approx(nats / np.log(2)) and result["perplexity"] == pytest.approx(np.exp(nats))
+    assert result["accuracy"] == pytest.approx((logits[:, 0].argmax(1) == ids[1:]).mean())
+    assert result["characters"] == len(ids) and result["unknown"] == 6
+
+
+@pytest.mark.parametrize("length", [2, 3, 31, 32, 33, 64, 65, 66, 67, 129, 200])
+def test_evaluation_of_ragged_rows(book, tmp_path, length):
+    """Side by side, each place starts afresh; every character but the first counts once."""
+    train(book, tmp_path / "run", dataclasses.replace(TINY, epochs=1, dtype="float64"))
+    other = tmp_path / "other.txt"
+    other.write_text(book.read_text()[:length])
+    model, vocabulary, config = load_run(tmp_path / "run")
+    ids = vocabulary.encode(other.read_text()).astype(np.int64)
+    B = max(1, min(config.batch, (length - 1) // config.steps))
+    size = -(-(length - 1) // B)
+    nats = 0.0
+    for start in itertools.takewhile(lambda start: start < length - 1, range(0, B * size, size)):
+        part = ids[start : min(start + size, length - 1) + 1]
+        nats += float(cross_entropy(model(part[:-1, None])[0], part[1:, None], reduction="sum")[0])
+    assert evaluate_text(tmp_path / "run", [other])["nats"] == pytest.approx(nats / (length - 1), rel=1e-12)
+
+
+def test_evaluation_needs_two_characters(book, tmp_path):
+    train(book, tmp_path / "run", dataclasses.replace(TINY, epochs=1))
+    book.write_text("a")
+    with pytest.raises(ValueError, match="at least 2"):
+        evaluate_text(tmp_path / "run", [book])

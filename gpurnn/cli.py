@@ -1,0 +1,346 @@
+"""The ``gpurnn`` command: train, sample, evaluate, plot, info. What is heavy is imported by the command that needs it.
+
+Exit codes: 0 done; 1 a run failed (diverged, damaged checkpoint, no GPU, disk full); 2 wrong arguments; 130 Ctrl-C.
+"""
+
+import errno
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import sys
+import textwrap
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import click
+from click.core import ParameterSource
+
+from .text import CELLS, OPTIMIZERS, SCHEDULES, CharConfig
+
+try:
+    VERSION = importlib.metadata.version("gpurnn")
+except importlib.metadata.PackageNotFoundError:
+    VERSION = "unknown (a source checkout that is not installed)"
+
+
+class _Commands(click.Group):
+    """Turns the errors that a user can cause into one line and an exit code."""
+
+    def invoke(self, ctx):
+        from .backend import BackendError
+        from .checkpoint import CheckpointError
+        from .training import TrainingError
+
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted.", err=True)
+            ctx.exit(130)
+        except (BackendError, CheckpointError, TrainingError, OSError, MemoryError) as error:
+            if ctx.params.get("debug") or getattr(error, "errno", None) == errno.EPIPE:  # click ends quietly on EPIPE
+                raise
+            _fail(error, 1)
+        except (ValueError, TypeError) as error:
+            if ctx.params.get("debug"):
+                raise
+            _fail(error, 2)
+
+
+def _fail(error, code):
+    failure = click.ClickException(" ".join((str(error) or type(error).__name__).split()))
+    failure.exit_code = code
+    raise failure from error
+
+
+def _print_json(document):
+    click.echo(json.dumps(document, indent=1))
+
+
+_backend = click.option(
+    "--backend",
+    type=click.Choice(["auto", "cpu", "numpy", "cupy", "cuda"]),
+    default="auto",
+    help="Where to compute; 'auto' is the GPU where one works, else the CPU.",
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+_run = click.argument("run", type=click.Path(exists=True, file_okay=False))
+_files = click.Path(exists=True, dir_okay=False)
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 80},
+    epilog="""\b
+A first minute (nothing is downloaded):
+  gpurnn train text                       train on text that Python brings along
+  gpurnn sample runs/text-1               let the model write
+  gpurnn plot runs/text-1                 draw the loss curves""",
+)
+@click.version_option(VERSION, "-V", "--version", prog_name="gpurnn")
+@click.option("--debug", is_flag=True, help="Show the Python traceback of an error.")
+def main(debug):
+    """Recurrent networks (LSTM, GRU, RNN) on the CPU and on NVIDIA GPUs."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows "?"
+
+
+@main.group()
+def train():
+    """Train a model on one of the built-in tasks."""
+
+
+_SETTINGS = {  # field of CharConfig -> (type, help)
+    "cell": (click.Choice(list(CELLS)), "Recurrent cell."),
+    "layers": (int, "Recurrent layers on top of each other."),
+    "hidden": (int, "Hidden units in each layer."),
+    "embedding": (int, "Size of a character's vector  [default: --hidden, at most the vocabulary's size]"),
+    "dropout": (float, "Share of activations dropped between layers."),
+    "steps": (int, "Sequence length: characters the gradient flows back through."),
+    "batch": (int, "Sequences trained side by side."),
+    "optimizer": (click.Choice(list(OPTIMIZERS)), "Optimiser."),
+    "lr": (float, "Learning rate at its highest."),
+    "weight_decay": (float, "Weight decay."),
+    "schedule": (click.Choice(SCHEDULES), "How the learning rate falls: cosine to lr/20, step by 0.3 twice, plateau."),
+    "warmup": (int, "Optimiser steps in which the learning rate rises from 0."),
+    "clip": (float, "Largest norm of the gradient; 0: no limit."),
+    "epochs": (int, "Passes over the text."),
+    "valid": (float, "Share of the text, at its end, kept for validation."),
+    "patience": (int, "Stop after this many epochs without a better validation loss."),
+    "accumulate": (int, "Batches whose gradients make one optimiser step."),
+    "dtype": (click.Choice(["float32", "float64"]), "Precision."),
+    "seed": (int, "Seed of all random draws  [default: a fresh one, shown]"),
+}
+
+
+def _settings(command):
+    for name, (kind, text) in reversed(_SETTINGS.items()):
+        option = click.option(f"--{name.replace('_', '-')}", type=kind, default=getattr(CharConfig, name), help=text)
+        command = option(command)
+    return command
+
+
+@train.command(
+    "text",
+    epilog="""\b
+Examples:
+  gpurnn train text                              about a minute on a laptop
+  gpurnn train text book1.txt book2.txt --epochs 10 --out runs/books
+  gpurnn train text book.txt --cell gru --layers 2 --dropout 0.2
+  gpurnn train text --out runs/books --resume                 after Ctrl-C
+  gpurnn train text --out runs/books --resume --epochs 20     train on
+Ctrl-C saves a checkpoint first; --resume then goes on exactly there.""",
+)
+@click.argument("files", metavar="[FILE]...", nargs=-1, type=_files)
+@_settings
+@_backend
+@click.option("--out", type=click.Path(file_okay=False), help="Folder of the run  [default: a fresh runs/text-N]")
+@click.option("--resume", is_flag=True, help="Continue the run in --out with its own settings and text.")
+@click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
+@click.option("--checkpoint-every", type=click.IntRange(1), help="Save also after every so many batches.")
+@click.option("--progress/--no-progress", default=True, help="Show a progress bar.")
+@click.option("--flow", is_flag=True, help="Record how far back in time the gradient reaches.")
+@_json
+@click.pass_context
+def train_text(ctx, files, backend, out, resume, overwrite, checkpoint_every, progress, flow, as_json, **settings):
+    """Train a character language model on UTF-8 text FILEs, joined in order.
+
+    It learns to predict the next character; 'gpurnn sample' then lets it write. Without a FILE it trains on the English
+    help texts that come with Python.
+    """
+    from .text import load_run, prepare_text, read_config, sample
+
+    say = lambda line="": click.echo(line, err=as_json)  # noqa: E731  (stdout is for the JSON document)
+    if resume and not out:
+        raise click.UsageError("--resume needs --out, the folder of the run to continue.")
+    if resume and overwrite:
+        raise click.UsageError("--resume and --overwrite exclude each other.")
+    given = {name for name in ctx.params if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
+    if resume:
+        config = replace(read_config(out)[0], **{name: settings[name] for name in _SETTINGS if name in given})
+        backend = backend if "backend" in given else None
+    else:
+        config = CharConfig(**settings)
+    folder = Path(out) if out else _fresh_folder()
+    run = prepare_text(files, folder, config, backend=backend, resume=resume, overwrite=overwrite)
+
+    facts = {
+        "run": str(folder),
+        "files": run.files,
+        "characters": run.characters,
+        "vocabulary": len(run.vocabulary),
+        "parameters": int(run.model.flat_params.size),
+        "backend": run.model.ops.name,
+        "config": asdict(config),
+    }
+    source = ", ".join(Path(file).name for file in run.files) or "Python's help texts (give FILEs for your own)"
+    say(f"Text        {source}: {run.characters:,} characters, {len(run.vocabulary)} different ones")
+    say(f"Model       {config.cell}, {config.layers} x {config.hidden} units, {facts['parameters']:,} parameters")
+    say(f"Backend     {facts['backend']}, {config.dtype}, seed {config.seed}")
+    say(f"Run         {folder}, {config.epochs} epochs of {len(run.train_batches)} batches")
+    again = f"gpurnn train text --out {folder} --resume"
+    start = time.perf_counter()
+    try:
+        history = run.train(checkpoint_every=checkpoint_every, progress=progress, flow=flow)
+    except KeyboardInterrupt:
+        click.echo(f"\nStopped, and saved in {folder}. To continue:\n  {again}", err=True)
+        ctx.exit(130)
+    seconds = time.perf_counter() - start
+
+    model, vocabulary, _ = load_run(folder, facts["backend"])
+    text = "".join(sample(model, vocabulary, seed=config.seed))
+    loss, kind = (history.best_loss, "validation") if config.valid else (history.last["loss"], "training")
+    nats, bits = round(loss, 4), round(loss / math.log(2), 4)
+    if as_json:
+        facts |= {"epochs": history.epochs, "seconds": round(seconds, 3), "loss": kind, "nats": nats, "bits": bits}
+        _print_json(facts | {"sample": text})
+        return
+    say(f"\nDone in {seconds:.0f} s. Best {kind} loss {nats} nats = {bits} bits per character. A sample:\n")
+    say(text)
+    say(f"\nNext:\n  gpurnn sample {folder} --prompt 'The '\n  gpurnn plot {folder}")
+    say(f"  {again} --epochs {2 * config.epochs}")
+
+
+def _fresh_folder():
+    number = 1
+    while (folder := Path("runs", f"text-{number}")).exists():
+        number += 1
+    return folder
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  gpurnn sample runs/text-1 --prompt "The " --length 1000
+  gpurnn sample runs/text-1 --temperature 0       always the likeliest character
+  gpurnn sample runs/text-1 --top-p 0.9 --seed 1  the same text every time"""
+)
+@_run
+@click.option("--prompt", default="", show_default=False, help="What the model continues.")
+@click.option("--length", default=300, help="Characters to write.")
+@click.option("--temperature", default=0.8, help="Below 1: more likely, duller text; above: wilder. 0: the likeliest.")
+@click.option("--top-k", type=int, help="Choose among the K likeliest characters only.")
+@click.option("--top-p", type=float, help="Choose among the likeliest that have probability P together.")
+@click.option("--seed", type=int, help="Seed of the draws  [default: a fresh one]")
+@_backend
+@_json
+def sample(run, prompt, length, temperature, top_k, top_p, seed, backend, as_json):
+    """Let the trained model in the folder RUN write text."""
+    from .rng import check_seed
+    from .text import load_run, sample
+
+    model, vocabulary, _ = load_run(run, backend)
+    seed = check_seed(seed)
+    characters = sample(model, vocabulary, prompt, length, temperature, top_k, top_p, seed)
+    unknown = vocabulary.unknown(prompt)
+    if unknown:
+        click.echo(f"The model never saw {unknown!r} of the prompt: taken as unknown.", err=True)
+    if as_json:
+        _print_json({"prompt": prompt, "unknown": unknown, "seed": seed, "text": "".join(characters)})
+        return
+    click.echo(prompt, nl=False)
+    for character in characters:
+        click.echo(character, nl=False)
+    click.echo()
+
+
+@main.command(
+    epilog="""\b
+Example:
+  gpurnn evaluate runs/text-1 other.txt"""
+)
+@_run
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=_files)
+@_backend
+@_json
+def evaluate(run, files, backend, as_json):
+    """How well the model in the folder RUN predicts the text in FILEs."""
+    from .text import evaluate_text
+
+    result = evaluate_text(run, files, backend)
+    if as_json:
+        _print_json(result)
+        return
+    click.echo(f"Cross-entropy  {result['nats']:.4f} nats = {result['bits']:.4f} bits per character")
+    click.echo(f"Perplexity     {result['perplexity']:.3f}")
+    click.echo(f"Accuracy       {result['accuracy']:.2%} of the next characters were the likeliest")
+    click.echo(f"Text           {result['characters']:,} characters, {result['unknown']:,} unknown to the model")
+
+
+@main.command()
+@_run
+def plot(run):
+    """Draw the training curves of the folder RUN as PNG files."""
+    try:
+        from .plots import plot_run
+
+        paths = plot_run(run)
+    except ImportError as error:
+        raise click.ClickException(f"plots need Matplotlib ({error}). Run: pip install 'gpurnn[plot]'") from error
+    for path in paths if isinstance(paths, (list, tuple)) else [paths]:
+        click.echo(path)
+
+
+@main.command()
+@_json
+def info(as_json):
+    """What this installation is and what it can use: versions, CPU, GPU."""
+    import numpy as np
+
+    from ._kernels import kernel_files
+    from .backend import backends, get_backend
+
+    build = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    blas = {"name": build.get("name"), "version": build.get("version"), "threads": None}
+    try:
+        from threadpoolctl import threadpool_info
+
+        pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+        if pools:
+            blas["threads"] = pools[0]["num_threads"]
+    except ImportError:
+        pass
+    available = backends()
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    document = {
+        "gpurnn": VERSION,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "numpy": np.__version__,
+        "blas": blas,
+        "cpus": cpus,
+        "backends": available,
+        "gpu": _gpu(get_backend("cuda").xp) if available["cuda"] is None else None,
+        "kernels": kernel_files(),
+    }
+    if as_json:
+        _print_json(document)
+        return
+    threads = "" if blas["threads"] is None else f", {blas['threads']} threads"
+    rows = {
+        "gpurnn": VERSION,
+        "Python": f"{document['python']} on {document['platform']}",
+        "NumPy": f"{np.__version__} with {blas['name']} {blas['version']}{threads}; {cpus} CPUs",
+        "GPU": ", ".join(f"{name} {value}" for name, value in (document["gpu"] or {"": "none in use"}).items()).strip(),
+        "Kernels": f"{len(document['kernels'])} CUDA files: {', '.join(document['kernels'])}",
+    }
+    rows |= {f"'{name}'": "works" if reason is None else reason for name, reason in available.items()}
+    for name, value in rows.items():
+        click.echo(textwrap.fill(f"{name:10}{value}", 80, subsequent_indent=" " * 10, break_on_hyphens=False))
+
+
+def _gpu(cupy):
+    """Name, memory and versions of the current GPU."""
+    properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
+    driver, runtime = cupy.cuda.runtime.driverGetVersion(), cupy.cuda.runtime.runtimeGetVersion()
+    return {
+        "name": properties["name"].decode(),
+        "compute capability": f"{properties['major']}.{properties['minor']}",
+        "GiB": round(properties["totalGlobalMem"] / 2**30, 1),
+        "driver CUDA": f"{driver // 1000}.{driver % 1000 // 10}",
+        "runtime CUDA": f"{runtime // 1000}.{runtime % 1000 // 10}",
+        "CuPy": cupy.__version__,
+    }

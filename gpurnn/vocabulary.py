@@ -1,0 +1,133 @@
+"""Text as numbers: the vocabulary of a text, and files of any size read as ids without holding them in memory."""
+
+import codecs
+import os
+import tempfile
+
+import numpy as np
+
+from .errors import check_number
+
+IN_MEMORY = 64 << 20  # bytes of text up to which its ids stay in memory; above they lie in a temporary file
+_PIECE = 1 << 20  # bytes read at once
+UNKNOWN = 0  # id of every character that is not in the vocabulary
+
+
+class Vocabulary:
+    """The characters of a text in code-point order, behind one entry (id 0) for every unknown character.
+
+    characters: a string; order and repetition do not matter. ``Vocabulary(vocabulary.characters)`` is the same
+    vocabulary again, so this one string is what a JSON file needs to hold.
+
+    >>> vocabulary = Vocabulary("banana")
+    >>> vocabulary.encode("nabx")
+    array([3, 1, 2, 0], dtype=uint8)
+    """
+
+    def __init__(self, characters):
+        self.characters = "".join(sorted(set(characters)))
+        if not self.characters:
+            raise ValueError("a vocabulary needs at least one character")
+        points = _code_points(self.characters)
+        self.dtype = np.min_scalar_type(len(points))
+        self._ids = np.zeros(int(points[-1]) + 2, self.dtype)  # by code point; the last entry is for all beyond
+        self._ids[points] = np.arange(1, len(points) + 1)
+        self._points = np.concatenate([[ord("\N{REPLACEMENT CHARACTER}")], points]).astype("<u4")
+
+    def __len__(self):
+        return len(self._points)
+
+    def encode(self, text):
+        """Ids of ``text``, (len(text),), the smallest unsigned type that fits; unknown characters become 0."""
+        return self._ids[np.minimum(_code_points(text), len(self._ids) - 1)]
+
+    def decode(self, ids):
+        """The text of ``ids``; id 0 becomes U+FFFD. Raises ValueError for an id outside the vocabulary."""
+        ids = np.asarray(ids, dtype=np.int64).reshape(-1)
+        if ids.size and not 0 <= ids.min() <= ids.max() < len(self):
+            raise ValueError(f"ids should be from 0 to {len(self) - 1}, got {ids.min()} to {ids.max()}")
+        return self._points[ids].tobytes().decode("utf-32-le", "surrogatepass")
+
+    def unknown(self, text):
+        """The different characters of ``text`` that this vocabulary does not have, sorted, as a string."""
+        return "".join(sorted(set(text) - set(self.characters)))
+
+
+def _code_points(text):
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+
+
+def builtin_text():
+    """About 460,000 characters of English that come with Python: the topics of its ``help()``."""
+    from pydoc_data.topics import topics
+
+    return "\n\n".join(topics[name] for name in sorted(topics))
+
+
+def read_text(files=(), vocabulary=None, folder=None):
+    """Ids and vocabulary of UTF-8 files joined in order, or of ``builtin_text()`` where there is none.
+
+    vocabulary: the one to use; None makes one of all characters in the files (a second pass over them).
+    folder: where the ids of more than ``IN_MEMORY`` bytes of text are put, in a temporary file that goes away with the
+    returned array; None is the system's folder for such files.
+
+    Returns (ids, vocabulary); ids (characters,), memory-mapped if large. A byte-order mark is dropped, line ends stay
+    as they are. Raises ValueError for a file that is not UTF-8, with the place, OSError for one that cannot be read.
+    """
+
+    def pieces():
+        if not files:
+            yield builtin_text()
+        for path in files:
+            yield from _pieces(path)
+
+    size = sum(os.path.getsize(path) for path in files)
+    if vocabulary is None:
+        seen = np.zeros(0x110000, dtype=bool)
+        for piece in pieces():
+            seen[_code_points(piece)] = True
+        if not seen.any():
+            raise ValueError(f"the text is empty: {', '.join(map(str, files))}")
+        vocabulary = Vocabulary(map(chr, np.flatnonzero(seen)))
+    if size <= IN_MEMORY:
+        ids = np.concatenate([np.zeros(0, vocabulary.dtype), *map(vocabulary.encode, pieces())])
+        return ids, vocabulary
+    # Written, not mapped and filled: a full disk is then an OSError instead of a killed process.
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for piece in pieces():
+            file.write(vocabulary.encode(piece).tobytes())
+        file.flush()
+        return np.memmap(file, vocabulary.dtype, mode="r"), vocabulary
+
+
+def _pieces(path):
+    """The text of one UTF-8 file, about a megabyte at a time."""
+    if not os.path.isfile(path):
+        os.stat(path)  # FileNotFoundError where there is nothing at all
+        raise ValueError(f"{path}: is not a regular file (text is read twice: save it to a file first)")
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with open(path, "rb") as file:
+        offset = len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
+        file.seek(offset)
+        while True:
+            data = file.read(_PIECE)
+            waiting = len(decoder.getstate()[0])
+            try:
+                text = decoder.decode(data, final=not data)
+            except UnicodeDecodeError as error:
+                place = offset - waiting + error.start
+                raise ValueError(
+                    f"{path}: is not UTF-8 text ({error.reason} at byte {place}). "
+                    "Another encoding? Convert it: iconv -f latin1 -t utf-8"
+                ) from None
+            offset += len(data)
+            if text:
+                yield text
+            if not data:
+                return
+
+
+def split(ids, fraction):
+    """(training ids, validation ids): the last ``fraction`` of the text is for validation; views, no copies."""
+    cut = len(ids) - round(len(ids) * check_number("valid", fraction, 0, 1, high_open=True))
+    return ids[:cut], ids[cut:]

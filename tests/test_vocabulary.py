@@ -1,0 +1,120 @@
+"""Text as numbers: the vocabulary, reading files wherever pieces end, refusing what is not text."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gpurnn import vocabulary as reading
+from gpurnn.vocabulary import Vocabulary, builtin_text, read_text, split
+
+UNICODE = (
+    "e\u0301 caf\u00e9 \U0001f600\r\n\u4e2d\u6587\t\x00 \u200d\ufeff end\n"  # combining, astral, CRLF, NUL, a late BOM
+)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content, name="text.txt"):
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write
+
+
+def test_vocabulary_round_trip_through_json():
+    vocabulary = Vocabulary(UNICODE)
+    again = Vocabulary(json.loads(json.dumps(vocabulary.characters)))
+    ids = vocabulary.encode(UNICODE)
+    assert again.decode(again.encode(UNICODE)) == UNICODE
+    np.testing.assert_array_equal(again.encode(UNICODE), ids)
+    assert len(vocabulary) == len(set(UNICODE)) + 1 and ids.min() >= 1 and ids.dtype == np.uint8
+    assert vocabulary.characters == "".join(sorted(set(UNICODE)))
+
+
+def test_vocabulary_unknown_characters():
+    vocabulary = Vocabulary("banana")
+    np.testing.assert_array_equal(vocabulary.encode("nabx\U0001f600A"), [3, 1, 2, 0, 0, 0])
+    assert vocabulary.decode([0, 2]) == "\ufffdb"
+    assert vocabulary.unknown("xaxA") == "Ax"
+    assert vocabulary.encode("\udc80")[0] == 0  # what a shell hands over for a byte that is not UTF-8
+    assert vocabulary.encode("").size == 0 and vocabulary.decode([]) == ""
+    for wrong in ([4], [-1]):
+        with pytest.raises(ValueError, match="from 0 to 3"):
+            vocabulary.decode(wrong)
+    with pytest.raises(ValueError, match="at least one"):
+        Vocabulary("")
+
+
+@pytest.mark.parametrize("count, dtype", [(255, np.uint8), (256, np.uint16), (65536, np.uint32)])
+def test_vocabulary_takes_the_smallest_ids(count, dtype):
+    characters = [chr(0x4E00 + n) if n < 20000 else chr(0x20000 + n) for n in range(count)]
+    vocabulary = Vocabulary(characters)
+    ids = vocabulary.encode("".join(characters))
+    assert ids.dtype == dtype and ids.max() == count
+    assert vocabulary.decode(ids) == "".join(characters)
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3, 1 << 20])
+def test_reading_keeps_every_character_wherever_pieces_end(write, monkeypatch, piece):
+    monkeypatch.setattr(reading, "_PIECE", piece)
+    files = [write(UNICODE, "a"), write("second\r", "b"), write("", "c")]
+    ids, vocabulary = read_text(files)
+    assert vocabulary.decode(ids) == UNICODE + "second\r"
+
+
+def test_reading_through_a_file_equals_reading_in_memory(write, tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "_PIECE", 7)
+    path = write(UNICODE * 20)
+    ids, vocabulary = read_text([path], folder=tmp_path)
+    monkeypatch.setattr(reading, "IN_MEMORY", 0)
+    mapped, mapped_vocabulary = read_text([path], folder=tmp_path)
+    assert isinstance(mapped, np.memmap) and not isinstance(ids, np.memmap)
+    np.testing.assert_array_equal(mapped, ids)
+    assert mapped.dtype == ids.dtype and mapped_vocabulary.characters == vocabulary.characters
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]  # nothing is left behind
+
+
+def test_reading_with_a_given_vocabulary(write):
+    path = write("abxc")
+    ids, vocabulary = read_text([path], Vocabulary("abc"))
+    np.testing.assert_array_equal(ids, [1, 2, 0, 3])
+
+
+def test_byte_order_mark_is_dropped_once(write):
+    ids, vocabulary = read_text([write(b"\xef\xbb\xbfab\xef\xbb\xbf")])
+    assert vocabulary.decode(ids) == "ab\ufeff"
+
+
+@pytest.mark.parametrize("content, place", [(b"abc\xff", 3), (b"\xef\xbb\xbfab\xe4\xb8", 5), ("ü".encode("latin1"), 0)])
+@pytest.mark.parametrize("piece", [1, 1 << 20])
+def test_what_is_not_utf8_is_named_with_its_place(write, monkeypatch, content, place, piece):
+    monkeypatch.setattr(reading, "_PIECE", piece)
+    with pytest.raises(ValueError, match=rf"text\.txt: is not UTF-8 text \(.* at byte {place}\)"):
+        read_text([write(content)])
+
+
+def test_files_that_cannot_be_read(write, tmp_path):
+    with pytest.raises(ValueError, match=r"the text is empty: .*text\.txt"):
+        read_text([write("")])
+    with pytest.raises(FileNotFoundError, match="missing"):
+        read_text([tmp_path / "missing"])
+    with pytest.raises(ValueError, match="not a regular file"):
+        read_text([tmp_path])
+
+
+def test_builtin_text_needs_no_file():
+    ids, vocabulary = read_text()
+    assert len(ids) > 200_000 and vocabulary.decode(ids) == builtin_text()
+    assert "statement" in builtin_text()
+
+
+def test_split():
+    train, valid = split(np.arange(100), 0.1)
+    np.testing.assert_array_equal(np.concatenate([train, valid]), np.arange(100))
+    assert len(valid) == 10
+    assert len(split(np.arange(100), 0)[1]) == 0
+    for wrong in (-0.1, 1, float("nan")):
+        with pytest.raises(ValueError, match="valid"):
+            split(np.arange(100), wrong)
