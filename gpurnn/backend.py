@@ -32,12 +32,15 @@ _log = logging.getLogger("gpurnn")
 
 @contextlib.contextmanager
 def use_backend(name):
-    """Layers built inside the ``with`` block, and given no ``backend``, use this one.
+    """Layers built inside the ``with`` block, and given no ``backend`` or ``"auto"``, use this one.
+
+    Holds for the current thread or asyncio task; blocks nest. ``use_backend("auto")`` overrules ``GPURNN_BACKEND``.
+    Raises ValueError for an unknown name, TypeError for what is not a name.
 
     >>> with gpurnn.use_backend("numpy"):
     ...     layer = gpurnn.LSTM(3, 5)
     """
-    token = _requested.set(_canonical(name))
+    token = _requested.set(_canonical(name, "use_backend"))
     try:
         yield
     finally:
@@ -47,12 +50,13 @@ def use_backend(name):
 def get_backend(name=None):
     """The ``Ops`` of a backend: ``name``, else ``use_backend``, else ``GPURNN_BACKEND``, else ``"auto"``.
 
-    Raises ValueError for an unknown name, BackendError where ``"cupy"`` or ``"cuda"`` cannot work; never falls back
-    unless asked for ``"auto"``.
+    ``name="auto"`` is the layers' default and means the same as None. Raises ValueError for an unknown name, TypeError
+    for what is not a name, BackendError where ``"cupy"`` or ``"cuda"`` cannot work; never falls back unless it came to
+    ``"auto"``.
     """
-    if name in (None, "auto"):
-        name = _requested.get() or os.environ.get("GPURNN_BACKEND") or "auto"
-    name = _canonical(name)
+    name = "auto" if name is None else _canonical(name, "backend")
+    if name == "auto":
+        name = _requested.get() or _canonical(os.environ.get("GPURNN_BACKEND") or "auto", "GPURNN_BACKEND")
     return _auto() if name == "auto" else _build(name)
 
 
@@ -62,8 +66,8 @@ def backends():
     >>> gpurnn.backends()["numpy"] is None
     True
     """
-    reason = _gpu_problem()
-    return {"numpy": None, "cupy": reason, "cuda": reason}
+    problem = _gpu_problem()
+    return {"numpy": None, "cupy": problem, "cuda": problem}
 
 
 def array_ops(*arrays):
@@ -71,18 +75,22 @@ def array_ops(*arrays):
 
     CuPy arrays give ``"cuda"``, all else NumPy; a mixture raises BackendError.
     """
-    cupy = sys.modules.get("cupy")
+    cupy = sys.modules.get("cupy")  # an array of CuPy cannot exist before somebody has imported it
     on_gpu = [cupy is not None and isinstance(array, cupy.ndarray) for array in arrays]
     if any(on_gpu) and not all(on_gpu):
         raise BackendError("some of these arrays are on the GPU and some are not: move them to one device first")
     return _build("cuda" if any(on_gpu) else "numpy")
 
 
-def _canonical(name):
-    name = _ALIASES.get(name, name)
-    if name not in (*NAMES, "auto"):
-        raise ValueError(f"unknown backend {name!r}: expected 'auto', 'cpu', {', '.join(map(repr, NAMES))}")
-    return name
+def _canonical(name, source):
+    """``name`` without its alias; ``source`` says in the error where the name came from."""
+    if not isinstance(name, str):
+        raise TypeError(f"{source}: expected the name of a backend, got {type(name).__name__}")
+    canonical = _ALIASES.get(name, name)
+    if canonical not in (*NAMES, "auto"):
+        expected = ", ".join(map(repr, ("auto", *_ALIASES, *NAMES)))
+        raise ValueError(f"{source}: unknown backend {name!r}, expected one of {expected}")
+    return canonical
 
 
 @functools.cache
@@ -94,73 +102,87 @@ def _build(name):
     problem = _gpu_problem()
     if problem:
         raise BackendError(f"backend {name!r} cannot work here: {problem}")
-    return Ops(importlib.import_module("cupy"), name)
+    return Ops(_import_cupy(), name)
 
 
 @functools.cache
 def _auto():
     problem = _gpu_problem()
     name = "numpy" if problem else "cuda"
-    _log.info("backend 'auto' is %r on this machine%s", name, f" ({problem})" if problem else "")
+    _log.info("backend 'auto' is %r on this machine%s", name, f": {problem}" if problem else "")
     return _build(name)
+
+
+# ---- what this machine has, cheapest question first; CuPy is imported only where nothing speaks against it
 
 
 @functools.cache
 def _gpu_problem():
     """Why CuPy cannot use a GPU here and the command that mends it, or None where it can."""
     driver = _driver_cuda_version()
-    packages = _cupy_packages()
-    wanted = "cuda12" if driver is None or driver < (13, 0) else "cuda13"
-    command = f"pip install 'gpurnn[{wanted}]'"
     if driver is None:
         return (
-            "no NVIDIA driver was found (libcuda does not load). On a machine with an NVIDIA GPU install the driver "
-            f"from your system's packages, check it with 'nvidia-smi', then run {command}; otherwise use backend='cpu'"
+            "no NVIDIA driver was found (libcuda does not load). On a machine with an NVIDIA GPU install the driver, "
+            "check it with nvidia-smi, then run pip install \"gpurnn[cuda12]\"; otherwise use backend='cpu'"
         )
+    supported = f"the NVIDIA driver supports CUDA {driver[0]}.{driver[1]}"
+    if driver < (12, 0):
+        return f"{supported}, CuPy needs 12.0 or newer. Update the driver, check it with nvidia-smi"
+    install = f'pip install "gpurnn[cuda{min(driver[0], 13)}]"'
+    packages = _cupy_packages()
+    reinstall = f"Run pip uninstall -y {' '.join(packages)}, then {install}"
     if len(packages) > 1:
-        removal = " ".join(packages)
-        return f"several CuPy packages shadow each other ({removal}). Run pip uninstall {removal}, then {command}"
+        return f"several CuPy packages overwrite each other: {', '.join(packages)}. {reinstall}"
+    built_for = packages[0].removeprefix("cupy-cuda")[:2] if packages else ""
+    if built_for.isdigit() and int(built_for) > driver[0]:
+        return f"{packages[0]} is for CUDA {built_for}, {supported}. {reinstall}; or update the driver"
+    if not _device_count():
+        return "the NVIDIA driver shows no GPU to this process. Check nvidia-smi and CUDA_VISIBLE_DEVICES"
     try:
-        cupy = importlib.import_module("cupy")
-    except ImportError as error:
-        if not packages:
-            return f"CuPy is not installed. Run {command}"
-        return f"{packages[0]} does not import ({error}). Run pip uninstall {packages[0]}, then {command}"
-    built_for = _cupy_cuda_major(packages)
-    if built_for is not None and built_for > driver[0]:
-        return (
-            f"{packages[0]} is for CUDA {built_for}, the driver supports CUDA {driver[0]}.{driver[1]}. "
-            f"Run pip uninstall {packages[0]}, then {command}, or update the driver"
-        )
+        cupy = _import_cupy()
+    except Exception as error:  # a broken binary fails with whatever error it likes
+        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
+            return f"CuPy is not installed. Run {install}"
+        return f"CuPy does not import ({error.__cause__ or error}). {reinstall if packages else f'Run {install}'}"
     try:
-        count = cupy.cuda.runtime.getDeviceCount()
-        if count:
-            cupy.zeros(1)
-    except Exception as error:  # CuPy's own error classes differ between versions and platforms
-        return f"CuPy {cupy.__version__} cannot use the GPU ({error}). Check 'nvidia-smi', then run {command}"
-    return None if count else "the driver reports no GPU. Check 'nvidia-smi' and CUDA_VISIBLE_DEVICES"
+        _compute(cupy)
+    except Exception as error:  # CuPy's error classes differ between versions and platforms
+        return f"CuPy {cupy.__version__} does not compute on this GPU ({error}). Check nvidia-smi, then run {install}"
+    return None
+
+
+def _load_driver():
+    """The CUDA driver's library; raises OSError where there is none."""
+    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
 
 
 def _driver_cuda_version():
-    """(major, minor) of the newest CUDA that the installed driver supports, or None without a working driver."""
-    library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    """(major, minor) of the newest CUDA that the installed driver supports, or None without a driver."""
+    version = ctypes.c_int()
     try:
-        cuda = ctypes.CDLL(library)
+        failed = _load_driver().cuDriverGetVersion(ctypes.byref(version))
     except OSError:
         return None
-    version = ctypes.c_int()
-    if cuda.cuInit(0) or cuda.cuDriverGetVersion(ctypes.byref(version)):
-        return None
-    return version.value // 1000, version.value % 1000 // 10
+    return None if failed else (version.value // 1000, version.value % 1000 // 10)
+
+
+def _device_count():
+    """How many GPUs the driver shows to this process."""
+    driver, count = _load_driver(), ctypes.c_int()
+    return 0 if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) else count.value
 
 
 def _cupy_packages():
     """Names of the installed distributions that provide ``cupy``."""
-    names = (dist.metadata["Name"] or "" for dist in importlib.metadata.distributions())
-    return sorted({name.lower() for name in names if name.lower() == "cupy" or name.lower().startswith("cupy-cuda")})
+    names = ((dist.metadata["Name"] or "").lower().replace("_", "-") for dist in importlib.metadata.distributions())
+    return sorted({name for name in names if name == "cupy" or name.startswith("cupy-cuda")})
 
 
-def _cupy_cuda_major(packages):
-    """CUDA major version of a ``cupy-cuda12x``-like package name, None for a build from source."""
-    digits = packages[0].removeprefix("cupy-cuda").rstrip("x") if packages else ""
-    return int(digits[:2]) if digits[:2].isdigit() else None
+def _import_cupy():
+    return importlib.import_module("cupy")
+
+
+def _compute(cupy):
+    """Do what every layer needs: compile a kernel, multiply matrices, copy the result back; raises where one fails."""
+    a = cupy.arange(4, dtype=np.float32).reshape(2, 2)
+    (a @ a).get()

@@ -1,0 +1,6 @@
+"""The benchmark of gpurnn, installed as ``gpurnn.bench``.
+
+It will hold four modules and the ``gpurnn bench`` command over them: ``cases`` (what is measured: cell, sizes, dtype,
+forward or training), ``rivals`` (against whom), ``timing`` (how: calibrated loops, recorded warm-up, launch and device
+time apart) and ``report`` (table, JSON, plot). Every case checks its numbers against the reference before it is timed.
+"""

@@ -1,0 +1,56 @@
+// What every kernel file starts from: the legend, the qualifiers, the activations and their derivatives.
+//
+// Legend (the whole project)
+//     T  timesteps                G  gates (RNN 1, GRU 3, LSTM 4)
+//     B  batch (sequences)        S  states (RNN, GRU 1; LSTM 2)
+//     I  input size               L  layers
+//     H  hidden size              D  directions (1 or 2)
+//     V  vocabulary / classes
+//
+// Arrays are C-contiguous and time-major, [T, B, ...]: the rightmost index changes fastest. A leading d is the derivative
+// of the loss by the rest of the name: dh, dgates, dx. `real` is the type that is computed in, float or double.
+//
+// This text is joined before each .cu file, it is not an #include. It is also plain C++, so that the same cells can be
+// compiled for the CPU: no intrinsics here.
+
+#pragma once
+
+#ifdef __CUDACC__
+#define DEVICE __device__ __forceinline__
+#else
+#include <cmath>
+#define DEVICE inline
+using std::tanh;
+#endif
+
+// ---- activations
+//
+// The derivatives take the activated value y = f(x), not x: a backward pass then needs only the gates that the forward
+// pass has stored. tanh(x) itself is the built-in function.
+
+// sigmoid(x) = 1 / (1 + exp(-x)) = (1 + tanh(x / 2)) / 2; the second form cannot overflow.
+template <typename real>
+DEVICE real sigmoid(real x) {
+    return real(0.5) + real(0.5) * tanh(real(0.5) * x);
+}
+
+template <typename real>
+DEVICE real dsigmoid(real y) {
+    return y * (real(1) - y);
+}
+
+template <typename real>
+DEVICE real dtanh(real y) {
+    return (real(1) - y) * (real(1) + y);  // as exact as 1 - y * y, and more so where |y| is close to 1
+}
+
+// NaN stays NaN. The derivative at 0 is 0.
+template <typename real>
+DEVICE real relu(real x) {
+    return x < real(0) ? real(0) : x;
+}
+
+template <typename real>
+DEVICE real drelu(real y) {
+    return y > real(0) ? real(1) : real(0);
+}
