@@ -1,6 +1,28 @@
 """gpurnn: recurrent networks on NumPy and on CUDA kernels of their own."""
 
 from .backend import backends, get_backend, use_backend
+from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from .data import Batch, SequenceBatches, TextBatches
 from .errors import BackendError, DtypeError, ShapeError
 from .gradients import GradientFlow, record_gradient_flow
+from .layers import BatchNorm, Dropout, Embedding, LayerNorm, Linear, Sequential
+from .losses import binary_cross_entropy_with_logits, cross_entropy, mae, mse
+from .metrics import accuracy, bits_per_character, perplexity
+from .module import Module
+from .optim import (
+    SGD,
+    Adam,
+    AdamW,
+    ConstantSchedule,
+    CosineSchedule,
+    PlateauSchedule,
+    RMSprop,
+    StepSchedule,
+    WarmupSchedule,
+    clip_grad_norm,
+    clip_grad_value,
+)
 from .recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from .training import History, TrainingError, evaluate, fit, load_weights
+
+__version__ = "0.1.0"

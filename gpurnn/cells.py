@@ -205,7 +205,6 @@ class GRUCell:
         xp.add(dh, tmp, out=dh)
 
 
-
 def init_orthogonal(normal):
     """An orthogonal matrix (orthonormal rows or columns) from normal draws (rows, columns) (Saxe 2014)."""
     rows, columns = normal.shape

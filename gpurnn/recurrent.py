@@ -105,7 +105,9 @@ class _Recurrent(Module):
         self.bias, self.batch_first = bool(bias), bool(batch_first)
         self.dropout = check_number("dropout", dropout, 0, 1)
         if self.dropout and self.num_layers == 1:
-            raise ValueError("dropout acts between recurrent layers: it needs num_layers > 1; put a Dropout layer behind")
+            raise ValueError(
+                "dropout acts between recurrent layers: it needs num_layers > 1; put a Dropout layer behind"
+            )
         if bidirectional and reverse:
             raise ValueError("reverse means one direction, backwards in time: it excludes bidirectional")
         self.bidirectional, self.reverse = bool(bidirectional), bool(reverse)

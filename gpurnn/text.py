@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from . import optim, rng
-from .checkpoint import CheckpointError, load_checkpoint, write_json_atomic
+from .checkpoint import CheckpointError, write_json_atomic
 from .data import TextBatches
 from .errors import check_choice, check_number, check_size
 from .layers import Dropout, Embedding, Linear, Sequential
@@ -27,7 +27,7 @@ from .losses import cross_entropy
 from .metrics import accuracy, bits_per_character, perplexity
 from .module import check_dtype
 from .recurrent import GRU, LSTM, RNN
-from .training import fit
+from .training import fit, load_weights
 from .vocabulary import UNKNOWN, Vocabulary, read_text, split
 
 # ---- model and run
@@ -257,12 +257,8 @@ def load_run(folder, backend=None):
         path = Path(folder) / "last.json"
     if not path.exists():
         raise FileNotFoundError(f"{folder} holds no checkpoint yet: train it to the end of an epoch first")
-    arrays, _ = load_checkpoint(path)
     model = build_model(config, len(vocabulary), backend)
-    try:
-        model.load_state_dict(arrays)
-    except (KeyError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: does not fit config.json: {error}") from error
+    load_weights(model, path)
     return model.eval(), vocabulary, config
 
 

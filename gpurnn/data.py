@@ -1,0 +1,164 @@
+"""Batches: a long text cut into streams, sequences of different length padded together, and two classic synthetic tasks.
+
+A batch source has a length, the number of batches in an epoch, and ``batch(epoch, index)``, a pure function of its
+arguments: shuffling is keyed by (seed, epoch). So "the position in the data" is the pair (epoch, index) and nothing else,
+and a resumed training sees exactly the batches that it would have seen.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import rng
+from .errors import DtypeError, ShapeError, check_size
+
+
+@dataclass
+class Batch:
+    """One training batch, time-major NumPy arrays.
+
+    inputs: (T, B, ...); targets: what the loss takes, (T, B, ...) or one for each sequence (B, ...); lengths: (B,) or None;
+    carry: the recurrent state of the batch before goes on (truncated BPTT) instead of starting anew.
+    """
+
+    inputs: object
+    targets: object
+    lengths: object = None
+    carry: bool = False
+
+    @property
+    def weight(self):
+        """Number of valid steps: how much this batch's mean loss counts in a mean over batches."""
+        if self.lengths is not None:
+            return int(np.sum(self.lengths))
+        shape = np.shape(self.inputs)
+        return int(shape[0] * shape[1])
+
+
+class TextBatches:
+    """A long sequence of ids cut into ``batch_size`` streams that are read side by side, ``steps`` at a time.
+
+    ids: 1-D integers, for instance a ``np.memmap`` (only what a batch needs is read). Stream b holds the ids from b * S,
+    with S = (len(ids) - 1) // batch_size. A batch has inputs and targets (T, B) int64, the targets one place later; the last
+    batch of an epoch is shorter where S is no multiple of ``steps``. All but the first of an epoch carry the state.
+    Raises ValueError for fewer than batch_size + 1 ids.
+    """
+
+    def __init__(self, ids, batch_size, steps):
+        if getattr(ids, "ndim", None) != 1:
+            raise ShapeError(f"ids: expected a 1-D array, got shape {getattr(ids, 'shape', type(ids).__name__)}")
+        if ids.dtype.kind not in "iu":
+            raise DtypeError(f"ids: expected integers, got {ids.dtype}")
+        self.ids = ids
+        self.batch_size, self.steps = check_size("batch_size", batch_size), check_size("steps", steps)
+        self.stream = (len(ids) - 1) // self.batch_size
+        if self.stream < 1:
+            raise ValueError(f"ids: {batch_size} streams need at least {self.batch_size + 1} ids, got {len(ids)}")
+
+    def __len__(self):
+        return -(-self.stream // self.steps)
+
+    def batch(self, epoch, index):
+        index = _check_index(self, index)
+        first = index * self.steps
+        T = min(self.steps, self.stream - first)
+        rows = [self.ids[start : start + T + 1] for start in np.arange(self.batch_size) * self.stream + first]
+        both = np.ascontiguousarray(np.stack(rows, axis=1), dtype=np.int64)
+        return Batch(both[:-1], both[1:], carry=index > 0)
+
+
+class SequenceBatches:
+    """Sequences of different length, shuffled, padded with zeros to the longest of their batch.
+
+    inputs: a list of arrays (T_n, ...). targets: a list of arrays (T_n, ...), one entry for each step, padded alike; or with
+    ``per_step=False`` an array or list with one target for each sequence. shuffle: another order in every epoch. bucket:
+    sequences of similar length go together (sorted within windows of 32 batches), so that little is padded.
+    """
+
+    def __init__(self, inputs, targets, batch_size, *, per_step=True, shuffle=True, bucket=True, seed=0):
+        self.inputs = [np.asarray(x) for x in inputs]
+        self.targets = [np.asarray(y) for y in targets] if per_step else np.asarray(targets)
+        self.batch_size = check_size("batch_size", batch_size)
+        self.per_step, self.shuffle, self.bucket, self.seed = per_step, shuffle, bucket, rng.check_seed(seed)
+        if not self.inputs:
+            raise ValueError("inputs: expected at least one sequence")
+        if len(self.targets) != len(self.inputs):
+            raise ShapeError(f"targets: expected {len(self.inputs)} entries, as inputs has, got {len(self.targets)}")
+        self.lengths = np.array([len(x) for x in self.inputs], np.int64)
+        for n, (x, y) in enumerate(zip(self.inputs, self.targets, strict=True)):
+            if per_step and len(y) != len(x):
+                raise ShapeError(f"targets[{n}]: expected {len(x)} steps, as inputs[{n}] has, got {len(y)}")
+
+    def __len__(self):
+        return -(-len(self.inputs) // self.batch_size)
+
+    def batch(self, epoch, index):
+        index = _check_index(self, index)
+        chosen = self._order(epoch)[index]
+        lengths = self.lengths[chosen]
+        targets = self._pad([self.targets[n] for n in chosen]) if self.per_step else self.targets[chosen]
+        return Batch(self._pad([self.inputs[n] for n in chosen]), targets, lengths)
+
+    def _order(self, epoch):
+        """The sequences' numbers, batch by batch, in this epoch."""
+        order = np.arange(len(self.inputs))
+        if self.shuffle:
+            order = np.argsort(rng.words(len(order), self.seed, rng.name_key("sequences"), epoch), kind="stable")
+        if self.bucket:
+            window = 32 * self.batch_size
+            for start in range(0, len(order), window):
+                part = order[start : start + window]
+                order[start : start + window] = part[np.argsort(self.lengths[part], kind="stable")]
+        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        if self.shuffle and self.bucket:  # else every window would go from short to long
+            drawn = rng.words(len(batches), self.seed, rng.name_key("batches"), epoch)
+            batches = [batches[n] for n in np.argsort(drawn, kind="stable")]
+        return batches
+
+    def _pad(self, sequences):
+        T = max(len(sequence) for sequence in sequences)
+        padded = np.zeros((T, len(sequences), *sequences[0].shape[1:]), sequences[0].dtype)
+        for b, sequence in enumerate(sequences):
+            padded[: len(sequence), b] = sequence
+        return padded
+
+
+def adding_problem(count, T, seed=0):
+    """Add the two marked numbers of a sequence (Hochreiter & Schmidhuber 1997).
+
+    Returns x (T, count, 2) float32: numbers uniform in [0, 1), and a marker that is 1 once in each half; y (count, 1): the
+    sum of the two marked numbers. Always predicting 1 gives a mean squared error of 1/6, the variance of the sum (0.1767 in
+    the literature, where it was measured on a finite set).
+    """
+    T, half = check_size("T", T, 2), T // 2
+    x = np.zeros((T, check_size("count", count), 2), np.float32)
+    x[:, :, 0] = rng.uniform((T, count), 0, 1, seed, rng.name_key("adding"))
+    drawn = rng.uniform((2, count), 0, 1, seed, rng.name_key("markers"), dtype=np.float64)
+    places = np.stack([drawn[0] * half, half + drawn[1] * (T - half)]).astype(np.int64)
+    everyone = np.arange(count)
+    x[places, everyone, 1] = 1
+    return x, x[places, everyone, 0].sum(axis=0)[:, None]
+
+
+def copy_memory(count, T, symbols=8, length=10, seed=0):
+    """Repeat the first ``length`` symbols after T blanks (Arjovsky, Shah, Bengio 2016).
+
+    Returns ids and targets (T + 2 * length, count) int64. Class 0 is blank, 1 .. symbols the symbols, symbols + 1 the sign
+    to begin; targets are blank but for the last ``length`` steps. Guessing gives length ln(symbols) / (T + 2 length) nats.
+    """
+    T, length = check_size("T", T), check_size("length", length)
+    shape = (length, check_size("count", count))
+    drawn = rng.uniform(shape, 1, check_size("symbols", symbols) + 1, seed, rng.name_key("copy"), dtype=np.float64)
+    pattern = drawn.astype(np.int64)
+    ids = np.zeros((T + 2 * length, count), np.int64)
+    targets = np.zeros_like(ids)
+    ids[:length] = pattern
+    ids[T + length - 1] = symbols + 1
+    targets[-length:] = pattern
+    return ids, targets
+
+
+def _check_index(source, index):
+    if not 0 <= index < len(source):
+        raise IndexError(f"index: this source has batches 0 to {len(source) - 1}, got {index}")
+    return int(index)

@@ -1,0 +1,119 @@
+"""Pictures of a run: loss curves and gradient flow, as PNG. Needs matplotlib: ``pip install 'gpurnn[plot]'``."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+
+def plot_history(records, png):
+    """Loss of every logged step and epoch, learning rate and gradient norm.
+
+    records: the dicts of a ``History``, or the path of a ``history.jsonl``. png: the file to write. Raises ValueError where
+    there is nothing to draw, ImportError without matplotlib.
+    """
+    records = _records(records)
+    steps = [r for r in records if r["kind"] == "step"]
+    epochs = [r for r in records if r["kind"] == "epoch"]
+    if not steps and not epochs:
+        raise ValueError("the history is empty: nothing to draw yet")
+    figure = _figure(8, 6)
+    loss, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    if steps:
+        loss.plot([r["step"] for r in steps], [r["loss"] for r in steps], color="0.75", lw=1, label="training, step")
+    if epochs:
+        x = [r["step"] for r in epochs]
+        loss.plot(x, [r["train_loss"] for r in epochs], "o-", ms=4, label="training, mean of the epoch")
+        measured = [(r["step"], r["validation_loss"]) for r in epochs if r["validation_loss"] is not None]
+        if measured:
+            loss.plot(*zip(*measured, strict=True), "s-", ms=4, label="validation")
+            best = min(measured, key=lambda point: point[1])
+            loss.annotate(f"{best[1]:.4f}", best, textcoords="offset points", xytext=(0, 8), ha="center")
+    loss.set_ylabel("loss")
+    loss.legend()
+    loss.grid(alpha=0.3)
+    source = steps or epochs
+    x = [r["step"] for r in source]
+    below.plot(x, [r["grad_norm"] for r in source], lw=1, color="C2")
+    below.set_yscale("log")
+    below.set_ylabel("gradient norm", color="C2")
+    below.set_xlabel("optimiser step")
+    rate = below.twinx()
+    rate.plot(x, [r["lr"] for r in source], lw=1, color="C3")
+    rate.set_ylabel("learning rate", color="C3")
+    rate.set_ylim(bottom=0)
+    _save(figure, png)
+
+
+def plot_gradient_flow(flow, png):
+    """Norm of dL/dh, and of dL/dc where there is a c, against the timestep, on a logarithmic scale.
+
+    flow: a ``GradientFlow``, or the path of a run's ``gradient_flow.jsonl`` (one curve for each epoch, dark is late). A
+    curve that falls towards t = 0 is a vanishing gradient, one that rises an exploding one; exact zeros are left out.
+    """
+    if isinstance(flow, dict):
+        moments = [{name: {"dh": n.dh.mean(axis=1), "dc": _mean(n.dc)} for name, n in flow.items()}]
+    else:
+        moments = [record["layers"] for record in _records(flow)]
+    if not moments or not moments[-1]:
+        raise ValueError("no gradient flow was recorded: nothing to draw")
+    names = list(moments[-1])
+    figure = _figure(8, 2.2 * len(names) + 1)
+    axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, name in zip(axes, names, strict=True):
+        for age, moment in enumerate(moments):
+            for kind, color in (("dh", "C0"), ("dc", "C1")):
+                if moment[name].get(kind) is None:
+                    continue
+                norms = np.asarray(moment[name][kind], float)
+                shade = 0.25 + 0.75 * (age + 1) / len(moments)
+                label = f"dL/d{kind[1]}" if age == len(moments) - 1 else None
+                axis.plot(np.where(norms > 0, norms, np.nan), color=color, alpha=shade, lw=1.5, label=label)
+        axis.set_yscale("log")
+        axis.set_ylabel("norm")
+        axis.set_title(name, loc="left", fontsize=10)
+        axis.legend(loc="upper left")
+        axis.grid(alpha=0.3)
+    axes[-1].set_xlabel("timestep t")
+    _save(figure, png)
+
+
+def plot_run(folder):
+    """Draw what a run's folder holds; returns the paths of the PNGs. Raises FileNotFoundError where there is no history."""
+    folder = Path(folder)
+    if not (folder / "history.jsonl").is_file():
+        raise FileNotFoundError(f"{folder} holds no run: history.jsonl is missing")
+    made = [folder / "history.png"]
+    plot_history(folder / "history.jsonl", made[0])
+    flow = folder / "gradient_flow.jsonl"
+    if flow.is_file() and flow.stat().st_size:
+        made.append(folder / "gradient_flow.png")
+        plot_gradient_flow(flow, made[-1])
+    return made
+
+
+def _mean(norms):
+    return None if norms is None else norms.mean(axis=1)
+
+
+def _records(source):
+    if isinstance(source, (str, Path)):
+        lines = (
+            Path(source).read_text(encoding="utf-8").split("\n")[:-1]
+        )  # a line without its end is still being written
+        return [json.loads(line) for line in lines]
+    return list(source)
+
+
+def _figure(width, height):
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install 'gpurnn[plot]'") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure, png):
+    png = Path(png)
+    png.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(png, dpi=120)

@@ -1,0 +1,451 @@
+"""Training: ``fit``, and ``evaluate`` beside it.
+
+Everything that decides the next step is in a checkpoint: weights, optimiser, schedule, the counters of random draws, the
+carried recurrent state, the position in the data. So a run that was killed at any moment, and resumed, goes through the
+same bits as one that was not.
+
+A run's folder: ``last.json`` and ``best.json`` (checkpoints, see checkpoint.py), ``history.jsonl``, ``history.png``, and
+``gradient_flow.jsonl`` where asked for.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from .checkpoint import CheckpointError, load_checkpoint, remove_checkpoint, save_checkpoint
+from .errors import check_choice, check_number, check_size
+from .gradients import record_gradient_flow
+from .optim import clip_grad_norm, clip_grad_value
+
+_log = logging.getLogger("gpurnn")
+_LOG_EVERY = 10  # optimiser steps between two records of the history
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on: the loss or the gradient is not finite. The weights are those before the bad step."""
+
+
+class History(list):
+    """The records of a run, in order, each a dict; the lines of ``history.jsonl``.
+
+    kind "step": step, epoch, loss, lr, grad_norm. kind "epoch": epoch (counted from 1), step, train_loss, validation_loss
+    (or None), lr, grad_norm, seconds since the start. ``stopped``: why training ended, "epochs" or "patience".
+    """
+
+    stopped = None
+
+    @property
+    def epochs(self):
+        """The records of whole epochs."""
+        return [record for record in self if record["kind"] == "epoch"]
+
+
+def fit(
+    model,
+    loss,
+    batches,
+    *,
+    optimizer,
+    epochs,
+    validation=None,
+    schedule=None,
+    schedule_every="epoch",
+    clip_norm=None,
+    clip_value=None,
+    accumulate=1,
+    out=None,
+    resume=False,
+    overwrite=False,
+    checkpoint_every=None,
+    patience=None,
+    progress=True,
+    flow=False,
+    extra=None,
+):
+    """Train ``model`` to ``epochs`` epochs in total; returns its ``History``.
+
+    loss: ``loss(outputs, targets)`` -> (value, backward), a mean over valid steps, such as ``gpurnn.cross_entropy``; gets
+        ``lengths=`` where a batch has lengths.
+    batches, validation: batch sources, see data.py. A batch that carries continues the recurrent state of the one before
+        (truncated BPTT: no gradient goes back over the border).
+    schedule: its ``step`` is called after every "epoch" (with the validation loss, else the training loss) or "step".
+    clip_norm, clip_value: limits of the gradient's global norm and of each of its entries.
+    accumulate: batches whose gradients make one optimiser step; equal to one large batch of all their steps.
+    out: folder of the run; None writes nothing. resume: go on from the last checkpoint there, exactly as if never
+        stopped; without one, start. overwrite: replace a run that stands there.
+    checkpoint_every: optimiser steps between checkpoints, besides the end of each epoch. extra: JSON-ready, kept in them.
+    patience: epochs without a better validation loss before training stops.
+    progress: a bar with loss, rate and time left. flow: record the gradient flow at the first step of every epoch.
+
+    Raises TrainingError where loss or gradient is not finite, CheckpointError for a checkpoint that is damaged or of
+    another model, FileExistsError for a folder in use; the last good checkpoint stays. Ctrl-C ends the step, saves a
+    checkpoint and raises KeyboardInterrupt; a second one raises at once.
+    """
+    run = _Run(
+        model, loss, batches, optimizer, check_size("epochs", epochs), validation, schedule,
+        check_choice("schedule_every", schedule_every, ("epoch", "step")),
+        math.inf if clip_norm is None else check_number("clip_norm", clip_norm, 0, low_open=True),
+        None if clip_value is None else check_number("clip_value", clip_value, 0, low_open=True),
+        check_size("accumulate", accumulate), None if out is None else Path(out),
+        None if checkpoint_every is None else check_size("checkpoint_every", checkpoint_every),
+        None if patience is None else check_size("patience", patience), progress, flow, extra,
+    )  # fmt: skip
+    if patience is not None and validation is None:
+        raise ValueError("patience watches the validation loss: give validation batches")
+    if optimizer.model is not model:
+        raise ValueError("optimizer: was built for another model")
+    run.open_folder(resume, overwrite)
+    try:
+        with _deferred_interrupt() as interrupted:
+            run.train(interrupted)
+    finally:
+        run.close()
+    return run.history
+
+
+def evaluate(model, loss, batches, *, progress=False):
+    """Mean loss over all valid steps of a batch source, in evaluation mode; the modes are restored afterwards.
+
+    The recurrent state is carried as in training, from a zero state; the model's training is not touched.
+    """
+    modes = [(module, module.training) for _, module in model.modules()]
+    model.eval()
+    total = weight = 0.0
+    state = None
+    try:
+        for index in _bar(range(len(batches)), progress, desc="validation", leave=False):
+            batch = batches.batch(0, index)
+            outputs = model(model.xp.asarray(batch.inputs), **_context(model, batch, state))
+            if model.stateful:
+                outputs, state = outputs
+            value, _ = _loss(loss, outputs, batch)
+            total += float(value) * batch.weight
+            weight += batch.weight
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return total / weight if weight else math.nan
+
+
+class _Run:
+    """One call of ``fit``: its settings, and the state that a checkpoint holds."""
+
+    def __init__(
+        self, model, loss, batches, optimizer, epochs, validation, schedule, schedule_every, clip_norm, clip_value,
+        accumulate, out, checkpoint_every, patience, progress, flow, extra,
+    ):  # fmt: skip
+        self.model, self.loss, self.batches, self.optimizer = model, loss, batches, optimizer
+        self.epochs, self.validation = epochs, validation
+        self.schedule, self.schedule_every = schedule, schedule_every
+        self.clip_norm, self.clip_value, self.accumulate = clip_norm, clip_value, accumulate
+        self.out, self.checkpoint_every, self.patience = out, checkpoint_every, patience
+        self.progress, self.flow, self.extra = progress, flow, extra
+        self.history = History()
+        # what a checkpoint holds besides model, optimiser and schedule
+        self.epoch, self.index, self.step = 0, 0, 0  # whole epochs done, next batch, optimiser steps
+        self.state = None
+        self.sums = [0.0, 0]  # loss times weight, weight, over this epoch so far
+        self.norm = None
+        self.best, self.waited = None, 0
+        self.seconds = 0.0
+        self._started = time.monotonic()
+        self._files, self._sizes = {}, {}  # open logs, and their sizes at the checkpoint that was restored
+
+    # ---- the loop
+
+    def train(self, interrupted):
+        per_epoch = len(self.batches)
+        bar = _bar(None, self.progress, total=self.epochs * per_epoch, initial=self.epoch * per_epoch + self.index)
+        with bar:
+            while self.epoch < self.epochs and not self._out_of_patience():
+                bar.set_description(f"epoch {self.epoch + 1}/{self.epochs}")
+                self.model.train()
+                while self.index < per_epoch:
+                    done = self._train_step()
+                    bar.set_postfix_str(
+                        f"loss {self.sums[0] / max(self.sums[1], 1):.4f}, lr {self.optimizer.lr:.2g}", False
+                    )
+                    bar.update(done)
+                    every = self.checkpoint_every
+                    if interrupted() or (every and self.step % every == 0 and self.index < per_epoch):
+                        self.save()
+                    if interrupted():
+                        raise KeyboardInterrupt
+                self._end_epoch()
+        self.history.stopped = "patience" if self._out_of_patience() and self.epoch < self.epochs else "epochs"
+        self._draw()
+
+    def _train_step(self):
+        """One optimiser step over ``accumulate`` batches; returns how many there were."""
+        model, stop = self.model, min(self.index + self.accumulate, len(self.batches))
+        group = [self.batches.batch(self.epoch, index) for index in range(self.index, stop)]
+        whole = sum(batch.weight for batch in group)
+        model.zero_grad()
+        mean, state = 0.0, self.state
+        watch = self.flow and self.index == 0
+        with record_gradient_flow() if watch else contextlib.nullcontext() as flow:
+            for batch in group:
+                x = model.xp.asarray(batch.inputs)
+                outputs, *last, backward = model.forward(x, **_context(model, batch, state))
+                state = last[0] if last else None
+                value, dloss = _loss(self.loss, outputs, batch)
+                share = batch.weight / whole if whole else 0.0
+                backward(dloss(share))
+                mean += float(value) * share
+        norm = float(clip_grad_norm(model, self.clip_norm))
+        if not math.isfinite(mean) or not math.isfinite(norm):
+            before = "" if self.norm is None else f" (the step before: {self.norm:.3g})"
+            raise TrainingError(
+                f"epoch {self.epoch + 1}, step {self.step + 1}: loss {mean}, gradient norm {norm:.3g}{before}. The weights "
+                "are those before this step; the last checkpoint stays. A lower learning rate or a gradient limit "
+                "(clip_norm) usually helps; also look for values in the data that are not finite"
+            )
+        if self.clip_value is not None:
+            clip_grad_value(model, self.clip_value)
+        self.optimizer.step()
+        if self.schedule is not None and self.schedule_every == "step":
+            self.schedule.step()
+        self.state, self.norm, self.index, self.step = state, norm, stop, self.step + 1
+        self.sums[0] += mean * whole
+        self.sums[1] += whole
+        if self.step % _LOG_EVERY == 0:
+            self._record(
+                kind="step", step=self.step, epoch=self.epoch + 1, loss=mean, lr=self.optimizer.lr, grad_norm=norm
+            )
+        if watch:
+            self._record_flow(flow)
+        return len(group)
+
+    def _end_epoch(self):
+        train_loss = self.sums[0] / self.sums[1] if self.sums[1] else math.nan
+        measured = None
+        if self.validation is not None:
+            measured = evaluate(self.model, self.loss, self.validation)
+            if not math.isfinite(measured):
+                raise TrainingError(
+                    f"epoch {self.epoch + 1}, step {self.step}: validation loss {measured}, last gradient norm "
+                    f"{self.norm:.3g}. The last checkpoint, of the epoch before, stays"
+                )
+        if self.schedule is not None and self.schedule_every == "epoch":
+            self.schedule.step(train_loss if measured is None else measured)
+        watched = train_loss if measured is None else measured
+        better = self.best is None or watched < self.best
+        self.best, self.waited = (watched, 0) if better else (self.best, self.waited + 1)
+        self.epoch, self.index, self.state, self.sums = self.epoch + 1, 0, None, [0.0, 0]
+        self._record(
+            kind="epoch", epoch=self.epoch, step=self.step, train_loss=train_loss, validation_loss=measured,
+            lr=self.optimizer.lr, grad_norm=self.norm, seconds=round(self._elapsed(), 3),
+        )  # fmt: skip
+        if better:
+            self.save("best.json")
+        self.save()
+
+    def _out_of_patience(self):
+        return self.patience is not None and self.waited >= self.patience
+
+    def _elapsed(self):
+        return self.seconds + time.monotonic() - self._started
+
+    # ---- files
+
+    def open_folder(self, resume, overwrite):
+        """Refuse, clear or continue the run's folder, and open its logs."""
+        if self.out is None:
+            if resume:
+                raise ValueError("resume needs out, the folder of the run")
+            return
+        last = self.out / "last.json"
+        if resume and last.exists():
+            self._restore(last)
+        elif not resume and any((self.out / name).exists() for name in ("last.json", "history.jsonl")):
+            if not overwrite:
+                raise FileExistsError(
+                    f"{self.out} already holds a run: continue it with resume, replace it with overwrite"
+                )
+            for name in ("last.json", "best.json"):
+                remove_checkpoint(self.out / name)
+        self.out.mkdir(parents=True, exist_ok=True)
+        for name in ("history", "gradient_flow"):
+            path = self.out / f"{name}.jsonl"
+            if name == "history" or self.flow or path.exists():
+                self._files[name] = open(path, "ab")  # noqa: SIM115 - open as long as the run
+                self._files[name].truncate(self._sizes.get(name, 0) if self.step else 0)
+
+    def close(self):
+        for file in self._files.values():
+            file.close()
+
+    def save(self, name="last.json"):
+        """Write a checkpoint of this moment, if there is a folder."""
+        if self.out is None:
+            return
+        sizes = {}
+        for log, file in self._files.items():
+            file.flush()
+            os.fsync(file.fileno())
+            sizes[log] = os.fstat(file.fileno()).st_size
+        optimizer, structure, arrays = self.optimizer.state_dict(), *_flatten(self.state)
+        arrays = {f"state/{key}": self.model.ops.to_numpy(array) for key, array in arrays.items()}
+        arrays |= {f"model/{key}": array for key, array in self.model.state_dict().items()}
+        arrays |= {f"optimizer/{key}": array for key, array in optimizer["arrays"].items()}
+        document = {
+            "epoch": self.epoch, "index": self.index, "step": self.step, "sums": self.sums, "norm": self.norm,
+            "best": self.best, "waited": self.waited, "seconds": self._elapsed(), "state": structure,
+            "optimizer": optimizer["scalars"], "schedule": self.schedule and self.schedule.state_dict(),
+            "random": self.model.random_state(), "sizes": sizes,
+            "data": {"batches": len(self.batches), "accumulate": self.accumulate}, "extra": self.extra,
+        }  # fmt: skip
+        save_checkpoint(self.out / name, arrays, document)
+
+    def _restore(self, path):
+        """Take everything from a checkpoint; on an error the model is as it was."""
+        arrays, document = load_checkpoint(path)
+        before = self.model.state_dict()
+        try:
+            data = {"batches": len(self.batches), "accumulate": self.accumulate}
+            if document["data"] != data:
+                raise ValueError(f"it was made with {document['data']}, this run has {data}")
+            if (document["schedule"] is None) != (self.schedule is None):
+                raise ValueError("it was made " + ("without a schedule" if self.schedule else "with a schedule"))
+            parts = _by_prefix(arrays)
+            self.model.load_state_dict(parts.get("model", {}))
+            self.optimizer.load_state_dict({"scalars": document["optimizer"], "arrays": parts.get("optimizer", {})})
+            if self.schedule is not None:
+                self.schedule.load_state_dict(document["schedule"])
+            self.state = _unflatten(document["state"], parts.get("state", {}), self.model.xp)
+            self.model.load_random_state(document["random"])
+            self.epoch, self.index, self.step = document["epoch"], document["index"], document["step"]
+            self.sums, self.norm = document["sums"], document["norm"]
+            self.best, self.waited, self.seconds = document["best"], document["waited"], document["seconds"]
+            self._sizes = document["sizes"]
+        except (KeyError, ValueError, TypeError) as error:
+            self.model.load_state_dict(before)
+            raise CheckpointError(f"{path}: does not fit this run: {error}") from error
+        log = self.out / "history.jsonl"
+        lines = log.read_bytes()[: self._sizes["history"]] if log.exists() else b""
+        self.history.extend(json.loads(line) for line in lines.splitlines())
+
+    def _record(self, **record):
+        self.history.append(record)
+        self._write("history", record)
+
+    def _record_flow(self, flow):
+        def mean(norms):
+            return None if norms is None else norms.mean(axis=1).tolist()
+
+        layers = {name: {"dh": mean(norms.dh), "dc": mean(norms.dc)} for name, norms in flow.items()}
+        self._write("gradient_flow", {"epoch": self.epoch + 1, "step": self.step, "layers": layers})
+
+    def _write(self, log, record):
+        if log in self._files:
+            self._files[log].write(json.dumps(record).encode() + b"\n")
+            self._files[log].flush()
+
+    def _draw(self):
+        if self.out is None:
+            return
+        from .plots import plot_run
+
+        try:
+            plot_run(self.out)
+        except ImportError as error:
+            _log.info("no history.png: %s", error)
+
+
+def load_weights(model, path):
+    """Give ``model`` the weights and running statistics of a checkpoint of ``fit``.
+
+    Raises CheckpointError for a damaged one or one of another model; nothing changes then.
+    """
+    arrays, _ = load_checkpoint(path)
+    try:
+        model.load_state_dict(_by_prefix(arrays).get("model", {}))
+    except (KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: does not fit this model: {error}") from error
+
+
+# ---- small parts
+
+
+def _context(model, batch, state):
+    """What a model's call takes besides x: the state where it has one and the batch carries it, and the lengths."""
+    context = {"state": state if batch.carry else None} if model.stateful else {}
+    if batch.lengths is not None and getattr(model, "takes_lengths", False):
+        context["lengths"] = batch.lengths
+    return context
+
+
+def _loss(loss, outputs, batch):
+    if batch.lengths is None:
+        return loss(outputs, batch.targets)
+    return loss(outputs, batch.targets, lengths=batch.lengths)
+
+
+def _by_prefix(arrays):
+    """{"model/a": x} -> {"model": {"a": x}}."""
+    parts = {}
+    for name, array in arrays.items():
+        prefix, _, rest = name.partition("/")
+        parts.setdefault(prefix, {})[rest] = array
+    return parts
+
+
+def _flatten(state, path="s"):
+    """A recurrent state as (JSON-ready structure whose leaves are keys or None, key -> array)."""
+    if state is None:
+        return None, {}
+    if isinstance(state, (tuple, list)):
+        structure, arrays = [], {}
+        for number, part in enumerate(state):
+            inner, more = _flatten(part, f"{path}.{number}")
+            structure.append(inner)
+            arrays |= more
+        return structure, arrays
+    return path, {path: state}
+
+
+def _unflatten(structure, arrays, xp):
+    if structure is None:
+        return None
+    if isinstance(structure, list):
+        return tuple(_unflatten(part, arrays, xp) for part in structure)
+    return xp.asarray(np.asarray(arrays[structure]))
+
+
+def _bar(iterable, progress, **options):
+    from tqdm import tqdm
+
+    columns = min(80, os.get_terminal_size(2).columns) if os.isatty(2) else 80
+    return tqdm(iterable, disable=not progress, ncols=columns, unit="batch", dynamic_ncols=False, **options)
+
+
+@contextlib.contextmanager
+def _deferred_interrupt():
+    """Inside, the first Ctrl-C only sets the flag that the yielded function reads; a second one raises at once."""
+    pressed = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:  # somebody else's handler: leave it
+        yield lambda: False
+        return
+
+    def handler(number, frame):
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
