@@ -1,60 +1,421 @@
-import math, numpy as np
+"""The layers without a time loop: Linear, Embedding, Dropout, LayerNorm, BatchNorm, and Sequential, which joins layers.
+
+``y = layer(x)`` keeps nothing; ``y, backward = layer.forward(x)`` and ``dx = backward(dy)`` are for training: parameter
+gradients accumulate into ``layer.grads``. Whether Dropout and BatchNorm act as in training depends on ``train()`` and
+``eval()`` alone.
+"""
+
+import math
+
+import numpy as np
+
 from . import rng
+from .errors import DtypeError, ShapeError, check_number, check_shape, check_size
+from .masks import valid_steps
 from .module import Module
-class Embedding(Module):
-    def __init__(self, V, dim, backend=None, dtype="float32", seed=None):
-        super().__init__(backend, dtype, seed)
-        self._declare({"weight": rng.normal((V, dim), self.seed, 1, dtype=np.float64)})
-    def __call__(self, x): return self.params["weight"][x]
-    def forward(self, x):
-        def b(dy):
-            self.ops.accumulate_rows(self.grads["weight"], x.reshape(-1), dy.reshape(-1, dy.shape[-1]))
-        return self(x), b
+
+
+def _rows(array):
+    """(..., F) as (N, F); a view wherever the memory allows one."""
+    return array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
+
+
+def _check_features(layer, x, features, name="x"):
+    """``x`` as an array of the layer's dtype whose last axis is ``features``."""
+    x = layer.ops.asfloat(x, layer.dtype, name)
+    if x.ndim == 0 or x.shape[-1] != features:
+        raise ShapeError(f"{name}: expected shape (..., {features}), got {x.shape}")
+    return x
+
+
+def _check_like(layer, dy, shape):
+    dy = layer.ops.asfloat(dy, layer.dtype, "dy")
+    check_shape("dy", dy, shape)
+    return dy
+
+
 class Linear(Module):
-    def __init__(self, I, O, backend=None, dtype="float32", seed=None):
+    """y = x W^T + b over the last axis; ``torch.nn.Linear``: weight (out, in), bias (out,), U(+-1/sqrt(in)) at first.
+
+    x: (..., in_features) -> y: (..., out_features), of the layer's dtype. Raises ShapeError, DtypeError.
+    """
+
+    def __init__(self, in_features, out_features, bias=True, *, backend="auto", dtype="float32", seed=None):
         super().__init__(backend, dtype, seed)
-        k = 1/math.sqrt(I)
-        self._declare({"weight": rng.uniform((O, I), -k, k, self.seed, 1, dtype=np.float64), "bias": np.zeros(O)})
-    def __call__(self, x): return x @ self.params["weight"].T + self.params["bias"]
+        self.in_features = check_size("in_features", in_features)
+        self.out_features = check_size("out_features", out_features)
+        self.bias = bool(bias)
+        shapes = {"weight": (self.out_features, self.in_features)} | ({"bias": (self.out_features,)} if bias else {})
+        bound = 1 / math.sqrt(self.in_features)
+        self._declare(
+            {
+                name: rng.uniform(shape, -bound, bound, self.seed, rng.name_key(name), dtype=np.float64)
+                for name, shape in shapes.items()
+            }
+        )
+
+    def __call__(self, x):
+        return self._apply(_check_features(self, x, self.in_features))
+
     def forward(self, x):
-        def b(dy):
-            d2 = dy.reshape(-1, dy.shape[-1])
-            self.grads["weight"][...] += d2.T @ x.reshape(-1, x.shape[-1])
-            self.grads["bias"][...] += d2.sum(0)
-            return dy @ self.params["weight"]
-        return self(x), b
+        x = _check_features(self, x, self.in_features)
+        y = self._apply(x)
+        shape = y.shape
+
+        def backward(dy):
+            dy = _rows(_check_like(self, dy, shape))
+            self.grads["weight"] += dy.T @ _rows(x)
+            if self.bias:
+                self.grads["bias"] += dy.sum(axis=0)
+            return (dy @ self.params["weight"]).reshape(x.shape)
+
+        return y, backward
+
+    def _apply(self, x):
+        y = _rows(x) @ self.params["weight"].T
+        if self.bias:
+            y += self.params["bias"]
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+
+class Embedding(Module):
+    """Rows of a table by number; ``torch.nn.Embedding``: weight (num_embeddings, embedding_dim), N(0, 1) at first.
+
+    ids: integers of any shape, 0 .. num_embeddings - 1 -> (*shape, embedding_dim). padding_idx: a row that starts at zero
+    and receives no gradient. ``backward`` returns None: numbers have no derivative; the gradient of the table is summed
+    in a fixed order. Raises DtypeError unless ids are integers, ValueError naming an id out of range.
+    """
+
+    def __init__(self, num_embeddings, embedding_dim, padding_idx=None, *, backend="auto", dtype="float32", seed=None):
+        super().__init__(backend, dtype, seed)
+        self.num_embeddings = check_size("num_embeddings", num_embeddings)
+        self.embedding_dim = check_size("embedding_dim", embedding_dim)
+        if padding_idx is not None:
+            padding_idx = check_size("padding_idx", padding_idx, minimum=0)
+            if padding_idx >= self.num_embeddings:
+                raise ValueError(f"padding_idx should be below num_embeddings {num_embeddings}, got {padding_idx}")
+        self.padding_idx = padding_idx
+        shape = (self.num_embeddings, self.embedding_dim)
+        weight = rng.normal(shape, self.seed, rng.name_key("weight"), dtype=np.float64)
+        if padding_idx is not None:
+            weight[padding_idx] = 0
+        self._declare({"weight": weight})
+
+    def __call__(self, ids):
+        return self.params["weight"][self._check(ids)]
+
+    def forward(self, ids):
+        ids = self._check(ids)
+        y = self.params["weight"][ids]
+        shape = y.shape
+
+        def backward(dy):
+            dy, index = _rows(_check_like(self, dy, shape)), ids.reshape(-1)
+            if self.padding_idx is not None:
+                kept = self.xp.flatnonzero(index != self.padding_idx)
+                dy, index = dy[kept], index[kept]
+            self.ops.accumulate_rows(self.grads["weight"], index, dy)
+
+        return y, backward
+
+    def _check(self, ids):
+        ids = self.ops.asarray(ids, "ids")
+        if ids.dtype.kind not in "iu":
+            raise DtypeError(f"ids: expected integers, got {ids.dtype}")
+        if ids.size:
+            low, high = int(ids.min()), int(ids.max())
+            if low < 0 or high >= self.num_embeddings:
+                wrong = low if low < 0 else high
+                raise ValueError(f"ids: expected numbers from 0 to {self.num_embeddings - 1}, got {wrong}")
+        return ids
+
+
 class Dropout(Module):
-    def __init__(self, rate, variational=False, backend=None, dtype="float32", seed=None):
-        super().__init__(backend, dtype, seed); self.rate = rate
-    def __call__(self, x): return self.forward(x)[0]
+    """Zeroes each element with probability ``rate`` and scales the rest by 1 / (1 - rate), in training mode only.
+
+    variational: one mask for each sequence, the same at every timestep (Gal & Ghahramani 2016), for x (T, B, F), or
+    (B, T, F) with ``batch_first``; otherwise x may have any shape. Masks come from (seed, name in the model, number of
+    the training call): equal on every backend, and independent of what else was drawn.
+    """
+
+    def __init__(self, rate, variational=False, *, batch_first=False, backend="auto", dtype="float32", seed=None):
+        super().__init__(backend, dtype, seed)
+        self.rate = check_number("rate", rate, 0, 1)
+        self.variational, self.batch_first = bool(variational), bool(batch_first)
+
+    def __call__(self, x):
+        return self._apply(self._check(x), self.calls)[0]
+
     def forward(self, x):
-        if not self.training: return x, lambda d: d
-        m = rng.keep_mask(x.shape, self.rate, self.seed, self.key, self.calls, self.xp) / self.dtype.type(1 - self.rate)
-        self.calls += 1
-        return x * m.astype(x.dtype), lambda d: d * m.astype(d.dtype)
+        x = self._check(x)
+        y, scaled_mask = self._apply(x, self.calls)
+        if scaled_mask is not None:
+            self.calls += 1
+
+        def backward(dy):
+            dy = _check_like(self, dy, x.shape)
+            return dy.copy() if scaled_mask is None else dy * scaled_mask
+
+        return y, backward
+
+    def _check(self, x):
+        x = self.ops.asfloat(x, self.dtype, "x")
+        if self.variational and x.ndim != 3:
+            raise ShapeError(f"x: variational dropout expects 3-D input with a time axis, got shape {x.shape}")
+        return x
+
+    def _apply(self, x, call):
+        """y, and the mask times 1 / (1 - rate), or None where nothing is dropped."""
+        if not self.training or self.rate == 0:
+            return x.copy(), None
+        shape = list(x.shape)
+        if self.variational:
+            shape[1 if self.batch_first else 0] = 1
+        keep = rng.keep_mask(tuple(shape), self.rate, self.seed, self.key, call, self.xp)
+        scaled_mask = keep.astype(self.dtype)
+        scaled_mask *= 0 if self.rate == 1 else 1 / (1 - self.rate)
+        return x * scaled_mask, scaled_mask
+
+
+def _normalise(xp, x, mean, variance, eps):
+    """(x - mean) / sqrt(variance + eps), and 1 / sqrt(variance + eps)."""
+    inverse = (1 / xp.sqrt(variance + eps)).astype(x.dtype)
+    return (x - mean) * inverse, inverse
+
+
+class LayerNorm(Module):
+    """(x - mean) / sqrt(var + eps) * weight + bias over the last axis (Ba, Kiros, Hinton 2016); ``torch.nn.LayerNorm``.
+
+    x: (..., features) -> y of the same shape. var is the biased variance.
+    """
+
+    def __init__(self, features, eps=1e-5, bias=True, *, backend="auto", dtype="float32", seed=None):
+        super().__init__(backend, dtype, seed)
+        self.features = check_size("features", features)
+        self.eps = check_number("eps", eps, 0)
+        self.bias = bool(bias)
+        self._declare({"weight": np.ones(self.features)} | ({"bias": np.zeros(self.features)} if bias else {}))
+
+    def __call__(self, x):
+        return self.forward(x)[0]
+
+    def forward(self, x):
+        x, xp = _check_features(self, x, self.features), self.xp
+        mean = x.mean(axis=-1, keepdims=True)
+        variance = xp.square(x - mean).mean(axis=-1, keepdims=True)
+        normal, inverse = _normalise(xp, x, mean, variance, self.eps)
+        y = normal * self.params["weight"]
+        if self.bias:
+            y += self.params["bias"]
+
+        def backward(dy):
+            dy = _check_like(self, dy, x.shape)
+            self.grads["weight"] += _rows(dy * normal).sum(axis=0)
+            if self.bias:
+                self.grads["bias"] += _rows(dy).sum(axis=0)
+            d = dy * self.params["weight"]
+            along = (d * normal).mean(axis=-1, keepdims=True)
+            return (d - d.mean(axis=-1, keepdims=True) - normal * along) * inverse
+
+        return y, backward
+
+
+class BatchNorm(Module):
+    """Batch normalisation of each feature over all valid steps (Ioffe & Szegedy 2015); ``torch.nn.BatchNorm1d``.
+
+    x: (T, B, features) or (N, features) -> y of the same shape, zero at steps that are not valid. lengths: (B,), for a
+    time-major 3-D x, or (B, T, F) with ``batch_first``; mask: boolean, of x's shape without the last axis.
+
+    In training mode the statistics are the batch's, and ``forward`` (not calling) updates the buffers ``running_mean``,
+    ``running_var`` (unbiased) by ``momentum`` and ``num_batches_tracked``; in evaluation mode the running ones are used.
+    Raises ValueError in training mode with fewer than 2 valid steps.
+    """
+
+    takes_lengths = True
+
+    def __init__(
+        self, features, eps=1e-5, momentum=0.1, affine=True, *, batch_first=False, backend="auto", dtype="float32",
+        seed=None,
+    ):  # fmt: skip
+        super().__init__(backend, dtype, seed)
+        self.features = check_size("features", features)
+        self.eps = check_number("eps", eps, 0)
+        self.momentum = check_number("momentum", momentum, 0, 1)
+        self.affine, self.batch_first = bool(affine), bool(batch_first)
+        if affine:
+            self._declare({"weight": np.ones(self.features), "bias": np.zeros(self.features)})
+        self.buffers = {
+            "running_mean": self.xp.zeros(self.features, self.dtype),
+            "running_var": self.xp.ones(self.features, self.dtype),
+            "num_batches_tracked": self.xp.zeros((), np.int64),
+        }
+
+    def __call__(self, x, lengths=None, mask=None):
+        return self._apply(x, lengths, mask, update=False)[0]
+
+    def forward(self, x, lengths=None, mask=None):
+        y, normal, inverse, rows = self._apply(x, lengths, mask, update=True)
+        shape, batch_statistics = y.shape, self.training
+
+        def backward(dy):
+            d = self._gather(_rows(_check_like(self, dy, shape)), rows)
+            if self.affine:
+                self.grads["weight"] += (d * normal).sum(axis=0)
+                self.grads["bias"] += d.sum(axis=0)
+                d = d * self.params["weight"]
+            if batch_statistics:
+                d = d - d.mean(axis=0) - normal * (d * normal).mean(axis=0)
+            return self._scatter(d * inverse, rows, shape)
+
+        return y, backward
+
+    def _apply(self, x, lengths, mask, update):
+        """y, the normalised valid rows (N, F), 1 / deviation, and the numbers of these rows (None for all)."""
+        x, xp = _check_features(self, x, self.features), self.xp
+        if x.ndim not in (2, 3):
+            raise ShapeError(f"x: expected (T, B, {self.features}) or (N, {self.features}), got {x.shape}")
+        rows = self._valid_rows(x, lengths, mask)
+        valid = self._gather(_rows(x), rows)
+        if self.training:
+            count = len(valid)
+            if count < 2:
+                raise ValueError(f"x: batch statistics need at least 2 valid steps in training mode, got {count}")
+            mean = valid.mean(axis=0)
+            variance = xp.square(valid - mean).mean(axis=0)
+            if update:
+                for name, value in (("running_mean", mean), ("running_var", variance * (count / (count - 1)))):
+                    buffer = self.buffers[name]
+                    buffer += self.momentum * (value - buffer)
+                self.buffers["num_batches_tracked"] += 1
+        else:
+            mean, variance = self.buffers["running_mean"], self.buffers["running_var"]
+        normal, inverse = _normalise(xp, valid, mean, variance, self.eps)
+        y = normal * self.params["weight"] + self.params["bias"] if self.affine else normal
+        return self._scatter(y, rows, x.shape), normal, inverse, rows
+
+    def _valid_rows(self, x, lengths, mask):
+        valid = None
+        if lengths is not None:
+            if x.ndim != 3:
+                raise ShapeError(f"lengths: need a 3-D x with a time axis, got x of shape {x.shape}")
+            T, B = (x.shape[1], x.shape[0]) if self.batch_first else x.shape[:2]
+            valid = valid_steps(lengths, T, B, self.xp)
+            valid = valid.T if self.batch_first else valid
+        if mask is not None:
+            mask = self.ops.asarray(mask, "mask")
+            if mask.dtype != bool:
+                raise DtypeError(f"mask: expected booleans, got {mask.dtype}")
+            check_shape("mask", mask, x.shape[:-1])
+            valid = mask if valid is None else valid & mask
+        return None if valid is None else self.xp.flatnonzero(valid)
+
+    def _gather(self, array, rows):
+        return array if rows is None else array[rows]
+
+    def _scatter(self, values, rows, shape):
+        if rows is None:
+            return values.reshape(shape)
+        whole = self.xp.zeros((math.prod(shape[:-1]), shape[-1]), self.dtype)
+        whole[rows] = values
+        return whole.reshape(shape)
+
+
 class Sequential(Module):
-    stateful = True
-    def __init__(self, layers):
-        first = next(iter(layers.values()))
+    """Layers one behind the other, one flat buffer for all their parameters; carries recurrent state and lengths through.
+
+    Sequential(layer, layer, ...) names them "0", "1", ...; Sequential({"rnn": layer, ...}) takes the given names. A layer
+    placed twice shares its parameters.
+
+    Without a stateful layer: ``y = seq(x)``, ``y, backward = seq.forward(x)``, ``dx = backward(dy)``.
+    With one: ``y, state = seq(x, state=None, lengths=None)``, ``y, state, backward = seq.forward(x, state, lengths)``,
+    ``dx, dstate = backward(dy, dstate=None)``; the state is a tuple with one entry for each stateful layer in order, or
+    None for zeros. ``lengths`` goes to every layer that takes it. Backend, dtype and batch_first are the layers' own.
+
+    >>> model = gpurnn.Sequential(gpurnn.Embedding(65, 32), gpurnn.LSTM(32, 128), gpurnn.Linear(128, 65))
+    """
+
+    takes_lengths = True
+
+    def __init__(self, *layers):
+        if len(layers) == 1 and isinstance(layers[0], dict):
+            named = layers[0]
+        else:
+            named = {str(number): layer for number, layer in enumerate(layers)}
+        if not named:
+            raise ValueError("Sequential needs at least one layer")
+        name, first = next(iter(named.items()))
+        if not isinstance(first, Module):
+            raise TypeError(f"{name}: expected a gpurnn layer, got {type(first).__name__}")
         super().__init__(first.ops.name, first.dtype, first.seed)
-        self._adopt(layers)
+        self._adopt(named)
+        self.stateful = any(layer.stateful for layer in named.values())
+
     def __call__(self, x, state=None, lengths=None):
-        for l in self.children.values():
-            if l.stateful: x, state = l(x, state[0] if state else None, lengths)
-            else: x = l(x)
-        return x, (state,)
-    def step(self, x, state=None):
-        for l in self.children.values():
-            if l.stateful: x, state = l.step(x, state[0] if state else None)
-            else: x = l(x)
-        return x, (state,)
+        states, final = self._unpack(state), []
+        for layer in self.children.values():
+            x = layer(x, **self._context(layer, states, lengths))
+            if layer.stateful:
+                x, last = x
+                final.append(last)
+        return (x, tuple(final)) if self.stateful else x
+
     def forward(self, x, state=None, lengths=None):
-        bs = []
-        for l in self.children.values():
-            if l.stateful: x, state, b = l.forward(x, state[0] if state else None, lengths); b = (lambda b: lambda d: b(d)[0])(b)
-            else: x, b = l.forward(x)
-            bs.append(b)
-        def backward(d, dstate=None):
-            for b in reversed(bs): d = b(d)
-            return d, None
-        return x, (state,), backward
+        states, final, backwards = self._unpack(state), [], []
+        for layer in self.children.values():
+            x, *last, layer_backward = layer.forward(x, **self._context(layer, states, lengths))
+            final += last
+            backwards.append((layer.stateful, layer_backward))
+
+        def backward(dy, dstate=None):
+            dstates = self._unpack(dstate, "dstate")
+            dinitial = []
+            for stateful, layer_backward in reversed(backwards):
+                if stateful:
+                    dy, first = layer_backward(dy, dstates.pop())
+                    dinitial.append(first)
+                else:
+                    dy = layer_backward(dy)
+            return (dy, tuple(reversed(dinitial))) if self.stateful else dy
+
+        return (x, tuple(final), backward) if self.stateful else (x, backward)
+
+    def step(self, x, state=None):
+        """One timestep for streaming: the input of one step -> (output, state)."""
+        states, final = self._unpack(state), []
+        for layer in self.children.values():
+            if layer.stateful:
+                x, last = layer.step(x, states.pop(0))
+                final.append(last)
+            else:
+                x = layer(x)
+        return x, tuple(final)
+
+    def _context(self, layer, states, lengths):
+        """What a layer's call takes besides x; a stateful layer's state is taken from the front of ``states``."""
+        context = {"state": states.pop(0)} if layer.stateful else {}
+        if lengths is not None and getattr(layer, "takes_lengths", False):
+            context["lengths"] = lengths
+        return context
+
+    def _unpack(self, state, name="state"):
+        """A list with one entry for each stateful layer; raises ShapeError for another number of them."""
+        count = sum(layer.stateful for layer in self.children.values())
+        if state is None:
+            return [None] * count
+        if not isinstance(state, (tuple, list)) or len(state) != count:
+            got = f"{len(state)} entries" if isinstance(state, (tuple, list)) else type(state).__name__
+            raise ShapeError(f"{name}: expected a tuple with one entry for each of {count} stateful layers, got {got}")
+        return list(state)
+
+    def __getitem__(self, key):
+        return self.children[key] if isinstance(key, str) else list(self.children.values())[key]
+
+    def __len__(self):
+        return len(self.children)
+
+    def __iter__(self):
+        return iter(self.children.values())
+
+    def __repr__(self):
+        lines = [f"{name}: {layer!r}".replace("\n", "\n  ") for name, layer in self.children.items()]
+        return "\n  ".join([super().__repr__(), *lines])
