@@ -20,6 +20,11 @@ def _rows(array):
     return array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
 
 
+def _sum_rows(array):
+    """(..., F) summed to (F,), in float64: NumPy adds rows one by one, and N is as large as T*B."""
+    return _rows(array).sum(axis=0, dtype=np.float64)
+
+
 def _check_features(layer, x, features, name="x"):
     """``x`` as an array of the layer's dtype whose last axis is ``features``."""
     x = layer.ops.asfloat(x, layer.dtype, name)
@@ -35,7 +40,7 @@ def _check_like(layer, dy, shape):
 
 
 class Linear(Module):
-    """y = x W^T + b over the last axis; ``torch.nn.Linear``: weight (out, in), bias (out,), U(+-1/sqrt(in)) at first.
+    """y = x W^T + b over the last axis; ``torch.nn.Linear``: weight (out, in), bias (out,), U(+-1/sqrt(in)) at the start.
 
     x: (..., in_features) -> y: (..., out_features), of the layer's dtype. Raises ShapeError, DtypeError.
     """
@@ -59,17 +64,15 @@ class Linear(Module):
 
     def forward(self, x):
         x = _check_features(self, x, self.in_features)
-        y = self._apply(x)
-        shape = y.shape
 
         def backward(dy):
-            dy = _rows(_check_like(self, dy, shape))
+            dy = _rows(_check_like(self, dy, (*x.shape[:-1], self.out_features)))
             self.grads["weight"] += dy.T @ _rows(x)
             if self.bias:
-                self.grads["bias"] += dy.sum(axis=0)
+                self.grads["bias"] += _sum_rows(dy)
             return (dy @ self.params["weight"]).reshape(x.shape)
 
-        return y, backward
+        return self._apply(x), backward
 
     def _apply(self, x):
         y = _rows(x) @ self.params["weight"].T
@@ -79,14 +82,16 @@ class Linear(Module):
 
 
 class Embedding(Module):
-    """Rows of a table by number; ``torch.nn.Embedding``: weight (num_embeddings, embedding_dim), N(0, 1) at first.
+    """Rows of a table by number; ``torch.nn.Embedding``: weight (num_embeddings, embedding_dim), N(0, 1) at the start.
 
     ids: integers of any shape, 0 .. num_embeddings - 1 -> (*shape, embedding_dim). padding_idx: a row that starts at zero
-    and receives no gradient. ``backward`` returns None: numbers have no derivative; the gradient of the table is summed
-    in a fixed order. Raises DtypeError unless ids are integers, ValueError naming an id out of range.
+    and receives no gradient. ``backward`` returns None: numbers have no derivative; the gradient of the table is summed in
+    a fixed order. Raises DtypeError unless ids are integers, ValueError naming an id out of range.
     """
 
-    def __init__(self, num_embeddings, embedding_dim, padding_idx=None, *, backend="auto", dtype="float32", seed=None):
+    def __init__(
+        self, num_embeddings, embedding_dim, padding_idx=None, *, backend="auto", dtype="float32", seed=None
+    ):  # fmt: skip
         super().__init__(backend, dtype, seed)
         self.num_embeddings = check_size("num_embeddings", num_embeddings)
         self.embedding_dim = check_size("embedding_dim", embedding_dim)
@@ -106,17 +111,15 @@ class Embedding(Module):
 
     def forward(self, ids):
         ids = self._check(ids)
-        y = self.params["weight"][ids]
-        shape = y.shape
 
         def backward(dy):
-            dy, index = _rows(_check_like(self, dy, shape)), ids.reshape(-1)
+            dy, index = _rows(_check_like(self, dy, (*ids.shape, self.embedding_dim))), ids.reshape(-1)
             if self.padding_idx is not None:
                 kept = self.xp.flatnonzero(index != self.padding_idx)
                 dy, index = dy[kept], index[kept]
             self.ops.accumulate_rows(self.grads["weight"], index, dy)
 
-        return y, backward
+        return self.params["weight"][ids], backward
 
     def _check(self, ids):
         ids = self.ops.asarray(ids, "ids")
@@ -134,44 +137,42 @@ class Dropout(Module):
     """Zeroes each element with probability ``rate`` and scales the rest by 1 / (1 - rate), in training mode only.
 
     variational: one mask for each sequence, the same at every timestep (Gal & Ghahramani 2016), for x (T, B, F), or
-    (B, T, F) with ``batch_first``; otherwise x may have any shape. Masks come from (seed, name in the model, number of
-    the training call): equal on every backend, and independent of what else was drawn.
+    (B, T, F) with ``batch_first``; otherwise x may have any shape. Masks come from (seed, name in the model, number of the
+    training call): equal on every backend, and independent of what else was drawn.
     """
 
-    def __init__(self, rate, variational=False, *, batch_first=False, backend="auto", dtype="float32", seed=None):
+    def __init__(
+        self, rate, variational=False, *, batch_first=False, backend="auto", dtype="float32", seed=None
+    ):  # fmt: skip
         super().__init__(backend, dtype, seed)
         self.rate = check_number("rate", rate, 0, 1)
         self.variational, self.batch_first = bool(variational), bool(batch_first)
 
     def __call__(self, x):
-        return self._apply(self._check(x), self.calls)[0]
+        return self._apply(x)[0]
 
     def forward(self, x):
-        x = self._check(x)
-        y, scaled_mask = self._apply(x, self.calls)
+        y, scaled_mask = self._apply(x)
         if scaled_mask is not None:
             self.calls += 1
+        shape = y.shape
 
         def backward(dy):
-            dy = _check_like(self, dy, x.shape)
+            dy = _check_like(self, dy, shape)
             return dy.copy() if scaled_mask is None else dy * scaled_mask
 
         return y, backward
 
-    def _check(self, x):
+    def _apply(self, x):
         x = self.ops.asfloat(x, self.dtype, "x")
-        if self.variational and x.ndim != 3:
-            raise ShapeError(f"x: variational dropout expects 3-D input with a time axis, got shape {x.shape}")
-        return x
-
-    def _apply(self, x, call):
-        """y, and the mask times 1 / (1 - rate), or None where nothing is dropped."""
         if not self.training or self.rate == 0:
             return x.copy(), None
         shape = list(x.shape)
         if self.variational:
+            if x.ndim != 3:
+                raise ShapeError(f"x: variational dropout expects 3-D input with a time axis, got shape {x.shape}")
             shape[1 if self.batch_first else 0] = 1
-        keep = rng.keep_mask(tuple(shape), self.rate, self.seed, self.key, call, self.xp)
+        keep = rng.keep_mask(tuple(shape), self.rate, self.seed, self.key, self.calls, self.xp)
         scaled_mask = keep.astype(self.dtype)
         scaled_mask *= 0 if self.rate == 1 else 1 / (1 - self.rate)
         return x * scaled_mask, scaled_mask
@@ -209,10 +210,10 @@ class LayerNorm(Module):
             y += self.params["bias"]
 
         def backward(dy):
-            dy = _check_like(self, dy, x.shape)
-            self.grads["weight"] += _rows(dy * normal).sum(axis=0)
+            dy = _check_like(self, dy, normal.shape)
+            self.grads["weight"] += _sum_rows(dy * normal)
             if self.bias:
-                self.grads["bias"] += _rows(dy).sum(axis=0)
+                self.grads["bias"] += _sum_rows(dy)
             d = dy * self.params["weight"]
             along = (d * normal).mean(axis=-1, keepdims=True)
             return (d - d.mean(axis=-1, keepdims=True) - normal * along) * inverse
@@ -260,11 +261,11 @@ class BatchNorm(Module):
         def backward(dy):
             d = self._gather(_rows(_check_like(self, dy, shape)), rows)
             if self.affine:
-                self.grads["weight"] += (d * normal).sum(axis=0)
-                self.grads["bias"] += d.sum(axis=0)
+                self.grads["weight"] += _sum_rows(d * normal)
+                self.grads["bias"] += _sum_rows(d)
                 d = d * self.params["weight"]
             if batch_statistics:
-                d = d - d.mean(axis=0) - normal * (d * normal).mean(axis=0)
+                d = d - self._mean(d) - normal * self._mean(d * normal)
             return self._scatter(d * inverse, rows, shape)
 
         return y, backward
@@ -280,8 +281,8 @@ class BatchNorm(Module):
             count = len(valid)
             if count < 2:
                 raise ValueError(f"x: batch statistics need at least 2 valid steps in training mode, got {count}")
-            mean = valid.mean(axis=0)
-            variance = xp.square(valid - mean).mean(axis=0)
+            mean = self._mean(valid)
+            variance = self._mean(xp.square(valid - mean))
             if update:
                 for name, value in (("running_mean", mean), ("running_var", variance * (count / (count - 1)))):
                     buffer = self.buffers[name]
@@ -292,6 +293,9 @@ class BatchNorm(Module):
         normal, inverse = _normalise(xp, valid, mean, variance, self.eps)
         y = normal * self.params["weight"] + self.params["bias"] if self.affine else normal
         return self._scatter(y, rows, x.shape), normal, inverse, rows
+
+    def _mean(self, rows):
+        return (_sum_rows(rows) / len(rows)).astype(self.dtype)
 
     def _valid_rows(self, x, lengths, mask):
         valid = None
@@ -343,9 +347,9 @@ class Sequential(Module):
             named = {str(number): layer for number, layer in enumerate(layers)}
         if not named:
             raise ValueError("Sequential needs at least one layer")
-        name, first = next(iter(named.items()))
+        first = next(iter(named.values()))
         if not isinstance(first, Module):
-            raise TypeError(f"{name}: expected a gpurnn layer, got {type(first).__name__}")
+            raise TypeError(f"{next(iter(named))}: expected a gpurnn layer, got {type(first).__name__}")
         super().__init__(first.ops.name, first.dtype, first.seed)
         self._adopt(named)
         self.stateful = any(layer.stateful for layer in named.values())
@@ -353,7 +357,7 @@ class Sequential(Module):
     def __call__(self, x, state=None, lengths=None):
         states, final = self._unpack(state), []
         for layer in self.children.values():
-            x = layer(x, **self._context(layer, states, lengths))
+            x = layer(x, *self._arguments(layer, states, lengths))
             if layer.stateful:
                 x, last = x
                 final.append(last)
@@ -362,9 +366,9 @@ class Sequential(Module):
     def forward(self, x, state=None, lengths=None):
         states, final, backwards = self._unpack(state), [], []
         for layer in self.children.values():
-            x, *last, layer_backward = layer.forward(x, **self._context(layer, states, lengths))
+            x, *last, backward = layer.forward(x, *self._arguments(layer, states, lengths))
             final += last
-            backwards.append((layer.stateful, layer_backward))
+            backwards.append((layer.stateful, backward))
 
         def backward(dy, dstate=None):
             dstates = self._unpack(dstate, "dstate")
@@ -375,7 +379,7 @@ class Sequential(Module):
                     dinitial.append(first)
                 else:
                     dy = layer_backward(dy)
-            return (dy, tuple(reversed(dinitial))) if self.stateful else dy
+            return (dy, tuple(dinitial[::-1])) if self.stateful else dy
 
         return (x, tuple(final), backward) if self.stateful else (x, backward)
 
@@ -390,12 +394,12 @@ class Sequential(Module):
                 x = layer(x)
         return x, tuple(final)
 
-    def _context(self, layer, states, lengths):
-        """What a layer's call takes besides x; a stateful layer's state is taken from the front of ``states``."""
-        context = {"state": states.pop(0)} if layer.stateful else {}
-        if lengths is not None and getattr(layer, "takes_lengths", False):
-            context["lengths"] = lengths
-        return context
+    def _arguments(self, layer, states, lengths):
+        """What a layer's call takes behind x; takes a stateful layer's state from ``states``."""
+        state = (states.pop(0),) if layer.stateful else ()
+        if isinstance(layer, Sequential) and not layer.stateful:
+            state = (None,)
+        return (*state, lengths) if getattr(layer, "takes_lengths", False) else state
 
     def _unpack(self, state, name="state"):
         """A list with one entry for each stateful layer; raises ShapeError for another number of them."""
