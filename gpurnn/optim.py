@@ -30,11 +30,16 @@ _GPU_BLOCK = 1 << 22
 
 
 def _block_size(xp, size):
-    return min(size, _CPU_BLOCK if xp is np else _GPU_BLOCK)
+    return max(1, min(size, _CPU_BLOCK if xp is np else _GPU_BLOCK))
 
 
 def _blocks(size, block):
     return (slice(start, start + block) for start in range(0, size, block))
+
+
+def _check_model(model):
+    if not isinstance(model, Module):
+        raise TypeError(f"model should be a gpurnn layer or model, got {type(model).__name__}")
 
 
 def _check_flag(name, value):
@@ -73,17 +78,16 @@ class Optimizer:
     """
 
     def __init__(self, model, lr, **hyper):
-        if not isinstance(model, Module):
-            raise TypeError(f"model should be a gpurnn layer or model, got {type(model).__name__}")
+        _check_model(model)
         if model.flat_params.size == 0:
             raise ValueError("model has no parameters to train")
         self.lr = lr
         self.hyper = MappingProxyType(self._check_hyper(**hyper))
         self.model = model
         self.steps = 0
-        xp, size = model.xp, model.flat_params.size
-        self._arrays = {name: xp.zeros(size, model.dtype) for name in self._array_names()}
-        self._block = _block_size(xp, size)
+        xp, self._size = model.xp, model.flat_params.size
+        self._arrays = {name: xp.zeros(self._size, model.dtype) for name in self._array_names(self.hyper)}
+        self._block = _block_size(xp, self._size)
         self._scratch = xp.empty((2, self._block), model.dtype)
 
     @property
@@ -102,7 +106,7 @@ class Optimizer:
         """
         params, grads = self._buffers()
         self.steps += 1
-        for part in _blocks(params.size, self._block):
+        for part in _blocks(self._size, self._block):
             p = params[part]
             a, b = self._scratch[:, : p.size]
             self._update(p, grads[part], a, b, **{name: array[part] for name, array in self._arrays.items()})
@@ -119,8 +123,9 @@ class Optimizer:
     def load_state_dict(self, state):
         """Continue from ``state_dict()``: learning rate, step count, hyper-parameters and arrays.
 
-        Raises ValueError for another kind of optimiser and for values that are not finite, KeyError for missing and
-        unknown names, ShapeError and DtypeError for arrays that do not fit. Nothing changes on an error.
+        Raises ValueError for another kind of optimiser, for hyper-parameters that need other arrays and for values
+        that are not finite; KeyError for missing and unknown names; ShapeError and DtypeError for arrays that do not
+        fit; TypeError for what is no such state. Nothing changes on an error.
         """
         _check_names("optimiser state", state, ("scalars", "arrays"))
         scalars, arrays = state["scalars"], state["arrays"]
@@ -129,6 +134,8 @@ class Optimizer:
         lr = check_number("lr", scalars["lr"], 0.0)
         steps = check_size("steps", scalars["steps"], minimum=0)
         hyper = self._check_hyper(**{name: scalars[name] for name in self.hyper})
+        if self._array_names(hyper) != list(self._arrays):
+            raise ValueError(f"this state is of an optimiser with {hyper}, expected one with {dict(self.hyper)}")
         targets = self._named_arrays()
         _check_names("optimiser state", arrays, targets)
         loaded = {name: self._check_array(name, arrays[name], target) for name, target in targets.items()}
@@ -147,8 +154,8 @@ class Optimizer:
         """The hyper-parameters, checked, as a JSON-ready dict."""
         raise NotImplementedError
 
-    def _array_names(self):
-        """Names of the state arrays that ``self.hyper`` asks for; they start at zero."""
+    def _array_names(self, hyper):
+        """Names of the state arrays that these hyper-parameters ask for; they start at zero."""
         raise NotImplementedError
 
     def _update(self, p, g, a, b, **arrays):
@@ -174,9 +181,10 @@ class Optimizer:
     def _buffers(self):
         """The model's flat buffers as they are now: a module may have been moved into a bigger one."""
         params, grads = self.model.flat_params, self.model.flat_grads
-        size = self.model.flat_params.size
-        if any(array.size != size for array in self._arrays.values()) or self._scratch.shape[1] > size:
-            raise ValueError("the model has changed")
+        if params.size != self._size:
+            raise ValueError(
+                f"the model had {self._size} parameters when the optimiser was built and has {params.size} now"
+            )
         return params, grads
 
     def _named_arrays(self):
@@ -233,8 +241,8 @@ class SGD(Optimizer):
             )
         return hyper
 
-    def _array_names(self):
-        return ["momentum_buffer"] if self.hyper["momentum"] else []
+    def _array_names(self, hyper):
+        return ["momentum_buffer"] if hyper["momentum"] else []
 
     def _update(self, p, g, a, b, momentum_buffer=None):
         xp, momentum = self.model.xp, self.hyper["momentum"]
@@ -281,8 +289,8 @@ class RMSprop(Optimizer):
             "centered": _check_flag("centered", centered),
         }
 
-    def _array_names(self):
-        wanted = {"square_avg": True, "grad_avg": self.hyper["centered"], "momentum_buffer": self.hyper["momentum"]}
+    def _array_names(self, hyper):
+        wanted = {"square_avg": True, "grad_avg": hyper["centered"], "momentum_buffer": hyper["momentum"]}
         return [name for name, needed in wanted.items() if needed]
 
     def _update(self, p, g, a, b, square_avg, grad_avg=None, momentum_buffer=None):
@@ -335,8 +343,8 @@ class Adam(Optimizer):
             "amsgrad": _check_flag("amsgrad", amsgrad),
         }
 
-    def _array_names(self):
-        return ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"][: 3 if self.hyper["amsgrad"] else 2]
+    def _array_names(self, hyper):
+        return ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"][: 3 if hyper["amsgrad"] else 2]
 
     def _update(self, p, g, a, b, exp_avg, exp_avg_sq, max_exp_avg_sq=None):
         xp, (beta1, beta2) = self.model.xp, self.hyper["betas"]
@@ -388,6 +396,7 @@ def clip_grad_norm(model, max_norm):
 
     Source: Pascanu, Mikolov, Bengio, ICML 2013, in the form of ``torch.nn.utils.clip_grad_norm_``.
     """
+    _check_model(model)
     if max_norm != math.inf:
         check_number("max_norm", max_norm, 0.0, low_open=True)
     xp, grads = model.xp, model.flat_grads
@@ -407,6 +416,7 @@ def clip_grad_norm(model, max_norm):
 
 def clip_grad_value(model, value):
     """Limit every gradient to [-value, value], in place; value above 0. NaN stays NaN."""
+    _check_model(model)
     value = check_number("value", value, 0.0, low_open=True)
     model.xp.clip(model.flat_grads, -value, value, out=model.flat_grads)
 
@@ -453,7 +463,7 @@ class Schedule:
 
     def _check_state(self, state):
         _check_kind("schedule state", state, self)
-        _check_names("schedule state", state, ("kind", *self._hyper, *self._counters))
+        _check_names("schedule state", state, self.state_dict())
         hyper = self._check_hyper(**{name: state[name] for name in self._hyper})
         return hyper, self._check_counters(**{name: state[name] for name in self._counters})
 
@@ -570,7 +580,10 @@ class PlateauSchedule(Schedule):
     def _advance(self, metric, best, bad, reductions):
         if metric is None:
             raise TypeError("metric is missing: PlateauSchedule follows it, call step(metric)")
-        metric = float(metric)
+        try:
+            metric = float(metric)  # a scalar of the backend comes to the host here
+        except (TypeError, ValueError):
+            raise TypeError(f"metric should be a number, got {metric!r}") from None
         if math.isnan(metric) or metric == -math.inf:
             raise ValueError(f"metric should be a number above -inf, got {metric}")
         bar = math.inf if best is None else best * (1 - self._hyper["threshold"])
@@ -606,7 +619,9 @@ class WarmupSchedule(Schedule):
         if after._opt is not opt:
             raise ValueError("after should be built on the same optimiser as the warm-up")
         if after.lr != opt.lr:
-            raise ValueError(f"after is at the rate {after.lr}, the optimiser at {opt.lr}: build after just before this")
+            raise ValueError(
+                f"after is at the rate {after.lr}, the optimiser at {opt.lr}: build after just before this"
+            )
         self._after = after
         opt.lr = self.lr
 
@@ -620,13 +635,9 @@ class WarmupSchedule(Schedule):
         return {**super().state_dict(), "after": self._after.state_dict()}
 
     def load_state_dict(self, state):
-        self._check_state(state)
+        self._check_state(state)  # all checks before any change
         self._after.load_state_dict(state["after"])
         super().load_state_dict(state)
-
-    def _check_state(self, state):
-        _check_names("schedule state", state, self.state_dict())
-        return super()._check_state({name: value for name, value in state.items() if name != "after"})
 
     def _check_hyper(self, base_lr, steps):
         return {"base_lr": check_number("base_lr", base_lr, 0.0), "steps": check_size("steps", steps)}
