@@ -21,7 +21,7 @@ def _rows(array):
 
 
 def _sum_rows(array):
-    """(..., F) summed to (F,), in float64: NumPy adds rows one by one, and N is as large as T*B."""
+    """(..., F) summed to (F,), in float64: NumPy adds rows one by one, and there may be T*B of them."""
     return _rows(array).sum(axis=0, dtype=np.float64)
 
 
@@ -40,7 +40,7 @@ def _check_like(layer, dy, shape):
 
 
 class Linear(Module):
-    """y = x W^T + b over the last axis; ``torch.nn.Linear``: weight (out, in), bias (out,), U(+-1/sqrt(in)) at the start.
+    """y = x W^T + b over the last axis; ``torch.nn.Linear``: weight (out, in), bias (out,), U(+-1/sqrt(in)) at first.
 
     x: (..., in_features) -> y: (..., out_features), of the layer's dtype. Raises ShapeError, DtypeError.
     """
@@ -64,15 +64,17 @@ class Linear(Module):
 
     def forward(self, x):
         x = _check_features(self, x, self.in_features)
+        y = self._apply(x)
+        shape = y.shape
 
         def backward(dy):
-            dy = _rows(_check_like(self, dy, (*x.shape[:-1], self.out_features)))
+            dy = _rows(_check_like(self, dy, shape))
             self.grads["weight"] += dy.T @ _rows(x)
             if self.bias:
                 self.grads["bias"] += _sum_rows(dy)
             return (dy @ self.params["weight"]).reshape(x.shape)
 
-        return self._apply(x), backward
+        return y, backward
 
     def _apply(self, x):
         y = _rows(x) @ self.params["weight"].T
@@ -82,16 +84,14 @@ class Linear(Module):
 
 
 class Embedding(Module):
-    """Rows of a table by number; ``torch.nn.Embedding``: weight (num_embeddings, embedding_dim), N(0, 1) at the start.
+    """Rows of a table by number; ``torch.nn.Embedding``: weight (num_embeddings, embedding_dim), N(0, 1) at first.
 
-    ids: integers of any shape, 0 .. num_embeddings - 1 -> (*shape, embedding_dim). padding_idx: a row that starts at zero
-    and receives no gradient. ``backward`` returns None: numbers have no derivative; the gradient of the table is summed in
-    a fixed order. Raises DtypeError unless ids are integers, ValueError naming an id out of range.
+    ids: integers of any shape, 0 .. num_embeddings - 1 -> (*shape, embedding_dim). padding_idx: a row that starts at
+    zero and receives no gradient. ``backward`` returns None: numbers have no derivative; the gradient of the table is
+    summed in a fixed order. Raises DtypeError unless ids are integers, ValueError naming an id out of range.
     """
 
-    def __init__(
-        self, num_embeddings, embedding_dim, padding_idx=None, *, backend="auto", dtype="float32", seed=None
-    ):  # fmt: skip
+    def __init__(self, num_embeddings, embedding_dim, padding_idx=None, *, backend="auto", dtype="float32", seed=None):
         super().__init__(backend, dtype, seed)
         self.num_embeddings = check_size("num_embeddings", num_embeddings)
         self.embedding_dim = check_size("embedding_dim", embedding_dim)
@@ -111,15 +111,17 @@ class Embedding(Module):
 
     def forward(self, ids):
         ids = self._check(ids)
+        y = self.params["weight"][ids]
+        shape = y.shape
 
         def backward(dy):
-            dy, index = _rows(_check_like(self, dy, (*ids.shape, self.embedding_dim))), ids.reshape(-1)
+            dy, index = _rows(_check_like(self, dy, shape)), ids.reshape(-1)
             if self.padding_idx is not None:
                 kept = self.xp.flatnonzero(index != self.padding_idx)
                 dy, index = dy[kept], index[kept]
             self.ops.accumulate_rows(self.grads["weight"], index, dy)
 
-        return self.params["weight"][ids], backward
+        return y, backward
 
     def _check(self, ids):
         ids = self.ops.asarray(ids, "ids")
@@ -137,13 +139,11 @@ class Dropout(Module):
     """Zeroes each element with probability ``rate`` and scales the rest by 1 / (1 - rate), in training mode only.
 
     variational: one mask for each sequence, the same at every timestep (Gal & Ghahramani 2016), for x (T, B, F), or
-    (B, T, F) with ``batch_first``; otherwise x may have any shape. Masks come from (seed, name in the model, number of the
-    training call): equal on every backend, and independent of what else was drawn.
+    (B, T, F) with ``batch_first``; otherwise x may have any shape. Masks come from (seed, name in the model, number of
+    the training call): equal on every backend, and independent of what else was drawn.
     """
 
-    def __init__(
-        self, rate, variational=False, *, batch_first=False, backend="auto", dtype="float32", seed=None
-    ):  # fmt: skip
+    def __init__(self, rate, variational=False, *, batch_first=False, backend="auto", dtype="float32", seed=None):
         super().__init__(backend, dtype, seed)
         self.rate = check_number("rate", rate, 0, 1)
         self.variational, self.batch_first = bool(variational), bool(batch_first)
@@ -164,6 +164,7 @@ class Dropout(Module):
         return y, backward
 
     def _apply(self, x):
+        """y, and the mask times 1 / (1 - rate), or None where nothing is dropped."""
         x = self.ops.asfloat(x, self.dtype, "x")
         if not self.training or self.rate == 0:
             return x.copy(), None
@@ -227,8 +228,9 @@ class BatchNorm(Module):
     x: (T, B, features) or (N, features) -> y of the same shape, zero at steps that are not valid. lengths: (B,), for a
     time-major 3-D x, or (B, T, F) with ``batch_first``; mask: boolean, of x's shape without the last axis.
 
-    In training mode the statistics are the batch's, and ``forward`` (not calling) updates the buffers ``running_mean``,
-    ``running_var`` (unbiased) by ``momentum`` and ``num_batches_tracked``; in evaluation mode the running ones are used.
+    In training mode the statistics are the batch's, and ``forward`` (not calling) updates the buffers
+    ``running_mean``, ``running_var`` (unbiased) by ``momentum`` and ``num_batches_tracked``; in evaluation mode the
+    running ones are used.
     Raises ValueError in training mode with fewer than 2 valid steps.
     """
 
@@ -325,10 +327,10 @@ class BatchNorm(Module):
 
 
 class Sequential(Module):
-    """Layers one behind the other, one flat buffer for all their parameters; carries recurrent state and lengths through.
+    """Layers one behind the other, with one flat buffer for all parameters; passes recurrent state and lengths on.
 
-    Sequential(layer, layer, ...) names them "0", "1", ...; Sequential({"rnn": layer, ...}) takes the given names. A layer
-    placed twice shares its parameters.
+    Sequential(layer, layer, ...) names them "0", "1", ...; Sequential({"rnn": layer, ...}) takes the given names. A
+    layer placed twice shares its parameters. A layer belongs to one model: a second one built from it is refused.
 
     Without a stateful layer: ``y = seq(x)``, ``y, backward = seq.forward(x)``, ``dx = backward(dy)``.
     With one: ``y, state = seq(x, state=None, lengths=None)``, ``y, state, backward = seq.forward(x, state, lengths)``,
@@ -347,9 +349,9 @@ class Sequential(Module):
             named = {str(number): layer for number, layer in enumerate(layers)}
         if not named:
             raise ValueError("Sequential needs at least one layer")
-        first = next(iter(named.values()))
+        name, first = next(iter(named.items()))
         if not isinstance(first, Module):
-            raise TypeError(f"{next(iter(named))}: expected a gpurnn layer, got {type(first).__name__}")
+            raise TypeError(f"{name}: expected a gpurnn layer, got {type(first).__name__}")
         super().__init__(first.ops.name, first.dtype, first.seed)
         self._adopt(named)
         self.stateful = any(layer.stateful for layer in named.values())
@@ -357,7 +359,7 @@ class Sequential(Module):
     def __call__(self, x, state=None, lengths=None):
         states, final = self._unpack(state), []
         for layer in self.children.values():
-            x = layer(x, *self._arguments(layer, states, lengths))
+            x = layer(x, **self._context(layer, states, lengths))
             if layer.stateful:
                 x, last = x
                 final.append(last)
@@ -366,9 +368,9 @@ class Sequential(Module):
     def forward(self, x, state=None, lengths=None):
         states, final, backwards = self._unpack(state), [], []
         for layer in self.children.values():
-            x, *last, backward = layer.forward(x, *self._arguments(layer, states, lengths))
+            x, *last, layer_backward = layer.forward(x, **self._context(layer, states, lengths))
             final += last
-            backwards.append((layer.stateful, backward))
+            backwards.append((layer.stateful, layer_backward))
 
         def backward(dy, dstate=None):
             dstates = self._unpack(dstate, "dstate")
@@ -379,7 +381,7 @@ class Sequential(Module):
                     dinitial.append(first)
                 else:
                     dy = layer_backward(dy)
-            return (dy, tuple(dinitial[::-1])) if self.stateful else dy
+            return (dy, tuple(reversed(dinitial))) if self.stateful else dy
 
         return (x, tuple(final), backward) if self.stateful else (x, backward)
 
@@ -394,12 +396,12 @@ class Sequential(Module):
                 x = layer(x)
         return x, tuple(final)
 
-    def _arguments(self, layer, states, lengths):
-        """What a layer's call takes behind x; takes a stateful layer's state from ``states``."""
-        state = (states.pop(0),) if layer.stateful else ()
-        if isinstance(layer, Sequential) and not layer.stateful:
-            state = (None,)
-        return (*state, lengths) if getattr(layer, "takes_lengths", False) else state
+    def _context(self, layer, states, lengths):
+        """What a layer's call takes besides x; a stateful layer's state is taken from the front of ``states``."""
+        context = {"state": states.pop(0)} if layer.stateful else {}
+        if lengths is not None and getattr(layer, "takes_lengths", False):
+            context["lengths"] = lengths
+        return context
 
     def _unpack(self, state, name="state"):
         """A list with one entry for each stateful layer; raises ShapeError for another number of them."""

@@ -5,13 +5,14 @@ that an optimiser step, a norm or an all-reduce is one operation over one array 
 """
 
 import math
+import weakref
 from collections.abc import Mapping
 
 import numpy as np
 
 from . import rng
 from .backend import get_backend
-from .errors import DtypeError, ShapeError
+from .errors import DtypeError, ShapeError, check_size
 
 DTYPES = ("float32", "float64")
 
@@ -19,7 +20,7 @@ DTYPES = ("float32", "float64")
 def check_dtype(dtype):
     """``dtype`` as a NumPy dtype; raises DtypeError unless the library computes in it."""
     try:
-        name = np.dtype(dtype).name
+        name = "None" if dtype is None else np.dtype(dtype).name  # np.dtype(None) is float64
     except TypeError:
         name = str(dtype)
     if name not in DTYPES:
@@ -42,8 +43,9 @@ class Views(Mapping):
         view = self._arrays[name]
         if value is view:  # the end of an in-place operation
             return
-        if np.ndim(value) and value.shape != view.shape:
-            raise ShapeError(f"{name}: expected shape {view.shape}, got {value.shape}")
+        shape = np.shape(value)
+        if shape and shape != view.shape:
+            raise ShapeError(f"{name}: expected shape {view.shape}, got {shape}")
         view[...] = value
 
     def __iter__(self):
@@ -83,6 +85,8 @@ class Module:
         self.training = True
         self.buffers = {}
         self.children = {}
+        self._homes = {}  # children without the second names of those placed twice: whose parameters live here
+        self._parent = None  # weak reference to the module that holds the parameters
         self._bind(self.xp.zeros(0, self.dtype), self.xp.zeros(0, self.dtype), [])
 
     # ---- declaring
@@ -98,10 +102,15 @@ class Module:
     def _adopt(self, children):
         """Make the mapping name -> Module this module's children and re-home their parameters into one buffer.
 
-        A child that appears under two names shares its parameters: it is stored once. Raises ValueError where
-        backends or dtypes differ.
+        A child that appears under two names shares its parameters: it is stored once, under the first. Raises
+        ValueError where names, backends or dtypes do not fit, and for a child that another living module holds: its
+        parameters can lie in one buffer only.
         """
         for name, child in children.items():
+            if not isinstance(name, str):
+                raise TypeError(f"names of layers should be strings, got {type(name).__name__}")
+            if not name or "." in name:
+                raise ValueError(f"names of layers should be non-empty and without a dot, got {name!r}")
             if not isinstance(child, Module):
                 raise TypeError(f"{name}: expected a gpurnn layer, got {type(child).__name__}")
             if child.ops is not self.ops or child.dtype != self.dtype:
@@ -109,19 +118,23 @@ class Module:
                     f"{name} is {child.ops.name}/{child.dtype}, the module around it {self.ops.name}/{self.dtype}: "
                     "build all layers with one backend and one dtype"
                 )
+            if child._parent is not None and child._parent() is not None:
+                raise ValueError(
+                    f"{name}: this {type(child).__name__} already belongs to another {type(child._parent()).__name__}, "
+                    "which holds its parameters; use that one whole, or build a layer and copy the values"
+                )
         self.children = dict(children)
-        layout, values, self._homes = [], [], []
-        seen = set()
+        layout = []
         for name, child in self.children.items():
-            child._set_name(name)
-            if id(child) in seen:
+            if child in self._homes.values():
                 continue
-            seen.add(id(child))
-            self._homes.append(child)
-            layout += [(f"{name}.{inner}", array.shape) for inner, array in child.params.items()]
-            values.append((child.flat_params, child.flat_grads))
-        params = self.xp.concatenate([v[0] for v in values]) if values else self.xp.zeros(0, self.dtype)
-        grads = self.xp.concatenate([v[1] for v in values]) if values else self.xp.zeros(0, self.dtype)
+            self._homes[name] = child
+            child._parent = weakref.ref(self)
+            child._set_name(name)
+            layout += [(f"{name}.{inner}", shape) for inner, shape in child._layout]
+        homes = self._homes.values()
+        params = self.xp.concatenate([child.flat_params for child in homes])
+        grads = self.xp.concatenate([child.flat_grads for child in homes])
         self._bind(params, grads, layout)
 
     def _bind(self, flat_params, flat_grads, layout):
@@ -136,7 +149,7 @@ class Module:
             start = stop
         self.params, self.grads = Views(params), Views(grads)
         start = 0
-        for child in getattr(self, "_homes", ()):
+        for child in self._homes.values():
             stop = start + child.flat_params.size
             child._bind(flat_params[start:stop], flat_grads[start:stop], child._layout)
             start = stop
@@ -144,15 +157,15 @@ class Module:
     def _set_name(self, path):
         """Name this module, and its children, by its place in the model around it; the name keys its random draws."""
         self.name, self.key = path, rng.name_key(path)
-        for name, child in self.children.items():
+        for name, child in self._homes.items():
             child._set_name(f"{path}.{name}")
 
     # ---- using
 
     def modules(self, prefix=""):
-        """Every module of this one, itself first, as (dotted name, module)."""
+        """Every module of this one once, itself first, as (dotted name, module)."""
         yield prefix, self
-        for name, child in self.children.items():
+        for name, child in self._homes.items():
             yield from child.modules(f"{prefix}.{name}" if prefix else name)
 
     def train(self, mode=True):
@@ -198,18 +211,20 @@ class Module:
             if name not in mapping:
                 continue
             value = mapping[name]
-            if hasattr(value, "detach"):  # a torch tensor
-                value = value.detach().cpu().numpy()
+            if hasattr(value, "detach"):  # a torch tensor; NumPy has no bfloat16
+                value = value.detach().cpu()
+                value = (value.double() if value.is_floating_point() else value).numpy()
             value = np.asarray(self.ops.to_numpy(value))
             if value.dtype.kind not in "fiu":
                 raise DtypeError(f"{name}: expected numbers, got {value.dtype}")
             if value.shape != target.shape:
                 raise ShapeError(f"{name}: expected shape {target.shape}, got {value.shape}")
-            if not np.isfinite(value).all():
-                raise ValueError(f"{name}: holds values that are not finite")
-            loaded[name] = value
+            with np.errstate(over="ignore", invalid="ignore"):
+                loaded[name] = value.astype(target.dtype)
+            if not (np.isfinite(value).all() and np.isfinite(loaded[name]).all()):  # 1e300 is not, in float32
+                raise ValueError(f"{name}: holds values that are not finite in {target.dtype}")
         for name, value in loaded.items():
-            targets[name][...] = self.xp.asarray(value, dtype=targets[name].dtype)
+            targets[name][...] = self.xp.asarray(value)
 
     def random_state(self):
         """The counters of this model's random draws: dotted name -> [seed, key, calls]; JSON-ready."""
@@ -220,9 +235,12 @@ class Module:
         modules = dict(self.modules())
         if set(state) != set(modules):
             raise KeyError(f"random state is of another model: expected {sorted(modules)}, got {sorted(state)}")
-        for name, (seed, key, calls) in state.items():
-            module = modules[name]
-            module.seed, module.key, module.calls = int(seed), int(key), int(calls)
+        loaded = [
+            (modules[name], rng.check_seed(seed), check_size("key", key, 0), check_size("calls", calls, 0))
+            for name, (seed, key, calls) in state.items()
+        ]
+        for module, seed, key, calls in loaded:
+            module.seed, module.key, module.calls = seed, key, calls
 
     def __repr__(self):
         return f"{type(self).__name__}({self.flat_params.size} parameters, {self.ops.name}, {self.dtype})"
