@@ -75,9 +75,9 @@ _files = click.Path(exists=True, dir_okay=False)
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 80},
     epilog="""\b
 A first minute (nothing is downloaded):
-  gpurnn train text                       train on text that Python brings along
-  gpurnn sample runs/text-1               let the model write
-  gpurnn plot runs/text-1                 draw the loss curves""",
+  gpurnn train text               train on text that comes with Python
+  gpurnn sample runs/text-1       let the model write
+  gpurnn plot runs/text-1         draw the loss curves""",
 )
 @click.version_option(VERSION, "-V", "--version", prog_name="gpurnn")
 @click.option("--debug", is_flag=True, help="Show the Python traceback of an error.")
@@ -140,7 +140,7 @@ Ctrl-C saves a checkpoint first; --resume then goes on exactly there.""",
 @click.option("--out", type=click.Path(file_okay=False), help="Folder of the run  [default: a fresh runs/text-N]")
 @click.option("--resume", is_flag=True, help="Continue the run in --out with its own settings and text.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
-@click.option("--checkpoint-every", type=click.IntRange(1), help="Save also after every so many batches.")
+@click.option("--checkpoint-every", type=click.IntRange(1), help="Save also after every so many optimiser steps.")
 @click.option("--progress/--no-progress", default=True, help="Show a progress bar.")
 @click.option("--flow", is_flag=True, help="Record how far back in time the gradient reaches.")
 @_json
@@ -160,8 +160,13 @@ def train_text(ctx, files, backend, out, resume, overwrite, checkpoint_every, pr
         raise click.UsageError("--resume and --overwrite exclude each other.")
     given = {name for name in ctx.params if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
     if resume:
-        config = replace(read_config(out)[0], **{name: settings[name] for name in _SETTINGS if name in given})
+        old = read_config(out)[0]
+        config = replace(old, **{name: settings[name] for name in _SETTINGS if name in given})
         backend = backend if "backend" in given else None
+        if config.epochs > old.epochs and config.schedule in ("cosine", "step"):
+            say(
+                f"Note        the {config.schedule} schedule ended with epoch {old.epochs}: the learning rate stays low"
+            )
     else:
         config = CharConfig(**settings)
     folder = Path(out) if out else _fresh_folder()
@@ -186,16 +191,20 @@ def train_text(ctx, files, backend, out, resume, overwrite, checkpoint_every, pr
     try:
         history = run.train(checkpoint_every=checkpoint_every, progress=progress, flow=flow)
     except KeyboardInterrupt:
-        click.echo(f"\nStopped, and saved in {folder}. To continue:\n  {again}", err=True)
+        saved = (
+            f"saved in {folder}. To continue:\n  {again}" if (folder / "last.json").exists() else "nothing saved yet."
+        )
+        click.echo(f"\nStopped, {saved}", err=True)
         ctx.exit(130)
     seconds = time.perf_counter() - start
 
     model, vocabulary, _ = load_run(folder, facts["backend"])
     text = "".join(sample(model, vocabulary, seed=config.seed))
-    loss, kind = (history.best_loss, "validation") if config.valid else (history.last["loss"], "training")
+    kind = "validation" if config.valid else "training"
+    loss = min(record["validation_loss" if config.valid else "train_loss"] for record in history.epochs)
     nats, bits = round(loss, 4), round(loss / math.log(2), 4)
     if as_json:
-        facts |= {"epochs": history.epochs, "seconds": round(seconds, 3), "loss": kind, "nats": nats, "bits": bits}
+        facts |= {"epochs": len(history.epochs), "seconds": round(seconds, 3), "loss": kind, "nats": nats, "bits": bits}
         _print_json(facts | {"sample": text})
         return
     say(f"\nDone in {seconds:.0f} s. Best {kind} loss {nats} nats = {bits} bits per character. A sample:\n")
@@ -215,8 +224,8 @@ def _fresh_folder():
     epilog="""\b
 Examples:
   gpurnn sample runs/text-1 --prompt "The " --length 1000
-  gpurnn sample runs/text-1 --temperature 0       always the likeliest character
-  gpurnn sample runs/text-1 --top-p 0.9 --seed 1  the same text every time"""
+  gpurnn sample runs/text-1 --temperature 0        the likeliest each time
+  gpurnn sample runs/text-1 --top-p 0.9 --seed 1   the same text each time"""
 )
 @_run
 @click.option("--prompt", default="", show_default=False, help="What the model continues.")

@@ -10,8 +10,8 @@ trained by truncated back-propagation through time: B places of the text are rea
 and the recurrent state is carried from one piece to the next.
 """
 
+import itertools
 import json
-import math
 import zlib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from . import optim, rng
-from .checkpoint import CheckpointError, write_json_atomic
+from .checkpoint import CheckpointError, remove_checkpoint, write_json_atomic
 from .data import TextBatches
 from .errors import check_choice, check_number, check_size
 from .layers import Dropout, Embedding, Linear, Sequential
@@ -135,25 +135,26 @@ class TextRun:
         config = self.config
         optimizer = OPTIMIZERS[config.optimizer](self.model, lr=config.lr, weight_decay=config.weight_decay)
         updates = -(-len(self.train_batches) // config.accumulate)
-        return fit(
-            self.model,
-            cross_entropy,
-            self.train_batches,
-            optimizer=optimizer,
-            epochs=config.epochs,
-            validation=self.valid_batches,
-            schedule=_schedule(config, optimizer, updates),
-            schedule_every="epoch" if config.schedule == "plateau" else "step",
-            clip_norm=config.clip or None,
-            accumulate=config.accumulate,
-            out=self.folder,
-            resume=self.resume,
-            overwrite=not self.resume,
-            checkpoint_every=checkpoint_every,
-            patience=config.patience,
-            progress=progress,
-            flow=flow,
-        )
+        with np.errstate(over="ignore", invalid="ignore"):  # fit says what is not finite
+            return fit(
+                self.model,
+                cross_entropy,
+                self.train_batches,
+                optimizer=optimizer,
+                epochs=config.epochs,
+                validation=self.valid_batches,
+                schedule=_schedule(config, optimizer, updates),
+                schedule_every="epoch" if config.schedule == "plateau" else "step",
+                clip_norm=config.clip or None,
+                accumulate=config.accumulate,
+                out=self.folder,
+                resume=self.resume,
+                overwrite=not self.resume,
+                checkpoint_every=checkpoint_every,
+                patience=config.patience,
+                progress=progress,
+                flow=flow,
+            )
 
 
 def prepare_text(files=(), folder="runs/text", config=None, *, backend=None, resume=False, overwrite=False):
@@ -179,8 +180,8 @@ def prepare_text(files=(), folder="runs/text", config=None, *, backend=None, res
     elif (folder / "config.json").exists() and not overwrite:
         raise ValueError(f"{folder} already holds a run: continue it with resume, replace it with overwrite")
     config = config or CharConfig()
-    folder.mkdir(parents=True, exist_ok=True)
-    ids, vocabulary = read_text(files, vocabulary, folder)
+    disk = next(place for place in (folder.resolve(), *folder.resolve().parents) if place.is_dir())
+    ids, vocabulary = read_text(files, vocabulary, disk)
     text = {"files": files, "characters": len(ids), "crc32": zlib.crc32(ids)}
     if saved and text | {"files": None} != saved["text"] | {"files": None}:
         raise ValueError(
@@ -196,22 +197,31 @@ def prepare_text(files=(), folder="runs/text", config=None, *, backend=None, res
         "text": text,
         "vocabulary": vocabulary.characters,
     }
+    folder.mkdir(parents=True, exist_ok=True)
+    if overwrite:
+        for name in ("last.json", "best.json"):  # before config.json says what no longer fits them
+            remove_checkpoint(folder / name)
     write_json_atomic(folder / "config.json", document)
     return TextRun(folder, config, files, len(ids), vocabulary, model, train_batches, valid_batches, resume)
 
 
 def _batches(ids, config):
     """Training and validation batches; the validation part may be read with fewer sequences side by side."""
-    steps, batch, valid = config.steps, config.batch, config.valid
-    train_ids, valid_ids = split(ids, valid)
-    rows = min(batch, (len(valid_ids) - 1) // steps)
-    if len(train_ids) <= batch * steps or (valid and rows < 1):
-        # one character more for rounding in split
-        needed = max(math.ceil((batch * steps + 1) / (1 - valid)), math.ceil((steps + 1) / valid) if valid else 0) + 1
+    batch, steps, valid = config.batch, config.steps, config.valid
+
+    def fits(length):
+        train_part, valid_part = split(range(length), valid)
+        return len(train_part) > batch * steps and (not valid or len(valid_part) > steps)
+
+    if not fits(len(ids)):
+        least = max((batch * steps + 0.5) / (1 - valid), (steps + 0.5) / valid if valid else 0)  # rounding in split
         raise ValueError(
             f"the text is too short: {len(ids)} characters, one batch of {batch} sequences of {steps} steps needs "
-            f"{needed} (validation share {valid:g}). Give more text, or a smaller batch or fewer steps"
+            f"{next(filter(fits, itertools.count(int(least))))} (validation share {valid:g}). Give more text, or a "
+            "smaller batch or fewer steps"
         )
+    train_ids, valid_ids = split(ids, valid)
+    rows = min(batch, (len(valid_ids) - 1) // steps)
     return TextBatches(train_ids, batch, steps), TextBatches(valid_ids, rows, steps) if valid else None
 
 
@@ -219,7 +229,7 @@ def _schedule(config, optimizer, updates):
     """The learning-rate schedule of ``config`` for ``updates`` optimiser steps an epoch."""
     total = config.epochs * updates
     if config.schedule == "plateau":
-        return optim.PlateauSchedule(optimizer)
+        return optim.PlateauSchedule(optimizer, factor=0.5, patience=1)
     after = None
     if config.schedule == "cosine":
         after = optim.CosineSchedule(optimizer, total=max(1, total - config.warmup), min_lr=config.lr / 20)

@@ -3,17 +3,21 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
-from gpurnn.training import TrainingError
 
 from gpurnn import cli
 from gpurnn.backend import BackendError
+from gpurnn.checkpoint import load_checkpoint
 from gpurnn.cli import main
+from gpurnn.training import TrainingError
 
 TINY = [
     "--hidden",
@@ -36,6 +40,7 @@ TINY = [
 def call(tmp_path, monkeypatch):
     """Run the command in a folder of its own that holds book.txt."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gpurnn.training._Run._draw", lambda run: None)  # most of a tiny run's time is its picture
     draw = random.Random(0)
     text = " ".join(draw.choice(["gate", "caf\u00e9", "\u4e2d\u6587", "\U0001f600", "state"]) for _ in range(300))
     Path("book.txt").write_bytes(text.encode())
@@ -105,7 +110,7 @@ def test_train_text_options(call, option):
 def test_resume(trained):
     result = trained("train", "text", "--out", "run", "--resume", "--epochs", 3, "--no-progress")
     assert "book.txt" in result.output
-    assert len(Path("run", "history.jsonl").read_text().splitlines()) == 3
+    assert Path("run", "history.jsonl").read_text().count('"kind": "epoch"') == 3
     refused = trained("train", "text", "--out", "run", "--resume", "--hidden", 9, code=2)
     assert "hidden 8" in refused.stderr
     assert "--out" in trained("train", "text", "--resume", code=2).stderr
@@ -229,7 +234,11 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(call, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gpurnn.text.TextRun.train", interrupt)
+    def save_and_interrupt(run, **_):
+        (run.folder / "last.json").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gpurnn.text.TextRun.train", save_and_interrupt)
     result = call("train", "text", "book.txt", "--out", "run", *TINY, code=130)
     assert "gpurnn train text --out run --resume" in result.stderr
     monkeypatch.setattr("gpurnn.text.load_run", interrupt)
@@ -254,3 +263,35 @@ def test_end_to_end_in_a_process(tmp_path):
     assert json.loads(call("train", "text", "--out", "runs/text-1", "--resume", "--epochs", "2", "--json"))
     assert ".png" in call("plot", "runs/text-1")
     assert json.loads(call("info", "--json"))["gpurnn"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
+def test_ctrl_c_in_a_process_then_resume(tmp_path):
+    """A run that was interrupted and resumed ends with the weights of one that was not."""
+    environment = dict(os.environ, PYTHONPATH=str(Path(cli.__file__).parents[1]), OMP_NUM_THREADS="1")
+    (tmp_path / "book.txt").write_text("a gate keeps the state, a state opens the gate. " * 200)
+    command = [sys.executable, "-m", "gpurnn", "train", "text", "--json"]
+    new = ["book.txt", "--hidden", "8", "--steps", "8", "--batch", "4", "--epochs", "2", "--seed", "1"]
+
+    def start(*arguments):
+        return subprocess.Popen(
+            [*command, *arguments], cwd=tmp_path, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    stopped = start(*new, "--backend", "cpu", "--out", "stopped")
+    log = tmp_path / "stopped" / "history.jsonl"
+    while stopped.poll() is None and not (log.exists() and log.stat().st_size):
+        time.sleep(0.005)
+    stopped.send_signal(signal.SIGINT)
+    _, errors = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130, errors
+    assert "gpurnn train text --out stopped --resume" in errors and "Traceback" not in errors
+    assert '"kind": "epoch", "epoch": 2' not in log.read_text()
+    for run in (start("--out", "stopped", "--resume"), start(*new, "--backend", "cpu", "--out", "whole")):
+        _, errors = run.communicate(timeout=60)
+        assert run.returncode == 0, errors
+    resumed, whole = (load_checkpoint(tmp_path / name / "last.json")[0] for name in ("stopped", "whole"))
+    assert resumed.keys() == whole.keys()
+    for name, array in whole.items():
+        np.testing.assert_array_equal(array, resumed[name], err_msg=name)

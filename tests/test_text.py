@@ -38,6 +38,12 @@ def book(tmp_path):
     return path
 
 
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch):
+    """Most of a tiny run's time would go into its picture."""
+    monkeypatch.setattr("gpurnn.plots.plot_run", lambda folder: [])
+
+
 def train(book, folder, config=TINY, **options):
     run = prepare_text([book] if book else [], folder, config, backend="cpu", **options)
     return run, run.train(progress=False)
@@ -239,10 +245,10 @@ def test_overwrite_replaces_a_run(book, tmp_path):
     smaller = dataclasses.replace(TINY, hidden=5, epochs=1)
     train(book, tmp_path, smaller, overwrite=True)
     assert load_run(tmp_path)[2] == smaller
-    assert weights(tmp_path, "best").keys() == weights(tmp_path).keys() or True
+    assert weights(tmp_path)["model/recurrent.weight_hh_l0"].shape == (20, 5)
 
 
-@pytest.mark.parametrize("valid", [0, 0.1, 0.5])
+@pytest.mark.parametrize("valid", [0, 0.1, 0.37, 0.9])
 @pytest.mark.parametrize("batch, steps", [(1, 1), (1, 30), (4, 8)])
 def test_the_length_it_asks_for_is_enough_and_needed(tmp_path, valid, batch, steps):
     path = tmp_path / "text"
@@ -254,7 +260,7 @@ def test_the_length_it_asks_for_is_enough_and_needed(tmp_path, valid, batch, ste
     needed = int(str(caught.value).split("needs ")[1].split()[0])
     path.write_text("ab" * (needed // 2) + "a" * (needed % 2))
     prepare_text([path], tmp_path / "run", config).train(progress=False)
-    path.write_text("a" * (needed - 3))
+    path.write_text("a" * (needed - 1))
     with pytest.raises(ValueError, match="too short"):
         prepare_text([path], tmp_path / "run2", config)
 
