@@ -26,4 +26,4 @@ def kernel_files():
     True
     """
     folder = kernel_dir()
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.cu*") if path.is_file())
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in (".cu", ".cuh"))

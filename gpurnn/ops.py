@@ -8,6 +8,7 @@ import numpy as np
 
 from .errors import BackendError, DtypeError
 
+_DLPACK_HOST = (1, 3)  # kDLCPU, kDLCUDAHost
 _TILE = 16  # rows moved at once by a transposing copy: both sides stay in the first-level cache
 _FEATURE_MAJOR_FROM = 8  # batch size from which NumPy keeps the arrays of the time loop feature-major
 
@@ -27,18 +28,27 @@ class Ops:
     def asarray(self, value, name="array"):
         """``value`` as an array of this backend, without a copy where it already is one.
 
-        Takes NumPy and CuPy arrays, nested lists, and objects with ``__cuda_array_interface__`` or DLPack. Raises
-        BackendError for a GPU array given to the NumPy backend, naming the argument.
+        Takes NumPy and CuPy arrays, nested lists, and objects with DLPack (torch tensors, without their graph) or
+        ``__cuda_array_interface__``. Raises BackendError for a GPU array given to the NumPy backend, DtypeError for
+        what DLPack cannot hand over (bfloat16, sparse); both name the argument.
         """
         xp = self.xp
         if isinstance(value, xp.ndarray):
             return value
-        if xp is np and (hasattr(value, "__cuda_array_interface__") or type(value).__module__.startswith("cupy")):
+        if hasattr(value, "detach"):  # torch hands over no tensor that requires grad
+            value = value.detach()
+        through_dlpack = hasattr(value, "__dlpack_device__") and not isinstance(value, np.ndarray)
+        if through_dlpack:
+            on_host = value.__dlpack_device__()[0] in _DLPACK_HOST
+        else:
+            on_host = not hasattr(value, "__cuda_array_interface__")
+        if xp is np and not on_host:
             raise BackendError(f"{name}: is on a GPU, but the layer's backend is 'numpy'. Move it to the host first")
-        if not isinstance(value, (np.ndarray, list, tuple)) and hasattr(value, "__dlpack__"):
-            if hasattr(value, "detach"):
-                value = value.detach()
-            return xp.from_dlpack(value)
+        if through_dlpack:
+            try:
+                value = (np if on_host else xp).from_dlpack(value)  # CuPy takes no host memory through DLPack
+            except (BufferError, RuntimeError, TypeError) as error:
+                raise DtypeError(f"{name}: cannot be handed over by {type(value).__name__} ({error})") from error
         return xp.asarray(value)
 
     def asfloat(self, value, dtype, name):

@@ -7,13 +7,14 @@
 //     H  hidden size              D  directions (1 or 2)
 //     V  vocabulary / classes
 //
+// Gates stand in the order of PyTorch and cuDNN: LSTM i f g o; GRU r z n.
 // Arrays are C-contiguous and time-major, [T, B, ...]: the rightmost index changes fastest. A leading d is the derivative
 // of the loss by the rest of the name: dh, dgates, dx. `real` is the type that is computed in, float or double.
 //
+// CuPy compiles with -ftz=true: in float, what is smaller than 2^-126 counts as zero, unlike in NumPy.
+//
 // This text is joined before each .cu file, it is not an #include. It is also plain C++, so that the same cells can be
 // compiled for the CPU: no intrinsics here.
-
-#pragma once
 
 #ifdef __CUDACC__
 #define DEVICE __device__ __forceinline__

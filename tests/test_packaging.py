@@ -1,0 +1,155 @@
+"""What a user installs: the wheel holds the kernels and the benchmark, away from the source tree as in it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from gpurnn import _kernels
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("pyproject.toml", "MANIFEST.in", "README.md", ".ci", "gpurnn", "kernels", "bench", "tests")
+
+
+def sources(folder, *suffixes):
+    """Paths below the folder that end in one of the suffixes, relative to it, sorted."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in suffixes)
+
+
+def run(*command, cwd, **environment):
+    """stdout of a command; its stderr is shown where it fails."""
+    done = subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def isolated(code, first, cwd):
+    """stdout of Python code that can import from the folder ``first`` and the installed dependencies, nothing else.
+
+    -S leaves out .pth files, so that an editable install of the checkout does not come to the rescue.
+    """
+    others = [entry for entry in sys.path if entry.endswith("-packages")]
+    code = f"import sys; sys.path[:0] = [{str(first)!r}]; sys.path += {others!r}\n{code}"
+    return run(sys.executable, "-I", "-S", "-c", code, cwd=cwd)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """A copy of the sources without what builds and runs leave behind, and one kernel more, in a sub-folder."""
+    tree = tmp_path_factory.mktemp("tree")
+    for part in PARTS:
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / part, tree / part)
+    (tree / "kernels" / "cells").mkdir(exist_ok=True)
+    (tree / "kernels" / "cells" / "probe.cuh").write_text("// a header in a sub-folder\n")
+    return tree
+
+
+@pytest.fixture(scope="module")
+def built(tree, tmp_path_factory):
+    """(sdist, wheel); the wheel is built from the sdist."""
+    out = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), cwd=tree)
+    (sdist,), (wheel,) = out.glob("*.tar.gz"), out.glob("*.whl")
+    return sdist, wheel
+
+
+@pytest.fixture(scope="module")
+def installed(built, tmp_path_factory):
+    """A folder that holds the wheel's contents as pip installs them."""
+    target = tmp_path_factory.mktemp("installed")
+    options = ["--no-deps", "--no-index", "--no-compile", "--disable-pip-version-check", "--target", str(target)]
+    run(sys.executable, "-m", "pip", "install", *options, str(built[1]), cwd=target)
+    return target
+
+
+def test_wheel_holds_every_source_and_nothing_else(built, tree):
+    with zipfile.ZipFile(built[1]) as wheel:
+        names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    expected = {f"gpurnn/{name}" for name in sources(tree / "gpurnn", ".py")}
+    expected |= {f"gpurnn/bench/{name}" for name in sources(tree / "bench", ".py")}
+    expected |= {f"gpurnn/kernels/{name}" for name in sources(tree / "kernels", ".cu", ".cuh")}
+    assert names == expected
+
+
+def test_sdist_holds_the_tests(built, tree):
+    with tarfile.open(built[0]) as sdist:
+        names = {name.partition("/")[2] for name in sdist.getnames()}
+    assert names > {f"tests/{name}" for name in sources(tree / "tests", ".py")}
+    assert names > {".ci/run", "README.md", "bench/__init__.py", "kernels/common.cuh", "kernels/cells/probe.cuh"}
+    assert not [name for name in names if name.endswith(".pyc")]
+
+
+def test_installed_kernels_are_those_of_the_folder(installed, tree, tmp_path):
+    code = "from gpurnn import _kernels; print(_kernels.kernel_dir(), *_kernels.kernel_files())"
+    folder, *names = isolated(code, installed, tmp_path).split()
+    assert Path(folder) == installed / "gpurnn" / "kernels"
+    assert names == sources(tree / "kernels", ".cu", ".cuh")
+    assert len(names) > 2
+
+
+def test_installed_names(installed, tmp_path):
+    """The benchmark is gpurnn.bench; the bare names bench, kernels and tests belong to others."""
+    code = "import gpurnn.bench, importlib.util as util; print(gpurnn.bench.__file__)\n"
+    code += "print(*(util.find_spec(name) for name in ('bench', 'kernels', 'tests')))"
+    folder, others = isolated(code, installed, tmp_path).splitlines()
+    assert Path(folder).parent == installed / "gpurnn" / "bench"
+    assert others == "None None None"
+
+
+def test_installed_commands(installed, tmp_path):
+    expected = "gpurnn, version 0.1.0\n"
+    code = "import runpy; sys.argv[:] = ['gpurnn', '--version']; runpy.run_module('gpurnn', run_name='__main__')"
+    assert isolated(code, installed, tmp_path) == expected
+    (script,) = (installed / "bin").iterdir()
+    assert script.stem == "gpurnn"
+    assert run(str(script), "--version", cwd=tmp_path, PYTHONPATH=str(installed)) == expected
+
+
+def test_requirements(installed):
+    """What pip will install: light for everybody, CuPy and PyTorch only where asked for."""
+    (metadata,) = installed.glob("gpurnn-*.dist-info/METADATA")
+    requires = re.findall(r"^Requires-Dist: ([\w-]+)\S*(.*)$", metadata.read_text(), re.MULTILINE)
+    assert {name for name, rest in requires if "extra" not in rest} == {"numpy", "click", "tqdm", "safetensors"}
+    extras = {name: re.search(r'extra == "(\w+)"', rest)[1] for name, rest in requires if "cupy" in name}
+    assert extras == {"cupy-cuda12x": "cuda12", "cupy-cuda13x": "cuda13"}
+
+
+def test_bare_checkout_finds_its_kernels(tmp_path):
+    folder = isolated("from gpurnn import _kernels; print(_kernels.kernel_dir())", ROOT, tmp_path)
+    assert Path(folder.strip()) == ROOT / "kernels"
+    assert _kernels.kernel_files() == sources(ROOT / "kernels", ".cu", ".cuh")
+
+
+def test_editable_install_finds_its_kernels(tree, tmp_path):
+    target = tmp_path / "editable"
+    options = ["--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check"]
+    run(sys.executable, "-m", "pip", "install", *options, "--target", str(target), "-e", str(tree), cwd=tmp_path)
+    code = f"import site; site.addsitedir({str(target)!r}); import gpurnn.bench; from gpurnn import _kernels\n"
+    code += "print(gpurnn.bench.__file__, _kernels.kernel_dir())"
+    bench, kernels = isolated(code, tmp_path, tmp_path).split()
+    assert Path(bench).parent == tree / "bench"
+    assert Path(kernels) == tree / "kernels"
+
+
+def test_missing_kernels_are_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(_kernels, "__file__", str(tmp_path / "gpurnn" / "_kernels.py"))
+    with pytest.raises(FileNotFoundError, match="CUDA sources of gpurnn are missing from .*install gpurnn again"):
+        _kernels.kernel_dir()
+
+
+def test_import_is_light():
+    """Under 0.3 s, the least of five, without the packages that only some users need."""
+    code = "import time; start = time.perf_counter(); import gpurnn; print(time.perf_counter() - start)\n"
+    code += "import sys; print(*{'cupy', 'torch', 'matplotlib', 'scipy', 'click', 'tqdm'} & set(sys.modules))"
+    answers = [run(sys.executable, "-c", code, cwd=ROOT).splitlines() for _ in range(5)]
+    assert {heavy for _, heavy in answers} == {""}
+    assert min(float(seconds) for seconds, _ in answers) < 0.3
