@@ -1,9 +1,9 @@
 """The NumPy backend against torch on the CPU, with the same number of threads: ``python -m bench.cpu_rnn``.
 
 Each rival runs in a process of its own, because the thread pools of two BLAS libraries in one process hold the cores
-against each other; the processes take turns (A B A B), so that drift of the machine meets both. Same weights, same input,
-the same work: forward as inference, or forward and backward to every gradient (dx included), input GEMM included. Results
-are compared before anything is timed.
+against each other; the processes take turns (A B A B), so that drift of the machine meets both. Same weights, same
+input, the same work: forward as inference, or forward and backward to every gradient (dx included), input GEMM
+included. Results are compared before anything is timed.
 """
 
 import json

@@ -7,7 +7,8 @@ contiguous block of rows, and BLAS is faster this way round at small B. Derivati
     G gates, S states (h; LSTM h and c), K row blocks of H kept per step for the way back:
     ax  = W_ih x + b      (G*H, B)   input pre-activations, with every bias that may be added before the step
     z                     (K*H, B)   scratch in which ``forward`` leaves the blocks ``names`` for ``backward``
-    d                     (blocks of ``leaves``) * H rows: what ``backward`` leaves, the derivatives by these pre-activations
+    d                     (blocks of ``leaves``) * H rows: what ``backward`` leaves, the derivatives by these
+    pre-activations
 
 ``backward`` takes dh and dc, the derivatives by the new state, and turns them in place into those by the old state; it
 calls ``see(dh, dc)`` once with the whole derivatives by the new state. z is spent by it.

@@ -1,8 +1,9 @@
-"""Batches: a long text cut into streams, sequences of different length padded together, and two classic synthetic tasks.
+"""Batches: a long text cut into streams, sequences of different length padded together, and two classic synthetic
+tasks.
 
 A batch source has a length, the number of batches in an epoch, and ``batch(epoch, index)``, a pure function of its
-arguments: shuffling is keyed by (seed, epoch). So "the position in the data" is the pair (epoch, index) and nothing else,
-and a resumed training sees exactly the batches that it would have seen.
+arguments: shuffling is keyed by (seed, epoch). So "the position in the data" is the pair (epoch, index) and nothing
+else, and a resumed training sees exactly the batches that it would have seen.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from .errors import DtypeError, ShapeError, check_size
 class Batch:
     """One training batch, time-major NumPy arrays.
 
-    inputs: (T, B, ...); targets: what the loss takes, (T, B, ...) or one for each sequence (B, ...); lengths: (B,) or None;
+    inputs: (T, B, ...); targets: what the loss takes, (T, B, ...) or one for each sequence (B, ...); lengths: (B,) or
+    None;
     carry: the recurrent state of the batch before goes on (truncated BPTT) instead of starting anew.
     """
 
@@ -38,10 +40,10 @@ class Batch:
 class TextBatches:
     """A long sequence of ids cut into ``batch_size`` streams that are read side by side, ``steps`` at a time.
 
-    ids: 1-D integers, for instance a ``np.memmap`` (only what a batch needs is read). Stream b holds the ids from b * S,
-    with S = (len(ids) - 1) // batch_size. A batch has inputs and targets (T, B) int64, the targets one place later; the last
-    batch of an epoch is shorter where S is no multiple of ``steps``. All but the first of an epoch carry the state.
-    Raises ValueError for fewer than batch_size + 1 ids.
+    ids: 1-D integers, for instance a ``np.memmap`` (only what a batch needs is read). Stream b holds the ids from b *
+    S, with S = (len(ids) - 1) // batch_size. A batch has inputs and targets (T, B) int64, the targets one place later;
+    the last batch of an epoch is shorter where S is no multiple of ``steps``. All but the first of an epoch carry the
+    state. Raises ValueError for fewer than batch_size + 1 ids.
     """
 
     def __init__(self, ids, batch_size, steps):
@@ -70,9 +72,10 @@ class TextBatches:
 class SequenceBatches:
     """Sequences of different length, shuffled, padded with zeros to the longest of their batch.
 
-    inputs: a list of arrays (T_n, ...). targets: a list of arrays (T_n, ...), one entry for each step, padded alike; or with
-    ``per_step=False`` an array or list with one target for each sequence. shuffle: another order in every epoch. bucket:
-    sequences of similar length go together (sorted within windows of 32 batches), so that little is padded.
+    inputs: a list of arrays (T_n, ...). targets: a list of arrays (T_n, ...), one entry for each step, padded alike;
+    or with ``per_step=False`` an array or list with one target for each sequence. shuffle: another order in every
+    epoch. bucket: sequences of similar length go together (sorted within windows of 32 batches), so that little is
+    padded.
     """
 
     def __init__(self, inputs, targets, batch_size, *, per_step=True, shuffle=True, bucket=True, seed=0):
@@ -126,9 +129,9 @@ class SequenceBatches:
 def adding_problem(count, T, seed=0):
     """Add the two marked numbers of a sequence (Hochreiter & Schmidhuber 1997).
 
-    Returns x (T, count, 2) float32: numbers uniform in [0, 1), and a marker that is 1 once in each half; y (count, 1): the
-    sum of the two marked numbers. Always predicting 1 gives a mean squared error of 1/6, the variance of the sum (0.1767 in
-    the literature, where it was measured on a finite set).
+    Returns x (T, count, 2) float32: numbers uniform in [0, 1), and a marker that is 1 once in each half; y (count, 1):
+    the sum of the two marked numbers. Always predicting 1 gives a mean squared error of 1/6, the variance of the sum
+    (0.1767 in the literature, where it was measured on a finite set).
     """
     T, half = check_size("T", T, 2), T // 2
     x = np.zeros((T, check_size("count", count), 2), np.float32)
@@ -143,8 +146,9 @@ def adding_problem(count, T, seed=0):
 def copy_memory(count, T, symbols=8, length=10, seed=0):
     """Repeat the first ``length`` symbols after T blanks (Arjovsky, Shah, Bengio 2016).
 
-    Returns ids and targets (T + 2 * length, count) int64. Class 0 is blank, 1 .. symbols the symbols, symbols + 1 the sign
-    to begin; targets are blank but for the last ``length`` steps. Guessing gives length ln(symbols) / (T + 2 length) nats.
+    Returns ids and targets (T + 2 * length, count) int64. Class 0 is blank, 1 .. symbols the symbols, symbols + 1 the
+    sign to begin; targets are blank but for the last ``length`` steps. Guessing gives length ln(symbols) / (T + 2
+    length) nats.
     """
     T, length = check_size("T", T), check_size("length", length)
     shape = (length, check_size("count", count))

@@ -9,8 +9,8 @@ import numpy as np
 def plot_history(records, png):
     """Loss of every logged step and epoch, learning rate and gradient norm.
 
-    records: the dicts of a ``History``, or the path of a ``history.jsonl``. png: the file to write. Raises ValueError where
-    there is nothing to draw, ImportError without matplotlib.
+    records: the dicts of a ``History``, or the path of a ``history.jsonl``. png: the file to write. Raises ValueError
+    where there is nothing to draw, ImportError without matplotlib.
     """
     records = _records(records)
     steps = [r for r in records if r["kind"] == "step"]
@@ -79,7 +79,8 @@ def plot_gradient_flow(flow, png):
 
 
 def plot_run(folder):
-    """Draw what a run's folder holds; returns the paths of the PNGs. Raises FileNotFoundError where there is no history."""
+    """Draw what a run's folder holds; returns the paths of the PNGs. Raises FileNotFoundError where there is no
+    history."""
     folder = Path(folder)
     if not (folder / "history.jsonl").is_file():
         raise FileNotFoundError(f"{folder} holds no run: history.jsonl is missing")

@@ -1,8 +1,8 @@
 """The recurrent layers: RNN, LSTM, GRU and their single-step cells.
 
 A layer is a stack of (layer, direction) passes. A pass is three acts: the input GEMM over all of time, the walk through
-time (``Ops.sequence_forward`` with a cell of cells.py), and on the way back the walk in reverse followed by one GEMM over
-all of time for each weight. Names, shapes and equations follow ``torch.nn``; weights load unchanged.
+time (``Ops.sequence_forward`` with a cell of cells.py), and on the way back the walk in reverse followed by one GEMM
+over all of time for each weight. Names, shapes and equations follow ``torch.nn``; weights load unchanged.
 """
 
 import math
@@ -24,10 +24,11 @@ INITIALISERS = ("uniform", "xavier", "orthogonal")
 class Plan:
     """What a call with (T, B) would do, and the bytes it needs.
 
-    schedule, reason: the time loop that runs and why not a faster one. cache_bytes: what forward keeps for backward, per
-    (layer, direction) T*B*K*H + (T+1)*B*(P + H where there is a c) numbers, with K = 1 RNN, 4 GRU and LSTM, 5 LSTM with
-    projection, and one T*B*I for each layer whose input is made here (dropout, two directions). output_bytes: the
-    output. backward_bytes: largest extra memory of backward, which works inside the cache: dx and the scratch of a step.
+    schedule, reason: the time loop that runs and why not a faster one. cache_bytes: what forward keeps for backward,
+    per (layer, direction) T*B*K*H + (T+1)*B*(P + H where there is a c) numbers, with K = 1 RNN, 4 GRU and LSTM, 5 LSTM
+    with projection, and one T*B*I for each layer whose input is made here (dropout, two directions). output_bytes: the
+    output. backward_bytes: largest extra memory of backward, which works inside the cache: dx and the scratch of a
+    step.
     """
 
     schedule: str
@@ -199,11 +200,11 @@ class _Recurrent(Module):
         state: (L*D, B, P), the LSTM's a pair (h (L*D, B, P), c (L*D, B, H)); without the B axis for one sequence; where
             layers differ in size, a tuple of (D, B, P) arrays, one for each layer (the LSTM: a pair of such tuples).
             None means the learned initial state, or zeros.
-        lengths: (B,) integers 0..T in any order, host or device, or None. Outputs past the end are zero, the final state
-            is that at each sequence's true end, the reverse direction starts there.
+        lengths: (B,) integers 0..T in any order, host or device, or None. Outputs past the end are zero, the final
+            state is that at each sequence's true end, the reverse direction starts there.
 
-        Returns (output (T, B, D*P), state), and with ``return_all`` a third: a list of ``Steps``, one for each layer and
-        direction. Raises ShapeError, DtypeError, BackendError before anything is computed.
+        Returns (output (T, B, D*P), state), and with ``return_all`` a third: a list of ``Steps``, one for each layer
+        and direction. Raises ShapeError, DtypeError, BackendError before anything is computed.
         """
         return self._forward(x, state, lengths, return_all, keep=False)
 

@@ -1,11 +1,11 @@
 """Training: ``fit``, and ``evaluate`` beside it.
 
-Everything that decides the next step is in a checkpoint: weights, optimiser, schedule, the counters of random draws, the
-carried recurrent state, the position in the data. So a run that was killed at any moment, and resumed, goes through the
-same bits as one that was not.
+Everything that decides the next step is in a checkpoint: weights, optimiser, schedule, the counters of random draws,
+the carried recurrent state, the position in the data. So a run that was killed at any moment, and resumed, goes
+through the same bits as one that was not.
 
-A run's folder: ``last.json`` and ``best.json`` (checkpoints, see checkpoint.py), ``history.jsonl``, ``history.png``, and
-``gradient_flow.jsonl`` where asked for.
+A run's folder: ``last.json`` and ``best.json`` (checkpoints, see checkpoint.py), ``history.jsonl``, ``history.png``,
+and ``gradient_flow.jsonl`` where asked for.
 """
 
 import contextlib
@@ -36,8 +36,9 @@ class TrainingError(RuntimeError):
 class History(list):
     """The records of a run, in order, each a dict; the lines of ``history.jsonl``.
 
-    kind "step": step, epoch, loss, lr, grad_norm. kind "epoch": epoch (counted from 1), step, train_loss, validation_loss
-    (or None), lr, grad_norm, seconds since the start. ``stopped``: why training ended, "epochs" or "patience".
+    kind "step": step, epoch, loss, lr, grad_norm. kind "epoch": epoch (counted from 1), step, train_loss,
+    validation_loss (or None), lr, grad_norm, seconds since the start. ``stopped``: why training ended, "epochs" or
+    "patience".
     """
 
     stopped = None
@@ -72,16 +73,17 @@ def fit(
 ):
     """Train ``model`` to ``epochs`` epochs in total; returns its ``History``.
 
-    loss: ``loss(outputs, targets)`` -> (value, backward), a mean over valid steps, such as ``gpurnn.cross_entropy``; gets
-        ``lengths=`` where a batch has lengths.
-    batches, validation: batch sources, see data.py. A batch that carries continues the recurrent state of the one before
-        (truncated BPTT: no gradient goes back over the border).
+    loss: ``loss(outputs, targets)`` -> (value, backward), a mean over valid steps, such as ``gpurnn.cross_entropy``;
+        gets ``lengths=`` where a batch has lengths.
+    batches, validation: batch sources, see data.py. A batch that carries continues the recurrent state of the one
+        before (truncated BPTT: no gradient goes back over the border).
     schedule: its ``step`` is called after every "epoch" (with the validation loss, else the training loss) or "step".
     clip_norm, clip_value: limits of the gradient's global norm and of each of its entries.
     accumulate: batches whose gradients make one optimiser step; equal to one large batch of all their steps.
     out: folder of the run; None writes nothing. resume: go on from the last checkpoint there, exactly as if never
         stopped; without one, start. overwrite: replace a run that stands there.
-    checkpoint_every: optimiser steps between checkpoints, besides the end of each epoch. extra: JSON-ready, kept in them.
+    checkpoint_every: optimiser steps between checkpoints, besides the end of each epoch. extra: JSON-ready, kept in
+    them.
     patience: epochs without a better validation loss before training stops.
     progress: a bar with loss, rate and time left. flow: record the gradient flow at the first step of every epoch.
 
@@ -204,8 +206,8 @@ class _Run:
         if not math.isfinite(mean) or not math.isfinite(norm):
             before = "" if self.norm is None else f" (the step before: {self.norm:.3g})"
             raise TrainingError(
-                f"epoch {self.epoch + 1}, step {self.step + 1}: loss {mean}, gradient norm {norm:.3g}{before}. The weights "
-                "are those before this step; the last checkpoint stays. A lower learning rate or a gradient limit "
+                f"epoch {self.epoch + 1}, step {self.step + 1}: loss {mean}, gradient norm {norm:.3g}{before}. The "
+                "weights are those before this step; the last checkpoint stays. A lower learning rate or a gradient limit "
                 "(clip_norm) usually helps; also look for values in the data that are not finite"
             )
         if self.clip_value is not None:

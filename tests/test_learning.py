@@ -134,7 +134,8 @@ def test_adding_problem_is_learned(cell):
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", ["LSTM", "GRU"])
 def test_copy_memory_is_learned(cell):
-    """T = 50 (Arjovsky 2016): guessing among 8 symbols where they are asked for gives 10 ln 8 / 70 = 0.297 nats a step."""
+    """T = 50 (Arjovsky 2016): guessing among 8 symbols where they are asked for gives 10 ln 8 / 70 = 0.297 nats a
+    step."""
     options = {"forget_bias": 3.0} if cell == "LSTM" else {}
     model = gpurnn.Sequential(
         gpurnn.Embedding(10, 16, backend="cpu", seed=0),
