@@ -1,0 +1,413 @@
+"""fit: what a step does, validation, schedules, accumulation, patience, exact resume, errors that leave things whole."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gpurnn
+from gpurnn import CheckpointError, SequenceBatches, TextBatches, TrainingError, evaluate, fit
+from gpurnn.checkpoint import load_checkpoint
+from gpurnn.training import load_weights
+
+IDS = ((np.arange(3000) * 7 + (np.arange(3000) // 13) ** 2) % 11).astype(np.uint8)
+
+
+def text_model(seed=1, dropout=0.25, cell="GRU"):
+    return gpurnn.Sequential(
+        {
+            "embedding": gpurnn.Embedding(11, 6, backend="cpu", seed=seed),
+            "rnn": getattr(gpurnn, cell)(6, 8, num_layers=2, dropout=dropout, backend="cpu", seed=seed + 1),
+            "drop": gpurnn.Dropout(dropout, backend="cpu", seed=seed + 2),
+            "output": gpurnn.Linear(8, 11, backend="cpu", seed=seed + 3),
+        }
+    )
+
+
+def train(out=None, *, epochs=3, seed=1, lr=1e-2, steps=10, cell="GRU", batch=8, **options):
+    """A small training with everything that carries state from step to step."""
+    model = text_model(seed, cell=cell)
+    adam = gpurnn.Adam(model, lr=lr)
+    schedule = gpurnn.CosineSchedule(adam, total=200)
+    defaults = dict(progress=False, clip_norm=1.0, schedule=schedule, schedule_every="step", out=out)
+    defaults["validation"] = TextBatches(IDS[2400:], batch, steps)
+    history = fit(
+        model,
+        gpurnn.cross_entropy,
+        TextBatches(IDS[:2400], batch, steps),
+        optimizer=adam,
+        epochs=epochs,
+        **defaults | options,
+    )
+    return model, history
+
+
+def test_training_learns_and_records(tmp_path):
+    model, history = train(tmp_path / "run", flow=True)
+    epochs = history.epochs
+    assert [r["epoch"] for r in epochs] == [1, 2, 3] and history.stopped == "epochs"
+    assert epochs[-1]["validation_loss"] < epochs[0]["validation_loss"] < np.log(11)
+    assert epochs[-1]["step"] == 3 * 30 and epochs[-1]["lr"] < 1e-2
+    lines = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == list(history)
+    steps = [r for r in history if r["kind"] == "step"]
+    assert [r["step"] for r in steps] == list(range(10, 91, 10))
+    assert all(set(r) == {"kind", "step", "epoch", "loss", "lr", "grad_norm"} for r in steps)
+    flow = [json.loads(line) for line in (tmp_path / "run" / "gradient_flow.jsonl").read_text().splitlines()]
+    assert [r["epoch"] for r in flow] == [1, 2, 3] and set(flow[0]["layers"]) == {"rnn.l0", "rnn.l1"}
+    assert len(flow[0]["layers"]["rnn.l0"]["dh"]) == 10
+    assert (tmp_path / "run" / "history.png").stat().st_size > 5000
+    assert model.training
+
+
+def test_a_step_is_forward_backward_clip_update():
+    """fit's first steps against the same loop written out."""
+    model, _ = train(epochs=1, validation=None)
+    again = text_model()
+    adam = gpurnn.Adam(again, lr=1e-2)
+    schedule = gpurnn.CosineSchedule(adam, total=200)
+    batches, state = TextBatches(IDS[:2400], 8, 10), None
+    for i in range(len(batches)):
+        batch = batches.batch(0, i)
+        again.zero_grad()
+        logits, state, backward = again.forward(batch.inputs, state)
+        backward(gpurnn.cross_entropy(logits, batch.targets)[1]())
+        gpurnn.clip_grad_norm(again, 1.0)
+        adam.step()
+        schedule.step()
+    assert np.array_equal(model.flat_params, again.flat_params)
+
+
+def test_evaluate_is_the_mean_over_valid_steps():
+    rng = np.random.default_rng(0)
+    lengths = [9, 3, 0, 7, 5]
+    x = [rng.standard_normal((n, 4)).astype("float32") for n in lengths]
+    y = [rng.integers(0, 3, n) for n in lengths]
+    model = gpurnn.Sequential(
+        gpurnn.LSTM(4, 6, backend="cpu", seed=0),
+        gpurnn.BatchNorm(6, backend="cpu"),
+        gpurnn.Dropout(0.5, backend="cpu", seed=1),
+        gpurnn.Linear(6, 3, backend="cpu", seed=2),
+    )
+    source = SequenceBatches(x, y, 2, shuffle=False, bucket=False)
+    model[1].eval()
+    mean = evaluate(model, gpurnn.cross_entropy, source)
+    assert not model[1].training and model[2].training and model.training  # as they were
+    model.eval()
+    total = 0.0
+    for one, targets in zip(x, y, strict=True):
+        if len(one):
+            logits, _ = model(one[:, None])
+            total += float(gpurnn.cross_entropy(logits, targets[:, None], reduction="sum")[0])
+    assert abs(mean - total / sum(lengths)) < 1e-6
+
+
+def test_accumulated_batches_equal_one_large_batch():
+    """Ragged batches: the shares follow the valid steps."""
+    rng = np.random.default_rng(0)
+    lengths = [9, 3, 1, 7, 5, 2, 8, 6]
+    x = [rng.standard_normal((n, 4)) for n in lengths]
+    y = [rng.integers(0, 3, n) for n in lengths]
+    weights = []
+    for size, accumulate in ((8, 1), (2, 4), (3, 3)):
+        model = gpurnn.Sequential(
+            gpurnn.LSTM(4, 6, backend="cpu", dtype="float64", seed=0),
+            gpurnn.Linear(6, 3, backend="cpu", dtype="float64", seed=2),
+        )
+        sgd = gpurnn.SGD(model, lr=0.5)
+        source = SequenceBatches(x, y, size, shuffle=False, bucket=False)
+        fit(model, gpurnn.cross_entropy, source, optimizer=sgd, epochs=3, accumulate=accumulate, progress=False)
+        assert sgd.steps == 3
+        weights.append(model.flat_params.copy())
+    np.testing.assert_allclose(weights[1], weights[0], atol=1e-13)
+    np.testing.assert_allclose(weights[2], weights[0], atol=1e-13)
+
+
+def test_stateless_models_with_lengths():
+    rng = np.random.default_rng(0)
+    x = [rng.standard_normal((n, 4)).astype("float32") for n in (4, 2, 3)]
+    y = [(a.sum(axis=1, keepdims=True) > 0).astype("float32") for a in x]
+    model = gpurnn.Sequential(gpurnn.BatchNorm(4, backend="cpu"), gpurnn.Linear(4, 1, backend="cpu", seed=0))
+    source = SequenceBatches(x, y, 3)
+    loss = gpurnn.binary_cross_entropy_with_logits
+    history = fit(model, loss, source, optimizer=gpurnn.Adam(model, lr=0.1), epochs=60, progress=False)
+    assert history.epochs[-1]["train_loss"] < 0.3 < history.epochs[0]["train_loss"]
+
+
+def test_patience_keeps_the_best(tmp_path):
+    """With a rate of 0 nothing gets better: training stops after the first epoch and two more."""
+    model = text_model(dropout=0.0)
+    valid = TextBatches(IDS[2400:], 8, 10)
+    history = fit(
+        model,
+        gpurnn.cross_entropy,
+        TextBatches(IDS[:2400], 8, 10),
+        optimizer=gpurnn.SGD(model, lr=0.0),
+        epochs=20,
+        validation=valid,
+        patience=2,
+        progress=False,
+        out=tmp_path,
+    )
+    assert len(history.epochs) == 3 and history.stopped == "patience"
+    _, best = load_checkpoint(tmp_path / "best.json")
+    assert best["epoch"] == 1
+    other = text_model(seed=9)
+    load_weights(other, tmp_path / "best.json")
+    assert abs(evaluate(other, gpurnn.cross_entropy, valid) - best["best"]) < 1e-12
+
+
+def test_plateau_schedule_sees_the_validation_loss():
+    model = text_model(dropout=0.0)
+    sgd = gpurnn.SGD(model, lr=1e-9)
+    history = fit(
+        model,
+        gpurnn.cross_entropy,
+        TextBatches(IDS[:400], 8, 10),
+        optimizer=sgd,
+        epochs=6,
+        schedule=gpurnn.PlateauSchedule(sgd, factor=0.5, patience=1),
+        progress=False,
+    )
+    assert [r["lr"] for r in history.epochs][-1] < 1e-9
+
+
+@pytest.mark.parametrize("cell", ["GRU", "LSTM"])
+@pytest.mark.parametrize("every", [None, 4])
+def test_resumed_training_equals_an_uninterrupted_one(tmp_path, cell, every):
+    whole, history = train(tmp_path / "whole", cell=cell, accumulate=2)
+    train(tmp_path / "parts", epochs=1, cell=cell, accumulate=2)
+    model, resumed = train(tmp_path / "parts", resume=True, cell=cell, accumulate=2, checkpoint_every=every)
+    assert np.array_equal(model.flat_params, whole.flat_params)
+    timeless = [[{k: v for k, v in r.items() if k != "seconds"} for r in h] for h in (history, resumed)]
+    assert timeless[0] == timeless[1]
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop", [1, 17, 30, 31, 44])
+def test_stopped_anywhere(tmp_path, stop, monkeypatch):
+    """An exception in any step, at any place of a checkpoint's period: resumed, the bits are the same."""
+    whole, _ = train(epochs=2)
+    step = gpurnn.Adam.step
+
+    def failing(self):
+        if self.steps == stop:
+            raise Stop
+        step(self)
+
+    monkeypatch.setattr(gpurnn.Adam, "step", failing)
+    with pytest.raises(Stop):
+        train(tmp_path, epochs=2, checkpoint_every=7)
+    monkeypatch.undo()
+    model, history = train(tmp_path, epochs=2, checkpoint_every=7, resume=True)
+    assert np.array_equal(model.flat_params, whole.flat_params)
+    assert [r["step"] for r in history if r["kind"] == "step"] == [10, 20, 30, 40, 50, 60]
+
+
+CHILD = """
+import sys
+sys.path[:0] = [{tests!r}, {root!r}]
+from test_training import train
+train({out!r}, epochs=4, checkpoint_every=3, resume=True)
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_resumed(tmp_path):
+    """SIGKILL at random moments until one attempt reaches the end: bit-equal weights, whole history."""
+    whole, history = train(tmp_path / "whole", epochs=4)
+    tests = Path(__file__).resolve().parent
+    code = CHILD.format(tests=str(tests), root=str(tests.parent), out=str(tmp_path / "killed"))
+    rng = np.random.default_rng(0)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    kills = 0
+    for _ in range(60):
+        child = subprocess.Popen([sys.executable, "-c", code], env=environment)
+        last = tmp_path / "killed" / "last.json"
+        before = last.stat().st_mtime_ns if last.exists() else 0
+        deadline = time.monotonic() + 60  # let it get past its start, so that every attempt gains ground
+        while child.poll() is None and time.monotonic() < deadline:
+            if last.exists() and last.stat().st_mtime_ns != before:
+                break
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.15))
+        if child.poll() is None:
+            os.kill(child.pid, signal.SIGKILL)
+            kills += 1
+        if child.wait() == 0:
+            break
+        assert child.returncode == -signal.SIGKILL
+    else:
+        pytest.fail("never reached the end")
+    assert kills >= 3
+    model = text_model()
+    load_weights(model, tmp_path / "killed" / "last.json")
+    assert np.array_equal(model.flat_params, whole.flat_params)
+    lines = (tmp_path / "killed" / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [r["step"] for r in history]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
+def test_interrupt_saves_and_raises(tmp_path, monkeypatch):
+    whole, _ = train(epochs=2)
+    step = gpurnn.Adam.step
+
+    def pressing(self):
+        step(self)
+        if self.steps == 13:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(gpurnn.Adam, "step", pressing)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, epochs=2)
+    assert signal.getsignal(signal.SIGINT) is before
+    monkeypatch.undo()
+    _, document = load_checkpoint(tmp_path / "last.json")
+    assert document["step"] == 13
+    model, _ = train(tmp_path, epochs=2, resume=True)
+    assert np.array_equal(model.flat_params, whole.flat_params)
+
+
+@pytest.mark.parametrize("poison", ["loss", "gradient"])
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, poison):
+    calls = []
+    bad = []
+
+    def loss(outputs, targets):
+        value, backward = gpurnn.cross_entropy(outputs, targets)
+        calls.append(1)
+        if len(calls) == 40:
+            bad.append(model.flat_params.copy())
+            if poison == "loss":
+                return value * np.nan, backward
+            return value, lambda dloss=1.0: backward(dloss) * np.float32(np.inf)
+        return value, backward
+
+    model = text_model(dropout=0.0)
+    with (
+        np.errstate(invalid="ignore"),
+        pytest.raises(TrainingError, match=r"epoch 2, step 40: loss .*, gradient norm .*step before: \d") as error,
+    ):
+        batches = TextBatches(IDS[:2400], 8, 10)
+        fit(model, loss, batches, optimizer=gpurnn.Adam(model), epochs=3, out=tmp_path, progress=False)
+    assert "clip_norm" in str(error.value)
+    assert np.array_equal(model.flat_params, bad[0])
+    _, document = load_checkpoint(tmp_path / "last.json")
+    assert document["epoch"] == 1
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    import errno
+
+    from gpurnn import checkpoint
+
+    whole, _ = train(epochs=2)
+    written = []
+    write = checkpoint.write_bytes_atomic
+
+    def full(path, data):
+        written.append(path)
+        if len(written) > 6:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, data)
+
+    monkeypatch.setattr(checkpoint, "write_bytes_atomic", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        train(tmp_path, epochs=2, checkpoint_every=5)
+    monkeypatch.undo()
+    model, _ = train(tmp_path, epochs=2, checkpoint_every=5, resume=True)
+    assert np.array_equal(model.flat_params, whole.flat_params)
+
+
+def test_resume_with_something_else_changes_nothing(tmp_path):
+    train(tmp_path, epochs=1)
+    for different in (dict(cell="LSTM"), dict(schedule=None), dict(accumulate=3), dict(steps=7)):
+        with pytest.raises(CheckpointError, match="does not fit"):
+            train(tmp_path, resume=True, **different)
+    model = text_model(seed=5)
+    before = model.flat_params.copy()
+    with pytest.raises(CheckpointError, match="kind"):
+        fit(
+            model,
+            gpurnn.cross_entropy,
+            TextBatches(IDS[:2400], 8, 10),
+            optimizer=(sgd := gpurnn.SGD(model, lr=0.1)),
+            schedule=gpurnn.CosineSchedule(sgd, total=200),
+            epochs=2,
+            out=tmp_path,
+            resume=True,
+            progress=False,
+        )
+    assert np.array_equal(model.flat_params, before)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    train(tmp_path, epochs=1)
+    tensors = next(tmp_path.glob("last-*.safetensors"))
+    data = bytearray(tensors.read_bytes())
+    data[-5] ^= 1
+    tensors.write_bytes(data)
+    with pytest.raises(CheckpointError, match=tensors.name):
+        train(tmp_path, resume=True)
+
+
+def test_a_folder_in_use(tmp_path):
+    train(tmp_path, epochs=1)
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        train(tmp_path, epochs=1)
+    first, _ = train(epochs=1)
+    model, history = train(tmp_path, epochs=1, overwrite=True)
+    assert np.array_equal(model.flat_params, first.flat_params) and len(history.epochs) == 1
+    assert (tmp_path / "history.jsonl").read_text().count('"epoch"') == len(history) + 1
+
+
+def test_resume_without_a_checkpoint_starts(tmp_path):
+    _, history = train(tmp_path / "new", epochs=1, resume=True)
+    assert len(history.epochs) == 1
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"clip_norm": 0}, "clip_norm"),
+        ({"clip_norm": float("nan")}, "clip_norm"),
+        ({"clip_value": -1}, "clip_value"),
+        ({"accumulate": 0}, "accumulate"),
+        ({"schedule_every": "hour"}, "schedule_every"),
+        ({"patience": 0}, "patience"),
+        ({"patience": 1, "validation": None}, "validation"),
+        ({"resume": True}, "out"),
+    ],
+)
+def test_bad_options(options, words):
+    with pytest.raises(ValueError, match=words):
+        train(**options)
+
+
+def test_an_optimiser_of_another_model():
+    with pytest.raises(ValueError, match="another model"):
+        fit(
+            text_model(),
+            gpurnn.cross_entropy,
+            TextBatches(IDS, 8, 10),
+            optimizer=gpurnn.Adam(text_model()),
+            epochs=1,
+        )
+
+
+def test_the_bar_fits_eighty_columns(capfd):
+    train(epochs=1, progress=True)
+    shown = capfd.readouterr().err
+    last = shown.replace("\n", "\r").split("\r")[-2]
+    assert "epoch 1/1" in last and "loss" in last and "lr" in last and len(last) <= 80
