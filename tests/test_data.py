@@ -1,4 +1,4 @@
-"""Batches: every id used once, carried states, padding, shuffling that depends on (seed, epoch) alone; synthetic tasks."""
+"""Batches: ids used once, carried states, padding, shuffling by (seed, epoch) alone; synthetic tasks."""
 
 import numpy as np
 import pytest

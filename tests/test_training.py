@@ -1,4 +1,4 @@
-"""fit: what a step does, validation, schedules, accumulation, patience, exact resume, errors that leave things whole."""
+"""fit: what a step does, validation, schedules, accumulation, patience, exact resume, errors that break nothing."""
 
 import json
 import os
