@@ -25,6 +25,11 @@ def _sum_rows(array):
     return _rows(array).sum(axis=0, dtype=np.float64)
 
 
+def _mean_features(array):
+    """(..., F) averaged to (..., 1), in float64 for the same reason: F may be the outermost axis in memory."""
+    return array.mean(axis=-1, keepdims=True, dtype=np.float64).astype(array.dtype)
+
+
 def _check_features(layer, x, features, name="x"):
     """``x`` as an array of the layer's dtype whose last axis is ``features``."""
     x = layer.ops.asfloat(x, layer.dtype, name)
@@ -203,8 +208,8 @@ class LayerNorm(Module):
 
     def forward(self, x):
         x, xp = _check_features(self, x, self.features), self.xp
-        mean = x.mean(axis=-1, keepdims=True)
-        variance = xp.square(x - mean).mean(axis=-1, keepdims=True)
+        mean = _mean_features(x)
+        variance = _mean_features(xp.square(x - mean))
         normal, inverse = _normalise(xp, x, mean, variance, self.eps)
         y = normal * self.params["weight"]
         if self.bias:
@@ -216,8 +221,7 @@ class LayerNorm(Module):
             if self.bias:
                 self.grads["bias"] += _sum_rows(dy)
             d = dy * self.params["weight"]
-            along = (d * normal).mean(axis=-1, keepdims=True)
-            return (d - d.mean(axis=-1, keepdims=True) - normal * along) * inverse
+            return (d - _mean_features(d) - normal * _mean_features(d * normal)) * inverse
 
         return y, backward
 

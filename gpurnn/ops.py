@@ -218,13 +218,15 @@ class Ops:
         rows = index[order]
         first = xp.concatenate([xp.ones(1, dtype=bool), rows[1:] != rows[:-1]])
         starts = xp.flatnonzero(first)
-        if xp is np:
-            grad[rows[starts]] += np.add.reduceat(d[order], starts, axis=0)
+        stops = xp.concatenate([starts[1:], xp.asarray([index.size])])
+        d = d[order]
+        if xp is np:  # a loop over the ids: add.reduceat works column by column and takes up to 5 times as long
+            for row, start, stop in zip(rows[starts].tolist(), starts.tolist(), stops.tolist(), strict=True):
+                grad[row] += d[start] if stop == start + 1 else np.add.reduce(d[start:stop])
         else:  # CuPy has no reduceat: differences of a float64 prefix sum, whose order is fixed
-            sums = xp.cumsum(d[order], axis=0, dtype=np.float64)
-            ends = xp.concatenate([starts[1:], xp.asarray([index.size])]) - 1
-            totals = sums[ends]
-            totals[1:] -= sums[ends[:-1]]
+            sums = xp.cumsum(d, axis=0, dtype=np.float64)
+            totals = sums[stops - 1]
+            totals[1:] -= sums[stops[:-1] - 1]
             grad[rows[starts]] += totals.astype(grad.dtype)
 
 
