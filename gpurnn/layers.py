@@ -330,6 +330,13 @@ class BatchNorm(Module):
         return whole.reshape(shape)
 
 
+def _axis_orders(layer):
+    """``batch_first`` of every layer inside ``layer`` that knows the time axis."""
+    for _, module in layer.modules() if isinstance(layer, Module) else ():
+        if hasattr(module, "batch_first") and getattr(module, "variational", True):
+            yield module.batch_first
+
+
 class Sequential(Module):
     """Layers one behind the other, with one flat buffer for all parameters; passes recurrent state and lengths on.
 
@@ -339,7 +346,8 @@ class Sequential(Module):
     Without a stateful layer: ``y = seq(x)``, ``y, backward = seq.forward(x)``, ``dx = backward(dy)``.
     With one: ``y, state = seq(x, state=None, lengths=None)``, ``y, state, backward = seq.forward(x, state, lengths)``,
     ``dx, dstate = backward(dy, dstate=None)``; the state is a tuple with one entry for each stateful layer in order, or
-    None for zeros. ``lengths`` goes to every layer that takes it. Backend, dtype and batch_first are the layers' own.
+    None for zeros. ``lengths`` goes to every layer that takes it. Backend, dtype and batch_first are the layers' own;
+    layers that know the time axis (recurrent, BatchNorm, variational Dropout) should agree on it: ValueError.
 
     >>> model = gpurnn.Sequential(gpurnn.Embedding(65, 32), gpurnn.LSTM(32, 128), gpurnn.Linear(128, 65))
     """
@@ -357,6 +365,10 @@ class Sequential(Module):
         if not isinstance(first, Module):
             raise TypeError(f"{name}: expected a gpurnn layer, got {type(first).__name__}")
         super().__init__(first.ops.name, first.dtype, first.seed)
+        if len({order for layer in named.values() for order in _axis_orders(layer)}) > 1:
+            raise ValueError(
+                "batch_first: some of these layers take (T, B, F) and some (B, T, F); give it to all or none"
+            )
         self._adopt(named)
         self.stateful = any(layer.stateful for layer in named.values())
 

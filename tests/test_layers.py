@@ -752,6 +752,11 @@ def test_train_and_eval_reach_every_layer():
     assert [module.training for _, module in model.modules()] == [True] * 5
 
 
+def test_layers_without_a_time_axis_go_with_either_order():
+    for order in (True, False):
+        Sequential(LSTM(3, 4, batch_first=order, **F64), Dropout(0.1, **F64), LayerNorm(4, **F64), Linear(4, 2, **F64))
+
+
 def test_sequential_is_readable_in_print():
     model = Sequential({"rnn": LSTM(3, 4, **F64), "head": Sequential(Linear(4, 2, **F64))})
     lines = repr(model).splitlines()
@@ -771,6 +776,12 @@ def test_sequential_is_readable_in_print():
         (lambda: Sequential(Linear(3, 4, **F64), None), TypeError, "1: expected a gpurnn layer, got NoneType"),
         (lambda: Sequential({"a.b": Linear(3, 4, **F64)}), ValueError, "without a dot, got 'a.b'"),
         (lambda: Sequential({"": Linear(3, 4, **F64)}), ValueError, "non-empty"),
+        (lambda: Sequential(LSTM(3, 4, batch_first=True, **F64), BatchNorm(4, **F64)), ValueError, "batch_first: some"),
+        (
+            lambda: Sequential(Sequential(GRU(3, 4, **F64)), Dropout(0.1, True, batch_first=True, **F64)),
+            ValueError,
+            "batch_first: some",
+        ),
         (lambda: Sequential({1: Linear(3, 4, **F64)}), TypeError, "names of layers should be strings, got int"),
         (
             lambda: Sequential(Linear(3, 4, **F64), Linear(4, 5, backend="cpu")),
