@@ -135,7 +135,7 @@ def test_editable_install_finds_its_kernels(tree, tmp_path):
     run(sys.executable, "-m", "pip", "install", *options, "--target", str(target), "-e", str(tree), cwd=tmp_path)
     code = f"import site; site.addsitedir({str(target)!r}); import gpurnn.bench; from gpurnn import _kernels\n"
     code += "print(gpurnn.bench.__file__, _kernels.kernel_dir())"
-    bench, kernels = isolated(code, tmp_path, tmp_path).split()
+    bench, kernels = isolated(code, target, tmp_path).split()
     assert Path(bench).parent == tree / "bench"
     assert Path(kernels) == tree / "kernels"
 
