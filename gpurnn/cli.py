@@ -199,7 +199,7 @@ def train_text(ctx, files, backend, out, resume, overwrite, checkpoint_every, pr
     seconds = time.perf_counter() - start
 
     model, vocabulary, _ = load_run(folder, facts["backend"])
-    text = "".join(sample(model, vocabulary, seed=config.seed))
+    text = "".join([run.opening, *sample(model, vocabulary, run.opening, seed=config.seed)])
     kind = "validation" if config.valid else "training"
     loss = min(record["validation_loss" if config.valid else "train_loss"] for record in history.epochs)
     nats, bits = round(loss, 4), round(loss / math.log(2), 4)
@@ -209,7 +209,7 @@ def train_text(ctx, files, backend, out, resume, overwrite, checkpoint_every, pr
         return
     say(f"\nDone in {seconds:.0f} s. Best {kind} loss {nats} nats = {bits} bits per character. A sample:\n")
     say(text)
-    say(f"\nNext:\n  gpurnn sample {folder} --prompt 'The '\n  gpurnn plot {folder}")
+    say(f"\nNext:\n  gpurnn sample {folder} --length 1000\n  gpurnn plot {folder}")
     say(f"  {again} --epochs {2 * config.epochs}")
 
 

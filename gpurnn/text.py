@@ -62,7 +62,7 @@ class CharConfig:
     schedule: str = "cosine"
     warmup: int = 0
     clip: float = 1.0
-    epochs: int = 4
+    epochs: int = 5
     valid: float = 0.1
     patience: int | None = None
     accumulate: int = 1
@@ -116,14 +116,15 @@ def build_model(config, vocabulary_size, backend=None):
 class TextRun:
     """A run about to be trained: what is trained on what. Made by ``prepare_text``.
 
-    characters: length of the whole text; files: absolute paths, none for the built-in text; resume: whether ``train``
-    goes on from the folder's last checkpoint.
+    characters: length of the whole text; opening: its first word, or 20 characters; files: absolute paths, none for the
+    built-in text; resume: whether ``train`` goes on from the folder's last checkpoint.
     """
 
     folder: Path
     config: CharConfig
     files: list
     characters: int
+    opening: str
     vocabulary: Vocabulary
     model: object
     train_batches: object
@@ -177,7 +178,7 @@ def prepare_text(files=(), folder="runs/text", config=None, *, backend=None, res
             raise ValueError(f"a resumed run keeps its settings, {folder} has {was}: leave out what differs")
         files, backend = files or saved["text"]["files"], backend or saved["backend"]
         vocabulary = Vocabulary(saved["vocabulary"])
-    elif (folder / "config.json").exists() and not overwrite:
+    elif not overwrite and any((folder / name).exists() for name in ("config.json", "last.json", "history.jsonl")):
         raise ValueError(f"{folder} already holds a run: continue it with resume, replace it with overwrite")
     config = config or CharConfig()
     disk = next(place for place in (folder.resolve(), *folder.resolve().parents) if place.is_dir())
@@ -202,7 +203,8 @@ def prepare_text(files=(), folder="runs/text", config=None, *, backend=None, res
         for name in ("last.json", "best.json"):  # before config.json says what no longer fits them
             remove_checkpoint(folder / name)
     write_json_atomic(folder / "config.json", document)
-    return TextRun(folder, config, files, len(ids), vocabulary, model, train_batches, valid_batches, resume)
+    opening = "".join(vocabulary.decode(ids[:20]).partition(" ")[:2])
+    return TextRun(folder, config, files, len(ids), opening, vocabulary, model, train_batches, valid_batches, resume)
 
 
 def _batches(ids, config):

@@ -58,10 +58,15 @@ def _code_points(text):
 
 
 def builtin_text():
-    """About 460,000 characters of English that come with Python: the topics of its ``help()``."""
+    """About 400,000 characters of English that come with Python: the topics of its ``help()``.
+
+    Without indentation, tables and underlines, so that a small model spends its minute on English.
+    """
     from pydoc_data.topics import topics
 
-    return "\n\n".join(topics[name] for name in sorted(topics))
+    lines = "\n\n".join(topics[name] for name in sorted(topics)).splitlines()
+    kept = [line.strip() for line in lines if not line.lstrip().startswith(("|", "+", "**", "==", "--", "~~"))]
+    return "\n".join(kept) + "\n"
 
 
 def read_text(files=(), vocabulary=None, folder=None):

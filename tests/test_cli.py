@@ -92,7 +92,7 @@ def test_train_text_prints_json(call):
     result = call("train", "text", "book.txt", "--json", "--out", "run", *TINY)
     document = json.loads(result.stdout)
     assert document["run"] == "run" and document["config"]["hidden"] == 8 and document["loss"] == "validation"
-    assert 0 < document["nats"] < document["bits"] and len(document["sample"]) == 300
+    assert 0 < document["nats"] < document["bits"] and 300 < len(document["sample"]) <= 320
     assert "Model" in result.stderr
 
 

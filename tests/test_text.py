@@ -235,6 +235,10 @@ def test_what_a_resumed_run_refuses(book, tmp_path):
         train(book, tmp_path / "run", config)
     with pytest.raises(FileNotFoundError, match="holds no run"):
         prepare_text([], tmp_path / "empty", resume=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "last.json").touch()  # what somebody's own fit left
+    with pytest.raises(ValueError, match="already holds a run"):
+        train(book, tmp_path / "other", config)
     book.write_text(book.read_text().replace("gate", "tage"))
     with pytest.raises(ValueError, match="900 characters then, 900 now"):
         prepare_text([], tmp_path / "run", resume=True)
