@@ -13,6 +13,7 @@ from . import rng
 from .errors import DtypeError, ShapeError, check_number, check_shape, check_size
 from .masks import valid_steps
 from .module import Module
+from .recurrent import GRUCell, LSTMCell, RNNCell
 
 
 def _rows(array):
@@ -365,6 +366,9 @@ class Sequential(Module):
         if not isinstance(first, Module):
             raise TypeError(f"{name}: expected a gpurnn layer, got {type(first).__name__}")
         super().__init__(first.ops.name, first.dtype, first.seed)
+        for name, layer in named.items():
+            if isinstance(layer, (RNNCell, LSTMCell, GRUCell)):
+                raise TypeError(f"{name}: {type(layer).__name__} has no sequence form; the whole layer has step() too")
         if len({order for layer in named.values() for order in _axis_orders(layer)}) > 1:
             raise ValueError(
                 "batch_first: some of these layers take (T, B, F) and some (B, T, F); give it to all or none"

@@ -101,6 +101,15 @@ def test_mask_rate(rate):
     np.testing.assert_array_equal(keep, rng.keep_mask((200, 1000), rate, seed=4, layer=5, call=6))
 
 
+def test_mask_threshold_is_exact(monkeypatch):
+    """An element is dropped by the rate * 2^32 smallest words, no more and no fewer."""
+    monkeypatch.setattr(rng, "words", lambda count, *key: np.array([0, 2**31 - 1, 2**31, 2**32 - 1], np.uint32))
+    assert rng.keep_mask((4,), 0.5, seed=1).tolist() == [False, False, True, True]
+    assert rng.keep_mask((4,), 1.0, seed=1).tolist() == [False] * 4
+    assert rng.keep_mask((4,), 0.0, seed=1).tolist() == [True] * 4
+    assert rng.keep_mask((4,), 2.0**-32, seed=1).tolist() == [False, True, True, True]
+
+
 def test_mask_rates_of_zero_and_one_are_exact():
     assert rng.keep_mask((1000,), 0.0, seed=1).all()
     assert not rng.keep_mask((1000,), 1.0, seed=1).any()
