@@ -203,8 +203,13 @@ class Ops:
         grad += flat(d).T @ flat(x)
 
     def sum_steps(self, d):
-        """(T, B, M) summed over all steps, in a fixed order: (M,)."""
-        return flat(d).sum(axis=0)
+        """(T, B, M) summed over all steps, in a fixed order: (M,).
+
+        Along contiguous steps NumPy sums pairwise; along rows it would add one by one, hence float64 there.
+        """
+        rows = flat(d)
+        contiguous = rows.strides[0] == rows.itemsize
+        return rows.sum(axis=0, dtype=None if contiguous else np.float64).astype(d.dtype, copy=False)
 
     def accumulate_rows(self, grad, index, d):
         """``grad[index[n]] += d[n]`` for every n, in a fixed order: the gradient of an embedding.

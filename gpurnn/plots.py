@@ -72,7 +72,7 @@ def plot_gradient_flow(flow, png):
         axis.set_yscale("log")
         axis.set_ylabel("norm")
         axis.set_title(name, loc="left", fontsize=10)
-        axis.legend(loc="upper left")
+        axis.legend()
         axis.grid(alpha=0.3)
     axes[-1].set_xlabel("timestep t")
     _save(figure, png)
