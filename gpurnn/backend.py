@@ -122,7 +122,7 @@ def _gpu_problem():
     if driver is None:
         return (
             "no NVIDIA driver was found (libcuda is missing or does not answer). On a machine with an NVIDIA GPU "
-            "install the driver, check it with nvidia-smi, then run pip install \"gpurnn[cuda12]\"; otherwise use "
+            'install the driver, check it with nvidia-smi, then run pip install "gpurnn[cuda12]"; otherwise use '
             "backend='cpu'"
         )
     supported = f"the NVIDIA driver supports CUDA {driver[0]}.{driver[1]}"
