@@ -207,8 +207,8 @@ class _Run:
             before = "" if self.norm is None else f" (the step before: {self.norm:.3g})"
             raise TrainingError(
                 f"epoch {self.epoch + 1}, step {self.step + 1}: loss {mean}, gradient norm {norm:.3g}{before}. The "
-                "weights are those before this step; the last checkpoint stays. A lower learning rate or a gradient limit "
-                "(clip_norm) usually helps; also look for values in the data that are not finite"
+                "weights are those before this step; the last checkpoint stays. A lower learning rate or a gradient "
+                "limit (clip_norm) usually helps; also look for values in the data that are not finite"
             )
         if self.clip_value is not None:
             clip_grad_value(model, self.clip_value)

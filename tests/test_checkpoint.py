@@ -17,7 +17,6 @@ from gpurnn.checkpoint import (
     write_text_atomic,
 )
 
-
 ROOT = Path(__file__).parents[1]
 
 
