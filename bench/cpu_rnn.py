@@ -75,9 +75,10 @@ def setup_floor(cell, T, B, H, x, doutput):
     gates, h = (draw.standard_normal((n, T, B), dtype="float32") for n in (rows, H))
     z, dh, dw = np.empty((rows, B), "float32"), np.empty((H, B), "float32"), np.empty((rows, H), "float32")
     flat_x, flat_gates, flat_h = x.reshape(T * B, H), gates.reshape(rows, T * B), h.reshape(H, T * B)
+    ax, dx = np.empty_like(flat_gates), np.empty_like(flat_x)
 
     def forward():
-        np.matmul(w_ih, flat_x.T, out=flat_gates)
+        np.matmul(w_ih, flat_x.T, out=ax)
         for t in range(T):
             np.matmul(w_hh, h[:, t], out=z)
 
@@ -87,7 +88,7 @@ def setup_floor(cell, T, B, H, x, doutput):
             np.matmul(w_hh.T, z, out=dh)
         np.matmul(flat_gates, flat_x, out=dw)
         np.matmul(flat_gates, flat_h.T, out=dw)
-        np.matmul(flat_gates.T, w_ih, out=flat_x)
+        np.matmul(flat_gates.T, w_ih, out=dx)
 
     return forward, train
 

@@ -9,7 +9,7 @@ import numpy as np
 from .errors import BackendError, DtypeError
 
 _DLPACK_HOST = (1, 3)  # kDLCPU, kDLCUDAHost
-_TILE = 16  # rows moved at once by a transposing copy: both sides stay in the first-level cache
+_TILE_FEATURES, _TILE_ROWS = 128, 16  # what a transposing copy moves at once, to rows and from rows: half the time
 _FEATURE_MAJOR_FROM = 8  # batch size from which NumPy keeps the arrays of the time loop feature-major
 
 
@@ -84,13 +84,17 @@ class Ops:
 
     def copy_steps(self, out, steps):
         """``out[...] = steps`` for two (T, B, F) arrays of any memory order, quickly where the orders differ."""
-        if self.xp is not np or out.strides[2] <= out.strides[1] and steps.strides[2] <= steps.strides[1]:
+        T, B, F = out.shape
+        to_rows, from_rows = (array.strides[2] <= array.strides[1] for array in (out, steps))
+        if self.xp is not np or to_rows == from_rows:
             out[...] = steps
-            return
-        T, B, _ = out.shape
-        for t in range(T):
-            for b in range(0, B, _TILE):
-                out[t, b : b + _TILE] = steps[t, b : b + _TILE]
+        elif to_rows:
+            for f in range(0, F, _TILE_FEATURES):
+                out[:, :, f : f + _TILE_FEATURES] = steps[:, :, f : f + _TILE_FEATURES]
+        else:
+            for t in range(T):
+                for b in range(0, B, _TILE_ROWS):
+                    out[t, b : b + _TILE_ROWS] = steps[t, b : b + _TILE_ROWS]
 
     # ---- the time loop
 

@@ -590,7 +590,7 @@ def test_memory_of_a_training_step(options):
 def test_copying_between_memory_orders():
     ops = build("lstm").ops
     rng = np.random.default_rng(0)
-    for T, B, F in ((3, 17, 33), (1, 8, 1), (4, 40, 5)):
+    for T, B, F in ((3, 17, 33), (1, 8, 1), (4, 40, 5), (2, 9, 300), (0, 8, 3), (3, 0, 4)):
         source = rng.standard_normal((T, B, F))
         steps = ops.empty_steps(T, B, F, source.dtype)
         ops.copy_steps(steps, source)
