@@ -115,6 +115,8 @@ class _Recurrent(Module):
         self.proj_size = check_size("proj_size", proj_size, minimum=0)
         if self.proj_size and self.proj_size >= min(self.hidden_sizes):
             raise ValueError(f"proj_size has to be smaller than hidden_size, got {proj_size} and {hidden_size}")
+        if forget_bias is not None and not bias:
+            raise ValueError("forget_bias needs bias=True")
         self.learn_state = bool(learn_state)
         self.init = check_choice("init", init, INITIALISERS)
         self._directions = (False, True) if bidirectional else (self.reverse,)
@@ -214,7 +216,8 @@ class _Recurrent(Module):
         ``dx, dstate = backward(doutput=None, dstate=None)``: derivatives of the loss by output and final state in, by x
         and initial state out, shaped alike; None means zeros. Parameter gradients accumulate into ``grads``; with
         ``state=None`` and ``learn_state`` also those of the initial state. ``backward`` works inside what forward kept
-        and may run once; the layer itself may run many times before.
+        and may run once; the layer itself may run many times before. x is kept by reference: leave it as it is until
+        then.
         """
         return self._forward(x, state, lengths, return_all, keep=True)
 

@@ -502,6 +502,7 @@ def test_bad_calls(call, error, words):
         ({"bidirectional": True, "reverse": True}, ValueError),
         ({"init": "zeros"}, ValueError),
         ({"forget_bias": float("inf")}, ValueError),
+        ({"forget_bias": 1.0, "bias": False}, ValueError),
         ({"dtype": "int32"}, DtypeError),
         ({"seed": -1}, ValueError),
         ({"backend": "tpu"}, ValueError),
