@@ -1,0 +1,566 @@
+// What translated PTX is written in: types, arithmetic, memory accesses, and the calls into the runtime (runtime.cpp).
+// CHECKED is 1 in the flavour that watches every access, 0 in the fast one.
+#pragma once
+#include <cfenv>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#include <vector>
+
+// ---- threads, blocks, launch
+
+struct Block;
+struct Warp;
+struct Thread;
+
+// All lanes of a warp that take part, by lane; nullptr where a lane does not. Reads in[], writes out[].
+typedef void (*Collective)(Thread** lanes, uint32_t mask);
+
+struct Clock {  // a vector clock: what each thread of the grid had done; zero outside [low, high)
+    uint32_t* at = nullptr;
+    uint32_t low = 0, high = 0;
+};
+
+struct Copy {  // one cp.async under way
+    uint64_t to, from;
+    uint32_t bytes, used, line, group;
+};
+
+enum Scope { cta, cluster, gpu, sys };
+enum Semantics { relaxed, acquire, release, acq_rel };
+enum Space { generic_space, global_space, shared_space, const_space };
+
+struct Thread {
+    void* stack_pointer;
+    uint8_t* stack;
+    uint32_t tid[3];
+    uint32_t lane, number, index;  // in the warp, in the block, in the grid
+    Block* block;
+    Warp* warp;
+    const char* waits_for;  // nullptr: can run
+    uint32_t line;          // where it waits
+    bool done;
+    // warp collectives
+    Collective collective;
+    const char* collective_name;
+    uint32_t mask;
+    uint64_t in[12], out[4];
+    // block and cluster barriers
+    uint32_t barrier;
+    uint32_t barrier_result;
+    bool cluster_arrived;
+    uint32_t cluster_phase;
+    // cp.async
+    std::vector<Copy> copies;
+    uint32_t copy_group;
+    // happens-before
+    Clock clock, fenced[3], pending[3];  // at the last fence of each scope; read by relaxed loads since
+};
+
+struct Block {
+    uint32_t index[3];
+    uint32_t rank, number;  // in the cluster, in the grid
+    uint8_t* window;        // shared memory
+    struct Cluster* in;
+    uint32_t live;
+    bool finished;
+};
+
+struct Launch {
+    uint32_t grid[3], block[3], cluster[3];
+    uint32_t dynamic_shared, shared, window;  // window: bytes of the whole window, gaps included
+    int32_t cooperative, policy;              // 0 ascending, 1 descending, 2 random
+    uint32_t residency;                       // clusters alive at once
+    uint64_t seed, steps;                     // steps: backward jumps before a launch counts as endless
+    double preemption;
+    const uint32_t* gaps;  // (from, to) offsets in the window between its variables
+    uint32_t gap_count;
+};
+
+extern "C" {
+extern Thread* current;
+extern Launch launch;
+extern uint8_t* arena;
+[[noreturn]] void fail(const char* what, uint32_t line);
+uint8_t* touch(uint64_t address, uint32_t bytes, bool write, uint32_t line);
+uint8_t* touch_shared(uint64_t address, uint32_t bytes, bool write, uint32_t line);
+uint8_t* atomic_load(Space, uint64_t address, uint32_t bytes, Semantics, Scope, uint32_t line);
+uint8_t* atomic_store(Space, uint64_t address, uint32_t bytes, Semantics, Scope, uint32_t line);
+uint8_t* atomic_begin(Space, uint64_t address, uint32_t bytes, Semantics, Scope, uint32_t line);
+void atomic_end(uint8_t* p, Semantics, Scope, bool changed);
+void fence(Scope);
+uint64_t shared_to_generic(uint64_t address, uint32_t line);
+uint64_t generic_to_shared(uint64_t address, uint32_t line);
+uint64_t map_shared(uint64_t address, uint32_t rank, uint32_t line);
+uint64_t map_generic(uint64_t address, uint32_t rank, uint32_t line);
+bool is_shared(uint64_t address);
+bool is_local(uint64_t address);
+bool is_global(uint64_t address);
+void spin_yield(uint32_t line);
+void loop_step(uint32_t line);
+uint32_t block_barrier(uint32_t number, uint32_t count, bool arrive_only, int how, bool vote, uint32_t line);
+void cluster_arrive(bool releases, uint32_t line);
+void cluster_wait(uint32_t line);
+void warp_collective(Collective, const char* name, uint32_t mask, uint32_t line);
+void copy_async(uint64_t to, uint64_t from, uint32_t bytes, uint32_t used, uint32_t line);
+void copy_commit();
+void copy_wait(int newest, uint32_t line);
+void print(uint8_t* format, uint8_t* arguments, uint8_t* result);
+[[noreturn]] void assert_fail(uint8_t* message, uint8_t* file, uint8_t* line, uint8_t* function, uint8_t* size, uint32_t at);
+[[noreturn]] void leave();
+}
+
+// ---- memory
+
+inline uint8_t* read_generic(uint64_t address, uint32_t bytes, uint32_t line) {
+    return touch(address, bytes, false, line);
+}
+inline uint8_t* write_generic(uint64_t address, uint32_t bytes, uint32_t line) {
+    return touch(address, bytes, true, line);
+}
+inline uint8_t* read_global(uint64_t address, uint32_t bytes, uint32_t line) {
+    return touch(address, bytes, false, line);
+}
+inline uint8_t* write_global(uint64_t address, uint32_t bytes, uint32_t line) {
+    return touch(address, bytes, true, line);
+}
+inline uint8_t* read_const(uint64_t address, uint32_t bytes, uint32_t line) {
+    return touch(address, bytes, false, line);
+}
+inline uint8_t* read_shared(uint64_t address, uint32_t bytes, uint32_t line) {
+#if !CHECKED
+    if (address + bytes <= launch.window) return current->block->window + address;
+#endif
+    return touch_shared(address, bytes, false, line);
+}
+inline uint8_t* write_shared(uint64_t address, uint32_t bytes, uint32_t line) {
+#if !CHECKED
+    if (address + bytes <= launch.window) return current->block->window + address;
+#endif
+    return touch_shared(address, bytes, true, line);
+}
+// Local memory is an array on the fiber's stack.
+inline uint8_t* read_local(uint64_t address, uint32_t, uint32_t) { return (uint8_t*)address; }
+inline uint8_t* write_local(uint64_t address, uint32_t, uint32_t) { return (uint8_t*)address; }
+
+template <class T>
+inline T get(const uint8_t* p) {
+    T value;
+    memcpy(&value, p, sizeof value);
+    return value;
+}
+template <class T>
+inline void set(uint8_t* p, T value) {
+    memcpy(p, &value, sizeof value);
+}
+
+// ---- half and bfloat16: storage of 16 bits, arithmetic in double rounded once, to nearest even
+
+template <int EXPONENT, int MANTISSA>
+struct Small {
+    uint16_t bits;
+    Small() = default;
+    static constexpr int bias = (1 << (EXPONENT - 1)) - 1;
+
+    // Rounding of a double: scale so that the last place is 1, round there.
+    static uint16_t encode(double x, bool nearest) {
+        const uint16_t sign = std::signbit(x) ? 1 << 15 : 0;
+        const uint16_t infinity = ((1 << EXPONENT) - 1) << MANTISSA;
+        if (x != x) return EXPONENT == 5 ? 0x7fff : 0x7fff;
+        x = std::fabs(x);
+        if (std::isinf(x)) return sign | infinity;
+        if (x == 0) return sign;
+        int exponent = std::ilogb(x);
+        if (exponent < 1 - bias) exponent = 1 - bias;  // subnormal
+        const double places = std::ldexp(x, MANTISSA - exponent);
+        uint64_t whole = (uint64_t)(nearest ? std::nearbyint(places) : std::trunc(places));
+        uint64_t code = whole + ((uint64_t)(exponent + bias - 1) << MANTISSA);  // a carry moves into the exponent
+        if (code >= infinity) return sign | (nearest ? infinity : infinity - 1);
+        return sign | (uint16_t)code;
+    }
+    explicit Small(double x) : bits(encode(x, true)) {}
+    static Small towards_zero(double x) {
+        Small result;
+        result.bits = encode(x, false);
+        return result;
+    }
+    operator double() const {
+        const int exponent = bits >> MANTISSA & ((1 << EXPONENT) - 1);
+        const int mantissa = bits & ((1 << MANTISSA) - 1);
+        double x;
+        if (exponent == (1 << EXPONENT) - 1)
+            x = mantissa ? NAN : INFINITY;
+        else if (exponent == 0)
+            x = std::ldexp((double)mantissa, 1 - bias - MANTISSA);
+        else
+            x = std::ldexp((double)(mantissa | 1 << MANTISSA), exponent - bias - MANTISSA);
+        return bits >> 15 ? -x : x;
+    }
+    Small operator-() const {
+        Small result;
+        result.bits = bits ^ 0x8000;
+        return result;
+    }
+};
+typedef Small<5, 10> half;
+typedef Small<8, 7> bfloat;
+
+template <class S>
+struct Pair {
+    S low, high;
+    Pair operator-() const { return {-low, -high}; }
+};
+typedef Pair<half> half2;
+typedef Pair<bfloat> bfloat2;
+
+#define ARITHMETIC(symbol)                                                                              \
+    template <int E, int M>                                                                             \
+    inline Small<E, M> operator symbol(Small<E, M> a, Small<E, M> b) {                                  \
+        return Small<E, M>((double)a symbol(double) b);                                                 \
+    }                                                                                                   \
+    template <class S>                                                                                  \
+    inline Pair<S> operator symbol(Pair<S> a, Pair<S> b) {                                              \
+        return {a.low symbol b.low, a.high symbol b.high};                                              \
+    }
+ARITHMETIC(+)
+ARITHMETIC(-)
+ARITHMETIC(*)
+
+template <int E, int M>
+inline Small<E, M> fma(Small<E, M> a, Small<E, M> b, Small<E, M> c) {
+    return Small<E, M>((double)a * (double)b + (double)c);
+}
+template <int E, int M>
+inline Small<E, M> fabs(Small<E, M> a) {
+    a.bits &= 0x7fff;
+    return a;
+}
+template <int E, int M>
+inline Small<E, M> relu(Small<E, M> a) {
+    return (double)a > 0 || (double)a != (double)a ? a : Small<E, M>(0.0);
+}
+template <class T>
+inline T smaller(T a, T b) {  // a number wins over NaN, -0 is smaller than +0
+    if (a != a) return b;
+    if (b != b) return a;
+    if (a == b) return std::signbit((double)a) ? a : b;
+    return a < b ? a : b;
+}
+template <class T>
+inline T larger(T a, T b) {
+    if (a != a) return b;
+    if (b != b) return a;
+    if (a == b) return std::signbit((double)a) ? b : a;
+    return a > b ? a : b;
+}
+template <int E, int M, class F>
+inline Small<E, M> apply(Small<E, M> a, F f) {
+    return Small<E, M>(f((double)a));
+}
+template <class S>
+inline Pair<S> fma(Pair<S> a, Pair<S> b, Pair<S> c) {
+    return {fma(a.low, b.low, c.low), fma(a.high, b.high, c.high)};
+}
+template <class S>
+inline Pair<S> fabs(Pair<S> a) {
+    return {fabs(a.low), fabs(a.high)};
+}
+template <class S>
+inline Pair<S> relu(Pair<S> a) {
+    return {relu(a.low), relu(a.high)};
+}
+template <class S>
+inline Pair<S> smaller(Pair<S> a, Pair<S> b) {
+    return {smaller(a.low, b.low), smaller(a.high, b.high)};
+}
+template <class S>
+inline Pair<S> larger(Pair<S> a, Pair<S> b) {
+    return {larger(a.low, b.low), larger(a.high, b.high)};
+}
+template <class S, class F>
+inline Pair<S> apply(Pair<S> a, F f) {
+    return {apply(a.low, f), apply(a.high, f)};
+}
+
+// ---- registers: plain unsigned integers; an instruction's type is a view of their low bytes
+
+template <class T, class R>
+inline T as(R r) {
+    static_assert(sizeof(T) <= sizeof(R) || std::is_same<T, bool>::value, "register too narrow");
+    T value;
+    memcpy(&value, &r, sizeof value);
+    return value;
+}
+template <class R, class T>
+inline typename std::enable_if<std::is_integral<T>::value>::type put(R& r, T value) {
+    r = (R)value;  // widens as the type says: signed types extend their sign
+}
+template <class R, class T>
+inline typename std::enable_if<!std::is_integral<T>::value>::type put(R& r, T value) {
+    static_assert(sizeof(T) <= sizeof(R), "register too narrow");
+    r = 0;
+    memcpy(&r, &value, sizeof value);
+}
+
+// ---- arithmetic that C++ lacks
+
+inline float ftz(float x) { return std::fabs(x) < std::numeric_limits<float>::min() ? std::copysign(0.0f, x) : x; }
+inline double ftz(double x) { return x; }
+template <class T>
+inline T saturate(T x) {
+    return x > T(0) ? (x < T(1) ? x : T(1)) : T(0);  // NaN becomes 0
+}
+template <int E, int M>
+inline Small<E, M> saturate(Small<E, M> x) {
+    return Small<E, M>(saturate((double)x));
+}
+template <class S>
+inline Pair<S> saturate(Pair<S> x) {
+    return {saturate(x.low), saturate(x.high)};
+}
+
+enum Rounding { rz = FE_TOWARDZERO, rm = FE_DOWNWARD, rp = FE_UPWARD };
+template <Rounding mode, class F, class... A>
+inline auto rounded(F f, A... arguments) {
+    const int before = fegetround();
+    fesetround(mode);
+    volatile auto result = [&](volatile A... kept) { return f((A)kept...); }(arguments...);  // not to be computed early
+    fesetround(before);
+    return (std::remove_volatile_t<decltype(result)>)result;
+}
+inline double rni(double x) { return std::nearbyint(x); }
+inline double rzi(double x) { return std::trunc(x); }
+inline double rmi(double x) { return std::floor(x); }
+inline double rpi(double x) { return std::ceil(x); }
+
+template <class T>
+inline T to_integer(double x) {  // clamps; NaN gives 0
+    if (x != x) return 0;
+    const double low = (double)std::numeric_limits<T>::min();
+    const double high = std::ldexp(1.0, std::numeric_limits<T>::digits);
+    return x <= low ? std::numeric_limits<T>::min() : x >= high ? std::numeric_limits<T>::max() : (T)x;
+}
+template <class T, class S>
+inline T clamp(S x) {
+    typedef __int128 wide;
+    const wide low = std::numeric_limits<T>::min(), high = std::numeric_limits<T>::max();
+    return (T)((wide)x < low ? low : (wide)x > high ? high : (wide)x);
+}
+inline uint32_t mul_hi(uint32_t a, uint32_t b) { return (uint64_t)a * b >> 32; }
+inline int32_t mul_hi(int32_t a, int32_t b) { return (int64_t)a * b >> 32; }
+inline uint64_t mul_hi(uint64_t a, uint64_t b) { return (unsigned __int128)a * b >> 64; }
+inline int64_t mul_hi(int64_t a, int64_t b) { return (__int128)a * b >> 64; }
+template <class T>
+inline T divide(T a, T b) {  // the smallest number by -1 traps in C++
+    return std::is_signed<T>::value && b == (T)-1 ? (T)(0 - a) : (T)(a / b);
+}
+template <class T>
+inline T remainder(T a, T b) {
+    return std::is_signed<T>::value && b == (T)-1 ? 0 : (T)(a % b);
+}
+inline uint32_t funnel_left(uint32_t low, uint32_t high, uint32_t n) {
+    return n == 0 ? high : n >= 32 ? low : high << n | low >> (32 - n);
+}
+inline uint32_t funnel_right(uint32_t low, uint32_t high, uint32_t n) {
+    return n == 0 ? low : n >= 32 ? high : high << (32 - n) | low >> n;
+}
+template <class T>
+inline T reverse_bits(T a) {
+    T result = 0;
+    for (unsigned k = 0; k < 8 * sizeof a; k++) result = result << 1 | (a >> k & 1);
+    return result;
+}
+template <class T>
+inline uint32_t find_leading(T a) {
+    typedef typename std::make_unsigned<T>::type U;
+    const U bits = std::is_signed<T>::value && a < 0 ? ~(U)a : (U)a;
+    for (int k = 8 * sizeof a - 1; k >= 0; k--)
+        if (bits >> k & 1) return k;
+    return ~0u;
+}
+template <class T>
+inline uint32_t shift_leading(T a) {
+    const uint32_t at = find_leading(a);
+    return at == ~0u ? at : 8 * sizeof a - 1 - at;
+}
+template <class T>
+inline T extract(T a, uint32_t from, uint32_t length) {
+    const uint32_t size = 8 * sizeof a;
+    const uint32_t last = from + length - 1 < size - 1 ? from + length - 1 : size - 1;
+    const bool sign = std::is_signed<T>::value && length && (typename std::make_unsigned<T>::type)a >> last & 1;
+    T result = 0;
+    for (uint32_t k = 0; k < size; k++) {
+        const bool bit = k < length && from + k < size ? a >> (from + k) & 1 : sign;
+        result |= (T)bit << k;
+    }
+    return result;
+}
+template <class T>
+inline T insert(T a, T b, uint32_t at, uint32_t length) {
+    for (uint32_t k = 0; k < length && at + k < 8 * sizeof a; k++) {
+        const T bit = (T)1 << (at + k);
+        b = a >> k & 1 ? b | bit : b & ~bit;
+    }
+    return b;
+}
+inline uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) {
+    const uint64_t both = (uint64_t)b << 32 | a;
+    uint32_t result = 0;
+    for (int k = 0; k < 4; k++) {
+        const uint32_t which = selector >> (4 * k) & 15;
+        uint8_t byte = both >> (8 * (which & 7));
+        if (which & 8) byte = byte >> 7 ? 0xff : 0;
+        result |= (uint32_t)byte << (8 * k);
+    }
+    return result;
+}
+inline uint32_t lop3(uint32_t a, uint32_t b, uint32_t c, int table) {
+    uint32_t result = 0;
+    for (int k = 0; k < 8; k++)
+        if (table >> k & 1) result |= (k & 4 ? a : ~a) & (k & 2 ? b : ~b) & (k & 1 ? c : ~c);
+    return result;
+}
+template <class A, class B>
+inline int32_t dot4(uint32_t a, uint32_t b) {
+    int32_t sum = 0;
+    for (int k = 0; k < 4; k++) sum += (int32_t)(A)(a >> (8 * k)) * (int32_t)(B)(b >> (8 * k));
+    return sum;
+}
+inline uint32_t tf32_even(float x) {  // 10 bits of mantissa, halves to even
+    const uint32_t bits = as<uint32_t>(x);
+    return (bits & 0x7f800000) == 0x7f800000 ? bits : (bits + 0xfff + (bits >> 13 & 1)) & 0xffffe000;
+}
+inline uint32_t tf32_away(float x) {  // halves away from zero
+    const uint32_t bits = as<uint32_t>(x);
+    return (bits & 0x7f800000) == 0x7f800000 ? bits : (bits + 0x1000) & 0xffffe000;
+}
+
+// ---- warp collectives
+
+#define REDUCE(name, type, expression)                          \
+    inline void name(Thread** lanes, uint32_t mask) {           \
+        type a = 0;                                             \
+        bool first = true;                                      \
+        for (int k = 0; k < 32; k++)                            \
+            if (mask >> k & 1) {                                \
+                const type b = (type)(uint32_t)lanes[k]->in[0]; \
+                a = first ? b : (type)(expression);             \
+                first = false;                                  \
+            }                                                   \
+        for (int k = 0; k < 32; k++)                            \
+            if (mask >> k & 1) lanes[k]->out[0] = (uint32_t)a;  \
+    }
+REDUCE(reduce_add, uint32_t, a + b)
+REDUCE(reduce_and, uint32_t, a& b)
+REDUCE(reduce_or, uint32_t, a | b)
+REDUCE(reduce_xor, uint32_t, a ^ b)
+REDUCE(reduce_min_u32, uint32_t, a < b ? a : b)
+REDUCE(reduce_max_u32, uint32_t, a > b ? a : b)
+REDUCE(reduce_min_s32, int32_t, a < b ? a : b)
+REDUCE(reduce_max_s32, int32_t, a > b ? a : b)
+
+extern "C" {
+void warp_sync(Thread** lanes, uint32_t mask);
+void shuffle_idx(Thread** lanes, uint32_t mask);
+void shuffle_up(Thread** lanes, uint32_t mask);
+void shuffle_down(Thread** lanes, uint32_t mask);
+void shuffle_bfly(Thread** lanes, uint32_t mask);
+}
+
+#define VOTE(name, expression)                          \
+    inline void name(Thread** lanes, uint32_t mask) {   \
+        uint32_t yes = 0;                               \
+        for (int k = 0; k < 32; k++)                    \
+            if (mask >> k & 1 && lanes[k]->in[0]) yes |= 1u << k; \
+        for (int k = 0; k < 32; k++)                    \
+            if (mask >> k & 1) lanes[k]->out[0] = (expression);   \
+    }
+VOTE(vote_all, yes == mask)
+VOTE(vote_any, yes != 0)
+VOTE(vote_uni, yes == mask || yes == 0)
+VOTE(vote_ballot, yes)
+
+inline void match_any(Thread** lanes, uint32_t mask) {
+    for (int k = 0; k < 32; k++)
+        if (mask >> k & 1) {
+            lanes[k]->out[0] = 0;
+            for (int j = 0; j < 32; j++)
+                if (mask >> j & 1 && lanes[j]->in[0] == lanes[k]->in[0]) lanes[k]->out[0] |= 1u << j;
+        }
+}
+inline void match_all(Thread** lanes, uint32_t mask) {
+    bool same = true;
+    for (int k = 0; k < 32; k++)
+        if (mask >> k & 1) same &= lanes[k]->in[0] == lanes[__builtin_ctz(mask)]->in[0];
+    for (int k = 0; k < 32; k++)
+        if (mask >> k & 1) lanes[k]->out[0] = same ? mask : 0, lanes[k]->out[1] = same;
+}
+
+// Lane l of ldmatrix gives the address of row l % 8 of matrix l / 8 and receives elements 2 (l % 4) and the next of row
+// l / 4 of every matrix; .trans: of column l / 4. (PTX ISA, warp-level matrix load)
+template <int count, bool trans>
+void load_matrix(Thread** lanes, uint32_t) {
+    uint16_t matrix[count][8][8];
+    Thread* before = current;
+    for (int row = 0; row < 8 * count; row++) {
+        current = lanes[row];
+        memcpy(matrix[row / 8][row % 8], touch_shared(current->in[0], 16, false, (uint32_t)current->in[1]), 16);
+    }
+    current = before;
+    for (int lane = 0; lane < 32; lane++)
+        for (int m = 0; m < count; m++) {
+            const int a = lane / 4, b = lane % 4 * 2;
+            const uint16_t low = trans ? matrix[m][b][a] : matrix[m][a][b];
+            const uint16_t high = trans ? matrix[m][b + 1][a] : matrix[m][a][b + 1];
+            lanes[lane]->out[m] = (uint32_t)high << 16 | low;
+        }
+}
+
+// D = A B + C, A [16, K] row, B [K, 8] column. Fragments (PTX ISA, mma.m16n8k*), g = lane / 4, t = lane % 4:
+// 16-bit: a register r holds row g + 8 (r % 2), columns 8 (r / 2) + 2t, 2t + 1; b register r holds rows 8r + 2t, 2t + 1
+// of column g. tf32: a register r is row g + 8 (r % 2), column t + 4 (r / 2); b register r is row t + 4r, column g.
+// float C: rows g, g, g + 8, g + 8, columns 2t, 2t + 1. half C: register r holds row g + 8r, columns 2t, 2t + 1.
+struct tf32 {};
+template <class Kind, class Result, int K>
+void multiply_matrices(Thread** lanes, uint32_t) {
+    constexpr bool wide = std::is_same<Kind, tf32>::value;
+    constexpr int as_ = wide ? K / 2 : K / 4, bs = as_ / 2, cs = sizeof(Result) == 4 ? 4 : 2;
+    double a[16][K], b[K][8];
+    float d[16][8];
+    for (int lane = 0; lane < 32; lane++) {
+        const int g = lane / 4, t = lane % 4;
+        const uint64_t* in = lanes[lane]->in;
+        if constexpr (wide) {  // the lowest 13 bits do not count
+            for (int r = 0; r < as_; r++) a[g + 8 * (r % 2)][t + 4 * (r / 2)] = as<float>((uint32_t)in[r] & 0xffffe000);
+            for (int r = 0; r < bs; r++) b[t + 4 * r][g] = as<float>((uint32_t)in[as_ + r] & 0xffffe000);
+        } else {
+            for (int r = 0; r < as_; r++)
+                for (int e = 0; e < 2; e++)
+                    a[g + 8 * (r % 2)][8 * (r / 2) + 2 * t + e] = as<Kind>((uint16_t)(in[r] >> 16 * e));
+            for (int r = 0; r < bs; r++)
+                for (int e = 0; e < 2; e++) b[8 * r + 2 * t + e][g] = as<Kind>((uint16_t)(in[as_ + r] >> 16 * e));
+        }
+        for (int e = 0; e < 4; e++) {
+            float& c = d[g + 8 * (e / 2)][2 * t + e % 2];
+            if constexpr (sizeof(Result) == 4)
+                c = as<float>((uint32_t)in[as_ + bs + e]);
+            else
+                c = (float)(double)as<half>((uint16_t)(in[as_ + bs + e / 2] >> 16 * (e % 2)));
+        }
+    }
+    for (int row = 0; row < 16; row++)
+        for (int column = 0; column < 8; column++)
+            for (int k = 0; k < K; k++) d[row][column] += (float)(a[row][k] * b[k][column]);
+    for (int lane = 0; lane < 32; lane++) {
+        const int g = lane / 4, t = lane % 4;
+        for (int r = 0; r < cs; r++) {
+            if constexpr (sizeof(Result) == 4)
+                lanes[lane]->out[r] = as<uint32_t>(d[g + 8 * (r / 2)][2 * t + r % 2]);
+            else
+                lanes[lane]->out[r] =
+                    half(d[g + 8 * r][2 * t]).bits | (uint32_t)half(d[g + 8 * r][2 * t + 1]).bits << 16;
+        }
+    }
+}
