@@ -329,8 +329,10 @@ static void wake(std::vector<Thread*>& threads) {
 }
 static void progress() { idle_spins = 0; }
 
+static bool in_collective;  // one fiber acts for all lanes: no moment to leave it
+
 static void maybe_preempt() {
-    if (launch.preemption > 0 && (random_bits() >> 11) * 0x1p-53 < launch.preemption) yield_now();
+    if (launch.preemption > 0 && !in_collective && (random_bits() >> 11) * 0x1p-53 < launch.preemption) yield_now();
 }
 
 extern "C" void spin_yield(uint32_t line) {
@@ -708,7 +710,9 @@ static void try_collective(Warp* warp, uint32_t mask) {
     current = woken.back();
     if (woken.back()->collective == warp_sync) synchronise(woken);
     warp->arrived &= ~members;
+    in_collective = true;
     woken.back()->collective(lanes, members);
+    in_collective = false;
     current = before;
     wake(woken);
     progress();
@@ -771,12 +775,24 @@ extern "C" void shuffle_up(Thread** lanes, uint32_t mask) { shuffle(lanes, mask,
 extern "C" void shuffle_down(Thread** lanes, uint32_t mask) { shuffle(lanes, mask, 2); }
 extern "C" void shuffle_bfly(Thread** lanes, uint32_t mask) { shuffle(lanes, mask, 3); }
 
-// ---- cp.async: carried out when waited for, so that reading too early sees what was there before
+// ---- cp.async: from its issue until the thread waits for it the target holds nothing that may be read; the bytes move when
+// the thread waits. Both ends count as writes, so what others do to the target must come before the issue or after the wait.
 
 extern "C" void copy_async(uint64_t to, uint64_t from, uint32_t bytes, uint32_t used, uint32_t line) {
-    current->copies.push_back(Copy{to, from, bytes, std::min(bytes, used), line, current->copy_group});
+    used = std::min(bytes, used);
+    for (uint32_t k = 0; k < used; k += 4) touch(from + k, std::min(4u, used - k), false, line);
+    uint8_t* target = touch_shared(to, bytes, true, line);
+    if (CHECKED) {
+        Region& region = *region_of((uint64_t)target);
+        const uint64_t first = (uint64_t)target - region.address;
+        for (uint64_t k = first / region.granule; k < (first + bytes) / region.granule; k++)
+            region.cells[k].write.initialised = 0;
+    }
+    current->copies.push_back(Copy{to, from, bytes, used, line, current->copy_group});
 }
 extern "C" void copy_commit() { current->copy_group++; }
+
+// Waits for all groups but the `newest` latest; -1: for all, committed or not.
 extern "C" void copy_wait(int newest, uint32_t) {
     auto& copies = current->copies;
     size_t done = 0;
@@ -784,8 +800,10 @@ extern "C" void copy_wait(int newest, uint32_t) {
         const Copy copy = copies[done];
         if (newest >= 0 && copy.group + newest >= current->copy_group) break;
         uint8_t data[16] = {};
-        for (uint32_t k = 0; k < copy.used; k += 4)
-            memcpy(data + k, touch(copy.from + k, 4, false, copy.line), 4);
+        for (uint32_t k = 0; k < copy.used; k += 4) {
+            const uint32_t bytes = std::min(4u, copy.used - k);
+            memcpy(data + k, touch(copy.from + k, bytes, false, copy.line), bytes);
+        }
         memcpy(touch_shared(copy.to, copy.bytes, true, copy.line), data, copy.bytes);
     }
     copies.erase(copies.begin(), copies.begin() + done);
@@ -999,7 +1017,7 @@ extern "C" int emulator_launch(Entry function, uint8_t* params, const Launch* ho
     launch = *how;
     entry = function;
     parameters = params;
-    failed = false;
+    failed = in_collective = false;
     printed.clear();
     idle_spins = 0;
     steps_left = launch.steps;

@@ -855,7 +855,8 @@ class Translator:
         """(name, bytes, alignment) of each parameter."""
         found = []
         for part in filter(None, (p.strip() for p in text.split(","))):
-            match = re.match(r"\.(?:param|reg)\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+(?:\.ptr\S*\s+(?:\.\w+\s+)*(?:\.align\s+\d+\s+)?)?([\w$%]+)(?:\[(\d+)\])?", part)
+            part = re.sub(r"\.ptr\s+(\.(?!align)\w+\s+)?(\.align\s+\d+\s+)?", "", part)  # a hint about a pointer
+            match = re.match(r"\.(?:param|reg)\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$%]+)(?:\[(\d+)\])?", part)
             if not match:
                 raise Refused(f"parameter {part!r}")
             align, kind, name, count = match.groups()
