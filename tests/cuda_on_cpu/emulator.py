@@ -73,9 +73,7 @@ class Emulator:
     portable: fibers by ucontext instead of the assembly for x86-64, as other processors use them.
     """
 
-    def __init__(
-        self, arch=90, policy="ascending", seed=0, preemption=0.0, checked=True, residency=1, portable=False
-    ):
+    def __init__(self, arch=90, policy="ascending", seed=0, preemption=0.0, checked=True, residency=1, portable=False):
         if policy not in POLICIES:
             raise ValueError(f"policy: expected one of {POLICIES}, got {policy!r}")
         self.arch, self.policy, self.seed, self.preemption = arch, policy, seed, preemption
@@ -174,7 +172,9 @@ class Kernel:
         if min(grid) < 1 or min(block) < 1:
             raise KernelError(f"bad launch: grid {grid}, block {block}: every dimension must be 1 or more")
         if math.prod(block) > info.max_threads:
-            raise KernelError(f"bad launch: {math.prod(block)} threads in a block, the kernel allows {info.max_threads}")
+            raise KernelError(
+                f"bad launch: {math.prod(block)} threads in a block, the kernel allows {info.max_threads}"
+            )
         if any(g % c for g, c in zip(grid, info.cluster, strict=True)):
             raise KernelError(f"bad launch: grid {grid} is not made of whole clusters of {info.cluster}")
         limit = SHARED_LIMIT[arch] * 1024

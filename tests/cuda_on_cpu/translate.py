@@ -229,9 +229,7 @@ def _(t, name, operands):
         parts = t.elements(target)
         part = f"b{8 * BYTES[kind] // len(parts)}"
         lines = [f"auto v = {t.read(source, kind)};"]
-        lines += [
-            t.write(p, f"({C_TYPE[part]})(v >> {8 * BYTES[part] * k})") for k, p in enumerate(parts) if p != "_"
-        ]
+        lines += [t.write(p, f"({C_TYPE[part]})(v >> {8 * BYTES[part] * k})") for k, p in enumerate(parts) if p != "_"]
         return f"{{ {' '.join(lines)} }}"
     if source.startswith("{"):
         parts = t.elements(source)
@@ -450,9 +448,7 @@ def _(t, name, operands):
     vector, kind = _access(name)[1:3]
     sources = t.elements(operands[1]) if vector > 1 else [operands[1]]
     base = t.param_address(operands[0])
-    return " ".join(
-        f"set({base} + {k * BYTES[kind]}, {t.read(source, kind)});" for k, source in enumerate(sources)
-    )
+    return " ".join(f"set({base} + {k * BYTES[kind]}, {t.read(source, kind)});" for k, source in enumerate(sources))
 
 
 @form(
@@ -536,7 +532,9 @@ def _(t, name, operands):
     if op == "cas":
         lines.append(f"auto c = {t.read(operands[3], kind)};")
     address = t.address(operands[1], space)
-    lines.append(f"auto p = atomic_begin({space}_space, {address}, {BYTES[kind]}, {semantics or 'relaxed'}, {scope}, {t.line});")
+    lines.append(
+        f"auto p = atomic_begin({space}_space, {address}, {BYTES[kind]}, {semantics or 'relaxed'}, {scope}, {t.line});"
+    )
     lines.append(f"auto old = get<{c_type}>(p); auto now = ({c_type})({_ATOMIC[op]}); set(p, now);")
     changed = "old == b" if op == "cas" else "true"
     lines.append(f"atomic_end(p, {semantics or 'relaxed'}, {scope}, {changed});")
@@ -919,7 +917,9 @@ class Translator:
         if kernel:
             kernel.window = window
             kernel.shared = sum(
-                size for variable, (_, size) in self.offsets.items() if re.search(rf"(?<![\w$]){re.escape(variable)}\b", body)
+                size
+                for variable, (_, size) in self.offsets.items()
+                if re.search(rf"(?<![\w$]){re.escape(variable)}\b", body)
             )
             for (param, _, _), (offset, _) in zip(params, kernel.params, strict=True):
                 self.params[param] = f"(params + {offset})"

@@ -1,0 +1,21 @@
+"""Every kernel of ``kernels/`` with the types it is compiled for. test_cuda_gate.py fails where one is missing."""
+
+_REALS = ("float", "double")
+
+
+def _activations(real):
+    """(function, derivative) as template arguments of activate.cu."""
+    yield "tanh", f"dtanh<{real}>"  # tanh itself is the built-in function
+    for name in ("sigmoid", "relu"):
+        yield f"{name}<{real}>", f"d{name}<{real}>"
+
+
+# .cu file -> name expressions
+KERNELS = {
+    "activate.cu": [
+        expression
+        for real in _REALS
+        for function, derivative in _activations(real)
+        for expression in (f"activate_forward<{real}, {function}>", f"activate_backward<{real}, {derivative}>")
+    ],
+}

@@ -1,0 +1,131 @@
+"""The compile gate over kernels/, and the gate's own rules."""
+
+import dataclasses
+
+import pytest
+from cuda_on_cpu import gate, nvrtc
+from cuda_on_cpu.kernel_list import KERNELS
+
+from gpurnn._kernels import kernel_dir, kernel_files
+
+needs_nvrtc = pytest.mark.skipif(nvrtc.missing() is not None, reason=str(nvrtc.missing()))
+PLAIN = gate.Resources(registers=32, stack=0, spill_stores=0, spill_loads=0, shared=0)
+
+
+def test_every_kernel_is_on_the_list():
+    sources = {name: (kernel_dir() / name).read_text() for name in kernel_files() if name.endswith(".cu")}
+    assert gate.list_problems(KERNELS, sources) == []
+
+
+def test_a_kernel_without_an_entry_and_an_entry_without_a_kernel_are_found():
+    source = """
+    // __global__ void commented_out() {}
+    template <typename T> __global__ void __launch_bounds__(128, 2) first(T* x) {}
+    __global__ void second() {}
+    """
+    assert gate.global_functions(source) == ["first", "second"]
+    problems = gate.list_problems({"a.cu": ["second", "third<float>"], "b.cu": ["fourth"]}, {"a.cu": source})
+    assert problems == [
+        "a.cu: first has no entry in kernel_list.py",
+        "a.cu: kernel_list.py names third, which is gone",
+        "kernel_list.py names b.cu, which is gone",
+    ]
+
+
+@needs_nvrtc
+def test_all_kernels_compile_for_all_architectures_and_need_no_more_than_before():
+    table = gate.measure_all()
+    assert {arch for _, _, arch in table} == set(nvrtc.ARCHITECTURES)
+    assert len(table) == len(nvrtc.ARCHITECTURES) * sum(map(len, KERNELS.values()))
+    assert gate.spills(table) == []
+    version, accepted = gate.read_accepted()
+    if version != nvrtc.version():
+        pytest.skip(f"nothing spills; resources.json is for NVRTC {version}, here is {nvrtc.version()}: not compared")
+    assert gate.growth(table, accepted) == []
+    assert accepted.keys() == table.keys()
+    assert all(gate.blocks_per_multiprocessor(r, gate.BLOCK, key[2]) >= 1 for key, r in table.items())
+
+
+@needs_nvrtc
+def test_a_kernel_that_spills_is_found():
+    source = """
+    __global__ void __launch_bounds__(1024, 2) hungry(const float* x, float* y) {
+        float v[64];
+        for (int k = 0; k < 64; k++) v[k] = x[threadIdx.x + 1024 * k];
+        for (int j = 0; j < 64; j++) {
+            float sum = 0;
+            for (int k = 0; k < 64; k++) sum += v[k] * v[(k * j) % 64];
+            y[threadIdx.x + 1024 * j] = sum;
+        }
+        for (int k = 0; k < 64; k++) y[threadIdx.x + 1024 * k] += v[k];
+    }
+    """
+    table = {("hungry.cu", "hungry", 90): gate.measure("hungry.cu", source, ["hungry"], 90)["hungry"]}
+    (problem,) = gate.spills(table)
+    assert "hungry.cu: hungry for sm_90" in problem
+
+
+@needs_nvrtc
+def test_static_shared_memory_is_counted():
+    source = """
+    __global__ void turn(float* x) {
+        __shared__ float kept[256];
+        kept[threadIdx.x] = x[threadIdx.x];
+        __syncthreads();
+        x[threadIdx.x] = kept[255 - threadIdx.x];
+    }
+    """
+    assert gate.measure("turn.cu", source, ["turn"], 80)["turn"].shared == 1024
+
+
+@needs_nvrtc
+def test_a_compile_error_names_the_real_file_and_line():
+    source = gate.kernel_source("activate.cu") + '\n#line 7 "broken.cu"\n__global__ void broken() { nothing; }\n'
+    with pytest.raises(nvrtc.CompileError, match=r"broken\.cu\(7\)"):
+        nvrtc.compile(source, file="joined.cu")
+
+
+def test_growth_is_told_and_shrinking_is_not():
+    key = ("a.cu", "k<float>", 90)
+    more = dataclasses.replace(PLAIN, registers=40, shared=512)
+    problems = gate.growth({key: more}, {key: PLAIN})
+    assert problems[0] == "a.cu: k<float> for sm_90: registers grew from 32 to 40"
+    assert problems[1] == "a.cu: k<float> for sm_90: shared grew from 0 to 512"
+    assert "--accept" in problems[2]
+    assert gate.growth({key: PLAIN}, {key: more}) == []
+    assert "is not in resources.json" in gate.growth({key: PLAIN}, {})[0]
+
+
+@needs_nvrtc
+def test_what_is_accepted_is_read_back(tmp_path):
+    table = {("a.cu", "k<float>", 90): PLAIN, ("a.cu", "k<float>", 75): dataclasses.replace(PLAIN, shared=8)}
+    gate.accept(table, tmp_path / "resources.json")
+    assert gate.read_accepted(tmp_path / "resources.json") == (nvrtc.version(), table)
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "threads", "arch", "blocks"),
+    [
+        (32, 0, 1024, 90, 2),  # 65536 / (32 * 1024)
+        (33, 0, 1024, 90, 1),  # 33 * 32 rounds up to 1280 a warp: 51 warps of registers
+        (255, 0, 256, 80, 1),  # 8192 a warp: 8 warps
+        (255, 0, 257, 80, 0),  # 9 warps do not fit
+        (16, 0, 32, 86, 16),  # the limit of blocks
+        (16, 0, 256, 75, 4),  # the limit of warps
+        (16, 0, 256, 120, 6),
+        (16, 100 * 1024, 128, 90, 2),  # 228 KB hold two blocks of 101
+        (16, 227 * 1024, 128, 90, 1),
+        (16, 228 * 1024, 128, 90, 0),
+        (16, 64 * 1024, 128, 75, 1),
+        (16, 99 * 1024, 128, 89, 1),
+    ],
+)
+def test_blocks_per_multiprocessor(registers, shared, threads, arch, blocks):
+    resources = dataclasses.replace(PLAIN, registers=registers)
+    assert gate.blocks_per_multiprocessor(resources, threads, arch, dynamic_shared=shared) == blocks
+
+
+def test_the_options_are_cupys():
+    core = pytest.importorskip("cupy._core.core", exc_type=ImportError)
+    options = core.assemble_cupy_compiler_options(())
+    assert [option for option in options if not option.startswith("-I")] == [nvrtc.OPTIONS[0]]
