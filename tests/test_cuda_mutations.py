@@ -94,7 +94,7 @@ MUTATIONS = [
         "divergent barrier",
         fixtures.histogram,
         (("__syncthreads();", "if (threadIdx.x < 32) __syncthreads();", 1),),
-        kind="divergent barrier",
+        kind="divergent barrier|race",  # the other half of the block has not waited
     ),
     Mutation(
         "grid barrier in an ordinary launch",

@@ -69,7 +69,7 @@ class Emulator:
     policy: which thread runs next where several can: "ascending" and "descending" by number, "random" by ``seed``.
     preemption: probability that a thread is interrupted before an access (checked flavour only).
     checked: watch every access for bounds, alignment, initialisation and races; else only run, about three times as
-        fast. residency: blocks (clusters) alive at once in a launch that is not cooperative; a GPU promises no more than 1.
+        fast. residency: blocks (clusters) alive at once in a launch that is not cooperative; a GPU promises only 1.
     portable: fibers by ucontext instead of the assembly for x86-64, as other processors use them.
     """
 
@@ -162,7 +162,8 @@ class Kernel:
     def _lines(self, text):
         def name(match):
             packed = int(match[1])
-            return f"{self.module.files.get(packed >> 20, 'line')}:{packed & 0xFFFFF}"
+            file = self.module.files.get(packed >> 20, "line")  # NVRTC puts the working directory before it
+            return f"{os.path.basename(file)}:{packed & 0xFFFFF}"
 
         text = re.sub(r"@(\d+)@", name, text)
         return f"{text} [{self.info.name}; {self.emulator!r}]"

@@ -1,5 +1,5 @@
-"""The compile gate: every kernel, every type, every architecture; registers, stack, spills and shared memory beside what
-was accepted before (``resources.json``).
+"""The compile gate: every kernel, every type, every architecture; registers, stack, spills and shared memory beside
+what was accepted before (``resources.json``).
 
     PYTHONPATH=tests python -m cuda_on_cpu.gate             the table, with blocks per multiprocessor
     PYTHONPATH=tests python -m cuda_on_cpu.gate --accept    make it the accepted one
@@ -37,7 +37,7 @@ _REGISTERS = 65536  # 32-bit registers of a multiprocessor, handed out 256 at a 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one kernel needs on one architecture. Registers a thread; the rest in bytes, a thread or (shared) a block."""
+    """What one kernel needs on one architecture. Registers a thread; bytes a thread, or a block (shared)."""
 
     registers: int
     stack: int
@@ -95,7 +95,7 @@ def measure(file, source, expressions, arch):
 
 
 def measure_all(kernels=KERNELS, architectures=nvrtc.ARCHITECTURES):
-    """(file, name expression, architecture) -> Resources; NVRTC works in parallel, outside of the interpreter's lock."""
+    """(file, name expression, architecture) -> Resources; NVRTC runs in parallel threads."""
     jobs = [(file, arch) for file in kernels for arch in architectures]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         tables = pool.map(lambda job: measure(job[0], kernel_source(job[0]), kernels[job[0]], job[1]), jobs)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 
-# What CuPy 14 adds to the user's options (cupy.cuda.compiler, cupy._core.core.assemble_cupy_compiler_options), apart from
-# include folders, which the kernels do not use. test_cuda_gate.py compares where CuPy is installed.
+# What CuPy 14 adds to the user's options (cupy.cuda.compiler, cupy._core.core.assemble_cupy_compiler_options), apart
+# from include folders, which the kernels do not use. test_cuda_gate.py compares where CuPy is installed.
 OPTIONS = ("--std=c++17", "-ftz=true", "--device-as-default-execution-space")
 
 

@@ -604,9 +604,10 @@ extern "C" void atomic_end(uint8_t* p, Semantics semantics, Scope scope, bool ch
 
 // ---- barriers
 
+static Clock all;  // scratch of synchronise
+
 static void synchronise(std::vector<Thread*>& threads) {
     if (!CHECKED || threads.empty()) return;
-    static Clock all;
     for (Thread* t : threads) join(all, t->clock);
     for (Thread* t : threads) {
         join(t->clock, all);
@@ -963,6 +964,7 @@ static void end_launch() {
     }
     for (auto& location : locations) forget_publications(location.second);
     locations.clear();
+    drop(all);  // its size is the grid's
     all_threads.clear();
     all_blocks.clear();
     all_clusters.clear();

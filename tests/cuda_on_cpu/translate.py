@@ -1,7 +1,7 @@
 """PTX to C++: every instruction becomes a line of C++ over the helpers of ``runtime.h``.
 
-``FORMS`` is the whitelist: the full names, all modifiers included, of the instructions that are understood. Any other name
-raises ``Refused``: an instruction that is nearly right would be worse than one that is missing.
+``FORMS`` is the whitelist: the full names, all modifiers included, of the instructions that are understood. Any other
+name raises ``Refused``: an instruction that is nearly right would be worse than one that is missing.
 """
 
 import functools
@@ -1094,8 +1094,8 @@ _STATEMENT = re.compile(r"\s*(?:(?P<brace>[{}])|(?P<loc>\.loc[^\n]*)|(?P<label>[
 
 def _statements(body):
     """Braces, ``.loc`` lines, labels and instructions, one after another."""
-    at = 0
-    while body[at:].strip():
+    at, end = 0, len(body.rstrip())
+    while at < end:
         match = _STATEMENT.match(body, at)
         if not match:
             raise Refused(f"statement {body[at : at + 60]!r}")
