@@ -47,6 +47,9 @@ SIZES = {
 FIRST_CLUSTER_BARRIER = "cluster_barrier();  // the partial sums are complete"
 LAST_CLUSTER_BARRIER = "cluster_barrier();  // nobody leaves while a peer may still read its shared memory"
 TARGET = "(round + 1) * gridDim.x"
+# Both sides meet a barrier, so that nothing races before the report; as assembly on one side, so that the compiler does
+# not merge the two.
+DIVERGENT = 'if (threadIdx.x < 32) {\n asm volatile("bar.sync 0;" ::: "memory");\n} else {\n __syncthreads();\n}'
 RELEASE, ACQUIRE = "__threadfence();  // release", "__threadfence();  // acquire"
 
 MUTATIONS = [
@@ -93,7 +96,7 @@ MUTATIONS = [
     Mutation(
         "divergent barrier",
         fixtures.histogram,
-        (("__syncthreads();", "if (threadIdx.x < 32) __syncthreads();", 1),),
+        (("__syncthreads();", DIVERGENT, 1),),
         kind="divergent barrier|race",  # the other half of the block has not waited
     ),
     Mutation(

@@ -17,6 +17,7 @@ import re
 import shutil
 import subprocess
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -120,17 +121,29 @@ class Emulator:
 
     def load(self, source, options=(), name=None, file="kernel.cu"):
         """The kernel ``name`` (a C++ name expression such as ``step<float>``) of a CUDA source, ready to be called."""
-        program = nvrtc.compile(
-            source, file=file, arch=self.arch, options=tuple(options), expressions=(name,), lineinfo=True
-        )
-        return self.load_ptx(program.ptx, program.lowered[name])
+        return self.load_ptx(*self._ptx(source, options, name, file))
 
     def load_ptx(self, ptx, name):
         """The kernel with the entry ``name`` of a PTX text."""
         module = translate(ptx)
-        library = _load_module(_module(module.code, self.runtime_path, self.checked))
+        library = _load_module(self._library(module))
         _place_variables(self, library, module)
         return Kernel(self, module, library, module.kernels[name])
+
+    def build(self, source, options=(), name=None, file="kernel.cu"):
+        """Have everything in the cache that ``load`` of the same arguments needs. May be called from many threads."""
+        ptx, _ = self._ptx(source, options, name, file)
+        self._library(translate(ptx))
+
+    def _ptx(self, source, options, name, file):
+        program = nvrtc.compile(
+            source, file=file, arch=self.arch, options=tuple(options), expressions=(name,), lineinfo=True
+        )
+        return program.ptx, program.lowered[name]
+
+    def _library(self, module):
+        flags = ("-Og", f"-DCHECKED={int(self.checked)}", str(self.runtime_path))
+        return _build("module", module.code, flags)
 
 
 class Kernel:
@@ -235,6 +248,38 @@ def _place_variables(emulator, library, module):
 # ---- building
 
 
+def build_ahead(cases):
+    """Build in parallel what cases will load: (emulator, case, sizes), run as ``case(emulator, **sizes)`` later."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = {
+            (emulator.arch, request): emulator for emulator, case, sizes in cases for request in _asked(case, sizes)
+        }
+        list(pool.map(lambda job: job[1].build(*job[0][1]), jobs.items()))
+
+
+class _Recorder:
+    """Stands in for an emulator to learn what a case loads; nothing runs."""
+
+    class Asked(Exception):
+        pass
+
+    def array(self, value, name="array"):
+        return value
+
+    def empty(self, shape, dtype="float32", name="array"):
+        return np.empty(shape, dtype)
+
+    def load(self, source, options=(), name=None, file="kernel.cu"):
+        raise self.Asked(source, tuple(options), name, file)
+
+
+def _asked(case, sizes):
+    try:
+        case(_Recorder(), **sizes)
+    except _Recorder.Asked as asked:
+        yield asked.args
+
+
 @functools.cache
 def _compiler_version():
     return subprocess.run(["g++", "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
@@ -258,10 +303,6 @@ def _build(kind, code, flags):
 def _runtime(checked, portable):
     flags = ("-O2", f"-DCHECKED={int(checked)}", *(("-DPORTABLE_FIBERS",) if portable else ()))
     return _build("runtime", (HERE / "runtime.cpp").read_text(), flags)
-
-
-def _module(code, runtime_path, checked):
-    return _build("module", code, ("-Og", f"-DCHECKED={int(checked)}", str(runtime_path)))
 
 
 @functools.cache
