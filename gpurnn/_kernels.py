@@ -4,6 +4,7 @@
 by path, never imported.
 """
 
+import re
 from pathlib import Path
 
 
@@ -27,3 +28,24 @@ def kernel_files():
     """
     folder = kernel_dir()
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in (".cu", ".cuh"))
+
+
+def kernel_source(file):
+    """The text of a kernel file with our own headers in place of its ``#include "..."`` lines, ready for NVRTC.
+
+    One text, because CuPy's cache knows only the text it is given: a header that NVRTC finds by itself could change
+    unseen. ``#line`` keeps every line under its file's own name in messages. Each header is taken once.
+    """
+    seen = set()
+
+    def text(name):
+        if name in seen:
+            return ""
+        seen.add(name)
+        lines = [f'#line 1 "{name}"']
+        for number, line in enumerate((kernel_dir() / name).read_text(encoding="utf-8").splitlines(), 1):
+            header = re.match(r'\s*#include "([^"]+)"', line)
+            lines += [text(header[1]), f'#line {number + 1} "{name}"'] if header else [line]
+        return "\n".join(lines) + "\n"
+
+    return text(file)

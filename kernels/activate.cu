@@ -7,6 +7,8 @@
 // Every thread walks the array in steps of the whole grid, so any launch size is correct. N is T * B, the rows; N * H may
 // pass 2^31, hence the 64-bit index.
 
+#include "common.cuh"
+
 // ---- forward
 
 template <typename real, real f(real)>

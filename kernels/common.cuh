@@ -13,8 +13,8 @@
 //
 // CuPy compiles with -ftz=true: in float, what is smaller than 2^-126 counts as zero, unlike in NumPy.
 //
-// This text is joined before each .cu file, it is not an #include. It is also plain C++, so that the same cells can be
-// compiled for the CPU: no intrinsics here.
+// The loader (gpurnn/_kernels.py) puts this text in place of #include "common.cuh". It is also plain C++, so that the same
+// cells can be compiled for the CPU: no intrinsics here.
 
 #ifdef __CUDACC__
 #define DEVICE __device__ __forceinline__

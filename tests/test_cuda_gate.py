@@ -6,7 +6,7 @@ import pytest
 from cuda_on_cpu import gate, nvrtc
 from cuda_on_cpu.kernel_list import KERNELS
 
-from gpurnn._kernels import kernel_dir, kernel_files
+from gpurnn._kernels import kernel_dir, kernel_files, kernel_source
 
 needs_nvrtc = pytest.mark.skipif(nvrtc.missing() is not None, reason=str(nvrtc.missing()))
 PLAIN = gate.Resources(registers=32, stack=0, spill_stores=0, spill_loads=0, shared=0)
@@ -80,7 +80,7 @@ def test_static_shared_memory_is_counted():
 
 @needs_nvrtc
 def test_a_compile_error_names_the_real_file_and_line():
-    source = gate.kernel_source("activate.cu") + '\n#line 7 "broken.cu"\n__global__ void broken() { nothing; }\n'
+    source = kernel_source("activate.cu") + '\n#line 7 "broken.cu"\n__global__ void broken() { nothing; }\n'
     with pytest.raises(nvrtc.CompileError, match=r"broken\.cu\(7\)"):
         nvrtc.compile(source, file="joined.cu")
 
@@ -129,3 +129,15 @@ def test_the_options_are_cupys():
     core = pytest.importorskip("cupy._core.core", exc_type=ImportError)
     options = core.assemble_cupy_compiler_options(())
     assert [option for option in options if not option.startswith("-I")] == [nvrtc.OPTIONS[0]]
+
+
+def test_the_source_of_a_kernel_holds_its_headers_once():
+    source = kernel_source("step.cu")
+    assert source.startswith('#line 1 "step.cu"\n')
+    for header in ("common.cuh", "cells/rnn.cuh", "cells/lstm.cuh", "cells/gru.cuh"):
+        assert source.count(f'#line 1 "{header}"\n') == 1
+    assert '#include "' not in source
+    line = next(k for k, text in enumerate(source.splitlines()) if "void step_forward(" in text)
+    marker = max(k for k, text in enumerate(source.splitlines()[:line]) if text.startswith("#line"))
+    number = int(source.splitlines()[marker].split()[1]) + line - marker - 1
+    assert "void step_forward(" in (kernel_dir() / "step.cu").read_text().splitlines()[number - 1]

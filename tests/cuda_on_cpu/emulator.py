@@ -248,13 +248,16 @@ def _place_variables(emulator, library, module):
 # ---- building
 
 
+def build_all(jobs):
+    """Build in parallel: (emulator, arguments of its ``load``). Equal ones are built once."""
+    jobs = {(emulator.arch, emulator.checked, request): emulator for emulator, request in jobs}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda job: job[1].build(*job[0][2]), jobs.items()))
+
+
 def build_ahead(cases):
     """Build in parallel what cases will load: (emulator, case, sizes), run as ``case(emulator, **sizes)`` later."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = {
-            (emulator.arch, request): emulator for emulator, case, sizes in cases for request in _asked(case, sizes)
-        }
-        list(pool.map(lambda job: job[1].build(*job[0][1]), jobs.items()))
+    build_all((emulator, request) for emulator, case, sizes in cases for request in _asked(case, sizes))
 
 
 class _Recorder:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from gpurnn._kernels import kernel_dir
+from gpurnn._kernels import kernel_source
 
 from . import nvrtc
 from .kernel_list import KERNELS
@@ -44,12 +44,6 @@ class Resources:
     spill_stores: int
     spill_loads: int
     shared: int
-
-
-def kernel_source(file):
-    """A kernel file as the library hands it to NVRTC: common.cuh before it, each line under its own name."""
-    parts = [f'#line 1 "{name}"\n{(kernel_dir() / name).read_text()}' for name in ("common.cuh", file)]
-    return "\n".join(parts)
 
 
 def global_functions(source):

@@ -1,6 +1,8 @@
 """Every kernel of ``kernels/`` with the types it is compiled for. test_cuda_gate.py fails where one is missing."""
 
 _REALS = ("float", "double")
+STORAGES = ("float", "double", "__half", "__nv_bfloat16")
+CELLS = ("RnnTanh", "RnnRelu", "LstmCell", "GruCell")
 
 
 def _activations(real):
@@ -17,5 +19,8 @@ KERNELS = {
         for real in _REALS
         for function, derivative in _activations(real)
         for expression in (f"activate_forward<{real}, {function}>", f"activate_backward<{real}, {derivative}>")
+    ],
+    "step.cu": [
+        f"step_{way}<{cell}, {storage}>" for cell in CELLS for storage in STORAGES for way in ("forward", "backward")
     ],
 }

@@ -1,0 +1,30 @@
+// Gated recurrent unit in cuDNN's and PyTorch's form (Cho 2014, version 1; reset_after), gates r z n:
+//
+//     r, z = sigmoid(ax + ah),  ah = W_hh h + b_hh
+//     n = tanh(ax_n + r ah_n)
+//     h' = (1 - z) n + z h
+//
+// Keeps r z q n with q = ah_n. The derivatives by ah are those by r, z, q; the ones by ax are those by r, z, n.
+
+template <typename real>
+struct GruCell {
+    static constexpr int gates = 3, states = 1, kept = 4, leaves = 4;
+
+    DEVICE static void forward(const real* ax, const real* ah, real h, real c, real* keep, real& h_new, real& c_new) {
+        const real r = keep[0] = sigmoid(ax[0] + ah[0]);
+        const real z = keep[1] = sigmoid(ax[1] + ah[1]);
+        const real q = keep[2] = ah[2];
+        const real n = keep[3] = tanh(ax[2] + r * q);
+        h_new = n + z * (h - n);
+    }
+
+    // dh by h' becomes the derivative by h that does not go through W_hh; d by r, z, q, n before their activation.
+    DEVICE static void backward(const real* keep, real h, real c, real h_new, real c_new, real& dh, real& dc, real* d) {
+        const real r = keep[0], z = keep[1], q = keep[2], n = keep[3];
+        d[3] = dh * (real(1) - z) * dtanh(n);
+        d[2] = d[3] * r;
+        d[1] = dh * (h - n) * dsigmoid(z);
+        d[0] = d[3] * q * dsigmoid(r);
+        dh *= z;
+    }
+};
