@@ -136,7 +136,7 @@ def test_the_source_of_a_kernel_holds_its_headers_once():
     assert source.startswith('#line 1 "step.cu"\n')
     for header in ("common.cuh", "cells/rnn.cuh", "cells/lstm.cuh", "cells/gru.cuh"):
         assert source.count(f'#line 1 "{header}"\n') == 1
-    assert '#include "' not in source
+    assert '\n#include "' not in source
     line = next(k for k, text in enumerate(source.splitlines()) if "void step_forward(" in text)
     marker = max(k for k, text in enumerate(source.splitlines()[:line]) if text.startswith("#line"))
     number = int(source.splitlines()[marker].split()[1]) + line - marker - 1
