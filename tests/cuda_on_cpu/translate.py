@@ -937,7 +937,7 @@ class Translator:
     def _piece(self, piece):
         if piece in "{}":
             return piece
-        if piece.startswith(".loc"):
+        if piece.startswith((".loc ", ".loc\t")):
             _, file, line = piece.split(None, 3)[:3]
             if int(line):
                 self.line = int(file) << 20 | int(line)
@@ -1089,7 +1089,7 @@ def _closing(text, start):
     raise Refused("unbalanced brackets")
 
 
-_STATEMENT = re.compile(r"\s*(?:(?P<brace>[{}])|(?P<loc>\.loc[^\n]*)|(?P<label>[\w$%]+:)|(?P<code>[^;]+);|;)", re.S)
+_STATEMENT = re.compile(r"\s*(?:(?P<brace>[{}])|(?P<loc>\.loc\s[^\n]*)|(?P<label>[\w$%]+:)|(?P<code>[^;]+);|;)", re.S)
 
 
 def _statements(body):
