@@ -339,25 +339,35 @@ FLOAT_TESTS |= {"num": lambda a, b: ~(np.isnan(a) | np.isnan(b)), "nan": lambda 
 def test_comparisons():
     assert FLOAT_TESTS.keys() == COMPARE_FLOAT.keys() and INTEGER_TESTS.keys() == COMPARE.keys()
     cases, references = [], []
-    for kind, tests in (*((kind, INTEGER_TESTS) for kind in INTEGERS), ("f32", FLOAT_TESTS), ("f64", FLOAT_TESTS)):
-        for word, test in tests.items():
-            name = f"setp.{word}.{kind}"
-            if name not in FORMS:  # lo and its kind are for unsigned numbers
-                assert kind[0] == "s" and word in ("lo", "ls", "hi", "hs")
-                continue
-            operands = [
-                (kind, numbers(kind, 0)),
-                (kind, np.where(np.arange(COUNT) % 4, numbers(kind, 1), numbers(kind, 0))),
-            ]
-            cases.append((name, "pred", operands, ()))
-            references.append(test)
-            if word in ("eq", "lt", "ge"):
-                given = ("pred", np.arange(COUNT) % 2 == 0)
-                for join in ("and", "or", "xor"):
-                    cases.append((f"setp.{word}.{join}.{kind}", "pred", [*operands, given], ()))
-                    combine = getattr(np, f"logical_{join}")
-                    references.append(lambda a, b, c, test=test, combine=combine: combine(test(a, b), c))
-    compare(cases, references)
+    for name in (name for name in FORMS if name.startswith("setp.")):
+        _, word, *joined, kind = name.split(".")
+        test = (FLOAT_TESTS if "f" in kind else INTEGER_TESTS)[word]
+        first, second = (numbers(kind if kind != "bf16" else "b16", k) for k in (0, 1))
+        operands = [(kind, first), (kind, np.where(np.arange(COUNT) % 4, second, first))]
+        given = [("pred", np.arange(COUNT) % 2 == 0)] if set(joined) & {"and", "or", "xor"} else []
+        cases.append((name, "pred", [*operands, *given], ()))
+
+        def reference(a, b, c=None, test=test, joined=joined, kind=kind):
+            if kind == "bf16":
+                a, b = from_bf16(a), from_bf16(b)
+            if "ftz" in joined:
+                a, b = flush(a), flush(b)
+            return test(a, b) if c is None else getattr(np, f"logical_{(set(joined) - {'ftz'}).pop()}")(test(a, b), c)
+
+        references.append(reference)
+    for k in range(0, len(cases), 100):
+        compare(cases[k : k + 100], references[k : k + 100])
+
+
+def from_bf16(bits):
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def to_bf16(x):
+    """The nearest bfloat16's bits, ties to even, of float64 numbers that float32 holds or nearly."""
+    bits = np.asarray(x, np.float64).astype(np.float32).view(np.uint32)
+    rounded = (bits.astype(np.uint64) + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return np.where(np.isnan(x), 0x7FFF, rounded).astype(np.uint16)
 
 
 def test_integer_conversions():
@@ -409,16 +419,280 @@ def test_conversions_between_floats_and_integers():
     compare(cases, references)
 
 
-def test_halves():
-    def once(function):
-        return lambda *arrays: function(*(a.astype(np.float64) for a in arrays)).astype(np.float16)
+HALF_OPERATIONS = {
+    "add": (2, lambda a, b: a + b),
+    "sub": (2, lambda a, b: a - b),
+    "mul": (2, lambda a, b: a * b),
+    "add.rn": (2, lambda a, b: a + b),
+    "sub.rn": (2, lambda a, b: a - b),
+    "mul.rn": (2, lambda a, b: a * b),
+    "fma.rn": (3, lambda a, b, c: a * b + c),
+    "fma.rn.relu": (3, lambda a, b, c: np.where(a * b + c <= 0, 0.0, a * b + c)),
+    "neg": (1, np.negative),
+    "abs": (1, np.abs),
+}
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16", "f16x2", "bf16x2"])
+def test_halves(kind):
+    """Small numbers, so that float64 holds every intermediate result and one rounding is left."""
+    brain, pairs = kind.startswith("bf16"), kind.endswith("x2")
+    rng = np.random.default_rng(5)
+    values = [np.concatenate([[0, -0.0, np.inf, -np.inf, 1, -1], rng.normal(size=2 * COUNT - 6)]) for _ in range(3)]
+    stored = [to_bf16(v) if brain else v.astype(np.float16).view(np.uint16) for v in values]
+
+    def read(bits):
+        return (from_bf16(bits) if brain else bits.view(np.float16)).astype(np.float64)
+
+    def store(x):
+        return to_bf16(x) if brain else x.astype(np.float16).view(np.uint16)
+
+    def numbered(bits):
+        return np.where(np.isnan(read(bits)), 0x7FFF, bits)  # one NaN for all
+
+    operations = HALF_OPERATIONS | {"min": (2, least), "max": (2, lambda a, b: -least(-a, -b))}
+    cases = []
+    for name, (count, _) in operations.items():
+        given = [bits.view(np.uint32) if pairs else bits[:COUNT] for bits in stored[:count]]
+        cases.append(
+            (f"{name}.{kind}", "b32" if pairs else "b16", [(("b32" if pairs else "b16"), g) for g in given], ())
+        )
+    for (name, (count, function)), got in zip(operations.items(), run(cases), strict=True):
+        with np.errstate(all="ignore"):
+            expected = store(function(*map(read, stored[:count])))
+        got = got.view(np.uint16)
+        np.testing.assert_array_equal(numbered(got), numbered(expected[: len(got)]), err_msg=f"{name}.{kind}")
+
+
+def test_conversions_to_halves():
+    x, y = ordinary("f32", 1), ordinary("f32", 2)
+    x, y = np.clip(x, -6e4, 6e4), np.clip(y, -6e4, 6e4)
+
+    def store(v, kind, rounding):
+        if kind == "f16":
+            near = v.astype(np.float16)
+            over = np.abs(near.astype(np.float64)) > np.abs(v)
+            return np.where(over & (rounding == "rz"), np.nextafter(near, np.float16(0)), near).view(np.uint16)
+        return (v.view(np.uint32) >> 16).astype(np.uint16) if rounding == "rz" else to_bf16(v)
+
+    for kind, rounding in itertools.product(("f16", "bf16"), ("rn", "rz")):
+        single, pair = run(
+            [
+                (f"cvt.{rounding}.{kind}.f32", "b16", [("f32", x)], ()),
+                (f"cvt.{rounding}.{kind}x2.f32", "b32", [("f32", x), ("f32", y)], ()),
+            ]
+        )
+        low, high = store(y, kind, rounding), store(x, kind, rounding)
+        np.testing.assert_array_equal(single, high, err_msg=f"{kind} {rounding}")
+        np.testing.assert_array_equal(pair, low.astype(np.uint32) | high.astype(np.uint32) << 16)
+    bits = to_bf16(x)
+    cases = [("cvt.f32.bf16", "f32", [("b16", bits)], ()), ("cvt.f64.bf16", "f64", [("b16", bits)], ())]
+    cases.append(("cvt.ftz.f32.bf16", "f32", [("b16", bits)], ()))
+    for got in run(cases):
+        np.testing.assert_array_equal(got, from_bf16(bits))
+    for name, half in (("cvt.rna.tf32.f32", True), ("cvt.rn.tf32.f32", False)):
+        (got,) = run([(name, "b32", [("f32", x)], ())])
+        pattern = x.view(np.uint32).astype(np.uint64)
+        tie = pattern & 0x1FFF == 0x1000
+        up = (pattern & 0x1FFF) >= 0x1000 if half else ((pattern & 0x1FFF) > 0x1000) | tie & (pattern >> 13 & 1 == 1)
+        np.testing.assert_array_equal(got, ((pattern >> 13) + up << 13).astype(np.uint32))
+
+
+def test_directed_conversions():
+    cases, references = [], []
+    for rounding, to, kind in itertools.product(("rz", "rm", "rp"), ("f32", "f64"), ("u8", "s8", *INTEGERS)):
+        cases.append((f"cvt.{rounding}.{to}.{kind}", to, [(kind, numbers(kind, 0))], ()))
+        references.append(
+            lambda a, to=to, rounding=rounding: [
+                nearest(Fraction(int(x)), NUMPY[to], rounding) if x else 0.0 for x in a
+            ]
+        )
+    for rounding in ("rz", "rm", "rp"):
+        x = ordinary("f64", 3)
+        for ftz in ("", ".ftz"):
+            cases.append((f"cvt.{rounding}{ftz}.f32.f64", "f32", [("f64", x)], ()))
+            references.append(
+                lambda a, rounding=rounding: [nearest(Fraction(float(v)), NUMPY["f32"], rounding) for v in a]
+            )
+    for kind in ("u8", "s8", *INTEGERS):
+        small = numbers(kind, 0) % 100
+        cases.append((f"cvt.rn.f16.{kind}", "f16", [(kind, small)], ()))
+        references.append(lambda a: a.astype(np.float16))
+    compare(cases, references)
+
+
+def test_directed_roots_and_reciprocals():
+    cases, references = [], []
+    for kind, rounding, ftz in itertools.product(("f32", "f64"), ("rz", "rm", "rp"), ("", ".ftz")):
+        if kind == "f64" and ftz:
+            continue
+        dtype, x = NUMPY[kind], np.abs(ordinary(kind, 4))
+        cases.append((f"rcp.{rounding}{ftz}.{kind}", kind, [(kind, x)], ()))
+        references.append(lambda a, d=dtype, r=rounding: [nearest(1 / Fraction(float(v)), d, r) for v in a])
+
+        def root(a, dtype=dtype, rounding=rounding):
+            result = []
+            for v in a:
+                near, square = np.sqrt(v), Fraction(float(v))
+                below = near if Fraction(float(near)) ** 2 <= square else np.nextafter(near, dtype.type(0))
+                exact_root = Fraction(float(below)) ** 2 == square
+                result.append(below if rounding != "rp" or exact_root else np.nextafter(below, dtype.type(np.inf)))
+            return result
+
+        cases.append((f"sqrt.{rounding}{ftz}.{kind}", kind, [(kind, x)], ()))
+        references.append(root)
+    operations = {"add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b}
+    operations["div"] = lambda a, b: a / b
+    for rounding, (name, function) in itertools.product(("rz", "rm", "rp"), operations.items()):
+        operands = [("f32", ordinary("f32", k)) for k in range(2)]
+        cases.append((f"{name}.{rounding}.ftz.f32", "f32", operands, ()))
+        references.append(directed(function, NUMPY["f32"], rounding))
+    compare(cases, references)
+
+
+def test_approximations():
+    """The exact function, rounded: a GPU differs in the last places."""
+    functions = {
+        "rcp": lambda x: 1 / x,
+        "sqrt": np.sqrt,
+        "rsqrt": lambda x: 1 / np.sqrt(x),
+        "ex2": np.exp2,
+        "lg2": np.log2,
+        "sin": np.sin,
+        "cos": np.cos,
+        "tanh": np.tanh,
+    }
+    x = np.random.default_rng(0).uniform(0.1, 9, COUNT)
+    for name in (name for name in FORMS if ".approx" in name or ".full" in name):
+        op, kind = name.split(".")[0], name.rsplit(".", 1)[1]
+        given = x.astype(NUMPY[kind])
+        if op == "div":
+            (got,) = run([(name, kind, [(kind, given), (kind, given[::-1].copy())], ())])
+            expected = given.astype(np.float64) / given[::-1]
+        else:
+            (got,) = run([(name, kind, [(kind, given)], ())])
+            expected = functions[op](given.astype(np.float64))
+        np.testing.assert_allclose(got, expected, rtol=2 * np.finfo(NUMPY[kind]).eps, atol=1e-30, err_msg=name)
+
+
+def test_classes_of_numbers():
+    tests = {
+        "finite": np.isfinite,
+        "infinite": np.isinf,
+        "number": lambda x: ~np.isnan(x),
+        "notanumber": np.isnan,
+        "normal": lambda x: np.isfinite(x) & (np.abs(x) >= np.finfo(x.dtype).tiny),
+        "subnormal": lambda x: (np.abs(x) < np.finfo(x.dtype).tiny) & (x != 0),
+    }
+    cases = [
+        (f"testp.{name}.{kind}", "pred", [(kind, numbers(kind, 0))], ()) for name in tests for kind in ("f32", "f64")
+    ]
+    compare(cases, [tests[name.split(".")[1]] for name, *_ in cases])
+
+
+def test_bit_fields():
+    cases, references = [], []
+
+    def extract(a, position, length, width, signed):
+        a &= (1 << width) - 1
+        field = a >> position & (1 << length) - 1
+        last = min(position + length - 1, width - 1)
+        if signed and length and a >> last & 1:
+            field |= -1 << max(0, min(length, width - position))
+        return field
+
+    rng = np.random.default_rng(0)
+    position, length = (rng.integers(0, 256, COUNT) % 80 for _ in range(2))
+    where = [("u32", position.astype(np.uint32)), ("u32", length.astype(np.uint32))]
+    for kind in ("u32", "s32", "u64", "s64"):
+        width, signed = 8 * BYTES[kind], kind[0] == "s"
+        cases.append((f"bfe.{kind}", kind, [(kind, numbers(kind, 0)), *where], ()))
+        references.append(
+            lambda a, p, n, k=kind, w=width, s=signed: wrapped(exact(lambda *v: extract(*v, w, s))(a, p, n), k)
+        )
+    for kind in ("b32", "b64"):
+        width = 8 * BYTES[kind]
+
+        def insert(a, b, p, n, width=width):
+            mask = ((1 << n) - 1) << p & (1 << width) - 1
+            return b & ~mask | a << p & mask
+
+        cases.append((f"bfi.{kind}", kind, [(kind, numbers(kind, 0)), (kind, numbers(kind, 1)), *where], ()))
+        references.append(lambda a, b, p, n, k=kind, f=insert: wrapped(exact(f)(a, b, p, n), k))
+    compare(cases, references)
+
+
+def test_flushing_and_saturating():
+    round_to = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
+    cases, references = [], []
+
+    def whole(a, to, rounded):
+        info = np.iinfo(NUMPY[to])
+        values = rounded(a.astype(np.float64))
+        return np.array(
+            [
+                0 if np.isnan(x) else int(info.max) if x >= info.max else max(int(info.min), int(max(x, -1e30)))
+                for x in values
+            ],
+            object,
+        )
+
+    for mode, rounded in round_to.items():
+        for to in ("u8", "s8", *INTEGERS):
+            cases.append((f"cvt.{mode}.ftz.{to}.f32", to, [("f32", numbers("f32", 0))], ()))
+            references.append(lambda a, to=to, rounded=rounded: whole(flush(a), to, rounded))
+            cases.append((f"cvt.{mode}.{to}.f16", to, [("f16", numbers("f16", 0))], ()))
+            references.append(lambda a, to=to, rounded=rounded: whole(a, to, rounded))
+        cases.append((f"cvt.{mode}.ftz.f32.f32", "f32", [("f32", numbers("f32", 0))], ()))
+        references.append(lambda a, rounded=rounded: rounded(flush(a)))
+        cases.append((f"cvt.{mode}.f16.f16", "f16", [("f16", numbers("f16", 0))], ()))
+        references.append(rounded)
+
+    def saturated(x):
+        return np.where(x > 0, np.where(x < 1, x, 1), 0).astype(np.float32)
 
     operations = {"add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b}
-    cases = [(f"{name}.f16", "f16", [("f16", numbers("f16", k)) for k in range(2)], ()) for name in operations]
-    references = [once(function) for function in operations.values()]
-    cases.append(("fma.rn.f16", "f16", [("f16", numbers("f16", k)) for k in range(3)], ()))
-    references.append(once(lambda a, b, c: a * b + c))
-    for name, function in (("min", least), ("max", lambda a, b: -least(-a, -b))):
-        cases.append((f"{name}.f16", "f16", [("f16", numbers("f16", k)) for k in range(2)], ()))
-        references.append(function)
+    operands = [("f32", numbers("f32", k)) for k in range(2)]
+    for name, function in operations.items():
+        cases += [(f"{name}.sat.f32", "f32", operands, ()), (f"{name}.ftz.sat.f32", "f32", operands, ())]
+        references.append(lambda a, b, f=function: saturated(f(a, b)))
+        references.append(lambda a, b, f=function: flush(saturated(f(flush(a), flush(b)))))
+    cases += [("cvt.sat.f32.f32", "f32", operands[:1], ()), ("cvt.ftz.sat.f32.f32", "f32", operands[:1], ())]
+    references += [saturated, lambda a: flush(saturated(flush(a)))]
+    cases += [
+        ("cvt.ftz.f64.f32", "f64", operands[:1], ()),
+        ("cvt.rn.ftz.f32.f64", "f32", [("f64", numbers("f64", 0))], ()),
+    ]
+    references += [lambda a: flush(a).astype(np.float64), lambda a: flush(a.astype(np.float32))]
+    cases.append(("cvt.ftz.f32.f16", "f32", [("f16", numbers("f16", 0))], ()))
+    references.append(lambda a: a.astype(np.float32))
+    three = [("f32", ordinary("f32", k)) for k in range(3)]
+    for rounding in ("rn", "rz", "rm", "rp"):
+        cases.append((f"fma.{rounding}.ftz.f32", "f32", three, ()))
+        references.append(
+            lambda a, b, c, r=rounding: [
+                nearest(Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z)), NUMPY["f32"], r)
+                for x, y, z in zip(a, b, c, strict=True)
+            ]
+        )
+    compare(cases, references)
+
+
+def test_moves_and_choices():
+    cases, references = [], []
+    given = ("pred", np.arange(COUNT) % 3 == 0)
+    for name in FORMS:
+        op, kind = name.split(".")[0], name.rsplit(".", 1)[-1]
+        if op == "selp":
+            cases.append((name, kind, [(kind, numbers(kind, 0)), (kind, numbers(kind, 1)), given], ()))
+            references.append(lambda a, b, c: np.where(c, a, b))
+        elif op == "mov" and kind != "pred":
+            cases.append((name, kind, [(kind, numbers(kind, 0))], ()))
+            references.append(lambda a: a)
+    other = ("pred", np.arange(COUNT) % 2 == 0)
+    for word in ("and", "or", "xor"):
+        cases.append((f"{word}.pred", "pred", [given, other], ()))
+        references.append(getattr(np, f"logical_{word}"))
+    cases += [("not.pred", "pred", [given], ()), ("mov.pred", "pred", [given], ())]
+    references += [np.logical_not, lambda a: a]
     compare(cases, references)

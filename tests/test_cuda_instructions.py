@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 from cuda_on_cpu import emulator
-from cuda_on_cpu.translate import BYTES, FORMS, Refused, translate
+from cuda_on_cpu.translate import BYTES, FORMS, USED, Refused, translate
 
 pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
 
@@ -389,6 +389,78 @@ def test_barriers():
             assert set(result.view(np.uint32).tolist()) == {expected}, name
 
 
+def test_arrivals_without_waiting():
+    """Warp 0 writes and goes on, warp 1 waits for it."""
+    for arrive, wait in (("bar.arrive", "bar.sync"), ("barrier.arrive", "barrier.sync")):
+        for aligned in ("", ".aligned") if arrive.startswith("barrier") else ("",):
+            body = (
+                "mov.u32 %r0, %tid.x; and.b32 %r1, %r0, 31; mul.wide.u32 %rd5, %r1, 4; add.s64 %rd6, %rd0, %rd5;\n"
+                "add.s64 %rd7, %rd1, %rd5; setp.ge.u32 %p1, %r0, 32; @%p1 bra waiting;\n"
+                f"st.global.u32 [%rd6], %r0; {arrive}{aligned} 1, 64; exit;\n"
+                f"waiting: {wait} 1, 64; ld.global.u32 %r2, [%rd6]; st.global.u32 [%rd7], %r2; ret.uni;"
+            )
+            (result,) = execute([body], np.zeros(32, np.uint32), 16, threads=64)
+            assert result.view(np.uint32).tolist() == list(range(32))
+
+
+@pytest.mark.parametrize("arrive", [name for name in names("barrier") if "cluster.arrive" in name])
+def test_cluster_barriers(arrive):
+    for wait in (name for name in names("barrier") if "cluster.wait" in name):
+        body = (
+            "mov.u32 %r0, %tid.x; xor.b32 %r1, %r0, 31; mul.wide.u32 %rd5, %r0, 4; mul.wide.u32 %rd6, %r1, 4;\n"
+            "add.s64 %rd7, %rd0, %rd5; add.s64 %rd8, %rd0, %rd6; add.s64 %rd9, %rd1, %rd5; st.global.u32 [%rd7], %r0;\n"
+            f"{arrive}; {wait}; ld.global.u32 %r2, [%rd8]; st.global.u32 [%rd9], %r2;"
+        )
+        (result,) = execute([body], np.zeros(32, np.uint32), 16, threads=32)
+        assert result.view(np.uint32).tolist() == list(range(31, -1, -1))
+
+
+def test_every_parameter_access():
+    """A local parameter is what a call's arguments are: store, then load with the form of the same type."""
+    forms = [name for name in names("ld") if name.startswith("ld.param")]
+    lines = [f"ld.global.b64 %rd{8 + k}, [%rd0+{8 * k}]; cvt.u32.u64 %r{8 + k}, %rd{8 + k};" for k in range(4)]
+    lines.append("{ .param .align 16 .b8 passed[16];")
+    for n, name in enumerate(forms):
+        count, kind = shape(name)
+        registers = [target(kind, k) for k in range(count)]
+        got = [f"%rd{20 + k}" if "rd" in registers[k] else f"%r{20 + k}" for k in range(count)]
+        lines.append(f"st{name[2:]} [passed], {braces(registers)}; {name} {braces(got)}, [passed+0];")
+        for k, register in enumerate(got):
+            wide = register if "rd" in register else "%rd30"
+            lines.append(
+                ("" if "rd" in register else f"cvt.u64.u32 %rd30, {register}; ")
+                + f"st.global.b64 [%rd1+{32 * n + 8 * k}], {wide};"
+            )
+    lines.append("}")
+    (result,) = execute(["\n".join(lines)], PATTERN, 4 * len(forms))
+    words = PATTERN.view(np.uint64)
+    for n, name in enumerate(forms):
+        count, kind = shape(name)
+        for k in range(count):
+            value = (
+                np.array([words[k]])
+                .view(np.uint8)[: BYTES[kind]]
+                .view(NUMPY["b" + kind[1:] if kind[0] == "f" else kind])
+            )
+            assert result[4 * n + k] == value.astype(np.int64 if kind[0] == "s" else np.uint64).view(np.uint64)[0], name
+
+
+def test_lanes_meet():
+    """bar.warp.sync: what one lane wrote before it, another reads after it."""
+    body = (
+        "mov.u32 %r0, %tid.x; xor.b32 %r1, %r0, 31; mul.wide.u32 %rd5, %r0, 4; mul.wide.u32 %rd6, %r1, 4;\n"
+        "add.s64 %rd7, %rd0, %rd5; add.s64 %rd8, %rd0, %rd6; add.s64 %rd9, %rd1, %rd5; st.global.u32 [%rd7], %r0;\n"
+        "bar.warp.sync -1; ld.global.u32 %r2, [%rd8]; st.global.u32 [%rd9], %r2;"
+    )
+    (result,) = execute([body], np.zeros(32, np.uint32), 16, threads=32)
+    assert result.view(np.uint32).tolist() == list(range(31, -1, -1))
+
+
+def test_a_trap_ends_the_launch():
+    with pytest.raises(emulator.KernelError, match="^trap"):
+        execute(["trap;"], PATTERN, 1)
+
+
 def test_every_form_of_a_fence_and_a_hint_is_taken():
     """They change no value; that fences order is test_cuda_mutations.py's to show."""
     lines = [f"{name};" for name in names("fence", "membar")]
@@ -402,8 +474,19 @@ def test_addresses_of_spaces():
         "cvta.shared.u64 %rd8, %rd2; ld.b64 %rd9, [%rd8];": 5,
         "cvta.shared.u64 %rd8, %rd2; cvta.to.shared.u64 %rd8, %rd8; ld.shared.b64 %rd9, [%rd8];": 5,
         "cvta.local.u64 %rd8, %rd3; ld.b64 %rd9, [%rd8];": 6,
+        "cvta.local.u64 %rd8, %rd3; cvta.to.local.u64 %rd8, %rd8; ld.local.b64 %rd9, [%rd8];": 6,
+        "cvta.global.u64 %rd8, %rd0; ld.b64 %rd9, [%rd8];": 7,
+        "cvta.const.u64 %rd8, %rd4; cvta.to.const.u64 %rd8, %rd8; ld.const.b64 %rd9, [%rd8];": int(
+            PATTERN[:8].view(np.uint64)[0]
+        ),
+        "cvta.shared::cta.u64 %rd8, %rd2; cvta.to.shared::cta.u64 %rd8, %rd8; ld.shared::cta.b64 %rd9, [%rd8];": 5,
+        "cvta.shared::cluster.u64 %rd8, %rd2; cvta.to.shared::cluster.u64 %rd8, %rd8; ld.shared.b64 %rd9, [%rd8];": 5,
+        "cvta.shared.u64 %rd8, %rd2; isspacep.shared::cta %p1, %rd8; selp.b64 %rd9, 1, 0, %p1;": 1,
+        "cp.async.ca.shared.global [%rd2], [%rd0], 8; cp.async.wait_all; ld.shared.b64 %rd9, [%rd2];": 7,
         "cvta.to.global.u64 %rd8, %rd0; ld.global.b64 %rd9, [%rd8];": 7,
         "mapa.shared::cluster.u64 %rd8, %rd2, 0; ld.shared::cluster.b64 %rd9, [%rd8];": 5,
+        "cvt.u32.u64 %r8, %rd2; mapa.shared::cluster.u32 %r9, %r8, 0; ld.shared::cluster.b64 %rd9, [%r9];": 5,
+        "bra.uni there; trap; there: mov.b64 %rd9, 3;": 3,
         "cvta.shared.u64 %rd8, %rd2; mapa.u64 %rd8, %rd8, 0; ld.b64 %rd9, [%rd8];": 5,
     }
     fill = "mov.b64 %rd10, 5; st.shared.b64 [%rd2], %rd10; mov.b64 %rd10, 6; st.local.b64 [%rd3], %rd10;\n"
@@ -439,3 +522,10 @@ def test_what_is_not_on_the_list_is_refused_by_name(name):
             .replace("mov.u64 %rd2, shared_memory;", "")
             .replace("mov.u64 %rd4, fixed;", "")
         )
+
+
+def test_no_form_was_left_out():
+    """Runs last: what test_cuda_arithmetic.py, this file and the samples have translated is the whole whitelist."""
+    if not {"bfi.b64", "trap", "selp.f64"} <= USED:
+        pytest.skip("needs the whole of test_cuda_arithmetic.py and of this file in the same run")
+    assert sorted(FORMS.keys() - USED) == []
