@@ -100,6 +100,14 @@ def test_larger_sizes(case, checked):
     run(case, 90, SCHEDULES["random"], sizes, checked=checked)
 
 
+@pytest.mark.parametrize("schedule", ["ascending", "preempted"])
+def test_portable_fibers(schedule):
+    """ucontext instead of the assembly for x86-64: what an Arm laptop runs."""
+    for case in (fixtures.rnn_persistent, fixtures.row_sum_block, fixtures.cluster_sum, fixtures.async_copy):
+        sizes = {"T": 4, "H": 32} if case is fixtures.rnn_persistent else {}
+        run(case, 90, SCHEDULES[schedule], sizes, portable=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("seed", range(20))
