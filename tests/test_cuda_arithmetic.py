@@ -1,698 +1,707 @@
-"""Arithmetic instructions of the translator's whitelist against NumPy and exact fractions, on numbers at the edges."""
+"""Every arithmetic instruction form of the emulator against its definition in the PTX ISA.
+
+The references are exact: Python integers for integer instructions, fractions rounded once for floating point. Only the
+instructions that a GPU approximates are compared within a few units in the last place.
+"""
 
 import itertools
+import math
 from fractions import Fraction
+from functools import cache
 
 import numpy as np
 import pytest
 from cuda_on_cpu import emulator
-from cuda_on_cpu.translate import BYTES, COMPARE, COMPARE_FLOAT, FORMS
+from cuda_on_cpu.translate import FORMS, Refused, expand, translate
 
 pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
 
-HEAD = ".version 8.0\n.target sm_90\n.address_size 64\n"
-NUMPY = {f"{kind}{n}": np.dtype(f"{'i' if kind == 's' else 'u'}{n // 8}") for kind in "bus" for n in (8, 16, 32, 64)}
-NUMPY |= {"f32": np.dtype("f4"), "f64": np.dtype("f8"), "f16": np.dtype("f2")}
-COUNT = 96
-INTEGERS = ("u16", "s16", "u32", "s32", "u64", "s64")
+OPCODES = (
+    *("add", "sub", "mul", "mad", "div", "rem", "abs", "neg", "min", "max", "sad", "and", "or", "xor", "not", "cnot"),
+    *("shl", "shr", "shf", "brev", "clz", "popc", "bfind", "bfe", "bfi", "prmt", "dp4a", "fma", "rcp", "sqrt", "rsqrt"),
+    *("ex2", "lg2", "sin", "cos", "tanh", "copysign", "testp", "lop3", "mov", "selp", "slct", "setp", "set", "cvt"),
+)
 
+# ---- types
 
-def numbers(kind, seed):
-    """COUNT numbers of a type: every edge beside every other, then random bits."""
-    rng = np.random.default_rng([seed, BYTES[kind]])
-    dtype = NUMPY[kind]
-    if dtype.kind == "f":
-        info = np.finfo(dtype)
-        edges = [
-            0.0,
-            -0.0,
-            1,
-            -1,
-            1.5,
-            2.5,
-            -2.5,
-            np.nan,
-            np.inf,
-            -np.inf,
-            info.max,
-            info.tiny,
-            info.smallest_subnormal,
-        ]
-        random = rng.normal(size=COUNT) * 10.0 ** rng.integers(-3, 4, COUNT)
-    else:
-        info = np.iinfo(dtype)
-        edges = [0, 1, 2, 3, 31, 32, 64, info.max, info.min, info.max - 1, info.max // 2]
-        random = rng.integers(info.min, info.max, COUNT, dtype, endpoint=True)
-    values = np.array(random).astype(dtype)
-    edges = np.array(edges, dtype) if dtype.kind == "f" else wrapped(edges, kind)
-    return np.concatenate([rng.permutation(edges), rng.permutation(edges), values])[:COUNT]
-
-
-def bits(kind):
-    return 8 * max(2, BYTES[kind]) if kind != "pred" else 1
-
-
-def run(cases):
-    """cases: (name, type of d, operands (type, values), tail of the statement) -> list of results; one module."""
-    text, emu = HEAD, emulator.Emulator(checked=False)
-    for number, (name, to, operands, tail) in enumerate(cases):
-        lines = [".reg .pred %p<6>; .reg .b16 %w16_<6>; .reg .b32 %w32_<6>; .reg .b64 %w64_<6>; .reg .b64 %a<8>;"]
-        lines.append(
-            ".reg .b32 %lane; .reg .b64 %long; .reg .b64 %at; mov.u32 %lane, %tid.x; cvt.u64.u32 %long, %lane;"
-        )
-        registers = []
-        for k, (kind, _) in enumerate(operands):
-            size, register = BYTES[kind], f"%w{bits(kind)}_{k + 1}"
-            lines.append(f"ld.param.u64 %a{k}, [p{k}]; mad.lo.u64 %at, %long, {size}, %a{k};")
-            lines.append(f"ld.global.b{8 * size} {register}, [%at];" if kind != "pred" else "")
-            if kind == "pred":
-                lines.append(f"ld.global.u8 %w16_{k + 1}, [%at]; setp.ne.u16 %p{k + 1}, %w16_{k + 1}, 0;")
-                register = f"%p{k + 1}"
-            registers.append(register)
-        target = "%p0" if to == "pred" else f"%w{bits(to)}_0"
-        lines.append(f"{name} {', '.join([target, *registers, *tail])};")
-        size = BYTES[to]
-        lines.append(f"ld.param.u64 %a7, [out]; mad.lo.u64 %at, %long, {size}, %a7;")
-        if to == "pred":
-            lines.append("selp.u16 %w16_0, 1, 0, %p0; st.global.u8 [%at], %w16_0;")
-        else:
-            lines.append(f"st.global.b{8 * size} [%at], {target};")
-        params = ", ".join([f".param .u64 p{k}" for k in range(len(operands))] + [".param .u64 out"])
-        text += f".visible .entry k{number}({params})\n{{\n" + "\n".join(lines) + "\nret;\n}\n"
-    results = []
-    for number, (_, to, operands, _) in enumerate(cases):
-        out = emu.empty(COUNT, NUMPY["u8" if to == "pred" else to], "out")
-        emu.load_ptx(text, f"k{number}")((1,), (COUNT,), (*(emu.array(v) for _, v in operands), out))
-        results.append(out.astype(bool) if to == "pred" else out.copy())
-    return results
-
-
-def compare(cases, references):
-    for (name, _, operands, _), got, reference in zip(cases, run(cases), references, strict=True):
-        assert name in FORMS
-        with np.errstate(all="ignore"):
-            expected = np.asarray(reference(*(values for _, values in operands))).astype(got.dtype)
-        np.testing.assert_array_equal(got, expected, err_msg=name)  # NaN equals NaN
-        if got.dtype.kind == "f":
-            number = ~np.isnan(expected)
-            np.testing.assert_array_equal(np.signbit(got[number]), np.signbit(expected[number]), err_msg=name)
-
-
-def exact(function):
-    """The function of Python integers, element by element."""
-    return lambda *arrays: np.array([function(*map(int, items)) for items in zip(*arrays, strict=True)], object)
-
-
-def wrapped(values, kind):
-    width = 8 * BYTES[kind]
-    return np.array([int(v) & (1 << width) - 1 for v in values], np.dtype(f"u{BYTES[kind]}")).view(NUMPY[kind])
-
-
-def truncating(a, b):
-    quotient = abs(a) // abs(b)
-    return quotient if (a < 0) == (b < 0) else -quotient
-
-
+BITS = {f"{letter}{n}": n for letter in "busf" for n in (8, 16, 32, 64) if f"{letter}{n}" != "f8"}
+BITS |= {"bf16": 16, "f16x2": 32, "bf16x2": 32, "tf32": 32, "pred": 32}  # a predicate is kept as 0 or 1 in memory
+FORMAT = {"f16": (11, 15), "bf16": (8, 127), "tf32": (11, 127), "f32": (24, 127), "f64": (53, 1023)}  # digits, exponent
 WIDE = {"u16": "u32", "s16": "s32", "u32": "u64", "s32": "s64"}
 
 
-def test_integers():
-    def shift_right(a, b):
-        return a >> min(b, 200)
-
-    operations = {
-        "add.{}": lambda a, b: a + b,
-        "sub.{}": lambda a, b: a - b,
-        "mul.lo.{}": lambda a, b: a * b,
-        "min.{}": min,
-        "max.{}": max,
-        "div.{}": lambda a, b: truncating(a, b) if b else -1,
-        "rem.{}": lambda a, b: a - b * truncating(a, b) if b else a,
-    }
-    cases, references = [], []
-
-    def enter(name, to, operands, function, tail=()):
-        cases.append((name, to, [(kind, numbers(kind, k)) for k, kind in enumerate(operands)], tail))
-        references.append(lambda *arrays: wrapped(exact(function)(*arrays), to))
-
-    for kind in INTEGERS:
-        for pattern, function in operations.items():
-            enter(pattern.format(kind), kind, [kind, kind], function)
-        enter(f"mad.lo.{kind}", kind, [kind] * 3, lambda a, b, c: a * b + c)
-        width = 8 * BYTES[kind]
-        if width > 16:
-            enter(f"mul.hi.{kind}", kind, [kind] * 2, lambda a, b, width=width: a * b >> width)
-            enter(f"mad.hi.{kind}", kind, [kind] * 3, lambda a, b, c, width=width: (a * b >> width) + c)
-        if kind in WIDE:
-            enter(f"mul.wide.{kind}", WIDE[kind], [kind] * 2, lambda a, b: a * b)
-            enter(f"mad.wide.{kind}", WIDE[kind], [kind, kind, WIDE[kind]], lambda a, b, c: a * b + c)
-        if kind[0] == "s":
-            enter(f"abs.{kind}", kind, [kind], abs)
-            enter(f"neg.{kind}", kind, [kind], lambda a: -a)
-        enter(f"shr.{kind}", kind, [kind, "u32"], shift_right)
-        if width > 16:
-            enter(f"bfind.{kind}", "u32", [kind], lambda a: (a if a >= 0 else ~a).bit_length() - 1)
-            enter(
-                f"bfind.shiftamt.{kind}",
-                "u32",
-                [kind],
-                lambda a, width=width: width - (a if a >= 0 else ~a).bit_length() if a not in (0, -1) else -1,
-            )
-    for kind in ("b16", "b32", "b64"):
-        width = 8 * BYTES[kind]
-        enter(f"and.{kind}", kind, [kind] * 2, lambda a, b: a & b)
-        enter(f"or.{kind}", kind, [kind] * 2, lambda a, b: a | b)
-        enter(f"xor.{kind}", kind, [kind] * 2, lambda a, b: a ^ b)
-        enter(f"not.{kind}", kind, [kind], lambda a: ~a)
-        enter(f"cnot.{kind}", kind, [kind], lambda a: a == 0)
-        enter(f"shl.{kind}", kind, [kind, "u32"], lambda a, b: a << min(b, 64))
-        enter(f"shr.{kind}", kind, [kind, "u32"], shift_right)
-        if width > 16:
-            enter(f"brev.{kind}", kind, [kind], lambda a, width=width: int(f"{a:0{width}b}"[::-1], 2))
-            enter(f"clz.{kind}", "u32", [kind], lambda a, width=width: width - a.bit_length())
-            enter(f"popc.{kind}", "u32", [kind], lambda a: bin(a).count("1"))
-    enter("shf.l.wrap.b32", "b32", ["b32"] * 3, lambda a, b, c: (b << 32 | a) << (c & 31) >> 32)
-    enter("shf.r.wrap.b32", "b32", ["b32"] * 3, lambda a, b, c: (b << 32 | a) >> (c & 31))
-    enter("shf.l.clamp.b32", "b32", ["b32"] * 3, lambda a, b, c: (b << 32 | a) << min(c, 32) >> 32)
-    enter("shf.r.clamp.b32", "b32", ["b32"] * 3, lambda a, b, c: (b << 32 | a) >> min(c, 32))
-    for kind in ("u32", "s32"):
-        enter(f"sad.{kind}", kind, [kind] * 3, lambda a, b, c: c + abs(a - b))
-    for table in (0x96, 0xE8, 0x1D):
-        enter("lop3.b32", "b32", ["b32"] * 3, lambda a, b, c, table=table: lop3(a, b, c, table), (str(table),))
-    enter("prmt.b32", "b32", ["b32"] * 3, permute)
-    compare(cases, references)
+def scalar(kind):
+    return kind.removesuffix("x2")
 
 
-def lop3(a, b, c, table):
-    return sum((table >> ((a >> k & 1) << 2 | (b >> k & 1) << 1 | (c >> k & 1)) & 1) << k for k in range(32))
+def decode(bits, kind):
+    """Numbers of a bit pattern: Python integers, or float64; two along the last axis for a packed type."""
+    if kind.endswith("x2"):
+        return decode(np.stack([bits & 0xFFFF, bits >> 16], -1).astype(np.uint16), scalar(kind))
+    if kind == "bf16":
+        return decode(bits.astype(np.uint32) << 16, "f32")
+    if kind in FORMAT:
+        with np.errstate(invalid="ignore"):  # signalling NaN
+            return bits.view(f"f{bits.itemsize}" if kind != "tf32" else "f4").astype(np.float64)
+    if kind[0] == "s":
+        width = BITS[kind]
+        whole = bits.astype(object) & (1 << width) - 1
+        return whole - ((whole >> width - 1) << width)
+    return bits.astype(object) & (1 << BITS[kind]) - 1
 
 
-def permute(a, b, selector):
-    source = (b << 32 | a).to_bytes(8, "little")
-    picked = [selector >> 4 * k & 15 for k in range(4)]
-    return int.from_bytes(
-        bytes((0xFF if source[p & 7] >> 7 else 0) if p & 8 else source[p & 7] for p in picked), "little"
-    )
+def encode(values, kind):
+    """Bit patterns of numbers that the type can hold."""
+    if kind == "bf16":
+        return (encode(values, "f32") >> 16).astype(np.uint16)
+    if kind in FORMAT:
+        kind = "f32" if kind == "tf32" else kind
+        with np.errstate(over="ignore"):
+            return np.asarray(values, np.float64).astype(f"f{BITS[kind] // 8}").view(f"u{BITS[kind] // 8}")
+    width = max(16, BITS[kind])
+    return np.array([int(v) & (1 << width) - 1 for v in values], f"u{width // 8}")
+
+
+# ---- exact floating-point arithmetic
+
+
+def rounded(x, kind, mode="rn"):
+    """The float64 that is ``x`` (a fraction, not zero) rounded to a format: nearest even, away (rna), rz, rm or rp."""
+    digits, top = FORMAT[kind]
+    size, negative = abs(x), x < 0
+    exponent = size.numerator.bit_length() - size.denominator.bit_length()
+    exponent -= size < Fraction(2) ** exponent
+    place = max(exponent, 1 - top) - digits + 1  # of the last digit; subnormal numbers have a fixed one
+    whole, rest = divmod(size / Fraction(2) ** place, 1)
+    half = Fraction(1, 2)
+    up = {
+        "rn": rest > half or (rest == half and whole % 2 == 1),
+        "rna": rest >= half,
+        "rz": False,
+        "rm": negative and rest > 0,
+        "rp": not negative and rest > 0,
+    }[mode]
+    whole += up
+    if whole * Fraction(2) ** place >= Fraction(2) ** (top + 1):
+        largest = (2.0 - 2.0 ** (1 - digits)) * 2.0**top
+        size = math.inf if mode in ("rn", "rna") or up else largest
+    else:
+        size = math.ldexp(whole, place)
+    return -size if negative else size
+
+
+def root(x):
+    """Square root with more digits than any format has, an odd last digit where it is not exact."""
+    shift = 2 * (1200 + x.denominator.bit_length())
+    scaled = (x.numerator << shift) // x.denominator
+    whole = math.isqrt(scaled)
+    exact = whole * whole == scaled and (x.numerator << shift) % x.denominator == 0
+    return Fraction(2 * whole + (not exact), 1 << shift // 2 + 1)
+
+
+EXACT = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "fma": lambda a, b, c: a * b + c,
+    "div": lambda a, b: a / b,
+    "rcp": lambda a: 1 / a,
+    "sqrt": root,
+    "cvt": lambda a: a,
+}
+SPECIAL = EXACT | {"div": np.divide, "rcp": np.reciprocal, "sqrt": np.sqrt}
+
+
+@cache
+def ieee_scalar(op, kind, mode, *operands):
+    operands = list(map(float.fromhex, operands))  # hexadecimal: -0 and 0 are different keys
+    negative_root = op == "sqrt" and operands[0] < 0
+    by_zero = op == "rcp" and operands[0] == 0 or op == "div" and operands[1] == 0
+    if not all(map(math.isfinite, operands)) or negative_root or by_zero:
+        # Sizes of finite numbers do not matter here: none may overflow.
+        small = [x if x == 0 or not math.isfinite(x) else math.copysign(1, x) for x in operands]
+        return float(SPECIAL[op](*map(np.float64, small)))
+    exact = EXACT[op](*map(Fraction, operands))
+    if exact:
+        return rounded(exact, kind, mode)
+    sign = [math.copysign(1, x) for x in operands]
+    if op in ("add", "sub", "fma"):
+        terms = [sign[0] * sign[1], sign[2]] if op == "fma" else [sign[0], sign[1] * (-1 if op == "sub" else 1)]
+        return terms[0] * 0.0 if terms[0] == terms[1] else -0.0 if mode == "rm" else 0.0
+    return math.prod(sign) * 0.0
+
+
+def ieee(op, kind, mode, *operands):
+    function = np.vectorize(lambda *x: ieee_scalar(op, kind, mode, *(float(v).hex() for v in x)), otypes=[float])
+    with np.errstate(all="ignore"):
+        return function(*operands)
 
 
 def flush(x):
-    return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), x), x)
+    return np.where(np.abs(x) < 2.0**-126, np.copysign(0.0, x), x)
 
 
-def directed(function, dtype, rounding):
-    """The exact result of finite numbers, rounded towards zero, down or up; IEEE's for the others."""
+def floating(function):
+    """Reference of a float instruction: flush what .ftz flushes, apply, then .sat and .relu."""
 
-    def one(*values):
+    def reference(m, *operands):
+        ftz = "ftz" in m.words
+        if ftz and m.last == "f32":
+            operands = [flush(x) for x in operands]
         with np.errstate(all="ignore"):
-            plain = function(*values)
-        if not np.isfinite([float(v) for v in values]).all() or not np.isfinite(plain) and np.isnan(plain):
-            return plain
-        try:
-            true = function(*(Fraction(float(v)) for v in values))
-        except ZeroDivisionError:
-            return plain
-        near = plain
-        if np.isinf(near):
-            near = np.copysign(np.finfo(dtype).max, near)
-            toward_zero = {"rz": True, "rm": plain > 0, "rp": plain < 0}[rounding]
-            return near if toward_zero else plain
-        error = Fraction(float(near)) - true
-        down = rounding == "rm" or rounding == "rz" and true > 0
-        if true == 0:
-            signed_zero = all(v == 0 for v in values[-1:]) or near != 0
-            return plain if rounding != "rm" or signed_zero else dtype.type(-0.0)
-        if down and error > 0:
-            return np.nextafter(near, dtype.type(-np.inf))
-        if not down and error < 0:
-            return np.nextafter(near, dtype.type(np.inf))
-        return near
+            result = np.asarray(function(m, *operands))
+            if ftz and m.kinds[0] == "f32":
+                result = flush(result)
+            if "sat" in m.words:
+                result = np.where(result > 0, np.minimum(result, 1), 0.0)  # NaN becomes 0
+            if "relu" in m.words:
+                result = np.where(result <= 0, 0.0, result)
+        return result
 
-    return lambda *arrays: np.array([one(*items) for items in zip(*arrays, strict=True)], dtype)
+    return reference
 
 
-def test_floats():
-    operations = {
-        "add": lambda a, b: a + b,
-        "sub": lambda a, b: a - b,
-        "mul": lambda a, b: a * b,
-    }
-    unary = {"abs": np.abs, "neg": np.negative}
-    cases, references = [], []
+def smaller(a, b):
+    """A number wins over NaN, -0 over +0."""
+    zero = np.where(np.signbit(a), a, b)
+    return np.where((a == 0) & (b == 0), zero, np.fmin(a, b))
 
-    def enter(name, kind, operands, function):
-        cases.append((name, kind, [(k, numbers(k, n)) for n, k in enumerate(operands)], ()))
-        if ".ftz" in name:
-            references.append(lambda *arrays: flush(function(*map(flush, arrays)).astype(np.float32)))
-        else:
-            references.append(function)
 
-    for kind, ftz in (("f32", ""), ("f32", ".ftz"), ("f64", "")):
-        for name, function in operations.items():
-            enter(f"{name}{ftz}.{kind}", kind, [kind] * 2, function)
-            enter(f"{name}.rn{ftz}.{kind}", kind, [kind] * 2, function)
-        enter(f"div.rn{ftz}.{kind}", kind, [kind] * 2, lambda a, b: a / b)
-        enter(f"sqrt.rn{ftz}.{kind}", kind, [kind], np.sqrt)
-        enter(f"rcp.rn{ftz}.{kind}", kind, [kind], lambda a: 1 / a)
-        for name, function in unary.items():
-            enter(f"{name}{ftz}.{kind}", kind, [kind], function)
-        enter(f"min{ftz}.{kind}", kind, [kind] * 2, least)
-        enter(f"max{ftz}.{kind}", kind, [kind] * 2, lambda a, b: -least(-a, -b))
-        if not ftz:
-            enter(f"copysign.{kind}", kind, [kind] * 2, lambda a, b: np.copysign(b, a))
-    enter(
-        "add.sat.f32",
-        "f32",
-        ["f32"] * 2,
-        lambda a, b: np.where(np.isnan(a + b), 0, np.clip(a + b, 0, 1) + np.float32(0)),
+def larger(a, b):
+    return -smaller(-a, -b)
+
+
+def or_nan(function):
+    return lambda m, a, b: np.where("NaN" in m.words and (np.isnan(a) | np.isnan(b)), np.nan, function(a, b))
+
+
+# ---- the instructions: their names, the types of d and of the operands, the reference
+
+
+class Form:
+    """One instruction name. kinds: types of d, a, b ...; T is the name's last word, U the one before, W twice as wide.
+
+    text: the statements, where they are more than ``name d, a, b``. ulps: distance allowed, 0 for equality.
+    """
+
+    def __init__(self, name, kinds, reference, text=None, ulps=0, label=""):
+        self.name, self.reference, self.ulps, self.label = name, reference, ulps, label
+        self.words = name.split(".")
+        self.opcode, self.last = self.words[0], self.words[-1]
+        meaning = {"T": self.last, "U": self.words[-2], "W": WIDE.get(self.last)}
+        self.kinds = [meaning.get(kind, kind) for kind in kinds.split()]
+        self.text = text or "{name} " + ", ".join(f"%{letter}" for letter in "dabce"[: len(self.kinds)]) + ";"
+        self.text = self.text.replace("{name}", name)
+        self.mode = next((w for w in self.words if w in ("rn", "rna", "rz", "rm", "rp")), "rn")
+
+    def __repr__(self):
+        return f"{self.name}{self.label}"
+
+
+CASES = []
+
+
+def case(pattern, kinds, reference, **options):
+    CASES.extend(Form(name, kinds, reference, **options) for name in expand(pattern) if name in FORMS)
+
+
+def integer(pattern, kinds, function, **options):
+    """``function`` of Python integers; what does not fit into d is cut off."""
+    case(pattern, kinds, lambda m, *operands: np.vectorize(function, otypes=[object])(*operands), **options)
+
+
+def sized(pattern, kinds, function):
+    """Likewise, with the width of the type as the first argument."""
+    for name in expand(pattern):
+        width = BITS[name.rsplit(".", 1)[1]]
+        integer(name, kinds, lambda *operands, width=width: function(width, *operands))
+
+
+def quotient(a, b):  # division by zero is unspecified in PTX, a GPU gives all ones and the dividend as remainder
+    if b == 0:
+        return -1
+    return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
+
+
+INTS = "{u16,s16,u32,s32,u64,s64}"
+integer(f"add.{INTS}", "T T T", lambda a, b: a + b)
+integer(f"sub.{INTS}", "T T T", lambda a, b: a - b)
+integer(f"mul.lo.{INTS}", "T T T", lambda a, b: a * b)
+integer(f"mad.lo.{INTS}", "T T T T", lambda a, b, c: a * b + c)
+sized("mul.hi.{u32,s32,u64,s64}", "T T T", lambda width, a, b: a * b >> width)
+sized("mad.hi.{u32,s32,u64,s64}", "T T T T", lambda width, a, b, c: (a * b >> width) + c)
+integer("mul.wide.{u16,s16,u32,s32}", "W T T", lambda a, b: a * b)
+integer("mad.wide.{u16,s16,u32,s32}", "W T T W", lambda a, b, c: a * b + c)
+integer(f"div.{INTS}", "T T T", quotient)
+integer(f"rem.{INTS}", "T T T", lambda a, b: a - b * quotient(a, b))
+integer("abs.{s16,s32,s64}", "T T", abs)
+integer("neg.{s16,s32,s64}", "T T", lambda a: -a)
+integer(f"min.{INTS}", "T T T", min)
+integer(f"max.{INTS}", "T T T", max)
+integer("sad.{u32,s32}", "T T T T", lambda a, b, c: c + abs(a - b))
+integer("and.{b16,b32,b64,pred}", "T T T", lambda a, b: a & b)
+integer("or.{b16,b32,b64,pred}", "T T T", lambda a, b: a | b)
+integer("xor.{b16,b32,b64,pred}", "T T T", lambda a, b: a ^ b)
+integer("not.{b16,b32,b64}", "T T", lambda a: -1 - a)
+integer("not.pred", "T T", lambda a: 1 - a)
+integer("cnot.{b16,b32,b64}", "T T", lambda a: int(a == 0))
+integer("shl.{b16,b32,b64}", "T T u32", lambda a, n: a << min(n, 64))
+integer("shr.{b16,b32,b64,u16,u32,u64,s16,s32,s64}", "T T u32", lambda a, n: a >> min(n, 64))
+integer("shf.l.wrap.b32", "T T T u32", lambda a, b, n: (b << 32 | a) << n % 32 >> 32)
+integer("shf.r.wrap.b32", "T T T u32", lambda a, b, n: (b << 32 | a) >> n % 32)
+integer("shf.l.clamp.b32", "T T T u32", lambda a, b, n: (b << 32 | a) << min(n, 32) >> 32)
+integer("shf.r.clamp.b32", "T T T u32", lambda a, b, n: (b << 32 | a) >> min(n, 32))
+sized("brev.{b32,b64}", "T T", lambda width, a: int(f"{a:0{width}b}"[::-1], 2))
+sized("clz.{b32,b64}", "u32 T", lambda width, a: width - a.bit_length())
+integer("popc.{b32,b64}", "u32 T", lambda a: f"{a:b}".count("1"))
+integer("bfind.{u32,u64}", "u32 T", lambda a: a.bit_length() - 1)
+integer("bfind.{s32,s64}", "u32 T", lambda a: (a if a >= 0 else -1 - a).bit_length() - 1)
+sized("bfind.shiftamt.{u32,u64}", "u32 T", lambda width, a: width - a.bit_length() if a else -1)
+sized(
+    "bfind.shiftamt.{s32,s64}",
+    "u32 T",
+    lambda width, a: -1 if a in (0, -1) else width - (a if a >= 0 else -1 - a).bit_length(),
+)
+
+
+def extracted(width, a, start, length, signed):
+    start, length = start % 256, length % 256
+    field = (a % (1 << width) >> start) % (1 << length)
+    top = min(start + length, width)  # the sign is the field's last bit, or the number's where the field passes it
+    if signed and length and a >> top - 1 & 1:
+        field |= -1 << max(0, top - start)
+    return field
+
+
+def inserted(width, a, b, start, length):
+    mask = ((1 << length % 256) - 1) << start % 256
+    return (b & ~mask | a << start % 256 & mask) % (1 << width)
+
+
+def permuted(a, b, selector):
+    source = (b << 32 | a).to_bytes(8, "little")
+    nibbles = [selector >> 4 * k & 15 for k in range(4)]
+    return int.from_bytes(
+        bytes(255 * (source[n - 8] >> 7) if n & 8 else source[n] for n in nibbles),
+        "little",
     )
-    compare(cases, references)
 
 
-def least(a, b):
-    smaller = np.where((a == b) & np.signbit(a), a, np.where((a == b), b, np.fmin(a, b)))
-    return np.where(np.isnan(a), b, np.where(np.isnan(b), a, smaller))
+def dot(signed):
+    def function(a, b, c):
+        a, b = (int(v).to_bytes(4, "little") for v in (a, b))
+        return c + sum(
+            int(x) * int(y) for x, y in zip(*(np.frombuffer(v, "i1" if signed else "u1") for v in (a, b)), strict=True)
+        )
+
+    return function
 
 
-def test_directed_rounding():
-    operations = {"add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b}
-    operations["div"] = lambda a, b: a / b
-    cases, references = [], []
-    for kind, rounding, (name, function) in itertools.product(("f32", "f64"), ("rz", "rm", "rp"), operations.items()):
-        operands = [(kind, ordinary(kind, k)) for k in range(2)]
-        cases.append((f"{name}.{rounding}.{kind}", kind, operands, ()))
-        references.append(directed(function, NUMPY[kind], rounding))
-    compare(cases, references)
+sized("bfe.{u32,u64}", "T T u32 u32", lambda *operands: extracted(*operands, signed=False))
+sized("bfe.{s32,s64}", "T T u32 u32", lambda *operands: extracted(*operands, signed=True))
+sized("bfi.{b32,b64}", "T T T u32 u32", inserted)
+integer("prmt.b32", "T T T T", permuted)
+integer("dp4a.u32.u32", "u32 b32 b32 u32", dot(False))
+integer("dp4a.s32.s32", "s32 b32 b32 s32", dot(True))
+
+for table in (*(1 << k for k in range(8)), 0, 255, 0x96, 0xE8, 0xCA, 0x1B):
+
+    def lop3(a, b, c, table=table):
+        bits = zip(*(f"{v:032b}" for v in (a, b, c)), strict=True)
+        return int("".join(str(table >> int("".join(three), 2) & 1) for three in bits), 2)
+
+    integer("lop3.b32", "T T T T", lop3, text=f"{{name}} %d, %a, %b, %c, {table:#x};", label=f" {table:#x}")
 
 
-def ordinary(kind, seed):
-    rng = np.random.default_rng(seed)
-    return (rng.normal(size=COUNT) * 2.0 ** rng.integers(-20, 20, COUNT)).astype(NUMPY[kind])
+# Moves and selections: bits, whatever the type says.
+def moved(pattern, kinds, function, **options):
+    for name in expand(pattern):
+        bits = {f"{letter}{n}": f"b{n}" for letter in "busf" for n in (16, 32, 64)}
+        last = name.split(".")[1]
+        integer(name, kinds.replace("B", bits.get(last, last)), function, **options)
 
 
-def test_fused_multiply_add_rounds_once():
-    cases, references = [], []
-    for kind, rounding in itertools.product(("f32", "f64"), ("rn", "rz", "rm", "rp")):
-        dtype = NUMPY[kind]
-        a, b = ordinary(kind, 1), ordinary(kind, 2)
-        c = (-a.astype(np.float64) * b * (1 + ordinary("f64", 3) * 2.0**-40)).astype(dtype)  # cancels
-        cases.append((f"fma.{rounding}.{kind}", kind, [(kind, a), (kind, b), (kind, c)], ()))
+moved("mov.{pred,b16,b32,b64,u16,u32,u64,s16,s32,s64,f32,f64}", "B B", lambda a: a)
+for kind, part, count in (("b32", "b16", 2), ("b64", "b32", 2), ("b64", "b16", 4)):
+    names = ", ".join(f"%part{k}" for k in range(count))
+    backwards = ", ".join(f"%part{k}" for k in reversed(range(count)))
+    size = BITS[part]
+    integer(
+        f"mov.{kind}",
+        "T T",
+        lambda a, size=size, count=count: sum(
+            (a >> size * k) % (1 << size) << size * (count - 1 - k) for k in range(count)
+        ),
+        text=f".reg .{part} %part<{count}>; mov.{kind} {{{names}}}, %a; mov.{kind} %d, {{{backwards}}};",
+        label=f" of {count}",
+    )
+integer(
+    "mov.b32",
+    "T T",
+    lambda a: a >> 16,
+    text=".reg .b16 %high; mov.b32 {_, %high}, %a; cvt.u32.u16 %d, %high;",
+    label=" upper half",
+)
+moved("selp.{b16,b32,b64,u16,u32,u64,s16,s32,s64,f32,f64}", "B B B pred", lambda a, b, p: a if p else b)
+moved("slct.{b32,u32,s32,f32,b64}.s32", "B B B s32", lambda a, b, c: a if c >= 0 else b)
 
-        def reference(a, b, c, dtype=dtype, rounding=rounding):
-            true = [
-                Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z)) for x, y, z in zip(a, b, c, strict=True)
-            ]
-            return np.array([nearest(value, dtype, rounding) for value in true], dtype)
-
-        references.append(reference)
-    compare(cases, references)
-
-
-def nearest(value, dtype, rounding):
-    """A fraction rounded to a float type."""
-    near = dtype.type(float(value)) if dtype == np.float64 else dtype.type(np.float64(float(value)))
-    candidates = [np.nextafter(near, dtype.type(-np.inf)), near, np.nextafter(near, dtype.type(np.inf))]
-    gaps = [Fraction(float(x)) - value for x in candidates]
-    if rounding == "rn":
-        best = min(range(3), key=lambda k: (abs(gaps[k]), int(candidates[k].view(f"u{dtype.itemsize}")) & 1))
-        return candidates[best]
-    down = rounding == "rm" or rounding == "rz" and value > 0
-    allowed = [x for x, gap in zip(candidates, gaps, strict=True) if (gap <= 0 if down else gap >= 0)]
-    return max(allowed) if down else min(allowed)
-
-
-FLOAT_TESTS = {
+# Comparisons: false of NaN, true with the suffix u.
+COMPARE = {
     "eq": lambda a, b: a == b,
     "ne": lambda a, b: (a < b) | (a > b),
     "lt": lambda a, b: a < b,
     "le": lambda a, b: a <= b,
     "gt": lambda a, b: a > b,
     "ge": lambda a, b: a >= b,
+    "num": lambda a, b: (a == a) & (b == b),
+    "nan": lambda a, b: (a != a) | (b != b),
 }
-INTEGER_TESTS = FLOAT_TESTS | {"lo": FLOAT_TESTS["lt"], "ls": FLOAT_TESTS["le"]}
-INTEGER_TESTS |= {"hi": FLOAT_TESTS["gt"], "hs": FLOAT_TESTS["ge"]}
-FLOAT_TESTS |= {
-    f"{name}u": lambda a, b, test=test: test(a, b) | np.isnan(a) | np.isnan(b) for name, test in FLOAT_TESTS.items()
-}
-FLOAT_TESTS |= {"num": lambda a, b: ~(np.isnan(a) | np.isnan(b)), "nan": lambda a, b: np.isnan(a) | np.isnan(b)}
-
-
-def test_comparisons():
-    assert FLOAT_TESTS.keys() == COMPARE_FLOAT.keys() and INTEGER_TESTS.keys() == COMPARE.keys()
-    cases, references = [], []
-    for name in (name for name in FORMS if name.startswith("setp.")):
-        _, word, *joined, kind = name.split(".")
-        test = (FLOAT_TESTS if "f" in kind else INTEGER_TESTS)[word]
-        first, second = (numbers(kind if kind != "bf16" else "b16", k) for k in (0, 1))
-        operands = [(kind, first), (kind, np.where(np.arange(COUNT) % 4, second, first))]
-        given = [("pred", np.arange(COUNT) % 2 == 0)] if set(joined) & {"and", "or", "xor"} else []
-        cases.append((name, "pred", [*operands, *given], ()))
-
-        def reference(a, b, c=None, test=test, joined=joined, kind=kind):
-            if kind == "bf16":
-                a, b = from_bf16(a), from_bf16(b)
-            if "ftz" in joined:
-                a, b = flush(a), flush(b)
-            return test(a, b) if c is None else getattr(np, f"logical_{(set(joined) - {'ftz'}).pop()}")(test(a, b), c)
-
-        references.append(reference)
-    for k in range(0, len(cases), 100):
-        compare(cases[k : k + 100], references[k : k + 100])
-
-
-def from_bf16(bits):
-    return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
-def to_bf16(x):
-    """The nearest bfloat16's bits, ties to even, of float64 numbers that float32 holds or nearly."""
-    bits = np.asarray(x, np.float64).astype(np.float32).view(np.uint32)
-    rounded = (bits.astype(np.uint64) + 0x7FFF + (bits >> 16 & 1)) >> 16
-    return np.where(np.isnan(x), 0x7FFF, rounded).astype(np.uint16)
-
-
-def test_integer_conversions():
-    kinds = [f"{sign}{width}" for width in (8, 16, 32, 64) for sign in "us"]
-    cases, references = [], []
-    for to, kind in itertools.product(kinds, kinds):
-        for sat in ("", ".sat"):
-            cases.append((f"cvt{sat}.{to}.{kind}", to, [(kind, numbers(kind, 0))], ()))
-            info = np.iinfo(NUMPY[to])
-            if sat:
-                references.append(exact(lambda a, info=info: min(max(a, int(info.min)), int(info.max))))
-            else:
-                references.append(lambda a, to=to: wrapped(a, to))
-    compare(cases, references)
-
-
-def test_conversions_between_floats_and_integers():
-    round_to = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
-    cases, references = [], []
-    for (mode, rounded), kind in itertools.product(round_to.items(), ("f32", "f64")):
-        for to in ("s8", "u8", "s16", "u16", "s32", "u32", "s64", "u64"):
-            info = np.iinfo(NUMPY[to])
-
-            def reference(a, rounded=rounded, info=info):
-                return np.array(
-                    [
-                        0 if np.isnan(x) else int(info.max) if x >= info.max else max(int(info.min), int(max(x, -1e30)))
-                        for x in rounded(a.astype(np.float64))
-                    ],
-                    object,
-                )
-
-            cases.append((f"cvt.{mode}.{to}.{kind}", to, [(kind, numbers(kind, 0))], ()))
-            references.append(reference)
-        cases.append((f"cvt.{mode}.{kind}.{kind}", kind, [(kind, numbers(kind, 0))], ()))
-        references.append(rounded)
-    for to, kind in itertools.product(("f32", "f64"), ("s8", "u8", "s16", "u16", "s32", "u32", "s64", "u64")):
-        cases.append((f"cvt.rn.{to}.{kind}", to, [(kind, numbers(kind, 0))], ()))
-        references.append(lambda a, to=to: a.astype(NUMPY[to]))
-    cases += [
-        ("cvt.f64.f32", "f64", [("f32", numbers("f32", 0))], ()),
-        ("cvt.rn.f32.f64", "f32", [("f64", numbers("f64", 0))], ()),
-    ]
-    references += [lambda a: a.astype(np.float64), lambda a: a.astype(np.float32)]
-    for to, kind in (("f16", "f32"), ("f32", "f16"), ("f16", "f64"), ("f64", "f16")):
-        name = f"cvt.{to}.{kind}" if kind == "f16" else f"cvt.rn.{to}.{kind}"
-        cases.append((name, to, [(kind, numbers(kind, 0))], ()))
-        references.append(lambda a, to=to: a.astype(NUMPY[to]))
-    compare(cases, references)
-
-
-HALF_OPERATIONS = {
-    "add": (2, lambda a, b: a + b),
-    "sub": (2, lambda a, b: a - b),
-    "mul": (2, lambda a, b: a * b),
-    "add.rn": (2, lambda a, b: a + b),
-    "sub.rn": (2, lambda a, b: a - b),
-    "mul.rn": (2, lambda a, b: a * b),
-    "fma.rn": (3, lambda a, b, c: a * b + c),
-    "fma.rn.relu": (3, lambda a, b, c: np.where(a * b + c <= 0, 0.0, a * b + c)),
-    "neg": (1, np.negative),
-    "abs": (1, np.abs),
+COMPARE |= {new: COMPARE[old] for new, old in (("lo", "lt"), ("ls", "le"), ("hi", "gt"), ("hs", "ge"))}
+COMPARE |= {
+    f"{w}u": lambda a, b, w=w: COMPARE[w](a, b) | COMPARE["nan"](a, b) for w in ("eq", "ne", "lt", "le", "gt", "ge")
 }
 
 
-@pytest.mark.parametrize("kind", ["f16", "bf16", "f16x2", "bf16x2"])
-def test_halves(kind):
-    """Small numbers, so that float64 holds every intermediate result and one rounding is left."""
-    brain, pairs = kind.startswith("bf16"), kind.endswith("x2")
-    rng = np.random.default_rng(5)
-    values = [np.concatenate([[0, -0.0, np.inf, -np.inf, 1, -1], rng.normal(size=2 * COUNT - 6)]) for _ in range(3)]
-    stored = [to_bf16(v) if brain else v.astype(np.float16).view(np.uint16) for v in values]
-
-    def read(bits):
-        return (from_bf16(bits) if brain else bits.view(np.float16)).astype(np.float64)
-
-    def store(x):
-        return to_bf16(x) if brain else x.astype(np.float16).view(np.uint16)
-
-    def numbered(bits):
-        return np.where(np.isnan(read(bits)), 0x7FFF, bits)  # one NaN for all
-
-    operations = HALF_OPERATIONS | {"min": (2, least), "max": (2, lambda a, b: -least(-a, -b))}
-    cases = []
-    for name, (count, _) in operations.items():
-        given = [bits.view(np.uint32) if pairs else bits[:COUNT] for bits in stored[:count]]
-        cases.append(
-            (f"{name}.{kind}", "b32" if pairs else "b16", [(("b32" if pairs else "b16"), g) for g in given], ())
-        )
-    for (name, (count, function)), got in zip(operations.items(), run(cases), strict=True):
-        with np.errstate(all="ignore"):
-            expected = store(function(*map(read, stored[:count])))
-        got = got.view(np.uint16)
-        np.testing.assert_array_equal(numbered(got), numbered(expected[: len(got)]), err_msg=f"{name}.{kind}")
+def compared(m, a, b):
+    if "ftz" in m.words:
+        a, b = flush(a), flush(b)
+    return COMPARE[m.words[1]](a, b).astype(bool)
 
 
-def test_conversions_to_halves():
-    x, y = ordinary("f32", 1), ordinary("f32", 2)
-    x, y = np.clip(x, -6e4, 6e4), np.clip(y, -6e4, 6e4)
-
-    def store(v, kind, rounding):
-        if kind == "f16":
-            near = v.astype(np.float16)
-            over = np.abs(near.astype(np.float64)) > np.abs(v)
-            return np.where(over & (rounding == "rz"), np.nextafter(near, np.float16(0)), near).view(np.uint16)
-        return (v.view(np.uint32) >> 16).astype(np.uint16) if rounding == "rz" else to_bf16(v)
-
-    for kind, rounding in itertools.product(("f16", "bf16"), ("rn", "rz")):
-        single, pair = run(
-            [
-                (f"cvt.{rounding}.{kind}.f32", "b16", [("f32", x)], ()),
-                (f"cvt.{rounding}.{kind}x2.f32", "b32", [("f32", x), ("f32", y)], ()),
-            ]
-        )
-        low, high = store(y, kind, rounding), store(x, kind, rounding)
-        np.testing.assert_array_equal(single, high, err_msg=f"{kind} {rounding}")
-        np.testing.assert_array_equal(pair, low.astype(np.uint32) | high.astype(np.uint32) << 16)
-    bits = to_bf16(x)
-    cases = [("cvt.f32.bf16", "f32", [("b16", bits)], ()), ("cvt.f64.bf16", "f64", [("b16", bits)], ())]
-    cases.append(("cvt.ftz.f32.bf16", "f32", [("b16", bits)], ()))
-    for got in run(cases):
-        np.testing.assert_array_equal(got, from_bf16(bits))
-    for name, half in (("cvt.rna.tf32.f32", True), ("cvt.rn.tf32.f32", False)):
-        (got,) = run([(name, "b32", [("f32", x)], ())])
-        pattern = x.view(np.uint32).astype(np.uint64)
-        tie = pattern & 0x1FFF == 0x1000
-        up = (pattern & 0x1FFF) >= 0x1000 if half else ((pattern & 0x1FFF) > 0x1000) | tie & (pattern >> 13 & 1 == 1)
-        np.testing.assert_array_equal(got, ((pattern >> 13) + up << 13).astype(np.uint32))
+def predicates(m, a, b, c=None):
+    """p + 2 q + 4 r of ``setp p|q, a, b, c`` and ``setp r, a, b, !c``."""
+    yes = compared(m, a, b)
+    p, q, r = yes, ~yes, yes
+    if c is not None:
+        c = c.astype(bool)
+        combine = {"and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor}[m.words[2]]
+        p, q, r = combine(p, c), combine(q, c), combine(r, ~c)
+    return p.astype(int) + 2 * q + 4 * r
 
 
-def test_directed_conversions():
-    cases, references = [], []
-    for rounding, to, kind in itertools.product(("rz", "rm", "rp"), ("f32", "f64"), ("u8", "s8", *INTEGERS)):
-        cases.append((f"cvt.{rounding}.{to}.{kind}", to, [(kind, numbers(kind, 0))], ()))
-        references.append(
-            lambda a, to=to, rounding=rounding: [
-                nearest(Fraction(int(x)), NUMPY[to], rounding) if x else 0.0 for x in a
-            ]
-        )
-    for rounding in ("rz", "rm", "rp"):
-        x = ordinary("f64", 3)
-        for ftz in ("", ".ftz"):
-            cases.append((f"cvt.{rounding}{ftz}.f32.f64", "f32", [("f64", x)], ()))
-            references.append(
-                lambda a, rounding=rounding: [nearest(Fraction(float(v)), NUMPY["f32"], rounding) for v in a]
-            )
-    for kind in ("u8", "s8", *INTEGERS):
-        small = numbers(kind, 0) % 100
-        cases.append((f"cvt.rn.f16.{kind}", "f16", [(kind, small)], ()))
-        references.append(lambda a: a.astype(np.float16))
-    compare(cases, references)
+PREDICATES = """.reg .pred %yes, %no, %only; .reg .b32 %one; .reg .b32 %two;
+{name} %yes|%no, %a, %b#; {name} %only, %a, %b#!;
+selp.b32 %d, 1, 0, %yes; selp.b32 %one, 2, 0, %no; selp.b32 %two, 4, 0, %only;
+or.b32 %d, %d, %one; or.b32 %d, %d, %two;"""
+PLAIN = PREDICATES.replace("#!", "").replace("#", "")
+JOINED = PREDICATES.replace("#!", ", !%c").replace("#", ", %c")
+FLOAT_TESTS = "{eq,ne,lt,le,gt,ge,equ,neu,ltu,leu,gtu,geu,num,nan}"
+for words, kinds in (
+    ("{eq,ne}", "{b16,b32,b64}"),
+    ("{eq,ne,lt,le,gt,ge}", INTS),
+    (FLOAT_TESTS, "{f32,ftz.f32,f64}"),
+):
+    case(f"setp.{words}.{kinds}", "b32 T T", predicates, text=PLAIN)
+    case(f"setp.{words}.{{and,or,xor}}.{kinds}", "b32 T T pred", predicates, text=JOINED)
+case("setp.{lo,ls,hi,hs}.{u16,u32,u64}", "b32 T T", predicates, text=PLAIN)
+case(f"setp.{FLOAT_TESTS}.{{f16,bf16}}", "pred T T", lambda *x: compared(*x).astype(int))  # knows no p|q
+case(f"set.{FLOAT_TESTS}{{,.ftz}}.{{u32,s32}}.f32", "U T T", lambda *x: -compared(*x).astype(object))
+case(f"set.{FLOAT_TESTS}{{,.ftz}}.f32.f32", "U T T", lambda *x: compared(*x).astype(float))
+case("set.{eq,ne,lt,le,gt,ge}.{u32,s32}.{u32,s32}", "U T T", lambda *x: -compared(*x).astype(object))
 
 
-def test_directed_roots_and_reciprocals():
-    cases, references = [], []
-    for kind, rounding, ftz in itertools.product(("f32", "f64"), ("rz", "rm", "rp"), ("", ".ftz")):
-        if kind == "f64" and ftz:
-            continue
-        dtype, x = NUMPY[kind], np.abs(ordinary(kind, 4))
-        cases.append((f"rcp.{rounding}{ftz}.{kind}", kind, [(kind, x)], ()))
-        references.append(lambda a, d=dtype, r=rounding: [nearest(1 / Fraction(float(v)), d, r) for v in a])
-
-        def root(a, dtype=dtype, rounding=rounding):
-            result = []
-            for v in a:
-                near, square = np.sqrt(v), Fraction(float(v))
-                below = near if Fraction(float(near)) ** 2 <= square else np.nextafter(near, dtype.type(0))
-                exact_root = Fraction(float(below)) ** 2 == square
-                result.append(below if rounding != "rp" or exact_root else np.nextafter(below, dtype.type(np.inf)))
-            return result
-
-        cases.append((f"sqrt.{rounding}{ftz}.{kind}", kind, [(kind, x)], ()))
-        references.append(root)
-    operations = {"add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b}
-    operations["div"] = lambda a, b: a / b
-    for rounding, (name, function) in itertools.product(("rz", "rm", "rp"), operations.items()):
-        operands = [("f32", ordinary("f32", k)) for k in range(2)]
-        cases.append((f"{name}.{rounding}.ftz.f32", "f32", operands, ()))
-        references.append(directed(function, NUMPY["f32"], rounding))
-    compare(cases, references)
-
-
-def test_approximations():
-    """The exact function, rounded: a GPU differs in the last places."""
-    functions = {
-        "rcp": lambda x: 1 / x,
-        "sqrt": np.sqrt,
-        "rsqrt": lambda x: 1 / np.sqrt(x),
-        "ex2": np.exp2,
-        "lg2": np.log2,
-        "sin": np.sin,
-        "cos": np.cos,
-        "tanh": np.tanh,
+def classified(m, x):
+    subnormal = (x != 0) & (np.abs(x) < 2.0 ** (1 - FORMAT[m.last][1]))
+    answers = {
+        "finite": np.isfinite(x),
+        "infinite": np.isinf(x),
+        "number": ~np.isnan(x),
+        "notanumber": np.isnan(x),
+        "normal": np.isfinite(x) & ~subnormal,  # zeros count as normal
+        "subnormal": subnormal,
     }
-    x = np.random.default_rng(0).uniform(0.1, 9, COUNT)
-    for name in (name for name in FORMS if ".approx" in name or ".full" in name):
-        op, kind = name.split(".")[0], name.rsplit(".", 1)[1]
-        given = x.astype(NUMPY[kind])
-        if op == "div":
-            (got,) = run([(name, kind, [(kind, given), (kind, given[::-1].copy())], ())])
-            expected = given.astype(np.float64) / given[::-1]
+    return answers[m.words[1]].astype(int)
+
+
+case("testp.{finite,infinite,number,notanumber,normal,subnormal}.{f32,f64}", "pred T", classified)
+
+
+# Floating point, rounded once.
+def once(m, *operands):
+    return ieee(m.opcode, scalar(m.kinds[0]), m.mode, *operands)
+
+
+once = floating(once)
+HALVES = "{f16,bf16,f16x2,bf16x2}"
+for op in ("add", "sub", "mul"):
+    case(f"{op}{{,.rn,.rz,.rm,.rp}}{{,.ftz}}.f32", "T T T", once)
+    case(f"{op}{{,.rn,.rz,.rm,.rp}}.f64", "T T T", once)
+    case(f"{op}{{,.ftz}}.sat.f32", "T T T", once)
+    case(f"{op}{{,.rn}}.{HALVES}", "T T T", once)
+for op in ("add", "mul"):
+    case(f"{op}.rn{{,.ftz}}.sat.f32", "T T T", once)
+    case(f"{op}{{,.rn}}.sat.{{f16,f16x2}}", "T T T", once)
+for op, kinds in (("div", "T T T"), ("rcp", "T T"), ("sqrt", "T T")):
+    case(f"{op}.{{rn,rz,rm,rp}}{{,.ftz}}.f32", kinds, once)
+    case(f"{op}.{{rn,rz,rm,rp}}.f64", kinds, once)
+case("fma.{rn,rz,rm,rp}{,.ftz}{,.sat}.f32", "T T T T", once)
+case("fma.{rn,rz,rm,rp}.f64", "T T T T", once)
+case(f"fma.rn{{,.relu}}.{HALVES}", "T T T T", once)
+case("fma.rn.sat.{f16,f16x2}", "T T T T", once)
+
+ABS, NEG = floating(lambda m, a: np.abs(a)), floating(lambda m, a: -a)
+case(f"abs.{{f32,ftz.f32,f64,{HALVES[1:]}", "T T", ABS)
+case(f"neg.{{f32,ftz.f32,f64,{HALVES[1:]}", "T T", NEG)
+case(f"min.{{f32,ftz.f32,NaN.f32,ftz.NaN.f32,f64,{HALVES[1:]}", "T T T", floating(or_nan(smaller)))
+case(f"max.{{f32,ftz.f32,NaN.f32,ftz.NaN.f32,f64,{HALVES[1:]}", "T T T", floating(or_nan(larger)))
+case("copysign.{f32,f64}", "T T T", lambda m, a, b: np.copysign(b, a))
+
+
+# Approximations.
+def approximate(pattern, function, kinds="T T", ulps=2):
+    case(pattern, kinds, floating(lambda m, *operands: function(*operands)), ulps=ulps)
+
+
+approximate("div.{approx,full}{,.ftz}.f32", np.divide, "T T T")
+approximate("rcp.approx{,.ftz}.f32", lambda a: 1 / a)
+approximate("rcp.approx.ftz.f64", lambda a: flush64(1 / flush64(a)), ulps=2.0**33)  # 20 digits
+approximate("sqrt.approx{,.ftz}.f32", np.sqrt)
+approximate("rsqrt.approx{,.ftz}.f32", lambda a: 1 / np.sqrt(a))
+approximate("rsqrt.approx.f64", lambda a: 1 / np.sqrt(a))
+approximate("ex2.approx{,.ftz}.f32", np.exp2)
+approximate("ex2.approx.{f16,f16x2,ftz.bf16,ftz.bf16x2}", np.exp2)
+approximate("lg2.approx{,.ftz}.f32", np.log2)
+approximate("sin.approx{,.ftz}.f32", np.sin)
+approximate("cos.approx{,.ftz}.f32", np.cos)
+approximate("tanh.approx.f32", np.tanh)
+approximate(f"tanh.approx.{HALVES}", np.tanh)
+
+
+def flush64(x):
+    return np.where(np.abs(x) < 2.0**-1022, np.copysign(0.0, x), x)
+
+
+# Conversions. Integers go into a register of 64 bits: the sign is extended into it.
+TYPES = [f"{letter}{n}" for n in (8, 16, 32, 64) for letter in "us"]
+ALL = "{" + ",".join(TYPES) + "}"
+
+
+def limits(kind):
+    low = -(1 << BITS[kind] - 1) if kind[0] == "s" else 0
+    return low, low + (1 << BITS[kind]) - 1
+
+
+def into_register(m, values):
+    kind = m.words[-2]
+    low, high = limits(kind)
+    return np.vectorize(lambda v: (int(v) - low) % (high - low + 1) + low, otypes=[object])(values)
+
+
+def cut(m, a):
+    return into_register(m, np.clip(a, *limits(m.words[-2])) if "sat" in m.words else a)
+
+
+def to_integer(m, a):
+    kind = m.words[-2]
+    a = flush(a) if "ftz" in m.words else a
+    whole = to_whole(m, a)
+    low, high = limits(kind)
+    # NaN: 0, or the bit pattern 100...0 where the source is f64 or the result has 64 bits
+    nan = 1 << BITS[kind] - 1 if m.last == "f64" or BITS[kind] == 64 else 0
+    clamp = lambda x: nan if x != x else low if x <= low else high if x >= high else int(x)  # noqa: E731
+    with np.errstate(invalid="ignore"):
+        return into_register(m, np.vectorize(clamp, otypes=[object])(whole))
+
+
+def from_integer(m, a):
+    function = lambda v: rounded(Fraction(v), m.words[-2], m.mode) if v else 0.0  # noqa: E731
+    return np.vectorize(function, otypes=[float])(a)
+
+
+def to_whole(m, a):
+    with np.errstate(invalid="ignore"):
+        return {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}[m.words[1]](a)
+
+
+case(f"cvt.{ALL}.{ALL}", "b64 T", cut)
+for to, kind in itertools.product(TYPES, TYPES):
+    if limits(kind)[0] < limits(to)[0] or limits(kind)[1] > limits(to)[1]:  # ptxas refuses .sat that can do nothing
+        case(f"cvt.sat.{to}.{kind}", "b64 T", cut)
+case(f"cvt.{{rni,rzi,rmi,rpi}}{{,.ftz}}.{ALL}.f32", "b64 T", to_integer)
+case(f"cvt.{{rni,rzi,rmi,rpi}}.{ALL}.{{f64,f16,bf16}}", "b64 T", to_integer)
+case(f"cvt.{{rn,rz,rm,rp}}.{{f32,f64}}.{ALL}", "U T", from_integer)
+case(f"cvt.rn.{{f16,bf16}}.{ALL}", "U T", from_integer)
+case("cvt.{rni,rzi,rmi,rpi}{,.ftz}{,.sat}.f32.f32", "U T", floating(to_whole))
+case("cvt.{rni,rzi,rmi,rpi}.{f64.f64,f16.f16}", "U T", floating(to_whole))
+case("cvt{,.ftz}.f64.f32", "U T", once)
+case("cvt.{rn,rz,rm,rp}{,.ftz}.f32.f64", "U T", once)
+case("cvt{,.ftz}.f32.{f16,bf16}", "U T", once)
+case("cvt.f64.{f16,bf16}", "U T", once)
+case("cvt.{rn,rz,rn.relu}.{f16,bf16}.f32", "U T", once)
+case("cvt.rn.ftz.{f16,bf16}.f32", "U T", once)
+case("cvt.rn.{f16,bf16}.f64", "U T", once)
+case("cvt{.sat,.ftz,.ftz.sat}.f32.f32", "U T", once)
+case("cvt.{rna,rn}.tf32.f32", "U T", once)
+pack = floating(lambda m, a, b: np.stack([ieee("cvt", scalar(m.kinds[0]), m.mode, x) for x in (b, a)], -1))
+case("cvt.{rn,rz}{,.relu}.{f16x2,bf16x2}.f32", "U T T", pack)  # the first operand is the upper half
+
+
+# ---- operands
+
+HARD = [2.5, 0.5, 3.5, 126.5, 127.5, 128.0, 254.5, 255.5, 32767.5, 65504.0, 65519.99, 65520.0, 65535.5]
+HARD += [2.0**n for n in (31, 32, 63, 64, 127, -14, -24, -25)] + [2.0**31 - 0.5, 2.0**63 - 1024, 0.3, 7.7, 1e30, 1e300]
+HARD += [1 + 2.0**-8, 1 + 3 * 2.0**-8, 1 + 2.0**-8 + 2.0**-20, 1 + 2.0**-11, 1 + 3 * 2.0**-11, 1 + 2.0**-24]
+HARD += [1 + 2.0**-11 + 2.0**-50, 1.5 * 2.0**-25, 1.5 * 2.0**-126, 2.0**-133, 2.0**-134, 2.0**-149, 2.0**-150]
+HARD += [2.0**128 - 2.0**103, 2.0**128 - 2.0**119, 2.0**-1030]
+
+
+@cache
+def edges(kind):
+    """Bit patterns at the edges of a type, the most important ones first."""
+    if kind == "pred":
+        return np.array([0, 1], np.uint32)
+    if kind.endswith("x2"):
+        low = edges(scalar(kind))
+        return (
+            np.concatenate([low, np.roll(low, 5)]).astype(np.uint32)
+            | np.concatenate([np.roll(low, 1), low]).astype(np.uint32) << 16
+        )
+    if kind in FORMAT:
+        digits, top = FORMAT[kind]
+        largest, least = (2 - 2.0 ** (1 - digits)) * 2.0**top, math.ldexp(1, 1 - top)
+        first = [1 + 2.0 ** (1 - digits), 1.5, 2.0 ** (12 - top), 0.0, -0.0, -1.0, largest, -least]
+        first += [math.ldexp(1, 2 - top - digits), math.inf, -math.inf, math.nan, -1.5, 2.0, least]
+        first += [least * (1 - 2.0 ** (1 - digits)), -largest, 1 - 2.0**-digits]
+        hard = [x if not x else rounded(Fraction(x), kind) for y in HARD for x in (y, -y)]
+        return encode(first + hard, kind)
+    width = BITS[kind]
+    values = [0, 1, -1, 1 << width - 1, (1 << width - 1) - 1, 5, -7, 31, 0x55 * ((1 << width) // 255), 32, 2, 33, 3]
+    values += [8, 16, 17, 63, 64, 65, 127, 128, 255, 256, 32767, 32768, 65535, 65536]
+    for digits in (8, 11, 24, 53):  # halves, and next to halves, of a format with so many digits
+        for place in range(0, max(1, width - digits), 9):
+            tie = ((1 << digits) + 1) << place
+            values += [tie, tie + 1, tie - 1, -tie, tie + (2 << place)]
+    return encode([v for v in values if abs(v) < 1 << width], kind)
+
+
+@cache
+def operands(kinds):
+    """Bit patterns for every operand: edges against edges, then random bits and ordinary numbers."""
+    rng = np.random.default_rng(len(kinds))
+    lists = [edges(kind) for kind in kinds]
+    most = {1: 10**6, 2: 24, 3: 11, 4: 6}[len(kinds)]
+    rows = list(itertools.product(*(range(min(most, len(one))) for one in lists)))
+    columns = []
+    for k, (kind, one) in enumerate(zip(kinds, lists, strict=True)):
+        bits = rng.integers(0, 1 << 64, 128, np.uint64).astype(one.dtype) if kind != "pred" else rng.choice(one, 128)
+        some = rng.choice(one, 128)
+        if kind in FORMAT:
+            near = [rounded(Fraction(x), kind) for x in rng.normal(size=128)]
+            some = np.where(np.arange(128) % 2, some, encode(near, kind))
+        columns.append(np.concatenate([one[[row[k] for row in rows]], bits, some]))
+    return columns
+
+
+# ---- running
+
+HEAD = ".version 8.0\n.target sm_90\n.address_size 64\n"
+START = """.reg .b32 %thread, %block, %size; .reg .b64 %index; .reg .b64 %at; .reg .b32 %flag;
+mov.u32 %thread, %tid.x; mov.u32 %block, %ctaid.x; mov.u32 %size, %ntid.x;
+mad.lo.u32 %thread, %block, %size, %thread; cvt.u64.u32 %index, %thread;"""
+
+
+def register(kind):
+    return "pred" if kind == "pred" else f"b{max(16, BITS[kind])}"
+
+
+def statements(form):
+    yield START
+    for letter, kind in zip("dabce", form.kinds, strict=False):
+        yield f".reg .{register(kind)} %{letter};"
+    for letter, kind in zip("abce", form.kinds[1:], strict=False):
+        width = max(16, BITS[kind])  # the upper half of an operand of 8 bits must not matter
+        yield f"ld.param.u64 %at, [{letter}]; mad.lo.u64 %at, %index, {width // 8}, %at;"
+        if kind == "pred":
+            yield f"ld.global.b32 %flag, [%at]; setp.ne.u32 %{letter}, %flag, 0;"
         else:
-            (got,) = run([(name, kind, [(kind, given)], ())])
-            expected = functions[op](given.astype(np.float64))
-        np.testing.assert_allclose(got, expected, rtol=2 * np.finfo(NUMPY[kind]).eps, atol=1e-30, err_msg=name)
+            yield f"ld.global.b{width} %{letter}, [%at];"
+    yield form.text
+    width = max(16, BITS[form.kinds[0]])
+    yield f"ld.param.u64 %at, [d]; mad.lo.u64 %at, %index, {width // 8}, %at;"
+    if form.kinds[0] == "pred":
+        yield "selp.b32 %flag, 1, 0, %d; st.global.b32 [%at], %flag;"
+    else:
+        yield f"st.global.b{width} [%at], %d;"
+    yield "ret;"
 
 
-def test_classes_of_numbers():
-    tests = {
-        "finite": np.isfinite,
-        "infinite": np.isinf,
-        "number": lambda x: ~np.isnan(x),
-        "notanumber": np.isnan,
-        "normal": lambda x: np.isfinite(x) & (np.abs(x) >= np.finfo(x.dtype).tiny),
-        "subnormal": lambda x: (np.abs(x) < np.finfo(x.dtype).tiny) & (x != 0),
-    }
-    cases = [
-        (f"testp.{name}.{kind}", "pred", [(kind, numbers(kind, 0))], ()) for name in tests for kind in ("f32", "f64")
-    ]
-    compare(cases, [tests[name.split(".")[1]] for name, *_ in cases])
+def module(forms):
+    text = HEAD
+    for number, form in enumerate(forms):
+        params = ", ".join(f".param .u64 {letter}" for letter in "dabce"[: len(form.kinds)])
+        text += f".visible .entry k{number}({params})\n{{\n" + "\n".join(statements(form)) + "\n}\n"
+    return text
 
 
-def test_bit_fields():
-    cases, references = [], []
-
-    def extract(a, position, length, width, signed):
-        a &= (1 << width) - 1
-        field = a >> position & (1 << length) - 1
-        last = min(position + length - 1, width - 1)
-        if signed and length and a >> last & 1:
-            field |= -1 << max(0, min(length, width - position))
-        return field
-
-    rng = np.random.default_rng(0)
-    position, length = (rng.integers(0, 256, COUNT) % 80 for _ in range(2))
-    where = [("u32", position.astype(np.uint32)), ("u32", length.astype(np.uint32))]
-    for kind in ("u32", "s32", "u64", "s64"):
-        width, signed = 8 * BYTES[kind], kind[0] == "s"
-        cases.append((f"bfe.{kind}", kind, [(kind, numbers(kind, 0)), *where], ()))
-        references.append(
-            lambda a, p, n, k=kind, w=width, s=signed: wrapped(exact(lambda *v: extract(*v, w, s))(a, p, n), k)
-        )
-    for kind in ("b32", "b64"):
-        width = 8 * BYTES[kind]
-
-        def insert(a, b, p, n, width=width):
-            mask = ((1 << n) - 1) << p & (1 << width) - 1
-            return b & ~mask | a << p & mask
-
-        cases.append((f"bfi.{kind}", kind, [(kind, numbers(kind, 0)), (kind, numbers(kind, 1)), *where], ()))
-        references.append(lambda a, b, p, n, k=kind, f=insert: wrapped(exact(f)(a, b, p, n), k))
-    compare(cases, references)
+def difference(form, got, expected):
+    """Distance from the reference, in units in the last place; 0 for the same number, infinite for another NaN."""
+    kind = scalar(form.kinds[0])
+    if kind not in FORMAT:
+        width = max(16, BITS[kind])
+        wrapped = np.asarray(expected, object) % (1 << width)
+        return np.where(got == wrapped, 0, np.inf)
+    digits, top = FORMAT[kind]
+    same = (got == expected) & (np.signbit(got) == np.signbit(expected)) | np.isnan(got) & np.isnan(expected)
+    with np.errstate(all="ignore"):
+        largest = (2 - 2.0 ** (1 - digits)) * 2.0**top
+        near = np.clip(expected, -largest, largest)  # next to infinity lies the largest number
+        exponent = np.maximum(np.frexp(near)[1] - 1, 1 - top)
+        apart = np.abs(np.clip(got, -largest, largest) - near) * np.exp2(digits - 1.0 - exponent)
+    apart = np.where(np.isfinite(apart), apart, np.inf)
+    apart = np.where((got == 0) & (expected == 0) | np.isinf(got) & np.isinf(expected), np.inf, apart)  # wrong sign
+    return np.where(same, 0, apart)
 
 
-def test_flushing_and_saturating():
-    round_to = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
-    cases, references = [], []
-
-    def whole(a, to, rounded):
-        info = np.iinfo(NUMPY[to])
-        values = rounded(a.astype(np.float64))
-        return np.array(
-            [
-                0 if np.isnan(x) else int(info.max) if x >= info.max else max(int(info.min), int(max(x, -1e30)))
-                for x in values
-            ],
-            object,
-        )
-
-    for mode, rounded in round_to.items():
-        for to in ("u8", "s8", *INTEGERS):
-            cases.append((f"cvt.{mode}.ftz.{to}.f32", to, [("f32", numbers("f32", 0))], ()))
-            references.append(lambda a, to=to, rounded=rounded: whole(flush(a), to, rounded))
-            cases.append((f"cvt.{mode}.{to}.f16", to, [("f16", numbers("f16", 0))], ()))
-            references.append(lambda a, to=to, rounded=rounded: whole(a, to, rounded))
-        cases.append((f"cvt.{mode}.ftz.f32.f32", "f32", [("f32", numbers("f32", 0))], ()))
-        references.append(lambda a, rounded=rounded: rounded(flush(a)))
-        cases.append((f"cvt.{mode}.f16.f16", "f16", [("f16", numbers("f16", 0))], ()))
-        references.append(rounded)
-
-    def saturated(x):
-        return np.where(x > 0, np.where(x < 1, x, 1), 0).astype(np.float32)
-
-    operations = {"add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b}
-    operands = [("f32", numbers("f32", k)) for k in range(2)]
-    for name, function in operations.items():
-        cases += [(f"{name}.sat.f32", "f32", operands, ()), (f"{name}.ftz.sat.f32", "f32", operands, ())]
-        references.append(lambda a, b, f=function: saturated(f(a, b)))
-        references.append(lambda a, b, f=function: flush(saturated(f(flush(a), flush(b)))))
-    cases += [("cvt.sat.f32.f32", "f32", operands[:1], ()), ("cvt.ftz.sat.f32.f32", "f32", operands[:1], ())]
-    references += [saturated, lambda a: flush(saturated(flush(a)))]
-    cases += [
-        ("cvt.ftz.f64.f32", "f64", operands[:1], ()),
-        ("cvt.rn.ftz.f32.f64", "f32", [("f64", numbers("f64", 0))], ()),
-    ]
-    references += [lambda a: flush(a).astype(np.float64), lambda a: flush(a.astype(np.float32))]
-    cases.append(("cvt.ftz.f32.f16", "f32", [("f16", numbers("f16", 0))], ()))
-    references.append(lambda a: a.astype(np.float32))
-    three = [("f32", ordinary("f32", k)) for k in range(3)]
-    for rounding in ("rn", "rz", "rm", "rp"):
-        cases.append((f"fma.{rounding}.ftz.f32", "f32", three, ()))
-        references.append(
-            lambda a, b, c, r=rounding: [
-                nearest(Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z)), NUMPY["f32"], r)
-                for x, y, z in zip(a, b, c, strict=True)
-            ]
-        )
-    compare(cases, references)
+def failures(emu, forms):
+    text = module(forms)
+    inputs = {}
+    for number, form in enumerate(forms):
+        kinds = tuple(form.kinds[1:])
+        if kinds not in inputs:
+            inputs[kinds] = [emu.array(column) for column in operands(kinds)]
+        arrays = inputs[kinds]
+        count = len(arrays[0])
+        out = emu.zeros(-(-count // 256) * 256, f"u{max(16, BITS[form.kinds[0]]) // 8}", "d")
+        kernel = emu.load_ptx(text, f"k{number}")
+        whole = count // 256
+        kernel((whole,), (256,), (out, *arrays)) if whole else None
+        if count % 256:
+            kernel((1,), (count % 256,), (out[256 * whole :], *(a[256 * whole :] for a in arrays)))
+        out = out[:count]
+        values = [decode(a, kind) for a, kind in zip(arrays, kinds, strict=True)]
+        got = decode(out, form.kinds[0]) if scalar(form.kinds[0]) in FORMAT else out.astype(object)
+        expected = form.reference(form, *values)
+        wrong = difference(form, got, expected) > form.ulps
+        if form.opcode == "div" and "approx" in form.words:
+            wrong &= np.abs(values[1]) <= 2.0**126  # beyond it the result is unspecified
+        if wrong.any():
+            at = tuple(np.argwhere(wrong)[0])[0]
+            shown = ", ".join(str(v[at]) for v in values)
+            yield f"{form!r} of {shown}: got {got[at]}, expected {expected[at]} ({wrong.sum()} of {wrong.size} wrong)"
 
 
-def test_moves_and_choices():
-    cases, references = [], []
-    given = ("pred", np.arange(COUNT) % 3 == 0)
-    for name in FORMS:
-        op, kind = name.split(".")[0], name.rsplit(".", 1)[-1]
-        if op == "selp":
-            cases.append((name, kind, [(kind, numbers(kind, 0)), (kind, numbers(kind, 1)), given], ()))
-            references.append(lambda a, b, c: np.where(c, a, b))
-        elif op == "mov" and kind != "pred":
-            cases.append((name, kind, [(kind, numbers(kind, 0))], ()))
-            references.append(lambda a: a)
-    other = ("pred", np.arange(COUNT) % 2 == 0)
-    for word in ("and", "or", "xor"):
-        cases.append((f"{word}.pred", "pred", [given, other], ()))
-        references.append(getattr(np, f"logical_{word}"))
-    cases += [("not.pred", "pred", [given], ()), ("mov.pred", "pred", [given], ())]
-    references += [np.logical_not, lambda a: a]
-    compare(cases, references)
+GROUPS = {opcode: [form for form in CASES if form.opcode == opcode] for opcode in OPCODES}
+GROUPS = {opcode: forms for opcode, forms in GROUPS.items() if forms}
+
+
+@pytest.mark.parametrize("opcode", GROUPS)
+def test_against_the_definition(opcode):
+    assert not list(failures(emulator.Emulator(checked=False), GROUPS[opcode]))
+
+
+@pytest.mark.parametrize("opcode", ["prmt", "fma", "testp"])
+def test_with_every_access_checked(opcode):
+    assert not list(failures(emulator.Emulator(), GROUPS[opcode]))
+
+
+def test_every_form_of_these_opcodes_is_tested():
+    assert {form.name for form in CASES} >= {name for name in FORMS if name.split(".")[0] in OPCODES}
+
+
+@pytest.mark.parametrize(
+    "name", ["add.foo.u32", "add", "mul.u32", "bfind.shiftamt.u16", "cvt.f16.f32", "wgmma.mma_async.sync.aligned"]
+)
+def test_an_unknown_name_is_refused(name):
+    text = HEAD + f".visible .entry k()\n{{\n.reg .b32 %r<3>;\n{name} %r0, %r1, %r2;\nret;\n}}\n"
+    with pytest.raises(Refused, match=f"instruction {name} "):
+        translate(text)

