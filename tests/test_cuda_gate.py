@@ -13,8 +13,11 @@ PLAIN = gate.Resources(registers=32, stack=0, spill_stores=0, spill_loads=0, sha
 
 
 def test_every_kernel_is_on_the_list():
-    sources = {name: (kernel_dir() / name).read_text() for name in kernel_files() if name.endswith(".cu")}
-    assert gate.list_problems(KERNELS, sources) == []
+    sources = {name: (kernel_dir() / name).read_text() for name in kernel_files()}
+    files = {name: text for name, text in sources.items() if name.endswith(".cu")}
+    assert gate.list_problems(KERNELS, files) == []
+    headers = sources.keys() - files.keys()
+    assert [name for name in headers if gate.global_functions(sources[name])] == []  # nothing would compile it
 
 
 def test_a_kernel_without_an_entry_and_an_entry_without_a_kernel_are_found():
@@ -30,6 +33,20 @@ def test_a_kernel_without_an_entry_and_an_entry_without_a_kernel_are_found():
         "a.cu: kernel_list.py names third, which is gone",
         "kernel_list.py names b.cu, which is gone",
     ]
+
+
+@pytest.mark.parametrize(
+    "declaration",
+    [
+        "__global__ void __launch_bounds__(MOST(1), 2) k(",
+        "__global__ __launch_bounds__(4 * (2 + 1)) __cluster_dims__(2, 1, 1) void k(",
+        "__global__ __maxnreg__(32) void k(",
+        "static void __global__ k(",
+        'extern "C" __global__ inline void\nk (',
+    ],
+)
+def test_every_way_to_write_a_kernel_is_found(declaration):
+    assert gate.global_functions(declaration + "float* x) { f(x); }") == ["k"]
 
 
 @needs_nvrtc
@@ -107,9 +124,12 @@ def test_what_is_accepted_is_read_back(tmp_path):
     ("registers", "shared", "threads", "arch", "blocks"),
     [
         (32, 0, 1024, 90, 2),  # 65536 / (32 * 1024)
-        (33, 0, 1024, 90, 1),  # 33 * 32 rounds up to 1280 a warp: 51 warps of registers
+        (33, 0, 1024, 90, 1),  # 33 * 32 rounds up to 1280 a warp: 12 warps in each of 4 parts
         (255, 0, 256, 80, 1),  # 8192 a warp: 8 warps
         (255, 0, 257, 80, 0),  # 9 warps do not fit
+        (73, 0, 160, 75, 4),  # 2560 a warp: 6 in each of 4 parts, not 25 in all
+        (33, 0, 544, 80, 2),  # 1280 a warp: 12 in each of 4 parts, not 51 in all
+        (16, 0, 1056, 80, 0),  # a block has 1024 threads at most
         (16, 0, 32, 86, 16),  # the limit of blocks
         (16, 0, 256, 75, 4),  # the limit of warps
         (16, 0, 256, 120, 6),
@@ -125,10 +145,29 @@ def test_blocks_per_multiprocessor(registers, shared, threads, arch, blocks):
     assert gate.blocks_per_multiprocessor(resources, threads, arch, dynamic_shared=shared) == blocks
 
 
-def test_the_options_are_cupys():
+def test_the_options_are_cupys(monkeypatch):
     core = pytest.importorskip("cupy._core.core", exc_type=ImportError)
-    options = core.assemble_cupy_compiler_options(())
-    assert [option for option in options if not option.startswith("-I")] == [nvrtc.OPTIONS[0]]
+    compiler = pytest.importorskip("cupy.cuda.compiler", exc_type=ImportError)
+
+    class Stop(Exception):
+        """Carries the options that CuPy would have given to NVRTC."""
+
+    class Recorder:
+        def __init__(self, *arguments, **named):
+            pass
+
+        def compile(self, options, log):
+            raise Stop(options)
+
+    monkeypatch.setattr(compiler, "_NVRTCProgram", Recorder)
+    monkeypatch.setattr(compiler, "_preprocess", lambda *arguments: "")
+    monkeypatch.setattr(compiler, "_empty_file_preprocess_cache", {})
+    # CuPy would ask a GPU
+    monkeypatch.setattr(compiler, "_get_arch_for_options_for_nvrtc", lambda arch: ("-arch=sm_90", "cubin"))
+    with pytest.raises(Stop) as stop:
+        compiler._compile_with_cache_cuda("", core.assemble_cupy_compiler_options(()), "90", cache_in_memory=True)
+    options = stop.value.args[0]
+    assert sorted(o for o in options if not o.startswith(("-I", "-arch"))) == sorted(nvrtc.OPTIONS)
 
 
 def test_the_source_of_a_kernel_holds_its_headers_once():

@@ -32,7 +32,7 @@ _LIMITS = {
     100: (64, 32, 228, 227),
     120: (48, 24, 100, 99),
 }
-_REGISTERS = 65536  # 32-bit registers of a multiprocessor, handed out 256 at a time to a warp
+_REGISTERS = 65536  # 32-bit registers of a multiprocessor, a quarter to each of its 4 parts, 256 at a time to a warp
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class Resources:
 def global_functions(source):
     """Names of the ``__global__`` functions of a CUDA source."""
     source = re.sub(r"//[^\n]*|/\*.*?\*/", " ", source, flags=re.S)
-    pattern = (
-        r"__global__\s+(?:void\s+|static\s+|__launch_bounds__\s*\([^)]*\)\s*|__cluster_dims__\s*\([^)]*\)\s*)+(\w+)"
-    )
-    return re.findall(pattern, source)
+    # Qualifiers with arguments go first. An unknown one is taken for a kernel's name, so that the list's test fails.
+    arguments = r"\s*\((?:[^()]|\([^()]*\))*\)"
+    source = re.sub(rf"\b__(?:launch_bounds|cluster_dims|block_size|maxnreg)__{arguments}", " ", source)
+    return re.findall(r"\b__global__\b[^(){};]*?(\w+)\s*\(", source)
 
 
 def list_problems(kernels, sources):
@@ -103,14 +103,17 @@ def measure_all(kernels=KERNELS, architectures=nvrtc.ARCHITECTURES):
 def blocks_per_multiprocessor(resources, threads, arch, dynamic_shared=0):
     """How many blocks of ``threads`` live on one multiprocessor at once; 0: a block does not fit at all.
 
-    The rules of the CUDA occupancy calculator: registers are handed out to warps in units of 256, shared memory in
-    units of 128 bytes (256 on sm_75) with 1 KB for the system from sm_80 on.
+    The rules of NVIDIA's cuda_occupancy.h: registers are handed out to warps in units of 256, and no warp takes them
+    from two parts of the multiprocessor; shared memory in units of 128 bytes (256 on sm_75) with 1 KB for the system
+    from sm_80 on. Named barriers, 16 to a block, are not counted.
     """
+    if threads > 1024:
+        return 0
     warps_limit, blocks_limit, shared_limit, block_limit = _LIMITS[arch]
     warps = -(-threads // 32)
     by_warps = warps_limit // warps
     registers = -(-resources.registers * 32 // 256) * 256
-    by_registers = _REGISTERS // registers // warps if registers else blocks_limit
+    by_registers = _REGISTERS // 4 // registers * 4 // warps if registers else blocks_limit
     unit = 256 if arch == 75 else 128
     used = resources.shared + dynamic_shared
     if used > block_limit * 1024:
@@ -181,14 +184,14 @@ def accept(table, path=ACCEPTED):
 def print_table(table):
     archs = sorted({arch for _, _, arch in table})
     print(f"registers / bytes of shared memory / blocks of {BLOCK} threads per multiprocessor; spills are marked !")
-    print(f"{'':44}" + "".join(f"{f'sm_{arch}':>11}" for arch in archs))
+    print(f"{'':43}" + "".join(f"{f'sm_{arch}':>11}" for arch in archs))
     for file, expression in dict.fromkeys((file, expression) for file, expression, _ in table):
         cells = ""
         for arch in archs:
             r = table[file, expression, arch]
             mark = "!" if r.spill_stores or r.stack else ""
             cells += f"{f'{r.registers}/{r.shared}/{blocks_per_multiprocessor(r, BLOCK, arch)}{mark}':>11}"
-        print(f"{expression:44.44}{cells}")
+        print(f"{expression:43.43}{cells}")
 
 
 def main(arguments):
@@ -198,8 +201,13 @@ def main(arguments):
         accept(table)
         print(f"accepted: {ACCEPTED.name}, NVRTC {'.'.join(map(str, nvrtc.version()))}")
         return 0
-    problems = spills(table) + growth(table, read_accepted()[1])
-    print("\n".join(problems) or "nothing grew, nothing spills")
+    problems = spills(table)
+    version, accepted = read_accepted()
+    if version == nvrtc.version():
+        problems += growth(table, accepted)
+    else:  # another ptxas hands out registers differently: its figures say nothing about the kernels
+        print(f"not compared: {ACCEPTED.name} is for NVRTC {version}, here is {nvrtc.version()}")
+    print("\n".join(problems) or "no problems")
     return int(bool(problems))
 
 
