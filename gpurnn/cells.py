@@ -13,12 +13,24 @@ contiguous block of rows, and BLAS is faster this way round at small B. Derivati
 ``backward`` takes dh and dc, the derivatives by the new state, and turns them in place into those by the old state; it
 calls ``see(dh, dc)`` once with the whole derivatives by the new state. z is spent by it.
 
-Equations and gate order are PyTorch's and cuDNN's.
+Equations and gate order are PyTorch's and cuDNN's. ``kernel`` names the struct of the same equations in kernels/cells.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+
+
+@dataclass
+class Weights:
+    """The parameters of one layer and direction: ih (G*H, I), hh (G*H, P), bias_ih and bias_hh (G*H,) or None, and of a
+    projection hr (P, H), else None."""
+
+    ih: object
+    hh: object
+    bias_ih: object = None
+    bias_hh: object = None
+    hr: object = None
 
 
 @dataclass
@@ -45,6 +57,7 @@ class RNNCell:
 
     def __init__(self, nonlinearity="tanh"):
         self.nonlinearity = nonlinearity
+        self.kernel = {"tanh": "RnnTanh", "relu": "RnnRelu"}[nonlinearity]
 
     def forward(self, xp, w, ax, h, c, z, h_new, c_new, tmp):
         xp.matmul(w.hh, h, out=z)
@@ -74,7 +87,7 @@ class LSTMCell:
     Keeps i f g o, and m with a projection, which ``backward`` leaves standing.
     """
 
-    gates, states, names, leaves = 4, 2, ("i", "f", "g", "o"), ("i", "f", "g", "o")
+    gates, states, names, leaves, kernel = 4, 2, ("i", "f", "g", "o"), ("i", "f", "g", "o"), "LstmCell"
 
     def __init__(self, projection=False):
         self.projection = projection
@@ -148,6 +161,7 @@ class GRUCell:
         self.reset_after = reset_after
         self.names = ("r", "z", "q", "n") if reset_after else ("r", "z", "n", "p")
         self.leaves = self.names if reset_after else ("r", "z", "n")
+        self.kernel = "GruCell" if reset_after else "GruOriginal"
 
     def forward(self, xp, w, ax, h, c, z, h_new, c_new, tmp):
         H = len(h)

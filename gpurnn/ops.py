@@ -1,16 +1,43 @@
 """Ops: the primitives that layers and backends agree on, written once over ``xp`` (NumPy or CuPy).
 
 A method belongs here only if NumPy and CuPy differ in interface or determinism, or if a kernel pays; everything else is
-generic ``xp`` code in the layer that needs it. ``CudaOps`` will override what a kernel makes faster.
+generic ``xp`` code in the layer that needs it. ``CudaOps`` overrides what a kernel makes faster.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
+from .cells import HiddenWeights
 from .errors import BackendError, DtypeError
 
 _DLPACK_HOST = (1, 3)  # kDLCPU, kDLCUDAHost
 _TILE_FEATURES, _TILE_ROWS = 128, 16  # what a transposing copy moves at once, to rows and from rows: half the time
 _FEATURE_MAJOR_FROM = 8  # batch size from which NumPy keeps the arrays of the time loop feature-major
+
+
+@dataclass
+class Walk:
+    """What one layer and direction keeps between forward and backward.
+
+    x: the layer's input (T, B, I). kept: (T, B, K*H), None after inference. h (T+1, B, P) and c (T+1, B, H) or None:
+    the states in slots. lease: whatever must live as long as these arrays are in use.
+    """
+
+    x: object
+    kept: object
+    h: object
+    c: object
+    lease: object = None
+
+    def states(self, which, reverse):
+        """``h`` or ``c`` by step: (T, B, F), the new states."""
+        slots = getattr(self, which)
+        return slots[:-1] if reverse else slots[1:]
+
+    def old_h(self, reverse):
+        """(T, B, P): the h that each step read."""
+        return self.h[1:] if reverse else self.h[:-1]
 
 
 class Ops:
@@ -96,9 +123,90 @@ class Ops:
                 for b in range(0, B, _TILE_ROWS):
                     out[t, b : b + _TILE_ROWS] = steps[t, b : b + _TILE_ROWS]
 
+    # ---- one layer: the input GEMM, then the walk through time
+
+    def layer_forward(self, cell, x, weights, states, lengths, directions, keep, own):
+        """One layer with all its directions.
+
+        cell: a record of cells.py. x: (T, B, I). weights: for each direction its ``cells.Weights``; states: its initial
+        state, (h (B, P),) or (h, c (B, H)). lengths: NumPy integers (B,) or None. directions: for each whether it walks
+        backwards in time. keep: whether ``layer_backward`` will follow. own: whether the output must be a C-contiguous
+        array of its own, zero past the end of a sequence; else it may show what lies in a ``Walk``.
+
+        Returns a list of ``Walk``, a list of final states, and the output (T, B, D*P).
+        """
+        walks, finals = [], []
+        T, B, _ = x.shape
+        for w, state, reverse in zip(weights, states, directions, strict=True):
+            rows = len(w.hh)
+            ax = self.empty_steps(T, B, rows // cell.gates * (cell.kept if keep else cell.gates), x.dtype)
+            self.product(flat(x), w.ih.T, flat(ax)[:, :rows])
+            if w.bias_ih is not None:
+                ax[:, :, :rows] += self._input_bias(cell, w)
+            inner = self._hidden_weights(cell, w)
+            h, c, final = self.sequence_forward(cell, ax, inner, state, lengths, reverse, keep)
+            walks.append(Walk(x, ax if keep else None, h, c))
+            finals.append(final)
+        outputs = [walk.states("h", reverse) for walk, reverse in zip(walks, directions, strict=True)]
+        if not own:
+            return walks, finals, outputs[0] if len(outputs) == 1 else self.side_by_side(outputs, self.empty_steps)
+        return walks, finals, self.zero_past_end(self.side_by_side(outputs, self._empty), lengths)
+
+    def layer_backward(self, cell, walks, weights, doutput, dstates, lengths, directions, sees):
+        """The mirror of ``layer_forward``, without the gradients of the weights.
+
+        doutput: (T, B, D*P) or None; dstates: for each direction the derivatives by its final state, or None. sees: for
+        each direction a ``see`` as in ``sequence_backward``, or None.
+
+        Leaves in each ``walk.kept`` the derivatives by ``cell.leaves``. Returns for each direction the derivatives by
+        its initial state, and with a projection those by every h_t, else None.
+        """
+        done = []
+        for d, (walk, w, reverse) in enumerate(zip(walks, weights, directions, strict=True)):
+            P = walk.h.shape[2]
+            part = None if doutput is None else doutput[:, :, d * P : (d + 1) * P]
+            inner = self._hidden_weights(cell, w)
+            done.append(
+                self.sequence_backward(
+                    cell, walk.kept, inner, walk.h, walk.c, part, dstates[d], lengths, reverse, sees[d]
+                )
+            )
+        return done
+
+    def _input_bias(self, cell, w):
+        """The biases that may be added before the time loop: all but the GRU's b_hn, which r multiplies."""
+        bias = w.bias_ih + w.bias_hh
+        if "q" in cell.leaves:
+            n = slice(len(bias) // 3 * 2, None)
+            bias[n] = w.bias_ih[n]
+        return bias
+
+    def _hidden_weights(self, cell, w):
+        bias_n = None
+        if w.bias_hh is not None and "q" in cell.leaves:
+            bias_n = w.bias_hh[len(w.bias_hh) // 3 * 2 :, None]
+        return HiddenWeights(w.hh, bias_n, w.hr)
+
+    def side_by_side(self, outputs, empty):
+        """The outputs of all directions, each (T, B, P), as one (T, B, D*P) made by ``empty``."""
+        T, B, P = outputs[0].shape
+        whole = empty(T, B, P * len(outputs), outputs[0].dtype)
+        for d, part in enumerate(outputs):
+            self.copy_steps(whole[:, :, d * P : (d + 1) * P], part)
+        return whole
+
+    def zero_past_end(self, steps, lengths):
+        """``steps`` (T, B, F), zero in place where a sequence is past its end."""
+        if lengths is not None:
+            steps[self.xp.asarray(np.arange(len(steps))[:, None] >= lengths)] = 0
+        return steps
+
+    def _empty(self, T, B, F, dtype):
+        return self.xp.empty((T, B, F), dtype)
+
     # ---- the time loop
 
-    def sequence_forward(self, cell, ax, weights, state, valid=None, reverse=False, keep=True):
+    def sequence_forward(self, cell, ax, weights, state, lengths=None, reverse=False, keep=True):
         """Walk all of time with one cell.
 
         cell: a record of cells.py; weights: its ``HiddenWeights``.
@@ -124,7 +232,7 @@ class Ops:
             c[start if keep else 0] = state[1]
         z, tmp = self._step_buffer(B, cell.kept * H, dtype), self._step_buffer(B, H, dtype)
         axT, hT, cT = _upright(ax), _upright(h), _upright(c)
-        held = _ragged_steps(self, valid, T)
+        held = _ragged_steps(self, lengths, T)
         c_old = c_new = None
         for count, t in enumerate(range(T - 1, -1, -1) if reverse else range(T)):
             old, new = (t + 1, t) if reverse else (t, t + 1)
@@ -141,16 +249,16 @@ class Ops:
         final = (h[end],) if c is None else (h[end], c[end if keep else T % 2])
         return h, c if keep else None, final
 
-    def sequence_backward(self, cell, kept, weights, h, c, doutput, dstate, valid=None, reverse=False, see=None):
+    def sequence_backward(self, cell, kept, weights, h, c, doutput, dstate, lengths=None, reverse=False, see=None):
         """The reverse-time twin of ``sequence_forward``: back-propagation through time.
 
         kept: (T, B, K*H); in: what forward kept; out: ``d``, the derivatives by the pre-activations ``cell.leaves``,
-            zero where not valid. h, c: the slots of forward. doutput: (T, B, P) or None, ignored where not valid.
+            zero past the end. h, c: the slots of forward. doutput: (T, B, P) or None, ignored past the end.
         dstate: derivatives by the final state, (dh (B, P),) or (dh, dc), or None for zeros.
         see: None, or called as see(t, dh (P, B), dc (H, B) or None) with the whole derivatives by h_t and c_t.
 
         Returns the derivatives by the initial state, shaped as ``state``, and with a projection those by every h_t
-        (T, B, P), zero where not valid; else None.
+        (T, B, P), zero past the end; else None.
         """
         xp, dtype = self.xp, kept.dtype
         T, B, _ = kept.shape
@@ -166,7 +274,7 @@ class Ops:
         block = max(1, min(T, (1 << 18) // max(1, B * P)))  # steps of doutput brought into the loop's order at once
         incoming = None if doutput is None else self.empty_steps(block, B, P, dtype)
         dh_all = None if weights.hr is None else self.empty_steps(T, B, P, dtype)
-        held = _ragged_steps(self, valid, T)
+        held = _ragged_steps(self, lengths, T)
         c_old = c_new = None
         for count, t in enumerate(range(T) if reverse else range(T - 1, -1, -1)):
             old, new = (t + 1, t) if reverse else (t, t + 1)
@@ -200,7 +308,14 @@ class Ops:
         """(F, B) scratch of one step, in the memory order of ``empty_steps``."""
         return self.empty_steps(1, B, F, dtype)[0].T
 
-    # ---- accumulation into gradients
+    # ---- products, and accumulation into gradients
+
+    def product(self, a, b, out, accumulate=False):
+        """``out = a @ b``, or ``out += a @ b``; matrices of any memory order."""
+        if accumulate:
+            out += a @ b
+        else:
+            self.xp.matmul(a, b, out=out)
 
     def accumulate_product(self, grad, d, x):
         """``grad += d^T x`` summed over all steps: one GEMM. grad: (M, N); d: (T, B, M); x: (T, B, N)."""
@@ -249,13 +364,13 @@ def _upright(steps):
     return None if steps is None else steps.transpose(0, 2, 1)
 
 
-def _ragged_steps(ops, valid, T):
+def _ragged_steps(ops, lengths, T):
     """For each step, the boolean (B,) of sequences that are past their end, or None where there are none."""
-    if valid is None:
+    if lengths is None:
         return [None] * T
-    held = ~valid
-    some = ops.to_numpy(held.any(axis=1))
-    return [held[t] if some[t] else None for t in range(T)]
+    held = np.arange(T)[:, None] >= lengths
+    on_device = ops.xp.asarray(held)
+    return [on_device[t] if some else None for t, some in enumerate(held.any(axis=1))]
 
 
 def _ignore(dh, dc):

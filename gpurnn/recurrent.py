@@ -1,7 +1,7 @@
 """The recurrent layers: RNN, LSTM, GRU and their single-step cells.
 
 A layer is a stack of (layer, direction) passes. A pass is three acts: the input GEMM over all of time, the walk through
-time (``Ops.sequence_forward`` with a cell of cells.py), and on the way back the walk in reverse followed by one GEMM
+time (``Ops.layer_forward`` with a cell of cells.py), and on the way back the walk in reverse followed by one GEMM
 over all of time for each weight. Names, shapes and equations follow ``torch.nn``; weights load unchanged.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from . import cells, rng
 from .errors import ShapeError, check_choice, check_number, check_shape, check_size
 from .gradients import StepNorms, active_flow
-from .masks import valid_steps
+from .masks import check_lengths
 from .module import Module
 from .ops import flat
 
@@ -54,16 +54,6 @@ class Steps:
     h: object
     c: object = None
     gates: dict = field(default_factory=dict)
-
-
-@dataclass
-class _Pass:
-    """What one (layer, direction) keeps between forward and backward."""
-
-    x: object
-    kept: object
-    h: object
-    c: object
 
 
 class _Recurrent(Module):
@@ -175,23 +165,17 @@ class _Recurrent(Module):
         bound = math.sqrt(6 / (shape[1] + shape[2]))  # Glorot & Bengio 2010, for each gate
         return rng.uniform(shape, -bound, bound, self.seed, key, dtype=np.float64)
 
-    def _hidden_weights(self, layer, suffix):
-        bias_n = None
-        if self.bias and self._reset_after:
-            bias_n = self.params["bias_hh" + suffix][2 * self._sizes(layer)[1] :, None]
-        return cells.HiddenWeights(
-            self.params["weight_hh" + suffix], bias_n, self.params["weight_hr" + suffix] if self.proj_size else None
-        )
-
-    def _input_bias(self, layer, suffix):
-        """The biases that may be added before the time loop: all but the GRU's b_hn, which r multiplies."""
-        if not self.bias:
-            return None
-        bias = self.params["bias_ih" + suffix] + self.params["bias_hh" + suffix]
-        if self._reset_after:
-            n = slice(2 * self._sizes(layer)[1], None)
-            bias[n] = self.params["bias_ih" + suffix][n]
-        return bias
+    def _weights(self, layer):
+        """The ``cells.Weights`` of a layer's directions."""
+        return [
+            cells.Weights(
+                *(
+                    self.params.get(name + self._suffix(layer, d))
+                    for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+                )
+            )
+            for d in range(len(self._directions))
+        ]
 
     # ---- calling
 
@@ -264,61 +248,43 @@ class _Recurrent(Module):
         T, B, _ = x.shape
         state_given = state is not None
         initial = self._initial_state(state, B, single)
-        valid = None
         if lengths is not None:
-            valid = valid_steps([lengths] if single and np.ndim(lengths) == 0 else lengths, T, B, self.xp)
-            if bool(valid.all()):
-                valid = None
+            lengths = check_lengths([lengths] if single and np.ndim(lengths) == 0 else lengths, T, B)
+            if bool((lengths == T).all()):
+                lengths = None
             else:  # padding may hold anything, even NaN, and must not reach the weights' gradient
+                valid = self.xp.asarray(np.arange(T)[:, None] < lengths)
                 x = self.xp.where(valid[:, :, None], x, self.xp.zeros((), self.dtype))
         call = self.calls
         draws = self.training and self.dropout > 0
         if draws and keep:
             self.calls += 1
-        passes, final, steps, masks = [], [], [], []
-        layer_input, pending = x, []
-        for index, layer, reverse, suffix in self._passes():
-            done, last = self._run_pass(layer, reverse, suffix, layer_input, initial[index], valid, keep or return_all)
-            passes.append(done)
-            final.append(last)
-            pending.append(done.h[:-1] if reverse else done.h[1:])
+        D, passes, final, steps, masks = len(self._directions), [], [], [], []
+        for layer in range(self.num_layers):
+            last = layer == self.num_layers - 1
+            walks, finals, x = self.ops.layer_forward(
+                self.cell, x, self._weights(layer), initial[layer * D : (layer + 1) * D], lengths, self._directions,
+                keep or return_all, own=last,
+            )  # fmt: skip
+            final += finals
             if return_all:
-                steps.append(self._steps(done, pending[-1], reverse, valid))
-            if not keep:
-                done.kept = done.c = None
-            if len(pending) == len(self._directions):
-                if layer == self.num_layers - 1:
-                    output = self._assemble(pending, valid)
-                else:
-                    layer_input, mask = self._between(pending, layer, call if draws else None)
-                    masks.append(mask)
-                pending = []
-        returned = [self._outward(output, single), self._pack_state(final, single)]
+                steps += [
+                    self._steps(walk, reverse, lengths) for walk, reverse in zip(walks, self._directions, strict=True)
+                ]
+            if keep:
+                passes.append(walks)
+            if not last:
+                x, mask = self._between(x, layer, call if draws else None)
+                masks.append(mask)
+        returned = [self._outward(x, single), self._pack_state(final, single)]
         if keep:
-            returned.append(self._make_backward(passes, masks, initial, state_given, valid, output.shape, single))
+            returned.append(self._make_backward(passes, masks, state_given, lengths, x.shape, single))
         if return_all:
             returned.append([self._steps_outward(s, single) for s in steps])
         return tuple(returned)
 
-    def _run_pass(self, layer, reverse, suffix, x, state, valid, keep):
-        """One layer and direction: the input GEMM, then the walk. Returns its ``_Pass`` and final state."""
-        T, B, _ = x.shape
-        H = self._sizes(layer)[1]
-        rows = self.cell.gates * H
-        ax = self.ops.empty_steps(T, B, (self.cell.kept if keep else self.cell.gates) * H, self.dtype)
-        self.xp.matmul(flat(x), self.params["weight_ih" + suffix].T, out=flat(ax)[:, :rows])
-        bias = self._input_bias(layer, suffix)
-        if bias is not None:
-            ax[:, :, :rows] += bias
-        weights = self._hidden_weights(layer, suffix)
-        h, c, final = self.ops.sequence_forward(self.cell, ax, weights, state, valid, reverse, keep)
-        return _Pass(x, ax if keep else None, h, c), final
-
-    def _between(self, outputs, layer, call):
-        """The next layer's input: directions side by side, dropout applied. Returns it and the mask, or None."""
-        x = outputs[0]
-        if len(outputs) == 2:
-            x = self._side_by_side(outputs, self.ops.empty_steps)
+    def _between(self, x, layer, call):
+        """The next layer's input: dropout applied to the output of this one. Returns it and the mask, or None."""
         if call is None:
             return x, None
         mask = rng.keep_mask(
@@ -333,29 +299,16 @@ class _Recurrent(Module):
         self.xp.multiply(out, self.dtype.type(scale), out=out)
         return out
 
-    def _side_by_side(self, outputs, empty):
-        T, B, P = outputs[0].shape
-        whole = empty(T, B, P * len(outputs), self.dtype)
-        for d, part in enumerate(outputs):
-            self.ops.copy_steps(whole[:, :, d * P : (d + 1) * P], part)
-        return whole
-
-    def _assemble(self, outputs, valid):
-        """The layer's output (T, B, D*P): C-contiguous, the caller's own, zero past the end."""
-        output = self._side_by_side(outputs, self._empty)
-        if valid is not None:
-            output[~valid] = 0
-        return output
-
-    def _steps(self, done, h, reverse, valid):
-        c = None if done.c is None else (done.c[:-1] if reverse else done.c[1:])
-        H = done.kept.shape[2] // self.cell.kept
-        gates = {name: done.kept[:, :, k * H : (k + 1) * H] for k, name in enumerate(self.cell.names)}
+    def _steps(self, walk, reverse, lengths):
+        H = walk.kept.shape[2] // self.cell.kept
 
         def own(array):
-            return None if array is None else self._assemble([array], valid)
+            whole = self.ops.side_by_side([array], self._empty)
+            return self.ops.zero_past_end(whole, lengths)
 
-        return Steps(own(h), own(c), {name: own(gate) for name, gate in gates.items()})
+        c = None if walk.c is None else own(walk.states("c", reverse))
+        gates = {name: own(walk.kept[:, :, k * H : (k + 1) * H]) for k, name in enumerate(self.cell.names)}
+        return Steps(own(walk.states("h", reverse)), c, gates)
 
     def _steps_outward(self, steps, single):
         gates = {name: self._outward(gate, single) for name, gate in steps.gates.items()}
@@ -364,18 +317,18 @@ class _Recurrent(Module):
 
     # ---- backward
 
-    def _make_backward(self, passes, masks, initial, state_given, valid, output_shape, single):
+    def _make_backward(self, passes, masks, state_given, lengths, output_shape, single):
         cache = [passes]
 
         def backward(doutput=None, dstate=None):
             if doutput is not None:
                 doutput = self._check_doutput(doutput, output_shape, single)
-            dfinal = [None] * len(initial)
+            dfinal = [None] * (self.num_layers * len(self._directions))
             if dstate is not None:
                 dfinal = self._unpack_state(dstate, output_shape[1], single, "dstate")
             if not cache:
                 raise RuntimeError("backward ran already: it works inside what forward kept. Call forward again")
-            dx, dinitial = self._backward(cache.pop(), masks, doutput, dfinal, valid)
+            dx, dinitial = self._backward(cache.pop(), masks, doutput, dfinal, lengths)
             if self.learn_state and not state_given:
                 for (_, _, _, suffix), parts in zip(self._passes(), dinitial, strict=True):
                     for name, part in zip(("initial_h", "initial_c"), parts, strict=False):
@@ -384,42 +337,42 @@ class _Recurrent(Module):
 
         return backward
 
-    def _backward(self, passes, masks, doutput, dfinal, valid):
+    def _backward(self, passes, masks, doutput, dfinal, lengths):
         D = len(self._directions)
-        dinitial = [None] * len(passes)
-        jobs = list(self._passes())
+        dinitial = [None] * (self.num_layers * D)
         for layer in reversed(range(self.num_layers)):
+            walks, weights = passes.pop(), self._weights(layer)
+            suffixes = [self._suffix(layer, d) for d in range(D)]
+            sees = [self._observer(s, walk.h.shape) for s, walk in zip(suffixes, walks, strict=True)]
+            here = slice(layer * D, (layer + 1) * D)
+            done = self.ops.layer_backward(
+                self.cell, walks, weights, doutput, dfinal[here], lengths, self._directions, sees
+            )
             dx = None
-            P = self._sizes(layer)[2]
-            for index, _, reverse, suffix in jobs[layer * D : (layer + 1) * D]:
-                d = index % D
-                part = None if doutput is None else doutput[:, :, d * P : (d + 1) * P]
-                done, passes[index] = passes[index], None
-                dinitial[index] = self._walk_back(done, layer, reverse, suffix, part, dfinal[index], valid)
-                done.c = None  # freed before dx is made
-                dx = self._input_gradient(done, layer, suffix, dx)
+            for d, (walk, (dstate, dh_steps)) in enumerate(zip(walks, done, strict=True)):
+                dinitial[layer * D + d] = dstate
+                self._weight_gradients(walk, self._directions[d], dh_steps, layer, suffixes[d])
+                walk.c = None  # freed before dx is made
+                dx = self._input_gradient(walk, layer, weights[d].ih, dx)
             if layer > 0:
                 mask = masks[layer - 1]
                 doutput = dx if mask is None else self._drop(dx, mask)
         return dx, dinitial
 
-    def _walk_back(self, done, layer, reverse, suffix, doutput, dfinal, valid):
-        """The reverse walk of one pass, then the gradients of its weights. Returns those by its initial state."""
+    def _weight_gradients(self, walk, reverse, dh_steps, layer, suffix):
+        """The gradients of one direction's weights, each one GEMM over all of time; then ``walk.kept`` starts with the
+        derivatives by ax."""
         ops, grads, cell, H = self.ops, self.grads, self.cell, self._sizes(layer)[1]
-        weights, see = self._hidden_weights(layer, suffix), self._observer(suffix, done.h.shape)
-        dstate, dh_all = ops.sequence_backward(
-            cell, done.kept, weights, done.h, done.c, doutput, dfinal, valid, reverse, see
-        )
-        h_old, rows = done.h[1:] if reverse else done.h[:-1], cell.gates * H
-        d, rest = done.kept[:, :, :rows], done.kept[:, :, rows:]
+        h_old, rows = walk.old_h(reverse), cell.gates * H
+        d, rest = walk.kept[:, :, :rows], walk.kept[:, :, rows:]
         dweight_hh = grads["weight_hh" + suffix]
         if self._original_gru:  # n sees p = r h instead of h
             ops.accumulate_product(dweight_hh[: 2 * H], d[:, :, : 2 * H], h_old)
             ops.accumulate_product(dweight_hh[2 * H :], d[:, :, 2 * H :], rest)
         else:
             ops.accumulate_product(dweight_hh, d, h_old)
-        if dh_all is not None:
-            ops.accumulate_product(grads["weight_hr" + suffix], dh_all, rest)
+        if dh_steps is not None:
+            ops.accumulate_product(grads["weight_hr" + suffix], dh_steps, rest)
         if self.bias:
             dbias = ops.sum_steps(d)
             grads["bias_hh" + suffix] += dbias
@@ -429,18 +382,17 @@ class _Recurrent(Module):
                 dbias[2 * H :] = ops.sum_steps(rest)
         if self.bias:
             grads["bias_ih" + suffix] += dbias
-        ops.accumulate_product(grads["weight_ih" + suffix], d, done.x)
-        return dstate
+        ops.accumulate_product(grads["weight_ih" + suffix], d, walk.x)
 
-    def _input_gradient(self, done, layer, suffix, dx):
-        """``dx`` (None for the first direction) plus the derivative by a pass's input, (T, B, I)."""
-        T, B, inside = done.x.shape
-        out = (self.ops.empty_steps if layer else self._empty)(T, B, inside, self.dtype)
-        d = done.kept[:, :, : self.cell.gates * self._sizes(layer)[1]]
-        self.xp.matmul(flat(d), self.params["weight_ih" + suffix], out=flat(out))
+    def _input_gradient(self, walk, layer, weight_ih, dx):
+        """``dx`` (None for the first direction) plus the derivative by a layer's input, (T, B, I)."""
+        T, B, inside = walk.x.shape
+        d = flat(walk.kept[:, :, : self.cell.gates * self._sizes(layer)[1]])
         if dx is None:
-            return out
-        dx += out
+            dx = (self.ops.empty_steps if layer else self._empty)(T, B, inside, self.dtype)
+            self.ops.product(d, weight_ih, flat(dx))
+        else:
+            self.ops.product(d, weight_ih, flat(dx), accumulate=True)
         return dx
 
     def _observer(self, suffix, slots):

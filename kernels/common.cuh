@@ -24,6 +24,13 @@
 using std::tanh;
 #endif
 
+// ---- types
+//
+// float and double are computed in themselves, half and bfloat16 in float: Compute<T>::real.
+
+template <typename T> struct Compute { typedef float real; };
+template <> struct Compute<double> { typedef double real; };
+
 // ---- activations
 //
 // The derivatives take the activated value y = f(x), not x: a backward pass then needs only the gates that the forward

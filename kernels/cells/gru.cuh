@@ -8,7 +8,7 @@
 
 template <typename real>
 struct GruCell {
-    static constexpr int gates = 3, states = 1, kept = 4, leaves = 4;
+    static constexpr int gates = 3, states = 1, kept = 4, leaves = 4, ready = 0;
 
     DEVICE static void forward(const real* ax, const real* ah, real h, real c, real* keep, real& h_new, real& c_new) {
         const real r = keep[0] = sigmoid(ax[0] + ah[0]);
@@ -26,5 +26,46 @@ struct GruCell {
         d[1] = dh * (h - n) * dsigmoid(z);
         d[0] = d[3] * q * dsigmoid(r);
         dh *= z;
+    }
+};
+
+// The original form (Cho 2014, version 3), in which r acts before the product:
+//
+//     r, z = sigmoid(ax + ah),  ah = W_hh h + b_hh      reset: before the second product
+//     p = r h
+//     n = tanh(ax_n + W_n p + b_hn)
+//     h' = (1 - z) n + z h
+//
+// Keeps r z n, and p beside them. `reset` leaves r and z activated in place of their pre-activations (ready = 2). On the way
+// back, `backward` leaves r standing for `reset_backward`, which comes after the product d_p = d_n W_n.
+
+template <typename real>
+struct GruOriginal {
+    static constexpr int gates = 3, states = 1, kept = 3, leaves = 3, ready = 2;
+
+    DEVICE static void reset(const real* ax, const real* ah, real h, real& r, real& z, real& p) {
+        r = sigmoid(ax[0] + ah[0]);
+        z = sigmoid(ax[1] + ah[1]);
+        p = r * h;
+    }
+
+    DEVICE static void forward(const real* ax, const real* ah, real h, real c, real* keep, real& h_new, real& c_new) {
+        keep[0] = ax[0];
+        const real z = keep[1] = ax[1];
+        const real n = keep[2] = tanh(ax[2] + ah[2]);
+        h_new = n + z * (h - n);
+    }
+
+    DEVICE static void backward(const real* keep, real h, real c, real h_new, real c_new, real& dh, real& dc, real* d) {
+        const real r = keep[0], z = keep[1], n = keep[2];
+        d[2] = dh * (real(1) - z) * dtanh(n);
+        d[1] = dh * (h - n) * dsigmoid(z);
+        d[0] = r;
+        dh *= z;
+    }
+
+    DEVICE static void reset_backward(real r, real h, real d_p, real& dh, real& d_r) {
+        d_r = d_p * h * dsigmoid(r);
+        dh += d_p * r;
     }
 };
