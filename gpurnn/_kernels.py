@@ -1,11 +1,17 @@
-"""The kernel sources: the one file that knows where the ``.cu`` files are.
+"""The kernels: their sources, their signatures, checked launches. The one file that knows ``.cu`` files and NVRTC.
 
 ``kernels/`` is a top-level folder of the repository and is installed as package data of ``gpurnn.kernels``; it is read
 by path, never imported.
 """
 
+import functools
 import re
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+
+from .errors import DtypeError, ShapeError
 
 
 def kernel_dir():
@@ -49,3 +55,124 @@ def kernel_source(file):
         return "\n".join(lines) + "\n"
 
     return text(file)
+
+
+# ---- signatures
+
+# C++ type -> NumPy dtype name
+_DTYPES = {
+    "float": "float32", "double": "float64", "__half": "float16", "__nv_bfloat16": "bfloat16", "bool": "bool",
+    "int": "int32", "unsigned": "uint32", "unsigned int": "uint32", "long long": "int64",
+    "unsigned long long": "uint64", "unsigned char": "uint8",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of a kernel: dtype is a NumPy name; optional: a pointer that may be null."""
+
+    name: str
+    dtype: str
+    pointer: bool
+    optional: bool
+
+
+@functools.cache
+def signature(file, kernel, types):
+    """The arguments of a kernel of a ``.cu`` file with the template arguments ``types``: a tuple of ``Argument``.
+
+    A pointer may be null where the comment behind it says "or null". Raises KeyError where the file has no such kernel.
+
+    >>> signature("step.cu", "step_project", ("float",))[0]
+    Argument(name='T_', dtype='int32', pointer=False, optional=False)
+    """
+    text = (kernel_dir() / file).read_text(encoding="utf-8")
+    head = rf"template <((?:[^<>]|<[^<>]*>)*)>\s*__global__ void (?:__launch_bounds__\([^)]*\) )?{kernel}\("
+    found = re.search(head, text)
+    if not found:
+        raise KeyError(f"{file} has no kernel {kernel}")
+    parameters = [part.split()[-1] for part in re.sub(r"<[^<>]*>", "", found[1]).split(",")]
+    if len(parameters) != len(types):
+        raise TypeError(f"{kernel}: expected template arguments for {', '.join(parameters)}, got {types}")
+    bound = dict(zip(parameters, types, strict=True))
+    arguments = []
+    for line in text[found.end() :].splitlines():
+        code, _, comment = line.partition("//")
+        code, end, _ = code.replace("__restrict__", "").partition(")")
+        for piece in filter(None, (part.strip() for part in code.split(","))):
+            kind, name = re.fullmatch(r"(.*?)(\w+)", piece).groups()
+            of, pointer = re.sub(r"\b(const|typename)\b|\*", "", kind).strip(), "*" in kind
+            computed = re.fullmatch(r"Compute<(\w+)>::real", of)
+            if computed:
+                of = "double" if bound.get(computed[1], computed[1]) == "double" else "float"
+            arguments.append(Argument(name, _DTYPES[bound.get(of, of)], pointer, pointer and "or null" in comment))
+        if end:
+            break
+    return tuple(arguments)
+
+
+class Kernels:
+    """Checked launches on a device.
+
+    A device is ``CupyDevice``, or another with its ``load(file, expression)`` (a callable ``kernel(grid, block, args,
+    shared_mem=0)``) and ``xp``.
+    """
+
+    def __init__(self, device):
+        self.device = device
+        self._ready = {}
+
+    def launch(self, file, kernel, types, grid, block, *args, shared=0):
+        """Launch ``kernel<types>`` of ``kernels/file``; nothing where the grid is empty.
+
+        args: Python numbers for scalars, cast to the declared type; for pointers C-contiguous arrays of the declared
+        dtype, ``Rows(array)`` for a strided one, or None where it may be null. Raises TypeError for a wrong number of
+        arguments, DtypeError, ShapeError, OverflowError naming the argument.
+        """
+        key = (file, kernel, types)
+        if key not in self._ready:
+            expression = f"{kernel}<{', '.join(types)}>" if types else kernel
+            self._ready[key] = (self.device.load(file, expression), signature(file, kernel, types))
+        run, arguments = self._ready[key]
+        if len(args) != len(arguments):
+            raise TypeError(f"{kernel}: expected {len(arguments)} arguments, got {len(args)}")
+        if 0 in grid:
+            return
+        if any(size > 65535 for size in grid[1:]):
+            raise ValueError(f"{kernel}: the grid {grid} has more than 65535 blocks along y or z")
+        given = tuple(
+            self._pointer(kernel, a, value) if a.pointer else _scalar(kernel, a, value)
+            for a, value in zip(arguments, args, strict=True)
+        )
+        run(grid, block, given, shared_mem=shared)
+
+    def _pointer(self, kernel, argument, value):
+        if value is None:
+            if not argument.optional:
+                raise TypeError(f"{kernel}: {argument.name} may not be None")
+            return np.uint64(0)
+        strided = isinstance(value, Rows)
+        array = value.array if strided else value
+        if not isinstance(array, self.device.xp.ndarray):
+            raise TypeError(f"{kernel}: {argument.name} should be an array on the device, got {type(array).__name__}")
+        if array.dtype.name != argument.dtype:
+            raise DtypeError(f"{kernel}: {argument.name} should be {argument.dtype}, got {array.dtype}")
+        if not strided and not array.flags.c_contiguous:
+            raise ShapeError(f"{kernel}: {argument.name} should be C-contiguous, got strides {array.strides}")
+        return array
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A strided array for a kernel that is told the stride."""
+
+    array: object
+
+
+def _scalar(kernel, argument, value):
+    dtype = np.dtype(argument.dtype)
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        if not limits.min <= value <= limits.max:
+            raise OverflowError(f"{kernel}: {argument.name} = {value} does not fit into {argument.dtype}")
+    return dtype.type(value)

@@ -49,10 +49,13 @@ def use_backend(name):
 def get_backend(name=None):
     """The ``Ops`` of a backend: ``name``, else ``use_backend``, else ``GPURNN_BACKEND``, else ``"auto"``.
 
-    ``name="auto"`` is the layers' default and means the same as None. Raises ValueError for an unknown name, TypeError
-    for what is not a name, BackendError where ``"cupy"`` or ``"cuda"`` cannot work; never falls back unless it came to
+    An ``Ops`` given as ``name`` is returned as it is. ``name="auto"`` is the layers' default and means the same as
+    None. Raises ValueError for an unknown name, TypeError for what is not a name, BackendError where ``"cupy"`` or
+    ``"cuda"`` cannot work; never falls back unless it came to
     ``"auto"``.
     """
+    if hasattr(name, "xp"):
+        return name
     name = "auto" if name is None else _canonical(name, "backend")
     if name == "auto":
         name = _requested.get() or _canonical(os.environ.get("GPURNN_BACKEND") or "auto", "GPURNN_BACKEND")

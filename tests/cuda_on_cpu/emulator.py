@@ -103,8 +103,19 @@ class Emulator:
         return self.array(np.zeros(shape, dtype), name)
 
     def written(self, array):
-        """Say that the host has filled an ``empty`` array."""
-        self.runtime.emulator_written(array.ctypes.data)
+        """Say that the host has filled an ``empty`` array, or the view of a part of one."""
+        if not array.size:
+            return
+        inner = 1  # numbers that lie side by side
+        rest = array
+        while rest.ndim and rest.strides[-1] == inner * array.itemsize:
+            inner *= rest.shape[-1]
+            rest = rest[..., 0]
+        addresses = np.array(rest.ctypes.data, np.uint64)
+        for size, stride in zip(rest.shape, rest.strides, strict=True):
+            addresses = addresses[..., None] + np.arange(size, dtype=np.int64).astype(np.uint64) * np.uint64(stride)
+        addresses = np.ascontiguousarray(addresses.reshape(-1))
+        self.runtime.emulator_written(addresses.ctypes.data, addresses.size, inner * array.itemsize)
 
     def _array(self, shape, dtype, name, initialised):
         dtype = np.dtype(dtype)
@@ -313,9 +324,10 @@ def _load_runtime(path):
     library = ctypes.CDLL(str(path))
     library.emulator_allocate.restype = ctypes.c_uint64
     library.emulator_allocate.argtypes = [ctypes.c_uint64, ctypes.c_char_p, ctypes.c_int]
-    for name in ("emulator_free", "emulator_written"):
-        getattr(library, name).argtypes = [ctypes.c_uint64]
-        getattr(library, name).restype = None
+    library.emulator_free.argtypes = [ctypes.c_uint64]
+    library.emulator_free.restype = None
+    library.emulator_written.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64]
+    library.emulator_written.restype = None
     library.emulator_knows.argtypes = [ctypes.c_uint64, ctypes.c_uint64]
     library.emulator_printed.restype = ctypes.c_char_p
     library.emulator_launch.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_uint64]

@@ -2,7 +2,7 @@
 
 _REALS = ("float", "double")
 STORAGES = ("float", "double", "__half", "__nv_bfloat16")
-CELLS = ("RnnTanh", "RnnRelu", "LstmCell", "GruCell")
+CELLS = ("RnnTanh", "RnnRelu", "LstmCell", "GruCell", "GruOriginal")
 
 
 def _activations(real):
@@ -21,6 +21,13 @@ KERNELS = {
         for expression in (f"activate_forward<{real}, {function}>", f"activate_backward<{real}, {derivative}>")
     ],
     "step.cu": [
-        f"step_{way}<{cell}, {storage}>" for cell in CELLS for storage in STORAGES for way in ("forward", "backward")
+        *(
+            f"step_{way}<{cell}, {storage}>"
+            for cell in CELLS
+            for storage in STORAGES
+            for way in ("forward", "backward")
+        ),
+        *(f"step_{way}<GruOriginal, {storage}>" for storage in STORAGES for way in ("reset", "reset_backward")),
+        *(f"step_{way}<{storage}>" for storage in STORAGES for way in ("project", "project_backward")),
     ],
 }

@@ -182,10 +182,20 @@ extern "C" void emulator_free(uint64_t address) {
     free_regions[(region->bytes + PAGE - 1) / PAGE + 1].push_back(region - regions.data());
 }
 
-// The host has written to the bytes: they hold values from now on.
-extern "C" void emulator_written(uint64_t address) {
-    Region* region = region_of(address);
-    if (region && region->alive) forget(*region, true);
+// The host has written rows of bytes each, at these addresses: they hold values from now on.
+extern "C" void emulator_written(const uint64_t* addresses, uint64_t count, uint64_t bytes) {
+    if (!CHECKED || !bytes) return;
+    for (uint64_t row = 0; row < count; row++) {
+        Region* region = region_of(addresses[row]);
+        if (!region || !region->alive) continue;
+        const uint64_t start = addresses[row] - region->address, stop = std::min(start + bytes, region->bytes);
+        for (uint32_t granule : {4u, 2u, 1u}) {  // cells end where the row does
+            if (granule < region->granule && (start % region->granule || (stop % region->granule && stop < region->bytes)))
+                refine(*region, granule);
+        }
+        for (uint64_t k = start / region->granule; k * region->granule < stop; k++)
+            region->cells[k].write.initialised = 1;
+    }
 }
 
 extern "C" int emulator_knows(uint64_t address, uint64_t bytes) {

@@ -1,0 +1,330 @@
+"""CudaOps: what a hand-written kernel makes faster than the generic code of ``Ops``.
+
+The time loop runs by the schedule ``step``: between two launches of a fused kernel (kernels/step.cu) stands the GEMM
+with the recurrent weights, and nothing else. Both directions of a layer go in the same launches. Where a shape comes
+back, the whole loop is recorded as a CUDA graph over fixed arrays and replayed, so that Python is out of it.
+
+Everything that touches the GPU goes through a device: ``CupyDevice`` of _kernels.py, or under test an emulated one.
+"""
+
+import logging
+import weakref
+from collections import OrderedDict
+
+import numpy as np
+
+from ._kernels import Kernels
+from .errors import BackendError
+from .ops import Ops, Walk, flat
+
+TYPES = {"float32": "float", "float64": "double", "float16": "__half", "bfloat16": "__nv_bfloat16"}
+_BLOCK = (32, 4)  # units, sequences: a warp reads along the units
+_REMEMBERED = 256  # shapes whose calls are counted
+_log = logging.getLogger("gpurnn")
+
+
+class CudaOps(Ops):
+    """The primitives with kernels. graphs: how many recorded loops may be held at once; 0 records none."""
+
+    def __init__(self, device, graphs=16):
+        super().__init__(device.xp, "cuda")
+        self.device = device
+        self.kernels = Kernels(device)
+        self.pool = LoopPool(graphs)
+
+    def synchronize(self):
+        self.device.synchronize()
+
+    # ---- one layer through time
+
+    def layer_forward(self, cell, x, weights, states, lengths, directions, keep, own):
+        T, B, _ = x.shape
+        rows, P = weights[0].hh.shape
+        H, D = rows // cell.gates, len(weights)
+        key = (cell.kernel, T, B, H, P, directions, x.dtype.name, keep, lengths is not None, weights[0].bias_ih is None)
+        loop, lease = self.pool.take(key, lambda: _Loop(self, cell, *key[1:]))
+        loop.load(weights, lengths)
+        x = self.xp.ascontiguousarray(x)
+        for d in range(D):
+            self.product(flat(x), weights[d].ih.T, flat(loop.gates[d])[:, :rows])
+        loop.start(states)
+        loop.forward()
+        walks = [Walk(x, loop.gates[d] if keep else None, loop.h[d], loop.c_slots(d), lease) for d in range(D)]
+        output = loop.output.copy() if own and loop.recorded else loop.output
+        return walks, loop.final(), output
+
+    def layer_backward(self, cell, walks, weights, doutput, dstates, lengths, directions, sees):
+        if any(sees):  # somebody watches dh and dc at every step: only the generic walk shows them
+            return super().layer_backward(cell, walks, weights, doutput, dstates, lengths, directions, sees)
+        loop = walks[0].lease.loop
+        loop.load(weights, lengths)
+        return loop.backward(doutput, dstates)
+
+    # ---- products and sums
+
+    def product(self, a, b, out, accumulate=False):
+        self.device.gemm(a, b, out, accumulate=accumulate)
+
+    def accumulate_product(self, grad, d, x):
+        self.device.gemm(flat(d).T, flat(x), grad, accumulate=True)
+
+
+class _Loop:
+    """The walk through time of one layer: its arrays and its launches, for one shape and one set of options.
+
+    ``forward`` and ``backward`` run launch by launch, or replay what ``LoopPool`` has had recorded.
+    """
+
+    def __init__(self, ops, cell, T, B, H, P, directions, dtype, keep, ragged, unbiased):
+        xp = ops.xp
+        self.ops, self.cell, self.directions, self.keep = ops, cell, directions, keep
+        self.T, self.B, self.H, self.P, self.D = T, B, H, P, len(directions)
+        D, G = self.D, cell.gates
+        self.projected, self.original = P != H, cell.kernel == "GruOriginal"
+        self.dtype = np.dtype(dtype)
+        self.real = np.dtype("float64" if dtype == "float64" else "float32")
+        self.width = cell.kept if keep or self.original else G
+        self.reverse = sum(reverse << d for d, reverse in enumerate(directions))
+        self.graphs = {}
+        self.recorded = False
+        self.gates = xp.empty((D, T, B, self.width * H), self.dtype)
+        self.h = xp.empty((D, T + 1, B, P), self.dtype)
+        self.c = xp.empty((D, T + 1 if keep else 2, B, H), self.real) if cell.states == 2 else None
+        self.output = xp.empty((T, B, D * P), self.dtype)
+        self.products = [(slice(None), xp.empty((D, B, G * H), self.real))]  # rows of W_hh, and W h of these rows
+        if self.original:
+            self.products = [
+                (slice(0, 2 * H), xp.empty((D, B, 2 * H), self.real)),
+                (slice(2 * H, None), xp.empty((D, B, 3 * H), self.real)),  # the last third, as a cell sees it
+            ]
+        self.m = xp.empty((D, B, H), self.dtype) if self.projected else None
+        self.lengths = xp.empty(B, np.int32) if ragged else None
+        self.biased = not unbiased
+        self.hh = self.hr = self.bias_ih = self.bias_hh = None
+        self.doutput = self.dh = None  # made by the first backward
+
+    # ---- what a call brings
+
+    def load(self, weights, lengths):
+        """Take the weights: (D, rows, columns), (D, rows). A recorded loop copies them, it reads at fixed addresses."""
+        names = {"hh": self.dtype}
+        if self.projected:
+            names["hr"] = self.dtype
+        if self.biased:
+            names |= {"bias_ih": self.real, "bias_hh": self.real}
+        for name, dtype in names.items():
+            given = [getattr(w, name) for w in weights]
+            if self.D == 1 and given[0].dtype == dtype and not self.recorded:
+                setattr(self, name, given[0][None])
+                continue
+            if getattr(self, name) is None:
+                setattr(self, name, self.ops.xp.empty((self.D, *given[0].shape), dtype))
+            for mine, array in zip(getattr(self, name), given, strict=True):
+                mine[...] = array
+        if lengths is not None:
+            self.lengths[...] = self.ops.xp.asarray(lengths.astype(np.int32))
+
+    def start(self, states):
+        for d, (state, reverse) in enumerate(zip(states, self.directions, strict=True)):
+            first = self.T if reverse else 0
+            self.h[d, first] = state[0]
+            if self.c is not None:
+                self.c[d, first if self.keep else 0] = state[1]
+
+    def final(self):
+        """For each direction its final state."""
+        finals = []
+        for d, reverse in enumerate(self.directions):
+            last = 0 if reverse else self.T
+            final = (self.h[d, last].copy(),)
+            if self.c is not None:
+                final += (self.c[d, last if self.keep else self.T % 2].astype(self.dtype),)
+            finals.append(final)
+        return finals
+
+    def c_slots(self, d):
+        return self.c[d] if self.keep and self.c is not None else None
+
+    # ---- forward
+
+    def forward(self):
+        self._run("forward", self._forward_steps)
+
+    def _forward_steps(self):
+        for s in range(self.T):
+            h_old = self._slots(self.h, s, 0)
+            if self.original:
+                self._gemm(h_old, self._rows(0, transposed=True), self.products[0][1])
+                self._launch("step_reset", self.H, self.width, s, self.reverse, self.lengths, self.bias_ih,
+                             self.bias_hh, self.products[0][1], self.gates, self.h)  # fmt: skip
+                p = self._steps(self.gates, s)[..., 3 * self.H :]
+                self._gemm(p, self._rows(1, transposed=True), self.products[1][1][..., 2 * self.H :])
+            else:
+                self._gemm(h_old, self._rows(0, transposed=True), self.products[0][1])
+            self._launch(
+                "step_forward", self.H, self.width, s, self.reverse, int(self.keep), self.lengths, self.bias_ih,
+                self.bias_hh, self.products[-1][1], self.gates, None if self.projected else self.h, self.c, self.m,
+                None if self.projected else self.output,
+            )  # fmt: skip
+            if self.projected:
+                self._gemm(self.m, self.hr.swapaxes(1, 2), self._slots(self.h, s, 1))
+                self._launch("step_project", self.P, s, self.reverse, self.lengths, self.h, self.output)
+
+    # ---- backward
+
+    def backward(self, doutput, dstates):
+        """As ``Ops.layer_backward``."""
+        xp, D, T, B, H, P = self.ops.xp, self.D, self.T, self.B, self.H, self.P
+        if self.dh is None:
+            self.dh = xp.empty((D, B, P), self.real)
+            self.dc = xp.empty((D, B, H), self.real) if self.cell.states == 2 else None
+            self.by_inner = xp.empty((D, B, H), self.real) if self.projected or self.original else None  # dm, d_p
+            self.dh_steps = xp.empty((D, T, B, P), self.dtype) if self.projected else None
+        for d, dstate in enumerate(dstates):
+            for mine, given in zip((self.dh, self.dc), dstate or (None, None), strict=False):
+                if mine is not None:
+                    mine[d] = 0 if given is None else given
+        if doutput is None:
+            self.doutput = None
+        elif self.recorded:  # a recorded loop reads at fixed addresses
+            if self.doutput is None:
+                self.doutput = xp.empty((T, B, D * P), self.dtype)
+            self.doutput[...] = doutput
+        else:
+            self.doutput = xp.ascontiguousarray(doutput)
+        self._run("backward" if doutput is not None else "backward of the state", self._backward_steps)
+        if not self.recorded:
+            self.doutput = None
+        done = []
+        for d in range(D):
+            dstate = (self.dh[d].astype(self.dtype),)
+            if self.dc is not None:
+                dstate += (self.dc[d].astype(self.dtype),)
+            done.append((dstate, None if self.dh_steps is None else self.dh_steps[d]))
+        return done
+
+    def _backward_steps(self):
+        H, rows = self.H, self.cell.gates * self.H
+        for s in reversed(range(self.T)):
+            gates = self._steps(self.gates, s)
+            if self.projected:
+                self._launch("step_project_backward", self.P, s, self.reverse, self.lengths, self.doutput, self.dh,
+                             self.dh_steps)  # fmt: skip
+                self._gemm(self._steps(self.dh_steps, s), self.hr, self.by_inner)
+            self._launch(
+                "step_backward", H, self.width, s, self.reverse, self.lengths, self.gates,
+                None if self.projected else self.h, self.c, None if self.projected else self.doutput,
+                self.by_inner if self.projected else None, None if self.projected else self.dh, self.dc,
+            )  # fmt: skip
+            if self.original:
+                self._gemm(gates[..., 2 * H : rows], self._rows(1), self.by_inner)
+                self._launch("step_reset_backward", H, self.width, s, self.reverse, self.gates, self.h, self.by_inner,
+                             self.dh)  # fmt: skip
+                self._gemm(gates[..., : 2 * H], self._rows(0), self.dh, accumulate=True)
+            else:
+                self._gemm(gates[..., :rows], self._rows(0), self.dh, accumulate=True)
+
+    # ---- launches
+
+    def _run(self, name, steps):
+        if not self.recorded:
+            steps()
+            return
+        if name not in self.graphs:
+            try:
+                self.graphs[name] = self.ops.device.record(steps)
+            except BackendError as error:
+                _log.warning("the time loop cannot be recorded as a CUDA graph, it runs launch by launch: %s", error)
+                self.ops.pool.capacity = 0
+                self.recorded = False
+                steps()
+                return
+        self.graphs[name].launch()
+
+    def _launch(self, kernel, size, *args):
+        if not self.B:
+            return
+        types = (TYPES[self.dtype.name],)
+        if "project" not in kernel:
+            types = (self.cell.kernel, *types)
+        grid = (-(-size // _BLOCK[0]), -(-self.B // _BLOCK[1]), self.D)
+        self.ops.kernels.launch("step.cu", kernel, types, grid, _BLOCK, self.T, self.B, size, *args)
+
+    def _gemm(self, a, b, out, accumulate=False):
+        if self.D == 1:
+            a, b, out = a[0], b[0], out[0]
+        self.ops.device.gemm(a, b, out, accumulate=accumulate)
+
+    def _rows(self, product, transposed=False):
+        """The rows of W_hh in the first or second product of a step, (D, rows, P)."""
+        hh = self.hh[:, self.products[product][0]]
+        return hh.swapaxes(1, 2) if transposed else hh
+
+    def _steps(self, array, s):
+        """(D, T, B, F) -> (D, B, F): for each direction the step at which it is, step s of its walk."""
+        return self._pick(array, [self.T - 1 - s if reverse else s for reverse in self.directions])
+
+    def _slots(self, array, s, new):
+        """(D, T+1, B, F) -> (D, B, F): for each direction the slot it reads (new = 0) or writes (1)."""
+        return self._pick(array, [self.T - s - new if reverse else s + new for reverse in self.directions])
+
+    def _pick(self, array, places):
+        """One place of each direction as one strided view: the second direction's lies behind the first's."""
+        _, count, B, F = array.shape
+        places = [d * count + place for d, place in enumerate(places)]
+        step = places[-1] - places[0] if self.D == 2 else 1
+        return array.reshape(self.D * count, B, F)[places[0] : places[-1] + 1 : step]
+
+
+class LoopPool:
+    """Which loops are recorded. A shape that comes back gets a loop that is kept and recorded; others are dropped.
+
+    A kept loop's arrays belong to one call at a time, from forward until nobody holds the call's ``Lease`` any more;
+    calls that overlap get a loop each. capacity: how many loops are kept; past it the longest unused is dropped.
+    """
+
+    def __init__(self, capacity):
+        self.capacity = capacity
+        self.seen = OrderedDict()  # key -> None
+        self.free = OrderedDict()  # loop number -> (key, loop), the longest unused first
+        self.kept = 0
+
+    def take(self, key, make):
+        """``(loop, lease)``: a loop for this call. The lease is held by whoever uses the loop's arrays."""
+        for number, (held, loop) in self.free.items():
+            if held == key:
+                del self.free[number]
+                return loop, self._lend(key, loop)
+        again = key in self.seen
+        self.seen[key] = None
+        self.seen.move_to_end(key)
+        if len(self.seen) > _REMEMBERED:
+            self.seen.popitem(last=False)
+        loop = make()
+        if again and self.capacity:
+            while self.kept >= self.capacity and self.free:
+                self.free.popitem(last=False)
+                self.kept -= 1
+            if self.kept < self.capacity:
+                self.kept += 1
+                loop.recorded = True
+                return loop, self._lend(key, loop)
+        return loop, Lease(loop)
+
+    def _lend(self, key, loop):
+        lease = Lease(loop)
+        weakref.finalize(lease, self._give_back, key, loop).atexit = False
+        return lease
+
+    def _give_back(self, key, loop):
+        if loop.recorded:
+            self.free[id(loop)] = (key, loop)
+        else:
+            self.kept -= 1
+
+
+class Lease:
+    """Holds a loop for as long as its arrays are in use."""
+
+    def __init__(self, loop):
+        self.loop = loop

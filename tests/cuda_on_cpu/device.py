@@ -1,0 +1,341 @@
+"""The emulator dressed as CuPy, so that the library's ``xp`` code and its launches run whole without a GPU.
+
+``EmulatedDevice`` has the protocol of ``gpurnn._kernels.CupyDevice``. Its ``xp`` behaves as the module ``cupy`` does,
+with CuPy's refusals: nothing is converted to or from NumPy unless asked for, and only what ``FUNCTIONS`` has exists.
+Memory from ``xp.empty`` counts as uninitialised for kernels until the host or a kernel writes it.
+"""
+
+import numpy as np
+
+from gpurnn._kernels import kernel_source
+from gpurnn.errors import BackendError
+
+_UFUNCS = (
+    "abs add cos divide exp isfinite log log1p logical_and logical_not maximum minimum multiply negative sign sin sqrt "
+    "square subtract tanh"
+)
+# The functions of CuPy that the library uses -> the keywords they take there. test_cuda_device.py compares with CuPy.
+FUNCTIONS = dict.fromkeys(_UFUNCS.split(), ("out", "dtype")) | {
+    "argsort": ("axis", "kind"),
+    "ascontiguousarray": ("dtype",),
+    "broadcast_to": (),
+    "clip": ("out",),
+    "concatenate": ("axis", "out", "dtype"),
+    "copyto": ("casting", "where"),
+    "cumsum": ("axis", "dtype", "out"),
+    "expand_dims": ("axis",),
+    "flatnonzero": (),
+    "matmul": ("out", "dtype"),
+    "stack": ("axis", "out", "dtype"),
+    "where": (),
+}
+CREATORS = {"zeros": ("dtype", "order"), "ones": ("dtype", "order"), "arange": ("dtype",)}
+_METHODS = {
+    "sum": ("axis", "dtype", "out", "keepdims"), "mean": ("axis", "dtype", "out", "keepdims"),
+    "max": ("axis", "out", "keepdims"), "min": ("axis", "out", "keepdims"), "any": ("axis", "out", "keepdims"),
+    "all": ("axis", "out", "keepdims"), "argsort": ("axis", "kind"), "reshape": ("order",), "transpose": (),
+    "swapaxes": (), "squeeze": ("axis",), "ravel": (), "astype": ("copy",), "copy": ("order",), "view": ("dtype",),
+    "argmax": ("axis", "dtype", "out", "keepdims"), "cumsum": ("axis", "dtype", "out"), "clip": ("out",),
+}  # fmt: skip
+_OPERATORS = (
+    "add radd sub rsub mul rmul truediv rtruediv floordiv mod pow rpow matmul and or xor rand lshift rshift lt le gt "
+    "ge eq ne"
+)
+
+
+class Array:
+    """As ``cupy.ndarray``: an array in the device's memory."""
+
+    __hash__ = None
+
+    def __init__(self, xp, host):
+        self._xp, self._host = xp, host
+
+    # ---- what CuPy refuses
+
+    def __array__(self, *args, **kwargs):
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()` explicitly.")
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
+        if method != "__call__":
+            return NotImplemented
+        return getattr(self._xp, ufunc.__name__)(*inputs, **kwargs)
+
+    def __array_function__(self, function, types, args, kwargs):
+        return getattr(self._xp, function.__name__)(*args, **kwargs)
+
+    # ---- what it knows
+
+    shape = property(lambda self: self._host.shape)
+    dtype = property(lambda self: self._host.dtype)
+    strides = property(lambda self: self._host.strides)
+    size = property(lambda self: self._host.size)
+    ndim = property(lambda self: self._host.ndim)
+    nbytes = property(lambda self: self._host.nbytes)
+    itemsize = property(lambda self: self._host.itemsize)
+    flags = property(lambda self: self._host.flags)
+    T = property(lambda self: self._wrap(self._host.T))
+    device = property(lambda self: self._xp.device)
+
+    def get(self):
+        """A copy on the host."""
+        self._xp.working()
+        return self._host.copy()
+
+    def item(self):
+        return self.get().item()
+
+    def tolist(self):
+        return self.get().tolist()
+
+    def fill(self, value):
+        self[...] = value
+
+    def __len__(self):
+        return len(self._host)
+
+    def __iter__(self):
+        return (self[k] for k in range(len(self)))
+
+    def __bool__(self):
+        return bool(self.get())
+
+    def __int__(self):
+        return int(self.get())
+
+    def __float__(self):
+        return float(self.get())
+
+    def __repr__(self):
+        return f"device {self._host!r}"
+
+    def __getitem__(self, key):
+        return self._wrap(self._host[self._xp.host(key)])
+
+    def __setitem__(self, key, value):
+        self._xp.working()
+        key, value = self._xp.host(key), self._xp.host(value)
+        self._host[key] = value
+        part = self._host[key] if _basic(key) else self._host
+        self._xp.written(part)
+
+    def __getattr__(self, name):
+        if name not in _METHODS:
+            raise AttributeError(f"'ndarray' object has no attribute {name!r} (the emulated one; CuPy's may)")
+
+        def method(*args, **kwargs):
+            return self._xp.call(getattr(self._host, name), _METHODS[name], name, args, kwargs)
+
+        return method
+
+    def _wrap(self, host):
+        return self._xp.wrap(host)
+
+
+def _operator(name):
+    def operate(self, other):
+        return self._xp.call(getattr(np.ndarray, name), (), name, (self, other), {})
+
+    return operate
+
+
+def _unary(name):
+    def operate(self):
+        return self._xp.call(getattr(np.ndarray, name), (), name, (self,), {})
+
+    return operate
+
+
+def _in_place(name):
+    def operate(self, other):
+        self._xp.working()
+        getattr(np.ndarray, name)(self._host, self._xp.host(other))
+        self._xp.written(self._host)
+        return self
+
+    return operate
+
+
+for _name in _OPERATORS.split():
+    setattr(Array, f"__{_name}__", _operator(f"__{_name}__"))
+for _name in ("iadd", "isub", "imul", "itruediv", "iand", "ior"):
+    setattr(Array, f"__{_name}__", _in_place(f"__{_name}__"))
+for _name in ("neg", "invert", "abs"):
+    setattr(
+        Array,
+        f"__{_name}__",
+        lambda self, _n=f"__{_name}__": self._xp.call(getattr(np.ndarray, _n), (), _n, (self,), {}),
+    )
+
+
+def _basic(key):
+    keys = key if isinstance(key, tuple) else (key,)
+    return all(k is None or k is Ellipsis or isinstance(k, (int, np.integer, slice)) for k in keys)
+
+
+class Xp:
+    """An object that acts as the module ``cupy`` over an emulator's memory."""
+
+    ndarray = Array
+    float32, float64, int32, int64, bool_ = np.float32, np.float64, np.int32, np.int64, np.bool_
+
+    def __init__(self, emulator):
+        self.emulator = emulator
+        self.recording = None  # the list of launches while a graph is recorded
+
+    def __getattr__(self, name):
+        if name in CREATORS:
+            return lambda *args, **kwargs: self.call(getattr(np, name), CREATORS[name], name, args, kwargs)
+        if name not in FUNCTIONS:
+            raise AttributeError(f"module 'cupy' has no attribute {name!r} (or it is missing in FUNCTIONS)")
+        return lambda *args, **kwargs: self.call(getattr(np, name), FUNCTIONS[name], name, args, kwargs)
+
+    def empty(self, shape, dtype="float64", order="C"):
+        self.working()
+        shape = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
+        return Array(self, self.emulator.empty(shape, dtype, "empty"))
+
+    def asarray(self, value, dtype=None):
+        if isinstance(value, Array):
+            return value if dtype is None or value.dtype == dtype else value.astype(dtype)
+        self.working()
+        return self.wrap(np.asarray(value, dtype), fresh=True)
+
+    array = asarray
+
+    # ---- between host and device
+
+    def working(self):
+        """Array work is refused while a graph is recorded, as CUDA refuses it under capture."""
+        if self.recording is not None:
+            raise RuntimeError("array work while a graph is recorded: only kernels and products may be launched")
+
+    def host(self, value):
+        """What NumPy sees of an argument; raises TypeError for an array that is not on the device."""
+        if isinstance(value, Array):
+            return value._host
+        if isinstance(value, np.ndarray) and value.ndim:
+            raise TypeError(f"Unsupported type {type(value)}")
+        if isinstance(value, (tuple, list)):
+            return type(value)(map(self.host, value))
+        return value
+
+    def wrap(self, result, fresh=False):
+        """A result of NumPy as an ``Array``, moved to the device's memory unless it is a view of it."""
+        if isinstance(result, (tuple, list)):
+            return type(result)(map(self.wrap, result))
+        if not isinstance(result, (np.ndarray, np.generic)):
+            return result
+        result = np.asarray(result)
+        emulator = self.emulator
+        if fresh or (result.size and not emulator.runtime.emulator_knows(result.ctypes.data, result.itemsize)):
+            order = sorted(range(result.ndim), key=lambda axis: -abs(result.strides[axis]))  # keep the memory order
+            moved = emulator.array(result.transpose(order), "result")
+            result = moved.transpose(np.argsort(order)) if result.ndim else moved
+        return Array(self, result)
+
+    def written(self, host):
+        self.emulator.written(host)
+
+    def call(self, function, keywords, name, args, kwargs):
+        self.working_unless_view(name)
+        for keyword in kwargs:
+            if keyword not in keywords:
+                raise TypeError(f"cupy's {name} takes no keyword {keyword!r}")
+        out = kwargs.get("out")
+        with np.errstate(all="ignore"):
+            result = function(*map(self.host, args), **{key: self.host(value) for key, value in kwargs.items()})
+        if name == "copyto":
+            self.written(args[0]._host)
+        if out is not None:
+            self.written(out._host)
+            return out
+        return self.wrap(result)
+
+    def working_unless_view(self, name):
+        if name not in ("reshape", "transpose", "swapaxes", "squeeze", "ravel", "view", "broadcast_to", "expand_dims"):
+            self.working()
+
+
+class EmulatedDevice:
+    """A GPU as ``CudaOps`` sees it, in the emulator. edits: (old, new) pairs, errors planted in the sources."""
+
+    def __init__(self, emulator, edits=()):
+        self.emulator, self.edits = emulator, edits
+        self.arch = emulator.arch
+        self.xp = Xp(emulator)
+        self._loaded = {}
+
+    def load(self, file, expression):
+        """The kernel of a name expression: ``kernel(grid, block, args, shared_mem=0)``."""
+        if (file, expression) not in self._loaded:
+            source = kernel_source(file)
+            for old, new in self.edits:
+                if source.count(old) != 1:
+                    raise ValueError(f"{old!r} stands {source.count(old)} times in {file}")
+                source = source.replace(old, new)
+            self._loaded[file, expression] = self.emulator.load(source, name=expression, file=file)
+        kernel = self._loaded[file, expression]
+
+        def launch(grid, block, args, shared_mem=0):
+            args = tuple(arg._host if isinstance(arg, Array) else arg for arg in args)
+            self._do(lambda: kernel(grid, block, args, shared_mem=shared_mem))
+
+        return launch
+
+    def gemm(self, a, b, out, accumulate=False):
+        """``out (+)= a @ b`` under the rules of cuBLAS."""
+        for name, array in (("a", a), ("b", b), ("out", out)):
+            if not isinstance(array, Array):
+                raise TypeError(f"{name}: expected an array on the device, got {type(array).__name__}")
+            sizes, strides = array.shape[-2:], [stride // array.itemsize for stride in array.strides[-2:]]
+            if array.size and not any(
+                (strides[k] == 1 or sizes[k] == 1) and (strides[1 - k] >= sizes[k] or sizes[1 - k] == 1) for k in (0, 1)
+            ):
+                raise ValueError(
+                    f"{name}: cuBLAS needs rows or columns, got shape {array.shape}, strides {array.strides}"
+                )
+        if a.dtype != b.dtype:
+            raise ValueError(f"a and b differ in dtype: {a.dtype}, {b.dtype}")
+        if out.dtype != a.dtype and not (a.dtype.itemsize == 2 and out.dtype == np.float32):
+            raise ValueError(f"a product of {a.dtype} cannot go to {out.dtype}")
+        if a.shape[:-1] != out.shape[:-1] or b.shape[-1:] != out.shape[-1:] or a.shape[-1] != b.shape[-2]:
+            raise ValueError(f"shapes do not fit: {a.shape} @ {b.shape} -> {out.shape}")
+        wide = np.float32 if a.dtype.itemsize == 2 else a.dtype
+        a, b, out = a._host, b._host, out._host
+
+        def multiply():
+            product = np.matmul(a.astype(wide, copy=False), b.astype(wide, copy=False))
+            out[...] = out.astype(wide, copy=False) + product if accumulate else product
+            self.emulator.written(out)
+
+        self._do(multiply)
+
+    def record(self, function):
+        """The kernels and products that ``function`` launches, to be launched again: nothing runs now."""
+        self.xp.recording = []
+        try:
+            function()
+            return _Graph(self.xp.recording)
+        except RuntimeError as error:
+            raise BackendError(str(error)) from error
+        finally:
+            self.xp.recording = None
+
+    def synchronize(self):
+        """Nothing is ever under way."""
+
+    def _do(self, action):
+        if self.xp.recording is None:
+            action()
+        else:
+            self.xp.recording.append(action)
+
+
+class _Graph:
+    def __init__(self, actions):
+        self.actions = actions
+
+    def launch(self):
+        for action in self.actions:
+            action()

@@ -1,0 +1,259 @@
+"""Whole recurrent layers on the ``cuda`` backend, executed on the CPU: CudaOps over an emulated device.
+
+The same launches, GEMMs and arrays as on a GPU. What is compared with the NumPy backend: output, final state, dx,
+dstate and the gradient of every parameter. The error against float64 may be twice that of NumPy in the same dtype;
+the allowance beside it is two roundings of the largest value, for exp and tanh, whose last place differs between
+libraries. In float64 both are wrong by roundings only, at most one for each term of a sum and step.
+"""
+
+import itertools
+
+import numpy as np
+import pytest
+from cuda_on_cpu import emulator
+from cuda_on_cpu.device import EmulatedDevice
+
+import gpurnn
+from gpurnn.cuda_ops import CudaOps
+
+pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
+
+CELLS = {
+    "rnn tanh": (gpurnn.RNN, {}),
+    "rnn relu": (gpurnn.RNN, {"nonlinearity": "relu"}),
+    "lstm": (gpurnn.LSTM, {}),
+    "lstm projected": (gpurnn.LSTM, {"proj_size": 3}),
+    "gru": (gpurnn.GRU, {}),
+    "gru original": (gpurnn.GRU, {"reset_after": False}),
+}
+OPTIONS = {
+    "plain": {},
+    "no bias": {"bias": False},
+    "bidirectional": {"bidirectional": True},
+    "reverse": {"reverse": True},
+    "two layers": {"num_layers": 2, "dropout": 0.3},
+    "two layers, bidirectional": {"num_layers": 2, "bidirectional": True, "hidden_size": [7, 5]},
+    "batch first": {"batch_first": True},
+    "learned state": {"learn_state": True},
+}
+SCHEDULES = [{}, {"policy": "random", "seed": 1}, {"policy": "random", "seed": 2, "preemption": 0.01}]
+
+
+def cuda_ops(graphs=16, edits=(), **how):
+    """``CudaOps`` over an emulated GPU: ``arch``, ``policy``, ``seed``, ... are the emulator's."""
+    return CudaOps(EmulatedDevice(emulator.Emulator(**how), edits), graphs)
+
+
+def build(kind, backend, dtype, I=4, H=7, **options):
+    layer, more = CELLS[kind]
+    options = {"hidden_size": H} | more | options
+    return layer(I, options.pop("hidden_size"), backend=backend, dtype=dtype, seed=5, **options)
+
+
+class Batch:
+    """Random inputs of a layer, float64 on the host; ``run`` gives every result of one training call."""
+
+    def __init__(self, layer, T, B, ragged, given_state=True, seed=0):
+        rng = np.random.default_rng(seed)
+        self.x = rng.normal(size=(B, T, layer.input_size) if layer.batch_first else (T, B, layer.input_size))
+        self.lengths = rng.integers(0, T + 1, B) if ragged else None
+        output, state = layer(self.x)
+        self.two = isinstance(layer, gpurnn.LSTM)
+        states = state if self.two else (state,)
+        self.doutput = rng.normal(size=output.shape)
+
+        def draw(state):
+            return tuple(map(draw, state)) if isinstance(state, tuple) else rng.normal(size=state.shape)
+
+        self.state = draw(states) if given_state else None
+        self.dstate = draw(states)
+
+    def run(self, layer):
+        xp, dtype, to_numpy = layer.xp, layer.dtype, layer.ops.to_numpy
+
+        def inward(array):
+            if isinstance(array, tuple):
+                return tuple(map(inward, array))
+            return xp.asarray(array.astype(dtype))
+
+        def states(pair):
+            return None if pair is None else inward(pair if self.two else pair[0])
+
+        layer.zero_grad()
+        output, state, backward = layer.forward(inward(self.x), states(self.state), self.lengths)
+        dx, dstate = backward(inward(self.doutput), states(self.dstate))
+        results = {"output": output, "dx": dx} | {f"d {name}": grad for name, grad in layer.grads.items()}
+        for name, given in (("state", state), ("dstate", dstate)):
+            for k, part in enumerate(flatten(given)):
+                results[f"{name} {k}"] = part
+        return {name: to_numpy(value).astype(np.float64) for name, value in results.items()}
+
+
+def flatten(state):
+    return [leaf for part in state for leaf in flatten(part)] if isinstance(state, tuple) else [state]
+
+
+def twins(kind, ops, dtype, **options):
+    """The layer on the given backend, and with the same weights on NumPy in the same dtype and in float64."""
+    layer = build(kind, ops, dtype, **options)
+    others = [build(kind, "numpy", other, **options) for other in (dtype, "float64")]
+    for other in others:
+        other.load_state_dict(layer.state_dict())
+    return layer, *others
+
+
+def compare(kind, ops, dtype, T, B, ragged=False, given_state=True, **options):
+    layer, plain, exact = twins(kind, ops, dtype, **options)
+    batch = Batch(exact, T, B, ragged, given_state, seed=T + 31 * B)
+    got, allowed, expected = batch.run(layer), batch.run(plain), batch.run(exact)
+    for name, value in expected.items():
+        size = np.abs(value).max(initial=1)
+        if dtype == "float64":
+            terms = T * (B + 2 * plain._sizes(0)[1] + 4) * layer.num_layers
+            bound = terms * np.finfo(np.float64).eps * size
+        else:
+            bound = 2 * np.abs(allowed[name] - value).max(initial=0) + 2 * np.finfo(np.float32).eps * size
+        error = np.abs(got[name] - value).max(initial=0)
+        assert error <= bound, f"{name}: off by {error:.3g}, allowed {bound:.3g}"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", CELLS)
+def test_every_size(kind, dtype):
+    ops = cuda_ops()
+    for k, (T, B, H) in enumerate(itertools.product((1, 2, 17), (1, 3, 8), (1, 7, 32, 65))):
+        options = {"proj_size": H // 2} if kind == "lstm projected" else {}
+        if kind == "lstm projected" and H == 1:
+            continue
+        compare(kind, ops, dtype, T, B, ragged=k % 2 == 1, H=H, **options)
+
+
+@pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("kind", CELLS)
+def test_every_option(kind, option, ragged):
+    for k, dtype in enumerate(("float32", "float64")):
+        options = OPTIONS[option]
+        compare(kind, cuda_ops(**SCHEDULES[1 + k]), dtype, 5, 3, ragged, option != "learned state", **options)
+
+
+@pytest.mark.parametrize("arch", [75, 80, 90, 120])
+@pytest.mark.parametrize("kind", CELLS)
+def test_architectures_and_schedules(kind, arch):
+    for schedule in SCHEDULES:
+        compare(kind, cuda_ops(arch=arch, **schedule), "float32", 3, 5, ragged=True, bidirectional=True)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_a_recorded_loop_is_the_loop(kind):
+    """The second call of a shape is recorded, later ones are replayed, with new inputs and new weights."""
+    ops = cuda_ops()
+    options = {"num_layers": 3, "bidirectional": True}
+    layer, _, exact = twins(kind, ops, "float32", **options)
+    once, _, _ = twins(kind, cuda_ops(graphs=0), "float32", **options)
+    for call in range(4):
+        layer.flat_params *= 0.9
+        once.flat_params *= 0.9
+        batch = Batch(exact, 4, 3, ragged=True, seed=call)
+        got, expected = batch.run(layer), batch.run(once)
+        for name in expected:
+            np.testing.assert_array_equal(got[name], expected[name], err_msg=f"{name}, call {call}")
+        inference, state = layer(layer.xp.asarray(batch.x.astype("float32")), lengths=batch.lengths)
+        again, state_again = once(once.xp.asarray(batch.x.astype("float32")), lengths=batch.lengths)
+        np.testing.assert_array_equal(inference.get(), again.get())
+        for mine, other in zip(flatten(state), flatten(state_again), strict=True):
+            np.testing.assert_array_equal(mine.get(), other.get())
+    assert any(loop.graphs for _, loop in ops.pool.free.values())
+
+
+def test_calls_that_overlap_get_a_loop_each():
+    ops = cuda_ops()
+    layer, plain, _ = twins("lstm", ops, "float32")
+    rng = np.random.default_rng(0)
+    xs = [rng.normal(size=(4, 3, 4)).astype("float32") for _ in range(4)]
+    for layer_of in (layer, plain):
+        layer_of.zero_grad()
+        calls = [layer_of.forward(layer_of.xp.asarray(x)) for x in xs]
+        for output, _, backward in calls:
+            backward(output)
+    np.testing.assert_allclose(layer.flat_grads.get(), plain.flat_grads, rtol=1e-4, atol=1e-5)
+
+
+def test_the_pool_is_bounded_and_gets_loops_back():
+    ops = cuda_ops(graphs=2)
+    layer = build("gru", ops, "float32")
+    for T in (1, 2, 3, 4, 5) * 3:
+        layer(ops.xp.zeros((T, 2, 4), "float32"))
+    assert ops.pool.kept == len(ops.pool.free) == 2
+    kept = layer.forward(ops.xp.zeros((9, 2, 4), "float32"))
+    for _ in range(5):  # their backward never runs
+        layer.forward(ops.xp.zeros((9, 2, 4), "float32"))
+    del kept
+    assert ops.pool.kept == len(ops.pool.free) == 2
+
+
+def test_an_empty_batch_and_no_steps():
+    for T, B in ((0, 2), (3, 0), (0, 0)):
+        for kind in CELLS:
+            compare(kind, cuda_ops(), "float32", T, B)
+
+
+def test_two_runs_give_equal_bits():
+    for kind in CELLS:
+        runs = []
+        for schedule in SCHEDULES:
+            layer = build(kind, cuda_ops(**schedule), "float32", bidirectional=True)
+            batch = Batch(build(kind, "numpy", "float64", bidirectional=True), 5, 3, ragged=True)
+            runs.append(batch.run(layer))
+        for other in runs[1:]:
+            for name, value in runs[0].items():
+                np.testing.assert_array_equal(other[name], value)
+
+
+def test_the_gradient_flow_is_recorded():
+    """Watching every dh needs the generic walk; its results are the kernels' own."""
+    layer, plain, exact = twins("lstm", cuda_ops(), "float64", bidirectional=True)
+    batch = Batch(exact, 5, 3, ragged=True)
+    flows = []
+    for watched in (layer, plain):
+        with gpurnn.record_gradient_flow() as flow:
+            batch.run(watched)
+        flows.append(flow)
+    for name, norms in flows[1].items():
+        np.testing.assert_allclose(flows[0][name].dh, norms.dh, rtol=1e-12, atol=1e-13)
+        np.testing.assert_allclose(flows[0][name].dc, norms.dc, rtol=1e-12, atol=1e-13)
+
+
+MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
+    "sign, rnn": ("rnn tanh", "d[0] = dh * (RELU", "d[0] = -dh * (RELU"),
+    "derivative of tanh": ("rnn tanh", "drelu(h_new) : dtanh(h_new)", "drelu(h_new) : dsigmoid(h_new)"),
+    "derivative of relu": ("rnn relu", "RELU ? drelu(h_new)", "RELU ? relu(h_new)"),
+    "sign, lstm i": ("lstm", "d[0] = dc * g", "d[0] = -dc * g"),
+    "sign, lstm f": ("lstm", "d[1] = dc * c", "d[1] = -dc * c"),
+    "sign, lstm g": ("lstm", "d[2] = dc * i", "d[2] = -dc * i"),
+    "sign, lstm o": ("lstm", "d[3] = dh * m", "d[3] = -dh * m"),
+    "sign, lstm c": ("lstm", "dc += dh * o", "dc -= dh * o"),
+    "dc before its own share": ("lstm", "dc += dh * o * dtanh(m)", "dc += dh * dtanh(m)"),
+    "forget gate's derivative": ("lstm", "d[1] = dc * c * dsigmoid(f)", "d[1] = dc * m * dsigmoid(f)"),
+    "gates in another order": ("lstm", "f = keep[1] = sigmoid(ax[1]", "f = keep[1] = sigmoid(ax[3]"),
+    "sign, gru n": ("gru", "d[3] = dh * (real(1) - z)", "d[3] = -dh * (real(1) - z)"),
+    "sign, gru q": ("gru", "d[2] = d[3] * r", "d[2] = -d[3] * r"),
+    "derivative by z": ("gru", "d[3] * r;\n        d[1] = dh * (h - n)", "d[3] * r;\n        d[1] = dh * (n - h)"),
+    "sign, gru r": ("gru", "d[0] = d[3] * q", "d[0] = -d[3] * q"),
+    "sign, original r": ("gru original", "d_r = d_p * h", "d_r = -d_p * h"),
+    "sign, original n": ("gru original", "d[2] = dh * (real(1) - z)", "d[2] = -dh * (real(1) - z)"),
+    "original, p's way": ("gru original", "dh += d_p * r", "dh += d_p * h"),
+    "derivative past the end": ("gru", "leaves[k] = real(0);", "leaves[k] = real(1);"),
+    "slot of the reverse direction": ("gru", "back ? t + 1 : t)", "back ? t : t)"),
+    "index of kept gates": ("lstm", "row[(size_t)k * H] = T(kept[k])", "row[(size_t)k * H + 1] = T(kept[k])"),
+    "unit past the end": ("rnn tanh", "// direction\n    if (j >= H", "// direction\n    if (j > H"),
+    "length off by one": ("rnn tanh", ">= lengths[b]) {\n        if (Cell", "> lengths[b]) {\n        if (Cell"),
+    "projection forgets the end": ("lstm projected", "if (held) h[new_h]", "if (!held) h[new_h]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_planted_error_is_seen(mutation):
+    kind, old, new = MUTATIONS[mutation]
+    with pytest.raises((AssertionError, emulator.KernelError)):
+        compare(kind, cuda_ops(edits=[(old, new)]), "float32", 5, 3, ragged=True, bidirectional=True)
