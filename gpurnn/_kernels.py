@@ -1,9 +1,10 @@
-"""The kernels: their sources, their signatures, checked launches. The one file that knows ``.cu`` files and NVRTC.
+"""The kernels: sources, signatures, checked launches, the device. The one file that knows ``.cu`` files and NVRTC.
 
 ``kernels/`` is a top-level folder of the repository and is installed as package data of ``gpurnn.kernels``; it is read
 by path, never imported.
 """
 
+import contextlib
 import functools
 import re
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import DtypeError, ShapeError
+from .errors import BackendError, DtypeError, ShapeError
 
 
 def kernel_dir():
@@ -114,8 +115,7 @@ def signature(file, kernel, types):
 class Kernels:
     """Checked launches on a device.
 
-    A device is ``CupyDevice``, or another with its ``load(file, expression)`` (a callable ``kernel(grid, block, args,
-    shared_mem=0)``) and ``xp``.
+    A device is ``CupyDevice``, or another with its ``load`` and ``xp``.
     """
 
     def __init__(self, device):
@@ -176,3 +176,146 @@ def _scalar(kernel, argument, value):
         if not limits.min <= value <= limits.max:
             raise OverflowError(f"{kernel}: {argument.name} = {value} does not fit into {argument.dtype}")
     return dtype.type(value)
+
+
+# ---- matrix products
+
+
+def matrix_layout(array, name):
+    """How BLAS sees a matrix (or a batch of them): (stored by rows, leading dimension in elements).
+
+    Raises ValueError where neither rows nor columns are contiguous and apart: BLAS could not read it.
+    """
+    rows, columns = array.shape[-2:]
+    down, across = (stride // array.itemsize for stride in array.strides[-2:])
+    if (across == 1 or columns == 1) and (down >= columns or rows == 1):
+        return True, max(down, columns, 1)
+    if (down == 1 or rows == 1) and (across >= rows or columns == 1):
+        return False, max(across, rows, 1)
+    if columns == 1 or rows == 1:
+        return columns == 1, max(down if columns == 1 else across, 1)
+    raise ValueError(f"{name}: BLAS needs contiguous rows or columns, got {array.shape} with strides {array.strides}")
+
+
+def check_product(a, b, out):
+    """Raise ValueError unless ``out = a @ b`` is a product that cuBLAS offers."""
+    if a.dtype != b.dtype or (out.dtype != a.dtype and not (a.dtype.itemsize == 2 and out.dtype == np.float32)):
+        raise ValueError(f"a product of {a.dtype} and {b.dtype} cannot go to {out.dtype}")
+    if (
+        a.ndim not in (2, 3)
+        or not a.ndim == b.ndim == out.ndim
+        or (*a.shape[:-1], b.shape[-1]) != out.shape
+        or (*a.shape[:-2], a.shape[-1]) != b.shape[:-1]
+    ):
+        raise ValueError(f"shapes do not fit: {a.shape} @ {b.shape} -> {out.shape}")
+
+
+# ---- the device
+
+
+class CupyDevice:
+    """The current CUDA device through CuPy: arrays, kernels, matrix products, recorded launches.
+
+    ``-ftz=true`` is CuPy's own: in float, kernels count what is smaller than 2^-126 as zero. Compiled kernels stay in
+    CuPy's cache (``CUPY_CACHE_DIR``, by default ``~/.cupy/kernel_cache``), keyed by source, options, architecture and
+    NVRTC's version.
+    """
+
+    def __init__(self, cupy):
+        self.xp = cupy
+        # cuBLAS reads its factors on the host: 1 and 0 in the type of the sum
+        self._factors = {kind: (np.ones(1, kind), np.zeros(1, kind)) for kind in ("float32", "float64")}
+
+    @functools.cached_property
+    def arch(self):
+        """Compute capability as one number, 90 for 9.0."""
+        return int(self.xp.cuda.Device().compute_capability)
+
+    @functools.cached_property
+    def _kinds(self):
+        """dtype -> what cuBLAS calls it, what it is computed in (never tf32), and the factors for that."""
+        cublas, runtime = self.xp.cuda.cublas, self.xp.cuda.runtime
+        single = cublas.CUBLAS_COMPUTE_32F, self._factors["float32"]
+        return {
+            "float32": (runtime.CUDA_R_32F, *single),
+            "float64": (runtime.CUDA_R_64F, cublas.CUBLAS_COMPUTE_64F, self._factors["float64"]),
+            "float16": (runtime.CUDA_R_16F, *single),
+            "bfloat16": (runtime.CUDA_R_16BF, *single),
+        }
+
+    def load(self, file, expression):
+        """The kernel of a name expression such as ``step_forward<LstmCell, float>``, compiled now unless cached.
+
+        Returns ``kernel(grid, block, args, shared_mem=0)``. Raises BackendError with the compiler's first errors, which
+        name our files and lines.
+        """
+        source, options = kernel_source(file), ("--std=c++17",)
+        module = self.xp.RawModule(code=source, options=options, name_expressions=(expression,))
+        try:
+            return module.get_function(expression)
+        except Exception as error:  # CompileException, or a CUDA error on loading; their classes differ by version
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            errors = [line for line in lines if "error" in line] or lines
+            raise BackendError(
+                f"{expression} of {file} does not compile or load for sm_{self.arch} with CuPy {self.xp.__version__}:\n"
+                + "\n".join(errors[:5])
+            ) from error
+
+    def gemm(self, a, b, out, accumulate=False):
+        """``out = a @ b``, or ``out += a @ b``: one call of cuBLAS into memory that is there.
+
+        a: (M, K), b: (K, N), out: (M, N), or all with an equal leading batch axis; each with contiguous rows or
+        columns. out has the dtype of a and b, or is float32 for 16-bit ones; 16-bit products are summed in float32.
+        Raises ValueError.
+        """
+        check_product(a, b, out)
+        if 0 in out.shape:
+            return
+        if a.shape[-1] == 0:
+            if not accumulate:
+                out.fill(0)
+            return
+        by_rows, ld_out = matrix_layout(out, "out")
+        if not by_rows:  # cuBLAS writes columns: ours by rows is theirs transposed, out^T = b^T a^T
+            a, b, out = b.swapaxes(-1, -2), a.swapaxes(-1, -2), out.swapaxes(-1, -2)
+        (a_rows, ld_a), (b_rows, ld_b) = matrix_layout(a, "a"), matrix_layout(b, "b")
+        cublas = self.xp.cuda.cublas
+        kind, compute, (one, zero) = self._kinds[a.dtype.name]
+        kind_out = self._kinds[out.dtype.name][0]
+        alpha, beta = one.ctypes.data, (one if accumulate else zero).ctypes.data
+        op_a, op_b = (cublas.CUBLAS_OP_N if rows else cublas.CUBLAS_OP_T for rows in (a_rows, b_rows))
+        (M, N), K = out.shape[-2:], a.shape[-1]
+        handle = self.xp.cuda.device.get_cublas_handle()  # every call of it goes to the current stream
+        if a.ndim == 2:
+            cublas.gemmEx(
+                handle, op_b, op_a, N, M, K, alpha, b.data.ptr, kind, ld_b, a.data.ptr, kind, ld_a, beta,
+                out.data.ptr, kind_out, ld_out, compute, cublas.CUBLAS_GEMM_DEFAULT,
+            )  # fmt: skip
+            return
+        apart = [array.strides[0] // array.itemsize for array in (b, a, out)]
+        cublas.gemmStridedBatchedEx(
+            handle, op_b, op_a, N, M, K, alpha, b.data.ptr, kind, ld_b, apart[0], a.data.ptr, kind, ld_a, apart[1],
+            beta, out.data.ptr, kind_out, ld_out, apart[2], len(out), compute, cublas.CUBLAS_GEMM_DEFAULT,
+        )  # fmt: skip
+
+    def record(self, function):
+        """What ``function`` launches, as a CUDA graph: nothing runs now, ``.launch()`` runs it on the current stream.
+
+        ``function`` may only launch kernels and products: no allocation, no copy, no look at a result. Raises
+        BackendError where it cannot be recorded; the stream is usable again then.
+        """
+        stream = self.xp.cuda.Stream(non_blocking=True)
+        with stream:
+            try:
+                stream.begin_capture()
+                function()
+                return stream.end_capture()
+            except Exception as error:  # CUDA's errors and ours alike
+                with contextlib.suppress(Exception):
+                    if stream.is_capturing():
+                        stream.end_capture()
+                raise BackendError(f"launches cannot be recorded as a CUDA graph ({error})") from error
+
+    def synchronize(self):
+        """Wait until everything on the current stream is done."""
+        self.xp.cuda.get_current_stream().synchronize()

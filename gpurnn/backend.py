@@ -4,7 +4,7 @@
 |---|---|---|
 | ``"numpy"`` (alias ``"cpu"``) | NumPy | the generic code; the reference |
 | ``"cupy"`` | CuPy | the same generic code on a GPU, unfused |
-| ``"cuda"`` | CuPy | hand-written kernels; until they land, what ``"cupy"`` is |
+| ``"cuda"`` | CuPy | hand-written kernels, cuBLAS for the matrix products |
 | ``"auto"`` | | ``"cuda"`` where it works, else ``"numpy"``; says once which, through ``logging`` |
 
 A layer asks once, when it is built: argument, else ``use_backend``, else ``GPURNN_BACKEND``, else ``"auto"``.
@@ -104,7 +104,13 @@ def _build(name):
     problem = _gpu_problem()
     if problem:
         raise BackendError(f"backend {name!r} cannot work here: {problem}")
-    return Ops(_import_cupy(), name)
+    cupy = _import_cupy()
+    if name == "cupy":
+        return Ops(cupy, name)
+    from ._kernels import CupyDevice
+    from .cuda_ops import CudaOps
+
+    return CudaOps(CupyDevice(cupy))
 
 
 @functools.cache

@@ -26,7 +26,17 @@ using std::tanh;
 
 // ---- types
 //
-// float and double are computed in themselves, half and bfloat16 in float: Compute<T>::real.
+// float and double are computed in themselves, half and bfloat16 in float: Compute<T>::real. A CUDA installation without
+// the headers of the 16-bit types still compiles the others.
+
+#ifdef __CUDACC__
+#if __has_include(<cuda_fp16.h>)
+#include <cuda_fp16.h>
+#endif
+#if __has_include(<cuda_bf16.h>)
+#include <cuda_bf16.h>
+#endif
+#endif
 
 template <typename T> struct Compute { typedef float real; };
 template <> struct Compute<double> { typedef double real; };

@@ -18,8 +18,6 @@
 #include "cells/rnn.cuh"
 #include "cells/lstm.cuh"
 #include "cells/gru.cuh"
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 
 // Which step and which slots a direction is at.
 struct Step {

@@ -7,7 +7,7 @@ Memory from ``xp.empty`` counts as uninitialised for kernels until the host or a
 
 import numpy as np
 
-from gpurnn._kernels import kernel_source
+from gpurnn._kernels import check_product, kernel_source, matrix_layout
 from gpurnn.errors import BackendError
 
 _UFUNCS = (
@@ -288,19 +288,9 @@ class EmulatedDevice:
         for name, array in (("a", a), ("b", b), ("out", out)):
             if not isinstance(array, Array):
                 raise TypeError(f"{name}: expected an array on the device, got {type(array).__name__}")
-            sizes, strides = array.shape[-2:], [stride // array.itemsize for stride in array.strides[-2:]]
-            if array.size and not any(
-                (strides[k] == 1 or sizes[k] == 1) and (strides[1 - k] >= sizes[k] or sizes[1 - k] == 1) for k in (0, 1)
-            ):
-                raise ValueError(
-                    f"{name}: cuBLAS needs rows or columns, got shape {array.shape}, strides {array.strides}"
-                )
-        if a.dtype != b.dtype:
-            raise ValueError(f"a and b differ in dtype: {a.dtype}, {b.dtype}")
-        if out.dtype != a.dtype and not (a.dtype.itemsize == 2 and out.dtype == np.float32):
-            raise ValueError(f"a product of {a.dtype} cannot go to {out.dtype}")
-        if a.shape[:-1] != out.shape[:-1] or b.shape[-1:] != out.shape[-1:] or a.shape[-1] != b.shape[-2]:
-            raise ValueError(f"shapes do not fit: {a.shape} @ {b.shape} -> {out.shape}")
+        check_product(a, b, out)
+        for name, array in (("a", a), ("b", b), ("out", out)):
+            matrix_layout(array, name)
         wide = np.float32 if a.dtype.itemsize == 2 else a.dtype
         a, b, out = a._host, b._host, out._host
 
