@@ -88,11 +88,12 @@ def signature(file, kernel, types):
     Argument(name='T_', dtype='int32', pointer=False, optional=False)
     """
     text = (kernel_dir() / file).read_text(encoding="utf-8")
-    head = rf"template <((?:[^<>]|<[^<>]*>)*)>\s*__global__ void (?:__launch_bounds__\([^)]*\) )?{kernel}\("
+    head = rf"(?:template <((?:[^<>]|<[^<>]*>)*)>\s*)?__global__ void (?:__launch_bounds__\([^)]*\) )?{kernel}\("
     found = re.search(head, text)
     if not found:
         raise KeyError(f"{file} has no kernel {kernel}")
-    parameters = [part.split()[-1] for part in re.sub(r"<[^<>]*>", "", found[1]).split(",")]
+    template = re.sub(r"<[^<>]*>", "", found[1] or "")
+    parameters = [part.split()[-1] for part in template.split(",") if part.strip()]
     if len(parameters) != len(types):
         raise TypeError(f"{kernel}: expected template arguments for {', '.join(parameters)}, got {types}")
     bound = dict(zip(parameters, types, strict=True))

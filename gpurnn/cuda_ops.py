@@ -8,12 +8,14 @@ Everything that touches the GPU goes through a device: ``CupyDevice`` of _kernel
 """
 
 import logging
+import math
 import weakref
 from collections import OrderedDict
 
 import numpy as np
 
-from ._kernels import Kernels
+from . import rng
+from ._kernels import Kernels, Rows
 from .errors import BackendError
 from .ops import Ops, Walk, flat
 
@@ -67,6 +69,53 @@ class CudaOps(Ops):
 
     def accumulate_product(self, grad, d, x):
         self.device.gemm(flat(d).T, flat(x), grad, accumulate=True)
+
+    def sum_steps(self, d):
+        rows = flat(d)
+        N, M = rows.shape
+        kind = TYPES[d.dtype.name]
+        real = np.dtype("float64" if kind == "double" else "float32")
+        if N == 0:
+            return self.xp.zeros(M, real)
+        chunks = min(-(-N // 256), 256)  # by N alone: equal bits on every GPU
+        partial, sums = self.xp.empty((chunks, M), np.float64), self.xp.empty(M, real)
+        ld = rows.strides[0] // rows.itemsize if N > 1 else M
+        self.kernels.launch(
+            "bptt.cu", "sum_steps_partial", (kind,), (-(-M // 32), chunks), (32, 8), N, M, ld, Rows(rows), partial
+        )
+        real_type = TYPES[real.name]
+        self.kernels.launch(
+            "bptt.cu", "sum_steps_finish", (real_type,), (-(-M // 128),), (128,), chunks, M, partial, sums
+        )
+        return sums
+
+    def accumulate_rows(self, grad, index, d):
+        N, H = d.shape
+        if N == 0:
+            return
+        order = self.xp.argsort(index, kind="stable").astype(np.int64, copy=False)
+        ids = index[order].astype(np.int64, copy=False)
+        d = self.xp.ascontiguousarray(d)
+        chunks, kind = -(-N // 64), TYPES[d.dtype.name]
+        partial = self.xp.empty((chunks, 2, H), np.float64)
+        grid, block = (chunks, -(-H // 32)), (32,)
+        self.kernels.launch(
+            "embedding.cu", "embedding_chunks", (kind,), grid, block, N, H, ids, order, d, partial, grad
+        )
+        real = TYPES[grad.dtype.name]
+        self.kernels.launch("embedding.cu", "embedding_borders", (real,), grid, block, N, H, ids, partial, grad)
+
+    # ---- random masks
+
+    def keep_mask(self, shape, rate, seed, layer, call):
+        N = math.prod(shape)
+        keep = self.xp.empty(N, np.bool_)
+        threshold = rng.keep_threshold(rate)
+        self.kernels.launch(
+            "dropout.cu", "keep_mask", (), (-(-N // 512),), (128,), N, seed, layer & 0xFFFFFFFF, call & 0xFFFFFFFF,
+            threshold, keep,
+        )  # fmt: skip
+        return keep.reshape(shape)
 
 
 class _Loop:

@@ -179,7 +179,7 @@ class Dropout(Module):
             if x.ndim != 3:
                 raise ShapeError(f"x: variational dropout expects 3-D input with a time axis, got shape {x.shape}")
             shape[1 if self.batch_first else 0] = 1
-        keep = rng.keep_mask(tuple(shape), self.rate, self.seed, self.key, self.calls, self.xp)
+        keep = self.ops.keep_mask(tuple(shape), self.rate, self.seed, self.key, self.calls)
         scaled_mask = keep.astype(self.dtype)
         scaled_mask *= 0 if self.rate == 1 else 1 / (1 - self.rate)
         return x * scaled_mask, scaled_mask

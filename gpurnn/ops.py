@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from . import rng
 from .cells import HiddenWeights
 from .errors import BackendError, DtypeError
 
@@ -329,6 +330,10 @@ class Ops:
         rows = flat(d)
         contiguous = rows.strides[0] == rows.itemsize
         return rows.sum(axis=0, dtype=None if contiguous else np.float64).astype(d.dtype, copy=False)
+
+    def keep_mask(self, shape, rate, seed, layer, call):
+        """``rng.keep_mask`` made where this backend's arrays live."""
+        return rng.keep_mask(shape, rate, seed, layer, call, self.xp)
 
     def accumulate_rows(self, grad, index, d):
         """``grad[index[n]] += d[n]`` for every n, in a fixed order: the gradient of an embedding.

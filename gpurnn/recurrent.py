@@ -287,9 +287,7 @@ class _Recurrent(Module):
         """The next layer's input: dropout applied to the output of this one. Returns it and the mask, or None."""
         if call is None:
             return x, None
-        mask = rng.keep_mask(
-            x.shape, self.dropout, self.seed, rng.name_key(f"{self.name}.between{layer}"), call, self.xp
-        )
+        mask = self.ops.keep_mask(x.shape, self.dropout, self.seed, rng.name_key(f"{self.name}.between{layer}"), call)
         return self._drop(x, mask), mask
 
     def _drop(self, x, mask):

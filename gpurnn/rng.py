@@ -77,8 +77,12 @@ def words(count, seed, layer=0, call=0, xp=np):
 def keep_mask(shape, rate, seed, layer=0, call=0, xp=np):
     """Boolean ``shape``: False with probability ``rate`` (integer comparison, so equal on every backend)."""
     drawn = words(int(np.prod(shape, dtype=np.int64)), seed, layer, call, xp)
-    threshold = min(round(rate * 2.0**32), 2**32)
-    return (drawn.astype(np.uint64) >= np.uint64(threshold)).reshape(shape)
+    return (drawn.astype(np.uint64) >= np.uint64(keep_threshold(rate))).reshape(shape)
+
+
+def keep_threshold(rate):
+    """The 32-bit word from which on an element is kept: 0 .. 2^32."""
+    return min(round(rate * 2.0**32), 2**32)
 
 
 def uniform(shape, low, high, seed, layer=0, call=0, dtype=np.float32, xp=np):

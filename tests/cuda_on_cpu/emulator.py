@@ -94,7 +94,8 @@ class Emulator:
 
     def array(self, value, name="array"):
         """A copy of ``value`` in checked memory, C-contiguous."""
-        value = np.ascontiguousarray(value)
+        value = np.asarray(value)
+        value = np.ascontiguousarray(value).reshape(value.shape)  # which makes 1-D of 0-D
         array = self._array(value.shape, value.dtype, name, initialised=True)
         array[...] = value
         return array

@@ -30,4 +30,13 @@ KERNELS = {
         *(f"step_{way}<GruOriginal, {storage}>" for storage in STORAGES for way in ("reset", "reset_backward")),
         *(f"step_{way}<{storage}>" for storage in STORAGES for way in ("project", "project_backward")),
     ],
+    "bptt.cu": [
+        *(f"sum_steps_partial<{storage}>" for storage in STORAGES),
+        *(f"sum_steps_finish<{real}>" for real in _REALS),
+    ],
+    "embedding.cu": [
+        *(f"embedding_chunks<{storage}>" for storage in STORAGES),
+        *(f"embedding_borders<{real}>" for real in _REALS),
+    ],
+    "dropout.cu": ["keep_mask"],
 }
