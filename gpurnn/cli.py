@@ -18,6 +18,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from .module import DTYPES
 from .text import CELLS, OPTIMIZERS, SCHEDULES, CharConfig
 
 try:
@@ -111,7 +112,7 @@ _SETTINGS = {  # field of CharConfig -> (type, help)
     "valid": (float, "Share of the text, at its end, kept for validation."),
     "patience": (int, "Stop after this many epochs without a better validation loss."),
     "accumulate": (int, "Batches whose gradients make one optimiser step."),
-    "dtype": (click.Choice(["float32", "float64"]), "Precision."),
+    "dtype": (click.Choice(DTYPES), "Precision: of activations, and of weights in products."),
     "seed": (int, "Seed of all random draws  [default: a fresh one, shown]"),
 }
 

@@ -48,7 +48,7 @@ class CudaOps(Ops):
         loop.load(weights, lengths)
         x = self.xp.ascontiguousarray(x)
         for d in range(D):
-            self.product(flat(x), weights[d].ih.T, flat(loop.gates[d])[:, :rows])
+            self.product(flat(x), weights[d].ih.astype(x.dtype, copy=False).T, flat(loop.gates[d])[:, :rows])
         loop.start(states)
         loop.forward()
         walks = [Walk(x, loop.gates[d] if keep else None, loop.h[d], loop.c_slots(d), lease) for d in range(D)]

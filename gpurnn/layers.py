@@ -13,6 +13,7 @@ from . import rng
 from .errors import DtypeError, ShapeError, check_number, check_shape, check_size
 from .masks import valid_steps
 from .module import Module
+from .ops import wide
 from .recurrent import GRUCell, LSTMCell, RNNCell
 
 
@@ -75,18 +76,25 @@ class Linear(Module):
 
         def backward(dy):
             dy = _rows(_check_like(self, dy, shape))
-            self.grads["weight"] += dy.T @ _rows(x)
+            self.ops.accumulate_product(self.grads["weight"], dy, _rows(x))
             if self.bias:
-                self.grads["bias"] += _sum_rows(dy)
-            return (dy @ self.params["weight"]).reshape(x.shape)
+                self.grads["bias"] += self.ops.sum_steps(dy)
+            dx = self.xp.empty((len(dy), self.in_features), self.dtype)
+            self.ops.product(dy, self._weight(), dx)
+            return dx.reshape(x.shape)
 
         return y, backward
 
     def _apply(self, x):
-        y = _rows(x) @ self.params["weight"].T
+        rows = _rows(x)
+        y = self.xp.empty((len(rows), self.out_features), self.wide)
+        self.ops.product(rows, self._weight().T, y)
         if self.bias:
             y += self.params["bias"]
-        return y.reshape(*x.shape[:-1], self.out_features)
+        return y.astype(self.dtype, copy=False).reshape(*x.shape[:-1], self.out_features)
+
+    def _weight(self):
+        return self.params["weight"].astype(self.dtype, copy=False)
 
 
 class Embedding(Module):
@@ -113,11 +121,11 @@ class Embedding(Module):
         self._declare({"weight": weight})
 
     def __call__(self, ids):
-        return self.params["weight"][self._check(ids)]
+        return self.params["weight"][self._check(ids)].astype(self.dtype, copy=False)
 
     def forward(self, ids):
         ids = self._check(ids)
-        y = self.params["weight"][ids]
+        y = self.params["weight"][ids].astype(self.dtype, copy=False)
         shape = y.shape
 
         def backward(dy):
@@ -208,7 +216,7 @@ class LayerNorm(Module):
         return self.forward(x)[0]
 
     def forward(self, x):
-        x, xp = _check_features(self, x, self.features), self.xp
+        x, xp = wide(_check_features(self, x, self.features)), self.xp
         mean = _mean_features(x)
         variance = _mean_features(xp.square(x - mean))
         normal, inverse = _normalise(xp, x, mean, variance, self.eps)
@@ -217,14 +225,15 @@ class LayerNorm(Module):
             y += self.params["bias"]
 
         def backward(dy):
-            dy = _check_like(self, dy, normal.shape)
+            dy = wide(_check_like(self, dy, normal.shape))
             self.grads["weight"] += _sum_rows(dy * normal)
             if self.bias:
                 self.grads["bias"] += _sum_rows(dy)
             d = dy * self.params["weight"]
-            return (d - _mean_features(d) - normal * _mean_features(d * normal)) * inverse
+            dx = (d - _mean_features(d) - normal * _mean_features(d * normal)) * inverse
+            return dx.astype(self.dtype, copy=False)
 
-        return y, backward
+        return y.astype(self.dtype, copy=False), backward
 
 
 class BatchNorm(Module):
@@ -253,8 +262,8 @@ class BatchNorm(Module):
         if affine:
             self._declare({"weight": np.ones(self.features), "bias": np.zeros(self.features)})
         self.buffers = {
-            "running_mean": self.xp.zeros(self.features, self.dtype),
-            "running_var": self.xp.ones(self.features, self.dtype),
+            "running_mean": self.xp.zeros(self.features, self.wide),
+            "running_var": self.xp.ones(self.features, self.wide),
             "num_batches_tracked": self.xp.zeros((), np.int64),
         }
 
@@ -266,7 +275,7 @@ class BatchNorm(Module):
         shape, batch_statistics = y.shape, self.training
 
         def backward(dy):
-            d = self._gather(_rows(_check_like(self, dy, shape)), rows)
+            d = wide(self._gather(_rows(_check_like(self, dy, shape)), rows))
             if self.affine:
                 self.grads["weight"] += _sum_rows(d * normal)
                 self.grads["bias"] += _sum_rows(d)
@@ -283,7 +292,7 @@ class BatchNorm(Module):
         if x.ndim not in (2, 3):
             raise ShapeError(f"x: expected (T, B, {self.features}) or (N, {self.features}), got {x.shape}")
         rows = self._valid_rows(x, lengths, mask)
-        valid = self._gather(_rows(x), rows)
+        valid = wide(self._gather(_rows(x), rows))
         if self.training:
             count = len(valid)
             if count < 2:
@@ -302,7 +311,7 @@ class BatchNorm(Module):
         return self._scatter(y, rows, x.shape), normal, inverse, rows
 
     def _mean(self, rows):
-        return (_sum_rows(rows) / len(rows)).astype(self.dtype)
+        return (_sum_rows(rows) / len(rows)).astype(self.wide)
 
     def _valid_rows(self, x, lengths, mask):
         valid = None
@@ -324,6 +333,7 @@ class BatchNorm(Module):
         return array if rows is None else array[rows]
 
     def _scatter(self, values, rows, shape):
+        values = values.astype(self.dtype, copy=False)
         if rows is None:
             return values.reshape(shape)
         whole = self.xp.zeros((math.prod(shape[:-1]), shape[-1]), self.dtype)

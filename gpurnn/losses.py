@@ -20,7 +20,8 @@ What every loss here has in common:
 - ``reduction``: ``"mean"`` over the elements that count, ``"sum"``, or ``"none"``: one loss for each element, zero
   where it does not count. Sums are accumulated in float64. If nothing counts, or the batch is empty, the mean is 0
   with zero gradients (PyTorch: nan).
-- dtypes float32 and float64. Arrays live where the first argument lives; others are brought to it from the host.
+- dtypes float32, float64, float16 and bfloat16; the 16-bit ones are computed in float32, and so is their loss. Arrays
+  live where the first argument lives; others are brought to it from the host.
 - Raises ShapeError, DtypeError, BackendError or ValueError, naming the argument, before anything is computed. A loss
   that overflows is inf or nan, without a warning, as on a GPU.
 """
@@ -33,6 +34,7 @@ from .backend import array_ops
 from .errors import DtypeError, ShapeError, check_choice, check_number, check_shape, check_size
 from .masks import valid_steps
 from .module import DTYPES
+from .ops import wide
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -64,6 +66,7 @@ def cross_entropy(
     """
     check_choice("reduction", reduction, REDUCTIONS)
     smoothing = check_number("label_smoothing", label_smoothing, 0, 1)
+    given = array_ops(logits).asarray(logits, "logits").dtype
     ops, logits, labels, rows, lead = class_rows(logits, targets, mask, lengths, batch_first, ignore_index)
     xp, dtype = ops.xp, logits.dtype
     N, V = logits.shape
@@ -105,7 +108,7 @@ def cross_entropy(
                     d -= scale * dtype.type(smoothing / V)
                 d[xp.arange(len(d)), labels[part]] -= scale[:, 0] * dtype.type(1 - smoothing)
                 dlogits[index] = d
-        return dlogits.reshape((*lead, V))
+        return dlogits.reshape((*lead, V)).astype(given, copy=False)
 
     return loss, backward
 
@@ -177,13 +180,15 @@ def _elementwise(value, slope, arguments, mask, lengths, batch_first, reduction)
     (name, x), (other, y) = arguments.items()
     ops = array_ops(x)
     xp = ops.xp
-    x, y = _floats(x, name, ops), ops.asarray(y, other)
-    if y.dtype != x.dtype:
+    given, y = ops.asarray(x, name).dtype, ops.asarray(y, other)
+    x = _floats(x, name, ops)
+    if y.dtype != given:
         raise DtypeError(
-            f"{other}: dtype ({y.dtype}) does not match that of {name} ({x.dtype}). "
-            f"Convert it: {other} = {other}.astype({str(x.dtype)!r})"
+            f"{other}: dtype ({y.dtype}) does not match that of {name} ({given}). "
+            f"Convert it: {other} = {other}.astype({str(given)!r})"
         )
     check_shape(other, y, x.shape)
+    y = wide(y)
     shape, dtype = x.shape, x.dtype
     valid = valid_places(shape, mask, lengths, batch_first, ops)
     rows = None if valid is None else xp.flatnonzero(valid)
@@ -211,7 +216,7 @@ def _elementwise(value, slope, arguments, mask, lengths, batch_first, reduction)
         with _quiet():
             for _, index in blocks(rows, count, width, xp):
                 dx[index] = slope(x[index], y[index], xp) * dlosses[index]
-        return dx.reshape(shape)
+        return dx.reshape(shape).astype(given, copy=False)
 
     return loss, backward
 
@@ -294,11 +299,11 @@ def _lift(array, rank):
 
 
 def _floats(value, name, ops):
-    """``value`` as an array of ``ops``; raises DtypeError unless it is float32 or float64."""
+    """``value`` as an array of ``ops`` in what it is computed in; raises DtypeError unless it is one of ``DTYPES``."""
     array = ops.asarray(value, name)
     if array.dtype.name not in DTYPES:
-        raise DtypeError(f"{name}: expected {' or '.join(DTYPES)}, got {array.dtype}")
-    return array
+        raise DtypeError(f"{name}: expected {', '.join(DTYPES)}, got {array.dtype}")
+    return wide(array)
 
 
 def _upstream(dloss, shape, flat, divisor, dtype, ops):

@@ -13,19 +13,29 @@ import numpy as np
 from . import rng
 from .backend import get_backend
 from .errors import DtypeError, ShapeError, check_size
+from .ops import wide_dtype
 
-DTYPES = ("float32", "float64")
+DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
 def check_dtype(dtype):
-    """``dtype`` as a NumPy dtype; raises DtypeError unless the library computes in it."""
+    """``dtype`` as a NumPy dtype; raises DtypeError unless the library computes in it.
+
+    bfloat16 is the one of ml_dtypes: NumPy has none of its own.
+    """
     try:
         name = "None" if dtype is None else np.dtype(dtype).name  # np.dtype(None) is float64
     except TypeError:
         name = str(dtype)
     if name not in DTYPES:
         raise DtypeError(f"dtype should be one of {', '.join(DTYPES)}, got {name}")
-    return np.dtype(name)
+    if name != "bfloat16":
+        return np.dtype(name)
+    try:
+        from ml_dtypes import bfloat16
+    except ImportError as error:
+        raise DtypeError("dtype bfloat16 needs ml_dtypes. Run pip install ml_dtypes") from error
+    return np.dtype(bfloat16)
 
 
 class Views(Mapping):
@@ -67,6 +77,9 @@ class Module:
     buffers : mapping, name -> array; saved with the state, not trained (running statistics).
     children : mapping, name -> Module.
     training : bool, set by ``train()`` and ``eval()``.
+    dtype : of inputs, outputs and activations; float16 and bfloat16 are computed in float32.
+    wide : dtype of parameters, gradients and buffers: float32 with a 16-bit ``dtype``, whose products take a rounded
+        copy of the weights; else ``dtype``.
     name : dotted place in the model around it, empty for a module on its own.
     seed, key, calls : key of this module's random draws (see rng.py). ``key`` comes from ``name``; ``calls`` counts the
         training calls that drew, and belongs to ``random_state()``.
@@ -78,6 +91,7 @@ class Module:
         self.ops = get_backend(backend)
         self.xp = self.ops.xp
         self.dtype = check_dtype(dtype)
+        self.wide = wide_dtype(self.dtype)
         self.seed = rng.check_seed(seed)
         self.name = ""
         self.key = 0
@@ -87,7 +101,7 @@ class Module:
         self.children = {}
         self._homes = {}  # children without the second names of those placed twice: whose parameters live here
         self._parent = None  # weak reference to the module that holds the parameters
-        self._bind(self.xp.zeros(0, self.dtype), self.xp.zeros(0, self.dtype), [])
+        self._bind(self.xp.zeros(0, self.wide), self.xp.zeros(0, self.wide), [])
 
     # ---- declaring
 
@@ -95,9 +109,9 @@ class Module:
         """Make the mapping name -> initial value this module's own parameters, in one flat buffer."""
         layout = [(name, array.shape) for name, array in arrays.items()]
         size = sum(math.prod(shape) for _, shape in layout)
-        self._bind(self.xp.empty(size, self.dtype), self.xp.zeros(size, self.dtype), layout)
+        self._bind(self.xp.empty(size, self.wide), self.xp.zeros(size, self.wide), layout)
         for name, array in arrays.items():
-            self.params[name][...] = self.xp.asarray(array, dtype=self.dtype)
+            self.params[name][...] = self.xp.asarray(array, dtype=self.wide)
 
     def _adopt(self, children):
         """Make the mapping name -> Module this module's children and re-home their parameters into one buffer.

@@ -141,10 +141,10 @@ class Ops:
         for w, state, reverse in zip(weights, states, directions, strict=True):
             rows = len(w.hh)
             ax = self.empty_steps(T, B, rows // cell.gates * (cell.kept if keep else cell.gates), x.dtype)
-            self.product(flat(x), w.ih.T, flat(ax)[:, :rows])
+            self.product(flat(x), w.ih.astype(x.dtype, copy=False).T, flat(ax)[:, :rows])
             if w.bias_ih is not None:
-                ax[:, :, :rows] += self._input_bias(cell, w)
-            inner = self._hidden_weights(cell, w)
+                ax[:, :, :rows] += self._input_bias(cell, w).astype(x.dtype, copy=False)
+            inner = self._hidden_weights(cell, w, x.dtype)
             h, c, final = self.sequence_forward(cell, ax, inner, state, lengths, reverse, keep)
             walks.append(Walk(x, ax if keep else None, h, c))
             finals.append(final)
@@ -166,7 +166,7 @@ class Ops:
         for d, (walk, w, reverse) in enumerate(zip(walks, weights, directions, strict=True)):
             P = walk.h.shape[2]
             part = None if doutput is None else doutput[:, :, d * P : (d + 1) * P]
-            inner = self._hidden_weights(cell, w)
+            inner = self._hidden_weights(cell, w, walk.kept.dtype)
             done.append(
                 self.sequence_backward(
                     cell, walk.kept, inner, walk.h, walk.c, part, dstates[d], lengths, reverse, sees[d]
@@ -182,11 +182,11 @@ class Ops:
             bias[n] = w.bias_ih[n]
         return bias
 
-    def _hidden_weights(self, cell, w):
+    def _hidden_weights(self, cell, w, dtype):
         bias_n = None
         if w.bias_hh is not None and "q" in cell.leaves:
             bias_n = w.bias_hh[len(w.bias_hh) // 3 * 2 :, None]
-        return HiddenWeights(w.hh, bias_n, w.hr)
+        return HiddenWeights(_rounded(w.hh, dtype), bias_n, None if w.hr is None else _rounded(w.hr, dtype))
 
     def side_by_side(self, outputs, empty):
         """The outputs of all directions, each (T, B, P), as one (T, B, D*P) made by ``empty``."""
@@ -220,7 +220,7 @@ class Ops:
         Slots: forward, step t reads slot t and writes t + 1; reverse, it reads t + 1 and writes t; so the initial state
         stands at the end where the walk begins.
         """
-        xp, dtype = self.xp, ax.dtype
+        xp, dtype, real = self.xp, ax.dtype, wide_dtype(ax.dtype)
         T, B, _ = ax.shape
         P, rows = state[0].shape[1], weights.hh.shape[0]
         H = rows // cell.gates
@@ -229,9 +229,10 @@ class Ops:
         h[start] = state[0]
         c = None
         if cell.states == 2:
-            c = self.empty_steps(T + 1 if keep else 2, B, H, dtype)
+            c = self.empty_steps(T + 1 if keep else 2, B, H, real)
             c[start if keep else 0] = state[1]
-        z, tmp = self._step_buffer(B, cell.kept * H, dtype), self._step_buffer(B, H, dtype)
+        z, tmp = self._step_buffer(B, cell.kept * H, real), self._step_buffer(B, H, real)
+        h_wide = None if real == dtype else self._step_buffer(B, P, real)  # 16-bit: h' before it is rounded
         axT, hT, cT = _upright(ax), _upright(h), _upright(c)
         held = _ragged_steps(self, lengths, T)
         c_old = c_new = None
@@ -239,7 +240,10 @@ class Ops:
             old, new = (t + 1, t) if reverse else (t, t + 1)
             if cT is not None:
                 c_old, c_new = (cT[old], cT[new]) if keep else (cT[count % 2], cT[1 - count % 2])
-            cell.forward(xp, weights, axT[t, :rows], hT[old], c_old, z, hT[new], c_new, tmp)
+            h_new = hT[new] if h_wide is None else h_wide
+            cell.forward(xp, weights, wide(axT[t, :rows]), wide(hT[old]), c_old, z, h_new, c_new, tmp)
+            if h_wide is not None:
+                hT[new] = h_wide
             if held[t] is not None:
                 xp.copyto(hT[new], hT[old], where=held[t])
                 if cT is not None:
@@ -247,7 +251,7 @@ class Ops:
             if keep and cell.names:
                 axT[t] = z
         end = 0 if reverse else T
-        final = (h[end],) if c is None else (h[end], c[end if keep else T % 2])
+        final = (h[end],) if c is None else (h[end], c[end if keep else T % 2].astype(dtype, copy=False))
         return h, c if keep else None, final
 
     def sequence_backward(self, cell, kept, weights, h, c, doutput, dstate, lengths=None, reverse=False, see=None):
@@ -261,13 +265,13 @@ class Ops:
         Returns the derivatives by the initial state, shaped as ``state``, and with a projection those by every h_t
         (T, B, P), zero past the end; else None.
         """
-        xp, dtype = self.xp, kept.dtype
+        xp, dtype, real = self.xp, kept.dtype, wide_dtype(kept.dtype)
         T, B, _ = kept.shape
         P, H = h.shape[2], kept.shape[2] // cell.kept
         left = len(cell.leaves) * H
-        z, d = self._step_buffer(B, cell.kept * H, dtype), self._step_buffer(B, left, dtype)
-        tmp, dh = self._step_buffer(B, H, dtype), self._step_buffer(B, P, dtype)
-        dc = None if c is None else self._step_buffer(B, H, dtype)
+        z, d = self._step_buffer(B, cell.kept * H, real), self._step_buffer(B, left, real)
+        tmp, dh = self._step_buffer(B, H, real), self._step_buffer(B, P, real)
+        dc = None if c is None else self._step_buffer(B, H, real)
         for mine, given in zip((dh, dc), dstate or (None, None), strict=False):
             if mine is not None:
                 mine[...] = 0 if given is None else given.T
@@ -287,23 +291,24 @@ class Ops:
                     last = min(T, t + block) if reverse else t + 1
                     self.copy_steps(incoming[: last - first], doutput[first:last])
                 if held[t] is None:
-                    xp.add(dh, incoming[t - first].T, out=dh)
+                    xp.add(dh, wide(incoming[t - first].T), out=dh)
                 else:
-                    xp.add(dh, xp.where(held[t], 0, incoming[t - first].T), out=dh)
+                    xp.add(dh, xp.where(held[t], 0, wide(incoming[t - first].T)), out=dh)
             if held[t] is not None:
                 dh_held, dc_held = dh.copy(), None if dc is None else dc.copy()
             if dh_all is not None:
                 dh_all[t] = dh.T if held[t] is None else xp.where(held[t], 0, dh).T
             z[...] = keptT[t]
             step_see = _ignore if see is None else _seer(xp, see, t, held[t])
-            cell.backward(xp, weights, z, hT[old], c_old, hT[new], c_new, dh, dc, d, tmp, step_see)
+            cell.backward(xp, weights, z, wide(hT[old]), c_old, wide(hT[new]), c_new, dh, dc, d, tmp, step_see)
             if held[t] is not None:  # the state went through unchanged: so does its derivative
                 xp.copyto(dh, dh_held, where=held[t])
                 if dc is not None:
                     xp.copyto(dc, dc_held, where=held[t])
                 xp.copyto(d, 0, where=held[t])
             keptT[t, :left] = d
-        return (dh.T,) if dc is None else (dh.T, dc.T), dh_all
+        dstate = tuple(part.T.astype(dtype, copy=False) for part in (dh, dc) if part is not None)
+        return dstate, dh_all
 
     def _step_buffer(self, B, F, dtype):
         """(F, B) scratch of one step, in the memory order of ``empty_steps``."""
@@ -312,24 +317,29 @@ class Ops:
     # ---- products, and accumulation into gradients
 
     def product(self, a, b, out, accumulate=False):
-        """``out = a @ b``, or ``out += a @ b``; matrices of any memory order."""
+        """``out = a @ b``, or ``out += a @ b``; matrices of any memory order.
+
+        a and b have one dtype, out the same, or float32 for 16-bit ones, which are multiplied and added in float32.
+        """
         if accumulate:
-            out += a @ b
-        else:
+            out += (wide(a) @ wide(b)).astype(out.dtype, copy=False)
+        elif out.dtype == a.dtype == wide_dtype(a.dtype):
             self.xp.matmul(a, b, out=out)
+        else:
+            out[...] = wide(a) @ wide(b)
 
     def accumulate_product(self, grad, d, x):
         """``grad += d^T x`` summed over all steps: one GEMM. grad: (M, N); d: (T, B, M); x: (T, B, N)."""
-        grad += flat(d).T @ flat(x)
+        grad += wide(flat(d)).T @ wide(flat(x))
 
     def sum_steps(self, d):
         """(T, B, M) summed over all steps, in a fixed order: (M,).
 
         Along contiguous steps NumPy sums pairwise; along rows it would add one by one, hence float64 there.
         """
-        rows = flat(d)
+        rows = wide(flat(d))
         contiguous = rows.strides[0] == rows.itemsize
-        return rows.sum(axis=0, dtype=None if contiguous else np.float64).astype(d.dtype, copy=False)
+        return rows.sum(axis=0, dtype=None if contiguous else np.float64).astype(rows.dtype, copy=False)
 
     def keep_mask(self, shape, rate, seed, layer, call):
         """``rng.keep_mask`` made where this backend's arrays live."""
@@ -348,7 +358,7 @@ class Ops:
         first = xp.concatenate([xp.ones(1, dtype=bool), rows[1:] != rows[:-1]])
         starts = xp.flatnonzero(first)
         stops = xp.concatenate([starts[1:], xp.asarray([index.size])])
-        d = d[order]
+        d = wide(d[order])
         if xp is np:  # a loop over the ids: add.reduceat works column by column and takes up to 5 times as long
             for row, start, stop in zip(rows[starts].tolist(), starts.tolist(), stops.tolist(), strict=True):
                 grad[row] += d[start] if stop == start + 1 else np.add.reduce(d[start:stop])
@@ -357,6 +367,21 @@ class Ops:
             totals = sums[stops - 1]
             totals[1:] -= sums[stops[:-1] - 1]
             grad[rows[starts]] += totals.astype(grad.dtype)
+
+
+def wide_dtype(dtype):
+    """What arrays of a dtype are computed in: float32 for the 16-bit ones, else the dtype itself."""
+    return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
+
+
+def wide(array):
+    """``array`` in what it is computed in; itself unless it is 16-bit."""
+    return array.astype(wide_dtype(array.dtype), copy=False)
+
+
+def _rounded(weight, dtype):
+    """A weight as products in ``dtype`` see it, in what they are computed in."""
+    return wide(weight.astype(dtype, copy=False))
 
 
 def flat(steps):

@@ -86,9 +86,9 @@ class Optimizer:
         self.model = model
         self.steps = 0
         xp, self._size = model.xp, model.flat_params.size
-        self._arrays = {name: xp.zeros(self._size, model.dtype) for name in self._array_names(self.hyper)}
+        self._arrays = {name: xp.zeros(self._size, model.wide) for name in self._array_names(self.hyper)}
         self._block = _block_size(xp, self._size)
-        self._scratch = xp.empty((2, self._block), model.dtype)
+        self._scratch = xp.empty((2, self._block), model.wide)
 
     @property
     def lr(self):

@@ -15,7 +15,7 @@ from .errors import ShapeError, check_choice, check_number, check_shape, check_s
 from .gradients import StepNorms, active_flow
 from .masks import check_lengths
 from .module import Module
-from .ops import flat
+from .ops import flat, wide
 
 INITIALISERS = ("uniform", "xavier", "orthogonal")
 
@@ -330,7 +330,7 @@ class _Recurrent(Module):
             if self.learn_state and not state_given:
                 for (_, _, _, suffix), parts in zip(self._passes(), dinitial, strict=True):
                     for name, part in zip(("initial_h", "initial_c"), parts, strict=False):
-                        self.grads[name + suffix] += part.sum(axis=0)
+                        self.grads[name + suffix] += wide(part).sum(axis=0)
             return self._outward(dx, single), self._pack_state(dinitial, single)
 
         return backward
@@ -351,7 +351,7 @@ class _Recurrent(Module):
                 dinitial[layer * D + d] = dstate
                 self._weight_gradients(walk, self._directions[d], dh_steps, layer, suffixes[d])
                 walk.c = None  # freed before dx is made
-                dx = self._input_gradient(walk, layer, weights[d].ih, dx)
+                dx = self._input_gradient(walk, layer, weights[d].ih.astype(self.dtype, copy=False), dx)
             if layer > 0:
                 mask = masks[layer - 1]
                 doutput = dx if mask is None else self._drop(dx, mask)
@@ -458,7 +458,10 @@ class _Recurrent(Module):
         initial = []
         for _, layer, _, suffix in self._passes():
             if self.learn_state:
-                rows = [self.params[f"initial_{kind}{suffix}"] for kind, _ in self._state_kinds()]
+                rows = [
+                    self.params[f"initial_{kind}{suffix}"].astype(self.dtype, copy=False)
+                    for kind, _ in self._state_kinds()
+                ]
                 initial.append(tuple(self.xp.broadcast_to(row, (B, row.size)) for row in rows))
             else:
                 initial.append(tuple(self.xp.zeros((B, s[layer]), self.dtype) for _, s in self._state_kinds()))

@@ -36,6 +36,8 @@ OPTIONS = {
     "batch first": {"batch_first": True},
     "learned state": {"learn_state": True},
 }
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}  # of the storage: results are rounded to it
 SCHEDULES = [{}, {"policy": "random", "seed": 1}, {"policy": "random", "seed": 2, "preemption": 0.01}]
 
 
@@ -106,18 +108,20 @@ def compare(kind, ops, dtype, T, B, ragged=False, given_state=True, **options):
     layer, plain, exact = twins(kind, ops, dtype, **options)
     batch = Batch(exact, T, B, ragged, given_state, seed=T + 31 * B)
     got, allowed, expected = batch.run(layer), batch.run(plain), batch.run(exact)
+    if kind == "rnn relu" and ((got["output"] > 0) != (expected["output"] > 0)).any():
+        expected = {"output": expected["output"]}  # rounding carried a unit over relu's kink: another derivative there
     for name, value in expected.items():
         size = np.abs(value).max(initial=1)
         if dtype == "float64":
             terms = T * (B + 2 * plain._sizes(0)[1] + 4) * layer.num_layers
             bound = terms * np.finfo(np.float64).eps * size
         else:
-            bound = 2 * np.abs(allowed[name] - value).max(initial=0) + 2 * np.finfo(np.float32).eps * size
+            bound = 2 * np.abs(allowed[name] - value).max(initial=0) + 2 * EPS[dtype] * size
         error = np.abs(got[name] - value).max(initial=0)
         assert error <= bound, f"{name}: off by {error:.3g}, allowed {bound:.3g}"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", CELLS)
 def test_every_size(kind, dtype):
     ops = cuda_ops()
@@ -132,16 +136,16 @@ def test_every_size(kind, dtype):
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("kind", CELLS)
 def test_every_option(kind, option, ragged):
-    for k, dtype in enumerate(("float32", "float64")):
+    for k, dtype in enumerate(DTYPES):
         options = OPTIONS[option]
-        compare(kind, cuda_ops(**SCHEDULES[1 + k]), dtype, 5, 3, ragged, option != "learned state", **options)
+        compare(kind, cuda_ops(**SCHEDULES[k % 3]), dtype, 5, 3, ragged, option != "learned state", **options)
 
 
 @pytest.mark.parametrize("arch", [75, 80, 90, 120])
 @pytest.mark.parametrize("kind", CELLS)
 def test_architectures_and_schedules(kind, arch):
-    for schedule in SCHEDULES:
-        compare(kind, cuda_ops(arch=arch, **schedule), "float32", 3, 5, ragged=True, bidirectional=True)
+    for schedule, dtype in itertools.product(SCHEDULES, DTYPES):
+        compare(kind, cuda_ops(arch=arch, **schedule), dtype, 3, 5, ragged=True, bidirectional=True)
 
 
 @pytest.mark.parametrize("kind", CELLS)

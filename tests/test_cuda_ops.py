@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from cuda_on_cpu import emulator
-from test_cuda_layers import SCHEDULES, cuda_ops
+from test_cuda_layers import DTYPES, EPS, SCHEDULES, cuda_ops
 
 import gpurnn
 from gpurnn import rng
@@ -79,23 +79,26 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", LAYERS)
 def test_other_layers(name, dtype):
     make, kind = LAYERS[name]
     ops = cuda_ops()
     layer, plain = (make({"backend": backend, "dtype": dtype, "seed": 3}) for backend in (ops, "numpy"))
     draw = np.random.default_rng(2)
-    x = draw.integers(0, 9, (7, 4)) if kind == "ids" else draw.normal(size=(7, 4, 6)).astype(dtype)
+    x = draw.integers(0, 9, (7, 4)) if kind == "ids" else draw.normal(size=(7, 4, 6)).astype(layer.dtype)
     for _ in range(2):
         (y, backward), (expected, plain_backward) = layer.forward(ops.xp.asarray(x)), plain.forward(x)
-        dy = draw.normal(size=expected.shape).astype(dtype)
+        dy = draw.normal(size=expected.shape).astype(layer.dtype)
         dx, plain_dx = backward(ops.xp.asarray(dy)), plain_backward(dy)
-        tolerance = {"rtol": 0, "atol": 64 * np.finfo(dtype).eps * 28}  # at most 28 numbers below 64 are added anywhere
-        np.testing.assert_allclose(y.get(), expected, **tolerance)
+        # At most 28 numbers below 64 are added anywhere, in float32 or float64; then one more rounding to the storage.
+        eps = np.finfo("float64" if dtype == "float64" else "float32").eps
+        tolerance = {"rtol": EPS.get(dtype, eps), "atol": 64 * eps * 28}
+        np.testing.assert_allclose(y.get().astype(float), expected.astype(float), **tolerance)
         if plain_dx is not None:
-            np.testing.assert_allclose(dx.get(), plain_dx, **tolerance)
+            np.testing.assert_allclose(dx.get().astype(float), plain_dx.astype(float), **tolerance)
         np.testing.assert_allclose(layer.flat_grads.get(), plain.flat_grads, **tolerance)
+        assert layer.flat_grads.dtype == layer.wide and y.dtype == layer.dtype
 
 
 MUTATIONS = {

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+import gpurnn
 from gpurnn import losses
 from gpurnn.errors import DtypeError, ShapeError
 from gpurnn.losses import binary_cross_entropy_with_logits, cross_entropy, mae, mse
@@ -506,7 +507,7 @@ def test_elementwise_refuses_unequal_arguments(function):
         function(x, x[..., 0])
     with pytest.raises(DtypeError, match=rf"{second}: dtype \(float32\) does not match that of {first} \(float64\)"):
         function(x, x.astype(np.float32))
-    with pytest.raises(DtypeError, match=f"{first}: expected float32 or float64, got int64"):
+    with pytest.raises(DtypeError, match=f"{first}: expected float32, float64, float16, bfloat16, got int64"):
         function(x.astype(int), x.astype(int))
 
 
@@ -514,8 +515,8 @@ def test_elementwise_refuses_unequal_arguments(function):
 def test_all_refuse_wrong_masks(function):
     x = np.zeros((T, B, V))
     y = np.zeros((T, B), int) if function is cross_entropy else x
-    with pytest.raises(DtypeError, match="expected float32 or float64, got float16"):
-        function(x.astype(np.float16), y)
+    with pytest.raises(DtypeError, match="expected float32, float64, float16, bfloat16, got complex128"):
+        function(x.astype(complex), y)
     with pytest.raises(DtypeError, match="mask: expected booleans, got float64"):
         function(x, y, np.ones((T, B)))
     with pytest.raises(ShapeError, match=r"mask: expected the leading axes of .*got \(3, 5\)"):
@@ -533,3 +534,17 @@ def test_all_refuse_wrong_masks(function):
         function(*flat, lengths=[1])
     with pytest.raises(ValueError, match="reduction should be one of 'mean', 'sum', 'none', got 'avg'"):
         function(x, y, reduction="avg")
+
+
+@pytest.mark.parametrize("function", [cross_entropy, *OURS])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_16_bit_arrays_are_computed_in_float32(function, dtype):
+    dtype = gpurnn.module.check_dtype(dtype)
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(T, B, V)).astype(dtype)
+    y = draw.integers(0, V, (T, B)) if function is cross_entropy else draw.random((T, B, V)).astype(dtype)
+    loss, backward = function(x, y)
+    expected, plain_backward = function(x.astype("float32"), y if function is cross_entropy else y.astype("float32"))
+    assert loss == expected and loss.dtype == np.float32
+    assert backward().dtype == dtype
+    np.testing.assert_array_equal(backward(), plain_backward().astype(dtype))

@@ -75,8 +75,11 @@ def test_layer_without_parameters():
 def test_dtypes():
     for right in ("float32", np.float32, np.dtype("float64"), float):
         assert check_dtype(right) == np.dtype(right)
-    for wrong in ("float16", "int32", "bfloat16", torch.float32, None, 32):
-        with pytest.raises(DtypeError, match=f"dtype should be one of float32, float64, got {wrong}"):
+    assert check_dtype("bfloat16").name == "bfloat16" and check_dtype("bfloat16").itemsize == 2
+    for wrong in ("float128", "int32", "bfloat", torch.float32, None, 32):
+        with pytest.raises(
+            DtypeError, match=f"dtype should be one of float32, float64, float16, bfloat16, got {wrong}"
+        ):
             check_dtype(wrong)
 
 
