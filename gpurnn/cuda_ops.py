@@ -15,7 +15,7 @@ from collections import OrderedDict
 import numpy as np
 
 from . import rng
-from ._kernels import Kernels, Rows
+from ._kernels import Kernels, Rows, signature
 from .errors import BackendError
 from .ops import Ops, Walk, flat
 
@@ -104,6 +104,25 @@ class CudaOps(Ops):
         )
         real = TYPES[grad.dtype.name]
         self.kernels.launch("embedding.cu", "embedding_borders", (real,), grid, block, N, H, ids, partial, grad)
+
+    # ---- what follows the gradients
+
+    def optimise(self, kernel, params, grads, arrays, scalars):
+        kind, N = TYPES[params.dtype.name], params.size
+        given = scalars | arrays | {"N": N, "params": params, "grads": grads}
+        args = [given.get(argument.name) for argument in signature("optimise.cu", kernel, (kind,))]
+        self.kernels.launch("optimise.cu", kernel, (kind,), (-(-N // 256),), (256,), *args)
+        return True
+
+    def clip_norm(self, grads, max_norm):
+        kind, N = TYPES[grads.dtype.name], grads.size
+        chunks = max(1, min(-(-N // 4096), 1024))  # by N alone: equal bits on every GPU
+        partial, norm = self.xp.empty(chunks, np.float64), self.xp.empty(2, np.float64)
+        self.kernels.launch("optimise.cu", "norm_partial", (kind,), (chunks,), (256,), N, grads, partial)
+        self.kernels.launch("optimise.cu", "norm_finish", (), (1,), (256,), chunks, max_norm, partial, norm)
+        if max_norm != math.inf:
+            self.kernels.launch("optimise.cu", "scale_grads", (kind,), (-(-N // 256),), (256,), N, norm, grads)
+        return norm[0]
 
     # ---- random masks
 

@@ -341,6 +341,14 @@ class Ops:
         contiguous = rows.strides[0] == rows.itemsize
         return rows.sum(axis=0, dtype=None if contiguous else np.float64).astype(rows.dtype, copy=False)
 
+    def optimise(self, kernel, params, grads, arrays, scalars):
+        """Whether an optimiser's update of the flat buffers was done here, in one launch; else optim.py does it."""
+        return False
+
+    def clip_norm(self, grads, max_norm):
+        """The norm before ``grads`` were clipped in place, or None where optim.py is to do it."""
+        return None
+
     def keep_mask(self, shape, rate, seed, layer, call):
         """``rng.keep_mask`` made where this backend's arrays live."""
         return rng.keep_mask(shape, rate, seed, layer, call, self.xp)

@@ -106,6 +106,8 @@ class Optimizer:
         """
         params, grads = self._buffers()
         self.steps += 1
+        if self.model.ops.optimise(self._kernel, params, grads, self._arrays, self._scalars()):
+            return
         for part in _blocks(self._size, self._block):
             p = params[part]
             a, b = self._scratch[:, : p.size]
@@ -156,6 +158,10 @@ class Optimizer:
 
     def _array_names(self, hyper):
         """Names of the state arrays that these hyper-parameters ask for; they start at zero."""
+        raise NotImplementedError
+
+    def _scalars(self):
+        """The numbers that ``_kernel`` in kernels/optimise.cu takes, by name; ``_update`` in the same order."""
         raise NotImplementedError
 
     def _update(self, p, g, a, b, **arrays):
@@ -244,6 +250,15 @@ class SGD(Optimizer):
     def _array_names(self, hyper):
         return ["momentum_buffer"] if hyper["momentum"] else []
 
+    _kernel = "sgd"
+
+    def _scalars(self):
+        hyper = self.hyper
+        return {
+            "first": int(self.steps == 1), "nesterov": int(hyper["nesterov"]), "lr": self.lr,
+            "momentum": hyper["momentum"], "undamped": 1 - hyper["dampening"], "weight_decay": hyper["weight_decay"],
+        }  # fmt: skip
+
     def _update(self, p, g, a, b, momentum_buffer=None):
         xp, momentum = self.model.xp, self.hyper["momentum"]
         g = self._decayed(p, g, a)
@@ -292,6 +307,15 @@ class RMSprop(Optimizer):
     def _array_names(self, hyper):
         wanted = {"square_avg": True, "grad_avg": hyper["centered"], "momentum_buffer": hyper["momentum"]}
         return [name for name, needed in wanted.items() if needed]
+
+    _kernel = "rmsprop"
+
+    def _scalars(self):
+        hyper = self.hyper
+        return {
+            "lr": self.lr, "alpha": hyper["alpha"], "rest": 1 - hyper["alpha"], "eps": hyper["eps"],
+            "momentum": hyper["momentum"], "weight_decay": hyper["weight_decay"],
+        }  # fmt: skip
 
     def _update(self, p, g, a, b, square_avg, grad_avg=None, momentum_buffer=None):
         xp, alpha = self.model.xp, self.hyper["alpha"]
@@ -346,6 +370,22 @@ class Adam(Optimizer):
     def _array_names(self, hyper):
         return ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"][: 3 if hyper["amsgrad"] else 2]
 
+    _kernel = "adam"
+
+    def _scalars(self):
+        (beta1, beta2), decay = self.hyper["betas"], self.hyper["weight_decay"]
+        eps, rate = self._corrected()
+        return {
+            "shrink": 1 - self.lr * decay if self._decoupled else 1, "weight_decay": 0 if self._decoupled else decay,
+            "beta1": beta1, "rest1": 1 - beta1, "beta2": beta2, "rest2": 1 - beta2, "eps": eps, "rate": rate,
+        }  # fmt: skip
+
+    def _corrected(self):
+        """eps and learning rate with the corrections of m^ and v^ taken into them: one pass over the arrays fewer."""
+        beta1, beta2 = self.hyper["betas"]
+        root = math.sqrt(1 - beta2**self.steps)
+        return self.hyper["eps"] * root, self.lr * root / (1 - beta1**self.steps)
+
     def _update(self, p, g, a, b, exp_avg, exp_avg_sq, max_exp_avg_sq=None):
         xp, (beta1, beta2) = self.model.xp, self.hyper["betas"]
         if self._decoupled:
@@ -358,12 +398,11 @@ class Adam(Optimizer):
         if max_exp_avg_sq is not None:
             xp.maximum(max_exp_avg_sq, exp_avg_sq, out=max_exp_avg_sq)
             exp_avg_sq = max_exp_avg_sq
-        # m^ / (sqrt(v^) + eps) with the corrections taken out of the array operations: one pass fewer
-        root = math.sqrt(1 - beta2**self.steps)
+        eps, rate = self._corrected()
         xp.sqrt(exp_avg_sq, out=b)
-        b += self.hyper["eps"] * root
+        b += eps
         xp.divide(exp_avg, b, out=b)
-        b *= self.lr * root / (1 - beta1**self.steps)
+        b *= rate
         p -= b
 
 
@@ -400,6 +439,9 @@ def clip_grad_norm(model, max_norm):
     if max_norm != math.inf:
         check_number("max_norm", max_norm, 0.0, low_open=True)
     xp, grads = model.xp, model.flat_grads
+    norm = model.ops.clip_norm(grads, max_norm)
+    if norm is not None:
+        return norm
     block = _block_size(xp, grads.size)
     squares = xp.empty(block, np.float64)
     total = xp.zeros((), np.float64)

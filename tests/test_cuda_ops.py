@@ -101,11 +101,72 @@ def test_other_layers(name, dtype):
         assert layer.flat_grads.dtype == layer.wide and y.dtype == layer.dtype
 
 
+# ---- optimisers and the norm
+
+OPTIMISERS = {
+    "sgd": lambda m: gpurnn.SGD(m, 0.1),
+    "sgd, momentum": lambda m: gpurnn.SGD(m, 0.1, momentum=0.9, dampening=0.3, weight_decay=0.01),
+    "sgd, nesterov": lambda m: gpurnn.SGD(m, 0.1, momentum=0.9, nesterov=True),
+    "rmsprop": lambda m: gpurnn.RMSprop(m, 0.01, weight_decay=0.01),
+    "rmsprop, all": lambda m: gpurnn.RMSprop(m, 0.01, centered=True, momentum=0.8),
+    "adam": lambda m: gpurnn.Adam(m, 0.01, weight_decay=0.02),
+    "adam, amsgrad": lambda m: gpurnn.Adam(m, 0.01, amsgrad=True),
+    "adamw": lambda m: gpurnn.AdamW(m, 0.01, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_optimisers_give_numpys_bits(name, dtype):
+    draw = np.random.default_rng(3)
+    for k, features in enumerate((1, 16)):  # 2 and 272 parameters
+        ops = cuda_ops(**SCHEDULES[k])
+        layer, plain = (
+            gpurnn.Linear(features, features, backend=backend, dtype=dtype, seed=1) for backend in (ops, "numpy")
+        )
+        optimisers = [OPTIMISERS[name](model) for model in (layer, plain)]
+        for _ in range(3):
+            grads = draw.normal(size=plain.flat_grads.shape).astype(dtype)
+            layer.flat_grads[...] = ops.xp.asarray(grads)
+            plain.flat_grads[...] = grads
+            for optimiser in optimisers:
+                optimiser.step()
+            np.testing.assert_array_equal(layer.flat_params.get(), plain.flat_params)
+        states = [optimiser.state_dict()["arrays"] for optimiser in optimisers]
+        for key, value in states[1].items():
+            np.testing.assert_array_equal(states[0][key], value)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", [1, 17, 70])  # the largest has more than one chunk
+def test_the_norm_is_clipped_as_numpy_does(size, dtype):
+    ops = cuda_ops()
+    layer, plain = (gpurnn.Linear(size, size, backend=backend, dtype=dtype, seed=1) for backend in (ops, "numpy"))
+    grads = np.random.default_rng(4).normal(size=plain.flat_grads.shape).astype(dtype)
+    for max_norm in (0.5, 1e6, np.inf):
+        layer.flat_grads[...] = ops.xp.asarray(grads)
+        plain.flat_grads[...] = grads
+        norm, expected = (gpurnn.clip_grad_norm(model, max_norm) for model in (layer, plain))
+        assert float(norm) == pytest.approx(float(expected), rel=1e-14)
+        np.testing.assert_allclose(layer.flat_grads.get(), plain.flat_grads, rtol=2 * np.finfo(dtype).eps)
+    for broken in (np.nan, np.inf):
+        layer.flat_grads[0] = broken
+        before = layer.flat_grads.get()
+        assert not np.isfinite(float(gpurnn.clip_grad_norm(layer, 1.0)))
+        np.testing.assert_array_equal(layer.flat_grads.get(), before)
+
+
 MUTATIONS = {
     "a row of the chunk left out": ("sums", "n = start + threadIdx.y", "n = start + 1 + threadIdx.y"),
     "no barrier before the tree": ("sums", "    __syncthreads();\n", ""),
     "a run that goes on": ("rows", "if (from_before || (last && goes_on))", "if (from_before)"),
     "the owner of a long run": ("rows", "return;  // it began earlier", ";"),
+    "a barrier of the norm's tree": (
+        "norm",
+        "sums[threadIdx.x + half];\n        __syncthreads();",
+        "sums[threadIdx.x + half];",
+    ),
+    "adam's second moment": ("adam", "mul(g, g), beta2", "mul(g, m), beta2"),
     "a round of Philox": ("mask", "round < 10", "round < 9"),
 }
 
@@ -120,6 +181,8 @@ def test_a_planted_error_is_seen(mutation, monkeypatch):
     test = {
         "sums": lambda: test_cuda_ops.test_sums_of_steps("float32"),
         "rows": lambda: test_cuda_ops.test_rows_are_added_by_id("one", "float32"),
+        "norm": lambda: test_cuda_ops.test_the_norm_is_clipped_as_numpy_does(70, "float32"),
+        "adam": lambda: test_cuda_ops.test_optimisers_give_numpys_bits("adam", "float32"),
         "mask": lambda: test_cuda_ops.test_masks_are_numpys((5, 3), 0.3),
     }[what]
     with pytest.raises((AssertionError, emulator.KernelError)):

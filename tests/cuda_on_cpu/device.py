@@ -110,13 +110,13 @@ class Array:
         return f"device {self._host!r}"
 
     def __getitem__(self, key):
-        return self._wrap(self._host[self._xp.host(key)])
+        return self._wrap(self._host[_view(self._xp.host(key))])
 
     def __setitem__(self, key, value):
         self._xp.working()
         key, value = self._xp.host(key), self._xp.host(value)
         self._host[key] = value
-        part = self._host[key] if _basic(key) else self._host
+        part = self._host[_view(key)] if _basic(key) else self._host
         self._xp.written(part)
 
     def __getattr__(self, name):
@@ -171,6 +171,12 @@ for _name in ("neg", "invert", "abs"):
 def _basic(key):
     keys = key if isinstance(key, tuple) else (key,)
     return all(k is None or k is Ellipsis or isinstance(k, (int, np.integer, slice)) for k in keys)
+
+
+def _view(key):
+    """A key that gives a 0-d view, as CuPy does, where NumPy would give a number."""
+    keys = key if isinstance(key, tuple) else (key,)
+    return (*keys, Ellipsis) if _basic(key) and not any(k is Ellipsis for k in keys) else key
 
 
 class Xp:

@@ -39,4 +39,12 @@ KERNELS = {
         *(f"embedding_borders<{real}>" for real in _REALS),
     ],
     "dropout.cu": ["keep_mask"],
+    "optimise.cu": [
+        *(
+            f"{kernel}<{real}>"
+            for kernel in ("sgd", "rmsprop", "adam", "norm_partial", "scale_grads")
+            for real in _REALS
+        ),
+        "norm_finish",
+    ],
 }
