@@ -1,4 +1,4 @@
-"""The ``gpurnn`` command: train, sample, evaluate, plot, info. What is heavy is imported by the command that needs it.
+"""The ``gpurnn`` command and its subcommands. What is heavy is imported by the command that needs it.
 
 Exit codes: 0 done; 1 a run failed (diverged, damaged checkpoint, no GPU, disk full); 2 wrong arguments; 130 Ctrl-C.
 """
@@ -294,6 +294,84 @@ def plot(run):
         click.echo(path)
 
 
+@main.command(
+    epilog="""\b
+Examples:
+  gpurnn check --quick                  seconds: two options of each layer
+  gpurnn check --backend cuda           on a machine with a GPU
+  gpurnn check --cell gru --dtype float32 --json
+Exit code 0: all right; 1: something computes wrongly, or a backend is missing."""
+)
+@click.option("--backend", "backends", multiple=True, type=click.Choice(["cpu", "numpy", "cupy", "cuda"]),
+              help="Backend to check; may be repeated  [default: all that work here]")  # fmt: skip
+@click.option("--cell", "cells", multiple=True, help="Cell, or 'other layers'; may be repeated  [default: all]")
+@click.option("--dtype", "dtypes", multiple=True, type=click.Choice(DTYPES), help="May be repeated  [default: all]")
+@click.option("--quick", is_flag=True, help="Two options of each layer instead of eight.")
+@_json
+def check(backends, cells, dtypes, quick, as_json):
+    """Check on this machine that every backend computes rightly.
+
+    Gradients against finite differences, results against NumPy in float64, equal bits in two runs, sequences of
+    different lengths. The numbers are the largest error as a share of what is allowed.
+    """
+    from tqdm import tqdm
+
+    from .check import run_checks
+
+    started = time.perf_counter()
+    results = run_checks(
+        backends, cells, dtypes, quick, lambda jobs: tqdm(jobs, unit=" layers", leave=False, disable=None)
+    )
+    wrong = [result for result in results if not result.right]
+    if as_json:
+        rows = [asdict(result) | {"right": result.right, "worst": str(result.worst)} for result in results]
+        _print_json({"right": not wrong, "seconds": time.perf_counter() - started, "results": rows})
+    else:
+        _print_checks(results, wrong)
+        click.echo(f"{len(results) - len(wrong)} of {len(results)} right, {time.perf_counter() - started:.0f} s")
+    if wrong:
+        click.get_current_context().exit(1)
+
+
+def _print_checks(results, wrong):
+    """A line for each backend, cell and dtype, then what is wrong."""
+    names = ("gradient", "reference", "repeat", "ragged")
+    lines = {}
+    for result in results:
+        shown = "equal" if result.check == "repeat" else f"{result.worst:.2g}"
+        line = lines.setdefault((result.backend, result.cell, result.dtype), {})
+        line[result.check] = shown if result.right else "WRONG"
+    click.echo(f"{'backend':8}{'cell':16}{'dtype':10}" + "".join(f"{name:>11}" for name in names))
+    for (backend, cell, dtype), found in lines.items():
+        click.echo(f"{backend:8}{cell:16}{dtype:10}" + "".join(f"{found.get(name, '-'):>11}" for name in names))
+    for r in wrong:
+        text = f"WRONG {r.backend}, {r.cell}, {r.dtype}, {r.check}: {r.detail}"
+        click.echo(textwrap.fill(text, 80, subsequent_indent="  "))
+
+
+@main.command(
+    epilog="""\b
+Example:
+  gpurnn warmup --dtype float32 --dtype bfloat16"""
+)
+@click.option("--dtype", "dtypes", multiple=True, type=click.Choice(DTYPES), help="May be repeated  [default: all]")
+def warmup(dtypes):
+    """Compile the CUDA kernels ahead, so that no first call waits.
+
+    They stay in CuPy's cache (CUPY_CACHE_DIR, else ~/.cupy/kernel_cache) until gpurnn, CuPy or the GPU changes.
+    """
+    from tqdm import tqdm
+
+    from .backend import get_backend
+    from .cuda_ops import kernel_names
+
+    device = get_backend("cuda").device
+    names = kernel_names(dtypes or DTYPES)
+    for file, expression in tqdm(names, unit=" kernels", disable=None):
+        device.load(file, expression)
+    click.echo(f"{len(names)} kernels are ready for sm_{device.arch}.")
+
+
 @main.command()
 @_json
 def info(as_json):
@@ -338,6 +416,11 @@ def info(as_json):
         "Kernels": f"{len(document['kernels'])} CUDA files: {', '.join(document['kernels'])}",
     }
     rows |= {f"'{name}'": "works" if reason is None else reason for name, reason in available.items()}
+    rows["Runs"] = (
+        "'numpy': array code, one timestep after another. 'cupy': the same on the GPU. 'cuda': a fused kernel and a "
+        "cuBLAS product for each timestep, recorded as a CUDA graph; sums, masks, optimisers in kernels of their own. "
+        "layer.plan(T, B) says what a call takes; 'gpurnn check' whether all of it is right here."
+    )
     for name, value in rows.items():
         click.echo(textwrap.fill(f"{name:10}{value}", 80, subsequent_indent=" " * 10, break_on_hyphens=False))
 

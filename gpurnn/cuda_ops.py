@@ -20,9 +20,30 @@ from .errors import BackendError
 from .ops import Ops, Walk, flat
 
 TYPES = {"float32": "float", "float64": "double", "float16": "__half", "bfloat16": "__nv_bfloat16"}
+CELLS = ("RnnTanh", "RnnRelu", "LstmCell", "GruCell", "GruOriginal")  # structs in kernels/cells
 _BLOCK = (32, 4)  # units, sequences: a warp reads along the units
 _REMEMBERED = 256  # shapes whose calls are counted
 _log = logging.getLogger("gpurnn")
+
+
+def kernel_names(dtypes=tuple(TYPES), cells=CELLS):
+    """(file, name expression) of every kernel that layers of these dtypes and cells use."""
+    storages = [TYPES[dtype] for dtype in dtypes]
+    reals = sorted({"double" if storage == "double" else "float" for storage in storages})
+    names = []
+    for storage in storages:
+        names += [("step.cu", f"step_{way}<{cell}, {storage}>") for cell in cells for way in ("forward", "backward")]
+        if "GruOriginal" in cells:
+            names += [("step.cu", f"step_{way}<GruOriginal, {storage}>") for way in ("reset", "reset_backward")]
+        if "LstmCell" in cells:
+            names += [("step.cu", f"step_{way}<{storage}>") for way in ("project", "project_backward")]
+        names += [("bptt.cu", f"sum_steps_partial<{storage}>"), ("embedding.cu", f"embedding_chunks<{storage}>")]
+    for real in reals:
+        names += [("bptt.cu", f"sum_steps_finish<{real}>"), ("embedding.cu", f"embedding_borders<{real}>")]
+        names += [("loss.cu", f"cross_entropy_{way}<{real}>") for way in ("forward", "backward")]
+        kernels = ("sgd", "rmsprop", "adam", "norm_partial", "scale_grads")
+        names += [("optimise.cu", f"{kernel}<{real}>") for kernel in kernels]
+    return [*names, ("optimise.cu", "norm_finish"), ("dropout.cu", "keep_mask")]
 
 
 class CudaOps(Ops):
@@ -36,6 +57,14 @@ class CudaOps(Ops):
 
     def synchronize(self):
         self.device.synchronize()
+
+    def schedule(self, T, B):
+        launches = "recorded as a CUDA graph when a shape comes back" if self.pool.capacity else "launch by launch"
+        return (
+            "step",
+            "a fused kernel and a cuBLAS product for each timestep, both directions together, "
+            f"{launches}; whole-sequence schedules (block, grid) are not there yet",
+        )
 
     # ---- one layer through time
 
@@ -104,6 +133,34 @@ class CudaOps(Ops):
         )
         real = TYPES[grad.dtype.name]
         self.kernels.launch("embedding.cu", "embedding_borders", (real,), grid, block, N, H, ids, partial, grad)
+
+    # ---- softmax cross-entropy
+
+    def softmax_forward(self, logits, rows, labels, smoothing):
+        count, V = labels.size, logits.shape[1]
+        losses, total = self.xp.empty(count, np.float64), self.xp.empty(count, np.float64)
+        highest = self.xp.empty(count, logits.dtype)
+        args = V, smoothing, self.xp.ascontiguousarray(logits), rows, labels, losses, highest, total
+        self.kernels.launch("loss.cu", "cross_entropy_forward", (TYPES[logits.dtype.name],), (count,), (128,), *args)
+        return losses, highest, total
+
+    def softmax_backward(self, logits, rows, labels, smoothing, highest, total, dlosses):
+        dlogits = (self.xp.empty if rows is None else self.xp.zeros)(logits.shape, logits.dtype)
+        scale = self.xp.ascontiguousarray(dlosses[:, 0])
+        args = (
+            logits.shape[1],
+            smoothing,
+            self.xp.ascontiguousarray(logits),
+            rows,
+            labels,
+            highest,
+            total,
+            scale,
+            dlogits,
+        )
+        grid = (labels.size,)
+        self.kernels.launch("loss.cu", "cross_entropy_backward", (TYPES[logits.dtype.name],), grid, (128,), *args)
+        return dlogits
 
     # ---- what follows the gradients
 

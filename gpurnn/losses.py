@@ -34,7 +34,7 @@ from .backend import array_ops
 from .errors import DtypeError, ShapeError, check_choice, check_number, check_shape, check_size
 from .masks import valid_steps
 from .module import DTYPES
-from .ops import wide
+from .ops import blocks, wide
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -73,21 +73,8 @@ def cross_entropy(
     count = labels.size
     divisor = max(count, 1) if reduction == "mean" else 1
 
-    # Softmax as exp(logits - highest) / total: the shift keeps exp from overflowing, and the two factors, kept apart,
-    # are more exact than exp(logits - log_sum_exp) where the logits are large.
-    highest = xp.empty((count, 1), dtype)
-    total = xp.empty((count, 1), np.float64)
-    losses = xp.empty(count, np.float64)
     with _quiet():
-        for part, index in blocks(rows, count, V, xp):
-            z = logits[index]
-            highest[part] = z.max(axis=1, keepdims=True)
-            z = z - highest[part]
-            log_odds = z[xp.arange(len(z)), labels[part]].astype(np.float64)
-            if smoothing:
-                log_odds = (1 - smoothing) * log_odds + smoothing * z.mean(axis=1, dtype=np.float64)
-            total[part] = xp.exp(z, out=z).sum(axis=1, dtype=np.float64, keepdims=True)
-            losses[part] = xp.log(total[part, 0]) - log_odds
+        losses, highest, total = ops.softmax_forward(logits, rows, labels, smoothing)
         if reduction == "none":
             loss = xp.zeros(N, dtype)
             loss[slice(None) if rows is None else rows] = losses
@@ -97,17 +84,8 @@ def cross_entropy(
 
     def backward(dloss=1.0):
         dlosses = _upstream(dloss, loss.shape, (N, 1), divisor, dtype, ops)
-        dlogits = (xp.empty if rows is None else xp.zeros)((N, V), dtype)
         with _quiet():
-            for part, index in blocks(rows, count, V, xp):
-                scale = dlosses[index]
-                d = logits[index] - highest[part]
-                xp.exp(d, out=d)
-                d *= (scale / total[part]).astype(dtype)
-                if smoothing:
-                    d -= scale * dtype.type(smoothing / V)
-                d[xp.arange(len(d)), labels[part]] -= scale[:, 0] * dtype.type(1 - smoothing)
-                dlogits[index] = d
+            dlogits = ops.softmax_backward(logits, rows, labels, smoothing, highest, total, dlosses)
         return dlogits.reshape((*lead, V)).astype(given, copy=False)
 
     return loss, backward
@@ -279,18 +257,6 @@ def valid_places(shape, mask, lengths, batch_first, ops):
             rank = max(valid.ndim, 2)
             valid = _lift(valid, rank) & _lift(steps, rank)
     return valid
-
-
-def blocks(rows, count, width, xp):
-    """Walk ``count`` rows of ``width`` elements in blocks; yields ``(part, index)``.
-
-    ``part`` is the slice within the rows that count, ``index`` picks the same rows from all of them. On the host a
-    block and its temporaries stay in cache; on a GPU blocks are large: few launches, and still bounded memory.
-    """
-    size = max(1, (1 << 17 if xp is np else 1 << 26) // max(width, 1))
-    for start in range(0, count, size):
-        part = slice(start, min(start + size, count))
-        yield part, part if rows is None else rows[part]
 
 
 def _lift(array, rank):

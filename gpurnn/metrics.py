@@ -2,7 +2,8 @@
 
 import math
 
-from .losses import blocks, class_rows
+from .losses import class_rows
+from .ops import blocks
 
 
 def accuracy(logits, targets, mask=None, *, lengths=None, batch_first=False, ignore_index=None):

@@ -124,6 +124,10 @@ class Ops:
                 for b in range(0, B, _TILE_ROWS):
                     out[t, b : b + _TILE_ROWS] = steps[t, b : b + _TILE_ROWS]
 
+    def schedule(self, T, B):
+        """(name, reason) of the time loop that a layer with (T, B) takes."""
+        return "steps", "generic array code, one step at a time; fused kernels need the 'cuda' backend"
+
     # ---- one layer: the input GEMM, then the walk through time
 
     def layer_forward(self, cell, x, weights, states, lengths, directions, keep, own):
@@ -341,6 +345,50 @@ class Ops:
         contiguous = rows.strides[0] == rows.itemsize
         return rows.sum(axis=0, dtype=None if contiguous else np.float64).astype(rows.dtype, copy=False)
 
+    # ---- softmax cross-entropy
+
+    def softmax_forward(self, logits, rows, labels, smoothing):
+        """The cross-entropy of each row that counts.
+
+        logits: (N, V) float32 or float64; rows: int64 (count,), which rows count, or None for all; labels: int64
+        (count,). Returns the losses, float64 (count,), and for the way back the highest logit (count,) of each row and
+        the sum of exp(logits - highest), float64 (count,).
+        """
+        # Softmax as exp(logits - highest) / total: the shift keeps exp from overflowing, and the two factors, kept
+        # apart, are more exact than exp(logits - log_sum_exp) where the logits are large.
+        xp, count, V = self.xp, labels.size, logits.shape[1]
+        highest = xp.empty((count, 1), logits.dtype)
+        total = xp.empty((count, 1), np.float64)
+        losses = xp.empty(count, np.float64)
+        for part, index in blocks(rows, count, V, xp):
+            z = logits[index]
+            highest[part] = z.max(axis=1, keepdims=True)
+            z = z - highest[part]
+            log_odds = z[xp.arange(len(z)), labels[part]].astype(np.float64)
+            if smoothing:
+                log_odds = (1 - smoothing) * log_odds + smoothing * z.mean(axis=1, dtype=np.float64)
+            total[part] = xp.exp(z, out=z).sum(axis=1, dtype=np.float64, keepdims=True)
+            losses[part] = xp.log(total[part, 0]) - log_odds
+        return losses, highest[:, 0], total[:, 0]
+
+    def softmax_backward(self, logits, rows, labels, smoothing, highest, total, dlosses):
+        """The derivative by the logits, (N, V), zero in rows that do not count.
+
+        dlosses: (N, 1), the derivative by each row's loss; the others as in ``softmax_forward``.
+        """
+        xp, dtype, (N, V) = self.xp, logits.dtype, logits.shape
+        dlogits = (xp.empty if rows is None else xp.zeros)((N, V), dtype)
+        for part, index in blocks(rows, labels.size, V, xp):
+            scale = dlosses[index]
+            d = logits[index] - highest[part, None]
+            xp.exp(d, out=d)
+            d *= (scale / total[part, None]).astype(dtype)
+            if smoothing:
+                d -= scale * dtype.type(smoothing / V)
+            d[xp.arange(len(d)), labels[part]] -= scale[:, 0] * dtype.type(1 - smoothing)
+            dlogits[index] = d
+        return dlogits
+
     def optimise(self, kernel, params, grads, arrays, scalars):
         """Whether an optimiser's update of the flat buffers was done here, in one launch; else optim.py does it."""
         return False
@@ -375,6 +423,18 @@ class Ops:
             totals = sums[stops - 1]
             totals[1:] -= sums[stops[:-1] - 1]
             grad[rows[starts]] += totals.astype(grad.dtype)
+
+
+def blocks(rows, count, width, xp):
+    """Walk ``count`` rows of ``width`` elements in blocks; yields ``(part, index)``.
+
+    ``part`` is the slice within the rows that count, ``index`` picks the same rows from all of them. On the host a
+    block and its temporaries stay in cache; on a GPU blocks are large: few launches, and still bounded memory.
+    """
+    size = max(1, (1 << 17 if xp is np else 1 << 26) // max(width, 1))
+    for start in range(0, count, size):
+        part = slice(start, min(start + size, count))
+        yield part, part if rows is None else rows[part]
 
 
 def wide_dtype(dtype):

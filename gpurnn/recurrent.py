@@ -233,9 +233,10 @@ class _Recurrent(Module):
         H = max(self.hidden_sizes)
         scratch = B * H * (2 * self.cell.kept + 4) + min(T * B * H, 1 << 18)
         size = self.dtype.itemsize
+        schedule, reason = self.ops.schedule(T, B)
         return Plan(
-            schedule="steps",
-            reason="generic array code, one step at a time; fused kernels need the 'cuda' backend",
+            schedule=schedule,
+            reason=reason,
             cache_bytes=(cache + made) * size,
             output_bytes=T * B * D * self._sizes(self.num_layers - 1)[2] * size,
             backward_bytes=(T * B * widest * D + scratch) * size,

@@ -97,7 +97,7 @@ def test_static_shared_memory_is_counted():
 
 @needs_nvrtc
 def test_a_compile_error_names_the_real_file_and_line():
-    source = kernel_source("activate.cu") + '\n#line 7 "broken.cu"\n__global__ void broken() { nothing; }\n'
+    source = kernel_source("bptt.cu") + '\n#line 7 "broken.cu"\n__global__ void broken() { nothing; }\n'
     with pytest.raises(nvrtc.CompileError, match=r"broken\.cu\(7\)"):
         nvrtc.compile(source, file="joined.cu")
 

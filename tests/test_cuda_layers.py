@@ -1,9 +1,6 @@
 """Whole recurrent layers on the ``cuda`` backend, executed on the CPU: CudaOps over an emulated device.
 
-The same launches, GEMMs and arrays as on a GPU. What is compared with the NumPy backend: output, final state, dx,
-dstate and the gradient of every parameter. The error against float64 may be twice that of NumPy in the same dtype;
-the allowance beside it is two roundings of the largest value, for exp and tanh, whose last place differs between
-libraries. In float64 both are wrong by roundings only, at most one for each term of a sum and step.
+The same launches, GEMMs and arrays as on a GPU; gpurnn/check.py says what is compared and what is allowed.
 """
 
 import itertools
@@ -14,30 +11,13 @@ from cuda_on_cpu import emulator
 from cuda_on_cpu.device import EmulatedDevice
 
 import gpurnn
+from gpurnn import check
+from gpurnn.check import CELLS, OPTIONS, Batch, build, leaves, twins
 from gpurnn.cuda_ops import CudaOps
+from gpurnn.module import DTYPES
 
 pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
 
-CELLS = {
-    "rnn tanh": (gpurnn.RNN, {}),
-    "rnn relu": (gpurnn.RNN, {"nonlinearity": "relu"}),
-    "lstm": (gpurnn.LSTM, {}),
-    "lstm projected": (gpurnn.LSTM, {"proj_size": 3}),
-    "gru": (gpurnn.GRU, {}),
-    "gru original": (gpurnn.GRU, {"reset_after": False}),
-}
-OPTIONS = {
-    "plain": {},
-    "no bias": {"bias": False},
-    "bidirectional": {"bidirectional": True},
-    "reverse": {"reverse": True},
-    "two layers": {"num_layers": 2, "dropout": 0.3},
-    "two layers, bidirectional": {"num_layers": 2, "bidirectional": True, "hidden_size": [7, 5]},
-    "batch first": {"batch_first": True},
-    "learned state": {"learn_state": True},
-}
-DTYPES = ("float32", "float64", "float16", "bfloat16")
-EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}  # of the storage: results are rounded to it
 SCHEDULES = [{}, {"policy": "random", "seed": 1}, {"policy": "random", "seed": 2, "preemption": 0.01}]
 
 
@@ -46,79 +26,9 @@ def cuda_ops(graphs=16, edits=(), **how):
     return CudaOps(EmulatedDevice(emulator.Emulator(**how), edits), graphs)
 
 
-def build(kind, backend, dtype, I=4, H=7, **options):
-    layer, more = CELLS[kind]
-    options = {"hidden_size": H} | more | options
-    return layer(I, options.pop("hidden_size"), backend=backend, dtype=dtype, seed=5, **options)
-
-
-class Batch:
-    """Random inputs of a layer, float64 on the host; ``run`` gives every result of one training call."""
-
-    def __init__(self, layer, T, B, ragged, given_state=True, seed=0):
-        rng = np.random.default_rng(seed)
-        self.x = rng.normal(size=(B, T, layer.input_size) if layer.batch_first else (T, B, layer.input_size))
-        self.lengths = rng.integers(0, T + 1, B) if ragged else None
-        output, state = layer(self.x)
-        self.two = isinstance(layer, gpurnn.LSTM)
-        states = state if self.two else (state,)
-        self.doutput = rng.normal(size=output.shape)
-
-        def draw(state):
-            return tuple(map(draw, state)) if isinstance(state, tuple) else rng.normal(size=state.shape)
-
-        self.state = draw(states) if given_state else None
-        self.dstate = draw(states)
-
-    def run(self, layer):
-        xp, dtype, to_numpy = layer.xp, layer.dtype, layer.ops.to_numpy
-
-        def inward(array):
-            if isinstance(array, tuple):
-                return tuple(map(inward, array))
-            return xp.asarray(array.astype(dtype))
-
-        def states(pair):
-            return None if pair is None else inward(pair if self.two else pair[0])
-
-        layer.zero_grad()
-        output, state, backward = layer.forward(inward(self.x), states(self.state), self.lengths)
-        dx, dstate = backward(inward(self.doutput), states(self.dstate))
-        results = {"output": output, "dx": dx} | {f"d {name}": grad for name, grad in layer.grads.items()}
-        for name, given in (("state", state), ("dstate", dstate)):
-            for k, part in enumerate(flatten(given)):
-                results[f"{name} {k}"] = part
-        return {name: to_numpy(value).astype(np.float64) for name, value in results.items()}
-
-
-def flatten(state):
-    return [leaf for part in state for leaf in flatten(part)] if isinstance(state, tuple) else [state]
-
-
-def twins(kind, ops, dtype, **options):
-    """The layer on the given backend, and with the same weights on NumPy in the same dtype and in float64."""
-    layer = build(kind, ops, dtype, **options)
-    others = [build(kind, "numpy", other, **options) for other in (dtype, "float64")]
-    for other in others:
-        other.load_state_dict(layer.state_dict())
-    return layer, *others
-
-
-def compare(kind, ops, dtype, T, B, ragged=False, given_state=True, **options):
-    layer, plain, exact = twins(kind, ops, dtype, **options)
-    batch = Batch(exact, T, B, ragged, given_state, seed=T + 31 * B)
-    got, allowed, expected = batch.run(layer), batch.run(plain), batch.run(exact)
-    if kind == "rnn relu" and ((got["output"] > 0) != (expected["output"] > 0)).any():
-        expected = {"output": expected["output"]}  # rounding carried a unit over relu's kink: another derivative there
-    for name, value in expected.items():
-        size = np.abs(value).max(initial=1)
-        if dtype == "float64":
-            terms = T * (B + 2 * plain._sizes(0)[1] + 4) * layer.num_layers
-            bound = terms * np.finfo(np.float64).eps * size
-        else:
-            bound = 2 * np.abs(allowed[name] - value).max(initial=0) + 2 * EPS[dtype] * size
-        error = np.abs(got[name] - value).max(initial=0)
-        assert error <= bound, f"{name}: off by {error:.3g}, allowed {bound:.3g}"
+def compare(*args, **options):
+    worst, detail = check.compare(*args, **options)
+    assert worst <= 1, detail
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -165,7 +75,7 @@ def test_a_recorded_loop_is_the_loop(kind):
         inference, state = layer(layer.xp.asarray(batch.x.astype("float32")), lengths=batch.lengths)
         again, state_again = once(once.xp.asarray(batch.x.astype("float32")), lengths=batch.lengths)
         np.testing.assert_array_equal(inference.get(), again.get())
-        for mine, other in zip(flatten(state), flatten(state_again), strict=True):
+        for mine, other in zip(leaves(state), leaves(state_again), strict=True):
             np.testing.assert_array_equal(mine.get(), other.get())
     assert any(loop.graphs for _, loop in ops.pool.free.values())
 

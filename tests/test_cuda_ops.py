@@ -5,10 +5,12 @@ import itertools
 import numpy as np
 import pytest
 from cuda_on_cpu import emulator
-from test_cuda_layers import DTYPES, EPS, SCHEDULES, cuda_ops
+from test_cuda_layers import SCHEDULES, cuda_ops
 
 import gpurnn
 from gpurnn import rng
+from gpurnn.check import EPS
+from gpurnn.module import DTYPES
 
 pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
 
@@ -101,6 +103,45 @@ def test_other_layers(name, dtype):
         assert layer.flat_grads.dtype == layer.wide and y.dtype == layer.dtype
 
 
+# ---- softmax cross-entropy
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("V", [1, 5, 128, 300])
+def test_cross_entropy_rows(V, dtype):
+    draw = np.random.default_rng(5)
+    plain = gpurnn.get_backend("numpy")
+    for k, (N, smoothing, some) in enumerate(itertools.product((1, 7), (0.0, 0.2), (False, True))):
+        ops = cuda_ops(**SCHEDULES[k % 3])
+        logits = (5 * draw.normal(size=(N, V))).astype(dtype)
+        rows = np.flatnonzero(draw.random(N) < 0.5) if some else None
+        if some:
+            skipped = np.setdiff1d(np.arange(N), rows)
+            logits[skipped] = np.nan
+        labels = draw.integers(0, V, N if rows is None else rows.size)
+        dlosses = draw.normal(size=(N, 1)).astype(dtype)
+        results = []
+        for target, number in ((ops, dtype), (plain, dtype), (plain, "float64")):
+            here = [None if a is None else target.xp.asarray(a) for a in (logits.astype(number), rows, labels)]
+            losses, highest, total = target.softmax_forward(*here, smoothing)
+            scale = target.xp.asarray(dlosses.astype(number))
+            d = target.softmax_backward(*here, smoothing, highest, total, scale)
+            results.append([target.to_numpy(a).astype(np.float64) for a in (losses, d)])
+        for got, allowed, expected in zip(*results, strict=True):
+            bound = 2 * np.abs(allowed - expected).max(initial=0) + 2 * EPS[dtype] * np.abs(expected).max(initial=1)
+            assert np.abs(got - expected).max(initial=0) <= bound
+        if some:
+            assert (results[0][1][skipped] == 0).all()
+
+
+def test_a_logit_that_is_nan_stays_nan():
+    ops = cuda_ops()
+    logits = np.zeros((2, 200), "float32")
+    logits[0, 150] = np.nan
+    losses, _, _ = ops.softmax_forward(ops.xp.asarray(logits), None, ops.xp.asarray(np.zeros(2, int)), 0.0)
+    assert np.isnan(losses.get()).tolist() == [True, False]
+
+
 # ---- optimisers and the norm
 
 OPTIMISERS = {
@@ -167,6 +208,8 @@ MUTATIONS = {
         "sums[threadIdx.x + half];",
     ),
     "adam's second moment": ("adam", "mul(g, g), beta2", "mul(g, m), beta2"),
+    "sign of the target's share": ("loss", "d -= by_loss *", "d += by_loss *"),
+    "a row's sum": ("loss", "log(sums[0])", "log(sums[1])"),
     "a round of Philox": ("mask", "round < 10", "round < 9"),
 }
 
@@ -181,6 +224,7 @@ def test_a_planted_error_is_seen(mutation, monkeypatch):
     test = {
         "sums": lambda: test_cuda_ops.test_sums_of_steps("float32"),
         "rows": lambda: test_cuda_ops.test_rows_are_added_by_id("one", "float32"),
+        "loss": lambda: test_cuda_ops.test_cross_entropy_rows(300, "float32"),
         "norm": lambda: test_cuda_ops.test_the_norm_is_clipped_as_numpy_does(70, "float32"),
         "adam": lambda: test_cuda_ops.test_optimisers_give_numpys_bits("adam", "float32"),
         "mask": lambda: test_cuda_ops.test_masks_are_numpys((5, 3), 0.3),

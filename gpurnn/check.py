@@ -1,0 +1,391 @@
+"""Does this machine compute rightly? What ``gpurnn check`` runs: every backend, cell, option and dtype against NumPy.
+
+Four checks of each recurrent layer, two of everything else:
+
+- ``gradient`` (float64): the derivative along a random direction of x, the states and all parameters against a central
+  difference; relative error below 1e-6.
+- ``reference``: output, final state, dx, dstate and every parameter's gradient against the NumPy backend in float64.
+  Allowed is twice the error of the NumPy backend in the same dtype, plus two roundings of the largest value (exp and
+  tanh differ between libraries in their last place). Where that says nothing, for NumPy itself and in float64: one
+  rounding for each term of each sum in each step.
+- ``repeat``: two runs give equal bits.
+- ``ragged``: sequences of different lengths in one batch are what each is on its own; outputs past the end are zero,
+  and NaN there changes nothing.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+from .backend import backends as available_backends
+from .backend import get_backend
+from .errors import check_choice
+from .layers import BatchNorm, Dropout, Embedding, LayerNorm, Linear
+from .losses import cross_entropy
+from .module import DTYPES, check_dtype
+from .optim import SGD, Adam, AdamW, RMSprop, clip_grad_norm
+from .recurrent import GRU, LSTM, RNN
+
+CELLS = {
+    "rnn tanh": (RNN, {}),
+    "rnn relu": (RNN, {"nonlinearity": "relu"}),
+    "lstm": (LSTM, {}),
+    "lstm projected": (LSTM, {"proj_size": 3}),
+    "gru": (GRU, {}),
+    "gru original": (GRU, {"reset_after": False}),
+}
+OPTIONS = {
+    "plain": {},
+    "no bias": {"bias": False},
+    "bidirectional": {"bidirectional": True},
+    "reverse": {"reverse": True},
+    "two layers": {"num_layers": 2, "dropout": 0.3},
+    "two sizes, bidirectional": {"num_layers": 2, "bidirectional": True, "hidden_size": [7, 5]},
+    "batch first": {"batch_first": True},
+    "learned state": {"learn_state": True},
+}
+QUICK = ("bidirectional", "two layers")
+OTHERS = "other layers"
+EPS = {"float32": 2.0**-23, "float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
+
+@dataclass
+class Result:
+    """One check: ``worst`` is the largest error as a share of what is allowed, so right is 1 or less; ``detail`` names
+    where that was."""
+
+    backend: str
+    cell: str
+    dtype: str
+    check: str
+    worst: float
+    detail: str
+
+    @property
+    def right(self):
+        """NaN is wrong."""
+        return bool(self.worst <= 1)
+
+
+# ---- recurrent layers
+
+
+def build(cell, backend, dtype, I=4, H=7, seed=5, **options):
+    """A layer of ``CELLS`` with options of ``OPTIONS``."""
+    layer, more = CELLS[cell]
+    options = {"hidden_size": H} | more | options
+    return layer(I, options.pop("hidden_size"), backend=backend, dtype=dtype, seed=seed, **options)
+
+
+class Batch:
+    """Random inputs of a layer, float64 on the host; ``run`` gives every result of one training call."""
+
+    def __init__(self, layer, T, B, ragged, given_state=True, seed=0):
+        rng = np.random.default_rng(seed)
+        self.x = rng.normal(size=(B, T, layer.input_size) if layer.batch_first else (T, B, layer.input_size))
+        self.lengths = rng.integers(0, T + 1, B) if ragged else None
+        output, state = layer(self.x)
+        self.two = isinstance(layer, LSTM)
+        states = state if self.two else (state,)
+        self.doutput = rng.normal(size=output.shape)
+
+        def draw(state):
+            return tuple(map(draw, state)) if isinstance(state, tuple) else rng.normal(size=state.shape)
+
+        self.state = draw(states) if given_state else None
+        self.dstate = draw(states)
+
+    def run(self, layer):
+        """Name -> float64 NumPy array: output, state, dx, dstate, and ``d`` + name of every parameter."""
+        inward = layer.xp.asarray
+
+        def move(array):
+            return tuple(map(move, array)) if isinstance(array, tuple) else inward(array.astype(layer.dtype))
+
+        def states(pair):
+            return None if pair is None else move(pair if self.two else pair[0])
+
+        layer.zero_grad()
+        layer.calls = 0  # the same dropout in every run
+        output, state, backward = layer.forward(move(self.x), states(self.state), self.lengths)
+        dx, dstate = backward(move(self.doutput), states(self.dstate))
+        results = {"output": output, "dx": dx} | {f"d {name}": grad for name, grad in layer.grads.items()}
+        for name, given in (("state", state), ("dstate", dstate)):
+            for k, part in enumerate(leaves(given)):
+                results[f"{name} {k}"] = part
+        return {name: layer.ops.to_numpy(value).astype(np.float64) for name, value in results.items()}
+
+
+def leaves(state):
+    """The arrays of a state, however it is nested."""
+    return [leaf for part in state for leaf in leaves(part)] if isinstance(state, tuple) else [state]
+
+
+def twins(cell, backend, dtype, **options):
+    """The layer on a backend, and with the same weights on NumPy in the same dtype and in float64."""
+    layer = build(cell, backend, dtype, **options)
+    others = [build(cell, "numpy", other, **options) for other in (dtype, "float64")]
+    for other in others:
+        other.load_state_dict(layer.state_dict())
+    return layer, *others
+
+
+def compare(cell, backend, dtype, T, B, ragged=False, given_state=True, **options):
+    """``(worst, detail)`` of one layer against the reference."""
+    layer, plain, exact = twins(cell, backend, dtype, **options)
+    batch = Batch(exact, T, B, ragged, given_state, seed=T + 31 * B)
+    got, plain_got, expected = batch.run(layer), batch.run(plain), batch.run(exact)
+    hidden = layer.num_layers > 1 and layer.dtype.itemsize == 2  # units that may have done so unseen
+    if cell == "rnn relu" and (hidden or ((got["output"] > 0) != (expected["output"] > 0)).any()):
+        expected = {"output": expected["output"]}  # rounding carried a unit over relu's kink: another derivative there
+    terms = T * (B + 2 * plain._sizes(0)[1] + 4) * layer.num_layers
+    counted = terms if dtype == "float64" or layer.ops.name == "numpy" else None
+    return _worst(got, plain_got, expected, dtype, counted)
+
+
+def _worst(got, plain, expected, dtype, terms):
+    """The largest error as a share of what is allowed, and where. terms: roundings to allow where ``plain`` says
+    nothing, else None."""
+    worst, detail = 0.0, ""
+    for name, value in expected.items():
+        size = np.abs(value).max(initial=1)
+        if terms is None:
+            allowed = 2 * np.abs(plain[name] - value).max(initial=0) + 2 * EPS[dtype] * size
+        else:
+            allowed = terms * EPS[dtype] * size
+        error = np.abs(got[name] - value).max(initial=0)
+        share = error / allowed
+        if not share <= worst:
+            worst, detail = float(share), f"{name}: off by {error:.3g}, allowed {allowed:.3g}"
+    return worst, detail
+
+
+def check_gradient(cell, backend, ragged, given_state=True, **options):
+    """``(worst, detail)`` of the derivative along a random direction, float64."""
+    layer = build(cell, backend, "float64", **options)
+    plain = build(cell, "numpy", "float64", **options)
+    batch = Batch(plain, 4, 3, ragged, given_state, seed=1)
+    rng = np.random.default_rng(2)
+    results = batch.run(layer)
+    start, to_numpy = layer.flat_params.copy(), layer.ops.to_numpy
+    along = rng.normal(size=start.shape)
+    slope = float(to_numpy(layer.flat_grads) @ along)
+    x, state = batch.x, batch.state
+    dx = rng.normal(size=x.shape)
+    slope += float((results["dx"] * dx).sum())
+    moves = None
+    if state is not None:
+
+        def draw(part):
+            return tuple(map(draw, part)) if isinstance(part, tuple) else rng.normal(size=part.shape)
+
+        moves = draw(state)
+        slope += sum(float((results[f"dstate {k}"] * move).sum()) for k, move in enumerate(leaves(moves)))
+
+    def shifted(part, move, h):
+        if isinstance(part, tuple):
+            return tuple(shifted(p, m, h) for p, m in zip(part, move, strict=True))
+        return part + h * move
+
+    def loss(h):
+        layer.flat_params[...] = start + h * layer.xp.asarray(along)
+        batch.x = x + h * dx
+        batch.state = None if state is None else shifted(state, moves, h)
+        got = batch.run(layer)
+        total = (got["output"] * batch.doutput).sum()
+        return total + sum((got[f"state {k}"] * d).sum() for k, d in enumerate(leaves(batch.dstate)))
+
+    h = 1e-6
+    numeric = (loss(h) - loss(-h)) / (2 * h)
+    error = abs(numeric - slope) / max(abs(numeric), abs(slope), 1)
+    return error / 1e-6, f"derivative {slope:.8g}, by differences {numeric:.8g}"
+
+
+def check_repeat(cell, backend, dtype, **options):
+    """``(worst, detail)``: 0 where two runs give equal bits, else infinity."""
+    layer = build(cell, backend, dtype, **options)
+    batch = Batch(build(cell, "numpy", "float64", **options), 5, 3, ragged=True)
+    first, second = batch.run(layer), batch.run(layer)
+    return _equal_bits(first, second)
+
+
+def _equal_bits(first, second):
+    different = [name for name, value in first.items() if not np.array_equal(value, second[name], equal_nan=True)]
+    return (float("inf"), f"two runs differ in {', '.join(different)}") if different else (0.0, "")
+
+
+def check_ragged(cell, backend, dtype, **options):
+    """``(worst, detail)``: a ragged batch against each of its sequences alone, with NaN in the padding."""
+    layer = build(cell, backend, dtype, **options)
+    batch = Batch(build(cell, "numpy", "float64", **options), 5, 3, ragged=False)
+    lengths = batch.lengths = np.array([3, 0, 5])
+    x, axis = batch.x, 0 if layer.batch_first else 1
+    for b, length in enumerate(lengths):
+        np.moveaxis(x, axis, 0)[b, length:] = np.nan
+    layer.eval()
+    whole = batch.run(layer)
+    worst, detail = 0.0, ""
+    terms = 5 * (2 * layer._sizes(0)[1] + 8) * layer.num_layers
+    for b, length in enumerate(lengths):
+
+        def one(array, b=b, length=length):
+            array = np.moveaxis(array, axis, 0)[b : b + 1, :length]
+            return np.moveaxis(array, 0, axis)
+
+        alone = Batch.__new__(Batch)
+        alone.two, alone.lengths = batch.two, None
+        alone.x, alone.doutput = one(x), one(batch.doutput)
+        alone.state, alone.dstate = _sequence(batch.state, b), _sequence(batch.dstate, b)
+        got = alone.run(layer)
+        for name, value in got.items():
+            if name.startswith("d "):
+                continue  # parameters' gradients are sums over the batch
+            mine = one(whole[name]) if name in ("output", "dx") else whole[name][:, b : b + 1]
+            allowed = terms * EPS[dtype] * np.abs(value).max(initial=1)
+            share = np.abs(mine - value).max(initial=0) / allowed
+            if not share <= worst:
+                worst, detail = float(share), f"{name} of the sequence of length {length}"
+        for name in ("output", "dx"):
+            past = np.moveaxis(whole[name], axis, 0)[b, length:]
+            if past.any():  # NaN too
+                worst, detail = float("inf"), f"{name} past the end of the sequence of length {length} is not zero"
+    broken = [name for name, value in whole.items() if not np.isfinite(value).all()]
+    return (float("inf"), f"padding reached {', '.join(broken)}") if broken else (worst, detail)
+
+
+def _sequence(state, b):
+    return tuple(_sequence(part, b) for part in state) if isinstance(state, tuple) else state[:, b : b + 1]
+
+
+# ---- everything else: name -> function(backend, dtype) -> name -> array
+
+
+def _layer(make, ids=False):
+    def run(backend, dtype):
+        layer = make({"backend": backend, "dtype": dtype, "seed": 3})
+        rng = np.random.default_rng(2)
+        x = rng.integers(0, 9, (7, 4)) if ids else rng.normal(size=(7, 4, 6)).astype(layer.dtype)
+        y, backward = layer.forward(layer.xp.asarray(x))
+        dx = backward(layer.xp.asarray(rng.normal(size=y.shape).astype(layer.dtype)))
+        return {"y": y, "gradients": layer.flat_grads} | ({} if dx is None else {"dx": dx})
+
+    return run
+
+
+def _loss(**options):
+    def run(backend, dtype):
+        ops, rng = get_backend(backend), np.random.default_rng(4)
+        logits = ops.xp.asarray((3 * rng.normal(size=(7, 4, 33))).astype(check_dtype(dtype)))
+        targets = ops.xp.asarray(rng.integers(0, 33, (7, 4)))
+        loss, backward = cross_entropy(logits, targets, lengths=[7, 0, 3, 5], **options)
+        return {"loss": loss, "dlogits": backward()}
+
+    return run
+
+
+def _optimiser(make):
+    def run(backend, dtype):
+        model = Linear(5, 7, backend=backend, dtype=dtype, seed=1)
+        optimiser, rng = make(model), np.random.default_rng(3)
+        for _ in range(3):
+            model.flat_grads[...] = model.xp.asarray(rng.normal(size=model.flat_grads.shape).astype(model.wide))
+            norm = clip_grad_norm(model, 2.0)
+            optimiser.step()
+        return {"parameters": model.flat_params, "gradients": model.flat_grads, "norm": norm}
+
+    return run
+
+
+OTHER_CASES = {
+    "Linear": _layer(lambda o: Linear(6, 5, **o)),
+    "Embedding": _layer(lambda o: Embedding(9, 6, padding_idx=2, **o), ids=True),
+    "Dropout": _layer(lambda o: Dropout(0.4, **o)),
+    "LayerNorm": _layer(lambda o: LayerNorm(6, **o)),
+    "BatchNorm": _layer(lambda o: BatchNorm(6, **o)),
+    "cross_entropy": _loss(),
+    "cross_entropy, smoothed": _loss(label_smoothing=0.1, reduction="sum"),
+    "SGD": _optimiser(lambda m: SGD(m, 0.1, momentum=0.9, nesterov=True)),
+    "RMSprop": _optimiser(lambda m: RMSprop(m, 0.01, centered=True, momentum=0.5)),
+    "Adam": _optimiser(lambda m: Adam(m, 0.01, amsgrad=True)),
+    "AdamW": _optimiser(lambda m: AdamW(m, 0.01)),
+}
+
+
+def _on_host(results, ops):
+    return {name: ops.to_numpy(value).astype(np.float64) for name, value in results.items()}
+
+
+def _check_other(name, backend, dtype):
+    ops, plain = get_backend(backend), get_backend("numpy")
+    run = OTHER_CASES[name]
+    first, second = (_on_host(run(backend, dtype), ops) for _ in range(2))
+    expected = _on_host(run("numpy", "float64"), plain)
+    counted = 8 * 28 if dtype == "float64" or ops.name == "numpy" else None  # at most 28 terms of a few operations
+    return _worst(first, _on_host(run("numpy", dtype), plain), expected, dtype, counted), _equal_bits(first, second)
+
+
+# ---- the whole
+
+
+def run_checks(backends=None, cells=None, dtypes=None, quick=False, progress=None):
+    """Run the checks; returns a list of ``Result``, the worst of each backend, cell, dtype and check.
+
+    backends: names or ``Ops`` objects, by default all that work here. cells: of ``CELLS`` and ``OTHERS``, by default
+    all. dtypes: of ``DTYPES``. quick: two options instead of eight. progress: wraps the list of jobs, as ``tqdm`` does.
+    Raises BackendError for a backend that does not work here, ValueError for an unknown cell or dtype.
+    """
+    if not backends:
+        backends = [name for name, problem in available_backends().items() if problem is None]
+    backends = [get_backend(backend) for backend in backends]
+    cells, dtypes = cells or (*CELLS, OTHERS), dtypes or DTYPES
+    for cell in cells:
+        check_choice("cell", cell, (*CELLS, OTHERS))
+    for dtype in dtypes:
+        check_dtype(dtype)
+    options = [(name, OPTIONS[name]) for name in (QUICK if quick else OPTIONS)]
+    jobs = list(itertools.product(backends, cells, dtypes))
+    results = []
+    for backend, cell, dtype in progress(jobs) if progress else jobs:
+        found = {}
+        for check, option, (worst, detail) in _checks(backend, cell, dtype, options):
+            if check not in found or not worst <= found[check].worst:
+                found[check] = Result(backend.name, cell, dtype, check, worst, f"{option}: {detail}")
+        results += found.values()
+    return results
+
+
+def _checks(backend, cell, dtype, options):
+    """Every check of one backend, cell and dtype: (check, option, (worst, detail)); an error counts as wrong."""
+    if cell == OTHERS:
+        for name in OTHER_CASES:
+            reference, repeat = _caught(lambda name=name: _check_other(name, backend, dtype), 2)
+            yield "reference", name, reference
+            yield "repeat", name, repeat
+        return
+    for name, option in options:
+        given = name != "learned state"
+        for ragged in (False, True):
+            full = f"{name}, ragged" if ragged else name
+            if dtype == "float64":
+                yield (
+                    "gradient",
+                    full,
+                    _caught(lambda r=ragged, o=option, g=given: check_gradient(cell, backend, r, g, **o)),
+                )
+            if dtype != "float64" or backend.name != "numpy":
+                yield (
+                    "reference", full,
+                    _caught(lambda r=ragged, o=option, g=given: compare(cell, backend, dtype, 5, 3, r, g, **o)),
+                )  # fmt: skip
+        yield "repeat", name, _caught(lambda o=option: check_repeat(cell, backend, dtype, **o))
+        yield "ragged", name, _caught(lambda o=option: check_ragged(cell, backend, dtype, **o))
+
+
+def _caught(check, parts=1):
+    """The check's result; an error of the library becomes a wrong one."""
+    try:
+        return check()
+    except Exception as error:  # whatever a broken installation raises must show in the table, with the other results
+        wrong = float("inf"), f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return wrong if parts == 1 else (wrong,) * parts

@@ -1,0 +1,92 @@
+"""gpurnn check: passes where all is right, sees what is not, and says so in its exit code."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from cuda_on_cpu import emulator
+from test_cuda_layers import cuda_ops
+
+import gpurnn
+from gpurnn import cells
+from gpurnn.check import CELLS, OTHERS, run_checks
+from gpurnn.cli import main
+
+
+def run(*args):
+    return CliRunner().invoke(main, ["check", *args])
+
+
+def test_numpy_is_right():
+    results = run_checks(["numpy"])
+    assert {(r.cell, r.dtype) for r in results} == {(c, d) for c in (*CELLS, OTHERS) for d in gpurnn.module.DTYPES}
+    assert [r for r in results if not r.right] == []
+    assert all(r.worst > 0 for r in results if r.check == "gradient")
+
+
+@pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
+def test_the_cuda_backend_is_right_on_the_emulated_device(monkeypatch):
+    ops = cuda_ops()
+    monkeypatch.setattr(
+        gpurnn.losses,
+        "array_ops",
+        lambda *arrays: ops if isinstance(arrays[0], ops.xp.ndarray) else gpurnn.get_backend("numpy"),
+    )
+    results = run_checks([ops])
+    assert [r for r in results if not r.right] == []
+    assert len(results) == 4 * 3 * len(CELLS) + len(CELLS) + 8  # gradient in float64 only
+
+
+def test_a_wrong_derivative_is_named(monkeypatch):
+    backward = cells.GRUCell.backward
+
+    def wrong(self, xp, w, z, h, c, h_new, c_new, dh, dc, d, tmp, see):
+        backward(self, xp, w, z, h, c, h_new, c_new, dh, dc, d, tmp, see)
+        d *= 1.01
+
+    monkeypatch.setattr(cells.GRUCell, "backward", wrong)
+    results = run_checks(["numpy"], ["gru", "lstm"], ["float64"], quick=True)
+    assert {r.cell for r in results if not r.right} == {"gru"}
+    done = run("--quick", "--backend", "cpu", "--cell", "gru", "--dtype", "float64")
+    assert done.exit_code == 1
+    assert "WRONG numpy, gru, float64, gradient: two layers" in done.output
+
+
+def test_padding_that_leaks_is_seen(monkeypatch):
+    monkeypatch.setattr(gpurnn.ops.Ops, "zero_past_end", lambda self, steps, lengths: steps)
+    results = run_checks(["numpy"], ["lstm"], ["float32"], quick=True)
+    assert [r.check for r in results if not r.right] == ["ragged"]
+
+
+def test_an_error_counts_as_wrong(monkeypatch):
+    monkeypatch.setattr(gpurnn.ops.Ops, "sum_steps", lambda self, d: 1 / 0)
+    results = run_checks(["numpy"], ["lstm"], ["float32"], quick=True)
+    assert all("ZeroDivisionError" in r.detail and not r.right for r in results)
+
+
+def test_the_table_fits_and_is_right():
+    done = run("--quick", "--backend", "numpy", "--cell", "lstm", "--cell", "other layers", "--dtype", "float32")
+    assert done.exit_code == 0, done.output
+    assert "5 of 5 right" in done.output
+    assert max(map(len, done.output.splitlines())) <= 80
+
+
+def test_json_is_one_document():
+    done = run("--quick", "--backend", "cpu", "--cell", "rnn relu", "--dtype", "float16", "--json")
+    document = json.loads(done.stdout)
+    assert document["right"] is True and {r["check"] for r in document["results"]} == {"reference", "repeat", "ragged"}
+
+
+@pytest.mark.parametrize(
+    "args, code", [(["--cell", "transformer"], 2), (["--backend", "tpu"], 2), (["--dtype", "x"], 2)]
+)
+def test_wrong_arguments(args, code):
+    assert run(*args).exit_code == code
+
+
+@pytest.mark.skipif(gpurnn.backends()["cuda"] is None, reason="there is a GPU here")
+def test_a_missing_backend_is_no_pass():
+    done = run("--quick", "--backend", "cuda")
+    assert done.exit_code == 1 and "backend 'cuda' cannot work here" in done.output
+    done = CliRunner().invoke(main, ["warmup"])
+    assert done.exit_code == 1 and "backend 'cuda' cannot work here" in done.output
