@@ -226,7 +226,7 @@ class _Loop:
         self.lengths = xp.empty(B, np.int32) if ragged else None
         self.biased = not unbiased
         self.hh = self.hr = self.bias_ih = self.bias_hh = None
-        self.doutput = self.dh = None  # made by the first backward
+        self.doutput = self.received = self.dh = None  # made by the first backward
 
     # ---- what a call brings
 
@@ -312,14 +312,14 @@ class _Loop:
         if doutput is None:
             self.doutput = None
         elif self.recorded:  # a recorded loop reads at fixed addresses
-            if self.doutput is None:
-                self.doutput = xp.empty((T, B, D * P), self.dtype)
+            if self.received is None:
+                self.received = xp.empty((T, B, D * P), self.dtype)
+            self.doutput = self.received
             self.doutput[...] = doutput
         else:
             self.doutput = xp.ascontiguousarray(doutput)
         self._run("backward" if doutput is not None else "backward of the state", self._backward_steps)
-        if not self.recorded:
-            self.doutput = None
+        self.doutput = None
         done = []
         for d in range(D):
             dstate = (self.dh[d].astype(self.dtype),)
@@ -359,7 +359,7 @@ class _Loop:
             try:
                 self.graphs[name] = self.ops.device.record(steps)
             except BackendError as error:
-                _log.warning("the time loop cannot be recorded as a CUDA graph, it runs launch by launch: %s", error)
+                _log.warning("time loops run launch by launch: %s", str(error))
                 self.ops.pool.capacity = 0
                 self.recorded = False
                 steps()

@@ -375,7 +375,7 @@ class Sequential(Module):
         name, first = next(iter(named.items()))
         if not isinstance(first, Module):
             raise TypeError(f"{name}: expected a gpurnn layer, got {type(first).__name__}")
-        super().__init__(first.ops.name, first.dtype, first.seed)
+        super().__init__(first.ops, first.dtype, first.seed)
         for name, layer in named.items():
             if isinstance(layer, (RNNCell, LSTMCell, GRUCell)):
                 raise TypeError(f"{name}: {type(layer).__name__} has no sequence form; the whole layer has step() too")

@@ -91,6 +91,8 @@ class Module:
         self.ops = get_backend(backend)
         self.xp = self.ops.xp
         self.dtype = check_dtype(dtype)
+        if self.dtype.name == "bfloat16" and self.xp is not np and int(self.xp.__version__.partition(".")[0]) < 14:
+            raise DtypeError(f"dtype bfloat16 on a GPU needs CuPy 14 or newer, here is {self.xp.__version__}")
         self.wide = wide_dtype(self.dtype)
         self.seed = rng.check_seed(seed)
         self.name = ""

@@ -14,6 +14,7 @@ import gpurnn
 from gpurnn import check
 from gpurnn.check import CELLS, OPTIONS, Batch, build, leaves, twins
 from gpurnn.cuda_ops import CudaOps
+from gpurnn.errors import BackendError
 from gpurnn.module import DTYPES
 
 pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
@@ -78,6 +79,72 @@ def test_a_recorded_loop_is_the_loop(kind):
         for mine, other in zip(leaves(state), leaves(state_again), strict=True):
             np.testing.assert_array_equal(mine.get(), other.get())
     assert any(loop.graphs for _, loop in ops.pool.free.values())
+
+
+def test_a_recorded_loop_takes_any_derivative():
+    """With and without ``doutput`` in turn: each its own recording, at addresses that stay."""
+    layer, _, exact = twins("lstm", cuda_ops(), "float32")
+    once, _, _ = twins("lstm", cuda_ops(graphs=0), "float32")
+    batch = Batch(exact, 4, 3, ragged=True)
+    for call in range(6):
+        results = []
+        for one in (layer, once):
+            one.zero_grad()
+            x, dstate = (one.xp.asarray(a.astype("float32")) for a in (batch.x, batch.dstate[0]))
+            output, _, backward = one.forward(x, lengths=batch.lengths)
+            dx, _ = backward(output if call % 2 else None, (dstate, dstate))
+            results.append((dx.get(), one.flat_grads.get()))
+        for mine, expected in zip(*results, strict=True):
+            np.testing.assert_array_equal(mine, expected)
+
+
+def test_where_nothing_can_be_recorded_launches_go_one_by_one(monkeypatch, caplog):
+    ops = cuda_ops()
+
+    def refuse(function):
+        raise BackendError("no graphs here")
+
+    monkeypatch.setattr(ops.device, "record", refuse)
+    layer, plain, exact = twins("gru", ops, "float64", bidirectional=True)
+    batch = Batch(exact, 4, 3, ragged=True)
+    with caplog.at_level("WARNING", "gpurnn"):
+        for _ in range(4):
+            got, expected = batch.run(layer), batch.run(plain)
+            for name, value in expected.items():
+                np.testing.assert_allclose(got[name], value, rtol=1e-12, atol=1e-12)
+    assert len(caplog.records) == 1 and "no graphs here" in caplog.text
+    assert ops.pool.kept == 0
+
+
+def test_a_model_trains_as_on_numpy(monkeypatch):
+    """Embedding, stack, softmax, clip, Adam, state carried from chunk to chunk (truncated BPTT): the same run."""
+    ops = cuda_ops()
+    monkeypatch.setattr(
+        gpurnn.losses, "array_ops", lambda *a: ops if isinstance(a[0], ops.xp.ndarray) else gpurnn.get_backend("numpy")
+    )
+    text = np.random.default_rng(0).integers(0, 11, (5, 4, 6))  # 5 chunks of T = 4, B = 6
+    runs = []
+    for backend in (ops, "numpy"):
+        options = {"backend": backend, "dtype": "float64"}
+        model = gpurnn.Sequential(
+            gpurnn.Embedding(11, 5, seed=1, **options),
+            gpurnn.LSTM(5, 7, num_layers=2, dropout=0.2, seed=2, **options),
+            gpurnn.Linear(7, 11, seed=3, **options),
+        )
+        adam, state, losses = gpurnn.Adam(model, lr=0.05), None, []
+        for chunk in [*text, *text]:
+            ids = model.xp.asarray(chunk)
+            model.zero_grad()
+            logits, state, backward = model.forward(ids, state)
+            loss, dloss = gpurnn.cross_entropy(logits, ids, lengths=[4, 4, 0, 3, 1, 4])
+            backward(dloss())
+            gpurnn.clip_grad_norm(model, 0.5)
+            adam.step()
+            losses.append(float(loss))
+        runs.append((losses, model.ops.to_numpy(model.flat_params)))
+    assert runs[1][0][-1] < runs[1][0][0]
+    np.testing.assert_allclose(runs[0][0], runs[1][0], rtol=1e-9)
+    np.testing.assert_allclose(runs[0][1], runs[1][1], rtol=0, atol=1e-9)
 
 
 def test_calls_that_overlap_get_a_loop_each():

@@ -182,7 +182,7 @@ def _view(key):
 class Xp:
     """An object that acts as the module ``cupy`` over an emulator's memory."""
 
-    ndarray = Array
+    ndarray, __version__ = Array, "14.0.0"
     float32, float64, int32, int64, bool_ = np.float32, np.float64, np.int32, np.int64, np.bool_
 
     def __init__(self, emulator):
