@@ -133,34 +133,52 @@ class Kernels:
         key = (file, kernel, types)
         if key not in self._ready:
             expression = f"{kernel}<{', '.join(types)}>" if types else kernel
-            self._ready[key] = (self.device.load(file, expression), signature(file, kernel, types))
-        run, arguments = self._ready[key]
-        if len(args) != len(arguments):
-            raise TypeError(f"{kernel}: expected {len(arguments)} arguments, got {len(args)}")
+            converters = [self._converter(kernel, argument) for argument in signature(file, kernel, types)]
+            self._ready[key] = (self.device.load(file, expression), converters)
+        run, converters = self._ready[key]
+        if len(args) != len(converters):
+            raise TypeError(f"{kernel}: expected {len(converters)} arguments, got {len(args)}")
         if 0 in grid:
             return
         if any(size > 65535 for size in grid[1:]):
             raise ValueError(f"{kernel}: the grid {grid} has more than 65535 blocks along y or z")
-        given = tuple(
-            self._pointer(kernel, a, value) if a.pointer else _scalar(kernel, a, value)
-            for a, value in zip(arguments, args, strict=True)
-        )
+        given = tuple(convert(value) for convert, value in zip(converters, args, strict=True))
         run(grid, block, given, shared_mem=shared)
 
-    def _pointer(self, kernel, argument, value):
-        if value is None:
-            if not argument.optional:
-                raise TypeError(f"{kernel}: {argument.name} may not be None")
-            return np.uint64(0)
-        strided = isinstance(value, Rows)
-        array = value.array if strided else value
-        if not isinstance(array, self.device.xp.ndarray):
-            raise TypeError(f"{kernel}: {argument.name} should be an array on the device, got {type(array).__name__}")
-        if array.dtype.name != argument.dtype:
-            raise DtypeError(f"{kernel}: {argument.name} should be {argument.dtype}, got {array.dtype}")
-        if not strided and not array.flags.c_contiguous:
-            raise ShapeError(f"{kernel}: {argument.name} should be C-contiguous, got strides {array.strides}")
-        return array
+    def _converter(self, kernel, argument):
+        """The function that checks and casts one argument; made once, as launches are many."""
+        name, dtype = argument.name, argument.dtype
+        if not argument.pointer:
+            cast = np.dtype(dtype).type
+            if cast(0).dtype.kind not in "iu":
+                return cast
+            low, high = np.iinfo(cast).min, np.iinfo(cast).max
+
+            def scalar(value):
+                if not low <= value <= high:
+                    raise OverflowError(f"{kernel}: {name} = {value} does not fit into {dtype}")
+                return cast(value)
+
+            return scalar
+        wanted = None if dtype == "bfloat16" else np.dtype(dtype)
+        ndarray, null, optional = self.device.xp.ndarray, np.uint64(0), argument.optional
+
+        def pointer(value):
+            if value is None:
+                if not optional:
+                    raise TypeError(f"{kernel}: {name} may not be None")
+                return null
+            strided = isinstance(value, Rows)
+            array = value.array if strided else value
+            if not isinstance(array, ndarray):
+                raise TypeError(f"{kernel}: {name} should be an array on the device, got {type(array).__name__}")
+            if array.dtype != wanted and array.dtype.name != dtype:  # a name is dear to ask for
+                raise DtypeError(f"{kernel}: {name} should be {dtype}, got {array.dtype}")
+            if not strided and not array.flags.c_contiguous:
+                raise ShapeError(f"{kernel}: {name} should be C-contiguous, got strides {array.strides}")
+            return array
+
+        return pointer
 
 
 @dataclass(frozen=True)
@@ -168,15 +186,6 @@ class Rows:
     """A strided array for a kernel that is told the stride."""
 
     array: object
-
-
-def _scalar(kernel, argument, value):
-    dtype = np.dtype(argument.dtype)
-    if dtype.kind in "iu":
-        limits = np.iinfo(dtype)
-        if not limits.min <= value <= limits.max:
-            raise OverflowError(f"{kernel}: {argument.name} = {value} does not fit into {argument.dtype}")
-    return dtype.type(value)
 
 
 # ---- matrix products

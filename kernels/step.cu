@@ -19,15 +19,20 @@
 #include "cells/lstm.cuh"
 #include "cells/gru.cuh"
 
-// Which step and which slots a direction is at.
-struct Step {
-    int t;
+// Where a thread is: unit j (of n) of sequence b in direction d, the step of that direction, the slots it reads and writes.
+struct Place {
+    int j, b, d, t;
+    bool inside;
     size_t old_slot, new_slot;
 
-    DEVICE Step(int T_, int s, int reverse, int direction) {
-        const bool back = reverse >> direction & 1;
+    DEVICE Place(int T_, int B, int n, int s, int reverse) {
+        j = blockIdx.x * blockDim.x + threadIdx.x;
+        b = blockIdx.y * blockDim.y + threadIdx.y;
+        d = blockIdx.z;
+        inside = j < n && b < B;
+        const bool back = reverse >> d & 1;
         t = back ? T_ - 1 - s : s;
-        const size_t first = (size_t)direction * (T_ + 1);
+        const size_t first = (size_t)d * (T_ + 1);
         old_slot = first + (back ? t + 1 : t);
         new_slot = first + (back ? t : t + 1);
     }
@@ -56,11 +61,9 @@ __global__ void step_forward(
 {
     typedef typename Compute<T>::real real;
     typedef CellOf<real> Cell;
-    const int j = blockIdx.x * blockDim.x + threadIdx.x;  // unit
-    const int b = blockIdx.y * blockDim.y + threadIdx.y;  // sequence
-    const int d = blockIdx.z;                             // direction
-    if (j >= H || b >= B) return;
-    const Step at(T_, s, reverse, d);
+    const Place at(T_, B, H, s, reverse);
+    const int j = at.j, b = at.b, d = at.d;
+    if (!at.inside) return;
     const size_t n = (size_t)b * H + j, slot = (size_t)B * H;
     const size_t old_h = at.old_slot * slot + n, new_h = at.new_slot * slot + n;
     const size_t old_c = keep ? old_h : (d * 2 + s % 2) * slot + n;
@@ -118,11 +121,9 @@ __global__ void step_reset(
 {
     typedef typename Compute<T>::real real;
     typedef CellOf<real> Cell;
-    const int j = blockIdx.x * blockDim.x + threadIdx.x;
-    const int b = blockIdx.y * blockDim.y + threadIdx.y;
-    const int d = blockIdx.z;
-    if (j >= H || b >= B) return;
-    const Step at(T_, s, reverse, d);
+    const Place at(T_, B, H, s, reverse);
+    const int j = at.j, b = at.b, d = at.d;
+    if (!at.inside) return;
     T* row = gates + (((size_t)d * T_ + at.t) * B + b) * W * H + j;
     if (lengths && at.t >= lengths[b]) {
         row[(size_t)Cell::gates * H] = T(real(0));
@@ -156,11 +157,9 @@ __global__ void step_project(
     T* __restrict__ output)           // [T, B, D*P]  out; or null
 {
     typedef typename Compute<T>::real real;
-    const int j = blockIdx.x * blockDim.x + threadIdx.x;
-    const int b = blockIdx.y * blockDim.y + threadIdx.y;
-    const int d = blockIdx.z;
-    if (j >= P || b >= B) return;
-    const Step at(T_, s, reverse, d);
+    const Place at(T_, B, P, s, reverse);
+    const int j = at.j, b = at.b, d = at.d;
+    if (!at.inside) return;
     const size_t new_h = (at.new_slot * B + b) * P + j;
     const bool held = lengths && at.t >= lengths[b];
     if (held) h[new_h] = h[(at.old_slot * B + b) * P + j];
@@ -190,11 +189,9 @@ __global__ void step_backward(
 {
     typedef typename Compute<T>::real real;
     typedef CellOf<real> Cell;
-    const int j = blockIdx.x * blockDim.x + threadIdx.x;
-    const int b = blockIdx.y * blockDim.y + threadIdx.y;
-    const int d = blockIdx.z;
-    if (j >= H || b >= B) return;
-    const Step at(T_, s, reverse, d);
+    const Place at(T_, B, H, s, reverse);
+    const int j = at.j, b = at.b, d = at.d;
+    if (!at.inside) return;
     T* row = gates + (((size_t)d * T_ + at.t) * B + b) * W * H + j;
     real leaves[Cell::leaves];
     if (lengths && at.t >= lengths[b]) {
@@ -231,11 +228,9 @@ __global__ void step_reset_backward(
 {
     typedef typename Compute<T>::real real;
     typedef CellOf<real> Cell;
-    const int j = blockIdx.x * blockDim.x + threadIdx.x;
-    const int b = blockIdx.y * blockDim.y + threadIdx.y;
-    const int d = blockIdx.z;
-    if (j >= H || b >= B) return;
-    const Step at(T_, s, reverse, d);
+    const Place at(T_, B, H, s, reverse);
+    const int j = at.j, b = at.b, d = at.d;
+    if (!at.inside) return;
     T* r = gates + (((size_t)d * T_ + at.t) * B + b) * W * H + j;
     const size_t here = ((size_t)d * B + b) * H + j;
     real d_r;
@@ -258,11 +253,9 @@ __global__ void step_project_backward(
     T* __restrict__ dh_steps)         // [D, T, B, P]  out
 {
     typedef typename Compute<T>::real real;
-    const int j = blockIdx.x * blockDim.x + threadIdx.x;
-    const int b = blockIdx.y * blockDim.y + threadIdx.y;
-    const int d = blockIdx.z;
-    if (j >= P || b >= B) return;
-    const Step at(T_, s, reverse, d);
+    const Place at(T_, B, P, s, reverse);
+    const int j = at.j, b = at.b, d = at.d;
+    if (!at.inside) return;
     const size_t here = ((size_t)d * B + b) * P + j;
     real whole = real(0);
     if (!(lengths && at.t >= lengths[b])) {

@@ -227,7 +227,7 @@ MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
     "derivative past the end": ("gru", "leaves[k] = real(0);", "leaves[k] = real(1);"),
     "slot of the reverse direction": ("gru", "back ? t + 1 : t)", "back ? t : t)"),
     "index of kept gates": ("lstm", "row[(size_t)k * H] = T(kept[k])", "row[(size_t)k * H + 1] = T(kept[k])"),
-    "unit past the end": ("rnn tanh", "// direction\n    if (j >= H", "// direction\n    if (j > H"),
+    "unit past the end": ("rnn tanh", "inside = j < n", "inside = j <= n"),
     "length off by one": ("rnn tanh", ">= lengths[b]) {\n        if (Cell", "> lengths[b]) {\n        if (Cell"),
     "projection forgets the end": ("lstm projected", "if (held) h[new_h]", "if (!held) h[new_h]"),
 }  # fmt: skip
