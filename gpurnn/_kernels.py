@@ -241,6 +241,11 @@ class CupyDevice:
         """Compute capability as one number, 90 for 9.0."""
         return int(self.xp.cuda.Device().compute_capability)
 
+    @property
+    def stream(self):
+        """Address of the current stream, where everything here is launched."""
+        return self.xp.cuda.get_current_stream().ptr
+
     @functools.cached_property
     def _kinds(self):
         """dtype -> what cuBLAS calls it, what it is computed in (never tf32), and the factors for that."""

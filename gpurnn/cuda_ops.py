@@ -73,7 +73,8 @@ class CudaOps(Ops):
         rows, P = weights[0].hh.shape
         H, D = rows // cell.gates, len(weights)
         key = (cell.kernel, T, B, H, P, directions, x.dtype.name, keep, lengths is not None, weights[0].bias_ih is None)
-        loop, lease = self.pool.take(key, lambda: _Loop(self, cell, *key[1:]))
+        # Work on another stream may still be under way on a loop that was given back there.
+        loop, lease = self.pool.take((*key, self.device.stream), lambda: _Loop(self, cell, *key[1:]))
         loop.load(weights, lengths)
         x = self.xp.ascontiguousarray(x)
         for d in range(D):
@@ -416,9 +417,8 @@ class LoopPool:
 
     def take(self, key, make):
         """``(loop, lease)``: a loop for this call. The lease is held by whoever uses the loop's arrays."""
-        for number, (held, loop) in self.free.items():
-            if held == key:
-                del self.free[number]
+        for number, (held, loop) in list(self.free.items()):  # a copy: a lease may end at any moment
+            if held == key and self.free.pop(number, None):
                 return loop, self._lend(key, loop)
         again = key in self.seen
         self.seen[key] = None

@@ -26,9 +26,9 @@ class Plan:
 
     schedule, reason: the time loop that runs and why not a faster one. cache_bytes: what forward keeps for backward,
     per (layer, direction) T*B*K*H + (T+1)*B*(P + H where there is a c) numbers, with K = 1 RNN, 4 GRU and LSTM, 5 LSTM
-    with projection, and one T*B*I for each layer whose input is made here (dropout, two directions). output_bytes: the
-    output. backward_bytes: largest extra memory of backward, which works inside the cache: dx and the scratch of a
-    step.
+    with projection, and one T*B*I for each layer whose input is made here (dropout, two directions, a kernel); c is
+    float32 beside 16-bit numbers. output_bytes: the output. backward_bytes: largest extra memory of backward, which
+    works inside the cache: dx and the scratch of a step.
     """
 
     schedule: str
@@ -222,24 +222,25 @@ class _Recurrent(Module):
     def plan(self, T, B):
         """``Plan`` of a training call with x (T, B, I)."""
         T, B, D = check_size("T", T, 0), check_size("B", B, 0), len(self._directions)
-        cache = made = 0
+        size, wide = self.dtype.itemsize, self.wide.itemsize
+        cache = 0
         for _, layer, _, _ in self._passes():
             _, H, P = self._sizes(layer)
-            cache += T * B * self.cell.kept * H + (T + 1) * B * (P + (H if self.cell.states == 2 else 0))
+            cache += T * B * self.cell.kept * H * size + (T + 1) * B * P * size
+            cache += (T + 1) * B * H * wide if self.cell.states == 2 else 0
         for layer in range(1, self.num_layers):
-            if D == 2 or self.dropout:
-                made += T * B * self._sizes(layer)[0]
+            if D == 2 or self.dropout or self.ops.name == "cuda":  # the kernel writes an output beside the states
+                cache += T * B * self._sizes(layer)[0] * size
         widest = max(self._sizes(layer)[0] for layer in range(self.num_layers))
         H = max(self.hidden_sizes)
         scratch = B * H * (2 * self.cell.kept + 4) + min(T * B * H, 1 << 18)
-        size = self.dtype.itemsize
         schedule, reason = self.ops.schedule(T, B)
         return Plan(
             schedule=schedule,
             reason=reason,
-            cache_bytes=(cache + made) * size,
+            cache_bytes=cache,
             output_bytes=T * B * D * self._sizes(self.num_layers - 1)[2] * size,
-            backward_bytes=(T * B * widest * D + scratch) * size,
+            backward_bytes=T * B * widest * D * size + scratch * wide,
         )
 
     # ---- forward

@@ -173,6 +173,14 @@ def test_the_pool_is_bounded_and_gets_loops_back():
     assert ops.pool.kept == len(ops.pool.free) == 2
 
 
+def test_the_plan_names_the_schedule():
+    plan = build("lstm", cuda_ops(), "float16", num_layers=2).plan(10, 3)
+    assert plan.schedule == "step" and "fused kernel" in plan.reason and "CUDA graph" in plan.reason
+    kept, h, c, made = 2 * 10 * 3 * 4 * 7, 2 * 11 * 3 * 7, 2 * 11 * 3 * 7, 10 * 3 * 7
+    assert plan.cache_bytes == (kept + h + made) * 2 + c * 4
+    assert "launch by launch" in build("gru", cuda_ops(graphs=0), "float32").plan(10, 3).reason
+
+
 def test_an_empty_batch_and_no_steps():
     for T, B in ((0, 2), (3, 0), (0, 0)):
         for kind in CELLS:

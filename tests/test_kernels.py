@@ -292,3 +292,8 @@ def test_the_sources_are_one_text():
     text = _kernels.kernel_source("step.cu")
     assert '\n#include "' not in text
     assert text.count("struct LstmCell") == 1
+
+
+def test_the_stream_is_the_current_one():
+    device = CupyDevice(fake_cupy(get_current_stream=lambda: types.SimpleNamespace(ptr=17)))
+    assert device.stream == 17

@@ -270,6 +270,7 @@ class EmulatedDevice:
         self.emulator, self.edits = emulator, edits
         self.arch = emulator.arch
         self.xp = Xp(emulator)
+        self.stream = 0
         self._loaded = {}
 
     def load(self, file, expression):
