@@ -43,6 +43,24 @@ def test_every_size(kind, dtype):
         compare(kind, ops, dtype, T, B, ragged=k % 2 == 1, H=H, **options)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", CELLS)
+def test_every_option_in_every_size(kind, dtype):
+    ops = cuda_ops(checked=False)
+    sizes = itertools.product(OPTIONS, (1, 2, 17), (1, 3, 8), (1, 7, 32, 65))
+    for k, (option, T, B, H) in enumerate(sizes):
+        options = {"H": H} | OPTIONS[option]
+        if "hidden_size" in options:
+            options["hidden_size"] = [H, max(1, H - 2)]
+        smallest = min(options.get("hidden_size", [H]))
+        if kind == "lstm projected":
+            if smallest == 1:
+                continue
+            options["proj_size"] = smallest // 2
+        compare(kind, ops, dtype, T, B, k % 2 == 1, option != "learned state", **options)
+
+
 @pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("kind", CELLS)
