@@ -28,7 +28,19 @@ except importlib.metadata.PackageNotFoundError:
 
 
 class _Commands(click.Group):
-    """Turns the errors that a user can cause into one line and an exit code."""
+    """Turns the errors that a user can cause into one line and an exit code; loads ``bench`` when it is asked for."""
+
+    def list_commands(self, ctx):
+        return sorted([*super().list_commands(ctx), "bench"])
+
+    def get_command(self, ctx, name):
+        if name != "bench":
+            return super().get_command(ctx, name)
+        try:
+            from .bench.cli import main as bench
+        except ModuleNotFoundError:  # a checkout that is not installed
+            from bench.cli import main as bench
+        return bench
 
     def invoke(self, ctx):
         from .backend import BackendError

@@ -1,0 +1,160 @@
+"""What is measured: cases, the suites that list them, and what each costs at least."""
+
+from dataclasses import asdict, dataclass, replace
+
+CELLS = {"rnn": 1, "gru": 3, "lstm": 4}  # name -> gates
+PASSES = ("inference", "forward", "train")
+ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer or stack on x (T, B, I).
+
+    what: "inference", "forward" (keeping what backward needs) or "train" (forward, and backward to every gradient, dx
+    included). precision: "float32" or "tf32", for float32 on a GPU. The input GEMM is always part of the work.
+    """
+
+    cell: str
+    T: int
+    B: int
+    H: int
+    I: int
+    L: int = 1
+    bidirectional: bool = False
+    dtype: str = "float32"
+    precision: str = "float32"
+    what: str = "inference"
+
+    @property
+    def name(self):
+        """One line, the same in every run: what ``compare`` pairs cases by."""
+        extra = (
+            f" L{self.L}" * (self.L > 1) + " bidirectional" * self.bidirectional + " tf32" * (self.precision == "tf32")
+        )
+        return f"{self.cell} T{self.T} B{self.B} I{self.I} H{self.H}{extra} {self.dtype} {self.what}"
+
+    @property
+    def steps(self):
+        """Timesteps that depend on one another, over all layers; backward walks them again."""
+        return self.T * self.L * (2 if self.what == "train" else 1)
+
+    def _layers(self):
+        """(inputs, directions) of each layer."""
+        D = 2 if self.bidirectional else 1
+        return [(self.I if layer == 0 else D * self.H, D) for layer in range(self.L)]
+
+    @property
+    def flops(self):
+        """Of the matrix products: 2 for each weight, step and sequence; three times that with backward (by x and h, and
+        by the weights)."""
+        G = CELLS[self.cell]
+        forward = sum(2 * self.T * self.B * D * G * self.H * (inputs + self.H) for inputs, D in self._layers())
+        return forward * (3 if self.what == "train" else 1)
+
+    @property
+    def bytes(self):
+        """That must move if every array is read or written once and what stays on the chip costs nothing: x, output,
+        weights; with backward dx, doutput, the weights' gradients, and what forward keeps, written and read."""
+        G, size = CELLS[self.cell], ITEMSIZE[self.dtype]
+        total = 0
+        for inputs, D in self._layers():
+            weights = D * G * self.H * (inputs + self.H)
+            arrays = self.T * self.B * (inputs + D * self.H)
+            kept = self.T * self.B * D * self.H * (G + 1)
+            times = {"inference": (1, 1, 0), "forward": (1, 1, 1), "train": (3, 2, 2)}[self.what]
+            total += sum(n * count for n, count in zip(times, (weights, arrays, kept), strict=True))
+        return total * size
+
+    def as_dict(self):
+        return asdict(self)
+
+
+def _house():
+    sizes = (128, 129, 192, 256, 512, 768, 1024, 1536, 2048)
+    return [
+        Case(cell, 512, B, H, H, dtype=dtype, precision=precision, what=what)
+        for cell in CELLS
+        for H in sizes
+        for B in (1, 7, 8, 16, 64, 128)
+        for dtype, precision in (
+            ("float32", "float32"), ("float32", "tf32"), ("float16", "float32"), ("bfloat16", "float32")
+        )
+        for what in PASSES
+    ]  # fmt: skip
+
+
+def _quick():
+    return [
+        Case(cell, 32, B, H, H, what=what)
+        for cell in CELLS
+        for B, H in ((1, 64), (16, 128), (32, 256))
+        for what in ("inference", "train")
+    ]
+
+
+# DeepBench's problems (baidu-research/DeepBench, rnn_problems.h): (H, batches, timesteps)
+_DEEPBENCH_TRAIN = {
+    "rnn": [(H, (16, 32, 64, 128), (50,)) for H in (1760, 2048, 2560)],
+    "lstm": [(H, (16, 32, 64, 128), (25,)) for H in (512, 1024, 2048, 4096)]
+    + [(1536, (8, 16, 32), (50,)), (256, (16, 32, 64), (150,))],
+    "gru": [(H, (32,), (1500, 750, 375, 187)) for H in (2816, 2048, 1536, 2560)]
+    + [(512, (32,), (1,)), (1024, (32, 64), (1500,))],
+}
+_DEEPBENCH_INFERENCE = {
+    "lstm": [(H, (1, 2, 4), (25,)) for H in (512, 1024, 2048)] + [(1536, (1, 2, 4), (50,)), (256, (1, 2, 4), (150,))],
+    "gru": [(H, (1, 2, 4), (1500, 750, 375, 187)) for H in (2816, 2048, 1536, 2560)]
+    + [(512, (1, 2, 4), (1,)), (1024, (1, 2, 4), (1500,))],
+}
+
+
+def _deepbench():
+    cases = []
+    for problems, what in ((_DEEPBENCH_INFERENCE, "inference"), (_DEEPBENCH_TRAIN, "train")):
+        for cell, sizes in problems.items():
+            cases += [Case(cell, T, B, H, H, what=what) for H, batches, steps in sizes for B in batches for T in steps]
+    return cases
+
+
+def _flashrnn():
+    """FlashRNN's grid (arXiv 2412.07752): T 1024, H 768, and its sweeps of B and T."""
+    sizes = [(B, 1024) for B in (2, 4, 8, 16, 32, 64, 128, 256)] + [(16, T) for T in (256, 512, 2048)]
+    return [
+        Case(cell, T, B, 768, 768, dtype=dtype, what=what)
+        for cell in CELLS
+        for B, T in sizes
+        for dtype in ("float16", "bfloat16")
+        for what in ("forward", "train")
+    ]
+
+
+def _kernelbench():
+    """KernelBench level 3, problems 33 to 42: six layers, forward."""
+    return [
+        Case(cell, 512, 10, 256, 128, L=6, bidirectional=both, what="inference")
+        for cell in ("lstm", "gru")
+        for both in (False, True)
+    ]
+
+
+SUITES = {
+    "quick": (_quick, "small sizes, under a minute on 2 cores"),
+    "house": (_house, "cells x H x B x dtype x pass at T 512, with cuDNN's cliffs (H 129, B 7)"),
+    "deepbench": (_deepbench, "Baidu's training and inference lists"),
+    "flashrnn": (_flashrnn, "FlashRNN's grid: H 768, T and B swept, 16-bit"),
+    "kernelbench": (_kernelbench, "KernelBench level 3: six layers, B 10, T 512"),
+}
+
+
+def select(suite, **axes):
+    """The cases of a suite, each axis replaced by the given values (repeated ones multiply), in order, without doubles.
+
+    axes: field of ``Case`` -> tuple of values, empty to leave the suite's own.
+    """
+    cases = SUITES[suite][0]()
+    for axis, values in axes.items():
+        if values:
+            cases = [replace(case, **{axis: value}) for case in cases for value in values]
+            if axis == "H":  # suites have I = H
+                cases = [replace(case, I=case.H) for case in cases]
+    return list(dict.fromkeys(cases))

@@ -1,0 +1,139 @@
+"""``gpurnn bench``: list, run, compare, plot, report."""
+
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from .cases import CELLS, ITEMSIZE, PASSES, SUITES, select
+from .rivals import HIDDEN, RIVALS, missing
+
+_file = click.argument("file", type=click.Path(exists=True, dir_okay=False))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 80})
+def main():
+    """Time gpurnn's backends and their rivals side by side."""
+
+
+@main.command("list")
+def list_():
+    """Suites, rivals, and what each lacks on this machine."""
+    for name, (cases, text) in SUITES.items():
+        click.echo(f"{name:14}{len(cases()):5} cases  {text}")
+    click.echo()
+    for name, (_, text) in RIVALS.items():
+        click.echo(f"{name:14}{text}: {(missing(name) or 'ready').partition('. ')[0]}")
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  gpurnn bench run                               the quick suite, on the CPU
+  gpurnn bench run --suite house --cell lstm -H 256 -H 1024 --pass train
+  gpurnn bench run --rival gpurnn-cuda --rival torch-cuda --suite flashrnn
+Axes replace the suite's own values; repeated ones multiply."""
+)
+@click.option("--suite", type=click.Choice(list(SUITES)), default="quick")
+@click.option("--rival", "names", multiple=True, type=click.Choice([*RIVALS]), help="[default: all that work here]")
+@click.option("--cell", multiple=True, type=click.Choice(list(CELLS)))
+@click.option("-T", "T", multiple=True, type=click.IntRange(1))
+@click.option("-B", "B", multiple=True, type=click.IntRange(1))
+@click.option("-H", "H", multiple=True, type=click.IntRange(1))
+@click.option("-L", "L", multiple=True, type=click.IntRange(1))
+@click.option("--dtype", multiple=True, type=click.Choice(list(ITEMSIZE)))
+@click.option("--precision", multiple=True, type=click.Choice(["float32", "tf32"]))
+@click.option("--pass", "what", multiple=True, type=click.Choice(PASSES))
+@click.option("--bidirectional", is_flag=True, help="Both directions in every case.")
+@click.option("--threads", type=click.IntRange(1), default=os.cpu_count(), help="Threads of BLAS and torch.")
+@click.option("--rounds", type=click.IntRange(1), default=7, help="Turns of each rival; the median counts.")
+@click.option("--seconds", type=float, default=0.05, help="Least duration of a turn.")
+@click.option("--out", type=click.Path(dir_okay=False), help="JSON file  [default: bench-DATE.json]")
+def run(suite, names, threads, rounds, seconds, out, bidirectional, **axes):
+    """Time the cases of a suite; results are written after each case."""
+    from tqdm import tqdm
+
+    from .report import table
+    from .run import run as run_cases
+
+    cases = select(suite, bidirectional=(True,) if bidirectional else (), **axes)
+    names = names or [name for name in RIVALS if missing(name) is None]
+    out = out or time.strftime("bench-%Y%m%d-%H%M%S.json")
+    document = run_cases(
+        cases, names, threads=threads, rounds=rounds, seconds=seconds, out=out,
+        command=shlex.join(["gpurnn", "bench", *sys.argv[1:]]),
+        progress=lambda cases: tqdm(cases, unit=" cases", leave=False, disable=None),
+    )  # fmt: skip
+    for line in table(document):
+        click.echo(line)
+    click.echo(f"written to {out}")
+    if any(result["status"] in ("wrong", "failed") for row in document["cases"] for result in row["results"].values()):
+        click.get_current_context().exit(1)
+
+
+@main.command()
+@_file
+def show(file):
+    """The table of a results file."""
+    from .report import load, table
+
+    for line in table(load(file)):
+        click.echo(line)
+
+
+@main.command()
+@click.argument("old", type=click.Path(exists=True, dir_okay=False))
+@click.argument("new", type=click.Path(exists=True, dir_okay=False))
+@click.option(
+    "--fail-below", type=float, help="Exit code 1 where a case is significantly below this many times as fast."
+)
+def compare(old, new, fail_below):
+    """How many times as fast NEW is as OLD, case by case, with the 95 % interval."""
+    from .report import compare as compare_documents
+    from .report import load
+
+    rows = compare_documents(load(old), load(new))
+    if not rows:
+        raise click.ClickException("the files have no timed case in common")
+    slow = False
+    for case, rival, middle, low, high, significant in rows:
+        verdict = "" if significant else "  not significant"
+        click.echo(f"{case}  {rival}  {middle:.3f}  [{low:.3f}, {high:.3f}]{verdict}")
+        slow |= fail_below is not None and high < fail_below
+    if slow:
+        click.get_current_context().exit(1)
+
+
+@main.command()
+@_file
+@click.option("--out", type=click.Path(dir_okay=False), help="PNG file  [default: beside FILE]")
+def plot(file, out):
+    """Draw time against size, a panel for each cell and pass."""
+    from .report import load
+    from .report import plot as draw
+
+    out = out or str(Path(file).with_suffix(".png"))
+    draw(load(file), out)
+    click.echo(out)
+
+
+@main.command()
+@_file
+def report(file):
+    """A Markdown table of a results file, for a page or the README."""
+    from .report import load, markdown
+
+    for line in markdown(load(file)):
+        click.echo(line)
+
+
+@main.command(hidden=True)
+@click.argument("rival", type=click.Choice([*RIVALS, *HIDDEN]))
+def worker(rival):
+    """A rival's process."""
+    from .run import work
+
+    work(rival)

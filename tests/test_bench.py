@@ -1,0 +1,198 @@
+"""The benchmark's own tests: its clock, its judgement of rivals, its statistics, its files."""
+
+import copy
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from bench import report
+from bench.cases import CELLS, PASSES, SUITES, Case, select
+from bench.cli import main
+from bench.rivals import RIVALS
+from bench.run import Worker, _run_case, allowed, inputs, reference, write
+from bench.run import run as run_cases
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = Case("gru", 3, 2, 5, 4, what="train")
+
+
+def invoke(*args):
+    return CliRunner().invoke(main, list(map(str, args)))
+
+
+# ---- cases
+
+
+def test_suites_have_no_doubles_and_names_are_unique():
+    for suite, (cases, _) in SUITES.items():
+        names = [case.name for case in cases()]
+        assert len(names) == len(set(names)) > 0, suite
+
+
+def test_axes_replace_and_multiply():
+    cases = select("quick", H=(10, 20), B=(3,), what=("train",), cell=("gru",))
+    assert [(c.H, c.I, c.B, c.what, c.cell) for c in cases] == [
+        (10, 10, 3, "train", "gru"),
+        (20, 20, 3, "train", "gru"),
+    ]
+
+
+def test_flops_are_those_of_the_products():
+    case = Case("lstm", 7, 3, 5, 4, L=2, bidirectional=True)
+    first = 2 * 7 * 3 * (4 * 5) * (4 + 5) * 2  # multiply-add; T, B; rows; columns; directions
+    second = 2 * 7 * 3 * (4 * 5) * (10 + 5) * 2
+    assert case.flops == first + second and case.steps == 14
+    train = Case("lstm", 7, 3, 5, 4, L=2, bidirectional=True, what="train")
+    assert train.flops == 3 * case.flops and train.steps == 28 and train.bytes > case.bytes
+
+
+# ---- rivals
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("what", PASSES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_rivals_agree_with_the_reference(cell, what, dtype):
+    case = Case(cell, 6, 3, 9, 5, L=2, bidirectional=True, dtype=dtype, what=what)
+    expected = reference(case, *inputs(case))
+    assert len(expected) == (1 if what != "train" else 2 + 4 * 2)
+    for name in ("gpurnn-numpy", "torch-cpu"):
+        prepare, _ = RIVALS[name]
+        got = prepare(case, *inputs(case)).results()
+        for key, value in expected.items():
+            assert np.abs(got[key] - value).max() <= allowed(case) * np.abs(value).max(), (name, key)
+
+
+def test_a_wrong_rival_is_refused_and_a_failing_one_reported(tmp_path):
+    out = tmp_path / "run.json"
+    document = run_cases([SMALL], ["gpurnn-numpy", "liar"], threads=1, rounds=1, seconds=0.001, out=out)
+    results = document["cases"][0]["results"]
+    assert results["gpurnn-numpy"]["status"] == "timed"
+    assert results["liar"]["status"] == "wrong" and "off by 0.5" in results["liar"]["reason"]
+    assert "samples" not in results["liar"]
+    assert any("liar: wrong in 1 of 1 cases" in line for line in report.table(document))
+    document = run_cases([Case("gru", 3, 2, 0, 4)], ["gpurnn-numpy"], threads=1, rounds=1)
+    broken = document["cases"][0]["results"]["gpurnn-numpy"]
+    assert broken["status"] == "failed" and "hidden_size should be at least 1" in broken["reason"]
+
+
+def test_a_rival_whose_process_dies_is_reported():
+    worker = Worker("gpurnn-numpy", 1)
+    worker.process.kill()
+    worker.process.wait()
+    results = _run_case(SMALL, {"gpurnn-numpy": worker}, 1, 0.001)
+    assert results["gpurnn-numpy"]["status"] == "failed" and "ended" in results["gpurnn-numpy"]["reason"]
+    worker.close()
+
+
+# ---- the clock
+
+
+def test_a_sleep_is_measured():
+    document = run_cases([SMALL], ["sleeper"], threads=1, rounds=3, seconds=0.1)
+    samples = report.times(document["cases"][0]["results"]["sleeper"]["samples"])
+    assert 0.02 <= min(samples) <= 0.02 * 1.05  # the least disturbed: the machine may be busy
+
+
+# ---- statistics
+
+
+def made(name, middle, noise, seed, count=15):
+    draw = random.Random(seed)
+    samples = [{"host_s": middle * (1 + noise * draw.uniform(-1, 1))} for _ in range(count)]
+    row = {"status": "timed", "samples": samples, "median_s": middle}
+    return {"name": name, "case": SMALL.as_dict(), "floor_s": middle / 2, "steps": 6, "results": {"ours": row}}
+
+
+def document(*rows):
+    return {"format": 1, "cases": list(rows), "environment": {}, "started": "2026-01-01", "rounds": 15, "threads": 1}
+
+
+def test_compare_finds_a_tenth_and_calls_noise_noise(tmp_path):
+    old = document(made("same", 1.0, 0.05, 1), made("faster", 1.0, 0.05, 2), made("gone", 1.0, 0.1, 3))
+    new = document(made("same", 1.0, 0.05, 4), made("faster", 0.9, 0.05, 5), made("slower", 2.0, 0.1, 6))
+    rows = {row[0]: row for row in report.compare(old, new)}
+    assert set(rows) == {"same", "faster"}
+    assert not rows["same"][-1]
+    assert rows["faster"][-1] and rows["faster"][2] == pytest.approx(1 / 0.9, rel=0.05)
+    paths = [tmp_path / name for name in ("old.json", "new.json")]
+    for path, content in zip(paths, (old, new), strict=True):
+        write(path, content)
+    done = invoke("compare", *paths)
+    assert done.exit_code == 0 and "not significant" in done.output
+    assert invoke("compare", *paths, "--fail-below", "0.9").exit_code == 0
+    assert invoke("compare", *paths[::-1], "--fail-below", "0.98").exit_code == 1
+
+
+# ---- files
+
+
+def test_run_show_plot_report(tmp_path):
+    out = tmp_path / "run.json"
+    axes = ("--cell", "rnn", "-T", 3, "-B", 2, "-H", 4, "--rival", "gpurnn-numpy", "--rival", "torch-cpu")
+    done = invoke("run", *axes, "--rounds", 2, "--seconds", 0.001, "--out", out)
+    assert done.exit_code == 0, done.output
+    written = json.loads(out.read_text())
+    assert written["format"] == 1 and written["environment"]["numpy"] == np.__version__
+    assert all(len(r["samples"]) == 2 for row in written["cases"] for r in row["results"].values())
+    assert "torch-cpu" in invoke("show", out).output
+    assert "| rnn T3 B2 I4 H4 float32 train |" in invoke("report", out).output
+    picture = Path(invoke("plot", out).output.strip())
+    assert picture.read_bytes()[:4] == b"\x89PNG" and picture.stat().st_size > 5000
+
+
+def test_what_is_no_results_file_is_refused(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text("{}")
+    assert "expected a benchmark file" in str(invoke("show", path).exception)
+
+
+def test_a_killed_run_leaves_a_valid_file(tmp_path):
+    out = tmp_path / "run.json"
+    command = [
+        sys.executable,
+        "-m",
+        "bench",
+        "run",
+        "--cell",
+        "rnn",
+        "--rival",
+        "gpurnn-numpy",
+        "--rounds",
+        "50",
+        "--out",
+    ]
+    process = subprocess.Popen([*command, str(out)], cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not out.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    found = report.load(out)
+    assert 1 <= len(found["cases"]) < 6
+
+
+def test_the_command_is_part_of_gpurnn():
+    from gpurnn.cli import main as gpurnn
+
+    done = CliRunner().invoke(gpurnn, ["bench", "list"])
+    assert done.exit_code == 0 and "kernelbench" in done.output
+    assert "bench" in CliRunner().invoke(gpurnn, ["--help"]).output
+
+
+def test_documents_are_not_changed_by_reading():
+    one = document(made("same", 1.0, 0.05, 1))
+    before = copy.deepcopy(one)
+    list(report.table(one))
+    assert one == before
