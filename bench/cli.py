@@ -49,8 +49,8 @@ Axes replace the suite's own values; repeated ones multiply."""
 @click.option("--pass", "what", multiple=True, type=click.Choice(PASSES))
 @click.option("--bidirectional", is_flag=True, help="Both directions in every case.")
 @click.option("--threads", type=click.IntRange(1), default=os.cpu_count(), help="Threads of BLAS and torch.")
-@click.option("--rounds", type=click.IntRange(1), default=7, help="Turns of each rival; the median counts.")
-@click.option("--seconds", type=float, default=0.05, help="Least duration of a turn.")
+@click.option("--rounds", type=click.IntRange(1), default=5, help="Turns of each rival; the median counts.")
+@click.option("--seconds", type=float, default=0.2, help="Least duration of a turn; a third more goes before it.")
 @click.option("--out", type=click.Path(dir_okay=False), help="JSON file  [default: bench-DATE.json]")
 def run(suite, names, threads, rounds, seconds, out, bidirectional, **axes):
     """Time the cases of a suite; results are written after each case."""
