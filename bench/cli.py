@@ -1,4 +1,4 @@
-"""``gpurnn bench``: list, run, compare, plot, report."""
+"""``gpurnn bench``: list, run, show, compare, crossover, plot, report."""
 
 import os
 import shlex
@@ -49,8 +49,8 @@ Axes replace the suite's own values; repeated ones multiply."""
 @click.option("--pass", "what", multiple=True, type=click.Choice(PASSES))
 @click.option("--bidirectional", is_flag=True, help="Both directions in every case.")
 @click.option("--threads", type=click.IntRange(1), default=os.cpu_count(), help="Threads of BLAS and torch.")
-@click.option("--rounds", type=click.IntRange(1), default=5, help="Turns of each rival; the median counts.")
-@click.option("--seconds", type=float, default=0.2, help="Least duration of a turn; a third more goes before it.")
+@click.option("--rounds", type=click.IntRange(1), default=4, help="Turns of each rival; the median counts.")
+@click.option("--seconds", type=float, default=0.1, help="Least duration of a turn; a third more goes before it.")
 @click.option("--out", type=click.Path(dir_okay=False), help="JSON file  [default: bench-DATE.json]")
 def run(suite, names, threads, rounds, seconds, out, bidirectional, **axes):
     """Time the cases of a suite; results are written after each case."""
@@ -72,6 +72,33 @@ def run(suite, names, threads, rounds, seconds, out, bidirectional, **axes):
     click.echo(f"written to {out}")
     if any(result["status"] in ("wrong", "failed") for row in document["cases"] for result in row["results"].values()):
         click.get_current_context().exit(1)
+
+
+@main.command()
+@click.option("--fast", type=click.Choice([*RIVALS]), default="gpurnn-cuda")
+@click.option("--slow", type=click.Choice([*RIVALS]), default="gpurnn-numpy")
+@click.option("-H", "H", multiple=True, type=click.IntRange(1), default=(64, 128, 256, 512))
+@click.option("-B", "B", multiple=True, type=click.IntRange(1), default=(1, 4, 16, 64))
+@click.option("--threads", type=click.IntRange(1), default=os.cpu_count(), help="Threads of BLAS and torch.")
+@click.option("--out", type=click.Path(dir_okay=False), help="Also write the results here.")
+def crossover(fast, slow, H, B, threads, out):
+    """From which batch size on the GPU wins on this machine, for each cell, pass and H."""
+    from tqdm import tqdm
+
+    from .report import crossings
+    from .run import run as run_cases
+
+    for name in (fast, slow):
+        if missing(name):
+            raise click.ClickException(f"{name} cannot run here: {missing(name)}")
+    cases = select("quick", H=H, B=B)
+    document = run_cases(
+        cases, (fast, slow), threads=threads, rounds=3, seconds=0.05, out=out, command="crossover",
+        progress=lambda cases: tqdm(cases, unit=" cases", leave=False, disable=None),
+    )  # fmt: skip
+    for (cell, what, size), batch in crossings(document, fast, slow).items():
+        found = "never here" if batch is None else f"from B {batch}"
+        click.echo(f"{cell:5}{what:10} H {size:5}  {fast} is faster than {slow} {found}")
 
 
 @main.command()

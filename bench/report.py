@@ -88,6 +88,24 @@ def compare(old, new):
     return rows
 
 
+def crossings(document, fast, slow):
+    """(cell, pass, H) -> the least B from which on ``fast`` is the faster one in every larger B too, or None."""
+    wins = {}
+    for row in document["cases"]:
+        found, case = timed(row), row["case"]
+        if fast in found and slow in found:
+            key = case["cell"], case["what"], case["H"]
+            wins.setdefault(key, {})[case["B"]] = found[fast]["median_s"] < found[slow]["median_s"]
+    least = {}
+    for key, by_batch in wins.items():
+        least[key] = None
+        for batch in sorted(by_batch, reverse=True):
+            if not by_batch[batch]:
+                break
+            least[key] = batch
+    return least
+
+
 def markdown(document):
     """A table for a README or a page, with the machine and the date above it."""
     machine = document["environment"]

@@ -135,6 +135,28 @@ def test_compare_finds_a_tenth_and_calls_noise_noise(tmp_path):
     assert invoke("compare", *paths[::-1], "--fail-below", "0.98").exit_code == 1
 
 
+def test_crossings():
+    def row(B, a, b):
+        results = {name: {"status": "timed", "median_s": t} for name, t in (("gpu", a), ("cpu", b))}
+        return {"case": {"cell": "gru", "what": "train", "H": 64, "B": B}, "results": results}
+
+    rows = [row(1, 9, 1), row(4, 1, 2), row(16, 3, 2), row(64, 1, 5), row(256, 1, 9)]
+    assert report.crossings({"cases": rows}, "gpu", "cpu") == {("gru", "train", 64): 64}
+    assert report.crossings({"cases": rows[:3]}, "gpu", "cpu") == {("gru", "train", 64): None}
+
+
+def test_crossover_runs():
+    done = invoke("crossover", "--fast", "torch-cpu", "-H", 3, "-B", 1, "-B", 2, "--threads", 1)
+    assert done.exit_code == 0, done.output
+    assert done.output.count("torch-cpu is faster than gpurnn-numpy") == 6
+
+
+@pytest.mark.skipif(missing("gpurnn-cuda") is None, reason="there is a GPU here")
+def test_crossover_without_a_gpu_says_so():
+    done = invoke("crossover")
+    assert done.exit_code == 1 and "gpurnn-cuda cannot run here" in done.output
+
+
 # ---- files
 
 
