@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -67,7 +68,7 @@ def run(suite, names, threads, rounds, seconds, out, bidirectional, **axes):
         command=shlex.join(["gpurnn", "bench", *sys.argv[1:]]),
         progress=lambda cases: tqdm(cases, unit=" cases", leave=False, disable=None),
     )  # fmt: skip
-    for line in table(document):
+    for line in table(document, columns=shutil.get_terminal_size().columns):
         click.echo(line)
     click.echo(f"written to {out}")
     if any(result["status"] in ("wrong", "failed") for row in document["cases"] for result in row["results"].values()):
@@ -107,7 +108,7 @@ def show(file):
     """The table of a results file."""
     from .report import load, table
 
-    for line in table(load(file)):
+    for line in table(load(file), columns=shutil.get_terminal_size().columns):
         click.echo(line)
 
 

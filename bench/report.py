@@ -21,30 +21,31 @@ def timed(row):
     return {name: result for name, result in row["results"].items() if result["status"] == "timed"}
 
 
-def table(document, base=None):
-    """Lines for a terminal: microseconds a run and, against ``base``, how many times as fast."""
+def table(document, base=None, columns=80):
+    """Lines for a terminal ``columns`` wide: microseconds a run, and how many times as fast as ``base`` that is.
+
+    A line for each case where that fits, else one for each rival below its case.
+    """
     names = list(dict.fromkeys(name for row in document["cases"] for name in timed(row)))
     if not names:
         yield "nothing was timed"
     else:
         base = base if base in names else names[0]
-        width = max([4, *(len(row["name"]) for row in document["cases"])])
-        yield f"{'case':{width}}" + "".join(f"{name:>22}" for name in names) + f"{'floor':>10}"
+        width = max(len(row["name"]) for row in document["cases"])
+        flat = width + 18 * len(names) + 8 <= columns
+        if flat:
+            yield f"{'case':{width}}" + "".join(f"{name:>18}" for name in names) + f"{'floor':>8}"
         for row in document["cases"]:
             found = timed(row)
-            line = f"{row['name']:{width}}"
-            for name in names:
-                if name not in found:
-                    line += f"{row['results'].get(name, {'status': '-'})['status']:>22}"
-                    continue
-                text = f"{found[name]['median_s'] * 1e6:,.0f} us"
-                if base in found and name != base:
-                    text += f" ({ratio(found[base]['samples'], found[name]['samples'])[0]:.2f}x)"
-                line += f"{text:>22}"
             best = min((result["median_s"] for result in found.values()), default=None)
             share = "" if best is None else f"{row['floor_s'] / best:.0%}"
-            yield line + f"{share:>10}"
-        yield f"In brackets: times as fast as {base}. floor: the CPU's least time as a share of the best here."
+            cells = {name: _cell(row, name, base) for name in names}
+            if flat:
+                yield f"{row['name']:{width}}" + "".join(f"{cell:>18}" for cell in cells.values()) + f"{share:>8}"
+            else:
+                yield f"{row['name']}  (floor {share})"
+                yield from (f"  {name:16}{cell:>20}" for name, cell in cells.items())
+        yield f"x: times as fast as {base}; floor: the CPU's least time / the best here"
     reasons = {}
     for row in document["cases"]:
         for name, result in row["results"].items():
@@ -52,6 +53,16 @@ def table(document, base=None):
                 reasons.setdefault((name, result["status"], result["reason"]), []).append(row["name"])
     for (name, status, reason), cases in reasons.items():
         yield f"{name}: {status} in {len(cases)} of {len(document['cases'])} cases: {reason}"
+
+
+def _cell(row, name, base):
+    found = timed(row)
+    if name not in found:
+        return row["results"].get(name, {"status": "-"})["status"]
+    text = f"{found[name]['median_s'] * 1e6:,.0f} us"
+    if base in found and name != base:
+        text += f" {ratio(found[base]['samples'], found[name]['samples'])[0]:.2f}x"
+    return text
 
 
 def ratio(a, b):

@@ -215,6 +215,14 @@ def test_the_command_is_part_of_gpurnn():
     assert "bench" in CliRunner().invoke(gpurnn, ["--help"]).output
 
 
+def test_the_table_fits_the_terminal():
+    one = document(made("a case with a rather long name, as they are", 1.0, 0.05, 1))
+    one["cases"][0]["results"] |= {f"rival {k}": one["cases"][0]["results"]["ours"] for k in range(4)}
+    narrow, wide = list(report.table(one)), list(report.table(one, columns=200))
+    assert max(map(len, narrow)) <= 80 and len(narrow) == 1 + 5 + 1
+    assert len(wide) == 3 and wide[1].count("1.00x") == 4
+
+
 def test_documents_are_not_changed_by_reading():
     one = document(made("same", 1.0, 0.05, 1))
     before = copy.deepcopy(one)
