@@ -1,6 +1,8 @@
 """gpurnn check: passes where all is right, sees what is not, and says so in its exit code."""
 
+import importlib.util
 import json
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -75,6 +77,14 @@ def test_json_is_one_document():
     done = run("--quick", "--backend", "cpu", "--cell", "rnn relu", "--dtype", "float16", "--json")
     document = json.loads(done.stdout)
     assert document["right"] is True and {r["check"] for r in document["results"]} == {"reference", "repeat", "ragged"}
+
+
+def test_bfloat16_is_left_out_where_it_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)  # import raises ImportError
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert {r.dtype for r in run_checks(["numpy"], ["lstm"], quick=True)} == {"float32", "float64", "float16"}
+    done = run("--dtype", "bfloat16", "--quick")
+    assert done.exit_code == 2 and "pip install ml_dtypes" in done.output
 
 
 @pytest.mark.parametrize(
