@@ -217,6 +217,8 @@ class _Loop:
         self.h = xp.empty((D, T + 1, B, P), self.dtype)
         self.c = xp.empty((D, T + 1 if keep else 2, B, H), self.real) if cell.states == 2 else None
         self.output = xp.empty((T, B, D * P), self.dtype)
+        self.nbytes = self.gates.nbytes + self.h.nbytes + 2 * self.output.nbytes  # with doutput
+        self.nbytes += 0 if self.c is None else self.c.nbytes
         self.products = [(slice(None), xp.empty((D, B, G * H), self.real))]  # rows of W_hh, and W h of these rows
         if self.original:
             self.products = [
@@ -406,14 +408,15 @@ class LoopPool:
     """Which loops are recorded. A shape that comes back gets a loop that is kept and recorded; others are dropped.
 
     A kept loop's arrays belong to one call at a time, from forward until nobody holds the call's ``Lease`` any more;
-    calls that overlap get a loop each. capacity: how many loops are kept; past it the longest unused is dropped.
+    calls that overlap get a loop each. capacity: how many loops are kept, bytes: how much memory in all; past either
+    the longest unused is dropped. (Where a loop is large, launches cost little beside the work: no need to record.)
     """
 
-    def __init__(self, capacity):
-        self.capacity = capacity
+    def __init__(self, capacity, bytes=1 << 30):
+        self.capacity, self.bytes = capacity, bytes
         self.seen = OrderedDict()  # key -> None
         self.free = OrderedDict()  # loop number -> (key, loop), the longest unused first
-        self.kept = 0
+        self.kept = self.kept_bytes = 0
 
     def take(self, key, make):
         """``(loop, lease)``: a loop for this call. The lease is held by whoever uses the loop's arrays."""
@@ -426,15 +429,22 @@ class LoopPool:
         if len(self.seen) > _REMEMBERED:
             self.seen.popitem(last=False)
         loop = make()
-        if again and self.capacity:
-            while self.kept >= self.capacity and self.free:
-                self.free.popitem(last=False)
-                self.kept -= 1
-            if self.kept < self.capacity:
-                self.kept += 1
+        if again and self.capacity and loop.nbytes <= self.bytes:
+            while not self._fits(loop) and self.free:
+                _, (_, dropped) = self.free.popitem(last=False)
+                self._count(dropped, -1)
+            if self._fits(loop):
+                self._count(loop, 1)
                 loop.recorded = True
                 return loop, self._lend(key, loop)
         return loop, Lease(loop)
+
+    def _fits(self, loop):
+        return self.kept < self.capacity and self.kept_bytes + loop.nbytes <= self.bytes
+
+    def _count(self, loop, sign):
+        self.kept += sign
+        self.kept_bytes += sign * loop.nbytes
 
     def _lend(self, key, loop):
         lease = Lease(loop)
@@ -445,7 +455,7 @@ class LoopPool:
         if loop.recorded:
             self.free[id(loop)] = (key, loop)
         else:
-            self.kept -= 1
+            self._count(loop, -1)
 
 
 class Lease:

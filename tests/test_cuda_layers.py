@@ -191,6 +191,17 @@ def test_the_pool_is_bounded_and_gets_loops_back():
     assert ops.pool.kept == len(ops.pool.free) == 2
 
 
+def test_the_pool_keeps_no_more_bytes_than_allowed():
+    ops = cuda_ops()
+    layer = build("lstm", ops, "float32")
+    one = 4 * (3 * 2 * 4 * 7 + 4 * 2 * 7 * 2 + 2 * 3 * 2 * 7)  # gates, h and c, output twice, of T 3
+    ops.pool.bytes = 2 * one
+    for T in (3, 2, 3, 2, 4, 4, 3, 9, 9, 9):
+        layer.forward(ops.xp.zeros((T, 2, 4), "float32"))[2](None, None)
+    assert 0 < ops.pool.kept_bytes == sum(loop.nbytes for _, loop in ops.pool.free.values()) <= 2 * one
+    assert all(loop.T < 9 for _, loop in ops.pool.free.values())  # larger than all that may be kept
+
+
 def test_the_plan_names_the_schedule():
     plan = build("lstm", cuda_ops(), "float16", num_layers=2).plan(10, 3)
     assert plan.schedule == "step" and "fused kernel" in plan.reason and "CUDA graph" in plan.reason
