@@ -79,12 +79,22 @@ def work(name):
                 prepared.wait()
                 setup = time.perf_counter() - start
             if order["do"] == "check":
-                answer = {"setup_s": setup} | _errors(case, prepared)
+                answer = {"setup_s": setup, "peak_host_bytes": _peak_bytes()} | _errors(case, prepared)
             else:
                 answer = _time(prepared, order["seconds"])
         except Exception as error:  # a rival's failure is a line of the report, not the end of the run
             key, answer = None, {"failed": f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]}
         print(json.dumps(answer), flush=True)
+
+
+def _peak_bytes():
+    """Most memory this process has held so far, its libraries included; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _errors(case, prepared):

@@ -167,7 +167,8 @@ def test_run_show_plot_report(tmp_path):
     assert done.exit_code == 0, done.output
     written = json.loads(out.read_text())
     assert written["format"] == 1 and written["environment"]["numpy"] == np.__version__
-    assert all(len(r["samples"]) == 2 for row in written["cases"] for r in row["results"].values())
+    results = [r for row in written["cases"] for r in row["results"].values()]
+    assert all(len(r["samples"]) == 2 and r["peak_host_bytes"] > 10**7 and r["setup_s"] > 0 for r in results)
     assert "torch-cpu" in invoke("show", out).output
     assert "| rnn T3 B2 I4 H4 float32 train |" in invoke("report", out).output
     picture = Path(invoke("plot", out).output.strip())
