@@ -145,8 +145,8 @@ class CudaOps(Ops):
         self.kernels.launch("loss.cu", "cross_entropy_forward", (TYPES[logits.dtype.name],), (count,), (128,), *args)
         return losses, highest, total
 
-    def softmax_backward(self, logits, rows, labels, smoothing, highest, total, dlosses):
-        dlogits = (self.xp.empty if rows is None else self.xp.zeros)(logits.shape, logits.dtype)
+    def softmax_backward(self, logits, rows, labels, smoothing, highest, total, dlosses, out=None):
+        dlogits = self._derivative_array(logits, rows, out)
         scale = self.xp.ascontiguousarray(dlosses[:, 0])
         args = (
             logits.shape[1],

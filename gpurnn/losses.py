@@ -58,6 +58,9 @@ def cross_entropy(
     ignore_index: targets of this value do not count, as if masked; any integer.
     mask, lengths, batch_first, reduction: see the module's text; the mean is over the targets that count.
 
+    ``backward(dloss, out=None)``: ``out`` is where the derivative goes, an array like the logits; it may be the logits
+    themselves, which saves the largest array of a language model, and ends this backward's use.
+
     Raises ValueError for a target out of range, DtypeError for targets that are not integers; see the module's text.
 
     >>> loss, backward = cross_entropy(np.zeros((1, 1, 4)), np.array([[2]]))
@@ -82,11 +85,24 @@ def cross_entropy(
         else:
             loss = (losses.sum() / divisor).astype(dtype)
 
-    def backward(dloss=1.0):
+    def backward(dloss=1.0, out=None):
         dlosses = _upstream(dloss, loss.shape, (N, 1), divisor, dtype, ops)
+        shape, place = (*lead, V), None
+        if out is not None:
+            if not isinstance(out, xp.ndarray) or out.dtype != given:
+                raise DtypeError(f"out: expected an array of {given}, got {getattr(out, 'dtype', type(out).__name__)}")
+            check_shape("out", out, shape)
+            if out.flags.c_contiguous and given == dtype:
+                place = out.reshape(N, V)
         with _quiet():
-            dlogits = ops.softmax_backward(logits, rows, labels, smoothing, highest, total, dlosses)
-        return dlogits.reshape((*lead, V)).astype(given, copy=False)
+            dlogits = ops.softmax_backward(logits, rows, labels, smoothing, highest, total, dlosses, place)
+        if place is not None:
+            return out
+        dlogits = dlogits.reshape(shape).astype(given, copy=False)
+        if out is None:
+            return dlogits
+        out[...] = dlogits
+        return out
 
     return loss, backward
 

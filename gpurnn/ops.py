@@ -371,13 +371,14 @@ class Ops:
             losses[part] = xp.log(total[part, 0]) - log_odds
         return losses, highest[:, 0], total[:, 0]
 
-    def softmax_backward(self, logits, rows, labels, smoothing, highest, total, dlosses):
+    def softmax_backward(self, logits, rows, labels, smoothing, highest, total, dlosses, out=None):
         """The derivative by the logits, (N, V), zero in rows that do not count.
 
-        dlosses: (N, 1), the derivative by each row's loss; the others as in ``softmax_forward``.
+        dlosses: (N, 1), the derivative by each row's loss; out: where to write, may be ``logits``, or None for a fresh
+        array; the others as in ``softmax_forward``.
         """
-        xp, dtype, (N, V) = self.xp, logits.dtype, logits.shape
-        dlogits = (xp.empty if rows is None else xp.zeros)((N, V), dtype)
+        xp, dtype, V = self.xp, logits.dtype, logits.shape[1]
+        dlogits = self._derivative_array(logits, rows, out)
         for part, index in blocks(rows, labels.size, V, xp):
             scale = dlosses[index]
             d = logits[index] - highest[part, None]
@@ -388,6 +389,16 @@ class Ops:
             d[xp.arange(len(d)), labels[part]] -= scale[:, 0] * dtype.type(1 - smoothing)
             dlogits[index] = d
         return dlogits
+
+    def _derivative_array(self, logits, rows, out):
+        """``out``, or a fresh array like the logits, with zeros in the rows that do not count."""
+        if out is None:
+            return (self.xp.empty if rows is None else self.xp.zeros)(logits.shape, logits.dtype)
+        if rows is not None:
+            rest = self.xp.ones(len(logits), dtype=bool)
+            rest[rows] = False
+            out[rest] = 0
+        return out
 
     def optimise(self, kernel, params, grads, arrays, scalars):
         """Whether an optimiser's update of the flat buffers was done here, in one launch; else optim.py does it."""

@@ -68,13 +68,13 @@ template <typename real>
 __global__ void cross_entropy_backward(
     const int V,
     const real smoothing,
-    const real* __restrict__ logits,       // [N, V]
+    const real* logits,                    // [N, V]
     const long long* __restrict__ rows,    // [count]  or null for all
     const long long* __restrict__ labels,  // [count]
     const real* __restrict__ highest,      // [count]
     const double* __restrict__ total,      // [count]
     const real* __restrict__ scale,        // [N]  the derivative by each row's loss
-    real* __restrict__ dlogits)            // [N, V]  out: the rows that count
+    real* dlogits)                         // [N, V]  out: the rows that count; may be logits
 {
     const long long k = blockIdx.x, n = rows ? rows[k] : k;
     const real* z = logits + n * V;

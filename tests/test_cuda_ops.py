@@ -126,6 +126,9 @@ def test_cross_entropy_rows(V, dtype):
             losses, highest, total = target.softmax_forward(*here, smoothing)
             scale = target.xp.asarray(dlosses.astype(number))
             d = target.softmax_backward(*here, smoothing, highest, total, scale)
+            in_place = target.softmax_backward(*here, smoothing, highest, total, scale, here[0])
+            assert in_place is here[0]
+            np.testing.assert_array_equal(target.to_numpy(in_place), target.to_numpy(d))
             results.append([target.to_numpy(a).astype(np.float64) for a in (losses, d)])
         for got, allowed, expected in zip(*results, strict=True):
             bound = 2 * np.abs(allowed - expected).max(initial=0) + 2 * EPS[dtype] * np.abs(expected).max(initial=1)

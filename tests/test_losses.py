@@ -548,3 +548,22 @@ def test_16_bit_arrays_are_computed_in_float32(function, dtype):
     assert loss == expected and loss.dtype == np.float32
     assert backward().dtype == dtype
     np.testing.assert_array_equal(backward(), plain_backward().astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_gradient_goes_where_it_is_told(masked, dtype):
+    dtype = gpurnn.module.check_dtype(dtype)
+    draw = np.random.default_rng(0)
+    x, y = draw.normal(size=(T, B, V)).astype(dtype), draw.integers(0, V, (T, B))
+    mask = draw.random((T, B)) < 0.5 if masked else None
+    loss, backward = cross_entropy(x, y, mask, label_smoothing=0.1)
+    expected = backward(2.0)
+    strided = np.full((T, B, 2 * V), np.nan).astype(dtype)[..., ::2]
+    for out in (np.full_like(x, np.nan), strided, x):  # the logits themselves last: they are spent
+        assert backward(2.0, out) is out
+        np.testing.assert_array_equal(out, expected)
+    with pytest.raises(DtypeError, match="out: expected an array of"):
+        backward(1.0, x.astype(np.float16))
+    with pytest.raises(ShapeError, match="out: expected shape"):
+        backward(1.0, x[:1])
