@@ -150,12 +150,19 @@ class Kernels:
         name, dtype = argument.name, argument.dtype
         if not argument.pointer:
             cast = np.dtype(dtype).type
-            if cast(0).dtype.kind not in "iu":
-                return cast
-            low, high = np.iinfo(cast).min, np.iinfo(cast).max
+            if cast(0).dtype.kind == "f":  # rounding is what floats do; becoming an infinity is not
+                most = float(np.finfo(cast).max)
+
+                def fits(value):
+                    return not most < abs(value) < np.inf
+            else:
+                low, high = (0, 1) if cast is np.bool_ else (np.iinfo(cast).min, np.iinfo(cast).max)
+
+                def fits(value):
+                    return low <= value <= high and cast(value) == value
 
             def scalar(value):
-                if not low <= value <= high:
+                if not fits(value):
                     raise OverflowError(f"{kernel}: {name} = {value} does not fit into {dtype}")
                 return cast(value)
 
@@ -202,8 +209,6 @@ def matrix_layout(array, name):
         return True, max(down, columns, 1)
     if (down == 1 or rows == 1) and (across >= rows or columns == 1):
         return False, max(across, rows, 1)
-    if columns == 1 or rows == 1:
-        return columns == 1, max(down if columns == 1 else across, 1)
     raise ValueError(f"{name}: BLAS needs contiguous rows or columns, got {array.shape} with strides {array.strides}")
 
 
@@ -323,12 +328,14 @@ class CupyDevice:
         with stream:
             try:
                 stream.begin_capture()
-                function()
+                try:
+                    function()
+                except BaseException:  # a capture must be ended, one that CUDA has invalidated too
+                    with contextlib.suppress(Exception):
+                        stream.end_capture()
+                    raise
                 return stream.end_capture()
             except Exception as error:  # CUDA's errors and ours alike
-                with contextlib.suppress(Exception):
-                    if stream.is_capturing():
-                        stream.end_capture()
                 raise BackendError(f"launches cannot be recorded as a CUDA graph ({error})") from error
 
     def synchronize(self):

@@ -77,6 +77,10 @@ def test_scalars_are_cast_and_null_is_an_address():
 def test_what_does_not_fit_is_refused_by_name():
     with pytest.raises(OverflowError, match="P = 2147483648 does not fit into int32"):
         project((2, 2**31))
+    with pytest.raises(OverflowError, match="P = 2.5 does not fit into int32"):
+        project((2, 2.5))
+    with pytest.raises(OverflowError, match="P = nan does not fit into int32"):
+        project((2, float("nan")))
     with pytest.raises(DtypeError, match="h should be float32, got float64"):
         project((6, np.zeros((1, 4, 2, 3))))
     with pytest.raises(ShapeError, match="h should be C-contiguous"):
@@ -88,6 +92,31 @@ def test_what_does_not_fit_is_refused_by_name():
         project((6, [1.0]))
     with pytest.raises(TypeError, match="expected 8 arguments, got 1"):
         Kernels(Device()).launch(*PROJECT, 1)
+
+
+@pytest.mark.parametrize(
+    "dtype, fits, others",
+    [
+        ("float32", [0.1, 2, float("inf"), np.float64(1e38)], [1e300, -1e300]),
+        ("float64", [0.1, 1e300, float("inf")], []),
+        ("bool", [True, False, 1, np.True_], [2, -1, 0.5]),
+        ("uint8", [0, 255, 3.0, np.int64(7)], [-1, 256]),
+        ("int64", [2**63 - 1, -(2**63)], [2**63]),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_scalars_of_every_kind(dtype, fits, others):
+    convert = Kernels(Device())._converter("k", Argument("rate", dtype, pointer=False, optional=False))
+    for value in fits:
+        assert convert(value) == np.dtype(dtype).type(value) and convert(value).dtype == dtype
+    for value in others:
+        with pytest.raises(OverflowError, match=f"k: rate = .* does not fit into {dtype}"):
+            convert(value)
+
+
+def test_nan_is_a_float():
+    convert = Kernels(Device())._converter("k", Argument("rate", "float32", pointer=False, optional=False))
+    assert np.isnan(convert(float("nan")))
 
 
 def test_empty_and_too_large_grids():
@@ -157,6 +186,7 @@ class Blas(types.SimpleNamespace):
         product = one * ((a.T if ta else a).astype(wide) @ (b.T if tb else b).astype(wide))
         c[...] = product if factor == 0 else product + factor * c
         self.calls += 1
+        self.compute = compute
 
     def gemmStridedBatchedEx(
         self, handle, ta, tb, m, n, k, alpha, A, At, lda, sa, B, Bt, ldb, sb, beta, C, Ct, ldc, sc, count, compute, algo
@@ -239,6 +269,28 @@ def test_products_that_cublas_has_not():
         device.gemm(FakeArray(np.ones((4, 6), np.float32)[::2, ::2]), array((3, 5)), array((2, 5)))
 
 
+@pytest.mark.parametrize("shape", [(4, 1), (1, 4)])
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_vectors_that_repeat_or_run_backwards_are_refused(shape, batch):
+    """BLAS would read what lies behind their first number."""
+    device = CupyDevice(fake_cupy())
+    M, K = shape
+    b, out = np.ones((*batch, K, 3), np.float32), np.zeros((*batch, M, 3), np.float32)
+    values = np.ones((*batch, *shape), np.float32)
+    repeated = np.broadcast_to(np.float32(2), values.shape)
+    for a in (repeated, values[..., ::-1, :] if M > 1 else values[..., ::-1]):
+        with pytest.raises(ValueError, match="a: BLAS needs contiguous rows or columns"):
+            device.gemm(FakeArray(a), FakeArray(b), FakeArray(out))
+    assert device.xp.cuda.cublas.calls == 0
+
+
+def test_float32_is_not_computed_in_tf32():
+    device = CupyDevice(fake_cupy())
+    for dtype, compute in (("float32", 68), ("float64", 70), ("float16", 68)):
+        device.gemm(*(FakeArray(np.ones((2, 2), dtype)) for _ in range(3)))
+        assert device.xp.cuda.cublas.compute == compute
+
+
 # ---- loading and recording
 
 
@@ -258,7 +310,9 @@ def test_a_compiler_error_is_a_backend_error_with_its_line():
 
 
 class FakeStream:
-    capturing = False
+    """A stream with CuPy's manners: a capture that CUDA has invalidated must be ended, and is_capturing() raises."""
+
+    state = "idle"
 
     def __init__(self, non_blocking):
         assert non_blocking
@@ -270,22 +324,39 @@ class FakeStream:
         return False
 
     def begin_capture(self):
-        FakeStream.capturing = True
+        FakeStream.state = "capturing"
 
     def end_capture(self):
-        FakeStream.capturing = False
+        before, FakeStream.state = FakeStream.state, "idle"
+        if before != "capturing":
+            raise RuntimeError(f"cudaErrorStreamCapture: {before}")
         return "graph"
 
     def is_capturing(self):
-        return FakeStream.capturing
+        if FakeStream.state == "invalidated":
+            raise RuntimeError("the stream was capturing, but an error has invalidated the capture sequence")
+        return FakeStream.state == "capturing"
+
+
+def invalidate(error):
+    """What a forbidden call does under capture; the library may see its error or not."""
+    FakeStream.state = "invalidated"
+    if error:
+        raise RuntimeError("cudaErrorStreamCaptureUnsupported")
 
 
 def test_a_failed_recording_ends_the_capture():
     device = CupyDevice(fake_cupy(Stream=FakeStream))
     assert device.record(lambda: None) == "graph"
-    with pytest.raises(BackendError, match="cannot be recorded"):
-        device.record(lambda: 1 / 0)
-    assert not FakeStream.capturing
+    for function, words in (
+        (lambda: 1 / 0, "division by zero"),
+        (lambda: invalidate(error=True), "cudaErrorStreamCaptureUnsupported"),
+        (lambda: invalidate(error=False), "cudaErrorStreamCapture: invalidated"),
+    ):
+        with pytest.raises(BackendError, match=f"cannot be recorded.*{words}"):
+            device.record(function)
+        assert FakeStream.state == "idle"
+    assert device.record(lambda: None) == "graph"
 
 
 def test_the_sources_are_one_text():
