@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 
 CELLS = {"rnn": 1, "gru": 3, "lstm": 4}  # name -> gates
-PASSES = ("inference", "forward", "train")
+PASSES = ("inference", "forward", "train", "step")
 ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 
 
@@ -11,8 +11,10 @@ ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 class Case:
     """One layer or stack on x (T, B, I).
 
-    what: "inference", "forward" (keeping what backward needs) or "train" (forward, and backward to every gradient, dx
-    included). precision: "float32" or "tf32", for float32 on a GPU. The input GEMM is always part of the work.
+    what: "inference", "forward" (keeping what backward needs), "train" (forward, and backward to every gradient, dx
+    included) or "step": a whole training step of a language model with V words, from the words' numbers (T, B) through
+    embedding (I wide), stack, linear layer and softmax's cross-entropy, back, to a global norm clipped at 1 and Adam.
+    precision: "float32" or "tf32", for float32 on a GPU. The input GEMM is always part of the work.
     """
 
     cell: str
@@ -25,6 +27,7 @@ class Case:
     dtype: str = "float32"
     precision: str = "float32"
     what: str = "inference"
+    V: int = 0
 
     @property
     def name(self):
@@ -32,12 +35,13 @@ class Case:
         extra = (
             f" L{self.L}" * (self.L > 1) + " bidirectional" * self.bidirectional + " tf32" * (self.precision == "tf32")
         )
+        extra += f" V{self.V}" * (self.V > 0)
         return f"{self.cell} T{self.T} B{self.B} I{self.I} H{self.H}{extra} {self.dtype} {self.what}"
 
     @property
     def steps(self):
         """Timesteps that depend on one another, over all layers; backward walks them again."""
-        return self.T * self.L * (2 if self.what == "train" else 1)
+        return self.T * self.L * (2 if self.what in ("train", "step") else 1)
 
     def _layers(self):
         """(inputs, directions) of each layer."""
@@ -50,21 +54,31 @@ class Case:
         by the weights)."""
         G = CELLS[self.cell]
         forward = sum(2 * self.T * self.B * D * G * self.H * (inputs + self.H) for inputs, D in self._layers())
-        return forward * (3 if self.what == "train" else 1)
+        D = 2 if self.bidirectional else 1
+        forward += 2 * self.T * self.B * D * self.H * self.V
+        return forward * (3 if self.what in ("train", "step") else 1)
 
     @property
     def bytes(self):
         """That must move if every array is read or written once and what stays on the chip costs nothing: x, output,
-        weights; with backward dx, doutput, the weights' gradients, and what forward keeps, written and read."""
+        weights; with backward dx, doutput, the weights' gradients, and what forward keeps, written and read; in a whole
+        step the probabilities and what Adam reads and writes (weight, gradient, two averages), too."""
         G, size = CELLS[self.cell], ITEMSIZE[self.dtype]
         total = 0
         for inputs, D in self._layers():
             weights = D * G * self.H * (inputs + self.H)
             arrays = self.T * self.B * (inputs + D * self.H)
             kept = self.T * self.B * D * self.H * (G + 1)
-            times = {"inference": (1, 1, 0), "forward": (1, 1, 1), "train": (3, 2, 2)}[self.what]
+            times = {"inference": (1, 1, 0), "forward": (1, 1, 1), "train": (3, 2, 2), "step": (10, 2, 2)}[self.what]
             total += sum(n * count for n, count in zip(times, (weights, arrays, kept), strict=True))
+        D = 2 if self.bidirectional else 1
+        total += self.V * (10 * (self.I + D * self.H) + 2 * self.T * self.B)
         return total * size
+
+    @property
+    def recurrent_bytes(self):
+        """Of one direction's recurrent weights: whether they fit on one multiprocessor."""
+        return CELLS[self.cell] * self.H**2 * ITEMSIZE[self.dtype]
 
     def as_dict(self):
         return asdict(self)
@@ -80,7 +94,7 @@ def _house():
         for dtype, precision in (
             ("float32", "float32"), ("float32", "tf32"), ("float16", "float32"), ("bfloat16", "float32")
         )
-        for what in PASSES
+        for what in ("inference", "forward", "train")
     ]  # fmt: skip
 
 
@@ -91,6 +105,29 @@ def _quick():
         for B, H in ((1, 64), (16, 128), (32, 256))
         for what in ("inference", "train")
     ]
+
+
+def _cpu():
+    """The README's table of the CPU: sizes from streaming to training a big layer."""
+    return [
+        Case(cell, 50, B, H, H, what=what)
+        for cell in ("lstm", "gru", "rnn")
+        for B, H in ((1, 64), (1, 256), (16, 128), (32, 256), (64, 512), (128, 1024))
+        for what in ("inference", "train")
+    ]
+
+
+def _applications():
+    """Language models: characters small and large, a tagger, words (Zaremba et al. 2014, medium), in one step each."""
+    models = (
+        Case("lstm", 50, 50, 128, 128, L=2, V=65, what="step"),
+        Case("gru", 100, 64, 256, 64, V=100, what="step"),
+        Case("lstm", 32, 32, 128, 100, L=1, bidirectional=True, V=50, what="step"),
+        Case("lstm", 35, 20, 650, 650, L=2, V=10000, what="step"),
+        Case("lstm", 128, 64, 1024, 1024, L=2, V=256, what="step"),
+    )
+    kinds = (("float32", "float32"), ("float32", "tf32"), ("bfloat16", "float32"))
+    return [replace(model, dtype=dtype, precision=precision) for model in models for dtype, precision in kinds]
 
 
 # DeepBench's problems (baidu-research/DeepBench, rnn_problems.h): (H, batches, timesteps)
@@ -139,6 +176,8 @@ def _kernelbench():
 
 SUITES = {
     "quick": (_quick, "small sizes, under a minute on 2 cores"),
+    "cpu": (_cpu, "B 1 to 128, H 64 to 1024, T 50: the README's table"),
+    "applications": (_applications, "whole training steps of language models: embedding to Adam"),
     "house": (_house, "cells x H x B x dtype x pass at T 512, with cuDNN's cliffs (H 129, B 7)"),
     "deepbench": (_deepbench, "Baidu's training and inference lists"),
     "flashrnn": (_flashrnn, "FlashRNN's grid: H 768, T and B swept, 16-bit"),
@@ -149,7 +188,8 @@ SUITES = {
 def select(suite, **axes):
     """The cases of a suite, each axis replaced by the given values (repeated ones multiply), in order, without doubles.
 
-    axes: field of ``Case`` -> tuple of values, empty to leave the suite's own.
+    axes: field of ``Case`` -> tuple of values, empty to leave the suite's own. A pass other than "step" drops V, and
+    "step" without V is given 100 words.
     """
     cases = SUITES[suite][0]()
     for axis, values in axes.items():
@@ -157,4 +197,5 @@ def select(suite, **axes):
             cases = [replace(case, **{axis: value}) for case in cases for value in values]
             if axis == "H":  # suites have I = H
                 cases = [replace(case, I=case.H) for case in cases]
+    cases = [replace(case, V=(case.V or 100) if case.what == "step" else 0) for case in cases]
     return list(dict.fromkeys(cases))

@@ -10,7 +10,8 @@ from pathlib import Path
 import click
 
 from .cases import CELLS, ITEMSIZE, PASSES, SUITES, select
-from .rivals import HIDDEN, RIVALS, missing
+from .plots import KINDS
+from .rivals import HIDDEN, RIVALS, USUAL, missing
 
 _file = click.argument("file", type=click.Path(exists=True, dir_okay=False))
 
@@ -26,8 +27,8 @@ def list_():
     for name, (cases, text) in SUITES.items():
         click.echo(f"{name:14}{len(cases()):5} cases  {text}")
     click.echo()
-    for name, (_, text) in RIVALS.items():
-        click.echo(f"{name:14}{text}: {(missing(name) or 'ready').partition('. ')[0]}")
+    for name, (_, _, text) in RIVALS.items():
+        click.echo(f"{name:20}{text}: {(missing(name) or 'ready').partition('. ')[0]}")
 
 
 @main.command(
@@ -39,7 +40,16 @@ Examples:
 Axes replace the suite's own values; repeated ones multiply."""
 )
 @click.option("--suite", type=click.Choice(list(SUITES)), default="quick")
-@click.option("--rival", "names", multiple=True, type=click.Choice([*RIVALS]), help="[default: all that work here]")
+@click.option(
+    "--rival", "names", multiple=True, type=click.Choice([*RIVALS]), help="[default: the usual ones that work here]"
+)
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    type=click.Choice(["numpy", "cupy", "cuda"]),
+    help="Short for --rival gpurnn-...",
+)
 @click.option("--cell", multiple=True, type=click.Choice(list(CELLS)))
 @click.option("-T", "T", multiple=True, type=click.IntRange(1))
 @click.option("-B", "B", multiple=True, type=click.IntRange(1))
@@ -51,9 +61,9 @@ Axes replace the suite's own values; repeated ones multiply."""
 @click.option("--bidirectional", is_flag=True, help="Both directions in every case.")
 @click.option("--threads", type=click.IntRange(1), default=os.cpu_count(), help="Threads of BLAS and torch.")
 @click.option("--rounds", type=click.IntRange(1), default=4, help="Turns of each rival; the median counts.")
-@click.option("--seconds", type=float, default=0.1, help="Least duration of a turn; a third more goes before it.")
+@click.option("--seconds", type=float, default=0.08, help="Least duration of a turn; a third more goes before it.")
 @click.option("--out", type=click.Path(dir_okay=False), help="JSON file  [default: bench-DATE.json]")
-def run(suite, names, threads, rounds, seconds, out, bidirectional, **axes):
+def run(suite, names, backends, threads, rounds, seconds, out, bidirectional, **axes):
     """Time the cases of a suite; results are written after each case."""
     from tqdm import tqdm
 
@@ -61,7 +71,8 @@ def run(suite, names, threads, rounds, seconds, out, bidirectional, **axes):
     from .run import run as run_cases
 
     cases = select(suite, bidirectional=(True,) if bidirectional else (), **axes)
-    names = names or [name for name in RIVALS if missing(name) is None]
+    names = [*names, *(f"gpurnn-{backend}" for backend in backends)]
+    names = names or [name for name in USUAL if missing(name) is None]
     out = out or time.strftime("bench-%Y%m%d-%H%M%S.json")
     document = run_cases(
         cases, names, threads=threads, rounds=rounds, seconds=seconds, out=out,
@@ -103,6 +114,39 @@ def crossover(fast, slow, H, B, threads, out):
 
 
 @main.command()
+@click.option("--out", type=click.Path(dir_okay=False), help="JSON file  [default: probe-DATE.json]")
+@click.option("--only", multiple=True, help="Names of measurements.")
+@click.option("--json", "as_json", is_flag=True, help="Print the JSON instead of lines.")
+def probe(out, only, as_json):
+    """Measure the GPU: launches, hops between blocks, barriers, clusters, rates."""
+    import json
+
+    from tqdm import tqdm
+
+    from .machine import environment
+    from .probe import MEASUREMENTS, Gpu, lines
+    from .probe import probe as measure
+    from .run import FORMAT, write
+
+    if missing("gpurnn-cuda"):
+        raise click.ClickException(f"no GPU to measure: {missing('gpurnn-cuda')}")
+    unknown = set(only) - MEASUREMENTS.keys()
+    if unknown:
+        raise click.UsageError(f"--only: expected some of {', '.join(MEASUREMENTS)}, got {', '.join(sorted(unknown))}")
+    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    found = measure(Gpu(), only or tuple(MEASUREMENTS), lambda names: tqdm(names, leave=False, disable=None))
+    out = out or time.strftime("probe-%Y%m%d-%H%M%S.json")
+    document = {"format": FORMAT, "kind": "probe", "started": started, "environment": environment(), "probe": found}
+    write(out, document)
+    if as_json:
+        click.echo(json.dumps(document, indent=1))
+        return
+    for line in lines(found):
+        click.echo(line)
+    click.echo(f"written to {out}")
+
+
+@main.command()
 @_file
 def show(file):
     """The table of a results file."""
@@ -137,29 +181,55 @@ def compare(old, new, fail_below):
 
 @main.command()
 @_file
-@click.option("--out", type=click.Path(dir_okay=False), help="PNG file  [default: beside FILE]")
-def plot(file, out):
-    """Draw time against size, a panel for each cell and pass."""
+@click.option("--kind", type=click.Choice(KINDS), default="size", help="What is drawn; T, B, H: against that axis.")
+@click.option("--out", type=click.Path(dir_okay=False), help="PNG or SVG file  [default: beside FILE]")
+def plot(file, kind, out):
+    """Draw a results file: time against size, roofline or crossover, a panel for each cell and pass."""
+    from .plots import plot as draw
     from .report import load
-    from .report import plot as draw
 
-    out = out or str(Path(file).with_suffix(".png"))
-    draw(load(file), out)
+    out = out or str(Path(file).with_suffix(".png" if kind == "size" else f".{kind}.png"))
+    draw(load(file), out, kind)
     click.echo(out)
 
 
 @main.command()
-@_file
-def report(file):
-    """A Markdown table of a results file, for a page or the README."""
-    from .report import load, markdown
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False))
+@click.option("--html", "page", type=click.Path(dir_okay=False), help="Write one self-contained HTML page instead.")
+def report(files, page):
+    """Results files as Markdown tables, or as an HTML page with pictures."""
+    from .report import html, load, markdown
 
-    for line in markdown(load(file)):
-        click.echo(line)
+    documents = {Path(file).stem: load(file) for file in files}
+    if page:
+        Path(page).write_text(html(documents), encoding="utf-8")
+        click.echo(page)
+        return
+    for name, document in documents.items():
+        click.echo(f"## {name}\n")
+        for line in markdown(document):
+            click.echo(line)
+        click.echo()
+
+
+@main.command()
+@click.argument("page", type=click.Path(exists=True, dir_okay=False), default="README.md")
+@click.option("--results", type=click.Path(exists=True, file_okay=False), default="bench/results")
+@click.option("--check", is_flag=True, help="Change nothing; exit code 1 where a table is not what the results say.")
+def readme(page, results, check):
+    """Make the tables of a page anew from committed results."""
+    from .report import fill
+
+    text = Path(page).read_text(encoding="utf-8")
+    made = fill(text, results)
+    if check:
+        click.get_current_context().exit(int(made != text))
+    Path(page).write_text(made, encoding="utf-8")
+    click.echo(f"{page}: {'changed' if made != text else 'as it was'}")
 
 
 @main.command(hidden=True)
-@click.argument("rival", type=click.Choice([*RIVALS, *HIDDEN]))
+@click.argument("rival", type=click.Choice(["reference", *RIVALS, *HIDDEN]))
 def worker(rival):
     """A rival's process."""
     from .run import work

@@ -1,10 +1,13 @@
 """What came out: tables for the terminal and for Markdown, comparison of two runs, plots."""
 
+import io
 import json
 import random
+import re
 import statistics
 from pathlib import Path
 
+from .rivals import RIVALS
 from .run import FORMAT, times
 
 
@@ -21,31 +24,60 @@ def timed(row):
     return {name: result for name, result in row["results"].items() if result["status"] == "timed"}
 
 
-def table(document, base=None, columns=80):
-    """Lines for a terminal ``columns`` wide: microseconds a run, and how many times as fast as ``base`` that is.
+def rivals(document):
+    """Names of those that were timed anywhere, in their order."""
+    return list(dict.fromkeys(name for row in document["cases"] for name in timed(row)))
 
-    A line for each case where that fits, else one for each rival below its case.
-    """
-    names = list(dict.fromkeys(name for row in document["cases"] for name in timed(row)))
+
+def device(name):
+    """ "cpu" or "gpu": where a rival runs."""
+    return RIVALS[name][1] if name in RIVALS else "cpu"
+
+
+def floor(row, name):
+    """(share of the floor's time in a rival's, what sets the floor), or None where no floor is known."""
+    found = row["floors"].get(device(name))
+    return found and (found[0] / timed(row)[name]["median_s"], found[1])
+
+
+def table(document, base=None, columns=80):
+    """Lines for a terminal ``columns`` wide: microseconds a run, how many times as fast as ``base`` that is, and the
+    floor's share in it; a line for each case where that fits, else one for each rival below its case."""
+    names = rivals(document)
     if not names:
         yield "nothing was timed"
     else:
         base = base if base in names else names[0]
         width = max(len(row["name"]) for row in document["cases"])
-        flat = width + 18 * len(names) + 8 <= columns
+        flat = width + 24 * len(names) <= columns
         if flat:
-            yield f"{'case':{width}}" + "".join(f"{name:>18}" for name in names) + f"{'floor':>8}"
+            yield f"{'case':{width}}" + "".join(f"{name:>24}" for name in names)
         for row in document["cases"]:
-            found = timed(row)
-            best = min((result["median_s"] for result in found.values()), default=None)
-            share = "" if best is None else f"{row['floor_s'] / best:.0%}"
-            cells = {name: _cell(row, name, base) for name in names}
+            cells = {name: "".join(_cells(row, name, base)) for name in names}
             if flat:
-                yield f"{row['name']:{width}}" + "".join(f"{cell:>18}" for cell in cells.values()) + f"{share:>8}"
+                yield f"{row['name']:{width}}" + "".join(f"{cell:>24}" for cell in cells.values())
             else:
-                yield f"{row['name']}  (floor {share})"
-                yield from (f"  {name:16}{cell:>20}" for name, cell in cells.items())
-        yield f"x: times as fast as {base}; floor: the CPU's least time / the best here"
+                yield row["name"]
+                yield from (f"  {name:20}{cell:>24}" for name, cell in cells.items())
+        yield f"x: times as fast as {base}; %: the floor's share in the time"
+    yield from notes(document)
+
+
+def notes(document):
+    """Lines below a table: what sets the floors, set-up, memory, and who was left out why."""
+    names = rivals(document)
+    if names:
+        for kind in ("cpu", "gpu"):
+            here = [row for row in document["cases"] if any(device(name) == kind for name in timed(row))]
+            reasons = sorted({row["floors"][kind][1] for row in here if row["floors"].get(kind)})
+            if reasons:
+                yield f"floor, {kind}: the longest of products, bytes and dependent steps; set by {', '.join(reasons)}"
+        setup = {
+            name: [timed(row)[name].get("setup_s") for row in document["cases"] if name in timed(row)] for name in names
+        }
+        told = [f"{name} {max(found):.2g} s" for name, found in setup.items() if None not in found and found]
+        if told:
+            yield "set-up and first run, outside the clock, at most: " + ", ".join(told)
     reasons = {}
     for row in document["cases"]:
         for name, result in row["results"].items():
@@ -55,14 +87,16 @@ def table(document, base=None, columns=80):
         yield f"{name}: {status} in {len(cases)} of {len(document['cases'])} cases: {reason}"
 
 
-def _cell(row, name, base):
+def _cells(row, name, base):
+    """(time, ratio, floor) as text of fixed widths."""
     found = timed(row)
     if name not in found:
-        return row["results"].get(name, {"status": "-"})["status"]
-    text = f"{found[name]['median_s'] * 1e6:,.0f} us"
+        return row["results"].get(name, {"status": "-"})["status"], "", ""
+    faster = ""
     if base in found and name != base:
-        text += f" {ratio(found[base]['samples'], found[name]['samples'])[0]:.2f}x"
-    return text
+        faster = f"{ratio(found[base]['samples'], found[name]['samples'])[0]:.2f}x"
+    share = floor(row, name)
+    return f"{found[name]['median_s'] * 1e6:,.0f} us", f"{faster:>7}", f"{f'{share[0]:.0%}' if share else '':>5}"
 
 
 def ratio(a, b):
@@ -117,59 +151,111 @@ def crossings(document, fast, slow):
     return least
 
 
-def markdown(document):
-    """A table for a README or a page, with the machine and the date above it."""
+def machine_line(document):
+    """One sentence: the machine, versions, date, how it was timed."""
     machine = document["environment"]
-    gpu = machine["gpu"]["name"] if machine["gpu"] else "no GPU"
-    names = list(dict.fromkeys(name for row in document["cases"] for name in timed(row)))
-    yield (
-        f"{machine['cpu']}, {document['threads']} threads, {gpu}; NumPy {machine['numpy']}, torch {machine['torch']}; "
-        f"{document['started'][:10]}. Microseconds a run, the median of {document['rounds']}."
-    )
+    gpu = machine["gpu"]
+    parts = [f"{machine['cpu']}, {document['threads']} threads"]
+    if gpu:
+        parts.append(f"{gpu['name']}, driver {gpu['driver']}, CUDA {gpu['cuda']}, CuPy {gpu['cupy']}")
+    parts.append(f"NumPy {machine['numpy']} with {machine['blas']}")
+    names = (("torch", "torch"), ("cudnn", "cuDNN"), ("jax", "JAX"), ("onnxruntime", "ONNX Runtime"))
+    parts += [f"{text} {machine[key]}" for key, text in names if machine.get(key)]
+    return f"{'; '.join(parts)}; {document['started'][:10]}; median of {document['rounds']} turns each."
+
+
+def markdown(document, base=None):
+    """Lines of a table for a page: microseconds a run, times as fast as ``base``, share of the floor."""
+    names = rivals(document)
+    base = base if base in names else (names or [None])[0]
+    yield machine_line(document)
+    yield f"Microseconds a run; x: times as fast as {base}; %: the floor's share in the time."
     yield ""
     yield "| case | " + " | ".join(names) + " |"
-    yield "|---|" + "---|" * len(names)
+    yield "|---|" + "---:|" * len(names)
     for row in document["cases"]:
-        found = timed(row)
-        cells = [f"{found[name]['median_s'] * 1e6:,.0f}" if name in found else "-" for name in names]
+        cells = (" ".join(" ".join(_cells(row, name, base)).split()) for name in names)
         yield f"| {row['name']} | " + " | ".join(cells) + " |"
 
 
-def plot(document, path):
-    """One panel for each cell and pass: microseconds a timestep against B x H, a line for each rival, as PNG."""
-    import matplotlib
+def summary(document, base, other, bound=None):
+    """Lines of a small table: a row for each B and H, a column for each cell and pass, in it how many times as fast
+    ``base`` is as ``other``, and in brackets the same for ``bound``, what ``base`` cannot exceed."""
+    columns = list(dict.fromkeys((row["case"]["cell"], row["case"]["what"]) for row in document["cases"]))
+    lines = {}
+    for row in document["cases"]:
+        found, case = timed(row), row["case"]
+        if {base, other} <= found.keys():
+            text = f"{ratio(found[other]['samples'], found[base]['samples'])[0]:.2f}"
+            if bound in found:
+                text += f" ({ratio(found[other]['samples'], found[bound]['samples'])[0]:.2f})"
+            lines.setdefault((case["B"], case["H"]), {})[case["cell"], case["what"]] = text
+    yield "| B, H | " + " | ".join(f"{cell} {what}" for cell, what in columns) + " |"
+    yield "|---|" + "---:|" * len(columns)
+    for (B, H), cells in lines.items():
+        yield f"| {B}, {H} | " + " | ".join(cells.get(column, "-") for column in columns) + " |"
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    panels = list(dict.fromkeys((row["case"]["cell"], row["case"]["what"]) for row in document["cases"]))
-    columns = min(3, max(1, len(panels)))
-    rows = -(-max(1, len(panels)) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(4.5 * columns, 3.4 * rows), squeeze=False, layout="constrained")
-    names = list(dict.fromkeys(name for row in document["cases"] for name in timed(row)))
-    for k, (cell, what) in enumerate(panels):
-        axis = axes[k // columns][k % columns]
-        cases = [row for row in document["cases"] if (row["case"]["cell"], row["case"]["what"]) == (cell, what)]
-        labels = [f"B{row['case']['B']}\nH{row['case']['H']}" for row in cases]
-        for color, name in enumerate(names):
-            points = [(x, timed(row)[name]) for x, row in enumerate(cases) if name in timed(row)]
-            if not points:
-                continue
-            steps = [cases[x]["steps"] for x, _ in points]
-            middle = [result["median_s"] / n * 1e6 for (_, result), n in zip(points, steps, strict=True)]
-            spread = [sorted(times(result["samples"])) for _, result in points]
-            low = [m - s[0] / n * 1e6 for m, s, n in zip(middle, spread, steps, strict=True)]
-            high = [s[-1] / n * 1e6 - m for m, s, n in zip(middle, spread, steps, strict=True)]
-            axis.errorbar(
-                [x for x, _ in points], middle, [low, high], marker="o", capsize=3, label=name, color=f"C{color}"
-            )
-        floors = [row["floor_s"] / row["steps"] * 1e6 for row in cases]
-        axis.plot(range(len(cases)), floors, "k:", label="floor (CPU)")
-        axis.set(title=f"{cell}, {what}", yscale="log", ylabel="µs per timestep")
-        axis.set_xticks(range(len(cases)), labels, fontsize=7)
-        axis.grid(alpha=0.3)
-    for k in range(len(panels), rows * columns):
-        axes[k // columns][k % columns].set_visible(False)
-    axes[0][0].legend(fontsize=7)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+def fill(text, folder):
+    """A page with the tables between its markers made anew from the results in ``folder``.
+
+    A marker names a file and the arguments of ``summary``, or the file alone for ``markdown``:
+    ``<!-- bench cpu.json base other [bound] -->`` ... ``<!-- end -->``. Raises ValueError for one without its end.
+    """
+
+    def made(found):
+        name, *arguments = found[1].split()
+        document = load(Path(folder) / name)
+        lines = [machine_line(document), "", *summary(document, *arguments)] if arguments else markdown(document)
+        return "\n".join([f"<!-- bench {found[1]} -->", *lines, "<!-- end -->"])
+
+    if text.count("<!-- bench ") != text.count("<!-- end -->"):
+        raise ValueError("a marker <!-- bench ... --> has no <!-- end -->")
+    return re.sub(r"<!-- bench (.+?) -->\n.*?<!-- end -->", made, text, flags=re.S)
+
+
+def html(documents):
+    """One self-contained page of several documents, name -> document: tables, pictures, environment, reasons."""
+    from html import escape
+
+    from .plots import KINDS, plot
+
+    parts = [_HEAD]
+    for name, document in documents.items():
+        parts.append(f"<h2>{escape(name)}</h2><p>{escape(machine_line(document))}</p>")
+        names = rivals(document)
+        if names:
+            rows = [
+                f"<tr><td>{escape(row['name'])}"
+                + "".join("<td>" + escape(" ".join(" ".join(_cells(row, rival, names[0])).split())) for rival in names)
+                for row in document["cases"]
+            ]
+            heads = "".join(f"<th>{escape(rival)}" for rival in names)
+            parts.append(f"<table><tr><th>case{heads}\n" + "\n".join(rows) + "</table>")
+            parts.append("<p>" + "<br>".join(escape(line) for line in notes(document)) + "</p>")
+            fields = ["size", *(axis for axis in "TBH" if len({row["case"][axis] for row in document["cases"]}) > 2)]
+            for kind in [
+                kind
+                for kind in KINDS
+                if kind in fields or (kind == "crossover" and len(names) > 1) or kind == "roofline"
+            ]:
+                picture = io.StringIO()
+                plot(document, picture, kind)
+                parts.append(f"<details open><summary>{kind}</summary>{_inline(picture.getvalue())}</details>")
+        facts = {
+            key: document.get(key)
+            for key in ("command", "started", "threads", "rounds", "l2", "environment", "ceilings")
+        }
+        parts.append(f"<details><summary>machine</summary><pre>{escape(json.dumps(facts, indent=1))}</pre></details>")
+    return "\n".join(parts) + "\n</html>\n"
+
+
+def _inline(svg):
+    return svg[svg.index("<svg") :]
+
+
+_HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><title>gpurnn benchmark</title><style>
+body { font: 15px/1.4 sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; color: #222 }
+table { border-collapse: collapse; font-size: 13px } td, th { padding: .15em .7em; text-align: right }
+td:first-child, th:first-child { text-align: left } tr:nth-child(even) { background: #f3f3f3 } svg { max-width: 100% }
+</style><h1>gpurnn benchmark</h1>"""

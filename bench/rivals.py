@@ -1,7 +1,8 @@
 """Against whom: each rival turns a case into something to run. What it needs is imported by its own process only.
 
-A rival's ``prepare(case, weights, x, doutput)`` gets NumPy arrays in float32 or float64 (weights by torch's names) and
-returns ``Prepared``. All do the same work: the input GEMM, the walk, and in training every gradient, dx included.
+A rival's ``prepare(case, weights, x, y)`` gets NumPy arrays in float32 or float64: weights by torch's names, x and
+doutput; for a whole training step ("step") words and targets instead. It returns ``Prepared``. All do the same work:
+the input GEMM, the walk, in training every gradient (dx included), in a step everything up to the changed weights.
 """
 
 import importlib.util
@@ -9,51 +10,99 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+RATE = 0.01  # of Adam in whole steps: large enough to see in the loss whether it was done
+
 
 @dataclass
 class Prepared:
-    """run(): the timed work. results(): name -> float64 NumPy array, after one run. wait(): until the device is done.
-    events: None, or a function that runs ``run`` n times and returns the device's own seconds."""
+    """A case, ready to run.
+
+    run(): the timed work. results(): name -> float64 NumPy array, after a run of its own; None where there is nothing
+    to compare. wait(): until the device is done. events: None, or a function that runs ``run`` n times and returns the
+    device's own seconds. device_bytes(): the most device memory held so far, or None.
+    """
 
     run: Callable
-    results: Callable
+    results: Callable | None
     wait: Callable = lambda: None
     events: Callable | None = None
+    device_bytes: Callable = lambda: None
+
+
+def _threads():
+    return int(os.environ.get("OMP_NUM_THREADS", "1"))
+
+
+# ---- gpurnn
+
+
+def build(case, backend, dtype):
+    """The gpurnn layer of a case, or for "step" the model: parts "embedding", "rnn", "linear"."""
+    import gpurnn
+
+    kind = {"lstm": gpurnn.LSTM, "gru": gpurnn.GRU, "rnn": gpurnn.RNN}[case.cell]
+    where = {"backend": backend, "dtype": dtype, "seed": 0}
+    layer = kind(case.I, case.H, case.L, bidirectional=case.bidirectional, **where)
+    if case.what != "step":
+        return layer
+    D = 2 if case.bidirectional else 1
+    linear = gpurnn.Linear(D * case.H, case.V, **where)
+    return gpurnn.Sequential({"embedding": gpurnn.Embedding(case.V, case.I, **where), "rnn": layer, "linear": linear})
 
 
 def _gpurnn(backend):
-    def prepare(case, weights, x, doutput):
+    def prepare(case, weights, x, y):
         import numpy as np
 
         import gpurnn
 
-        kind = {"lstm": gpurnn.LSTM, "gru": gpurnn.GRU, "rnn": gpurnn.RNN}[case.cell]
-        layer = kind(
-            case.I, case.H, case.L, bidirectional=case.bidirectional, backend=backend, dtype=case.dtype, seed=0
-        )
-        layer.load_state_dict(weights)
-        to_numpy = layer.ops.to_numpy
-        x, doutput = (layer.xp.asarray(array.astype(layer.dtype)) for array in (x, doutput))
-        last = {}
+        def fresh():
+            """(one run, which returns name -> array; the model)."""
+            model = build(case, backend, case.dtype)
+            model.load_state_dict(weights)
+            if case.what == "step":
+                adam = gpurnn.Adam(model, lr=RATE)
+                words, targets = model.xp.asarray(x), model.xp.asarray(y)
 
-        def run():
-            if case.what == "inference":
-                last["output"] = layer(x)[0]
-                return
-            last["output"], _, backward = layer.forward(x)
-            if case.what == "train":
-                layer.zero_grad()
-                last["dx"], _ = backward(doutput)
+                def step():
+                    model.zero_grad()
+                    logits, _, backward = model.forward(words)
+                    loss, dloss = gpurnn.cross_entropy(logits, targets)
+                    backward(dloss())
+                    norm = gpurnn.clip_grad_norm(model, 1.0)
+                    adam.step()
+                    return {"loss": loss, "norm": norm}
+
+                return step, model
+            given, doutput = (model.xp.asarray(array.astype(model.dtype)) for array in (x, y))
+
+            def layer():
+                if case.what == "inference":
+                    return {"output": model(given)[0]}
+                output, _, backward = model.forward(given)
+                if case.what == "forward":
+                    return {"output": output}
+                model.zero_grad()
+                return {"output": output, "dx": backward(doutput)[0]}
+
+            return layer, model
+
+        run, model = fresh()
 
         def results():
-            run()
-            found = dict(last)
-            if case.what == "train":
-                found |= {name: grad for name, grad in layer.grads.items() if "_hh" in name}
-            return {name: to_numpy(array).astype(np.float64) for name, array in found.items()}
+            again, model = fresh()
+            found = again()
+            if case.what in ("train", "step"):
+                found |= {name: grad.copy() for name, grad in model.grads.items() if "_hh" in name}
+            if case.what == "step":  # the second loss shows whether the weights were changed rightly
+                found["loss"] = [float(found["loss"]), float(again()["loss"])]
+            return {
+                name: np.asarray(model.ops.to_numpy(array) if hasattr(array, "shape") else array, np.float64)
+                for name, array in found.items()
+            }
 
         def events(count):
-            cuda = layer.xp.cuda
+            cuda = model.xp.cuda
             start, stop = cuda.Event(), cuda.Event()
             start.record()
             for _ in range(count):
@@ -62,61 +111,233 @@ def _gpurnn(backend):
             stop.synchronize()
             return cuda.get_elapsed_time(start, stop) / 1e3
 
-        return Prepared(run, results, layer.ops.synchronize, None if backend == "numpy" else events)
+        if backend == "numpy":
+            return Prepared(run, results)
+        pool = model.xp.get_default_memory_pool()
+        return Prepared(run, results, model.ops.synchronize, events, pool.total_bytes)
 
     return prepare
 
 
-def _torch(device):
-    def prepare(case, weights, x, doutput):
+def _products(case, weights, x, y):
+    """The matrix products alone, with NumPy's BLAS: what no NumPy code can be faster than."""
+    import numpy as np
+
+    G, D, dtype = {"rnn": 1, "gru": 3, "lstm": 4}[case.cell], 2 if case.bidirectional else 1, np.dtype(case.dtype)
+
+    def ones(*shape):
+        return np.full(shape, 0.01, dtype)
+
+    walks, T, B, H = [], case.T, case.B, case.H
+    for layer in range(case.L):
+        inputs = case.I if layer == 0 else D * H
+        ax, xs, W_ih, W_hh = ones(T, B, G * H), ones(T * B, inputs), ones(G * H, inputs), ones(G * H, H)
+        walks += [(ax, xs, W_ih, W_hh, ones(T, B, H), ones(B, G * H))] * D
+    linear = (ones(T * B, D * H), ones(case.V, D * H), ones(T * B, case.V)) if case.what == "step" else None
+
+    def run():
+        for ax, xs, W_ih, W_hh, h, ah in walks:
+            np.matmul(xs, W_ih.T, out=ax.reshape(T * B, -1))
+            for t in range(T):
+                np.matmul(h[t], W_hh.T, out=ah)
+            if case.what in ("train", "step"):
+                for t in range(T):
+                    np.matmul(ax[t], W_hh, out=h[t])
+                dgates = ax.reshape(T * B, -1)
+                np.matmul(dgates, W_ih, out=xs)
+                _ = dgates.T @ xs, dgates.T @ h.reshape(T * B, H)
+        if linear:
+            a, W, out = linear
+            np.matmul(a, W.T, out=out)
+            np.matmul(out, W, out=a)
+            _ = out.T @ a
+
+    return Prepared(run, None)
+
+
+# ---- torch
+
+
+def _torch_prepared(device, run, results):
+    import torch
+
+    def events(count):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(count):
+            run()
+        stop.record()
+        stop.synchronize()
+        return start.elapsed_time(stop) / 1e3
+
+    if device == "cpu":
+        return Prepared(run, results)
+    return Prepared(run, results, torch.cuda.synchronize, events, torch.cuda.max_memory_reserved)
+
+
+def _torch(device, mode="eager"):
+    """mode: "eager"; "compile": under ``torch.compile``; "graph": the whole run recorded as a CUDA graph."""
+
+    def prepare(case, weights, x, y):
+        import contextlib
+
         import torch
 
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        torch.set_num_threads(_threads())
         if device == "cuda":
             allowed = case.precision == "tf32"  # torch's own default for RNNs is tf32
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
         dtype = getattr(torch, case.dtype)
-        kind = getattr(torch.nn, case.cell.upper())
-        layer = kind(case.I, case.H, case.L, bidirectional=case.bidirectional)
-        layer.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
-        layer = layer.to(device, dtype)
-        x, doutput = (torch.from_numpy(array).to(device, dtype) for array in (x, doutput))
-        x.requires_grad_(case.what == "train")
-        layer.train(case.what != "inference")
-        last = {}
+
+        class Model(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                D = 2 if case.bidirectional else 1
+                self.embedding = torch.nn.Embedding(case.V, case.I)
+                self.rnn = rnn
+                self.linear = torch.nn.Linear(D * case.H, case.V)
+
+            def forward(self, words):
+                return (self.linear(self.rnn(self.embedding(words))[0]),)
+
+        narrow = case.what == "step" and case.dtype in ("float16", "bfloat16")  # weights stay float32, as in gpurnn
+
+        rnn = getattr(torch.nn, case.cell.upper())(case.I, case.H, case.L, bidirectional=case.bidirectional)
+        layer = Model() if case.what == "step" else rnn
+        given_weights = {name: torch.from_numpy(value) for name, value in weights.items()}
+        layer.load_state_dict(given_weights)
+        layer = layer.to(device, torch.float32 if narrow else dtype).train(case.what != "inference")
+        call = torch.compile(layer) if mode == "compile" else layer
+        given, wanted = torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)
+        keep = mode == "graph"  # a recorded run finds its gradients at the same addresses, zeroed
+        adam = (
+            torch.optim.Adam(layer.parameters(), lr=RATE, fused=True, capturable=keep) if case.what == "step" else None
+        )
+        if case.what != "step":
+            given, wanted = given.to(dtype), wanted.to(dtype)
+            given.requires_grad_(case.what == "train")
 
         def run():
             if case.what == "inference":
                 with torch.inference_mode():
-                    last["output"] = layer(x)[0]
-                return
-            last["output"] = output = layer(x)[0]
+                    return {"output": call(given)[0]}
+            if case.what == "forward":
+                return {"output": call(given)[0]}
+            layer.zero_grad(set_to_none=not keep)
             if case.what == "train":
-                x.grad = None
-                layer.zero_grad()
-                output.backward(doutput)
+                if keep and given.grad is not None:
+                    given.grad.zero_()
+                else:
+                    given.grad = None
+                output = call(given)[0]
+                output.backward(wanted)
+                return {"output": output, "dx": given.grad}
+            with torch.autocast(device, dtype) if narrow else contextlib.nullcontext():
+                logits = call(given)[0]
+                loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten())
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(layer.parameters(), 1.0)
+            adam.step()
+            return {"loss": loss, "norm": norm}
+
+        def record(run):
+            """The run as a CUDA graph: warmed up on a stream of its own, as torch asks for, then recorded once."""
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    run()
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                found = run()
+
+            def replay():
+                graph.replay()
+                return found
+
+            return replay
+
+        if mode == "graph":
+            run = record(run)
 
         def results():
-            run()
-            found = dict(last)
-            if case.what == "train":
-                found |= {"dx": x.grad} | {name: p.grad for name, p in layer.named_parameters() if "_hh" in name}
-            return {name: value.detach().cpu().double().numpy() for name, value in found.items()}
+            layer.load_state_dict(given_weights)
+            for state in adam.state.values() if adam else ():
+                for tensor in state.values():
+                    tensor.zero_()
+            found = {name: value.detach().clone() for name, value in run().items()}
+            if case.what in ("train", "step"):
+                found |= {name: p.grad.clone() for name, p in layer.named_parameters() if "_hh" in name}
+            if case.what == "step":  # the second loss shows whether the weights were changed rightly
+                found["loss"] = torch.stack([found["loss"], run()["loss"].detach()])
+            return {name: value.cpu().double().numpy() for name, value in found.items()}
 
-        def events(count):
-            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            for _ in range(count):
-                run()
-            stop.record()
-            stop.synchronize()
-            return start.elapsed_time(stop) / 1e3
-
-        if device == "cpu":
-            return Prepared(run, results)
-        return Prepared(run, results, torch.cuda.synchronize, events)
+        return _torch_prepared(device, run, results)
 
     return prepare
+
+
+def _flashrnn(backend, device="cuda"):
+    """FlashRNN's kernel with torch's input GEMM before it, one layer, one head; forward keeps what backward needs.
+
+    Its gate orders: LSTM i f g o; GRU r z n in the input, n r z in the recurrent weights, bias n_h r z n_x.
+    """
+
+    def prepare(case, weights, x, y):
+        import torch
+        from flashrnn import flashrnn
+
+        T, B, H, dtype = case.T, case.B, case.H, getattr(torch, case.dtype)
+        torch.backends.cuda.matmul.allow_tf32 = case.precision == "tf32"
+        W_ih, W_hh, b_ih, b_hh = (
+            torch.from_numpy(weights[f"{name}_l0"]).to(device, dtype)
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
+        G = W_hh.shape[0] // H
+        R, b_ih, b_hh = W_hh.view(G, 1, H, H), b_ih.view(G, 1, H), b_hh.view(G, 1, H)
+        if case.cell == "gru":
+            R = R[[2, 0, 1]]
+            b = torch.stack([b_hh[2], b_ih[0] + b_hh[0], b_ih[1] + b_hh[1], b_ih[2]])
+        else:
+            b = b_ih + b_hh
+        # its arrays are batch-major; x is given so, and no rival is charged for turning it
+        given, wanted = (torch.from_numpy(array).to(device, dtype).transpose(0, 1).contiguous() for array in (x, y))
+        leaves = [given, W_ih, R.contiguous(), b.contiguous()]
+        given, W_ih, R, b = [leaf.detach().requires_grad_(case.what != "inference") for leaf in leaves]
+        function = {"lstm": "lstm", "gru": "gru", "rnn": "elman"}[case.cell]
+
+        def run():
+            with torch.inference_mode(case.what == "inference"):
+                Wx = torch.nn.functional.linear(given, W_ih).view(B, T, G, 1, H)
+                states, _ = flashrnn(Wx, R, b, function=function, backend=backend, dtype=case.dtype)
+                output = states[0].reshape(B, T, H)
+            if case.what != "train":
+                return {"output": output}
+            for leaf in (given, W_ih, R, b):
+                leaf.grad = None
+            output.backward(wanted)
+            return {"output": output, "dx": given.grad, "weight_hh_l0": R.grad, "bias": b.grad}
+
+        def results():
+            found = run()
+            found |= {name: found[name].transpose(0, 1) for name in ("output", "dx") if name in found}
+            if case.what == "train":
+                if case.cell == "gru":
+                    found["weight_hh_l0"] = found["weight_hh_l0"][[1, 2, 0]]
+                    found["bias_hh_l0"] = found.pop("bias")[[1, 2, 0]]
+                else:
+                    found["bias_hh_l0"] = found.pop("bias")
+                found["weight_hh_l0"] = found["weight_hh_l0"].reshape(G * H, H)
+                found["bias_hh_l0"] = found["bias_hh_l0"].reshape(G * H)
+            return {name: value.detach().cpu().double().numpy() for name, value in found.items()}
+
+        return _torch_prepared(device, run, results)
+
+    return prepare
+
+
+# ---- others
 
 
 def _onnxruntime(case, weights, x, doutput):
@@ -157,7 +378,7 @@ def _onnxruntime(case, weights, x, doutput):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
     onnx.checker.check_model(model)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
+    options.intra_op_num_threads = _threads()
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     def run():
@@ -167,7 +388,8 @@ def _onnxruntime(case, weights, x, doutput):
 
 
 def _jax(case, weights, x, doutput):
-    """``lax.scan`` over the cell's equations under ``jit``, on JAX's default device."""
+    """``lax.scan`` over the cell's equations under ``jit``, on the CPU."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -258,16 +480,35 @@ def _liar(case, weights, x, doutput):
     )
 
 
-RIVALS = {  # name -> (prepare, what it is)
-    "gpurnn-numpy": (_gpurnn("numpy"), "gpurnn on NumPy"),
-    "gpurnn-cupy": (_gpurnn("cupy"), "gpurnn's generic code on CuPy"),
-    "gpurnn-cuda": (_gpurnn("cuda"), "gpurnn's kernels"),
-    "torch-cpu": (_torch("cpu"), "torch.nn on the CPU"),
-    "torch-cuda": (_torch("cuda"), "torch.nn on a GPU (cuDNN)"),
-    "onnxruntime": (_onnxruntime, "ONNX Runtime on the CPU, inference"),
-    "jax": (_jax, "JAX, lax.scan under jit"),
+RIVALS = {  # name -> (prepare, device, what it is)
+    "gpurnn-numpy": (_gpurnn("numpy"), "cpu", "gpurnn on NumPy"),
+    "gpurnn-cupy": (_gpurnn("cupy"), "gpu", "gpurnn's generic code on CuPy"),
+    "gpurnn-cuda": (_gpurnn("cuda"), "gpu", "gpurnn's kernels"),
+    "products": (_products, "cpu", "the matrix products alone on NumPy: a bound, not a rival"),
+    "torch-cpu": (_torch("cpu"), "cpu", "torch.nn on the CPU"),
+    "torch-cpu-compile": (_torch("cpu", "compile"), "cpu", "torch.nn on the CPU under torch.compile"),
+    "torch-cuda": (_torch("cuda"), "gpu", "torch.nn on a GPU (cuDNN)"),
+    "torch-cuda-graph": (_torch("cuda", "graph"), "gpu", "torch.nn on a GPU, recorded as a CUDA graph"),
+    "torch-cuda-compile": (_torch("cuda", "compile"), "gpu", "torch.nn on a GPU under torch.compile"),
+    "flashrnn-fused": (_flashrnn("cuda_fused"), "gpu", "FlashRNN, whole-sequence kernel"),
+    "flashrnn": (_flashrnn("cuda"), "gpu", "FlashRNN, a product and a kernel each step"),
+    "onnxruntime": (_onnxruntime, "cpu", "ONNX Runtime on the CPU, inference"),
+    "jax": (_jax, "cpu", "JAX, lax.scan under jit"),
 }
-HIDDEN = {"sleeper": (_sleeper, ""), "liar": (_liar, "")}
+USUAL = (
+    "gpurnn-numpy",
+    "gpurnn-cupy",
+    "gpurnn-cuda",
+    "torch-cpu",
+    "torch-cuda",
+    "onnxruntime",
+    "jax",
+)  # if none is named
+HIDDEN = {
+    "sleeper": (_sleeper, "cpu", ""),
+    "liar": (_liar, "cpu", ""),
+    "flashrnn-vanilla": (_flashrnn("vanilla", "cpu"), "cpu", ""),
+}
 
 
 def missing(name):
@@ -276,25 +517,28 @@ def missing(name):
 
     if name.startswith("gpurnn-"):
         return backends()[name.removeprefix("gpurnn-")]
-    if name.startswith("torch") and importlib.util.find_spec("torch") is None:
-        return "torch is not installed"
-    needed = {"onnxruntime": ("onnx", "onnxruntime"), "jax": ("jax",)}.get(name, ())
-    for module in needed:
+    needed = {"onnxruntime": ("onnx", "onnxruntime"), "jax": ("jax",), "products": ()}.get(name, ("torch",))
+    for module in needed + ("flashrnn",) * name.startswith("flashrnn"):
         if importlib.util.find_spec(module) is None:
             return f"{module} is not installed"
-    if name == "torch-cuda" and backends()["cuda"] and "driver" in backends()["cuda"]:
+    device = (RIVALS | HIDDEN)[name][1]
+    if device == "gpu" and backends()["cuda"] and "driver" in backends()["cuda"]:
         return "no NVIDIA driver was found"
     return None
 
 
 def refuses(name, case):
     """Why a rival does not take a case, or None."""
-    if case.precision == "tf32" and not name.startswith("torch-cuda"):
+    if case.precision == "tf32" and not name.startswith(("torch-cuda", "flashrnn")):
         return "computes float32 in float32"
-    if name in ("onnxruntime", "jax") and case.dtype != "float32":
+    if name in ("onnxruntime", "jax", "products") and case.dtype != "float32":
         return "only float32 here"
     if name == "onnxruntime" and case.what != "inference":
         return "only inference"
     if name == "jax" and case.what == "forward":
         return "keeps nothing for a later backward"
+    if name.startswith("flashrnn") and (case.L > 1 or case.bidirectional):
+        return "one layer and one direction"
+    if case.what == "step" and name.startswith(("flashrnn", "jax")):
+        return "only layers, no whole training step"
     return None

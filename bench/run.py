@@ -8,49 +8,52 @@ that is wrong is reported as wrong and not timed.
 import contextlib
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from . import rivals as _rivals
 from .cases import CELLS, Case
+from .machine import ceilings, clocks, environment, floor_seconds
 
-FORMAT = 1
+FORMAT = 2
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 TF32 = 2.0**-10
 
 
 def inputs(case):
-    """(weights by torch's names, x, doutput): NumPy arrays, float32, the same in every process; in 16-bit numbers."""
-    import gpurnn
-
-    kind = {"lstm": gpurnn.LSTM, "gru": gpurnn.GRU, "rnn": gpurnn.RNN}[case.cell]
-    layer = kind(case.I, case.H, case.L, bidirectional=case.bidirectional, backend="numpy", seed=0)
+    """(weights by torch's names, x, doutput), or in a "step" (weights, words, targets): NumPy arrays, the same in every
+    process, numbers in float32; in 16-bit numbers."""
+    weights = _rivals.build(case, "numpy", "float32").state_dict()
     draw = np.random.default_rng(1)
+    if case.what == "step":
+        words, targets = draw.integers(0, case.V, (2, case.T, case.B))
+        return weights, words, targets
     D = 2 if case.bidirectional else 1
     x = draw.standard_normal((case.T, case.B, case.I), dtype="float32")
     doutput = draw.standard_normal((case.T, case.B, D * case.H), dtype="float32")
-    weights = layer.state_dict()
     if case.dtype in ("float16", "bfloat16"):  # so that no rival differs by how it rounds what it is given
+        import gpurnn
+
         dtype = gpurnn.module.check_dtype(case.dtype)
         weights = {name: value.astype(dtype).astype("float32") for name, value in weights.items()}
         x, doutput = (array.astype(dtype).astype("float32") for array in (x, doutput))
     return weights, x, doutput
 
 
-def reference(case, weights, x, doutput):
-    """Name -> float64 array: what every rival should find, by gpurnn on NumPy in float64 (proven in its own tests)."""
-    from dataclasses import replace
-
+def reference(case, weights, x, y):
+    """Name -> float64 array: what every rival should find, by gpurnn's generic code in float64 (proven in its own
+    tests), on NumPy; for cases that would take NumPy minutes on CuPy, where there is a GPU."""
     exact = replace(case, dtype="float64", precision="float32")
-    prepare, _ = _rivals.RIVALS["gpurnn-numpy"]
-    return prepare(exact, weights, x.astype("float64"), doutput.astype("float64")).results()
+    large = case.flops > 5e10 and _rivals.missing("gpurnn-cupy") is None
+    prepare = _rivals.RIVALS["gpurnn-cupy" if large else "gpurnn-numpy"][0]
+    return prepare(exact, weights, x, y).results()
 
 
 def allowed(case):
@@ -64,24 +67,31 @@ def allowed(case):
 
 
 def work(name):
-    """Reads orders from standard input, a JSON object a line, and answers each with a line of JSON."""
+    """Reads orders from standard input, a JSON object a line, and answers each with a line of JSON.
+
+    The process "reference" writes what is right into a file, once for all rivals; the others compare with that file.
+    """
     prepared = key = None
     for line in sys.stdin:
         order = json.loads(line)
+        case = Case(**order["case"])
         try:
-            if order["case"] != key:
-                key, case = order["case"], Case(**order["case"])
-                prepared = None
-                start = time.perf_counter()
-                prepare, _ = (_rivals.RIVALS | _rivals.HIDDEN)[name]
-                prepared = prepare(case, *inputs(case))
-                prepared.run()
-                prepared.wait()
-                setup = time.perf_counter() - start
-            if order["do"] == "check":
-                answer = {"setup_s": setup, "peak_host_bytes": _peak_bytes()} | _errors(case, prepared)
+            if order["do"] == "reference":
+                np.savez(order["path"], **reference(case, *inputs(case)))
+                answer = {}
             else:
-                answer = _time(prepared, order["seconds"])
+                if order["case"] != key:
+                    prepared, key = None, order["case"]
+                    start = time.perf_counter()
+                    prepared = (_rivals.RIVALS | _rivals.HIDDEN)[name][0](case, *inputs(case))
+                    prepared.run()
+                    prepared.wait()
+                    setup = time.perf_counter() - start
+                if order["do"] == "check":
+                    answer = {"setup_s": setup, "peak_host_bytes": _peak_bytes()}
+                    answer |= {"device_bytes": prepared.device_bytes()} | _errors(prepared, order["path"])
+                else:
+                    answer = _time(prepared, order["seconds"])
         except Exception as error:  # a rival's failure is a line of the report, not the end of the run
             key, answer = None, {"failed": f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]}
         print(json.dumps(answer), flush=True)
@@ -97,8 +107,11 @@ def _peak_bytes():
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _errors(case, prepared):
-    expected = reference(case, *inputs(case))
+def _errors(prepared, path):
+    if prepared.results is None:
+        return {"bound": True}
+    with np.load(path, allow_pickle=False) as file:
+        expected = dict(file)
     got = prepared.results()
     worst, where = 0.0, ""
     for name, value in expected.items():
@@ -119,7 +132,9 @@ def _time(prepared, seconds):
     while warm < 1 or time.perf_counter() - start < seconds / 3:
         prepared.run()
         warm += 1
+    speed = clocks() if prepared.events else {}  # while the device works
     prepared.wait()
+    warm_s = time.perf_counter() - start
     count, start = 0, time.perf_counter()
     while True:
         prepared.run()
@@ -133,7 +148,8 @@ def _time(prepared, seconds):
         "launch_s": launched / count,
         "runs": count,
         "warm": warm,
-    }
+        "warm_s": warm_s,
+    } | speed
     if prepared.events:
         answer["device_s"] = prepared.events(count) / count
     return answer
@@ -181,36 +197,56 @@ def run(cases, names, *, threads, rounds=5, seconds=0.1, out=None, command="", p
     """
     document = {
         "format": FORMAT, "command": command, "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "threads": threads, "rounds": rounds, "environment": environment(), "ceilings": ceilings(), "cases": [],
+        "threads": threads, "rounds": rounds, "l2": "hot: nothing is flushed between runs",
+        "environment": environment(), "ceilings": ceilings(), "cases": [],
     }  # fmt: skip
     unable = {name: _rivals.missing(name) if name in _rivals.RIVALS else None for name in names}
     workers = {name: Worker(name, threads) for name in names if unable[name] is None}
+    judge = Worker("reference", os.cpu_count())
+    folder = tempfile.TemporaryDirectory()
+    right = str(Path(folder.name) / "right.npz")
     try:
         for case in progress(cases) if progress else cases:
             results = {name: {"status": "not here", "reason": reason} for name, reason in unable.items() if reason}
-            results |= _run_case(case, workers, rounds, seconds)
-            floor = floor_seconds(case, document["ceilings"])
+            able = {}
+            for name, worker in workers.items():
+                reason = _rivals.refuses(name, case)
+                if reason:
+                    results[name] = {"status": "not taken", "reason": reason}
+                else:
+                    able[name] = worker
+            if able:
+                answer = judge.ask(case, "reference", path=right)
+                if "failed" in answer:
+                    failed = {"status": "failed", "reason": f"no reference to compare with: {answer['failed']}"}
+                    results |= dict.fromkeys(able, failed)
+                else:
+                    results |= _run_case(case, able, right, rounds, seconds)
+            floors = {
+                device: floor_seconds(case, measured) for device, measured in document["ceilings"].items() if measured
+            }
             row = {"name": case.name, "case": case.as_dict(), "flops": case.flops, "bytes": case.bytes}
-            document["cases"].append(row | {"steps": case.steps, "floor_s": floor, "results": results})
+            document["cases"].append(row | {"steps": case.steps, "floors": floors, "results": results})
             if out:
                 write(out, document)
     finally:
-        for worker in workers.values():
+        for worker in (judge, *workers.values()):
             worker.close()
+        folder.cleanup()
     return document
 
 
-def _run_case(case, workers, rounds, seconds):
+def _run_case(case, workers, path, rounds, seconds):
+    """Name -> result of each worker's rival; path: the file of what is right."""
     results, right = {}, []
     for name, worker in workers.items():
-        reason = _rivals.refuses(name, case)
-        if reason:
-            results[name] = {"status": "not taken", "reason": reason}
-            continue
-        answer = worker.ask(case, "check")
+        answer = worker.ask(case, "check", path=path)
         limit = allowed(case)
         if "failed" in answer:
             results[name] = {"status": "failed", "reason": answer["failed"]}
+        elif "bound" in answer:
+            results[name] = {"status": "timed", **answer, "samples": []}
+            right.append(name)
         elif answer["error"] is None or not answer["error"] <= limit:
             reason = f"{answer['where']}: off by {answer['error']} of the largest value, allowed {limit:.2g}"
             results[name] = {"status": "wrong", "reason": reason}
@@ -240,73 +276,9 @@ def write(path, document):
     """Write JSON so that a reader or a kill finds the old file or the new one, never half of one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
         json.dump(document, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(file.name, path)
-
-
-# ---- the machine
-
-
-def environment():
-    """Versions and hardware, JSON-ready."""
-    import gpurnn
-
-    found = {
-        "python": platform.python_version(), "platform": platform.platform(), "cpu": _cpu(), "cpus": os.cpu_count(),
-        "numpy": np.__version__, "blas": np.show_config(mode="dicts")["Build Dependencies"]["blas"].get("name"),
-        "gpurnn": gpurnn.__version__, "commit": _commit(), "gpu": None, "torch": None, "cudnn": None,
-    }  # fmt: skip
-    if _rivals.missing("torch-cpu") is None:
-        probe = "import torch; print(torch.__version__, torch.backends.cudnn.version())"
-        asked = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
-        if asked.returncode == 0:
-            found["torch"], found["cudnn"] = asked.stdout.split()
-    if gpurnn.backends()["cuda"] is None:
-        cupy = gpurnn.get_backend("cuda").xp
-        properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
-        found["gpu"] = {
-            "name": properties["name"].decode(), "cupy": cupy.__version__,
-            "driver": cupy.cuda.runtime.driverGetVersion(), "cuda": cupy.cuda.runtime.runtimeGetVersion(),
-        }  # fmt: skip
-    return found
-
-
-def _cpu():
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
-
-
-def _commit():
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    asked = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True)
-    return asked.stdout.strip() or None
-
-
-def ceilings():
-    """What this machine's CPU reaches at best, measured: float32 GEMM (flop/s) and copy (bytes/s, read and written)."""
-    a = np.ones((768, 768), np.float32)
-    out = np.empty_like(a)
-    block = np.ones(1 << 23, np.float32)
-    copy = np.empty_like(block)
-    gemm = min(_seconds(lambda: np.matmul(a, a, out=out)) for _ in range(5))
-    moved = min(_seconds(lambda: np.copyto(copy, block)) for _ in range(5))
-    return {"cpu_gemm_flops": 2 * 768**3 / gemm, "cpu_copy_bytes": 2 * block.nbytes / moved}
-
-
-def _seconds(action):
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
-
-
-def floor_seconds(case, ceilings):
-    """The least time on this CPU: the products at the GEMM's best rate, or the bytes at the copy's."""
-    return max(case.flops / ceilings["cpu_gemm_flops"], case.bytes / ceilings["cpu_copy_bytes"])
+    os.replace(temporary, path)

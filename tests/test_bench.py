@@ -17,8 +17,10 @@ from click.testing import CliRunner
 from bench import report
 from bench.cases import CELLS, PASSES, SUITES, Case, select
 from bench.cli import main
-from bench.rivals import RIVALS, missing, refuses
-from bench.run import Worker, _run_case, allowed, inputs, reference, write
+from bench.machine import floor_seconds
+from bench.plots import KINDS, plot
+from bench.rivals import HIDDEN, RIVALS, Prepared, missing, refuses
+from bench.run import FORMAT, Worker, _run_case, allowed, inputs, reference, write
 from bench.run import run as run_cases
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,16 +64,67 @@ def test_flops_are_those_of_the_products():
 @pytest.mark.parametrize("what", PASSES)
 @pytest.mark.parametrize("cell", CELLS)
 def test_rivals_agree_with_the_reference(cell, what, dtype):
-    case = Case(cell, 6, 3, 9, 5, L=2, bidirectional=True, dtype=dtype, what=what)
+    case = Case(cell, 6, 3, 9, 5, L=2, bidirectional=True, dtype=dtype, what=what, V=11 * (what == "step"))
     expected = reference(case, *inputs(case))
-    assert len(expected) == (1 if what != "train" else 2 + 4 * 2)
+    assert len(expected) == {"train": 2 + 4 * 2, "step": 2 + 4 * 2}.get(what, 1)
     for name in ("gpurnn-numpy", "torch-cpu", "onnxruntime", "jax"):
         if missing(name) or refuses(name, case):
             continue
-        prepare, _ = RIVALS[name]
+        prepare = RIVALS[name][0]
         got = prepare(case, *inputs(case)).results()
         for key, value in expected.items():
             assert np.abs(got[key] - value).max() <= allowed(case) * np.abs(value).max(), (name, key)
+
+
+@pytest.mark.filterwarnings("default::DeprecationWarning")  # torch.compile's own
+@pytest.mark.parametrize("what", ["train", "step"])
+def test_torch_compile_agrees(what):
+    case = Case("lstm", 6, 3, 9, 5, what=what, V=11 * (what == "step"))
+    got = RIVALS["torch-cpu-compile"][0](case, *inputs(case)).results()
+    for key, value in reference(case, *inputs(case)).items():
+        assert np.abs(got[key] - value).max() <= allowed(case) * np.abs(value).max(), key
+
+
+@pytest.mark.skipif(missing("flashrnn-vanilla") is not None, reason=str(missing("flashrnn-vanilla")))
+@pytest.mark.parametrize("what", ["inference", "forward", "train"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_flashrnn_gets_our_weights(cell, what):
+    """Through its backend for the CPU: the order of gates, biases and axes."""
+    case = Case(cell, 6, 3, 9, 5, what=what)
+    got = HIDDEN["flashrnn-vanilla"][0](case, *inputs(case)).results()
+    for key, value in reference(case, *inputs(case)).items():
+        assert np.abs(got[key] - value).max() <= allowed(case) * np.abs(value).max(), key
+
+
+def test_a_step_without_its_optimiser_is_seen(monkeypatch):
+    case = Case("lstm", 6, 3, 9, 5, what="step", V=11)
+    expected = reference(case, *inputs(case))
+    assert expected["loss"][1] < expected["loss"][0]
+    monkeypatch.setattr("gpurnn.Adam.step", lambda self: None)
+    got = RIVALS["gpurnn-numpy"][0](case, *inputs(case)).results()
+    assert abs(got["loss"] - expected["loss"]).max() > 10 * allowed(case) * expected["loss"].max()
+
+
+@pytest.mark.parametrize("what", PASSES)
+def test_products_are_a_bound_and_are_not_judged(what):
+    case = Case("gru", 6, 3, 9, 5, L=2, bidirectional=True, what=what, V=11 * (what == "step"))
+    document = run_cases([case], ["products"], threads=1, rounds=1, seconds=0.001)
+    result = document["cases"][0]["results"]["products"]
+    assert result["status"] == "timed" and result["bound"] and result["median_s"] > 0 and "error" not in result
+
+
+def test_a_large_case_is_judged_by_the_gpu_where_there_is_one(monkeypatch):
+    asked = []
+
+    def prepare(name):
+        return (lambda case, *inputs: asked.append((name, case.dtype)) or Prepared(None, dict)), "gpu", ""
+
+    for name in ("gpurnn-numpy", "gpurnn-cupy"):
+        monkeypatch.setitem(RIVALS, name, prepare(name))
+    monkeypatch.setattr("bench.rivals.missing", lambda name: None)
+    for case in (SMALL, Case("lstm", 512, 128, 1024, 1024, dtype="bfloat16")):
+        reference(case, None, None, None)
+    assert asked == [("gpurnn-numpy", "float64"), ("gpurnn-cupy", "float64")]
 
 
 def test_a_wrong_rival_is_refused_and_a_failing_one_reported(tmp_path):
@@ -91,7 +144,7 @@ def test_a_rival_whose_process_dies_is_reported():
     worker = Worker("gpurnn-numpy", 1)
     worker.process.kill()
     worker.process.wait()
-    results = _run_case(SMALL, {"gpurnn-numpy": worker}, 1, 0.001)
+    results = _run_case(SMALL, {"gpurnn-numpy": worker}, "right.npz", 1, 0.001)
     assert results["gpurnn-numpy"]["status"] == "failed" and "ended" in results["gpurnn-numpy"]["reason"]
     worker.close()
 
@@ -112,11 +165,19 @@ def made(name, middle, noise, seed, count=15):
     draw = random.Random(seed)
     samples = [{"host_s": middle * (1 + noise * draw.uniform(-1, 1))} for _ in range(count)]
     row = {"status": "timed", "samples": samples, "median_s": middle}
-    return {"name": name, "case": SMALL.as_dict(), "floor_s": middle / 2, "steps": 6, "results": {"ours": row}}
+    floors = {"cpu": [middle / 2, "products"]}
+    return {
+        "name": name, "case": SMALL.as_dict(), "floors": floors, "flops": 3e9, "bytes": 1e6, "steps": 6,
+        "results": {"ours": row},
+    }  # fmt: skip
 
 
 def document(*rows):
-    return {"format": 1, "cases": list(rows), "environment": {}, "started": "2026-01-01", "rounds": 15, "threads": 1}
+    return {
+        "format": FORMAT, "cases": list(rows), "started": "2026-01-01", "rounds": 15, "threads": 1,
+        "environment": {"cpu": "a processor", "gpu": None, "numpy": "2", "blas": "blas"},
+        "ceilings": {"cpu": {"flops": {"float32": 1e11}, "bytes": 1e10, "step": {}}, "gpu": None},
+    }  # fmt: skip
 
 
 def test_compare_finds_a_tenth_and_calls_noise_noise(tmp_path):
@@ -166,13 +227,21 @@ def test_run_show_plot_report(tmp_path):
     done = invoke("run", *axes, "--rounds", 2, "--seconds", 0.001, "--out", out)
     assert done.exit_code == 0, done.output
     written = json.loads(out.read_text())
-    assert written["format"] == 1 and written["environment"]["numpy"] == np.__version__
+    assert written["format"] == FORMAT and written["environment"]["numpy"] == np.__version__
     results = [r for row in written["cases"] for r in row["results"].values()]
     assert all(len(r["samples"]) == 2 and r["peak_host_bytes"] > 10**7 and r["setup_s"] > 0 for r in results)
     assert "torch-cpu" in invoke("show", out).output
     assert "| rnn T3 B2 I4 H4 float32 train |" in invoke("report", out).output
-    picture = Path(invoke("plot", out).output.strip())
-    assert picture.read_bytes()[:4] == b"\x89PNG" and picture.stat().st_size > 5000
+    for kind in KINDS:
+        picture = Path(invoke("plot", out, "--kind", kind).output.strip())
+        assert picture.read_bytes()[:4] == b"\x89PNG" and picture.stat().st_size > 5000, kind
+    page = tmp_path / "page.html"
+    assert invoke("report", out, "--html", page).exit_code == 0
+    text = page.read_text()
+    assert "rnn T3 B2 I4 H4 float32 train" in text and text.count("<svg") >= 3
+    assert "http" not in text.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "https://matplotlib.org", ""
+    ).replace("http://creativecommons.org", "")  # nothing is fetched: these are names in SVG's own headers
 
 
 def test_what_is_no_results_file_is_refused(tmp_path):
@@ -220,8 +289,54 @@ def test_the_table_fits_the_terminal():
     one = document(made("a case with a rather long name, as they are", 1.0, 0.05, 1))
     one["cases"][0]["results"] |= {f"rival {k}": one["cases"][0]["results"]["ours"] for k in range(4)}
     narrow, wide = list(report.table(one)), list(report.table(one, columns=200))
-    assert max(map(len, narrow)) <= 80 and len(narrow) == 1 + 5 + 1
-    assert len(wide) == 3 and wide[1].count("1.00x") == 4
+    assert max(map(len, narrow)) <= 80 and len(narrow) == 1 + 5 + 2
+    assert len(wide) == 4 and wide[1].count("1.00x") == 4
+
+
+def test_floors_name_what_sets_them():
+    slow, fast = (
+        {"flops": {"float32": 1e9}, "bytes": 1e12, "step": {}},
+        {"flops": {"float32": 1e15}, "bytes": 1e3, "step": {}},
+    )
+    case = Case("lstm", 10, 4, 16, 16)
+    assert floor_seconds(case, slow) == (case.flops / 1e9, "products")
+    assert floor_seconds(case, fast) == (case.bytes / 1e3, "bytes")
+    gpu = {"flops": {"float32": 1e15, "tf32": 1e15}, "bytes": 1e15, "step": {"block": 1e-7, "grid": 1e-6}}
+    assert floor_seconds(case, gpu) == (10 * 1e-7, "steps")
+    assert floor_seconds(Case("lstm", 10, 4, 1024, 16, precision="tf32"), gpu) == (10 * 1e-6, "steps")
+    assert floor_seconds(Case("lstm", 10, 4, 16, 16, dtype="float16"), gpu) is None
+
+
+def test_pages_are_filled_from_results(tmp_path):
+    both = document(made("one", 1.0, 0.0, 1), made("two", 3.0, 0.0, 1))
+    for row, other in zip(both["cases"], (2.0, 1.5), strict=True):
+        row["results"]["theirs"] = made("x", other, 0.0, 1)["results"]["ours"]
+        row["results"]["bound"] = made("x", 0.5, 0.0, 1)["results"]["ours"]
+    both["cases"][1]["case"] = SMALL.as_dict() | {"B": 9}
+    write(tmp_path / "x.json", both)
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- bench x.json ours theirs bound -->\nold\n<!-- end -->\nafter\n")
+    assert invoke("readme", page, "--results", tmp_path, "--check").exit_code == 1
+    assert "changed" in invoke("readme", page, "--results", tmp_path).output
+    text = page.read_text()
+    assert "| 2, 5 | 2.00 (4.00) |\n| 9, 5 | 0.50 (3.00) |\n<!-- end -->\nafter" in text and "old" not in text
+    assert invoke("readme", page, "--results", tmp_path, "--check").exit_code == 0
+    page.write_text("<!-- bench x.json -->\nno end\n")
+    assert "has no <!-- end -->" in str(invoke("readme", page, "--results", tmp_path).exception)
+
+
+def test_the_readme_says_what_the_results_say():
+    done = invoke("readme", ROOT / "README.md", "--results", ROOT / "bench" / "results", "--check")
+    assert done.exit_code == 0, "python -m bench readme"
+
+
+def test_a_table_of_nothing_and_a_plot_of_nothing(tmp_path):
+    empty = document(made("one", 1.0, 0.0, 1))
+    empty["cases"][0]["results"] = {"ours": {"status": "wrong", "reason": "off"}}
+    assert list(report.table(empty)) == ["nothing was timed", "ours: wrong in 1 of 1 cases: off"]
+    with pytest.raises(ValueError, match="nothing was timed"):
+        plot(empty, tmp_path / "x.png")
+    assert "<svg" not in report.html({"x": empty})
 
 
 def test_documents_are_not_changed_by_reading():

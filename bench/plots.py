@@ -1,0 +1,141 @@
+"""Pictures of a results file, for people who would rather look than read."""
+
+from .report import device, rivals, timed
+from .run import times
+
+KINDS = ("size", "T", "B", "H", "roofline", "crossover")
+
+
+def plot(document, path, kind="size"):
+    """Write one picture: PNG or SVG, whichever ``path`` ends in, SVG to a text file.
+
+    kind: "size": microseconds a timestep, case by case; "T", "B" or "H": against that axis, a line for each rival and
+    value of the others; "roofline": flop/s against flops a byte under the machine's ceilings; "crossover": how many
+    times as fast each rival is as the first, against B x H. Raises ValueError where the file has nothing to draw.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    if not rivals(document):
+        raise ValueError("nothing was timed in this file")
+    draw = {"size": _size, "roofline": _roofline, "crossover": _crossover}.get(kind) or _axis(kind)
+    panels = list(dict.fromkeys((row["case"]["cell"], row["case"]["what"]) for row in document["cases"]))
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.5 * columns, 3.4 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (cell, what) in zip(axes.flat, panels, strict=False):
+        draw(
+            axis,
+            document,
+            [row for row in document["cases"] if (row["case"]["cell"], row["case"]["what"]) == (cell, what)],
+        )
+        axis.set_title(f"{cell}, {what}")
+        axis.grid(alpha=0.3)
+    handles = {}
+    for axis in axes.flat:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)), fontsize=8)
+    figure.savefig(path, dpi=120, format="svg" if hasattr(path, "write") else None)
+    plt.close(figure)
+
+
+def _label(row, *axes):
+    return "\n".join(f"{axis}{row['case'][axis]}" for axis in axes)
+
+
+def _micros(row, name):
+    """(lowest, median, highest) microseconds a timestep."""
+    result = timed(row)[name]
+    found = times(result["samples"])
+    return [seconds / row["steps"] * 1e6 for seconds in (min(found), result["median_s"], max(found))]
+
+
+def _size(axis, document, rows):
+    for number, name in enumerate(rivals(document)):
+        here = [(x, *_micros(row, name)) for x, row in enumerate(rows) if name in timed(row)]
+        if here:
+            x, low, middle, high = zip(*here, strict=True)
+            spread = [
+                [m - l for m, l in zip(middle, low, strict=True)],
+                [h - m for m, h in zip(middle, high, strict=True)],
+            ]
+            axis.errorbar(x, middle, spread, marker="o", capsize=3, label=name, color=f"C{number}")
+    for number, kind in enumerate(("cpu", "gpu")):
+        here = [
+            (x, row["floors"][kind][0] / row["steps"] * 1e6) for x, row in enumerate(rows) if row["floors"].get(kind)
+        ]
+        if here and any(device(name) == kind for name in rivals(document)):
+            axis.plot(*zip(*here, strict=True), "k" + ":-"[number], lw=1, label=f"floor, {kind}")
+    varied = [name for name in ("T", "B", "H", "L") if len({row["case"][name] for row in rows}) > 1] or ["B", "H"]
+    step = -(-len(rows) // 12)  # more labels than a dozen run into one another
+    axis.set_xticks(range(0, len(rows), step), [_label(row, *varied) for row in rows[::step]], fontsize=7)
+    axis.set(yscale="log", ylabel="µs per timestep")
+
+
+def _axis(field):
+    def draw(axis, document, rows):
+        others = [name for name in ("T", "B", "H", "L", "dtype", "precision") if name != field]
+        varied = [name for name in others if len({row["case"][name] for row in rows}) > 1]
+        lines = {}
+        for row in rows:
+            for number, name in enumerate(rivals(document)):
+                if name in timed(row):
+                    key = number, name, tuple(row["case"][other] for other in varied)
+                    lines.setdefault(key, []).append((row["case"][field], _micros(row, name)[1]))
+        styles = list(dict.fromkeys(key[2] for key in lines))
+        for (number, name, values), points in lines.items():
+            what = " ".join(f"{other}{value}" for other, value in zip(varied, values, strict=True))
+            marker = "osv^D*Px+<>h"[styles.index(values) % 12]
+            axis.plot(
+                *zip(*sorted(points), strict=True), marker=marker, color=f"C{number}", label=f"{name} {what}".strip()
+            )
+        axis.set(xscale="log", yscale="log", xlabel=field, ylabel="µs per timestep")
+        ticks = sorted({row["case"][field] for row in rows})
+        axis.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=7)
+        axis.minorticks_off()
+
+    return draw
+
+
+def _roofline(axis, document, rows):
+    for number, name in enumerate(rivals(document)):
+        here = [
+            (row["flops"] / row["bytes"], row["flops"] / timed(row)[name]["median_s"])
+            for row in rows
+            if name in timed(row)
+        ]
+        if here:
+            axis.plot(*zip(*here, strict=True), "o", color=f"C{number}", label=name)
+    intensities = [row["flops"] / row["bytes"] for row in rows]
+    for number, kind in enumerate(("cpu", "gpu")):
+        ceilings = document["ceilings"].get(kind)
+        if not ceilings or not any(device(name) == kind for name in rivals(document)):
+            continue
+        for arithmetic in {
+            row["case"]["precision"] if row["case"]["dtype"] == "float32" else row["case"]["dtype"] for row in rows
+        }:
+            if ceilings["flops"].get(arithmetic):
+                rate = ceilings["flops"][arithmetic]
+                x = sorted({min(intensities) / 2, rate / ceilings["bytes"], max(intensities) * 2})
+                roof = [min(rate, ceilings["bytes"] * at) for at in x]
+                axis.plot(x, roof, "k" + "-:"[number], lw=1, label=f"roof, {kind} {arithmetic}")
+    axis.set(xscale="log", yscale="log", xlabel="flops per byte that must move", ylabel="flop/s")
+
+
+def _crossover(axis, document, rows):
+    base, *others = rivals(document)
+    for number, name in enumerate(others, 1):
+        here = sorted(
+            (row["case"]["B"] * row["case"]["H"], timed(row)[base]["median_s"] / timed(row)[name]["median_s"])
+            for row in rows
+            if {base, name} <= timed(row).keys()
+        )
+        if here:
+            axis.plot(*zip(*here, strict=True), "o-", color=f"C{number}", label=name)
+    axis.axhline(1, color="k", lw=1)
+    axis.set(xscale="log", yscale="log", xlabel="B x H", ylabel=f"times as fast as {base}")
