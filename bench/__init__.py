@@ -1,5 +1,5 @@
 """The benchmark of gpurnn, installed as ``gpurnn.bench``: ``gpurnn bench``, or ``python -m bench`` in a checkout.
 
-``cases``: what is measured. ``rivals``: against whom. ``run``: how, and the JSON that comes of it. ``report``: tables,
-comparison, plots. ``cpu_rnn`` is its forerunner, from which the README's figures come.
+``cases``: what is measured. ``rivals``: against whom. ``run``: how, and the JSON that comes of it. ``machine``:
+versions, ceilings, floors. ``probe``: what a dependent step costs on a GPU. ``report``, ``plots``: what came out.
 """

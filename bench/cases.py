@@ -76,6 +76,13 @@ class Case:
         return total * size
 
     @property
+    def parameters(self):
+        """How many weights and biases there are, those of embedding and linear layer included."""
+        G, D = CELLS[self.cell], 2 if self.bidirectional else 1
+        layers = sum(D * G * self.H * (inputs + self.H + 2) for inputs, _ in self._layers())
+        return layers + self.V * (self.I + D * self.H + 1)
+
+    @property
     def recurrent_bytes(self):
         """Of one direction's recurrent weights: whether they fit on one multiprocessor."""
         return CELLS[self.cell] * self.H**2 * ITEMSIZE[self.dtype]

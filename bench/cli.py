@@ -59,11 +59,12 @@ Axes replace the suite's own values; repeated ones multiply."""
 @click.option("--precision", multiple=True, type=click.Choice(["float32", "tf32"]))
 @click.option("--pass", "what", multiple=True, type=click.Choice(PASSES))
 @click.option("--bidirectional", is_flag=True, help="Both directions in every case.")
+@click.option("--only", multiple=True, help="Only cases with one of these in their name.")
 @click.option("--threads", type=click.IntRange(1), default=os.cpu_count(), help="Threads of BLAS and torch.")
 @click.option("--rounds", type=click.IntRange(1), default=4, help="Turns of each rival; the median counts.")
 @click.option("--seconds", type=float, default=0.08, help="Least duration of a turn; a third more goes before it.")
 @click.option("--out", type=click.Path(dir_okay=False), help="JSON file  [default: bench-DATE.json]")
-def run(suite, names, backends, threads, rounds, seconds, out, bidirectional, **axes):
+def run(suite, names, backends, only, threads, rounds, seconds, out, bidirectional, **axes):
     """Time the cases of a suite; results are written after each case."""
     from tqdm import tqdm
 
@@ -71,6 +72,9 @@ def run(suite, names, backends, threads, rounds, seconds, out, bidirectional, **
     from .run import run as run_cases
 
     cases = select(suite, bidirectional=(True,) if bidirectional else (), **axes)
+    cases = [case for case in cases if not only or any(part in case.name for part in only)]
+    if not cases:
+        raise click.UsageError(f"--only: no case of this suite has {' or '.join(only)} in its name")
     names = [*names, *(f"gpurnn-{backend}" for backend in backends)]
     names = names or [name for name in USUAL if missing(name) is None]
     out = out or time.strftime("bench-%Y%m%d-%H%M%S.json")

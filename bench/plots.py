@@ -128,6 +128,8 @@ def _roofline(axis, document, rows):
 
 
 def _crossover(axis, document, rows):
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     base, *others = rivals(document)
     for number, name in enumerate(others, 1):
         here = sorted(
@@ -139,3 +141,6 @@ def _crossover(axis, document, rows):
             axis.plot(*zip(*here, strict=True), "o-", color=f"C{number}", label=name)
     axis.axhline(1, color="k", lw=1)
     axis.set(xscale="log", yscale="log", xlabel="B x H", ylabel=f"times as fast as {base}")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())

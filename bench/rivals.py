@@ -119,7 +119,7 @@ def _gpurnn(backend):
     return prepare
 
 
-def _products(case, weights, x, y):
+def _products(case, *_):
     """The matrix products alone, with NumPy's BLAS: what no NumPy code can be faster than."""
     import numpy as np
 
@@ -131,26 +131,26 @@ def _products(case, weights, x, y):
     walks, T, B, H = [], case.T, case.B, case.H
     for layer in range(case.L):
         inputs = case.I if layer == 0 else D * H
-        ax, xs, W_ih, W_hh = ones(T, B, G * H), ones(T * B, inputs), ones(G * H, inputs), ones(G * H, H)
-        walks += [(ax, xs, W_ih, W_hh, ones(T, B, H), ones(B, G * H))] * D
-    linear = (ones(T * B, D * H), ones(case.V, D * H), ones(T * B, case.V)) if case.what == "step" else None
+        read = ones(T * B, inputs), ones(T, B, H), ones(G * H, inputs), ones(G * H, H)
+        written = ones(T, B, G * H), ones(B, G * H), ones(T, B, H), ones(T * B, inputs)
+        walks += [(*read, *written)] * D
+    linear = (ones(T * B, D * H), ones(case.V, D * H)) if case.what == "step" else None
 
     def run():
-        for ax, xs, W_ih, W_hh, h, ah in walks:
-            np.matmul(xs, W_ih.T, out=ax.reshape(T * B, -1))
+        for x, h, W_ih, W_hh, ax, ah, dh, dx in walks:
+            np.matmul(x, W_ih.T, out=ax.reshape(T * B, -1))
             for t in range(T):
                 np.matmul(h[t], W_hh.T, out=ah)
             if case.what in ("train", "step"):
                 for t in range(T):
-                    np.matmul(ax[t], W_hh, out=h[t])
+                    np.matmul(ax[t], W_hh, out=dh[t])
                 dgates = ax.reshape(T * B, -1)
-                np.matmul(dgates, W_ih, out=xs)
-                _ = dgates.T @ xs, dgates.T @ h.reshape(T * B, H)
+                np.matmul(dgates, W_ih, out=dx)
+                _ = dgates.T @ x, dgates.T @ h.reshape(T * B, H)
         if linear:
-            a, W, out = linear
-            np.matmul(a, W.T, out=out)
-            np.matmul(out, W, out=a)
-            _ = out.T @ a
+            output, W = linear
+            dlogits = output @ W.T
+            _ = dlogits @ W, dlogits.T @ output
 
     return Prepared(run, None)
 

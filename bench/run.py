@@ -58,9 +58,13 @@ def reference(case, weights, x, y):
 
 def allowed(case):
     """Error that results may have, as a share of an array's largest value: a rounding of the inputs' precision for each
-    term of the sums of one step, and for each step that passes it on. Wrong results are wrong by 0.01 and more."""
+    term of the sums of one step, and for each step that passes it on; in a whole step also one for each parameter,
+    whose squares make the norm that all gradients are clipped by. Wrong results are wrong by 0.01 and more."""
     eps = TF32 if case.precision == "tf32" else EPS[case.dtype]
-    return min(eps * (case.H + case.I) ** 0.5 * case.steps**0.5 * CELLS[case.cell], 0.2)
+    terms = (case.H + case.I) ** 0.5 * case.steps**0.5 * CELLS[case.cell]
+    if case.what == "step":
+        terms += case.parameters**0.5
+    return min(eps * terms, 0.2)
 
 
 # ---- a rival's process

@@ -19,7 +19,7 @@ from bench.cases import CELLS, PASSES, SUITES, Case, select
 from bench.cli import main
 from bench.machine import floor_seconds
 from bench.plots import KINDS, plot
-from bench.rivals import HIDDEN, RIVALS, Prepared, missing, refuses
+from bench.rivals import HIDDEN, RIVALS, Prepared, build, missing, refuses
 from bench.run import FORMAT, Worker, _run_case, allowed, inputs, reference, write
 from bench.run import run as run_cases
 
@@ -50,6 +50,8 @@ def test_axes_replace_and_multiply():
 
 def test_flops_are_those_of_the_products():
     case = Case("lstm", 7, 3, 5, 4, L=2, bidirectional=True)
+    for some in (case, Case("gru", 7, 3, 5, 4, what="step", V=11)):
+        assert some.parameters == build(some, "numpy", "float32").flat_params.size
     first = 2 * 7 * 3 * (4 * 5) * (4 + 5) * 2  # multiply-add; T, B; rows; columns; directions
     second = 2 * 7 * 3 * (4 * 5) * (10 + 5) * 2
     assert case.flops == first + second and case.steps == 14
@@ -242,6 +244,10 @@ def test_run_show_plot_report(tmp_path):
     assert "http" not in text.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "https://matplotlib.org", ""
     ).replace("http://creativecommons.org", "")  # nothing is fetched: these are names in SVG's own headers
+
+
+def test_cases_are_picked_by_name():
+    assert "no case of this suite has V77" in invoke("run", "--suite", "applications", "--only", "V77").output
 
 
 def test_what_is_no_results_file_is_refused(tmp_path):
