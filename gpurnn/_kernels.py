@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import BackendError, DtypeError, ShapeError
+from .schedules import Device
 
 
 def kernel_dir():
@@ -246,6 +247,12 @@ class CupyDevice:
         """Compute capability as one number, 90 for 9.0."""
         return int(self.xp.cuda.Device().compute_capability)
 
+    @functools.cached_property
+    def limits(self):
+        """What schedules must know: multiprocessors, and the shared memory that one block may ask for."""
+        attributes = self.xp.cuda.Device().attributes
+        return Device(attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"])
+
     @property
     def stream(self):
         """Address of the current stream, where everything here is launched."""
@@ -272,7 +279,7 @@ class CupyDevice:
         source, options = kernel_source(file), ("--std=c++17",)
         module = self.xp.RawModule(code=source, options=options, name_expressions=(expression,))
         try:
-            return module.get_function(expression)
+            kernel = module.get_function(expression)
         except Exception as error:  # CompileException, or a CUDA error on loading; their classes differ by version
             lines = [line for line in str(error).splitlines() if line.strip()]
             errors = [line for line in lines if "error" in line] or lines
@@ -280,6 +287,13 @@ class CupyDevice:
                 f"{expression} of {file} does not compile or load for sm_{self.arch} with CuPy {self.xp.__version__}:\n"
                 + "\n".join(errors[:5])
             ) from error
+
+        def run(grid, block, args, shared_mem=0):
+            if shared_mem > 48 * 1024:  # more must be asked for
+                kernel.max_dynamic_shared_size_bytes = shared_mem
+            kernel(grid, block, args, shared_mem=shared_mem)
+
+        return run
 
     def gemm(self, a, b, out, accumulate=False):
         """``out = a @ b``, or ``out += a @ b``: one call of cuBLAS into memory that is there.

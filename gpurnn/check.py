@@ -389,10 +389,15 @@ def _checks(backend, cell, dtype, options):
                     _caught(lambda r=ragged, o=option, g=given: check_gradient(cell, backend, r, g, **o)),
                 )
             if dtype != "float64" or backend.name != "numpy":
-                yield (
-                    "reference", full,
-                    _caught(lambda r=ragged, o=option, g=given: compare(cell, backend, dtype, 5, 3, r, g, **o)),
-                )  # fmt: skip
+                for schedule in ("auto", "step") if backend.name == "cuda" else ("auto",):
+                    yield (
+                        "reference", f"{full}, {schedule}" if backend.name == "cuda" else full,
+                        _caught(
+                            lambda r=ragged, o=option, g=given, s=schedule: compare(
+                                cell, backend, dtype, 5, 3, r, g, schedule=s, **o
+                            )
+                        ),
+                    )  # fmt: skip
         yield "repeat", name, _caught(lambda o=option: check_repeat(cell, backend, dtype, **o))
         yield "ragged", name, _caught(lambda o=option: check_ragged(cell, backend, dtype, **o))
 

@@ -1,8 +1,9 @@
 """CudaOps: what a hand-written kernel makes faster than the generic code of ``Ops``.
 
-The time loop runs by the schedule ``step``: between two launches of a fused kernel (kernels/step.cu) stands the GEMM
-with the recurrent weights, and nothing else. Both directions of a layer go in the same launches. Where a shape comes
-back, the whole loop is recorded as a CUDA graph over fixed arrays and replayed, so that Python is out of it.
+The time loop runs by a schedule of schedules.py. ``step``: between two launches of a fused kernel (kernels/step.cu)
+stands the GEMM with the recurrent weights, and nothing else; where a shape comes back, the whole loop is recorded as a
+CUDA graph over fixed arrays and replayed, so that Python is out of it. ``block``: one launch walks all of time
+(kernels/block.cu). Both directions of a layer go in the same launches.
 
 Everything that touches the GPU goes through a device: ``CupyDevice`` of _kernels.py, or under test an emulated one.
 """
@@ -14,7 +15,7 @@ from collections import OrderedDict
 
 import numpy as np
 
-from . import rng
+from . import rng, schedules
 from ._kernels import Kernels, Rows, signature
 from .errors import BackendError
 from .ops import Ops, Walk, flat
@@ -58,21 +59,21 @@ class CudaOps(Ops):
     def synchronize(self):
         self.device.synchronize()
 
-    def schedule(self, T, B):
+    def schedule(self, work, wanted="auto"):
+        block, reason = schedules.choose(work, self.device.limits, wanted)
+        if block:
+            return "block", f"one launch for the whole sequence: {reason}"
         launches = "recorded as a CUDA graph when a shape comes back" if self.pool.capacity else "launch by launch"
-        return (
-            "step",
-            "a fused kernel and a cuBLAS product for each timestep, both directions together, "
-            f"{launches}; whole-sequence schedules (block, grid) are not there yet",
-        )
+        return "step", f"a fused kernel and a cuBLAS product for each timestep, {launches}; {reason}"
 
     # ---- one layer through time
 
-    def layer_forward(self, cell, x, weights, states, lengths, directions, keep, own):
+    def layer_forward(self, cell, x, weights, states, lengths, directions, keep, own, schedule="auto"):
         T, B, _ = x.shape
         rows, P = weights[0].hh.shape
         H, D = rows // cell.gates, len(weights)
-        key = (cell.kernel, T, B, H, P, directions, x.dtype.name, keep, lengths is not None, weights[0].bias_ih is None)
+        key = (cell.kernel, T, B, H, P, directions, x.dtype.name, keep, lengths is not None, weights[0].bias_ih is None,
+               schedule)  # fmt: skip
         # Work on another stream may still be under way on a loop that was given back there.
         loop, lease = self.pool.take((*key, self.device.stream), lambda: _Loop(self, cell, *key[1:]))
         loop.load(weights, lengths)
@@ -201,7 +202,7 @@ class _Loop:
     ``forward`` and ``backward`` run launch by launch, or replay what ``LoopPool`` has had recorded.
     """
 
-    def __init__(self, ops, cell, T, B, H, P, directions, dtype, keep, ragged, unbiased):
+    def __init__(self, ops, cell, T, B, H, P, directions, dtype, keep, ragged, unbiased, schedule):
         xp = ops.xp
         self.ops, self.cell, self.directions, self.keep = ops, cell, directions, keep
         self.T, self.B, self.H, self.P, self.D = T, B, H, P, len(directions)
@@ -213,6 +214,11 @@ class _Loop:
         self.reverse = sum(reverse << d for d, reverse in enumerate(directions))
         self.graphs = {}
         self.recorded = False
+        self.block = {}  # "forward", "backward" -> schedules.Block, or None for the schedule step
+        for backward in (False, True) if keep else (False,):
+            work = schedules.Work(cell.kernel, G, H, T, B, D, str(dtype), self.projected, backward)
+            chosen, _ = schedules.choose(work, ops.device.limits, schedule)
+            self.block["backward" if backward else "forward"] = chosen
         self.gates = xp.empty((D, T, B, self.width * H), self.dtype)
         self.h = xp.empty((D, T + 1, B, P), self.dtype)
         self.c = xp.empty((D, T + 1 if keep else 2, B, H), self.real) if cell.states == 2 else None
@@ -226,7 +232,9 @@ class _Loop:
                 (slice(2 * H, None), xp.empty((D, B, 3 * H), self.real)),  # the last third, as a cell sees it
             ]
         self.m = xp.empty((D, B, H), self.dtype) if self.projected else None
-        self.lengths = xp.empty(B, np.int32) if ragged else None
+        self.lengths = self.order = None
+        if ragged:  # order: the longest first, so that the sequences of a block end together
+            self.lengths, self.order = xp.empty(B, np.int32), xp.empty(B, np.int32)
         self.biased = not unbiased
         self.hh = self.hr = self.bias_ih = self.bias_hh = None
         self.doutput = self.received = self.dh = None  # made by the first backward
@@ -251,6 +259,8 @@ class _Loop:
                 mine[...] = array
         if lengths is not None:
             self.lengths[...] = self.ops.xp.asarray(lengths.astype(np.int32))
+            order = np.argsort(-lengths, kind="stable")
+            self.order[...] = self.ops.xp.asarray(order.astype(np.int32))
 
     def start(self, states):
         for d, (state, reverse) in enumerate(zip(states, self.directions, strict=True)):
@@ -275,8 +285,19 @@ class _Loop:
 
     # ---- forward
 
+    @property
+    def launches(self):
+        """Whether there are so many launches that recording them pays."""
+        return not all(self.block.values())
+
     def forward(self):
-        self._run("forward", self._forward_steps)
+        self._run("forward", self._forward_block if self.block["forward"] else self._forward_steps)
+
+    def _forward_block(self):
+        self._launch_block(
+            "forward", self.width, self.reverse, int(self.keep), self.lengths, self.order, self.hh, self.bias_ih,
+            self.bias_hh, self.gates, self.h, self.c, self.output,
+        )  # fmt: skip
 
     def _forward_steps(self):
         for s in range(self.T):
@@ -321,7 +342,8 @@ class _Loop:
             self.doutput[...] = doutput
         else:
             self.doutput = xp.ascontiguousarray(doutput)
-        self._run("backward" if doutput is not None else "backward of the state", self._backward_steps)
+        steps = self._backward_block if self.block["backward"] else self._backward_steps
+        self._run("backward" if doutput is not None else "backward of the state", steps)
         self.doutput = None
         done = []
         for d in range(D):
@@ -330,6 +352,12 @@ class _Loop:
                 dstate += (self.dc[d].astype(self.dtype),)
             done.append((dstate, None if self.dh_steps is None else self.dh_steps[d]))
         return done
+
+    def _backward_block(self):
+        self._launch_block(
+            "backward", self.width, self.reverse, self.lengths, self.order, self.hh, self.gates, self.h, self.c,
+            self.doutput, self.dh, self.dc,
+        )  # fmt: skip
 
     def _backward_steps(self):
         H, rows = self.H, self.cell.gates * self.H
@@ -377,6 +405,13 @@ class _Loop:
             types = (self.cell.kernel, *types)
         grid = (-(-size // _BLOCK[0]), -(-self.B // _BLOCK[1]), self.D)
         self.ops.kernels.launch("step.cu", kernel, types, grid, _BLOCK, self.T, self.B, size, *args)
+
+    def _launch_block(self, way, *args):
+        block = self.block[way]
+        types = (self.cell.kernel, TYPES[self.dtype.name], *block.types)
+        grid = (-(-self.B // block.R), 1, self.D)
+        args = self.T, self.B, self.H, *args
+        self.ops.kernels.launch("block.cu", f"block_{way}", types, grid, (block.threads,), *args, shared=block.shared)
 
     def _gemm(self, a, b, out, accumulate=False):
         if self.D == 1:
@@ -429,7 +464,7 @@ class LoopPool:
         if len(self.seen) > _REMEMBERED:
             self.seen.popitem(last=False)
         loop = make()
-        if again and self.capacity and loop.nbytes <= self.bytes:
+        if again and self.capacity and loop.launches and loop.nbytes <= self.bytes:
             while not self._fits(loop) and self.free:
                 _, (_, dropped) = self.free.popitem(last=False)
                 self._count(dropped, -1)

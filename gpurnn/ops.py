@@ -104,7 +104,7 @@ class Ops:
         """An uninitialised array (T, B, F) in the memory order that this backend's time loop likes best.
 
         NumPy with a batch: feature-major, F outermost, so that ``steps[t].T`` (F, B) has contiguous rows, gates are
-        contiguous blocks and the large GEMMs still see one matrix; measured in bench/cpu_rnn.py. Else C order.
+        contiguous blocks and the large GEMMs still see one matrix; measured by ``gpurnn bench``. Else C order.
         """
         if self.xp is np and B >= _FEATURE_MAJOR_FROM:
             return np.empty((F, T, B), dtype).transpose(1, 2, 0)
@@ -124,19 +124,20 @@ class Ops:
                 for b in range(0, B, _TILE_ROWS):
                     out[t, b : b + _TILE_ROWS] = steps[t, b : b + _TILE_ROWS]
 
-    def schedule(self, T, B):
-        """(name, reason) of the time loop that a layer with (T, B) takes."""
+    def schedule(self, work, wanted="auto"):
+        """(name, reason) of the time loop that a ``schedules.Work`` takes; wanted: as a layer's ``schedule``."""
         return "steps", "generic array code, one step at a time; fused kernels need the 'cuda' backend"
 
     # ---- one layer: the input GEMM, then the walk through time
 
-    def layer_forward(self, cell, x, weights, states, lengths, directions, keep, own):
+    def layer_forward(self, cell, x, weights, states, lengths, directions, keep, own, schedule="auto"):
         """One layer with all its directions.
 
         cell: a record of cells.py. x: (T, B, I). weights: for each direction its ``cells.Weights``; states: its initial
         state, (h (B, P),) or (h, c (B, H)). lengths: NumPy integers (B,) or None. directions: for each whether it walks
         backwards in time. keep: whether ``layer_backward`` will follow. own: whether the output must be a C-contiguous
-        array of its own, zero past the end of a sequence; else it may show what lies in a ``Walk``.
+        array of its own, zero past the end of a sequence; else it may show what lies in a ``Walk``. schedule: one of
+        ``schedules.SCHEDULES``; array code has one way only.
 
         Returns a list of ``Walk``, a list of final states, and the output (T, B, D*P).
         """

@@ -16,6 +16,7 @@ from .gradients import StepNorms, active_flow
 from .masks import check_lengths
 from .module import Module
 from .ops import flat, wide
+from .schedules import SCHEDULES, Work
 
 INITIALISERS = ("uniform", "xavier", "orthogonal")
 
@@ -78,12 +79,14 @@ class _Recurrent(Module):
         learn_state=False,
         init="uniform",
         forget_bias=None,
+        schedule="auto",
         backend="auto",
         dtype="float32",
         seed=None,
     ):
         super().__init__(backend, dtype, seed)
         self.cell = cell
+        self.schedule = check_choice("schedule", schedule, SCHEDULES)
         self.input_size = check_size("input_size", input_size)
         self.num_layers = check_size("num_layers", num_layers)
         if isinstance(hidden_size, (list, tuple)):
@@ -234,7 +237,18 @@ class _Recurrent(Module):
         widest = max(self._sizes(layer)[0] for layer in range(self.num_layers))
         H = max(self.hidden_sizes)
         scratch = B * H * (2 * self.cell.kept + 4) + min(T * B * H, 1 << 18)
-        schedule, reason = self.ops.schedule(T, B)
+        ways = {}
+        for layer in range(self.num_layers):
+            for backward in (False, True):
+                _, H, P = self._sizes(layer)
+                work = Work(
+                    self.cell.kernel, self.cell.gates, H, T, B, D, self.dtype.name, projected=P != H, backward=backward
+                )
+                name, why = self.ops.schedule(work, self.schedule)
+                ways.setdefault((name, why), []).append(f"layer {layer} {'backward' if backward else 'forward'}")
+        schedule = ", ".join(dict.fromkeys(name for name, _ in ways))
+        told = [f"{', '.join(who)}: {name}, {why}" for (name, why), who in ways.items()]
+        reason = "; ".join(told) if len(ways) > 1 else why
         return Plan(
             schedule=schedule,
             reason=reason,
@@ -266,7 +280,7 @@ class _Recurrent(Module):
             last = layer == self.num_layers - 1
             walks, finals, x = self.ops.layer_forward(
                 self.cell, x, self._weights(layer), initial[layer * D : (layer + 1) * D], lengths, self._directions,
-                keep or return_all, own=last,
+                keep or return_all, own=last, schedule=self.schedule,
             )  # fmt: skip
             final += finals
             if return_all:
@@ -551,6 +565,8 @@ class LSTM(_Recurrent):
     init : "uniform" (torch's U(+-1/sqrt(H))), "xavier" (Glorot for each gate, zero bias), "orthogonal" (W_hh, W_hr
         orthogonal for each gate, W_ih Glorot, zero bias).
     forget_bias : start of b_ih's forget block (b_hh's is then 0), 1 is customary; None leaves it to ``init``.
+    schedule : the way through time on the ``cuda`` backend: "auto", "step" (any size) or "block" (small H, one launch
+        for the whole sequence; ValueError at the first call where it does not fit). ``plan`` says which and why.
     backend, dtype, seed : see ``Module``; seed None draws one.
 
     Parameters are ``weight_ih_l0`` (4H, I), ``weight_hh_l0`` (4H, P), ``bias_ih_l0``, ``bias_hh_l0`` (4H,),

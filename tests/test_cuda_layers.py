@@ -12,7 +12,7 @@ from cuda_on_cpu.device import EmulatedDevice
 
 import gpurnn
 from gpurnn import check
-from gpurnn.check import CELLS, OPTIONS, Batch, build, leaves, twins
+from gpurnn.check import CELLS, OPTIONS, Batch, leaves
 from gpurnn.cuda_ops import CudaOps
 from gpurnn.errors import BackendError
 from gpurnn.module import DTYPES
@@ -27,8 +27,17 @@ def cuda_ops(graphs=16, edits=(), **how):
     return CudaOps(EmulatedDevice(emulator.Emulator(**how), edits), graphs)
 
 
-def compare(*args, **options):
-    worst, detail = check.compare(*args, **options)
+def build(*args, schedule="step", **options):
+    """Here the schedule ``step`` is tested; test_cuda_block.py has the other."""
+    return check.build(*args, schedule=schedule, **options)
+
+
+def twins(*args, schedule="step", **options):
+    return check.twins(*args, schedule=schedule, **options)
+
+
+def compare(*args, schedule="step", **options):
+    worst, detail = check.compare(*args, schedule=schedule, **options)
     assert worst <= 1, detail
 
 

@@ -7,8 +7,11 @@ Memory from ``xp.empty`` counts as uninitialised for kernels until the host or a
 
 import numpy as np
 
+from gpurnn import schedules
 from gpurnn._kernels import check_product, kernel_source, matrix_layout
 from gpurnn.errors import BackendError
+
+from .emulator import SHARED_LIMIT
 
 _UFUNCS = (
     "abs add cos divide exp isfinite log log1p logical_and logical_not maximum minimum multiply negative sign sin sqrt "
@@ -271,6 +274,7 @@ class EmulatedDevice:
         self.arch = emulator.arch
         self.xp = Xp(emulator)
         self.stream = 0
+        self.limits = schedules.Device(multiprocessors=4, shared_bytes=SHARED_LIMIT[emulator.arch] * 1024)
         self._loaded = {}
 
     def load(self, file, expression):

@@ -1,0 +1,230 @@
+"""The schedule ``block``: one thread block walks all of time. Executed on the CPU as test_cuda_layers.py does, and
+compared with NumPy to the same tolerance; and its tiles, which must fit."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from cuda_on_cpu import emulator, nvrtc
+from cuda_on_cpu.gate import parse_log
+from test_cuda_layers import compare, cuda_ops
+
+from gpurnn import schedules
+from gpurnn._kernels import kernel_source
+from gpurnn.check import OPTIONS, Batch, build, twins
+from gpurnn.schedules import Block, Device, Work
+
+pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
+
+CELLS = ("rnn tanh", "rnn relu", "lstm", "gru")
+DTYPES = ("float32", "float16", "bfloat16")
+ORDERS = [{}, {"policy": "random", "seed": 1}, {"policy": "random", "seed": 2, "preemption": 0.01}]
+KERNELS = {"RnnTanh": 1, "LstmCell": 4, "GruCell": 3}
+TYPES = {"float32": "float", "float16": "__half", "bfloat16": "__nv_bfloat16"}
+
+
+def forced(monkeypatch, S, KREG, R):
+    """Every block has this tile."""
+
+    def block(work, device):
+        HP = -(-work.H // 32) * 32
+        shape = HP, S, min(KREG, HP // S), R
+        return Block(*shape, schedules.shared_bytes(work, *shape), 1e-6)
+
+    monkeypatch.setattr(schedules, "block", block)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", CELLS)
+def test_sizes(kind, dtype):
+    ops = cuda_ops()
+    for k, (T, B, H) in enumerate([(1, 1, 1), (3, 7, 32), (5, 9, 7), (2, 3, 33)]):
+        compare(kind, ops, dtype, T, B, ragged=k % 2 == 1, H=H, bidirectional=k % 3 == 2, schedule="block")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", CELLS)
+def test_sizes_that_cross_tiles(kind, dtype):
+    ops = cuda_ops(checked=False)
+    sizes = itertools.product((1, 2, 5, 33), (1, 7, 8, 9, 17), (1, 31, 32, 33, 64, 65, 128))
+    for k, (T, B, H) in enumerate(sizes):
+        if T * B * H <= 5000 or (H == 128 and B == 9 and T == 5):  # as much as an emulator's patience allows
+            compare(kind, ops, dtype, T, B, ragged=k % 2 == 1, H=H, bidirectional=k % 3 == 2, schedule="block")
+
+
+@pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("kind", CELLS)
+def test_every_option(kind, option, ragged):
+    compare(kind, cuda_ops(), "float32", 5, 3, ragged, option != "learned state", **OPTIONS[option], schedule="block")
+
+
+TILES = [(2, 0, 1), (2, 8, 2), (4, 4, 4), (8, 4, 2), (8, 0, 4), (2, 16, 4)]
+
+
+@pytest.mark.parametrize("kind, tile, dtype", [*zip(("lstm", "gru", "rnn tanh") * 2, TILES, DTYPES * 2, strict=True)])
+def test_tiles(kind, tile, dtype, monkeypatch):
+    """Weights in registers, in shared memory, in both; more slices than sequences and fewer."""
+    forced(monkeypatch, *tile)
+    compare(kind, cuda_ops(), dtype, 3, 5, ragged=True, bidirectional=True, schedule="block")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn tanh"])
+def test_every_tile(kind, tile, monkeypatch):
+    forced(monkeypatch, *tile)
+    for k, dtype in enumerate(DTYPES):
+        compare(kind, cuda_ops(**ORDERS[k]), dtype, 3, 5, ragged=True, bidirectional=True, schedule="block")
+
+
+@pytest.mark.parametrize("arch, dtype", [(75, "float16"), (80, "bfloat16"), (90, "float32"), (120, "float32")])
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_architectures_and_orders(kind, arch, dtype):
+    for order in ORDERS:
+        compare(kind, cuda_ops(arch=arch, **order), dtype, 3, 5, ragged=True, bidirectional=True, schedule="block")
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_it_is_the_schedule_that_runs_and_inference_is_forward(kind, monkeypatch):
+    ops = cuda_ops()
+    launched = []
+    launch = ops.kernels.launch
+    monkeypatch.setattr(
+        ops.kernels, "launch", lambda file, *args, **more: launched.append(file) or launch(file, *args, **more)
+    )
+    layer, _, exact = twins(kind, ops, "float32", bidirectional=True, schedule="block")
+    batch = Batch(exact, 4, 5, ragged=True)
+    x = layer.xp.asarray(batch.x.astype("float32"))
+    for _ in range(3):  # a shape that comes back needs no recording: it is one launch
+        output, state, _ = layer.forward(x, lengths=batch.lengths)
+        again, state_again = layer(x, lengths=batch.lengths)
+        np.testing.assert_array_equal(output.get(), again.get())
+        one, two = (leaf if isinstance(leaf, tuple) else (leaf,) for leaf in (state, state_again))
+        for mine, other in zip(one, two, strict=True):
+            np.testing.assert_array_equal(mine.get(), other.get())
+    assert "block.cu" in launched and "step.cu" not in launched and ops.pool.kept == 0
+
+
+def test_two_runs_give_equal_bits():
+    for kind in CELLS:
+        runs = []
+        for order in ORDERS:
+            layer = build(kind, cuda_ops(**order), "float32", bidirectional=True, schedule="block")
+            batch = Batch(build(kind, "numpy", "float64", bidirectional=True), 5, 3, ragged=True)
+            runs.append(batch.run(layer))
+        for other in runs[1:]:
+            for name, value in runs[0].items():
+                np.testing.assert_array_equal(other[name], value)
+
+
+SYNC = "__syncthreads();"
+MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
+    "no barrier behind the sums": ("lstm", f"= part[g][r];\n            }}\n            {SYNC}", "= part[g][r];\n }"),
+    "no barrier behind h": ("lstm", f"T(kept[g]);\n            }}\n        }}\n        {SYNC}", "T(kept[g]); } }"),
+    "no barrier behind d": ("gru", f"// all of the tile alike\n        {SYNC}", ""),
+    "no barrier behind the sums, back": ("gru", f"HP + j] = sum;\n        }}\n        {SYNC}", "HP + j] = sum; }"),
+    "a slice left out": ("lstm", "slice = 0; slice < S; slice++) ah[g]", "slice = 1; slice < S; slice++) ah[g]"),
+    "sums of another unit": ("gru", "sum += parts[(slice * R + r) * HP + j]", "sum += parts[(slice * R + r) * HP + 1]"),
+    "columns of another slice": ("lstm", "j * H + s * KS, H * H", "j * H + (S - 1 - s) * KS, H * H"),
+    "weights not transposed": ("rnn tanh", "s * KS * H + j, H * H, H,", "s * KS + j * H, H * H, 1,"),
+    "units past H": ("rnn relu", "place < B && j < H", "place < B"),
+    "another sequence's place": ("gru", "-1 : order ? order[place] : place", "-1 : place"),
+    "length off by one": ("lstm", "const bool live = t < at.ends[k]", "const bool live = t <= at.ends[k]"),
+    "the tile ends early": ("lstm", "longest = length > longest ? length : longest", "longest = 1"),
+    "slot of the reverse direction": ("gru", "(at.back ? t + 1 : t)) * slot + n;\n            T* row",
+                                      "t) * slot + n;\n            T* row"),
+    "unpacked in another order": ("lstm", "(w.x << 16), __uint_as_float(w.x & 0xffff0000u)",
+                                  "(w.x & 0xffff0000u), __uint_as_float(w.x << 16)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_planted_error_is_seen(mutation, monkeypatch):
+    kind, old, new = MUTATIONS[mutation]
+    forced(monkeypatch, 4, 4, 2)
+    dtype = "bfloat16" if "unpacked" in mutation else "float32"
+    assert kernel_source("block.cu").count(old) == 1
+    seen = []
+    for order in ORDERS[:2]:
+        try:
+            ops = cuda_ops(edits=[(old, new)], **order)
+            compare(kind, ops, dtype, 5, 5, ragged=True, bidirectional=True, schedule="block")
+        except (AssertionError, emulator.KernelError) as error:
+            seen.append(error)
+    assert seen
+
+
+# ---- the choice
+
+
+DEVICES = {
+    75: Device(40, 64 * 1024),
+    80: Device(108, 163 * 1024),
+    89: Device(128, 99 * 1024),
+    90: Device(132, 227 * 1024),
+}
+
+
+def work(kernel="LstmCell", H=128, B=16, dtype="float32", backward=False, directions=1, projected=False):
+    return Work(kernel, KERNELS.get(kernel, 3), H, 512, B, directions, dtype, projected, backward)
+
+
+@pytest.mark.parametrize("arch", [75, 90, *(pytest.param(arch, marks=pytest.mark.slow) for arch in (80, 89))])
+def test_tiles_that_are_chosen_do_not_spill(arch):
+    source, names = kernel_source("block.cu"), set()
+    for kernel, dtype, H, B, backward in itertools.product(
+        KERNELS, ("float32", "bfloat16"), (128, 192), (1, 900), (False, True)
+    ):
+        found = schedules.block(work(kernel, H, B, dtype, backward), DEVICES[arch])
+        if isinstance(found, Block):
+            way = "backward" if backward else "forward"
+            names.add(f"block_{way}<{kernel}, {TYPES[dtype]}, {', '.join(found.types)}>")
+    program = nvrtc.compile(source, file="block.cu", arch=arch, expressions=tuple(sorted(names)))
+    spilled = {name: r for name, r in parse_log(program.log).items() if r.spill_stores or r.spill_loads or r.stack}
+    assert len(names) > 15 and not spilled
+
+
+def test_what_fits():
+    device = DEVICES[90]
+    largest = {"LstmCell": (128, 192), "GruCell": (160, 224), "RnnTanh": (288, 384)}
+    for kernel, dtype, H in (
+        (k, dtype, H) for k, sizes in largest.items() for dtype, H in zip(DTYPES, sizes, strict=False)
+    ):
+        for backward in (False, True):
+            found = schedules.block(work(kernel, H, dtype=dtype, backward=backward), device)
+            assert isinstance(found, Block) and found.shared <= device.shared_bytes, (kernel, dtype, H, found)
+    assert "KB of recurrent weights do not fit" in schedules.block(work(H=512), device)
+    assert schedules.block(work(dtype="float64"), device) == "block computes in float32"
+    assert "projection" in schedules.block(work(projected=True), device)
+    assert "second product" in schedules.block(work("GruOriginal"), device)
+
+
+def test_the_choice_and_its_reasons():
+    device = DEVICES[90]
+    found, reason = schedules.choose(work(), device)
+    assert found.R == 1 and "in registers" in reason and "estimated" in reason
+    assert schedules.choose(work(), device, "step") == (None, "step was asked for")
+    many, reason = schedules.choose(work(B=20000, dtype="bfloat16"), device)  # tensor cores take the product
+    assert many is None and "block would fit" in reason
+    streaming, reason = schedules.choose(dataclasses.replace(work(), T=1), device)
+    assert streaming is None and "loads its weights first" in reason and "1 timesteps" in reason
+    assert schedules.choose(work(B=20000), device, "block")[0].R > 1
+    with pytest.raises(ValueError, match="schedule: block: .* KB of recurrent weights do not fit"):
+        schedules.choose(work(H=2048), device, "block")
+    with pytest.raises(ValueError, match="schedule"):
+        schedules.choose(work(), device, "fastest")
+
+
+def test_the_plan_tells_and_the_layer_obeys():
+    for dtype, schedule in (("float32", "block"), ("float64", "step")):
+        plan = build("lstm", cuda_ops(), dtype).plan(10, 3)
+        assert plan.schedule == schedule and ("in registers" in plan.reason) == (schedule == "block"), plan
+    assert build("lstm", cuda_ops(), "float32", schedule="step").plan(10, 3).schedule == "step"
+    layer = build("lstm", cuda_ops(), "float64", schedule="block")
+    with pytest.raises(ValueError, match="block computes in float32"):
+        layer(layer.xp.zeros((2, 3, 4), "float64"))
+    with pytest.raises(ValueError, match="schedule"):
+        build("lstm", "numpy", "float32", schedule="quick")
