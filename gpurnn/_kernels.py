@@ -251,7 +251,7 @@ class CupyDevice:
     def limits(self):
         """What schedules must know: multiprocessors, and the shared memory that one block may ask for."""
         attributes = self.xp.cuda.Device().attributes
-        return Device(attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"])
+        return Device(self.arch, attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"])
 
     @property
     def stream(self):

@@ -3,7 +3,7 @@
 The time loop runs by a schedule of schedules.py. ``step``: between two launches of a fused kernel (kernels/step.cu)
 stands the GEMM with the recurrent weights, and nothing else; where a shape comes back, the whole loop is recorded as a
 CUDA graph over fixed arrays and replayed, so that Python is out of it. ``block``: one launch walks all of time
-(kernels/block.cu). Both directions of a layer go in the same launches.
+(kernels/block.cu, block_mma.cu). Both directions of a layer go in the same launches.
 
 Everything that touches the GPU goes through a device: ``CupyDevice`` of _kernels.py, or under test an emulated one.
 """
@@ -409,9 +409,10 @@ class _Loop:
     def _launch_block(self, way, *args):
         block = self.block[way]
         types = (self.cell.kernel, TYPES[self.dtype.name], *block.types)
-        grid = (-(-self.B // block.R), 1, self.D)
+        grid = (-(-self.B // block.rows), 1, self.D)
         args = self.T, self.B, self.H, *args
-        self.ops.kernels.launch("block.cu", f"block_{way}", types, grid, (block.threads,), *args, shared=block.shared)
+        file, kernel = f"{block.kernel}.cu", f"{block.kernel}_{way}"
+        self.ops.kernels.launch(file, kernel, types, grid, (block.threads,), *args, shared=block.shared)
 
     def _gemm(self, a, b, out, accumulate=False):
         if self.D == 1:

@@ -1,7 +1,8 @@
 """Which way a layer walks through time on a GPU: the schedules in a table, whether they fit, what they should cost.
 
 ``step``: a fused kernel and a product for each timestep, any size. ``block``: one thread block walks all of time for a
-few sequences, its weights in registers and shared memory (kernels/block.cu). Times here are estimates from published
+few sequences, its weights in registers and shared memory (kernels/block.cu; for 16-bit numbers block_mma.cu, on tensor
+cores). Times here are estimates from published
 figures, not measurements; they only rank the schedules.
 """
 
@@ -21,8 +22,9 @@ _BARRIERS = 350  # cycles of a block's step besides its product: two barriers, t
 
 @dataclass(frozen=True)
 class Device:
-    """What a schedule must know of a GPU: shared_bytes is the most that one block may ask for."""
+    """What a schedule must know of a GPU. capability: 90 for 9.0; shared_bytes: the most that one block may ask for."""
 
+    capability: int
     multiprocessors: int
     shared_bytes: int
     clock: float = 1.7e9
@@ -45,22 +47,23 @@ class Work:
 
 @dataclass(frozen=True)
 class Block:
-    """Template arguments of kernels/block.cu, and what a launch needs. seconds: estimated, of one timestep."""
+    """A kernel of schedule ``block`` and what its launch needs.
 
-    HP: int
-    S: int
-    KREG: int
-    R: int
+    kernel: "block" or "block_mma", the .cu file and the start of the names; numbers: its template arguments behind cell
+    and storage. rows: sequences of a tile; held: share of the weights in registers; seconds: estimated, of a timestep.
+    """
+
+    kernel: str
+    numbers: tuple
+    rows: int
+    threads: int
     shared: int
+    held: float
     seconds: float
 
     @property
     def types(self):
-        return tuple(map(str, (self.HP, self.S, self.KREG, self.R)))
-
-    @property
-    def threads(self):
-        return self.HP * self.S
+        return tuple(map(str, self.numbers))
 
 
 def block(work, device):
@@ -71,25 +74,85 @@ def block(work, device):
         return "block has no projection"
     if work.kernel == "GruOriginal":
         return "block has no second product in a step"
-    HP = max(32, -(-work.H // 32) * 32)
-    best = None
+    tiles = list(_fma_tiles(work, device))
+    if ITEMSIZE[work.dtype] == 2 and device.capability >= 80:
+        tiles += _mma_tiles(work, device)
+    fitting = [tile for tile in tiles if tile.shared <= device.shared_bytes]
+    if not fitting:
+        HP = _padded(work.H)
+        size = work.gates * HP * HP * ITEMSIZE[work.dtype]
+        return f"block: {size / 1024:.0f} KB of recurrent weights do not fit on one multiprocessor"
+    return min(fitting, key=lambda tile: tile.seconds)
+
+
+def _padded(H):
+    return max(32, -(-H // 32) * 32)
+
+
+def _seconds(work, device, rows, cycles):
+    """Of a timestep, where all tiles together may take several waves."""
+    tiles = -(-max(work.B, 1) // rows) * work.directions
+    return -(-tiles // device.multiprocessors) * cycles / device.clock
+
+
+# ---- block_mma.cu
+
+
+def _mma_tiles(work, device):
+    HP = _padded(work.H)
+    threads, G = 2 * HP, work.gates
+    if threads > 1024:
+        return
+    tiles = G * HP // 16  # of one warp
+    # sums, a row of gates on its way, the cell, addresses
+    other = 76 + (8 * G + 16 if work.backward else 14 * G)
+    held = max(0, min(tiles, (min(255, _REGISTERS // threads // 8 * 8) - other) // 4))
+    warps = HP // 16
+    products = 2 * G * HP * HP * 8 / 2680  # m16n8k16, by published measurements
+    operands = warps * tiles / (1 if work.backward else G) / 2 * 4
+    rest = warps * (tiles - held) * 4
+    moved = warps * 4 * (2 * G + 3) * 2
+    cycles = max(products, operands + rest) + moved + _BARRIERS
+    seconds = _seconds(work, device, 8, cycles)
+    yield mma_tile(work, HP, held, seconds)
+
+
+def mma_tile(work, HP, held, seconds=0.0):
+    """The ``Block`` of these template arguments.
+
+    Its shared memory: what the product reads, twice, and the tiles that are not in registers; at the start the way of
+    the others.
+    """
+    threads, tiles = 2 * HP, work.gates * HP // 16
+    read = 2 * 8 * ((work.gates if work.backward else 1) * HP + 8) * 2
+    shared = max(read + (tiles - held) * threads * 16, min(held, 8) * threads * 16)
+    return Block("block_mma", (HP, held), 8, threads, shared, held / tiles, seconds)
+
+
+# ---- block.cu
+
+
+def _fma_tiles(work, device):
+    HP = _padded(work.H)
     for R in (1, 2, 4):
-        tiles = -(-max(work.B, 1) // R) * work.directions
-        waves = -(-tiles // device.multiprocessors)
         for S in (1, 2, 4, 8):
             if not 64 <= HP * S <= 512 or HP // S % 4:
                 continue
             KREG = _in_registers(work, HP, S, R)
-            shared = shared_bytes(work, HP, S, KREG, R)
-            if shared > device.shared_bytes:
-                continue
-            found = Block(HP, S, KREG, R, shared, waves * _cycles(work, HP, S, KREG, R) / device.clock)
-            if best is None or found.seconds < best.seconds:
-                best = found
-    if best is None:
-        size = work.gates * HP * HP * ITEMSIZE[work.dtype]
-        return f"block: {size / 1024:.0f} KB of recurrent weights do not fit on one multiprocessor"
-    return best
+            seconds = _seconds(work, device, R, _cycles(work, HP, S, KREG, R))
+            yield fma_tile(work, HP, S, KREG, R, seconds)
+
+
+def fma_tile(work, HP, S, KREG, R, seconds=0.0):
+    """The ``Block`` of these template arguments.
+
+    Its shared memory: what the product reads, the slices' sums, the weights that are not in registers; at the start the
+    way of the others.
+    """
+    G, four = work.gates, 4 * ITEMSIZE[work.dtype] * HP * S
+    box, parts = (R * G * HP, S * R * HP) if work.backward else (R * HP, S * G * R * HP)
+    shared = max(4 * (box + parts) + (HP // S - KREG) // 4 * G * four, min(KREG // 4, 8) * four)
+    return Block("block", (HP, S, KREG, R), R, HP * S, shared, KREG / (HP // S), seconds)
 
 
 def _in_registers(work, HP, S, R):
@@ -101,14 +164,6 @@ def _in_registers(work, HP, S, R):
     other += 16 * work.backward + (16 if ITEMSIZE[work.dtype] == 2 else 0)
     registers = min(255, _REGISTERS // (HP * S) // 8 * 8) - other
     return max(0, min(HP // S, registers // (G * ITEMSIZE[work.dtype]) * 4))
-
-
-def shared_bytes(work, HP, S, KREG, R):
-    """Shared memory of a block: what the product reads, the slices' sums, the weights that are not in registers; at the
-    start the way of the others into registers."""
-    G, four = work.gates, 4 * ITEMSIZE[work.dtype] * HP * S
-    box, parts = (R * G * HP, S * R * HP) if work.backward else (R * HP, S * G * R * HP)
-    return max(4 * (box + parts) + (HP // S - KREG) // 4 * G * four, min(KREG // 4, 8) * four)
 
 
 def _cycles(work, HP, S, KREG, R):
@@ -146,5 +201,5 @@ def choose(work, device, wanted="auto"):
     figures = f"estimated {found.seconds * 1e6:.2f} us a timestep, by step {by_step * 1e6:.2f} us"
     if wanted == "auto" and not _LOAD_SECONDS + work.T * found.seconds < work.T * by_step:
         return None, f"block would fit, but loads its weights first: {figures}, {work.T} timesteps"
-    held = math.floor(100 * found.KREG / (found.HP // found.S))
-    return found, f"{figures}; {held} % of the recurrent weights in registers, tiles of {found.R} sequences"
+    held = math.floor(100 * found.held)
+    return found, f"{figures}; {held} % of the recurrent weights in registers, tiles of {found.rows} sequences"

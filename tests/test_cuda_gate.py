@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 from cuda_on_cpu import gate, nvrtc
-from cuda_on_cpu.kernel_list import KERNELS
+from cuda_on_cpu.kernel_list import FIRST, KERNELS
 
 from gpurnn._kernels import kernel_dir, kernel_files, kernel_source
 
@@ -53,7 +53,9 @@ def test_every_way_to_write_a_kernel_is_found(declaration):
 def test_all_kernels_compile_for_all_architectures_and_need_no_more_than_before():
     table = gate.measure_all()
     assert {arch for _, _, arch in table} == set(nvrtc.ARCHITECTURES)
-    assert len(table) == len(nvrtc.ARCHITECTURES) * sum(map(len, KERNELS.values()))
+    assert len(table) == sum(
+        len(names) for file, names in KERNELS.items() for arch in nvrtc.ARCHITECTURES if arch >= FIRST.get(file, 0)
+    )
     assert gate.spills(table) == []
     version, accepted = gate.read_accepted()
     if version != nvrtc.version():

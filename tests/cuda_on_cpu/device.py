@@ -274,7 +274,7 @@ class EmulatedDevice:
         self.arch = emulator.arch
         self.xp = Xp(emulator)
         self.stream = 0
-        self.limits = schedules.Device(multiprocessors=4, shared_bytes=SHARED_LIMIT[emulator.arch] * 1024)
+        self.limits = schedules.Device(emulator.arch, 4, SHARED_LIMIT[emulator.arch] * 1024)
         self._loaded = {}
 
     def load(self, file, expression):

@@ -16,7 +16,7 @@ from pathlib import Path
 from gpurnn._kernels import kernel_source
 
 from . import nvrtc
-from .kernel_list import KERNELS
+from .kernel_list import FIRST, KERNELS
 
 ACCEPTED = Path(__file__).parent / "resources.json"
 BLOCK = 256  # threads that the table's blocks per multiprocessor are computed for
@@ -90,7 +90,7 @@ def measure(file, source, expressions, arch):
 
 def measure_all(kernels=KERNELS, architectures=nvrtc.ARCHITECTURES):
     """(file, name expression, architecture) -> Resources; NVRTC runs in parallel threads."""
-    jobs = [(file, arch) for file in kernels for arch in architectures]
+    jobs = [(file, arch) for file in kernels for arch in architectures if arch >= FIRST.get(file, 0)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         tables = pool.map(lambda job: measure(job[0], kernel_source(job[0]), kernels[job[0]], job[1]), jobs)
         return {
@@ -188,7 +188,10 @@ def print_table(table):
     for file, expression in dict.fromkeys((file, expression) for file, expression, _ in table):
         cells = ""
         for arch in archs:
-            r = table[file, expression, arch]
+            r = table.get((file, expression, arch))
+            if r is None:
+                cells += f"{'-':>11}"
+                continue
             mark = "!" if r.spill_stores or r.stack else ""
             cells += f"{f'{r.registers}/{r.shared}/{blocks_per_multiprocessor(r, BLOCK, arch)}{mark}':>11}"
         print(f"{expression:43.43}{cells}")
