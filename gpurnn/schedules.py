@@ -126,7 +126,8 @@ def mma_tile(work, HP, held, seconds=0.0):
     threads, tiles = 2 * HP, work.gates * HP // 16
     read = 2 * 8 * ((work.gates if work.backward else 1) * HP + 8) * 2
     shared = max(read + (tiles - held) * threads * 16, min(held, 8) * threads * 16)
-    return Block("block_mma", (HP, held), 8, threads, shared, held / tiles, seconds)
+    even = "true" if work.H % 2 == 0 else "false"
+    return Block("block_mma", (HP, held, even), 8, threads, shared, held / tiles, seconds)
 
 
 # ---- block.cu

@@ -1,9 +1,10 @@
 // Schedule `block` on tensor cores, for 16-bit storage: one thread block walks all of time for 8 sequences of one direction.
 //
-//     block_mma_forward<LstmCell, __half, 128, 32>     HP 128, HELD 32
+//     block_mma_forward<LstmCell, __half, 128, 32, true>     HP 128, HELD 32, EVEN
 //
 //     HP    H rounded up to a multiple of 32; warp w of HP / 16 owns units 16 w .. 16 w + 15
 //     HELD  tiles of 16 x 16 weights that a warp holds in registers; the rest stands in shared memory
+//     EVEN  whether H is even, so that neighbours are loaded and stored together
 //
 // A product is W h (forward) or W^T d (backward) with 8 sequences as columns, all gates of a unit in one lane: what a lane
 // gets out of the tensor cores it needs itself. Lane l has units 16 w + 2 (l/4) + 0, 1 of sequences 2 (l%4) + 0, 1, so
@@ -47,20 +48,18 @@ struct Fragments {
 
 // ---- where a lane is: units j, j + 1 of two sequences
 
-template <int HP>
+template <bool EVEN>
 struct Lane {
-    int lane, warp, j, d, longest;
-    bool back, even;
+    int lane, j, d, longest;
+    bool back;
     int row[2];   // its sequences, or -1
     int ends[2];  // their lengths, 0 where there is none
 
     DEVICE Lane(int T_, int B, int H, int reverse, const int* lengths, const int* order) {
         lane = threadIdx.x % 32;
-        warp = threadIdx.x / 32;
-        j = warp * 16 + lane / 4 * 2;
+        j = threadIdx.x / 32 * 16 + lane / 4 * 2;
         d = blockIdx.z;
         back = reverse >> d & 1;
-        even = H % 2 == 0;
         longest = 0;
         for (int r = 0; r < 8; r++) {
             const int place = blockIdx.x * 8 + r;
@@ -77,26 +76,29 @@ struct Lane {
         }
     }
 
-    // Two neighbours' numbers, in one access where H allows it; the second is 0, or not stored, past H.
+    // Whether unit j + u is inside, where unit j is.
+    DEVICE bool has(int u, int H) const { return EVEN || u == 0 || j + 1 < H; }
+
+    // Two neighbours' numbers; the second is 0, or not stored, past H.
     template <typename T>
     DEVICE float2 get(const T* at, int H) const {
-        if (even) return unpack(*(const unsigned*)at, T());
-        return make_float2(float(at[0]), j + 1 < H ? float(at[1]) : 0.0f);
+        if (EVEN) return unpack(*(const unsigned*)at, T());
+        return make_float2(float(at[0]), has(1, H) ? float(at[1]) : 0.0f);
     }
     template <typename T>
     DEVICE void put(T* at, float a, float b, int H) const {
-        if (even) {
+        if (EVEN) {
             *(unsigned*)at = pack(T(a), T(b));
         } else {
             at[0] = T(a);
-            if (j + 1 < H) at[1] = T(b);
+            if (has(1, H)) at[1] = T(b);
         }
     }
 };
 
 // ---- forward
 
-template <template <typename> class CellOf, typename T, int HP, int HELD>
+template <template <typename> class CellOf, typename T, int HP, int HELD, bool EVEN>
 __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
     const int T_,
     const int B,
@@ -119,7 +121,7 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
     constexpr int chains = G == 1 ? 4 : 1;  // sums that do not wait for one another
     extern __shared__ uint4 memory[];
     T* box = (T*)memory;  // [2, 8, stride]: h; the 8 numbers between rows keep their reading free of bank conflicts
-    const Lane<HP> at(T_, B, H, reverse, lengths, order);
+    const Lane<EVEN> at(T_, B, H, reverse, lengths, order);
     const int j = at.j, lane = at.lane, D = gridDim.z;
     const T* W_hh = weight_hh + (size_t)at.d * G * H * H;
     Fragments<G * KT, HELD, threads> weights;
@@ -185,7 +187,7 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
             float kept[2][Cell::kept + 1];
 #pragma unroll
             for (int u = 0; u < 2; u++) {
-                if (live && j + u < H) {
+                if (live && at.has(u, H)) {
                     float a[G], ah[G], h_new, c_new;
 #pragma unroll
                     for (int g = 0; g < G; g++) {
@@ -210,7 +212,7 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
                 if (Cell::states == 2) {
                     float* c_now = c + (keep ? now : ((size_t)at.d * 2 + T_ % 2) * slot + i);
                     c_now[0] = c_old[0][n];
-                    if (j + 1 < H) c_now[1] = c_old[1][n];
+                    if (at.has(1, H)) c_now[1] = c_old[1][n];
                 }
             }
             if (keep && live) {
@@ -225,7 +227,7 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
 
 // ---- backward: its mirror. A tile's rows are columns of W_hh, its columns 16 rows of one gate.
 
-template <template <typename> class CellOf, typename T, int HP, int HELD>
+template <template <typename> class CellOf, typename T, int HP, int HELD, bool EVEN>
 __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
     const int T_,
     const int B,
@@ -246,7 +248,7 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
     constexpr int G = Cell::gates, KT = G * HP / 16, threads = HP * 2, stride = G * HP + 8;
     extern __shared__ uint4 memory[];
     T* box = (T*)memory;  // [2, 8, stride]: d
-    const Lane<HP> at(T_, B, H, reverse, lengths, order);
+    const Lane<EVEN> at(T_, B, H, reverse, lengths, order);
     const int j = at.j, lane = at.lane, D = gridDim.z;
     const T* W_hh = weight_hh + (size_t)at.d * G * H * H;
     Fragments<KT, HELD, threads> weights;
@@ -292,7 +294,7 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
                     const float2 h_old = at.get(h + old, H), h_new = at.get(h + now, H);
 #pragma unroll
                     for (int u = 0; u < 2; u++) {
-                        if (j + u >= H) continue;
+                        if (!at.has(u, H)) continue;
                         float kept[Cell::kept + 1];
 #pragma unroll
                         for (int g = 0; g < Cell::kept; g++) kept[g] = u ? two[g].y : two[g].x;
@@ -331,7 +333,7 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
     for (int u = 0; u < 2; u++) {
 #pragma unroll
         for (int n = 0; n < 2; n++) {
-            if (at.row[n] < 0 || j + u >= H) continue;
+            if (at.row[n] < 0 || !at.has(u, H)) continue;
             const size_t here = (size_t)at.d * slot + (size_t)at.row[n] * H + j + u;
             dh[here] = by_h[u][n];
             if (Cell::states == 2) dc[here] = by_c[u][n];

@@ -189,7 +189,7 @@ MMA_MUTATIONS = {
     "units of another row": ("gru", "+= sum[0][u * 2 + n] +", "+= sum[0][2 - u * 2 + n] +"),
     "a chain left out": ("rnn tanh", "int k = 0; k < chains; k++) ah", "int k = 1; k < chains; k++) ah"),
     "weights not transposed": ("lstm", "g * H + row) * H + unit]", "g * H + unit) * H + row]"),
-    "the last unit of an odd H": ("gru", "if (j + 1 < H) at[1] = T(b);", "at[1] = T(b);"),
+    "the last unit of an odd H": ("gru", "if (has(1, H)) at[1] = T(b);", "at[1] = T(b);"),
 }  # fmt: skip
 
 
