@@ -35,13 +35,13 @@ bench() { # name, arguments of bench run; the array axes on top
 
 if [[ ${REHEARSE:-} ]]; then
     check=(--backend numpy)
-    ours=(--rival gpurnn-numpy) generic=(--rival gpurnn-numpy) cudnn=(--rival torch-cpu)
+    ours=(--rival gpurnn-numpy) step=(--rival products) generic=(--rival gpurnn-numpy) cudnn=(--rival torch-cpu)
     more=(--rival torch-cpu-compile) flash=(--rival products)
     small=(-T 3 -B 2 -H 8 --dtype float32 --precision float32 --seconds 0.001)
     crossing=(--fast torch-cpu -H 8 -B 1 -B 2)
 else
     check=(--backend cuda --backend cupy)
-    ours=(--rival gpurnn-cuda) generic=(--rival gpurnn-cupy) cudnn=(--rival torch-cuda)
+    ours=(--rival gpurnn-cuda) step=(--rival gpurnn-cuda-step) generic=(--rival gpurnn-cupy) cudnn=(--rival torch-cuda)
     more=(--rival torch-cuda-graph --rival torch-cuda-compile) flash=(--rival flashrnn-fused --rival flashrnn)
     crossing=()
 fi
@@ -56,6 +56,8 @@ step tests_gpu "$python" -m pytest -m gpu -q
 step probe "$python" -m bench probe --out "$out/probe.json"
 axes=(-H 256 -H 1024 -B 16 -B 64 --dtype float32 --precision float32)
 bench first "${both[@]}" --suite house --cell lstm --cell gru
+axes=(-H 128 -H 129 -H 192 -B 16 -B 64 --dtype float32 --dtype bfloat16 --precision float32)
+bench block "${both[@]}" "${step[@]}" --suite house
 axes=(-B 16 -T 1024)
 bench flashrnn "${both[@]}" "${flash[@]}" --suite flashrnn
 bench kernelbench "${both[@]}" "${more[@]}" --suite kernelbench

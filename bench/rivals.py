@@ -36,13 +36,13 @@ def _threads():
 # ---- gpurnn
 
 
-def build(case, backend, dtype):
+def build(case, backend, dtype, schedule="auto"):
     """The gpurnn layer of a case, or for "step" the model: parts "embedding", "rnn", "linear"."""
     import gpurnn
 
     kind = {"lstm": gpurnn.LSTM, "gru": gpurnn.GRU, "rnn": gpurnn.RNN}[case.cell]
     where = {"backend": backend, "dtype": dtype, "seed": 0}
-    layer = kind(case.I, case.H, case.L, bidirectional=case.bidirectional, **where)
+    layer = kind(case.I, case.H, case.L, bidirectional=case.bidirectional, schedule=schedule, **where)
     if case.what != "step":
         return layer
     D = 2 if case.bidirectional else 1
@@ -50,7 +50,7 @@ def build(case, backend, dtype):
     return gpurnn.Sequential({"embedding": gpurnn.Embedding(case.V, case.I, **where), "rnn": layer, "linear": linear})
 
 
-def _gpurnn(backend):
+def _gpurnn(backend, schedule="auto"):
     def prepare(case, weights, x, y):
         import numpy as np
 
@@ -58,7 +58,7 @@ def _gpurnn(backend):
 
         def fresh():
             """(one run, which returns name -> array; the model)."""
-            model = build(case, backend, case.dtype)
+            model = build(case, backend, case.dtype, schedule)
             model.load_state_dict(weights)
             if case.what == "step":
                 adam = gpurnn.Adam(model, lr=RATE)
@@ -484,6 +484,7 @@ RIVALS = {  # name -> (prepare, device, what it is)
     "gpurnn-numpy": (_gpurnn("numpy"), "cpu", "gpurnn on NumPy"),
     "gpurnn-cupy": (_gpurnn("cupy"), "gpu", "gpurnn's generic code on CuPy"),
     "gpurnn-cuda": (_gpurnn("cuda"), "gpu", "gpurnn's kernels"),
+    "gpurnn-cuda-step": (_gpurnn("cuda", "step"), "gpu", "gpurnn's kernels, schedule step only"),
     "products": (_products, "cpu", "the matrix products alone on NumPy: a bound, not a rival"),
     "torch-cpu": (_torch("cpu"), "cpu", "torch.nn on the CPU"),
     "torch-cpu-compile": (_torch("cpu", "compile"), "cpu", "torch.nn on the CPU under torch.compile"),
@@ -516,7 +517,7 @@ def missing(name):
     from gpurnn import backends
 
     if name.startswith("gpurnn-"):
-        return backends()[name.removeprefix("gpurnn-")]
+        return backends()[name.split("-")[1]]
     needed = {"onnxruntime": ("onnx", "onnxruntime"), "jax": ("jax",), "products": ()}.get(name, ("torch",))
     for module in needed + ("flashrnn",) * name.startswith("flashrnn"):
         if importlib.util.find_spec(module) is None:
