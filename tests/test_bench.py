@@ -78,13 +78,13 @@ def test_rivals_agree_with_the_reference(cell, what, dtype):
             assert np.abs(got[key] - value).max() <= allowed(case) * np.abs(value).max(), (name, key)
 
 
-@pytest.mark.filterwarnings("default::DeprecationWarning")  # torch.compile's own
-@pytest.mark.parametrize("what", ["train", "step"])
-def test_torch_compile_agrees(what):
-    case = Case("lstm", 6, 3, 9, 5, what=what, V=11 * (what == "step"))
-    got = RIVALS["torch-cpu-compile"][0](case, *inputs(case)).results()
-    for key, value in reference(case, *inputs(case)).items():
-        assert np.abs(got[key] - value).max() <= allowed(case) * np.abs(value).max(), key
+def test_torch_compile_agrees():
+    """In a process of its own, as in a run: torch.compile leaves threads and pipes behind, which warn when they end."""
+    cases = [Case("lstm", 6, 3, 9, 5, what="train"), Case("lstm", 6, 3, 9, 5, what="step", V=11)]
+    document = run_cases(cases, ["torch-cpu-compile"], threads=1, rounds=1, seconds=0.001)
+    for row in document["cases"]:
+        result = row["results"]["torch-cpu-compile"]
+        assert result["status"] == "timed" and result["error"] <= result["allowed"], result
 
 
 @pytest.mark.skipif(missing("flashrnn-vanilla") is not None, reason=str(missing("flashrnn-vanilla")))
