@@ -6,6 +6,7 @@ cores). Times here are estimates from published
 figures, not measurements; they only rank the schedules.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -66,6 +67,7 @@ class Block:
         return tuple(map(str, self.numbers))
 
 
+@functools.lru_cache(maxsize=4096)  # asked at every call of a layer
 def block(work, device):
     """The best ``Block`` for this work, or a sentence why there is none."""
     if work.dtype == "float64":
