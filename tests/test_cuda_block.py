@@ -128,6 +128,12 @@ def test_it_is_the_schedule_that_runs_and_inference_is_forward(kind, monkeypatch
     assert "block.cu" in launched and "step.cu" not in launched and ops.pool.kept == 0
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_an_empty_batch_and_no_steps(dtype):
+    for (T, B), kind in itertools.product(((0, 2), (3, 0), (0, 0)), CELLS):
+        compare(kind, cuda_ops(), dtype, T, B, schedule="block")
+
+
 def test_two_runs_give_equal_bits():
     for kind in CELLS:
         runs = []
