@@ -2,9 +2,10 @@
 
 from dataclasses import asdict, dataclass, replace
 
+from gpurnn.schedules import ITEMSIZE
+
 CELLS = {"rnn": 1, "gru": 3, "lstm": 4}  # name -> gates
 PASSES = ("inference", "forward", "train", "step")
-ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True)

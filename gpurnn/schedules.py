@@ -2,8 +2,7 @@
 
 ``step``: a fused kernel and a product for each timestep, any size. ``block``: one thread block walks all of time for a
 few sequences, its weights in registers and shared memory (kernels/block.cu; for 16-bit numbers block_mma.cu, on tensor
-cores). Times here are estimates from published
-figures, not measurements; they only rank the schedules.
+cores). Times here are estimates from published figures, not measurements; they only rank the schedules.
 """
 
 import functools
