@@ -80,7 +80,7 @@ def run(suite, names, backends, only, threads, rounds, seconds, out, bidirection
     out = out or time.strftime("bench-%Y%m%d-%H%M%S.json")
     document = run_cases(
         cases, names, threads=threads, rounds=rounds, seconds=seconds, out=out,
-        command=shlex.join(["gpurnn", "bench", *sys.argv[1:]]),
+        command=shlex.join(["gpurnn", "bench", *(part.replace(out, Path(out).name) for part in sys.argv[1:])]),
         progress=lambda cases: tqdm(cases, unit=" cases", leave=False, disable=None),
     )  # fmt: skip
     for line in table(document, columns=shutil.get_terminal_size().columns):

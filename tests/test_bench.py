@@ -281,6 +281,7 @@ def test_a_killed_run_leaves_a_valid_file(tmp_path):
         process.wait()
     found = report.load(out)
     assert 1 <= len(found["cases"]) < 6
+    assert found["command"].endswith("--out run.json")  # results are committed: no folder of one machine
 
 
 def test_the_command_is_part_of_gpurnn():

@@ -167,22 +167,6 @@ MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS)
-def test_a_planted_error_is_seen(mutation, monkeypatch):
-    kind, old, new = MUTATIONS[mutation]
-    forced(monkeypatch, 4, 4, 2)
-    dtype = "bfloat16" if "unpacked" in mutation else "float32"
-    assert kernel_source("block.cu").count(old) == 1
-    seen = []
-    for order in ORDERS[:2]:
-        try:
-            ops = cuda_ops(edits=[(old, new)], **order)
-            compare(kind, ops, dtype, 5, 5, ragged=True, bidirectional=True, schedule="block")
-        except (AssertionError, emulator.KernelError) as error:
-            seen.append(error)
-    assert seen
-
-
 END = f"\n            }}\n        }}\n        {SYNC}"
 MMA_MUTATIONS = {
     "no barrier behind h": ("lstm", f"kept[1][g], H);{END}", "kept[1][g], H); } }"),
@@ -199,19 +183,34 @@ MMA_MUTATIONS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mutation", MMA_MUTATIONS)
-def test_a_planted_error_on_tensor_cores_is_seen(mutation, monkeypatch):
-    kind, old, new = MMA_MUTATIONS[mutation]
-    tensor_cores(monkeypatch, 3)
-    assert kernel_source("block_mma.cu").count(old) == 1
-    seen = []
+def errors(kind, dtype, B, H, edits):
+    """What is wrong with a layer, in two orders of threads."""
+    found = []
     for order in ORDERS[:2]:
         try:
-            ops = cuda_ops(edits=[(old, new)], **order)
-            compare(kind, ops, "bfloat16", 5, 9, ragged=True, bidirectional=True, H=33, schedule="block")
+            ops = cuda_ops(edits=edits, **order)
+            compare(kind, ops, dtype, 5, B, ragged=True, bidirectional=True, H=H, schedule="block")
         except (AssertionError, emulator.KernelError) as error:
-            seen.append(error)
-    assert seen
+            found.append(error)
+    return found
+
+
+PLANTED = [("block.cu", name) for name in MUTATIONS] + [("block_mma.cu", name) for name in MMA_MUTATIONS]
+
+
+@pytest.mark.parametrize("file, mutation", PLANTED)
+def test_a_planted_error_is_seen(file, mutation, monkeypatch):
+    if file == "block.cu":
+        kind, old, new = MUTATIONS[mutation]
+        forced(monkeypatch, 4, 4, 2)
+        case = kind, "bfloat16" if "unpacked" in mutation else "float32", 5, 7
+    else:
+        kind, old, new = MMA_MUTATIONS[mutation]
+        tensor_cores(monkeypatch, 3)
+        case = kind, "bfloat16", 9, 33
+    assert kernel_source(file).count(old) == 1
+    assert not errors(*case, edits=[])
+    assert errors(*case, edits=[(old, new)])
 
 
 # ---- the choice
