@@ -42,11 +42,12 @@ def build(case, backend, dtype, schedule="auto"):
 
     kind = {"lstm": gpurnn.LSTM, "gru": gpurnn.GRU, "rnn": gpurnn.RNN}[case.cell]
     where = {"backend": backend, "dtype": dtype, "seed": 0}
-    layer = kind(case.I, case.H, case.L, bidirectional=case.bidirectional, schedule=schedule, **where)
+    exact = {"precision": case.precision}
+    layer = kind(case.I, case.H, case.L, bidirectional=case.bidirectional, schedule=schedule, **where, **exact)
     if case.what != "step":
         return layer
     D = 2 if case.bidirectional else 1
-    linear = gpurnn.Linear(D * case.H, case.V, **where)
+    linear = gpurnn.Linear(D * case.H, case.V, **where, **exact)
     return gpurnn.Sequential({"embedding": gpurnn.Embedding(case.V, case.I, **where), "rnn": layer, "linear": linear})
 
 
@@ -530,7 +531,7 @@ def missing(name):
 
 def refuses(name, case):
     """Why a rival does not take a case, or None."""
-    if case.precision == "tf32" and not name.startswith(("torch-cuda", "flashrnn")):
+    if case.precision == "tf32" and not name.startswith(("gpurnn-cuda", "torch-cuda", "flashrnn")):
         return "computes float32 in float32"
     if name in ("onnxruntime", "jax", "products") and case.dtype != "float32":
         return "only float32 here"

@@ -250,8 +250,10 @@ class CupyDevice:
     @functools.cached_property
     def limits(self):
         """What schedules must know: multiprocessors, and the shared memory that one block may ask for."""
-        attributes = self.xp.cuda.Device().attributes
-        return Device(self.arch, attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"])
+        device = self.xp.cuda.Device()
+        attributes, name = device.attributes, self.xp.cuda.runtime.getDeviceProperties(device.id)["name"].decode()
+        most = attributes["MaxSharedMemoryPerBlockOptin"]
+        return Device(self.arch, attributes["MultiProcessorCount"], most, attributes.get("ClockRate", 1.7e6) * 1e3, name)
 
     @property
     def stream(self):
@@ -260,11 +262,12 @@ class CupyDevice:
 
     @functools.cached_property
     def _kinds(self):
-        """dtype -> what cuBLAS calls it, what it is computed in (never tf32), and the factors for that."""
+        """dtype, or tf32 -> what cuBLAS calls it, what it is computed in, and the factors for that."""
         cublas, runtime = self.xp.cuda.cublas, self.xp.cuda.runtime
         single = cublas.CUBLAS_COMPUTE_32F, self._factors["float32"]
         return {
-            "float32": (runtime.CUDA_R_32F, *single),
+            "float32": (runtime.CUDA_R_32F, *single),  # never tf32 by itself
+            "tf32": (runtime.CUDA_R_32F, cublas.CUBLAS_COMPUTE_32F_FAST_TF32, self._factors["float32"]),
             "float64": (runtime.CUDA_R_64F, cublas.CUBLAS_COMPUTE_64F, self._factors["float64"]),
             "float16": (runtime.CUDA_R_16F, *single),
             "bfloat16": (runtime.CUDA_R_16BF, *single),
@@ -295,12 +298,12 @@ class CupyDevice:
 
         return run
 
-    def gemm(self, a, b, out, accumulate=False):
+    def gemm(self, a, b, out, accumulate=False, tf32=False):
         """``out = a @ b``, or ``out += a @ b``: one call of cuBLAS into memory that is there.
 
         a: (M, K), b: (K, N), out: (M, N), or all with an equal leading batch axis; each with contiguous rows or
         columns. out has the dtype of a and b, or is float32 for 16-bit ones; 16-bit products are summed in float32.
-        Raises ValueError.
+        tf32: whether float32 may be rounded to tf32 before it is multiplied. Raises ValueError.
         """
         check_product(a, b, out)
         if 0 in out.shape:
@@ -314,7 +317,7 @@ class CupyDevice:
             a, b, out = b.swapaxes(-1, -2), a.swapaxes(-1, -2), out.swapaxes(-1, -2)
         (a_rows, ld_a), (b_rows, ld_b) = matrix_layout(a, "a"), matrix_layout(b, "b")
         cublas = self.xp.cuda.cublas
-        kind, compute, (one, zero) = self._kinds[a.dtype.name]
+        kind, compute, (one, zero) = self._kinds["tf32" if tf32 and a.dtype == np.float32 else a.dtype.name]
         kind_out = self._kinds[out.dtype.name][0]
         alpha, beta = one.ctypes.data, (one if accumulate else zero).ctypes.data
         op_a, op_b = (cublas.CUBLAS_OP_N if rows else cublas.CUBLAS_OP_T for rows in (a_rows, b_rows))

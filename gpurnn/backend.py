@@ -110,7 +110,9 @@ def _build(name):
     from ._kernels import CupyDevice
     from .cuda_ops import CudaOps
 
-    return CudaOps(CupyDevice(cupy))
+    from .tuning import read
+
+    return CudaOps(CupyDevice(cupy), measured=read())
 
 
 @functools.cache

@@ -124,9 +124,13 @@ def leaves(state):
 
 
 def twins(cell, backend, dtype, **options):
-    """The layer on a backend, and with the same weights on NumPy in the same dtype and in float64."""
+    """The layer on a backend, and with the same weights on NumPy in the same dtype and in float64.
+
+    tf32 keeps as many bits of what it multiplies as float16: that is its like.
+    """
     layer = build(cell, backend, dtype, **options)
-    others = [build(cell, "numpy", other, **options) for other in (dtype, "float64")]
+    like = "float16" if options.pop("precision", None) == "tf32" else dtype
+    others = [build(cell, "numpy", other, **options) for other in (like, "float64")]
     for other in others:
         other.load_state_dict(layer.state_dict())
     return layer, *others
@@ -147,12 +151,13 @@ def _compare_once(cell, layers, dtype, T, B, ragged, given_state, seed):
     layer, plain, exact = layers
     batch = Batch(exact, T, B, ragged, given_state, seed)
     got, plain_got, expected = batch.run(layer), batch.run(plain), batch.run(exact)
-    hidden = layer.num_layers > 1 and layer.dtype.itemsize == 2  # units that may have done so unseen
+    like = plain.dtype.name
+    hidden = layer.num_layers > 1 and plain.dtype.itemsize == 2  # units that may have done so unseen
     if cell == "rnn relu" and (hidden or ((got["output"] > 0) != (expected["output"] > 0)).any()):
         expected = {"output": expected["output"]}  # rounding carried a unit over relu's kink: another derivative there
     terms = T * (B + 2 * plain._sizes(0)[1] + 4) * layer.num_layers
     counted = terms if dtype == "float64" or layer.ops.name == "numpy" else None
-    return _worst(got, plain_got, expected, dtype, counted)
+    return _worst(got, plain_got, expected, like, counted)
 
 
 def _worst(got, plain, expected, dtype, terms):
@@ -389,17 +394,23 @@ def _checks(backend, cell, dtype, options):
                     _caught(lambda r=ragged, o=option, g=given: check_gradient(cell, backend, r, g, **o)),
                 )
             if dtype != "float64" or backend.name != "numpy":
-                for schedule in ("auto", "step") if backend.name == "cuda" else ("auto",):
+                for label, more in _kernel_choices(backend, dtype):
                     yield (
-                        "reference", f"{full}, {schedule}" if backend.name == "cuda" else full,
-                        _caught(
-                            lambda r=ragged, o=option, g=given, s=schedule: compare(
-                                cell, backend, dtype, 5, 3, r, g, schedule=s, **o
-                            )
-                        ),
-                    )  # fmt: skip
+                        "reference",
+                        full + label,
+                        _caught(lambda r=ragged, o=option | more, g=given: compare(cell, backend, dtype, 5, 3, r, g, **o)),
+                    )
         yield "repeat", name, _caught(lambda o=option: check_repeat(cell, backend, dtype, **o))
         yield "ragged", name, _caught(lambda o=option: check_ragged(cell, backend, dtype, **o))
+
+
+def _kernel_choices(backend, dtype):
+    """(label, options) of what makes other kernels do the same."""
+    if backend.name != "cuda":
+        return [("", {})]
+    choices = [(f", {schedule}", {"schedule": schedule}) for schedule in ("auto", "step")]
+    tf32 = [(f"{label}, tf32", more | {"precision": "tf32"}) for label, more in choices]
+    return choices + (tf32 if dtype == "float32" else [])
 
 
 def _caught(check, parts=1):

@@ -8,10 +8,12 @@ CUDA graph over fixed arrays and replayed, so that Python is out of it. ``block`
 Everything that touches the GPU goes through a device: ``CupyDevice`` of _kernels.py, or under test an emulated one.
 """
 
+import copy
 import logging
 import math
 import weakref
 from collections import OrderedDict
+from dataclasses import replace
 
 import numpy as np
 
@@ -48,23 +50,38 @@ def kernel_names(dtypes=tuple(TYPES), cells=CELLS):
 
 
 class CudaOps(Ops):
-    """The primitives with kernels. graphs: how many recorded loops may be held at once; 0 records none."""
+    """The primitives with kernels. graphs: how many recorded loops may be held at once; 0 records none. measured: a
+    ``tuning.Table`` of this device, or None."""
 
-    def __init__(self, device, graphs=16):
+    def __init__(self, device, graphs=16, measured=None):
         super().__init__(device.xp, "cuda")
         self.device = device
         self.kernels = Kernels(device)
         self.pool = LoopPool(graphs)
+        self.measured = measured
+        self._with_tf32 = None
+
+    def with_tf32(self):
+        if self.tf32:
+            return self
+        if self._with_tf32 is None:
+            self._with_tf32 = copy.copy(self)  # the device, its kernels and the pool of loops are shared
+            self._with_tf32.tf32 = True
+        return self._with_tf32
 
     def synchronize(self):
         self.device.synchronize()
 
     def schedule(self, work, wanted="auto"):
-        block, reason = schedules.choose(work, self.device.limits, wanted)
-        if block:
-            return "block", f"one launch for the whole sequence: {reason}"
-        launches = "recorded as a CUDA graph when a shape comes back" if self.pool.capacity else "launch by launch"
-        return "step", f"a fused kernel and a cuBLAS product for each timestep, {launches}; {reason}"
+        way, reason = self.choose(work, wanted)
+        if way.schedule == "step":
+            launches = "recorded as a CUDA graph when a shape comes back" if self.pool.capacity else "launch by launch"
+            return "step", f"a fused kernel and a cuBLAS product for each timestep, {launches}; {reason}"
+        return way.schedule, f"one launch for the whole sequence: {reason}"
+
+    def choose(self, work, wanted="auto"):
+        """``schedules.choose`` on this device."""
+        return schedules.choose(replace(work, tf32=self.tf32), self.device.limits, wanted, self.measured)
 
     # ---- one layer through time
 
@@ -73,9 +90,9 @@ class CudaOps(Ops):
         rows, P = weights[0].hh.shape
         H, D = rows // cell.gates, len(weights)
         key = (cell.kernel, T, B, H, P, directions, x.dtype.name, keep, lengths is not None, weights[0].bias_ih is None,
-               schedule)  # fmt: skip
+               schedule, self.tf32)  # fmt: skip
         # Work on another stream may still be under way on a loop that was given back there.
-        loop, lease = self.pool.take((*key, self.device.stream), lambda: _Loop(self, cell, *key[1:]))
+        loop, lease = self.pool.take((*key, self.device.stream), lambda: Loop(self, cell, *key[1:-1]))
         loop.load(weights, lengths)
         x = self.xp.ascontiguousarray(x)
         for d in range(D):
@@ -96,10 +113,10 @@ class CudaOps(Ops):
     # ---- products and sums
 
     def product(self, a, b, out, accumulate=False):
-        self.device.gemm(a, b, out, accumulate=accumulate)
+        self.device.gemm(a, b, out, accumulate=accumulate, tf32=self.tf32)
 
     def accumulate_product(self, grad, d, x):
-        self.device.gemm(flat(d).T, flat(x), grad, accumulate=True)
+        self.device.gemm(flat(d).T, flat(x), grad, accumulate=True, tf32=self.tf32)
 
     def sum_steps(self, d):
         rows = flat(d)
@@ -196,7 +213,7 @@ class CudaOps(Ops):
         return keep.reshape(shape)
 
 
-class _Loop:
+class Loop:
     """The walk through time of one layer: its arrays and its launches, for one shape and one set of options.
 
     ``forward`` and ``backward`` run launch by launch, or replay what ``LoopPool`` has had recorded.
@@ -214,11 +231,10 @@ class _Loop:
         self.reverse = sum(reverse << d for d, reverse in enumerate(directions))
         self.graphs = {}
         self.recorded = False
-        self.block = {}  # "forward", "backward" -> schedules.Block, or None for the schedule step
+        self.ways = {}  # "forward", "backward" -> schedules.Way
         for backward in (False, True) if keep else (False,):
             work = schedules.Work(cell.kernel, G, H, T, B, D, str(dtype), self.projected, backward)
-            chosen, _ = schedules.choose(work, ops.device.limits, schedule)
-            self.block["backward" if backward else "forward"] = chosen
+            self.ways["backward" if backward else "forward"], _ = ops.choose(work, schedule)
         self.gates = xp.empty((D, T, B, self.width * H), self.dtype)
         self.h = xp.empty((D, T + 1, B, P), self.dtype)
         self.c = xp.empty((D, T + 1 if keep else 2, B, H), self.real) if cell.states == 2 else None
@@ -288,10 +304,10 @@ class _Loop:
     @property
     def launches(self):
         """Whether there are so many launches that recording them pays."""
-        return not all(self.block.values())
+        return any(way.schedule == "step" for way in self.ways.values())
 
     def forward(self):
-        self._run("forward", self._forward_block if self.block["forward"] else self._forward_steps)
+        self._run("forward", getattr(self, f"_forward_{self.ways['forward'].schedule}"))
 
     def _forward_block(self):
         self._launch_block(
@@ -299,7 +315,7 @@ class _Loop:
             self.bias_hh, self.gates, self.h, self.c, self.output,
         )  # fmt: skip
 
-    def _forward_steps(self):
+    def _forward_step(self):
         for s in range(self.T):
             h_old = self._slots(self.h, s, 0)
             if self.original:
@@ -342,7 +358,7 @@ class _Loop:
             self.doutput[...] = doutput
         else:
             self.doutput = xp.ascontiguousarray(doutput)
-        steps = self._backward_block if self.block["backward"] else self._backward_steps
+        steps = getattr(self, f"_backward_{self.ways['backward'].schedule}")
         self._run("backward" if doutput is not None else "backward of the state", steps)
         self.doutput = None
         done = []
@@ -359,7 +375,7 @@ class _Loop:
             self.doutput, self.dh, self.dc,
         )  # fmt: skip
 
-    def _backward_steps(self):
+    def _backward_step(self):
         H, rows = self.H, self.cell.gates * self.H
         for s in reversed(range(self.T)):
             gates = self._steps(self.gates, s)
@@ -407,7 +423,7 @@ class _Loop:
         self.ops.kernels.launch("step.cu", kernel, types, grid, _BLOCK, self.T, self.B, size, *args)
 
     def _launch_block(self, way, *args):
-        block = self.block[way]
+        block = self.ways[way]
         types = (self.cell.kernel, TYPES[self.dtype.name], *block.types)
         grid = (-(-self.B // block.rows), 1, self.D)
         args = self.T, self.B, self.H, *args
@@ -417,7 +433,7 @@ class _Loop:
     def _gemm(self, a, b, out, accumulate=False):
         if self.D == 1:
             a, b, out = a[0], b[0], out[0]
-        self.ops.device.gemm(a, b, out, accumulate=accumulate)
+        self.ops.device.gemm(a, b, out, accumulate=accumulate, tf32=self.ops.tf32)
 
     def _rows(self, product, transposed=False):
         """The rows of W_hh in the first or second product of a step, (D, rows, P)."""

@@ -52,8 +52,10 @@ class Linear(Module):
     x: (..., in_features) -> y: (..., out_features), of the layer's dtype. Raises ShapeError, DtypeError.
     """
 
-    def __init__(self, in_features, out_features, bias=True, *, backend="auto", dtype="float32", seed=None):
-        super().__init__(backend, dtype, seed)
+    def __init__(
+        self, in_features, out_features, bias=True, *, backend="auto", dtype="float32", precision="float32", seed=None
+    ):
+        super().__init__(backend, dtype, seed, precision)
         self.in_features = check_size("in_features", in_features)
         self.out_features = check_size("out_features", out_features)
         self.bias = bool(bias)

@@ -12,10 +12,11 @@ import numpy as np
 
 from . import rng
 from .backend import get_backend
-from .errors import DtypeError, ShapeError, check_size
+from .errors import DtypeError, ShapeError, check_choice, check_size
 from .ops import wide_dtype
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
+PRECISIONS = ("float32", "tf32")
 
 
 def check_dtype(dtype):
@@ -80,6 +81,8 @@ class Module:
     dtype : of inputs, outputs and activations; float16 and bfloat16 are computed in float32.
     wide : dtype of parameters, gradients and buffers: float32 with a 16-bit ``dtype``, whose products take a rounded
         copy of the weights; else ``dtype``.
+    precision : "float32", or "tf32" where a GPU may round float32 to tf32 (10 bits of mantissa) before it multiplies, as
+        its tensor cores then do; sums, states and everything else stay float32, and other backends are exact.
     name : dotted place in the model around it, empty for a module on its own.
     seed, key, calls : key of this module's random draws (see rng.py). ``key`` comes from ``name``; ``calls`` counts the
         training calls that drew, and belongs to ``random_state()``.
@@ -87,10 +90,15 @@ class Module:
 
     stateful = False  # True where forward takes and returns a recurrent state
 
-    def __init__(self, backend=None, dtype="float32", seed=None):
+    def __init__(self, backend=None, dtype="float32", seed=None, precision="float32"):
         self.ops = get_backend(backend)
         self.xp = self.ops.xp
         self.dtype = check_dtype(dtype)
+        self.precision = check_choice("precision", precision, PRECISIONS)
+        if precision == "tf32":
+            if self.dtype != np.float32:
+                raise ValueError(f"precision: tf32 is a way to multiply float32, got dtype {self.dtype}")
+            self.ops = self.ops.with_tf32()
         if self.dtype.name == "bfloat16" and self.xp is not np and int(self.xp.__version__.partition(".")[0]) < 14:
             raise DtypeError(f"dtype bfloat16 on a GPU needs CuPy 14 or newer, here is {self.xp.__version__}")
         self.wide = wide_dtype(self.dtype)
@@ -129,7 +137,7 @@ class Module:
                 raise ValueError(f"names of layers should be non-empty and without a dot, got {name!r}")
             if not isinstance(child, Module):
                 raise TypeError(f"{name}: expected a gpurnn layer, got {type(child).__name__}")
-            if child.ops is not self.ops or child.dtype != self.dtype:
+            if (child.ops.name, child.dtype) != (self.ops.name, self.dtype) or child.xp is not self.xp:
                 raise ValueError(
                     f"{name} is {child.ops.name}/{child.dtype}, the module around it {self.ops.name}/{self.dtype}: "
                     "build all layers with one backend and one dtype"

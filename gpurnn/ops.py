@@ -44,12 +44,18 @@ class Walk:
 class Ops:
     """The primitives over ``xp``; the reference for every other backend."""
 
+    tf32 = False  # whether float32 may be multiplied as tf32
+
     def __init__(self, xp, name):
         self.xp = xp
         self.name = name
 
     def __repr__(self):
         return f"Ops({self.name!r})"
+
+    def with_tf32(self):
+        """These primitives for a layer with ``precision="tf32"``. Only kernels know tf32: others stay exact."""
+        return self
 
     # ---- arrays in and out
 

@@ -82,9 +82,10 @@ class _Recurrent(Module):
         schedule="auto",
         backend="auto",
         dtype="float32",
+        precision="float32",
         seed=None,
     ):
-        super().__init__(backend, dtype, seed)
+        super().__init__(backend, dtype, seed, precision)
         self.cell = cell
         self.schedule = check_choice("schedule", schedule, SCHEDULES)
         self.input_size = check_size("input_size", input_size)
@@ -567,7 +568,7 @@ class LSTM(_Recurrent):
     forget_bias : start of b_ih's forget block (b_hh's is then 0), 1 is customary; None leaves it to ``init``.
     schedule : the way through time on the ``cuda`` backend: "auto", "step" (any size) or "block" (small H, one launch
         for the whole sequence; ValueError at the first call where it does not fit). ``plan`` says which and why.
-    backend, dtype, seed : see ``Module``; seed None draws one.
+    backend, dtype, precision, seed : see ``Module``; seed None draws one.
 
     Parameters are ``weight_ih_l0`` (4H, I), ``weight_hh_l0`` (4H, P), ``bias_ih_l0``, ``bias_hh_l0`` (4H,),
     ``weight_hr_l0`` (P, H), with ``_reverse`` behind for the second direction.

@@ -1,17 +1,18 @@
 """Which way a layer walks through time on a GPU: the schedules in a table, whether they fit, what they should cost.
 
 ``step``: a fused kernel and a product for each timestep, any size. ``block``: one thread block walks all of time for a
-few sequences, its weights in registers and shared memory (kernels/block.cu; for 16-bit numbers block_mma.cu, on tensor
-cores). Times here are estimates from published figures, not measurements; they only rank the schedules.
+few sequences, its weights in registers and shared memory (kernels/block.cu; on tensor cores block_mma.cu).
+
+Times here are estimates from published figures, not measurements; they only rank what fits. ``gpurnn tune`` measures on
+a machine (tuning.py), and what it has measured counts in their place.
 """
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .errors import check_choice
 
-SCHEDULES = ("auto", "step", "block")
 ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 _REGISTERS = 65536  # of a multiprocessor
 _STEP_SECONDS = 4e-6  # two launches within a CUDA graph, 1.4 us each at least, and the product between them
@@ -28,11 +29,12 @@ class Device:
     multiprocessors: int
     shared_bytes: int
     clock: float = 1.7e9
+    name: str = ""
 
 
 @dataclass(frozen=True)
 class Work:
-    """One walk of one layer. directions: how many walk at once."""
+    """One walk of one layer. directions: how many walk at once; tf32: whether float32 may be multiplied as tf32."""
 
     kernel: str
     gates: int
@@ -43,32 +45,81 @@ class Work:
     dtype: str
     projected: bool
     backward: bool
+    tf32: bool = False
 
 
 @dataclass(frozen=True)
-class Block:
+class Way:
+    """One way to do a work: a schedule with its tile. seconds: of a timestep, before: of a call, before the first;
+    measured: whether these two are, or else estimated."""
+
+    schedule: str
+    seconds: float
+    before: float = 0.0
+    measured: bool = False
+
+    def total(self, T):
+        return self.before + T * self.seconds
+
+    def price(self, T):
+        """What T timesteps cost, in words."""
+        first = f" after {self.before * 1e6:.1f} us" if self.before else ""
+        known = "measured" if self.measured else "estimated"
+        return f"{self.schedule}: {T} timesteps of {self.seconds * 1e6:.2f} us{first}, {known}"
+
+    @property
+    def key(self):
+        """What tells this way from the others of the same work."""
+        return self.schedule
+
+    def __str__(self):
+        return ""
+
+
+@dataclass(frozen=True)
+class Block(Way):
     """A kernel of schedule ``block`` and what its launch needs.
 
     kernel: "block" or "block_mma", the .cu file and the start of the names; numbers: its template arguments behind cell
-    and storage. rows: sequences of a tile; held: share of the weights in registers; seconds: estimated, of a timestep.
+    and storage. rows: sequences of a tile; held: share of the weights in registers.
     """
 
-    kernel: str
-    numbers: tuple
-    rows: int
-    threads: int
-    shared: int
-    held: float
-    seconds: float
+    kernel: str = ""
+    numbers: tuple = ()
+    rows: int = 0
+    threads: int = 0
+    shared: int = 0
+    held: float = 0.0
 
     @property
     def types(self):
         return tuple(map(str, self.numbers))
 
+    @property
+    def key(self):
+        return f"{self.kernel}<{', '.join(self.types)}>"
 
-@functools.lru_cache(maxsize=4096)  # asked at every call of a layer
-def block(work, device):
-    """The best ``Block`` for this work, or a sentence why there is none."""
+    def __str__(self):
+        held = math.floor(100 * self.held)
+        return f"{held} % of the recurrent weights in registers, tiles of {self.rows} sequences"
+
+
+# ---- step
+
+
+def step_ways(work, device):
+    """The schedule ``step`` does everything in one way."""
+    flops = 2 * work.B * work.gates * work.H**2 * work.directions
+    peak = 2048 if ITEMSIZE[work.dtype] == 2 else 1024 if work.tf32 else 256
+    rate = device.multiprocessors * device.clock * peak * _EFFICIENCY
+    return [Way("step", _STEP_SECONDS + flops / rate)]
+
+
+# ---- block
+
+
+def block_ways(work, device):
+    """All tiles that fit, or a sentence why none does."""
     if work.dtype == "float64":
         return "block computes in float32"
     if work.projected:
@@ -76,14 +127,14 @@ def block(work, device):
     if work.kernel == "GruOriginal":
         return "block has no second product in a step"
     tiles = list(_fma_tiles(work, device))
-    if ITEMSIZE[work.dtype] == 2 and device.capability >= 80:
+    if (ITEMSIZE[work.dtype] == 2 or work.tf32) and device.capability >= 80:
         tiles += _mma_tiles(work, device)
     fitting = [tile for tile in tiles if tile.shared <= device.shared_bytes]
     if not fitting:
         HP = _padded(work.H)
         size = work.gates * HP * HP * ITEMSIZE[work.dtype]
         return f"block: {size / 1024:.0f} KB of recurrent weights do not fit on one multiprocessor"
-    return min(fitting, key=lambda tile: tile.seconds)
+    return fitting
 
 
 def _padded(H):
@@ -96,39 +147,49 @@ def _seconds(work, device, rows, cycles):
     return -(-tiles // device.multiprocessors) * cycles / device.clock
 
 
+def _registers(threads):
+    """Of a thread, where such a block has a multiprocessor to itself: a quarter of them to each quarter of its warps."""
+    warps = -(-threads // 128)
+    return min(255, _REGISTERS // 4 // (32 * warps) // 8 * 8)
+
+
 # ---- block_mma.cu
 
 
 def _mma_tiles(work, device):
-    HP = _padded(work.H)
-    threads, G = 2 * HP, work.gates
+    HP, G, size = _padded(work.H), work.gates, ITEMSIZE[work.dtype]
+    threads = 2 * HP
     if threads > 1024:
         return
-    tiles = G * HP // 16  # of one warp
-    # sums, a row of gates on its way, the cell, addresses
-    other = 76 + (8 * G + 16 if work.backward else 14 * G)
-    held = max(0, min(tiles, (min(255, _REGISTERS // threads // 8 * 8) - other) // 4))
-    warps = HP // 16
-    products = 2 * G * HP * HP * 8 / 2680  # m16n8k16, by published measurements
-    operands = warps * tiles / (1 if work.backward else G) / 2 * 4
-    rest = warps * (tiles - held) * 4
-    moved = warps * 4 * (2 * G + 3) * 2
-    cycles = max(products, operands + rest) + moved + _BARRIERS
-    seconds = _seconds(work, device, 8, cycles)
-    yield mma_tile(work, HP, held, seconds)
+    tiles = G * HP * size // 32  # of one warp
+    for N in (1, 2):
+        # for sums, a row of gates on its way, the cell, addresses; found by compiling, with a little to spare
+        other = 40 + 44 * N if work.backward else max(48, 16 + 15 * G) + 48 * N
+        held = max(0, min(tiles, (_registers(threads) - other) // 4))
+        if N > 1 and not held:
+            continue
+        warps = HP // 16
+        products = 2 * G * HP * HP * 8 * N / (2680 if size == 2 else 1340)  # by published measurements
+        operands = warps * N * tiles / (1 if work.backward else G) / 2 * 4
+        rest = warps * (tiles - held) * 4
+        moved = warps * N * 4 * (2 * G + 3) * size
+        cycles = max(products, operands + rest) + moved + _BARRIERS
+        yield mma_tile(work, HP, held, N, _seconds(work, device, 8 * N, cycles))
 
 
-def mma_tile(work, HP, held, seconds=0.0):
+def mma_tile(work, HP, held, N=1, seconds=0.0):
     """The ``Block`` of these template arguments.
 
     Its shared memory: what the product reads, twice, and the tiles that are not in registers; at the start the way of
     the others.
     """
-    threads, tiles = 2 * HP, work.gates * HP // 16
-    read = 2 * 8 * ((work.gates if work.backward else 1) * HP + 8) * 2
+    size = ITEMSIZE[work.dtype]
+    threads, tiles = 2 * HP, work.gates * HP * size // 32
+    read = 2 * 8 * N * ((work.gates if work.backward else 1) * HP * size + 16)
     shared = max(read + (tiles - held) * threads * 16, min(held, 8) * threads * 16)
     even = "true" if work.H % 2 == 0 else "false"
-    return Block("block_mma", (HP, held, even), 8, threads, shared, held / tiles, seconds)
+    numbers = HP, held, N, even
+    return Block("block", seconds, _LOAD_SECONDS, False, "block_mma", numbers, 8 * N, threads, shared, held / tiles)
 
 
 # ---- block.cu
@@ -154,7 +215,8 @@ def fma_tile(work, HP, S, KREG, R, seconds=0.0):
     G, four = work.gates, 4 * ITEMSIZE[work.dtype] * HP * S
     box, parts = (R * G * HP, S * R * HP) if work.backward else (R * HP, S * G * R * HP)
     shared = max(4 * (box + parts) + (HP // S - KREG) // 4 * G * four, min(KREG // 4, 8) * four)
-    return Block("block", (HP, S, KREG, R), R, HP * S, shared, KREG / (HP // S), seconds)
+    held = KREG / (HP // S)
+    return Block("block", seconds, _LOAD_SECONDS, False, "block", (HP, S, KREG, R), R, HP * S, shared, held)
 
 
 def _in_registers(work, HP, S, R):
@@ -162,9 +224,9 @@ def _in_registers(work, HP, S, R):
     G, chains, mine = work.gates, 1 if work.gates * R >= 4 else 4, -(-R // S)
     # sums twice, a row of gates on its way and the cell for each own sequence, biases, addresses; what the compiler
     # likes to have on its way besides (found by compiling: test_cuda_block.py sees whether it is enough)
-    other = 56 + 2 * G * R * chains + mine * (G + 8) + 2 * G
+    other = (56 if G * R > 1 else 32) + 2 * G * R * chains + mine * (G + 8) + 2 * G
     other += 16 * work.backward + (16 if ITEMSIZE[work.dtype] == 2 else 0)
-    registers = min(255, _REGISTERS // (HP * S) // 8 * 8) - other
+    registers = _registers(HP * S) - other
     return max(0, min(HP // S, registers // (G * ITEMSIZE[work.dtype]) * 4))
 
 
@@ -179,29 +241,50 @@ def _cycles(work, HP, S, KREG, R):
     return max(products, operands + weights) + sums + _BARRIERS
 
 
-def step_seconds(work, device):
-    """Estimated seconds of a timestep by ``step``."""
-    flops = 2 * work.B * work.gates * work.H**2 * work.directions
-    rate = device.multiprocessors * device.clock * (256 if ITEMSIZE[work.dtype] >= 4 else 2048) * _EFFICIENCY
-    return _STEP_SECONDS + flops / rate
+# ---- the table, and the choice
+
+WAYS = {"step": step_ways, "block": block_ways}  # schedule -> function(work, device): ways, or why there is none
+SCHEDULES = ("auto", *WAYS)
 
 
-def choose(work, device, wanted="auto"):
-    """``(Block or None for step, reason)``: the schedule of this work and why not the other.
+@functools.lru_cache(maxsize=4096)  # asked at every call of a layer
+def ways(work, device, measured=None):
+    """``(ways, refusals)``: all ways of a work, the quickest first, and schedule -> why it has none.
 
-    wanted: "auto", or the schedule to take; one that does not fit is a ValueError that says why.
+    measured: a ``tuning.Table`` or None. Where it knows this work, only ways that it has measured are left, with its
+    seconds in place of estimates, and those of schedules that it has not.
     """
+    found, refusals = [], {}
+    for schedule, find in WAYS.items():
+        some = find(work, device)
+        if isinstance(some, str):
+            refusals[schedule] = some
+        else:
+            found += some
+    known = measured.known(work, device) if measured else {}
+    timed = {way.schedule for way in found if way.key in known}
+    found = [way for way in found if way.key in known or way.schedule not in timed]
+    found = [_timed(way, *known[way.key]) if way.key in known else way for way in found]
+    return sorted(found, key=lambda way: way.total(work.T)), refusals
+
+
+def _timed(way, seconds, before):
+    return replace(way, seconds=seconds, before=before, measured=True)
+
+
+def choose(work, device, wanted="auto", measured=None):
+    """``(Way, reason)``: how this work is done and why not otherwise.
+
+    wanted: "auto", the schedule to take, or a ``Way``; a schedule that does not fit is a ValueError that says why.
+    """
+    if isinstance(wanted, Way):
+        return wanted, "asked for"
     check_choice("schedule", wanted, SCHEDULES)
-    found = block(work, device)
-    if wanted == "step":
-        return None, "step was asked for"
-    if isinstance(found, str):
-        if wanted == "block":
-            raise ValueError(f"schedule: {found}")
-        return None, found
-    by_step = step_seconds(work, device)
-    figures = f"estimated {found.seconds * 1e6:.2f} us a timestep, by step {by_step * 1e6:.2f} us"
-    if wanted == "auto" and not _LOAD_SECONDS + work.T * found.seconds < work.T * by_step:
-        return None, f"block would fit, but loads its weights first: {figures}, {work.T} timesteps"
-    held = math.floor(100 * found.held)
-    return found, f"{figures}; {held} % of the recurrent weights in registers, tiles of {found.rows} sequences"
+    found, refusals = ways(work, device, measured)
+    if wanted in refusals:
+        raise ValueError(f"schedule: {refusals[wanted]}")
+    mine = [way for way in found if wanted in ("auto", way.schedule)]
+    told = ["" if wanted == "auto" else f"{wanted} was asked for", str(mine[0])]
+    best = {way.schedule: way for way in reversed(found)}
+    told += [best[schedule].price(work.T) for schedule in sorted(best, key=lambda name: best[name].total(work.T))]
+    return mine[0], "; ".join(filter(None, (*told, *refusals.values())))

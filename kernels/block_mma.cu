@@ -1,15 +1,18 @@
-// Schedule `block` on tensor cores, for 16-bit storage: one thread block walks all of time for 8 sequences of one direction.
+// Schedule `block` on tensor cores, for 16-bit storage and for float as tf32: one thread block walks all of time for 8 N
+// sequences of one direction.
 //
-//     block_mma_forward<LstmCell, __half, 128, 32, true>     HP 128, HELD 32, EVEN
+//     block_mma_forward<LstmCell, __half, 128, 32, 1, true>     HP 128, HELD 32, N 1, EVEN
 //
 //     HP    H rounded up to a multiple of 32; warp w of HP / 16 owns units 16 w .. 16 w + 15
-//     HELD  tiles of 16 x 16 weights that a warp holds in registers; the rest stands in shared memory
+//     HELD  tiles of 16 x K weights (tensor.cuh) that a warp holds in registers; the rest stands in shared memory
+//     N     groups of 8 sequences that go through a tile together
 //     EVEN  whether H is even, so that neighbours are loaded and stored together
 //
 // A product is W h (forward) or W^T d (backward) with 8 sequences as columns, all gates of a unit in one lane: what a lane
-// gets out of the tensor cores it needs itself. Lane l has units 16 w + 2 (l/4) + 0, 1 of sequences 2 (l%4) + 0, 1, so
-// rows l/4 and l/4 + 8 of a tile stand for neighbouring units. c, dh, dc stay in registers. What the product reads has two
-// buffers, and a step one barrier. Arrays, and sequences past their end, are as in step.cu; order as in block.cu.
+// gets out of the tensor cores it needs itself. Lane l has units 16 w + 2 (l/4) + 0, 1 of sequences 2 (l%4) + 0, 1 of each
+// group, so rows l/4 and l/4 + 8 of a tile stand for neighbouring units. c, dh, dc stay in registers. What the product
+// reads has two buffers, and a step one barrier. Arrays, and sequences past their end, are as in step.cu; order as in
+// block.cu.
 
 #include "common.cuh"
 #include "tensor.cuh"
@@ -46,14 +49,24 @@ struct Fragments {
     DEVICE uint4 get(int tile) const { return tile < HELD ? registers[tile] : shared[(tile - HELD) * THREADS]; }
 };
 
-// ---- where a lane is: units j, j + 1 of two sequences
+// A lane's part of a tile whose rows are units j and j + 1 (rows l/4 and l/4 + 8), from column k on.
+template <typename T, typename One>
+DEVICE uint4 tile_of(int j, int k, One one) {
+    const int more = k + Fragment<T>::K / 2;
+    auto first = [&](int column) { return one(j, column); };
+    auto second = [&](int column) { return one(j + 1, column); };
+    return make_uint4(word<T>(k, first), word<T>(k, second), word<T>(more, first), word<T>(more, second));
+}
 
-template <bool EVEN>
+// ---- where a lane is: units j, j + 1 of two sequences of each group
+
+template <int N, bool EVEN>
 struct Lane {
+    static constexpr int mine = 2 * N;
     int lane, j, d, longest;
     bool back;
-    int row[2];   // its sequences, or -1
-    int ends[2];  // their lengths, 0 where there is none
+    int row[mine];   // its sequences, or -1
+    int ends[mine];  // their lengths, 0 where there is none
 
     DEVICE Lane(int T_, int B, int H, int reverse, const int* lengths, const int* order) {
         lane = threadIdx.x % 32;
@@ -61,20 +74,23 @@ struct Lane {
         d = blockIdx.z;
         back = reverse >> d & 1;
         longest = 0;
-        for (int r = 0; r < 8; r++) {
-            const int place = blockIdx.x * 8 + r;
+        for (int r = 0; r < 8 * N; r++) {
+            const int place = blockIdx.x * 8 * N + r;
             if (place >= B) break;
             const int length = lengths ? lengths[order ? order[place] : place] : T_;
             longest = length > longest ? length : longest;
         }
 #pragma unroll
-        for (int n = 0; n < 2; n++) {
-            const int place = blockIdx.x * 8 + lane % 4 * 2 + n;
+        for (int n = 0; n < mine; n++) {
+            const int place = blockIdx.x * 8 * N + column(n);
             const bool here = place < B && j < H;
             row[n] = !here ? -1 : order ? order[place] : place;
             ends[n] = !here ? 0 : lengths ? lengths[row[n]] : T_;
         }
     }
+
+    // Where sequence n stands in the tile.
+    DEVICE int column(int n) const { return n / 2 * 8 + lane % 4 * 2 + n % 2; }
 
     // Whether unit j + u is inside, where unit j is.
     DEVICE bool has(int u, int H) const { return EVEN || u == 0 || j + 1 < H; }
@@ -82,13 +98,13 @@ struct Lane {
     // Two neighbours' numbers; the second is 0, or not stored, past H.
     template <typename T>
     DEVICE float2 get(const T* at, int H) const {
-        if (EVEN) return unpack(*(const unsigned*)at, T());
+        if (EVEN) return get_two(at);
         return make_float2(float(at[0]), has(1, H) ? float(at[1]) : 0.0f);
     }
     template <typename T>
     DEVICE void put(T* at, float a, float b, int H) const {
         if (EVEN) {
-            *(unsigned*)at = pack(T(a), T(b));
+            put_two(at, a, b);
         } else {
             at[0] = T(a);
             if (has(1, H)) at[1] = T(b);
@@ -98,7 +114,7 @@ struct Lane {
 
 // ---- forward
 
-template <template <typename> class CellOf, typename T, int HP, int HELD, bool EVEN>
+template <template <typename> class CellOf, typename T, int HP, int HELD, int N, bool EVEN>
 __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
     const int T_,
     const int B,
@@ -117,27 +133,27 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
     T* __restrict__ output)             // [T, B, D*H]
 {
     typedef CellOf<float> Cell;
-    constexpr int G = Cell::gates, KT = HP / 16, threads = HP * 2, stride = HP + 8;
+    constexpr int K = Fragment<T>::K, P = Fragment<T>::P, ROW = Fragment<T>::row;
+    constexpr int G = Cell::gates, KT = HP / K, threads = HP * 2, stride = HP + ROW, half = 8 * N * stride;
     constexpr int chains = G == 1 ? 4 : 1;  // sums that do not wait for one another
     extern __shared__ uint4 memory[];
-    T* box = (T*)memory;  // [2, 8, stride]: h; the 8 numbers between rows keep their reading free of bank conflicts
-    const Lane<EVEN> at(T_, B, H, reverse, lengths, order);
+    T* box = (T*)memory;  // [2, 8 N, stride]: h; the 16 bytes between rows keep their reading free of bank conflicts
+    const Lane<N, EVEN> at(T_, B, H, reverse, lengths, order);
     const int j = at.j, lane = at.lane, D = gridDim.z;
     const T* W_hh = weight_hh + (size_t)at.d * G * H * H;
     Fragments<G * KT, HELD, threads> weights;
-    weights.load(memory, memory + 2 * 8 * stride * sizeof(T) / 16, [&](int tile) {
-        const int g = tile % G, k = tile / G * 16 + lane % 4 * 2;
-        auto one = [&](int unit, int column) {
+    weights.load(memory, memory + 2 * half * sizeof(T) / 16, [&](int tile) {
+        const int g = tile % G, k = tile / G * K + lane % 4 * P;
+        return tile_of<T>(j, k, [&](int unit, int column) {
             return unit < H && column < H ? W_hh[((size_t)g * H + unit) * H + column] : T(0.0f);
-        };
-        return make_uint4(pack(one(j, k), one(j, k + 1)), pack(one(j + 1, k), one(j + 1, k + 1)),
-                          pack(one(j, k + 8), one(j, k + 9)), pack(one(j + 1, k + 8), one(j + 1, k + 9)));
+        });
     });
 
     const size_t slot = (size_t)B * H;
     const size_t first = ((size_t)at.d * (T_ + 1) + (at.back ? T_ : 0)) * slot;
     const size_t first_c = keep ? first : (size_t)at.d * 2 * slot;
-    float h_old[2][2], c_old[2][2], bias_a[G][2], bias_r[G][2];  // [unit][sequence]
+    typedef Lane<N, EVEN> Place;
+    float h_old[2][Place::mine], c_old[2][Place::mine], bias_a[G][2], bias_r[G][2];  // [unit][sequence]
 #pragma unroll
     for (int u = 0; u < 2; u++) {
         const bool unit = j + u < H;
@@ -147,25 +163,26 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
             bias_r[g][u] = unit && bias_ih ? bias_hh[((size_t)at.d * G + g) * H + j + u] : 0.0f;
         }
 #pragma unroll
-        for (int n = 0; n < 2; n++) {
+        for (int n = 0; n < Place::mine; n++) {
             const bool there = unit && at.row[n] >= 0;
             const size_t i = (size_t)(there ? at.row[n] : 0) * H + j + u;
             h_old[u][n] = there ? float(h[first + i]) : 0.0f;
             c_old[u][n] = there && Cell::states == 2 ? c[first_c + i] : 0.0f;
-            box[(lane % 4 * 2 + n) * stride + j + u] = T(h_old[u][n]);
         }
     }
+#pragma unroll
+    for (int n = 0; n < Place::mine; n++) put_operands(box + at.column(n) * stride + j, h_old[0][n], h_old[1][n]);
     __syncthreads();
 
     for (int step = 0; step < T_; step++) {
         const int t = at.back ? T_ - 1 - step : step;
-        const T* reads = box + (step & 1) * 8 * stride;
-        T* writes = box + (~step & 1) * 8 * stride;
-        float2 ax[2][G];
-        float sum[G][chains][4] = {};
+        const T* reads = box + (step & 1) * half;
+        T* writes = box + (~step & 1) * half;
+        float2 ax[Place::mine][G];
+        float sum[N][G][chains][4] = {};
         if (t < at.longest) {
 #pragma unroll
-            for (int n = 0; n < 2; n++) {  // asked for before the product, there behind it
+            for (int n = 0; n < Place::mine; n++) {  // asked for before the product, there behind it
                 const bool there = t < at.ends[n];
                 const T* row = gates + (((size_t)at.d * T_ + t) * B + (there ? at.row[n] : 0)) * W * H + j;
 #pragma unroll
@@ -173,16 +190,24 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
             }
 #pragma unroll
             for (int k = 0; k < KT; k += 2) {
-                const uint4 two = load_matrices(reads + lane % 8 * stride + k * 16 + lane / 8 * 8);
+                uint4 two[N];
+#pragma unroll
+                for (int m = 0; m < N; m++) {
+                    two[m] = load_matrices(reads + (m * 8 + lane % 8) * stride + k * K + lane / 8 * ROW);
+                }
 #pragma unroll
                 for (int g = 0; g < G; g++) {
-                    mma(sum[g][k % chains], weights.get(k * G + g), make_uint2(two.x, two.y), T());
-                    mma(sum[g][(k + 1) % chains], weights.get((k + 1) * G + g), make_uint2(two.z, two.w), T());
+                    const uint4 one = weights.get(k * G + g), other = weights.get((k + 1) * G + g);
+#pragma unroll
+                    for (int m = 0; m < N; m++) {
+                        mma(sum[m][g][k % chains], one, make_uint2(two[m].x, two[m].y), T());
+                        mma(sum[m][g][(k + 1) % chains], other, make_uint2(two[m].z, two[m].w), T());
+                    }
                 }
             }
         }
 #pragma unroll
-        for (int n = 0; n < 2; n++) {
+        for (int n = 0; n < Place::mine; n++) {
             const bool live = t < at.ends[n];
             float kept[2][Cell::kept + 1];
 #pragma unroll
@@ -193,15 +218,15 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
                     for (int g = 0; g < G; g++) {
                         ah[g] = bias_r[g][u];
 #pragma unroll
-                        for (int k = 0; k < chains; k++) ah[g] += sum[g][k][u * 2 + n];
+                        for (int k = 0; k < chains; k++) ah[g] += sum[n / 2][g][k][u * 2 + n % 2];
                         a[g] = (u ? ax[n][g].y : ax[n][g].x) + bias_a[g][u];
                     }
                     Cell::forward(a, ah, h_old[u][n], c_old[u][n], kept[u], h_new, c_new);
                     h_old[u][n] = float(T(h_new));  // the state is what is stored
                     if (Cell::states == 2) c_old[u][n] = c_new;
                 }
-                writes[(lane % 4 * 2 + n) * stride + j + u] = T(h_old[u][n]);
             }
+            put_operands(writes + at.column(n) * stride + j, h_old[0][n], h_old[1][n]);
             if (at.row[n] < 0) continue;
             at.put(output + ((size_t)t * B + at.row[n]) * D * H + (size_t)at.d * H + j, live ? h_old[0][n] : 0.0f,
                    live ? h_old[1][n] : 0.0f, H);
@@ -225,9 +250,9 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
     }
 }
 
-// ---- backward: its mirror. A tile's rows are columns of W_hh, its columns 16 rows of one gate.
+// ---- backward: its mirror. A tile's rows are columns of W_hh, its columns K rows of one gate.
 
-template <template <typename> class CellOf, typename T, int HP, int HELD, bool EVEN>
+template <template <typename> class CellOf, typename T, int HP, int HELD, int N, bool EVEN>
 __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
     const int T_,
     const int B,
@@ -245,28 +270,28 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
     float* __restrict__ dc)           // [D, B, H]  likewise; or null where the cell has none
 {
     typedef CellOf<float> Cell;
-    constexpr int G = Cell::gates, KT = G * HP / 16, threads = HP * 2, stride = G * HP + 8;
+    constexpr int K = Fragment<T>::K, P = Fragment<T>::P, ROW = Fragment<T>::row;
+    constexpr int G = Cell::gates, KT = G * HP / K, threads = HP * 2, stride = G * HP + ROW, half = 8 * N * stride;
     extern __shared__ uint4 memory[];
-    T* box = (T*)memory;  // [2, 8, stride]: d
-    const Lane<EVEN> at(T_, B, H, reverse, lengths, order);
+    T* box = (T*)memory;  // [2, 8 N, stride]: d
+    const Lane<N, EVEN> at(T_, B, H, reverse, lengths, order);
     const int j = at.j, lane = at.lane, D = gridDim.z;
     const T* W_hh = weight_hh + (size_t)at.d * G * H * H;
     Fragments<KT, HELD, threads> weights;
-    weights.load(memory, memory + 2 * 8 * stride * sizeof(T) / 16, [&](int tile) {
-        const int g = tile / (HP / 16), k = tile % (HP / 16) * 16 + lane % 4 * 2;
-        auto one = [&](int unit, int row) {
+    weights.load(memory, memory + 2 * half * sizeof(T) / 16, [&](int tile) {
+        const int g = tile / (HP / K), k = tile % (HP / K) * K + lane % 4 * P;
+        return tile_of<T>(j, k, [&](int unit, int row) {
             return unit < H && row < H ? W_hh[((size_t)g * H + row) * H + unit] : T(0.0f);
-        };
-        return make_uint4(pack(one(j, k), one(j, k + 1)), pack(one(j + 1, k), one(j + 1, k + 1)),
-                          pack(one(j, k + 8), one(j, k + 9)), pack(one(j + 1, k + 8), one(j + 1, k + 9)));
+        });
     });
 
     const size_t slot = (size_t)B * H;
-    float by_h[2][2], by_c[2][2];  // [unit][sequence]
+    typedef Lane<N, EVEN> Place;
+    float by_h[2][Place::mine], by_c[2][Place::mine];  // [unit][sequence]
 #pragma unroll
     for (int u = 0; u < 2; u++) {
 #pragma unroll
-        for (int n = 0; n < 2; n++) {
+        for (int n = 0; n < Place::mine; n++) {
             const bool there = at.row[n] >= 0 && j + u < H;
             const size_t here = (size_t)at.d * slot + (size_t)(there ? at.row[n] : 0) * H + j + u;
             by_h[u][n] = there ? dh[here] : 0.0f;
@@ -275,9 +300,9 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
     }
     for (int step = T_ - 1; step >= 0; step--) {
         const int t = at.back ? T_ - 1 - step : step;
-        T* mine = box + (step & 1) * 8 * stride;
+        T* mine = box + (step & 1) * half;
 #pragma unroll
-        for (int n = 0; n < 2; n++) {
+        for (int n = 0; n < Place::mine; n++) {
             float leaves[2][Cell::leaves] = {};
             if (at.row[n] >= 0) {
                 const size_t i = (size_t)at.row[n] * H + j;
@@ -309,30 +334,35 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
             }
 #pragma unroll
             for (int g = 0; g < G; g++) {
-                *(unsigned*)(mine + (lane % 4 * 2 + n) * stride + g * HP + j) = pack(T(leaves[0][g]), T(leaves[1][g]));
+                put_operands(mine + at.column(n) * stride + g * HP + j, leaves[0][g], leaves[1][g]);
             }
         }
         __syncthreads();
         if (t >= at.longest) continue;  // all of the block alike
-        float sum[4][4] = {};
+        float sum[N][4][4] = {};
 #pragma unroll
         for (int k = 0; k < KT; k += 2) {
-            const uint4 two = load_matrices(mine + lane % 8 * stride + k * 16 + lane / 8 * 8);
-            mma(sum[k % 4], weights.get(k), make_uint2(two.x, two.y), T());
-            mma(sum[(k + 1) % 4], weights.get(k + 1), make_uint2(two.z, two.w), T());
+            const uint4 one = weights.get(k), other = weights.get(k + 1);
+#pragma unroll
+            for (int m = 0; m < N; m++) {
+                const uint4 two = load_matrices(mine + (m * 8 + lane % 8) * stride + k * K + lane / 8 * ROW);
+                mma(sum[m][k % 4], one, make_uint2(two.x, two.y), T());
+                mma(sum[m][(k + 1) % 4], other, make_uint2(two.z, two.w), T());
+            }
         }
 #pragma unroll
         for (int u = 0; u < 2; u++) {
 #pragma unroll
-            for (int n = 0; n < 2; n++) {
-                by_h[u][n] += sum[0][u * 2 + n] + sum[1][u * 2 + n] + (sum[2][u * 2 + n] + sum[3][u * 2 + n]);
+            for (int n = 0; n < Place::mine; n++) {
+                const int i = u * 2 + n % 2;
+                by_h[u][n] += sum[n / 2][0][i] + sum[n / 2][1][i] + (sum[n / 2][2][i] + sum[n / 2][3][i]);
             }
         }
     }
 #pragma unroll
     for (int u = 0; u < 2; u++) {
 #pragma unroll
-        for (int n = 0; n < 2; n++) {
+        for (int n = 0; n < Place::mine; n++) {
             if (at.row[n] < 0 || !at.has(u, H)) continue;
             const size_t here = (size_t)at.d * slot + (size_t)at.row[n] * H + j + u;
             dh[here] = by_h[u][n];

@@ -1,9 +1,16 @@
-// What tensor cores take and give: fragments of 16-bit matrices, one warp together (PTX ISA, mma.m16n8k16). sm_80 and later.
+// What tensor cores take and give: fragments of matrices, one warp together (PTX ISA, mma.m16n8k16 and m16n8k8). sm_80 and
+// later. float is taken as tf32, its mantissa rounded to 10 bits.
 //
-//     A (16 x 16, uint4)   B (16 x 8, uint2)   C (16 x 8, float[4]):  C += A B
+//     A (16 x K, uint4)   B (K x 8, uint2)   C (16 x 8, float[4]):  C += A B,   K = 16, for tf32 8
 //
-// Lane l holds of A rows l/4 and l/4 + 8, columns 2 (l%4) + 0, 1 and 8 more on; of B the same columns' rows, column l/4; of
-// C rows l/4 (0, 1) and l/4 + 8 (2, 3), columns 2 (l%4) + 0, 1.
+// A word holds P numbers side by side, 2 of 16 bits or 1 of tf32. Lane l holds of A rows l/4 and l/4 + 8, columns P (l%4) on
+// and K/2 more on; of B the same columns' rows, column l/4; of C rows l/4 (0, 1) and l/4 + 8 (2, 3), columns 2 (l%4) + 0, 1.
+
+template <typename T>
+struct Fragment {
+    static constexpr int K = 32 / sizeof(T), P = 4 / sizeof(T);
+    static constexpr int row = 16 / sizeof(T);  // numbers in a row of an 8 x 8 matrix as load_matrices takes it
+};
 
 DEVICE void mma(float (&c)[4], uint4 a, uint2 b, __half) {
     asm volatile(
@@ -20,8 +27,16 @@ DEVICE void mma(float (&c)[4], uint4 a, uint2 b, __nv_bfloat16) {
         : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
 }
 
-// Four 8 x 8 matrices from shared memory; lane l names row l%8 of matrix l/8, 16 bytes. Of B stored column by column, two
-// fragments side by side: (x, y) and (z, w).
+DEVICE void mma(float (&c)[4], uint4 a, uint2 b, float) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
+}
+
+// Four 8 x 8 matrices of 16-bit numbers from shared memory, or 8 x 4 of 32 bits; lane l names row l%8 of matrix l/8, 16
+// bytes. Of B stored column by column, two fragments side by side: (x, y) and (z, w).
 DEVICE uint4 load_matrices(const void* row) {
     uint4 m;
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -31,7 +46,8 @@ DEVICE uint4 load_matrices(const void* row) {
     return m;
 }
 
-// Two 16-bit numbers in one word, the first below.
+// ---- words: numbers side by side, the first below
+
 DEVICE unsigned pack(__half a, __half b) { return __half_as_ushort(a) | (unsigned)__half_as_ushort(b) << 16; }
 DEVICE unsigned pack(__nv_bfloat16 a, __nv_bfloat16 b) {
     return __bfloat16_as_ushort(a) | (unsigned)__bfloat16_as_ushort(b) << 16;
@@ -42,3 +58,23 @@ DEVICE float2 unpack(unsigned two, __half) {
 DEVICE float2 unpack(unsigned two, __nv_bfloat16) {
     return make_float2(__uint_as_float(two << 16), __uint_as_float(two & 0xffff0000u));
 }
+
+DEVICE unsigned tf32(float x) {  // to nearest, ties away from zero
+    unsigned word;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(word) : "f"(x));
+    return word;
+}
+
+// One word of a fragment: number k of a row is at(k).
+template <typename T, typename At> DEVICE unsigned word(int k, At at) {
+    if constexpr (sizeof(T) == 2) return pack(at(k), at(k + 1));
+    else return tf32(at(k));
+}
+
+// Two numbers side by side in memory, as they are stored, or as load_matrices then finds them.
+template <typename T> DEVICE float2 get_two(const T* at) { return unpack(*(const unsigned*)at, T()); }
+DEVICE float2 get_two(const float* at) { return *(const float2*)at; }
+template <typename T> DEVICE void put_two(T* at, float a, float b) { *(unsigned*)at = pack(T(a), T(b)); }
+DEVICE void put_two(float* at, float a, float b) { *(float2*)at = make_float2(a, b); }
+template <typename T> DEVICE void put_operands(T* at, float a, float b) { put_two(at, a, b); }
+DEVICE void put_operands(float* at, float a, float b) { *(uint2*)at = make_uint2(tf32(a), tf32(b)); }

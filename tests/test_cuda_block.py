@@ -24,14 +24,25 @@ KERNELS = {"RnnTanh": 1, "LstmCell": 4, "GruCell": 3}
 TYPES = {"float32": "float", "float16": "__half", "bfloat16": "__nv_bfloat16"}
 
 
+def only(monkeypatch, tile):
+    """Every block has the tile ``tile(work, HP)``."""
+
+    def block_ways(work, device):
+        return [tile(work, -(-work.H // 32) * 32)]
+
+    schedules.ways.cache_clear()
+    monkeypatch.setitem(schedules.WAYS, "block", block_ways)
+
+
 def forced(monkeypatch, S, KREG, R):
-    """Every block has this tile."""
+    only(monkeypatch, lambda work, HP: schedules.fma_tile(work, HP, S, min(KREG, HP // S), R))
 
-    def block(work, device):
-        HP = -(-work.H // 32) * 32
-        return schedules.fma_tile(work, HP, S, min(KREG, HP // S), R)
 
-    monkeypatch.setattr(schedules, "block", block)
+@pytest.fixture(autouse=True)
+def forget():
+    """What a test has forced is not remembered."""
+    yield
+    schedules.ways.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -60,15 +71,13 @@ def test_every_option(kind, option, ragged):
     compare(kind, cuda_ops(), "float32", 5, 3, ragged, option != "learned state", **OPTIONS[option], schedule="block")
 
 
-def tensor_cores(monkeypatch, held):
-    """Every block runs on tensor cores, with so many tiles in registers."""
-    monkeypatch.setattr(
-        schedules,
-        "block",
-        lambda work, device: schedules.mma_tile(
-            work, -(-work.H // 32) * 32, min(held, work.gates * -(-work.H // 32) * 2)
-        ),
-    )
+def tensor_cores(monkeypatch, held, N=1):
+    """Every block runs on tensor cores, with so many tiles in registers and 8 N sequences."""
+
+    def tile(work, HP):
+        return schedules.mma_tile(work, HP, min(held, work.gates * HP * schedules.ITEMSIZE[work.dtype] // 32), N)
+
+    only(monkeypatch, tile)
 
 
 TILES = [(2, 0, 1), (2, 8, 2), (4, 4, 4), (8, 4, 2), (8, 0, 4), (2, 16, 4)]
@@ -81,14 +90,40 @@ def test_tiles(kind, tile, dtype, monkeypatch):
     compare(kind, cuda_ops(), dtype, 3, 5, ragged=True, bidirectional=True, schedule="block")
 
 
-@pytest.mark.parametrize("held, H", [(0, 7), (1, 32), (5, 33), (99, 40)])
-@pytest.mark.parametrize("kind, dtype", [("lstm", "float16"), ("gru", "bfloat16"), ("rnn tanh", "float16")])
-def test_tensor_cores(kind, dtype, held, H, monkeypatch):
+TF32 = {"precision": "tf32"}
+
+
+@pytest.mark.parametrize("held, H, N", [(0, 7, 1), (1, 32, 2), (5, 33, 2), (99, 40, 1)])
+@pytest.mark.parametrize(
+    "kind, dtype",
+    [("lstm", "float16"), ("gru", "bfloat16"), ("rnn tanh", "float16"), ("lstm", "tf32"), ("gru", "tf32")],
+)
+def test_tensor_cores(kind, dtype, held, H, N, monkeypatch):
     """Tiles in registers, in shared memory, in both; odd H, H that fills the tiles; more sequences than a tile has."""
-    tensor_cores(monkeypatch, held)
-    for k, B in enumerate((3, 9)):
+    tensor_cores(monkeypatch, held, N)
+    dtype, more = ("float32", TF32) if dtype == "tf32" else (dtype, {})
+    for k, B in enumerate((3, 8 * N + 1)):
         ops = cuda_ops(**ORDERS[(k + held) % 3])
-        compare(kind, ops, dtype, 3, B, ragged=True, bidirectional=k == 0, H=H, schedule="block")
+        compare(kind, ops, dtype, 3, B, ragged=True, bidirectional=k == 0, H=H, schedule="block", **more)
+
+
+@pytest.mark.parametrize("schedule", ["block", "step"])
+@pytest.mark.parametrize("kind", [*CELLS, "lstm projected", "gru original"])
+def test_tf32(kind, schedule, monkeypatch):
+    """Products of numbers rounded to tf32, and only those: as far from exact as float16's, further than float32's."""
+    if schedule == "block":
+        if kind not in CELLS:
+            return
+        tensor_cores(monkeypatch, 3)
+    ops = cuda_ops()
+    compare(kind, ops, "float32", 5, 9, ragged=True, bidirectional=True, num_layers=2, schedule=schedule, **TF32)
+    layer, _, exact = twins(kind, ops, "float32", schedule=schedule, **TF32)
+    strict, _, _ = twins(kind, ops, "float32", schedule="step")
+    batch = Batch(exact, 5, 9, ragged=True)
+    expected, rounded, plain = (batch.run(one) for one in (exact, layer, strict))
+    for name in ("output", "dx", "d weight_hh_l0", "d weight_ih_l0"):
+        far, near = (np.abs(got[name] - expected[name]).max() for got in (rounded, plain))
+        assert far > 20 * near, name
 
 
 @pytest.mark.slow
@@ -170,13 +205,13 @@ MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
 END = f"\n            }}\n        }}\n        {SYNC}"
 MMA_MUTATIONS = {
     "no barrier behind h": ("lstm", f"kept[1][g], H);{END}", "kept[1][g], H); } }"),
-    "no barrier behind d": ("gru", f"leaves[1][g]));{END}", "leaves[1][g])); } }"),
-    "no barrier before the start": ("lstm", f"T(h_old[u][n]);\n        }}\n    }}\n    {SYNC}", "T(h_old[u][n]); } }"),
-    "one buffer": ("lstm", "box + (~step & 1) * 8 * stride", "box + (step & 1) * 8 * stride"),
-    "another row of the fragment": ("gru", "tile / G * 16 + lane % 4 * 2", "tile / G * 16 + lane / 4 * 2"),
-    "another row, backward": ("gru", "% (HP / 16) * 16 + lane % 4 * 2", "% (HP / 16) * 16 + lane / 4 * 2"),
-    "sequences of another column": ("lstm", "sum[g][k][u * 2 + n]", "sum[g][k][u * 2 + 1 - n]"),
-    "units of another row": ("gru", "+= sum[0][u * 2 + n] +", "+= sum[0][2 - u * 2 + n] +"),
+    "no barrier behind d": ("gru", f"leaves[1][g]);{END}", "leaves[1][g]); } }"),
+    "no barrier before the start": ("lstm", f"h_old[0][n], h_old[1][n]);\n    {SYNC}", "h_old[0][n], h_old[1][n]);"),
+    "one buffer": ("lstm", "box + (~step & 1) * half", "box + (step & 1) * half"),
+    "another row of the fragment": ("gru", "tile / G * K + lane % 4 * P", "tile / G * K + lane / 4 * P"),
+    "another row, backward": ("gru", "% (HP / K) * K + lane % 4 * P", "% (HP / K) * K + lane / 4 * P"),
+    "sequences of another column": ("lstm", "sum[n / 2][g][k][u * 2 + n % 2]", "sum[n / 2][g][k][u * 2 + 1 - n % 2]"),
+    "units of another row": ("gru", "i = u * 2 + n % 2", "i = 2 - u * 2 + n % 2"),
     "a chain left out": ("rnn tanh", "int k = 0; k < chains; k++) ah", "int k = 1; k < chains; k++) ah"),
     "weights not transposed": ("lstm", "g * H + row) * H + unit]", "g * H + unit) * H + row]"),
     "the last unit of an odd H": ("gru", "if (has(1, H)) at[1] = T(b);", "at[1] = T(b);"),
@@ -206,7 +241,7 @@ def test_a_planted_error_is_seen(file, mutation, monkeypatch):
         case = kind, "bfloat16" if "unpacked" in mutation else "float32", 5, 7
     else:
         kind, old, new = MMA_MUTATIONS[mutation]
-        tensor_cores(monkeypatch, 3)
+        tensor_cores(monkeypatch, 3, N=2)
         case = kind, "bfloat16", 9, 33
     assert kernel_source(file).count(old) == 1
     assert not errors(*case, edits=[])
@@ -224,6 +259,12 @@ DEVICES = {
 }
 
 
+def block(work, device):
+    """The best tile by estimate, or why there is none."""
+    found = schedules.block_ways(work, device)
+    return found if isinstance(found, str) else min(found, key=lambda tile: tile.seconds)
+
+
 def work(kernel="LstmCell", H=128, B=16, dtype="float32", backward=False, directions=1, projected=False):
     return Work(kernel, KERNELS.get(kernel, 3), H, 512, B, directions, dtype, projected, backward)
 
@@ -232,14 +273,16 @@ def work(kernel="LstmCell", H=128, B=16, dtype="float32", backward=False, direct
 def test_tiles_that_are_chosen_do_not_spill(arch):
     names = {}
     for kernel, dtype, H, B, backward in itertools.product(
-        KERNELS, ("float32", "bfloat16"), (128, 192), (1, 900), (False, True)
+        KERNELS, ("float32", "bfloat16"), (128, 192, 288), (1, 2000), (False, True)
     ):
-        found = schedules.block(work(kernel, H, B, dtype, backward), DEVICES[arch])
-        if isinstance(found, Block):
-            way = "backward" if backward else "forward"
-            names.setdefault(found.kernel, set()).add(
-                f"{found.kernel}_{way}<{kernel}, {TYPES[dtype]}, {', '.join(found.types)}>"
-            )
+        for tf32 in (False, True) if dtype == "float32" else (False,):
+            asked = dataclasses.replace(work(kernel, H, B, dtype, backward), tf32=tf32)
+            found = block(asked, DEVICES[arch])
+            if isinstance(found, Block):
+                way = "backward" if backward else "forward"
+                names.setdefault(found.kernel, set()).add(
+                    f"{found.kernel}_{way}<{kernel}, {TYPES[dtype]}, {', '.join(found.types)}>"
+                )
     for name, expressions in names.items():
         source = kernel_source(f"{name}.cu")
         program = nvrtc.compile(source, file=f"{name}.cu", arch=arch, expressions=tuple(sorted(expressions)))
@@ -254,24 +297,28 @@ def test_what_fits():
         (k, dtype, H) for k, sizes in largest.items() for dtype, H in zip(DTYPES, sizes, strict=False)
     ):
         for backward in (False, True):
-            found = schedules.block(work(kernel, H, dtype=dtype, backward=backward), device)
+            found = block(work(kernel, H, dtype=dtype, backward=backward), device)
             assert isinstance(found, Block) and found.shared <= device.shared_bytes, (kernel, dtype, H, found)
-    assert "KB of recurrent weights do not fit" in schedules.block(work(H=512), device)
-    assert schedules.block(work(dtype="float64"), device) == "block computes in float32"
-    assert "projection" in schedules.block(work(projected=True), device)
-    assert "second product" in schedules.block(work("GruOriginal"), device)
+    assert "KB of recurrent weights do not fit" in block(work(H=512), device)
+    assert block(work(dtype="float64"), device) == "block computes in float32"
+    assert "projection" in block(work(projected=True), device)
+    assert "second product" in block(work("GruOriginal"), device)
 
 
 def test_the_choice_and_its_reasons():
     device = DEVICES[90]
     found, reason = schedules.choose(work(), device)
-    assert found.rows == 1 and "in registers" in reason and "estimated" in reason
-    assert schedules.choose(work(), device, "step") == (None, "step was asked for")
-    many, reason = schedules.choose(work(B=20000, dtype="bfloat16"), device)  # tensor cores take the product
-    assert many is None and "block would fit" in reason
-    streaming, reason = schedules.choose(dataclasses.replace(work(), T=1), device)
-    assert streaming is None and "loads its weights first" in reason and "1 timesteps" in reason
+    assert found.schedule == "block" and found.rows == 1
+    assert "in registers" in reason and "estimated" in reason and "step: 512 timesteps" in reason
+    found, reason = schedules.choose(work(), device, "step")
+    assert found.schedule == "step" and reason.startswith("step was asked for") and "block: 512 timesteps" in reason
+    assert schedules.choose(work(B=20000, dtype="bfloat16"), device)[0].schedule == "step"  # tensor cores take the product
+    found, reason = schedules.choose(dataclasses.replace(work(), T=1), device)  # loading the weights does not pay
+    assert found.schedule == "step" and "after 6.0 us" in reason and "1 timesteps" in reason
     assert schedules.choose(work(B=20000), device, "block")[0].rows > 1
+    assert schedules.choose(work(B=1500, dtype="bfloat16"), device, "block")[0].rows == 16
+    found, reason = schedules.choose(work(H=2048), device)
+    assert found.schedule == "step" and "KB of recurrent weights do not fit" in reason
     with pytest.raises(ValueError, match="schedule: block: .* KB of recurrent weights do not fit"):
         schedules.choose(work(H=2048), device, "block")
     with pytest.raises(ValueError, match="schedule"):

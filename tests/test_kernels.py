@@ -173,10 +173,10 @@ def column_major(ptr, dtype, rows, columns, leading):
 
 class Blas(types.SimpleNamespace):
     CUBLAS_OP_N, CUBLAS_OP_T, CUBLAS_GEMM_DEFAULT = 0, 1, -1
-    CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_64F = 68, 70
+    CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_64F, CUBLAS_COMPUTE_32F_FAST_TF32 = 68, 70, 77
 
     def gemmEx(self, handle, ta, tb, m, n, k, alpha, A, At, lda, B, Bt, ldb, beta, C, Ct, ldc, compute, algo):
-        wide = {68: np.float32, 70: np.float64}[compute]
+        wide = {68: np.float32, 70: np.float64, 77: np.float32}[compute]
         one, factor = (
             np.frombuffer((ctypes.c_char * np.dtype(wide).itemsize).from_address(p), wide)[0] for p in (alpha, beta)
         )
@@ -284,11 +284,12 @@ def test_vectors_that_repeat_or_run_backwards_are_refused(shape, batch):
     assert device.xp.cuda.cublas.calls == 0
 
 
-def test_float32_is_not_computed_in_tf32():
+def test_float32_is_computed_in_tf32_only_where_asked():
     device = CupyDevice(fake_cupy())
-    for dtype, compute in (("float32", 68), ("float64", 70), ("float16", 68)):
-        device.gemm(*(FakeArray(np.ones((2, 2), dtype)) for _ in range(3)))
-        assert device.xp.cuda.cublas.compute == compute
+    for dtype, compute, by_tf32 in (("float32", 68, 77), ("float64", 70, 70), ("float16", 68, 68)):
+        for tf32, expected in ((False, compute), (True, by_tf32)):
+            device.gemm(*(FakeArray(np.ones((2, 2), dtype)) for _ in range(3)), tf32=tf32)
+            assert device.xp.cuda.cublas.compute == expected
 
 
 # ---- loading and recording

@@ -12,6 +12,7 @@ from gpurnn._kernels import check_product, kernel_source, matrix_layout
 from gpurnn.errors import BackendError
 
 from .emulator import SHARED_LIMIT
+from .fixtures import round_tf32
 
 _UFUNCS = (
     "abs add cos divide exp isfinite log log1p logical_and logical_not maximum minimum multiply negative sign sin sqrt "
@@ -294,8 +295,8 @@ class EmulatedDevice:
 
         return launch
 
-    def gemm(self, a, b, out, accumulate=False):
-        """``out (+)= a @ b`` under the rules of cuBLAS."""
+    def gemm(self, a, b, out, accumulate=False, tf32=False):
+        """``out (+)= a @ b`` under the rules of cuBLAS; tf32 rounds both, as tensor cores do."""
         for name, array in (("a", a), ("b", b), ("out", out)):
             if not isinstance(array, Array):
                 raise TypeError(f"{name}: expected an array on the device, got {type(array).__name__}")
@@ -304,9 +305,10 @@ class EmulatedDevice:
             matrix_layout(array, name)
         wide = np.float32 if a.dtype.itemsize == 2 else a.dtype
         a, b, out = a._host, b._host, out._host
+        rounded = round_tf32 if tf32 and a.dtype == np.float32 else np.asarray
 
         def multiply():
-            product = np.matmul(a.astype(wide, copy=False), b.astype(wide, copy=False))
+            product = np.matmul(rounded(a.astype(wide, copy=False)), rounded(b.astype(wide, copy=False)))
             out[...] = out.astype(wide, copy=False) + product if accumulate else product
             self.emulator.written(out)
 
