@@ -6,6 +6,12 @@ from gpurnn.schedules import ITEMSIZE
 
 CELLS = {"rnn": 1, "gru": 3, "lstm": 4}  # name -> gates
 PASSES = ("inference", "forward", "train", "step")
+KINDS = (
+    ("float32", "float32"),
+    ("float32", "tf32"),
+    ("float16", "float32"),
+    ("bfloat16", "float32"),
+)  # (dtype, precision)
 
 
 @dataclass(frozen=True)
@@ -99,11 +105,21 @@ def _house():
         for cell in CELLS
         for H in sizes
         for B in (1, 7, 8, 16, 64, 128)
-        for dtype, precision in (
-            ("float32", "float32"), ("float32", "tf32"), ("float16", "float32"), ("bfloat16", "float32")
-        )
+        for dtype, precision in KINDS
         for what in ("inference", "forward", "train")
-    ]  # fmt: skip
+    ]
+
+
+def _small():
+    """What one multiprocessor can hold: sizes with cuDNN's kernel for small H, and those just past it."""
+    return [
+        Case(cell, 512, B, H, H, dtype=dtype, precision=precision, what=what)
+        for cell in CELLS
+        for H in (32, 64, 128, 129, 192)
+        for B in (1, 16, 128)
+        for dtype, precision in KINDS
+        for what in ("inference", "train")
+    ]
 
 
 def _quick():
@@ -186,6 +202,7 @@ SUITES = {
     "quick": (_quick, "small sizes, under a minute on 2 cores"),
     "cpu": (_cpu, "B 1 to 128, H 64 to 1024, T 50: the README's table"),
     "applications": (_applications, "whole training steps of language models: embedding to Adam"),
+    "small": (_small, "H 32 to 192, T 512: schedule block beside step, cuDNN, FlashRNN"),
     "house": (_house, "cells x H x B x dtype x pass at T 512, with cuDNN's cliffs (H 129, B 7)"),
     "deepbench": (_deepbench, "Baidu's training and inference lists"),
     "flashrnn": (_flashrnn, "FlashRNN's grid: H 768, T and B swept, 16-bit"),

@@ -253,7 +253,9 @@ class CupyDevice:
         device = self.xp.cuda.Device()
         attributes, name = device.attributes, self.xp.cuda.runtime.getDeviceProperties(device.id)["name"].decode()
         most = attributes["MaxSharedMemoryPerBlockOptin"]
-        return Device(self.arch, attributes["MultiProcessorCount"], most, attributes.get("ClockRate", 1.7e6) * 1e3, name)
+        return Device(
+            self.arch, attributes["MultiProcessorCount"], most, attributes.get("ClockRate", 1.7e6) * 1e3, name
+        )
 
     @property
     def stream(self):

@@ -398,7 +398,9 @@ def _checks(backend, cell, dtype, options):
                     yield (
                         "reference",
                         full + label,
-                        _caught(lambda r=ragged, o=option | more, g=given: compare(cell, backend, dtype, 5, 3, r, g, **o)),
+                        _caught(
+                            lambda r=ragged, o=option | more, g=given: compare(cell, backend, dtype, 5, 3, r, g, **o)
+                        ),
                     )
         yield "repeat", name, _caught(lambda o=option: check_repeat(cell, backend, dtype, **o))
         yield "ragged", name, _caught(lambda o=option: check_ragged(cell, backend, dtype, **o))

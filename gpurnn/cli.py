@@ -361,27 +361,98 @@ def _print_checks(results, wrong):
         click.echo(textwrap.fill(text, 80, subsequent_indent="  "))
 
 
+def _sizes(command):
+    """Options that name layers: cells, hidden sizes, batches, directions."""
+    cells = click.Choice(["rnn", "lstm", "gru"])
+    for option in reversed([
+        click.option("--cell", "cells", multiple=True, type=cells, help="May be repeated  [default: all]"),
+        click.option("--hidden", multiple=True, type=click.IntRange(1), help="H; may be repeated."),
+        click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help="B; may be repeated."),
+        click.option("--bidirectional", is_flag=True, help="Both directions at once."),
+        click.option("--tf32", is_flag=True, help="float32 multiplied as tf32, as with precision='tf32'."),
+    ]):  # fmt: skip
+        command = option(command)
+    return command
+
+
 @main.command(
     epilog="""\b
-Example:
-  gpurnn warmup --dtype float32 --dtype bfloat16"""
+Examples:
+  gpurnn warmup --dtype float32 --dtype bfloat16
+  gpurnn warmup --cell lstm --hidden 128 --batch 32"""
 )
 @click.option("--dtype", "dtypes", multiple=True, type=click.Choice(DTYPES), help="May be repeated  [default: all]")
-def warmup(dtypes):
+@_sizes
+def warmup(dtypes, cells, hidden, batches, bidirectional, tf32):
     """Compile the CUDA kernels ahead, so that no first call waits.
 
-    They stay in CuPy's cache (CUPY_CACHE_DIR, else ~/.cupy/kernel_cache) until gpurnn, CuPy or the GPU changes.
+    They stay in CuPy's cache (CUPY_CACHE_DIR, else ~/.cupy/kernel_cache) until gpurnn, CuPy or the GPU changes. Kernels
+    of schedules that depend on sizes are compiled for those that --hidden and --batch [1] name.
     """
     from tqdm import tqdm
 
     from .backend import get_backend
-    from .cuda_ops import kernel_names
+    from .cuda_ops import kernel_names, way_name
+    from .tuning import CELLS, works
 
-    device = get_backend("cuda").device
+    ops = get_backend("cuda")
     names = kernel_names(dtypes or DTYPES)
+    for work in works(cells or CELLS, hidden, batches or (1,), dtypes or DTYPES, 1 + bidirectional, tf32):
+        name = way_name(work, ops.choose(work)[0])
+        if name:
+            names.append(name)
     for file, expression in tqdm(names, unit=" kernels", disable=None):
-        device.load(file, expression)
-    click.echo(f"{len(names)} kernels are ready for sm_{device.arch}.")
+        ops.device.load(file, expression)
+    click.echo(f"{len(names)} kernels are ready for sm_{ops.device.arch}.")
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  gpurnn tune                            usual sizes in float32, some minutes
+  gpurnn tune --cell lstm --hidden 100 --batch 16 --dtype bfloat16
+  gpurnn tune --show
+The table is kept in GPURNN_TUNED, else gpurnn/tuned.json in the user's cache folder."""
+)
+@click.option("--dtype", "dtypes", multiple=True, type=click.Choice(DTYPES),
+              help="May be repeated  [default: float32]")  # fmt: skip
+@_sizes
+@click.option("--show", is_flag=True, help="Print what is known of all machines; measure nothing.")
+@click.option("--forget", is_flag=True, help="Delete the table; estimates count again.")
+@_json
+def tune(dtypes, cells, hidden, batches, bidirectional, tf32, show, forget, as_json):
+    """Measure the schedules on this machine's GPU; layers then take the quickest.
+
+    Times are microseconds of a timestep and of a call before the first; a batch stands for all up to the next power of
+    two. Sizes that were not measured go by estimates.
+    """
+    from tqdm import tqdm
+
+    from . import tuning
+    from .backend import get_backend
+
+    if forget:
+        tuning.path().unlink(missing_ok=True)
+        click.echo(f"Forgotten: {tuning.path()}")
+        return
+    if show:
+        table = tuning.read()
+    else:
+        ops = get_backend("cuda")
+        sizes = cells or tuning.CELLS, hidden or (32, 64, 128, 192, 256), batches or (1, 8, 32, 128)
+        works = tuning.works(*sizes, dtypes or ("float32",), 1 + bidirectional, tf32)
+        table = tuning.tune(ops, works, lambda jobs: tqdm(jobs, unit=" walks", disable=None))
+        tuning.write(table)
+    rows = tuning.rows(table)
+    if as_json:
+        _print_json({"file": str(tuning.path()), "rows": rows})
+        return
+    for device in dict.fromkeys(row["device"] for row in rows):
+        click.echo(device)
+        for row in rows:
+            if row["device"] == device:
+                click.echo(f"  {row['name']:44}" + "".join(f"{text:>17}" for text in row["told"][:2]))
+    click.echo(f"{len(rows)} walks are known: {tuning.path()}" if rows else "Nothing is known yet: run gpurnn tune")
 
 
 @main.command()

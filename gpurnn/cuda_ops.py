@@ -49,6 +49,15 @@ def kernel_names(dtypes=tuple(TYPES), cells=CELLS):
     return [*names, ("optimise.cu", "norm_finish"), ("dropout.cu", "keep_mask")]
 
 
+def way_name(work, way):
+    """(file, name expression) of the kernel of a ``schedules.Way``; None for ``step``, whose kernels fit every size."""
+    if way.schedule == "step":
+        return None
+    way_back = "backward" if work.backward else "forward"
+    types = ", ".join((work.kernel, TYPES[work.dtype], *way.types))
+    return f"{way.kernel}.cu", f"{way.kernel}_{way_back}<{types}>"
+
+
 class CudaOps(Ops):
     """The primitives with kernels. graphs: how many recorded loops may be held at once; 0 records none. measured: a
     ``tuning.Table`` of this device, or None."""

@@ -224,8 +224,8 @@ def _in_registers(work, HP, S, R):
     G, chains, mine = work.gates, 1 if work.gates * R >= 4 else 4, -(-R // S)
     # sums twice, a row of gates on its way and the cell for each own sequence, biases, addresses; what the compiler
     # likes to have on its way besides (found by compiling: test_cuda_block.py sees whether it is enough)
-    other = (56 if G * R > 1 else 32) + 2 * G * R * chains + mine * (G + 8) + 2 * G
-    other += 16 * work.backward + (16 if ITEMSIZE[work.dtype] == 2 else 0)
+    other = (70 if G * R > 1 else 32) + 2 * G * R * chains + mine * (G + 8) + 2 * G
+    other += 8 * work.backward + (16 if ITEMSIZE[work.dtype] == 2 else 0)
     registers = _registers(HP * S) - other
     return max(0, min(HP // S, registers // (G * ITEMSIZE[work.dtype]) * 4))
 
@@ -275,10 +275,8 @@ def _timed(way, seconds, before):
 def choose(work, device, wanted="auto", measured=None):
     """``(Way, reason)``: how this work is done and why not otherwise.
 
-    wanted: "auto", the schedule to take, or a ``Way``; a schedule that does not fit is a ValueError that says why.
+    wanted: "auto", or the schedule to take; one that does not fit is a ValueError that says why.
     """
-    if isinstance(wanted, Way):
-        return wanted, "asked for"
     check_choice("schedule", wanted, SCHEDULES)
     found, refusals = ways(work, device, measured)
     if wanted in refusals:

@@ -124,7 +124,8 @@ def _walk(ops, work, way, T):
     cell = next(cell for cell in CELLS.values() if cell.kernel == work.kernel)
     xp, B, H, D = ops.xp, work.B, work.H, work.directions
     dtype = check_dtype(work.dtype)
-    loop = Loop(ops, cell, T, B, H, H, (False, True)[:D], dtype, True, False, False, way)
+    loop = Loop(ops, cell, T, B, H, H, (False, True)[:D], dtype, True, False, False, "auto")
+    loop.ways["backward" if work.backward else "forward"] = way
     wide = np.dtype("float32" if dtype.itemsize < 4 else dtype)
     G = cell.gates
     weights = [
@@ -160,15 +161,27 @@ def _time(run, ops, least, clock):
 
 
 def tune(ops, works, progress=None, **how):
-    """Measure works on this device; returns ``(Table with these and all that were known, list of rows)``.
+    """Measure works on this device: a ``Table`` with these and all that were known. Nothing is written.
 
-    A row: (work, [(way, seconds, before), ...] the quickest at 512 timesteps first). progress: wraps the list of works,
-    as ``tqdm`` does. how: of ``measure``. Nothing is written.
+    progress: wraps the list of works, as ``tqdm`` does. how: of ``measure``.
     """
-    table, device, rows = Table(ops.measured.entries if ops.measured else ()), ops.device.limits, []
+    table, device = Table(ops.measured.entries if ops.measured else ()), ops.device.limits
     for work in progress(works) if progress else works:
-        timed = [(way, *measure(ops, work, way, **how)) for way in candidates(work, device)]
-        timed.sort(key=lambda row: row[2] + 512 * row[1])
-        rows.append((work, timed))
-        table.entries[_key(work, device)] = {way.key: (seconds, before) for way, seconds, before in timed}
-    return table, rows
+        timed = {way.key: measure(ops, work, way, **how) for way in candidates(work, device)}
+        table.entries[_key(work, device)] = timed
+    return table
+
+
+def rows(table):
+    """What a table knows, for people and machines: a list of {"device", "name", "ways", "told"}, each work's ways with
+    the quickest at 512 timesteps first."""
+    found = []
+    for (device, kernel, H, B, directions, dtype, tf32, backward), ways in table.entries.items():
+        way_back, both = "backward" if backward else "forward", ", both" * (directions == 2)
+        ordered = sorted(ways.items(), key=lambda item: item[1][1] + 512 * item[1][0])
+        told = [
+            f"{key.partition('<')[0]} {seconds * 1e6:.2f} +{before * 1e6:.0f}" for key, (seconds, before) in ordered
+        ]
+        name = f"{kernel} H{H} B{B} {'tf32' if tf32 else dtype} {way_back}{both}"
+        found.append({"device": device, "name": name, "ways": dict(ordered), "told": told})
+    return found

@@ -16,6 +16,7 @@
 // sequences end together; past the longest one of a tile there is no product.
 
 #include "common.cuh"
+#include "words.cuh"
 #include "cells/rnn.cuh"
 #include "cells/lstm.cuh"
 #include "cells/gru.cuh"
@@ -32,35 +33,32 @@ template <> struct Four<float> {
 };
 
 // Widened weights would not fit: without this the compiler widens all of them once, before the time loop.
-DEVICE void pin(uint2& w) { asm volatile("" : "+r"(w.x), "+r"(w.y)); }
+template <typename T> struct Four16 {
+    typedef uint2 type;
+    static DEVICE type pack(T a, T b, T c, T d) { return make_uint2(::pack(a, b), ::pack(c, d)); }
+    static DEVICE float4 unpack(type w) {
+        const float2 low = ::unpack(w.x, T()), high = ::unpack(w.y, T());
+        return make_float4(low.x, low.y, high.x, high.y);
+    }
+    static DEVICE void pin(type& w) { asm volatile("" : "+r"(w.x), "+r"(w.y)); }
+};
 
 #if __has_include(<cuda_fp16.h>)
-template <> struct Four<__half> {
-    typedef uint2 type;
-    static DEVICE type pack(__half a, __half b, __half c, __half d) {
-        return make_uint2(__half_as_ushort(a) | (unsigned)__half_as_ushort(b) << 16,
-                          __half_as_ushort(c) | (unsigned)__half_as_ushort(d) << 16);
-    }
-    static DEVICE float low(unsigned two) { return __half2float(__ushort_as_half(two & 0xffff)); }
-    static DEVICE float4 unpack(type w) { return make_float4(low(w.x), low(w.x >> 16), low(w.y), low(w.y >> 16)); }
-    static DEVICE void pin(type& w) { ::pin(w); }
-};
+template <> struct Four<__half> : Four16<__half> {};
+#endif
+#if __has_include(<cuda_bf16.h>)
+template <> struct Four<__nv_bfloat16> : Four16<__nv_bfloat16> {};
 #endif
 
-#if __has_include(<cuda_bf16.h>)
-template <> struct Four<__nv_bfloat16> {
-    typedef uint2 type;
-    static DEVICE type pack(__nv_bfloat16 a, __nv_bfloat16 b, __nv_bfloat16 c, __nv_bfloat16 d) {
-        return make_uint2(__bfloat16_as_ushort(a) | (unsigned)__bfloat16_as_ushort(b) << 16,
-                          __bfloat16_as_ushort(c) | (unsigned)__bfloat16_as_ushort(d) << 16);
-    }
-    static DEVICE float4 unpack(type w) {  // a bfloat16 is the upper half of a float
-        return make_float4(__uint_as_float(w.x << 16), __uint_as_float(w.x & 0xffff0000u), __uint_as_float(w.y << 16),
-                           __uint_as_float(w.y & 0xffff0000u));
-    }
-    static DEVICE void pin(type& w) { ::pin(w); }
-};
-#endif
+// Numbers `stride` apart, of which only `there` exist, the rest is 0. aligned: where they lie side by side, all at once.
+template <typename T>
+DEVICE typename Four<T>::type load_four(const T* __restrict__ from, int stride, int there, bool aligned) {
+    if (aligned && there > 0) return *(const typename Four<T>::type*)from;
+    T w[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) w[i] = i < there ? from[i * stride] : T(0.0f);
+    return Four<T>::pack(w[0], w[1], w[2], w[3]);
+}
 
 // ---- the weights of one thread: G rows, KS columns
 
@@ -73,37 +71,43 @@ struct Weights {
     four registers[G][held > 0 ? held : 1];
     four* shared;  // [G, rest, THREADS]
 
-    // Row g begins at `first` + g * apart, its numbers lie `stride` apart; only `columns` of them exist, the rest is 0.
-    // Weights come into registers by way of `stage` [8, THREADS], which may be anybody's memory until this returns: loaded
-    // directly, all addresses would be computed ahead, and there is no room for them beside the weights.
-    DEVICE void load(four* stage, four* memory, const T* __restrict__ W, int first, int apart, int stride, int columns) {
-        stage += threadIdx.x;
+    // fetch(thread, g, k): four weights of a thread from its column k on. Each thread fetches what is near to what its
+    // neighbours fetch, and for whom it may be. Weights come into registers by way of `stage` [8, THREADS], which may be
+    // anybody's memory until this returns: loaded directly, all addresses would be computed ahead, and there is no room for
+    // them beside the weights.
+    template <bool ROWS, typename Fetch>
+    DEVICE void load(four* stage, four* memory, Fetch fetch) {
 #pragma unroll
         for (int g = 0; g < G; g++) {
 #pragma unroll
             for (int from = 0; from < held; from += 8) {
                 const int count = held - from < 8 ? held - from : 8;
-#pragma unroll 2
-                for (int q = 0; q < count; q++) {
-                    stage[q * THREADS] = fetch(W + first + g * apart, stride, columns, 4 * (from + q));
-                }
+                bring<ROWS>(stage, count, [&](int thread, int q) { return fetch(thread, g, 4 * (from + q)); });
+                __syncthreads();
 #pragma unroll
-                for (int q = 0; q < count; q++) registers[g][from + q] = stage[q * THREADS];
+                for (int q = 0; q < count; q++) registers[g][from + q] = stage[q * THREADS + threadIdx.x];
+                __syncthreads();
             }
         }
-        __syncthreads();
-        shared = memory + threadIdx.x;
-#pragma unroll 1
-        for (int k = 0; k < G * rest; k++) {
-            shared[k * THREADS] = fetch(W + first + k / rest * apart, stride, columns, KREG + 4 * (k % rest));
+        for (int g = 0; g < G && rest; g++) {
+            bring<ROWS>(memory + g * rest * THREADS, rest,
+                        [&](int thread, int q) { return fetch(thread, g, KREG + 4 * q); });
         }
+        shared = memory + threadIdx.x;
     }
 
-    DEVICE static four fetch(const T* __restrict__ row, int stride, int columns, int k) {
-        T w[4];
-#pragma unroll
-        for (int i = 0; i < 4; i++) w[i] = k + i < columns ? row[(k + i) * stride] : T(0.0f);
-        return Four<T>::pack(w[0], w[1], w[2], w[3]);
+    // to [count, THREADS] = fetch(thread, q). ROWS: a thread's weights lie side by side, and a warp fetches 4 fours for each
+    // of 8 threads; else neighbours' weights do.
+    template <bool ROWS, typename Fetch>
+    DEVICE static void bring(four* to, int count, Fetch fetch) {
+        const int lane = threadIdx.x % 32, steps = ROWS ? (count + 3) / 4 * 4 : count;
+#pragma unroll 4
+        for (int i = 0; i < steps; i++) {
+            const int warp = (i * THREADS + threadIdx.x) / 32;
+            const int thread = ROWS ? warp % (THREADS / 8) * 8 + lane % 8 : threadIdx.x;
+            const int q = ROWS ? warp / (THREADS / 8) * 4 + lane / 8 : i;
+            if (q < count) to[q * THREADS + thread] = fetch(thread, q);
+        }
     }
 
     DEVICE static void add(float* sum, float4 w, float4 x) {
@@ -212,7 +216,10 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
     const int j = at.j, s = at.s, D = gridDim.z;
     const T* W_hh = weight_hh + (size_t)at.d * G * H * H;
     Mine weights;
-    weights.load((typename Mine::four*)memory, rest, W_hh, j * H + s * KS, H * H, 1, j < H ? H - s * KS : 0);
+    weights.template load<true>((typename Mine::four*)memory, rest, [&](int thread, int g, int k) {
+        const int row = thread % HP, column = thread / HP * KS + k;
+        return load_four(W_hh + ((size_t)g * H + row) * H + column, 1, row < H ? H - column : 0, H % 4 == 0);
+    });
 
     const size_t slot = (size_t)B * H;
     const size_t first = ((size_t)at.d * (T_ + 1) + (at.back ? T_ : 0)) * slot;
@@ -322,7 +329,10 @@ __global__ void __launch_bounds__(HP * S, 1) block_backward(
     const int j = at.j, s = at.s, D = gridDim.z;
     const T* W_hh = weight_hh + (size_t)at.d * G * H * H;
     Mine weights;
-    weights.load((typename Mine::four*)memory, rest, W_hh, s * KS * H + j, H * H, H, j < H ? H - s * KS : 0);
+    weights.template load<false>((typename Mine::four*)memory, rest, [&](int thread, int g, int k) {
+        const int column = thread % HP, row = thread / HP * KS + k;
+        return load_four(W_hh + ((size_t)g * H + row) * H + column, H, column < H ? H - row : 0, false);
+    });
 
     const size_t slot = (size_t)B * H;
     float by_h[Place::mine], by_c[Place::mine];

@@ -15,6 +15,7 @@
 // block.cu.
 
 #include "common.cuh"
+#include "words.cuh"
 #include "tensor.cuh"
 #include "cells/rnn.cuh"
 #include "cells/lstm.cuh"
@@ -49,13 +50,11 @@ struct Fragments {
     DEVICE uint4 get(int tile) const { return tile < HELD ? registers[tile] : shared[(tile - HELD) * THREADS]; }
 };
 
-// A lane's part of a tile whose rows are units j and j + 1 (rows l/4 and l/4 + 8), from column k on.
+// A lane's part of a tile whose rows are units j and j + 1 (rows l/4 and l/4 + 8), from column k on: words one(unit, column).
 template <typename T, typename One>
 DEVICE uint4 tile_of(int j, int k, One one) {
     const int more = k + Fragment<T>::K / 2;
-    auto first = [&](int column) { return one(j, column); };
-    auto second = [&](int column) { return one(j + 1, column); };
-    return make_uint4(word<T>(k, first), word<T>(k, second), word<T>(more, first), word<T>(more, second));
+    return make_uint4(one(j, k), one(j + 1, k), one(j, more), one(j + 1, more));
 }
 
 // ---- where a lane is: units j, j + 1 of two sequences of each group
@@ -145,7 +144,9 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
     weights.load(memory, memory + 2 * half * sizeof(T) / 16, [&](int tile) {
         const int g = tile % G, k = tile / G * K + lane % 4 * P;
         return tile_of<T>(j, k, [&](int unit, int column) {
-            return unit < H && column < H ? W_hh[((size_t)g * H + unit) * H + column] : T(0.0f);
+            const T* from = W_hh + ((size_t)g * H + unit) * H + column;
+            if (EVEN) return unit < H && column < H ? load_word(from) : 0u;
+            return word<T>([&](int i) { return unit < H && column + i < H ? from[i] : T(0.0f); });
         });
     });
 
@@ -281,7 +282,8 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
     weights.load(memory, memory + 2 * half * sizeof(T) / 16, [&](int tile) {
         const int g = tile / (HP / K), k = tile % (HP / K) * K + lane % 4 * P;
         return tile_of<T>(j, k, [&](int unit, int row) {
-            return unit < H && row < H ? W_hh[((size_t)g * H + row) * H + unit] : T(0.0f);
+            const T* from = W_hh + ((size_t)g * H + row) * H + unit;
+            return word<T>([&](int i) { return unit < H && row + i < H ? from[(size_t)i * H] : T(0.0f); });
         });
     });
 

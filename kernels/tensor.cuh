@@ -46,18 +46,7 @@ DEVICE uint4 load_matrices(const void* row) {
     return m;
 }
 
-// ---- words: numbers side by side, the first below
-
-DEVICE unsigned pack(__half a, __half b) { return __half_as_ushort(a) | (unsigned)__half_as_ushort(b) << 16; }
-DEVICE unsigned pack(__nv_bfloat16 a, __nv_bfloat16 b) {
-    return __bfloat16_as_ushort(a) | (unsigned)__bfloat16_as_ushort(b) << 16;
-}
-DEVICE float2 unpack(unsigned two, __half) {
-    return make_float2(__half2float(__ushort_as_half(two & 0xffff)), __half2float(__ushort_as_half(two >> 16)));
-}
-DEVICE float2 unpack(unsigned two, __nv_bfloat16) {
-    return make_float2(__uint_as_float(two << 16), __uint_as_float(two & 0xffff0000u));
-}
+// ---- operands
 
 DEVICE unsigned tf32(float x) {  // to nearest, ties away from zero
     unsigned word;
@@ -65,16 +54,14 @@ DEVICE unsigned tf32(float x) {  // to nearest, ties away from zero
     return word;
 }
 
-// One word of a fragment: number k of a row is at(k).
-template <typename T, typename At> DEVICE unsigned word(int k, At at) {
-    if constexpr (sizeof(T) == 2) return pack(at(k), at(k + 1));
-    else return tf32(at(k));
+// One word of a fragment: its numbers are at(0) and, of 16 bits, at(1); or they lie side by side.
+template <typename T, typename At> DEVICE unsigned word(At at) {
+    if constexpr (sizeof(T) == 2) return pack(at(0), at(1));
+    else return tf32(at(0));
 }
+template <typename T> DEVICE unsigned load_word(const T* from) { return *(const unsigned*)from; }
+DEVICE unsigned load_word(const float* from) { return tf32(*from); }
 
-// Two numbers side by side in memory, as they are stored, or as load_matrices then finds them.
-template <typename T> DEVICE float2 get_two(const T* at) { return unpack(*(const unsigned*)at, T()); }
-DEVICE float2 get_two(const float* at) { return *(const float2*)at; }
-template <typename T> DEVICE void put_two(T* at, float a, float b) { *(unsigned*)at = pack(T(a), T(b)); }
-DEVICE void put_two(float* at, float a, float b) { *(float2*)at = make_float2(a, b); }
+// Two numbers side by side, as load_matrices then finds them.
 template <typename T> DEVICE void put_operands(T* at, float a, float b) { put_two(at, a, b); }
 DEVICE void put_operands(float* at, float a, float b) { *(uint2*)at = make_uint2(tf32(a), tf32(b)); }

@@ -3,7 +3,7 @@
 import itertools
 
 from gpurnn import schedules
-from gpurnn.cuda_ops import CELLS, TYPES, kernel_names
+from gpurnn.cuda_ops import CELLS, TYPES, kernel_names, way_name
 
 # .cu file -> first architecture, where it uses what older ones have not
 FIRST = {"block_mma.cu": 80}
@@ -18,17 +18,11 @@ _DEVICES = schedules.Device(90, 132, 227 * 1024), schedules.Device(75, 40, 64 * 
 _GATES = {"LstmCell": 4, "GruCell": 3, "RnnTanh": 1, "RnnRelu": 1}
 
 
-def _best(kernel, dtype, tf32, backward, device):
-    work = schedules.Work(kernel, _GATES.get(kernel, 3), 64, 100, 16, 1, dtype, False, backward, tf32)
-    tiles = schedules.block_ways(work, device)
-    return None if isinstance(tiles, str) else min(tiles, key=lambda tile: tile.seconds)
-
-
 for _kernel, _dtype, _backward, _device in itertools.product(CELLS, TYPES, (False, True), _DEVICES):
     for _tf32 in (False, True) if _dtype == "float32" else (False,):
-        _tile = _best(_kernel, _dtype, _tf32, _backward, _device)
-        if _tile:
-            _types = ", ".join((_kernel, TYPES[_dtype], *_tile.types))
-            _name = f"{_tile.kernel}_{'backward' if _backward else 'forward'}<{_types}>"
-            if _name not in KERNELS.setdefault(f"{_tile.kernel}.cu", []):
-                KERNELS[f"{_tile.kernel}.cu"].append(_name)
+        _work = schedules.Work(_kernel, _GATES.get(_kernel, 3), 64, 100, 16, 1, _dtype, False, _backward, _tf32)
+        for _schedule in schedules.WAYS:
+            _ways = [way for way in schedules.ways(_work, _device)[0] if way.schedule == _schedule]
+            _file, _expression = _ways and way_name(_work, _ways[0]) or (None, None)
+            if _file and _expression not in KERNELS.setdefault(_file, []):
+                KERNELS[_file].append(_expression)

@@ -1,0 +1,174 @@
+"""``gpurnn tune``: what it measures, keeps, and how it wins over the estimates; on the emulated GPU, whose own clock is
+replaced where figures matter."""
+
+import json
+import logging
+
+import pytest
+from click.testing import CliRunner
+from cuda_on_cpu import emulator
+from test_cuda_layers import cuda_ops
+
+from gpurnn import backend, schedules, tuning
+from gpurnn.check import build
+from gpurnn.cli import main
+from gpurnn.schedules import Device, Work
+
+H200 = Device(90, 132, 227 * 1024, name="NVIDIA H200")
+emulated = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
+
+
+@pytest.fixture(autouse=True)
+def own_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPURNN_TUNED", str(tmp_path / "cache" / "tuned.json"))
+
+
+def work(**more):
+    return Work(**{"kernel": "LstmCell", "gates": 4, "H": 128, "T": 512, "B": 16, "directions": 1, "dtype": "float32",
+                   "projected": False, "backward": False} | more)  # fmt: skip
+
+
+def known(seconds, work=work(), device=H200):
+    """A table in which this work's ways take so many microseconds: way -> (a timestep, before)."""
+    ways = {way: (a * 1e-6, b * 1e-6) for way, (a, b) in seconds.items()}
+    return tuning.Table({tuning._key(work, device): ways})
+
+
+def test_what_was_measured_wins():
+    found, _ = schedules.ways(work(), H200)
+    best, other = [way for way in found if way.schedule == "block"][:2]
+    assert schedules.choose(work(), H200)[0] == best
+    table = known({"step": (1.5, 0), best.key: (2.0, 5), other.key: (1.9, 5)})
+    way, reason = schedules.choose(work(), H200, measured=table)
+    assert way.schedule == "step" and "step: 512 timesteps of 1.50 us, measured" in reason and "1.90 us after" in reason
+    way, reason = schedules.choose(work(), H200, "block", table)
+    assert way.key == other.key and way.seconds == pytest.approx(1.9e-6) and way.measured
+    # a call has its own price: worth it where there are many steps
+    table = known({"step": (1.5, 0), best.key: (1.0, 50)})
+    assert schedules.choose(work(), H200, measured=table)[0].key == best.key
+    assert schedules.choose(work(T=50), H200, measured=table)[0].schedule == "step"
+
+
+def test_where_nothing_was_measured_estimates_count():
+    estimated = schedules.choose(work(), H200)
+    table = known({"step": (0.01, 0), "block<128, 2, 40, 1>": (9, 0)})
+    for other in ({"H": 96}, {"B": 17}, {"backward": True}, {"dtype": "float16"}, {"tf32": True}, {"directions": 2}):
+        assert schedules.choose(work(**other), H200, measured=table) == schedules.choose(work(**other), H200)
+    assert schedules.choose(work(), Device(90, 132, 227 * 1024, name="another"), measured=table) == estimated
+    assert schedules.choose(work(), H200, measured=known({"a way of an older version": (0.01, 0)})) == estimated
+    assert schedules.choose(work(B=9), H200, measured=table)[0].schedule == "step"  # up to the next power of two
+    assert schedules.choose(work(kernel="RnnRelu", gates=1), H200, measured=known({"step": (0.01, 0)}, work(
+        kernel="RnnTanh", gates=1)))[0].measured  # fmt: skip
+    # only one schedule was measured: the other's estimate stands beside it
+    ways, _ = schedules.ways(work(), H200, known({"step": (1.5, 0)}))
+    assert {way.measured for way in ways if way.schedule == "step"} == {True}
+    assert {way.measured for way in ways if way.schedule == "block"} == {False}
+
+
+def test_the_table_on_disk(caplog):
+    assert not tuning.read().entries and not caplog.records
+    table = known({"step": (1.5, 0), "block<128, 2, 40, 1>": (0.5, 4)})
+    tuning.write(table)
+    assert tuning.read().entries == table.entries
+    for broken in ("{", "[]", '{"format": 99, "entries": []}', '{"format": 1, "entries": [{"work": [1]}]}',
+                   '{"format": 1, "entries": [{"work": [1], "ways": {"step": ["a", 0]}}]}'):  # fmt: skip
+        tuning.path().write_text(broken)
+        with caplog.at_level(logging.WARNING):
+            caplog.clear()
+            assert not tuning.read().entries
+            assert "schedules are estimated" in caplog.text
+
+
+def test_buckets():
+    assert [tuning.bucket(B) for B in (0, 1, 2, 3, 4, 5, 16, 17)] == [1, 1, 2, 4, 4, 8, 16, 32]
+
+
+def test_works():
+    found = tuning.works(["lstm", "rnn"], [7, 8], [3], ["float32", "float16"], directions=2, tf32=True)
+    assert len(found) == 16 and {one.B for one in found} == {4} and {one.directions for one in found} == {2}
+    assert {(one.dtype, one.tf32) for one in found} == {("float32", True), ("float16", False)}
+    with pytest.raises(ValueError, match="cell should be one of"):
+        tuning.works(["elman"], [7], [3], ["float32"])
+
+
+class Clock:
+    """Time passes as kernels are launched: each costs what ``prices`` says of its file, a product 3 us."""
+
+    def __init__(self, ops, prices):
+        self.now = 0.0
+        device = ops.device
+        load, gemm = device.load, device.gemm
+
+        def priced(file, expression):
+            kernel = load(file, expression)
+
+            def launch(grid, block, args, shared_mem=0):
+                T = int(args[0])
+                fixed, by_step = prices[file]
+                device._do(lambda: self.passes(fixed + by_step * T))
+                kernel(grid, block, args, shared_mem=shared_mem)
+
+            return launch
+
+        def product(*args, **more):
+            device._do(lambda: self.passes(3e-6))
+            gemm(*args, **more)
+
+        device.load, device.gemm = priced, product
+
+    def passes(self, seconds):
+        self.now += seconds
+
+    def __call__(self):
+        return self.now
+
+
+@emulated
+@pytest.mark.parametrize("dtype, directions", [("float32", 1), ("float16", 2)])
+def test_it_measures_timesteps_and_calls(dtype, directions):
+    ops = cuda_ops(checked=False)
+    clock = Clock(ops, {"step.cu": (2e-6, 0), "block.cu": (7e-6, 0.5e-6), "block_mma.cu": (9e-6, 0.25e-6)})
+    works = tuning.works(["gru"], [5], [2], [dtype], directions)
+    table = tuning.tune(ops, works, lengths=(2, 5), least=0.0, clock=clock)
+    assert len(table.entries) == 2
+    for one in works:
+        timed = table.known(one, ops.device.limits)
+        assert {key.partition("<")[0] for key in timed} >= {"step", "block"} and len(timed) <= 1 + tuning.CANDIDATES
+        for key, measured in timed.items():
+            expected = {"step": (5e-6, 0), "block": (0.5e-6, 7e-6), "block_mma": (0.25e-6, 9e-6)}
+            assert measured == pytest.approx(expected[key.partition("<")[0]], abs=1e-12), key
+    ops.measured = table
+    plan = build("gru", ops, dtype, H=5, bidirectional=directions == 2).plan(512, 2)
+    assert plan.schedule == "block" and "measured" in plan.reason and "estimated" not in plan.reason
+    assert tuning.tune(ops, [], clock=clock).entries == table.entries  # what was known stays
+
+
+# ---- the command
+
+
+def call(*arguments, code=0):
+    result = CliRunner().invoke(main, list(map(str, arguments)))
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_without_a_gpu_it_says_so():
+    if backend.backends()["cuda"] is None:
+        pytest.skip("there is one")
+    assert "cannot work here" in call("tune", code=1)
+    assert "Nothing is known yet" in call("tune", "--show")
+
+
+@emulated
+def test_the_command(monkeypatch):
+    ops = cuda_ops(checked=False)
+    ticks = iter(range(10**9))
+    monkeypatch.setattr(backend, "get_backend", lambda name=None: ops)
+    monkeypatch.setattr(tuning.measure, "__defaults__", ((1, 2), 0.0, lambda: next(ticks) * 1e-6))
+    told = call("tune", "--cell", "rnn", "--hidden", 5, "--batch", 1)
+    assert "RnnTanh H5 B1 float32 forward" in told and "2 walks are known" in told
+    assert max(map(len, told.splitlines()[:-1])) <= 80
+    rows = json.loads(call("tune", "--show", "--json"))["rows"]
+    assert len(rows) == 2 and {"step"} < set(rows[0]["ways"])
+    assert "kernels are ready for sm_90" in call("warmup", "--dtype", "float32", "--cell", "rnn", "--hidden", 5)
+    assert "Forgotten" in call("tune", "--forget") and "Nothing is known" in call("tune", "--show")
