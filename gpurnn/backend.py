@@ -109,7 +109,6 @@ def _build(name):
         return Ops(cupy, name)
     from ._kernels import CupyDevice
     from .cuda_ops import CudaOps
-
     from .tuning import read
 
     return CudaOps(CupyDevice(cupy), measured=read())

@@ -12,8 +12,8 @@ from test_cuda_layers import compare, cuda_ops
 
 from gpurnn import schedules
 from gpurnn._kernels import kernel_source
-from gpurnn.cuda_ops import way_name
 from gpurnn.check import OPTIONS, Batch, build, twins
+from gpurnn.cuda_ops import way_name
 from gpurnn.schedules import Block, Device, Work
 
 pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
