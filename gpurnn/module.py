@@ -81,8 +81,8 @@ class Module:
     dtype : of inputs, outputs and activations; float16 and bfloat16 are computed in float32.
     wide : dtype of parameters, gradients and buffers: float32 with a 16-bit ``dtype``, whose products take a rounded
         copy of the weights; else ``dtype``.
-    precision : "float32", or "tf32" where a GPU may round float32 to tf32 (10 bits of mantissa) before it multiplies, as
-        its tensor cores then do; sums, states and everything else stay float32, and other backends are exact.
+    precision : "float32", or "tf32" where a GPU may round float32 to tf32 (10 bits of mantissa) before it multiplies,
+        as its tensor cores then do; sums, states and everything else stay float32, and other backends are exact.
     name : dotted place in the model around it, empty for a module on its own.
     seed, key, calls : key of this module's random draws (see rng.py). ``key`` comes from ``name``; ``calls`` counts the
         training calls that drew, and belongs to ``random_state()``.

@@ -148,7 +148,7 @@ def _seconds(work, device, rows, cycles):
 
 
 def _registers(threads):
-    """Of a thread, where such a block has a multiprocessor to itself: a quarter of them to each quarter of its warps."""
+    """Of a thread, where such a block has a multiprocessor to itself: a quarter of them for a quarter of its warps."""
     warps = -(-threads // 128)
     return min(255, _REGISTERS // 4 // (32 * warps) // 8 * 8)
 

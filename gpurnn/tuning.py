@@ -109,8 +109,8 @@ def candidates(work, device):
 def measure(ops, work, way, lengths=(64, 320), least=0.02, clock=time.perf_counter):
     """``(seconds of a timestep, seconds before the first)`` of one way of a work on this device.
 
-    ops: a ``CudaOps``. lengths: timesteps of the two walks. least: seconds that each is timed for, at least, after a run
-    that compiles and records; of five such times the middle one counts.
+    ops: a ``CudaOps``. lengths: timesteps of the two walks. least: seconds that each is timed for, at least, after a
+    run that compiles and records; of five such times the middle one counts.
     """
     short, long = (_time(_walk(ops, work, way, T), ops, least, clock) for T in lengths)
     seconds = max(long - short, 0.0) / (lengths[1] - lengths[0])

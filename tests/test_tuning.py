@@ -28,7 +28,10 @@ def work(**more):
                    "projected": False, "backward": False} | more)  # fmt: skip
 
 
-def known(seconds, work=work(), device=H200):
+LSTM128 = work()
+
+
+def known(seconds, work=LSTM128, device=H200):
     """A table in which this work's ways take so many microseconds: way -> (a timestep, before)."""
     ways = {way: (a * 1e-6, b * 1e-6) for way, (a, b) in seconds.items()}
     return tuning.Table({tuning._key(work, device): ways})
