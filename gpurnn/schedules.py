@@ -163,8 +163,9 @@ def _mma_tiles(work, device):
         return
     tiles = G * HP * size // 32  # of one warp
     for N in (1, 2):
-        # for sums, a row of gates on its way, the cell, addresses; found by compiling, with a little to spare
-        other = 40 + 44 * N if work.backward else max(48, 16 + 15 * G) + 48 * N
+        # for sums, a row of gates on its way, the cell, addresses; found by compiling
+        other = {4: 84, 3: 72, 1: 84}[G] if work.backward else {4: 120, 3: 84, 1: 92}[G]
+        other += (N - 1) * 60 + 4 * (size == 4)
         held = max(0, min(tiles, (_registers(threads) - other) // 4))
         if N > 1 and not held:
             continue

@@ -295,6 +295,7 @@ def test_what_fits():
         for backward in (False, True):
             found = block(work(kernel, H, dtype=dtype, backward=backward), device)
             assert isinstance(found, Block) and found.shared <= device.shared_bytes, (kernel, dtype, H, found)
+            assert (found.kernel == "block_mma") == (dtype != "float32" and H < 384)
     assert "KB of recurrent weights do not fit" in block(work(H=512), device)
     assert block(work(dtype="float64"), device) == "block computes in float32"
     assert "projection" in block(work(projected=True), device)
