@@ -124,12 +124,12 @@ class Kernels:
         self.device = device
         self._ready = {}
 
-    def launch(self, file, kernel, types, grid, block, *args, shared=0):
+    def launch(self, file, kernel, types, grid, block, *args, shared=0, cooperative=False):
         """Launch ``kernel<types>`` of ``kernels/file``; nothing where the grid is empty.
 
         args: Python numbers for scalars, cast to the declared type; for pointers C-contiguous arrays of the declared
         dtype, ``Rows(array)`` for a strided one, or None where it may be null. Raises TypeError for a wrong number of
-        arguments, DtypeError, ShapeError, OverflowError naming the argument.
+        arguments, DtypeError, ShapeError, OverflowError naming the argument. cooperative: all blocks are there at once.
         """
         key = (file, kernel, types)
         if key not in self._ready:
@@ -144,7 +144,7 @@ class Kernels:
         if any(size > 65535 for size in grid[1:]):
             raise ValueError(f"{kernel}: the grid {grid} has more than 65535 blocks along y or z")
         given = tuple(convert(value) for convert, value in zip(converters, args, strict=True))
-        run(grid, block, given, shared_mem=shared)
+        run(grid, block, given, shared_mem=shared, **({"cooperative": True} if cooperative else {}))
 
     def _converter(self, kernel, argument):
         """The function that checks and casts one argument; made once, as launches are many."""
@@ -229,6 +229,9 @@ def check_product(a, b, out):
 # ---- the device
 
 
+COOPERATIVE = ("grid.cu",)  # whose kernels need all their blocks at once
+
+
 class CupyDevice:
     """The current CUDA device through CuPy: arrays, kernels, matrix products, recorded launches.
 
@@ -282,7 +285,10 @@ class CupyDevice:
         name our files and lines.
         """
         source, options = kernel_source(file), ("--std=c++17",)
-        module = self.xp.RawModule(code=source, options=options, name_expressions=(expression,))
+        cooperative = file in COOPERATIVE
+        module = self.xp.RawModule(
+            code=source, options=options, name_expressions=(expression,), enable_cooperative_groups=cooperative
+        )
         try:
             kernel = module.get_function(expression)
         except Exception as error:  # CompileException, or a CUDA error on loading; their classes differ by version
@@ -293,7 +299,7 @@ class CupyDevice:
                 + "\n".join(errors[:5])
             ) from error
 
-        def run(grid, block, args, shared_mem=0):
+        def run(grid, block, args, shared_mem=0, cooperative=cooperative):
             if shared_mem > 48 * 1024:  # more must be asked for
                 kernel.max_dynamic_shared_size_bytes = shared_mem
             kernel(grid, block, args, shared_mem=shared_mem)
@@ -336,6 +342,18 @@ class CupyDevice:
             handle, op_b, op_a, N, M, K, alpha, b.data.ptr, kind, ld_b, apart[0], a.data.ptr, kind, ld_a, apart[1],
             beta, out.data.ptr, kind_out, ld_out, apart[2], len(out), compute, cublas.CUBLAS_GEMM_DEFAULT,
         )  # fmt: skip
+
+    def mirror(self, array):
+        """``(host, refresh)``: a NumPy array that shows what ``array`` held once ``refresh()`` has come through, which
+        is asked for on the current stream and not waited for."""
+        pinned = self.xp.cuda.alloc_pinned_memory(array.nbytes)
+        host = np.frombuffer(pinned, array.dtype, array.size)
+        host[...] = 0
+
+        def refresh():
+            array.data.copy_to_host_async(host.ctypes.data, array.nbytes, self.xp.cuda.get_current_stream())
+
+        return host, refresh
 
     def record(self, function):
         """What ``function`` launches, as a CUDA graph: nothing runs now, ``.launch()`` runs it on the current stream.

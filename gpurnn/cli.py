@@ -500,8 +500,9 @@ def info(as_json):
     }
     rows |= {f"'{name}'": "works" if reason is None else reason for name, reason in available.items()}
     rows["Runs"] = (
-        "'numpy': array code, one timestep after another. 'cupy': the same on the GPU. 'cuda': a fused kernel and a "
-        "cuBLAS product for each timestep, recorded as a CUDA graph; sums, masks, optimisers in kernels of their own. "
+        "'numpy': array code, one timestep after another. 'cupy': the same on the GPU. 'cuda': one launch for a whole "
+        "sequence where the weights fit on the chip, else a fused kernel and a cuBLAS product for each timestep, "
+        "recorded as a CUDA graph; sums, masks, optimisers in kernels of their own. "
         "layer.plan(T, B) says what a call takes; 'gpurnn check' whether all of it is right here."
     )
     for name, value in rows.items():

@@ -2,8 +2,8 @@
 
 The time loop runs by a schedule of schedules.py. ``step``: between two launches of a fused kernel (kernels/step.cu)
 stands the GEMM with the recurrent weights, and nothing else; where a shape comes back, the whole loop is recorded as a
-CUDA graph over fixed arrays and replayed, so that Python is out of it. ``block``: one launch walks all of time
-(kernels/block.cu, block_mma.cu). Both directions of a layer go in the same launches.
+CUDA graph over fixed arrays and replayed, so that Python is out of it. ``block``, ``grid``: one launch walks all of
+time (kernels/block.cu, block_mma.cu, grid.cu). Both directions of a layer go in the same launches.
 
 Everything that touches the GPU goes through a device: ``CupyDevice`` of _kernels.py, or under test an emulated one.
 """
@@ -68,6 +68,7 @@ class CudaOps(Ops):
         self.kernels = Kernels(device)
         self.pool = LoopPool(graphs)
         self.measured = measured
+        self.exchanges = {}  # stream -> Exchange
         self._with_tf32 = None
 
     def with_tf32(self):
@@ -80,6 +81,29 @@ class CudaOps(Ops):
 
     def synchronize(self):
         self.device.synchronize()
+        self.listen()
+
+    def to_numpy(self, array):
+        host = super().to_numpy(array)
+        self.listen()
+        return host
+
+    def exchange(self):
+        """The ``Exchange`` of the current stream."""
+        stream = self.device.stream
+        if stream not in self.exchanges:
+            self.exchanges[stream] = Exchange(self.device)
+        return self.exchanges[stream]
+
+    def listen(self):
+        """Raise BackendError where a schedule ``grid`` has given up; from then on layers take another."""
+        if any(exchange.gave_up() for exchange in self.exchanges.values()):
+            self.exchanges.clear()
+            self.device.limits = replace(self.device.limits, cooperative=False)
+            raise BackendError(
+                "schedule grid: a thread block waited in vain for the others, results since the last check are wrong. "
+                "Other work on this GPU may have kept them out; layers take another schedule from now on: run again"
+            )
 
     def schedule(self, work, wanted="auto"):
         way, reason = self.choose(work, wanted)
@@ -318,6 +342,12 @@ class Loop:
     def forward(self):
         self._run("forward", getattr(self, f"_forward_{self.ways['forward'].schedule}"))
 
+    def _forward_grid(self):
+        self._forward_block()
+
+    def _backward_grid(self):
+        self._backward_block()
+
     def _forward_block(self):
         self._launch_block(
             "forward", self.width, self.reverse, int(self.keep), self.lengths, self.order, self.hh, self.bias_ih,
@@ -434,10 +464,21 @@ class Loop:
     def _launch_block(self, way, *args):
         block = self.ways[way]
         types = (self.cell.kernel, TYPES[self.dtype.name], *block.types)
-        grid = (-(-self.B // block.rows), 1, self.D)
-        args = self.T, self.B, self.H, *args
         file, kernel = f"{block.kernel}.cu", f"{block.kernel}_{way}"
-        self.ops.kernels.launch(file, kernel, types, grid, (block.threads,), *args, shared=block.shared)
+        args, how = (self.T, self.B, self.H, *args), {"shared": block.shared}
+        tiles = -(-self.B // block.rows)
+        grid = (tiles, 1, self.D)
+        exchange = None
+        if block.schedule == "grid" and tiles:
+            self.ops.listen()
+            N, R, U = block.blocks, block.rows, block.numbers[0]
+            grid, how["cooperative"] = (N, block.groups, self.D), True
+            numbers = 2 * self.D * block.groups * (R * self.H if way == "forward" else N * N * R * U)
+            exchange = self.ops.exchange()
+            args += exchange.take(numbers, -(-tiles // block.groups) * self.T)
+        self.ops.kernels.launch(file, kernel, types, grid, (block.threads,), *args, **how)
+        if exchange:
+            exchange.refresh()
 
     def _gemm(self, a, b, out, accumulate=False):
         if self.D == 1:
@@ -463,6 +504,29 @@ class Loop:
         places = [d * count + place for d, place in enumerate(places)]
         step = places[-1] - places[0] if self.D == 2 else 1
         return array.reshape(self.D * count, B, F)[places[0] : places[-1] + 1 : step]
+
+
+class Exchange:
+    """Where the blocks of schedule ``grid`` put numbers for one another, on one stream: kernels/exchange.cuh."""
+
+    patience = 1 << 22  # polls of L2, at half a microsecond or more: some seconds
+
+    def __init__(self, device):
+        self.xp = device.xp
+        self.words, self.epoch = self.xp.zeros(0, np.uint64), 0
+        self.failed = self.xp.zeros(1, np.int32)
+        self.seen, self.refresh = device.mirror(self.failed)
+
+    def take(self, numbers, epochs):
+        """The last arguments of a kernel that needs so many words and epochs."""
+        if self.words.size < numbers or self.epoch + epochs >= 1 << 32:
+            self.words, self.epoch = self.xp.zeros(max(numbers, self.words.size), np.uint64), 0
+        epoch, self.epoch = self.epoch, self.epoch + epochs
+        return epoch, self.patience, self.words, self.failed
+
+    def gave_up(self):
+        """Whether a kernel is known to have given up; one under way may still."""
+        return bool(self.seen[0])
 
 
 class LoopPool:

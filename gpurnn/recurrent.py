@@ -566,8 +566,9 @@ class LSTM(_Recurrent):
     init : "uniform" (torch's U(+-1/sqrt(H))), "xavier" (Glorot for each gate, zero bias), "orthogonal" (W_hh, W_hr
         orthogonal for each gate, W_ih Glorot, zero bias).
     forget_bias : start of b_ih's forget block (b_hh's is then 0), 1 is customary; None leaves it to ``init``.
-    schedule : the way through time on the ``cuda`` backend: "auto", "step" (any size) or "block" (small H, one launch
-        for the whole sequence; ValueError at the first call where it does not fit). ``plan`` says which and why.
+    schedule : the way through time on the ``cuda`` backend: "auto", "step" (any size), "block" (small H) or "grid" (an
+        H that the whole GPU can hold), which take one launch for the whole sequence; ValueError at the first call where
+        one does not fit. ``plan`` says which and why.
     backend, dtype, precision, seed : see ``Module``; seed None draws one.
 
     Parameters are ``weight_ih_l0`` (4H, I), ``weight_hh_l0`` (4H, P), ``bias_ih_l0``, ``bias_hh_l0`` (4H,),

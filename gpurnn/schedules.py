@@ -1,7 +1,8 @@
 """Which way a layer walks through time on a GPU: the schedules in a table, whether they fit, what they should cost.
 
 ``step``: a fused kernel and a product for each timestep, any size. ``block``: one thread block walks all of time for a
-few sequences, its weights in registers and shared memory (kernels/block.cu; on tensor cores block_mma.cu).
+few sequences, its weights in registers and shared memory (kernels/block.cu; on tensor cores block_mma.cu). ``grid``:
+the weights are spread over a group of thread blocks, which exchange h once a step (kernels/grid.cu).
 
 Times here are estimates from published figures, not measurements; they only rank what fits. ``gpurnn tune`` measures on
 a machine (tuning.py), and what it has measured counts in their place.
@@ -18,18 +19,22 @@ _REGISTERS = 65536  # of a multiprocessor
 _STEP_SECONDS = 4e-6  # two launches within a CUDA graph, 1.4 us each at least, and the product between them
 _LOAD_SECONDS = 6e-6  # of a block's weights, before the first step
 _EFFICIENCY = 0.7  # of the arithmetic's peak, in a product
+_HOP_SECONDS = 0.65e-6  # from one multiprocessor to another through L2, by published measurements
+_EXCHANGE_BYTES = 30  # a clock and multiprocessor, when all read L2
 _BARRIERS = 350  # cycles of a block's step besides its product: two barriers, the cell, loads and stores
 
 
 @dataclass(frozen=True)
 class Device:
-    """What a schedule must know of a GPU. capability: 90 for 9.0; shared_bytes: the most that one block may ask for."""
+    """What a schedule must know of a GPU. capability: 90 for 9.0; shared_bytes: the most that one block may ask for;
+    cooperative: whether blocks may wait for one another."""
 
     capability: int
     multiprocessors: int
     shared_bytes: int
     clock: float = 1.7e9
     name: str = ""
+    cooperative: bool = True
 
 
 @dataclass(frozen=True)
@@ -120,12 +125,9 @@ def step_ways(work, device):
 
 def block_ways(work, device):
     """All tiles that fit, or a sentence why none does."""
-    if work.dtype == "float64":
-        return "block computes in float32"
-    if work.projected:
-        return "block has no projection"
-    if work.kernel == "GruOriginal":
-        return "block has no second product in a step"
+    refused = _refused(work)
+    if refused:
+        return f"block {refused}"
     tiles = list(_fma_tiles(work, device))
     if (ITEMSIZE[work.dtype] == 2 or work.tf32) and device.capability >= 80:
         tiles += _mma_tiles(work, device)
@@ -135,6 +137,15 @@ def block_ways(work, device):
         size = work.gates * HP * HP * ITEMSIZE[work.dtype]
         return f"block: {size / 1024:.0f} KB of recurrent weights do not fit on one multiprocessor"
     return fitting
+
+
+def _refused(work):
+    """Why a schedule that walks all of time in one launch does not do this work, or None."""
+    if work.dtype == "float64":
+        return "computes in float32"
+    if work.projected:
+        return "has no projection"
+    return "has no second product in a step" if work.kernel == "GruOriginal" else None
 
 
 def _padded(H):
@@ -242,9 +253,91 @@ def _cycles(work, HP, S, KREG, R):
     return max(products, operands + weights) + sums + _BARRIERS
 
 
+# ---- grid
+
+
+@dataclass(frozen=True)
+class Grid(Block):
+    """A kernel of schedule ``grid``. blocks: of a group; groups: of each direction, all there at once."""
+
+    blocks: int = 1
+    groups: int = 1
+
+    def __str__(self):
+        groups = f"{self.groups} group" + "s" * (self.groups > 1)
+        return f"{super().__str__()}, {groups} of {self.blocks} thread blocks"
+
+
+def grid_ways(work, device):
+    """All tiles that fit, or a sentence why none does."""
+    refused = _refused(work)
+    if refused:
+        return f"grid {refused}"
+    if not device.cooperative:
+        return "grid needs thread blocks that wait for one another, which failed on this device"
+    found, quads = [], -(-work.H // 128) * 32
+    sizes = [quads * S for S in (1, 2, 4, 8) if quads * S <= 768] if work.backward else (128, 256, 512)
+    for U in (8, 16, 32):
+        N = -(-work.H // U)
+        if not 2 <= N <= device.multiprocessors // work.directions:
+            continue
+        for R in (1, 2, 4):
+            for threads in sizes:
+                tile = grid_tile(work, device, U, R, threads)
+                if tile and tile.shared + 16 <= device.shared_bytes:  # 16: what the kernel has besides
+                    found.append(tile)
+    if not found:
+        size = work.gates * work.H**2 * ITEMSIZE[work.dtype] * work.directions / 1e6
+        return f"grid: {size:.1f} MB of recurrent weights do not fit on {device.multiprocessors} multiprocessors"
+    return found
+
+
+def grid_tile(work, device, U, R, threads, KREG=None):
+    """The ``Grid`` of U units a block, R sequences a tile, and so many threads; None where these do not go together.
+
+    KREG: as in the kernel, by default as many as fit.
+    """
+    G, size, KP = work.gates, ITEMSIZE[work.dtype], -(-work.H // 128) * 128
+    four = 4 * size
+    S = threads * 4 // KP if work.backward else threads // U
+    if not S or (threads != KP // 4 * S if work.backward else KP % (4 * S)) or threads % (R * U):
+        return None
+    # what else it needs, found by compiling
+    other = (92 if work.backward else 116) if G * R > 1 else 64
+    other += 16 * (G == 1 and R > 1) + 2 * G * R + (16 if size == 2 else 0)
+    room = _registers(threads) - other
+    if work.backward:
+        rows = -(-G * U // (4 * S)) * 4
+        held = rows if KREG is None else KREG
+        if KREG is None and rows * size > room - 2 * R:
+            held = max(0, (room - 2 * R) // size // 4 * 4)
+        each, fours = held, rows
+        memory = R * S * rows + S * R * KP + max(threads // 32, threads // (R * U)) * R * U
+    else:
+        KS = KP // S
+        held = max(0, min(KS, room // (G * size) * 4)) if KREG is None else min(KREG, KS)
+        each, fours = held // 4 * G, KS // 4 * G
+        memory = R * S * (KS + 4) + -(-threads // max(32, U)) * G * R * U
+    staged = min(8, held if work.backward else held // 4)
+    shared = max(4 * memory + (fours - each) * threads * four, staged * threads * four)
+    N, tiles = -(-work.H // U), -(-max(work.B, 1) // R)
+    groups = max(1, min(tiles, device.multiprocessors // (N * work.directions)))
+    warps = threads // 32
+    products = G * U * KP * R / 128 + (0 if size == 4 else G * U * KP / 64)
+    operands = warps * fours / 4 * R if work.backward else warps * (KP // S) / 4 * R * 2
+    weights = (fours - each) * threads * four / 128
+    sums = (S * R * KP / 32 + 4 * warps * R) if work.backward else warps * G * R * 8
+    moved = R * work.H * 8 * (2 if work.backward else 1) / _EXCHANGE_BYTES
+    cycles = max(products / _EFFICIENCY, operands + weights) + sums + moved + _BARRIERS
+    seconds = -(-tiles // groups) * (cycles / device.clock + _HOP_SECONDS)
+    numbers = U, KP, S, held, R
+    return Grid("grid", seconds, _LOAD_SECONDS, False, "grid", numbers, R, threads, shared, each / fours, N, groups)
+
+
 # ---- the table, and the choice
 
-WAYS = {"step": step_ways, "block": block_ways}  # schedule -> function(work, device): ways, or why there is none
+# schedule -> function(work, device): its ways, or a sentence why it has none
+WAYS = {"step": step_ways, "block": block_ways, "grid": grid_ways}
 SCHEDULES = ("auto", *WAYS)
 
 

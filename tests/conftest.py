@@ -1,6 +1,7 @@
 """What all tests share: GPU tests skip where there is no GPU, plots draw to no screen, hypothesis repeats itself."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -8,6 +9,10 @@ from hypothesis import settings
 import gpurnn.backend
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+# A shell's background job ignores Ctrl-C and hands that down; the tests that press it need it heard.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A shared machine is slow at times, and a test that fails today must fail again tomorrow.
 settings.register_profile("gpurnn", deadline=None, derandomize=True)

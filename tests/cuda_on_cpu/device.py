@@ -289,9 +289,9 @@ class EmulatedDevice:
             self._loaded[file, expression] = self.emulator.load(source, name=expression, file=file)
         kernel = self._loaded[file, expression]
 
-        def launch(grid, block, args, shared_mem=0):
+        def launch(grid, block, args, shared_mem=0, cooperative=False):
             args = tuple(arg._host if isinstance(arg, Array) else arg for arg in args)
-            self._do(lambda: kernel(grid, block, args, shared_mem=shared_mem))
+            self._do(lambda: kernel(grid, block, args, shared_mem=shared_mem, cooperative=cooperative))
 
         return launch
 
@@ -324,6 +324,14 @@ class EmulatedDevice:
             raise BackendError(str(error)) from error
         finally:
             self.xp.recording = None
+
+    def mirror(self, array):
+        host = np.zeros(array.size, array.dtype)
+
+        def refresh():
+            host[...] = array.get()
+
+        return host, refresh
 
     def synchronize(self):
         """Nothing is ever under way."""

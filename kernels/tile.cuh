@@ -1,0 +1,206 @@
+// What schedules without tensor cores share: the recurrent weights that a thread keeps, and where it is.
+
+#include "words.cuh"
+
+// ---- four weights side by side, as few registers as they fill
+
+template <typename T> struct Four;
+
+template <> struct Four<float> {
+    typedef float4 type;
+    static DEVICE type pack(float a, float b, float c, float d) { return make_float4(a, b, c, d); }
+    static DEVICE float4 unpack(type w) { return w; }
+    static DEVICE void pin(type& w) {}
+};
+
+// Widened weights would not fit: without this the compiler widens all of them once, before the time loop.
+template <typename T> struct Four16 {
+    typedef uint2 type;
+    static DEVICE type pack(T a, T b, T c, T d) { return make_uint2(::pack(a, b), ::pack(c, d)); }
+    static DEVICE float4 unpack(type w) {
+        const float2 low = ::unpack(w.x, T()), high = ::unpack(w.y, T());
+        return make_float4(low.x, low.y, high.x, high.y);
+    }
+    static DEVICE void pin(type& w) { asm volatile("" : "+r"(w.x), "+r"(w.y)); }
+};
+
+#if __has_include(<cuda_fp16.h>)
+template <> struct Four<__half> : Four16<__half> {};
+#endif
+#if __has_include(<cuda_bf16.h>)
+template <> struct Four<__nv_bfloat16> : Four16<__nv_bfloat16> {};
+#endif
+
+// Numbers `stride` apart, of which only `there` exist, the rest is 0. aligned: where they lie side by side, all at once.
+template <typename T>
+DEVICE typename Four<T>::type load_four(const T* __restrict__ from, int stride, int there, bool aligned) {
+    if (aligned && there > 0) return *(const typename Four<T>::type*)from;
+    T w[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) w[i] = i < there ? from[i * stride] : T(0.0f);
+    return Four<T>::pack(w[0], w[1], w[2], w[3]);
+}
+
+// ---- the weights of one thread: G rows, KS columns
+
+template <typename T, int G, int KS, int KREG, int R, int THREADS>
+struct Weights {
+    typedef typename Four<T>::type four;
+    static constexpr int held = KREG / 4, rest = (KS - KREG) / 4;
+    static constexpr int chains = G * R >= 4 ? 1 : 4;  // sums that do not wait for one another
+
+    four registers[G][held > 0 ? held : 1];
+    four* shared;  // [G, rest, THREADS]
+
+    // fetch(thread, g, k): four weights of a thread from its column k on. Each thread fetches what is near to what its
+    // neighbours fetch, and for whom it may be. Weights come into registers by way of `stage` [8, THREADS], which may be
+    // anybody's memory until this returns: loaded directly, all addresses would be computed ahead, and there is no room for
+    // them beside the weights.
+    template <bool ROWS, typename Fetch>
+    DEVICE void load(four* stage, four* memory, Fetch fetch) {
+#pragma unroll
+        for (int g = 0; g < G; g++) {
+#pragma unroll
+            for (int from = 0; from < held; from += 8) {
+                const int count = held - from < 8 ? held - from : 8;
+                bring<ROWS>(stage, count, [&](int thread, int q) { return fetch(thread, g, 4 * (from + q)); });
+                __syncthreads();
+#pragma unroll
+                for (int q = 0; q < 8; q++) {
+                    if (from + q < held) registers[g][from + q] = stage[q * THREADS + threadIdx.x];
+                }
+                __syncthreads();
+            }
+        }
+        for (int g = 0; g < G && rest; g++) {
+            bring<ROWS>(memory + g * rest * THREADS, rest,
+                        [&](int thread, int q) { return fetch(thread, g, KREG + 4 * q); });
+        }
+        shared = memory + threadIdx.x;
+    }
+
+    // to [count, THREADS] = fetch(thread, q). ROWS: a thread's weights lie side by side, and a warp fetches 4 fours for each
+    // of 8 threads; else neighbours' weights do.
+    template <bool ROWS, typename Fetch>
+    DEVICE static void bring(four* to, int count, Fetch fetch) {
+        const int lane = threadIdx.x % 32, steps = ROWS ? (count + 3) / 4 * 4 : count;
+#pragma unroll 4
+        for (int i = 0; i < steps; i++) {
+            const int warp = (i * THREADS + threadIdx.x) / 32;
+            const int thread = ROWS ? warp % (THREADS / 8) * 8 + lane % 8 : threadIdx.x;
+            const int q = ROWS ? warp / (THREADS / 8) * 4 + lane / 8 : i;
+            if (q < count) to[q * THREADS + thread] = fetch(thread, q);
+        }
+    }
+
+    DEVICE static void add(float* sum, float4 w, float4 x) {
+        sum[0] += w.x * x.x;
+        sum[1 % chains] += w.y * x.y;
+        sum[2 % chains] += w.z * x.z;
+        sum[3 % chains] += w.w * x.w;
+    }
+
+    // out[g][r]: this slice's part of row g times the numbers at(g, r), in shared memory.
+    template <typename At>
+    DEVICE void multiply(float (&out)[G][R], At at) {
+        float sum[G][R][chains] = {};
+#pragma unroll
+        for (int q = 0; q < held; q++) {
+#pragma unroll
+            for (int g = 0; g < G; g++) {
+                Four<T>::pin(registers[g][q]);
+#pragma unroll
+                for (int r = 0; r < R; r++) add(sum[g][r], Four<T>::unpack(registers[g][q]), at(g, r)[q]);
+            }
+        }
+#pragma unroll 2
+        for (int q = 0; q < rest; q++) {
+#pragma unroll
+            for (int g = 0; g < G; g++) {
+                const float4 w = Four<T>::unpack(shared[(g * rest + q) * THREADS]);
+#pragma unroll
+                for (int r = 0; r < R; r++) add(sum[g][r], w, at(g, r)[held + q]);
+            }
+        }
+#pragma unroll
+        for (int g = 0; g < G; g++) {
+#pragma unroll
+            for (int r = 0; r < R; r++) {
+                out[g][r] = sum[g][r][0];
+#pragma unroll
+                for (int k = 1; k < chains; k++) out[g][r] += sum[g][r][k];
+            }
+        }
+    }
+
+    // The transposed product, where a four is four columns of one row: out[r], four sums over this thread's rows of the
+    // weights times the numbers at(r).
+    template <typename At>
+    DEVICE void spread(float4 (&out)[R], At at) {
+        static_assert(G == 1 && held % 4 == 0 && rest % 4 == 0, "one set of rows, in fours");
+#pragma unroll
+        for (int r = 0; r < R; r++) out[r] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll
+        for (int q = 0; q < held; q += 4) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) Four<T>::pin(registers[0][q + i]);
+#pragma unroll
+            for (int r = 0; r < R; r++) {
+                const float4 x = at(r)[q / 4];
+#pragma unroll
+                for (int i = 0; i < 4; i++) add(out[r], Four<T>::unpack(registers[0][q + i]), pick(x, i));
+            }
+        }
+#pragma unroll 1
+        for (int q = 0; q < rest; q += 4) {
+#pragma unroll
+            for (int r = 0; r < R; r++) {
+                const float4 x = at(r)[(held + q) / 4];
+#pragma unroll
+                for (int i = 0; i < 4; i++) add(out[r], Four<T>::unpack(shared[(q + i) * THREADS]), pick(x, i));
+            }
+        }
+    }
+
+    DEVICE static void add(float4& sum, float4 w, float x) {
+        sum.x += w.x * x;
+        sum.y += w.y * x;
+        sum.z += w.z * x;
+        sum.w += w.w * x;
+    }
+
+    DEVICE static float pick(float4 x, int i) { return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w; }
+};
+
+// ---- where a thread is: unit j, slice s, and of the tile's sequences those that it owns, r = s, s + S, ...
+
+template <int HP, int S, int R>
+struct Tile {
+    static constexpr int mine = (R + S - 1) / S;
+    int j, s, d, longest;
+    bool back;
+    int row[mine];   // its sequence, or -1
+    int ends[mine];  // its length
+
+    // tile, d: which tile of which direction; unit: the first of the thread block's.
+    DEVICE Tile(int T_, int B, int H, int tile, int unit, int d_, int reverse, const int* lengths, const int* order) {
+        j = unit + threadIdx.x % HP;
+        s = threadIdx.x / HP;
+        d = d_;
+        back = reverse >> d & 1;
+        longest = 0;
+        for (int r = 0; r < R; r++) {
+            const int place = tile * R + r;
+            if (place >= B) break;
+            const int length = lengths ? lengths[order ? order[place] : place] : T_;
+            longest = length > longest ? length : longest;
+        }
+#pragma unroll
+        for (int k = 0; k < mine; k++) {
+            const int r = s + k * S, place = tile * R + r;
+            const bool here = r < R && place < B && j < H;
+            row[k] = !here ? -1 : order ? order[place] : place;
+            ends[k] = !here ? 0 : lengths ? lengths[row[k]] : T_;
+        }
+    }
+};

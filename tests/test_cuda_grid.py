@@ -1,0 +1,242 @@
+"""The schedule ``grid``: a group of thread blocks walks all of time, with one exchange a step. Executed on the CPU as
+test_cuda_block.py does it, all blocks of a launch at once and interleaved in several orders."""
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+from cuda_on_cpu import emulator, nvrtc
+from cuda_on_cpu.gate import parse_log
+from test_cuda_layers import compare, cuda_ops
+
+from gpurnn import schedules
+from gpurnn._kernels import kernel_source
+from gpurnn.check import OPTIONS, Batch, build, twins
+from gpurnn.cuda_ops import Exchange, way_name
+from gpurnn.errors import BackendError
+from gpurnn.schedules import Device, Grid, Work
+
+pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
+
+CELLS = ("rnn tanh", "rnn relu", "lstm", "gru")
+DTYPES = ("float32", "float16", "bfloat16")
+ORDERS = [{}, {"policy": "random", "seed": 1}, {"policy": "random", "seed": 2, "preemption": 0.01}]
+
+
+@pytest.fixture
+def forced(monkeypatch):
+    """``forced(U, R, threads, KREG=None)``: layers walk so, in groups of as many blocks as H needs."""
+
+    def force(U, R, threads, KREG=None):
+        def grid_ways(work, device):
+            # a launch of all blocks at once; on the emulated GPU some more may be there than on a real one of its size
+            size = Device(device.capability, 8, device.shared_bytes)
+            some = (grid_tile for n in (threads, 2 * threads, 4 * threads, threads // 2)
+                    if (grid_tile := schedules.grid_tile(work, size, U, R, n, KREG)))  # fmt: skip
+            return [next(some)]
+
+        schedules.ways.cache_clear()
+        monkeypatch.setitem(schedules.WAYS, "grid", grid_ways)
+
+    yield force
+    schedules.ways.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", CELLS)
+def test_sizes(kind, dtype, forced):
+    """Groups of 1, 2, 3 blocks; weights in registers, in shared memory, in both; tiles that queue."""
+    for k, (T, B, H, U, R, KREG) in enumerate(
+        [(1, 1, 7, 8, 1, None), (3, 5, 33, 16, 2, 0), (5, 9, 65, 32, 4, 4), (2, 3, 32, 16, 1, None)]
+    ):
+        forced(U, R, 128, KREG)
+        compare(kind, cuda_ops(), dtype, T, B, k % 2 == 1, H=H, bidirectional=k % 3 == 1, schedule="grid")
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("kind", CELLS)
+def test_every_option(kind, option, forced):
+    forced(8, 2, 64)
+    options = OPTIONS[option] | ({} if "hidden_size" in OPTIONS[option] else {"H": 11})
+    compare(kind, cuda_ops(), "float32", 4, 3, True, option != "learned state", **options, schedule="grid")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", CELLS)
+def test_sizes_that_cross_tiles(kind, forced):
+    ops = cuda_ops(checked=False)
+    sizes = itertools.product((1, 2, 5, 33), (1, 7, 8, 9, 17), (32, 33, 64, 65, 129))
+    for k, (T, B, H) in enumerate(sizes):
+        if T * B * H > 2500:  # as much as an emulator's patience allows
+            continue
+        U = [8, 16, 32, 64][k % 4]
+        U = U if H <= 4 * U else 64  # groups of 1 to 4
+        forced(U, (1, 2, 4)[k % 3], 128)
+        compare(kind, ops, DTYPES[k % 3], T, B, k % 2 == 1, H=H, bidirectional=k % 5 == 2, schedule="grid")
+
+
+@pytest.mark.parametrize("order", ORDERS[1:], ids=["random", "interrupted"])
+@pytest.mark.parametrize("arch, kind", [(75, "gru"), (80, "lstm"), (120, "rnn tanh")])
+def test_architectures_and_orders(kind, arch, order, forced):
+    forced(8, 2, 64)
+    compare(kind, cuda_ops(arch=arch, **order), "float32", 4, 5, True, H=17, bidirectional=True, schedule="grid")
+
+
+def test_two_runs_give_equal_bits(forced):
+    forced(8, 1, 64)
+    for kind in CELLS:
+        runs = []
+        for order in ORDERS:
+            layer = build(kind, cuda_ops(**order), "float32", H=19, schedule="grid")
+            batch = Batch(build(kind, "numpy", "float64", H=19), 4, 3, ragged=True)
+            runs.append(batch.run(layer))
+        for other in runs[1:]:
+            for name, value in runs[0].items():
+                np.testing.assert_array_equal(other[name], value)
+
+
+def test_it_is_the_schedule_that_runs_and_epochs_go_on(forced, monkeypatch):
+    """Calls of several shapes share the words of a stream; inference is forward."""
+    forced(8, 2, 64)
+    ops, launched = cuda_ops(), []
+    launch = ops.kernels.launch
+    monkeypatch.setattr(
+        ops.kernels, "launch", lambda file, *a, **more: launched.append(file) or launch(file, *a, **more)
+    )
+    layer, _, exact = twins("lstm", ops, "float32", H=17, schedule="grid")
+    epochs = []
+    for T, B in ((4, 5), (2, 2), (4, 5), (6, 7)):
+        batch = Batch(exact, T, B, ragged=True)
+        x = layer.xp.asarray(batch.x.astype("float32"))
+        output, _, _ = layer.forward(x, lengths=batch.lengths)
+        np.testing.assert_array_equal(layer(x, lengths=batch.lengths)[0].get(), output.get())
+        epochs.append(ops.exchange().epoch)
+    assert "grid.cu" in launched and "step.cu" not in launched and "block.cu" not in launched
+    assert epochs[0] < epochs[1] < epochs[2]
+    # an epoch that no word may have twice
+    ops.exchange().epoch = (1 << 32) - 5
+    compare_again = Batch(exact, 4, 5, ragged=False)
+    got, expected = compare_again.run(layer), compare_again.run(exact)
+    assert np.abs(got["output"] - expected["output"]).max() < 1e-5 and ops.exchange().epoch < 100
+
+
+SYNC = "__syncthreads();"
+STOP = f"perhaps\n{{0}}{SYNC}\n{{0}}if (stop)"
+MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
+    "no wait": ("lstm", "if (!fresh) {", "if (false) {"),
+    "stale epoch": ("gru", "(both[k] >> 32) != epoch &&", "(both[k] >> 32) == 0 &&"),
+    "one slot": ("lstm", "(when & 1) * size", "0 * size"),
+    "no wait between tiles": ("lstm", "if (began) with", "if (false) with"),
+    "no barrier behind what came": ("lstm", STOP.format(" " * 16), "\n if (stop)"),
+    "no barrier behind the sums": ("gru", f"U] = sum;\n{'}':>21}\n{'}':>17}\n{SYNC:>32}", "U] = sum; } }"),
+    "no barrier behind d": ("gru", f"// all of the group alike\n{SYNC:>28}", ""),
+    "no barrier behind the parts": ("lstm", f"quad * 4) = part[r];\n{SYNC:>28}", "quad * 4) = part[r];"),
+    "no barrier behind the last sums": ("lstm", STOP.format(" " * 12), "\n if (stop)"),
+    "a part left out": ("gru", "for (int p = 0; p < S; p++) sum", "for (int p = 1; p < S; p++) sum"),
+    "another block's part": ("gru", "(k / U * N + blockIdx.x) * OWN", "(k / U * N + k / U) * OWN"),
+    "rows of another slice": ("rnn tanh", "thread / Q * RS + k / 4, u", "(S - 1 - thread / Q) * RS + k / 4, u"),
+    "columns of another slice": ("lstm", "= thread / U * KS + k", "= (S - 1 - thread / U) * KS + k"),
+    "unit of the next block": ("gru", "int row = unit + thread % U", "int row = unit + U + thread % U"),
+    "the group ends early": ("lstm", "longest = length > longest ? length : longest", "longest = 1"),
+    "length off by one": ("lstm", "at.row[k] >= 0 && t < at.ends[k]", "at.row[k] >= 0 && t <= at.ends[k]"),
+}
+
+
+# A block that comes late to what the others have sent: slots that are used again too early are missed by it.
+_RECEIVE = "for (int first = threadIdx.x; first < count; first += 4 * THREADS) {"
+LATE = (_RECEIVE, f"for (int k = 0; blockIdx.x == 1 && k < 400; k++) (void)*(volatile int*)failed;\n{_RECEIVE}")
+
+
+def errors(kind, edits):
+    found = []
+    for order in ORDERS[:2]:
+        try:
+            ops = cuda_ops(edits=edits, **order)
+            compare(kind, ops, "float32", 4, 7, ragged=True, bidirectional=True, H=19, schedule="grid")
+        except (AssertionError, emulator.KernelError, BackendError) as error:
+            found.append(error)
+    return found
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_planted_error_is_seen(mutation, forced, monkeypatch):
+    kind, old, new = MUTATIONS[mutation]
+    forced(8, 2, 64)
+    monkeypatch.setattr(Exchange, "patience", 3000)
+    assert kernel_source("grid.cu").count(old) == 1
+    late = [LATE] if mutation in ("one slot", "no wait between tiles") else []
+    assert not errors(kind, edits=late)
+    assert errors(kind, edits=[*late, (old, new)])
+
+
+def test_a_block_that_never_comes_is_an_error_and_then_another_schedule_runs(forced, monkeypatch):
+    forced(8, 2, 64)
+    monkeypatch.setattr(Exchange, "patience", 500)
+    silent = [
+        (
+            "DEVICE void send(int i, float x) const {",
+            "DEVICE void send(int i, float x) const { if (blockIdx.x == 1) return;",
+        )
+    ]
+    ops = cuda_ops(edits=silent)
+    layer, _, exact = twins("gru", ops, "float32", H=19, schedule="grid")
+    batch = Batch(exact, 4, 3, ragged=False)
+    with pytest.raises(BackendError, match="waited in vain"):
+        batch.run(layer)
+    assert not ops.device.limits.cooperative
+    monkeypatch.setitem(schedules.WAYS, "grid", schedules.grid_ways)
+    schedules.ways.cache_clear()
+    compare("gru", ops, "float32", 4, 3, H=19)  # auto
+    with pytest.raises(ValueError, match="failed on this device"):
+        batch.run(layer)
+
+
+# ---- the choice
+
+DEVICES = {75: Device(75, 40, 64 * 1024), 90: Device(90, 132, 227 * 1024), 120: Device(120, 170, 99 * 1024)}
+GATES = {"RnnTanh": 1, "LstmCell": 4, "GruCell": 3}
+
+
+def work(kernel="LstmCell", H=512, B=1, dtype="float32", backward=False, **more):
+    more = {"T": 512, "directions": 1, "projected": False} | more
+    return Work(kernel, GATES[kernel], H, B=B, dtype=dtype, backward=backward, **more)
+
+
+@pytest.mark.parametrize("arch", [90, *(pytest.param(arch, marks=pytest.mark.slow) for arch in (75, 120))])
+def test_tiles_that_are_chosen_do_not_spill(arch):
+    expressions = set()
+    for kernel, dtype, H, B, backward in itertools.product(
+        GATES, ("float32", "bfloat16"), (256, 1024), (1, 64), (False, True)
+    ):
+        asked = work(kernel, H, B, dtype, backward)
+        found = schedules.grid_ways(asked, DEVICES[arch])
+        if not isinstance(found, str):
+            expressions.add(way_name(asked, min(found, key=lambda way: way.seconds))[1])
+    program = nvrtc.compile(kernel_source("grid.cu"), file="grid.cu", arch=arch, expressions=tuple(sorted(expressions)))
+    spilled = {n: r for n, r in parse_log(program.log).items() if r.spill_stores or r.spill_loads or r.stack}
+    assert len(expressions) > 7 and not spilled
+
+
+def test_what_fits_and_what_is_chosen():
+    device = DEVICES[90]
+    for kernel, dtype, H in (
+        ("LstmCell", "float32", 1152),
+        ("LstmCell", "bfloat16", 1792),
+        ("GruCell", "float32", 1536),
+    ):
+        for backward in (False, True):
+            way = schedules.choose(work(kernel, H, dtype=dtype, backward=backward), device, "grid")[0]
+            assert isinstance(way, Grid) and way.shared <= device.shared_bytes
+            assert way.blocks * way.groups <= device.multiprocessors
+    way, reason = schedules.choose(work(H=512), device)
+    assert (
+        way.schedule == "grid" and re.search(r"\d groups? of \d+ thread blocks", reason) and "block: 4096 KB" in reason
+    )
+    assert schedules.choose(work(H=64), device)[0].schedule == "block"
+    assert schedules.choose(work(H=1024, B=256), device)[0].schedule == "step"
+    both = schedules.choose(work(H=256, B=64, directions=2), device, "grid")[0]
+    assert 2 * both.blocks * both.groups <= device.multiprocessors
+    with pytest.raises(ValueError, match="MB of recurrent weights do not fit on 132 multiprocessors"):
+        schedules.choose(work(H=4096), device, "grid")
+    assert "computes in float32" in schedules.grid_ways(work(dtype="float64"), device)
