@@ -394,7 +394,7 @@ def _checks(backend, cell, dtype, options):
                     _caught(lambda r=ragged, o=option, g=given: check_gradient(cell, backend, r, g, **o)),
                 )
             if dtype != "float64" or backend.name != "numpy":
-                for label, more in _kernel_choices(backend, dtype):
+                for label, more in _kernel_choices(backend, cell, dtype, option):
                     yield (
                         "reference",
                         full + label,
@@ -406,13 +406,17 @@ def _checks(backend, cell, dtype, options):
         yield "ragged", name, _caught(lambda o=option: check_ragged(cell, backend, dtype, **o))
 
 
-def _kernel_choices(backend, dtype):
+def _kernel_choices(backend, cell, dtype, option):
     """(label, options) of what makes other kernels do the same."""
     if backend.name != "cuda":
         return [("", {})]
     choices = [(f", {schedule}", {"schedule": schedule}) for schedule in ("auto", "step")]
-    tf32 = [(f"{label}, tf32", more | {"precision": "tf32"}) for label, more in choices]
-    return choices + (tf32 if dtype == "float32" else [])
+    if dtype == "float32":
+        choices += [(f"{label}, tf32", more | {"precision": "tf32"}) for label, more in choices]
+    if dtype != "float64" and CELLS[cell][1].keys().isdisjoint(("proj_size", "reset_after")):
+        if "hidden_size" not in option:  # units for more than one thread block
+            choices.append((", grid", {"schedule": "grid", "H": 11}))
+    return choices
 
 
 def _caught(check, parts=1):
