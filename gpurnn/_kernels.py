@@ -302,7 +302,12 @@ class CupyDevice:
         def run(grid, block, args, shared_mem=0, cooperative=cooperative):
             if shared_mem > 48 * 1024:  # more must be asked for
                 kernel.max_dynamic_shared_size_bytes = shared_mem
-            kernel(grid, block, args, shared_mem=shared_mem)
+            try:
+                kernel(grid, block, args, shared_mem=shared_mem)
+            except (ValueError, RuntimeError) as error:  # CuPy's own check, or the driver's
+                if not cooperative:
+                    raise
+                raise BackendError(f"{expression}: {grid} blocks cannot be there at once: {error}") from error
 
         return run
 

@@ -88,6 +88,10 @@ class CudaOps(Ops):
         self.listen()
         return host
 
+    def refuse_cooperation(self):
+        """From now on no schedule is chosen whose blocks wait for one another."""
+        self.device.limits = replace(self.device.limits, cooperative=False)
+
     def exchange(self):
         """The ``Exchange`` of the current stream."""
         stream = self.device.stream
@@ -99,7 +103,7 @@ class CudaOps(Ops):
         """Raise BackendError where a schedule ``grid`` has given up; from then on layers take another."""
         if any(exchange.gave_up() for exchange in self.exchanges.values()):
             self.exchanges.clear()
-            self.device.limits = replace(self.device.limits, cooperative=False)
+            self.refuse_cooperation()
             raise BackendError(
                 "schedule grid: a thread block waited in vain for the others, results since the last check are wrong. "
                 "Other work on this GPU may have kept them out; layers take another schedule from now on: run again"
@@ -343,10 +347,20 @@ class Loop:
         self._run("forward", getattr(self, f"_forward_{self.ways['forward'].schedule}"))
 
     def _forward_grid(self):
-        self._forward_block()
+        self._or_by_step(self._forward_block, self._forward_step)
 
     def _backward_grid(self):
-        self._backward_block()
+        self._or_by_step(self._backward_block, self._backward_step)
+
+    def _or_by_step(self, launch, steps):
+        """A launch of all blocks at once, or where the device refuses that, the schedule step now and ever after."""
+        self.ops.listen()
+        try:
+            launch()
+        except BackendError as error:
+            _log.warning("schedule grid is left alone: %s", str(error))
+            self.ops.refuse_cooperation()
+            steps()
 
     def _forward_block(self):
         self._launch_block(
@@ -470,7 +484,6 @@ class Loop:
         grid = (tiles, 1, self.D)
         exchange = None
         if block.schedule == "grid" and tiles:
-            self.ops.listen()
             N, R, U = block.blocks, block.rows, block.numbers[0]
             grid, how["cooperative"] = (N, block.groups, self.D), True
             numbers = 2 * self.D * block.groups * (R * self.H if way == "forward" else N * N * R * U)

@@ -192,6 +192,26 @@ def test_a_block_that_never_comes_is_an_error_and_then_another_schedule_runs(for
         batch.run(layer)
 
 
+def test_where_the_device_refuses_a_launch_of_all_blocks_step_does_it(forced, monkeypatch):
+    forced(8, 2, 64)
+    ops = cuda_ops()
+    load = ops.device.load
+
+    def refusing(file, expression):
+        kernel = load(file, expression)
+
+        def launch(*args, cooperative=False, **more):
+            if cooperative:
+                raise BackendError("too many blocks")
+            kernel(*args, **more)
+
+        return launch
+
+    monkeypatch.setattr(ops.device, "load", refusing)
+    compare("gru", ops, "float32", 4, 3, ragged=True, H=19, bidirectional=True, schedule="grid")
+    assert not ops.device.limits.cooperative
+
+
 # ---- the choice
 
 DEVICES = {75: Device(75, 40, 64 * 1024), 90: Device(90, 132, 227 * 1024), 120: Device(120, 170, 99 * 1024)}

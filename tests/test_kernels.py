@@ -310,6 +310,28 @@ def test_a_compiler_error_is_a_backend_error_with_its_line():
         CupyDevice(cupy).load("step.cu", "step_forward<LstmCell, float>")
 
 
+def test_blocks_that_cannot_be_there_at_once_are_a_backend_error():
+    asked = []
+
+    class Module:
+        def __init__(self, **options):
+            asked.append(options["enable_cooperative_groups"])
+
+        def get_function(self, name):
+            def kernel(grid, block, args, shared_mem=0):
+                raise ValueError("too large")
+
+            return kernel
+
+    device = CupyDevice(types.SimpleNamespace(RawModule=Module, __version__="14.0"))
+    device.__dict__["arch"] = 90
+    with pytest.raises(BackendError, match=r"grid_forward<.*: \(132, 1, 1\) blocks cannot be there at once: too large"):
+        device.load("grid.cu", "grid_forward<LstmCell, float>")((132, 1, 1), (256,), (), cooperative=True)
+    with pytest.raises(ValueError, match="too large"):
+        device.load("step.cu", "step_project<float>")((1, 1, 1), (256,), ())
+    assert asked == [True, False]
+
+
 class FakeStream:
     """A stream with CuPy's manners: a capture that CUDA has invalidated must be ended, and is_capturing() raises."""
 
