@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
     T* __restrict__ output,             // [T, B, D*H]
     const unsigned epoch,               // that no word of `words` has yet, nor one of the next tiles * T
     const int patience,                 // polls
-    unsigned long long* words,          // [groups, 2, R*H]
+    unsigned long long* words,          // [groups, 2, H*R]
     int* failed)                        // [1]
 {
     typedef CellOf<float> Cell;
@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
                 }
                 if (!fresh) {
                     with.template receive<threads>(0, R * H, [](int) { return true; }, [&](int i, float x) {
-                        const int r = i / H, k = i % H;
+                        const int r = i % R, k = i / R;
                         box[r * row_size + k / KS * (KS + 4) + k % KS] = x;
                     });
                 }
@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
                     h_old[k] = float(T(h_new));  // the state is what is stored
                     if (Cell::states == 2) c_old[k] = c_new;
                 }
-                if (walks && r < R && j < H) with.send(r * H + j, h_old[k]);  // first of all: the others wait for it
+                if (walks && r < R && j < H) with.send(j * R + r, h_old[k]);  // first of all: the others wait for it
             }
             if (walks) {
                 with.next();
@@ -283,11 +283,13 @@ __global__ void __launch_bounds__(KP / 4 * S, 1) grid_backward(
 #pragma unroll
             for (int r = 0; r < R; r++) *(float4*)(parts + (slice * R + r) * KP + quad * 4) = part[r];
             __syncthreads();
-            for (int i = threadIdx.x; i < R * H; i += threads) {
-                const int r = i / H, k = i % H;
-                float sum = 0.0f;
-                for (int p = 0; p < S; p++) sum += parts[(p * R + r) * KP + k];
-                with.send((k / U * N + blockIdx.x) * OWN + r * U + k % U, sum);
+#pragma unroll 1
+            for (int r = 0; r < R; r++) {
+                for (int k = threadIdx.x; k < H; k += threads) {
+                    float sum = 0.0f;
+                    for (int p = 0; p < S; p++) sum += parts[(p * R + r) * KP + k];
+                    with.send((k / U * N + blockIdx.x) * OWN + r * U + k % U, sum);
+                }
             }
             with.next();
             float sum = 0.0f;  // a thread gets parts of one number: OWN divides the threads

@@ -145,7 +145,7 @@ MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
 
 # A block that comes late to what the others have sent: slots that are used again too early are missed by it.
 _RECEIVE = "for (int first = threadIdx.x; first < count; first += 4 * THREADS) {"
-LATE = (_RECEIVE, f"for (int k = 0; blockIdx.x == 1 && k < 400; k++) (void)*(volatile int*)failed;\n{_RECEIVE}")
+LATE = (_RECEIVE, f"for (int k = 0; blockIdx.x == 1 && k < 60; k++) (void)*(volatile int*)failed;\n{_RECEIVE}")
 
 
 def errors(kind, edits):

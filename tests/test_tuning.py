@@ -40,14 +40,15 @@ def known(seconds, work=LSTM128, device=H200):
 def test_what_was_measured_wins():
     found, _ = schedules.ways(work(), H200)
     best, other = [way for way in found if way.schedule == "block"][:2]
+    grid = next(way for way in found if way.schedule == "grid")
     assert schedules.choose(work(), H200)[0] == best
-    table = known({"step": (1.5, 0), best.key: (2.0, 5), other.key: (1.9, 5)})
+    table = known({"step": (1.5, 0), best.key: (2.0, 5), other.key: (1.9, 5), grid.key: (3.0, 5)})
     way, reason = schedules.choose(work(), H200, measured=table)
     assert way.schedule == "step" and "step: 512 timesteps of 1.50 us, measured" in reason and "1.90 us after" in reason
     way, reason = schedules.choose(work(), H200, "block", table)
     assert way.key == other.key and way.seconds == pytest.approx(1.9e-6) and way.measured
     # a call has its own price: worth it where there are many steps
-    table = known({"step": (1.5, 0), best.key: (1.0, 50)})
+    table = known({"step": (1.5, 0), best.key: (1.0, 50), grid.key: (3.0, 5)})
     assert schedules.choose(work(), H200, measured=table)[0].key == best.key
     assert schedules.choose(work(T=50), H200, measured=table)[0].schedule == "step"
 
