@@ -15,7 +15,7 @@ import numpy as np
 
 from . import cells, schedules
 from .checkpoint import write_json_atomic
-from .errors import check_choice, check_size
+from .errors import BackendError, check_choice, check_size
 from .module import check_dtype
 
 CELLS = {"rnn": cells.RNNCell(), "lstm": cells.LSTMCell(False), "gru": cells.GRUCell(True)}
@@ -124,7 +124,7 @@ def _walk(ops, work, way, T):
     cell = next(cell for cell in CELLS.values() if cell.kernel == work.kernel)
     xp, B, H, D = ops.xp, work.B, work.H, work.directions
     dtype = check_dtype(work.dtype)
-    loop = Loop(ops, cell, T, B, H, H, (False, True)[:D], dtype, True, False, False, "auto")
+    loop = Loop(ops, cell, T, B, H, H, (False, True)[:D], dtype, True, False, False, "step")
     loop.ways["backward" if work.backward else "forward"] = way
     wide = np.dtype("float32" if dtype.itemsize < 4 else dtype)
     G = cell.gates
@@ -167,7 +167,12 @@ def tune(ops, works, progress=None, **how):
     """
     table, device = Table(ops.measured.entries if ops.measured else ()), ops.device.limits
     for work in progress(works) if progress else works:
-        timed = {way.key: measure(ops, work, way, **how) for way in candidates(work, device)}
+        timed = {}
+        for way in candidates(work, device):
+            try:
+                timed[way.key] = measure(ops, work, way, **how)
+            except BackendError as error:  # a kernel that this device does not run: the others are measured
+                _log.warning("%s is left out: %s", way.key, error)
         table.entries[_key(work, device)] = timed
     return table
 

@@ -12,6 +12,7 @@ from test_cuda_layers import cuda_ops
 from gpurnn import backend, schedules, tuning
 from gpurnn.check import build
 from gpurnn.cli import main
+from gpurnn.errors import BackendError
 from gpurnn.schedules import Device, Work
 
 H200 = Device(90, 132, 227 * 1024, name="NVIDIA H200")
@@ -145,6 +146,22 @@ def test_it_measures_timesteps_and_calls(dtype, directions):
     plan = build("gru", ops, dtype, H=5, bidirectional=directions == 2).plan(512, 2)
     assert plan.schedule == "block" and "measured" in plan.reason and "estimated" not in plan.reason
     assert tuning.tune(ops, [], clock=clock).entries == table.entries  # what was known stays
+
+
+@emulated
+def test_a_way_that_does_not_run_is_left_out(monkeypatch):
+    ops = cuda_ops(checked=False)
+    load = ops.device.load
+
+    def failing(file, expression):
+        if file == "block.cu":
+            raise BackendError("does not compile")
+        return load(file, expression)
+
+    monkeypatch.setattr(ops.device, "load", failing)
+    works = tuning.works(["rnn"], [5], [1], ["float32"])
+    table = tuning.tune(ops, works, lengths=(1, 2), least=0.0)
+    assert [set(table.known(work, ops.device.limits)) for work in works] == [{"step"}, {"step"}]
 
 
 # ---- the command
