@@ -18,7 +18,7 @@ from .module import Module
 from .ops import flat, wide
 from .schedules import SCHEDULES, Work
 
-INITIALISERS = ("uniform", "xavier", "orthogonal")
+INITIALISERS = ("uniform", "xavier", "orthogonal", "identity")
 
 
 @dataclass
@@ -79,6 +79,7 @@ class _Recurrent(Module):
         learn_state=False,
         init="uniform",
         forget_bias=None,
+        chrono=None,
         schedule="auto",
         backend="auto",
         dtype="float32",
@@ -109,12 +110,15 @@ class _Recurrent(Module):
         self.proj_size = check_size("proj_size", proj_size, minimum=0)
         if self.proj_size and self.proj_size >= min(self.hidden_sizes):
             raise ValueError(f"proj_size has to be smaller than hidden_size, got {proj_size} and {hidden_size}")
-        if forget_bias is not None and not bias:
-            raise ValueError("forget_bias needs bias=True")
+        if forget_bias is not None and chrono is not None:
+            raise ValueError("forget_bias and chrono both set the forget gate's bias: give one of them")
+        for name, value in (("forget_bias", forget_bias), ("chrono", chrono)):
+            if value is not None and not bias:
+                raise ValueError(f"{name} needs bias=True")
         self.learn_state = bool(learn_state)
         self.init = check_choice("init", init, INITIALISERS)
         self._directions = (False, True) if bidirectional else (self.reverse,)
-        self._declare(self._initial_values(forget_bias))
+        self._declare(self._initial_values(forget_bias, chrono))
 
     # ---- parameters
 
@@ -134,7 +138,7 @@ class _Recurrent(Module):
         inside = self.input_size if layer == 0 else D * (self.proj_size or self.hidden_sizes[layer - 1])
         return inside, self.hidden_sizes[layer], self.proj_size or self.hidden_sizes[layer]
 
-    def _initial_values(self, forget_bias):
+    def _initial_values(self, forget_bias, chrono):
         """Name -> initial NumPy array of every parameter, in torch's order."""
         values = {}
         G = self.cell.gates
@@ -147,14 +151,26 @@ class _Recurrent(Module):
                 blocks["weight_hr"] = (1, P, H)
             for name, shape in blocks.items():
                 block = self._draw(name + suffix, shape, H)
-                if forget_bias is not None and name.startswith("bias") and self.cell.states == 2:
-                    block[1] = check_number("forget_bias", forget_bias) if name == "bias_ih" else 0.0
+                if name.startswith("bias"):
+                    self._set_memory(block, name + suffix, forget_bias, chrono)
                 values[name + suffix] = block.reshape(-1, *shape[2:])
             if self.learn_state:
                 values["initial_h" + suffix] = np.zeros(P)
                 if self.cell.states == 2:
                     values["initial_c" + suffix] = np.zeros(H)
         return values
+
+    def _set_memory(self, block, name, forget_bias, chrono):
+        """Overwrite, in a bias (G, H), the gate that keeps the past: f of the LSTM, z of the GRU, both second."""
+        first = name.startswith("bias_ih")  # b_hh, its addend, is then zero
+        if forget_bias is not None:
+            block[1] = check_number("forget_bias", forget_bias) if first else 0.0
+        elif chrono is not None:
+            span = check_size("chrono", chrono, 2) - 1
+            drawn = rng.uniform(block[1].shape, 1, span, self.seed, rng.name_key("chrono" + name), dtype=np.float64)
+            block[1] = np.log(drawn) if first else 0.0
+            if self.cell.states == 2:
+                block[0] = -block[1]
 
     def _draw(self, name, shape, H):
         """Initial float64 values of one parameter, gate by gate: shape (G, rows, columns) or (G, rows)."""
@@ -166,6 +182,10 @@ class _Recurrent(Module):
             return np.zeros(shape)
         if self.init == "orthogonal" and not name.startswith("weight_ih"):
             return np.stack([cells.init_orthogonal(m) for m in rng.normal(shape, self.seed, key, dtype=np.float64)])
+        if self.init == "identity":
+            if name.startswith("weight_ih"):
+                return 0.001 * rng.normal(shape, self.seed, key, dtype=np.float64)
+            return np.broadcast_to(np.eye(*shape[1:]), shape).copy()
         bound = math.sqrt(6 / (shape[1] + shape[2]))  # Glorot & Bengio 2010, for each gate
         return rng.uniform(shape, -bound, bound, self.seed, key, dtype=np.float64)
 
@@ -536,7 +556,8 @@ class _Recurrent(Module):
 class RNN(_Recurrent):
     """Elman network, h_t = act(W_ih x_t + b_ih + W_hh h_(t-1) + b_hh), with act tanh or relu (``torch.nn.RNN``).
 
-    nonlinearity: "tanh" or "relu". The other arguments are ``LSTM``'s, without proj_size and forget_bias.
+    nonlinearity: "tanh" or "relu". The other arguments are ``LSTM``'s, without proj_size, forget_bias and chrono. With
+    relu and ``init="identity"`` it is the IRNN (Le, Jaitly, Hinton 2015).
     """
 
     def __init__(
@@ -545,7 +566,7 @@ class RNN(_Recurrent):
     ):  # fmt: skip
         check_choice("nonlinearity", nonlinearity, ("tanh", "relu"))
         self.nonlinearity = nonlinearity
-        _refuse(options, "proj_size", "forget_bias")
+        _refuse(options, "proj_size", "forget_bias", "chrono")
         super().__init__(
             cells.RNNCell(nonlinearity), input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
             **options,
@@ -564,8 +585,11 @@ class LSTM(_Recurrent):
     reverse : one direction, from each sequence's true end to its start; outputs stay at their steps.
     learn_state : the initial state is learned: parameters ``initial_h_l0`` (P,), ``initial_c_l0`` (H,), ...
     init : "uniform" (torch's U(+-1/sqrt(H))), "xavier" (Glorot for each gate, zero bias), "orthogonal" (W_hh, W_hr
-        orthogonal for each gate, W_ih Glorot, zero bias).
+        orthogonal for each gate, W_ih Glorot, zero bias), "identity" (W_hh, W_hr ones on the diagonal for each gate,
+        W_ih N(0, 0.001^2), zero bias: Le, Jaitly, Hinton 2015).
     forget_bias : start of b_ih's forget block (b_hh's is then 0), 1 is customary; None leaves it to ``init``.
+    chrono : the longest time T_max >= 2 that should be remembered: b_f starts as log U(1, T_max - 1), b_i as -b_f, so
+        that the units forget at all paces up to it (Tallec & Ollivier 2018); excludes forget_bias.
     schedule : the way through time on the ``cuda`` backend: "auto", "step" (any size), "block" (small H) or "grid" (an
         H that the whole GPU can hold), which take one launch for the whole sequence; ValueError at the first call where
         one does not fit. ``plan`` says which and why.
@@ -589,7 +613,7 @@ class GRU(_Recurrent):
 
     reset_after : True for n = tanh(ax_n + r (W_hn h + b_hn)), as cuDNN; False for the original form (Cho 2014),
         n = tanh(ax_n + W_hn (r h) + b_hn), which needs two products a step. Others: as ``LSTM``, without proj_size and
-        forget_bias.
+        forget_bias; ``chrono`` sets b_z, the gate that keeps the old state here.
     """
 
     def __init__(self, *args, reset_after=True, **options):

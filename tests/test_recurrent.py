@@ -453,6 +453,36 @@ def test_initialisers():
     assert np.abs(xavier.params["weight_ih_l0"]).max() > 0.98 * np.sqrt(6 / 80)
 
 
+def test_initialisers_for_long_range():
+    irnn = gpurnn.RNN(300, 50, 2, "relu", backend="cpu", init="identity", seed=0)
+    for layer in "01":
+        np.testing.assert_array_equal(irnn.params[f"weight_hh_l{layer}"], np.eye(50))
+        assert not irnn.params[f"bias_ih_l{layer}"].any() and not irnn.params[f"bias_hh_l{layer}"].any()
+    assert abs(irnn.params["weight_ih_l0"].std() / 0.001 - 1) < 4 / np.sqrt(2 * 300 * 50)  # 4 standard errors
+    projected = gpurnn.LSTM(30, 50, proj_size=20, backend="cpu", init="identity")
+    np.testing.assert_array_equal(projected.params["weight_hh_l0"], np.tile(np.eye(50, 20), (4, 1)))
+    np.testing.assert_array_equal(projected.params["weight_hr_l0"], np.eye(20, 50))
+
+    H, longest = 400, 100
+    for kind, held in (("lstm", "f"), ("gru", "z")):
+        layer, plain = (build(kind, hidden=H, bidirectional=True, chrono=chrono) for chrono in (longest, None))
+        for suffix in ("", "_reverse"):
+            ih, hh, before = (
+                values.reshape(-1, H)
+                for values in (layer.params[f"bias_ih_l0{suffix}"], layer.params[f"bias_hh_l0{suffix}"],
+                               plain.params[f"bias_ih_l0{suffix}"])
+            )  # fmt: skip
+            spans = np.exp(ih[1])  # U(1, 99): mean 50, deviation 98 / sqrt(12)
+            assert spans.min() >= 1 and spans.max() <= longest - 1
+            assert abs(spans.mean() - longest / 2) < 4 * (longest - 2) / np.sqrt(12 * H)
+            assert not hh[1].any()
+            kept = [2, 3] if held == "f" else [0, 2]
+            np.testing.assert_array_equal(ih[kept], before[kept])
+            if held == "f":
+                np.testing.assert_array_equal(ih[0], -ih[1])
+                assert not hh[0].any()
+
+
 def test_parameters_are_views_of_one_buffer():
     layer = build("lstm", num_layers=2, bidirectional=True)
     for views, buffer in ((layer.params, layer.flat_params), (layer.grads, layer.flat_grads)):
@@ -503,6 +533,10 @@ def test_bad_calls(call, error, words):
         ({"init": "zeros"}, ValueError),
         ({"forget_bias": float("inf")}, ValueError),
         ({"forget_bias": 1.0, "bias": False}, ValueError),
+        ({"chrono": 100, "bias": False}, ValueError),
+        ({"chrono": 1}, ValueError),
+        ({"chrono": 9.5}, TypeError),
+        ({"chrono": 100, "forget_bias": 1.0}, ValueError),
         ({"dtype": "int32"}, DtypeError),
         ({"seed": -1}, ValueError),
         ({"backend": "tpu"}, ValueError),
@@ -518,6 +552,8 @@ def test_options_of_other_cells_are_refused():
         gpurnn.GRU(3, 4, proj_size=2, backend="cpu")
     with pytest.raises(TypeError, match="forget_bias"):
         gpurnn.RNN(3, 4, forget_bias=1.0, backend="cpu")
+    with pytest.raises(TypeError, match="chrono"):
+        gpurnn.RNN(3, 4, chrono=100, backend="cpu")
     with pytest.raises(TypeError, match="bidirectional"):
         gpurnn.LSTMCell(3, 4, bidirectional=True, backend="cpu")
     with pytest.raises(ValueError, match="nonlinearity"):
