@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from . import rng
 from .checkpoint import CheckpointError, load_checkpoint, remove_checkpoint, save_checkpoint
 from .errors import check_choice, check_number, check_size
 from .gradients import record_gradient_flow
@@ -61,6 +62,7 @@ def fit(
     schedule_every="epoch",
     clip_norm=None,
     clip_value=None,
+    weight_noise=0.0,
     accumulate=1,
     out=None,
     resume=False,
@@ -79,6 +81,9 @@ def fit(
         before (truncated BPTT: no gradient goes back over the border).
     schedule: its ``step`` is called after every "epoch" (with the validation loss, else the training loss) or "step".
     clip_norm, clip_value: limits of the gradient's global norm and of each of its entries.
+    weight_noise: standard deviation of normal noise that is added to every parameter for the length of a training step
+        and taken away before the update (Graves, "Practical variational inference for neural networks", NIPS 2011); a
+        fresh draw for every step, keyed by the model's seed and the step's number.
     accumulate: batches whose gradients make one optimiser step; equal to one large batch of all their steps.
     out: folder of the run; None writes nothing. resume: go on from the last checkpoint there, exactly as if never
         stopped; without one, start. overwrite: replace a run that stands there.
@@ -96,7 +101,8 @@ def fit(
         check_choice("schedule_every", schedule_every, ("epoch", "step")),
         math.inf if clip_norm is None else check_number("clip_norm", clip_norm, 0, low_open=True),
         None if clip_value is None else check_number("clip_value", clip_value, 0, low_open=True),
-        check_size("accumulate", accumulate), None if out is None else Path(out),
+        check_number("weight_noise", weight_noise, 0), check_size("accumulate", accumulate),
+        None if out is None else Path(out),
         None if checkpoint_every is None else check_size("checkpoint_every", checkpoint_every),
         None if patience is None else check_size("patience", patience), progress, flow, extra,
     )  # fmt: skip
@@ -142,12 +148,13 @@ class _Run:
 
     def __init__(
         self, model, loss, batches, optimizer, epochs, validation, schedule, schedule_every, clip_norm, clip_value,
-        accumulate, out, checkpoint_every, patience, progress, flow, extra,
+        weight_noise, accumulate, out, checkpoint_every, patience, progress, flow, extra,
     ):  # fmt: skip
         self.model, self.loss, self.batches, self.optimizer = model, loss, batches, optimizer
         self.epochs, self.validation = epochs, validation
         self.schedule, self.schedule_every = schedule, schedule_every
-        self.clip_norm, self.clip_value, self.accumulate = clip_norm, clip_value, accumulate
+        self.clip_norm, self.clip_value = clip_norm, clip_value
+        self.weight_noise, self.accumulate = weight_noise, accumulate
         self.out, self.checkpoint_every, self.patience = out, checkpoint_every, patience
         self.progress, self.flow, self.extra = progress, flow, extra
         self.history = History()
@@ -193,7 +200,7 @@ class _Run:
         model.zero_grad()
         mean, state = 0.0, self.state
         watch = self.flow and self.index == 0
-        with record_gradient_flow() if watch else contextlib.nullcontext() as flow:
+        with record_gradient_flow() if watch else contextlib.nullcontext() as flow, self._noisy_weights():
             for batch in group:
                 x = model.xp.asarray(batch.inputs)
                 outputs, *last, backward = model.forward(x, **_context(model, batch, state))
@@ -225,6 +232,21 @@ class _Run:
         if watch:
             self._record_flow(flow)
         return len(group)
+
+    @contextlib.contextmanager
+    def _noisy_weights(self):
+        """Inside, the parameters are those of this step plus its noise; afterwards they have their old bits again."""
+        if not self.weight_noise:
+            yield
+            return
+        model = self.model
+        params, clean = model.flat_params, model.flat_params.copy()
+        noise = rng.normal(params.shape, model.seed, rng.name_key("weight noise"), self.step, params.dtype, model.xp)
+        params += self.weight_noise * noise
+        try:
+            yield
+        finally:
+            params[...] = clean
 
     def _end_epoch(self):
         train_loss = self.sums[0] / self.sums[1] if self.sums[1] else math.nan

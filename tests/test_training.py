@@ -66,9 +66,10 @@ def test_training_learns_and_records(tmp_path):
     assert model.training
 
 
-def test_a_step_is_forward_backward_clip_update():
+@pytest.mark.parametrize("noise", [0, 0.1])
+def test_a_step_is_forward_backward_clip_update(noise):
     """fit's first steps against the same loop written out."""
-    model, _ = train(epochs=1, validation=None)
+    model, _ = train(epochs=1, validation=None, weight_noise=noise)
     again = text_model()
     adam = gpurnn.Adam(again, lr=1e-2)
     schedule = gpurnn.CosineSchedule(adam, total=200)
@@ -76,8 +77,12 @@ def test_a_step_is_forward_backward_clip_update():
     for i in range(len(batches)):
         batch = batches.batch(0, i)
         again.zero_grad()
+        clean = again.flat_params.copy()
+        key = gpurnn.rng.name_key("weight noise")
+        again.flat_params += noise * gpurnn.rng.normal(clean.shape, again.seed, key, i)
         logits, state, backward = again.forward(batch.inputs, state)
         backward(gpurnn.cross_entropy(logits, batch.targets)[1]())
+        again.flat_params[...] = clean
         gpurnn.clip_grad_norm(again, 1.0)
         adam.step()
         schedule.step()
@@ -181,9 +186,10 @@ def test_plateau_schedule_sees_the_validation_loss():
 @pytest.mark.parametrize("cell", ["GRU", "LSTM"])
 @pytest.mark.parametrize("every", [None, 4])
 def test_resumed_training_equals_an_uninterrupted_one(tmp_path, cell, every):
-    whole, history = train(tmp_path / "whole", cell=cell, accumulate=2)
-    train(tmp_path / "parts", epochs=1, cell=cell, accumulate=2)
-    model, resumed = train(tmp_path / "parts", resume=True, cell=cell, accumulate=2, checkpoint_every=every)
+    options = dict(cell=cell, accumulate=2, weight_noise=0.05)
+    whole, history = train(tmp_path / "whole", **options)
+    train(tmp_path / "parts", epochs=1, **options)
+    model, resumed = train(tmp_path / "parts", resume=True, checkpoint_every=every, **options)
     assert np.array_equal(model.flat_params, whole.flat_params)
     timeless = [[{k: v for k, v in r.items() if k != "seconds"} for r in h] for h in (history, resumed)]
     assert timeless[0] == timeless[1]
@@ -383,6 +389,7 @@ def test_resume_without_a_checkpoint_starts(tmp_path):
         ({"clip_norm": 0}, "clip_norm"),
         ({"clip_norm": float("nan")}, "clip_norm"),
         ({"clip_value": -1}, "clip_value"),
+        ({"weight_noise": -0.1}, "weight_noise"),
         ({"accumulate": 0}, "accumulate"),
         ({"schedule_every": "hour"}, "schedule_every"),
         ({"patience": 0}, "patience"),
