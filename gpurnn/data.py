@@ -126,33 +126,33 @@ class SequenceBatches:
         return padded
 
 
-def adding_problem(count, T, seed=0):
+def adding_problem(count, T, seed=0, call=0):
     """Add the two marked numbers of a sequence (Hochreiter & Schmidhuber 1997).
 
     Returns x (T, count, 2) float32: numbers uniform in [0, 1), and a marker that is 1 once in each half; y (count, 1):
     the sum of the two marked numbers. Always predicting 1 gives a mean squared error of 1/6, the variance of the sum
-    (0.1767 in the literature, where it was measured on a finite set).
+    (0.1767 in the literature, where it was measured on a finite set). Another ``call`` draws other sequences.
     """
     T, half = check_size("T", T, 2), T // 2
     x = np.zeros((T, check_size("count", count), 2), np.float32)
-    x[:, :, 0] = rng.uniform((T, count), 0, 1, seed, rng.name_key("adding"))
-    drawn = rng.uniform((2, count), 0, 1, seed, rng.name_key("markers"), dtype=np.float64)
+    x[:, :, 0] = rng.uniform((T, count), 0, 1, seed, rng.name_key("adding"), call)
+    drawn = rng.uniform((2, count), 0, 1, seed, rng.name_key("markers"), call, np.float64)
     places = np.stack([drawn[0] * half, half + drawn[1] * (T - half)]).astype(np.int64)
     everyone = np.arange(count)
     x[places, everyone, 1] = 1
     return x, x[places, everyone, 0].sum(axis=0)[:, None]
 
 
-def copy_memory(count, T, symbols=8, length=10, seed=0):
+def copy_memory(count, T, symbols=8, length=10, seed=0, call=0):
     """Repeat the first ``length`` symbols after T blanks (Arjovsky, Shah, Bengio 2016).
 
     Returns ids and targets (T + 2 * length, count) int64. Class 0 is blank, 1 .. symbols the symbols, symbols + 1 the
     sign to begin; targets are blank but for the last ``length`` steps. Guessing gives length ln(symbols) / (T + 2
-    length) nats.
+    length) nats. Another ``call`` draws other sequences.
     """
     T, length = check_size("T", T), check_size("length", length)
     shape = (length, check_size("count", count))
-    drawn = rng.uniform(shape, 1, check_size("symbols", symbols) + 1, seed, rng.name_key("copy"), dtype=np.float64)
+    drawn = rng.uniform(shape, 1, check_size("symbols", symbols) + 1, seed, rng.name_key("copy"), call, np.float64)
     pattern = drawn.astype(np.int64)
     ids = np.zeros((T + 2 * length, count), np.int64)
     targets = np.zeros_like(ids)

@@ -123,6 +123,9 @@ def test_adding_problem():
     assert x[:50, :, 1].any(axis=1).all() and x[50:, :, 1].any(axis=1).all()  # every place is drawn
     assert np.array_equal(x, adding_problem(4000, 101, seed=1)[0])
     assert not np.array_equal(x, adding_problem(4000, 101, seed=2)[0])
+    other, sums = adding_problem(4000, 101, seed=1, call=1)
+    assert (x[:, :, 0] != other[:, :, 0]).mean() > 0.99 and (x[:, :, 1] != other[:, :, 1]).any()
+    np.testing.assert_allclose(sums[:, 0], (other[:, :, 0] * other[:, :, 1]).sum(axis=0), rtol=1e-6)
 
 
 def test_copy_memory():
@@ -132,3 +135,4 @@ def test_copy_memory():
     assert not ids[10:39].any() and (ids[39] == 9).all() and not ids[40:].any()
     assert not targets[:40].any()
     np.testing.assert_array_equal(targets[40:], ids[:10])
+    assert (copy_memory(500, 30, seed=1, call=1)[1][40:] != targets[40:]).mean() > 0.8  # 7/8 of them differ
