@@ -5,21 +5,23 @@ Exit codes: 0 done; 1 a run failed (diverged, damaged checkpoint, no GPU, disk f
 
 import errno
 import importlib.metadata
-import json
-import math
 import os
 import platform
 import sys
 import textwrap
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import click
 from click.core import ParameterSource
 
+from . import options
 from .module import DTYPES
-from .text import CELLS, OPTIMIZERS, SCHEDULES, CharConfig
+from .tasks import TASKS, get_task
+from .tasks.run import Settings, kind_of
+
+_VERBS = {verb: task for task, verbs in TASKS.items() for verb in verbs}
 
 try:
     VERSION = importlib.metadata.version("gpurnn")
@@ -28,12 +30,15 @@ except importlib.metadata.PackageNotFoundError:
 
 
 class _Commands(click.Group):
-    """Turns the errors that a user can cause into one line and an exit code; loads ``bench`` when it is asked for."""
+    """Turns the errors that a user can cause into one line and an exit code; loads ``bench`` and the tasks' verbs when
+    they are asked for."""
 
     def list_commands(self, ctx):
-        return sorted([*super().list_commands(ctx), "bench"])
+        return sorted({*super().list_commands(ctx), "bench", *_VERBS})
 
     def get_command(self, ctx, name):
+        if name in _VERBS:
+            return get_task(_VERBS[name]).verbs[name]
         if name != "bench":
             return super().get_command(ctx, name)
         try:
@@ -68,21 +73,6 @@ def _fail(error, code):
     raise failure from error
 
 
-def _print_json(document):
-    click.echo(json.dumps(document, indent=1))
-
-
-_backend = click.option(
-    "--backend",
-    type=click.Choice(["auto", "cpu", "numpy", "cupy", "cuda"]),
-    default="auto",
-    help="Where to compute; 'auto' is the GPU where one works, else the CPU.",
-)
-_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
-_run = click.argument("run", type=click.Path(exists=True, file_okay=False))
-_files = click.Path(exists=True, dir_okay=False)
-
-
 @click.group(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 80},
@@ -101,105 +91,111 @@ def main(debug):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows "?"
 
 
-@main.group()
+class _Tasks(click.Group):
+    """One command for each task, made from its ``Settings`` when it is asked for."""
+
+    def list_commands(self, ctx):
+        return list(TASKS)
+
+    def get_command(self, ctx, name):
+        return _train_command(get_task(name)) if name in TASKS else None
+
+
+@main.group(cls=_Tasks)
 def train():
     """Train a model on one of the built-in tasks."""
 
 
-_SETTINGS = {  # field of CharConfig -> (type, help)
-    "cell": (click.Choice(list(CELLS)), "Recurrent cell."),
-    "layers": (int, "Recurrent layers on top of each other."),
-    "hidden": (int, "Hidden units in each layer."),
-    "embedding": (int, "Size of a character's vector  [default: --hidden, at most the vocabulary's size]"),
-    "dropout": (float, "Share of activations dropped between layers."),
-    "steps": (int, "Sequence length: characters the gradient flows back through."),
-    "batch": (int, "Sequences trained side by side."),
-    "optimizer": (click.Choice(list(OPTIMIZERS)), "Optimiser."),
-    "lr": (float, "Learning rate at its highest."),
-    "weight_decay": (float, "Weight decay."),
-    "schedule": (click.Choice(SCHEDULES), "How the learning rate falls: cosine to lr/20, step by 0.3 twice, plateau."),
-    "warmup": (int, "Optimiser steps in which the learning rate rises from 0."),
-    "clip": (float, "Largest norm of the gradient; 0: no limit."),
-    "epochs": (int, "Passes over the text."),
-    "valid": (float, "Share of the text, at its end, kept for validation."),
-    "patience": (int, "Stop after this many epochs without a better validation loss."),
-    "accumulate": (int, "Batches whose gradients make one optimiser step."),
-    "dtype": (click.Choice(DTYPES), "Precision: of activations, and of weights in products."),
-    "seed": (int, "Seed of all random draws  [default: a fresh one, shown]"),
-}
+def _train_command(task):
+    """``gpurnn train TASK``: the task's files, its settings as options, its own ones first."""
+    settings, shared = fields(task.Settings), {f.name for f in fields(Settings)}
+    params = [click.Argument(["files"], metavar=f"[{task.files_help}]...", nargs=-1, type=click.Path(exists=True))]
+    params += [_option(f) for f in sorted(settings, key=lambda f: f.name in shared)]
 
+    def command(**arguments):
+        _train(task, **arguments)
 
-def _settings(command):
-    for name, (kind, text) in reversed(_SETTINGS.items()):
-        option = click.option(f"--{name.replace('_', '-')}", type=kind, default=getattr(CharConfig, name), help=text)
-        command = option(command)
-    return command
-
-
-@train.command(
-    "text",
-    epilog="""\b
+    command.__doc__ = task.__doc__
+    for decorate in reversed(_run_options(task.name)):
+        command = decorate(command)
+    made = click.command(
+        task.name,
+        epilog=f"""\b
 Examples:
-  gpurnn train text                              about a minute on a laptop
-  gpurnn train text book1.txt book2.txt --epochs 10 --out runs/books
-  gpurnn train text book.txt --cell gru --layers 2 --dropout 0.2
-  gpurnn train text --out runs/books --resume                 after Ctrl-C
-  gpurnn train text --out runs/books --resume --epochs 20     train on
+{task.examples.strip(chr(10))}
+  gpurnn train {task.name} --out runs/mine --resume                 after Ctrl-C
+  gpurnn train {task.name} --out runs/mine --resume --epochs 20     train on
 Ctrl-C saves a checkpoint first; --resume then goes on exactly there.""",
-)
-@click.argument("files", metavar="[FILE]...", nargs=-1, type=_files)
-@_settings
-@_backend
-@click.option("--out", type=click.Path(file_okay=False), help="Folder of the run  [default: a fresh runs/text-N]")
-@click.option("--resume", is_flag=True, help="Continue the run in --out with its own settings and text.")
-@click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
-@click.option("--checkpoint-every", type=click.IntRange(1), help="Save also after every so many optimiser steps.")
-@click.option("--progress/--no-progress", default=True, help="Show a progress bar.")
-@click.option("--flow", is_flag=True, help="Record how far back in time the gradient reaches.")
-@_json
-@click.pass_context
-def train_text(ctx, files, backend, out, resume, overwrite, checkpoint_every, progress, flow, as_json, **settings):
-    """Train a character language model on UTF-8 text FILEs, joined in order.
+    )(command)
+    made.params = params + made.params
+    return made
 
-    It learns to predict the next character; 'gpurnn sample' then lets it write. Without a FILE it trains on the English
-    help texts that come with Python.
-    """
-    from .text import load_run, prepare_text, read_config, sample
 
+def _option(f):
+    """The command-line option of a field of ``Settings``."""
+    kind, _ = kind_of(f)
+    name, text = f"--{f.name.replace('_', '-')}", f.metadata["help"]
+    if f.metadata.get("shown"):
+        text += f"  [default: {f.metadata['shown']}]"
+    if kind is bool:
+        return click.Option([f"{name}/--no-{name[2:]}"], default=f.default, help=text)
+    choices = f.metadata.get("choices")
+    return click.Option([name], type=click.Choice(choices) if choices else kind, default=f.default, help=text)
+
+
+def _run_options(name):
+    return (
+        options.backend,
+        click.option("--out", type=click.Path(file_okay=False),
+                     help=f"Folder of the run  [default: a fresh runs/{name}-N]"),
+        click.option("--resume", is_flag=True, help="Continue the run in --out with its own settings and data."),
+        click.option("--overwrite", is_flag=True, help="Replace the run in --out."),
+        click.option("--checkpoint-every", type=click.IntRange(1), help="Save also after every so many steps."),
+        click.option("--progress/--no-progress", default=True, help="Show a progress bar."),
+        click.option("--flow", is_flag=True, help="Record how far back in time the gradient reaches."),
+        options.as_json,
+    )  # fmt: skip
+
+
+def _train(task, files, backend, out, resume, overwrite, checkpoint_every, progress, flow, as_json, **settings):
+    """Train a model of ``task`` and say what is done."""
+    from .tasks.run import prepare, read_run
+
+    ctx = click.get_current_context()
     say = lambda line="": click.echo(line, err=as_json)  # noqa: E731  (stdout is for the JSON document)
     if resume and not out:
         raise click.UsageError("--resume needs --out, the folder of the run to continue.")
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other.")
-    given = {name for name in ctx.params if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
+    if task.train_needs_files and not files and not resume:
+        raise click.UsageError(f"Missing argument '{task.files_help}...'.")
     if resume:
-        old = read_config(out)[0]
-        config = replace(old, **{name: settings[name] for name in _SETTINGS if name in given})
+        given = {name for name in ctx.params if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
+        old = read_run(out, task.name)[0]
+        settings = {name: value for name, value in settings.items() if name in given}
         backend = backend if "backend" in given else None
-        if config.epochs > old.epochs and config.schedule in ("cosine", "step"):
-            say(
-                f"Note        the {config.schedule} schedule ended with epoch {old.epochs}: the learning rate stays low"
-            )
-    else:
-        config = CharConfig(**settings)
-    folder = Path(out) if out else _fresh_folder()
-    run = prepare_text(files, folder, config, backend=backend, resume=resume, overwrite=overwrite)
+        if settings.get("epochs", 0) > old.epochs and old.schedule in ("cosine", "step"):
+            say(f"Note        the {old.schedule} schedule ended with epoch {old.epochs}: the learning rate stays low")
+    folder = Path(out) if out else _fresh_folder(task.name)
+    run = prepare(task.name, files, folder, backend=backend, resume=resume, overwrite=overwrite, **settings)
 
     facts = {
         "run": str(folder),
+        "task": task.name,
         "files": run.files,
-        "characters": run.characters,
-        "vocabulary": len(run.vocabulary),
+        "data": run.data.summary,
         "parameters": int(run.model.flat_params.size),
         "backend": run.model.ops.name,
-        "config": asdict(config),
+        "settings": asdict(run.settings),
     }
-    source = ", ".join(Path(file).name for file in run.files) or "Python's help texts (give FILEs for your own)"
-    say(f"Text        {source}: {run.characters:,} characters, {len(run.vocabulary)} different ones")
-    say(f"Model       {config.cell}, {config.layers} x {config.hidden} units, {facts['parameters']:,} parameters")
-    say(f"Backend     {facts['backend']}, {config.dtype}, seed {config.seed}")
-    say(f"Run         {folder}, {config.epochs} epochs of {len(run.train_batches)} batches")
-    again = f"gpurnn train text --out {folder} --resume"
+    chosen = run.settings
+    source = [Path(file).name for file in run.files] or ["built in (give FILEs for your own)"]
+    source = ", ".join(source if len(source) < 4 else [source[0], f"{len(source) - 1} more files"])
+    say(f"Data        {source}: {run.data.summary}")
+    say(f"Model       {chosen.cell}, {chosen.layers} x {chosen.hidden} units, {facts['parameters']:,} parameters")
+    say(f"Backend     {facts['backend']}, {chosen.dtype}, seed {chosen.seed}")
+    say(f"Run         {folder}, {chosen.epochs} epochs of {len(run.data.train)} batches")
+    again = f"gpurnn train {task.name} --out {folder} --resume"
     start = time.perf_counter()
     try:
         history = run.train(checkpoint_every=checkpoint_every, progress=progress, flow=flow)
@@ -211,62 +207,22 @@ def train_text(ctx, files, backend, out, resume, overwrite, checkpoint_every, pr
         ctx.exit(130)
     seconds = time.perf_counter() - start
 
-    model, vocabulary, _ = load_run(folder, facts["backend"])
-    text = "".join([run.opening, *sample(model, vocabulary, run.opening, seed=config.seed)])
-    kind = "validation" if config.valid else "training"
-    loss = min(record["validation_loss" if config.valid else "train_loss"] for record in history.epochs)
-    nats, bits = round(loss, 4), round(loss / math.log(2), 4)
+    result, text = run.finish(history)
     if as_json:
-        facts |= {"epochs": len(history.epochs), "seconds": round(seconds, 3), "loss": kind, "nats": nats, "bits": bits}
-        _print_json(facts | {"sample": text})
+        options.print_json(facts | {"epochs": len(history.epochs), "seconds": round(seconds, 3)} | result)
         return
-    say(f"\nDone in {seconds:.0f} s. Best {kind} loss {nats} nats = {bits} bits per character. A sample:\n")
-    say(text)
-    say(f"\nNext:\n  gpurnn sample {folder} --length 1000\n  gpurnn plot {folder}")
-    say(f"  {again} --epochs {2 * config.epochs}")
+    say(f"\nDone in {seconds:.0f} s. {text}")
+    say("\nNext:")
+    for line in (*task.next, "gpurnn plot {run}"):
+        say(f"  {line.format(run=folder)}")
+    say(f"  {again} --epochs {2 * chosen.epochs}")
 
 
-def _fresh_folder():
+def _fresh_folder(name):
     number = 1
-    while (folder := Path("runs", f"text-{number}")).exists():
+    while (folder := Path("runs", f"{name}-{number}")).exists():
         number += 1
     return folder
-
-
-@main.command(
-    epilog="""\b
-Examples:
-  gpurnn sample runs/text-1 --prompt "The " --length 1000
-  gpurnn sample runs/text-1 --temperature 0        the likeliest each time
-  gpurnn sample runs/text-1 --top-p 0.9 --seed 1   the same text each time"""
-)
-@_run
-@click.option("--prompt", default="", show_default=False, help="What the model continues.")
-@click.option("--length", default=300, help="Characters to write.")
-@click.option("--temperature", default=0.8, help="Below 1: more likely, duller text; above: wilder. 0: the likeliest.")
-@click.option("--top-k", type=int, help="Choose among the K likeliest characters only.")
-@click.option("--top-p", type=float, help="Choose among the likeliest that have probability P together.")
-@click.option("--seed", type=int, help="Seed of the draws  [default: a fresh one]")
-@_backend
-@_json
-def sample(run, prompt, length, temperature, top_k, top_p, seed, backend, as_json):
-    """Let the trained model in the folder RUN write text."""
-    from .rng import check_seed
-    from .text import load_run, sample
-
-    model, vocabulary, _ = load_run(run, backend)
-    seed = check_seed(seed)
-    characters = sample(model, vocabulary, prompt, length, temperature, top_k, top_p, seed)
-    unknown = vocabulary.unknown(prompt)
-    if unknown:
-        click.echo(f"The model never saw {unknown!r} of the prompt: taken as unknown.", err=True)
-    if as_json:
-        _print_json({"prompt": prompt, "unknown": unknown, "seed": seed, "text": "".join(characters)})
-        return
-    click.echo(prompt, nl=False)
-    for character in characters:
-        click.echo(character, nl=False)
-    click.echo()
 
 
 @main.command(
@@ -274,26 +230,26 @@ def sample(run, prompt, length, temperature, top_k, top_p, seed, backend, as_jso
 Example:
   gpurnn evaluate runs/text-1 other.txt"""
 )
-@_run
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=_files)
-@_backend
-@_json
+@options.run
+@click.argument("files", metavar="FILE...", nargs=-1, type=click.Path(exists=True))
+@options.backend
+@options.as_json
 def evaluate(run, files, backend, as_json):
-    """How well the model in the folder RUN predicts the text in FILEs."""
-    from .text import evaluate_text
+    """How good the model in the folder RUN is on the data in FILEs."""
+    from .tasks.run import load
 
-    result = evaluate_text(run, files, backend)
+    trained = load(run, backend)
+    if trained.task.evaluate_needs_files and not files:
+        raise click.UsageError("Missing argument 'FILE...'.")
+    result, text = trained.task.evaluate(trained, files)
     if as_json:
-        _print_json(result)
-        return
-    click.echo(f"Cross-entropy  {result['nats']:.4f} nats = {result['bits']:.4f} bits per character")
-    click.echo(f"Perplexity     {result['perplexity']:.3f}")
-    click.echo(f"Accuracy       {result['accuracy']:.2%} of the next characters were the likeliest")
-    click.echo(f"Text           {result['characters']:,} characters, {result['unknown']:,} unknown to the model")
+        options.print_json(result)
+    else:
+        click.echo(text)
 
 
 @main.command()
-@_run
+@options.run
 def plot(run):
     """Draw the training curves of the folder RUN as PNG files."""
     try:
@@ -319,7 +275,7 @@ Exit code 0: all right; 1: something computes wrongly, or a backend is missing."
 @click.option("--cell", "cells", multiple=True, help="Cell, or 'other layers'; may be repeated  [default: all]")
 @click.option("--dtype", "dtypes", multiple=True, type=click.Choice(DTYPES), help="May be repeated  [default: all]")
 @click.option("--quick", is_flag=True, help="Two options of each layer instead of eight.")
-@_json
+@options.as_json
 def check(backends, cells, dtypes, quick, as_json):
     """Check on this machine that every backend computes rightly.
 
@@ -337,7 +293,7 @@ def check(backends, cells, dtypes, quick, as_json):
     wrong = [result for result in results if not result.right]
     if as_json:
         rows = [asdict(result) | {"right": result.right, "worst": str(result.worst)} for result in results]
-        _print_json({"right": not wrong, "seconds": time.perf_counter() - started, "results": rows})
+        options.print_json({"right": not wrong, "seconds": time.perf_counter() - started, "results": rows})
     else:
         _print_checks(results, wrong)
         click.echo(f"{len(results) - len(wrong)} of {len(results)} right, {time.perf_counter() - started:.0f} s")
@@ -419,7 +375,7 @@ The table is kept in GPURNN_TUNED, else gpurnn/tuned.json in the user's cache fo
 @_sizes
 @click.option("--show", is_flag=True, help="Print what is known of all machines; measure nothing.")
 @click.option("--forget", is_flag=True, help="Delete the table; estimates count again.")
-@_json
+@options.as_json
 def tune(dtypes, cells, hidden, batches, bidirectional, tf32, show, forget, as_json):
     """Measure the schedules on this machine's GPU; layers then take the quickest.
 
@@ -445,7 +401,7 @@ def tune(dtypes, cells, hidden, batches, bidirectional, tf32, show, forget, as_j
         tuning.write(table)
     rows = tuning.rows(table)
     if as_json:
-        _print_json({"file": str(tuning.path()), "rows": rows})
+        options.print_json({"file": str(tuning.path()), "rows": rows})
         return
     for device in dict.fromkeys(row["device"] for row in rows):
         click.echo(device)
@@ -456,7 +412,7 @@ def tune(dtypes, cells, hidden, batches, bidirectional, tf32, show, forget, as_j
 
 
 @main.command()
-@_json
+@options.as_json
 def info(as_json):
     """What this installation is and what it can use: versions, CPU, GPU."""
     import numpy as np
@@ -488,7 +444,7 @@ def info(as_json):
         "kernels": kernel_files(),
     }
     if as_json:
-        _print_json(document)
+        options.print_json(document)
         return
     threads = "" if blas["threads"] is None else f", {blas['threads']} threads"
     rows = {

@@ -18,23 +18,27 @@ from .errors import DtypeError, ShapeError, check_size
 class Batch:
     """One training batch, time-major NumPy arrays.
 
-    inputs: (T, B, ...); targets: what the loss takes, (T, B, ...) or one for each sequence (B, ...); lengths: (B,) or
-    None;
-    carry: the recurrent state of the batch before goes on (truncated BPTT) instead of starting anew.
+    inputs: (T, B, ...), or a tuple of arrays where the model takes several. targets: whatever the loss takes. lengths:
+    (B,) or None, given to the model; a tuple, one for each of the inputs, where these are several. carry: the recurrent
+    state of the batch before goes on (truncated BPTT) instead of starting anew. loss_options: what the loss takes by
+    name; None: ``lengths``, where there are any. weight: how much the mean loss of this batch counts in a mean over
+    batches, the number of valid steps where it is None. With
+    several inputs both must be given.
     """
 
     inputs: object
     targets: object
     lengths: object = None
     carry: bool = False
+    loss_options: dict | None = None
+    weight: int | None = None
 
-    @property
-    def weight(self):
-        """Number of valid steps: how much this batch's mean loss counts in a mean over batches."""
-        if self.lengths is not None:
-            return int(np.sum(self.lengths))
-        shape = np.shape(self.inputs)
-        return int(shape[0] * shape[1])
+    def __post_init__(self):
+        if self.loss_options is None:
+            self.loss_options = {} if self.lengths is None else {"lengths": self.lengths}
+        if self.weight is None:
+            shape = np.shape(self.inputs)
+            self.weight = int(shape[0] * shape[1] if self.lengths is None else np.sum(self.lengths))
 
 
 class TextBatches:
@@ -73,9 +77,11 @@ class SequenceBatches:
     """Sequences of different length, shuffled, padded with zeros to the longest of their batch.
 
     inputs: a list of arrays (T_n, ...). targets: a list of arrays (T_n, ...), one entry for each step, padded alike;
-    or with ``per_step=False`` an array or list with one target for each sequence. shuffle: another order in every
-    epoch. bucket: sequences of similar length go together (sorted within windows of 32 batches), so that little is
-    padded.
+    or with ``per_step=False`` an array or list with one target for each sequence: the loss then gets no lengths, and a
+    batch weighs as many sequences as it has. shuffle: another order in every epoch. bucket: sequences of similar length
+    go together (sorted within windows of 32 batches), so that little is padded.
+
+    Where a batch needs more, a subclass overrides ``collate``, which makes it from the chosen sequences' numbers.
     """
 
     def __init__(self, inputs, targets, batch_size, *, per_step=True, shuffle=True, bucket=True, seed=0):
@@ -88,6 +94,7 @@ class SequenceBatches:
         if len(self.targets) != len(self.inputs):
             raise ShapeError(f"targets: expected {len(self.inputs)} entries, as inputs has, got {len(self.targets)}")
         self.lengths = np.array([len(x) for x in self.inputs], np.int64)
+        self._last = (None, None)  # an epoch and its order: sorted once, not for every batch
         for n, (x, y) in enumerate(zip(self.inputs, self.targets, strict=True)):
             if per_step and len(y) != len(x):
                 raise ShapeError(f"targets[{n}]: expected {len(x)} steps, as inputs[{n}] has, got {len(y)}")
@@ -97,10 +104,16 @@ class SequenceBatches:
 
     def batch(self, epoch, index):
         index = _check_index(self, index)
-        chosen = self._order(epoch)[index]
-        lengths = self.lengths[chosen]
-        targets = self._pad([self.targets[n] for n in chosen]) if self.per_step else self.targets[chosen]
-        return Batch(self._pad([self.inputs[n] for n in chosen]), targets, lengths)
+        if self._last[0] != epoch:
+            self._last = (epoch, self._order(epoch))
+        return self.collate(self._last[1][index], epoch)
+
+    def collate(self, chosen, epoch):
+        """The Batch of the sequences with these numbers, (B,); ``epoch`` is for what shall differ between epochs."""
+        inputs, lengths = pad([self.inputs[n] for n in chosen]), self.lengths[chosen]
+        if self.per_step:
+            return Batch(inputs, pad([self.targets[n] for n in chosen]), lengths)
+        return Batch(inputs, self.targets[chosen], lengths, loss_options={}, weight=len(chosen))
 
     def _order(self, epoch):
         """The sequences' numbers, batch by batch, in this epoch."""
@@ -118,12 +131,14 @@ class SequenceBatches:
             batches = [batches[n] for n in np.argsort(drawn, kind="stable")]
         return batches
 
-    def _pad(self, sequences):
-        T = max(len(sequence) for sequence in sequences)
-        padded = np.zeros((T, len(sequences), *sequences[0].shape[1:]), sequences[0].dtype)
-        for b, sequence in enumerate(sequences):
-            padded[: len(sequence), b] = sequence
-        return padded
+
+def pad(sequences, value=0):
+    """Arrays (T_n, ...) side by side: (T, B, ...) with T the longest, ``value`` past each one's end."""
+    T = max(len(sequence) for sequence in sequences)
+    padded = np.full((T, len(sequences), *sequences[0].shape[1:]), value, sequences[0].dtype)
+    for b, sequence in enumerate(sequences):
+        padded[: len(sequence), b] = sequence
+    return padded
 
 
 def adding_problem(count, T, seed=0, call=0):

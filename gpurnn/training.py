@@ -4,6 +4,17 @@ Everything that decides the next step is in a checkpoint: weights, optimiser, sc
 the carried recurrent state, the position in the data. So a run that was killed at any moment, and resumed, goes
 through the same bits as one that was not.
 
+What a model must be: a ``Module`` with
+
+- ``outputs, *state, backward = model.forward(inputs, **context)`` for training, ``outputs`` or, if ``model.stateful``,
+  ``outputs, state = model(inputs, **context)`` in evaluation. ``inputs`` is an array of the model's backend, or a tuple
+  of them where the batch has a tuple (an encoder-decoder's source and target). ``context`` holds ``state`` if
+  ``model.stateful``, and ``lengths`` if ``model.takes_lengths`` and the batch has lengths.
+- ``backward(doutputs)``, which adds to ``model.grads``; what it returns is not looked at.
+
+``outputs`` is whatever the loss takes: ``loss(outputs, batch.targets, **batch.loss_options)`` -> (value, backward), a
+mean over what ``batch.weight`` counts. ``backward(share)`` gives ``doutputs``.
+
 A run's folder: ``last.json`` and ``best.json`` (checkpoints, see checkpoint.py), ``history.jsonl``, ``history.png``,
 and ``gradient_flow.jsonl`` where asked for.
 """
@@ -38,8 +49,8 @@ class History(list):
     """The records of a run, in order, each a dict; the lines of ``history.jsonl``.
 
     kind "step": step, epoch, loss, lr, grad_norm. kind "epoch": epoch (counted from 1), step, train_loss,
-    validation_loss (or None), lr, grad_norm, seconds since the start. ``stopped``: why training ended, "epochs" or
-    "patience".
+    validation_loss (or None), validation_NAME for each metric, lr, grad_norm, seconds since the start. ``stopped``: why
+    training ended, "epochs" or "patience".
     """
 
     stopped = None
@@ -69,6 +80,8 @@ def fit(
     overwrite=False,
     checkpoint_every=None,
     patience=None,
+    metrics=None,
+    watch=("loss", "min"),
     progress=True,
     flow=False,
     extra=None,
@@ -76,7 +89,7 @@ def fit(
     """Train ``model`` to ``epochs`` epochs in total; returns its ``History``.
 
     loss: ``loss(outputs, targets)`` -> (value, backward), a mean over valid steps, such as ``gpurnn.cross_entropy``;
-        gets ``lengths=`` where a batch has lengths.
+        gets the batch's ``loss_options`` by name: ``lengths=`` where a batch has lengths, unless it says otherwise.
     batches, validation: batch sources, see data.py. A batch that carries continues the recurrent state of the one
         before (truncated BPTT: no gradient goes back over the border).
     schedule: its ``step`` is called after every "epoch" (with the validation loss, else the training loss) or "step".
@@ -89,7 +102,10 @@ def fit(
         stopped; without one, start. overwrite: replace a run that stands there.
     checkpoint_every: optimiser steps between checkpoints, besides the end of each epoch. extra: JSON-ready, kept in
     them.
-    patience: epochs without a better validation loss before training stops.
+    metrics: what to measure on the validation batches besides the loss, see ``measure``.
+    watch: what the best checkpoint and ``patience`` go by: "loss" or a metric's name, and whether "min" or "max" is
+        good. Without validation batches it is the training loss.
+    patience: epochs without a better one before training stops.
     progress: a bar with loss, rate and time left. flow: record the gradient flow at the first step of every epoch.
 
     Raises TrainingError where loss or gradient is not finite, CheckpointError for a checkpoint that is damaged or of
@@ -104,8 +120,10 @@ def fit(
         check_number("weight_noise", weight_noise, 0), check_size("accumulate", accumulate),
         None if out is None else Path(out),
         None if checkpoint_every is None else check_size("checkpoint_every", checkpoint_every),
-        None if patience is None else check_size("patience", patience), progress, flow, extra,
+        None if patience is None else check_size("patience", patience), metrics or {}, watch, progress, flow, extra,
     )  # fmt: skip
+    check_choice("watch", watch[0], ("loss", *run.metrics))
+    check_choice("watch", watch[1], ("min", "max"))
     if patience is not None and validation is None:
         raise ValueError("patience watches the validation loss: give validation batches")
     if optimizer.model is not model:
@@ -120,27 +138,42 @@ def fit(
 
 
 def evaluate(model, loss, batches, *, progress=False):
-    """Mean loss over all valid steps of a batch source, in evaluation mode; the modes are restored afterwards.
+    """Mean loss over all valid steps of a batch source, in evaluation mode; see ``measure``."""
+    return measure(model, loss, batches, progress=progress)["loss"]
 
-    The recurrent state is carried as in training, from a zero state; the model's training is not touched.
+
+def measure(model, loss, batches, metrics=None, *, progress=False):
+    """{"loss": mean loss over all that counts, and a number for each metric} of a batch source, in evaluation mode.
+
+    metrics: name -> function of (outputs, targets, **loss_options) that returns (total, count); the metric is the sum
+    of the totals over the sum of the counts: right answers and answers, for instance.
+
+    The recurrent state is carried as in training, from a zero state; the model's modes are restored afterwards, its
+    training is not touched. Where nothing counts the number is nan.
     """
     modes = [(module, module.training) for _, module in model.modules()]
     model.eval()
-    total = weight = 0.0
+    sums = {name: [0.0, 0.0] for name in ("loss", *(metrics or ()))}
+
+    def add(name, total, count):
+        sums[name][0] += float(total)
+        sums[name][1] += float(count)
+
     state = None
     try:
         for index in _bar(range(len(batches)), progress, desc="validation", leave=False):
             batch = batches.batch(0, index)
-            outputs = model(model.xp.asarray(batch.inputs), **_context(model, batch, state))
+            outputs = model(_inputs(model, batch), **_context(model, batch, state))
             if model.stateful:
                 outputs, state = outputs
-            value, _ = _loss(loss, outputs, batch)
-            total += float(value) * batch.weight
-            weight += batch.weight
+            value, _ = loss(outputs, batch.targets, **batch.loss_options)
+            add("loss", float(value) * batch.weight, batch.weight)
+            for name, metric in (metrics or {}).items():
+                add(name, *metric(outputs, batch.targets, **batch.loss_options))
     finally:
         for module, mode in modes:
             module.training = mode
-    return total / weight if weight else math.nan
+    return {name: total / count if count else math.nan for name, (total, count) in sums.items()}
 
 
 class _Run:
@@ -148,7 +181,7 @@ class _Run:
 
     def __init__(
         self, model, loss, batches, optimizer, epochs, validation, schedule, schedule_every, clip_norm, clip_value,
-        weight_noise, accumulate, out, checkpoint_every, patience, progress, flow, extra,
+        weight_noise, accumulate, out, checkpoint_every, patience, metrics, watch, progress, flow, extra,
     ):  # fmt: skip
         self.model, self.loss, self.batches, self.optimizer = model, loss, batches, optimizer
         self.epochs, self.validation = epochs, validation
@@ -156,6 +189,7 @@ class _Run:
         self.clip_norm, self.clip_value = clip_norm, clip_value
         self.weight_noise, self.accumulate = weight_noise, accumulate
         self.out, self.checkpoint_every, self.patience = out, checkpoint_every, patience
+        self.metrics, self.watch = metrics, watch
         self.progress, self.flow, self.extra = progress, flow, extra
         self.history = History()
         # what a checkpoint holds besides model, optimiser and schedule
@@ -202,10 +236,9 @@ class _Run:
         watch = self.flow and self.index == 0
         with record_gradient_flow() if watch else contextlib.nullcontext() as flow, self._noisy_weights():
             for batch in group:
-                x = model.xp.asarray(batch.inputs)
-                outputs, *last, backward = model.forward(x, **_context(model, batch, state))
+                outputs, *last, backward = model.forward(_inputs(model, batch), **_context(model, batch, state))
                 state = last[0] if last else None
-                value, dloss = _loss(self.loss, outputs, batch)
+                value, dloss = self.loss(outputs, batch.targets, **batch.loss_options)
                 share = batch.weight / whole if whole else 0.0
                 backward(dloss(share))
                 mean += float(value) * share
@@ -250,22 +283,26 @@ class _Run:
 
     def _end_epoch(self):
         train_loss = self.sums[0] / self.sums[1] if self.sums[1] else math.nan
-        measured = None
+        measured, metrics = None, {}
         if self.validation is not None:
-            measured = evaluate(self.model, self.loss, self.validation)
-            if not math.isfinite(measured):
-                raise TrainingError(
-                    f"epoch {self.epoch + 1}, step {self.step}: validation loss {measured}, last gradient norm "
-                    f"{self.norm:.3g}. The last checkpoint, of the epoch before, stays"
-                )
+            metrics = measure(self.model, self.loss, self.validation, self.metrics)
+            for name, value in metrics.items():
+                if not math.isfinite(value):
+                    raise TrainingError(
+                        f"epoch {self.epoch + 1}, step {self.step}: validation {name} {value}, last gradient norm "
+                        f"{self.norm:.3g}. The last checkpoint, of the epoch before, stays"
+                    )
+            measured = metrics.pop("loss")
         if self.schedule is not None and self.schedule_every == "epoch":
             self.schedule.step(train_loss if measured is None else measured)
-        watched = train_loss if measured is None else measured
-        better = self.best is None or watched < self.best
+        name, good = ("loss", "min") if measured is None else self.watch
+        watched = metrics.get(name, train_loss if measured is None else measured)
+        better = self.best is None or (watched > self.best if good == "max" else watched < self.best)
         self.best, self.waited = (watched, 0) if better else (self.best, self.waited + 1)
         self.epoch, self.index, self.state, self.sums = self.epoch + 1, 0, None, [0.0, 0]
         self._record(
             kind="epoch", epoch=self.epoch, step=self.step, train_loss=train_loss, validation_loss=measured,
+            **{f"validation_{name}": value for name, value in metrics.items()},
             lr=self.optimizer.lr, grad_norm=self.norm, seconds=round(self._elapsed(), 3),
         )  # fmt: skip
         if better:
@@ -399,18 +436,19 @@ def load_weights(model, path):
 # ---- small parts
 
 
+def _inputs(model, batch):
+    """The batch's inputs as an array, or a tuple of arrays, of the model's backend."""
+    if isinstance(batch.inputs, tuple):
+        return tuple(model.xp.asarray(array) for array in batch.inputs)
+    return model.xp.asarray(batch.inputs)
+
+
 def _context(model, batch, state):
     """What a model's call takes besides x: the state where it has one and the batch carries it, and the lengths."""
     context = {"state": state if batch.carry else None} if model.stateful else {}
     if batch.lengths is not None and getattr(model, "takes_lengths", False):
         context["lengths"] = batch.lengths
     return context
-
-
-def _loss(loss, outputs, batch):
-    if batch.lengths is None:
-        return loss(outputs, batch.targets)
-    return loss(outputs, batch.targets, lengths=batch.lengths)
 
 
 def _by_prefix(arrays):

@@ -91,7 +91,7 @@ def test_train_text_says_what_it_does(call):
 def test_train_text_prints_json(call):
     result = call("train", "text", "book.txt", "--json", "--out", "run", *TINY)
     document = json.loads(result.stdout)
-    assert document["run"] == "run" and document["config"]["hidden"] == 8 and document["loss"] == "validation"
+    assert document["run"] == "run" and document["settings"]["hidden"] == 8 and document["loss"] == "validation"
     assert 0 < document["nats"] < document["bits"] and 300 < len(document["sample"]) <= 320
     assert "Model" in result.stderr
 
@@ -144,6 +144,7 @@ def test_evaluate(trained):
     assert document["unknown"] == 0 and document["characters"] == len(Path("book.txt").read_bytes().decode())
     Path("other.txt").write_text("gate QQ state")
     assert "2 unknown" in trained("evaluate", "run", "book.txt", "other.txt").output
+    assert "FILE" in trained("evaluate", "run", code=2).stderr
 
 
 def test_info(call):
@@ -181,7 +182,7 @@ def test_plot_without_matplotlib(trained, monkeypatch):
         (["train", "text", "book.txt", "--cell", "x"], "--cell"),
         (["train", "text", "book.txt", "--backend", "tpu"], "--backend"),
         (["sample", "missing"], "missing"),
-        (["evaluate", "."], "FILE"),
+        (["train", "nothing"], "nothing"),
     ],
     ids=" ".join,
 )
@@ -218,7 +219,7 @@ def test_errors_become_one_line(call, monkeypatch, error, code):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("gpurnn.text.TextRun.train", fail)
+    monkeypatch.setattr("gpurnn.tasks.run.Run.train", fail)
     result = call("train", "text", "book.txt", "--out", "run", *TINY, code=code)
     assert sum(line.startswith("Error: ") for line in result.stderr.splitlines()) == 1
     with pytest.raises(type(error)):
@@ -238,10 +239,10 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(call, monkeypatch):
         (run.folder / "last.json").touch()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gpurnn.text.TextRun.train", save_and_interrupt)
+    monkeypatch.setattr("gpurnn.tasks.run.Run.train", save_and_interrupt)
     result = call("train", "text", "book.txt", "--out", "run", *TINY, code=130)
     assert "gpurnn train text --out run --resume" in result.stderr
-    monkeypatch.setattr("gpurnn.text.load_run", interrupt)
+    monkeypatch.setattr("gpurnn.tasks.text.load", interrupt)
     call("sample", "run", code=130)
 
 

@@ -1,0 +1,383 @@
+"""What every task shares: its settings, and the life of a run's folder: prepare, train, resume, load.
+
+A task is a ``Task`` and the ``Settings`` that it adds; everything else, the command line included, is made from these
+two. A run's folder holds ``config.json``, which is all that is needed to use the model later, beside what ``fit``
+writes (training.py).
+
+>>> run = prepare("text", ["book.txt"], "runs/book", epochs=3)
+>>> history = run.train()
+>>> trained = load("runs/book")
+>>> trained.model, trained.settings, trained.facts
+"""
+
+import json
+import types
+import typing
+import zlib
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+import numpy as np
+
+from .. import optim, rng
+from ..checkpoint import CheckpointError, remove_checkpoint, write_json_atomic
+from ..errors import DtypeError, check_choice, check_number, check_size
+from ..losses import cross_entropy
+from ..module import DTYPES
+from ..recurrent import GRU, LSTM, RNN
+from ..training import fit, load_weights
+from . import get_task
+
+CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
+OPTIMIZERS = {"adam": optim.Adam, "adamw": optim.AdamW, "rmsprop": optim.RMSprop, "sgd": optim.SGD}
+_MAY_CHANGE = ("epochs", "patience")  # what a resumed run may have otherwise than the run it continues
+
+
+# ---- settings
+
+
+def setting(default, help, **limits):
+    """A field of ``Settings``: its default, its help, and what it may be.
+
+    choices: for a str. minimum: for an int, 1 where not given. low, high, low_open, high_open: for a float, as in
+    ``check_number``. shown: what the help calls a default of None.
+    """
+    return field(default=default, metadata={"help": help, **limits})
+
+
+def changed(settings, name, default, help=None, **limits):
+    """A field of the class ``settings`` once more, with another default, and other help or limits where given."""
+    old = next(f for f in fields(settings) if f.name == name).metadata
+    return field(default=default, metadata={**old, **limits, "help": help or old["help"]})
+
+
+def kind_of(f):
+    """(type, whether None is allowed) of a dataclass field that is annotated ``int``, ``float | None`` and the like."""
+    if isinstance(f.type, types.UnionType):
+        (kind,) = (part for part in typing.get_args(f.type) if part is not types.NoneType)
+        return kind, True
+    return f.type, False
+
+
+@dataclass
+class Settings:
+    """What decides a training run, whatever the task; a task adds its own in a subclass.
+
+    Every field says its help and its limits by ``setting``: the check of its value and its option on the command line
+    are made from them. Raises ValueError and TypeError, naming the setting. seed: None draws one.
+    """
+
+    cell: str = setting("lstm", "Recurrent cell.", choices=tuple(CELLS))
+    layers: int = setting(1, "Recurrent layers on top of each other.")
+    hidden: int = setting(256, "Hidden units in each layer.")
+    dropout: float = setting(0.0, "Share of activations dropped between layers.", low=0, high=1, high_open=True)
+    batch: int = setting(32, "Sequences trained side by side.")
+    optimizer: str = setting("adam", "Optimiser.", choices=tuple(OPTIMIZERS))
+    lr: float = setting(4e-3, "Learning rate at its highest.", low=0, low_open=True)
+    weight_decay: float = setting(0.0, "Weight decay.", low=0)
+    schedule: str = setting(
+        "cosine",
+        "How the learning rate falls: cosine to lr/20, step by 0.3 twice, plateau.",
+        choices=("constant", "cosine", "step", "plateau"),
+    )
+    warmup: int = setting(0, "Optimiser steps in which the learning rate rises from 0.", minimum=0)
+    clip: float = setting(1.0, "Largest norm of the gradient; 0: no limit.", low=0)
+    epochs: int = setting(5, "Passes over the data.")
+    valid: float = setting(0.1, "Share of the data kept for validation.", low=0, high=1, high_open=True)
+    patience: int | None = setting(None, "Stop after this many epochs without a better validation.")
+    accumulate: int = setting(1, "Batches whose gradients make one optimiser step.")
+    dtype: str = setting("float32", "Precision: of activations, and of weights in products.", choices=DTYPES)
+    seed: int | None = setting(None, "Seed of all random draws.", minimum=0, shown="a fresh one, shown")
+
+    def __post_init__(self):
+        for f in fields(self):
+            setattr(self, f.name, _checked(f, getattr(self, f.name)))
+        self.seed = rng.check_seed(self.seed)
+        if self.valid == 0 and (self.schedule == "plateau" or self.patience):
+            raise ValueError("schedule 'plateau' and patience need a validation loss: valid should be above 0")
+        if self.warmup and self.schedule == "plateau":
+            raise ValueError("warmup counts optimiser steps, schedule 'plateau' epochs: choose another schedule")
+
+    def seeds(self):
+        """Endless different seeds, the same every time: each layer draws initial values of its own."""
+        number = self.seed
+        while True:
+            yield number
+            number = (number + 1) % 2**64
+
+
+def _checked(f, value):
+    kind, optional = kind_of(f)
+    limits = f.metadata
+    if value is None and optional:
+        return None
+    if limits.get("choices"):
+        return check_choice(f.name, value, limits["choices"])
+    if kind is int:
+        return check_size(f.name, value, limits.get("minimum", 1))
+    if kind is float:
+        return check_number(f.name, value, **{k: v for k, v in limits.items() if k.startswith(("low", "high"))})
+    if not isinstance(value, kind):
+        raise TypeError(f"{f.name} should be {kind.__name__}, got {type(value).__name__}")
+    return value
+
+
+def recurrent(settings, input_size, seed, backend=None, **options):
+    """The recurrent stack that ``settings`` describe: cell, layers, hidden, dropout between layers, dtype."""
+    if settings.layers > 1:
+        options["dropout"] = settings.dropout
+    if settings.cell == "lstm":
+        options.setdefault("forget_bias", 1.0)  # remember at first: Jozefowicz et al., ICML 2015
+    return CELLS[settings.cell](
+        input_size, settings.hidden, settings.layers, seed=seed, backend=backend, dtype=settings.dtype, **options
+    )
+
+
+# ---- a task
+
+
+@dataclass
+class Data:
+    """What ``Task.read`` makes of the files.
+
+    train, valid: batch sources (data.py), valid None for none. facts: JSON-ready, all that is needed beside settings
+    and weights to use the model later: vocabulary, classes, scaling. fingerprint: JSON-ready, what a resumed run
+    compares to see that the data are the same; see ``checksum``. summary: one line for people, without the files'
+    names. rest: what ``Task.finish`` may want besides, such as a test set.
+    """
+
+    train: object
+    valid: object
+    facts: dict
+    fingerprint: dict
+    summary: str
+    rest: object = None
+
+
+@dataclass
+class Trained:
+    """A model in evaluation mode with all that belongs to it; made by ``load``."""
+
+    folder: Path
+    task: object
+    settings: Settings
+    facts: dict
+    model: object
+
+
+class Task:
+    """A task's parts. A subclass overrides what it needs; an instance of it is the ``TASK`` of its module.
+
+    The first paragraph of its docstring is the help of ``gpurnn train NAME``, ``examples`` the lines below the options.
+    """
+
+    name = ""
+    Settings = Settings
+    train_needs_files = evaluate_needs_files = True
+    files_help = "FILE"  # what the command line calls one of the files
+    examples = ""
+    next = ()  # commands worth a try after training; {run} is the folder
+    verbs = {}  # name -> click command, those that gpurnn.tasks.TASKS lists
+    watch = ("loss", "min")  # what the best checkpoint and patience go by; see fit
+
+    def read(self, files, settings, facts=None, scratch=None):
+        """``Data`` of the files (absolute paths as str); facts: those of the run that is resumed; scratch: a folder on
+        the disk of the run, for what does not fit in memory. Raises ValueError that names the file."""
+        raise NotImplementedError
+
+    def build(self, settings, facts, backend=None):
+        """The model, a Module."""
+        raise NotImplementedError
+
+    def loss(self, settings, facts):
+        """What ``fit`` takes as ``loss``."""
+        return cross_entropy
+
+    def metrics(self, settings, facts):
+        """What ``fit`` takes as ``metrics``."""
+        return {}
+
+    def finish(self, trained, data, history):
+        """After training, with the best model: (numbers, text for people); the numbers go to config.json as
+        ``result``."""
+        losses = [r["train_loss"] if r["validation_loss"] is None else r["validation_loss"] for r in history.epochs]
+        kind = "training" if data.valid is None else "validation"
+        return {"loss": kind, "best": round(min(losses), 6)}, f"Best {kind} loss {min(losses):.4f}."
+
+    def evaluate(self, trained, files):
+        """How good the model is on other files: (numbers, text for people)."""
+        raise NotImplementedError
+
+
+def checksum(*arrays):
+    """CRC-32 over arrays, bytes and strings, one after another; for a fingerprint."""
+    value = 0
+    for array in arrays:
+        value = zlib.crc32(array.encode() if isinstance(array, str) else array, value)
+    return value
+
+
+# ---- a run
+
+
+@dataclass
+class Run:
+    """A run about to be trained: what is trained on what. Made by ``prepare``.
+
+    files: absolute paths. document: what ``config.json`` holds. resume: whether ``train`` goes on from the last
+    checkpoint.
+    """
+
+    folder: Path
+    task: Task
+    settings: Settings
+    files: list
+    data: Data
+    model: object
+    document: dict
+    resume: bool = False
+
+    def train(self, *, checkpoint_every=None, progress=True, flow=False):
+        """Train to the end, writing to ``folder``; returns ``fit``'s History and raises what ``fit`` raises."""
+        settings, data = self.settings, self.data
+        optimizer = OPTIMIZERS[settings.optimizer](self.model, lr=settings.lr, weight_decay=settings.weight_decay)
+        updates = -(-len(data.train) // settings.accumulate)
+        metrics = self.task.metrics(settings, data.facts)
+        with np.errstate(over="ignore", invalid="ignore"):  # fit says what is not finite
+            return fit(
+                self.model,
+                self.task.loss(settings, data.facts),
+                data.train,
+                optimizer=optimizer,
+                epochs=settings.epochs,
+                validation=data.valid,
+                schedule=_schedule(settings, optimizer, updates),
+                schedule_every="epoch" if settings.schedule == "plateau" else "step",
+                clip_norm=settings.clip or None,
+                accumulate=settings.accumulate,
+                out=self.folder,
+                resume=self.resume,
+                overwrite=not self.resume,
+                checkpoint_every=checkpoint_every,
+                patience=settings.patience,
+                metrics=metrics,
+                watch=self.task.watch,
+                progress=progress,
+                flow=flow,
+            )
+
+    def finish(self, history):
+        """(numbers, text for people) of the best model, by the task; the numbers go to ``config.json`` as well."""
+        numbers, text = self.task.finish(load(self.folder, self.model.ops.name), self.data, history)
+        write_json_atomic(self.folder / "config.json", self.document | {"result": numbers})
+        return numbers, text
+
+
+def prepare(task, files=(), folder=None, settings=None, *, backend=None, resume=False, overwrite=False, **more):
+    """Read the data, build the model and write ``config.json``; returns the ``Run`` to ``train()``.
+
+    task: a name. folder: of the run, else ``runs/TASK``; one that holds a run already is refused unless ``resume`` or
+    ``overwrite``. settings: of the task's class; more: single ones, in place of ``settings`` or on top. resume: files,
+    settings and backend may be left out; what is given and differs from the run in the folder, other than ``epochs``
+    and ``patience``, raises ValueError, and so do other data. Raises what the task's ``read`` raises besides.
+    """
+    task = get_task(task)
+    folder, files = Path(folder or Path("runs", task.name)), [str(Path(file).resolve()) for file in files]
+    saved = None
+    if resume:
+        old, saved = read_run(folder, task.name)
+        settings = replace(settings or old, **more)
+        different = [f.name for f in fields(old) if getattr(old, f.name) != getattr(settings, f.name)]
+        refused = [name for name in different if name not in _MAY_CHANGE]
+        if refused:
+            was = ", ".join(f"{name} {getattr(old, name)}" for name in refused)
+            raise ValueError(f"a resumed run keeps its settings, {folder} has {was}: leave out what differs")
+        files, backend = files or saved["files"], backend or saved["backend"]
+    elif not overwrite and any((folder / name).exists() for name in ("config.json", "last.json", "history.jsonl")):
+        raise ValueError(f"{folder} already holds a run: continue it with resume, replace it with overwrite")
+    settings = replace(settings, **more) if settings else task.Settings(**more)
+    if task.train_needs_files and not files:
+        raise ValueError(f"the task {task.name} needs files to train on")
+    disk = next(place for place in (folder.resolve(), *folder.resolve().parents) if place.is_dir())
+    data = task.read(files, settings, saved and saved["facts"], disk)
+    if saved and _as_json(data.fingerprint) != saved["data"]["fingerprint"]:
+        raise ValueError(
+            f"the data are not those that {folder} was trained on ({saved['data']['summary']} then, {data.summary} "
+            "now): a resumed run needs the same data"
+        )
+    model = task.build(settings, data.facts, backend)
+    document = {
+        "task": task.name,
+        "backend": model.ops.name,
+        "settings": asdict(settings),
+        "files": files,
+        "data": {"summary": data.summary, "fingerprint": data.fingerprint},
+        "facts": data.facts,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    if overwrite:
+        for name in ("last.json", "best.json"):  # before config.json says what no longer fits them
+            remove_checkpoint(folder / name)
+    write_json_atomic(folder / "config.json", document)
+    return Run(folder, task, settings, files, data, model, document, resume)
+
+
+def _as_json(document):
+    return json.loads(json.dumps(document))
+
+
+def _schedule(settings, optimizer, updates):
+    """The learning-rate schedule of ``settings`` for ``updates`` optimiser steps an epoch."""
+    total = settings.epochs * updates
+    if settings.schedule == "plateau":
+        return optim.PlateauSchedule(optimizer, factor=0.5, patience=1)
+    after = None
+    if settings.schedule == "cosine":
+        after = optim.CosineSchedule(optimizer, total=max(1, total - settings.warmup), min_lr=settings.lr / 20)
+    if settings.schedule == "step":
+        after = optim.StepSchedule(optimizer, max(1, total // 3), 0.3)
+    return optim.WarmupSchedule(optimizer, settings.warmup, after=after) if settings.warmup else after
+
+
+def read_run(folder, task=None):
+    """(Settings of its task, whole document) of a run's ``config.json``.
+
+    task: the name of the one task it may be of. Raises FileNotFoundError where there is no run, CheckpointError for a
+    damaged one, ValueError for one of another task.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no run: {path} is missing")
+    try:
+        document = json.loads(path.read_bytes())
+        document["facts"], document["files"], document["backend"]
+        document["data"]["summary"], document["data"]["fingerprint"]
+        settings = get_task(document["task"]).Settings(**document["settings"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path}: is damaged, or is not of a run: {error!r}") from error
+    if task not in (None, document["task"]):
+        raise ValueError(f"{folder} holds a run of the task {document['task']}, not {task}")
+    return settings, document
+
+
+def load(folder, backend=None, task=None):
+    """The ``Trained`` model of a run: its best checkpoint, else its last; task as in ``read_run``.
+
+    Raises FileNotFoundError where there is none, CheckpointError for a damaged one.
+    """
+    folder = Path(folder)
+    settings, document = read_run(folder, task)
+    path = folder / "best.json"
+    if not path.exists():
+        path = folder / "last.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} holds no checkpoint yet: train it to the end of an epoch first")
+    task, facts = get_task(document["task"]), document["facts"]
+    try:
+        model = task.build(settings, facts, backend)
+    except DtypeError:  # needs a package that this machine lacks
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'config.json'}: is damaged: {error!r}") from error
+    load_weights(model, path)
+    return Trained(folder, task, settings, facts, model.eval())

@@ -1,0 +1,275 @@
+"""A character language model: read text, train on it, sample from it, measure it. ``gpurnn train text`` on the shell.
+
+>>> run = prepare("text", ["book.txt"], "runs/book", epochs=3)                    # of run.py
+>>> run.train()
+>>> trained = load("runs/book")
+>>> vocabulary = Vocabulary(trained.facts["vocabulary"])
+>>> "".join(sample(trained.model, vocabulary, "Once upon", length=200, temperature=0.8))
+
+The model predicts each character from those before it: embedding, recurrent layers, linear layer, softmax. It is
+trained by truncated back-propagation through time: B places of the text are read side by side, T characters at a time,
+and the recurrent state is carried from one piece to the next.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import click
+import numpy as np
+
+from .. import options, rng
+from ..data import TextBatches
+from ..errors import check_number, check_size
+from ..layers import Dropout, Embedding, Linear, Sequential
+from ..losses import cross_entropy
+from ..metrics import accuracy, bits_per_character, perplexity
+from ..vocabulary import UNKNOWN, Vocabulary, read_text, split
+from .run import Data, Settings, Task, changed, checksum, load, recurrent, setting
+
+
+@dataclass
+class TextSettings(Settings):
+    """steps, batch: T and B, characters of one piece and pieces side by side."""
+
+    embedding: int | None = setting(
+        None, "Size of a character's vector.", shown="--hidden, at most the vocabulary's size"
+    )
+    steps: int = setting(64, "Sequence length: characters the gradient flows back through.")
+    valid: float = changed(Settings, "valid", 0.1, "Share of the text, at its end, kept for validation.")
+
+
+class TextTask(Task):
+    """Train a character language model on UTF-8 text FILEs, joined in order.
+
+    It learns to predict the next character; 'gpurnn sample' then lets it write. Without a FILE it trains on the English
+    help texts that come with Python.
+    """
+
+    name = "text"
+    Settings = TextSettings
+    train_needs_files = False
+    examples = """
+  gpurnn train text                              about a minute on a laptop
+  gpurnn train text book1.txt book2.txt --epochs 10 --out runs/books
+  gpurnn train text book.txt --cell gru --layers 2 --dropout 0.2"""
+    next = ("gpurnn sample {run} --length 1000",)
+
+    def read(self, files, settings, facts=None, scratch=None):
+        ids, vocabulary = read_text(files, facts and Vocabulary(facts["vocabulary"]), scratch)
+        train, valid = _batches(ids, settings)
+        return Data(
+            train,
+            valid,
+            facts={"vocabulary": vocabulary.characters},
+            fingerprint={"characters": len(ids), "crc32": checksum(ids)},
+            summary=f"{len(ids):,} characters, {len(vocabulary) - 1:,} different ones",
+            rest="".join(vocabulary.decode(ids[:20]).partition(" ")[:2]),  # the first word
+        )
+
+    def build(self, settings, facts, backend=None):
+        """``Sequential`` of embedding, recurrent layers, dropout and linear layer: ids (T, B) -> logits (T, B, V)."""
+        V = len(Vocabulary(facts["vocabulary"]))
+        inside = settings.embedding or min(settings.hidden, V)
+        shared, seeds = {"backend": backend, "dtype": settings.dtype}, settings.seeds()
+        layers = {
+            "embedding": Embedding(V, inside, seed=next(seeds), **shared),
+            "recurrent": recurrent(settings, inside, next(seeds), backend),
+            "dropout": Dropout(settings.dropout, seed=next(seeds), **shared),
+            "linear": Linear(settings.hidden, V, seed=next(seeds), **shared),
+        }
+        if not settings.dropout:
+            del layers["dropout"]
+        return Sequential(layers)
+
+    def finish(self, trained, data, history):
+        vocabulary, opening = Vocabulary(trained.facts["vocabulary"]), data.rest
+        text = "".join([opening, *sample(trained.model, vocabulary, opening, seed=trained.settings.seed)])
+        kind = "training" if data.valid is None else "validation"
+        loss = min(record["train_loss" if data.valid is None else "validation_loss"] for record in history.epochs)
+        nats, bits = round(loss, 4), round(loss / math.log(2), 4)
+        told = f"Best {kind} loss {nats} nats = {bits} bits per character. A sample:\n\n{text}"
+        return {"loss": kind, "nats": nats, "bits": bits, "sample": text}, told
+
+    def evaluate(self, trained, files):
+        """How well the model predicts other text.
+
+        nats, bits, perplexity: mean cross-entropy per character in nats and in bits, and its exponential; accuracy:
+        share of characters that were the likeliest; characters: length of the text, of which all but the first are
+        predicted; unknown: how many of them the vocabulary does not have (they count as the unknown entry).
+
+        The text is read at up to ``settings.batch`` places side by side, each starting from a zero state.
+        Raises what ``read_text`` raises, ValueError for less than two characters.
+        """
+        result = _measure(trained, files)
+        lines = (
+            f"Cross-entropy  {result['nats']:.4f} nats = {result['bits']:.4f} bits per character",
+            f"Perplexity     {result['perplexity']:.3f}",
+            f"Accuracy       {result['accuracy']:.2%} of the next characters were the likeliest",
+            f"Text           {result['characters']:,} characters, {result['unknown']:,} unknown to the model",
+        )
+        return result, "\n".join(lines)
+
+
+def _batches(ids, settings):
+    """Training and validation batches; the validation part may be read with fewer sequences side by side."""
+    batch, steps, valid = settings.batch, settings.steps, settings.valid
+
+    def fits(length):
+        train_part, valid_part = split(range(length), valid)
+        return len(train_part) > batch * steps and (not valid or len(valid_part) > steps)
+
+    if not fits(len(ids)):
+        least = max((batch * steps + 0.5) / (1 - valid), (steps + 0.5) / valid if valid else 0)  # rounding in split
+        raise ValueError(
+            f"the text is too short: {len(ids)} characters, one batch of {batch} sequences of {steps} steps needs "
+            f"{next(filter(fits, itertools.count(int(least))))} (validation share {valid:g}). Give more text, or a "
+            "smaller batch or fewer steps"
+        )
+    train_ids, valid_ids = split(ids, valid)
+    rows = min(batch, (len(valid_ids) - 1) // steps)
+    return TextBatches(train_ids, batch, steps), TextBatches(valid_ids, rows, steps) if valid else None
+
+
+# ---- sampling and measuring
+
+
+def sample(model, vocabulary, prompt="", length=300, temperature=0.8, top_k=None, top_p=None, seed=None):
+    """Iterator over ``length`` characters that the model writes after ``prompt``, one at a time.
+
+    temperature: logits are divided by it; 0 takes the likeliest character always. top_k: only the k likeliest; top_p:
+    only the smallest set of likeliest characters with at least this probability together (Holtzman et al., ICLR 2020),
+    after top_k. seed: character n is drawn with a number keyed by (seed, n), whatever the backend.
+
+    An empty prompt is taken as a line end. Characters of the prompt that the vocabulary does not have count as unknown
+    (``vocabulary.unknown(prompt)`` names them); the unknown entry is never drawn. Raises ValueError and TypeError.
+    """
+    check_size("length", length, minimum=0)
+    check_number("temperature", temperature, 0)
+    if top_k is not None:
+        check_size("top_k", top_k)
+    if top_p is not None:
+        check_number("top_p", top_p, 0, 1, low_open=True)
+    draws = rng.uniform((length,), 0, 1, rng.check_seed(seed), rng.name_key("sample"), dtype=np.float64)
+    return _sample(model, vocabulary, vocabulary.encode(prompt or "\n"), draws, temperature, top_k, top_p)
+
+
+def _sample(model, vocabulary, ids, draws, temperature, top_k, top_p):
+    state = None
+    waiting = list(ids)
+    for draw in draws:
+        for index in waiting:
+            logits, state = _eval_step(model, index, state)
+        p = probabilities(logits, temperature, top_k, top_p)
+        total = np.cumsum(p)  # in vocabulary order: rounding of the logits hardly moves the borders
+        index = min(int(np.searchsorted(total, draw * total[-1], side="right")), int(np.flatnonzero(p)[-1]))
+        yield vocabulary.decode(index)
+        waiting = [index]
+
+
+def _eval_step(model, index, state):
+    """Logits (V,) on the host and the new state after one character; without dropout, whatever the mode."""
+    training = model.training
+    model.eval()
+    try:
+        logits, state = model.step(model.xp.asarray([int(index)]), state)
+    finally:
+        model.train(training)
+    return model.ops.to_numpy(logits)[0], state
+
+
+def probabilities(logits, temperature=1.0, top_k=None, top_p=None):
+    """Probabilities (V,), float64, of drawing each character; see ``sample``. logits (V,); entry 0 gets none."""
+    logits = np.array(logits, dtype=np.float64)
+    logits[UNKNOWN] = -np.inf
+    if temperature == 0:
+        return np.eye(1, len(logits), int(logits.argmax()))[0]
+    with np.errstate(over="ignore"):  # to -inf at a tiny temperature
+        p = np.exp((logits - logits.max()) / temperature)
+    likeliest = np.argsort(-logits, kind="stable")  # equal ones in vocabulary order
+    if top_k is not None:
+        p[likeliest[top_k:]] = 0
+    p /= p.sum()
+    if top_p is not None and top_p < 1:
+        before = np.cumsum(p[likeliest]) - p[likeliest]  # probability of all that are likelier
+        p[likeliest[1:][before[1:] >= top_p]] = 0
+        p /= p.sum()
+    return p
+
+
+def _measure(trained, files):
+    """The numbers of ``TextTask.evaluate``."""
+    model, settings = trained.model, trained.settings
+    vocabulary = Vocabulary(trained.facts["vocabulary"])
+    ids, _ = read_text(files, vocabulary)
+    predicted = len(ids) - 1
+    if predicted < 1:
+        raise ValueError(f"the text is too short: {len(ids)} characters, at least 2 are needed")
+    B = max(1, min(settings.batch, predicted // settings.steps))
+    size = -(-predicted // B)  # characters of one sequence, the last one may be shorter
+    starts = np.arange(B) * size
+    nats = right = unknown = 0
+    state = None
+    for t in range(0, size, settings.steps):
+        T = min(settings.steps, size - t)
+        places = starts + np.arange(t, t + T)[:, None]
+        lengths = np.clip(np.minimum(predicted - starts, size) - t, 0, T)
+        places = np.minimum(places, predicted - 1)  # past a sequence's end: not read
+        inputs, targets = (model.xp.asarray(ids[p].astype(np.int64)) for p in (places, places + 1))
+        logits, state = model(inputs, state, lengths)
+        nats += float(cross_entropy(logits, targets, lengths=lengths, reduction="sum")[0])
+        count = int(lengths.sum())
+        right += round(accuracy(logits, targets, lengths=lengths) * count)
+    for start in range(0, len(ids), 1 << 20):
+        unknown += int(np.count_nonzero(ids[start : start + (1 << 20)] == UNKNOWN))
+    mean = nats / predicted
+    return {
+        "nats": mean,
+        "bits": bits_per_character(mean),
+        "perplexity": perplexity(mean),
+        "accuracy": right / predicted,
+        "characters": len(ids),
+        "unknown": unknown,
+    }
+
+
+# ---- the command line
+
+
+@click.command(
+    "sample",
+    epilog="""\b
+Examples:
+  gpurnn sample runs/text-1 --prompt "The " --length 1000
+  gpurnn sample runs/text-1 --temperature 0        the likeliest each time
+  gpurnn sample runs/text-1 --top-p 0.9 --seed 1   the same text each time""",
+)
+@options.run
+@click.option("--prompt", default="", show_default=False, help="What the model continues.")
+@click.option("--length", default=300, help="Characters to write.")
+@click.option("--temperature", default=0.8, help="Below 1: more likely, duller text; above: wilder. 0: the likeliest.")
+@click.option("--top-k", type=int, help="Choose among the K likeliest characters only.")
+@click.option("--top-p", type=float, help="Choose among the likeliest that have probability P together.")
+@click.option("--seed", type=int, help="Seed of the draws  [default: a fresh one]")
+@options.backend
+@options.as_json
+def sample_command(run, prompt, length, temperature, top_k, top_p, seed, backend, as_json):
+    """Let the trained model in the folder RUN write text."""
+    trained = load(run, backend, "text")
+    vocabulary = Vocabulary(trained.facts["vocabulary"])
+    seed = rng.check_seed(seed)
+    characters = sample(trained.model, vocabulary, prompt, length, temperature, top_k, top_p, seed)
+    unknown = vocabulary.unknown(prompt)
+    if unknown:
+        click.echo(f"The model never saw {unknown!r} of the prompt: taken as unknown.", err=True)
+    if as_json:
+        options.print_json({"prompt": prompt, "unknown": unknown, "seed": seed, "text": "".join(characters)})
+        return
+    click.echo(prompt, nl=False)
+    for character in characters:
+        click.echo(character, nl=False)
+    click.echo()
+
+
+TASK = TextTask()
+TASK.verbs = {"sample": sample_command}
