@@ -5,7 +5,7 @@ from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from .data import Batch, SequenceBatches, TextBatches
 from .errors import BackendError, DtypeError, ShapeError
 from .gradients import GradientFlow, record_gradient_flow
-from .layers import BatchNorm, Dropout, Embedding, LayerNorm, Linear, Sequential
+from .layers import BatchNorm, Dropout, Embedding, LayerNorm, Linear, Pooling, Sequential
 from .losses import binary_cross_entropy_with_logits, cross_entropy, mae, mse
 from .metrics import accuracy, bits_per_character, perplexity
 from .module import Module

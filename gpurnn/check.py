@@ -22,7 +22,7 @@ import numpy as np
 from .backend import backends as available_backends
 from .backend import get_backend
 from .errors import check_choice
-from .layers import BatchNorm, Dropout, Embedding, LayerNorm, Linear
+from .layers import BatchNorm, Dropout, Embedding, LayerNorm, Linear, Pooling
 from .losses import cross_entropy
 from .module import DTYPES, check_dtype
 from .optim import SGD, Adam, AdamW, RMSprop, clip_grad_norm
@@ -279,12 +279,12 @@ def _sequence(state, b):
 # ---- everything else: name -> function(backend, dtype) -> name -> array
 
 
-def _layer(make, ids=False):
+def _layer(make, ids=False, **context):
     def run(backend, dtype):
         layer = make({"backend": backend, "dtype": dtype, "seed": 3})
         rng = np.random.default_rng(2)
         x = rng.integers(0, 9, (7, 4)) if ids else rng.normal(size=(7, 4, 6)).astype(layer.dtype)
-        y, backward = layer.forward(layer.xp.asarray(x))
+        y, backward = layer.forward(layer.xp.asarray(x), **context)
         dx = backward(layer.xp.asarray(rng.normal(size=y.shape).astype(layer.dtype)))
         return {"y": y, "gradients": layer.flat_grads} | ({} if dx is None else {"dx": dx})
 
@@ -321,6 +321,10 @@ OTHER_CASES = {
     "Dropout": _layer(lambda o: Dropout(0.4, **o)),
     "LayerNorm": _layer(lambda o: LayerNorm(6, **o)),
     "BatchNorm": _layer(lambda o: BatchNorm(6, **o)),
+    "Pooling": _layer(lambda o: Pooling(6, "last", 2, **o), lengths=[7, 0, 3, 5]),
+    "Pooling, mean": _layer(lambda o: Pooling(6, "mean", **o), lengths=[7, 0, 3, 5]),
+    "Pooling, max": _layer(lambda o: Pooling(6, "max", **o), lengths=[7, 0, 3, 5]),
+    "Pooling, attention": _layer(lambda o: Pooling(6, "attention", **o), lengths=[7, 0, 3, 5]),
     "cross_entropy": _loss(),
     "cross_entropy, smoothed": _loss(label_smoothing=0.1, reduction="sum"),
     "SGD": _optimiser(lambda m: SGD(m, 0.1, momentum=0.9, nesterov=True)),

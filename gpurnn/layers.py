@@ -1,4 +1,4 @@
-"""The layers without a time loop: Linear, Embedding, Dropout, LayerNorm, BatchNorm, and Sequential, which joins layers.
+"""The layers without a time loop: Linear, Embedding, Dropout, LayerNorm, BatchNorm, Pooling; Sequential joins layers.
 
 ``y = layer(x)`` keeps nothing; ``y, backward = layer.forward(x)`` and ``dx = backward(dy)`` are for training: parameter
 gradients accumulate into ``layer.grads``. Whether Dropout and BatchNorm act as in training depends on ``train()`` and
@@ -10,8 +10,8 @@ import math
 import numpy as np
 
 from . import rng
-from .errors import DtypeError, ShapeError, check_number, check_shape, check_size
-from .masks import valid_steps
+from .errors import DtypeError, ShapeError, check_choice, check_number, check_shape, check_size
+from .masks import check_lengths, valid_steps
 from .module import Module
 from .ops import wide
 from .recurrent import GRUCell, LSTMCell, RNNCell
@@ -343,6 +343,122 @@ class BatchNorm(Module):
         return whole.reshape(shape)
 
 
+class Pooling(Module):
+    """The steps of each sequence made into one vector, over valid steps only: x (T, B, features) -> (B, features).
+
+    mode: "last": the last valid step; with ``directions=2`` the second half of the features, the reverse direction's,
+    is the first step's instead, where that direction ends. "mean", "max": over the valid steps, of each feature.
+    "attention": a weighted mean, the weights a softmax over the valid steps of ``query . tanh(W x + b)`` with a learned
+    query (Yang et al., "Hierarchical attention networks for document classification", NAACL 2016, equations 5 to 7);
+    ``attention_size`` is the query's, ``features`` where None. A sequence of length 0 gives zeros.
+
+    lengths: (B,); steps past the end are not read, and their derivative is zero. With ``batch_first`` x is (B, T, F).
+    Raises ShapeError, DtypeError, ValueError for another mode.
+    """
+
+    takes_lengths = True
+
+    def __init__(
+        self, features, mode="last", directions=1, attention_size=None, *, batch_first=False, backend="auto",
+        dtype="float32", seed=None,
+    ):  # fmt: skip
+        super().__init__(backend, dtype, seed)
+        self.features = check_size("features", features)
+        self.mode = check_choice("mode", mode, ("last", "mean", "max", "attention"))
+        self.directions = check_choice("directions", directions, (1, 2))
+        if self.features % self.directions:
+            raise ValueError(f"features should be a multiple of directions {directions}, got {features}")
+        self.batch_first = bool(batch_first)
+        if mode == "attention":
+            self.attention_size = (
+                self.features if attention_size is None else check_size("attention_size", attention_size)
+            )
+            shapes = {"weight": (self.attention_size, self.features), "query": (self.attention_size,)}
+            drawn = {
+                name: rng.uniform(shape, -1, 1, self.seed, rng.name_key(name), dtype=np.float64) / math.sqrt(shape[-1])
+                for name, shape in shapes.items()
+            }
+            self._declare({**drawn, "bias": np.zeros(self.attention_size)})
+
+    def __call__(self, x, lengths=None):
+        return self.forward(x, lengths)[0]
+
+    def forward(self, x, lengths=None):
+        x, xp = _check_features(self, x, self.features), self.xp
+        if x.ndim != 3:
+            raise ShapeError(f"x: expected (T, B, {self.features}), got {x.shape}")
+        x = x.swapaxes(0, 1) if self.batch_first else x
+        T, B, F = x.shape
+        lengths = np.full(B, T) if lengths is None else check_lengths(lengths, T, B)
+        if T == 0:
+            y, turn = xp.zeros((B, F), self.wide), lambda dy: xp.zeros((0, B, F), self.wide)
+        else:
+            valid = valid_steps(lengths, T, B, xp)[:, :, None]
+            y, turn = getattr(self, f"_{self.mode}")(wide(x), valid, lengths)
+
+        def backward(dy):
+            dx = turn(wide(_check_like(self, dy, (B, F)))).astype(self.dtype, copy=False)
+            return dx.swapaxes(0, 1) if self.batch_first else dx
+
+        return y.astype(self.dtype, copy=False), backward
+
+    # Each mode: x (T, B, F), valid (T, B, 1), lengths (B,) -> y (B, F), and the way back from dy to dx.
+
+    def _last(self, x, valid, lengths):
+        xp, B, cut = self.xp, x.shape[1], self.features // self.directions
+        last, everyone = xp.asarray(np.maximum(lengths - 1, 0)), xp.arange(B)
+        some = xp.asarray(lengths > 0)[:, None]
+        y = xp.concatenate([x[last, everyone, :cut], x[0, :, cut:]], axis=1)
+
+        def turn(dy):
+            dx = xp.zeros_like(x)
+            dy = xp.where(some, dy, 0)
+            dx[last, everyone, :cut] = dy[:, :cut]
+            dx[0, :, cut:] = dy[:, cut:]
+            return dx
+
+        return xp.where(some, y, 0), turn
+
+    def _mean(self, x, valid, lengths):
+        xp = self.xp
+        share = xp.asarray(1 / np.maximum(lengths, 1)).astype(x.dtype)[:, None]
+        y = xp.where(valid, x, 0).sum(axis=0, dtype=np.float64).astype(x.dtype) * share
+        return y, lambda dy: xp.where(valid, dy * share, 0)
+
+    def _max(self, x, valid, lengths):
+        xp = self.xp
+        some = xp.asarray(lengths > 0)[:, None]
+        highest = xp.where(valid, x, -xp.inf).argmax(axis=0)  # (B, F), of equal ones the first
+        y = xp.take_along_axis(x, highest[None], axis=0)[0]
+        steps = xp.arange(len(x))[:, None, None]
+        return xp.where(some, y, 0), lambda dy: xp.where((steps == highest) & valid, dy, 0)
+
+    def _attention(self, x, valid, lengths):
+        xp, (T, B, F), query = self.xp, x.shape, self.params["query"].copy()
+        x = xp.where(valid, x, 0)
+        u = xp.empty((T * B, self.attention_size), x.dtype)
+        self.ops.product(_rows(x), self.params["weight"].T, u)
+        u = xp.tanh(u + self.params["bias"]).reshape(T, B, self.attention_size)
+        score = xp.where(valid, (u * query).sum(axis=2, keepdims=True), -xp.inf)  # (T, B, 1)
+        highest = xp.where(xp.asarray(lengths > 0)[:, None], score.max(axis=0), 0)
+        a = xp.exp(score - highest)
+        a = a / xp.maximum(a.sum(axis=0), 1)  # the largest term is 1; a sequence of length 0 keeps zeros
+        y = (a * x).sum(axis=0)
+
+        def turn(dy):
+            da = (dy * x).sum(axis=2, keepdims=True)
+            dscore = a * (da - (a * da).sum(axis=0))
+            self.grads["query"] += self.ops.sum_steps(_rows(dscore * u))
+            du = _rows(dscore * query * (1 - u * u))
+            self.grads["bias"] += self.ops.sum_steps(du)
+            self.ops.accumulate_product(self.grads["weight"], du, _rows(x))
+            dx = xp.empty((T * B, F), x.dtype)
+            self.ops.product(du, self.params["weight"], dx)
+            return dx.reshape(T, B, F) + a * dy
+
+        return y, turn
+
+
 def _axis_orders(layer):
     """``batch_first`` of every layer inside ``layer`` that knows the time axis."""
     for _, module in layer.modules() if isinstance(layer, Module) else ():
@@ -360,7 +476,7 @@ class Sequential(Module):
     With one: ``y, state = seq(x, state=None, lengths=None)``, ``y, state, backward = seq.forward(x, state, lengths)``,
     ``dx, dstate = backward(dy, dstate=None)``; the state is a tuple with one entry for each stateful layer in order, or
     None for zeros. ``lengths`` goes to every layer that takes it. Backend, dtype and batch_first are the layers' own;
-    layers that know the time axis (recurrent, BatchNorm, variational Dropout) should agree on it: ValueError.
+    layers that know the time axis (recurrent, BatchNorm, Pooling, variational Dropout) should agree on it: ValueError.
 
     >>> model = gpurnn.Sequential(gpurnn.Embedding(65, 32), gpurnn.LSTM(32, 128), gpurnn.Linear(128, 65))
     """

@@ -7,7 +7,19 @@ import pytest
 import torch
 
 import gpurnn
-from gpurnn import GRU, LSTM, BatchNorm, Dropout, DtypeError, Embedding, LayerNorm, Linear, Sequential, ShapeError
+from gpurnn import (
+    GRU,
+    LSTM,
+    BatchNorm,
+    Dropout,
+    DtypeError,
+    Embedding,
+    LayerNorm,
+    Linear,
+    Pooling,
+    Sequential,
+    ShapeError,
+)
 
 F64 = {"backend": "cpu", "dtype": "float64", "seed": 1}
 
@@ -568,6 +580,104 @@ def test_batch_norm_refuses(arguments, error, message):
     with pytest.raises(error, match=message):
         layer.forward(*arguments)
     assert int(layer.buffers["num_batches_tracked"]) == 0
+
+
+# ---- Pooling
+
+POOLINGS = [("last", 1), ("last", 2), ("mean", 1), ("max", 1), ("attention", 1)]
+
+
+def pooled(x, layer):
+    """One sequence (T, F) by the definition of its mode."""
+    if not len(x):
+        return np.zeros(x.shape[1])
+    if layer.mode == "last":
+        half = x.shape[1] // layer.directions
+        return np.concatenate([x[-1, :half], x[0, half:]])
+    if layer.mode == "attention":
+        p = layer.params
+        score = np.exp(np.tanh(x @ p["weight"].T + p["bias"]) @ p["query"])
+        return score @ x / score.sum()
+    return x.mean(axis=0) if layer.mode == "mean" else x.max(axis=0)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("mode, directions", POOLINGS)
+def test_pooling_reads_the_valid_steps_alone(mode, directions, batch_first):
+    layer = Pooling(4, mode, directions, 3 if mode == "attention" else None, batch_first=batch_first, **F64)
+    layer.flat_params += 0.5 * numbers(*layer.flat_params.shape, seed=9)
+    lengths = [5, 0, 7, 1, 3]
+    x = numbers(7, 5, 4)
+    expected = [pooled(x[:n, b], layer) for b, n in enumerate(lengths)]
+    for b, n in enumerate(lengths):
+        x[n:, b] = np.nan
+    turned = x.swapaxes(0, 1) if batch_first else x
+    y, backward = layer.forward(turned, lengths)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-14)
+    np.testing.assert_array_equal(layer(turned, lengths), y)
+    dx = backward(numbers(5, 4, seed=1))
+    dx = dx.swapaxes(0, 1) if batch_first else dx
+    assert all(not dx[n:, b].any() for b, n in enumerate(lengths)) and np.isfinite(layer.flat_grads).all()
+    assert dx[:5, 0].any() and dx[0, 3].any()
+
+
+@pytest.mark.parametrize("lengths", [None, [5, 0, 7, 1, 3], [0, 0, 1, 0, 0]])
+@pytest.mark.parametrize("mode, directions", POOLINGS)
+def test_pooling_finite_differences(mode, directions, lengths):
+    layer = Pooling(4, mode, directions, 3 if mode == "attention" else None, **F64)
+    layer.flat_params += 0.5 * numbers(*layer.flat_params.shape, seed=9)
+    check_directional(layer, numbers(7, 5, 4), lengths)
+
+
+@pytest.mark.parametrize("mode, directions", POOLINGS)
+@pytest.mark.parametrize("T, B", [(0, 3), (4, 0), (1, 1)])
+def test_pooling_of_nothing_and_of_one_step(mode, directions, T, B):
+    layer = Pooling(2, mode, directions, backend="cpu", seed=1)
+    x = numbers(T, B, 2).astype(np.float32)
+    y, backward = layer.forward(x)
+    np.testing.assert_allclose(y, x[0] if T else np.zeros((B, 2)), rtol=1e-6)
+    assert y.dtype == np.float32 and backward(y).shape == x.shape
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("mode, directions", POOLINGS)
+def test_pooling_in_narrow_dtypes(mode, directions, dtype):
+    """Computed in float32: one rounding of input and output away from float64."""
+    exact = Pooling(4, mode, directions, **F64)
+    layer = Pooling(4, mode, directions, backend="cpu", dtype=dtype, seed=1)
+    x = numbers(7, 5, 4).astype(layer.dtype)
+    y, backward = layer.forward(x, [5, 0, 7, 1, 3])
+    want, exact_backward = exact.forward(x.astype(np.float64), [5, 0, 7, 1, 3])
+    dx, dwant = backward(y), exact_backward(y.astype(np.float64))
+    eps = {"float32": 2**-23, "float16": 2**-10, "bfloat16": 2**-7}[dtype]
+    for mine, other in ((y, want), (dx, dwant)):
+        assert mine.dtype == layer.dtype
+        # half a last place for the rounding, and 40 float32 operations before it
+        limit = (eps / 2 + 40 * 2**-23) * np.abs(other).max()
+        assert np.abs(mine.astype(np.float64) - other).max() <= limit
+
+
+def test_pooling_at_the_end_of_a_model():
+    """The last valid state of both directions is what the recurrent layer returns as its state."""
+    lengths = [5, 0, 7, 1, 3]
+    gru = GRU(3, 4, bidirectional=True, **F64)
+    model = Sequential({"gru": gru, "pool": Pooling(8, "last", 2, **F64), "out": Linear(8, 2, **F64)})
+    x = numbers(7, 5, 3)
+    output, state = model(x, None, lengths)
+    np.testing.assert_array_equal(output, model["out"](np.concatenate(list(state[0]), axis=1)))
+    check_directional(model, x, lengths)
+
+
+def test_pooling_refuses():
+    for make, message in (
+        (lambda: Pooling(4, "median", **F64), "mode should be one of"),
+        (lambda: Pooling(5, "last", 2, **F64), "multiple of directions"),
+        (lambda: Pooling(4, "attention", 1, 0, **F64), "attention_size"),
+        (lambda: Pooling(4, **F64)(numbers(3, 4)), "expected .T, B, 4."),
+        (lambda: Pooling(4, **F64)(numbers(3, 2, 4), [4, 1]), "lengths from 0 to 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
 
 
 # ---- Sequential
