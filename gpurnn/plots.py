@@ -17,7 +17,7 @@ def plot_history(records, png):
     epochs = [r for r in records if r["kind"] == "epoch"]
     if not steps and not epochs:
         raise ValueError("the history is empty: nothing to draw yet")
-    figure = _figure(8, 6)
+    figure = new_figure(8, 6)
     loss, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     if steps:
         loss.plot([r["step"] for r in steps], [r["loss"] for r in steps], color="0.75", lw=1, label="training, step")
@@ -42,7 +42,7 @@ def plot_history(records, png):
     rate.plot(x, [r["lr"] for r in source], lw=1, color="C3")
     rate.set_ylabel("learning rate", color="C3")
     rate.set_ylim(bottom=0)
-    _save(figure, png)
+    save_figure(figure, png)
 
 
 def plot_gradient_flow(flow, png):
@@ -58,7 +58,7 @@ def plot_gradient_flow(flow, png):
     if not moments or not moments[-1]:
         raise ValueError("no gradient flow was recorded: nothing to draw")
     names = list(moments[-1])
-    figure = _figure(8, 2.2 * len(names) + 1)
+    figure = new_figure(8, 2.2 * len(names) + 1)
     axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
     for axis, name in zip(axes, names, strict=True):
         for age, moment in enumerate(moments):
@@ -75,7 +75,7 @@ def plot_gradient_flow(flow, png):
         axis.legend()
         axis.grid(alpha=0.3)
     axes[-1].set_xlabel("timestep t")
-    _save(figure, png)
+    save_figure(figure, png)
 
 
 def plot_run(folder):
@@ -106,7 +106,8 @@ def _records(source):
     return list(source)
 
 
-def _figure(width, height):
+def new_figure(width, height):
+    """An empty Matplotlib figure of so many inches. Raises ImportError without Matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -114,7 +115,8 @@ def _figure(width, height):
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure, png):
+def save_figure(figure, png):
+    """Write a figure as PNG, with the folders above it."""
     png = Path(png)
     png.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(png, dpi=120)

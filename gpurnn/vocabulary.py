@@ -1,7 +1,11 @@
-"""Text as numbers: the vocabulary of a text, and files of any size read as ids without holding them in memory."""
+"""Text as numbers: vocabularies of characters and of words, and files of any size read as ids without holding them in
+memory.
+"""
 
 import codecs
+import collections
 import os
+import re
 import tempfile
 
 import numpy as np
@@ -10,14 +14,15 @@ from .errors import check_number
 
 IN_MEMORY = 64 << 20  # bytes of text up to which its ids stay in memory; above they lie in a temporary file
 _PIECE = 1 << 20  # bytes read at once
-UNKNOWN = 0  # id of every character that is not in the vocabulary
+UNKNOWN = 0  # id of every character or word that is not in the vocabulary
+_WORD = re.compile(r"<\w+>|\w+(?:['\u2019]\w+)*|\n|[^\w\s]")
 
 
 class Vocabulary:
     """The characters of a text in code-point order, behind one entry (id 0) for every unknown character.
 
-    characters: a string; order and repetition do not matter. ``Vocabulary(vocabulary.characters)`` is the same
-    vocabulary again, so this one string is what a JSON file needs to hold.
+    characters: a string; order and repetition do not matter. ``Vocabulary(vocabulary.entries)`` is the same vocabulary
+    again, so this one string is what a JSON file needs to hold.
 
     >>> vocabulary = Vocabulary("banana")
     >>> vocabulary.encode("nabx")
@@ -25,10 +30,10 @@ class Vocabulary:
     """
 
     def __init__(self, characters):
-        self.characters = "".join(sorted(set(characters)))
-        if not self.characters:
+        self.entries = "".join(sorted(set(characters)))
+        if not self.entries:
             raise ValueError("a vocabulary needs at least one character")
-        points = _code_points(self.characters)
+        points = _code_points(self.entries)
         self.dtype = np.min_scalar_type(len(points))
         self._ids = np.zeros(int(points[-1]) + 2, self.dtype)  # by code point; the last entry is for all beyond
         self._ids[points] = np.arange(1, len(points) + 1)
@@ -50,7 +55,74 @@ class Vocabulary:
 
     def unknown(self, text):
         """The different characters of ``text`` that this vocabulary does not have, sorted, as a string."""
-        return "".join(sorted(set(text) - set(self.characters)))
+        return "".join(sorted(set(text) - set(self.entries)))
+
+
+def words(text):
+    """The words, numbers, line ends and single punctuation marks of ``text`` in order; other white space parts them.
+
+    An apostrophe inside a word belongs to it, and ``<unk>`` and its like are one word.
+
+    >>> words("It's time,\\nMr. B.")
+    ["It's", 'time', ',', '\\n', 'Mr', '.', 'B', '.']
+    """
+    return _WORD.findall(text)
+
+
+class WordVocabulary:
+    """Words and punctuation marks (see ``words``) behind one entry (id 0) for every unknown word.
+
+    entries: a list of different words, what a JSON file needs to hold; ``count_words`` makes one from a text.
+
+    >>> vocabulary = WordVocabulary(["the", "end", "."])
+    >>> vocabulary.encode("the  end of it.")
+    array([1, 2, 0, 0, 3], dtype=uint8)
+    """
+
+    def __init__(self, entries):
+        self.entries = list(entries)
+        if not self.entries:
+            raise ValueError("a vocabulary needs at least one word")
+        self.dtype = np.min_scalar_type(len(self.entries))
+        self._ids = {word: number for number, word in enumerate(self.entries, 1)}
+        self._ids["<unk>"] = UNKNOWN
+
+    def __len__(self):
+        return len(self.entries) + 1
+
+    def encode(self, text):
+        """Ids of the words of ``text``, (words,), the smallest unsigned type that fits; unknown words become 0."""
+        return np.array([self._ids.get(word, UNKNOWN) for word in words(text)], self.dtype)
+
+    def decode(self, ids):
+        """Readable text of ``ids``: words parted by spaces, none before a comma or behind an opening bracket."""
+        text, before, quoted = [], "\n", False
+        for index in np.asarray(ids, dtype=np.int64).reshape(-1).tolist():
+            word = self.entries[index - 1] if index else "<unk>"
+            closes = word in ".,;:!?)]}%\u2026\u201d\u2019\n" or (word == '"' and quoted)
+            opened = before in "([{$#\u201c\u2018\n" or (before == '"' and quoted)
+            text.append(word if closes or opened else " " + word)
+            quoted ^= word == '"'
+            before = word
+        return "".join(text)
+
+    def unknown(self, text):
+        """The different words of ``text`` that this vocabulary does not have, sorted, as a string."""
+        return " ".join(sorted(set(words(text)) - set(self._ids)))
+
+
+def count_words(texts, size=None):
+    """The different words of some texts, the commonest first (equal ones by code points), at most ``size`` of them."""
+    counts = collections.Counter()
+    for text in texts:
+        counts.update(words(text))
+    counts.pop("<unk>", None)
+    return sorted(counts, key=lambda word: (-counts[word], word))[:size]
+
+
+def vocabulary_of(entries):
+    """The vocabulary that has these ``entries``: of characters for a string, of words for a list."""
+    return Vocabulary(entries) if isinstance(entries, str) else WordVocabulary(entries)
 
 
 def _code_points(text):
@@ -69,15 +141,17 @@ def builtin_text():
     return "\n".join(kept) + "\n"
 
 
-def read_text(files=(), vocabulary=None, folder=None):
+def read_text(files=(), vocabulary=None, folder=None, *, level="characters", size=None):
     """Ids and vocabulary of UTF-8 files joined in order, or of ``builtin_text()`` where there is none.
 
-    vocabulary: the one to use; None makes one of all characters in the files (a second pass over them).
+    vocabulary: the one to use; None makes one of all characters in the files, or with ``level="words"`` of their
+    commonest ``size`` words (a second pass over them).
     folder: where the ids of more than ``IN_MEMORY`` bytes of text are put, in a temporary file that goes away with the
     returned array; None is the system's folder for such files.
 
-    Returns (ids, vocabulary); ids (characters,), memory-mapped if large. A byte-order mark is dropped, line ends stay
-    as they are. Raises ValueError for a file that is not UTF-8, with the place, OSError for one that cannot be read.
+    Returns (ids, vocabulary); ids (characters,) or (words,), memory-mapped if large. A byte-order mark is dropped, line
+    ends stay as they are. Raises ValueError for a file that is not UTF-8, with the place, OSError for one that cannot
+    be read.
     """
 
     def pieces():
@@ -86,23 +160,50 @@ def read_text(files=(), vocabulary=None, folder=None):
         for path in files:
             yield from _pieces(path)
 
-    size = sum(os.path.getsize(path) for path in files)
+    def texts():
+        return _unbroken(pieces()) if level == "words" else pieces()
+
+    bytes_in_all = sum(os.path.getsize(path) for path in files)
     if vocabulary is None:
-        seen = np.zeros(0x110000, dtype=bool)
-        for piece in pieces():
-            seen[_code_points(piece)] = True
-        if not seen.any():
+        if level == "words":
+            entries = count_words(texts(), size)
+        else:
+            seen = np.zeros(0x110000, dtype=bool)
+            for piece in texts():
+                seen[_code_points(piece)] = True
+            entries = "".join(map(chr, np.flatnonzero(seen)))
+        if not entries:
             raise ValueError(f"the text is empty: {', '.join(map(str, files))}")
-        vocabulary = Vocabulary(map(chr, np.flatnonzero(seen)))
-    if size <= IN_MEMORY:
-        ids = np.concatenate([np.zeros(0, vocabulary.dtype), *map(vocabulary.encode, pieces())])
+        vocabulary = vocabulary_of(entries)
+    if bytes_in_all <= IN_MEMORY:
+        ids = np.concatenate([np.zeros(0, vocabulary.dtype), *map(vocabulary.encode, texts())])
         return ids, vocabulary
     # Written, not mapped and filled: a full disk is then an OSError instead of a killed process.
     with tempfile.TemporaryFile(dir=folder) as file:
-        for piece in pieces():
+        for piece in texts():
             file.write(vocabulary.encode(piece).tobytes())
         file.flush()
         return np.memmap(file, vocabulary.dtype, mode="r"), vocabulary
+
+
+def _unbroken(pieces):
+    """The same text in pieces that end with a space or a line end, so that no word is cut."""
+    rest = ""
+    for piece in pieces:
+        text = rest + piece
+        cut = max(text.rfind(" "), text.rfind("\n")) + 1
+        if cut:
+            yield text[:cut]
+        rest = text[cut:]
+    if rest:
+        yield rest
+
+
+def read_lines(path):
+    """The lines of a UTF-8 file without their ends (``\\n``, ``\\r\\n``), as a list; errors as of ``read_text``."""
+    text = "".join(_pieces(path))
+    lines = text.split("\n")
+    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
 def _pieces(path):

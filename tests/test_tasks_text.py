@@ -43,7 +43,7 @@ def train(book, folder, config=TINY, **options):
 
 
 def build_model(config, vocabulary):
-    return TASK.build(config, {"vocabulary": vocabulary.characters}, "cpu")
+    return TASK.build(config, {"vocabulary": vocabulary.entries}, "cpu")
 
 
 def load_run(folder):
@@ -197,7 +197,7 @@ def test_training_learns_and_leaves_a_run(book, tmp_path):
     assert document["data"]["fingerprint"]["characters"] == 900
     assert TextSettings(**document["settings"]) == run.settings
     model, vocabulary, config = load_run(folder)
-    assert not model.training and config == run.settings and vocabulary.characters == "".join(characters)
+    assert not model.training and config == run.settings and vocabulary.entries == "".join(characters)
     best = min(record["validation_loss"] for record in history.epochs)
     numbers, told = run.finish(history)
     assert numbers["nats"] == round(best, 4) and numbers["sample"] in told and len(numbers["sample"]) > 300

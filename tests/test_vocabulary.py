@@ -25,12 +25,12 @@ def write(tmp_path):
 
 def test_vocabulary_round_trip_through_json():
     vocabulary = Vocabulary(UNICODE)
-    again = Vocabulary(json.loads(json.dumps(vocabulary.characters)))
+    again = Vocabulary(json.loads(json.dumps(vocabulary.entries)))
     ids = vocabulary.encode(UNICODE)
     assert again.decode(again.encode(UNICODE)) == UNICODE
     np.testing.assert_array_equal(again.encode(UNICODE), ids)
     assert len(vocabulary) == len(set(UNICODE)) + 1 and ids.min() >= 1 and ids.dtype == np.uint8
-    assert vocabulary.characters == "".join(sorted(set(UNICODE)))
+    assert vocabulary.entries == "".join(sorted(set(UNICODE)))
 
 
 def test_vocabulary_unknown_characters():
@@ -72,7 +72,7 @@ def test_reading_through_a_file_equals_reading_in_memory(write, tmp_path, monkey
     mapped, mapped_vocabulary = read_text([path], folder=tmp_path)
     assert isinstance(mapped, np.memmap) and not isinstance(ids, np.memmap)
     np.testing.assert_array_equal(mapped, ids)
-    assert mapped.dtype == ids.dtype and mapped_vocabulary.characters == vocabulary.characters
+    assert mapped.dtype == ids.dtype and mapped_vocabulary.entries == vocabulary.entries
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]  # nothing is left behind
 
 

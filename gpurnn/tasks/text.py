@@ -61,7 +61,7 @@ class TextTask(Task):
         return Data(
             train,
             valid,
-            facts={"vocabulary": vocabulary.characters},
+            facts={"vocabulary": vocabulary.entries},
             fingerprint={"characters": len(ids), "crc32": checksum(ids)},
             summary=f"{len(ids):,} characters, {len(vocabulary) - 1:,} different ones",
             rest="".join(vocabulary.decode(ids[:20]).partition(" ")[:2]),  # the first word

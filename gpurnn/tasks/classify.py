@@ -1,0 +1,361 @@
+"""Text into classes: sentiment, topics, names by nationality. ``gpurnn train classify`` on the shell.
+
+>>> run = prepare("classify", ["rt-polarity.pos", "rt-polarity.neg"], "runs/reviews")         # of run.py
+>>> history = run.train()
+>>> trained = load("runs/reviews")
+>>> predict(trained, ["a moving and funny film", "dull"])                                     # (2, V) probabilities
+
+Words or characters are embedded and read by a recurrent stack, in both directions; pooling makes one vector of its
+states, a linear layer the classes of that.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+
+from .. import options, rng
+from ..backend import array_ops
+from ..data import SequenceBatches, pad
+from ..layers import Dropout, Embedding, Linear, Pooling, Sequential
+from ..vocabulary import UNKNOWN, Vocabulary, count_words, read_lines, vocabulary_of
+from .run import Data, Settings, Task, changed, checksum, load, recurrent, setting
+
+
+@dataclass
+class ClassifySettings(Settings):
+    """The split is stratified: each class is divided alike, by the seed ``split`` alone, so that runs of different
+    ``seed`` can be compared.
+    """
+
+    level: str = setting("words", "What a text is read as.", choices=("words", "characters"))
+    vocabulary_size: int = setting(20000, "Words known at most; the others count as unknown.")
+    embedding: int = setting(64, "Size of a word's or character's vector.")
+    bidirectional: bool = setting(True, "Read in both directions.")
+    pooling: str = setting(
+        "max", "How states become one vector: the last valid one, mean, max or attention.",
+        choices=("last", "mean", "max", "attention"),
+    )  # fmt: skip
+    variational: bool = setting(True, "Drop the same of a text's inputs at every step.")
+    word_dropout: float = setting(
+        0.1, "Share of words made unknown at random in training.", low=0, high=1, high_open=True
+    )
+    test: float = setting(0.1, "Share of each class kept for the test.", low=0, high=1, high_open=True)
+    split: int = setting(0, "Which split into training, validation and test: the seed of its shuffle.", minimum=0)
+    valid: float = changed(Settings, "valid", 0.1, "Share of each class kept for validation.")
+    hidden: int = changed(Settings, "hidden", 64)
+    dropout: float = changed(Settings, "dropout", 0.5, "Share of inputs, and of pooled states, dropped.")
+    lr: float = changed(Settings, "lr", 1e-3)
+    epochs: int = changed(Settings, "epochs", 15)
+    patience: int | None = changed(Settings, "patience", 5)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.valid + self.test >= 1:
+            raise ValueError(f"valid {self.valid:g} and test {self.test:g} leave nothing to train on")
+
+
+class ClassifyTask(Task):
+    """Train a model that sorts texts into classes, on labelled UTF-8 FILEs.
+
+    A FILE whose first line has a tab holds a text, a tab and its label in each line. Any other is the texts of one
+    class, one in each line; the class is the file's name without its ending, or the ending alone where the names are
+    equal (reviews.pos, reviews.neg). A folder stands for the .txt and .tsv files in it.
+    """
+
+    name = "classify"
+    Settings = ClassifySettings
+    watch = ("accuracy", "max")
+    examples = """
+  gpurnn train classify reviews.tsv
+  gpurnn train classify rt-polarity.pos rt-polarity.neg
+  gpurnn train classify names/ --level characters --out runs/names"""
+    next = ('gpurnn classify {run} "a text of your own"',)
+
+    def read(self, files, settings, facts=None, scratch=None):
+        examples = list(dict.fromkeys(read_examples(files, facts and facts["classes"])))  # what comes twice counts once
+        classes = sorted({label for _, label in examples})
+        if len(classes) < 2:
+            raise ValueError(f"there is only one class, {classes[0]!r}: give texts of at least two")
+        texts, labels = zip(*examples, strict=True)
+        labels = np.array([classes.index(label) for label in labels])
+        train, valid, test = split(labels, classes, settings)
+        known = [lowered(texts[n], settings) for n in train]
+        if settings.level == "words":
+            entries = count_words(known, settings.vocabulary_size)
+        else:
+            entries = Vocabulary("".join(known)).entries
+        facts = {"classes": classes, "vocabulary": entries}
+        ids = encode(texts, settings, facts)
+
+        def part(chosen, **more):
+            if not len(chosen):
+                return None
+            return Labelled([ids[n] for n in chosen], labels[chosen], settings.batch, seed=settings.seed, **more)
+
+        counts = f"{len(train):,} to train on, {len(valid):,} to validate, {len(test):,} to test"
+        return Data(
+            part(train, unknown=settings.word_dropout),
+            part(valid, shuffle=False),
+            facts,
+            fingerprint={"examples": len(examples), "crc32": checksum(*map("\t".join, examples))},
+            summary=f"{len(examples):,} different texts in {len(classes)} classes: {counts}",
+            rest=([texts[n] for n in test], labels[test], np.bincount(labels[train]).argmax()),
+        )
+
+    def build(self, settings, facts, backend=None):
+        """``Sequential``: ids (T, B) -> logits (B, V)."""
+        shared, seeds = {"backend": backend, "dtype": settings.dtype}, settings.seeds()
+        directions = 1 + settings.bidirectional
+        size = directions * settings.hidden
+        drop = settings.dropout
+        layers = {
+            "embedding": Embedding(
+                len(vocabulary_of(facts["vocabulary"])), settings.embedding, seed=next(seeds), **shared
+            ),
+            "input dropout": Dropout(drop, settings.variational, seed=next(seeds), **shared),
+            "recurrent": recurrent(
+                settings, settings.embedding, next(seeds), backend, bidirectional=settings.bidirectional
+            ),
+            "pooling": Pooling(size, settings.pooling, directions, seed=next(seeds), **shared),
+            "dropout": Dropout(drop, seed=next(seeds), **shared),
+            "linear": Linear(size, len(facts["classes"]), seed=next(seeds), **shared),
+        }
+        return Sequential(layers)
+
+    def metrics(self, settings, facts):
+        return {"accuracy": right_and_all}
+
+    def finish(self, trained, data, history):
+        accuracies = [record.get("validation_accuracy") for record in history.epochs]
+        texts, labels, commonest = data.rest
+        numbers, told = {}, []
+        if data.valid is not None:
+            numbers["validation_accuracy"] = round(max(accuracies), 4)
+            told.append(f"Validation accuracy {max(accuracies):.2%} in epoch {1 + accuracies.index(max(accuracies))}.")
+        if len(labels):
+            found = predict(trained, texts).argmax(axis=1)
+            numbers["test_accuracy"] = round(float((found == labels).mean()), 4)
+            numbers["test_majority"] = round(float((labels == commonest).mean()), 4)
+            numbers["test_examples"] = len(labels)
+            told.append(
+                f"Test accuracy {numbers['test_accuracy']:.2%} of {len(labels):,} texts "
+                f"({numbers['test_majority']:.2%} by always saying {trained.facts['classes'][commonest]!r})."
+            )
+        return numbers, "\n".join(told)
+
+    def evaluate(self, trained, files):
+        """Accuracy on labelled files, precision and recall of each class, and who is taken for whom.
+
+        Raises ValueError for a label that the model never saw. The confusion matrix is drawn as ``confusion.png`` in
+        the run's folder where Matplotlib is installed.
+        """
+        classes = trained.facts["classes"]
+        texts, labels = zip(*read_examples(files, classes), strict=True)
+        truth = np.array([classes.index(label) for label in labels])
+        found = predict(trained, texts).argmax(axis=1)
+        confusion = np.zeros((len(classes), len(classes)), np.int64)
+        np.add.at(confusion, (truth, found), 1)
+        right, given, said = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+        rows = {
+            name: {"texts": int(given[n]), "recall": _share(right[n], given[n]), "precision": _share(right[n], said[n])}
+            for n, name in enumerate(classes)
+        }
+        numbers = {
+            "accuracy": float((truth == found).mean()),
+            "texts": len(texts),
+            "classes": rows,
+            "confusion": confusion.tolist(),
+            "plot": None,
+        }
+        width = max(map(len, classes))
+        told = [f"Accuracy  {numbers['accuracy']:.2%} of {len(texts):,} texts", ""]
+        told.append(f"{'class':{width}}   texts  recall  precision")
+        for name, row in rows.items():
+            recall, precision = ("-" if row[k] is None else f"{row[k]:.1%}" for k in ("recall", "precision"))
+            told.append(f"{name:{width}}{row['texts']:8,}{recall:>8}{precision:>11}")
+        try:
+            path = trained.folder / "confusion.png"
+            plot_confusion(confusion, classes, path)
+            numbers["plot"] = str(path)
+            told += ["", f"Who is taken for whom: {path}"]
+        except ImportError as error:
+            told += ["", f"No confusion.png: {error}"]
+        return numbers, "\n".join(told)
+
+
+def _share(part, whole):
+    return float(part / whole) if whole else None
+
+
+# ---- reading
+
+
+def read_examples(files, classes=None):
+    """(text, label) pairs of labelled files; see ``ClassifyTask``. classes: those there may be, None for any.
+
+    Raises ValueError that names the file, and the line, for what is not UTF-8, not labelled, empty or of no class that
+    there may be.
+    """
+    files = [inner for file in map(Path, files) for inner in (_folder(file) if file.is_dir() else [file])]
+    stems = [file.stem for file in files]
+    examples = []
+    for file in files:
+        lines = [(n, line.strip()) for n, line in enumerate(read_lines(file), 1) if line.strip()]
+        if not lines:
+            raise ValueError(f"{file}: is empty")
+        names = [file.stem, file.suffix[1:]]
+        if len(set(stems)) < len(stems):
+            names = names[1:]
+        if classes is not None:
+            names = [name for name in names if name in classes] or names
+        table = "\t" in lines[0][1]
+        for n, line in lines:
+            text, tab, label = line.rpartition("\t") if table else (line, "\t", names[0])
+            text, label = text.strip(), label.strip()
+            if not (tab and label):
+                raise ValueError(
+                    f"{file}: line {n} has no label: expected a text, a tab and a label, got {line[:60]!r}"
+                )
+            if classes is not None and label not in classes:
+                raise ValueError(
+                    f"{file}: line {n} has a label that the model never saw, {label!r}: it knows {', '.join(classes)}"
+                )
+            examples.append((text, label))
+    return examples
+
+
+def _folder(folder):
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".txt", ".tsv"))
+    if not files:
+        raise ValueError(f"{folder}: holds no .txt or .tsv files")
+    return files
+
+
+def split(labels, classes, settings):
+    """(training, validation, test) numbers of the examples; each class is divided alike, at least one for each part."""
+    parts = ([], [], [])
+    shares = (settings.valid, settings.test)
+    for number, name in enumerate(classes):
+        mine = np.flatnonzero(labels == number)
+        order = np.argsort(rng.words(len(mine), settings.split, rng.name_key(f"split {name}")), kind="stable")
+        counts = [max(1, round(len(mine) * share)) if share else 0 for share in shares]
+        if sum(counts) >= len(mine):
+            raise ValueError(
+                f"the class {name!r} has too few different texts, {len(mine)}, to be divided into "
+                f"{len(mine) - sum(counts) if sum(counts) < len(mine) else 'at least 1'} to train on, {counts[0]} to "
+                f"validate and {counts[1]} to test"
+            )
+        cuts = np.cumsum(counts)
+        for part, chosen in zip(parts[1:] + parts[:1], np.split(mine[order], cuts), strict=True):
+            part.append(chosen)
+    return [np.sort(np.concatenate(part)) for part in parts]
+
+
+def lowered(text, settings):
+    """Words are read in lower case, characters as they are."""
+    return text.lower() if settings.level == "words" else text
+
+
+def encode(texts, settings, facts):
+    """A list of id arrays, one for each text."""
+    vocabulary = vocabulary_of(facts["vocabulary"])
+    return [vocabulary.encode(lowered(text, settings)).astype(np.int64) for text in texts]
+
+
+class Labelled(SequenceBatches):
+    """Sequences of ids with one class each; a share ``unknown`` of the ids, another in every epoch, becomes unknown."""
+
+    def __init__(self, inputs, targets, batch_size, *, unknown=0.0, **more):
+        super().__init__(inputs, targets, batch_size, per_step=False, **more)
+        self.unknown = unknown
+
+    def collate(self, chosen, epoch):
+        batch = super().collate(chosen, epoch)
+        if self.unknown:
+            key = rng.name_key("unknown"), (epoch << 20) + int(chosen[0])  # no two batches of an epoch begin alike
+            batch.inputs[~rng.keep_mask(batch.inputs.shape, self.unknown, self.seed, *key)] = UNKNOWN
+        return batch
+
+
+# ---- measuring
+
+
+def right_and_all(logits, targets):
+    """(how many of the targets have the highest logit, how many there are)."""
+    found = array_ops(logits).to_numpy(logits).argmax(axis=1)
+    return int((found == targets).sum()), len(targets)
+
+
+def predict(trained, texts):
+    """Probability of each class for each text, (len(texts), V) float64. trained: what ``load`` returns."""
+    ids = encode(texts, trained.settings, trained.facts)
+    model, out = trained.model, np.zeros((len(ids), len(trained.facts["classes"])))
+    order = np.argsort([len(x) for x in ids], kind="stable")
+    for start in range(0, len(ids), trained.settings.batch):
+        chosen = order[start : start + trained.settings.batch]
+        lengths = np.array([len(ids[n]) for n in chosen])
+        logits, _ = model(model.xp.asarray(pad([ids[n] for n in chosen])), lengths=lengths)
+        logits = model.ops.to_numpy(logits).astype(np.float64)
+        p = np.exp(logits - logits.max(axis=1, keepdims=True))
+        out[chosen] = p / p.sum(axis=1, keepdims=True)
+    return out
+
+
+def plot_confusion(confusion, classes, png):
+    """Draw who is taken for whom: rows are the truth, each row's shares add up to 1. Raises ImportError."""
+    from ..plots import new_figure, save_figure
+
+    size = 2.5 + 0.45 * len(classes)
+    figure = new_figure(size, size)
+    axis = figure.subplots()
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.argwhere(confusion):
+        color = "white" if shares[row, column] > 0.5 else "black"
+        axis.text(column, row, str(confusion[row, column]), ha="center", va="center", color=color, fontsize=8)
+    axis.set_xticks(range(len(classes)), classes, rotation=90)
+    axis.set_yticks(range(len(classes)), classes)
+    axis.set_xlabel("the model says")
+    axis.set_ylabel("truth")
+    save_figure(figure, png)
+
+
+# ---- the command line
+
+
+@click.command(
+    "classify",
+    epilog="""\b
+Examples:
+  gpurnn classify runs/classify-1 "a moving and funny film" "dull"
+  gpurnn classify runs/classify-1 --json < texts.txt""",
+)
+@options.run
+@click.argument("texts", metavar="[TEXT]...", nargs=-1)
+@click.option("--top", type=click.IntRange(1), default=3, help="Classes to show for each text, the likeliest.")
+@options.backend
+@options.as_json
+def classify_command(run, texts, top, backend, as_json):
+    """Which class each TEXT is of, by the trained model in the folder RUN.
+
+    Without a TEXT, each line of the standard input is one.
+    """
+    trained = load(run, backend, "classify")
+    texts = texts or [line.rstrip("\r\n") for line in click.get_text_stream("stdin", "utf-8")]
+    results = []
+    for text, p in zip(texts, predict(trained, texts), strict=True):
+        likeliest = np.argsort(-p, kind="stable")[:top]
+        results.append(
+            {"text": text, "classes": {trained.facts["classes"][n]: round(float(p[n]), 4) for n in likeliest}}
+        )
+    if as_json:
+        options.print_json(results)
+        return
+    for result in results:
+        click.echo("  ".join(f"{name} {p:.1%}" for name, p in result["classes"].items()) + f"  {result['text']}")
+
+
+TASK = ClassifyTask()
+TASK.verbs = {"classify": classify_command}
