@@ -76,7 +76,7 @@ def cross_entropy(
     count = labels.size
     divisor = max(count, 1) if reduction == "mean" else 1
 
-    with _quiet():
+    with quiet():
         losses, highest, total = ops.softmax_forward(logits, rows, labels, smoothing)
         if reduction == "none":
             loss = xp.zeros(N, dtype)
@@ -86,7 +86,7 @@ def cross_entropy(
             loss = (losses.sum() / divisor).astype(dtype)
 
     def backward(dloss=1.0, out=None):
-        dlosses = _upstream(dloss, loss.shape, (N, 1), divisor, dtype, ops)
+        dlosses = upstream(dloss, loss.shape, (N, 1), divisor, dtype, ops)
         shape, place = (*lead, V), None
         if out is not None:
             if not isinstance(out, xp.ndarray) or out.dtype != given:
@@ -94,7 +94,7 @@ def cross_entropy(
             check_shape("out", out, shape)
             if out.flags.c_contiguous and given == dtype:
                 place = out.reshape(N, V)
-        with _quiet():
+        with quiet():
             dlogits = ops.softmax_backward(logits, rows, labels, smoothing, highest, total, dlosses, place)
         if place is not None:
             return out
@@ -175,7 +175,7 @@ def _elementwise(value, slope, arguments, mask, lengths, batch_first, reduction)
     ops = array_ops(x)
     xp = ops.xp
     given, y = ops.asarray(x, name).dtype, ops.asarray(y, other)
-    x = _floats(x, name, ops)
+    x = floats(x, name, ops)
     if y.dtype != given:
         raise DtypeError(
             f"{other}: dtype ({y.dtype}) does not match that of {name} ({given}). "
@@ -192,7 +192,7 @@ def _elementwise(value, slope, arguments, mask, lengths, batch_first, reduction)
     divisor = max(count * width, 1) if reduction == "mean" else 1
     x, y = x.reshape(N, width), y.reshape(N, width)
 
-    with _quiet():
+    with quiet():
         if reduction == "none":
             loss = xp.zeros((N, width), dtype)
             for _, index in blocks(rows, count, width, xp):
@@ -205,9 +205,9 @@ def _elementwise(value, slope, arguments, mask, lengths, batch_first, reduction)
             loss = (total / divisor).astype(dtype)
 
     def backward(dloss=1.0):
-        dlosses = _upstream(dloss, loss.shape, (N, width), divisor, dtype, ops)
+        dlosses = upstream(dloss, loss.shape, (N, width), divisor, dtype, ops)
         dx = (xp.empty if rows is None else xp.zeros)((N, width), dtype)
-        with _quiet():
+        with quiet():
             for _, index in blocks(rows, count, width, xp):
                 dx[index] = slope(x[index], y[index], xp) * dlosses[index]
         return dx.reshape(shape).astype(given, copy=False)
@@ -226,7 +226,7 @@ def class_rows(logits, targets, mask, lengths, batch_first, ignore_index):
     """
     ops = array_ops(logits)
     xp = ops.xp
-    logits, targets = _floats(logits, "logits", ops), ops.asarray(targets, "targets")
+    logits, targets = floats(logits, "logits", ops), ops.asarray(targets, "targets")
     if targets.dtype.kind not in "iu":
         raise DtypeError(f"targets: expected integers (class numbers), got {targets.dtype}")
     if logits.ndim == 0:
@@ -280,7 +280,7 @@ def _lift(array, rank):
     return array.reshape(array.shape + (1,) * (rank - array.ndim))
 
 
-def _floats(value, name, ops):
+def floats(value, name, ops):
     """``value`` as an array of ``ops`` in what it is computed in; raises DtypeError unless it is one of ``DTYPES``."""
     array = ops.asarray(value, name)
     if array.dtype.name not in DTYPES:
@@ -288,7 +288,7 @@ def _floats(value, name, ops):
     return wide(array)
 
 
-def _upstream(dloss, shape, flat, divisor, dtype, ops):
+def upstream(dloss, shape, flat, divisor, dtype, ops):
     """``dloss / divisor`` for every row, shape ``flat``; ``dloss`` is a number or has the loss's ``shape``."""
     dloss = ops.asarray(dloss, "dloss")
     if dloss.dtype.kind not in "fiu":
@@ -299,6 +299,6 @@ def _upstream(dloss, shape, flat, divisor, dtype, ops):
     return ops.xp.broadcast_to((dloss.astype(np.float64) / divisor).astype(dtype), flat)
 
 
-def _quiet():
+def quiet():
     """NumPy without floating-point warnings: a loss that is not finite says so by its value."""
-    return np.errstate(over="ignore", invalid="ignore")
+    return np.errstate(over="ignore", invalid="ignore", divide="ignore")

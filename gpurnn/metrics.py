@@ -2,6 +2,9 @@
 
 import math
 
+import numpy as np
+
+from .errors import ShapeError
 from .losses import class_rows
 from .ops import blocks
 
@@ -34,3 +37,37 @@ def perplexity(mean_loss):
 def bits_per_character(mean_loss):
     """A mean cross-entropy per character in nats, turned into bits: divided by ln 2."""
     return float(mean_loss) / math.log(2)
+
+
+def edit_distance(a, b):
+    """How few insertions, deletions and replacements turn one sequence into the other (Levenshtein 1966).
+
+    a, b: strings, or lists of anything that can be compared (words, class numbers). Returns an int.
+
+    >>> edit_distance("kitten", "sitting")
+    3
+    """
+    numbers = {}
+    a, b = (np.array([numbers.setdefault(item, len(numbers)) for item in sequence], np.int64) for sequence in (a, b))
+    places = np.arange(len(b) + 1)
+    row = places  # distances of the a read so far to every beginning of b
+    for item in a:
+        row = np.concatenate([row[:1] + 1, np.minimum(row[1:] + 1, row[:-1] + (b != item))])
+        row = np.minimum.accumulate(row - places) + places  # insertions, one behind the other
+    return int(row[-1])
+
+
+def error_rate(hypotheses, references):
+    """Edit distances of all pairs, summed, over the length of all references: a float, which may be above 1.
+
+    Two lists of sequences: of strings for the character error rate, of lists of words for the word error rate.
+    Returns nan where the references are empty. Raises ShapeError unless there are equally many.
+
+    >>> error_rate(["31", "4"], ["314", "4"])
+    0.25
+    """
+    if len(hypotheses) != len(references):
+        raise ShapeError(f"hypotheses: expected {len(references)}, as many as references, got {len(hypotheses)}")
+    total = sum(len(reference) for reference in references)
+    distances = sum(edit_distance(*pair) for pair in zip(hypotheses, references, strict=True))
+    return distances / total if total else math.nan
