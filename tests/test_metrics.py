@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gpurnn.errors import DtypeError, ShapeError
-from gpurnn.metrics import accuracy, bits_per_character, perplexity
+from gpurnn.metrics import accuracy, bits_per_character, edit_distance, error_rate, perplexity
 
 
 @pytest.fixture
@@ -83,3 +83,34 @@ def test_perplexity():
 def test_bits_per_character():
     assert bits_per_character(math.log(2)) == 1.0
     assert bits_per_character(np.float64(3 * math.log(2))) == pytest.approx(3, rel=1e-15)
+
+
+def slow_edit_distance(a, b):
+    if not a or not b:
+        return len(a) + len(b)
+    replaced = slow_edit_distance(a[1:], b[1:]) + (a[0] != b[0])
+    return min(replaced, slow_edit_distance(a[1:], b) + 1, slow_edit_distance(a, b[1:]) + 1)
+
+
+def test_edit_distance_by_its_definition():
+    rng = np.random.default_rng(5)
+    for _ in range(40):
+        a, b = ("".join(rng.choice(list("ab"), rng.integers(0, 6))) for _ in range(2))
+        assert edit_distance(a, b) == edit_distance(list(a), list(b)) == slow_edit_distance(a, b)
+
+
+def test_edit_distance():
+    assert edit_distance("kitten", "sitting") == 3
+    assert edit_distance("", "abc") == edit_distance("abc", "") == 3
+    assert edit_distance("", "") == 0
+    assert edit_distance(["the", "cat", "sat"], ["the", "cat", "sat", "down"]) == 1
+    assert type(edit_distance([1, 2], [2, 1])) is int
+
+
+def test_error_rate():
+    assert error_rate(["31", "4"], ["314", "4"]) == 0.25
+    assert error_rate(["abcd"], ["x"]) == 4  # more than everything
+    assert error_rate([[1, 2], []], [[1, 2], [3, 4]]) == 0.5  # weighs by length, not by sequence
+    assert math.isnan(error_rate(["a"], [""])) and math.isnan(error_rate([], []))
+    with pytest.raises(ShapeError, match="hypotheses: expected 2, as many as references, got 1"):
+        error_rate(["a"], ["a", "b"])
