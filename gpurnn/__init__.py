@@ -6,7 +6,7 @@ from .ctc import ctc_beam_search, ctc_greedy, ctc_loss
 from .data import Batch, SequenceBatches, TextBatches
 from .errors import BackendError, DtypeError, ShapeError
 from .gradients import GradientFlow, record_gradient_flow
-from .layers import BatchNorm, Dropout, Embedding, LayerNorm, Linear, Pooling, Sequential
+from .layers import BatchNorm, Dropout, Embedding, LayerNorm, Linear, Pooling, Sequential, TiedLinear
 from .losses import binary_cross_entropy_with_logits, cross_entropy, mae, mse
 from .metrics import accuracy, bits_per_character, edit_distance, error_rate, perplexity
 from .module import Module

@@ -1,4 +1,5 @@
-"""The layers without a time loop: Linear, Embedding, Dropout, LayerNorm, BatchNorm, Pooling; Sequential joins layers.
+"""The layers without a time loop: Linear, Embedding, TiedLinear, Dropout, LayerNorm, BatchNorm, Pooling; and
+Sequential, which joins layers.
 
 ``y = layer(x)`` keeps nothing; ``y, backward = layer.forward(x)`` and ``dx = backward(dy)`` are for training: parameter
 gradients accumulate into ``layer.grads``. Whether Dropout and BatchNorm act as in training depends on ``train()`` and
@@ -78,7 +79,7 @@ class Linear(Module):
 
         def backward(dy):
             dy = _rows(_check_like(self, dy, shape))
-            self.ops.accumulate_product(self.grads["weight"], dy, _rows(x))
+            self.ops.accumulate_product(self._weight_grad(), dy, _rows(x))
             if self.bias:
                 self.grads["bias"] += self.ops.sum_steps(dy)
             dx = self.xp.empty((len(dy), self.in_features), self.dtype)
@@ -98,16 +99,21 @@ class Linear(Module):
     def _weight(self):
         return self.params["weight"].astype(self.dtype, copy=False)
 
+    def _weight_grad(self):
+        return self.grads["weight"]
+
 
 class Embedding(Module):
-    """Rows of a table by number; ``torch.nn.Embedding``: weight (num_embeddings, embedding_dim), N(0, 1) at first.
+    """Rows of a table by number; ``torch.nn.Embedding``: weight (num_embeddings, embedding_dim), N(0, std^2) at first.
 
     ids: integers of any shape, 0 .. num_embeddings - 1 -> (*shape, embedding_dim). padding_idx: a row that starts at
     zero and receives no gradient. ``backward`` returns None: numbers have no derivative; the gradient of the table is
     summed in a fixed order. Raises DtypeError unless ids are integers, ValueError naming an id out of range.
     """
 
-    def __init__(self, num_embeddings, embedding_dim, padding_idx=None, *, backend="auto", dtype="float32", seed=None):
+    def __init__(
+        self, num_embeddings, embedding_dim, padding_idx=None, *, std=1.0, backend="auto", dtype="float32", seed=None
+    ):
         super().__init__(backend, dtype, seed)
         self.num_embeddings = check_size("num_embeddings", num_embeddings)
         self.embedding_dim = check_size("embedding_dim", embedding_dim)
@@ -117,7 +123,7 @@ class Embedding(Module):
                 raise ValueError(f"padding_idx should be below num_embeddings {num_embeddings}, got {padding_idx}")
         self.padding_idx = padding_idx
         shape = (self.num_embeddings, self.embedding_dim)
-        weight = rng.normal(shape, self.seed, rng.name_key("weight"), dtype=np.float64)
+        weight = rng.normal(shape, self.seed, rng.name_key("weight"), dtype=np.float64) * check_number("std", std, 0)
         if padding_idx is not None:
             weight[padding_idx] = 0
         self._declare({"weight": weight})
@@ -149,6 +155,32 @@ class Embedding(Module):
                 wrong = low if low < 0 else high
                 raise ValueError(f"ids: expected numbers from 0 to {self.num_embeddings - 1}, got {wrong}")
         return ids
+
+
+class TiedLinear(Linear):
+    """An output layer whose weight is the table of an embedding: y = x E^T + b, with a bias of its own.
+
+    Press & Wolf, "Using the output embedding to improve language models", EACL 2017. x: (..., embedding_dim) ->
+    y: (..., num_embeddings). The table stays the embedding's, in its state dictionary too; its gradient is the sum of
+    both uses. Both layers belong into one model. Backend and dtype are the embedding's. Start the table small
+    (``Embedding(..., std=0.1)``): as an output layer, N(0, 1) makes very sure of itself.
+    """
+
+    def __init__(self, embedding, bias=True):
+        if not isinstance(embedding, Embedding):
+            raise TypeError(f"embedding: expected an Embedding, got {type(embedding).__name__}")
+        Module.__init__(self, embedding.ops, embedding.dtype, embedding.seed)
+        self.embedding = embedding
+        self.in_features, self.out_features = embedding.embedding_dim, embedding.num_embeddings
+        self.bias = bool(bias)
+        if bias:
+            self._declare({"bias": np.zeros(self.out_features)})
+
+    def _weight(self):
+        return self.embedding.params["weight"].astype(self.dtype, copy=False)
+
+    def _weight_grad(self):
+        return self.embedding.grads["weight"]
 
 
 class Dropout(Module):

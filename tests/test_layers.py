@@ -19,6 +19,7 @@ from gpurnn import (
     Pooling,
     Sequential,
     ShapeError,
+    TiedLinear,
 )
 
 F64 = {"backend": "cpu", "dtype": "float64", "seed": 1}
@@ -338,6 +339,50 @@ def test_embedding_refuses_ids(ids, error, message):
 def test_wrong_arguments_are_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_tied_linear_shares_the_table(bias):
+    """The gradient is that of an embedding and a linear layer with equal weights, summed; Press & Wolf 2017."""
+    embedding = Embedding(7, 4, std=0.5, **F64)
+    tied = Sequential({"in": embedding, "rnn": LSTM(4, 4, **F64), "out": TiedLinear(embedding, bias)})
+    twin = Embedding(7, 4, std=0.5, **F64)
+    apart = Sequential({"in": twin, "rnn": LSTM(4, 4, **F64), "out": Linear(4, 7, bias, **F64)})
+    apart["out"].params["weight"][...] = twin.params["weight"]
+    if bias:
+        apart["out"].params["bias"][...] = 0
+    assert tied.flat_params.size == apart.flat_params.size - 28
+    ids, dy = np.random.default_rng(0).integers(0, 7, (5, 3)), numbers(5, 3, 7)
+    results = []
+    for model in (tied, apart):
+        y, _, backward = model.forward(ids)
+        np.testing.assert_array_equal(model(ids)[0], y)
+        backward(dy)
+        results.append(y)
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-14)
+    both = apart.grads["in.weight"] + apart.grads["out.weight"]
+    np.testing.assert_allclose(tied.grads["in.weight"], both, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(tied.grads["rnn.weight_hh_l0"], apart.grads["rnn.weight_hh_l0"], rtol=1e-12, atol=1e-14)
+    if bias:
+        np.testing.assert_allclose(tied.grads["out.bias"], dy.sum(axis=(0, 1)), rtol=1e-12)
+
+
+def test_tied_linear_finite_differences():
+    embedding = Embedding(7, 4, std=0.5, **F64)
+    model = Sequential({"in": embedding, "rnn": GRU(4, 4, **F64), "out": TiedLinear(embedding)})
+    check_directional(model, np.random.default_rng(0).integers(0, 7, (5, 3)))
+
+
+def test_tied_linear_refuses():
+    with pytest.raises(TypeError, match="expected an Embedding, got Linear"):
+        TiedLinear(Linear(3, 4, **F64))
+
+
+def test_embedding_std():
+    small, plain = Embedding(50, 20, std=0.1, **F64), Embedding(50, 20, **F64)
+    np.testing.assert_allclose(small.params["weight"], 0.1 * plain.params["weight"], rtol=1e-15)
+    with pytest.raises(ValueError, match="std"):
+        Embedding(5, 2, std=-1, **F64)
 
 
 # ---- Dropout

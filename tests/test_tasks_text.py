@@ -14,7 +14,7 @@ from gpurnn.checkpoint import CheckpointError, load_checkpoint
 from gpurnn.losses import cross_entropy
 from gpurnn.tasks.run import load, prepare
 from gpurnn.tasks.text import TASK, TextSettings, probabilities, sample
-from gpurnn.vocabulary import Vocabulary
+from gpurnn.vocabulary import Vocabulary, vocabulary_of
 
 TINY = TextSettings(hidden=12, steps=8, batch=4, epochs=2, schedule="constant", seed=7)
 LOGITS = np.log([0.5, 0.05, 0.4, 0.2, 0.3, 0.05])  # entry 0 is the unknown one; the others sum to 1
@@ -48,7 +48,7 @@ def build_model(config, vocabulary):
 
 def load_run(folder):
     trained = load(folder, "cpu")
-    return trained.model, Vocabulary(trained.facts["vocabulary"]), trained.settings
+    return trained.model, vocabulary_of(trained.facts["vocabulary"]), trained.settings
 
 
 def evaluate_text(folder, files):
@@ -251,7 +251,7 @@ def test_what_a_resumed_run_refuses(book, tmp_path):
     with pytest.raises(ValueError, match="already holds a run"):
         train(book, tmp_path / "other", config)
     book.write_text(book.read_text().replace("gate", "tage"))
-    with pytest.raises(ValueError, match="900 characters, 13 different ones then, 900 characters"):
+    with pytest.raises(ValueError, match="900 characters, a vocabulary of 13 then, 900 characters"):
         prepare("text", [], tmp_path / "run", resume=True)
 
 
@@ -302,6 +302,28 @@ def test_the_length_it_asks_for_is_enough_and_needed(tmp_path, valid, batch, ste
 def test_settings_are_checked(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         TextSettings(**wrong)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_words(tmp_path, tied):
+    """Trained on words, written as readable text; the commonest are known."""
+    path = tmp_path / "book.txt"
+    path.write_text("The gate keeps the state; a state opens the gate.\n" * 60 + "rare\n")
+    config = dataclasses.replace(TINY, level="words", vocabulary_size=10, tied=tied, epochs=8, lr=2e-2)
+    run, history = train(path, tmp_path / "run", config)
+    vocabulary = load_run(tmp_path / "run")[1]
+    assert len(vocabulary) == 11 and "rare" not in vocabulary.entries
+    numbers, told = run.finish(history)
+    assert numbers["sample"].startswith("The gate") and "perplexity" in told
+    result = evaluate_text(tmp_path / "run", [path])
+    assert result["words"] == 60 * 13 + 2 and result["unknown"] == 1
+    assert result["accuracy"] > 0.5  # always "gate": 2 of 13
+    written = "".join(sample(run.model, vocabulary, "The gate", 12, temperature=0))
+    assert "The gate" + written == "The gate keeps the state; a state opens the gate.\nThe"
+    assert ("linear.weight" in run.model.params) is not tied
+    if tied:
+        with pytest.raises(ValueError, match="tied needs an embedding of the hidden size, 12, got 5"):
+            dataclasses.replace(config, embedding=5)
 
 
 # ---- loading and measuring

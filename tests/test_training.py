@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import gpurnn
-from gpurnn import CheckpointError, SequenceBatches, TextBatches, TrainingError, evaluate, fit
+from gpurnn import Batch, CheckpointError, SequenceBatches, TextBatches, TrainingError, evaluate, fit
 from gpurnn.checkpoint import load_checkpoint
-from gpurnn.training import load_weights
+from gpurnn.training import load_weights, measure
 
 IDS = ((np.arange(3000) * 7 + (np.arange(3000) // 13) ** 2) % 11).astype(np.uint8)
 
@@ -132,6 +132,86 @@ def test_accumulated_batches_equal_one_large_batch():
         weights.append(model.flat_params.copy())
     np.testing.assert_allclose(weights[1], weights[0], atol=1e-13)
     np.testing.assert_allclose(weights[2], weights[0], atol=1e-13)
+
+
+class Pair(gpurnn.Module):
+    """Two inputs of different length: the sum of one's rows over its valid steps is added to each row of the other."""
+
+    takes_lengths = True
+
+    def __init__(self):
+        super().__init__("cpu", "float64", 0)
+        self._adopt({"linear": gpurnn.Linear(2, 3, backend="cpu", dtype="float64", seed=1)})
+
+    def __call__(self, inputs, lengths):
+        return self.forward(inputs, lengths)[0]
+
+    def forward(self, inputs, lengths):
+        source, target = inputs
+        valid = np.arange(len(source))[:, None] < lengths[0]
+        return self.children["linear"].forward(target + (source * valid[:, :, None]).sum(axis=0))
+
+
+class Pairs:
+    """The batch source of ``Pair``: targets of the second input's length."""
+
+    def __init__(self, count=6):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def batch(self, epoch, index):
+        rng = np.random.default_rng(index)
+        lengths = rng.integers(1, 6, 4), rng.integers(1, 4, 4)
+        source, target = rng.standard_normal((5, 4, 2)), rng.standard_normal((3, 4, 2))
+        classes = (target.sum(axis=2) > 0) + 0
+        options = {"lengths": lengths[1]}
+        return Batch((source, target), classes, lengths, loss_options=options, weight=int(lengths[1].sum()))
+
+
+def count_right(logits, targets, lengths):
+    return gpurnn.accuracy(logits, targets, lengths=lengths) * lengths.sum(), lengths.sum()
+
+
+def test_several_inputs_metrics_and_what_is_watched(tmp_path):
+    model = Pair()
+    adam = gpurnn.Adam(model, lr=0.05)
+    options = dict(validation=Pairs(3), metrics={"accuracy": count_right}, progress=False, patience=3)
+    history = fit(
+        model, gpurnn.cross_entropy, Pairs(), optimizer=adam, epochs=30, out=tmp_path,
+        watch=("accuracy", "max"), **options,
+    )  # fmt: skip
+    seen = [record["validation_accuracy"] for record in history.epochs]
+    assert seen[0] < max(seen)
+    _, best = load_checkpoint(tmp_path / "best.json")
+    assert best["best"] == max(seen) and best["epoch"] == 1 + seen.index(max(seen))
+    assert history.stopped == "patience" and len(seen) == best["epoch"] + 3
+    load_weights(model, tmp_path / "best.json")
+    again = measure(model, gpurnn.cross_entropy, Pairs(3), options["metrics"])
+    assert again["accuracy"] == max(seen) and again["loss"] == history.epochs[best["epoch"] - 1]["validation_loss"]
+    batches = [Pairs().batch(0, index) for index in range(3)]
+    right = sum(count_right(model(b.inputs, b.lengths), b.targets, **b.loss_options)[0] for b in batches)
+    assert again["accuracy"] == pytest.approx(right / sum(b.weight for b in batches))
+    for watch in (("f1", "max"), ("accuracy", "up")):
+        with pytest.raises(ValueError, match="watch"):
+            fit(model, gpurnn.cross_entropy, Pairs(), optimizer=adam, epochs=1, watch=watch, **options)
+
+
+def test_targets_for_whole_sequences():
+    """The mean over batches weighs sequences, not steps."""
+    rng = np.random.default_rng(0)
+    x = [rng.standard_normal((n, 4)) for n in (9, 1, 0, 7, 5)]
+    y = np.array([0, 1, 2, 1, 0])
+    model = gpurnn.Sequential(
+        gpurnn.GRU(4, 6, backend="cpu", dtype="float64", seed=0),
+        gpurnn.Pooling(6, "mean", backend="cpu", dtype="float64"),
+        gpurnn.Linear(6, 3, backend="cpu", dtype="float64", seed=2),
+    )
+    mean = evaluate(model, gpurnn.cross_entropy, SequenceBatches(x, y, 2, per_step=False))
+    model.eval()
+    alone = [float(gpurnn.cross_entropy(model(a[:, None])[0], y[n : n + 1])[0]) for n, a in enumerate(x)]
+    assert mean == pytest.approx(np.mean(alone), rel=1e-12)
 
 
 def test_stateless_models_with_lengths():

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from gpurnn import vocabulary as reading
-from gpurnn.vocabulary import Vocabulary, builtin_text, read_text, split
+from gpurnn.vocabulary import (
+    Vocabulary,
+    WordVocabulary,
+    builtin_text,
+    count_words,
+    read_lines,
+    read_text,
+    split,
+    vocabulary_of,
+    words,
+)
 
 UNICODE = (
     "e\u0301 caf\u00e9 \U0001f600\r\n\u4e2d\u6587\t\x00 \u200d\ufeff end\n"  # combining, astral, CRLF, NUL, a late BOM
@@ -118,3 +128,61 @@ def test_split():
     for wrong in (-0.1, 1, float("nan")):
         with pytest.raises(ValueError, match="valid"):
             split(np.arange(100), wrong)
+
+
+# ---- words
+
+
+def test_words_marks_and_line_ends():
+    text = "It\u2019s <unk>'s \u201cgate\u201d:\tIl n'est\u00a0pas 3.5%\n\n(caf\u00e9\u4e2d\u6587) a-b \U0001f600!?"
+    first = "It\u2019s|<unk>|'|s|\u201c|gate|\u201d|:|Il|n'est|pas|3|.|5|%|\n|\n"
+    assert "|".join(words(text)) == first + "|(|caf\u00e9\u4e2d\u6587|)|a|-|b|\U0001f600|!|?"
+    assert words(" \t") == []
+
+
+def test_word_vocabulary():
+    vocabulary = WordVocabulary(["the", "end", ".", "\n"])
+    again = vocabulary_of(json.loads(json.dumps(vocabulary.entries)))
+    np.testing.assert_array_equal(again.encode("the  end of it.\n"), [1, 2, 0, 0, 3, 4])
+    assert len(again) == 5 and again.dtype == np.uint8 and again.encode("").size == 0
+    assert again.unknown("the bitter End <unk>") == "End bitter"
+    assert isinstance(vocabulary_of("abc"), Vocabulary)
+    with pytest.raises(ValueError, match="at least one word"):
+        WordVocabulary([])
+
+
+def test_words_are_joined_readably():
+    text = 'He said: "No (or yes), 5%."\nThen it\'s <unk>, "so" she... '
+    vocabulary = WordVocabulary(count_words([text]))
+    ids = vocabulary.encode(text)
+    assert vocabulary.decode(ids) == text.rstrip()
+    for n in range(len(ids)):  # what is there stays as it is when more comes
+        assert vocabulary.decode(ids).startswith(vocabulary.decode(ids[:n]))
+
+
+def test_count_words_keeps_the_commonest():
+    assert count_words(["b a <unk> a", "c a b\n"]) == ["a", "b", "\n", "c"]
+    assert count_words(["b a a", "c a b"], 2) == ["a", "b"]
+
+
+@pytest.mark.parametrize("piece", [1, 3, 7, 1 << 20])
+def test_reading_words_wherever_pieces_end(write, monkeypatch, piece):
+    text = "the gate, the caf\u00e9's gate\nkeeps \u4e2d\u6587 " * 20 + "longest-without-any-space"
+    path = write(text)
+    monkeypatch.setattr(reading, "_PIECE", piece)
+    ids, vocabulary = read_text([path], level="words", size=5)
+    assert vocabulary.entries == ["gate", "the", "\n", ",", "caf\u00e9's"]
+    np.testing.assert_array_equal(ids, vocabulary.encode(text))
+    monkeypatch.setattr(reading, "IN_MEMORY", 10)
+    mapped, _ = read_text([path], vocabulary, level="words")
+    np.testing.assert_array_equal(mapped, ids)
+    with pytest.raises(ValueError, match="empty"):
+        read_text([write("  ", "blank.txt")], level="words")
+
+
+def test_read_lines(write):
+    assert read_lines(write("a\r\n\nb\u0085c\x0bd \n")) == ["a", "", "b\u0085c\x0bd "]
+    assert read_lines(write("\ufeffa\nb")) == ["a", "b"]
+    assert read_lines(write("")) == []
+    with pytest.raises(ValueError, match="not UTF-8"):
+        read_lines(write(b"a\n\xff\n"))

@@ -9,6 +9,7 @@ Words or characters are embedded and read by a recurrent stack, in both directio
 states, a linear layer the classes of that.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -343,7 +344,7 @@ def classify_command(run, texts, top, backend, as_json):
     Without a TEXT, each line of the standard input is one.
     """
     trained = load(run, backend, "classify")
-    texts = texts or [line.rstrip("\r\n") for line in click.get_text_stream("stdin", "utf-8")]
+    texts = texts or sys.stdin.buffer.read().decode().splitlines()
     results = []
     for text, p in zip(texts, predict(trained, texts), strict=True):
         likeliest = np.argsort(-p, kind="stable")[:top]

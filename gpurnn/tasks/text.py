@@ -1,18 +1,17 @@
-"""A character language model: read text, train on it, sample from it, measure it. ``gpurnn train text`` on the shell.
+"""A language model: read text, train on it, sample from it, measure it. ``gpurnn train text`` on the shell.
 
 >>> run = prepare("text", ["book.txt"], "runs/book", epochs=3)                    # of run.py
 >>> run.train()
 >>> trained = load("runs/book")
->>> vocabulary = Vocabulary(trained.facts["vocabulary"])
+>>> vocabulary = vocabulary_of(trained.facts["vocabulary"])
 >>> "".join(sample(trained.model, vocabulary, "Once upon", length=200, temperature=0.8))
 
-The model predicts each character from those before it: embedding, recurrent layers, linear layer, softmax. It is
-trained by truncated back-propagation through time: B places of the text are read side by side, T characters at a time,
-and the recurrent state is carried from one piece to the next.
+The model predicts each character, or word, from those before it: embedding, recurrent layers, linear layer, softmax. It
+is trained by truncated back-propagation through time: B places of the text are read side by side, T characters at a
+time, and the recurrent state is carried from one piece to the next.
 """
 
 import itertools
-import math
 from dataclasses import dataclass
 
 import click
@@ -21,29 +20,39 @@ import numpy as np
 from .. import options, rng
 from ..data import TextBatches
 from ..errors import check_number, check_size
-from ..layers import Dropout, Embedding, Linear, Sequential
+from ..layers import Dropout, Embedding, Linear, Sequential, TiedLinear
 from ..losses import cross_entropy
 from ..metrics import accuracy, bits_per_character, perplexity
-from ..vocabulary import UNKNOWN, Vocabulary, read_text, split
+from ..vocabulary import UNKNOWN, read_text, split, vocabulary_of
 from .run import Data, Settings, Task, changed, checksum, load, recurrent, setting
 
 
 @dataclass
 class TextSettings(Settings):
-    """steps, batch: T and B, characters of one piece and pieces side by side."""
+    """steps, batch: T and B, characters or words of one piece and pieces side by side. ``level`` is also the unit in
+    which lengths are told.
+    """
 
+    level: str = setting("characters", "What the text is read as.", choices=("characters", "words"))
+    vocabulary_size: int = setting(10000, "Of words: how many are known, the commonest; the others are <unk>.")
     embedding: int | None = setting(
-        None, "Size of a character's vector.", shown="--hidden, at most the vocabulary's size"
+        None, "Size of a character's or word's vector.", shown="--hidden, at most the vocabulary's size"
     )
-    steps: int = setting(64, "Sequence length: characters the gradient flows back through.")
+    tied: bool = setting(False, "The output layer shares the embedding's weights.")
+    steps: int = setting(64, "Sequence length: characters or words the gradient flows back through.")
     valid: float = changed(Settings, "valid", 0.1, "Share of the text, at its end, kept for validation.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.tied and self.embedding not in (None, self.hidden):
+            raise ValueError(f"tied needs an embedding of the hidden size, {self.hidden}, got {self.embedding}")
 
 
 class TextTask(Task):
-    """Train a character language model on UTF-8 text FILEs, joined in order.
+    """Train a language model on UTF-8 text FILEs, joined in order.
 
-    It learns to predict the next character; 'gpurnn sample' then lets it write. Without a FILE it trains on the English
-    help texts that come with Python.
+    It learns to predict the next character or word; 'gpurnn sample' then lets it write. Without a FILE it trains on the
+    English help texts that come with Python.
     """
 
     name = "text"
@@ -52,63 +61,73 @@ class TextTask(Task):
     examples = """
   gpurnn train text                              about a minute on a laptop
   gpurnn train text book1.txt book2.txt --epochs 10 --out runs/books
-  gpurnn train text book.txt --cell gru --layers 2 --dropout 0.2"""
+  gpurnn train text book.txt --cell gru --layers 2 --dropout 0.2
+  gpurnn train text book.txt --level words --tied --dropout 0.5"""
     next = ("gpurnn sample {run} --length 1000",)
 
     def read(self, files, settings, facts=None, scratch=None):
-        ids, vocabulary = read_text(files, facts and Vocabulary(facts["vocabulary"]), scratch)
+        known, unit = facts and vocabulary_of(facts["vocabulary"]), settings.level
+        ids, vocabulary = read_text(files, known, scratch, level=unit, size=settings.vocabulary_size)
         train, valid = _batches(ids, settings)
         return Data(
             train,
             valid,
             facts={"vocabulary": vocabulary.entries},
-            fingerprint={"characters": len(ids), "crc32": checksum(ids)},
-            summary=f"{len(ids):,} characters, {len(vocabulary) - 1:,} different ones",
-            rest="".join(vocabulary.decode(ids[:20]).partition(" ")[:2]),  # the first word
+            fingerprint={unit: len(ids), "crc32": checksum(ids)},
+            summary=f"{len(ids):,} {unit}, a vocabulary of {len(vocabulary) - 1:,}",
+            rest="".join(vocabulary.decode(ids[:20]).partition(" ")[: 2 if unit == "characters" else 1]),  # a word
         )
 
     def build(self, settings, facts, backend=None):
         """``Sequential`` of embedding, recurrent layers, dropout and linear layer: ids (T, B) -> logits (T, B, V)."""
-        V = len(Vocabulary(facts["vocabulary"]))
-        inside = settings.embedding or min(settings.hidden, V)
+        V = len(vocabulary_of(facts["vocabulary"]))
+        inner, inside = settings.hidden, settings.embedding or min(settings.hidden, V)
         shared, seeds = {"backend": backend, "dtype": settings.dtype}, settings.seeds()
+        inside, std = (inner, inner**-0.5) if settings.tied else (inside, 1.0)  # tied: logits of about 1 at first
+        embedding = Embedding(V, inside, std=std, seed=next(seeds), **shared)
         layers = {
-            "embedding": Embedding(V, inside, seed=next(seeds), **shared),
+            "embedding": embedding,
             "recurrent": recurrent(settings, inside, next(seeds), backend),
             "dropout": Dropout(settings.dropout, seed=next(seeds), **shared),
-            "linear": Linear(settings.hidden, V, seed=next(seeds), **shared),
+            "linear": TiedLinear(embedding) if settings.tied else Linear(inner, V, seed=next(seeds), **shared),
         }
         if not settings.dropout:
             del layers["dropout"]
         return Sequential(layers)
 
     def finish(self, trained, data, history):
-        vocabulary, opening = Vocabulary(trained.facts["vocabulary"]), data.rest
+        vocabulary, opening = vocabulary_of(trained.facts["vocabulary"]), data.rest
         text = "".join([opening, *sample(trained.model, vocabulary, opening, seed=trained.settings.seed)])
         kind = "training" if data.valid is None else "validation"
         loss = min(record["train_loss" if data.valid is None else "validation_loss"] for record in history.epochs)
-        nats, bits = round(loss, 4), round(loss / math.log(2), 4)
-        told = f"Best {kind} loss {nats} nats = {bits} bits per character. A sample:\n\n{text}"
+        nats, bits = round(loss, 4), round(bits_per_character(loss), 4)
+        told = f"Best {kind} loss {nats} nats = {_per(bits, loss, trained.settings)}. A sample:\n\n{text}"
         return {"loss": kind, "nats": nats, "bits": bits, "sample": text}, told
 
     def evaluate(self, trained, files):
         """How well the model predicts other text.
 
-        nats, bits, perplexity: mean cross-entropy per character in nats and in bits, and its exponential; accuracy:
-        share of characters that were the likeliest; characters: length of the text, of which all but the first are
-        predicted; unknown: how many of them the vocabulary does not have (they count as the unknown entry).
+        nats, bits, perplexity: mean cross-entropy per character (or word) in nats and in bits, and its exponential;
+        accuracy: share of characters that were the likeliest; characters (or words): length of the text, of which all
+        but the first are predicted; unknown: how many of them the vocabulary does not have (they count as the unknown
+        entry).
 
         The text is read at up to ``settings.batch`` places side by side, each starting from a zero state.
         Raises what ``read_text`` raises, ValueError for less than two characters.
         """
-        result = _measure(trained, files)
+        result, unit = _measure(trained, files), trained.settings.level
         lines = (
-            f"Cross-entropy  {result['nats']:.4f} nats = {result['bits']:.4f} bits per character",
+            f"Cross-entropy  {result['nats']:.4f} nats = {result['bits']:.4f} bits per {unit[:-1]}",
             f"Perplexity     {result['perplexity']:.3f}",
-            f"Accuracy       {result['accuracy']:.2%} of the next characters were the likeliest",
-            f"Text           {result['characters']:,} characters, {result['unknown']:,} unknown to the model",
+            f"Accuracy       {result['accuracy']:.2%} of the next {unit} were the likeliest",
+            f"Text           {result[unit]:,} {unit}, {result['unknown']:,} unknown to the model",
         )
         return result, "\n".join(lines)
+
+
+def _per(bits, nats, settings):
+    """A loss in the usual number of its level."""
+    return f"perplexity {perplexity(nats):.2f}" if settings.level == "words" else f"{bits} bits per character"
 
 
 def _batches(ids, settings):
@@ -122,7 +141,7 @@ def _batches(ids, settings):
     if not fits(len(ids)):
         least = max((batch * steps + 0.5) / (1 - valid), (steps + 0.5) / valid if valid else 0)  # rounding in split
         raise ValueError(
-            f"the text is too short: {len(ids)} characters, one batch of {batch} sequences of {steps} steps needs "
+            f"the text is too short: {len(ids)} {settings.level}, a batch of {batch} sequences of {steps} steps needs "
             f"{next(filter(fits, itertools.count(int(least))))} (validation share {valid:g}). Give more text, or a "
             "smaller batch or fewer steps"
         )
@@ -136,6 +155,8 @@ def _batches(ids, settings):
 
 def sample(model, vocabulary, prompt="", length=300, temperature=0.8, top_k=None, top_p=None, seed=None):
     """Iterator over ``length`` characters that the model writes after ``prompt``, one at a time.
+
+    A model of words gives words, each with the space before it where one belongs.
 
     temperature: logits are divided by it; 0 takes the likeliest character always. top_k: only the k likeliest; top_p:
     only the smallest set of likeliest characters with at least this probability together (Holtzman et al., ICLR 2020),
@@ -156,14 +177,17 @@ def sample(model, vocabulary, prompt="", length=300, temperature=0.8, top_k=None
 
 def _sample(model, vocabulary, ids, draws, temperature, top_k, top_p):
     state = None
-    waiting = list(ids)
+    waiting, written = list(ids), list(ids)
+    shown = vocabulary.decode(written)
     for draw in draws:
         for index in waiting:
             logits, state = _eval_step(model, index, state)
         p = probabilities(logits, temperature, top_k, top_p)
         total = np.cumsum(p)  # in vocabulary order: rounding of the logits hardly moves the borders
         index = min(int(np.searchsorted(total, draw * total[-1], side="right")), int(np.flatnonzero(p)[-1]))
-        yield vocabulary.decode(index)
+        written.append(index)
+        before, shown = shown, vocabulary.decode(written)  # the space before a word depends on what it follows
+        yield shown[len(before) :]
         waiting = [index]
 
 
@@ -200,13 +224,13 @@ def probabilities(logits, temperature=1.0, top_k=None, top_p=None):
 def _measure(trained, files):
     """The numbers of ``TextTask.evaluate``."""
     model, settings = trained.model, trained.settings
-    vocabulary = Vocabulary(trained.facts["vocabulary"])
-    ids, _ = read_text(files, vocabulary)
+    unit = settings.level
+    ids, _ = read_text(files, vocabulary_of(trained.facts["vocabulary"]), level=unit)
     predicted = len(ids) - 1
     if predicted < 1:
-        raise ValueError(f"the text is too short: {len(ids)} characters, at least 2 are needed")
+        raise ValueError(f"the text is too short: {len(ids)} {unit}, at least 2 are needed")
     B = max(1, min(settings.batch, predicted // settings.steps))
-    size = -(-predicted // B)  # characters of one sequence, the last one may be shorter
+    size = -(-predicted // B)  # of one sequence, the last one may be shorter
     starts = np.arange(B) * size
     nats = right = unknown = 0
     state = None
@@ -228,7 +252,7 @@ def _measure(trained, files):
         "bits": bits_per_character(mean),
         "perplexity": perplexity(mean),
         "accuracy": right / predicted,
-        "characters": len(ids),
+        unit: len(ids),
         "unknown": unknown,
     }
 
@@ -246,9 +270,9 @@ Examples:
 )
 @options.run
 @click.option("--prompt", default="", show_default=False, help="What the model continues.")
-@click.option("--length", default=300, help="Characters to write.")
+@click.option("--length", default=300, help="Characters or words to write.")
 @click.option("--temperature", default=0.8, help="Below 1: more likely, duller text; above: wilder. 0: the likeliest.")
-@click.option("--top-k", type=int, help="Choose among the K likeliest characters only.")
+@click.option("--top-k", type=int, help="Choose among the K likeliest only.")
 @click.option("--top-p", type=float, help="Choose among the likeliest that have probability P together.")
 @click.option("--seed", type=int, help="Seed of the draws  [default: a fresh one]")
 @options.backend
@@ -256,7 +280,7 @@ Examples:
 def sample_command(run, prompt, length, temperature, top_k, top_p, seed, backend, as_json):
     """Let the trained model in the folder RUN write text."""
     trained = load(run, backend, "text")
-    vocabulary = Vocabulary(trained.facts["vocabulary"])
+    vocabulary = vocabulary_of(trained.facts["vocabulary"])
     seed = rng.check_seed(seed)
     characters = sample(trained.model, vocabulary, prompt, length, temperature, top_k, top_p, seed)
     unknown = vocabulary.unknown(prompt)
