@@ -189,7 +189,7 @@ def _train(task, files, backend, out, resume, overwrite, checkpoint_every, progr
         "settings": asdict(run.settings),
     }
     chosen = run.settings
-    source = [Path(file).name for file in run.files] or ["built in (give FILEs for your own)"]
+    source = [Path(file).name for file in run.files] or [task.without_files]
     source = ", ".join(source if len(source) < 4 else [source[0], f"{len(source) - 1} more files"])
     say(f"Data        {source}: {run.data.summary}")
     say(f"Model       {chosen.cell}, {chosen.layers} x {chosen.hidden} units, {facts['parameters']:,} parameters")

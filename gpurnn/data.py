@@ -65,7 +65,7 @@ class TextBatches:
         return -(-self.stream // self.steps)
 
     def batch(self, epoch, index):
-        index = _check_index(self, index)
+        index = check_index(self, index)
         first = index * self.steps
         T = min(self.steps, self.stream - first)
         rows = [self.ids[start : start + T + 1] for start in np.arange(self.batch_size) * self.stream + first]
@@ -103,7 +103,7 @@ class SequenceBatches:
         return -(-len(self.inputs) // self.batch_size)
 
     def batch(self, epoch, index):
-        index = _check_index(self, index)
+        index = check_index(self, index)
         if self._last[0] != epoch:
             self._last = (epoch, self._order(epoch))
         return self.collate(self._last[1][index], epoch)
@@ -177,7 +177,8 @@ def copy_memory(count, T, symbols=8, length=10, seed=0, call=0):
     return ids, targets
 
 
-def _check_index(source, index):
+def check_index(source, index):
+    """``index`` as int; raises IndexError unless the batch source has a batch of this number."""
     if not 0 <= index < len(source):
         raise IndexError(f"index: this source has batches 0 to {len(source) - 1}, got {index}")
     return int(index)

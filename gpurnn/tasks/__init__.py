@@ -8,6 +8,7 @@ import importlib
 TASKS = {  # task, which is the module's name too -> the verbs of its trained models, besides evaluate and plot
     "text": ("sample",),
     "classify": ("classify",),
+    "longrange": (),
 }
 
 

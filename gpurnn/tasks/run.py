@@ -175,6 +175,7 @@ class Task:
     Settings = Settings
     train_needs_files = evaluate_needs_files = True
     files_help = "FILE"  # what the command line calls one of the files
+    without_files = "built in (give FILEs for your own)"  # what it calls the data where there are none
     examples = ""
     next = ()  # commands worth a try after training; {run} is the folder
     verbs = {}  # name -> click command, those that gpurnn.tasks.TASKS lists

@@ -1,0 +1,396 @@
+"""Long-range problems: what a recurrent network carries over hundreds of steps. ``gpurnn train longrange``.
+
+    adding     add the two marked numbers of a sequence (Hochreiter & Schmidhuber 1997)
+    copy       repeat ten symbols after T blanks (Arjovsky, Shah, Bengio 2016)
+    rows       name the class of an image that is read row by row: MNIST is 28 steps of 28 numbers
+    pixels     the same, pixel by pixel: MNIST is 784 steps (Le, Jaitly, Hinton 2015)
+    permuted   pixel by pixel, all images in one and the same random order (ibid.)
+
+Sequences of adding and copy are drawn as they are needed, by number: batch n of a seed is the same on every backend and
+in every run, none comes twice, and those to validate and to test with are the same in all runs. Each problem has a
+trivial answer that needs no memory; its error is printed beside.
+
+>>> run = prepare("longrange", [], "runs/adding", problem="adding", steps=100, epochs=3)                  # of run.py
+>>> run.finish(run.train())
+"""
+
+import gzip
+import math
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .. import rng
+from ..backend import array_ops
+from ..data import Batch, SequenceBatches, adding_problem, check_index, copy_memory
+from ..errors import DtypeError, ShapeError
+from ..layers import Dropout, Linear, Pooling, Sequential
+from ..losses import cross_entropy, mse
+from ..metrics import accuracy
+from ..module import check_dtype
+from ..recurrent import INITIALISERS
+from ..training import measure
+from .run import Data, Settings, Task, changed, checksum, recurrent, setting
+
+DRAWN = {"adding": 200, "copy": 100}  # problem -> its usual T
+IMAGES = ("rows", "pixels", "permuted")
+SYMBOLS, LENGTH = 8, 10  # of copy: different symbols, and how many there are to repeat
+HELD_OUT = {"valid": 1 << 31, "test": 3 << 30}  # number of the first call that draws them; training starts from 0
+
+
+@dataclass
+class LongSettings(Settings):
+    """What decides a run, of which chrono, forget_bias, init and learn_state are the recurrent layers' (recurrent.py).
+
+    steps: T of adding, the blanks of copy. sequences: of an epoch; None: 10,000 of adding and copy, all images.
+    """
+
+    problem: str = setting("adding", "What is to be remembered.", choices=(*DRAWN, *IMAGES))
+    steps: int | None = setting(None, "Steps of adding; blanks of copy.", minimum=2, shown="adding 200, copy 100")
+    sequences: int | None = setting(None, "Sequences of an epoch.", shown="adding, copy 10000, images all")
+    shrink: int = setting(1, "Images: mean of blocks of so many by so many pixels.")
+    permutation: int = setting(0, "Seed of the pixels' order in permuted.", minimum=0)
+    init: str = setting("orthogonal", "Initial weights; identity with relu is the IRNN.", choices=INITIALISERS)
+    activation: str = setting("tanh", "Of the cell rnn.", choices=("tanh", "relu"))
+    forget_bias: float = setting(1.0, "Of the cell lstm: initial bias of the forget gate.")
+    chrono: int | None = setting(
+        None, "lstm, gru: initial biases for memories of up to so many steps.", minimum=2, shown="off"
+    )
+    learn_state: bool = setting(False, "Learn the initial state.")
+    hidden: int = changed(Settings, "hidden", 128)
+    batch: int = changed(Settings, "batch", 50)
+    lr: float = changed(Settings, "lr", 2e-3)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.problem in DRAWN:
+            self.steps = self.steps or DRAWN[self.problem]
+            self.sequences = self.sequences or 10_000
+        elif self.steps:
+            raise ValueError(f"steps: {self.problem} takes as many as the images have, leave it out")
+        if self.chrono and self.cell == "rnn":
+            raise ValueError("chrono sets the biases of gates: it needs cell lstm or gru")
+
+
+class LongTask(Task):
+    """Train on a problem that takes long memory: adding, copy, or images row by row or pixel by pixel.
+
+    adding and copy draw their sequences and take no FILE. rows, pixels and permuted take MNIST, or images like it: one
+    .npz with x_train, y_train, x_test and y_test, or the four IDX files, compressed or not.
+    """
+
+    name = "longrange"
+    Settings = LongSettings
+    train_needs_files = evaluate_needs_files = False
+    examples = """
+  gpurnn train longrange                           adding, 200 steps
+  gpurnn train longrange --problem copy --cell gru --chrono 120
+  gpurnn train longrange mnist.npz --problem rows --epochs 10
+  gpurnn train longrange *-ubyte.gz --problem permuted"""
+    without_files = "drawn by number"
+
+    def read(self, files, settings, facts=None, scratch=None):
+        if settings.problem in DRAWN:
+            return _draw(files, settings)
+        parts = read_images(files)
+        (images, labels), classes = parts["train"], _count_classes(parts["train"][1])
+        images, labels = images[: settings.sequences], labels[: settings.sequences]
+        held = round(settings.valid * len(labels))
+        if held == len(labels) or (settings.valid and not held):
+            raise ValueError(f"valid: {settings.valid:g} of {len(labels)} images leaves none to train or to validate")
+        sequences = _as_sequences(images, settings)
+        mean, deviation = _moments(sequences[: len(labels) - held])
+        facts = {
+            "shape": list(images.shape[1:]),
+            "inputs": sequences.shape[2],
+            "outputs": classes,
+            "mean": mean,
+            "deviation": deviation,
+        }
+        part = len(labels) - held
+        return Data(
+            ImageBatches(sequences[:part], labels[:part], settings, facts, shuffle=True),
+            ImageBatches(sequences[part:], labels[part:], settings, facts) if held else None,
+            facts=facts,
+            fingerprint={"images": len(labels), "crc32": checksum(sequences, labels)},
+            summary=f"{settings.problem}, {len(labels):,} images of {classes} classes, {sequences.shape[1]} steps",
+            rest=_image_test(*parts["test"], settings, facts),
+        )
+
+    def build(self, settings, facts, backend=None):
+        """``Sequential`` of recurrent layers, their last state (but for copy), dropout and linear layer."""
+        options = {"init": settings.init, "learn_state": settings.learn_state}
+        if settings.cell == "rnn":
+            options["nonlinearity"] = settings.activation
+        elif settings.chrono:
+            options |= {"chrono": settings.chrono} | ({"forget_bias": None} if settings.cell == "lstm" else {})
+        elif settings.cell == "lstm":
+            options["forget_bias"] = settings.forget_bias
+        shared, seeds = {"backend": backend, "dtype": settings.dtype}, settings.seeds()
+        layers = {
+            "recurrent": recurrent(settings, facts["inputs"], next(seeds), backend, **options),
+            "last": Pooling(settings.hidden, "last", **shared),
+            "dropout": Dropout(settings.dropout, seed=next(seeds), **shared),
+            "linear": Linear(settings.hidden, facts["outputs"], seed=next(seeds), **shared),
+        }
+        if settings.problem == "copy":
+            del layers["last"]
+        if not settings.dropout:
+            del layers["dropout"]
+        return Sequential(layers)
+
+    def loss(self, settings, facts):
+        return mse if settings.problem == "adding" else cross_entropy
+
+    def metrics(self, settings, facts):
+        return {"adding": {"close": _close}, "copy": {"recall": _recalled}}.get(settings.problem, {"accuracy": _right})
+
+    def finish(self, trained, data, history):
+        return self._test(trained, data.rest, {})
+
+    def evaluate(self, trained, files):
+        """The test once more, of images class by class; files: those with the test images, none for adding and copy."""
+        settings, facts = trained.settings, trained.facts
+        if settings.problem in DRAWN:
+            return self._test(trained, _draw(files, settings).rest, {})
+        test = _image_test(*read_images(files, ("test",))["test"], settings, facts)
+        return self._test(trained, test, {f"accuracy_{label}": _right_of(label) for label in range(facts["outputs"])})
+
+    def _test(self, trained, batches, by_class):
+        """(numbers, text) of a test: loss, metrics, and what the trivial answer gets."""
+        settings, facts = trained.settings, trained.facts
+        metrics = self.metrics(settings, facts) | by_class
+        found = measure(trained.model, self.loss(settings, facts), batches, metrics)
+        numbers = {f"test_{name}": None if math.isnan(value) else value for name, value in found.items()}
+        if settings.problem == "adding":
+            numbers["trivial_loss"] = trivial = 1 / 6
+            lines = (
+                f"1,000 test sequences:\n  squared error  {found['loss']:.5f}; always answering 1: {trivial:.5f}",
+                f"  right to 0.04  {found['close']:.1%}",
+            )
+        elif settings.problem == "copy":
+            numbers["trivial_loss"] = trivial = LENGTH * math.log(SYMBOLS) / (settings.steps + 2 * LENGTH)
+            lines = (
+                f"1,000 test sequences:\n  cross-entropy  {found['loss']:.5f} nats a step; guessing: {trivial:.5f}",
+                f"  recalled       {found['recall']:.1%} of the symbols; guessing: {1 / SYMBOLS:.1%}",
+            )
+        else:
+            counts = np.bincount(batches.targets, minlength=facts["outputs"])
+            numbers["trivial_accuracy"] = trivial = float(counts.max() / counts.sum())
+            lines = (
+                f"{counts.sum():,} test images:",
+                f"  right          {found['accuracy']:.2%}; always the commonest class: {trivial:.2%}",
+                f"  cross-entropy  {found['loss']:.4f} nats",
+                *(f"  class {k:<8} {found[name]:.2%} of {counts[k]:,}" for k, name in enumerate(by_class)),
+            )
+        return numbers, "\n".join(lines)
+
+
+# ---- metrics: (how many are right, how many there are)
+
+
+def _close(outputs, targets):
+    """Sums that are right to 0.04, the criterion of Hochreiter & Schmidhuber 1997."""
+    return (np.abs(array_ops(outputs).to_numpy(outputs) - targets) < 0.04).sum(), targets.size
+
+
+def _recalled(outputs, targets):
+    return _right(outputs[-LENGTH:], targets[-LENGTH:])
+
+
+def _right(outputs, targets):
+    return accuracy(outputs, targets) * targets.size, targets.size
+
+
+def _right_of(label):
+    def right(outputs, targets):
+        mask = targets == label
+        count = int(mask.sum())
+        return accuracy(outputs, targets, mask) * count if count else 0, count
+
+    return right
+
+
+# ---- sequences that are drawn
+
+
+class DrawnBatches:
+    """Batches of adding or copy, drawn by number. Those to train on are all new; ``part`` "valid" or "test" has 1000
+    sequences, the same in every epoch and whatever the seed."""
+
+    def __init__(self, settings, part="train"):
+        self.problem, self.steps, self.dtype = settings.problem, settings.steps, check_dtype(settings.dtype)
+        self.fresh = part == "train"
+        self.seed, self.first = (settings.seed, 0) if self.fresh else (0, HELD_OUT[part])
+        self.batch_size = settings.batch if self.fresh else 100
+        self.batches = max(1, settings.sequences // settings.batch) if self.fresh else 10
+
+    def __len__(self):
+        return self.batches
+
+    def batch(self, epoch, index):
+        call = self.first + check_index(self, index) + (epoch * self.batches if self.fresh else 0)
+        if self.problem == "adding":
+            inputs, targets = adding_problem(self.batch_size, self.steps, self.seed, call)
+            targets = targets.astype(self.dtype)
+        else:
+            ids, targets = copy_memory(self.batch_size, self.steps, SYMBOLS, LENGTH, self.seed, call)
+            inputs = math.sqrt(SYMBOLS + 2) * np.eye(SYMBOLS + 2)[ids]  # one of ten, with a mean square of 1
+        return Batch(inputs.astype(self.dtype), targets, weight=self.batch_size)
+
+
+def _draw(files, settings):
+    """``Data`` of adding or copy."""
+    if files:
+        raise ValueError(f"{Path(files[0]).name}: {settings.problem} draws its sequences, it takes no file")
+    adding = settings.problem == "adding"
+    return Data(
+        DrawnBatches(settings),
+        DrawnBatches(settings, "valid") if settings.valid else None,
+        facts={"inputs": 2, "outputs": 1} if adding else {"inputs": SYMBOLS + 2, "outputs": SYMBOLS + 2},
+        fingerprint={},
+        summary=f"{settings.problem}, {settings.steps} {'steps' if adding else 'blanks'}",
+        rest=DrawnBatches(settings, "test"),
+    )
+
+
+# ---- images
+
+
+class ImageBatches(SequenceBatches):
+    """Sequences (N, T, I) of uint8 pixels and their classes (N,); pixels are scaled by the training part's mean and
+    deviation."""
+
+    def __init__(self, sequences, labels, settings, facts, shuffle=False):
+        size = settings.batch if shuffle else 250
+        super().__init__(sequences, labels, size, per_step=False, shuffle=shuffle, bucket=False, seed=settings.seed)
+        self.pixels = sequences
+        values = (np.arange(256) - facts["mean"]) / facts["deviation"]
+        self.scaled = values.astype(check_dtype(settings.dtype))  # what a pixel of 0 .. 255 becomes
+
+    def collate(self, chosen, epoch):
+        inputs = self.scaled[self.pixels[chosen].transpose(1, 0, 2)]
+        return Batch(inputs, self.targets[chosen], weight=len(chosen))
+
+
+def _image_test(images, labels, settings, facts):
+    """The ``ImageBatches`` of a test. Raises ShapeError and ValueError where it is not like the training part."""
+    if list(images.shape[1:]) != facts["shape"]:
+        raise ShapeError(f"test images: expected (N, {facts['shape'][0]}, {facts['shape'][1]}), got {images.shape}")
+    if labels.max() >= facts["outputs"]:
+        raise ValueError(
+            f"test labels: {labels.max()} was never seen in training, where they are 0 to {facts['outputs'] - 1}"
+        )
+    return ImageBatches(_as_sequences(images, settings), labels, settings, facts)
+
+
+def _as_sequences(images, settings):
+    """Images (N, R, C) uint8 as sequences (N, T, I) uint8."""
+    N, R, C = images.shape
+    k = settings.shrink
+    if R % k or C % k:
+        raise ValueError(f"shrink: {k} does not divide the images' {R} x {C} pixels")
+    if k > 1:
+        blocks = images.reshape(N, R // k, k, C // k, k)
+        images = np.rint(blocks.mean(axis=(2, 4), dtype=np.float32)).astype(np.uint8)
+    if settings.problem == "rows":
+        return images
+    pixels = images.reshape(N, -1, 1)
+    if settings.problem == "permuted":
+        drawn = rng.words(pixels.shape[1], settings.permutation, rng.name_key("permutation"))
+        pixels = np.take(pixels, np.argsort(drawn, kind="stable"), axis=1)  # C-contiguous, indexing is not
+    return pixels
+
+
+def _moments(pixels):
+    """Mean and standard deviation (1 where it is 0) of uint8 pixels, counted in pieces: there may be 10^8."""
+    counts = sum(np.bincount(piece.ravel(), minlength=256) for piece in np.array_split(pixels, 1 + len(pixels) // 1000))
+    values = np.arange(256)
+    mean = float(values @ counts / counts.sum())
+    return mean, math.sqrt((values - mean) ** 2 @ counts / counts.sum()) or 1.0
+
+
+def _count_classes(labels):
+    """V of labels 0 .. V - 1. Raises ValueError where one does not occur: it is more likely wrong than empty."""
+    classes = int(labels.max()) + 1
+    empty = np.flatnonzero(np.bincount(labels, minlength=classes) == 0)
+    if len(empty):
+        raise ValueError(
+            f"training labels: expected the numbers 0 to V - 1 of V classes; {classes - 1} occurs, {empty[0]} does not"
+        )
+    return classes
+
+
+# ---- files of images
+
+
+def read_images(files, parts=("train", "test")):
+    """{part: (images (N, R, C) uint8, labels (N,) int64)} of one .npz with x_train, y_train, x_test and y_test, or of
+    IDX files, which say train, test or t10k in their names, compressed by gzip or not.
+
+    Raises ValueError, ShapeError and DtypeError that name the file or the array and what is wrong.
+    """
+    if not files:
+        raise ValueError("no images: give one .npz with x_train, y_train, x_test and y_test, or the four IDX files")
+    arrays = {}
+    for file in files:
+        arrays |= _read_npz(file) if file.endswith(".npz") else _read_idx(file)
+    found = {}
+    for part in parts:
+        missing = [what for what in (f"x_{part}", f"y_{part}") if what not in arrays]
+        if missing:
+            given = ", ".join(Path(file).name for file in files)
+            raise ValueError(f"{given}: no {' and no '.join(missing)} (images are x, their classes y)")
+        images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
+        if images.dtype != np.uint8:
+            raise DtypeError(f"x_{part}: expected uint8, pixels from 0 to 255, got {images.dtype}")
+        if images.ndim != 3 or not images.size:
+            raise ShapeError(f"x_{part}: expected (images, rows, columns), none of them 0, got {images.shape}")
+        if labels.dtype.kind not in "iu":
+            raise DtypeError(f"y_{part}: expected integers, got {labels.dtype}")
+        if labels.shape != images.shape[:1]:
+            raise ShapeError(f"y_{part}: expected ({len(images)},), a class for each image, got {labels.shape}")
+        if labels.min() < 0 or labels.max() > 999:
+            wrong = labels.min() if labels.min() < 0 else labels.max()
+            raise ValueError(f"y_{part}: expected classes from 0 to 999, got {wrong}")
+        found[part] = np.ascontiguousarray(images), labels.astype(np.int64)
+    return found
+
+
+def _read_npz(file):
+    """Name -> array of the arrays that ``read_images`` looks for."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files if name[:2] in ("x_", "y_")}
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{file}: is no .npz of arrays, or is damaged: {error}") from error
+
+
+def _read_idx(file):
+    """{"x_train": array} or the like of one IDX file, the format of the MNIST distribution (LeCun, Cortes, Burges):
+    bytes 0, 0, 8 for uint8, number of axes, each axis as a big-endian 32-bit number, then the bytes."""
+    data = Path(file).read_bytes()
+    if data[:2] == b"\x1f\x8b":
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{file}: cannot be decompressed: {error}") from error
+    axes = data[3] if len(data) > 3 else 0
+    if data[:3] != b"\0\0\x08" or axes not in (1, 3):
+        raise ValueError(f"{file}: is neither an .npz nor an IDX file of images or labels")
+    start = 4 + 4 * axes
+    shape = np.frombuffer(data[4:start].ljust(4 * axes, b"\0"), ">u4").tolist()
+    if len(data) != start + math.prod(shape):
+        raise ValueError(f"{file}: {len(data)} bytes, its header says {start + math.prod(shape)}")
+    name = Path(file).name.lower()
+    part = "train" if "train" in name else "test" if "test" in name or "t10k" in name else None
+    if part is None:
+        raise ValueError(f"{file}: the name should have train, test or t10k in it")
+    array = np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+    return {f"{'y' if axes == 1 else 'x'}_{part}": array}
+
+
+TASK = LongTask()
