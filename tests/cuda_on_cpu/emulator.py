@@ -10,7 +10,6 @@ The call is CuPy's ``RawKernel`` call, so code that launches on a GPU launches h
 
 import ctypes
 import functools
-import hashlib
 import math
 import os
 import re
@@ -31,7 +30,7 @@ POLICIES = ("ascending", "descending", "random")
 # Largest shared memory of a block: CUDA C++ Programming Guide, technical specifications per compute capability.
 SHARED_LIMIT = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KB
 # -Og: -O2 takes minutes on long unrolled kernels. No contraction: PTX says itself where a multiply-add is fused.
-FLAGS = ("-std=c++17", "-fPIC", "-shared", "-fwrapv", "-ffp-contract=off", "-frounding-math", "-w", f"-I{HERE}")
+FLAGS = ("-std=c++17", "-fPIC", "-fwrapv", "-ffp-contract=off", "-frounding-math", "-w")
 
 
 class KernelError(Exception):
@@ -149,13 +148,12 @@ class Emulator:
 
     def _ptx(self, source, options, name, file):
         program = nvrtc.compile(
-            source, file=file, arch=self.arch, options=tuple(options), expressions=(name,), lineinfo=True
+            source, file=file, arch=self.arch, options=tuple(options), expressions=(name,), machine_code=False
         )
         return program.ptx, program.lowered[name]
 
     def _library(self, module):
-        flags = ("-Og", f"-DCHECKED={int(self.checked)}", str(self.runtime_path))
-        return _build("module", module.code, flags)
+        return _build("module", module.code, "-Og", f"-DCHECKED={int(self.checked)}", libraries=(self.runtime_path,))
 
 
 class Kernel:
@@ -300,24 +298,40 @@ def _compiler_version():
     return subprocess.run(["g++", "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
 
 
-def _build(kind, code, flags):
-    """Path of the shared library of a C++ text; built where the cache has none. Safe among processes."""
-    header = (HERE / "runtime.h").read_text()
-    key = repr((code, header, flags, _compiler_version(), os.uname().machine))
-    folder = nvrtc.cache_folder() / kind / hashlib.sha256(key.encode()).hexdigest()[:32]
-    if not folder.is_dir():
-        with nvrtc.temporary_folder(folder) as new:
-            (new / "code.cpp").write_text(code)
-            command = ["g++", *flags[:1], *FLAGS, str(new / "code.cpp"), "-o", str(new / "code.so"), *flags[1:]]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise RuntimeError(f"g++ refuses the {kind}:\n{done.stderr[:4000]}")
-    return folder / "code.so"
+def _build(kind, code, *flags, libraries=()):
+    """Path of the shared library of a C++ text; built where the cache has none."""
+    header = _header(flags)
+    libraries = tuple(map(str, libraries))
+
+    def make(new):
+        (new / "code.cpp").write_text(code)
+        _compile(new / "code.cpp", new / "code.so", *flags, "-shared", f"-I{header}", libraries=libraries)
+
+    return nvrtc.cached(kind, repr((code, str(header), libraries, flags)), make) / "code.so"
+
+
+@functools.cache
+def _header(flags):
+    """The folder of runtime.h, compiled ahead with these flags: a quarter of a second saved for each kernel."""
+    text = (HERE / "runtime.h").read_text()
+
+    def make(new):
+        (new / "runtime.h").write_text(text)
+        _compile(new / "runtime.h", new / "runtime.h.gch", *flags, "-x", "c++-header")
+
+    return nvrtc.cached("header", repr((text, FLAGS, flags, _compiler_version(), os.uname().machine)), make)
+
+
+def _compile(source, to, *flags, libraries=()):
+    command = ["g++", *FLAGS, *flags, str(source), "-o", str(to), *libraries]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"g++ refuses {source.name}:\n{done.stderr[:4000]}")
 
 
 def _runtime(checked, portable):
     flags = ("-O2", f"-DCHECKED={int(checked)}", *(("-DPORTABLE_FIBERS",) if portable else ()))
-    return _build("runtime", (HERE / "runtime.cpp").read_text(), flags)
+    return _build("runtime", (HERE / "runtime.cpp").read_text(), *flags)
 
 
 @functools.cache

@@ -29,7 +29,7 @@ class Program:
     """One source compiled for one architecture."""
 
     ptx: str
-    cubin: bytes
+    cubin: bytes  # empty where no machine code was asked for
     log: str  # with -Xptxas -v: registers, stack, spills, shared memory of every kernel
     lowered: dict  # name expression -> mangled name
 
@@ -69,25 +69,25 @@ def include_options():
     return tuple(f"-I{folder / 'include'}" for folder in _wheel_folders() if (folder / "include/cuda_fp16.h").is_file())
 
 
-def compile(source, *, file="kernel.cu", arch=90, options=(), expressions=(), lineinfo=False):
+def compile(source, *, file="kernel.cu", arch=90, options=(), expressions=(), machine_code=True):
     """``source`` compiled for ``sm_<arch>`` with CuPy's options and ``options``; results are cached on disk.
 
     file: the name that messages and line tables show. expressions: kernels to instantiate, such as
-    ``step<float>``; their mangled names are in ``Program.lowered``. lineinfo: PTX carries ``.loc`` lines.
-    Raises CompileError with NVRTC's log.
+    ``step<float>``; their mangled names are in ``Program.lowered``. machine_code: with ptxas's work, the cubin and the
+    log, or else the same PTX alone in half the time, and with ``.loc`` lines. Raises CompileError with NVRTC's log.
     """
-    flags = [*OPTIONS, f"-arch=sm_{arch}", "-Xptxas", "-v", *include_options(), *options]
-    if lineinfo:
-        flags.append("-lineinfo")
+    how = (f"-arch=sm_{arch}", "-Xptxas", "-v") if machine_code else (f"-arch=compute_{arch}", "-lineinfo")
+    flags = [*OPTIONS, *how, *include_options(), *options]
     key = repr((version(), source, file, flags, tuple(expressions)))
-    folder = cache_folder() / "ptx" / hashlib.sha256(key.encode()).hexdigest()[:32]
-    if not folder.is_dir():
+
+    def make(new):
         program = _compile(source, file, flags, expressions)
-        with temporary_folder(folder) as new:
-            (new / "kernel.ptx").write_text(program.ptx)
-            (new / "kernel.cubin").write_bytes(program.cubin)
-            (new / "log").write_text(program.log)
-            (new / "lowered").write_text("\n".join(program.lowered.values()))
+        (new / "kernel.ptx").write_text(program.ptx)
+        (new / "kernel.cubin").write_bytes(program.cubin)
+        (new / "log").write_text(program.log)
+        (new / "lowered").write_text("\n".join(program.lowered.values()))
+
+    folder = cached("ptx", key, make)
     lowered = (folder / "lowered").read_text().splitlines()
     return Program(
         (folder / "kernel.ptx").read_text(),
@@ -105,27 +105,23 @@ def cache_folder():
     return folder
 
 
-class temporary_folder:
-    """A new folder that becomes ``target`` in one step when the block ends well: readers never see half of one."""
+def cached(kind, key, make):
+    """A folder of the cache, which ``make(folder)`` fills where there is none of this kind and key yet: one process
+    does, others that want the same wait for it. Nobody sees half of one."""
+    import fcntl  # here, because nothing is compiled where it is missing
 
-    def __init__(self, target):
-        self.target = Path(target)
-
-    def __enter__(self):
-        self.target.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = tempfile.TemporaryDirectory(dir=self.target.parent, ignore_cleanup_errors=True)
-        self.new = Path(self._temporary.name) / "new"
-        self.new.mkdir()
-        return self.new
-
-    def __exit__(self, kind, error, traceback):
-        if kind is None:
-            try:
-                self.new.rename(self.target)
-            except OSError:
-                if not self.target.is_dir():  # else another process was faster: its result is the same
-                    raise
-        self._temporary.cleanup()
+    folder = cache_folder() / kind / hashlib.sha256(key.encode()).hexdigest()[:32]
+    if not folder.is_dir():
+        folder.parent.mkdir(exist_ok=True)
+        with open(folder.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # which ends with the file or the process
+            if not folder.is_dir():
+                with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as temporary:
+                    new = Path(temporary) / "new"
+                    new.mkdir()
+                    make(new)
+                    new.rename(folder)
+    return folder
 
 
 def _wheel_folders():

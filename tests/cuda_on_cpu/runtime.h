@@ -114,36 +114,33 @@ void print(uint8_t* format, uint8_t* arguments, uint8_t* result);
 
 // ---- memory
 
-inline uint8_t* read_generic(uint64_t address, uint32_t bytes, uint32_t line) {
-    return touch(address, bytes, false, line);
-}
-inline uint8_t* write_generic(uint64_t address, uint32_t bytes, uint32_t line) {
-    return touch(address, bytes, true, line);
-}
-inline uint8_t* read_global(uint64_t address, uint32_t bytes, uint32_t line) {
-    return touch(address, bytes, false, line);
-}
-inline uint8_t* write_global(uint64_t address, uint32_t bytes, uint32_t line) {
-    return touch(address, bytes, true, line);
-}
-inline uint8_t* read_const(uint64_t address, uint32_t bytes, uint32_t line) {
-    return touch(address, bytes, false, line);
-}
+// Macros, as they stand in thousands of lines: inline functions would take the compiler longer.
+#define read_generic(address, bytes, line) touch(address, bytes, false, line)
+#define write_generic(address, bytes, line) touch(address, bytes, true, line)
+#define read_global read_generic
+#define write_global write_generic
+#define read_const read_generic
+#if CHECKED
+#define read_shared(address, bytes, line) touch_shared(address, bytes, false, line)
+#define write_shared(address, bytes, line) touch_shared(address, bytes, true, line)
+#else
 inline uint8_t* read_shared(uint64_t address, uint32_t bytes, uint32_t line) {
-#if !CHECKED
     if (address + bytes <= launch.window) return current->block->window + address;
-#endif
     return touch_shared(address, bytes, false, line);
 }
 inline uint8_t* write_shared(uint64_t address, uint32_t bytes, uint32_t line) {
-#if !CHECKED
     if (address + bytes <= launch.window) return current->block->window + address;
-#endif
     return touch_shared(address, bytes, true, line);
 }
+#endif
 // Local memory is an array on the fiber's stack.
 inline uint8_t* read_local(uint64_t address, uint32_t, uint32_t) { return (uint8_t*)address; }
 inline uint8_t* write_local(uint64_t address, uint32_t, uint32_t) { return (uint8_t*)address; }
+
+// Integers in memory, anywhere and of any type.
+#define STORED(type) typedef type __attribute__((may_alias, aligned(1))) stored_##type;
+STORED(uint8_t) STORED(uint16_t) STORED(uint32_t) STORED(uint64_t)
+STORED(int8_t) STORED(int16_t) STORED(int32_t) STORED(int64_t)
 
 template <class T>
 inline T get(const uint8_t* p) {
@@ -293,6 +290,8 @@ inline Pair<S> apply(Pair<S> a, F f) {
 
 // ---- registers: plain unsigned integers; an instruction's type is a view of their low bytes
 
+#define BITS(T, x) __builtin_bit_cast(T, x)  // what the compiler is quickest with
+
 template <class T, class R>
 inline T as(R r) {
     static_assert(sizeof(T) <= sizeof(R) || std::is_same<T, bool>::value, "register too narrow");
@@ -301,11 +300,7 @@ inline T as(R r) {
     return value;
 }
 template <class R, class T>
-inline typename std::enable_if<std::is_integral<T>::value>::type put(R& r, T value) {
-    r = (R)value;  // widens as the type says: signed types extend their sign
-}
-template <class R, class T>
-inline typename std::enable_if<!std::is_integral<T>::value>::type put(R& r, T value) {
+inline void put(R& r, T value) {
     static_assert(sizeof(T) <= sizeof(R), "register too narrow");
     r = 0;
     memcpy(&r, &value, sizeof value);
@@ -446,27 +441,7 @@ inline uint32_t tf32_away(float x) {  // halves away from zero
 
 // ---- warp collectives
 
-#define REDUCE(name, type, expression)                          \
-    inline void name(Thread** lanes, uint32_t mask) {           \
-        type a = 0;                                             \
-        bool first = true;                                      \
-        for (int k = 0; k < 32; k++)                            \
-            if (mask >> k & 1) {                                \
-                const type b = (type)(uint32_t)lanes[k]->in[0]; \
-                a = first ? b : (type)(expression);             \
-                first = false;                                  \
-            }                                                   \
-        for (int k = 0; k < 32; k++)                            \
-            if (mask >> k & 1) lanes[k]->out[0] = (uint32_t)a;  \
-    }
-REDUCE(reduce_add, uint32_t, a + b)
-REDUCE(reduce_and, uint32_t, a& b)
-REDUCE(reduce_or, uint32_t, a | b)
-REDUCE(reduce_xor, uint32_t, a ^ b)
-REDUCE(reduce_min_u32, uint32_t, a < b ? a : b)
-REDUCE(reduce_max_u32, uint32_t, a > b ? a : b)
-REDUCE(reduce_min_s32, int32_t, a < b ? a : b)
-REDUCE(reduce_max_s32, int32_t, a > b ? a : b)
+// Defined in runtime.cpp.
 
 extern "C" {
 void warp_sync(Thread** lanes, uint32_t mask);
@@ -474,100 +449,23 @@ void shuffle_idx(Thread** lanes, uint32_t mask);
 void shuffle_up(Thread** lanes, uint32_t mask);
 void shuffle_down(Thread** lanes, uint32_t mask);
 void shuffle_bfly(Thread** lanes, uint32_t mask);
+void reduce_add(Thread** lanes, uint32_t mask);
+void reduce_and(Thread** lanes, uint32_t mask);
+void reduce_or(Thread** lanes, uint32_t mask);
+void reduce_xor(Thread** lanes, uint32_t mask);
+void reduce_min_u32(Thread** lanes, uint32_t mask);
+void reduce_max_u32(Thread** lanes, uint32_t mask);
+void reduce_min_s32(Thread** lanes, uint32_t mask);
+void reduce_max_s32(Thread** lanes, uint32_t mask);
+void vote_all(Thread** lanes, uint32_t mask);
+void vote_any(Thread** lanes, uint32_t mask);
+void vote_uni(Thread** lanes, uint32_t mask);
+void vote_ballot(Thread** lanes, uint32_t mask);
+void match_any(Thread** lanes, uint32_t mask);
+void match_all(Thread** lanes, uint32_t mask);
 }
-
-#define VOTE(name, expression)                          \
-    inline void name(Thread** lanes, uint32_t mask) {   \
-        uint32_t yes = 0;                               \
-        for (int k = 0; k < 32; k++)                    \
-            if (mask >> k & 1 && lanes[k]->in[0]) yes |= 1u << k; \
-        for (int k = 0; k < 32; k++)                    \
-            if (mask >> k & 1) lanes[k]->out[0] = (expression);   \
-    }
-VOTE(vote_all, yes == mask)
-VOTE(vote_any, yes != 0)
-VOTE(vote_uni, yes == mask || yes == 0)
-VOTE(vote_ballot, yes)
-
-inline void match_any(Thread** lanes, uint32_t mask) {
-    for (int k = 0; k < 32; k++)
-        if (mask >> k & 1) {
-            lanes[k]->out[0] = 0;
-            for (int j = 0; j < 32; j++)
-                if (mask >> j & 1 && lanes[j]->in[0] == lanes[k]->in[0]) lanes[k]->out[0] |= 1u << j;
-        }
-}
-inline void match_all(Thread** lanes, uint32_t mask) {
-    bool same = true;
-    for (int k = 0; k < 32; k++)
-        if (mask >> k & 1) same &= lanes[k]->in[0] == lanes[__builtin_ctz(mask)]->in[0];
-    for (int k = 0; k < 32; k++)
-        if (mask >> k & 1) lanes[k]->out[0] = same ? mask : 0, lanes[k]->out[1] = same;
-}
-
-// Lane l of ldmatrix gives the address of row l % 8 of matrix l / 8 and receives elements 2 (l % 4) and the next of row
-// l / 4 of every matrix; .trans: of column l / 4. (PTX ISA, warp-level matrix load)
 template <int count, bool trans>
-void load_matrix(Thread** lanes, uint32_t) {
-    uint16_t matrix[count][8][8];
-    Thread* before = current;
-    for (int row = 0; row < 8 * count; row++) {
-        current = lanes[row];
-        memcpy(matrix[row / 8][row % 8], touch_shared(current->in[0], 16, false, (uint32_t)current->in[1]), 16);
-    }
-    current = before;
-    for (int lane = 0; lane < 32; lane++)
-        for (int m = 0; m < count; m++) {
-            const int a = lane / 4, b = lane % 4 * 2;
-            const uint16_t low = trans ? matrix[m][b][a] : matrix[m][a][b];
-            const uint16_t high = trans ? matrix[m][b + 1][a] : matrix[m][a][b + 1];
-            lanes[lane]->out[m] = (uint32_t)high << 16 | low;
-        }
-}
-
-// D = A B + C, A [16, K] row, B [K, 8] column. Fragments (PTX ISA, mma.m16n8k*), g = lane / 4, t = lane % 4:
-// 16-bit: a register r holds row g + 8 (r % 2), columns 8 (r / 2) + 2t, 2t + 1; b register r holds rows 8r + 2t, 2t + 1
-// of column g. tf32: a register r is row g + 8 (r % 2), column t + 4 (r / 2); b register r is row t + 4r, column g.
-// float C: rows g, g, g + 8, g + 8, columns 2t, 2t + 1. half C: register r holds row g + 8r, columns 2t, 2t + 1.
+void load_matrix(Thread** lanes, uint32_t mask);
 struct tf32 {};
 template <class Kind, class Result, int K>
-void multiply_matrices(Thread** lanes, uint32_t) {
-    constexpr bool wide = std::is_same<Kind, tf32>::value;
-    constexpr int as_ = wide ? K / 2 : K / 4, bs = as_ / 2, cs = sizeof(Result) == 4 ? 4 : 2;
-    double a[16][K], b[K][8];
-    float d[16][8];
-    for (int lane = 0; lane < 32; lane++) {
-        const int g = lane / 4, t = lane % 4;
-        const uint64_t* in = lanes[lane]->in;
-        if constexpr (wide) {  // the lowest 13 bits do not count
-            for (int r = 0; r < as_; r++) a[g + 8 * (r % 2)][t + 4 * (r / 2)] = as<float>((uint32_t)in[r] & 0xffffe000);
-            for (int r = 0; r < bs; r++) b[t + 4 * r][g] = as<float>((uint32_t)in[as_ + r] & 0xffffe000);
-        } else {
-            for (int r = 0; r < as_; r++)
-                for (int e = 0; e < 2; e++)
-                    a[g + 8 * (r % 2)][8 * (r / 2) + 2 * t + e] = as<Kind>((uint16_t)(in[r] >> 16 * e));
-            for (int r = 0; r < bs; r++)
-                for (int e = 0; e < 2; e++) b[8 * r + 2 * t + e][g] = as<Kind>((uint16_t)(in[as_ + r] >> 16 * e));
-        }
-        for (int e = 0; e < 4; e++) {
-            float& c = d[g + 8 * (e / 2)][2 * t + e % 2];
-            if constexpr (sizeof(Result) == 4)
-                c = as<float>((uint32_t)in[as_ + bs + e]);
-            else
-                c = (float)(double)as<half>((uint16_t)(in[as_ + bs + e / 2] >> 16 * (e % 2)));
-        }
-    }
-    for (int row = 0; row < 16; row++)
-        for (int column = 0; column < 8; column++)
-            for (int k = 0; k < K; k++) d[row][column] += (float)(a[row][k] * b[k][column]);
-    for (int lane = 0; lane < 32; lane++) {
-        const int g = lane / 4, t = lane % 4;
-        for (int r = 0; r < cs; r++) {
-            if constexpr (sizeof(Result) == 4)
-                lanes[lane]->out[r] = as<uint32_t>(d[g + 8 * (r / 2)][2 * t + r % 2]);
-            else
-                lanes[lane]->out[r] =
-                    half(d[g + 8 * r][2 * t]).bits | (uint32_t)half(d[g + 8 * r][2 * t + 1]).bits << 16;
-        }
-    }
-}
+void multiply_matrices(Thread** lanes, uint32_t mask);

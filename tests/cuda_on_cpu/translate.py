@@ -38,6 +38,7 @@ C_TYPE |= {"f32": "float", "f64": "double", "f16": "half", "bf16": "bfloat", "f1
 C_TYPE |= {"pred": "bool", "tf32": "uint32_t", "u16x2": "uint32_t", "s16x2": "uint32_t"}
 BYTES = {"b8": 1, "u8": 1, "s8": 1, "b16": 2, "u16": 2, "s16": 2, "f16": 2, "bf16": 2, "b32": 4, "u32": 4, "s32": 4}
 BYTES |= {"f32": 4, "f16x2": 4, "bf16x2": 4, "tf32": 4, "b64": 8, "u64": 8, "s64": 8, "f64": 8, "pred": 1}
+FLOATS = ("f32", "f64", "f16", "bf16", "f16x2", "bf16x2")
 GAP = 64  # bytes between two shared variables, so that an overrun hits no neighbour
 
 USED = set()  # names that this process has translated: the unit tests ask whether any was left out
@@ -63,6 +64,16 @@ def form(*patterns):
     return register
 
 
+def _substituted(expression, reads):
+    """An expression over a, b, c with these in their places. Those of a lambda stay its own."""
+    head, body, rest = re.match(r"(.*?)(?:(\[\].*\})(.*))?$", expression).groups()
+
+    def put(text):
+        return re.sub(r"\b[abc]\b", lambda match: reads[match[0]], text)
+
+    return put(head) if body is None else put(head) + body + put(rest)
+
+
 # ---- instructions that compute one value from values: the pattern, the expression, the types of d, a, b, c
 
 
@@ -74,16 +85,16 @@ def value(pattern, expression, *types):
         kinds = [*types, *[last] * (4 - len(types))]
         kinds = [last if kind == "T" else kind for kind in kinds]
         ftz = ".ftz" in name
-        lines = []
+        reads = {}
         for variable, kind, operand in zip("abc", kinds[1:], operands[1:], strict=False):
             read = t.read(operand, kind)
-            lines.append(f"auto {variable} = {f'ftz({read})' if ftz and kind == 'f32' else read};")
-        result = f"({C_TYPE[kinds[0]]})({expression})"
-        if ".sat." in name and kinds[0] in ("f32", "f64", "f16", "bf16", "f16x2", "bf16x2"):
+            reads[variable] = f"ftz({read})" if ftz and kind == "f32" else read
+        result = f"({C_TYPE[kinds[0]]})({_substituted(expression, reads)})"
+        if ".sat." in name and kinds[0] in FLOATS:
             result = f"saturate({result})"
         if ftz and kinds[0] == "f32":
             result = f"ftz({result})"
-        return f"{{ {' '.join(lines)} {t.write(operands[0], result)} }}"
+        return t.write(operands[0], result, kinds[0])
 
     emit.expression, emit.types = expression, types
     form(pattern)(emit)
@@ -195,7 +206,7 @@ def _(t, name, operands):
         "normal": "std::isnormal(a) || a == 0",  # PTX counts zeros as normal
         "subnormal": "std::fpclassify(a) == FP_SUBNORMAL",
     }[test]
-    return f"{{ auto a = {t.read(operands[1], kind)}; {t.write(operands[0], f'(bool)({call})')} }}"
+    return f"{{ auto a = {t.read(operands[1], kind)}; {t.write(operands[0], f'(bool)({call})', 'pred')} }}"
 
 
 @form("bfi.{b32,b64}")
@@ -203,13 +214,13 @@ def _(t, name, operands):
     kind = name[-3:]
     a, b = t.read(operands[1], kind), t.read(operands[2], kind)
     where, length = t.read(operands[3], "u32"), t.read(operands[4], "u32")
-    return t.write(operands[0], f"insert({a}, {b}, {where} & 255, {length} & 255)")
+    return t.write(operands[0], f"insert({a}, {b}, {where} & 255, {length} & 255)", kind)
 
 
 @form("lop3.b32")
 def _(t, name, operands):
     a, b, c = (t.read(operand, "b32") for operand in operands[1:4])
-    return t.write(operands[0], f"lop3({a}, {b}, {c}, {int(operands[4], 0)})")
+    return t.write(operands[0], f"lop3({a}, {b}, {c}, {int(operands[4], 0)})", "b32")
 
 
 @form("mov.{pred,b16,b32,b64,u16,u32,u64,s16,s32,s64,f32,f64}")
@@ -220,7 +231,8 @@ def _(t, name, operands):
         parts = t.elements(target)
         part = f"b{8 * BYTES[kind] // len(parts)}"
         lines = [f"auto v = {t.read(source, kind)};"]
-        lines += [t.write(p, f"({C_TYPE[part]})(v >> {8 * BYTES[part] * k})") for k, p in enumerate(parts) if p != "_"]
+        for k, p in enumerate(parts):
+            lines += [t.write(p, f"({C_TYPE[part]})(v >> {8 * BYTES[part] * k})", part)] if p != "_" else []
         return f"{{ {' '.join(lines)} }}"
     if source.startswith("{"):
         parts = t.elements(source)
@@ -228,15 +240,15 @@ def _(t, name, operands):
         joined = " | ".join(
             f"(({C_TYPE[kind]}){t.read(p, part)} << {8 * BYTES[part] * k})" for k, p in enumerate(parts)
         )
-        return t.write(target, f"({C_TYPE[kind]})({joined})")
-    return t.write(target, t.read(source, kind))
+        return t.write(target, f"({C_TYPE[kind]})({joined})", kind)
+    return t.write(target, t.read(source, kind), kind)
 
 
 @form("selp.{b16,b32,b64,u16,u32,u64,s16,s32,s64,f32,f64}")
 def _(t, name, operands):
     kind = name.split(".")[1]
     a, b = t.read(operands[1], kind), t.read(operands[2], kind)
-    return t.write(operands[0], f"{t.read(operands[3], 'pred')} ? {a} : {b}")
+    return t.write(operands[0], f"({t.read(operands[3], 'pred')} ? {a} : {b})", kind)
 
 
 COMPARE = {"eq": "a == b", "ne": "a != b", "lt": "a < b", "le": "a <= b", "gt": "a > b", "ge": "a >= b"}
@@ -270,10 +282,16 @@ def _(t, name, operands):
     combine = next((word for word in ("and", "or", "xor") if f".{word}." in name), None)
     if combine:
         symbol = {"and": "&", "or": "|", "xor": "^"}[combine]
-        results = [f"({result}) {symbol} {t.read(operands[3], 'pred')}" for result in results]
+        third = t.read(operands[3], "pred")
+    results = [_substituted(result, {"a": a, "b": b}) for result in results]
+    if combine:
+        results = [f"({result}) {symbol} {third}" for result in results]
+    if len(targets) == 1:
+        return t.write(targets[0], results[0], "pred")
     # Both results before the first write: a target may be the predicate that is combined.
-    lines = [f"auto a = {a}; auto b = {b}; bool yes = {results[0]}; bool no = {results[1]};"]
-    lines += [t.write(target, word) for target, word in zip(targets, ("yes", "no"), strict=False) if target != "_"]
+    lines = [f"bool yes = {results[0]}; bool no = {results[1]};"]
+    both = zip(targets, ("yes", "no"), strict=True)
+    lines += [t.write(target, word, "pred") for target, word in both if target != "_"]
     return f"{{ {' '.join(lines)} }}"
 
 
@@ -299,7 +317,7 @@ _SAT = [
 def _(t, name, operands):
     *_, to, kind = name.split(".")
     call = f"clamp<{C_TYPE[to]}>" if ".sat." in name else f"({C_TYPE[to]})"
-    return t.write(operands[0], f"{call}({t.read(operands[1], kind)})")
+    return t.write(operands[0], f"{call}({t.read(operands[1], kind)})", to)
 
 
 @form(
@@ -312,30 +330,30 @@ def _(t, name, operands):
     read = t.read(operands[1], kind)
     read = f"ftz({read})" if "ftz" in parts else read
     nan = f"({C_TYPE[to]})(1ull << {8 * BYTES[to] - 1})" if kind == "f64" or BYTES[to] == 8 else "0"
-    return t.write(operands[0], f"to_integer<{C_TYPE[to]}>({parts[1]}((double){read}), {nan})")
+    return t.write(operands[0], f"to_integer<{C_TYPE[to]}>({parts[1]}((double){read}), {nan})", to)
 
 
 @form("cvt.{rn,rz,rm,rp}.{f32,f64}.{u8,s8,u16,s16,u32,s32,u64,s64}")
 def _(t, name, operands):
     _, rounding, to, kind = name.split(".")
-    read, to = t.read(operands[1], kind), C_TYPE[to]
+    read = t.read(operands[1], kind)
     if rounding == "rn":
-        return t.write(operands[0], f"({to}){read}")
-    return t.write(operands[0], f"rounded<{rounding}>([](auto a) {{ return ({to})a; }}, {read})")
+        return t.write(operands[0], f"({C_TYPE[to]}){read}", to)
+    return t.write(operands[0], f"rounded<{rounding}>([](auto a) {{ return ({C_TYPE[to]})a; }}, {read})", to)
 
 
 @form("cvt.rn.f16.{u8,s8,u16,s16,u32,s32,u64,s64}")
 def _(t, name, operands):
     _, _, to, kind = name.split(".")
-    return t.write(operands[0], f"{C_TYPE[to]}((double){t.read(operands[1], kind)})")
+    return t.write(operands[0], f"{C_TYPE[to]}((double){t.read(operands[1], kind)})", to)
 
 
 @form("cvt.{rni,rzi,rmi,rpi}{,.ftz}.f32.f32", "cvt.{rni,rzi,rmi,rpi}.{f64.f64,f16.f16}")
 def _(t, name, operands):
     parts = name.split(".")
-    read, kind = t.read(operands[1], parts[-1]), C_TYPE[parts[-1]]
+    read, kind = t.read(operands[1], parts[-1]), parts[-1]
     read = f"ftz({read})" if "ftz" in parts else read
-    return t.write(operands[0], f"({kind}){parts[1]}((double){read})")
+    return t.write(operands[0], f"({C_TYPE[kind]}){parts[1]}((double){read})", kind)
 
 
 @form(
@@ -366,7 +384,7 @@ def _(t, name, operands):
         result = f"saturate({result})"
     if "ftz" in parts and to == "f32":
         result = f"ftz({result})"
-    return t.write(operands[0], result)
+    return t.write(operands[0], result, to)
 
 
 @form("cvt.{rn,rz}.{f16x2,bf16x2}.f32")
@@ -376,13 +394,13 @@ def _(t, name, operands):
     make = f"{kind}::towards_zero" if parts[1] == "rz" else kind
     high, low = (f"{make}({t.read(operand, 'f32')})" for operand in operands[1:3])
     result = f"{kind}2{{{low}, {high}}}"  # the first operand becomes the upper half
-    return t.write(operands[0], f"relu({result})" if "relu" in parts else result)
+    return t.write(operands[0], f"relu({result})" if "relu" in parts else result, parts[-2])
 
 
 @form("cvt.{rna,rn}.tf32.f32")
 def _(t, name, operands):
     call = "tf32_away" if ".rna." in name else "tf32_even"
-    return t.write(operands[0], f"{call}({t.read(operands[1], 'f32')})")
+    return t.write(operands[0], f"{call}({t.read(operands[1], 'f32')})", "b32")
 
 
 # ---- memory
@@ -412,11 +430,7 @@ def _(t, name, operands):
     vector, kind = _access(name)[1:3]
     targets = t.elements(operands[0]) if vector > 1 else [operands[0]]
     base = t.param_address(operands[1])
-    lines = [
-        t.write(target, f"get<{C_TYPE[kind]}>({base} + {k * BYTES[kind]})")
-        for k, target in enumerate(targets)
-        if target != "_"
-    ]
+    lines = [t.load(target, f"{base} + {k * BYTES[kind]}", kind) for k, target in enumerate(targets) if target != "_"]
     return " ".join(lines)
 
 
@@ -425,7 +439,7 @@ def _(t, name, operands):
     vector, kind = _access(name)[1:3]
     sources = t.elements(operands[1]) if vector > 1 else [operands[1]]
     base = t.param_address(operands[0])
-    return " ".join(f"set({base} + {k * BYTES[kind]}, {t.read(source, kind)});" for k, source in enumerate(sources))
+    return " ".join(t.store(f"{base} + {k * BYTES[kind]}", source, kind) for k, source in enumerate(sources))
 
 
 @form(
@@ -447,7 +461,7 @@ def _(t, name, operands):
         lines = [f"auto p = atomic_load({space}_space, {address}, {size}, {semantics}, {scope}, {t.line});"]
     for k, target in enumerate(targets):
         if target != "_":
-            lines.append(t.write(target, f"get<{C_TYPE[kind]}>(p + {k * BYTES[kind]})"))
+            lines.append(t.load(target, f"p + {k * BYTES[kind]}", kind))
     return f"{{ {' '.join(lines)} }}"
 
 
@@ -468,7 +482,7 @@ def _(t, name, operands):
     else:
         lines = [f"auto p = atomic_store({space}_space, {address}, {size}, {semantics}, {scope}, {t.line});"]
     for k, source in enumerate(sources):
-        lines.append(f"set(p + {k * BYTES[kind]}, {t.read(source, kind)});")
+        lines.append(t.store(f"p + {k * BYTES[kind]}", source, kind))
     return f"{{ {' '.join(lines)} }}"
 
 
@@ -516,7 +530,7 @@ def _(t, name, operands):
     changed = "old == b" if op == "cas" else "true"
     lines.append(f"atomic_end(p, {semantics or 'relaxed'}, {scope}, {changed});")
     if operands[0] != "_":
-        lines.append(t.write(operands[0], "old"))
+        lines.append(t.write(operands[0], "old", kind))
     return f"{{ {' '.join(lines)} }}"
 
 
@@ -528,17 +542,17 @@ def _(t, name, operands):
 
 @form("cvta{,.to}.{global,local,const}.u64")
 def _(t, name, operands):
-    return t.write(operands[0], t.read(operands[1], "u64"))
+    return t.write(operands[0], t.read(operands[1], "u64"), "u64")
 
 
 @form("cvta.shared.u64", "cvta.shared::cta.u64", "cvta.shared::cluster.u64")
 def _(t, name, operands):
-    return t.write(operands[0], f"shared_to_generic({t.read(operands[1], 'u64')}, {t.line})")
+    return t.write(operands[0], f"shared_to_generic({t.read(operands[1], 'u64')}, {t.line})", "u64")
 
 
 @form("cvta.to.shared.u64", "cvta.to.shared::cta.u64", "cvta.to.shared::cluster.u64")
 def _(t, name, operands):
-    return t.write(operands[0], f"generic_to_shared({t.read(operands[1], 'u64')}, {t.line})")
+    return t.write(operands[0], f"generic_to_shared({t.read(operands[1], 'u64')}, {t.line})", "u64")
 
 
 @form("mapa.shared::cluster.{u32,u64}", "mapa.{u64}")
@@ -546,12 +560,13 @@ def _(t, name, operands):
     kind = name.rsplit(".", 1)[1]
     call = "map_shared" if "shared" in name else "map_generic"
     arguments = f"{t.read(operands[1], kind)}, {t.read(operands[2], 'u32')}, {t.line}"
-    return t.write(operands[0], f"({C_TYPE[kind]}){call}({arguments})")
+    return t.write(operands[0], f"({C_TYPE[kind]}){call}({arguments})", kind)
 
 
 @form("isspacep.{global,shared,local}", "isspacep.shared::cta")
 def _(t, name, operands):
-    return t.write(operands[0], f"is_{name.split('.')[1].split(':')[0]}({t.read(operands[1], 'u64')})")
+    space = name.split(".")[1].split(":")[0]
+    return t.write(operands[0], f"is_{space}({t.read(operands[1], 'u64')})", "pred")
 
 
 @form("prefetch{.global,}.{L1,L2}", "prefetchu.L1", "discard.global.L2", "nanosleep.u32")
@@ -608,7 +623,7 @@ def _(t, name, operands):
     count = t.read(operands[2], "u32") if len(operands) > 3 else "0"
     vote = t.read(operands[-1], "pred")
     call = f"block_barrier({number}, {count}, false, {how}, {vote}, {t.line})"
-    return t.write(operands[0], call if how == 1 else f"(bool){call}")
+    return t.write(operands[0], call if how == 1 else f"(bool){call}", "u32" if how == 1 else "pred")
 
 
 @form("barrier.cluster.arrive{,.release,.relaxed}{,.aligned}")
@@ -627,7 +642,7 @@ def _(t, name, operands):
 def _collective(t, name, compute, mask, inputs, outputs):
     lines = [f"current->in[{k}] = {value};" for k, value in enumerate(inputs)]
     lines.append(f'warp_collective({compute}, "{name}", {mask}, {t.line});')
-    lines += [t.write(target, f"current->out[{k}]") for k, target in enumerate(outputs) if target.strip() != "_"]
+    lines += [t.write(target, f"current->out[{k}]", "u64") for k, target in enumerate(outputs) if target.strip() != "_"]
     return f"{{ {' '.join(lines)} }}"
 
 
@@ -905,7 +920,7 @@ class Translator:
             for param, _, _ in params:
                 self.params[param] = cpp_name(param)
             lines = [f"static void {cpp_name('f_' + name)}({self.functions[name]}) {{"]
-        self.locals = set()
+        self.locals, self.widths = set(), {}
         for piece in _statements(body):
             lines.append(self._piece(piece))
         lines.append("}")
@@ -938,8 +953,7 @@ class Translator:
             return ""
         return self._instruction(piece)
 
-    @staticmethod
-    def _registers(piece):
+    def _registers(self, piece):
         kind, names = re.match(r"\.reg\s*\.(\w+)\s+(.*)", piece, re.S).groups()
         if kind not in BYTES:
             raise Refused(f"registers of type .{kind}")
@@ -951,7 +965,8 @@ class Translator:
                 declared += [cpp_name(f"{many[1]}{k}") for k in range(int(many[2]))]
             else:
                 declared.append(cpp_name(name))
-        return f"[[maybe_unused]] {c_type} {', '.join(declared)};"
+        self.widths.update(dict.fromkeys(declared, 1 if kind == "pred" else max(2, BYTES[kind])))
+        return f"{c_type} {', '.join(declared)};"
 
     def _instruction(self, text):
         guard = re.match(r"@(!?)([\w$%]+)\s+", text)
@@ -1002,9 +1017,9 @@ class Translator:
         if operand in SPECIAL:
             return f"({c_type})({SPECIAL[operand]})"
         if re.match(r"0[fF][0-9a-fA-F]{8}$", operand):
-            return f"as<{c_type}>(0x{operand[2:]}u)"
+            return f"BITS({c_type}, 0x{operand[2:]}u)"
         if re.match(r"0[dD][0-9a-fA-F]{16}$", operand):
-            return f"as<{c_type}>(0x{operand[2:]}ull)"
+            return f"BITS({c_type}, 0x{operand[2:]}ull)"
         if re.match(r"-?(0[xX][0-9a-fA-F]+|\d+)U?$", operand):
             number = int(operand.rstrip("U"), 0) & 0xFFFFFFFFFFFFFFFF
             if c_type in ("float", "double", "half", "bfloat", "half2", "bfloat2"):
@@ -1015,7 +1030,11 @@ class Translator:
             return f"({c_type})({self._symbol(symbol[1])} + {symbol[2] or 0})"
         if operand.startswith("%") and operand not in SPECIAL and ("." in operand or operand in ("%clock", "%clock64")):
             raise Refused(f"special register {operand} ({self.where()})")
-        return f"as<{c_type}>({cpp_name(operand)})"
+        register = cpp_name(operand)
+        self._wide_enough(register, kind)
+        if kind in ("f32", "f64"):
+            return f"BITS({c_type}, (uint{8 * BYTES[kind]}_t){register})"
+        return f"as<{c_type}>({register})" if kind in FLOATS else f"({c_type}){register}"
 
     def _symbol(self, name):
         if name in self.offsets:
@@ -1028,9 +1047,25 @@ class Translator:
             return f"(uint64_t){self.params[name]}"
         return None
 
+    def write(self, operand, value, kind):
+        """C++ statement: the register becomes ``value``, which is of type ``kind``; signed ones extend their sign."""
+        register = cpp_name(operand.strip())
+        if kind in ("f32", "f64"):
+            self._wide_enough(register, kind)
+            return f"{register} = BITS(uint{8 * BYTES[kind]}_t, {value});"
+        return f"put({register}, {value});" if kind in FLOATS else f"{register} = {value};"
+
     @staticmethod
-    def write(operand, value):
-        return f"put({cpp_name(operand.strip())}, {value});"
+    def load(operand, place, kind):
+        """C++ statement: the register becomes what is in memory at ``place``."""
+        return f"{cpp_name(operand)} = *({_stored(kind)}*)({place});"
+
+    def store(self, place, operand, kind):
+        return f"*({_stored(kind)}*)({place}) = {self.read(operand, _bits(kind))};"
+
+    def _wide_enough(self, register, kind):
+        if self.widths.get(register, 8) < BYTES.get(kind, 0):
+            raise Refused(f"a register of {self.widths[register]} bytes for .{kind} ({self.where()})")
 
     @staticmethod
     def elements(operand):
@@ -1041,10 +1076,7 @@ class Translator:
         inner = operand.strip()[1:-1].strip()
         base, _, offset = inner.partition("+")
         base, offset = base.strip(), int(offset or "0", 0)
-        value = self.read(base, "u64") if not base.startswith("%r") or base.startswith("%rd") else None
-        value = value if value and not value.startswith("as<") else f"(uint64_t){cpp_name(base)}"
-        if re.match(r"\d", base):
-            value = base
+        value = base if re.match(r"\d", base) else f"(uint64_t){self._symbol(base) or cpp_name(base)}"
         return f"({value} + ({offset}))" if offset else f"({value})"
 
     def param_address(self, operand):
@@ -1054,6 +1086,15 @@ class Translator:
         if base not in self.params:
             return self.address(operand, "param").join(("(uint8_t*)", ""))
         return f"{self.params[base]} + {int(offset or '0')}"
+
+
+def _bits(kind):
+    """The type that moves the same bytes as integers."""
+    return f"b{8 * BYTES[kind]}" if kind in FLOATS else kind
+
+
+def _stored(kind):
+    return f"stored_{C_TYPE[_bits(kind)]}"
 
 
 def _closing(text, start):
