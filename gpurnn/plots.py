@@ -7,7 +7,7 @@ import numpy as np
 
 
 def plot_history(records, png):
-    """Loss of every logged step and epoch, learning rate and gradient norm.
+    """Loss of every logged step and epoch, metrics of each epoch, learning rate and gradient norm.
 
     records: the dicts of a ``History``, or the path of a ``history.jsonl``. png: the file to write. Raises ValueError
     where there is nothing to draw, ImportError without matplotlib.
@@ -17,8 +17,11 @@ def plot_history(records, png):
     epochs = [r for r in records if r["kind"] == "epoch"]
     if not steps and not epochs:
         raise ValueError("the history is empty: nothing to draw yet")
-    figure = new_figure(8, 6)
-    loss, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    last = epochs[-1] if epochs else {}
+    names = [name for name in last if name.startswith("validation_") and name != "validation_loss"]
+    figure = new_figure(8, 8 if names else 6)
+    axes = figure.subplots(3 if names else 2, 1, sharex=True, height_ratios=[3, 2, 1] if names else [3, 1])
+    loss, below = axes[0], axes[-1]
     if steps:
         loss.plot([r["step"] for r in steps], [r["loss"] for r in steps], color="0.75", lw=1, label="training, step")
     if epochs:
@@ -32,6 +35,13 @@ def plot_history(records, png):
     loss.set_ylabel("loss")
     loss.legend()
     loss.grid(alpha=0.3)
+    for name in names:
+        points = [r[name] for r in epochs]
+        axes[1].plot([r["step"] for r in epochs], points, "s-", ms=4, label=name.removeprefix("validation_"))
+    if names:
+        axes[1].set_ylabel("validation")
+        axes[1].legend()
+        axes[1].grid(alpha=0.3)
     source = steps or epochs
     x = [r["step"] for r in source]
     below.plot(x, [r["grad_norm"] for r in source], lw=1, color="C2")

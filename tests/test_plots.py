@@ -19,7 +19,15 @@ def is_png(path):
     return path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and path.stat().st_size > 3000
 
 
-@pytest.mark.parametrize("records", [RECORDS, RECORDS[:1], [EPOCH | {"epoch": 1, "step": 20, "validation_loss": None}]])
+@pytest.mark.parametrize(
+    "records",
+    [
+        RECORDS,
+        RECORDS[:1],
+        [EPOCH | {"epoch": 1, "step": 20, "validation_loss": None}],
+        [EPOCH | {"epoch": n, "step": 20 * n, "validation_accuracy": 0.1 * n} for n in (1, 2)],
+    ],
+)
 def test_history(tmp_path, records):
     plot_history(records, tmp_path / "new" / "a.png")
     assert is_png(tmp_path / "new" / "a.png")

@@ -40,7 +40,7 @@ class ClassifySettings(Settings):
     )  # fmt: skip
     variational: bool = setting(True, "Drop the same of a text's inputs at every step.")
     word_dropout: float = setting(
-        0.1, "Share of words made unknown at random in training.", low=0, high=1, high_open=True
+        0.3, "Share of words (not characters) made unknown at random in training.", low=0, high=1, high_open=True
     )
     naive_bayes: bool = setting(True, "Start words with their log-odds of each class in the training texts.")
     test: float = setting(0.1, "Share of each class kept for the test.", low=0, high=1, high_open=True)
@@ -98,7 +98,7 @@ class ClassifyTask(Task):
 
         counts = f"{len(train):,} to train on, {len(valid):,} to validate, {len(test):,} to test"
         return Data(
-            part(train, unknown=settings.word_dropout),
+            part(train, unknown=settings.word_dropout if settings.level == "words" else 0.0),
             part(valid, shuffle=False),
             facts,
             fingerprint={"examples": len(examples), "crc32": checksum(*map("\t".join, examples))},
