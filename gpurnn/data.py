@@ -105,7 +105,10 @@ class SequenceBatches:
     def batch(self, epoch, index):
         index = check_index(self, index)
         if self._last[0] != epoch:
-            self._last = (epoch, self._order(epoch))
+            order = order_batches(
+                self.lengths, self.batch_size, self.seed, epoch, shuffle=self.shuffle, bucket=self.bucket
+            )
+            self._last = (epoch, order)
         return self.collate(self._last[1][index], epoch)
 
     def collate(self, chosen, epoch):
@@ -115,21 +118,25 @@ class SequenceBatches:
             return Batch(inputs, pad([self.targets[n] for n in chosen]), lengths)
         return Batch(inputs, self.targets[chosen], lengths, loss_options={}, weight=len(chosen))
 
-    def _order(self, epoch):
-        """The sequences' numbers, batch by batch, in this epoch."""
-        order = np.arange(len(self.inputs))
-        if self.shuffle:
-            order = np.argsort(rng.words(len(order), self.seed, rng.name_key("sequences"), epoch), kind="stable")
-        if self.bucket:
-            window = 32 * self.batch_size
-            for start in range(0, len(order), window):
-                part = order[start : start + window]
-                order[start : start + window] = part[np.argsort(self.lengths[part], kind="stable")]
-        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-        if self.shuffle and self.bucket:  # else every window would go from short to long
-            drawn = rng.words(len(batches), self.seed, rng.name_key("batches"), epoch)
-            batches = [batches[n] for n in np.argsort(drawn, kind="stable")]
-        return batches
+
+def order_batches(lengths, batch_size, seed, epoch=0, *, shuffle=True, bucket=True):
+    """The numbers of sequences of these lengths, batch by batch, in this epoch: a list of integer arrays.
+
+    shuffle, bucket: see ``SequenceBatches``.
+    """
+    order = np.arange(len(lengths))
+    if shuffle:
+        order = np.argsort(rng.words(len(order), seed, rng.name_key("sequences"), epoch), kind="stable")
+    if bucket:
+        window = 32 * batch_size
+        for start in range(0, len(order), window):
+            part = order[start : start + window]
+            order[start : start + window] = part[np.argsort(lengths[part], kind="stable")]
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    if shuffle and bucket:  # else every window would go from short to long
+        drawn = rng.words(len(batches), seed, rng.name_key("batches"), epoch)
+        batches = [batches[n] for n in np.argsort(drawn, kind="stable")]
+    return batches
 
 
 def pad(sequences, value=0):

@@ -2,11 +2,11 @@
 
 import logging
 import os
-import wave
 from pathlib import Path
 
 import numpy as np
 import pytest
+from sounds import tone, write_wav
 
 from gpurnn import audio
 from gpurnn.audio import log_mel, read_wav, resample
@@ -16,25 +16,6 @@ from gpurnn.errors import ShapeError
 @pytest.fixture(autouse=True)
 def nothing_said_yet():
     audio._say_once.cache_clear()
-
-
-def write_wav(path, samples, rate=8000, width=2):
-    """samples: (N,) or (N, channels) in [-1, 1)."""
-    samples = np.asarray(samples)
-    whole = np.round(samples * 2 ** (8 * width - 1)).astype(np.int64)
-    data = (
-        (whole + 128).astype(np.uint8) if width == 1 else whole.astype("<i4").view(np.uint8).reshape(-1, 4)[:, :width]
-    )
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1 if samples.ndim == 1 else samples.shape[1])
-        file.setsampwidth(width)
-        file.setframerate(rate)
-        file.writeframes(np.ascontiguousarray(data).tobytes())
-    return path
-
-
-def tone(frequency, seconds=0.5, rate=8000):
-    return 0.5 * np.sin(2 * np.pi * frequency * np.arange(round(seconds * rate)) / rate)
 
 
 # ---- WAV

@@ -9,6 +9,7 @@ TASKS = {  # task, which is the module's name too -> the verbs of its trained mo
     "text": ("sample",),
     "classify": ("classify",),
     "longrange": (),
+    "speech": ("transcribe",),
 }
 
 

@@ -1,0 +1,389 @@
+"""Speech: words of tones learned from WAV files, strings made of single ones, and files that are refused."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from sounds import word, write_wav, write_words
+
+from gpurnn import audio
+from gpurnn.cli import main
+from gpurnn.metrics import error_rate
+from gpurnn.tasks.run import load, prepare
+from gpurnn.tasks.speech import (
+    TASK,
+    SpeechSettings,
+    Utterance,
+    Utterances,
+    distorted,
+    read_utterances,
+    stacked,
+    transcribe,
+    wav_features,
+    word_errors,
+)
+from gpurnn.vocabulary import Vocabulary
+
+SMALL = {
+    "cell": "gru", "layers": 1, "hidden": 16, "bands": 12, "stack": 2, "batch": 4, "lr": 2e-2, "dropout": 0.0,
+    "epochs": 10, "valid": 0.1, "seed": 1, "strings": 20,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch):
+    """Most of a tiny run's time would go into its picture."""
+    monkeypatch.setattr("gpurnn.plots.plot_run", lambda folder: [])
+    audio._say_once.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory):
+    """Table of 90 single tones to learn from."""
+    return write_words(tmp_path_factory.mktemp("speech") / "letters", list("abc") * 30, 0)
+
+
+@pytest.fixture(scope="module")
+def strings(tmp_path_factory):
+    """Table of 20 words of one to four tones to be measured by."""
+    rng = np.random.default_rng(1)
+    texts = ["".join(rng.choice(list("abc"), rng.integers(1, 5))) for _ in range(20)]
+    return write_words(tmp_path_factory.mktemp("speech") / "strings", texts, 1)
+
+
+@pytest.fixture(scope="module")
+def listener(letters, tmp_path_factory):
+    """A run that learned strings of one to four tones from single ones."""
+    folder = tmp_path_factory.mktemp("speech") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gpurnn.plots.plot_run", lambda folder: [])
+        run = prepare("speech", [letters], folder, backend="cpu", concatenate="1-4", **SMALL)
+        run.finish(run.train(progress=False))
+    return folder
+
+
+def gpurnn(*arguments, code=0):
+    result = CliRunner().invoke(main, list(map(str, arguments)))
+    assert result.exit_code == code, result.output
+    return result
+
+
+def some_utterances(count, bands=3, seed=0, letters="abc"):
+    rng = np.random.default_rng(seed)
+    return [
+        Utterance(rng.standard_normal((rng.integers(5, 12), bands)).astype(np.float32), letters[n % len(letters)])
+        for n in range(count)
+    ]
+
+
+def facts_of(vocabulary="abc", bands=3, joint=""):
+    return {"vocabulary": vocabulary, "joint": joint, "rate": None, "mean": [0.0] * bands, "std": [1.0] * bands}
+
+
+# ---- end to end
+
+
+def test_strings_are_learned_from_single_tones(listener, strings):
+    trained = load(listener, "cpu")
+    numbers, text = TASK.evaluate(trained, [strings])
+    said = [line.split("\t")[1] for line in strings.read_text().splitlines()]
+    trivial = min(error_rate([guess] * len(said), said) for guess in ["", *set(said)])
+    assert numbers["error"] < 0.1 < 0.5 < trivial
+    assert numbers["utterances"] == numbers["strings"]["utterances"] == 20
+    assert numbers["strings"]["error"] < 0.15
+    assert f"{numbers['error']:.2%} of the characters are wrong" in text
+    result = json.loads((listener / "config.json").read_text())["result"]
+    assert result["validation_error"] < 0.2 and "test" not in result
+
+
+def test_classes_are_learned(letters, strings, tmp_path):
+    settings = SMALL | {"target": "class", "epochs": 4, "pooling": "attention"}
+    run = prepare("speech", [letters], tmp_path / "run", backend="cpu", **settings)
+    run.finish(run.train(progress=False))
+    table = write_words(tmp_path / "more", list("abccba") * 3, 5)
+    trained = load(tmp_path / "run", "cpu")
+    numbers, text = TASK.evaluate(trained, [table])
+    assert numbers["accuracy"] > 0.9  # by chance 1/3
+    assert f"{numbers['accuracy']:.2%} of the classes are right" in text
+    found = transcribe(trained, wav_features(tmp_path / "more" / "0.wav", trained.settings, 4000)[0])
+    assert found["text"] == "a" and 0.5 < found["probability"] <= 1
+    with pytest.raises(ValueError, match="a class that the model never saw, '[abc]+': it knows a, b, c"):
+        TASK.evaluate(trained, [strings])
+
+
+def test_the_command_line(letters, listener, tmp_path, strings):
+    options = [f"--{name}={value}" for name, value in (SMALL | {"epochs": 1}).items()]
+    out = gpurnn("train", "speech", letters, *options, "--out", tmp_path / "run", "--no-progress", "--backend", "cpu")
+    assert "90 utterances, 3 characters: 81 to train on, 9 to validate, 0 to test" in out.output
+    assert "gpurnn transcribe" in out.output
+    paths = [strings.parent / f"{n}.wav" for n in (0, 1)]
+    said = [line.split("\t")[1] for line in strings.read_text().splitlines()][:2]
+    lines = gpurnn("transcribe", listener, *paths).stdout
+    assert lines == "".join(f"{path}\t{text}\n" for path, text in zip(paths, said, strict=True))
+    png = tmp_path / "heard.png"
+    found = json.loads(gpurnn("transcribe", listener, *paths, "--beam", 4, "--plot", png, "--json").stdout)
+    assert [one["text"] for one in found] == said and all(-5 < one["log_probability"] < 0 for one in found)
+    assert png.read_bytes()[:4] == b"\x89PNG"
+    numbers = json.loads(gpurnn("evaluate", listener, strings, "--json").stdout)
+    assert numbers["error"] < 0.1
+
+
+def test_a_resumed_run_ends_with_the_same_bits(letters, tmp_path):
+    settings = SMALL | {"concatenate": "1-3", "schedule": "constant", "dropout": 0.2, "layers": 2}
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    prepare("speech", [letters], whole, backend="cpu", **settings | {"epochs": 2}).train(progress=False)
+    prepare("speech", [letters], halved, backend="cpu", **settings | {"epochs": 1}).train(progress=False)
+    prepare("speech", folder=halved, resume=True, epochs=2).train(progress=False)
+    one, other = (load(folder, "cpu").model.state_dict() for folder in (whole, halved))
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+# ---- the model
+
+
+@pytest.mark.parametrize("target", ["transcript", "class"])
+def test_finite_differences(target):
+    settings = SpeechSettings(target=target, layers=2, hidden=4, stack=2, dropout=0.0, dtype="float64", seed=3)
+    facts = facts_of() | ({"classes": ["a", "b", "c"]} if target == "class" else {})
+    batch = Utterances(some_utterances(5), settings, facts).batch(0, 0)
+    model, loss = TASK.build(settings, facts, "cpu"), TASK.loss(settings, facts)
+
+    def value():
+        outputs, _, backward = model.forward(batch.inputs, lengths=batch.lengths)
+        found, dloss = loss(outputs, batch.targets, **batch.loss_options)
+        return float(found), lambda: backward(dloss())
+
+    model.zero_grad()
+    value()[1]()
+    direction = np.random.default_rng(0).standard_normal(model.flat_params.size)
+    exact, start, step = model.flat_grads @ direction, model.flat_params.copy(), 1e-6
+    found = []
+    for sign in (1, -1):
+        model.flat_params[...] = start + sign * step * direction
+        found.append(value()[0])
+    assert abs((found[0] - found[1]) / (2 * step) - exact) < 1e-6 * abs(exact)
+
+
+# ---- batches
+
+
+def test_batches_depend_on_epoch_and_index_alone():
+    settings = SpeechSettings(concatenate="1-3", batch=4, stack=2, seed=5)
+    utterances, facts = some_utterances(20), facts_of()
+    source, other = (Utterances(utterances, settings, facts, 10, training=True) for _ in range(2))
+    assert len(source) == 3
+    seen = {(epoch, index): source.batch(epoch, index) for epoch in (0, 1) for index in range(3)}
+    for epoch, index in [(1, 2), (0, 1), (1, 0), (0, 0), (0, 2), (1, 1)]:
+        again = other.batch(epoch, index)
+        assert np.array_equal(again.inputs, seen[epoch, index].inputs)
+        assert np.array_equal(again.lengths, seen[epoch, index].lengths)
+        assert all(map(np.array_equal, again.targets, seen[epoch, index].targets))
+    assert not np.array_equal(seen[0, 0].inputs, seen[1, 0].inputs)
+    assert sum(batch.weight for (epoch, _), batch in seen.items() if epoch == 0) == 10
+
+
+def test_strings_are_their_utterances_one_behind_the_other():
+    settings = SpeechSettings(concatenate="2-3", batch=50, stack=2)
+    utterances, facts = some_utterances(12), facts_of() | {"mean": [1.0, 2.0, 3.0], "std": [2.0, 0.5, 1.0]}
+    source = Utterances(utterances, settings, facts, 40)
+    strings = source.strings(0)
+    assert {len(string) for string in strings} == {2, 3}
+    uses = np.bincount(np.concatenate(strings), minlength=12)
+    assert uses.max() - uses.min() <= 1  # everyone in turn
+    batch = source.batch(0, 0)
+    wanted = {}
+    for string in strings:
+        x = (np.concatenate([utterances[n].features for n in string]) - [1, 2, 3]) / [2, 0.5, 1]
+        wanted["".join(utterances[n].text for n in string), len(x)] = x
+    for b, target in enumerate(batch.targets):
+        steps = batch.lengths[b]
+        flat = batch.inputs[:steps, b].reshape(-1, 3)
+        text = Vocabulary("abc").decode(target)
+        x = wanted.get((text, 2 * steps), wanted.get((text, 2 * steps - 1)))
+        assert len(flat) - len(x) in (0, 1) and np.all(flat[len(x) :] == 0) and np.all(batch.inputs[steps:, b] == 0)
+        # another string may say the same in as many frames
+        assert np.allclose(flat[: len(x)], x, atol=1e-6) or list(map(len, strings)).count(len(text)) > 1
+
+
+def test_words_are_joined_by_spaces():
+    utterances = [Utterance(np.zeros((9, 3), np.float32), text) for text in ("ab", "ca")]
+    settings = SpeechSettings(concatenate="2", stack=1)
+    source = Utterances(utterances, settings, facts_of(" abc", joint=" "), 3)
+    said = {Vocabulary(" abc").decode(target) for target in source.batch(0, 0).targets}
+    assert said <= {"ab ca", "ca ab"} and said
+    wrong = word_errors(Vocabulary(" abc"))
+    path = Vocabulary(" abc").encode("ab cc").astype(int)
+    logits = np.eye(5)[np.stack([path, [0] * 5], axis=1)]
+    assert wrong(logits, [path, path[:2]], lengths=[5, 5]) == (1 + 0, 3) or path[3] == path[4]
+
+
+def test_stacked():
+    x = np.arange(10.0).reshape(5, 2)
+    assert stacked(x, 1).tolist() == x.tolist()
+    assert stacked(x, 2).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 0]]
+
+
+def test_distortions():
+    x = np.random.default_rng(0).standard_normal((40, 12)).astype(np.float32)
+    settings = SpeechSettings(stretch=0.5, mask_time=10, mask_bands=4)
+    assert np.array_equal(distorted(x, settings, [0.5, 0, 0, 0, 0]), x)  # neither stretched nor masked
+    half, longer = (distorted(x, settings, [draw, 0, 0, 0, 0]) for draw in (0, 1))
+    assert len(half) == 20 and len(longer) == 60
+    np.testing.assert_allclose(longer[[0, -1]], x[[0, -1]], atol=1e-6)
+    np.testing.assert_allclose(longer[1], x[0] + (x[1] - x[0]) * 39 / 59, atol=1e-5)
+    almost = 1 - 1e-9
+    masked = distorted(x, settings, [0.5, almost, 0.5, almost, almost])
+    zeros = masked == 0
+    assert zeros.all(axis=1).nonzero()[0].tolist() == list(range(16, 24))  # a fifth of 40, though mask_time is 10
+    assert zeros.all(axis=0).nonzero()[0].tolist() == [8, 9, 10, 11]
+    assert np.array_equal(masked[~zeros], x[~zeros])
+    for T in (1, 2, 3):
+        assert len(distorted(x[:T], settings, [0.3, almost, almost, almost, almost])) >= 1
+
+
+# ---- files
+
+
+def save_features(path, **changes):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "frames": rng.standard_normal((40, 3)).astype(np.float16), "length": np.full(8, 5), "label": np.arange(8) % 2,
+        "is_test": np.arange(8) % 4 == 0,
+    } | changes  # fmt: skip
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+    return path
+
+
+def test_features_of_an_npz(tmp_path):
+    path = save_features(tmp_path / "a.npz")
+    utterances, rate = read_utterances(path, SpeechSettings())
+    assert rate is None and [u.text for u in utterances] == list("01010101")
+    assert [u.is_test for u in utterances] == [True, False, False, False] * 2
+    frames = np.load(path)["frames"]
+    assert np.array_equal(utterances[1].features, frames[5:10].astype(np.float32))
+    data = TASK.read([str(path)], SpeechSettings(valid=0.2, split=1))
+    assert (data.train.count, data.valid.count, len(data.rest)) == (5, 1, 2)
+    # the validation and test parts have no say in the normalisation
+    rest = [u.features for u in utterances if not u.is_test]
+    train = np.concatenate([x for x in rest if not np.allclose((x - data.facts["mean"]) / data.facts["std"],
+                                                               data.valid.features[0], atol=1e-5)])  # fmt: skip
+    assert len(train) == 25
+    np.testing.assert_allclose(data.facts["mean"], train.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(data.facts["std"], train.std(axis=0), atol=1e-6)
+    save_features(tmp_path / "b.npz", is_test=None, label=np.array(["yes", "no"] * 4))
+    utterances, _ = read_utterances(tmp_path / "b.npz", SpeechSettings())
+    assert utterances[0].text == "yes" and not any(u.is_test for u in utterances)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"label": None, "length": None}, "lacks the arrays length, label"),
+        ({"length": np.full(8, 6)}, "40 frames, but lengths"),
+        ({"length": np.array([0, 10, 5, 5, 5, 5, 5, 5])}, "lengths of at least 1"),
+        ({"length": np.full(7, 5)}, "should be one for each utterance"),
+        ({"length": np.full(8, 5.0)}, "should be one for each utterance"),
+        ({"frames": np.zeros(40, np.float32)}, r"frames should be numbers \(N, bands\), got float32 \(40,\)"),
+        ({"frames": np.full((40, 3), np.nan)}, "frames that are not finite"),
+        ({"frames": np.array([[{}]])}, "is not an .npz file, or is damaged"),
+    ],
+)
+def test_damaged_features(tmp_path, changes, message):
+    path = save_features(tmp_path / "a.npz", **changes)
+    with pytest.raises(ValueError, match=f"a.npz: .*{message}"):
+        read_utterances(path, SpeechSettings())
+
+
+def test_features_that_do_not_go_together(tmp_path, listener):
+    path = save_features(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match="a.npz: has 3 bands, where bands is 40"):
+        TASK.read([path], SpeechSettings(rate=8000))
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match="a.npz: is not an .npz file, or is damaged"):
+        read_utterances(path, SpeechSettings())
+    save_features(path)
+    with pytest.raises(ValueError, match="has 3 bands, where bands is 12"):
+        TASK.evaluate(load(listener, "cpu"), [path])
+    other = save_features(tmp_path / "b.npz", frames=np.zeros((40, 4), np.float32))
+    with pytest.raises(ValueError, match=r"features of different sizes: \[3, 4\]"):
+        TASK.read([path, other], SpeechSettings())
+
+
+def test_a_model_of_features_alone_takes_no_sound(tmp_path):
+    path = save_features(tmp_path / "a.npz")
+    run = prepare("speech", [path], tmp_path / "run", backend="cpu", **SMALL | {"epochs": 1, "stack": 1})
+    run.train(progress=False)
+    wav = write_wav(tmp_path / "a.wav", np.zeros(100))
+    result = gpurnn("transcribe", tmp_path / "run", wav, code=2)
+    assert "not known how they are made from sound: train it with --rate" in result.output
+
+
+def test_damaged_tables(tmp_path):
+    table, settings = tmp_path / "a.tsv", SpeechSettings()
+    write_wav(tmp_path / "good.wav", np.zeros(1000))
+    cut = write_wav(tmp_path / "cut.wav", np.zeros(1000))
+    cut.write_bytes(cut.read_bytes()[:-100])
+    for text, message in [
+        ("", "a.tsv: is empty"),
+        ("\n \n", "a.tsv: is empty"),
+        ("good.wav\tyes\ngood.wav yes\n", "a.tsv: line 2 should be a path, a tab and a transcript, got 'good.wav yes'"),
+        ("\tyes\n", "line 1 should be a path"),
+        ("good.wav\tyes\n\ncut.wav\tno\n", "a.tsv: line 3: .*cut.wav: is cut off"),
+        ("none.wav\tyes\n", "a.tsv: line 1: .*none.wav"),
+    ]:
+        table.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_utterances(table, settings)
+    with pytest.raises(ValueError, match="good.wav: give a table"):
+        read_utterances(tmp_path / "good.wav", settings)
+    table.write_bytes(b"good.wav\t\xff\n")
+    with pytest.raises(ValueError, match="a.tsv: is not UTF-8"):
+        read_utterances(table, settings)
+
+
+def test_stereo_at_another_rate_is_heard_alike(listener, tmp_path):
+    sound = word("abca", np.random.default_rng(3), 44100)
+    path = write_wav(tmp_path / "a.wav", np.stack([1.5 * sound, 0.5 * sound], axis=1), 44100)
+    result = gpurnn("transcribe", listener, path)
+    assert result.stdout == f"{path}\tabca\n"
+
+
+def test_characters_that_were_never_seen_are_errors(listener, strings, tmp_path):
+    table = tmp_path / "a.tsv"
+    table.write_text(f"{strings.parent / '0.wav'}\t{'x' * 5}\n")
+    numbers, text = TASK.evaluate(load(listener, "cpu"), [table])
+    assert numbers["unknown"] == "x" and numbers["error"] >= 1 and np.isfinite(numbers["loss"])
+    assert "never saw 'x'" in text
+
+
+def test_transcripts_longer_than_their_sound(tmp_path, capsys):
+    write_wav(tmp_path / "a.wav", np.zeros(1240))  # 14 frames: 5 steps of 3
+    table = tmp_path / "a.tsv"
+    table.write_text("a.wav\tabcde\na.wav\tabab\na.wav\taabb\na.wav\tabcdef\n")
+    data = TASK.read([table], SpeechSettings(valid=0.0, bands=10))
+    assert data.train.count == 2 and data.valid is None
+    assert "2 of 4 utterances are left out" in capsys.readouterr().err
+    table.write_text("a.wav\tabcdef\n")
+    with pytest.raises(ValueError, match="no transcript fits into its timesteps"):
+        TASK.read([table], SpeechSettings(bands=10))
+    table.write_text("a.wav\t\n")
+    with pytest.raises(ValueError, match="no transcript with any characters"):
+        TASK.read([table], SpeechSettings(bands=10))
+    table.write_text("a.wav\ta\n")
+    with pytest.raises(ValueError, match="too few utterances, 1"):
+        TASK.read([table], SpeechSettings(bands=10))
+    with pytest.raises(ValueError, match="fewer than two classes"):
+        TASK.read([table], SpeechSettings(bands=10, target="class"))
+
+
+@pytest.mark.parametrize("text", ["", "0-3", "3-1", "a", "1-2-3", "-2"])
+def test_counts_that_are_none(text):
+    with pytest.raises(ValueError, match="concatenate should be a number, or two such as 1-7"):
+        SpeechSettings(concatenate=text)
+
+
+def test_strings_have_no_class():
+    with pytest.raises(ValueError, match="concatenate makes strings"):
+        SpeechSettings(concatenate="1-3", target="class")
+    assert SpeechSettings(concatenate="4").counts() == (4, 4)
