@@ -1,12 +1,21 @@
 """The model of ``gpurnn train translate`` written with torch, and trained alike: what the comparison is with.
 
->>> python -m bench.translation train.tsv test.tsv --valid-file valid.tsv --seed 1
+  gpurnn train translate train.tsv --valid-file valid.tsv --out runs/fra
+  gpurnn evaluate runs/fra test.tsv
+  python -m bench.translation runs/fra test.tsv --seed 2
 
-Same batches, sizes, initial distributions, losses, optimiser, schedule and number of epochs. Parameters have gpurnn's
-names, so the weights of the best epoch load into gpurnn's model, and both are decoded by the same code. Random draws
-(initial weights, dropout) are torch's own.
+The second model takes its settings and files from the run of the first: same batches, sizes, losses, optimiser, rates,
+choice of the best epoch, and initial values of the same distributions; only the random draws are torch's own. Its
+parameters have gpurnn's names, so that they load into gpurnn's model, and one code decodes both.
 """
 
+import json
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import click
 import torch
 from torch import nn
 
@@ -97,3 +106,84 @@ class Twin(nn.Module):
         return {
             name: value.numpy() for name, value in self.state_dict().items() if not (shared and name == "output.weight")
         }
+
+
+def train(twin, settings, data, say=print):
+    """Train as ``gpurnn.training.fit`` does with these ``TranslateSettings`` and ``Data``; the best weights, by the
+    accuracy on the validation pairs, are in ``twin`` afterwards. Returns a record for each epoch."""
+    adam = torch.optim.Adam(twin.parameters(), lr=settings.lr)
+    total, low = settings.epochs * len(data.train), settings.lr / 20
+    loss_of = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
+    records, best, started = [], None, time.perf_counter()
+    for epoch in range(settings.epochs):
+        twin.train()
+        losses = weights = 0.0
+        for index in range(len(data.train)):
+            batch = data.train.batch(epoch, index)
+            share = (1 + math.cos(math.pi * (epoch * len(data.train) + index) / total)) / 2
+            adam.param_groups[0]["lr"] = share * settings.lr + (1 - share) * low
+            logits, targets = _logits(twin, batch)
+            loss = loss_of(logits, targets)
+            adam.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(twin.parameters(), settings.clip)
+            adam.step()
+            losses, weights = losses + loss.item() * batch.weight, weights + batch.weight
+        seconds = time.perf_counter() - started
+        twin.eval()
+        right = count = 0
+        with torch.no_grad():
+            for index in range(len(data.valid)):
+                logits, targets = _logits(twin, data.valid.batch(0, index))
+                right, count = right + int((logits.argmax(dim=1) == targets).sum()), count + len(targets)
+        records.append({"epoch": epoch + 1, "train_loss": losses / weights, "validation_accuracy": right / count})
+        records[-1]["seconds"] = round(seconds, 1)
+        say(json.dumps(records[-1]))
+        if best is None or right > best[0]:
+            best = right, {name: value.clone() for name, value in twin.state_dict().items()}
+    twin.load_state_dict(best[1])
+    return records
+
+
+def _logits(twin, batch):
+    """Logits (N, V) and targets (N,) of the steps that count."""
+    arrays = (*batch.inputs, batch.targets, *batch.lengths)
+    source, target, targets, source_lengths, target_lengths = map(torch.from_numpy, arrays)
+    valid = torch.arange(len(targets))[:, None] < target_lengths
+    return twin(source, target, source_lengths)[valid], targets[valid]
+
+
+@click.command()
+@click.argument("run", type=click.Path(exists=True, file_okay=False))
+@click.argument("test", type=click.Path(exists=True, dir_okay=False))
+@click.option("--seed", type=int, help="Of torch and of the batches  [default: the run's]")
+def main(run, test, seed):
+    """Train the torch model as the translation RUN was trained; print how good it is on the pairs in TEST, as JSON."""
+    from gpurnn.tasks.run import Trained, get_task, read_run
+
+    settings, document = read_run(run, "translate")
+    task = get_task("translate")
+    if seed is not None:
+        settings = replace(settings, seed=seed)
+    refused = [name for name in ("sampling", "weight_decay", "warmup") if getattr(settings, name)]
+    if refused or (settings.optimizer, settings.schedule, settings.accumulate) != ("adam", "cosine", 1):
+        raise click.UsageError("the torch model is trained by Adam with the cosine schedule and teacher forcing only")
+    data = task.read(document["files"], settings, document["facts"])
+    if data.valid is None:
+        raise click.UsageError("the run has no validation pairs, by which the best epoch is chosen")
+    torch.manual_seed(settings.seed)
+    twin = Twin(
+        len(data.facts["source"]) + 4, len(data.facts["target"]) + 4, settings.hidden, embedding=settings.embedding,
+        layers=settings.layers, cell=settings.cell, score=settings.attention, dropout=settings.dropout,
+        tied=settings.tied,
+    )  # fmt: skip
+    records = train(twin, settings, data, lambda line: click.echo(line, err=True))
+    model = task.build(settings, data.facts, "cpu").eval()
+    model.load_state_dict(twin.weights())
+    result, _ = task.evaluate(Trained(Path(run), task, settings, data.facts, model), [test])
+    result |= {"seed": settings.seed, "seconds": records[-1]["seconds"], "torch": torch.__version__}
+    click.echo(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

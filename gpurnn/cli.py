@@ -57,7 +57,7 @@ class _Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("\nInterrupted.", err=True)
             ctx.exit(130)
-        except (BackendError, CheckpointError, TrainingError, OSError, MemoryError) as error:
+        except (BackendError, CheckpointError, TrainingError, OSError, MemoryError, ImportError) as error:
             if ctx.params.get("debug") or getattr(error, "errno", None) == errno.EPIPE:  # click ends quietly on EPIPE
                 raise
             _fail(error, 1)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .errors import check_shape
+
 
 def plot_history(records, png):
     """Loss of every logged step and epoch, metrics of each epoch, learning rate and gradient norm.
@@ -101,6 +103,27 @@ def plot_run(folder):
         made.append(folder / "gradient_flow.png")
         plot_gradient_flow(flow, made[-1])
     return made
+
+
+def plot_attention(alignments, png):
+    """What each written word read of the source, as heat maps one below the other, dark for much.
+
+    alignments: a list of (weights (N, T), source: T words, written: N words). png: the file to write. Raises ShapeError
+    where words and weights differ in number, ImportError without matplotlib.
+    """
+    for number, (weights, source, written) in enumerate(alignments):
+        check_shape(f"alignments[{number}]", weights, (len(written), len(source)))
+    heights = [1.2 + 0.3 * len(written) for _, _, written in alignments]
+    widest = max(len(source) for _, source, _ in alignments)
+    figure = _figure(2.5 + 0.6 * widest, sum(heights))
+    axes = figure.subplots(len(alignments), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axis, (weights, source, written) in zip(axes, alignments, strict=True):
+        image = axis.imshow(weights, cmap="Greys", vmin=0, vmax=1, aspect="auto")
+        axis.set_xticks(range(len(source)), source, rotation=45, ha="left")
+        axis.set_yticks(range(len(written)), written)
+        axis.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False)
+    figure.colorbar(image, ax=axes, label="attention weight")
+    _save(figure, png)
 
 
 def _mean(norms):

@@ -56,11 +56,11 @@ def detokenise(tokens):
     return text
 
 
-class WordVocabulary:
+class TokenVocabulary:
     """Tokens and their numbers, behind the four of ``SPECIAL``.
 
-    tokens: all but the special ones, in the order of their numbers. ``WordVocabulary(vocabulary.tokens)`` is the same
-    again, so this list is what a JSON file needs to hold. ``WordVocabulary.of`` makes one of texts. Raises ValueError
+    tokens: all but the special ones, in the order of their numbers. ``TokenVocabulary(vocabulary.tokens)`` is the same
+    again, so this list is what a JSON file needs to hold. ``TokenVocabulary.of`` makes one of texts. Raises ValueError
     for none, for one that is no non-empty string and for one that comes twice.
     """
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpurnn.tokens import JOINER, WordVocabulary, detokenise, tokenise
+from gpurnn.tokens import JOINER, TokenVocabulary, detokenise, tokenise
 
 CASES = {
     "L'eau, c'est bon !": "L'￭ eau ￭, c'￭ est bon !",
@@ -43,25 +43,25 @@ def test_spaces_and_composed_letters():
 
 def test_vocabulary():
     texts = [["b", "a", "a"], ["a", "c", "b"], ["d"]]
-    vocabulary = WordVocabulary.of(texts)
+    vocabulary = TokenVocabulary.of(texts)
     assert vocabulary.tokens == ["a", "b", "c", "d"] and len(vocabulary) == 8
-    assert WordVocabulary.of(texts, min_count=2).tokens == ["a", "b"]
-    assert WordVocabulary.of(texts, max_size=3).tokens == ["a", "b", "c"]
+    assert TokenVocabulary.of(texts, min_count=2).tokens == ["a", "b"]
+    assert TokenVocabulary.of(texts, max_size=3).tokens == ["a", "b", "c"]
     np.testing.assert_array_equal(vocabulary.encode(["d", "x", "a"]), [7, 1, 4])
     assert vocabulary.encode([]).dtype == np.int64
     assert vocabulary.decode([0, 1, 2, 3, 4]) == ["<pad>", "<unk>", "<s>", "</s>", "a"]
     assert "a" in vocabulary and "x" not in vocabulary
-    assert WordVocabulary(vocabulary.tokens).tokens == vocabulary.tokens
+    assert TokenVocabulary(vocabulary.tokens).tokens == vocabulary.tokens
     with pytest.raises(IndexError):
         vocabulary.decode([8])
 
 
 def test_a_token_named_like_a_special_one_is_a_word():
-    assert WordVocabulary(["<unk>"]).encode(["<unk>"]).tolist() == [4]
+    assert TokenVocabulary(["<unk>"]).encode(["<unk>"]).tolist() == [4]
 
 
 def test_lenient_forms():
-    vocabulary = WordVocabulary(["hello", "￭.", "?", "(￭", "Tom"])
+    vocabulary = TokenVocabulary(["hello", "￭.", "?", "(￭", "Tom"])
     tokens = ["Hello", ".", "￭?", "(", "tom", "￭-￭"]
     assert vocabulary.encode(tokens).tolist() == [1] * 6
     assert vocabulary.decode(vocabulary.encode(tokens, lenient=True)) == ["hello", "￭.", "?", "(￭", "<unk>", "<unk>"]
@@ -70,15 +70,15 @@ def test_lenient_forms():
 
 def test_frequent_first_whatever_the_order():
     counts = Counter({"z": 3, "y": 3, "x": 5})
-    assert WordVocabulary.of([list(counts.elements())]).tokens == ["x", "y", "z"]
+    assert TokenVocabulary.of([list(counts.elements())]).tokens == ["x", "y", "z"]
 
 
 @pytest.mark.parametrize("tokens", [[], [""], ["a", "a"], ["a", 3]])
 def test_wrong_vocabularies_are_refused(tokens):
     with pytest.raises(ValueError, match="tokens: "):
-        WordVocabulary(tokens)
+        TokenVocabulary(tokens)
 
 
 def test_nothing_frequent_enough():
     with pytest.raises(ValueError, match="no token comes 3 times"):
-        WordVocabulary.of([["a", "a"]], min_count=3)
+        TokenVocabulary.of([["a", "a"]], min_count=3)

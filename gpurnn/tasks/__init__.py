@@ -10,6 +10,7 @@ TASKS = {  # task, which is the module's name too -> the verbs of its trained mo
     "classify": ("classify",),
     "longrange": (),
     "speech": ("transcribe",),
+    "translate": ("translate",),
 }
 
 

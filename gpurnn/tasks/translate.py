@@ -1,0 +1,398 @@
+"""Translation: pairs of sentences in, a model that translates out. ``gpurnn train translate`` on the shell.
+
+>>> run = prepare("translate", ["pairs.tsv"], "runs/fra", epochs=3)                # of run.py
+>>> run.train()
+>>> trained = load("runs/fra")
+>>> [translation.text for translation in translate(trained, ["Where are you?"])]
+
+The model is the encoder-decoder of seq2seq.py, trained by teacher forcing, with scheduled sampling where asked for; the
+text is cut into the tokens of tokens.py.
+"""
+
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import click
+import numpy as np
+
+from .. import options, rng
+from ..attention import SCORES
+from ..backend import array_ops
+from ..data import Batch, SequenceBatches, pad
+from ..errors import check_size
+from ..losses import cross_entropy
+from ..metrics import accuracy, perplexity
+from ..seq2seq import SAMPLING, EncoderDecoder, Sampling, beam_search
+from ..tokens import END, START, UNKNOWN, TokenVocabulary, detokenise, tokenise
+from ..training import measure
+from ..vocabulary import read_lines
+from .run import Data, Settings, Task, changed, checksum, load, setting
+
+_SHOWN = 5  # sentences translated for people after training
+_DRAWN = 8  # sentences that one picture of the attention may hold
+
+
+@dataclass
+class TranslateSettings(Settings):
+    """beam, length_penalty: how the trained model is decoded unless a call says otherwise."""
+
+    embedding: int | None = setting(None, "Size of a word's vector.", shown="--hidden")
+    attention: str = setting("general", "Score of the attention: Luong's dot or general, Bahdanau's.", choices=SCORES)
+    tied: bool = setting(True, "The target words' vectors are the output's weights too.")
+    label_smoothing: float = setting(0.1, "Share of each target's probability spread over all words.", low=0, high=1)
+    sampling: float = setting(
+        0.0, "Scheduled sampling: share of words the decoder reads from itself at the end.", low=0, high=1
+    )
+    sampling_schedule: str = setting("linear", "How that share rises.", choices=SAMPLING)
+    reverse_direction: bool = setting(False, "Translate from the second column to the first.")
+    lowercase: bool = setting(False, "Read and write small letters only.")
+    min_count: int = setting(2, "Words that come less often are unknown to the model.")
+    max_words: int | None = setting(None, "Most words of a vocabulary.", shown="no limit")
+    longest: int = setting(100, "Pairs with more tokens on a side are not trained on.")
+    valid_file: str | None = setting(None, "Pairs for validation.", shown="a share of FILE, see --valid")
+    beam: int = setting(5, "Hypotheses side by side when the trained model translates.")
+    length_penalty: float = setting(0.6, "Exponent of the length by which their scores are divided.", low=0)
+    dropout: float = changed(Settings, "dropout", 0.3)
+    batch: int = changed(Settings, "batch", 64)
+    lr: float = changed(Settings, "lr", 2e-3)
+    epochs: int = changed(Settings, "epochs", 12)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.hidden % 2:
+            raise ValueError(f"hidden should be even, half of it for each direction of the encoder; got {self.hidden}")
+        if self.valid_file is not None:
+            self.valid_file = str(Path(self.valid_file).resolve())
+
+
+class TranslateTask(Task):
+    """Train a translation model on UTF-8 FILEs of lines 'source<TAB>target'.
+
+    An encoder reads the source in both directions, a decoder with attention writes the target; 'gpurnn translate' then
+    translates new sentences, 'gpurnn evaluate' measures BLEU on a file of pairs.
+    """
+
+    name = "translate"
+    Settings = TranslateSettings
+    examples = """
+  gpurnn train translate fra.tsv                 a tenth of it for validation
+  gpurnn train translate train.tsv --valid-file valid.tsv --epochs 20
+  gpurnn train translate train.tsv --reverse-direction --attention additive"""
+    next = ('gpurnn translate {run} "A sentence."', "gpurnn evaluate {run} test.tsv")
+    watch = ("accuracy", "max")
+
+    def read(self, files, settings, facts=None, scratch=None):
+        pairs = [pair for file in files for pair in read_pairs(file, settings.reverse_direction)]
+        if settings.valid_file is None:
+            train, valid = _split(pairs, settings.valid, settings.seed)
+        else:
+            train, valid = pairs, read_pairs(settings.valid_file, settings.reverse_direction)
+        tokens = [tuple(tokenise(text, settings.lowercase) for text in pair) for pair in train]
+        short = [pair for pair in tokens if max(map(len, pair)) <= settings.longest]
+        if not short:
+            raise ValueError(f"{', '.join(map(str, files))}: no pair to train on has at most {settings.longest} tokens")
+        if facts:
+            source, target = TokenVocabulary(facts["source"]), TokenVocabulary(facts["target"])
+        else:
+            source, target = (
+                TokenVocabulary.of(side, settings.min_count, settings.max_words) for side in zip(*short, strict=True)
+            )
+        batches = PairBatches(short, source, target, settings.batch, seed=settings.seed)
+        checked = None
+        if valid:
+            checked = [tuple(tokenise(text, settings.lowercase) for text in pair) for pair in valid]
+            checked = PairBatches(checked, source, target, settings.batch, shuffle=False)
+        left_out = f", {len(tokens) - len(short):,} too long" if len(short) < len(tokens) else ""
+        return Data(
+            batches,
+            checked,
+            facts={"source": source.tokens, "target": target.tokens, "batches": len(batches)},
+            fingerprint={"pairs": len(pairs), "crc32": checksum(*(text for pair in pairs + valid for text in pair))},
+            summary=f"{len(short):,} pairs to train on{left_out}, {len(valid):,} for validation, "
+            f"{len(source):,} and {len(target):,} words",
+            rest=valid,
+        )
+
+    def build(self, settings, facts, backend=None):
+        """An ``EncoderDecoder`` over the vocabularies of ``facts``."""
+        model = EncoderDecoder(
+            len(TokenVocabulary(facts["source"])),
+            len(TokenVocabulary(facts["target"])),
+            settings.hidden,
+            embedding=settings.embedding,
+            layers=settings.layers,
+            cell=settings.cell,
+            score=settings.attention,
+            dropout=settings.dropout,
+            tied=settings.tied,
+            backend=backend,
+            dtype=settings.dtype,
+            seed=settings.seed,
+        )
+        if settings.sampling:
+            calls = settings.epochs * check_size("batches", facts["batches"])
+            model.sampling = Sampling(settings.sampling, calls, settings.sampling_schedule)
+        return model
+
+    def loss(self, settings, facts):
+        return partial(cross_entropy, label_smoothing=settings.label_smoothing)
+
+    def metrics(self, settings, facts):
+        """accuracy: share of the target's tokens, ends included, that are the likeliest after the true ones before."""
+        return {"accuracy": _accuracy}
+
+    def finish(self, trained, data, history):
+        numbers, told = super().finish(trained, data, history)
+        if not data.rest:
+            return numbers, told
+        best = max(record["validation_accuracy"] for record in history.epochs)
+        chosen = list(dict(data.rest).items())[:_SHOWN]
+        found = translate(trained, [source for source, _ in chosen])
+        lines = [
+            f"  {source}\n    -> {one.text}   (given: {target})"
+            for (source, target), one in zip(chosen, found, strict=True)
+        ]
+        numbers |= {
+            "accuracy": round(best, 6),
+            "translations": {s: t.text for (s, _), t in zip(chosen, found, strict=True)},
+        }
+        return numbers, f"{told} Accuracy {best:.2%} of tokens. Translations:\n" + "\n".join(lines)
+
+    def evaluate(self, trained, files):
+        """BLEU of the translations of all different sources, and how well the given translations are predicted.
+
+        bleu: by sacrebleu, with all translations of a source in the files as its references; signature: sacrebleu's.
+        nats, perplexity, accuracy: for each token of the given translations, ends included; unknown: their tokens that
+        are not in the vocabulary, counted as the unknown one. Raises ImportError without sacrebleu, and what
+        ``read_pairs`` raises.
+        """
+        settings = trained.settings
+        pairs = [pair for file in files for pair in read_pairs(file, settings.reverse_direction)]
+        score = bleu_scorer(settings.lowercase)
+        references = {}
+        for source, target in pairs:
+            references.setdefault(source, []).append(target)
+        texts = [translation.text for translation in translate(trained, list(references))]
+        most = max(map(len, references.values()))
+        table = [[refs[n] if n < len(refs) else None for refs in references.values()] for n in range(most)]
+        bleu = score.corpus_score(texts, table)
+
+        source, target = vocabularies(trained)
+        tokens = [tuple(tokenise(text, settings.lowercase) for text in pair) for pair in pairs]
+        batches = PairBatches(tokens, source, target, settings.batch, shuffle=False)
+        measured = measure(trained.model, cross_entropy, batches, self.metrics(settings, trained.facts))
+        unknown = sum(int((ids == UNKNOWN).sum()) for ids in batches.targets)
+        numbers = {
+            "bleu": bleu.score,
+            "signature": str(score.get_signature()),
+            "nats": measured["loss"],
+            "perplexity": perplexity(measured["loss"]),
+            "accuracy": measured["accuracy"],
+            "pairs": len(pairs),
+            "sentences": len(texts),
+            "unknown": unknown,
+            "beam": settings.beam,
+            "length_penalty": settings.length_penalty,
+        }
+        orders = ", ".join(f"{precision:.1f}" for precision in bleu.precisions)
+        lines = (
+            f"BLEU        {bleu.score:.2f} (1 to 4 words: {orders}; brevity penalty {bleu.bp:.3f})",
+            f"Signature   {numbers['signature']}",
+            f"Decoding    beam {settings.beam}, length penalty {settings.length_penalty:g}",
+            f"Perplexity  {numbers['perplexity']:.3f} ({numbers['nats']:.4f} nats) for each token given those before",
+            f"Accuracy    {numbers['accuracy']:.2%} of tokens were the likeliest",
+            f"Data        {len(pairs):,} pairs, {len(texts):,} different sources, {unknown:,} unknown target tokens",
+        )
+        return numbers, "\n".join(lines)
+
+
+def _accuracy(outputs, targets, lengths):
+    count = int(np.sum(lengths))
+    return round(accuracy(outputs, array_ops(outputs).xp.asarray(targets), lengths=lengths) * count), count
+
+
+def bleu_scorer(lowercase=False):
+    """sacrebleu's ``BLEU`` (Post, WMT 2018) with its defaults. Raises ImportError, with the command, without it."""
+    try:
+        from sacrebleu import BLEU
+    except ImportError as error:
+        raise ImportError("BLEU needs sacrebleu. Run: pip install 'gpurnn[translate]'") from error
+    return BLEU(lowercase=lowercase)
+
+
+# ---- pairs
+
+
+def read_pairs(path, reverse=False):
+    """The pairs of a UTF-8 file of lines ``source<TAB>target``: a list of (source, target); reverse: (target, source).
+
+    Lines end at a line feed, with or without a carriage return; blank ones are passed over; spaces around a side are
+    dropped. Raises ValueError that names file and line for another number of fields and for an empty side, for a file
+    that is not UTF-8 and for one without pairs.
+    """
+    pairs = []
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip():
+            continue
+        sides = [side.strip() for side in line.split("\t")]
+        if len(sides) != 2:
+            raise ValueError(
+                f"{path}, line {number}: expected source and target with one tab between them, got {len(sides)} fields"
+                + (" (cut -f1,2 keeps the first two)" if len(sides) > 2 else "")
+            )
+        if not all(sides):
+            raise ValueError(f"{path}, line {number}: the {'source' if not sides[0] else 'target'} is empty")
+        pairs.append(tuple(reversed(sides)) if reverse else tuple(sides))
+    if not pairs:
+        raise ValueError(f"{path}: is empty: expected lines of source and target with a tab between them")
+    return pairs
+
+
+def _split(pairs, share, seed):
+    """(training pairs, validation pairs): ``share`` of the different sources, drawn by seed, with all their pairs."""
+    if not share:
+        return pairs, []
+    sources = list(dict.fromkeys(source for source, _ in pairs))
+    count = max(1, round(share * len(sources)))
+    if count >= len(sources):
+        raise ValueError(f"valid: {len(sources)} different sources are too few to keep a share of {share:g}")
+    drawn = np.argsort(rng.words(len(sources), seed, rng.name_key("validation")), kind="stable")
+    kept = {sources[n] for n in drawn[:count]}
+    return [pair for pair in pairs if pair[0] not in kept], [pair for pair in pairs if pair[0] in kept]
+
+
+class PairBatches(SequenceBatches):
+    """Batches of pairs for an ``EncoderDecoder``: inputs (source (T, B), target behind ``START`` (U, B)), targets the
+    target with ``END``. Pairs with targets of similar length go together, as the output is the costliest part.
+
+    pairs: (source tokens, target tokens); source, target: ``TokenVocabulary``. The source is encoded leniently.
+    """
+
+    def __init__(self, pairs, source, target, batch_size, *, shuffle=True, seed=0):
+        self.sources = [source.encode(tokens, lenient=True) for tokens, _ in pairs]
+        ids = [target.encode(tokens) for _, tokens in pairs]
+        inputs = [np.concatenate([[START], one]) for one in ids]
+        targets = [np.concatenate([one, [END]]) for one in ids]
+        super().__init__(inputs, targets, batch_size, shuffle=shuffle, seed=seed)
+
+    def collate(self, chosen, epoch):
+        sources = [self.sources[n] for n in chosen]
+        lengths = np.array([len(ids) for ids in sources], np.int64), self.lengths[chosen]
+        inputs = pad(sources), pad([self.inputs[n] for n in chosen])
+        targets = pad([self.targets[n] for n in chosen])
+        weight = int(lengths[1].sum())
+        return Batch(inputs, targets, lengths, loss_options={"lengths": lengths[1]}, weight=weight)
+
+
+def vocabularies(trained):
+    """The ``TokenVocabulary`` of source and target."""
+    return TokenVocabulary(trained.facts["source"]), TokenVocabulary(trained.facts["target"])
+
+
+# ---- translating
+
+
+@dataclass
+class Translation:
+    """A sentence translated: text; score: log-probability over the length penalty; source and tokens: what was read and
+    written, as tokens; weights (len(tokens) + 1, len(source)): what each token, the end last, read of the source."""
+
+    text: str
+    score: float
+    source: list
+    tokens: list
+    weights: np.ndarray
+
+
+def translate(trained, sentences, beam=None, length_penalty=None):
+    """The best ``Translation`` of each sentence; beam, length_penalty: the run's where None, see ``beam_search``.
+
+    Words that the model never saw are read as the unknown one. A sentence without any token gives an empty text.
+    """
+    settings, (source, target) = trained.settings, vocabularies(trained)
+    beam = settings.beam if beam is None else beam
+    alpha = settings.length_penalty if length_penalty is None else length_penalty
+    read = [tokenise(sentence, settings.lowercase) for sentence in sentences]
+    found = [Translation("", 0.0, [], [], np.zeros((1, 0))) for _ in read]
+    order = sorted((n for n in range(len(read)) if read[n]), key=lambda n: len(read[n]))
+    for start in range(0, len(order), settings.batch):
+        chosen = order[start : start + settings.batch]
+        ids = [source.encode(read[n], lenient=True) for n in chosen]
+        lengths = np.array([len(one) for one in ids], np.int64)
+        searched = beam_search(trained.model, trained.model.xp.asarray(pad(ids)), lengths, beam=beam, alpha=alpha)
+        for n, hypotheses in zip(chosen, searched, strict=True):
+            best = hypotheses[0]
+            tokens = target.decode(best.ids)
+            found[n] = Translation(detokenise(tokens), best.score, read[n], tokens, best.weights[:, : len(read[n])])
+    return found
+
+
+@click.command(
+    "translate",
+    epilog="""\b
+Examples:
+  gpurnn translate runs/translate-1 "Where are you?"
+  gpurnn translate runs/translate-1 < sentences.txt > translations.txt
+  gpurnn translate runs/translate-1 "I am here." --attention alignment.png""",
+)
+@options.run
+@click.argument("text", nargs=-1)
+@click.option("--beam", type=int, help="Hypotheses side by side; 1 is greedy  [default: the run's]")
+@click.option("--length-penalty", type=float, help="0 favours short translations  [default: the run's]")
+@click.option("--attention", type=click.Path(dir_okay=False), help="PNG to draw: which source words each word read.")
+@options.backend
+@options.as_json
+def translate_command(run, text, beam, length_penalty, attention, backend, as_json):
+    """Translate each TEXT with the model in the folder RUN, or each line of the standard input."""
+    trained = load(run, backend, "translate")
+    known, _ = vocabularies(trained)
+    shown = []
+    for sentences in [text] if text else _standard_input(as_json or attention, trained.settings.batch):
+        found = translate(trained, sentences, beam, length_penalty)
+        unknown = known.unknown([token for translation in found for token in translation.source])
+        if unknown:
+            click.echo(f"The model never saw {', '.join(unknown)}: read as unknown words.", err=True)
+        shown += zip(sentences, found, strict=True) if as_json or attention else []
+        if not as_json:
+            for translation in found:
+                click.echo(translation.text)
+    if as_json:
+        documents = [
+            {"source": sentence, "translation": one.text, "score": one.score, "source_tokens": one.source,
+             "tokens": one.tokens, "attention": one.weights.round(4).tolist()}
+            for sentence, one in shown
+        ]  # fmt: skip
+        options.print_json(documents)
+    if attention:
+        drawn = [one for _, one in shown if one.source]
+        if not 0 < len(drawn) <= _DRAWN:
+            raise ValueError(f"attention: a picture holds 1 to {_DRAWN} sentences, got {len(drawn)}")
+        from ..plots import plot_attention
+
+        plot_attention([(one.weights, one.source, [*one.tokens, "(end)"]) for one in drawn], attention)
+
+
+def _standard_input(whole, batch):
+    """The lines of the standard input, some at a time: one where a person writes them, else several batches.
+
+    whole: all of them at once. Raises ValueError for what is not UTF-8.
+    """
+    stream = sys.stdin.buffer
+    size = None if whole else 1 if sys.stdin.isatty() else 8 * batch
+    lines = []
+    for number, line in enumerate(stream, 1):
+        try:
+            lines.append(line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n"))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"standard input, line {number}: is not UTF-8 text ({error.reason})") from None
+        if len(lines) == size:
+            yield lines
+            lines = []
+    if lines:
+        yield lines
+
+
+TASK = TranslateTask()
+TASK.verbs = {"translate": translate_command}
