@@ -165,7 +165,7 @@ class Attention(Module):
         else:
             scores = projected @ memory.keys.transpose(0, 2, 1)
         if memory.valid is not None:
-            scores = xp.where(memory.valid, scores, -xp.inf)
+            scores = xp.where(memory.valid, scores, -np.inf)
         if scores.shape[2]:
             highest = scores.max(axis=2, keepdims=True)
             weights = xp.exp(scores - xp.where(xp.isfinite(highest), highest, 0))
@@ -187,7 +187,7 @@ class Attention(Module):
     def _score_backward(self, dscores, queries, keys):
         """Derivatives of "additive" by ``queries`` and ``keys``; adds that by v to its gradient."""
         v = wide(self._rounded("weight_score"))
-        dqueries, dkeys = self.xp.empty_like(queries), self.xp.zeros_like(keys)
+        dqueries, dkeys = self.xp.empty(queries.shape, queries.dtype), self.xp.zeros(keys.shape, keys.dtype)
         for part in self._query_blocks(queries.shape[1], keys):
             y, d = self._tanh(queries[:, part], keys), dscores[:, part, :, None]
             self.grads["weight_score"] += d.reshape(-1) @ y.reshape(-1, y.shape[-1])

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .attention import Attention
 from .backend import backends as available_backends
 from .backend import get_backend
 from .errors import check_choice
@@ -291,6 +292,21 @@ def _layer(make, ids=False, **context):
     return run
 
 
+def _attention(score):
+    def run(backend, dtype):
+        layer, rng = Attention(6, 6, score, backend=backend, dtype=dtype, seed=3), np.random.default_rng(2)
+
+        def draw(steps):
+            return layer.xp.asarray(rng.normal(size=(steps, 4, 6)).astype(layer.dtype))
+
+        context, weights, backward = layer.forward(draw(5), draw(7), [7, 0, 3, 5])
+        dqueries, dmemory = backward(draw(5))
+        results = {"context": context, "weights": weights, "dqueries": dqueries, "dmemory": dmemory}
+        return results | ({} if score == "dot" else {"gradients": layer.flat_grads})
+
+    return run
+
+
 def _loss(**options):
     def run(backend, dtype):
         ops, rng = get_backend(backend), np.random.default_rng(4)
@@ -325,6 +341,9 @@ OTHER_CASES = {
     "Pooling, mean": _layer(lambda o: Pooling(6, "mean", **o), lengths=[7, 0, 3, 5]),
     "Pooling, max": _layer(lambda o: Pooling(6, "max", **o), lengths=[7, 0, 3, 5]),
     "Pooling, attention": _layer(lambda o: Pooling(6, "attention", **o), lengths=[7, 0, 3, 5]),
+    "Attention, dot": _attention("dot"),
+    "Attention, general": _attention("general"),
+    "Attention, additive": _attention("additive"),
     "cross_entropy": _loss(),
     "cross_entropy, smoothed": _loss(label_smoothing=0.1, reduction="sum"),
     "SGD": _optimiser(lambda m: SGD(m, 0.1, momentum=0.9, nesterov=True)),

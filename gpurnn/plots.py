@@ -115,7 +115,7 @@ def plot_attention(alignments, png):
         check_shape(f"alignments[{number}]", weights, (len(written), len(source)))
     heights = [1.2 + 0.3 * len(written) for _, _, written in alignments]
     widest = max(len(source) for _, source, _ in alignments)
-    figure = _figure(2.5 + 0.6 * widest, sum(heights))
+    figure = new_figure(2.5 + 0.6 * widest, sum(heights))
     axes = figure.subplots(len(alignments), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axis, (weights, source, written) in zip(axes, alignments, strict=True):
         image = axis.imshow(weights, cmap="Greys", vmin=0, vmax=1, aspect="auto")
@@ -123,7 +123,7 @@ def plot_attention(alignments, png):
         axis.set_yticks(range(len(written)), written)
         axis.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False)
     figure.colorbar(image, ax=axes, label="attention weight")
-    _save(figure, png)
+    save_figure(figure, png)
 
 
 def _mean(norms):

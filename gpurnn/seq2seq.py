@@ -209,7 +209,7 @@ class EncoderDecoder(Module):
             key = rng.name_key(f"{self.name}.sampling")
             keep = self.ops.keep_mask((len(target) - 1, target.shape[1]), rate, self.seed, key, self.calls)
             logits = self._decode(target, target_lengths, memory, state, source_lengths)
-            logits[..., [*_NEVER_WRITTEN, END]] = -xp.inf
+            logits[..., [*_NEVER_WRITTEN, END]] = -np.inf
             guesses = logits[:-1].argmax(axis=2)
             target = xp.concatenate([target[:1], xp.where(keep, target[1:], guesses)])
         self.calls += 1
@@ -330,12 +330,12 @@ def greedy_search(model, source, lengths=None, *, max_length=None, alpha=0.0):
     """
     xp, B, limits = model.xp, source.shape[1], _limits(source, lengths, max_length)
     memory, state = model.start(source, lengths)
-    ids, active = xp.full((1, B), START), np.ones(B, bool)
+    ids, active = xp.asarray(np.full((1, B), START)), np.ones(B, bool)
     words, ends, totals, read = [], np.zeros(B, np.int64), np.zeros(B), []
     for step in range(int(limits.max(initial=-1)) + 1):
         logits, state, weights = model.next(ids, memory, state)
         logits, shift = _written(logits, xp)
-        logits = xp.where(xp.asarray(step >= limits)[:, None] & (xp.arange(logits.shape[2]) != END), -xp.inf, logits)
+        logits = xp.where(xp.asarray(step >= limits)[:, None] & (xp.arange(logits.shape[2]) != END), -np.inf, logits)
         ids = logits.argmax(axis=2)
         gained = model.ops.to_numpy(xp.take_along_axis(logits, ids[..., None], axis=2)[..., 0] - shift)[0]
         words.append(model.ops.to_numpy(ids)[0])
@@ -380,7 +380,7 @@ def beam_search(model, source, lengths=None, *, beam=5, alpha=0.6, max_length=No
         read.append(ops.to_numpy(weights))
         logits, shift = _written(logits, xp)
         ending = ops.to_numpy(logits[..., END] - shift).T  # (B, K)
-        logits[..., END] = -xp.inf
+        logits[..., END] = -np.inf
         best, gained = (ops.to_numpy(array).transpose(1, 0, 2) for array in _likeliest(logits, K, xp))  # (B, K, K)
         gained = gained - ops.to_numpy(shift).T[..., None]
         gained[step >= limits] = -np.inf  # at the limit nothing is left but to end
@@ -439,7 +439,7 @@ def _written(logits, xp):
     highest = logits.max(axis=2)
     shift = highest + xp.log(xp.exp(logits - highest[..., None]).sum(axis=2))
     logits = logits.copy()
-    logits[..., _NEVER_WRITTEN] = -xp.inf
+    logits[..., _NEVER_WRITTEN] = -np.inf
     return logits, shift
 
 

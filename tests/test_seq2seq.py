@@ -7,9 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from cuda_on_cpu import emulator
+from test_cuda_layers import cuda_ops
 
 from bench.translation import Twin
-from gpurnn import DtypeError, ShapeError, cross_entropy
+from gpurnn import DtypeError, ShapeError, cross_entropy, losses
 from gpurnn.rng import name_key
 from gpurnn.seq2seq import END, PADDING, START, UNKNOWN, EncoderDecoder, Sampling, beam_search, greedy_search
 from gpurnn.seq2seq import length_penalty as penalty
@@ -299,3 +301,25 @@ def test_a_sentence_is_decoded_alike_in_any_company():
 def test_wrong_arguments_are_refused(call, error, message):
     with pytest.raises(error, match=message):
         call(make())
+
+
+@pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
+def test_the_cuda_backend_does_the_same(monkeypatch):
+    """Training with dropout and scheduled sampling, and both searches, on the emulated device."""
+    ops = cuda_ops()
+    plain = losses.array_ops
+    monkeypatch.setattr(losses, "array_ops", lambda *a: ops if isinstance(a[0], ops.xp.ndarray) else plain(*a))
+    (source, target), lengths, targets = batch()
+    results = []
+    for backend in (ops, "cpu"):
+        model = make(backend=backend, score="additive", tied=True, dropout=0.2, layers=2)
+        model.sampling, model.calls, asarray = Sampling(0.5, 1), 1, model.xp.asarray
+        logits, backward = model.forward((asarray(source), asarray(target)), lengths)
+        backward(cross_entropy(logits, asarray(targets), lengths=lengths[1], label_smoothing=0.1)[1]())
+        numbers = [model.ops.to_numpy(array).copy() for array in (logits, model.flat_grads)]
+        spread(model)
+        found = [h for hypotheses in beam_search(model, asarray(source), lengths[0], beam=3) for h in hypotheses]
+        results.append((numbers, [h.ids.tolist() for h in found + greedy_search(model, asarray(source), lengths[0])]))
+    for one, other in zip(results[0][0], results[1][0], strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-13)
+    assert results[0][1] == results[1][1]

@@ -20,6 +20,7 @@ _UFUNCS = (
 )
 # The functions of CuPy that the library uses -> the keywords they take there. test_cuda_device.py compares with CuPy.
 FUNCTIONS = dict.fromkeys(_UFUNCS.split(), ("out", "dtype")) | {
+    "argpartition": ("axis",),
     "argsort": ("axis", "kind"),
     "ascontiguousarray": ("dtype",),
     "broadcast_to": (),
@@ -31,6 +32,7 @@ FUNCTIONS = dict.fromkeys(_UFUNCS.split(), ("out", "dtype")) | {
     "flatnonzero": (),
     "matmul": ("out", "dtype"),
     "stack": ("axis", "out", "dtype"),
+    "take_along_axis": ("axis",),
     "where": (),
 }
 CREATORS = {"zeros": ("dtype", "order"), "ones": ("dtype", "order"), "arange": ("dtype",)}
