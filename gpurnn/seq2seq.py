@@ -23,7 +23,7 @@ import numpy as np
 from . import rng
 from .attention import Attention
 from .errors import DtypeError, ShapeError, check_choice, check_number, check_size
-from .layers import Dropout, Embedding, Linear
+from .layers import Dropout, Embedding, Linear, TiedLinear
 from .masks import check_lengths
 from .module import Module
 from .ops import wide
@@ -92,7 +92,7 @@ class EncoderDecoder(Module):
             "combine": Linear(2 * H, out, bias=False, **options()),
         }
         if tied:
-            children["output"] = TiedLinear(children["target_embedding"], **shared)
+            children["output"] = TiedLinear(children["target_embedding"])
         else:
             children["output"] = Linear(H, target_size, **options())
         children |= {f"{name}_dropout": Dropout(dropout, **options()) for name in ("source", "target", "output")}
@@ -232,41 +232,6 @@ class EncoderDecoder(Module):
             for given, ids, name in zip(lengths, (source, target), ("source", "target"), strict=True)
         ]
         return source, target, checked
-
-
-class TiedLinear(Module):
-    """y = x W^T + b with the weight W (V, F) of an ``Embedding``, which both use and train; b (V,) starts at 0.
-
-    Belongs into the model that holds the embedding. x: (..., F) -> (..., V).
-    """
-
-    def __init__(self, embedding, *, backend="auto", dtype="float32"):
-        super().__init__(backend, dtype, embedding.seed)
-        self.embedding = embedding
-        self._declare({"bias": np.zeros(embedding.num_embeddings)})
-
-    def __call__(self, x):
-        rows = x.reshape(-1, x.shape[-1])
-        y = self.xp.empty((len(rows), self.embedding.num_embeddings), self.wide)
-        self.ops.product(rows, self._weight().T, y)
-        y += self.params["bias"]
-        return y.astype(self.dtype, copy=False).reshape(*x.shape[:-1], y.shape[-1])
-
-    def forward(self, x):
-        y = self(x)
-
-        def backward(dy):
-            dy = dy.reshape(-1, dy.shape[-1])
-            self.ops.accumulate_product(self.embedding.grads["weight"], dy, x.reshape(-1, x.shape[-1]))
-            self.grads["bias"] += self.ops.sum_steps(dy)
-            dx = self.xp.empty((len(dy), x.shape[-1]), self.dtype)
-            self.ops.product(dy, self._weight(), dx)
-            return dx.reshape(x.shape)
-
-        return y, backward
-
-    def _weight(self):
-        return self.embedding.params["weight"].astype(self.dtype, copy=False)
 
 
 @dataclass
