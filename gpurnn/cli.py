@@ -175,7 +175,8 @@ def _train(task, files, backend, out, resume, overwrite, checkpoint_every, progr
         settings = {name: value for name, value in settings.items() if name in given}
         backend = backend if "backend" in given else None
         if settings.get("epochs", 0) > old.epochs and old.schedule in ("cosine", "step"):
-            say(f"Note        the {old.schedule} schedule ended with epoch {old.epochs}: the learning rate stays low")
+            ended = f"the {old.schedule} schedule ended with epoch {old.epochs}: the learning rate stays low"
+            say(_row("Note", ended))
     folder = Path(out) if out else _fresh_folder(task.name)
     run = prepare(task.name, files, folder, backend=backend, resume=resume, overwrite=overwrite, **settings)
 
@@ -191,10 +192,14 @@ def _train(task, files, backend, out, resume, overwrite, checkpoint_every, progr
     chosen = run.settings
     source = [Path(file).name for file in run.files] or [task.without_files]
     source = ", ".join(source if len(source) < 4 else [source[0], f"{len(source) - 1} more files"])
-    say(f"Data        {source}: {run.data.summary}")
-    say(f"Model       {chosen.cell}, {chosen.layers} x {chosen.hidden} units, {facts['parameters']:,} parameters")
-    say(f"Backend     {facts['backend']}, {chosen.dtype}, seed {chosen.seed}")
-    say(f"Run         {folder}, {chosen.epochs} epochs of {len(run.data.train)} batches")
+    rows = {
+        "Data": f"{source}: {run.data.summary}",
+        "Model": f"{chosen.cell}, {chosen.layers} x {chosen.hidden} units, {facts['parameters']:,} parameters",
+        "Backend": f"{facts['backend']}, {chosen.dtype}, seed {chosen.seed}",
+        "Run": f"{folder}, epochs: {chosen.epochs}, batches in each: {len(run.data.train)}",
+    }
+    for name, value in rows.items():
+        say(_row(name, value))
     again = f"gpurnn train {task.name} --out {folder} --resume"
     start = time.perf_counter()
     try:
@@ -211,11 +216,18 @@ def _train(task, files, backend, out, resume, overwrite, checkpoint_every, progr
     if as_json:
         options.print_json(facts | {"epochs": len(history.epochs), "seconds": round(seconds, 3)} | result)
         return
-    say(f"\nDone in {seconds:.0f} s. {text}")
+    say(f"\nDone in {seconds:.0f} s.\n{text}")
     say("\nNext:")
     for line in (*task.next, "gpurnn plot {run}"):
         say(f"  {line.format(run=folder)}")
     say(f"  {again} --epochs {2 * chosen.epochs}")
+
+
+def _row(name, value):
+    """A line of a list of facts, as many of a terminal as it takes."""
+    return textwrap.fill(
+        f"{name:12}{value}", 80, subsequent_indent=" " * 12, break_on_hyphens=False, break_long_words=False
+    )
 
 
 def _fresh_folder(name):
@@ -462,7 +474,7 @@ def info(as_json):
         "layer.plan(T, B) says what a call takes; 'gpurnn check' whether all of it is right here."
     )
     for name, value in rows.items():
-        click.echo(textwrap.fill(f"{name:10}{value}", 80, subsequent_indent=" " * 10, break_on_hyphens=False))
+        click.echo(_row(name, value))
 
 
 def _gpu(cupy):
