@@ -90,6 +90,55 @@ def plot_gradient_flow(flow, png):
     save_figure(figure, png)
 
 
+def plot_roll(roll, png, lowest=21, step=1.0, prompt=0):
+    """A piano roll (T, K) of 0 and 1, whose column 0 is the MIDI number ``lowest``: time to the right, pitch upwards.
+
+    step: length of a frame in quarter notes. prompt: frames at the beginning that are drawn in another colour. Raises
+    ImportError without matplotlib.
+    """
+    roll = np.asarray(roll) != 0
+    T, keys = roll.shape[0], np.flatnonzero(roll.any(axis=0))
+    low, high = (keys[0], keys[-1]) if len(keys) else (0, roll.shape[1] - 1)
+    figure = _figure(min(20, 4 + T / 12), 1.5 + (high - low + 1) / 10)
+    axes = figure.subplots()
+    for first, last, color in ((0, prompt, "0.5"), (prompt, T, "C0")):
+        for key in keys:
+            changes = np.flatnonzero(np.diff(roll[first:last, key].astype(int), prepend=0, append=0))
+            spans = [((first + a) * step, (b - a) * step) for a, b in zip(changes[::2], changes[1::2], strict=True)]
+            axes.broken_barh(spans, (lowest + key - 0.45, 0.9), facecolors=color)
+    octaves = [pitch for pitch in range(lowest + low - 2, lowest + high + 3) if pitch % 12 == 0]
+    axes.set_yticks(octaves, [f"C{pitch // 12 - 1}" for pitch in octaves])
+    axes.set_ylim(lowest + low - 2, lowest + high + 2)
+    axes.set_xlim(0, max(T, 1) * step)
+    axes.set_xlabel("quarter notes")
+    axes.grid(alpha=0.3)
+    _save(figure, png)
+
+
+def plot_forecast(truth, forecast, png, earlier=(), start=0, moments=None, name="value"):
+    """A series from row ``start`` on, forecasts made earlier beside it, and the forecast of what comes.
+
+    truth: (N,); forecast: of the rows N, N + 1, ...; earlier: pairs of a first row and the values forecast from there;
+    moments: datetimes of all rows, those to come included, or None for their numbers. Raises ImportError without
+    matplotlib.
+    """
+    N = len(truth)
+    x = np.arange(N + len(forecast)) if moments is None else np.asarray(moments)
+    figure = _figure(10, 4)
+    axes = figure.subplots()
+    axes.plot(x[start:N], truth[start:], color="0.35", lw=1.2, label="truth")
+    for number, (first, values) in enumerate(earlier):
+        label = None if number else "forecast earlier"
+        axes.plot(x[first : first + len(values)], values, color="C0", lw=1.5, label=label)
+        axes.axvline(x[first], color="C0", lw=0.5, alpha=0.4)
+    axes.plot(x[N:], forecast, color="C3", lw=1.8, marker="." if len(forecast) < 50 else None, label="forecast")
+    axes.set_ylabel(name)
+    axes.set_xlabel("row" if moments is None else None)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    _save(figure, png)
+
+
 def plot_run(folder):
     """Draw what a run's folder holds; returns the paths of the PNGs. Raises FileNotFoundError where there is no
     history."""

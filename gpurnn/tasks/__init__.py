@@ -11,6 +11,8 @@ TASKS = {  # task, which is the module's name too -> the verbs of its trained mo
     "longrange": (),
     "speech": ("transcribe",),
     "translate": ("translate",),
+    "music": ("compose",),
+    "series": ("forecast",),
 }
 
 

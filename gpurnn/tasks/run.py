@@ -82,6 +82,7 @@ class Settings:
     )
     warmup: int = setting(0, "Optimiser steps in which the learning rate rises from 0.", minimum=0)
     clip: float = setting(1.0, "Largest norm of the gradient; 0: no limit.", low=0)
+    weight_noise: float = setting(0.0, "Deviation of the noise added to the weights in every training step.", low=0)
     epochs: int = setting(5, "Passes over the data.")
     valid: float = setting(0.1, "Share of the data kept for validation.", low=0, high=1, high_open=True)
     patience: int | None = setting(None, "Stop after this many epochs without a better validation.")
@@ -258,6 +259,7 @@ class Run:
                 schedule=_schedule(settings, optimizer, updates),
                 schedule_every="epoch" if settings.schedule == "plateau" else "step",
                 clip_norm=settings.clip or None,
+                weight_noise=settings.weight_noise,
                 accumulate=settings.accumulate,
                 out=self.folder,
                 resume=self.resume,

@@ -181,7 +181,7 @@ def _sample(model, vocabulary, ids, draws, temperature, top_k, top_p):
     shown = vocabulary.decode(written)
     for draw in draws:
         for index in waiting:
-            logits, state = _eval_step(model, index, state)
+            logits, state = eval_step(model, [int(index)], state)
         p = probabilities(logits, temperature, top_k, top_p)
         total = np.cumsum(p)  # in vocabulary order: rounding of the logits hardly moves the borders
         index = min(int(np.searchsorted(total, draw * total[-1], side="right")), int(np.flatnonzero(p)[-1]))
@@ -191,12 +191,13 @@ def _sample(model, vocabulary, ids, draws, temperature, top_k, top_p):
         waiting = [index]
 
 
-def _eval_step(model, index, state):
-    """Logits (V,) on the host and the new state after one character; without dropout, whatever the mode."""
+def eval_step(model, x, state):
+    """Output of one sequence's next step, on the host, and the new state; x (1, ...); without dropout, whatever the
+    mode."""
     training = model.training
     model.eval()
     try:
-        logits, state = model.step(model.xp.asarray([int(index)]), state)
+        logits, state = model.step(model.xp.asarray(x), state)
     finally:
         model.train(training)
     return model.ops.to_numpy(logits)[0], state

@@ -1,0 +1,561 @@
+"""Music as piano rolls: read it, learn to predict the next frame, compose. ``gpurnn train music`` on the shell.
+
+>>> run = prepare("music", ["jsb_quarter.npz"], "runs/chorales", cell="gru", hidden=46)      # of run.py
+>>> run.train()
+>>> roll = compose(load("runs/chorales").model, steps=64, voices=4, seed=1)                 # (64, 88)
+>>> write_midi("chorale.mid", roll, step=1.0)
+
+A roll is an array (T, 88) of 0 and 1: column k is the piano's key k, MIDI number 21 + k; a row is a frame, the keys
+that sound during one step. The model predicts each frame from those before it, the first from an empty one: recurrent
+layers, linear layer, a sigmoid for each key. Its loss is the sum of the 88 binary cross-entropies, the mean over all
+frames (Boulanger-Lewandowski, Bengio, Vincent, "Modeling temporal dependencies in high-dimensional sequences", ICML
+2012; Chung, Gulcehre, Cho, Bengio, arXiv:1412.3555).
+
+ABC tunes are text: ``gpurnn train text tunes.abc`` learns them, and ``gpurnn compose`` writes whole ones.
+"""
+
+import io
+import json
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+
+from .. import options, rng
+from ..checkpoint import write_bytes_atomic, write_text_atomic
+from ..data import Batch, SequenceBatches, pad
+from ..errors import ShapeError, check_number, check_size
+from ..layers import Dropout, Linear, Sequential
+from ..losses import binary_cross_entropy_with_logits
+from ..module import check_dtype
+from ..vocabulary import vocabulary_of
+from .run import Data, Settings, Task, changed, checksum, load, recurrent, setting
+from .text import eval_step, sample
+
+KEYS, LOWEST = 88, 21  # keys of a piano, and the MIDI number of the first, A0
+_SPLITS = ("train", "valid", "test")
+
+
+@dataclass
+class MusicSettings(Settings):
+    cell: str = changed(Settings, "cell", "gru")
+    hidden: int = changed(Settings, "hidden", 64)
+    dropout: float = changed(Settings, "dropout", 0.0, "Share of the activations behind each recurrent layer dropped.")
+    batch: int = changed(Settings, "batch", 8, "Pieces trained side by side.")
+    lr: float = changed(Settings, "lr", 3e-3)
+    epochs: int = changed(Settings, "epochs", 60)
+    valid: float = changed(
+        Settings, "valid", 0.1, "Share of the pieces kept for validation, where the files name no validation part."
+    )
+    weight_noise: float = changed(Settings, "weight_noise", 0.075)
+    transpose: int = setting(0, "Shift each piece by up to this many semitones, anew in every epoch.", minimum=0)
+    step: float = setting(1.0, "Length of a frame in quarter notes.", low=0, low_open=True)
+
+
+class MusicTask(Task):
+    """Train a model of polyphonic music on FILEs: piano rolls or MIDI.
+
+    It learns to predict the keys that sound next; 'gpurnn compose' then lets it write music. A FILE is MIDI (.mid), one
+    piece; or JSON: a list of pieces, each a list of frames, each a list of MIDI numbers, or such lists under "train",
+    "valid" and "test"; or .npz with {split}_roll (frames, 88) and {split}_length; or a folder of such files. For ABC
+    tunes use 'gpurnn train text'.
+    """
+
+    name = "music"
+    Settings = MusicSettings
+    examples = """
+  gpurnn train music chorales.json --hidden 46
+  gpurnn train music *.mid --step 0.25 --transpose 5        sixteenth notes
+  gpurnn train music rolls.npz --cell lstm --hidden 220 --dropout 0.3"""
+    next = ("gpurnn compose {run} --steps 128 --out tune.mid",)
+
+    def read(self, files, settings, facts=None, scratch=None):
+        parts = read_parts(files, settings.step)
+        if not parts["valid"] and settings.valid:
+            every = max(2, round(1 / settings.valid))  # the last of every so many
+            if len(parts["train"]) < every:
+                raise ValueError(
+                    f"{len(parts['train'])} pieces are too few to keep a share of {settings.valid:g} for validation: "
+                    "give more, or valid 0"
+                )
+            whole, parts["valid"] = parts["train"], parts["train"][every - 1 :: every]
+            parts["train"] = [piece for n, piece in enumerate(whole) if n % every != every - 1]
+        if not parts["train"]:
+            raise ValueError(f"{', '.join(files)}: no pieces to train on")
+        source = {"batch_size": settings.batch, "dtype": settings.dtype}
+        valid = parts["valid"] and settings.valid
+        pieces = " / ".join(f"{len(parts[name]):,}" for name in _SPLITS)
+        frames = " / ".join(f"{sum(map(len, parts[name])):,}" for name in _SPLITS)
+        return Data(
+            RollBatches(parts["train"], transpose=settings.transpose, seed=settings.seed, **source),
+            RollBatches(parts["valid"], shuffle=False, **source) if valid else None,
+            facts={"keys": key_statistics(parts["train"])},
+            fingerprint={name: checksum(*parts[name]) for name in _SPLITS},
+            summary=f"{pieces} pieces, {frames} frames (to train on, validate, test)",
+            rest=parts,
+        )
+
+    def build(self, settings, facts, backend=None):
+        """``Sequential`` of recurrent layers, dropout and linear layer: rolls (T, B, 88) -> logits (T, B, 88).
+
+        The linear layer's bias begins at each key's log odds in the training pieces.
+        """
+        shared, seeds = {"backend": backend, "dtype": settings.dtype}, settings.seeds()
+        layers = {
+            "recurrent": recurrent(settings, KEYS, next(seeds), backend),
+            "dropout": Dropout(settings.dropout, seed=next(seeds), **shared),
+            "linear": Linear(settings.hidden, KEYS, seed=next(seeds), **shared),
+        }
+        if not settings.dropout:
+            del layers["dropout"]
+        model = Sequential(layers)
+        often = np.array(facts["keys"]["often"])
+        layers["linear"].params["bias"][...] = model.xp.asarray(np.log(often / (1 - often)))
+        return model
+
+    def loss(self, settings, facts):
+        return frame_loss
+
+    def finish(self, trained, data, history):
+        numbers, lines = {}, []
+        for name in ("valid", "test"):
+            if data.rest[name]:
+                numbers[name] = score(trained.model, data.rest[name], trained.facts["keys"])
+                lines.append(_told(numbers[name], "validation" if name == "valid" else name))
+        return numbers, "\n".join(lines)
+
+    def evaluate(self, trained, files):
+        """How well the model predicts other music: the test part of the files where they name one, else all."""
+        parts = read_parts(files, trained.settings.step)
+        pieces = parts["test"] or [piece for name in _SPLITS for piece in parts[name]]
+        numbers = score(trained.model, pieces, trained.facts["keys"])
+        return numbers, _told(numbers, "test" if parts["test"] else "all")
+
+
+def _told(numbers, part):
+    return (
+        f"{part.capitalize():<11} {numbers['nll']:.4f} nats per frame ({numbers['nll_after_first']:.4f} without each "
+        f"piece's first; mean of the pieces {numbers['nll_per_piece']:.4f}); {numbers['pieces']:,} pieces, "
+        f"{numbers['frames']:,} frames\n{'':<11} for comparison: {numbers['baseline_often']:.4f} if each key sounds as "
+        f"often as in training, {numbers['baseline_repeat']:.4f} if it depends on itself in the frame before"
+    )
+
+
+# ---- batches, loss, score
+
+
+class RollBatches(SequenceBatches):
+    """Piano rolls: the targets are the frames, the inputs those before them, an empty one at first.
+
+    pieces: a list of arrays (T_n, 88) of 0 and 1. transpose: a piece is shifted by up to so many keys, as far as it
+    stays on the piano; a fresh draw keyed by (seed, epoch, piece). See ``SequenceBatches`` for the rest.
+    """
+
+    def __init__(self, pieces, batch_size, transpose=0, dtype="float32", **options):
+        super().__init__(pieces, pieces, batch_size, **options)
+        self.dtype = check_dtype(dtype)
+        self.transpose = check_size("transpose", transpose, minimum=0)
+
+    def collate(self, chosen, epoch):
+        rolls = [self.inputs[n] for n in chosen]
+        if self.transpose:
+            drawn = rng.uniform((len(self.inputs),), 0, 1, self.seed, rng.name_key("transpose"), epoch, np.float64)
+            rolls = [_shifted(roll, self.transpose, u) for roll, u in zip(rolls, drawn[chosen], strict=True)]
+        targets = pad(rolls).astype(self.dtype)
+        inputs = np.zeros_like(targets)
+        inputs[1:] = targets[:-1]
+        return Batch(inputs, targets, self.lengths[chosen])
+
+
+def _shifted(roll, most, unit):
+    """``roll`` moved by a number of keys between -most and most that is even in ``unit``, within the piano."""
+    sounding = np.flatnonzero(roll.any(axis=0))
+    if not len(sounding):
+        return roll
+    low, high = -min(most, sounding[0]), min(most, KEYS - 1 - sounding[-1])
+    return np.roll(roll, low + int(unit * (high - low + 1)), axis=1)
+
+
+def frame_loss(logits, rolls, lengths=None):
+    """Sum of the keys' binary cross-entropies, the mean over frames; (loss, backward). logits, rolls: (T, B, 88)."""
+    loss, backward = binary_cross_entropy_with_logits(logits, rolls, lengths=lengths)
+    return KEYS * loss, lambda dloss=1.0: backward(KEYS * dloss)
+
+
+def key_statistics(pieces):
+    """How the keys behave in ``pieces``, each a list of 88 probabilities: often: to sound; kept: to sound after a frame
+    in which it did; struck: after one in which it did not. One more frame of either kind is counted for each."""
+    before = np.concatenate([np.vstack([np.zeros((1, KEYS), np.uint8), piece[:-1]]) for piece in pieces])
+    after = np.concatenate(pieces)
+
+    def share(among):
+        return ((after * among).sum(axis=0) + 1) / (among.sum(axis=0) + 2)
+
+    ones = np.ones_like(after)
+    shares = {"often": share(ones), "kept": share(before), "struck": share(1 - before)}
+    return {name: [float(f"{p:.6g}") for p in ps] for name, ps in shares.items()}
+
+
+def score(model, pieces, keys):
+    """How well a model predicts ``pieces``: a dict of numbers, in nats per frame, summed over the keys.
+
+    nll: the mean over all frames, the first of each piece predicted from an empty one (T predictions for T frames);
+    nll_after_first: over all but the first of each piece (T - 1); nll_per_piece: the mean of the pieces' means.
+    baseline_often, baseline_repeat: what ``nll`` is if each key sounds with its frequency, and if it depends on
+    nothing but itself one frame before (``keys``: of ``key_statistics``). Also pieces, frames.
+    """
+    batches = RollBatches(pieces, 32, shuffle=False, dtype=model.dtype)
+    total = after_first = 0.0
+    means, frames = [], sum(map(len, pieces))
+    for index in range(len(batches)):
+        batch = batches.batch(0, index)
+        outputs, _ = model(model.xp.asarray(batch.inputs), lengths=batch.lengths)
+        losses, _ = binary_cross_entropy_with_logits(outputs, batch.targets, lengths=batch.lengths, reduction="none")
+        losses = model.ops.to_numpy(losses.sum(axis=2, dtype=np.float64))  # (T, B), zero past the end
+        total += losses.sum()
+        after_first += losses[1:].sum()
+        means += (losses.sum(axis=0) / batch.lengths).tolist()
+    often, kept, struck = (np.array(keys[name]) for name in ("often", "kept", "struck"))
+    baselines = {"often": 0.0, "repeat": 0.0}
+    for piece in pieces:
+        before = np.vstack([np.zeros((1, KEYS)), piece[:-1]])
+        for name, p in (("often", often), ("repeat", np.where(before, kept, struck))):
+            baselines[name] -= np.log(np.where(piece, p, 1 - p)).sum()
+    return {
+        "nll": float(total / frames),
+        "nll_after_first": float(after_first / max(frames - len(pieces), 1)),
+        "nll_per_piece": float(np.mean(means)),
+        "baseline_often": float(baselines["often"] / frames),
+        "baseline_repeat": float(baselines["repeat"] / frames),
+        "pieces": len(pieces),
+        "frames": frames,
+    }
+
+
+# ---- reading and writing
+
+
+def read_parts(files, step):
+    """The pieces of all files: {"train": [...], "valid": [...], "test": [...]}, uint8 rolls (T, 88), T at least 1.
+
+    Pieces of files that name no parts go to "train". Of a folder all files of music are read, in order of their names.
+    step: length of a frame in quarter notes, for MIDI. Raises ValueError that names the file and what is wrong with it,
+    FileNotFoundError.
+    """
+    parts = {name: [] for name in _SPLITS}
+    paths = []
+    for file in map(Path, files):
+        inside = (
+            sorted(path for path in file.rglob("*") if path.suffix.lower() in _READERS) if file.is_dir() else [file]
+        )
+        if not inside:
+            raise ValueError(f"{file}: the folder has no files of music ({', '.join(_READERS)})")
+        paths += inside
+    for file in paths:
+        suffix = file.suffix.lower()
+        if suffix == ".abc":
+            raise ValueError(f"{file}: ABC tunes are text: gpurnn train text {file}")
+        if suffix not in _READERS:
+            raise ValueError(f"{file}: expected a file of music ({', '.join(_READERS)}), got {suffix or 'no suffix'!r}")
+        for name, pieces in _READERS[suffix](file, step).items():
+            parts[name] += [piece for piece in pieces if len(piece)]
+    if not any(parts.values()):
+        raise ValueError(f"{', '.join(map(str, files))}: no music in it: every piece is empty")
+    return parts
+
+
+def _read_npz(path, step):
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files if name.endswith(("_roll", "_length"))}
+    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: is not an .npz file of arrays: {error}") from error
+    parts = {}
+    for split in _SPLITS:
+        roll, length = (found.get(f"{split}_{kind}") for kind in ("roll", "length"))
+        if roll is None and length is None:
+            continue
+        if roll is None or length is None:
+            raise ValueError(f"{path}: array {split}_{'roll' if roll is None else 'length'} is missing")
+        if roll.ndim != 2 or roll.shape[1] != KEYS or not np.isin(roll, (0, 1)).all():
+            raise ValueError(
+                f"{path}: {split}_roll: expected 0 and 1, shape (frames, {KEYS}), got {roll.dtype} {roll.shape}"
+            )
+        if length.ndim != 1 or length.dtype.kind not in "iu" or (length < 0).any() or length.sum() != len(roll):
+            raise ValueError(
+                f"{path}: {split}_length: expected the pieces' lengths, {len(roll)} frames in all, got {length.dtype} "
+                f"{length.shape} with the sum {length.sum()}"
+            )
+        parts[split] = np.split(roll.astype(np.uint8), np.cumsum(length)[:-1]) if len(length) else []
+    if not parts:
+        raise ValueError(f"{path}: expected arrays such as train_roll and train_length, found none")
+    return parts
+
+
+def _read_json(path, step):
+    try:
+        document = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: is not JSON: {error}") from error
+    parts = document if isinstance(document, dict) else {"train": document}
+    unknown = set(parts) - set(_SPLITS)
+    if unknown or not parts:
+        raise ValueError(f"{path}: expected a list of pieces, or lists under {', '.join(_SPLITS)}, got {sorted(parts)}")
+    return {
+        name: [_roll(piece, f"{path}: {name}, piece {n}") for n, piece in enumerate(_list(pieces, f"{path}: {name}"))]
+        for name, pieces in parts.items()
+    }
+
+
+def _list(value, place):
+    if not isinstance(value, list):
+        raise ValueError(f"{place}: expected a list, got {type(value).__name__}")
+    return value
+
+
+def _roll(frames, place):
+    """A piece, a list of lists of MIDI numbers, as a roll."""
+    roll = np.zeros((len(_list(frames, place)), KEYS), np.uint8)
+    for t, frame in enumerate(frames):
+        for number in _list(frame, f"{place}, frame {t}"):
+            roll[t, _key(number, f"{place}, frame {t}")] = 1
+    return roll
+
+
+def _key(number, place):
+    """The column of a MIDI number, which has to be on the piano."""
+    if not isinstance(number, int) or not LOWEST <= number < LOWEST + KEYS:
+        raise ValueError(f"{place}: expected MIDI numbers from {LOWEST} to {LOWEST + KEYS - 1}, got {number!r}")
+    return number - LOWEST
+
+
+def _read_midi(path, step):
+    return {"train": [read_midi(path, step)]}
+
+
+def read_midi(path, step=1.0):
+    """A MIDI file as a roll (T, 88), uint8: all tracks together, without the drums (channel 10).
+
+    step: length of a frame in quarter notes. Beginnings and ends of notes are rounded to frames; every note has at
+    least one. Raises ValueError for a file that is not MIDI, without notes or with notes that no piano has.
+    """
+    mido = _mido()
+    try:
+        file = mido.MidiFile(path)
+        messages = list(mido.merge_tracks(file.tracks))
+        frame = file.ticks_per_beat * step
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # whatever mido meets in a damaged file
+        raise ValueError(f"{path}: is not a MIDI file that can be read: {error!r}") from error
+    if frame <= 0:
+        raise ValueError(f"{path}: its clock counts in film frames; expected parts of a quarter note")
+    now, sounding, notes = 0, {}, []
+
+    def end(start, key):
+        first = round(start / frame)
+        notes.append((first, max(first + 1, round(now / frame)), key))
+
+    for message in messages:
+        now += message.time
+        if message.type not in ("note_on", "note_off") or message.channel == 9:
+            continue
+        voice = message.channel, _key(message.note, str(path))
+        if voice in sounding:  # a second beginning ends the first
+            end(sounding.pop(voice), voice[1])
+        if message.type == "note_on" and message.velocity:
+            sounding[voice] = now
+    for voice, start in sounding.items():
+        end(start, voice[1])
+    if not notes:
+        raise ValueError(f"{path}: has no notes")
+    roll = np.zeros((max(stop for _, stop, _ in notes), KEYS), np.uint8)
+    for start, stop, key in notes:
+        roll[start:stop, key] = 1
+    return roll
+
+
+def write_midi(path, roll, step=1.0, tempo=90.0):
+    """Write a roll (T, 88) as a MIDI file: a key that sounds in frames one behind the other is one held note.
+
+    step: length of a frame in quarter notes; tempo: quarter notes a minute.
+    """
+    mido = _mido()
+    roll = np.asarray(roll)
+    if roll.ndim != 2 or roll.shape[1] != KEYS:
+        raise ShapeError(f"roll: expected shape (T, {KEYS}), got {roll.shape}")
+    file = mido.MidiFile(type=0, ticks_per_beat=480)
+    frame = max(1, round(480 * check_number("step", step, 0, low_open=True)))
+    track = mido.MidiTrack()
+    file.tracks.append(track)
+    beat = mido.bpm2tempo(check_number("tempo", tempo, 4, 1e6))  # what MIDI can say
+    track.append(mido.MetaMessage("set_tempo", tempo=beat))
+    silence = np.zeros((1, KEYS), np.int8)
+    changes = np.diff(np.vstack([silence, (roll != 0).astype(np.int8), silence]), axis=0)
+    now = 0
+    for t, key in np.argwhere(changes):
+        kind = "note_on" if changes[t, key] > 0 else "note_off"
+        track.append(mido.Message(kind, note=int(LOWEST + key), velocity=80, time=int(t * frame - now)))
+        now = int(t * frame)
+    track.append(mido.MetaMessage("end_of_track", time=len(roll) * frame - now))
+    data = io.BytesIO()
+    file.save(file=data)
+    write_bytes_atomic(path, data.getvalue())
+
+
+def _mido():
+    try:
+        import mido
+    except ImportError as error:
+        raise ImportError("MIDI files need mido: pip install 'gpurnn[music]'") from error
+    return mido
+
+
+_READERS = {".npz": _read_npz, ".json": _read_json, ".mid": _read_midi, ".midi": _read_midi}
+
+
+# ---- composing
+
+
+def compose(model, steps=64, temperature=0.8, voices=None, prompt=None, seed=None):
+    """``steps`` frames that the model writes after ``prompt``, behind it: uint8 (len(prompt) + steps, 88).
+
+    A key sounds with the probability sigmoid(logit / temperature), and at temperature 0 where its logit is above 0:
+    that is, where logit / temperature plus a logistic random number is above 0. voices: as many keys as this sound in
+    every frame, those for which that sum is highest. prompt: a roll (T, 88), or None. seed: frame n is drawn with
+    numbers keyed by (seed, n), whatever the backend. Raises ValueError, TypeError and ShapeError.
+    """
+    steps = check_size("steps", steps)
+    temperature = check_number("temperature", temperature, 0)
+    if voices is not None and check_size("voices", voices) > KEYS:
+        raise ValueError(f"voices: a piano has {KEYS} keys, got {voices}")
+    roll = np.zeros((0, KEYS)) if prompt is None else np.asarray(prompt)
+    if roll.ndim != 2 or roll.shape[1] != KEYS:
+        raise ShapeError(f"prompt: expected shape (T, {KEYS}), got {roll.shape}")
+    roll, start = np.vstack([roll, np.zeros((steps, KEYS))]).astype(np.uint8), len(roll)
+    drawn = rng.uniform((steps, KEYS), 0, 1, rng.check_seed(seed), rng.name_key("compose"), dtype=np.float64)
+    with np.errstate(divide="ignore"):
+        noise = np.log(drawn) - np.log1p(-drawn)
+    frame, state = np.zeros((1, KEYS)), None
+    for t in range(start + steps):
+        logits, state = eval_step(model, frame.astype(model.dtype), state)
+        if t >= start:
+            chances = logits.astype(np.float64)
+            if temperature:
+                with np.errstate(over="ignore"):
+                    chances = chances / temperature + noise[t - start]
+            roll[t] = chances > 0
+            if voices is not None:
+                roll[t] = 0
+                roll[t, np.argsort(-chances, kind="stable")[:voices]] = 1
+        frame = roll[t : t + 1]
+    return roll
+
+
+_ATTEMPTS = 20
+
+
+def compose_abc(model, vocabulary, tunes=1, length=1500, temperature=0.8, prompt="", seed=None):
+    """Whole tunes in ABC, a list of strings, that a character model trained on such writes.
+
+    A tune goes from its X: line to the first empty line; what is none (no K: line with notes behind it, or longer than
+    ``length`` characters) is thrown away. prompt: how each begins, behind its X: line, such as "T:Spring\\nM:3/4\\n".
+    seed: of the draws. Raises ValueError where the model writes no tune in 20 attempts.
+    """
+    made, seed = [], rng.check_seed(seed)
+    for number in range(1, check_size("tunes", tunes) + 1):
+        opening = f"X: {number}\n{prompt}" if prompt else "X:"
+        for _ in range(_ATTEMPTS):
+            seed = (seed + 1) % 2**64
+            text = opening
+            for character in sample(model, vocabulary, "\n\n" + opening, length, temperature, seed=seed):
+                text += character
+                if text.endswith("\n\n"):
+                    break
+            found = re.fullmatch(r"X:\s*\d+[ \t]*\n((?:.+\n)*K:.*\n(?:.+\n)+)\n", text)
+            if found:
+                made.append(f"X: {number}\n{found[1]}")
+                break
+        else:
+            raise ValueError(
+                f"the model wrote no whole ABC tune of at most {length} characters in {_ATTEMPTS} attempts: allow more "
+                "of them, lower the temperature, or train on ABC for longer"
+            )
+    return made
+
+
+@click.command(
+    "compose",
+    epilog="""\b
+Examples:
+  gpurnn compose runs/music-1 --steps 128 --voices 4 --tempo 100
+  gpurnn compose runs/music-1 --prompt start.mid --prompt-steps 16
+  gpurnn compose runs/text-1 --tunes 3 --out tunes.abc    trained on ABC""",
+)
+@options.run
+@click.option("--steps", default=64, help="Frames to write.")
+@click.option("--temperature", default=0.8, help="Below 1: more likely, duller; above: wilder. 0: the likeliest.")
+@click.option("--voices", type=int, help="Keys that sound in every frame  [default: as they come]")
+@click.option("--prompt", help="What the model continues: a file of music; for ABC the tune's first lines.")
+@click.option("--prompt-steps", default=16, help="Frames of the prompt that are used.")
+@click.option("--tempo", default=90.0, help="Quarter notes a minute.")
+@click.option("--tunes", default=1, help="ABC: tunes to write.")
+@click.option("--length", default=1500, help="ABC: the most characters of a tune.")
+@click.option("--seed", type=int, help="Seed of the draws  [default: a fresh one]")
+@click.option("--out", type=click.Path(dir_okay=False), help="File to write  [default: tune.mid or tune.abc in RUN]")
+@options.backend
+@options.as_json
+def compose_command(
+    run, steps, temperature, voices, prompt, prompt_steps, tempo, tunes, length, seed, out, backend, as_json
+):
+    """Let the trained model in the folder RUN compose.
+
+    A run of the task music writes a MIDI file, with a picture beside it where Matplotlib is installed; a run of the
+    task text that was trained on ABC writes ABC.
+    """
+    trained = load(run, backend)
+    seed = rng.check_seed(seed)
+    if trained.task.name == "text":
+        if trained.settings.level != "characters":
+            raise ValueError(f"{run} was trained on words: ABC tunes need a model of characters")
+        made = compose_abc(
+            trained.model, vocabulary_of(trained.facts["vocabulary"]), tunes, length, temperature,
+            (prompt or "").replace("\\n", "\n"), seed,
+        )  # fmt: skip
+        text, out = "\n".join(made), Path(out or Path(run, "tune.abc"))
+        write_text_atomic(out, text)
+        if as_json:
+            options.print_json({"file": str(out), "seed": seed, "tunes": made})
+        else:
+            click.echo(f"{text}\n{out}")
+        return
+    if trained.task.name != "music":
+        raise ValueError(f"{run} holds a run of the task {trained.task.name}: it composes nothing")
+    step = trained.settings.step
+    start = None
+    if prompt:
+        pieces = [piece for part in read_parts([prompt], step).values() for piece in part]
+        start = pieces[0][: check_size("prompt_steps", prompt_steps)]
+    roll = compose(trained.model, steps, temperature, voices, start, seed)
+    out = Path(out or Path(run, "tune.mid"))
+    write_midi(out, roll, step, tempo)
+    files = [str(out)]
+    try:
+        from ..plots import plot_roll
+
+        plot_roll(roll, out.with_suffix(".png"), LOWEST, step, 0 if start is None else len(start))
+        files.append(str(out.with_suffix(".png")))
+    except ImportError:
+        pass  # no Matplotlib, no picture
+    facts = {"files": files, "seed": seed, "frames": len(roll), "notes_per_frame": round(float(roll.sum(1).mean()), 3)}
+    if as_json:
+        options.print_json(facts)
+    else:
+        click.echo("\n".join([*files, f"{len(roll)} frames, {facts['notes_per_frame']} keys in each, seed {seed}"]))
+
+
+TASK = MusicTask()
+TASK.verbs = {"compose": compose_command}
