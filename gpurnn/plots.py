@@ -99,7 +99,7 @@ def plot_roll(roll, png, lowest=21, step=1.0, prompt=0):
     roll = np.asarray(roll) != 0
     T, keys = roll.shape[0], np.flatnonzero(roll.any(axis=0))
     low, high = (keys[0], keys[-1]) if len(keys) else (0, roll.shape[1] - 1)
-    figure = _figure(min(20, 4 + T / 12), 1.5 + (high - low + 1) / 10)
+    figure = new_figure(min(20, 4 + T / 12), 1.5 + (high - low + 1) / 10)
     axes = figure.subplots()
     for first, last, color in ((0, prompt, "0.5"), (prompt, T, "C0")):
         for key in keys:
@@ -112,7 +112,7 @@ def plot_roll(roll, png, lowest=21, step=1.0, prompt=0):
     axes.set_xlim(0, max(T, 1) * step)
     axes.set_xlabel("quarter notes")
     axes.grid(alpha=0.3)
-    _save(figure, png)
+    save_figure(figure, png)
 
 
 def plot_forecast(truth, forecast, png, earlier=(), start=0, moments=None, name="value"):
@@ -124,7 +124,7 @@ def plot_forecast(truth, forecast, png, earlier=(), start=0, moments=None, name=
     """
     N = len(truth)
     x = np.arange(N + len(forecast)) if moments is None else np.asarray(moments)
-    figure = _figure(10, 4)
+    figure = new_figure(10, 4)
     axes = figure.subplots()
     axes.plot(x[start:N], truth[start:], color="0.35", lw=1.2, label="truth")
     for number, (first, values) in enumerate(earlier):
@@ -136,7 +136,7 @@ def plot_forecast(truth, forecast, png, earlier=(), start=0, moments=None, name=
     axes.set_xlabel("row" if moments is None else None)
     axes.legend()
     axes.grid(alpha=0.3)
-    _save(figure, png)
+    save_figure(figure, png)
 
 
 def plot_run(folder):

@@ -349,29 +349,26 @@ def split_rows(N, settings):
 
 
 def guess_season(y):
-    """Rows of a season of ``y`` (N,), by autocorrelation; 1 for none.
+    """Rows of a season of ``y`` (N,), by autocorrelation up to a third of N; 1 for none.
 
-    The lag whose autocorrelation, without a linear trend, stands highest above the lowest before it; where none stands
-    out, the highest lag of the series of differences. Lags up to a third of the rows.
+    It is the lag whose autocorrelation, without a linear trend, stands highest above the lowest before it; where none
+    stands out, that of the highest peak in the series of differences. To stand out it takes 8 / sqrt(N), or 0.7: the
+    autocorrelations of independent values have a deviation of 1 / sqrt(N), and there are many of them.
     """
-
-    def peaks(y):
-        n = np.arange(len(y))
-        y = y - np.polyval(np.polyfit(n, y, 1), n)
-        spectrum = np.fft.rfft(y, 2 * len(y))
-        a = np.fft.irfft(np.abs(spectrum) ** 2)[: len(y) // 3 + 1]
-        if a[0] <= 1e-12 * len(y) * max(1.0, float(np.abs(y).max()) ** 2):
-            return [], a
-        a = a / a[0]
-        return [k for k in range(2, len(a) - 1) if a[k] >= a[k - 1] and a[k] > a[k + 1]], a
-
-    for values, height in ((y, lambda a, k: a[k] - a[:k].min()), (np.diff(y), lambda a, k: a[k])):
-        if len(values) < 9:
+    for values, below in ((y, np.minimum.accumulate), (np.diff(y), np.zeros_like)):
+        N = len(values)
+        if N < 9:
             continue
-        lags, a = peaks(values)
-        best = max(lags, key=lambda k: height(a, k), default=None)
-        if best is not None and height(a, best) > 0.1 and a[best] > 0.1:
-            return best
+        n = np.arange(N)
+        rest = values - np.polyval(np.polyfit(n, values, 1), n)
+        if np.abs(rest).max() <= 1e-9 * np.abs(values).max():  # a straight line
+            continue
+        a = np.fft.irfft(np.abs(np.fft.rfft(rest, 2 * N)) ** 2)[: N // 3 + 1]
+        a = a / a[0]
+        height, least = a - below(a), min(0.7, 8 / math.sqrt(N))
+        peaks = [k for k in range(2, len(a) - 1) if a[k - 1] <= a[k] > a[k + 1] and height[k] > least]
+        if peaks:
+            return max(peaks, key=lambda k: height[k])
     return 1
 
 

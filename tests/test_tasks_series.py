@@ -1,0 +1,442 @@
+"""Time series: reading, season, scaling, windows, models, scores, and a run from a CSV file to a forecast."""
+
+import csv
+import json
+import os
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from gpurnn.cli import main
+from gpurnn.tasks.run import load, prepare
+from gpurnn.tasks.series import (
+    TASK,
+    SeriesSettings,
+    Table,
+    Windows,
+    calendar_features,
+    choose_columns,
+    continue_moments,
+    forecast,
+    guess_season,
+    read_table,
+    score,
+    split_rows,
+    window_ends,
+)
+
+DATA = Path(os.environ.get("GPURNN_DATA", Path(__file__).parents[2] / "shared" / "data")) / "time_series"
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch):
+    monkeypatch.setattr("gpurnn.plots.plot_run", lambda folder: [])
+
+
+def growing(rows=160, seed=0):
+    """A season of 8 rows whose size and level grow: the season before is always too low, the last value out of step."""
+    n = np.arange(rows)
+    noise = np.random.default_rng(seed).standard_normal(rows)
+    return (100 + n) * (1 + 0.3 * np.sin(2 * np.pi * n / 8)) + 0.5 * noise
+
+
+def save(path, columns, dates=True, start=(1990, 1)):
+    """A CSV file of monthly dates and ``columns``, name -> values."""
+    rows = len(next(iter(columns.values())))
+    months = [start[0] * 12 + start[1] - 1 + n for n in range(rows)]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*(["month"] if dates else []), *columns])
+        for n, month in enumerate(months):
+            date = [f"{month // 12}-{month % 12 + 1:02}"] if dates else []
+            writer.writerow([*date, *(values[n] for values in columns.values())])
+    return path
+
+
+# ---- reading
+
+
+def test_columns_are_found(tmp_path):
+    path = save(tmp_path / "a.csv", {"load": range(30), "place": ["x"] * 30, "wind": range(30), "heat": range(5, 35)})
+    facts = choose_columns(path, SeriesSettings(inputs="all", calendar=True))
+    assert (facts["target"], facts["inputs"], facts["date"]) == ("heat", ["load", "wind"], "month")
+    assert facts["calendar"] == ["weekday", "month"]  # the first of a month is any day of the week; no hours
+    facts = choose_columns(path, SeriesSettings(target="load", inputs="wind, heat"))
+    assert facts == {"target": "load", "inputs": ["wind", "heat"], "date": "month", "calendar": []}
+    table = read_table(path, facts)
+    assert np.array_equal(table.values, np.column_stack([np.arange(30), np.arange(30), np.arange(5, 35)]))
+    assert table.moments[13] == datetime(1991, 2, 1) and table.form == "%Y-%m"
+
+
+@pytest.mark.parametrize(
+    "text, date",
+    [
+        ("a,b\n2016-07-01 00:00:00,1\n", "a"),
+        ("a;b\n19580329;1\n", "a"),
+        ("\ufeffa\tb\n1700\t1\n", "a"),
+        ("a,b\nnorth,1\n", None),
+        ('"a","b"\n"1949-01",1\n\n', "a"),
+        ("b\n1\n", None),
+    ],
+)
+def test_dialects_and_dates(tmp_path, text, date):
+    path = tmp_path / "a.csv"
+    path.write_text(text, encoding="utf-8")
+    facts = choose_columns(path, SeriesSettings())
+    assert (facts["target"], facts["date"]) == ("b", date)
+    assert read_table(path, facts).values.tolist() == [[1.0]]
+
+
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        (b"", "is empty"),
+        (b"a,b\n", "has a header but no rows"),
+        (b"1,2\n3,4\n", "the first line should name the columns"),
+        (b"a,a\n3,4\n", "two columns have the same name"),
+        (b"a,b\n1,2\n1,2,3\n", "line 3: expected 2 columns, as the header has, got 3"),
+        (b"a,b\n1,2\n,\n", "line 3, column 'b': the value is missing; fill takes"),
+        (b"a,b\n1,2\n3,x\n", "line 3, column 'b': expected a number, got 'x'"),
+        (b"a,b\n1,2\n3,inf\n", "line 3, column 'b': expected a number, got 'inf'"),
+        (b"a,b\n1,NA\n3,4\n", "line 2, column 'b': the value is missing"),
+        ("a,b\n1,2 \xb0\n".encode("latin-1"), "is not UTF-8: byte 8 is 0xb0"),
+        (b"a,b\n1,\x002\n", "line"),
+        (
+            b"a,b\n1,2\n" + b"3,4\n" * 20,
+            "too short: 17 rows to train on, a window of 20 rows and a horizon of 3 need 23",
+        ),
+    ],
+)
+def test_bad_files_are_named(tmp_path, data, words):
+    path = tmp_path / "bad.csv"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=words) as caught:
+        prepare("series", [path], tmp_path / "run", window=20, horizon=3)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"target": "cold"}, "has no column 'cold': expected one of month, heat, wind"),
+        ({"inputs": "wind,rain"}, "has no column 'rain'"),
+        ({"date": "day"}, "has no column 'day'"),
+        ({"inputs": "wind,heat", "target": "heat"}, "not the target 'heat'"),
+        ({"date": "wind", "calendar": True}, "calendar needs a column of dates"),
+        ({"split": "10/10"}, "three numbers of rows"),
+        ({"split": "100/20/20"}, "are 140 rows, the file has 60"),
+        ({"split": "40/3/17"}, "validation part has 3 rows, a horizon of 4 needs"),
+        ({"season": 60}, "a season is 60"),
+        ({"log": True, "target": "wind"}, "row 1: log needs a target above 0, got -3"),
+        ({"valid": 0.5, "test": 0.5}, "nothing is left for training"),
+        ({"split": "0/30/30"}, "too short: 0 rows to train on"),
+    ],
+)
+def test_bad_settings_are_named(tmp_path, options, words):
+    path = save(tmp_path / "a.csv", {"heat": np.arange(60), "wind": np.arange(60) - 3})
+    with pytest.raises(ValueError, match=words):
+        prepare("series", [path], tmp_path / "run", **{"window": 6, "horizon": 4, **options})
+    with pytest.raises(ValueError, match="one CSV file, got 2"):
+        prepare("series", [path, path], tmp_path / "run")
+
+
+def test_missing_values_are_filled_forward(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("a,b\n1,2\n2,\n3,NaN\n4,7\n")
+    facts = choose_columns(path, SeriesSettings())
+    assert read_table(path, facts, fill=True).values[:, 0].tolist() == [2, 2, 2, 7]
+    path.write_text("a,b\n1,\n2,3\n")
+    with pytest.raises(ValueError, match="line 2, column 'b': the value is missing; there is none before"):
+        read_table(path, facts, fill=True)
+
+
+# ---- dates, season, parts
+
+
+def test_dates_go_on():
+    def after(form, *texts):
+        coming = continue_moments([datetime.strptime(text, form) for text in texts], 3)
+        return coming and [moment.strftime(form) for moment in coming]
+
+    assert after("%Y-%m", "2019-10", "2019-11", "2019-12") == ["2020-01", "2020-02", "2020-03"]
+    assert after("%Y", "2006", "2007", "2008") == ["2009", "2010", "2011"]
+    assert after("%Y-%m-%d", "2020-02-26", "2020-02-27", "2020-02-28") == ["2020-02-29", "2020-03-01", "2020-03-02"]
+    assert after("%Y-%m-%d %H", "2020-01-31 22", "2020-01-31 23") == ["2020-02-01 00", "2020-02-01 01", "2020-02-01 02"]
+    assert after("%Y-%m", "2019-01", "2019-04", "2019-07") == ["2019-10", "2020-01", "2020-04"]
+    assert after("%Y-%m-%d", "2020-01-01", "2020-01-02", "2020-01-05") is None
+    assert after("%Y-%m-%d", "2020-01-01") is None
+
+
+def test_calendar_features_go_round():
+    moments = [datetime(2016, 7, 1, hour) for hour in (0, 6, 12, 18)]
+    features = calendar_features(moments, ["hour"], 5)
+    np.testing.assert_allclose(features, [[0, 1], [1, 0], [0, -1], [-1, 0], [0, 0]], atol=1e-15)
+    assert calendar_features(None, [], 4).shape == (4, 0)
+
+
+@pytest.mark.parametrize("season", [4, 7, 24, 100])
+@pytest.mark.parametrize("trend", [0, 0.5])
+def test_a_season_is_guessed(season, trend):
+    n = np.arange(8 * season)
+    noise = np.random.default_rng(1).standard_normal(len(n))
+    assert guess_season(np.sin(2 * np.pi * n / season) + 0.1 * noise + trend * n) == season
+
+
+def test_no_season():
+    for rows in (30, 300, 3000):
+        draw = np.random.default_rng(rows).standard_normal(rows)
+        assert guess_season(draw) == 1 and guess_season(draw + 0.1 * np.arange(rows)) == 1
+    assert guess_season(np.full(50, 3.0)) == 1 and guess_season(np.zeros(50)) == 1
+    assert guess_season(np.arange(40.0)) == 1 and guess_season(np.array([1.0, 5.0, 2.0])) == 1
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs the shared data: set GPURNN_DATA")
+@pytest.mark.parametrize(
+    "file, rows, season", [("airline_passengers", 96, 12), ("sunspots_yearly", 225, 11), ("ETTh1", 8640, 24)]
+)
+def test_seasons_of_real_series(file, rows, season):
+    path = DATA / f"{file}.csv"
+    assert guess_season(read_table(path, choose_columns(path, SeriesSettings())).values[:rows, 0]) == season
+
+
+def test_parts_tell_the_rows_that_are_forecast():
+    assert split_rows(50, SeriesSettings(valid=0.1, test=0.2)) == {
+        "train": range(35), "valid": range(35, 40), "test": range(40, 50)
+    }  # fmt: skip
+    assert split_rows(50, SeriesSettings(split="20/10/5"))["test"] == range(30, 35)
+    ends = window_ends(range(35), 6, 4)
+    assert ends[0] == 5 and ends[-1] + 4 == 34  # a whole window first, the last row of the part last
+    ends = window_ends(range(35, 40), 6, 4)
+    assert ends.tolist() == [34, 35]
+
+
+def test_nothing_is_fitted_to_what_is_kept(tmp_path):
+    y = growing()
+    facts = []
+    for name in ("a.csv", "b.csv"):
+        path = save(tmp_path / name, {"y": y})
+        data = TASK.read([str(path)], SeriesSettings(seed=0, window=10, horizon=4))
+        facts.append(data.facts)
+        y[128:] *= 5  # validation and test
+    assert facts[0] == facts[1] and facts[0]["season"] == 8
+    assert facts[0]["mean"] == [pytest.approx(growing()[:128].mean())]
+
+
+# ---- windows
+
+
+FACTS = {
+    "target": "y",
+    "inputs": ["a"],
+    "date": "d",
+    "calendar": ["month"],
+    "season": 5,
+    "mean": [2.0, 1.0],
+    "std": [3.0, 0.5],
+}
+
+
+def table(rows=40, seed=3):
+    rng = np.random.default_rng(seed)
+    moments = [datetime(1990 + n // 12, n % 12 + 1, 1) for n in range(rows)]
+    return Table(np.column_stack([rng.uniform(1, 9, rows), rng.standard_normal(rows)]), moments, "%Y-%m")
+
+
+@pytest.mark.parametrize("residual", ["none", "last", "season"])
+@pytest.mark.parametrize("mode", ["direct", "every", "recursive"])
+@pytest.mark.parametrize("log", [False, True])
+def test_windows_say_what_they_should(mode, residual, log):
+    """Against the definitions, written out value by value; and outputs that are the targets give the truth."""
+    settings = SeriesSettings(mode=mode, residual=residual, log=log, window=6, horizon=7, dtype="float64", seed=0)
+    data = table()
+    facts = FACTS | ({"mean": [1.0, 1.0], "std": [0.5, 0.5]} if log else {})
+    y = np.log(data.values[:, 0]) if log else data.values[:, 0]
+    z, a = (y - facts["mean"][0]) / facts["std"][0], (data.values[:, 1] - 1.0) / 0.5
+    ends = np.array([20, 11, 32])
+    source = Windows(data, ends, settings, facts, training=True)
+    batch = source.collate(ends)
+    inputs, known = batch.inputs if mode == "recursive" else (batch.inputs, None)
+    assert inputs.shape == (6, 3, 1 + (residual == "season") + 1 + 2) and batch.weight == 3
+
+    def base(end, k):
+        if residual == "none":
+            return 0.0
+        row = end + k
+        while residual == "season" and row > end:
+            row -= 5
+        return z[end if residual == "last" else row]
+
+    for b, end in enumerate(ends):
+        first = end - 5
+        anchor = 0.0 if residual == "none" else z[first if mode == "every" else end]
+        for t in range(6):
+            row = first + t
+            angle = 2 * np.pi * (row % 12) / 12
+            lag = [z[row] - z[row - 5]] if residual == "season" else []
+            expected = [z[row] - anchor, *lag, a[row], np.sin(angle), np.cos(angle)]
+            np.testing.assert_allclose(inputs[t, b], expected, atol=1e-12)
+            if mode == "every":
+                expected = [z[row + k] - base(row, k) for k in range(1, 8)]
+                np.testing.assert_allclose(batch.targets[t, b], expected, atol=1e-12)
+        if mode != "every":
+            expected = [z[end + k] - base(end, k) for k in range(1, 8)]
+            np.testing.assert_allclose(batch.targets[b], expected, atol=1e-12)
+        if mode == "recursive":
+            for k in range(1, 8):
+                angle = 2 * np.pi * ((end + k) % 12) / 12
+                lag = [base(end, k) - anchor] if residual == "season" else []
+                np.testing.assert_allclose(known[k - 1, b], [np.sin(angle), np.cos(angle), *lag], atol=1e-12)
+
+    valid = Windows(data, ends, settings, facts).collate(ends)  # outside training only the last state speaks
+    truth = data.values[:, 0][ends[:, None] + np.arange(1, 8)]
+    np.testing.assert_allclose(source.restore(valid.targets, ends), truth, rtol=1e-12)
+
+
+def test_an_epoch_sees_every_window_once():
+    settings = SeriesSettings(window=6, horizon=2, batch=7, seed=1)
+    facts = FACTS | {"calendar": []}
+    ends = np.arange(5, 30)
+    orders = []
+    for epoch in (0, 1):
+        source = Windows(table(), ends, settings, facts, training=True)
+        batches = [source.batch(epoch, index) for index in range(len(source))]
+        assert [batch.weight for batch in batches] == [7, 7, 7, 4]
+        last = np.concatenate([batch.inputs[-1, :, 0] for batch in batches])
+        np.testing.assert_allclose(np.sort(last), np.sort(source.z[ends]), rtol=1e-6)
+        orders.append(last)
+    assert not np.array_equal(*orders)
+
+
+# ---- models
+
+
+@pytest.mark.parametrize("mode", ["direct", "every", "recursive"])
+@pytest.mark.parametrize("cell, layers", [("lstm", 2), ("gru", 1)])
+def test_finite_differences(mode, cell, layers):
+    """Through the window's reader, the decoder's own outputs and the head, along a random direction, in float64."""
+    settings = SeriesSettings(
+        mode=mode, cell=cell, layers=layers, hidden=5, window=6, horizon=4, residual="season", dtype="float64", seed=2
+    )
+    model = TASK.build(settings, FACTS, "cpu")
+    batch = Windows(table(), np.array([14, 20, 31]), settings, FACTS, training=True).batch(0, 0)
+    loss = TASK.loss(settings, FACTS)
+
+    def value():
+        return float(loss(model.forward(batch.inputs)[0], batch.targets)[0])
+
+    outputs, backward = model.forward(batch.inputs)
+    assert outputs.shape == batch.targets.shape
+    model.zero_grad()
+    backward(loss(outputs, batch.targets)[1]())
+    rng = np.random.default_rng(0)
+    for name, grad in model.grads.items():
+        direction = rng.standard_normal(grad.shape)
+        view, eps = model.params[name], 1e-5
+        kept = view.copy()
+        view[...] = kept + eps * direction
+        high = value()
+        view[...] = kept - eps * direction
+        low = value()
+        view[...] = kept
+        slope = float((grad * direction).sum())
+        assert abs(slope) > 1e-8, name
+        assert abs((high - low) / (2 * eps) - slope) < 1e-6 * max(abs(slope), 1e-3), name
+    said = model.eval()(batch.inputs)
+    np.testing.assert_allclose(said, outputs[-1] if mode == "every" else outputs, rtol=1e-12)
+
+
+def trained(mode="direct", residual="none", facts=None, **more):
+    from gpurnn.tasks.run import Trained
+
+    facts = (facts or FACTS) | {"deviation": 2.5, "seasonal_error": 1.5}
+    settings = SeriesSettings(
+        mode=mode, residual=residual, window=6, horizon=7, hidden=4, seed=5, dtype="float64", **more
+    )
+    return Trained(Path("."), TASK, settings, facts, TASK.build(settings, facts, "cpu").eval())
+
+
+def test_a_decoder_goes_on_and_the_others_do_not():
+    data = table()
+    one = trained("recursive", "season")
+    long, short = forecast(one, data, 12), forecast(one, data)
+    assert long.shape == (12,) and short.shape == (7,)
+    np.testing.assert_allclose(long[:7], short, rtol=1e-12)
+    assert not np.allclose(long[7:], long[2:7])
+    direct = trained()
+    np.testing.assert_allclose(forecast(direct, data, 3), forecast(direct, data)[:3], rtol=1e-12)
+    with pytest.raises(ValueError, match="at most its horizon of 7 rows, got 8"):
+        forecast(direct, data, 8)
+    with pytest.raises(ValueError, match="too short: 5 rows to read, at least 6"):
+        forecast(direct, table(5))
+    together = forecast(direct, data, ends=np.array([39, 20]))
+    np.testing.assert_allclose(together[0], forecast(direct, data), rtol=1e-12)
+    earlier = Table(data.values[:21], data.moments[:21], data.form)
+    np.testing.assert_allclose(together[1], forecast(direct, earlier), rtol=1e-12)  # nothing behind its end is read
+
+
+def test_score_against_the_definitions():
+    data, ends = table(), np.array([12, 17, 30])
+    y = data.values[:, 0]
+    one = trained()
+    numbers = score(one, data, ends)
+    errors = {"naive": [], "seasonal_naive": [], "model": []}
+    for end in ends:
+        said = forecast(one, Table(data.values[: end + 1], data.moments[: end + 1], data.form))
+        for k in range(1, 8):
+            errors["naive"].append(y[end] - y[end + k])
+            errors["seasonal_naive"].append(y[end + k - (5 if k <= 5 else 10)] - y[end + k])
+            errors["model"].append(said[k - 1] - y[end + k])
+    for name, e in errors.items():
+        e, n = np.array(e), numbers[name]
+        assert n["mae"] == pytest.approx(np.abs(e).mean()) and n["rmse"] == pytest.approx(np.sqrt((e**2).mean()))
+        assert n["mase"] == pytest.approx(np.abs(e).mean() / 1.5)
+        assert n["mse_standardised"] == pytest.approx((e**2).mean() / 2.5**2)
+        assert n["mae_standardised"] == pytest.approx(np.abs(e).mean() / 2.5)
+    assert numbers["windows"] == 3
+
+
+# ---- whole runs
+
+
+def test_from_csv_to_forecast(tmp_path):
+    """The command line on a generated series: better than both naive forecasts, drawn, written, continued."""
+    y = growing(200)
+    path, run = save(tmp_path / "a.csv", {"y": y[:190]}), str(tmp_path / "run")
+    options = ["--horizon", "8", "--window", "12", "--split", "140/25/25", "--residual", "season", "--hidden", "12"]
+    options += ["--epochs", "12", "--lr", "0.01", "--seed", "2", "--backend", "cpu", "--no-progress", "--json"]
+    done = CliRunner().invoke(main, ["train", "series", str(path), "--out", run, *options])
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    test = result["test"]
+    assert result["data"].endswith("a season of 8 rows") and test["windows"] == 18
+    assert test["model"]["mae"] < 0.6 * min(test["seasonal_naive"]["mae"], test["naive"]["mae"])
+    out, png = tmp_path / "f.csv", tmp_path / "f.png"
+    made = CliRunner().invoke(main, ["forecast", run, "--out", str(out), "--plot", str(png), "--json"])
+    assert made.exit_code == 0, made.output
+    said = json.loads(made.stdout)
+    assert said["at"][:2] == ["2005-11", "2005-12"] and png.stat().st_size > 5000
+    rows = list(csv.reader(out.read_text(encoding="utf-8").splitlines()))
+    assert rows[0] == ["month", "y"] and [float(row[1]) for row in rows[1:]] == said["forecast"]
+    assert np.abs(np.array(said["forecast"]) - growing(198)[190:]).mean() < 10  # the season before misses by 16
+    newer = save(tmp_path / "b.csv", {"y": y})
+    measured = CliRunner().invoke(main, ["evaluate", run, str(newer), "--json"])
+    assert json.loads(measured.stdout)["windows"] == 200 - 20 - 8 + 1
+    other = CliRunner().invoke(main, ["forecast", run, str(newer), "--steps", "9"])
+    assert other.exit_code == 2 and "at most its horizon of 8" in other.output
+    text = CliRunner().invoke(main, ["forecast", run, str(newer), "--steps", "2"])
+    assert [line.split()[0] for line in text.output.splitlines()] == ["2006-09", "2006-10"]
+
+
+@pytest.mark.parametrize("mode", ["every", "recursive"])
+def test_resumed_equals_uninterrupted(tmp_path, mode):
+    path = save(tmp_path / "a.csv", {"x": growing(60, 1), "y": growing(60)})
+    same = dict(backend="cpu", seed=4, hidden=5, window=9, horizon=3, mode=mode, residual="last", inputs="x")
+    same |= dict(calendar=True, dropout=0.2, schedule="constant", weight_noise=0.05)
+    for folder, epochs in (("whole", 3), ("parts", 1)):
+        prepare("series", [path], tmp_path / folder, epochs=epochs, **same).train(progress=False)
+    prepare("series", [], tmp_path / "parts", epochs=3, resume=True).train(progress=False)
+    whole, parts = (load(tmp_path / folder, "cpu").model.state_dict() for folder in ("whole", "parts"))
+    assert len(whole) >= 6 and all(np.array_equal(whole[name], parts[name]) for name in whole)
