@@ -75,7 +75,7 @@ def ctc_loss(
         before, last = _walk(xp, logs, skips, start, valid)
         rows, n = xp.arange(B), xp.asarray(2 * counts)
         likelihood = _log_sum(xp, last[rows, n], xp.where(n > 0, last[rows, n - 1], -np.inf))
-    possible = ~xp.isneginf(likelihood)
+    possible = likelihood != -np.inf
     losses = xp.where(possible, 0.0 - likelihood, 0.0 if zero_infinity else np.inf)
     weights = xp.asarray(1 / (np.maximum(counts, 1) * max(B, 1)) if reduction == "mean" else np.ones(B))
     loss = (losses if reduction == "none" else (losses * weights).sum()).astype(dtype)
@@ -83,7 +83,7 @@ def ctc_loss(
     def backward(dloss=1.0):
         dlosses = upstream(dloss, loss.shape, (B,), 1, np.float64, ops) * weights
         counted = valid & possible
-        mirrored = xp.full(skips.shape, -np.inf)
+        mirrored = xp.zeros(skips.shape) - np.inf
         mirrored[:, 2:] = skips[:, :1:-1]
         with quiet():
             after, _ = _walk(xp, logs[::-1, :, ::-1], mirrored, end[:, ::-1], valid[::-1])
@@ -106,7 +106,7 @@ def _walk(xp, logs, skips, start, valid):
     after each sequence's last step. Walked from right to left, it gives the backward variables.
     """
     reached = xp.empty(logs.shape)
-    ways = xp.full((start.shape[0], start.shape[1] + 2), -np.inf)  # with two states to the left that nobody is in
+    ways = xp.zeros((start.shape[0], start.shape[1] + 2)) - np.inf  # with two states to the left that nobody is in
     now = ways[:, 2:]
     now[...] = start
     for t in range(len(logs)):
@@ -118,7 +118,7 @@ def _walk(xp, logs, skips, start, valid):
 def _log_sum(xp, *terms):
     """log(sum(exp(terms))); -inf where all of them are, without inf - inf."""
     highest = functools.reduce(xp.maximum, terms)
-    highest = xp.where(xp.isneginf(highest), 0, highest)
+    highest = xp.where(highest == -np.inf, 0, highest)
     return highest + xp.log(sum(xp.exp(term - highest) for term in terms))
 
 

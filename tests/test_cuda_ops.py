@@ -106,6 +106,22 @@ def test_other_layers(name, dtype):
 # ---- softmax cross-entropy
 
 
+def test_ctc_needs_only_what_cupy_has(monkeypatch):
+    ops, draw = cuda_ops(), np.random.default_rng(0)
+    logits, targets = draw.normal(size=(7, 4, 5)), [[1, 1, 2], [], [4, 3, 2, 1, 1, 2], [3]]
+    lengths = [7, 4, 7, 0]  # the last two do not fit
+    results = []
+    for device in (ops, gpurnn.get_backend("numpy")):
+        monkeypatch.setattr(gpurnn.ctc, "array_ops", lambda *arrays, device=device: device)
+        x = device.xp.asarray(logits)
+        loss, backward = gpurnn.ctc_loss(x, targets, lengths=lengths, zero_infinity=True)
+        found = gpurnn.ctc_greedy(x, lengths=lengths), gpurnn.ctc_beam_search(x, 3, lengths=lengths)
+        results.append((float(loss), device.to_numpy(backward()), found))
+    (loss, dlogits, found), (exact, dexact, expected) = results
+    assert loss == pytest.approx(exact, rel=1e-14) and found == expected
+    np.testing.assert_allclose(dlogits, dexact, rtol=0, atol=1e-14)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("V", [1, 5, 128, 300])
 def test_cross_entropy_rows(V, dtype):
