@@ -25,6 +25,7 @@ from .optim import (
     clip_grad_value,
 )
 from .recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from .seq2seq import EncoderDecoder, beam_search, greedy_search
 from .training import History, TrainingError, evaluate, fit, load_weights
 
 __version__ = "0.1.0"

@@ -366,7 +366,6 @@ def beam_search(model, source, lengths=None, *, beam=5, alpha=0.6, max_length=No
             done[b] = len(finished[b]) >= K or (finished[b] and max(finished[b])[0] >= reachable[b])
         if done.all():
             break
-        scores[done] = -np.inf
         ids = words[-1].T
         rows = xp.asarray((parents[-1] * B + everyone[:, None]).T.reshape(-1))
         state = tuple(part[:, rows] for part in state) if isinstance(state, tuple) else state[:, rows]

@@ -11,7 +11,7 @@ from cuda_on_cpu import emulator
 from test_cuda_layers import cuda_ops
 
 from bench.translation import Twin
-from gpurnn import DtypeError, ShapeError, cross_entropy, losses
+from gpurnn import DtypeError, ShapeError, cross_entropy, get_backend, losses
 from gpurnn.rng import name_key
 from gpurnn.seq2seq import END, PADDING, START, UNKNOWN, EncoderDecoder, Sampling, beam_search, greedy_search
 from gpurnn.seq2seq import length_penalty as penalty
@@ -248,6 +248,38 @@ def test_a_beam_of_one_is_greedy_and_a_wider_one_no_worse():
         better += sum(w.score > g.score + 1e-9 for w, g in zip(wide, greedy, strict=True))
     assert better > 0
     assert len({len(h.ids) for h in greedy}) > 1
+
+
+class Table:
+    """A model whose probabilities stand in a table: for each step those of ``END`` and of the two words there are."""
+
+    xp, ops = np, get_backend("cpu")
+
+    def __init__(self, *rows):
+        self.rows, self.asked = rows, 0
+
+    def start(self, source, lengths, beams=1):
+        return None, np.zeros((1, beams * source.shape[1], 1))
+
+    def next(self, ids, memory, state):
+        with np.errstate(divide="ignore"):
+            row = np.log([0, 0, 0, *self.rows[min(self.asked, len(self.rows) - 1)]])
+        self.asked += 1
+        return np.broadcast_to(row, (*ids.shape, len(row))), state, np.zeros((*ids.shape, 1))
+
+
+def test_a_search_ends_when_nothing_can_overtake():
+    """A short end is likelier than the long one, whose score per length is better: only the penalty decides."""
+    rows = (0.5, 0.4, 0.1), *[(0.0, 0.998, 0.002)] * 4, (0.998, 0.001, 0.001)
+    source = np.zeros((1, 1), np.int64)
+    for alpha, words, asked in ((1.0, 5, 6), (0.0, 0, 1)):
+        model = Table(*rows)
+        best = beam_search(model, source, beam=3, alpha=alpha, max_length=9)[0][0]
+        long = math.log(0.4 * 0.998**5)
+        assert best.ids.tolist() == [END + 1] * words
+        assert best.score == pytest.approx(long / penalty(6, alpha) if words else math.log(0.5))
+        assert asked <= model.asked <= 6
+        assert alpha or model.asked == 1  # ln 0.4 is below ln 0.5 already, and only falls
 
 
 @pytest.mark.parametrize("search", [greedy_search, lambda *a, **k: [h[0] for h in beam_search(*a, beam=3, **k)]])
