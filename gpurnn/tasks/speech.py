@@ -10,8 +10,10 @@ layer and CTC (ctc.py), which needs no word of where in time a character is. For
 are pooled over time instead.
 """
 
+import logging
 import re
 import zipfile
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,6 +32,8 @@ from ..training import measure
 from ..vocabulary import UNKNOWN, Vocabulary, read_lines
 from .classify import right_and_all
 from .run import Data, Settings, Task, changed, checksum, load, recurrent, setting
+
+_log = logging.getLogger("gpurnn")
 
 
 @dataclass
@@ -127,6 +131,7 @@ class SpeechTask(Task):
             facts = {"classes": sorted({utterance.text for utterance in rest})}
             if len(facts["classes"]) < 2:
                 raise ValueError(f"there are fewer than two classes to learn: {facts['classes']}")
+            _known_classes(test, facts)
         else:
             characters = "".join(utterance.text for utterance in rest)
             if not characters:
@@ -249,7 +254,7 @@ def _outputs(facts):
 def _known_rate(trained, file):
     """The sampling rate that the model's features were made at; raises ValueError where it is not known."""
     rate = trained.facts["rate"]
-    if rate is None and Path(file).suffix != ".npz":
+    if rate is None and Path(file).suffix.lower() != ".npz":
         raise ValueError(
             f"{file}: the model was trained on features, and it is not known how they are made from sound: train it "
             "with --rate, and --bands and the other options behind it where they are not the defaults"
@@ -313,16 +318,16 @@ def _read_features(file, settings, rate):
             arrays = np.load(opened)  # takes no pickles
             names = () if isinstance(arrays, np.ndarray) else ("frames", "length", "label", "is_test")
             found = {name: arrays[name] for name in names if name in arrays}
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{file}: is not an .npz file, or is damaged ({error})") from error
     missing = [name for name in ("frames", "length", "label") if name not in found]
     if missing:
         raise ValueError(f"{file}: lacks the arrays {', '.join(missing)}")
     frames, length, label = found["frames"], found["length"], found["label"]
-    is_test = found.get("is_test", np.zeros(len(label), bool)).astype(bool)
+    is_test = found.get("is_test", np.zeros(label.shape, bool)).astype(bool)
     if frames.ndim != 2 or frames.dtype.kind != "f":
         raise ValueError(f"{file}: frames should be numbers (N, bands), got {frames.dtype} {frames.shape}")
-    if not (length.shape == label.shape == is_test.shape == (len(label),)) or length.dtype.kind not in "iu":
+    if not (length.shape == label.shape == is_test.shape == (label.size,)) or length.dtype.kind not in "iu":
         raise ValueError(
             f"{file}: length, label and is_test should be one for each utterance, got {length.dtype} {length.shape}, "
             f"{label.shape} and {is_test.shape}"
@@ -351,11 +356,10 @@ def _that_fit(utterances, settings):
             f"smaller hop than {settings.hop:g} or stack fewer frames than {settings.stack}"
         )
     if len(fit) < len(utterances):
-        click.echo(
-            f"{len(utterances) - len(fit)} of {len(utterances)} utterances are left out: their transcripts have more "
-            "characters than there are timesteps.",
-            err=True,
-        )
+        _log.warning(
+            "%d of %d utterances are left out: their transcripts have more characters than there are timesteps",
+            len(utterances) - len(fit), len(utterances),
+        )  # fmt: skip
     return fit
 
 
@@ -376,17 +380,12 @@ class Utterances:
         self.made, self.count = strings, strings or len(utterances)
         self.features = [normalised(utterance.features, facts) for utterance in utterances]
         self.lengths = np.array([len(x) for x in self.features])
-        texts = [utterance.text for utterance in utterances]
         self.joint = None
         if "classes" in facts:
-            classes = {name: number for number, name in enumerate(facts["classes"])}
-            unknown = sorted(set(texts) - set(classes))
-            if unknown:
-                raise ValueError(f"a class that the model never saw, {unknown[0]!r}: it knows {', '.join(classes)}")
-            self.targets = np.array([classes[text] for text in texts])
+            self.targets = _known_classes(utterances, facts)
         else:
             vocabulary = Vocabulary(facts["vocabulary"])
-            self.targets = [vocabulary.encode(text).astype(np.int64) for text in texts]
+            self.targets = [vocabulary.encode(utterance.text).astype(np.int64) for utterance in utterances]
             self.joint = vocabulary.encode(facts["joint"]).astype(np.int64)
         self._last = (None, None)
 
@@ -467,6 +466,15 @@ def distorted(features, settings, draws):
     start = int(draws[4] * (bands - width + 1))
     features[:, start : start + width] = 0
     return features
+
+
+def _known_classes(utterances, facts):
+    """The number of each utterance's class, (B,). Raises ValueError for one that there is not."""
+    classes = {name: number for number, name in enumerate(facts["classes"])}
+    unknown = sorted({utterance.text for utterance in utterances} - set(classes))
+    if unknown:
+        raise ValueError(f"a class that the model never saw, {unknown[0]!r}: it knows {', '.join(classes)}")
+    return np.array([classes[utterance.text] for utterance in utterances], np.int64)
 
 
 # ---- loss and metrics: of (outputs, targets, lengths), as ``fit`` and ``measure`` call them
