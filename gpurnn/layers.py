@@ -443,7 +443,7 @@ class Pooling(Module):
         y = xp.concatenate([x[last, everyone, :cut], x[0, :, cut:]], axis=1)
 
         def turn(dy):
-            dx = xp.zeros_like(x)
+            dx = xp.zeros(x.shape, x.dtype)
             dy = xp.where(some, dy, 0)
             dx[last, everyone, :cut] = dy[:, :cut]
             dx[0, :, cut:] = dy[:, cut:]
@@ -460,18 +460,18 @@ class Pooling(Module):
     def _max(self, x, valid, lengths):
         xp = self.xp
         some = xp.asarray(lengths > 0)[:, None]
-        highest = xp.where(valid, x, -xp.inf).argmax(axis=0)  # (B, F), of equal ones the first
-        y = xp.take_along_axis(x, highest[None], axis=0)[0]
-        steps = xp.arange(len(x))[:, None, None]
+        highest = xp.where(valid, x, -np.inf).argmax(axis=0)  # (B, F), of equal ones the first
+        T, B, F = x.shape
+        y, steps = x[highest, xp.arange(B)[:, None], xp.arange(F)], xp.arange(T)[:, None, None]
         return xp.where(some, y, 0), lambda dy: xp.where((steps == highest) & valid, dy, 0)
 
     def _attention(self, x, valid, lengths):
-        xp, (T, B, F), query = self.xp, x.shape, self.params["query"].copy()
+        xp, (T, B, F), query = self.xp, x.shape, self.params["query"]
         x = xp.where(valid, x, 0)
         u = xp.empty((T * B, self.attention_size), x.dtype)
         self.ops.product(_rows(x), self.params["weight"].T, u)
         u = xp.tanh(u + self.params["bias"]).reshape(T, B, self.attention_size)
-        score = xp.where(valid, (u * query).sum(axis=2, keepdims=True), -xp.inf)  # (T, B, 1)
+        score = xp.where(valid, (u * query).sum(axis=2, keepdims=True), -np.inf)  # (T, B, 1)
         highest = xp.where(xp.asarray(lengths > 0)[:, None], score.max(axis=0), 0)
         a = xp.exp(score - highest)
         a = a / xp.maximum(a.sum(axis=0), 1)  # the largest term is 1; a sequence of length 0 keeps zeros

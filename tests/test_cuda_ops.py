@@ -78,6 +78,10 @@ LAYERS = {
     "variational dropout": (lambda o: gpurnn.Dropout(0.4, variational=True, **o), "floats"),
     "layer norm": (lambda o: gpurnn.LayerNorm(6, **o), "floats"),
     "batch norm": (lambda o: gpurnn.BatchNorm(6, **o), "floats"),
+    "last pooling": (lambda o: gpurnn.Pooling(6, "last", 2, **o), "floats"),
+    "mean pooling": (lambda o: gpurnn.Pooling(6, "mean", **o), "floats"),
+    "max pooling": (lambda o: gpurnn.Pooling(6, "max", **o), "floats"),
+    "attention pooling": (lambda o: gpurnn.Pooling(6, "attention", **o), "floats"),
 }
 
 
