@@ -100,7 +100,7 @@ class WordVocabulary:
         for index in np.asarray(ids, dtype=np.int64).reshape(-1).tolist():
             word = self.entries[index - 1] if index else "<unk>"
             closes = word in ".,;:!?)]}%\u2026\u201d\u2019\n" or (word == '"' and quoted)
-            opened = before in "([{$#\u201c\u2018\n" or (before == '"' and quoted)
+            opened = before in "([{$\u201c\u2018\n" or (before == '"' and quoted)
             text.append(word if closes or opened else " " + word)
             quoted ^= word == '"'
             before = word
