@@ -95,8 +95,8 @@ class SeriesTask(Task):
     name = "series"
     Settings = SeriesSettings
     examples = """
-  gpurnn train series airline.csv --horizon 12 --window 24 --residual season --log
-  gpurnn train series ETTh1.csv --target OT --split 8640/2880/2880 --horizon 96"""
+  gpurnn train series airline.csv --horizon 12 --residual season --log
+  gpurnn train series ETTh1.csv --target OT --horizon 96"""
     next = ("gpurnn forecast {run} --plot forecast.png --out forecast.csv",)
 
     def read(self, files, settings, facts=None, scratch=None):

@@ -1,0 +1,105 @@
+"""The frame of the tasks: settings that check themselves and become options, the table of tasks, damaged runs."""
+
+from dataclasses import dataclass, fields
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from gpurnn.checkpoint import CheckpointError, write_json_atomic
+from gpurnn.cli import _option, main
+from gpurnn.tasks import TASKS, get_task
+from gpurnn.tasks.run import Settings, changed, checksum, kind_of, load, prepare, read_run, recurrent, setting
+
+
+@dataclass
+class Mine(Settings):
+    beam_size: int = setting(5, "Beams.", minimum=2)
+    share: float | None = setting(None, "A share.", low=0, high=1, shown="half")
+    loud: bool = setting(False, "Loudly.")
+    name: str = setting("x", "A name.")
+    epochs: int = changed(Settings, "epochs", 30)
+    valid: float = changed(Settings, "valid", 0.5, "Another help.", high=0.6)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_keeps_to_the_table(task):
+    """Verbs as listed, help that fits a terminal, defaults that are allowed, an option for every setting."""
+    found = get_task(task)
+    assert found.name == task and set(found.verbs) == set(TASKS[task])
+    found.Settings()
+    for command in (["train", task], *([verb] for verb in TASKS[task])):
+        result = CliRunner().invoke(main, [*command, "--help"], prog_name="gpurnn")
+        assert result.exit_code == 0 and max(map(len, result.output.splitlines())) <= 80
+        assert "Examples:" in result.output
+        if command[0] == "train":
+            missing = [f.name for f in fields(found.Settings) if f"--{f.name.replace('_', '-')} " not in result.output]
+            assert not missing
+
+
+def test_an_unknown_task():
+    with pytest.raises(ValueError, match="task should be one of 'text'"):
+        get_task("chess")
+
+
+@pytest.mark.parametrize(
+    "wrong, error",
+    [
+        ({"beam_size": 1}, ValueError),
+        ({"beam_size": 2.0}, TypeError),
+        ({"share": 1.5}, ValueError),
+        ({"loud": 1}, TypeError),
+        ({"name": None}, TypeError),
+        ({"valid": 0.7}, ValueError),
+        ({"valid": -0.1}, ValueError),
+        ({"hidden": 0}, ValueError),
+    ],
+)
+def test_settings_check_themselves(wrong, error):
+    with pytest.raises(error, match=next(iter(wrong))):
+        Mine(**wrong)
+
+
+def test_settings_have_kinds_and_options():
+    by_name = {f.name: f for f in fields(Mine)}
+    assert kind_of(by_name["share"]) == (float, True) and kind_of(by_name["beam_size"]) == (int, False)
+    assert Mine().epochs == 30 and Mine(share=0.25).share == 0.25 and Mine().share is None
+    assert by_name["epochs"].metadata["help"] == "Passes over the data."
+    beam, share, loud, cell = (_option(by_name[name]) for name in ("beam_size", "share", "loud", "cell"))
+    assert beam.opts == ["--beam-size"] and beam.type is click.INT and beam.default == 5
+    assert share.help == "A share.  [default: half]" and share.default is None
+    assert loud.secondary_opts == ["--no-loud"] and isinstance(cell.type, click.Choice)
+    seeds = Settings(seed=2**64 - 1).seeds()
+    assert [next(seeds), next(seeds)] == [2**64 - 1, 0]
+
+
+def test_recurrent_stack():
+    stack = recurrent(Settings(cell="lstm", layers=2, hidden=3, dropout=0.5), 4, 7, "cpu", bidirectional=True)
+    assert (stack.num_layers, stack.hidden_size, stack.dropout) == (2, 3, 0.5)
+    single = recurrent(Settings(cell="gru", dropout=0.5), 4, 7, "cpu")
+    assert single.dropout == 0
+
+
+def test_checksum_is_that_of_all_together():
+    assert checksum("ab", b"c") == checksum("abc") != checksum("acb")
+
+
+def test_runs_that_are_not_right(tmp_path):
+    book = tmp_path / "book.txt"
+    book.write_text("a gate keeps the state. " * 20)
+    options = {"hidden": 4, "steps": 4, "batch": 2, "backend": "cpu"}
+    with pytest.raises(ValueError, match="needs files"):
+        prepare("classify", [], tmp_path / "none")
+    run = prepare("text", [book], tmp_path / "run", epochs=1, **options)
+    with pytest.raises(FileNotFoundError, match="no checkpoint yet"):
+        load(tmp_path / "run")
+    with pytest.raises(ValueError, match="holds a run of the task text, not classify"):
+        read_run(tmp_path / "run", "classify")
+    for damage in ({"facts": {}}, {"facts": {"vocabulary": ""}}, {"facts": {"vocabulary": 3}}):
+        write_json_atomic(tmp_path / "run" / "config.json", run.document | damage)
+        (tmp_path / "run" / "last.json").touch()
+        with pytest.raises(CheckpointError, match="config.json: is damaged"):
+            load(tmp_path / "run", "cpu")
+    write_json_atomic(tmp_path / "run" / "config.json", run.document | {"task": "chess"})
+    with pytest.raises(CheckpointError, match="config.json: is damaged"):
+        read_run(tmp_path / "run")
