@@ -325,9 +325,10 @@ def beam_search(model, source, lengths=None, *, beam=5, alpha=0.6, max_length=No
 
     Every step extends the ``beam`` likeliest unfinished hypotheses of each sequence, all sequences side by side. Among
     all extensions the ``beam`` best count: those that end are finished and kept; the best that do not end go on.
-    A sequence is done when ``beam`` hypotheses are finished, or when no unfinished one could still overtake the best
-    finished one at any length. Scores are log-probabilities over the length penalty of words and ``END``; alpha: its
-    strength, 0 for none, at least 0. Other arguments as ``greedy_search``, which ``beam=1`` equals.
+    A sequence is done when no unfinished hypothesis could overtake the best finished one at any length, or when
+    ``beam`` are finished and none that is not is ahead of the best of them (with ``beam=1`` as soon as one is finished,
+    which makes it equal to ``greedy_search``). Scores are log-probabilities over the length penalty of words and
+    ``END``; alpha: its strength, 0 for none, at least 0. Other arguments as ``greedy_search``.
     """
     K = check_size("beam", beam)
     check_number("alpha", alpha, 0)
@@ -355,22 +356,24 @@ def beam_search(model, source, lengths=None, *, beam=5, alpha=0.6, max_length=No
         order = np.argsort(-np.concatenate([ending, going_on], axis=1), axis=1, kind="stable")[:, :K]
         for b, place in zip(*np.nonzero((order < K) & ~done[:, None]), strict=True):
             k = order[b, place]
-            if np.isfinite(ending[b, k]) and len(finished[b]) < K:
+            if np.isfinite(ending[b, k]):
                 finished[b].append((ending[b, k] / length_penalty(step + 1, alpha), step, k))
         order = np.argsort(-going_on, axis=1, kind="stable")[:, :K]
         scores = np.take_along_axis(going_on, order, axis=1)
         parents.append(order // best.shape[2])
         words.append(np.take_along_axis(best.reshape(B, -1), order, axis=1))
-        reachable = scores[:, 0] / length_penalty(limits + 1, alpha)
+        next_score, last_score = (scores[:, 0] / length_penalty(n, alpha) for n in (step + 2, limits + 1))
         for b in np.flatnonzero(~done):
-            done[b] = len(finished[b]) >= K or (finished[b] and max(finished[b])[0] >= reachable[b])
+            best_end = max(finished[b], default=(-np.inf,))[0]
+            enough = len(finished[b]) >= K and (K == 1 or best_end >= next_score[b])
+            done[b] = enough or (finished[b] and best_end >= last_score[b])  # else it may still end better
         if done.all():
             break
         ids = words[-1].T
         rows = xp.asarray((parents[-1] * B + everyone[:, None]).T.reshape(-1))
         state = tuple(part[:, rows] for part in state) if isinstance(state, tuple) else state[:, rows]
     return [
-        [_traced(hypothesis, b, parents, words, read) for hypothesis in sorted(finished[b], key=lambda f: -f[0])]
+        [_traced(hypothesis, b, parents, words, read) for hypothesis in sorted(finished[b], key=lambda f: -f[0])[:K]]
         for b in range(B)
     ]
 

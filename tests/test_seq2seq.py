@@ -282,6 +282,14 @@ def test_a_search_ends_when_nothing_can_overtake():
         assert alpha or model.asked == 1  # ln 0.4 is below ln 0.5 already, and only falls
 
 
+def test_unlikely_ends_do_not_end_a_search():
+    """Of a model that is sure of itself: its early ends are among the best extensions, and far behind."""
+    rows = *[(0.02, 0.97, 0.01)] * 8, (0.98, 0.01, 0.01)
+    found = beam_search(Table(*rows), np.zeros((1, 1), np.int64), beam=3, alpha=0.6, max_length=12)[0]
+    assert [len(h.ids) for h in found][0] == 8 and len(found) == 3
+    assert found[0].score == pytest.approx((8 * math.log(0.97) + math.log(0.98)) / penalty(9, 0.6))
+
+
 @pytest.mark.parametrize("search", [greedy_search, lambda *a, **k: [h[0] for h in beam_search(*a, beam=3, **k)]])
 def test_what_decoding_returns(search):
     model = spread(make())
