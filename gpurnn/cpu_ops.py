@@ -1,0 +1,215 @@
+"""CpuOps: what compiled code does on the CPU in place of array code: the walk through time, and sums over all of it.
+
+The library ``gpurnn._native`` is kernels/cpu/walk.cpp, the cells of kernels/cells under a schedule for the CPU. It is
+built when gpurnn is installed and a C++ compiler is there; without it the backend ``"cpu"`` is ``"numpy"``. float32 and
+float64 of every cell; 16-bit numbers stay array code. Arrays are C-contiguous here.
+"""
+
+import ctypes
+import functools
+import importlib.machinery
+import os
+from pathlib import Path
+
+import numpy as np
+
+from .errors import BackendError, check_size
+from .ops import Ops, Walk, flat
+
+CELLS = ("RnnTanh", "RnnRelu", "LstmCell", "GruCell", "GruOriginal")  # structs in kernels/cells, by number
+LEVELS = ("vectors of 128 bits", "AVX2", "AVX-512")
+_ROWS = 4  # sequences of a thread, at least: a product with fewer reads the weights for little
+_SMALL = 1 << 14  # multiplications of a product, at most, that NumPy has done before ours is packed
+_WORK = 1 << 20  # multiplications of a walk, at least, for a second thread
+
+_pointer, _stride = ctypes.c_void_p, ctypes.c_ssize_t
+
+
+class _Pass(ctypes.Structure):
+    """``Pass`` of walk.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_int) for name in ("cell", "wide", "T", "B", "H", "P", "reverse", "keep")),
+        *((name, _stride) for name in ("kept_row", "output_row", "doutput_row")),
+        *((name, _pointer) for name in (
+            "lengths", "weight_hh", "weight_hr", "bias_ih", "bias_hh", "kept", "h", "c", "output", "doutput", "dh", "dc",
+            "dh_steps",
+        )),
+    ]  # fmt: skip
+
+
+class _Product(ctypes.Structure):
+    """``Product`` of walk.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_int) for name in ("wide", "accumulate")),
+        *((name, _stride) for name in ("M", "N", "K", "a_row", "a_column", "b_row", "b_column", "c_row")),
+        *((name, _pointer) for name in "ABC"),
+    ]
+
+
+@functools.cache
+def load_native():
+    """``(library, level)``, or None where it was not built or this processor is older than it needs.
+
+    level: number in LEVELS. Raises BackendError for a library of another version of gpurnn.
+    """
+    folder = Path(__file__).parent
+    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+        path = folder / f"_native{suffix}"
+        if path.is_file():
+            break
+    else:
+        return None
+    library = ctypes.CDLL(str(path))
+    library.gpurnn_native_add_rows.argtypes = [_pointer, _stride, ctypes.c_int, _stride, ctypes.c_int, _pointer]
+    if [library.gpurnn_native_bytes(which) for which in (0, 1)] != [ctypes.sizeof(_Pass), ctypes.sizeof(_Product)]:
+        raise BackendError(f"{path} was built from other sources than these: install gpurnn again")
+    level = library.gpurnn_native_level()
+    return None if level < 0 else (library, level)
+
+
+def thread_count():
+    """Threads of a walk: GPURNN_NUM_THREADS, else OMP_NUM_THREADS, else the processors that this process may use."""
+    for name in ("GPURNN_NUM_THREADS", "OMP_NUM_THREADS"):
+        text = os.environ.get(name, "").partition(",")[0]
+        if text.isdigit():
+            return check_size(name, int(text))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class CpuOps(Ops):
+    """The primitives with compiled walks. library, level: of ``load_native``."""
+
+    def __init__(self, library, level):
+        super().__init__(np, "cpu")
+        self.library, self.level = library, level
+
+    def schedule(self, work, wanted="auto"):
+        if work.dtype not in ("float32", "float64"):
+            return "steps", "generic array code, one step at a time: 16-bit numbers have no compiled walk on a CPU"
+        threads = self._threads(work.B, work.T * work.B * work.gates * work.H**2, work.directions)
+        return "walk", f"compiled for {LEVELS[self.level]}, {threads} thread{'s' * (threads > 1)}, no array code in it"
+
+    def empty_steps(self, T, B, F, dtype):
+        return super().empty_steps(T, B, F, dtype) if dtype.itemsize == 2 else np.empty((T, B, F), dtype)
+
+    def layer_forward(self, cell, x, weights, states, lengths, directions, keep, own, schedule="auto"):
+        if x.dtype.itemsize == 2:
+            return super().layer_forward(cell, x, weights, states, lengths, directions, keep, own, schedule)
+        T, B, _ = x.shape
+        D, (rows, P) = len(directions), weights[0].hh.shape
+        H = rows // cell.gates
+        kept_columns = cell.kept * H if keep or cell.kernel == "GruOriginal" or weights[0].hr is not None else rows
+        output = np.empty((T, B, D * P), x.dtype)
+        x = np.ascontiguousarray(x)
+        lengths32 = None if lengths is None else lengths.astype(np.int32)
+        walks, slots, held = [], [], []
+        for d, (w, state, reverse) in enumerate(zip(weights, states, directions, strict=True)):
+            kept = np.empty((T, B, kept_columns), x.dtype)
+            self.product(flat(x), w.ih.T, flat(kept)[:, :rows])
+            h = np.empty((T + 1, B, P), x.dtype)
+            h[T if reverse else 0] = state[0]
+            c = None
+            if cell.states == 2:
+                c = np.empty((T + 1 if keep else 2, B, H), x.dtype)
+                c[T if reverse and keep else 0] = state[1]
+            one = self._pass(cell, w, kept, h, c, reverse, lengths32, keep)
+            one.output, one.output_row = output.ctypes.data + d * P * x.itemsize, D * P
+            held.append(one)
+            walks.append(Walk(x, kept if keep else None, h, c if keep else None))
+            slots.append(c)
+        self._walk(held, T * B * rows * P, back=False)
+        finals = []
+        for walk, c, reverse in zip(walks, slots, directions, strict=True):
+            end = 0 if reverse else T
+            finals.append((walk.h[end].copy(),) if c is None else (walk.h[end].copy(), c[end if keep else T % 2].copy()))
+        return walks, finals, output
+
+    def layer_backward(self, cell, walks, weights, doutput, dstates, lengths, directions, sees):
+        if any(sees) or walks[0].kept.dtype.itemsize == 2:  # watched: only the generic walk shows dh and dc on the way
+            return super().layer_backward(cell, walks, weights, doutput, dstates, lengths, directions, sees)
+        T, B, _ = walks[0].kept.shape
+        rows, P = weights[0].hh.shape
+        dtype, H = walks[0].kept.dtype, rows // cell.gates
+        doutput = None if doutput is None else np.ascontiguousarray(doutput)
+        lengths32 = None if lengths is None else lengths.astype(np.int32)
+        held, done = [], []
+        for d, (walk, w, reverse) in enumerate(zip(walks, weights, directions, strict=True)):
+            sizes = (P, H)[: cell.states]
+            dstate = tuple(
+                np.zeros((B, F), dtype) if given is None else np.array(given, dtype, order="C")
+                for F, given in zip(sizes, dstates[d] or (None, None), strict=False)
+            )
+            dh_steps = None if w.hr is None else np.empty((T, B, P), dtype)
+            one = self._pass(cell, w, walk.kept, walk.h, walk.c, reverse, lengths32, keep=True)
+            one.dh, one.dc = (_address(part) for part in (*dstate, None)[:2])
+            one.dh_steps = _address(dh_steps)
+            if doutput is not None:
+                one.doutput, one.doutput_row = doutput.ctypes.data + d * P * dtype.itemsize, len(walks) * P
+            held.append(one)
+            done.append((dstate, dh_steps))
+        self._walk(held, T * B * rows * P, back=True)
+        return done
+
+    def _pass(self, cell, w, kept, h, c, reverse, lengths, keep):
+        """A ``_Pass`` with all that both ways need; its arrays live as long as it does."""
+        T, B, P = h.shape
+        hh, hr, bias_ih, bias_hh = arrays = [
+            None if array is None else np.ascontiguousarray(array) for array in (w.hh, w.hr, w.bias_ih, w.bias_hh)
+        ]
+        one = _Pass(
+            cell=CELLS.index(cell.kernel), wide=kept.dtype == np.float64, T=T - 1, B=B, H=len(hh) // cell.gates, P=P,
+            reverse=reverse, keep=keep, kept_row=kept.shape[2],
+            lengths=_address(lengths), weight_hh=_address(hh), weight_hr=_address(hr), bias_ih=_address(bias_ih),
+            bias_hh=_address(bias_hh), kept=_address(kept), h=_address(h), c=_address(c),
+        )  # fmt: skip
+        one.arrays = [*arrays, kept, h, c]
+        return one
+
+    def _walk(self, passes, multiplications, back):
+        if passes[0].B == 0:
+            return
+        D = len(passes)
+        threads = self._threads(passes[0].B, multiplications, D)
+        self.library.gpurnn_native_walk((_Pass * D)(*passes), D, threads, int(back), self.level)
+
+    def _threads(self, B, multiplications, directions):
+        if multiplications * directions < _WORK:
+            return 1
+        return max(1, min(thread_count(), directions * -(-B // _ROWS)))
+
+    def product(self, a, b, out, accumulate=False):
+        wide = a.dtype == np.float64
+        (M, K), N = a.shape, b.shape[1]
+        same = a.dtype == b.dtype == out.dtype and a.dtype.itemsize > 2
+        if not same or M * N * K < _SMALL or any(stride < 0 for array in (a, b, out) for stride in array.strides):
+            super().product(a, b, out, accumulate)
+            return
+        if out.strides[1] != out.itemsize:  # the transposed product has rows of neighbours, or there are none
+            if out.strides[0] != out.itemsize:
+                super().product(a, b, out, accumulate)
+                return
+            a, b, out, M, N = b.T, a.T, out.T, N, M
+        strides = [stride // a.itemsize for array in (a, b, out) for stride in array.strides]
+        job = _Product(wide, accumulate, M, N, K, *strides[:5], *(array.ctypes.data for array in (a, b, out)))
+        threads = 1 if M * N * K < _WORK else min(thread_count(), -(-M // 16))
+        self.library.gpurnn_native_multiply(ctypes.byref(job), threads, self.level)
+
+    def accumulate_product(self, grad, d, x):
+        self.product(flat(d).T, flat(x), grad, accumulate=True)
+
+    def sum_steps(self, d):
+        rows = flat(d)
+        N, M = rows.shape
+        if rows.dtype.itemsize == 2 or not N or rows.strides[1] != rows.itemsize:
+            return super().sum_steps(d)
+        sums = np.empty(M, rows.dtype)
+        self.library.gpurnn_native_add_rows(
+            rows.ctypes.data, N, M, rows.strides[0] // rows.itemsize, rows.dtype == np.float64, sums.ctypes.data
+        )
+        return sums
+
+
+def _address(array):
+    return None if array is None else array.ctypes.data

@@ -1,0 +1,164 @@
+// The time loop on the CPU: the cells of ../cells/, the same structs that run on a GPU, walked by a schedule made for caches and
+// vector registers. Built as gpurnn._native where a C++ compiler is found; gpurnn/cpu_ops.py calls it through ctypes.
+//
+// The walk is compiled once for each kind of processor and chosen when it runs. Legend and layout: ../common.cuh.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#ifdef _WIN32
+#define EXPORT extern "C" __declspec(dllexport)
+#else
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+// One layer and direction, forward or backward. All arrays are C-contiguous but for the strides named *_row, in numbers.
+struct Pass {
+    int cell;           // 0 RnnTanh, 1 RnnRelu, 2 LstmCell, 3 GruCell, 4 GruOriginal
+    int wide;           // double, else float
+    int T, B, H, P;     // P: size of h, less than H with a projection
+    int reverse;        // whether the walk goes backwards in time
+    int keep;           // whether gates are kept for the way back
+    ptrdiff_t kept_row, output_row, doutput_row;
+    const int* lengths;     // [B] or null
+    const void* weight_hh;  // [G*H, P]
+    const void* weight_hr;  // [P, H] of a projection, or null
+    const void* bias_ih;    // [G*H] or null, both or none
+    const void* bias_hh;
+    void* kept;      // [T, B, kept_row]; forward: in W_ih x, out what the cell keeps; backward: out the derivatives
+    void* h;         // [T+1, B, P], the initial state in its slot
+    void* c;         // [T+1, B, H] or null; without keep two slots in turn, [2, B, H], the first holds the initial state
+    void* output;    // forward, out: [T, B, output_row] or null, zero past the end
+    void* doutput;   // backward, in: [T, B, doutput_row] or null
+    void* dh;        // backward, in: derivative by the final state, out: by the initial one; [B, P]
+    void* dc;        // [B, H] or null
+    void* dh_steps;  // with a projection, out: the derivatives by every h, [T, B, P], else null
+};
+
+// A product of two matrices of any strides, in numbers; neighbours of a row of C lie side by side.
+struct Product {
+    int wide, accumulate;
+    ptrdiff_t M, N, K;  // C[M, N] = A[M, K] B[K, N], or added to C
+    ptrdiff_t a_row, a_column, b_row, b_column, c_row;
+    const void *A, *B;
+    void* C;
+};
+
+namespace {
+
+// Room for numbers that begins where a cache line does. Not touched before it is used: its pages go to whoever fills it.
+template <typename T>
+class Lines {
+    std::unique_ptr<T[]> memory;
+
+public:
+    explicit Lines(size_t size = 0) : memory(new T[size + 64 / sizeof(T)]) {}
+    T* begin() const { return (T*)(((uintptr_t)memory.get() + 63) / 64 * 64); }
+};
+
+// Where threads wait for one another, once.
+class Meeting {
+    std::atomic<int> missing;
+
+public:
+    explicit Meeting(int threads) : missing(threads) {}
+    void wait() {
+        missing.fetch_sub(1, std::memory_order_acq_rel);
+        while (missing.load(std::memory_order_acquire) > 0) std::this_thread::yield();
+    }
+};
+
+// work(0) ... work(threads - 1) at once. Threads live as long as the call: none is left over for a fork to lose.
+template <typename Work>
+void on_threads(int threads, Work work) {
+    std::vector<std::thread> others;
+    for (int i = 1; i < threads; ++i) others.emplace_back(work, i);
+    work(0);
+    for (auto& other : others) other.join();
+}
+
+// ---- sums over all steps: sums[M] of N rows of M numbers, `row` apart, in double
+
+template <typename T>
+void add_rows(const T* rows, ptrdiff_t N, int M, ptrdiff_t row, T* sums) {
+    std::vector<double> total(M);
+    for (ptrdiff_t n = 0; n < N; ++n)
+        for (int m = 0; m < M; ++m) total[m] += rows[n * row + m];
+    for (int m = 0; m < M; ++m) sums[m] = (T)total[m];
+}
+
+constexpr double inverse_factorial(int k) { return k < 2 ? 1.0 : inverse_factorial(k - 1) / k; }
+
+// Each kind of processor: bytes of a vector, registers for sums.
+#if defined(__x86_64__) && defined(__GNUC__)
+#define X86
+
+#define LANES 32
+#define SUMS 12
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+namespace avx2 {
+#include "walk.h"
+}
+#pragma GCC pop_options
+#undef LANES
+#undef SUMS
+
+#define LANES 64
+#define SUMS 24
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx2,fma")
+namespace avx512 {
+#include "walk.h"
+}
+#pragma GCC pop_options
+
+#else
+
+#define LANES 16
+#define SUMS 24
+namespace plain {
+#include "walk.h"
+}
+#endif
+
+}  // namespace
+
+// What this build and this machine can do: 0 vectors of 128 bits, 1 AVX2, 2 AVX-512; -1 an x86 processor without AVX2.
+EXPORT int gpurnn_native_level() {
+#ifdef X86
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) return 2;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 1 : -1;
+#else
+    return 0;
+#endif
+}
+
+// For the caller to see that both mean the same by a Pass and a Product.
+EXPORT int gpurnn_native_bytes(int which) { return (int)(which ? sizeof(Product) : sizeof(Pass)); }
+
+#ifdef X86
+#define BEST(function) (level == 2 ? avx512::function : avx2::function)
+#else
+#define BEST(function) plain::function
+#endif
+
+EXPORT void gpurnn_native_walk(const Pass* passes, int directions, int threads, int back, int level) {
+    BEST(walk)(passes, directions, threads, back);
+}
+
+EXPORT void gpurnn_native_multiply(const Product* job, int threads, int level) { BEST(multiply)(job, threads); }
+
+EXPORT void gpurnn_native_add_rows(const void* rows, ptrdiff_t N, int M, ptrdiff_t row, int wide, void* sums) {
+    if (wide)
+        add_rows((const double*)rows, N, M, row, (double*)sums);
+    else
+        add_rows((const float*)rows, N, M, row, (float*)sums);
+}
