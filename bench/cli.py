@@ -47,7 +47,7 @@ Axes replace the suite's own values; repeated ones multiply."""
     "--backend",
     "backends",
     multiple=True,
-    type=click.Choice(["numpy", "cupy", "cuda"]),
+    type=click.Choice(["cpu", "numpy", "cupy", "cuda"]),
     help="Short for --rival gpurnn-...",
 )
 @click.option("--cell", multiple=True, type=click.Choice(list(CELLS)))
@@ -92,7 +92,7 @@ def run(suite, names, backends, only, threads, rounds, seconds, out, bidirection
 
 @main.command()
 @click.option("--fast", type=click.Choice([*RIVALS]), default="gpurnn-cuda")
-@click.option("--slow", type=click.Choice([*RIVALS]), default="gpurnn-numpy")
+@click.option("--slow", type=click.Choice([*RIVALS]), default="gpurnn-cpu")
 @click.option("-H", "H", multiple=True, type=click.IntRange(1), default=(64, 128, 256, 512))
 @click.option("-B", "B", multiple=True, type=click.IntRange(1), default=(1, 4, 16, 64))
 @click.option("--threads", type=click.IntRange(1), default=os.cpu_count(), help="Threads of BLAS and torch.")

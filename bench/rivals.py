@@ -112,7 +112,7 @@ def _gpurnn(backend, schedule="auto"):
             stop.synchronize()
             return cuda.get_elapsed_time(start, stop) / 1e3
 
-        if backend == "numpy":
+        if backend in ("numpy", "cpu"):
             return Prepared(run, results)
         pool = model.xp.get_default_memory_pool()
         return Prepared(run, results, model.ops.synchronize, events, pool.total_bytes)
@@ -482,7 +482,8 @@ def _liar(case, weights, x, doutput):
 
 
 RIVALS = {  # name -> (prepare, device, what it is)
-    "gpurnn-numpy": (_gpurnn("numpy"), "cpu", "gpurnn on NumPy"),
+    "gpurnn-cpu": (_gpurnn("cpu"), "cpu", "gpurnn's compiled code on the CPU"),
+    "gpurnn-numpy": (_gpurnn("numpy"), "cpu", "gpurnn's generic code on NumPy"),
     "gpurnn-cupy": (_gpurnn("cupy"), "gpu", "gpurnn's generic code on CuPy"),
     "gpurnn-cuda": (_gpurnn("cuda"), "gpu", "gpurnn's kernels"),
     "gpurnn-cuda-step": (_gpurnn("cuda", "step"), "gpu", "gpurnn's kernels, schedule step only"),
@@ -498,6 +499,7 @@ RIVALS = {  # name -> (prepare, device, what it is)
     "jax": (_jax, "cpu", "JAX, lax.scan under jit"),
 }
 USUAL = (
+    "gpurnn-cpu",
     "gpurnn-numpy",
     "gpurnn-cupy",
     "gpurnn-cuda",
@@ -516,7 +518,10 @@ HIDDEN = {
 def missing(name):
     """Why a rival cannot run here, or None. Imports nothing heavy."""
     from gpurnn import backends
+    from gpurnn.cpu_ops import load_native
 
+    if name == "gpurnn-cpu" and not load_native():
+        return "was not built, or not for this processor"
     if name.startswith("gpurnn-"):
         return backends()[name.split("-")[1]]
     needed = {"onnxruntime": ("onnx", "onnxruntime"), "jax": ("jax",), "products": ()}.get(name, ("torch",))

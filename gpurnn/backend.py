@@ -2,10 +2,11 @@
 
 | name | arrays | what runs |
 |---|---|---|
-| ``"numpy"`` (alias ``"cpu"``) | NumPy | the generic code; the reference |
+| ``"numpy"`` | NumPy | the generic code; the reference |
+| ``"cpu"`` | NumPy | compiled code (cpu_ops.py) where it was built, else what ``"numpy"`` does |
 | ``"cupy"`` | CuPy | the same generic code on a GPU, unfused |
 | ``"cuda"`` | CuPy | hand-written kernels, cuBLAS for the matrix products |
-| ``"auto"`` | | ``"cuda"`` where it works, else ``"numpy"``; says once which, through ``logging`` |
+| ``"auto"`` | | ``"cuda"`` where it works, else ``"cpu"``; says once which, through ``logging`` |
 
 A layer asks once, when it is built: argument, else ``use_backend``, else ``GPURNN_BACKEND``, else ``"auto"``.
 """
@@ -23,8 +24,7 @@ import numpy as np
 
 from .errors import BackendError
 
-NAMES = ("numpy", "cupy", "cuda")
-_ALIASES = {"cpu": "numpy"}
+NAMES = ("numpy", "cpu", "cupy", "cuda")
 _requested = contextvars.ContextVar("gpurnn_backend", default=None)
 _log = logging.getLogger("gpurnn")
 
@@ -39,7 +39,7 @@ def use_backend(name):
     >>> with gpurnn.use_backend("numpy"):
     ...     layer = gpurnn.LSTM(3, 5)
     """
-    token = _requested.set(_canonical(name, "use_backend"))
+    token = _requested.set(_checked(name, "use_backend"))
     try:
         yield
     finally:
@@ -56,9 +56,9 @@ def get_backend(name=None):
     """
     if hasattr(name, "xp"):
         return name
-    name = "auto" if name is None else _canonical(name, "backend")
+    name = "auto" if name is None else _checked(name, "backend")
     if name == "auto":
-        name = _requested.get() or _canonical(os.environ.get("GPURNN_BACKEND") or "auto", "GPURNN_BACKEND")
+        name = _requested.get() or _checked(os.environ.get("GPURNN_BACKEND") or "auto", "GPURNN_BACKEND")
     return _auto() if name == "auto" else _build(name)
 
 
@@ -69,7 +69,7 @@ def backends():
     True
     """
     problem = _gpu_problem()
-    return {"numpy": None, "cupy": problem, "cuda": problem}
+    return {"numpy": None, "cpu": None, "cupy": problem, "cuda": problem}
 
 
 def array_ops(*arrays):
@@ -84,15 +84,14 @@ def array_ops(*arrays):
     return _build("cuda" if any(on_gpu) else "numpy")
 
 
-def _canonical(name, source):
-    """``name`` without its alias; ``source`` says in the error where the name came from."""
+def _checked(name, source):
+    """``name``, which is one; ``source`` says in the error where it came from."""
     if not isinstance(name, str):
         raise TypeError(f"{source}: expected the name of a backend, got {type(name).__name__}")
-    canonical = _ALIASES.get(name, name)
-    if canonical not in (*NAMES, "auto"):
-        expected = ", ".join(map(repr, ("auto", *_ALIASES, *NAMES)))
+    if name not in (*NAMES, "auto"):
+        expected = ", ".join(map(repr, ("auto", *NAMES)))
         raise ValueError(f"{source}: unknown backend {name!r}, expected one of {expected}")
-    return canonical
+    return name
 
 
 @functools.cache
@@ -101,6 +100,11 @@ def _build(name):
 
     if name == "numpy":
         return Ops(np, name)
+    if name == "cpu":
+        from .cpu_ops import CpuOps, load_native
+
+        native = load_native()
+        return CpuOps(*native) if native else _build("numpy")
     problem = _gpu_problem()
     if problem:
         raise BackendError(f"backend {name!r} cannot work here: {problem}")
@@ -117,9 +121,9 @@ def _build(name):
 @functools.cache
 def _auto():
     problem = _gpu_problem()
-    name = "numpy" if problem else "cuda"
-    _log.info("backend 'auto' is %r on this machine%s", name, f": {problem}" if problem else "")
-    return _build(name)
+    ops = _build("cpu" if problem else "cuda")
+    _log.info("backend 'auto' is %r on this machine%s", ops.name, f": {problem}" if problem else "")
+    return ops
 
 
 # ---- what this machine has, cheapest question first; CuPy is imported only where nothing speaks against it

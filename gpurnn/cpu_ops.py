@@ -123,7 +123,9 @@ class CpuOps(Ops):
         finals = []
         for walk, c, reverse in zip(walks, slots, directions, strict=True):
             end = 0 if reverse else T
-            finals.append((walk.h[end].copy(),) if c is None else (walk.h[end].copy(), c[end if keep else T % 2].copy()))
+            finals.append(
+                (walk.h[end].copy(),) if c is None else (walk.h[end].copy(), c[end if keep else T % 2].copy())
+            )
         return walks, finals, output
 
     def layer_backward(self, cell, walks, weights, doutput, dstates, lengths, directions, sees):

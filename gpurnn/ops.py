@@ -77,7 +77,9 @@ class Ops:
         else:
             on_host = not hasattr(value, "__cuda_array_interface__")
         if xp is np and not on_host:
-            raise BackendError(f"{name}: is on a GPU, but the layer's backend is 'numpy'. Move it to the host first")
+            raise BackendError(
+                f"{name}: is on a GPU, but the layer's backend is {self.name!r}. Move it to the host first"
+            )
         if through_dlpack:
             try:
                 value = (np if on_host else xp).from_dlpack(value)  # CuPy takes no host memory through DLPack

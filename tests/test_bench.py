@@ -69,11 +69,16 @@ def test_rivals_agree_with_the_reference(cell, what, dtype):
     case = Case(cell, 6, 3, 9, 5, L=2, bidirectional=True, dtype=dtype, what=what, V=11 * (what == "step"))
     expected = reference(case, *inputs(case))
     assert len(expected) == {"train": 2 + 4 * 2, "step": 2 + 4 * 2}.get(what, 1)
-    for name in ("gpurnn-numpy", "torch-cpu", "onnxruntime", "jax"):
+    for name in ("gpurnn-cpu", "gpurnn-numpy", "onnxruntime", "jax", "torch-cpu"):
         if missing(name) or refuses(name, case):
             continue
         prepare = RIVALS[name][0]
-        got = prepare(case, *inputs(case)).results()
+        try:
+            got = prepare(case, *inputs(case)).results()
+        except RuntimeError as error:
+            if name == "torch-cpu" and "could not create a primitive" in str(error):
+                pytest.skip("torch has no bfloat16 LSTM for this processor")
+            raise
         for key, value in expected.items():
             assert np.abs(got[key] - value).max() <= allowed(case) * np.abs(value).max(), (name, key)
 
@@ -211,7 +216,7 @@ def test_crossings():
 def test_crossover_runs():
     done = invoke("crossover", "--fast", "torch-cpu", "-H", 3, "-B", 1, "-B", 2, "--threads", 1)
     assert done.exit_code == 0, done.output
-    assert done.output.count("torch-cpu is faster than gpurnn-numpy") == 6
+    assert done.output.count("torch-cpu is faster than gpurnn-cpu") == 6
 
 
 @pytest.mark.skipif(missing("gpurnn-cuda") is None, reason="there is a GPU here")

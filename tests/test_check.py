@@ -49,7 +49,7 @@ def test_a_wrong_derivative_is_named(monkeypatch):
     monkeypatch.setattr(cells.GRUCell, "backward", wrong)
     results = run_checks(["numpy"], ["gru", "lstm"], ["float64"], quick=True)
     assert {r.cell for r in results if not r.right} == {"gru"}
-    done = run("--quick", "--backend", "cpu", "--cell", "gru", "--dtype", "float64")
+    done = run("--quick", "--backend", "numpy", "--cell", "gru", "--dtype", "float64")
     assert done.exit_code == 1
     assert "WRONG numpy, gru, float64, gradient: two layers" in done.output
 

@@ -100,25 +100,37 @@ constexpr double inverse_factorial(int k) { return k < 2 ? 1.0 : inverse_factori
 #if defined(__x86_64__) && defined(__GNUC__)
 #define X86
 
-#define LANES 32
-#define SUMS 12
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
+#endif
+#define LANES 32
+#define SUMS 12
 namespace avx2 {
 #include "walk.h"
 }
-#pragma GCC pop_options
 #undef LANES
 #undef SUMS
-
-#define LANES 64
-#define SUMS 24
+#ifdef __clang__
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx2,fma"))), apply_to = function)
+#else
+#pragma GCC pop_options
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512dq,avx2,fma")
+#endif
+#define LANES 64
+#define SUMS 24
 namespace avx512 {
 #include "walk.h"
 }
+#ifdef __clang__
+#pragma clang attribute pop
+#else
 #pragma GCC pop_options
+#endif
 
 #else
 

@@ -12,7 +12,7 @@
 #include "../cells/lstm.cuh"
 #include "../cells/rnn.cuh"
 
-constexpr int KC = 256;  // columns of a product summed in registers at a time: their weights stay in the first cache
+constexpr int KC = 256;  // columns of a product at a time: their weights stay in the first cache, and sums of sums are more exact
 
 // ---- products: out = A B^T, rows of A anywhere in memory, B packed
 //
@@ -60,7 +60,7 @@ INLINE void multiply_tile(int K, const T* const* A, int step, const T* B, T* out
     const T* rows[R];
     UNROLL for (int r = 0; r < R; ++r) {
         rows[r] = A[r];
-        UNROLL for (int v = 0; v < V; ++v) sums[r][v] = first ? Vec<T>(0) : Vec<T>::load(out + r * out_row + v * lanes);
+        UNROLL for (int v = 0; v < V; ++v) sums[r][v] = Vec<T>(0);
     }
     for (ptrdiff_t k = 0; k < (ptrdiff_t)K * step; k += step, B += V * lanes) {
         Vec<T> b[V];
@@ -71,7 +71,10 @@ INLINE void multiply_tile(int K, const T* const* A, int step, const T* B, T* out
         }
     }
     UNROLL for (int r = 0; r < R; ++r)
-        UNROLL for (int v = 0; v < V; ++v) sums[r][v].store(out + r * out_row + v * lanes);
+        UNROLL for (int v = 0; v < V; ++v) {
+            T* to = out + r * out_row + v * lanes;
+            (first ? sums[r][v] : Vec<T>::load(to) + sums[r][v]).store(to);
+        }
 }
 
 // As many rows at once as there are registers, by the number of rows.

@@ -1,0 +1,190 @@
+"""The compiled walk on the CPU, against array code and float64: every cell, odd sizes, threads, products of any strides."""
+
+import ctypes
+import shutil
+
+import numpy as np
+import pytest
+
+import gpurnn
+from gpurnn import BackendError, check, cpu_ops, get_backend
+from gpurnn.check import CELLS, OPTIONS
+
+NATIVE = cpu_ops.load_native()
+if NATIVE is None:
+    built = "install gpurnn with pip" if shutil.which("c++") else "there is no C++ compiler"
+    pytest.skip(f"gpurnn._native was not built: {built}", allow_module_level=True)
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    """Sets how many threads a walk takes, however little there is to do."""
+
+    def choose(count):
+        monkeypatch.setenv("GPURNN_NUM_THREADS", str(count))
+        monkeypatch.setattr(cpu_ops, "_WORK", 0)
+        monkeypatch.setattr(cpu_ops, "_ROWS", 1)
+        monkeypatch.setattr(cpu_ops, "_SMALL", 0)
+
+    return choose
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_cell_and_option_is_no_worse_than_array_code(cell, dtype, threads):
+    """At sizes on both sides of a vector, of a group of rows and of a column block, on one to three threads."""
+    for number, (name, options) in enumerate(OPTIONS.items()):
+        for ragged, (H, T, B) in ((False, (1, 1, 1)), (True, (16, 5, 7)), (number % 2 == 0, (33, 3, 13))):
+            threads(1 + (number + H) % 3)
+            sized = {} if "hidden_size" in options else {"H": max(H, 5) if "projected" in cell else H}
+            worst, detail = check.compare(cell, "cpu", dtype, T, B, ragged, name != "learned state", **options, **sized)
+            assert worst <= 1, (name, H, T, B, detail)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_columns_past_one_chunk(cell, threads):
+    """H above KC of walk.h, so that sums are added up from several chunks."""
+    threads(2)
+    worst, detail = check.compare(cell, "cpu", "float32", 3, 5, H=300)
+    assert worst <= 1, detail
+
+
+def results(layer, x, doutput, lengths=None):
+    layer.zero_grad()
+    output, state, backward = layer.forward(x, lengths=lengths)
+    dx, dstate = backward(doutput)
+    return [output, *np.atleast_1d(state), dx, *np.atleast_1d(dstate), layer.flat_grads.copy()]
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("layer_class", [gpurnn.RNN, gpurnn.LSTM, gpurnn.GRU])
+def test_equal_bits_for_any_number_of_threads(layer_class, bidirectional, threads):
+    rng = np.random.default_rng(0)
+    layer = layer_class(5, 19, 2, bidirectional=bidirectional, backend="cpu", seed=1)
+    x = rng.standard_normal((6, 11, 5)).astype(np.float32)
+    doutput = rng.standard_normal((6, 11, 38 if bidirectional else 19)).astype(np.float32)
+    lengths = rng.integers(0, 7, 11)
+    found = []
+    for count in (1, 2, 3, 16):
+        threads(count)
+        found.append(results(layer, x, doutput, lengths))
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            assert np.array_equal(one, two)
+
+
+def test_a_sequence_does_not_depend_on_its_neighbours(threads):
+    threads(2)
+    rng = np.random.default_rng(0)
+    lstm = gpurnn.LSTM(4, 10, backend="cpu", seed=1)
+    x = rng.standard_normal((5, 9, 4)).astype(np.float32)
+    whole = lstm(x)[0]
+    for b in (0, 4, 8):
+        assert np.array_equal(lstm(x[:, b : b + 1].copy())[0][:, 0], whole[:, b])
+
+
+def activated(dtype, x, **options):
+    """tanh or relu of numbers, as the walk computes it: an RNN with no recurrent weights."""
+    rnn = gpurnn.RNN(1, 1, bias=False, backend="cpu", dtype=dtype, **options)
+    rnn.params["weight_ih_l0"], rnn.params["weight_hh_l0"] = 1, 0
+    return rnn(x.astype(dtype)[None, :, None])[0][0, :, 0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_tanh(dtype):
+    """Within four last places everywhere, near zero too; and what has no number."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.uniform(-25, 25, 20000), rng.uniform(-1, 1, 20000), np.geomspace(1e-30, 30, 5000)])
+    x = x.astype(dtype).astype(np.longdouble)
+    exact = np.tanh(x)
+    got = activated(dtype, x)
+    spacing = np.spacing(np.abs(exact).astype(dtype)).astype(np.longdouble)
+    assert np.max(np.abs(got - exact) / spacing) <= 4
+    assert np.abs(got).max() <= 1
+    odd = np.array([0.0, np.inf, -np.inf, np.nan, 1e30, -1e30])
+    assert np.array_equal(activated(dtype, odd), [0, 1, -1, np.nan, 1, -1], equal_nan=True)
+
+
+def test_relu():
+    x = np.array([-2.0, -0.0, 0.0, 3.0, np.nan, np.inf])
+    expected = [0, 0, 0, 3, np.nan, np.inf]
+    assert np.array_equal(activated("float32", x, nonlinearity="relu"), expected, equal_nan=True)
+
+
+STRIDES = {
+    "plain": lambda a: a,
+    "turned": lambda a: np.ascontiguousarray(a.T).T,
+    "part of a wider one": lambda a: np.pad(a, ((0, 0), (2, 3)))[:, 2 : a.shape[1] + 2],
+    "every second row": lambda a: np.repeat(a, 2, axis=0)[::2],
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("M, K, N", [(1, 1, 1), (5, 3, 17), (49, 40, 16), (100, 1100, 33), (13, 0, 4), (7, 300, 1)])
+def test_products_of_any_strides(M, K, N, accumulate, dtype, threads):
+    rng = np.random.default_rng(M + K + N)
+    a, b, c = (rng.standard_normal(shape).astype(dtype) for shape in ((M, K), (K, N), (M, N)))
+    exact = a.astype(np.longdouble) @ b.astype(np.longdouble) + (c if accumulate else 0)
+    plain = a @ b + (c if accumulate else 0)
+    usual = np.abs(plain - exact).max()
+    rounding = np.finfo(dtype).eps * max(1, np.abs(exact).max()) * (2 + K**0.5)  # where NumPy is exact by luck
+    for number, (name, stretch) in enumerate(STRIDES.items()):
+        threads(1 + number % 3)
+        out = STRIDES[("plain", "turned", "part of a wider one", "plain")[number]](c.copy())
+        get_backend("cpu").product(stretch(a), stretch(b), out, accumulate=accumulate)
+        assert np.abs(out - exact).max() <= 2 * usual + rounding, name
+
+
+def test_sums_over_steps():
+    d = np.random.default_rng(0).standard_normal((50, 40, 24)).astype(np.float32)
+    exact = d[:, :, :9].astype(np.float64).sum(axis=(0, 1))
+    sums = get_backend("cpu").sum_steps(d[:, :, :9])
+    assert sums.dtype == np.float32
+    assert np.abs(sums - exact).max() <= np.finfo(np.float32).eps * np.abs(exact).max()
+
+
+def test_plan_says_what_walks(monkeypatch):
+    monkeypatch.setenv("GPURNN_NUM_THREADS", "3")
+    plan = gpurnn.LSTM(64, 128, backend="cpu").plan(50, 32)
+    assert plan.schedule == "walk" and "3 threads" in plan.reason
+    assert gpurnn.LSTM(8, 8, backend="cpu", dtype="float16").plan(5, 2).schedule == "steps"
+
+
+def test_threads_come_from_the_environment(monkeypatch):
+    monkeypatch.delenv("GPURNN_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "5,2")
+    assert cpu_ops.thread_count() == 5
+    monkeypatch.setenv("GPURNN_NUM_THREADS", "2")
+    assert cpu_ops.thread_count() == 2
+    monkeypatch.setenv("GPURNN_NUM_THREADS", "0")
+    with pytest.raises(ValueError, match="GPURNN_NUM_THREADS should be at least 1"):
+        cpu_ops.thread_count()
+
+
+def test_without_the_library_the_backend_is_numpy(monkeypatch, tmp_path):
+    cpu_ops.load_native.cache_clear()
+    monkeypatch.setattr(cpu_ops, "__file__", str(tmp_path / "cpu_ops.py"))
+    try:
+        assert cpu_ops.load_native() is None
+    finally:
+        cpu_ops.load_native.cache_clear()
+    gpurnn.backend._build.cache_clear()
+    monkeypatch.setattr(cpu_ops, "load_native", lambda: None)
+    try:
+        assert get_backend("cpu").name == "numpy"
+    finally:
+        gpurnn.backend._build.cache_clear()
+
+
+def test_a_library_of_other_sources_is_refused(monkeypatch):
+    class Longer(ctypes.Structure):
+        _fields_ = [*cpu_ops._Pass._fields_, ("more", ctypes.c_int)]
+
+    cpu_ops.load_native.cache_clear()
+    monkeypatch.setattr(cpu_ops, "_Pass", Longer)
+    try:
+        with pytest.raises(BackendError, match="was built from other sources than these: install gpurnn again"):
+            cpu_ops.load_native()
+    finally:
+        cpu_ops.load_native.cache_clear()
