@@ -32,8 +32,8 @@ class _Pass(ctypes.Structure):
         *((name, ctypes.c_int) for name in ("cell", "wide", "T", "B", "H", "P", "reverse", "keep")),
         *((name, _stride) for name in ("kept_row", "output_row", "doutput_row")),
         *((name, _pointer) for name in (
-            "lengths", "weight_hh", "weight_hr", "bias_ih", "bias_hh", "kept", "h", "c", "output", "doutput", "dh", "dc",
-            "dh_steps",
+            "lengths", "weight_hh", "weight_hr", "bias_ih", "bias_hh", "kept", "h", "c", "output", "doutput", "dh",
+            "dc", "dh_steps",
         )),
     ]  # fmt: skip
 

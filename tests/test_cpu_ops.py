@@ -1,4 +1,4 @@
-"""The compiled walk on the CPU, against array code and float64: every cell, odd sizes, threads, products of any strides."""
+"""The compiled walk on the CPU, against array code and float64: cells, odd sizes, threads, products of any strides."""
 
 import ctypes
 import shutil

@@ -49,7 +49,7 @@ def test_random_configuration(seed):
     rng, kind, inside, hidden, options, call = draw(seed)
     ours_class, torch_class = LAYERS[kind]
     theirs = torch_class(inside, hidden, dtype=torch.float64, **options)
-    ours = ours_class(inside, hidden, backend=("numpy", "cpu")[seed % 2], dtype="float64", seed=seed, **options)
+    ours = ours_class(inside, hidden, backend=("numpy", "cpu")[seed // 4 % 2], dtype="float64", seed=seed, **options)
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
             parameter.copy_(torch.from_numpy(ours.params[name]))
