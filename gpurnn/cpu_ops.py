@@ -20,7 +20,7 @@ CELLS = ("RnnTanh", "RnnRelu", "LstmCell", "GruCell", "GruOriginal")  # structs 
 LEVELS = ("vectors of 128 bits", "AVX2", "AVX-512")
 _ROWS = 4  # sequences of a thread, at least: a product with fewer reads the weights for little
 _SMALL = 1 << 14  # multiplications of a product, at most, that NumPy has done before ours is packed
-_WORK = 1 << 20  # multiplications of a walk, at least, for a second thread
+_WORK = 1 << 23  # multiplications, at least, for a second thread: a fifth of a millisecond
 
 _pointer, _stride = ctypes.c_void_p, ctypes.c_ssize_t
 
