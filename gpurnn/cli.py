@@ -431,6 +431,7 @@ def info(as_json):
 
     from ._kernels import kernel_files
     from .backend import backends, get_backend
+    from .cpu_ops import describe
 
     build = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     blas = {"name": build.get("name"), "version": build.get("version"), "threads": None}
@@ -452,6 +453,7 @@ def info(as_json):
         "blas": blas,
         "cpus": cpus,
         "backends": available,
+        "cpu": describe(),
         "gpu": _gpu(get_backend("cuda").xp) if available["cuda"] is None else None,
         "kernels": kernel_files(),
     }
@@ -467,8 +469,10 @@ def info(as_json):
         "Kernels": f"{len(document['kernels'])} CUDA files: {', '.join(document['kernels'])}",
     }
     rows |= {f"'{name}'": "works" if reason is None else reason for name, reason in available.items()}
+    rows["'cpu'"] = document["cpu"]
     rows["Runs"] = (
-        "'numpy': array code, one timestep after another. 'cupy': the same on the GPU. 'cuda': one launch for a whole "
+        "'numpy': array code, one timestep after another. 'cpu': compiled code. 'cupy': array code on the GPU. "
+        "'cuda': one launch for a whole "
         "sequence where the weights fit on the chip, else a fused kernel and a cuBLAS product for each timestep, "
         "recorded as a CUDA graph; sums, masks, optimisers in kernels of their own. "
         "layer.plan(T, B) says what a call takes; 'gpurnn check' whether all of it is right here."

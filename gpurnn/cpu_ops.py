@@ -78,6 +78,14 @@ def thread_count():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def describe():
+    """What the backend "cpu" is on this machine, in words."""
+    native = load_native()
+    if native is None:
+        return "array code, as 'numpy': gpurnn was installed without a C++ compiler, or this processor has no AVX2"
+    return f"works, compiled for {LEVELS[native[1]]}, up to {thread_count()} threads"
+
+
 class CpuOps(Ops):
     """The primitives with compiled walks. library, level: of ``load_native``."""
 
