@@ -32,7 +32,7 @@ class ClassifySettings(Settings):
 
     level: str = setting("words", "What a text is read as.", choices=("words", "characters"))
     vocabulary_size: int = setting(20000, "Words known at most; the others count as unknown.")
-    embedding: int = setting(64, "Size of a word's or character's vector.")
+    embedding: int = setting(32, "Size of a word's or character's vector.")
     bidirectional: bool = setting(True, "Read in both directions.")
     pooling: str = setting(
         "max", "How states become one vector: the last valid one, mean, max or attention.",
@@ -40,17 +40,17 @@ class ClassifySettings(Settings):
     )  # fmt: skip
     variational: bool = setting(True, "Drop the same of a text's inputs at every step.")
     word_dropout: float = setting(
-        0.3, "Share of words (not characters) made unknown at random in training.", low=0, high=1, high_open=True
+        0.4, "Share of words (not characters) made unknown at random in training.", low=0, high=1, high_open=True
     )
     naive_bayes: bool = setting(True, "Start words with their log-odds of each class in the training texts.")
     test: float = setting(0.1, "Share of each class kept for the test.", low=0, high=1, high_open=True)
     split: int = setting(0, "Which split into training, validation and test: the seed of its shuffle.", minimum=0)
     valid: float = changed(Settings, "valid", 0.1, "Share of each class kept for validation.")
-    hidden: int = changed(Settings, "hidden", 64)
+    hidden: int = changed(Settings, "hidden", 32)
     dropout: float = changed(Settings, "dropout", 0.5, "Share of inputs, and of pooled states, dropped.")
-    lr: float = changed(Settings, "lr", 1e-3)
-    epochs: int = changed(Settings, "epochs", 15)
-    patience: int | None = changed(Settings, "patience", 5)
+    lr: float = changed(Settings, "lr", 2e-3)
+    epochs: int = changed(Settings, "epochs", 10)
+    patience: int | None = changed(Settings, "patience", 4)
 
     def __post_init__(self):
         super().__post_init__()
