@@ -62,7 +62,8 @@ def load_native():
     else:
         return None
     library = ctypes.CDLL(str(path))
-    library.gpurnn_native_add_rows.argtypes = [_pointer, _stride, ctypes.c_int, _stride, ctypes.c_int, _pointer]
+    number = ctypes.c_int
+    library.gpurnn_native_add_rows.argtypes = [_pointer, _stride, number, _stride, number, _pointer, number, number]
     if [library.gpurnn_native_bytes(which) for which in (0, 1)] != [ctypes.sizeof(_Pass), ctypes.sizeof(_Product)]:
         raise BackendError(f"{path} was built from other sources than these: install gpurnn again")
     level = library.gpurnn_native_level()
@@ -216,8 +217,9 @@ class CpuOps(Ops):
             return super().sum_steps(d)
         sums = np.empty(M, rows.dtype)
         self.library.gpurnn_native_add_rows(
-            rows.ctypes.data, N, M, rows.strides[0] // rows.itemsize, rows.dtype == np.float64, sums.ctypes.data
-        )
+            rows.ctypes.data, N, M, rows.strides[0] // rows.itemsize, rows.dtype == np.float64, sums.ctypes.data,
+            1 if rows.size < _WORK // 8 else thread_count(), self.level,
+        )  # fmt: skip
         return sums
 
 

@@ -84,16 +84,6 @@ void on_threads(int threads, Work work) {
     for (auto& other : others) other.join();
 }
 
-// ---- sums over all steps: sums[M] of N rows of M numbers, `row` apart, in double
-
-template <typename T>
-void add_rows(const T* rows, ptrdiff_t N, int M, ptrdiff_t row, T* sums) {
-    std::vector<double> total(M);
-    for (ptrdiff_t n = 0; n < N; ++n)
-        for (int m = 0; m < M; ++m) total[m] += rows[n * row + m];
-    for (int m = 0; m < M; ++m) sums[m] = (T)total[m];
-}
-
 constexpr double inverse_factorial(int k) { return k < 2 ? 1.0 : inverse_factorial(k - 1) / k; }
 
 // Each kind of processor: bytes of a vector, registers for sums.
@@ -168,9 +158,7 @@ EXPORT void gpurnn_native_walk(const Pass* passes, int directions, int threads, 
 
 EXPORT void gpurnn_native_multiply(const Product* job, int threads, int level) { BEST(multiply)(job, threads); }
 
-EXPORT void gpurnn_native_add_rows(const void* rows, ptrdiff_t N, int M, ptrdiff_t row, int wide, void* sums) {
-    if (wide)
-        add_rows((const double*)rows, N, M, row, (double*)sums);
-    else
-        add_rows((const float*)rows, N, M, row, (float*)sums);
+EXPORT void gpurnn_native_add_rows(const void* rows, ptrdiff_t N, int M, ptrdiff_t row, int wide, void* sums, int threads,
+                                   int level) {
+    BEST(add_rows_any)(rows, N, M, row, wide, sums, threads);
 }

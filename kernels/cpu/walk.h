@@ -35,6 +35,10 @@ struct Packed {
     void pack(int block, const T* from, ptrdiff_t gate_stride, ptrdiff_t n_stride, ptrdiff_t k_stride) const {
         constexpr int some = 16;  // columns at a time: whole cache lines of rows that may lie a power of two apart
         T* to = values + (size_t)block * K * width;
+        if (G == 1 && n_stride == 1 && (block + 1) * units <= N) {
+            for (int k = 0; k < K; ++k) std::memcpy(to + (size_t)k * width, from + block * units + k * k_stride, units * sizeof(T));
+            return;
+        }
         for (int k0 = 0; k0 < K; k0 += some) {
             const int k1 = k0 + some < K ? k0 + some : K;
             for (int g = 0; g < G; ++g)
@@ -129,7 +133,7 @@ void matmul(const Product& job, int threads) {
     on_threads(threads, [&](int thread) {
         for (int block = thread; block < B.blocks; block += threads) B.pack(block, (const T*)job.B, 0, job.b_column, job.b_row);
         packed.wait();
-        constexpr int R = SUMS / 2, most = 48, some = 1024;  // rows and columns at a time: they stay in the second cache
+        constexpr int R = SUMS / 2, most = 48, some = 1000;  // rows and columns at a time: they stay in the second cache
         const bool upright = job.a_column == 1;
         const ptrdiff_t first = M * thread / threads, last = M * (thread + 1) / threads;
         std::vector<T> turned(upright ? 0 : most * some), out(most * B.row());
@@ -174,6 +178,44 @@ void multiply(const Product* job, int threads) {
         matmul<double>(*job, threads);
     else
         matmul<float>(*job, threads);
+}
+
+// ---- sums over all steps: sums[M] of N rows of M numbers, `row` apart, added up in double
+
+template <typename T>
+void add_rows(const T* rows, ptrdiff_t N, int M, ptrdiff_t row, T* sums, int threads) {
+    typedef Vec<double> D;
+    constexpr int vectors = SUMS / 2, width = vectors * D::lanes;  // columns at a time: whole cache lines
+    on_threads(threads, [&](int thread) {
+        for (int m0 = width * thread; m0 < M; m0 += width * threads) {
+            const int count = M - m0 < width ? M - m0 : width;
+            D total[vectors];
+            UNROLL for (int v = 0; v < vectors; ++v) total[v] = D(0);
+            for (ptrdiff_t n = 0; n < N; ++n) {
+                const T* from = rows + n * row + m0;
+                T rest[width];
+                if (count < width) {
+                    for (int m = 0; m < width; ++m) rest[m] = m < count ? from[m] : T(0);
+                    from = rest;
+                }
+                UNROLL for (int v = 0; v < vectors; ++v) {
+                    D x;
+                    UNROLL for (int i = 0; i < D::lanes; ++i) x.v[i] = from[v * D::lanes + i];
+                    total[v] += x;
+                }
+            }
+            double whole[width];
+            UNROLL for (int v = 0; v < vectors; ++v) total[v].store(whole + v * D::lanes);
+            for (int m = 0; m < count; ++m) sums[m0 + m] = (T)whole[m];
+        }
+    });
+}
+
+void add_rows_any(const void* rows, ptrdiff_t N, int M, ptrdiff_t row, int wide, void* sums, int threads) {
+    if (wide)
+        add_rows((const double*)rows, N, M, row, (double*)sums, threads);
+    else
+        add_rows((const float*)rows, N, M, row, (float*)sums, threads);
 }
 
 // ---- one layer and direction
