@@ -93,6 +93,7 @@ class CpuOps(Ops):
     def __init__(self, library, level):
         super().__init__(np, "cpu")
         self.library, self.level = library, level
+        self.array_code = Ops(np, "numpy")  # for what has no compiled walk, with its own order in memory
 
     def schedule(self, work, wanted="auto"):
         if work.dtype not in ("float32", "float64"):
@@ -105,7 +106,7 @@ class CpuOps(Ops):
 
     def layer_forward(self, cell, x, weights, states, lengths, directions, keep, own, schedule="auto"):
         if x.dtype.itemsize == 2:
-            return super().layer_forward(cell, x, weights, states, lengths, directions, keep, own, schedule)
+            return self.array_code.layer_forward(cell, x, weights, states, lengths, directions, keep, own, schedule)
         T, B, _ = x.shape
         D, (rows, P) = len(directions), weights[0].hh.shape
         H = rows // cell.gates
@@ -139,7 +140,7 @@ class CpuOps(Ops):
 
     def layer_backward(self, cell, walks, weights, doutput, dstates, lengths, directions, sees):
         if any(sees) or walks[0].kept.dtype.itemsize == 2:  # watched: only the generic walk shows dh and dc on the way
-            return super().layer_backward(cell, walks, weights, doutput, dstates, lengths, directions, sees)
+            return self.array_code.layer_backward(cell, walks, weights, doutput, dstates, lengths, directions, sees)
         T, B, _ = walks[0].kept.shape
         rows, P = weights[0].hh.shape
         dtype, H = walks[0].kept.dtype, rows // cell.gates

@@ -188,3 +188,15 @@ def test_a_library_of_other_sources_is_refused(monkeypatch):
             cpu_ops.load_native()
     finally:
         cpu_ops.load_native.cache_clear()
+
+
+def test_16_bit_numbers_are_array_code(threads):
+    """Its order in memory included: numbers for numbers what the backend numpy gives."""
+    rng = np.random.default_rng(0)
+    x, doutput = (rng.standard_normal((4, 9, F)).astype(np.float16) for F in (5, 12))
+    found = []
+    for backend in ("cpu", "numpy"):
+        layer = gpurnn.GRU(5, 6, 2, bidirectional=True, backend=backend, dtype="float16", seed=1)
+        found.append(results(layer, x, doutput, np.array([4, 0, 1, 2, 3, 4, 4, 2, 1])))
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, two)
