@@ -77,7 +77,7 @@ def test_training_sequences_are_new_and_the_others_fixed():
 def test_copy_is_drawn_as_one_of_ten_for_each_step():
     settings = LongSettings(problem="copy", steps=7, batch=5, seed=3, dtype="float64")
     batch = DrawnBatches(settings).batch(2, 1)
-    ids, targets = copy_memory(5, 7, seed=3, call=2 * 2000 + 1)
+    ids, targets = copy_memory(5, 7, seed=3, call=2 * 2000 + 1)  # 10,000 sequences an epoch
     assert batch.inputs.shape == (27, 5, 10) and batch.inputs.dtype == np.float64
     np.testing.assert_array_equal(batch.inputs.argmax(axis=2), ids)
     np.testing.assert_array_equal(np.count_nonzero(batch.inputs, axis=2), 1)
@@ -162,20 +162,23 @@ def test_a_run_on_images_from_the_command_line(tmp_path, npz):
 
 
 def test_settings_reach_the_layers():
-    facts = {"inputs": 3, "outputs": 2}
+    facts = {"steps": 60, "inputs": 3, "outputs": 2}
 
     def recurrent(**settings):
         return TASK.build(LongSettings(hidden=40, seed=1, **settings), facts, "cpu")["recurrent"]
 
     forget = slice(40, 80)
-    assert (recurrent().params["bias_ih_l0"][forget] == 1).all()
-    assert (recurrent(forget_bias=4.0).params["bias_ih_l0"][forget] == 4).all()
+    for off in ({"chrono": 0}, {"problem": "rows"}):
+        assert (recurrent(**off).params["bias_ih_l0"][forget] == 1).all()
+        assert (recurrent(**off, forget_bias=4.0).params["bias_ih_l0"][forget] == 4).all()
     for cell in ("lstm", "gru"):
-        bias = recurrent(cell=cell, chrono=50).params["bias_ih_l0"][forget]
-        assert 0 < bias.min() < bias.max() <= np.log(49)
+        for chrono, longest in ((50, 50), (None, 60)):
+            bias = recurrent(cell=cell, chrono=chrono).params["bias_ih_l0"][forget]
+            assert 0 < bias.min() < bias.max() <= np.log(longest - 1) < 1.1 * bias.max()
     irnn = recurrent(cell="rnn", activation="relu", init="identity", learn_state=True)
     assert irnn.nonlinearity == "relu" and "initial_h_l0" in irnn.params
     np.testing.assert_array_equal(irnn.params["weight_hh_l0"], np.eye(40))
+    assert recurrent(cell="gru", chrono=0).params["bias_ih_l0"][forget].max() == 0
     assert [len(TASK.build(LongSettings(problem=name), facts, "cpu")) for name in ("adding", "copy", "rows")] == [
         3,
         2,

@@ -35,8 +35,12 @@ from ..recurrent import INITIALISERS
 from ..training import measure
 from .run import Data, Settings, Task, changed, checksum, recurrent, setting
 
-DRAWN = {"adding": 200, "copy": 100}  # problem -> its usual T
-IMAGES = ("rows", "pixels", "permuted")
+DRAWN, IMAGES = ("adding", "copy"), ("rows", "pixels", "permuted")
+USUAL = {  # problem -> what counts where a setting is not given
+    "adding": {"steps": 200, "sequences": 3_000, "hidden": 32, "batch": 20, "lr": 2e-2},
+    "copy": {"steps": 100, "sequences": 10_000, "hidden": 64, "batch": 10, "lr": 2e-2},
+    **dict.fromkeys(IMAGES, {"hidden": 128, "batch": 100, "lr": 2e-3}),
+}
 SYMBOLS, LENGTH = 8, 10  # of copy: different symbols, and how many there are to repeat
 HELD_OUT = {"valid": 1 << 31, "test": 3 << 30}  # number of the first call that draws them; training starts from 0
 
@@ -45,34 +49,39 @@ HELD_OUT = {"valid": 1 << 31, "test": 3 << 30}  # number of the first call that 
 class LongSettings(Settings):
     """What decides a run, of which chrono, forget_bias, init and learn_state are the recurrent layers' (recurrent.py).
 
-    steps: T of adding, the blanks of copy. sequences: of an epoch; None: 10,000 of adding and copy, all images.
+    steps: T of adding, the blanks of copy. sequences: of an epoch. chrono: 0 for none. What is None is ``USUAL``.
     """
 
     problem: str = setting("adding", "What is to be remembered.", choices=(*DRAWN, *IMAGES))
     steps: int | None = setting(None, "Steps of adding; blanks of copy.", minimum=2, shown="adding 200, copy 100")
-    sequences: int | None = setting(None, "Sequences of an epoch.", shown="adding, copy 10000, images all")
+    sequences: int | None = setting(None, "Sequences of an epoch.", shown="adding 3000, copy 10000, images all")
     shrink: int = setting(1, "Images: mean of blocks of so many by so many pixels.")
     permutation: int = setting(0, "Seed of the pixels' order in permuted.", minimum=0)
     init: str = setting("orthogonal", "Initial weights; identity with relu is the IRNN.", choices=INITIALISERS)
     activation: str = setting("tanh", "Of the cell rnn.", choices=("tanh", "relu"))
-    forget_bias: float = setting(1.0, "Of the cell lstm: initial bias of the forget gate.")
     chrono: int | None = setting(
-        None, "lstm, gru: initial biases for memories of up to so many steps.", minimum=2, shown="off"
+        None,
+        "Initial biases of lstm and gru for memories of up to so many steps; 0: off.",
+        minimum=0,
+        shown="the sequence's length, rows off",
     )
+    forget_bias: float = setting(1.0, "Initial bias of lstm's forget gate without --chrono.")
     learn_state: bool = setting(False, "Learn the initial state.")
-    hidden: int = changed(Settings, "hidden", 128)
-    batch: int = changed(Settings, "batch", 50)
-    lr: float = changed(Settings, "lr", 2e-3)
+    hidden: int | None = changed(Settings, "hidden", None, shown="adding 32, copy 64, images 128")
+    batch: int | None = changed(Settings, "batch", None, shown="adding 20, copy 10, images 100")
+    lr: float | None = changed(Settings, "lr", None, shown="drawn 0.02, images 0.002; rnn 0.001")
 
     def __post_init__(self):
         super().__post_init__()
-        if self.problem in DRAWN:
-            self.steps = self.steps or DRAWN[self.problem]
-            self.sequences = self.sequences or 10_000
-        elif self.steps:
+        if self.problem in IMAGES and self.steps:
             raise ValueError(f"steps: {self.problem} takes as many as the images have, leave it out")
-        if self.chrono and self.cell == "rnn":
-            raise ValueError("chrono sets the biases of gates: it needs cell lstm or gru")
+        if self.cell == "rnn":
+            if self.chrono:
+                raise ValueError("chrono sets the biases of gates: it needs cell lstm or gru")
+            self.lr = self.lr or 1e-3
+        for name, value in USUAL[self.problem].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
 
 
 class LongTask(Task):
@@ -86,10 +95,11 @@ class LongTask(Task):
     Settings = LongSettings
     train_needs_files = evaluate_needs_files = False
     examples = """
-  gpurnn train longrange                           adding, 200 steps
-  gpurnn train longrange --problem copy --cell gru --chrono 120
-  gpurnn train longrange mnist.npz --problem rows --epochs 10
-  gpurnn train longrange *-ubyte.gz --problem permuted"""
+  gpurnn train longrange                       adding, 200 steps, 20 seconds
+  gpurnn train longrange --cell rnn                            does not learn
+  gpurnn train longrange --problem copy --cell gru
+  gpurnn train longrange mnist.npz --problem rows
+  gpurnn train longrange *-ubyte.gz --problem permuted --epochs 20"""
     without_files = "drawn by number"
 
     def read(self, files, settings, facts=None, scratch=None):
@@ -105,6 +115,7 @@ class LongTask(Task):
         mean, deviation = _moments(sequences[: len(labels) - held])
         facts = {
             "shape": list(images.shape[1:]),
+            "steps": sequences.shape[1],
             "inputs": sequences.shape[2],
             "outputs": classes,
             "mean": mean,
@@ -123,12 +134,15 @@ class LongTask(Task):
     def build(self, settings, facts, backend=None):
         """``Sequential`` of recurrent layers, their last state (but for copy), dropout and linear layer."""
         options = {"init": settings.init, "learn_state": settings.learn_state}
+        chrono = settings.chrono
+        if chrono is None and settings.problem != "rows":
+            chrono = facts["steps"]
         if settings.cell == "rnn":
             options["nonlinearity"] = settings.activation
-        elif settings.chrono:
-            options |= {"chrono": settings.chrono} | ({"forget_bias": None} if settings.cell == "lstm" else {})
-        elif settings.cell == "lstm":
-            options["forget_bias"] = settings.forget_bias
+        elif chrono:
+            options["chrono"] = chrono
+        if settings.cell == "lstm":
+            options["forget_bias"] = None if chrono else settings.forget_bias
         shared, seeds = {"backend": backend, "dtype": settings.dtype}, settings.seeds()
         layers = {
             "recurrent": recurrent(settings, facts["inputs"], next(seeds), backend, **options),
@@ -246,13 +260,14 @@ def _draw(files, settings):
     """``Data`` of adding or copy."""
     if files:
         raise ValueError(f"{Path(files[0]).name}: {settings.problem} draws its sequences, it takes no file")
-    adding = settings.problem == "adding"
+    adding, T = settings.problem == "adding", settings.steps
+    sizes = (T, 2, 1) if adding else (T + 2 * LENGTH, SYMBOLS + 2, SYMBOLS + 2)
     return Data(
         DrawnBatches(settings),
         DrawnBatches(settings, "valid") if settings.valid else None,
-        facts={"inputs": 2, "outputs": 1} if adding else {"inputs": SYMBOLS + 2, "outputs": SYMBOLS + 2},
+        facts=dict(zip(("steps", "inputs", "outputs"), sizes, strict=True)),
         fingerprint={},
-        summary=f"{settings.problem}, {settings.steps} {'steps' if adding else 'blanks'}",
+        summary=f"{settings.problem}, {T} {'steps' if adding else 'blanks'}",
         rest=DrawnBatches(settings, "test"),
     )
 
