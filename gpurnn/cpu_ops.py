@@ -111,7 +111,7 @@ class CpuOps(Ops):
         D, (rows, P) = len(directions), weights[0].hh.shape
         H = rows // cell.gates
         kept_columns = cell.kept * H if keep or cell.kernel == "GruOriginal" or weights[0].hr is not None else rows
-        output = np.empty((T, B, D * P), x.dtype)
+        output = np.empty((T, B, D * P), x.dtype) if own or D > 1 else None  # else h itself will do
         x = np.ascontiguousarray(x)
         lengths32 = None if lengths is None else lengths.astype(np.int32)
         walks, slots, held = [], [], []
@@ -125,7 +125,8 @@ class CpuOps(Ops):
                 c = np.empty((T + 1 if keep else 2, B, H), x.dtype)
                 c[T if reverse and keep else 0] = state[1]
             one = self._pass(cell, w, kept, h, c, reverse, lengths32, keep)
-            one.output, one.output_row = output.ctypes.data + d * P * x.itemsize, D * P
+            if output is not None:
+                one.output, one.output_row = output.ctypes.data + d * P * x.itemsize, D * P
             held.append(one)
             walks.append(Walk(x, kept if keep else None, h, c if keep else None))
             slots.append(c)
@@ -136,7 +137,7 @@ class CpuOps(Ops):
             finals.append(
                 (walk.h[end].copy(),) if c is None else (walk.h[end].copy(), c[end if keep else T % 2].copy())
             )
-        return walks, finals, output
+        return walks, finals, walks[0].states("h", directions[0]) if output is None else output
 
     def layer_backward(self, cell, walks, weights, doutput, dstates, lengths, directions, sees):
         if any(sees) or walks[0].kept.dtype.itemsize == 2:  # watched: only the generic walk shows dh and dc on the way
