@@ -260,7 +260,7 @@ def _run_case(case, workers, path, rounds, seconds):
     for _ in range(rounds):
         for name in right:
             results[name]["samples"].append(workers[name].ask(case, "time", seconds=seconds))
-            time.sleep(0.02)  # the other's idle threads stop spinning
+            time.sleep(0.05)  # the other's idle threads stop spinning; those of OpenBLAS do after 2^26 clocks
     for name in right:
         samples = results[name]["samples"]
         failed = [sample["failed"] for sample in samples if "failed" in sample]

@@ -8,7 +8,10 @@ float64 of every cell; 16-bit numbers stay array code. Arrays are C-contiguous h
 import ctypes
 import functools
 import importlib.machinery
+import math
 import os
+import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,7 @@ CELLS = ("RnnTanh", "RnnRelu", "LstmCell", "GruCell", "GruOriginal")  # structs 
 LEVELS = ("vectors of 128 bits", "AVX2", "AVX-512")
 _ROWS = 4  # sequences of a thread, at least: a product with fewer reads the weights for little
 _SMALL = 1 << 14  # multiplications of a product, at most, that NumPy has done before ours is packed
+_PAGES = 1 << 17  # bytes of an array whose memory is worth keeping
 _WORK = 1 << 23  # multiplications, at least, for a second thread: a fifth of a millisecond
 
 _pointer, _stride = ctypes.c_void_p, ctypes.c_ssize_t
@@ -87,12 +91,59 @@ def describe():
     return f"works, compiled for {LEVELS[native[1]]}, up to {thread_count()} threads"
 
 
+class Store:
+    """Memory of arrays that are gone, for the next ones.
+
+    Fresh memory is made of fresh pages, each of which the system clears at its first use: for arrays that live as long
+    as one training step that is up to a fifth of the step's time. limit: bytes kept at most; what would go past it
+    empties the store, so that sizes that are no longer asked for do not stay.
+    """
+
+    def __init__(self, limit=1 << 29):
+        self.limit, self.bytes = limit, 0
+        self.unused = {}  # bytes -> list of memories
+        self.lock = threading.RLock()  # arrays die in any thread, and at any moment in this one
+
+    def empty(self, shape, dtype):
+        """As ``np.empty``; the memory comes back when the last view of the array is gone."""
+        size = math.prod(shape) * dtype.itemsize
+        if not _PAGES <= size <= self.limit:
+            return np.empty(shape, dtype)
+        step = 1 << (size.bit_length() - 6)
+        room = -(-size // step) * step  # up to 3 % more, so that T and T + 1 steps share one memory
+        with self.lock:
+            some = self.unused.get(room)
+            memory = some.pop() if some else None
+            self.bytes -= 0 if memory is None else room
+        if memory is None:
+            memory = np.empty(room, np.uint8)
+        owner = _Owner(memory[:size].view(dtype).reshape(shape))
+        weakref.finalize(owner, self._take_back, memory).atexit = False
+        return np.asarray(owner)
+
+    def _take_back(self, memory):
+        with self.lock:
+            if self.bytes + memory.nbytes > self.limit:
+                self.unused.clear()
+                self.bytes = 0
+            self.unused.setdefault(memory.nbytes, []).append(memory)
+            self.bytes += memory.nbytes
+
+
+class _Owner:
+    """What the arrays over one memory hold on to: NumPy makes it their base."""
+
+    def __init__(self, array):
+        self.__array_interface__ = array.__array_interface__
+
+
 class CpuOps(Ops):
     """The primitives with compiled walks. library, level: of ``load_native``."""
 
     def __init__(self, library, level):
         super().__init__(np, "cpu")
         self.library, self.level = library, level
+        self.store = Store()
         self.array_code = Ops(np, "numpy")  # for what has no compiled walk, with its own order in memory
 
     def schedule(self, work, wanted="auto"):
@@ -102,7 +153,10 @@ class CpuOps(Ops):
         return "walk", f"compiled for {LEVELS[self.level]}, {threads} thread{'s' * (threads > 1)}, no array code in it"
 
     def empty_steps(self, T, B, F, dtype):
-        return super().empty_steps(T, B, F, dtype) if dtype.itemsize == 2 else np.empty((T, B, F), dtype)
+        return super().empty_steps(T, B, F, dtype) if dtype.itemsize == 2 else self.empty(T, B, F, dtype)
+
+    def empty(self, T, B, F, dtype):
+        return self.store.empty((T, B, F), dtype)
 
     def layer_forward(self, cell, x, weights, states, lengths, directions, keep, own, schedule="auto"):
         if x.dtype.itemsize == 2:
@@ -111,18 +165,18 @@ class CpuOps(Ops):
         D, (rows, P) = len(directions), weights[0].hh.shape
         H = rows // cell.gates
         kept_columns = cell.kept * H if keep or cell.kernel == "GruOriginal" or weights[0].hr is not None else rows
-        output = np.empty((T, B, D * P), x.dtype) if own or D > 1 else None  # else h itself will do
+        output = self.empty(T, B, D * P, x.dtype) if own or D > 1 else None  # else h itself will do
         x = np.ascontiguousarray(x)
         lengths32 = None if lengths is None else lengths.astype(np.int32)
         walks, slots, held = [], [], []
         for d, (w, state, reverse) in enumerate(zip(weights, states, directions, strict=True)):
-            kept = np.empty((T, B, kept_columns), x.dtype)
+            kept = self.empty(T, B, kept_columns, x.dtype)
             self.product(flat(x), w.ih.T, flat(kept)[:, :rows])
-            h = np.empty((T + 1, B, P), x.dtype)
+            h = self.empty(T + 1, B, P, x.dtype)
             h[T if reverse else 0] = state[0]
             c = None
             if cell.states == 2:
-                c = np.empty((T + 1 if keep else 2, B, H), x.dtype)
+                c = self.empty(T + 1 if keep else 2, B, H, x.dtype)
                 c[T if reverse and keep else 0] = state[1]
             one = self._pass(cell, w, kept, h, c, reverse, lengths32, keep)
             if output is not None:
@@ -154,7 +208,7 @@ class CpuOps(Ops):
                 np.zeros((B, F), dtype) if given is None else np.array(given, dtype, order="C")
                 for F, given in zip(sizes, dstates[d] or (None, None), strict=False)
             )
-            dh_steps = None if w.hr is None else np.empty((T, B, P), dtype)
+            dh_steps = None if w.hr is None else self.empty(T, B, P, dtype)
             one = self._pass(cell, w, walk.kept, walk.h, walk.c, reverse, lengths32, keep=True)
             one.dh, one.dc = (_address(part) for part in (*dstate, None)[:2])
             one.dh_steps = _address(dh_steps)

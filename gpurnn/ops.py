@@ -164,7 +164,7 @@ class Ops:
         outputs = [walk.states("h", reverse) for walk, reverse in zip(walks, directions, strict=True)]
         if not own:
             return walks, finals, outputs[0] if len(outputs) == 1 else self.side_by_side(outputs, self.empty_steps)
-        return walks, finals, self.zero_past_end(self.side_by_side(outputs, self._empty), lengths)
+        return walks, finals, self.zero_past_end(self.side_by_side(outputs, self.empty), lengths)
 
     def layer_backward(self, cell, walks, weights, doutput, dstates, lengths, directions, sees):
         """The mirror of ``layer_forward``, without the gradients of the weights.
@@ -215,7 +215,8 @@ class Ops:
             steps[self.xp.asarray(np.arange(len(steps))[:, None] >= lengths)] = 0
         return steps
 
-    def _empty(self, T, B, F, dtype):
+    def empty(self, T, B, F, dtype):
+        """An uninitialised array (T, B, F) in C order."""
         return self.xp.empty((T, B, F), dtype)
 
     # ---- the time loop

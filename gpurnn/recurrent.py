@@ -338,7 +338,7 @@ class _Recurrent(Module):
         H = walk.kept.shape[2] // self.cell.kept
 
         def own(array):
-            whole = self.ops.side_by_side([array], self._empty)
+            whole = self.ops.side_by_side([array], self.ops.empty)
             return self.ops.zero_past_end(whole, lengths)
 
         c = None if walk.c is None else own(walk.states("c", reverse))
@@ -424,7 +424,7 @@ class _Recurrent(Module):
         T, B, inside = walk.x.shape
         d = flat(walk.kept[:, :, : self.cell.gates * self._sizes(layer)[1]])
         if dx is None:
-            dx = (self.ops.empty_steps if layer else self._empty)(T, B, inside, self.dtype)
+            dx = (self.ops.empty_steps if layer else self.ops.empty)(T, B, inside, self.dtype)
             self.ops.product(d, weight_ih, flat(dx))
         else:
             self.ops.product(d, weight_ih, flat(dx), accumulate=True)
@@ -449,9 +449,6 @@ class _Recurrent(Module):
         return see
 
     # ---- arrays in and out
-
-    def _empty(self, T, B, F, dtype):
-        return self.xp.empty((T, B, F), dtype)
 
     def _check_input(self, x):
         """``x`` as (T, B, I) and whether it came as a single sequence (T, I)."""

@@ -200,3 +200,36 @@ def test_16_bit_numbers_are_array_code(threads):
         found.append(results(layer, x, doutput, np.array([4, 0, 1, 2, 3, 4, 4, 2, 1])))
     for one, two in zip(*found, strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+def test_memory_comes_back_when_the_last_view_is_gone():
+    store = cpu_ops.Store(limit=1 << 20)
+    float32 = np.dtype(np.float32)
+    first = store.empty((300, 400), float32)
+    address, view = first.ctypes.data, first[5:, ::2].T
+    del first
+    second = store.empty((300, 400), float32)
+    assert second.ctypes.data != address and store.bytes == 0  # the view still shows it
+    del view
+    room = store.bytes
+    assert 480_000 <= room <= 1.04 * 480_000
+    third = store.empty((401, 299), float32)  # nearly the size
+    assert third.ctypes.data == address and third.shape == (401, 299) and store.bytes == 0
+    del second, third
+    assert store.bytes == 2 * room
+    assert store.empty((2, 2), float32).base is None  # too small to be worth it
+    store.empty((400, 400), float32)  # comes back at once, and past the limit
+    assert room not in store.unused and 640_000 <= store.bytes <= 1.04 * 640_000
+
+
+def test_results_stay_while_somebody_holds_them():
+    """Whatever later calls do with the memory of earlier ones."""
+    lstm = gpurnn.LSTM(16, 64, 2, backend="cpu", seed=0)
+    x = np.random.default_rng(0).standard_normal((40, 20, 16)).astype(np.float32)
+    output, state, backward = lstm.forward(x)
+    kept = [output.copy(), backward(output)[0]]
+    again = [part.copy() for part in kept]
+    for scale in (2, 3):
+        other, _, back = lstm.forward(scale * x)
+        back(other)
+    assert np.array_equal(output, again[0]) and np.array_equal(kept[1], again[1])
