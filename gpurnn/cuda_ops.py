@@ -123,17 +123,20 @@ class CudaOps(Ops):
     # ---- one layer through time
 
     def layer_forward(self, cell, x, weights, states, lengths, directions, keep, own, schedule="auto"):
-        T, B, _ = x.shape
+        T, B, I = x.shape
         rows, P = weights[0].hh.shape
         H, D = rows // cell.gates, len(weights)
-        key = (cell.kernel, T, B, H, P, directions, x.dtype.name, keep, lengths is not None, weights[0].bias_ih is None,
-               schedule, self.tf32)  # fmt: skip
+        key = (cell.kernel, T, B, I, H, P, directions, x.dtype.name, keep, lengths is not None,
+               weights[0].bias_ih is None, schedule, self.tf32)  # fmt: skip
         # Work on another stream may still be under way on a loop that was given back there.
         loop, lease = self.pool.take((*key, self.device.stream), lambda: Loop(self, cell, *key[1:-1]))
         loop.load(weights, lengths)
         x = self.xp.ascontiguousarray(x)
-        for d in range(D):
-            self.product(flat(x), weights[d].ih.astype(x.dtype, copy=False).T, flat(loop.gates[d])[:, :rows])
+        if loop.inputs:
+            loop.take(x)
+        else:
+            for d in range(D):
+                self.product(flat(x), weights[d].ih.astype(x.dtype, copy=False).T, flat(loop.gates[d])[:, :rows])
         loop.start(states)
         loop.forward()
         walks = [Walk(x, loop.gates[d] if keep else None, loop.h[d], loop.c_slots(d), lease) for d in range(D)]
@@ -256,7 +259,7 @@ class Loop:
     ``forward`` and ``backward`` run launch by launch, or replay what ``LoopPool`` has had recorded.
     """
 
-    def __init__(self, ops, cell, T, B, H, P, directions, dtype, keep, ragged, unbiased, schedule):
+    def __init__(self, ops, cell, T, B, I, H, P, directions, dtype, keep, ragged, unbiased, schedule):
         xp = ops.xp
         self.ops, self.cell, self.directions, self.keep = ops, cell, directions, keep
         self.T, self.B, self.H, self.P, self.D = T, B, H, P, len(directions)
@@ -270,14 +273,15 @@ class Loop:
         self.recorded = False
         self.ways = {}  # "forward", "backward" -> schedules.Way
         for backward in (False, True) if keep else (False,):
-            work = schedules.Work(cell.kernel, G, H, T, B, D, str(dtype), self.projected, backward)
+            work = schedules.Work(cell.kernel, G, H, T, B, D, str(dtype), self.projected, backward, I=I)
             self.ways["backward" if backward else "forward"], _ = ops.choose(work, schedule)
-        self.gates = xp.empty((D, T, B, self.width * H), self.dtype)
+        # for W_ih x, and for what the cell keeps
+        self.gates = xp.empty((D, T, B, self.width * H), self.dtype) if keep or not self.inputs else None
         self.h = xp.empty((D, T + 1, B, P), self.dtype)
         self.c = xp.empty((D, T + 1 if keep else 2, B, H), self.real) if cell.states == 2 else None
         self.output = xp.empty((T, B, D * P), self.dtype)
-        self.nbytes = self.gates.nbytes + self.h.nbytes + 2 * self.output.nbytes  # with doutput
-        self.nbytes += 0 if self.c is None else self.c.nbytes
+        self.nbytes = self.h.nbytes + 2 * self.output.nbytes  # with doutput
+        self.nbytes += sum(array.nbytes for array in (self.gates, self.c) if array is not None)
         self.products = [(slice(None), xp.empty((D, B, G * H), self.real))]  # rows of W_hh, and W h of these rows
         if self.original:
             self.products = [
@@ -289,16 +293,32 @@ class Loop:
         if ragged:  # order: the longest first, so that the sequences of a block end together
             self.lengths, self.order = xp.empty(B, np.int32), xp.empty(B, np.int32)
         self.biased = not unbiased
-        self.hh = self.hr = self.bias_ih = self.bias_hh = None
+        self.hh = self.hr = self.ih = self.x = self.bias_ih = self.bias_hh = None
         self.doutput = self.received = self.dh = None  # made by the first backward
 
+    @property
+    def inputs(self):
+        """Columns of W_ih whose products the walk makes itself; 0: ``gates`` holds W_ih x when it begins."""
+        return self.ways["forward"].inputs
+
     # ---- what a call brings
+
+    def take(self, x):
+        """x (T, B, I) for a walk that multiplies it itself."""
+        if not self.recorded:
+            self.x = x
+            return
+        if self.x is None:
+            self.x = self.ops.xp.empty(x.shape, x.dtype)
+        self.x[...] = x
 
     def load(self, weights, lengths):
         """Take the weights: (D, rows, columns), (D, rows). A recorded loop copies them, it reads at fixed addresses."""
         names = {"hh": self.dtype}
         if self.projected:
             names["hr"] = self.dtype
+        if self.inputs:
+            names["ih"] = self.dtype
         if self.biased:
             names |= {"bias_ih": self.real, "bias_hh": self.real}
         for name, dtype in names.items():
@@ -363,10 +383,10 @@ class Loop:
             steps()
 
     def _forward_block(self):
-        self._launch_block(
-            "forward", self.width, self.reverse, int(self.keep), self.lengths, self.order, self.hh, self.bias_ih,
-            self.bias_hh, self.gates, self.h, self.c, self.output,
-        )  # fmt: skip
+        how = self.width, self.reverse, int(self.keep), self.lengths, self.order, self.hh, self.bias_ih, self.bias_hh
+        if self.ways["forward"].schedule == "block":
+            how = self.ih.shape[-1] if self.inputs else 0, *how, self.ih if self.inputs else None, self.x
+        self._launch_block("forward", *how, self.gates, self.h, self.c, self.output)
 
     def _forward_step(self):
         for s in range(self.T):

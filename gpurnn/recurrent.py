@@ -261,10 +261,11 @@ class _Recurrent(Module):
         ways = {}
         for layer in range(self.num_layers):
             for backward in (False, True):
-                _, H, P = self._sizes(layer)
+                inputs, H, P = self._sizes(layer)
                 work = Work(
-                    self.cell.kernel, self.cell.gates, H, T, B, D, self.dtype.name, projected=P != H, backward=backward
-                )
+                    self.cell.kernel, self.cell.gates, H, T, B, D, self.dtype.name, projected=P != H,
+                    backward=backward, I=inputs,
+                )  # fmt: skip
                 name, why = self.ops.schedule(work, self.schedule)
                 ways.setdefault((name, why), []).append(f"layer {layer} {'backward' if backward else 'forward'}")
         schedule = ", ".join(dict.fromkeys(name for name, _ in ways))

@@ -17,10 +17,15 @@ from .errors import check_choice
 ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 _REGISTERS = 65536  # of a multiprocessor
 _STEP_SECONDS = 4e-6  # two launches within a CUDA graph, 1.4 us each at least, and the product between them
+_GEMM_SECONDS = 2.5e-6  # of a product before the walk, besides its work: launch, ramp and tail
+_MEMORY_BYTES = 10  # a clock and multiprocessor, from or to the GPU's memory
+_MOST_INPUTS = 32  # columns of W_ih that a kernel of schedule block takes
 _LOAD_SECONDS = 6e-6  # of a block's weights, before the first step
 _EFFICIENCY = 0.7  # of the arithmetic's peak, in a product
 _HOP_SECONDS = 0.65e-6  # from one multiprocessor to another through L2, by published measurements
 _EXCHANGE_BYTES = 30  # a clock and multiprocessor, when all read L2
+_LATENCY = 30  # cycles of what hides behind nothing: an operand from shared memory
+_FETCH = 8  # cycles that a block spends on each number that its threads fetch, by its machine code
 _BARRIERS = 350  # cycles of a block's step besides its product: two barriers, the cell, loads and stores
 
 
@@ -39,7 +44,8 @@ class Device:
 
 @dataclass(frozen=True)
 class Work:
-    """One walk of one layer. directions: how many walk at once; tf32: whether float32 may be multiplied as tf32."""
+    """One walk of one layer. directions: how many walk at once; tf32: whether float32 may be multiplied as tf32.
+    I: the size of its input; 0: the product with W_ih is left out of account."""
 
     kernel: str
     gates: int
@@ -51,26 +57,33 @@ class Work:
     projected: bool
     backward: bool
     tf32: bool = False
+    I: int = 0
 
 
 @dataclass(frozen=True)
 class Way:
     """One way to do a work: a schedule with its tile. seconds: of a timestep, before: of a call, before the first;
-    measured: whether these two are, or else estimated."""
+    measured: whether these two are, or else estimated. product: of all timesteps, for the products W_ih x, estimated;
+    within the walk it may be below zero, as nothing is fetched for them.
+    """
 
     schedule: str
     seconds: float
     before: float = 0.0
     measured: bool = False
+    product: float = 0.0
+    inputs = 0  # columns of W_ih whose products are made within the walk; else W_ih x is ready when it begins
 
     def total(self, T):
-        return self.before + T * self.seconds
+        return self.before + T * self.seconds + self.product
 
     def price(self, T):
         """What T timesteps cost, in words."""
         first = f" after {self.before * 1e6:.1f} us" if self.before else ""
         known = "measured" if self.measured else "estimated"
-        return f"{self.schedule}: {T} timesteps of {self.seconds * 1e6:.2f} us{first}, {known}"
+        product = f", and {self.product * 1e6:.1f} us for W_ih x" if self.product and not self.inputs else ""
+        seconds = self.seconds + (self.product / T if self.inputs and T else 0.0)
+        return f"{self.schedule}: {T} timesteps of {seconds * 1e6:.2f} us{first}, {known}{product}"
 
     @property
     def key(self):
@@ -86,7 +99,8 @@ class Block(Way):
     """A kernel of schedule ``block`` and what its launch needs.
 
     kernel: "block" or "block_mma", the .cu file and the start of the names; numbers: its template arguments behind cell
-    and storage. rows: sequences of a tile; held: share of the weights in registers.
+    and storage. rows: sequences of a tile; held: share of the weights in registers. like: the key of the same walk
+    without the products W_ih x, where this one makes them.
     """
 
     kernel: str = ""
@@ -95,6 +109,8 @@ class Block(Way):
     threads: int = 0
     shared: int = 0
     held: float = 0.0
+    inputs: int = 0
+    like: str = ""
 
     @property
     def types(self):
@@ -102,11 +118,12 @@ class Block(Way):
 
     @property
     def key(self):
-        return f"{self.kernel}<{', '.join(self.types)}>"
+        return self.like or f"{self.kernel}<{', '.join(self.types)}>"
 
     def __str__(self):
         held = math.floor(100 * self.held)
-        return f"{held} % of the recurrent weights in registers, tiles of {self.rows} sequences"
+        inputs = ", W_ih x within the launch" if self.inputs else ""
+        return f"{held} % of the recurrent weights in registers, tiles of {self.rows} sequences{inputs}"
 
 
 # ---- step
@@ -115,9 +132,13 @@ class Block(Way):
 def step_ways(work, device):
     """The schedule ``step`` does everything in one way."""
     flops = 2 * work.B * work.gates * work.H**2 * work.directions
+    return [Way("step", _STEP_SECONDS + flops / _rate(work, device))]
+
+
+def _rate(work, device):
+    """Of a large product, operations a second."""
     peak = 2048 if ITEMSIZE[work.dtype] == 2 else 1024 if work.tf32 else 256
-    rate = device.multiprocessors * device.clock * peak * _EFFICIENCY
-    return [Way("step", _STEP_SECONDS + flops / rate)]
+    return device.multiprocessors * device.clock * peak * _EFFICIENCY
 
 
 # ---- block
@@ -148,14 +169,28 @@ def _refused(work):
     return "has no second product in a step" if work.kernel == "GruOriginal" else None
 
 
-def _padded(H):
-    return max(32, -(-H // 32) * 32)
+def _padded(H, to=32):
+    return max(to, -(-H // to) * to)
 
 
 def _seconds(work, device, rows, cycles):
     """Of a timestep, where all tiles together may take several waves."""
     tiles = -(-max(work.B, 1) // rows) * work.directions
     return -(-tiles // device.multiprocessors) * cycles / device.clock
+
+
+def _product_before(work, device):
+    """Seconds of W_ih x for all timesteps as one matrix product for each direction, and of reading it in the walk."""
+    if work.backward or not work.I:
+        return 0.0
+    numbers = work.B * work.gates * work.H * work.directions
+    moved = numbers * ITEMSIZE[work.dtype] / (device.multiprocessors * device.clock * _MEMORY_BYTES)
+    multiplied = 2 * numbers * work.I / _rate(work, device)
+    return work.directions * _GEMM_SECONDS + work.T * (max(multiplied, moved) + moved)
+
+
+def _takes_inputs(work):
+    return not work.backward and 0 < work.I <= _MOST_INPUTS
 
 
 def _registers(threads):
@@ -172,36 +207,45 @@ def _mma_tiles(work, device):
     threads = 2 * HP
     if threads > 1024:
         return
-    tiles = G * HP * size // 32  # of one warp
     for N in (1, 2):
-        # for sums, a row of gates on its way, the cell, addresses; found by compiling
-        other = {4: 84, 3: 72, 1: 84}[G] if work.backward else {4: 120, 3: 84, 1: 92}[G]
-        other += (N - 1) * 60 + 4 * (size == 4)
-        held = max(0, min(tiles, (_registers(threads) - other) // 4))
-        if N > 1 and not held:
-            continue
-        warps = HP // 16
-        products = 2 * G * HP * HP * 8 * N / (2680 if size == 2 else 1340)  # by published measurements
-        operands = warps * N * tiles / (1 if work.backward else G) / 2 * 4
-        rest = warps * (tiles - held) * 4
-        moved = warps * N * 4 * (2 * G + 3) * size
-        cycles = max(products, operands + rest) + moved + _BARRIERS
-        yield mma_tile(work, HP, held, N, _seconds(work, device, 8 * N, cycles))
+        plain = None
+        for IP in (0, _padded(work.I, 32 // size)) if _takes_inputs(work) else (0,):
+            tiles = G * (HP + IP) * size // 32  # of one warp
+            # for sums, a row of gates on its way or what multiplies x, the cell, addresses; found by compiling
+            other = {4: 84, 3: 72, 1: 84}[G] if work.backward else {4: 120, 3: 84, 1: 92}[G]
+            other += (N - 1) * 60 + 4 * (size == 4)
+            held = max(0, min(tiles, (_registers(threads) - other) // 4))
+            if N > 1 and not held:
+                continue
+            warps = HP // 16
+            products = 2 * G * HP * (HP + IP) * 8 * N / (2680 if size == 2 else 1340)  # by published measurements
+            operands = warps * N * tiles / (1 if work.backward else G) / 2 * 4
+            rest = warps * (tiles - held) * 4
+            moved = warps * N * 4 * ((1 if IP else 2) * G + 3) * size  # the machine code agrees (steps.py)
+            seconds = _seconds(work, device, 8 * N, max(products, operands + rest) + moved + _BARRIERS)
+            if not IP:
+                plain = mma_tile(work, HP, held, N, seconds)
+                yield plain
+            elif plain:
+                more = work.T * (seconds - plain.seconds)
+                yield replace(mma_tile(work, HP, held, N, plain.seconds, IP), product=more, like=plain.key)
 
 
-def mma_tile(work, HP, held, N=1, seconds=0.0):
+def mma_tile(work, HP, held, N=1, seconds=0.0, IP=0):
     """The ``Block`` of these template arguments.
 
     Its shared memory: what the product reads, twice, and the tiles that are not in registers; at the start the way of
     the others.
     """
     size = ITEMSIZE[work.dtype]
-    threads, tiles = 2 * HP, work.gates * HP * size // 32
-    read = 2 * 8 * N * ((work.gates if work.backward else 1) * HP * size + 16)
+    threads, tiles = 2 * HP, work.gates * (HP + IP) * size // 32
+    columns = work.gates * HP if work.backward else HP + (_padded(IP, 64 // size) if IP else 0)
+    read = 2 * 8 * N * (columns * size + 16)
     shared = max(read + (tiles - held) * threads * 16, min(held, 8) * threads * 16)
     even = "true" if work.H % 2 == 0 else "false"
-    numbers = HP, held, N, even
-    return Block("block", seconds, _LOAD_SECONDS, False, "block_mma", numbers, 8 * N, threads, shared, held / tiles)
+    numbers = (HP, held, N, even) if work.backward else (HP, held, N, IP, even)
+    share = held / tiles
+    return Block("block", seconds, _LOAD_SECONDS, False, 0.0, "block_mma", numbers, 8 * N, threads, shared, share, IP)
 
 
 # ---- block.cu
@@ -214,21 +258,29 @@ def _fma_tiles(work, device):
             if not 64 <= HP * S <= 512 or HP // S % 4:
                 continue
             KREG = _in_registers(work, HP, S, R)
-            seconds = _seconds(work, device, R, _cycles(work, HP, S, KREG, R))
-            yield fma_tile(work, HP, S, KREG, R, seconds)
+            plain = fma_tile(work, HP, S, KREG, R, _seconds(work, device, R, _cycles(work, HP, S, KREG, R)))
+            yield plain
+            if _takes_inputs(work):
+                IP = _padded(work.I, 4)
+                cycles = work.gates * HP * IP * R / 128 / _EFFICIENCY + _LATENCY
+                cycles -= _FETCH * work.gates * -(-R // S)  # of ready sums, which are not fetched
+                more = work.T * _seconds(work, device, R, cycles)
+                yield replace(fma_tile(work, HP, S, KREG, R, plain.seconds, IP), product=more, like=plain.key)
 
 
-def fma_tile(work, HP, S, KREG, R, seconds=0.0):
+def fma_tile(work, HP, S, KREG, R, seconds=0.0, IP=0):
     """The ``Block`` of these template arguments.
 
     Its shared memory: what the product reads, the slices' sums, the weights that are not in registers; at the start the
     way of the others.
     """
-    G, four = work.gates, 4 * ITEMSIZE[work.dtype] * HP * S
-    box, parts = (R * G * HP, S * R * HP) if work.backward else (R * HP, S * G * R * HP)
-    shared = max(4 * (box + parts) + (HP // S - KREG) // 4 * G * four, min(KREG // 4, 8) * four)
-    held = KREG / (HP // S)
-    return Block("block", seconds, _LOAD_SECONDS, False, "block", (HP, S, KREG, R), R, HP * S, shared, held)
+    G, size = work.gates, ITEMSIZE[work.dtype]
+    four, sums = 4 * size * HP * S, G + (IP > 0 and G == 3)
+    box, parts = (R * G * HP, S * R * HP) if work.backward else (R * (HP + IP), S * sums * R * HP)
+    shared = 4 * (box + parts) + G * IP * HP * size + (HP // S - KREG) // 4 * G * four
+    shared = max(shared, min(KREG // 4, 8) * four)
+    numbers, held = (HP, S, KREG, R) if work.backward else (HP, S, KREG, R, IP), KREG / (HP // S)
+    return Block("block", seconds, _LOAD_SECONDS, False, 0.0, "block", numbers, R, HP * S, shared, held, IP)
 
 
 def _in_registers(work, HP, S, R):
@@ -331,7 +383,10 @@ def grid_tile(work, device, U, R, threads, KREG=None):
     cycles = max(products / _EFFICIENCY, operands + weights) + sums + moved + _BARRIERS
     seconds = -(-tiles // groups) * (cycles / device.clock + _HOP_SECONDS)
     numbers = U, KP, S, held, R
-    return Grid("grid", seconds, _LOAD_SECONDS, False, "grid", numbers, R, threads, shared, each / fours, N, groups)
+    held = each / fours
+    return Grid(
+        "grid", seconds, _LOAD_SECONDS, False, 0.0, "grid", numbers, R, threads, shared, held, blocks=N, groups=groups
+    )
 
 
 # ---- the table, and the choice
@@ -359,6 +414,8 @@ def ways(work, device, measured=None):
     timed = {way.schedule for way in found if way.key in known}
     found = [way for way in found if way.key in known or way.schedule not in timed]
     found = [_timed(way, *known[way.key]) if way.key in known else way for way in found]
+    product = _product_before(work, device)
+    found = [way if way.inputs else replace(way, product=product) for way in found]
     return sorted(found, key=lambda way: way.total(work.T)), refusals
 
 

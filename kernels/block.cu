@@ -3,12 +3,15 @@
 // The recurrent weights are loaded once and stay on the chip, in registers as far as KREG says, the rest in shared memory;
 // c, dh and dc never leave registers. Kernels are named by cell, storage and tile:
 //
-//     block_forward<LstmCell, float, 128, 2, 48, 1>     HP 128, S 2, KREG 48, R 1
+//     block_forward<LstmCell, float, 128, 2, 48, 1, 0>     HP 128, S 2, KREG 48, R 1, IP 0
 //
 //     HP  H rounded up to a multiple of 32; units past H are zeros and are never stored
 //     S   slices of a product's sum; thread (j, s) of HP x S has unit j's weights for the columns of slice s
 //     KREG columns of a slice that stand in registers, a multiple of 4
 //     R   sequences of a tile
+//     IP  I rounded up to a multiple of 4, where the product with W_ih is made here; 0: ax comes ready in gates
+//
+// Cell::apart: whether the last gate takes W_ih x and W_hh h apart; else their sum is all that counts.
 //
 // A step has two barriers: behind the sums of the slices, and behind what the next product reads.
 //
@@ -21,13 +24,81 @@
 #include "cells/lstm.cuh"
 #include "cells/gru.cuh"
 
+// ---- the input's part of a step: W_ih x in shared memory, x a step ahead
+
+template <typename T, int G, int HP, int S, int R, int IP>
+struct Inputs {
+    typedef typename Four<T>::type four;
+    static constexpr int X = IP / 4, threads = HP * S, each = (R * IP + threads - 1) / threads;
+
+    const T* from[each];  // what this thread fetches of x at t = 0, or null
+    float next[each];
+    const four* weights;  // [G, X, HP]
+    size_t step;          // from one t to the next
+
+    DEVICE Inputs(int I, int H, int B, int first, const T* x, const int* order, four* memory, const T* W_ih) {
+        step = (size_t)B * I;
+        weights = memory;
+#pragma unroll
+        for (int e = 0; e < each; e++) {
+            const int k = threadIdx.x + e * threads, place = first + k / IP, i = k % IP;
+            const bool there = k < R * IP && place < B && i < I;
+            from[e] = there ? x + (size_t)(order ? order[place] : place) * I + i : nullptr;
+        }
+        for (int k = threadIdx.x; k < G * X * HP; k += threads) {
+            const int unit = k % HP, q = k / HP % X, g = k / HP / X;
+            memory[k] = load_four(W_ih + ((size_t)g * H + unit) * I + 4 * q, 1, unit < H ? I - 4 * q : 0, false);
+        }
+    }
+
+    DEVICE void ask(int t) {
+#pragma unroll
+        for (int e = 0; e < each; e++) next[e] = from[e] ? float(from[e][t * step]) : 0.0f;
+    }
+
+    DEVICE void put(float* given) const {
+#pragma unroll
+        for (int e = 0; e < each; e++) {
+            const int k = threadIdx.x + e * threads;
+            if (k < R * IP) given[k] = next[e];
+        }
+    }
+
+    // Adds the products with every S-th four of x, from s on, to this slice's sums; APART: those of the last gate apart.
+    template <int APART>
+    DEVICE void multiply(float (&part)[G][R], float (&apart)[R], const float* given, int j, int s) const {
+#pragma unroll 1
+        for (int q = s; q < X; q += S) {
+#pragma unroll
+            for (int g = 0; g < G; g++) {
+                const float4 w = Four<T>::unpack(weights[(g * X + q) * HP + j]);
+#pragma unroll
+                for (int r = 0; r < R; r++) {
+                    const float4 v = ((const float4*)given)[r * X + q];
+                    const float sum = w.x * v.x + w.y * v.y + w.z * v.z + w.w * v.w;
+                    (APART && g == G - 1 ? apart[r] : part[g][r]) += sum;
+                }
+            }
+        }
+    }
+};
+
+template <typename T, int G, int HP, int S, int R>
+struct Inputs<T, G, HP, S, R, 0> {  // ax comes ready
+    template <typename... Any> DEVICE Inputs(Any...) {}
+    DEVICE void ask(int) {}
+    DEVICE void put(float*) const {}
+    template <int APART, typename... Any> DEVICE void multiply(Any&&...) const {}
+};
+
 // ---- forward
 
-template <template <typename> class CellOf, typename T, int HP, int S, int KREG, int R>
+template <template <typename> class CellOf, typename T, int HP, int S, int KREG, int R, int IP>
 __global__ void __launch_bounds__(HP * S, 1) block_forward(
     const int T_,
     const int B,
     const int H,
+    const int I,
     const int W,         // blocks of H in a row of gates
     const int reverse,
     const int keep,      // 0: inference; gates are only read, of h and c only the last state is stored, c in slot T % 2
@@ -36,19 +107,25 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
     const T* __restrict__ weight_hh,    // [D, G*H, H]
     const float* __restrict__ bias_ih,  // [D, G*H]  or null
     const float* __restrict__ bias_hh,  // [D, G*H]  or null
-    T* gates,                           // [D, T, B, W*H]  in: ax; out: what the cell keeps
+    const T* __restrict__ weight_ih,    // [D, G*H, I]  or null where IP is 0
+    const T* __restrict__ x,            // [T, B, I]  likewise; or null
+    T* gates,                           // [D, T, B, W*H]  in: ax where IP is 0; out: what the cell keeps; or null
     T* h,                               // [D, T+1, B, H]  in: the first slot; out: the others
     float* c,                           // [D, T+1 or 2, B, H]  likewise; or null where the cell has none
     T* __restrict__ output)             // [T, B, D*H]
 {
     typedef CellOf<float> Cell;
     constexpr int G = Cell::gates, KS = HP / S, threads = HP * S;
+    constexpr int SUMS = G + (IP ? Cell::apart : 0);  // the last one for W_ih x of the gate that needs it apart
     typedef Weights<T, G, KS, KREG, R, threads> Mine;
+    typedef Inputs<T, G, HP, S, R, IP> Given;
     typedef Tile<HP, S, R> Place;
     extern __shared__ float4 memory[];
     float* box = (float*)memory;                                 // [R, HP]: h
-    float* parts = box + R * HP;                                 // [S, G, R, HP]: sums of the slices
-    auto* rest = (typename Mine::four*)(parts + S * G * R * HP);
+    float* parts = box + R * HP;                                 // [S, SUMS, R, HP]: sums of the slices
+    float* given = parts + S * SUMS * R * HP;                    // [R, IP]: x
+    auto* inner = (typename Mine::four*)(given + R * IP);        // [G, IP / 4, HP]: W_ih
+    auto* rest = inner + G * IP / 4 * HP;
 
     const Place at(T_, B, H, blockIdx.x, 0, blockIdx.z, reverse, lengths, order);
     const int j = at.j, s = at.s, D = gridDim.z;
@@ -58,6 +135,7 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
         const int row = thread % HP, column = thread / HP * KS + k;
         return load_four(W_hh + ((size_t)g * H + row) * H + column, 1, row < H ? H - column : 0, H % 4 == 0);
     });
+    Given inputs(I, H, B, blockIdx.x * R, x, order, inner, weight_ih + (size_t)at.d * G * H * I);
 
     const size_t slot = (size_t)B * H;
     const size_t first = ((size_t)at.d * (T_ + 1) + (at.back ? T_ : 0)) * slot;
@@ -77,27 +155,35 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
         c_old[k] = there && Cell::states == 2 ? c[first_c + n] : 0.0f;
         if (s + k * S < R) box[(s + k * S) * HP + j] = h_old[k];
     }
+    if (T_) {
+        inputs.ask(at.back ? T_ - 1 : 0);
+        inputs.put(given);
+    }
     __syncthreads();
 
     for (int step = 0; step < T_; step++) {
         const int t = at.back ? T_ - 1 - step : step;
+        const bool more = IP && step + 1 < T_;
+        if (more) inputs.ask(at.back ? t - 1 : t + 1);  // asked for before the product, there behind it
         if (t < at.longest) {
 #pragma unroll
-            for (int k = 0; k < Place::mine; k++) {  // asked for before the product, there behind it
+            for (int k = 0; k < Place::mine && !IP; k++) {
                 const bool there = t < at.ends[k];
                 const T* row = gates + (((size_t)at.d * T_ + t) * B + (there ? at.row[k] : 0)) * W * H + j;
 #pragma unroll
                 for (int g = 0; g < G; g++) ax[k][g] = there ? float(row[(size_t)g * H]) : 0.0f;
             }
-            float part[G][R];
+            float part[G][R], apart[R] = {};
             weights.multiply(part, [&](int g, int r) { return (const float4*)(box + r * HP + s * KS); });
+            inputs.template multiply<Cell::apart>(part, apart, given, j, s);
 #pragma unroll
-            for (int g = 0; g < G; g++) {
+            for (int r = 0; r < R; r++) {
 #pragma unroll
-                for (int r = 0; r < R; r++) parts[((s * G + g) * R + r) * HP + j] = part[g][r];
+                for (int g = 0; g < SUMS; g++) parts[((s * SUMS + g) * R + r) * HP + j] = g < G ? part[g % G][r] : apart[r];
             }
             __syncthreads();
         }
+        if (more) inputs.put(given);
 #pragma unroll
         for (int k = 0; k < Place::mine; k++) {
             if (at.row[k] < 0) continue;
@@ -110,8 +196,11 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
 #pragma unroll
                 for (int g = 0; g < G; g++) {
                     ah[g] = bias_r[g];
-                    for (int slice = 0; slice < S; slice++) ah[g] += parts[((slice * G + g) * R + r) * HP + j];
-                    a[g] = ax[k][g] + bias_a[g];
+                    for (int slice = 0; slice < S; slice++) ah[g] += parts[((slice * SUMS + g) * R + r) * HP + j];
+                    a[g] = IP ? bias_a[g] : ax[k][g] + bias_a[g];
+                }
+                for (int slice = 0; slice < S && SUMS > G; slice++) {
+                    a[G - 1] += parts[((slice * SUMS + G) * R + r) * HP + j];
                 }
                 Cell::forward(a, ah, h_old[k], c_old[k], kept, h_new, c_new);
                 h_old[k] = float(T(h_new));  // the state is what is stored

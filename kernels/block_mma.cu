@@ -1,11 +1,13 @@
 // Schedule `block` on tensor cores, for 16-bit storage and for float as tf32: one thread block walks all of time for 8 N
 // sequences of one direction.
 //
-//     block_mma_forward<LstmCell, __half, 128, 32, 1, true>     HP 128, HELD 32, N 1, EVEN
+//     block_mma_forward<LstmCell, __half, 128, 32, 1, 0, true>     HP 128, HELD 32, N 1, IP 0, EVEN
 //
 //     HP    H rounded up to a multiple of 32; warp w of HP / 16 owns units 16 w .. 16 w + 15
 //     HELD  tiles of 16 x K weights (tensor.cuh) that a warp holds in registers; the rest stands in shared memory
 //     N     groups of 8 sequences that go through a tile together
+//     IP    I rounded up to a multiple of K, where the product with W_ih is made here: x is more columns beside h, W_ih more
+//           tiles; 0: ax comes ready in gates
 //     EVEN  whether H is even, so that neighbours are loaded and stored together
 //
 // A product is W h (forward) or W^T d (backward) with 8 sequences as columns, all gates of a unit in one lane: what a lane
@@ -111,13 +113,55 @@ struct Lane {
     }
 };
 
+// ---- the input, a step ahead: COLUMNS numbers of each sequence of a tile on their way into the box
+
+template <typename T, int COLUMNS, int ROWS, int THREADS>
+struct Ahead {
+    static constexpr int each = (ROWS * COLUMNS + THREADS - 1) / THREADS;
+    const T* from[each];  // what this thread fetches of x at t = 0, or null
+    T next[each];
+    size_t step;  // from one t to the next
+
+    DEVICE Ahead(int I, int B, const T* x, const int* order) {
+        step = (size_t)B * I;
+#pragma unroll
+        for (int e = 0; e < each; e++) {
+            const int k = threadIdx.x + e * THREADS, place = blockIdx.x * ROWS + k / COLUMNS, i = k % COLUMNS;
+            const bool there = k < ROWS * COLUMNS && place < B && i < I;
+            from[e] = there ? x + (size_t)(order ? order[place] : place) * I + i : nullptr;
+        }
+    }
+
+    DEVICE void ask(int t) {
+#pragma unroll
+        for (int e = 0; e < each; e++) next[e] = from[e] ? from[e][t * step] : T(0.0f);
+    }
+
+    // box: where the first row's numbers belong; stride: from one row to the next.
+    DEVICE void put(T* box, int stride) const {
+#pragma unroll
+        for (int e = 0; e < each; e++) {
+            const int k = threadIdx.x + e * THREADS;
+            if (k < ROWS * COLUMNS) put_operand(box + k / COLUMNS * stride + k % COLUMNS, next[e]);
+        }
+    }
+};
+
+template <typename T, int ROWS, int THREADS>
+struct Ahead<T, 0, ROWS, THREADS> {  // ax comes ready
+    DEVICE Ahead(int, int, const T*, const int*) {}
+    DEVICE void ask(int) {}
+    DEVICE void put(T*, int) const {}
+};
+
 // ---- forward
 
-template <template <typename> class CellOf, typename T, int HP, int HELD, int N, bool EVEN>
+template <template <typename> class CellOf, typename T, int HP, int HELD, int N, int IP, bool EVEN>
 __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
     const int T_,
     const int B,
     const int H,
+    const int I,
     const int W,         // blocks of H in a row of gates
     const int reverse,
     const int keep,      // 0: inference; gates are only read, of h and c only the last state is stored, c in slot T % 2
@@ -126,23 +170,34 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
     const T* __restrict__ weight_hh,    // [D, G*H, H]
     const float* __restrict__ bias_ih,  // [D, G*H]  or null
     const float* __restrict__ bias_hh,  // [D, G*H]  or null
-    T* gates,                           // [D, T, B, W*H]  in: ax; out: what the cell keeps
+    const T* __restrict__ weight_ih,    // [D, G*H, I]  or null where IP is 0
+    const T* __restrict__ x,            // [T, B, I]  likewise; or null
+    T* gates,                           // [D, T, B, W*H]  in: ax where IP is 0; out: what the cell keeps; or null
     T* h,                               // [D, T+1, B, H]  in: the first slot; out: the others
     float* c,                           // [D, T+1 or 2, B, H]  likewise; or null where the cell has none
     T* __restrict__ output)             // [T, B, D*H]
 {
     typedef CellOf<float> Cell;
     constexpr int K = Fragment<T>::K, P = Fragment<T>::P, ROW = Fragment<T>::row;
-    constexpr int G = Cell::gates, KT = HP / K, threads = HP * 2, stride = HP + ROW, half = 8 * N * stride;
+    constexpr int G = Cell::gates, KT = HP / K, XT = IP / K, threads = HP * 2, more = (XT + 1) / 2 * 2 * K;
+    constexpr int stride = HP + more + ROW, half = 8 * N * stride;
+    constexpr int SUMS = G + (IP ? Cell::apart : 0);  // the last one for W_ih x of the gate that needs it apart
     constexpr int chains = G == 1 ? 4 : 1;  // sums that do not wait for one another
     extern __shared__ uint4 memory[];
-    T* box = (T*)memory;  // [2, 8 N, stride]: h; the 16 bytes between rows keep their reading free of bank conflicts
+    T* box = (T*)memory;  // [2, 8 N, stride]: h, x; the 16 bytes between rows keep their reading free of bank conflicts
     const Lane<N, EVEN> at(T_, B, H, reverse, lengths, order);
     const int j = at.j, lane = at.lane, D = gridDim.z;
     const T* W_hh = weight_hh + (size_t)at.d * G * H * H;
-    Fragments<G * KT, HELD, threads> weights;
+    const T* W_ih = weight_ih + (size_t)at.d * G * H * I;
+    Fragments<G * (KT + XT), HELD, threads> weights;
     weights.load(memory, memory + 2 * half * sizeof(T) / 16, [&](int tile) {
         const int g = tile % G, k = tile / G * K + lane % 4 * P;
+        if (IP && k >= HP) {
+            return tile_of<T>(j, k - HP, [&](int unit, int column) {
+                const T* from = W_ih + ((size_t)g * H + unit) * I + column;
+                return word<T>([&](int i) { return unit < H && column + i < I ? from[i] : T(0.0f); });
+            });
+        }
         return tile_of<T>(j, k, [&](int unit, int column) {
             const T* from = W_hh + ((size_t)g * H + unit) * H + column;
             if (EVEN) return unit < H && column < H ? load_word(from) : 0u;
@@ -173,6 +228,11 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
     }
 #pragma unroll
     for (int n = 0; n < Place::mine; n++) put_operands(box + at.column(n) * stride + j, h_old[0][n], h_old[1][n]);
+    Ahead<T, more, 8 * N, threads> ahead(I, B, x, order);
+    if (T_) {
+        ahead.ask(at.back ? T_ - 1 : 0);
+        ahead.put(box + HP, stride);
+    }
     __syncthreads();
 
     for (int step = 0; step < T_; step++) {
@@ -180,17 +240,18 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
         const T* reads = box + (step & 1) * half;
         T* writes = box + (~step & 1) * half;
         float2 ax[Place::mine][G];
-        float sum[N][G][chains][4] = {};
+        float sum[N][SUMS][chains][4] = {};
+        if (step + 1 < T_) ahead.ask(at.back ? t - 1 : t + 1);  // asked for before the product, there behind it
         if (t < at.longest) {
 #pragma unroll
-            for (int n = 0; n < Place::mine; n++) {  // asked for before the product, there behind it
+            for (int n = 0; n < Place::mine && !IP; n++) {
                 const bool there = t < at.ends[n];
                 const T* row = gates + (((size_t)at.d * T_ + t) * B + (there ? at.row[n] : 0)) * W * H + j;
 #pragma unroll
                 for (int g = 0; g < G; g++) ax[n][g] = there ? at.get(row + (size_t)g * H, H) : make_float2(0.0f, 0.0f);
             }
 #pragma unroll
-            for (int k = 0; k < KT; k += 2) {
+            for (int k = 0; k < KT + XT; k += 2) {
                 uint4 two[N];
 #pragma unroll
                 for (int m = 0; m < N; m++) {
@@ -198,11 +259,13 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
                 }
 #pragma unroll
                 for (int g = 0; g < G; g++) {
-                    const uint4 one = weights.get(k * G + g), other = weights.get((k + 1) * G + g);
+                    const int to = k >= KT && g == G - 1 ? SUMS - 1 : g;
+                    const bool last = k + 1 == KT + XT;
+                    const uint4 one = weights.get(k * G + g), other = weights.get((last ? k : k + 1) * G + g);
 #pragma unroll
                     for (int m = 0; m < N; m++) {
-                        mma(sum[m][g][k % chains], one, make_uint2(two[m].x, two[m].y), T());
-                        mma(sum[m][g][(k + 1) % chains], other, make_uint2(two[m].z, two[m].w), T());
+                        mma(sum[m][to][k % chains], one, make_uint2(two[m].x, two[m].y), T());
+                        if (!last) mma(sum[m][to][(k + 1) % chains], other, make_uint2(two[m].z, two[m].w), T());
                     }
                 }
             }
@@ -220,8 +283,9 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
                         ah[g] = bias_r[g][u];
 #pragma unroll
                         for (int k = 0; k < chains; k++) ah[g] += sum[n / 2][g][k][u * 2 + n % 2];
-                        a[g] = (u ? ax[n][g].y : ax[n][g].x) + bias_a[g][u];
+                        a[g] = IP ? bias_a[g][u] : (u ? ax[n][g].y : ax[n][g].x) + bias_a[g][u];
                     }
+                    if (SUMS > G) a[G - 1] += sum[n / 2][SUMS - 1][0][u * 2 + n % 2];
                     Cell::forward(a, ah, h_old[u][n], c_old[u][n], kept[u], h_new, c_new);
                     h_old[u][n] = float(T(h_new));  // the state is what is stored
                     if (Cell::states == 2) c_old[u][n] = c_new;
@@ -247,6 +311,7 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
                 for (int g = 0; g < Cell::kept; g++) at.put(row + (size_t)g * H, kept[0][g], kept[1][g], H);
             }
         }
+        if (step + 1 < T_) ahead.put(writes + HP, stride);
         __syncthreads();
     }
 }

@@ -65,3 +65,5 @@ DEVICE unsigned load_word(const float* from) { return tf32(*from); }
 // Two numbers side by side, as load_matrices then finds them.
 template <typename T> DEVICE void put_operands(T* at, float a, float b) { put_two(at, a, b); }
 DEVICE void put_operands(float* at, float a, float b) { *(uint2*)at = make_uint2(tf32(a), tf32(b)); }
+template <typename T> DEVICE void put_operand(T* at, T a) { *at = a; }
+DEVICE void put_operand(float* at, float a) { *(unsigned*)at = tf32(a); }

@@ -13,8 +13,9 @@ from test_cuda_layers import compare, cuda_ops
 from gpurnn import schedules
 from gpurnn._kernels import kernel_source
 from gpurnn.check import OPTIONS, Batch, build, twins
-from gpurnn.cuda_ops import way_name
+from gpurnn.cuda_ops import Loop, way_name
 from gpurnn.schedules import Block, Device, Work
+from gpurnn.tuning import Table, _key
 
 pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
 
@@ -34,8 +35,14 @@ def only(monkeypatch, tile):
     monkeypatch.setitem(schedules.WAYS, "block", block_ways)
 
 
-def forced(monkeypatch, S, KREG, R):
-    only(monkeypatch, lambda work, HP: schedules.fma_tile(work, HP, S, min(KREG, HP // S), R))
+def forced(monkeypatch, S, KREG, R, inputs=False):
+    """inputs: W_ih x is made within the launch."""
+
+    def tile(work, HP):
+        IP = schedules._padded(work.I, 4) if inputs and not work.backward else 0
+        return schedules.fma_tile(work, HP, S, min(KREG, HP // S), R, IP=IP)
+
+    only(monkeypatch, tile)
 
 
 @pytest.fixture(autouse=True)
@@ -71,11 +78,13 @@ def test_every_option(kind, option, ragged):
     compare(kind, cuda_ops(), "float32", 5, 3, ragged, option != "learned state", **OPTIONS[option], schedule="block")
 
 
-def tensor_cores(monkeypatch, held, N=1):
+def tensor_cores(monkeypatch, held, N=1, inputs=False):
     """Every block runs on tensor cores, with so many tiles in registers and 8 N sequences."""
 
     def tile(work, HP):
-        return schedules.mma_tile(work, HP, min(held, work.gates * HP * schedules.ITEMSIZE[work.dtype] // 32), N)
+        size = schedules.ITEMSIZE[work.dtype]
+        IP = schedules._padded(work.I, 32 // size) if inputs and not work.backward else 0
+        return schedules.mma_tile(work, HP, min(held, work.gates * (HP + IP) * size // 32), N, IP=IP)
 
     only(monkeypatch, tile)
 
@@ -105,6 +114,67 @@ def test_tensor_cores(kind, dtype, held, H, N, monkeypatch):
     for k, B in enumerate((3, 8 * N + 1)):
         ops = cuda_ops(**ORDERS[(k + held) % 3])
         compare(kind, ops, dtype, 3, B, ragged=True, bidirectional=k == 0, H=H, schedule="block", **more)
+
+
+def launches(ops, monkeypatch):
+    """The name expressions of all launches from now on."""
+    launched, launch = [], ops.kernels.launch
+
+    def recorded(file, kernel, types, *args, **more):
+        launched.append(f"{kernel}<{', '.join(types)}>")
+        return launch(file, kernel, types, *args, **more)
+
+    monkeypatch.setattr(ops.kernels, "launch", recorded)
+    return launched
+
+
+INPUTS = [  # the cell; dtype; I; H; sequences of a tile; weights in registers
+    *[("gru", "float32", 6, 7, 2, 4), ("lstm", "bfloat16", 1, 33, 4, 0), ("rnn tanh", "float32", 32, 7, 1, 4)],
+    *[("gru", "bfloat16", 5, 33, 8, 3), ("lstm", "float16", 32, 40, 16, 99), ("rnn relu", "bfloat16", 17, 31, 8, 99)],
+    *[("lstm", "tf32", 9, 33, 8, 0), ("gru", "tf32", 8, 32, 16, 5)],
+]
+
+
+@pytest.mark.parametrize("kind, dtype, I, H, rows, held", INPUTS)
+def test_the_input_within_the_launch(kind, dtype, I, H, rows, held, monkeypatch):
+    """W_ih x as more columns of the walk's own product: no product before it, sizes that do not fill four or a tile."""
+    if rows < 8:
+        forced(monkeypatch, 4, held, rows, inputs=True)
+    else:
+        tensor_cores(monkeypatch, held, rows // 8, inputs=True)
+    dtype, more = ("float32", TF32) if dtype == "tf32" else (dtype, {})
+    for k, B in enumerate((3, rows + 1)):
+        ops = cuda_ops(**ORDERS[(k + held) % 3])
+        launched = launches(ops, monkeypatch)
+        more |= {"bidirectional": k == 0, "reverse": k == 1, "H": H, "I": I, "schedule": "block"}
+        compare(kind, ops, dtype, 4, B, ragged=k == 0, **more)
+        (name,) = [name for name in launched if "forward" in name]
+        IP = int(name.removesuffix(", true>").removesuffix(", false>").removesuffix(">").split(", ")[-1])
+        assert I <= IP < I + (4 if rows < 8 else 16)
+
+
+def test_the_input_within_a_loop_that_is_recorded(monkeypatch):
+    """Forward by block with W_ih x, back by step: replayed with other inputs; without a way back nothing is kept."""
+
+    def block_ways(work, device):
+        return "one way only" if work.backward else [schedules.fma_tile(work, 32, 4, 4, 2, IP=4)]
+
+    schedules.ways.cache_clear()
+    monkeypatch.setitem(schedules.WAYS, "block", block_ways)
+    monkeypatch.setitem(schedules.WAYS, "grid", lambda work, device: "not here")
+    monkeypatch.setattr(schedules, "_STEP_SECONDS", 1.0)
+    ops = cuda_ops()
+    layer, _, exact = twins("gru", ops, "float32", schedule="auto")
+    once, _, _ = twins("gru", cuda_ops(graphs=0), "float32", schedule="auto")
+    for call in range(3):
+        batch = Batch(exact, 4, 3, ragged=True, seed=call)
+        got, expected = batch.run(layer), batch.run(once)
+        for name, value in expected.items():
+            np.testing.assert_array_equal(got[name], value, err_msg=f"{name}, call {call}")
+    (key, loop), *_ = ops.pool.free.values()
+    assert loop.recorded and loop.inputs == 4 and loop.graphs
+    inference = Loop(ops, loop.cell, 4, 3, 4, 7, 7, (False,), "float32", False, False, False, "auto")
+    assert inference.inputs == 4 and inference.gates is None
 
 
 @pytest.mark.parametrize("schedule", ["block", "step"])
@@ -145,11 +215,7 @@ def test_architectures_and_orders(kind, arch, dtype):
 @pytest.mark.parametrize("kind", CELLS)
 def test_it_is_the_schedule_that_runs_and_inference_is_forward(kind, monkeypatch):
     ops = cuda_ops()
-    launched = []
-    launch = ops.kernels.launch
-    monkeypatch.setattr(
-        ops.kernels, "launch", lambda file, *args, **more: launched.append(file) or launch(file, *args, **more)
-    )
+    launched = launches(ops, monkeypatch)
     layer, _, exact = twins(kind, ops, "float32", bidirectional=True, schedule="block")
     batch = Batch(exact, 4, 5, ragged=True)
     x = layer.xp.asarray(batch.x.astype("float32"))
@@ -160,7 +226,7 @@ def test_it_is_the_schedule_that_runs_and_inference_is_forward(kind, monkeypatch
         one, two = (leaf if isinstance(leaf, tuple) else (leaf,) for leaf in (state, state_again))
         for mine, other in zip(one, two, strict=True):
             np.testing.assert_array_equal(mine.get(), other.get())
-    assert "block.cu" in launched and "step.cu" not in launched and ops.pool.kept == 0
+    assert launched and all(name.startswith("block_") for name in launched) and ops.pool.kept == 0
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -183,7 +249,7 @@ def test_two_runs_give_equal_bits():
 
 SYNC = "__syncthreads();"
 MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
-    "no barrier behind the sums": ("lstm", f"= part[g][r];\n            }}\n            {SYNC}", "= part[g][r];\n }"),
+    "no barrier behind the sums": ("lstm", f": apart[r];\n            }}\n            {SYNC}", ": apart[r];\n }"),
     "no barrier behind h": ("lstm", f"T(kept[g]);\n            }}\n        }}\n        {SYNC}", "T(kept[g]); } }"),
     "no barrier behind d": ("gru", f"// all of the tile alike\n        {SYNC}", ""),
     "no barrier behind the sums, back": ("gru", f"HP + j] = sum;\n        }}\n        {SYNC}", "HP + j] = sum; }"),
@@ -198,14 +264,19 @@ MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
     "slot of the reverse direction": ("gru", "(at.back ? t + 1 : t)) * slot + n;\n            T* row",
                                       "t) * slot + n;\n            T* row"),
     "unpacked in another order": ("lstm", "low.x, low.y, high.x", "low.y, low.x, high.x"),
+    "x too early": ("lstm", "if (more) inputs.ask(at.back ? t - 1 : t + 1)", "if (more) inputs.ask(t)"),
+    "x before the last was read": ("lstm", "asked for before the product, there behind it\n        if",
+                                   "\n        if (more) inputs.put(given);\n        if"),
+    "W_ih x of n within r": ("gru", "(APART && g == G - 1 ?", "(false ?"),
+    "x of another place": ("gru", "(size_t)(order ? order[place] : place) * I", "(size_t)place * I"),
 }  # fmt: skip
 
 
 END = f"\n            }}\n        }}\n        {SYNC}"
 MMA_MUTATIONS = {
-    "no barrier behind h": ("lstm", f"kept[1][g], H);{END}", "kept[1][g], H); } }"),
+    "no barrier behind h": ("lstm", f"(writes + HP, stride);\n        {SYNC}", "(writes + HP, stride);"),
     "no barrier behind d": ("gru", f"leaves[1][g]);{END}", "leaves[1][g]); } }"),
-    "no barrier before the start": ("lstm", f"h_old[0][n], h_old[1][n]);\n    {SYNC}", "h_old[0][n], h_old[1][n]);"),
+    "no barrier before the start": ("lstm", f"stride);\n    }}\n    {SYNC}", "stride); }"),
     "one buffer": ("lstm", "box + (~step & 1) * half", "box + (step & 1) * half"),
     "another row of the fragment": ("gru", "tile / G * K + lane % 4 * P", "tile / G * K + lane / 4 * P"),
     "another row, backward": ("gru", "% (HP / K) * K + lane % 4 * P", "% (HP / K) * K + lane / 4 * P"),
@@ -214,6 +285,10 @@ MMA_MUTATIONS = {
     "a chain left out": ("rnn tanh", "int k = 0; k < chains; k++) ah", "int k = 1; k < chains; k++) ah"),
     "weights not transposed": ("lstm", "row) * H + unit;", "unit) * H + row;"),
     "the last unit of an odd H": ("gru", "if (has(1, H)) at[1] = T(b);", "at[1] = T(b);"),
+    "x too early": ("lstm", "ahead.ask(at.back ? t - 1 : t + 1)", "ahead.ask(t)"),
+    "x before the last was read": ("lstm", "ahead.put(writes + HP", "ahead.put((T*)reads + HP"),
+    "W_ih x of n within r": ("gru", "g == G - 1 ? SUMS - 1 : g", "false ? SUMS - 1 : g"),
+    "columns of W_ih past I": ("rnn tanh", "unit < H && column + i < I ?", "unit < H ?"),
 }  # fmt: skip
 
 
@@ -236,11 +311,11 @@ PLANTED = [("block.cu", name) for name in MUTATIONS] + [("block_mma.cu", name) f
 def test_a_planted_error_is_seen(file, mutation, monkeypatch):
     if file == "block.cu":
         kind, old, new = MUTATIONS[mutation]
-        forced(monkeypatch, 4, 4, 2)
+        forced(monkeypatch, 4, 4, 2, inputs=True)
         case = kind, "bfloat16" if "unpacked" in mutation else "float32", 5, 7
     else:
         kind, old, new = MMA_MUTATIONS[mutation]
-        tensor_cores(monkeypatch, 3, N=2)
+        tensor_cores(monkeypatch, 3, N=2, inputs=True)
         case = kind, "bfloat16", 9, 33
     assert kernel_source(file).count(old) == 1
     assert not errors(*case, edits=[])
@@ -264,8 +339,8 @@ def block(work, device):
     return found if isinstance(found, str) else min(found, key=lambda tile: tile.seconds)
 
 
-def work(kernel="LstmCell", H=128, B=16, dtype="float32", backward=False, directions=1, projected=False):
-    return Work(kernel, KERNELS.get(kernel, 3), H, 512, B, directions, dtype, projected, backward)
+def work(kernel="LstmCell", H=128, B=16, dtype="float32", backward=False, directions=1, projected=False, I=0):
+    return Work(kernel, KERNELS.get(kernel, 3), H, 512, B, directions, dtype, projected, backward, I=I)
 
 
 @pytest.mark.parametrize("arch", [75, 90, *(pytest.param(arch, marks=pytest.mark.slow) for arch in (80, 89))])
@@ -275,11 +350,13 @@ def test_tiles_that_are_chosen_do_not_spill(arch):
         KERNELS, ("float32", "bfloat16"), (128, 192, 288), (1, 2000), (False, True)
     ):
         for tf32 in (False, True) if dtype == "float32" else (False,):
-            asked = dataclasses.replace(work(kernel, H, B, dtype, backward), tf32=tf32)
-            found = block(asked, DEVICES[arch])
-            if isinstance(found, Block):
-                file, expression = way_name(asked, found)
-                names.setdefault(file, set()).add(expression)
+            asked = dataclasses.replace(work(kernel, H, B, dtype, backward, I=32), tf32=tf32)
+            found = schedules.block_ways(asked, DEVICES[arch])
+            for inputs in (False, True) if H == 128 else (False,):
+                some = [] if isinstance(found, str) else [tile for tile in found if bool(tile.inputs) == inputs]
+                if some:
+                    file, expression = way_name(asked, min(some, key=lambda tile: tile.total(512)))
+                    names.setdefault(file, set()).add(expression)
     for name, expressions in names.items():
         program = nvrtc.compile(kernel_source(name), file=name, arch=arch, expressions=tuple(sorted(expressions)))
         spilled = {n: r for n, r in parse_log(program.log).items() if r.spill_stores or r.spill_loads or r.stack}
@@ -322,6 +399,28 @@ def test_the_choice_and_its_reasons():
         schedules.choose(work(H=2048), device, "block")
     with pytest.raises(ValueError, match="schedule"):
         schedules.choose(work(), device, "fastest")
+
+
+def test_the_input_goes_where_it_costs_less():
+    """Within the launch where the input is small and there are many sequences or few timesteps; by the model."""
+    device = DEVICES[90]
+
+    def chosen(**more):
+        asked = work(dtype="bfloat16", **more)
+        way, reason = schedules.choose(asked, device)
+        assert way.schedule == "block" and ("W_ih x within the launch" in reason) == bool(way.inputs)
+        return way
+
+    assert chosen(I=2, B=1000).inputs == 16 and chosen(I=32, B=1000).inputs == 32
+    assert not chosen(I=33, B=1000).inputs and not chosen(I=2, B=1000, backward=True).inputs
+    assert schedules.choose(dataclasses.replace(work(I=32, B=1), T=20), device)[0].inputs == 32
+    assert not schedules.choose(work(I=32, B=1), device)[0].inputs  # little to store and read, many steps to lengthen
+    # what was measured without the input counts for its twin, too
+    way = chosen(I=2, B=1000)
+    plain = next(w for w in schedules.ways(work(dtype="bfloat16", B=1000), device)[0] if w.key == way.key)
+    table = Table({_key(work(dtype="bfloat16", B=1000), device): {way.key: (plain.seconds / 2, 0.0)}})
+    way, reason = schedules.choose(work(dtype="bfloat16", B=1000, I=2), device, measured=table)
+    assert way.inputs and way.measured and way.seconds == plain.seconds / 2
 
 
 def test_the_plan_tells_and_the_layer_obeys():

@@ -56,7 +56,7 @@ def test_what_was_measured_wins():
 
 def test_where_nothing_was_measured_estimates_count():
     estimated = schedules.choose(work(), H200)
-    table = known({"step": (0.01, 0), "block<128, 2, 40, 1>": (9, 0)})
+    table = known({"step": (0.01, 0), "block<128, 2, 40, 1, 0>": (9, 0)})
     for other in ({"H": 96}, {"B": 17}, {"backward": True}, {"dtype": "float16"}, {"tf32": True}, {"directions": 2}):
         assert schedules.choose(work(**other), H200, measured=table) == schedules.choose(work(**other), H200)
     assert schedules.choose(work(), Device(90, 132, 227 * 1024, name="another"), measured=table) == estimated
@@ -72,7 +72,7 @@ def test_where_nothing_was_measured_estimates_count():
 
 def test_the_table_on_disk(caplog):
     assert not tuning.read().entries and not caplog.records
-    table = known({"step": (1.5, 0), "block<128, 2, 40, 1>": (0.5, 4)})
+    table = known({"step": (1.5, 0), "block<128, 2, 40, 1, 0>": (0.5, 4)})
     tuning.write(table)
     assert tuning.read().entries == table.entries
     for broken in ("{", "[]", '{"format": 99, "entries": []}', '{"format": 1, "entries": [{"work": [1]}]}',

@@ -8,7 +8,7 @@
 
 template <typename real>
 struct GruCell {
-    static constexpr int gates = 3, states = 1, kept = 4, leaves = 4, ready = 0;
+    static constexpr int gates = 3, states = 1, kept = 4, leaves = 4, ready = 0, apart = 1;
 
     DEVICE static void forward(const real* ax, const real* ah, real h, real c, real* keep, real& h_new, real& c_new) {
         const real r = keep[0] = sigmoid(ax[0] + ah[0]);
