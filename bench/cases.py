@@ -111,12 +111,18 @@ def _house():
 
 
 def _small():
-    """What one multiprocessor can hold: sizes with cuDNN's kernel for small H, and those just past it."""
+    """What one multiprocessor can hold: sizes with cuDNN's kernel for small H, those just past it; a small input."""
     return [
         Case(cell, 512, B, H, H, dtype=dtype, precision=precision, what=what)
         for cell in CELLS
         for H in (32, 64, 128, 129, 192)
         for B in (1, 16, 128)
+        for dtype, precision in KINDS
+        for what in ("inference", "train")
+    ] + [  # a small input: its product is made within the launch
+        Case(cell, 512, B, 8, 128, dtype=dtype, precision=precision, what=what)
+        for cell in CELLS
+        for B in (16, 128)
         for dtype, precision in KINDS
         for what in ("inference", "train")
     ]

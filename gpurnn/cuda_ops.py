@@ -146,9 +146,7 @@ class CudaOps(Ops):
     def layer_backward(self, cell, walks, weights, doutput, dstates, lengths, directions, sees):
         if any(sees):  # somebody watches dh and dc at every step: only the generic walk shows them
             return super().layer_backward(cell, walks, weights, doutput, dstates, lengths, directions, sees)
-        loop = walks[0].lease.loop
-        loop.load(weights, lengths)
-        return loop.backward(doutput, dstates)
+        return walks[0].lease.loop.backward(doutput, dstates)  # with the weights that the way there has taken
 
     # ---- products and sums
 
@@ -313,7 +311,10 @@ class Loop:
         self.x[...] = x
 
     def load(self, weights, lengths):
-        """Take the weights: (D, rows, columns), (D, rows). A recorded loop copies them, it reads at fixed addresses."""
+        """Take the weights, (D, rows, columns), (D, rows), for one call there and back. A recorded loop copies them, it
+        reads at fixed addresses. 16-bit ones are rounded here, in each call anew: parameters are arrays that anyone may
+        write to, so nobody tells when they change, and one small kernel costs less than a stale weight.
+        """
         names = {"hh": self.dtype}
         if self.projected:
             names["hr"] = self.dtype

@@ -214,6 +214,7 @@ def _mma_tiles(work, device):
             # for sums, a row of gates on its way or what multiplies x, the cell, addresses; found by compiling
             other = {4: 84, 3: 72, 1: 84}[G] if work.backward else {4: 120, 3: 84, 1: 92}[G]
             other += (N - 1) * 60 + 4 * (size == 4)
+            other += 3 * -(-8 * N * _padded(IP, 64 // size) // threads) if IP else 0  # x and its addresses
             held = max(0, min(tiles, (_registers(threads) - other) // 4))
             if N > 1 and not held:
                 continue

@@ -22,6 +22,9 @@ pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emula
 CELLS = ("rnn tanh", "rnn relu", "lstm", "gru")
 DTYPES = ("float32", "float16", "bfloat16")
 ORDERS = [{}, {"policy": "random", "seed": 1}, {"policy": "random", "seed": 2, "preemption": 0.01}]
+TF32 = {"precision": "tf32"}
+# T, B, H, sequences of a tile / 8: each B with each tile, each H
+ACROSS = [(33, 1, 31, 1), (2, 7, 64, 2), (5, 8, 33, 1), (1, 9, 128, 2), (2, 17, 65, 1), (5, 17, 32, 2), (33, 8, 1, 2)]
 KERNELS = {"RnnTanh": 1, "LstmCell": 4, "GruCell": 3}
 
 
@@ -67,8 +70,21 @@ def test_sizes_that_cross_tiles(kind):
     sizes = itertools.product((1, 2, 5, 33), (1, 7, 8, 9, 17), (1, 31, 32, 33, 64, 65, 128))
     for k, (T, B, H) in enumerate(sizes):
         if T * B * H <= 2500 or (H == 128 and B == 9 and T == 5):  # as much as an emulator's patience allows
-            dtype = DTYPES[(k + T) % 3]
-            compare(kind, ops, dtype, T, B, ragged=k % 2 == 1, H=H, bidirectional=k % 5 == 2, schedule="block")
+            more = {"bidirectional": k % 5 == 2, "reverse": k % 5 == 4, "H": H, "schedule": "block"}
+            compare(kind, ops, DTYPES[(k + T) % 3], T, B, ragged=k % 2 == 1, **more)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("k, size", [*enumerate(ACROSS)])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "tf32"])
+def test_sizes_that_cross_tiles_on_tensor_cores(dtype, k, size, monkeypatch):
+    """Sequences and units that fill tiles of 8 and 16 or not; each cell with each dtype and each size of tile."""
+    T, B, H, N = size
+    kind = ("lstm", "gru", "rnn tanh")[(k + len(dtype)) % 3]
+    tensor_cores(monkeypatch, 7 * k % 30, N, inputs=k % 2 == 0)
+    more = {"bidirectional": k % 3 == 1, "reverse": k % 3 == 2, "H": H, "I": 1 + 5 * k, "schedule": "block"}
+    dtype, more = ("float32", more | TF32) if dtype == "tf32" else (dtype, more)
+    compare(kind, cuda_ops(checked=False), dtype, T, B, ragged=k % 2 == 1, **more)
 
 
 @pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
@@ -97,9 +113,6 @@ def test_tiles(kind, tile, dtype, monkeypatch):
     """Weights in registers, in shared memory, in both; more slices than sequences and fewer."""
     forced(monkeypatch, *tile)
     compare(kind, cuda_ops(), dtype, 3, 5, ragged=True, bidirectional=True, schedule="block")
-
-
-TF32 = {"precision": "tf32"}
 
 
 @pytest.mark.parametrize("held, H, N", [(0, 7, 1), (1, 32, 2), (5, 33, 2), (99, 40, 1)])
@@ -146,7 +159,7 @@ def test_the_input_within_the_launch(kind, dtype, I, H, rows, held, monkeypatch)
     for k, B in enumerate((3, rows + 1)):
         ops = cuda_ops(**ORDERS[(k + held) % 3])
         launched = launches(ops, monkeypatch)
-        more |= {"bidirectional": k == 0, "reverse": k == 1, "H": H, "I": I, "schedule": "block"}
+        more = more | {"bidirectional": k == 0, "reverse": k == 1, "H": H, "I": I, "schedule": "block"}
         compare(kind, ops, dtype, 4, B, ragged=k == 0, **more)
         (name,) = [name for name in launched if "forward" in name]
         IP = int(name.removesuffix(", true>").removesuffix(", false>").removesuffix(">").split(", ")[-1])

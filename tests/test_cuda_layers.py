@@ -125,6 +125,27 @@ def test_a_recorded_loop_takes_any_derivative():
             np.testing.assert_array_equal(mine, expected)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_backward_has_the_weights_of_its_forward(dtype):
+    """Those that the walk took, also where they are read only once for both ways; recorded or not."""
+    layer, _, exact = twins("lstm", cuda_ops(), dtype, bidirectional=True)
+    batch, found = Batch(exact, 4, 3, ragged=True), []
+    x, dy = (layer.xp.asarray(a.astype(dtype)) for a in (batch.x, batch.doutput))
+    for call in range(6):
+        layer.zero_grad()
+        kept = layer.flat_params.copy()
+        _, _, backward = layer.forward(x, lengths=batch.lengths)
+        for name in layer.params if call % 2 else ():  # which the products after the walk do not read
+            if name.startswith("weight_hh"):
+                layer.params[name] *= 2
+        backward(dy)
+        found.append({name: grad.get() for name, grad in layer.grads.items()})
+        layer.flat_params[...] = kept
+    for other in found[1:]:
+        for name, grad in found[0].items():
+            np.testing.assert_array_equal(other[name], grad, err_msg=name)
+
+
 def test_where_nothing_can_be_recorded_launches_go_one_by_one(monkeypatch, caplog):
     ops = cuda_ops()
 
