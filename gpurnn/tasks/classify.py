@@ -211,7 +211,7 @@ def read_examples(files, classes=None):
     stems = [file.stem for file in files]
     examples = []
     for file in files:
-        lines = [(n, line.strip()) for n, line in enumerate(read_lines(file), 1) if line.strip()]
+        lines = [(n, line) for n, line in enumerate(read_lines(file), 1) if line.strip()]
         if not lines:
             raise ValueError(f"{file}: is empty")
         names = [file.stem, file.suffix[1:]]
@@ -223,10 +223,8 @@ def read_examples(files, classes=None):
         for n, line in lines:
             text, tab, label = line.rpartition("\t") if table else (line, "\t", names[0])
             text, label = text.strip(), label.strip()
-            if not (tab and label):
-                raise ValueError(
-                    f"{file}: line {n} has no label: expected a text, a tab and a label, got {line[:60]!r}"
-                )
+            if not (tab and text and label):
+                raise ValueError(f"{file}: line {n} should be a text, a tab and a label, got {line[:60]!r}")
             if classes is not None and label not in classes:
                 raise ValueError(
                     f"{file}: line {n} has a label that the model never saw, {label!r}: it knows {', '.join(classes)}"
@@ -252,9 +250,8 @@ def split(labels, classes, settings):
         counts = [max(1, round(len(mine) * share)) if share else 0 for share in shares]
         if sum(counts) >= len(mine):
             raise ValueError(
-                f"the class {name!r} has too few different texts, {len(mine)}, to be divided into "
-                f"{len(mine) - sum(counts) if sum(counts) < len(mine) else 'at least 1'} to train on, {counts[0]} to "
-                f"validate and {counts[1]} to test"
+                f"the class {name!r} has too few different texts, {len(mine)}: it needs {counts[0]} to validate, "
+                f"{counts[1]} to test and at least 1 to train on"
             )
         cuts = np.cumsum(counts)
         for part, chosen in zip(parts[1:] + parts[:1], np.split(mine[order], cuts), strict=True):
@@ -284,7 +281,7 @@ def log_odds(inputs, labels, size, classes):
         counts[np.unique(ids), label] += 1
     others = counts.sum(axis=1, keepdims=True) - counts
     odds = np.log(counts / counts.sum(axis=0)) - np.log(others / others.sum(axis=0))
-    odds[UNKNOWN] = 0  # it is in no training text
+    odds[UNKNOWN] = 0  # in training it stands for any word
     return odds
 
 
