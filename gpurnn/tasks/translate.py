@@ -54,7 +54,9 @@ class TranslateSettings(Settings):
     valid_file: str | None = setting(None, "Pairs for validation.", shown="a share of FILE, see --valid")
     beam: int = setting(5, "Hypotheses side by side when the trained model translates.")
     length_penalty: float = setting(0.6, "Exponent of the length by which their scores are divided.", low=0)
-    dropout: float = changed(Settings, "dropout", 0.3)
+    dropout: float = changed(
+        Settings, "dropout", 0.3, "Share of embeddings, of the output's inputs and between layers."
+    )
     batch: int = changed(Settings, "batch", 64)
     lr: float = changed(Settings, "lr", 2e-3)
     epochs: int = changed(Settings, "epochs", 12)
