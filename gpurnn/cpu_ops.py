@@ -33,11 +33,11 @@ class _Pass(ctypes.Structure):
     """``Pass`` of walk.cpp."""
 
     _fields_ = [
-        *((name, ctypes.c_int) for name in ("cell", "wide", "T", "B", "H", "P", "reverse", "keep")),
+        *((name, ctypes.c_int) for name in ("cell", "wide", "T", "B", "I", "H", "P", "reverse", "keep")),
         *((name, _stride) for name in ("kept_row", "output_row", "doutput_row")),
         *((name, _pointer) for name in (
-            "lengths", "weight_hh", "weight_hr", "bias_ih", "bias_hh", "kept", "h", "c", "output", "doutput", "dh",
-            "dc", "dh_steps",
+            "lengths", "x", "weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh", "kept", "h", "c", "output",
+            "doutput", "dh", "dc", "dh_steps",
         )),
     ]  # fmt: skip
 
@@ -164,14 +164,12 @@ class CpuOps(Ops):
         T, B, _ = x.shape
         D, (rows, P) = len(directions), weights[0].hh.shape
         H = rows // cell.gates
-        kept_columns = cell.kept * H if keep or cell.kernel == "GruOriginal" or weights[0].hr is not None else rows
         output = self.empty(T, B, D * P, x.dtype) if own or D > 1 else None  # else h itself will do
         x = np.ascontiguousarray(x)
         lengths32 = None if lengths is None else lengths.astype(np.int32)
         walks, slots, held = [], [], []
         for d, (w, state, reverse) in enumerate(zip(weights, states, directions, strict=True)):
-            kept = self.empty(T, B, kept_columns, x.dtype)
-            self.product(flat(x), w.ih.T, flat(kept)[:, :rows])
+            kept = self.empty(T if keep else 1, B, cell.kept * H, x.dtype)
             h = self.empty(T + 1, B, P, x.dtype)
             h[T if reverse else 0] = state[0]
             c = None
@@ -179,12 +177,15 @@ class CpuOps(Ops):
                 c = self.empty(T + 1 if keep else 2, B, H, x.dtype)
                 c[T if reverse and keep else 0] = state[1]
             one = self._pass(cell, w, kept, h, c, reverse, lengths32, keep)
+            one.x, one.I, ih = x.ctypes.data, x.shape[2], np.ascontiguousarray(w.ih)
+            one.weight_ih = ih.ctypes.data
+            one.arrays += [x, ih]
             if output is not None:
                 one.output, one.output_row = output.ctypes.data + d * P * x.itemsize, D * P
             held.append(one)
             walks.append(Walk(x, kept if keep else None, h, c if keep else None))
             slots.append(c)
-        self._walk(held, T * B * rows * P, back=False)
+        self._walk(held, T * B * rows * (P + x.shape[2]), back=False)
         finals = []
         for walk, c, reverse in zip(walks, slots, directions, strict=True):
             end = 0 if reverse else T

@@ -13,6 +13,10 @@
 #include <thread>
 #include <vector>
 
+#ifdef __linux__
+#include <sched.h>
+#endif
+
 #ifdef _WIN32
 #define EXPORT extern "C" __declspec(dllexport)
 #else
@@ -23,16 +27,19 @@
 struct Pass {
     int cell;           // 0 RnnTanh, 1 RnnRelu, 2 LstmCell, 3 GruCell, 4 GruOriginal
     int wide;           // double, else float
-    int T, B, H, P;     // P: size of h, less than H with a projection
+    int T, B, I, H, P;  // P: size of h, less than H with a projection
     int reverse;        // whether the walk goes backwards in time
     int keep;           // whether gates are kept for the way back
     ptrdiff_t kept_row, output_row, doutput_row;
     const int* lengths;     // [B] or null
+    const void* x;          // forward: [T, B, I]
+    const void* weight_ih;  // [G*H, I]
     const void* weight_hh;  // [G*H, P]
     const void* weight_hr;  // [P, H] of a projection, or null
     const void* bias_ih;    // [G*H] or null, both or none
     const void* bias_hh;
-    void* kept;      // [T, B, kept_row]; forward: in W_ih x, out what the cell keeps; backward: out the derivatives
+    void* kept;      // [T, B, kept_row], without keep one step, [1, B, kept_row]; forward, out: what the cell keeps, and
+                     // p = r h or m; backward, out: the derivatives in its place
     void* h;         // [T+1, B, P], the initial state in its slot
     void* c;         // [T+1, B, H] or null; without keep two slots in turn, [2, B, H], the first holds the initial state
     void* output;    // forward, out: [T, B, output_row] or null, zero past the end
@@ -75,11 +82,32 @@ public:
     }
 };
 
+// Which processor this thread is on, and how a thread leaves the one it was started from: the system often begins a new thread
+// beside its parent and leaves it there for milliseconds, as long as a whole walk.
+#ifdef __linux__
+int processor() { return sched_getcpu(); }
+
+void leave(int processor) {
+    cpu_set_t some;
+    if (processor < 0 || sched_getaffinity(0, sizeof some, &some) || CPU_COUNT(&some) < 2) return;
+    CPU_CLR(processor, &some);
+    sched_setaffinity(0, sizeof some, &some);
+}
+#else
+int processor() { return -1; }
+void leave(int) {}
+#endif
+
 // work(0) ... work(threads - 1) at once. Threads live as long as the call: none is left over for a fork to lose.
 template <typename Work>
 void on_threads(int threads, Work work) {
     std::vector<std::thread> others;
-    for (int i = 1; i < threads; ++i) others.emplace_back(work, i);
+    const int mine = processor();
+    for (int i = 1; i < threads; ++i)
+        others.emplace_back([&work, mine, i] {
+            leave(mine);
+            work(i);
+        });
     work(0);
     for (auto& other : others) other.join();
 }

@@ -1,222 +1,18 @@
 // The walk through time of one layer on the CPU, for one kind of processor: walk.cpp includes this text once for each.
 //
 // A thread walks all of time for its own sequences, so that threads never wait for one another. A step is one product with the
-// recurrent weights, which lie packed in the order in which the product reads them, and one pass of the cell over the units.
-// Sums run over k in one order, whatever the threads and the batch: equal bits for any number of threads.
+// recurrent weights, packed in the order in which the product reads them, and one pass of the cell over the units; the products
+// of the input are made some steps ahead. Bits are equal for any number of threads, and for a sequence in any batch.
 
 #include "vector.h"
+
+#include "product.h"
 
 #include "../common.cuh"
 
 #include "../cells/gru.cuh"
 #include "../cells/lstm.cuh"
 #include "../cells/rnn.cuh"
-
-constexpr int KC = 256;  // columns of a product at a time: their weights stay in the first cache, and sums of sums are more exact
-
-// ---- products: out = A B^T, rows of A anywhere in memory, B packed
-//
-// A block of B is G x U vectors of outputs: U vectors of neighbouring units for each of G gates, gate outermost. Packed, a
-// block is [K][G][U][lanes], with zeros for the units past the end.
-
-template <typename T, int G, int U>
-struct Packed {
-    static constexpr int lanes = Vec<T>::lanes, units = U * lanes, width = G * units;
-    int N, K, blocks;
-    T* values;
-
-    // N outputs of each gate, K columns.
-    Packed(int N, int K) : N(N), K(K), blocks((N + units - 1) / units), values(nullptr) {}
-
-    size_t row() const { return (size_t)blocks * width; }  // of the products
-    size_t size() const { return row() * K; }
-
-    // Element (gate, n, k) of the source stands at gate_stride * gate + n_stride * n + k_stride * k.
-    void pack(int block, const T* from, ptrdiff_t gate_stride, ptrdiff_t n_stride, ptrdiff_t k_stride) const {
-        constexpr int some = 16;  // columns at a time: whole cache lines of rows that may lie a power of two apart
-        T* to = values + (size_t)block * K * width;
-        if (G == 1 && n_stride == 1 && (block + 1) * units <= N) {
-            for (int k = 0; k < K; ++k) std::memcpy(to + (size_t)k * width, from + block * units + k * k_stride, units * sizeof(T));
-            return;
-        }
-        for (int k0 = 0; k0 < K; k0 += some) {
-            const int k1 = k0 + some < K ? k0 + some : K;
-            for (int g = 0; g < G; ++g)
-                for (int i = 0; i < units; ++i) {
-                    const int n = block * units + i;
-                    const T* row = from + g * gate_stride + n * n_stride;
-                    T* place = to + g * units + i;
-                    if (n < N)
-                        for (int k = k0; k < k1; ++k) place[(size_t)k * width] = row[k * k_stride];
-                    else
-                        for (int k = k0; k < k1; ++k) place[(size_t)k * width] = T(0);
-                }
-        }
-    }
-};
-
-// R rows times K columns of one block, added to what stands in out unless first; numbers of a row lie `step` apart. Unrolled, so
-// that sums are registers.
-template <typename T, int R, int V>
-INLINE void multiply_tile(int K, const T* const* A, int step, const T* B, T* out, size_t out_row, bool first) {
-    constexpr int lanes = Vec<T>::lanes;
-    Vec<T> sums[R][V];
-    const T* rows[R];
-    UNROLL for (int r = 0; r < R; ++r) {
-        rows[r] = A[r];
-        UNROLL for (int v = 0; v < V; ++v) sums[r][v] = Vec<T>(0);
-    }
-    for (ptrdiff_t k = 0; k < (ptrdiff_t)K * step; k += step, B += V * lanes) {
-        Vec<T> b[V];
-        UNROLL for (int v = 0; v < V; ++v) b[v] = Vec<T>::load(B + v * lanes);
-        UNROLL for (int r = 0; r < R; ++r) {
-            const Vec<T> a(rows[r][k]);
-            UNROLL for (int v = 0; v < V; ++v) sums[r][v].v += a.v * b[v].v;
-        }
-    }
-    UNROLL for (int r = 0; r < R; ++r)
-        UNROLL for (int v = 0; v < V; ++v) {
-            T* to = out + r * out_row + v * lanes;
-            (first ? sums[r][v] : Vec<T>::load(to) + sums[r][v]).store(to);
-        }
-}
-
-// As many rows at once as there are registers, by the number of rows.
-template <typename T, int R, int V>
-INLINE void multiply_rows(int count, int K, const T* const* A, int step, const T* B, T* out, size_t out_row, bool first) {
-    if constexpr (R > 0) {
-        if (count == R)
-            multiply_tile<T, R, V>(K, A, step, B, out, out_row, first);
-        else
-            multiply_rows<T, R - 1, V>(count, K, A, step, B, out, out_row, first);
-    }
-}
-
-// Rows go through a product in groups of nearly equal size, at most `most`: a last row alone would be slow.
-struct Groups {
-    int count, most, number;
-    Groups(int count, int most) : count(count), most(most), number((count + most - 1) / most) {}
-    int begin(int group) const { return count * group / number; }
-    int end(int group) const { return count * (group + 1) / number; }
-};
-
-// out[i] = the products of row A[i] with all blocks, [blocks][G][U][lanes]; numbers of a row lie `step` apart. Of columns
-// [begin, end) alone, and added to out unless begin is 0: A[i] then starts at column begin.
-template <typename T, int G, int U>
-void product(const Packed<T, G, U>& B, int count, const T* const* A, T* out, int step = 1, int begin = 0, int end = -1) {
-    constexpr int V = G * U, most = SUMS / V;
-    const Groups groups(count, most);
-    const T* rows[most];
-    if (end < 0) end = B.K;
-    for (int block = 0; block < B.blocks; ++block)
-        for (int k0 = begin; k0 < end; k0 += KC) {
-            const int K = k0 + KC < end ? KC : end - k0;
-            const T* values = B.values + ((size_t)block * B.K + k0) * B.width;
-            for (int group = 0; group < groups.number; ++group) {
-                const int i0 = groups.begin(group), size = groups.end(group) - i0;
-                for (int i = 0; i < size; ++i) rows[i] = A[i0 + i] + (ptrdiff_t)(k0 - begin) * step;
-                multiply_rows<T, most, V>(size, K, rows, step, values, out + i0 * B.row() + block * B.width, B.row(), k0 == 0);
-            }
-        }
-}
-
-// ---- any product of two matrices
-
-// C = A B, or C += A B, by `threads` threads that share the rows.
-template <typename T>
-void matmul(const Product& job, int threads) {
-    const ptrdiff_t M = job.M, N = job.N, K = job.K;
-    Packed<T, 1, 2> B((int)N, (int)K);
-    Lines<T> values(B.size());
-    B.values = values.begin();
-    Meeting packed(threads);
-    on_threads(threads, [&](int thread) {
-        for (int block = thread; block < B.blocks; block += threads) B.pack(block, (const T*)job.B, 0, job.b_column, job.b_row);
-        packed.wait();
-        constexpr int R = SUMS / 2, most = 48, some = 1000;  // rows and columns at a time: they stay in the second cache
-        const bool upright = job.a_column == 1;
-        const ptrdiff_t first = M * thread / threads, last = M * (thread + 1) / threads;
-        std::vector<T> turned(upright ? 0 : most * some), out(most * B.row());
-        const T* rows[most];
-        for (ptrdiff_t m0 = first; m0 < last; m0 += most) {
-            const int count = (int)std::min<ptrdiff_t>(last - m0, most);
-            const Groups groups(count, R);
-            for (ptrdiff_t k0 = 0; k0 < K; k0 += some) {
-                const ptrdiff_t columns = std::min<ptrdiff_t>(K - k0, some);
-                const T* A = (const T*)job.A + m0 * job.a_row + k0 * job.a_column;
-                for (int i = 0; i < count && upright; ++i) rows[i] = A + i * job.a_row;
-                for (int group = 0; group < groups.number && !upright; ++group)  // the rows of a group side by side
-                    for (int i = groups.begin(group); i < groups.end(group); ++i)
-                        rows[i] = turned.data() + group * R * some + i - groups.begin(group);
-                for (ptrdiff_t k = 0; k < columns && !upright; ++k) {
-                    const T* column = A + k * job.a_column;
-                    T* to = turned.data() + k * R;
-                    for (int group = 0; group < groups.number; ++group, to += R * some) {
-                        const int i0 = groups.begin(group), size = groups.end(group) - i0;
-                        if (size == R && job.a_row == 1)
-                            std::memcpy(to, column + i0, R * sizeof(T));
-                        else
-                            for (int i = 0; i < size; ++i) to[i] = column[(i0 + i) * job.a_row];
-                    }
-                }
-                product(B, count, rows, out.data(), upright ? 1 : R, (int)k0, (int)(k0 + columns));
-            }
-            for (int i = 0; i < count; ++i) {
-                T* C = (T*)job.C + (m0 + i) * job.c_row;
-                const T* from = out.data() + i * B.row();
-                if (job.accumulate)
-                    for (ptrdiff_t n = 0; n < N; ++n) C[n] += from[n];
-                else
-                    std::memcpy(C, from, N * sizeof(T));
-            }
-        }
-    });
-}
-
-void multiply(const Product* job, int threads) {
-    if (job->wide)
-        matmul<double>(*job, threads);
-    else
-        matmul<float>(*job, threads);
-}
-
-// ---- sums over all steps: sums[M] of N rows of M numbers, `row` apart, added up in double
-
-template <typename T>
-void add_rows(const T* rows, ptrdiff_t N, int M, ptrdiff_t row, T* sums, int threads) {
-    typedef Vec<double> D;
-    constexpr int vectors = SUMS / 2, width = vectors * D::lanes;  // columns at a time: whole cache lines
-    on_threads(threads, [&](int thread) {
-        for (int m0 = width * thread; m0 < M; m0 += width * threads) {
-            const int count = M - m0 < width ? M - m0 : width;
-            D total[vectors];
-            UNROLL for (int v = 0; v < vectors; ++v) total[v] = D(0);
-            for (ptrdiff_t n = 0; n < N; ++n) {
-                const T* from = rows + n * row + m0;
-                T rest[width];
-                if (count < width) {
-                    for (int m = 0; m < width; ++m) rest[m] = m < count ? from[m] : T(0);
-                    from = rest;
-                }
-                UNROLL for (int v = 0; v < vectors; ++v) {
-                    D x;
-                    UNROLL for (int i = 0; i < D::lanes; ++i) x.v[i] = from[v * D::lanes + i];
-                    total[v] += x;
-                }
-            }
-            double whole[width];
-            UNROLL for (int v = 0; v < vectors; ++v) total[v].store(whole + v * D::lanes);
-            for (int m = 0; m < count; ++m) sums[m0 + m] = (T)whole[m];
-        }
-    });
-}
-
-void add_rows_any(const void* rows, ptrdiff_t N, int M, ptrdiff_t row, int wide, void* sums, int threads) {
-    if (wide)
-        add_rows((const double*)rows, N, M, row, (double*)sums, threads);
-    else
-        add_rows((const float*)rows, N, M, row, (float*)sums, threads);
-}
 
 // ---- one layer and direction
 
@@ -242,6 +38,9 @@ struct Share {
     std::vector<int> sequences;
     std::vector<const T*> rows;  // what the next product reads
     std::vector<T> products;
+    // W_ih x of some steps ahead: a product with many rows is quicker, and what it leaves stays in cache until it is used
+    std::vector<T> inputs;
+    std::vector<int> first;  // where in `inputs` the rows of each of these steps begin
 
     // The part-th of `parts` shares: sequences of every length for everybody.
     Share(const Pass& pass, int part, int parts, size_t product_row) {
@@ -274,6 +73,8 @@ struct Layer {
     const Pass& pass;
     const int T_, B, H, P;
     const bool back;
+    static constexpr int IU = G > 1 ? 1 : 2, AHEAD = 48;     // rows of x multiplied at once, about
+    Packed<T, G, IU> input;                                  // W_ih
     Packed<T, F, U> hidden;                                  // W_hh, or the rows of r and z
     Packed<T, 1, 2> second, outward;                         // W_n of the original GRU; W_hr of a projection
     Packed<T, 1, 2> hidden_back, second_back, outward_back;  // the same for the way back, transposed
@@ -281,8 +82,8 @@ struct Layer {
     size_t product_row = 0;
 
     Layer(const Pass& pass, bool back)
-        : pass(pass), T_(pass.T), B(pass.B), H(pass.H), P(pass.P), back(back), hidden(H, P), second(H, P), outward(P, H),
-          hidden_back(P, F * H), second_back(P, H), outward_back(H, P) {
+        : pass(pass), T_(pass.T), B(pass.B), H(pass.H), P(pass.P), back(back), input(H, pass.I), hidden(H, P), second(H, P),
+          outward(P, H), hidden_back(P, F * H), second_back(P, H), outward_back(H, P) {
         size_t size = 0;
         for_each([&](auto& packed, auto...) {
             size += packed.size();
@@ -299,6 +100,7 @@ struct Layer {
         const T *hh = (const T*)pass.weight_hh, *hr = (const T*)pass.weight_hr;
         const ptrdiff_t h = H, p = P, one = 1, none = 0;
         if (!back) {
+            work(input, (const T*)pass.weight_ih, h * pass.I, (ptrdiff_t)pass.I, one);
             work(hidden, hh, h * p, p, one);
             if (reset) work(second, hh + F * h * p, none, p, one);
             if (hr) work(outward, hr, none, h, one);
@@ -335,19 +137,31 @@ struct Layer {
         if (u < H) work(u, H - u);
     }
 
-    T* kept_at(int t, int b) const { return at<T>(pass.kept, pass, t, b, pass.kept_row); }
+    T* kept_at(int t, int b) const { return at<T>(pass.kept, pass, pass.keep ? t : 0, b, pass.kept_row); }
     // What a projection or the second product reads: m = o tanh(c'), or p = r h.
     T* inner_at(int t, int b) const { return kept_at(t, b) + (size_t)(reset ? 3 : G) * H; }
 
-    static INLINE V biased(const T* row, const T* bias, int n0, int u, int n) {
-        const V x = V::load(row + u, n);
-        return bias ? x + V::load(bias + n0 + u, n) : x;
+    // Of a row of products, gate g with a bias [.., H] or none.
+    template <int gates, int U_>
+    static INLINE V of(const T* row, const T* bias, int H, int g, int u, int n) {
+        constexpr int units = U_ * V::lanes;
+        const V x = V::load(row + ((size_t)(u / units) * gates + g) * units + u % units);
+        return bias ? x + V::load(bias + (size_t)g * H + u, n) : x;
     }
-    // W h + b_hh of gate g, from a row of the first product.
-    INLINE V of_hidden(const T* row, int g, int u, int n) const {
-        constexpr int units = U * V::lanes;
-        const V x = V::load(row + ((size_t)(u / units) * F + g) * units + u % units);
-        return pass.bias_hh ? x + V::load((const T*)pass.bias_hh + (size_t)g * H + u, n) : x;
+
+    // The products of the input for this step and the next ones of the walk.
+    void multiply_inputs(int step, Share<T>& mine) {
+        const int size = (int)mine.sequences.size(), steps = std::min(T_ - step, (AHEAD + size - 1) / size);
+        std::vector<const T*> rows;
+        mine.first.clear();
+        for (int s = step; s < step + steps; ++s) {
+            const int t = pass.reverse ? T_ - 1 - s : s;
+            mine.first.push_back((int)rows.size());
+            for (int i = 0; i < mine.active(pass, t); ++i)
+                rows.push_back(at<T>((void*)pass.x, pass, t, mine.sequences[i], pass.I));
+        }
+        mine.inputs.resize(std::max(mine.inputs.size(), rows.size() * input.row()));
+        if (!rows.empty()) product(input, (int)rows.size(), rows.data(), mine.inputs.data());
     }
 
     // ---- a step forward
@@ -357,18 +171,22 @@ struct Layer {
         const int c_old = pass.keep ? old_slot : step % 2, c_new = pass.keep ? new_slot : 1 - step % 2;
         const int count = mine.active(pass, t), size = (int)mine.sequences.size();
         const T *bias_ih = (const T*)pass.bias_ih, *bias_hh = (const T*)pass.bias_hh;
+        const int ahead = (AHEAD + size - 1) / size;
+        if (step % ahead == 0) multiply_inputs(step, mine);
+        const T* inputs = mine.inputs.data() + mine.first[step % ahead] * input.row();
         for (int i = 0; i < count; ++i) mine.rows[i] = at<T>(pass.h, pass, old_slot, mine.sequences[i], P);
         product(hidden, count, mine.rows.data(), mine.products.data());
         if constexpr (reset) {
             for (int i = 0; i < count; ++i) {
                 const int b = mine.sequences[i];
                 T *kept = kept_at(t, b), *inner = inner_at(t, b);
-                const T *ah_row = mine.products.data() + i * hidden.row(), *h_old = mine.rows[i];
+                const T *ax_row = inputs + i * input.row(), *ah_row = mine.products.data() + i * hidden.row();
+                const T* h_old = mine.rows[i];
                 units([&](int u, int n) {
                     V ax[2], ah[2], r, z, p;
                     for (int g = 0; g < 2; ++g) {
-                        ax[g] = biased(kept + (size_t)g * H, bias_ih, g * H, u, n);
-                        ah[g] = of_hidden(ah_row, g, u, n);
+                        ax[g] = of<G, IU>(ax_row, bias_ih, H, g, u, n);
+                        ah[g] = of<F, U>(ah_row, bias_hh, H, g, u, n);
                     }
                     C::reset(ax, ah, V::load(h_old + u, n), r, z, p);
                     r.store(kept + u, n);
@@ -382,21 +200,23 @@ struct Layer {
         for (int i = 0; i < count; ++i) {
             const int b = mine.sequences[i];
             T *kept = kept_at(t, b), *h_new = at<T>(pass.h, pass, new_slot, b, P);
-            T *c_from = pass.c ? at<T>(pass.c, pass, c_old, b, H) : nullptr, *c_to = pass.c ? at<T>(pass.c, pass, c_new, b, H) : nullptr;
+            const T* c_from = pass.c ? at<T>(pass.c, pass, c_old, b, H) : nullptr;
+            T* c_to = pass.c ? at<T>(pass.c, pass, c_new, b, H) : nullptr;
             T* m = pass.weight_hr ? inner_at(t, b) : h_new;
             const T* h_old = at<T>(pass.h, pass, old_slot, b, P);
+            const T* ax_row = inputs + i * input.row();
             const T* ah_row = mine.products.data() + i * (reset ? second.row() : hidden.row());
             units([&](int u, int n) {
                 V ax[G], ah[G], keep[4], h(T(0)), c(T(0)), h_before(T(0)), c_before(T(0));
                 if constexpr (reset) {  // r and z stand activated in their place
                     load_each<2>(ax, kept, H, u, n);
-                    ax[2] = biased(kept + (size_t)2 * H, bias_ih, 2 * H, u, n);
-                    ah[2] = biased(ah_row, nullptr, 0, u, V::lanes);
+                    ax[2] = of<G, IU>(ax_row, bias_ih, H, 2, u, n);
+                    ah[2] = V::load(ah_row + u);
                     if (bias_hh) ah[2] += V::load(bias_hh + (size_t)2 * H + u, n);
                 } else {
                     for (int g = 0; g < G; ++g) {
-                        ax[g] = biased(kept + (size_t)g * H, bias_ih, g * H, u, n);
-                        ah[g] = of_hidden(ah_row, g, u, n);
+                        ax[g] = of<G, IU>(ax_row, bias_ih, H, g, u, n);
+                        ah[g] = of<F, U>(ah_row, bias_hh, H, g, u, n);
                     }
                 }
                 if (G == 3) h_before = V::load(h_old + u, n);  // the GRU's; P = H
@@ -410,14 +230,16 @@ struct Layer {
         }
         if (pass.weight_hr) {
             product(outward, count, mine.rows.data(), mine.products.data());
-            for (int i = 0; i < count; ++i)
-                std::memcpy(at<T>(pass.h, pass, new_slot, mine.sequences[i], P), mine.products.data() + i * outward.row(), P * sizeof(T));
+            for (int i = 0; i < count; ++i) {
+                T* h_new = at<T>(pass.h, pass, new_slot, mine.sequences[i], P);
+                std::memcpy(h_new, mine.products.data() + i * outward.row(), P * sizeof(T));
+            }
         }
         for (int i = count; i < size; ++i) {  // past its end the state is held; what weights are multiplied with is zero
             const int b = mine.sequences[i];
             std::memcpy(at<T>(pass.h, pass, new_slot, b, P), at<T>(pass.h, pass, old_slot, b, P), P * sizeof(T));
             if (pass.c) std::memcpy(at<T>(pass.c, pass, c_new, b, H), at<T>(pass.c, pass, c_old, b, H), H * sizeof(T));
-            if (reset || pass.weight_hr) std::memset(inner_at(t, b), 0, H * sizeof(T));
+            if (pass.keep && (reset || pass.weight_hr)) std::memset(inner_at(t, b), 0, H * sizeof(T));
         }
         for (int i = 0; i < size && pass.output; ++i) {
             const int b = mine.sequences[i];
@@ -455,7 +277,8 @@ struct Layer {
             T *kept = kept_at(t, b), *dc = pass.dc ? (T*)pass.dc + (size_t)b * H : nullptr;
             T* dm = pass.weight_hr ? mine.products.data() + i * outward_back.row() : (T*)pass.dh + (size_t)b * P;
             const T *h_old = at<T>(pass.h, pass, old_slot, b, P), *h_new = at<T>(pass.h, pass, new_slot, b, P);
-            const T *c_old = pass.c ? at<T>(pass.c, pass, old_slot, b, H) : nullptr, *c_new = pass.c ? at<T>(pass.c, pass, new_slot, b, H) : nullptr;
+            const T* c_old = pass.c ? at<T>(pass.c, pass, old_slot, b, H) : nullptr;
+            const T* c_new = pass.c ? at<T>(pass.c, pass, new_slot, b, H) : nullptr;
             units([&](int u, int n) {
                 V keep[4], d[4], by_h = V::load(dm + u, n), by_c(T(0)), h0(T(0)), h1(T(0)), c0(T(0)), c1(T(0));
                 load_each<C::kept>(keep, kept, H, u, n);
@@ -508,7 +331,8 @@ void walk_layer(const Pass* passes, int directions, int threads, bool back) {
         packed.wait();
         // with as many threads as directions each has one to itself, and its weights are read by one processor only
         const int parts = threads % directions ? threads : threads / directions;
-        for (int job = thread; job < directions * parts; job += threads) layers[job % directions]->walk(job / directions, parts);
+        for (int job = thread; job < directions * parts; job += threads)
+            layers[job % directions]->walk(job / directions, parts);
     });
 }
 

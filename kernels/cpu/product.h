@@ -1,0 +1,215 @@
+// Products of matrices on the CPU, and sums over rows, for one kind of processor: a part of walk.h.
+//
+// NumPy's BLAS would do as well, but for its threads: they go on looking for work for milliseconds, on the processors that the
+// walk needs. Sums run over k in one order, whatever the threads and the number of rows.
+
+// Columns of a product at a time: their weights stay in the first cache, and sums of sums are more exact.
+constexpr int KC = 256;
+
+// ---- out = A B^T, rows of A anywhere in memory, B packed
+//
+// A block of B is G x U vectors of outputs: U vectors of neighbouring units for each of G gates, gate outermost. Packed, a
+// block is [K][G][U][lanes], with zeros for the units past the end.
+
+template <typename T, int G, int U>
+struct Packed {
+    static constexpr int lanes = Vec<T>::lanes, units = U * lanes, width = G * units;
+    int N, K, blocks;
+    T* values;
+
+    // N outputs of each gate, K columns.
+    Packed(int N, int K) : N(N), K(K), blocks((N + units - 1) / units), values(nullptr) {}
+
+    size_t row() const { return (size_t)blocks * width; }  // of the products
+    size_t size() const { return row() * K; }
+
+    // Element (gate, n, k) of the source stands at gate_stride * gate + n_stride * n + k_stride * k.
+    void pack(int block, const T* from, ptrdiff_t gate_stride, ptrdiff_t n_stride, ptrdiff_t k_stride) const {
+        constexpr int some = 16;  // columns at a time: whole cache lines of rows that may lie a power of two apart
+        T* to = values + (size_t)block * K * width;
+        if (G == 1 && n_stride == 1 && (block + 1) * units <= N) {
+            from += block * units;
+            for (int k = 0; k < K; ++k) std::memcpy(to + (size_t)k * width, from + k * k_stride, units * sizeof(T));
+            return;
+        }
+        for (int k0 = 0; k0 < K; k0 += some) {
+            const int k1 = k0 + some < K ? k0 + some : K;
+            for (int g = 0; g < G; ++g)
+                for (int i = 0; i < units; ++i) {
+                    const int n = block * units + i;
+                    const T* row = from + g * gate_stride + n * n_stride;
+                    T* place = to + g * units + i;
+                    if (n < N)
+                        for (int k = k0; k < k1; ++k) place[(size_t)k * width] = row[k * k_stride];
+                    else
+                        for (int k = k0; k < k1; ++k) place[(size_t)k * width] = T(0);
+                }
+        }
+    }
+};
+
+// R rows times K columns of one block, added to what stands in out unless first; numbers of a row lie `step` apart. Unrolled, so
+// that sums are registers.
+template <typename T, int R, int V>
+INLINE void multiply_tile(int K, const T* const* A, int step, const T* B, T* out, size_t out_row, bool first) {
+    constexpr int lanes = Vec<T>::lanes;
+    Vec<T> sums[R][V];
+    const T* rows[R];
+    UNROLL for (int r = 0; r < R; ++r) {
+        rows[r] = A[r];
+        UNROLL for (int v = 0; v < V; ++v) sums[r][v] = Vec<T>(0);
+    }
+    for (ptrdiff_t k = 0; k < (ptrdiff_t)K * step; k += step, B += V * lanes) {
+        Vec<T> b[V];
+        UNROLL for (int v = 0; v < V; ++v) b[v] = Vec<T>::load(B + v * lanes);
+        UNROLL for (int r = 0; r < R; ++r) {
+            const Vec<T> a(rows[r][k]);
+            UNROLL for (int v = 0; v < V; ++v) sums[r][v].v += a.v * b[v].v;
+        }
+    }
+    UNROLL for (int r = 0; r < R; ++r)
+        UNROLL for (int v = 0; v < V; ++v) {
+            T* to = out + r * out_row + v * lanes;
+            (first ? sums[r][v] : Vec<T>::load(to) + sums[r][v]).store(to);
+        }
+}
+
+// As many rows at once as there are registers, by the number of rows.
+template <typename T, int R, int V>
+INLINE void multiply_rows(int count, int K, const T* const* A, int step, const T* B, T* out, size_t out_row, bool first) {
+    if constexpr (R > 0) {
+        if (count == R)
+            multiply_tile<T, R, V>(K, A, step, B, out, out_row, first);
+        else
+            multiply_rows<T, R - 1, V>(count, K, A, step, B, out, out_row, first);
+    }
+}
+
+// Rows go through a product in groups of nearly equal size, at most `most`: a last row alone would be slow.
+struct Groups {
+    int count, most, number;
+    Groups(int count, int most) : count(count), most(most), number((count + most - 1) / most) {}
+    int begin(int group) const { return count * group / number; }
+    int end(int group) const { return count * (group + 1) / number; }
+};
+
+// out[i] = the products of row A[i] with all blocks, [blocks][G][U][lanes]; numbers of a row lie `step` apart. Of columns
+// [begin, end) alone, and added to out unless begin is 0: A[i] then starts at column begin.
+template <typename T, int G, int U>
+void product(const Packed<T, G, U>& B, int count, const T* const* A, T* out, int step = 1, int begin = 0, int end = -1) {
+    constexpr int V = G * U, most = SUMS / V;
+    const Groups groups(count, most);
+    const T* rows[most];
+    if (end < 0) end = B.K;
+    for (int block = 0; block < B.blocks; ++block)
+        for (int k0 = begin; k0 < end; k0 += KC) {
+            const int K = k0 + KC < end ? KC : end - k0;
+            const T* values = B.values + ((size_t)block * B.K + k0) * B.width;
+            for (int group = 0; group < groups.number; ++group) {
+                const int i0 = groups.begin(group), size = groups.end(group) - i0;
+                for (int i = 0; i < size; ++i) rows[i] = A[i0 + i] + (ptrdiff_t)(k0 - begin) * step;
+                T* to = out + i0 * B.row() + block * B.width;
+                multiply_rows<T, most, V>(size, K, rows, step, values, to, B.row(), k0 == 0);
+            }
+        }
+}
+
+// ---- any product of two matrices
+
+// C = A B, or C += A B, by `threads` threads that share the rows.
+template <typename T>
+void matmul(const Product& job, int threads) {
+    const ptrdiff_t M = job.M, N = job.N, K = job.K;
+    Packed<T, 1, 2> B((int)N, (int)K);
+    Lines<T> values(B.size());
+    B.values = values.begin();
+    Meeting packed(threads);
+    on_threads(threads, [&](int thread) {
+        for (int block = thread; block < B.blocks; block += threads)
+            B.pack(block, (const T*)job.B, 0, job.b_column, job.b_row);
+        packed.wait();
+        constexpr int R = SUMS / 2, most = 48, some = 1000;  // rows and columns at a time: they stay in the second cache
+        const bool upright = job.a_column == 1;
+        const ptrdiff_t first = M * thread / threads, last = M * (thread + 1) / threads;
+        std::vector<T> turned(upright ? 0 : most * some), out(most * B.row());
+        const T* rows[most];
+        for (ptrdiff_t m0 = first; m0 < last; m0 += most) {
+            const int count = (int)std::min<ptrdiff_t>(last - m0, most);
+            const Groups groups(count, R);
+            for (ptrdiff_t k0 = 0; k0 < K; k0 += some) {
+                const ptrdiff_t columns = std::min<ptrdiff_t>(K - k0, some);
+                const T* A = (const T*)job.A + m0 * job.a_row + k0 * job.a_column;
+                for (int i = 0; i < count && upright; ++i) rows[i] = A + i * job.a_row;
+                for (int group = 0; group < groups.number && !upright; ++group)  // the rows of a group side by side
+                    for (int i = groups.begin(group); i < groups.end(group); ++i)
+                        rows[i] = turned.data() + group * R * some + i - groups.begin(group);
+                for (ptrdiff_t k = 0; k < columns && !upright; ++k) {
+                    const T* column = A + k * job.a_column;
+                    T* to = turned.data() + k * R;
+                    for (int group = 0; group < groups.number; ++group, to += R * some) {
+                        const int i0 = groups.begin(group), size = groups.end(group) - i0;
+                        if (size == R && job.a_row == 1)
+                            std::memcpy(to, column + i0, R * sizeof(T));
+                        else
+                            for (int i = 0; i < size; ++i) to[i] = column[(i0 + i) * job.a_row];
+                    }
+                }
+                product(B, count, rows, out.data(), upright ? 1 : R, (int)k0, (int)(k0 + columns));
+            }
+            for (int i = 0; i < count; ++i) {
+                T* C = (T*)job.C + (m0 + i) * job.c_row;
+                const T* from = out.data() + i * B.row();
+                if (job.accumulate)
+                    for (ptrdiff_t n = 0; n < N; ++n) C[n] += from[n];
+                else
+                    std::memcpy(C, from, N * sizeof(T));
+            }
+        }
+    });
+}
+
+void multiply(const Product* job, int threads) {
+    if (job->wide)
+        matmul<double>(*job, threads);
+    else
+        matmul<float>(*job, threads);
+}
+
+// ---- sums over all steps: sums[M] of N rows of M numbers, `row` apart, added up in double
+
+template <typename T>
+void add_rows(const T* rows, ptrdiff_t N, int M, ptrdiff_t row, T* sums, int threads) {
+    typedef Vec<double> D;
+    constexpr int vectors = SUMS / 2, width = vectors * D::lanes;  // columns at a time: whole cache lines
+    on_threads(threads, [&](int thread) {
+        for (int m0 = width * thread; m0 < M; m0 += width * threads) {
+            const int count = M - m0 < width ? M - m0 : width;
+            D total[vectors];
+            UNROLL for (int v = 0; v < vectors; ++v) total[v] = D(0);
+            for (ptrdiff_t n = 0; n < N; ++n) {
+                const T* from = rows + n * row + m0;
+                T rest[width];
+                if (count < width) {
+                    for (int m = 0; m < width; ++m) rest[m] = m < count ? from[m] : T(0);
+                    from = rest;
+                }
+                UNROLL for (int v = 0; v < vectors; ++v) {
+                    D x;
+                    UNROLL for (int i = 0; i < D::lanes; ++i) x.v[i] = from[v * D::lanes + i];
+                    total[v] += x;
+                }
+            }
+            double whole[width];
+            UNROLL for (int v = 0; v < vectors; ++v) total[v].store(whole + v * D::lanes);
+            for (int m = 0; m < count; ++m) sums[m0 + m] = (T)whole[m];
+        }
+    });
+}
+
+void add_rows_any(const void* rows, ptrdiff_t N, int M, ptrdiff_t row, int wide, void* sums, int threads) {
+    if (wide)
+        add_rows((const double*)rows, N, M, row, (double*)sums, threads);
+    else
+        add_rows((const float*)rows, N, M, row, (float*)sums, threads);
+}
+
