@@ -229,7 +229,7 @@ def check_product(a, b, out):
 # ---- the device
 
 
-COOPERATIVE = ("grid.cu",)  # whose kernels need all their blocks at once
+COOPERATIVE = ("grid.cu", "grid_mma.cu")  # whose kernels need all their blocks at once
 
 
 class CupyDevice:

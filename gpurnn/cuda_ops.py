@@ -3,7 +3,7 @@
 The time loop runs by a schedule of schedules.py. ``step``: between two launches of a fused kernel (kernels/step.cu)
 stands the GEMM with the recurrent weights, and nothing else; where a shape comes back, the whole loop is recorded as a
 CUDA graph over fixed arrays and replayed, so that Python is out of it. ``block``, ``grid``: one launch walks all of
-time (kernels/block.cu, block_mma.cu, grid.cu). Both directions of a layer go in the same launches.
+time (kernels/block.cu, block_mma.cu, grid.cu, grid_mma.cu). Both directions of a layer go in the same launches.
 
 Everything that touches the GPU goes through a device: ``CupyDevice`` of _kernels.py, or under test an emulated one.
 """
@@ -505,11 +505,13 @@ class Loop:
         grid = (tiles, 1, self.D)
         exchange = None
         if block.schedule == "grid" and tiles:
-            N, R, U = block.blocks, block.rows, block.numbers[0]
-            grid, how["cooperative"] = (N, block.groups, self.D), True
-            numbers = 2 * self.D * block.groups * (R * self.H if way == "forward" else N * N * R * U)
+            grid, how["cooperative"] = (block.blocks, block.groups, self.D), True
             exchange = self.ops.exchange()
-            args += exchange.take(numbers, -(-tiles // block.groups) * self.T)
+            numbers = self.D * block.groups * block.words
+            if block.kernel == "grid":
+                args += exchange.take(numbers, -(-tiles // block.groups) * self.T)
+            else:
+                args += exchange.empty(numbers)
         self.ops.kernels.launch(file, kernel, types, grid, (block.threads,), *args, **how)
         if exchange:
             exchange.refresh()
@@ -548,6 +550,7 @@ class Exchange:
     def __init__(self, device):
         self.xp = device.xp
         self.words, self.epoch = self.xp.zeros(0, np.uint64), 0
+        self.ring = self.xp.zeros(0, np.uint32)
         self.failed = self.xp.zeros(1, np.int32)
         self.seen, self.refresh = device.mirror(self.failed)
 
@@ -557,6 +560,13 @@ class Exchange:
             self.words, self.epoch = self.xp.zeros(max(numbers, self.words.size), np.uint64), 0
         epoch, self.epoch = self.epoch, self.epoch + epochs
         return epoch, self.patience, self.words, self.failed
+
+    def empty(self, numbers):
+        """The last arguments of a kernel that needs so many words without numbers in them."""
+        if self.ring.size < numbers:
+            self.ring = self.xp.zeros(numbers, np.uint32)
+        self.ring[:numbers] = 0xFFFFFFFF
+        return self.patience, self.ring, self.failed
 
     def gave_up(self):
         """Whether a kernel is known to have given up; one under way may still."""

@@ -2,7 +2,7 @@
 
 ``step``: a fused kernel and a product for each timestep, any size. ``block``: one thread block walks all of time for a
 few sequences, its weights in registers and shared memory (kernels/block.cu; on tensor cores block_mma.cu). ``grid``:
-the weights are spread over a group of thread blocks, which exchange h once a step (kernels/grid.cu).
+the weights are spread over a group of thread blocks, which exchange h once a step (kernels/grid.cu, grid_mma.cu).
 
 Times here are estimates from published figures, not measurements; they only rank what fits. ``gpurnn tune`` measures on
 a machine (tuning.py), and what it has measured counts in their place.
@@ -311,14 +311,18 @@ def _cycles(work, HP, S, KREG, R):
 
 @dataclass(frozen=True)
 class Grid(Block):
-    """A kernel of schedule ``grid``. blocks: of a group; groups: of each direction, all there at once."""
+    """A kernel of schedule ``grid``. blocks: of a group; groups: of each direction, all there at once; words: of the
+    exchange, for one group."""
 
     blocks: int = 1
     groups: int = 1
+    words: int = 0
 
     def __str__(self):
         groups = f"{self.groups} group" + "s" * (self.groups > 1)
-        return f"{super().__str__()}, {groups} of {self.blocks} thread blocks"
+        how = ", on tensor cores" * (self.kernel == "grid_mma")
+        how += ", two on a multiprocessor" * (self.kernel == "grid_mma" and self.numbers[-1] == 2)
+        return f"{super().__str__()}, {groups} of {self.blocks} thread blocks{how}"
 
 
 def grid_ways(work, device):
@@ -331,14 +335,11 @@ def grid_ways(work, device):
     found, quads = [], -(-work.H // 128) * 32
     sizes = [quads * S for S in (1, 2, 4, 8) if quads * S <= 768] if work.backward else (128, 256, 512)
     for U in (8, 16, 32):
-        N = -(-work.H // U)
-        if not 2 <= N <= device.multiprocessors // work.directions:
-            continue
         for R in (1, 2, 4):
-            for threads in sizes:
-                tile = grid_tile(work, device, U, R, threads)
-                if tile and tile.shared + 16 <= device.shared_bytes:  # 16: what the kernel has besides
-                    found.append(tile)
+            found += [grid_tile(work, device, U, R, threads) for threads in sizes]
+        if (ITEMSIZE[work.dtype] == 2 or work.tf32) and device.capability >= 80:
+            found += [grid_mma_tile(work, device, U, R, P) for R in (1, 2, 4, 8, 16) for P in (1, 2)]
+    found = [tile for tile in found if tile and tile.blocks > 1]
     if not found:
         size = work.gates * work.H**2 * ITEMSIZE[work.dtype] * work.directions / 1e6
         return f"grid: {size:.1f} MB of recurrent weights do not fit on {device.multiprocessors} multiprocessors"
@@ -346,7 +347,8 @@ def grid_ways(work, device):
 
 
 def grid_tile(work, device, U, R, threads, KREG=None):
-    """The ``Grid`` of U units a block, R sequences a tile, and so many threads; None where these do not go together.
+    """The ``Grid`` of U units a block, R sequences a tile, and so many threads; None where these do not go together or
+    do not fit.
 
     KREG: as in the kernel, by default as many as fit.
     """
@@ -373,21 +375,66 @@ def grid_tile(work, device, U, R, threads, KREG=None):
         memory = R * S * (KS + 4) + -(-threads // max(32, U)) * G * R * U
     staged = min(8, held if work.backward else held // 4)
     shared = max(4 * memory + (fours - each) * threads * four, staged * threads * four)
-    N, tiles = -(-work.H // U), -(-max(work.B, 1) // R)
-    groups = max(1, min(tiles, device.multiprocessors // (N * work.directions)))
     warps = threads // 32
     products = G * U * KP * R / 128 + (0 if size == 4 else G * U * KP / 64)
     operands = warps * fours / 4 * R if work.backward else warps * (KP // S) / 4 * R * 2
     weights = (fours - each) * threads * four / 128
     sums = (S * R * KP / 32 + 4 * warps * R) if work.backward else warps * G * R * 8
-    moved = R * work.H * 8 * (2 if work.backward else 1) / _EXCHANGE_BYTES
-    cycles = max(products / _EFFICIENCY, operands + weights) + sums + moved + _BARRIERS
-    seconds = -(-tiles // groups) * (cycles / device.clock + _HOP_SECONDS)
-    numbers = U, KP, S, held, R
-    held = each / fours
-    return Grid(
-        "grid", seconds, _LOAD_SECONDS, False, 0.0, "grid", numbers, R, threads, shared, held, blocks=N, groups=groups
-    )
+    moved = R * work.H * 8 * (2 if work.backward else 1)
+    cycles = max(products / _EFFICIENCY, operands + weights) + sums
+    N = -(-work.H // U)
+    words = 2 * (N * N * R * U if work.backward else work.H * R)
+    return _grid(work, device, "grid", (U, KP, S, held, R), R, threads, shared, each / fours, N, words, cycles, moved)
+
+
+def _grid(work, device, kernel, numbers, rows, threads, shared, held, blocks, words, cycles, moved, P=1):
+    """The ``Grid`` of a tile whose step takes so many cycles besides what every step does and moves so many bytes, P of
+    them on a multiprocessor; None where it does not fit."""
+    most = (device.shared_bytes + 1024) // P - 1024  # the system keeps 1 KB of each block for itself
+    room = device.multiprocessors * P // (blocks * work.directions)
+    if not room or shared > most:
+        return None
+    tiles = -(-max(work.B, 1) // rows)
+    groups = min(tiles, room)
+    blocks_in_all = blocks * groups * work.directions
+    crowded = blocks_in_all > device.multiprocessors
+    rate = min(64, _EXCHANGE_BYTES * device.multiprocessors / min(blocks_in_all, device.multiprocessors))
+    busy = (cycles + moved / rate + _BARRIERS) / device.clock
+    # where two share a multiprocessor, one computes while the other waits
+    seconds = -(-tiles // groups) * max(_HOP_SECONDS + busy, 2 * busy * crowded)
+    how = seconds, _LOAD_SECONDS, False, 0.0, kernel, numbers, rows, threads, shared, held
+    return Grid("grid", *how, blocks=blocks, groups=groups, words=words)
+
+
+# ---- grid_mma.cu
+
+
+def grid_mma_tile(work, device, U, R, P=1, held=None):
+    """The ``Grid`` of U units a block, R sequences a tile, P blocks on a multiprocessor; None where it does not fit.
+
+    held: tiles of a warp's weights in registers, by default as many as fit.
+    """
+    G, size, KP = work.gates, ITEMSIZE[work.dtype], -(-work.H // 128) * 128
+    threads, N, fragments = 256, -(-R // 8), size // 2
+    rows, columns = (U, G * KP) if work.backward else (G * U, KP)
+    M, K = -(-rows // 16), columns // 16
+    chains = 1 if M >= 4 else 2 if M > 1 else 4
+    tiles = M * K // 8 * fragments  # of one warp
+    # sums, what is asked for at once, the cell of each own sequence, addresses; found by compiling
+    other = 4 * M * N * chains + 4 * min(8 // P, K // 8 * N) + -(-R * U // threads) * (2 * G + 12) + 64
+    room = (_registers(threads) if P == 1 else 112) - other
+    if room < 0:
+        return None
+    held = min(tiles, max(0, room // 4) if held is None else held)
+    parts = 8 * 8 * N * (16 * M + 4) * 4
+    shared = max(parts + (tiles - held) * threads * 16, min(held, 8) * threads * 16)
+    products = 16 * M * columns * 8 * N * 2 / (2680 if size == 2 else 1340)  # by published measurements
+    rest = (tiles - held) * threads * 16 / 128
+    sums = 8 * M * N * 4 + -(-R * U // 32) * rows // U * 8
+    moved = (G if work.backward else 1) * work.H * R * size
+    numbers = U, KP, held, R, P
+    cycles, blocks, words = max(products, rest) + sums, -(-work.H // U), 32 * K * 16 * 8 * N * size // 4
+    return _grid(work, device, "grid_mma", numbers, R, threads, shared, held / tiles, blocks, words, cycles, moved, P)
 
 
 # ---- the table, and the choice

@@ -23,35 +23,6 @@
 #include "cells/lstm.cuh"
 #include "cells/gru.cuh"
 
-// ---- a warp's weights: TILES fragments, the same in every step
-
-template <int TILES, int HELD, int THREADS>
-struct Fragments {
-    uint4 registers[HELD > 0 ? HELD : 1];
-    uint4* shared;  // [TILES - HELD, THREADS]
-
-    // fetch(tile): this lane's part. Into registers by way of `stage` [8, THREADS], which may be anybody's memory until this
-    // returns (why: Weights::load in block.cu).
-    template <typename Fetch>
-    DEVICE void load(uint4* stage, uint4* memory, Fetch fetch) {
-        stage += threadIdx.x;
-#pragma unroll
-        for (int from = 0; from < HELD; from += 8) {
-            const int count = HELD - from < 8 ? HELD - from : 8;
-#pragma unroll 2
-            for (int k = 0; k < count; k++) stage[k * THREADS] = fetch(from + k);
-#pragma unroll
-            for (int k = 0; k < count; k++) registers[from + k] = stage[k * THREADS];
-        }
-        __syncthreads();
-        shared = memory + threadIdx.x;
-#pragma unroll 1
-        for (int k = 0; k < TILES - HELD; k++) shared[k * THREADS] = fetch(HELD + k);
-    }
-
-    DEVICE uint4 get(int tile) const { return tile < HELD ? registers[tile] : shared[(tile - HELD) * THREADS]; }
-};
-
 // A lane's part of a tile whose rows are units j and j + 1 (rows l/4 and l/4 + 8), from column k on: words one(unit, column).
 template <typename T, typename One>
 DEVICE uint4 tile_of(int j, int k, One one) {

@@ -1,21 +1,46 @@
-// How the thread blocks of a group hand numbers to one another: through L2, each number beside its epoch in one 64-bit
-// word, so that whoever sees the epoch has the number, without a fence and without a counter.
-//
-// Two slots are used in turn. A block writes epoch n + 1 only when it has received all of epoch n, whose writers had by
-// then received all of n - 1: nobody still reads the slot. Epochs go on from launch to launch and never come back.
-// Who waits in vain gives up and says so: *failed becomes 1, and all blocks end early.
+// How the thread blocks of a group hand numbers to one another through L2, without a counter: whoever sees a number knows
+// that it is the one he waits for. Who waits in vain gives up and says so: *failed becomes 1, and all blocks end early.
 
-struct Exchange {
+struct Patience {
+    int patience;  // polls
+    int* failed;
+    bool lost;     // this thread has given up
+
+    DEVICE Patience(int patience_, int* failed_) : patience(patience_), failed(failed_), lost(false) {}
+
+    // Asks for all that is missing at once, again and again: ask(k), then came(k), for the bits k of `missing`.
+    template <int COUNT, typename Ask, typename Came>
+    DEVICE void wait(unsigned missing, Ask ask, Came came) {
+        for (int polls = 0; missing; polls++) {
+#pragma unroll
+            for (int k = 0; k < COUNT; k++) {
+                if (missing >> k & 1) ask(k);
+            }
+            if (lost) return;
+#pragma unroll
+            for (int k = 0; k < COUNT; k++) {
+                if ((missing >> k & 1) && came(k)) missing &= ~(1u << k);
+            }
+            if (polls == patience || (polls % 1024 == 1023 && *(volatile int*)failed)) {
+                lost = true;
+                *(volatile int*)failed = 1;
+            }
+        }
+    }
+};
+
+// ---- each number beside its epoch, in one word of 64 bits
+//
+// Two slots are used in turn. A block sends epoch n + 1 only when it has received all of epoch n, whose senders had by
+// then received all of n - 1: nobody still reads the slot. Epochs go on from launch to launch and never come back.
+
+struct Exchange : Patience {
     unsigned long long* words;  // [2, size] of this group
     int size;
     unsigned epoch;  // of what is there to be received; the slot is its lowest bit
-    int patience;    // polls of a word
-    int* failed;
-    bool lost;       // this thread has given up
 
     DEVICE Exchange(unsigned long long* all, int group, int size_, unsigned epoch_, int patience_, int* failed_)
-        : words(all + (size_t)group * 2 * size_), size(size_), epoch(epoch_), patience(patience_), failed(failed_),
-          lost(false) {}
+        : Patience(patience_, failed_), words(all + (size_t)group * 2 * size_), size(size_), epoch(epoch_) {}
 
     // Number i of the epoch after this one.
     DEVICE void send(int i, float x) const {
@@ -30,23 +55,21 @@ struct Exchange {
     DEVICE void receive(int from, int count, There there, Each each) {
         for (int first = threadIdx.x; first < count; first += 4 * THREADS) {
             unsigned long long both[4];
-#pragma unroll
-            for (int k = 0; k < 4; k++) {  // four on their way at once
-                const int i = first + k * THREADS;
-                if (i < count && there(i)) both[k] = load(from + i);
-            }
+            unsigned missing = 0;
 #pragma unroll
             for (int k = 0; k < 4; k++) {
                 const int i = first + k * THREADS;
-                if (i >= count || !there(i)) continue;
-                for (int polls = 0; (unsigned)(both[k] >> 32) != epoch && !lost; polls++) {
-                    if (polls == patience || (polls % 1024 == 1023 && *(volatile int*)failed)) lost = true;
-                    both[k] = load(from + i);
-                }
-                each(i, __uint_as_float((unsigned)both[k]));
+                if (i < count && there(i)) missing |= 1u << k;
+            }
+            const unsigned all = missing;
+            wait<4>(
+                missing, [&](int k) { both[k] = load(from + first + k * THREADS); },
+                [&](int k) { return (unsigned)(both[k] >> 32) == epoch; });
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                if (all >> k & 1) each(first + k * THREADS, __uint_as_float((unsigned)both[k]));
             }
         }
-        if (lost) *(volatile int*)failed = 1;
     }
 
     DEVICE unsigned long long load(int i) const {
@@ -58,4 +81,66 @@ struct Exchange {
     DEVICE unsigned long long at(unsigned when, int i) const {
         return (unsigned long long)__cvta_generic_to_global(words + (size_t)(when & 1) * size + i);
     }
+};
+
+// ---- half the bytes: words of 32 bits that are nothing but numbers, in slots that were EMPTY
+//
+// 2 TURNS slots are used in turn, all EMPTY when a launch begins. Who has sent the second of TURNS turns has received the
+// first, whose senders had received all that came before: nobody still reads the other half of the slots, and he empties
+// his words there. His fence before he sends again, and a receiver's before he comes to that half, having seen what was
+// sent after the fence, see to it that nobody finds there what was in it before.
+
+template <int SENT>
+struct Ring : Patience {
+    static constexpr unsigned EMPTY = 0xffffffffu;  // as a number NaN; another NaN is sent in its place
+    static constexpr int TURNS = 16;
+    unsigned* words;  // [2 TURNS, size] of this group
+    int size;
+    unsigned turn;    // of what is there to be received
+    int mine[SENT];   // words that this thread has sent last, or -1
+
+    DEVICE Ring(unsigned* all, int group, int size_, int patience_, int* failed_)
+        : Patience(patience_, failed_), words(all + (size_t)group * 2 * TURNS * size_), size(size_), turn(0) {
+#pragma unroll
+        for (int k = 0; k < SENT; k++) mine[k] = -1;
+    }
+
+    DEVICE unsigned* at(unsigned when, int i) const { return words + (size_t)(when % (2 * TURNS)) * size + i; }
+
+    // Word i of the turn after this one, this thread's k-th.
+    DEVICE void send(int k, int i, unsigned word) {
+        if (turn % TURNS == 1) fence();
+        store(at(turn + 1, i), word == EMPTY ? EMPTY >> 1 : word);
+        mine[k] = i;
+    }
+
+    DEVICE void next() {
+        turn++;
+        if (turn % TURNS != 1) return;
+#pragma unroll
+        for (int k = 0; k < SENT; k++) {
+            for (int n = TURNS - 1; n < 2 * TURNS - 1 && mine[k] >= 0; n++) store(at(turn + n, mine[k]), EMPTY);
+        }
+    }
+
+    // Before this thread's first look at a turn.
+    DEVICE void arrive() const {
+        if (turn % TURNS == 0) fence();
+    }
+
+    // Words i and on of the turn that is there to be received; each is whole, they need not be of one moment.
+    DEVICE void load(unsigned (&to)[2], int i) const {
+        asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];"
+                     : "=r"(to[0]), "=r"(to[1]) : "l"(__cvta_generic_to_global(at(turn, i))) : "memory");
+    }
+    DEVICE void load(unsigned (&to)[4], int i) const {
+        asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                     : "l"(__cvta_generic_to_global(at(turn, i))) : "memory");
+    }
+
+    DEVICE static void store(unsigned* to, unsigned word) {
+        asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(__cvta_generic_to_global(to)), "r"(word) : "memory");
+    }
+    DEVICE static void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 };

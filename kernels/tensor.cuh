@@ -67,3 +67,32 @@ template <typename T> DEVICE void put_operands(T* at, float a, float b) { put_tw
 DEVICE void put_operands(float* at, float a, float b) { *(uint2*)at = make_uint2(tf32(a), tf32(b)); }
 template <typename T> DEVICE void put_operand(T* at, T a) { *at = a; }
 DEVICE void put_operand(float* at, float a) { *(unsigned*)at = tf32(a); }
+
+// ---- a warp's weights: TILES fragments, the same in every step
+
+template <int TILES, int HELD, int THREADS>
+struct Fragments {
+    uint4 registers[HELD > 0 ? HELD : 1];
+    uint4* shared;  // [TILES - HELD, THREADS]
+
+    // fetch(tile): this lane's part. Into registers by way of `stage` [8, THREADS], which may be anybody's memory until this
+    // returns (why: Weights::load in tile.cuh).
+    template <typename Fetch>
+    DEVICE void load(uint4* stage, uint4* memory, Fetch fetch) {
+        stage += threadIdx.x;
+#pragma unroll
+        for (int from = 0; from < HELD; from += 8) {
+            const int count = HELD - from < 8 ? HELD - from : 8;
+#pragma unroll 2
+            for (int k = 0; k < count; k++) stage[k * THREADS] = fetch(from + k);
+#pragma unroll
+            for (int k = 0; k < count; k++) registers[from + k] = stage[k * THREADS];
+        }
+        __syncthreads();
+        shared = memory + threadIdx.x;
+#pragma unroll 1
+        for (int k = 0; k < TILES - HELD; k++) shared[k * THREADS] = fetch(HELD + k);
+    }
+
+    DEVICE uint4 get(int tile) const { return tile < HELD ? registers[tile] : shared[(tile - HELD) * THREADS]; }
+};

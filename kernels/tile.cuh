@@ -176,8 +176,8 @@ struct Weights {
 
 template <int HP, int S, int R>
 struct Tile {
-    static constexpr int mine = (R + S - 1) / S;
-    int j, s, d, longest;
+    static constexpr int rows = R, slices = S, mine = (R + S - 1) / S;
+    int j, s, d, count, longest;
     bool back;
     int row[mine];   // its sequence, or -1
     int ends[mine];  // its length
@@ -188,6 +188,7 @@ struct Tile {
         s = threadIdx.x / HP;
         d = d_;
         back = reverse >> d & 1;
+        count = B - tile * R < R ? B - tile * R : R;
         longest = 0;
         for (int r = 0; r < R; r++) {
             const int place = tile * R + r;

@@ -26,12 +26,15 @@ ORDERS = [{}, {"policy": "random", "seed": 1}, {"policy": "random", "seed": 2, "
 
 @pytest.fixture
 def forced(monkeypatch):
-    """``forced(U, R, threads, KREG=None)``: layers walk so, in groups of as many blocks as H needs."""
+    """``forced(U, R, threads, KREG=None)``: layers walk so, in groups of as many blocks as H needs; on tensor cores
+    with "mma" for threads, and then KREG tiles in registers and P blocks on a multiprocessor."""
 
-    def force(U, R, threads, KREG=None):
+    def force(U, R, threads, KREG=None, P=1):
         def grid_ways(work, device):
             # a launch of all blocks at once; on the emulated GPU some more may be there than on a real one of its size
-            size = Device(device.capability, 8, device.shared_bytes)
+            size = Device(device.capability, 12, device.shared_bytes)
+            if threads == "mma":
+                return [schedules.grid_mma_tile(work, size, U, R, P, KREG)]
             some = (grid_tile for n in (threads, 2 * threads, 4 * threads, threads // 2)
                     if (grid_tile := schedules.grid_tile(work, size, U, R, n, KREG)))  # fmt: skip
             return [next(some)]
@@ -64,16 +67,57 @@ def test_every_option(kind, option, forced):
     compare(kind, cuda_ops(), "float32", 4, 3, True, option != "learned state", **options, schedule="grid")
 
 
+MMA_SIZES = [  # kind, dtype, T, B, H, U, R, tiles in registers, blocks on a multiprocessor
+    ("lstm", "float16", 4, 9, 33, 16, 8, None, 1),
+    ("gru", "tf32", 3, 5, 19, 8, 4, 1, 2),
+    ("rnn relu", "bfloat16", 5, 17, 40, 32, 16, 0, 1),
+    ("lstm", "tf32", 35, 3, 16, 16, 1, None, 1),
+    ("gru", "bfloat16", 1, 1, 7, 8, 2, None, 1),
+]
+
+
+@pytest.mark.parametrize("k, size", [*enumerate(MMA_SIZES)])
+def test_tensor_cores(k, size, forced):
+    """Tiles of weights in registers, in shared memory, in both; columns of a product that are no sequence."""
+    kind, dtype, T, B, H, U, R, held, P = size
+    forced(U, R, "mma", held, P)
+    ops = cuda_ops(**ORDERS[k % 3])
+    compare(kind, ops, *precise(dtype), T, B, k % 2 == 0, H=H, bidirectional=k < 3, schedule="grid", **tf32(dtype))
+
+
+def tf32(dtype):
+    return {"precision": "tf32"} if dtype == "tf32" else {}
+
+
+def precise(dtype):
+    return ("float32" if dtype == "tf32" else dtype,)
+
+
+# Pairs of everything that the schedule knows: the k-th takes every third of (T, B).
+CROSSING = [
+    *(((kind, None, H, U, R, 128)) for kind in ("rnn tanh", "lstm", "gru")
+      for H, U, R in ((32, 32, 2), (33, 16, 4), (64, 32, 1), (65, 32, 2), (129, 64, 1))),
+    ("lstm", "float16", 129, 64, 8, "mma"),
+    ("gru", "float16", 65, 32, 16, "mma"),
+    ("gru", "tf32", 64, 16, 8, "mma"),
+    ("rnn tanh", "tf32", 33, 16, 4, "mma"),
+    ("rnn relu", "bfloat16", 129, 32, 2, "mma"),
+    ("lstm", "bfloat16", 32, 32, 16, "mma"),
+]  # fmt: skip
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("H, U, R", [(32, 32, 2), (33, 16, 4), (64, 32, 1), (65, 32, 2), (129, 64, 1)])
-@pytest.mark.parametrize("kind", ["rnn tanh", "lstm", "gru"])
-def test_sizes_that_cross_tiles(kind, H, U, R, forced):
-    forced(U, R, 128)
+@pytest.mark.parametrize("case", range(len(CROSSING)))
+def test_sizes_that_cross_tiles(case, forced):
+    kind, dtype, H, U, R, threads = CROSSING[case]
+    forced(U, R, threads)
     ops = cuda_ops(checked=False)
-    dtype = DTYPES[(H + len(kind)) % 3]
-    for k, (T, B) in enumerate(itertools.product((1, 2, 5, 33), (1, 7, 8, 9, 17))):
-        if T * B * H <= 5000:  # as much as an emulator's patience allows
-            compare(kind, ops, dtype, T, B, k % 2 == 1, H=H, bidirectional=k % 5 == 2, schedule="grid")
+    dtype = dtype or DTYPES[(H + len(kind)) % 3]
+    sizes = [(T, B) for T, B in itertools.product((1, 2, 5, 33), (1, 7, 8, 9, 17)) if T * B * H <= 5000]
+    for k, (T, B) in enumerate(sizes):  # as much as an emulator's patience allows
+        if (k + case) % 3 == 0:
+            options = {"bidirectional": k % 2 == 0, "reverse": k % 4 == 1}
+            compare(kind, ops, *precise(dtype), T, B, k % 5 < 3, H=H, schedule="grid", **options, **tf32(dtype))
 
 
 @pytest.mark.parametrize("order", ORDERS[1:], ids=["random", "interrupted"])
@@ -83,12 +127,13 @@ def test_architectures_and_orders(kind, arch, order, forced):
     compare(kind, cuda_ops(arch=arch, **order), "float32", 4, 5, True, H=17, bidirectional=True, schedule="grid")
 
 
-def test_two_runs_give_equal_bits(forced):
-    forced(8, 1, 64)
-    for kind in CELLS:
+@pytest.mark.parametrize("threads", [64, "mma"])
+def test_two_runs_give_equal_bits(threads, forced):
+    forced(8, 1, threads)
+    for kind, dtype in [(kind, "float32") for kind in CELLS] if threads == 64 else [("gru", "float16")]:
         runs = []
         for order in ORDERS:
-            layer = build(kind, cuda_ops(**order), "float32", H=19, schedule="grid")
+            layer = build(kind, cuda_ops(**order), dtype, H=19, schedule="grid")
             batch = Batch(build(kind, "numpy", "float64", H=19), 4, 3, ragged=True)
             runs.append(batch.run(layer))
         for other in runs[1:]:
@@ -121,73 +166,120 @@ def test_it_is_the_schedule_that_runs_and_epochs_go_on(forced, monkeypatch):
     assert np.abs(got["output"] - expected["output"]).max() < 1e-5 and ops.exchange().epoch < 100
 
 
+# A block that comes late to what the others have sent: slots that are used again too early are missed by it, and others
+# find what lay in its own before.
+_WAIT = "for (int polls = 0; missing; polls++) {"
+LATE = (_WAIT, f"for (int k = 0; blockIdx.x == 1 && k < 60; k++) (void)*(volatile int*)failed;\n{_WAIT}")
+
+
+@pytest.mark.parametrize("threads", [64, "mma"])
+def test_streams_share_nothing_and_an_earlier_launch_is_not_taken_for_this_one(threads, forced, monkeypatch):
+    forced(8, 2, threads)
+    ops = cuda_ops(edits=[LATE])
+    layer, _, exact = twins("rnn tanh", ops, "float16", H=19, schedule="grid")
+    xs = [np.random.default_rng(k).normal(size=(2, 3, layer.input_size)) for k in range(3)]
+
+    def far(x):
+        return np.abs(layer(layer.xp.asarray(x.astype("float16")))[0].get() - exact(x)[0]).max()
+
+    near = 0.01  # float16's rounding of numbers below 1, a few times
+    assert far(xs[0]) < near
+    ops.device.stream = 1
+    assert far(xs[0]) < near and far(xs[1]) < near
+    one, other = ops.exchanges.values()
+    assert one.words is not other.words and one.ring is not other.ring
+    monkeypatch.setattr(Exchange, "take", lambda self, *sizes: (0, self.patience, self.words, self.failed))
+    monkeypatch.setattr(Exchange, "empty", lambda self, *sizes: (self.patience, self.ring, self.failed))
+    far(xs[1])  # leaves what the next launch must not take: the same epochs, slots that are not empty
+    assert far(xs[2]) > 10 * near
+
+
 SYNC = "__syncthreads();"
 STOP = f"perhaps\n{{0}}{SYNC}\n{{0}}if (stop)"
 MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
-    "no wait": ("lstm", "if (!fresh) {", "if (false) {"),
-    "stale epoch": ("gru", "(both[k] >> 32) != epoch &&", "(both[k] >> 32) == 0 &&"),
+    "no wait": ("lstm", "return (unsigned)(both[k] >> 32) == epoch;", "return true;"),
+    "stale epoch": ("gru", "(both[k] >> 32) == epoch;", "(both[k] >> 32) != 0;"),
     "one slot": ("lstm", "(when & 1) * size", "0 * size"),
-    "no wait between tiles": ("lstm", "if (began) with", "if (false) with"),
-    "no barrier behind what came": ("lstm", STOP.format(" " * 16), "\n if (stop)"),
-    "no barrier behind the sums": ("gru", f"U] = sum;\n{'}':>21}\n{'}':>17}\n{SYNC:>32}", "U] = sum; } }"),
-    "no barrier behind d": ("gru", f"// all of the group alike\n{SYNC:>28}", ""),
-    "no barrier behind the parts": ("lstm", f"quad * 4) = part[r];\n{SYNC:>28}", "quad * 4) = part[r];"),
-    "no barrier behind the last sums": ("lstm", STOP.format(" " * 12), "\n if (stop)"),
+    "sent after the last step": ("lstm", "walks && (at.back ? t > 0 : t + 1 < at.longest)", "walks"),
+    "no barrier behind what came": ("lstm", "if (__syncthreads_or(with.lost)) return;", "if (with.lost) return;"),
+    "no barrier behind the sums": ("gru", f"product.multiply();\n{SYNC:>32}", "product.multiply();"),
+    "no barrier behind d": ("gru", f"N = gridDim.x;\n{SYNC:>24}", "N = gridDim.x;"),
+    "no barrier behind the parts": ("lstm", f"quad * 4) = part[r];\n{SYNC:>24}", "quad * 4) = part[r];"),
+    "no barrier behind the last sums": ("lstm", "return !__syncthreads_or(with.lost);", "return true;"),
     "a part left out": ("gru", "for (int p = 0; p < S; p++) sum", "for (int p = 1; p < S; p++) sum"),
     "another block's part": ("gru", "(k / U * N + blockIdx.x) * OWN", "(k / U * N + k / U) * OWN"),
     "rows of another slice": ("rnn tanh", "thread / Q * RS + k / 4, u", "(S - 1 - thread / Q) * RS + k / 4, u"),
     "columns of another slice": ("lstm", "= thread / U * KS + k", "= (S - 1 - thread / U) * KS + k"),
     "unit of the next block": ("gru", "int row = unit + thread % U", "int row = unit + U + thread % U"),
-    "the group ends early": ("lstm", "longest = length > longest ? length : longest", "longest = 1"),
-    "length off by one": ("lstm", "at.row[k] >= 0 && t < at.ends[k]", "at.row[k] >= 0 && t <= at.ends[k]"),
+}
+
+# On tensor cores, with what both share.
+MMA_MUTATIONS = {
+    "no wait": ("rnn tanh", "all = all && words[i][w] != With::EMPTY", "all = true"),
+    "one word's wait": ("rnn tanh", "all = all && words[i][w] != With::EMPTY", "all = words[i][0] != With::EMPTY"),
+    "one slot": ("rnn tanh", "(when % (2 * TURNS)) * size", "0 * size"),
+    "slots are not emptied": ("rnn tanh", "if (turn % TURNS != 1) return;", "return;"),
+    "other slots are emptied": ("rnn tanh", "if (turn % TURNS != 1) return;", "if (turn % TURNS != 0) return;"),
+    "sent after the last step": ("rnn tanh", "walks && (at.back ? t > 0 : t + 1 < at.longest)", "walks"),
+    "a store that is no message": ("rnn tanh", "st.relaxed.gpu.global.u32", "st.global.u32"),
+    "a look that is none": ("rnn tanh", "ld.relaxed.gpu.global.v2.u32", "ld.global.v2.u32"),
+    "no barrier before the sums": ("rnn tanh", "if (__syncthreads_or(with.lost)) return;", "if (with.lost) return;"),
+    "no barrier behind the sums, back": ("rnn tanh", f"product.share();\n{SYNC:>24}", "product.share();\n"),
+    "no barrier before them, back": ("gru", "if (__syncthreads_or(with.lost)) return false", "if (false) return false"),
+    "a warp's sum left out": ("rnn tanh", "int p = 0; p < WARPS; p++) sum", "int p = 1; p < WARPS; p++) sum"),
+    "another sequence": ("rnn tanh", "return column % 4 * 2 + column / 4;", "return column;"),
+    "words of the fragment": ("rnn tanh", "(part * 2 + w) * Fragment<T>::P", "(part * 2 + 1 - w) * Fragment<T>::P"),
+    "units past H": ("rnn tanh", "if (k + w * Fragment<T>::P >= units(group + i / N))", "if (false)"),
+    "another gate, back": ("gru", "(size_t)(group / gate) * H_ + row", "(size_t)(G - 1 - group / gate) * H_ + row"),
+    "the group ends early": ("rnn tanh", "longest = length > longest ? length : longest", "longest = 1"),
+    "length off by one": ("gru", "0 && t < at.ends[k]) {\n                    float a", "0 && t <= at.ends[k]) { float a"),
+    "h of the step itself": ("rnn tanh", "h_new[k] = kept[k].h;", ""),
+    "asked for the same again": ("gru", "if (step > 0) ask(step - 1);", "if (step > 0) ask(step);"),
 }
 
 
-# A block that comes late to what the others have sent: slots that are used again too early are missed by it.
-_RECEIVE = "for (int first = threadIdx.x; first < count; first += 4 * THREADS) {"
-LATE = (_RECEIVE, f"for (int k = 0; blockIdx.x == 1 && k < 60; k++) (void)*(volatile int*)failed;\n{_RECEIVE}")
-
-
-def errors(kind, edits):
+def errors(kind, dtype, T, edits):
     found = []
     for order in ORDERS[:2]:
         try:
             ops = cuda_ops(edits=edits, **order)
-            compare(kind, ops, "float32", 4, 7, ragged=True, bidirectional=True, H=19, schedule="grid")
+            compare(kind, ops, dtype, T, 7, ragged=True, bidirectional=True, H=19, schedule="grid")
         except (AssertionError, emulator.KernelError, BackendError) as error:
             found.append(error)
     return found
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS)
-def test_a_planted_error_is_seen(mutation, forced, monkeypatch):
-    kind, old, new = MUTATIONS[mutation]
-    forced(8, 2, 64)
+PLANTED = [(64, name) for name in MUTATIONS] + [("mma", name) for name in MMA_MUTATIONS]
+
+
+@pytest.mark.parametrize("threads, mutation", PLANTED)
+def test_a_planted_error_is_seen(threads, mutation, forced, monkeypatch):
+    forced(8, 2, threads)
+    file, mutations = ("grid.cu", MUTATIONS) if threads == 64 else ("grid_mma.cu", MMA_MUTATIONS)
+    kind, old, new = mutations[mutation]
+    case = (kind, "float32", 4) if threads == 64 else (kind, "float16", 7)
     monkeypatch.setattr(Exchange, "patience", 3000)
-    assert kernel_source("grid.cu").count(old) == 1
-    late = [LATE] if mutation in ("one slot", "no wait between tiles") else []
-    assert not errors(kind, edits=late)
-    assert errors(kind, edits=[*late, (old, new)])
+    assert kernel_source(file).count(old) == 1
+    edits = [LATE] if mutation in ("one slot", "sent after the last step") else []
+    edits += [("TURNS = 16", "TURNS = 3")] * (threads == "mma")  # slots come back soon
+    assert not errors(*case, edits=edits)
+    assert errors(*case, edits=[*edits, (old, new)])
 
 
-def test_a_block_that_never_comes_is_an_error_and_then_another_schedule_runs(forced, monkeypatch):
-    forced(8, 2, 64)
+@pytest.mark.parametrize("threads, dtype", [(64, "float32"), ("mma", "float16")])
+def test_a_block_that_never_comes_is_an_error_and_then_another_schedule_runs(threads, dtype, forced, monkeypatch):
+    forced(8, 2, threads)
     monkeypatch.setattr(Exchange, "patience", 500)
-    silent = [
-        (
-            "DEVICE void send(int i, float x) const {",
-            "DEVICE void send(int i, float x) const { if (blockIdx.x == 1) return;",
-        )
-    ]
-    ops = cuda_ops(edits=silent)
-    layer, _, exact = twins("gru", ops, "float32", H=19, schedule="grid")
+    send = "asm volatile(\"st.relaxed.gpu.global.u"
+    ops = cuda_ops(edits=[(f"{send}{n}", f"if (blockIdx.x != 1) {send}{n}") for n in (32, 64)])
+    layer, _, exact = twins("gru", ops, dtype, H=19, schedule="grid")
     batch = Batch(exact, 4, 3, ragged=False)
     with pytest.raises(BackendError, match="waited in vain"):
         batch.run(layer)
     assert not ops.device.limits.cooperative
     monkeypatch.setitem(schedules.WAYS, "grid", schedules.grid_ways)
     schedules.ways.cache_clear()
-    compare("gru", ops, "float32", 4, 3, H=19)  # auto
+    compare("gru", ops, dtype, 4, 3, H=19)  # auto
     with pytest.raises(ValueError, match="failed on this device"):
         batch.run(layer)
 

@@ -1,0 +1,286 @@
+// Schedule `grid` on tensor cores, for 16-bit storage and for float as tf32: a group of thread blocks walks all of time for R
+// sequences of one direction; each owns U units, their recurrent weights and their c. One exchange through L2 a step:
+// forward the new h, backward d of all gates.
+//
+//     grid_mma_forward<LstmCell, __half, 16, 768, 24, 8, 1>      U 16, KP 768, HELD 24, R 8, P 1
+//
+//     U     units of a block: 8, 16 or 32; a group is gridDim.x blocks
+//     KP    H rounded up to a multiple of 128
+//     HELD  tiles of weights (tensor.cuh) that a warp holds in registers; the rest stands in shared memory
+//     R     sequences of a tile, a power of two to 16; columns of a product, of which there are 8 or 16
+//     P     blocks that live on a multiprocessor together, of two groups: one computes while the other waits
+//
+// A product is W h (forward; rows: the block's gates) or W^T d (backward; rows: its units). Its columns are cut among the 8
+// warps, and each warp waits for what its part needs and no more: what the others send lies in L2 just as a lane takes it,
+// two neighbouring numbers to a word, so that it goes from L2 into the tensor cores by way of registers only. The warps'
+// sums meet in shared memory, in a fixed order. Groups, tiles and arrays are as in grid.cu.
+
+#include "common.cuh"
+#include "tile.cuh"
+#include "tensor.cuh"
+#include "exchange.cuh"
+#include "walk.cuh"
+#include "cells/rnn.cuh"
+#include "cells/lstm.cuh"
+#include "cells/gru.cuh"
+
+constexpr int WARPS = 8, THREADS = 32 * WARPS;
+
+// ---- M rows by 16 K columns of weights times 16 K numbers of R sequences, K a multiple of WARPS
+//
+// Columns go in groups of 16, a warp has the K / WARPS next to one another. Of a group lane l takes numbers 4 (l%4) and on of
+// the sequence in column l/4, in words of one number of tf32 or two of 16 bits. To the tensor cores two words are a fragment
+// of B, whatever rows it takes them for: the columns of A stand in the same order.
+template <typename T, int M, int K, int HELD, int R, int P>
+struct Product {
+    static constexpr int N = (R + 7) / 8, MT = (M + 15) / 16, KT = K / WARPS;
+    static constexpr int F = sizeof(T) / 2, WORDS = 2 * F;  // of a group: fragments, and words of a lane
+    static constexpr int chains = MT >= 4 ? 1 : MT > 1 ? 2 : 4;  // sums that do not wait for one another
+    static constexpr int stride = 16 * MT + 4;  // of a column of sums: keeps them free of bank conflicts
+    static constexpr int batch = 8 / (N * P);  // groups that are asked for at once
+    static constexpr int parts_size = WARPS * 8 * N * stride;
+    static constexpr int slot = K * N * 32 * WORDS;  // words of the exchange
+    typedef Fragments<MT * KT * F, HELD, THREADS> Mine;
+    Mine weights;
+    float* parts;  // [WARPS, 8 N, stride]
+    float sums[MT][N][chains][4];
+    int warp, lane;
+
+    // weight(i, group, k): row i, column k of a group; 0 where there is none.
+    template <typename Weight>
+    DEVICE Product(float4* memory, Weight weight)
+        : parts((float*)memory), warp(threadIdx.x / 32), lane(threadIdx.x % 32) {
+        weights.load((uint4*)memory, (uint4*)(parts + parts_size), [&](int tile) {
+            const int part = tile % F, i = tile / F % MT * 16 + lane / 4, group = warp * KT + tile / F / MT;
+            auto at = [&](int row, int w) {  // word w of the fragment
+                const int k = lane % 4 * 4 + (part * 2 + w) * Fragment<T>::P;
+                return word<T>([&](int n) { return weight(row, group, k + n); });
+            };
+            return make_uint4(at(i, 0), at(i + 8, 0), at(i, 1), at(i + 8, 1));
+        });
+        __syncthreads();
+    }
+
+    // The tile's sequence in a column, and its column: two that a warp sums together lie 4 apart (no bank conflicts).
+    DEVICE static int sequence(int column) { return column % 4 * 2 + column / 4; }
+    DEVICE static int column(int r) { return r / 8 * 8 + r % 2 * 4 + r % 8 / 2; }
+
+    // Which number of a slot is number k of a group, of sequence r.
+    DEVICE static int place(int group, int r, int k) { return ((group * N + r / 8) * 8 + column(r) % 8) * 16 + k; }
+
+    // sums = the product with what the other blocks send for the first `there` sequences. units(group): how many of its
+    // numbers there are.
+    template <typename With, typename Units>
+    DEVICE void receive(With& with, int there, Units units) {
+#pragma unroll
+        for (int i = 0; i < MT * N * chains * 4; i++) (&sums[0][0][0][0])[i] = 0.0f;
+        with.arrive();
+#pragma unroll
+        for (int from = 0; from < KT; from += batch) {
+            constexpr int most = KT < batch ? KT : batch;
+            const int group = warp * KT + from, k = lane % 4 * 4;
+            unsigned words[most * N][WORDS];
+            unsigned missing = 0;
+#pragma unroll
+            for (int i = 0; i < most * N; i++) {
+#pragma unroll
+                for (int w = 0; w < WORDS; w++) words[i][w] = 0;
+                const bool any = from + i / N < KT && i % N * 8 + sequence(lane / 4) < there && k < units(group + i / N);
+                if (any) missing |= 1u << i;
+            }
+            with.template wait<most * N>(
+                missing, [&](int i) { with.load(words[i], ((group * N + i) * 32 + lane) * WORDS); },
+                [&](int i) {
+                    bool all = true;
+#pragma unroll
+                    for (int w = 0; w < WORDS; w++) {
+                        if (k + w * Fragment<T>::P >= units(group + i / N)) words[i][w] = 0;  // is never sent
+                        all = all && words[i][w] != With::EMPTY;
+                    }
+                    return all;
+                });
+            __syncwarp();
+#pragma unroll
+            for (int q = 0; q < most; q++) {
+                if (from + q >= KT) continue;
+#pragma unroll
+                for (int f = 0; f < F; f++) {
+#pragma unroll
+                    for (int m = 0; m < MT; m++) {
+                        const uint4 a = weights.get(((from + q) * MT + m) * F + f);
+#pragma unroll
+                        for (int n = 0; n < N; n++) {
+                            const unsigned* b = words[q * N + n] + 2 * f;
+                            mma(sums[m][n][((from + q) * F + f) % chains], a, make_uint2(b[0], b[1]), T());
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    // The warps' sums, for everybody.
+    DEVICE void share() {
+#pragma unroll
+        for (int m = 0; m < MT; m++) {
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    float sum = sums[m][n][0][i];
+#pragma unroll
+                    for (int k = 1; k < chains; k++) sum += sums[m][n][k][i];
+                    const int col = n * 8 + lane % 4 * 2 + i % 2;
+                    parts[(warp * 8 * N + col) * stride + m * 16 + lane / 4 + i / 2 * 8] = sum;
+                }
+            }
+        }
+    }
+
+    DEVICE float sum(int row, int r) const {
+        if (r >= R) return 0.0f;
+        const float* from = parts + column(r) * stride + row;
+        float sum = 0.0f;
+#pragma unroll
+        for (int p = 0; p < WARPS; p++) sum += from[p * 8 * N * stride];
+        return sum;
+    }
+
+    // x, number at.j of those that begin with a group, of this thread's k-th sequence, as its i-th word; all lanes together.
+    template <typename With, typename Place>
+    DEVICE static void send(With& with, const Place& at, int k, int i, int group, float x) {
+        const int number = place(group + at.j / 16, at.s + k * Place::slices, at.j % 16);
+        if constexpr (F == 1) {
+            const float next = __shfl_down_sync(0xffffffffu, x, 1);
+            if (at.j % 2 == 0 && at.row[k] >= 0) with.send(i, number / 2, pack(T(x), T(next)));
+        } else if (at.row[k] >= 0) {
+            with.send(i, number, tf32(x));
+        }
+    }
+};
+
+// ---- forward
+
+template <int G, typename T, int U, int KP, int HELD, int R, int P>
+struct Gathered {
+    typedef Product<T, G * U, KP / 16, HELD, R, P> Mine;
+    Mine product;
+    int H;
+
+    DEVICE Gathered(float4* memory, const T* W_hh, int unit, int H_)
+        : product(memory, [&](int i, int group, int k) {
+              const int u = unit + i % U, column = group * 16 + k;
+              return i < G * U && u < H_ && column < H_ ? W_hh[((size_t)(i / U) * H_ + u) * H_ + column] : T(0.0f);
+          }), H(H_) {}
+
+    template <typename With, typename Place>
+    DEVICE void receive(With& with, const Place& at) {
+        product.receive(with, at.count, [&](int group) { return H - group * 16; });
+    }
+
+    DEVICE void multiply() { product.share(); }
+
+    DEVICE float sum(int k, int g) const {
+        return product.sum(g * U + threadIdx.x % U, threadIdx.x / U + k * (THREADS / U));
+    }
+
+    template <typename With, typename Place>
+    DEVICE void send(With& with, const Place& at, int k, float x) const {
+        Mine::send(with, at, k, k, 0, x);
+    }
+};
+
+template <template <typename> class CellOf, typename T, int U, int KP, int HELD, int R, int P>
+__global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
+    const int T_,
+    const int B,
+    const int H,
+    const int W,         // blocks of H in a row of gates
+    const int reverse,
+    const int keep,      // 0: inference; gates are only read, of h and c only the last state is stored, c in slot T % 2
+    const int* __restrict__ lengths,    // [B]  or null
+    const int* __restrict__ order,      // [B]  or null
+    const T* __restrict__ weight_hh,    // [D, G*H, H]
+    const float* __restrict__ bias_ih,  // [D, G*H]  or null
+    const float* __restrict__ bias_hh,  // [D, G*H]  or null
+    T* gates,                           // [D, T, B, W*H]  in: ax; out: what the cell keeps
+    T* h,                               // [D, T+1, B, H]  in: the first slot; out: the others
+    float* c,                           // [D, T+1 or 2, B, H]  likewise; or null where the cell has none
+    T* __restrict__ output,             // [T, B, D*H]
+    const int patience,                 // polls
+    unsigned* words,                    // [groups, 32, slot] of Product, all bits set
+    int* failed)                        // [1]
+{
+    extern __shared__ float4 memory[];
+    const int unit = blockIdx.x * U, d = blockIdx.z;
+    Gathered<CellOf<float>::gates, T, U, KP, HELD, R, P> product(
+        memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
+    typedef Tile<U, THREADS / U, R> Place;
+    Ring<Place::mine> with(words, d * gridDim.y + blockIdx.y, product.product.slot, patience, failed);
+    walk_forward<CellOf, T, Place>(T_, B, H, W, unit, reverse, keep, lengths, order, bias_ih, bias_hh,
+                                                     gates, h, c, output, with, product);
+}
+
+// ---- backward: its mirror. Rows are the block's units, columns the rows of W_hh, gate by gate.
+
+template <int G, typename T, int U, int KP, int HELD, int R, int P>
+struct Returned {
+    static constexpr int gate = KP / 16;  // groups of columns
+    typedef Product<T, U, G * gate, HELD, R, P> Mine;
+    Mine product;
+    int H;
+
+    DEVICE Returned(float4* memory, const T* W_hh, int unit, int H_)
+        : product(memory, [&](int i, int group, int k) {
+              const int u = unit + i, row = group % gate * 16 + k;
+              return i < U && u < H_ && row < H_ ? W_hh[((size_t)(group / gate) * H_ + row) * H_ + u] : T(0.0f);
+          }), H(H_) {}
+
+    template <typename With, typename Place>
+    DEVICE void put(With& with, const Place& at, int k, const float* leaves) {
+#pragma unroll
+        for (int g = 0; g < G; g++) Mine::send(with, at, k, k * G + g, g * gate, leaves[g]);
+    }
+
+    template <typename With, typename Place>
+    DEVICE bool run(With& with, const Place& at) {
+        with.next();
+        product.receive(with, at.count, [&](int group) { return H - group % gate * 16; });
+        if (__syncthreads_or(with.lost)) return false;
+        product.share();
+        __syncthreads();
+        return true;
+    }
+
+    DEVICE float sum(int k) const { return product.sum(threadIdx.x % U, threadIdx.x / U + k * (THREADS / U)); }
+};
+
+template <template <typename> class CellOf, typename T, int U, int KP, int HELD, int R, int P>
+__global__ void __launch_bounds__(THREADS, P) grid_mma_backward(
+    const int T_,
+    const int B,
+    const int H,
+    const int W,
+    const int reverse,
+    const int* __restrict__ lengths,  // [B]  or null
+    const int* __restrict__ order,    // [B]  or null
+    const T* __restrict__ weight_hh,  // [D, G*H, H]
+    T* gates,                         // [D, T, B, W*H]  in: what forward kept; out: d
+    const T* __restrict__ h,          // [D, T+1, B, H]
+    const float* __restrict__ c,      // [D, T+1, B, H]  or null where the cell has none
+    const T* __restrict__ doutput,    // [T, B, D*H]  or null
+    float* __restrict__ dh,           // [D, B, H]  in: by the last h; out: by the first
+    float* __restrict__ dc,           // [D, B, H]  likewise; or null where the cell has none
+    const int patience,
+    unsigned* words,                  // [groups, 32, slot] of Product, all bits set
+    int* failed)                      // [1]
+{
+    extern __shared__ float4 memory[];
+    const int unit = blockIdx.x * U, d = blockIdx.z;
+    Returned<CellOf<float>::gates, T, U, KP, HELD, R, P> product(
+        memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
+    typedef Tile<U, THREADS / U, R> Place;
+    Ring<Place::mine * CellOf<float>::gates> with(words, d * gridDim.y + blockIdx.y, product.product.slot, patience, failed);
+    walk_backward<CellOf, T, Place>(T_, B, H, W, unit, reverse, lengths, order, gates, h, c, doutput, dh,
+                                                      dc, with, product);
+}

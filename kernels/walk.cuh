@@ -1,0 +1,188 @@
+// The walk through time of the schedules that spread the weights over thread blocks: what a thread does for its own unit
+// and sequences, and when it waits. How a product is made, and by what way its operand comes, is the product's own affair:
+//
+//     forward    send       gives an h to all blocks
+//                receive    takes what all have sent
+//                multiply   leaves sums for everybody
+//                sum        W_hh h of gate g for this thread's unit and its k-th sequence
+//     backward   put        takes d of this thread's unit and its k-th sequence
+//                run        dh from what all blocks have put; false where this block must give up
+//                sum        dh for this thread's unit and its k-th sequence
+//
+// A block sends once for each step that it walks, the initial h before the first and nothing after the last.
+
+template <template <typename> class CellOf, typename T, typename Place, typename With, typename Product>
+DEVICE void walk_forward(
+    int T_, int B, int H, int W, int unit, int reverse, int keep, const int* lengths, const int* order,
+    const float* bias_ih, const float* bias_hh, T* gates, T* h, float* c, T* output, With& with, Product& product)
+{
+    typedef CellOf<float> Cell;
+    constexpr int G = Cell::gates, R = Place::rows;
+    const int d = blockIdx.z, D = gridDim.z;
+    const size_t slot = (size_t)B * H;
+    for (int tile = blockIdx.y; tile * R < B; tile += gridDim.y) {
+        const Place at(T_, B, H, tile, unit, d, reverse, lengths, order);
+        const int j = at.j;
+        const size_t first = ((size_t)d * (T_ + 1) + (at.back ? T_ : 0)) * slot;
+        const size_t first_c = keep ? first : (size_t)d * 2 * slot;
+        float h_old[Place::mine], c_old[Place::mine], bias_a[G], bias_r[G], ax[Place::mine][G];
+#pragma unroll
+        for (int g = 0; g < G; g++) {
+            const bool there = bias_ih && j < H;
+            bias_a[g] = there ? bias_ih[((size_t)d * G + g) * H + j] : 0.0f;
+            bias_r[g] = there ? bias_hh[((size_t)d * G + g) * H + j] : 0.0f;
+        }
+#pragma unroll
+        for (int k = 0; k < Place::mine; k++) {
+            const size_t n = (size_t)at.row[k] * H + j;
+            const bool there = at.row[k] >= 0;
+            h_old[k] = there ? float(h[first + n]) : 0.0f;
+            c_old[k] = there && Cell::states == 2 ? c[first_c + n] : 0.0f;
+        }
+        if (at.longest > 0) {
+#pragma unroll
+            for (int k = 0; k < Place::mine; k++) product.send(with, at, k, h_old[k]);
+            with.next();
+        }
+
+        for (int step = 0; step < T_; step++) {
+            const int t = at.back ? T_ - 1 - step : step;
+            const bool walks = t < at.longest;  // all of the group alike
+            const bool sends = walks && (at.back ? t > 0 : t + 1 < at.longest);
+            if (walks) {
+#pragma unroll
+                for (int k = 0; k < Place::mine; k++) {  // asked for before the others' h comes
+                    const bool there = t < at.ends[k];
+                    const T* row = gates + (((size_t)d * T_ + t) * B + (there ? at.row[k] : 0)) * W * H + j;
+#pragma unroll
+                    for (int g = 0; g < G; g++) ax[k][g] = there ? float(row[(size_t)g * H]) : 0.0f;
+                }
+                product.receive(with, at);
+                if (__syncthreads_or(with.lost)) return;
+                product.multiply();
+                __syncthreads();
+            }
+            float kept[Place::mine][Cell::kept + 1];
+#pragma unroll
+            for (int k = 0; k < Place::mine; k++) {
+                if (at.row[k] >= 0 && t < at.ends[k]) {
+                    float a[G], ah[G], h_new, c_new;
+#pragma unroll
+                    for (int g = 0; g < G; g++) {
+                        ah[g] = bias_r[g] + product.sum(k, g);
+                        a[g] = ax[k][g] + bias_a[g];
+                    }
+                    Cell::forward(a, ah, h_old[k], c_old[k], kept[k], h_new, c_new);
+                    h_old[k] = float(T(h_new));  // the state is what is stored
+                    if (Cell::states == 2) c_old[k] = c_new;
+                }
+                if (sends) product.send(with, at, k, h_old[k]);  // first of all: the others wait for it
+            }
+            if (sends) with.next();
+#pragma unroll
+            for (int k = 0; k < Place::mine; k++) {
+                if (at.row[k] < 0) continue;
+                const size_t n = (size_t)at.row[k] * H + j;
+                const bool live = t < at.ends[k];
+                output[((size_t)t * B + at.row[k]) * D * H + (size_t)d * H + j] = T(live ? h_old[k] : 0.0f);
+                if (keep || step == T_ - 1) {
+                    const size_t now = ((size_t)d * (T_ + 1) + (at.back ? t : t + 1)) * slot + n;
+                    h[now] = T(h_old[k]);
+                    if (Cell::states == 2) c[keep ? now : ((size_t)d * 2 + T_ % 2) * slot + n] = c_old[k];
+                }
+                if (keep && live) {
+                    T* row = gates + (((size_t)d * T_ + t) * B + at.row[k]) * W * H + j;
+#pragma unroll
+                    for (int g = 0; g < Cell::kept; g++) row[(size_t)g * H] = T(kept[k][g]);
+                }
+            }
+        }
+    }
+}
+
+// What a step back reads of one number: asked for while the step before still waits.
+template <typename Cell>
+struct Kept {
+    float gates[Cell::kept + 1], h, c, by_output;
+};
+
+template <template <typename> class CellOf, typename T, typename Place, typename With, typename Product>
+DEVICE void walk_backward(
+    int T_, int B, int H, int W, int unit, int reverse, const int* lengths, const int* order, T* gates, const T* h,
+    const float* c, const T* doutput, float* dh, float* dc, With& with, Product& product)
+{
+    typedef CellOf<float> Cell;
+    constexpr int R = Place::rows;
+    constexpr bool two = Cell::states == 2;
+    const int d = blockIdx.z, D = gridDim.z;
+    const size_t slot = (size_t)B * H;
+    for (int tile = blockIdx.y; tile * R < B; tile += gridDim.y) {
+        const Place at(T_, B, H, tile, unit, d, reverse, lengths, order);
+        const int j = at.j;
+        float by_h[Place::mine], by_c[Place::mine], h_new[Place::mine], c_new[Place::mine];
+        Kept<Cell> kept[Place::mine];
+        auto ask = [&](int step) {
+            const int t = at.back ? T_ - 1 - step : step;
+#pragma unroll
+            for (int k = 0; k < Place::mine; k++) {
+                if (at.row[k] < 0) continue;
+                const size_t old = ((size_t)d * (T_ + 1) + (at.back ? t + 1 : t)) * slot + (size_t)at.row[k] * H + j;
+                kept[k].h = float(h[old]);
+                if (two) kept[k].c = c[old];
+                if (t >= at.ends[k]) continue;
+                const T* row = gates + (((size_t)d * T_ + t) * B + at.row[k]) * W * H + j;
+#pragma unroll
+                for (int g = 0; g < Cell::kept; g++) kept[k].gates[g] = float(row[(size_t)g * H]);
+                const size_t n = ((size_t)t * B + at.row[k]) * D * H + (size_t)d * H + j;
+                kept[k].by_output = doutput ? float(doutput[n]) : 0.0f;
+            }
+        };
+#pragma unroll
+        for (int k = 0; k < Place::mine; k++) {
+            const bool there = at.row[k] >= 0;
+            const size_t n = (size_t)at.row[k] * H + j, here = (size_t)d * slot + n;
+            const size_t last = ((size_t)d * (T_ + 1) + (at.back ? 0 : T_)) * slot + n;
+            by_h[k] = there ? dh[here] : 0.0f;
+            by_c[k] = there && two ? dc[here] : 0.0f;
+            h_new[k] = there ? float(h[last]) : 0.0f;
+            c_new[k] = there && two ? c[last] : 0.0f;
+        }
+        ask(T_ - 1);
+        for (int step = T_ - 1; step >= 0; step--) {
+            const int t = at.back ? T_ - 1 - step : step;
+            const bool walks = t < at.longest;  // all of the group alike
+            float leaves[Place::mine][Cell::leaves];
+#pragma unroll
+            for (int k = 0; k < Place::mine; k++) {
+#pragma unroll
+                for (int g = 0; g < Cell::leaves; g++) leaves[k][g] = 0.0f;
+                if (at.row[k] >= 0 && t < at.ends[k]) {
+                    by_h[k] += kept[k].by_output;
+                    Cell::backward(kept[k].gates, kept[k].h, kept[k].c, h_new[k], c_new[k], by_h[k], by_c[k], leaves[k]);
+                }
+                h_new[k] = kept[k].h;
+                c_new[k] = kept[k].c;
+                if (walks) product.put(with, at, k, leaves[k]);
+            }
+            if (step > 0) ask(step - 1);
+#pragma unroll
+            for (int k = 0; k < Place::mine; k++) {
+                if (at.row[k] < 0) continue;
+                T* row = gates + (((size_t)d * T_ + t) * B + at.row[k]) * W * H + j;
+#pragma unroll
+                for (int g = 0; g < Cell::leaves; g++) row[(size_t)g * H] = T(leaves[k][g]);
+            }
+            if (!walks) continue;
+            if (!product.run(with, at)) return;
+#pragma unroll
+            for (int k = 0; k < Place::mine; k++) by_h[k] += product.sum(k);
+        }
+#pragma unroll
+        for (int k = 0; k < Place::mine; k++) {
+            if (at.row[k] < 0) continue;
+            const size_t here = (size_t)d * slot + (size_t)at.row[k] * H + j;
+            dh[here] = by_h[k];
+            if (two) dc[here] = by_c[k];
+        }
+    }
+}
