@@ -217,8 +217,8 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
         memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
     typedef Tile<U, THREADS / U, R> Place;
     Ring<Place::mine> with(words, d * gridDim.y + blockIdx.y, product.product.slot, patience, failed);
-    walk_forward<CellOf, T, Place>(T_, B, H, W, unit, reverse, keep, lengths, order, bias_ih, bias_hh,
-                                                     gates, h, c, output, with, product);
+    walk_forward<CellOf, T, Place>(T_, B, H, W, unit, reverse, keep, lengths, order, bias_ih, bias_hh, gates, h, c,
+                                   output, with, product);
 }
 
 // ---- backward: its mirror. Rows are the block's units, columns the rows of W_hh, gate by gate.
@@ -280,7 +280,8 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_backward(
     Returned<CellOf<float>::gates, T, U, KP, HELD, R, P> product(
         memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
     typedef Tile<U, THREADS / U, R> Place;
-    Ring<Place::mine * CellOf<float>::gates> with(words, d * gridDim.y + blockIdx.y, product.product.slot, patience, failed);
-    walk_backward<CellOf, T, Place>(T_, B, H, W, unit, reverse, lengths, order, gates, h, c, doutput, dh,
-                                                      dc, with, product);
+    constexpr int sent = Place::mine * CellOf<float>::gates;
+    Ring<sent> with(words, d * gridDim.y + blockIdx.y, product.product.slot, patience, failed);
+    walk_backward<CellOf, T, Place>(T_, B, H, W, unit, reverse, lengths, order, gates, h, c, doutput, dh, dc, with,
+                                    product);
 }

@@ -219,8 +219,7 @@ MMA_MUTATIONS = {
     "one word's wait": ("rnn tanh", "all = all && words[i][w] != With::EMPTY", "all = words[i][0] != With::EMPTY"),
     "one slot": ("rnn tanh", "(when % (2 * TURNS)) * size", "0 * size"),
     "slots are not emptied": ("rnn tanh", "if (turn % TURNS != 1) return;", "return;"),
-    "other slots are emptied": ("rnn tanh", "if (turn % TURNS != 1) return;", "if (turn % TURNS != 0) return;"),
-    "sent after the last step": ("rnn tanh", "walks && (at.back ? t > 0 : t + 1 < at.longest)", "walks"),
+    "emptied before it is read": ("rnn tanh", "TURNS - 1; n < 2 * TURNS - 1", "TURNS + 1; n < 2 * TURNS + 1"),
     "a store that is no message": ("rnn tanh", "st.relaxed.gpu.global.u32", "st.global.u32"),
     "a look that is none": ("rnn tanh", "ld.relaxed.gpu.global.v2.u32", "ld.global.v2.u32"),
     "no barrier before the sums": ("rnn tanh", "if (__syncthreads_or(with.lost)) return;", "if (with.lost) return;"),
@@ -232,7 +231,7 @@ MMA_MUTATIONS = {
     "units past H": ("rnn tanh", "if (k + w * Fragment<T>::P >= units(group + i / N))", "if (false)"),
     "another gate, back": ("gru", "(size_t)(group / gate) * H_ + row", "(size_t)(G - 1 - group / gate) * H_ + row"),
     "the group ends early": ("rnn tanh", "longest = length > longest ? length : longest", "longest = 1"),
-    "length off by one": ("gru", "0 && t < at.ends[k]) {\n                    float a", "0 && t <= at.ends[k]) { float a"),
+    "length off by one": ("gru", f"0 && t < at.ends[k]) {{\n{'float a':>27}", "0 && t <= at.ends[k]) { float a"),
     "h of the step itself": ("rnn tanh", "h_new[k] = kept[k].h;", ""),
     "asked for the same again": ("gru", "if (step > 0) ask(step - 1);", "if (step > 0) ask(step);"),
 }
@@ -270,7 +269,7 @@ def test_a_planted_error_is_seen(threads, mutation, forced, monkeypatch):
 def test_a_block_that_never_comes_is_an_error_and_then_another_schedule_runs(threads, dtype, forced, monkeypatch):
     forced(8, 2, threads)
     monkeypatch.setattr(Exchange, "patience", 500)
-    send = "asm volatile(\"st.relaxed.gpu.global.u"
+    send = 'asm volatile("st.relaxed.gpu.global.u'
     ops = cuda_ops(edits=[(f"{send}{n}", f"if (blockIdx.x != 1) {send}{n}") for n in (32, 64)])
     layer, _, exact = twins("gru", ops, dtype, H=19, schedule="grid")
     batch = Batch(exact, 4, 3, ragged=False)
@@ -306,7 +305,12 @@ def test_where_the_device_refuses_a_launch_of_all_blocks_step_does_it(forced, mo
 
 # ---- the choice
 
-DEVICES = {75: Device(75, 40, 64 * 1024), 90: Device(90, 132, 227 * 1024), 120: Device(120, 170, 99 * 1024)}
+DEVICES = {
+    75: Device(75, 40, 64 * 1024),
+    80: Device(80, 108, 163 * 1024),
+    90: Device(90, 132, 227 * 1024),
+    120: Device(120, 170, 99 * 1024),
+}
 GATES = {"RnnTanh": 1, "LstmCell": 4, "GruCell": 3}
 
 
@@ -315,27 +319,31 @@ def work(kernel="LstmCell", H=512, B=1, dtype="float32", backward=False, **more)
     return Work(kernel, GATES[kernel], H, B=B, dtype=dtype, backward=backward, **more)
 
 
-@pytest.mark.parametrize("arch", [90, *(pytest.param(arch, marks=pytest.mark.slow) for arch in (75, 120))])
+@pytest.mark.parametrize("arch", [90, *(pytest.param(arch, marks=pytest.mark.slow) for arch in (75, 80, 120))])
 def test_tiles_that_are_chosen_do_not_spill(arch):
-    expressions = set()
-    for kernel, dtype, H, B, backward in itertools.product(
-        GATES, ("float32", "bfloat16"), (256, 1024), (1, 64), (False, True)
-    ):
-        asked = work(kernel, H, B, dtype, backward)
+    names = {}
+    kinds = ("float32", 1), ("float32", 64), ("bfloat16", 1), ("bfloat16", 64), ("tf32", 16)
+    sizes = (256, 1024) if arch == 90 else (1024,) if arch != 75 else (256,)
+    for kernel, (dtype, B), H, backward in itertools.product(GATES, kinds, sizes, (False, True)):
+        asked = work(kernel, H, B, *precise(dtype), backward, tf32=dtype == "tf32")
         found = schedules.grid_ways(asked, DEVICES[arch])
         if not isinstance(found, str):
-            expressions.add(way_name(asked, min(found, key=lambda way: way.seconds))[1])
-    program = nvrtc.compile(kernel_source("grid.cu"), file="grid.cu", arch=arch, expressions=tuple(sorted(expressions)))
-    spilled = {n: r for n, r in parse_log(program.log).items() if r.spill_stores or r.spill_loads or r.stack}
-    assert len(expressions) > 7 and not spilled
+            file, expression = way_name(asked, min(found, key=lambda way: way.seconds))
+            names.setdefault(file, set()).add(expression)
+    assert set(names) == ({"grid.cu"} if arch == 75 else {"grid.cu", "grid_mma.cu"})  # mma.m16n8k16 is sm_80's
+    for name, expressions in names.items():
+        program = nvrtc.compile(kernel_source(name), file=name, arch=arch, expressions=tuple(sorted(expressions)))
+        spilled = {n: r for n, r in parse_log(program.log).items() if r.spill_stores or r.spill_loads or r.stack}
+        assert len(expressions) > 3 and not spilled
 
 
 def test_what_fits_and_what_is_chosen():
     device = DEVICES[90]
     for kernel, dtype, H in (
         ("LstmCell", "float32", 1152),
-        ("LstmCell", "bfloat16", 1792),
+        ("LstmCell", "bfloat16", 2112),
         ("GruCell", "float32", 1536),
+        ("RnnTanh", "bfloat16", 4096),
     ):
         for backward in (False, True):
             way = schedules.choose(work(kernel, H, dtype=dtype, backward=backward), device, "grid")[0]
@@ -352,3 +360,18 @@ def test_what_fits_and_what_is_chosen():
     with pytest.raises(ValueError, match="MB of recurrent weights do not fit on 132 multiprocessors"):
         schedules.choose(work(H=4096), device, "grid")
     assert "computes in float32" in schedules.grid_ways(work(dtype="float64"), device)
+
+
+def test_when_tensor_cores_are_taken():
+    asked = work(H=768, B=16, dtype="float16")
+    way, reason = schedules.choose(asked, DEVICES[90])
+    assert way.kernel == "grid_mma" and "on tensor cores" in reason and way.blocks * way.groups <= 132
+    assert schedules.choose(work(H=768, B=16, tf32=True), DEVICES[90])[0].kernel == "grid_mma"
+    assert schedules.choose(work(H=768, B=16), DEVICES[90], "grid")[0].kernel == "grid"  # float32 means float32
+    assert schedules.choose(work(H=256, B=16, dtype="float16"), DEVICES[75], "grid")[0].kernel == "grid"
+    found = schedules.grid_ways(work(H=256, B=64, dtype="float16"), DEVICES[90])
+    two = [way for way in found if way.kernel == "grid_mma" and way.numbers[-1] == 2]
+    assert any(way.blocks * way.groups > 132 for way in two)
+    for way in two:
+        assert way.blocks * way.groups <= 264 and 2 * (way.shared + 1024) <= 228 * 1024
+    assert any("two on a multiprocessor" in str(way) for way in two)
