@@ -228,7 +228,6 @@ MMA_MUTATIONS = {
     "a warp's sum left out": ("rnn tanh", "int p = 0; p < WARPS; p++) sum", "int p = 1; p < WARPS; p++) sum"),
     "another sequence": ("rnn tanh", "return column % 4 * 2 + column / 4;", "return column;"),
     "words of the fragment": ("rnn tanh", "(part * 2 + w) * Fragment<T>::P", "(part * 2 + 1 - w) * Fragment<T>::P"),
-    "units past H": ("rnn tanh", "if (k + w * Fragment<T>::P >= units(group + i / N))", "if (false)"),
     "another gate, back": ("gru", "(size_t)(group / gate) * H_ + row", "(size_t)(G - 1 - group / gate) * H_ + row"),
     "the group ends early": ("rnn tanh", "longest = length > longest ? length : longest", "longest = 1"),
     "length off by one": ("gru", f"0 && t < at.ends[k]) {{\n{'float a':>27}", "0 && t <= at.ends[k]) { float a"),
