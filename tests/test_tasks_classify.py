@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from gpurnn.cli import main
-from gpurnn.tasks.classify import TASK, ClassifySettings, Labelled, log_odds, predict, read_examples, split
+from gpurnn.tasks.classify import TASK, ClassifySettings, Labelled, predict, read_examples, split
 from gpurnn.tasks.run import load, prepare
 
 TINY = {"hidden": 8, "embedding": 8, "batch": 16, "epochs": 10, "lr": 2e-2, "dropout": 0.1, "patience": None, "seed": 1}
@@ -122,37 +122,13 @@ def test_word_dropout_differs_by_epoch_and_batch_alone():
     assert all((x == 5).all() for x in inputs)
 
 
-def test_log_odds_by_hand():
-    """Three texts of class 0 and one of class 1; an id counts once for a text, and once more for all."""
-    texts = [[1, 1, 2], [1], [3], [2, 2]]
-    odds = log_odds([np.array(ids) for ids in texts], np.array([0, 0, 0, 1]), 5, 2)
-    counts = np.array([[1, 1], [3, 1], [2, 2], [2, 1], [1, 1]])  # 9 and 6 in all
-    expected = np.log(counts[:, 0] / 9) - np.log(counts[:, 1] / 6)
-    np.testing.assert_allclose(odds[1:, 0], expected[1:], rtol=1e-14)
-    np.testing.assert_allclose(odds[:, 1], -odds[:, 0], rtol=0, atol=1e-15)
-    assert not odds[0].any()
-
-
-def test_words_start_with_their_log_odds(table, tmp_path):
-    options = {"backend": "cpu", "overwrite": True, **TINY}
-    plain = prepare("classify", [table], tmp_path / "run", naive_bayes=False, **options)
-    run = prepare("classify", [table], tmp_path / "run", **options)
-    start, other = (r.model["embedding"].params["weight"] for r in (run, plain))
-    np.testing.assert_array_equal(start[:, 2:], other[:, 2:])
-    ids = {word: 1 + n for n, word in enumerate(run.data.facts["vocabulary"])}
-    neg, pos = (run.data.facts["classes"].index(name) for name in ("neg", "pos"))
-    assert all(start[ids[word], pos] > 1 for word in GOOD) and all(start[ids[word], neg] > 1 for word in BAD)
-    narrow = prepare("classify", [table], tmp_path / "run", **options | {"embedding": 1})
-    np.testing.assert_array_equal(narrow.model["embedding"].params["weight"][:, 0], start[:, 0])
-
-
 # ---- training and measuring
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean", "max", "attention"])
 def test_it_learns_more_than_the_majority(table, tmp_path, pooling):
     """End to end: always saying 'pos' is right for two of three."""
-    run = prepare("classify", [table], tmp_path / "run", backend="cpu", pooling=pooling, naive_bayes=False, **TINY)
+    run = prepare("classify", [table], tmp_path / "run", backend="cpu", pooling=pooling, **TINY)
     history = run.train(progress=False)
     numbers, told = run.finish(history)
     assert numbers["test_majority"] < 0.75 and numbers["test_accuracy"] > 0.85, told

@@ -42,15 +42,14 @@ class ClassifySettings(Settings):
     word_dropout: float = setting(
         0.4, "Share of words (not characters) made unknown at random in training.", low=0, high=1, high_open=True
     )
-    naive_bayes: bool = setting(True, "Start words with their log-odds of each class in the training texts.")
     test: float = setting(0.1, "Share of each class kept for the test.", low=0, high=1, high_open=True)
     split: int = setting(0, "Which split into training, validation and test: the seed of its shuffle.", minimum=0)
     valid: float = changed(Settings, "valid", 0.1, "Share of each class kept for validation.")
     hidden: int = changed(Settings, "hidden", 32)
     dropout: float = changed(Settings, "dropout", 0.5, "Share of inputs, and of pooled states, dropped.")
     lr: float = changed(Settings, "lr", 2e-3)
-    epochs: int = changed(Settings, "epochs", 10)
-    patience: int | None = changed(Settings, "patience", 4)
+    epochs: int = changed(Settings, "epochs", 20)
+    patience: int | None = changed(Settings, "patience", 5)
 
     def __post_init__(self):
         super().__post_init__()
@@ -125,13 +124,6 @@ class ClassifyTask(Task):
             "linear": Linear(size, len(facts["classes"]), seed=next(seeds), **shared),
         }
         return Sequential(layers)
-
-    def start(self, model, data, settings):
-        if settings.naive_bayes and settings.level == "words":
-            table = model["embedding"].params["weight"]
-            odds = log_odds(data.train.inputs, data.train.targets, len(table), len(data.facts["classes"]))
-            odds = odds[:, : settings.embedding]
-            table[:, : odds.shape[1]] = model.xp.asarray(odds)
 
     def metrics(self, settings, facts):
         return {"accuracy": right_and_all}
@@ -268,21 +260,6 @@ def encode(texts, settings, facts):
     """A list of id arrays, one for each text."""
     vocabulary = vocabulary_of(facts["vocabulary"])
     return [vocabulary.encode(lowered(text, settings)).astype(np.int64) for text in texts]
-
-
-def log_odds(inputs, labels, size, classes):
-    """How much more often a text of class k has the id w than a text of another class: (size, classes) float64.
-
-    log p(w | k) - log p(w | not k) of naive Bayes, where an id counts once for each text that has it, and once more for
-    all (Wang & Manning, "Baselines and bigrams", ACL 2012). inputs: a list of id arrays; labels: (texts,).
-    """
-    counts = np.ones((size, classes))
-    for ids, label in zip(inputs, labels, strict=True):
-        counts[np.unique(ids), label] += 1
-    others = counts.sum(axis=1, keepdims=True) - counts
-    odds = np.log(counts / counts.sum(axis=0)) - np.log(others / others.sum(axis=0))
-    odds[UNKNOWN] = 0  # in training it stands for any word
-    return odds
 
 
 class Labelled(SequenceBatches):

@@ -191,9 +191,6 @@ class Task:
         """The model, a Module."""
         raise NotImplementedError
 
-    def start(self, model, data, settings):
-        """Give a new model initial values that depend on the training data; the layers' own are there already."""
-
     def loss(self, settings, facts):
         """What ``fit`` takes as ``loss``."""
         return cross_entropy
@@ -312,8 +309,6 @@ def prepare(task, files=(), folder=None, settings=None, *, backend=None, resume=
             "now): a resumed run needs the same data"
         )
     model = task.build(settings, data.facts, backend)
-    if not resume:
-        task.start(model, data, settings)
     document = {
         "task": task.name,
         "backend": model.ops.name,
