@@ -34,7 +34,7 @@ def test_the_cuda_backend_is_right_on_the_emulated_device(monkeypatch):
         "array_ops",
         lambda *arrays: ops if isinstance(arrays[0], ops.xp.ndarray) else gpurnn.get_backend("numpy"),
     )
-    results = run_checks([ops])
+    results = run_checks([ops], quick=True)  # test_cuda_layers.py has every option
     assert [r for r in results if not r.right] == []
     assert len(results) == 4 * 3 * len(CELLS) + len(CELLS) + 8  # gradient in float64 only
 
