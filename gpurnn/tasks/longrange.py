@@ -63,7 +63,7 @@ class LongSettings(Settings):
         None,
         "Initial biases of lstm and gru for memories of up to so many steps; 0: off.",
         minimum=0,
-        shown="the sequence's length, rows off",
+        shown="drawn sequences: their length; images: off",
     )
     forget_bias: float = setting(1.0, "Initial bias of lstm's forget gate without --chrono.")
     learn_state: bool = setting(False, "Learn the initial state.")
@@ -135,7 +135,7 @@ class LongTask(Task):
         """``Sequential`` of recurrent layers, their last state (but for copy), dropout and linear layer."""
         options = {"init": settings.init, "learn_state": settings.learn_state}
         chrono = settings.chrono
-        if chrono is None and settings.problem != "rows":
+        if chrono is None and settings.problem in DRAWN:
             chrono = facts["steps"]
         if settings.cell == "rnn":
             options["nonlinearity"] = settings.activation
