@@ -421,7 +421,7 @@ def grid_mma_tile(work, device, U, R, P=1, held=None):
     chains = 1 if M >= 4 else 2 if M > 1 else 4
     tiles = M * K // 8 * fragments  # of one warp
     # sums, what is asked for at once, the cell of each own sequence, addresses; found by compiling
-    other = 4 * M * N * chains + 4 * min(8 // P, K // 8 * N) + -(-R * U // threads) * (2 * G + 12) + 64
+    other = 4 * (M * N * chains + min(8 // P, K // 8 * N) + size) + -(-R * U // threads) * (2 * G + 12) + 56
     room = (_registers(threads) if P == 1 else 112) - other
     if room < 0:
         return None
