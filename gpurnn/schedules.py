@@ -360,6 +360,7 @@ def grid_tile(work, device, U, R, threads, KREG=None):
     # what else it needs, found by compiling
     other = (92 if work.backward else 116) if G * R > 1 else 64
     other += 16 * (G == 1 and R > 1) + 2 * G * R + (16 if size == 2 else 0)
+    other += 16 * (device.capability < 80 and not work.backward and G * R >= 16)
     room = _registers(threads) - other
     if work.backward:
         rows = -(-G * U // (4 * S)) * 4

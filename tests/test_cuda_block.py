@@ -311,7 +311,8 @@ def errors(kind, dtype, B, H, edits):
     for order in ORDERS[:2]:
         try:
             ops = cuda_ops(edits=edits, **order)
-            compare(kind, ops, dtype, 5, B, ragged=True, bidirectional=True, H=H, schedule="block")
+            with np.errstate(invalid="ignore", over="ignore"):  # what a planted error leaves may be no number
+                compare(kind, ops, dtype, 5, B, ragged=True, bidirectional=True, H=H, schedule="block")
         except (AssertionError, emulator.KernelError) as error:
             found.append(error)
     return found

@@ -69,10 +69,10 @@ def test_every_option(kind, option, forced):
 
 MMA_SIZES = [  # kind, dtype, T, B, H, U, R, tiles in registers, blocks on a multiprocessor
     ("lstm", "float16", 4, 9, 33, 16, 8, None, 1),
-    ("gru", "tf32", 3, 5, 19, 8, 4, 1, 2),
+    ("gru", "bfloat16", 3, 5, 19, 8, 4, 1, 2),
     ("rnn relu", "bfloat16", 5, 17, 40, 32, 16, 0, 1),
     ("lstm", "tf32", 35, 3, 16, 16, 1, None, 1),
-    ("gru", "bfloat16", 1, 1, 7, 8, 2, None, 1),
+    ("gru", "tf32", 1, 1, 7, 8, 2, None, 1),
 ]
 
 
@@ -241,7 +241,8 @@ def errors(kind, dtype, T, edits):
     for order in ORDERS[:2]:
         try:
             ops = cuda_ops(edits=edits, **order)
-            compare(kind, ops, dtype, T, 7, ragged=True, bidirectional=True, H=19, schedule="grid")
+            with np.errstate(invalid="ignore", over="ignore"):  # what a planted error leaves may be no number
+                compare(kind, ops, dtype, T, 7, ragged=True, bidirectional=True, H=19, schedule="grid")
         except (AssertionError, emulator.KernelError, BackendError) as error:
             found.append(error)
     return found
