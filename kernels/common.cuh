@@ -20,7 +20,11 @@
 #define DEVICE __device__ __forceinline__
 #else
 #include <cmath>
+#ifdef INLINE  // set by cpu/vector.h, which says why
+#define DEVICE INLINE
+#else
 #define DEVICE inline
+#endif
 using std::tanh;
 #endif
 

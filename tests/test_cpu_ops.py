@@ -2,6 +2,7 @@
 
 import ctypes
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -31,9 +32,20 @@ def threads(monkeypatch):
     return choose
 
 
+def levels():
+    """Every kind of vector that this machine can run: 1 AVX2, 2 AVX-512, or 0 where there is no x86."""
+    native = cpu_ops.load_native()
+    return range(min(native[1], 1), native[1] + 1) if native else ()
+
+
+@pytest.fixture(params=levels(), ids=lambda level: cpu_ops.LEVELS[level])
+def level(request, monkeypatch):
+    monkeypatch.setattr(get_backend("cpu"), "level", request.param)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("cell", CELLS)
-def test_every_cell_and_option_is_no_worse_than_array_code(cell, dtype, threads):
+def test_every_cell_and_option_is_no_worse_than_array_code(cell, dtype, level, threads):
     """At sizes on both sides of a vector, of a group of rows and of a column block, on one to three threads."""
     for number, (name, options) in enumerate(OPTIONS.items()):
         for ragged, (H, T, B) in ((False, (1, 1, 1)), (True, (16, 5, 7)), (number % 2 == 0, (33, 3, 13))):
@@ -44,7 +56,7 @@ def test_every_cell_and_option_is_no_worse_than_array_code(cell, dtype, threads)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_columns_past_one_chunk(cell, threads):
+def test_columns_past_one_chunk(cell, level, threads):
     """H above KC of walk.h, so that sums are added up from several chunks."""
     threads(2)
     worst, detail = check.compare(cell, "cpu", "float32", 3, 5, H=300)
@@ -136,6 +148,18 @@ def test_products_of_any_strides(M, K, N, accumulate, dtype, threads):
         out = STRIDES[("plain", "turned", "part of a wider one", "plain")[number]](c.copy())
         get_backend("cpu").product(stretch(a), stretch(b), out, accumulate=accumulate)
         assert np.abs(out - exact).max() <= 2 * usual + rounding, name
+
+
+@pytest.mark.skipif(not shutil.which("nm"), reason="needs nm, which lists the functions of a library")
+def test_no_vector_crosses_a_call():
+    """What takes or returns vectors is inlined: GCC 12 clears the upper parts of those that a function returns.
+
+    It did in the walk for AVX-512, which was wrong from the fifth unit on, on machines that the tests were not run on.
+    """
+    library, _ = cpu_ops.load_native()
+    names = subprocess.run(["nm", "-C", library._name], check=True, capture_output=True, text=True).stdout
+    assert "walk_layer<float" in names
+    assert not [name for name in names.splitlines() if "Vec<" in name]
 
 
 def test_sums_over_steps():

@@ -4,6 +4,8 @@
 // and SUMS are set by walk.cpp: bytes of a vector register, and how many registers a product may use for its sums.
 
 #ifndef INLINE
+// A vector never crosses a call: what takes or returns one is always inlined. GCC 12 clears the upper part of the vector
+// registers (vzeroupper) at the end of a function that returns a class like Vec, and with it what is returned.
 #define INLINE inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 32")
 #endif
