@@ -47,8 +47,10 @@ class Case:
 
     @property
     def steps(self):
-        """Timesteps that depend on one another, over all layers; backward walks them again."""
-        return self.T * self.L * (2 if self.what in ("train", "step") else 1)
+        """Timesteps that depend on one another: a layer may follow the one below by one step, unless that has two
+        directions; backward walks them again."""
+        one_way = self.T * self.L if self.bidirectional else self.T + self.L - 1
+        return one_way * (2 if self.what in ("train", "step") else 1)
 
     def _layers(self):
         """(inputs, directions) of each layer."""
@@ -204,6 +206,19 @@ def _kernelbench():
     ]
 
 
+def _stacks():
+    """Layers on top of each other, where layers can walk at once: one after the other, as a wavefront, cuDNN."""
+    return [
+        Case(cell, 1024, B, H, H, L=L, dtype=dtype, what=what)
+        for cell in ("lstm", "gru")
+        for L in (2, 4, 8)
+        for H in (128, 512, 1024)
+        for B in (16, 64)
+        for dtype in ("float32", "bfloat16")
+        for what in ("inference", "train")
+    ]
+
+
 SUITES = {
     "quick": (_quick, "small sizes, under a minute on 2 cores"),
     "cpu": (_cpu, "B 1 to 128, H 64 to 1024, T 50: the README's table"),
@@ -212,6 +227,7 @@ SUITES = {
     "house": (_house, "cells x H x B x dtype x pass at T 512, with cuDNN's cliffs (H 129, B 7)"),
     "deepbench": (_deepbench, "Baidu's training and inference lists"),
     "flashrnn": (_flashrnn, "FlashRNN's grid: H 768, T and B swept, 16-bit"),
+    "stacks": (_stacks, "2 to 8 layers, T 1024: one after the other, as a wavefront, cuDNN"),
     "kernelbench": (_kernelbench, "KernelBench level 3: six layers, B 10, T 512"),
 }
 

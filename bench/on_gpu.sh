@@ -36,13 +36,14 @@ bench() { # name, arguments of bench run; the array axes on top
 if [[ ${REHEARSE:-} ]]; then
     check=(--backend numpy)
     ours=(--rival gpurnn-numpy) step=(--rival products) generic=(--rival gpurnn-numpy) cudnn=(--rival torch-cpu)
-    more=(--rival torch-cpu-compile) flash=(--rival products)
+    more=(--rival torch-cpu-compile) flash=(--rival products) wave=(--rival products)
     small=(-T 3 -B 2 -H 8 --dtype float32 --precision float32 --seconds 0.001)
     crossing=(--fast torch-cpu -H 8 -B 1 -B 2)
 else
     check=(--backend cuda --backend cupy)
     ours=(--rival gpurnn-cuda) step=(--rival gpurnn-cuda-step) generic=(--rival gpurnn-cupy) cudnn=(--rival torch-cuda)
     more=(--rival torch-cuda-graph --rival torch-cuda-compile) flash=(--rival flashrnn-fused --rival flashrnn)
+    wave=(--rival gpurnn-cuda-wavefront)
     crossing=()
 fi
 both=("${ours[@]}" "${cudnn[@]}")
@@ -61,6 +62,8 @@ bench block "${both[@]}" "${step[@]}" --suite house
 axes=(-B 16 -T 1024)
 bench flashrnn "${both[@]}" "${flash[@]}" --suite flashrnn
 bench kernelbench "${both[@]}" "${more[@]}" --suite kernelbench
+axes=(-H 128 -H 1024 -B 16 --dtype bfloat16)
+bench stacks "${both[@]}" "${wave[@]}" --suite stacks
 bench applications "${both[@]}" "${more[@]}" --suite applications
 bench fusion "${ours[@]}" "${generic[@]}" --suite quick
 axes=(-H 128 -H 129 -H 512 -H 1024 -B 7 -B 16 -B 128 --dtype bfloat16 --precision float32)

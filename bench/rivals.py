@@ -36,14 +36,15 @@ def _threads():
 # ---- gpurnn
 
 
-def build(case, backend, dtype, schedule="auto"):
+def build(case, backend, dtype, schedule="auto", wavefront=0):
     """The gpurnn layer of a case, or for "step" the model: parts "embedding", "rnn", "linear"."""
     import gpurnn
 
     kind = {"lstm": gpurnn.LSTM, "gru": gpurnn.GRU, "rnn": gpurnn.RNN}[case.cell]
     where = {"backend": backend, "dtype": dtype, "seed": 0}
     exact = {"precision": case.precision}
-    layer = kind(case.I, case.H, case.L, bidirectional=case.bidirectional, schedule=schedule, **where, **exact)
+    more = {"bidirectional": case.bidirectional, "schedule": schedule, "wavefront": wavefront}
+    layer = kind(case.I, case.H, case.L, **more, **where, **exact)
     if case.what != "step":
         return layer
     D = 2 if case.bidirectional else 1
@@ -51,7 +52,7 @@ def build(case, backend, dtype, schedule="auto"):
     return gpurnn.Sequential({"embedding": gpurnn.Embedding(case.V, case.I, **where), "rnn": layer, "linear": linear})
 
 
-def _gpurnn(backend, schedule="auto"):
+def _gpurnn(backend, schedule="auto", wavefront=0):
     def prepare(case, weights, x, y):
         import numpy as np
 
@@ -59,7 +60,7 @@ def _gpurnn(backend, schedule="auto"):
 
         def fresh():
             """(one run, which returns name -> array; the model)."""
-            model = build(case, backend, case.dtype, schedule)
+            model = build(case, backend, case.dtype, schedule, wavefront)
             model.load_state_dict(weights)
             if case.what == "step":
                 adam = gpurnn.Adam(model, lr=RATE)
@@ -487,6 +488,7 @@ RIVALS = {  # name -> (prepare, device, what it is)
     "gpurnn-cupy": (_gpurnn("cupy"), "gpu", "gpurnn's generic code on CuPy"),
     "gpurnn-cuda": (_gpurnn("cuda"), "gpu", "gpurnn's kernels"),
     "gpurnn-cuda-step": (_gpurnn("cuda", "step"), "gpu", "gpurnn's kernels, schedule step only"),
+    "gpurnn-cuda-wavefront": (_gpurnn("cuda", wavefront=64), "gpu", "gpurnn's kernels, layers 64 steps apart"),
     "products": (_products, "cpu", "the matrix products alone on NumPy: a bound, not a rival"),
     "torch-cpu": (_torch("cpu"), "cpu", "torch.nn on the CPU"),
     "torch-cpu-compile": (_torch("cpu", "compile"), "cpu", "torch.nn on the CPU under torch.compile"),
@@ -546,6 +548,8 @@ def refuses(name, case):
         return "keeps nothing for a later backward"
     if name.startswith("flashrnn") and (case.L > 1 or case.bidirectional):
         return "one layer and one direction"
+    if name == "gpurnn-cuda-wavefront" and (case.L == 1 or case.bidirectional):
+        return "several layers and one direction"
     if case.what == "step" and name.startswith(("flashrnn", "jax")):
         return "only layers, no whole training step"
     return None

@@ -241,7 +241,7 @@ class CupyDevice:
     """
 
     def __init__(self, cupy):
-        self.xp = cupy
+        self.xp, self._streams = cupy, []
         # cuBLAS reads its factors on the host: 1 and 0 in the type of the sum
         self._factors = {kind: (np.ones(1, kind), np.zeros(1, kind)) for kind in ("float32", "float64")}
 
@@ -379,6 +379,17 @@ class CupyDevice:
                 return stream.end_capture()
             except Exception as error:  # CUDA's errors and ours alike
                 raise BackendError(f"launches cannot be recorded as a CUDA graph ({error})") from error
+
+    def streams(self, count):
+        """So many streams besides the current one, the same at every call."""
+        while len(self._streams) < count:
+            self._streams.append(self.xp.cuda.Stream(non_blocking=True))
+        return self._streams[:count]
+
+    def wait(self, stream, other):
+        """``stream`` does not go on before all that ``other`` was given so far is done. None: the current stream."""
+        current = self.xp.cuda.get_current_stream()
+        (stream or current).wait_event((other or current).record())
 
     def synchronize(self):
         """Wait until everything on the current stream is done."""

@@ -46,6 +46,7 @@ OPTIONS = {
     "two sizes, bidirectional": {"num_layers": 2, "bidirectional": True, "hidden_size": [7, 5]},
     "batch first": {"batch_first": True},
     "learned state": {"learn_state": True},
+    "wavefront": {"num_layers": 2, "dropout": 0.3, "wavefront": 2},
 }
 QUICK = ("bidirectional", "two layers")
 OTHERS = "other layers"

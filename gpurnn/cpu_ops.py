@@ -158,9 +158,9 @@ class CpuOps(Ops):
     def empty(self, T, B, F, dtype):
         return self.store.empty((T, B, F), dtype)
 
-    def layer_forward(self, cell, x, weights, states, lengths, directions, keep, own, schedule="auto"):
+    def layer_forward(self, cell, x, weights, states, lengths, directions, keep, own, schedule="auto", share=1):
         if x.dtype.itemsize == 2:
-            return self.array_code.layer_forward(cell, x, weights, states, lengths, directions, keep, own, schedule)
+            return self.array_code.layer_forward(cell, x, weights, states, lengths, directions, keep, own)
         T, B, _ = x.shape
         D, (rows, P) = len(directions), weights[0].hh.shape
         H = rows // cell.gates

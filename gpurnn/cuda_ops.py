@@ -8,6 +8,7 @@ time (kernels/block.cu, block_mma.cu, grid.cu, grid_mma.cu). Both directions of 
 Everything that touches the GPU goes through a device: ``CupyDevice`` of _kernels.py, or under test an emulated one.
 """
 
+import contextlib
 import copy
 import logging
 import math
@@ -20,7 +21,7 @@ import numpy as np
 from . import rng, schedules
 from ._kernels import Kernels, Rows, signature
 from .errors import BackendError
-from .ops import Ops, Walk, flat
+from .ops import Lanes, Ops, Walk, flat
 
 TYPES = {"float32": "float", "float64": "double", "float16": "__half", "bfloat16": "__nv_bfloat16"}
 CELLS = ("RnnTanh", "RnnRelu", "LstmCell", "GruCell", "GruOriginal")  # structs in kernels/cells
@@ -122,12 +123,15 @@ class CudaOps(Ops):
 
     # ---- one layer through time
 
-    def layer_forward(self, cell, x, weights, states, lengths, directions, keep, own, schedule="auto"):
+    def lanes(self, count):
+        return StreamLanes(self.device, count) if count > 1 else super().lanes(count)
+
+    def layer_forward(self, cell, x, weights, states, lengths, directions, keep, own, schedule="auto", share=1):
         T, B, I = x.shape
         rows, P = weights[0].hh.shape
         H, D = rows // cell.gates, len(weights)
         key = (cell.kernel, T, B, I, H, P, directions, x.dtype.name, keep, lengths is not None,
-               weights[0].bias_ih is None, schedule, self.tf32)  # fmt: skip
+               weights[0].bias_ih is None, schedule, share, self.tf32)  # fmt: skip
         # Work on another stream may still be under way on a loop that was given back there.
         loop, lease = self.pool.take((*key, self.device.stream), lambda: Loop(self, cell, *key[1:-1]))
         loop.load(weights, lengths)
@@ -257,7 +261,7 @@ class Loop:
     ``forward`` and ``backward`` run launch by launch, or replay what ``LoopPool`` has had recorded.
     """
 
-    def __init__(self, ops, cell, T, B, I, H, P, directions, dtype, keep, ragged, unbiased, schedule):
+    def __init__(self, ops, cell, T, B, I, H, P, directions, dtype, keep, ragged, unbiased, schedule, share=1):
         xp = ops.xp
         self.ops, self.cell, self.directions, self.keep = ops, cell, directions, keep
         self.T, self.B, self.H, self.P, self.D = T, B, H, P, len(directions)
@@ -271,7 +275,7 @@ class Loop:
         self.recorded = False
         self.ways = {}  # "forward", "backward" -> schedules.Way
         for backward in (False, True) if keep else (False,):
-            work = schedules.Work(cell.kernel, G, H, T, B, D, str(dtype), self.projected, backward, I=I)
+            work = schedules.Work(cell.kernel, G, H, T, B, D, str(dtype), self.projected, backward, I=I, share=share)
             self.ways["backward" if backward else "forward"], _ = ops.choose(work, schedule)
         # for W_ih x, and for what the cell keeps
         self.gates = xp.empty((D, T, B, self.width * H), self.dtype) if keep or not self.inputs else None
@@ -571,6 +575,34 @@ class Exchange:
     def gave_up(self):
         """Whether a kernel is known to have given up; one under way may still."""
         return bool(self.seen[0])
+
+
+class StreamLanes(Lanes):
+    """A stream for each layer. They begin when the current stream has come here, and it goes on when they are done.
+
+    Memory returns to the stream it was taken on, which does not know who else still reads it: what one lane has written
+    for another has to be held until the end.
+    """
+
+    def __init__(self, device, count):
+        super().__init__(count)
+        self.device, self.streams = device, device.streams(count)
+
+    def __enter__(self):
+        for stream in self.streams:
+            self.device.wait(stream, None)
+        return self
+
+    def __exit__(self, *error):
+        for stream in self.streams:
+            self.device.wait(None, stream)
+
+    @contextlib.contextmanager
+    def on(self, lane, after=-1):
+        if after >= 0:
+            self.device.wait(self.streams[lane], self.streams[after])
+        with self.streams[lane]:
+            yield
 
 
 class LoopPool:

@@ -4,6 +4,7 @@ A method belongs here only if NumPy and CuPy differ in interface or determinism,
 generic ``xp`` code in the layer that needs it. ``CudaOps`` overrides what a kernel makes faster.
 """
 
+import contextlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +40,26 @@ class Walk:
     def old_h(self, reverse):
         """(T, B, P): the h that each step read."""
         return self.h[1:] if reverse else self.h[:-1]
+
+
+class Lanes:
+    """Places for the layers of a stack to work side by side; here there is one, where everything is done at once.
+
+    As a context it holds what is on its way. count: how many layers work at once.
+    """
+
+    def __init__(self, count):
+        self.count = count
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def on(self, lane, after=-1):
+        """A context: what is done in it is ``lane``'s, and comes after all that lane ``after`` was given before."""
+        return contextlib.nullcontext()
 
 
 class Ops:
@@ -138,14 +159,18 @@ class Ops:
 
     # ---- one layer: the input GEMM, then the walk through time
 
-    def layer_forward(self, cell, x, weights, states, lengths, directions, keep, own, schedule="auto"):
+    def lanes(self, count):
+        """``Lanes`` for so many layers at once."""
+        return Lanes(count)
+
+    def layer_forward(self, cell, x, weights, states, lengths, directions, keep, own, schedule="auto", share=1):
         """One layer with all its directions.
 
         cell: a record of cells.py. x: (T, B, I). weights: for each direction its ``cells.Weights``; states: its initial
         state, (h (B, P),) or (h, c (B, H)). lengths: NumPy integers (B,) or None. directions: for each whether it walks
         backwards in time. keep: whether ``layer_backward`` will follow. own: whether the output must be a C-contiguous
         array of its own, zero past the end of a sequence; else it may show what lies in a ``Walk``. schedule: one of
-        ``schedules.SCHEDULES``; array code has one way only.
+        ``schedules.SCHEDULES``; array code has one way only. share: how many layers walk at once on the device.
 
         Returns a list of ``Walk``, a list of final states, and the output (T, B, D*P).
         """

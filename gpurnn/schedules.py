@@ -45,7 +45,8 @@ class Device:
 @dataclass(frozen=True)
 class Work:
     """One walk of one layer. directions: how many walk at once; tf32: whether float32 may be multiplied as tf32.
-    I: the size of its input; 0: the product with W_ih is left out of account."""
+    I: the size of its input; 0: the product with W_ih is left out of account. share: how many walks are on the
+    device at once, each on its part of the multiprocessors."""
 
     kernel: str
     gates: int
@@ -58,6 +59,7 @@ class Work:
     backward: bool
     tf32: bool = False
     I: int = 0
+    share: int = 1
 
 
 @dataclass(frozen=True)
@@ -453,13 +455,14 @@ def ways(work, device, measured=None):
     seconds in place of estimates, and those of schedules that it has not.
     """
     found, refusals = [], {}
+    device = replace(device, multiprocessors=max(1, device.multiprocessors // work.share))
     for schedule, find in WAYS.items():
         some = find(work, device)
         if isinstance(some, str):
             refusals[schedule] = some
         else:
             found += some
-    known = measured.known(work, device) if measured else {}
+    known = measured.known(work, device) if measured and work.share == 1 else {}
     timed = {way.schedule for way in found if way.key in known}
     found = [way for way in found if way.key in known or way.schedule not in timed]
     found = [_timed(way, *known[way.key]) if way.key in known else way for way in found]

@@ -55,6 +55,7 @@ def test_flops_are_those_of_the_products():
     first = 2 * 7 * 3 * (4 * 5) * (4 + 5) * 2  # multiply-add; T, B; rows; columns; directions
     second = 2 * 7 * 3 * (4 * 5) * (10 + 5) * 2
     assert case.flops == first + second and case.steps == 14
+    assert Case("lstm", 7, 3, 5, 4, L=3).steps == 9  # a layer may follow the one below by a step
     train = Case("lstm", 7, 3, 5, 4, L=2, bidirectional=True, what="train")
     assert train.flops == 3 * case.flops and train.steps == 28 and train.bytes > case.bytes
 

@@ -4,6 +4,8 @@ The same launches, GEMMs and arrays as on a GPU; gpurnn/check.py says what is co
 """
 
 import itertools
+import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +15,10 @@ from cuda_on_cpu.device import EmulatedDevice
 import gpurnn
 from gpurnn import check
 from gpurnn.check import CELLS, OPTIONS, Batch, leaves
-from gpurnn.cuda_ops import CudaOps
+from gpurnn.cuda_ops import CudaOps, StreamLanes
 from gpurnn.errors import BackendError
 from gpurnn.module import DTYPES
+from gpurnn.schedules import Work
 
 pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
 
@@ -270,6 +273,95 @@ def test_the_gradient_flow_is_recorded():
     for name, norms in flows[1].items():
         np.testing.assert_allclose(flows[0][name].dh, norms.dh, rtol=1e-12, atol=1e-13)
         np.testing.assert_allclose(flows[0][name].dc, norms.dc, rtol=1e-12, atol=1e-13)
+
+
+def watch_lanes(ops, monkeypatch):
+    """Raises AssertionError where a layer reads what another stream may not have written yet, or where a loop's arrays
+    are given up while another stream may still read them."""
+    device, written, loops = ops.device, {}, []
+    forward, backward, product, leave = ops.layer_forward, ops.layer_backward, ops.product, StreamLanes.__exit__
+
+    def note(array):
+        written[array._host.ctypes.data] = device.tick()
+
+    def ask(array):
+        assert device.waited_for(written.get(array._host.ctypes.data, (0, 0))), "a lane does not wait for what it reads"
+
+    def layer_forward(cell, x, *args, **options):
+        ask(x)
+        walks, finals, output = forward(cell, x, *args, **options)
+        note(output)
+        loops.append(weakref.ref(walks[0].lease.loop))
+        return walks, finals, output
+
+    def layer_backward(cell, walks, weights, doutput, *args, **options):
+        ask(doutput)
+        return backward(cell, walks, weights, doutput, *args, **options)
+
+    def product_(a, b, out, *args, **options):
+        product(a, b, out, *args, **options)
+        note(out)
+
+    def exit(self, *error):
+        assert all(loop() for loop in loops), "a loop's arrays were given up too early"
+        leave(self, *error)
+
+    monkeypatch.setattr(ops, "layer_forward", layer_forward)
+    monkeypatch.setattr(ops, "layer_backward", layer_backward)
+    monkeypatch.setattr(ops, "product", product_)
+    monkeypatch.setattr(StreamLanes, "__exit__", exit)
+
+
+def no_wait(monkeypatch):
+    on = StreamLanes.on
+    monkeypatch.setattr(StreamLanes, "on", lambda self, lane, after=-1: on(self, lane))
+
+
+def nothing_held(monkeypatch):
+    init = StreamLanes.__init__
+
+    def forgetful(self, device, count):
+        init(self, device, count)
+        self.count = 1
+
+    monkeypatch.setattr(StreamLanes, "__init__", forgetful)
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("error", [None, no_wait, nothing_held])
+def test_lanes_of_a_wavefront(error, train, monkeypatch):
+    ops = cuda_ops()
+    device = ops.device
+    layer = build("lstm", ops, "float32", num_layers=3, wavefront=2)
+    watch_lanes(ops, monkeypatch)
+    x = ops.xp.asarray(np.ones((5, 3, 4), np.float32))
+
+    def run():
+        if not train:
+            return layer(x)
+        output, _, backward = layer.forward(x)
+        return backward(output)
+
+    if error:
+        error(monkeypatch)
+        with pytest.raises(AssertionError, match="does not wait" if error is no_wait else "given up too early"):
+            run()
+        return
+    run()
+    assert [stream for stream, clock in device.clocks.items() if clock[stream]] == [1, 2, 3]
+    for stream in (1, 2, 3):  # the caller's stream has waited for all of them
+        assert device.waited_for((stream, device.clocks[stream][stream]))
+
+
+def test_layers_of_a_wavefront_share_the_multiprocessors():
+    """All thread blocks of schedule grid of all layers are there at once."""
+    ops = cuda_ops()
+    limits = ops.device.limits = replace(ops.device.limits, multiprocessors=12)
+    work = Work("LstmCell", 4, 64, 5, 2, 1, "float32", False, False)
+    for share in (1, 2, 3):
+        way, _ = ops.choose(replace(work, share=share), "grid")
+        assert way.blocks * way.groups * share <= limits.multiprocessors
+    assert ops.choose(replace(work, share=12))[0].schedule != "grid"
 
 
 MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes

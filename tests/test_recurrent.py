@@ -310,6 +310,46 @@ def test_return_all(kind):
         assert steps[0].c is None
 
 
+@pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
+@pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "reverse"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_wavefront_changes_no_number(kind, reverse, ragged):
+    """In stretches that divide T and that do not, one step long and longer than T; dropout, states in and out."""
+    rng = np.random.default_rng(0)
+    T, B = 11, 5
+    x, lengths = rng.standard_normal((T, B, 4)), [0, 7, 3, 11, 9] if ragged else None
+    found, state = {}, None
+    for wavefront in (0, 1, 3, 10, 20):
+        options = {"num_layers": 3, "dropout": 0.3, "reverse": reverse, "backend": "numpy"}
+        layer = build(kind, **options, wavefront=wavefront)
+        rng = np.random.default_rng(1)
+        state = layer(x)[1] if state is None else state
+        output, final, backward = layer.forward(x, state, lengths)
+        dx, dinitial = backward(rng.standard_normal(output.shape), like(final, rng))
+        found[wavefront] = [output, *parts(final), dx, *parts(dinitial), layer.flat_grads.copy()]
+    for wavefront, results in found.items():
+        for one, other in zip(found[0], results, strict=True):
+            np.testing.assert_allclose(other, one, rtol=1e-12, atol=1e-13, err_msg=f"wavefront={wavefront}")
+
+
+def test_a_wavefront_where_it_cannot_be():
+    with pytest.raises(ValueError, match="wavefront: with two directions"):
+        build("lstm", num_layers=2, bidirectional=True, wavefront=4)
+    with pytest.raises(ValueError, match="wavefront should be at least 0"):
+        build("lstm", num_layers=2, wavefront=-1)
+    layer, x = build("lstm", num_layers=2, wavefront=2), np.ones((5, 3, 4))
+    assert len(layer(x, return_all=True)[2]) == 2  # who wants to see all steps gets them: all of time at once
+    with gpurnn.record_gradient_flow() as flow:
+        output, _, backward = layer.forward(x)
+        backward(output)
+    assert flow["l1"].dh.shape == (5, 3)
+    output, _, backward = layer.forward(x)
+    with gpurnn.record_gradient_flow(), pytest.raises(RuntimeError, match="forward ran as a wavefront"):
+        backward(output)
+    assert "2 layers side by side, each 2 timesteps behind" in layer.plan(5, 3).reason
+    assert "side by side" not in layer.plan(2, 3).reason
+
+
 def test_dropout_between_layers():
     rng = np.random.default_rng(9)
     layer = build("lstm", num_layers=2, dropout=0.5)

@@ -269,6 +269,19 @@ class Xp:
             self.working()
 
 
+class Stream:
+    """One of ``EmulatedDevice.streams``: a context in which it is the current one."""
+
+    def __init__(self, device, number):
+        self.device, self.number = device, number
+
+    def __enter__(self):
+        self.before, self.device.stream = self.device.stream, self.number
+
+    def __exit__(self, *error):
+        self.device.stream = self.before
+
+
 class EmulatedDevice:
     """A GPU as ``CudaOps`` sees it, in the emulator. edits: (old, new) pairs, errors planted in the sources."""
 
@@ -277,8 +290,30 @@ class EmulatedDevice:
         self.arch = emulator.arch
         self.xp = Xp(emulator)
         self.stream = 0
+        self.clocks = {0: {0: 0}}  # stream -> how much of what each stream was given it has waited for
         self.limits = schedules.Device(emulator.arch, 4, SHARED_LIMIT[emulator.arch] * 1024)
         self._loaded = {}
+
+    def streams(self, count):
+        """Everything is done at once here; what the streams have waited for is kept in mind, for tests to ask."""
+        for number in range(1, count + 1):
+            self.clocks.setdefault(number, {number: 0})
+        return [Stream(self, number) for number in range(1, count + 1)]
+
+    def wait(self, stream, other):
+        waiting, seen = (self.clocks[self.stream if s is None else s.number] for s in (stream, other))
+        for number, ticks in seen.items():
+            waiting[number] = max(waiting.get(number, 0), ticks)
+
+    def tick(self):
+        """What the current stream was given just now, for ``waited_for``."""
+        self.clocks[self.stream][self.stream] += 1
+        return self.stream, self.clocks[self.stream][self.stream]
+
+    def waited_for(self, tick):
+        """Whether on the current stream a ``tick`` is surely done."""
+        stream, number = tick
+        return self.clocks[self.stream].get(stream, 0) >= number
 
     def load(self, file, expression):
         """The kernel of a name expression: ``kernel(grid, block, args, shared_mem=0)``."""
