@@ -29,7 +29,16 @@ except importlib.metadata.PackageNotFoundError:
     VERSION = "unknown (a source checkout that is not installed)"
 
 
-class _Commands(click.Group):
+class _Whole(click.Group):
+    """Shows the first sentence of each command whole, where click cuts it to a line."""
+
+    def format_commands(self, ctx, formatter):
+        commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(limit=1000)) for name, command in commands.items()])
+
+
+class _Commands(_Whole):
     """Turns the errors that a user can cause into one line and an exit code; loads ``bench`` and the tasks' verbs when
     they are asked for."""
 
@@ -91,7 +100,7 @@ def main(debug):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows "?"
 
 
-class _Tasks(click.Group):
+class _Tasks(_Whole):
     """One command for each task, made from its ``Settings`` when it is asked for."""
 
     def list_commands(self, ctx):

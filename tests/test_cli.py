@@ -72,6 +72,13 @@ def test_help_fits_the_terminal(call, command):
     assert lines[0].startswith("Usage: gpurnn")
 
 
+@pytest.mark.parametrize("group", [(), ("train",)])
+def test_help_says_of_every_command_what_it_is(group, call):
+    """Each summary whole, where click would cut it to a line."""
+    text = call(*group, "--help").output
+    assert "..." not in text.partition("Commands:")[2]
+
+
 def test_help_shows_defaults_and_examples(call):
     text = call("train", "text", "-h").output
     assert "Examples:" in text and "--resume" in text and "[default: lstm]" in text

@@ -94,6 +94,7 @@ class LongTask(Task):
     name = "longrange"
     Settings = LongSettings
     train_needs_files = evaluate_needs_files = False
+    next = ("gpurnn evaluate {run} [mnist.npz]",)
     examples = """
   gpurnn train longrange                       adding, 200 steps, 20 seconds
   gpurnn train longrange --cell rnn                            does not learn
