@@ -25,8 +25,9 @@ CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 class TorchAttention(nn.Module):
     """``gpurnn.Attention`` in torch's operations."""
 
-    def __init__(self, query_size, memory_size, score):
+    def __init__(self, query_size, memory_size, score, scale):
         super().__init__()
+        self.scale = scale
         H, E = query_size, memory_size
         shapes = {
             "dot": {},
@@ -49,7 +50,7 @@ class TorchAttention(nn.Module):
             keys = m @ self.weight_memory.T
             scores = torch.tanh((q @ self.weight_query.T)[:, :, None] + keys[:, None]) @ self.weight_score
         scores = scores.masked_fill(~valid.T[:, None], -torch.inf)
-        return (torch.softmax(scores, dim=2) @ m).transpose(0, 1)
+        return (torch.softmax(scores * self.scale, dim=2) @ m).transpose(0, 1)
 
 
 class Twin(nn.Module):
@@ -68,7 +69,7 @@ class Twin(nn.Module):
         for kind in self.kinds:
             setattr(self, f"bridge_{kind}", nn.Linear(L * H, L * H))
         self.decoder = CELLS[cell](E, H, L, dropout=between)
-        self.attention = TorchAttention(H, H, score)
+        self.attention = TorchAttention(H, H, score, H**-0.5)
         self.combine = nn.Linear(2 * H, E if tied else H, bias=False)
         self.output = nn.Linear(E if tied else H, target_size)
         self.dropout = nn.Dropout(dropout)

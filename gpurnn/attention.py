@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import rng
-from .errors import ShapeError, check_choice, check_shape, check_size
+from .errors import ShapeError, check_choice, check_number, check_shape, check_size
 from .masks import check_lengths, valid_steps
 from .module import Module
 from .ops import flat, wide
@@ -42,6 +42,9 @@ class Attention(Module):
     """Attention of queries over a memory; see the module's text for the equations.
 
     query_size, memory_size: H and E; "dot" needs them equal. attention_size: A, the units of "additive"; None is H.
+    scale: what scores are multiplied with before the softmax. The papers have 1. With 1/sqrt(H) (Vaswani et al., NeurIPS
+    2017) an optimiser with steps of one size for all weights, as Adam's, cannot drive them so fast into where all weight
+    is on one place of the memory and the softmax has no gradient left.
 
     ``context, weights = attention(queries, memory, lengths=None)`` is inference,
     ``context, weights, backward = attention.forward(queries, memory, lengths=None)`` is training, with
@@ -63,10 +66,11 @@ class Attention(Module):
     """
 
     def __init__(
-        self, query_size, memory_size, score="general", attention_size=None, *, backend="auto", dtype="float32",
-        precision="float32", seed=None,
+        self, query_size, memory_size, score="general", attention_size=None, *, scale=1.0, backend="auto",
+        dtype="float32", precision="float32", seed=None,
     ):  # fmt: skip
         super().__init__(backend, dtype, seed, precision)
+        self.scale = check_number("scale", scale, 0, low_open=True)
         self.query_size = check_size("query_size", query_size)
         self.memory_size = check_size("memory_size", memory_size)
         self.score = check_choice("score", score, SCORES)
@@ -134,6 +138,7 @@ class Attention(Module):
                 d += _by_sequence(wide(dweights))
             # through softmax; weights of 0 past the end let nothing through
             dscores = weights * (d - (weights * d).sum(axis=2, keepdims=True))
+            dscores *= self.scale
             dvalues = weights.transpose(0, 2, 1) @ dcontext
             if self.score == "additive":
                 dprojected, dkeys = self._score_backward(dscores, projected, ready.keys)
@@ -164,6 +169,7 @@ class Attention(Module):
             scores = self._additive(projected, memory.keys)
         else:
             scores = projected @ memory.keys.transpose(0, 2, 1)
+        scores *= self.scale
         if memory.valid is not None:
             scores = xp.where(memory.valid, scores, -np.inf)
         if scores.shape[2]:

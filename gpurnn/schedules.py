@@ -362,7 +362,8 @@ def grid_tile(work, device, U, R, threads, KREG=None):
     # what else it needs, found by compiling
     other = (92 if work.backward else 116) if G * R > 1 else 64
     other += 16 * (G == 1 and R > 1) + 2 * G * R + (16 if size == 2 else 0)
-    other += 16 * (device.capability < 80 and not work.backward and G * R >= 16)
+    if not work.backward:
+        other += 16 * (device.capability < 90 and G > 1) + 24 * (size == 4 and G == 3 and R == 1)
     room = _registers(threads) - other
     if work.backward:
         rows = -(-G * U // (4 * S)) * 4
@@ -425,6 +426,9 @@ def grid_mma_tile(work, device, U, R, P=1, held=None):
     tiles = M * K // 8 * fragments  # of one warp
     # sums, what is asked for at once, the cell of each own sequence, addresses; found by compiling
     other = 4 * (M * N * chains + min(8 // P, K // 8 * N) + size) + -(-R * U // threads) * (2 * G + 12) + 56
+    other += 8 * (size == 4 and device.capability < 90)
+    if work.backward:
+        other += 4 if K < 320 else 24
     room = (_registers(threads) if P == 1 else 112) - other
     if room < 0:
         return None

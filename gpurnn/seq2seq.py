@@ -3,7 +3,7 @@
     memory, final = encoder(source)                   bidirectional, H/2 units in each direction
     h_0 = tanh(W_bridge final + b)                    for each state of the decoder (h, and c of the LSTM)
     h = decoder(target one step behind, h_0)
-    context = attention(h, memory)
+    context = attention(h, memory)                    scores over sqrt(H)
     h~ = tanh(W_c [context; h])                       Luong, Pham, Manning, EMNLP 2015, equation 5
     logits = W h~ + b
 
@@ -88,7 +88,7 @@ class EncoderDecoder(Module):
         children |= {f"bridge_{kind}": Linear(L * H, L * H, **options()) for kind in self._kinds}
         children |= {
             "decoder": CELLS[cell](E, H, L, **options(**stack)),
-            "attention": Attention(H, H, score, **options()),
+            "attention": Attention(H, H, score, **options(scale=H**-0.5)),
             "combine": Linear(2 * H, out, bias=False, **options()),
         }
         if tied:

@@ -20,7 +20,7 @@ def numbers(*shape, seed=0, dtype="float64"):
 
 def make(score, **options):
     sizes = {"dot": (6, 6), "general": (5, 3), "additive": (5, 3)}[score]
-    return Attention(*sizes, score, 9 if score == "additive" else None, **(F64 | options))
+    return Attention(*sizes, score, 9 if score == "additive" else None, **(F64 | {"scale": 0.7} | options))
 
 
 def inputs(layer, dtype="float64"):
@@ -48,7 +48,7 @@ def in_torch(layer, queries, memory, lengths, dcontext, dweights):
         else:
             hidden = torch.tanh((q @ leaves["weight_query"].T)[:, None] + m @ leaves["weight_memory"].T)
             scores = hidden @ leaves["weight_score"]
-        softmax = torch.softmax(scores, dim=1)
+        softmax = torch.softmax(layer.scale * scores, dim=1)
         context[:, b], weights[:, b, :length] = softmax @ m, softmax
     ((context * torch.from_numpy(dcontext)).sum() + (weights * torch.from_numpy(dweights)).sum()).backward()
     results = {"context": context, "weights": weights}
@@ -245,6 +245,7 @@ def test_initial_values():
         (lambda a: Attention(3, 4, "dot"), ValueError, "one size, got 3 and 4"),
         (lambda a: Attention(3, 4, "cosine"), ValueError, "score should be one of 'dot', 'general', 'additive'"),
         (lambda a: Attention(3, 4, "general", 5), ValueError, "attention_size belongs to score 'additive'"),
+        (lambda a: Attention(3, 4, scale=0), ValueError, "scale should be a finite number in"),
         (lambda a: Attention(0, 4), ValueError, "query_size should be at least 1"),
         (lambda a: a(numbers(U, B, 5), numbers(T, B, 4)), ShapeError, r"memory: expected shape \(T, B, 3\)"),
         (lambda a: a(numbers(U, B, 4), numbers(T, B, 3)), ShapeError, r"queries: expected shape \(U, 5, 5\)"),
