@@ -42,9 +42,9 @@ class Attention(Module):
     """Attention of queries over a memory; see the module's text for the equations.
 
     query_size, memory_size: H and E; "dot" needs them equal. attention_size: A, the units of "additive"; None is H.
-    scale: what scores are multiplied with before the softmax. The papers have 1. With 1/sqrt(H) (Vaswani et al., NeurIPS
-    2017) an optimiser with steps of one size for all weights, as Adam's, cannot drive them so fast into where all weight
-    is on one place of the memory and the softmax has no gradient left.
+    scale: what scores are multiplied with before the softmax. The papers have 1. With 1/sqrt(H) (Vaswani et al.,
+    NeurIPS 2017) Adam, whose steps have one size for all weights, does not drive them at once to where one place of the
+    memory has all the weight and the softmax no gradient.
 
     ``context, weights = attention(queries, memory, lengths=None)`` is inference,
     ``context, weights, backward = attention.forward(queries, memory, lengths=None)`` is training, with
