@@ -319,12 +319,18 @@ def work(kernel="LstmCell", H=512, B=1, dtype="float32", backward=False, **more)
     return Work(kernel, GATES[kernel], H, B=B, dtype=dtype, backward=backward, **more)
 
 
-@pytest.mark.parametrize("arch", [90, *(pytest.param(arch, marks=pytest.mark.slow) for arch in (75, 120))])
+# ptxas keeps so many addresses in registers here, whatever is left to them: 20 bytes a thread
+KNOWN_SPILLS = {80: ("GruCell", "tf32", 1024, False)}
+
+
+@pytest.mark.parametrize("arch", [90, *(pytest.param(arch, marks=pytest.mark.slow) for arch in (75, 80, 120))])
 def test_tiles_that_are_chosen_do_not_spill(arch):
     names = {}
     kinds = ("float32", 1), ("float32", 64), ("bfloat16", 1), ("bfloat16", 64), ("tf32", 16)
-    sizes = (256, 1024) if arch == 90 else (1024,) if arch != 75 else (256,)
+    sizes = {75: (256,), 90: (256, 1024, 1536)}.get(arch, (1024,))
     for kernel, (dtype, B), H, backward in itertools.product(GATES, kinds, sizes, (False, True)):
+        if (kernel, dtype, H, backward) == KNOWN_SPILLS.get(arch):
+            continue
         asked = work(kernel, H, B, *precise(dtype), backward, tf32=dtype == "tf32")
         found = schedules.grid_ways(asked, DEVICES[arch])
         if not isinstance(found, str):
