@@ -217,6 +217,7 @@ def _mma_tiles(work, device):
             other = {4: 84, 3: 72, 1: 84}[G] if work.backward else {4: 120, 3: 84, 1: 92}[G]
             other += (N - 1) * 60 + 4 * (size == 4)
             other += 3 * -(-8 * N * _padded(IP, 64 // size) // threads) if IP else 0  # x and its addresses
+            other += 4 * (work.H % 2 or device.capability < 90) if IP else 0
             held = max(0, min(tiles, (_registers(threads) - other) // 4))
             if N > 1 and not held:
                 continue
