@@ -427,9 +427,8 @@ def grid_mma_tile(work, device, U, R, P=1, held=None):
     tiles = M * K // 8 * fragments  # of one warp
     # sums, what is asked for at once, the cell of each own sequence, addresses; found by compiling
     other = 4 * (M * N * chains + min(8 // P, K // 8 * N) + size) + -(-R * U // threads) * (2 * G + 12) + 56
-    other += 8 * (size == 4 and device.capability < 90)
-    if work.backward:
-        other += 4 if K < 320 else 24
+    if P == 1:
+        other += 8 * (size == 4 and device.capability < 90) + work.backward * (4 if K < 320 else 24)
     room = (_registers(threads) if P == 1 else 112) - other
     if room < 0:
         return None
