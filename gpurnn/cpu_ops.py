@@ -23,6 +23,7 @@ CELLS = ("RnnTanh", "RnnRelu", "LstmCell", "GruCell", "GruOriginal")  # structs 
 LEVELS = ("vectors of 128 bits", "AVX2", "AVX-512")
 _ROWS = 4  # sequences of a thread, at least: a product with fewer reads the weights for little
 _SMALL = 1 << 14  # multiplications of a product, at most, that NumPy has done before ours is packed
+_SQUARES = 1 << 12  # SQUARES of walk.cpp
 _PAGES = 1 << 17  # bytes of an array whose memory is worth keeping
 _WORK = 1 << 23  # multiplications, at least, for a second thread: a fifth of a millisecond
 
@@ -52,6 +53,26 @@ class _Product(ctypes.Structure):
     ]
 
 
+class _Update(ctypes.Structure):
+    """``Update`` of walk.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_int) for name in ("rule", "wide")),
+        ("N", _stride),
+        ("scalars", ctypes.c_double * 8),
+        *((name, _pointer) for name in ("grads", "params")),
+        ("arrays", _pointer * 3),
+    ]
+
+
+# What an optimiser's state arrays are in an _Update; rules by their place here.
+_STATES = {
+    "sgd": ("momentum_buffer",),
+    "rmsprop": ("square_avg", "grad_avg", "momentum_buffer"),
+    "adam": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+}
+
+
 @functools.cache
 def load_native():
     """``(library, level)``, or None where it was not built or this processor is older than it needs.
@@ -67,9 +88,10 @@ def load_native():
         return None
     library = ctypes.CDLL(str(path))
     number = ctypes.c_int
-    library.gpurnn_native_add_rows.argtypes = [_pointer, _stride, number, _stride, number, _pointer, number, number]
-    if [library.gpurnn_native_bytes(which) for which in (0, 1)] != [ctypes.sizeof(_Pass), ctypes.sizeof(_Product)]:
+    if any(library.gpurnn_native_bytes(n) != ctypes.sizeof(kind) for n, kind in enumerate((_Pass, _Product, _Update))):
         raise BackendError(f"{path} was built from other sources than these: install gpurnn again")
+    library.gpurnn_native_add_rows.argtypes = [_pointer, _stride, number, _stride, number, _pointer, number, number]
+    library.gpurnn_native_add_squares.argtypes = [_pointer, _stride, number, _pointer, number, number]
     level = library.gpurnn_native_level()
     return None if level < 0 else (library, level)
 
@@ -278,6 +300,25 @@ class CpuOps(Ops):
             1 if rows.size < _WORK // 8 else thread_count(), self.level,
         )  # fmt: skip
         return sums
+
+    def optimise(self, kernel, params, grads, arrays, scalars):
+        job = _Update(list(_STATES).index(kernel), params.dtype == np.float64, params.size)
+        job.scalars[: len(scalars)] = list(scalars.values())
+        job.grads, job.params = grads.ctypes.data, params.ctypes.data
+        job.arrays[: len(_STATES[kernel])] = [_address(arrays.get(name)) for name in _STATES[kernel]]
+        self.library.gpurnn_native_update(ctypes.byref(job), self._flat_threads(params), self.level)
+        return True
+
+    def sum_squares(self, grads):
+        sums = np.empty(-(-grads.size // _SQUARES))
+        wide = grads.dtype == np.float64
+        self.library.gpurnn_native_add_squares(
+            grads.ctypes.data, grads.size, wide, sums.ctypes.data, self._flat_threads(grads), self.level
+        )
+        return sums.sum()
+
+    def _flat_threads(self, array):
+        return 1 if array.size < _WORK // 64 else thread_count()
 
 
 def _address(array):

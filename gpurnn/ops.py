@@ -443,6 +443,10 @@ class Ops:
         """The norm before ``grads`` were clipped in place, or None where optim.py is to do it."""
         return None
 
+    def sum_squares(self, grads):
+        """The sum of their squares in float64, or None where optim.py is to do it."""
+        return None
+
     def keep_mask(self, shape, rate, seed, layer, call):
         """``rng.keep_mask`` made where this backend's arrays live."""
         return rng.keep_mask(shape, rate, seed, layer, call, self.xp)

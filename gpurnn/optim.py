@@ -442,6 +442,18 @@ def clip_grad_norm(model, max_norm):
     norm = model.ops.clip_norm(grads, max_norm)
     if norm is not None:
         return norm
+    total = model.ops.sum_squares(grads)
+    if total is None:
+        total = _sum_squares(grads, xp)
+    norm = xp.sqrt(total)
+    if max_norm != math.inf:
+        scale = xp.where(xp.isfinite(norm), xp.minimum(max_norm / (norm + 1e-6), 1.0), 1.0)
+        if xp is not np or scale < 1:  # a GPU would have to be waited for
+            xp.multiply(grads, scale.astype(grads.dtype), out=grads)
+    return norm
+
+
+def _sum_squares(grads, xp):
     block = _block_size(xp, grads.size)
     squares = xp.empty(block, np.float64)
     total = xp.zeros((), np.float64)
@@ -449,11 +461,7 @@ def clip_grad_norm(model, max_norm):
         for part in _blocks(grads.size, block):
             g = grads[part]
             total += xp.multiply(g, g, out=squares[: g.size], dtype=np.float64).sum()
-    norm = xp.sqrt(total)
-    if max_norm != math.inf:
-        scale = xp.where(xp.isfinite(norm), xp.minimum(max_norm / (norm + 1e-6), 1.0), 1.0)
-        xp.multiply(grads, scale.astype(grads.dtype), out=grads)
-    return norm
+    return total
 
 
 def clip_grad_value(model, value):

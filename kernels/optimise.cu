@@ -2,7 +2,7 @@
 //
 // The arithmetic is that of gpurnn/optim.py, operation by operation and rounded after each, so that both give the same bits
 // (apart from float's smallest numbers, which CuPy's -ftz=true flushes to zero). Hence mul, add, ...: the compiler must not
-// fuse a multiplication with an addition. Scalars that Python computes, such as 1 - beta, come ready.
+// fuse a multiplication with an addition. What the scalars are: update.cuh.
 //
 // All arrays have N elements.
 
@@ -17,11 +17,22 @@ DEVICE double quotient(double a, double b) { return __ddiv_rn(a, b); }
 DEVICE float root(float a) { return __fsqrt_rn(a); }
 DEVICE double root(double a) { return __dsqrt_rn(a); }
 
-// decay * average + (1 - decay) * value
 template <typename real>
-DEVICE real averaged(real average, real value, real decay, real rest) {
-    return add(mul(average, decay), mul(value, rest));
+DEVICE real subtract(real a, real b) {
+    return add(a, -b);
 }
+
+// NaN stays NaN.
+template <typename real>
+DEVICE real larger(real a, real b) {
+    return a > b || a != a ? a : b;
+}
+template <typename real>
+DEVICE real positive(real a) {
+    return a < real(0) ? real(0) : a;
+}
+
+#include "update.cuh"
 
 // ---- optimisers
 
@@ -40,15 +51,12 @@ __global__ void sgd(
 {
     const long long n = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (n >= N) return;
-    const real p = params[n];
-    real g = grads[n];
-    if (weight_decay != real(0)) g = add(mul(p, weight_decay), g);
-    if (momentum_buffer) {
-        const real buffer = first ? g : add(mul(momentum_buffer[n], momentum), mul(g, undamped));
-        momentum_buffer[n] = buffer;
-        g = nesterov ? add(mul(buffer, momentum), g) : buffer;
-    }
-    params[n] = add(p, -mul(g, lr));
+    const Sgd<real> rule = {first != 0, nesterov != 0, momentum_buffer != nullptr, weight_decay != real(0), lr, momentum, undamped,
+                            weight_decay};
+    real p = params[n], buffer = momentum_buffer ? momentum_buffer[n] : real(0);
+    rule.update(p, grads[n], buffer);
+    params[n] = p;
+    if (momentum_buffer) momentum_buffer[n] = buffer;
 }
 
 template <typename real>
@@ -68,18 +76,15 @@ __global__ void rmsprop(
 {
     const long long n = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (n >= N) return;
-    const real p = params[n];
-    real g = grads[n];
-    if (weight_decay != real(0)) g = add(mul(p, weight_decay), g);
-    real v = square_avg[n] = averaged(square_avg[n], mul(g, g), alpha, rest);
-    if (grad_avg) {
-        const real m = grad_avg[n] = averaged(grad_avg[n], g, alpha, rest);
-        v = add(v, -mul(m, m));
-        if (v < real(0)) v = real(0);
-    }
-    real step = quotient(g, add(root(v), eps));
-    if (momentum_buffer) step = momentum_buffer[n] = add(mul(momentum_buffer[n], momentum), step);
-    params[n] = add(p, -mul(step, lr));
+    const RmsProp<real> rule = {grad_avg != nullptr, momentum_buffer != nullptr, weight_decay != real(0), lr, alpha, rest, eps,
+                                momentum, weight_decay};
+    real p = params[n], v = square_avg[n];
+    real mean = grad_avg ? grad_avg[n] : real(0), buffer = momentum_buffer ? momentum_buffer[n] : real(0);
+    rule.update(p, grads[n], v, mean, buffer);
+    params[n] = p;
+    square_avg[n] = v;
+    if (grad_avg) grad_avg[n] = mean;
+    if (momentum_buffer) momentum_buffer[n] = buffer;
 }
 
 template <typename real>
@@ -101,16 +106,14 @@ __global__ void adam(
 {
     const long long n = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (n >= N) return;
-    const real p = mul(params[n], shrink);
-    real g = grads[n];
-    if (weight_decay != real(0)) g = add(mul(p, weight_decay), g);
-    const real m = exp_avg[n] = averaged(exp_avg[n], g, beta1, rest1);
-    real v = exp_avg_sq[n] = averaged(exp_avg_sq[n], mul(g, g), beta2, rest2);
-    if (max_exp_avg_sq) {
-        const real largest = max_exp_avg_sq[n];
-        v = max_exp_avg_sq[n] = v > largest || v != v ? v : largest;
-    }
-    params[n] = add(p, -mul(quotient(m, add(root(v), eps)), rate));
+    const Adam<real> rule = {max_exp_avg_sq != nullptr, weight_decay != real(0), shrink, weight_decay, beta1, rest1, beta2, rest2,
+                             eps, rate};
+    real p = params[n], m = exp_avg[n], v = exp_avg_sq[n], largest = max_exp_avg_sq ? max_exp_avg_sq[n] : real(0);
+    rule.update(p, grads[n], m, v, largest);
+    params[n] = p;
+    exp_avg[n] = m;
+    exp_avg_sq[n] = v;
+    if (max_exp_avg_sq) max_exp_avg_sq[n] = largest;
 }
 
 // ---- the global norm

@@ -170,6 +170,65 @@ def test_sums_over_steps():
     assert np.abs(sums - exact).max() <= np.finfo(np.float32).eps * np.abs(exact).max()
 
 
+OPTIMISERS = {
+    "sgd": lambda m: gpurnn.SGD(m, 0.1, weight_decay=0.01),
+    "sgd, momentum": lambda m: gpurnn.SGD(m, 0.1, momentum=0.9, dampening=0.3),
+    "sgd, nesterov": lambda m: gpurnn.SGD(m, 0.1, momentum=0.9, nesterov=True),
+    "rmsprop": lambda m: gpurnn.RMSprop(m, 0.01, weight_decay=0.01),
+    "rmsprop, all": lambda m: gpurnn.RMSprop(m, 0.01, centered=True, momentum=0.8),
+    "adam": lambda m: gpurnn.Adam(m, 0.01, weight_decay=0.02),
+    "adam, amsgrad": lambda m: gpurnn.Adam(m, 0.01, amsgrad=True),
+    "adamw": lambda m: gpurnn.AdamW(m, 0.01, weight_decay=0.1),
+}
+
+
+def optimised(name, backend, dtype, features, grads):
+    """Parameters and states after a step for each of ``grads``, as float64."""
+    model = gpurnn.Linear(features, features, backend=backend, dtype=dtype, seed=1)
+    optimiser = OPTIMISERS[name](model)
+    for grad in grads:
+        model.flat_grads[...] = grad
+        optimiser.step()
+    return [
+        array.astype(np.float64).ravel() for array in (model.flat_params, *optimiser.state_dict()["arrays"].values())
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_an_optimiser_is_no_worse_than_array_code(name, dtype, level, threads):
+    """With 2, 72 and 1,056 parameters: parts of a vector, whole ones, and one to four threads with the same bits."""
+    for features in (1, 8, 32):
+        grads = np.random.default_rng(features).standard_normal((4, features * (features + 1))).astype(dtype)
+        grads[1, ::2] = 0
+        threads(1)
+        exact, plain, found = (
+            optimised(name, backend, number, features, grads)
+            for backend, number in (("numpy", "float64"), ("numpy", dtype), ("cpu", dtype))
+        )
+        for got, usual, right in zip(found, plain, exact, strict=True):
+            allowed = 2 * np.abs(usual - right).max() + 4 * np.finfo(dtype).eps * np.abs(right).max()
+            assert np.abs(got - right).max() <= allowed
+        for count in (2, 4):
+            threads(count)
+            for one, other in zip(found, optimised(name, "cpu", dtype, features, grads), strict=True):
+                np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_squares_are_added_in_one_order(dtype, level, threads):
+    """Of fewer numbers than a vector has, of whole sums and of rests; in double."""
+    ops = get_backend("cpu")
+    for size in (1, 7, 31, 4096, 4097, 20000):
+        numbers = np.random.default_rng(size).standard_normal(size).astype(dtype)
+        found = []
+        for count in (1, 2, 3):
+            threads(count)
+            found.append(ops.sum_squares(numbers))
+        assert found[0] == found[1] == found[2]
+        assert found[0] == pytest.approx(float(np.square(numbers.astype(np.longdouble)).sum()), rel=1e-14)
+
+
 def test_plan_says_what_walks(monkeypatch):
     monkeypatch.setenv("GPURNN_NUM_THREADS", "3")
     plan = gpurnn.LSTM(64, 128, backend="cpu").plan(50, 32)

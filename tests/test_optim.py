@@ -17,6 +17,9 @@ from gpurnn.module import Module
 STEPS = 60
 
 
+both = pytest.mark.parametrize("backend", ["numpy", "cpu"])  # array code, and what is compiled
+
+
 def build(dtype="float64", features=6, backend="cpu"):
     def linear(*sizes, seed):
         return Linear(*sizes, backend=backend, dtype=dtype, seed=seed)
@@ -99,9 +102,10 @@ SHORT = [
 # ---- optimisers
 
 
+@both
 @pytest.mark.parametrize(("kind", "hyper"), CASES)
-def test_equals_torch(kind, hyper):
-    model = build()
+def test_equals_torch(kind, hyper, backend):
+    model = build(backend=backend)
     want = run_torch(model, lambda params: getattr(torch.optim, kind)(params, **hyper))
     before = model.state_dict()
     got = run(model, getattr(optim, kind)(model, **hyper))
@@ -112,18 +116,19 @@ def test_equals_torch(kind, hyper):
 @pytest.mark.parametrize(("kind", "hyper"), SHORT)
 def test_a_model_of_many_blocks_equals_torch(kind, hyper, monkeypatch):
     monkeypatch.setattr(optim, "_CPU_BLOCK", 7)
-    model = build()
+    model = build(backend="numpy")
     assert model.flat_params.size % 7
     want = run_torch(model, lambda params: getattr(torch.optim, kind)(params, **hyper))
     assert largest_difference(run(model, getattr(optim, kind)(model, **hyper)), want) < 1e-12
 
 
+@both
 @pytest.mark.parametrize(("kind", "hyper"), SHORT)
-def test_float32_is_as_exact_as_torch(kind, hyper):
+def test_float32_is_as_exact_as_torch(kind, hyper, backend):
     def make(params):
         return getattr(torch.optim, kind)(params, **hyper)
 
-    model = build("float32")
+    model = build("float32", backend=backend)
     exact, plain = run_torch(model, make), run_torch(model, make, torch.float32)
     got = run(model, getattr(optim, kind)(model, **hyper))
     assert all(array.dtype == np.float32 for array in got.values())
@@ -346,11 +351,12 @@ def test_what_is_no_state_is_refused(state):
 # ---- clipping
 
 
+@both
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("max_norm", [0.01, 1.0, 5.0, 1e6, math.inf])
-def test_clip_grad_norm_equals_torch(dtype, max_norm, monkeypatch):
+def test_clip_grad_norm_equals_torch(dtype, max_norm, backend, monkeypatch):
     monkeypatch.setattr(optim, "_CPU_BLOCK", 9)
-    model = build(dtype)
+    model = build(dtype, backend=backend)
     set_gradients(model, 0)
     params = torch_parameters(model)
     for name, grad in model.grads.items():
@@ -363,10 +369,11 @@ def test_clip_grad_norm_equals_torch(dtype, max_norm, monkeypatch):
         np.testing.assert_allclose(grad, params[name].grad.numpy(), rtol=tolerance)
 
 
+@both
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_norm_that_is_not_finite_leaves_the_gradients(dtype, bad):
-    model = build(dtype)
+def test_a_norm_that_is_not_finite_leaves_the_gradients(dtype, bad, backend):
+    model = build(dtype, backend=backend)
     set_gradients(model, 0)
     model.flat_grads[17] = bad
     before = model.flat_grads.copy()
@@ -374,15 +381,17 @@ def test_a_norm_that_is_not_finite_leaves_the_gradients(dtype, bad):
     assert np.array_equal(model.flat_grads, before, equal_nan=True)
 
 
-def test_large_float32_gradients_do_not_overflow_the_norm():
-    model = build("float32")
+@both
+def test_large_float32_gradients_do_not_overflow_the_norm(backend):
+    model = build("float32", backend=backend)
     model.flat_grads.fill(1e30)
     assert float(optim.clip_grad_norm(model, 1.0)) == pytest.approx(1e30 * math.sqrt(model.flat_grads.size))
     assert np.linalg.norm(model.flat_grads.astype(np.float64)) == pytest.approx(1.0, rel=1e-6)
 
 
-def test_a_float64_norm_beyond_the_range_is_infinite_without_a_warning():
-    model = build()
+@both
+def test_a_float64_norm_beyond_the_range_is_infinite_without_a_warning(backend):
+    model = build(backend=backend)
     model.flat_grads.fill(1e200)
     assert float(optim.clip_grad_norm(model, 1.0)) == math.inf
 

@@ -58,6 +58,19 @@ struct Product {
     void* C;
 };
 
+// An optimiser's step over flat arrays of N numbers.
+struct Update {
+    int rule;            // 0 Sgd, 1 RmsProp, 2 Adam
+    int wide;
+    ptrdiff_t N;
+    double scalars[8];   // in the order of the kernel in ../optimise.cu
+    const void* grads;
+    void* params;
+    void* arrays[3];     // the optimiser's state, in that order too; null where it does without
+};
+
+constexpr int SQUARES = 1 << 12;  // numbers whose squares are one sum
+
 namespace {
 
 // Room for numbers that begins where a cache line does. Not touched before it is used: its pages go to whoever fills it.
@@ -171,8 +184,10 @@ EXPORT int gpurnn_native_level() {
 #endif
 }
 
-// For the caller to see that both mean the same by a Pass and a Product.
-EXPORT int gpurnn_native_bytes(int which) { return (int)(which ? sizeof(Product) : sizeof(Pass)); }
+// For the caller to see that both mean the same by a Pass, a Product and an Update.
+EXPORT int gpurnn_native_bytes(int which) {
+    return (int)(which == 0 ? sizeof(Pass) : which == 1 ? sizeof(Product) : sizeof(Update));
+}
 
 #ifdef X86
 #define BEST(function) (level == 2 ? avx512::function : avx2::function)
@@ -189,4 +204,10 @@ EXPORT void gpurnn_native_multiply(const Product* job, int threads, int level) {
 EXPORT void gpurnn_native_add_rows(const void* rows, ptrdiff_t N, int M, ptrdiff_t row, int wide, void* sums, int threads,
                                    int level) {
     BEST(add_rows_any)(rows, N, M, row, wide, sums, threads);
+}
+
+EXPORT void gpurnn_native_update(const Update* job, int threads, int level) { BEST(update)(job, threads); }
+
+EXPORT void gpurnn_native_add_squares(const void* numbers, ptrdiff_t N, int wide, double* sums, int threads, int level) {
+    BEST(add_squares_any)(numbers, N, wide, sums, threads);
 }

@@ -10,6 +10,8 @@
 
 #include "../common.cuh"
 
+#include "update.h"
+
 #include "../cells/gru.cuh"
 #include "../cells/lstm.cuh"
 #include "../cells/rnn.cuh"
