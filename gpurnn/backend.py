@@ -75,13 +75,13 @@ def backends():
 def array_ops(*arrays):
     """The ``Ops`` of the arrays given to a function that belongs to no layer (losses, metrics).
 
-    CuPy arrays give ``"cuda"``, all else NumPy; a mixture raises BackendError.
+    CuPy arrays give ``"cuda"``, all else ``"cpu"``; a mixture raises BackendError.
     """
     cupy = sys.modules.get("cupy")  # an array of CuPy cannot exist before somebody has imported it
     on_gpu = [cupy is not None and isinstance(array, cupy.ndarray) for array in arrays]
     if any(on_gpu) and not all(on_gpu):
         raise BackendError("some of these arrays are on the GPU and some are not: move them to one device first")
-    return _build("cuda" if any(on_gpu) else "numpy")
+    return _build("cuda" if any(on_gpu) else "cpu")
 
 
 def _checked(name, source):

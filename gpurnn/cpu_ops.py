@@ -65,6 +65,17 @@ class _Update(ctypes.Structure):
     ]
 
 
+class _Rows(ctypes.Structure):
+    """``Rows`` of walk.cpp."""
+
+    _fields_ = [
+        ("wide", ctypes.c_int),
+        *((name, _stride) for name in ("count", "V")),
+        ("smoothing", ctypes.c_double),
+        *((name, _pointer) for name in ("logits", "rows", "labels", "losses", "highest", "total", "scale", "dlogits")),
+    ]
+
+
 # What an optimiser's state arrays are in an _Update; rules by their place here.
 _STATES = {
     "sgd": ("momentum_buffer",),
@@ -88,7 +99,8 @@ def load_native():
         return None
     library = ctypes.CDLL(str(path))
     number = ctypes.c_int
-    if any(library.gpurnn_native_bytes(n) != ctypes.sizeof(kind) for n, kind in enumerate((_Pass, _Product, _Update))):
+    structs = (_Pass, _Product, _Update, _Rows)
+    if any(library.gpurnn_native_bytes(n) != ctypes.sizeof(struct) for n, struct in enumerate(structs)):
         raise BackendError(f"{path} was built from other sources than these: install gpurnn again")
     library.gpurnn_native_add_rows.argtypes = [_pointer, _stride, number, _stride, number, _pointer, number, number]
     library.gpurnn_native_add_squares.argtypes = [_pointer, _stride, number, _pointer, number, number]
@@ -300,6 +312,35 @@ class CpuOps(Ops):
             1 if rows.size < _WORK // 8 else thread_count(), self.level,
         )  # fmt: skip
         return sums
+
+    def softmax_forward(self, logits, rows, labels, smoothing):
+        if not logits.flags.c_contiguous:
+            return super().softmax_forward(logits, rows, labels, smoothing)
+        count = labels.size
+        losses, highest, total = np.empty(count), np.empty(count, logits.dtype), np.empty(count)
+        self._cross_entropy(logits, rows, labels, smoothing, highest, total, back=False, losses=losses)
+        return losses, highest, total
+
+    def softmax_backward(self, logits, rows, labels, smoothing, highest, total, dlosses, out=None):
+        if not logits.flags.c_contiguous:
+            return super().softmax_backward(logits, rows, labels, smoothing, highest, total, dlosses, out)
+        dlogits = self._derivative_array(logits, rows, out)
+        scale = np.ascontiguousarray(dlosses, logits.dtype)
+        self._cross_entropy(logits, rows, labels, smoothing, highest, total, back=True, scale=scale, dlogits=dlogits)
+        return dlogits
+
+    def _cross_entropy(self, logits, rows, labels, smoothing, highest, total, back, **more):
+        arrays = {
+            "logits": logits,
+            "labels": np.ascontiguousarray(labels, np.int64),
+            "highest": highest,
+            "total": total,
+        }
+        arrays |= more | {"rows": None if rows is None else np.ascontiguousarray(rows, np.int64)}
+        addresses = {name: _address(array) for name, array in arrays.items()}
+        job = _Rows(logits.dtype == np.float64, labels.size, logits.shape[1], smoothing, **addresses)
+        threads = 1 if labels.size * logits.shape[1] < _WORK // 64 else thread_count()
+        self.library.gpurnn_native_cross_entropy(ctypes.byref(job), threads, int(back), self.level)
 
     def optimise(self, kernel, params, grads, arrays, scalars):
         job = _Update(list(_STATES).index(kernel), params.dtype == np.float64, params.size)

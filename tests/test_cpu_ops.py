@@ -229,6 +229,40 @@ def test_squares_are_added_in_one_order(dtype, level, threads):
         assert found[0] == pytest.approx(float(np.square(numbers.astype(np.longdouble)).sum()), rel=1e-14)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("V", [1, 7, 16, 33, 1000])
+def test_cross_entropy_is_no_worse_than_array_code(V, dtype, smoothing, level, threads):
+    """All rows and some, in place and not, with logits that leave nothing of others; the same bits on three threads."""
+    rng = np.random.default_rng(V)
+    N = 9
+    logits = (rng.standard_normal((N, V)) * np.geomspace(0.1, 300, N)[:, None]).astype(dtype)
+    logits[2, 1:] = -np.inf if not smoothing else -1e4
+    scale = rng.standard_normal((N, 1)).astype(dtype)
+    for rows in (None, np.array([1, 2, 3, 5, 8])):
+        labels = rng.integers(0, V, N if rows is None else len(rows))
+        found = []
+        for backend, number, count in (
+            ("numpy", "longdouble", 1), ("numpy", dtype, 1), ("cpu", dtype, 1), ("cpu", dtype, 3),
+        ):  # fmt: skip
+            threads(count)
+            ops, z = get_backend(backend), logits.astype(number)
+            losses, highest, total = ops.softmax_forward(z, rows, labels, smoothing)
+            place = z.copy() if count == 3 else None
+            d = ops.softmax_backward(
+                z if place is None else place, rows, labels, smoothing, highest, total, scale, place
+            )
+            assert place is None or d is place
+            found.append([losses, total, d])
+        for exact, plain, got, again in zip(*found, strict=True):
+            np.testing.assert_array_equal(got, again)
+            finite = np.isfinite(exact)
+            np.testing.assert_array_equal(np.isfinite(got), finite)
+            exact, plain, got = exact[finite], plain[finite], got[finite]
+            allowed = 2 * np.abs(plain - exact).max() + 4 * np.finfo(dtype).eps * max(1, np.abs(exact).max())
+            assert np.abs(got - exact).max() <= allowed
+
+
 def test_plan_says_what_walks(monkeypatch):
     monkeypatch.setenv("GPURNN_NUM_THREADS", "3")
     plan = gpurnn.LSTM(64, 128, backend="cpu").plan(50, 32)

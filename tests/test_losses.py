@@ -22,6 +22,12 @@ REDUCTIONS = ["mean", "sum", "none"]
 T, B, V = 5, 3, 7
 
 
+@pytest.fixture(autouse=True, params=["numpy", "cpu"])
+def code(request, monkeypatch):
+    """Everything here by array code, and by what is compiled."""
+    monkeypatch.setattr(losses, "array_ops", lambda *arrays: gpurnn.get_backend(request.param))
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(1)

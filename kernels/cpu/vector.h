@@ -37,13 +37,13 @@ struct Vec {
     INLINE explicit Vec(double x) : v(T(x) - Lanes{}) {}
     INLINE explicit Vec(int x) : v(T(x) - Lanes{}) {}
 
-    // All lanes, or the first `count` of them with zeros behind.
-    INLINE static Vec load(const T* from, int count = lanes) {
+    // All lanes, or the first `count` of them with `rest` behind.
+    INLINE static Vec load(const T* from, int count = lanes, T rest = 0) {
         Vec x;
         if (count >= lanes) {
             std::memcpy(&x.v, from, sizeof x.v);
         } else {
-            x.v = Lanes{};
+            x.v = rest - Lanes{};
             for (int i = 0; i < count; ++i) x.v[i] = from[i];
         }
         return x;
@@ -81,33 +81,41 @@ INLINE Vec<T> drelu(Vec<T> y) {
     return pick(y.v > typename Vec<T>::Lanes{}, Vec<T>(T(1)), Vec<T>(T(0)));
 }
 
+// exp(x) = power (1 + the result), power = 2^n with x = n ln 2 + r, |r| <= ln 2 / 2: exp(r) - 1 by its series, whose first term
+// left out is below half a last place of r: r^8 / 8! in float, r^14 / 14! in double.
+template <typename T>
+INLINE typename Vec<T>::Lanes series(typename Vec<T>::Lanes x, typename Vec<T>::Lanes& power) {
+    typedef typename Vec<T>::Lanes Lanes;
+    typedef typename Vec<T>::Whole Whole;
+    constexpr bool wide = sizeof(T) == 8;
+    constexpr int terms = wide ? 13 : 7;
+    // Adding and taking away 1.5 2^mantissa rounds to the nearest whole number, which then stands in the lowest bits.
+    const Lanes round = Lanes{} + T(wide ? 6755399441055744.0 : 12582912.0);
+    const Lanes shifted = x * T(1.44269504088896340736) + round;
+    const Lanes n = shifted - round;
+    // ln 2 in two parts, the first with so few bits that n times it is exact
+    const Lanes r = (x - n * T(wide ? 6.93147180369123816490e-01 : 6.93145752e-01)) -
+                    n * T(wide ? 1.90821492927058770002e-10 : 1.42860677e-06);
+    Lanes p = Lanes{} + T(inverse_factorial(terms));
+    UNROLL for (int k = terms - 1; k >= 2; --k) p = p * r + T(inverse_factorial(k));
+    power = (Lanes)(((Whole)shifted - (Whole)round + Raw<T>::bias) << Raw<T>::mantissa);
+    return p * r * r + r;
+}
+
 // tanh(x) = e / (e + 2) with e = exp(2|x|) - 1, and the sign of x: exact to a few last places, near 0 too; NaN stays NaN.
-//
-// e = 2^n (exp(r) - 1) + (2^n - 1) with 2|x| = n ln 2 + r, |r| <= ln 2 / 2, and exp(r) - 1 by its series, whose first term left
-// out is below half a last place of r: r^8 / 8! in float, r^14 / 14! in double.
 template <typename T>
 INLINE Vec<T> tanh(Vec<T> x) {
     typedef typename Vec<T>::Lanes Lanes;
     typedef typename Vec<T>::Whole Whole;
     constexpr bool wide = sizeof(T) == 8;
-    constexpr int terms = wide ? 13 : 7;
     const Whole sign_bit = (Whole{} + 1) << (Raw<T>::bits - 1);
     const Whole sign = (Whole)x.v & sign_bit;
     Lanes a = (Lanes)((Whole)x.v & ~sign_bit);
     a = a + a;
     const Lanes most = Lanes{} + T(wide ? 40 : 20);  // tanh is 1 from here on
     a = pick<T>(a > most, most, a).v;
-    // Adding and taking away 1.5 2^mantissa rounds to the nearest whole number, which then stands in the lowest bits.
-    const Lanes round = Lanes{} + T(wide ? 6755399441055744.0 : 12582912.0);
-    const Lanes shifted = a * T(1.44269504088896340736) + round;
-    const Lanes n = shifted - round;
-    // ln 2 in two parts, the first with so few bits that n times it is exact
-    const Lanes r = (a - n * T(wide ? 6.93147180369123816490e-01 : 6.93145752e-01)) -
-                    n * T(wide ? 1.90821492927058770002e-10 : 1.42860677e-06);
-    Lanes p = Lanes{} + T(inverse_factorial(terms));
-    UNROLL for (int k = terms - 1; k >= 2; --k) p = p * r + T(inverse_factorial(k));
-    p = p * r * r + r;
-    const Lanes power = (Lanes)(((Whole)shifted - (Whole)round + Raw<T>::bias) << Raw<T>::mantissa);  // 2^n
+    Lanes power;
+    const Lanes p = series<T>(a, power);
     const Lanes e = power * p + (power - T(1));
     const Lanes y = e / (e + T(2));
     return (Lanes)((Whole)y | sign);

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -67,6 +68,21 @@ struct Update {
     const void* grads;
     void* params;
     void* arrays[3];     // the optimiser's state, in that order too; null where it does without
+};
+
+// Cross-entropy of rows of logits, there or back: as in ../loss.cu.
+struct Rows {
+    int wide;
+    ptrdiff_t count, V;
+    double smoothing;
+    const void* logits;      // [N, V]
+    const int64_t* rows;     // [count], which of the N count, or null for all
+    const int64_t* labels;   // [count]
+    double* losses;          // [count]; forward, out
+    void* highest;           // [count]; forward, out
+    double* total;           // [count]; forward, out
+    const void* scale;       // backward: [N]
+    void* dlogits;           // backward, out: [N, V], may be logits
 };
 
 constexpr int SQUARES = 1 << 12;  // numbers whose squares are one sum
@@ -184,9 +200,10 @@ EXPORT int gpurnn_native_level() {
 #endif
 }
 
-// For the caller to see that both mean the same by a Pass, a Product and an Update.
+// For the caller to see that both mean the same by these structs.
 EXPORT int gpurnn_native_bytes(int which) {
-    return (int)(which == 0 ? sizeof(Pass) : which == 1 ? sizeof(Product) : sizeof(Update));
+    const size_t sizes[] = {sizeof(Pass), sizeof(Product), sizeof(Update), sizeof(Rows)};
+    return (int)sizes[which];
 }
 
 #ifdef X86
@@ -210,4 +227,8 @@ EXPORT void gpurnn_native_update(const Update* job, int threads, int level) { BE
 
 EXPORT void gpurnn_native_add_squares(const void* numbers, ptrdiff_t N, int wide, double* sums, int threads, int level) {
     BEST(add_squares_any)(numbers, N, wide, sums, threads);
+}
+
+EXPORT void gpurnn_native_cross_entropy(const Rows* job, int threads, int back, int level) {
+    BEST(cross_entropy)(job, threads, back);
 }

@@ -12,6 +12,8 @@
 
 #include "update.h"
 
+#include "loss.h"
+
 #include "../cells/gru.cuh"
 #include "../cells/lstm.cuh"
 #include "../cells/rnn.cuh"
