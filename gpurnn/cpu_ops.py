@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from . import rng
 from .errors import BackendError, check_size
 from .ops import Ops, Walk, flat
 
@@ -104,6 +105,8 @@ def load_native():
         raise BackendError(f"{path} was built from other sources than these: install gpurnn again")
     library.gpurnn_native_add_rows.argtypes = [_pointer, _stride, number, _stride, number, _pointer, number, number]
     library.gpurnn_native_add_squares.argtypes = [_pointer, _stride, number, _pointer, number, number]
+    word, long = ctypes.c_uint32, ctypes.c_uint64
+    library.gpurnn_native_keep_mask.argtypes = [_stride, long, word, word, long, _pointer, number]
     level = library.gpurnn_native_level()
     return None if level < 0 else (library, level)
 
@@ -357,6 +360,14 @@ class CpuOps(Ops):
             grads.ctypes.data, grads.size, wide, sums.ctypes.data, self._flat_threads(grads), self.level
         )
         return sums.sum()
+
+    def keep_mask(self, shape, rate, seed, layer, call):
+        keep = np.empty(shape, bool)
+        self.library.gpurnn_native_keep_mask(
+            keep.size, seed, layer & 0xFFFFFFFF, call & 0xFFFFFFFF, rng.keep_threshold(rate), keep.ctypes.data,
+            self._flat_threads(keep),
+        )  # fmt: skip
+        return keep
 
     def _flat_threads(self, array):
         return 1 if array.size < _WORK // 64 else thread_count()

@@ -1,4 +1,4 @@
-// Dropout masks by Philox4x32-10 (Salmon et al. 2011), bit for bit those of gpurnn/rng.py:
+// Dropout masks, bit for bit those of gpurnn/rng.py:
 //
 //     keep[4n + k] = word k of philox(counter (n mod 2^32, n div 2^32, layer, call), key seed) >= threshold
 //
@@ -6,20 +6,7 @@
 
 #include "common.cuh"
 
-static const unsigned MULTIPLIER_0 = 0xD2511F53u, MULTIPLIER_1 = 0xCD9E8D57u;
-static const unsigned WEYL_0 = 0x9E3779B9u, WEYL_1 = 0xBB67AE85u;
-
-DEVICE void philox(unsigned* c, unsigned k0, unsigned k1) {
-    for (int round = 0; round < 10; round++) {
-        const unsigned long long p0 = (unsigned long long)c[0] * MULTIPLIER_0, p1 = (unsigned long long)c[2] * MULTIPLIER_1;
-        c[0] = unsigned(p1 >> 32) ^ c[1] ^ k0;
-        c[1] = unsigned(p1);
-        c[2] = unsigned(p0 >> 32) ^ c[3] ^ k1;
-        c[3] = unsigned(p0);
-        k0 += WEYL_0;
-        k1 += WEYL_1;
-    }
-}
+#include "philox.cuh"
 
 __global__ void keep_mask(
     const long long N,

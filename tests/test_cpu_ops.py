@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gpurnn
-from gpurnn import BackendError, check, cpu_ops, get_backend
+from gpurnn import BackendError, check, cpu_ops, get_backend, rng
 from gpurnn.check import CELLS, OPTIONS
 
 if cpu_ops.load_native() is None and not shutil.which("c++"):
@@ -261,6 +261,14 @@ def test_cross_entropy_is_no_worse_than_array_code(V, dtype, smoothing, level, t
             exact, plain, got = exact[finite], plain[finite], got[finite]
             allowed = 2 * np.abs(plain - exact).max() + 4 * np.finfo(dtype).eps * max(1, np.abs(exact).max())
             assert np.abs(got - exact).max() <= allowed
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+def test_masks_are_the_array_codes(rate, threads):
+    for number, shape in enumerate([(1,), (5, 7), (3, 4, 8), (0, 3)]):
+        threads(1 + number)
+        key = (2**64 - 5, 2**33 + 7, number)  # a seed of 64 bits; a layer of which 32 count
+        np.testing.assert_array_equal(get_backend("cpu").keep_mask(shape, rate, *key), rng.keep_mask(shape, rate, *key))
 
 
 def test_plan_says_what_walks(monkeypatch):

@@ -188,6 +188,8 @@ namespace plain {
 }
 #endif
 
+#include "../philox.cuh"
+
 }  // namespace
 
 // What this build and this machine can do: 0 vectors of 128 bits, 1 AVX2, 2 AVX-512; -1 an x86 processor without AVX2.
@@ -231,4 +233,17 @@ EXPORT void gpurnn_native_add_squares(const void* numbers, ptrdiff_t N, int wide
 
 EXPORT void gpurnn_native_cross_entropy(const Rows* job, int threads, int back, int level) {
     BEST(cross_entropy)(job, threads, back);
+}
+
+// keep[4n + k] = word k of philox(counter (n mod 2^32, n div 2^32, layer, call), key seed) >= threshold: ../dropout.cu.
+EXPORT void gpurnn_native_keep_mask(ptrdiff_t N, uint64_t seed, unsigned layer, unsigned call, uint64_t threshold, bool* keep,
+                                    int threads) {
+    const ptrdiff_t groups = (N + 3) / 4;
+    on_threads(threads, [=](int thread) {
+        for (ptrdiff_t n = groups * thread / threads; n < groups * (thread + 1) / threads; ++n) {
+            unsigned c[4] = {(unsigned)n, (unsigned)((uint64_t)n >> 32), layer, call};
+            philox(c, (unsigned)seed, (unsigned)(seed >> 32));
+            for (int k = 0; k < 4 && n * 4 + k < N; ++k) keep[n * 4 + k] = c[k] >= threshold;
+        }
+    });
 }
