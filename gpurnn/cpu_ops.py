@@ -233,6 +233,8 @@ class CpuOps(Ops):
 
     def layer_backward(self, cell, walks, weights, doutput, dstates, lengths, directions, sees):
         if any(sees) or walks[0].kept.dtype.itemsize == 2:  # watched: only the generic walk shows dh and dc on the way
+            for walk in walks:
+                self.zero_past_end(walk.kept, lengths)  # ours leaves there what was in memory: any number, a NaN
             return self.array_code.layer_backward(cell, walks, weights, doutput, dstates, lengths, directions, sees)
         T, B, _ = walks[0].kept.shape
         rows, P = weights[0].hh.shape

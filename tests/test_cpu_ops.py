@@ -1,5 +1,6 @@
 """The compiled walk on the CPU, against array code and float64: cells, odd sizes, threads, products of any strides."""
 
+import contextlib
 import ctypes
 import shutil
 import subprocess
@@ -67,7 +68,8 @@ def results(layer, x, doutput, lengths=None):
     layer.zero_grad()
     output, state, backward = layer.forward(x, lengths=lengths)
     dx, dstate = backward(doutput)
-    return [output, *np.atleast_1d(state), dx, *np.atleast_1d(dstate), layer.flat_grads.copy()]
+    states = [part if isinstance(part, tuple) else (part,) for part in (state, dstate)]
+    return [output, *states[0], dx, *states[1], layer.flat_grads.copy()]
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -95,6 +97,27 @@ def test_a_sequence_does_not_depend_on_its_neighbours(threads):
     whole = lstm(x)[0]
     for b in (0, 4, 8):
         assert np.array_equal(lstm(x[:, b : b + 1].copy())[0][:, 0], whole[:, b])
+
+
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+def test_what_was_in_memory_does_not_matter(cell, watched, monkeypatch):
+    """Past a sequence's end the walk leaves gates as they were: nothing may come of them, nor a warning."""
+    ops, drawn = get_backend("cpu"), np.random.default_rng(0)
+    x, lengths = drawn.standard_normal((6, 4, 3)).astype(np.float32), [6, 0, 2, 5]
+    found = []
+    for number in (0.0, 1e38, np.nan):
+        monkeypatch.setattr(
+            ops, "empty", lambda T, B, F, dtype, number=number: np.full((T, B, F), number, dtype), raising=True
+        )
+        kind, own = CELLS[cell]
+        layer = kind(3, 5, 2, bidirectional=True, backend="cpu", seed=1, **own)
+        doutput = np.ones_like(layer(x)[0])
+        with gpurnn.record_gradient_flow() if watched else contextlib.nullcontext():
+            found.append(results(layer, x, doutput, lengths))
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            np.testing.assert_array_equal(one, two)
 
 
 def activated(dtype, x, **options):
@@ -135,7 +158,10 @@ STRIDES = {
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("accumulate", [False, True])
-@pytest.mark.parametrize("M, K, N", [(1, 1, 1), (5, 3, 17), (49, 40, 16), (100, 1100, 33), (13, 0, 4), (7, 300, 1)])
+@pytest.mark.parametrize(
+    "M, K, N",
+    [(1, 1, 1), (5, 3, 17), (49, 40, 16), (100, 1100, 33), (13, 0, 4), (13, 0, 32), (7, 300, 1), (50, 300, 64)],
+)
 def test_products_of_any_strides(M, K, N, accumulate, dtype, threads):
     rng = np.random.default_rng(M + K + N)
     a, b, c = (rng.standard_normal(shape).astype(dtype) for shape in ((M, K), (K, N), (M, N)))

@@ -51,7 +51,7 @@ struct Packed {
 // R rows times K columns of one block, added to what stands in out unless first; numbers of a row lie `step` apart. Unrolled, so
 // that sums are registers.
 template <typename T, int R, int V>
-INLINE void multiply_tile(int K, const T* const* A, int step, const T* B, T* out, size_t out_row, bool first) {
+INLINE void multiply_tile(int K, const T* const* A, int step, const T* B, T* out, ptrdiff_t out_row, bool first) {
     constexpr int lanes = Vec<T>::lanes;
     Vec<T> sums[R][V];
     const T* rows[R];
@@ -76,7 +76,7 @@ INLINE void multiply_tile(int K, const T* const* A, int step, const T* B, T* out
 
 // As many rows at once as there are registers, by the number of rows.
 template <typename T, int R, int V>
-INLINE void multiply_rows(int count, int K, const T* const* A, int step, const T* B, T* out, size_t out_row, bool first) {
+INLINE void multiply_rows(int count, int K, const T* const* A, int step, const T* B, T* out, ptrdiff_t out_row, bool first) {
     if constexpr (R > 0) {
         if (count == R)
             multiply_tile<T, R, V>(K, A, step, B, out, out_row, first);
@@ -93,14 +93,15 @@ struct Groups {
     int end(int group) const { return count * (group + 1) / number; }
 };
 
-// out[i] = the products of row A[i] with all blocks, [blocks][G][U][lanes]; numbers of a row lie `step` apart. Of columns
-// [begin, end) alone, and added to out unless begin is 0: A[i] then starts at column begin.
+// Row i of out, out_row numbers apart, = the products of row A[i] with all blocks, [blocks][G][U][lanes]; numbers of a row of A
+// lie `step` apart. Of columns [begin, end) alone: A[i] then starts at column begin. With `add` they are added to what is there,
+// and so are those of columns behind the first ones.
 template <typename T, int G, int U>
-void product(const Packed<T, G, U>& B, int count, const T* const* A, T* out, int step = 1, int begin = 0, int end = -1) {
+void product(const Packed<T, G, U>& B, int count, const T* const* A, int step, int begin, int end, T* out, ptrdiff_t out_row,
+             bool add) {
     constexpr int V = G * U, most = SUMS / V;
     const Groups groups(count, most);
     const T* rows[most];
-    if (end < 0) end = B.K;
     for (int block = 0; block < B.blocks; ++block)
         for (int k0 = begin; k0 < end; k0 += KC) {
             const int K = k0 + KC < end ? KC : end - k0;
@@ -108,10 +109,16 @@ void product(const Packed<T, G, U>& B, int count, const T* const* A, T* out, int
             for (int group = 0; group < groups.number; ++group) {
                 const int i0 = groups.begin(group), size = groups.end(group) - i0;
                 for (int i = 0; i < size; ++i) rows[i] = A[i0 + i] + (ptrdiff_t)(k0 - begin) * step;
-                T* to = out + i0 * B.row() + block * B.width;
-                multiply_rows<T, most, V>(size, K, rows, step, values, to, B.row(), k0 == 0);
+                T* to = out + i0 * out_row + block * B.width;
+                multiply_rows<T, most, V>(size, K, rows, step, values, to, out_row, k0 == 0 && !add);
             }
         }
+}
+
+// The same of whole rows, their numbers side by side, into rows of B.row() numbers.
+template <typename T, int G, int U>
+void product(const Packed<T, G, U>& B, int count, const T* const* A, T* out) {
+    product(B, count, A, 1, 0, B.K, out, B.row(), false);
 }
 
 // ---- any product of two matrices
@@ -130,12 +137,14 @@ void matmul(const Product& job, int threads) {
         packed.wait();
         constexpr int R = SUMS / 2, most = 48, some = 1000;  // rows and columns at a time: they stay in the second cache
         const bool upright = job.a_column == 1;
+        const bool whole = N == (ptrdiff_t)B.row() && K > 0;  // then the sums are C's rows themselves
         const ptrdiff_t first = M * thread / threads, last = M * (thread + 1) / threads;
-        std::vector<T> turned(upright ? 0 : most * some), out(most * B.row());
+        std::vector<T> turned(upright ? 0 : most * some), rest(whole ? 0 : most * B.row());
         const T* rows[most];
         for (ptrdiff_t m0 = first; m0 < last; m0 += most) {
             const int count = (int)std::min<ptrdiff_t>(last - m0, most);
             const Groups groups(count, R);
+            T* C = (T*)job.C + m0 * job.c_row;
             for (ptrdiff_t k0 = 0; k0 < K; k0 += some) {
                 const ptrdiff_t columns = std::min<ptrdiff_t>(K - k0, some);
                 const T* A = (const T*)job.A + m0 * job.a_row + k0 * job.a_column;
@@ -154,11 +163,11 @@ void matmul(const Product& job, int threads) {
                             for (int i = 0; i < size; ++i) to[i] = column[(i0 + i) * job.a_row];
                     }
                 }
-                product(B, count, rows, out.data(), upright ? 1 : R, (int)k0, (int)(k0 + columns));
+                product(B, count, rows, upright ? 1 : R, (int)k0, (int)(k0 + columns), whole ? C : rest.data(),
+                        whole ? job.c_row : (ptrdiff_t)B.row(), whole && job.accumulate);
             }
-            for (int i = 0; i < count; ++i) {
-                T* C = (T*)job.C + (m0 + i) * job.c_row;
-                const T* from = out.data() + i * B.row();
+            for (int i = 0; i < count && !whole; ++i, C += job.c_row) {
+                const T* from = rest.data() + i * B.row();
                 if (job.accumulate)
                     for (ptrdiff_t n = 0; n < N; ++n) C[n] += from[n];
                 else
