@@ -1,5 +1,5 @@
-"""CpuOps: what compiled code does on the CPU in place of array code: the walk through time, products of matrices and sums
-over all of it, cross-entropy, dropout masks, the optimisers and the norm of the gradients.
+"""CpuOps: what compiled code does on the CPU in place of array code: the walk through time, products and sums over all
+of it, cross-entropy, dropout masks, the optimisers and the norm of the gradients.
 
 The library ``gpurnn._native`` is kernels/cpu/walk.cpp, the cells of kernels/cells under a schedule for the CPU. It is
 built when gpurnn is installed and a C++ compiler is there; without it the backend ``"cpu"`` is ``"numpy"``. float32 and

@@ -49,7 +49,8 @@ def level(request, monkeypatch):
 def test_every_cell_and_option_is_no_worse_than_array_code(cell, dtype, level, threads):
     """At sizes on both sides of a vector, of a group of rows and of a column block, on one to three threads."""
     for number, (name, options) in enumerate(OPTIONS.items()):
-        for ragged, (H, T, B) in ((False, (1, 1, 1)), (True, (16, 5, 7)), (number % 2 == 0, (33, 3, 13))):
+        sizes = ((1, 1, 1), (16, 5, 7), (33, 3, 13), (40, 1, 3))  # the last in a single step: nothing is packed
+        for ragged, (H, T, B) in zip((False, True, number % 2 == 0, number % 2 == 1), sizes, strict=True):
             threads(1 + (number + H) % 3)
             sized = {} if "hidden_size" in options else {"H": max(H, 5) if "projected" in cell else H}
             worst, detail = check.compare(cell, "cpu", dtype, T, B, ragged, name != "learned state", **options, **sized)
@@ -174,6 +175,22 @@ def test_products_of_any_strides(M, K, N, accumulate, dtype, threads):
         out = STRIDES[("plain", "turned", "part of a wider one", "plain")[number]](c.copy())
         get_backend("cpu").product(stretch(a), stretch(b), out, accumulate=accumulate)
         assert np.abs(out - exact).max() <= 2 * usual + rounding, name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("K", [0, 1, 15, 16, 33, 300])
+def test_products_of_a_few_rows_with_weights(K, dtype, level, threads):
+    """As a Linear has them for one step: rows of the weights lie side by side in K, and are read where they stand."""
+    rng = np.random.default_rng(K)
+    for number, (M, N) in enumerate([(1, 1), (3, 17), (8, 64), (9, 64)]):
+        threads(1 + number % 2)
+        a, weights, c = (rng.standard_normal(shape).astype(dtype) for shape in ((M, K), (N, K), (M, N)))
+        exact = a.astype(np.longdouble) @ weights.T.astype(np.longdouble)
+        for accumulate in (False, True):
+            out = c.copy()
+            get_backend("cpu").product(a, weights.T, out, accumulate=accumulate)
+            allowed = np.finfo(dtype).eps * max(1, np.abs(exact).max()) * (2 + K**0.5)
+            assert np.abs(out - exact - (c if accumulate else 0)).max() <= allowed
 
 
 @pytest.mark.skipif(not shutil.which("nm"), reason="needs nm, which lists the functions of a library")

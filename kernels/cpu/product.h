@@ -1,10 +1,13 @@
 // Products of matrices on the CPU, and sums over rows, for one kind of processor: a part of walk.h.
 //
 // NumPy's BLAS would do as well, but for its threads: they go on looking for work for milliseconds, on the processors that the
-// walk needs. Sums run over k in one order, whatever the threads and the number of rows.
+// walk needs. Sums run over k in one order, whatever the threads, and but for a few rows
+// (FEW) whatever their number.
 
 // Columns of a product at a time: their weights stay in the first cache, and sums of sums are more exact.
 constexpr int KC = 256;
+// Rows of a product that are not worth packing what they are multiplied with, at most.
+constexpr int FEW = 8;
 
 // ---- out = A B^T, rows of A anywhere in memory, B packed
 //
@@ -15,34 +18,42 @@ template <typename T, int G, int U>
 struct Packed {
     static constexpr int lanes = Vec<T>::lanes, units = U * lanes, width = G * units;
     int N, K, blocks;
-    T* values;
+    const T* from = nullptr;  // element (gate, n, k) stands at gate_stride * gate + n_stride * n + k_stride * k
+    ptrdiff_t gate_stride = 0, n_stride = 0, k_stride = 0;
+    bool once = false;  // weights that are multiplied once are not worth packing: product reads them where they stand
+    T* values = nullptr;
 
     // N outputs of each gate, K columns.
-    Packed(int N, int K) : N(N), K(K), blocks((N + units - 1) / units), values(nullptr) {}
+    Packed(int N, int K) : N(N), K(K), blocks((N + units - 1) / units) {}
 
     size_t row() const { return (size_t)blocks * width; }  // of the products
-    size_t size() const { return row() * K; }
+    size_t size() const { return once ? 0 : row() * K; }
 
-    // Element (gate, n, k) of the source stands at gate_stride * gate + n_stride * n + k_stride * k.
-    void pack(int block, const T* from, ptrdiff_t gate_stride, ptrdiff_t n_stride, ptrdiff_t k_stride) const {
-        constexpr int some = 16;  // columns at a time: whole cache lines of rows that may lie a power of two apart
-        T* to = values + (size_t)block * K * width;
-        if (G == 1 && n_stride == 1 && (block + 1) * units <= N) {
-            from += block * units;
-            for (int k = 0; k < K; ++k) std::memcpy(to + (size_t)k * width, from + k * k_stride, units * sizeof(T));
+    void pack(int number) const {
+        T* to = values + (size_t)number * K * width;
+        if (G == 1 && n_stride == 1 && (number + 1) * units <= N) {
+            const T* row = from + number * units;
+            for (int k = 0; k < K; ++k) std::memcpy(to + (size_t)k * width, row + k * k_stride, units * sizeof(T));
             return;
         }
-        for (int k0 = 0; k0 < K; k0 += some) {
-            const int k1 = k0 + some < K ? k0 + some : K;
+        for (int k0 = 0; k0 < K; k0 += lanes) {
+            const int count = K - k0 < lanes ? K - k0 : lanes;
             for (int g = 0; g < G; ++g)
-                for (int i = 0; i < units; ++i) {
-                    const int n = block * units + i;
-                    const T* row = from + g * gate_stride + n * n_stride;
-                    T* place = to + g * units + i;
-                    if (n < N)
-                        for (int k = k0; k < k1; ++k) place[(size_t)k * width] = row[k * k_stride];
-                    else
-                        for (int k = k0; k < k1; ++k) place[(size_t)k * width] = T(0);
+                for (int u = 0; u < U; ++u) {
+                    const int n0 = number * units + u * lanes;
+                    const T* corner = from + g * gate_stride + n0 * n_stride + k0 * k_stride;
+                    T* place = to + (size_t)k0 * width + g * units + u * lanes;
+                    if (k_stride == 1) {  // a square, whose rows lie side by side
+                        Vec<T> square[lanes];
+                        UNROLL for (int i = 0; i < lanes; ++i)
+                            square[i] = n0 + i < N ? Vec<T>::load(corner + i * n_stride, count) : Vec<T>(0);
+                        transpose(square);
+                        for (int k = 0; k < count; ++k) square[k].store(place + (size_t)k * width);
+                    } else {
+                        for (int i = 0; i < lanes; ++i)
+                            for (int k = 0; k < count; ++k)
+                                place[(size_t)k * width + i] = n0 + i < N ? corner[i * n_stride + k * k_stride] : T(0);
+                    }
                 }
         }
     }
@@ -93,6 +104,40 @@ struct Groups {
     int end(int group) const { return count * (group + 1) / number; }
 };
 
+// The products of rows with weights that are not packed and whose k_stride is 1: for a vector of outputs so many vectors of sums
+// over k, each lane a part, then over the lanes.
+template <typename T, int G, int U>
+void product_once(const Packed<T, G, U>& B, int count, const T* const* A, T* out, ptrdiff_t out_row, bool add) {
+    constexpr int lanes = Vec<T>::lanes;
+    for (int place = 0; place < (int)B.row(); place += lanes) {
+        const int g = place % B.width / B.units, n0 = place / B.width * B.units + place % B.units;
+        const T* W[lanes];
+        for (int i = 0; i < lanes; ++i) W[i] = B.from + g * B.gate_stride + (n0 + i < B.N ? n0 + i : B.N - 1) * B.n_stride;
+        for (int row = 0; row < count; ++row) {
+            Vec<T> sums[lanes];
+            UNROLL for (int i = 0; i < lanes; ++i) sums[i] = Vec<T>(0);
+            int k = 0;
+            for (; k + 2 * lanes <= B.K; k += 2 * lanes) {
+                const Vec<T> a = Vec<T>::load(A[row] + k), b = Vec<T>::load(A[row] + k + lanes);
+                UNROLL for (int i = 0; i < lanes; ++i) {
+                    sums[i].v += a.v * Vec<T>::load(W[i] + k).v;
+                    sums[i].v += b.v * Vec<T>::load(W[i] + k + lanes).v;
+                }
+            }
+            for (; k < B.K; k += lanes) {
+                const int some = B.K - k < lanes ? B.K - k : lanes;
+                const Vec<T> a = Vec<T>::load(A[row] + k, some);
+                UNROLL for (int i = 0; i < lanes; ++i) sums[i].v += a.v * Vec<T>::load(W[i] + k, some).v;
+            }
+            transpose(sums);
+            UNROLL for (int s = lanes / 2; s > 0; s /= 2)
+                UNROLL for (int i = 0; i < s; ++i) sums[i] += sums[i + s];
+            T* to = out + row * out_row + place;
+            (add ? Vec<T>::load(to) + sums[0] : sums[0]).store(to);
+        }
+    }
+}
+
 // Row i of out, out_row numbers apart, = the products of row A[i] with all blocks, [blocks][G][U][lanes]; numbers of a row of A
 // lie `step` apart. Of columns [begin, end) alone: A[i] then starts at column begin. With `add` they are added to what is there,
 // and so are those of columns behind the first ones.
@@ -102,6 +147,7 @@ void product(const Packed<T, G, U>& B, int count, const T* const* A, int step, i
     constexpr int V = G * U, most = SUMS / V;
     const Groups groups(count, most);
     const T* rows[most];
+    if (B.once) return product_once(B, count, A, out, out_row, add);
     for (int block = 0; block < B.blocks; ++block)
         for (int k0 = begin; k0 < end; k0 += KC) {
             const int K = k0 + KC < end ? KC : end - k0;
@@ -127,15 +173,16 @@ void product(const Packed<T, G, U>& B, int count, const T* const* A, T* out) {
 template <typename T>
 void matmul(const Product& job, int threads) {
     const ptrdiff_t M = job.M, N = job.N, K = job.K;
+    constexpr int R = SUMS / 2, most = 48, some = 1000;  // rows and columns at a time: they stay in the second cache
     Packed<T, 1, 2> B((int)N, (int)K);
+    B.from = (const T*)job.B, B.n_stride = job.b_column, B.k_stride = job.b_row;
+    B.once = M <= FEW && job.a_column == 1 && job.b_row == 1 && K <= some;
     Lines<T> values(B.size());
     B.values = values.begin();
     Meeting packed(threads);
     on_threads(threads, [&](int thread) {
-        for (int block = thread; block < B.blocks; block += threads)
-            B.pack(block, (const T*)job.B, 0, job.b_column, job.b_row);
+        for (int block = thread; block < B.blocks && !B.once; block += threads) B.pack(block);
         packed.wait();
-        constexpr int R = SUMS / 2, most = 48, some = 1000;  // rows and columns at a time: they stay in the second cache
         const bool upright = job.a_column == 1;
         const bool whole = N == (ptrdiff_t)B.row() && K > 0;  // then the sums are C's rows themselves
         const ptrdiff_t first = M * thread / threads, last = M * (thread + 1) / threads;

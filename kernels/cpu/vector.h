@@ -71,6 +71,32 @@ INLINE Vec<T> pick(typename Vec<T>::Whole mask, Vec<T> yes, Vec<T> no) {
     return (typename Vec<T>::Lanes)((mask & (Whole)yes.v) | (~mask & (Whole)no.v));
 }
 
+// The rows of a square become its columns: at each of the halvings s, elements s apart change places between rows s apart.
+template <typename T>
+INLINE void transpose(Vec<T>* rows) {
+    constexpr int L = Vec<T>::lanes;
+    UNROLL for (int s = L / 2; s > 0; s /= 2) {
+        typename Vec<T>::Whole first, second;  // of both rows one behind the other, what comes into each
+        UNROLL for (int j = 0; j < L; ++j) {
+            first[j] = j & s ? L + j - s : j;
+            second[j] = j & s ? L + j : j + s;
+        }
+        UNROLL for (int i = 0; i < L; ++i) {
+            if (i & s) continue;
+            const Vec<T> a = rows[i], b = rows[i + s];
+#ifdef __clang__
+            UNROLL for (int j = 0; j < L; ++j) {
+                rows[i].v[j] = first[j] < L ? a.v[first[j] % L] : b.v[first[j] % L];
+                rows[i + s].v[j] = second[j] < L ? a.v[second[j] % L] : b.v[second[j] % L];
+            }
+#else
+            rows[i].v = __builtin_shuffle(a.v, b.v, first);
+            rows[i + s].v = __builtin_shuffle(a.v, b.v, second);
+#endif
+        }
+    }
+}
+
 // As common.cuh has them for one number.
 template <typename T>
 INLINE Vec<T> relu(Vec<T> x) {

@@ -89,7 +89,9 @@ struct Layer {
         : pass(pass), T_(pass.T), B(pass.B), H(pass.H), P(pass.P), back(back), input(H, pass.I), hidden(H, P), second(H, P),
           outward(P, H), hidden_back(P, F * H), second_back(P, H), outward_back(H, P) {
         size_t size = 0;
-        for_each([&](auto& packed, auto...) {
+        for_each([&](auto& packed, const T* from, ptrdiff_t gate, ptrdiff_t n, ptrdiff_t k) {
+            packed.from = from, packed.gate_stride = gate, packed.n_stride = n, packed.k_stride = k;
+            packed.once = T_ == 1 && k == 1;
             size += packed.size();
             product_row = std::max(product_row, packed.row());
         });
@@ -116,8 +118,8 @@ struct Layer {
     }
 
     void pack(int part, int parts) {
-        for_each([&](auto& packed, const T* from, ptrdiff_t gate, ptrdiff_t n, ptrdiff_t k) {
-            for (int block = part; block < packed.blocks; block += parts) packed.pack(block, from, gate, n, k);
+        for_each([&](auto& packed, auto...) {
+            for (int block = part; block < packed.blocks && !packed.once; block += parts) packed.pack(block);
         });
     }
 
