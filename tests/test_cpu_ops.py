@@ -2,8 +2,10 @@
 
 import contextlib
 import ctypes
+import os
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -88,6 +90,42 @@ def test_equal_bits_for_any_number_of_threads(layer_class, bidirectional, thread
     for other in found[1:]:
         for one, two in zip(found[0], other, strict=True):
             assert np.array_equal(one, two)
+
+
+FORK = """
+import os, threading
+import numpy as np
+import gpurnn
+from gpurnn import cpu_ops
+
+cpu_ops._WORK, cpu_ops._ROWS = 0, 1
+lstm = gpurnn.LSTM(20, 30, backend="cpu", seed=0)
+x = np.random.default_rng(0).standard_normal((9, 12, 20)).astype("float32")
+expected = lstm(x)[0]
+right = lambda: all(np.array_equal(lstm(x)[0], expected) for _ in range(20))
+child = os.fork()
+if child == 0:
+    os._exit(0 if right() else 3)  # helpers of its own
+assert os.waitpid(child, 0)[1] == 0, "the child was wrong or died"
+child = os.fork()
+if child == 0:
+    raise SystemExit(0)  # ends as a program does, without helpers
+assert os.waitpid(child, 0)[1] == 0, "the child did not end"
+found = []
+threads = [threading.Thread(target=lambda: found.append(right())) for _ in range(5)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert found == [True] * 5 and right()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_threads_go_on_in_a_fork_and_beside_one_another():
+    environment = os.environ | {"GPURNN_NUM_THREADS": "3", "PYTHONWARNINGS": "ignore"}  # of a fork beside threads
+    done = subprocess.run([sys.executable, "-c", FORK], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_sequence_does_not_depend_on_its_neighbours(threads):

@@ -6,16 +6,21 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 
 #ifdef __linux__
 #include <sched.h>
+#endif
+#ifndef _WIN32
+#include <unistd.h>
 #endif
 
 #ifdef _WIN32
@@ -111,34 +116,96 @@ public:
     }
 };
 
-// Which processor this thread is on, and how a thread leaves the one it was started from: the system often begins a new thread
-// beside its parent and leaves it there for milliseconds, as long as a whole walk.
+// Which processor this thread is on, and how it leaves that one where another thread of the process works on it, too. The system
+// often begins a new thread beside its parent, and may leave it there for longer than a whole walk takes.
 #ifdef __linux__
 int processor() { return sched_getcpu(); }
+int process() { return (int)getpid(); }
 
 void leave(int processor) {
     cpu_set_t some;
-    if (processor < 0 || sched_getaffinity(0, sizeof some, &some) || CPU_COUNT(&some) < 2) return;
+    if (processor < 0 || sched_getaffinity(process(), sizeof some, &some) || CPU_COUNT(&some) < 2) return;
     CPU_CLR(processor, &some);
     sched_setaffinity(0, sizeof some, &some);
 }
 #else
 int processor() { return -1; }
+#ifdef _WIN32
+int process() { return 0; }
+#else
+int process() { return (int)getpid(); }
+#endif
 void leave(int) {}
 #endif
 
-// work(0) ... work(threads - 1) at once. Threads live as long as the call: none is left over for a fork to lose.
+// A thread that sleeps until there is work for it.
+class Helper {
+    std::mutex mutex;
+    std::condition_variable changed;
+    void (*call)(const void* work, int number) = nullptr;
+    const void* work = nullptr;
+    std::atomic<int>* missing = nullptr;
+    int number, caller = -1;
+    bool over = false;
+    std::thread thread;  // the last: it begins when the rest is there
+
+    void run() {
+        std::unique_lock<std::mutex> lock(mutex);
+        for (;;) {
+            changed.wait(lock, [this] { return call || over; });
+            if (over) return;
+            if (processor() == caller) leave(caller);
+            call(work, number);
+            call = nullptr;
+            missing->fetch_sub(1, std::memory_order_release);
+        }
+    }
+
+public:
+    explicit Helper(int number) : number(number), thread([this] { run(); }) {}
+    ~Helper() {
+        {
+            std::lock_guard<std::mutex> lock(mutex);
+            over = true;
+        }
+        changed.notify_one();
+        thread.join();
+    }
+    void start(void (*what)(const void*, int), const void* with, std::atomic<int>* count, int from) {
+        {
+            std::lock_guard<std::mutex> lock(mutex);
+            call = what, work = with, missing = count, caller = from;
+        }
+        changed.notify_one();
+    }
+};
+
+// The helpers of one calling thread, from its first call for them until it ends. A fork leaves them behind: the child's are new,
+// and what it has of the parent's is not touched.
+struct Helpers {
+    std::vector<std::unique_ptr<Helper>>* all = nullptr;
+    int owner = 0;
+
+    Helper& operator[](int i) {
+        if (!all || owner != process()) all = new std::vector<std::unique_ptr<Helper>>, owner = process();
+        while ((int)all->size() <= i) all->emplace_back(new Helper((int)all->size() + 1));
+        return *(*all)[i];
+    }
+    ~Helpers() {
+        if (owner == process()) delete all;
+    }
+};
+thread_local Helpers helpers;
+
+// work(0) ... work(threads - 1) at once.
 template <typename Work>
-void on_threads(int threads, Work work) {
-    std::vector<std::thread> others;
-    const int mine = processor();
-    for (int i = 1; i < threads; ++i)
-        others.emplace_back([&work, mine, i] {
-            leave(mine);
-            work(i);
-        });
+void on_threads(int threads, const Work& work) {
+    std::atomic<int> missing(threads - 1);
+    const int mine = threads > 1 ? processor() : -1;
+    const auto call = [](const void* work, int number) { (*(const Work*)work)(number); };
+    for (int i = 0; i < threads - 1; ++i) helpers[i].start(call, &work, &missing, mine);
     work(0);
-    for (auto& other : others) other.join();
+    while (missing.load(std::memory_order_acquire) > 0) std::this_thread::yield();
 }
 
 constexpr double inverse_factorial(int k) { return k < 2 ? 1.0 : inverse_factorial(k - 1) / k; }
