@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from test_optim import OPTIMISERS
 
 import gpurnn
 from gpurnn import BackendError, check, cpu_ops, get_backend, rng
@@ -249,18 +250,6 @@ def test_sums_over_steps():
     sums = get_backend("cpu").sum_steps(d[:, :, :9])
     assert sums.dtype == np.float32
     assert np.abs(sums - exact).max() <= np.finfo(np.float32).eps * np.abs(exact).max()
-
-
-OPTIMISERS = {
-    "sgd": lambda m: gpurnn.SGD(m, 0.1, weight_decay=0.01),
-    "sgd, momentum": lambda m: gpurnn.SGD(m, 0.1, momentum=0.9, dampening=0.3),
-    "sgd, nesterov": lambda m: gpurnn.SGD(m, 0.1, momentum=0.9, nesterov=True),
-    "rmsprop": lambda m: gpurnn.RMSprop(m, 0.01, weight_decay=0.01),
-    "rmsprop, all": lambda m: gpurnn.RMSprop(m, 0.01, centered=True, momentum=0.8),
-    "adam": lambda m: gpurnn.Adam(m, 0.01, weight_decay=0.02),
-    "adam, amsgrad": lambda m: gpurnn.Adam(m, 0.01, amsgrad=True),
-    "adamw": lambda m: gpurnn.AdamW(m, 0.01, weight_decay=0.1),
-}
 
 
 def optimised(name, backend, dtype, features, grads):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from cuda_on_cpu import emulator
 from test_cuda_layers import SCHEDULES, cuda_ops
+from test_optim import OPTIMISERS
 
 import gpurnn
 from gpurnn import rng
@@ -166,17 +167,6 @@ def test_a_logit_that_is_nan_stays_nan():
 
 
 # ---- optimisers and the norm
-
-OPTIMISERS = {
-    "sgd": lambda m: gpurnn.SGD(m, 0.1),
-    "sgd, momentum": lambda m: gpurnn.SGD(m, 0.1, momentum=0.9, dampening=0.3, weight_decay=0.01),
-    "sgd, nesterov": lambda m: gpurnn.SGD(m, 0.1, momentum=0.9, nesterov=True),
-    "rmsprop": lambda m: gpurnn.RMSprop(m, 0.01, weight_decay=0.01),
-    "rmsprop, all": lambda m: gpurnn.RMSprop(m, 0.01, centered=True, momentum=0.8),
-    "adam": lambda m: gpurnn.Adam(m, 0.01, weight_decay=0.02),
-    "adam, amsgrad": lambda m: gpurnn.Adam(m, 0.01, amsgrad=True),
-    "adamw": lambda m: gpurnn.AdamW(m, 0.01, weight_decay=0.1),
-}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
