@@ -26,6 +26,7 @@ LEVELS = ("vectors of 128 bits", "AVX2", "AVX-512")
 _ROWS = 4  # sequences of a thread, at least: a product with fewer reads the weights for little
 _SMALL = 1 << 14  # multiplications of a product, at most, that NumPy has done before ours is packed
 _SQUARES = 1 << 12  # SQUARES of walk.cpp
+_QUOTA = "/sys/fs/cgroup/cpu.max"
 _PAGES = 1 << 17  # bytes of an array whose memory is worth keeping
 _WORK = 1 << 23  # multiplications, at least, for a second thread: a fifth of a millisecond
 
@@ -113,12 +114,27 @@ def load_native():
 
 
 def thread_count():
-    """Threads of a walk: GPURNN_NUM_THREADS, else OMP_NUM_THREADS, else the processors that this process may use."""
+    """Threads of a walk: GPURNN_NUM_THREADS, else OMP_NUM_THREADS, else the processors that this process may use.
+
+    In a container with a limit of processor time no more than that is worth: with more, all of them would be stopped
+    together until the next period.
+    """
     for name in ("GPURNN_NUM_THREADS", "OMP_NUM_THREADS"):
         text = os.environ.get(name, "").partition(",")[0]
         if text.isdigit():
             return check_size(name, int(text))
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(count, quota(_QUOTA))
+
+
+@functools.cache
+def quota(path):
+    """Processors' worth of time in a file cpu.max of Linux's control groups, version 2; inf where it sets no limit."""
+    try:
+        allowed, period = Path(path).read_text().split()
+        return math.inf if allowed == "max" else max(1, math.ceil(int(allowed) / int(period)))
+    except (OSError, ValueError):
+        return math.inf
 
 
 def describe():

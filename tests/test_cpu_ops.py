@@ -359,6 +359,20 @@ def test_threads_come_from_the_environment(monkeypatch):
         cpu_ops.thread_count()
 
 
+@pytest.mark.parametrize(
+    "text, count", [("max 100000\n", 8), ("200000 100000\n", 2), ("50000 100000", 1), ("150000 100000", 2), ("?", 8)]
+)
+def test_a_containers_share_of_time_bounds_the_threads(text, count, monkeypatch, tmp_path):
+    for name in ("GPURNN_NUM_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    (tmp_path / "cpu.max").write_text(text)
+    monkeypatch.setattr(cpu_ops, "_QUOTA", str(tmp_path / "cpu.max"))
+    assert cpu_ops.thread_count() == count
+    monkeypatch.setattr(cpu_ops, "_QUOTA", str(tmp_path / "none"))
+    assert cpu_ops.thread_count() == 8
+
+
 def test_without_the_library_the_backend_is_numpy(monkeypatch, tmp_path):
     cpu_ops.load_native.cache_clear()
     monkeypatch.setattr(cpu_ops, "__file__", str(tmp_path / "cpu_ops.py"))
