@@ -26,6 +26,7 @@ LEVELS = ("vectors of 128 bits", "AVX2", "AVX-512")
 _ROWS = 4  # sequences of a thread, at least: a product with fewer reads the weights for little
 _SMALL = 1 << 14  # multiplications of a product, at most, that NumPy has done before ours is packed
 _SQUARES = 1 << 12  # SQUARES of walk.cpp
+_UNITS = 64  # units of a thread, at least, in a single step
 _QUOTA = "/sys/fs/cgroup/cpu.max"
 _PAGES = 1 << 17  # bytes of an array whose memory is worth keeping
 _WORK = 1 << 23  # multiplications, at least, for a second thread: a fifth of a millisecond
@@ -203,7 +204,8 @@ class CpuOps(Ops):
     def schedule(self, work, wanted="auto"):
         if work.dtype not in ("float32", "float64"):
             return "steps", "generic array code, one step at a time: 16-bit numbers have no compiled walk on a CPU"
-        threads = self._threads(work.B, work.T * work.B * work.gates * work.H**2, work.directions)
+        units = shared_units(work.kernel, work.projected, work.backward, work.H)
+        threads = self._threads(work.T, work.B, units, work.T * work.B * work.gates * work.H**2, work.directions)
         return "walk", f"compiled for {LEVELS[self.level]}, {threads} thread{'s' * (threads > 1)}, no array code in it"
 
     def empty_steps(self, T, B, F, dtype):
@@ -295,13 +297,19 @@ class CpuOps(Ops):
         if passes[0].B == 0:
             return
         D = len(passes)
-        threads = self._threads(passes[0].B, multiplications, D)
+        one = passes[0]
+        units = shared_units(CELLS[one.cell], bool(one.weight_hr), back, one.H)
+        threads = self._threads(one.T, one.B, units, multiplications, D)
         self.library.gpurnn_native_walk((_Pass * D)(*passes), D, threads, int(back), self.level)
 
-    def _threads(self, B, multiplications, directions):
-        if multiplications * directions < _WORK:
+    def _threads(self, T, B, units, multiplications, directions):
+        """units: of ``shared_units``. In a single step weights come from memory for one product: less is worth it."""
+        shares, least = -(-B // _ROWS), _WORK
+        if T == 1:
+            shares, least = max(shares, units // _UNITS), _WORK // 2
+        if multiplications * directions < least:
             return 1
-        return max(1, min(thread_count(), directions * -(-B // _ROWS)))
+        return max(1, min(thread_count(), directions * shares))
 
     def product(self, a, b, out, accumulate=False):
         wide = a.dtype == np.float64
@@ -390,6 +398,11 @@ class CpuOps(Ops):
 
     def _flat_threads(self, array):
         return 1 if array.size < _WORK // 64 else thread_count()
+
+
+def shared_units(kernel, projected, back, H):
+    """How many units threads share in a walk of a single step: those of walk.h's ``by_units``, no thread waiting."""
+    return 0 if back or projected or kernel == "GruOriginal" else H
 
 
 def _address(array):

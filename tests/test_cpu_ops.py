@@ -76,14 +76,17 @@ def results(layer, x, doutput, lengths=None):
     return [output, *states[0], dx, *states[1], layer.flat_grads.copy()]
 
 
+@pytest.mark.parametrize("T, B, H", [(6, 11, 19), (1, 11, 19), (1, 1, 150)])
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("layer_class", [gpurnn.RNN, gpurnn.LSTM, gpurnn.GRU])
-def test_equal_bits_for_any_number_of_threads(layer_class, bidirectional, threads):
-    rng = np.random.default_rng(0)
-    layer = layer_class(5, 19, 2, bidirectional=bidirectional, backend="cpu", seed=1)
-    x = rng.standard_normal((6, 11, 5)).astype(np.float32)
-    doutput = rng.standard_normal((6, 11, 38 if bidirectional else 19)).astype(np.float32)
-    lengths = rng.integers(0, 7, 11)
+@pytest.mark.parametrize("cell", CELLS)
+def test_equal_bits_for_any_number_of_threads(cell, bidirectional, T, B, H, level, threads, monkeypatch):
+    """Which share sequences, or of a single step units."""
+    monkeypatch.setattr(cpu_ops, "_UNITS", 1)
+    rng, (layer_class, own) = np.random.default_rng(0), CELLS[cell]
+    layer = layer_class(5, H, 2, bidirectional=bidirectional, backend="cpu", seed=1, **own)
+    x = rng.standard_normal((T, B, 5)).astype(np.float32)
+    doutput = rng.standard_normal(layer(x)[0].shape).astype(np.float32)
+    lengths = rng.integers(0, T + 1, B) if B > 1 else None
     found = []
     for count in (1, 2, 3, 16):
         threads(count)

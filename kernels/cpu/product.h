@@ -107,9 +107,10 @@ struct Groups {
 // The products of rows with weights that are not packed and whose k_stride is 1: for a vector of outputs so many vectors of sums
 // over k, each lane a part, then over the lanes.
 template <typename T, int G, int U>
-void product_once(const Packed<T, G, U>& B, int count, const T* const* A, T* out, ptrdiff_t out_row, bool add) {
+void product_once(const Packed<T, G, U>& B, int first, int last, int count, const T* const* A, T* out, ptrdiff_t out_row,
+                  bool add) {
     constexpr int lanes = Vec<T>::lanes;
-    for (int place = 0; place < (int)B.row(); place += lanes) {
+    for (int place = first * B.width; place < last * B.width; place += lanes) {
         const int g = place % B.width / B.units, n0 = place / B.width * B.units + place % B.units;
         const T* W[lanes];
         for (int i = 0; i < lanes; ++i) W[i] = B.from + g * B.gate_stride + (n0 + i < B.N ? n0 + i : B.N - 1) * B.n_stride;
@@ -138,17 +139,17 @@ void product_once(const Packed<T, G, U>& B, int count, const T* const* A, T* out
     }
 }
 
-// Row i of out, out_row numbers apart, = the products of row A[i] with all blocks, [blocks][G][U][lanes]; numbers of a row of A
+// Row i of out, out_row numbers apart, = the products of row A[i] with blocks [first, last), [blocks][G][U][lanes]; numbers of a row of A
 // lie `step` apart. Of columns [begin, end) alone: A[i] then starts at column begin. With `add` they are added to what is there,
 // and so are those of columns behind the first ones.
 template <typename T, int G, int U>
-void product(const Packed<T, G, U>& B, int count, const T* const* A, int step, int begin, int end, T* out, ptrdiff_t out_row,
-             bool add) {
+void product(const Packed<T, G, U>& B, int first, int last, int count, const T* const* A, int step, int begin, int end, T* out,
+             ptrdiff_t out_row, bool add) {
     constexpr int V = G * U, most = SUMS / V;
     const Groups groups(count, most);
     const T* rows[most];
-    if (B.once) return product_once(B, count, A, out, out_row, add);
-    for (int block = 0; block < B.blocks; ++block)
+    if (B.once) return product_once(B, first, last, count, A, out, out_row, add);
+    for (int block = first; block < last; ++block)
         for (int k0 = begin; k0 < end; k0 += KC) {
             const int K = k0 + KC < end ? KC : end - k0;
             const T* values = B.values + ((size_t)block * B.K + k0) * B.width;
@@ -163,8 +164,12 @@ void product(const Packed<T, G, U>& B, int count, const T* const* A, int step, i
 
 // The same of whole rows, their numbers side by side, into rows of B.row() numbers.
 template <typename T, int G, int U>
+void product(const Packed<T, G, U>& B, int first, int last, int count, const T* const* A, T* out) {
+    product(B, first, last, count, A, 1, 0, B.K, out, B.row(), false);
+}
+template <typename T, int G, int U>
 void product(const Packed<T, G, U>& B, int count, const T* const* A, T* out) {
-    product(B, count, A, 1, 0, B.K, out, B.row(), false);
+    product(B, 0, B.blocks, count, A, out);
 }
 
 // ---- any product of two matrices
@@ -210,7 +215,7 @@ void matmul(const Product& job, int threads) {
                             for (int i = 0; i < size; ++i) to[i] = column[(i0 + i) * job.a_row];
                     }
                 }
-                product(B, count, rows, upright ? 1 : R, (int)k0, (int)(k0 + columns), whole ? C : rest.data(),
+                product(B, 0, B.blocks, count, rows, upright ? 1 : R, (int)k0, (int)(k0 + columns), whole ? C : rest.data(),
                         whole ? job.c_row : (ptrdiff_t)B.row(), whole && job.accumulate);
             }
             for (int i = 0; i < count && !whole; ++i, C += job.c_row) {

@@ -45,9 +45,10 @@ struct Share {
     // W_ih x of some steps ahead: a product with many rows is quicker, and what it leaves stays in cache until it is used
     std::vector<T> inputs;
     std::vector<int> first;  // where in `inputs` the rows of each of these steps begin
+    int begin, end;          // the blocks of units that are this thread's
 
     // The part-th of `parts` shares: sequences of every length for everybody.
-    Share(const Pass& pass, int part, int parts, size_t product_row) {
+    Share(const Pass& pass, int part, int parts, size_t product_row, int begin, int end) : begin(begin), end(end) {
         std::vector<int> order(pass.B);
         for (int b = 0; b < pass.B; ++b) order[b] = b;
         if (pass.lengths)
@@ -124,8 +125,12 @@ struct Layer {
     }
 
     void walk(int part, int parts) {
-        Share<T> mine(pass, part, parts, product_row);
-        for (int s = 0; s < T_ && !mine.sequences.empty(); ++s) {
+        // A single step is shared by units, so that each weight is read by one thread, where none has to wait for another's.
+        const bool by_units = T_ == 1 && !back && !reset && !pass.weight_hr;
+        const int blocks = hidden.blocks, begin = by_units ? blocks * part / parts : 0;
+        Share<T> mine(pass, by_units ? 0 : part, by_units ? 1 : parts, product_row, begin,
+                      by_units ? blocks * (part + 1) / parts : blocks);
+        for (int s = 0; s < T_ && !mine.sequences.empty() && mine.begin < mine.end; ++s) {
             const int step = back ? T_ - 1 - s : s;
             const int t = pass.reverse ? T_ - 1 - step : step;
             if (back)
@@ -135,12 +140,17 @@ struct Layer {
         }
     }
 
+    // The first of these units, and the one behind the last.
+    int begin(const Share<T>& mine) const { return mine.begin * hidden.units; }
+    int end(const Share<T>& mine) const { return std::min(H, mine.end * hidden.units); }
+
     // work(u, n): the units from u on, n of them in a vector.
     template <typename Work>
-    INLINE void units(Work work) const {
-        int u = 0;
-        for (; u + V::lanes <= H; u += V::lanes) work(u, V::lanes);
-        if (u < H) work(u, H - u);
+    INLINE void units(const Share<T>& mine, Work work) const {
+        const int end = this->end(mine);
+        int u = begin(mine);
+        for (; u + V::lanes <= end; u += V::lanes) work(u, V::lanes);
+        if (u < end) work(u, end - u);
     }
 
     T* kept_at(int t, int b) const { return at<T>(pass.kept, pass, pass.keep ? t : 0, b, pass.kept_row); }
@@ -167,7 +177,8 @@ struct Layer {
                 rows.push_back(at<T>((void*)pass.x, pass, t, mine.sequences[i], pass.I));
         }
         mine.inputs.resize(std::max(mine.inputs.size(), rows.size() * input.row()));
-        if (!rows.empty()) product(input, (int)rows.size(), rows.data(), mine.inputs.data());
+        static_assert(IU == U, "a block of both products has the same units");
+        if (!rows.empty()) product(input, mine.begin, mine.end, (int)rows.size(), rows.data(), mine.inputs.data());
     }
 
     // ---- a step forward
@@ -181,14 +192,14 @@ struct Layer {
         if (step % ahead == 0) multiply_inputs(step, mine);
         const T* inputs = mine.inputs.data() + mine.first[step % ahead] * input.row();
         for (int i = 0; i < count; ++i) mine.rows[i] = at<T>(pass.h, pass, old_slot, mine.sequences[i], P);
-        product(hidden, count, mine.rows.data(), mine.products.data());
+        product(hidden, mine.begin, mine.end, count, mine.rows.data(), mine.products.data());
         if constexpr (reset) {
             for (int i = 0; i < count; ++i) {
                 const int b = mine.sequences[i];
                 T *kept = kept_at(t, b), *inner = inner_at(t, b);
                 const T *ax_row = inputs + i * input.row(), *ah_row = mine.products.data() + i * hidden.row();
                 const T* h_old = mine.rows[i];
-                units([&](int u, int n) {
+                units(mine, [&](int u, int n) {
                     V ax[2], ah[2], r, z, p;
                     for (int g = 0; g < 2; ++g) {
                         ax[g] = of<G, IU>(ax_row, bias_ih, H, g, u, n);
@@ -212,7 +223,7 @@ struct Layer {
             const T* h_old = at<T>(pass.h, pass, old_slot, b, P);
             const T* ax_row = inputs + i * input.row();
             const T* ah_row = mine.products.data() + i * (reset ? second.row() : hidden.row());
-            units([&](int u, int n) {
+            units(mine, [&](int u, int n) {
                 V ax[G], ah[G], keep[4], h(T(0)), c(T(0)), h_before(T(0)), c_before(T(0));
                 if constexpr (reset) {  // r and z stand activated in their place
                     load_each<2>(ax, kept, H, u, n);
@@ -241,7 +252,8 @@ struct Layer {
                 std::memcpy(h_new, mine.products.data() + i * outward.row(), P * sizeof(T));
             }
         }
-        for (int i = count; i < size; ++i) {  // past its end the state is held; what weights are multiplied with is zero
+        const bool whole_rows = mine.end == hidden.blocks;  // of several threads with the same sequences the last
+        for (int i = count; i < size && whole_rows; ++i) {  // past its end the state is held; what weights multiply is zero
             const int b = mine.sequences[i];
             std::memcpy(at<T>(pass.h, pass, new_slot, b, P), at<T>(pass.h, pass, old_slot, b, P), P * sizeof(T));
             if (pass.c) std::memcpy(at<T>(pass.c, pass, c_new, b, H), at<T>(pass.c, pass, c_old, b, H), H * sizeof(T));
@@ -250,10 +262,11 @@ struct Layer {
         for (int i = 0; i < size && pass.output; ++i) {
             const int b = mine.sequences[i];
             T* to = at<T>(pass.output, pass, t, b, pass.output_row);
+            const int from = begin(mine), behind = whole_rows ? P : end(mine);
             if (i < count)
-                std::memcpy(to, at<T>(pass.h, pass, new_slot, b, P), P * sizeof(T));
+                std::memcpy(to + from, at<T>(pass.h, pass, new_slot, b, P) + from, (behind - from) * sizeof(T));
             else
-                std::memset(to, 0, P * sizeof(T));
+                std::memset(to + from, 0, (behind - from) * sizeof(T));
         }
     }
 
@@ -285,7 +298,7 @@ struct Layer {
             const T *h_old = at<T>(pass.h, pass, old_slot, b, P), *h_new = at<T>(pass.h, pass, new_slot, b, P);
             const T* c_old = pass.c ? at<T>(pass.c, pass, old_slot, b, H) : nullptr;
             const T* c_new = pass.c ? at<T>(pass.c, pass, new_slot, b, H) : nullptr;
-            units([&](int u, int n) {
+            units(mine, [&](int u, int n) {
                 V keep[4], d[4], by_h = V::load(dm + u, n), by_c(T(0)), h0(T(0)), h1(T(0)), c0(T(0)), c1(T(0));
                 load_each<C::kept>(keep, kept, H, u, n);
                 if (c_old) c0 = V::load(c_old + u, n), c1 = V::load(c_new + u, n), by_c = V::load(dc + u, n);
@@ -303,7 +316,7 @@ struct Layer {
                 const int b = mine.sequences[i];
                 T *kept = kept_at(t, b), *dh = (T*)pass.dh + (size_t)b * P;
                 const T *d_p = mine.products.data() + i * second_back.row(), *h_old = at<T>(pass.h, pass, old_slot, b, P);
-                units([&](int u, int n) {
+                units(mine, [&](int u, int n) {
                     V by_h = V::load(dh + u, n), d_r;
                     C::reset_backward(V::load(kept + u, n), V::load(h_old + u, n), V::load(d_p + u, n), by_h, d_r);
                     d_r.store(kept + u, n);
