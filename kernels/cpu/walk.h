@@ -2,7 +2,8 @@
 //
 // A thread walks all of time for its own sequences, so that threads never wait for one another. A step is one product with the
 // recurrent weights, packed in the order in which the product reads them, and one pass of the cell over the units; the products
-// of the input are made some steps ahead. A single step alone reads its weights where they stand. Bits are equal for any number of threads, and for a sequence in any batch.
+// of the input are made some steps ahead. A single step alone reads its weights where they stand. Bits are equal for any number
+// of threads, and for a sequence in any batch.
 
 #include "vector.h"
 
