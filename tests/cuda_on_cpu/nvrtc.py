@@ -48,6 +48,8 @@ def library():
     """The shared library, from the wheel ``nvidia-cuda-nvrtc`` or wherever the loader finds it. Raises OSError."""
     for folder in _wheel_folders():
         for path in sorted((folder / "lib").glob("libnvrtc.so.*")):
+            for part in (folder / "lib").glob("libnvrtc-builtins.so.*"):  # NVRTC 13.0 does not look beside itself
+                ctypes.CDLL(str(part))
             return _declare(ctypes.CDLL(str(path)))
     for name in ("libnvrtc.so.13", "libnvrtc.so.12"):
         try:
