@@ -1,7 +1,7 @@
 """Optimisers on a model's flat buffers, gradient clipping, learning-rate schedules.
 
-An optimiser step is a handful of in-place operations over ``model.flat_params`` and ``model.flat_grads``, however many
-layers the model has. Updates, names and defaults are ``torch.optim``'s.
+An optimiser step is one compiled pass, or in array code a handful of in-place operations, over ``model.flat_params``
+and ``model.flat_grads``, however many layers the model has. Updates, names and defaults are ``torch.optim``'s.
 
 >>> optimiser = gpurnn.Adam(model, lr=1e-3)
 >>> schedule = gpurnn.WarmupSchedule(optimiser, 5, after=gpurnn.CosineSchedule(optimiser, total=100))

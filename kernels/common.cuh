@@ -76,3 +76,9 @@ template <typename real>
 DEVICE real drelu(real y) {
     return y > real(0) ? real(1) : real(0);
 }
+
+// The larger of two numbers; NaN stays NaN.
+template <typename real>
+DEVICE real larger(real a, real b) {
+    return a > b || a != a ? a : b;
+}

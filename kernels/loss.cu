@@ -11,9 +11,6 @@
 
 static const int THREADS = 128;
 
-DEVICE float larger(float a, float b) { return a > b || a != a ? a : b; }  // NaN stays
-DEVICE double larger(double a, double b) { return a > b || a != a ? a : b; }
-
 template <typename real>
 __global__ void cross_entropy_forward(
     const int V,

@@ -22,16 +22,6 @@ DEVICE real subtract(real a, real b) {
     return add(a, -b);
 }
 
-// NaN stays NaN.
-template <typename real>
-DEVICE real larger(real a, real b) {
-    return a > b || a != a ? a : b;
-}
-template <typename real>
-DEVICE real positive(real a) {
-    return a < real(0) ? real(0) : a;
-}
-
 #include "update.cuh"
 
 // ---- optimisers

@@ -31,7 +31,7 @@ void row_forward(const Rows& job, ptrdiff_t k) {
     for (ptrdiff_t v = 0; v < job.V; v += V::lanes)
         most = larger(V::load(z + v, (int)std::min<ptrdiff_t>(V::lanes, job.V - v), none), most);
     T high = most.v[0];
-    for (int i = 1; i < V::lanes; ++i) high = most.v[i] > high || most.v[i] != most.v[i] ? most.v[i] : high;
+    for (int i = 1; i < V::lanes; ++i) high = larger(T(most.v[i]), high);
     D sums[halves], shifts[halves];
     UNROLL for (int half = 0; half < halves; ++half) sums[half] = shifts[half] = D(0);
     for (ptrdiff_t v = 0; v < job.V; v += V::lanes) {

@@ -139,9 +139,9 @@ void product_once(const Packed<T, G, U>& B, int first, int last, int count, cons
     }
 }
 
-// Row i of out, out_row numbers apart, = the products of row A[i] with blocks [first, last), [blocks][G][U][lanes]; numbers of a row of A
-// lie `step` apart. Of columns [begin, end) alone: A[i] then starts at column begin. With `add` they are added to what is there,
-// and so are those of columns behind the first ones.
+// Row i of out, out_row numbers apart, = the products of row A[i] with blocks [first, last), [blocks][G][U][lanes]; numbers of
+// a row of A lie `step` apart. Of columns [begin, end) alone: A[i] then starts at column begin. With `add` they are added to
+// what is there, and so are those of columns behind the first ones.
 template <typename T, int G, int U>
 void product(const Packed<T, G, U>& B, int first, int last, int count, const T* const* A, int step, int begin, int end, T* out,
              ptrdiff_t out_row, bool add) {

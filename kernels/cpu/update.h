@@ -10,16 +10,6 @@ INLINE Vec<T> root(Vec<T> a) {
     return a;
 }
 
-// NaN stays NaN.
-template <typename T>
-INLINE Vec<T> larger(Vec<T> a, Vec<T> b) {
-    return pick(a.v > b.v || a.v != a.v, a, b);
-}
-template <typename T>
-INLINE Vec<T> positive(Vec<T> a) {
-    return relu(a);
-}
-
 #include "../update.cuh"
 
 // work(begin, end) on so many threads: parts of N numbers that end where a cache line does.

@@ -103,6 +103,10 @@ INLINE Vec<T> relu(Vec<T> x) {
     return pick(x.v < typename Vec<T>::Lanes{}, Vec<T>(T(0)), x);
 }
 template <typename T>
+INLINE Vec<T> larger(Vec<T> a, Vec<T> b) {
+    return pick(a.v > b.v || a.v != a.v, a, b);
+}
+template <typename T>
 INLINE Vec<T> drelu(Vec<T> y) {
     return pick(y.v > typename Vec<T>::Lanes{}, Vec<T>(T(1)), Vec<T>(T(0)));
 }
