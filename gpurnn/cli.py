@@ -194,7 +194,7 @@ def _train(task, files, backend, out, resume, overwrite, checkpoint_every, progr
         "task": task.name,
         "files": run.files,
         "data": run.data.summary,
-        "parameters": int(run.model.flat_params.size),
+        "parameters": run.model.parameter_count,
         "backend": run.model.ops.name,
         "settings": asdict(run.settings),
     }

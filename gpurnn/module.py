@@ -16,6 +16,10 @@ from .errors import DtypeError, ShapeError, check_choice, check_size
 from .ops import wide_dtype
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
+ALIGNMENT = (
+    16  # numbers: every parameter starts at a multiple of it in a flat buffer, 64 bytes in float32, so that kernels
+)
+# may load four numbers at once
 PRECISIONS = ("float32", "tf32")
 
 
@@ -69,12 +73,19 @@ class Views(Mapping):
         return repr({name: array.shape for name, array in self._arrays.items()})
 
 
+def _room(shape):
+    """Numbers that a parameter takes in a flat buffer, up to where the next one starts."""
+    return -(-math.prod(shape) // ALIGNMENT) * ALIGNMENT
+
+
 class Module:
     """Base of every layer and model.
 
     Attributes
     ----------
-    params, grads : ``Views``, name -> array; views of ``flat_params`` and ``flat_grads``.
+    params, grads : ``Views``, name -> array; views of ``flat_params`` and ``flat_grads``. In the flat buffers every
+        parameter starts at a multiple of 16 numbers; what lies between them is zero and stays so.
+    parameter_count : how many numbers the parameters hold, without what lies between them.
     buffers : mapping, name -> array; saved with the state, not trained (running statistics).
     children : mapping, name -> Module.
     training : bool, set by ``train()`` and ``eval()``.
@@ -118,8 +129,8 @@ class Module:
     def _declare(self, arrays):
         """Make the mapping name -> initial value this module's own parameters, in one flat buffer."""
         layout = [(name, array.shape) for name, array in arrays.items()]
-        size = sum(math.prod(shape) for _, shape in layout)
-        self._bind(self.xp.empty(size, self.wide), self.xp.zeros(size, self.wide), layout)
+        size = sum(_room(shape) for _, shape in layout)
+        self._bind(self.xp.zeros(size, self.wide), self.xp.zeros(size, self.wide), layout)
         for name, array in arrays.items():
             self.params[name][...] = self.xp.asarray(array, dtype=self.wide)
 
@@ -165,18 +176,22 @@ class Module:
         """Make ``params`` and ``grads`` views of the flat buffers; children follow into their slices."""
         self.flat_params, self.flat_grads = flat_params, flat_grads
         self._layout = layout
-        params, grads, start = {}, {}, 0
-        for name, shape in layout:
-            stop = start + math.prod(shape)
-            params[name] = flat_params[start:stop].reshape(shape)
-            grads[name] = flat_grads[start:stop].reshape(shape)
-            start = stop
-        self.params, self.grads = Views(params), Views(grads)
+        self.parameter_count = sum(math.prod(shape) for _, shape in layout)
+        self.params = Views(self._views(flat_params))
+        self.grads = Views(self._views(flat_grads))
         start = 0
         for child in self._homes.values():
             stop = start + child.flat_params.size
             child._bind(flat_params[start:stop], flat_grads[start:stop], child._layout)
             start = stop
+
+    def _views(self, buffer):
+        """Name -> the part of a buffer laid out as ``flat_params`` that belongs to a parameter, in its shape."""
+        views, start = {}, 0
+        for name, shape in self._layout:
+            views[name] = buffer[start : start + math.prod(shape)].reshape(shape)
+            start += _room(shape)
+        return views
 
     def _set_name(self, path):
         """Name this module, and its children, by its place in the model around it; the name keys its random draws."""
@@ -267,4 +282,4 @@ class Module:
             module.seed, module.key, module.calls = seed, key, calls
 
     def __repr__(self):
-        return f"{type(self).__name__}({self.flat_params.size} parameters, {self.ops.name}, {self.dtype})"
+        return f"{type(self).__name__}({self.parameter_count} parameters, {self.ops.name}, {self.dtype})"

@@ -85,7 +85,7 @@ class Optimizer:
         self.hyper = MappingProxyType(self._check_hyper(**hyper))
         self.model = model
         self.steps = 0
-        xp, self._size = model.xp, model.flat_params.size
+        xp, self._size, self._count = model.xp, model.flat_params.size, model.parameter_count
         self._arrays = {name: xp.zeros(self._size, model.wide) for name in self._array_names(self.hyper)}
         self._block = _block_size(xp, self._size)
         self._scratch = xp.empty((2, self._block), model.wide)
@@ -187,22 +187,18 @@ class Optimizer:
     def _buffers(self):
         """The model's flat buffers as they are now: a module may have been moved into a bigger one."""
         params, grads = self.model.flat_params, self.model.flat_grads
-        if params.size != self._size:
+        if self.model.parameter_count != self._count or params.size != self._size:
             raise ValueError(
-                f"the model had {self._size} parameters when the optimiser was built and has {params.size} now"
+                f"the model had {self._count} parameters when the optimiser was built and has "
+                f"{self.model.parameter_count} now"
             )
         return params, grads
 
     def _named_arrays(self):
         """State arrays as views by parameter: "<state>.<parameter>" -> array of the parameter's shape."""
         self._buffers()
-        views, start = {}, 0
-        for name, param in self.model.params.items():
-            stop = start + param.size
-            for state, array in self._arrays.items():
-                views[f"{state}.{name}"] = array[start:stop].reshape(param.shape)
-            start = stop
-        return views
+        views = {state: self.model._views(array) for state, array in self._arrays.items()}
+        return {f"{state}.{name}": views[state][name] for name in self.model.params for state in views}
 
     def _check_array(self, name, value, target):
         """``value`` on the host in the target's dtype, checked."""

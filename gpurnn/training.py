@@ -274,8 +274,12 @@ class _Run:
             return
         model = self.model
         params, clean = model.flat_params, model.flat_params.copy()
-        noise = rng.normal(params.shape, model.seed, rng.name_key("weight noise"), self.step, params.dtype, model.xp)
-        params += self.weight_noise * noise
+        count, key = model.parameter_count, rng.name_key("weight noise")
+        noise = self.weight_noise * rng.normal((count,), model.seed, key, self.step, params.dtype, model.xp)
+        start = 0
+        for array in model.params.values():  # one draw for each number, wherever it lies
+            array += noise[start : start + array.size].reshape(array.shape)
+            start += array.size
         try:
             yield
         finally:

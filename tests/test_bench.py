@@ -51,7 +51,7 @@ def test_axes_replace_and_multiply():
 def test_flops_are_those_of_the_products():
     case = Case("lstm", 7, 3, 5, 4, L=2, bidirectional=True)
     for some in (case, Case("gru", 7, 3, 5, 4, what="step", V=11)):
-        assert some.parameters == build(some, "numpy", "float32").flat_params.size
+        assert some.parameters == build(some, "numpy", "float32").parameter_count
     first = 2 * 7 * 3 * (4 * 5) * (4 + 5) * 2  # multiply-add; T, B; rows; columns; directions
     second = 2 * 7 * 3 * (4 * 5) * (10 + 5) * 2
     assert case.flops == first + second and case.steps == 14

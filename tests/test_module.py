@@ -42,15 +42,42 @@ def test_views_write_through(kind):
     view = views["bias"]
     views["bias"] += np.array([1.0, 2.0])
     views["weight"] = np.arange(6.0).reshape(2, 3)
-    assert flat.tolist() == [0, 1, 2, 3, 4, 5, 1, 2]
+    assert flat[:6].tolist() == [0, 1, 2, 3, 4, 5] and flat[16:18].tolist() == [1, 2]
     views["bias"] *= 2
     views["weight"][0] = 7
-    assert flat.tolist() == [7, 7, 7, 3, 4, 5, 2, 4]
+    assert flat[:6].tolist() == [7, 7, 7, 3, 4, 5] and flat[16:18].tolist() == [2, 4]
     views["bias"] = [5, 6]
     views["weight"] = 0
-    assert flat.tolist() == [0, 0, 0, 0, 0, 0, 5, 6]
+    assert not flat[:16].any() and flat[16:18].tolist() == [5, 6]
     views["bias"] = views["bias"] + 1
-    assert views["bias"] is view and flat[-2:].tolist() == [6, 7]
+    assert views["bias"] is view and flat[16:18].tolist() == [6, 7] and flat.size == 32 and not flat[18:].any()
+
+
+def test_every_parameter_starts_where_a_kernel_may_load_four_numbers():
+    """Those of a layer in a model, too, in the order in which they are placed; what lies between them stays zero."""
+    for dtype in ("float32", "float64", "float16"):
+        options = {"backend": "cpu", "dtype": dtype, "seed": 1}
+        inner = Sequential(LayerNorm(3, **options), LSTM(3, 5, learn_state=True, **options))
+        model = Sequential(inner, Linear(5, 7, **options))
+        for module in (model, inner, inner[1]):
+            for views, flat in ((module.params, module.flat_params), (module.grads, module.flat_grads)):
+                assert {(view.ctypes.data - flat.ctypes.data) // flat.itemsize % 16 for view in views.values()} == {0}
+                assert (flat.ctypes.data - model.flat_params.ctypes.data) // flat.itemsize % 16 == 0 or flat is not (
+                    module.flat_params
+                )
+        assert model.parameter_count == sum(view.size for view in model.params.values()) < model.flat_params.size
+        optimizer = gpurnn.AdamW(model, weight_decay=0.1)
+        for _ in range(3):
+            model.flat_grads[...] = 0
+            for view in model.grads.values():
+                view[...] = 1
+            gpurnn.clip_grad_norm(model, 1.0)
+            optimizer.step()
+        assert np.count_nonzero(model.flat_params) <= model.parameter_count
+        between = model.flat_params.copy()
+        for view in model._views(between).values():
+            view[...] = 0
+        assert not between.any()
 
 
 def test_views_refuse_other_shapes_and_names():
@@ -98,11 +125,11 @@ def test_adopting_re_homes_values_gradients_and_children():
     np.testing.assert_array_equal(first.flat_grads, gradients)
     old[...] = 0  # the old buffer is nobody's
     np.testing.assert_array_equal(first.flat_params, values)
-    model.flat_params[...] = np.arange(24)
-    assert first.params["weight"][0, 1] == 1 and first.flat_params[-1] == 15
-    assert second.params["0.bias"].tolist() == second[0].params["bias"].tolist() == [20, 21, 22, 23]
+    model.flat_params[...] = np.arange(64)  # 12, 4, 4 and 4 numbers, each from a multiple of 16 on
+    assert first.params["weight"][0, 1] == 1 and first.params["bias"].tolist() == [16, 17, 18, 19]
+    assert second.params["0.bias"].tolist() == second[0].params["bias"].tolist() == [48, 49, 50, 51]
     second[0].params["bias"] = 9
-    assert model.params["1.0.bias"].tolist() == model.flat_params[-4:].tolist() == [9] * 4
+    assert model.params["1.0.bias"].tolist() == model.flat_params[48:52].tolist() == [9] * 4
     model.zero_grad()
     assert not first.flat_grads.any()
 
@@ -244,7 +271,7 @@ def test_loads_torch_models(torch_dtype, dtype):
 def test_lists_and_integers_load():
     layer = Linear(2, 1, **F64)
     layer.load_state_dict({"weight": [[1, 2]], "bias": np.array([3], np.uint8)})
-    assert layer.flat_params.tolist() == [1, 2, 3]
+    assert layer.params["weight"].tolist() == [[1, 2]] and layer.params["bias"].tolist() == [3]
 
 
 def test_strict_and_not():

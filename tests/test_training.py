@@ -79,7 +79,10 @@ def test_a_step_is_forward_backward_clip_update(noise):
         again.zero_grad()
         clean = again.flat_params.copy()
         key = gpurnn.rng.name_key("weight noise")
-        again.flat_params += noise * gpurnn.rng.normal(clean.shape, again.seed, key, i)
+        drawn = noise * gpurnn.rng.normal((again.parameter_count,), again.seed, key, i)
+        parts = np.split(drawn, np.cumsum([array.size for array in again.params.values()])[:-1])
+        for array, part in zip(again.params.values(), parts, strict=True):
+            array += part.reshape(array.shape)
         logits, state, backward = again.forward(batch.inputs, state)
         backward(gpurnn.cross_entropy(logits, batch.targets)[1]())
         again.flat_params[...] = clean
