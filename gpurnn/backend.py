@@ -111,7 +111,7 @@ def _build(name):
     cupy = _import_cupy()
     if name == "cupy":
         return Ops(cupy, name)
-    from ._kernels import CupyDevice
+    from ._device import CupyDevice
     from .cuda_ops import CudaOps
     from .tuning import read
 

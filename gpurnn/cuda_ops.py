@@ -1,15 +1,17 @@
 """CudaOps: what a hand-written kernel makes faster than the generic code of ``Ops``.
 
 The time loop runs by a schedule of schedules.py. ``step``: between two launches of a fused kernel (kernels/step.cu)
-stands the GEMM with the recurrent weights, and nothing else; where a shape comes back, the whole loop is recorded as a
-CUDA graph over fixed arrays and replayed, so that Python is out of it. ``block``, ``grid``: one launch walks all of
-time (kernels/block.cu, block_mma.cu, grid.cu, grid_mma.cu). Both directions of a layer go in the same launches.
+stands the GEMM with the recurrent weights, and nothing else; where a shape comes back, the loop is recorded as a CUDA
+graph of up to 64 timesteps over fixed arrays and replayed, so that Python is out of it. ``block``, ``grid``: one launch
+walks all of time (kernels/block.cu, block_mma.cu, grid.cu, grid_mma.cu). Both directions of a layer go in the same
+launches.
 
-Everything that touches the GPU goes through a device: ``CupyDevice`` of _kernels.py, or under test an emulated one.
+Everything that touches the GPU goes through a device: ``CupyDevice`` of _device.py, or under test an emulated one.
 """
 
 import contextlib
 import copy
+import functools
 import logging
 import math
 import weakref
@@ -19,7 +21,7 @@ from dataclasses import replace
 import numpy as np
 
 from . import rng, schedules
-from ._kernels import Kernels, Rows, signature
+from ._kernels import ALIGNMENT, EACH, Kernels, Rows, signature
 from .errors import BackendError
 from .ops import Lanes, Ops, Walk, flat
 
@@ -27,6 +29,7 @@ TYPES = {"float32": "float", "float64": "double", "float16": "__half", "bfloat16
 CELLS = ("RnnTanh", "RnnRelu", "LstmCell", "GruCell", "GruOriginal")  # structs in kernels/cells
 _BLOCK = (32, 4)  # units, sequences: a warp reads along the units
 _REMEMBERED = 256  # shapes whose calls are counted
+_RECORDED = 64  # timesteps of a graph: longer sequences launch it again
 _log = logging.getLogger("gpurnn")
 
 
@@ -47,7 +50,7 @@ def kernel_names(dtypes=tuple(TYPES), cells=CELLS):
         names += [("loss.cu", f"cross_entropy_{way}<{real}>") for way in ("forward", "backward")]
         kernels = ("sgd", "rmsprop", "adam", "norm_partial", "scale_grads")
         names += [("optimise.cu", f"{kernel}<{real}>") for kernel in kernels]
-    return [*names, ("optimise.cu", "norm_finish"), ("dropout.cu", "keep_mask")]
+    return [*names, ("step.cu", "step_done"), ("optimise.cu", "norm_finish"), ("dropout.cu", "keep_mask")]
 
 
 def way_name(work, way):
@@ -113,9 +116,19 @@ class CudaOps(Ops):
     def schedule(self, work, wanted="auto"):
         way, reason = self.choose(work, wanted)
         if way.schedule == "step":
-            launches = "recorded as a CUDA graph when a shape comes back" if self.pool.capacity else "launch by launch"
+            refused = self.pool.refusal(replace(work, tf32=self.tf32))
+            launches = f"launch by launch: {refused}" if refused else "recorded as a CUDA graph when a shape comes back"
             return "step", f"a fused kernel and a cuBLAS product for each timestep, {launches}; {reason}"
         return way.schedule, f"one launch for the whole sequence: {reason}"
+
+    def recordings(self):
+        """What became of the time loops that should be CUDA graphs: a list of {"loop", "way", "recorded", "reason"}."""
+        return self.pool.recordings()
+
+    def aligned(self, array):
+        """``array``, C-contiguous and where kernels may load several numbers at once: itself, or a copy."""
+        array = self.xp.ascontiguousarray(array)
+        return array.copy() if self.device.address(array) % ALIGNMENT else array
 
     def choose(self, work, wanted="auto"):
         """``schedules.choose`` on this device."""
@@ -269,14 +282,17 @@ class Loop:
         self.projected, self.original = P != H, cell.kernel == "GruOriginal"
         self.dtype = np.dtype(dtype)
         self.real = np.dtype("float64" if dtype == "float64" else "float32")
-        self.width = cell.kept if keep or self.original else G
+        self.width = cell.kept if keep else G
         self.reverse = sum(reverse << d for d, reverse in enumerate(directions))
-        self.graphs = {}
-        self.recorded = False
-        self.ways = {}  # "forward", "backward" -> schedules.Way
-        for backward in (False, True) if keep else (False,):
-            work = schedules.Work(cell.kernel, G, H, T, B, D, str(dtype), self.projected, backward, I=I, share=share)
-            self.ways["backward" if backward else "forward"], _ = ops.choose(work, schedule)
+        self.recorded = False  # whether the arrays stay, so that launches may be recorded over them
+        self.graphs = {}  # name -> CUDA graphs, one behind the other
+        self.note = lambda name, reason: None  # told why a name is not recorded, or None where it is
+        self.works, self.ways = {}, {}  # "forward", "backward" -> schedules.Work, schedules.Way
+        for name in ("forward", "backward") if keep else ("forward",):
+            self.works[name] = work = schedules.Work(
+                cell.kernel, G, H, T, B, D, str(dtype), self.projected, name == "backward", ops.tf32, I, share
+            )
+            self.ways[name], _ = ops.choose(work, schedule)
         # for W_ih x, and for what the cell keeps
         self.gates = xp.empty((D, T, B, self.width * H), self.dtype) if keep or not self.inputs else None
         self.h = xp.empty((D, T + 1, B, P), self.dtype)
@@ -284,18 +300,13 @@ class Loop:
         self.output = xp.empty((T, B, D * P), self.dtype)
         self.nbytes = self.h.nbytes + 2 * self.output.nbytes  # with doutput
         self.nbytes += sum(array.nbytes for array in (self.gates, self.c) if array is not None)
-        self.products = [(slice(None), xp.empty((D, B, G * H), self.real))]  # rows of W_hh, and W h of these rows
-        if self.original:
-            self.products = [
-                (slice(0, 2 * H), xp.empty((D, B, 2 * H), self.real)),
-                (slice(2 * H, None), xp.empty((D, B, 3 * H), self.real)),  # the last third, as a cell sees it
-            ]
-        self.m = xp.empty((D, B, H), self.dtype) if self.projected else None
+        self.steps_done = xp.zeros(1, np.int32)  # timesteps before the graph that runs
         self.lengths = self.order = None
         if ragged:  # order: the longest first, so that the sequences of a block end together
             self.lengths, self.order = xp.empty(B, np.int32), xp.empty(B, np.int32)
         self.biased = not unbiased
         self.hh = self.hr = self.ih = self.x = self.bias_ih = self.bias_hh = None
+        self.h_now = self.d_now = None  # made by the first step of either way
         self.doutput = self.received = self.dh = None  # made by the first backward
 
     @property
@@ -329,7 +340,7 @@ class Loop:
         for name, dtype in names.items():
             given = [getattr(w, name) for w in weights]
             if self.D == 1 and given[0].dtype == dtype and not self.recorded:
-                setattr(self, name, given[0][None])
+                setattr(self, name, self.ops.aligned(given[0][None]))
                 continue
             if getattr(self, name) is None:
                 setattr(self, name, self.ops.xp.empty((self.D, *given[0].shape), dtype))
@@ -361,15 +372,15 @@ class Loop:
     def c_slots(self, d):
         return self.c[d] if self.keep and self.c is not None else None
 
+    @property
+    def by_step(self):
+        """The ways with so many launches that recording them pays."""
+        return [name for name, way in self.ways.items() if way.schedule == "step"]
+
     # ---- forward
 
-    @property
-    def launches(self):
-        """Whether there are so many launches that recording them pays."""
-        return any(way.schedule == "step" for way in self.ways.values())
-
     def forward(self):
-        self._run("forward", getattr(self, f"_forward_{self.ways['forward'].schedule}"))
+        getattr(self, f"_forward_{self.ways['forward'].schedule}")()
 
     def _forward_grid(self):
         self._or_by_step(self._forward_block, self._forward_step)
@@ -394,24 +405,42 @@ class Loop:
         self._launch_block("forward", *how, self.gates, self.h, self.c, self.output)
 
     def _forward_step(self):
-        for s in range(self.T):
-            h_old = self._slots(self.h, s, 0)
-            if self.original:
-                self._gemm(h_old, self._rows(0, transposed=True), self.products[0][1])
-                self._launch("step_reset", self.H, self.width, s, self.reverse, self.lengths, self.bias_ih,
-                             self.bias_hh, self.products[0][1], self.gates, self.h)  # fmt: skip
-                p = self._steps(self.gates, s)[..., 3 * self.H :]
-                self._gemm(p, self._rows(1, transposed=True), self.products[1][1][..., 2 * self.H :])
-            else:
-                self._gemm(h_old, self._rows(0, transposed=True), self.products[0][1])
-            self._launch(
-                "step_forward", self.H, self.width, s, self.reverse, int(self.keep), self.lengths, self.bias_ih,
-                self.bias_hh, self.products[-1][1], self.gates, None if self.projected else self.h, self.c, self.m,
-                None if self.projected else self.output,
-            )  # fmt: skip
+        xp, D, B, H, P = self.ops.xp, self.D, self.B, self.H, self.P
+        if self.h_now is None:
+            self.h_now = xp.empty((D, B, P), self.dtype)
+            self.ah = xp.empty((D, B, self.cell.gates * H), self.real)
+            if self.original:  # two products: the first one's rows are r and z
+                self.first_ah, self.p_now = xp.empty((D, B, 2 * H), self.real), xp.empty((D, B, H), self.dtype)
             if self.projected:
-                self._gemm(self.m, self.hr.swapaxes(1, 2), self._slots(self.h, s, 1))
-                self._launch("step_project", self.P, s, self.reverse, self.lengths, self.h, self.output)
+                self.m, self.projection = xp.empty((D, B, H), self.dtype), xp.empty((D, B, P), self.dtype)
+        for d, reverse in enumerate(self.directions):
+            self.h_now[d] = self.h[d, self.T if reverse else 0]
+        self._run("forward", self._forward_launches)
+
+    def _forward_launches(self, done):
+        """What a timestep launches, in order: functions of its number among those that are launched with ``done``."""
+        keep, transposed, launches = int(self.keep), self.hh.swapaxes(1, 2), []
+        biases = self.lengths, self.bias_ih, self.bias_hh
+        if self.original:
+            H = self.H
+            launches += [
+                self._product(self.h_now, transposed[..., : 2 * H], self.first_ah),
+                self._bind("step_reset", H, self.width, EACH, done, self.reverse, keep, *biases, self.first_ah,
+                           self.gates, self.h_now, self.p_now),
+                self._product(self.p_now, transposed[..., 2 * H :], self.ah[..., 2 * H :]),
+            ]  # fmt: skip
+        else:
+            launches.append(self._product(self.h_now, transposed, self.ah))
+        how = self.H, self.width, EACH, done, self.reverse, keep, *biases, self.ah, self.gates
+        if not self.projected:
+            return [*launches, self._bind("step_forward", *how, self.h, self.h_now, self.c, None, self.output)]
+        return [
+            *launches,
+            self._bind("step_forward", *how, None, None, self.c, self.m, None),
+            self._product(self.m, self.hr.swapaxes(1, 2), self.projection),
+            self._bind("step_project", self.P, EACH, done, self.reverse, self.lengths, self.projection, self.h,
+                       self.h_now, self.output),
+        ]  # fmt: skip
 
     # ---- backward
 
@@ -423,6 +452,7 @@ class Loop:
             self.dc = xp.empty((D, B, H), self.real) if self.cell.states == 2 else None
             self.by_inner = xp.empty((D, B, H), self.real) if self.projected or self.original else None  # dm, d_p
             self.dh_steps = xp.empty((D, T, B, P), self.dtype) if self.projected else None
+            self.dh_now = xp.empty((D, B, P), self.dtype) if self.projected else None
         for d, dstate in enumerate(dstates):
             for mine, given in zip((self.dh, self.dc), dstate or (None, None), strict=False):
                 if mine is not None:
@@ -435,9 +465,8 @@ class Loop:
             self.doutput = self.received
             self.doutput[...] = doutput
         else:
-            self.doutput = xp.ascontiguousarray(doutput)
-        steps = getattr(self, f"_backward_{self.ways['backward'].schedule}")
-        self._run("backward" if doutput is not None else "backward of the state", steps)
+            self.doutput = self.ops.aligned(doutput)
+        getattr(self, f"_backward_{self.ways['backward'].schedule}")()
         self.doutput = None
         done = []
         for d in range(D):
@@ -454,51 +483,95 @@ class Loop:
         )  # fmt: skip
 
     def _backward_step(self):
-        H, rows = self.H, self.cell.gates * self.H
-        for s in reversed(range(self.T)):
-            gates = self._steps(self.gates, s)
-            if self.projected:
-                self._launch("step_project_backward", self.P, s, self.reverse, self.lengths, self.doutput, self.dh,
-                             self.dh_steps)  # fmt: skip
-                self._gemm(self._steps(self.dh_steps, s), self.hr, self.by_inner)
-            self._launch(
-                "step_backward", H, self.width, s, self.reverse, self.lengths, self.gates,
-                None if self.projected else self.h, self.c, None if self.projected else self.doutput,
-                self.by_inner if self.projected else None, None if self.projected else self.dh, self.dc,
-            )  # fmt: skip
-            if self.original:
-                self._gemm(gates[..., 2 * H : rows], self._rows(1), self.by_inner)
-                self._launch("step_reset_backward", H, self.width, s, self.reverse, self.gates, self.h, self.by_inner,
-                             self.dh)  # fmt: skip
-                self._gemm(gates[..., : 2 * H], self._rows(0), self.dh, accumulate=True)
-            else:
-                self._gemm(gates[..., :rows], self._rows(0), self.dh, accumulate=True)
+        if self.d_now is None:
+            self.d_now = self.ops.xp.empty((self.D, self.B, self.cell.gates * self.H), self.dtype)
+        name = "backward" if self.doutput is not None else "backward of the state"
+        self._run(name, self._backward_launches)
+
+    def _backward_launches(self, done):
+        """As ``_forward_launches``."""
+        H, launches = self.H, []
+        how = H, self.width, EACH, done, self.reverse, self.lengths, self.gates
+        if self.projected:
+            launches = [
+                self._bind("step_project_backward", self.P, EACH, done, self.reverse, self.lengths, self.doutput,
+                           self.dh, self.dh_steps, self.dh_now),
+                self._product(self.dh_now, self.hr, self.by_inner),
+                self._bind("step_backward", *how, None, self.c, None, self.by_inner, None, self.dc, self.d_now),
+            ]  # fmt: skip
+        else:
+            how = *how, self.h, self.c, self.doutput, None, self.dh, self.dc, self.d_now
+            launches = [self._bind("step_backward", *how)]
+        if not self.original:
+            return [*launches, self._product(self.d_now, self.hh, self.dh, accumulate=True)]
+        return [
+            *launches,
+            self._product(self.d_now[..., 2 * H :], self.hh[:, 2 * H :], self.by_inner),
+            self._bind("step_reset_backward", H, self.width, EACH, done, self.reverse, self.gates, self.h,
+                       self.by_inner, self.dh, self.d_now),
+            self._product(self.d_now[..., : 2 * H], self.hh[:, : 2 * H], self.dh, accumulate=True),
+        ]  # fmt: skip
 
     # ---- launches
 
-    def _run(self, name, steps):
-        if not self.recorded:
-            steps()
-            return
-        if name not in self.graphs:
-            try:
-                self.graphs[name] = self.ops.device.record(steps)
-            except BackendError as error:
-                _log.warning("time loops run launch by launch: %s", str(error))
-                self.ops.pool.capacity = 0
-                self.recorded = False
-                steps()
-                return
-        self.graphs[name].launch()
-
-    def _launch(self, kernel, size, *args):
+    def _run(self, name, launches_of):
+        """All timesteps, by graphs where this loop is recorded. launches_of: makes what one timestep launches."""
         if not self.B:
             return
+        if self.recorded and name not in self.graphs:
+            self.graphs[name] = self._record(name, launches_of)
+        graphs = self.graphs.get(name)
+        if graphs is None:
+            self._launch_steps(launches_of(None), self.T)
+            return
+        for graph in graphs:
+            graph.launch()
+
+    def _record(self, name, launches_of):
+        """The graphs of all timesteps, some of them the same one, or None where that fails."""
+        whole, rest = divmod(self.T, _RECORDED)
+        one = whole + (rest > 0) < 2
+        launches = launches_of(None if one else self.steps_done)
+
+        def steps(count):
+            self._launch_steps(launches, count)
+            if not one:
+                self.ops.kernels.launch("step.cu", "step_done", (), (1,), (1,), self.T, count, self.steps_done)
+
+        try:
+            graphs = [self.ops.device.record(lambda: steps(_RECORDED))] * whole if whole else []
+            graphs += [self.ops.device.record(lambda: steps(rest))] if rest else []
+        except BackendError as error:
+            self.note(name, str(error))
+            return None
+        self.note(name, None)
+        return graphs
+
+    @staticmethod
+    def _launch_steps(launches, count):
+        for step in range(count):
+            for launch in launches:
+                launch(step)
+
+    def _bind(self, kernel, size, *args):
+        """``Kernels.bind`` of a kernel of step.cu, whose EACH is the timestep."""
         types = (TYPES[self.dtype.name],)
         if "project" not in kernel:
             types = (self.cell.kernel, *types)
         grid = (-(-size // _BLOCK[0]), -(-self.B // _BLOCK[1]), self.D)
-        self.ops.kernels.launch("step.cu", kernel, types, grid, _BLOCK, self.T, self.B, size, *args)
+        return self.ops.kernels.bind("step.cu", kernel, types, grid, _BLOCK, self.T, self.B, size, *args)
+
+    def _product(self, a, b, out, accumulate=False):
+        """A product that is the same in every timestep."""
+        if self.D == 1:
+            a, b, out = a[0], b[0], out[0]
+        run = self.ops.device.product(a, b, out, accumulate, self.ops.tf32)
+        return lambda step: run()
+
+    def __str__(self):
+        """The loop in a message: cell, sizes and dtype."""
+        both = ", both directions" * (self.D == 2)
+        return f"{self.cell.kernel} T {self.T}, B {self.B}, H {self.H}, {self.dtype}{both}"
 
     def _launch_block(self, way, *args):
         block = self.ways[way]
@@ -509,7 +582,8 @@ class Loop:
         grid = (tiles, 1, self.D)
         exchange = None
         if block.schedule == "grid" and tiles:
-            grid, how["cooperative"] = (block.blocks, block.groups, self.D), True
+            # the blocks along y, of which there are two or more: CuPy shrinks a grid that is 1 along y and z in silence
+            grid, how["cooperative"] = (self.D, block.blocks, block.groups), True
             exchange = self.ops.exchange()
             numbers = self.D * block.groups * block.words
             if block.kernel == "grid":
@@ -519,31 +593,6 @@ class Loop:
         self.ops.kernels.launch(file, kernel, types, grid, (block.threads,), *args, **how)
         if exchange:
             exchange.refresh()
-
-    def _gemm(self, a, b, out, accumulate=False):
-        if self.D == 1:
-            a, b, out = a[0], b[0], out[0]
-        self.ops.device.gemm(a, b, out, accumulate=accumulate, tf32=self.ops.tf32)
-
-    def _rows(self, product, transposed=False):
-        """The rows of W_hh in the first or second product of a step, (D, rows, P)."""
-        hh = self.hh[:, self.products[product][0]]
-        return hh.swapaxes(1, 2) if transposed else hh
-
-    def _steps(self, array, s):
-        """(D, T, B, F) -> (D, B, F): for each direction the step at which it is, step s of its walk."""
-        return self._pick(array, [self.T - 1 - s if reverse else s for reverse in self.directions])
-
-    def _slots(self, array, s, new):
-        """(D, T+1, B, F) -> (D, B, F): for each direction the slot it reads (new = 0) or writes (1)."""
-        return self._pick(array, [self.T - s - new if reverse else s + new for reverse in self.directions])
-
-    def _pick(self, array, places):
-        """One place of each direction as one strided view: the second direction's lies behind the first's."""
-        _, count, B, F = array.shape
-        places = [d * count + place for d, place in enumerate(places)]
-        step = places[-1] - places[0] if self.D == 2 else 1
-        return array.reshape(self.D * count, B, F)[places[0] : places[-1] + 1 : step]
 
 
 class Exchange:
@@ -618,6 +667,7 @@ class LoopPool:
         self.seen = OrderedDict()  # key -> None
         self.free = OrderedDict()  # loop number -> (key, loop), the longest unused first
         self.kept = self.kept_bytes = 0
+        self.outcomes = OrderedDict()  # (schedules.Work, name) -> why it is not recorded, or None where it is
 
     def take(self, key, make):
         """``(loop, lease)``: a loop for this call. The lease is held by whoever uses the loop's arrays."""
@@ -630,15 +680,42 @@ class LoopPool:
         if len(self.seen) > _REMEMBERED:
             self.seen.popitem(last=False)
         loop = make()
-        if again and self.capacity and loop.launches and loop.nbytes <= self.bytes:
-            while not self._fits(loop) and self.free:
-                _, (_, dropped) = self.free.popitem(last=False)
-                self._count(dropped, -1)
-            if self._fits(loop):
-                self._count(loop, 1)
-                loop.recorded = True
-                return loop, self._lend(key, loop)
-        return loop, Lease(loop)
+        if not (again and self.capacity and loop.by_step):
+            return loop, Lease(loop)
+        while not self._fits(loop) and self.free and loop.nbytes <= self.bytes:
+            _, (_, dropped) = self.free.popitem(last=False)
+            self._count(dropped, -1)
+        if not self._fits(loop):
+            full = f"{self.kept} loops with {self.kept_bytes / 1e6:.0f} MB are recorded and in use"
+            for name in loop.by_step:
+                self.note(loop, name, f"its arrays take {loop.nbytes / 1e6:.0f} MB, {full}")
+            return loop, Lease(loop)
+        self._count(loop, 1)
+        loop.recorded, loop.note = True, functools.partial(self.note, loop)
+        return loop, self._lend(key, loop)
+
+    def note(self, loop, name, reason):
+        """Remember what became of a loop's recording, and say it once where it failed."""
+        key = loop.works[name.partition(" ")[0]], name
+        if reason and self.outcomes.get(key) != reason:
+            _log.warning("the time loop of %s, %s, runs launch by launch: %s", loop, name, reason)
+        self.outcomes[key] = reason
+        self.outcomes.move_to_end(key)
+        if len(self.outcomes) > _REMEMBERED:
+            self.outcomes.popitem(last=False)
+
+    def refusal(self, work):
+        """Why a ``schedules.Work`` by the schedule step is not recorded, or None where it is or will be."""
+        if not self.capacity:
+            return "nothing is recorded"
+        return next((reason for (known, _), reason in self.outcomes.items() if known == work and reason), None)
+
+    def recordings(self):
+        """As ``CudaOps.recordings``."""
+        return [
+            {"loop": str(work), "way": name, "recorded": reason is None, "reason": reason or ""}
+            for (work, name), reason in self.outcomes.items()
+        ]
 
     def _fits(self, loop):
         return self.kept < self.capacity and self.kept_bytes + loop.nbytes <= self.bytes
@@ -653,10 +730,7 @@ class LoopPool:
         return lease
 
     def _give_back(self, key, loop):
-        if loop.recorded:
-            self.free[id(loop)] = (key, loop)
-        else:
-            self._count(loop, -1)
+        self.free[id(loop)] = (key, loop)
 
 
 class Lease:

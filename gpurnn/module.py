@@ -16,10 +16,8 @@ from .errors import DtypeError, ShapeError, check_choice, check_size
 from .ops import wide_dtype
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
-ALIGNMENT = (
-    16  # numbers: every parameter starts at a multiple of it in a flat buffer, 64 bytes in float32, so that kernels
-)
-# may load four numbers at once
+# Numbers: every parameter starts at a multiple of it in a flat buffer, so that kernels may load four at once.
+ALIGNMENT = 16
 PRECISIONS = ("float32", "tf32")
 
 

@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
     const int keep,      // 0: inference; gates are only read, of h and c only the last state is stored, c in slot T % 2
     const int* __restrict__ lengths,    // [B]  or null
     const int* __restrict__ order,      // [B]  or null
-    const T* __restrict__ weight_hh,    // [D, G*H, H]
+    const T* __restrict__ weight_hh,    // [D, G*H, H]  aligned
     const float* __restrict__ bias_ih,  // [D, G*H]  or null
     const float* __restrict__ bias_hh,  // [D, G*H]  or null
     const T* __restrict__ weight_ih,    // [D, G*H, I]  or null where IP is 0
@@ -235,7 +235,7 @@ __global__ void __launch_bounds__(HP * S, 1) block_backward(
     const int reverse,
     const int* __restrict__ lengths,  // [B]  or null
     const int* __restrict__ order,    // [B]  or null
-    const T* __restrict__ weight_hh,  // [D, G*H, H]
+    const T* __restrict__ weight_hh,  // [D, G*H, H]  aligned
     T* gates,                         // [D, T, B, W*H]  in: what forward kept; out: d
     const T* __restrict__ h,          // [D, T+1, B, H]
     const float* __restrict__ c,      // [D, T+1, B, H]  or null where the cell has none

@@ -138,15 +138,15 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
     const int keep,      // 0: inference; gates are only read, of h and c only the last state is stored, c in slot T % 2
     const int* __restrict__ lengths,    // [B]  or null
     const int* __restrict__ order,      // [B]  or null
-    const T* __restrict__ weight_hh,    // [D, G*H, H]
+    const T* __restrict__ weight_hh,    // [D, G*H, H]  aligned
     const float* __restrict__ bias_ih,  // [D, G*H]  or null
     const float* __restrict__ bias_hh,  // [D, G*H]  or null
     const T* __restrict__ weight_ih,    // [D, G*H, I]  or null where IP is 0
     const T* __restrict__ x,            // [T, B, I]  likewise; or null
-    T* gates,                           // [D, T, B, W*H]  in: ax where IP is 0; out: what the cell keeps; or null
-    T* h,                               // [D, T+1, B, H]  in: the first slot; out: the others
+    T* gates,                           // [D, T, B, W*H]  aligned; in: ax where IP is 0; out: what the cell keeps; or null
+    T* h,                               // [D, T+1, B, H]  aligned; in: the first slot; out: the others
     float* c,                           // [D, T+1 or 2, B, H]  likewise; or null where the cell has none
-    T* __restrict__ output)             // [T, B, D*H]
+    T* __restrict__ output)             // [T, B, D*H]  aligned
 {
     typedef CellOf<float> Cell;
     constexpr int K = Fragment<T>::K, P = Fragment<T>::P, ROW = Fragment<T>::row;
@@ -298,11 +298,11 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
     const int reverse,
     const int* __restrict__ lengths,  // [B]  or null
     const int* __restrict__ order,    // [B]  or null
-    const T* __restrict__ weight_hh,  // [D, G*H, H]
-    T* gates,                         // [D, T, B, W*H]  in: what forward kept; out: d
-    const T* __restrict__ h,          // [D, T+1, B, H]
+    const T* __restrict__ weight_hh,  // [D, G*H, H]  aligned
+    T* gates,                         // [D, T, B, W*H]  aligned; in: what forward kept; out: d
+    const T* __restrict__ h,          // [D, T+1, B, H]  aligned
     const float* __restrict__ c,      // [D, T+1, B, H]  or null where the cell has none
-    const T* __restrict__ doutput,    // [T, B, D*H]  or null
+    const T* __restrict__ doutput,    // [T, B, D*H]  aligned; or null
     float* __restrict__ dh,           // [D, B, H]  in: by the last h; out: by the first
     float* __restrict__ dc)           // [D, B, H]  likewise; or null where the cell has none
 {

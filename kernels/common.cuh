@@ -10,6 +10,7 @@
 // Gates stand in the order of PyTorch and cuDNN: LSTM i f g o; GRU r z n.
 // Arrays are C-contiguous and time-major, [T, B, ...]: the rightmost index changes fastest. A leading d is the derivative
 // of the loss by the rest of the name: dh, dgates, dx. `real` is the type that is computed in, float or double.
+// "aligned": starts at a multiple of 16 bytes, as several numbers are read or written at once; each launch checks it.
 //
 // CuPy compiles with -ftz=true: in float, what is smaller than 2^-126 counts as zero, unlike in NumPy.
 //

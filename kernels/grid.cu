@@ -4,15 +4,16 @@
 //     grid_forward<LstmCell, float, 8, 1024, 32, 32, 1>      U 8, KP 1024, S 32, KREG 32, R 1
 //     grid_backward<LstmCell, float, 8, 1024, 1, 32, 1>      U 8, KP 1024, S 1, KREG 32, R 1
 //
-//     U     units of a block, a power of two; a group is gridDim.x blocks
+//     U     units of a block, a power of two; a group is gridDim.y blocks
 //     KP    H rounded up to a multiple of 128
 //     S     slices. Forward: of the columns, thread (unit, slice) of U x S. Backward: of the block's own G U rows, thread
 //           (4 columns, slice) of KP / 4 x S
 //     KREG  of a thread's fours of weights in each row (forward: in numbers, a multiple of 4; backward: fours)
 //     R     sequences of a tile, a power of two
 //
-// A group walks one tile after another: tiles blockIdx.y, blockIdx.y + gridDim.y, ... of direction blockIdx.z. All blocks of
-// a launch must be there at once (a cooperative launch); groups do not wait for one another.
+// A group walks one tile after another: tiles blockIdx.z, blockIdx.z + gridDim.z, ... of direction blockIdx.x. All blocks of
+// a launch must be there at once (a cooperative launch); groups do not wait for one another. The blocks of a group lie along
+// y, where there is more than one: CuPy makes a cooperative grid that is 1 along y and z smaller in silence.
 //
 // Arrays, and sequences past their end, are as in step.cu; order as in block.cu. Sums have a fixed order.
 
@@ -101,7 +102,7 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
     const int keep,      // 0: inference; gates are only read, of h and c only the last state is stored, c in slot T % 2
     const int* __restrict__ lengths,    // [B]  or null
     const int* __restrict__ order,      // [B]  or null
-    const T* __restrict__ weight_hh,    // [D, G*H, H]
+    const T* __restrict__ weight_hh,    // [D, G*H, H]  aligned
     const float* __restrict__ bias_ih,  // [D, G*H]  or null
     const float* __restrict__ bias_hh,  // [D, G*H]  or null
     T* gates,                           // [D, T, B, W*H]  in: ax; out: what the cell keeps
@@ -115,9 +116,9 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
 {
     extern __shared__ float4 memory[];
     typedef Gathered<CellOf<float>::gates, T, U, KP, S, KREG, R> Product;
-    const int unit = blockIdx.x * U, d = blockIdx.z;
+    const int unit = blockIdx.y * U, d = blockIdx.x;
     Product product(memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
-    Exchange with(words, d * gridDim.y + blockIdx.y, R * H, epoch, patience, failed);
+    Exchange with(words, d * gridDim.z + blockIdx.z, R * H, epoch, patience, failed);
     walk_forward<CellOf, T, Tile<U, S, R>>(T_, B, H, W, unit, reverse, keep, lengths, order, bias_ih, bias_hh, gates, h,
                                            c, output, with, product);
 }
@@ -160,7 +161,7 @@ struct Scattered {
 
     template <typename Place>
     DEVICE bool run(Exchange& with, const Place&) {
-        const int N = gridDim.x;
+        const int N = gridDim.y;
         __syncthreads();
         float4 part[R];
         weights.spread(part, [&](int r) { return (const float4*)(box + r * S * RS + slice * RS); });
@@ -172,13 +173,13 @@ struct Scattered {
             for (int k = threadIdx.x; k < H; k += threads) {
                 float sum = 0.0f;
                 for (int p = 0; p < S; p++) sum += parts[(p * R + r) * KP + k];
-                with.send((k / U * N + blockIdx.x) * OWN + r * U + k % U, sum);
+                with.send((k / U * N + blockIdx.y) * OWN + r * U + k % U, sum);
             }
         }
         with.next();
         float sum = 0.0f;  // a thread gets parts of one number: OWN divides the threads
         with.template receive<threads>(
-            blockIdx.x * N * OWN, N * OWN, [&](int i) { return unit + i % U < H; }, [&](int, float x) { sum += x; });
+            blockIdx.y * N * OWN, N * OWN, [&](int i) { return unit + i % U < H; }, [&](int, float x) { sum += x; });
         sum = fold<lanes>(sum);
         if (OWN >= 32 || threadIdx.x % 32 < OWN) {
             sums[(OWN < 32 ? threadIdx.x / 32 : threadIdx.x / OWN) * OWN + threadIdx.x % OWN] = sum;
@@ -203,7 +204,7 @@ __global__ void __launch_bounds__(KP / 4 * S, 1) grid_backward(
     const int reverse,
     const int* __restrict__ lengths,  // [B]  or null
     const int* __restrict__ order,    // [B]  or null
-    const T* __restrict__ weight_hh,  // [D, G*H, H]
+    const T* __restrict__ weight_hh,  // [D, G*H, H]  aligned
     T* gates,                         // [D, T, B, W*H]  in: what forward kept; out: d
     const T* __restrict__ h,          // [D, T+1, B, H]
     const float* __restrict__ c,      // [D, T+1, B, H]  or null where the cell has none
@@ -212,14 +213,14 @@ __global__ void __launch_bounds__(KP / 4 * S, 1) grid_backward(
     float* __restrict__ dc,           // [D, B, H]  likewise; or null where the cell has none
     const unsigned epoch,
     const int patience,
-    unsigned long long* words,        // [groups, 2, N*N*R*U], N = gridDim.x
+    unsigned long long* words,        // [groups, 2, N*N*R*U], N = gridDim.y
     int* failed)                      // [1]
 {
     extern __shared__ float4 memory[];
     typedef Scattered<CellOf<float>::gates, T, U, KP, S, KREG, R> Product;
-    const int unit = blockIdx.x * U, d = blockIdx.z, N = gridDim.x;
+    const int unit = blockIdx.y * U, d = blockIdx.x, N = gridDim.y;
     Product product(memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
-    Exchange with(words, d * gridDim.y + blockIdx.y, N * N * R * U, epoch, patience, failed);
+    Exchange with(words, d * gridDim.z + blockIdx.z, N * N * R * U, epoch, patience, failed);
     walk_backward<CellOf, T, Tile<U, Product::threads / U, R>>(T_, B, H, W, unit, reverse, lengths, order, gates, h, c,
                                                                doutput, dh, dc, with, product);
 }

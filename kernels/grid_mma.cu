@@ -4,7 +4,7 @@
 //
 //     grid_mma_forward<LstmCell, __half, 16, 768, 24, 8, 1>      U 16, KP 768, HELD 24, R 8, P 1
 //
-//     U     units of a block: 8, 16 or 32; a group is gridDim.x blocks
+//     U     units of a block: 8, 16 or 32; a group is gridDim.y blocks
 //     KP    H rounded up to a multiple of 128
 //     HELD  tiles of weights (tensor.cuh) that a warp holds in registers; the rest stands in shared memory
 //     R     sequences of a tile, a power of two to 16; columns of a product, of which there are 8 or 16
@@ -208,15 +208,15 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
     float* c,                           // [D, T+1 or 2, B, H]  likewise; or null where the cell has none
     T* __restrict__ output,             // [T, B, D*H]
     const int patience,                 // polls
-    unsigned* words,                    // [groups, 32, slot] of Product, all bits set
+    unsigned* words,                    // [groups, 32, slot] of Product, aligned; all bits set
     int* failed)                        // [1]
 {
     extern __shared__ float4 memory[];
-    const int unit = blockIdx.x * U, d = blockIdx.z;
+    const int unit = blockIdx.y * U, d = blockIdx.x;
     Gathered<CellOf<float>::gates, T, U, KP, HELD, R, P> product(
         memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
     typedef Tile<U, THREADS / U, R> Place;
-    Ring<Place::mine> with(words, d * gridDim.y + blockIdx.y, product.product.slot, patience, failed);
+    Ring<Place::mine> with(words, d * gridDim.z + blockIdx.z, product.product.slot, patience, failed);
     walk_forward<CellOf, T, Place>(T_, B, H, W, unit, reverse, keep, lengths, order, bias_ih, bias_hh, gates, h, c,
                                    output, with, product);
 }
@@ -272,16 +272,16 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_backward(
     float* __restrict__ dh,           // [D, B, H]  in: by the last h; out: by the first
     float* __restrict__ dc,           // [D, B, H]  likewise; or null where the cell has none
     const int patience,
-    unsigned* words,                  // [groups, 32, slot] of Product, all bits set
+    unsigned* words,                  // [groups, 32, slot] of Product, aligned; all bits set
     int* failed)                      // [1]
 {
     extern __shared__ float4 memory[];
-    const int unit = blockIdx.x * U, d = blockIdx.z;
+    const int unit = blockIdx.y * U, d = blockIdx.x;
     Returned<CellOf<float>::gates, T, U, KP, HELD, R, P> product(
         memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
     typedef Tile<U, THREADS / U, R> Place;
     constexpr int sent = Place::mine * CellOf<float>::gates;
-    Ring<sent> with(words, d * gridDim.y + blockIdx.y, product.product.slot, patience, failed);
+    Ring<sent> with(words, d * gridDim.z + blockIdx.z, product.product.slot, patience, failed);
     walk_backward<CellOf, T, Place>(T_, B, H, W, unit, reverse, lengths, order, gates, h, c, doutput, dh, dc, with,
                                     product);
 }

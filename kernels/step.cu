@@ -4,12 +4,15 @@
 // Kernels are named by cell and storage:  step_forward<LstmCell, float>  step_backward<GruCell, __half>
 // c, dh and dc, which add up over time, are stored as `real`.
 //
-// s counts steps in the order in which they are walked. Direction d (blockIdx.z) walks time backwards where bit d of
-// `reverse` is set. States have one slot more than there are steps: a forward direction reads slot t and writes t + 1, a
-// reverse one reads t + 1 and writes t.
+// Timesteps are counted in the order of the time loop: `step` of them, and `*done` more, have gone before this one. A CUDA
+// graph holds launches with steps 0, 1, 2, ... and moves `done` on at its end, so that it can be launched again for the
+// timesteps that follow. Direction d (blockIdx.z) runs backwards in time where bit d of `reverse` is set. States have one
+// slot more than there are timesteps: a forward direction reads slot t and writes t + 1, a reverse one reads t + 1 and
+// writes t.
 //
 // gates [D, T, B, W*H] is worked on in place: forward finds ax = W_ih x in the first G blocks of a row and leaves what the
-// cell keeps; backward finds that and leaves d, the derivatives by the pre-activations.
+// cell keeps; backward finds that and leaves d, the derivatives by the pre-activations. What a product reads lies in an
+// array of its own, at the same place in every step: h_now, p_now, d_now, dh_now.
 //
 // A sequence past its end (t >= lengths[b]) holds its state, h' = h and c' = c, its output is 0, and the derivatives go
 // through unchanged.
@@ -20,6 +23,7 @@
 #include "cells/gru.cuh"
 
 // Where a thread is: unit j (of n) of sequence b in direction d, the step of that direction, the slots it reads and writes.
+// s: the timestep as forward counts them, from 0 to T - 1.
 struct Place {
     int j, b, d, t;
     bool inside;
@@ -38,6 +42,18 @@ struct Place {
     }
 };
 
+DEVICE int steps_before(int step, const int* done) { return step + (done ? *done : 0); }
+
+// After the last timestep of a graph: `count` more are done, or none again at the end of the sequence.
+__global__ void step_done(
+    const int T_,
+    const int count,
+    int* done)  // [1]  in, out
+{
+    const int more = *done + count;
+    *done = more < T_ ? more : 0;
+}
+
 // ---- forward
 
 template <template <typename> class CellOf, typename T>
@@ -46,7 +62,8 @@ __global__ void step_forward(
     const int B,
     const int H,
     const int W,         // blocks of H in a row of gates
-    const int s,
+    const int step,
+    const int* done,     // [1]  or null
     const int reverse,
     const int keep,      // 0: inference; gates are only read, c has 2 slots used in turn
     const int* __restrict__ lengths,  // [B]  or null
@@ -55,26 +72,29 @@ __global__ void step_forward(
     const typename Compute<T>::real* __restrict__ ah,       // [D, B, G*H]  W_hh h
     T* gates,                        // [D, T, B, W*H]  in: ax; out: what the cell keeps
     T* h,                            // [D, T+1, B, H]  out: the new slot; or null with a projection
+    T* h_now,                        // [D, B, H]  in: h; out: h'; or null with a projection
     typename Compute<T>::real* c,    // [D, T+1 or 2, B, H]  out: the new slot; or null where the cell has none
     T* __restrict__ m,               // [D, B, H]  out, with a projection in place of h; or null
     T* __restrict__ output)          // [T, B, D*H]  out; or null
 {
     typedef typename Compute<T>::real real;
     typedef CellOf<real> Cell;
+    const int s = steps_before(step, done);
     const Place at(T_, B, H, s, reverse);
     const int j = at.j, b = at.b, d = at.d;
     if (!at.inside) return;
-    const size_t n = (size_t)b * H + j, slot = (size_t)B * H;
+    const size_t n = (size_t)b * H + j, slot = (size_t)B * H, here = (size_t)d * slot + n;
     const size_t old_h = at.old_slot * slot + n, new_h = at.new_slot * slot + n;
     const size_t old_c = keep ? old_h : (d * 2 + s % 2) * slot + n;
     const size_t new_c = keep ? new_h : (d * 2 + 1 - s % 2) * slot + n;
+    const T h_old = h ? h_now[here] : T(real(0));
     const size_t out = ((size_t)at.t * B + b) * gridDim.z * H + (size_t)d * H + j;
     T* row = gates + (((size_t)d * T_ + at.t) * B + b) * W * H + j;
     if (lengths && at.t >= lengths[b]) {
         if (Cell::states == 2) c[new_c] = c[old_c];
-        if (m) m[(size_t)d * slot + n] = T(real(0));
+        if (m) m[here] = T(real(0));
         if (m && keep) row[(size_t)Cell::kept * H] = T(real(0));
-        if (h) h[new_h] = h[old_h];
+        if (h) h[new_h] = h_old;
         if (output) output[out] = T(real(0));
         return;
     }
@@ -91,42 +111,47 @@ __global__ void step_forward(
             r[k] += bias_hh[bias];
         }
     }
-    Cell::forward(a, r, h ? real(h[old_h]) : real(0), Cell::states == 2 ? c[old_c] : real(0), kept, h_new, c_new);
+    Cell::forward(a, r, real(h_old), Cell::states == 2 ? c[old_c] : real(0), kept, h_new, c_new);
     if (Cell::states == 2) c[new_c] = c_new;
-    if (h) h[new_h] = T(h_new);
+    if (h) h[new_h] = h_now[here] = T(h_new);
     if (output) output[out] = T(h_new);
-    if (m) m[(size_t)d * slot + n] = T(h_new);
+    if (m) m[here] = T(h_new);
     if (keep) {
         for (int k = 0; k < Cell::kept; k++) row[(size_t)k * H] = T(kept[k]);
         if (m) row[(size_t)Cell::kept * H] = T(h_new);
     }
 }
 
-// The half of a step that comes before a cell's second product (the original GRU): p = r h goes to the block after the gates.
-// Past the end of a sequence p is 0.
+// The half of a step that comes before a cell's second product (the original GRU): p = r h, which is kept in the block after
+// the gates. Past the end of a sequence p is 0.
 template <template <typename> class CellOf, typename T>
 __global__ void step_reset(
     const int T_,
     const int B,
     const int H,
     const int W,
-    const int s,
+    const int step,
+    const int* done,     // [1]  or null
     const int reverse,
+    const int keep,      // 0: inference; p is not kept
     const int* __restrict__ lengths,  // [B]  or null
     const typename Compute<T>::real* __restrict__ bias_ih,  // [D, G*H]  or null
     const typename Compute<T>::real* __restrict__ bias_hh,  // [D, G*H]  or null
     const typename Compute<T>::real* __restrict__ ah,       // [D, B, ready*H]  W h, the first product
     T* gates,                         // [D, T, B, W*H]  in: ax; out: the activated gates, and p
-    const T* __restrict__ h)          // [D, T+1, B, H]
+    const T* __restrict__ h_now,      // [D, B, H]
+    T* __restrict__ p_now)            // [D, B, H]  out: p
 {
     typedef typename Compute<T>::real real;
     typedef CellOf<real> Cell;
-    const Place at(T_, B, H, s, reverse);
+    const Place at(T_, B, H, steps_before(step, done), reverse);
     const int j = at.j, b = at.b, d = at.d;
     if (!at.inside) return;
+    const size_t here = ((size_t)d * B + b) * H + j;
     T* row = gates + (((size_t)d * T_ + at.t) * B + b) * W * H + j;
     if (lengths && at.t >= lengths[b]) {
-        row[(size_t)Cell::gates * H] = T(real(0));
+        if (keep) row[(size_t)Cell::gates * H] = T(real(0));
+        p_now[here] = T(real(0));
         return;
     }
     real a[Cell::ready], r[Cell::ready], gate[Cell::ready], p;
@@ -139,36 +164,42 @@ __global__ void step_reset(
             r[k] += bias_hh[bias];
         }
     }
-    Cell::reset(a, r, real(h[(at.old_slot * B + b) * H + j]), gate[0], gate[1], p);
+    Cell::reset(a, r, real(h_now[here]), gate[0], gate[1], p);
     for (int k = 0; k < Cell::ready; k++) row[(size_t)k * H] = T(gate[k]);
-    row[(size_t)Cell::gates * H] = T(p);
+    if (keep) row[(size_t)Cell::gates * H] = T(p);
+    p_now[here] = T(p);
 }
 
-// What follows the product h' = W_hr m of a projection: sequences past their end get their old h back.
+// What follows the product W_hr m of a projection: it is h', but sequences past their end keep their h.
 template <typename T>
 __global__ void step_project(
     const int T_,
     const int B,
     const int P,
-    const int s,
+    const int step,
+    const int* done,     // [1]  or null
     const int reverse,
     const int* __restrict__ lengths,  // [B]  or null
-    T* h,                             // [D, T+1, B, P]  in: the product in the new slot
+    const T* __restrict__ product,    // [D, B, P]  W_hr m
+    T* h,                             // [D, T+1, B, P]  out: the new slot
+    T* h_now,                         // [D, B, P]  in: h; out: h'
     T* __restrict__ output)           // [T, B, D*P]  out; or null
 {
     typedef typename Compute<T>::real real;
-    const Place at(T_, B, P, s, reverse);
+    const Place at(T_, B, P, steps_before(step, done), reverse);
     const int j = at.j, b = at.b, d = at.d;
     if (!at.inside) return;
-    const size_t new_h = (at.new_slot * B + b) * P + j;
+    const size_t here = ((size_t)d * B + b) * P + j;
     const bool held = lengths && at.t >= lengths[b];
-    if (held) h[new_h] = h[(at.old_slot * B + b) * P + j];
-    if (output) output[((size_t)at.t * B + b) * gridDim.z * P + (size_t)d * P + j] = held ? T(real(0)) : h[new_h];
+    const T h_new = held ? h_now[here] : product[here];
+    h[(at.new_slot * B + b) * P + j] = h_now[here] = h_new;
+    if (output) output[((size_t)at.t * B + b) * gridDim.z * P + (size_t)d * P + j] = held ? T(real(0)) : h_new;
 }
 
 // ---- backward
 //
-// Leaves in dh only what does not go through the weights; the GEMM that follows adds d W_hh to it.
+// Leaves in dh only what does not go through the weights; the GEMM that follows adds d W_hh to it. Timesteps are counted from
+// the last one.
 
 template <template <typename> class CellOf, typename T>
 __global__ void step_backward(
@@ -176,7 +207,8 @@ __global__ void step_backward(
     const int B,
     const int H,
     const int W,
-    const int s,
+    const int step,
+    const int* done,     // [1]  or null
     const int reverse,
     const int* __restrict__ lengths,  // [B]  or null
     T* gates,                         // [D, T, B, W*H]  in: what forward kept; out: d
@@ -185,31 +217,34 @@ __global__ void step_backward(
     const T* __restrict__ doutput,    // [T, B, D*H]  or null
     const typename Compute<T>::real* __restrict__ dm,  // [D, B, H]  with a projection: by m, in place of dh; or null
     typename Compute<T>::real* __restrict__ dh,        // [D, B, H]  in: by h'; out: by h; or null with a projection
-    typename Compute<T>::real* __restrict__ dc)        // [D, B, H]  in: by c'; out: by c; or null where the cell has none
+    typename Compute<T>::real* __restrict__ dc,        // [D, B, H]  in: by c'; out: by c; or null where the cell has none
+    T* __restrict__ d_now)            // [D, B, G*H]  out: d of this step
 {
     typedef typename Compute<T>::real real;
     typedef CellOf<real> Cell;
-    const Place at(T_, B, H, s, reverse);
+    const Place at(T_, B, H, T_ - 1 - steps_before(step, done), reverse);
     const int j = at.j, b = at.b, d = at.d;
     if (!at.inside) return;
     T* row = gates + (((size_t)d * T_ + at.t) * B + b) * W * H + j;
+    T* now = d_now + ((size_t)d * B + b) * Cell::gates * H + j;
     real leaves[Cell::leaves];
     if (lengths && at.t >= lengths[b]) {
         for (int k = 0; k < Cell::leaves; k++) leaves[k] = real(0);
     } else {
         const size_t n = (size_t)b * H + j, slot = (size_t)B * H, here = (size_t)d * slot + n;
-        const size_t old = at.old_slot * slot + n, now = at.new_slot * slot + n;
+        const size_t old_slot = at.old_slot * slot + n, new_slot = at.new_slot * slot + n;
         const bool two = Cell::states == 2;
         real kept[Cell::kept + 1];
         for (int k = 0; k < Cell::kept; k++) kept[k] = real(row[(size_t)k * H]);
         real by_h = dm ? dm[here] : dh[here], by_c = two ? dc[here] : real(0);
         if (doutput) by_h += real(doutput[((size_t)at.t * B + b) * gridDim.z * H + (size_t)d * H + j]);
-        Cell::backward(kept, h ? real(h[old]) : real(0), two ? c[old] : real(0), h ? real(h[now]) : real(0),
-                       two ? c[now] : real(0), by_h, by_c, leaves);
+        Cell::backward(kept, h ? real(h[old_slot]) : real(0), two ? c[old_slot] : real(0),
+                       h ? real(h[new_slot]) : real(0), two ? c[new_slot] : real(0), by_h, by_c, leaves);
         if (dh) dh[here] = by_h;
         if (two) dc[here] = by_c;
     }
     for (int k = 0; k < Cell::leaves; k++) row[(size_t)k * H] = T(leaves[k]);
+    for (int k = 0; k < Cell::gates; k++) now[(size_t)k * H] = T(leaves[k]);
 }
 
 // The mirror of step_reset, after the product d_p = d_n W_n (0 past the end, and then nothing changes).
@@ -219,41 +254,45 @@ __global__ void step_reset_backward(
     const int B,
     const int H,
     const int W,
-    const int s,
+    const int step,
+    const int* done,     // [1]  or null
     const int reverse,
     T* gates,                         // [D, T, B, W*H]  in: r in block 0; out: d_r there
     const T* __restrict__ h,          // [D, T+1, B, H]
     const typename Compute<T>::real* __restrict__ d_p,  // [D, B, H]
-    typename Compute<T>::real* __restrict__ dh)         // [D, B, H]  in, out
+    typename Compute<T>::real* __restrict__ dh,         // [D, B, H]  in, out
+    T* __restrict__ d_now)            // [D, B, G*H]  out: d_r in block 0
 {
     typedef typename Compute<T>::real real;
     typedef CellOf<real> Cell;
-    const Place at(T_, B, H, s, reverse);
+    const Place at(T_, B, H, T_ - 1 - steps_before(step, done), reverse);
     const int j = at.j, b = at.b, d = at.d;
     if (!at.inside) return;
     T* r = gates + (((size_t)d * T_ + at.t) * B + b) * W * H + j;
     const size_t here = ((size_t)d * B + b) * H + j;
     real d_r;
     Cell::reset_backward(real(*r), real(h[(at.old_slot * B + b) * H + j]), d_p[here], dh[here], d_r);
-    *r = T(d_r);
+    *r = d_now[((size_t)d * B + b) * Cell::gates * H + j] = T(d_r);
 }
 
-// The mirror of step_project, before the product dm = dh' W_hr: the whole derivative by h' moves from dh to dh_steps, and
-// dh is left with what passes a sequence that is past its end.
+// The mirror of step_project, before the product dm = dh' W_hr: the whole derivative by h' moves from dh to dh_steps and
+// dh_now, and dh is left with what passes a sequence that is past its end.
 template <typename T>
 __global__ void step_project_backward(
     const int T_,
     const int B,
     const int P,
-    const int s,
+    const int step,
+    const int* done,     // [1]  or null
     const int reverse,
     const int* __restrict__ lengths,  // [B]  or null
     const T* __restrict__ doutput,    // [T, B, D*P]  or null
     typename Compute<T>::real* __restrict__ dh,  // [D, B, P]  in, out
-    T* __restrict__ dh_steps)         // [D, T, B, P]  out
+    T* __restrict__ dh_steps,         // [D, T, B, P]  out
+    T* __restrict__ dh_now)           // [D, B, P]  out
 {
     typedef typename Compute<T>::real real;
-    const Place at(T_, B, P, s, reverse);
+    const Place at(T_, B, P, T_ - 1 - steps_before(step, done), reverse);
     const int j = at.j, b = at.b, d = at.d;
     if (!at.inside) return;
     const size_t here = ((size_t)d * B + b) * P + j;
@@ -263,5 +302,5 @@ __global__ void step_project_backward(
         if (doutput) whole += real(doutput[((size_t)at.t * B + b) * gridDim.z * P + (size_t)d * P + j]);
         dh[here] = real(0);
     }
-    dh_steps[(((size_t)d * T_ + at.t) * B + b) * P + j] = T(whole);
+    dh_steps[(((size_t)d * T_ + at.t) * B + b) * P + j] = dh_now[here] = T(whole);
 }

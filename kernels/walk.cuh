@@ -18,9 +18,9 @@ DEVICE void walk_forward(
 {
     typedef CellOf<float> Cell;
     constexpr int G = Cell::gates, R = Place::rows;
-    const int d = blockIdx.z, D = gridDim.z;
+    const int d = blockIdx.x, D = gridDim.x;
     const size_t slot = (size_t)B * H;
-    for (int tile = blockIdx.y; tile * R < B; tile += gridDim.y) {
+    for (int tile = blockIdx.z; tile * R < B; tile += gridDim.z) {
         const Place at(T_, B, H, tile, unit, d, reverse, lengths, order);
         const int j = at.j;
         const size_t first = ((size_t)d * (T_ + 1) + (at.back ? T_ : 0)) * slot;
@@ -114,9 +114,9 @@ DEVICE void walk_backward(
     typedef CellOf<float> Cell;
     constexpr int R = Place::rows;
     constexpr bool two = Cell::states == 2;
-    const int d = blockIdx.z, D = gridDim.z;
+    const int d = blockIdx.x, D = gridDim.x;
     const size_t slot = (size_t)B * H;
-    for (int tile = blockIdx.y; tile * R < B; tile += gridDim.y) {
+    for (int tile = blockIdx.z; tile * R < B; tile += gridDim.z) {
         const Place at(T_, B, H, tile, unit, d, reverse, lengths, order);
         const int j = at.j;
         float by_h[Place::mine], by_c[Place::mine], h_new[Place::mine], c_new[Place::mine];

@@ -148,7 +148,31 @@ def test_recorded_launches_run_when_asked(device):
 def test_other_work_cannot_be_recorded(device):
     xp = device.xp
     a = xp.zeros(3)
-    for work in (lambda: xp.empty(3), lambda: a + 1, lambda: a.fill(0), lambda: a.get(), lambda: xp.asarray([1.0])):
+    for work in (lambda: xp.empty(3), lambda: a + 1, lambda: a.fill(0), lambda: xp.asarray([1.0])):
         with pytest.raises(BackendError, match="while a graph is recorded"):
             device.record(work)
-    assert device.xp.recording is None
+    assert device.xp.cuda.captured is None
+
+
+def test_what_cupy_refuses_under_capture():
+    """In CuPy's words; the same things work on a stream that does not capture."""
+    device = EmulatedDevice(emulator.Emulator())
+    xp = device.xp
+    a, (_, refresh) = xp.ones((2, 2), "float32"), device.mirror(xp.zeros(1, "int32"))
+    cublas = "calling cuBLAS API during stream capture is currently unsupported"
+    to_host = "the current stream is capturing, so D2H transfers are disallowed"
+    for work, words in (
+        (lambda: a @ a, cublas),
+        (lambda: xp.matmul(a, a), cublas),
+        (lambda: xp.cuda.cublas.gemmEx(0), cublas),
+        (refresh, to_host),
+        (a.get, to_host),
+        (lambda: float(a.sum()), "while a graph is recorded"),
+        (device.synchronize, "not permitted when stream is capturing"),
+        (xp.cuda.get_current_stream().begin_capture, "default"),
+    ):
+        with pytest.raises(BackendError, match=words):
+            device.record(work)
+    assert float((a @ a).sum()) == 8
+    refresh()
+    device.synchronize()

@@ -147,31 +147,6 @@ def test_blocks_per_multiprocessor(registers, shared, threads, arch, blocks):
     assert gate.blocks_per_multiprocessor(resources, threads, arch, dynamic_shared=shared) == blocks
 
 
-def test_the_options_are_cupys(monkeypatch):
-    core = pytest.importorskip("cupy._core.core", exc_type=ImportError)
-    compiler = pytest.importorskip("cupy.cuda.compiler", exc_type=ImportError)
-
-    class Stop(Exception):
-        """Carries the options that CuPy would have given to NVRTC."""
-
-    class Recorder:
-        def __init__(self, *arguments, **named):
-            pass
-
-        def compile(self, options, log):
-            raise Stop(options)
-
-    monkeypatch.setattr(compiler, "_NVRTCProgram", Recorder)
-    monkeypatch.setattr(compiler, "_preprocess", lambda *arguments: "")
-    monkeypatch.setattr(compiler, "_empty_file_preprocess_cache", {})
-    # CuPy would ask a GPU
-    monkeypatch.setattr(compiler, "_get_arch_for_options_for_nvrtc", lambda arch: ("-arch=sm_90", "cubin"))
-    with pytest.raises(Stop) as stop:
-        compiler._compile_with_cache_cuda("", core.assemble_cupy_compiler_options(()), "90", cache_in_memory=True)
-    options = stop.value.args[0]
-    assert sorted(o for o in options if not o.startswith(("-I", "-arch"))) == sorted(nvrtc.OPTIONS)
-
-
 def test_the_source_of_a_kernel_holds_its_headers_once():
     source = kernel_source("step.cu")
     assert source.startswith('#line 1 "step.cu"\n')

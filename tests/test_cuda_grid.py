@@ -169,7 +169,7 @@ def test_it_is_the_schedule_that_runs_and_epochs_go_on(forced, monkeypatch):
 # A block that comes late to what the others have sent: slots that are used again too early are missed by it, and others
 # find what lay in its own before.
 _WAIT = "for (int polls = 0; missing; polls++) {"
-LATE = (_WAIT, f"for (int k = 0; blockIdx.x == 1 && k < 60; k++) (void)*(volatile int*)failed;\n{_WAIT}")
+LATE = (_WAIT, f"for (int k = 0; blockIdx.y == 1 && k < 60; k++) (void)*(volatile int*)failed;\n{_WAIT}")
 
 
 @pytest.mark.parametrize("threads", [64, "mma"])
@@ -184,14 +184,30 @@ def test_streams_share_nothing_and_an_earlier_launch_is_not_taken_for_this_one(t
 
     near = 0.01  # float16's rounding of numbers below 1, a few times
     assert far(xs[0]) < near
-    ops.device.stream = 1
-    assert far(xs[0]) < near and far(xs[1]) < near
+    with ops.device.streams(1)[0]:
+        assert far(xs[0]) < near and far(xs[1]) < near
     one, other = ops.exchanges.values()
     assert one.words is not other.words and one.ring is not other.ring
     monkeypatch.setattr(Exchange, "take", lambda self, *sizes: (0, self.patience, self.words, self.failed))
     monkeypatch.setattr(Exchange, "empty", lambda self, *sizes: (self.patience, self.ring, self.failed))
     far(xs[1])  # leaves what the next launch must not take: the same epochs, slots that are not empty
     assert far(xs[2]) > 10 * near
+
+
+def test_no_launch_of_all_blocks_is_one_dimensional(monkeypatch):
+    """Where a cooperative grid does not fit, CuPy refuses it; but one that is 1 along y and z it makes smaller instead."""
+    ops, grids = cuda_ops(checked=False), []
+    bind = ops.kernels.bind
+
+    def noted(file, kernel, types, grid, *args, cooperative=False, **more):
+        if cooperative:
+            grids.append(grid)
+        return bind(file, kernel, types, grid, *args, cooperative=cooperative, **more)
+
+    monkeypatch.setattr(ops.kernels, "bind", noted)
+    for dtype, both in (("float32", False), ("float16", False), ("float32", True)):
+        compare("lstm", ops, dtype, 2, 1, H=19, schedule="grid", bidirectional=both)
+    assert len(grids) >= 6 and all(grid[1] > 1 for grid in grids)
 
 
 SYNC = "__syncthreads();"
@@ -203,11 +219,11 @@ MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
     "sent after the last step": ("lstm", "walks && (at.back ? t > 0 : t + 1 < at.longest)", "walks"),
     "no barrier behind what came": ("lstm", "if (__syncthreads_or(with.lost)) return;", "if (with.lost) return;"),
     "no barrier behind the sums": ("gru", f"product.multiply();\n{SYNC:>32}", "product.multiply();"),
-    "no barrier behind d": ("gru", f"N = gridDim.x;\n{SYNC:>24}", "N = gridDim.x;"),
+    "no barrier behind d": ("gru", f"N = gridDim.y;\n{SYNC:>24}", "N = gridDim.y;"),
     "no barrier behind the parts": ("lstm", f"quad * 4) = part[r];\n{SYNC:>24}", "quad * 4) = part[r];"),
     "no barrier behind the last sums": ("lstm", "return !__syncthreads_or(with.lost);", "return true;"),
     "a part left out": ("gru", "for (int p = 0; p < S; p++) sum", "for (int p = 1; p < S; p++) sum"),
-    "another block's part": ("gru", "(k / U * N + blockIdx.x) * OWN", "(k / U * N + k / U) * OWN"),
+    "another block's part": ("gru", "(k / U * N + blockIdx.y) * OWN", "(k / U * N + k / U) * OWN"),
     "rows of another slice": ("rnn tanh", "thread / Q * RS + k / 4, u", "(S - 1 - thread / Q) * RS + k / 4, u"),
     "columns of another slice": ("lstm", "= thread / U * KS + k", "= (S - 1 - thread / U) * KS + k"),
     "unit of the next block": ("gru", "int row = unit + thread % U", "int row = unit + U + thread % U"),
@@ -270,7 +286,7 @@ def test_a_block_that_never_comes_is_an_error_and_then_another_schedule_runs(thr
     forced(8, 2, threads)
     monkeypatch.setattr(Exchange, "patience", 500)
     send = 'asm volatile("st.relaxed.gpu.global.u'
-    ops = cuda_ops(edits=[(f"{send}{n}", f"if (blockIdx.x != 1) {send}{n}") for n in (32, 64)])
+    ops = cuda_ops(edits=[(f"{send}{n}", f"if (blockIdx.y != 1) {send}{n}") for n in (32, 64)])
     layer, _, exact = twins("gru", ops, dtype, H=19, schedule="grid")
     batch = Batch(exact, 4, 3, ragged=False)
     with pytest.raises(BackendError, match="waited in vain"):

@@ -14,6 +14,7 @@ from cuda_on_cpu.device import EmulatedDevice
 
 import gpurnn
 from gpurnn import check
+from gpurnn._kernels import kernel_source
 from gpurnn.check import CELLS, OPTIONS, Batch, leaves
 from gpurnn.cuda_ops import CudaOps, StreamLanes
 from gpurnn.errors import BackendError
@@ -163,8 +164,12 @@ def test_where_nothing_can_be_recorded_launches_go_one_by_one(monkeypatch, caplo
             got, expected = batch.run(layer), batch.run(plain)
             for name, value in expected.items():
                 np.testing.assert_allclose(got[name], value, rtol=1e-12, atol=1e-12)
-    assert len(caplog.records) == 1 and "no graphs here" in caplog.text
-    assert ops.pool.kept == 0
+    assert len(caplog.records) == 2 and caplog.text.count("no graphs here") == 2  # forward and backward, once each
+    assert [(row["way"], row["recorded"], row["reason"]) for row in ops.recordings()] == [
+        ("forward", False, "no graphs here"), ("backward", False, "no graphs here"),
+    ]  # fmt: skip
+    assert "launch by launch: no graphs here" in layer.plan(4, 3).reason
+    assert "recorded as a CUDA graph" in layer.plan(4, 4).reason
 
 
 def test_a_model_trains_as_on_numpy(monkeypatch):
@@ -348,9 +353,10 @@ def test_lanes_of_a_wavefront(error, train, monkeypatch):
             run()
         return
     run()
-    assert [stream for stream, clock in device.clocks.items() if clock[stream]] == [1, 2, 3]
-    for stream in (1, 2, 3):  # the caller's stream has waited for all of them
-        assert device.waited_for((stream, device.clocks[stream][stream]))
+    streams = device.streams(3)
+    assert [ptr for ptr, stream in device.xp.cuda.streams.items() if stream.clock[ptr]] == [s.ptr for s in streams]
+    for stream in streams:  # the caller's stream has waited for all of them
+        assert device.waited_for((stream.ptr, stream.clock[stream.ptr]))
 
 
 def test_layers_of_a_wavefront_share_the_multiprocessors():
@@ -362,6 +368,125 @@ def test_layers_of_a_wavefront_share_the_multiprocessors():
         way, _ = ops.choose(replace(work, share=share), "grid")
         assert way.blocks * way.groups * share <= limits.multiprocessors
     assert ops.choose(replace(work, share=12))[0].schedule != "grid"
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_a_long_loop_is_a_short_graph_launched_again(kind, monkeypatch):
+    """Graphs of a few timesteps, and one for the rest; both give the bits of launches one by one, call after call."""
+    monkeypatch.setattr(gpurnn.cuda_ops, "_RECORDED", 3)
+    for T, graphs in ((3, 1), (6, 1), (7, 2), (11, 2)):
+        ops = cuda_ops(checked=False)
+        layer, _, exact = twins(kind, ops, "float32", bidirectional=True)
+        once, _, _ = twins(kind, cuda_ops(graphs=0, checked=False), "float32", bidirectional=True)
+        for call in range(4):
+            batch = Batch(exact, T, 3, ragged=call % 2 == 1, seed=call)
+            got, expected = batch.run(layer), batch.run(once)
+            for name in expected:
+                np.testing.assert_array_equal(got[name], expected[name], err_msg=f"{name}, T {T}, call {call}")
+        recorded = [graph for _, loop in ops.pool.free.values() for graph in loop.graphs.values()]
+        assert recorded and all(len(set(map(id, loop))) == graphs for loop in recorded)
+        assert {len(loop) for loop in recorded} == {-(-T // 3)}
+        assert all(row["recorded"] for row in ops.recordings())
+
+
+def test_a_failed_recording_leaves_the_other_loops_alone(monkeypatch, caplog):
+    """One way of one shape; the next shape, and the other way, are recorded."""
+    ops = cuda_ops()
+    record, refused = ops.device.record, []
+
+    def refuse_once(function):
+        if not refused:
+            refused.append(function)
+            raise BackendError("not this one")
+        return record(function)
+
+    monkeypatch.setattr(ops.device, "record", refuse_once)
+    layer, plain, exact = twins("lstm", ops, "float64")
+    for T in (4, 5):
+        batch = Batch(exact, T, 3, ragged=True)
+        for _ in range(4):
+            got, expected = batch.run(layer), batch.run(plain)
+            for name, value in expected.items():
+                np.testing.assert_allclose(got[name], value, rtol=1e-12, atol=1e-12)
+    outcomes = [(row["way"], row["recorded"], row["reason"]) for row in ops.recordings()]
+    assert sorted(outcomes) == [
+        ("backward", True, ""), ("backward", True, ""), ("forward", False, "not this one"), ("forward", True, ""),
+    ]  # fmt: skip
+    assert len(caplog.records) == 1 and ops.pool.kept == 2
+
+
+@pytest.mark.parametrize("by_step", ["forward", "backward"])
+def test_of_two_ways_the_one_by_step_is_recorded(by_step, monkeypatch):
+    """The other way is one launch, which needs no graph and could not be in one: a copy to the host belongs to it."""
+    ops = cuda_ops()
+    choose = ops.choose
+
+    def mixed(work, wanted="auto"):
+        return choose(work, "step" if work.backward == (by_step == "backward") else "grid")
+
+    monkeypatch.setattr(ops, "choose", mixed)
+    layer, plain, exact = twins("lstm", ops, "float32", H=19, schedule="auto")
+    batch = Batch(exact, 4, 3, ragged=True)
+    for _ in range(4):
+        got, allowed, expected = batch.run(layer), batch.run(plain), batch.run(exact)
+        for name, value in expected.items():
+            bound = 2 * np.abs(allowed[name] - value).max() + 2 * 2.0**-23 * np.abs(value).max(initial=1)
+            assert np.abs(got[name] - value).max() <= bound, name
+    assert [(row["way"], row["recorded"]) for row in ops.recordings()] == [(by_step, True)]
+
+
+def test_a_loop_too_large_to_be_kept_says_so():
+    ops = cuda_ops()
+    layer = build("gru", ops, "float32")
+    ops.pool.bytes = 1000
+    for _ in range(3):
+        layer(ops.xp.zeros((9, 2, 4), "float32"))
+    (row,) = ops.recordings()
+    assert not row["recorded"] and "MB" in row["reason"] and "launch by launch: its arrays" in layer.plan(9, 2).reason
+
+
+@pytest.mark.parametrize("schedule", ["block", "grid"])
+@pytest.mark.parametrize("kind", ["rnn tanh", "lstm", "gru"])
+def test_parameters_behind_three_numbers_are_read_in_fours(kind, schedule):
+    """Weights of a model lie behind those of other layers: four numbers have to start at 16 bytes all the same."""
+    layer, plain, exact = twins(kind, cuda_ops(), "float32", I=3, H=32, schedule=schedule)
+    models = [gpurnn.Sequential(gpurnn.LayerNorm(3, backend=one.ops, dtype=one.dtype, seed=1), one)
+              for one in (layer, plain, exact)]  # fmt: skip
+    x, found = np.random.default_rng(0).normal(size=(3, 2, 3)), []
+    for model in models:
+        output, _, backward = model.forward(model.xp.asarray(x.astype(model.dtype)))
+        backward(output)
+        found.append([model.ops.to_numpy(array).astype(float) for array in (output, model.flat_grads)])
+    for got, allowed, expected in zip(*found, strict=True):
+        bound = 2 * np.abs(allowed - expected).max() + 2 * 2.0**-23 * np.abs(expected).max(initial=1)
+        assert np.abs(got - expected).max() <= bound
+
+
+def odd(ops, array):
+    """A copy that starts 2, 4 or 8 bytes behind a multiple of 16: a slice of something larger."""
+    whole = ops.xp.empty(array.size + 1, array.dtype)
+    part = whole[1:].reshape(array.shape)
+    part[...] = array
+    assert ops.device.address(part) % 16
+    return part
+
+
+@pytest.mark.parametrize("schedule", ["step", "block", "grid"])
+@pytest.mark.parametrize("dtype, precision", [("float32", "float32"), ("float32", "tf32"), ("bfloat16", "float32")])
+def test_arrays_that_start_anywhere(schedule, dtype, precision):
+    """x, states and doutput as slices that no vector load could take: the same bits as of whole arrays."""
+    ops = cuda_ops()
+    options = {"schedule": schedule, "precision": precision, "H": 20, "bidirectional": True}
+    layer = build("lstm", ops, dtype, **options)
+    batch, found = Batch(build("lstm", "numpy", "float64", H=20, bidirectional=True), 3, 3, ragged=False), []
+    for placed in (lambda array: array, lambda array: odd(ops, array)):
+        layer.zero_grad()
+        x, h, c, dy = (placed(ops.xp.asarray(a.astype(layer.dtype))) for a in (batch.x, *batch.state, batch.doutput))
+        output, _, backward = layer.forward(x, (h, c))
+        dx, _ = backward(dy)
+        found.append([output.get(), dx.get(), layer.flat_grads.get()])
+    for whole, slices in zip(*found, strict=True):
+        np.testing.assert_array_equal(whole, slices)
 
 
 MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
@@ -388,12 +513,13 @@ MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
     "index of kept gates": ("lstm", "row[(size_t)k * H] = T(kept[k])", "row[(size_t)k * H + 1] = T(kept[k])"),
     "unit past the end": ("rnn tanh", "inside = j < n", "inside = j <= n"),
     "length off by one": ("rnn tanh", ">= lengths[b]) {\n        if (Cell", "> lengths[b]) {\n        if (Cell"),
-    "projection forgets the end": ("lstm projected", "if (held) h[new_h]", "if (!held) h[new_h]"),
+    "projection forgets the end": ("lstm projected", "held ? h_now[here] : product", "!held ? h_now[here] : product"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_planted_error_is_seen(mutation):
     kind, old, new = MUTATIONS[mutation]
+    assert kernel_source("step.cu").count(old) == 1
     with pytest.raises((AssertionError, emulator.KernelError)):
         compare(kind, cuda_ops(edits=[(old, new)]), "float32", 5, 3, ragged=True, bidirectional=True)

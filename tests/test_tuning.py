@@ -102,7 +102,7 @@ class Clock:
     def __init__(self, ops, prices):
         self.now = 0.0
         device = ops.device
-        load, gemm = device.load, device.gemm
+        load, product = device.load, device.product
 
         def priced(file, expression):
             kernel = load(file, expression)
@@ -115,11 +115,11 @@ class Clock:
 
             return launch
 
-        def product(*args, **more):
-            device._do(lambda: self.passes(3e-6))
-            gemm(*args, **more)
+        def priced_product(*args, **more):
+            run = product(*args, **more)
+            return lambda: (device._do(lambda: self.passes(3e-6)), run())
 
-        device.load, device.gemm = priced, product
+        device.load, device.product = priced, priced_product
 
     def passes(self, seconds):
         self.now += seconds

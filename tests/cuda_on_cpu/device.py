@@ -1,18 +1,18 @@
 """The emulator dressed as CuPy, so that the library's ``xp`` code and its launches run whole without a GPU.
 
-``EmulatedDevice`` has the protocol of ``gpurnn._kernels.CupyDevice``. Its ``xp`` behaves as the module ``cupy`` does,
-with CuPy's refusals: nothing is converted to or from NumPy unless asked for, and only what ``FUNCTIONS`` has exists.
+``EmulatedDevice`` is ``gpurnn._device.CupyDevice`` over this ``xp``, which behaves as the module ``cupy`` does and refuses
+what that refuses: nothing is converted to or from NumPy unless asked for, and only what ``FUNCTIONS`` has exists.
 Memory from ``xp.empty`` counts as uninitialised for kernels until the host or a kernel writes it.
 """
 
 import numpy as np
 
 from gpurnn import schedules
-from gpurnn._kernels import check_product, kernel_source, matrix_layout
-from gpurnn.errors import BackendError
+from gpurnn._device import CupyDevice
+from gpurnn._kernels import kernel_source
 
+from .cuda import Cuda, Pointer, StubCublas
 from .emulator import SHARED_LIMIT
-from .fixtures import round_tf32
 
 _UFUNCS = (
     "abs add cos divide exp isfinite log log1p logical_and logical_not maximum minimum multiply negative sign sin sqrt "
@@ -82,10 +82,11 @@ class Array:
     flags = property(lambda self: self._host.flags)
     T = property(lambda self: self._wrap(self._host.T))
     device = property(lambda self: self._xp.device)
+    data = property(lambda self: Pointer(self._xp.cuda, self._host))
 
     def get(self):
         """A copy on the host."""
-        self._xp.working()
+        self._xp.cuda.refuse_copies()
         return self._host.copy()
 
     def item(self):
@@ -193,7 +194,7 @@ class Xp:
 
     def __init__(self, emulator):
         self.emulator = emulator
-        self.recording = None  # the list of launches while a graph is recorded
+        self.cuda = Cuda()
 
     def __getattr__(self, name):
         if name in CREATORS:
@@ -217,9 +218,12 @@ class Xp:
 
     # ---- between host and device
 
-    def working(self):
-        """Array work is refused while a graph is recorded, as CUDA refuses it under capture."""
-        if self.recording is not None:
+    def working(self, name=""):
+        """Products by CuPy's own wrapper are refused under capture, as CuPy refuses them. Other array work CuPy would
+        record, over memory that goes back to its pool: the library does none, so it is refused here, too."""
+        if "matmul" in name:
+            self.cuda.refuse_cublas()
+        if self.cuda.captured is not None:
             raise RuntimeError("array work while a graph is recorded: only kernels and products may be launched")
 
     def host(self, value):
@@ -266,54 +270,30 @@ class Xp:
 
     def working_unless_view(self, name):
         if name not in ("reshape", "transpose", "swapaxes", "squeeze", "ravel", "view", "broadcast_to", "expand_dims"):
-            self.working()
+            self.working(name)
 
 
-class Stream:
-    """One of ``EmulatedDevice.streams``: a context in which it is the current one."""
-
-    def __init__(self, device, number):
-        self.device, self.number = device, number
-
-    def __enter__(self):
-        self.before, self.device.stream = self.device.stream, self.number
-
-    def __exit__(self, *error):
-        self.device.stream = self.before
-
-
-class EmulatedDevice:
+class EmulatedDevice(CupyDevice):
     """A GPU as ``CudaOps`` sees it, in the emulator. edits: (old, new) pairs, errors planted in the sources."""
 
     def __init__(self, emulator, edits=()):
+        super().__init__(Xp(emulator))
         self.emulator, self.edits = emulator, edits
         self.arch = emulator.arch
-        self.xp = Xp(emulator)
-        self.stream = 0
-        self.clocks = {0: {0: 0}}  # stream -> how much of what each stream was given it has waited for
         self.limits = schedules.Device(emulator.arch, 4, SHARED_LIMIT[emulator.arch] * 1024)
+        self.blas = StubCublas(self.xp, self._multiply)
         self._loaded = {}
-
-    def streams(self, count):
-        """Everything is done at once here; what the streams have waited for is kept in mind, for tests to ask."""
-        for number in range(1, count + 1):
-            self.clocks.setdefault(number, {number: 0})
-        return [Stream(self, number) for number in range(1, count + 1)]
-
-    def wait(self, stream, other):
-        waiting, seen = (self.clocks[self.stream if s is None else s.number] for s in (stream, other))
-        for number, ticks in seen.items():
-            waiting[number] = max(waiting.get(number, 0), ticks)
 
     def tick(self):
         """What the current stream was given just now, for ``waited_for``."""
-        self.clocks[self.stream][self.stream] += 1
-        return self.stream, self.clocks[self.stream][self.stream]
+        stream = self.xp.cuda.get_current_stream()
+        stream.clock[stream.ptr] += 1
+        return stream.ptr, stream.clock[stream.ptr]
 
     def waited_for(self, tick):
         """Whether on the current stream a ``tick`` is surely done."""
         stream, number = tick
-        return self.clocks[self.stream].get(stream, 0) >= number
+        return self.xp.cuda.get_current_stream().clock.get(stream, 0) >= number
 
     def load(self, file, expression):
         """The kernel of a name expression: ``kernel(grid, block, args, shared_mem=0)``."""
@@ -332,58 +312,18 @@ class EmulatedDevice:
 
         return launch
 
-    def gemm(self, a, b, out, accumulate=False, tf32=False):
-        """``out (+)= a @ b`` under the rules of cuBLAS; tf32 rounds both, as tensor cores do."""
-        for name, array in (("a", a), ("b", b), ("out", out)):
-            if not isinstance(array, Array):
-                raise TypeError(f"{name}: expected an array on the device, got {type(array).__name__}")
-        check_product(a, b, out)
-        for name, array in (("a", a), ("b", b), ("out", out)):
-            matrix_layout(array, name)
-        wide = np.float32 if a.dtype.itemsize == 2 else a.dtype
-        a, b, out = a._host, b._host, out._host
-        rounded = round_tf32 if tf32 and a.dtype == np.float32 else np.asarray
+    def _multiply(self, call, multiply):
+        """A product that cuBLAS was asked for."""
 
-        def multiply():
-            product = np.matmul(rounded(a.astype(wide, copy=False)), rounded(b.astype(wide, copy=False)))
-            out[...] = out.astype(wide, copy=False) + product if accumulate else product
-            self.emulator.written(out)
+        def action():
+            for matrix in multiply():
+                self.emulator.written(matrix.T)
 
-        self._do(multiply)
-
-    def record(self, function):
-        """The kernels and products that ``function`` launches, to be launched again: nothing runs now."""
-        self.xp.recording = []
-        try:
-            function()
-            return _Graph(self.xp.recording)
-        except RuntimeError as error:
-            raise BackendError(str(error)) from error
-        finally:
-            self.xp.recording = None
-
-    def mirror(self, array):
-        host = np.zeros(array.size, array.dtype)
-
-        def refresh():
-            host[...] = array.get()
-
-        return host, refresh
-
-    def synchronize(self):
-        """Nothing is ever under way."""
+        self._do(action)
 
     def _do(self, action):
-        if self.xp.recording is None:
+        captured = self.xp.cuda.captured
+        if captured is None:
             action()
         else:
-            self.xp.recording.append(action)
-
-
-class _Graph:
-    def __init__(self, actions):
-        self.actions = actions
-
-    def launch(self):
-        for action in self.actions:
-            action()
+            captured.append(action)

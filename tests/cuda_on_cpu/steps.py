@@ -17,6 +17,7 @@ from pathlib import Path
 
 from gpurnn import schedules
 from gpurnn._kernels import kernel_source
+from gpurnn._libraries import wheel_folders
 from gpurnn.cuda_ops import way_name
 
 from . import nvrtc
@@ -37,7 +38,7 @@ TENSOR = {2: 2680, 4: 1340}  # operations a clock of mma.sync, by bytes of a num
 
 def nvdisasm(cubin):
     """The machine code of a program as text. Raises SystemExit where the tool is missing."""
-    paths = [folder / "bin/nvdisasm" for folder in nvrtc._wheel_folders()]
+    paths = [folder / "bin/nvdisasm" for folder in wheel_folders()]
     tool = next((str(path) for path in paths if path.is_file()), shutil.which("nvdisasm"))
     if not tool:
         sys.exit("nvdisasm is missing: pip install nvidia-cuda-nvdisasm")

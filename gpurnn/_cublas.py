@@ -1,0 +1,178 @@
+"""cuBLAS through ctypes: matrix products into memory that is there, which a CUDA graph may hold.
+
+CuPy's wrapper refuses every call while a stream is capturing (``setStream`` in cupy_backends/cuda/libs/cublas.pyx).
+cuBLAS itself can be captured; with a workspace of the caller's it then allocates nothing, and gives equal bits where
+several streams compute at once (cuBLAS documentation, sections on CUDA graphs and on reproducibility).
+"""
+
+import ctypes
+import threading
+
+import numpy as np
+
+from . import _libraries
+from .errors import BackendError
+
+# cublas_api.h and library_types.h
+_OP_N, _OP_T = 0, 1
+_MOST = (1 << 31) - 1  # its sizes are int
+_ALGORITHM = -1  # CUBLAS_GEMM_DEFAULT
+_MATH = 16  # CUBLAS_DEFAULT_MATH, and CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION
+_COMPUTE_32F, _COMPUTE_32F_FAST_TF32, _COMPUTE_64F = 68, 77, 70
+_TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
+
+# Factors are read on the host: 1 and 0 in the type of the sum.
+_FACTORS = {kind: (np.ones(1, kind), np.zeros(1, kind)) for kind in ("float32", "float64")}
+_ONE, _ZERO = ({kind: pair[k].ctypes.data for kind, pair in _FACTORS.items()} for k in (0, 1))
+
+
+def matrix_layout(array, name):
+    """How BLAS sees a matrix (or a batch of them): (stored by rows, leading dimension in elements).
+
+    Raises ValueError where neither rows nor columns are contiguous and apart: BLAS could not read it.
+    """
+    rows, columns = array.shape[-2:]
+    down, across = (stride // array.itemsize for stride in array.strides[-2:])
+    if (across == 1 or columns == 1) and (down >= columns or rows == 1):
+        return True, max(down, columns, 1)
+    if (down == 1 or rows == 1) and (across >= rows or columns == 1):
+        return False, max(across, rows, 1)
+    raise ValueError(f"{name}: BLAS needs contiguous rows or columns, got {array.shape} with strides {array.strides}")
+
+
+def check_product(a, b, out):
+    """Raise ValueError unless ``out = a @ b`` is a product that cuBLAS offers."""
+    if a.dtype != b.dtype or (out.dtype != a.dtype and not (a.dtype.itemsize == 2 and out.dtype == np.float32)):
+        raise ValueError(f"a product of {a.dtype} and {b.dtype} cannot go to {out.dtype}")
+    if (
+        a.ndim not in (2, 3)
+        or not a.ndim == b.ndim == out.ndim
+        or (*a.shape[:-1], b.shape[-1]) != out.shape
+        or (*a.shape[:-2], a.shape[-1]) != b.shape[:-1]
+    ):
+        raise ValueError(f"shapes do not fit: {a.shape} @ {b.shape} -> {out.shape}")
+
+
+class Cublas:
+    """Products on one GPU. library: cuBLAS as a ``ctypes.CDLL``.
+
+    Each stream has a handle and a workspace of its own: nobody else sets what a handle is set to, and products on
+    different streams share no memory.
+    """
+
+    def __init__(self, xp, library, workspace_bytes):
+        self.xp, self.workspace_bytes = xp, workspace_bytes
+        self._handles = {}  # stream -> (handle, workspace)
+        self._lock = threading.Lock()
+        self._library = library
+        library.cublasGetStatusString.restype = ctypes.c_char_p
+        pointer, number, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong
+        library.cublasCreate_v2.argtypes = [ctypes.POINTER(pointer)]
+        library.cublasSetStream_v2.argtypes = [pointer, pointer]
+        library.cublasSetWorkspace_v2.argtypes = [pointer, pointer, ctypes.c_size_t]
+        library.cublasSetMathMode.argtypes = [pointer, number]
+        sizes, operand = (
+            [number] * 5,
+            [pointer, number, number],
+        )  # operations, M, N, K; address, type, leading dimension
+        self._gemm, self._batched = library.cublasGemmEx, library.cublasGemmStridedBatchedEx
+        self._gemm.argtypes = [pointer, *sizes, pointer, *operand, *operand, pointer, *operand, number, number]
+        apart = [*operand, long]
+        self._batched.argtypes = [
+            pointer, *sizes, pointer, *apart, *apart, pointer, *apart, number, number, number,
+        ]  # fmt: skip
+
+    def product(self, a, b, out, accumulate=False, tf32=False):
+        """A function that computes ``out = a @ b``, or ``out += a @ b``, on the stream that is current by then.
+
+        a: (M, K), b: (K, N), out: (M, N), or all with an equal leading batch axis; each with contiguous rows or
+        columns. out has the dtype of a and b, or is float32 for 16-bit ones; 16-bit products are summed in float32.
+        tf32: whether float32 may be rounded to tf32 before it is multiplied. Raises ValueError; the function raises
+        BackendError.
+        """
+        check_product(a, b, out)
+        if 0 in out.shape:
+            return _nothing
+        if a.shape[-1] == 0:
+            return _nothing if accumulate else lambda: out.fill(0)
+        held = a, b, out  # for as long as the function is
+        by_rows, ld_out = matrix_layout(out, "out")
+        if not by_rows:  # cuBLAS writes columns: ours by rows is theirs transposed, out^T = b^T a^T
+            a, b, out = b.swapaxes(-1, -2), a.swapaxes(-1, -2), out.swapaxes(-1, -2)
+        (a_rows, ld_a), (b_rows, ld_b) = matrix_layout(a, "a"), matrix_layout(b, "b")
+        name = a.dtype.name
+        wide = "float64" if name == "float64" else "float32"
+        compute = _COMPUTE_64F if wide == "float64" else _COMPUTE_32F  # float32 is never tf32 by itself
+        if tf32 and name == "float32":
+            compute = _COMPUTE_32F_FAST_TF32
+        ops = (_OP_N if b_rows else _OP_T), (_OP_N if a_rows else _OP_T)
+        (M, N), K, kind = out.shape[-2:], a.shape[-1], _TYPES[name]
+        if max(M, N, K, ld_a, ld_b, ld_out) > _MOST:
+            raise ValueError(f"cuBLAS counts to {_MOST}: {a.shape} @ {b.shape} is too large for one product")
+        operands = [
+            [b.data.ptr, kind, ld_b], [a.data.ptr, kind, ld_a], [out.data.ptr, _TYPES[out.dtype.name], ld_out],
+        ]  # fmt: skip
+        call, end = self._gemm, (compute, _ALGORITHM)
+        if a.ndim == 3:
+            call, end = self._batched, (len(out), *end)
+            for operand, array in zip(operands, (b, a, out), strict=True):
+                operand.append(array.strides[0] // array.itemsize)
+        beta = (_ONE if accumulate else _ZERO)[wide]
+        arguments = (*ops, N, M, K, _ONE[wide], *operands[0], *operands[1], beta, *operands[2], *end)
+
+        return lambda held=held: self._call(call, arguments)
+
+    def _call(self, function, arguments):
+        status = function(self._of(self.xp.cuda.get_current_stream().ptr)[0], *arguments)
+        if status:
+            self._check(status, "a matrix product")
+
+    def lend_workspace(self, stream, lender):
+        """Products on ``stream`` use the workspace of ``lender`` from now on: what is captured there runs on that one.
+
+        Both are addresses of streams.
+        """
+        _, workspace = self._of(lender)
+        self._set_workspace(self._of(stream)[0], workspace)
+
+    def _of(self, stream):
+        """The handle and the workspace of a stream; the default stream of each thread (2) is another in each thread."""
+        key = self.xp.cuda.runtime.getDevice(), stream, threading.get_ident() if stream == 2 else 0
+        found = self._handles.get(key)
+        if found is None:
+            with self._lock:
+                found = self._handles.get(key) or self._open(stream)
+                self._handles[key] = found
+        return found
+
+    def _open(self, stream):
+        handle, library = ctypes.c_void_p(), self._library
+        self._check(library.cublasCreate_v2(ctypes.byref(handle)), "a handle")
+        workspace = self.xp.empty(self.workspace_bytes, np.uint8)
+        self._check(library.cublasSetStream_v2(handle, stream), "a stream")
+        self._set_workspace(handle, workspace)  # after the stream, which resets it
+        self._check(library.cublasSetMathMode(handle, _MATH), "a mode")
+        return handle, workspace
+
+    def _set_workspace(self, handle, workspace):
+        status = self._library.cublasSetWorkspace_v2(handle, workspace.data.ptr, workspace.nbytes)
+        self._check(status, "a workspace")
+
+    def _check(self, status, what):
+        if status:
+            name = self._library.cublasGetStatusString(status).decode()
+            raise BackendError(f"cuBLAS refuses {what}: {name} ({status})")
+
+
+def _nothing():
+    """A product without numbers."""
+
+
+def load(xp, arch):
+    """``Cublas`` with the library that is installed for CuPy. Raises BackendError where there is none."""
+    # what cuBLAS's documentation recommends for each architecture
+    megabytes = 4 if arch < 90 else 32 if arch < 120 else 12
+    try:
+        return Cublas(xp, _libraries.load("cublas"), megabytes << 20)
+    except OSError as error:
+        raise BackendError(str(error)) from error

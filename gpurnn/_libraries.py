@@ -1,0 +1,65 @@
+"""Where CUDA's libraries and headers are: as CuPy finds them, in NVIDIA's wheels, or with the system's loader."""
+
+import ctypes
+import functools
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+MAJORS = (13, 12)  # versions of CUDA, the newest first
+
+
+@functools.cache
+def load(name):
+    """CUDA's shared library ``name`` ("nvrtc", "cublas") as a ``ctypes.CDLL``; raises OSError where there is none.
+
+    First CUDA's own finder, which CuPy 14 asks and which comes with it; then the wheels ``nvidia-...``; last a plain
+    name, under which a library that the process has loaded already is found, too.
+    """
+    try:
+        from cuda.pathfinder import load_nvidia_dynamic_lib
+
+        return ctypes.CDLL(load_nvidia_dynamic_lib(name).abs_path)
+    except (ImportError, RuntimeError, OSError):  # no finder, or it found nothing
+        pass
+    for path in _in_wheels(f"lib/lib{name}.so.*", f"bin/{name}64_*.dll"):
+        for part in path.parent.glob(f"lib{name}-builtins.so.*"):  # NVRTC 13.0 does not look beside itself
+            ctypes.CDLL(str(part))
+        return ctypes.CDLL(str(path))
+    for major in MAJORS:
+        try:
+            return ctypes.CDLL(f"{name}64_{major}.dll" if sys.platform == "win32" else f"lib{name}.so.{major}")
+        except OSError:
+            continue
+    raise OSError(f"CUDA's library {name} was not found: run pip install 'gpurnn[cuda13]', or install the CUDA toolkit")
+
+
+@functools.cache
+def include_folder():
+    """The folder of cuda_fp16.h and its kind as a string, or None where there is none: 16-bit kernels need it."""
+    for path in _in_wheels("include/cuda_fp16.h"):
+        return str(path.parent)
+    try:
+        from cuda.pathfinder import find_nvidia_header_directory
+
+        folder = find_nvidia_header_directory("cudart")
+    except (ImportError, RuntimeError):
+        folder = None
+    toolkits = [os.environ.get("CUDA_PATH"), os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
+    for found in (folder, *(os.path.join(toolkit, "include") for toolkit in toolkits if toolkit)):
+        if found and os.path.isfile(os.path.join(found, "cuda_fp16.h")):
+            return str(found)
+    return None
+
+
+def wheel_folders():
+    """Folders of NVIDIA's wheels: ``nvidia/cu13`` for CUDA 13, one for each library before it."""
+    spec = importlib.util.find_spec("nvidia")
+    roots = [Path(root) for root in spec.submodule_search_locations] if spec else []
+    folders = [folder for root in roots for folder in sorted(root.iterdir(), reverse=True) if folder.is_dir()]
+    return sorted(folders, key=lambda folder: not folder.name.startswith("cu1"))
+
+
+def _in_wheels(*patterns):
+    return [path for folder in wheel_folders() for pattern in patterns for path in sorted(folder.glob(pattern))]

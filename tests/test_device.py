@@ -1,0 +1,268 @@
+"""gpurnn/_device.py and what it loads with, without a GPU: compiled kernels on disk, launches, recordings."""
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cuda_on_cpu import nvrtc
+from cuda_on_cpu.cuda import Cuda
+
+from gpurnn import _cubins, _nvrtc
+from gpurnn._device import CupyDevice
+from gpurnn._kernels import kernel_source
+from gpurnn.errors import BackendError
+
+needs_nvrtc = pytest.mark.skipif(nvrtc.missing() is not None, reason=str(nvrtc.missing()))
+
+
+def fake_cupy(RawModule=None, **cuda):
+    """CuPy as far as loading goes; its kernels and streams are what a test gives."""
+    return types.SimpleNamespace(RawModule=RawModule, __version__="14.0", cuda=types.SimpleNamespace(**cuda))
+
+
+class Modules:
+    """``cupy.RawModule`` that remembers what it was asked for. kernel: what ``get_function`` gives."""
+
+    def __init__(self, kernel=None):
+        self.asked, self.kernel = [], kernel or (lambda grid, block, args, shared_mem=0: None)
+
+    def __call__(self, *, path, enable_cooperative_groups):
+        def get_function(name):
+            self.asked.append((path, enable_cooperative_groups, name))
+            return self.kernel
+
+        return types.SimpleNamespace(get_function=get_function)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPURNN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "kernels"
+
+
+def device_of(modules, arch=90):
+    device = CupyDevice(fake_cupy(modules))
+    device.arch = arch
+    return device
+
+
+# ---- compiled kernels on disk
+
+DONE = "step_done"
+
+
+@needs_nvrtc
+def test_a_kernel_is_compiled_once(cache, monkeypatch):
+    modules = Modules()
+    device_of(modules).load("step.cu", DONE)
+    compiled = []
+    monkeypatch.setattr(_nvrtc, "compile", lambda *a: compiled.append(a))
+    device_of(modules).load("step.cu", DONE)
+    assert not compiled and modules.asked[0] == modules.asked[1]
+    path, cooperative, name = modules.asked[0]
+    assert os.path.dirname(os.path.dirname(path)) == str(cache) and not cooperative and "step_done" in name
+    assert Path(path).read_bytes()[:4] == b"\x7fELF"
+    assert (cache.stat().st_mode & 0o777) == 0o700
+
+
+@needs_nvrtc
+def test_what_decides_the_machine_code_decides_the_place(monkeypatch):
+    source = kernel_source("step.cu")
+    first, name = _cubins.find(source, DONE, 90)
+    assert _cubins.find(source, DONE, 90) == (first, name)
+    others = [
+        _cubins.find(source, DONE, 80)[0], _cubins.find(source + "\n", DONE, 90)[0],
+        _cubins.find(source, "step_project<float>", 90)[0],
+    ]  # fmt: skip
+    monkeypatch.setattr(_nvrtc, "version", lambda: (99, 0))
+    others.append(_cubins.find(source, DONE, 90)[0])
+    assert len({first, *others}) == 5
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("damage", ["cut", "another name", "no name", "not JSON", "gone"])
+def test_a_damaged_kernel_is_compiled_anew(damage):
+    source = kernel_source("step.cu")
+    path, name = _cubins.find(source, DONE, 90)
+    whole, about = path.read_bytes(), path.with_name("about.json")
+    if damage == "cut":
+        path.write_bytes(whole[:-100])
+    elif damage == "another name":
+        about.write_text(json.dumps({"name": "x", "sha256": "0"}))
+    elif damage == "no name":
+        about.write_text(json.dumps({"sha256": json.loads(about.read_text())["sha256"]}))
+    elif damage == "not JSON":
+        about.write_text("{")
+    else:
+        path.unlink()
+    again, name_again = _cubins.find(source, DONE, 90)
+    assert again.read_bytes() == whole and name_again == name
+    assert _cubins.find(source, DONE, 90)[0].read_bytes() == whole
+
+
+@needs_nvrtc
+def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("GPURNN_CACHE", str(tmp_path / "file"))
+    path, name = _cubins.find(kernel_source("step.cu"), DONE, 90)
+    assert path.read_bytes()[:4] == b"\x7fELF" and name
+
+
+@needs_nvrtc
+@pytest.mark.slow
+def test_processes_that_compile_the_same_kernel_at_once(cache):
+    code = (
+        "from gpurnn import _cubins; from gpurnn._kernels import kernel_source\n"
+        "path, name = _cubins.find(kernel_source('step.cu'), 'step_forward<LstmCell, float>', 90)\n"
+        "assert path.read_bytes()[:4] == bytes([127]) + b'ELF'; print(path)"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(6)]
+    told = {process.communicate()[0] for process in processes}
+    assert all(process.returncode == 0 for process in processes) and len(told) == 1
+    assert [path.name for path in cache.iterdir()] == [os.path.basename(os.path.dirname(told.pop().strip()))]
+
+
+def test_the_target_is_machine_code_where_the_compiler_knows_it(monkeypatch):
+    monkeypatch.setattr(_nvrtc, "architectures", lambda: [75, 80, 86, 90, 100, 120])
+    wanted = {75: "sm_75", 87: "sm_86", 90: "sm_90", 103: "sm_100", 121: "sm_120"}
+    ptx = {70: "compute_75", 110: "compute_100", 130: "compute_120"}  # a GPU of another generation: the driver's work
+    for arch, option in (wanted | ptx).items():
+        assert _nvrtc.target(arch) == f"-arch={option}"
+
+
+# ---- loading and launching
+
+
+@needs_nvrtc
+def test_a_compiler_error_is_a_backend_error_with_its_line(monkeypatch):
+    from gpurnn import _kernels
+
+    text = kernel_source("step.cu") + '\n#line 7 "broken.cu"\n__global__ void broken() { nothing; }\n'
+    monkeypatch.setattr(_kernels, "kernel_source", lambda file: text)
+    with pytest.raises(BackendError, match=r"for sm_75 with CuPy 14.0:\nbroken\.cu\(7\): error.*nothing"):
+        device_of(Modules(), 75).load("step.cu", "broken")
+
+
+def test_a_driver_that_refuses_the_code_is_a_backend_error(monkeypatch, tmp_path):
+    monkeypatch.setattr(_cubins, "find", lambda *a: (tmp_path / "kernel.cubin", "name"))
+
+    def module(**options):
+        raise RuntimeError("CUDA_ERROR_INVALID_IMAGE: device kernel image is invalid")
+
+    with pytest.raises(BackendError, match="INVALID_IMAGE"):
+        device_of(module).load("step.cu", DONE)
+
+
+def test_blocks_that_cannot_be_there_at_once_are_a_backend_error(monkeypatch, tmp_path):
+    monkeypatch.setattr(_cubins, "find", lambda *a: (tmp_path / "kernel.cubin", "name"))
+
+    def kernel(grid, block, args, shared_mem=0):
+        raise ValueError("too large")
+
+    modules = Modules(kernel)
+    device = device_of(modules)
+    with pytest.raises(BackendError, match=r"grid_forward<.*: \(1, 132, 1\) blocks cannot be there at once: too large"):
+        device.load("grid.cu", "grid_forward<LstmCell, float>")((1, 132, 1), (256,), (), cooperative=True)
+    with pytest.raises(ValueError, match="too large"):
+        device.load("step.cu", "step_project<float>")((1, 1, 1), (256,), ())
+    assert [cooperative for _, cooperative, _ in modules.asked] == [True, False]
+
+
+def test_shared_memory_is_asked_for_where_it_grows(monkeypatch, tmp_path):
+    monkeypatch.setattr(_cubins, "find", lambda *a: (tmp_path / "kernel.cubin", "name"))
+
+    class Kernel:
+        asked = []
+
+        def __call__(self, grid, block, args, shared_mem=0):
+            assert shared_mem <= max([48 * 1024, *self.asked])
+
+        def __setattr__(self, name, value):
+            assert name == "max_dynamic_shared_size_bytes"
+            self.asked.append(value)
+
+    run = device_of(Modules(Kernel())).load("block.cu", "any")
+    for kilobytes in (10, 48, 100, 60, 100, 227):
+        run((1, 1, 1), (32,), (), shared_mem=kilobytes * 1024)
+    assert Kernel.asked == [100 * 1024, 227 * 1024]
+
+
+# ---- recording
+
+
+class FakeStream:
+    """A stream with CuPy's manners: a capture that CUDA has invalidated must be ended, and is_capturing() raises."""
+
+    state, ptr = "idle", 17
+
+    def __init__(self, non_blocking):
+        assert non_blocking
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return False
+
+    def begin_capture(self):
+        FakeStream.state = "capturing"
+
+    def end_capture(self):
+        before, FakeStream.state = FakeStream.state, "idle"
+        if before != "capturing":
+            raise RuntimeError(f"cudaErrorStreamCapture: {before}")
+        return "graph"
+
+    def is_capturing(self):
+        if FakeStream.state == "invalidated":
+            raise RuntimeError("the stream was capturing, but an error has invalidated the capture sequence")
+        return FakeStream.state == "capturing"
+
+
+def invalidate(error):
+    """What a forbidden call does under capture; the library may see its error or not."""
+    FakeStream.state = "invalidated"
+    if error:
+        raise RuntimeError("cudaErrorStreamCaptureUnsupported")
+
+
+def test_a_failed_recording_ends_the_capture():
+    device = CupyDevice(fake_cupy(Stream=FakeStream, get_current_stream=lambda: FakeStream(True)))
+    device.blas = types.SimpleNamespace(lend_workspace=lambda stream, lender: None)
+    assert device.record(lambda: None) == "graph"
+    for function, words in (
+        (lambda: 1 / 0, "division by zero"),
+        (lambda: invalidate(error=True), "cudaErrorStreamCaptureUnsupported"),
+        (lambda: invalidate(error=False), "cudaErrorStreamCapture: invalidated"),
+    ):
+        with pytest.raises(BackendError, match=f"cannot be recorded.*{words}"):
+            device.record(function)
+        assert FakeStream.state == "idle"
+    assert device.record(lambda: None) == "graph"
+
+
+def test_the_stream_is_the_current_one():
+    device = CupyDevice(types.SimpleNamespace(cuda=Cuda()))
+    assert device.stream == 0
+    with device.streams(1)[0] as stream:
+        assert device.stream == stream.ptr > 2
+
+
+def test_a_mirror_shows_the_device():
+    device = CupyDevice(types.SimpleNamespace(cuda=Cuda()))
+    host_side = np.arange(3, dtype=np.int32)
+    array = types.SimpleNamespace(
+        nbytes=12, dtype=host_side.dtype, size=3,
+        data=types.SimpleNamespace(copy_to_host_async=lambda to, size, stream: ctypes.memmove(
+            to, host_side.ctypes.data, size)),
+    )  # fmt: skip
+    seen, refresh = device.mirror(array)
+    assert seen.tolist() == [0, 0, 0]
+    refresh()
+    assert seen.tolist() == [0, 1, 2]
