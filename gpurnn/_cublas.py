@@ -15,6 +15,7 @@ from .errors import BackendError
 
 # cublas_api.h and library_types.h
 _OP_N, _OP_T = 0, 1
+_PLANS = 4096  # products whose arguments are remembered
 _MOST = (1 << 31) - 1  # its sizes are int
 _ALGORITHM = -1  # CUBLAS_GEMM_DEFAULT
 _MATH = 16  # CUBLAS_DEFAULT_MATH, and CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION
@@ -63,6 +64,7 @@ class Cublas:
     def __init__(self, xp, library, workspace_bytes):
         self.xp, self.workspace_bytes = xp, workspace_bytes
         self._handles = {}  # stream -> (handle, workspace)
+        self._plans = {}  # shapes, layouts, dtypes -> what ``_plan`` made of them
         self._lock = threading.Lock()
         self._library = library
         library.cublasGetStatusString.restype = ctypes.c_char_p
@@ -90,37 +92,53 @@ class Cublas:
         tf32: whether float32 may be rounded to tf32 before it is multiplied. Raises ValueError; the function raises
         BackendError.
         """
+        key = (
+            a.shape, a.strides, a.dtype, b.shape, b.strides, b.dtype, out.shape, out.strides, out.dtype,
+            accumulate, tf32,
+        )  # fmt: skip
+        plan = self._plans.get(key)
+        if plan is None:
+            if len(self._plans) >= _PLANS:
+                self._plans.clear()
+            plan = self._plans[key] = self._plan(a, b, out, accumulate, tf32)
+        if plan is _nothing:
+            return _nothing if accumulate or not out.size else lambda: out.fill(0)
+        call, arguments = plan
+        given = arguments(a.data.ptr, b.data.ptr, out.data.ptr)
+        return lambda held=(a, b, out): self._call(call, given)  # the arrays live as long as the function
+
+    def _plan(self, a, b, out, accumulate, tf32):
+        """``(call, arguments)`` of a product: cuBLAS's function, and what makes its arguments of three addresses;
+        ``_nothing`` where there is nothing to multiply. Raises ValueError as ``product``."""
         check_product(a, b, out)
-        if 0 in out.shape:
+        if 0 in out.shape or a.shape[-1] == 0:
             return _nothing
-        if a.shape[-1] == 0:
-            return _nothing if accumulate else lambda: out.fill(0)
-        held = a, b, out  # for as long as the function is
         by_rows, ld_out = matrix_layout(out, "out")
         if not by_rows:  # cuBLAS writes columns: ours by rows is theirs transposed, out^T = b^T a^T
             a, b, out = b.swapaxes(-1, -2), a.swapaxes(-1, -2), out.swapaxes(-1, -2)
         (a_rows, ld_a), (b_rows, ld_b) = matrix_layout(a, "a"), matrix_layout(b, "b")
-        name = a.dtype.name
-        wide = "float64" if name == "float64" else "float32"
-        compute = _COMPUTE_64F if wide == "float64" else _COMPUTE_32F  # float32 is never tf32 by itself
-        if tf32 and name == "float32":
-            compute = _COMPUTE_32F_FAST_TF32
-        ops = (_OP_N if b_rows else _OP_T), (_OP_N if a_rows else _OP_T)
-        (M, N), K, kind = out.shape[-2:], a.shape[-1], _TYPES[name]
+        (M, N), K, kind, kind_out = out.shape[-2:], a.shape[-1], _TYPES[a.dtype.name], _TYPES[out.dtype.name]
         if max(M, N, K, ld_a, ld_b, ld_out) > _MOST:
             raise ValueError(f"cuBLAS counts to {_MOST}: {a.shape} @ {b.shape} is too large for one product")
-        operands = [
-            [b.data.ptr, kind, ld_b], [a.data.ptr, kind, ld_a], [out.data.ptr, _TYPES[out.dtype.name], ld_out],
-        ]  # fmt: skip
-        call, end = self._gemm, (compute, _ALGORITHM)
+        wide = "float64" if a.dtype == np.float64 else "float32"
+        compute = _COMPUTE_64F if wide == "float64" else _COMPUTE_32F  # float32 is never tf32 by itself
+        if tf32 and a.dtype == np.float32:
+            compute = _COMPUTE_32F_FAST_TF32
+        call, end, strides = self._gemm, (compute, _ALGORITHM), ((), (), ())
         if a.ndim == 3:
             call, end = self._batched, (len(out), *end)
-            for operand, array in zip(operands, (b, a, out), strict=True):
-                operand.append(array.strides[0] // array.itemsize)
+            strides = [(array.strides[0] // array.itemsize,) for array in (a, b, out)]
+        start = (_OP_N if b_rows else _OP_T), (_OP_N if a_rows else _OP_T), N, M, K, _ONE[wide]
+        for_a, for_b = (kind, ld_a, *strides[0]), (kind, ld_b, *strides[1])
+        end = kind_out, ld_out, *strides[2], *end
         beta = (_ONE if accumulate else _ZERO)[wide]
-        arguments = (*ops, N, M, K, _ONE[wide], *operands[0], *operands[1], beta, *operands[2], *end)
 
-        return lambda held=held: self._call(call, arguments)
+        def arguments(a, b, out):
+            if not by_rows:
+                a, b = b, a
+            return *start, b, *for_b, a, *for_a, beta, out, *end
+
+        return call, arguments
 
     def _call(self, function, arguments):
         status = function(self._of(self.xp.cuda.get_current_stream().ptr)[0], *arguments)

@@ -139,40 +139,49 @@ class Kernels:
         dtype, ``Rows(array)`` for a strided one, or None where it may be null. Raises TypeError for a wrong number of
         arguments, DtypeError, ShapeError, OverflowError naming the argument. cooperative: all blocks are there at once.
         """
-        self.bind(file, kernel, types, grid, block, *args, shared=shared, cooperative=cooperative)()
+        run, converters = self._loaded(file, kernel, types, grid, len(args))
+        if 0 in grid:
+            return
+        given = tuple([convert(value) for convert, value in zip(converters, args, strict=True)])
+        if cooperative:
+            run(grid, block, given, shared_mem=shared, cooperative=True)
+        else:
+            run(grid, block, given, shared_mem=shared)
 
-    def bind(self, file, kernel, types, grid, block, *args, shared=0, cooperative=False):
-        """A function that launches as ``launch`` does, with everything checked now.
+    def bind(self, file, kernel, types, grid, block, *args):
+        """A function that launches as ``launch`` does, with all arguments checked now but one: where EACH stands among
+        them, the function takes a number."""
+        run, converters = self._loaded(file, kernel, types, grid, len(args))
+        if 0 in grid:
+            return lambda number: None
+        each = next(k for k, value in enumerate(args) if value is EACH)
+        before, after = (
+            tuple([convert(value) for convert, value in zip(converters[part], args[part], strict=True)])
+            for part in (slice(each), slice(each + 1, None))
+        )
+        convert = converters[each]
+        return lambda number: run(grid, block, (*before, convert(number), *after), shared_mem=0)
 
-        Where ``EACH`` stands for a number among the arguments, the function takes it.
-        """
+    def _loaded(self, file, kernel, types, grid, count):
+        """The kernel and the converters of its arguments, of which there are ``count``."""
         key = (file, kernel, types)
-        if key not in self._ready:
+        ready = self._ready.get(key)
+        if ready is None:
             expression = f"{kernel}<{', '.join(types)}>" if types else kernel
             converters = [self._converter(kernel, argument) for argument in signature(file, kernel, types)]
-            self._ready[key] = (self.device.load(file, expression), converters)
-        run, converters = self._ready[key]
-        if len(args) != len(converters):
-            raise TypeError(f"{kernel}: expected {len(converters)} arguments, got {len(args)}")
-        if 0 in grid:
-            return lambda *numbers: None
-        if any(size > 65535 for size in grid[1:]):
+            ready = self._ready[key] = (self.device.load(file, expression), converters)
+        if count != len(ready[1]):
+            raise TypeError(f"{kernel}: expected {len(ready[1])} arguments, got {count}")
+        if max(grid[1:], default=0) > 65535:
             raise ValueError(f"{kernel}: the grid {grid} has more than 65535 blocks along y or z")
-        options = {"shared_mem": shared} | ({"cooperative": True} if cooperative else {})
-        each = next((k for k, value in enumerate(args) if value is EACH), None)
-        pairs = zip(converters, args, strict=True)
-        given = tuple(value if value is EACH else convert(value) for convert, value in pairs)
-        if each is None:
-            return lambda: run(grid, block, given, **options)
-        before, convert, after = given[:each], converters[each], given[each + 1 :]
-        return lambda number: run(grid, block, (*before, convert(number), *after), **options)
+        return ready
 
     def _converter(self, kernel, argument):
         """The function that checks and casts one argument; made once, as launches are many."""
         name, dtype = argument.name, argument.dtype
         if not argument.pointer:
-            cast = np.dtype(dtype).type
-            if cast(0).dtype.kind == "f":  # rounding is what floats do; becoming an infinity is not
+            cast, whole = np.dtype(dtype).type, np.dtype(dtype).kind != "f"
+            if not whole:  # rounding is what floats do; becoming an infinity is not
                 most = float(np.finfo(cast).max)
 
                 def fits(value):
@@ -183,13 +192,21 @@ class Kernels:
                 def fits(value):
                     return low <= value <= high and cast(value) == value
 
+            known = {}  # most numbers are sizes, which come again and again
+
             def scalar(value):
-                if not fits(value):
-                    raise OverflowError(f"{kernel}: {name} = {value} does not fit into {dtype}")
-                return cast(value)
+                try:
+                    return known[value]
+                except (KeyError, TypeError):  # TypeError: one in an array
+                    if not fits(value):
+                        raise OverflowError(f"{kernel}: {name} = {value} does not fit into {dtype}") from None
+                found = cast(value)
+                if len(known) < 64 and whole and isinstance(value, int):
+                    known[value] = found
+                return found
 
             return scalar
-        wanted = None if dtype == "bfloat16" else np.dtype(dtype)
+        wanted = np.dtype(dtype) if dtype != "bfloat16" else _bfloat16()
         ndarray, null, optional = self.device.xp.ndarray, np.uint64(0), argument.optional
         aligned, address = argument.aligned, self.device.address
 
@@ -198,13 +215,12 @@ class Kernels:
                 if not optional:
                     raise TypeError(f"{kernel}: {name} may not be None")
                 return null
-            strided = isinstance(value, Rows)
-            array = value.array if strided else value
+            array = value.array if isinstance(value, Rows) else value
             if not isinstance(array, ndarray):
                 raise TypeError(f"{kernel}: {name} should be an array on the device, got {type(array).__name__}")
-            if array.dtype != wanted and array.dtype.name != dtype:  # a name is dear to ask for
+            if array.dtype is not wanted and array.dtype != wanted:
                 raise DtypeError(f"{kernel}: {name} should be {dtype}, got {array.dtype}")
-            if not strided and not array.flags.c_contiguous:
+            if array is value and not array.flags.c_contiguous:
                 raise ShapeError(f"{kernel}: {name} should be C-contiguous, got strides {array.strides}")
             if aligned and address(array) % ALIGNMENT and array.size:
                 raise ShapeError(
@@ -214,6 +230,15 @@ class Kernels:
             return array
 
         return pointer
+
+
+def _bfloat16():
+    """ml_dtypes' bfloat16 as a dtype; where that is not installed, one that no array of numbers has."""
+    try:
+        from ml_dtypes import bfloat16
+    except ImportError:
+        return np.dtype("V2")
+    return np.dtype(bfloat16)
 
 
 EACH = object()  # stands for a number that each launch brings

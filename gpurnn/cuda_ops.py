@@ -33,6 +33,20 @@ _RECORDED = 64  # timesteps of a graph: longer sequences launch it again
 _log = logging.getLogger("gpurnn")
 
 
+_SINGLE, _DOUBLE = np.dtype("float32"), np.dtype("float64")
+
+
+@functools.cache
+def dtype_name(dtype):
+    """``dtype.name``, which NumPy makes anew at each look."""
+    return dtype.name
+
+
+def c_type(dtype):
+    """What the kernels call a NumPy dtype."""
+    return TYPES[dtype_name(dtype)]
+
+
 def kernel_names(dtypes=tuple(TYPES), cells=CELLS):
     """(file, name expression) of every kernel that layers of these dtypes and cells use."""
     storages = [TYPES[dtype] for dtype in dtypes]
@@ -73,6 +87,7 @@ class CudaOps(Ops):
         self.pool = LoopPool(graphs)
         self.measured = measured
         self.exchanges = {}  # stream -> Exchange
+        self._chosen = {}  # what decides the ways of a loop -> (works, ways)
         self._with_tf32 = None
 
     def with_tf32(self):
@@ -134,6 +149,21 @@ class CudaOps(Ops):
         """``schedules.choose`` on this device."""
         return schedules.choose(replace(work, tf32=self.tf32), self.device.limits, wanted, self.measured)
 
+    def ways(self, keep, schedule, *sizes):
+        """``(works, ways)`` of a loop, "forward" and where ``keep`` "backward" -> schedules.Work and schedules.Way.
+
+        sizes: the kernel, gates, H, T, B, directions, dtype's name, projected, I and share of ``schedules.Work``.
+        """
+        key = keep, schedule, sizes, self.tf32, id(self.device.limits), id(self.measured)
+        if key not in self._chosen:
+            if len(self._chosen) >= 4096:
+                self._chosen.clear()
+            *first, I, share = sizes
+            names = ("forward", "backward") if keep else ("forward",)
+            works = {name: schedules.Work(*first, name == "backward", self.tf32, I, share) for name in names}
+            self._chosen[key] = works, {name: self.choose(work, schedule)[0] for name, work in works.items()}
+        return self._chosen[key]
+
     # ---- one layer through time
 
     def lanes(self, count):
@@ -143,8 +173,8 @@ class CudaOps(Ops):
         T, B, I = x.shape
         rows, P = weights[0].hh.shape
         H, D = rows // cell.gates, len(weights)
-        key = (cell.kernel, T, B, I, H, P, directions, x.dtype.name, keep, lengths is not None,
-               weights[0].bias_ih is None, schedule, share, self.tf32)  # fmt: skip
+        key = (cell.kernel, T, B, I, H, P, directions, x.dtype, keep, lengths is not None,
+               weights[0].bias_ih is not None, schedule, share, self.tf32)  # fmt: skip
         # Work on another stream may still be under way on a loop that was given back there.
         loop, lease = self.pool.take((*key, self.device.stream), lambda: Loop(self, cell, *key[1:-1]))
         loop.load(weights, lengths)
@@ -176,8 +206,8 @@ class CudaOps(Ops):
     def sum_steps(self, d):
         rows = flat(d)
         N, M = rows.shape
-        kind = TYPES[d.dtype.name]
-        real = np.dtype("float64" if kind == "double" else "float32")
+        kind = c_type(d.dtype)
+        real = _DOUBLE if kind == "double" else _SINGLE
         if N == 0:
             return self.xp.zeros(M, real)
         chunks = min(-(-N // 256), 256)  # by N alone: equal bits on every GPU
@@ -186,7 +216,7 @@ class CudaOps(Ops):
         self.kernels.launch(
             "bptt.cu", "sum_steps_partial", (kind,), (-(-M // 32), chunks), (32, 8), N, M, ld, Rows(rows), partial
         )
-        real_type = TYPES[real.name]
+        real_type = c_type(real)
         self.kernels.launch(
             "bptt.cu", "sum_steps_finish", (real_type,), (-(-M // 128),), (128,), chunks, M, partial, sums
         )
@@ -199,13 +229,13 @@ class CudaOps(Ops):
         order = self.xp.argsort(index, kind="stable").astype(np.int64, copy=False)
         ids = index[order].astype(np.int64, copy=False)
         d = self.xp.ascontiguousarray(d)
-        chunks, kind = -(-N // 64), TYPES[d.dtype.name]
+        chunks, kind = -(-N // 64), c_type(d.dtype)
         partial = self.xp.empty((chunks, 2, H), np.float64)
         grid, block = (chunks, -(-H // 32)), (32,)
         self.kernels.launch(
             "embedding.cu", "embedding_chunks", (kind,), grid, block, N, H, ids, order, d, partial, grad
         )
-        real = TYPES[grad.dtype.name]
+        real = c_type(grad.dtype)
         self.kernels.launch("embedding.cu", "embedding_borders", (real,), grid, block, N, H, ids, partial, grad)
 
     # ---- softmax cross-entropy
@@ -215,7 +245,7 @@ class CudaOps(Ops):
         losses, total = self.xp.empty(count, np.float64), self.xp.empty(count, np.float64)
         highest = self.xp.empty(count, logits.dtype)
         args = V, smoothing, self.xp.ascontiguousarray(logits), rows, labels, losses, highest, total
-        self.kernels.launch("loss.cu", "cross_entropy_forward", (TYPES[logits.dtype.name],), (count,), (128,), *args)
+        self.kernels.launch("loss.cu", "cross_entropy_forward", (c_type(logits.dtype),), (count,), (128,), *args)
         return losses, highest, total
 
     def softmax_backward(self, logits, rows, labels, smoothing, highest, total, dlosses, out=None):
@@ -233,20 +263,20 @@ class CudaOps(Ops):
             dlogits,
         )
         grid = (labels.size,)
-        self.kernels.launch("loss.cu", "cross_entropy_backward", (TYPES[logits.dtype.name],), grid, (128,), *args)
+        self.kernels.launch("loss.cu", "cross_entropy_backward", (c_type(logits.dtype),), grid, (128,), *args)
         return dlogits
 
     # ---- what follows the gradients
 
     def optimise(self, kernel, params, grads, arrays, scalars):
-        kind, N = TYPES[params.dtype.name], params.size
+        kind, N = c_type(params.dtype), params.size
         given = scalars | arrays | {"N": N, "params": params, "grads": grads}
         args = [given.get(argument.name) for argument in signature("optimise.cu", kernel, (kind,))]
         self.kernels.launch("optimise.cu", kernel, (kind,), (-(-N // 256),), (256,), *args)
         return True
 
     def clip_norm(self, grads, max_norm):
-        kind, N = TYPES[grads.dtype.name], grads.size
+        kind, N = c_type(grads.dtype), grads.size
         chunks = max(1, min(-(-N // 4096), 1024))  # by N alone: equal bits on every GPU
         partial, norm = self.xp.empty(chunks, np.float64), self.xp.empty(2, np.float64)
         self.kernels.launch("optimise.cu", "norm_partial", (kind,), (chunks,), (256,), N, grads, partial)
@@ -274,25 +304,22 @@ class Loop:
     ``forward`` and ``backward`` run launch by launch, or replay what ``LoopPool`` has had recorded.
     """
 
-    def __init__(self, ops, cell, T, B, I, H, P, directions, dtype, keep, ragged, unbiased, schedule, share=1):
+    def __init__(self, ops, cell, T, B, I, H, P, directions, dtype, keep, ragged, biased, schedule, share=1):
         xp = ops.xp
         self.ops, self.cell, self.directions, self.keep = ops, cell, directions, keep
         self.T, self.B, self.H, self.P, self.D = T, B, H, P, len(directions)
         D, G = self.D, cell.gates
         self.projected, self.original = P != H, cell.kernel == "GruOriginal"
         self.dtype = np.dtype(dtype)
-        self.real = np.dtype("float64" if dtype == "float64" else "float32")
+        self.real = _DOUBLE if self.dtype == _DOUBLE else _SINGLE
         self.width = cell.kept if keep else G
         self.reverse = sum(reverse << d for d, reverse in enumerate(directions))
         self.recorded = False  # whether the arrays stay, so that launches may be recorded over them
         self.graphs = {}  # name -> CUDA graphs, one behind the other
         self.note = lambda name, reason: None  # told why a name is not recorded, or None where it is
-        self.works, self.ways = {}, {}  # "forward", "backward" -> schedules.Work, schedules.Way
-        for name in ("forward", "backward") if keep else ("forward",):
-            self.works[name] = work = schedules.Work(
-                cell.kernel, G, H, T, B, D, str(dtype), self.projected, name == "backward", ops.tf32, I, share
-            )
-            self.ways[name], _ = ops.choose(work, schedule)
+        self.works, self.ways = ops.ways(
+            keep, schedule, cell.kernel, G, H, T, B, D, dtype_name(self.dtype), self.projected, I, share
+        )
         # for W_ih x, and for what the cell keeps
         self.gates = xp.empty((D, T, B, self.width * H), self.dtype) if keep or not self.inputs else None
         self.h = xp.empty((D, T + 1, B, P), self.dtype)
@@ -300,11 +327,11 @@ class Loop:
         self.output = xp.empty((T, B, D * P), self.dtype)
         self.nbytes = self.h.nbytes + 2 * self.output.nbytes  # with doutput
         self.nbytes += sum(array.nbytes for array in (self.gates, self.c) if array is not None)
-        self.steps_done = xp.zeros(1, np.int32)  # timesteps before the graph that runs
+        self.steps_done = None  # timesteps before the graph that runs
         self.lengths = self.order = None
         if ragged:  # order: the longest first, so that the sequences of a block end together
             self.lengths, self.order = xp.empty(B, np.int32), xp.empty(B, np.int32)
-        self.biased = not unbiased
+        self.biased = biased
         self.hh = self.hr = self.ih = self.x = self.bias_ih = self.bias_hh = None
         self.h_now = self.d_now = None  # made by the first step of either way
         self.doutput = self.received = self.dh = None  # made by the first backward
@@ -531,6 +558,8 @@ class Loop:
         """The graphs of all timesteps, some of them the same one, or None where that fails."""
         whole, rest = divmod(self.T, _RECORDED)
         one = whole + (rest > 0) < 2
+        if not one and self.steps_done is None:
+            self.steps_done = self.ops.xp.zeros(1, np.int32)
         launches = launches_of(None if one else self.steps_done)
 
         def steps(count):
@@ -555,7 +584,7 @@ class Loop:
 
     def _bind(self, kernel, size, *args):
         """``Kernels.bind`` of a kernel of step.cu, whose EACH is the timestep."""
-        types = (TYPES[self.dtype.name],)
+        types = (c_type(self.dtype),)
         if "project" not in kernel:
             types = (self.cell.kernel, *types)
         grid = (-(-size // _BLOCK[0]), -(-self.B // _BLOCK[1]), self.D)
@@ -575,7 +604,7 @@ class Loop:
 
     def _launch_block(self, way, *args):
         block = self.ways[way]
-        types = (self.cell.kernel, TYPES[self.dtype.name], *block.types)
+        types = (self.cell.kernel, c_type(self.dtype), *block.types)
         file, kernel = f"{block.kernel}.cu", f"{block.kernel}_{way}"
         args, how = (self.T, self.B, self.H, *args), {"shared": block.shared}
         tiles = -(-self.B // block.rows)

@@ -88,7 +88,7 @@ class Ops:
         what DLPack cannot hand over (bfloat16, sparse); both name the argument.
         """
         xp = self.xp
-        if isinstance(value, xp.ndarray):
+        if type(value) is xp.ndarray or isinstance(value, xp.ndarray):
             return value
         if hasattr(value, "detach"):  # torch hands over no tensor that requires grad
             value = value.detach()
@@ -167,9 +167,10 @@ class Ops:
         """One layer with all its directions.
 
         cell: a record of cells.py. x: (T, B, I). weights: for each direction its ``cells.Weights``; states: its initial
-        state, (h (B, P),) or (h, c (B, H)). lengths: NumPy integers (B,) or None. directions: for each whether it walks
-        backwards in time. keep: whether ``layer_backward`` will follow. own: whether the output must be a C-contiguous
-        array of its own, zero past the end of a sequence; else it may show what lies in a ``Walk``. schedule: one of
+        state, (h (B, P),) or (h, c (B, H)), arrays or numbers. lengths: NumPy integers (B,) or None. directions: for
+        each whether it walks backwards in time. keep: whether ``layer_backward`` will follow. own: whether the output
+        must be a C-contiguous array of its own, zero past the end of a sequence; else it may show what lies in a
+        ``Walk``. schedule: one of
         ``schedules.SCHEDULES``; array code has one way only. share: how many layers walk at once on the device.
 
         Returns a list of ``Walk``, a list of final states, and the output (T, B, D*P).
@@ -252,7 +253,8 @@ class Ops:
         cell: a record of cells.py; weights: its ``HiddenWeights``.
         ax: from ``empty_steps``; (T, B, K*H) where ``keep``, else (T, B, G*H) will do. In: columns [0, G*H) hold the
             input pre-activations; out, where ``keep``: what the cell keeps for the way back.
-        state: initial (h (B, P),) or (h, c (B, H)). valid: boolean (T, B) or None; where False the state is held.
+        state: initial (h (B, P),) or (h, c (B, H)), arrays or numbers. lengths: integers (B,) or None; past its end a
+            sequence holds its state.
         reverse: walk from T - 1 to 0.
 
         Returns h (T+1, B, P) and c (T+1, B, H), or None where the cell has no c or not ``keep``, and the final state.
@@ -261,7 +263,7 @@ class Ops:
         """
         xp, dtype, real = self.xp, ax.dtype, wide_dtype(ax.dtype)
         T, B, _ = ax.shape
-        P, rows = state[0].shape[1], weights.hh.shape[0]
+        rows, P = weights.hh.shape
         H = rows // cell.gates
         start = T if reverse else 0
         h = self.empty_steps(T + 1, B, P, dtype)

@@ -125,6 +125,7 @@ class _Recurrent(Module):
         self.learn_state = bool(learn_state)
         self.init = check_choice("init", init, INITIALISERS)
         self._directions = (False, True) if bidirectional else (self.reverse,)
+        self._weights_of = None  # the parameters of which ``_by_layer`` holds the weights
         self._declare(self._initial_values(forget_bias, chrono))
 
     # ---- parameters
@@ -198,15 +199,14 @@ class _Recurrent(Module):
 
     def _weights(self, layer):
         """The ``cells.Weights`` of a layer's directions."""
-        return [
-            cells.Weights(
-                *(
-                    self.params.get(name + self._suffix(layer, d))
-                    for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-                )
-            )
-            for d in range(len(self._directions))
-        ]
+        if self._weights_of is not self.params:  # new where the layer has moved into a model
+            names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+            self._weights_of, directions = self.params, range(len(self._directions))
+            self._by_layer = [
+                [cells.Weights(*(self.params.get(name + self._suffix(k, d)) for name in names)) for d in directions]
+                for k in range(self.num_layers)
+            ]
+        return self._by_layer[layer]
 
     # ---- calling
 
@@ -315,7 +315,7 @@ class _Recurrent(Module):
         passes, steps, outputs = [], [], []
         with self.ops.lanes(L if len(spans) > 1 else 1) as lanes:
             for span in spans:
-                y, part = x[span], _within(lengths, span)
+                y, part = x if len(spans) == 1 else x[span], _within(lengths, span)
                 passes.append([])
                 for layer in range(L):
                     with lanes.on(layer, after=layer - 1):
@@ -410,7 +410,9 @@ class _Recurrent(Module):
         dxs, held = [], []
         with self.ops.lanes(L if len(spans) > 1 else 1) as lanes:
             for span in reversed(spans):
-                dy, part, stack = None if doutput is None else doutput[span], _within(lengths, span), passes.pop()
+                dy, part, stack = doutput, _within(lengths, span), passes.pop()
+                if dy is not None and len(spans) > 1:
+                    dy = dy[span]
                 for layer in reversed(range(L)):
                     walks = stack.pop()
                     with lanes.on(layer, after=layer + 1 if layer < L - 1 else -1):
@@ -526,11 +528,11 @@ class _Recurrent(Module):
         return kinds[: self.cell.states]
 
     def _initial_state(self, state, B, single):
-        """For each pass the initial state as a tuple of (B, size) arrays."""
+        """For each pass the initial state as a tuple of (B, size) arrays, or of zeros."""
         if state is not None:
             return self._unpack_state(state, B, single, "state")
         initial = []
-        for _, layer, _, suffix in self._passes():
+        for _, _, _, suffix in self._passes():
             if self.learn_state:
                 rows = [
                     self.params[f"initial_{kind}{suffix}"].astype(self.dtype, copy=False)
@@ -538,7 +540,7 @@ class _Recurrent(Module):
                 ]
                 initial.append(tuple(self.xp.broadcast_to(row, (B, row.size)) for row in rows))
             else:
-                initial.append(tuple(self.xp.zeros((B, s[layer]), self.dtype) for _, s in self._state_kinds()))
+                initial.append((0.0,) * self.cell.states)
         return initial
 
     def _unpack_state(self, state, B, single, name):
@@ -574,7 +576,9 @@ class _Recurrent(Module):
         packed = []
         for k, (_, sizes) in enumerate(self._state_kinds()):
             rows = [part[k][0] if single else part[k] for part in parts]
-            if len(set(sizes)) == 1:
+            if len(rows) == 1:
+                packed.append(rows[0][None])
+            elif len(set(sizes)) == 1:
                 packed.append(self.xp.stack(rows))
             else:
                 layers = range(self.num_layers)

@@ -124,8 +124,8 @@ def _walk(ops, work, way, T):
     cell = next(cell for cell in CELLS.values() if cell.kernel == work.kernel)
     xp, B, H, D = ops.xp, work.B, work.H, work.directions
     dtype = check_dtype(work.dtype)
-    loop = Loop(ops, cell, T, B, 0, H, H, (False, True)[:D], dtype, True, False, False, "step")
-    loop.ways["backward" if work.backward else "forward"] = way
+    loop = Loop(ops, cell, T, B, 0, H, H, (False, True)[:D], dtype, True, False, True, "step")
+    loop.ways = loop.ways | {"backward" if work.backward else "forward": way}
     wide = np.dtype("float32" if dtype.itemsize < 4 else dtype)
     G = cell.gates
     weights = [

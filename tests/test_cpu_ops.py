@@ -260,7 +260,7 @@ def optimised(name, backend, dtype, features, grads):
     model = gpurnn.Linear(features, features, backend=backend, dtype=dtype, seed=1)
     optimiser = OPTIMISERS[name](model)
     for grad in grads:
-        model.flat_grads[...] = grad
+        model.grads["weight"], model.grads["bias"] = grad[:-features].reshape(features, features), grad[-features:]
         optimiser.step()
     return [
         array.astype(np.float64).ravel() for array in (model.flat_params, *optimiser.state_dict()["arrays"].values())

@@ -195,7 +195,7 @@ def test_streams_share_nothing_and_an_earlier_launch_is_not_taken_for_this_one(t
 
 
 def test_no_launch_of_all_blocks_is_one_dimensional(monkeypatch):
-    """CuPy refuses a cooperative grid that does not fit; but one that is 1 along y and z it makes smaller, in silence."""
+    """CuPy refuses a cooperative grid that does not fit, but makes one that is 1 along y and z smaller, in silence."""
     ops, grids = cuda_ops(checked=False), []
     bind = ops.kernels.bind
 

@@ -1,7 +1,7 @@
 """The emulator dressed as CuPy, so that the library's ``xp`` code and its launches run whole without a GPU.
 
-``EmulatedDevice`` is ``gpurnn._device.CupyDevice`` over this ``xp``, which does and refuses what the module ``cupy`` does
-and refuses: nothing is converted to or from NumPy unless asked for, and only what ``FUNCTIONS`` has exists.
+``EmulatedDevice`` is ``gpurnn._device.CupyDevice`` over this ``xp``. It acts as the module ``cupy`` and refuses as much:
+nothing is converted to or from NumPy unless asked for, and only what ``FUNCTIONS`` has exists.
 Memory from ``xp.empty`` counts as uninitialised for kernels until the host or a kernel writes it.
 """
 
