@@ -52,7 +52,7 @@ def build(case, backend, dtype, schedule="auto", wavefront=0):
     return gpurnn.Sequential({"embedding": gpurnn.Embedding(case.V, case.I, **where), "rnn": layer, "linear": linear})
 
 
-def _gpurnn(backend, schedule="auto", wavefront=0):
+def gpurnn_rival(backend, schedule="auto", wavefront=0):
     def prepare(case, weights, x, y):
         import numpy as np
 
@@ -80,8 +80,8 @@ def _gpurnn(backend, schedule="auto", wavefront=0):
 
             def layer():
                 if case.what == "inference":
-                    return {"output": model(given)[0]}
-                output, _, backward = model.forward(given)
+                    return {"output": model(given, lengths=case.lengths)[0]}
+                output, _, backward = model.forward(given, lengths=case.lengths)
                 if case.what == "forward":
                     return {"output": output}
                 model.zero_grad()
@@ -113,7 +113,7 @@ def _gpurnn(backend, schedule="auto", wavefront=0):
             stop.synchronize()
             return cuda.get_elapsed_time(start, stop) / 1e3
 
-        if backend in ("numpy", "cpu"):
+        if not hasattr(model.xp, "cuda"):
             return Prepared(run, results)
         pool = model.xp.get_default_memory_pool()
         return Prepared(run, results, model.ops.synchronize, events, pool.total_bytes)
@@ -177,6 +177,17 @@ def _torch_prepared(device, run, results):
     return Prepared(run, results, torch.cuda.synchronize, events, torch.cuda.max_memory_reserved)
 
 
+def _packed(layer, lengths):
+    """A layer of torch over sequences of these lengths."""
+    from torch.nn.utils import rnn
+
+    def call(x):
+        output, state = layer(rnn.pack_padded_sequence(x, lengths, enforce_sorted=False))
+        return rnn.pad_packed_sequence(output, total_length=len(x))[0], state
+
+    return call
+
+
 def _torch(device, mode="eager"):
     """mode: "eager"; "compile": under ``torch.compile``; "graph": the whole run recorded as a CUDA graph."""
 
@@ -210,6 +221,7 @@ def _torch(device, mode="eager"):
         layer.load_state_dict(given_weights)
         layer = layer.to(device, torch.float32 if narrow else dtype).train(case.what != "inference")
         call = torch.compile(layer) if mode == "compile" else layer
+        call = _packed(call, case.lengths) if case.ragged else call
         given, wanted = torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)
         keep = mode == "graph"  # a recorded run finds its gradients at the same addresses, zeroed
         adam = (
@@ -483,12 +495,12 @@ def _liar(case, weights, x, doutput):
 
 
 RIVALS = {  # name -> (prepare, device, what it is)
-    "gpurnn-cpu": (_gpurnn("cpu"), "cpu", "gpurnn's compiled code on the CPU"),
-    "gpurnn-numpy": (_gpurnn("numpy"), "cpu", "gpurnn's generic code on NumPy"),
-    "gpurnn-cupy": (_gpurnn("cupy"), "gpu", "gpurnn's generic code on CuPy"),
-    "gpurnn-cuda": (_gpurnn("cuda"), "gpu", "gpurnn's kernels"),
-    "gpurnn-cuda-step": (_gpurnn("cuda", "step"), "gpu", "gpurnn's kernels, schedule step only"),
-    "gpurnn-cuda-wavefront": (_gpurnn("cuda", wavefront=64), "gpu", "gpurnn's kernels, layers 64 steps apart"),
+    "gpurnn-cpu": (gpurnn_rival("cpu"), "cpu", "gpurnn's compiled code on the CPU"),
+    "gpurnn-numpy": (gpurnn_rival("numpy"), "cpu", "gpurnn's generic code on NumPy"),
+    "gpurnn-cupy": (gpurnn_rival("cupy"), "gpu", "gpurnn's generic code on CuPy"),
+    "gpurnn-cuda": (gpurnn_rival("cuda"), "gpu", "gpurnn's kernels"),
+    "gpurnn-cuda-step": (gpurnn_rival("cuda", "step"), "gpu", "gpurnn's kernels, schedule step only"),
+    "gpurnn-cuda-wavefront": (gpurnn_rival("cuda", wavefront=64), "gpu", "gpurnn's kernels, layers 64 steps apart"),
     "products": (_products, "cpu", "the matrix products alone on NumPy: a bound, not a rival"),
     "torch-cpu": (_torch("cpu"), "cpu", "torch.nn on the CPU"),
     "torch-cpu-compile": (_torch("cpu", "compile"), "cpu", "torch.nn on the CPU under torch.compile"),
@@ -546,6 +558,8 @@ def refuses(name, case):
         return "only inference"
     if name == "jax" and case.what == "forward":
         return "keeps nothing for a later backward"
+    if case.ragged and not name.startswith(("gpurnn-", "torch-c")) or case.ragged and name.endswith("-graph"):
+        return "all sequences of one length"
     if name.startswith("flashrnn") and (case.L > 1 or case.bidirectional):
         return "one layer and one direction"
     if name == "gpurnn-cuda-wavefront" and (case.L == 1 or case.bidirectional):

@@ -16,7 +16,7 @@ def small(monkeypatch):
     """Launches as small as the emulator likes them: the measurements ask for ``THREADS``."""
     monkeypatch.setattr(probe, "THREADS", 64)
     monkeypatch.setattr(probe_memory, "THREADS", 64)
-    monkeypatch.setattr(probe_memory, "CHASES", {"L2": 1 << 15, "memory": 1 << 25})
+    monkeypatch.setattr(probe_memory, "CHASES", {"L2": 1 << 10, "memory": 1 << 16})
     monkeypatch.setattr(probe_memory, "KILOBYTES", (2,))
 
 
@@ -68,7 +68,7 @@ def test_memory_fences_and_the_ring(how, monkeypatch):
     device = EmulatedGpu(90, **how)
     found = probe_memory.latencies(device) | probe_memory.fences(device)
     assert len(found) == 8 and all(row["seconds"] == pytest.approx(1e-6) for row in found.values()), found
-    device.steps = 1, 40  # all slots of the ring in turn
+    device.steps = 1, 34  # all slots of the ring in turn
     found = probe_memory.ring(device)
     assert found.keys() == {"2 KB, 1 x 2 blocks", "2 KB, 2 x 2 blocks", "2 KB, 1 x 4 blocks"}
     assert all(row.get("seconds") == pytest.approx(1e-6) for row in found.values()), found
