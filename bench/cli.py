@@ -255,7 +255,7 @@ def on_gpu(part, minutes, out, rehearse, collect, to):
     and tests where all was right, else a search for the cause. Results are appended to result.jsonl one by one; a run
     that is cut short has lost only what it was at. Two files come of it, and tuned.json.
     """
-    from .on_gpu import collected, run_part
+    from .on_gpu import collected, missing_gpu, run_part
 
     if collect:
         if not to:
@@ -266,11 +266,9 @@ def on_gpu(part, minutes, out, rehearse, collect, to):
             raise click.ClickException(str(error)) from error
         click.echo(to)
         return
-    if rehearse:
-        from .gpu_rehearsal import missing as lacking
-
-        if lacking():
-            raise click.ClickException(lacking())
+    problem = missing_gpu(rehearse)
+    if problem:
+        raise click.ClickException(problem)
     out = out or os.environ.get("OUT") or time.strftime("gpu-%Y%m%d-%H%M%S")
     click.get_current_context().exit(run_part(part, minutes, out, rehearse, start=_STARTED))
 

@@ -63,7 +63,7 @@ def _smoke():
                 kind = {"dtype": "float32", "precision": "tf32"} if name == "tf32" else {"dtype": name}
                 B, H = sizes.get(kernel, (17, 256))
                 extra = {"bidirectional": number % 5 in (1, 3), "ragged": number % 3 == 2}
-                I = 20 if second and kernel.startswith("block") else 40  # 20: the launch makes W_ih x itself
+                I = 20 if second and kernel.startswith("block") else 40  # 20: the launch may make W_ih x itself
                 found.append(Smoke(cell, kernel, B=B, H=H, I=I, **kind, **extra))
                 number += 1
     return found

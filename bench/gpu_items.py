@@ -19,7 +19,7 @@ from .run import allowed
 
 # group -> the share of a part's time after which none of it begins, so that nothing starves what comes behind
 GROUPS = {
-    "A": {"versions": 0.2, "warm-up": 0.3, "smoke": 0.45, "probe": 0.65, "headline": 1.0},
+    "A": {"versions": 0.2, "warm-up": 0.3, "smoke": 0.45, "probe": 0.65, "torch": 1.0, "headline": 1.0},
     "B right": {"ablation": 0.1, "profile": 0.3, "tune": 0.55, "tests": 0.9, "headline": 1.0},
     "B wrong": {"sanitizer": 0.4, "variants": 0.75, "headline": 1.0},
 }
@@ -56,6 +56,7 @@ def part_a(rehearsal):
     for name in PROBES:
         run = _probe(name) if name in REHEARSED or not rehearsal else _left_out("the emulator has nothing like it")
         items.append(Item("probe", name, run, 20, 3))
+    items.append(Item("torch", "torch", _torch, 30))
     items += [headline_item(case, rehearsal) for case in dict.fromkeys(map(shrink, HEADLINE))]
     return items, GROUPS["A"], "part A"
 
@@ -82,15 +83,14 @@ def part_b(rehearsal, records):
 
 
 def _versions(pool, seconds):
-    answers = pool.ask_all([("gpurnn", {"do": "versions"}), ("torch", {"do": "torch_versions"})], seconds)
     digest, count = sources()
-    found = {"sources": digest, "source_files": count, "python": sys.version.split()[0]}
-    for answer in answers:
-        if isinstance(answer, Trouble):
-            found |= {"status": answer.status, "reason": answer.reason}
-        else:
-            found |= answer
-    return {"status": "done"} | found
+    found = {"status": "done", "sources": digest, "source_files": count}
+    return found | pool.ask("gpurnn", {"do": "versions"}, seconds)
+
+
+def _torch(pool, seconds):
+    """Late, because nothing has to wait for it before: it takes longest to start."""
+    return {"status": "done"} | pool.ask("torch", {"do": "torch_versions"}, seconds)
 
 
 def _warm_up(cases):
@@ -133,8 +133,8 @@ def smoke_item(group, case, rehearsal):
 def _probe(name):
     def run(pool, seconds):
         found = pool.ask("gpurnn", {"do": "probe", "name": name}, seconds)["probe"][name]
-        told = [found, *(value for value in found.values() if isinstance(value, dict))]
-        failed = [value["failed"] for value in told if "failed" in value]
+        parts = [found, *(value for value in found.values() if isinstance(value, dict))]
+        failed = [part["failed"] for part in parts if "failed" in part]
         problem = {"status": "failed", "reason": failed[0]} if failed else {}
         return {"status": "right", "probe": found} | problem
 
@@ -167,10 +167,16 @@ def _headline(case, pool, seconds):
             found = compare(case, paths["gpurnn"], paths["torch"])
             if found["status"] == "wrong":
                 return found | {"rivals": rivals}
+    order = {"do": "time", "seconds": 0.001 if pool.rehearsal else TURN}
     for _ in range(ROUNDS):
-        for kind, rival in rivals.items():
-            order = {"do": "time", "seconds": 0.001 if pool.rehearsal else TURN}
-            rival.setdefault("samples", []).append(pool.ask(kind, order, end - time.monotonic()))
+        for kind in tuple(rivals):
+            try:
+                rivals[kind].setdefault("samples", []).append(pool.ask(kind, order, end - time.monotonic()))
+            except Trouble as trouble:
+                if kind == "gpurnn":
+                    raise
+                del rivals[kind]  # ours is timed all the same
+                found["reason"] = f"torch: {trouble.reason}"
     return found | {"rivals": rivals}
 
 
@@ -248,7 +254,7 @@ def _command_record(answer, bad, good):
 
 
 def _profile(case):
-    """Nsight Compute on the kernels that walk through time, which are the longest. The clocks are left as they are."""
+    """Nsight Compute on the kernels of the time loop, which run longest. The clocks are left as they are."""
     sections = "SpeedOfLight", "WarpStateStats", "SchedulerStats", "LaunchStats", "Occupancy", "MemoryWorkloadAnalysis"
     command = ["--clock-control", "none", "--launch-count", "2", "--kernel-name", "regex:grid|block"]
     command += [part for section in sections for part in ("--section", section)]

@@ -83,11 +83,14 @@ class Session:
     def do_versions(self):
         from .machine import clocks, environment
 
-        found = {"environment": environment(ask_torch=False)}
+        found = {"environment": environment(ask_torch=False), "clocks": clocks()}
         if not self.rehearsal:
             import cupy
 
-            found |= {"nvrtc": list(cupy.cuda.nvrtc.getVersion()), "clocks": clocks()}
+            try:
+                found["nvrtc"] = list(cupy.cuda.nvrtc.getVersion())
+            except Exception as error:  # another version of CuPy may hold it elsewhere
+                found["nvrtc"] = str(error)
         return found
 
     def do_torch_versions(self):
@@ -189,14 +192,10 @@ class Session:
             return {}
         import gpurnn
 
-        from .gpu_smoke import problems, recordings
+        from .gpu_smoke import chosen, recordings
 
         ops = self.ops if self.rehearsal else gpurnn.get_backend("cuda")
-        chosen = {}
-        for problem in problems(case):
-            name = f"H{problem.H} I{problem.I} {'backward' if problem.backward else 'forward'}"
-            chosen[name] = (ops.with_tf32() if case.precision == "tf32" else ops).choose(problem)[0].key
-        return {"chosen": chosen, "recordings": recordings(ops)[-8:]}
+        return {"chosen": chosen(case, ops), "recordings": recordings(ops)[-8:]}
 
     def do_time(self, seconds):
         from .run import time_runs

@@ -100,7 +100,8 @@ def collect(records):
     version, begin = versions[-1], groups["begin"][0]
     found = {row["name"]: row["probe"] for row in groups.get("probe", ()) if "probe" in row}
     ceilings = {"cpu": None, "gpu": ceilings_of(found)}
-    about = {key: version.get(key) for key in ("torch", "torch_cuda", "cudnn", "nvrtc")}
+    torch = groups.get("torch", [{}])[-1]
+    about = {"nvrtc": version.get("nvrtc")} | {key: torch.get(key) for key in ("torch", "torch_cuda", "cudnn")}
     rows = {row["name"]: row for row in groups["headline"] if row["status"] != "left out"}
     kept = ("name", "status", "reason", "worst", "allowed", "parameters")
     return {

@@ -10,6 +10,7 @@ from gpurnn import schedules, tuning
 from gpurnn.check import leaves
 from gpurnn.cuda_ops import CudaOps, way_name
 
+from .gpu_cases import Smoke
 from .run import EPS
 
 CALLS = 4  # of a layer whose loop is to be recorded: the second call records, the others replay
@@ -67,17 +68,15 @@ def kernels(case, ops):
     return [name for name in found if name] + kernel_names((case.dtype,), tuple(cells))
 
 
-def refusal(case, ops):
-    """Why the kernel of a smoke case does not take it, or None."""
-    ops = ops.with_tf32() if case.precision == "tf32" else ops
+def chosen(case, ops):
+    """The candidates that a case takes, forward and backward, by name. Raises ValueError where its kernel has none."""
+    ops, found = ops.with_tf32() if case.precision == "tf32" else ops, []
     for problem in problems(case):
-        try:
-            way = ops.choose(problem, case.schedule)[0]
-        except ValueError as error:
-            return str(error)
-        if getattr(way, "kernel", "step") != case.kernel.partition(" ")[0]:
-            return f"{case.kernel} has no tile for this size"
-    return None
+        candidate = ops.choose(problem, getattr(case, "schedule", "auto"))[0]
+        if isinstance(case, Smoke) and getattr(candidate, "kernel", "step") != case.kernel.partition(" ")[0]:
+            raise ValueError(f"{case.kernel} has no tile for this size")
+        found.append(f"{'backward' if problem.backward else 'forward'}: {candidate.key}")
+    return found
 
 
 # ---- the layer and its results
@@ -132,9 +131,10 @@ def run(case, device, poison=lambda: None):
     one that has given up cooperative launches stays so.
     """
     ops = make_ops(device, case.kernel)
-    reason = refusal(case, ops)
-    if reason:
-        return {"status": "left out", "reason": reason}
+    try:
+        found = {"chosen": chosen(case, ops)}
+    except ValueError as error:
+        return {"status": "left out", "reason": str(error)}
     model = build(case, ops, case.dtype, case.precision, case.schedule)
     like = "float16" if case.precision == "tf32" else case.dtype  # tf32 keeps as many bits of what it multiplies
     exact, plain = (build(case, "numpy", dtype) for dtype in ("float64", like))
@@ -144,7 +144,7 @@ def run(case, device, poison=lambda: None):
     expected, usual = batch.run(exact), batch.run(plain)
     poison()
     runs = [batch.run(model) for _ in range(CALLS if case.kernel == "step recorded" else 2)]
-    found = judge(runs[-1], usual, expected, like, terms=case.T * (case.B + 2 * case.H + 4))
+    found |= judge(runs[-1], usual, expected, like, terms=case.T * (case.B + 2 * case.H + 4))
     if found["status"] == "right":
         found |= _repeats(runs[-2], runs[-1])
     if case.kernel == "step recorded":

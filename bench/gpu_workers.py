@@ -7,6 +7,7 @@ the next order starts a fresh process.
 import contextlib
 import ctypes
 import json
+import math
 import os
 import select
 import signal
@@ -14,9 +15,12 @@ import subprocess
 import sys
 import time
 
+import numpy as np
+
 from .run import command_of, environment_of
 
 START_SECONDS = 60  # for imports and the CUDA context; torch takes longest
+REST_SECONDS = 15  # after two starts in a row that failed
 
 
 class Trouble(Exception):
@@ -51,8 +55,8 @@ class Worker:
     def receive(self, until):
         """The next answer. Raises Trouble, the process being dead then, where none comes before ``until``."""
         while b"\n" not in self.buffer:
-            left = until - time.monotonic()
-            if left <= 0 or not select.select([self.answers], [], [], left)[0]:
+            left = max(0.0, until - time.monotonic())  # what has come already counts even then
+            if not select.select([self.answers], [], [], left)[0]:
                 self.kill()
                 taken = time.monotonic() - self.asked_at
                 raise Trouble("timed out", f"no answer of the process '{self.kind}' in {taken:.1f} s: killed")
@@ -121,7 +125,7 @@ class Pool:
 
     def ask_all(self, orders, seconds):
         """The answers, or Troubles, to (kind, order) pairs, each kind once, that are given out together."""
-        self.start(*(kind for kind, _ in orders))
+        self.start(*(kind for kind, _ in orders if not self._rests(kind)))
         answers = [self._try(self._warm, kind) for kind, _ in orders]
         for (kind, order), trouble in zip(orders, answers, strict=True):
             if not trouble:
@@ -137,18 +141,22 @@ class Pool:
             return trouble
 
     def _warm(self, kind):
+        if self._rests(kind):
+            raise Trouble("failed", f"the process '{kind}' did not start twice: not tried again for {REST_SECONDS} s")
         worker = self.workers[kind]
         if worker.warm:
             return
-        if self.failed_starts.get(kind, 0) >= 2:
-            self.stop(kind)
-            raise Trouble("failed", f"the process '{kind}' did not start twice: it is not tried again")
         try:
             self._answer(kind, min(worker.asked_at + START_SECONDS, self.end))
         except Trouble as trouble:
-            self.failed_starts[kind] = self.failed_starts.get(kind, 0) + 1
+            self.failed_starts.setdefault(kind, []).append(time.monotonic())
             raise Trouble(trouble.status, f"{trouble.reason} (at its start)") from None
-        worker.warm, self.failed_starts[kind] = True, 0
+        worker.warm, self.failed_starts[kind] = True, []
+
+    def _rests(self, kind):
+        """Whether two starts in a row have failed just now: a GPU that is lost costs seconds then, not everything."""
+        failed = self.failed_starts.get(kind, ())
+        return len(failed) >= 2 and time.monotonic() - failed[-1] < REST_SECONDS
 
     def _answer(self, kind, until):
         answer = self.workers[kind].receive(until)
@@ -179,7 +187,7 @@ def work(kind, answers, rehearsal):
     session = Session(kind, rehearsal)
 
     def answer(value):
-        os.write(answers, (json.dumps(value) + "\n").encode())
+        os.write(answers, (json.dumps(plain(value)) + "\n").encode())
 
     try:
         answer(session.warm())
@@ -196,6 +204,17 @@ def work(kind, answers, rehearsal):
             traceback.print_exc()
             dead = not session.healthy()
             answer({"failed": one_line(error) + " (the CUDA context died of it)" * dead, "dead": dead})
+
+
+def plain(value):
+    """A value as JSON has it: numbers of NumPy as Python's, NaN and infinities as text."""
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def one_line(error):

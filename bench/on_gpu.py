@@ -7,16 +7,14 @@ to ``log.txt``; a kill at any moment leaves both readable. Every case has a time
 """
 
 import contextlib
+import ctypes
 import json
-import math
 import os
 import signal
 import time
 from pathlib import Path
 
-import numpy as np
-
-from .gpu_workers import Pool, Trouble, one_line
+from .gpu_workers import Pool, Trouble, one_line, plain
 
 RESULTS, LOG = "result.jsonl", "log.txt"
 RESERVE = 4.0  # seconds kept for the end: the table
@@ -62,17 +60,6 @@ class Journal:
         os.close(self.log_file)
 
 
-def plain(value):
-    """A value as JSON has it: numbers of NumPy as Python's, NaN and infinities as text."""
-    if isinstance(value, dict):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(inner) for inner in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def read(folder):
     """All whole records of a folder, in order; none where there is no file."""
     path, found = Path(folder) / RESULTS, []
@@ -84,8 +71,21 @@ def read(folder):
 
 def latest(records, part, rehearsal):
     """The records of the last run of a part, of rehearsals or of the others."""
-    mine = [row for row in records if row["part"] == part and row["rehearsal"] == rehearsal]
-    return [row for row in mine if row["run"] == mine[-1]["run"]]
+    found = [row for row in records if row["part"] == part and row["rehearsal"] == rehearsal]
+    return [row for row in found if row["run"] == found[-1]["run"]]
+
+
+def missing_gpu(rehearsal):
+    """Why this cannot run here, or None. Opens no GPU: that is for the processes."""
+    if rehearsal:
+        from .gpu_rehearsal import missing
+
+        return missing()
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "no NVIDIA driver was found (libcuda.so.1); --rehearse runs everything on the CPU, in small"
+    return None
 
 
 def collected(folder, path):

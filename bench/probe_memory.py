@@ -104,7 +104,7 @@ def cublas_capture(device, shape=(64, 1024, 4096), count=100):
     out.fill(0)
     for _ in range(7):
         recorded.append(device.seconds(graph.launch) / count)
-    if not (device.host(out) == expected).all():
+    if not np.allclose(device.host(out), expected, rtol=1e-3, atol=1e-3):
         raise ValueError("the graph's product is not what the same calls gave before")
     return {"works": True, "launched": summed(launched), "graph": summed(recorded)}
 
