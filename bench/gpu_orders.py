@@ -178,6 +178,8 @@ class Session:
         from . import rivals
 
         if not self.rehearsal:
+            if self.kind == "gpurnn":
+                self._cooperative_again()
             return rivals.RIVALS["torch-cuda" if self.kind == "torch" else "gpurnn-cuda"][0], case
         if self.kind == "torch":  # which has no 16-bit layers on every processor
             return rivals.RIVALS["torch-cpu"][0], replace(case, dtype="float32", precision="float32")
@@ -196,6 +198,16 @@ class Session:
 
         ops = self.ops if self.rehearsal else gpurnn.get_backend("cuda")
         return {"chosen": chosen(case, ops), "recordings": recordings(ops)[-8:]}
+
+    @staticmethod
+    def _cooperative_again():
+        """The backend leaves schedule grid alone for good once it has failed; here each case stands for itself."""
+        from dataclasses import replace
+
+        import gpurnn
+
+        device = gpurnn.get_backend("cuda").device
+        device.limits = replace(device.limits, cooperative=True)
 
     def do_time(self, seconds):
         from .run import time_runs

@@ -342,7 +342,7 @@ def refuses(name, case):
         return "only inference"
     if name == "jax" and case.what == "forward":
         return "keeps nothing for a later backward"
-    if case.ragged and not name.startswith(("gpurnn-", "torch-c")) or case.ragged and name.endswith("-graph"):
+    if case.ragged and not name.startswith("gpurnn-") and name not in ("torch-cpu", "torch-cuda"):
         return "all sequences of one length"
     if name.startswith("flashrnn") and (case.L > 1 or case.bidirectional):
         return "one layer and one direction"
