@@ -68,12 +68,12 @@ class Worker:
         line, _, self.buffer = self.buffer.partition(b"\n")
         return json.loads(line)
 
-    def kill(self):
-        """End the process and all that it has started; a process that the driver holds back is not waited for long."""
+    def kill(self, seconds=5.0):
+        """End the process and all that it has started. One that the driver holds back is waited for so many seconds."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(5)
+            self.process.wait(seconds)
         with contextlib.suppress(OSError):
             self.process.stdin.close()
         if self.answers is not None:
@@ -173,7 +173,7 @@ class Pool:
 
     def close(self):
         for worker in (*self.workers.values(), *self.spares.values()):
-            worker.kill()
+            worker.kill(0.5)
 
 
 # ---- inside such a process
