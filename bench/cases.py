@@ -1,5 +1,6 @@
 """What is measured: cases, the suites that list them, and what each costs at least."""
 
+import random
 from dataclasses import asdict, dataclass, replace
 
 from gpurnn.schedules import ITEMSIZE
@@ -22,6 +23,7 @@ class Case:
     included) or "step": a whole training step of a language model with V words, from the words' numbers (T, B) through
     embedding (I wide), stack, linear layer and softmax's cross-entropy, back, to a global norm clipped at 1 and Adam.
     precision: "float32" or "tf32", for float32 on a GPU. The input GEMM is always part of the work.
+    ragged: the sequences have lengths between T/4 and T, the first of them T.
     """
 
     cell: str
@@ -35,6 +37,7 @@ class Case:
     precision: str = "float32"
     what: str = "inference"
     V: int = 0
+    ragged: bool = False
 
     @property
     def name(self):
@@ -42,8 +45,19 @@ class Case:
         extra = (
             f" L{self.L}" * (self.L > 1) + " bidirectional" * self.bidirectional + " tf32" * (self.precision == "tf32")
         )
-        extra += f" V{self.V}" * (self.V > 0)
+        extra += f" V{self.V}" * (self.V > 0) + " ragged" * self.ragged
         return f"{self.cell} T{self.T} B{self.B} I{self.I} H{self.H}{extra} {self.dtype} {self.what}"
+
+    @property
+    def lengths(self):
+        """Of the sequences, the same at every call; None where all are T."""
+        draw = random.Random(2)
+        return [self.T, *(draw.randint(self.T // 4, self.T) for _ in range(self.B - 1))] if self.ragged else None
+
+    @property
+    def tokens(self):
+        """Timesteps of all sequences together."""
+        return sum(self.lengths) if self.ragged else self.T * self.B
 
     @property
     def steps(self):
@@ -62,9 +76,9 @@ class Case:
         """Of the matrix products: 2 for each weight, step and sequence; three times that with backward (by x and h, and
         by the weights)."""
         G = CELLS[self.cell]
-        forward = sum(2 * self.T * self.B * D * G * self.H * (inputs + self.H) for inputs, D in self._layers())
+        forward = sum(2 * self.tokens * D * G * self.H * (inputs + self.H) for inputs, D in self._layers())
         D = 2 if self.bidirectional else 1
-        forward += 2 * self.T * self.B * D * self.H * self.V
+        forward += 2 * self.tokens * D * self.H * self.V
         return forward * (3 if self.what in ("train", "step") else 1)
 
     @property
@@ -76,12 +90,12 @@ class Case:
         total = 0
         for inputs, D in self._layers():
             weights = D * G * self.H * (inputs + self.H)
-            arrays = self.T * self.B * (inputs + D * self.H)
-            kept = self.T * self.B * D * self.H * (G + 1)
+            arrays = self.tokens * (inputs + D * self.H)
+            kept = self.tokens * D * self.H * (G + 1)
             times = {"inference": (1, 1, 0), "forward": (1, 1, 1), "train": (3, 2, 2), "step": (10, 2, 2)}[self.what]
             total += sum(n * count for n, count in zip(times, (weights, arrays, kept), strict=True))
         D = 2 if self.bidirectional else 1
-        total += self.V * (10 * (self.I + D * self.H) + 2 * self.T * self.B)
+        total += self.V * (10 * (self.I + D * self.H) + 2 * self.tokens)
         return total * size
 
     @property

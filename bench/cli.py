@@ -1,4 +1,4 @@
-"""``gpurnn bench``: list, run, show, compare, crossover, plot, report."""
+"""``gpurnn bench``: list, run, show, compare, crossover, plot, report, on-gpu."""
 
 import os
 import shlex
@@ -13,6 +13,7 @@ from .cases import CELLS, ITEMSIZE, PASSES, SUITES, select
 from .plots import KINDS
 from .rivals import HIDDEN, RIVALS, USUAL, missing
 
+_STARTED = time.monotonic()  # of this process, nearly
 _file = click.argument("file", type=click.Path(exists=True, dir_okay=False))
 
 
@@ -230,6 +231,67 @@ def readme(page, results, check):
         click.get_current_context().exit(int(made != text))
     Path(page).write_text(made, encoding="utf-8")
     click.echo(f"{page}: {'changed' if made != text else 'as it was'}")
+
+
+@main.command(
+    "on-gpu",
+    epilog="""\b
+Examples:
+  python -m bench on-gpu --part A --minutes 5.5 --out results
+  python -m bench on-gpu --part B --minutes 5 --out results     at once after A, chosen by its results
+  python -m bench on-gpu --part A --rehearse                    the same on the CPU, to see that it is whole
+  python -m bench on-gpu --collect results --to bench/results/h200.json""",
+)
+@click.option("--part", type=click.Choice(["A", "B"]), default="A", help="A: is it right, how fast; B: what follows.")
+@click.option("--minutes", type=click.FloatRange(0.1), default=5.5, help="Everything ends within these.")
+@click.option("--out", type=click.Path(file_okay=False), help="Folder of the results  [default: $OUT, else gpu-DATE]")
+@click.option("--rehearse", is_flag=True, help="Small sizes on the emulator of the source checkout.")
+@click.option("--collect", type=click.Path(exists=True, file_okay=False), help="Make one document of such a folder.")
+@click.option("--to", type=click.Path(dir_okay=False), help="With --collect: the file to write.")
+def on_gpu(part, minutes, out, rehearse, collect, to):
+    """Ask a GPU rented by the minute everything, in order of worth.
+
+    Part A: versions, a check of every kernel, what the hardware costs, ours against cuDNN. Part B: a profile, tuning
+    and tests where all was right, else a search for the cause. Results are appended to result.jsonl one by one; a run
+    that is cut short has lost only what it was at. Two files come of it, and tuned.json.
+    """
+    from .on_gpu import collected, missing_gpu, run_part
+
+    if collect:
+        if not to:
+            raise click.UsageError("--collect needs --to, the file to write")
+        try:
+            collected(collect, to)
+        except ValueError as error:
+            raise click.ClickException(str(error)) from error
+        click.echo(to)
+        return
+    problem = missing_gpu(rehearse)
+    if problem:
+        raise click.ClickException(problem)
+    out = out or os.environ.get("OUT") or time.strftime("gpu-%Y%m%d-%H%M%S")
+    click.get_current_context().exit(run_part(part, minutes, out, rehearse, start=_STARTED))
+
+
+@main.command("gpu-worker", hidden=True)
+@click.argument("kind")
+@click.option("--answers", type=int, help="File descriptor for the answers.")
+@click.option("--once", help="Do this one order instead of those on standard input.")
+@click.option("--rehearse", is_flag=True)
+def gpu_worker(kind, answers, once, rehearse):
+    """A process of on-gpu."""
+    if once:
+        import json
+
+        from .gpu_orders import Session
+
+        session = Session(kind, rehearse)
+        session.warm(pool=False)
+        click.echo(json.dumps(session.do(json.loads(once)), default=str))
+        return
+    from .gpu_workers import work
+
+    work(kind, answers, rehearse)
 
 
 @main.command(hidden=True)

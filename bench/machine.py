@@ -16,8 +16,8 @@ import numpy as np
 from . import rivals as _rivals
 
 
-def environment():
-    """Versions and hardware, JSON-ready."""
+def environment(ask_torch=True):
+    """Versions and hardware, JSON-ready. ask_torch: for its CUDA and cuDNN, which takes a process and seconds."""
     import gpurnn
 
     found = {
@@ -35,7 +35,7 @@ def environment():
             found[name] = metadata.version(name)
     if gpurnn.backends()["cuda"] is None:
         found["gpu"] = gpu()
-        if found["torch"]:  # which alone knows its CUDA and cuDNN, and takes seconds to ask
+        if found["torch"] and ask_torch:  # which alone knows its CUDA and cuDNN
             asked = "import json, torch; print(json.dumps([torch.version.cuda, torch.backends.cudnn.version()]))"
             done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True)
             if done.returncode == 0:

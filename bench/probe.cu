@@ -3,7 +3,7 @@
 // gives up and says so in *lost: a failed measurement, never a hang.
 //
 // CLUSTER: blocks of a cluster (sm_90 and later). GRID_SYNC: also compile what needs CUDA's cooperative groups header.
-// ASYNC: also compile what needs the asynchronous barriers of sm_90.
+// ASYNC: also compile what needs the asynchronous barriers of sm_90. STORES, FENCE: also compile `stores`.
 
 #ifdef GRID_SYNC
 #include <cooperative_groups.h>
@@ -55,6 +55,7 @@ extern "C" __global__ void block_barrier(int steps, unsigned* out) {
 #if __CUDA_ARCH__ >= 800
 // Weights from shared memory to the tensor cores: each warp loads its tiles of 16 x 16 bfloat16 (all 1) and multiplies
 // them with ones. bytes: of all weights, a multiple of 512 x 4 for each warp. out [threads]: steps x tiles x 16.
+// LDS: each lane reads its 16 bytes of a tile by itself, as the kernels of schedule grid do, instead of ldmatrix.
 extern "C" __global__ void __launch_bounds__(256) weights_read(int steps, int bytes, float* out) {
     extern __shared__ uint4 weights[];
     const unsigned ones = 0x3f803f80, warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -68,10 +69,17 @@ extern "C" __global__ void __launch_bounds__(256) weights_read(int steps, int by
             for (int chain = 0; chain < 4; chain++) {
                 unsigned a[4];
                 const unsigned from = __cvta_generic_to_shared(weights + (warp * tiles + tile + chain) * 32 + lane);
+#ifdef LDS
+                asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                             : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
+                             : "r"(from)
+                             : "memory");
+#else
                 asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                              : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
                              : "r"(from)
                              : "memory");
+#endif
                 asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
                              "{%8, %9}, {%0, %1, %2, %3};"
                              : "+f"(sum[chain][0]), "+f"(sum[chain][1]), "+f"(sum[chain][2]), "+f"(sum[chain][3])
@@ -85,7 +93,44 @@ extern "C" __global__ void __launch_bounds__(256) weights_read(int steps, int by
 }
 #endif
 
+// ---- from memory, by one thread
+
+// A chain of loads that go past L1: each word is the index of the next one. chain [n]: word i holds (i + stride) % n.
+// out [1]: (start + steps x stride) % n.
+extern "C" __global__ void chase(int steps, unsigned start, const unsigned* chain, unsigned* out) {
+    unsigned at = start;
+    for (int s = 0; s < steps; s++) {
+        asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];"
+                     : "=r"(at)
+                     : "l"(__cvta_generic_to_global(chain + at))
+                     : "memory");
+    }
+    out[0] = at;
+}
+
+#ifdef STORES
+// STORES stores of every thread, then a fence (FENCE 1) or none. words [STORES, threads]. out [threads]: steps.
+extern "C" __global__ void stores(int steps, unsigned* words, unsigned* out) {
+    for (int s = 0; s < steps; s++) {
+#pragma unroll
+        for (int k = 0; k < STORES; k++) {
+            asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(
+                             __cvta_generic_to_global(words + k * blockDim.x + threadIdx.x)),
+                         "r"(s + 1)
+                         : "memory");
+        }
+        if (FENCE) asm volatile("fence.acq_rel.gpu;" ::: "memory");
+    }
+    unsigned last = steps;
+    for (int k = 0; k < STORES; k++) last = min(last, words[k * blockDim.x + threadIdx.x]);
+    out[threadIdx.x] = last;
+}
+#endif
+
 // ---- between blocks, through L2: all blocks at once on the device (cooperative launch, one block each)
+//
+// The blocks stand along y: where a grid has none along y and z, CuPy takes it for one-dimensional, and shrinks a
+// cooperative one that does not fit instead of refusing it.
 
 // One word goes round: block s % blocks, which has seen step s - 1, publishes step s; all others poll it. words [1], zero.
 // out [blocks]: what each block saw last, steps.
@@ -93,14 +138,14 @@ extern "C" __global__ void hop_one(int steps, u64* words, unsigned* out, int* lo
     unsigned data = 0;
     if (threadIdx.x) return;
     for (int s = 0; s < steps; s++) {
-        if (s % gridDim.x == blockIdx.x) {
+        if (s % gridDim.y == blockIdx.y) {
             publish(words, ++data, s + 1);
         } else {
             data = await(words, s + 1, lost);
         }
     }
     // A block may have seen a later step than it waited for, but none goes beyond the last.
-    out[blockIdx.x] = await(words, steps, lost);
+    out[blockIdx.y] = await(words, steps, lost);
 }
 
 // Everybody to everybody: each block publishes a word, each thread polls one block's. words [2, blocks], zero. Two
@@ -109,17 +154,17 @@ extern "C" __global__ void hop_all(int steps, u64* words, unsigned* out, int* lo
     __shared__ unsigned neighbour;
     unsigned data = 0;
     for (int s = 0; s < steps; s++) {
-        u64* here = words + (s & 1) * gridDim.x;
-        if (threadIdx.x == 0) publish(here + blockIdx.x, data + 1, s + 1);
-        for (int block = threadIdx.x; block < gridDim.x; block += blockDim.x) {
+        u64* here = words + (s & 1) * gridDim.y;
+        if (threadIdx.x == 0) publish(here + blockIdx.y, data + 1, s + 1);
+        for (int block = threadIdx.x; block < gridDim.y; block += blockDim.x) {
             const unsigned seen = await(here + block, s + 1, lost);
-            if (block == (blockIdx.x + 1) % gridDim.x) neighbour = seen;
+            if (block == (blockIdx.y + 1) % gridDim.y) neighbour = seen;
         }
         __syncthreads();
         data = neighbour;
         __syncthreads();
     }
-    if (threadIdx.x == 0) out[blockIdx.x] = data;
+    if (threadIdx.x == 0) out[blockIdx.y] = data;
 }
 
 // A barrier of one counter: release-add, then poll with acquire. counter [1], zero. box [2, blocks] is exchanged through
@@ -127,8 +172,8 @@ extern "C" __global__ void hop_all(int steps, u64* words, unsigned* out, int* lo
 extern "C" __global__ void hop_counter(int steps, unsigned* counter, unsigned* box, unsigned* out, int* lost) {
     unsigned data = 0;
     for (int s = 0; s < steps; s++) {
-        unsigned* here = box + (s & 1) * gridDim.x;
-        if (threadIdx.x == 0) here[blockIdx.x] = data + 1;
+        unsigned* here = box + (s & 1) * gridDim.y;
+        if (threadIdx.x == 0) here[blockIdx.y] = data + 1;
         __syncthreads();
         if (threadIdx.x == 0) {
             asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(__cvta_generic_to_global(counter)) : "memory");
@@ -139,13 +184,13 @@ extern "C" __global__ void hop_counter(int steps, unsigned* counter, unsigned* b
                              : "=r"(arrived)
                              : "l"(__cvta_generic_to_global(counter))
                              : "memory");
-            } while (arrived < (s + 1) * gridDim.x && ++polls < PATIENCE);
-            if (arrived < (s + 1) * gridDim.x) atomicExch(lost, 1);
+            } while (arrived < (s + 1) * gridDim.y && ++polls < PATIENCE);
+            if (arrived < (s + 1) * gridDim.y) atomicExch(lost, 1);
         }
         __syncthreads();
-        data = here[(blockIdx.x + 1) % gridDim.x];
+        data = here[(blockIdx.y + 1) % gridDim.y];
     }
-    if (threadIdx.x == 0) out[blockIdx.x] = data;
+    if (threadIdx.x == 0) out[blockIdx.y] = data;
 }
 
 #ifdef GRID_SYNC
@@ -153,12 +198,12 @@ extern "C" __global__ void hop_counter(int steps, unsigned* counter, unsigned* b
 extern "C" __global__ void grid_sync(int steps, unsigned* box, unsigned* out) {
     unsigned data = 0;
     for (int s = 0; s < steps; s++) {
-        unsigned* here = box + (s & 1) * gridDim.x;
-        if (threadIdx.x == 0) here[blockIdx.x] = data + 1;
+        unsigned* here = box + (s & 1) * gridDim.y;
+        if (threadIdx.x == 0) here[blockIdx.y] = data + 1;
         cooperative_groups::this_grid().sync();
-        data = here[(blockIdx.x + 1) % gridDim.x];
+        data = here[(blockIdx.y + 1) % gridDim.y];
     }
-    if (threadIdx.x == 0) out[blockIdx.x] = data;
+    if (threadIdx.x == 0) out[blockIdx.y] = data;
 }
 #endif
 

@@ -6,97 +6,13 @@ launch is not in them; the median of several, all kept.
 """
 
 import ctypes
-import statistics
 import time
-from pathlib import Path
 
 import numpy as np
 
+from . import probe_memory
 from .machine import clocks
-
-SOURCE = Path(__file__).with_name("probe.cu")
-STEPS = 100, 1100  # of a short and of a long launch
-THREADS = 256
-
-
-class Gpu:
-    """The current CUDA device through CuPy, with what the measurements need of it."""
-
-    steps = STEPS
-
-    def __init__(self):
-        import cupy
-
-        self.xp, self.loaded = cupy, {}
-        device = cupy.cuda.Device()
-        self.capability = int(device.compute_capability)
-        self.multiprocessors = device.attributes["MultiProcessorCount"]
-
-    def load(self, name, *options, cooperative=False):
-        """The kernel ``name`` of probe.cu: call it with (grid, block, arguments, shared_mem=)."""
-        key = name, options, cooperative
-        if key not in self.loaded:
-            self.loaded[key] = self._load(*key)
-        return self.loaded[key]
-
-    def _load(self, name, options, cooperative):
-        module = self.xp.RawModule(
-            code=SOURCE.read_text(), options=("--std=c++17", *options), enable_cooperative_groups=cooperative
-        )
-        kernel = module.get_function(name)
-
-        def run(grid, block, arguments, shared_mem=0):
-            if shared_mem > 48 * 1024:
-                kernel.max_dynamic_shared_size_bytes = shared_mem
-            kernel(grid, block, arguments, shared_mem=shared_mem)
-
-        run.kernel = kernel
-        return run
-
-    def zeros(self, shape, dtype):
-        return self.xp.zeros(shape, dtype)
-
-    def host(self, array):
-        return self.xp.asnumpy(array)
-
-    def seconds(self, action):
-        """The device's seconds for what ``action`` launches."""
-        start, stop = self.xp.cuda.Event(), self.xp.cuda.Event()
-        start.record()
-        action()
-        stop.record()
-        stop.synchronize()
-        return self.xp.cuda.get_elapsed_time(start, stop) / 1e3
-
-
-def summed(samples, **extra):
-    return {"seconds": statistics.median(samples), "samples": samples} | extra
-
-
-def per_step(device, launch, check, repeats=7):
-    """Seconds of one step. launch(steps) -> arrays; check(arrays, steps) raises ValueError where they are wrong."""
-    short, long = device.steps
-    samples = []
-    for _ in range(repeats + 1):
-        took = []
-        for steps in (short, long):
-            found = []
-            took.append(device.seconds(lambda steps=steps, found=found: found.extend(launch(steps))))
-            check(found, steps)
-        samples.append((took[1] - took[0]) / (long - short))
-    return summed(samples[1:])  # the first compiles and warms up
-
-
-def _all_equal(device, expected=None):
-    def check(arrays, steps):
-        out, *lost = map(device.host, arrays)
-        if lost and lost[0].any():
-            raise ValueError("a block waited in vain")
-        wanted = steps if expected is None else expected(steps)
-        if not (out == wanted).all():
-            raise ValueError(f"expected {wanted} everywhere, got {out.min()} to {out.max()}")
-
-    return check
+from .probe_device import THREADS, Gpu, all_equal, per_step, summed
 
 
 def launches(device):
@@ -170,14 +86,14 @@ def block_barrier(device):
         kernel((1,), (THREADS,), (np.int32(steps), out))
         return [out]
 
-    return per_step(device, launch, _all_equal(device))
+    return per_step(device, launch, all_equal(device))
 
 
-def weights_read(device, size=128 * 1024):
+def weights_read(device, size=128 * 1024, options=()):
     """Weights from shared memory through ldmatrix and mma, on one multiprocessor: seconds for all of them once."""
     if device.capability < 80:
         raise ValueError("bfloat16 products need compute capability 8.0")
-    kernel = device.load("weights_read")
+    kernel = device.load("weights_read", *options)
 
     def launch(steps):
         out = device.zeros(THREADS, "float32")
@@ -185,8 +101,13 @@ def weights_read(device, size=128 * 1024):
         return [out]
 
     per_warp = size // 512 // (THREADS // 32) * 16
-    found = per_step(device, launch, _all_equal(device, lambda steps: steps * per_warp))
+    found = per_step(device, launch, all_equal(device, lambda steps: steps * per_warp))
     return found | {"bytes": size, "bytes_per_second": size / found["seconds"]}
+
+
+def weights_read_plain(device, size=128 * 1024):
+    """The same by loads of 16 bytes a lane, as the kernels of schedule grid read theirs."""
+    return weights_read(device, size, ("-DLDS",))
 
 
 def _hops(device, name, buffers, more=()):
@@ -199,11 +120,11 @@ def _hops(device, name, buffers, more=()):
             out, lost = device.zeros(blocks, "uint32"), device.zeros(1, "int32")
             memory = [device.zeros(shape(blocks), dtype) for shape, dtype in buffers]
             last = () if name == "grid_sync" else (lost,)
-            # two dimensions: CuPy shrinks a one-dimensional cooperative grid in silence where it does not fit
-            kernel((blocks, 1), (THREADS,), (np.int32(steps), *memory, out, *last))
+            # along y: CuPy shrinks a cooperative grid in silence where it has no blocks along y or z
+            kernel((1, blocks), (THREADS,), (np.int32(steps), *memory, out, *last))
             return [out, lost]
 
-        found[f"{blocks} blocks"] = per_step(device, launch, _all_equal(device))
+        found[f"{blocks} blocks"] = per_step(device, launch, all_equal(device))
     return found
 
 
@@ -252,7 +173,7 @@ def cluster_exchange(device, name="cluster_push", sizes=(8, 16), kilobytes=(1, 4
                     kernel((cluster,), (THREADS,), arguments, shared_mem=2 * cluster * words * 4)
                     return [out, lost]
 
-                found[label] = per_step(device, launch, _all_equal(device))
+                found[label] = per_step(device, launch, all_equal(device))
             except Exception as error:
                 found[label] = {"failed": str(error)}
     return found
@@ -313,7 +234,7 @@ def captures(device):
         out, lost, words = device.zeros(1024, "uint32"), device.zeros(1, "int32"), device.zeros((2, 8), "uint64")
         grid, arguments = {
             "ordinary": ((1,), (np.int32(5), out)),
-            "cooperative": ((8, 1), (np.int32(5), words, out, lost)),
+            "cooperative": ((1, 8), (np.int32(5), words, out, lost)),
             "cluster": ((8,), (np.int32(5), np.int32(8), out)),
         }[label]
         stream = device.xp.cuda.Stream(non_blocking=True)
@@ -351,8 +272,8 @@ def attributes(device):
 MEASUREMENTS = {
     function.__name__: function
     for function in (
-        launches, copy, gemm, block_barrier, hop_one, hop_all, hop_counter, grid_sync, weights_read, cluster_exchange,
-        cluster_async, active_clusters, captures, attributes,
+        launches, copy, gemm, block_barrier, hop_one, hop_all, hop_counter, grid_sync, weights_read, weights_read_plain,
+        cluster_exchange, cluster_async, active_clusters, captures, attributes, *probe_memory.MEASUREMENTS,
     )
 }  # fmt: skip
 
@@ -372,13 +293,20 @@ def probe(device, names=tuple(MEASUREMENTS), progress=lambda names: names):
 
 def gpu_ceilings():
     """The ceilings of ``machine.ceilings`` for the current CUDA device."""
-    device = Gpu()
-    found = probe(device, ("copy", "gemm", "block_barrier", "hop_all"))
-    rates = {name: rate["flops_per_second"] for name, rate in found["gemm"].items() if "flops_per_second" in rate}
+    return ceilings_of(probe(Gpu(), ("copy", "gemm", "block_barrier", "hop_all")))
+
+
+def ceilings_of(found):
+    """The ceilings that measurements show; None where those of products and copies are not among them."""
+    if "bytes_per_second" not in found.get("copy", {}):
+        return None
+    gemm, hops = ({key: row for key, row in found.get(name, {}).items() if isinstance(row, dict)}
+                  for name in ("gemm", "hop_all"))  # fmt: skip
+    rates = {name: row["flops_per_second"] for name, row in gemm.items() if "flops_per_second" in row}
     step = {}
-    if "seconds" in found["block_barrier"]:
+    if "seconds" in found.get("block_barrier", {}):
         step["block"] = found["block_barrier"]["seconds"]
-    exchanges = [row["seconds"] for row in found["hop_all"].values() if "seconds" in row]
+    exchanges = [row["seconds"] for row in hops.values() if "seconds" in row]
     if exchanges:
         step["grid"] = min(exchanges)
     return {"flops": rates, "bytes": found["copy"]["bytes_per_second"], "step": step, "measured": found}

@@ -169,6 +169,10 @@ def markdown(document, base=None):
     names = rivals(document)
     base = base if base in names else (names or [None])[0]
     yield machine_line(document)
+    if "smoke" in document:
+        from .gpu_results import smoke_line
+
+        yield smoke_line(document)
     yield f"Microseconds a run; x: times as fast as {base}; %: the floor's share in the time."
     yield ""
     yield "| case | " + " | ".join(names) + " |"
@@ -200,13 +204,21 @@ def fill(text, folder):
     """A page with the tables between its markers made anew from the results in ``folder``.
 
     A marker names a file and the arguments of ``summary``, or the file alone for ``markdown``:
-    ``<!-- bench cpu.json base other [bound] -->`` ... ``<!-- end -->``. Raises ValueError for one without its end.
+    ``<!-- bench cpu.json base other [bound] -->`` ... ``<!-- end -->``; with ``probe`` it shows what was measured of
+    the GPU itself. Raises ValueError for a marker without its end, and for results of a rehearsal.
     """
 
     def made(found):
         name, *arguments = found[1].split()
         document = load(Path(folder) / name)
-        lines = [machine_line(document), "", *summary(document, *arguments)] if arguments else markdown(document)
+        if document.get("rehearsal"):
+            raise ValueError(f"{name}: a rehearsal measures nothing")
+        if arguments == ["probe"]:
+            from .gpu_results import probe_table
+
+            lines = [machine_line(document), "", *probe_table(document)]
+        else:
+            lines = [machine_line(document), "", *summary(document, *arguments)] if arguments else markdown(document)
         return "\n".join([f"<!-- bench {found[1]} -->", *lines, "<!-- end -->"])
 
     if text.count("<!-- bench ") != text.count("<!-- end -->"):

@@ -95,7 +95,7 @@ def work(name):
                     answer = {"setup_s": setup, "peak_host_bytes": _peak_bytes()}
                     answer |= {"device_bytes": prepared.device_bytes()} | _errors(prepared, order["path"])
                 else:
-                    answer = _time(prepared, order["seconds"])
+                    answer = time_runs(prepared, order["seconds"])
         except Exception as error:  # a rival's failure is a line of the report, not the end of the run
             key, answer = None, {"failed": f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]}
         print(json.dumps(answer), flush=True)
@@ -127,7 +127,7 @@ def _errors(prepared, path):
     return {"error": worst, "where": where}
 
 
-def _time(prepared, seconds):
+def time_runs(prepared, seconds):
     """One sample: seconds of one run, over as many runs as fill the given time; on a GPU the device's own time too.
 
     A third of that time goes before, not measured: the threads of a process that waited for its turn must wake up.
@@ -159,20 +159,29 @@ def _time(prepared, seconds):
     return answer
 
 
+def command_of(*arguments):
+    """A command of this benchmark, for a process of its own."""
+    return [sys.executable, "-m", __package__, *arguments]
+
+
+def environment_of(threads):
+    """The environment of such a process: so many threads for BLAS and torch."""
+    names = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
+    found = os.environ | dict.fromkeys(names, str(threads))
+    if __package__ == "bench":  # a checkout: wherever it is run from
+        root = str(Path(__file__).resolve().parent.parent)
+        found["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    return found
+
+
 class Worker:
     """A rival's process, which answers one order at a time."""
 
     def __init__(self, name, threads):
-        environment = os.environ | {
-            key: str(threads) for key in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-        }
-        if __package__ == "bench":  # a checkout: wherever it is run from
-            root = str(Path(__file__).resolve().parent.parent)
-            environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-        command = [sys.executable, "-m", __package__, "worker", name]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+            command_of("worker", name), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=environment_of(threads),
+        )  # fmt: skip
 
     def ask(self, case, do, **order):
         """The answer, or ``{"failed": why}``."""

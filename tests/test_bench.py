@@ -84,6 +84,22 @@ def test_rivals_agree_with_the_reference(cell, what, dtype):
             assert np.abs(got[key] - value).max() <= allowed(case) * np.abs(value).max(), (name, key)
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_rivals_agree_on_sequences_of_different_lengths(cell):
+    case = Case(cell, 9, 5, 8, 8, what="train", ragged=True)
+    assert case.lengths[0] == 9 and case.tokens == sum(case.lengths) < 45 and case.name.endswith("ragged float32 train")
+    assert case.flops < Case(cell, 9, 5, 8, 8, what="train").flops
+    expected = reference(case, *inputs(case))
+    assert not expected["output"][case.lengths[1] :, 1].any()
+    for name in ("gpurnn-cpu", "gpurnn-numpy", "torch-cpu"):
+        if missing(name):
+            continue
+        got = RIVALS[name][0](case, *inputs(case)).results()
+        for key, value in expected.items():
+            assert np.abs(got[key] - value).max() <= allowed(case) * np.abs(value).max(), (name, key)
+    assert refuses("jax", case) == "all sequences of one length" and refuses("torch-cpu", case) is None
+
+
 def test_torch_compile_agrees():
     """In a process of its own, as in a run: torch.compile leaves threads and pipes behind, which warn when they end."""
     cases = [Case("lstm", 6, 3, 9, 5, what="train"), Case("lstm", 6, 3, 9, 5, what="step", V=11)]

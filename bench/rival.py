@@ -1,0 +1,28 @@
+"""What every rival is made of."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+RATE = 0.01  # of Adam in whole steps: large enough to see in the loss whether it was done
+
+
+@dataclass
+class Prepared:
+    """A case, ready to run.
+
+    run(): the timed work. results(): name -> float64 NumPy array, after a run of its own; None where there is nothing
+    to compare. wait(): until the device is done. events: None, or a function that runs ``run`` n times and returns the
+    device's own seconds. device_bytes(): the most device memory held so far, or None.
+    """
+
+    run: Callable
+    results: Callable | None
+    wait: Callable = lambda: None
+    events: Callable | None = None
+    device_bytes: Callable = lambda: None
+
+
+def threads():
+    """Of BLAS and torch, as the process was told."""
+    return int(os.environ.get("OMP_NUM_THREADS", "1"))
