@@ -8,11 +8,14 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
 
 from . import _nvrtc
+
+_REPORT = ("-Xptxas", "-v")  # the log tells what does not fit into registers
 
 
 def folder():
@@ -23,33 +26,37 @@ def folder():
 
 
 def find(source, expression, arch, file="kernel.cu"):
-    """``(path, name)``: the file with the machine code of a kernel, and the kernel's name in it; compiled where needed.
+    """``(path, name, spilled)`` of a kernel, compiled where that is needed.
+
+    path: the file of its machine code; name: its name there; spilled: bytes of registers that a thread keeps in memory.
 
     source: the whole text. expression: the kernel, such as ``step_forward<LstmCell, float>``. arch: compute capability.
     Raises ``_nvrtc.CompileError``, and OSError where NVRTC is missing.
     """
-    options = (*_nvrtc.OPTIONS, _nvrtc.target(arch), *_nvrtc.include_options())
+    options = (*_nvrtc.OPTIONS, _nvrtc.target(arch), *_REPORT, *_nvrtc.include_options())
     key = hashlib.sha256(repr((_nvrtc.version(), options, source, expression)).encode()).hexdigest()
     place = folder() / key[:40]
-    name = _name(place)
-    if name is None:
+    about = _about(place)
+    if about is None:
         program = _nvrtc.compile(source, options, (expression,), file)
-        name, code = program.lowered[expression], program.cubin or program.ptx.encode()
-        place = _keep(place, name, code)
-    return place / "kernel.cubin", name
+        code = program.cubin or program.ptx.encode()
+        spilled = sum(map(int, re.findall(r"(\d+) bytes stack frame", program.log)))
+        about = {"name": program.lowered[expression], "spilled": spilled, "sha256": hashlib.sha256(code).hexdigest()}
+        place = _keep(place, about, code)
+    return place / "kernel.cubin", about["name"], about["spilled"]
 
 
-def _name(place):
-    """The kernel's name in a folder of the cache, or None where the folder is missing or damaged."""
+def _about(place):
+    """What is known of the kernel in a folder of the cache, or None where the folder is missing or damaged."""
     try:
         about = json.loads((place / "about.json").read_text(encoding="utf-8"))
-        code = (place / "kernel.cubin").read_bytes()
-        return about["name"] if about["sha256"] == hashlib.sha256(code).hexdigest() else None
+        whole = about["sha256"] == hashlib.sha256((place / "kernel.cubin").read_bytes()).hexdigest()
+        return about if whole and isinstance(about["name"], str) and isinstance(about["spilled"], int) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _keep(place, name, code):
+def _keep(place, about, code):
     """Write a kernel's folder and return where it is: ``place``, or one of this process where that is impossible."""
     try:
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -57,18 +64,17 @@ def _keep(place, name, code):
     except OSError:  # a cache that cannot be written: the code is needed all the same
         new = place = Path(tempfile.mkdtemp(prefix="gpurnn-kernel-"))
     (new / "kernel.cubin").write_bytes(code)
-    about = {"name": name, "sha256": hashlib.sha256(code).hexdigest()}
     (new / "about.json").write_text(json.dumps(about), encoding="utf-8")
     if new == place:
         return place
     try:
         new.rename(place)
     except OSError:  # another process was faster, or a damaged folder is in the way
-        if _name(place) is None:
+        if _about(place) is None:
             with contextlib.suppress(OSError):
                 shutil.rmtree(place)
                 new.rename(place)
-        if new.exists() and _name(place) is None:
+        if new.exists() and _about(place) is None:
             return new
         shutil.rmtree(new, ignore_errors=True)
     return place

@@ -102,7 +102,7 @@ class Cublas:
                 self._plans.clear()
             plan = self._plans[key] = self._plan(a, b, out, accumulate, tf32)
         if plan is _nothing:
-            return _nothing if accumulate or not out.size else lambda: out.fill(0)
+            return _nothing if accumulate or 0 in out.shape else lambda: out.fill(0)
         call, arguments = plan
         given = arguments(a.data.ptr, b.data.ptr, out.data.ptr)
         return lambda held=(a, b, out): self._call(call, given)  # the arrays live as long as the function

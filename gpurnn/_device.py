@@ -52,6 +52,20 @@ class CupyDevice:
 
     # ---- kernels
 
+    def compile(self, file, expression):
+        """``_cubins.find`` of a kernel for this device: compiles it now unless it is on disk, and loads nothing.
+
+        Threads may do so side by side. Raises as ``_cubins.find`` does.
+        """
+        return _cubins.find(_kernels.kernel_source(file), expression, self.arch, file)
+
+    def spills(self, file, expression):
+        """Whether a kernel keeps registers in memory; False where it does not compile, which ``load`` will say."""
+        try:
+            return self.compile(file, expression)[2] > 0
+        except (_nvrtc.CompileError, OSError):
+            return False
+
     def load(self, file, expression):
         """The kernel of a name expression such as ``step_forward<LstmCell, float>``, compiled now unless it is cached.
 
@@ -60,7 +74,7 @@ class CupyDevice:
         """
         cooperative = file in COOPERATIVE
         try:
-            path, name = _cubins.find(_kernels.kernel_source(file), expression, self.arch, file)
+            path, name, _ = self.compile(file, expression)
             module = self.xp.RawModule(path=str(path), enable_cooperative_groups=cooperative)
             kernel = module.get_function(name)
         except (_nvrtc.CompileError, OSError, RuntimeError) as error:  # RuntimeError: CUDA's, on loading

@@ -363,9 +363,11 @@ Examples:
 def warmup(dtypes, cells, hidden, batches, bidirectional, tf32):
     """Compile the CUDA kernels ahead, so that no first call waits.
 
-    They stay in CuPy's cache (CUPY_CACHE_DIR, else ~/.cupy/kernel_cache) until gpurnn, CuPy or the GPU changes. Kernels
-    of schedules that depend on sizes are compiled for those that --hidden and --batch [1] name.
+    They stay in gpurnn's cache (the folder kernels in GPURNN_CACHE, else in ~/.cache/gpurnn) until gpurnn, CUDA or the
+    GPU changes. Kernels of schedules that depend on sizes are compiled for those that --hidden and --batch [1] name.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     from tqdm import tqdm
 
     from .backend import get_backend
@@ -375,11 +377,13 @@ def warmup(dtypes, cells, hidden, batches, bidirectional, tf32):
     ops = get_backend("cuda")
     names = kernel_names(dtypes or DTYPES)
     for work in works(cells or CELLS, hidden, batches or (1,), dtypes or DTYPES, 1 + bidirectional, tf32):
-        name = way_name(work, ops.choose(work)[0])
+        name = way_name(work, ops.way(work))
         if name:
             names.append(name)
-    for file, expression in tqdm(names, unit=" kernels", disable=None):
-        ops.device.load(file, expression)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # the compiler does not hold Python's lock
+        compiled = pool.map(lambda name: ops.device.compile(*name), names)
+        for name, _ in zip(names, tqdm(compiled, total=len(names), unit=" kernels", disable=None), strict=True):
+            ops.device.load(*name)
     click.echo(f"{len(names)} kernels are ready for sm_{ops.device.arch}.")
 
 

@@ -161,8 +161,18 @@ class CudaOps(Ops):
             *first, I, share = sizes
             names = ("forward", "backward") if keep else ("forward",)
             works = {name: schedules.Work(*first, name == "backward", self.tf32, I, share) for name in names}
-            self._chosen[key] = works, {name: self.choose(work, schedule)[0] for name, work in works.items()}
+            self._chosen[key] = works, {name: self.way(work, schedule) for name, work in works.items()}
         return self._chosen[key]
+
+    def way(self, work, wanted="auto"):
+        """What ``choose`` finds, as the compiler at hand can do it: with fewer weights in registers where it spills."""
+        return self._without_spills(work, self.choose(work, wanted)[0])
+
+    def _without_spills(self, work, way):
+        less = way
+        while less is not None and less.schedule != "step" and self.device.spills(*way_name(work, less)):
+            less = schedules.hold_less(work, less, self.device.limits)
+        return less or way
 
     # ---- one layer through time
 

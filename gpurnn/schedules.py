@@ -444,6 +444,32 @@ def grid_mma_tile(work, device, U, R, P=1, held=None):
     return _grid(work, device, "grid_mma", numbers, R, threads, shared, held / tiles, blocks, words, cycles, moved, P)
 
 
+def hold_less(work, way, device):
+    """The same tile with fewer of its weights in registers; None where there are none left or they fit nowhere else."""
+    device, numbers = _shared_device(work, device), way.numbers
+    place = {"block": 2, "block_mma": 1, "grid": 3, "grid_mma": 2}[way.kernel]  # of what is held
+    held = numbers[place] - (1 if "mma" in way.kernel else 4)
+    if held < 0:
+        return None
+    if way.kernel == "block":
+        less = fma_tile(work, *numbers[:2], held, numbers[3], IP=way.inputs)
+    elif way.kernel == "block_mma":
+        less = mma_tile(work, numbers[0], held, numbers[2], IP=way.inputs)
+    elif way.kernel == "grid":
+        less = grid_tile(work, device, numbers[0], numbers[4], way.threads, held)
+    else:
+        less = grid_mma_tile(work, device, numbers[0], *numbers[3:], held)
+    if less is None or less.shared > device.shared_bytes:
+        return None
+    like = {name: getattr(way, name) for name in ("seconds", "before", "measured", "product", "like")}
+    return replace(less, **like)
+
+
+def _shared_device(work, device):
+    """The part of a device that is left to one of several walks at once."""
+    return replace(device, multiprocessors=max(1, device.multiprocessors // work.share))
+
+
 # ---- the table, and the choice
 
 # schedule -> function(work, device): its ways, or a sentence why it has none
@@ -459,7 +485,7 @@ def ways(work, device, measured=None):
     seconds in place of estimates, and those of schedules that it has not.
     """
     found, refusals = [], {}
-    device = replace(device, multiprocessors=max(1, device.multiprocessors // work.share))
+    device = _shared_device(work, device)
     for schedule, find in WAYS.items():
         some = find(work, device)
         if isinstance(some, str):

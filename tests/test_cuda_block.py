@@ -369,15 +369,31 @@ def test_tiles_that_are_chosen_do_not_spill(arch):
             for inputs in (False, True) if H == 128 else (False,):
                 some = [] if isinstance(found, str) else [tile for tile in found if bool(tile.inputs) == inputs]
                 if some:
-                    file, expression = way_name(asked, min(some, key=lambda tile: tile.total(512)))
-                    names.setdefault(file, set()).add(expression)
-    for name, expressions in names.items():
-        program = nvrtc.compile(kernel_source(name), file=name, arch=arch, expressions=tuple(sorted(expressions)))
-        spilled = {n: r for n, r in parse_log(program.log).items() if r.spill_stores or r.spill_loads or r.stack}
-        assert len(expressions) > 7
-        if spilled and nvrtc.version() != gate.read_accepted()[0]:  # tiles leave room as the accepted compiler uses it
-            pytest.skip(f"NVRTC {nvrtc.version()} is not that of resources.json; it spills in {sorted(spilled)}")
-        assert not spilled
+                    best = min(some, key=lambda tile: tile.total(512))
+                    file, expression = way_name(asked, best)
+                    names.setdefault(file, {})[expression] = asked, best
+    for name, chosen in names.items():
+        assert len(chosen) > 7
+        check_spills(name, chosen, arch, DEVICES[arch])
+
+
+def spilling(file, expressions, arch):
+    """Those of some kernels that keep registers in memory."""
+    program = nvrtc.compile(kernel_source(file), file=file, arch=arch, expressions=tuple(sorted(expressions)))
+    report = parse_log(program.log)
+    figures = {expression: report[program.lowered[expression]] for expression in expressions}
+    return [name for name, r in figures.items() if r.spill_stores or r.spill_loads or r.stack]
+
+
+def check_spills(file, chosen, arch, device):
+    """chosen: name expression -> (work, way). The accepted compiler spills nowhere; another nowhere any more once the
+    tile holds less, as the library then makes it (CudaOps.way)."""
+    for expression in spilling(file, chosen, arch):
+        assert nvrtc.version() != gate.read_accepted()[0], expression
+        asked, way = chosen[expression]
+        while (name := way_name(asked, way)[1]) and spilling(file, [name], arch):
+            way = schedules.hold_less(asked, way, device)
+            assert way is not None, expression
 
 
 def test_what_fits():

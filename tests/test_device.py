@@ -13,10 +13,12 @@ import pytest
 from cuda_on_cpu import nvrtc
 from cuda_on_cpu.cuda import Cuda
 
-from gpurnn import _cubins, _nvrtc
+from gpurnn import _cubins, _nvrtc, schedules
 from gpurnn._device import CupyDevice
 from gpurnn._kernels import kernel_source
+from gpurnn.cuda_ops import CudaOps, way_name
 from gpurnn.errors import BackendError
+from gpurnn.schedules import Device, Work
 
 needs_nvrtc = pytest.mark.skipif(nvrtc.missing() is not None, reason=str(nvrtc.missing()))
 
@@ -74,8 +76,8 @@ def test_a_kernel_is_compiled_once(cache, monkeypatch):
 @needs_nvrtc
 def test_what_decides_the_machine_code_decides_the_place(monkeypatch):
     source = kernel_source("step.cu")
-    first, name = _cubins.find(source, DONE, 90)
-    assert _cubins.find(source, DONE, 90) == (first, name)
+    first, name, spilled = _cubins.find(source, DONE, 90)
+    assert _cubins.find(source, DONE, 90) == (first, name, spilled) and spilled == 0
     others = [
         _cubins.find(source, DONE, 80)[0], _cubins.find(source + "\n", DONE, 90)[0],
         _cubins.find(source, "step_project<float>", 90)[0],
@@ -89,7 +91,7 @@ def test_what_decides_the_machine_code_decides_the_place(monkeypatch):
 @pytest.mark.parametrize("damage", ["cut", "another name", "no name", "not JSON", "gone"])
 def test_a_damaged_kernel_is_compiled_anew(damage):
     source = kernel_source("step.cu")
-    path, name = _cubins.find(source, DONE, 90)
+    path, name, _ = _cubins.find(source, DONE, 90)
     whole, about = path.read_bytes(), path.with_name("about.json")
     if damage == "cut":
         path.write_bytes(whole[:-100])
@@ -101,7 +103,7 @@ def test_a_damaged_kernel_is_compiled_anew(damage):
         about.write_text("{")
     else:
         path.unlink()
-    again, name_again = _cubins.find(source, DONE, 90)
+    again, name_again, _ = _cubins.find(source, DONE, 90)
     assert again.read_bytes() == whole and name_again == name
     assert _cubins.find(source, DONE, 90)[0].read_bytes() == whole
 
@@ -110,7 +112,7 @@ def test_a_damaged_kernel_is_compiled_anew(damage):
 def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("GPURNN_CACHE", str(tmp_path / "file"))
-    path, name = _cubins.find(kernel_source("step.cu"), DONE, 90)
+    path, name, _ = _cubins.find(kernel_source("step.cu"), DONE, 90)
     assert path.read_bytes()[:4] == b"\x7fELF" and name
 
 
@@ -119,13 +121,57 @@ def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
 def test_processes_that_compile_the_same_kernel_at_once(cache):
     code = (
         "from gpurnn import _cubins; from gpurnn._kernels import kernel_source\n"
-        "path, name = _cubins.find(kernel_source('step.cu'), 'step_forward<LstmCell, float>', 90)\n"
+        "path, name, _ = _cubins.find(kernel_source('step.cu'), 'step_forward<LstmCell, float>', 90)\n"
         "assert path.read_bytes()[:4] == bytes([127]) + b'ELF'; print(path)"
     )
     processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(6)]
     told = {process.communicate()[0] for process in processes}
     assert all(process.returncode == 0 for process in processes) and len(told) == 1
     assert [path.name for path in cache.iterdir()] == [os.path.basename(os.path.dirname(told.pop().strip()))]
+
+
+SPILLS = """
+extern "C" __global__ void __launch_bounds__(1024, 2) spills(const float* x, float* y) {
+    float held[64];
+    for (int k = 0; k < 64; k++) held[k] = x[threadIdx.x + 1024 * k];
+    for (int n = 0; n < 50; n++) {
+#pragma unroll
+        for (int k = 0; k < 64; k++) held[k] = held[k] * held[(k + 7) % 64] + y[n];
+    }
+    for (int k = 0; k < 64; k++) y[threadIdx.x + 1024 * k] = held[k];
+}
+"""
+
+
+@needs_nvrtc
+def test_what_does_not_fit_into_registers_is_known():
+    assert _cubins.find(SPILLS, "spills", 90)[2] > 0
+    assert _cubins.find(SPILLS, "spills", 90)[2] > 0  # from disk, too
+
+
+@pytest.mark.parametrize("kernel", ["block", "block_mma", "grid", "grid_mma"])
+@pytest.mark.parametrize("backward", [False, True])
+def test_tiles_that_spill_hold_less(kernel, backward):
+    """As much less as this compiler needs; the rest of the weights lies in shared memory, the tile stays the same."""
+    limits = Device(90, 132, 227 * 1024)
+    H, dtype = (96 if "block" in kernel else 512), "bfloat16" if "mma" in kernel else "float32"
+    work = Work("LstmCell", 4, H, 100, 16, 1, dtype, False, backward)
+    ways = [way for way in schedules.ways(work, limits)[0] if getattr(way, "kernel", "") == kernel and way.held > 0.2]
+    tried, spilling = [], {way_name(work, ways[0])[1]}
+
+    def spills(file, expression):
+        tried.append(expression)
+        return len(tried) < 3
+
+    ops = CudaOps(types.SimpleNamespace(xp=np, limits=limits, spills=spills, address=None))
+    less = ops._without_spills(work, ways[0])
+    assert len(set(tried)) == 3 and tried[0] in spilling and way_name(work, less)[1] == tried[2]
+    assert less.held < ways[0].held and less.rows == ways[0].rows
+    assert (less.threads, less.seconds, less.key.partition("<")[0]) == (ways[0].threads, ways[0].seconds, kernel)
+    ops.device.spills = lambda file, expression: True  # whatever is held: it stays as it was
+    assert ops._without_spills(work, ways[0]) == ways[0]
+    ops.device.spills = lambda file, expression: False
+    assert ops._without_spills(work, ways[0]) == ways[0]
 
 
 def test_the_target_is_machine_code_where_the_compiler_knows_it(monkeypatch):
@@ -150,7 +196,7 @@ def test_a_compiler_error_is_a_backend_error_with_its_line(monkeypatch):
 
 
 def test_a_driver_that_refuses_the_code_is_a_backend_error(monkeypatch, tmp_path):
-    monkeypatch.setattr(_cubins, "find", lambda *a: (tmp_path / "kernel.cubin", "name"))
+    monkeypatch.setattr(_cubins, "find", lambda *a: (tmp_path / "kernel.cubin", "name", 0))
 
     def module(**options):
         raise RuntimeError("CUDA_ERROR_INVALID_IMAGE: device kernel image is invalid")
@@ -160,7 +206,7 @@ def test_a_driver_that_refuses_the_code_is_a_backend_error(monkeypatch, tmp_path
 
 
 def test_blocks_that_cannot_be_there_at_once_are_a_backend_error(monkeypatch, tmp_path):
-    monkeypatch.setattr(_cubins, "find", lambda *a: (tmp_path / "kernel.cubin", "name"))
+    monkeypatch.setattr(_cubins, "find", lambda *a: (tmp_path / "kernel.cubin", "name", 0))
 
     def kernel(grid, block, args, shared_mem=0):
         raise ValueError("too large")
@@ -175,7 +221,7 @@ def test_blocks_that_cannot_be_there_at_once_are_a_backend_error(monkeypatch, tm
 
 
 def test_shared_memory_is_asked_for_where_it_grows(monkeypatch, tmp_path):
-    monkeypatch.setattr(_cubins, "find", lambda *a: (tmp_path / "kernel.cubin", "name"))
+    monkeypatch.setattr(_cubins, "find", lambda *a: (tmp_path / "kernel.cubin", "name", 0))
 
     class Kernel:
         asked = []

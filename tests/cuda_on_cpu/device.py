@@ -1,6 +1,6 @@
 """The emulator dressed as CuPy, so that the library's ``xp`` code and its launches run whole without a GPU.
 
-``EmulatedDevice`` is ``gpurnn._device.CupyDevice`` over this ``xp``. It acts as the module ``cupy`` and refuses as much:
+``EmulatedDevice`` is ``gpurnn._device.CupyDevice`` over this ``xp``, which acts as ``cupy`` does and refuses as much:
 nothing is converted to or from NumPy unless asked for, and only what ``FUNCTIONS`` has exists.
 Memory from ``xp.empty`` counts as uninitialised for kernels until the host or a kernel writes it.
 """
@@ -294,6 +294,10 @@ class EmulatedDevice(CupyDevice):
         """Whether on the current stream a ``tick`` is surely done."""
         stream, number = tick
         return self.xp.cuda.get_current_stream().clock.get(stream, 0) >= number
+
+    def spills(self, file, expression):
+        """Nothing is known of registers here."""
+        return False
 
     def load(self, file, expression):
         """The kernel of a name expression: ``kernel(grid, block, args, shared_mem=0)``."""
