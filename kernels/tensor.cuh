@@ -12,13 +12,16 @@ struct Fragment {
     static constexpr int row = 16 / sizeof(T);  // numbers in a row of an 8 x 8 matrix as load_matrices takes it
 };
 
+#if __has_include(<cuda_fp16.h>)
 DEVICE void mma(float (&c)[4], uint4 a, uint2 b, __half) {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
 }
+#endif
 
+#if __has_include(<cuda_bf16.h>)
 DEVICE void mma(float (&c)[4], uint4 a, uint2 b, __nv_bfloat16) {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -26,6 +29,7 @@ DEVICE void mma(float (&c)[4], uint4 a, uint2 b, __nv_bfloat16) {
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
 }
+#endif
 
 DEVICE void mma(float (&c)[4], uint4 a, uint2 b, float) {
     asm volatile(

@@ -6,6 +6,7 @@ import pytest
 from cuda_on_cpu import gate, nvrtc
 from cuda_on_cpu.kernel_list import FIRST, KERNELS
 
+from gpurnn import _nvrtc
 from gpurnn._kernels import kernel_dir, kernel_files, kernel_source
 
 needs_nvrtc = pytest.mark.skipif(nvrtc.missing() is not None, reason=str(nvrtc.missing()))
@@ -157,3 +158,15 @@ def test_the_source_of_a_kernel_holds_its_headers_once():
     marker = max(k for k, text in enumerate(source.splitlines()[:line]) if text.startswith("#line"))
     number = int(source.splitlines()[marker].split()[1]) + line - marker - 1
     assert "void step_forward(" in (kernel_dir() / "step.cu").read_text().splitlines()[number - 1]
+
+
+@needs_nvrtc
+def test_float_and_double_need_no_headers_of_16_bit_types():
+    """tf32 on tensor cores, too: an installation of CUDA without cuda_fp16.h still computes in 32 and 64 bits."""
+    options = (*_nvrtc.OPTIONS, "-arch=sm_90")
+    for file, names in KERNELS.items():
+        plain = tuple(name for name in names if "half" not in name and "bfloat16" not in name)
+        if plain:
+            assert len(_nvrtc.compile(kernel_source(file), options, plain, file).lowered) == len(plain)
+    with pytest.raises(nvrtc.CompileError, match="__half"):
+        _nvrtc.compile(kernel_source("step.cu"), options, ("step_project<__half>",), "step.cu")
