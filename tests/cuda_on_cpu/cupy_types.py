@@ -46,11 +46,16 @@ _OPERATORS = {  # __add__, __radd__, __iadd__ -> add
 # ---- what the table says
 
 
+def read():
+    """The table as it was committed."""
+    return json.loads(PATH.read_text())
+
+
 class Types:
     """The table as the emulated device asks it."""
 
     def __init__(self, table=None):
-        table = json.loads(PATH.read_text()) if table is None else table
+        table = read() if table is None else table
         self._unary = {
             name: dict(zip(DTYPES.values(), row.split(), strict=True)) for name, row in _each(table["one operand"])
         }
@@ -66,11 +71,14 @@ class Types:
 
         name: of a function, method or operator; operands: arrays and numbers in the order of the call; dtype, out: the
         arguments of these names. None for what is not in the table, because there CuPy asks NumPy (``promote_types``
-        for matmul, concatenate and stack, ``can_cast`` for copyto), or because the call names the dtype or keeps it.
+        for concatenate and stack, ``can_cast`` for copyto), or because the call names the dtype or keeps it.
         """
         name = _function(name)
-        if name == "matmul" and any(operand.ndim > 2 and operand.dtype.name == "bfloat16" for operand in operands):
-            raise TypeError("cupy multiplies no stacks of bfloat16 matrices")
+        if name == "matmul":  # NumPy's rule, too, but NumPy itself multiplies bfloat16 as float32
+            computed = np.promote_types(*(operand.dtype for operand in operands))
+            if computed.name == "bfloat16" and max(operand.ndim for operand in operands) > 2:
+                raise TypeError("cupy multiplies no stacks of bfloat16 matrices")
+            return computed  # and copied into any ``out``
         if name not in self._unary and name not in self._binary:
             return None
         computed = np.dtype(dtype) if dtype is not None else self._result(name, operands)
@@ -135,7 +143,7 @@ def ask():
     from cupy._core import _kernel, _reduction
 
     kinds = (_kernel.ufunc, _reduction._SimpleReductionKernel)
-    known = {kind.name: kind for kind in gc.get_objects() if isinstance(kind, kinds)}  # some have no name in a module
+    known = {kind.name: kind for kind in gc.get_objects() if type(kind) in kinds}  # some have no name in a module
     functions = {name: getattr(cupy, name) for name in f"{UNARY} {BINARY}".split()}
     functions |= {name: known[f"cupy_{name}"] for name in REDUCTIONS.split()}
     functions |= {name: known[f"cupy_{name}"] for name in ("where", "clip")}
