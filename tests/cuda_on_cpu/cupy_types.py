@@ -21,11 +21,8 @@ DTYPES = {
     "float16": "f2", "bfloat16": "bf", "float32": "f4", "float64": "f8",
 }  # fmt: skip
 WRITTEN = DTYPES | {"int8": "i1"}  # which CuPy gives for the power of two booleans
-NUMBERS = {
-    "bool": True,
-    "int": 1,
-    "float": 0.5,
-}  # Python's, which take the dtype of the array beside them where they can
+# Python's numbers, which take the dtype of the array beside them where they can.
+NUMBERS = {"bool": True, "int": 1, "float": 0.5}
 OPERANDS = (*DTYPES.values(), *NUMBERS)
 NO_LOOP = "--"  # CuPy raises TypeError
 
@@ -89,14 +86,15 @@ class Types:
         return computed
 
     def _result(self, name, operands):
-        codes = [_code(operand) for operand in operands]
-        if name == "where":
-            del codes[0]  # the condition, made boolean first
-        elif name == "clip" and codes[1] != codes.pop():
-            raise TypeError("the table has clip with two bounds of one type")
-        if name in self._unary:  # what comes behind is an axis
-            code = self._unary[name].get(codes[0], NO_LOOP)
+        if name in self._unary:
+            codes = [_code(operands[0])]  # an axis may follow
+            code = self._unary[name].get(*codes, NO_LOOP)
         else:
+            if name == "where":
+                operands = operands[1:]  # the condition is made boolean first
+            codes = [_code(operand) for operand in operands]
+            if len(set(codes[1:])) > 1:
+                raise TypeError("the table has clip with two bounds of one type")
             code = self._binary[name][codes[0]][codes[1]]
         if code == NO_LOOP:
             raise TypeError(f"cupy's {name} has no loop for {', '.join(codes)}")
@@ -116,7 +114,9 @@ def _code(operand):
         return type(operand).__name__
     if not hasattr(operand, "dtype"):
         raise TypeError(f"Unsupported type {type(operand)}")
-    return WRITTEN[operand.dtype.name]
+    if operand.dtype.name not in DTYPES:
+        raise TypeError(f"{operand.dtype} is not in the table: add it to DTYPES, and write the table anew")
+    return DTYPES[operand.dtype.name]
 
 
 def _each(groups):
@@ -153,7 +153,7 @@ def ask():
         first = [operands[code] for code in before]
         return " ".join(_loop(functions[name], [*first, *[operands[code]] * (1 + twice)]) for code in among)
 
-    def square(name, **options):
+    def square(name):
         before = ("b1",) if name == "where" else ()
         return {code: row(name, (*before, code), twice=name == "clip") for code in OPERANDS}
 
