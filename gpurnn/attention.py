@@ -108,9 +108,8 @@ class Attention(Module):
         if lengths is not None:
             lengths = check_lengths(lengths, T, B)
             if not bool((lengths == T).all()):
-                valid = valid_steps(lengths, T, B, self.xp)
-                memory = self.xp.where(valid[:, :, None], memory, self.xp.zeros((), self.dtype))
-                valid = valid.T[:, None, :]
+                valid = valid_steps(lengths, T, B, self.xp).T[:, None, :]
+                memory = self.ops.zero_past_end(memory.copy(), lengths)
         keys = memory
         if self.score != "dot":
             keys = self._project(memory, "weight" if self.score == "general" else "weight_memory")

@@ -5,6 +5,7 @@ that an optimiser step, a norm or an all-reduce is one operation over one array 
 """
 
 import math
+import re
 import weakref
 from collections.abc import Mapping
 
@@ -39,6 +40,14 @@ def check_dtype(dtype):
     except ImportError as error:
         raise DtypeError("dtype bfloat16 needs ml_dtypes. Run pip install ml_dtypes") from error
     return np.dtype(bfloat16)
+
+
+def _check_gpu_bfloat16(cupy, numpy):
+    """Raise DtypeError unless these versions know bfloat16: CuPy has it from 14 on, and only with NumPy from 2.1.2 on."""
+    for name, version, least in (("CuPy", cupy, (14,)), ("NumPy", numpy, (2, 1, 2))):
+        if tuple(int(part) for part in re.findall(r"\d+", version)[:3]) < least:
+            wanted = ".".join(map(str, least))
+            raise DtypeError(f"dtype bfloat16 on a GPU needs {name} {wanted} or newer, here is {version}")
 
 
 class Views(Mapping):
@@ -108,8 +117,8 @@ class Module:
             if self.dtype != np.float32:
                 raise ValueError(f"precision: tf32 is a way to multiply float32, got dtype {self.dtype}")
             self.ops = self.ops.with_tf32()
-        if self.dtype.name == "bfloat16" and self.xp is not np and int(self.xp.__version__.partition(".")[0]) < 14:
-            raise DtypeError(f"dtype bfloat16 on a GPU needs CuPy 14 or newer, here is {self.xp.__version__}")
+        if self.dtype.name == "bfloat16" and self.xp is not np:
+            _check_gpu_bfloat16(self.xp.__version__, np.__version__)
         self.wide = wide_dtype(self.dtype)
         self.seed = rng.check_seed(seed)
         self.name = ""

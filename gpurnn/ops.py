@@ -236,9 +236,16 @@ class Ops:
         return whole
 
     def zero_past_end(self, steps, lengths):
-        """``steps`` (T, B, F), zero in place where a sequence is past its end."""
+        """``steps`` (T, B, F), zero in place where a sequence is past its end, whatever stood there, even NaN.
+
+        The dtype stays, as it would not with ``where``: CuPy's makes bfloat16 float32.
+        """
         if lengths is not None:
-            steps[self.xp.asarray(np.arange(len(steps))[:, None] >= lengths)] = 0
+            past_end = np.arange(len(steps))[:, None] >= lengths
+            if self.xp is np:
+                steps[past_end] = 0
+            else:  # to index by booleans CuPy counts them, and waits for the GPU to do so
+                self.xp.copyto(steps, 0, where=self.xp.asarray(past_end[:, :, None]))
         return steps
 
     def empty(self, T, B, F, dtype):

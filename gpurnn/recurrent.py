@@ -303,8 +303,7 @@ class _Recurrent(Module):
             if bool((lengths == T).all()):
                 lengths = None
             else:  # padding may hold anything, even NaN, and must not reach the weights' gradient
-                valid = self.xp.asarray(np.arange(T)[:, None] < lengths)
-                x = self.xp.where(valid[:, :, None], x, self.xp.zeros((), self.dtype))
+                x = self.ops.zero_past_end(x.copy(), lengths)
         L, D, call = self.num_layers, len(self._directions), self.calls
         masks = [None] * L  # of the dropout behind each layer
         if self.training and self.dropout > 0:

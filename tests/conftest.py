@@ -1,10 +1,10 @@
-"""What all tests share: GPU tests skip where there is no GPU, plots draw to no screen, hypothesis repeats itself."""
+"""What all tests share: a test skips where it needs a GPU or a package that is not there, plots draw to no screen."""
 
 import os
 import signal
 
 import pytest
-from hypothesis import settings
+from optional import missing_package
 
 import gpurnn.backend
 
@@ -14,10 +14,6 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# A shared machine is slow at times, and a test that fails today must fail again tomorrow.
-settings.register_profile("gpurnn", deadline=None, derandomize=True)
-settings.load_profile("gpurnn")
-
 
 def pytest_collection_modifyitems(items):
     gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
@@ -25,3 +21,24 @@ def pytest_collection_modifyitems(items):
     if problem:
         for item in gpu_tests:
             item.add_marker(pytest.mark.skip(reason=f"needs a GPU: {problem}"))
+
+
+def _skipping():
+    """Around a test or its fixtures: where it ends because a package is not here, that is a skip."""
+    try:
+        return (yield)
+    except Exception as error:
+        package = missing_package(error)
+        if package:
+            pytest.skip(f"needs {package}")
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup():
+    return (yield from _skipping())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call():
+    return (yield from _skipping())

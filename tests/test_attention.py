@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
-import torch
+from optional import optional
 
 import gpurnn
 from gpurnn import Attention, DtypeError, ShapeError, attention
 from gpurnn.attention import SCORES
 from gpurnn.rng import name_key
+
+torch = optional("torch")
 
 F64 = {"backend": "cpu", "dtype": "float64", "seed": 3}
 U, T, B = 4, 7, 5

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from optional import needs
 
 from bench import report
 from bench.cases import CELLS, PASSES, SUITES, Case, select
@@ -84,6 +85,7 @@ def test_rivals_agree_with_the_reference(cell, what, dtype):
             assert np.abs(got[key] - value).max() <= allowed(case) * np.abs(value).max(), (name, key)
 
 
+@needs("torch")
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_rivals_agree_on_sequences_of_different_lengths(cell):
     case = Case(cell, 9, 5, 8, 8, what="train", ragged=True)
@@ -100,6 +102,7 @@ def test_rivals_agree_on_sequences_of_different_lengths(cell):
     assert refuses("jax", case) == "all sequences of one length" and refuses("torch-cpu", case) is None
 
 
+@needs("torch")
 def test_torch_compile_agrees():
     """In a process of its own, as in a run: torch.compile leaves threads and pipes behind, which warn when they end."""
     cases = [Case("lstm", 6, 3, 9, 5, what="train"), Case("lstm", 6, 3, 9, 5, what="step", V=11)]
@@ -230,6 +233,7 @@ def test_crossings():
     assert report.crossings({"cases": rows[:3]}, "gpu", "cpu") == {("gru", "train", 64): None}
 
 
+@needs("torch")
 def test_crossover_runs():
     done = invoke("crossover", "--fast", "torch-cpu", "-H", 3, "-B", 1, "-B", 2, "--threads", 1)
     assert done.exit_code == 0, done.output
@@ -245,6 +249,8 @@ def test_crossover_without_a_gpu_says_so():
 # ---- files
 
 
+@needs("torch")
+@needs("matplotlib")
 def test_run_show_plot_report(tmp_path):
     out = tmp_path / "run.json"
     axes = ("--cell", "rnn", "-T", 3, "-B", 2, "-H", 4, "--rival", "gpurnn-numpy", "--rival", "torch-cpu")

@@ -8,6 +8,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 from cuda_on_cpu import emulator
+from optional import needs
 from test_cuda_layers import cuda_ops
 
 import gpurnn
@@ -20,6 +21,7 @@ def run(*args):
     return CliRunner().invoke(main, ["check", *args])
 
 
+@needs("ml_dtypes")
 def test_numpy_is_right():
     results = run_checks(["numpy"])
     assert {(r.cell, r.dtype) for r in results} == {(c, d) for c in (*CELLS, OTHERS) for d in gpurnn.module.DTYPES}

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from optional import needs
 
 from gpurnn import cli
 from gpurnn.backend import BackendError, get_backend
@@ -171,6 +172,7 @@ def test_info(call):
         assert any(line.startswith(f"'{name}'") and ("works" in line) == (reason is None) for line in lines)
 
 
+@needs("matplotlib")
 def test_plot(trained):
     paths = trained("plot", "run").output.split()
     assert paths and all(Path(path).read_bytes().startswith(b"\x89PNG") for path in paths)

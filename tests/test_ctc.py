@@ -5,12 +5,14 @@ import math
 
 import numpy as np
 import pytest
-import torch
-from torch.nn import functional as F
+from optional import optional
 
 import gpurnn
 from gpurnn.ctc import ctc_beam_search, ctc_greedy, ctc_loss
 from gpurnn.errors import DtypeError, ShapeError
+
+torch = optional("torch")
+F = optional("torch.nn.functional")
 
 REDUCTIONS = ["mean", "sum", "none"]
 

@@ -4,7 +4,7 @@ import copy
 
 import numpy as np
 import pytest
-import torch
+from optional import optional
 
 import gpurnn
 from gpurnn import (
@@ -21,6 +21,8 @@ from gpurnn import (
     ShapeError,
     TiedLinear,
 )
+
+torch = optional("torch")
 
 CPU = gpurnn.get_backend("cpu").name  # "numpy" where no compiler was found
 F64 = {"backend": "cpu", "dtype": "float64", "seed": 1}

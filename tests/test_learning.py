@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from optional import optional
 
 import gpurnn
 from gpurnn.data import TextBatches, adding_problem, copy_memory
+
+torch = optional("torch")
 
 SHAKESPEARE = Path(
     os.environ.get("GPURNN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")
@@ -25,22 +27,25 @@ def character_model(V, dtype, hidden=128):
     )
 
 
-class TorchCharacterModel(torch.nn.Module):
-    def __init__(self, V, hidden=128):
-        super().__init__()
-        self.embedding = torch.nn.Embedding(V, hidden)
-        self.rnn = torch.nn.LSTM(hidden, hidden, num_layers=2)
-        self.output = torch.nn.Linear(hidden, V)
+def torch_character_model(V, hidden=128):
+    class TorchCharacterModel(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = torch.nn.Embedding(V, hidden)
+            self.rnn = torch.nn.LSTM(hidden, hidden, num_layers=2)
+            self.output = torch.nn.Linear(hidden, V)
 
-    def forward(self, ids, state):
-        x, state = self.rnn(self.embedding(ids), state)
-        return self.output(x), state
+        def forward(self, ids, state):
+            x, state = self.rnn(self.embedding(ids), state)
+            return self.output(x), state
+
+    return TorchCharacterModel()
 
 
 def loss_curves(ids, V, dtype, steps):
     """Loss of every training step here and in torch: same weights, data, Adam, clipping and carried state."""
     ours = character_model(V, dtype)
-    theirs = TorchCharacterModel(V).to(getattr(torch, dtype))
+    theirs = torch_character_model(V).to(getattr(torch, dtype))
     theirs.load_state_dict({name: torch.from_numpy(value) for name, value in ours.state_dict().items()})
     adam = gpurnn.Adam(ours, lr=2e-3)
     torch_adam = torch.optim.Adam(theirs.parameters(), lr=2e-3)

@@ -7,12 +7,14 @@ import tracemalloc
 
 import numpy as np
 import pytest
-import torch
+from optional import optional
 
 from gpurnn import optim
 from gpurnn.errors import DtypeError, ShapeError
 from gpurnn.layers import Linear, Sequential
 from gpurnn.module import Module
+
+torch = optional("torch")
 
 STEPS = 60
 
@@ -52,8 +54,9 @@ def torch_parameters(model, dtype=None):
     return {name: torch.nn.Parameter(torch.tensor(np.array(p), dtype=dtype)) for name, p in model.params.items()}
 
 
-def run_torch(model, make, dtype=torch.float64):
+def run_torch(model, make, dtype="float64"):
     """The same steps by torch from the model's values, one tensor a parameter."""
+    dtype = getattr(torch, dtype)
     params = torch_parameters(model, dtype)
     optimizer = make(list(params.values()))
     for step in range(STEPS):
@@ -141,7 +144,7 @@ def test_float32_is_as_exact_as_torch(kind, hyper, backend):
         return getattr(torch.optim, kind)(params, **hyper)
 
     model = build("float32", backend=backend)
-    exact, plain = run_torch(model, make), run_torch(model, make, torch.float32)
+    exact, plain = run_torch(model, make), run_torch(model, make, "float32")
     got = run(model, getattr(optim, kind)(model, **hyper))
     assert all(array.dtype == np.float32 for array in got.values())
     assert largest_difference(got, exact) < 2 * largest_difference(plain, exact)
@@ -469,7 +472,7 @@ def losses(calls):
     return values.tolist()
 
 
-TORCH = torch.optim.lr_scheduler
+TORCH = optional("torch.optim.lr_scheduler")
 
 
 @pytest.mark.parametrize(("step_size", "gamma"), [(1, 0.9), (7, 0.1), (100, 0.5), (3, 1.0)])

@@ -4,10 +4,12 @@ import tracemalloc
 
 import numpy as np
 import pytest
-import torch
+from optional import optional
 
 import gpurnn
 from gpurnn import BackendError, DtypeError, ShapeError
+
+torch = optional("torch")
 
 KINDS = {
     "rnn-tanh": (gpurnn.RNN, {}),

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
-import torch
+from optional import optional
 
 import gpurnn
 
-LAYERS = {"lstm": (gpurnn.LSTM, torch.nn.LSTM), "gru": (gpurnn.GRU, torch.nn.GRU), "rnn": (gpurnn.RNN, torch.nn.RNN)}
+torch = optional("torch")
+
+KINDS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
 
 
 def relative(ours, theirs):
@@ -47,7 +49,7 @@ def draw(seed):
 @pytest.mark.parametrize("seed", range(240))
 def test_random_configuration(seed):
     rng, kind, inside, hidden, options, call = draw(seed)
-    ours_class, torch_class = LAYERS[kind]
+    ours_class, torch_class = (getattr(library, KINDS[kind]) for library in (gpurnn, torch.nn))
     theirs = torch_class(inside, hidden, dtype=torch.float64, **options)
     ours = ours_class(inside, hidden, backend=("numpy", "cpu")[seed // 4 % 2], dtype="float64", seed=seed, **options)
     with torch.no_grad():

@@ -6,15 +6,17 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from cuda_on_cpu import emulator
+from optional import optional
 from test_cuda_layers import cuda_ops
 
-from bench.translation import Twin
 from gpurnn import DtypeError, ShapeError, cross_entropy, get_backend, losses
 from gpurnn.rng import name_key
 from gpurnn.seq2seq import END, PADDING, START, UNKNOWN, EncoderDecoder, Sampling, beam_search, greedy_search
 from gpurnn.seq2seq import length_penalty as penalty
+
+torch = optional("torch")
+translation = optional("bench.translation")
 
 F64 = {"backend": "cpu", "dtype": "float64", "seed": 3}
 V_SOURCE, V_TARGET, T, U, B = 9, 11, 6, 5, 4
@@ -60,7 +62,7 @@ def loss_of(model, inputs, lengths, targets):
 @pytest.mark.parametrize("options", VARIANTS)
 def test_equals_torch(options):
     model = make(**options)
-    twin = Twin(V_SOURCE, V_TARGET, 6, **options).double()
+    twin = translation.Twin(V_SOURCE, V_TARGET, 6, **options).double()
     twin.load_state_dict({n: torch.from_numpy(p) for n, p in model.state_dict().items()}, strict=not options["tied"])
     inputs, lengths, targets = batch()
     logits, backward = model.forward(inputs, lengths)

@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from optional import needs
 
 from gpurnn.cli import main
 from gpurnn.tasks.classify import TASK, ClassifySettings, Labelled, predict, read_examples, split
@@ -163,6 +164,7 @@ def trained(table, tmp_path):
     return load(tmp_path / "run", "cpu")
 
 
+@needs("matplotlib")
 def test_evaluation(trained, tmp_path):
     other = tmp_path / "other.tsv"
     texts, labels = zip(*reviews(30, seed=5), strict=True)

@@ -2,10 +2,10 @@
 
 import json
 
-import mido
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from optional import needs, optional
 
 from gpurnn.cli import main
 from gpurnn.errors import ShapeError
@@ -26,6 +26,8 @@ from gpurnn.tasks.music import (
 )
 from gpurnn.tasks.run import load, prepare
 from gpurnn.vocabulary import Vocabulary
+
+mido = optional("mido")
 
 
 @pytest.fixture(autouse=True)
@@ -395,6 +397,8 @@ def test_whole_tunes_are_kept_and_others_thrown_away():
 # ---- whole runs
 
 
+@needs("mido")
+@needs("matplotlib")
 def test_from_files_to_midi(tmp_path):
     """The command line on generated pieces: better than what knows the keys alone, resumed, composed, written."""
     pieces, run = tunes(30), str(tmp_path / "run")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from optional import needs
 
 from gpurnn.cli import main
 from gpurnn.tasks.run import load, prepare
@@ -401,6 +402,7 @@ def test_score_against_the_definitions():
 # ---- whole runs
 
 
+@needs("matplotlib")
 def test_from_csv_to_forecast(tmp_path):
     """The command line on a generated series: better than both naive forecasts, drawn, written, continued."""
     y = growing(200)

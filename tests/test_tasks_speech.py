@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from optional import needs
 from sounds import word, write_wav, write_words
 
 from gpurnn import audio
@@ -112,6 +113,7 @@ def test_classes_are_learned(letters, strings, tmp_path):
         TASK.evaluate(trained, [strings])
 
 
+@needs("matplotlib")
 def test_the_command_line(letters, listener, tmp_path, strings):
     options = [f"--{name}={value}" for name, value in (SMALL | {"epochs": 1}).items()]
     out = gpurnn("train", "speech", letters, *options, "--out", tmp_path / "run", "--no-progress", "--backend", "cpu")
@@ -345,6 +347,7 @@ def test_damaged_tables(tmp_path):
         read_utterances(table, settings)
 
 
+@needs("scipy")
 def test_stereo_at_another_rate_is_heard_alike(listener, tmp_path):
     sound = word("abca", np.random.default_rng(3), 44100)
     path = write_wav(tmp_path / "a.wav", np.stack([1.5 * sound, 0.5 * sound], axis=1), 44100)

@@ -8,10 +8,9 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
+from optional import needs, optional
 
-import bench.translation
 from gpurnn.checkpoint import load_checkpoint
 from gpurnn.cli import main
 from gpurnn.losses import cross_entropy
@@ -19,6 +18,9 @@ from gpurnn.seq2seq import EncoderDecoder
 from gpurnn.tasks.run import load, prepare
 from gpurnn.tasks.translate import TASK, PairBatches, TranslateSettings, _split, read_pairs, translate
 from gpurnn.tokens import TokenVocabulary, tokenise
+
+torch = optional("torch")
+translation = optional("bench.translation")
 
 TINY = TranslateSettings(
     hidden=48, batch=16, epochs=12, lr=1e-2, dropout=0.0, min_count=1, beam=2, valid_file=None, seed=5
@@ -200,6 +202,7 @@ def test_words_it_never_saw(trained):
     assert "never saw zebra, ,:" in done.stderr  # A is read as a
 
 
+@needs("matplotlib")
 def test_json_and_attention(trained, tmp_path):
     png = tmp_path / "alignment.png"
     done = command("translate", trained[0], "a b c", "", "--json", "--attention", png, "--backend", "cpu")
@@ -281,7 +284,7 @@ def twin_of(run):
     """The torch model of a run about to be trained, from the same weights."""
     settings, facts = run.settings, run.data.facts
     sizes = len(facts["source"]) + 4, len(facts["target"]) + 4, settings.hidden
-    twin = bench.translation.Twin(*sizes, score=settings.attention, dropout=settings.dropout, tied=settings.tied)
+    twin = translation.Twin(*sizes, score=settings.attention, dropout=settings.dropout, tied=settings.tied)
     state = {name: torch.from_numpy(array) for name, array in run.model.state_dict().items()}
     if settings.tied:
         state["output.weight"] = state["target_embedding.weight"]
@@ -297,7 +300,7 @@ def test_torch_trained_alike_goes_the_same_way(tmp_path, attention, tied):
     settings = dataclasses.replace(TINY, epochs=4, dtype="float64", attention=attention, tied=tied)
     run = prepare("translate", [pairs], tmp_path / "run", settings, backend="cpu")
     twin = twin_of(run)
-    theirs = bench.translation.train(twin, settings, run.data, lambda line: None)
+    theirs = translation.train(twin, settings, run.data, lambda line: None)
     ours = run.train(progress=False).epochs
     assert theirs[-1]["train_loss"] < 0.8 * theirs[0]["train_loss"]
     for one, other in zip(ours, theirs, strict=True):
@@ -313,10 +316,10 @@ def test_torch_trained_alike_goes_the_same_way(tmp_path, attention, tied):
 def test_the_command_that_trains_with_torch(trained, tmp_path):
     settings = dataclasses.replace(load(trained[0], "cpu").settings, epochs=1)
     prepare("translate", [trained[0].parent / "train.tsv"], tmp_path / "one", settings, backend="cpu")
-    done = CliRunner().invoke(bench.translation.main, [str(tmp_path / "one"), str(trained[1]), "--seed", "2"])
+    done = CliRunner().invoke(translation.main, [str(tmp_path / "one"), str(trained[1]), "--seed", "2"])
     result = json.loads(done.stdout)
     assert result["seed"] == 2 and result["pairs"] == 60 and result["bleu"] >= 0
     settings = dataclasses.replace(settings, sampling=0.5)
     prepare("translate", [trained[0].parent / "train.tsv"], tmp_path / "two", settings, backend="cpu")
-    done = CliRunner().invoke(bench.translation.main, [str(tmp_path / "two"), str(trained[1])])
+    done = CliRunner().invoke(translation.main, [str(tmp_path / "two"), str(trained[1])])
     assert done.exit_code == 2 and "teacher forcing only" in done.output

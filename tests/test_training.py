@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from optional import needs
 
 import gpurnn
 from gpurnn import Batch, CheckpointError, SequenceBatches, TextBatches, TrainingError, evaluate, fit
@@ -48,6 +49,7 @@ def train(out=None, *, epochs=3, seed=1, lr=1e-2, steps=10, cell="GRU", batch=8,
     return model, history
 
 
+@needs("matplotlib")
 def test_training_learns_and_records(tmp_path):
     model, history = train(tmp_path / "run", flow=True)
     epochs = history.epochs

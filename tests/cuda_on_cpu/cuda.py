@@ -7,10 +7,10 @@ stream (cupy/cuda/stream.pyx).
 
 import ctypes
 
-import ml_dtypes
 import numpy as np
 
 from gpurnn._cublas import Cublas
+from gpurnn.module import check_dtype
 
 from . import emulator as _emulator
 from .fixtures import round_tf32
@@ -66,7 +66,7 @@ int cublasGemmStridedBatchedEx(void* handle, int op_a, int op_b, int m, int n, i
 }
 """
 
-TYPES = {0: np.dtype("float32"), 1: np.dtype("float64"), 2: np.dtype("float16"), 14: np.dtype(ml_dtypes.bfloat16)}
+TYPES = {0: "float32", 1: "float64", 2: "float16", 14: "bfloat16"}
 COMPUTE = {68: "float32", 77: "float32", 70: "float64"}
 
 
@@ -117,7 +117,7 @@ def multiply(call):
 
 def _matrix(address, kind, first, rows, columns, leading):
     """The matrix (rows, columns) that BLAS sees ``first`` numbers behind an address."""
-    dtype = TYPES[kind]
+    dtype = check_dtype(TYPES[kind])
     assert leading >= max(1, rows), "a leading dimension shorter than a column"
     count = leading * (columns - 1) + rows
     memory = (ctypes.c_char * (count * dtype.itemsize)).from_address(address + first * dtype.itemsize)

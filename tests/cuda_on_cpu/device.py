@@ -1,7 +1,8 @@
 """The emulator dressed as CuPy, so that the library's ``xp`` code and its launches run whole without a GPU.
 
 ``EmulatedDevice`` is ``gpurnn._device.CupyDevice`` over this ``xp``, which acts as ``cupy`` does and refuses as much:
-nothing is converted to or from NumPy unless asked for, and only what ``FUNCTIONS`` has exists.
+nothing is converted to or from NumPy unless asked for, only what ``FUNCTIONS`` has exists, and results have the dtypes of
+cupy_types.py.
 Memory from ``xp.empty`` counts as uninitialised for kernels until the host or a kernel writes it.
 """
 
@@ -12,6 +13,7 @@ from gpurnn._device import CupyDevice
 from gpurnn._kernels import kernel_source
 
 from .cuda import Cuda, Pointer, StubCublas
+from .cupy_types import Types
 from .emulator import SHARED_LIMIT
 
 _UFUNCS = (
@@ -43,6 +45,7 @@ _METHODS = {
     "swapaxes": (), "squeeze": ("axis",), "ravel": (), "astype": ("copy",), "copy": ("order",), "view": ("dtype",),
     "argmax": ("axis", "dtype", "out", "keepdims"), "cumsum": ("axis", "dtype", "out"), "clip": ("out",),
 }  # fmt: skip
+TYPES = Types()
 _OPERATORS = (
     "add radd sub rsub mul rmul truediv rtruediv floordiv mod pow rpow matmul and or xor rand lshift rshift lt le gt "
     "ge eq ne"
@@ -131,7 +134,7 @@ class Array:
             raise AttributeError(f"'ndarray' object has no attribute {name!r} (the emulated one; CuPy's may)")
 
         def method(*args, **kwargs):
-            return self._xp.call(getattr(self._host, name), _METHODS[name], name, args, kwargs)
+            return self._xp.call(getattr(np.ndarray, name), _METHODS[name], name, (self, *args), kwargs)
 
         return method
 
@@ -154,11 +157,10 @@ def _unary(name):
 
 
 def _in_place(name):
+    plain = getattr(np.ndarray, name.replace("__i", "__", 1))
+
     def operate(self, other):
-        self._xp.working()
-        getattr(np.ndarray, name)(self._host, self._xp.host(other))
-        self._xp.written(self._host)
-        return self
+        return self._xp.call(plain, ("out",), name, (self, other), {"out": self})
 
     return operate
 
@@ -259,8 +261,15 @@ class Xp:
             if keyword not in keywords:
                 raise TypeError(f"cupy's {name} takes no keyword {keyword!r}")
         out = kwargs.get("out")
+        computed = TYPES.computed(name, args, kwargs.get("dtype"), out)
+        if computed is not None:
+            kwargs = {key: value for key, value in kwargs.items() if key != "out"}
         with np.errstate(all="ignore"):
             result = function(*map(self.host, args), **{key: self.host(value) for key, value in kwargs.items()})
+            if computed is not None:
+                result = np.asarray(result).astype(computed, copy=False)
+                if out is not None:
+                    out._host[...] = result
         if name == "copyto":
             self.written(args[0]._host)
         if out is not None:
