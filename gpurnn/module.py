@@ -43,7 +43,7 @@ def check_dtype(dtype):
 
 
 def _check_gpu_bfloat16(cupy, numpy):
-    """Raise DtypeError unless these versions know bfloat16: CuPy has it from 14 on, and only with NumPy from 2.1.2 on."""
+    """Raise DtypeError unless these versions know bfloat16: CuPy has it from 14 on, and needs NumPy 2.1.2 for it."""
     for name, version, least in (("CuPy", cupy, (14,)), ("NumPy", numpy, (2, 1, 2))):
         if tuple(int(part) for part in re.findall(r"\d+", version)[:3]) < least:
             wanted = ".".join(map(str, least))

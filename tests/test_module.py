@@ -359,3 +359,17 @@ def test_damaged_random_state_changes_nothing(wrong):
     with pytest.raises((ValueError, TypeError)):
         model.load_random_state(state)
     assert model.random_state() == before
+
+
+def test_bfloat16_on_a_gpu_needs_new_versions():
+    from gpurnn.module import _check_gpu_bfloat16
+
+    for cupy, numpy in (("14.0.0", "2.1.2"), ("14.2.0", "2.4.6"), ("15.0.0a1", "3.0")):
+        _check_gpu_bfloat16(cupy, numpy)
+    for cupy, numpy, message in (
+        ("13.6.0", "2.4.6", "needs CuPy 14 or newer, here is 13.6.0"),
+        ("14.2.0", "2.1.1", "needs NumPy 2.1.2 or newer, here is 2.1.1"),
+        ("14.2.0", "1.26.4", "needs NumPy 2.1.2 or newer, here is 1.26.4"),
+    ):
+        with pytest.raises(DtypeError, match=message):
+            _check_gpu_bfloat16(cupy, numpy)
