@@ -152,6 +152,18 @@ def probe(out, only, as_json):
 
 
 @main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, in seconds, instead of a table.")
+def host(as_json):
+    """Measure the Python of a call on the backend "cuda", over a device that launches nothing: no GPU is needed."""
+    import json
+
+    from .host import lines, measure
+
+    found = measure()
+    click.echo(json.dumps(found, indent=1) if as_json else "\n".join(lines(found)))
+
+
+@main.command()
 @_file
 def show(file):
     """The table of a results file."""

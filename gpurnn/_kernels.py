@@ -39,7 +39,7 @@ def kernel_files():
 def kernel_source(file):
     """The text of a kernel file with our own headers in place of its ``#include "..."`` lines, ready for NVRTC.
 
-    One text, because CuPy's cache knows only the text it is given: a header that NVRTC finds by itself could change
+    One text, because the cache of compiled kernels goes by the text: a header that NVRTC finds by itself could change
     unseen. ``#line`` keeps every line under its file's own name in messages. Each header is taken once.
     """
     seen = set()

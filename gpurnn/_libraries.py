@@ -20,7 +20,8 @@ def load(name):
     try:
         from cuda.pathfinder import load_nvidia_dynamic_lib
 
-        return ctypes.CDLL(load_nvidia_dynamic_lib(name).abs_path)
+        found = load_nvidia_dynamic_lib(name)
+        return ctypes.CDLL(found.abs_path or name, handle=found._handle_uint)  # one loaded before may have no path
     except (ImportError, RuntimeError, OSError):  # no finder, or it found nothing
         pass
     for path in _in_wheels(f"lib/lib{name}.so.*", f"bin/{name}64_*.dll"):

@@ -379,3 +379,27 @@ def test_documents_are_not_changed_by_reading():
     before = copy.deepcopy(one)
     list(report.table(one))
     assert one == before
+
+
+def test_the_python_of_a_call_is_measured_without_a_gpu(monkeypatch):
+    from bench import host
+
+    monkeypatch.setattr(host.measure, "__defaults__", (1, 2))
+    done = CliRunner().invoke(main, ["host", "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.output)
+    assert list(found) == list(host.CASES) and all(0 < s["inference"] < s["train"] < 1 for s in found.values())
+    table = CliRunner().invoke(main, ["host"]).output.splitlines()
+    assert len(table) == 1 + len(host.CASES) and max(map(len, table)) <= 60
+
+
+@pytest.mark.parametrize("case", ["lstm block", "lstm grid", "lstm step, recorded"])
+def test_the_device_that_launches_nothing_takes_the_schedule_that_it_names(case):
+    import gpurnn
+    from bench import host
+    from gpurnn.cuda_ops import CudaOps
+
+    kind, options = host.CASES[case]
+    sizes = host.I, options.get("hidden_size", host.H)
+    layer = getattr(gpurnn, kind)(*sizes, schedule=options["schedule"], backend=CudaOps(host.Device()))
+    assert layer.plan(host.T, host.B).schedule == case.split()[1].rstrip(",")
