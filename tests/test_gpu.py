@@ -7,8 +7,10 @@ import pytest
 from click.testing import CliRunner
 
 import gpurnn
+from gpurnn._device import CupyDevice
 from gpurnn.check import CELLS, Batch, run_checks, twins
 from gpurnn.cli import main
+from gpurnn.cuda_ops import CudaOps
 from gpurnn.errors import BackendError
 
 pytestmark = pytest.mark.gpu
@@ -92,7 +94,61 @@ def test_loops_are_recorded_and_replayed(ops):
         got, expected = batch.run(layer), batch.run(plain)
         for name, value in expected.items():
             np.testing.assert_allclose(got[name], value, rtol=1e-4, atol=1e-5, err_msg=f"{name}, call {call}")
-    assert any(loop.graphs for _, loop in ops.pool.free.values()), "nothing was recorded"
+    assert any(loop.graphs for _, loop in ops.pool.free.values()), ops.recordings()
+
+
+def test_products_are_recorded_and_replayed(ops):
+    """CuPy's own wrapper of cuBLAS refuses this."""
+    xp = ops.xp
+    a, b = (xp.asarray(np.random.default_rng(seed).normal(size=(2, 40, 40)).astype("float32")) for seed in (0, 1))
+    out = xp.zeros((2, 40, 40), "float32")
+    graph = ops.device.record(ops.device.product(a, b, out))
+    assert not out.get().any()
+    a *= 2
+    graph.launch()
+    exact = a.get().astype(float) @ b.get().astype(float)
+    bound = 40 * 2.0**-23 * (np.abs(a.get()).astype(float) @ np.abs(b.get()).astype(float))
+    assert (np.abs(out.get() - exact) <= bound).all()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_graph_that_is_launched_again_gives_the_bits_of_single_launches(cell):
+    """T 150 is twice a graph of 64 timesteps and one of the rest."""
+    ops = CudaOps(CupyDevice(gpurnn.get_backend("cuda").xp))
+    layer, _, exact = twins(cell, ops, "float32", schedule="step", bidirectional=True)
+    once, _, _ = twins(cell, CudaOps(ops.device, graphs=0), "float32", schedule="step", bidirectional=True)
+    for call in range(4):
+        batch = Batch(exact, 150, 5, ragged=True, seed=call)
+        got, expected = batch.run(layer), batch.run(once)
+        for name, value in expected.items():
+            np.testing.assert_array_equal(got[name], value, err_msg=f"{name}, call {call}")
+    assert [row["reason"] for row in ops.recordings() if not row["recorded"]] == [] and ops.recordings()
+
+
+@pytest.mark.parametrize("schedule", ["block", "grid"])
+def test_parameters_behind_three_numbers(schedule):
+    """Where weights did not start at 16 bytes, a load of four numbers ended the context."""
+    layer, plain, exact = twins("lstm", "cuda", "float32", I=3, H=128 if schedule == "grid" else 32, schedule=schedule)
+    x, found = np.random.default_rng(0).normal(size=(9, 5, 3)), []
+    for one in (layer, plain, exact):
+        norm = gpurnn.LayerNorm(3, backend=one.ops, dtype=one.dtype, seed=1)
+        output, _, backward = (model := gpurnn.Sequential(norm, one)).forward(model.xp.asarray(x.astype(one.dtype)))
+        backward(output)
+        found.append([one.ops.to_numpy(array).astype(float) for array in (output, model.flat_grads)])
+    for got, allowed, expected in zip(*found, strict=True):
+        bound = 2 * np.abs(allowed - expected).max() + 2 * 2.0**-23 * np.abs(expected).max(initial=1)
+        assert np.abs(got - expected).max() <= bound
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_ragged_sixteen_bits_keep_their_dtype(dtype):
+    layer = gpurnn.LSTM(8, 16, num_layers=2, bidirectional=True, backend="cuda", dtype=dtype, seed=0)
+    x = layer.xp.ones((7, 3, 8), dtype)
+    x[3:, 1] = float("nan")
+    output, (h, _), backward = layer.forward(x, lengths=[7, 3, 0])
+    dx, _ = backward(output)
+    assert {output.dtype.name, h.dtype.name, dx.dtype.name} == {dtype}
+    assert np.isfinite(output.get().astype(float)).all() and np.isfinite(layer.flat_grads.get()).all()
 
 
 def test_memory_stays_flat(ops):
