@@ -68,8 +68,7 @@ def backends():
     >>> gpurnn.backends()["numpy"] is None
     True
     """
-    problem = _gpu_problem()
-    return {"numpy": None, "cpu": None, "cupy": problem, "cuda": problem}
+    return {"numpy": None, "cpu": None, "cupy": _gpu_problem(), "cuda": _cuda_problem()}
 
 
 def array_ops(*arrays):
@@ -105,7 +104,7 @@ def _build(name):
 
         native = load_native()
         return CpuOps(*native) if native else _build("numpy")
-    problem = _gpu_problem()
+    problem = _cuda_problem() if name == "cuda" else _gpu_problem()
     if problem:
         raise BackendError(f"backend {name!r} cannot work here: {problem}")
     cupy = _import_cupy()
@@ -120,7 +119,7 @@ def _build(name):
 
 @functools.cache
 def _auto():
-    problem = _gpu_problem()
+    problem = _cuda_problem()
     ops = _build("cpu" if problem else "cuda")
     _log.info("backend 'auto' is %r on this machine%s", ops.name, f": {problem}" if problem else "")
     return ops
@@ -163,6 +162,21 @@ def _gpu_problem():
     except Exception as error:  # CuPy's error classes differ between versions and platforms
         return f"CuPy {cupy.__version__} does not compute on this GPU ({error}). Check nvidia-smi, then run {install}"
     return None
+
+
+@functools.cache
+def _cuda_problem():
+    """Why the kernels cannot work here, or None: what stands against CuPy, or a library that they call themselves."""
+    problem = _gpu_problem()
+    if problem is None:
+        from . import _libraries
+
+        try:
+            for name in ("nvrtc", "cublas"):
+                _libraries.load(name)
+        except OSError as error:
+            return str(error)
+    return problem
 
 
 def _load_driver():

@@ -16,7 +16,7 @@ import pytest
 from optional import optional
 
 import gpurnn
-from gpurnn import BackendError, DtypeError, backend, get_backend, use_backend
+from gpurnn import BackendError, DtypeError, _libraries, backend, get_backend, use_backend
 from gpurnn.ops import Ops
 
 torch = optional("torch")
@@ -53,10 +53,16 @@ class Machine:
         self.devices = 1
         self.cupy = fake_cupy()
         self.imports = 0
+        self.libraries = {"nvrtc", "cublas"}
+        monkeypatch.setattr(_libraries, "load", self.load)
         monkeypatch.setattr(backend, "_driver_cuda_version", lambda: self.driver)
         monkeypatch.setattr(backend, "_cupy_packages", lambda: self.packages)
         monkeypatch.setattr(backend, "_device_count", lambda: self.devices)
         monkeypatch.setattr(backend, "_import_cupy", self.import_cupy)
+
+    def load(self, name):
+        if name not in self.libraries:
+            raise OSError(f"CUDA's library {name} was not found")
 
     def import_cupy(self):
         self.imports += 1
@@ -69,7 +75,7 @@ class Machine:
 def forgetful(monkeypatch):
     """Each test asks anew what the machine has, with no GPURNN_BACKEND set."""
     monkeypatch.delenv("GPURNN_BACKEND", raising=False)
-    caches = (backend._gpu_problem, backend._auto, backend._build)
+    caches = (backend._gpu_problem, backend._cuda_problem, backend._auto, backend._build)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -556,3 +562,14 @@ def test_a_real_gpu():
         get_backend("cpu").asarray(cupy.ones(2), "x")
     with pytest.raises(BackendError, match="some of these arrays"):
         backend.array_ops(cupy.ones(2), np.ones(2))
+
+
+@pytest.mark.parametrize("missing", ["nvrtc", "cublas"])
+def test_kernels_need_libraries_of_their_own(machine, missing):
+    """CuPy may do without: the generic code on the GPU still works then."""
+    machine.libraries.remove(missing)
+    found = gpurnn.backends()
+    assert found["cupy"] is None and found["cuda"] == f"CUDA's library {missing} was not found"
+    with pytest.raises(BackendError, match=f"backend 'cuda' cannot work here: CUDA's library {missing} was not found"):
+        get_backend("cuda")
+    assert get_backend("cupy").name == "cupy" and get_backend("auto").name == CPU
