@@ -1,0 +1,247 @@
+"""Small errors planted one at a time, and whether a test notices: ``python tests/mutate.py --seed 0 --count 40``.
+
+A sample of what a slip of the hand could change in gpurnn/ and kernels/cpu/: a comparison, an operator, a number by
+one, a condition's opposite, ``and`` for ``or``, a statement left out. Each is made in a copy of the project, where the
+tests that belong to the file run until the first one fails. What survives is printed with its line: either a test is
+missing, or the program means the same as before. The same seed plants the same errors.
+"""
+
+import argparse
+import ast
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# file -> its tests, where the name does not say it; the others have tests/test_NAME.py
+TESTS = {
+    "gpurnn/__init__.py": ["test_packaging.py", "test_module.py"],
+    "gpurnn/_cublas.py": ["test_cublas.py", "test_cuda_layers.py"],
+    "gpurnn/_cubins.py": ["test_device.py"],
+    "gpurnn/_device.py": ["test_device.py", "test_cublas.py", "test_cuda_device.py"],
+    "gpurnn/_kernels.py": ["test_kernels.py", "test_cuda_gate.py"],
+    "gpurnn/_libraries.py": ["test_backend.py", "test_cuda_gate.py", "test_device.py"],
+    "gpurnn/_nvrtc.py": ["test_device.py", "test_cuda_gate.py"],
+    "gpurnn/cells.py": ["test_recurrent.py", "test_recurrent_torch.py"],
+    "gpurnn/cuda_ops.py": ["test_cuda_layers.py", "test_cuda_ops.py", "test_cuda_grid.py"],
+    "gpurnn/errors.py": ["test_module.py", "test_optim.py", "test_layers.py", "test_recurrent.py"],
+    "gpurnn/gradients.py": ["test_recurrent.py", "test_training.py"],
+    "gpurnn/ops.py": ["test_recurrent.py", "test_losses.py", "test_layers.py", "test_backend.py"],
+    "gpurnn/options.py": ["test_cli.py", "test_tasks_text.py"],
+    "gpurnn/recurrent.py": ["test_recurrent.py", "test_recurrent_torch.py"],
+    "gpurnn/schedules.py": ["test_cuda_block.py", "test_cuda_grid.py", "test_tuning.py", "test_device.py"],
+    "kernels/cpu": ["test_cpu_ops.py"],
+}
+_LEFT_OUT = ("gpurnn/__main__.py",)
+_COMPARE = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+            ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In}  # fmt: skip
+_BINARY = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
+           ast.Mod: ast.FloorDiv, ast.BitOr: ast.BitAnd, ast.BitAnd: ast.BitOr}  # fmt: skip
+_CPP = [  # a piece of C++ -> what becomes of it
+    (r"(?<=[\w)\]]) < (?=[\w(])", " <= "), (r"(?<=[\w)\]]) <= (?=[\w(])", " < "), (r"(?<=[\w)\]]) > (?=[\w(])", " >= "),
+    (r" == ", " != "), (r" != ", " == "), (r" && ", " || "), (r" \|\| ", " && "), (r"(?<=[\w)\]]) \+ (?=[\w(])", " - "),
+    (r"(?<=[\w)\]]) - (?=[\w(])", " + "), (r"(?<=[\w)\]]) \* (?=[\w(])", " + "), (r" \+= ", " -= "), (r"\b1\b", "2"),
+    (r"\b0\b", "1"),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One error: what it is in words, and the bytes [start, stop) of the file that ``new`` takes the place of."""
+
+    file: str
+    line: int
+    told: str
+    start: int
+    stop: int
+    new: str
+
+    def planted(self, text):
+        """The file's text with the error in it."""
+        before = text.encode()
+        return (before[: self.start] + self.new.encode() + before[self.stop :]).decode()
+
+    def __str__(self):
+        return f"{self.file}:{self.line}: {self.told}"
+
+
+# ---- what can go wrong
+
+
+def python_mutations(file, text):
+    """Every ``Mutation`` of a Python file."""
+    tree = ast.parse(text)
+    for parent in ast.walk(tree):
+        for child in ast.iter_child_nodes(parent):
+            child.parent = parent
+    starts = [0]  # bytes before each line
+    for line in text.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line.encode()))
+    found = []
+    for node in ast.walk(tree):
+        for new in _changed(node):
+            told, code = f"{_told(node)}  ->  {_told(new)}", ast.unparse(new)
+            start = starts[node.lineno - 1] + node.col_offset
+            stop = starts[node.end_lineno - 1] + node.end_col_offset
+            # brackets keep together what is inside
+            code = code if isinstance(node, ast.stmt) else f"({code})"
+            found.append(Mutation(file, node.lineno, told, start, stop, code))
+    return found
+
+
+def _changed(node):
+    """A node's mutations, each a node of its own."""
+    if isinstance(node, ast.Compare) and len(node.ops) == 1:
+        yield ast.Compare(node.left, [_COMPARE[type(node.ops[0])]()], node.comparators)
+    elif isinstance(node, ast.BinOp) and type(node.op) in _BINARY and not _is_text(node):
+        yield ast.BinOp(node.left, _BINARY[type(node.op)](), node.right)
+    elif isinstance(node, ast.BoolOp):
+        yield ast.BoolOp(ast.And() if isinstance(node.op, ast.Or) else ast.Or(), node.values)
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        yield node.operand
+    elif isinstance(node, ast.Constant) and type(node.value) is bool:
+        yield ast.Constant(not node.value)
+    elif isinstance(node, ast.Constant) and type(node.value) is int and not isinstance(node.parent, ast.FormattedValue):
+        yield ast.Constant(node.value + 1)
+    elif isinstance(node, ast.IfExp):
+        yield ast.IfExp(node.test, node.orelse, node.body)
+    elif isinstance(node, ast.AugAssign) or (isinstance(node, ast.Expr) and not isinstance(node.value, ast.Constant)):
+        yield ast.Pass()
+
+
+def _is_text(node):
+    """Whether an operation joins or repeats strings, which are messages mostly."""
+    sides = (node.left, node.right)
+    return any(isinstance(side, ast.JoinedStr) or isinstance(getattr(side, "value", None), str) for side in sides)
+
+
+def _told(node):
+    text = " ".join(ast.unparse(node).split())
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def cpp_mutations(file, text):
+    """Every ``Mutation`` of a C++ file: pieces of its lines, comments and preprocessor lines apart."""
+    found, before = [], 0
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
+        code = line.partition("//")[0]
+        if code.strip() and not code.lstrip().startswith(("#", "template", "static_assert", "asm")):
+            for pattern, new in _CPP:
+                for piece in re.finditer(pattern, code):
+                    told = f"{' '.join(code.split())[:70]}  :{piece[0]} ->{new} at column {piece.start()}"
+                    start, stop = (before + len(code[:place].encode()) for place in piece.span())
+                    found.append(Mutation(file, number, told, start, stop, new))
+        before += len(line.encode())
+    return found
+
+
+def all_mutations(root=ROOT, only=None):
+    """Those of every file, or of the files whose names hold one of ``only``; in order."""
+    found = []
+    for path in sorted([*(root / "gpurnn").rglob("*.py"), *(root / "kernels/cpu").glob("*")]):
+        file = path.relative_to(root).as_posix()
+        if file in _LEFT_OUT or (only and not any(part in file for part in only)):
+            continue
+        text = path.read_text(encoding="utf-8")
+        found += python_mutations(file, text) if path.suffix == ".py" else cpp_mutations(file, text)
+    return found
+
+
+def tests_of(file, root=ROOT):
+    """The test files that belong to a file, as paths from the project's folder."""
+    folder = next((key for key in TESTS if file.startswith(key)), None)
+    name = re.sub(r"^tasks/", "tasks_", file.removeprefix("gpurnn/")).replace("/", "_").removesuffix(".py").lstrip("_")
+    names = TESTS[folder] if folder else [f"test_{name}.py"]
+    return [f"tests/{name}" for name in names if (root / "tests" / name).is_file()]
+
+
+# ---- whether it is noticed
+
+
+class Copies:
+    """Copies of the project, each used by one run at a time."""
+
+    def __init__(self, count):
+        self.folder = tempfile.TemporaryDirectory(prefix="gpurnn-mutate-")
+        self.free = [Path(self.folder.name) / str(k) for k in range(count)]
+        ignored = shutil.ignore_patterns(".git", "__pycache__", ".venv", "build", "*.egg-info", ".pytest_cache", "runs")
+        for place in self.free:
+            shutil.copytree(ROOT, place, ignore=ignored)
+
+    def run(self, mutation, seconds):
+        """``(noticed, why)``: by which test, or that it does not compile, or that the tests did not end in time."""
+        place = self.free.pop()
+        path = place / mutation.file
+        before = path.read_text(encoding="utf-8")
+        try:
+            path.write_text(mutation.planted(before), encoding="utf-8")
+            if not mutation.file.endswith(".py"):
+                build = "-c", "from setuptools import setup; setup()", "-q", "build_ext", "--inplace"
+                built = _python(place, 300, *build)
+                if built is None or built.returncode or "error:" in built.stderr:
+                    return True, "does not compile"
+            pytest = "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"
+            done = _python(place, seconds, *pytest, *tests_of(mutation.file, place))
+            if done is None:
+                return True, "the tests did not end"
+            failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.M)
+            return done.returncode != 0, failed[0] if failed else f"pytest ended with {done.returncode}"
+        finally:
+            path.write_text(before, encoding="utf-8")
+            self.free.append(place)
+
+    def close(self):
+        self.folder.cleanup()
+
+
+def _python(place, seconds, *arguments):
+    """A finished process in a copy, or None where it took too long."""
+    environment = os.environ | {"PYTHONPATH": str(place), "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        return subprocess.run(
+            [sys.executable, *arguments], cwd=place, env=environment, capture_output=True, text=True, timeout=seconds
+        )
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=40, help="errors planted [40]")
+    parser.add_argument("--only", action="append", help="part of a file's name; may be repeated")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="copies that run side by side")
+    parser.add_argument("--seconds", type=float, default=600, help="longest run of a file's tests [600]")
+    parser.add_argument("--list", action="store_true", help="print the errors and plant none")
+    options = parser.parse_args(arguments)
+    mutations = all_mutations(only=options.only)
+    chosen = random.Random(options.seed).sample(mutations, min(options.count, len(mutations)))
+    print(f"{len(chosen)} of {len(mutations)} errors, seed {options.seed}", flush=True)
+    if options.list:
+        print("\n".join(map(str, chosen)))
+        return 0
+    copies, survived, start = Copies(options.jobs), [], time.monotonic()
+    try:
+        with ThreadPoolExecutor(options.jobs) as pool:
+            results = pool.map(lambda mutation: copies.run(mutation, options.seconds), chosen)
+            for mutation, (noticed, why) in zip(chosen, results, strict=True):
+                print(f"{'noticed ' if noticed else 'SURVIVED'} {mutation}   [{why}]", flush=True)
+                survived += [] if noticed else [mutation]
+    finally:
+        copies.close()
+    share = 100 * (1 - len(survived) / max(1, len(chosen)))
+    print(f"noticed: {len(chosen) - len(survived)} of {len(chosen)}, {share:.0f} %, {time.monotonic() - start:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
