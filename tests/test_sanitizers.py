@@ -1,0 +1,71 @@
+"""The compiled CPU code under AddressSanitizer and UndefinedBehaviorSanitizer: the tests of it once more, in a copy."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import mutate
+import pytest
+
+from gpurnn.cpu_ops import load_native
+
+FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -g -O1"
+
+
+def run(place, *arguments, **environment):
+    environment = os.environ | {"PYTHONPATH": str(place), "PYTHONDONTWRITEBYTECODE": "1"} | environment
+    done = subprocess.run([sys.executable, *arguments], cwd=place, env=environment, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def library(name):
+    """A library of the compiler's, or None."""
+    asked = subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+    return asked if os.path.isabs(asked) else None
+
+
+@pytest.fixture(scope="module")
+def place():
+    """A copy of the project whose compiled library is watched."""
+    if sys.platform != "linux" or not shutil.which("g++") or not library("libasan.so") or load_native() is None:
+        pytest.skip("needs g++ with libasan, and the compiled library")
+    copies = mutate.Copies(1)
+    place = copies.free[0]
+    for built in (place / "gpurnn").glob("_native*"):
+        built.unlink()
+    build = "-c", "from setuptools import setup; setup()", "-q", "build_ext", "--inplace"
+    code, told = run(place, *build, CFLAGS=FLAGS, CXXFLAGS=FLAGS, LDFLAGS="-fsanitize=address,undefined")
+    assert code == 0 and list((place / "gpurnn").glob("_native*")), told
+    yield place
+    copies.close()
+
+
+def watched(place, *arguments):
+    preload = " ".join(filter(None, (library("libasan.so"), library("libubsan.so"))))
+    # Python itself keeps memory to its end; what the library leaks shows in the tests of its pool
+    return run(place, *arguments, LD_PRELOAD=preload, ASAN_OPTIONS="detect_leaks=0", UBSAN_OPTIONS="print_stacktrace=1")
+
+
+@pytest.mark.slow
+def test_the_compiled_code_reads_and_writes_what_is_its_own(place):
+    tests = "tests/test_cpu_ops.py", "-k", "not fork and not sleep and not stress"
+    code, told = watched(place, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", *tests)
+    assert code == 0 and "passed" in told, told[-6000:]
+    assert "runtime error" not in told and "AddressSanitizer" not in told, told[-6000:]
+
+
+@pytest.mark.slow
+def test_a_read_past_the_end_is_seen(place):
+    """The watch itself: a matrix one row shorter than the library is told."""
+    code, told = watched(
+        place, "-c",
+        "import numpy as np, ctypes\n"
+        "from gpurnn.cpu_ops import load_native\n"
+        "library, _ = load_native()\n"
+        "libc = ctypes.CDLL(None); libc.malloc.restype = ctypes.c_void_p\n"
+        "memory = libc.malloc(ctypes.c_size_t(4 * 99))\n"
+        "out = np.zeros(1)\n"
+        "library.gpurnn_native_add_squares(memory, 100, 0, out.ctypes.data, 1, library.gpurnn_native_level())\n",
+    )  # fmt: skip
+    assert code != 0 and "heap-buffer-overflow" in told, told[-3000:]
