@@ -10,7 +10,11 @@ import pytest
 
 from gpurnn.cpu_ops import load_native
 
-FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -g -O1"
+# As in pyproject.toml, but not optimised: the compiler takes minutes for watched code that is
+FLAGS = (
+    "-std=c++17 -O0 -g0 -fvisibility=hidden -fno-math-errno -pthread -Wno-psabi -fPIC -shared "
+    "-fsanitize=address,undefined -fno-sanitize-recover=undefined"
+)
 
 
 def run(place, *arguments, **environment):
@@ -32,11 +36,11 @@ def place():
         pytest.skip("needs g++ with libasan, and the compiled library")
     copies = mutate.Copies(1)
     place = copies.free[0]
-    for built in (place / "gpurnn").glob("_native*"):
-        built.unlink()
-    build = "-c", "from setuptools import setup; setup()", "-q", "build_ext", "--inplace"
-    code, told = run(place, *build, CFLAGS=FLAGS, CXXFLAGS=FLAGS, LDFLAGS="-fsanitize=address,undefined")
-    assert code == 0 and list((place / "gpurnn").glob("_native*")), told
+    (built,) = (place / "gpurnn").glob("_native*")
+    built.unlink()
+    command = ["g++", *FLAGS.split(), str(place / "kernels/cpu/walk.cpp"), "-o", str(built)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
     yield place
     copies.close()
 
@@ -49,7 +53,7 @@ def watched(place, *arguments):
 
 @pytest.mark.slow
 def test_the_compiled_code_reads_and_writes_what_is_its_own(place):
-    tests = "tests/test_cpu_ops.py", "-k", "not fork and not sleep and not stress"
+    tests = "tests/test_cpu_ops.py", "-k", "not fork and not sleep and not stress and not no_vector"
     code, told = watched(place, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", *tests)
     assert code == 0 and "passed" in told, told[-6000:]
     assert "runtime error" not in told and "AddressSanitizer" not in told, told[-6000:]
