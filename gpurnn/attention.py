@@ -36,6 +36,7 @@ class Memory:
     values: object
     keys: object
     valid: object = None
+    versions: object = None  # of the parameters that made the keys
 
 
 class Attention(Module):
@@ -113,10 +114,15 @@ class Attention(Module):
         keys = memory
         if self.score != "dot":
             keys = self._project(memory, "weight" if self.score == "general" else "weight_memory")
-        return Memory(_by_sequence(wide(memory)), _by_sequence(wide(keys)), valid)
+        return Memory(_by_sequence(wide(memory)), _by_sequence(wide(keys)), valid, self.versions())
 
     def attend(self, queries, memory):
-        """(context (U, B, E), weights (U, B, T)) of queries (U, B, H) over a ``Memory``."""
+        """(context (U, B, E), weights (U, B, T)) of queries (U, B, H) over a ``Memory``.
+
+        Raises RuntimeError where parameters were changed since ``remember`` made the memory.
+        """
+        if memory.versions is not None:
+            self.check_versions(memory.versions, "attend", "remember")
         context, weights, _ = self._attend(self._check_queries(queries, memory), memory)
         return self._outward(context), self._outward(weights)
 
@@ -124,38 +130,39 @@ class Attention(Module):
         ready = self.remember(memory, lengths)
         queries = self._check_queries(queries, ready)
         context, weights, projected = self._attend(queries, ready)
-        xp, (B, U, T) = self.xp, weights.shape
+        then, xp, (B, U, T) = self._as_now(), self.xp, weights.shape
 
         def backward(dcontext, dweights=None):
-            dcontext = self.ops.asfloat(dcontext, self.dtype, "dcontext")
-            check_shape("dcontext", dcontext, (U, B, self.memory_size))
+            dcontext = then.ops.asfloat(dcontext, then.dtype, "dcontext")
+            check_shape("dcontext", dcontext, (U, B, then.memory_size))
             dcontext = _by_sequence(wide(dcontext))
             d = dcontext @ ready.values.transpose(0, 2, 1)
             if dweights is not None:
-                dweights = self.ops.asfloat(dweights, self.dtype, "dweights")
+                dweights = then.ops.asfloat(dweights, then.dtype, "dweights")
                 check_shape("dweights", dweights, (U, B, T))
                 d += _by_sequence(wide(dweights))
+            then.check_versions(ready.versions)
             # through softmax; weights of 0 past the end let nothing through
             dscores = weights * (d - (weights * d).sum(axis=2, keepdims=True))
-            dscores *= self.scale
+            dscores *= then.scale
             dvalues = weights.transpose(0, 2, 1) @ dcontext
-            if self.score == "additive":
-                dprojected, dkeys = self._score_backward(dscores, projected, ready.keys)
+            if then.score == "additive":
+                dprojected, dkeys = then._score_backward(dscores, projected, ready.keys)
             else:
                 dprojected = dscores @ ready.keys
                 dkeys = dscores.transpose(0, 2, 1) @ projected
-            dqueries, dmemory = self._outward(dprojected), dvalues.transpose(1, 0, 2)
-            if self.score == "additive":
-                dqueries = self._project_backward(dqueries, queries, "weight_query")
-            if self.score == "dot":
+            dqueries, dmemory = then._outward(dprojected), dvalues.transpose(1, 0, 2)
+            if then.score == "additive":
+                dqueries = then._project_backward(dqueries, queries, "weight_query")
+            if then.score == "dot":
                 dmemory = dmemory + dkeys.transpose(1, 0, 2)
             else:
-                name = "weight" if self.score == "general" else "weight_memory"
-                values = self._outward(ready.values)
-                dmemory = dmemory + wide(self._project_backward(self._outward(dkeys), values, name))
-            return dqueries, xp.ascontiguousarray(dmemory).astype(self.dtype, copy=False)
+                name = "weight" if then.score == "general" else "weight_memory"
+                values = then._outward(ready.values)
+                dmemory = dmemory + wide(then._project_backward(then._outward(dkeys), values, name))
+            return dqueries, xp.ascontiguousarray(dmemory).astype(then.dtype, copy=False)
 
-        return self._outward(context), self._outward(weights), backward
+        return self._outward(context), self._outward(weights.copy()), backward  # the caller may write to his
 
     # ---- the parts, with the batch outermost: arrays (B, U, ...) and (B, T, ...) in what is computed in
 

@@ -75,15 +75,18 @@ class Linear(Module):
     def forward(self, x):
         x = _check_features(self, x, self.in_features)
         y = self._apply(x)
-        shape = y.shape
+        shape, then, table = y.shape, self._as_now(), self._table()
+        versions, table_versions = self.versions(), table.versions()
 
         def backward(dy):
-            dy = _rows(_check_like(self, dy, shape))
-            self.ops.accumulate_product(self._weight_grad(), dy, _rows(x))
-            if self.bias:
-                self.grads["bias"] += self.ops.sum_steps(dy)
-            dx = self.xp.empty((len(dy), self.in_features), self.dtype)
-            self.ops.product(dy, self._weight(), dx)
+            dy = _rows(_check_like(then, dy, shape))
+            then.check_versions(versions)
+            table.check_versions(table_versions)
+            then.ops.accumulate_product(table.grads["weight"], dy, _rows(x))
+            if then.bias:
+                then.grads["bias"] += then.ops.sum_steps(dy)
+            dx = then.xp.empty((len(dy), x.shape[-1]), then.dtype)
+            then.ops.product(dy, then._weight(), dx)
             return dx.reshape(x.shape)
 
         return y, backward
@@ -97,10 +100,11 @@ class Linear(Module):
         return y.astype(self.dtype, copy=False).reshape(*x.shape[:-1], self.out_features)
 
     def _weight(self):
-        return self.params["weight"].astype(self.dtype, copy=False)
+        return self._table().params["weight"].astype(self.dtype, copy=False)
 
-    def _weight_grad(self):
-        return self.grads["weight"]
+    def _table(self):
+        """The layer whose ``weight`` this one uses."""
+        return self
 
 
 class Embedding(Module):
@@ -134,12 +138,13 @@ class Embedding(Module):
     def forward(self, ids):
         ids = self._check(ids)
         y = self.params["weight"][ids].astype(self.dtype, copy=False)
-        shape = y.shape
+        shape, padding_idx, versions = y.shape, self.padding_idx, self.versions()
 
         def backward(dy):
             dy, index = _rows(_check_like(self, dy, shape)), ids.reshape(-1)
-            if self.padding_idx is not None:
-                kept = self.xp.flatnonzero(index != self.padding_idx)
+            self.check_versions(versions)
+            if padding_idx is not None:
+                kept = self.xp.flatnonzero(index != padding_idx)
                 dy, index = dy[kept], index[kept]
             self.ops.accumulate_rows(self.grads["weight"], index, dy)
 
@@ -176,11 +181,8 @@ class TiedLinear(Linear):
         if bias:
             self._declare({"bias": np.zeros(self.out_features)})
 
-    def _weight(self):
-        return self.embedding.params["weight"].astype(self.dtype, copy=False)
-
-    def _weight_grad(self):
-        return self.embedding.grads["weight"]
+    def _table(self):
+        return self.embedding
 
 
 class Dropout(Module):
@@ -257,11 +259,13 @@ class LayerNorm(Module):
         y = normal * self.params["weight"]
         if self.bias:
             y += self.params["bias"]
+        bias, versions = self.bias, self.versions()
 
         def backward(dy):
             dy = wide(_check_like(self, dy, normal.shape))
+            self.check_versions(versions)
             self.grads["weight"] += _sum_rows(dy * normal)
-            if self.bias:
+            if bias:
                 self.grads["bias"] += _sum_rows(dy)
             d = dy * self.params["weight"]
             dx = (d - _mean_features(d) - normal * _mean_features(d * normal)) * inverse
@@ -306,11 +310,12 @@ class BatchNorm(Module):
 
     def forward(self, x, lengths=None, mask=None):
         y, normal, inverse, rows = self._apply(x, lengths, mask, update=True)
-        shape, batch_statistics = y.shape, self.training
+        shape, batch_statistics, affine, versions = y.shape, self.training, self.affine, self.versions()
 
         def backward(dy):
             d = wide(self._gather(_rows(_check_like(self, dy, shape)), rows))
-            if self.affine:
+            self.check_versions(versions)
+            if affine:
                 self.grads["weight"] += _sum_rows(d * normal)
                 self.grads["bias"] += _sum_rows(d)
                 d = d * self.params["weight"]
@@ -341,7 +346,7 @@ class BatchNorm(Module):
         else:
             mean, variance = self.buffers["running_mean"], self.buffers["running_var"]
         normal, inverse = _normalise(xp, valid, mean, variance, self.eps)
-        y = normal * self.params["weight"] + self.params["bias"] if self.affine else normal
+        y = normal * self.params["weight"] + self.params["bias"] if self.affine else normal.copy()
         return self._scatter(y, rows, x.shape), normal, inverse, rows
 
     def _mean(self, rows):
@@ -428,9 +433,13 @@ class Pooling(Module):
             valid = valid_steps(lengths, T, B, xp)[:, :, None]
             y, turn = getattr(self, f"_{self.mode}")(wide(x), valid, lengths)
 
+        batch_first, versions = self.batch_first, self.versions()
+
         def backward(dy):
-            dx = turn(wide(_check_like(self, dy, (B, F)))).astype(self.dtype, copy=False)
-            return dx.swapaxes(0, 1) if self.batch_first else dx
+            dy = wide(_check_like(self, dy, (B, F)))
+            self.check_versions(versions)
+            dx = turn(dy).astype(self.dtype, copy=False)
+            return dx.swapaxes(0, 1) if batch_first else dx
 
         return y.astype(self.dtype, copy=False), backward
 
@@ -552,8 +561,11 @@ class Sequential(Module):
             final += last
             backwards.append((layer.stateful, layer_backward))
 
+        then, versions = self._as_now(), self.versions()
+
         def backward(dy, dstate=None):
-            dstates = self._unpack(dstate, "dstate")
+            dstates = then._unpack(dstate, "dstate")
+            then.check_versions(versions)  # before a layer adds to its gradients
             dinitial = []
             for stateful, layer_backward in reversed(backwards):
                 if stateful:
@@ -561,7 +573,7 @@ class Sequential(Module):
                     dinitial.append(first)
                 else:
                     dy = layer_backward(dy)
-            return (dy, tuple(reversed(dinitial))) if self.stateful else dy
+            return (dy, tuple(reversed(dinitial))) if then.stateful else dy
 
         return (x, tuple(final), backward) if self.stateful else (x, backward)
 

@@ -52,23 +52,27 @@ def _check_gpu_bfloat16(cupy, numpy):
 
 class Views(Mapping):
     """Name -> view of a flat buffer. Assigning copies into the view, so that names and buffer never part:
-    ``layer.params["bias"] = 0`` and ``layer.grads["bias"] += d`` both write through.
+    ``layer.params["bias"] = 0`` and ``layer.grads["bias"] += d`` both write through. Assigning to ``params`` also
+    counts as a change, see ``Module.changed``.
     """
 
-    def __init__(self, arrays):
-        self._arrays = arrays
+    def __init__(self):
+        self._arrays = {}
+        self._counts = {}  # of parameters: name -> (the counts of its layer, its name there)
 
     def __getitem__(self, name):
         return self._arrays[name]
 
     def __setitem__(self, name, value):
         view = self._arrays[name]
-        if value is view:  # the end of an in-place operation
-            return
-        shape = np.shape(value)
-        if shape and shape != view.shape:
-            raise ShapeError(f"{name}: expected shape {view.shape}, got {shape}")
-        view[...] = value
+        if value is not view:  # else the end of an in-place operation
+            shape = np.shape(value)
+            if shape and shape != view.shape:
+                raise ShapeError(f"{name}: expected shape {view.shape}, got {shape}")
+            view[...] = value
+        if name in self._counts:
+            counts, inner = self._counts[name]
+            counts[inner] += 1
 
     def __iter__(self):
         return iter(self._arrays)
@@ -104,6 +108,13 @@ class Module:
     name : dotted place in the model around it, empty for a module on its own.
     seed, key, calls : key of this module's random draws (see rng.py). ``key`` comes from ``name``; ``calls`` counts the
         training calls that drew, and belongs to ``random_state()``.
+
+    Parameters stay as they are between a forward and its backward: ``backward`` raises RuntimeError, naming the
+    parameter, where an optimizer, ``load_state_dict`` or an assignment ``params[name] = ...`` has changed one. A write
+    through an array (``params[name][0] = 1``, ``flat_params *= 2``) cannot be seen: call ``changed`` behind it.
+    Attributes may be set at any time: ``backward`` uses those of its forward.
+
+    A layer of one's own takes ``versions()`` in ``forward`` and gives it to ``check_versions`` in ``backward``.
     """
 
     stateful = False  # True where forward takes and returns a recurrent state
@@ -127,6 +138,8 @@ class Module:
         self.training = True
         self.buffers = {}
         self.children = {}
+        self.params, self.grads = Views(), Views()
+        self._counts = [{}]  # of each layer in here, in the order of modules(): parameter -> how often it was changed
         self._homes = {}  # children without the second names of those placed twice: whose parameters live here
         self._parent = None  # weak reference to the module that holds the parameters
         self._bind(self.xp.zeros(0, self.wide), self.xp.zeros(0, self.wide), [])
@@ -137,6 +150,10 @@ class Module:
         """Make the mapping name -> initial value this module's own parameters, in one flat buffer."""
         layout = [(name, array.shape) for name, array in arrays.items()]
         size = sum(_room(shape) for _, shape in layout)
+        counts = self._counts[0]
+        for name in arrays:
+            counts[name] = counts.get(name, 0) + 1
+        self.params._counts = {name: (counts, name) for name in arrays}
         self._bind(self.xp.zeros(size, self.wide), self.xp.zeros(size, self.wide), layout)
         for name, array in arrays.items():
             self.params[name][...] = self.xp.asarray(array, dtype=self.wide)
@@ -175,6 +192,12 @@ class Module:
             child._set_name(name)
             layout += [(f"{name}.{inner}", shape) for inner, shape in child._layout]
         homes = self._homes.values()
+        self._counts = [counts for child in homes for counts in child._counts]
+        self.params._counts = {
+            f"{name}.{inner}": where
+            for name, child in self._homes.items()
+            for inner, where in child.params._counts.items()
+        }
         params = self.xp.concatenate([child.flat_params for child in homes])
         grads = self.xp.concatenate([child.flat_grads for child in homes])
         self._bind(params, grads, layout)
@@ -184,8 +207,8 @@ class Module:
         self.flat_params, self.flat_grads = flat_params, flat_grads
         self._layout = layout
         self.parameter_count = sum(math.prod(shape) for _, shape in layout)
-        self.params = Views(self._views(flat_params))
-        self.grads = Views(self._views(flat_grads))
+        self.params._arrays = self._views(flat_params)
+        self.grads._arrays = self._views(flat_grads)
         start = 0
         for child in self._homes.values():
             stop = start + child.flat_params.size
@@ -223,6 +246,44 @@ class Module:
     def eval(self):
         """Evaluation mode: no dropout, running statistics. Returns the module."""
         return self.train(False)
+
+    def changed(self, *names):
+        """Count a change of these parameters, or of all, that was made through their arrays; see ``check_versions``.
+
+        >>> layer.params["weight"][0] = 0          # through an array: nobody sees it
+        >>> layer.changed("weight")
+        """
+        for name in names or self.params:
+            counts, inner = self.params._counts[name]
+            counts[inner] += 1
+
+    def versions(self):
+        """How often each parameter was changed so far, as ``check_versions`` wants to know it."""
+        return [dict(counts) for counts in self._counts]
+
+    def check_versions(self, before, now="backward", then="forward"):
+        """Raise RuntimeError, naming a parameter, unless all are as they were when ``before = versions()`` was taken.
+
+        now, then: what the message calls these two moments.
+        """
+        if before == self._counts:
+            return
+        layers = [module for _, module in self.modules() if not module.children]
+        for layer, old, new in zip(layers, before, self._counts, strict=True):
+            for name, version in new.items():
+                if old.get(name) != version:
+                    place = f"{layer.name}.{name}" if layer.name else name
+                    raise RuntimeError(
+                        f"{now}: parameter {place} was changed (version {old.get(name)} at {then}, {version} now), and "
+                        f"the result would be that of neither. Call {then} again, or change parameters after {now}"
+                    )
+
+    def _as_now(self):
+        """A stand-in with the attributes of this moment, for a backward that comes later. Parameters, gradients and
+        children are shared."""
+        now = object.__new__(type(self))
+        now.__dict__.update(self.__dict__)
+        return now
 
     def zero_grad(self):
         """Set every gradient to zero, in place."""
@@ -271,6 +332,9 @@ class Module:
                 raise ValueError(f"{name}: holds values that are not finite in {target.dtype}")
         for name, value in loaded.items():
             targets[name][...] = self.xp.asarray(value)
+        written = [name for name in loaded if name in self.params]
+        if written:
+            self.changed(*written)
 
     def random_state(self):
         """The counters of this model's random draws: dotted name -> [seed, key, calls]; JSON-ready."""

@@ -299,7 +299,9 @@ class Ops:
             if keep and cell.names:
                 axT[t] = z
         end = 0 if reverse else T
-        final = (h[end],) if c is None else (h[end], c[end if keep else T % 2].astype(dtype, copy=False))
+        final = (h[end].copy(),)  # the caller may write to his
+        if c is not None:
+            final += (c[end if keep else T % 2].astype(dtype),)
         return h, c if keep else None, final
 
     def sequence_backward(self, cell, kept, weights, h, c, doutput, dstate, lengths=None, reverse=False, see=None):

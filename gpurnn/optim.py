@@ -106,6 +106,7 @@ class Optimizer:
         """
         params, grads = self._buffers()
         self.steps += 1
+        self.model.changed()
         if self.model.ops.optimise(self._kernel, params, grads, self._arrays, self._scalars()):
             return
         for part in _blocks(self._size, self._block):

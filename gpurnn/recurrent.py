@@ -125,7 +125,7 @@ class _Recurrent(Module):
         self.learn_state = bool(learn_state)
         self.init = check_choice("init", init, INITIALISERS)
         self._directions = (False, True) if bidirectional else (self.reverse,)
-        self._weights_of = None  # the parameters of which ``_by_layer`` holds the weights
+        self._weights_of = None  # the buffer of which ``_by_layer`` holds the weights
         self._declare(self._initial_values(forget_bias, chrono))
 
     # ---- parameters
@@ -199,9 +199,9 @@ class _Recurrent(Module):
 
     def _weights(self, layer):
         """The ``cells.Weights`` of a layer's directions."""
-        if self._weights_of is not self.params:  # new where the layer has moved into a model
+        if self._weights_of is not self.flat_params:  # new where the layer has moved into a model
             names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-            self._weights_of, directions = self.params, range(len(self._directions))
+            self._weights_of, directions = self.flat_params, range(len(self._directions))
             self._by_layer = [
                 [cells.Weights(*(self.params.get(name + self._suffix(k, d)) for name in names)) for d in directions]
                 for k in range(self.num_layers)
@@ -382,24 +382,25 @@ class _Recurrent(Module):
     # ---- backward
 
     def _make_backward(self, spans, passes, masks, state_given, lengths, output_shape, single):
-        cache = [passes]
+        cache, then, versions = [passes], self._as_now(), self.versions()
 
         def backward(doutput=None, dstate=None):
             if doutput is not None:
-                doutput = self._check_doutput(doutput, output_shape, single)
-            dfinal = [None] * (self.num_layers * len(self._directions))
+                doutput = then._check_doutput(doutput, output_shape, single)
+            dfinal = [None] * (then.num_layers * len(then._directions))
             if dstate is not None:
-                dfinal = self._unpack_state(dstate, output_shape[1], single, "dstate")
+                dfinal = then._unpack_state(dstate, output_shape[1], single, "dstate")
+            then.check_versions(versions)
             if not cache:
                 raise RuntimeError("backward ran already: it works inside what forward kept. Call forward again")
             if len(spans) > 1 and active_flow() is not None:
                 raise RuntimeError("gradient flow: forward ran as a wavefront. Call forward, too, while it is recorded")
-            dx, dinitial = self._backward(spans, cache.pop(), masks, doutput, dfinal, lengths)
-            if self.learn_state and not state_given:
-                for (_, _, _, suffix), parts in zip(self._passes(), dinitial, strict=True):
+            dx, dinitial = then._backward(spans, cache.pop(), masks, doutput, dfinal, lengths)
+            if then.learn_state and not state_given:
+                for (_, _, _, suffix), parts in zip(then._passes(), dinitial, strict=True):
                     for name, part in zip(("initial_h", "initial_c"), parts, strict=False):
-                        self.grads[name + suffix] += wide(part).sum(axis=0)
-            return self._outward(dx, single), self._pack_state(dinitial, single)
+                        then.grads[name + suffix] += wide(part).sum(axis=0)
+            return then._outward(dx, single), then._pack_state(dinitial, single)
 
         return backward
 

@@ -121,12 +121,14 @@ class EncoderDecoder(Module):
         y = self.xp.tanh(y)
         dropped, output_dropout_backward = layer["output_dropout"].forward(y)
         logits, output_backward = layer["output"].forward(dropped)
+        H, versions = self.hidden, self.versions()
 
         def backward(dlogits):
+            self.check_versions(versions)  # before a layer adds to its gradients
             dy = output_dropout_backward(output_backward(dlogits))
             dy *= 1 - y * y
             dboth = combine_backward(dy)
-            dcontext, dh = dboth[..., : self.hidden], dboth[..., self.hidden :]
+            dcontext, dh = dboth[..., :H], dboth[..., H:]
             dqueries, dmemory = attention_backward(dcontext)
             dx, dstate = decoder_backward(dh + dqueries)
             embedding_backward(target_dropout_backward(dx))

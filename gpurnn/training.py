@@ -280,10 +280,12 @@ class _Run:
         for array in model.params.values():  # one draw for each number, wherever it lies
             array += noise[start : start + array.size].reshape(array.shape)
             start += array.size
+        model.changed()
         try:
             yield
         finally:
             params[...] = clean
+            model.changed()
 
     def _end_epoch(self):
         train_loss = self.sums[0] / self.sums[1] if self.sums[1] else math.nan
