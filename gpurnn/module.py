@@ -89,6 +89,11 @@ def _room(shape):
     return -(-math.prod(shape) // ALIGNMENT) * ALIGNMENT
 
 
+def writable(array):
+    """``array``, or a copy where others hold its memory: joblib and pickle may hand over what is read-only."""
+    return array if type(array) is np.ndarray and array.flags.writeable else np.array(array)
+
+
 class Module:
     """Base of every layer and model.
 
@@ -113,6 +118,11 @@ class Module:
     parameter, where an optimizer, ``load_state_dict`` or an assignment ``params[name] = ...`` has changed one. A write
     through an array (``params[name][0] = 1``, ``flat_params *= 2``) cannot be seen: call ``changed`` behind it.
     Attributes may be set at any time: ``backward`` uses those of its forward.
+
+    ``copy.deepcopy`` and ``pickle`` make independent copies with equal bits: parameters, gradients, buffers, modes and
+    the counters of random draws; a layer in two places, or a table with two uses, stays one. A pickle names its
+    backend, and loading it where that cannot work raises BackendError. Like every pickle it may run any code when it is
+    loaded: for files there is ``save_checkpoint``.
 
     A layer of one's own takes ``versions()`` in ``forward`` and gives it to ``check_versions`` in ``backward``.
     """
@@ -183,21 +193,22 @@ class Module:
                     "which holds its parameters; use that one whole, or build a layer and copy the values"
                 )
         self.children = dict(children)
-        layout = []
         for name, child in self.children.items():
             if child in self._homes.values():
                 continue
             self._homes[name] = child
-            child._parent = weakref.ref(self)
             child._set_name(name)
+        self._gather()
+
+    def _gather(self):
+        """Bring the parameters of all children into one buffer."""
+        homes, layout = self._homes.values(), []
+        self.params._counts = {}
+        for name, child in self._homes.items():
+            child._parent = weakref.ref(self)
             layout += [(f"{name}.{inner}", shape) for inner, shape in child._layout]
-        homes = self._homes.values()
+            self.params._counts |= {f"{name}.{inner}": where for inner, where in child.params._counts.items()}
         self._counts = [counts for child in homes for counts in child._counts]
-        self.params._counts = {
-            f"{name}.{inner}": where
-            for name, child in self._homes.items()
-            for inner, where in child.params._counts.items()
-        }
         params = self.xp.concatenate([child.flat_params for child in homes])
         grads = self.xp.concatenate([child.flat_grads for child in homes])
         self._bind(params, grads, layout)
@@ -222,6 +233,38 @@ class Module:
             views[name] = buffer[start : start + math.prod(shape)].reshape(shape)
             start += _room(shape)
         return views
+
+    # ---- copying
+
+    def __copy__(self):
+        name = type(self).__name__
+        raise TypeError(
+            f"copy.copy: a shallow copy of this {name} would share its parameters, its layers and their modes with it: "
+            "use copy.deepcopy, which makes an independent one"
+        )
+
+    def __getstate__(self):
+        """All of the module as copies and pickles hold it: arrays on the host, each layer with its own parameters,
+        the backend by name."""
+        state = self.__dict__.copy()
+        for name in ("xp", "params", "grads", "flat_params", "flat_grads", "_parent"):
+            del state[name]
+        if not self.children:
+            state["flat"] = [self.ops.to_numpy(flat) for flat in (self.flat_params, self.flat_grads)]
+        state["buffers"] = {name: self.ops.to_numpy(array) for name, array in self.buffers.items()}
+        return state
+
+    def __setstate__(self, state):
+        flat = state.pop("flat", None)
+        self.__dict__.update(state)
+        self.xp = self.ops.xp
+        self.params, self.grads, self._parent = Views(), Views(), None
+        self.buffers = {name: self.xp.asarray(writable(array)) for name, array in self.buffers.items()}
+        if flat is None:
+            self._gather()
+            return
+        self.params._counts = {name: (self._counts[0], name) for name, _ in self._layout}
+        self._bind(*(self.xp.asarray(writable(array)) for array in flat), self._layout)
 
     def _set_name(self, path):
         """Name this module, and its children, by its place in the model around it; the name keys its random draws."""

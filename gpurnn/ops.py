@@ -74,6 +74,17 @@ class Ops:
     def __repr__(self):
         return f"Ops({self.name!r})"
 
+    # A backend is there once. A copy is the same one; a pickle holds its name, and asks for it where it is loaded.
+
+    def __copy__(self):
+        return self
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __reduce__(self):
+        return _named, (self.name, self.tf32)
+
     def with_tf32(self):
         """These primitives for a layer with ``precision="tf32"``. Only kernels know tf32: others stay exact."""
         return self
@@ -484,6 +495,14 @@ class Ops:
             totals = sums[stops - 1]
             totals[1:] -= sums[stops[:-1] - 1]
             grad[rows[starts]] += totals.astype(grad.dtype)
+
+
+def _named(name, tf32):
+    """The ``Ops`` of a pickle; raises BackendError where this backend cannot work here."""
+    from .backend import get_backend
+
+    ops = get_backend(name)
+    return ops.with_tf32() if tf32 else ops
 
 
 def blocks(rows, count, width, xp):

@@ -21,7 +21,7 @@ from types import MappingProxyType
 import numpy as np
 
 from .errors import DtypeError, ShapeError, check_choice, check_number, check_size
-from .module import Module
+from .module import Module, writable
 
 # Elements worked on at once. An update passes about ten times over its arrays: on a CPU a block stays in the cache
 # between the passes; on a GPU a block is large enough to hide the launches and only bounds the scratch memory.
@@ -89,6 +89,25 @@ class Optimizer:
         self._arrays = {name: xp.zeros(self._size, model.wide) for name in self._array_names(self.hyper)}
         self._block = _block_size(xp, self._size)
         self._scratch = xp.empty((2, self._block), model.wide)
+
+    def __copy__(self):
+        raise TypeError(
+            f"copy.copy: a shallow copy of this {type(self).__name__} would share its state arrays and its model: use "
+            "copy.deepcopy((model, optimizer)), which copies both"
+        )
+
+    def __getstate__(self):
+        """As copies and pickles hold it: arrays on the host. The model goes with it; copy both together to keep them
+        together, ``model, adam = copy.deepcopy((model, adam))``."""
+        arrays = {name: self.model.ops.to_numpy(array) for name, array in self._arrays.items()}
+        return self.__dict__ | {"hyper": dict(self.hyper), "_arrays": arrays, "_scratch": None}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        xp = self.model.xp
+        self.hyper = MappingProxyType(self.hyper)
+        self._arrays = {name: xp.asarray(writable(array)) for name, array in self._arrays.items()}
+        self._scratch = xp.empty((2, self._block), self.model.wide)
 
     @property
     def lr(self):

@@ -130,6 +130,9 @@ class _Recurrent(Module):
 
     # ---- parameters
 
+    def __getstate__(self):
+        return super().__getstate__() | {"_weights_of": None, "_by_layer": None}
+
     def _passes(self):
         """(index in the state, layer, runs in reverse, name suffix) of every pass, in the order of the state."""
         D = len(self._directions)

@@ -1,6 +1,5 @@
 """Modules: views of one flat buffer, adopting, state dictionaries, random state."""
 
-import copy
 import gc
 import json
 
@@ -208,12 +207,6 @@ def test_a_users_own_module():
     assert not layer.stateful and layer.training and repr(layer) == f"Scale(3 parameters, {CPU}, float64)"
     model = Sequential(layer)
     assert list(model.params) == ["0.scale", "0.empty"] and model.params["0.empty"].shape == (0, 2)
-
-
-def test_a_model_is_not_copied_into_pieces():
-    """A copy whose names and buffer had parted would train nothing; it is refused as long as it is not supported."""
-    with pytest.raises(TypeError):
-        copy.deepcopy(Linear(3, 3, **F64))
 
 
 # ---- state dictionaries

@@ -182,6 +182,12 @@ class Task:
     verbs = {}  # name -> click command, those that gpurnn.tasks.TASKS lists
     watch = ("loss", "min")  # what the best checkpoint and patience go by; see fit
 
+    def __deepcopy__(self, memo):  # a task is there once: copies of a run have the same one, pickles its name
+        return self
+
+    def __reduce__(self):
+        return get_task, (self.name,)
+
     def read(self, files, settings, facts=None, scratch=None):
         """``Data`` of the files (absolute paths as str); facts: those of the run that is resumed; scratch: a folder on
         the disk of the run, for what does not fit in memory. Raises ValueError that names the file."""
