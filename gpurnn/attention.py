@@ -49,7 +49,9 @@ class Attention(Module):
 
     ``context, weights = attention(queries, memory, lengths=None)`` is inference,
     ``context, weights, backward = attention.forward(queries, memory, lengths=None)`` is training, with
-    ``dqueries, dmemory = backward(dcontext, dweights=None)``.
+    ``dqueries, dmemory = backward(dcontext, dweights=None)``; None means zeros for either. ``backward`` may run again,
+    with or without ``forward(..., retain=True)``. queries and memory are kept by reference until then, the memory also
+    by ``remember``: do not write to them before.
 
     queries: (U, B, H), memory: (T, B, E), of the layer's dtype; lengths: (B,) integers 0..T in any order, or None.
     context: (U, B, E); weights: (U, B, T), zero past a sequence's end, else adding up to 1. A sequence of length 0
@@ -101,7 +103,10 @@ class Attention(Module):
         return self.attend(queries, self.remember(memory, lengths))
 
     def remember(self, memory, lengths=None):
-        """``memory`` (T, B, E) made ready for many calls of ``attend``, as a decoder makes that walks step by step."""
+        """``memory`` (T, B, E) made ready for many calls of ``attend``, as a decoder makes that walks step by step.
+
+        It is kept by reference unless a sequence is shorter than T: do not write to it before the last call.
+        """
         memory = self.ops.asfloat(memory, self.dtype, "memory")
         check_shape("memory", memory, ("T", "B", self.memory_size))
         T, B, _ = memory.shape
@@ -126,13 +131,15 @@ class Attention(Module):
         context, weights, _ = self._attend(self._check_queries(queries, memory), memory)
         return self._outward(context), self._outward(weights)
 
-    def forward(self, queries, memory, lengths=None):
+    def forward(self, queries, memory, lengths=None, *, retain=False):
         ready = self.remember(memory, lengths)
         queries = self._check_queries(queries, ready)
         context, weights, projected = self._attend(queries, ready)
         then, xp, (B, U, T) = self._as_now(), self.xp, weights.shape
 
-        def backward(dcontext, dweights=None):
+        def backward(dcontext=None, dweights=None):
+            if dcontext is None:
+                dcontext = xp.zeros((U, B, then.memory_size), then.dtype)
             dcontext = then.ops.asfloat(dcontext, then.dtype, "dcontext")
             check_shape("dcontext", dcontext, (U, B, then.memory_size))
             dcontext = _by_sequence(wide(dcontext))

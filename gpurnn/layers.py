@@ -4,6 +4,11 @@ Sequential, which joins layers.
 ``y = layer(x)`` keeps nothing; ``y, backward = layer.forward(x)`` and ``dx = backward(dy)`` are for training: parameter
 gradients accumulate into ``layer.grads``. Whether Dropout and BatchNorm act as in training depends on ``train()`` and
 ``eval()`` alone.
+
+Until ``backward``, Linear, TiedLinear and Embedding keep their input by reference: do not write to it before. So does a
+Sequential that begins with one of them or with a recurrent layer. The other layers keep nothing of it, and no layer
+keeps its output. ``backward`` may run again, and gives the same and adds to the gradients once more; in a Sequential
+with a recurrent layer only after ``forward(x, retain=True)``, which every layer here takes.
 """
 
 import math
@@ -13,7 +18,7 @@ import numpy as np
 from . import rng
 from .errors import DtypeError, ShapeError, check_choice, check_number, check_shape, check_size
 from .masks import check_lengths, valid_steps
-from .module import Module
+from .module import Module, check_unspent
 from .ops import wide
 from .recurrent import GRUCell, LSTMCell, RNNCell
 
@@ -50,7 +55,8 @@ def _check_like(layer, dy, shape):
 class Linear(Module):
     """y = x W^T + b over the last axis; ``torch.nn.Linear``: weight (out, in), bias (out,), U(+-1/sqrt(in)) at first.
 
-    x: (..., in_features) -> y: (..., out_features), of the layer's dtype. Raises ShapeError, DtypeError.
+    x: (..., in_features) -> y: (..., out_features), of the layer's dtype. ``forward`` keeps x by reference. Raises
+    ShapeError, DtypeError.
     """
 
     def __init__(
@@ -72,7 +78,7 @@ class Linear(Module):
     def __call__(self, x):
         return self._apply(_check_features(self, x, self.in_features))
 
-    def forward(self, x):
+    def forward(self, x, *, retain=False):
         x = _check_features(self, x, self.in_features)
         y = self._apply(x)
         shape, then, table = y.shape, self._as_now(), self._table()
@@ -112,7 +118,8 @@ class Embedding(Module):
 
     ids: integers of any shape, 0 .. num_embeddings - 1 -> (*shape, embedding_dim). padding_idx: a row that starts at
     zero and receives no gradient. ``backward`` returns None: numbers have no derivative; the gradient of the table is
-    summed in a fixed order. Raises DtypeError unless ids are integers, ValueError naming an id out of range.
+    summed in a fixed order. ``forward`` keeps ids by reference. Raises DtypeError unless ids are integers, ValueError
+    naming an id out of range.
     """
 
     def __init__(
@@ -135,7 +142,7 @@ class Embedding(Module):
     def __call__(self, ids):
         return self.params["weight"][self._check(ids)].astype(self.dtype, copy=False)
 
-    def forward(self, ids):
+    def forward(self, ids, *, retain=False):
         ids = self._check(ids)
         y = self.params["weight"][ids].astype(self.dtype, copy=False)
         shape, padding_idx, versions = y.shape, self.padding_idx, self.versions()
@@ -201,7 +208,7 @@ class Dropout(Module):
     def __call__(self, x):
         return self._apply(x)[0]
 
-    def forward(self, x):
+    def forward(self, x, *, retain=False):
         y, scaled_mask = self._apply(x)
         if scaled_mask is not None:
             self.calls += 1
@@ -251,7 +258,7 @@ class LayerNorm(Module):
     def __call__(self, x):
         return self.forward(x)[0]
 
-    def forward(self, x):
+    def forward(self, x, *, retain=False):
         x, xp = wide(_check_features(self, x, self.features)), self.xp
         mean = _mean_features(x)
         variance = _mean_features(xp.square(x - mean))
@@ -308,7 +315,7 @@ class BatchNorm(Module):
     def __call__(self, x, lengths=None, mask=None):
         return self._apply(x, lengths, mask, update=False)[0]
 
-    def forward(self, x, lengths=None, mask=None):
+    def forward(self, x, lengths=None, mask=None, *, retain=False):
         y, normal, inverse, rows = self._apply(x, lengths, mask, update=True)
         shape, batch_statistics, affine, versions = y.shape, self.training, self.affine, self.versions()
 
@@ -420,7 +427,7 @@ class Pooling(Module):
     def __call__(self, x, lengths=None):
         return self.forward(x, lengths)[0]
 
-    def forward(self, x, lengths=None):
+    def forward(self, x, lengths=None, *, retain=False):
         x, xp = _check_features(self, x, self.features), self.xp
         if x.ndim != 3:
             raise ShapeError(f"x: expected (T, B, {self.features}), got {x.shape}")
@@ -516,8 +523,9 @@ class Sequential(Module):
     Without a stateful layer: ``y = seq(x)``, ``y, backward = seq.forward(x)``, ``dx = backward(dy)``.
     With one: ``y, state = seq(x, state=None, lengths=None)``, ``y, state, backward = seq.forward(x, state, lengths)``,
     ``dx, dstate = backward(dy, dstate=None)``; the state is a tuple with one entry for each stateful layer in order, or
-    None for zeros. ``lengths`` goes to every layer that takes it. Backend, dtype and batch_first are the layers' own;
-    layers that know the time axis (recurrent, BatchNorm, Pooling, variational Dropout) should agree on it: ValueError.
+    None for zeros. ``lengths`` goes to every layer that takes it. ``backward`` may run more than once after
+    ``forward(..., retain=True)``, and in any case where no layer is recurrent. Backend, dtype and batch_first are the
+    layers' own; layers that know the time axis (recurrent, BatchNorm, Pooling, variational Dropout) should agree on it: ValueError.
 
     >>> model = gpurnn.Sequential(gpurnn.Embedding(65, 32), gpurnn.LSTM(32, 128), gpurnn.Linear(128, 65))
     """
@@ -544,6 +552,7 @@ class Sequential(Module):
             )
         self._adopt(named)
         self.stateful = any(layer.stateful for layer in named.values())
+        self.once = any(layer.once for layer in named.values())
 
     def __call__(self, x, state=None, lengths=None):
         states, final = self._unpack(state), []
@@ -554,18 +563,22 @@ class Sequential(Module):
                 final.append(last)
         return (x, tuple(final)) if self.stateful else x
 
-    def forward(self, x, state=None, lengths=None):
+    def forward(self, x, state=None, lengths=None, *, retain=False):
         states, final, backwards = self._unpack(state), [], []
         for layer in self.children.values():
-            x, *last, layer_backward = layer.forward(x, **self._context(layer, states, lengths))
+            context = self._context(layer, states, lengths)
+            if retain and layer.once:
+                context["retain"] = True
+            x, *last, layer_backward = layer.forward(x, **context)
             final += last
             backwards.append((layer.stateful, layer_backward))
 
-        then, versions = self._as_now(), self.versions()
+        then, versions, spent = self._as_now(), self.versions(), []
 
         def backward(dy, dstate=None):
             dstates = then._unpack(dstate, "dstate")
             then.check_versions(versions)  # before a layer adds to its gradients
+            check_unspent(spent)
             dinitial = []
             for stateful, layer_backward in reversed(backwards):
                 if stateful:
@@ -573,6 +586,8 @@ class Sequential(Module):
                     dinitial.append(first)
                 else:
                     dy = layer_backward(dy)
+                if then.once and not retain and not spent:  # the last layer took dy
+                    spent.append(True)
             return (dy, tuple(reversed(dinitial))) if then.stateful else dy
 
         return (x, tuple(final), backward) if self.stateful else (x, backward)

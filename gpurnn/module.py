@@ -89,6 +89,15 @@ def _room(shape):
     return -(-math.prod(shape) // ALIGNMENT) * ALIGNMENT
 
 
+def check_unspent(spent):
+    """Raise RuntimeError where ``spent``, a list into which a backward puts something when it runs, is not empty."""
+    if spent:
+        raise RuntimeError(
+            "backward ran already: it works inside what forward kept. Call forward again; for several backwards of one "
+            "forward call forward(..., retain=True)"
+        )
+
+
 def writable(array):
     """``array``, or a copy where others hold its memory: joblib and pickle may hand over what is read-only."""
     return array if type(array) is np.ndarray and array.flags.writeable else np.array(array)
@@ -128,6 +137,7 @@ class Module:
     """
 
     stateful = False  # True where forward takes and returns a recurrent state
+    once = False  # True where backward works inside what forward kept, and runs once unless forward has ``retain=True``
 
     def __init__(self, backend=None, dtype="float32", seed=None, precision="float32"):
         self.ops = get_backend(backend)

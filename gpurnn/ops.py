@@ -101,6 +101,9 @@ class Ops:
         xp = self.xp
         if type(value) is xp.ndarray or isinstance(value, xp.ndarray):
             return value
+        if callable(value):  # most often the backward of a loss
+            hint = ". Call it: backward(dloss())" if name.startswith("d") else ""
+            raise TypeError(f"{name}: expected an array, got a function{hint}")
         if hasattr(value, "detach"):  # torch hands over no tensor that requires grad
             value = value.detach()
         through_dlpack = hasattr(value, "__dlpack_device__") and not isinstance(value, np.ndarray)

@@ -5,6 +5,7 @@ time (``Ops.layer_forward`` with a cell of cells.py), and on the way back the wa
 over all of time for each weight. Names, shapes and equations follow ``torch.nn``; weights load unchanged.
 """
 
+import contextlib
 import math
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ from . import cells, rng
 from .errors import ShapeError, check_choice, check_number, check_shape, check_size
 from .gradients import StepNorms, active_flow
 from .masks import check_lengths
-from .module import Module
+from .module import Module, check_unspent
 from .ops import flat, wide
 from .schedules import SCHEDULES, Work
 
@@ -63,6 +64,7 @@ class _Recurrent(Module):
 
     stateful = True
     takes_lengths = True
+    once = True
 
     def __init__(
         self,
@@ -228,16 +230,17 @@ class _Recurrent(Module):
         """
         return self._forward(x, state, lengths, return_all, keep=False)
 
-    def forward(self, x, state=None, lengths=None, *, return_all=False):
+    def forward(self, x, state=None, lengths=None, *, return_all=False, retain=False):
         """As calling the layer, for training: returns (output, state, backward), with ``return_all`` the steps last.
 
         ``dx, dstate = backward(doutput=None, dstate=None)``: derivatives of the loss by output and final state in, by x
-        and initial state out, shaped alike; None means zeros. Parameter gradients accumulate into ``grads``; with
-        ``state=None`` and ``learn_state`` also those of the initial state. ``backward`` works inside what forward kept
-        and may run once; the layer itself may run many times before. x is kept by reference: leave it as it is until
-        then.
+        and initial state out, shaped alike; None means zeros, also for one of the LSTM's pair. Parameter gradients
+        accumulate into ``grads``; with ``state=None`` and ``learn_state`` also those of the initial state. ``backward``
+        works inside what forward kept and may run once; the layer itself may run many times before. With ``retain``
+        backward may run many times: it then puts a copy of what it spends aside while it runs (``Plan.cache_bytes`` at
+        most). x is kept by reference: leave it as it is until then.
         """
-        return self._forward(x, state, lengths, return_all, keep=True)
+        return self._forward(x, state, lengths, return_all, keep=True, retain=retain)
 
     def step(self, x, state=None):
         """One timestep for streaming: x (B, I) or (I,) -> (output (B, P), state), as the sequence form would give.
@@ -296,7 +299,7 @@ class _Recurrent(Module):
 
     # ---- forward
 
-    def _forward(self, x, state, lengths, return_all, keep):
+    def _forward(self, x, state, lengths, return_all, keep, retain=False):
         x, single = self._check_input(x)
         T, B, _ = x.shape
         state_given = state is not None
@@ -335,7 +338,7 @@ class _Recurrent(Module):
         y, final = self._joined(outputs), [state for states in at for state in states]
         returned = [self._outward(y, single), self._pack_state(final, single)]
         if keep:
-            returned.append(self._make_backward(spans, passes, masks, state_given, lengths, y.shape, single))
+            returned.append(self._make_backward(spans, passes, masks, state_given, lengths, y.shape, single, retain))
         if return_all:
             returned.append([self._steps_outward(s, single) for s in steps])
         return tuple(returned)
@@ -384,8 +387,8 @@ class _Recurrent(Module):
 
     # ---- backward
 
-    def _make_backward(self, spans, passes, masks, state_given, lengths, output_shape, single):
-        cache, then, versions = [passes], self._as_now(), self.versions()
+    def _make_backward(self, spans, passes, masks, state_given, lengths, output_shape, single, retain):
+        cache, spent, then, versions = [passes], [], self._as_now(), self.versions()
 
         def backward(doutput=None, dstate=None):
             if doutput is not None:
@@ -394,11 +397,13 @@ class _Recurrent(Module):
             if dstate is not None:
                 dfinal = then._unpack_state(dstate, output_shape[1], single, "dstate")
             then.check_versions(versions)
-            if not cache:
-                raise RuntimeError("backward ran already: it works inside what forward kept. Call forward again")
+            check_unspent(spent)
             if len(spans) > 1 and active_flow() is not None:
                 raise RuntimeError("gradient flow: forward ran as a wavefront. Call forward, too, while it is recorded")
-            dx, dinitial = then._backward(spans, cache.pop(), masks, doutput, dfinal, lengths)
+            if not retain:
+                spent.append(True)
+            with _retained(cache[0]) if retain else contextlib.nullcontext(cache.pop()) as passes:
+                dx, dinitial = then._backward(spans, passes, masks, doutput, dfinal, lengths)
             if then.learn_state and not state_given:
                 for (_, _, _, suffix), parts in zip(then._passes(), dinitial, strict=True):
                     for name, part in zip(("initial_h", "initial_c"), parts, strict=False):
@@ -547,7 +552,8 @@ class _Recurrent(Module):
         return initial
 
     def _unpack_state(self, state, B, single, name):
-        """A state as the caller knows it -> for each pass a tuple of (B, size) arrays; raises ShapeError."""
+        """A state as the caller knows it -> for each pass a tuple of (B, size) arrays, of derivatives also None for
+        zeros; raises ShapeError."""
         D = len(self._directions)
         kinds = self._state_kinds()
         if len(kinds) == 2 and not (isinstance(state, (tuple, list)) and len(state) == 2):
@@ -556,7 +562,9 @@ class _Recurrent(Module):
         unpacked = [() for _ in range(self.num_layers * D)]
         for (kind, sizes), part in zip(kinds, parts, strict=True):
             what = f"{name} {kind}" if len(kinds) == 2 else name
-            if len(set(sizes)) == 1:
+            if part is None and name == "dstate":
+                rows = [None] * len(unpacked)
+            elif len(set(sizes)) == 1:
                 shape = (self.num_layers * D, B, sizes[0])
                 rows = list(self._checked_state(part, what, shape, single))
             else:
@@ -564,6 +572,9 @@ class _Recurrent(Module):
                     raise ShapeError(f"{what}: expected one array for each of {self.num_layers} layers of unequal size")
                 rows = []
                 for layer, array in enumerate(part):
+                    if array is None and name == "dstate":
+                        rows += [None] * D
+                        continue
                     rows += list(self._checked_state(array, f"{what}[{layer}]", (D, B, sizes[layer]), single))
             unpacked = [done + (row,) for done, row in zip(unpacked, rows, strict=True)]
         return unpacked
@@ -595,6 +606,18 @@ class _Recurrent(Module):
     @property
     def _original_gru(self):
         return isinstance(self.cell, cells.GRUCell) and not self.cell.reset_after
+
+
+@contextlib.contextmanager
+def _retained(passes):
+    """Lists of the same ``Walk``s for a backward to spend; afterwards these are what they were."""
+    walks = [walk for layers in passes for directions in layers for walk in directions]
+    saved = [(walk, walk.kept.copy(), walk.c) for walk in walks]
+    try:
+        yield [list(layers) for layers in passes]
+    finally:
+        for walk, kept, c in saved:
+            walk.kept[...], walk.c = kept, c
 
 
 def _within(lengths, span):
@@ -687,15 +710,14 @@ class _SingleStep:
         x, state = self._lift(x, state)
         return self._lower(super().__call__(x, state)[1])
 
-    def forward(self, x, state=None):
-        """For training: (new state, backward) with ``dx, dstate = backward(dnew_state)``."""
+    def forward(self, x, state=None, *, retain=False):
+        """For training: (new state, backward) with ``dx, dstate = backward(dnew_state)``; None means zeros, also for
+        one of the LSTM's pair. ``retain`` as in a layer's ``forward``."""
         x, state = self._lift(x, state)
-        _, new, inner = super().forward(x, state)
+        _, new, inner = super().forward(x, state, retain=retain)
 
         def backward(dstate):
-            if self.cell.states == 2 and not (isinstance(dstate, (tuple, list)) and len(dstate) == 2):
-                raise ShapeError(f"dstate: expected a pair (h, c), got {type(dstate).__name__}")
-            dx, dold = inner(None, self._raise_state(dstate, "dstate"))
+            dx, dold = inner(None, None if dstate is None else self._raise_state(dstate, "dstate"))
             return dx[0], self._lower(dold)
 
         return self._lower(new), backward
@@ -714,11 +736,15 @@ class _SingleStep:
     def _raise_state(self, state, name):
         if self.cell.states == 1:
             return self.ops.asfloat(state, self.dtype, name)[None]
+
+        def raised(part, kind):
+            if part is None and name == "dstate":
+                return None
+            return self.ops.asfloat(part, self.dtype, f"{name} {kind}")[None]
+
         if not (isinstance(state, (tuple, list)) and len(state) == 2):
             raise ShapeError(f"{name}: expected a pair (h, c), got {type(state).__name__}")
-        return tuple(
-            self.ops.asfloat(part, self.dtype, f"{name} {kind}")[None] for kind, part in zip("hc", state, strict=True)
-        )
+        return tuple(raised(part, kind) for kind, part in zip("hc", state, strict=True))
 
     def _lower(self, state):
         return tuple(part[0] for part in state) if self.cell.states == 2 else state[0]

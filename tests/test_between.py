@@ -365,3 +365,195 @@ def test_outputs_may_be_overwritten(kind, backend):
         found.append([np.array(a) for a in leaves(backward(given))] + [layer.flat_grads])
     for got, expected in zip(found[1], found[0], strict=True):
         np.testing.assert_array_equal(got, expected)
+
+
+# ---- backward twice
+
+ONCE = ["rnn", "rnn, relu", "lstm", "lstm, projected", "lstm, wavefront", "gru", "gru, original", "rnn cell", "lstm cell",
+        "gru cell", "sequential", "encoder-decoder"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "backend, dtype", [("numpy", "float64"), ("cpu", "float64"), ("cpu", "float32"), ("cpu", "float16")]
+)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_backward_twice(kind, backend, dtype):
+    """Where forward was told to retain, or where nothing is spent in any case: the same bits, added once more."""
+    layer, inputs = build(kind, backend, dtype)
+    *outputs, backward = layer.forward(*inputs)
+    given = ones(outputs[0])
+    once = [np.array(a) for a in leaves(backward(given))]
+    gradients = layer.flat_grads.copy()
+    if kind in ONCE:
+        with pytest.raises(RuntimeError, match=r"backward ran already.*forward\(\.\.\., retain=True\)"):
+            backward(given)
+        np.testing.assert_array_equal(layer.flat_grads, gradients)  # no layer has added to its gradients
+    layer.zero_grad()
+    *_, backward = layer.forward(*inputs, retain=True)
+    for _ in range(3):
+        for got, expected in zip(leaves(backward(given)), once, strict=True):
+            np.testing.assert_array_equal(got, expected)
+        np.testing.assert_array_equal(layer.flat_grads, gradients)
+        layer.zero_grad()
+
+
+def test_two_losses_of_one_forward():
+    """What retain is for: the derivatives of each on its own, ragged and watched, too."""
+    layer, (x,) = build("lstm", "cpu")
+    given, found = [numbers(5, 2, 8) for _ in range(2)], []
+    _, _, both = layer.forward(x, lengths=[5, 3], retain=True)
+    for dy in given:
+        with gpurnn.record_gradient_flow() as flow:
+            dx, dstate = both(dy)
+        found.append([dx, *dstate, flow["l0"].dh])
+    for dy, results in zip(given, found, strict=True):
+        _, _, alone = layer.forward(x, lengths=[5, 3])
+        with gpurnn.record_gradient_flow() as flow:
+            dx, dstate = alone(dy)
+        for got, expected in zip(results, [dx, *dstate, flow["l0"].dh], strict=True):
+            np.testing.assert_allclose(got, expected, atol=1e-14)
+
+
+def test_retained_after_an_error_is_whole():
+    layer, (x,) = build("gru", "cpu")
+    y, _, backward = layer.forward(x, retain=True)
+    expected = backward(y)[0]
+
+    def fail(*args):
+        raise MemoryError
+
+    sums, layer.ops = layer.ops.sum_steps, layer.ops
+    try:
+        layer.ops.sum_steps = fail
+        with pytest.raises(MemoryError):
+            backward(y)
+    finally:
+        del layer.ops.sum_steps
+    assert layer.ops.sum_steps == sums
+    np.testing.assert_array_equal(backward(y)[0], expected)
+
+
+# ---- a loss's backward in the place of what it gives
+
+
+@pytest.mark.parametrize("kind", [*LAYERS, "dropout", "mean"])
+def test_a_function_in_the_place_of_a_derivative(kind):
+    o = {"backend": "cpu", "dtype": "float64"}
+    more = {"dropout": (Dropout(0.5, **o), [numbers(5, 3)]), "mean": (Pooling(3, "mean", **o), [numbers(5, 2, 3)])}
+    layer, inputs = more[kind] if kind in more else build(kind)
+    *outputs, backward = layer.forward(*inputs)
+    _, dloss = gpurnn.mse(np.zeros(3), np.zeros(3))
+    wrong = (dloss, dloss) if kind == "lstm cell" else dloss
+    with pytest.raises(TypeError, match=r"expected an array, got a function. Call it: backward\(dloss\(\)\)"):
+        backward(wrong)
+    layer.zero_grad()
+    backward(ones(outputs[0]))  # nothing was spent
+
+
+def test_a_function_in_the_place_of_other_arrays():
+    _, dloss = gpurnn.mse(np.zeros(3), np.zeros(3))
+    with pytest.raises(TypeError, match="dloss: expected an array, got a function. Call it"):
+        dloss(dloss)
+    with pytest.raises(TypeError, match="x: expected an array, got a function"):
+        Linear(3, 4, backend="cpu")(dloss)
+    lstm, (x,) = build("lstm")
+    _, _, backward = lstm.forward(x)
+    with pytest.raises(TypeError, match="dstate h: expected an array, got a function. Call it"):
+        backward(None, (dloss, dloss))
+    attention, inputs = build("attention, general")
+    context, weights, backward = attention.forward(*inputs)
+    with pytest.raises(TypeError, match="dweights: expected an array, got a function. Call it"):
+        backward(context, dloss)
+
+
+# ---- one of several derivatives left out
+
+
+def test_none_in_a_pair_is_zero():
+    for make in (lambda: LSTMCell(3, 4, backend="cpu", dtype="float64", seed=1),
+                 lambda: LSTMCell(3, 4, proj_size=2, backend="numpy", dtype="float64", seed=1),
+                 lambda: LSTM(3, 4, 2, bidirectional=True, backend="cpu", dtype="float64", seed=1),
+                 lambda: LSTM(3, [4, 3], 2, backend="cpu", dtype="float64", seed=1)):  # fmt: skip
+        layer = make()
+        cell = isinstance(layer, LSTMCell)
+        x = numbers(2, 3) if cell else numbers(5, 2, 3)
+
+        def derivatives(dstate, layer=layer, cell=cell, x=x):
+            layer.zero_grad()
+            *outputs, backward = layer.forward(x)
+            dx, dold = backward(dstate) if cell else backward(None, dstate)
+            return [dx, *leaves(dold), layer.flat_grads.copy()]
+
+        state = layer(x) if cell else layer(x)[1]
+
+        def zeros(part):
+            return tuple(map(zeros, part)) if isinstance(part, tuple) else np.zeros_like(part)
+
+        h, c = state
+        for short, whole in (((h, None), (h, zeros(c))), ((None, c), (zeros(h), c)), ((None, None), zeros(state))):
+            for got, expected in zip(derivatives(short), derivatives(whole), strict=True):
+                np.testing.assert_array_equal(got, expected)
+        if isinstance(h, tuple):
+            for got, expected in zip(
+                derivatives(((h[0], None), c)), derivatives(((h[0], zeros(h[1])), c)), strict=True
+            ):
+                np.testing.assert_array_equal(got, expected)
+    gru, (x,) = build("gru cell")
+    _, backward = gru.forward(x)
+    assert not backward(None)[0].any()
+    with pytest.raises(gpurnn.DtypeError, match="state h"):
+        LSTM(3, 4, backend="cpu")(np.zeros((5, 2, 3), "float32"), (None, np.zeros((1, 2, 4), "float32")))
+
+
+def test_attention_without_a_derivative_of_its_context():
+    attention, inputs = build("attention, additive")
+    context, weights, backward = attention.forward(*inputs)
+    expected = backward(np.zeros_like(context), weights)
+    for got, want in zip(backward(None, weights), expected, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+# ---- inputs
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["layer norm", "batch norm", "pooling, attention", "dropout", "last", "mean", "max"])
+def test_what_keeps_nothing_of_its_input(kind, backend):
+    """Those of which the documents do not say that they keep it by reference."""
+    o, found = {"backend": backend, "dtype": "float64", "seed": 1}, []
+    for change in (False, True):
+        if kind == "dropout":
+            layer, x = Dropout(0.5, **o), numbers(5, 2, 3)
+        elif kind in ("last", "mean", "max"):
+            layer, x = Pooling(3, kind, **o), numbers(5, 2, 3)
+        else:
+            layer, (x,) = build(kind, backend)
+        x = LAYERS["layer norm"][1][0].copy()
+        y, backward = layer.forward(x)
+        if change:
+            x[...] = np.nan
+        found.append([backward(y), layer.flat_grads])
+    for got, expected in zip(*found, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_states_and_derivatives_may_be_overwritten(backend):
+    for kind in ("lstm", "gru"):
+        layer, (x,) = build(kind, backend)
+        _, state = layer(x)
+        found = []
+        for change in (False, True):
+            state = tuple(numbers(*a.shape) * 0 + 0.5 for a in state) if kind == "lstm" else state * 0 + 0.5
+            layer.zero_grad()
+            y, _, backward = layer.forward(x, state, lengths=[5, 2], retain=True)
+            for array in leaves(state) if change else ():
+                array[...] = np.nan
+            dx, dstate = backward(given := np.ones_like(y), state if not change else None)
+            dx, dstate = backward(given)
+            for array in [dx, *leaves(dstate), given] if change else ():
+                array[...] = np.nan
+            layer.zero_grad()
+            found.append([a.copy() for a in leaves(backward(np.ones_like(y)))] + [layer.flat_grads.copy()])
+        for got, expected in zip(*found, strict=True):
+            np.testing.assert_array_equal(got, expected)

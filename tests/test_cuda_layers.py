@@ -171,6 +171,26 @@ def test_changed_parameters_are_refused(schedule):
                     backward(y)
 
 
+@pytest.mark.parametrize("schedule", ["step", "block", "grid"])
+def test_backward_twice(schedule):
+    """By any schedule, recorded or not, a stack or a wavefront of it: the same bits, and one array of them each."""
+    for options in ({"bidirectional": True}, {"num_layers": 2, "wavefront": 2}):
+        layer = build("lstm", cuda_ops(), "float32", H=32, schedule=schedule, **options)
+        x = layer.xp.asarray(np.random.default_rng(0).normal(size=(4, 2, layer.input_size)).astype("float32"))
+        for _ in range(3):
+            layer.zero_grad()
+            y, _, backward = layer.forward(x)
+            expected = [a.get() for a in leaves(backward(y))] + [layer.flat_grads.get()]
+            with pytest.raises(RuntimeError, match="backward ran already"):
+                backward(y)
+            _, _, backward = layer.forward(x, retain=True)
+            for _ in range(2):
+                layer.zero_grad()
+                found = [a.get() for a in leaves(backward(y))] + [layer.flat_grads.get()]
+                for got, want in zip(found, expected, strict=True):
+                    np.testing.assert_array_equal(got, want)
+
+
 def test_where_nothing_can_be_recorded_launches_go_one_by_one(monkeypatch, caplog):
     ops = cuda_ops()
 
