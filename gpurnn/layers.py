@@ -81,18 +81,18 @@ class Linear(Module):
     def forward(self, x, *, retain=False):
         x = _check_features(self, x, self.in_features)
         y = self._apply(x)
-        shape, then, table = y.shape, self._as_now(), self._table()
+        shape, bias, table = y.shape, self.bias, self._table()
         versions, table_versions = self.versions(), table.versions()
 
         def backward(dy):
-            dy = _rows(_check_like(then, dy, shape))
-            then.check_versions(versions)
+            dy = _rows(_check_like(self, dy, shape))
+            self.check_versions(versions)
             table.check_versions(table_versions)
-            then.ops.accumulate_product(table.grads["weight"], dy, _rows(x))
-            if then.bias:
-                then.grads["bias"] += then.ops.sum_steps(dy)
-            dx = then.xp.empty((len(dy), x.shape[-1]), then.dtype)
-            then.ops.product(dy, then._weight(), dx)
+            self.ops.accumulate_product(table.grads["weight"], dy, _rows(x))
+            if bias:
+                self.grads["bias"] += self.ops.sum_steps(dy)
+            dx = self.xp.empty((len(dy), x.shape[-1]), self.dtype)
+            self.ops.product(dy, table.params["weight"].astype(self.dtype, copy=False), dx)
             return dx.reshape(x.shape)
 
         return y, backward
@@ -525,7 +525,8 @@ class Sequential(Module):
     ``dx, dstate = backward(dy, dstate=None)``; the state is a tuple with one entry for each stateful layer in order, or
     None for zeros. ``lengths`` goes to every layer that takes it. ``backward`` may run more than once after
     ``forward(..., retain=True)``, and in any case where no layer is recurrent. Backend, dtype and batch_first are the
-    layers' own; layers that know the time axis (recurrent, BatchNorm, Pooling, variational Dropout) should agree on it: ValueError.
+    layers' own; layers that know the time axis (recurrent, BatchNorm, Pooling, variational Dropout) should agree on it:
+    ValueError.
 
     >>> model = gpurnn.Sequential(gpurnn.Embedding(65, 32), gpurnn.LSTM(32, 128), gpurnn.Linear(128, 65))
     """
