@@ -4,6 +4,7 @@ A layer declares its parameters once; a module made of modules re-homes their pa
 that an optimiser step, a norm or an all-reduce is one operation over one array however deep the model is.
 """
 
+import contextlib
 import math
 import re
 import weakref
@@ -299,6 +300,21 @@ class Module:
     def eval(self):
         """Evaluation mode: no dropout, running statistics. Returns the module."""
         return self.train(False)
+
+    @contextlib.contextmanager
+    def evaluation(self):
+        """Inside the ``with`` block this module and all in it are in evaluation mode; behind it each is in its own mode
+        again, whatever happened. Yields the module.
+
+        >>> with model.evaluation():
+        ...     output = model(x)
+        """
+        modes = [(module, module.training) for _, module in self.modules()]
+        try:
+            yield self.eval()
+        finally:
+            for module, mode in modes:
+                module.training = mode
 
     def changed(self, *names):
         """Count a change of these parameters, or of all, that was made through their arrays; see ``check_versions``.

@@ -108,6 +108,9 @@ def fit(
     patience: epochs without a better one before training stops.
     progress: a bar with loss, rate and time left. flow: record the gradient flow at the first step of every epoch.
 
+    Every part of the model trains in the mode that it has: one put into evaluation mode stays in it (a normalisation
+    keeps its statistics). A model that is in evaluation mode as a whole is put into training mode, all of it.
+
     Raises TrainingError where loss or gradient is not finite, CheckpointError for a checkpoint that is damaged or of
     another model, FileExistsError for a folder in use; the last good checkpoint stays. Ctrl-C ends the step, saves a
     checkpoint and raises KeyboardInterrupt; a second one raises at once.
@@ -151,8 +154,6 @@ def measure(model, loss, batches, metrics=None, *, progress=False):
     The recurrent state is carried as in training, from a zero state; the model's modes are restored afterwards, its
     training is not touched. Where nothing counts the number is nan.
     """
-    modes = [(module, module.training) for _, module in model.modules()]
-    model.eval()
     sums = {name: [0.0, 0.0] for name in ("loss", *(metrics or ()))}
 
     def add(name, total, count):
@@ -160,7 +161,7 @@ def measure(model, loss, batches, metrics=None, *, progress=False):
         sums[name][1] += float(count)
 
     state = None
-    try:
+    with model.evaluation():
         for index in _bar(range(len(batches)), progress, desc="validation", leave=False):
             batch = batches.batch(0, index)
             outputs = model(_inputs(model, batch), **_context(model, batch, state))
@@ -170,9 +171,6 @@ def measure(model, loss, batches, metrics=None, *, progress=False):
             add("loss", float(value) * batch.weight, batch.weight)
             for name, metric in (metrics or {}).items():
                 add(name, *metric(outputs, batch.targets, **batch.loss_options))
-    finally:
-        for module, mode in modes:
-            module.training = mode
     return {name: total / count if count else math.nan for name, (total, count) in sums.items()}
 
 
@@ -210,7 +208,8 @@ class _Run:
         with bar:
             while self.epoch < self.epochs and not self._out_of_patience():
                 bar.set_description(f"epoch {self.epoch + 1}/{self.epochs}")
-                self.model.train()
+                if not self.model.training:
+                    self.model.train()
                 while self.index < per_epoch:
                     done = self._train_step()
                     bar.set_postfix_str(
