@@ -373,7 +373,13 @@ class Module:
         names for the recurrent and linear layers, so a ``torch.nn.LSTM``'s ``state_dict()`` loads unchanged).
         strict: raise KeyError for missing and for unknown names; otherwise load what fits by name.
         Raises ShapeError for a wrong shape, ValueError for a value that is not finite. Nothing changes on an error.
+        A file is read by ``gpurnn.load_weights``.
         """
+        if not isinstance(mapping, Mapping):
+            raise TypeError(
+                f"mapping: expected name -> array, got {type(mapping).__name__}; a file is what "
+                "gpurnn.load_weights(model, path) reads"
+            )
         targets = dict(self.params)
         for prefix, module in self.modules():
             for name, array in module.buffers.items():
@@ -381,7 +387,10 @@ class Module:
         missing = [name for name in targets if name not in mapping]
         unknown = [name for name in mapping if name not in targets]
         if strict and (missing or unknown):
-            raise KeyError(f"state_dict does not fit: missing {missing}, unknown {unknown}")
+            hint = ""
+            if any(name.startswith("model/") for name in unknown):
+                hint = "; these are the arrays of a checkpoint of fit: load_weights(model, path) reads that"
+            raise KeyError(f"state_dict does not fit: missing {missing}, unknown {unknown}{hint}")
         loaded = {}
         for name, target in targets.items():
             if name not in mapping:

@@ -374,6 +374,10 @@ class _Run:
     def _restore(self, path):
         """Take everything from a checkpoint; on an error the model is as it was."""
         arrays, document = load_checkpoint(path)
+        if not _is_of_fit(document):
+            raise CheckpointError(
+                f"{path}: holds no run that could go on: load_weights(model, path) takes the weights that are in it"
+            )
         before = self.model.state_dict()
         try:
             data = {"batches": len(self.batches), "accumulate": self.accumulate}
@@ -426,14 +430,42 @@ class _Run:
             _log.info("no history.png: %s", error)
 
 
-def load_weights(model, path):
-    """Give ``model`` the weights and running statistics of a checkpoint of ``fit``.
+def save_weights(model, path):
+    """Write the weights and running statistics of ``model`` as a checkpoint: ``path``, a .json file, and its arrays
+    beside it. Raises CheckpointError as ``save_checkpoint`` does.
 
-    Raises CheckpointError for a damaged one or one of another model; nothing changes then.
+    >>> gpurnn.save_weights(model, "model.json")
+    >>> gpurnn.load_weights(model, "model.json")
     """
-    arrays, _ = load_checkpoint(path)
+    save_checkpoint(path, model.state_dict(), {"kind": "weights", "model": type(model).__name__})
+
+
+def load_weights(model, path):
+    """Give ``model`` the weights and running statistics of a file.
+
+    path: the .json file of ``save_weights``, of ``save_checkpoint(path, model.state_dict(), ...)`` or of a checkpoint
+    of ``fit``; or the folder of a run, for its best checkpoint, else its last.
+
+    Raises CheckpointError for a damaged one or one of another model, ValueError for a file of another kind, saying what
+    reads it; nothing changes then.
+    """
+    path = Path(path)
+    if path.is_dir():
+        folder = path
+        path = next((folder / name for name in ("best.json", "last.json") if (folder / name).exists()), None)
+        if path is None:
+            raise CheckpointError(f"{folder}: holds no best.json and no last.json: it is no folder of a run of fit")
+    arrays, document = load_checkpoint(path)
+    if _is_of_fit(document):
+        arrays = _by_prefix(arrays).get("model", {})
+    expected = list(model.state_dict())
+    if expected and not set(arrays) & set(expected):
+        raise CheckpointError(
+            f"{path}: holds no weights of this model: its arrays are {_some(arrays)}, the model's {_some(expected)}. "
+            "load_checkpoint(path) reads arrays of any kind"
+        )
     try:
-        model.load_state_dict(_by_prefix(arrays).get("model", {}))
+        model.load_state_dict(arrays)
     except (KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: does not fit this model: {error}") from error
 
@@ -454,6 +486,17 @@ def _context(model, batch, state):
     if batch.lengths is not None and getattr(model, "takes_lengths", False):
         context["lengths"] = batch.lengths
     return context
+
+
+def _is_of_fit(document):
+    """Whether a checkpoint's document is one that ``fit`` wrote."""
+    return isinstance(document, dict) and {"epoch", "step", "optimizer", "random", "data"} <= set(document)
+
+
+def _some(names):
+    """The first of some names, in words."""
+    names = list(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "none"
 
 
 def _by_prefix(arrays):

@@ -355,6 +355,10 @@ def read_run(folder, task=None):
     damaged one, ValueError for one of another task.
     """
     path = Path(folder) / "config.json"
+    if Path(folder).is_file():
+        raise FileNotFoundError(
+            f"{folder} is a file: give the folder of the run; gpurnn.load_weights(model, path) reads a checkpoint alone"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no run: {path} is missing")
     try:
