@@ -209,7 +209,8 @@ class Attention(Module):
         dqueries, dkeys = self.xp.empty(queries.shape, queries.dtype), self.xp.zeros(keys.shape, keys.dtype)
         for part in self._query_blocks(queries.shape[1], keys):
             y, d = self._tanh(queries[:, part], keys), dscores[:, part, :, None]
-            self.grads["weight_score"] += d.reshape(-1) @ y.reshape(-1, y.shape[-1])
+            if self._trains("weight_score"):
+                self.grads["weight_score"] += d.reshape(-1) @ y.reshape(-1, y.shape[-1])
             y = (1 - y * y) * v * d
             dqueries[:, part] = y.sum(axis=2)
             dkeys += y.sum(axis=1)
@@ -234,7 +235,8 @@ class Attention(Module):
 
     def _project_backward(self, dy, x, name):
         """The derivative by x; adds that by the weight to its gradient."""
-        self.ops.accumulate_product(self.grads[name], dy, x)
+        if self._trains(name):
+            self.ops.accumulate_product(self.grads[name], dy, x)
         dx = self.xp.empty(x.shape, self.dtype)
         self.ops.product(flat(dy), self._rounded(name), flat(dx))
         return dx

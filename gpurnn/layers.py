@@ -88,8 +88,9 @@ class Linear(Module):
             dy = _rows(_check_like(self, dy, shape))
             self.check_versions(versions)
             table.check_versions(table_versions)
-            self.ops.accumulate_product(table.grads["weight"], dy, _rows(x))
-            if bias:
+            if table._trains("weight"):
+                self.ops.accumulate_product(table.grads["weight"], dy, _rows(x))
+            if bias and self._trains("bias"):
                 self.grads["bias"] += self.ops.sum_steps(dy)
             dx = self.xp.empty((len(dy), x.shape[-1]), self.dtype)
             self.ops.product(dy, table.params["weight"].astype(self.dtype, copy=False), dx)
@@ -150,6 +151,8 @@ class Embedding(Module):
         def backward(dy):
             dy, index = _rows(_check_like(self, dy, shape)), ids.reshape(-1)
             self.check_versions(versions)
+            if not self._trains("weight"):
+                return
             if padding_idx is not None:
                 kept = self.xp.flatnonzero(index != padding_idx)
                 dy, index = dy[kept], index[kept]
@@ -271,8 +274,9 @@ class LayerNorm(Module):
         def backward(dy):
             dy = wide(_check_like(self, dy, normal.shape))
             self.check_versions(versions)
-            self.grads["weight"] += _sum_rows(dy * normal)
-            if bias:
+            if self._trains("weight"):
+                self.grads["weight"] += _sum_rows(dy * normal)
+            if bias and self._trains("bias"):
                 self.grads["bias"] += _sum_rows(dy)
             d = dy * self.params["weight"]
             dx = (d - _mean_features(d) - normal * _mean_features(d * normal)) * inverse
@@ -323,8 +327,10 @@ class BatchNorm(Module):
             d = wide(self._gather(_rows(_check_like(self, dy, shape)), rows))
             self.check_versions(versions)
             if affine:
-                self.grads["weight"] += _sum_rows(d * normal)
-                self.grads["bias"] += _sum_rows(d)
+                if self._trains("weight"):
+                    self.grads["weight"] += _sum_rows(d * normal)
+                if self._trains("bias"):
+                    self.grads["bias"] += _sum_rows(d)
                 d = d * self.params["weight"]
             if batch_statistics:
                 d = d - self._mean(d) - normal * self._mean(d * normal)
@@ -496,10 +502,13 @@ class Pooling(Module):
         def turn(dy):
             da = (dy * x).sum(axis=2, keepdims=True)
             dscore = a * (da - (a * da).sum(axis=0))
-            self.grads["query"] += self.ops.sum_steps(_rows(dscore * u))
+            if self._trains("query"):
+                self.grads["query"] += self.ops.sum_steps(_rows(dscore * u))
             du = _rows(dscore * query * (1 - u * u))
-            self.grads["bias"] += self.ops.sum_steps(du)
-            self.ops.accumulate_product(self.grads["weight"], du, _rows(x))
+            if self._trains("bias"):
+                self.grads["bias"] += self.ops.sum_steps(du)
+            if self._trains("weight"):
+                self.ops.accumulate_product(self.grads["weight"], du, _rows(x))
             dx = xp.empty((T * B, F), x.dtype)
             self.ops.product(du, self.params["weight"], dx)
             return dx.reshape(T, B, F) + a * dy

@@ -5,6 +5,7 @@ that an optimiser step, a norm or an all-reduce is one operation over one array 
 """
 
 import contextlib
+import fnmatch
 import math
 import re
 import weakref
@@ -59,7 +60,7 @@ class Views(Mapping):
 
     def __init__(self):
         self._arrays = {}
-        self._counts = {}  # of parameters: name -> (the counts of its layer, its name there)
+        self._owners = {}  # of parameters: name -> (its layer's counts, its layer's frozen names, its name there)
 
     def __getitem__(self, name):
         return self._arrays[name]
@@ -71,8 +72,8 @@ class Views(Mapping):
             if shape and shape != view.shape:
                 raise ShapeError(f"{name}: expected shape {view.shape}, got {shape}")
             view[...] = value
-        if name in self._counts:
-            counts, inner = self._counts[name]
+        if name in self._owners:
+            counts, _, inner = self._owners[name]
             counts[inner] += 1
 
     def __iter__(self):
@@ -88,6 +89,12 @@ class Views(Mapping):
 def _room(shape):
     """Numbers that a parameter takes in a flat buffer, up to where the next one starts."""
     return -(-math.prod(shape) // ALIGNMENT) * ALIGNMENT
+
+
+def _places(name):
+    """A dotted name and all that it lies in: "a.b.c" -> "a", "a.b", "a.b.c"."""
+    parts = name.split(".")
+    return [".".join(parts[: n + 1]) for n in range(len(parts))]
 
 
 def check_unspent(spent):
@@ -160,7 +167,8 @@ class Module:
         self.buffers = {}
         self.children = {}
         self.params, self.grads = Views(), Views()
-        self._counts = [{}]  # of each layer in here, in the order of modules(): parameter -> how often it was changed
+        # of each layer in here, in the order of modules(): parameter -> how often it was changed; those that are frozen
+        self._counts, self._frozen = [{}], [set()]
         self._homes = {}  # children without the second names of those placed twice: whose parameters live here
         self._parent = None  # weak reference to the module that holds the parameters
         self._bind(self.xp.zeros(0, self.wide), self.xp.zeros(0, self.wide), [])
@@ -174,7 +182,7 @@ class Module:
         counts = self._counts[0]
         for name in arrays:
             counts[name] = counts.get(name, 0) + 1
-        self.params._counts = {name: (counts, name) for name in arrays}
+        self.params._owners = {name: (counts, self._frozen[0], name) for name in arrays}
         self._bind(self.xp.zeros(size, self.wide), self.xp.zeros(size, self.wide), layout)
         for name, array in arrays.items():
             self.params[name][...] = self.xp.asarray(array, dtype=self.wide)
@@ -214,12 +222,13 @@ class Module:
     def _gather(self):
         """Bring the parameters of all children into one buffer."""
         homes, layout = self._homes.values(), []
-        self.params._counts = {}
+        self.params._owners = {}
         for name, child in self._homes.items():
             child._parent = weakref.ref(self)
             layout += [(f"{name}.{inner}", shape) for inner, shape in child._layout]
-            self.params._counts |= {f"{name}.{inner}": where for inner, where in child.params._counts.items()}
+            self.params._owners |= {f"{name}.{inner}": where for inner, where in child.params._owners.items()}
         self._counts = [counts for child in homes for counts in child._counts]
+        self._frozen = [frozen for child in homes for frozen in child._frozen]
         params = self.xp.concatenate([child.flat_params for child in homes])
         grads = self.xp.concatenate([child.flat_grads for child in homes])
         self._bind(params, grads, layout)
@@ -274,7 +283,7 @@ class Module:
         if flat is None:
             self._gather()
             return
-        self.params._counts = {name: (self._counts[0], name) for name, _ in self._layout}
+        self.params._owners = {name: (self._counts[0], self._frozen[0], name) for name, _ in self._layout}
         self._bind(*(self.xp.asarray(writable(array)) for array in flat), self._layout)
 
     def _set_name(self, path):
@@ -282,6 +291,75 @@ class Module:
         self.name, self.key = path, rng.name_key(path)
         for name, child in self._homes.items():
             child._set_name(f"{path}.{name}")
+
+    # ---- freezing
+
+    def freeze(self, *names):
+        """Leave these parameters as they are from now on, or all of them: ``backward`` makes no gradients for them, no
+        optimizer moves them, clipping does not count them. Returns the module.
+
+        names: of parameters as in ``params``, or of layers for all that is theirs, with ``*`` and ``?`` as in file
+        names. The gradients that they have become zero. Values are saved and loaded as ever; what is frozen is not saved with
+        them, but is in ``copy.deepcopy`` and ``pickle``. Running statistics are no parameters: ``eval()`` keeps those.
+        Raises KeyError for a name that there is not; nothing changes then.
+
+        >>> model.freeze("encoder.*").frozen
+        ['encoder.weight_ih_l0', 'encoder.weight_hh_l0', 'encoder.bias_ih_l0', 'encoder.bias_hh_l0']
+        """
+        for name in self._called("freeze", names):
+            _, frozen, inner = self.params._owners[name]
+            frozen.add(inner)
+            self.grads[name][...] = 0
+        return self
+
+    def unfreeze(self, *names):
+        """Undo ``freeze`` for these parameters, or for all. Returns the module. Raises as ``freeze``."""
+        for name in self._called("unfreeze", names):
+            _, frozen, inner = self.params._owners[name]
+            frozen.discard(inner)
+        return self
+
+    @property
+    def frozen(self):
+        """Names of the parameters that are frozen, as in ``params``."""
+        if not any(self._frozen):
+            return []
+        return [name for name, (_, frozen, inner) in self.params._owners.items() if inner in frozen]
+
+    def _called(self, what, patterns):
+        """The names of parameters that the patterns mean; ``what`` asks for them."""
+        if not patterns:
+            return list(self.params)
+        found = set()
+        for pattern in patterns:
+            if not isinstance(pattern, str):
+                raise TypeError(f"{what}: names should be strings, got {type(pattern).__name__}")
+            some = {name for name in self.params if any(fnmatch.fnmatchcase(part, pattern) for part in _places(name))}
+            layers = (name for name, _ in self.modules() if name)
+            if not some and not any(fnmatch.fnmatchcase(name, pattern) for name in layers):
+                there = ", ".join(self.params) or "none"
+                raise KeyError(f"{what}: no parameter or layer is called {pattern!r}, there are {there}")
+            found |= some
+        return [name for name in self.params if name in found]
+
+    def _trains(self, name):
+        """Whether a parameter of this layer itself is not frozen."""
+        return name not in self._frozen[0]
+
+    def _trained_parts(self):
+        """The slices of the flat buffers that are not frozen, as few as there can be."""
+        if not any(self._frozen):
+            return [slice(0, self.flat_params.size)]
+        parts, start, frozen = [], 0, set(self.frozen)
+        for name, shape in self._layout:
+            stop = start + _room(shape)
+            if name not in frozen and stop > start:
+                if parts and parts[-1].stop == start:
+                    parts[-1] = slice(parts[-1].start, stop)
+                else:
+                    parts.append(slice(start, stop))
+            start = stop
+        return parts
 
     # ---- using
 
@@ -323,7 +401,7 @@ class Module:
         >>> layer.changed("weight")
         """
         for name in names or self.params:
-            counts, inner = self.params._counts[name]
+            counts, _, inner = self.params._owners[name]
             counts[inner] += 1
 
     def versions(self):
@@ -431,4 +509,6 @@ class Module:
             module.seed, module.key, module.calls = seed, key, calls
 
     def __repr__(self):
-        return f"{type(self).__name__}({self.parameter_count} parameters, {self.ops.name}, {self.dtype})"
+        count = sum(self.params[name].size for name in self.frozen)
+        frozen = f", {count} of them frozen" if count else ""
+        return f"{type(self).__name__}({self.parameter_count} parameters{frozen}, {self.ops.name}, {self.dtype})"

@@ -407,7 +407,8 @@ class _Recurrent(Module):
             if then.learn_state and not state_given:
                 for (_, _, _, suffix), parts in zip(then._passes(), dinitial, strict=True):
                     for name, part in zip(("initial_h", "initial_c"), parts, strict=False):
-                        then.grads[name + suffix] += wide(part).sum(axis=0)
+                        if then._trains(name + suffix):
+                            then.grads[name + suffix] += wide(part).sum(axis=0)
             return then._outward(dx, single), then._pack_state(dinitial, single)
 
         return backward
@@ -451,23 +452,28 @@ class _Recurrent(Module):
         h_old, rows = walk.old_h(reverse), cell.gates * H
         d, rest = walk.kept[:, :, :rows], walk.kept[:, :, rows:]
         dweight_hh = grads["weight_hh" + suffix]
-        if self._original_gru:  # n sees p = r h instead of h
+        if not self._trains("weight_hh" + suffix):
+            pass
+        elif self._original_gru:  # n sees p = r h instead of h
             ops.accumulate_product(dweight_hh[: 2 * H], d[:, :, : 2 * H], h_old)
             ops.accumulate_product(dweight_hh[2 * H :], d[:, :, 2 * H :], rest)
         else:
             ops.accumulate_product(dweight_hh, d, h_old)
-        if dh_steps is not None:
+        if dh_steps is not None and self._trains("weight_hr" + suffix):
             ops.accumulate_product(grads["weight_hr" + suffix], dh_steps, rest)
-        if self.bias:
+        inner, outer = (self.bias and self._trains(name + suffix) for name in ("bias_hh", "bias_ih"))
+        if inner or outer:
             dbias = ops.sum_steps(d)
+        if inner:
             grads["bias_hh" + suffix] += dbias
         if self._reset_after:  # from here on by ax_n instead of q
             d[:, :, 2 * H :] = rest
-            if self.bias:
+            if outer:
                 dbias[2 * H :] = ops.sum_steps(rest)
-        if self.bias:
+        if outer:
             grads["bias_ih" + suffix] += dbias
-        ops.accumulate_product(grads["weight_ih" + suffix], d, walk.x)
+        if self._trains("weight_ih" + suffix):
+            ops.accumulate_product(grads["weight_ih" + suffix], d, walk.x)
 
     def _input_gradient(self, walk, layer, weight_ih, dx):
         """``dx`` (None for the first direction) plus the derivative by a layer's input, (T, B, I)."""

@@ -94,9 +94,9 @@ def fit(
         before (truncated BPTT: no gradient goes back over the border).
     schedule: its ``step`` is called after every "epoch" (with the validation loss, else the training loss) or "step".
     clip_norm, clip_value: limits of the gradient's global norm and of each of its entries.
-    weight_noise: standard deviation of normal noise that is added to every parameter for the length of a training step
-        and taken away before the update (Graves, "Practical variational inference for neural networks", NIPS 2011); a
-        fresh draw for every step, keyed by the model's seed and the step's number.
+    weight_noise: standard deviation of normal noise that is added to every parameter that is not frozen, for the length
+        of a training step, and taken away before the update (Graves, "Practical variational inference for neural
+        networks", NIPS 2011); a fresh draw for every step, keyed by the model's seed and the step's number.
     accumulate: batches whose gradients make one optimiser step; equal to one large batch of all their steps.
     out: folder of the run; None writes nothing. resume: go on from the last checkpoint there, exactly as if never
         stopped; without one, start. overwrite: replace a run that stands there.
@@ -275,9 +275,10 @@ class _Run:
         params, clean = model.flat_params, model.flat_params.copy()
         count, key = model.parameter_count, rng.name_key("weight noise")
         noise = self.weight_noise * rng.normal((count,), model.seed, key, self.step, params.dtype, model.xp)
-        start = 0
-        for array in model.params.values():  # one draw for each number, wherever it lies
-            array += noise[start : start + array.size].reshape(array.shape)
+        start, frozen = 0, set(model.frozen)
+        for name, array in model.params.items():  # one draw for each number, wherever it lies
+            if name not in frozen:
+                array += noise[start : start + array.size].reshape(array.shape)
             start += array.size
         model.changed()
         try:
@@ -366,7 +367,7 @@ class _Run:
             "epoch": self.epoch, "index": self.index, "step": self.step, "sums": self.sums, "norm": self.norm,
             "best": self.best, "waited": self.waited, "seconds": self._elapsed(), "state": structure,
             "optimizer": optimizer["scalars"], "schedule": self.schedule and self.schedule.state_dict(),
-            "random": self.model.random_state(), "sizes": sizes,
+            "random": self.model.random_state(), "sizes": sizes, "frozen": self.model.frozen,
             "data": {"batches": len(self.batches), "accumulate": self.accumulate}, "extra": self.extra,
         }  # fmt: skip
         save_checkpoint(self.out / name, arrays, document)
@@ -399,6 +400,10 @@ class _Run:
         except (KeyError, ValueError, TypeError) as error:
             self.model.load_state_dict(before)
             raise CheckpointError(f"{path}: does not fit this run: {error}") from error
+        frozen = document.get("frozen", self.model.frozen)
+        if frozen != self.model.frozen:
+            then, now = (", ".join(names) or "none" for names in (frozen, self.model.frozen))
+            _log.warning("%s was made with frozen parameters: %s; this run has: %s", path, then, now)
         log = self.out / "history.jsonl"
         lines = log.read_bytes()[: self._sizes["history"]] if log.exists() else b""
         self.history.extend(json.loads(line) for line in lines.splitlines())
