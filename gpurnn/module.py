@@ -299,8 +299,9 @@ class Module:
         optimizer moves them, clipping does not count them. Returns the module.
 
         names: of parameters as in ``params``, or of layers for all that is theirs, with ``*`` and ``?`` as in file
-        names. The gradients that they have become zero. Values are saved and loaded as ever; what is frozen is not saved with
-        them, but is in ``copy.deepcopy`` and ``pickle``. Running statistics are no parameters: ``eval()`` keeps those.
+        names. The gradients that they have become zero. Values are saved and loaded as ever; what is frozen is not
+        saved with them, but is in ``copy.deepcopy`` and ``pickle``. Running statistics are no parameters: ``eval()``
+        keeps those.
         Raises KeyError for a name that there is not; nothing changes then.
 
         >>> model.freeze("encoder.*").frozen

@@ -82,7 +82,7 @@ def test_no_optimiser_moves_them_and_the_rest_goes_as_without(optimizer, backend
     rules = [OPTIMIZERS[optimizer](model) for model in (frozen, free)]
     for step in range(3):
         for model, rule in zip((frozen, free), rules, strict=True):
-            for name, grad in model.grads.items():
+            for grad in model.grads.values():
                 grad[...] = np.cos(np.arange(grad.size) + step).reshape(grad.shape)
             rule.step()
     for name, value in frozen.params.items():
