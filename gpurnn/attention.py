@@ -36,6 +36,7 @@ class Memory:
     values: object
     keys: object
     valid: object = None
+    versions: object = None  # of the parameters that made the keys
 
 
 class Attention(Module):
@@ -48,7 +49,9 @@ class Attention(Module):
 
     ``context, weights = attention(queries, memory, lengths=None)`` is inference,
     ``context, weights, backward = attention.forward(queries, memory, lengths=None)`` is training, with
-    ``dqueries, dmemory = backward(dcontext, dweights=None)``.
+    ``dqueries, dmemory = backward(dcontext, dweights=None)``; None means zeros for either. ``backward`` may run again,
+    with or without ``forward(..., retain=True)``. queries and memory are kept by reference until then, the memory also
+    by ``remember``: do not write to them before.
 
     queries: (U, B, H), memory: (T, B, E), of the layer's dtype; lengths: (B,) integers 0..T in any order, or None.
     context: (U, B, E); weights: (U, B, T), zero past a sequence's end, else adding up to 1. A sequence of length 0
@@ -100,7 +103,10 @@ class Attention(Module):
         return self.attend(queries, self.remember(memory, lengths))
 
     def remember(self, memory, lengths=None):
-        """``memory`` (T, B, E) made ready for many calls of ``attend``, as a decoder makes that walks step by step."""
+        """``memory`` (T, B, E) made ready for many calls of ``attend``, as a decoder makes that walks step by step.
+
+        It is kept by reference unless a sequence is shorter than T: do not write to it before the last call.
+        """
         memory = self.ops.asfloat(memory, self.dtype, "memory")
         check_shape("memory", memory, ("T", "B", self.memory_size))
         T, B, _ = memory.shape
@@ -113,49 +119,57 @@ class Attention(Module):
         keys = memory
         if self.score != "dot":
             keys = self._project(memory, "weight" if self.score == "general" else "weight_memory")
-        return Memory(_by_sequence(wide(memory)), _by_sequence(wide(keys)), valid)
+        return Memory(_by_sequence(wide(memory)), _by_sequence(wide(keys)), valid, self.versions())
 
     def attend(self, queries, memory):
-        """(context (U, B, E), weights (U, B, T)) of queries (U, B, H) over a ``Memory``."""
+        """(context (U, B, E), weights (U, B, T)) of queries (U, B, H) over a ``Memory``.
+
+        Raises RuntimeError where parameters were changed since ``remember`` made the memory.
+        """
+        if memory.versions is not None:
+            self.check_versions(memory.versions, "attend", "remember")
         context, weights, _ = self._attend(self._check_queries(queries, memory), memory)
         return self._outward(context), self._outward(weights)
 
-    def forward(self, queries, memory, lengths=None):
+    def forward(self, queries, memory, lengths=None, *, retain=False):
         ready = self.remember(memory, lengths)
         queries = self._check_queries(queries, ready)
         context, weights, projected = self._attend(queries, ready)
-        xp, (B, U, T) = self.xp, weights.shape
+        then, xp, (B, U, T) = self._as_now(), self.xp, weights.shape
 
-        def backward(dcontext, dweights=None):
-            dcontext = self.ops.asfloat(dcontext, self.dtype, "dcontext")
-            check_shape("dcontext", dcontext, (U, B, self.memory_size))
+        def backward(dcontext=None, dweights=None):
+            if dcontext is None:
+                dcontext = xp.zeros((U, B, then.memory_size), then.dtype)
+            dcontext = then.ops.asfloat(dcontext, then.dtype, "dcontext")
+            check_shape("dcontext", dcontext, (U, B, then.memory_size))
             dcontext = _by_sequence(wide(dcontext))
             d = dcontext @ ready.values.transpose(0, 2, 1)
             if dweights is not None:
-                dweights = self.ops.asfloat(dweights, self.dtype, "dweights")
+                dweights = then.ops.asfloat(dweights, then.dtype, "dweights")
                 check_shape("dweights", dweights, (U, B, T))
                 d += _by_sequence(wide(dweights))
+            then.check_versions(ready.versions)
             # through softmax; weights of 0 past the end let nothing through
             dscores = weights * (d - (weights * d).sum(axis=2, keepdims=True))
-            dscores *= self.scale
+            dscores *= then.scale
             dvalues = weights.transpose(0, 2, 1) @ dcontext
-            if self.score == "additive":
-                dprojected, dkeys = self._score_backward(dscores, projected, ready.keys)
+            if then.score == "additive":
+                dprojected, dkeys = then._score_backward(dscores, projected, ready.keys)
             else:
                 dprojected = dscores @ ready.keys
                 dkeys = dscores.transpose(0, 2, 1) @ projected
-            dqueries, dmemory = self._outward(dprojected), dvalues.transpose(1, 0, 2)
-            if self.score == "additive":
-                dqueries = self._project_backward(dqueries, queries, "weight_query")
-            if self.score == "dot":
+            dqueries, dmemory = then._outward(dprojected), dvalues.transpose(1, 0, 2)
+            if then.score == "additive":
+                dqueries = then._project_backward(dqueries, queries, "weight_query")
+            if then.score == "dot":
                 dmemory = dmemory + dkeys.transpose(1, 0, 2)
             else:
-                name = "weight" if self.score == "general" else "weight_memory"
-                values = self._outward(ready.values)
-                dmemory = dmemory + wide(self._project_backward(self._outward(dkeys), values, name))
-            return dqueries, xp.ascontiguousarray(dmemory).astype(self.dtype, copy=False)
+                name = "weight" if then.score == "general" else "weight_memory"
+                values = then._outward(ready.values)
+                dmemory = dmemory + wide(then._project_backward(then._outward(dkeys), values, name))
+            return dqueries, xp.ascontiguousarray(dmemory).astype(then.dtype, copy=False)
 
-        return self._outward(context), self._outward(weights), backward
+        return self._outward(context), self._outward(weights.copy()), backward  # the caller may write to his
 
     # ---- the parts, with the batch outermost: arrays (B, U, ...) and (B, T, ...) in what is computed in
 
@@ -195,7 +209,8 @@ class Attention(Module):
         dqueries, dkeys = self.xp.empty(queries.shape, queries.dtype), self.xp.zeros(keys.shape, keys.dtype)
         for part in self._query_blocks(queries.shape[1], keys):
             y, d = self._tanh(queries[:, part], keys), dscores[:, part, :, None]
-            self.grads["weight_score"] += d.reshape(-1) @ y.reshape(-1, y.shape[-1])
+            if self._trains("weight_score"):
+                self.grads["weight_score"] += d.reshape(-1) @ y.reshape(-1, y.shape[-1])
             y = (1 - y * y) * v * d
             dqueries[:, part] = y.sum(axis=2)
             dkeys += y.sum(axis=1)
@@ -220,7 +235,8 @@ class Attention(Module):
 
     def _project_backward(self, dy, x, name):
         """The derivative by x; adds that by the weight to its gradient."""
-        self.ops.accumulate_product(self.grads[name], dy, x)
+        if self._trains(name):
+            self.ops.accumulate_product(self.grads[name], dy, x)
         dx = self.xp.empty(x.shape, self.dtype)
         self.ops.product(flat(dy), self._rounded(name), flat(dx))
         return dx

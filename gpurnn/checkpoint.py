@@ -4,6 +4,14 @@ A checkpoint is a pair: ``name.json`` (the document) and ``name-<token>.safetens
 its tensor file with size and SHA-256, and every save writes a tensor file with a new name, so the one moment that
 counts is the rename of the JSON file: before it the old pair is complete, after it the new one is. Tensor files that no
 JSON names are removed afterwards, those of a process that was killed at the next save.
+
+| to | call |
+|---|---|
+| save a model's weights, and give them to a model | ``save_weights``, ``load_weights`` (training.py) |
+| give a model the weights of a run of ``fit`` | ``load_weights`` |
+| go on with a run of ``fit`` | ``fit(..., out=folder, resume=True)`` |
+| load a run of a task with all that belongs to it | ``gpurnn.tasks.run.load(folder)`` |
+| save arrays and a document of one's own, and read any checkpoint | ``save_checkpoint``, ``load_checkpoint`` |
 """
 
 import contextlib
@@ -23,6 +31,12 @@ from safetensors.numpy import save as tensors_to_bytes
 from .backend import array_ops
 
 _FORMAT, _VERSION = "gpurnn-checkpoint", 1
+_READERS = {  # suffix of a file of others -> what makes a state dictionary of it
+    ".safetensors": "safetensors.numpy.load_file(path)",
+    ".pt": "torch.load(path)",
+    ".pth": "torch.load(path)",
+    ".npz": "numpy.load(path)",
+}
 
 
 class CheckpointError(RuntimeError):
@@ -149,9 +163,16 @@ def _sync_folder(folder):
 
 def _json_path(path):
     path = Path(path)
-    if path.suffix != ".json":
-        raise ValueError(f"path should name the checkpoint's .json file, got {str(path)!r}")
-    return path
+    if path.suffix == ".json":
+        return path
+    own = re.fullmatch(r"(.*)-[0-9a-f]{16}\.safetensors", path.name)
+    if own:
+        raise ValueError(
+            f"{path} holds the arrays of a checkpoint: give its .json file, {path.with_name(own[1] + '.json')}"
+        )
+    if path.suffix in _READERS:
+        raise ValueError(f"{path}: is no checkpoint of gpurnn: model.load_state_dict({_READERS[path.suffix]}) reads it")
+    raise ValueError(f"path should name the checkpoint's .json file, got {str(path)!r}")
 
 
 def _read_header(path):
@@ -162,6 +183,10 @@ def _read_header(path):
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is damaged: not JSON ({error})") from error
+    if isinstance(header, dict) and "task" in header and "format" not in header:
+        raise CheckpointError(
+            f"{path}: describes a run of the task {header['task']}: gpurnn.tasks.run.load(folder) reads it"
+        )
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
         raise CheckpointError(f"{path}: is not a gpurnn checkpoint")
     if header.get("version") != _VERSION:

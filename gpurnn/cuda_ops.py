@@ -10,7 +10,6 @@ Everything that touches the GPU goes through a device: ``CupyDevice`` of _device
 """
 
 import contextlib
-import copy
 import functools
 import logging
 import math
@@ -94,8 +93,8 @@ class CudaOps(Ops):
         if self.tf32:
             return self
         if self._with_tf32 is None:
-            self._with_tf32 = copy.copy(self)  # the device, its kernels and the pool of loops are shared
-            self._with_tf32.tf32 = True
+            self._with_tf32 = object.__new__(type(self))  # the device, its kernels and the pool of loops are shared
+            self._with_tf32.__dict__.update(self.__dict__, tf32=True)
         return self._with_tf32
 
     def synchronize(self):

@@ -4,6 +4,11 @@ Sequential, which joins layers.
 ``y = layer(x)`` keeps nothing; ``y, backward = layer.forward(x)`` and ``dx = backward(dy)`` are for training: parameter
 gradients accumulate into ``layer.grads``. Whether Dropout and BatchNorm act as in training depends on ``train()`` and
 ``eval()`` alone.
+
+Until ``backward``, Linear, TiedLinear and Embedding keep their input by reference: do not write to it before. So does a
+Sequential that begins with one of them or with a recurrent layer. The other layers keep nothing of it, and no layer
+keeps its output. ``backward`` may run again, and gives the same and adds to the gradients once more; in a Sequential
+with a recurrent layer only after ``forward(x, retain=True)``, which every layer here takes.
 """
 
 import math
@@ -13,7 +18,7 @@ import numpy as np
 from . import rng
 from .errors import DtypeError, ShapeError, check_choice, check_number, check_shape, check_size
 from .masks import check_lengths, valid_steps
-from .module import Module
+from .module import Module, check_unspent
 from .ops import wide
 from .recurrent import GRUCell, LSTMCell, RNNCell
 
@@ -50,7 +55,8 @@ def _check_like(layer, dy, shape):
 class Linear(Module):
     """y = x W^T + b over the last axis; ``torch.nn.Linear``: weight (out, in), bias (out,), U(+-1/sqrt(in)) at first.
 
-    x: (..., in_features) -> y: (..., out_features), of the layer's dtype. Raises ShapeError, DtypeError.
+    x: (..., in_features) -> y: (..., out_features), of the layer's dtype. ``forward`` keeps x by reference. Raises
+    ShapeError, DtypeError.
     """
 
     def __init__(
@@ -72,18 +78,22 @@ class Linear(Module):
     def __call__(self, x):
         return self._apply(_check_features(self, x, self.in_features))
 
-    def forward(self, x):
+    def forward(self, x, *, retain=False):
         x = _check_features(self, x, self.in_features)
         y = self._apply(x)
-        shape = y.shape
+        shape, bias, table = y.shape, self.bias, self._table()
+        versions, table_versions = self.versions(), table.versions()
 
         def backward(dy):
             dy = _rows(_check_like(self, dy, shape))
-            self.ops.accumulate_product(self._weight_grad(), dy, _rows(x))
-            if self.bias:
+            self.check_versions(versions)
+            table.check_versions(table_versions)
+            if table._trains("weight"):
+                self.ops.accumulate_product(table.grads["weight"], dy, _rows(x))
+            if bias and self._trains("bias"):
                 self.grads["bias"] += self.ops.sum_steps(dy)
-            dx = self.xp.empty((len(dy), self.in_features), self.dtype)
-            self.ops.product(dy, self._weight(), dx)
+            dx = self.xp.empty((len(dy), x.shape[-1]), self.dtype)
+            self.ops.product(dy, table.params["weight"].astype(self.dtype, copy=False), dx)
             return dx.reshape(x.shape)
 
         return y, backward
@@ -97,10 +107,11 @@ class Linear(Module):
         return y.astype(self.dtype, copy=False).reshape(*x.shape[:-1], self.out_features)
 
     def _weight(self):
-        return self.params["weight"].astype(self.dtype, copy=False)
+        return self._table().params["weight"].astype(self.dtype, copy=False)
 
-    def _weight_grad(self):
-        return self.grads["weight"]
+    def _table(self):
+        """The layer whose ``weight`` this one uses."""
+        return self
 
 
 class Embedding(Module):
@@ -108,7 +119,8 @@ class Embedding(Module):
 
     ids: integers of any shape, 0 .. num_embeddings - 1 -> (*shape, embedding_dim). padding_idx: a row that starts at
     zero and receives no gradient. ``backward`` returns None: numbers have no derivative; the gradient of the table is
-    summed in a fixed order. Raises DtypeError unless ids are integers, ValueError naming an id out of range.
+    summed in a fixed order. ``forward`` keeps ids by reference. Raises DtypeError unless ids are integers, ValueError
+    naming an id out of range.
     """
 
     def __init__(
@@ -131,15 +143,18 @@ class Embedding(Module):
     def __call__(self, ids):
         return self.params["weight"][self._check(ids)].astype(self.dtype, copy=False)
 
-    def forward(self, ids):
+    def forward(self, ids, *, retain=False):
         ids = self._check(ids)
         y = self.params["weight"][ids].astype(self.dtype, copy=False)
-        shape = y.shape
+        shape, padding_idx, versions = y.shape, self.padding_idx, self.versions()
 
         def backward(dy):
             dy, index = _rows(_check_like(self, dy, shape)), ids.reshape(-1)
-            if self.padding_idx is not None:
-                kept = self.xp.flatnonzero(index != self.padding_idx)
+            self.check_versions(versions)
+            if not self._trains("weight"):
+                return
+            if padding_idx is not None:
+                kept = self.xp.flatnonzero(index != padding_idx)
                 dy, index = dy[kept], index[kept]
             self.ops.accumulate_rows(self.grads["weight"], index, dy)
 
@@ -176,11 +191,8 @@ class TiedLinear(Linear):
         if bias:
             self._declare({"bias": np.zeros(self.out_features)})
 
-    def _weight(self):
-        return self.embedding.params["weight"].astype(self.dtype, copy=False)
-
-    def _weight_grad(self):
-        return self.embedding.grads["weight"]
+    def _table(self):
+        return self.embedding
 
 
 class Dropout(Module):
@@ -199,7 +211,7 @@ class Dropout(Module):
     def __call__(self, x):
         return self._apply(x)[0]
 
-    def forward(self, x):
+    def forward(self, x, *, retain=False):
         y, scaled_mask = self._apply(x)
         if scaled_mask is not None:
             self.calls += 1
@@ -249,7 +261,7 @@ class LayerNorm(Module):
     def __call__(self, x):
         return self.forward(x)[0]
 
-    def forward(self, x):
+    def forward(self, x, *, retain=False):
         x, xp = wide(_check_features(self, x, self.features)), self.xp
         mean = _mean_features(x)
         variance = _mean_features(xp.square(x - mean))
@@ -257,11 +269,14 @@ class LayerNorm(Module):
         y = normal * self.params["weight"]
         if self.bias:
             y += self.params["bias"]
+        bias, versions = self.bias, self.versions()
 
         def backward(dy):
             dy = wide(_check_like(self, dy, normal.shape))
-            self.grads["weight"] += _sum_rows(dy * normal)
-            if self.bias:
+            self.check_versions(versions)
+            if self._trains("weight"):
+                self.grads["weight"] += _sum_rows(dy * normal)
+            if bias and self._trains("bias"):
                 self.grads["bias"] += _sum_rows(dy)
             d = dy * self.params["weight"]
             dx = (d - _mean_features(d) - normal * _mean_features(d * normal)) * inverse
@@ -304,15 +319,18 @@ class BatchNorm(Module):
     def __call__(self, x, lengths=None, mask=None):
         return self._apply(x, lengths, mask, update=False)[0]
 
-    def forward(self, x, lengths=None, mask=None):
+    def forward(self, x, lengths=None, mask=None, *, retain=False):
         y, normal, inverse, rows = self._apply(x, lengths, mask, update=True)
-        shape, batch_statistics = y.shape, self.training
+        shape, batch_statistics, affine, versions = y.shape, self.training, self.affine, self.versions()
 
         def backward(dy):
             d = wide(self._gather(_rows(_check_like(self, dy, shape)), rows))
-            if self.affine:
-                self.grads["weight"] += _sum_rows(d * normal)
-                self.grads["bias"] += _sum_rows(d)
+            self.check_versions(versions)
+            if affine:
+                if self._trains("weight"):
+                    self.grads["weight"] += _sum_rows(d * normal)
+                if self._trains("bias"):
+                    self.grads["bias"] += _sum_rows(d)
                 d = d * self.params["weight"]
             if batch_statistics:
                 d = d - self._mean(d) - normal * self._mean(d * normal)
@@ -341,7 +359,7 @@ class BatchNorm(Module):
         else:
             mean, variance = self.buffers["running_mean"], self.buffers["running_var"]
         normal, inverse = _normalise(xp, valid, mean, variance, self.eps)
-        y = normal * self.params["weight"] + self.params["bias"] if self.affine else normal
+        y = normal * self.params["weight"] + self.params["bias"] if self.affine else normal.copy()
         return self._scatter(y, rows, x.shape), normal, inverse, rows
 
     def _mean(self, rows):
@@ -415,7 +433,7 @@ class Pooling(Module):
     def __call__(self, x, lengths=None):
         return self.forward(x, lengths)[0]
 
-    def forward(self, x, lengths=None):
+    def forward(self, x, lengths=None, *, retain=False):
         x, xp = _check_features(self, x, self.features), self.xp
         if x.ndim != 3:
             raise ShapeError(f"x: expected (T, B, {self.features}), got {x.shape}")
@@ -428,9 +446,13 @@ class Pooling(Module):
             valid = valid_steps(lengths, T, B, xp)[:, :, None]
             y, turn = getattr(self, f"_{self.mode}")(wide(x), valid, lengths)
 
+        batch_first, versions = self.batch_first, self.versions()
+
         def backward(dy):
-            dx = turn(wide(_check_like(self, dy, (B, F)))).astype(self.dtype, copy=False)
-            return dx.swapaxes(0, 1) if self.batch_first else dx
+            dy = wide(_check_like(self, dy, (B, F)))
+            self.check_versions(versions)
+            dx = turn(dy).astype(self.dtype, copy=False)
+            return dx.swapaxes(0, 1) if batch_first else dx
 
         return y.astype(self.dtype, copy=False), backward
 
@@ -480,10 +502,13 @@ class Pooling(Module):
         def turn(dy):
             da = (dy * x).sum(axis=2, keepdims=True)
             dscore = a * (da - (a * da).sum(axis=0))
-            self.grads["query"] += self.ops.sum_steps(_rows(dscore * u))
+            if self._trains("query"):
+                self.grads["query"] += self.ops.sum_steps(_rows(dscore * u))
             du = _rows(dscore * query * (1 - u * u))
-            self.grads["bias"] += self.ops.sum_steps(du)
-            self.ops.accumulate_product(self.grads["weight"], du, _rows(x))
+            if self._trains("bias"):
+                self.grads["bias"] += self.ops.sum_steps(du)
+            if self._trains("weight"):
+                self.ops.accumulate_product(self.grads["weight"], du, _rows(x))
             dx = xp.empty((T * B, F), x.dtype)
             self.ops.product(du, self.params["weight"], dx)
             return dx.reshape(T, B, F) + a * dy
@@ -507,8 +532,10 @@ class Sequential(Module):
     Without a stateful layer: ``y = seq(x)``, ``y, backward = seq.forward(x)``, ``dx = backward(dy)``.
     With one: ``y, state = seq(x, state=None, lengths=None)``, ``y, state, backward = seq.forward(x, state, lengths)``,
     ``dx, dstate = backward(dy, dstate=None)``; the state is a tuple with one entry for each stateful layer in order, or
-    None for zeros. ``lengths`` goes to every layer that takes it. Backend, dtype and batch_first are the layers' own;
-    layers that know the time axis (recurrent, BatchNorm, Pooling, variational Dropout) should agree on it: ValueError.
+    None for zeros. ``lengths`` goes to every layer that takes it. ``backward`` may run more than once after
+    ``forward(..., retain=True)``, and in any case where no layer is recurrent. Backend, dtype and batch_first are the
+    layers' own; layers that know the time axis (recurrent, BatchNorm, Pooling, variational Dropout) should agree on it:
+    ValueError.
 
     >>> model = gpurnn.Sequential(gpurnn.Embedding(65, 32), gpurnn.LSTM(32, 128), gpurnn.Linear(128, 65))
     """
@@ -535,6 +562,7 @@ class Sequential(Module):
             )
         self._adopt(named)
         self.stateful = any(layer.stateful for layer in named.values())
+        self.once = any(layer.once for layer in named.values())
 
     def __call__(self, x, state=None, lengths=None):
         states, final = self._unpack(state), []
@@ -545,15 +573,22 @@ class Sequential(Module):
                 final.append(last)
         return (x, tuple(final)) if self.stateful else x
 
-    def forward(self, x, state=None, lengths=None):
+    def forward(self, x, state=None, lengths=None, *, retain=False):
         states, final, backwards = self._unpack(state), [], []
         for layer in self.children.values():
-            x, *last, layer_backward = layer.forward(x, **self._context(layer, states, lengths))
+            context = self._context(layer, states, lengths)
+            if retain and layer.once:
+                context["retain"] = True
+            x, *last, layer_backward = layer.forward(x, **context)
             final += last
             backwards.append((layer.stateful, layer_backward))
 
+        then, versions, spent = self._as_now(), self.versions(), []
+
         def backward(dy, dstate=None):
-            dstates = self._unpack(dstate, "dstate")
+            dstates = then._unpack(dstate, "dstate")
+            then.check_versions(versions)  # before a layer adds to its gradients
+            check_unspent(spent)
             dinitial = []
             for stateful, layer_backward in reversed(backwards):
                 if stateful:
@@ -561,7 +596,9 @@ class Sequential(Module):
                     dinitial.append(first)
                 else:
                     dy = layer_backward(dy)
-            return (dy, tuple(reversed(dinitial))) if self.stateful else dy
+                if then.once and not retain and not spent:  # the last layer took dy
+                    spent.append(True)
+            return (dy, tuple(reversed(dinitial))) if then.stateful else dy
 
         return (x, tuple(final), backward) if self.stateful else (x, backward)
 

@@ -4,6 +4,8 @@ A layer declares its parameters once; a module made of modules re-homes their pa
 that an optimiser step, a norm or an all-reduce is one operation over one array however deep the model is.
 """
 
+import contextlib
+import fnmatch
 import math
 import re
 import weakref
@@ -52,23 +54,27 @@ def _check_gpu_bfloat16(cupy, numpy):
 
 class Views(Mapping):
     """Name -> view of a flat buffer. Assigning copies into the view, so that names and buffer never part:
-    ``layer.params["bias"] = 0`` and ``layer.grads["bias"] += d`` both write through.
+    ``layer.params["bias"] = 0`` and ``layer.grads["bias"] += d`` both write through. Assigning to ``params`` also
+    counts as a change, see ``Module.changed``.
     """
 
-    def __init__(self, arrays):
-        self._arrays = arrays
+    def __init__(self):
+        self._arrays = {}
+        self._owners = {}  # of parameters: name -> (its layer's counts, its layer's frozen names, its name there)
 
     def __getitem__(self, name):
         return self._arrays[name]
 
     def __setitem__(self, name, value):
         view = self._arrays[name]
-        if value is view:  # the end of an in-place operation
-            return
-        shape = np.shape(value)
-        if shape and shape != view.shape:
-            raise ShapeError(f"{name}: expected shape {view.shape}, got {shape}")
-        view[...] = value
+        if value is not view:  # else the end of an in-place operation
+            shape = np.shape(value)
+            if shape and shape != view.shape:
+                raise ShapeError(f"{name}: expected shape {view.shape}, got {shape}")
+            view[...] = value
+        if name in self._owners:
+            counts, _, inner = self._owners[name]
+            counts[inner] += 1
 
     def __iter__(self):
         return iter(self._arrays)
@@ -83,6 +89,26 @@ class Views(Mapping):
 def _room(shape):
     """Numbers that a parameter takes in a flat buffer, up to where the next one starts."""
     return -(-math.prod(shape) // ALIGNMENT) * ALIGNMENT
+
+
+def _places(name):
+    """A dotted name and all that it lies in: "a.b.c" -> "a", "a.b", "a.b.c"."""
+    parts = name.split(".")
+    return [".".join(parts[: n + 1]) for n in range(len(parts))]
+
+
+def check_unspent(spent):
+    """Raise RuntimeError where ``spent``, a list into which a backward puts something when it runs, is not empty."""
+    if spent:
+        raise RuntimeError(
+            "backward ran already: it works inside what forward kept. Call forward again; for several backwards of one "
+            "forward call forward(..., retain=True)"
+        )
+
+
+def writable(array):
+    """``array``, or a copy where others hold its memory: joblib and pickle may hand over what is read-only."""
+    return array if type(array) is np.ndarray and array.flags.writeable else np.array(array)
 
 
 class Module:
@@ -104,9 +130,22 @@ class Module:
     name : dotted place in the model around it, empty for a module on its own.
     seed, key, calls : key of this module's random draws (see rng.py). ``key`` comes from ``name``; ``calls`` counts the
         training calls that drew, and belongs to ``random_state()``.
+
+    Parameters stay as they are between a forward and its backward: ``backward`` raises RuntimeError, naming the
+    parameter, where an optimizer, ``load_state_dict`` or an assignment ``params[name] = ...`` has changed one. A write
+    through an array (``params[name][0] = 1``, ``flat_params *= 2``) cannot be seen: call ``changed`` behind it.
+    Attributes may be set at any time: ``backward`` uses those of its forward.
+
+    ``copy.deepcopy`` and ``pickle`` make independent copies with equal bits: parameters, gradients, buffers, modes and
+    the counters of random draws; a layer in two places, or a table with two uses, stays one. A pickle names its
+    backend, and loading it where that cannot work raises BackendError. Like every pickle it may run any code when it is
+    loaded: for files there is ``save_checkpoint``.
+
+    A layer of one's own takes ``versions()`` in ``forward`` and gives it to ``check_versions`` in ``backward``.
     """
 
     stateful = False  # True where forward takes and returns a recurrent state
+    once = False  # True where backward works inside what forward kept, and runs once unless forward has ``retain=True``
 
     def __init__(self, backend=None, dtype="float32", seed=None, precision="float32"):
         self.ops = get_backend(backend)
@@ -127,6 +166,9 @@ class Module:
         self.training = True
         self.buffers = {}
         self.children = {}
+        self.params, self.grads = Views(), Views()
+        # of each layer in here, in the order of modules(): parameter -> how often it was changed; those that are frozen
+        self._counts, self._frozen = [{}], [set()]
         self._homes = {}  # children without the second names of those placed twice: whose parameters live here
         self._parent = None  # weak reference to the module that holds the parameters
         self._bind(self.xp.zeros(0, self.wide), self.xp.zeros(0, self.wide), [])
@@ -137,6 +179,10 @@ class Module:
         """Make the mapping name -> initial value this module's own parameters, in one flat buffer."""
         layout = [(name, array.shape) for name, array in arrays.items()]
         size = sum(_room(shape) for _, shape in layout)
+        counts = self._counts[0]
+        for name in arrays:
+            counts[name] = counts.get(name, 0) + 1
+        self.params._owners = {name: (counts, self._frozen[0], name) for name in arrays}
         self._bind(self.xp.zeros(size, self.wide), self.xp.zeros(size, self.wide), layout)
         for name, array in arrays.items():
             self.params[name][...] = self.xp.asarray(array, dtype=self.wide)
@@ -166,15 +212,23 @@ class Module:
                     "which holds its parameters; use that one whole, or build a layer and copy the values"
                 )
         self.children = dict(children)
-        layout = []
         for name, child in self.children.items():
             if child in self._homes.values():
                 continue
             self._homes[name] = child
-            child._parent = weakref.ref(self)
             child._set_name(name)
+        self._gather()
+
+    def _gather(self):
+        """Bring the parameters of all children into one buffer."""
+        homes, layout = self._homes.values(), []
+        self.params._owners = {}
+        for name, child in self._homes.items():
+            child._parent = weakref.ref(self)
             layout += [(f"{name}.{inner}", shape) for inner, shape in child._layout]
-        homes = self._homes.values()
+            self.params._owners |= {f"{name}.{inner}": where for inner, where in child.params._owners.items()}
+        self._counts = [counts for child in homes for counts in child._counts]
+        self._frozen = [frozen for child in homes for frozen in child._frozen]
         params = self.xp.concatenate([child.flat_params for child in homes])
         grads = self.xp.concatenate([child.flat_grads for child in homes])
         self._bind(params, grads, layout)
@@ -184,8 +238,8 @@ class Module:
         self.flat_params, self.flat_grads = flat_params, flat_grads
         self._layout = layout
         self.parameter_count = sum(math.prod(shape) for _, shape in layout)
-        self.params = Views(self._views(flat_params))
-        self.grads = Views(self._views(flat_grads))
+        self.params._arrays = self._views(flat_params)
+        self.grads._arrays = self._views(flat_grads)
         start = 0
         for child in self._homes.values():
             stop = start + child.flat_params.size
@@ -200,11 +254,113 @@ class Module:
             start += _room(shape)
         return views
 
+    # ---- copying
+
+    def __copy__(self):
+        name = type(self).__name__
+        raise TypeError(
+            f"copy.copy: a shallow copy of this {name} would share its parameters, its layers and their modes with it: "
+            "use copy.deepcopy, which makes an independent one"
+        )
+
+    def __getstate__(self):
+        """All of the module as copies and pickles hold it: arrays on the host, each layer with its own parameters,
+        the backend by name."""
+        state = self.__dict__.copy()
+        for name in ("xp", "params", "grads", "flat_params", "flat_grads", "_parent"):
+            del state[name]
+        if not self.children:
+            state["flat"] = [self.ops.to_numpy(flat) for flat in (self.flat_params, self.flat_grads)]
+        state["buffers"] = {name: self.ops.to_numpy(array) for name, array in self.buffers.items()}
+        return state
+
+    def __setstate__(self, state):
+        flat = state.pop("flat", None)
+        self.__dict__.update(state)
+        self.xp = self.ops.xp
+        self.params, self.grads, self._parent = Views(), Views(), None
+        self.buffers = {name: self.xp.asarray(writable(array)) for name, array in self.buffers.items()}
+        if flat is None:
+            self._gather()
+            return
+        self.params._owners = {name: (self._counts[0], self._frozen[0], name) for name, _ in self._layout}
+        self._bind(*(self.xp.asarray(writable(array)) for array in flat), self._layout)
+
     def _set_name(self, path):
         """Name this module, and its children, by its place in the model around it; the name keys its random draws."""
         self.name, self.key = path, rng.name_key(path)
         for name, child in self._homes.items():
             child._set_name(f"{path}.{name}")
+
+    # ---- freezing
+
+    def freeze(self, *names):
+        """Leave these parameters as they are from now on, or all of them: ``backward`` makes no gradients for them, no
+        optimizer moves them, clipping does not count them. Returns the module.
+
+        names: of parameters as in ``params``, or of layers for all that is theirs, with ``*`` and ``?`` as in file
+        names. The gradients that they have become zero. Values are saved and loaded as ever; what is frozen is not
+        saved with them, but is in ``copy.deepcopy`` and ``pickle``. Running statistics are no parameters: ``eval()``
+        keeps those.
+        Raises KeyError for a name that there is not; nothing changes then.
+
+        >>> model.freeze("encoder.*").frozen
+        ['encoder.weight_ih_l0', 'encoder.weight_hh_l0', 'encoder.bias_ih_l0', 'encoder.bias_hh_l0']
+        """
+        for name in self._called("freeze", names):
+            _, frozen, inner = self.params._owners[name]
+            frozen.add(inner)
+            self.grads[name][...] = 0
+        return self
+
+    def unfreeze(self, *names):
+        """Undo ``freeze`` for these parameters, or for all. Returns the module. Raises as ``freeze``."""
+        for name in self._called("unfreeze", names):
+            _, frozen, inner = self.params._owners[name]
+            frozen.discard(inner)
+        return self
+
+    @property
+    def frozen(self):
+        """Names of the parameters that are frozen, as in ``params``."""
+        if not any(self._frozen):
+            return []
+        return [name for name, (_, frozen, inner) in self.params._owners.items() if inner in frozen]
+
+    def _called(self, what, patterns):
+        """The names of parameters that the patterns mean; ``what`` asks for them."""
+        if not patterns:
+            return list(self.params)
+        found = set()
+        for pattern in patterns:
+            if not isinstance(pattern, str):
+                raise TypeError(f"{what}: names should be strings, got {type(pattern).__name__}")
+            some = {name for name in self.params if any(fnmatch.fnmatchcase(part, pattern) for part in _places(name))}
+            layers = (name for name, _ in self.modules() if name)
+            if not some and not any(fnmatch.fnmatchcase(name, pattern) for name in layers):
+                there = ", ".join(self.params) or "none"
+                raise KeyError(f"{what}: no parameter or layer is called {pattern!r}, there are {there}")
+            found |= some
+        return [name for name in self.params if name in found]
+
+    def _trains(self, name):
+        """Whether a parameter of this layer itself is not frozen."""
+        return name not in self._frozen[0]
+
+    def _trained_parts(self):
+        """The slices of the flat buffers that are not frozen, as few as there can be."""
+        if not any(self._frozen):
+            return [slice(0, self.flat_params.size)]
+        parts, start, frozen = [], 0, set(self.frozen)
+        for name, shape in self._layout:
+            stop = start + _room(shape)
+            if name not in frozen and stop > start:
+                if parts and parts[-1].stop == start:
+                    parts[-1] = slice(parts[-1].start, stop)
+                else:
+                    parts.append(slice(start, stop))
+            start = stop
+        return parts
 
     # ---- using
 
@@ -223,6 +379,59 @@ class Module:
     def eval(self):
         """Evaluation mode: no dropout, running statistics. Returns the module."""
         return self.train(False)
+
+    @contextlib.contextmanager
+    def evaluation(self):
+        """Inside the ``with`` block this module and all in it are in evaluation mode; behind it each is in its own mode
+        again, whatever happened. Yields the module.
+
+        >>> with model.evaluation():
+        ...     output = model(x)
+        """
+        modes = [(module, module.training) for _, module in self.modules()]
+        try:
+            yield self.eval()
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    def changed(self, *names):
+        """Count a change of these parameters, or of all, that was made through their arrays; see ``check_versions``.
+
+        >>> layer.params["weight"][0] = 0          # through an array: nobody sees it
+        >>> layer.changed("weight")
+        """
+        for name in names or self.params:
+            counts, _, inner = self.params._owners[name]
+            counts[inner] += 1
+
+    def versions(self):
+        """How often each parameter was changed so far, as ``check_versions`` wants to know it."""
+        return [dict(counts) for counts in self._counts]
+
+    def check_versions(self, before, now="backward", then="forward"):
+        """Raise RuntimeError, naming a parameter, unless all are as they were when ``before = versions()`` was taken.
+
+        now, then: what the message calls these two moments.
+        """
+        if before == self._counts:
+            return
+        layers = [module for _, module in self.modules() if not module.children]
+        for layer, old, new in zip(layers, before, self._counts, strict=True):
+            for name, version in new.items():
+                if old.get(name) != version:
+                    place = f"{layer.name}.{name}" if layer.name else name
+                    raise RuntimeError(
+                        f"{now}: parameter {place} was changed (version {old.get(name)} at {then}, {version} now), and "
+                        f"the result would be that of neither. Call {then} again, or change parameters after {now}"
+                    )
+
+    def _as_now(self):
+        """A stand-in with the attributes of this moment, for a backward that comes later. Parameters, gradients and
+        children are shared."""
+        now = object.__new__(type(self))
+        now.__dict__.update(self.__dict__)
+        return now
 
     def zero_grad(self):
         """Set every gradient to zero, in place."""
@@ -243,7 +452,13 @@ class Module:
         names for the recurrent and linear layers, so a ``torch.nn.LSTM``'s ``state_dict()`` loads unchanged).
         strict: raise KeyError for missing and for unknown names; otherwise load what fits by name.
         Raises ShapeError for a wrong shape, ValueError for a value that is not finite. Nothing changes on an error.
+        A file is read by ``gpurnn.load_weights``.
         """
+        if not isinstance(mapping, Mapping):
+            raise TypeError(
+                f"mapping: expected name -> array, got {type(mapping).__name__}; a file is what "
+                "gpurnn.load_weights(model, path) reads"
+            )
         targets = dict(self.params)
         for prefix, module in self.modules():
             for name, array in module.buffers.items():
@@ -251,7 +466,10 @@ class Module:
         missing = [name for name in targets if name not in mapping]
         unknown = [name for name in mapping if name not in targets]
         if strict and (missing or unknown):
-            raise KeyError(f"state_dict does not fit: missing {missing}, unknown {unknown}")
+            hint = ""
+            if any(name.startswith("model/") for name in unknown):
+                hint = "; these are the arrays of a checkpoint of fit: load_weights(model, path) reads that"
+            raise KeyError(f"state_dict does not fit: missing {missing}, unknown {unknown}{hint}")
         loaded = {}
         for name, target in targets.items():
             if name not in mapping:
@@ -271,6 +489,9 @@ class Module:
                 raise ValueError(f"{name}: holds values that are not finite in {target.dtype}")
         for name, value in loaded.items():
             targets[name][...] = self.xp.asarray(value)
+        written = [name for name in loaded if name in self.params]
+        if written:
+            self.changed(*written)
 
     def random_state(self):
         """The counters of this model's random draws: dotted name -> [seed, key, calls]; JSON-ready."""
@@ -289,4 +510,6 @@ class Module:
             module.seed, module.key, module.calls = seed, key, calls
 
     def __repr__(self):
-        return f"{type(self).__name__}({self.parameter_count} parameters, {self.ops.name}, {self.dtype})"
+        count = sum(self.params[name].size for name in self.frozen)
+        frozen = f", {count} of them frozen" if count else ""
+        return f"{type(self).__name__}({self.parameter_count} parameters{frozen}, {self.ops.name}, {self.dtype})"

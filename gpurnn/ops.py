@@ -74,6 +74,17 @@ class Ops:
     def __repr__(self):
         return f"Ops({self.name!r})"
 
+    # A backend is there once. A copy is the same one; a pickle holds its name, and asks for it where it is loaded.
+
+    def __copy__(self):
+        return self
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __reduce__(self):
+        return _named, (self.name, self.tf32)
+
     def with_tf32(self):
         """These primitives for a layer with ``precision="tf32"``. Only kernels know tf32: others stay exact."""
         return self
@@ -90,6 +101,9 @@ class Ops:
         xp = self.xp
         if type(value) is xp.ndarray or isinstance(value, xp.ndarray):
             return value
+        if callable(value):  # most often the backward of a loss
+            hint = ". Call it: backward(dloss())" if name.startswith("d") else ""
+            raise TypeError(f"{name}: expected an array, got a function{hint}")
         if hasattr(value, "detach"):  # torch hands over no tensor that requires grad
             value = value.detach()
         through_dlpack = hasattr(value, "__dlpack_device__") and not isinstance(value, np.ndarray)
@@ -299,7 +313,9 @@ class Ops:
             if keep and cell.names:
                 axT[t] = z
         end = 0 if reverse else T
-        final = (h[end],) if c is None else (h[end], c[end if keep else T % 2].astype(dtype, copy=False))
+        final = (h[end].copy(),)  # the caller may write to his
+        if c is not None:
+            final += (c[end if keep else T % 2].astype(dtype),)
         return h, c if keep else None, final
 
     def sequence_backward(self, cell, kept, weights, h, c, doutput, dstate, lengths=None, reverse=False, see=None):
@@ -482,6 +498,14 @@ class Ops:
             totals = sums[stops - 1]
             totals[1:] -= sums[stops[:-1] - 1]
             grad[rows[starts]] += totals.astype(grad.dtype)
+
+
+def _named(name, tf32):
+    """The ``Ops`` of a pickle; raises BackendError where this backend cannot work here."""
+    from .backend import get_backend
+
+    ops = get_backend(name)
+    return ops.with_tf32() if tf32 else ops
 
 
 def blocks(rows, count, width, xp):

@@ -21,7 +21,7 @@ from types import MappingProxyType
 import numpy as np
 
 from .errors import DtypeError, ShapeError, check_choice, check_number, check_size
-from .module import Module
+from .module import Module, writable
 
 # Elements worked on at once. An update passes about ten times over its arrays: on a CPU a block stays in the cache
 # between the passes; on a GPU a block is large enough to hide the launches and only bounds the scratch memory.
@@ -90,6 +90,25 @@ class Optimizer:
         self._block = _block_size(xp, self._size)
         self._scratch = xp.empty((2, self._block), model.wide)
 
+    def __copy__(self):
+        raise TypeError(
+            f"copy.copy: a shallow copy of this {type(self).__name__} would share its state arrays and its model: use "
+            "copy.deepcopy((model, optimizer)), which copies both"
+        )
+
+    def __getstate__(self):
+        """As copies and pickles hold it: arrays on the host. The model goes with it; copy both together to keep them
+        together, ``model, adam = copy.deepcopy((model, adam))``."""
+        arrays = {name: self.model.ops.to_numpy(array) for name, array in self._arrays.items()}
+        return self.__dict__ | {"hyper": dict(self.hyper), "_arrays": arrays, "_scratch": None}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        xp = self.model.xp
+        self.hyper = MappingProxyType(self.hyper)
+        self._arrays = {name: xp.asarray(writable(array)) for name, array in self._arrays.items()}
+        self._scratch = xp.empty((2, self._block), self.model.wide)
+
     @property
     def lr(self):
         """Learning rate: a finite number, at least 0."""
@@ -102,16 +121,26 @@ class Optimizer:
     def step(self):
         """Update ``model.flat_params`` in place from ``model.flat_grads``, which stay as they are.
 
+        Frozen parameters and what is kept for them stay, too; one that is unfrozen later begins with zeros.
+
         Raises ValueError where the model's number of parameters has changed since the optimiser was built.
         """
         params, grads = self._buffers()
         self.steps += 1
-        if self.model.ops.optimise(self._kernel, params, grads, self._arrays, self._scalars()):
+        parts, frozen = self.model._trained_parts(), set(self.model.frozen)
+        if parts:
+            self.model.changed(*(name for name in self.model.params if frozen and name not in frozen))
+        for part in parts:
+            self._step(params[part], grads[part], {name: array[part] for name, array in self._arrays.items()})
+
+    def _step(self, params, grads, arrays):
+        """Update a part of the flat buffers and of the state arrays."""
+        if self.model.ops.optimise(self._kernel, params, grads, arrays, self._scalars()):
             return
-        for part in _blocks(self._size, self._block):
+        for part in _blocks(params.size, self._block):
             p = params[part]
             a, b = self._scratch[:, : p.size]
-            self._update(p, grads[part], a, b, **{name: array[part] for name, array in self._arrays.items()})
+            self._update(p, grads[part], a, b, **{name: array[part] for name, array in arrays.items()})
 
     def state_dict(self):
         """All that a resumed run needs: ``{"scalars": JSON-ready dict, "arrays": name -> NumPy array}``.
@@ -423,6 +452,8 @@ def clip_grad_norm(model, max_norm):
     max_norm: above 0; ``math.inf`` only measures. Returns the Euclidean norm over all gradients together as a float64
     scalar of the backend (no wait for the GPU until it is read), its squares summed in float64 in a fixed order.
 
+    Gradients of frozen parameters become zero and do not count.
+
     Where the norm is not finite the gradients stay as they are, so that the caller can see which of them broke:
 
     >>> norm = gpurnn.clip_grad_norm(model, 1.0)
@@ -435,6 +466,7 @@ def clip_grad_norm(model, max_norm):
     if max_norm != math.inf:
         check_number("max_norm", max_norm, 0.0, low_open=True)
     xp, grads = model.xp, model.flat_grads
+    _drop_frozen(model)
     norm = model.ops.clip_norm(grads, max_norm)
     if norm is not None:
         return norm
@@ -447,6 +479,11 @@ def clip_grad_norm(model, max_norm):
         if xp is not np or scale < 1:  # a GPU would have to be waited for
             xp.multiply(grads, scale.astype(grads.dtype), out=grads)
     return norm
+
+
+def _drop_frozen(model):
+    for name in model.frozen:
+        model.grads[name][...] = 0
 
 
 def _sum_squares(grads, xp):
@@ -464,6 +501,7 @@ def clip_grad_value(model, value):
     """Limit every gradient to [-value, value], in place; value above 0. NaN stays NaN."""
     _check_model(model)
     value = check_number("value", value, 0.0, low_open=True)
+    _drop_frozen(model)
     model.xp.clip(model.flat_grads, -value, value, out=model.flat_grads)
 
 

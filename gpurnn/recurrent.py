@@ -5,6 +5,7 @@ time (``Ops.layer_forward`` with a cell of cells.py), and on the way back the wa
 over all of time for each weight. Names, shapes and equations follow ``torch.nn``; weights load unchanged.
 """
 
+import contextlib
 import math
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ from . import cells, rng
 from .errors import ShapeError, check_choice, check_number, check_shape, check_size
 from .gradients import StepNorms, active_flow
 from .masks import check_lengths
-from .module import Module
+from .module import Module, check_unspent
 from .ops import flat, wide
 from .schedules import SCHEDULES, Work
 
@@ -63,6 +64,7 @@ class _Recurrent(Module):
 
     stateful = True
     takes_lengths = True
+    once = True
 
     def __init__(
         self,
@@ -125,10 +127,13 @@ class _Recurrent(Module):
         self.learn_state = bool(learn_state)
         self.init = check_choice("init", init, INITIALISERS)
         self._directions = (False, True) if bidirectional else (self.reverse,)
-        self._weights_of = None  # the parameters of which ``_by_layer`` holds the weights
+        self._weights_of = None  # the buffer of which ``_by_layer`` holds the weights
         self._declare(self._initial_values(forget_bias, chrono))
 
     # ---- parameters
+
+    def __getstate__(self):
+        return super().__getstate__() | {"_weights_of": None, "_by_layer": None}
 
     def _passes(self):
         """(index in the state, layer, runs in reverse, name suffix) of every pass, in the order of the state."""
@@ -199,9 +204,9 @@ class _Recurrent(Module):
 
     def _weights(self, layer):
         """The ``cells.Weights`` of a layer's directions."""
-        if self._weights_of is not self.params:  # new where the layer has moved into a model
+        if self._weights_of is not self.flat_params:  # new where the layer has moved into a model
             names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-            self._weights_of, directions = self.params, range(len(self._directions))
+            self._weights_of, directions = self.flat_params, range(len(self._directions))
             self._by_layer = [
                 [cells.Weights(*(self.params.get(name + self._suffix(k, d)) for name in names)) for d in directions]
                 for k in range(self.num_layers)
@@ -225,16 +230,17 @@ class _Recurrent(Module):
         """
         return self._forward(x, state, lengths, return_all, keep=False)
 
-    def forward(self, x, state=None, lengths=None, *, return_all=False):
+    def forward(self, x, state=None, lengths=None, *, return_all=False, retain=False):
         """As calling the layer, for training: returns (output, state, backward), with ``return_all`` the steps last.
 
         ``dx, dstate = backward(doutput=None, dstate=None)``: derivatives of the loss by output and final state in, by x
-        and initial state out, shaped alike; None means zeros. Parameter gradients accumulate into ``grads``; with
-        ``state=None`` and ``learn_state`` also those of the initial state. ``backward`` works inside what forward kept
-        and may run once; the layer itself may run many times before. x is kept by reference: leave it as it is until
-        then.
+        and initial state out, shaped alike; None means zeros, also for one of the LSTM's pair. Parameter gradients
+        accumulate into ``grads``; with ``state=None`` and ``learn_state`` also those of the initial state. ``backward``
+        works inside what forward kept and may run once; the layer itself may run many times before. With ``retain``
+        backward may run many times: it then puts a copy of what it spends aside while it runs (``Plan.cache_bytes`` at
+        most). x is kept by reference: leave it as it is until then.
         """
-        return self._forward(x, state, lengths, return_all, keep=True)
+        return self._forward(x, state, lengths, return_all, keep=True, retain=retain)
 
     def step(self, x, state=None):
         """One timestep for streaming: x (B, I) or (I,) -> (output (B, P), state), as the sequence form would give.
@@ -293,7 +299,7 @@ class _Recurrent(Module):
 
     # ---- forward
 
-    def _forward(self, x, state, lengths, return_all, keep):
+    def _forward(self, x, state, lengths, return_all, keep, retain=False):
         x, single = self._check_input(x)
         T, B, _ = x.shape
         state_given = state is not None
@@ -332,7 +338,7 @@ class _Recurrent(Module):
         y, final = self._joined(outputs), [state for states in at for state in states]
         returned = [self._outward(y, single), self._pack_state(final, single)]
         if keep:
-            returned.append(self._make_backward(spans, passes, masks, state_given, lengths, y.shape, single))
+            returned.append(self._make_backward(spans, passes, masks, state_given, lengths, y.shape, single, retain))
         if return_all:
             returned.append([self._steps_outward(s, single) for s in steps])
         return tuple(returned)
@@ -381,25 +387,29 @@ class _Recurrent(Module):
 
     # ---- backward
 
-    def _make_backward(self, spans, passes, masks, state_given, lengths, output_shape, single):
-        cache = [passes]
+    def _make_backward(self, spans, passes, masks, state_given, lengths, output_shape, single, retain):
+        cache, spent, then, versions = [passes], [], self._as_now(), self.versions()
 
         def backward(doutput=None, dstate=None):
             if doutput is not None:
-                doutput = self._check_doutput(doutput, output_shape, single)
-            dfinal = [None] * (self.num_layers * len(self._directions))
+                doutput = then._check_doutput(doutput, output_shape, single)
+            dfinal = [None] * (then.num_layers * len(then._directions))
             if dstate is not None:
-                dfinal = self._unpack_state(dstate, output_shape[1], single, "dstate")
-            if not cache:
-                raise RuntimeError("backward ran already: it works inside what forward kept. Call forward again")
+                dfinal = then._unpack_state(dstate, output_shape[1], single, "dstate")
+            then.check_versions(versions)
+            check_unspent(spent)
             if len(spans) > 1 and active_flow() is not None:
                 raise RuntimeError("gradient flow: forward ran as a wavefront. Call forward, too, while it is recorded")
-            dx, dinitial = self._backward(spans, cache.pop(), masks, doutput, dfinal, lengths)
-            if self.learn_state and not state_given:
-                for (_, _, _, suffix), parts in zip(self._passes(), dinitial, strict=True):
+            if not retain:
+                spent.append(True)
+            with _retained(cache[0]) if retain else contextlib.nullcontext(cache.pop()) as passes:
+                dx, dinitial = then._backward(spans, passes, masks, doutput, dfinal, lengths)
+            if then.learn_state and not state_given:
+                for (_, _, _, suffix), parts in zip(then._passes(), dinitial, strict=True):
                     for name, part in zip(("initial_h", "initial_c"), parts, strict=False):
-                        self.grads[name + suffix] += wide(part).sum(axis=0)
-            return self._outward(dx, single), self._pack_state(dinitial, single)
+                        if then._trains(name + suffix):
+                            then.grads[name + suffix] += wide(part).sum(axis=0)
+            return then._outward(dx, single), then._pack_state(dinitial, single)
 
         return backward
 
@@ -442,23 +452,28 @@ class _Recurrent(Module):
         h_old, rows = walk.old_h(reverse), cell.gates * H
         d, rest = walk.kept[:, :, :rows], walk.kept[:, :, rows:]
         dweight_hh = grads["weight_hh" + suffix]
-        if self._original_gru:  # n sees p = r h instead of h
+        if not self._trains("weight_hh" + suffix):
+            pass
+        elif self._original_gru:  # n sees p = r h instead of h
             ops.accumulate_product(dweight_hh[: 2 * H], d[:, :, : 2 * H], h_old)
             ops.accumulate_product(dweight_hh[2 * H :], d[:, :, 2 * H :], rest)
         else:
             ops.accumulate_product(dweight_hh, d, h_old)
-        if dh_steps is not None:
+        if dh_steps is not None and self._trains("weight_hr" + suffix):
             ops.accumulate_product(grads["weight_hr" + suffix], dh_steps, rest)
-        if self.bias:
+        inner, outer = (self.bias and self._trains(name + suffix) for name in ("bias_hh", "bias_ih"))
+        if inner or outer:
             dbias = ops.sum_steps(d)
+        if inner:
             grads["bias_hh" + suffix] += dbias
         if self._reset_after:  # from here on by ax_n instead of q
             d[:, :, 2 * H :] = rest
-            if self.bias:
+            if outer:
                 dbias[2 * H :] = ops.sum_steps(rest)
-        if self.bias:
+        if outer:
             grads["bias_ih" + suffix] += dbias
-        ops.accumulate_product(grads["weight_ih" + suffix], d, walk.x)
+        if self._trains("weight_ih" + suffix):
+            ops.accumulate_product(grads["weight_ih" + suffix], d, walk.x)
 
     def _input_gradient(self, walk, layer, weight_ih, dx):
         """``dx`` (None for the first direction) plus the derivative by a layer's input, (T, B, I)."""
@@ -543,7 +558,8 @@ class _Recurrent(Module):
         return initial
 
     def _unpack_state(self, state, B, single, name):
-        """A state as the caller knows it -> for each pass a tuple of (B, size) arrays; raises ShapeError."""
+        """A state as the caller knows it -> for each pass a tuple of (B, size) arrays, of derivatives also None for
+        zeros; raises ShapeError."""
         D = len(self._directions)
         kinds = self._state_kinds()
         if len(kinds) == 2 and not (isinstance(state, (tuple, list)) and len(state) == 2):
@@ -552,7 +568,9 @@ class _Recurrent(Module):
         unpacked = [() for _ in range(self.num_layers * D)]
         for (kind, sizes), part in zip(kinds, parts, strict=True):
             what = f"{name} {kind}" if len(kinds) == 2 else name
-            if len(set(sizes)) == 1:
+            if part is None and name == "dstate":
+                rows = [None] * len(unpacked)
+            elif len(set(sizes)) == 1:
                 shape = (self.num_layers * D, B, sizes[0])
                 rows = list(self._checked_state(part, what, shape, single))
             else:
@@ -560,6 +578,9 @@ class _Recurrent(Module):
                     raise ShapeError(f"{what}: expected one array for each of {self.num_layers} layers of unequal size")
                 rows = []
                 for layer, array in enumerate(part):
+                    if array is None and name == "dstate":
+                        rows += [None] * D
+                        continue
                     rows += list(self._checked_state(array, f"{what}[{layer}]", (D, B, sizes[layer]), single))
             unpacked = [done + (row,) for done, row in zip(unpacked, rows, strict=True)]
         return unpacked
@@ -591,6 +612,18 @@ class _Recurrent(Module):
     @property
     def _original_gru(self):
         return isinstance(self.cell, cells.GRUCell) and not self.cell.reset_after
+
+
+@contextlib.contextmanager
+def _retained(passes):
+    """Lists of the same ``Walk``s for a backward to spend; afterwards these are what they were."""
+    walks = [walk for layers in passes for directions in layers for walk in directions]
+    saved = [(walk, walk.kept.copy(), walk.c) for walk in walks]
+    try:
+        yield [list(layers) for layers in passes]
+    finally:
+        for walk, kept, c in saved:
+            walk.kept[...], walk.c = kept, c
 
 
 def _within(lengths, span):
@@ -683,15 +716,14 @@ class _SingleStep:
         x, state = self._lift(x, state)
         return self._lower(super().__call__(x, state)[1])
 
-    def forward(self, x, state=None):
-        """For training: (new state, backward) with ``dx, dstate = backward(dnew_state)``."""
+    def forward(self, x, state=None, *, retain=False):
+        """For training: (new state, backward) with ``dx, dstate = backward(dnew_state)``; None means zeros, also for
+        one of the LSTM's pair. ``retain`` as in a layer's ``forward``."""
         x, state = self._lift(x, state)
-        _, new, inner = super().forward(x, state)
+        _, new, inner = super().forward(x, state, retain=retain)
 
         def backward(dstate):
-            if self.cell.states == 2 and not (isinstance(dstate, (tuple, list)) and len(dstate) == 2):
-                raise ShapeError(f"dstate: expected a pair (h, c), got {type(dstate).__name__}")
-            dx, dold = inner(None, self._raise_state(dstate, "dstate"))
+            dx, dold = inner(None, None if dstate is None else self._raise_state(dstate, "dstate"))
             return dx[0], self._lower(dold)
 
         return self._lower(new), backward
@@ -710,11 +742,15 @@ class _SingleStep:
     def _raise_state(self, state, name):
         if self.cell.states == 1:
             return self.ops.asfloat(state, self.dtype, name)[None]
+
+        def raised(part, kind):
+            if part is None and name == "dstate":
+                return None
+            return self.ops.asfloat(part, self.dtype, f"{name} {kind}")[None]
+
         if not (isinstance(state, (tuple, list)) and len(state) == 2):
             raise ShapeError(f"{name}: expected a pair (h, c), got {type(state).__name__}")
-        return tuple(
-            self.ops.asfloat(part, self.dtype, f"{name} {kind}")[None] for kind, part in zip("hc", state, strict=True)
-        )
+        return tuple(raised(part, kind) for kind, part in zip("hc", state, strict=True))
 
     def _lower(self, state):
         return tuple(part[0] for part in state) if self.cell.states == 2 else state[0]

@@ -22,10 +22,10 @@ import numpy as np
 
 from . import rng
 from .attention import Attention
-from .errors import DtypeError, ShapeError, check_choice, check_number, check_size
+from .errors import DtypeError, ShapeError, check_choice, check_number, check_shape, check_size
 from .layers import Dropout, Embedding, Linear, TiedLinear
 from .masks import check_lengths
-from .module import Module
+from .module import Module, check_unspent
 from .ops import wide
 from .recurrent import GRU, LSTM, RNN
 from .tokens import END, PADDING, START, UNKNOWN
@@ -46,7 +46,8 @@ class EncoderDecoder(Module):
     ``logits = model((source, target), lengths=None)`` and ``logits, backward = model.forward(...)``, ``backward(
     dlogits)``: source (T, B) and target (U, B) are integers, the target being what the decoder reads: ``START``, then
     the words but the last. lengths: a pair of (B,) integers, of source and target, or None. logits: (U, B,
-    target_size).
+    target_size). source and target are kept by reference until ``backward``, which runs once, or more often after
+    ``forward(..., retain=True)``.
 
     sampling: None, or a ``Sampling``: in training some of the target's words are then replaced by the model's own.
 
@@ -54,6 +55,7 @@ class EncoderDecoder(Module):
     """
 
     takes_lengths = True
+    once = True
 
     def __init__(
         self, source_size, target_size, hidden, *, embedding=None, layers=1, cell="lstm", score="general", dropout=0.0,
@@ -107,26 +109,33 @@ class EncoderDecoder(Module):
         memory, state, _ = self._encode(source, source_lengths, keep=False)
         return self._decode(target, target_lengths, memory, state, source_lengths)
 
-    def forward(self, inputs, lengths=None):
+    def forward(self, inputs, lengths=None, *, retain=False):
         source, target, (source_lengths, target_lengths) = self._check(inputs, lengths)
-        memory, state, encode_backward = self._encode(source, source_lengths, keep=True)
+        memory, state, encode_backward = self._encode(source, source_lengths, keep=True, retain=retain)
         if self.training and self.sampling is not None:
             target = self._sampled(target, target_lengths, memory, state, source_lengths)
         layer = self.children
         x, embedding_backward = layer["target_embedding"].forward(target)
         x, target_dropout_backward = layer["target_dropout"].forward(x)
-        h, _, decoder_backward = layer["decoder"].forward(x, state, target_lengths)
+        h, _, decoder_backward = layer["decoder"].forward(x, state, target_lengths, retain=retain)
         context, _, attention_backward = layer["attention"].forward(h, memory, source_lengths)
         y, combine_backward = layer["combine"].forward(self.xp.concatenate([context, h], axis=2))
         y = self.xp.tanh(y)
         dropped, output_dropout_backward = layer["output_dropout"].forward(y)
         logits, output_backward = layer["output"].forward(dropped)
+        H, versions, spent = self.hidden, self.versions(), []
 
         def backward(dlogits):
+            dlogits = self.ops.asfloat(dlogits, self.dtype, "dlogits")
+            check_shape("dlogits", dlogits, logits.shape)
+            self.check_versions(versions)  # before a layer adds to its gradients
+            check_unspent(spent)
+            if not retain:
+                spent.append(True)
             dy = output_dropout_backward(output_backward(dlogits))
             dy *= 1 - y * y
             dboth = combine_backward(dy)
-            dcontext, dh = dboth[..., : self.hidden], dboth[..., self.hidden :]
+            dcontext, dh = dboth[..., :H], dboth[..., H:]
             dqueries, dmemory = attention_backward(dcontext)
             dx, dstate = decoder_backward(dh + dqueries)
             embedding_backward(target_dropout_backward(dx))
@@ -158,7 +167,7 @@ class EncoderDecoder(Module):
 
     # ---- the parts
 
-    def _encode(self, source, lengths, keep):
+    def _encode(self, source, lengths, keep, retain=False):
         """Memory (T, B, H), the decoder's initial state, and where ``keep`` the backward of both."""
         layer, xp, L, H = self.children, self.xp, self.layers, self.hidden
         if not keep:
@@ -167,7 +176,7 @@ class EncoderDecoder(Module):
         else:
             x, embedding_backward = layer["source_embedding"].forward(source)
             x, dropout_backward = layer["source_dropout"].forward(x)
-            memory, final, encoder_backward = layer["encoder"].forward(x, None, lengths)
+            memory, final, encoder_backward = layer["encoder"].forward(x, None, lengths, retain=retain)
         B = source.shape[1]
         state, bridges = [], []
         for kind, part in zip(self._kinds, final if len(self._kinds) == 2 else (final,), strict=True):

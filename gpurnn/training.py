@@ -94,9 +94,9 @@ def fit(
         before (truncated BPTT: no gradient goes back over the border).
     schedule: its ``step`` is called after every "epoch" (with the validation loss, else the training loss) or "step".
     clip_norm, clip_value: limits of the gradient's global norm and of each of its entries.
-    weight_noise: standard deviation of normal noise that is added to every parameter for the length of a training step
-        and taken away before the update (Graves, "Practical variational inference for neural networks", NIPS 2011); a
-        fresh draw for every step, keyed by the model's seed and the step's number.
+    weight_noise: standard deviation of normal noise that is added to every parameter that is not frozen, for the length
+        of a training step, and taken away before the update (Graves, "Practical variational inference for neural
+        networks", NIPS 2011); a fresh draw for every step, keyed by the model's seed and the step's number.
     accumulate: batches whose gradients make one optimiser step; equal to one large batch of all their steps.
     out: folder of the run; None writes nothing. resume: go on from the last checkpoint there, exactly as if never
         stopped; without one, start. overwrite: replace a run that stands there.
@@ -107,6 +107,9 @@ def fit(
         good. Without validation batches it is the training loss.
     patience: epochs without a better one before training stops.
     progress: a bar with loss, rate and time left. flow: record the gradient flow at the first step of every epoch.
+
+    Every part of the model trains in the mode that it has: one put into evaluation mode stays in it (a normalisation
+    keeps its statistics). A model that is in evaluation mode as a whole is put into training mode, all of it.
 
     Raises TrainingError where loss or gradient is not finite, CheckpointError for a checkpoint that is damaged or of
     another model, FileExistsError for a folder in use; the last good checkpoint stays. Ctrl-C ends the step, saves a
@@ -151,8 +154,6 @@ def measure(model, loss, batches, metrics=None, *, progress=False):
     The recurrent state is carried as in training, from a zero state; the model's modes are restored afterwards, its
     training is not touched. Where nothing counts the number is nan.
     """
-    modes = [(module, module.training) for _, module in model.modules()]
-    model.eval()
     sums = {name: [0.0, 0.0] for name in ("loss", *(metrics or ()))}
 
     def add(name, total, count):
@@ -160,7 +161,7 @@ def measure(model, loss, batches, metrics=None, *, progress=False):
         sums[name][1] += float(count)
 
     state = None
-    try:
+    with model.evaluation():
         for index in _bar(range(len(batches)), progress, desc="validation", leave=False):
             batch = batches.batch(0, index)
             outputs = model(_inputs(model, batch), **_context(model, batch, state))
@@ -170,9 +171,6 @@ def measure(model, loss, batches, metrics=None, *, progress=False):
             add("loss", float(value) * batch.weight, batch.weight)
             for name, metric in (metrics or {}).items():
                 add(name, *metric(outputs, batch.targets, **batch.loss_options))
-    finally:
-        for module, mode in modes:
-            module.training = mode
     return {name: total / count if count else math.nan for name, (total, count) in sums.items()}
 
 
@@ -210,7 +208,8 @@ class _Run:
         with bar:
             while self.epoch < self.epochs and not self._out_of_patience():
                 bar.set_description(f"epoch {self.epoch + 1}/{self.epochs}")
-                self.model.train()
+                if not self.model.training:
+                    self.model.train()
                 while self.index < per_epoch:
                     done = self._train_step()
                     bar.set_postfix_str(
@@ -276,14 +275,17 @@ class _Run:
         params, clean = model.flat_params, model.flat_params.copy()
         count, key = model.parameter_count, rng.name_key("weight noise")
         noise = self.weight_noise * rng.normal((count,), model.seed, key, self.step, params.dtype, model.xp)
-        start = 0
-        for array in model.params.values():  # one draw for each number, wherever it lies
-            array += noise[start : start + array.size].reshape(array.shape)
+        start, frozen = 0, set(model.frozen)
+        for name, array in model.params.items():  # one draw for each number, wherever it lies
+            if name not in frozen:
+                array += noise[start : start + array.size].reshape(array.shape)
             start += array.size
+        model.changed()
         try:
             yield
         finally:
             params[...] = clean
+            model.changed()
 
     def _end_epoch(self):
         train_loss = self.sums[0] / self.sums[1] if self.sums[1] else math.nan
@@ -365,7 +367,7 @@ class _Run:
             "epoch": self.epoch, "index": self.index, "step": self.step, "sums": self.sums, "norm": self.norm,
             "best": self.best, "waited": self.waited, "seconds": self._elapsed(), "state": structure,
             "optimizer": optimizer["scalars"], "schedule": self.schedule and self.schedule.state_dict(),
-            "random": self.model.random_state(), "sizes": sizes,
+            "random": self.model.random_state(), "sizes": sizes, "frozen": self.model.frozen,
             "data": {"batches": len(self.batches), "accumulate": self.accumulate}, "extra": self.extra,
         }  # fmt: skip
         save_checkpoint(self.out / name, arrays, document)
@@ -373,6 +375,10 @@ class _Run:
     def _restore(self, path):
         """Take everything from a checkpoint; on an error the model is as it was."""
         arrays, document = load_checkpoint(path)
+        if not _is_of_fit(document):
+            raise CheckpointError(
+                f"{path}: holds no run that could go on: load_weights(model, path) takes the weights that are in it"
+            )
         before = self.model.state_dict()
         try:
             data = {"batches": len(self.batches), "accumulate": self.accumulate}
@@ -394,6 +400,10 @@ class _Run:
         except (KeyError, ValueError, TypeError) as error:
             self.model.load_state_dict(before)
             raise CheckpointError(f"{path}: does not fit this run: {error}") from error
+        frozen = document.get("frozen", self.model.frozen)
+        if frozen != self.model.frozen:
+            then, now = (", ".join(names) or "none" for names in (frozen, self.model.frozen))
+            _log.warning("%s was made with frozen parameters: %s; this run has: %s", path, then, now)
         log = self.out / "history.jsonl"
         lines = log.read_bytes()[: self._sizes["history"]] if log.exists() else b""
         self.history.extend(json.loads(line) for line in lines.splitlines())
@@ -425,14 +435,42 @@ class _Run:
             _log.info("no history.png: %s", error)
 
 
-def load_weights(model, path):
-    """Give ``model`` the weights and running statistics of a checkpoint of ``fit``.
+def save_weights(model, path):
+    """Write the weights and running statistics of ``model`` as a checkpoint: ``path``, a .json file, and its arrays
+    beside it. Raises CheckpointError as ``save_checkpoint`` does.
 
-    Raises CheckpointError for a damaged one or one of another model; nothing changes then.
+    >>> gpurnn.save_weights(model, "model.json")
+    >>> gpurnn.load_weights(model, "model.json")
     """
-    arrays, _ = load_checkpoint(path)
+    save_checkpoint(path, model.state_dict(), {"kind": "weights", "model": type(model).__name__})
+
+
+def load_weights(model, path):
+    """Give ``model`` the weights and running statistics of a file.
+
+    path: the .json file of ``save_weights``, of ``save_checkpoint(path, model.state_dict(), ...)`` or of a checkpoint
+    of ``fit``; or the folder of a run, for its best checkpoint, else its last.
+
+    Raises CheckpointError for a damaged one or one of another model, ValueError for a file of another kind, saying what
+    reads it; nothing changes then.
+    """
+    path = Path(path)
+    if path.is_dir():
+        folder = path
+        path = next((folder / name for name in ("best.json", "last.json") if (folder / name).exists()), None)
+        if path is None:
+            raise CheckpointError(f"{folder}: holds no best.json and no last.json: it is no folder of a run of fit")
+    arrays, document = load_checkpoint(path)
+    if _is_of_fit(document):
+        arrays = _by_prefix(arrays).get("model", {})
+    expected = list(model.state_dict())
+    if expected and not set(arrays) & set(expected):
+        raise CheckpointError(
+            f"{path}: holds no weights of this model: its arrays are {_some(arrays)}, the model's {_some(expected)}. "
+            "load_checkpoint(path) reads arrays of any kind"
+        )
     try:
-        model.load_state_dict(_by_prefix(arrays).get("model", {}))
+        model.load_state_dict(arrays)
     except (KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: does not fit this model: {error}") from error
 
@@ -453,6 +491,17 @@ def _context(model, batch, state):
     if batch.lengths is not None and getattr(model, "takes_lengths", False):
         context["lengths"] = batch.lengths
     return context
+
+
+def _is_of_fit(document):
+    """Whether a checkpoint's document is one that ``fit`` wrote."""
+    return isinstance(document, dict) and {"epoch", "step", "optimizer", "random", "data"} <= set(document)
+
+
+def _some(names):
+    """The first of some names, in words."""
+    names = list(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "none"
 
 
 def _by_prefix(arrays):

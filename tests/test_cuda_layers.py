@@ -131,7 +131,8 @@ def test_a_recorded_loop_takes_any_derivative():
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_backward_has_the_weights_of_its_forward(dtype):
-    """Those that the walk took, also where they are read only once for both ways; recorded or not."""
+    """Those that the walk took, also where they are read only once for both ways; recorded or not. They are changed
+    through arrays, which nobody sees."""
     layer, _, exact = twins("lstm", cuda_ops(), dtype, bidirectional=True)
     batch, found = Batch(exact, 4, 3, ragged=True), []
     x, dy = (layer.xp.asarray(a.astype(dtype)) for a in (batch.x, batch.doutput))
@@ -141,13 +142,53 @@ def test_backward_has_the_weights_of_its_forward(dtype):
         _, _, backward = layer.forward(x, lengths=batch.lengths)
         for name in layer.params if call % 2 else ():  # which the products after the walk do not read
             if name.startswith("weight_hh"):
-                layer.params[name] *= 2
+                layer.params[name][...] = layer.params[name] * 2
         backward(dy)
         found.append({name: grad.get() for name, grad in layer.grads.items()})
         layer.flat_params[...] = kept
     for other in found[1:]:
         for name, grad in found[0].items():
             np.testing.assert_array_equal(other[name], grad, err_msg=name)
+
+
+@pytest.mark.parametrize("schedule", ["step", "block", "grid"])
+def test_changed_parameters_are_refused(schedule):
+    """Recorded or not, by any schedule, a stack or a wavefront of it."""
+    for options in ({}, {"num_layers": 2, "wavefront": 2}):
+        layer = build("gru", cuda_ops(), "float32", H=32, schedule=schedule, **options)
+        x = layer.xp.asarray(np.ones((4, 2, layer.input_size), "float32"))
+        for _ in range(3):
+            for name in layer.params:
+                layer.zero_grad()
+                y, _, backward = layer.forward(x)
+                layer.params[name] *= 0.5
+                with pytest.raises(RuntimeError, match=f"backward: parameter {name} was changed"):
+                    backward(y)
+                assert not layer.flat_grads.get().any()
+                y, _, backward = layer.forward(x)
+                gpurnn.SGD(layer, lr=0.0).step()
+                with pytest.raises(RuntimeError, match="backward: parameter weight_ih_l0 was changed"):
+                    backward(y)
+
+
+@pytest.mark.parametrize("schedule", ["step", "block", "grid"])
+def test_backward_twice(schedule):
+    """By any schedule, recorded or not, a stack or a wavefront of it: the same bits, and one array of them each."""
+    for options in ({"bidirectional": True}, {"num_layers": 2, "wavefront": 2}):
+        layer = build("lstm", cuda_ops(), "float32", H=32, schedule=schedule, **options)
+        x = layer.xp.asarray(np.random.default_rng(0).normal(size=(4, 2, layer.input_size)).astype("float32"))
+        for _ in range(3):
+            layer.zero_grad()
+            y, _, backward = layer.forward(x)
+            expected = [a.get() for a in leaves(backward(y))] + [layer.flat_grads.get()]
+            with pytest.raises(RuntimeError, match="backward ran already"):
+                backward(y)
+            _, _, backward = layer.forward(x, retain=True)
+            for _ in range(2):
+                layer.zero_grad()
+                found = [a.get() for a in leaves(backward(y))] + [layer.flat_grads.get()]
+                for got, want in zip(found, expected, strict=True):
+                    np.testing.assert_array_equal(got, want)
 
 
 def test_where_nothing_can_be_recorded_launches_go_one_by_one(monkeypatch, caplog):

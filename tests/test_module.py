@@ -1,6 +1,5 @@
 """Modules: views of one flat buffer, adopting, state dictionaries, random state."""
 
-import copy
 import gc
 import json
 
@@ -210,10 +209,19 @@ def test_a_users_own_module():
     assert list(model.params) == ["0.scale", "0.empty"] and model.params["0.empty"].shape == (0, 2)
 
 
-def test_a_model_is_not_copied_into_pieces():
-    """A copy whose names and buffer had parted would train nothing; it is refused as long as it is not supported."""
-    with pytest.raises(TypeError):
-        copy.deepcopy(Linear(3, 3, **F64))
+def test_evaluation_inside_a_block():
+    model = deep_model()
+    model["inner"]["drop"].eval()
+    modes = [module.training for _, module in model.modules()]
+    with model.evaluation() as same:
+        assert same is model and not any(module.training for _, module in model.modules())
+        with model["rnn"].evaluation():
+            pass
+        assert not model["rnn"].training
+    assert [module.training for _, module in model.modules()] == modes
+    with pytest.raises(ZeroDivisionError), model.evaluation():
+        1 / 0  # noqa: B018
+    assert [module.training for _, module in model.modules()] == modes
 
 
 # ---- state dictionaries

@@ -109,8 +109,8 @@ def test_a_broken_derivative_is_seen(part, monkeypatch):
     layer = model.children[part]
     forward = layer.forward
 
-    def broken(*arguments):
-        *outputs, backward = forward(*arguments)
+    def broken(*arguments, **options):
+        *outputs, backward = forward(*arguments, **options)
 
         def wrong(*derivatives):
             result = backward(*derivatives)

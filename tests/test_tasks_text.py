@@ -1,6 +1,7 @@
 """The character model: what it draws, how it is trained, resumed, loaded and measured."""
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -9,11 +10,12 @@ import random
 import numpy as np
 import pytest
 
+import gpurnn
 from gpurnn import vocabulary as reading
 from gpurnn.checkpoint import CheckpointError, load_checkpoint
 from gpurnn.losses import cross_entropy
 from gpurnn.tasks.run import load, prepare
-from gpurnn.tasks.text import TASK, TextSettings, probabilities, sample
+from gpurnn.tasks.text import TASK, TextSettings, eval_step, probabilities, sample
 from gpurnn.vocabulary import Vocabulary, vocabulary_of
 
 TINY = TextSettings(hidden=12, steps=8, batch=4, epochs=2, schedule="constant", seed=7)
@@ -114,11 +116,11 @@ class Fixed:
         assert not self.training and x.shape == (1,)
         return LOGITS[None], state
 
-    def train(self, mode=True):
-        self.training = mode
-
-    def eval(self):
-        self.train(False)
+    @contextlib.contextmanager
+    def evaluation(self):
+        self.training = False
+        yield
+        self.training = True
 
 
 def test_draws_follow_the_distribution():
@@ -128,6 +130,25 @@ def test_draws_follow_the_distribution():
     chi_square = sum((drawn[c] - expected[c]) ** 2 / expected[c] for c in expected)
     assert set(drawn) == set("abcde") and chi_square < 18.5  # 4 degrees of freedom: exceeded once in 1000 seeds
     assert model.training
+
+
+def test_sampling_leaves_every_part_in_its_mode():
+    """Those that are in evaluation mode alone stay so, also where a step fails."""
+    vocabulary = Vocabulary("abcde")
+    model = gpurnn.Sequential(
+        gpurnn.Embedding(6, 4, backend="cpu", seed=1),
+        gpurnn.Dropout(0.5, backend="cpu", seed=2),
+        gpurnn.LSTM(4, 4, 2, dropout=0.5, backend="cpu", seed=3),
+        gpurnn.Linear(4, 6, backend="cpu", seed=4),
+    )
+    model[1].eval()
+    modes = [module.training for _, module in model.modules()]
+    assert modes == [True, True, False, True, True]
+    "".join(sample(model, vocabulary, "ab", 5, seed=1))
+    assert [module.training for _, module in model.modules()] == modes
+    with pytest.raises(ValueError, match="ids: expected numbers from 0 to 5, got 6"):
+        eval_step(model, [6], None)
+    assert [module.training for _, module in model.modules()] == modes
 
 
 def test_a_draw_depends_on_seed_and_position_alone():

@@ -118,6 +118,27 @@ def test_evaluate_is_the_mean_over_valid_steps():
     assert abs(mean - total / sum(lengths)) < 1e-6
 
 
+def test_fit_leaves_every_part_in_its_mode():
+    """A normalisation in evaluation mode keeps its statistics; a model that is as a whole in evaluation mode trains."""
+    rng = np.random.default_rng(0)
+    x = [rng.standard_normal((4, 4)).astype("float32") for _ in range(6)]
+    y = [rng.integers(0, 3, 4) for _ in x]
+    source = SequenceBatches(x, y, 2)
+
+    def train(model):
+        adam = gpurnn.Adam(model)
+        fit(model, gpurnn.cross_entropy, source, optimizer=adam, epochs=2, validation=source, progress=False)
+        return [module.training for _, module in model.modules()]
+
+    model = gpurnn.Sequential(gpurnn.BatchNorm(4, backend="cpu"), gpurnn.Linear(4, 3, backend="cpu", seed=1))
+    model[0].eval()
+    assert train(model) == [True, False, True]
+    assert int(model[0].buffers["num_batches_tracked"]) == 0
+    model.eval()
+    assert train(model) == [True, True, True]
+    assert int(model[0].buffers["num_batches_tracked"]) == 6
+
+
 def test_accumulated_batches_equal_one_large_batch():
     """Ragged batches: the shares follow the valid steps."""
     rng = np.random.default_rng(0)

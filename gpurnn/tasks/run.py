@@ -182,6 +182,12 @@ class Task:
     verbs = {}  # name -> click command, those that gpurnn.tasks.TASKS lists
     watch = ("loss", "min")  # what the best checkpoint and patience go by; see fit
 
+    def __deepcopy__(self, memo):  # a task is there once: copies of a run have the same one, pickles its name
+        return self
+
+    def __reduce__(self):
+        return get_task, (self.name,)
+
     def read(self, files, settings, facts=None, scratch=None):
         """``Data`` of the files (absolute paths as str); facts: those of the run that is resumed; scratch: a folder on
         the disk of the run, for what does not fit in memory. Raises ValueError that names the file."""
@@ -349,6 +355,10 @@ def read_run(folder, task=None):
     damaged one, ValueError for one of another task.
     """
     path = Path(folder) / "config.json"
+    if Path(folder).is_file():
+        raise FileNotFoundError(
+            f"{folder} is a file: give the folder of the run; gpurnn.load_weights(model, path) reads a checkpoint alone"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no run: {path} is missing")
     try:

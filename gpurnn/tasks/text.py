@@ -194,12 +194,8 @@ def _sample(model, vocabulary, ids, draws, temperature, top_k, top_p):
 def eval_step(model, x, state):
     """Output of one sequence's next step, on the host, and the new state; x (1, ...); without dropout, whatever the
     mode."""
-    training = model.training
-    model.eval()
-    try:
+    with model.evaluation():
         logits, state = model.step(model.xp.asarray(x), state)
-    finally:
-        model.train(training)
     return model.ops.to_numpy(logits)[0], state
 
 
