@@ -249,14 +249,14 @@ def readme(page, results, check):
     "on-gpu",
     epilog="""\b
 Examples:
-  python -m bench on-gpu --part A --minutes 5.5 --out results
-  python -m bench on-gpu --part B --minutes 5 --out results     at once after A, chosen by its results
-  python -m bench on-gpu --part A --rehearse                    the same on the CPU, to see that it is whole
-  python -m bench on-gpu --collect results --to bench/results/h200.json""",
+  python -m bench on-gpu --part A --minutes 5.5
+  python -m bench on-gpu --part B --minutes 5      at once after A, chosen by its results
+  python -m bench on-gpu --part A --rehearse       the same on the CPU, to see that it is whole
+  python -m bench on-gpu --collect runs/on-gpu --to bench/results/h200.json""",
 )
 @click.option("--part", type=click.Choice(["A", "B"]), default="A", help="A: is it right, how fast; B: what follows.")
 @click.option("--minutes", type=click.FloatRange(0.1), default=5.5, help="Everything ends within these.")
-@click.option("--out", type=click.Path(file_okay=False), help="Folder of the results  [default: $OUT, else gpu-DATE]")
+@click.option("--out", type=click.Path(file_okay=False), help="Folder of the results  [default: runs/on-gpu]")
 @click.option("--rehearse", is_flag=True, help="Small sizes on the emulator of the source checkout.")
 @click.option("--collect", type=click.Path(exists=True, file_okay=False), help="Make one document of such a folder.")
 @click.option("--to", type=click.Path(dir_okay=False), help="With --collect: the file to write.")
@@ -265,7 +265,8 @@ def on_gpu(part, minutes, out, rehearse, collect, to):
 
     Part A: versions, a check of every kernel, what the hardware costs, ours against cuDNN. Part B: a profile, tuning
     and tests where all was right, else a search for the cause. Results are appended to result.jsonl one by one; a run
-    that is cut short has lost only what it was at. Two files come of it, and tuned.json.
+    that is cut short has lost only what it was at. Two files come of it, and tuned.json; where the variable OUT names a
+    folder that is brought back from a rented machine, the same files lie there, too.
     """
     from .on_gpu import collected, missing_gpu, run_part
 
@@ -281,8 +282,11 @@ def on_gpu(part, minutes, out, rehearse, collect, to):
     problem = missing_gpu(rehearse)
     if problem:
         raise click.ClickException(problem)
-    out = out or os.environ.get("OUT") or time.strftime("gpu-%Y%m%d-%H%M%S")
-    click.get_current_context().exit(run_part(part, minutes, out, rehearse, start=_STARTED))
+    mirror = os.environ.get("OUT")
+    folder = out or ("runs/on-gpu-rehearsal" if rehearse else "runs/on-gpu")
+    if mirror and Path(mirror).resolve() == Path(folder).resolve():
+        mirror = None
+    click.get_current_context().exit(run_part(part, minutes, folder, rehearse, start=_STARTED, mirror=mirror))
 
 
 @main.command("gpu-worker", hidden=True)

@@ -64,7 +64,8 @@ def _smoke():
                 B, H = sizes.get(kernel, (17, 256))
                 extra = {"bidirectional": number % 5 in (1, 3), "ragged": number % 3 == 2}
                 I = 20 if second and kernel.startswith("block") else 40  # 20: the launch may make W_ih x itself
-                found.append(Smoke(cell, kernel, B=B, H=H, I=I, **kind, **extra))
+                T = 150 if kernel == "step recorded" else 33  # a graph of 64 timesteps twice, and one of the rest
+                found.append(Smoke(cell, kernel, T=T, B=B, H=H, I=I, **kind, **extra))
                 number += 1
     return found
 

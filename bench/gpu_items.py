@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from gpurnn.check import nan_is_worst
+
 from . import gpu_cases
 from .gpu_cases import HEADLINE, KERNELS, PROBES, REHEARSED, SMOKE, TUNED, Smoke, from_dict, small, variants
 from .gpu_orders import once, sources, tool
@@ -71,7 +73,7 @@ def part_b(rehearsal, records):
     if wrong:
         names = ", ".join(row["name"] for row in wrong[:5])
         return _suspects(wrong, rehearsal) + rest, GROUPS["B wrong"], f"{len(wrong)} not right in part A ({names})"
-    decided = "everything was right in part A" if judged else "there is no part A here: taken as all right"
+    decided = "everything was right in part A" if judged else "THERE IS NO PART A in this folder: taken as all right"
     items = [Item("ablation", "ablation", _left_out("the kernels have no switches that leave a stage out"), 1)]
     items += [_profile(case) for case in gpu_cases.PROFILED]
     items += [_tune(*size, rehearsal) for size in (TUNED[:2] if rehearsal else TUNED)]
@@ -188,9 +190,9 @@ def compare(case, ours, theirs):
         expected = dict(file)
     worst, where = 0.0, ""
     for name, value in expected.items():
-        share = np.abs(got[name] - value).max(initial=0) / np.abs(value).max(initial=1e-30)
-        if not share <= worst:
-            worst, where = float(share), name
+        share = nan_is_worst(np.abs(got[name] - value).max(initial=0) / np.abs(value).max(initial=1e-30))
+        if share > worst:
+            worst, where = share, name
     limit = allowed(case)
     found = {"status": "right", "worst": worst, "where": where, "allowed": limit, "compared": sorted(expected)}
     if not worst <= limit:

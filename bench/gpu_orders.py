@@ -35,7 +35,8 @@ class Session:
 
                 if missing():
                     raise RuntimeError(missing())
-            self._open()
+            if self.kind == "gpurnn":  # to compile, nobody needs the GPU
+                self._open()
             if not pool and not self.rehearsal:
                 import cupy
 
@@ -74,7 +75,7 @@ class Session:
             return device()
         import cupy
 
-        from gpurnn._kernels import CupyDevice
+        from gpurnn._device import CupyDevice
 
         return CupyDevice(cupy)
 
@@ -118,7 +119,7 @@ class Session:
         device, failed = self.device(), {}
         for file, expression in kernels:
             try:
-                device.load(file, expression)
+                (device.load if self.rehearsal else device.compile)(file, expression)
             except Exception as error:
                 failed[expression] = str(error)[:500]
         return {"failed_kernels": failed}

@@ -63,7 +63,7 @@ def kernels(case, ops):
 
     ops = ops.with_tf32() if case.precision == "tf32" else ops
     wanted = getattr(case, "schedule", "auto")
-    found = [way_name(problem, ops.choose(problem, wanted)[0]) for problem in problems(case)]
+    found = [way_name(problem, ops.way(problem, wanted)) for problem in problems(case)]
     cells = {problem.kernel for problem in problems(case)}
     return [name for name in found if name] + kernel_names((case.dtype,), tuple(cells))
 

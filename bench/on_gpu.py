@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -27,14 +28,23 @@ class Stopped(BaseException):
 
 
 class Journal:
-    """The two files of a folder. Each record is one line, written by one call and flushed to the disk."""
+    """The two files of a folder. Each record is one line, written by one call and flushed to the disk.
 
-    def __init__(self, folder, constants):
-        self.folder, self.constants = Path(folder), constants
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._cut_half_a_line(self.folder / RESULTS)
-        how = os.O_APPEND | os.O_CREAT | os.O_WRONLY
-        self.results, self.log_file = (os.open(self.folder / name, how, 0o644) for name in (RESULTS, LOG))
+    mirror: another folder, or None, whose files end with the same lines: one that is emptied between two commands could
+    not show part B what part A has found.
+    """
+
+    def __init__(self, folder, constants, mirror=None):
+        self.folder, self.constants, self.mirror = Path(folder), constants, mirror and Path(mirror)
+        self._files = {RESULTS: [], LOG: []}
+        for place in filter(None, (self.folder, self.mirror)):
+            place.mkdir(parents=True, exist_ok=True)
+            self._cut_half_a_line(place / RESULTS)
+            for name, files in self._files.items():
+                if place == self.mirror and not (place / name).exists():  # what came before belongs to it, too
+                    shutil.copy(self.folder / name, place / name)
+                files.append(os.open(place / name, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o644))
+        self.log_file = self._files[LOG][0]
 
     @staticmethod
     def _cut_half_a_line(path):
@@ -44,20 +54,26 @@ class Journal:
             os.truncate(path, text.rfind(b"\n") + 1)
 
     def record(self, **fields):
-        line = json.dumps(plain(self.constants | fields), allow_nan=False) + "\n"
-        os.write(self.results, line.encode())
-        os.fsync(self.results)
+        self._append(RESULTS, json.dumps(plain(self.constants | fields), allow_nan=False))
 
     def log(self, text):
         """A line for the log and the terminal."""
-        os.write(self.log_file, (text + "\n").encode())
-        os.fsync(self.log_file)
+        self._append(LOG, text)
         with contextlib.suppress(OSError):  # nobody may be reading any more
             print(text, flush=True)
 
+    def _append(self, name, text):
+        for file in self._files[name]:
+            os.write(file, (text + "\n").encode())
+            os.fsync(file)
+
     def close(self):
-        os.close(self.results)
-        os.close(self.log_file)
+        """Close the files; the mirror gets what else lies in the folder."""
+        for file in (file for files in self._files.values() for file in files):
+            os.close(file)
+        if self.mirror:
+            for path in self.folder.glob("*tuned.json"):
+                shutil.copy(path, self.mirror)
 
 
 def read(folder):
@@ -96,8 +112,10 @@ def collected(folder, path):
     write(path, collect(read(folder)))
 
 
-def run_part(part, minutes, folder, rehearsal, choose=None, start=None):
+def run_part(part, minutes, folder, rehearsal, choose=None, start=None, mirror=None):
     """Do one part; the exit code is 1 where something was not right.
+
+    mirror: as in ``Journal``.
 
     choose(rehearsal, records of part A): the part's (items, group ends, decision); by default those of gpu_items.py.
     start: when the time began, by ``time.monotonic``.
@@ -105,7 +123,7 @@ def run_part(part, minutes, folder, rehearsal, choose=None, start=None):
     start = time.monotonic() if start is None else start
     name = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     before = latest(read(folder), "A", rehearsal)
-    journal = Journal(folder, {"run": f"{name} {os.getpid()}", "part": part, "rehearsal": rehearsal})
+    journal = Journal(folder, {"run": f"{name} {os.getpid()}", "part": part, "rehearsal": rehearsal}, mirror)
     pool = Pool(rehearsal, journal.log_file, start + 60 * minutes - RESERVE / 2, os.cpu_count() or 1)
     pool.folder = journal.folder
     records, status, current = [], "ended", None

@@ -77,7 +77,7 @@ class Gpu:
     @functools.cached_property
     def library(self):
         """The device as the library's kernels have it."""
-        from gpurnn._kernels import CupyDevice
+        from gpurnn._device import CupyDevice
 
         return CupyDevice(self.xp)
 

@@ -91,7 +91,7 @@ def gpurnn_rival(backend, schedule="auto", wavefront=0):
             stop.synchronize()
             return cuda.get_elapsed_time(start, stop) / 1e3
 
-        if not hasattr(model.xp, "cuda"):
+        if not hasattr(model.xp, "get_default_memory_pool"):
             return Prepared(run, results)
         pool = model.xp.get_default_memory_pool()
         return Prepared(run, results, model.ops.synchronize, events, pool.total_bytes)

@@ -4,6 +4,7 @@ One folder for each kernel, named by a hash of all that decides its machine code
 NVRTC's version. It appears whole or not at all; one that does not hold what was written is compiled anew.
 """
 
+import atexit
 import contextlib
 import hashlib
 import json
@@ -63,6 +64,7 @@ def _keep(place, about, code):
         new = Path(tempfile.mkdtemp(dir=place.parent))
     except OSError:  # a cache that cannot be written: the code is needed all the same
         new = place = Path(tempfile.mkdtemp(prefix="gpurnn-kernel-"))
+        atexit.register(shutil.rmtree, new, ignore_errors=True)
     (new / "kernel.cubin").write_bytes(code)
     (new / "about.json").write_text(json.dumps(about), encoding="utf-8")
     if new == place:

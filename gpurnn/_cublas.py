@@ -151,22 +151,25 @@ class Cublas:
         Both are addresses of streams.
         """
         _, workspace = self._of(lender)
-        self._set_workspace(self._of(stream)[0], workspace)
+        self._set_workspace(self._of(stream, workspace)[0], workspace)
 
-    def _of(self, stream):
-        """The handle and the workspace of a stream; the default stream of each thread (2) is another in each thread."""
+    def _of(self, stream, workspace=None):
+        """The handle and the workspace of a stream; the default stream of each thread (2) is another in each thread.
+
+        workspace: what a new handle works in, by default memory of its own.
+        """
         key = self.xp.cuda.runtime.getDevice(), stream, threading.get_ident() if stream == 2 else 0
         found = self._handles.get(key)
         if found is None:
             with self._lock:
-                found = self._handles.get(key) or self._open(stream)
+                found = self._handles.get(key) or self._open(stream, workspace)
                 self._handles[key] = found
         return found
 
-    def _open(self, stream):
+    def _open(self, stream, workspace):
         handle, library = ctypes.c_void_p(), self._library
         self._check(library.cublasCreate_v2(ctypes.byref(handle)), "a handle")
-        workspace = self.xp.empty(self.workspace_bytes, np.uint8)
+        workspace = self.xp.empty(self.workspace_bytes, np.uint8) if workspace is None else workspace
         self._check(library.cublasSetStream_v2(handle, stream), "a stream")
         self._set_workspace(handle, workspace)  # after the stream, which resets it
         self._check(library.cublasSetMathMode(handle, _MATH), "a mode")

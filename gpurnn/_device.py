@@ -55,35 +55,41 @@ class CupyDevice:
     def compile(self, file, expression):
         """``_cubins.find`` of a kernel for this device: compiles it now unless it is on disk, and loads nothing.
 
-        Threads may do so side by side. Raises as ``_cubins.find`` does.
+        Threads may do so side by side. Raises BackendError with the compiler's first errors, which name our files and
+        lines.
         """
-        return _cubins.find(_kernels.kernel_source(file), expression, self.arch, file)
+        try:
+            return _cubins.find(_kernels.kernel_source(file), expression, self.arch, file)
+        except (_nvrtc.CompileError, OSError) as error:
+            raise self._refused(file, expression, error) from error
+
+    def _refused(self, file, expression, error):
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        errors = [line for line in lines if "error" in line] or lines
+        return BackendError(
+            f"{expression} of {file} does not compile or load for sm_{self.arch} with CuPy {self.xp.__version__}:\n"
+            + "\n".join(errors[:5])
+        )
 
     def spills(self, file, expression):
         """Whether a kernel keeps registers in memory; False where it does not compile, which ``load`` will say."""
         try:
             return self.compile(file, expression)[2] > 0
-        except (_nvrtc.CompileError, OSError):
+        except BackendError:
             return False
 
     def load(self, file, expression):
         """The kernel of a name expression such as ``step_forward<LstmCell, float>``, compiled now unless it is cached.
 
-        Returns ``kernel(grid, block, args, shared_mem=0)``. Raises BackendError with the compiler's first errors, which
-        name our files and lines.
+        Returns ``kernel(grid, block, args, shared_mem=0)``. Raises BackendError as ``compile`` does.
         """
         cooperative = file in COOPERATIVE
+        path, name, _ = self.compile(file, expression)
         try:
-            path, name, _ = self.compile(file, expression)
             module = self.xp.RawModule(path=str(path), enable_cooperative_groups=cooperative)
             kernel = module.get_function(name)
-        except (_nvrtc.CompileError, OSError, RuntimeError) as error:  # RuntimeError: CUDA's, on loading
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            errors = [line for line in lines if "error" in line] or lines
-            raise BackendError(
-                f"{expression} of {file} does not compile or load for sm_{self.arch} with CuPy {self.xp.__version__}:\n"
-                + "\n".join(errors[:5])
-            ) from error
+        except RuntimeError as error:  # CUDA's
+            raise self._refused(file, expression, error) from error
         allowed = 48 * 1024  # bytes of dynamic shared memory; more must be asked for
 
         def run(grid, block, args, shared_mem=0, cooperative=cooperative):

@@ -45,7 +45,7 @@ def include_folder():
         from cuda.pathfinder import find_nvidia_header_directory
 
         folder = find_nvidia_header_directory("cudart")
-    except (ImportError, RuntimeError):
+    except (ImportError, RuntimeError, OSError):
         folder = None
     toolkits = [os.environ.get("CUDA_PATH"), os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
     for found in (folder, *(os.path.join(toolkit, "include") for toolkit in toolkits if toolkit)):

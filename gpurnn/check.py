@@ -175,10 +175,15 @@ def _worst(got, plain, expected, dtype, terms):
     for name, value in expected.items():
         allowed = share_of_size * sizes[name]
         error = np.abs(got[name] - value).max(initial=0)
-        share = error / allowed
-        if not share <= worst:
-            worst, detail = float(share), f"{name}: off by {error:.3g}, allowed {allowed:.3g}"
+        share = nan_is_worst(error / allowed)
+        if share > worst:
+            worst, detail = share, f"{name}: off by {error:.3g}, allowed {allowed:.3g}"
     return worst, detail
+
+
+def nan_is_worst(error):
+    """An error as a float; one that is not a number is infinite, so that no other hides it."""
+    return float("inf") if np.isnan(error) else float(error)
 
 
 def check_gradient(cell, backend, ragged, given_state=True, **options):
@@ -263,9 +268,9 @@ def check_ragged(cell, backend, dtype, **options):
                 continue  # parameters' gradients are sums over the batch
             mine = one(whole[name]) if name in ("output", "dx") else whole[name][:, b : b + 1]
             allowed = terms * EPS[dtype] * np.abs(value).max(initial=1)
-            share = np.abs(mine - value).max(initial=0) / allowed
-            if not share <= worst:
-                worst, detail = float(share), f"{name} of the sequence of length {length}"
+            share = nan_is_worst(np.abs(mine - value).max(initial=0) / allowed)
+            if share > worst:
+                worst, detail = share, f"{name} of the sequence of length {length}"
         for name in ("output", "dx"):
             past = np.moveaxis(whole[name], axis, 0)[b, length:]
             if past.any():  # NaN too

@@ -153,10 +153,13 @@ class CudaOps(Ops):
 
         sizes: the kernel, gates, H, T, B, directions, dtype's name, projected, I and share of ``schedules.Work``.
         """
-        key = keep, schedule, sizes, self.tf32, id(self.device.limits), id(self.measured)
+        key, known = (keep, schedule, sizes, self.tf32), (self.device.limits, self.measured)
+        if any(old is not new for old, new in zip(self._chosen.get("known", ()), known, strict=False)):
+            self._chosen.clear()  # another device, or more was measured
         if key not in self._chosen:
             if len(self._chosen) >= 4096:
                 self._chosen.clear()
+            self._chosen["known"] = known
             *first, I, share = sizes
             names = ("forward", "backward") if keep else ("forward",)
             works = {name: schedules.Work(*first, name == "backward", self.tf32, I, share) for name in names}
@@ -165,9 +168,9 @@ class CudaOps(Ops):
 
     def way(self, work, wanted="auto"):
         """What ``choose`` finds, as the compiler at hand can do it: with fewer weights in registers where it spills."""
-        return self._without_spills(work, self.choose(work, wanted)[0])
+        return self.without_spills(work, self.choose(work, wanted)[0])
 
-    def _without_spills(self, work, way):
+    def without_spills(self, work, way):
         less = way
         while less is not None and less.schedule != "step" and self.device.spills(*way_name(work, less)):
             less = schedules.hold_less(work, less, self.device.limits)
@@ -560,8 +563,13 @@ class Loop:
         if graphs is None:
             self._launch_steps(launches_of(None), self.T)
             return
-        for graph in graphs:
-            graph.launch()
+        try:
+            for graph in graphs:
+                graph.launch()
+        except BaseException:  # Ctrl-C among them: the next call begins at the first timestep again
+            if self.steps_done is not None:
+                self.steps_done.fill(0)
+            raise
 
     def _record(self, name, launches_of):
         """The graphs of all timesteps, some of them the same one, or None where that fails."""
@@ -569,12 +577,13 @@ class Loop:
         one = whole + (rest > 0) < 2
         if not one and self.steps_done is None:
             self.steps_done = self.ops.xp.zeros(1, np.int32)
+            self._done(0)  # nothing is loaded for the first time under a capture
         launches = launches_of(None if one else self.steps_done)
 
         def steps(count):
             self._launch_steps(launches, count)
             if not one:
-                self.ops.kernels.launch("step.cu", "step_done", (), (1,), (1,), self.T, count, self.steps_done)
+                self._done(count)
 
         try:
             graphs = [self.ops.device.record(lambda: steps(_RECORDED))] * whole if whole else []
@@ -584,6 +593,10 @@ class Loop:
             return None
         self.note(name, None)
         return graphs
+
+    def _done(self, count):
+        """So many more timesteps are done."""
+        self.ops.kernels.launch("step.cu", "step_done", (), (1,), (1,), self.T, count, self.steps_done)
 
     @staticmethod
     def _launch_steps(launches, count):
@@ -724,9 +737,12 @@ class LoopPool:
             _, (_, dropped) = self.free.popitem(last=False)
             self._count(dropped, -1)
         if not self._fits(loop):
-            full = f"{self.kept} loops with {self.kept_bytes / 1e6:.0f} MB are recorded and in use"
+            reason = (
+                f"its arrays take {loop.nbytes / 1e6:.1f} MB; {self.kept} loops with {self.kept_bytes / 1e6:.1f} MB "
+                f"are recorded and in use, of {self.capacity} with {self.bytes / 1e6:.1f} MB at most"
+            )
             for name in loop.by_step:
-                self.note(loop, name, f"its arrays take {loop.nbytes / 1e6:.0f} MB, {full}")
+                self.note(loop, name, reason)
             return loop, Lease(loop)
         self._count(loop, 1)
         loop.recorded, loop.note = True, functools.partial(self.note, loop)

@@ -125,6 +125,7 @@ def _walk(ops, work, way, T):
     xp, B, H, D = ops.xp, work.B, work.H, work.directions
     dtype = check_dtype(work.dtype)
     loop = Loop(ops, cell, T, B, 0, H, H, (False, True)[:D], dtype, True, False, True, "step")
+    way = ops.without_spills(work, way)
     loop.ways = loop.ways | {"backward" if work.backward else "forward": way}
     wide = np.dtype("float32" if dtype.itemsize < 4 else dtype)
     G = cell.gates

@@ -1,8 +1,12 @@
 """``bench on-gpu`` without a GPU: its deadline, its files under a kill, its processes, its choice, its rehearsal."""
 
+import ast
+import importlib
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +18,11 @@ import pytest
 from click.testing import CliRunner
 
 from bench import gpu_items, gpu_rehearsal, gpu_workers, on_gpu
+from bench import run as bench_run
+from bench.cases import Case
 from bench.cli import main
 from bench.gpu_items import Item
+from bench.rivals import Prepared
 
 ROOT = Path(__file__).resolve().parent.parent
 emulated = pytest.mark.skipif(gpu_rehearsal.missing() is not None, reason=str(gpu_rehearsal.missing()))
@@ -52,7 +59,7 @@ def statuses(rows):
 def test_a_case_that_hangs_is_killed_at_its_limit_and_the_next_one_runs(tmp_path):
     code, rows = run(tmp_path, [ask(SLEEP), ask({"do": "hang"}, 1.0), ask(SLEEP)])
     assert code == 1 and statuses(rows) == ["right", "timed out", "right"]
-    assert 1.0 <= rows[1]["seconds"] < 3 and "in 1.0 s: killed" in rows[1]["reason"]
+    assert 1.0 <= rows[1]["seconds"] < 3 and re.search(r"in 1\.\d s: killed", rows[1]["reason"])
 
 
 @pytest.mark.parametrize("how", ["SIGSEGV", "SIGKILL"])
@@ -199,12 +206,15 @@ def test_records_are_json_whatever_is_in_them(tmp_path):
 def test_the_folder_is_where_out_says(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(on_gpu, "missing_gpu", lambda rehearsal: None)
-    monkeypatch.setattr(on_gpu, "run_part", lambda part, minutes, out, *_, **__: seen.append((part, minutes, out)) or 0)
+    monkeypatch.setattr(on_gpu, "run_part", lambda *given, mirror, **_: seen.append((*given[:3], mirror)) or 0)
     monkeypatch.setenv("OUT", str(tmp_path))
     assert CliRunner().invoke(main, ["on-gpu", "--part", "B", "--minutes", "5"]).exit_code == 0
     monkeypatch.delenv("OUT")
     CliRunner().invoke(main, ["on-gpu"])
-    assert seen[0] == ("B", 5.0, str(tmp_path)) and seen[1][:2] == ("A", 5.5) and seen[1][2].startswith("gpu-20")
+    CliRunner().invoke(main, ["on-gpu", "--out", "here"])
+    assert seen == [
+        ("B", 5.0, "runs/on-gpu", str(tmp_path)), ("A", 5.5, "runs/on-gpu", None), ("A", 5.5, "here", None),
+    ]  # fmt: skip
 
 
 def test_without_a_driver_it_says_so(monkeypatch):
@@ -235,8 +245,10 @@ def test_both_parts_rehearse(tmp_path):
         rows = on_gpu.latest(on_gpu.read(tmp_path), part, True)
         assert all(row["rehearsal"] for row in rows) and rows[-1]["how"] == "ended"
         assert len([row for row in rows if row["status"] in ("right", "done")]) >= 8, done.stdout
-        for row in rows:  # what is known to be wrong in the kernels is told as such; the script itself is whole
-            assert "in the script itself" not in row.get("reason", ""), row
+        bad = [
+            row for row in rows if row["status"] in ("wrong", "failed") and row["group"] != "probe"
+        ]  # which need CuPy
+        assert not bad, bad
     assert len(os.listdir(tmp_path)) <= 3
 
 
@@ -253,3 +265,54 @@ def test_a_good_part_a_leads_to_tuning(tmp_path):
     assert rows["begin"]["decision"] == "everything was right in part A", done.stdout + done.stderr
     assert rows["tune"]["status"] == "done" and (tmp_path / "rehearsal-tuned.json").exists()
     assert rows["tests"]["status"] == "done" and "skipped" in rows["tests"]["last"][-1]
+
+
+def test_a_folder_that_is_emptied_between_two_commands_is_no_loss(tmp_path):
+    """Part B reads what part A has left in the folder itself; the other folder gets both."""
+    kept, mirror = tmp_path / "kept", tmp_path / "out"
+    for part in "AB":
+        shutil.rmtree(mirror, ignore_errors=True)
+        journal = on_gpu.Journal(kept, {"run": part, "part": part, "rehearsal": True}, mirror)
+        journal.record(group="smoke", name="a case", status="right")
+        journal.log(f"part {part}")
+        (kept / "tuned.json").write_text("{}")
+        journal.close()
+        assert [row["part"] for row in on_gpu.read(kept)] == [row["part"] for row in on_gpu.read(mirror)]
+        assert (mirror / on_gpu.LOG).read_bytes() == (kept / on_gpu.LOG).read_bytes()
+        assert (mirror / "tuned.json").read_text() == "{}"
+    assert [row["part"] for row in on_gpu.latest(on_gpu.read(mirror), "A", True)] == ["A"]
+
+
+def test_what_is_imported_late_exists():
+    """Branches that only a GPU reaches import inside functions: every name of ours that a file asks for is there."""
+    root = Path(on_gpu.__file__).resolve().parents[1]
+    missing = []
+    for path in [*(root / "gpurnn").rglob("*.py"), *(root / "bench").glob("*.py")]:
+        package = ".".join(path.relative_to(root).with_suffix("").parts[:-1])
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            up = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            name = ".".join(filter(None, (*up, node.module)))
+            if name.partition(".")[0] not in ("gpurnn", "bench"):
+                continue
+            module = importlib.import_module(name)
+            for alias in node.names:
+                if not hasattr(module, alias.name) and importlib.util.find_spec(f"{name}.{alias.name}") is None:
+                    missing.append(f"{path.name}:{node.lineno}: {name}.{alias.name}")
+    assert not missing
+
+
+def test_no_result_that_is_not_a_number_is_hidden_by_a_later_one(tmp_path):
+    from gpurnn import check
+
+    expected = {name: np.ones(3) for name in ("output", "dx", "state")}
+    for broken in expected:
+        got = expected | {broken: np.full(3, np.nan)}
+        assert check._worst(got, expected, expected, "float32", 10)[0] == np.inf
+        for name, arrays in (("right", expected), ("got", got)):
+            np.savez(tmp_path / f"{name}.npz", **arrays)
+        found = gpu_items.compare(Case("lstm", 3, 2, 4, 4), tmp_path / "got.npz", tmp_path / "right.npz")
+        assert found["status"] == "wrong" and broken in found["reason"]
+        prepared = Prepared(lambda: None, lambda got=got: got)
+        assert bench_run._errors(prepared, tmp_path / "right.npz") == {"error": np.inf, "where": broken}

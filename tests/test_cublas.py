@@ -1,15 +1,20 @@
 """gpurnn/_cublas.py without a GPU: a small library in its place records what it is called with, and NumPy carries that
 out on column-major memory."""
 
+import gc
 import itertools
 import shutil
+import threading
+import time
 import types
+import weakref
 
 import numpy as np
 import pytest
-from cuda_on_cpu.cuda import Cuda, StubCublas, last_call, multiply, stub
+from cuda_on_cpu.cuda import Cuda, Stream, StubCublas, last_call, multiply, stub
 
-from gpurnn._cublas import Cublas
+from gpurnn import _libraries
+from gpurnn._cublas import Cublas, load
 from gpurnn._device import CupyDevice
 from gpurnn.errors import BackendError
 from gpurnn.module import check_dtype
@@ -286,3 +291,101 @@ def test_a_graph_works_in_the_memory_of_the_stream_that_it_is_for():
         device.record(product)
     recorder = device._recorder.ptr
     assert lent == [(recorder, 0), (recorder, other.ptr)]
+
+
+def test_the_arrays_of_a_product_live_as_long_as_it():
+    blas = fake_blas()
+    a, b, out = square(2), square(3), square(0)
+    held = [weakref.ref(array) for array in (a, b, out)]
+    run = blas.product(a, b, out)
+    del a, b, out
+    gc.collect()
+    run()
+    assert (held[2]().host == 12).all()
+    del run
+    gc.collect()
+    assert not any(array() for array in held)
+
+
+def test_one_binding_for_every_kind_of_the_same_shape():
+    """What is remembered of a product is not taken for another one's."""
+    blas = fake_blas()
+    kinds = [("float32", False), ("float32", True), ("float64", False), ("float16", False), ("bfloat16", False)]
+    for accumulate in (False, True):
+        for dtype, tf32 in kinds * 2:
+            arrays = [FakeArray(np.full((2, 2), value).astype(check_dtype(dtype))) for value in (1, 2, 4)]
+            blas.product(*arrays, accumulate, tf32)()
+            assert (arrays[2].host.astype(float) == (8 if accumulate else 4)).all()
+    told = [(call[9], call[-2]) for call in blas.calls]  # the type of A, and what is computed in
+    assert told == [(0, 68), (0, 77), (1, 70), (2, 68), (14, 68)] * 4
+
+
+def test_two_threads_open_one_handle():
+    xp, opened = fake_cupy(), []
+    blas = StubCublas(xp, lambda call, multiply: None)
+    plain = blas._open
+    blas._open = lambda *given: (opened.append(0), time.sleep(0.05), plain(*given))[-1]
+    threads = [threading.Thread(target=blas.product(square(), square(), square())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(opened) == 1
+
+
+def test_the_default_stream_of_each_thread_has_a_handle_of_its_own():
+    xp = fake_cupy()
+    blas = StubCublas(xp, lambda call, multiply: None)
+    xp.cuda.streams[2] = xp.cuda.entered[0] = Stream(xp.cuda, 2)
+    blas._of(2)
+    thread = threading.Thread(target=blas._of, args=(2,))
+    thread.start()
+    thread.join()
+    xp.cuda.runtime.getDevice = lambda: 1
+    blas._of(2)
+    assert len({handle.value for handle, _ in blas._handles.values()}) == 3
+
+
+@pytest.mark.parametrize("arch, megabytes", [(75, 4), (89, 4), (90, 32), (100, 32), (120, 12)])
+def test_workspaces_are_as_large_as_cublas_recommends(arch, megabytes, monkeypatch):
+    monkeypatch.setattr(_libraries, "load", lambda name: stub())
+    assert load(fake_cupy(), arch).workspace_bytes == megabytes << 20
+
+    def missing(name):
+        raise OSError(f"CUDA's library {name} was not found")
+
+    monkeypatch.setattr(_libraries, "load", missing)
+    with pytest.raises(BackendError, match="library cublas was not found"):
+        load(fake_cupy(), arch)
+
+
+def test_addresses_arrive_whole():
+    """A Python int that ctypes takes for a C int would lose its upper half."""
+    xp = fake_cupy()
+    blas = StubCublas(xp, lambda call, multiply: None)
+    high = Stream(xp.cuda, 0x7123_4567_89AB)
+    for function, value in (
+        (blas._library.cublasSetStream_v2, high.ptr),
+        (blas._library.cublasSetWorkspace_v2, high.ptr),
+    ):
+        function(*((5, value) if function is blas._library.cublasSetStream_v2 else (5, value, 1 << 40)))
+        kind, handle, address, *more = last_call(stub())
+        assert (handle, address, more) == (5, high.ptr, [] if kind == 1 else [1 << 40])
+
+
+def test_two_threads_record_one_after_the_other():
+    device = captured_device(StubCublas)
+    inside, most = [], []
+
+    def slow():
+        inside.append(0)
+        most.append(len(inside))
+        time.sleep(0.02)
+        inside.pop()
+
+    threads = [threading.Thread(target=device.record, args=(slow,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 4

@@ -19,7 +19,7 @@ from gpurnn.check import CELLS, OPTIONS, Batch, leaves
 from gpurnn.cuda_ops import CudaOps, StreamLanes
 from gpurnn.errors import BackendError
 from gpurnn.module import DTYPES
-from gpurnn.schedules import Work
+from gpurnn.schedules import Device, Work
 
 pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
 
@@ -415,7 +415,7 @@ def test_layers_of_a_wavefront_share_the_multiprocessors():
 def test_a_long_loop_is_a_short_graph_launched_again(kind, monkeypatch):
     """Graphs of a few timesteps, and one for the rest; both give the bits of launches one by one, call after call."""
     monkeypatch.setattr(gpurnn.cuda_ops, "_RECORDED", 3)
-    for T, graphs in ((3, 1), (6, 1), (7, 2), (11, 2)):
+    for T, graphs in ((3, 1), (4, 2), (6, 1), (7, 2), (11, 2)):
         ops = cuda_ops(checked=False)
         layer, _, exact = twins(kind, ops, "float32", bidirectional=True)
         once, _, _ = twins(kind, cuda_ops(graphs=0, checked=False), "float32", bidirectional=True)
@@ -428,6 +428,104 @@ def test_a_long_loop_is_a_short_graph_launched_again(kind, monkeypatch):
         assert recorded and all(len(set(map(id, loop))) == graphs for loop in recorded)
         assert {len(loop) for loop in recorded} == {-(-T // 3)}
         assert all(row["recorded"] for row in ops.recordings())
+
+
+def test_a_graph_is_of_64_timesteps_at_most():
+    ops = cuda_ops(checked=False)
+    layer = build("gru", ops, "float32", H=2)
+    for _ in range(3):
+        layer(ops.xp.zeros((150, 1, 4), "float32"))
+    ((_, loop),) = ops.pool.free.values()
+    nodes = [len(graph.actions) for graph in loop.graphs["forward"]]
+    assert nodes == [2 * 64 + 1] * 2 + [2 * 22 + 1]  # a product and a kernel for each, and what counts them
+
+
+def test_a_replay_that_is_interrupted_does_not_move_the_next_one(monkeypatch):
+    """Ctrl-C between two graphs: the timesteps that were done are forgotten."""
+    monkeypatch.setattr(gpurnn.cuda_ops, "_RECORDED", 3)
+    ops = cuda_ops()
+    layer, plain, exact = twins("lstm", ops, "float64")
+    batch = Batch(exact, 10, 3, ragged=True)
+    for _ in range(2):
+        batch.run(layer)
+    ((_, loop),) = ops.pool.free.values()
+    for name in ("forward", "backward"):
+        good, calls = loop.graphs[name], []
+
+        def interrupt(calls=calls, launch=good[0].launch):
+            calls.append(0)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            launch()
+
+        monkeypatch.setattr(good[0], "launch", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            batch.run(layer)
+        monkeypatch.undo()
+        monkeypatch.setattr(gpurnn.cuda_ops, "_RECORDED", 3)
+        got, expected = batch.run(layer), batch.run(plain)
+        for key, value in expected.items():
+            np.testing.assert_allclose(got[key], value, rtol=1e-12, atol=1e-12)
+
+
+def test_the_output_of_a_recorded_loop_is_the_callers():
+    ops = cuda_ops()
+    layer = build("lstm", ops, "float32")
+    x = [ops.xp.asarray(np.full((4, 2, 4), value, np.float32)) for value in (1, 1, 1, 2)]
+    outputs = [layer(one)[0] for one in x]
+    np.testing.assert_array_equal(outputs[2].get(), outputs[0].get())  # the fourth call has written elsewhere
+    assert np.abs(outputs[3].get() - outputs[2].get()).max() > 1e-3
+
+
+def test_a_loop_is_recorded_for_one_stream():
+    """What was given back on one stream may still run there."""
+    ops = cuda_ops()
+    layer, x = build("lstm", ops, "float32"), ops.xp.zeros((4, 2, 4), "float32")
+    for _ in range(3):
+        layer(x)
+    with ops.device.streams(1)[0]:
+        for _ in range(3):
+            layer(x)
+    assert ops.pool.kept == 2 and len({key[-1] for key, _ in ops.pool.free.values()}) == 2
+
+
+def test_what_is_chosen_once_is_chosen_again_where_it_must_be():
+    """Other precision, another device's limits, other measurements: each its own choice for the same sizes."""
+    ops = cuda_ops()
+    ops.device.limits = Device(90, 132, 227 * 1024)
+    sizes = "LstmCell", 4, 512, 100, 16, 1, "float32", False, 64, 1
+    plain, tf32 = ops.ways(True, "auto", *sizes)[1], ops.with_tf32().ways(True, "auto", *sizes)[1]
+    assert plain["forward"].kernel == "grid" and tf32["forward"].kernel == "grid_mma"
+    assert ops.with_tf32() is ops.with_tf32() and ops.ways(True, "auto", *sizes)[1] is plain
+    for cooperative, schedule in ((False, "step"), (True, "grid"), (False, "step")) * 3:
+        ops.device.limits = replace(ops.device.limits, cooperative=cooperative)
+        assert ops.ways(True, "auto", *sizes)[1]["forward"].schedule == schedule
+
+
+def test_epochs_begin_anew_before_they_come_back():
+    """An epoch is a word of 32 bits; one that stood in memory before must not be taken for a new one."""
+    exchange = cuda_ops().exchange()
+    exchange.take(10, 1)
+    exchange.epoch = (1 << 32) - 100
+    words = exchange.take(10, 50)[2]
+    assert exchange.epoch == (1 << 32) - 50
+    epoch, _, fresh, _ = exchange.take(10, 60)
+    assert epoch == 0 and fresh is not words and not fresh.get().any()
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru original", "lstm projected"])
+def test_the_bytes_of_a_loop_are_those_of_its_arrays(kind):
+    ops = cuda_ops()
+    layer = build(kind, ops, "float16", H=8)
+    for _ in range(2):
+        _, _, backward = layer.forward(ops.xp.zeros((5, 3, 4), "float16"))
+    backward(None)
+    del backward
+    ((_, loop),) = ops.pool.free.values()
+    arrays = [loop.h, loop.output, loop.output, loop.gates] + (
+        [] if loop.c is None else [loop.c]
+    )  # doutput is as output
+    assert loop.nbytes == sum(array.nbytes for array in arrays)
 
 
 def test_a_failed_recording_leaves_the_other_loops_alone(monkeypatch, caplog):

@@ -15,7 +15,7 @@ from cuda_on_cpu.cuda import Cuda
 
 from gpurnn import _cubins, _nvrtc, schedules
 from gpurnn._device import CupyDevice
-from gpurnn._kernels import kernel_source
+from gpurnn._kernels import kernel_files, kernel_source
 from gpurnn.cuda_ops import CudaOps, way_name
 from gpurnn.errors import BackendError
 from gpurnn.schedules import Device, Work
@@ -35,6 +35,8 @@ class Modules:
         self.asked, self.kernel = [], kernel or (lambda grid, block, args, shared_mem=0: None)
 
     def __call__(self, *, path, enable_cooperative_groups):
+        assert type(path) is str  # CuPy takes nothing else
+
         def get_function(name):
             self.asked.append((path, enable_cooperative_groups, name))
             return self.kernel
@@ -109,6 +111,21 @@ def test_a_damaged_kernel_is_compiled_anew(damage):
 
 
 @needs_nvrtc
+def test_a_damaged_kernel_is_replaced_for_good(monkeypatch):
+    source = kernel_source("step.cu")
+    path, _, _ = _cubins.find(source, DONE, 90)
+    path.write_bytes(b"broken")
+    _cubins.find(source, DONE, 90)
+    monkeypatch.setattr(_nvrtc, "compile", None)
+    assert _cubins.find(source, DONE, 90)[0] == path and path.read_bytes()[:4] == b"\x7fELF"
+
+
+@needs_nvrtc
+def test_a_gpu_that_the_compiler_does_not_know_gets_ptx():
+    assert _cubins.find(kernel_source("step.cu"), DONE, 130)[0].read_bytes().startswith(b"//")
+
+
+@needs_nvrtc
 def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("GPURNN_CACHE", str(tmp_path / "file"))
@@ -145,8 +162,14 @@ extern "C" __global__ void __launch_bounds__(1024, 2) spills(const float* x, flo
 
 @needs_nvrtc
 def test_what_does_not_fit_into_registers_is_known():
-    assert _cubins.find(SPILLS, "spills", 90)[2] > 0
-    assert _cubins.find(SPILLS, "spills", 90)[2] > 0  # from disk, too
+    spilled = _cubins.find(SPILLS, "spills", 90)[2]
+    assert spilled > 0 and _cubins.find(SPILLS, "spills", 90)[2] == spilled  # from disk, too
+
+
+def test_eight_bytes_are_a_spill(monkeypatch, tmp_path):
+    for spilled in (0, 8):
+        monkeypatch.setattr(_cubins, "find", lambda *a, spilled=spilled: (tmp_path / "kernel.cubin", "name", spilled))
+        assert device_of(Modules()).spills("block.cu", "any") is (spilled > 0)
 
 
 @pytest.mark.parametrize("kernel", ["block", "block_mma", "grid", "grid_mma"])
@@ -164,14 +187,14 @@ def test_tiles_that_spill_hold_less(kernel, backward):
         return len(tried) < 3
 
     ops = CudaOps(types.SimpleNamespace(xp=np, limits=limits, spills=spills, address=None))
-    less = ops._without_spills(work, ways[0])
+    less = ops.without_spills(work, ways[0])
     assert len(set(tried)) == 3 and tried[0] in spilling and way_name(work, less)[1] == tried[2]
     assert less.held < ways[0].held and less.rows == ways[0].rows
     assert (less.threads, less.seconds, less.key.partition("<")[0]) == (ways[0].threads, ways[0].seconds, kernel)
     ops.device.spills = lambda file, expression: True  # whatever is held: it stays as it was
-    assert ops._without_spills(work, ways[0]) == ways[0]
+    assert ops.without_spills(work, ways[0]) == ways[0]
     ops.device.spills = lambda file, expression: False
-    assert ops._without_spills(work, ways[0]) == ways[0]
+    assert ops.without_spills(work, ways[0]) == ways[0]
 
 
 def test_the_target_is_machine_code_where_the_compiler_knows_it(monkeypatch):
@@ -218,6 +241,17 @@ def test_blocks_that_cannot_be_there_at_once_are_a_backend_error(monkeypatch, tm
     with pytest.raises(ValueError, match="too large"):
         device.load("step.cu", "step_project<float>")((1, 1, 1), (256,), ())
     assert [cooperative for _, cooperative, _ in modules.asked] == [True, False]
+
+
+def test_kernels_whose_blocks_wait_for_one_another_are_launched_together(monkeypatch, tmp_path):
+    """Every file that uses the exchange between blocks, and no other: else a launch may wait for ever."""
+    monkeypatch.setattr(_cubins, "find", lambda *a: (tmp_path / "kernel.cubin", "name", 0))
+    modules = Modules()
+    files = [file for file in kernel_files() if file.endswith(".cu")]
+    for file in files:
+        device_of(modules).load(file, "any")
+    together = {file for file, (_, cooperative, _) in zip(files, modules.asked, strict=True) if cooperative}
+    assert together == {file for file in files if '"exchange.cuh"' in kernel_source(file)} == {"grid.cu", "grid_mma.cu"}
 
 
 def test_shared_memory_is_asked_for_where_it_grows(monkeypatch, tmp_path):
