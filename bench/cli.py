@@ -69,6 +69,8 @@ def run(suite, names, backends, only, threads, rounds, seconds, out, bidirection
     """Time the cases of a suite; results are written after each case."""
     from tqdm import tqdm
 
+    from gpurnn.files import fresh_path
+
     from .report import table
     from .run import run as run_cases
 
@@ -78,7 +80,7 @@ def run(suite, names, backends, only, threads, rounds, seconds, out, bidirection
         raise click.UsageError(f"--only: no case of this suite has {' or '.join(only)} in its name")
     names = [*names, *(f"gpurnn-{backend}" for backend in backends)]
     names = names or [name for name in USUAL if missing(name) is None]
-    out = out or time.strftime("bench-%Y%m%d-%H%M%S.json")
+    out = out or str(fresh_path(time.strftime("bench-%Y%m%d-%H%M%S"), ".json"))
     document = run_cases(
         cases, names, threads=threads, rounds=rounds, seconds=seconds, out=out,
         command=shlex.join(["gpurnn", "bench", *(part.replace(out, Path(out).name) for part in sys.argv[1:])]),
@@ -128,6 +130,8 @@ def probe(out, only, as_json):
 
     from tqdm import tqdm
 
+    from gpurnn.files import fresh_path
+
     from .machine import environment
     from .probe import MEASUREMENTS, Gpu, lines
     from .probe import probe as measure
@@ -140,7 +144,7 @@ def probe(out, only, as_json):
         raise click.UsageError(f"--only: expected some of {', '.join(MEASUREMENTS)}, got {', '.join(sorted(unknown))}")
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     found = measure(Gpu(), only or tuple(MEASUREMENTS), lambda names: tqdm(names, leave=False, disable=None))
-    out = out or time.strftime("probe-%Y%m%d-%H%M%S.json")
+    out = out or str(fresh_path(time.strftime("probe-%Y%m%d-%H%M%S"), ".json"))
     document = {"format": FORMAT, "kind": "probe", "started": started, "environment": environment(), "probe": found}
     write(out, document)
     if as_json:
@@ -190,10 +194,13 @@ def compare(old, new, fail_below):
 @click.option("--out", type=click.Path(dir_okay=False), help="PNG or SVG file  [default: beside FILE]")
 def plot(file, kind, out):
     """Draw a results file: time against size, roofline or crossover, a panel for each cell and pass."""
+    from gpurnn.files import refuse_same
+
     from .plots import plot as draw
     from .report import load
 
     out = out or str(Path(file).with_suffix(".png" if kind == "size" else f".{kind}.png"))
+    refuse_same(out, [file])
     draw(load(file), out, kind)
     click.echo(out)
 
@@ -207,7 +214,7 @@ def report(files, page):
 
     documents = {Path(file).stem: load(file) for file in files}
     if page:
-        Path(page).write_text(html(documents), encoding="utf-8")
+        _write_page(page, html(documents), files)
         click.echo(page)
         return
     for name, document in documents.items():
@@ -215,6 +222,13 @@ def report(files, page):
         for line in markdown(document):
             click.echo(line)
         click.echo()
+
+
+def _write_page(page, text, reads=()):
+    from gpurnn.files import refuse_same, write_text_atomic
+
+    refuse_same(page, reads, "html")
+    write_text_atomic(page, text)
 
 
 @main.command()
@@ -229,7 +243,7 @@ def readme(page, results, check):
     made = fill(text, results)
     if check:
         click.get_current_context().exit(int(made != text))
-    Path(page).write_text(made, encoding="utf-8")
+    _write_page(page, made)
     click.echo(f"{page}: {'changed' if made != text else 'as it was'}")
 
 
@@ -255,6 +269,8 @@ def on_gpu(part, minutes, out, rehearse, collect, to):
     and tests where all was right, else a search for the cause. Results are appended to result.jsonl one by one; a run
     that is cut short has lost only what it was at. Two files come of it, and tuned.json.
     """
+    from gpurnn.files import fresh_path
+
     from .on_gpu import collected, missing_gpu, run_part
 
     if collect:
@@ -269,7 +285,7 @@ def on_gpu(part, minutes, out, rehearse, collect, to):
     problem = missing_gpu(rehearse)
     if problem:
         raise click.ClickException(problem)
-    out = out or os.environ.get("OUT") or time.strftime("gpu-%Y%m%d-%H%M%S")
+    out = out or os.environ.get("OUT") or fresh_path(time.strftime("gpu-%Y%m%d-%H%M%S"), folder=True)
     click.get_current_context().exit(run_part(part, minutes, out, rehearse, start=_STARTED))
 
 

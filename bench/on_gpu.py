@@ -14,6 +14,8 @@ import signal
 import time
 from pathlib import Path
 
+from gpurnn.files import check_target
+
 from .gpu_workers import Pool, Trouble, one_line, plain
 
 RESULTS, LOG = "result.jsonl", "log.txt"
@@ -32,6 +34,8 @@ class Journal:
     def __init__(self, folder, constants):
         self.folder, self.constants = Path(folder), constants
         self.folder.mkdir(parents=True, exist_ok=True)
+        for name in (RESULTS, LOG):
+            check_target(self.folder / name)  # follows no link
         self._cut_half_a_line(self.folder / RESULTS)
         how = os.O_APPEND | os.O_CREAT | os.O_WRONLY
         self.results, self.log_file = (os.open(self.folder / name, how, 0o644) for name in (RESULTS, LOG))

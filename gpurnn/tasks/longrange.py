@@ -157,6 +157,9 @@ class LongTask(Task):
             del layers["dropout"]
         return Sequential(layers)
 
+    def sizes(self, settings, facts):
+        return {name: facts[name] for name in ("inputs", "outputs")}
+
     def loss(self, settings, facts):
         return mse if settings.problem == "adding" else cross_entropy
 

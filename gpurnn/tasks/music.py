@@ -15,7 +15,9 @@ ABC tunes are text: ``gpurnn train text tunes.abc`` learns them, and ``gpurnn co
 """
 
 import io
+import itertools
 import json
+import os
 import re
 import zipfile
 from dataclasses import dataclass
@@ -24,15 +26,15 @@ from pathlib import Path
 import click
 import numpy as np
 
-from .. import options, rng
-from ..checkpoint import write_bytes_atomic, write_text_atomic
+from .. import options, rng, run_folder
 from ..data import Batch, SequenceBatches, pad
 from ..errors import ShapeError, check_number, check_size
+from ..files import write_bytes_atomic, write_text_atomic
 from ..layers import Dropout, Linear, Sequential
 from ..losses import binary_cross_entropy_with_logits
 from ..module import check_dtype
 from ..vocabulary import vocabulary_of
-from .run import Data, Settings, Task, changed, checksum, load, recurrent, setting
+from .run import Data, Settings, Task, changed, checksum, load, read_run, recurrent, setting
 from .text import eval_step, sample
 
 KEYS, LOWEST = 88, 21  # keys of a piano, and the MIDI number of the first, A0
@@ -505,8 +507,10 @@ Examples:
 @click.option("--tunes", default=1, help="ABC: tunes to write.")
 @click.option("--length", default=1500, help="ABC: the most characters of a tune.")
 @click.option("--seed", type=int, help="Seed of the draws  [default: a fresh one]")
-@click.option("--out", type=click.Path(dir_okay=False), help="File to write  [default: tune.mid or tune.abc in RUN]")
+@click.option("--out", type=click.Path(dir_okay=False),
+              help="File to write  [default: a fresh tune.mid or tune.abc in RUN]")  # fmt: skip
 @options.backend
+@options.max_memory
 @options.as_json
 def compose_command(
     run, steps, temperature, voices, prompt, prompt_steps, tempo, tunes, length, seed, out, backend, as_json
@@ -518,19 +522,25 @@ def compose_command(
     """
     trained = load(run, backend)
     seed = rng.check_seed(seed)
-    if trained.task.name == "text":
+    abc = trained.task.name == "text"
+    if not abc and out and Path(out).suffix.lower() == ".png":
+        raise ValueError(f"out: {out} would be the picture beside the music: name the MIDI file, such as tune.mid")
+    out = Path(out) if out else _fresh(run, ".abc" if abc else ".mid")
+    reads = [*read_run(run)[1]["files"], *([prompt] if prompt and not abc else ())]
+    ordinary = run_folder.check_outputs(run, reads, out=out)
+    if abc:
         if trained.settings.level != "characters":
             raise ValueError(f"{run} was trained on words: ABC tunes need a model of characters")
         made = compose_abc(
             trained.model, vocabulary_of(trained.facts["vocabulary"]), tunes, length, temperature,
             (prompt or "").replace("\\n", "\n"), seed,
         )  # fmt: skip
-        text, out = "\n".join(made), Path(out or Path(run, "tune.abc"))
+        text = "\n".join(made)
         write_text_atomic(out, text)
         if as_json:
             options.print_json({"file": str(out), "seed": seed, "tunes": made})
         else:
-            click.echo(f"{text}\n{out}")
+            options.say(f"{text}\n{out}")
         return
     if trained.task.name != "music":
         raise ValueError(f"{run} holds a run of the task {trained.task.name}: it composes nothing")
@@ -540,21 +550,31 @@ def compose_command(
         pieces = [piece for part in read_parts([prompt], step).values() for piece in part]
         start = pieces[0][: check_size("prompt_steps", prompt_steps)]
     roll = compose(trained.model, steps, temperature, voices, start, seed)
-    out = Path(out or Path(run, "tune.mid"))
     write_midi(out, roll, step, tempo)
-    files = [str(out)]
-    try:
-        from ..plots import plot_roll
+    files, picture = [str(out)], out.with_suffix(".png")
+    if ordinary and not run_folder.is_our_picture(picture):
+        options.say(f"No picture: {picture} is not one that gpurnn drew, and stays.", err=True)
+    elif ordinary:
+        try:
+            from ..plots import plot_roll
 
-        plot_roll(roll, out.with_suffix(".png"), LOWEST, step, 0 if start is None else len(start))
-        files.append(str(out.with_suffix(".png")))
-    except ImportError:
-        pass  # no Matplotlib, no picture
+            plot_roll(roll, picture, LOWEST, step, 0 if start is None else len(start))
+            files.append(str(picture))
+        except ImportError:
+            pass  # no Matplotlib, no picture
     facts = {"files": files, "seed": seed, "frames": len(roll), "notes_per_frame": round(float(roll.sum(1).mean()), 3)}
     if as_json:
         options.print_json(facts)
     else:
-        click.echo("\n".join([*files, f"{len(roll)} frames, {facts['notes_per_frame']} keys in each, seed {seed}"]))
+        options.say("\n".join([*files, f"{len(roll)} frames, {facts['notes_per_frame']} keys in each, seed {seed}"]))
+
+
+def _fresh(run, suffix):
+    """The first of tune, tune-2, tune-3, ... in a run's folder that no file has, nor its picture."""
+    for number in itertools.count(1):
+        out = Path(run, "tune" if number == 1 else f"tune-{number}").with_suffix(suffix)
+        if not (os.path.lexists(out) or os.path.lexists(out.with_suffix(".png"))):
+            return out
 
 
 TASK = MusicTask()

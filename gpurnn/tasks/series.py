@@ -19,16 +19,17 @@ told by the rows that are forecast; windows may begin before them, as they do in
 import csv
 import io
 import math
+import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import click
 import numpy as np
 
-from .. import options, rng
-from ..checkpoint import write_text_atomic
+from .. import options, rng, run_folder
 from ..data import Batch
 from ..errors import check_size
+from ..files import write_text_atomic
 from ..layers import Dropout, Linear, Pooling, Sequential
 from ..losses import mae, mse
 from ..module import Module, check_dtype
@@ -44,6 +45,8 @@ _DATE_FORMS = (
     "%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%d", "%Y-%m",
     "%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y/%m/%d", "%Y%m%d", "%Y",
 )  # fmt: skip
+# what a formula begins with in a spreadsheet, in both widths
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
 
 
@@ -138,6 +141,9 @@ class SeriesTask(Task):
 
     def build(self, settings, facts, backend=None):
         return (Recursive if settings.mode == "recursive" else Direct)(settings, facts, backend)
+
+    def sizes(self, settings, facts):
+        return {} if settings.mode == "recursive" else {"horizon": settings.horizon}
 
     def loss(self, settings, facts):
         return _LOSSES[settings.loss]
@@ -663,6 +669,20 @@ def score(trained, table, ends):
     return numbers
 
 
+def csv_text(rows, escape=True):
+    """Rows of strings as CSV. escape: a cell of text that a spreadsheet would take for a formula gets a ' in front."""
+    text = io.StringIO()
+    cells = (list(map(_inert, row)) if escape else row for row in rows)
+    csv.writer(text, lineterminator="\n").writerows(cells)
+    return text.getvalue()
+
+
+def _inert(cell):
+    if not cell.lstrip().startswith(_FORMULA) and not cell.startswith(("\t", "\r")):
+        return cell
+    return cell if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", cell) else "'" + cell
+
+
 @click.command(
     "forecast",
     epilog="""\b
@@ -677,9 +697,12 @@ Examples:
 @click.option(
     "--plot", "png", type=click.Path(dir_okay=False), help="PNG file to draw: truth, earlier forecasts, this."
 )
+@click.option("--escape/--no-escape", default=True,
+              help="In --out: put ' before text that a spreadsheet would compute, with =, +, -, @ in front.")  # fmt: skip
 @options.backend
+@options.max_memory
 @options.as_json
-def forecast_command(run, file, steps, out, png, backend, as_json):
+def forecast_command(run, file, steps, out, png, escape, backend, as_json):
     """Forecast what comes behind the end of a series, with the model in RUN.
 
     CSV has the columns of the file that the model was trained on; without it, it is that file. The picture also shows
@@ -688,6 +711,7 @@ def forecast_command(run, file, steps, out, png, backend, as_json):
     trained, document = load(run, backend, "series"), read_run(run)[1]
     settings, facts = trained.settings, trained.facts
     path = file or document["files"][0]
+    run_folder.check_outputs(run, [path, *document["files"]], out=out, plot=png)
     table = read_table(path, facts, settings.fill)
     values = forecast(trained, table, steps)
     coming = continue_moments(table.moments, len(values)) if table.moments else None
@@ -718,18 +742,15 @@ def forecast_command(run, file, steps, out, png, backend, as_json):
             name=facts["target"],
         )
     if out:
-        rows = io.StringIO()
-        csv.writer(rows, lineterminator="\n").writerows(
-            [(facts["date"] or "row", facts["target"]), *zip(labels, map(repr, values.tolist()), strict=True)]
-        )
-        write_text_atomic(out, rows.getvalue())
+        rows = [(facts["date"] or "row", facts["target"]), *zip(labels, map(repr, values.tolist()), strict=True)]
+        write_text_atomic(out, csv_text(rows, escape))
     if as_json:
         options.print_json({"target": facts["target"], "at": labels, "forecast": values.tolist(), "rows": len(table)})
         return
     for label, value in zip(labels, values, strict=True):
-        click.echo(f"{label}  {value:.6g}")
+        options.say(f"{label}  {value:.6g}")
     for made in filter(None, (out, png)):
-        click.echo(made)
+        options.say(made)
 
 
 TASK = SeriesTask()

@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from .. import options, rng
+from .. import options, rng, run_folder
 from ..audio import log_mel, read_wav, resample
 from ..ctc import ctc_beam_search, ctc_greedy, ctc_loss
 from ..data import Batch, order_batches, pad
@@ -31,7 +31,7 @@ from ..module import check_dtype
 from ..training import measure
 from ..vocabulary import UNKNOWN, Vocabulary, read_lines
 from .classify import right_and_all
-from .run import Data, Settings, Task, changed, checksum, load, recurrent, setting
+from .run import Data, Settings, Task, changed, checksum, load, read_run, recurrent, setting
 
 _log = logging.getLogger("gpurnn")
 
@@ -176,6 +176,9 @@ class SpeechTask(Task):
             layers["pooling"] = Pooling(size, settings.pooling, directions, seed=next(seeds), **shared)
         layers["linear"] = Linear(size, _outputs(facts), seed=next(seeds), **shared)
         return Sequential(layers)
+
+    def sizes(self, settings, facts):
+        return {"stack": settings.stack * len(facts["mean"])}
 
     def loss(self, settings, facts):
         return cross_entropy if settings.target == "class" else known_ctc_loss
@@ -537,7 +540,7 @@ def transcribe(trained, features, beam=None):
 
 def plot_transcription(features, found, trained, png):
     """Draw features (T, bands) and above each moment how probable each character is; found: of ``transcribe``."""
-    from ..plots import new_figure, save_figure
+    from ..plots import new_figure, plain, save_figure
 
     settings, posteriors = trained.settings, found["posteriors"]
     frames = len(posteriors) * settings.stack  # the last step may reach past the end
@@ -551,10 +554,10 @@ def plot_transcription(features, found, trained, png):
         above.plot(times, line, lw=1.5, **shown)
         peaks = np.flatnonzero((line > 0.5) & (line >= np.roll(line, 1)) & (line > np.roll(line, -1)))
         for step in peaks if number != UNKNOWN else ():
-            above.annotate(character, (times[step], line[step]), ha="center", va="bottom")
+            above.annotate(plain(character), (times[step], line[step]), ha="center", va="bottom")
     above.set_ylim(0, 1.15)
     above.set_ylabel("probability (dotted: blank)")
-    above.set_title(found["text"])
+    above.set_title(plain(found["text"]))
     extent = (0, len(features) * settings.hop / 1000, 0, features.shape[1])
     below.imshow(features.T, origin="lower", aspect="auto", extent=extent)
     below.set_xlim(0, seconds)
@@ -576,12 +579,14 @@ Examples:
 @click.option("--beam", type=click.IntRange(1), help="Texts followed at a time  [default: the best path alone]")
 @click.option("--plot", type=click.Path(dir_okay=False), help="PNG to draw the first FILE and its characters on.")
 @options.backend
+@options.max_memory
 @options.as_json
 def transcribe_command(run, files, beam, plot, backend, as_json):
     """What is said in each WAV FILE, by the trained model in the folder RUN."""
     trained = load(run, backend, "speech")
     if plot and "classes" in trained.facts:
         raise click.UsageError("--plot shows characters over time: this model knows only classes.")
+    run_folder.check_outputs(run, [*files, *read_run(run)[1]["files"]], plot=plot)
     results = []
     for file in files:
         features, _ = wav_features(file, trained.settings, _known_rate(trained, file))
@@ -591,7 +596,7 @@ def transcribe_command(run, files, beam, plot, backend, as_json):
         found.pop("posteriors", None)
         results.append({"file": file} | found)
         if not as_json:
-            click.echo(f"{file}\t{found['text']}")
+            options.say(f"{file}\t{found['text']}")
     if as_json:
         options.print_json(results)
 
