@@ -188,12 +188,10 @@ def naming(files):
     names = [str(file) for file in files]
     try:
         yield
-    except FileError:
-        raise
     except (ValueError, ArithmeticError, LookupError, RecursionError, TypeError) as error:
         if not names or any(name in str(error) for name in names):
             raise
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         text = f"{shown}: {one_line(error, 2000)}"
         kept = type(error) if type(error).__module__.startswith("gpurnn") else FileError
         raise kept(text) from error

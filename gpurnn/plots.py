@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import check_shape
+from .errors import FileError, check_shape
 from .files import printable, write_bytes_atomic
 from .run_folder import FLOW, HISTORY, SOFTWARE, read_flow, read_history
 
@@ -21,7 +21,7 @@ def plot_history(records, png):
     steps = [r for r in records if r["kind"] == "step"]
     epochs = [r for r in records if r["kind"] == "epoch"]
     if not steps and not epochs:
-        raise ValueError(f"{source} is empty: nothing to draw yet")
+        raise FileError(f"{source} is empty: nothing to draw yet")
     last = epochs[-1] if epochs else {}
     names = [name for name in last if name.startswith("validation_") and name != "validation_loss"]
     figure = new_figure(8, 8 if names else 6)
@@ -71,7 +71,8 @@ def plot_gradient_flow(flow, png):
     else:
         moments = [record["layers"] for record in read_flow(flow)]
     if not moments or not moments[-1]:
-        raise ValueError("no gradient flow was recorded: nothing to draw")
+        place = "" if isinstance(flow, dict) else f"{flow}: "
+        raise FileError(f"{place}no gradient flow was recorded: nothing to draw")
     names = list(moments[-1])
     figure = new_figure(8, 2.2 * len(names) + 1)
     axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]

@@ -12,11 +12,13 @@ import tempfile
 import numpy as np
 
 from .errors import FileError, check_number
-from .files import check_room, open_regular
+from .files import check_room, naming, open_regular
 
 IN_MEMORY = 64 << 20  # bytes of text up to which its ids stay in memory; above they lie in a temporary file
 _PIECE = 1 << 20  # bytes read at once
-_BYTE_COST, _LINE_COST = 8, 100  # bytes of memory that a byte of a table, and a line of it, take at least
+_BYTE_COST, _LINE_COST = 8, 400  # bytes of memory for a byte of a table, and for a line of it
+_WORD_COST = 150  # bytes of memory for a different word that is counted
+_LONGEST_WORD = 1 << 24  # characters; where there is no white space in so many, a word is cut
 UNKNOWN = 0  # id of every character or word that is not in the vocabulary
 _WORD = re.compile(r"<\w+>|\w+(?:['\u2019]\w+)*|\n|[^\w\s]")
 
@@ -119,6 +121,7 @@ def count_words(texts, size=None):
     counts = collections.Counter()
     for text in texts:
         counts.update(words(text))
+        check_room("the text", _WORD_COST * len(counts), f"its {len(counts):,} different words")
     counts.pop("<unk>", None)
     return sorted(counts, key=lambda word: (-counts[word], word))[:size]
 
@@ -169,7 +172,8 @@ def read_text(files=(), vocabulary=None, folder=None, *, level="characters", siz
     bytes_in_all = sum(os.path.getsize(path) for path in files)
     if vocabulary is None:
         if level == "words":
-            entries = count_words(texts(), size)
+            with naming(files):
+                entries = count_words(texts(), size)
         else:
             seen = np.zeros(0x110000, dtype=bool)
             for piece in texts():
@@ -195,6 +199,8 @@ def _unbroken(pieces):
     for piece in pieces:
         text = rest + piece
         cut = max(text.rfind(" "), text.rfind("\n")) + 1
+        if not cut and len(text) > _LONGEST_WORD:
+            cut = len(text)
         if cut:
             yield text[:cut]
         rest = text[cut:]

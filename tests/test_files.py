@@ -110,7 +110,9 @@ def test_resume_without_the_last_checkpoint_goes_on_from_the_best(copied, caplog
     assert "last.json is missing" in caplog.text
     a, b = (load(folder, "cpu").model.state_dict() for folder in ("whole", "parts"))
     assert all(np.array_equal(a[name], b[name]) for name in a)
-    epochs = [r for r in map(json.loads, Path("parts", "history.jsonl").read_text().splitlines()) if r["kind"] == "epoch"]
+    epochs = [
+        r for r in map(json.loads, Path("parts", "history.jsonl").read_text().splitlines()) if r["kind"] == "epoch"
+    ]
     assert [r["epoch"] for r in epochs] == [1, 2]
 
 
@@ -154,8 +156,11 @@ def test_evaluating_leaves_a_picture_of_others(copied):
 @needs("matplotlib")
 def test_outputs_are_no_inputs(copied, runs):
     before = Path("x.csv").read_bytes()
-    for how in (["x.csv", "--out", "x.csv"], ["--out", runs / "x.csv"], ["x.csv", "--plot", "x.csv"],
-                ["x.csv", "--out", "./x.csv"], ["--out", "same", "--plot", "same"], ["--out", "series/last.json"]):  # fmt: skip
+    same = ["--out", "same", "--plot", "same"]
+    for how in (
+        ["x.csv", "--out", "x.csv"], ["--out", runs / "x.csv"], ["x.csv", "--plot", "x.csv"],
+        ["x.csv", "--out", "./x.csv"], same, ["--out", "series/last.json"],
+    ):  # fmt: skip
         assert refused("forecast", "series", *how), how
     assert Path("x.csv").read_bytes() == (runs / "x.csv").read_bytes() == before and not Path("same").exists()
     tunes = Path("tunes.json").read_bytes()
@@ -304,7 +309,9 @@ def start(folder, *arguments, **options):
 
 
 def test_runs_that_start_together_have_folders_of_their_own(copied):
-    started = [start(copied, "train", "text", "book.txt", "--steps", 8, "--batch", 4, *TINY, "--json") for _ in range(3)]
+    started = [
+        start(copied, "train", "text", "book.txt", "--steps", 8, "--batch", 4, *TINY, "--json") for _ in range(3)
+    ]
     ended = [process.communicate(timeout=120) for process in started]
     assert [process.returncode for process in started] == [0, 0, 0], ended
     assert len({json.loads(out)["run"] for out, _ in ended}) == 3

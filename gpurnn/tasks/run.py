@@ -13,6 +13,7 @@ writes (training.py).
 import contextlib
 import itertools
 import json
+import os
 import types
 import typing
 import zlib
@@ -323,7 +324,7 @@ def prepare(task, files=(), folder=None, settings=None, *, backend=None, resume=
     a folder that was made for the run is then removed.
     """
     task = get_task(task)
-    folder, files = Path(folder or Path("runs", task.name)), [str(Path(file).resolve()) for file in files]
+    folder, files = Path(folder or Path("runs", task.name)), [os.path.abspath(file) for file in files]
     if resume:
         _config_path(folder)
     made = _make_folder(folder)

@@ -28,8 +28,8 @@ import numpy as np
 
 from .. import options, rng, run_folder
 from ..data import Batch
-from ..errors import check_size
-from ..files import write_text_atomic
+from ..errors import FileError, check_size
+from ..files import check_room, naming, read_bytes, write_text_atomic
 from ..layers import Dropout, Linear, Pooling, Sequential
 from ..losses import mae, mse
 from ..module import Module, check_dtype
@@ -45,6 +45,7 @@ _DATE_FORMS = (
     "%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%d", "%Y-%m",
     "%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y/%m/%d", "%Y%m%d", "%Y",
 )  # fmt: skip
+_BYTE_COST, _ROW_COST, _CELL_COST = 6, 200, 80  # bytes of memory for a byte of a table, a row of it and a cell
 # what a formula begins with in a spreadsheet, in both widths
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
@@ -202,18 +203,22 @@ class Table:
 
 def _rows(path):
     """(header, [(number of the line, cells)]) of a CSV file; separated by comma, semicolon or tab."""
-    with open(path, "rb") as file:
-        data = file.read()
+    data = read_bytes(path, factor=_BYTE_COST, what="its text")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not UTF-8: byte {error.start} is {data[error.start]:#04x}") from error
+        raise FileError(f"{path}: is not UTF-8: byte {error.start} is {data[error.start]:#04x}") from error
     first = text.partition("\n")[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
+    rows, room = [], 0
     try:
-        rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if cells != []]
+        for cells in reader:
+            if cells != []:
+                rows.append((reader.line_num, [cell.strip() for cell in cells]))
+                room += _ROW_COST + _CELL_COST * len(cells)
+                check_room(path, room, "its table")
     except csv.Error as error:
-        raise ValueError(f"{path}: line {reader.line_num}: {error}") from error
+        raise FileError(f"{path}: line {reader.line_num}: {error}") from error
     if not rows:
         raise ValueError(f"{path}: is empty")
     (_, header), *rows = rows
@@ -314,7 +319,7 @@ def _moments(cells):
 
 def continue_moments(moments, count):
     """``count`` datetimes that go on as the last of ``moments`` do, by whole months or by equal times; None where these
-    do neither."""
+    do neither, or the calendar ends."""
     tail = moments[-4:]
     pairs = list(zip(tail, tail[1:], strict=False))
     months = {12 * (b.year - a.year) + b.month - a.month for a, b in pairs}
@@ -326,9 +331,11 @@ def continue_moments(moments, count):
         and last.day < 29
     ):
         places = [month + min(months) * k for k in range(1, count + 1)]
+        if places and places[-1] // 12 > datetime.max.year:
+            return None
         return [last.replace(year=place // 12, month=place % 12 + 1) for place in places]
     times = {b - a for a, b in pairs}
-    if len(times) == 1 and min(times) > timedelta(0):
+    if len(times) == 1 and min(times) > timedelta(0) and (datetime.max - last) // min(times) >= count:
         return [last + min(times) * k for k in range(1, count + 1)]
     return None
 
@@ -698,7 +705,7 @@ Examples:
     "--plot", "png", type=click.Path(dir_okay=False), help="PNG file to draw: truth, earlier forecasts, this."
 )
 @click.option("--escape/--no-escape", default=True,
-              help="In --out: put ' before text that a spreadsheet would compute, with =, +, -, @ in front.")  # fmt: skip
+              help="In --out: put ' before text that a spreadsheet would compute: =, +, -, @ come first.")  # fmt: skip
 @options.backend
 @options.max_memory
 @options.as_json
@@ -712,8 +719,9 @@ def forecast_command(run, file, steps, out, png, escape, backend, as_json):
     settings, facts = trained.settings, trained.facts
     path = file or document["files"][0]
     run_folder.check_outputs(run, [path, *document["files"]], out=out, plot=png)
-    table = read_table(path, facts, settings.fill)
-    values = forecast(trained, table, steps)
+    with naming([path]):
+        table = read_table(path, facts, settings.fill)
+        values = forecast(trained, table, steps)
     coming = continue_moments(table.moments, len(values)) if table.moments else None
     if coming is None:
         labels = [f"+{k}" for k in range(1, len(values) + 1)]

@@ -12,8 +12,6 @@ are pooled over time instead.
 
 import logging
 import re
-import zipfile
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,16 +22,21 @@ from .. import options, rng, run_folder
 from ..audio import log_mel, read_wav, resample
 from ..ctc import ctc_beam_search, ctc_greedy, ctc_loss
 from ..data import Batch, order_batches, pad
+from ..errors import FileError
+from ..files import check_room, naming
 from ..layers import BatchNorm, Dropout, Linear, Pooling, Sequential
 from ..losses import cross_entropy
 from ..metrics import edit_distance
 from ..module import check_dtype
+from ..npz import read_npz
 from ..training import measure
 from ..vocabulary import UNKNOWN, Vocabulary, read_lines
 from .classify import right_and_all
 from .run import Data, Settings, Task, changed, checksum, load, read_run, recurrent, setting
 
 _log = logging.getLogger("gpurnn")
+_NPZ_FACTOR = 6  # how many times the features' size their statistics take in memory
+_UTTERANCE_COST = 1000  # bytes of memory for an utterance besides its features
 
 
 @dataclass
@@ -296,12 +299,12 @@ def read_utterances(file, settings, rate=None):
     utterances = []
     for n, line in tqdm(lines, desc="reading", unit=" files", leave=False, disable=None):
         path, tab, text = line.partition("\t")
-        if not (tab and path.strip()):
-            raise ValueError(f"{file}: line {n} should be a path, a tab and a transcript, got {line[:60]!r}")
+        if not (tab and path.strip()) or "\0" in path:
+            raise FileError(f"{file}: line {n} should be a path, a tab and a transcript, got {line[:60]!r}")
         try:
             features, rate = wav_features(file.parent / path.strip(), settings, rate)
         except (ValueError, OSError) as error:
-            raise ValueError(f"{file}: line {n}: {error}") from error
+            raise FileError(f"{file}: line {n}: {error}") from error
         utterances.append(Utterance(features, text.strip()))
     return utterances, rate
 
@@ -312,21 +315,17 @@ def wav_features(path, settings, rate=None):
     rate = rate or given
     names = ("window", "hop", "fft", "bands", "fmin", "fmax", "floor")
     options = {name: getattr(settings, name) for name in names}
-    return log_mel(resample(samples, given, rate), rate, **options), rate
+    with naming([path]):
+        return log_mel(resample(samples, given, rate), rate, **options), rate
 
 
 def _read_features(file, settings, rate):
-    try:
-        with open(file, "rb") as opened:
-            arrays = np.load(opened)  # takes no pickles
-            names = () if isinstance(arrays, np.ndarray) else ("frames", "length", "label", "is_test")
-            found = {name: arrays[name] for name in names if name in arrays}
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{file}: is not an .npz file, or is damaged ({error})") from error
+    found = read_npz(file, {"frames", "length", "label", "is_test"}.__contains__, _NPZ_FACTOR)
     missing = [name for name in ("frames", "length", "label") if name not in found]
     if missing:
         raise ValueError(f"{file}: lacks the arrays {', '.join(missing)}")
     frames, length, label = found["frames"], found["length"], found["label"]
+    check_room(file, _UTTERANCE_COST * label.size, f"its {label.size:,} utterances")
     is_test = found.get("is_test", np.zeros(label.shape, bool)).astype(bool)
     if frames.ndim != 2 or frames.dtype.kind != "f":
         raise ValueError(f"{file}: frames should be numbers (N, bands), got {frames.dtype} {frames.shape}")

@@ -9,10 +9,10 @@ The model is the encoder-decoder of seq2seq.py, trained by teacher forcing, with
 text is cut into the tokens of tokens.py.
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import click
 import numpy as np
@@ -66,7 +66,7 @@ class TranslateSettings(Settings):
         if self.hidden % 2:
             raise ValueError(f"hidden should be even, half of it for each direction of the encoder; got {self.hidden}")
         if self.valid_file is not None:
-            self.valid_file = str(Path(self.valid_file).resolve())
+            self.valid_file = os.path.abspath(self.valid_file)
 
 
 class TranslateTask(Task):
