@@ -69,6 +69,8 @@ def run(suite, names, backends, only, threads, rounds, seconds, out, bidirection
     """Time the cases of a suite; results are written after each case."""
     from tqdm import tqdm
 
+    from gpurnn.files import fresh_path
+
     from .report import table
     from .run import run as run_cases
 
@@ -78,7 +80,7 @@ def run(suite, names, backends, only, threads, rounds, seconds, out, bidirection
         raise click.UsageError(f"--only: no case of this suite has {' or '.join(only)} in its name")
     names = [*names, *(f"gpurnn-{backend}" for backend in backends)]
     names = names or [name for name in USUAL if missing(name) is None]
-    out = out or time.strftime("bench-%Y%m%d-%H%M%S.json")
+    out = out or str(fresh_path(time.strftime("bench-%Y%m%d-%H%M%S"), ".json"))
     document = run_cases(
         cases, names, threads=threads, rounds=rounds, seconds=seconds, out=out,
         command=shlex.join(["gpurnn", "bench", *(part.replace(out, Path(out).name) for part in sys.argv[1:])]),
@@ -128,6 +130,8 @@ def probe(out, only, as_json):
 
     from tqdm import tqdm
 
+    from gpurnn.files import fresh_path
+
     from .machine import environment
     from .probe import MEASUREMENTS, Gpu, lines
     from .probe import probe as measure
@@ -140,7 +144,7 @@ def probe(out, only, as_json):
         raise click.UsageError(f"--only: expected some of {', '.join(MEASUREMENTS)}, got {', '.join(sorted(unknown))}")
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     found = measure(Gpu(), only or tuple(MEASUREMENTS), lambda names: tqdm(names, leave=False, disable=None))
-    out = out or time.strftime("probe-%Y%m%d-%H%M%S.json")
+    out = out or str(fresh_path(time.strftime("probe-%Y%m%d-%H%M%S"), ".json"))
     document = {"format": FORMAT, "kind": "probe", "started": started, "environment": environment(), "probe": found}
     write(out, document)
     if as_json:
@@ -202,10 +206,13 @@ def compare(old, new, fail_below):
 @click.option("--out", type=click.Path(dir_okay=False), help="PNG or SVG file  [default: beside FILE]")
 def plot(file, kind, out):
     """Draw a results file: time against size, roofline or crossover, a panel for each cell and pass."""
+    from gpurnn.files import refuse_same
+
     from .plots import plot as draw
     from .report import load
 
     out = out or str(Path(file).with_suffix(".png" if kind == "size" else f".{kind}.png"))
+    refuse_same(out, [file])
     draw(load(file), out, kind)
     click.echo(out)
 
@@ -219,7 +226,7 @@ def report(files, page):
 
     documents = {Path(file).stem: load(file) for file in files}
     if page:
-        Path(page).write_text(html(documents), encoding="utf-8")
+        _write_page(page, html(documents), files)
         click.echo(page)
         return
     for name, document in documents.items():
@@ -227,6 +234,13 @@ def report(files, page):
         for line in markdown(document):
             click.echo(line)
         click.echo()
+
+
+def _write_page(page, text, reads=()):
+    from gpurnn.files import refuse_same, write_text_atomic
+
+    refuse_same(page, reads, "html")
+    write_text_atomic(page, text)
 
 
 @main.command()
@@ -241,7 +255,7 @@ def readme(page, results, check):
     made = fill(text, results)
     if check:
         click.get_current_context().exit(int(made != text))
-    Path(page).write_text(made, encoding="utf-8")
+    _write_page(page, made)
     click.echo(f"{page}: {'changed' if made != text else 'as it was'}")
 
 

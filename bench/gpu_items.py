@@ -184,9 +184,9 @@ def _headline(case, pool, seconds):
 
 def compare(case, ours, theirs):
     """Are two files of results the same within what the arithmetic of a case allows?"""
-    with np.load(ours) as file:
+    with np.load(ours, allow_pickle=False) as file:
         got = dict(file)
-    with np.load(theirs) as file:
+    with np.load(theirs, allow_pickle=False) as file:
         expected = dict(file)
     worst, where = 0.0, ""
     for name, value in expected.items():

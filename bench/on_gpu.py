@@ -15,6 +15,8 @@ import signal
 import time
 from pathlib import Path
 
+from gpurnn.files import check_target
+
 from .gpu_workers import Pool, Trouble, one_line, plain
 
 RESULTS, LOG = "result.jsonl", "log.txt"
@@ -39,6 +41,8 @@ class Journal:
         self._files = {RESULTS: [], LOG: []}
         for place in filter(None, (self.folder, self.mirror)):
             place.mkdir(parents=True, exist_ok=True)
+            for name in self._files:
+                check_target(place / name)  # follows no link
             self._cut_half_a_line(place / RESULTS)
             for name, files in self._files.items():
                 if place == self.mirror and not (place / name).exists():  # what came before belongs to it, too

@@ -20,6 +20,8 @@ def plot(document, path, kind="size"):
 
     if not rivals(document):
         raise ValueError("nothing was timed in this file")
+    from gpurnn.plots import save_figure
+
     draw = {"size": _size, "roofline": _roofline, "crossover": _crossover}.get(kind) or _axis(kind)
     panels = list(dict.fromkeys((row["case"]["cell"], row["case"]["what"]) for row in document["cases"]))
     columns = min(3, len(panels))
@@ -40,7 +42,10 @@ def plot(document, path, kind="size"):
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)), fontsize=8)
-    figure.savefig(path, dpi=120, format="svg" if hasattr(path, "write") else None)
+    if hasattr(path, "write"):
+        figure.savefig(path, dpi=120, format="svg")
+    else:
+        save_figure(figure, path)
     plt.close(figure)
 
 

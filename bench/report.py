@@ -10,12 +10,19 @@ from pathlib import Path
 from .rivals import RIVALS
 from .run import FORMAT, times
 
+_ROW = {"name", "case", "steps", "floors", "results"}
+
 
 def load(path):
     """A document that ``run`` wrote. Raises ValueError where it is none."""
-    document = json.loads(Path(path).read_text())
+    from gpurnn.files import FileError, parse_json, read_bytes
+
+    document = parse_json(read_bytes(path, factor=8), path, finite=False)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise ValueError(f"{path}: expected a benchmark file of format {FORMAT}")
+        raise FileError(f"{path}: expected a benchmark file of format {FORMAT}")
+    rows = document.get("cases")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and set(row) >= _ROW for row in rows):
+        raise FileError(f"{path}: expected cases, each with {', '.join(sorted(_ROW))}")
     return document
 
 

@@ -217,6 +217,8 @@ def run(cases, names, *, threads, rounds=5, seconds=0.1, out=None, command="", p
         "threads": threads, "rounds": rounds, "l2": "hot: nothing is flushed between runs",
         "environment": environment(), "ceilings": ceilings(), "cases": [],
     }  # fmt: skip
+    from gpurnn.files import is_stream
+
     unable = {name: _rivals.missing(name) if name in _rivals.RIVALS else None for name in names}
     workers = {name: Worker(name, threads) for name in names if unable[name] is None}
     judge = Worker("reference", os.cpu_count())
@@ -244,8 +246,10 @@ def run(cases, names, *, threads, rounds=5, seconds=0.1, out=None, command="", p
             }
             row = {"name": case.name, "case": case.as_dict(), "flops": case.flops, "bytes": case.bytes}
             document["cases"].append(row | {"steps": case.steps, "floors": floors, "results": results})
-            if out:
+            if out and not is_stream(out):
                 write(out, document)
+        if out and is_stream(out):  # which holds one document, not one for each case
+            write(out, document)
     finally:
         for worker in (judge, *workers.values()):
             worker.close()
@@ -291,11 +295,7 @@ def times(samples):
 
 def write(path, document):
     """Write JSON so that a reader or a kill finds the old file or the new one, never half of one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(document, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    from gpurnn.files import write_text_atomic
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(path, json.dumps(document, indent=1))

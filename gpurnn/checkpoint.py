@@ -18,7 +18,6 @@ import contextlib
 import glob
 import hashlib
 import json
-import os
 import re
 import secrets
 from pathlib import Path
@@ -29,6 +28,18 @@ from safetensors.numpy import load as tensors_from_bytes
 from safetensors.numpy import save as tensors_to_bytes
 
 from .backend import array_ops
+from .errors import FileError
+from .files import (
+    check_target,
+    file_size,
+    one_line,
+    open_regular,
+    parse_json,
+    read_json,
+    temporary_target,
+    write_bytes_atomic,
+    write_json_atomic,
+)
 
 _FORMAT, _VERSION = "gpurnn-checkpoint", 1
 _READERS = {  # suffix of a file of others -> what makes a state dictionary of it
@@ -39,8 +50,8 @@ _READERS = {  # suffix of a file of others -> what makes a state dictionary of i
 }
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written, or the one read is damaged or does not fit; the message names the file."""
+class CheckpointError(FileError, RuntimeError):
+    """A file of a run could not be written, or the one read is damaged or does not fit; the message names the file."""
 
 
 def save_checkpoint(path, arrays, document):
@@ -72,7 +83,8 @@ def save_checkpoint(path, arrays, document):
         "document": json.loads(text),
     }
     try:
-        write_bytes_atomic(path.with_name(name), data)
+        check_target(path)
+        write_bytes_atomic(path.with_name(name), data, path)
         write_json_atomic(path, header)  # its rename is the commit
     except OSError as error:
         if _tensor_file(path) != name:
@@ -93,7 +105,9 @@ def load_checkpoint(path):
     for _ in range(3):  # a running training may replace the pair between the two reads
         tensors = path.with_name(header["tensors"]["file"])
         try:
-            data = tensors.read_bytes()
+            with open_regular(tensors, CheckpointError) as file:
+                _check_size(file, tensors, header, path)
+                data = file.read(header["tensors"]["size"])
             break
         except FileNotFoundError:
             header = _read_header(path)
@@ -101,17 +115,47 @@ def load_checkpoint(path):
             raise CheckpointError(f"{tensors}: cannot be read: {error}") from error
     if data is None:
         raise CheckpointError(f"{tensors}: is missing; {path} names it as its tensor file")
-    size, digest = header["tensors"]["size"], header["tensors"]["sha256"]
-    if len(data) != size:
-        raise CheckpointError(f"{tensors}: is damaged: {len(data)} bytes, {path.name} says {size}")
-    if _sha256(data) != digest:
+    if _sha256(data) != header["tensors"]["sha256"]:
         raise CheckpointError(f"{tensors}: is damaged: its SHA-256 is not the one in {path.name}")
     try:
         arrays = tensors_from_bytes(data)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{tensors}: is not a safetensors file: {error}") from error
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{tensors}: is not a safetensors file: {one_line(error)}") from error
     _check_finite(tensors, arrays)
     return arrays, header["document"]
+
+
+def _check_size(file, tensors, header, path):
+    """Raise CheckpointError unless an open tensor file is as long as its JSON file says."""
+    size, found = header["tensors"]["size"], file_size(file)
+    if found != size:
+        raise CheckpointError(f"{tensors}: is damaged: {found} bytes, {path.name} says {size}")
+
+
+def checkpoint_shapes(path):
+    """Name -> shape of a checkpoint's arrays; only the header of the tensor file is read. Raises CheckpointError."""
+    path = _json_path(path)
+    header = _read_header(path)
+    tensors = path.with_name(header["tensors"]["file"])
+    try:
+        with open_regular(tensors, CheckpointError) as file:
+            _check_size(file, tensors, header, path)
+            length = int.from_bytes(file.read(8), "little")
+            entries = parse_json(file.read(min(length, header["tensors"]["size"])), tensors, CheckpointError)
+        return {name: tuple(entry["shape"]) for name, entry in entries.items() if name != "__metadata__"}
+    except OSError as error:
+        raise CheckpointError(f"{tensors}: cannot be read: {error}") from error
+    except (TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{tensors}: is not a safetensors file: {one_line(error)}") from error
+
+
+def is_checkpoint(path):
+    """Whether a file is the JSON file of a checkpoint, however damaged its tensors may be."""
+    try:
+        _read_header(_json_path(path))
+    except (CheckpointError, ValueError):
+        return False
+    return True
 
 
 def remove_checkpoint(path):
@@ -119,46 +163,6 @@ def remove_checkpoint(path):
     path = _json_path(path)
     path.unlink(missing_ok=True)
     _remove_tensors(path, keep=None)
-
-
-def write_json_atomic(path, document):
-    """``write_bytes_atomic`` of an indented JSON text. Raises ValueError for NaN and infinity: JSON has neither."""
-    write_text_atomic(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
-
-
-def write_text_atomic(path, text):
-    """``write_bytes_atomic`` of a text in UTF-8."""
-    write_bytes_atomic(path, text.encode())
-
-
-def write_bytes_atomic(path, data):
-    """Write a file so that ``path`` holds all of ``data`` or what it held before, even after a power cut.
-
-    A temporary file in the same folder is written, flushed to the disk and renamed; on an OSError it is removed.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder):
-    """Make renames in ``folder`` survive a power cut (Windows cannot open folders and needs nothing)."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _json_path(path):
@@ -178,11 +182,9 @@ def _json_path(path):
 def _read_header(path):
     """The JSON file, checked; everything but the tensors."""
     try:
-        header = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        header = read_json(path, error=CheckpointError)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is damaged: not JSON ({error})") from error
     if isinstance(header, dict) and "task" in header and "format" not in header:
         raise CheckpointError(
             f"{path}: describes a run of the task {header['task']}: gpurnn.tasks.run.load(folder) reads it"
@@ -196,7 +198,11 @@ def _read_header(path):
     tensors = header.get("tensors")
     if not isinstance(tensors, dict) or not _is_tensor_name(path, tensors.get("file")):
         raise CheckpointError(f"{path}: is damaged: it names no tensor file of its own")
-    if "document" not in header or header.get("sha256") != _sha256(_canonical(header["document"]).encode()):
+    size = tensors.get("size")
+    if type(size) is not int or size < 0 or not isinstance(tensors.get("sha256"), str):
+        raise CheckpointError(f"{path}: is damaged: it does not say size and SHA-256 of its tensor file")
+    digest = document_digest(header.get("document"))
+    if "document" not in header or digest is None or header.get("sha256") != digest:
         raise CheckpointError(f"{path}: is damaged: its document does not have the SHA-256 it was saved with")
     return header
 
@@ -217,7 +223,7 @@ def _is_tensor_name(path, name):
 def _remove_tensors(path, keep):
     """Remove what earlier saves to ``path`` left: tensor files other than ``keep``, unfinished temporary files."""
     for file in path.parent.glob(f"*{glob.escape(path.stem)}*"):
-        target = re.sub(r"^\.(.*)\.[0-9a-f]{8}\.tmp$", r"\1", file.name)  # what a temporary file was to become
+        target = temporary_target(file.name) or file.name
         unfinished = target != file.name and target == path.name
         if file.name != keep and (unfinished or _is_tensor_name(path, target)):
             with contextlib.suppress(OSError):
@@ -230,8 +236,12 @@ def _check_finite(path, arrays):
             raise CheckpointError(f"{path}: array {name!r} holds values that are not finite")
 
 
-def _refuse_constant(name):
-    raise ValueError(f"{name} is no JSON number")
+def document_digest(document):
+    """SHA-256 of a JSON-ready document, whatever the order of its keys; None where it cannot be written as JSON."""
+    try:
+        return _sha256(_canonical(document).encode())
+    except (ValueError, RecursionError, UnicodeEncodeError):
+        return None
 
 
 def _canonical(document):

@@ -1,8 +1,10 @@
 """The ``gpurnn`` command and its subcommands. What is heavy is imported by the command that needs it.
 
-Exit codes: 0 done; 1 a run failed (diverged, damaged checkpoint, no GPU, disk full); 2 wrong arguments; 130 Ctrl-C.
+Exit codes: 0 done; 1 a run failed (diverged, damaged run or checkpoint, folder in use, no GPU, disk full); 2 wrong
+arguments, or a file that is not what it should be; 130 Ctrl-C; 143 SIGTERM.
 """
 
+import contextlib
 import errno
 import importlib.metadata
 import os
@@ -17,6 +19,7 @@ import click
 from click.core import ParameterSource
 
 from . import options
+from .files import one_line
 from .module import DTYPES
 from .tasks import TASKS, get_task
 from .tasks.run import Settings, kind_of
@@ -59,13 +62,13 @@ class _Commands(_Whole):
     def invoke(self, ctx):
         from .backend import BackendError
         from .checkpoint import CheckpointError
-        from .training import TrainingError
+        from .training import Terminated, TrainingError
 
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as signal:
             click.echo("\nInterrupted.", err=True)
-            ctx.exit(130)
+            ctx.exit(143 if isinstance(signal, Terminated) else 130)
         except (BackendError, CheckpointError, TrainingError, OSError, MemoryError, ImportError) as error:
             if ctx.params.get("debug") or getattr(error, "errno", None) == errno.EPIPE:  # click ends quietly on EPIPE
                 raise
@@ -77,7 +80,7 @@ class _Commands(_Whole):
 
 
 def _fail(error, code):
-    failure = click.ClickException(" ".join((str(error) or type(error).__name__).split()))
+    failure = click.ClickException(one_line(error, 2000))
     failure.exit_code = code
     raise failure from error
 
@@ -162,16 +165,17 @@ def _run_options(name):
         click.option("--checkpoint-every", type=click.IntRange(1), help="Save also after every so many steps."),
         click.option("--progress/--no-progress", default=True, help="Show a progress bar."),
         click.option("--flow", is_flag=True, help="Record how far back in time the gradient reaches."),
+        options.max_memory,
         options.as_json,
     )  # fmt: skip
 
 
 def _train(task, files, backend, out, resume, overwrite, checkpoint_every, progress, flow, as_json, **settings):
     """Train a model of ``task`` and say what is done."""
-    from .tasks.run import prepare, read_run
+    from .tasks.run import fresh_folder, prepare, read_run
 
     ctx = click.get_current_context()
-    say = lambda line="": click.echo(line, err=as_json)  # noqa: E731  (stdout is for the JSON document)
+    say = lambda line="": options.say(line, err=as_json)  # noqa: E731  (stdout is for the JSON document)
     if resume and not out:
         raise click.UsageError("--resume needs --out, the folder of the run to continue.")
     if resume and overwrite:
@@ -186,9 +190,22 @@ def _train(task, files, backend, out, resume, overwrite, checkpoint_every, progr
         if settings.get("epochs", 0) > old.epochs and old.schedule in ("cosine", "step"):
             ended = f"the {old.schedule} schedule ended with epoch {old.epochs}: the learning rate stays low"
             say(_row("Note", ended))
-    folder = Path(out) if out else _fresh_folder(task.name)
-    run = prepare(task.name, files, folder, backend=backend, resume=resume, overwrite=overwrite, **settings)
+    folder = Path(out) if out else fresh_folder(task.name)
+    try:
+        run = prepare(task.name, files, folder, backend=backend, resume=resume, overwrite=overwrite, **settings)
+    except BaseException:
+        if not out:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+    with run:
+        _train_prepared(ctx, say, run, checkpoint_every, progress, flow, as_json)
 
+
+def _train_prepared(ctx, say, run, checkpoint_every, progress, flow, as_json):
+    from .training import Terminated
+
+    task, folder = run.task, run.folder
     facts = {
         "run": str(folder),
         "task": task.name,
@@ -213,12 +230,12 @@ def _train(task, files, backend, out, resume, overwrite, checkpoint_every, progr
     start = time.perf_counter()
     try:
         history = run.train(checkpoint_every=checkpoint_every, progress=progress, flow=flow)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as signal:
         saved = (
             f"saved in {folder}. To continue:\n  {again}" if (folder / "last.json").exists() else "nothing saved yet."
         )
-        click.echo(f"\nStopped, {saved}", err=True)
-        ctx.exit(130)
+        options.say(f"\nStopped, {saved}", err=True)
+        ctx.exit(143 if isinstance(signal, Terminated) else 130)
     seconds = time.perf_counter() - start
 
     result, text = run.finish(history)
@@ -239,13 +256,6 @@ def _row(name, value):
     )
 
 
-def _fresh_folder(name):
-    number = 1
-    while (folder := Path("runs", f"{name}-{number}")).exists():
-        number += 1
-    return folder
-
-
 @main.command(
     epilog="""\b
 Example:
@@ -254,23 +264,27 @@ Example:
 @options.run
 @click.argument("files", metavar="FILE...", nargs=-1, type=click.Path(exists=True))
 @options.backend
+@options.max_memory
 @options.as_json
 def evaluate(run, files, backend, as_json):
     """How good the model in the folder RUN is on the data in FILEs."""
+    from .files import naming
     from .tasks.run import load
 
     trained = load(run, backend)
     if trained.task.evaluate_needs_files and not files:
         raise click.UsageError("Missing argument 'FILE...'.")
-    result, text = trained.task.evaluate(trained, files)
+    with naming(files):
+        result, text = trained.task.evaluate(trained, files)
     if as_json:
         options.print_json(result)
     else:
-        click.echo(text)
+        options.say(text)
 
 
 @main.command()
 @options.run
+@options.max_memory
 def plot(run):
     """Draw the training curves of the folder RUN as PNG files."""
     try:
@@ -280,7 +294,7 @@ def plot(run):
     except ImportError as error:
         raise click.ClickException(f"plots need Matplotlib ({error}). Run: pip install 'gpurnn[plot]'") from error
     for path in paths if isinstance(paths, (list, tuple)) else [paths]:
-        click.echo(path)
+        options.say(path)
 
 
 @main.command(
@@ -429,10 +443,10 @@ def tune(dtypes, cells, hidden, batches, bidirectional, tf32, show, forget, as_j
         options.print_json({"file": str(tuning.path()), "rows": rows})
         return
     for device in dict.fromkeys(row["device"] for row in rows):
-        click.echo(device)
+        options.say(device)
         for row in rows:
             if row["device"] == device:
-                click.echo(f"  {row['name']:44}" + "".join(f"{text:>17}" for text in row["told"][:2]))
+                options.say(f"  {row['name']:44}" + "".join(f"{text:>17}" for text in row["told"][:2]))
     click.echo(f"{len(rows)} walks are known: {tuning.path()}" if rows else "Nothing is known yet: run gpurnn tune")
 
 

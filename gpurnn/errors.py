@@ -1,4 +1,4 @@
-"""The three errors a user can cause, and the checks that raise them.
+"""The four errors a user can cause, and the checks that raise them.
 
 Every check runs before anything is computed or changed, and its message names the argument, what was expected and what
 came. The classes derive from the built-in ones that a careful caller would catch anyway.
@@ -15,6 +15,13 @@ class ShapeError(ValueError):
 
 class DtypeError(TypeError):
     """An array has a data type that the receiving layer or loss does not take."""
+
+
+class FileError(ValueError):
+    """A file is damaged, too large, or not of the kind that is read; the message names it, and the place in it.
+
+    That of a run's folder is a ``CheckpointError``, which derives from this.
+    """
 
 
 class BackendError(RuntimeError):

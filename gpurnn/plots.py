@@ -1,11 +1,13 @@
 """Pictures of a run: loss curves and gradient flow, as PNG. Needs matplotlib: ``pip install 'gpurnn[plot]'``."""
 
-import json
+import io
 from pathlib import Path
 
 import numpy as np
 
-from .errors import check_shape
+from .errors import FileError, check_shape
+from .files import printable, write_bytes_atomic
+from .run_folder import FLOW, HISTORY, SOFTWARE, read_flow, read_history
 
 
 def plot_history(records, png):
@@ -14,11 +16,12 @@ def plot_history(records, png):
     records: the dicts of a ``History``, or the path of a ``history.jsonl``. png: the file to write. Raises ValueError
     where there is nothing to draw, ImportError without matplotlib.
     """
-    records = _records(records)
+    source = records if isinstance(records, (str, Path)) else "the history"
+    records = read_history(records) if isinstance(records, (str, Path)) else list(records)
     steps = [r for r in records if r["kind"] == "step"]
     epochs = [r for r in records if r["kind"] == "epoch"]
     if not steps and not epochs:
-        raise ValueError("the history is empty: nothing to draw yet")
+        raise FileError(f"{source} is empty: nothing to draw yet")
     last = epochs[-1] if epochs else {}
     names = [name for name in last if name.startswith("validation_") and name != "validation_loss"]
     figure = new_figure(8, 8 if names else 6)
@@ -29,7 +32,7 @@ def plot_history(records, png):
     if epochs:
         x = [r["step"] for r in epochs]
         loss.plot(x, [r["train_loss"] for r in epochs], "o-", ms=4, label="training, mean of the epoch")
-        measured = [(r["step"], r["validation_loss"]) for r in epochs if r["validation_loss"] is not None]
+        measured = [(r["step"], r["validation_loss"]) for r in epochs if r.get("validation_loss") is not None]
         if measured:
             loss.plot(*zip(*measured, strict=True), "s-", ms=4, label="validation")
             best = min(measured, key=lambda point: point[1])
@@ -38,20 +41,20 @@ def plot_history(records, png):
     loss.legend()
     loss.grid(alpha=0.3)
     for name in names:
-        points = [r[name] for r in epochs]
-        axes[1].plot([r["step"] for r in epochs], points, "s-", ms=4, label=name.removeprefix("validation_"))
+        points = [r.get(name) for r in epochs]
+        axes[1].plot([r["step"] for r in epochs], points, "s-", ms=4, label=plain(name.removeprefix("validation_")))
     if names:
         axes[1].set_ylabel("validation")
         axes[1].legend()
         axes[1].grid(alpha=0.3)
-    source = steps or epochs
-    x = [r["step"] for r in source]
-    below.plot(x, [r["grad_norm"] for r in source], lw=1, color="C2")
+    every = steps or epochs
+    x = [r["step"] for r in every]
+    below.plot(x, [r["grad_norm"] for r in every], lw=1, color="C2")
     below.set_yscale("log")
     below.set_ylabel("gradient norm", color="C2")
     below.set_xlabel("optimiser step")
     rate = below.twinx()
-    rate.plot(x, [r["lr"] for r in source], lw=1, color="C3")
+    rate.plot(x, [r["lr"] for r in every], lw=1, color="C3")
     rate.set_ylabel("learning rate", color="C3")
     rate.set_ylim(bottom=0)
     save_figure(figure, png)
@@ -66,9 +69,10 @@ def plot_gradient_flow(flow, png):
     if isinstance(flow, dict):
         moments = [{name: {"dh": n.dh.mean(axis=1), "dc": _mean(n.dc)} for name, n in flow.items()}]
     else:
-        moments = [record["layers"] for record in _records(flow)]
+        moments = [record["layers"] for record in read_flow(flow)]
     if not moments or not moments[-1]:
-        raise ValueError("no gradient flow was recorded: nothing to draw")
+        place = "" if isinstance(flow, dict) else f"{flow}: "
+        raise FileError(f"{place}no gradient flow was recorded: nothing to draw")
     names = list(moments[-1])
     figure = new_figure(8, 2.2 * len(names) + 1)
     axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
@@ -83,7 +87,7 @@ def plot_gradient_flow(flow, png):
                 axis.plot(np.where(norms > 0, norms, np.nan), color=color, alpha=shade, lw=1.5, label=label)
         axis.set_yscale("log")
         axis.set_ylabel("norm")
-        axis.set_title(name, loc="left", fontsize=10)
+        axis.set_title(plain(name), loc="left", fontsize=10)
         axis.legend()
         axis.grid(alpha=0.3)
     axes[-1].set_xlabel("timestep t")
@@ -132,7 +136,7 @@ def plot_forecast(truth, forecast, png, earlier=(), start=0, moments=None, name=
         axes.plot(x[first : first + len(values)], values, color="C0", lw=1.5, label=label)
         axes.axvline(x[first], color="C0", lw=0.5, alpha=0.4)
     axes.plot(x[N:], forecast, color="C3", lw=1.8, marker="." if len(forecast) < 50 else None, label="forecast")
-    axes.set_ylabel(name)
+    axes.set_ylabel(plain(name))
     axes.set_xlabel("row" if moments is None else None)
     axes.legend()
     axes.grid(alpha=0.3)
@@ -143,11 +147,11 @@ def plot_run(folder):
     """Draw what a run's folder holds; returns the paths of the PNGs. Raises FileNotFoundError where there is no
     history."""
     folder = Path(folder)
-    if not (folder / "history.jsonl").is_file():
-        raise FileNotFoundError(f"{folder} holds no run: history.jsonl is missing")
+    if not (folder / HISTORY).is_file():
+        raise FileNotFoundError(f"{folder} holds no run: {HISTORY} is missing")
     made = [folder / "history.png"]
-    plot_history(folder / "history.jsonl", made[0])
-    flow = folder / "gradient_flow.jsonl"
+    plot_history(folder / HISTORY, made[0])
+    flow = folder / FLOW
     if flow.is_file() and flow.stat().st_size:
         made.append(folder / "gradient_flow.png")
         plot_gradient_flow(flow, made[-1])
@@ -168,8 +172,8 @@ def plot_attention(alignments, png):
     axes = figure.subplots(len(alignments), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axis, (weights, source, written) in zip(axes, alignments, strict=True):
         image = axis.imshow(weights, cmap="Greys", vmin=0, vmax=1, aspect="auto")
-        axis.set_xticks(range(len(source)), source, rotation=45, ha="left")
-        axis.set_yticks(range(len(written)), written)
+        axis.set_xticks(range(len(source)), [plain(word) for word in source], rotation=45, ha="left")
+        axis.set_yticks(range(len(written)), [plain(word) for word in written])
         axis.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False)
     figure.colorbar(image, ax=axes, label="attention weight")
     save_figure(figure, png)
@@ -177,15 +181,6 @@ def plot_attention(alignments, png):
 
 def _mean(norms):
     return None if norms is None else norms.mean(axis=1)
-
-
-def _records(source):
-    if isinstance(source, (str, Path)):
-        lines = (
-            Path(source).read_text(encoding="utf-8").split("\n")[:-1]
-        )  # a line without its end is still being written
-        return [json.loads(line) for line in lines]
-    return list(source)
 
 
 def new_figure(width, height):
@@ -197,8 +192,18 @@ def new_figure(width, height):
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def save_figure(figure, png):
-    """Write a figure as PNG, with the folders above it."""
-    png = Path(png)
-    png.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(png, dpi=120)
+def plain(text):
+    """Text for a picture: control characters as escapes, no formulas."""
+    return printable(text).replace("\n", " ").replace("$", r"\$")
+
+
+def save_figure(figure, path):
+    """Write a figure in the format that the file's name ends with, PNG where it says none, with the folders above it.
+
+    Raises what ``write_bytes_atomic`` raises.
+    """
+    path, data = Path(path), io.BytesIO()
+    kind = path.suffix[1:].lower() or "png"
+    figure.savefig(data, dpi=120, format=kind, metadata={"Software": SOFTWARE} if kind == "png" else None)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes_atomic(path, data.getvalue())

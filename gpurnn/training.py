@@ -31,9 +31,11 @@ from pathlib import Path
 
 import numpy as np
 
-from . import rng
+from . import rng, run_folder
 from .checkpoint import CheckpointError, load_checkpoint, remove_checkpoint, save_checkpoint
 from .errors import check_choice, check_number, check_size
+from .files import check_target, one_line, open_log
+from .folder_lock import locked
 from .gradients import record_gradient_flow
 from .optim import clip_grad_norm, clip_grad_value
 
@@ -43,6 +45,10 @@ _LOG_EVERY = 10  # optimiser steps between two records of the history
 
 class TrainingError(RuntimeError):
     """Training cannot go on: the loss or the gradient is not finite. The weights are those before the bad step."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM ended a training, after a checkpoint."""
 
 
 class History(list):
@@ -98,8 +104,9 @@ def fit(
         of a training step, and taken away before the update (Graves, "Practical variational inference for neural
         networks", NIPS 2011); a fresh draw for every step, keyed by the model's seed and the step's number.
     accumulate: batches whose gradients make one optimiser step; equal to one large batch of all their steps.
-    out: folder of the run; None writes nothing. resume: go on from the last checkpoint there, exactly as if never
-        stopped; without one, start. overwrite: replace a run that stands there.
+    out: folder of the run; None writes nothing. It is locked meanwhile, see folder_lock.py. resume: go on from the
+        last checkpoint there, exactly as if never stopped, or from the best where the last is missing; without one,
+        start. overwrite: replace a run that stands there, but no file that is not a run's.
     checkpoint_every: optimiser steps between checkpoints, besides the end of each epoch. extra: JSON-ready, kept in
     them.
     metrics: what to measure on the validation batches besides the loss, see ``measure``.
@@ -112,8 +119,9 @@ def fit(
     keeps its statistics). A model that is in evaluation mode as a whole is put into training mode, all of it.
 
     Raises TrainingError where loss or gradient is not finite, CheckpointError for a checkpoint that is damaged or of
-    another model, FileExistsError for a folder in use; the last good checkpoint stays. Ctrl-C ends the step, saves a
-    checkpoint and raises KeyboardInterrupt; a second one raises at once.
+    another model, FileExistsError for a folder in use or with files in it; the last good checkpoint stays. Ctrl-C ends
+    the step, saves a checkpoint and raises KeyboardInterrupt; a second one raises at once. SIGTERM does the same, and
+    raises Terminated, where nobody else handles it.
     """
     run = _Run(
         model, loss, batches, optimizer, check_size("epochs", epochs), validation, schedule,
@@ -131,12 +139,12 @@ def fit(
         raise ValueError("patience watches the validation loss: give validation batches")
     if optimizer.model is not model:
         raise ValueError("optimizer: was built for another model")
-    run.open_folder(resume, overwrite)
-    try:
-        with _deferred_interrupt() as interrupted:
+    with _deferred_interrupt() as interrupted:
+        try:
+            run.open_folder(resume, overwrite)
             run.train(interrupted)
-    finally:
-        run.close()
+        finally:
+            run.close()
     return run.history
 
 
@@ -199,6 +207,7 @@ class _Run:
         self.seconds = 0.0
         self._started = time.monotonic()
         self._files, self._sizes = {}, {}  # open logs, and their sizes at the checkpoint that was restored
+        self._open = contextlib.ExitStack()  # the logs, and the lock of the folder
 
     # ---- the loop
 
@@ -217,10 +226,11 @@ class _Run:
                     )
                     bar.update(done)
                     every = self.checkpoint_every
-                    if interrupted() or (every and self.step % every == 0 and self.index < per_epoch):
+                    stop = interrupted()
+                    if stop or (every and self.step % every == 0 and self.index < per_epoch):
                         self.save()
-                    if interrupted():
-                        raise KeyboardInterrupt
+                    if stop:
+                        raise stop
                 self._end_epoch()
         self.history.stopped = "patience" if self._out_of_patience() and self.epoch < self.epochs else "epochs"
         self._draw()
@@ -329,26 +339,40 @@ class _Run:
             if resume:
                 raise ValueError("resume needs out, the folder of the run")
             return
-        last = self.out / "last.json"
-        if resume and last.exists():
-            self._restore(last)
-        elif not resume and any((self.out / name).exists() for name in ("last.json", "history.jsonl")):
-            if not overwrite:
-                raise FileExistsError(
-                    f"{self.out} already holds a run: continue it with resume, replace it with overwrite"
-                )
-            for name in ("last.json", "best.json"):
-                remove_checkpoint(self.out / name)
         self.out.mkdir(parents=True, exist_ok=True)
+        self._open.enter_context(locked(self.out))
+        run_folder.sweep(self.out)
+        for name in run_folder.FILES:
+            check_target(self.out / name)
+        saved = [self.out / name for name in run_folder.CHECKPOINTS if (self.out / name).exists()]
+        if resume and saved:
+            if saved[0].name != "last.json":
+                _log.warning("%s: last.json is missing, training goes on from %s", self.out, saved[0].name)
+            self._restore(saved[0])
+        else:
+            if not (resume or overwrite):
+                run_folder.check_free(self.out, FileExistsError, (run_folder.CONFIG,))
+            run_folder.check_ours(self.out, (run_folder.CONFIG,))
+            for name in run_folder.CHECKPOINTS:
+                remove_checkpoint(self.out / name)
         for name in ("history", "gradient_flow"):
             path = self.out / f"{name}.jsonl"
             if name == "history" or self.flow or path.exists():
-                self._files[name] = open(path, "ab")  # noqa: SIM115 - open as long as the run
-                self._files[name].truncate(self._sizes.get(name, 0) if self.step else 0)
+                self._files[name] = self._open.enter_context(open_log(path))
+                self._files[name].truncate(self._end_of(name))
+
+    def _end_of(self, log):
+        """Where a log ends that goes on: as at the checkpoint, or behind its last whole line where it was shortened."""
+        if not self.step:
+            return 0
+        size = self._sizes.get(log, 0)
+        end = run_folder.whole_lines(self._files[log], size)
+        if end < size:
+            _log.warning("%s: %s.jsonl was shortened: some of its records are missing", self.out, log)
+        return end
 
     def close(self):
-        for file in self._files.values():
-            file.close()
+        self._open.close()
 
     def save(self, name="last.json"):
         """Write a checkpoint of this moment, if there is a folder."""
@@ -393,20 +417,22 @@ class _Run:
                 self.schedule.load_state_dict(document["schedule"])
             self.state = _unflatten(document["state"], parts.get("state", {}), self.model.xp)
             self.model.load_random_state(document["random"])
-            self.epoch, self.index, self.step = document["epoch"], document["index"], document["step"]
-            self.sums, self.norm = document["sums"], document["norm"]
+            self.epoch, self.index, self.step = (check_size(n, document[n], 0) for n in ("epoch", "index", "step"))
+            for number in (*document["sums"], document["seconds"], document["norm"] or 0.0, document["best"] or 0.0):
+                check_number("sums, seconds, norm and best", number)
+            self.sums, self.norm = list(document["sums"]), document["norm"]
             self.best, self.waited, self.seconds = document["best"], document["waited"], document["seconds"]
-            self._sizes = document["sizes"]
-        except (KeyError, ValueError, TypeError) as error:
+            self._sizes = {str(log): check_size("sizes", size, 0) for log, size in document["sizes"].items()}
+        except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
             self.model.load_state_dict(before)
-            raise CheckpointError(f"{path}: does not fit this run: {error}") from error
+            raise CheckpointError(f"{path}: does not fit this run: {one_line(error, 2000)}") from error
         frozen = document.get("frozen", self.model.frozen)
         if frozen != self.model.frozen:
             then, now = (", ".join(names) or "none" for names in (frozen, self.model.frozen))
             _log.warning("%s was made with frozen parameters: %s; this run has: %s", path, then, now)
-        log = self.out / "history.jsonl"
-        lines = log.read_bytes()[: self._sizes["history"]] if log.exists() else b""
-        self.history.extend(json.loads(line) for line in lines.splitlines())
+        log = self.out / run_folder.HISTORY
+        if log.exists():
+            self.history.extend(run_folder.read_history(log, self._sizes.get("history", 0)))
 
     def _record(self, **record):
         self.history.append(record)
@@ -544,23 +570,27 @@ def _bar(iterable, progress, **options):
 
 @contextlib.contextmanager
 def _deferred_interrupt():
-    """Inside, the first Ctrl-C only sets the flag that the yielded function reads; a second one raises at once."""
-    pressed = []
+    """Inside, the first Ctrl-C or SIGTERM is only noted; a second one raises at once.
+
+    The yielded function returns the exception to raise, or None as long as there was no signal. A signal that somebody
+    else handles stays theirs.
+    """
+    noted = []
+    kinds = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler:  # somebody else's handler: leave it
-        yield lambda: False
-        return
+        usual = {}
 
     def handler(number, frame):
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(number)
+        if noted:
+            raise kinds[number]
+        noted.append(kinds[number])
 
-    signal.signal(signal.SIGINT, handler)
+    changed = [number for number, before in usual.items() if signal.getsignal(number) is before]
+    for number in changed:
+        signal.signal(number, handler)
     try:
-        yield lambda: bool(pressed)
+        yield lambda: noted[0] if noted else None
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number in changed:
+            signal.signal(number, usual[number])

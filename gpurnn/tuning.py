@@ -4,7 +4,6 @@ A walk is timed at two lengths: what the longer one takes more is the price of a
 the walk is timed; the input GEMM and the gradients of the weights are the same for every schedule.
 """
 
-import json
 import logging
 import os
 import statistics
@@ -14,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from . import cells, schedules
-from .checkpoint import write_json_atomic
 from .errors import BackendError, check_choice, check_size
+from .files import one_line, read_json, write_json_atomic
 from .module import check_dtype
 
 CELLS = {"rnn": cells.RNNCell(), "lstm": cells.LSTMCell(False), "gru": cells.GRUCell(True)}
@@ -59,7 +58,7 @@ def path():
 def read():
     """The ``Table`` on disk; an empty one where there is none, or with a warning where it cannot be read."""
     try:
-        document = json.loads(path().read_text(encoding="utf-8"))
+        document = read_json(path())
         if document["format"] != _FORMAT:
             raise ValueError(f"format {document['format']}, expected {_FORMAT}")
         return Table(
@@ -69,7 +68,7 @@ def read():
     except FileNotFoundError:
         return Table()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        _log.warning("%s is not used, schedules are estimated: %s", path(), error)
+        _log.warning("%s is not used, schedules are estimated: %s", path(), one_line(error))
         return Table()
 
 

@@ -6,14 +6,19 @@ import codecs
 import collections
 import os
 import re
+import sys
 import tempfile
 
 import numpy as np
 
-from .errors import check_number
+from .errors import FileError, check_number
+from .files import check_room, naming, open_regular
 
 IN_MEMORY = 64 << 20  # bytes of text up to which its ids stay in memory; above they lie in a temporary file
 _PIECE = 1 << 20  # bytes read at once
+_BYTE_COST, _LINE_COST = 8, 400  # bytes of memory for a byte of a table, and for a line of it
+_WORD_COST = 150  # bytes of memory for a different word that is counted
+_LONGEST_WORD = 1 << 24  # characters; where there is no white space in so many, a word is cut
 UNKNOWN = 0  # id of every character or word that is not in the vocabulary
 _WORD = re.compile(r"<\w+>|\w+(?:['\u2019]\w+)*|\n|[^\w\s]")
 
@@ -116,6 +121,7 @@ def count_words(texts, size=None):
     counts = collections.Counter()
     for text in texts:
         counts.update(words(text))
+        check_room("the text", _WORD_COST * len(counts), f"its {len(counts):,} different words")
     counts.pop("<unk>", None)
     return sorted(counts, key=lambda word: (-counts[word], word))[:size]
 
@@ -166,7 +172,8 @@ def read_text(files=(), vocabulary=None, folder=None, *, level="characters", siz
     bytes_in_all = sum(os.path.getsize(path) for path in files)
     if vocabulary is None:
         if level == "words":
-            entries = count_words(texts(), size)
+            with naming(files):
+                entries = count_words(texts(), size)
         else:
             seen = np.zeros(0x110000, dtype=bool)
             for piece in texts():
@@ -192,6 +199,8 @@ def _unbroken(pieces):
     for piece in pieces:
         text = rest + piece
         cut = max(text.rfind(" "), text.rfind("\n")) + 1
+        if not cut and len(text) > _LONGEST_WORD:
+            cut = len(text)
         if cut:
             yield text[:cut]
         rest = text[cut:]
@@ -201,18 +210,41 @@ def _unbroken(pieces):
 
 def read_lines(path):
     """The lines of a UTF-8 file without their ends (``\\n``, ``\\r\\n``), as a list; errors as of ``read_text``."""
-    text = "".join(_pieces(path))
-    lines = text.split("\n")
+    pieces, room = [], 0
+    for piece in _pieces(path):
+        room += _BYTE_COST * len(piece) + _LINE_COST * piece.count("\n")
+        check_room(path, room, "its lines")
+        pieces.append(piece)
+    lines = "".join(pieces).split("\n")
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
+
+
+def input_lines(size):
+    """The lines of the standard input without their ends, in lists of ``size``; None: in one list.
+
+    Lines end at a line feed, with or without a carriage return before it, and nowhere else. Raises ValueError, with
+    the line, for what is not UTF-8, and where one list would take more memory than one file may.
+    """
+    lines, room = [], 0
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        room += _LINE_COST + _BYTE_COST * len(line)
+        check_room("standard input", room)
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise FileError(f"standard input, line {number}: is not UTF-8 text ({error.reason})") from None
+        lines.append(text.removesuffix("\n").removesuffix("\r"))
+        if len(lines) == size:
+            yield lines
+            lines, room = [], 0
+    if lines:
+        yield lines
 
 
 def _pieces(path):
     """The text of one UTF-8 file, about a megabyte at a time."""
-    if not os.path.isfile(path):
-        os.stat(path)  # FileNotFoundError where there is nothing at all
-        raise ValueError(f"{path}: is not a regular file (text is read twice: save it to a file first)")
     decoder = codecs.getincrementaldecoder("utf-8")()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         offset = len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
         file.seek(offset)
         while True:
@@ -222,7 +254,7 @@ def _pieces(path):
                 text = decoder.decode(data, final=not data)
             except UnicodeDecodeError as error:
                 place = offset - waiting + error.start
-                raise ValueError(
+                raise FileError(
                     f"{path}: is not UTF-8 text ({error.reason} at byte {place}). "
                     "Another encoding? Convert it: iconv -f latin1 -t utf-8"
                 ) from None

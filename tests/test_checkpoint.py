@@ -13,9 +13,8 @@ from gpurnn.checkpoint import (
     load_checkpoint,
     remove_checkpoint,
     save_checkpoint,
-    write_json_atomic,
-    write_text_atomic,
 )
+from gpurnn.files import write_json_atomic, write_text_atomic
 
 ROOT = Path(__file__).parents[1]
 

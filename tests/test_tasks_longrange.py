@@ -220,7 +220,7 @@ def test_bad_settings(settings, words):
         ({"y_train": np.full(400, 10**6)}, ValueError, "got 1000000"),
         ({"y_train": np.full(400, 3)}, ValueError, "3 occurs, 0 does not"),
         ({"y_test": np.full(100, 3)}, ValueError, "3 was never seen in training"),
-        ({"y_test": np.array([None] * 100)}, ValueError, "images.npz: is no .npz of arrays"),
+        ({"y_test": np.array([None] * 100)}, ValueError, "images.npz: is not an .npz file of arrays"),
     ],
 )
 def test_bad_npz(npz, changes, error, words):
@@ -232,12 +232,12 @@ def test_bad_npz(npz, changes, error, words):
 @pytest.mark.parametrize(
     "name, data, words",
     [
-        ("images.npz", b"no zip file", "is no .npz"),
+        ("images.npz", b"no zip file", "is not an .npz file"),
         ("train-images", b"GIF89a......", "neither an .npz nor an IDX file"),
         ("train-images", b"", "neither"),
         ("train-images", b"\0\0\x08\x03" + bytes(12) + b"?", "17 bytes, its header says 16"),
         ("train-images", b"\0\0\x08\x03\0\0", "6 bytes, its header says"),
-        ("train-images.gz", gzip.compress(bytes(100), mtime=0)[:20], "cannot be decompressed"),
+        ("train-images.gz", gzip.compress(b"\0\0\x08\x01\0\0\0\x02\1\2", mtime=0)[:-4], "cannot be decompressed"),
         ("images", b"\0\0\x08\x01\0\0\0\x02\1\2", "train, test or t10k"),
         ("train-labels", b"\0\0\x08\x01\0\0\0\x02\1\2", "train-labels: no x_train"),
     ],

@@ -3,11 +3,13 @@
 from dataclasses import dataclass, fields
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from gpurnn.checkpoint import CheckpointError, write_json_atomic
+from gpurnn.checkpoint import CheckpointError, save_checkpoint
 from gpurnn.cli import _option, main
+from gpurnn.files import write_json_atomic
 from gpurnn.tasks import TASKS, get_task
 from gpurnn.tasks.run import Settings, changed, checksum, kind_of, load, prepare, read_run, recurrent, setting
 
@@ -97,7 +99,7 @@ def test_runs_that_are_not_right(tmp_path):
         read_run(tmp_path / "run", "classify")
     for damage in ({"facts": {}}, {"facts": {"vocabulary": ""}}, {"facts": {"vocabulary": 3}}):
         write_json_atomic(tmp_path / "run" / "config.json", run.document | damage)
-        (tmp_path / "run" / "last.json").touch()
+        save_checkpoint(tmp_path / "run" / "last.json", {"model/recurrent.weight_hh_l0": np.zeros((16, 4))}, {})
         with pytest.raises(CheckpointError, match="config.json: is damaged"):
             load(tmp_path / "run", "cpu")
     write_json_atomic(tmp_path / "run" / "config.json", run.document | {"task": "chess"})

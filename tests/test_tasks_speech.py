@@ -289,7 +289,7 @@ def test_features_of_an_npz(tmp_path):
         ({"length": np.full(8, 5.0)}, "should be one for each utterance"),
         ({"frames": np.zeros(40, np.float32)}, r"frames should be numbers \(N, bands\), got float32 \(40,\)"),
         ({"frames": np.full((40, 3), np.nan)}, "frames that are not finite"),
-        ({"frames": np.array([[{}]])}, "is not an .npz file, or is damaged"),
+        ({"frames": np.array([[{}]])}, "is not an .npz file of arrays, or is damaged"),
     ],
 )
 def test_damaged_features(tmp_path, changes, message):
@@ -305,7 +305,7 @@ def test_features_that_do_not_go_together(tmp_path, listener):
     with pytest.raises(ValueError, match="a class that the model never saw, '2': it knows 0, 1"):
         TASK.read([save_features(path, label=np.array([2, 0, 1, 0, 0, 0, 1, 0]))], SpeechSettings(target="class"))
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ValueError, match="a.npz: is not an .npz file, or is damaged"):
+    with pytest.raises(ValueError, match="a.npz: is not an .npz file of arrays, or is damaged"):
         read_utterances(path, SpeechSettings())
     save_features(path)
     with pytest.raises(ValueError, match="has 3 bands, where bands is 12"):

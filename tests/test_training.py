@@ -427,11 +427,11 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     written = []
     write = checkpoint.write_bytes_atomic
 
-    def full(path, data):
+    def full(path, data, *like):
         written.append(path)
         if len(written) > 6:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        write(path, data)
+        write(path, data, *like)
 
     monkeypatch.setattr(checkpoint, "write_bytes_atomic", full)
     with pytest.raises(CheckpointError, match="No space left"):

@@ -9,18 +9,17 @@ Words or characters are embedded and read by a recurrent stack, in both directio
 states, a linear layer the classes of that.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import numpy as np
 
-from .. import options, rng
+from .. import options, rng, run_folder
 from ..backend import array_ops
 from ..data import SequenceBatches, pad
 from ..layers import Dropout, Embedding, Linear, Pooling, Sequential
-from ..vocabulary import UNKNOWN, Vocabulary, count_words, read_lines, vocabulary_of
+from ..vocabulary import UNKNOWN, Vocabulary, count_words, input_lines, read_lines, vocabulary_of
 from .run import Data, Settings, Task, changed, checksum, load, recurrent, setting
 
 
@@ -125,6 +124,9 @@ class ClassifyTask(Task):
         }
         return Sequential(layers)
 
+    def sizes(self, settings, facts):
+        return {"embedding": settings.embedding}
+
     def metrics(self, settings, facts):
         return {"accuracy": right_and_all}
 
@@ -176,8 +178,10 @@ class ClassifyTask(Task):
         for name, row in rows.items():
             recall, precision = ("-" if row[k] is None else f"{row[k]:.1%}" for k in ("recall", "precision"))
             told.append(f"{name:{width}}{row['texts']:8,}{recall:>8}{precision:>11}")
+        path = trained.folder / "confusion.png"
+        if not run_folder.is_our_picture(path):
+            return numbers, "\n".join([*told, "", f"No picture: {path} is not one that gpurnn drew, and stays."])
         try:
-            path = trained.folder / "confusion.png"
             plot_confusion(confusion, classes, path)
             numbers["plot"] = str(path)
             told += ["", f"Who is taken for whom: {path}"]
@@ -303,8 +307,9 @@ def predict(trained, texts):
 
 def plot_confusion(confusion, classes, png):
     """Draw who is taken for whom: rows are the truth, each row's shares add up to 1. Raises ImportError."""
-    from ..plots import new_figure, save_figure
+    from ..plots import new_figure, plain, save_figure
 
+    classes = [plain(name) for name in classes]
     size = 2.5 + 0.45 * len(classes)
     figure = new_figure(size, size)
     axis = figure.subplots()
@@ -341,7 +346,7 @@ def classify_command(run, texts, top, backend, as_json):
     Without a TEXT, each line of the standard input is one.
     """
     trained = load(run, backend, "classify")
-    texts = texts or sys.stdin.buffer.read().decode().splitlines()
+    texts = texts or [line for lines in input_lines(None) for line in lines]
     results = []
     for text, p in zip(texts, predict(trained, texts), strict=True):
         likeliest = np.argsort(-p, kind="stable")[:top]
@@ -352,7 +357,7 @@ def classify_command(run, texts, top, backend, as_json):
         options.print_json(results)
         return
     for result in results:
-        click.echo("  ".join(f"{name} {p:.1%}" for name, p in result["classes"].items()) + f"  {result['text']}")
+        options.say("  ".join(f"{name} {p:.1%}" for name, p in result["classes"].items()) + f"  {result['text']}")
 
 
 TASK = ClassifyTask()

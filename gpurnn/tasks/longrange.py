@@ -16,7 +16,6 @@ trivial answer that needs no memory; its error is printed beside.
 
 import gzip
 import math
-import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +25,13 @@ import numpy as np
 from .. import rng
 from ..backend import array_ops
 from ..data import Batch, SequenceBatches, adding_problem, check_index, copy_memory
-from ..errors import DtypeError, ShapeError
+from ..errors import DtypeError, FileError, ShapeError
+from ..files import check_room, file_size, one_line, open_regular
 from ..layers import Dropout, Linear, Pooling, Sequential
 from ..losses import cross_entropy, mse
 from ..metrics import accuracy
 from ..module import check_dtype
+from ..npz import read_npz
 from ..recurrent import INITIALISERS
 from ..training import measure
 from .run import Data, Settings, Task, changed, checksum, recurrent, setting
@@ -42,6 +43,9 @@ USUAL = {  # problem -> what counts where a setting is not given
     **dict.fromkeys(IMAGES, {"hidden": 128, "batch": 100, "lr": 2e-3}),
 }
 SYMBOLS, LENGTH = 8, 10  # of copy: different symbols, and how many there are to repeat
+_IMAGE_COST = 300  # bytes of memory for an image besides its pixels
+_STEP_COST = 500  # bytes of memory for a step of a sequence at least: states of one sequence, and what is saved of them
+_WEIGHT_COST = 96  # bytes of memory for a weight of each of four gates: itself, its gradient, Adam's two, and draws
 HELD_OUT = {"valid": 1 << 31, "test": 3 << 30}  # number of the first call that draws them; training starts from 0
 
 
@@ -108,6 +112,9 @@ class LongTask(Task):
             return _draw(files, settings)
         parts = read_images(files)
         (images, labels), classes = parts["train"], _count_classes(parts["train"][1])
+        steps, inputs = images[0].size // settings.shrink**2, images.shape[2] if settings.problem == "rows" else 1
+        check_room(", ".join(files), _STEP_COST * steps, f"sequences of {steps:,} steps")
+        check_room(", ".join(files), _WEIGHT_COST * settings.hidden * inputs, f"a layer for rows of {inputs:,} pixels")
         images, labels = images[: settings.sequences], labels[: settings.sequences]
         held = round(settings.valid * len(labels))
         if held == len(labels) or (settings.valid and not held):
@@ -156,6 +163,9 @@ class LongTask(Task):
         if not settings.dropout:
             del layers["dropout"]
         return Sequential(layers)
+
+    def sizes(self, settings, facts):
+        return {name: facts[name] for name in ("inputs", "outputs")}
 
     def loss(self, settings, facts):
         return mse if settings.problem == "adding" else cross_entropy
@@ -365,6 +375,7 @@ def read_images(files, parts=("train", "test")):
             raise DtypeError(f"x_{part}: expected uint8, pixels from 0 to 255, got {images.dtype}")
         if images.ndim != 3 or not images.size:
             raise ShapeError(f"x_{part}: expected (images, rows, columns), none of them 0, got {images.shape}")
+        check_room(", ".join(files), _IMAGE_COST * len(images), f"its {len(images):,} images")
         if labels.dtype.kind not in "iu":
             raise DtypeError(f"y_{part}: expected integers, got {labels.dtype}")
         if labels.shape != images.shape[:1]:
@@ -378,34 +389,40 @@ def read_images(files, parts=("train", "test")):
 
 def _read_npz(file):
     """Name -> array of the arrays that ``read_images`` looks for."""
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files if name[:2] in ("x_", "y_")}
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{file}: is no .npz of arrays, or is damaged: {error}") from error
+    return read_npz(file, lambda name: name[:2] in ("x_", "y_"))
 
 
 def _read_idx(file):
     """{"x_train": array} or the like of one IDX file, the format of the MNIST distribution (LeCun, Cortes, Burges):
     bytes 0, 0, 8 for uint8, number of axes, each axis as a big-endian 32-bit number, then the bytes."""
-    data = Path(file).read_bytes()
-    if data[:2] == b"\x1f\x8b":
+    with open_regular(file) as opened:
+        packed = opened.read(2) == b"\x1f\x8b"
+        opened.seek(0)
         try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{file}: cannot be decompressed: {error}") from error
-    axes = data[3] if len(data) > 3 else 0
-    if data[:3] != b"\0\0\x08" or axes not in (1, 3):
-        raise ValueError(f"{file}: is neither an .npz nor an IDX file of images or labels")
-    start = 4 + 4 * axes
-    shape = np.frombuffer(data[4:start].ljust(4 * axes, b"\0"), ">u4").tolist()
-    if len(data) != start + math.prod(shape):
-        raise ValueError(f"{file}: {len(data)} bytes, its header says {start + math.prod(shape)}")
+            return _read_unpacked(file, gzip.GzipFile(fileobj=opened) if packed else opened, packed)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise FileError(f"{file}: cannot be decompressed: {one_line(error)}") from error
+
+
+def _read_unpacked(file, stream, packed):
+    head = stream.read(4)
+    axes = head[3] if len(head) > 3 else 0
+    if head[:3] != b"\0\0\x08" or axes not in (1, 3):
+        raise FileError(f"{file}: is neither an .npz nor an IDX file of images or labels")
+    shape = np.frombuffer(stream.read(4 * axes).ljust(4 * axes, b"\0"), ">u4").tolist()
+    start, size = 4 + 4 * axes, math.prod(shape)
+    if not packed and file_size(stream) != start + size:
+        raise FileError(f"{file}: {file_size(stream)} bytes, its header says {start + size}")
+    check_room(file, 2 * size + _IMAGE_COST * shape[0], f"what its header says, {' x '.join(map(str, shape))} bytes,")
+    data = stream.read(size + 1)
+    if len(data) != size:
+        more = "more" if len(data) > size else f"{start + len(data)}"
+        raise FileError(f"{file}: {more} bytes, its header says {start + size}")
     name = Path(file).name.lower()
     part = "train" if "train" in name else "test" if "test" in name or "t10k" in name else None
     if part is None:
-        raise ValueError(f"{file}: the name should have train, test or t10k in it")
-    array = np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+        raise FileError(f"{file}: the name should have train, test or t10k in it")
+    array = np.frombuffer(data, np.uint8).reshape(shape)
     return {f"{'y' if axes == 1 else 'x'}_{part}": array}
 
 

@@ -15,27 +15,41 @@ ABC tunes are text: ``gpurnn train text tunes.abc`` learns them, and ``gpurnn co
 """
 
 import io
-import json
+import itertools
+import os
 import re
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import numpy as np
 
-from .. import options, rng
-from ..checkpoint import write_bytes_atomic, write_text_atomic
+from .. import options, rng, run_folder
 from ..data import Batch, SequenceBatches, pad
-from ..errors import ShapeError, check_number, check_size
+from ..errors import FileError, ShapeError, check_number, check_size
+from ..files import (
+    check_room,
+    max_memory,
+    one_line,
+    read_bytes,
+    read_json,
+    write_bytes_atomic,
+    write_text_atomic,
+)
 from ..layers import Dropout, Linear, Sequential
 from ..losses import binary_cross_entropy_with_logits
 from ..module import check_dtype
+from ..npz import read_npz
 from ..vocabulary import vocabulary_of
-from .run import Data, Settings, Task, changed, checksum, load, recurrent, setting
+from .run import Data, Settings, Task, changed, checksum, load, read_run, recurrent, setting
 from .text import eval_step, sample
 
 KEYS, LOWEST = 88, 21  # keys of a piano, and the MIDI number of the first, A0
+_FRAMES = 1 << 16  # frames looked at at once
+_FRAME_COST = 16 * KEYS  # bytes of memory for a frame: a byte for each key, and the numbers that a batch has of it
+_PIECE_COST = 500  # bytes of memory for a piece besides its frames
+_JSON_FACTOR = 64  # bytes of memory for a byte of JSON: "[]," is an empty list and a frame
+_MIDI_FACTOR = 256  # bytes of memory for a byte of MIDI: three make a message, an object of Python
 _SPLITS = ("train", "valid", "test")
 
 
@@ -85,6 +99,7 @@ class MusicTask(Task):
             parts["train"] = [piece for n, piece in enumerate(whole) if n % every != every - 1]
         if not parts["train"]:
             raise ValueError(f"{', '.join(files)}: no pieces to train on")
+        _check_batches(files, parts["train"] + parts["valid"], settings.batch)
         source = {"batch_size": settings.batch, "dtype": settings.dtype}
         valid = parts["valid"] and settings.valid
         pieces = " / ".join(f"{len(parts[name]):,}" for name in _SPLITS)
@@ -133,6 +148,13 @@ class MusicTask(Task):
         pieces = parts["test"] or [piece for name in _SPLITS for piece in parts[name]]
         numbers = score(trained.model, pieces, trained.facts["keys"])
         return numbers, _told(numbers, "test" if parts["test"] else "all")
+
+
+def _check_batches(files, pieces, batch):
+    """Raise FileError where a batch would take too much memory, since one piece is very long."""
+    longest = max(map(len, pieces))
+    needed = _FRAME_COST * longest * min(batch, len(pieces))
+    check_room(", ".join(map(str, files)), needed, f"a batch with a piece of {longest:,} frames")
 
 
 def _told(numbers, part):
@@ -188,14 +210,17 @@ def frame_loss(logits, rolls, lengths=None):
 def key_statistics(pieces):
     """How the keys behave in ``pieces``, each a list of 88 probabilities: often: to sound; kept: to sound after a frame
     in which it did; struck: after one in which it did not. One more frame of either kind is counted for each."""
-    before = np.concatenate([np.vstack([np.zeros((1, KEYS), np.uint8), piece[:-1]]) for piece in pieces])
-    after = np.concatenate(pieces)
-
-    def share(among):
-        return ((after * among).sum(axis=0) + 1) / (among.sum(axis=0) + 2)
-
-    ones = np.ones_like(after)
-    shares = {"often": share(ones), "kept": share(before), "struck": share(1 - before)}
+    frames = sum(map(len, pieces))
+    sounding, before, both = np.zeros((3, KEYS), np.int64)  # frames with a key, after one with it, and of both kinds
+    for piece in pieces:
+        sounding += np.count_nonzero(piece, axis=0)
+        before += np.count_nonzero(piece[:-1], axis=0)
+        both += np.count_nonzero(piece[1:] & piece[:-1], axis=0)
+    shares = {
+        "often": (sounding + 1) / (frames + 2),
+        "kept": (both + 1) / (before + 2),
+        "struck": (sounding - both + 1) / (frames - before + 2),
+    }
     return {name: [float(f"{p:.6g}") for p in ps] for name, ps in shares.items()}
 
 
@@ -207,7 +232,8 @@ def score(model, pieces, keys):
     baseline_often, baseline_repeat: what ``nll`` is if each key sounds with its frequency, and if it depends on
     nothing but itself one frame before (``keys``: of ``key_statistics``). Also pieces, frames.
     """
-    batches = RollBatches(pieces, 32, shuffle=False, dtype=model.dtype)
+    together = 32 if 32 * _FRAME_COST * max(map(len, pieces)) <= max_memory() else 1
+    batches = RollBatches(pieces, together, shuffle=False, dtype=model.dtype)
     total = after_first = 0.0
     means, frames = [], sum(map(len, pieces))
     for index in range(len(batches)):
@@ -268,11 +294,7 @@ def read_parts(files, step):
 
 
 def _read_npz(path, step):
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files if name.endswith(("_roll", "_length"))}
-    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: is not an .npz file of arrays: {error}") from error
+    found = read_npz(path, lambda name: name.endswith(("_roll", "_length")))
     parts = {}
     for split in _SPLITS:
         roll, length = (found.get(f"{split}_{kind}") for kind in ("roll", "length"))
@@ -280,26 +302,32 @@ def _read_npz(path, step):
             continue
         if roll is None or length is None:
             raise ValueError(f"{path}: array {split}_{'roll' if roll is None else 'length'} is missing")
-        if roll.ndim != 2 or roll.shape[1] != KEYS or not np.isin(roll, (0, 1)).all():
+        if roll.ndim != 2 or roll.shape[1] != KEYS or not _binary(roll):
             raise ValueError(
                 f"{path}: {split}_roll: expected 0 and 1, shape (frames, {KEYS}), got {roll.dtype} {roll.shape}"
             )
+        check_room(path, _PIECE_COST * length.size, f"its {length.size:,} pieces")
         if length.ndim != 1 or length.dtype.kind not in "iu" or (length < 0).any() or length.sum() != len(roll):
             raise ValueError(
                 f"{path}: {split}_length: expected the pieces' lengths, {len(roll)} frames in all, got {length.dtype} "
                 f"{length.shape} with the sum {length.sum()}"
             )
-        parts[split] = np.split(roll.astype(np.uint8), np.cumsum(length)[:-1]) if len(length) else []
+        parts[split] = np.split(roll.astype(np.uint8, copy=False), np.cumsum(length)[:-1]) if len(length) else []
     if not parts:
         raise ValueError(f"{path}: expected arrays such as train_roll and train_length, found none")
     return parts
 
 
+def _binary(roll):
+    """Whether an array holds 0 and 1 only; looked at in pieces."""
+    if roll.dtype.kind not in "biuf":
+        return False
+    parts = (roll[start : start + _FRAMES] for start in range(0, len(roll), _FRAMES))
+    return all(((part == 0) | (part == 1)).all() for part in parts)
+
+
 def _read_json(path, step):
-    try:
-        document = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: is not JSON: {error}") from error
+    document = read_json(path, factor=_JSON_FACTOR)
     parts = document if isinstance(document, dict) else {"train": document}
     unknown = set(parts) - set(_SPLITS)
     if unknown or not parts:
@@ -343,16 +371,16 @@ def read_midi(path, step=1.0):
     least one. Raises ValueError for a file that is not MIDI, without notes or with notes that no piano has.
     """
     mido = _mido()
+    data = read_bytes(path, factor=_MIDI_FACTOR, what="its messages")
     try:
-        file = mido.MidiFile(path)
+        file = mido.MidiFile(file=io.BytesIO(data))
         messages = list(mido.merge_tracks(file.tracks))
         frame = file.ticks_per_beat * step
-    except FileNotFoundError:
-        raise
     except Exception as error:  # whatever mido meets in a damaged file
-        raise ValueError(f"{path}: is not a MIDI file that can be read: {error!r}") from error
+        raise FileError(f"{path}: is not a MIDI file that can be read: {one_line(error)}") from error
     if frame <= 0:
-        raise ValueError(f"{path}: its clock counts in film frames; expected parts of a quarter note")
+        raise FileError(f"{path}: its clock counts in film frames; expected parts of a quarter note")
+    most = max_memory() / _FRAME_COST  # frames
     now, sounding, notes = 0, {}, []
 
     def end(start, key):
@@ -361,6 +389,9 @@ def read_midi(path, step=1.0):
 
     for message in messages:
         now += message.time
+        if now > frame * most:  # an int of any length, which no float may hold
+            ticks = f"{now:,}" if now < 1 << 64 else "more than 2^64"
+            check_room(path, min(now, 1 << 64) / frame * _FRAME_COST, f"its length of {ticks} ticks")
         if message.type not in ("note_on", "note_off") or message.channel == 9:
             continue
         voice = message.channel, _key(message.note, str(path))
@@ -505,8 +536,10 @@ Examples:
 @click.option("--tunes", default=1, help="ABC: tunes to write.")
 @click.option("--length", default=1500, help="ABC: the most characters of a tune.")
 @click.option("--seed", type=int, help="Seed of the draws  [default: a fresh one]")
-@click.option("--out", type=click.Path(dir_okay=False), help="File to write  [default: tune.mid or tune.abc in RUN]")
+@click.option("--out", type=click.Path(dir_okay=False),
+              help="File to write  [default: a fresh tune.mid or tune.abc in RUN]")  # fmt: skip
 @options.backend
+@options.max_memory
 @options.as_json
 def compose_command(
     run, steps, temperature, voices, prompt, prompt_steps, tempo, tunes, length, seed, out, backend, as_json
@@ -518,19 +551,25 @@ def compose_command(
     """
     trained = load(run, backend)
     seed = rng.check_seed(seed)
-    if trained.task.name == "text":
+    abc = trained.task.name == "text"
+    if not abc and out and Path(out).suffix.lower() == ".png":
+        raise ValueError(f"out: {out} would be the picture beside the music: name the MIDI file, such as tune.mid")
+    out = Path(out) if out else _fresh(run, ".abc" if abc else ".mid")
+    reads = [*read_run(run)[1]["files"], *([prompt] if prompt and not abc else ())]
+    ordinary = run_folder.check_outputs(run, reads, out=out)
+    if abc:
         if trained.settings.level != "characters":
             raise ValueError(f"{run} was trained on words: ABC tunes need a model of characters")
         made = compose_abc(
             trained.model, vocabulary_of(trained.facts["vocabulary"]), tunes, length, temperature,
             (prompt or "").replace("\\n", "\n"), seed,
         )  # fmt: skip
-        text, out = "\n".join(made), Path(out or Path(run, "tune.abc"))
+        text = "\n".join(made)
         write_text_atomic(out, text)
         if as_json:
             options.print_json({"file": str(out), "seed": seed, "tunes": made})
         else:
-            click.echo(f"{text}\n{out}")
+            options.say(f"{text}\n{out}")
         return
     if trained.task.name != "music":
         raise ValueError(f"{run} holds a run of the task {trained.task.name}: it composes nothing")
@@ -540,21 +579,31 @@ def compose_command(
         pieces = [piece for part in read_parts([prompt], step).values() for piece in part]
         start = pieces[0][: check_size("prompt_steps", prompt_steps)]
     roll = compose(trained.model, steps, temperature, voices, start, seed)
-    out = Path(out or Path(run, "tune.mid"))
     write_midi(out, roll, step, tempo)
-    files = [str(out)]
-    try:
-        from ..plots import plot_roll
+    files, picture = [str(out)], out.with_suffix(".png")
+    if ordinary and not run_folder.is_our_picture(picture):
+        options.say(f"No picture: {picture} is not one that gpurnn drew, and stays.", err=True)
+    elif ordinary:
+        try:
+            from ..plots import plot_roll
 
-        plot_roll(roll, out.with_suffix(".png"), LOWEST, step, 0 if start is None else len(start))
-        files.append(str(out.with_suffix(".png")))
-    except ImportError:
-        pass  # no Matplotlib, no picture
+            plot_roll(roll, picture, LOWEST, step, 0 if start is None else len(start))
+            files.append(str(picture))
+        except ImportError:
+            pass  # no Matplotlib, no picture
     facts = {"files": files, "seed": seed, "frames": len(roll), "notes_per_frame": round(float(roll.sum(1).mean()), 3)}
     if as_json:
         options.print_json(facts)
     else:
-        click.echo("\n".join([*files, f"{len(roll)} frames, {facts['notes_per_frame']} keys in each, seed {seed}"]))
+        options.say("\n".join([*files, f"{len(roll)} frames, {facts['notes_per_frame']} keys in each, seed {seed}"]))
+
+
+def _fresh(run, suffix):
+    """The first of tune, tune-2, tune-3, ... in a run's folder that no file has, nor its picture."""
+    for number in itertools.count(1):
+        out = Path(run, "tune" if number == 1 else f"tune-{number}").with_suffix(suffix)
+        if not (os.path.lexists(out) or os.path.lexists(out.with_suffix(".png"))):
+            return out
 
 
 TASK = MusicTask()

@@ -10,7 +10,10 @@ writes (training.py).
 >>> trained.model, trained.settings, trained.facts
 """
 
+import contextlib
+import itertools
 import json
+import os
 import types
 import typing
 import zlib
@@ -19,9 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import optim, rng
-from ..checkpoint import CheckpointError, remove_checkpoint, write_json_atomic
+from .. import optim, rng, run_folder
+from ..checkpoint import CheckpointError, checkpoint_shapes, document_digest, remove_checkpoint
 from ..errors import DtypeError, check_choice, check_number, check_size
+from ..files import check_target, naming, one_line, read_json, refuse_same, write_json_atomic
+from ..folder_lock import FolderLock, lock_folder, locked
 from ..losses import cross_entropy
 from ..module import DTYPES
 from ..recurrent import GRU, LSTM, RNN
@@ -197,6 +202,10 @@ class Task:
         """The model, a Module."""
         raise NotImplementedError
 
+    def sizes(self, settings, facts):
+        """Name -> size, of settings and facts: each is at most the longest axis among the arrays of ``build``."""
+        return {}
+
     def loss(self, settings, facts):
         """What ``fit`` takes as ``loss``."""
         return cross_entropy
@@ -233,7 +242,8 @@ class Run:
     """A run about to be trained: what is trained on what. Made by ``prepare``.
 
     files: absolute paths. document: what ``config.json`` holds. resume: whether ``train`` goes on from the last
-    checkpoint.
+    checkpoint. The folder is locked until ``train`` ends, ``close`` is called, or nobody has the run any more; as a
+    context manager the run closes itself.
     """
 
     folder: Path
@@ -244,41 +254,68 @@ class Run:
     model: object
     document: dict
     resume: bool = False
+    lock: FolderLock | None = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        """Give the folder free."""
+        if self.lock is not None:
+            self.lock.close()
 
     def train(self, *, checkpoint_every=None, progress=True, flow=False):
         """Train to the end, writing to ``folder``; returns ``fit``'s History and raises what ``fit`` raises."""
+        if self.lock is None or self.lock.closed:
+            if self.lock is not None and self.lock.taken:
+                raise ValueError(f"another run was prepared in {self.folder} since: prepare this one again")
+            self.lock = lock_folder(self.folder)
+        try:
+            with self.lock.lent(), np.errstate(over="ignore", invalid="ignore"):  # fit says what is not finite
+                return self._fit(checkpoint_every, progress, flow)
+        finally:
+            self.close()
+
+    def _fit(self, checkpoint_every, progress, flow):
         settings, data = self.settings, self.data
         optimizer = OPTIMIZERS[settings.optimizer](self.model, lr=settings.lr, weight_decay=settings.weight_decay)
         updates = -(-len(data.train) // settings.accumulate)
-        metrics = self.task.metrics(settings, data.facts)
-        with np.errstate(over="ignore", invalid="ignore"):  # fit says what is not finite
-            return fit(
-                self.model,
-                self.task.loss(settings, data.facts),
-                data.train,
-                optimizer=optimizer,
-                epochs=settings.epochs,
-                validation=data.valid,
-                schedule=_schedule(settings, optimizer, updates),
-                schedule_every="epoch" if settings.schedule == "plateau" else "step",
-                clip_norm=settings.clip or None,
-                weight_noise=settings.weight_noise,
-                accumulate=settings.accumulate,
-                out=self.folder,
-                resume=self.resume,
-                overwrite=not self.resume,
-                checkpoint_every=checkpoint_every,
-                patience=settings.patience,
-                metrics=metrics,
-                watch=self.task.watch,
-                progress=progress,
-                flow=flow,
-            )
+        return fit(
+            self.model,
+            self.task.loss(settings, data.facts),
+            data.train,
+            optimizer=optimizer,
+            epochs=settings.epochs,
+            validation=data.valid,
+            schedule=_schedule(settings, optimizer, updates),
+            schedule_every="epoch" if settings.schedule == "plateau" else "step",
+            clip_norm=settings.clip or None,
+            weight_noise=settings.weight_noise,
+            accumulate=settings.accumulate,
+            out=self.folder,
+            resume=self.resume,
+            overwrite=not self.resume,
+            checkpoint_every=checkpoint_every,
+            patience=settings.patience,
+            metrics=self.task.metrics(settings, data.facts),
+            watch=self.task.watch,
+            progress=progress,
+            flow=flow,
+        )
 
     def finish(self, history):
-        """(numbers, text for people) of the best model, by the task; the numbers go to ``config.json`` as well."""
+        """(numbers, text for people) of the best model, by the task; the numbers go to ``config.json`` as well.
+
+        Raises CheckpointError where the history, which is what the folder's log holds, has no epoch.
+        """
+        if not history.epochs:
+            raise CheckpointError(f"{self.folder / run_folder.HISTORY}: no record of an epoch is left to tell a result")
         numbers, text = self.task.finish(load(self.folder, self.model.ops.name), self.data, history)
-        write_json_atomic(self.folder / "config.json", self.document | {"result": numbers})
+        with locked(self.folder):
+            _write_config(self.folder, self.document | {"result": numbers})
         return numbers, text
 
 
@@ -286,12 +323,32 @@ def prepare(task, files=(), folder=None, settings=None, *, backend=None, resume=
     """Read the data, build the model and write ``config.json``; returns the ``Run`` to ``train()``.
 
     task: a name. folder: of the run, else ``runs/TASK``; one that holds a run already is refused unless ``resume`` or
-    ``overwrite``. settings: of the task's class; more: single ones, in place of ``settings`` or on top. resume: files,
-    settings and backend may be left out; what is given and differs from the run in the folder, other than ``epochs``
-    and ``patience``, raises ValueError, and so do other data. Raises what the task's ``read`` raises besides.
+    ``overwrite``, and files that are not a run's are never replaced. From here on it is locked: see ``Run``. settings:
+    of the task's class; more: single ones, in place of ``settings`` or on top. resume: files, settings and backend may
+    be left out; what is given and differs from the run in the folder, other than ``epochs`` and ``patience``, raises
+    ValueError, and so do other data. Raises what the task's ``read`` raises besides, FolderInUseError, CheckpointError;
+    a folder that was made for the run is then removed.
     """
     task = get_task(task)
-    folder, files = Path(folder or Path("runs", task.name)), [str(Path(file).resolve()) for file in files]
+    folder, files = Path(folder or Path("runs", task.name)), [os.path.abspath(file) for file in files]
+    if resume:
+        _config_path(folder)
+    made = _make_folder(folder)
+    lock = None
+    try:
+        lock = lock_folder(folder)
+        run_folder.sweep(folder)
+        return _prepare(task, files, folder, settings, backend, resume, overwrite, more, lock)
+    except BaseException:
+        if lock is not None:
+            lock.close()
+        for new in made:
+            with contextlib.suppress(OSError):
+                new.rmdir()
+        raise
+
+
+def _prepare(task, files, folder, settings, backend, resume, overwrite, more, lock):
     saved = None
     if resume:
         old, saved = read_run(folder, task.name)
@@ -302,18 +359,25 @@ def prepare(task, files=(), folder=None, settings=None, *, backend=None, resume=
             was = ", ".join(f"{name} {getattr(old, name)}" for name in refused)
             raise ValueError(f"a resumed run keeps its settings, {folder} has {was}: leave out what differs")
         files, backend = files or saved["files"], backend or saved["backend"]
-    elif not overwrite and any((folder / name).exists() for name in ("config.json", "last.json", "history.jsonl")):
-        raise ValueError(f"{folder} already holds a run: continue it with resume, replace it with overwrite")
+    elif not overwrite:
+        run_folder.check_free(folder, ValueError)
+    else:
+        run_folder.check_ours(folder)
+    for name in run_folder.FILES:
+        check_target(folder / name)
+        refuse_same(folder / name, files, "folder")
     settings = replace(settings, **more) if settings else task.Settings(**more)
     if task.train_needs_files and not files:
         raise ValueError(f"the task {task.name} needs files to train on")
-    disk = next(place for place in (folder.resolve(), *folder.resolve().parents) if place.is_dir())
-    data = task.read(files, settings, saved and saved["facts"], disk)
+    with naming(files):
+        data = task.read(files, settings, saved and saved["facts"], folder.resolve())
     if saved and _as_json(data.fingerprint) != saved["data"]["fingerprint"]:
         raise ValueError(
             f"the data are not those that {folder} was trained on ({saved['data']['summary']} then, {data.summary} "
             "now): a resumed run needs the same data"
         )
+    if saved:
+        _check_sizes(folder, task, settings, data.facts)
     model = task.build(settings, data.facts, backend)
     document = {
         "task": task.name,
@@ -323,12 +387,33 @@ def prepare(task, files=(), folder=None, settings=None, *, backend=None, resume=
         "data": {"summary": data.summary, "fingerprint": data.fingerprint},
         "facts": data.facts,
     }
-    folder.mkdir(parents=True, exist_ok=True)
     if overwrite:
-        for name in ("last.json", "best.json"):  # before config.json says what no longer fits them
+        for name in run_folder.CHECKPOINTS:  # before config.json says what no longer fits them
             remove_checkpoint(folder / name)
-    write_json_atomic(folder / "config.json", document)
-    return Run(folder, task, settings, files, data, model, document, resume)
+    with naming(files):
+        _write_config(folder, document)
+    return Run(folder, task, settings, files, data, model, document, resume, lock)
+
+
+def fresh_folder(task):
+    """A new folder ``runs/TASK-N``, made at once, so that no other process gets the same."""
+    Path("runs").mkdir(exist_ok=True)
+    for number in itertools.count(1):
+        folder = Path("runs", f"{task}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+
+
+def _make_folder(folder):
+    """Make a folder and those above it; those that are new, the innermost first, as long as they are empty."""
+    new = []
+    for place in (folder, *folder.parents):
+        if place.is_dir():
+            break
+        new.append(place)
+    folder.mkdir(parents=True, exist_ok=True)
+    return new
 
 
 def _as_json(document):
@@ -348,29 +433,84 @@ def _schedule(settings, optimizer, updates):
     return optim.WarmupSchedule(optimizer, settings.warmup, after=after) if settings.warmup else after
 
 
+def _config_path(folder):
+    path = Path(folder) / run_folder.CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no run: {path} is missing")
+    return path
+
+
+def _write_config(folder, document):
+    """``config.json``, with the SHA-256 of what it says."""
+    document = _as_json(document)
+    write_json_atomic(Path(folder) / run_folder.CONFIG, document | {"sha256": document_digest(document)})
+
+
 def read_run(folder, task=None):
     """(Settings of its task, whole document) of a run's ``config.json``.
 
     task: the name of the one task it may be of. Raises FileNotFoundError where there is no run, CheckpointError for a
-    damaged one, ValueError for one of another task.
+    damaged one, ValueError for one of another task. The first edition wrote no SHA-256: such a file is taken as it is.
     """
-    path = Path(folder) / "config.json"
     if Path(folder).is_file():
         raise FileNotFoundError(
             f"{folder} is a file: give the folder of the run; gpurnn.load_weights(model, path) reads a checkpoint alone"
         )
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no run: {path} is missing")
+    path = _config_path(folder)
+    document = read_json(path, error=CheckpointError)
     try:
-        document = json.loads(path.read_bytes())
-        document["facts"], document["files"], document["backend"]
+        found = dict(document)
+        if "sha256" in found and found.pop("sha256") != document_digest(found):
+            raise ValueError("its SHA-256 is not the one of what it says")
+        unknown = set(found) - {*_CONFIG_KEYS, "result"}
+        if unknown:
+            raise ValueError(f"it has {', '.join(map(repr, sorted(unknown)[:3]))}, which no run has")
+        document = {name: _typed(found[name], name, kind) for name, kind in _CONFIG_KEYS.items()} | found
+        if not all(isinstance(file, str) for file in document["files"]):
+            raise TypeError("files should be a list of paths")
         document["data"]["summary"], document["data"]["fingerprint"]
         settings = get_task(document["task"]).Settings(**document["settings"])
     except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path}: is damaged, or is not of a run: {error!r}") from error
+        raise CheckpointError(f"{path}: is damaged, or is not of a run: {one_line(error)}") from error
     if task not in (None, document["task"]):
         raise ValueError(f"{folder} holds a run of the task {document['task']}, not {task}")
     return settings, document
+
+
+_CONFIG_KEYS = {"task": str, "backend": str, "settings": dict, "files": list, "data": dict, "facts": dict}
+
+
+def _typed(value, name, kind):
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} should be {kind.__name__}, got {type(value).__name__}")
+    return value
+
+
+def _check_sizes(folder, task, settings, facts):
+    """Raise CheckpointError where a model by these settings is not the one of the folder's checkpoint, if it has one.
+
+    Before anything is built, as that may take more memory than there is. What differs otherwise is found on loading.
+    """
+    path, config = _checkpoint_path(folder), folder / run_folder.CONFIG
+    if path is None:
+        return
+    shapes = {name: shape for name, shape in checkpoint_shapes(path).items() if name.startswith("model/")}
+    most = max((size for shape in shapes.values() for size in shape), default=0)
+    states = {shape[-1] for name, shape in shapes.items() if "weight_hh" in name and shape}
+    try:
+        wrong = [f"{name} {size}" for name, size in task.sizes(settings, facts).items() if size > most]
+    except (LookupError, TypeError) as error:
+        raise CheckpointError(f"{config}: is damaged: {one_line(error)}") from error
+    if settings.layers > len(shapes) or (states and not {settings.hidden, settings.hidden // 2} & states):
+        wrong.append(f"{settings.layers} layers of {settings.hidden} hidden units")
+    if wrong:
+        raise CheckpointError(f"{config}: {wrong[0]} is not what {path.name} holds")
+
+
+def _checkpoint_path(folder):
+    """The best checkpoint of a run, else its last, else None."""
+    paths = (Path(folder, name) for name in reversed(run_folder.CHECKPOINTS))
+    return next((path for path in paths if path.exists()), None)
 
 
 def load(folder, backend=None, task=None):
@@ -380,17 +520,16 @@ def load(folder, backend=None, task=None):
     """
     folder = Path(folder)
     settings, document = read_run(folder, task)
-    path = folder / "best.json"
-    if not path.exists():
-        path = folder / "last.json"
-    if not path.exists():
+    path = _checkpoint_path(folder)
+    if path is None:
         raise FileNotFoundError(f"{folder} holds no checkpoint yet: train it to the end of an epoch first")
     task, facts = get_task(document["task"]), document["facts"]
+    _check_sizes(folder, task, settings, facts)
     try:
         model = task.build(settings, facts, backend)
     except DtypeError:  # needs a package that this machine lacks
         raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'config.json'}: is damaged: {error!r}") from error
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise CheckpointError(f"{folder / run_folder.CONFIG}: is damaged: {one_line(error)}") from error
     load_weights(model, path)
     return Trained(folder, task, settings, facts, model.eval())

@@ -19,16 +19,17 @@ told by the rows that are forecast; windows may begin before them, as they do in
 import csv
 import io
 import math
+import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import click
 import numpy as np
 
-from .. import options, rng
-from ..checkpoint import write_text_atomic
+from .. import options, rng, run_folder
 from ..data import Batch
-from ..errors import check_size
+from ..errors import FileError, check_size
+from ..files import check_room, naming, read_bytes, write_text_atomic
 from ..layers import Dropout, Linear, Pooling, Sequential
 from ..losses import mae, mse
 from ..module import Module, check_dtype
@@ -44,6 +45,9 @@ _DATE_FORMS = (
     "%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%d", "%Y-%m",
     "%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y/%m/%d", "%Y%m%d", "%Y",
 )  # fmt: skip
+_BYTE_COST, _ROW_COST, _CELL_COST = 6, 200, 80  # bytes of memory for a byte of a table, a row of it and a cell
+# what a formula begins with in a spreadsheet, in both widths
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
 
 
@@ -139,6 +143,9 @@ class SeriesTask(Task):
     def build(self, settings, facts, backend=None):
         return (Recursive if settings.mode == "recursive" else Direct)(settings, facts, backend)
 
+    def sizes(self, settings, facts):
+        return {} if settings.mode == "recursive" else {"horizon": settings.horizon}
+
     def loss(self, settings, facts):
         return _LOSSES[settings.loss]
 
@@ -196,18 +203,22 @@ class Table:
 
 def _rows(path):
     """(header, [(number of the line, cells)]) of a CSV file; separated by comma, semicolon or tab."""
-    with open(path, "rb") as file:
-        data = file.read()
+    data = read_bytes(path, factor=_BYTE_COST, what="its text")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not UTF-8: byte {error.start} is {data[error.start]:#04x}") from error
+        raise FileError(f"{path}: is not UTF-8: byte {error.start} is {data[error.start]:#04x}") from error
     first = text.partition("\n")[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
+    rows, room = [], 0
     try:
-        rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if cells != []]
+        for cells in reader:
+            if cells != []:
+                rows.append((reader.line_num, [cell.strip() for cell in cells]))
+                room += _ROW_COST + _CELL_COST * len(cells)
+                check_room(path, room, "its table")
     except csv.Error as error:
-        raise ValueError(f"{path}: line {reader.line_num}: {error}") from error
+        raise FileError(f"{path}: line {reader.line_num}: {error}") from error
     if not rows:
         raise ValueError(f"{path}: is empty")
     (_, header), *rows = rows
@@ -308,7 +319,7 @@ def _moments(cells):
 
 def continue_moments(moments, count):
     """``count`` datetimes that go on as the last of ``moments`` do, by whole months or by equal times; None where these
-    do neither."""
+    do neither, or the calendar ends."""
     tail = moments[-4:]
     pairs = list(zip(tail, tail[1:], strict=False))
     months = {12 * (b.year - a.year) + b.month - a.month for a, b in pairs}
@@ -320,9 +331,11 @@ def continue_moments(moments, count):
         and last.day < 29
     ):
         places = [month + min(months) * k for k in range(1, count + 1)]
+        if places and places[-1] // 12 > datetime.max.year:
+            return None
         return [last.replace(year=place // 12, month=place % 12 + 1) for place in places]
     times = {b - a for a, b in pairs}
-    if len(times) == 1 and min(times) > timedelta(0):
+    if len(times) == 1 and min(times) > timedelta(0) and (datetime.max - last) // min(times) >= count:
         return [last + min(times) * k for k in range(1, count + 1)]
     return None
 
@@ -663,6 +676,20 @@ def score(trained, table, ends):
     return numbers
 
 
+def csv_text(rows, escape=True):
+    """Rows of strings as CSV. escape: a cell of text that a spreadsheet would take for a formula gets a ' in front."""
+    text = io.StringIO()
+    cells = (list(map(_inert, row)) if escape else row for row in rows)
+    csv.writer(text, lineterminator="\n").writerows(cells)
+    return text.getvalue()
+
+
+def _inert(cell):
+    if not cell.lstrip().startswith(_FORMULA) and not cell.startswith(("\t", "\r")):
+        return cell
+    return cell if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", cell) else "'" + cell
+
+
 @click.command(
     "forecast",
     epilog="""\b
@@ -677,9 +704,12 @@ Examples:
 @click.option(
     "--plot", "png", type=click.Path(dir_okay=False), help="PNG file to draw: truth, earlier forecasts, this."
 )
+@click.option("--escape/--no-escape", default=True,
+              help="In --out: put ' before text that a spreadsheet would compute: =, +, -, @ come first.")  # fmt: skip
 @options.backend
+@options.max_memory
 @options.as_json
-def forecast_command(run, file, steps, out, png, backend, as_json):
+def forecast_command(run, file, steps, out, png, escape, backend, as_json):
     """Forecast what comes behind the end of a series, with the model in RUN.
 
     CSV has the columns of the file that the model was trained on; without it, it is that file. The picture also shows
@@ -688,8 +718,10 @@ def forecast_command(run, file, steps, out, png, backend, as_json):
     trained, document = load(run, backend, "series"), read_run(run)[1]
     settings, facts = trained.settings, trained.facts
     path = file or document["files"][0]
-    table = read_table(path, facts, settings.fill)
-    values = forecast(trained, table, steps)
+    run_folder.check_outputs(run, [path, *document["files"]], out=out, plot=png)
+    with naming([path]):
+        table = read_table(path, facts, settings.fill)
+        values = forecast(trained, table, steps)
     coming = continue_moments(table.moments, len(values)) if table.moments else None
     if coming is None:
         labels = [f"+{k}" for k in range(1, len(values) + 1)]
@@ -718,18 +750,15 @@ def forecast_command(run, file, steps, out, png, backend, as_json):
             name=facts["target"],
         )
     if out:
-        rows = io.StringIO()
-        csv.writer(rows, lineterminator="\n").writerows(
-            [(facts["date"] or "row", facts["target"]), *zip(labels, map(repr, values.tolist()), strict=True)]
-        )
-        write_text_atomic(out, rows.getvalue())
+        rows = [(facts["date"] or "row", facts["target"]), *zip(labels, map(repr, values.tolist()), strict=True)]
+        write_text_atomic(out, csv_text(rows, escape))
     if as_json:
         options.print_json({"target": facts["target"], "at": labels, "forecast": values.tolist(), "rows": len(table)})
         return
     for label, value in zip(labels, values, strict=True):
-        click.echo(f"{label}  {value:.6g}")
+        options.say(f"{label}  {value:.6g}")
     for made in filter(None, (out, png)):
-        click.echo(made)
+        options.say(made)
 
 
 TASK = SeriesTask()

@@ -12,28 +12,31 @@ are pooled over time instead.
 
 import logging
 import re
-import zipfile
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
 import numpy as np
 
-from .. import options, rng
+from .. import options, rng, run_folder
 from ..audio import log_mel, read_wav, resample
 from ..ctc import ctc_beam_search, ctc_greedy, ctc_loss
 from ..data import Batch, order_batches, pad
+from ..errors import FileError
+from ..files import check_room, naming
 from ..layers import BatchNorm, Dropout, Linear, Pooling, Sequential
 from ..losses import cross_entropy
 from ..metrics import edit_distance
 from ..module import check_dtype
+from ..npz import read_npz
 from ..training import measure
 from ..vocabulary import UNKNOWN, Vocabulary, read_lines
 from .classify import right_and_all
-from .run import Data, Settings, Task, changed, checksum, load, recurrent, setting
+from .run import Data, Settings, Task, changed, checksum, load, read_run, recurrent, setting
 
 _log = logging.getLogger("gpurnn")
+_NPZ_FACTOR = 6  # how many times the features' size their statistics take in memory
+_UTTERANCE_COST = 1000  # bytes of memory for an utterance besides its features
 
 
 @dataclass
@@ -177,6 +180,9 @@ class SpeechTask(Task):
         layers["linear"] = Linear(size, _outputs(facts), seed=next(seeds), **shared)
         return Sequential(layers)
 
+    def sizes(self, settings, facts):
+        return {"stack": settings.stack * len(facts["mean"])}
+
     def loss(self, settings, facts):
         return cross_entropy if settings.target == "class" else known_ctc_loss
 
@@ -293,12 +299,12 @@ def read_utterances(file, settings, rate=None):
     utterances = []
     for n, line in tqdm(lines, desc="reading", unit=" files", leave=False, disable=None):
         path, tab, text = line.partition("\t")
-        if not (tab and path.strip()):
-            raise ValueError(f"{file}: line {n} should be a path, a tab and a transcript, got {line[:60]!r}")
+        if not (tab and path.strip()) or "\0" in path:
+            raise FileError(f"{file}: line {n} should be a path, a tab and a transcript, got {line[:60]!r}")
         try:
             features, rate = wav_features(file.parent / path.strip(), settings, rate)
         except (ValueError, OSError) as error:
-            raise ValueError(f"{file}: line {n}: {error}") from error
+            raise FileError(f"{file}: line {n}: {error}") from error
         utterances.append(Utterance(features, text.strip()))
     return utterances, rate
 
@@ -309,21 +315,17 @@ def wav_features(path, settings, rate=None):
     rate = rate or given
     names = ("window", "hop", "fft", "bands", "fmin", "fmax", "floor")
     options = {name: getattr(settings, name) for name in names}
-    return log_mel(resample(samples, given, rate), rate, **options), rate
+    with naming([path]):
+        return log_mel(resample(samples, given, rate), rate, **options), rate
 
 
 def _read_features(file, settings, rate):
-    try:
-        with open(file, "rb") as opened:
-            arrays = np.load(opened)  # takes no pickles
-            names = () if isinstance(arrays, np.ndarray) else ("frames", "length", "label", "is_test")
-            found = {name: arrays[name] for name in names if name in arrays}
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{file}: is not an .npz file, or is damaged ({error})") from error
+    found = read_npz(file, {"frames", "length", "label", "is_test"}.__contains__, _NPZ_FACTOR)
     missing = [name for name in ("frames", "length", "label") if name not in found]
     if missing:
         raise ValueError(f"{file}: lacks the arrays {', '.join(missing)}")
     frames, length, label = found["frames"], found["length"], found["label"]
+    check_room(file, _UTTERANCE_COST * label.size, f"its {label.size:,} utterances")
     is_test = found.get("is_test", np.zeros(label.shape, bool)).astype(bool)
     if frames.ndim != 2 or frames.dtype.kind != "f":
         raise ValueError(f"{file}: frames should be numbers (N, bands), got {frames.dtype} {frames.shape}")
@@ -537,7 +539,7 @@ def transcribe(trained, features, beam=None):
 
 def plot_transcription(features, found, trained, png):
     """Draw features (T, bands) and above each moment how probable each character is; found: of ``transcribe``."""
-    from ..plots import new_figure, save_figure
+    from ..plots import new_figure, plain, save_figure
 
     settings, posteriors = trained.settings, found["posteriors"]
     frames = len(posteriors) * settings.stack  # the last step may reach past the end
@@ -551,10 +553,10 @@ def plot_transcription(features, found, trained, png):
         above.plot(times, line, lw=1.5, **shown)
         peaks = np.flatnonzero((line > 0.5) & (line >= np.roll(line, 1)) & (line > np.roll(line, -1)))
         for step in peaks if number != UNKNOWN else ():
-            above.annotate(character, (times[step], line[step]), ha="center", va="bottom")
+            above.annotate(plain(character), (times[step], line[step]), ha="center", va="bottom")
     above.set_ylim(0, 1.15)
     above.set_ylabel("probability (dotted: blank)")
-    above.set_title(found["text"])
+    above.set_title(plain(found["text"]))
     extent = (0, len(features) * settings.hop / 1000, 0, features.shape[1])
     below.imshow(features.T, origin="lower", aspect="auto", extent=extent)
     below.set_xlim(0, seconds)
@@ -576,12 +578,14 @@ Examples:
 @click.option("--beam", type=click.IntRange(1), help="Texts followed at a time  [default: the best path alone]")
 @click.option("--plot", type=click.Path(dir_okay=False), help="PNG to draw the first FILE and its characters on.")
 @options.backend
+@options.max_memory
 @options.as_json
 def transcribe_command(run, files, beam, plot, backend, as_json):
     """What is said in each WAV FILE, by the trained model in the folder RUN."""
     trained = load(run, backend, "speech")
     if plot and "classes" in trained.facts:
         raise click.UsageError("--plot shows characters over time: this model knows only classes.")
+    run_folder.check_outputs(run, [*files, *read_run(run)[1]["files"]], plot=plot)
     results = []
     for file in files:
         features, _ = wav_features(file, trained.settings, _known_rate(trained, file))
@@ -591,7 +595,7 @@ def transcribe_command(run, files, beam, plot, backend, as_json):
         found.pop("posteriors", None)
         results.append({"file": file} | found)
         if not as_json:
-            click.echo(f"{file}\t{found['text']}")
+            options.say(f"{file}\t{found['text']}")
     if as_json:
         options.print_json(results)
 

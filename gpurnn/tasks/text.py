@@ -95,6 +95,9 @@ class TextTask(Task):
             del layers["dropout"]
         return Sequential(layers)
 
+    def sizes(self, settings, facts):
+        return {} if settings.tied or not settings.embedding else {"embedding": settings.embedding}
+
     def finish(self, trained, data, history):
         vocabulary, opening = vocabulary_of(trained.facts["vocabulary"]), data.rest
         text = "".join([opening, *sample(trained.model, vocabulary, opening, seed=trained.settings.seed)])
@@ -282,14 +285,11 @@ def sample_command(run, prompt, length, temperature, top_k, top_p, seed, backend
     characters = sample(trained.model, vocabulary, prompt, length, temperature, top_k, top_p, seed)
     unknown = vocabulary.unknown(prompt)
     if unknown:
-        click.echo(f"The model never saw {unknown!r} of the prompt: taken as unknown.", err=True)
+        options.say(f"The model never saw {unknown!r} of the prompt: taken as unknown.", err=True)
     if as_json:
         options.print_json({"prompt": prompt, "unknown": unknown, "seed": seed, "text": "".join(characters)})
         return
-    click.echo(prompt, nl=False)
-    for character in characters:
-        click.echo(character, nl=False)
-    click.echo()
+    options.say_pieces(itertools.chain([prompt], characters))
 
 
 TASK = TextTask()

@@ -9,15 +9,15 @@ The model is the encoder-decoder of seq2seq.py, trained by teacher forcing, with
 text is cut into the tokens of tokens.py.
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import click
 import numpy as np
 
-from .. import options, rng
+from .. import options, rng, run_folder
 from ..attention import SCORES
 from ..backend import array_ops
 from ..data import Batch, SequenceBatches, pad
@@ -27,8 +27,8 @@ from ..metrics import accuracy, perplexity
 from ..seq2seq import SAMPLING, EncoderDecoder, Sampling, beam_search
 from ..tokens import END, START, UNKNOWN, TokenVocabulary, detokenise, tokenise
 from ..training import measure
-from ..vocabulary import read_lines
-from .run import Data, Settings, Task, changed, checksum, load, setting
+from ..vocabulary import input_lines, read_lines
+from .run import Data, Settings, Task, changed, checksum, load, read_run, setting
 
 _SHOWN = 5  # sentences translated for people after training
 _DRAWN = 8  # sentences that one picture of the attention may hold
@@ -66,7 +66,7 @@ class TranslateSettings(Settings):
         if self.hidden % 2:
             raise ValueError(f"hidden should be even, half of it for each direction of the encoder; got {self.hidden}")
         if self.valid_file is not None:
-            self.valid_file = str(Path(self.valid_file).resolve())
+            self.valid_file = os.path.abspath(self.valid_file)
 
 
 class TranslateTask(Task):
@@ -137,6 +137,9 @@ class TranslateTask(Task):
             calls = settings.epochs * check_size("batches", facts["batches"])
             model.sampling = Sampling(settings.sampling, calls, settings.sampling_schedule)
         return model
+
+    def sizes(self, settings, facts):
+        return {"embedding": settings.embedding or 1}
 
     def loss(self, settings, facts):
         return partial(cross_entropy, label_smoothing=settings.label_smoothing)
@@ -350,16 +353,18 @@ def translate_command(run, text, beam, length_penalty, attention, backend, as_js
     """Translate each TEXT with the model in the folder RUN, or each line of the standard input."""
     trained = load(run, backend, "translate")
     known, _ = vocabularies(trained)
+    run_folder.check_outputs(run, read_run(run)[1]["files"], attention=attention)
     shown = []
-    for sentences in [text] if text else _standard_input(as_json or attention, trained.settings.batch):
+    size = None if as_json or attention else 1 if sys.stdin.isatty() else 8 * trained.settings.batch
+    for sentences in [text] if text else input_lines(size):
         found = translate(trained, sentences, beam, length_penalty)
         unknown = known.unknown([token for translation in found for token in translation.source])
         if unknown:
-            click.echo(f"The model never saw {', '.join(unknown)}: read as unknown words.", err=True)
+            options.say(f"The model never saw {', '.join(unknown)}: read as unknown words.", err=True)
         shown += zip(sentences, found, strict=True) if as_json or attention else []
         if not as_json:
             for translation in found:
-                click.echo(translation.text)
+                options.say(translation.text)
     if as_json:
         documents = [
             {"source": sentence, "translation": one.text, "score": one.score, "source_tokens": one.source,
@@ -374,26 +379,6 @@ def translate_command(run, text, beam, length_penalty, attention, backend, as_js
         from ..plots import plot_attention
 
         plot_attention([(one.weights, one.source, [*one.tokens, "(end)"]) for one in drawn], attention)
-
-
-def _standard_input(whole, batch):
-    """The lines of the standard input, some at a time: one where a person writes them, else several batches.
-
-    whole: all of them at once. Raises ValueError for what is not UTF-8.
-    """
-    stream = sys.stdin.buffer
-    size = None if whole else 1 if sys.stdin.isatty() else 8 * batch
-    lines = []
-    for number, line in enumerate(stream, 1):
-        try:
-            lines.append(line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n"))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"standard input, line {number}: is not UTF-8 text ({error.reason})") from None
-        if len(lines) == size:
-            yield lines
-            lines = []
-    if lines:
-        yield lines
 
 
 TASK = TranslateTask()

@@ -1,0 +1,186 @@
+"""What lies in a run's folder: which files are a run's, which are somebody else's, and the records of its logs."""
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+from .checkpoint import CheckpointError, is_checkpoint
+from .files import is_stream, open_regular, parse_json, read_bytes, refuse_same, sweep_folder
+
+CONFIG, HISTORY, FLOW = "config.json", "history.jsonl", "gradient_flow.jsonl"
+CHECKPOINTS = ("last.json", "best.json")
+PICTURES = ("history.png", "gradient_flow.png")
+FILES = (CONFIG, *CHECKPOINTS, HISTORY, FLOW, *PICTURES)
+SOFTWARE = "gpurnn"  # what the pictures say of who drew them
+_TENSORS = re.compile(r"(last|best)-[0-9a-f]{16}\.safetensors")
+_CONFIG_KEYS = {"task", "backend", "settings", "files", "data", "facts"}
+_RECORDS = {  # kind of a record of the history -> the numbers it has at least
+    "step": ("step", "epoch", "loss", "lr", "grad_norm"),
+    "epoch": ("step", "epoch", "train_loss", "lr", "grad_norm"),
+}
+_RECORD_FACTOR = 8  # bytes of memory for a byte of a log
+
+
+# ---- whose files they are
+
+
+def taken(folder, besides=()):
+    """Names in a folder that a run gives to its files, or would; ``besides`` are left out."""
+    names = os.listdir(folder) if os.path.isdir(folder) else ()
+    return sorted(name for name in names if (name in FILES or _TENSORS.fullmatch(name)) and name not in besides)
+
+
+def check_free(folder, error, besides=()):
+    """Raise ``error`` where a run that begins in this folder would replace files."""
+    found = taken(folder, besides)
+    if found:
+        raise error(
+            f"{folder} already holds a run, or files with the names of one ({', '.join(found[:4])}): continue it with "
+            "resume, replace it with overwrite, or choose another folder"
+        )
+
+
+def check_ours(folder, besides=()):
+    """Raise CheckpointError where a file in the folder has a run's name and is none that a run has written.
+
+    A damaged file counts as the run's where another file shows that there is one.
+    """
+    folder, found = Path(folder), taken(folder, besides)
+    whose = {name: _is_ours(folder / name) for name in found}
+    a_run = any(whose[name] for name in found if name not in PICTURES)
+    foreign = [name for name in found if whose[name] is False or (whose[name] is None and not a_run)]
+    if foreign:
+        raise CheckpointError(
+            f"{folder / foreign[0]} has the name of a run's file and is none: it is not replaced. Move it away, or "
+            "choose another folder"
+        )
+
+
+def _is_ours(path):
+    """True: gpurnn wrote the file; False: somebody else did; None: it does not say."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    if _TENSORS.fullmatch(path.name):
+        return True
+    if path.name in PICTURES:
+        return True if is_our_picture(path) else None
+    if path.name in CHECKPOINTS and is_checkpoint(path):
+        return True
+    try:
+        if path.name in (HISTORY, FLOW):
+            with open_regular(path, CheckpointError) as file:
+                line = file.readline(1 << 20)
+            if not line:
+                return True  # of a run that was killed before it wrote
+            document = parse_json(line, path, CheckpointError, finite=False)
+            keys = {"kind"} if path.name == HISTORY else {"layers"}
+        else:
+            document = parse_json(read_bytes(path, factor=24, error=CheckpointError), path, CheckpointError)
+            keys = _CONFIG_KEYS if path.name == CONFIG else {"format", "tensors"}
+    except (CheckpointError, OSError):
+        return None  # damaged
+    return isinstance(document, dict) and keys <= set(document)
+
+
+def is_our_picture(path):
+    """Whether gpurnn drew this PNG: it says so in its first bytes. True where there is none, False for a link."""
+    if os.path.islink(path):
+        return False
+    try:
+        with open_regular(path) as file:
+            return SOFTWARE.encode() in file.read(512)
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+
+
+def check_outputs(folder, reads, **outputs):
+    """Raise ValueError where a file to write, name of its option -> path or None, is one that is read or another one
+    of them, or belongs to the run in ``folder``; OSError where it may not be written. Returns the names of those that
+    are ordinary files, or will be."""
+    given = {name: Path(path) for name, path in outputs.items() if path}
+    ordinary = set()
+    for name, path in given.items():
+        if not is_stream(path):
+            ordinary.add(name)
+        refuse_same(path, [*reads, *(Path(folder, file) for file in taken(folder))], name)
+    places = [os.path.realpath(given[name]) for name in ordinary]
+    if len(set(places)) < len(places):
+        raise ValueError(f"{' and '.join(sorted(ordinary))} name the same file, {places[0]}: give each one of its own")
+    return ordinary
+
+
+def sweep(folder):
+    """Remove the temporary files that a killed run has left; the folder is locked."""
+    with contextlib.suppress(OSError):
+        sweep_folder(folder, FILES)
+
+
+# ---- logs
+
+
+def read_history(path, size=None):
+    """The records of a ``history.jsonl``, or of its first ``size`` bytes; a last line without its end is left out.
+
+    Raises CheckpointError that names file and line for what is no record, OSError where it cannot be read.
+    """
+    records = []
+    for place, record in _records(path, size):
+        kind = record.get("kind")
+        if not isinstance(kind, str):
+            raise CheckpointError(f"{place}: expected a record with its kind, got {sorted(record)[:8]}")
+        for name in _RECORDS.get(kind, ()):
+            _check_number(place, name, record.get(name))
+        for name, value in record.items():
+            if name.startswith("validation_") and value is not None:
+                _check_number(place, name, value)
+        records.append(record)
+    return records
+
+
+def read_flow(path):
+    """The records of a ``gradient_flow.jsonl``; errors as of ``read_history``."""
+    records = []
+    for place, record in _records(path):
+        layers = record.get("layers")
+        if not isinstance(layers, dict) or not all(isinstance(norms, dict) for norms in layers.values()):
+            raise CheckpointError(f"{place}: expected layers, each with the norms of dh and dc")
+        if records and list(layers) != list(records[0]["layers"]):
+            raise CheckpointError(f"{place}: expected the layers {', '.join(records[0]['layers'])}")
+        for layer, norms in layers.items():
+            for kind in ("dh", "dc"):
+                values = norms.get(kind)
+                if values is not None and not isinstance(values, list):
+                    raise CheckpointError(f"{place}: {kind} of {layer}: expected a list, got {type(values).__name__}")
+                for value in values or ():
+                    _check_number(place, f"{kind} of {layer}", value)
+        records.append(record)
+    return records
+
+
+def _records(path, size=None):
+    """(place for messages, record) of each whole line."""
+    data = read_bytes(path, factor=_RECORD_FACTOR, what="its records", error=CheckpointError)[:size]
+    for number, line in enumerate(data.split(b"\n")[:-1], 1):
+        place = f"{path}: line {number}"
+        record = parse_json(line, place, CheckpointError, finite=False)
+        if not isinstance(record, dict):
+            raise CheckpointError(f"{place}: expected a JSON object, got {type(record).__name__}")
+        yield place, record
+
+
+def _check_number(place, name, value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e300:
+        shown = "nothing" if value is None else repr(value)[:40]
+        raise CheckpointError(f"{place}: {name}: expected a number, got {shown}")
+
+
+def whole_lines(file, size):
+    """Where a log ends that should be ``size`` bytes long: there, or behind its last whole line where it is shorter."""
+    end = file.seek(0, os.SEEK_END)
+    if end >= size:
+        return size
+    file.seek(0)
+    return file.read(end).rfind(b"\n") + 1
