@@ -208,12 +208,6 @@ def variable(number):
 def train_all(run, folder=""):
     """Train a tiny run of each task with the function ``run``; returns what each is evaluated on: run -> files."""
     shared = ["--epochs", 1, "--hidden", 4, "--seed", 1, "--backend", "cpu", "--no-progress"]
-    images = [
-        "train-images-idx3-ubyte",
-        "train-labels-idx1-ubyte",
-        "t10k-images-idx3-ubyte.gz",
-        "t10k-labels-idx1-ubyte",
-    ]
     batch = ["--batch", 4]
     for name, task, files, more in (
         ("run-text", "text", ["book.txt"], [*batch, "--steps", 8, "--flow"]),

@@ -224,7 +224,8 @@ def test_a_run_and_a_trained_model(tmp_path):
     book.write_text("so it goes, and so it went. " * 40)
     options = {"hidden": 8, "batch": 4, "epochs": 1, "backend": "cpu", "seed": 1, "dropout": 0.3}
     run = prepare("text", [book], tmp_path / "run", **options)
-    histories = [one.train(progress=False) for one in (copy.deepcopy(run), through_pickle(run), run)]
+    runs = run, copy.deepcopy(run), through_pickle(run)  # one after the other: the folder belongs to one at a time
+    histories = [one.train(progress=False) for one in runs]
     losses = [[record["train_loss"] for record in history.epochs] for history in histories]
     assert losses[0] == losses[1] == losses[2]
     made = load(tmp_path / "run")

@@ -256,6 +256,9 @@ class Run:
     resume: bool = False
     lock: FolderLock | None = None
 
+    def __getstate__(self):
+        return self.__dict__ | {"lock": None}  # a copy locks the folder when it trains
+
     def __enter__(self):
         return self
 
