@@ -15,6 +15,7 @@ import functools
 
 import numpy as np
 
+from .arrays import host_array
 from .backend import array_ops
 from .errors import DtypeError, ShapeError, check_choice, check_shape, check_size
 from .losses import REDUCTIONS, floats, quiet, upstream
@@ -225,11 +226,10 @@ def _pad_targets(targets, target_lengths, B, V, blank):
 
     Raises ShapeError, DtypeError, and ValueError for labels that are no class or the blank.
     """
-    targets = targets.get() if hasattr(targets, "get") else targets
     if isinstance(targets, (list, tuple)) and target_lengths is None:
-        rows = [np.asarray(row) for row in targets]
+        rows = [host_array(row, "targets") for row in targets]
     else:
-        array = np.asarray(targets)
+        array = host_array(targets, "targets")
         if array.ndim == 2:
             counts = np.full(len(array), array.shape[1]) if target_lengths is None else target_lengths
             counts = check_lengths(counts, array.shape[1], len(array), "target_lengths")

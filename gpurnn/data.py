@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import rng
+from .arrays import host_array, refuse_masked
 from .errors import DtypeError, ShapeError, check_size
 
 
@@ -51,6 +52,7 @@ class TextBatches:
     """
 
     def __init__(self, ids, batch_size, steps):
+        refuse_masked("ids", ids)
         if getattr(ids, "ndim", None) != 1:
             raise ShapeError(f"ids: expected a 1-D array, got shape {getattr(ids, 'shape', type(ids).__name__)}")
         if ids.dtype.kind not in "iu":
@@ -85,8 +87,10 @@ class SequenceBatches:
     """
 
     def __init__(self, inputs, targets, batch_size, *, per_step=True, shuffle=True, bucket=True, seed=0):
-        self.inputs = [np.asarray(x) for x in inputs]
-        self.targets = [np.asarray(y) for y in targets] if per_step else np.asarray(targets)
+        refuse_masked("inputs", inputs)
+        refuse_masked("targets", targets)
+        self.inputs = [host_array(x, "inputs") for x in inputs]
+        self.targets = [host_array(y, "targets") for y in targets] if per_step else host_array(targets, "targets")
         self.batch_size = check_size("batch_size", batch_size)
         self.per_step, self.shuffle, self.bucket, self.seed = per_step, shuffle, bucket, rng.check_seed(seed)
         if not self.inputs:

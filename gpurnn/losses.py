@@ -92,7 +92,9 @@ def cross_entropy(
             if not isinstance(out, xp.ndarray) or out.dtype != given:
                 raise DtypeError(f"out: expected an array of {given}, got {getattr(out, 'dtype', type(out).__name__)}")
             check_shape("out", out, shape)
-            if out.flags.c_contiguous and given == dtype:
+            if not getattr(out.flags, "writeable", True):  # compiled code would write to it all the same
+                raise ValueError("out: expected an array that may be written to, got a read-only one")
+            if out.flags.c_contiguous and getattr(out.flags, "aligned", True) and given == dtype:
                 place = out.reshape(N, V)
         with quiet():
             dlogits = ops.softmax_backward(logits, rows, labels, smoothing, highest, total, dlosses, place)

@@ -2,18 +2,17 @@
 
 import numpy as np
 
+from .arrays import host_array
 from .errors import DtypeError, ShapeError
 
 
 def check_lengths(lengths, T, B, name="lengths"):
     """``lengths`` as an int64 NumPy array (B,), each 0..T, in any order.
 
-    Takes a list, a NumPy array or a device array. Raises DtypeError unless the entries are integers, ShapeError for a
-    wrong count, a negative length or one past T.
+    Takes a list, a NumPy array or a device array. Raises DtypeError unless the entries are integers and for a masked
+    array, ShapeError for a wrong count, a negative length or one past T.
     """
-    if not isinstance(lengths, (list, tuple, np.ndarray)) and hasattr(lengths, "get"):
-        lengths = lengths.get()  # CuPy
-    lengths = np.asarray(lengths)
+    lengths = host_array(lengths, name)
     if lengths.size == 0:
         lengths = lengths.astype(np.int64)
     if lengths.dtype.kind not in "iu":

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from . import rng
+from .arrays import host_array, refuse_masked
 from .backend import get_backend
 from .errors import DtypeError, ShapeError, check_choice, check_size
 from .ops import wide_dtype
@@ -65,6 +66,7 @@ class Views(Mapping):
         view = self._arrays[name]
         if value is view:  # the end of an in-place operation
             return
+        refuse_masked(name, value)
         shape = np.shape(value)
         if shape and shape != view.shape:
             raise ShapeError(f"{name}: expected shape {view.shape}, got {shape}")
@@ -239,7 +241,8 @@ class Module:
     def load_state_dict(self, mapping, strict=True):
         """Copy values into parameters and buffers.
 
-        mapping: name -> array; NumPy, CuPy or torch tensors of any float type, names as in ``state_dict()`` (PyTorch's
+        mapping: name -> array; NumPy, CuPy or torch tensors of any float type, which may require grad (their values
+        are copied), names as in ``state_dict()`` (PyTorch's
         names for the recurrent and linear layers, so a ``torch.nn.LSTM``'s ``state_dict()`` loads unchanged).
         strict: raise KeyError for missing and for unknown names; otherwise load what fits by name.
         Raises ShapeError for a wrong shape, ValueError for a value that is not finite. Nothing changes on an error.
@@ -260,7 +263,7 @@ class Module:
             if hasattr(value, "detach"):  # a torch tensor; NumPy has no bfloat16
                 value = value.detach().cpu()
                 value = (value.double() if value.is_floating_point() else value).numpy()
-            value = np.asarray(self.ops.to_numpy(value))
+            value = host_array(value, name)
             if value.dtype.kind not in "fiu":
                 raise DtypeError(f"{name}: expected numbers, got {value.dtype}")
             if value.shape != target.shape:

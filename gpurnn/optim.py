@@ -20,6 +20,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from .arrays import host_array
 from .errors import DtypeError, ShapeError, check_choice, check_number, check_size
 from .module import Module
 
@@ -202,7 +203,7 @@ class Optimizer:
 
     def _check_array(self, name, value, target):
         """``value`` on the host in the target's dtype, checked."""
-        value = np.asarray(self.model.ops.to_numpy(value))
+        value = host_array(value, name)
         if value.dtype.kind != "f":
             raise DtypeError(f"{name}: expected floating-point numbers, got {value.dtype}")
         if value.shape != target.shape:

@@ -296,6 +296,7 @@ class _Recurrent(Module):
     def _forward(self, x, state, lengths, return_all, keep):
         x, single = self._check_input(x)
         T, B, _ = x.shape
+        self.ops.refuse_sizes(T, B, lambda: self._loop_sizes(T, B, keep))
         state_given = state is not None
         initial = self._initial_state(state, B, single)
         if lengths is not None:
@@ -336,6 +337,17 @@ class _Recurrent(Module):
         if return_all:
             returned.append([self._steps_outward(s, single) for s in steps])
         return tuple(returned)
+
+    def _loop_sizes(self, T, B, keep):
+        """For each layer the arguments of ``CudaOps.ways`` in a call with (T, B)."""
+        spans = self._spans(T, watched=False)
+        longest, share = max(span.stop - span.start for span in spans), self.num_layers if len(spans) > 1 else 1
+        for layer in range(self.num_layers):
+            inputs, H, P = self._sizes(layer)
+            yield (
+                keep, self.schedule, self.cell.kernel, self.cell.gates, H, longest, B, len(self._directions),
+                self.dtype.name, P != H, inputs, share,
+            )  # fmt: skip
 
     def _spans(self, T, watched):
         """The stretches of time after each of which the next layer may begin, in the order of the walk. watched:

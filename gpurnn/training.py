@@ -443,8 +443,8 @@ def load_weights(model, path):
 def _inputs(model, batch):
     """The batch's inputs as an array, or a tuple of arrays, of the model's backend."""
     if isinstance(batch.inputs, tuple):
-        return tuple(model.xp.asarray(array) for array in batch.inputs)
-    return model.xp.asarray(batch.inputs)
+        return tuple(model.ops.asarray(array, "inputs") for array in batch.inputs)
+    return model.ops.asarray(batch.inputs, "inputs")
 
 
 def _context(model, batch, state):
