@@ -130,11 +130,14 @@ class Attention(Module):
             dcontext = self.ops.asfloat(dcontext, self.dtype, "dcontext")
             check_shape("dcontext", dcontext, (U, B, self.memory_size))
             dcontext = _by_sequence(wide(dcontext))
+            if ready.valid is not None:  # nothing to read: no derivative, whatever it may be
+                dcontext = xp.where(ready.valid.any(axis=2, keepdims=True), dcontext, 0)
             d = dcontext @ ready.values.transpose(0, 2, 1)
             if dweights is not None:
                 dweights = self.ops.asfloat(dweights, self.dtype, "dweights")
                 check_shape("dweights", dweights, (U, B, T))
-                d += _by_sequence(wide(dweights))
+                dweights = _by_sequence(wide(dweights))
+                d += dweights if ready.valid is None else xp.where(ready.valid, dweights, 0)
             # through softmax; weights of 0 past the end let nothing through
             dscores = weights * (d - (weights * d).sum(axis=2, keepdims=True))
             dscores *= self.scale

@@ -19,7 +19,7 @@ from .arrays import host_array
 from .backend import array_ops
 from .errors import DtypeError, ShapeError, check_choice, check_shape, check_size
 from .losses import REDUCTIONS, floats, quiet, upstream
-from .masks import check_lengths, valid_steps
+from .masks import check_lengths, refuse_no_distribution, valid_steps
 
 
 def ctc_loss(
@@ -145,6 +145,7 @@ def ctc_greedy(logits, *, lengths=None, blank=0, batch_first=False):
     logits, or log-probabilities: (T, B, V), or (B, T, V) with ``batch_first``; lengths: (B,). Raises as ``ctc_loss``.
     """
     ops, _, logits, lengths, blank = _check_logits(logits, lengths, blank, batch_first)
+    _refuse_no_path(ops, logits, lengths)
     path = ops.to_numpy(logits.argmax(axis=2))
     new = np.ones(path.shape, bool)
     new[1:] = path[1:] != path[:-1]
@@ -165,11 +166,18 @@ def ctc_beam_search(logits, beam=16, *, lengths=None, blank=0, batch_first=False
     """
     beam = check_size("beam", beam)
     ops, _, logits, lengths, blank = _check_logits(logits, lengths, blank, batch_first)
+    _refuse_no_path(ops, logits, lengths)
     logits = ops.to_numpy(logits).astype(np.float64)
     with quiet():
         logits -= logits.max(axis=2, keepdims=True)
         logits -= np.log(np.exp(logits).sum(axis=2, keepdims=True))
         return [_beam_search(logits[:length, b], beam, blank) for b, length in enumerate(lengths)]
+
+
+def _refuse_no_path(ops, logits, lengths):
+    """Raise ValueError where logits (T, B, V) of a valid timestep are NaN or infinite."""
+    highest = ops.to_numpy(logits.max(axis=2))
+    refuse_no_distribution(highest[valid_steps(lengths, *highest.shape)])
 
 
 def _beam_search(logs, beam, blank):

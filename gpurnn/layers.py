@@ -50,7 +50,9 @@ def _check_like(layer, dy, shape):
 class Linear(Module):
     """y = x W^T + b over the last axis; ``torch.nn.Linear``: weight (out, in), bias (out,), U(+-1/sqrt(in)) at first.
 
-    x: (..., in_features) -> y: (..., out_features), of the layer's dtype. Raises ShapeError, DtypeError.
+    x: (..., in_features) -> y: (..., out_features), of the layer's dtype. Linear knows no lengths: padding that it
+    reads must be finite, as a NaN there times a zero derivative is NaN in the weight's gradient. A ``Sequential`` that
+    is given lengths sees to that. Raises ShapeError, DtypeError.
     """
 
     def __init__(
@@ -236,7 +238,7 @@ def _normalise(xp, x, mean, variance, eps):
 class LayerNorm(Module):
     """(x - mean) / sqrt(var + eps) * weight + bias over the last axis (Ba, Kiros, Hinton 2016); ``torch.nn.LayerNorm``.
 
-    x: (..., features) -> y of the same shape. var is the biased variance.
+    x: (..., features) -> y of the same shape. var is the biased variance. Padding must be finite, as for ``Linear``.
     """
 
     def __init__(self, features, eps=1e-5, bias=True, *, backend="auto", dtype="float32", seed=None):
@@ -478,6 +480,7 @@ class Pooling(Module):
         y = (a * x).sum(axis=0)
 
         def turn(dy):
+            dy = xp.where(xp.asarray(lengths > 0)[:, None], dy, 0)
             da = (dy * x).sum(axis=2, keepdims=True)
             dscore = a * (da - (a * da).sum(axis=0))
             self.grads["query"] += self.ops.sum_steps(_rows(dscore * u))
@@ -507,7 +510,8 @@ class Sequential(Module):
     Without a stateful layer: ``y = seq(x)``, ``y, backward = seq.forward(x)``, ``dx = backward(dy)``.
     With one: ``y, state = seq(x, state=None, lengths=None)``, ``y, state, backward = seq.forward(x, state, lengths)``,
     ``dx, dstate = backward(dy, dstate=None)``; the state is a tuple with one entry for each stateful layer in order, or
-    None for zeros. ``lengths`` goes to every layer that takes it. Backend, dtype and batch_first are the layers' own;
+    None for zeros. ``lengths`` goes to every layer that takes it; past them x may hold anything, NaN too, whichever
+    layer comes first. Backend, dtype and batch_first are the layers' own;
     layers that know the time axis (recurrent, BatchNorm, Pooling, variational Dropout) should agree on it: ValueError.
 
     >>> model = gpurnn.Sequential(gpurnn.Embedding(65, 32), gpurnn.LSTM(32, 128), gpurnn.Linear(128, 65))
@@ -537,7 +541,7 @@ class Sequential(Module):
         self.stateful = any(layer.stateful for layer in named.values())
 
     def __call__(self, x, state=None, lengths=None):
-        states, final = self._unpack(state), []
+        states, final, x = self._unpack(state), [], self._without_padding(x, lengths)
         for layer in self.children.values():
             x = layer(x, **self._context(layer, states, lengths))
             if layer.stateful:
@@ -546,7 +550,7 @@ class Sequential(Module):
         return (x, tuple(final)) if self.stateful else x
 
     def forward(self, x, state=None, lengths=None):
-        states, final, backwards = self._unpack(state), [], []
+        states, final, backwards, x = self._unpack(state), [], [], self._without_padding(x, lengths)
         for layer in self.children.values():
             x, *last, layer_backward = layer.forward(x, **self._context(layer, states, lengths))
             final += last
@@ -575,6 +579,20 @@ class Sequential(Module):
             else:
                 x = layer(x)
         return x, tuple(final)
+
+    def _without_padding(self, x, lengths):
+        """``x`` as the first layer may read it. One that takes no lengths would carry what stands past a sequence's
+        end, which may be NaN, into the gradient of its weights: it is given zeros there."""
+        if lengths is None or getattr(self[0], "takes_lengths", False):
+            return x
+        x = self.ops.asarray(x, "x")
+        if x.dtype.kind in "iub" or x.ndim not in (2, 3):
+            return x
+        x = x.copy()
+        steps = x[:, None] if x.ndim == 2 else x.swapaxes(0, 1) if True in _axis_orders(self) else x
+        given = [lengths] if x.ndim == 2 and np.ndim(lengths) == 0 else lengths
+        self.ops.zero_past_end(steps, check_lengths(given, *steps.shape[:2]))
+        return x
 
     def _context(self, layer, states, lengths):
         """What a layer's call takes besides x; a stateful layer's state is taken from the front of ``states``."""

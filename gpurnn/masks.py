@@ -25,6 +25,17 @@ def check_lengths(lengths, T, B, name="lengths"):
     return lengths.astype(np.int64)
 
 
+def refuse_no_distribution(highest, name="logits"):
+    """Raise ValueError unless the highest logits of what is to be drawn from or decoded, an array on the host, are
+    finite numbers: the highest is NaN where one of them is."""
+    wrong = highest[~np.isfinite(highest)]
+    if wrong.size:
+        raise ValueError(
+            f"{name}: expected the highest of all classes to be a finite number, got {wrong[0]}: nothing can be drawn "
+            "from that. The model has diverged, or its input is not finite"
+        )
+
+
 def valid_steps(lengths, T, B, xp=np, name="lengths"):
     """Boolean (T, B): True where step t belongs to sequence b. Raises as ``check_lengths`` does."""
     lengths = check_lengths(lengths, T, B, name)

@@ -218,7 +218,8 @@ class _Recurrent(Module):
             layers differ in size, a tuple of (D, B, P) arrays, one for each layer (the LSTM: a pair of such tuples).
             None means the learned initial state, or zeros.
         lengths: (B,) integers 0..T in any order, host or device, or None. Outputs past the end are zero, the final
-            state is that at each sequence's true end, the reverse direction starts there.
+            state is that at each sequence's true end, the reverse direction starts there. The final state of a sequence
+            of length 0 is its initial state. What stands in x past the end, or in the derivatives there, is not read.
 
         Returns (output (T, B, D*P), state), and with ``return_all`` a third: a list of ``Steps``, one for each layer
         and direction. Raises ShapeError, DtypeError, BackendError before anything is computed.
@@ -298,13 +299,15 @@ class _Recurrent(Module):
         T, B, _ = x.shape
         self.ops.refuse_sizes(T, B, lambda: self._loop_sizes(T, B, keep))
         state_given = state is not None
-        initial = self._initial_state(state, B, single)
+        initial = given = self._initial_state(state, B, single)
         if lengths is not None:
             lengths = check_lengths([lengths] if single and np.ndim(lengths) == 0 else lengths, T, B)
             if bool((lengths == T).all()):
                 lengths = None
             else:  # padding may hold anything, even NaN, and must not reach the weights' gradient
                 x = self.ops.zero_past_end(x.copy(), lengths)
+                if state_given:
+                    initial = self._without_unused(given, lengths)
         L, D, call = self.num_layers, len(self._directions), self.calls
         masks = [None] * L  # of the dropout behind each layer
         if self.training and self.dropout > 0:
@@ -331,6 +334,8 @@ class _Recurrent(Module):
                         passes[-1].append(walks)
                 outputs.append(y)
         y, final = self._joined(outputs), [state for states in at for state in states]
+        if initial is not given:
+            final = self._with_unused(final, given, lengths)
         returned = [self._outward(y, single), self._pack_state(final, single)]
         if keep:
             returned.append(self._make_backward(spans, passes, masks, state_given, lengths, y.shape, single))
@@ -399,14 +404,18 @@ class _Recurrent(Module):
         def backward(doutput=None, dstate=None):
             if doutput is not None:
                 doutput = self._check_doutput(doutput, output_shape, single)
-            dfinal = [None] * (self.num_layers * len(self._directions))
+            dfinal = given = [None] * (self.num_layers * len(self._directions))
             if dstate is not None:
-                dfinal = self._unpack_state(dstate, output_shape[1], single, "dstate")
+                dfinal = given = self._unpack_state(dstate, output_shape[1], single, "dstate")
+                if lengths is not None:
+                    dfinal = self._without_unused(given, lengths)
             if not cache:
                 raise RuntimeError("backward ran already: it works inside what forward kept. Call forward again")
             if len(spans) > 1 and active_flow() is not None:
                 raise RuntimeError("gradient flow: forward ran as a wavefront. Call forward, too, while it is recorded")
             dx, dinitial = self._backward(spans, cache.pop(), masks, doutput, dfinal, lengths)
+            if dfinal is not given:
+                dinitial = self._with_unused(dinitial, given, lengths)
             if self.learn_state and not state_given:
                 for (_, _, _, suffix), parts in zip(self._passes(), dinitial, strict=True):
                     for name, part in zip(("initial_h", "initial_c"), parts, strict=False):
@@ -553,6 +562,27 @@ class _Recurrent(Module):
             else:
                 initial.append((0.0,) * self.cell.states)
         return initial
+
+    def _without_unused(self, initial, lengths):
+        """The initial states, zero for the sequences of length 0: no step reads theirs, but times the zero derivative
+        of such a step a NaN would reach the weights. The same for the derivatives by their final states."""
+        if lengths.all():
+            return initial
+        unused = self.xp.asarray(lengths == 0)[:, None]
+        zeroed = [tuple(part.copy() for part in parts) for parts in initial]
+        for parts in zeroed:
+            for part in parts:
+                self.xp.copyto(part, 0, where=unused)
+        return zeroed
+
+    def _with_unused(self, final, given, lengths):
+        """The final states, those of the sequences of length 0 as they came in; or derivatives, the other way round."""
+        unused = self.xp.asarray(lengths == 0)[:, None]
+        final = [tuple(part.copy() for part in parts) for parts in final]  # what backward reads keeps its zeros
+        for parts, firsts in zip(final, given, strict=True):
+            for part, first in zip(parts, firsts, strict=True):
+                self.xp.copyto(part, first, where=unused)
+        return final
 
     def _unpack_state(self, state, B, single, name):
         """A state as the caller knows it -> for each pass a tuple of (B, size) arrays; raises ShapeError."""
