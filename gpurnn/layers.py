@@ -190,7 +190,9 @@ class Dropout(Module):
 
     variational: one mask for each sequence, the same at every timestep (Gal & Ghahramani 2016), for x (T, B, F), or
     (B, T, F) with ``batch_first``; otherwise x may have any shape. Masks come from (seed, name in the model, number of
-    the training call): equal on every backend, and independent of what else was drawn.
+    the call in training mode): equal on every backend, and independent of what else was drawn. Every call in training
+    mode draws a new one, with and without ``forward``: several give the samples of Monte-Carlo dropout (Gal &
+    Ghahramani 2016). ``random_state()`` holds the number, so that a resumed run draws what it would have drawn.
     """
 
     def __init__(self, rate, variational=False, *, batch_first=False, backend="auto", dtype="float32", seed=None):
@@ -203,8 +205,6 @@ class Dropout(Module):
 
     def forward(self, x):
         y, scaled_mask = self._apply(x)
-        if scaled_mask is not None:
-            self.calls += 1
         shape = y.shape
 
         def backward(dy):
@@ -224,6 +224,7 @@ class Dropout(Module):
                 raise ShapeError(f"x: variational dropout expects 3-D input with a time axis, got shape {x.shape}")
             shape[1 if self.batch_first else 0] = 1
         keep = self.ops.keep_mask(tuple(shape), self.rate, self.seed, self.key, self.calls)
+        self.calls += 1
         scaled_mask = keep.astype(self.dtype)
         scaled_mask *= 0 if self.rate == 1 else 1 / (1 - self.rate)
         return x * scaled_mask, scaled_mask

@@ -105,7 +105,7 @@ class Module:
         as its tensor cores then do; sums, states and everything else stay float32, and other backends are exact.
     name : dotted place in the model around it, empty for a module on its own.
     seed, key, calls : key of this module's random draws (see rng.py). ``key`` comes from ``name``; ``calls`` counts the
-        training calls that drew, and belongs to ``random_state()``.
+        calls in training mode that drew, with and without ``forward``, and belongs to ``random_state()``.
     """
 
     stateful = False  # True where forward takes and returns a recurrent state

@@ -239,6 +239,7 @@ class _Recurrent(Module):
 
     def step(self, x, state=None):
         """One timestep for streaming: x (B, I) or (I,) -> (output (B, P), state), as the sequence form would give.
+        In training mode each step draws the masks of a call of its own.
 
         Raises ValueError for layers that look into the future (bidirectional, reverse).
         """
@@ -311,7 +312,6 @@ class _Recurrent(Module):
         L, D, call = self.num_layers, len(self._directions), self.calls
         masks = [None] * L  # of the dropout behind each layer
         if self.training and self.dropout > 0:
-            self.calls += keep
             masks[:-1] = [self._mask(layer, (T, B, self._sizes(layer + 1)[0]), call) for layer in range(L - 1)]
         spans = self._spans(T, return_all or active_flow() is not None)
         at = [initial[layer * D : (layer + 1) * D] for layer in range(L)]  # the state that each layer has come to
@@ -333,6 +333,8 @@ class _Recurrent(Module):
                     if keep or lanes.count > 1:  # a lane may still read what another has written
                         passes[-1].append(walks)
                 outputs.append(y)
+        if L > 1 and masks[0] is not None:
+            self.calls += 1
         y, final = self._joined(outputs), [state for states in at for state in states]
         if initial is not given:
             final = self._with_unused(final, given, lengths)
@@ -669,7 +671,8 @@ class LSTM(_Recurrent):
     ----------
     input_size, hidden_size : I and H; hidden_size may be a list with one size for each layer.
     num_layers : L. bias : two bias vectors, as cuDNN has. batch_first : x and output are (B, T, ...); states never are.
-    dropout : rate of the dropout between layers, in training mode. bidirectional : D = 2.
+    dropout : rate of the dropout between layers, in training mode, where every call draws new masks, as the layer
+        ``Dropout`` does. bidirectional : D = 2.
     proj_size : P > 0 projects h to P < H units (Sak 2014); 0 leaves P = H.
     reverse : one direction, from each sequence's true end to its start; outputs stay at their steps.
     learn_state : the initial state is learned: parameters ``initial_h_l0`` (P,), ``initial_c_l0`` (H,), ...

@@ -244,8 +244,8 @@ class Sampling:
 
     Whole sequences at once, as in Mihaylova & Martins, "Scheduled sampling for transformers", ACL SRW 2019: a first
     pass over the true target gives the model's likeliest word at every place, a second pass reads the mixture, and
-    gradients go through the second only. The first has the dropout masks of the second. What is replaced depends on
-    (seed, number of the call) alone, so a resumed run draws what it would have drawn.
+    gradients go through the second only. Each has dropout masks of its own, past the encoder, which runs once. What is
+    replaced depends on (seed, number of the call) alone, so a resumed run draws what it would have drawn.
     """
 
     rate: float
