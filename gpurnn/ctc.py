@@ -94,7 +94,7 @@ def ctc_loss(
             dlogits = xp.exp(logits - highest - xp.log(total).astype(dtype))
             _subtract_shares(xp, dlogits, share, states, blank)
             dlogits *= dlosses.astype(dtype)[:, None]
-        return _time_major(xp.where(counted[:, :, None], dlogits, 0).astype(given, copy=False), batch_first)
+            return _time_major(xp.where(counted[:, :, None], dlogits, 0).astype(given, copy=False), batch_first)
 
     return loss, backward
 

@@ -98,12 +98,12 @@ def cross_entropy(
                 place = out.reshape(N, V)
         with quiet():
             dlogits = ops.softmax_backward(logits, rows, labels, smoothing, highest, total, dlosses, place)
-        if place is not None:
-            return out
-        dlogits = dlogits.reshape(shape).astype(given, copy=False)
-        if out is None:
-            return dlogits
-        out[...] = dlogits
+            if place is not None:
+                return out
+            dlogits = dlogits.reshape(shape).astype(given, copy=False)
+            if out is None:
+                return dlogits
+            out[...] = dlogits
         return out
 
     return loss, backward
@@ -212,7 +212,7 @@ def _elementwise(value, slope, arguments, mask, lengths, batch_first, reduction)
         with quiet():
             for _, index in blocks(rows, count, width, xp):
                 dx[index] = slope(x[index], y[index], xp) * dlosses[index]
-        return dx.reshape(shape).astype(given, copy=False)
+            return dx.reshape(shape).astype(given, copy=False)
 
     return loss, backward
 
@@ -298,7 +298,8 @@ def upstream(dloss, shape, flat, divisor, dtype, ops):
     if dloss.ndim:
         check_shape("dloss", dloss, shape)
         return dloss.astype(dtype, copy=False).reshape(flat)
-    return ops.xp.broadcast_to((dloss.astype(np.float64) / divisor).astype(dtype), flat)
+    with quiet():
+        return ops.xp.broadcast_to((dloss.astype(np.float64) / divisor).astype(dtype), flat)
 
 
 def quiet():
