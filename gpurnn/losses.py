@@ -133,8 +133,9 @@ def binary_cross_entropy_with_logits(logits, targets, mask=None, *, lengths=None
     """Cross-entropy in nats of independent yes/no answers with probability sigmoid(logits).
 
     logits, targets: equal shape, usually (T, B, F), and equal dtype; targets are probabilities, usually 0 or 1, and are
-    not checked. Computed as max(x, 0) - x y + log(1 + exp(-|x|)), which no logit overflows. The mean is over all
-    elements that count, features included. mask, lengths, batch_first, reduction, errors: see the module's text.
+    not checked. Computed as max(x, 0) - x y + log(1 + exp(-|x|)), which no logit overflows; an infinite logit has the
+    loss 0 where it is right and inf where it is not. The mean is over all elements that count, features included. mask,
+    lengths, batch_first, reduction, errors: see the module's text.
     """
     arguments = {"logits": logits, "targets": targets}
     return _elementwise(_binary, _binary_slope, arguments, mask, lengths, batch_first, reduction)
@@ -160,7 +161,8 @@ def _absolute_slope(x, y, xp):
 
 
 def _binary(x, y, xp):
-    return xp.maximum(x, 0) - x * y + xp.log1p(xp.exp(-xp.abs(x)))
+    other = xp.where(x > 0, 1 - y, -y)  # the probability of what a sure x excludes, with x's sign
+    return xp.where(other == 0, 0, x * other) + xp.log1p(xp.exp(-xp.abs(x)))
 
 
 def _binary_slope(x, y, xp):

@@ -109,10 +109,11 @@ class Optimizer:
         self.steps += 1
         if self.model.ops.optimise(self._kernel, params, grads, self._arrays, self._scalars()):
             return
-        for part in _blocks(self._size, self._block):
-            p = params[part]
-            a, b = self._scratch[:, : p.size]
-            self._update(p, grads[part], a, b, **{name: array[part] for name, array in self._arrays.items()})
+        with np.errstate(over="ignore", invalid="ignore"):  # numbers that are not finite say so, as on a GPU
+            for part in _blocks(self._size, self._block):
+                p = params[part]
+                a, b = self._scratch[:, : p.size]
+                self._update(p, grads[part], a, b, **{name: array[part] for name, array in self._arrays.items()})
 
     def state_dict(self):
         """All that a resumed run needs: ``{"scalars": JSON-ready dict, "arrays": name -> NumPy array}``.
@@ -183,6 +184,14 @@ class Optimizer:
         """average = decay * average + (1 - decay) * value; ``scratch`` may be ``value``."""
         average *= decay
         self.model.xp.multiply(value, 1 - decay, out=scratch)
+        average += scratch
+
+    def _average_square(self, average, value, decay, scratch):
+        """average = decay * average + (1 - decay) * value^2; the factor first, so that a square overflows as late as it
+        can."""
+        average *= decay
+        self.model.xp.multiply(value, 1 - decay, out=scratch)
+        scratch *= value
         average += scratch
 
     def _buffers(self):
@@ -281,7 +290,8 @@ class RMSprop(Optimizer):
 
     ``g += weight_decay * p``; ``v = alpha * v + (1 - alpha) * g^2``; ``p -= lr * g / (sqrt(v) + eps)``. ``centered``
     takes the variance, ``v`` less the square of the average gradient (held at 0 or above, where rounding would make
-    it negative and its root NaN); momentum accumulates the quotient.
+    it negative and its root NaN); momentum accumulates the quotient. A gradient whose square overflows makes no step,
+    as in torch: ``v`` is infinite then, and stays so.
 
     lr >= 0; alpha and momentum in [0, 1); eps > 0; weight_decay >= 0. Raises TypeError and ValueError.
     Source: Tieleman and Hinton, Coursera lecture 6.5, 2012; centered: Graves, arXiv:1308.0850, eq. 38-45.
@@ -311,19 +321,23 @@ class RMSprop(Optimizer):
         hyper = self.hyper
         return {
             "lr": self.lr, "alpha": hyper["alpha"], "rest": 1 - hyper["alpha"], "eps": hyper["eps"],
-            "momentum": hyper["momentum"], "weight_decay": hyper["weight_decay"],
+            "momentum": hyper["momentum"], "weight_decay": hyper["weight_decay"], "most": self._most,
         }  # fmt: skip
+
+    @property
+    def _most(self):
+        return float(np.finfo(self.model.wide).max)
 
     def _update(self, p, g, a, b, square_avg, grad_avg=None, momentum_buffer=None):
         xp, alpha = self.model.xp, self.hyper["alpha"]
         g = self._decayed(p, g, a)
-        xp.multiply(g, g, out=b)
-        self._average(square_avg, b, alpha, b)
+        self._average_square(square_avg, g, alpha, b)
         if grad_avg is None:
             xp.sqrt(square_avg, out=b)
         else:
             self._average(grad_avg, g, alpha, b)
             xp.multiply(grad_avg, grad_avg, out=b)
+            xp.minimum(b, self._most, out=b)  # inf - inf would be NaN
             xp.subtract(square_avg, b, out=b)
             xp.maximum(b, 0.0, out=b)
             xp.sqrt(b, out=b)
@@ -390,8 +404,7 @@ class Adam(Optimizer):
         else:
             g = self._decayed(p, g, a)
         self._average(exp_avg, g, beta1, b)
-        xp.multiply(g, g, out=b)
-        self._average(exp_avg_sq, b, beta2, b)
+        self._average_square(exp_avg_sq, g, beta2, b)
         if max_exp_avg_sq is not None:
             xp.maximum(max_exp_avg_sq, exp_avg_sq, out=max_exp_avg_sq)
             exp_avg_sq = max_exp_avg_sq
