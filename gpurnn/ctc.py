@@ -17,7 +17,7 @@ import numpy as np
 
 from .arrays import host_array
 from .backend import array_ops
-from .errors import DtypeError, ShapeError, check_choice, check_shape, check_size
+from .errors import DtypeError, ShapeError, check_choice, check_flag, check_shape, check_size
 from .losses import REDUCTIONS, floats, quiet, upstream
 from .masks import check_lengths, refuse_no_distribution, valid_steps
 
@@ -53,6 +53,7 @@ def ctc_loss(
     1.0986122886681098
     """
     check_choice("reduction", reduction, REDUCTIONS)
+    check_flag("zero_infinity", zero_infinity)
     ops, given, logits, lengths, blank = _check_logits(logits, lengths, blank, batch_first)
     xp, dtype = ops.xp, logits.dtype
     T, B, V = logits.shape
@@ -218,6 +219,7 @@ def _time_major(array, batch_first):
 
 def _check_logits(logits, lengths, blank, batch_first):
     """(ops, the logits' own dtype, time-major logits in what they are computed in, lengths on the host, blank)."""
+    check_flag("batch_first", batch_first)
     ops = array_ops(logits)
     given = ops.asarray(logits, "logits").dtype
     logits = floats(logits, "logits", ops)

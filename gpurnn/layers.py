@@ -11,7 +11,16 @@ import math
 import numpy as np
 
 from . import rng
-from .errors import DtypeError, ShapeError, check_choice, check_number, check_shape, check_size
+from .errors import (
+    DtypeError,
+    ShapeError,
+    check_choice,
+    check_flag,
+    check_number,
+    check_shape,
+    check_size,
+    refuse_unknown,
+)
 from .masks import check_lengths, valid_steps
 from .module import Module
 from .ops import wide
@@ -61,7 +70,7 @@ class Linear(Module):
         super().__init__(backend, dtype, seed, precision)
         self.in_features = check_size("in_features", in_features)
         self.out_features = check_size("out_features", out_features)
-        self.bias = bool(bias)
+        self.bias = check_flag("bias", bias)
         shapes = {"weight": (self.out_features, self.in_features)} | ({"bias": (self.out_features,)} if bias else {})
         bound = 1 / math.sqrt(self.in_features)
         self._declare(
@@ -174,7 +183,7 @@ class TiedLinear(Linear):
         Module.__init__(self, embedding.ops, embedding.dtype, embedding.seed)
         self.embedding = embedding
         self.in_features, self.out_features = embedding.embedding_dim, embedding.num_embeddings
-        self.bias = bool(bias)
+        self.bias = check_flag("bias", bias)
         if bias:
             self._declare({"bias": np.zeros(self.out_features)})
 
@@ -198,7 +207,8 @@ class Dropout(Module):
     def __init__(self, rate, variational=False, *, batch_first=False, backend="auto", dtype="float32", seed=None):
         super().__init__(backend, dtype, seed)
         self.rate = check_number("rate", rate, 0, 1)
-        self.variational, self.batch_first = bool(variational), bool(batch_first)
+        self.variational = check_flag("variational", variational)
+        self.batch_first = check_flag("batch_first", batch_first)
 
     def __call__(self, x):
         return self._apply(x)[0]
@@ -246,7 +256,7 @@ class LayerNorm(Module):
         super().__init__(backend, dtype, seed)
         self.features = check_size("features", features)
         self.eps = check_number("eps", eps, 0)
-        self.bias = bool(bias)
+        self.bias = check_flag("bias", bias)
         self._declare({"weight": np.ones(self.features)} | ({"bias": np.zeros(self.features)} if bias else {}))
 
     def __call__(self, x):
@@ -295,7 +305,7 @@ class BatchNorm(Module):
         self.features = check_size("features", features)
         self.eps = check_number("eps", eps, 0)
         self.momentum = check_number("momentum", momentum, 0, 1)
-        self.affine, self.batch_first = bool(affine), bool(batch_first)
+        self.affine, self.batch_first = check_flag("affine", affine), check_flag("batch_first", batch_first)
         if affine:
             self._declare({"weight": np.ones(self.features), "bias": np.zeros(self.features)})
         self.buffers = {
@@ -403,7 +413,7 @@ class Pooling(Module):
         self.directions = check_choice("directions", directions, (1, 2))
         if self.features % self.directions:
             raise ValueError(f"features should be a multiple of directions {directions}, got {features}")
-        self.batch_first = bool(batch_first)
+        self.batch_first = check_flag("batch_first", batch_first)
         if mode == "attention":
             self.attention_size = (
                 self.features if attention_size is None else check_size("attention_size", attention_size)
@@ -495,6 +505,9 @@ class Pooling(Module):
         return y, turn
 
 
+_CALL = ("x", "state", "lengths")  # arguments of a model's call
+
+
 def _axis_orders(layer):
     """``batch_first`` of every layer inside ``layer`` that knows the time axis."""
     for _, module in layer.modules() if isinstance(layer, Module) else ():
@@ -541,7 +554,8 @@ class Sequential(Module):
         self._adopt(named)
         self.stateful = any(layer.stateful for layer in named.values())
 
-    def __call__(self, x, state=None, lengths=None):
+    def __call__(self, x, state=None, lengths=None, **unknown):
+        refuse_unknown("Sequential", unknown, _CALL)
         states, final, x = self._unpack(state), [], self._without_padding(x, lengths)
         for layer in self.children.values():
             x = layer(x, **self._context(layer, states, lengths))
@@ -550,7 +564,8 @@ class Sequential(Module):
                 final.append(last)
         return (x, tuple(final)) if self.stateful else x
 
-    def forward(self, x, state=None, lengths=None):
+    def forward(self, x, state=None, lengths=None, **unknown):
+        refuse_unknown("Sequential", unknown, _CALL)
         states, final, backwards, x = self._unpack(state), [], [], self._without_padding(x, lengths)
         for layer in self.children.values():
             x, *last, layer_backward = layer.forward(x, **self._context(layer, states, lengths))

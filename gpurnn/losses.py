@@ -31,7 +31,7 @@ import math
 import numpy as np
 
 from .backend import array_ops
-from .errors import DtypeError, ShapeError, check_choice, check_number, check_shape, check_size
+from .errors import DtypeError, ShapeError, check_choice, check_flag, check_number, check_shape, check_size
 from .masks import valid_steps
 from .module import DTYPES
 from .ops import blocks, wide
@@ -258,6 +258,7 @@ def class_rows(logits, targets, mask, lengths, batch_first, ignore_index):
 
 def valid_places(shape, mask, lengths, batch_first, ops):
     """Booleans over some leading axes of ``shape``, True where ``mask`` and ``lengths`` let it count; None for all."""
+    check_flag("batch_first", batch_first)
     valid = None
     if mask is not None:
         valid = ops.asarray(mask, "mask")

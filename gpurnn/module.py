@@ -14,7 +14,7 @@ import numpy as np
 from . import rng
 from .arrays import host_array, refuse_masked
 from .backend import get_backend
-from .errors import DtypeError, ShapeError, check_choice, check_size
+from .errors import DtypeError, NamesArguments, ShapeError, check_choice, check_flag, check_size
 from .ops import wide_dtype
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
@@ -87,7 +87,7 @@ def _room(shape):
     return -(-math.prod(shape) // ALIGNMENT) * ALIGNMENT
 
 
-class Module:
+class Module(NamesArguments):
     """Base of every layer and model.
 
     Attributes
@@ -218,8 +218,9 @@ class Module:
 
     def train(self, mode=True):
         """Training mode for this module and all inside it (dropout draws, batch statistics); returns the module."""
+        mode = check_flag("mode", mode)
         for _, module in self.modules():
-            module.training = bool(mode)
+            module.training = mode
         return self
 
     def eval(self):
@@ -247,6 +248,7 @@ class Module:
         strict: raise KeyError for missing and for unknown names; otherwise load what fits by name.
         Raises ShapeError for a wrong shape, ValueError for a value that is not finite. Nothing changes on an error.
         """
+        check_flag("strict", strict)
         targets = dict(self.params)
         for prefix, module in self.modules():
             for name, array in module.buffers.items():

@@ -21,7 +21,7 @@ from types import MappingProxyType
 import numpy as np
 
 from .arrays import host_array
-from .errors import DtypeError, ShapeError, check_choice, check_number, check_size
+from .errors import DtypeError, NamesArguments, ShapeError, check_flag, check_number, check_size
 from .module import Module
 
 # Elements worked on at once. An update passes about ten times over its arrays: on a CPU a block stays in the cache
@@ -43,10 +43,6 @@ def _check_model(model):
         raise TypeError(f"model should be a gpurnn layer or model, got {type(model).__name__}")
 
 
-def _check_flag(name, value):
-    return bool(check_choice(name, value, (False, True)))
-
-
 def _check_names(what, got, expected):
     if not isinstance(got, Mapping):
         raise TypeError(f"{what} should be a dict, got {type(got).__name__}")
@@ -65,7 +61,7 @@ def _check_kind(what, state, owner):
 # ---- optimisers
 
 
-class Optimizer:
+class Optimizer(NamesArguments):
     """Base of the optimisers.
 
     Attributes
@@ -244,7 +240,7 @@ class SGD(Optimizer):
         hyper = {
             "momentum": check_number("momentum", momentum, 0.0, 1.0, high_open=True),
             "dampening": check_number("dampening", dampening, 0.0, 1.0),
-            "nesterov": _check_flag("nesterov", nesterov),
+            "nesterov": check_flag("nesterov", nesterov),
             "weight_decay": check_number("weight_decay", weight_decay, 0.0),
         }
         if nesterov and (momentum == 0 or dampening != 0):
@@ -308,7 +304,7 @@ class RMSprop(Optimizer):
             "eps": check_number("eps", eps, 0.0, low_open=True),
             "weight_decay": check_number("weight_decay", weight_decay, 0.0),
             "momentum": check_number("momentum", momentum, 0.0, 1.0, high_open=True),
-            "centered": _check_flag("centered", centered),
+            "centered": check_flag("centered", centered),
         }
 
     def _array_names(self, hyper):
@@ -375,7 +371,7 @@ class Adam(Optimizer):
             "betas": [check_number(f"betas[{n}]", beta, 0.0, 1.0, high_open=True) for n, beta in enumerate(betas)],
             "eps": check_number("eps", eps, 0.0, low_open=True),
             "weight_decay": check_number("weight_decay", weight_decay, 0.0),
-            "amsgrad": _check_flag("amsgrad", amsgrad),
+            "amsgrad": check_flag("amsgrad", amsgrad),
         }
 
     def _array_names(self, hyper):
@@ -484,7 +480,7 @@ def clip_grad_value(model, value):
 # ---- schedules
 
 
-class Schedule:
+class Schedule(NamesArguments):
     """Base of the learning-rate schedules: ``step()`` advances and sets ``opt.lr``.
 
     ``step()`` is called after each epoch, or after each optimiser step: all durations count these calls. A schedule

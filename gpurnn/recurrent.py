@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from . import cells, rng
-from .errors import ShapeError, check_choice, check_number, check_shape, check_size
+from .errors import ShapeError, check_choice, check_flag, check_number, check_shape, check_size, refuse_unknown
 from .gradients import StepNorms, active_flow
 from .masks import check_lengths
 from .module import Module
 from .ops import flat, wide
 from .schedules import SCHEDULES, Work
 
+_CALL = ("x", "state", "lengths", "return_all")  # arguments of a layer's call
 INITIALISERS = ("uniform", "xavier", "orthogonal", "identity")
 
 
@@ -89,6 +90,9 @@ class _Recurrent(Module):
         seed=None,
     ):
         super().__init__(backend, dtype, seed, precision)
+        self.bias, self.batch_first = check_flag("bias", bias), check_flag("batch_first", batch_first)
+        self.bidirectional, self.reverse = check_flag("bidirectional", bidirectional), check_flag("reverse", reverse)
+        self.learn_state = check_flag("learn_state", learn_state)
         self.cell = cell
         self.schedule = check_choice("schedule", schedule, SCHEDULES)
         self.input_size = check_size("input_size", input_size)
@@ -100,7 +104,6 @@ class _Recurrent(Module):
         else:
             self.hidden_sizes = (check_size("hidden_size", hidden_size),) * self.num_layers
         self.hidden_size = hidden_size
-        self.bias, self.batch_first = bool(bias), bool(batch_first)
         self.dropout = check_number("dropout", dropout, 0, 1)
         if self.dropout and self.num_layers == 1:
             raise ValueError(
@@ -113,7 +116,6 @@ class _Recurrent(Module):
             raise ValueError(
                 "wavefront: with two directions a layer needs the whole of the one below before it can begin"
             )
-        self.bidirectional, self.reverse = bool(bidirectional), bool(reverse)
         self.proj_size = check_size("proj_size", proj_size, minimum=0)
         if self.proj_size and self.proj_size >= min(self.hidden_sizes):
             raise ValueError(f"proj_size has to be smaller than hidden_size, got {proj_size} and {hidden_size}")
@@ -122,7 +124,6 @@ class _Recurrent(Module):
         for name, value in (("forget_bias", forget_bias), ("chrono", chrono)):
             if value is not None and not bias:
                 raise ValueError(f"{name} needs bias=True")
-        self.learn_state = bool(learn_state)
         self.init = check_choice("init", init, INITIALISERS)
         self._directions = (False, True) if bidirectional else (self.reverse,)
         self._weights_of = None  # the parameters of which ``_by_layer`` holds the weights
@@ -210,7 +211,7 @@ class _Recurrent(Module):
 
     # ---- calling
 
-    def __call__(self, x, state=None, lengths=None, *, return_all=False):
+    def __call__(self, x, state=None, lengths=None, *, return_all=False, **unknown):
         """Outputs and final state; keeps nothing for backward.
 
         x: (T, B, I), or (B, T, I) with ``batch_first``, or (T, I) for one sequence; the layer's dtype.
@@ -224,9 +225,11 @@ class _Recurrent(Module):
         Returns (output (T, B, D*P), state), and with ``return_all`` a third: a list of ``Steps``, one for each layer
         and direction. Raises ShapeError, DtypeError, BackendError before anything is computed.
         """
+        if unknown:
+            refuse_unknown(type(self).__name__, unknown, _CALL)
         return self._forward(x, state, lengths, return_all, keep=False)
 
-    def forward(self, x, state=None, lengths=None, *, return_all=False):
+    def forward(self, x, state=None, lengths=None, *, return_all=False, **unknown):
         """As calling the layer, for training: returns (output, state, backward), with ``return_all`` the steps last.
 
         ``dx, dstate = backward(doutput=None, dstate=None)``: derivatives of the loss by output and final state in, by x
@@ -235,14 +238,18 @@ class _Recurrent(Module):
         and may run once; the layer itself may run many times before. x is kept by reference: leave it as it is until
         then.
         """
+        if unknown:
+            refuse_unknown(type(self).__name__, unknown, _CALL)
         return self._forward(x, state, lengths, return_all, keep=True)
 
-    def step(self, x, state=None):
+    def step(self, x, state=None, **unknown):
         """One timestep for streaming: x (B, I) or (I,) -> (output (B, P), state), as the sequence form would give.
         In training mode each step draws the masks of a call of its own.
 
         Raises ValueError for layers that look into the future (bidirectional, reverse).
         """
+        if unknown:
+            refuse_unknown(type(self).__name__, unknown, _CALL[:2])
         if True in self._directions:
             raise ValueError("step: a layer that runs backwards in time needs the whole sequence")
         x = self.ops.asfloat(x, self.dtype, "x")
@@ -296,6 +303,7 @@ class _Recurrent(Module):
     # ---- forward
 
     def _forward(self, x, state, lengths, return_all, keep):
+        return_all = check_flag("return_all", return_all)
         x, single = self._check_input(x)
         T, B, _ = x.shape
         self.ops.refuse_sizes(T, B, lambda: self._loop_sizes(T, B, keep))
@@ -657,7 +665,7 @@ class RNN(_Recurrent):
     ):  # fmt: skip
         check_choice("nonlinearity", nonlinearity, ("tanh", "relu"))
         self.nonlinearity = nonlinearity
-        _refuse(options, "proj_size", "forget_bias", "chrono")
+        _refuse(self, options, ("proj_size", "forget_bias", "chrono"), "It has no gates and no projection, as LSTM has")
         super().__init__(
             cells.RNNCell(nonlinearity), input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
             **options,
@@ -712,8 +720,8 @@ class GRU(_Recurrent):
     """
 
     def __init__(self, *args, reset_after=True, **options):
-        _refuse(options, "proj_size", "forget_bias")
-        self.reset_after = bool(reset_after)
+        _refuse(self, options, ("proj_size", "forget_bias"), "LSTM has it; GRU has chrono, and no projection")
+        self.reset_after = check_flag("reset_after", reset_after)
         super().__init__(cells.GRUCell(self.reset_after), *args, **options)
 
 
@@ -723,13 +731,17 @@ class _SingleStep:
     def _suffix(self, layer, direction):
         return ""
 
-    def __call__(self, x, state=None):
+    def __call__(self, x, state=None, **unknown):
         """x (B, I) or (I,), state (B, H) or the pair (h, c), None for zeros -> the new state."""
+        if unknown:
+            refuse_unknown(type(self).__name__, unknown, _CALL[:2])
         x, state = self._lift(x, state)
         return self._lower(super().__call__(x, state)[1])
 
-    def forward(self, x, state=None):
+    def forward(self, x, state=None, **unknown):
         """For training: (new state, backward) with ``dx, dstate = backward(dnew_state)``."""
+        if unknown:
+            refuse_unknown(type(self).__name__, unknown, _CALL[:2])
         x, state = self._lift(x, state)
         _, new, inner = super().forward(x, state)
 
@@ -769,7 +781,7 @@ class RNNCell(_SingleStep, RNN):
     """One step of ``RNN`` (``torch.nn.RNNCell``): parameters weight_ih, weight_hh, bias_ih, bias_hh."""
 
     def __init__(self, input_size, hidden_size, bias=True, nonlinearity="tanh", **options):
-        _refuse(options, *_STACK_OPTIONS)
+        _refuse(self, options, _STACK_OPTIONS, "It is a single step; RNN, LSTM and GRU have stacks and directions")
         super().__init__(input_size, hidden_size, bias=bias, nonlinearity=nonlinearity, **options)
 
 
@@ -777,7 +789,7 @@ class LSTMCell(_SingleStep, LSTM):
     """One step of ``LSTM`` (``torch.nn.LSTMCell``), state (h, c); takes proj_size and forget_bias too."""
 
     def __init__(self, input_size, hidden_size, bias=True, **options):
-        _refuse(options, *_STACK_OPTIONS)
+        _refuse(self, options, _STACK_OPTIONS, "It is a single step; RNN, LSTM and GRU have stacks and directions")
         super().__init__(input_size, hidden_size, bias=bias, **options)
 
 
@@ -785,14 +797,13 @@ class GRUCell(_SingleStep, GRU):
     """One step of ``GRU`` (``torch.nn.GRUCell``); takes reset_after too."""
 
     def __init__(self, input_size, hidden_size, bias=True, **options):
-        _refuse(options, *_STACK_OPTIONS)
+        _refuse(self, options, _STACK_OPTIONS, "It is a single step; RNN, LSTM and GRU have stacks and directions")
         super().__init__(input_size, hidden_size, bias=bias, **options)
 
 
 _STACK_OPTIONS = ("num_layers", "batch_first", "dropout", "bidirectional", "reverse")
 
 
-def _refuse(options, *names):
-    for name in names:
-        if name in options:
-            raise TypeError(f"this layer has no option {name!r}")
+def _refuse(layer, options, names, elsewhere):
+    """Raise TypeError for an option that another layer has; ``elsewhere`` says which."""
+    refuse_unknown(type(layer).__name__, [name for name in names if name in options], (), elsewhere)

@@ -22,7 +22,7 @@ import numpy as np
 
 from . import rng
 from .attention import Attention
-from .errors import DtypeError, ShapeError, check_choice, check_number, check_size
+from .errors import DtypeError, ShapeError, check_choice, check_flag, check_number, check_size
 from .layers import Dropout, Embedding, Linear, TiedLinear
 from .masks import check_lengths, refuse_no_distribution
 from .module import Module
@@ -69,7 +69,7 @@ class EncoderDecoder(Module):
             check_size(name, size, END + 1)
             for name, size in (("source_size", source_size), ("target_size", target_size))
         )
-        self.layers, self.hidden, self.tied = L, H, bool(tied)
+        self.layers, self.hidden, self.tied = L, H, check_flag("tied", tied)
         self.sampling = None
         out = E if tied else H
         shared = {"backend": self.ops, "dtype": dtype}

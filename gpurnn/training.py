@@ -33,7 +33,7 @@ import numpy as np
 
 from . import rng
 from .checkpoint import CheckpointError, load_checkpoint, remove_checkpoint, save_checkpoint
-from .errors import check_choice, check_number, check_size
+from .errors import check_choice, check_flag, check_number, check_size
 from .gradients import record_gradient_flow
 from .loss_scale import LossScaler
 from .losses import quiet
@@ -119,6 +119,8 @@ def fit(
     another model, FileExistsError for a folder in use; the last good checkpoint stays. Ctrl-C ends the step, saves a
     checkpoint and raises KeyboardInterrupt; a second one raises at once.
     """
+    for name, value in (("resume", resume), ("overwrite", overwrite), ("progress", progress), ("flow", flow)):
+        check_flag(name, value)
     run = _Run(
         model, loss, batches, optimizer, check_size("epochs", epochs), validation, schedule,
         check_choice("schedule_every", schedule_every, ("epoch", "step")),
@@ -159,6 +161,7 @@ def measure(model, loss, batches, metrics=None, *, progress=False):
     The recurrent state is carried as in training, from a zero state; the model's modes are restored afterwards, its
     training is not touched. Where nothing counts the number is nan.
     """
+    check_flag("progress", progress)
     modes = [(module, module.training) for _, module in model.modules()]
     model.eval()
     sums = {name: [0.0, 0.0] for name in ("loss", *(metrics or ()))}
