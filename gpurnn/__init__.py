@@ -8,6 +8,7 @@ from .data import Batch, SequenceBatches, TextBatches
 from .errors import BackendError, DtypeError, ShapeError
 from .gradients import GradientFlow, record_gradient_flow
 from .layers import BatchNorm, Dropout, Embedding, LayerNorm, Linear, Pooling, Sequential, TiedLinear
+from .loss_scale import LossScaler
 from .losses import binary_cross_entropy_with_logits, cross_entropy, mae, mse
 from .metrics import accuracy, bits_per_character, edit_distance, error_rate, perplexity
 from .module import Module

@@ -41,6 +41,15 @@ def matrix_layout(array, name):
     raise ValueError(f"{name}: BLAS needs contiguous rows or columns, got {array.shape} with strides {array.strides}")
 
 
+def is_matrix(array):
+    """Whether ``matrix_layout`` knows how BLAS would read it."""
+    try:
+        matrix_layout(array, "array")
+    except ValueError:
+        return False
+    return True
+
+
 def check_product(a, b, out):
     """Raise ValueError unless ``out = a @ b`` is a product that cuBLAS offers."""
     if a.dtype != b.dtype or (out.dtype != a.dtype and not (a.dtype.itemsize == 2 and out.dtype == np.float32)):

@@ -143,11 +143,14 @@ class Attention(Module):
             dcontext = then.ops.asfloat(dcontext, then.dtype, "dcontext")
             check_shape("dcontext", dcontext, (U, B, then.memory_size))
             dcontext = _by_sequence(wide(dcontext))
+            if ready.valid is not None:  # nothing to read: no derivative, whatever it may be
+                dcontext = xp.where(ready.valid.any(axis=2, keepdims=True), dcontext, 0)
             d = dcontext @ ready.values.transpose(0, 2, 1)
             if dweights is not None:
                 dweights = then.ops.asfloat(dweights, then.dtype, "dweights")
                 check_shape("dweights", dweights, (U, B, T))
-                d += _by_sequence(wide(dweights))
+                dweights = _by_sequence(wide(dweights))
+                d += dweights if ready.valid is None else xp.where(ready.valid, dweights, 0)
             then.check_versions(ready.versions)
             # through softmax; weights of 0 past the end let nothing through
             dscores = weights * (d - (weights * d).sum(axis=2, keepdims=True))

@@ -10,7 +10,9 @@ Four checks of each recurrent layer, two of everything else:
   for NumPy itself and in float64: one rounding for each term of each sum in each step.
 - ``repeat``: two runs give equal bits.
 - ``ragged``: sequences of different lengths in one batch are what each is on its own; outputs past the end are zero,
-  and NaN there changes nothing.
+  and NaN there, in the derivatives there, and in the initial state of a sequence without steps changes nothing.
+
+Of everything else "padding in front" has NaN in the padding that Linear and LayerNorm read before a recurrent layer.
 """
 
 import importlib.util
@@ -23,7 +25,7 @@ from .attention import Attention
 from .backend import backends as available_backends
 from .backend import get_backend
 from .errors import check_choice
-from .layers import BatchNorm, Dropout, Embedding, LayerNorm, Linear, Pooling
+from .layers import BatchNorm, Dropout, Embedding, LayerNorm, Linear, Pooling, Sequential
 from .losses import cross_entropy
 from .module import DTYPES, check_dtype
 from .optim import SGD, Adam, AdamW, RMSprop, clip_grad_norm
@@ -241,13 +243,18 @@ def _equal_bits(first, second):
 
 
 def check_ragged(cell, backend, dtype, **options):
-    """``(worst, detail)``: a ragged batch against each of its sequences alone, with NaN in the padding."""
+    """``(worst, detail)``: a ragged batch against each of its sequences alone, with NaN in all that is not used: the
+    padding, the derivatives there, and the initial state of a sequence without steps, which is its final one."""
     layer = build(cell, backend, dtype, **options)
     batch = Batch(build(cell, "numpy", "float64", **options), 5, 3, ragged=False)
     lengths = batch.lengths = np.array([3, 0, 5])
     x, axis = batch.x, 0 if layer.batch_first else 1
     for b, length in enumerate(lengths):
-        np.moveaxis(x, axis, 0)[b, length:] = np.nan
+        for array in (x, batch.doutput):
+            np.moveaxis(array, axis, 0)[b, length:] = np.nan
+        if length == 0 and batch.state is not None:
+            for part in leaves(batch.state):
+                part[:, b] = np.nan
     layer.eval()
     whole = batch.run(layer)
     worst, detail = 0.0, ""
@@ -267,6 +274,8 @@ def check_ragged(cell, backend, dtype, **options):
             if name.startswith("d "):
                 continue  # parameters' gradients are sums over the batch
             mine = one(whole[name]) if name in ("output", "dx") else whole[name][:, b : b + 1]
+            if length == 0 and name.startswith("state") and np.isnan(mine).all() and np.isnan(value).all():
+                continue  # the initial state, as it came
             allowed = terms * EPS[dtype] * np.abs(value).max(initial=1)
             share = nan_is_worst(np.abs(mine - value).max(initial=0) / allowed)
             if share > worst:
@@ -275,7 +284,8 @@ def check_ragged(cell, backend, dtype, **options):
             past = np.moveaxis(whole[name], axis, 0)[b, length:]
             if past.any():  # NaN too
                 worst, detail = float("inf"), f"{name} past the end of the sequence of length {length} is not zero"
-    broken = [name for name, value in whole.items() if not np.isfinite(value).all()]
+    used = {name: value[:, lengths > 0] if name.startswith("state") else value for name, value in whole.items()}
+    broken = [name for name, value in used.items() if not np.isfinite(value).all()]
     return (float("inf"), f"padding reached {', '.join(broken)}") if broken else (worst, detail)
 
 
@@ -296,6 +306,16 @@ def _layer(make, ids=False, **context):
         return {"y": y, "gradients": layer.flat_grads} | ({} if dx is None else {"dx": dx})
 
     return run
+
+
+def _padding_in_front(backend, dtype):
+    options, rng = {"backend": backend, "dtype": dtype, "seed": 3}, np.random.default_rng(2)
+    model = Sequential(Linear(6, 5, **options), LayerNorm(5, **options), GRU(5, 4, **options))
+    x, lengths = rng.normal(size=(7, 4, 6)).astype(model.dtype), np.array([7, 0, 3, 5])
+    x[np.arange(7)[:, None] >= lengths] = np.nan
+    y, _, backward = model.forward(model.xp.asarray(x), lengths=lengths)
+    dx, _ = backward(model.xp.asarray(rng.normal(size=y.shape).astype(model.dtype)))
+    return {"y": y, "dx": dx, "gradients": model.flat_grads}
 
 
 def _attention(score):
@@ -347,6 +367,7 @@ OTHER_CASES = {
     "Pooling, mean": _layer(lambda o: Pooling(6, "mean", **o), lengths=[7, 0, 3, 5]),
     "Pooling, max": _layer(lambda o: Pooling(6, "max", **o), lengths=[7, 0, 3, 5]),
     "Pooling, attention": _layer(lambda o: Pooling(6, "attention", **o), lengths=[7, 0, 3, 5]),
+    "padding in front": _padding_in_front,
     "Attention, dot": _attention("dot"),
     "Attention, general": _attention("general"),
     "Attention, additive": _attention("additive"),

@@ -19,7 +19,7 @@ import numpy as np
 
 from . import rng
 from .errors import BackendError, check_size
-from .ops import Ops, Walk, flat
+from .ops import Ops, Walk, flat, refuse_uncountable
 
 CELLS = ("RnnTanh", "RnnRelu", "LstmCell", "GruCell", "GruOriginal")  # structs in kernels/cells, by number
 LEVELS = ("vectors of 128 bits", "AVX2", "AVX-512")
@@ -207,6 +207,9 @@ class CpuOps(Ops):
         units = shared_units(work.kernel, work.projected, work.backward, work.H)
         threads = self._threads(work.T, work.B, units, work.T * work.B * work.gates * work.H**2, work.directions)
         return "walk", f"compiled for {LEVELS[self.level]}, {threads} thread{'s' * (threads > 1)}, no array code in it"
+
+    def refuse_sizes(self, T, B, layers):
+        refuse_uncountable(T, B, self.name)
 
     def empty_steps(self, T, B, F, dtype):
         return super().empty_steps(T, B, F, dtype) if dtype.itemsize == 2 else self.empty(T, B, F, dtype)

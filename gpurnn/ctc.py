@@ -15,10 +15,11 @@ import functools
 
 import numpy as np
 
+from .arrays import host_array
 from .backend import array_ops
-from .errors import DtypeError, ShapeError, check_choice, check_shape, check_size
+from .errors import DtypeError, ShapeError, check_choice, check_flag, check_shape, check_size
 from .losses import REDUCTIONS, floats, quiet, upstream
-from .masks import check_lengths, valid_steps
+from .masks import check_lengths, refuse_no_distribution, valid_steps
 
 
 def ctc_loss(
@@ -52,6 +53,7 @@ def ctc_loss(
     1.0986122886681098
     """
     check_choice("reduction", reduction, REDUCTIONS)
+    check_flag("zero_infinity", zero_infinity)
     ops, given, logits, lengths, blank = _check_logits(logits, lengths, blank, batch_first)
     xp, dtype = ops.xp, logits.dtype
     T, B, V = logits.shape
@@ -93,7 +95,7 @@ def ctc_loss(
             dlogits = xp.exp(logits - highest - xp.log(total).astype(dtype))
             _subtract_shares(xp, dlogits, share, states, blank)
             dlogits *= dlosses.astype(dtype)[:, None]
-        return _time_major(xp.where(counted[:, :, None], dlogits, 0).astype(given, copy=False), batch_first)
+            return _time_major(xp.where(counted[:, :, None], dlogits, 0).astype(given, copy=False), batch_first)
 
     return loss, backward
 
@@ -144,6 +146,7 @@ def ctc_greedy(logits, *, lengths=None, blank=0, batch_first=False):
     logits, or log-probabilities: (T, B, V), or (B, T, V) with ``batch_first``; lengths: (B,). Raises as ``ctc_loss``.
     """
     ops, _, logits, lengths, blank = _check_logits(logits, lengths, blank, batch_first)
+    _refuse_no_path(ops, logits, lengths)
     path = ops.to_numpy(logits.argmax(axis=2))
     new = np.ones(path.shape, bool)
     new[1:] = path[1:] != path[:-1]
@@ -164,11 +167,18 @@ def ctc_beam_search(logits, beam=16, *, lengths=None, blank=0, batch_first=False
     """
     beam = check_size("beam", beam)
     ops, _, logits, lengths, blank = _check_logits(logits, lengths, blank, batch_first)
+    _refuse_no_path(ops, logits, lengths)
     logits = ops.to_numpy(logits).astype(np.float64)
     with quiet():
         logits -= logits.max(axis=2, keepdims=True)
         logits -= np.log(np.exp(logits).sum(axis=2, keepdims=True))
         return [_beam_search(logits[:length, b], beam, blank) for b, length in enumerate(lengths)]
+
+
+def _refuse_no_path(ops, logits, lengths):
+    """Raise ValueError where logits (T, B, V) of a valid timestep are NaN or infinite."""
+    highest = ops.to_numpy(logits.max(axis=2))
+    refuse_no_distribution(highest[valid_steps(lengths, *highest.shape)])
 
 
 def _beam_search(logs, beam, blank):
@@ -209,6 +219,7 @@ def _time_major(array, batch_first):
 
 def _check_logits(logits, lengths, blank, batch_first):
     """(ops, the logits' own dtype, time-major logits in what they are computed in, lengths on the host, blank)."""
+    check_flag("batch_first", batch_first)
     ops = array_ops(logits)
     given = ops.asarray(logits, "logits").dtype
     logits = floats(logits, "logits", ops)
@@ -225,11 +236,10 @@ def _pad_targets(targets, target_lengths, B, V, blank):
 
     Raises ShapeError, DtypeError, and ValueError for labels that are no class or the blank.
     """
-    targets = targets.get() if hasattr(targets, "get") else targets
     if isinstance(targets, (list, tuple)) and target_lengths is None:
-        rows = [np.asarray(row) for row in targets]
+        rows = [host_array(row, "targets") for row in targets]
     else:
-        array = np.asarray(targets)
+        array = host_array(targets, "targets")
         if array.ndim == 2:
             counts = np.full(len(array), array.shape[1]) if target_lengths is None else target_lengths
             counts = check_lengths(counts, array.shape[1], len(array), "target_lengths")

@@ -20,13 +20,15 @@ from dataclasses import replace
 import numpy as np
 
 from . import rng, schedules
+from ._cublas import is_matrix
 from ._kernels import ALIGNMENT, EACH, Kernels, Rows, signature
-from .errors import BackendError
-from .ops import Lanes, Ops, Walk, flat
+from .errors import BackendError, ShapeError
+from .ops import Lanes, Ops, Walk, flat, refuse_uncountable
 
 TYPES = {"float32": "float", "float64": "double", "float16": "__half", "bfloat16": "__nv_bfloat16"}
 CELLS = ("RnnTanh", "RnnRelu", "LstmCell", "GruCell", "GruOriginal")  # structs in kernels/cells
 _BLOCK = (32, 4)  # units, sequences: a warp reads along the units
+_BLOCKS = 65535  # of a launch along y or z, at most (CUDA C++ Programming Guide, compute capabilities)
 _REMEMBERED = 256  # shapes whose calls are counted
 _RECORDED = 64  # timesteps of a graph: longer sequences launch it again
 _log = logging.getLogger("gpurnn")
@@ -178,6 +180,15 @@ class CudaOps(Ops):
 
     # ---- one layer through time
 
+    def refuse_sizes(self, T, B, layers):
+        refuse_uncountable(T, B, self.name)
+        most = _BLOCKS * _BLOCK[1]
+        if most < B and any(way.schedule == "step" for sizes in layers() for way in self.ways(*sizes)[1].values()):
+            raise ShapeError(
+                f"x: B = {B} is more than the {most} sequences that the schedule 'step' of backend 'cuda' takes in one "
+                "call: split the batch"
+            )
+
     def lanes(self, count):
         return StreamLanes(self.device, count) if count > 1 else super().lanes(count)
 
@@ -210,14 +221,20 @@ class CudaOps(Ops):
     # ---- products and sums
 
     def product(self, a, b, out, accumulate=False):
-        self.device.gemm(a, b, out, accumulate=accumulate, tf32=self.tf32)
+        self.device.gemm(self._readable(a), self._readable(b), out, accumulate=accumulate, tf32=self.tf32)
 
     def accumulate_product(self, grad, d, x):
-        self.device.gemm(flat(d).T, flat(x), grad, accumulate=True, tf32=self.tf32)
+        self.product(flat(d).T, flat(x), grad, accumulate=True)
+
+    def _readable(self, matrix):
+        """``matrix``, or a copy of one whose strides BLAS cannot read."""
+        return matrix if is_matrix(matrix) else self.xp.ascontiguousarray(matrix)
 
     def sum_steps(self, d):
         rows = flat(d)
         N, M = rows.shape
+        if rows.strides[1] != rows.itemsize or rows.strides[0] < 0:
+            rows = self.xp.ascontiguousarray(rows)
         kind = c_type(d.dtype)
         real = _DOUBLE if kind == "double" else _SINGLE
         if N == 0:
@@ -237,6 +254,9 @@ class CudaOps(Ops):
     def accumulate_rows(self, grad, index, d):
         N, H = d.shape
         if N == 0:
+            return
+        if H > _BLOCKS * 32:
+            super().accumulate_rows(grad, index, d)
             return
         order = self.xp.argsort(index, kind="stable").astype(np.int64, copy=False)
         ids = index[order].astype(np.int64, copy=False)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import rng
-from .errors import DtypeError, ShapeError, check_size
+from .arrays import host_array, refuse_masked
+from .errors import DtypeError, ShapeError, check_flag, check_size
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Batch:
     weight: int | None = None
 
     def __post_init__(self):
+        self.carry = check_flag("carry", self.carry)
         if self.loss_options is None:
             self.loss_options = {} if self.lengths is None else {"lengths": self.lengths}
         if self.weight is None:
@@ -51,6 +53,7 @@ class TextBatches:
     """
 
     def __init__(self, ids, batch_size, steps):
+        refuse_masked("ids", ids)
         if getattr(ids, "ndim", None) != 1:
             raise ShapeError(f"ids: expected a 1-D array, got shape {getattr(ids, 'shape', type(ids).__name__)}")
         if ids.dtype.kind not in "iu":
@@ -85,10 +88,13 @@ class SequenceBatches:
     """
 
     def __init__(self, inputs, targets, batch_size, *, per_step=True, shuffle=True, bucket=True, seed=0):
-        self.inputs = [np.asarray(x) for x in inputs]
-        self.targets = [np.asarray(y) for y in targets] if per_step else np.asarray(targets)
+        self.per_step, self.seed = check_flag("per_step", per_step), rng.check_seed(seed)
+        self.shuffle, self.bucket = check_flag("shuffle", shuffle), check_flag("bucket", bucket)
+        refuse_masked("inputs", inputs)
+        refuse_masked("targets", targets)
+        self.inputs = [host_array(x, "inputs") for x in inputs]
+        self.targets = [host_array(y, "targets") for y in targets] if per_step else host_array(targets, "targets")
         self.batch_size = check_size("batch_size", batch_size)
-        self.per_step, self.shuffle, self.bucket, self.seed = per_step, shuffle, bucket, rng.check_seed(seed)
         if not self.inputs:
             raise ValueError("inputs: expected at least one sequence")
         if len(self.targets) != len(self.inputs):

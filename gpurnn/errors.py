@@ -4,6 +4,9 @@ Every check runs before anything is computed or changed, and its message names t
 came. The classes derive from the built-in ones that a careful caller would catch anyway.
 """
 
+import difflib
+import functools
+import inspect
 from numbers import Integral, Real
 
 import numpy as np
@@ -73,3 +76,96 @@ def check_choice(name, value, choices):
     if value not in choices:
         raise ValueError(f"{name} should be one of {', '.join(map(repr, choices))}, got {value!r}")
     return value
+
+
+def check_flag(name, value):
+    """Return ``value`` as bool; raise TypeError unless it is True or False."""
+    if value is True or value is False or isinstance(value, np.bool_):
+        return bool(value)
+    raise TypeError(f"{name} should be True or False, got {value!r}")
+
+
+# ---- unknown arguments
+
+_WORDS = {  # what other libraries say -> our words, the first that a class knows
+    "activation": ("nonlinearity",), "beta_1": ("betas",), "beta_2": ("betas",), "beta1": ("betas",),
+    "beta2": ("betas",), "bi": ("bidirectional",), "decay": ("weight_decay",), "device": ("backend",),
+    "dim": ("features", "embedding_dim"), "epsilon": ("eps",), "generator": ("seed",), "go_backwards": ("reverse",),
+    "h0": ("state",), "h_0": ("state",), "hidden": ("hidden_size",), "hidden_dim": ("hidden_size",),
+    "hidden_size": ("hidden",), "hx": ("state",), "in_channels": ("in_features", "input_size"),
+    "in_features": ("input_size",), "init_state": ("state",), "initial_state": ("state",),
+    "input_dim": ("num_embeddings", "in_features", "input_size"), "input_size": ("in_features",),
+    "kernel_initializer": ("init",), "l2": ("weight_decay",), "layers": ("num_layers",), "learning_rate": ("lr",),
+    "mask": ("lengths",), "n_features": ("features",), "n_layers": ("num_layers",), "normalized_shape": ("features",),
+    "num_classes": ("out_features",), "num_features": ("features",), "num_hiddens": ("hidden_size",),
+    "num_units": ("hidden_size", "out_features"), "optimizer": ("opt",), "out_channels": ("out_features",),
+    "output_dim": ("embedding_dim", "out_features"), "output_size": ("out_features",), "p": ("rate", "dropout"),
+    "padding_mask": ("lengths",), "params": ("model",), "parameters": ("model",), "prob": ("rate", "dropout"),
+    "random_state": ("seed",), "seq_len": ("lengths",), "seq_lengths": ("lengths",), "sequence_length": ("lengths",),
+    "T_max": ("total",), "units": ("hidden_size", "out_features", "hidden"), "use_bias": ("bias",),
+    "vocab_size": ("num_embeddings",), "weight_init": ("init",),
+}  # fmt: skip
+_SENTENCES = {  # what has no word of ours, or one that needs a sentence
+    "activation": "The activations of LSTM and GRU are fixed; RNN has nonlinearity",
+    "h0": "The initial state is given to the call, as state",
+    "hx": "The initial state is given to the call, as state",
+    "initial_state": "The initial state is given to the call, as state",
+    "nonlinearity": "The nonlinearities of LSTM and GRU are fixed; RNN has a choice",
+    "mask": "Lengths are given to the call, as lengths",
+    "recurrent_activation": "The activations of LSTM and GRU are fixed",
+    "recurrent_dropout": "There is no dropout of the recurrent state; dropout acts between layers",
+    "return_sequences": "The outputs of all steps are always returned; the layer Pooling makes one vector of them",
+    "return_state": "The final state is always returned, behind the output",
+    "stateful": "Give the state that a call returns to the next one, as state",
+    "time_major": "Arrays are time-major, (T, B, ...), unless batch_first=True",
+    "training": "Modes are set by train() and eval()",
+    "unit_forget_bias": "Give forget_bias=1.0",
+    "unroll": "There is nothing to unroll: the schedule decides",
+}
+
+
+def refuse_unknown(who, unknown, known, elsewhere=None):
+    """Raise TypeError for the first of the arguments ``unknown``, with our word for it, where there are any.
+
+    who: the class. known: the names it takes. elsewhere: a sentence on who does take it, or None.
+    """
+    for name in unknown:
+        ours = next((word for word in _WORDS.get(name, ()) if word in known), None)
+        near = difflib.get_close_matches(name, known, 1)
+        if elsewhere:
+            answer = elsewhere
+        elif ours or (near and name not in _SENTENCES):
+            answer = f"Here it is called {ours}" if ours else f"Did you mean {near[0]}?"
+        elif name in _SENTENCES:
+            answer = _SENTENCES[name]
+        else:
+            answer = f"It takes {', '.join(known)}" if known else "It takes what it takes by position"
+        raise TypeError(f"{who}: unknown argument {name!r}. {answer}")
+
+
+class NamesArguments:
+    """A class whose constructor answers an unknown argument with our word for it."""
+
+    def __new__(cls, *args, **options):
+        if options:
+            known = _known_arguments(cls)
+            if known is not None:
+                refuse_unknown(cls.__name__, [name for name in options if name not in known], known)
+        return super().__new__(cls)
+
+
+@functools.cache
+def _known_arguments(cls):
+    """The names that the constructor of ``cls`` takes; None where a class that is not ours takes any."""
+    known = []
+    for owner in cls.__mro__:
+        init = vars(owner).get("__init__")
+        if init is None:
+            continue
+        parameters = list(inspect.signature(init).parameters.values())[1:]
+        known += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+        if owner.__module__.partition(".")[0] != __name__.partition(".")[0]:
+            return None
+    return tuple(dict.fromkeys(known))

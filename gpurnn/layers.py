@@ -16,7 +16,16 @@ import math
 import numpy as np
 
 from . import rng
-from .errors import DtypeError, ShapeError, check_choice, check_number, check_shape, check_size
+from .errors import (
+    DtypeError,
+    ShapeError,
+    check_choice,
+    check_flag,
+    check_number,
+    check_shape,
+    check_size,
+    refuse_unknown,
+)
 from .masks import check_lengths, valid_steps
 from .module import Module, check_unspent
 from .ops import wide
@@ -55,8 +64,9 @@ def _check_like(layer, dy, shape):
 class Linear(Module):
     """y = x W^T + b over the last axis; ``torch.nn.Linear``: weight (out, in), bias (out,), U(+-1/sqrt(in)) at first.
 
-    x: (..., in_features) -> y: (..., out_features), of the layer's dtype. ``forward`` keeps x by reference. Raises
-    ShapeError, DtypeError.
+    x: (..., in_features) -> y: (..., out_features), of the layer's dtype. ``forward`` keeps x by reference. Linear
+    knows no lengths: padding that it reads must be finite, as a NaN there times a zero derivative is NaN in the
+    weight's gradient. A ``Sequential`` that is given lengths sees to that. Raises ShapeError, DtypeError.
     """
 
     def __init__(
@@ -65,7 +75,7 @@ class Linear(Module):
         super().__init__(backend, dtype, seed, precision)
         self.in_features = check_size("in_features", in_features)
         self.out_features = check_size("out_features", out_features)
-        self.bias = bool(bias)
+        self.bias = check_flag("bias", bias)
         shapes = {"weight": (self.out_features, self.in_features)} | ({"bias": (self.out_features,)} if bias else {})
         bound = 1 / math.sqrt(self.in_features)
         self._declare(
@@ -187,7 +197,7 @@ class TiedLinear(Linear):
         Module.__init__(self, embedding.ops, embedding.dtype, embedding.seed)
         self.embedding = embedding
         self.in_features, self.out_features = embedding.embedding_dim, embedding.num_embeddings
-        self.bias = bool(bias)
+        self.bias = check_flag("bias", bias)
         if bias:
             self._declare({"bias": np.zeros(self.out_features)})
 
@@ -200,21 +210,22 @@ class Dropout(Module):
 
     variational: one mask for each sequence, the same at every timestep (Gal & Ghahramani 2016), for x (T, B, F), or
     (B, T, F) with ``batch_first``; otherwise x may have any shape. Masks come from (seed, name in the model, number of
-    the training call): equal on every backend, and independent of what else was drawn.
+    the call in training mode): equal on every backend, and independent of what else was drawn. Every call in training
+    mode draws a new one, with and without ``forward``: several give the samples of Monte-Carlo dropout (Gal &
+    Ghahramani 2016). ``random_state()`` holds the number, so that a resumed run draws what it would have drawn.
     """
 
     def __init__(self, rate, variational=False, *, batch_first=False, backend="auto", dtype="float32", seed=None):
         super().__init__(backend, dtype, seed)
         self.rate = check_number("rate", rate, 0, 1)
-        self.variational, self.batch_first = bool(variational), bool(batch_first)
+        self.variational = check_flag("variational", variational)
+        self.batch_first = check_flag("batch_first", batch_first)
 
     def __call__(self, x):
         return self._apply(x)[0]
 
     def forward(self, x, *, retain=False):
         y, scaled_mask = self._apply(x)
-        if scaled_mask is not None:
-            self.calls += 1
         shape = y.shape
 
         def backward(dy):
@@ -234,6 +245,7 @@ class Dropout(Module):
                 raise ShapeError(f"x: variational dropout expects 3-D input with a time axis, got shape {x.shape}")
             shape[1 if self.batch_first else 0] = 1
         keep = self.ops.keep_mask(tuple(shape), self.rate, self.seed, self.key, self.calls)
+        self.calls += 1
         scaled_mask = keep.astype(self.dtype)
         scaled_mask *= 0 if self.rate == 1 else 1 / (1 - self.rate)
         return x * scaled_mask, scaled_mask
@@ -248,14 +260,14 @@ def _normalise(xp, x, mean, variance, eps):
 class LayerNorm(Module):
     """(x - mean) / sqrt(var + eps) * weight + bias over the last axis (Ba, Kiros, Hinton 2016); ``torch.nn.LayerNorm``.
 
-    x: (..., features) -> y of the same shape. var is the biased variance.
+    x: (..., features) -> y of the same shape. var is the biased variance. Padding must be finite, as for ``Linear``.
     """
 
     def __init__(self, features, eps=1e-5, bias=True, *, backend="auto", dtype="float32", seed=None):
         super().__init__(backend, dtype, seed)
         self.features = check_size("features", features)
         self.eps = check_number("eps", eps, 0)
-        self.bias = bool(bias)
+        self.bias = check_flag("bias", bias)
         self._declare({"weight": np.ones(self.features)} | ({"bias": np.zeros(self.features)} if bias else {}))
 
     def __call__(self, x):
@@ -307,7 +319,7 @@ class BatchNorm(Module):
         self.features = check_size("features", features)
         self.eps = check_number("eps", eps, 0)
         self.momentum = check_number("momentum", momentum, 0, 1)
-        self.affine, self.batch_first = bool(affine), bool(batch_first)
+        self.affine, self.batch_first = check_flag("affine", affine), check_flag("batch_first", batch_first)
         if affine:
             self._declare({"weight": np.ones(self.features), "bias": np.zeros(self.features)})
         self.buffers = {
@@ -418,7 +430,7 @@ class Pooling(Module):
         self.directions = check_choice("directions", directions, (1, 2))
         if self.features % self.directions:
             raise ValueError(f"features should be a multiple of directions {directions}, got {features}")
-        self.batch_first = bool(batch_first)
+        self.batch_first = check_flag("batch_first", batch_first)
         if mode == "attention":
             self.attention_size = (
                 self.features if attention_size is None else check_size("attention_size", attention_size)
@@ -500,6 +512,7 @@ class Pooling(Module):
         y = (a * x).sum(axis=0)
 
         def turn(dy):
+            dy = xp.where(xp.asarray(lengths > 0)[:, None], dy, 0)
             da = (dy * x).sum(axis=2, keepdims=True)
             dscore = a * (da - (a * da).sum(axis=0))
             if self._trains("query"):
@@ -514,6 +527,9 @@ class Pooling(Module):
             return dx.reshape(T, B, F) + a * dy
 
         return y, turn
+
+
+_CALL = ("x", "state", "lengths")  # arguments of a model's call
 
 
 def _axis_orders(layer):
@@ -532,10 +548,10 @@ class Sequential(Module):
     Without a stateful layer: ``y = seq(x)``, ``y, backward = seq.forward(x)``, ``dx = backward(dy)``.
     With one: ``y, state = seq(x, state=None, lengths=None)``, ``y, state, backward = seq.forward(x, state, lengths)``,
     ``dx, dstate = backward(dy, dstate=None)``; the state is a tuple with one entry for each stateful layer in order, or
-    None for zeros. ``lengths`` goes to every layer that takes it. ``backward`` may run more than once after
-    ``forward(..., retain=True)``, and in any case where no layer is recurrent. Backend, dtype and batch_first are the
-    layers' own; layers that know the time axis (recurrent, BatchNorm, Pooling, variational Dropout) should agree on it:
-    ValueError.
+    None for zeros. ``lengths`` goes to every layer that takes it; past them x may hold anything, NaN too, whichever
+    layer comes first. ``backward`` may run more than once after ``forward(..., retain=True)``, and in any case where no
+    layer is recurrent. Backend, dtype and batch_first are the layers' own; layers that know the time axis (recurrent,
+    BatchNorm, Pooling, variational Dropout) should agree on it: ValueError.
 
     >>> model = gpurnn.Sequential(gpurnn.Embedding(65, 32), gpurnn.LSTM(32, 128), gpurnn.Linear(128, 65))
     """
@@ -564,8 +580,9 @@ class Sequential(Module):
         self.stateful = any(layer.stateful for layer in named.values())
         self.once = any(layer.once for layer in named.values())
 
-    def __call__(self, x, state=None, lengths=None):
-        states, final = self._unpack(state), []
+    def __call__(self, x, state=None, lengths=None, **unknown):
+        refuse_unknown("Sequential", unknown, _CALL)
+        states, final, x = self._unpack(state), [], self._without_padding(x, lengths)
         for layer in self.children.values():
             x = layer(x, **self._context(layer, states, lengths))
             if layer.stateful:
@@ -573,8 +590,9 @@ class Sequential(Module):
                 final.append(last)
         return (x, tuple(final)) if self.stateful else x
 
-    def forward(self, x, state=None, lengths=None, *, retain=False):
-        states, final, backwards = self._unpack(state), [], []
+    def forward(self, x, state=None, lengths=None, *, retain=False, **unknown):
+        refuse_unknown("Sequential", unknown, _CALL)
+        states, final, backwards, x = self._unpack(state), [], [], self._without_padding(x, lengths)
         for layer in self.children.values():
             context = self._context(layer, states, lengths)
             if retain and layer.once:
@@ -612,6 +630,20 @@ class Sequential(Module):
             else:
                 x = layer(x)
         return x, tuple(final)
+
+    def _without_padding(self, x, lengths):
+        """``x`` as the first layer may read it. One that takes no lengths would carry what stands past a sequence's
+        end, which may be NaN, into the gradient of its weights: it is given zeros there."""
+        if lengths is None or getattr(self[0], "takes_lengths", False):
+            return x
+        x = self.ops.asarray(x, "x")
+        if x.dtype.kind in "iub" or x.ndim not in (2, 3):
+            return x
+        x = x.copy()
+        steps = x[:, None] if x.ndim == 2 else x.swapaxes(0, 1) if True in _axis_orders(self) else x
+        given = [lengths] if x.ndim == 2 and np.ndim(lengths) == 0 else lengths
+        self.ops.zero_past_end(steps, check_lengths(given, *steps.shape[:2]))
+        return x
 
     def _context(self, layer, states, lengths):
         """What a layer's call takes besides x; a stateful layer's state is taken from the front of ``states``."""

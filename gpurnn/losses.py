@@ -31,7 +31,7 @@ import math
 import numpy as np
 
 from .backend import array_ops
-from .errors import DtypeError, ShapeError, check_choice, check_number, check_shape, check_size
+from .errors import DtypeError, ShapeError, check_choice, check_flag, check_number, check_shape, check_size
 from .masks import valid_steps
 from .module import DTYPES
 from .ops import blocks, wide
@@ -92,16 +92,18 @@ def cross_entropy(
             if not isinstance(out, xp.ndarray) or out.dtype != given:
                 raise DtypeError(f"out: expected an array of {given}, got {getattr(out, 'dtype', type(out).__name__)}")
             check_shape("out", out, shape)
-            if out.flags.c_contiguous and given == dtype:
+            if not getattr(out.flags, "writeable", True):  # compiled code would write to it all the same
+                raise ValueError("out: expected an array that may be written to, got a read-only one")
+            if out.flags.c_contiguous and getattr(out.flags, "aligned", True) and given == dtype:
                 place = out.reshape(N, V)
         with quiet():
             dlogits = ops.softmax_backward(logits, rows, labels, smoothing, highest, total, dlosses, place)
-        if place is not None:
-            return out
-        dlogits = dlogits.reshape(shape).astype(given, copy=False)
-        if out is None:
-            return dlogits
-        out[...] = dlogits
+            if place is not None:
+                return out
+            dlogits = dlogits.reshape(shape).astype(given, copy=False)
+            if out is None:
+                return dlogits
+            out[...] = dlogits
         return out
 
     return loss, backward
@@ -131,8 +133,9 @@ def binary_cross_entropy_with_logits(logits, targets, mask=None, *, lengths=None
     """Cross-entropy in nats of independent yes/no answers with probability sigmoid(logits).
 
     logits, targets: equal shape, usually (T, B, F), and equal dtype; targets are probabilities, usually 0 or 1, and are
-    not checked. Computed as max(x, 0) - x y + log(1 + exp(-|x|)), which no logit overflows. The mean is over all
-    elements that count, features included. mask, lengths, batch_first, reduction, errors: see the module's text.
+    not checked. Computed as max(x, 0) - x y + log(1 + exp(-|x|)), which no logit overflows; an infinite logit has the
+    loss 0 where it is right and inf where it is not. The mean is over all elements that count, features included. mask,
+    lengths, batch_first, reduction, errors: see the module's text.
     """
     arguments = {"logits": logits, "targets": targets}
     return _elementwise(_binary, _binary_slope, arguments, mask, lengths, batch_first, reduction)
@@ -158,7 +161,8 @@ def _absolute_slope(x, y, xp):
 
 
 def _binary(x, y, xp):
-    return xp.maximum(x, 0) - x * y + xp.log1p(xp.exp(-xp.abs(x)))
+    other = xp.where(x > 0, 1 - y, -y)  # the probability of what a sure x excludes, with x's sign
+    return xp.where(other == 0, 0, x * other) + xp.log1p(xp.exp(-xp.abs(x)))
 
 
 def _binary_slope(x, y, xp):
@@ -210,7 +214,7 @@ def _elementwise(value, slope, arguments, mask, lengths, batch_first, reduction)
         with quiet():
             for _, index in blocks(rows, count, width, xp):
                 dx[index] = slope(x[index], y[index], xp) * dlosses[index]
-        return dx.reshape(shape).astype(given, copy=False)
+            return dx.reshape(shape).astype(given, copy=False)
 
     return loss, backward
 
@@ -254,6 +258,7 @@ def class_rows(logits, targets, mask, lengths, batch_first, ignore_index):
 
 def valid_places(shape, mask, lengths, batch_first, ops):
     """Booleans over some leading axes of ``shape``, True where ``mask`` and ``lengths`` let it count; None for all."""
+    check_flag("batch_first", batch_first)
     valid = None
     if mask is not None:
         valid = ops.asarray(mask, "mask")
@@ -296,7 +301,8 @@ def upstream(dloss, shape, flat, divisor, dtype, ops):
     if dloss.ndim:
         check_shape("dloss", dloss, shape)
         return dloss.astype(dtype, copy=False).reshape(flat)
-    return ops.xp.broadcast_to((dloss.astype(np.float64) / divisor).astype(dtype), flat)
+    with quiet():
+        return ops.xp.broadcast_to((dloss.astype(np.float64) / divisor).astype(dtype), flat)
 
 
 def quiet():

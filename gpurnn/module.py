@@ -14,8 +14,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from . import rng
+from .arrays import host_array, refuse_masked
 from .backend import get_backend
-from .errors import DtypeError, ShapeError, check_choice, check_size
+from .errors import DtypeError, NamesArguments, ShapeError, check_choice, check_flag, check_size
 from .ops import wide_dtype
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
@@ -68,6 +69,7 @@ class Views(Mapping):
     def __setitem__(self, name, value):
         view = self._arrays[name]
         if value is not view:  # else the end of an in-place operation
+            refuse_masked(name, value)
             shape = np.shape(value)
             if shape and shape != view.shape:
                 raise ShapeError(f"{name}: expected shape {view.shape}, got {shape}")
@@ -111,7 +113,7 @@ def writable(array):
     return array if type(array) is np.ndarray and array.flags.writeable else np.array(array)
 
 
-class Module:
+class Module(NamesArguments):
     """Base of every layer and model.
 
     Attributes
@@ -129,7 +131,7 @@ class Module:
         as its tensor cores then do; sums, states and everything else stay float32, and other backends are exact.
     name : dotted place in the model around it, empty for a module on its own.
     seed, key, calls : key of this module's random draws (see rng.py). ``key`` comes from ``name``; ``calls`` counts the
-        training calls that drew, and belongs to ``random_state()``.
+        calls in training mode that drew, with and without ``forward``, and belongs to ``random_state()``.
 
     Parameters stay as they are between a forward and its backward: ``backward`` raises RuntimeError, naming the
     parameter, where an optimizer, ``load_state_dict`` or an assignment ``params[name] = ...`` has changed one. A write
@@ -372,8 +374,9 @@ class Module:
 
     def train(self, mode=True):
         """Training mode for this module and all inside it (dropout draws, batch statistics); returns the module."""
+        mode = check_flag("mode", mode)
         for _, module in self.modules():
-            module.training = bool(mode)
+            module.training = mode
         return self
 
     def eval(self):
@@ -448,7 +451,8 @@ class Module:
     def load_state_dict(self, mapping, strict=True):
         """Copy values into parameters and buffers.
 
-        mapping: name -> array; NumPy, CuPy or torch tensors of any float type, names as in ``state_dict()`` (PyTorch's
+        mapping: name -> array; NumPy, CuPy or torch tensors of any float type, which may require grad (their values
+        are copied), names as in ``state_dict()`` (PyTorch's
         names for the recurrent and linear layers, so a ``torch.nn.LSTM``'s ``state_dict()`` loads unchanged).
         strict: raise KeyError for missing and for unknown names; otherwise load what fits by name.
         Raises ShapeError for a wrong shape, ValueError for a value that is not finite. Nothing changes on an error.
@@ -459,6 +463,7 @@ class Module:
                 f"mapping: expected name -> array, got {type(mapping).__name__}; a file is what "
                 "gpurnn.load_weights(model, path) reads"
             )
+        check_flag("strict", strict)
         targets = dict(self.params)
         for prefix, module in self.modules():
             for name, array in module.buffers.items():
@@ -478,7 +483,7 @@ class Module:
             if hasattr(value, "detach"):  # a torch tensor; NumPy has no bfloat16
                 value = value.detach().cpu()
                 value = (value.double() if value.is_floating_point() else value).numpy()
-            value = np.asarray(self.ops.to_numpy(value))
+            value = host_array(value, name)
             if value.dtype.kind not in "fiu":
                 raise DtypeError(f"{name}: expected numbers, got {value.dtype}")
             if value.shape != target.shape:

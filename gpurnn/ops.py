@@ -10,11 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import rng
+from .arrays import plain, plain_on_device, refuse_graph, refuse_masked
 from .cells import HiddenWeights
-from .errors import BackendError, DtypeError
+from .errors import BackendError, DtypeError, ShapeError
 
 _DLPACK_HOST = (1, 3)  # kDLCPU, kDLCUDAHost
 _TILE_FEATURES, _TILE_ROWS = 128, 16  # what a transposing copy moves at once, to rows and from rows: half the time
+_MOST = (1 << 31) - 1  # timesteps or sequences that compiled code counts
 _FEATURE_MAJOR_FROM = 8  # batch size from which NumPy keeps the arrays of the time loop feature-major
 
 
@@ -92,20 +94,24 @@ class Ops:
     # ---- arrays in and out
 
     def asarray(self, value, name="array"):
-        """``value`` as an array of this backend, without a copy where it already is one.
+        """``value`` as an array of this backend, without a copy where it already is one that can be computed with.
 
-        Takes NumPy and CuPy arrays, nested lists, and objects with DLPack (torch tensors, without their graph) or
-        ``__cuda_array_interface__``. Raises BackendError for a GPU array given to the NumPy backend, DtypeError for
-        what DLPack cannot hand over (bfloat16, sparse); both name the argument.
+        Takes NumPy and CuPy arrays, nested lists, and objects with DLPack (torch tensors) or
+        ``__cuda_array_interface__``. The other byte order, and places in memory that are no multiple of a number's
+        size, are copied. Raises BackendError for a GPU array given to the NumPy backend, DtypeError for masked arrays
+        and for what DLPack cannot hand over (bfloat16, sparse), TypeError for a tensor that requires grad; all name
+        the argument.
         """
         xp = self.xp
-        if type(value) is xp.ndarray or isinstance(value, xp.ndarray):
-            return value
+        if type(value) is np.ndarray and xp is np:  # as most are
+            return value if value.flags.aligned and value.dtype.isnative else plain(value)
+        if xp is not np and isinstance(value, xp.ndarray):
+            return plain_on_device(value)
         if callable(value):  # most often the backward of a loss
             hint = ". Call it: backward(dloss())" if name.startswith("d") else ""
             raise TypeError(f"{name}: expected an array, got a function{hint}")
-        if hasattr(value, "detach"):  # torch hands over no tensor that requires grad
-            value = value.detach()
+        refuse_masked(name, value)
+        refuse_graph(name, value)
         through_dlpack = hasattr(value, "__dlpack_device__") and not isinstance(value, np.ndarray)
         if through_dlpack:
             on_host = value.__dlpack_device__()[0] in _DLPACK_HOST
@@ -120,7 +126,7 @@ class Ops:
                 value = (np if on_host else xp).from_dlpack(value)  # CuPy takes no host memory through DLPack
             except (BufferError, RuntimeError, TypeError) as error:
                 raise DtypeError(f"{name}: cannot be handed over by {type(value).__name__} ({error})") from error
-        return xp.asarray(value)
+        return plain(np.asarray(value)) if xp is np else xp.asarray(plain(np.asarray(value)) if on_host else value)
 
     def asfloat(self, value, dtype, name):
         """``asarray`` that also checks the dtype: raises DtypeError, with the conversion, unless it is ``dtype``."""
@@ -135,6 +141,11 @@ class Ops:
     def to_numpy(self, array):
         """``array`` on the host."""
         return array.get() if hasattr(array, "get") and not isinstance(array, np.ndarray) else np.asarray(array)
+
+    def refuse_sizes(self, T, B, layers):
+        """Raise ShapeError, before anything is done, where a recurrent layer cannot take so many timesteps T or
+        sequences B. Array code goes as far as memory does. layers: a function that returns for each layer the arguments
+        of ``CudaOps.ways``."""
 
     def synchronize(self):
         """Wait until everything launched so far is done (nothing to wait for on NumPy)."""
@@ -506,6 +517,13 @@ def _named(name, tf32):
 
     ops = get_backend(name)
     return ops.with_tf32() if tf32 else ops
+
+
+def refuse_uncountable(T, B, backend):
+    """Raise ShapeError for more timesteps or sequences than an ``int`` of compiled code holds."""
+    for name, count in (("T", T), ("B", B)):
+        if count > _MOST:
+            raise ShapeError(f"x: {name} = {count} is more than the {_MOST} that backend {backend!r} takes in one call")
 
 
 def blocks(rows, count, width, xp):

@@ -20,7 +20,8 @@ from types import MappingProxyType
 
 import numpy as np
 
-from .errors import DtypeError, ShapeError, check_choice, check_number, check_size
+from .arrays import host_array
+from .errors import DtypeError, NamesArguments, ShapeError, check_flag, check_number, check_size
 from .module import Module, writable
 
 # Elements worked on at once. An update passes about ten times over its arrays: on a CPU a block stays in the cache
@@ -42,10 +43,6 @@ def _check_model(model):
         raise TypeError(f"model should be a gpurnn layer or model, got {type(model).__name__}")
 
 
-def _check_flag(name, value):
-    return bool(check_choice(name, value, (False, True)))
-
-
 def _check_names(what, got, expected):
     if not isinstance(got, Mapping):
         raise TypeError(f"{what} should be a dict, got {type(got).__name__}")
@@ -64,7 +61,7 @@ def _check_kind(what, state, owner):
 # ---- optimisers
 
 
-class Optimizer:
+class Optimizer(NamesArguments):
     """Base of the optimisers.
 
     Attributes
@@ -137,10 +134,11 @@ class Optimizer:
         """Update a part of the flat buffers and of the state arrays."""
         if self.model.ops.optimise(self._kernel, params, grads, arrays, self._scalars()):
             return
-        for part in _blocks(params.size, self._block):
-            p = params[part]
-            a, b = self._scratch[:, : p.size]
-            self._update(p, grads[part], a, b, **{name: array[part] for name, array in arrays.items()})
+        with np.errstate(over="ignore", invalid="ignore"):  # numbers that are not finite say so, as on a GPU
+            for part in _blocks(params.size, self._block):
+                p = params[part]
+                a, b = self._scratch[:, : p.size]
+                self._update(p, grads[part], a, b, **{name: array[part] for name, array in arrays.items()})
 
     def state_dict(self):
         """All that a resumed run needs: ``{"scalars": JSON-ready dict, "arrays": name -> NumPy array}``.
@@ -213,6 +211,14 @@ class Optimizer:
         self.model.xp.multiply(value, 1 - decay, out=scratch)
         average += scratch
 
+    def _average_square(self, average, value, decay, scratch):
+        """average = decay * average + (1 - decay) * value^2; the factor first, so that a square overflows as late as it
+        can."""
+        average *= decay
+        self.model.xp.multiply(value, 1 - decay, out=scratch)
+        scratch *= value
+        average += scratch
+
     def _buffers(self):
         """The model's flat buffers as they are now: a module may have been moved into a bigger one."""
         params, grads = self.model.flat_params, self.model.flat_grads
@@ -231,7 +237,7 @@ class Optimizer:
 
     def _check_array(self, name, value, target):
         """``value`` on the host in the target's dtype, checked."""
-        value = np.asarray(self.model.ops.to_numpy(value))
+        value = host_array(value, name)
         if value.dtype.kind != "f":
             raise DtypeError(f"{name}: expected floating-point numbers, got {value.dtype}")
         if value.shape != target.shape:
@@ -263,7 +269,7 @@ class SGD(Optimizer):
         hyper = {
             "momentum": check_number("momentum", momentum, 0.0, 1.0, high_open=True),
             "dampening": check_number("dampening", dampening, 0.0, 1.0),
-            "nesterov": _check_flag("nesterov", nesterov),
+            "nesterov": check_flag("nesterov", nesterov),
             "weight_decay": check_number("weight_decay", weight_decay, 0.0),
         }
         if nesterov and (momentum == 0 or dampening != 0):
@@ -309,7 +315,8 @@ class RMSprop(Optimizer):
 
     ``g += weight_decay * p``; ``v = alpha * v + (1 - alpha) * g^2``; ``p -= lr * g / (sqrt(v) + eps)``. ``centered``
     takes the variance, ``v`` less the square of the average gradient (held at 0 or above, where rounding would make
-    it negative and its root NaN); momentum accumulates the quotient.
+    it negative and its root NaN); momentum accumulates the quotient. A gradient whose square overflows makes no step,
+    as in torch: ``v`` is infinite then, and stays so.
 
     lr >= 0; alpha and momentum in [0, 1); eps > 0; weight_decay >= 0. Raises TypeError and ValueError.
     Source: Tieleman and Hinton, Coursera lecture 6.5, 2012; centered: Graves, arXiv:1308.0850, eq. 38-45.
@@ -326,7 +333,7 @@ class RMSprop(Optimizer):
             "eps": check_number("eps", eps, 0.0, low_open=True),
             "weight_decay": check_number("weight_decay", weight_decay, 0.0),
             "momentum": check_number("momentum", momentum, 0.0, 1.0, high_open=True),
-            "centered": _check_flag("centered", centered),
+            "centered": check_flag("centered", centered),
         }
 
     def _array_names(self, hyper):
@@ -339,19 +346,23 @@ class RMSprop(Optimizer):
         hyper = self.hyper
         return {
             "lr": self.lr, "alpha": hyper["alpha"], "rest": 1 - hyper["alpha"], "eps": hyper["eps"],
-            "momentum": hyper["momentum"], "weight_decay": hyper["weight_decay"],
+            "momentum": hyper["momentum"], "weight_decay": hyper["weight_decay"], "most": self._most,
         }  # fmt: skip
+
+    @property
+    def _most(self):
+        return float(np.finfo(self.model.wide).max)
 
     def _update(self, p, g, a, b, square_avg, grad_avg=None, momentum_buffer=None):
         xp, alpha = self.model.xp, self.hyper["alpha"]
         g = self._decayed(p, g, a)
-        xp.multiply(g, g, out=b)
-        self._average(square_avg, b, alpha, b)
+        self._average_square(square_avg, g, alpha, b)
         if grad_avg is None:
             xp.sqrt(square_avg, out=b)
         else:
             self._average(grad_avg, g, alpha, b)
             xp.multiply(grad_avg, grad_avg, out=b)
+            xp.minimum(b, self._most, out=b)  # inf - inf would be NaN
             xp.subtract(square_avg, b, out=b)
             xp.maximum(b, 0.0, out=b)
             xp.sqrt(b, out=b)
@@ -389,7 +400,7 @@ class Adam(Optimizer):
             "betas": [check_number(f"betas[{n}]", beta, 0.0, 1.0, high_open=True) for n, beta in enumerate(betas)],
             "eps": check_number("eps", eps, 0.0, low_open=True),
             "weight_decay": check_number("weight_decay", weight_decay, 0.0),
-            "amsgrad": _check_flag("amsgrad", amsgrad),
+            "amsgrad": check_flag("amsgrad", amsgrad),
         }
 
     def _array_names(self, hyper):
@@ -418,8 +429,7 @@ class Adam(Optimizer):
         else:
             g = self._decayed(p, g, a)
         self._average(exp_avg, g, beta1, b)
-        xp.multiply(g, g, out=b)
-        self._average(exp_avg_sq, b, beta2, b)
+        self._average_square(exp_avg_sq, g, beta2, b)
         if max_exp_avg_sq is not None:
             xp.maximum(max_exp_avg_sq, exp_avg_sq, out=max_exp_avg_sq)
             exp_avg_sq = max_exp_avg_sq
@@ -508,7 +518,7 @@ def clip_grad_value(model, value):
 # ---- schedules
 
 
-class Schedule:
+class Schedule(NamesArguments):
     """Base of the learning-rate schedules: ``step()`` advances and sets ``opt.lr``.
 
     ``step()`` is called after each epoch, or after each optimiser step: all durations count these calls. A schedule

@@ -1,6 +1,7 @@
 """Pictures of a run: loss curves and gradient flow, as PNG. Needs matplotlib: ``pip install 'gpurnn[plot]'``."""
 
 import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,8 @@ def plot_history(records, png):
         axes[1].grid(alpha=0.3)
     every = steps or epochs
     x = [r["step"] for r in every]
-    below.plot(x, [r["grad_norm"] for r in every], lw=1, color="C2")
+    norms = [math.nan if r["grad_norm"] is None else r["grad_norm"] for r in every]  # None: no update yet
+    below.plot(x, norms, lw=1, color="C2")
     below.set_yscale("log")
     below.set_ylabel("gradient norm", color="C2")
     below.set_xlabel("optimiser step")

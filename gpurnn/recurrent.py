@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from . import cells, rng
-from .errors import ShapeError, check_choice, check_number, check_shape, check_size
+from .errors import ShapeError, check_choice, check_flag, check_number, check_shape, check_size, refuse_unknown
 from .gradients import StepNorms, active_flow
 from .masks import check_lengths
 from .module import Module, check_unspent
 from .ops import flat, wide
 from .schedules import SCHEDULES, Work
 
+_CALL = ("x", "state", "lengths", "return_all")  # arguments of a layer's call
 INITIALISERS = ("uniform", "xavier", "orthogonal", "identity")
 
 
@@ -91,6 +92,9 @@ class _Recurrent(Module):
         seed=None,
     ):
         super().__init__(backend, dtype, seed, precision)
+        self.bias, self.batch_first = check_flag("bias", bias), check_flag("batch_first", batch_first)
+        self.bidirectional, self.reverse = check_flag("bidirectional", bidirectional), check_flag("reverse", reverse)
+        self.learn_state = check_flag("learn_state", learn_state)
         self.cell = cell
         self.schedule = check_choice("schedule", schedule, SCHEDULES)
         self.input_size = check_size("input_size", input_size)
@@ -102,7 +106,6 @@ class _Recurrent(Module):
         else:
             self.hidden_sizes = (check_size("hidden_size", hidden_size),) * self.num_layers
         self.hidden_size = hidden_size
-        self.bias, self.batch_first = bool(bias), bool(batch_first)
         self.dropout = check_number("dropout", dropout, 0, 1)
         if self.dropout and self.num_layers == 1:
             raise ValueError(
@@ -115,7 +118,6 @@ class _Recurrent(Module):
             raise ValueError(
                 "wavefront: with two directions a layer needs the whole of the one below before it can begin"
             )
-        self.bidirectional, self.reverse = bool(bidirectional), bool(reverse)
         self.proj_size = check_size("proj_size", proj_size, minimum=0)
         if self.proj_size and self.proj_size >= min(self.hidden_sizes):
             raise ValueError(f"proj_size has to be smaller than hidden_size, got {proj_size} and {hidden_size}")
@@ -124,7 +126,6 @@ class _Recurrent(Module):
         for name, value in (("forget_bias", forget_bias), ("chrono", chrono)):
             if value is not None and not bias:
                 raise ValueError(f"{name} needs bias=True")
-        self.learn_state = bool(learn_state)
         self.init = check_choice("init", init, INITIALISERS)
         self._directions = (False, True) if bidirectional else (self.reverse,)
         self._weights_of = None  # the buffer of which ``_by_layer`` holds the weights
@@ -215,7 +216,7 @@ class _Recurrent(Module):
 
     # ---- calling
 
-    def __call__(self, x, state=None, lengths=None, *, return_all=False):
+    def __call__(self, x, state=None, lengths=None, *, return_all=False, **unknown):
         """Outputs and final state; keeps nothing for backward.
 
         x: (T, B, I), or (B, T, I) with ``batch_first``, or (T, I) for one sequence; the layer's dtype.
@@ -223,14 +224,17 @@ class _Recurrent(Module):
             layers differ in size, a tuple of (D, B, P) arrays, one for each layer (the LSTM: a pair of such tuples).
             None means the learned initial state, or zeros.
         lengths: (B,) integers 0..T in any order, host or device, or None. Outputs past the end are zero, the final
-            state is that at each sequence's true end, the reverse direction starts there.
+            state is that at each sequence's true end, the reverse direction starts there. The final state of a sequence
+            of length 0 is its initial state. What stands in x past the end, or in the derivatives there, is not read.
 
         Returns (output (T, B, D*P), state), and with ``return_all`` a third: a list of ``Steps``, one for each layer
         and direction. Raises ShapeError, DtypeError, BackendError before anything is computed.
         """
+        if unknown:
+            refuse_unknown(type(self).__name__, unknown, _CALL)
         return self._forward(x, state, lengths, return_all, keep=False)
 
-    def forward(self, x, state=None, lengths=None, *, return_all=False, retain=False):
+    def forward(self, x, state=None, lengths=None, *, return_all=False, retain=False, **unknown):
         """As calling the layer, for training: returns (output, state, backward), with ``return_all`` the steps last.
 
         ``dx, dstate = backward(doutput=None, dstate=None)``: derivatives of the loss by output and final state in, by x
@@ -240,13 +244,18 @@ class _Recurrent(Module):
         backward may run many times: it then puts a copy of what it spends aside while it runs (``Plan.cache_bytes`` at
         most). x is kept by reference: leave it as it is until then.
         """
+        if unknown:
+            refuse_unknown(type(self).__name__, unknown, _CALL)
         return self._forward(x, state, lengths, return_all, keep=True, retain=retain)
 
-    def step(self, x, state=None):
+    def step(self, x, state=None, **unknown):
         """One timestep for streaming: x (B, I) or (I,) -> (output (B, P), state), as the sequence form would give.
+        In training mode each step draws the masks of a call of its own.
 
         Raises ValueError for layers that look into the future (bidirectional, reverse).
         """
+        if unknown:
+            refuse_unknown(type(self).__name__, unknown, _CALL[:2])
         if True in self._directions:
             raise ValueError("step: a layer that runs backwards in time needs the whole sequence")
         x = self.ops.asfloat(x, self.dtype, "x")
@@ -300,20 +309,23 @@ class _Recurrent(Module):
     # ---- forward
 
     def _forward(self, x, state, lengths, return_all, keep, retain=False):
+        return_all = check_flag("return_all", return_all)
         x, single = self._check_input(x)
         T, B, _ = x.shape
+        self.ops.refuse_sizes(T, B, lambda: self._loop_sizes(T, B, keep))
         state_given = state is not None
-        initial = self._initial_state(state, B, single)
+        initial = given = self._initial_state(state, B, single)
         if lengths is not None:
             lengths = check_lengths([lengths] if single and np.ndim(lengths) == 0 else lengths, T, B)
             if bool((lengths == T).all()):
                 lengths = None
             else:  # padding may hold anything, even NaN, and must not reach the weights' gradient
                 x = self.ops.zero_past_end(x.copy(), lengths)
+                if state_given:
+                    initial = self._without_unused(given, lengths)
         L, D, call = self.num_layers, len(self._directions), self.calls
         masks = [None] * L  # of the dropout behind each layer
         if self.training and self.dropout > 0:
-            self.calls += keep
             masks[:-1] = [self._mask(layer, (T, B, self._sizes(layer + 1)[0]), call) for layer in range(L - 1)]
         spans = self._spans(T, return_all or active_flow() is not None)
         at = [initial[layer * D : (layer + 1) * D] for layer in range(L)]  # the state that each layer has come to
@@ -335,13 +347,28 @@ class _Recurrent(Module):
                     if keep or lanes.count > 1:  # a lane may still read what another has written
                         passes[-1].append(walks)
                 outputs.append(y)
+        if L > 1 and masks[0] is not None:
+            self.calls += 1
         y, final = self._joined(outputs), [state for states in at for state in states]
+        if initial is not given:
+            final = self._with_unused(final, given, lengths)
         returned = [self._outward(y, single), self._pack_state(final, single)]
         if keep:
             returned.append(self._make_backward(spans, passes, masks, state_given, lengths, y.shape, single, retain))
         if return_all:
             returned.append([self._steps_outward(s, single) for s in steps])
         return tuple(returned)
+
+    def _loop_sizes(self, T, B, keep):
+        """For each layer the arguments of ``CudaOps.ways`` in a call with (T, B)."""
+        spans = self._spans(T, watched=False)
+        longest, share = max(span.stop - span.start for span in spans), self.num_layers if len(spans) > 1 else 1
+        for layer in range(self.num_layers):
+            inputs, H, P = self._sizes(layer)
+            yield (
+                keep, self.schedule, self.cell.kernel, self.cell.gates, H, longest, B, len(self._directions),
+                self.dtype.name, P != H, inputs, share,
+            )  # fmt: skip
 
     def _spans(self, T, watched):
         """The stretches of time after each of which the next layer may begin, in the order of the walk. watched:
@@ -393,9 +420,11 @@ class _Recurrent(Module):
         def backward(doutput=None, dstate=None):
             if doutput is not None:
                 doutput = then._check_doutput(doutput, output_shape, single)
-            dfinal = [None] * (then.num_layers * len(then._directions))
+            dfinal = given = [None] * (then.num_layers * len(then._directions))
             if dstate is not None:
-                dfinal = then._unpack_state(dstate, output_shape[1], single, "dstate")
+                dfinal = given = then._unpack_state(dstate, output_shape[1], single, "dstate")
+                if lengths is not None:
+                    dfinal = then._without_unused(given, lengths)
             then.check_versions(versions)
             check_unspent(spent)
             if len(spans) > 1 and active_flow() is not None:
@@ -404,6 +433,8 @@ class _Recurrent(Module):
                 spent.append(True)
             with _retained(cache[0]) if retain else contextlib.nullcontext(cache.pop()) as passes:
                 dx, dinitial = then._backward(spans, passes, masks, doutput, dfinal, lengths)
+            if dfinal is not given:
+                dinitial = then._with_unused(dinitial, given, lengths)
             if then.learn_state and not state_given:
                 for (_, _, _, suffix), parts in zip(then._passes(), dinitial, strict=True):
                     for name, part in zip(("initial_h", "initial_c"), parts, strict=False):
@@ -557,6 +588,26 @@ class _Recurrent(Module):
                 initial.append((0.0,) * self.cell.states)
         return initial
 
+    def _without_unused(self, initial, lengths):
+        """The initial states, zero for the sequences of length 0: no step reads theirs, but times the zero derivative
+        of such a step a NaN would reach the weights. The same for the derivatives by their final states."""
+        if lengths.all():
+            return initial
+        unused = self.xp.asarray(lengths == 0)[:, None]
+        zeroed = [tuple(None if part is None else part.copy() for part in parts) for parts in initial]
+        for part in (part for parts in zeroed for part in parts if part is not None):
+            self.xp.copyto(part, 0, where=unused)
+        return zeroed
+
+    def _with_unused(self, final, given, lengths):
+        """The final states, those of the sequences of length 0 as they came in; or derivatives, the other way round."""
+        unused = self.xp.asarray(lengths == 0)[:, None]
+        final = [tuple(part.copy() for part in parts) for parts in final]  # what backward reads keeps its zeros
+        for parts, firsts in zip(final, given, strict=True):
+            for part, first in zip(parts, firsts, strict=True):
+                self.xp.copyto(part, 0 if first is None else first, where=unused)
+        return final
+
     def _unpack_state(self, state, B, single, name):
         """A state as the caller knows it -> for each pass a tuple of (B, size) arrays, of derivatives also None for
         zeros; raises ShapeError."""
@@ -646,7 +697,7 @@ class RNN(_Recurrent):
     ):  # fmt: skip
         check_choice("nonlinearity", nonlinearity, ("tanh", "relu"))
         self.nonlinearity = nonlinearity
-        _refuse(options, "proj_size", "forget_bias", "chrono")
+        _refuse(self, options, ("proj_size", "forget_bias", "chrono"), "It has no gates and no projection, as LSTM has")
         super().__init__(
             cells.RNNCell(nonlinearity), input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
             **options,
@@ -660,7 +711,8 @@ class LSTM(_Recurrent):
     ----------
     input_size, hidden_size : I and H; hidden_size may be a list with one size for each layer.
     num_layers : L. bias : two bias vectors, as cuDNN has. batch_first : x and output are (B, T, ...); states never are.
-    dropout : rate of the dropout between layers, in training mode. bidirectional : D = 2.
+    dropout : rate of the dropout between layers, in training mode, where every call draws new masks, as the layer
+        ``Dropout`` does. bidirectional : D = 2.
     proj_size : P > 0 projects h to P < H units (Sak 2014); 0 leaves P = H.
     reverse : one direction, from each sequence's true end to its start; outputs stay at their steps.
     learn_state : the initial state is learned: parameters ``initial_h_l0`` (P,), ``initial_c_l0`` (H,), ...
@@ -700,8 +752,8 @@ class GRU(_Recurrent):
     """
 
     def __init__(self, *args, reset_after=True, **options):
-        _refuse(options, "proj_size", "forget_bias")
-        self.reset_after = bool(reset_after)
+        _refuse(self, options, ("proj_size", "forget_bias"), "LSTM has it; GRU has chrono, and no projection")
+        self.reset_after = check_flag("reset_after", reset_after)
         super().__init__(cells.GRUCell(self.reset_after), *args, **options)
 
 
@@ -711,14 +763,18 @@ class _SingleStep:
     def _suffix(self, layer, direction):
         return ""
 
-    def __call__(self, x, state=None):
+    def __call__(self, x, state=None, **unknown):
         """x (B, I) or (I,), state (B, H) or the pair (h, c), None for zeros -> the new state."""
+        if unknown:
+            refuse_unknown(type(self).__name__, unknown, _CALL[:2])
         x, state = self._lift(x, state)
         return self._lower(super().__call__(x, state)[1])
 
-    def forward(self, x, state=None, *, retain=False):
+    def forward(self, x, state=None, *, retain=False, **unknown):
         """For training: (new state, backward) with ``dx, dstate = backward(dnew_state)``; None means zeros, also for
         one of the LSTM's pair. ``retain`` as in a layer's ``forward``."""
+        if unknown:
+            refuse_unknown(type(self).__name__, unknown, _CALL[:2])
         x, state = self._lift(x, state)
         _, new, inner = super().forward(x, state, retain=retain)
 
@@ -760,7 +816,7 @@ class RNNCell(_SingleStep, RNN):
     """One step of ``RNN`` (``torch.nn.RNNCell``): parameters weight_ih, weight_hh, bias_ih, bias_hh."""
 
     def __init__(self, input_size, hidden_size, bias=True, nonlinearity="tanh", **options):
-        _refuse(options, *_STACK_OPTIONS)
+        _refuse(self, options, _STACK_OPTIONS, "It is a single step; RNN, LSTM and GRU have stacks and directions")
         super().__init__(input_size, hidden_size, bias=bias, nonlinearity=nonlinearity, **options)
 
 
@@ -768,7 +824,7 @@ class LSTMCell(_SingleStep, LSTM):
     """One step of ``LSTM`` (``torch.nn.LSTMCell``), state (h, c); takes proj_size and forget_bias too."""
 
     def __init__(self, input_size, hidden_size, bias=True, **options):
-        _refuse(options, *_STACK_OPTIONS)
+        _refuse(self, options, _STACK_OPTIONS, "It is a single step; RNN, LSTM and GRU have stacks and directions")
         super().__init__(input_size, hidden_size, bias=bias, **options)
 
 
@@ -776,14 +832,13 @@ class GRUCell(_SingleStep, GRU):
     """One step of ``GRU`` (``torch.nn.GRUCell``); takes reset_after too."""
 
     def __init__(self, input_size, hidden_size, bias=True, **options):
-        _refuse(options, *_STACK_OPTIONS)
+        _refuse(self, options, _STACK_OPTIONS, "It is a single step; RNN, LSTM and GRU have stacks and directions")
         super().__init__(input_size, hidden_size, bias=bias, **options)
 
 
 _STACK_OPTIONS = ("num_layers", "batch_first", "dropout", "bidirectional", "reverse")
 
 
-def _refuse(options, *names):
-    for name in names:
-        if name in options:
-            raise TypeError(f"this layer has no option {name!r}")
+def _refuse(layer, options, names, elsewhere):
+    """Raise TypeError for an option that another layer has; ``elsewhere`` says which."""
+    refuse_unknown(type(layer).__name__, [name for name in names if name in options], (), elsewhere)

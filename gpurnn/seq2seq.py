@@ -22,9 +22,9 @@ import numpy as np
 
 from . import rng
 from .attention import Attention
-from .errors import DtypeError, ShapeError, check_choice, check_number, check_shape, check_size
+from .errors import DtypeError, ShapeError, check_choice, check_flag, check_number, check_shape, check_size
 from .layers import Dropout, Embedding, Linear, TiedLinear
-from .masks import check_lengths
+from .masks import check_lengths, refuse_no_distribution
 from .module import Module, check_unspent
 from .ops import wide
 from .recurrent import GRU, LSTM, RNN
@@ -71,7 +71,7 @@ class EncoderDecoder(Module):
             check_size(name, size, END + 1)
             for name, size in (("source_size", source_size), ("target_size", target_size))
         )
-        self.layers, self.hidden, self.tied = L, H, bool(tied)
+        self.layers, self.hidden, self.tied = L, H, check_flag("tied", tied)
         self.sampling = None
         out = E if tied else H
         shared = {"backend": self.ops, "dtype": dtype}
@@ -253,8 +253,8 @@ class Sampling:
 
     Whole sequences at once, as in Mihaylova & Martins, "Scheduled sampling for transformers", ACL SRW 2019: a first
     pass over the true target gives the model's likeliest word at every place, a second pass reads the mixture, and
-    gradients go through the second only. The first has the dropout masks of the second. What is replaced depends on
-    (seed, number of the call) alone, so a resumed run draws what it would have drawn.
+    gradients go through the second only. Each has dropout masks of its own, past the encoder, which runs once. What is
+    replaced depends on (seed, number of the call) alone, so a resumed run draws what it would have drawn.
     """
 
     rate: float
@@ -301,6 +301,7 @@ def greedy_search(model, source, lengths=None, *, max_length=None, alpha=0.0):
     source: (T, B) integers; lengths: (B,) or None. max_length: words at most, a number or one for each sequence (B,);
     None: twice the source's length and 10. A sequence that reaches it is ended there. ``PADDING``, ``UNKNOWN`` and
     ``START`` are never written. alpha: of the length penalty in the scores. The model should be in evaluation mode.
+    Raises ValueError where the model's logits are NaN or infinite.
     """
     xp, B, limits = model.xp, source.shape[1], _limits(source, lengths, max_length)
     memory, state = model.start(source, lengths)
@@ -308,7 +309,7 @@ def greedy_search(model, source, lengths=None, *, max_length=None, alpha=0.0):
     words, ends, totals, read = [], np.zeros(B, np.int64), np.zeros(B), []
     for step in range(int(limits.max(initial=-1)) + 1):
         logits, state, weights = model.next(ids, memory, state)
-        logits, shift = _written(logits, xp)
+        logits, shift = _written(logits, model.ops)
         logits = xp.where(xp.asarray(step >= limits)[:, None] & (xp.arange(logits.shape[2]) != END), -np.inf, logits)
         ids = logits.argmax(axis=2)
         gained = model.ops.to_numpy(xp.take_along_axis(logits, ids[..., None], axis=2)[..., 0] - shift)[0]
@@ -353,7 +354,7 @@ def beam_search(model, source, lengths=None, *, beam=5, alpha=0.6, max_length=No
     for step in range(int(limits.max(initial=-1)) + 1):
         logits, state, weights = model.next(xp.asarray(ids), memory, state)
         read.append(ops.to_numpy(weights))
-        logits, shift = _written(logits, xp)
+        logits, shift = _written(logits, ops)
         ending = ops.to_numpy(logits[..., END] - shift).T  # (B, K)
         logits[..., END] = -np.inf
         best, gained = (ops.to_numpy(array).transpose(1, 0, 2) for array in _likeliest(logits, K, xp))  # (B, K, K)
@@ -409,10 +410,13 @@ def _limits(source, lengths, max_length):
     return np.broadcast_to(limits, (B,)).astype(np.int64)
 
 
-def _written(logits, xp):
-    """Logits (K, B, V), computed wide, -inf for what is never written, and log(sum(exp)) of them all (K, B)."""
-    logits = wide(logits)
+def _written(logits, ops):
+    """Logits (K, B, V), computed wide, -inf for what is never written, and log(sum(exp)) of them all (K, B).
+
+    Raises ValueError where they are NaN or infinite."""
+    xp, logits = ops.xp, wide(logits)
     highest = logits.max(axis=2)
+    refuse_no_distribution(ops.to_numpy(highest))
     shift = highest + xp.log(xp.exp(logits - highest[..., None]).sum(axis=2))
     logits = logits.copy()
     logits[..., _NEVER_WRITTEN] = -np.inf

@@ -1,8 +1,8 @@
 """Training: ``fit``, and ``evaluate`` beside it.
 
-Everything that decides the next step is in a checkpoint: weights, optimiser, schedule, the counters of random draws,
-the carried recurrent state, the position in the data. So a run that was killed at any moment, and resumed, goes
-through the same bits as one that was not.
+Everything that decides the next step is in a checkpoint: weights, optimiser, schedule, loss scale, the counters of
+random draws, the carried recurrent state, the position in the data. So a run that was killed at any moment, and
+resumed, goes through the same bits as one that was not.
 
 What a model must be: a ``Module`` with
 
@@ -33,13 +33,16 @@ import numpy as np
 
 from . import rng, run_folder
 from .checkpoint import CheckpointError, load_checkpoint, remove_checkpoint, save_checkpoint
-from .errors import check_choice, check_number, check_size
+from .errors import check_choice, check_flag, check_number, check_size
 from .files import check_target, one_line, open_log
 from .folder_lock import locked
 from .gradients import record_gradient_flow
+from .loss_scale import LossScaler
+from .losses import quiet
 from .optim import clip_grad_norm, clip_grad_value
 
 _log = logging.getLogger("gpurnn")
+_BEFORE_SCALERS = object()  # a checkpoint from before there were loss scalers says nothing of one
 _LOG_EVERY = 10  # optimiser steps between two records of the history
 
 
@@ -54,9 +57,10 @@ class Terminated(KeyboardInterrupt):
 class History(list):
     """The records of a run, in order, each a dict; the lines of ``history.jsonl``.
 
-    kind "step": step, epoch, loss, lr, grad_norm. kind "epoch": epoch (counted from 1), step, train_loss,
-    validation_loss (or None), validation_NAME for each metric, lr, grad_norm, seconds since the start. ``stopped``: why
-    training ended, "epochs" or "patience".
+    kind "step": step, epoch, loss, lr, grad_norm (of the last update; None before the first). kind "epoch": epoch
+    (counted from 1), step, train_loss, validation_loss (or None), validation_NAME for each metric, lr, grad_norm,
+    seconds since the start. ``stopped``: why training ended, "epochs" or "patience". With a loss scale both have
+    loss_scale, and skipped: how many steps so far made no update because their gradients overflowed.
     """
 
     stopped = None
@@ -91,6 +95,7 @@ def fit(
     progress=True,
     flow=False,
     extra=None,
+    loss_scaler="auto",
 ):
     """Train ``model`` to ``epochs`` epochs in total; returns its ``History``.
 
@@ -114,6 +119,8 @@ def fit(
         good. Without validation batches it is the training loss.
     patience: epochs without a better one before training stops.
     progress: a bar with loss, rate and time left. flow: record the gradient flow at the first step of every epoch.
+    loss_scaler: a ``LossScaler``, or None; "auto" is a new one for a float16 model and None for others. A step whose
+        gradients overflow makes no update and counts as a step; its loss counts in the epoch's mean.
 
     Every part of the model trains in the mode that it has: one put into evaluation mode stays in it (a normalisation
     keeps its statistics). A model that is in evaluation mode as a whole is put into training mode, all of it.
@@ -123,6 +130,8 @@ def fit(
     the step, saves a checkpoint and raises KeyboardInterrupt; a second one raises at once. SIGTERM does the same, and
     raises Terminated, where nobody else handles it.
     """
+    for name, value in (("resume", resume), ("overwrite", overwrite), ("progress", progress), ("flow", flow)):
+        check_flag(name, value)
     run = _Run(
         model, loss, batches, optimizer, check_size("epochs", epochs), validation, schedule,
         check_choice("schedule_every", schedule_every, ("epoch", "step")),
@@ -132,6 +141,7 @@ def fit(
         None if out is None else Path(out),
         None if checkpoint_every is None else check_size("checkpoint_every", checkpoint_every),
         None if patience is None else check_size("patience", patience), metrics or {}, watch, progress, flow, extra,
+        _loss_scaler(loss_scaler, model),
     )  # fmt: skip
     check_choice("watch", watch[0], ("loss", *run.metrics))
     check_choice("watch", watch[1], ("min", "max"))
@@ -162,6 +172,7 @@ def measure(model, loss, batches, metrics=None, *, progress=False):
     The recurrent state is carried as in training, from a zero state; the model's modes are restored afterwards, its
     training is not touched. Where nothing counts the number is nan.
     """
+    check_flag("progress", progress)
     sums = {name: [0.0, 0.0] for name in ("loss", *(metrics or ()))}
 
     def add(name, total, count):
@@ -187,7 +198,7 @@ class _Run:
 
     def __init__(
         self, model, loss, batches, optimizer, epochs, validation, schedule, schedule_every, clip_norm, clip_value,
-        weight_noise, accumulate, out, checkpoint_every, patience, metrics, watch, progress, flow, extra,
+        weight_noise, accumulate, out, checkpoint_every, patience, metrics, watch, progress, flow, extra, scaler,
     ):  # fmt: skip
         self.model, self.loss, self.batches, self.optimizer = model, loss, batches, optimizer
         self.epochs, self.validation = epochs, validation
@@ -197,6 +208,7 @@ class _Run:
         self.out, self.checkpoint_every, self.patience = out, checkpoint_every, patience
         self.metrics, self.watch = metrics, watch
         self.progress, self.flow, self.extra = progress, flow, extra
+        self.scaler = scaler  # a LossScaler or None
         self.history = History()
         # what a checkpoint holds besides model, optimiser and schedule
         self.epoch, self.index, self.step = 0, 0, 0  # whole epochs done, next batch, optimiser steps
@@ -249,31 +261,49 @@ class _Run:
                 state = last[0] if last else None
                 value, dloss = self.loss(outputs, batch.targets, **batch.loss_options)
                 share = batch.weight / whole if whole else 0.0
-                backward(dloss(share))
+                with quiet() if self.scaler else contextlib.nullcontext():  # what overflows is skipped below
+                    backward(dloss(share * (self.scaler.scale if self.scaler else 1)))
                 mean += float(value) * share
+        if self.scaler:
+            self.scaler.unscale(model)
         norm = float(clip_grad_norm(model, self.clip_norm))
-        if not math.isfinite(mean) or not math.isfinite(norm):
+        good = math.isfinite(norm)
+        if not math.isfinite(mean) or not (good or (self.scaler and self.scaler.scale > 1)):
             before = "" if self.norm is None else f" (the step before: {self.norm:.3g})"
+            scale = f" at a loss scale of {self.scaler.scale:g}" if self.scaler else ""
             raise TrainingError(
-                f"epoch {self.epoch + 1}, step {self.step + 1}: loss {mean}, gradient norm {norm:.3g}{before}. The "
-                "weights are those before this step; the last checkpoint stays. A lower learning rate or a gradient "
-                "limit (clip_norm) usually helps; also look for values in the data that are not finite"
+                f"epoch {self.epoch + 1}, step {self.step + 1}: loss {mean}, gradient norm {norm:.3g}{before}{scale}. "
+                f"The weights are those before this step; the last checkpoint stays. {self._what_helps(group)}"
             )
-        if self.clip_value is not None:
-            clip_grad_value(model, self.clip_value)
-        self.optimizer.step()
+        if self.scaler is None or self.scaler.update(good):
+            if self.clip_value is not None:
+                clip_grad_value(model, self.clip_value)
+            self.optimizer.step()
+            self.norm = norm
         if self.schedule is not None and self.schedule_every == "step":
             self.schedule.step()
-        self.state, self.norm, self.index, self.step = state, norm, stop, self.step + 1
+        self.state, self.index, self.step = state, stop, self.step + 1
         self.sums[0] += mean * whole
         self.sums[1] += whole
         if self.step % _LOG_EVERY == 0:
             self._record(
-                kind="step", step=self.step, epoch=self.epoch + 1, loss=mean, lr=self.optimizer.lr, grad_norm=norm
+                kind="step", step=self.step, epoch=self.epoch + 1, loss=mean, lr=self.optimizer.lr, grad_norm=self.norm
             )
         if watch:
             self._record_flow(flow)
         return len(group)
+
+    def _what_helps(self, group):
+        """A sentence for a step that was not finite."""
+        if not all(_finite(batch) for batch in group):
+            return "This step's data hold values that are not finite: take them out"
+        if self.norm is None:
+            start = "It is the first step: look at the scale of the data and of the initial values"
+        else:
+            start = f"A learning rate below {self.optimizer.lr:.3g} usually helps"
+        if self.clip_norm < math.inf:
+            return f"{start}; gradients are limited already, to a norm of {self.clip_norm:g} (clip_norm)"
+        return f"{start}; so does a limit of the gradient's norm (clip_norm)"
 
     @contextlib.contextmanager
     def _noisy_weights(self):
@@ -306,7 +336,8 @@ class _Run:
                 if not math.isfinite(value):
                     raise TrainingError(
                         f"epoch {self.epoch + 1}, step {self.step}: validation {name} {value}, last gradient norm "
-                        f"{self.norm:.3g}. The last checkpoint, of the epoch before, stays"
+                        f"{math.nan if self.norm is None else self.norm:.3g}. The last checkpoint, of the epoch "
+                        "before, stays"
                     )
             measured = metrics.pop("loss")
         if self.schedule is not None and self.schedule_every == "epoch":
@@ -391,7 +422,8 @@ class _Run:
             "epoch": self.epoch, "index": self.index, "step": self.step, "sums": self.sums, "norm": self.norm,
             "best": self.best, "waited": self.waited, "seconds": self._elapsed(), "state": structure,
             "optimizer": optimizer["scalars"], "schedule": self.schedule and self.schedule.state_dict(),
-            "random": self.model.random_state(), "sizes": sizes, "frozen": self.model.frozen,
+            "scaler": self.scaler and self.scaler.state_dict(), "random": self.model.random_state(), "sizes": sizes,
+            "frozen": self.model.frozen,
             "data": {"batches": len(self.batches), "accumulate": self.accumulate}, "extra": self.extra,
         }  # fmt: skip
         save_checkpoint(self.out / name, arrays, document)
@@ -410,11 +442,16 @@ class _Run:
                 raise ValueError(f"it was made with {document['data']}, this run has {data}")
             if (document["schedule"] is None) != (self.schedule is None):
                 raise ValueError("it was made " + ("without a schedule" if self.schedule else "with a schedule"))
+            scaler = document.get("scaler", _BEFORE_SCALERS)
+            if scaler is not _BEFORE_SCALERS and (scaler is None) != (self.scaler is None):
+                raise ValueError(f"it was made {'without' if self.scaler else 'with'} a loss scale (loss_scaler)")
             parts = _by_prefix(arrays)
             self.model.load_state_dict(parts.get("model", {}))
             self.optimizer.load_state_dict({"scalars": document["optimizer"], "arrays": parts.get("optimizer", {})})
             if self.schedule is not None:
                 self.schedule.load_state_dict(document["schedule"])
+            if self.scaler is not None and scaler is not _BEFORE_SCALERS:
+                self.scaler.load_state_dict(scaler)
             self.state = _unflatten(document["state"], parts.get("state", {}), self.model.xp)
             self.model.load_random_state(document["random"])
             self.epoch, self.index, self.step = (check_size(n, document[n], 0) for n in ("epoch", "index", "step"))
@@ -435,6 +472,8 @@ class _Run:
             self.history.extend(run_folder.read_history(log, self._sizes.get("history", 0)))
 
     def _record(self, **record):
+        if self.scaler:
+            record |= {"loss_scale": self.scaler.scale, "skipped": self.scaler.skipped}
         self.history.append(record)
         self._write("history", record)
 
@@ -504,11 +543,19 @@ def load_weights(model, path):
 # ---- small parts
 
 
+def _loss_scaler(scaler, model):
+    if scaler is None or isinstance(scaler, LossScaler):
+        return scaler
+    if not isinstance(scaler, str) or scaler != "auto":
+        raise TypeError(f"loss_scaler should be a LossScaler, None or 'auto', got {scaler!r}")
+    return LossScaler() if model.dtype == np.float16 else None
+
+
 def _inputs(model, batch):
     """The batch's inputs as an array, or a tuple of arrays, of the model's backend."""
     if isinstance(batch.inputs, tuple):
-        return tuple(model.xp.asarray(array) for array in batch.inputs)
-    return model.xp.asarray(batch.inputs)
+        return tuple(model.ops.asarray(array, "inputs") for array in batch.inputs)
+    return model.ops.asarray(batch.inputs, "inputs")
 
 
 def _context(model, batch, state):
@@ -528,6 +575,21 @@ def _some(names):
     """The first of some names, in words."""
     names = list(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "none"
+
+
+def _finite(batch):
+    """Whether inputs and targets hold finite numbers alone, as far as they are arrays; padding may hold anything."""
+    arrays = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
+    for array in (*arrays, batch.targets):
+        array = array.get() if hasattr(array, "get") and not isinstance(array, np.ndarray) else array
+        if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+            continue
+        padded = batch.lengths is not None and not isinstance(batch.lengths, tuple) and array.ndim > 1
+        if padded and array.shape[1] == len(batch.lengths):
+            array = array[np.arange(len(array))[:, None] < np.asarray(batch.lengths)]
+        if not np.isfinite(array).all():
+            return False
+    return True
 
 
 def _by_prefix(arrays):

@@ -58,6 +58,7 @@ __global__ void rmsprop(
     const real eps,
     const real momentum,
     const real weight_decay,
+    const real most,           // the largest finite number
     const real* __restrict__ grads,
     real* __restrict__ params,           // in, out
     real* __restrict__ square_avg,       // in, out
@@ -67,7 +68,7 @@ __global__ void rmsprop(
     const long long n = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (n >= N) return;
     const RmsProp<real> rule = {grad_avg != nullptr, momentum_buffer != nullptr, weight_decay != real(0), lr, alpha, rest, eps,
-                                momentum, weight_decay};
+                                momentum, weight_decay, most};
     real p = params[n], v = square_avg[n];
     real mean = grad_avg ? grad_avg[n] : real(0), buffer = momentum_buffer ? momentum_buffer[n] : real(0);
     rule.update(p, grads[n], v, mean, buffer);

@@ -13,6 +13,12 @@ DEVICE V averaged(V average, V value, V decay, V rest) {
     return add(mul(average, decay), mul(value, rest));
 }
 
+// The same for the squares of values: the factor comes first, so that a square overflows as late as it can.
+template <typename V>
+DEVICE V averaged_square(V average, V value, V decay, V rest) {
+    return add(mul(average, decay), mul(mul(value, rest), value));
+}
+
 template <typename V>
 struct Sgd {
     bool first;            // step 1: the buffer takes the gradient
@@ -39,13 +45,14 @@ struct RmsProp {
     V lr, alpha;
     V rest;                // 1 - alpha
     V eps, momentum, weight_decay;
+    V most;                // the largest finite number
 
     DEVICE void update(V& p, V g, V& square_avg, V& grad_avg, V& buffer) const {
         if (decays) g = add(mul(p, weight_decay), g);
-        V v = square_avg = averaged(square_avg, mul(g, g), alpha, rest);
+        V v = square_avg = averaged_square(square_avg, g, alpha, rest);
         if (centered) {
             grad_avg = averaged(grad_avg, g, alpha, rest);
-            v = relu(subtract(v, mul(grad_avg, grad_avg)));
+            v = relu(add(v, larger(mul(subtract(V(0), grad_avg), grad_avg), subtract(V(0), most))));  // inf - inf would be NaN
         }
         V step = quotient(g, add(root(v), eps));
         if (buffered) step = buffer = add(mul(buffer, momentum), step);
@@ -69,7 +76,7 @@ struct Adam {
         p = mul(p, shrink);
         if (decays) g = add(mul(p, weight_decay), g);
         exp_avg = averaged(exp_avg, g, beta1, rest1);
-        V v = exp_avg_sq = averaged(exp_avg_sq, mul(g, g), beta2, rest2);
+        V v = exp_avg_sq = averaged_square(exp_avg_sq, g, beta2, rest2);
         if (amsgrad) v = largest = larger(v, largest);
         p = subtract(p, mul(quotient(exp_avg, add(root(v), eps)), rate));
     }

@@ -325,7 +325,7 @@ def test_a_wavefront_changes_no_number(kind, reverse, ragged):
         options = {"num_layers": 3, "dropout": 0.3, "reverse": reverse, "backend": "numpy"}
         layer = build(kind, **options, wavefront=wavefront)
         rng = np.random.default_rng(1)
-        state = layer(x)[1] if state is None else state
+        state = build(kind, **options)(x)[1] if state is None else state
         output, final, backward = layer.forward(x, state, lengths)
         dx, dinitial = backward(rng.standard_normal(output.shape), like(final, rng))
         found[wavefront] = [output, *parts(final), dx, *parts(dinitial), layer.flat_grads.copy()]

@@ -180,17 +180,18 @@ def test_sampling_reads_the_models_own_words():
     inputs, lengths, _ = batch()
     model.sampling = Sampling(0.6, 10)
     for call in range(12):
-        for _, module in plain.modules():
-            module.calls = call
+        for name, module in plain.modules():
+            module.calls = dict(model.modules())[name].calls
         logits, _ = model.forward(inputs, lengths)
-        first, _ = plain.forward(inputs, lengths)
+        first = plain(inputs, lengths)
         first[..., [PADDING, UNKNOWN, START, END]] = -np.inf
         rate = 0.6 * min(1, call / 10)
         keep = model.ops.keep_mask((U - 1, B), rate, model.seed, name_key(".sampling"), call)
         mixed = inputs[1].copy()
         mixed[1:] = np.where(keep, inputs[1][1:], first[:-1].argmax(axis=2))
-        for _, module in plain.modules():
-            module.calls = call
+        for name, module in plain.modules():
+            if call == 0 or name.startswith(("source", "encoder")):  # there is one pass, or they have run once
+                module.calls = call
         np.testing.assert_array_equal(plain.forward((inputs[0], mixed), lengths)[0], logits)
         assert call == 0 or keep.mean() < 1
     assert model.calls == 12

@@ -22,6 +22,7 @@ from ..data import TextBatches
 from ..errors import check_number, check_size
 from ..layers import Dropout, Embedding, Linear, Sequential, TiedLinear
 from ..losses import cross_entropy
+from ..masks import refuse_no_distribution
 from ..metrics import accuracy, bits_per_character, perplexity
 from ..vocabulary import UNKNOWN, read_text, split, vocabulary_of
 from .run import Data, Settings, Task, changed, checksum, load, recurrent, setting
@@ -203,9 +204,13 @@ def eval_step(model, x, state):
 
 
 def probabilities(logits, temperature=1.0, top_k=None, top_p=None):
-    """Probabilities (V,), float64, of drawing each character; see ``sample``. logits (V,); entry 0 gets none."""
+    """Probabilities (V,), float64, of drawing each character; see ``sample``. logits (V,); entry 0 gets none.
+
+    Raises ValueError for logits that are NaN or infinite; -inf is one that is never drawn.
+    """
     logits = np.array(logits, dtype=np.float64)
     logits[UNKNOWN] = -np.inf
+    refuse_no_distribution(logits.max(keepdims=True))
     if temperature == 0:
         return np.eye(1, len(logits), int(logits.argmax()))[0]
     with np.errstate(over="ignore"):  # to -inf at a tiny temperature

@@ -32,7 +32,7 @@ INLINE void apply(const Sgd<V>& rule, V& p, V g, V* state) {
 }
 template <typename V>
 INLINE void set(RmsProp<V>& rule, const double* s, const bool* has) {
-    rule = {has[1], has[2], s[5] != 0, V(s[0]), V(s[1]), V(s[2]), V(s[3]), V(s[4]), V(s[5])};
+    rule = {has[1], has[2], s[5] != 0, V(s[0]), V(s[1]), V(s[2]), V(s[3]), V(s[4]), V(s[5]), V(s[6])};
 }
 template <typename V>
 INLINE void apply(const RmsProp<V>& rule, V& p, V g, V* state) {

@@ -1,0 +1,66 @@
+"""The one place where arrays from outside come in: taken as they are, copied, or refused with what to do.
+
+Compiled code and cuBLAS are given addresses and trust them, so whatever passes here is an array of numbers in this
+machine's byte order, at addresses and strides that are multiples of the number's size, and of no class that changes
+what operators do. What would be lost on the way in (a mask, a graph) is refused.
+"""
+
+import numpy as np
+
+from .errors import DtypeError
+
+
+def plain(array):
+    """A NumPy ``array`` as arithmetic and compiled code may read it: itself, a view, or a copy."""
+    if type(array) is not np.ndarray:
+        array = np.asarray(array)  # a matrix multiplies where an array would not
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    elif not array.flags.aligned:
+        array = array.copy()
+    return array
+
+
+def plain_on_device(array):
+    """As ``plain``, for an array of CuPy, which has one byte order and no classes."""
+    size = array.itemsize
+    if array.size and (array.data.ptr % size or any(stride % size for stride in array.strides)):
+        return array.copy()
+    return array
+
+
+def refuse_masked(name, value):
+    """Raise DtypeError for a masked array, or for a list that holds one: its mask would be lost in silence."""
+    if isinstance(value, np.ma.MaskedArray) or (
+        isinstance(value, (list, tuple)) and any(_holds_masked(part) for part in value)
+    ):
+        raise DtypeError(
+            f"{name}: got a masked array, whose mask would be lost. Give {name}.filled(0), and say what counts with "
+            "lengths=, or with mask= where a loss or a layer takes one"
+        )
+
+
+def _holds_masked(value):
+    if isinstance(value, (list, tuple)):
+        return any(_holds_masked(part) for part in value)
+    return isinstance(value, np.ma.MaskedArray)
+
+
+def refuse_graph(name, value):
+    """Raise TypeError for a tensor that requires grad: its graph would be lost in silence."""
+    if getattr(value, "requires_grad", False) is True:
+        raise TypeError(
+            f"{name}: this tensor requires grad, and no gradient would come back to it: there is no torch layer yet. "
+            f"Give {name}.detach(), and pass on the derivatives that backward returns yourself"
+        )
+
+
+def host_array(value, name):
+    """``value``, on the host or of a device, as a plain NumPy array; raises as ``Ops.asarray``."""
+    if type(value) is np.ndarray:
+        return plain(value)
+    refuse_masked(name, value)
+    refuse_graph(name, value)
+    if not isinstance(value, (list, tuple, np.ndarray)) and hasattr(value, "get"):
+        value = value.get()  # CuPy
+    return plain(np.asarray(value))

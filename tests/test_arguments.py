@@ -1,0 +1,191 @@
+"""Flags are True or False, and an unknown argument is answered with the class and our word for it."""
+
+import copy
+import inspect
+import pickle
+
+import numpy as np
+import pytest
+from test_arrays import values
+
+import gpurnn
+
+X, IDS = values((5, 2, 6)), np.ones((5, 2), int)
+
+
+class Source:
+    def __len__(self):
+        return 1
+
+    def batch(self, epoch, index):
+        return gpurnn.Batch(X, X)
+
+
+def linear():
+    return gpurnn.Linear(6, 6, backend="cpu", seed=1)
+
+
+def fit(**options):
+    model = linear()
+    return gpurnn.fit(
+        model, gpurnn.mse, Source(), optimizer=gpurnn.SGD(model, 0.1), epochs=1, **{"progress": False, **options}
+    )
+
+
+def evaluate(**options):
+    return gpurnn.evaluate(linear(), gpurnn.mse, Source(), **options)
+
+
+# Every public class and function with flags -> (a call that takes them by name, the flags).
+FLAGS = {
+    "LSTM": (lambda **o: gpurnn.LSTM(6, 5, **o), "bias batch_first bidirectional reverse learn_state"),
+    "GRU": (lambda **o: gpurnn.GRU(6, 5, **o), "bias batch_first bidirectional reverse learn_state reset_after"),
+    "RNN": (lambda **o: gpurnn.RNN(6, 5, **o), "bias batch_first bidirectional reverse learn_state"),
+    "LSTMCell": (lambda **o: gpurnn.LSTMCell(6, 5, **o), "bias"),
+    "GRUCell": (lambda **o: gpurnn.GRUCell(6, 5, **o), "bias reset_after"),
+    "RNNCell": (lambda **o: gpurnn.RNNCell(6, 5, **o), "bias"),
+    "Linear": (lambda **o: gpurnn.Linear(6, 5, **o), "bias"),
+    "TiedLinear": (lambda **o: gpurnn.TiedLinear(gpurnn.Embedding(6, 5), **o), "bias"),
+    "LayerNorm": (lambda **o: gpurnn.LayerNorm(6, **o), "bias"),
+    "BatchNorm": (lambda **o: gpurnn.BatchNorm(6, **o), "affine batch_first"),
+    "Dropout": (lambda **o: gpurnn.Dropout(0.5, **o), "variational batch_first"),
+    "Pooling": (lambda **o: gpurnn.Pooling(6, **o), "batch_first"),
+    "EncoderDecoder": (lambda **o: gpurnn.EncoderDecoder(9, 9, 4, **o), "tied"),
+    "SGD": (lambda **o: gpurnn.SGD(linear(), 0.1, momentum=0.9, **o), "nesterov"),
+    "RMSprop": (lambda **o: gpurnn.RMSprop(linear(), **o), "centered"),
+    "Adam": (lambda **o: gpurnn.Adam(linear(), **o), "amsgrad"),
+    "AdamW": (lambda **o: gpurnn.AdamW(linear(), **o), "amsgrad"),
+    "Batch": (lambda **o: gpurnn.Batch(X, X, **o), "carry"),
+    "SequenceBatches": (lambda **o: gpurnn.SequenceBatches([X], [X], 1, **o), "per_step shuffle bucket"),
+    "LSTM.__call__": (lambda **o: gpurnn.LSTM(6, 5)(X, **o), "return_all"),
+    "LSTM.forward": (lambda **o: gpurnn.LSTM(6, 5).forward(X, **o), "return_all"),
+    "train": (lambda **o: linear().train(**o), "mode"),
+    "load_state_dict": (lambda **o: linear().load_state_dict({}, **o), "strict"),
+    "cross_entropy": (lambda **o: gpurnn.cross_entropy(X, IDS, **o), "batch_first"),
+    "accuracy": (lambda **o: gpurnn.accuracy(X, IDS, **o), "batch_first"),
+    "mse": (lambda **o: gpurnn.mse(X, X, **o), "batch_first"),
+    "mae": (lambda **o: gpurnn.mae(X, X, **o), "batch_first"),
+    "binary_cross_entropy_with_logits": (
+        lambda **o: gpurnn.binary_cross_entropy_with_logits(X, X, **o), "batch_first",
+    ),
+    "ctc_loss": (lambda **o: gpurnn.ctc_loss(X[:2], [[1], [1]], **o), "batch_first zero_infinity"),
+    "ctc_greedy": (lambda **o: gpurnn.ctc_greedy(X, **o), "batch_first"),
+    "ctc_beam_search": (lambda **o: gpurnn.ctc_beam_search(X, **o), "batch_first"),
+    "fit": (fit, "resume overwrite progress flow"),
+    "evaluate": (evaluate, "progress"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_a_flag_is_true_or_false(name, tmp_path):
+    call, flags = FLAGS[name]
+    for flag in flags.split():
+        for wrong in ("no", "", 0.5, 1, 0, None, [], np.ones(2)):
+            with pytest.raises(TypeError, match=rf"^{flag} should be True or False, got ") as caught:
+                call(**{flag: wrong})
+            assert repr(wrong) in str(caught.value)
+        if flag not in ("resume", "progress", "strict"):
+            for right in (True, False, np.True_):
+                call(**{flag: right})
+
+
+def test_the_table_of_flags_is_whole():
+    for name in dir(gpurnn):
+        public = getattr(gpurnn, name)
+        if name.startswith("_") or inspect.ismodule(public) or not callable(public):
+            continue
+        if not inspect.isclass(public):
+            flags = [p.name for p in inspect.signature(public).parameters.values() if isinstance(p.default, bool)]
+        else:
+            flags = [
+                p.name
+                for owner in public.__mro__
+                if owner.__module__.startswith("gpurnn") and "__init__" in vars(owner) and not name.endswith("Cell")
+                for p in inspect.signature(owner.__init__).parameters.values()
+                if isinstance(p.default, bool)
+            ]
+        assert set(flags) <= set(FLAGS.get(name, (None, ""))[1].split()), name
+
+
+def test_a_number_in_the_place_of_a_flag():
+    with pytest.raises(TypeError, match="^bias should be True or False, got 0.5"):
+        gpurnn.GRU(3, 4, 2, 0.5)
+
+
+@pytest.mark.parametrize(
+    "make, word, answer",
+    [
+        (lambda: gpurnn.LSTM(3, units=4), "units", "hidden_size"),
+        (lambda: gpurnn.GRU(3, 4, device="cpu"), "device", "backend"),
+        (lambda: gpurnn.RNN(3, 4, n_layers=2), "n_layers", "num_layers"),
+        (lambda: gpurnn.LSTM(3, 4, nonlinearity="relu"), "nonlinearity", "RNN"),
+        (lambda: gpurnn.GRU(3, 4, activation="relu"), "activation", "RNN"),
+        (lambda: gpurnn.RNN(3, 4, activation="relu"), "activation", "nonlinearity"),
+        (lambda: gpurnn.LSTM(3, 4, return_sequences=True), "return_sequences", "Pooling"),
+        (lambda: gpurnn.LSTM(3, 4, return_state=True), "return_state", "state"),
+        (lambda: gpurnn.LSTM(3, 4, stateful=True), "stateful", "state"),
+        (lambda: gpurnn.LSTM(3, 4, go_backwards=True), "go_backwards", "reverse"),
+        (lambda: gpurnn.LSTM(3, 4, time_major=True), "time_major", "batch_first"),
+        (lambda: gpurnn.LSTM(3, 4, use_bias=True), "use_bias", "bias"),
+        (lambda: gpurnn.LSTM(3, 4, recurrent_dropout=0.1), "recurrent_dropout", "dropout"),
+        (lambda: gpurnn.LSTM(3, 4, bidirectionel=True), "bidirectionel", "bidirectional"),
+        (lambda: gpurnn.LSTM(3, 4, colour=1), "colour", "hidden_size"),
+        (lambda: gpurnn.GRU(3, 4, proj_size=2), "proj_size", "LSTM"),
+        (lambda: gpurnn.RNN(3, 4, forget_bias=1.0), "forget_bias", "LSTM"),
+        (lambda: gpurnn.LSTMCell(3, 4, num_layers=2), "num_layers", "LSTM"),
+        (lambda: gpurnn.GRUCell(3, 4, units=2), "units", "hidden_size"),
+        (lambda: gpurnn.Linear(3, units=4), "units", "out_features"),
+        (lambda: gpurnn.Linear(input_size=3, out_features=4), "input_size", "in_features"),
+        (lambda: gpurnn.Embedding(3, 4, device="cpu"), "device", "backend"),
+        (lambda: gpurnn.Embedding(vocab_size=3, embedding_dim=4), "vocab_size", "num_embeddings"),
+        (lambda: gpurnn.Dropout(p=0.5), "p", "rate"),
+        (lambda: gpurnn.LayerNorm(normalized_shape=3), "normalized_shape", "features"),
+        (lambda: gpurnn.BatchNorm(num_features=3), "num_features", "features"),
+        (lambda: gpurnn.BatchNorm(3, epsilon=1e-3), "epsilon", "eps"),
+        (lambda: gpurnn.Adam(linear(), learning_rate=1e-3), "learning_rate", "lr"),
+        (lambda: gpurnn.Adam(params=[]), "params", "model"),
+        (lambda: gpurnn.CosineSchedule(gpurnn.SGD(linear(), 0.1), T_max=3), "T_max", "total"),
+        (lambda: gpurnn.EncoderDecoder(9, 9, hidden_size=4), "hidden_size", "hidden"),
+        (lambda: gpurnn.Attention(3, 4, dropout=0.5), "dropout", "query_size"),
+        (lambda: gpurnn.Sequential(device="cpu"), "device", "by position"),
+        (lambda: gpurnn.LSTM(3, 4, h0=1), "h0", "state"),
+        (lambda: gpurnn.LSTM(6, 5)(X, hx=None), "hx", "state"),
+        (lambda: gpurnn.LSTM(6, 5).forward(X, initial_state=None), "initial_state", "state"),
+        (lambda: gpurnn.GRU(6, 5)(X, mask=None), "mask", "lengths"),
+        (lambda: gpurnn.GRU(6, 5)(X, sequence_length=None), "sequence_length", "lengths"),
+        (lambda: gpurnn.GRU(6, 5)(X, training=True), "training", "train()"),
+        (lambda: gpurnn.GRU(6, 5).step(X[0], hx=None), "hx", "state"),
+        (lambda: gpurnn.GRUCell(6, 5)(X[0], hx=None), "hx", "state"),
+        (lambda: gpurnn.GRUCell(6, 5).forward(X[0], hx=None), "hx", "state"),
+        (lambda: gpurnn.Sequential(gpurnn.GRU(6, 5))(X, hx=None), "hx", "state"),
+        (lambda: gpurnn.Sequential(gpurnn.GRU(6, 5)).forward(X, mask=None), "mask", "lengths"),
+    ],
+)
+def test_an_unknown_argument_is_answered_with_our_word(make, word, answer):
+    with pytest.raises(TypeError, match=rf"^(\w+): unknown argument '{word}'") as caught:
+        make()
+    message = str(caught.value)
+    assert message.partition(":")[0] in dir(gpurnn) and answer in message.partition("'. ")[2]
+
+
+def test_classes_of_ones_own_take_what_they_like():
+    class Mine(gpurnn.Linear):
+        def __init__(self, units, **more):
+            super().__init__(3, units, **more)
+
+    class Other(gpurnn.Module):
+        def __init__(self, *, units):
+            super().__init__("cpu")
+            self.units = units
+
+    class Settings(gpurnn.Module):
+        def __init__(self, **settings):
+            super().__init__("cpu")
+            self.settings = settings
+
+    assert Mine(units=4, seed=1).out_features == 4 and Other(units=3).units == 3
+    assert Settings(units=3).settings == {"units": 3}
+    with pytest.raises(TypeError, match="Mine|Linear"):
+        Mine(units=4, colour=1)
+    assert copy.copy(linear()).in_features == 6
+    assert pickle is not None

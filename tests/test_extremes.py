@@ -1,0 +1,139 @@
+"""Losses and optimisers where numbers are huge, infinite, zero or tiny: what torch gives, or what is right where torch
+gives NaN, in array code, compiled code and kernels alike."""
+
+import itertools
+
+import numpy as np
+import pytest
+from optional import optional
+from test_arrays import BACKENDS, backend_of, host
+
+import gpurnn
+from gpurnn import losses
+
+torch = optional("torch")
+
+HUGE = [1e18, 1e19, 2e19, -1e20, 1e30, -1e30, 1e38, -3.4e38, np.inf, -np.inf, np.nan]
+ORDINARY = [0, 1e-30, -1e-20, 1, -3]
+FAR = [1e100, 1e150, 1e154, -2e154, 1e200, 1e308]
+GRADIENTS = {"float32": ORDINARY + HUGE + [1e-40, -1e-38], "float64": ORDINARY + HUGE + FAR + [1e-310]}
+OPTIMIZERS = {
+    "SGD": ("SGD", {}),
+    "SGD, momentum": ("SGD", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
+    "SGD, dampening": ("SGD", {"momentum": 0.9, "dampening": 0.5}),
+    "RMSprop": ("RMSprop", {}),
+    "RMSprop, centered": ("RMSprop", {"centered": True}),
+    "RMSprop, all": ("RMSprop", {"centered": True, "momentum": 0.9, "weight_decay": 0.01}),
+    "Adam": ("Adam", {}),
+    "Adam, amsgrad": ("Adam", {"amsgrad": True, "weight_decay": 0.01}),
+    "AdamW": ("AdamW", {}),
+}
+
+
+@pytest.mark.parametrize("dtype", GRADIENTS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_optimisers_at_extremes(backend, name, dtype):
+    kind, options = OPTIMIZERS[name]
+    ops, first = backend_of(backend), np.array(GRADIENTS[dtype]).astype(dtype)
+    for start, later in itertools.product((1.0, 0.0, 1e-30), (0.0, 1.0, 1e-30, None)):
+        layer = gpurnn.Linear(1, first.size, bias=False, backend=ops, dtype=dtype)
+        layer.params["weight"] = start
+        ours = getattr(gpurnn, kind)(layer, lr=0.1, **options)
+        parameter = torch.nn.Parameter(torch.full((first.size,), start, dtype=getattr(torch, dtype)))
+        theirs = getattr(torch.optim, kind)([parameter], lr=0.1, **options)
+        for step in range(3):
+            grads = first if step == 0 or later is None else np.full_like(first, later)
+            layer.grads["weight"][...] = layer.xp.asarray(grads[:, None])
+            parameter.grad = torch.from_numpy(grads.copy())
+            ours.step()
+            theirs.step()
+            got, expected = host(layer.params["weight"])[:, 0], parameter.detach().numpy()
+            np.testing.assert_allclose(
+                got, expected, rtol=2e-4, atol=2e-6, err_msg=f"start {start}, later {later}, step {step}"
+            )
+
+
+def test_a_huge_gradient_makes_no_step_of_rmsprop():
+    """It was NaN: the square of the mean overflowed, and infinity less infinity is none."""
+    for backend in ("numpy", "cpu"):
+        layer = gpurnn.Linear(1, 1, bias=False, backend=backend)
+        layer.params["weight"], layer.grads["weight"] = 0.56, 1e30
+        gpurnn.RMSprop(layer, centered=True).step()
+        assert layer.params["weight"] == np.float32(0.56)
+
+
+# ---- losses
+
+NUMBERS = {"float32": [*ORDINARY, *HUGE, 88, -88, 104, -750, 1e-45], "float64": [*ORDINARY, *HUGE, *FAR, -750, 1e-310]}
+
+
+def against_torch(ours, theirs, x, *others, right=None, **options):
+    """Loss and derivative of each element; right: the loss where torch has NaN and there is a right one."""
+    loss, backward = ours(x, *others, reduction="none", **options)
+    tensor = torch.tensor(x, requires_grad=True)
+    expected = theirs(tensor, *map(torch.tensor, others), reduction="none", **options)
+    expected.sum().backward()
+    expected, slope = expected.detach().numpy(), tensor.grad.numpy()
+    if right is not None:
+        expected = np.where(np.isnan(right), expected, right)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(backward(), slope, rtol=1e-5, atol=1e-7)
+    for reduction in ("mean", "sum"):
+        mean, backward = ours(x, *others, reduction=reduction, **options)
+        assert backward().dtype == x.dtype and (np.isfinite(mean) or not np.isfinite(expected).all() or x.max() > 1e30)
+
+
+@pytest.mark.parametrize("dtype", NUMBERS)
+def test_binary_cross_entropy_at_extremes(dtype):
+    x, y = np.array(list(itertools.product(NUMBERS[dtype], (0, 1, 0.3)))).astype(dtype).T.copy()
+    right = np.full(x.shape, np.nan)
+    right[np.isinf(x)] = np.inf
+    right[np.isinf(x) & (y == (x > 0))] = 0
+    against_torch(
+        gpurnn.binary_cross_entropy_with_logits,
+        torch.nn.functional.binary_cross_entropy_with_logits,
+        x, y, right=right,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", NUMBERS)
+def test_squares_and_distances_at_extremes(dtype):
+    x, y = np.array(list(itertools.product(NUMBERS[dtype], repeat=2))).astype(dtype).T.copy()
+    against_torch(gpurnn.mse, torch.nn.functional.mse_loss, x, y)
+    with np.errstate(all="ignore"):
+        known = ~np.isnan(x - y)  # torch's derivative of a loss that is NaN is 0
+    against_torch(gpurnn.mae, torch.nn.functional.l1_loss, x[known], y[known])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", NUMBERS)
+@pytest.mark.parametrize("backend", ["numpy", "cpu"])
+def test_cross_entropy_at_extremes(backend, dtype, smoothing, monkeypatch):
+    monkeypatch.setattr(losses, "array_ops", lambda *arrays: gpurnn.get_backend(backend))
+    rows = list(itertools.product(NUMBERS[dtype], (0, 1e30, 5, np.inf, -np.inf), (1, -np.inf)))
+    logits = np.array(rows).astype(dtype)
+    for target in range(3):
+        labels = np.full(len(logits), target)
+        against_torch(
+            gpurnn.cross_entropy, torch.nn.functional.cross_entropy, logits, labels, label_smoothing=smoothing
+        )
+
+
+@pytest.mark.parametrize("value", [0, -750, 1e4, 1e30, -3e38, np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_ctc_at_extremes(dtype, value):
+    for place in ((0, 0), (1, 1), (2, 2), (1, 0)):
+        logits = np.random.default_rng(0).normal(size=(4, 1, 3)).astype(dtype)
+        logits[place[0], 0, place[1]] = value
+        loss, backward = gpurnn.ctc_loss(logits, [[1, 2]], reduction="sum")
+        tensor = torch.tensor(logits, requires_grad=True)
+        expected = torch.nn.functional.ctc_loss(
+            tensor.log_softmax(2), torch.tensor([[1, 2]]), [4], [2], reduction="sum"
+        )
+        expected.backward()
+        slope, got = tensor.grad.numpy(), backward()
+        if value == -np.inf:  # torch's is NaN; a class that cannot be has no derivative
+            got, slope = (np.where(np.isnan(slope), 0, a) for a in (got, slope))
+        np.testing.assert_allclose(loss, expected.detach().numpy(), rtol=1e-5)
+        np.testing.assert_allclose(got, slope, rtol=1e-4, atol=1e-6)
