@@ -284,20 +284,21 @@ class Ops:
         axT, hT, cT = _upright(ax), _upright(h), _upright(c)
         held = _ragged_steps(self, lengths, T)
         c_old = c_new = None
-        for count, t in enumerate(range(T - 1, -1, -1) if reverse else range(T)):
-            old, new = (t + 1, t) if reverse else (t, t + 1)
-            if cT is not None:
-                c_old, c_new = (cT[old], cT[new]) if keep else (cT[count % 2], cT[1 - count % 2])
-            h_new = hT[new] if h_wide is None else h_wide
-            cell.forward(xp, weights, wide(axT[t, :rows]), wide(hT[old]), c_old, z, h_new, c_new, tmp)
-            if h_wide is not None:
-                hT[new] = h_wide
-            if held[t] is not None:
-                xp.copyto(hT[new], hT[old], where=held[t])
+        with np.errstate(over="ignore" if cell.names else None):  # sigmoid_: a gate that is shut
+            for count, t in enumerate(range(T - 1, -1, -1) if reverse else range(T)):
+                old, new = (t + 1, t) if reverse else (t, t + 1)
                 if cT is not None:
-                    xp.copyto(c_new, c_old, where=held[t])
-            if keep and cell.names:
-                axT[t] = z
+                    c_old, c_new = (cT[old], cT[new]) if keep else (cT[count % 2], cT[1 - count % 2])
+                h_new = hT[new] if h_wide is None else h_wide
+                cell.forward(xp, weights, wide(axT[t, :rows]), wide(hT[old]), c_old, z, h_new, c_new, tmp)
+                if h_wide is not None:
+                    hT[new] = h_wide
+                if held[t] is not None:
+                    xp.copyto(hT[new], hT[old], where=held[t])
+                    if cT is not None:
+                        xp.copyto(c_new, c_old, where=held[t])
+                if keep and cell.names:
+                    axT[t] = z
         end = 0 if reverse else T
         final = (h[end],) if c is None else (h[end], c[end if keep else T % 2].astype(dtype, copy=False))
         return h, c if keep else None, final
