@@ -402,7 +402,7 @@ class Loop:
             last = 0 if reverse else self.T
             final = (self.h[d, last].copy(),)
             if self.c is not None:
-                final += (self.c[d, last if self.keep else self.T % 2].astype(self.dtype),)
+                final += (self.c[d, last if self.keep else self.T % 2].copy(),)
             finals.append(final)
         return finals
 
@@ -507,9 +507,9 @@ class Loop:
         self.doutput = None
         done = []
         for d in range(D):
-            dstate = (self.dh[d].astype(self.dtype),)
+            dstate = (self.dh[d].copy(),)
             if self.dc is not None:
-                dstate += (self.dc[d].astype(self.dtype),)
+                dstate += (self.dc[d].copy(),)
             done.append((dstate, None if self.dh_steps is None else self.dh_steps[d]))
         return done
 

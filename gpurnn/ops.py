@@ -199,7 +199,7 @@ class Ops:
         each direction a ``see`` as in ``sequence_backward``, or None.
 
         Leaves in each ``walk.kept`` the derivatives by ``cell.leaves``. Returns for each direction the derivatives by
-        its initial state, and with a projection those by every h_t, else None.
+        its initial state, float32 beside 16-bit numbers, and with a projection those by every h_t, else None.
         """
         done = []
         for d, (walk, w, reverse) in enumerate(zip(walks, weights, directions, strict=True)):
@@ -264,7 +264,8 @@ class Ops:
             sequence holds its state.
         reverse: walk from T - 1 to 0.
 
-        Returns h (T+1, B, P) and c (T+1, B, H), or None where the cell has no c or not ``keep``, and the final state.
+        Returns h (T+1, B, P) and c (T+1, B, H), or None where the cell has no c or not ``keep``, and the final state; c
+        is float32 beside 16-bit numbers.
         Slots: forward, step t reads slot t and writes t + 1; reverse, it reads t + 1 and writes t; so the initial state
         stands at the end where the walk begins.
         """
@@ -300,7 +301,7 @@ class Ops:
                 if keep and cell.names:
                     axT[t] = z
         end = 0 if reverse else T
-        final = (h[end],) if c is None else (h[end], c[end if keep else T % 2].astype(dtype, copy=False))
+        final = (h[end],) if c is None else (h[end], c[end if keep else T % 2])
         return h, c if keep else None, final
 
     def sequence_backward(self, cell, kept, weights, h, c, doutput, dstate, lengths=None, reverse=False, see=None):
@@ -311,8 +312,8 @@ class Ops:
         dstate: derivatives by the final state, (dh (B, P),) or (dh, dc), or None for zeros.
         see: None, or called as see(t, dh (P, B), dc (H, B) or None) with the whole derivatives by h_t and c_t.
 
-        Returns the derivatives by the initial state, shaped as ``state``, and with a projection those by every h_t
-        (T, B, P), zero past the end; else None.
+        Returns the derivatives by the initial state, shaped as ``state`` and float32 beside 16-bit numbers, and with a
+        projection those by every h_t (T, B, P), zero past the end; else None.
         """
         xp, dtype, real = self.xp, kept.dtype, wide_dtype(kept.dtype)
         T, B, _ = kept.shape
@@ -356,8 +357,7 @@ class Ops:
                     xp.copyto(dc, dc_held, where=held[t])
                 xp.copyto(d, 0, where=held[t])
             keptT[t, :left] = d
-        dstate = tuple(part.T.astype(dtype, copy=False) for part in (dh, dc) if part is not None)
-        return dstate, dh_all
+        return tuple(part.T for part in (dh, dc) if part is not None), dh_all
 
     def _step_buffer(self, B, F, dtype):
         """(F, B) scratch of one step, in the memory order of ``empty_steps``."""

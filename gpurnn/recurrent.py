@@ -216,7 +216,8 @@ class _Recurrent(Module):
         x: (T, B, I), or (B, T, I) with ``batch_first``, or (T, I) for one sequence; the layer's dtype.
         state: (L*D, B, P), the LSTM's a pair (h (L*D, B, P), c (L*D, B, H)); without the B axis for one sequence; where
             layers differ in size, a tuple of (D, B, P) arrays, one for each layer (the LSTM: a pair of such tuples).
-            None means the learned initial state, or zeros.
+            None means the learned initial state, or zeros. Of a 16-bit layer c is float32 wherever it is returned, and
+            so is the derivative by it: a sequence in pieces is what it is in one call. The layer's dtype is taken, too.
         lengths: (B,) integers 0..T in any order, host or device, or None. Outputs past the end are zero, the final
             state is that at each sequence's true end, the reverse direction starts there.
 
@@ -526,6 +527,16 @@ class _Recurrent(Module):
         kinds = [("h", [P for _, _, P in sizes]), ("c", [H for _, H, _ in sizes])]
         return kinds[: self.cell.states]
 
+    def _state_dtype(self, kind):
+        """What a state is stored in, within a call and at its borders: h is rounded to the layer's dtype in every step,
+        c adds up over time."""
+        return self.wide if kind == "c" else self.dtype
+
+    def _as_state(self, array, kind, name):
+        """``array`` as a state, or the derivative by one: in what it is stored in, or in the layer's dtype."""
+        array = self.ops.asarray(array, name)
+        return array if array.dtype == self._state_dtype(kind) else self.ops.asfloat(array, self.dtype, name)
+
     def _initial_state(self, state, B, single):
         """For each pass the initial state as a tuple of (B, size) arrays, or of zeros."""
         if state is not None:
@@ -534,7 +545,7 @@ class _Recurrent(Module):
         for _, _, _, suffix in self._passes():
             if self.learn_state:
                 rows = [
-                    self.params[f"initial_{kind}{suffix}"].astype(self.dtype, copy=False)
+                    self.params[f"initial_{kind}{suffix}"].astype(self._state_dtype(kind), copy=False)
                     for kind, _ in self._state_kinds()
                 ]
                 initial.append(tuple(self.xp.broadcast_to(row, (B, row.size)) for row in rows))
@@ -554,18 +565,18 @@ class _Recurrent(Module):
             what = f"{name} {kind}" if len(kinds) == 2 else name
             if len(set(sizes)) == 1:
                 shape = (self.num_layers * D, B, sizes[0])
-                rows = list(self._checked_state(part, what, shape, single))
+                rows = list(self._checked_state(part, kind, what, shape, single))
             else:
                 if not isinstance(part, (tuple, list)) or len(part) != self.num_layers:
                     raise ShapeError(f"{what}: expected one array for each of {self.num_layers} layers of unequal size")
                 rows = []
                 for layer, array in enumerate(part):
-                    rows += list(self._checked_state(array, f"{what}[{layer}]", (D, B, sizes[layer]), single))
+                    rows += list(self._checked_state(array, kind, f"{what}[{layer}]", (D, B, sizes[layer]), single))
             unpacked = [done + (row,) for done, row in zip(unpacked, rows, strict=True)]
         return unpacked
 
-    def _checked_state(self, array, name, shape, single):
-        array = self.ops.asfloat(array, self.dtype, name)
+    def _checked_state(self, array, kind, name, shape, single):
+        array = self._as_state(array, kind, name)
         check_shape(name, array, shape[::2] if single else shape)
         return array[:, None] if single else array
 
@@ -573,8 +584,9 @@ class _Recurrent(Module):
         """For each pass a tuple of (B, size) arrays -> the state as the caller knows it."""
         D = len(self._directions)
         packed = []
-        for k, (_, sizes) in enumerate(self._state_kinds()):
-            rows = [part[k][0] if single else part[k] for part in parts]
+        for k, (kind, sizes) in enumerate(self._state_kinds()):
+            dtype = self._state_dtype(kind)
+            rows = [(part[k][0] if single else part[k]).astype(dtype, copy=False) for part in parts]
             if len(rows) == 1:
                 packed.append(rows[0][None])
             elif len(set(sizes)) == 1:
@@ -709,12 +721,10 @@ class _SingleStep:
 
     def _raise_state(self, state, name):
         if self.cell.states == 1:
-            return self.ops.asfloat(state, self.dtype, name)[None]
+            return self._as_state(state, "h", name)[None]
         if not (isinstance(state, (tuple, list)) and len(state) == 2):
             raise ShapeError(f"{name}: expected a pair (h, c), got {type(state).__name__}")
-        return tuple(
-            self.ops.asfloat(part, self.dtype, f"{name} {kind}")[None] for kind, part in zip("hc", state, strict=True)
-        )
+        return tuple(self._as_state(part, kind, f"{name} {kind}")[None] for kind, part in zip("hc", state, strict=True))
 
     def _lower(self, state):
         return tuple(part[0] for part in state) if self.cell.states == 2 else state[0]
