@@ -12,6 +12,7 @@ import numpy as np
 
 from . import rng
 from .errors import DtypeError, ShapeError, check_choice, check_number, check_shape, check_size
+from .gradients import adding
 from .masks import check_lengths, valid_steps
 from .module import Module
 from .ops import wide
@@ -79,9 +80,12 @@ class Linear(Module):
 
         def backward(dy):
             dy = _rows(_check_like(self, dy, shape))
-            self.ops.accumulate_product(self._weight_grad(), dy, _rows(x))
+            weight_grad = self._weight_grad()
+            with adding(weight_grad):
+                self.ops.accumulate_product(weight_grad, dy, _rows(x))
             if self.bias:
-                self.grads["bias"] += self.ops.sum_steps(dy)
+                with adding(self.grads):
+                    self.grads["bias"] += self.ops.sum_steps(dy)
             dx = self.xp.empty((len(dy), self.in_features), self.dtype)
             self.ops.product(dy, self._weight(), dx)
             return dx.reshape(x.shape)
@@ -141,7 +145,8 @@ class Embedding(Module):
             if self.padding_idx is not None:
                 kept = self.xp.flatnonzero(index != self.padding_idx)
                 dy, index = dy[kept], index[kept]
-            self.ops.accumulate_rows(self.grads["weight"], index, dy)
+            with adding(self.grads["weight"]):  # a tied layer adds to it, too
+                self.ops.accumulate_rows(self.grads["weight"], index, dy)
 
         return y, backward
 
@@ -260,9 +265,10 @@ class LayerNorm(Module):
 
         def backward(dy):
             dy = wide(_check_like(self, dy, normal.shape))
-            self.grads["weight"] += _sum_rows(dy * normal)
-            if self.bias:
-                self.grads["bias"] += _sum_rows(dy)
+            with adding(self.grads):
+                self.grads["weight"] += _sum_rows(dy * normal)
+                if self.bias:
+                    self.grads["bias"] += _sum_rows(dy)
             d = dy * self.params["weight"]
             dx = (d - _mean_features(d) - normal * _mean_features(d * normal)) * inverse
             return dx.astype(self.dtype, copy=False)
@@ -311,8 +317,9 @@ class BatchNorm(Module):
         def backward(dy):
             d = wide(self._gather(_rows(_check_like(self, dy, shape)), rows))
             if self.affine:
-                self.grads["weight"] += _sum_rows(d * normal)
-                self.grads["bias"] += _sum_rows(d)
+                with adding(self.grads):
+                    self.grads["weight"] += _sum_rows(d * normal)
+                    self.grads["bias"] += _sum_rows(d)
                 d = d * self.params["weight"]
             if batch_statistics:
                 d = d - self._mean(d) - normal * self._mean(d * normal)
@@ -480,10 +487,11 @@ class Pooling(Module):
         def turn(dy):
             da = (dy * x).sum(axis=2, keepdims=True)
             dscore = a * (da - (a * da).sum(axis=0))
-            self.grads["query"] += self.ops.sum_steps(_rows(dscore * u))
             du = _rows(dscore * query * (1 - u * u))
-            self.grads["bias"] += self.ops.sum_steps(du)
-            self.ops.accumulate_product(self.grads["weight"], du, _rows(x))
+            with adding(self.grads):
+                self.grads["query"] += self.ops.sum_steps(_rows(dscore * u))
+                self.grads["bias"] += self.ops.sum_steps(du)
+                self.ops.accumulate_product(self.grads["weight"], du, _rows(x))
             dx = xp.empty((T * B, F), x.dtype)
             self.ops.product(du, self.params["weight"], dx)
             return dx.reshape(T, B, F) + a * dy

@@ -12,7 +12,7 @@ import numpy as np
 
 from . import cells, rng
 from .errors import ShapeError, check_choice, check_number, check_shape, check_size
-from .gradients import StepNorms, active_flow
+from .gradients import StepNorms, active_flow, adding
 from .masks import check_lengths
 from .module import Module
 from .ops import flat, wide
@@ -125,7 +125,7 @@ class _Recurrent(Module):
         self.learn_state = bool(learn_state)
         self.init = check_choice("init", init, INITIALISERS)
         self._directions = (False, True) if bidirectional else (self.reverse,)
-        self._weights_of = None  # the parameters of which ``_by_layer`` holds the weights
+        self._by_layer = None, []  # parameters, and the weights that ``_weights`` has made of them
         self._declare(self._initial_values(forget_bias, chrono))
 
     # ---- parameters
@@ -199,14 +199,16 @@ class _Recurrent(Module):
 
     def _weights(self, layer):
         """The ``cells.Weights`` of a layer's directions."""
-        if self._weights_of is not self.params:  # new where the layer has moved into a model
+        params, by_layer = self._by_layer
+        if params is not self.params:  # new where the layer has moved into a model
             names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-            self._weights_of, directions = self.params, range(len(self._directions))
-            self._by_layer = [
-                [cells.Weights(*(self.params.get(name + self._suffix(k, d)) for name in names)) for d in directions]
+            params, directions = self.params, range(len(self._directions))
+            by_layer = [
+                [cells.Weights(*(params.get(name + self._suffix(k, d)) for name in names)) for d in directions]
                 for k in range(self.num_layers)
             ]
-        return self._by_layer[layer]
+            self._by_layer = params, by_layer  # both at once: other threads may ask, too
+        return by_layer[layer]
 
     # ---- calling
 
@@ -399,7 +401,8 @@ class _Recurrent(Module):
             if self.learn_state and not state_given:
                 for (_, _, _, suffix), parts in zip(self._passes(), dinitial, strict=True):
                     for name, part in zip(("initial_h", "initial_c"), parts, strict=False):
-                        self.grads[name + suffix] += wide(part).sum(axis=0)
+                        with adding(self.grads):
+                            self.grads[name + suffix] += wide(part).sum(axis=0)
             return self._outward(dx, single), self._pack_state(dinitial, single)
 
         return backward
@@ -431,7 +434,8 @@ class _Recurrent(Module):
         done = self.ops.layer_backward(self.cell, walks, weights, doutput, dstates, lengths, self._directions, sees)
         dx = None
         for d, (walk, (_, dh_steps)) in enumerate(zip(walks, done, strict=True)):
-            self._weight_gradients(walk, self._directions[d], dh_steps, layer, suffixes[d])
+            with adding(self.grads):
+                self._weight_gradients(walk, self._directions[d], dh_steps, layer, suffixes[d])
             walk.c = None  # freed before dx is made
             dx = self._input_gradient(walk, layer, weights[d].ih.astype(self.dtype, copy=False), dx)
         return dx, [dstate for dstate, _ in done]

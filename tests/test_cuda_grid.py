@@ -197,14 +197,14 @@ def test_streams_share_nothing_and_an_earlier_launch_is_not_taken_for_this_one(t
 def test_no_launch_of_all_blocks_is_one_dimensional(monkeypatch):
     """CuPy refuses a cooperative grid that does not fit, but makes one that is 1 along y and z smaller, in silence."""
     ops, grids = cuda_ops(checked=False), []
-    bind = ops.kernels.bind
+    launch = ops.kernels.launch
 
     def noted(file, kernel, types, grid, *args, cooperative=False, **more):
         if cooperative:
             grids.append(grid)
-        return bind(file, kernel, types, grid, *args, cooperative=cooperative, **more)
+        launch(file, kernel, types, grid, *args, cooperative=cooperative, **more)
 
-    monkeypatch.setattr(ops.kernels, "bind", noted)
+    monkeypatch.setattr(ops.kernels, "launch", noted)
     for dtype, both in (("float32", False), ("float16", False), ("float32", True)):
         compare("lstm", ops, dtype, 2, 1, H=19, schedule="grid", bidirectional=both)
     assert len(grids) >= 6 and all(grid[1] > 1 for grid in grids)
