@@ -40,6 +40,13 @@ class CupyDevice:
         """Address of the current stream, where everything here is launched."""
         return self.xp.cuda.get_current_stream().ptr
 
+    @property
+    def queue(self):
+        """What is equal where launches come one after another: the current stream, and where that is the default stream
+        of each thread (2), which is another in each thread, the thread."""
+        stream = self.stream
+        return stream, threading.get_ident() if stream == 2 else 0
+
     @functools.cached_property
     def blas(self):
         """The ``Cublas`` of this device."""

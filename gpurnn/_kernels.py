@@ -6,6 +6,7 @@ by path, never imported.
 
 import functools
 import re
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,7 +131,7 @@ class Kernels:
 
     def __init__(self, device):
         self.device = device
-        self._ready = {}
+        self._ready, self._loading = {}, threading.Lock()
 
     def launch(self, file, kernel, types, grid, block, *args, shared=0, cooperative=False):
         """Launch ``kernel<types>`` of ``kernels/file``; nothing where the grid is empty.
@@ -169,7 +170,9 @@ class Kernels:
         if ready is None:
             expression = f"{kernel}<{', '.join(types)}>" if types else kernel
             converters = [self._converter(kernel, argument) for argument in signature(file, kernel, types)]
-            ready = self._ready[key] = (self.device.load(file, expression), converters)
+            with self._loading:  # once, however many threads ask for it
+                ready = self._ready.get(key) or (self.device.load(file, expression), converters)
+                self._ready[key] = ready
         if count != len(ready[1]):
             raise TypeError(f"{kernel}: expected {len(ready[1])} arguments, got {count}")
         if max(grid[1:], default=0) > 65535:

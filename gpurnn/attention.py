@@ -17,6 +17,7 @@ import numpy as np
 
 from . import rng
 from .errors import ShapeError, check_choice, check_number, check_shape, check_size
+from .gradients import adding
 from .masks import check_lengths, valid_steps
 from .module import Module
 from .ops import flat, wide
@@ -213,7 +214,8 @@ class Attention(Module):
         for part in self._query_blocks(queries.shape[1], keys):
             y, d = self._tanh(queries[:, part], keys), dscores[:, part, :, None]
             if self._trains("weight_score"):
-                self.grads["weight_score"] += d.reshape(-1) @ y.reshape(-1, y.shape[-1])
+                with adding(self.grads):
+                    self.grads["weight_score"] += d.reshape(-1) @ y.reshape(-1, y.shape[-1])
             y = (1 - y * y) * v * d
             dqueries[:, part] = y.sum(axis=2)
             dkeys += y.sum(axis=1)
@@ -239,7 +241,8 @@ class Attention(Module):
     def _project_backward(self, dy, x, name):
         """The derivative by x; adds that by the weight to its gradient."""
         if self._trains(name):
-            self.ops.accumulate_product(self.grads[name], dy, x)
+            with adding(self.grads):
+                self.ops.accumulate_product(self.grads[name], dy, x)
         dx = self.xp.empty(x.shape, self.dtype)
         self.ops.product(flat(dy), self._rounded(name), flat(dx))
         return dx

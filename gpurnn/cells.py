@@ -43,11 +43,12 @@ class HiddenWeights:
 
 
 def sigmoid_(xp, z):
-    """z <- 1 / (1 + exp(-z)) in place, as tanh(z / 2) / 2 + 1 / 2: never overflows."""
-    xp.multiply(z, 0.5, out=z)
-    xp.tanh(z, out=z)
-    xp.multiply(z, 0.5, out=z)
-    xp.add(z, 0.5, out=z)
+    """z <- 1 / (1 + exp(-z)) in place, exact to 4 last places however small it is. An exp that overflows gives 0: the
+    caller tells NumPy not to warn."""
+    xp.negative(z, out=z)
+    xp.exp(z, out=z)
+    xp.add(z, 1, out=z)
+    xp.divide(1, z, out=z)
 
 
 class RNNCell:
@@ -99,12 +100,9 @@ class LSTMCell:
         xp.matmul(w.hh, h, out=z4)
         xp.add(z4, ax, out=z4)
         i_f, i, f, g, o = z[: 2 * H], z[:H], z[H : 2 * H], z[2 * H : 3 * H], z[3 * H : 4 * H]
-        xp.multiply(i_f, 0.5, out=i_f)  # sigmoid_ on i, f, o and tanh on g with one call of tanh
-        xp.multiply(o, 0.5, out=o)
-        xp.tanh(z4, out=z4)
-        for gate in (i_f, o):
-            xp.multiply(gate, 0.5, out=gate)
-            xp.add(gate, 0.5, out=gate)
+        sigmoid_(xp, i_f)
+        xp.tanh(g, out=g)
+        sigmoid_(xp, o)
         xp.multiply(i, g, out=tmp)
         xp.multiply(f, c, out=c_new)
         xp.add(c_new, tmp, out=c_new)

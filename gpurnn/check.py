@@ -1,6 +1,6 @@
 """Does this machine compute rightly? What ``gpurnn check`` runs: every backend, cell, option and dtype against NumPy.
 
-Four checks of each recurrent layer, two of everything else:
+Six checks of each recurrent layer, two of everything else:
 
 - ``gradient`` (float64): the derivative along a random direction of x, the states and all parameters against a central
   difference; relative error below 1e-6.
@@ -11,8 +11,13 @@ Four checks of each recurrent layer, two of everything else:
 - ``repeat``: two runs give equal bits.
 - ``ragged``: sequences of different lengths in one batch are what each is on its own; outputs past the end are zero,
   and NaN there, in the derivatives there, and in the initial state of a sequence without steps changes nothing.
+- ``pieces``: a sequence that is cut into steps and pieces, the state going from one to the next, and one that runs as
+  a wavefront, against NumPy in float64: off by no more than twice what one call is, and a rounding.
+- ``gates`` (LSTM, GRU): the logistic function over its whole range, in relative terms: four last places in float32 and
+  float64, one rounding in 16 bits.
 
-Of everything else "padding in front" has NaN in the padding that Linear and LayerNorm read before a recurrent layer.
+``reference`` has, among others, one call that is large enough for the memory pool of the backend ``cpu``. Of everything
+else "padding in front" has NaN in the padding that Linear and LayerNorm read before a recurrent layer.
 """
 
 import importlib.util
@@ -289,6 +294,80 @@ def check_ragged(cell, backend, dtype, **options):
     return (float("inf"), f"padding reached {', '.join(broken)}") if broken else (worst, detail)
 
 
+def check_pieces(cell, backend, dtype):
+    """``(worst, detail)`` of a sequence in pieces. An LSTM hardly forgets here, so that its c grows."""
+    layers = twins(cell, backend, dtype, num_layers=2, H=11)
+    rng, T = np.random.default_rng(3), 120
+    x = np.abs(rng.normal(size=(T, 2, 4)))
+    names, found = ("output", "h", "c"), []
+    for layer in layers:
+        if isinstance(layer, LSTM):
+            for name in ("bias_ih_l0", "bias_ih_l1"):
+                layer.params[name][...] = layer.xp.asarray(np.repeat([1.0, 9.0, 1.0, 0.0], 11).astype(layer.wide))
+    layer, plain, exact = layers
+
+    def in_pieces(x):
+        parts, state = [], None
+        for t in range(T - 20):
+            y, state = layer.step(x[t], state)
+            parts.append(y[None])
+        for t in range(T - 20, T, 7):
+            y, state = layer(x[t : t + 7], state)
+            parts.append(y)
+        return layer.xp.concatenate(parts), state
+
+    def wavefront(x):
+        layer.wavefront = 7
+        try:
+            return layer(x)
+        finally:
+            layer.wavefront = 0
+
+    for one, run in ((exact, exact), (plain, plain), (layer, layer), (layer, in_pieces), (layer, wavefront)):
+        output, state = run(one.xp.asarray(x.astype(plain.dtype).astype(one.dtype)))
+        arrays = output, *leaves(state)
+        found.append([one.ops.to_numpy(array).astype(np.float64) for array in arrays])
+    (expected, *usual), tried = found[:3], found[3:]
+    worst, detail = 0.0, ""
+    for how, got in zip(("in pieces", "as a wavefront"), tried, strict=True):
+        for k, (mine, right) in enumerate(zip(got, expected, strict=True)):
+            size = np.abs(right).max()
+            # what one call is off, its rounding to the layer's dtype, and an order of sums of its own; c is not rounded
+            terms = 2 * EPS[plain.dtype.name] if k < 2 else EPS[plain.dtype.name] / 8
+            if plain.dtype.itemsize > 2:
+                terms = T * 32 * EPS[dtype]
+            allowed = 2 * max(np.abs(one[k] - right).max() for one in usual) + terms * size
+            error = np.abs(mine - right).max()
+            if not error / allowed <= worst:
+                worst, detail = float(error / allowed), f"{names[k]} {how}: off by {error:.3g}, allowed {allowed:.3g}"
+    return worst, detail
+
+
+# What float32 and bfloat16, float64 and float16 may count as zero.
+_SMALLEST = {"float32": 2.0**-126, "float64": 2.0**-1022, "float16": 2.0**-24, "bfloat16": 2.0**-126}
+_SATURATED = {"float32": 88.0, "float64": 708.0, "float16": 80.0, "bfloat16": 80.0}
+
+
+def check_gates(cell, backend, dtype):
+    """``(worst, detail)`` of every logistic gate: an error in last places."""
+    layer = build(cell, backend, dtype, I=1, H=11, bias=False)
+    layer.flat_params[...] = 0
+    layer.params["weight_ih_l0"] = 1
+    most = _SATURATED[dtype]
+    x = np.concatenate([np.linspace(-most, most, 300), np.linspace(-20, 20, 100)]).astype(layer.dtype)
+    _, _, steps = layer(layer.xp.asarray(x[None, :, None]), return_all=True)
+    exact = 1 / (1 + np.exp(-x.astype(np.longdouble)))
+    worst, detail = 0.0, ""
+    for name in sorted(steps[0].gates.keys() & set("ifo" if isinstance(layer, LSTM) else "rz")):
+        got = layer.ops.to_numpy(steps[0].gates[name])[0].astype(np.longdouble)
+        allowed = (4 if layer.dtype.itemsize > 2 else 0.51) * EPS[dtype] * exact + _SMALLEST[dtype]
+        shares = np.abs(got - exact[:, None]).max(axis=1) / allowed
+        k = int(np.argmax(shares))
+        if not shares[k] <= worst:
+            worst, detail = float(shares[k]), f"gate {name} of {float(x[k]):.4g} is {float(got[k, 0]):.8g}"
+    return worst, detail
+
+
 def _sequence(state, b):
     return tuple(_sequence(part, b) for part in state) if isinstance(state, tuple) else state[:, b : b + 1]
 
@@ -400,7 +479,7 @@ def run_checks(backends=None, cells=None, dtypes=None, quick=False, progress=Non
     """Run the checks; returns a list of ``Result``, the worst of each backend, cell, dtype and check.
 
     backends: names or ``Ops`` objects, by default all that work here. cells: of ``CELLS`` and ``OTHERS``, by default
-    all. dtypes: of ``DTYPES``. quick: two options instead of eight. progress: wraps the list of jobs, as ``tqdm`` does.
+    all. dtypes: of ``DTYPES``. quick: two options instead of nine. progress: wraps the list of jobs, as ``tqdm`` does.
     Raises BackendError for a backend that does not work here, ValueError for an unknown cell or dtype.
     """
     if not backends:
@@ -454,6 +533,12 @@ def _checks(backend, cell, dtype, options):
                     )
         yield "repeat", name, _caught(lambda o=option: check_repeat(cell, backend, dtype, **o))
         yield "ragged", name, _caught(lambda o=option: check_ragged(cell, backend, dtype, **o))
+    large = {"I": 64, "H": 32, "bidirectional": True}  # all arrays of 128 KiB and more, in 16 bits, too
+    if backend.name == "cpu" and dtype != "float64":
+        yield "reference", "large", _caught(lambda: compare(cell, backend, dtype, 16, 64, **large))
+    yield "pieces", "two layers", _caught(lambda: check_pieces(cell, backend, dtype))
+    if not cell.startswith("rnn"):
+        yield "gates", "no recurrent weights", _caught(lambda: check_gates(cell, backend, dtype))
 
 
 def _kernel_choices(backend, cell, dtype, option):

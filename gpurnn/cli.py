@@ -315,7 +315,8 @@ def check(backends, cells, dtypes, quick, as_json):
     """Check on this machine that every backend computes rightly.
 
     Gradients against finite differences, results against NumPy in float64, equal bits in two runs, sequences of
-    different lengths. The numbers are the largest error as a share of what is allowed.
+    different lengths and in pieces, gates in relative terms. The numbers are the largest error as a share of what is
+    allowed.
     """
     from tqdm import tqdm
 
@@ -338,15 +339,16 @@ def check(backends, cells, dtypes, quick, as_json):
 
 def _print_checks(results, wrong):
     """A line for each backend, cell and dtype, then what is wrong."""
-    names = ("gradient", "reference", "repeat", "ragged")
+    names = {"gradient": 9, "reference": 10, "repeat": 7, "ragged": 8, "pieces": 8, "gates": 8}  # columns of 80
     lines = {}
     for result in results:
         shown = "equal" if result.check == "repeat" else f"{result.worst:.2g}"
         line = lines.setdefault((result.backend, result.cell, result.dtype), {})
         line[result.check] = shown if result.right else "WRONG"
-    click.echo(f"{'backend':8}{'cell':16}{'dtype':10}" + "".join(f"{name:>11}" for name in names))
+    click.echo(f"{'on':6}{'cell':15}{'dtype':9}" + "".join(f"{name:>{width}}" for name, width in names.items()))
     for (backend, cell, dtype), found in lines.items():
-        click.echo(f"{backend:8}{cell:16}{dtype:10}" + "".join(f"{found.get(name, '-'):>11}" for name in names))
+        shown = "".join(f"{found.get(name, '-'):>{width}}" for name, width in names.items())
+        click.echo(f"{backend:6}{cell:15}{dtype:9}{shown}")
     for r in wrong:
         text = f"WRONG {r.backend}, {r.cell}, {r.dtype}, {r.check}: {r.detail}"
         click.echo(textwrap.fill(text, 80, subsequent_indent="  "))

@@ -172,9 +172,9 @@ class Store:
             self.bytes -= 0 if memory is None else room
         if memory is None:
             memory = np.empty(room, np.uint8)
-        owner = _Owner(memory[:size].view(dtype).reshape(shape))
+        owner = _Owner(memory)
         weakref.finalize(owner, self._take_back, memory).atexit = False
-        return np.asarray(owner)
+        return np.asarray(owner)[:size].view(dtype).reshape(shape)  # a dtype of ml_dtypes does not come through _Owner
 
     def _take_back(self, memory):
         with self.lock:
@@ -186,7 +186,7 @@ class Store:
 
 
 class _Owner:
-    """What the arrays over one memory hold on to: NumPy makes it their base."""
+    """What the arrays over one memory of bytes hold on to: NumPy makes it their base."""
 
     def __init__(self, array):
         self.__array_interface__ = array.__array_interface__

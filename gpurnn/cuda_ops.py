@@ -13,8 +13,9 @@ import contextlib
 import functools
 import logging
 import math
+import threading
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import replace
 
 import numpy as np
@@ -87,7 +88,8 @@ class CudaOps(Ops):
         self.kernels = Kernels(device)
         self.pool = LoopPool(graphs)
         self.measured = measured
-        self.exchanges = {}  # stream -> Exchange
+        self.exchanges = {}  # queue of the device -> Exchange
+        self._lock = threading.Lock()
         self._chosen = {}  # what decides the ways of a loop -> (works, ways)
         self._with_tf32 = None
 
@@ -114,15 +116,19 @@ class CudaOps(Ops):
 
     def exchange(self):
         """The ``Exchange`` of the current stream."""
-        stream = self.device.stream
-        if stream not in self.exchanges:
-            self.exchanges[stream] = Exchange(self.device)
-        return self.exchanges[stream]
+        queue = self.device.queue
+        with self._lock:
+            if queue not in self.exchanges:
+                self.exchanges[queue] = Exchange(self.device)
+            return self.exchanges[queue]
 
     def listen(self):
         """Raise BackendError where a schedule ``grid`` has given up; from then on layers take another."""
-        if any(exchange.gave_up() for exchange in self.exchanges.values()):
-            self.exchanges.clear()
+        with self._lock:
+            gave_up = any(exchange.gave_up() for exchange in self.exchanges.values())
+            if gave_up:
+                self.exchanges.clear()
+        if gave_up:
             self.refuse_cooperation()
             raise BackendError(
                 "schedule grid: a thread block waited in vain for the others, results since the last check are wrong. "
@@ -158,15 +164,16 @@ class CudaOps(Ops):
         key, known = (keep, schedule, sizes, self.tf32), (self.device.limits, self.measured)
         if any(old is not new for old, new in zip(self._chosen.get("known", ()), known, strict=False)):
             self._chosen.clear()  # another device, or more was measured
-        if key not in self._chosen:
+        found = self._chosen.get(key)
+        if found is None:
             if len(self._chosen) >= 4096:
                 self._chosen.clear()
             self._chosen["known"] = known
             *first, I, share = sizes
             names = ("forward", "backward") if keep else ("forward",)
             works = {name: schedules.Work(*first, name == "backward", self.tf32, I, share) for name in names}
-            self._chosen[key] = works, {name: self.way(work, schedule) for name, work in works.items()}
-        return self._chosen[key]
+            found = self._chosen[key] = works, {name: self.way(work, schedule) for name, work in works.items()}
+        return found
 
     def way(self, work, wanted="auto"):
         """What ``choose`` finds, as the compiler at hand can do it: with fewer weights in registers where it spills."""
@@ -199,7 +206,7 @@ class CudaOps(Ops):
         key = (cell.kernel, T, B, I, H, P, directions, x.dtype, keep, lengths is not None,
                weights[0].bias_ih is not None, schedule, share, self.tf32)  # fmt: skip
         # Work on another stream may still be under way on a loop that was given back there.
-        loop, lease = self.pool.take((*key, self.device.stream), lambda: Loop(self, cell, *key[1:-1]))
+        loop, lease = self.pool.take((*key, self.device.queue), lambda: Loop(self, cell, *key[1:-1]))
         loop.load(weights, lengths)
         x = self.xp.ascontiguousarray(x)
         if loop.inputs:
@@ -424,7 +431,7 @@ class Loop:
             last = 0 if reverse else self.T
             final = (self.h[d, last].copy(),)
             if self.c is not None:
-                final += (self.c[d, last if self.keep else self.T % 2].astype(self.dtype),)
+                final += (self.c[d, last if self.keep else self.T % 2].copy(),)
             finals.append(final)
         return finals
 
@@ -529,9 +536,9 @@ class Loop:
         self.doutput = None
         done = []
         for d in range(D):
-            dstate = (self.dh[d].astype(self.dtype),)
+            dstate = (self.dh[d].copy(),)
             if self.dc is not None:
-                dstate += (self.dc[d].astype(self.dtype),)
+                dstate += (self.dc[d].copy(),)
             done.append((dstate, None if self.dh_steps is None else self.dh_steps[d]))
         return done
 
@@ -650,29 +657,32 @@ class Loop:
         file, kernel = f"{block.kernel}.cu", f"{block.kernel}_{way}"
         args, how = (self.T, self.B, self.H, *args), {"shared": block.shared}
         tiles = -(-self.B // block.rows)
-        grid = (tiles, 1, self.D)
-        exchange = None
-        if block.schedule == "grid" and tiles:
-            # the blocks along y, of which there are two or more: CuPy shrinks a grid that is 1 along y and z in silence
-            grid, how["cooperative"] = (self.D, block.blocks, block.groups), True
-            exchange = self.ops.exchange()
-            numbers = self.D * block.groups * block.words
+        if block.schedule != "grid" or not tiles:
+            grid = (tiles, 1, self.D)
+            self.ops.kernels.launch(file, kernel, types, grid, (block.threads,), *args, **how)
+            return
+        # the blocks along y, of which there are two or more: CuPy shrinks a grid that is 1 along y and z in silence
+        grid, how["cooperative"] = (self.D, block.blocks, block.groups), True
+        exchange, numbers = self.ops.exchange(), self.D * block.groups * block.words
+        with exchange.lock:  # no other launch comes between what prepares the exchange and the one that it is for
             if block.kernel == "grid":
                 args += exchange.take(numbers, -(-tiles // block.groups) * self.T)
             else:
                 args += exchange.empty(numbers)
-        self.ops.kernels.launch(file, kernel, types, grid, (block.threads,), *args, **how)
-        if exchange:
+            self.ops.kernels.launch(file, kernel, types, grid, (block.threads,), *args, **how)
             exchange.refresh()
 
 
 class Exchange:
-    """Where the blocks of schedule ``grid`` put numbers for one another, on one stream: kernels/exchange.cuh."""
+    """Where the blocks of schedule ``grid`` put numbers for one another, on one stream: kernels/exchange.cuh.
+
+    lock: held from ``take`` or ``empty`` until the launch that they are for.
+    """
 
     patience = 1 << 22  # polls of L2, at half a microsecond or more: some seconds
 
     def __init__(self, device):
-        self.xp = device.xp
+        self.xp, self.lock = device.xp, threading.Lock()
         self.words, self.epoch = self.xp.zeros(0, np.uint64), 0
         self.ring = self.xp.zeros(0, np.uint32)
         self.failed = self.xp.zeros(1, np.int32)
@@ -737,58 +747,73 @@ class LoopPool:
         self.capacity, self.bytes = capacity, bytes
         self.seen = OrderedDict()  # key -> None
         self.free = OrderedDict()  # loop number -> (key, loop), the longest unused first
+        # (key, loop) that came back while the pool was at work: a lease may end at any moment, in any thread
+        self.returned = deque()
+        self._lock = threading.Lock()
         self.kept = self.kept_bytes = 0
         self.outcomes = OrderedDict()  # (schedules.Work, name) -> why it is not recorded, or None where it is
 
     def take(self, key, make):
         """``(loop, lease)``: a loop for this call. The lease is held by whoever uses the loop's arrays."""
-        for number, (held, loop) in list(self.free.items()):  # a copy: a lease may end at any moment
-            if held == key and self.free.pop(number, None):
-                return loop, self._lend(key, loop)
-        again = key in self.seen
-        self.seen[key] = None
-        self.seen.move_to_end(key)
-        if len(self.seen) > _REMEMBERED:
-            self.seen.popitem(last=False)
+        with self._lock:
+            self._sort_in()
+            number = next((number for number, (held, _) in self.free.items() if held == key), None)
+            loop = None if number is None else self.free.pop(number)[1]
+            again = key in self.seen
+            self.seen[key] = None
+            self.seen.move_to_end(key)
+            if len(self.seen) > _REMEMBERED:
+                self.seen.popitem(last=False)
+        if loop is not None:
+            return loop, self._lend(key, loop)
         loop = make()
         if not (again and self.capacity and loop.by_step):
             return loop, Lease(loop)
-        while not self._fits(loop) and self.free and loop.nbytes <= self.bytes:
-            _, (_, dropped) = self.free.popitem(last=False)
-            self._count(dropped, -1)
-        if not self._fits(loop):
+        with self._lock:
+            self._sort_in()
+            while not self._fits(loop) and self.free and loop.nbytes <= self.bytes:
+                _, (_, dropped) = self.free.popitem(last=False)
+                self._count(dropped, -1)
+            fits = self._fits(loop)
+            if fits:
+                self._count(loop, 1)
             reason = (
                 f"its arrays take {loop.nbytes / 1e6:.1f} MB; {self.kept} loops with {self.kept_bytes / 1e6:.1f} MB "
                 f"are recorded and in use, of {self.capacity} with {self.bytes / 1e6:.1f} MB at most"
             )
+        if not fits:
             for name in loop.by_step:
                 self.note(loop, name, reason)
             return loop, Lease(loop)
-        self._count(loop, 1)
         loop.recorded, loop.note = True, functools.partial(self.note, loop)
         return loop, self._lend(key, loop)
 
     def note(self, loop, name, reason):
         """Remember what became of a loop's recording, and say it once where it failed."""
         key = loop.works[name.partition(" ")[0]], name
-        if reason and self.outcomes.get(key) != reason:
+        with self._lock:
+            known = self.outcomes.get(key) == reason
+            self.outcomes[key] = reason
+            self.outcomes.move_to_end(key)
+            if len(self.outcomes) > _REMEMBERED:
+                self.outcomes.popitem(last=False)
+        if reason and not known:
             _log.warning("the time loop of %s, %s, runs launch by launch: %s", loop, name, reason)
-        self.outcomes[key] = reason
-        self.outcomes.move_to_end(key)
-        if len(self.outcomes) > _REMEMBERED:
-            self.outcomes.popitem(last=False)
 
     def refusal(self, work):
         """Why a ``schedules.Work`` by the schedule step is not recorded, or None where it is or will be."""
         if not self.capacity:
             return "nothing is recorded"
-        return next((reason for (known, _), reason in self.outcomes.items() if known == work and reason), None)
+        with self._lock:
+            return next((reason for (known, _), reason in self.outcomes.items() if known == work and reason), None)
 
     def recordings(self):
         """As ``CudaOps.recordings``."""
+        with self._lock:
+            outcomes = list(self.outcomes.items())
         return [
             {"loop": str(work), "way": name, "recorded": reason is None, "reason": reason or ""}
-            for (work, name), reason in self.outcomes.items()
+            for (work, name), reason in outcomes
         ]
 
     def _fits(self, loop):
@@ -804,7 +829,17 @@ class LoopPool:
         return lease
 
     def _give_back(self, key, loop):
-        self.free[id(loop)] = (key, loop)
+        self.returned.append((key, loop))
+        if self._lock.acquire(blocking=False):  # else whoever holds it, or the next one, sorts this in
+            try:
+                self._sort_in()
+            finally:
+                self._lock.release()
+
+    def _sort_in(self):
+        while self.returned:
+            key, loop = self.returned.popleft()
+            self.free[id(loop)] = (key, loop)
 
 
 class Lease:

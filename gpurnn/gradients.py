@@ -9,9 +9,29 @@ A vanishing gradient shows as a curve that falls towards t = 0, an exploding one
 
 import contextlib
 import contextvars
+import os
+import threading
 from dataclasses import dataclass
 
 _recorder = contextvars.ContextVar("gpurnn_gradient_flow", default=None)
+
+# Many layers share a lock: one of its own could not be copied and saved with a layer.
+_adding = [threading.Lock() for _ in range(64)]
+
+
+def adding(grads):
+    """A context in which one thread alone adds to these gradients: backward passes of one layer may run in several
+    threads, and none of their sums is lost. On a GPU such threads must work on the same stream."""
+    return _adding[id(grads) // 64 % len(_adding)]
+
+
+def _forget_locks():
+    """In the child of a fork: what other threads held stays held for ever there."""
+    _adding[:] = [threading.Lock() for _ in _adding]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks)
 
 
 @dataclass

@@ -26,6 +26,7 @@ from .errors import (
     check_size,
     refuse_unknown,
 )
+from .gradients import adding
 from .masks import check_lengths, valid_steps
 from .module import Module, check_unspent
 from .ops import wide
@@ -99,9 +100,12 @@ class Linear(Module):
             self.check_versions(versions)
             table.check_versions(table_versions)
             if table._trains("weight"):
-                self.ops.accumulate_product(table.grads["weight"], dy, _rows(x))
+                weight_grad = table.grads["weight"]
+                with adding(weight_grad):
+                    self.ops.accumulate_product(weight_grad, dy, _rows(x))
             if bias and self._trains("bias"):
-                self.grads["bias"] += self.ops.sum_steps(dy)
+                with adding(self.grads):
+                    self.grads["bias"] += self.ops.sum_steps(dy)
             dx = self.xp.empty((len(dy), x.shape[-1]), self.dtype)
             self.ops.product(dy, table.params["weight"].astype(self.dtype, copy=False), dx)
             return dx.reshape(x.shape)
@@ -166,7 +170,8 @@ class Embedding(Module):
             if padding_idx is not None:
                 kept = self.xp.flatnonzero(index != padding_idx)
                 dy, index = dy[kept], index[kept]
-            self.ops.accumulate_rows(self.grads["weight"], index, dy)
+            with adding(self.grads["weight"]):  # a tied layer adds to it, too
+                self.ops.accumulate_rows(self.grads["weight"], index, dy)
 
         return y, backward
 
@@ -286,10 +291,11 @@ class LayerNorm(Module):
         def backward(dy):
             dy = wide(_check_like(self, dy, normal.shape))
             self.check_versions(versions)
-            if self._trains("weight"):
-                self.grads["weight"] += _sum_rows(dy * normal)
-            if bias and self._trains("bias"):
-                self.grads["bias"] += _sum_rows(dy)
+            with adding(self.grads):
+                if self._trains("weight"):
+                    self.grads["weight"] += _sum_rows(dy * normal)
+                if bias and self._trains("bias"):
+                    self.grads["bias"] += _sum_rows(dy)
             d = dy * self.params["weight"]
             dx = (d - _mean_features(d) - normal * _mean_features(d * normal)) * inverse
             return dx.astype(self.dtype, copy=False)
@@ -339,10 +345,11 @@ class BatchNorm(Module):
             d = wide(self._gather(_rows(_check_like(self, dy, shape)), rows))
             self.check_versions(versions)
             if affine:
-                if self._trains("weight"):
-                    self.grads["weight"] += _sum_rows(d * normal)
-                if self._trains("bias"):
-                    self.grads["bias"] += _sum_rows(d)
+                with adding(self.grads):
+                    if self._trains("weight"):
+                        self.grads["weight"] += _sum_rows(d * normal)
+                    if self._trains("bias"):
+                        self.grads["bias"] += _sum_rows(d)
                 d = d * self.params["weight"]
             if batch_statistics:
                 d = d - self._mean(d) - normal * self._mean(d * normal)
@@ -515,13 +522,14 @@ class Pooling(Module):
             dy = xp.where(xp.asarray(lengths > 0)[:, None], dy, 0)
             da = (dy * x).sum(axis=2, keepdims=True)
             dscore = a * (da - (a * da).sum(axis=0))
-            if self._trains("query"):
-                self.grads["query"] += self.ops.sum_steps(_rows(dscore * u))
             du = _rows(dscore * query * (1 - u * u))
-            if self._trains("bias"):
-                self.grads["bias"] += self.ops.sum_steps(du)
-            if self._trains("weight"):
-                self.ops.accumulate_product(self.grads["weight"], du, _rows(x))
+            with adding(self.grads):
+                if self._trains("query"):
+                    self.grads["query"] += self.ops.sum_steps(_rows(dscore * u))
+                if self._trains("bias"):
+                    self.grads["bias"] += self.ops.sum_steps(du)
+                if self._trains("weight"):
+                    self.ops.accumulate_product(self.grads["weight"], du, _rows(x))
             dx = xp.empty((T * B, F), x.dtype)
             self.ops.product(du, self.params["weight"], dx)
             return dx.reshape(T, B, F) + a * dy

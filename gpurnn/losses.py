@@ -166,7 +166,10 @@ def _binary(x, y, xp):
 
 
 def _binary_slope(x, y, xp):
-    return xp.exp(xp.minimum(x, 0)) / (1 + xp.exp(-xp.abs(x))) - y  # sigmoid(x) - y
+    # sigmoid(x) - y by way of 1 - y, as nothing is left of 1 - sigmoid(x) where x is large
+    e = xp.exp(-xp.abs(x))
+    small = e / (1 + e)  # sigmoid(-|x|)
+    return xp.where(x < 0, small - y, (1 - y) - small)
 
 
 def _elementwise(value, slope, arguments, mask, lengths, batch_first, reduction):

@@ -224,7 +224,7 @@ class Ops:
         each direction a ``see`` as in ``sequence_backward``, or None.
 
         Leaves in each ``walk.kept`` the derivatives by ``cell.leaves``. Returns for each direction the derivatives by
-        its initial state, and with a projection those by every h_t, else None.
+        its initial state, float32 beside 16-bit numbers, and with a projection those by every h_t, else None.
         """
         done = []
         for d, (walk, w, reverse) in enumerate(zip(walks, weights, directions, strict=True)):
@@ -289,7 +289,8 @@ class Ops:
             sequence holds its state.
         reverse: walk from T - 1 to 0.
 
-        Returns h (T+1, B, P) and c (T+1, B, H), or None where the cell has no c or not ``keep``, and the final state.
+        Returns h (T+1, B, P) and c (T+1, B, H), or None where the cell has no c or not ``keep``, and the final state; c
+        is float32 beside 16-bit numbers.
         Slots: forward, step t reads slot t and writes t + 1; reverse, it reads t + 1 and writes t; so the initial state
         stands at the end where the walk begins.
         """
@@ -309,24 +310,25 @@ class Ops:
         axT, hT, cT = _upright(ax), _upright(h), _upright(c)
         held = _ragged_steps(self, lengths, T)
         c_old = c_new = None
-        for count, t in enumerate(range(T - 1, -1, -1) if reverse else range(T)):
-            old, new = (t + 1, t) if reverse else (t, t + 1)
-            if cT is not None:
-                c_old, c_new = (cT[old], cT[new]) if keep else (cT[count % 2], cT[1 - count % 2])
-            h_new = hT[new] if h_wide is None else h_wide
-            cell.forward(xp, weights, wide(axT[t, :rows]), wide(hT[old]), c_old, z, h_new, c_new, tmp)
-            if h_wide is not None:
-                hT[new] = h_wide
-            if held[t] is not None:
-                xp.copyto(hT[new], hT[old], where=held[t])
+        with np.errstate(over="ignore" if cell.names else None):  # sigmoid_: a gate that is shut
+            for count, t in enumerate(range(T - 1, -1, -1) if reverse else range(T)):
+                old, new = (t + 1, t) if reverse else (t, t + 1)
                 if cT is not None:
-                    xp.copyto(c_new, c_old, where=held[t])
-            if keep and cell.names:
-                axT[t] = z
+                    c_old, c_new = (cT[old], cT[new]) if keep else (cT[count % 2], cT[1 - count % 2])
+                h_new = hT[new] if h_wide is None else h_wide
+                cell.forward(xp, weights, wide(axT[t, :rows]), wide(hT[old]), c_old, z, h_new, c_new, tmp)
+                if h_wide is not None:
+                    hT[new] = h_wide
+                if held[t] is not None:
+                    xp.copyto(hT[new], hT[old], where=held[t])
+                    if cT is not None:
+                        xp.copyto(c_new, c_old, where=held[t])
+                if keep and cell.names:
+                    axT[t] = z
         end = 0 if reverse else T
         final = (h[end].copy(),)  # the caller may write to his
         if c is not None:
-            final += (c[end if keep else T % 2].astype(dtype),)
+            final += (c[end if keep else T % 2].copy(),)
         return h, c if keep else None, final
 
     def sequence_backward(self, cell, kept, weights, h, c, doutput, dstate, lengths=None, reverse=False, see=None):
@@ -337,8 +339,8 @@ class Ops:
         dstate: derivatives by the final state, (dh (B, P),) or (dh, dc), or None for zeros.
         see: None, or called as see(t, dh (P, B), dc (H, B) or None) with the whole derivatives by h_t and c_t.
 
-        Returns the derivatives by the initial state, shaped as ``state``, and with a projection those by every h_t
-        (T, B, P), zero past the end; else None.
+        Returns the derivatives by the initial state, shaped as ``state`` and float32 beside 16-bit numbers, and with a
+        projection those by every h_t (T, B, P), zero past the end; else None.
         """
         xp, dtype, real = self.xp, kept.dtype, wide_dtype(kept.dtype)
         T, B, _ = kept.shape
@@ -382,8 +384,7 @@ class Ops:
                     xp.copyto(dc, dc_held, where=held[t])
                 xp.copyto(d, 0, where=held[t])
             keptT[t, :left] = d
-        dstate = tuple(part.T.astype(dtype, copy=False) for part in (dh, dc) if part is not None)
-        return dstate, dh_all
+        return tuple(part.T for part in (dh, dc) if part is not None), dh_all
 
     def _step_buffer(self, B, F, dtype):
         """(F, B) scratch of one step, in the memory order of ``empty_steps``."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from . import cells, rng
 from .errors import ShapeError, check_choice, check_flag, check_number, check_shape, check_size, refuse_unknown
-from .gradients import StepNorms, active_flow
+from .gradients import StepNorms, active_flow, adding
 from .masks import check_lengths
 from .module import Module, check_unspent
 from .ops import flat, wide
@@ -128,13 +128,13 @@ class _Recurrent(Module):
                 raise ValueError(f"{name} needs bias=True")
         self.init = check_choice("init", init, INITIALISERS)
         self._directions = (False, True) if bidirectional else (self.reverse,)
-        self._weights_of = None  # the buffer of which ``_by_layer`` holds the weights
+        self._by_layer = None, []  # a buffer, and the weights that ``_weights`` has made of it
         self._declare(self._initial_values(forget_bias, chrono))
 
     # ---- parameters
 
     def __getstate__(self):
-        return super().__getstate__() | {"_weights_of": None, "_by_layer": None}
+        return super().__getstate__() | {"_by_layer": (None, [])}
 
     def _passes(self):
         """(index in the state, layer, runs in reverse, name suffix) of every pass, in the order of the state."""
@@ -205,14 +205,16 @@ class _Recurrent(Module):
 
     def _weights(self, layer):
         """The ``cells.Weights`` of a layer's directions."""
-        if self._weights_of is not self.flat_params:  # new where the layer has moved into a model
+        buffer, by_layer = self._by_layer
+        if buffer is not self.flat_params:  # new where the layer has moved into a model
             names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-            self._weights_of, directions = self.flat_params, range(len(self._directions))
-            self._by_layer = [
+            buffer, directions = self.flat_params, range(len(self._directions))
+            by_layer = [
                 [cells.Weights(*(self.params.get(name + self._suffix(k, d)) for name in names)) for d in directions]
                 for k in range(self.num_layers)
             ]
-        return self._by_layer[layer]
+            self._by_layer = buffer, by_layer  # both at once: other threads may ask, too
+        return by_layer[layer]
 
     # ---- calling
 
@@ -222,7 +224,8 @@ class _Recurrent(Module):
         x: (T, B, I), or (B, T, I) with ``batch_first``, or (T, I) for one sequence; the layer's dtype.
         state: (L*D, B, P), the LSTM's a pair (h (L*D, B, P), c (L*D, B, H)); without the B axis for one sequence; where
             layers differ in size, a tuple of (D, B, P) arrays, one for each layer (the LSTM: a pair of such tuples).
-            None means the learned initial state, or zeros.
+            None means the learned initial state, or zeros. Of a 16-bit layer c is float32 wherever it is returned, and
+            so is the derivative by it: a sequence in pieces is what it is in one call. The layer's dtype is taken, too.
         lengths: (B,) integers 0..T in any order, host or device, or None. Outputs past the end are zero, the final
             state is that at each sequence's true end, the reverse direction starts there. The final state of a sequence
             of length 0 is its initial state. What stands in x past the end, or in the derivatives there, is not read.
@@ -439,7 +442,8 @@ class _Recurrent(Module):
                 for (_, _, _, suffix), parts in zip(then._passes(), dinitial, strict=True):
                     for name, part in zip(("initial_h", "initial_c"), parts, strict=False):
                         if then._trains(name + suffix):
-                            then.grads[name + suffix] += wide(part).sum(axis=0)
+                            with adding(then.grads):
+                                then.grads[name + suffix] += wide(part).sum(axis=0)
             return then._outward(dx, single), then._pack_state(dinitial, single)
 
         return backward
@@ -471,7 +475,8 @@ class _Recurrent(Module):
         done = self.ops.layer_backward(self.cell, walks, weights, doutput, dstates, lengths, self._directions, sees)
         dx = None
         for d, (walk, (_, dh_steps)) in enumerate(zip(walks, done, strict=True)):
-            self._weight_gradients(walk, self._directions[d], dh_steps, layer, suffixes[d])
+            with adding(self.grads):
+                self._weight_gradients(walk, self._directions[d], dh_steps, layer, suffixes[d])
             walk.c = None  # freed before dx is made
             dx = self._input_gradient(walk, layer, weights[d].ih.astype(self.dtype, copy=False), dx)
         return dx, [dstate for dstate, _ in done]
@@ -572,6 +577,16 @@ class _Recurrent(Module):
         kinds = [("h", [P for _, _, P in sizes]), ("c", [H for _, H, _ in sizes])]
         return kinds[: self.cell.states]
 
+    def _state_dtype(self, kind):
+        """What a state is stored in, within a call and at its borders: h is rounded to the layer's dtype in every step,
+        c adds up over time."""
+        return self.wide if kind == "c" else self.dtype
+
+    def _as_state(self, array, kind, name):
+        """``array`` as a state, or the derivative by one: in what it is stored in, or in the layer's dtype."""
+        array = self.ops.asarray(array, name)
+        return array if array.dtype == self._state_dtype(kind) else self.ops.asfloat(array, self.dtype, name)
+
     def _initial_state(self, state, B, single):
         """For each pass the initial state as a tuple of (B, size) arrays, or of zeros."""
         if state is not None:
@@ -580,7 +595,7 @@ class _Recurrent(Module):
         for _, _, _, suffix in self._passes():
             if self.learn_state:
                 rows = [
-                    self.params[f"initial_{kind}{suffix}"].astype(self.dtype, copy=False)
+                    self.params[f"initial_{kind}{suffix}"].astype(self._state_dtype(kind), copy=False)
                     for kind, _ in self._state_kinds()
                 ]
                 initial.append(tuple(self.xp.broadcast_to(row, (B, row.size)) for row in rows))
@@ -623,7 +638,7 @@ class _Recurrent(Module):
                 rows = [None] * len(unpacked)
             elif len(set(sizes)) == 1:
                 shape = (self.num_layers * D, B, sizes[0])
-                rows = list(self._checked_state(part, what, shape, single))
+                rows = list(self._checked_state(part, kind, what, shape, single))
             else:
                 if not isinstance(part, (tuple, list)) or len(part) != self.num_layers:
                     raise ShapeError(f"{what}: expected one array for each of {self.num_layers} layers of unequal size")
@@ -632,12 +647,12 @@ class _Recurrent(Module):
                     if array is None and name == "dstate":
                         rows += [None] * D
                         continue
-                    rows += list(self._checked_state(array, f"{what}[{layer}]", (D, B, sizes[layer]), single))
+                    rows += list(self._checked_state(array, kind, f"{what}[{layer}]", (D, B, sizes[layer]), single))
             unpacked = [done + (row,) for done, row in zip(unpacked, rows, strict=True)]
         return unpacked
 
-    def _checked_state(self, array, name, shape, single):
-        array = self.ops.asfloat(array, self.dtype, name)
+    def _checked_state(self, array, kind, name, shape, single):
+        array = self._as_state(array, kind, name)
         check_shape(name, array, shape[::2] if single else shape)
         return array[:, None] if single else array
 
@@ -645,8 +660,9 @@ class _Recurrent(Module):
         """For each pass a tuple of (B, size) arrays -> the state as the caller knows it."""
         D = len(self._directions)
         packed = []
-        for k, (_, sizes) in enumerate(self._state_kinds()):
-            rows = [part[k][0] if single else part[k] for part in parts]
+        for k, (kind, sizes) in enumerate(self._state_kinds()):
+            dtype = self._state_dtype(kind)
+            rows = [(part[k][0] if single else part[k]).astype(dtype, copy=False) for part in parts]
             if len(rows) == 1:
                 packed.append(rows[0][None])
             elif len(set(sizes)) == 1:
@@ -797,12 +813,12 @@ class _SingleStep:
 
     def _raise_state(self, state, name):
         if self.cell.states == 1:
-            return self.ops.asfloat(state, self.dtype, name)[None]
+            return self._as_state(state, "h", name)[None]
 
         def raised(part, kind):
             if part is None and name == "dstate":
                 return None
-            return self.ops.asfloat(part, self.dtype, f"{name} {kind}")[None]
+            return self._as_state(part, kind, f"{name} {kind}")[None]
 
         if not (isinstance(state, (tuple, list)) and len(state) == 2):
             raise ShapeError(f"{name}: expected a pair (h, c), got {type(state).__name__}")

@@ -180,7 +180,8 @@ class EncoderDecoder(Module):
         B = source.shape[1]
         state, bridges = [], []
         for kind, part in zip(self._kinds, final if len(self._kinds) == 2 else (final,), strict=True):
-            flat = part.transpose(1, 0, 2).reshape(B, L * H)  # layers and directions of a sequence side by side
+            # layers and directions of a sequence side by side; c of 16-bit layers is float32
+            flat = part.transpose(1, 0, 2).reshape(B, L * H).astype(self.dtype, copy=False)
             bridge = layer[f"bridge_{kind}"]
             y, bridge_backward = bridge.forward(flat) if keep else (bridge(flat), None)
             y = xp.tanh(y)
@@ -193,7 +194,8 @@ class EncoderDecoder(Module):
         def backward(dmemory, dstate):
             dfinal = []
             for (y, bridge_backward), part in zip(bridges, dstate if len(bridges) == 2 else (dstate,), strict=True):
-                dflat = bridge_backward(part.transpose(1, 0, 2).reshape(B, L * H) * (1 - y * y))
+                dy = part.transpose(1, 0, 2).reshape(B, L * H) * (1 - y * y)
+                dflat = bridge_backward(dy.astype(self.dtype, copy=False))
                 dfinal.append(xp.ascontiguousarray(dflat.reshape(B, 2 * L, H // 2).transpose(1, 0, 2)))
             dx, _ = encoder_backward(dmemory, tuple(dfinal) if len(dfinal) == 2 else dfinal[0])
             embedding_backward(dropout_backward(dx))

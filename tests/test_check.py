@@ -39,7 +39,8 @@ def test_the_cuda_backend_is_right_on_the_emulated_device(monkeypatch):
     )
     results = run_checks([ops], quick=True)  # test_cuda_layers.py has every option
     assert [r for r in results if not r.right] == []
-    assert len(results) == 4 * 3 * len(CELLS) + len(CELLS) + 8  # gradient in float64 only
+    gated = [cell for cell in CELLS if not cell.startswith("rnn")]
+    assert len(results) == 4 * (4 * len(CELLS) + len(gated)) + len(CELLS) + 8  # gradient in float64 only
 
 
 def test_a_wrong_derivative_is_named(monkeypatch):
@@ -57,6 +58,42 @@ def test_a_wrong_derivative_is_named(monkeypatch):
     assert re.search(r"WRONG numpy, gru, float64, gradient: (two layers|bidirectional)", done.output)
 
 
+def wrong_checks(*arguments):
+    return {(r.cell, r.check) for r in run_checks(*arguments, quick=True) if not r.right}
+
+
+@needs("ml_dtypes")
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])  # float16 ends where the fault begins
+def test_gates_that_are_right_only_near_0_are_seen(dtype, monkeypatch):
+    """(1 + tanh(z / 2)) / 2 as the logistic function, which this library once had."""
+
+    def halves(xp, z):
+        z[...] = 0.5 + 0.5 * xp.tanh(0.5 * z)
+
+    monkeypatch.setattr(cells, "sigmoid_", halves)
+    assert wrong_checks(["numpy"], ["gru", "rnn tanh"], [dtype]) == {("gru", "gates")}
+
+
+@needs("ml_dtypes")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_c_that_is_rounded_between_calls_is_seen(dtype, monkeypatch):
+    monkeypatch.setattr(gpurnn.recurrent._Recurrent, "_state_dtype", lambda self, kind: self.dtype)
+    assert wrong_checks(["numpy"], ["lstm", "gru"], [dtype]) == {("lstm", "pieces")}
+
+
+@needs("ml_dtypes")
+@pytest.mark.skipif(gpurnn.get_backend("cpu").name != "cpu", reason="gpurnn._native was not built")
+def test_a_pool_that_forgets_bfloat16_is_seen(monkeypatch):
+    empty = gpurnn.cpu_ops.Store.empty
+
+    def forgetful(self, shape, dtype):
+        array = empty(self, shape, dtype)
+        return array.view("V2") if array.nbytes >= 1 << 17 and dtype.name == "bfloat16" else array
+
+    monkeypatch.setattr(gpurnn.cpu_ops.Store, "empty", forgetful)
+    assert wrong_checks(["cpu"], ["lstm"], ["bfloat16", "float16"]) == {("lstm", "reference")}
+
+
 def test_padding_that_leaks_is_seen(monkeypatch):
     monkeypatch.setattr(gpurnn.ops.Ops, "zero_past_end", lambda self, steps, lengths: steps)
     results = run_checks(["numpy"], ["lstm"], ["float32"], quick=True)
@@ -64,7 +101,7 @@ def test_padding_that_leaks_is_seen(monkeypatch):
 
 
 def test_an_error_counts_as_wrong(monkeypatch):
-    monkeypatch.setattr(gpurnn.ops.Ops, "sum_steps", lambda self, d: 1 / 0)
+    monkeypatch.setattr(gpurnn.ops.Ops, "layer_forward", lambda self, *arguments, **options: 1 / 0)
     results = run_checks(["numpy"], ["lstm"], ["float32"], quick=True)
     assert all("ZeroDivisionError" in r.detail and not r.right for r in results)
 
@@ -72,14 +109,16 @@ def test_an_error_counts_as_wrong(monkeypatch):
 def test_the_table_fits_and_is_right():
     done = run("--quick", "--backend", "numpy", "--cell", "lstm", "--cell", "other layers", "--dtype", "float32")
     assert done.exit_code == 0, done.output
-    assert "5 of 5 right" in done.output
+    assert "7 of 7 right" in done.output
     assert max(map(len, done.output.splitlines())) <= 80
 
 
 def test_json_is_one_document():
     done = run("--quick", "--backend", "cpu", "--cell", "rnn relu", "--dtype", "float16", "--json")
     document = json.loads(done.stdout)
-    assert document["right"] is True and {r["check"] for r in document["results"]} == {"reference", "repeat", "ragged"}
+    assert document["right"] is True and {r["check"] for r in document["results"]} == {
+        "reference", "repeat", "ragged", "pieces",
+    }  # fmt: skip
 
 
 def test_bfloat16_is_left_out_where_it_is_not_installed(monkeypatch):

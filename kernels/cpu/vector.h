@@ -150,3 +150,19 @@ INLINE Vec<T> tanh(Vec<T> x) {
     const Lanes y = e / (e + T(2));
     return (Lanes)((Whole)y | sign);
 }
+
+// sigmoid(x) = 1 / (1 + exp(-x)), exact to a few last places however small it is; NaN stays NaN.
+//
+// 1 + p is rounded as power (1 + p) is, and times an infinite power it is infinite, whatever the sign of p.
+template <typename T>
+INLINE Vec<T> sigmoid(Vec<T> x) {
+    typedef typename Vec<T>::Lanes Lanes;
+    constexpr bool wide = sizeof(T) == 8;
+    const Lanes most = Lanes{} + T(wide ? 710 : 89);   // here the power is infinite
+    const Lanes least = Lanes{} - T(wide ? 40 : 20);   // 1 + exp is 1 from here on
+    const Lanes down = -x.v;
+    const Lanes a = pick<T>(down > most, most, down).v;
+    Lanes power;
+    const Lanes p = series<T>(pick<T>(a < least, least, a).v, power);
+    return T(1) / (T(1) + power * (T(1) + p));
+}
