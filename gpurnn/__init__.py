@@ -1,5 +1,6 @@
 """gpurnn: recurrent networks on NumPy and on CUDA kernels of their own."""
 
+from . import _interrupt
 from .attention import Attention
 from .backend import backends, get_backend, use_backend
 from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint

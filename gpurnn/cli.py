@@ -19,7 +19,7 @@ import click
 from click.core import ParameterSource
 
 from . import options
-from .files import one_line
+from .files import one_line, printable
 from .module import DTYPES
 from .tasks import TASKS, get_task
 from .tasks.run import Settings, kind_of
@@ -59,16 +59,28 @@ class _Commands(_Whole):
             from bench.cli import main as bench
         return bench
 
+    def make_context(self, *arguments, **more):
+        try:
+            return super().make_context(*arguments, **more)
+        except KeyboardInterrupt:
+            _interrupted()
+
     def invoke(self, ctx):
+        try:
+            return self._invoke(ctx)
+        except KeyboardInterrupt as signal:
+            _interrupted(type(signal).__name__ == "Terminated")  # of training.py, which may not be imported yet
+
+    def _invoke(self, ctx):
         from .backend import BackendError
         from .checkpoint import CheckpointError
-        from .training import Terminated, TrainingError
+        from .training import TrainingError
 
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt as signal:
-            click.echo("\nInterrupted.", err=True)
-            ctx.exit(143 if isinstance(signal, Terminated) else 130)
+        except click.UsageError as error:
+            error.message = printable(error.message)
+            raise
         except (BackendError, CheckpointError, TrainingError, OSError, MemoryError, ImportError) as error:
             if ctx.params.get("debug") or getattr(error, "errno", None) == errno.EPIPE:  # click ends quietly on EPIPE
                 raise
@@ -77,6 +89,11 @@ class _Commands(_Whole):
             if ctx.params.get("debug"):
                 raise
             _fail(error, 2)
+
+
+def _interrupted(terminated=False):
+    click.echo("\nInterrupted.", err=True)
+    sys.exit(143 if terminated else 130)
 
 
 def _fail(error, code):

@@ -195,8 +195,9 @@ def new_figure(width, height):
 
 
 def plain(text):
-    """Text for a picture: control characters as escapes, no formulas."""
-    return printable(text).replace("\n", " ").replace("$", r"\$")
+    """Text for a picture, in one line of at most 40 characters: control characters as escapes, no formulas."""
+    text = printable(text).replace("\n", " ")
+    return (text if len(text) <= 40 else text[:39] + "\N{HORIZONTAL ELLIPSIS}").replace("$", r"\$")
 
 
 def save_figure(figure, path):

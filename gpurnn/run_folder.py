@@ -162,8 +162,12 @@ def read_flow(path):
 
 def _records(path, size=None):
     """(place for messages, record) of each whole line."""
-    data = read_bytes(path, factor=_RECORD_FACTOR, what="its records", error=CheckpointError)[:size]
-    for number, line in enumerate(data.split(b"\n")[:-1], 1):
+    data = read_bytes(path, factor=_RECORD_FACTOR, what="its records", error=CheckpointError)
+    whole = size is not None and len(data) >= size  # else it is being written, or was shortened
+    *lines, rest = data[:size].split(b"\n")
+    if whole and rest:
+        lines.append(rest)
+    for number, line in enumerate(lines, 1):
         place = f"{path}: line {number}"
         record = parse_json(line, place, CheckpointError, finite=False)
         if not isinstance(record, dict):
@@ -172,7 +176,8 @@ def _records(path, size=None):
 
 
 def _check_number(place, name, value):
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e300:
+    odd = isinstance(value, bool) or not isinstance(value, (int, float))
+    if odd or (isinstance(value, int) and abs(value) > 2**63):  # which Matplotlib could not draw
         shown = "nothing" if value is None else repr(value)[:40]
         raise CheckpointError(f"{place}: {name}: expected a number, got {shown}")
 

@@ -131,6 +131,13 @@ def vocabulary_of(entries):
     return Vocabulary(entries) if isinstance(entries, str) else WordVocabulary(entries)
 
 
+def check_vocabulary(level, entries):
+    """Raise TypeError unless ``entries`` are those of a vocabulary of characters, or of words, as ``level`` says."""
+    words = isinstance(entries, list) and all(isinstance(word, str) for word in entries)
+    if not (words if level == "words" else isinstance(entries, str)):
+        raise TypeError(f"vocabulary should be {'a list of strings' if level == 'words' else 'a string'}")
+
+
 def _code_points(text):
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 

@@ -369,7 +369,7 @@ def without_digest(data):
         document = json.loads(data)
         document.pop("sha256", None)
         return json.dumps(document).encode()
-    except (ValueError, AttributeError, RecursionError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         return data
 
 
@@ -386,5 +386,5 @@ def test_a_sample_of_mutations(place):
 @needs("scipy")
 @needs("matplotlib")
 def test_many_mutations(place):
-    wrong, _ = mutate_all(place, 150, int(os.environ.get("GPURNN_SEED", 2)))
+    wrong, _ = mutate_all(place, 60, int(os.environ.get("GPURNN_SEED", 2)))
     assert wrong == [], "\n".join(wrong)

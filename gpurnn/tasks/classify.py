@@ -19,8 +19,8 @@ from .. import options, rng, run_folder
 from ..backend import array_ops
 from ..data import SequenceBatches, pad
 from ..layers import Dropout, Embedding, Linear, Pooling, Sequential
-from ..vocabulary import UNKNOWN, Vocabulary, count_words, input_lines, read_lines, vocabulary_of
-from .run import Data, Settings, Task, changed, checksum, load, recurrent, setting
+from ..vocabulary import UNKNOWN, Vocabulary, check_vocabulary, count_words, input_lines, read_lines, vocabulary_of
+from .run import Data, Settings, Task, changed, check_strings, checksum, load, recurrent, setting
 
 
 @dataclass
@@ -123,6 +123,10 @@ class ClassifyTask(Task):
             "linear": Linear(size, len(facts["classes"]), seed=next(seeds), **shared),
         }
         return Sequential(layers)
+
+    def check_facts(self, settings, facts):
+        check_strings("classes", facts["classes"])
+        check_vocabulary(settings.level, facts["vocabulary"])
 
     def sizes(self, settings, facts):
         return {"embedding": settings.embedding}
@@ -310,7 +314,7 @@ def plot_confusion(confusion, classes, png):
     from ..plots import new_figure, plain, save_figure
 
     classes = [plain(name) for name in classes]
-    size = 2.5 + 0.45 * len(classes)
+    size = 2.5 + 0.45 * len(classes) + 0.08 * max(map(len, classes))
     figure = new_figure(size, size)
     axis = figure.subplots()
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)

@@ -25,7 +25,7 @@ import numpy as np
 from .. import rng
 from ..backend import array_ops
 from ..data import Batch, SequenceBatches, adding_problem, check_index, copy_memory
-from ..errors import DtypeError, FileError, ShapeError
+from ..errors import DtypeError, FileError, ShapeError, check_size
 from ..files import check_room, file_size, one_line, open_regular
 from ..layers import Dropout, Linear, Pooling, Sequential
 from ..losses import cross_entropy, mse
@@ -34,7 +34,7 @@ from ..module import check_dtype
 from ..npz import read_npz
 from ..recurrent import INITIALISERS
 from ..training import measure
-from .run import Data, Settings, Task, changed, checksum, recurrent, setting
+from .run import Data, Settings, Task, changed, check_numbers, checksum, recurrent, setting
 
 DRAWN, IMAGES = ("adding", "copy"), ("rows", "pixels", "permuted")
 USUAL = {  # problem -> what counts where a setting is not given
@@ -163,6 +163,13 @@ class LongTask(Task):
         if not settings.dropout:
             del layers["dropout"]
         return Sequential(layers)
+
+    def check_facts(self, settings, facts):
+        for name in ("steps", "inputs", "outputs"):
+            check_size(name, facts[name])
+        if settings.problem in IMAGES:
+            check_numbers("shape", facts["shape"], 2, 1)
+            check_numbers("mean and deviation", [facts["mean"], facts["deviation"]], 2)
 
     def sizes(self, settings, facts):
         return {name: facts[name] for name in ("inputs", "outputs")}

@@ -41,7 +41,7 @@ from ..losses import binary_cross_entropy_with_logits
 from ..module import check_dtype
 from ..npz import read_npz
 from ..vocabulary import vocabulary_of
-from .run import Data, Settings, Task, changed, checksum, load, read_run, recurrent, setting
+from .run import Data, Settings, Task, changed, check_numbers, checksum, load, read_run, recurrent, setting
 from .text import eval_step, sample
 
 KEYS, LOWEST = 88, 21  # keys of a piano, and the MIDI number of the first, A0
@@ -112,6 +112,10 @@ class MusicTask(Task):
             summary=f"{pieces} pieces, {frames} frames (to train on, validate, test)",
             rest=parts,
         )
+
+    def check_facts(self, settings, facts):
+        for name in ("often", "kept", "struck"):
+            check_numbers(name, facts["keys"][name], KEYS, 0, 1)
 
     def build(self, settings, facts, backend=None):
         """``Sequential`` of recurrent layers, dropout and linear layer: rolls (T, B, 88) -> logits (T, B, 88).

@@ -202,6 +202,10 @@ class Task:
         """The model, a Module."""
         raise NotImplementedError
 
+    def check_facts(self, settings, facts):
+        """Raise ValueError, TypeError or LookupError unless ``facts``, from a ``config.json``, are as ``read`` makes
+        them. What ``build`` would notice need not be looked at."""
+
     def sizes(self, settings, facts):
         """Name -> size, of settings and facts: each is at most the longest axis among the arrays of ``build``."""
         return {}
@@ -224,6 +228,20 @@ class Task:
     def evaluate(self, trained, files):
         """How good the model is on other files: (numbers, text for people)."""
         raise NotImplementedError
+
+
+def check_numbers(name, values, count=None, low=None, high=None):
+    """Raise ValueError or TypeError unless ``values`` is a list, of ``count``, of finite numbers."""
+    if not isinstance(values, list) or count not in (None, len(values)):
+        raise ValueError(f"{name} should be a list of {'numbers' if count is None else f'{count} numbers'}")
+    for value in values:
+        check_number(name, value, low, high)
+
+
+def check_strings(name, values):
+    """Raise TypeError unless ``values`` is a list of strings."""
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"{name} should be a list of strings")
 
 
 def checksum(*arrays):
@@ -472,8 +490,10 @@ def read_run(folder, task=None):
         if not all(isinstance(file, str) for file in document["files"]):
             raise TypeError("files should be a list of paths")
         document["data"]["summary"], document["data"]["fingerprint"]
-        settings = get_task(document["task"]).Settings(**document["settings"])
-    except (ValueError, TypeError, KeyError) as error:
+        found_task = get_task(document["task"])
+        settings = found_task.Settings(**document["settings"])
+        found_task.check_facts(settings, document["facts"])
+    except (ValueError, TypeError, LookupError, ArithmeticError) as error:
         raise CheckpointError(f"{path}: is damaged, or is not of a run: {one_line(error)}") from error
     if task not in (None, document["task"]):
         raise ValueError(f"{folder} holds a run of the task {document['task']}, not {task}")

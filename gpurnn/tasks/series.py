@@ -33,7 +33,19 @@ from ..files import check_room, naming, read_bytes, write_text_atomic
 from ..layers import Dropout, Linear, Pooling, Sequential
 from ..losses import mae, mse
 from ..module import Module, check_dtype
-from .run import Data, Settings, Task, changed, checksum, load, read_run, recurrent, setting
+from .run import (
+    Data,
+    Settings,
+    Task,
+    changed,
+    check_numbers,
+    check_strings,
+    checksum,
+    load,
+    read_run,
+    recurrent,
+    setting,
+)
 
 _LOSSES = {"mse": mse, "mae": mae}
 _CALENDAR = {  # feature -> its period and where in it a moment is
@@ -142,6 +154,16 @@ class SeriesTask(Task):
 
     def build(self, settings, facts, backend=None):
         return (Recursive if settings.mode == "recursive" else Direct)(settings, facts, backend)
+
+    def check_facts(self, settings, facts):
+        check_strings("target, inputs and calendar", [facts["target"], *facts["inputs"], *facts["calendar"]])
+        if not isinstance(facts["date"], (str, type(None))) or not set(facts["calendar"]) <= set(_CALENDAR):
+            raise ValueError(f"date and calendar: got {facts['date']!r}, {facts['calendar']!r}")
+        columns = 1 + len(facts["inputs"])
+        check_numbers("mean", facts["mean"], columns)
+        check_numbers("std", facts["std"], columns, 0)
+        check_numbers("deviation, seasonal_error", [facts["deviation"], facts["seasonal_error"]], 2, 0)
+        check_size("season", facts["season"])
 
     def sizes(self, settings, facts):
         return {} if settings.mode == "recursive" else {"horizon": settings.horizon}

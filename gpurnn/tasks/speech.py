@@ -22,7 +22,7 @@ from .. import options, rng, run_folder
 from ..audio import log_mel, read_wav, resample
 from ..ctc import ctc_beam_search, ctc_greedy, ctc_loss
 from ..data import Batch, order_batches, pad
-from ..errors import FileError
+from ..errors import FileError, check_size
 from ..files import check_room, naming
 from ..layers import BatchNorm, Dropout, Linear, Pooling, Sequential
 from ..losses import cross_entropy
@@ -32,7 +32,19 @@ from ..npz import read_npz
 from ..training import measure
 from ..vocabulary import UNKNOWN, Vocabulary, read_lines
 from .classify import right_and_all
-from .run import Data, Settings, Task, changed, checksum, load, read_run, recurrent, setting
+from .run import (
+    Data,
+    Settings,
+    Task,
+    changed,
+    check_numbers,
+    check_strings,
+    checksum,
+    load,
+    read_run,
+    recurrent,
+    setting,
+)
 
 _log = logging.getLogger("gpurnn")
 _NPZ_FACTOR = 6  # how many times the features' size their statistics take in memory
@@ -179,6 +191,16 @@ class SpeechTask(Task):
             layers["pooling"] = Pooling(size, settings.pooling, directions, seed=next(seeds), **shared)
         layers["linear"] = Linear(size, _outputs(facts), seed=next(seeds), **shared)
         return Sequential(layers)
+
+    def check_facts(self, settings, facts):
+        if facts["rate"] is not None:
+            check_size("rate", facts["rate"])
+        check_numbers("mean", facts["mean"])
+        check_numbers("std", facts["std"], len(facts["mean"]), 0)
+        if settings.target == "class":
+            check_strings("classes", facts["classes"])
+        else:
+            check_strings("vocabulary and joint", [facts["vocabulary"], facts["joint"]])
 
     def sizes(self, settings, facts):
         return {"stack": settings.stack * len(facts["mean"])}

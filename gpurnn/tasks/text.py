@@ -24,7 +24,7 @@ from ..layers import Dropout, Embedding, Linear, Sequential, TiedLinear
 from ..losses import cross_entropy
 from ..masks import refuse_no_distribution
 from ..metrics import accuracy, bits_per_character, perplexity
-from ..vocabulary import UNKNOWN, read_text, split, vocabulary_of
+from ..vocabulary import UNKNOWN, check_vocabulary, read_text, split, vocabulary_of
 from .run import Data, Settings, Task, changed, checksum, load, recurrent, setting
 
 
@@ -95,6 +95,9 @@ class TextTask(Task):
         if not settings.dropout:
             del layers["dropout"]
         return Sequential(layers)
+
+    def check_facts(self, settings, facts):
+        check_vocabulary(settings.level, facts["vocabulary"])
 
     def sizes(self, settings, facts):
         return {} if settings.tied or not settings.embedding else {"embedding": settings.embedding}

@@ -28,7 +28,7 @@ from ..seq2seq import SAMPLING, EncoderDecoder, Sampling, beam_search
 from ..tokens import END, START, UNKNOWN, TokenVocabulary, detokenise, tokenise
 from ..training import measure
 from ..vocabulary import input_lines, read_lines
-from .run import Data, Settings, Task, changed, checksum, load, read_run, setting
+from .run import Data, Settings, Task, changed, check_strings, checksum, load, read_run, setting
 
 _SHOWN = 5  # sentences translated for people after training
 _DRAWN = 8  # sentences that one picture of the attention may hold
@@ -137,6 +137,10 @@ class TranslateTask(Task):
             calls = settings.epochs * check_size("batches", facts["batches"])
             model.sampling = Sampling(settings.sampling, calls, settings.sampling_schedule)
         return model
+
+    def check_facts(self, settings, facts):
+        for name in ("source", "target"):
+            check_strings(name, facts[name])
 
     def sizes(self, settings, facts):
         return {"embedding": settings.embedding or 1}
