@@ -311,7 +311,7 @@ class BatchNorm(Module):
 
     In training mode the statistics are the batch's, and ``forward`` (not calling) updates the buffers
     ``running_mean``, ``running_var`` (unbiased) by ``momentum`` and ``num_batches_tracked``; in evaluation mode the
-    running ones are used.
+    running ones are used. A batch whose statistics are not finite leaves the running ones as they are.
     Raises ValueError in training mode with fewer than 2 valid steps.
     """
 
@@ -371,10 +371,11 @@ class BatchNorm(Module):
             mean = self._mean(valid)
             variance = self._mean(xp.square(valid - mean))
             if update:
+                good = xp.isfinite(mean).all() & xp.isfinite(variance).all()  # not waited for on a GPU
                 for name, value in (("running_mean", mean), ("running_var", variance * (count / (count - 1)))):
                     buffer = self.buffers[name]
-                    buffer += self.momentum * (value - buffer)
-                self.buffers["num_batches_tracked"] += 1
+                    buffer += self.momentum * xp.where(good, value - buffer, 0)
+                self.buffers["num_batches_tracked"] += good
         else:
             mean, variance = self.buffers["running_mean"], self.buffers["running_var"]
         normal, inverse = _normalise(xp, valid, mean, variance, self.eps)

@@ -228,7 +228,8 @@ class _Recurrent(Module):
             so is the derivative by it: a sequence in pieces is what it is in one call. The layer's dtype is taken, too.
         lengths: (B,) integers 0..T in any order, host or device, or None. Outputs past the end are zero, the final
             state is that at each sequence's true end, the reverse direction starts there. The final state of a sequence
-            of length 0 is its initial state. What stands in x past the end, or in the derivatives there, is not read.
+            of length 0 is its initial state (ONNX Runtime gives zeros), and outputs past the end are never repeated (as
+            TensorFlow does). What stands in x past the end, or in the derivatives there, is not read.
 
         Returns (output (T, B, D*P), state), and with ``return_all`` a third: a list of ``Steps``, one for each layer
         and direction. Raises ShapeError, DtypeError, BackendError before anything is computed.

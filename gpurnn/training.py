@@ -252,9 +252,32 @@ class _Run:
         model, stop = self.model, min(self.index + self.accumulate, len(self.batches))
         group = [self.batches.batch(self.epoch, index) for index in range(self.index, stop)]
         whole = sum(batch.weight for batch in group)
-        model.zero_grad()
-        mean, state = 0.0, self.state
         watch = self.flow and self.index == 0
+        with self._undone_on_error():
+            mean, norm, good, state, flow = self._gradients(group, whole, watch)
+        if self.scaler is None or self.scaler.update(good):
+            if self.clip_value is not None:
+                clip_grad_value(model, self.clip_value)
+            self.optimizer.step()
+            self.norm = norm
+        if self.schedule is not None and self.schedule_every == "step":
+            self.schedule.step()
+        self.state, self.index, self.step = state, stop, self.step + 1
+        self.sums[0] += mean * whole
+        self.sums[1] += whole
+        if self.step % _LOG_EVERY == 0:
+            self._record(
+                kind="step", step=self.step, epoch=self.epoch + 1, loss=mean, lr=self.optimizer.lr, grad_norm=self.norm
+            )
+        if watch:
+            self._record_flow(flow)
+        return len(group)
+
+    def _gradients(self, group, whole, watch):
+        """The clipped gradients of these batches, of weight ``whole`` together: (mean loss, norm, whether that is
+        finite, recurrent state, gradient flow or None). Raises TrainingError for numbers that no update should see."""
+        model, mean, state = self.model, 0.0, self.state
+        model.zero_grad()
         with record_gradient_flow() if watch else contextlib.nullcontext() as flow, self._noisy_weights():
             for batch in group:
                 outputs, *last, backward = model.forward(_inputs(model, batch), **_context(model, batch, state))
@@ -273,25 +296,25 @@ class _Run:
             scale = f" at a loss scale of {self.scaler.scale:g}" if self.scaler else ""
             raise TrainingError(
                 f"epoch {self.epoch + 1}, step {self.step + 1}: loss {mean}, gradient norm {norm:.3g}{before}{scale}. "
-                f"The weights are those before this step; the last checkpoint stays. {self._what_helps(group)}"
+                "The weights, running statistics and random draws are those before this step; the last checkpoint "
+                f"stays. {self._what_helps(group)}"
             )
-        if self.scaler is None or self.scaler.update(good):
-            if self.clip_value is not None:
-                clip_grad_value(model, self.clip_value)
-            self.optimizer.step()
-            self.norm = norm
-        if self.schedule is not None and self.schedule_every == "step":
-            self.schedule.step()
-        self.state, self.index, self.step = state, stop, self.step + 1
-        self.sums[0] += mean * whole
-        self.sums[1] += whole
-        if self.step % _LOG_EVERY == 0:
-            self._record(
-                kind="step", step=self.step, epoch=self.epoch + 1, loss=mean, lr=self.optimizer.lr, grad_norm=self.norm
-            )
-        if watch:
-            self._record_flow(flow)
-        return len(group)
+        return mean, norm, good, state, flow
+
+    @contextlib.contextmanager
+    def _undone_on_error(self):
+        """What ends in an error inside leaves running statistics and the counters of random draws as they were."""
+        modules = [module for _, module in self.model.modules()]
+        calls = [module.calls for module in modules]
+        buffers = [(array, array.copy()) for module in modules for array in module.buffers.values()]
+        try:
+            yield
+        except BaseException:
+            for module, count in zip(modules, calls, strict=True):
+                module.calls = count
+            for array, before in buffers:
+                array[...] = before
+            raise
 
     def _what_helps(self, group):
         """A sentence for a step that was not finite."""
