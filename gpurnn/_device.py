@@ -136,6 +136,11 @@ class CupyDevice:
 
         return host, refresh
 
+    def free_memory(self):
+        """Give back to the driver what CuPy keeps unused."""
+        self.xp.get_default_memory_pool().free_all_blocks()
+        self.xp.get_default_pinned_memory_pool().free_all_blocks()
+
     def synchronize(self):
         """Wait until everything on the current stream is done."""
         self.xp.cuda.get_current_stream().synchronize()

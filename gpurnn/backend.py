@@ -71,6 +71,16 @@ def backends():
     return {"numpy": None, "cpu": None, "cupy": _gpu_problem(), "cuda": _cuda_problem()}
 
 
+def empty_cache():
+    """Give back to the system what the backends in use keep for later calls: memory of arrays that are gone, and on a
+    GPU the recorded time loops that nobody uses.
+
+    >>> gpurnn.empty_cache()
+    """
+    for ops in list(_in_use.values()):
+        ops.empty_cache()
+
+
 def array_ops(*arrays):
     """The ``Ops`` of the arrays given to a function that belongs to no layer (losses, metrics).
 
@@ -93,8 +103,16 @@ def _checked(name, source):
     return name
 
 
+_in_use = {}  # name -> the primitives that ``_build`` has made
+
+
 @functools.cache
 def _build(name):
+    ops = _in_use[name] = _make(name)
+    return ops
+
+
+def _make(name):
     from .ops import Ops
 
     if name == "numpy":

@@ -6,6 +6,7 @@ built when gpurnn is installed and a C++ compiler is there; without it the backe
 float64 of every cell; 16-bit numbers stay array code. Arrays are C-contiguous here.
 """
 
+import collections
 import ctypes
 import functools
 import importlib.machinery
@@ -18,16 +19,21 @@ from pathlib import Path
 import numpy as np
 
 from . import rng
-from .errors import BackendError, check_size
+from .errors import BackendError, ShapeError, check_choice
 from .ops import Ops, Walk, flat, refuse_uncountable
 
 CELLS = ("RnnTanh", "RnnRelu", "LstmCell", "GruCell", "GruOriginal")  # structs in kernels/cells, by number
 LEVELS = ("vectors of 128 bits", "AVX2", "AVX-512")
+ISAS = ("baseline", "avx2", "avx512")  # what GPURNN_ISA calls them
 _ROWS = 4  # sequences of a thread, at least: a product with fewer reads the weights for little
 _SMALL = 1 << 14  # multiplications of a product, at most, that NumPy has done before ours is packed
 _SQUARES = 1 << 12  # SQUARES of walk.cpp
 _UNITS = 64  # units of a thread, at least, in a single step
-_QUOTA = "/sys/fs/cgroup/cpu.max"
+_QUOTA = ("/sys/fs/cgroup", "/proc/self/cgroup")
+_INTERFACE = 2  # of gpurnn_native_bytes in walk.cpp
+_MOST = 2**31 - 1  # of an int in walk.cpp
+_MOST_THREADS = 4096
+_STRETCH = 256  # arrays after which what was in use is forgotten: some training steps
 _PAGES = 1 << 17  # bytes of an array whose memory is worth keeping
 _WORK = 1 << 23  # multiplications, at least, for a second thread: a fifth of a millisecond
 
@@ -90,9 +96,10 @@ _STATES = {
 
 @functools.cache
 def load_native():
-    """``(library, level)``, or None where it was not built or this processor is older than it needs.
+    """``(library, level)``, or None where it was not built.
 
-    level: number in LEVELS. Raises BackendError for a library of another version of gpurnn.
+    level: number in LEVELS, the best of this processor or what ``GPURNN_ISA`` says. Raises BackendError for a library
+    of another version of gpurnn, and as ``chosen_level``.
     """
     folder = Path(__file__).parent
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
@@ -104,45 +111,90 @@ def load_native():
     library = ctypes.CDLL(str(path))
     number = ctypes.c_int
     structs = (_Pass, _Product, _Update, _Rows)
-    if any(library.gpurnn_native_bytes(n) != ctypes.sizeof(struct) for n, struct in enumerate(structs)):
+    expected = (*map(ctypes.sizeof, structs), _INTERFACE)
+    if any(library.gpurnn_native_bytes(n) != size for n, size in enumerate(expected)):
         raise BackendError(f"{path} was built from other sources than these: install gpurnn again")
     library.gpurnn_native_add_rows.argtypes = [_pointer, _stride, number, _stride, number, _pointer, number, number]
     library.gpurnn_native_add_squares.argtypes = [_pointer, _stride, number, _pointer, number, number]
     word, long = ctypes.c_uint32, ctypes.c_uint64
     library.gpurnn_native_keep_mask.argtypes = [_stride, long, word, word, long, _pointer, number]
-    level = library.gpurnn_native_level()
-    return None if level < 0 else (library, level)
+    return library, chosen_level(library.gpurnn_native_level())
+
+
+def chosen_level(best):
+    """``GPURNN_ISA`` as a number in LEVELS, or ``best`` where it is not set. Bits of results differ between them.
+
+    Raises ValueError for a word that is none of ISAS, BackendError where this processor lacks it.
+    """
+    name = os.environ.get("GPURNN_ISA")
+    if not name:
+        return best
+    level = ISAS.index(check_choice("GPURNN_ISA", name, ISAS))
+    if level > best:
+        raise BackendError(f"GPURNN_ISA={name}: this processor has no {LEVELS[level]}; it can do {ISAS[best]}")
+    return level
 
 
 def thread_count():
     """Threads of a walk: GPURNN_NUM_THREADS, else OMP_NUM_THREADS, else the processors that this process may use.
 
     In a container with a limit of processor time no more than that is worth: with more, all of them would be stopped
-    together until the next period.
+    together until the next period. Raises ValueError for a GPURNN_NUM_THREADS that is no number from 1 to 4096; of
+    OMP_NUM_THREADS, which is other libraries', no more than that is taken, and nothing where it makes no sense.
     """
-    for name in ("GPURNN_NUM_THREADS", "OMP_NUM_THREADS"):
-        text = os.environ.get(name, "").partition(",")[0]
-        if text.isdigit():
-            return check_size(name, int(text))
+    text = os.environ.get("GPURNN_NUM_THREADS", "")
+    if text:
+        if not (text.isascii() and text.isdigit() and 1 <= int(text) <= _MOST_THREADS):
+            raise ValueError(f"GPURNN_NUM_THREADS should be a whole number from 1 to {_MOST_THREADS}, got {text!r}")
+        return int(text)
+    text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if text.isascii() and text.isdigit() and int(text):
+        return min(int(text), _MOST_THREADS)
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(count, quota(_QUOTA))
+    return min(count, quota(*_QUOTA))
 
 
 @functools.cache
-def quota(path):
-    """Processors' worth of time in a file cpu.max of Linux's control groups, version 2; inf where it sets no limit."""
+def quota(root, groups):
+    """Processors' worth of time that Linux's control groups allow this process; inf where they set no limit.
+
+    root: where they are mounted. groups: a file that names this process's groups, /proc/self/cgroup. A limit of a group
+    around another holds for both. Inside a container the names may be those outside, where no such folder is: then the
+    limit stands at the top.
+    """
     try:
-        allowed, period = Path(path).read_text().split()
-        return math.inf if allowed == "max" else max(1, math.ceil(int(allowed) / int(period)))
-    except (OSError, ValueError):
+        lines = [line.split(":", 2) for line in Path(groups).read_text().splitlines()]
+    except OSError:
         return math.inf
+    allowed = [math.inf]
+    for _, controllers, name in lines:
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        for mount in (root, f"{root}/cpu", f"{root}/cpu,cpuacct") if controllers else (root,):
+            group = Path(mount, name.lstrip("/"))
+            for folder in (group, *group.parents):
+                if folder.is_relative_to(mount):
+                    allowed.append(_limit(folder))
+    return min(allowed)
+
+
+def _limit(folder):
+    """The limit that a control group sets: cpu.max of version 2, or two files of version 1."""
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((folder / name).read_text() for name in names).split()
+            if quota not in ("max", "-1"):
+                return max(1, math.ceil(int(quota) / int(period)))
+        except (OSError, ValueError, ZeroDivisionError):
+            continue
+    return math.inf
 
 
 def describe():
     """What the backend "cpu" is on this machine, in words."""
     native = load_native()
     if native is None:
-        return "array code, as 'numpy': gpurnn was installed without a C++ compiler, or this processor has no AVX2"
+        return "array code, as 'numpy': gpurnn was installed without a C++ compiler"
     return f"works, compiled for {LEVELS[native[1]]}, up to {thread_count()} threads"
 
 
@@ -150,14 +202,27 @@ class Store:
     """Memory of arrays that are gone, for the next ones.
 
     Fresh memory is made of fresh pages, each of which the system clears at its first use: for arrays that live as long
-    as one training step that is up to a fifth of the step's time. limit: bytes kept at most; what would go past it
-    empties the store, so that sizes that are no longer asked for do not stay.
+    as one training step that is up to a fifth of the step's time. What is kept unused is no more than ``limit``, nor
+    than one and a half times of what has lately been in use at once: arrays of different sizes that a step needs one
+    after another are each kept.
+
+    An array may end at any moment, in any thread, even in the one that is at work here: what comes back waits in a
+    queue.
     """
 
     def __init__(self, limit=1 << 29):
-        self.limit, self.bytes = limit, 0
-        self.unused = {}  # bytes -> list of memories
-        self.lock = threading.RLock()  # arrays die in any thread, and at any moment in this one
+        self.limit = limit
+        self.peaks = [0, 0]  # the most bytes in use at once, in this stretch of _STRETCH arrays and in the one before
+        self.count = 0  # arrays of this stretch
+        self.in_use = 0
+        self.reset()
+        _stores.add(self)
+
+    def reset(self):
+        """Forget all memory and whoever was at work: for a new process, where other threads are gone."""
+        self.lock, self.returned = threading.Lock(), collections.deque()
+        self.unused, self.bytes = collections.OrderedDict(), 0  # bytes -> list of memories, the longest unused first
+        self.generation = object()  # of the memories that may come back
 
     def empty(self, shape, dtype):
         """As ``np.empty``; the memory comes back when the last view of the array is gone."""
@@ -167,22 +232,87 @@ class Store:
         step = 1 << (size.bit_length() - 6)
         room = -(-size // step) * step  # up to 3 % more, so that T and T + 1 steps share one memory
         with self.lock:
-            some = self.unused.get(room)
-            memory = some.pop() if some else None
-            self.bytes -= 0 if memory is None else room
+            self._sort_in()
+            memory = self._take(room)
+            generation = self.generation
         if memory is None:
-            memory = np.empty(room, np.uint8)
+            try:
+                memory = np.empty(room, np.uint8)
+            except MemoryError:  # what is unused may be what is missing
+                self.clear()
+                memory = np.empty(room, np.uint8)
         owner = _Owner(memory)
-        weakref.finalize(owner, self._take_back, memory).atexit = False
+        weakref.finalize(owner, self._take_back, memory, generation).atexit = False
         return np.asarray(owner)[:size].view(dtype).reshape(shape)  # a dtype of ml_dtypes does not come through _Owner
 
-    def _take_back(self, memory):
+    def clear(self):
+        """Give back to the system what is unused."""
         with self.lock:
-            if self.bytes + memory.nbytes > self.limit:
-                self.unused.clear()
-                self.bytes = 0
-            self.unused.setdefault(memory.nbytes, []).append(memory)
-            self.bytes += memory.nbytes
+            self._sort_in()
+            self._drop(self.bytes)
+            self.peaks = [self.in_use, 0]
+
+    def _take(self, room):
+        """A memory of so many bytes, or None where there is none; it counts as in use from now on."""
+        some = self.unused.get(room)
+        memory = some.pop() if some else None
+        if memory is not None:
+            self.bytes -= room
+            if not some:
+                del self.unused[room]
+        self.in_use += room
+        self.count += 1
+        if self.count == _STRETCH:
+            self.count, self.peaks = 0, [0, self.peaks[0]]
+        self.peaks[0] = max(self.peaks[0], self.in_use)
+        self._drop(self._excess())
+        return memory
+
+    def _take_back(self, memory, generation):
+        self.returned.append((memory, generation))
+        if self.lock.acquire(blocking=False):  # else whoever holds it, or the next one, sorts this in
+            try:
+                self._sort_in()
+            finally:
+                self.lock.release()
+
+    def _sort_in(self):
+        while self.returned:
+            memory, generation = self.returned.popleft()
+            if generation is not self.generation:
+                continue
+            room = memory.nbytes
+            self.in_use -= room
+            self.bytes += room
+            self.unused.setdefault(room, []).append(memory)
+            self.unused.move_to_end(room)
+            self._drop(self._excess())
+
+    def _excess(self):
+        return self.bytes - min(self.limit, max(self.peaks) * 3 // 2)
+
+    def _drop(self, excess):
+        """Give back at least so many bytes of what is unused, the longest unused first."""
+        while excess > 0 and self.unused:
+            room, some = next(iter(self.unused.items()))
+            some.pop()
+            if not some:
+                del self.unused[room]
+            self.bytes -= room
+            excess -= room
+
+
+_stores = weakref.WeakSet()
+
+
+def _reset_stores():
+    for store in list(_stores):
+        store.in_use = 0
+        store.reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_stores)
 
 
 class _Owner:
@@ -200,6 +330,19 @@ class CpuOps(Ops):
         self.library, self.level = library, level
         self.store = Store()
         self.array_code = Ops(np, "numpy")  # for what has no compiled walk, with its own order in memory
+
+    def _call(self, name, *arguments, threads):
+        """A function of the library; raises what it reports. threads: how many it was told to take."""
+        problem = getattr(self.library, f"gpurnn_native_{name}")(*arguments)
+        if problem == 1:
+            raise MemoryError(f"backend 'cpu': no memory for packed weights or products, {threads} threads")
+        if problem == 2:
+            raise BackendError(f"the system refuses {threads} threads: set GPURNN_NUM_THREADS to less")
+        if problem:
+            raise BackendError(f"{name} of the compiled library failed in an unknown way")
+
+    def empty_cache(self):
+        self.store.clear()
 
     def schedule(self, work, wanted="auto"):
         if work.dtype not in ("float32", "float64"):
@@ -221,6 +364,8 @@ class CpuOps(Ops):
         if x.dtype.itemsize == 2:
             return self.array_code.layer_forward(cell, x, weights, states, lengths, directions, keep, own)
         T, B, _ = x.shape
+        if max(T + 1, B) > _MOST:
+            raise ShapeError(f"x: on backend 'cpu' T and B should be below {_MOST}, got {T} and {B}")
         D, (rows, P) = len(directions), weights[0].hh.shape
         H = rows // cell.gates
         output = self.empty(T, B, D * P, x.dtype) if own or D > 1 else None  # else h itself will do
@@ -303,7 +448,7 @@ class CpuOps(Ops):
         one = passes[0]
         units = shared_units(CELLS[one.cell], bool(one.weight_hr), back, one.H)
         threads = self._threads(one.T, one.B, units, multiplications, D)
-        self.library.gpurnn_native_walk((_Pass * D)(*passes), D, threads, int(back), self.level)
+        self._call("walk", (_Pass * D)(*passes), D, threads, int(back), self.level, threads=threads)
 
     def _threads(self, T, B, units, multiplications, directions):
         """units: of ``shared_units``. In a single step weights come from memory for one product: less is worth it."""
@@ -318,7 +463,12 @@ class CpuOps(Ops):
         wide = a.dtype == np.float64
         (M, K), N = a.shape, b.shape[1]
         same = a.dtype == b.dtype == out.dtype and a.dtype.itemsize > 2
-        if not same or M * N * K < _SMALL or any(stride < 0 for array in (a, b, out) for stride in array.strides):
+        if (
+            not same
+            or not _SMALL <= M * N * K
+            or max(M, N, K) > _MOST
+            or any(stride < 0 for array in (a, b, out) for stride in array.strides)
+        ):
             super().product(a, b, out, accumulate)
             return
         if out.strides[1] != out.itemsize:  # the transposed product has rows of neighbours, or there are none
@@ -329,7 +479,7 @@ class CpuOps(Ops):
         strides = [stride // a.itemsize for array in (a, b, out) for stride in array.strides]
         job = _Product(wide, accumulate, M, N, K, *strides[:5], *(array.ctypes.data for array in (a, b, out)))
         threads = 1 if M * N * K < _WORK else min(thread_count(), -(-M // 16))
-        self.library.gpurnn_native_multiply(ctypes.byref(job), threads, self.level)
+        self._call("multiply", ctypes.byref(job), threads, self.level, threads=threads)
 
     def accumulate_product(self, grad, d, x):
         self.product(flat(d).T, flat(x), grad, accumulate=True)
@@ -340,9 +490,10 @@ class CpuOps(Ops):
         if rows.dtype.itemsize == 2 or not N or rows.strides[1] != rows.itemsize:
             return super().sum_steps(d)
         sums = np.empty(M, rows.dtype)
-        self.library.gpurnn_native_add_rows(
-            rows.ctypes.data, N, M, rows.strides[0] // rows.itemsize, rows.dtype == np.float64, sums.ctypes.data,
-            1 if rows.size < _WORK // 8 else thread_count(), self.level,
+        threads = 1 if rows.size < _WORK // 8 else thread_count()
+        self._call(
+            "add_rows", rows.ctypes.data, N, M, rows.strides[0] // rows.itemsize, rows.dtype == np.float64,
+            sums.ctypes.data, threads, self.level, threads=threads,
         )  # fmt: skip
         return sums
 
@@ -373,29 +524,31 @@ class CpuOps(Ops):
         addresses = {name: _address(array) for name, array in arrays.items()}
         job = _Rows(logits.dtype == np.float64, labels.size, logits.shape[1], smoothing, **addresses)
         threads = 1 if labels.size * logits.shape[1] < _WORK // 64 else thread_count()
-        self.library.gpurnn_native_cross_entropy(ctypes.byref(job), threads, int(back), self.level)
+        self._call("cross_entropy", ctypes.byref(job), threads, int(back), self.level, threads=threads)
 
     def optimise(self, kernel, params, grads, arrays, scalars):
         job = _Update(list(_STATES).index(kernel), params.dtype == np.float64, params.size)
         job.scalars[: len(scalars)] = list(scalars.values())
         job.grads, job.params = grads.ctypes.data, params.ctypes.data
         job.arrays[: len(_STATES[kernel])] = [_address(arrays.get(name)) for name in _STATES[kernel]]
-        self.library.gpurnn_native_update(ctypes.byref(job), self._flat_threads(params), self.level)
+        threads = self._flat_threads(params)
+        self._call("update", ctypes.byref(job), threads, self.level, threads=threads)
         return True
 
     def sum_squares(self, grads):
         sums = np.empty(-(-grads.size // _SQUARES))
-        wide = grads.dtype == np.float64
-        self.library.gpurnn_native_add_squares(
-            grads.ctypes.data, grads.size, wide, sums.ctypes.data, self._flat_threads(grads), self.level
+        wide, threads = grads.dtype == np.float64, self._flat_threads(grads)
+        self._call(
+            "add_squares", grads.ctypes.data, grads.size, wide, sums.ctypes.data, threads, self.level, threads=threads
         )
         return sums.sum()
 
     def keep_mask(self, shape, rate, seed, layer, call):
         keep = np.empty(shape, bool)
-        self.library.gpurnn_native_keep_mask(
-            keep.size, seed, layer & 0xFFFFFFFF, call & 0xFFFFFFFF, rng.keep_threshold(rate), keep.ctypes.data,
-            self._flat_threads(keep),
+        threads = self._flat_threads(keep)
+        self._call(
+            "keep_mask", keep.size, seed, layer & 0xFFFFFFFF, call & 0xFFFFFFFF, rng.keep_threshold(rate),
+            keep.ctypes.data, threads, threads=threads,
         )  # fmt: skip
         return keep
 

@@ -110,6 +110,10 @@ class CudaOps(Ops):
         self.listen()
         return host
 
+    def empty_cache(self):
+        self.pool.clear()
+        self.device.free_memory()
+
     def refuse_cooperation(self):
         """From now on no schedule is chosen whose blocks wait for one another."""
         self.device.limits = replace(self.device.limits, cooperative=False)
@@ -787,6 +791,14 @@ class LoopPool:
             return loop, Lease(loop)
         loop.recorded, loop.note = True, functools.partial(self.note, loop)
         return loop, self._lend(key, loop)
+
+    def clear(self):
+        """Drop the loops that nobody uses."""
+        with self._lock:
+            self._sort_in()
+            for _, loop in self.free.values():
+                self._count(loop, -1)
+            self.free.clear()
 
     def note(self, loop, name, reason):
         """Remember what became of a loop's recording, and say it once where it failed."""

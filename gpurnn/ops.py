@@ -152,6 +152,9 @@ class Ops:
         if self.xp is not np:
             self.xp.cuda.get_current_stream().synchronize()
 
+    def empty_cache(self):
+        """Give back to the system what memory is kept for later calls."""
+
     # ---- arrays of the time loop
 
     def empty_steps(self, T, B, F, dtype):

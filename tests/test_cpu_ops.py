@@ -20,7 +20,7 @@ if cpu_ops.load_native() is None and not shutil.which("c++"):
 
 
 def test_it_was_built():
-    assert cpu_ops.load_native(), "there is a C++ compiler: run pip install -e . (or this processor has no AVX2)"
+    assert cpu_ops.load_native(), "there is a C++ compiler: run pip install -e ."
 
 
 @pytest.fixture
@@ -37,9 +37,9 @@ def threads(monkeypatch):
 
 
 def levels():
-    """Every kind of vector that this machine can run: 1 AVX2, 2 AVX-512, or 0 where there is no x86."""
+    """Every kind of vector that this machine can run: 0 of 128 bits, 1 AVX2, 2 AVX-512."""
     native = cpu_ops.load_native()
-    return range(min(native[1], 1), native[1] + 1) if native else ()
+    return range(native[1] + 1) if native else ()
 
 
 @pytest.fixture(params=levels(), ids=lambda level: cpu_ops.LEVELS[level])
@@ -352,28 +352,12 @@ def test_plan_says_what_walks(monkeypatch):
 
 
 def test_threads_come_from_the_environment(monkeypatch):
+    """test_robust.py has what makes no sense, and the limits of containers."""
     monkeypatch.delenv("GPURNN_NUM_THREADS", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "5,2")
     assert cpu_ops.thread_count() == 5
     monkeypatch.setenv("GPURNN_NUM_THREADS", "2")
     assert cpu_ops.thread_count() == 2
-    monkeypatch.setenv("GPURNN_NUM_THREADS", "0")
-    with pytest.raises(ValueError, match="GPURNN_NUM_THREADS should be at least 1"):
-        cpu_ops.thread_count()
-
-
-@pytest.mark.parametrize(
-    "text, count", [("max 100000\n", 8), ("200000 100000\n", 2), ("50000 100000", 1), ("150000 100000", 2), ("?", 8)]
-)
-def test_a_containers_share_of_time_bounds_the_threads(text, count, monkeypatch, tmp_path):
-    for name in ("GPURNN_NUM_THREADS", "OMP_NUM_THREADS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    (tmp_path / "cpu.max").write_text(text)
-    monkeypatch.setattr(cpu_ops, "_QUOTA", str(tmp_path / "cpu.max"))
-    assert cpu_ops.thread_count() == count
-    monkeypatch.setattr(cpu_ops, "_QUOTA", str(tmp_path / "none"))
-    assert cpu_ops.thread_count() == 8
 
 
 def test_without_the_library_the_backend_is_numpy(monkeypatch, tmp_path):

@@ -147,6 +147,17 @@ def test_a_loop_that_comes_back_while_the_pool_is_at_work(monkeypatch):
     assert pool.kept == len(pool.free)
 
 
+def test_loops_that_nobody_uses_are_dropped_on_demand():
+    pool = cuda_ops.LoopPool(capacity=3)
+    leases = [pool.take("key", FakeLoop) for _ in range(3)]
+    leases.pop()
+    assert len(pool.free) == 1 and pool.kept == 2
+    pool.clear()
+    assert not pool.free and pool.kept == 1 and pool.kept_bytes == 10
+    leases.clear()
+    assert len(pool.free) == 1
+
+
 # ---- the exchange of the schedule grid
 
 

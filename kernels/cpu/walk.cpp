@@ -10,12 +10,19 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <limits>
 #include <memory>
 #include <mutex>
+#include <new>
+#include <stdexcept>
+#include <system_error>
 #include <thread>
 #include <vector>
 
+#if defined(__x86_64__) || defined(_M_X64)
+#include <xmmintrin.h>
+#endif
 #ifdef __linux__
 #include <sched.h>
 #endif
@@ -186,10 +193,12 @@ struct Helpers {
     std::vector<std::unique_ptr<Helper>>* all = nullptr;
     int owner = 0;
 
-    Helper& operator[](int i) {
+    // So many helpers; throws where memory or threads are refused.
+    std::vector<std::unique_ptr<Helper>>& reserve(int count) {
         if (!all || owner != process()) all = new std::vector<std::unique_ptr<Helper>>, owner = process();
-        while ((int)all->size() <= i) all->emplace_back(new Helper((int)all->size() + 1));
-        return *(*all)[i];
+        all->reserve(count);
+        while ((int)all->size() < count) all->emplace_back(new Helper((int)all->size() + 1));
+        return *all;
     }
     ~Helpers() {
         if (owner == process()) delete all;
@@ -197,20 +206,82 @@ struct Helpers {
 };
 thread_local Helpers helpers;
 
-// work(0) ... work(threads - 1) at once.
+// While one lives, this thread counts numbers below the smallest normal one (2^-126, in double 2^-1022) as zero, as GPUs do in
+// float: with them a processor takes up to a hundred times as long.
+class FlushToZero {
+#if defined(__x86_64__) || defined(_M_X64)
+    unsigned before = _mm_getcsr();
+
+public:
+    FlushToZero() { _mm_setcsr(before | 0x8040); }  // FTZ, of results, and DAZ, of operands
+    ~FlushToZero() { _mm_setcsr(before); }
+#elif defined(__aarch64__)
+    uint64_t before;
+
+public:
+    FlushToZero() {
+        asm volatile("mrs %0, fpcr" : "=r"(before));
+        asm volatile("msr fpcr, %0" ::"r"(before | 1 << 24));
+    }
+    ~FlushToZero() { asm volatile("msr fpcr, %0" ::"r"(before)); }
+#endif
+};
+
+// What the first of several threads has thrown.
+class Failure {
+    std::atomic<bool> any{false};
+    std::exception_ptr first;
+
+public:
+    void note() {
+        if (!any.exchange(true)) first = std::current_exception();
+    }
+    // When all of them have ended.
+    void rethrow() const {
+        if (first) std::rethrow_exception(first);
+    }
+};
+
+// work(0) ... work(threads - 1) at once. Throws what one of them has thrown; those that meet must not throw before.
 template <typename Work>
 void on_threads(int threads, const Work& work) {
     std::atomic<int> missing(threads - 1);
-    const int mine = threads > 1 ? processor() : -1;
-    const auto call = [](const void* work, int number) { (*(const Work*)work)(number); };
-    for (int i = 0; i < threads - 1; ++i) helpers[i].start(call, &work, &missing, mine);
-    work(0);
+    Failure failure;
+    const auto run = [&](int number) {
+        const FlushToZero flush;
+        try {
+            work(number);
+        } catch (...) {
+            failure.note();
+        }
+    };
+    if (threads > 1) {
+        const int mine = processor();
+        typedef decltype(run) Run;
+        const auto call = [](const void* run, int number) { (*(Run*)run)(number); };
+        auto& all = helpers.reserve(threads - 1);  // before anybody begins: they wait for one another
+        for (int i = 0; i < threads - 1; ++i) all[i]->start(call, &run, &missing, mine);
+    }
+    run(0);
     while (missing.load(std::memory_order_acquire) > 0) std::this_thread::yield();
+    failure.rethrow();
 }
 
 constexpr double inverse_factorial(int k) { return k < 2 ? 1.0 : inverse_factorial(k - 1) / k; }
 
 // Each kind of processor: bytes of a vector, registers for sums.
+#define LANES 16
+#ifdef __x86_64__
+#define SUMS 12
+#else
+#define SUMS 24
+#endif
+namespace plain {
+#include "walk.h"
+}
+#undef LANES
+#undef SUMS
+
 #if defined(__x86_64__) && defined(__GNUC__)
 #define X86
 
@@ -245,72 +316,89 @@ namespace avx512 {
 #else
 #pragma GCC pop_options
 #endif
-
-#else
-
-#define LANES 16
-#define SUMS 24
-namespace plain {
-#include "walk.h"
-}
 #endif
 
 #include "../philox.cuh"
 
 }  // namespace
 
-// What this build and this machine can do: 0 vectors of 128 bits, 1 AVX2, 2 AVX-512; -1 an x86 processor without AVX2.
+// What this build and this machine can do: 0 vectors of 128 bits, 1 AVX2, 2 AVX-512.
 EXPORT int gpurnn_native_level() {
 #ifdef X86
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) return 2;
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 1 : -1;
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") ? 2 : 1;
 #else
     return 0;
 #endif
 }
 
-// For the caller to see that both mean the same by these structs.
+// For the caller to see that both mean the same by these structs, and by the functions: the last number changes with them.
 EXPORT int gpurnn_native_bytes(int which) {
-    const size_t sizes[] = {sizeof(Pass), sizeof(Product), sizeof(Update), sizeof(Rows)};
+    const size_t sizes[] = {sizeof(Pass), sizeof(Product), sizeof(Update), sizeof(Rows), 2};
     return (int)sizes[which];
 }
 
 #ifdef X86
-#define BEST(function) (level == 2 ? avx512::function : avx2::function)
+#define BEST(function) (level == 2 ? avx512::function : level == 1 ? avx2::function : plain::function)
 #else
 #define BEST(function) plain::function
 #endif
 
-EXPORT void gpurnn_native_walk(const Pass* passes, int directions, int threads, int back, int level) {
-    BEST(walk)(passes, directions, threads, back);
+// What the functions below return: no exception may leave them, as Python would end.
+enum { DONE, NO_MEMORY, NO_THREAD, OTHER };
+
+template <typename Work>
+static int guarded(const Work& work) {
+    try {
+        work();
+        return DONE;
+    } catch (const std::bad_alloc&) {
+        return NO_MEMORY;
+    } catch (const std::length_error&) {  // of a vector
+        return NO_MEMORY;
+    } catch (const std::system_error&) {  // of a thread
+        return NO_THREAD;
+    } catch (...) {
+        return OTHER;
+    }
 }
 
-EXPORT void gpurnn_native_multiply(const Product* job, int threads, int level) { BEST(multiply)(job, threads); }
-
-EXPORT void gpurnn_native_add_rows(const void* rows, ptrdiff_t N, int M, ptrdiff_t row, int wide, void* sums, int threads,
-                                   int level) {
-    BEST(add_rows_any)(rows, N, M, row, wide, sums, threads);
+EXPORT int gpurnn_native_walk(const Pass* passes, int directions, int threads, int back, int level) {
+    return guarded([=] { BEST(walk)(passes, directions, threads, back); });
 }
 
-EXPORT void gpurnn_native_update(const Update* job, int threads, int level) { BEST(update)(job, threads); }
-
-EXPORT void gpurnn_native_add_squares(const void* numbers, ptrdiff_t N, int wide, double* sums, int threads, int level) {
-    BEST(add_squares_any)(numbers, N, wide, sums, threads);
+EXPORT int gpurnn_native_multiply(const Product* job, int threads, int level) {
+    return guarded([=] { BEST(multiply)(job, threads); });
 }
 
-EXPORT void gpurnn_native_cross_entropy(const Rows* job, int threads, int back, int level) {
-    BEST(cross_entropy)(job, threads, back);
+EXPORT int gpurnn_native_add_rows(const void* rows, ptrdiff_t N, int M, ptrdiff_t row, int wide, void* sums, int threads,
+                                  int level) {
+    return guarded([=] { BEST(add_rows_any)(rows, N, M, row, wide, sums, threads); });
+}
+
+EXPORT int gpurnn_native_update(const Update* job, int threads, int level) {
+    return guarded([=] { BEST(update)(job, threads); });
+}
+
+EXPORT int gpurnn_native_add_squares(const void* numbers, ptrdiff_t N, int wide, double* sums, int threads, int level) {
+    return guarded([=] { BEST(add_squares_any)(numbers, N, wide, sums, threads); });
+}
+
+EXPORT int gpurnn_native_cross_entropy(const Rows* job, int threads, int back, int level) {
+    return guarded([=] { BEST(cross_entropy)(job, threads, back); });
 }
 
 // keep[4n + k] = word k of philox(counter (n mod 2^32, n div 2^32, layer, call), key seed) >= threshold: ../dropout.cu.
-EXPORT void gpurnn_native_keep_mask(ptrdiff_t N, uint64_t seed, unsigned layer, unsigned call, uint64_t threshold, bool* keep,
-                                    int threads) {
+EXPORT int gpurnn_native_keep_mask(ptrdiff_t N, uint64_t seed, unsigned layer, unsigned call, uint64_t threshold, bool* keep,
+                                   int threads) {
     const ptrdiff_t groups = (N + 3) / 4;
-    on_threads(threads, [=](int thread) {
-        for (ptrdiff_t n = groups * thread / threads; n < groups * (thread + 1) / threads; ++n) {
-            unsigned c[4] = {(unsigned)n, (unsigned)((uint64_t)n >> 32), layer, call};
-            philox(c, (unsigned)seed, (unsigned)(seed >> 32));
-            for (int k = 0; k < 4 && n * 4 + k < N; ++k) keep[n * 4 + k] = c[k] >= threshold;
-        }
+    return guarded([=] {
+        on_threads(threads, [=](int thread) {
+            for (ptrdiff_t n = groups * thread / threads; n < groups * (thread + 1) / threads; ++n) {
+                unsigned c[4] = {(unsigned)n, (unsigned)((uint64_t)n >> 32), layer, call};
+                philox(c, (unsigned)seed, (unsigned)(seed >> 32));
+                for (int k = 0; k < 4 && n * 4 + k < N; ++k) keep[n * 4 + k] = c[k] >= threshold;
+            }
+        });
     });
 }

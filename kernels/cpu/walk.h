@@ -344,6 +344,7 @@ struct Layer {
 template <typename T, template <typename> class Cell>
 void walk_layer(const Pass* passes, int directions, int threads, bool back) {
     std::vector<std::unique_ptr<Layer<T, Cell>>> layers;
+    layers.reserve(directions);
     for (int d = 0; d < directions; ++d) layers.emplace_back(new Layer<T, Cell>(passes[d], back));
     Meeting packed(threads);
     on_threads(threads, [&](int thread) {
