@@ -962,3 +962,15 @@ def test_sequential_is_readable_in_print():
 def test_sequential_refuses(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_which_layers_take_lengths():
+    """``fit`` and ``Sequential`` give them to these and to no other."""
+    options = {"backend": "cpu", "seed": 1}
+    takers = [gpurnn.LSTM(2, 3, **options), gpurnn.GRU(2, 3, **options), gpurnn.RNN(2, 3, **options),
+              gpurnn.BatchNorm(2, **options), gpurnn.Pooling(2, "mean", **options),
+              Sequential(gpurnn.Linear(2, 2, **options))]  # fmt: skip
+    others = [gpurnn.Linear(2, 3, **options), gpurnn.Embedding(5, 2, **options), gpurnn.Dropout(0.1, **options),
+              gpurnn.LayerNorm(2, **options)]  # fmt: skip
+    assert all(getattr(layer, "takes_lengths", False) for layer in takers)
+    assert not any(getattr(layer, "takes_lengths", False) for layer in others)

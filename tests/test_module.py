@@ -284,6 +284,20 @@ def test_lists_and_integers_load():
     assert layer.params["weight"].tolist() == [[1, 2]] and layer.params["bias"].tolist() == [3]
 
 
+@pytest.mark.parametrize("fault", ["missing", "unknown"])
+def test_strict_loading_refuses_either_fault_alone(fault):
+    model = deep_model()
+    before = model.state_dict()
+    changed = {name: value + 1 for name, value in before.items()}
+    if fault == "missing":
+        del changed["rnn.bias_hh_l0"]
+    else:
+        changed["tail.weight"] = np.zeros(3)
+    with pytest.raises(KeyError, match=fault):
+        model.load_state_dict(changed)
+    assert_unchanged(model, before)
+
+
 def test_strict_and_not():
     model = deep_model()
     before = model.state_dict()

@@ -99,6 +99,32 @@ def test_midi_has_its_length_and_tempo(tmp_path):
     assert mido.MidiFile(tmp_path / "a.mid").length == pytest.approx(8 * 0.5 * 60 / 120)  # the silence at the end, too
 
 
+def test_midi_times_are_exact_to_the_tick(tmp_path):
+    roll = np.zeros((7, 88), np.uint8)
+    roll[2:5, 30], roll[4:7, 40] = 1, 1
+    music.write_midi(tmp_path / "a.mid", roll, step=0.25)
+    now, told = 0, []
+    for message in mido.MidiFile(tmp_path / "a.mid").tracks[0]:
+        now += message.time
+        told.append((message.type, getattr(message, "note", None), now))
+    frame = 120  # a quarter of 480 ticks
+    assert told == [
+        ("set_tempo", None, 0), ("note_on", 51, 2 * frame), ("note_on", 61, 4 * frame), ("note_off", 51, 5 * frame),
+        ("note_off", 61, 7 * frame), ("end_of_track", None, 7 * frame),
+    ]  # fmt: skip
+
+
+def test_midi_is_rounded_to_frames_and_no_further(tmp_path):
+    """A tick before the middle of a frame, and one behind it."""
+    for late, first in ((239, 0), (241, 1)):
+        file = mido.MidiFile(ticks_per_beat=480)
+        file.tracks.append(mido.MidiTrack([
+            mido.Message("note_on", note=60, velocity=9, time=late), mido.Message("note_off", note=60, time=960 - late),
+        ]))  # fmt: skip
+        file.save(tmp_path / "a.mid")
+        assert np.flatnonzero(music.read_midi(tmp_path / "a.mid")[:, 39]).tolist() == list(range(first, 2))
+
+
 def test_midi_of_others(tmp_path):
     """Two tracks, drums, note_on with velocity 0, a key struck again, a note shorter than a frame, one left open."""
     file = mido.MidiFile(ticks_per_beat=96)

@@ -105,3 +105,10 @@ def test_runs_that_are_not_right(tmp_path):
     write_json_atomic(tmp_path / "run" / "config.json", run.document | {"task": "chess"})
     with pytest.raises(CheckpointError, match="config.json: is damaged"):
         read_run(tmp_path / "run")
+
+
+def test_a_checksum_is_the_crc_32_of_everything_in_order():
+    import zlib
+
+    array = np.arange(5, dtype=np.int32)
+    assert checksum("ab", array, b"c") == zlib.crc32(b"ab" + array.tobytes() + b"c") and checksum() == 0

@@ -185,6 +185,20 @@ def test_batches_depend_on_epoch_and_index_alone():
     assert sum(batch.weight for (epoch, _), batch in seen.items() if epoch == 0) == 10
 
 
+def test_training_follows_the_seed_and_validation_the_split():
+    """Two runs that differ in the seed alone are measured on the same strings; two with another split train alike."""
+    options, utterances = {"concatenate": "1-3", "batch": 2}, some_utterances(9)
+
+    def drawn(training, **changed):
+        source = Utterances(utterances, SpeechSettings(**options, **changed), facts_of(), 12, training=training)
+        return [source.batch(0, index).inputs.tobytes() for index in range(len(source))]
+
+    for training, its_own, other in ((True, "seed", "split"), (False, "split", "seed")):
+        base = {"seed": 1, "split": 1}
+        assert drawn(training, **base) == drawn(training, **(base | {other: 2}))
+        assert drawn(training, **base) != drawn(training, **(base | {its_own: 2}))
+
+
 def test_strings_are_their_utterances_one_behind_the_other():
     settings = SpeechSettings(concatenate="2-3", batch=50, stack=2)
     utterances, facts = some_utterances(12), facts_of() | {"mean": [1.0, 2.0, 3.0], "std": [2.0, 0.5, 1.0]}
