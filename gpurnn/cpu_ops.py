@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from . import rng
-from .errors import BackendError, ShapeError, check_choice
+from .errors import BackendError, check_choice
 from .ops import Ops, Walk, flat, refuse_uncountable
 
 CELLS = ("RnnTanh", "RnnRelu", "LstmCell", "GruCell", "GruOriginal")  # structs in kernels/cells, by number
@@ -364,8 +364,6 @@ class CpuOps(Ops):
         if x.dtype.itemsize == 2:
             return self.array_code.layer_forward(cell, x, weights, states, lengths, directions, keep, own)
         T, B, _ = x.shape
-        if max(T + 1, B) > _MOST:
-            raise ShapeError(f"x: on backend 'cpu' T and B should be below {_MOST}, got {T} and {B}")
         D, (rows, P) = len(directions), weights[0].hh.shape
         H = rows // cell.gates
         output = self.empty(T, B, D * P, x.dtype) if own or D > 1 else None  # else h itself will do

@@ -525,9 +525,9 @@ def _named(name, tf32):
 
 def refuse_uncountable(T, B, backend):
     """Raise ShapeError for more timesteps or sequences than an ``int`` of compiled code holds."""
-    for name, count in (("T", T), ("B", B)):
-        if count > _MOST:
-            raise ShapeError(f"x: {name} = {count} is more than the {_MOST} that backend {backend!r} takes in one call")
+    for name, count, most in (("T", T, _MOST - 1), ("B", B, _MOST)):  # of states there is one more than of timesteps
+        if count > most:
+            raise ShapeError(f"x: {name} = {count} is more than the {most} that backend {backend!r} takes in one call")
 
 
 def blocks(rows, count, width, xp):
