@@ -285,7 +285,7 @@ def on_gpu(part, minutes, out, rehearse, collect, to):
     problem = missing_gpu(rehearse)
     if problem:
         raise click.ClickException(problem)
-    out = out or os.environ.get("OUT") or fresh_path(time.strftime("gpu-%Y%m%d-%H%M%S"), folder=True)
+    out = out or os.environ.get("OUT") or str(fresh_path(time.strftime("gpu-%Y%m%d-%H%M%S"), folder=True))
     click.get_current_context().exit(run_part(part, minutes, out, rehearse, start=_STARTED))
 
 
