@@ -28,6 +28,7 @@ except ImportError:  # Windows
 
 MAX_MEMORY = 512 << 20  # bytes that one file may take in memory, where nobody says otherwise
 JSON_FACTOR = 24  # bytes of memory for a byte of JSON at worst: "{}," is a dict of 64 bytes and a place in a list
+_ABSURD = 1 << 44  # bytes that no machine has: who asks for more has no right file
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _STALE = 3600.0  # seconds after which a temporary file is thought abandoned, where files cannot be locked
 _CLOEXEC, _BINARY = getattr(os, "O_CLOEXEC", 0), getattr(os, "O_BINARY", 0)
@@ -98,11 +99,11 @@ def check_room(path, needed, what="it"):
     """Raise FileError where ``what`` is in the file would take more memory than one file may, ``needed`` bytes."""
     limit = max_memory()
     if needed > limit:
-        wanted = f"{-(-int(needed) >> 30)}G" if needed < 1 << 50 else "0"
-        raise FileError(
-            f"{path}: {what} would take {show_size(int(needed))} of memory, the limit is {show_size(limit)}. If the "
-            f"file is right, allow more: --max-memory {wanted}, or GPURNN_MAX_MEMORY={wanted}"
-        )
+        text = f"{path}: {what} would take {show_size(int(needed))} of memory, the limit is {show_size(limit)}"
+        if needed < _ABSURD:
+            wanted = f"{-(-int(needed) >> 30)}G"
+            text += f". If the file is right, allow more: --max-memory {wanted}, or GPURNN_MAX_MEMORY={wanted}"
+        raise FileError(text)
 
 
 # ---- reading
