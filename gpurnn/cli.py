@@ -19,7 +19,8 @@ import click
 from click.core import ParameterSource
 
 from . import options
-from .files import check_target, one_line, printable
+from .errors import one_line, printable
+from .files import check_target
 from .module import DTYPES
 from .tasks import TASKS, get_task
 from .tasks.run import Settings, kind_of
