@@ -15,7 +15,7 @@ import signal
 import time
 from pathlib import Path
 
-from gpurnn.files import check_target
+from gpurnn.files import FileError, check_target, parse_json, read_bytes
 
 from .gpu_workers import Pool, Trouble, one_line, plain
 
@@ -84,8 +84,12 @@ def read(folder):
     """All whole records of a folder, in order; none where there is no file."""
     path, found = Path(folder) / RESULTS, []
     if path.exists():
-        for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last line end is half a line
-            found.append(json.loads(line))
+        lines = read_bytes(path, factor=8).split(b"\n")[:-1]  # what follows the last line end is half a line
+        for number, line in enumerate(lines, 1):
+            row = parse_json(line, f"{path}: line {number}", finite=False)
+            if not isinstance(row, dict):
+                raise FileError(f"{path}: line {number}: expected a record, got {type(row).__name__}")
+            found.append(row)
     return found
 
 

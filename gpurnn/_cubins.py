@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 from . import _nvrtc
+from .files import read_bytes, read_json
 
 _REPORT = ("-Xptxas", "-v")  # the log tells what does not fit into registers
 
@@ -50,8 +51,8 @@ def find(source, expression, arch, file="kernel.cu"):
 def _about(place):
     """What is known of the kernel in a folder of the cache, or None where the folder is missing or damaged."""
     try:
-        about = json.loads((place / "about.json").read_text(encoding="utf-8"))
-        whole = about["sha256"] == hashlib.sha256((place / "kernel.cubin").read_bytes()).hexdigest()
+        about = read_json(place / "about.json")
+        whole = about["sha256"] == hashlib.sha256(read_bytes(place / "kernel.cubin")).hexdigest()
         return about if whole and isinstance(about["name"], str) and isinstance(about["spilled"], int) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -19,7 +19,8 @@ import click
 from click.core import ParameterSource
 
 from . import options
-from .files import one_line, printable
+from .errors import one_line, printable
+from .files import check_target
 from .module import DTYPES
 from .tasks import TASKS, get_task
 from .tasks.run import Settings, kind_of
@@ -445,6 +446,9 @@ def tune(dtypes, cells, hidden, batches, bidirectional, tf32, show, forget, as_j
     from . import tuning
     from .backend import get_backend
 
+    if not show:
+        tuning.check_file()
+        check_target(tuning.path())  # before minutes are spent
     if forget:
         tuning.path().unlink(missing_ok=True)
         click.echo(f"Forgotten: {tuning.path()}")
@@ -456,6 +460,7 @@ def tune(dtypes, cells, hidden, batches, bidirectional, tf32, show, forget, as_j
         sizes = cells or tuning.CELLS, hidden or (32, 64, 128, 192, 256), batches or (1, 8, 32, 128)
         works = tuning.works(*sizes, dtypes or ("float32",), 1 + bidirectional, tf32)
         table = tuning.tune(ops, works, lambda jobs: tqdm(jobs, unit=" walks", disable=None))
+        table = tuning.Table(tuning.read().entries | table.entries)  # another may have measured meanwhile
         tuning.write(table)
     rows = tuning.rows(table)
     if as_json:

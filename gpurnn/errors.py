@@ -7,9 +7,13 @@ came. The classes derive from the built-in ones that a careful caller would catc
 import difflib
 import functools
 import inspect
+import re
 from numbers import Integral, Real
 
 import numpy as np
+
+# C0 but for tab and line feed, delete, C1, what turns the direction of writing; a carriage return unless a line ends
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]|\r(?!\n)")
 
 
 class ShapeError(ValueError):
@@ -169,3 +173,36 @@ def _known_arguments(cls):
         if owner.__module__.partition(".")[0] != __name__.partition(".")[0]:
             return None
     return tuple(dict.fromkeys(known))
+
+
+# ---- what messages say
+
+
+def printable(text):
+    """``text`` with its control characters as escapes, such as ``\\x1b``, so that a terminal only shows it.
+
+    Tabs, line feeds and the carriage returns before these stay as they are.
+    """
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
+
+
+def one_line(error, longest=200):
+    """What an exception says, in one line of at most ``longest`` characters."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"not {error.encoding} text: byte {error.start} is {error.object[error.start]:#04x}"
+    if isinstance(error, KeyError) and error.args:
+        text = f"{error.args[0]!r} is missing" if re.fullmatch(r"[\w/.]+", str(error.args[0])) else str(error.args[0])
+    elif isinstance(error, RecursionError):
+        text = "it is nested too deeply"
+    else:
+        text = str(error) or type(error).__name__
+    text = printable(" ".join(text.split()))
+    return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+def show_size(count):
+    """A number of bytes for people: "3.2 GB"."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:,.3g} {unit}" if count < 1e15 else "more than 1,000 TB"
+    return f"{count} bytes"

@@ -19,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-from .errors import FileError
+from .errors import FileError, one_line, show_size
 
 try:
     import fcntl
@@ -28,45 +28,11 @@ except ImportError:  # Windows
 
 MAX_MEMORY = 512 << 20  # bytes that one file may take in memory, where nobody says otherwise
 JSON_FACTOR = 24  # bytes of memory for a byte of JSON at worst: "{}," is a dict of 64 bytes and a place in a list
+_ABSURD = 1 << 44  # bytes that no machine has: who asks for more has no right file
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _STALE = 3600.0  # seconds after which a temporary file is thought abandoned, where files cannot be locked
 _CLOEXEC, _BINARY = getattr(os, "O_CLOEXEC", 0), getattr(os, "O_BINARY", 0)
 _NOFOLLOW, _NONBLOCK = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
-# C0 but for tab and line feed, delete, C1, what turns the direction of writing; a carriage return unless a line ends
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]|\r(?!\n)")
-
-# ---- text about files
-
-
-def printable(text):
-    """``text`` with its control characters as escapes, such as ``\\x1b``, so that a terminal only shows it.
-
-    Tabs, line feeds and the carriage returns before these stay as they are.
-    """
-    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
-
-
-def one_line(error, longest=200):
-    """What an exception says, in one line of at most ``longest`` characters."""
-    if isinstance(error, UnicodeDecodeError):
-        return f"not {error.encoding} text: byte {error.start} is {error.object[error.start]:#04x}"
-    if isinstance(error, KeyError) and error.args:
-        text = f"{error.args[0]!r} is missing" if re.fullmatch(r"[\w/.]+", str(error.args[0])) else str(error.args[0])
-    elif isinstance(error, RecursionError):
-        text = "it is nested too deeply"
-    else:
-        text = str(error) or type(error).__name__
-    text = printable(" ".join(text.split()))
-    return text if len(text) <= longest else text[: longest - 3] + "..."
-
-
-def show_size(count):
-    """A number of bytes for people: "3.2 GB"."""
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:,.3g} {unit}" if count < 1e15 else "more than 1,000 TB"
-    return f"{count} bytes"
-
 
 # ---- limits
 
@@ -98,11 +64,11 @@ def check_room(path, needed, what="it"):
     """Raise FileError where ``what`` is in the file would take more memory than one file may, ``needed`` bytes."""
     limit = max_memory()
     if needed > limit:
-        wanted = f"{-(-int(needed) >> 30)}G" if needed < 1 << 50 else "0"
-        raise FileError(
-            f"{path}: {what} would take {show_size(int(needed))} of memory, the limit is {show_size(limit)}. If the "
-            f"file is right, allow more: --max-memory {wanted}, or GPURNN_MAX_MEMORY={wanted}"
-        )
+        text = f"{path}: {what} would take {show_size(int(needed))} of memory, the limit is {show_size(limit)}"
+        if needed < _ABSURD:
+            wanted = f"{-(-int(needed) >> 30)}G"
+            text += f". If the file is right, allow more: --max-memory {wanted}, or GPURNN_MAX_MEMORY={wanted}"
+        raise FileError(text)
 
 
 # ---- reading

@@ -4,7 +4,8 @@ import json
 
 import click
 
-from .files import parse_size, printable, set_max_memory
+from .errors import printable
+from .files import parse_size, set_max_memory
 
 backend = click.option(
     "--backend",

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import FileError, check_shape
-from .files import printable, write_bytes_atomic
+from .errors import FileError, check_shape, printable
+from .files import write_bytes_atomic
 from .run_folder import FLOW, HISTORY, SOFTWARE, read_flow, read_history
 
 

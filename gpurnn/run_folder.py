@@ -132,7 +132,8 @@ def read_history(path, size=None):
         if not isinstance(kind, str):
             raise CheckpointError(f"{place}: expected a record with its kind, got {sorted(record)[:8]}")
         for name in _RECORDS.get(kind, ()):
-            _check_number(place, name, record.get(name))
+            if name != "grad_norm" or name not in record or record[name] is not None:  # none before the first update
+                _check_number(place, name, record.get(name))
         for name, value in record.items():
             if name.startswith("validation_") and value is not None:
                 _check_number(place, name, value)

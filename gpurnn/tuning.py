@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from . import cells, schedules
-from .errors import BackendError, check_choice, check_size
+from .errors import BackendError, FileError, check_choice, check_size
 from .files import one_line, read_json, write_json_atomic
 from .module import check_dtype
 
@@ -70,6 +70,19 @@ def read():
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         _log.warning("%s is not used, schedules are estimated: %s", path(), one_line(error))
         return Table()
+
+
+def check_file():
+    """Raise FileError where there is a file at ``path()`` that is no table: it is neither replaced nor removed."""
+    if path().exists() and not {"format", "entries"} <= set(_document() or ()):
+        raise FileError(f"{path()} is not a table of gpurnn tune, and stays: move it away, or set GPURNN_TUNED")
+
+
+def _document():
+    try:
+        return read_json(path())
+    except (OSError, ValueError):
+        return None
 
 
 def write(table):

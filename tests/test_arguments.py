@@ -187,5 +187,5 @@ def test_classes_of_ones_own_take_what_they_like():
     assert Settings(units=3).settings == {"units": 3}
     with pytest.raises(TypeError, match="Mine|Linear"):
         Mine(units=4, colour=1)
-    assert copy.copy(linear()).in_features == 6
+    assert copy.deepcopy(linear()).in_features == 6
     assert pickle is not None

@@ -50,7 +50,7 @@ def test_part_b_follows_part_a():
     assert decision == "everything was right in part A" and not any(item.group == "headline" for item in items)
     assert {"ablation", "profile", "tune", "tests"} == {item.group for item in items} <= ends.keys()
     items, _, decision = gpu_items.part_b(False, [])
-    assert "no part A here" in decision and len([item for item in items if item.group == "headline"]) == 31
+    assert "THERE IS NO PART A" in decision and len([item for item in items if item.group == "headline"]) == 31
     rows = all_records(headline="left out")
     rows[5]["status"] = "wrong"
     items, ends, decision = gpu_items.part_b(False, rows)

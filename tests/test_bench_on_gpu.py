@@ -205,6 +205,7 @@ def test_records_are_json_whatever_is_in_them(tmp_path):
 
 def test_the_folder_is_where_out_says(tmp_path, monkeypatch):
     seen = []
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(on_gpu, "missing_gpu", lambda rehearsal: None)
     monkeypatch.setattr(on_gpu, "run_part", lambda *given, mirror, **_: seen.append((*given[:3], mirror)) or 0)
     monkeypatch.setenv("OUT", str(tmp_path))

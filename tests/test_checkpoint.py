@@ -229,7 +229,7 @@ def child(folder, n):
                 os.kill(os.getpid(), signal.SIGKILL)
             return function(*arguments, **options)
         return wrapped
-    for name in ("open", "fsync", "replace", "unlink"):
+    for name in ("open", "write", "fsync", "replace", "unlink"):
         setattr(os, name, wrap(getattr(os, name)))
     save_checkpoint(folder / "last.json", *content(2.0))
 

@@ -158,6 +158,89 @@ def test_settings_are_written_with_their_digest(part):
     assert len(saved["sha256"]) == 64 and saved["result"]
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+import gpurnn.tasks.text
+import gpurnn.training
+from gpurnn.tasks.run import load, prepare
+
+gpurnn.training._Run._draw = lambda run: None
+folder, first, stride = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+options = dict(hidden=4, steps=8, batch=4, epochs=2, seed=1, backend="numpy", schedule="constant")
+
+def train(run):
+    run.finish(run.train(progress=False, flow=True, checkpoint_every=20))
+
+def begin(place):
+    if (place / "config.json").exists():
+        train(prepare("text", [], place, resume=True))
+    else:
+        train(prepare("text", [folder / "book.txt"], place, **options))
+
+def killed(place, n):
+    calls = 0
+    def wrap(function):
+        def wrapped(*arguments, **more):
+            nonlocal calls
+            calls += 1
+            if calls == n:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **more)
+        return wrapped
+    for name in ("open", "write", "fsync", "replace", "unlink", "ftruncate", "mkdir", "close"):
+        setattr(os, name, wrap(getattr(os, name)))
+    begin(place)
+
+def child(function, *arguments):
+    "Whether a process that calls it was killed."
+    pid = os.fork()
+    if pid == 0:
+        try:
+            function(*arguments)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    status = os.waitpid(pid, 0)[1]
+    assert os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == 0, (arguments, status)
+    return os.WIFSIGNALED(status)
+
+def same(place):
+    whole, parts = (load(p, "numpy").model.state_dict() for p in (folder / "whole", place))
+    assert all(np.array_equal(whole[name], parts[name]) for name in whole)
+    logs = [[line.split(b'"seconds"')[0] for line in (p / "history.jsonl").read_bytes().splitlines()]
+            for p in (folder / "whole", place)]
+    assert logs[0] == logs[1], place
+    assert not list(place.glob(".*")), list(place.iterdir())
+
+if not (folder / "whole").exists():
+    child(begin, folder / "whole")
+kills = 0
+for n in range(first, 10000, stride):
+    place = folder / str(n)
+    if not child(killed, place, n):
+        break
+    kills += 1
+    child(begin, place)
+    child(same, place)
+print(kills)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="needs os.fork")
+def test_killed_at_every_system_call_of_a_run(made):
+    """From the first folder to the last result: resumed, each run has the bits and the log of the whole one."""
+    place = made / "killed"
+    place.mkdir()
+    shutil.copy(made / "book.txt", place)
+    command = [sys.executable, "-c", KILLED, str(place), "1", "1"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stdout) > 80
+
+
 @pytest.mark.slow
 def test_many_runs_start_at_once(tmp_path):
     """Eight pairs, as in the trial in which four were mixed."""

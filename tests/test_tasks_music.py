@@ -1,5 +1,6 @@
 """Music: reading and writing rolls, batches, loss and score, composing, and a run from files to a MIDI file."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -334,6 +335,9 @@ class Fixed:
 
     class ops:
         to_numpy = staticmethod(np.asarray)
+
+    def evaluation(self):
+        return contextlib.nullcontext()
 
     def __init__(self, logits):
         self.logits, self.read = np.asarray(logits, float), []

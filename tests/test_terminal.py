@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from gpurnn._interrupt import is_command
 from gpurnn.checkpoint import load_checkpoint
 from gpurnn.cli import main
-from gpurnn.files import one_line, printable
+from gpurnn.errors import one_line, printable
 from gpurnn.options import say_pieces
 from gpurnn.tasks.series import csv_text
 

@@ -193,3 +193,13 @@ def test_the_command(monkeypatch):
     assert len(rows) == 2 and {"step"} < set(rows[0]["ways"])
     assert "kernels are ready for sm_90" in call("warmup", "--dtype", "float32", "--cell", "rnn", "--hidden", 5)
     assert "Forgotten" in call("tune", "--forget") and "Nothing is known" in call("tune", "--show")
+
+
+@pytest.mark.parametrize("option", ["--forget", "--dtype=float32"])
+def test_a_file_that_is_no_table_stays(tmp_path, monkeypatch, option):
+    notes = tmp_path / "notes.json"
+    notes.write_text('{"mine": 1}')
+    monkeypatch.setenv("GPURNN_TUNED", str(notes))
+    done = CliRunner().invoke(main, ["tune", option])
+    assert done.exit_code == 2 and "notes.json is not a table" in done.output
+    assert notes.read_text() == '{"mine": 1}'

@@ -343,6 +343,7 @@ Examples:
 @click.argument("texts", metavar="[TEXT]...", nargs=-1)
 @click.option("--top", type=click.IntRange(1), default=3, help="Classes to show for each text, the likeliest.")
 @options.backend
+@options.max_memory
 @options.as_json
 def classify_command(run, texts, top, backend, as_json):
     """Which class each TEXT is of, by the trained model in the folder RUN.

@@ -112,7 +112,8 @@ class LongTask(Task):
             return _draw(files, settings)
         parts = read_images(files)
         (images, labels), classes = parts["train"], _count_classes(parts["train"][1])
-        steps, inputs = images[0].size // settings.shrink**2, images.shape[2] if settings.problem == "rows" else 1
+        rows, columns = (size // settings.shrink for size in images.shape[1:])
+        steps, inputs = (rows, columns) if settings.problem == "rows" else (rows * columns, 1)
         check_room(", ".join(files), _STEP_COST * steps, f"sequences of {steps:,} steps")
         check_room(", ".join(files), _WEIGHT_COST * settings.hidden * inputs, f"a layer for rows of {inputs:,} pixels")
         images, labels = images[: settings.sequences], labels[: settings.sequences]

@@ -22,7 +22,7 @@ from .. import options, rng, run_folder
 from ..audio import log_mel, read_wav, resample
 from ..ctc import ctc_beam_search, ctc_greedy, ctc_loss
 from ..data import Batch, order_batches, pad
-from ..errors import FileError, check_size
+from ..errors import FileError, check_number, check_size
 from ..files import check_room, naming
 from ..layers import BatchNorm, Dropout, Linear, Pooling, Sequential
 from ..losses import cross_entropy
@@ -194,7 +194,7 @@ class SpeechTask(Task):
 
     def check_facts(self, settings, facts):
         if facts["rate"] is not None:
-            check_size("rate", facts["rate"])
+            check_number("rate", check_size("rate", facts["rate"]), 1, 2**32)
         check_numbers("mean", facts["mean"])
         check_numbers("std", facts["std"], len(facts["mean"]), 0)
         if settings.target == "class":

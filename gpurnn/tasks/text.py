@@ -284,6 +284,7 @@ Examples:
 @click.option("--top-p", type=float, help="Choose among the likeliest that have probability P together.")
 @click.option("--seed", type=int, help="Seed of the draws  [default: a fresh one]")
 @options.backend
+@options.max_memory
 @options.as_json
 def sample_command(run, prompt, length, temperature, top_k, top_p, seed, backend, as_json):
     """Let the trained model in the folder RUN write text."""

@@ -352,6 +352,7 @@ Examples:
 @click.option("--length-penalty", type=float, help="0 favours short translations  [default: the run's]")
 @click.option("--attention", type=click.Path(dir_okay=False), help="PNG to draw: which source words each word read.")
 @options.backend
+@options.max_memory
 @options.as_json
 def translate_command(run, text, beam, length_penalty, attention, backend, as_json):
     """Translate each TEXT with the model in the folder RUN, or each line of the standard input."""
