@@ -115,13 +115,13 @@ def _build(name):
 def _make(name):
     from .ops import Ops
 
-    if name == "numpy":
-        return Ops(np, name)
-    if name == "cpu":
-        from .cpu_ops import CpuOps, load_native
+    if name in ("numpy", "cpu"):
+        from .cpu_ops import CpuOps, HostOps, load_native
 
         native = load_native()
-        return CpuOps(*native) if native else _build("numpy")
+        if name == "cpu":
+            return CpuOps(*native) if native else _build("numpy")
+        return HostOps(name, *native) if native else Ops(np, name)
     problem = _cuda_problem() if name == "cuda" else _gpu_problem()
     if problem:
         raise BackendError(f"backend {name!r} cannot work here: {problem}")

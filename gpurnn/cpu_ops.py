@@ -30,7 +30,7 @@ _SMALL = 1 << 14  # multiplications of a product, at most, that NumPy has done b
 _SQUARES = 1 << 12  # SQUARES of walk.cpp
 _UNITS = 64  # units of a thread, at least, in a single step
 _QUOTA = ("/sys/fs/cgroup", "/proc/self/cgroup")
-_INTERFACE = 2  # of gpurnn_native_bytes in walk.cpp
+_INTERFACE = 3  # of gpurnn_native_bytes in walk.cpp
 _MOST = 2**31 - 1  # of an int in walk.cpp
 _MOST_THREADS = 4096
 _STRETCH = 256  # arrays after which what was in use is forgotten: some training steps
@@ -117,7 +117,7 @@ def load_native():
     library.gpurnn_native_add_rows.argtypes = [_pointer, _stride, number, _stride, number, _pointer, number, number]
     library.gpurnn_native_add_squares.argtypes = [_pointer, _stride, number, _pointer, number, number]
     word, long = ctypes.c_uint32, ctypes.c_uint64
-    library.gpurnn_native_keep_mask.argtypes = [_stride, long, word, word, long, _pointer, number]
+    library.gpurnn_native_keep_mask.argtypes = [_stride, long, word, word, long, _pointer, number, number]
     return library, chosen_level(library.gpurnn_native_level())
 
 
@@ -322,14 +322,25 @@ class _Owner:
         self.__array_interface__ = array.__array_interface__
 
 
-class CpuOps(Ops):
-    """The primitives with compiled walks. library, level: of ``load_native``."""
+class HostOps(Ops):
+    """Array code on NumPy whose random masks are compiled: equal bits, for which array code takes as long as for a
+    layer. library, level: of ``load_native``."""
 
-    def __init__(self, library, level):
-        super().__init__(np, "cpu")
+    def __init__(self, name, library, level):
+        super().__init__(np, name)
         self.library, self.level = library, level
-        self.store = Store()
-        self.array_code = Ops(np, "numpy")  # for what has no compiled walk, with its own order in memory
+
+    def keep_mask(self, shape, rate, seed, layer, call):
+        keep = np.empty(shape, bool)
+        threads = self._flat_threads(keep)
+        self._call(
+            "keep_mask", keep.size, seed, layer & 0xFFFFFFFF, call & 0xFFFFFFFF, rng.keep_threshold(rate),
+            keep.ctypes.data, threads, self.level, threads=threads,
+        )  # fmt: skip
+        return keep
+
+    def _flat_threads(self, array):
+        return 1 if array.size < _WORK // 64 else thread_count()
 
     def _call(self, name, *arguments, threads):
         """A function of the library; raises what it reports. threads: how many it was told to take."""
@@ -340,6 +351,15 @@ class CpuOps(Ops):
             raise BackendError(f"the system refuses {threads} threads: set GPURNN_NUM_THREADS to less")
         if problem:
             raise BackendError(f"{name} of the compiled library failed in an unknown way")
+
+
+class CpuOps(HostOps):
+    """The primitives with compiled walks. library, level: of ``load_native``."""
+
+    def __init__(self, library, level):
+        super().__init__("cpu", library, level)
+        self.store = Store()
+        self.array_code = Ops(np, "numpy")  # for what has no compiled walk, with its own order in memory
 
     def empty_cache(self):
         self.store.clear()
@@ -540,18 +560,6 @@ class CpuOps(Ops):
             "add_squares", grads.ctypes.data, grads.size, wide, sums.ctypes.data, threads, self.level, threads=threads
         )
         return sums.sum()
-
-    def keep_mask(self, shape, rate, seed, layer, call):
-        keep = np.empty(shape, bool)
-        threads = self._flat_threads(keep)
-        self._call(
-            "keep_mask", keep.size, seed, layer & 0xFFFFFFFF, call & 0xFFFFFFFF, rng.keep_threshold(rate),
-            keep.ctypes.data, threads, threads=threads,
-        )  # fmt: skip
-        return keep
-
-    def _flat_threads(self, array):
-        return 1 if array.size < _WORK // 64 else thread_count()
 
 
 def shared_units(kernel, projected, back, H):

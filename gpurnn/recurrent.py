@@ -390,8 +390,13 @@ class _Recurrent(Module):
         return self.xp.concatenate(parts[::-1] if self.reverse else parts)
 
     def _mask(self, layer, shape, call):
-        """Which of a layer's outputs the next one sees."""
-        return self.ops.keep_mask(shape, self.dropout, self.seed, rng.name_key(f"{self.name}.between{layer}"), call)
+        """Which of a layer's outputs the next one sees, in the memory order of these outputs."""
+        keep = self.ops.keep_mask(shape, self.dropout, self.seed, rng.name_key(f"{self.name}.between{layer}"), call)
+        mask = self.ops.empty_steps(*shape, keep.dtype)
+        if mask.strides == keep.strides:
+            return keep
+        self.ops.copy_steps(mask, keep)
+        return mask
 
     def _drop(self, x, mask):
         scale = 0.0 if self.dropout == 1 else 1 / (1 - self.dropout)

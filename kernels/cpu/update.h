@@ -123,3 +123,64 @@ void add_squares_any(const void* numbers, ptrdiff_t N, int wide, double* sums, i
     else
         add_squares((const float*)numbers, N, sums, threads);
 }
+
+// keep[4n + k] = word k of philox(counter (n mod 2^32, n div 2^32, layer, call), key seed) >= threshold: ../dropout.cu.
+#if LANES > 16
+// A vector holds a word of 32 bits in each lane of 64; two vectors at once, as each of the ten rounds waits for the one before.
+void keep_mask(ptrdiff_t N, uint64_t seed, unsigned layer, unsigned call, uint64_t threshold, bool* keep, int threads) {
+    typedef unsigned long long Words __attribute__((vector_size(LANES)));
+    typedef unsigned Fours __attribute__((vector_size(LANES / 2)));
+    constexpr int lanes = LANES / 8, some = 2;
+    const Words least = Words{} + threshold, low = Words{} + 0xFFFFFFFFull;
+    const Words m0 = Words{} + 0xD2511F53ull, m1 = Words{} + 0xCD9E8D57ull;
+    Words ahead{};
+    for (int i = 0; i < lanes; ++i) ahead[i] = i;
+    const ptrdiff_t groups = (N + 3) / 4;
+    on_threads(threads, [=](int thread) {
+        const ptrdiff_t end = groups * (thread + 1) / threads;
+        for (ptrdiff_t n = groups * thread / threads; n < end; n += some * lanes) {
+            Words c0[some], c1[some], c2[some], c3[some];
+            UNROLL for (int v = 0; v < some; ++v) {
+                const Words number = ahead + (unsigned long long)(n + v * lanes);
+                c0[v] = number & low, c1[v] = number >> 32, c2[v] = Words{} + layer, c3[v] = Words{} + call;
+            }
+            unsigned k0 = (unsigned)seed, k1 = (unsigned)(seed >> 32);
+            UNROLL for (int round = 0; round < 10; ++round) {
+                UNROLL for (int v = 0; v < some; ++v) {
+                    const Words p0 = (c0[v] & low) * m0, p1 = (c2[v] & low) * m1;
+                    c0[v] = (p1 >> 32) ^ c1[v] ^ k0;
+                    c2[v] = (p0 >> 32) ^ c3[v] ^ k1;
+                    c1[v] = p1 & low;
+                    c3[v] = p0 & low;
+                }
+                k0 += 0x9E3779B9u;
+                k1 += 0xBB67AE85u;
+            }
+            UNROLL for (int v = 0; v < some; ++v) {
+                // of each group four booleans, a byte each, as they lie in memory
+                const auto kept = __builtin_convertvector(
+                    (Words)((c0[v] >= least) & 1 << BYTE(0)) | (Words)((c1[v] >= least) & 1 << BYTE(1)) |
+                        (Words)((c2[v] >= least) & 1 << BYTE(2)) | (Words)((c3[v] >= least) & 1 << BYTE(3)), Fours);
+                const ptrdiff_t place = 4 * (n + v * lanes), count = std::min<ptrdiff_t>(4 * end, N) - place;
+                if (count >= 4 * lanes)
+                    std::memcpy(keep + place, &kept, sizeof kept);
+                else if (count > 0)
+                    std::memcpy(keep + place, &kept, count);
+            }
+        }
+    });
+}
+#else  // vectors of 128 bits do not multiply 64
+#include "../philox.cuh"
+
+void keep_mask(ptrdiff_t N, uint64_t seed, unsigned layer, unsigned call, uint64_t threshold, bool* keep, int threads) {
+    const ptrdiff_t groups = (N + 3) / 4;
+    on_threads(threads, [=](int thread) {
+        for (ptrdiff_t n = groups * thread / threads; n < groups * (thread + 1) / threads; ++n) {
+            unsigned c[4] = {(unsigned)n, (unsigned)((uint64_t)n >> 32), layer, call};
+            philox(c, (unsigned)seed, (unsigned)(seed >> 32));
+            for (int k = 0; k < 4 && n * 4 + k < N; ++k) keep[n * 4 + k] = c[k] >= threshold;
+        }
+    });
+}
+#endif

@@ -97,6 +97,13 @@ struct Rows {
     void* dlogits;           // backward, out: [N, V], may be logits
 };
 
+// Bits below byte k of a whole number of four bytes in memory.
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#define BYTE(k) (24 - 8 * (k))
+#else
+#define BYTE(k) (8 * (k))
+#endif
+
 constexpr int SQUARES = 1 << 12;  // numbers whose squares are one sum
 
 namespace {
@@ -318,8 +325,6 @@ namespace avx512 {
 #endif
 #endif
 
-#include "../philox.cuh"
-
 }  // namespace
 
 // What this build and this machine can do: 0 vectors of 128 bits, 1 AVX2, 2 AVX-512.
@@ -334,7 +339,7 @@ EXPORT int gpurnn_native_level() {
 
 // For the caller to see that both mean the same by these structs, and by the functions: the last number changes with them.
 EXPORT int gpurnn_native_bytes(int which) {
-    const size_t sizes[] = {sizeof(Pass), sizeof(Product), sizeof(Update), sizeof(Rows), 2};
+    const size_t sizes[] = {sizeof(Pass), sizeof(Product), sizeof(Update), sizeof(Rows), 3};
     return (int)sizes[which];
 }
 
@@ -388,17 +393,7 @@ EXPORT int gpurnn_native_cross_entropy(const Rows* job, int threads, int back, i
     return guarded([=] { BEST(cross_entropy)(job, threads, back); });
 }
 
-// keep[4n + k] = word k of philox(counter (n mod 2^32, n div 2^32, layer, call), key seed) >= threshold: ../dropout.cu.
 EXPORT int gpurnn_native_keep_mask(ptrdiff_t N, uint64_t seed, unsigned layer, unsigned call, uint64_t threshold, bool* keep,
-                                   int threads) {
-    const ptrdiff_t groups = (N + 3) / 4;
-    return guarded([=] {
-        on_threads(threads, [=](int thread) {
-            for (ptrdiff_t n = groups * thread / threads; n < groups * (thread + 1) / threads; ++n) {
-                unsigned c[4] = {(unsigned)n, (unsigned)((uint64_t)n >> 32), layer, call};
-                philox(c, (unsigned)seed, (unsigned)(seed >> 32));
-                for (int k = 0; k < 4 && n * 4 + k < N; ++k) keep[n * 4 + k] = c[k] >= threshold;
-            }
-        });
-    });
+                                   int threads, int level) {
+    return guarded([=] { BEST(keep_mask)(N, seed, layer, call, threshold, keep, threads); });
 }
