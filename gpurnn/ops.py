@@ -160,6 +160,11 @@ class Ops:
         """(name, reason) of the time loop that a ``schedules.Work`` takes; wanted: as a layer's ``schedule``."""
         return "steps", "generic array code, one step at a time; fused kernels need the 'cuda' backend"
 
+    def packed_bytes(self, work, P, T):
+        """Bytes that a layer's calls take for a while, beside the arrays that they return and keep: weights, inputs and
+        states in the order in which products read them. work: a ``schedules.Work``; P: size of h."""
+        return 0
+
     # ---- one layer: the input GEMM, then the walk through time
 
     def lanes(self, count):
