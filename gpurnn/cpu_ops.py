@@ -4,6 +4,10 @@ of it, cross-entropy, dropout masks, the optimisers and the norm of the gradient
 The library ``gpurnn._native`` is kernels/cpu/walk.cpp, the cells of kernels/cells under a schedule for the CPU. It is
 built when gpurnn is installed and a C++ compiler is there; without it the backend ``"cpu"`` is ``"numpy"``. float32 and
 float64 of every cell; 16-bit numbers stay array code. Arrays are C-contiguous here.
+
+Compiled results have the same bits in every process and for any number of threads. They differ between instruction sets
+(``GPURNN_ISA`` forces one), and what NumPy computes (products of a few numbers, 16-bit layers, attention) between BLAS
+libraries. In float32 numbers below 2^-126 count as zero, in float64 those below 2^-1022.
 """
 
 import collections
@@ -361,6 +365,9 @@ class CpuOps(HostOps):
         super().__init__("cpu", library, level)
         self.store = Store()
         self.array_code = Ops(np, "numpy")  # for what has no compiled walk, with its own order in memory
+
+    def machine(self):
+        return super().machine() | {"isa": ISAS[self.level]}
 
     def empty_cache(self):
         self.store.clear()

@@ -5,6 +5,9 @@ generic ``xp`` code in the layer that needs it. ``CudaOps`` overrides what a ker
 """
 
 import contextlib
+import functools
+import os
+import platform
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +18,7 @@ from .errors import BackendError, DtypeError
 
 _DLPACK_HOST = (1, 3)  # kDLCPU, kDLCUDAHost
 _TILE_FEATURES, _TILE_ROWS = 128, 16  # what a transposing copy moves at once, to rows and from rows: half the time
+_BLAS_SETTINGS = ("OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "MKL_CBWR")
 _FEATURE_MAJOR_FROM = 8  # batch size from which NumPy keeps the arrays of the time loop feature-major
 
 
@@ -126,6 +130,17 @@ class Ops:
         """Wait until everything launched so far is done (nothing to wait for on NumPy)."""
         if self.xp is not np:
             self.xp.cuda.get_current_stream().synchronize()
+
+    def machine(self):
+        """What decides the bits of this backend's results, beside the code: name -> word or number, JSON-ready."""
+        blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+        return {
+            "backend": self.name,
+            "processor": f"{platform.machine()} {_processor()}".strip(),
+            "numpy": np.__version__,
+            "blas": f"{blas.get('name')} {blas.get('version')}",
+            "blas_settings": {name: os.environ[name] for name in _BLAS_SETTINGS if name in os.environ},
+        }
 
     def empty_cache(self):
         """Give back to the system what memory is kept for later calls."""
@@ -491,6 +506,17 @@ class Ops:
             totals = sums[stops - 1]
             totals[1:] -= sums[stops[:-1] - 1]
             grad[rows[starts]] += totals.astype(grad.dtype)
+
+
+@functools.cache
+def _processor():
+    """The model of this processor, empty where the system does not say."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            lines = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        return platform.processor()
+    return lines[0] if lines else platform.processor()
 
 
 def blocks(rows, count, width, xp):

@@ -367,6 +367,7 @@ class _Run:
             "optimizer": optimizer["scalars"], "schedule": self.schedule and self.schedule.state_dict(),
             "random": self.model.random_state(), "sizes": sizes,
             "data": {"batches": len(self.batches), "accumulate": self.accumulate}, "extra": self.extra,
+            "machine": self.model.ops.machine(),
         }  # fmt: skip
         save_checkpoint(self.out / name, arrays, document)
 
@@ -394,6 +395,11 @@ class _Run:
         except (KeyError, ValueError, TypeError) as error:
             self.model.load_state_dict(before)
             raise CheckpointError(f"{path}: does not fit this run: {error}") from error
+        before, now = document.get("machine"), self.model.ops.machine()
+        other = [name for name in now if before and before.get(name) != now[name]]
+        if other:
+            told = ", ".join(f"{name} was {before.get(name)!r} and is {now[name]!r}" for name in other)
+            _log.warning("%s: the run goes on, but not to the same bits as without a stop: %s", path, told)
         log = self.out / "history.jsonl"
         lines = log.read_bytes()[: self._sizes["history"]] if log.exists() else b""
         self.history.extend(json.loads(line) for line in lines.splitlines())

@@ -1,5 +1,6 @@
 """What a process may meet: memory or threads refused, a fork at any moment, nonsense in variables, huge arrays."""
 
+import json
 import os
 import subprocess
 import sys
@@ -375,3 +376,46 @@ def test_a_plan_says_what_a_step_takes(case):
     assert done.returncode == 0, done.stderr
     peak, planned = map(int, done.stdout.split())
     assert 0.6 * planned <= peak <= planned + (2 << 20)
+
+
+# ---- where equal bits end
+
+TRAINED = """
+import hashlib
+import numpy as np
+import gpurnn
+digest = hashlib.sha256()
+for make in (gpurnn.LSTM, gpurnn.GRU, gpurnn.RNN):
+    layer = make(40, 96, 2, bidirectional=True, dropout=0.2, backend="cpu", seed=1)
+    optimizer = gpurnn.Adam(layer, 0.01)
+    x = np.random.default_rng(0).standard_normal((12, 24, 40)).astype("float32")
+    for _ in range(3):
+        layer.zero_grad()
+        y, _, backward = layer.forward(x)
+        loss, loss_backward = gpurnn.cross_entropy(y, np.zeros(y.shape[:2], int))
+        backward(loss_backward())
+        gpurnn.clip_grad_norm(layer, 1.0)
+        optimizer.step()
+    digest.update(layer.flat_params.tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_bits_are_equal_over_processes_threads_and_blas_settings():
+    """For each instruction set that this machine has."""
+    for level in range(cpu_ops.load_native()[1] + 1):
+        isa = cpu_ops.ISAS[level]
+        settings = [
+            {"GPURNN_NUM_THREADS": "1"}, {"GPURNN_NUM_THREADS": "3"},
+            {"GPURNN_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "OPENBLAS_CORETYPE": "Haswell"},
+        ]  # fmt: skip
+        assert len({python(TRAINED, GPURNN_ISA=isa, **more) for more in settings}) == 1, isa
+
+
+def test_what_decides_bits_is_known():
+    """And is JSON."""
+    for backend in ("numpy", "cpu"):
+        machine = gpurnn.get_backend(backend).machine()
+        assert json.loads(json.dumps(machine)) == machine
+        assert machine["backend"] == backend and machine["numpy"] == np.__version__ and machine["blas"]
+    assert machine["isa"] == cpu_ops.ISAS[gpurnn.get_backend("cpu").level]
