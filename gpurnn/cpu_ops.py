@@ -4,6 +4,10 @@ of it, cross-entropy, dropout masks, the optimisers and the norm of the gradient
 The library ``gpurnn._native`` is kernels/cpu/walk.cpp, the cells of kernels/cells under a schedule for the CPU. It is
 built when gpurnn is installed and a C++ compiler is there; without it the backend ``"cpu"`` is ``"numpy"``. float32 and
 float64 of every cell; 16-bit numbers stay array code. Arrays are C-contiguous here.
+
+Compiled results have the same bits in every process and for any number of threads. They differ between instruction sets
+(``GPURNN_ISA`` forces one), and what NumPy computes (products of a few numbers, 16-bit layers, attention) between BLAS
+libraries. In float32 numbers below 2^-126 count as zero, in float64 those below 2^-1022.
 """
 
 import collections
@@ -28,6 +32,7 @@ ISAS = ("baseline", "avx2", "avx512")  # what GPURNN_ISA calls them
 _ROWS = 4  # sequences of a thread, at least: a product with fewer reads the weights for little
 _SMALL = 1 << 14  # multiplications of a product, at most, that NumPy has done before ours is packed
 _SQUARES = 1 << 12  # SQUARES of walk.cpp
+_AHEAD = 48  # AHEAD of walk.h
 _UNITS = 64  # units of a thread, at least, in a single step
 _QUOTA = ("/sys/fs/cgroup", "/proc/self/cgroup")
 _INTERFACE = 3  # of gpurnn_native_bytes in walk.cpp
@@ -361,6 +366,9 @@ class CpuOps(HostOps):
         self.store = Store()
         self.array_code = Ops(np, "numpy")  # for what has no compiled walk, with its own order in memory
 
+    def machine(self):
+        return super().machine() | {"isa": ISAS[self.level]}
+
     def empty_cache(self):
         self.store.clear()
 
@@ -373,6 +381,29 @@ class CpuOps(HostOps):
 
     def refuse_sizes(self, T, B, layers):
         refuse_uncountable(T, B, self.name)
+
+    def packed_bytes(self, work, P, T):
+        if work.dtype not in ("float32", "float64"):
+            return 0
+        size = 4 if work.dtype == "float32" else 8
+        lanes = (16 << self.level) // size
+        B, H, G, D = work.B, work.H, work.gates, work.directions
+
+        def row(outputs, gates=1):
+            """Numbers in a row of products: whole blocks of ``Packed`` in product.h."""
+            units = lanes if gates > 1 else 2 * lanes
+            return -(-outputs // units) * units * gates
+
+        reset = work.kernel == "GruOriginal"
+        first = 2 if reset else G  # gates of the first product
+        weights = row(H, G) * work.I + row(H, first) * P + (row(H) * P if reset else 0) + (row(P) * H if P < H else 0)
+        threads = self._threads(T, B, shared_units(work.kernel, P < H, False, H), T * B * G * H * (P + work.I), D)
+        ahead = min(T * B, max(B, threads * _AHEAD)) * row(H, G)  # products of the input, of some steps
+        forward = (weights if T > 1 else 0) * D + (max(row(H, first), row(P)) * B + ahead) * min(D, threads)
+        back = row(P) * first * H + (row(P) * H if reset else 0) + (row(H) * P if P < H else 0)
+        through_time = back * D + B * max(row(P), row(H)) * min(D, threads)
+        gradients = T * B * max(row(work.I), row(P))  # x and h, for the products with d
+        return size * max(forward, through_time, gradients, G * H * row(work.I))
 
     def empty_steps(self, T, B, F, dtype):
         return super().empty_steps(T, B, F, dtype) if dtype.itemsize == 2 else self.empty(T, B, F, dtype)

@@ -110,6 +110,10 @@ class CudaOps(Ops):
         self.listen()
         return host
 
+    def machine(self):
+        limits = self.device.limits
+        return {"backend": self.name, "gpu": limits.name, "capability": limits.capability, "cupy": self.xp.__version__}
+
     def empty_cache(self):
         self.pool.clear()
         self.device.free_memory()

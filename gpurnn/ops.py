@@ -5,6 +5,9 @@ generic ``xp`` code in the layer that needs it. ``CudaOps`` overrides what a ker
 """
 
 import contextlib
+import functools
+import os
+import platform
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +20,7 @@ from .errors import BackendError, DtypeError, ShapeError
 _DLPACK_HOST = (1, 3)  # kDLCPU, kDLCUDAHost
 _TILE_FEATURES, _TILE_ROWS = 128, 16  # what a transposing copy moves at once, to rows and from rows: half the time
 _MOST = (1 << 31) - 1  # timesteps or sequences that compiled code counts
+_BLAS_SETTINGS = ("OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "MKL_CBWR")
 _FEATURE_MAJOR_FROM = 8  # batch size from which NumPy keeps the arrays of the time loop feature-major
 
 
@@ -152,6 +156,17 @@ class Ops:
         if self.xp is not np:
             self.xp.cuda.get_current_stream().synchronize()
 
+    def machine(self):
+        """What decides the bits of this backend's results, beside the code: name -> word or number, JSON-ready."""
+        blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+        return {
+            "backend": self.name,
+            "processor": f"{platform.machine()} {_processor()}".strip(),
+            "numpy": np.__version__,
+            "blas": f"{blas.get('name')} {blas.get('version')}",
+            "blas_settings": {name: os.environ[name] for name in _BLAS_SETTINGS if name in os.environ},
+        }
+
     def empty_cache(self):
         """Give back to the system what memory is kept for later calls."""
 
@@ -184,6 +199,11 @@ class Ops:
     def schedule(self, work, wanted="auto"):
         """(name, reason) of the time loop that a ``schedules.Work`` takes; wanted: as a layer's ``schedule``."""
         return "steps", "generic array code, one step at a time; fused kernels need the 'cuda' backend"
+
+    def packed_bytes(self, work, P, T):
+        """Bytes that a layer's calls take for a while, beside the arrays that they return and keep: weights, inputs and
+        states in the order in which products read them. work: a ``schedules.Work``; P: size of h."""
+        return 0
 
     # ---- one layer: the input GEMM, then the walk through time
 
@@ -528,6 +548,17 @@ def refuse_uncountable(T, B, backend):
     for name, count, most in (("T", T, _MOST - 1), ("B", B, _MOST)):  # of states there is one more than of timesteps
         if count > most:
             raise ShapeError(f"x: {name} = {count} is more than the {most} that backend {backend!r} takes in one call")
+
+
+@functools.cache
+def _processor():
+    """The model of this processor, empty where the system does not say."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            lines = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        return platform.processor()
+    return lines[0] if lines else platform.processor()
 
 
 def blocks(rows, count, width, xp):

@@ -32,7 +32,9 @@ class Plan:
     its stretches), with K = 1 RNN, 4 GRU and LSTM, 5 LSTM with projection, and one T*B*I for each layer whose input is
     made here (dropout, two directions, a kernel); c is float32 beside 16-bit numbers. output_bytes: the output.
     backward_bytes: largest extra memory of backward, which works inside the cache: dx and the scratch of a step; a
-    wavefront holds all dx until the end.
+    wavefront holds all dx until the end. packed_bytes: what compiled code on a CPU takes for a while to copy weights,
+    inputs and states into the order in which its products read them, the most of any layer. Not all of this is there
+    at once: the total is an upper bound.
     """
 
     schedule: str
@@ -40,11 +42,12 @@ class Plan:
     cache_bytes: int
     output_bytes: int
     backward_bytes: int
+    packed_bytes: int = 0
 
     @property
     def total_bytes(self):
         """Bytes of a forward and backward pass together, beyond the inputs and the parameters."""
-        return self.cache_bytes + self.output_bytes + self.backward_bytes
+        return self.cache_bytes + self.output_bytes + self.backward_bytes + self.packed_bytes
 
 
 @dataclass
@@ -287,7 +290,7 @@ class _Recurrent(Module):
         widest = max(self._sizes(layer)[0] for layer in range(self.num_layers))
         H = max(self.hidden_sizes)
         scratch = B * H * (2 * self.cell.kept + 4) + min(T * B * H, 1 << 18)
-        ways = {}
+        ways, packed = {}, 0
         for layer in range(self.num_layers):
             for backward in (False, True):
                 inputs, H, P = self._sizes(layer)
@@ -295,6 +298,7 @@ class _Recurrent(Module):
                     self.cell.kernel, self.cell.gates, H, longest, B, D, self.dtype.name, projected=P != H,
                     backward=backward, I=inputs, share=share,
                 )  # fmt: skip
+                packed = max(packed, self.ops.packed_bytes(work, P, longest))
                 name, why = self.ops.schedule(work, self.schedule)
                 ways.setdefault((name, why), []).append(f"layer {layer} {'backward' if backward else 'forward'}")
         schedule = ", ".join(dict.fromkeys(name for name, _ in ways))
@@ -308,6 +312,7 @@ class _Recurrent(Module):
             cache_bytes=cache,
             output_bytes=T * B * D * self._sizes(self.num_layers - 1)[2] * size,
             backward_bytes=T * B * widest * D * size + scratch * wide,
+            packed_bytes=packed,
         )
 
     # ---- forward

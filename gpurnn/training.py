@@ -448,6 +448,7 @@ class _Run:
             "scaler": self.scaler and self.scaler.state_dict(), "random": self.model.random_state(), "sizes": sizes,
             "frozen": self.model.frozen,
             "data": {"batches": len(self.batches), "accumulate": self.accumulate}, "extra": self.extra,
+            "machine": self.model.ops.machine(),
         }  # fmt: skip
         save_checkpoint(self.out / name, arrays, document)
 
@@ -490,9 +491,20 @@ class _Run:
         if frozen != self.model.frozen:
             then, now = (", ".join(names) or "none" for names in (frozen, self.model.frozen))
             _log.warning("%s was made with frozen parameters: %s; this run has: %s", path, then, now)
+        self._warn_of_another_machine(path, document.get("machine"))
         log = self.out / run_folder.HISTORY
         if log.exists():
             self.history.extend(run_folder.read_history(log, self._sizes.get("history", 0)))
+
+    def _warn_of_another_machine(self, path, then):
+        """Say what differs from where a checkpoint was made, as far as that decides the last bits."""
+        now = self.model.ops.machine()
+        other = [name for name in now if isinstance(then, dict) and then.get(name) != now[name]]
+        if other:
+            told = ", ".join(f"{name} was {then.get(name)!r} and is {now[name]!r}" for name in other)
+            _log.warning(
+                "%s: the run goes on, but not to the same bits as without a stop: %s", path, one_line(told, 2000)
+            )
 
     def _record(self, **record):
         if self.scaler:

@@ -325,6 +325,19 @@ def test_stopped_anywhere(tmp_path, stop, monkeypatch):
     assert [r["step"] for r in history if r["kind"] == "step"] == [10, 20, 30, 40, 50, 60]
 
 
+def test_a_run_that_goes_on_elsewhere_says_that_bits_may_differ(tmp_path, monkeypatch, caplog):
+    train(tmp_path, epochs=1)
+    _, document = gpurnn.load_checkpoint(tmp_path / "last.json")
+    ops = gpurnn.get_backend("cpu")
+    assert document["machine"] == ops.machine()
+    train(tmp_path, epochs=2, resume=True)
+    assert "not to the same bits" not in caplog.text
+    monkeypatch.setattr(type(ops), "machine", lambda self: document["machine"] | {"isa": "abacus"})
+    train(tmp_path, epochs=3, resume=True)
+    assert "last.json: the run goes on, but not to the same bits" in caplog.text
+    assert "isa was" in caplog.text and "is 'abacus'" in caplog.text and "blas" not in caplog.text
+
+
 CHILD = """
 import sys
 sys.path[:0] = [{tests!r}, {root!r}]
