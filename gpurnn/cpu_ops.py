@@ -38,6 +38,7 @@ _QUOTA = ("/sys/fs/cgroup", "/proc/self/cgroup")
 _INTERFACE = 3  # of gpurnn_native_bytes in walk.cpp
 _MOST = 2**31 - 1  # of an int in walk.cpp
 _MOST_THREADS = 4096
+_PATIENCE = 0.01  # seconds to wait for memory that is kept: fresh memory takes less than that
 _STRETCH = 256  # arrays after which what was in use is forgotten: some training steps
 _PAGES = 1 << 17  # bytes of an array whose memory is worth keeping
 _WORK = 1 << 23  # multiplications, at least, for a second thread: a fifth of a millisecond
@@ -212,7 +213,8 @@ class Store:
     after another are each kept.
 
     An array may end at any moment, in any thread, even in the one that is at work here: what comes back waits in a
-    queue.
+    queue. Nobody waits long for the lock, as whoever holds it may be the one that asks, in a signal handler: memory
+    then comes from the system.
     """
 
     def __init__(self, limit=1 << 29):
@@ -236,26 +238,34 @@ class Store:
             return np.empty(shape, dtype)
         step = 1 << (size.bit_length() - 6)
         room = -(-size // step) * step  # up to 3 % more, so that T and T + 1 steps share one memory
-        with self.lock:
+        if not self.lock.acquire(timeout=_PATIENCE):
+            return np.empty(shape, dtype)
+        try:
             self._sort_in()
             memory = self._take(room)
             generation = self.generation
+        finally:
+            self.lock.release()
         if memory is None:
             try:
                 memory = np.empty(room, np.uint8)
             except MemoryError:  # what is unused may be what is missing
+                self.in_use -= room
                 self.clear()
-                memory = np.empty(room, np.uint8)
+                return np.empty(shape, dtype)
         owner = _Owner(memory)
         weakref.finalize(owner, self._take_back, memory, generation).atexit = False
         return np.asarray(owner)[:size].view(dtype).reshape(shape)  # a dtype of ml_dtypes does not come through _Owner
 
     def clear(self):
         """Give back to the system what is unused."""
-        with self.lock:
-            self._sort_in()
-            self._drop(self.bytes)
-            self.peaks = [self.in_use, 0]
+        if self.lock.acquire(timeout=_PATIENCE):
+            try:
+                self._sort_in()
+                self._drop(self.bytes)
+                self.peaks = [self.in_use, 0]
+            finally:
+                self.lock.release()
 
     def _take(self, room):
         """A memory of so many bytes, or None where there is none; it counts as in use from now on."""
@@ -363,6 +373,7 @@ class CpuOps(HostOps):
 
     def __init__(self, library, level):
         super().__init__("cpu", library, level)
+        thread_count()  # raises now where GPURNN_NUM_THREADS makes no sense, not at the first large call
         self.store = Store()
         self.array_code = Ops(np, "numpy")  # for what has no compiled walk, with its own order in memory
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 _recorder = contextvars.ContextVar("gpurnn_gradient_flow", default=None)
 
 # Many layers share a lock: one of its own could not be copied and saved with a layer.
-_adding = [threading.Lock() for _ in range(64)]
+_adding = [threading.RLock() for _ in range(64)]
 
 
 def adding(grads):
@@ -27,7 +27,7 @@ def adding(grads):
 
 def _forget_locks():
     """In the child of a fork: what other threads held stays held for ever there."""
-    _adding[:] = [threading.Lock() for _ in _adding]
+    _adding[:] = [threading.RLock() for _ in _adding]
 
 
 if hasattr(os, "register_at_fork"):

@@ -419,3 +419,19 @@ def test_what_decides_bits_is_known():
         assert json.loads(json.dumps(machine)) == machine
         assert machine["backend"] == backend and machine["numpy"] == np.__version__ and machine["blas"]
     assert machine["isa"] == cpu_ops.ISAS[gpurnn.get_backend("cpu").level]
+
+
+def test_a_wrong_number_of_threads_is_refused_before_anything_runs():
+    code = "import gpurnn; gpurnn.LSTM(2, 3, backend='cpu')"
+    environment = os.environ | {"GPURNN_NUM_THREADS": "abc"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode and "ValueError: GPURNN_NUM_THREADS should be" in done.stderr
+
+
+def test_a_signal_handler_may_run_a_layer_at_any_moment():
+    """In the thread that holds the pool's lock, too."""
+    store = cpu_ops.Store()
+    with store.lock:
+        assert store.empty((300, 300), np.dtype("float32")).shape == (300, 300)
+        store.clear()
+    assert store.bytes == store.in_use == 0

@@ -231,6 +231,10 @@ public:
         asm volatile("msr fpcr, %0" ::"r"(before | 1 << 24));
     }
     ~FlushToZero() { asm volatile("msr fpcr, %0" ::"r"(before)); }
+#else
+public:
+    FlushToZero() {}
+    ~FlushToZero() {}
 #endif
 };
 
