@@ -442,3 +442,18 @@ def test_resumed_equals_uninterrupted(tmp_path, mode):
     prepare("series", [], tmp_path / "parts", epochs=3, resume=True).train(progress=False)
     whole, parts = (load(tmp_path / folder, "cpu").model.state_dict() for folder in ("whole", "parts"))
     assert len(whole) >= 6 and all(np.array_equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_run_that_names_no_file_needs_one(tmp_path):
+    (tmp_path / "a.csv").write_text("x\n" + "\n".join(str(n % 7) for n in range(60)))
+    sizes = "--window", "6", "--horizon", "2", "--epochs", "1", "--hidden", "4", "--no-progress"
+    out = str(tmp_path / "run")
+    assert CliRunner().invoke(main, ["train", "series", str(tmp_path / "a.csv"), "--out", out, *sizes]).exit_code == 0
+    path = tmp_path / "run" / "config.json"
+    document = json.loads(path.read_text())
+    document["files"] = []
+    del document["sha256"]
+    path.write_text(json.dumps(document))
+    done = CliRunner().invoke(main, ["forecast", out])
+    assert done.exit_code != 0 and "config.json: names no file" in done.output
+    assert CliRunner().invoke(main, ["forecast", out, str(tmp_path / "a.csv")]).exit_code == 0

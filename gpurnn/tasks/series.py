@@ -22,6 +22,7 @@ import math
 import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import click
 import numpy as np
@@ -739,6 +740,8 @@ def forecast_command(run, file, steps, out, png, escape, backend, as_json):
     """
     trained, document = load(run, backend, "series"), read_run(run)[1]
     settings, facts = trained.settings, trained.facts
+    if not (file or document["files"]):
+        raise FileError(f"{Path(run) / 'config.json'}: names no file that the model was trained on: give a CSV")
     path = file or document["files"][0]
     run_folder.check_outputs(run, [path, *document["files"]], out=out, plot=png)
     with naming([path]):
