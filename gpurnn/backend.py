@@ -77,7 +77,7 @@ def empty_cache():
 
     >>> gpurnn.empty_cache()
     """
-    for ops in list(_in_use.values()):
+    for ops in list(_built.values()):
         ops.empty_cache()
 
 
@@ -103,13 +103,13 @@ def _checked(name, source):
     return name
 
 
-_in_use = {}  # name -> the primitives that ``_build`` has made
+_built = {}  # name -> the primitives that ``_build`` has made
 
 
-@functools.cache
 def _build(name):
-    ops = _in_use[name] = _make(name)
-    return ops
+    if name not in _built:
+        _built.setdefault(name, _make(name))  # two threads may come this far: both get what one of them made
+    return _built[name]
 
 
 def _make(name):

@@ -77,7 +77,8 @@ class Machine:
 def forgetful(monkeypatch):
     """Each test asks anew what the machine has, with no GPURNN_BACKEND set."""
     monkeypatch.delenv("GPURNN_BACKEND", raising=False)
-    caches = (backend._gpu_problem, backend._cuda_problem, backend._auto, backend._build)
+    monkeypatch.setattr(backend, "_built", {})
+    caches = (backend._gpu_problem, backend._cuda_problem, backend._auto)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -435,6 +436,15 @@ def test_array_ops(machine, monkeypatch):
     for mixture in ((host, device), (device, [1.0]), (device, device, host)):
         with pytest.raises(BackendError, match="some of these arrays are on the GPU and some are not"):
             backend.array_ops(*mixture)
+
+
+@pytest.mark.parametrize("name", ["numpy", "cpu", "cuda"])
+def test_empty_cache_asks_the_backends_in_use_and_no_others(machine, monkeypatch, name):
+    asked = []
+    ops = get_backend(name)
+    monkeypatch.setattr(ops, "empty_cache", lambda: asked.append(ops))
+    gpurnn.empty_cache()
+    assert asked and set(asked) == set(backend._built.values()) == {ops}
 
 
 # ---- arrays from elsewhere
