@@ -16,7 +16,7 @@ import numpy as np
 from . import rng
 from .arrays import host_array, refuse_masked
 from .backend import get_backend
-from .errors import DtypeError, NamesArguments, ShapeError, check_choice, check_flag, check_size
+from .errors import DtypeError, NamesArguments, ShapeError, check_choice, check_flag, check_shape, check_size
 from .ops import wide_dtype
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
@@ -428,6 +428,22 @@ class Module(NamesArguments):
                         f"{now}: parameter {place} was changed (version {old.get(name)} at {then}, {version} now), and "
                         f"the result would be that of neither. Call {then} again, or change parameters after {now}"
                     )
+
+    def _guarded(self, backward, name, outputs, retain):
+        """``backward`` of a module that calls several layers: a derivative that does not fit ``outputs``, a changed
+        parameter or a second call is refused before the first layer adds to its gradients. name: that derivative's."""
+        shape, versions, spent = outputs.shape, self.versions(), []
+
+        def guarded(doutputs):
+            doutputs = self.ops.asfloat(doutputs, self.dtype, name)
+            check_shape(name, doutputs, shape)
+            self.check_versions(versions)
+            check_unspent(spent)
+            if not retain:
+                spent.append(True)
+            return backward(doutputs)
+
+        return guarded
 
     def _as_now(self):
         """A stand-in with the attributes of this moment, for a backward that comes later. Parameters, gradients and

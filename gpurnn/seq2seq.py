@@ -22,10 +22,10 @@ import numpy as np
 
 from . import rng
 from .attention import Attention
-from .errors import DtypeError, ShapeError, check_choice, check_flag, check_number, check_shape, check_size
+from .errors import DtypeError, ShapeError, check_choice, check_flag, check_number, check_size
 from .layers import Dropout, Embedding, Linear, TiedLinear
 from .masks import check_lengths, refuse_no_distribution
-from .module import Module, check_unspent
+from .module import Module
 from .ops import wide
 from .recurrent import GRU, LSTM, RNN
 from .tokens import END, PADDING, START, UNKNOWN
@@ -123,15 +123,9 @@ class EncoderDecoder(Module):
         y = self.xp.tanh(y)
         dropped, output_dropout_backward = layer["output_dropout"].forward(y)
         logits, output_backward = layer["output"].forward(dropped)
-        H, versions, spent = self.hidden, self.versions(), []
+        H = self.hidden
 
         def backward(dlogits):
-            dlogits = self.ops.asfloat(dlogits, self.dtype, "dlogits")
-            check_shape("dlogits", dlogits, logits.shape)
-            self.check_versions(versions)  # before a layer adds to its gradients
-            check_unspent(spent)
-            if not retain:
-                spent.append(True)
             dy = output_dropout_backward(output_backward(dlogits))
             dy *= 1 - y * y
             dboth = combine_backward(dy)
@@ -141,7 +135,7 @@ class EncoderDecoder(Module):
             embedding_backward(target_dropout_backward(dx))
             encode_backward(dmemory, dstate)
 
-        return logits, backward
+        return logits, self._guarded(backward, "dlogits", logits, retain)
 
     # ---- one step at a time
 

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from optional import needs
 
 from gpurnn.cli import main
+from gpurnn.errors import ShapeError
 from gpurnn.tasks.run import load, prepare
 from gpurnn.tasks.series import (
     TASK,
@@ -347,6 +348,34 @@ def test_finite_differences(mode, cell, layers):
         assert abs((high - low) / (2 * eps) - slope) < 1e-6 * max(abs(slope), 1e-3), name
     said = model.eval()(batch.inputs)
     np.testing.assert_allclose(said, outputs[-1] if mode == "every" else outputs, rtol=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["direct", "every", "recursive"])
+def test_a_refused_backward_leaves_the_gradients(mode):
+    settings = SeriesSettings(mode=mode, hidden=5, window=6, horizon=4, dtype="float64", seed=2)
+    model = TASK.build(settings, FACTS, "cpu")
+    inputs = Windows(table(), np.array([14, 20, 31]), settings, FACTS, training=True).batch(0, 0).inputs
+
+    outputs, backward = model.forward(inputs, retain=True)
+    found = []
+    for _ in range(2):
+        model.zero_grad()
+        backward(np.ones_like(outputs))
+        found.append(model.flat_grads.copy())
+    np.testing.assert_array_equal(*found)
+
+    outputs, backward = model.forward(inputs)
+    with pytest.raises(ShapeError, match="doutputs"):
+        backward(np.ones_like(outputs)[..., 1:])
+    backward(np.ones_like(outputs))  # what was refused spent nothing
+    after = model.flat_grads.copy()
+    with pytest.raises(RuntimeError, match="backward ran already"):
+        backward(np.ones_like(outputs))
+    outputs, backward = model.forward(inputs)
+    model.params["encoder.weight_hh_l0"] *= 2
+    with pytest.raises(RuntimeError, match="encoder.weight_hh_l0 was changed"):
+        backward(np.ones_like(outputs))
+    np.testing.assert_array_equal(model.flat_grads, after)
 
 
 def trained(mode="direct", residual="none", facts=None, **more):

@@ -22,6 +22,7 @@ import math
 import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import click
@@ -579,17 +580,18 @@ class Direct(_Forecaster):
         states, _ = self.children["encoder"](window)
         return self.children["head"](self.children["last"](states))
 
-    def forward(self, window):
-        states, _, encoder_backward = self.children["encoder"].forward(window)
-        if not self.every:
+    def forward(self, window, *, retain=False):
+        states, _, encoder_backward = self.children["encoder"].forward(window, retain=retain)
+        every = self.every
+        if not every:
             states, last_backward = self.children["last"].forward(states)
         outputs, head_backward = self.children["head"].forward(states)
 
         def backward(doutputs):
             dstates = head_backward(doutputs)
-            return encoder_backward(dstates if self.every else last_backward(dstates))[0]
+            return encoder_backward(dstates if every else last_backward(dstates))[0]
 
-        return outputs, backward
+        return outputs, self._guarded(backward, "doutputs", outputs, retain)
 
 
 class Recursive(_Forecaster):
@@ -606,8 +608,8 @@ class Recursive(_Forecaster):
     def __call__(self, inputs):
         return self._run(inputs, self.children["encoder"], self.children["decoder"], self.children["head"])[0]
 
-    def forward(self, inputs):
-        parts = (self.children[name].forward for name in ("encoder", "decoder", "head"))
+    def forward(self, inputs, *, retain=False):
+        parts = (partial(self.children[name].forward, retain=retain) for name in ("encoder", "decoder", "head"))
         outputs, encoder_backward, steps = self._run(inputs, *parts)
 
         def backward(doutputs):
@@ -619,7 +621,7 @@ class Recursive(_Forecaster):
                 dsaid = dx[0, :, 0]
             return encoder_backward(None, dstate)[0]
 
-        return outputs, backward
+        return outputs, self._guarded(backward, "doutputs", outputs, retain)
 
     def _run(self, inputs, encoder, decoder, head):
         """Outputs (B, H), and the backwards that the three calls return, if they do: the encoder's, and (decoder's,
