@@ -3,20 +3,16 @@
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
 from optional import needs
 
 from gpurnn import cli
 from gpurnn.backend import BackendError, get_backend
-from gpurnn.checkpoint import load_checkpoint
 from gpurnn.cli import main
 from gpurnn.training import TrainingError
 
@@ -281,35 +277,3 @@ def test_end_to_end_in_a_process(tmp_path):
     assert json.loads(call("train", "text", "--out", "runs/text-1", "--resume", "--epochs", "2", "--json"))
     assert ".png" in call("plot", "runs/text-1")
     assert json.loads(call("info", "--json"))["gpurnn"]
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
-def test_ctrl_c_in_a_process_then_resume(tmp_path):
-    """A run that was interrupted and resumed ends with the weights of one that was not."""
-    environment = dict(os.environ, PYTHONPATH=str(Path(cli.__file__).parents[1]), OMP_NUM_THREADS="1")
-    (tmp_path / "book.txt").write_text("a gate keeps the state, a state opens the gate. " * 200)
-    command = [sys.executable, "-m", "gpurnn", "train", "text", "--json"]
-    new = ["book.txt", "--hidden", "8", "--steps", "8", "--batch", "4", "--epochs", "2", "--seed", "1"]
-
-    def start(*arguments):
-        return subprocess.Popen(
-            [*command, *arguments], cwd=tmp_path, env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-
-    stopped = start(*new, "--backend", "cpu", "--out", "stopped")
-    log = tmp_path / "stopped" / "history.jsonl"
-    while stopped.poll() is None and not (log.exists() and log.stat().st_size):
-        time.sleep(0.005)
-    stopped.send_signal(signal.SIGINT)
-    _, errors = stopped.communicate(timeout=60)
-    assert stopped.returncode == 130, errors
-    assert "gpurnn train text --out stopped --resume" in errors and "Traceback" not in errors
-    assert '"kind": "epoch", "epoch": 2' not in log.read_text()
-    for run in (start("--out", "stopped", "--resume"), start(*new, "--backend", "cpu", "--out", "whole")):
-        _, errors = run.communicate(timeout=60)
-        assert run.returncode == 0, errors
-    resumed, whole = (load_checkpoint(tmp_path / name / "last.json")[0] for name in ("stopped", "whole"))
-    assert resumed.keys() == whole.keys()
-    for name, array in whole.items():
-        np.testing.assert_array_equal(array, resumed[name], err_msg=name)

@@ -142,23 +142,27 @@ def start(folder, *arguments):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
-def test_sigterm_saves_as_ctrl_c_does(tmp_path):
+@pytest.mark.parametrize("name, status", [("SIGINT", 130), ("SIGTERM", 143)])
+def test_an_interrupted_run_resumed_ends_as_one_that_was_not(tmp_path, name, status):
     (tmp_path / "book.txt").write_text("a gate keeps the state, a state opens the gate. " * 200)
     new = ["book.txt", *TINY, "--epochs", 2, "--steps", 8, "--batch", 4]
     stopped = start(tmp_path, *new, "--out", "stopped")
     log = tmp_path / "stopped" / "history.jsonl"
     while stopped.poll() is None and not (log.exists() and log.stat().st_size):
         time.sleep(0.005)
-    stopped.send_signal(signal.SIGTERM)
+    stopped.send_signal(getattr(signal, name))
     _, errors = stopped.communicate(timeout=60)
-    assert stopped.returncode == 143, errors
-    assert "--out stopped --resume" in errors and "Traceback" not in errors
+    assert stopped.returncode == status, errors
+    assert "gpurnn train text --out stopped --resume" in errors and "Traceback" not in errors
+    assert '"kind": "epoch", "epoch": 2' not in log.read_text()
     assert (tmp_path / "stopped" / "last.json").exists() and not (tmp_path / "stopped" / ".lock").exists()
     for run in (start(tmp_path, "--out", "stopped", "--resume"), start(tmp_path, *new, "--out", "whole")):
         _, errors = run.communicate(timeout=60)
         assert run.returncode == 0, errors
     resumed, whole = (load_checkpoint(tmp_path / name / "last.json")[0] for name in ("stopped", "whole"))
-    assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
+    assert resumed.keys() == whole.keys()
+    for name, array in whole.items():
+        np.testing.assert_array_equal(array, resumed[name], err_msg=name)
 
 
 @pytest.mark.parametrize("stage", ["numpy", "click", "gpurnn.tasks.text"])
