@@ -430,8 +430,8 @@ class Module(NamesArguments):
                     )
 
     def _guarded(self, backward, name, outputs, retain):
-        """``backward`` of a module that calls several layers: a derivative that does not fit ``outputs``, a changed
-        parameter or a second call is refused before the first layer adds to its gradients. name: that derivative's."""
+        """``backward``, for a module that calls several layers: it refuses a derivative of the wrong shape, changed
+        parameters and a second call before any layer adds to its gradients. Errors call the derivative ``name``."""
         shape, versions, spent = outputs.shape, self.versions(), []
 
         def guarded(doutputs):
