@@ -245,7 +245,9 @@ def test_both_parts_rehearse(tmp_path):
         assert time.monotonic() - start < 93 and done.returncode in (0, 1), done.stderr
         rows = on_gpu.latest(on_gpu.read(tmp_path), part, True)
         assert all(row["rehearsal"] for row in rows) and rows[-1]["how"] == "ended"
-        assert len([row for row in rows if row["status"] in ("right", "done")]) >= 8, done.stdout
+        # a fast machine leaves part B nothing of part A to do: only what is of part B itself
+        least = 8 if part == "A" else 3
+        assert len([row for row in rows if row["status"] in ("right", "done")]) >= least, done.stdout
         bad = [
             row for row in rows if row["status"] in ("wrong", "failed") and row["group"] != "probe"
         ]  # which need CuPy
