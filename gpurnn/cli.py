@@ -64,13 +64,15 @@ class _Commands(_Whole):
         try:
             return super().make_context(*arguments, **more)
         except KeyboardInterrupt:
-            _interrupted()
+            _interrupted(terminated=False)
 
     def invoke(self, ctx):
         try:
             return self._invoke(ctx)
         except KeyboardInterrupt as signal:
-            _interrupted(type(signal).__name__ == "Terminated")  # of training.py, which may not be imported yet
+            _interrupted(
+                terminated=type(signal).__name__ == "Terminated"
+            )  # of training.py, which may not be imported yet
 
     def _invoke(self, ctx):
         from .backend import BackendError
@@ -92,7 +94,7 @@ class _Commands(_Whole):
             _fail(error, 2)
 
 
-def _interrupted(terminated=False):
+def _interrupted(terminated):
     click.echo("\nInterrupted.", err=True)
     sys.exit(143 if terminated else 130)
 

@@ -32,6 +32,8 @@ TESTS = {
     "gpurnn/_libraries.py": ["test_backend.py", "test_cuda_gate.py", "test_device.py"],
     "gpurnn/_nvrtc.py": ["test_device.py", "test_cuda_gate.py"],
     "gpurnn/cells.py": ["test_recurrent.py", "test_recurrent_torch.py"],
+    "gpurnn/cli.py": ["test_cli.py", "test_terminal.py"],
+    "gpurnn/training.py": ["test_training.py", "test_loss_scale.py", "test_run_folder.py"],
     "gpurnn/cuda_ops.py": ["test_cuda_layers.py", "test_cuda_ops.py", "test_cuda_grid.py"],
     "gpurnn/_interrupt.py": ["test_terminal.py", "test_packaging.py"],
     "gpurnn/folder_lock.py": ["test_run_folder.py"],
@@ -112,6 +114,8 @@ def _changed(node):
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
         yield node.operand
     elif isinstance(node, ast.Constant) and type(node.value) is bool:
+        if isinstance(node.parent, ast.keyword) and node.parent.arg == "copy":
+            return  # astype(..., copy=True) costs time and memory, and means the same
         yield ast.Constant(not node.value)
     elif isinstance(node, ast.Constant) and type(node.value) is int and not isinstance(node.parent, ast.FormattedValue):
         yield ast.Constant(node.value + 1)

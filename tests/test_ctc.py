@@ -219,6 +219,14 @@ def test_beam_search_finds_the_likeliest_of_all(rng, blank):
         assert [score for _, score in found] == sorted((score for _, score in found), reverse=True)
 
 
+def test_a_constant_added_to_all_logits_changes_no_beam(rng):
+    logits = rng.standard_normal((5, 2, 3))
+    for (labels, score), (moved, other) in zip(
+        *(ctc_beam_search(x, 2)[0] for x in (logits, logits + 4096)), strict=True
+    ):
+        assert labels == moved and score == pytest.approx(other, abs=1e-10)  # exp(4096) is infinite
+
+
 def test_a_beam_is_better_than_the_best_path():
     # the path of blanks alone is the likeliest, 0.36, yet "1" is likelier as a sequence, 0.64 (Graves 2006, figure 2)
     logits = np.log(np.array([[[0.6, 0.4]], [[0.6, 0.4]]]))
