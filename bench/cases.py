@@ -3,7 +3,7 @@
 import random
 from dataclasses import asdict, dataclass, replace
 
-from gpurnn.schedules import ITEMSIZE
+from gpurnn.dtypes import ITEMSIZE
 
 CELLS = {"rnn": 1, "gru": 3, "lstm": 4}  # name -> gates
 PASSES = ("inference", "forward", "train", "step")

@@ -232,15 +232,15 @@ class Session:
     def do_tune(self, cell, H, B, dtype, tf32, path):
         """Measure the schedules of one size; the table in the file at ``path`` grows."""
         os.environ["GPURNN_TUNED"] = path
-        from gpurnn import tuning
+        from gpurnn import tuned_table, tuning
         from gpurnn.cuda_ops import CudaOps
 
-        ops = CudaOps(self.device(), measured=tuning.read())
+        ops = CudaOps(self.device(), measured=tuned_table.read())
         ops = ops.with_tf32() if tf32 else ops
         how = {"lengths": (2, 3), "least": 0.0} if self.rehearsal else {}
         problems = tuning.works([cell], [H], [B], [dtype], tf32=tf32)
         table = tuning.tune(ops, problems, **how)
-        tuning.write(table)
+        tuned_table.write(table)
         rows = [row for row in tuning.rows(table) if f" H{H} B{B} {'tf32' if tf32 else dtype} " in row["name"]]
         return {"rows": [{"name": row["name"], "ways": row["ways"]} for row in rows]}
 

@@ -81,7 +81,7 @@ def ring(device):
 def cublas_capture(device, shape=(64, 1024, 4096), count=100):
     """Whether a CUDA graph holds the library's own cuBLAS calls; seconds of a product launched by Python, and in a
     graph. The product is that of a timestep of schedule ``step``: bfloat16 in, float32 out."""
-    from gpurnn.module import check_dtype
+    from gpurnn.dtypes import check_dtype
 
     B, H, rows = shape
     values = np.random.default_rng(0).standard_normal((B + H, max(H, rows)), dtype="float32") / 32

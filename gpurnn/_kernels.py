@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .dtypes import C_NAMES, bfloat16_or_none_such
 from .errors import DtypeError, ShapeError
 
 
@@ -62,7 +63,7 @@ def kernel_source(file):
 
 # C++ type -> NumPy dtype name
 _DTYPES = {
-    "float": "float32", "double": "float64", "__half": "float16", "__nv_bfloat16": "bfloat16", "bool": "bool",
+    **{c_name: name for name, c_name in C_NAMES.items()}, "bool": "bool",
     "int": "int32", "unsigned": "uint32", "unsigned int": "uint32", "long long": "int64",
     "unsigned long long": "uint64", "unsigned char": "uint8",
 }  # fmt: skip
@@ -209,7 +210,7 @@ class Kernels:
                 return found
 
             return scalar
-        wanted = np.dtype(dtype) if dtype != "bfloat16" else _bfloat16()
+        wanted = np.dtype(dtype) if dtype != "bfloat16" else bfloat16_or_none_such()
         ndarray, null, optional = self.device.xp.ndarray, np.uint64(0), argument.optional
         aligned, address = argument.aligned, self.device.address
 
@@ -233,15 +234,6 @@ class Kernels:
             return array
 
         return pointer
-
-
-def _bfloat16():
-    """ml_dtypes' bfloat16 as a dtype; where that is not installed, one that no array of numbers has."""
-    try:
-        from ml_dtypes import bfloat16
-    except ImportError:
-        return np.dtype("V2")
-    return np.dtype(bfloat16)
 
 
 EACH = object()  # stands for a number that each launch brings

@@ -13,6 +13,7 @@ A layer asks once, when it is built: argument, else ``use_backend``, else ``GPUR
 
 import contextlib
 import contextvars
+import copyreg
 import ctypes
 import functools
 import importlib
@@ -51,10 +52,10 @@ def get_backend(name=None):
 
     An ``Ops`` given as ``name`` is returned as it is. ``name="auto"`` is the layers' default and means the same as
     None. Raises ValueError for an unknown name, TypeError for what is not a name, BackendError where ``"cupy"`` or
-    ``"cuda"`` cannot work; never falls back unless it came to
-    ``"auto"``.
+    ``"cuda"`` cannot work; never falls back unless it came to ``"auto"``.
     """
     if hasattr(name, "xp"):
+        copyreg.pickle(type(name), _pickled)
         return name
     name = "auto" if name is None else _checked(name, "backend")
     if name == "auto":
@@ -108,8 +109,21 @@ _built = {}  # name -> the primitives that ``_build`` has made
 
 def _build(name):
     if name not in _built:
-        _built.setdefault(name, _make(name))  # two threads may come this far: both get what one of them made
+        ops = _make(name)
+        copyreg.pickle(type(ops), _pickled)
+        _built.setdefault(name, ops)  # two threads may come this far: both get what one of them made
     return _built[name]
+
+
+def _pickled(ops):
+    """What stands in a pickle for the primitives: their name, which is looked up where the pickle is loaded."""
+    return _named, (ops.name, ops.tf32)
+
+
+def _named(name, tf32):
+    """The ``Ops`` of a pickle; raises BackendError where this backend cannot work here."""
+    ops = get_backend(name)
+    return ops.with_tf32() if tf32 else ops
 
 
 def _make(name):
@@ -130,7 +144,7 @@ def _make(name):
         return Ops(cupy, name)
     from ._device import CupyDevice
     from .cuda_ops import CudaOps
-    from .tuning import read
+    from .tuned_table import read
 
     return CudaOps(CupyDevice(cupy), measured=read())
 

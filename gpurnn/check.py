@@ -29,10 +29,10 @@ import numpy as np
 from .attention import Attention
 from .backend import backends as available_backends
 from .backend import get_backend
+from .dtypes import DTYPES, EPSILON, check_dtype
 from .errors import check_choice
 from .layers import BatchNorm, Dropout, Embedding, LayerNorm, Linear, Pooling, Sequential
 from .losses import cross_entropy
-from .module import DTYPES, check_dtype
 from .optim import SGD, Adam, AdamW, RMSprop, clip_grad_norm
 from .recurrent import GRU, LSTM, RNN
 
@@ -57,7 +57,6 @@ OPTIONS = {
 }
 QUICK = ("bidirectional", "two layers")
 OTHERS = "other layers"
-EPS = {"float32": 2.0**-23, "float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 @dataclass
@@ -176,9 +175,9 @@ def _worst(got, plain, expected, dtype, terms):
     sizes = {name: np.abs(value).max(initial=1) for name, value in expected.items()}
     if terms is None:  # of all results together: a single number may happen to be exact
         usual = max(np.abs(plain[name] - value).max(initial=0) / sizes[name] for name, value in expected.items())
-        share_of_size = 2 * usual + 2 * EPS[dtype]
+        share_of_size = 2 * usual + 2 * EPSILON[dtype]
     else:
-        share_of_size = terms * EPS[dtype]
+        share_of_size = terms * EPSILON[dtype]
     for name, value in expected.items():
         allowed = share_of_size * sizes[name]
         error = np.abs(got[name] - value).max(initial=0)
@@ -281,7 +280,7 @@ def check_ragged(cell, backend, dtype, **options):
             mine = one(whole[name]) if name in ("output", "dx") else whole[name][:, b : b + 1]
             if length == 0 and name.startswith("state") and np.isnan(mine).all() and np.isnan(value).all():
                 continue  # the initial state, as it came
-            allowed = terms * EPS[dtype] * np.abs(value).max(initial=1)
+            allowed = terms * EPSILON[dtype] * np.abs(value).max(initial=1)
             share = nan_is_worst(np.abs(mine - value).max(initial=0) / allowed)
             if share > worst:
                 worst, detail = share, f"{name} of the sequence of length {length}"
@@ -333,9 +332,9 @@ def check_pieces(cell, backend, dtype):
         for k, (mine, right) in enumerate(zip(got, expected, strict=True)):
             size = np.abs(right).max()
             # what one call is off, its rounding to the layer's dtype, and an order of sums of its own; c is not rounded
-            terms = 2 * EPS[plain.dtype.name] if k < 2 else EPS[plain.dtype.name] / 8
+            terms = 2 * EPSILON[plain.dtype.name] if k < 2 else EPSILON[plain.dtype.name] / 8
             if plain.dtype.itemsize > 2:
-                terms = T * 32 * EPS[dtype]
+                terms = T * 32 * EPSILON[dtype]
             allowed = 2 * max(np.abs(one[k] - right).max() for one in usual) + terms * size
             error = np.abs(mine - right).max()
             if not error / allowed <= worst:
@@ -360,7 +359,7 @@ def check_gates(cell, backend, dtype):
     worst, detail = 0.0, ""
     for name in sorted(steps[0].gates.keys() & set("ifo" if isinstance(layer, LSTM) else "rz")):
         got = layer.ops.to_numpy(steps[0].gates[name])[0].astype(np.longdouble)
-        allowed = (4 if layer.dtype.itemsize > 2 else 0.51) * EPS[dtype] * exact + _SMALLEST[dtype]
+        allowed = (4 if layer.dtype.itemsize > 2 else 0.51) * EPSILON[dtype] * exact + _SMALLEST[dtype]
         shares = np.abs(got - exact[:, None]).max(axis=1) / allowed
         k = int(np.argmax(shares))
         if not shares[k] <= worst:

@@ -19,9 +19,9 @@ import click
 from click.core import ParameterSource
 
 from . import options
+from .dtypes import DTYPES
 from .errors import one_line, printable
 from .files import check_target
-from .module import DTYPES
 from .tasks import TASKS, get_task
 from .tasks.run import Settings, kind_of
 
@@ -445,35 +445,37 @@ def tune(dtypes, cells, hidden, batches, bidirectional, tf32, show, forget, as_j
     """
     from tqdm import tqdm
 
-    from . import tuning
+    from . import tuned_table, tuning
     from .backend import get_backend
 
     if not show:
-        tuning.check_file()
-        check_target(tuning.path())  # before minutes are spent
+        tuned_table.check_file()
+        check_target(tuned_table.path())  # before minutes are spent
     if forget:
-        tuning.path().unlink(missing_ok=True)
-        click.echo(f"Forgotten: {tuning.path()}")
+        tuned_table.path().unlink(missing_ok=True)
+        click.echo(f"Forgotten: {tuned_table.path()}")
         return
     if show:
-        table = tuning.read()
+        table = tuned_table.read()
     else:
         ops = get_backend("cuda")
         sizes = cells or tuning.CELLS, hidden or (32, 64, 128, 192, 256), batches or (1, 8, 32, 128)
         works = tuning.works(*sizes, dtypes or ("float32",), 1 + bidirectional, tf32)
         table = tuning.tune(ops, works, lambda jobs: tqdm(jobs, unit=" walks", disable=None))
-        table = tuning.Table(tuning.read().entries | table.entries)  # another may have measured meanwhile
-        tuning.write(table)
+        table = tuned_table.Table(tuned_table.read().entries | table.entries)  # another may have measured meanwhile
+        tuned_table.write(table)
     rows = tuning.rows(table)
     if as_json:
-        options.print_json({"file": str(tuning.path()), "rows": rows})
+        options.print_json({"file": str(tuned_table.path()), "rows": rows})
         return
     for device in dict.fromkeys(row["device"] for row in rows):
         options.say(device)
         for row in rows:
             if row["device"] == device:
                 options.say(f"  {row['name']:44}" + "".join(f"{text:>17}" for text in row["told"][:2]))
-    click.echo(f"{len(rows)} walks are known: {tuning.path()}" if rows else "Nothing is known yet: run gpurnn tune")
+    click.echo(
+        f"{len(rows)} walks are known: {tuned_table.path()}" if rows else "Nothing is known yet: run gpurnn tune"
+    )
 
 
 @main.command()

@@ -23,10 +23,10 @@ import numpy as np
 from . import rng, schedules
 from ._cublas import is_matrix
 from ._kernels import ALIGNMENT, EACH, Kernels, Rows, signature
+from .dtypes import C_NAMES, dtype_name
 from .errors import BackendError, ShapeError
 from .ops import Lanes, Ops, Walk, flat, refuse_uncountable
 
-TYPES = {"float32": "float", "float64": "double", "float16": "__half", "bfloat16": "__nv_bfloat16"}
 CELLS = ("RnnTanh", "RnnRelu", "LstmCell", "GruCell", "GruOriginal")  # structs in kernels/cells
 _BLOCK = (32, 4)  # units, sequences: a warp reads along the units
 _BLOCKS = 65535  # of a launch along y or z, at most (CUDA C++ Programming Guide, compute capabilities)
@@ -38,20 +38,14 @@ _log = logging.getLogger("gpurnn")
 _SINGLE, _DOUBLE = np.dtype("float32"), np.dtype("float64")
 
 
-@functools.cache
-def dtype_name(dtype):
-    """``dtype.name``, which NumPy makes anew at each look."""
-    return dtype.name
-
-
 def c_type(dtype):
     """What the kernels call a NumPy dtype."""
-    return TYPES[dtype_name(dtype)]
+    return C_NAMES[dtype_name(dtype)]
 
 
-def kernel_names(dtypes=tuple(TYPES), cells=CELLS):
+def kernel_names(dtypes=tuple(C_NAMES), cells=CELLS):
     """(file, name expression) of every kernel that layers of these dtypes and cells use."""
-    storages = [TYPES[dtype] for dtype in dtypes]
+    storages = [C_NAMES[dtype] for dtype in dtypes]
     reals = sorted({"double" if storage == "double" else "float" for storage in storages})
     names = []
     for storage in storages:
@@ -74,13 +68,13 @@ def way_name(work, way):
     if way.schedule == "step":
         return None
     way_back = "backward" if work.backward else "forward"
-    types = ", ".join((work.kernel, TYPES[work.dtype], *way.types))
+    types = ", ".join((work.kernel, C_NAMES[work.dtype], *way.types))
     return f"{way.kernel}.cu", f"{way.kernel}_{way_back}<{types}>"
 
 
 class CudaOps(Ops):
     """The primitives with kernels. graphs: how many recorded loops may be held at once; 0 records none. measured: a
-    ``tuning.Table`` of this device, or None."""
+    ``tuned_table.Table`` of this device, or None."""
 
     def __init__(self, device, graphs=16, measured=None):
         super().__init__(device.xp, "cuda")

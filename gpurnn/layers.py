@@ -16,6 +16,7 @@ import math
 import numpy as np
 
 from . import rng
+from .dtypes import wide
 from .errors import (
     DtypeError,
     ShapeError,
@@ -29,7 +30,6 @@ from .errors import (
 from .gradients import adding
 from .masks import check_lengths, valid_steps
 from .module import Module, check_unspent
-from .ops import wide
 from .recurrent import GRUCell, LSTMCell, RNNCell
 
 

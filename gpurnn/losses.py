@@ -31,10 +31,10 @@ import math
 import numpy as np
 
 from .backend import array_ops
+from .dtypes import DTYPES, wide
 from .errors import DtypeError, ShapeError, check_choice, check_flag, check_number, check_shape, check_size
 from .masks import valid_steps
-from .module import DTYPES
-from .ops import blocks, wide
+from .ops import blocks
 
 REDUCTIONS = ("mean", "sum", "none")
 

@@ -16,33 +16,12 @@ import numpy as np
 from . import rng
 from .arrays import host_array, refuse_masked
 from .backend import get_backend
+from .dtypes import check_dtype, wide_dtype
 from .errors import DtypeError, NamesArguments, ShapeError, check_choice, check_flag, check_shape, check_size
-from .ops import wide_dtype
 
-DTYPES = ("float32", "float64", "float16", "bfloat16")
 # Numbers: every parameter starts at a multiple of it in a flat buffer, so that kernels may load four at once.
 ALIGNMENT = 16
 PRECISIONS = ("float32", "tf32")
-
-
-def check_dtype(dtype):
-    """``dtype`` as a NumPy dtype; raises DtypeError unless the library computes in it.
-
-    bfloat16 is the one of ml_dtypes: NumPy has none of its own.
-    """
-    try:
-        name = "None" if dtype is None else np.dtype(dtype).name  # np.dtype(None) is float64
-    except TypeError:
-        name = str(dtype)
-    if name not in DTYPES:
-        raise DtypeError(f"dtype should be one of {', '.join(DTYPES)}, got {name}")
-    if name != "bfloat16":
-        return np.dtype(name)
-    try:
-        from ml_dtypes import bfloat16
-    except ImportError as error:
-        raise DtypeError("dtype bfloat16 needs ml_dtypes. Run pip install ml_dtypes") from error
-    return np.dtype(bfloat16)
 
 
 def _check_gpu_bfloat16(cupy, numpy):

@@ -15,6 +15,7 @@ import numpy as np
 from . import rng
 from .arrays import plain, plain_on_device, refuse_graph, refuse_masked
 from .cells import HiddenWeights
+from .dtypes import wide, wide_dtype
 from .errors import BackendError, DtypeError, ShapeError
 
 _DLPACK_HOST = (1, 3)  # kDLCPU, kDLCUDAHost
@@ -80,16 +81,13 @@ class Ops:
     def __repr__(self):
         return f"Ops({self.name!r})"
 
-    # A backend is there once. A copy is the same one; a pickle holds its name, and asks for it where it is loaded.
+    # A backend is there once: a copy is the same one. How it is pickled, by name, backend.py says.
 
     def __copy__(self):
         return self
 
     def __deepcopy__(self, memo):
         return self
-
-    def __reduce__(self):
-        return _named, (self.name, self.tf32)
 
     def with_tf32(self):
         """These primitives for a layer with ``precision="tf32"``. Only kernels know tf32: others stay exact."""
@@ -535,14 +533,6 @@ class Ops:
             grad[rows[starts]] += totals.astype(grad.dtype)
 
 
-def _named(name, tf32):
-    """The ``Ops`` of a pickle; raises BackendError where this backend cannot work here."""
-    from .backend import get_backend
-
-    ops = get_backend(name)
-    return ops.with_tf32() if tf32 else ops
-
-
 def refuse_uncountable(T, B, backend):
     """Raise ShapeError for more timesteps or sequences than an ``int`` of compiled code holds."""
     for name, count, most in (("T", T, _MOST - 1), ("B", B, _MOST)):  # of states there is one more than of timesteps
@@ -571,16 +561,6 @@ def blocks(rows, count, width, xp):
     for start in range(0, count, size):
         part = slice(start, min(start + size, count))
         yield part, part if rows is None else rows[part]
-
-
-def wide_dtype(dtype):
-    """What arrays of a dtype are computed in: float32 for the 16-bit ones, else the dtype itself."""
-    return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
-
-
-def wide(array):
-    """``array`` in what it is computed in; itself unless it is 16-bit."""
-    return array.astype(wide_dtype(array.dtype), copy=False)
 
 
 def _rounded(weight, dtype):

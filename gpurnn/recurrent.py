@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from . import cells, rng
+from .dtypes import wide
 from .errors import ShapeError, check_choice, check_flag, check_number, check_shape, check_size, refuse_unknown
 from .gradients import StepNorms, active_flow, adding
 from .masks import check_lengths
 from .module import Module, check_unspent
-from .ops import flat, wide
+from .ops import flat
 from .schedules import SCHEDULES, Work
 
 _CALL = ("x", "state", "lengths", "return_all")  # arguments of a layer's call

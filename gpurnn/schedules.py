@@ -12,9 +12,9 @@ import functools
 import math
 from dataclasses import dataclass, replace
 
+from .dtypes import ITEMSIZE
 from .errors import check_choice
 
-ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 _REGISTERS = 65536  # of a multiprocessor
 _STEP_SECONDS = 4e-6  # two launches within a CUDA graph, 1.4 us each at least, and the product between them
 _GEMM_SECONDS = 2.5e-6  # of a product before the walk, besides its work: launch, ramp and tail
@@ -481,8 +481,8 @@ SCHEDULES = ("auto", *WAYS)
 def ways(work, device, measured=None):
     """``(ways, refusals)``: all ways of a work, the quickest first, and schedule -> why it has none.
 
-    measured: a ``tuning.Table`` or None. Where it knows this work, only ways that it has measured are left, with its
-    seconds in place of estimates, and those of schedules that it has not.
+    measured: a ``tuned_table.Table`` or None. Where it knows this work, only ways that it has measured are left, with
+    its seconds in place of estimates, and those of schedules that it has not.
     """
     found, refusals = [], {}
     device = _shared_device(work, device)

@@ -22,11 +22,11 @@ import numpy as np
 
 from . import rng
 from .attention import Attention
+from .dtypes import wide
 from .errors import DtypeError, ShapeError, check_choice, check_flag, check_number, check_size
 from .layers import Dropout, Embedding, Linear, TiedLinear
 from .masks import check_lengths, refuse_no_distribution
 from .module import Module
-from .ops import wide
 from .recurrent import GRU, LSTM, RNN
 from .tokens import END, PADDING, START, UNKNOWN
 

@@ -1,95 +1,23 @@
-"""Schedules measured on this machine: the table of ``gpurnn tune``, kept on disk, which wins over the estimates.
+"""Schedules measured on this machine: what ``gpurnn tune`` puts into the table that wins over the estimates.
 
 A walk is timed at two lengths: what the longer one takes more is the price of a timestep, the rest that of a call. Only
 the walk is timed; the input GEMM and the gradients of the weights are the same for every schedule.
 """
 
 import logging
-import os
 import statistics
 import time
-from pathlib import Path
 
 import numpy as np
 
 from . import cells, schedules
-from .errors import BackendError, FileError, check_choice, check_size
-from .files import one_line, read_json, write_json_atomic
-from .module import check_dtype
+from .dtypes import check_dtype
+from .errors import BackendError, check_choice, check_size
+from .tuned_table import Table, bucket, key
 
 CELLS = {"rnn": cells.RNNCell(), "lstm": cells.LSTMCell(False), "gru": cells.GRUCell(True)}
 CANDIDATES = 4  # of a schedule, the best by estimate
-_FORMAT = 1
 _log = logging.getLogger("gpurnn")
-
-
-class Table:
-    """What was measured: ``entries`` maps (device, cell, H, batch, directions, dtype, tf32, backward) to
-    {way: (seconds of a timestep, seconds before the first)}. A batch stands for all up to the next power of two."""
-
-    def __init__(self, entries=()):
-        self.entries = dict(entries)
-
-    def known(self, work, device):
-        """{``Way.key``: (seconds, before)} of a ``schedules.Work``, empty where nothing was measured."""
-        return self.entries.get(_key(work, device), {})
-
-
-def _key(work, device):
-    kernel = work.kernel.replace("Relu", "Tanh")  # which cost the same
-    return device.name, kernel, work.H, bucket(work.B), work.directions, work.dtype, work.tf32, work.backward
-
-
-def bucket(B):
-    """The power of two that a batch is rounded up to."""
-    return 1 << max(B - 1, 0).bit_length()
-
-
-# ---- on disk
-
-
-def path():
-    """Where the table is kept: ``GPURNN_TUNED``, else ``gpurnn/tuned.json`` in the user's cache folder."""
-    if os.environ.get("GPURNN_TUNED"):
-        return Path(os.environ["GPURNN_TUNED"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpurnn" / "tuned.json"
-
-
-def read():
-    """The ``Table`` on disk; an empty one where there is none, or with a warning where it cannot be read."""
-    try:
-        document = read_json(path())
-        if document["format"] != _FORMAT:
-            raise ValueError(f"format {document['format']}, expected {_FORMAT}")
-        return Table(
-            (tuple(entry["work"]), {way: (float(a), float(b)) for way, (a, b) in entry["ways"].items()})
-            for entry in document["entries"]
-        )
-    except FileNotFoundError:
-        return Table()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        _log.warning("%s is not used, schedules are estimated: %s", path(), one_line(error))
-        return Table()
-
-
-def check_file():
-    """Raise FileError where there is a file at ``path()`` that is no table: it is neither replaced nor removed."""
-    if path().exists() and not {"format", "entries"} <= set(_document() or ()):
-        raise FileError(f"{path()} is not a table of gpurnn tune, and stays: move it away, or set GPURNN_TUNED")
-
-
-def _document():
-    try:
-        return read_json(path())
-    except (OSError, ValueError):
-        return None
-
-
-def write(table):
-    """Put the table on disk, whole or not at all."""
-    path().parent.mkdir(parents=True, exist_ok=True)
-    entries = [{"work": list(key), "ways": ways} for key, ways in table.entries.items()]
-    write_json_atomic(path(), {"format": _FORMAT, "entries": entries})
 
 
 # ---- measuring
@@ -186,7 +114,7 @@ def tune(ops, works, progress=None, **how):
                 timed[way.key] = measure(ops, work, way, **how)
             except BackendError as error:  # a kernel that this device does not run: the others are measured
                 _log.warning("%s is left out: %s", way.key, error)
-        table.entries[_key(work, device)] = timed
+        table.entries[key(work, device)] = timed
     return table
 
 
@@ -198,7 +126,7 @@ def rows(table):
         way_back, both = "backward" if backward else "forward", ", both" * (directions == 2)
         ordered = sorted(ways.items(), key=lambda item: item[1][1] + 512 * item[1][0])
         told = [
-            f"{key.partition('<')[0]} {seconds * 1e6:.2f} +{before * 1e6:.0f}" for key, (seconds, before) in ordered
+            f"{name.partition('<')[0]} {seconds * 1e6:.2f} +{before * 1e6:.0f}" for name, (seconds, before) in ordered
         ]
         name = f"{kernel} H{H} B{B} {'tf32' if tf32 else dtype} {way_back}{both}"
         found.append({"device": device, "name": name, "ways": dict(ordered), "told": told})

@@ -38,6 +38,8 @@ TESTS = {
     "gpurnn/_interrupt.py": ["test_terminal.py", "test_packaging.py"],
     "gpurnn/folder_lock.py": ["test_run_folder.py"],
     "gpurnn/npz.py": ["test_hostile.py", "test_weights.py", "test_tasks_music.py"],
+    "gpurnn/dtypes.py": ["test_module.py", "test_16_bit.py", "test_kernels.py"],
+    "gpurnn/tuned_table.py": ["test_tuning.py"],
     "gpurnn/errors.py": ["test_module.py", "test_optim.py", "test_layers.py", "test_recurrent.py"],
     "gpurnn/gradients.py": ["test_recurrent.py", "test_training.py"],
     "gpurnn/ops.py": ["test_recurrent.py", "test_losses.py", "test_layers.py", "test_backend.py"],

@@ -16,8 +16,8 @@ from cuda_on_cpu.cuda import Cuda, Stream, StubCublas, last_call, multiply, stub
 from gpurnn import _libraries
 from gpurnn._cublas import Cublas, load
 from gpurnn._device import CupyDevice
+from gpurnn.dtypes import check_dtype
 from gpurnn.errors import BackendError
-from gpurnn.module import check_dtype
 
 pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="g++ is not installed")
 

@@ -15,7 +15,7 @@ from gpurnn._kernels import kernel_source
 from gpurnn.check import OPTIONS, Batch, build, twins
 from gpurnn.cuda_ops import Loop, way_name
 from gpurnn.schedules import Block, Device, Work
-from gpurnn.tuning import Table, _key
+from gpurnn.tuned_table import Table, key
 
 pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
 
@@ -451,7 +451,7 @@ def test_the_input_goes_where_it_costs_less():
     # what was measured without the input counts for its twin, too
     way = chosen(I=2, B=1000)
     plain = next(w for w in schedules.ways(work(dtype="bfloat16", B=1000), device)[0] if w.key == way.key)
-    table = Table({_key(work(dtype="bfloat16", B=1000), device): {way.key: (plain.seconds / 2, 0.0)}})
+    table = Table({key(work(dtype="bfloat16", B=1000), device): {way.key: (plain.seconds / 2, 0.0)}})
     way, reason = schedules.choose(work(dtype="bfloat16", B=1000, I=2), device, measured=table)
     assert way.inputs and way.measured and way.seconds == plain.seconds / 2
 

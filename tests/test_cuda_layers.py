@@ -17,8 +17,8 @@ from gpurnn import check
 from gpurnn._kernels import kernel_source
 from gpurnn.check import CELLS, OPTIONS, Batch, leaves
 from gpurnn.cuda_ops import CudaOps, StreamLanes
+from gpurnn.dtypes import DTYPES
 from gpurnn.errors import BackendError
-from gpurnn.module import DTYPES
 from gpurnn.schedules import Device, Work
 
 pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))

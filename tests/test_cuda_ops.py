@@ -10,8 +10,7 @@ from test_optim import OPTIMISERS
 
 import gpurnn
 from gpurnn import rng
-from gpurnn.check import EPS
-from gpurnn.module import DTYPES
+from gpurnn.dtypes import DTYPES, EPSILON
 
 pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
 
@@ -100,7 +99,7 @@ def test_other_layers(name, dtype):
         dx, plain_dx = backward(ops.xp.asarray(dy)), plain_backward(dy)
         # At most 28 numbers below 64 are added anywhere, in float32 or float64; then one more rounding to the storage.
         eps = np.finfo("float64" if dtype == "float64" else "float32").eps
-        tolerance = {"rtol": EPS.get(dtype, eps), "atol": 64 * eps * 28}
+        tolerance = {"rtol": EPSILON.get(dtype, eps), "atol": 64 * eps * 28}
         np.testing.assert_allclose(y.get().astype(float), expected.astype(float), **tolerance)
         if plain_dx is not None:
             np.testing.assert_allclose(dx.get().astype(float), plain_dx.astype(float), **tolerance)
@@ -152,7 +151,7 @@ def test_cross_entropy_rows(V, dtype):
             np.testing.assert_array_equal(target.to_numpy(in_place), target.to_numpy(d))
             results.append([target.to_numpy(a).astype(np.float64) for a in (losses, d)])
         for got, allowed, expected in zip(*results, strict=True):
-            bound = 2 * np.abs(allowed - expected).max(initial=0) + 2 * EPS[dtype] * np.abs(expected).max(initial=1)
+            bound = 2 * np.abs(allowed - expected).max(initial=0) + 2 * EPSILON[dtype] * np.abs(expected).max(initial=1)
             assert np.abs(got - expected).max(initial=0) <= bound
         if some:
             assert (results[0][1][skipped] == 0).all()

@@ -9,7 +9,8 @@ from optional import optional
 
 import gpurnn
 from gpurnn import GRU, LSTM, BatchNorm, Dropout, DtypeError, LayerNorm, Linear, Sequential, ShapeError
-from gpurnn.module import Module, check_dtype
+from gpurnn.dtypes import check_dtype
+from gpurnn.module import Module
 from gpurnn.ops import Ops
 
 torch = optional("torch")

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from cuda_on_cpu import emulator
 from test_cuda_layers import cuda_ops
 
-from gpurnn import backend, schedules, tuning
+from gpurnn import backend, schedules, tuned_table, tuning
 from gpurnn.check import build
 from gpurnn.cli import main
 from gpurnn.errors import BackendError
@@ -35,7 +35,7 @@ LSTM128 = work()
 def known(seconds, work=LSTM128, device=H200):
     """A table in which this work's ways take so many microseconds: way -> (a timestep, before)."""
     ways = {way: (a * 1e-6, b * 1e-6) for way, (a, b) in seconds.items()}
-    return tuning.Table({tuning._key(work, device): ways})
+    return tuned_table.Table({tuned_table.key(work, device): ways})
 
 
 def test_what_was_measured_wins():
@@ -71,21 +71,21 @@ def test_where_nothing_was_measured_estimates_count():
 
 
 def test_the_table_on_disk(caplog):
-    assert not tuning.read().entries and not caplog.records
+    assert not tuned_table.read().entries and not caplog.records
     table = known({"step": (1.5, 0), "block<128, 2, 40, 1, 0>": (0.5, 4)})
-    tuning.write(table)
-    assert tuning.read().entries == table.entries
+    tuned_table.write(table)
+    assert tuned_table.read().entries == table.entries
     for broken in ("{", "[]", '{"format": 99, "entries": []}', '{"format": 1, "entries": [{"work": [1]}]}',
                    '{"format": 1, "entries": [{"work": [1], "ways": {"step": ["a", 0]}}]}'):  # fmt: skip
-        tuning.path().write_text(broken)
+        tuned_table.path().write_text(broken)
         with caplog.at_level(logging.WARNING):
             caplog.clear()
-            assert not tuning.read().entries
+            assert not tuned_table.read().entries
             assert "schedules are estimated" in caplog.text
 
 
 def test_buckets():
-    assert [tuning.bucket(B) for B in (0, 1, 2, 3, 4, 5, 16, 17)] == [1, 1, 2, 4, 4, 8, 16, 32]
+    assert [tuned_table.bucket(B) for B in (0, 1, 2, 3, 4, 5, 16, 17)] == [1, 1, 2, 4, 4, 8, 16, 32]
 
 
 def test_works():

@@ -25,12 +25,12 @@ import numpy as np
 from .. import rng
 from ..backend import array_ops
 from ..data import Batch, SequenceBatches, adding_problem, check_index, copy_memory
+from ..dtypes import check_dtype
 from ..errors import DtypeError, FileError, ShapeError, check_size
 from ..files import check_room, file_size, one_line, open_regular
 from ..layers import Dropout, Linear, Pooling, Sequential
 from ..losses import cross_entropy, mse
 from ..metrics import accuracy
-from ..module import check_dtype
 from ..npz import read_npz
 from ..recurrent import INITIALISERS
 from ..training import measure

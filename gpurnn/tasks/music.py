@@ -26,6 +26,7 @@ import numpy as np
 
 from .. import options, rng, run_folder
 from ..data import Batch, SequenceBatches, pad
+from ..dtypes import check_dtype
 from ..errors import FileError, ShapeError, check_number, check_size
 from ..files import (
     check_room,
@@ -38,7 +39,6 @@ from ..files import (
 )
 from ..layers import Dropout, Linear, Sequential
 from ..losses import binary_cross_entropy_with_logits
-from ..module import check_dtype
 from ..npz import read_npz
 from ..vocabulary import vocabulary_of
 from .run import Data, Settings, Task, changed, check_numbers, checksum, load, read_run, recurrent, setting

@@ -24,11 +24,11 @@ import numpy as np
 
 from .. import optim, rng, run_folder
 from ..checkpoint import CheckpointError, checkpoint_shapes, document_digest, remove_checkpoint
+from ..dtypes import DTYPES
 from ..errors import DtypeError, check_choice, check_number, check_size
 from ..files import check_target, naming, one_line, read_json, refuse_same, write_json_atomic
 from ..folder_lock import FolderLock, lock_folder, locked
 from ..losses import cross_entropy
-from ..module import DTYPES
 from ..recurrent import GRU, LSTM, RNN
 from ..training import fit, load_weights
 from . import get_task

@@ -30,11 +30,12 @@ import numpy as np
 
 from .. import options, rng, run_folder
 from ..data import Batch
+from ..dtypes import check_dtype
 from ..errors import FileError, check_size
 from ..files import check_room, naming, read_bytes, write_text_atomic
 from ..layers import Dropout, Linear, Pooling, Sequential
 from ..losses import mae, mse
-from ..module import Module, check_dtype
+from ..module import Module
 from .run import (
     Data,
     Settings,

@@ -22,12 +22,12 @@ from .. import options, rng, run_folder
 from ..audio import log_mel, read_wav, resample
 from ..ctc import ctc_beam_search, ctc_greedy, ctc_loss
 from ..data import Batch, order_batches, pad
+from ..dtypes import check_dtype
 from ..errors import FileError, check_number, check_size
 from ..files import check_room, naming
 from ..layers import BatchNorm, Dropout, Linear, Pooling, Sequential
 from ..losses import cross_entropy
 from ..metrics import edit_distance
-from ..module import check_dtype
 from ..npz import read_npz
 from ..training import measure
 from ..vocabulary import UNKNOWN, Vocabulary, read_lines

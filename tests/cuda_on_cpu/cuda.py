@@ -10,7 +10,7 @@ import ctypes
 import numpy as np
 
 from gpurnn._cublas import Cublas
-from gpurnn.module import check_dtype
+from gpurnn.dtypes import check_dtype
 
 from . import emulator as _emulator
 from .fixtures import round_tf32

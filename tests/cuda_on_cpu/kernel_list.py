@@ -3,7 +3,8 @@
 import itertools
 
 from gpurnn import schedules
-from gpurnn.cuda_ops import TYPES, kernel_names, way_name
+from gpurnn.cuda_ops import kernel_names, way_name
+from gpurnn.dtypes import C_NAMES
 
 # .cu file -> first architecture, where it uses what older ones have not
 FIRST = {"block_mma.cu": 80, "grid_mma.cu": 80}
@@ -18,7 +19,7 @@ _DEVICES = schedules.Device(90, 132, 227 * 1024), schedules.Device(75, 40, 64 * 
 _GATES = {"LstmCell": 4, "GruCell": 3, "RnnTanh": 1}  # RnnRelu has the tiles of RnnTanh
 
 
-for _kernel, _dtype, _backward, _device in itertools.product(_GATES, TYPES, (False, True), _DEVICES):
+for _kernel, _dtype, _backward, _device in itertools.product(_GATES, C_NAMES, (False, True), _DEVICES):
     for _tf32 in (False, True) if _dtype == "float32" else (False,):
         _work = schedules.Work(_kernel, _GATES[_kernel], 64, 100, 16, 1, _dtype, False, _backward, _tf32)
         for _schedule in schedules.WAYS:

@@ -1,0 +1,81 @@
+"""The table of ``gpurnn tune`` on disk: what was measured on this machine, which wins over the estimates."""
+
+import logging
+import os
+from pathlib import Path
+
+from .errors import FileError
+from .files import one_line, read_json, write_json_atomic
+
+_FORMAT = 1
+_log = logging.getLogger("gpurnn")
+
+
+class Table:
+    """What was measured: ``entries`` maps (device, cell, H, batch, directions, dtype, tf32, backward) to
+    {way: (seconds of a timestep, seconds before the first)}. A batch stands for all up to the next power of two."""
+
+    def __init__(self, entries=()):
+        self.entries = dict(entries)
+
+    def known(self, work, device):
+        """{``Way.key``: (seconds, before)} of a ``schedules.Work``, empty where nothing was measured."""
+        return self.entries.get(key(work, device), {})
+
+
+def key(work, device):
+    """Where a work stands in ``Table.entries``."""
+    kernel = work.kernel.replace("Relu", "Tanh")  # which cost the same
+    return device.name, kernel, work.H, bucket(work.B), work.directions, work.dtype, work.tf32, work.backward
+
+
+def bucket(B):
+    """The power of two that a batch is rounded up to."""
+    return 1 << max(B - 1, 0).bit_length()
+
+
+# ---- on disk
+
+
+def path():
+    """Where the table is kept: ``GPURNN_TUNED``, else ``gpurnn/tuned.json`` in the user's cache folder."""
+    if os.environ.get("GPURNN_TUNED"):
+        return Path(os.environ["GPURNN_TUNED"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpurnn" / "tuned.json"
+
+
+def read():
+    """The ``Table`` on disk; an empty one where there is none, or with a warning where it cannot be read."""
+    try:
+        document = read_json(path())
+        if document["format"] != _FORMAT:
+            raise ValueError(f"format {document['format']}, expected {_FORMAT}")
+        return Table(
+            (tuple(entry["work"]), {way: (float(a), float(b)) for way, (a, b) in entry["ways"].items()})
+            for entry in document["entries"]
+        )
+    except FileNotFoundError:
+        return Table()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        _log.warning("%s is not used, schedules are estimated: %s", path(), one_line(error))
+        return Table()
+
+
+def check_file():
+    """Raise FileError where there is a file at ``path()`` that is no table: it is neither replaced nor removed."""
+    if path().exists() and not {"format", "entries"} <= set(_document() or ()):
+        raise FileError(f"{path()} is not a table of gpurnn tune, and stays: move it away, or set GPURNN_TUNED")
+
+
+def _document():
+    try:
+        return read_json(path())
+    except (OSError, ValueError):
+        return None
+
+
+def write(table):
+    """Put the table on disk, whole or not at all."""
+    path().parent.mkdir(parents=True, exist_ok=True)
+    entries = [{"work": list(work), "ways": ways} for work, ways in table.entries.items()]
+    write_json_atomic(path(), {"format": _FORMAT, "entries": entries})
