@@ -238,7 +238,7 @@ class Session:
         ops = CudaOps(self.device(), measured=tuned_table.read())
         ops = ops.with_tf32() if tf32 else ops
         how = {"lengths": (2, 3), "least": 0.0} if self.rehearsal else {}
-        problems = tuning.works([cell], [H], [B], [dtype], tf32=tf32)
+        problems = tuning.problems([cell], [H], [B], [dtype], tf32=tf32)
         table = tuning.tune(ops, problems, **how)
         tuned_table.write(table)
         rows = [row for row in tuning.rows(table) if f" H{H} B{B} {'tf32' if tf32 else dtype} " in row["name"]]

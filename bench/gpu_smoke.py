@@ -47,12 +47,12 @@ def recordings(ops):
 
 
 def problems(case):
-    """The ``schedules.Work`` of every layer and direction of time of a ``Smoke`` or ``Case``."""
+    """The ``schedules.Problem`` of every layer and direction of time of a ``Smoke`` or ``Case``."""
     D, tf32 = 2 if case.bidirectional else 1, case.precision == "tf32"
     found = []
     for layer in range(getattr(case, "L", 1)):
         inputs = D * case.H if layer else case.I
-        both = tuning.works([case.cell], [case.H], [case.B], [case.dtype], D, tf32)
+        both = tuning.problems([case.cell], [case.H], [case.B], [case.dtype], D, tf32)
         found += [replace(problem, T=case.T, B=case.B, I=inputs) for problem in both]
     return list(dict.fromkeys(found))
 

@@ -408,12 +408,12 @@ def warmup(dtypes, cells, hidden, batches, bidirectional, tf32):
 
     from .backend import get_backend
     from .cuda_ops import kernel_names, way_name
-    from .tuning import CELLS, works
+    from .tuning import CELLS, problems
 
     ops = get_backend("cuda")
     names = kernel_names(dtypes or DTYPES)
-    for work in works(cells or CELLS, hidden, batches or (1,), dtypes or DTYPES, 1 + bidirectional, tf32):
-        name = way_name(work, ops.way(work))
+    for problem in problems(cells or CELLS, hidden, batches or (1,), dtypes or DTYPES, 1 + bidirectional, tf32):
+        name = way_name(problem, ops.way(problem))
         if name:
             names.append(name)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # the compiler does not hold Python's lock
@@ -460,8 +460,8 @@ def tune(dtypes, cells, hidden, batches, bidirectional, tf32, show, forget, as_j
     else:
         ops = get_backend("cuda")
         sizes = cells or tuning.CELLS, hidden or (32, 64, 128, 192, 256), batches or (1, 8, 32, 128)
-        works = tuning.works(*sizes, dtypes or ("float32",), 1 + bidirectional, tf32)
-        table = tuning.tune(ops, works, lambda jobs: tqdm(jobs, unit=" walks", disable=None))
+        problems = tuning.problems(*sizes, dtypes or ("float32",), 1 + bidirectional, tf32)
+        table = tuning.tune(ops, problems, lambda jobs: tqdm(jobs, unit=" walks", disable=None))
         table = tuned_table.Table(tuned_table.read().entries | table.entries)  # another may have measured meanwhile
         tuned_table.write(table)
     rows = tuning.rows(table)

@@ -383,38 +383,42 @@ class CpuOps(HostOps):
     def empty_cache(self):
         self.store.clear()
 
-    def schedule(self, work, wanted="auto"):
-        if work.dtype not in ("float32", "float64"):
+    def schedule(self, problem, wanted="auto"):
+        if problem.dtype not in ("float32", "float64"):
             return "steps", "generic array code, one step at a time: 16-bit numbers have no compiled walk on a CPU"
-        units = shared_units(work.kernel, work.projected, work.backward, work.H)
-        threads = self._threads(work.T, work.B, units, work.T * work.B * work.gates * work.H**2, work.directions)
+        units = shared_units(problem.kernel, problem.projected, problem.backward, problem.H)
+        threads = self._threads(
+            problem.T, problem.B, units, problem.T * problem.B * problem.gates * problem.H**2, problem.directions
+        )
         return "walk", f"compiled for {LEVELS[self.level]}, {threads} thread{'s' * (threads > 1)}, no array code in it"
 
     def refuse_sizes(self, T, B, layers):
         refuse_uncountable(T, B, self.name)
 
-    def packed_bytes(self, work, P, T):
-        if work.dtype not in ("float32", "float64"):
+    def packed_bytes(self, problem, P, T):
+        if problem.dtype not in ("float32", "float64"):
             return 0
-        size = 4 if work.dtype == "float32" else 8
+        size = 4 if problem.dtype == "float32" else 8
         lanes = (16 << self.level) // size
-        B, H, G, D = work.B, work.H, work.gates, work.directions
+        B, H, G, D = problem.B, problem.H, problem.gates, problem.directions
 
         def row(outputs, gates=1):
             """Numbers in a row of products: whole blocks of ``Packed`` in product.h."""
             units = lanes if gates > 1 else 2 * lanes
             return -(-outputs // units) * units * gates
 
-        reset = work.kernel == "GruOriginal"
+        reset = problem.kernel == "GruOriginal"
         first = 2 if reset else G  # gates of the first product
-        weights = row(H, G) * work.I + row(H, first) * P + (row(H) * P if reset else 0) + (row(P) * H if P < H else 0)
-        threads = self._threads(T, B, shared_units(work.kernel, P < H, False, H), T * B * G * H * (P + work.I), D)
+        weights = (
+            row(H, G) * problem.I + row(H, first) * P + (row(H) * P if reset else 0) + (row(P) * H if P < H else 0)
+        )
+        threads = self._threads(T, B, shared_units(problem.kernel, P < H, False, H), T * B * G * H * (P + problem.I), D)
         ahead = min(T * B, max(B, threads * _AHEAD)) * row(H, G)  # products of the input, of some steps
         forward = (weights if T > 1 else 0) * D + (max(row(H, first), row(P)) * B + ahead) * min(D, threads)
         back = row(P) * first * H + (row(P) * H if reset else 0) + (row(H) * P if P < H else 0)
         through_time = back * D + B * max(row(P), row(H)) * min(D, threads)
-        gradients = T * B * max(row(work.I), row(P))  # x and h, for the products with d
-        return size * max(forward, through_time, gradients, G * H * row(work.I))
+        gradients = T * B * max(row(problem.I), row(P))  # x and h, for the products with d
+        return size * max(forward, through_time, gradients, G * H * row(problem.I))
 
     def empty_steps(self, T, B, F, dtype):
         return super().empty_steps(T, B, F, dtype) if dtype.itemsize == 2 else self.empty(T, B, F, dtype)

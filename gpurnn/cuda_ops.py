@@ -63,12 +63,12 @@ def kernel_names(dtypes=tuple(C_NAMES), cells=CELLS):
     return [*names, ("step.cu", "step_done"), ("optimise.cu", "norm_finish"), ("dropout.cu", "keep_mask")]
 
 
-def way_name(work, way):
+def way_name(problem, way):
     """(file, name expression) of the kernel of a ``schedules.Way``; None for ``step``, whose kernels fit every size."""
     if way.schedule == "step":
         return None
-    way_back = "backward" if work.backward else "forward"
-    types = ", ".join((work.kernel, C_NAMES[work.dtype], *way.types))
+    way_back = "backward" if problem.backward else "forward"
+    types = ", ".join((problem.kernel, C_NAMES[problem.dtype], *way.types))
     return f"{way.kernel}.cu", f"{way.kernel}_{way_back}<{types}>"
 
 
@@ -137,10 +137,10 @@ class CudaOps(Ops):
                 "Other work on this GPU may have kept them out; layers take another schedule from now on: run again"
             )
 
-    def schedule(self, work, wanted="auto"):
-        way, reason = self.choose(work, wanted)
+    def schedule(self, problem, wanted="auto"):
+        way, reason = self.choose(problem, wanted)
         if way.schedule == "step":
-            refused = self.pool.refusal(replace(work, tf32=self.tf32))
+            refused = self.pool.refusal(replace(problem, tf32=self.tf32))
             launches = f"launch by launch: {refused}" if refused else "recorded as a CUDA graph when a shape comes back"
             return "step", f"a fused kernel and a cuBLAS product for each timestep, {launches}; {reason}"
         return way.schedule, f"one launch for the whole sequence: {reason}"
@@ -154,14 +154,14 @@ class CudaOps(Ops):
         array = self.xp.ascontiguousarray(array)
         return array.copy() if self.device.address(array) % ALIGNMENT else array
 
-    def choose(self, work, wanted="auto"):
+    def choose(self, problem, wanted="auto"):
         """``schedules.choose`` on this device."""
-        return schedules.choose(replace(work, tf32=self.tf32), self.device.limits, wanted, self.measured)
+        return schedules.choose(replace(problem, tf32=self.tf32), self.device.limits, wanted, self.measured)
 
     def ways(self, keep, schedule, *sizes):
-        """``(works, ways)`` of a loop, "forward" and where ``keep`` "backward" -> schedules.Work and schedules.Way.
+        """``(problems, ways)`` of a loop, "forward" and where ``keep`` "backward" -> schedules.Work and schedules.Way.
 
-        sizes: the kernel, gates, H, T, B, directions, dtype's name, projected, I and share of ``schedules.Work``.
+        sizes: the kernel, gates, H, T, B, directions, dtype's name, projected, I and share of ``schedules.Problem``.
         """
         key, known = (keep, schedule, sizes, self.tf32), (self.device.limits, self.measured)
         if any(old is not new for old, new in zip(self._chosen.get("known", ()), known, strict=False)):
@@ -173,18 +173,21 @@ class CudaOps(Ops):
             self._chosen["known"] = known
             *first, I, share = sizes
             names = ("forward", "backward") if keep else ("forward",)
-            works = {name: schedules.Work(*first, name == "backward", self.tf32, I, share) for name in names}
-            found = self._chosen[key] = works, {name: self.way(work, schedule) for name, work in works.items()}
+            problems = {name: schedules.Problem(*first, name == "backward", self.tf32, I, share) for name in names}
+            found = self._chosen[key] = (
+                problems,
+                {name: self.way(problem, schedule) for name, problem in problems.items()},
+            )
         return found
 
-    def way(self, work, wanted="auto"):
+    def way(self, problem, wanted="auto"):
         """What ``choose`` finds, as the compiler at hand can do it: with fewer weights in registers where it spills."""
-        return self.without_spills(work, self.choose(work, wanted)[0])
+        return self.without_spills(problem, self.choose(problem, wanted)[0])
 
-    def without_spills(self, work, way):
+    def without_spills(self, problem, way):
         less = way
-        while less is not None and less.schedule != "step" and self.device.spills(*way_name(work, less)):
-            less = schedules.hold_less(work, less, self.device.limits)
+        while less is not None and less.schedule != "step" and self.device.spills(*way_name(problem, less)):
+            less = schedules.hold_less(problem, less, self.device.limits)
         return less or way
 
     # ---- one layer through time
@@ -358,7 +361,7 @@ class Loop:
         self.recorded = False  # whether the arrays stay, so that launches may be recorded over them
         self.graphs = {}  # name -> CUDA graphs, one behind the other
         self.note = lambda name, reason: None  # told why a name is not recorded, or None where it is
-        self.works, self.ways = ops.ways(
+        self.problems, self.ways = ops.ways(
             keep, schedule, cell.kernel, G, H, T, B, D, dtype_name(self.dtype), self.projected, I, share
         )
         # for W_ih x, and for what the cell keeps
@@ -800,7 +803,7 @@ class LoopPool:
 
     def note(self, loop, name, reason):
         """Remember what became of a loop's recording, and say it once where it failed."""
-        key = loop.works[name.partition(" ")[0]], name
+        key = loop.problems[name.partition(" ")[0]], name
         with self._lock:
             known = self.outcomes.get(key) == reason
             self.outcomes[key] = reason
@@ -810,20 +813,20 @@ class LoopPool:
         if reason and not known:
             _log.warning("the time loop of %s, %s, runs launch by launch: %s", loop, name, reason)
 
-    def refusal(self, work):
-        """Why a ``schedules.Work`` by the schedule step is not recorded, or None where it is or will be."""
+    def refusal(self, problem):
+        """Why a ``schedules.Problem`` by the schedule step is not recorded, or None where it is or will be."""
         if not self.capacity:
             return "nothing is recorded"
         with self._lock:
-            return next((reason for (known, _), reason in self.outcomes.items() if known == work and reason), None)
+            return next((reason for (known, _), reason in self.outcomes.items() if known == problem and reason), None)
 
     def recordings(self):
         """As ``CudaOps.recordings``."""
         with self._lock:
             outcomes = list(self.outcomes.items())
         return [
-            {"loop": str(work), "way": name, "recorded": reason is None, "reason": reason or ""}
-            for (work, name), reason in outcomes
+            {"loop": str(problem), "way": name, "recorded": reason is None, "reason": reason or ""}
+            for (problem, name), reason in outcomes
         ]
 
     def _fits(self, loop):

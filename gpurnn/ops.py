@@ -194,13 +194,13 @@ class Ops:
                 for b in range(0, B, _TILE_ROWS):
                     out[t, b : b + _TILE_ROWS] = steps[t, b : b + _TILE_ROWS]
 
-    def schedule(self, work, wanted="auto"):
-        """(name, reason) of the time loop that a ``schedules.Work`` takes; wanted: as a layer's ``schedule``."""
+    def schedule(self, problem, wanted="auto"):
+        """(name, reason) of the time loop that a ``schedules.Problem`` takes; wanted: as a layer's ``schedule``."""
         return "steps", "generic array code, one step at a time; fused kernels need the 'cuda' backend"
 
-    def packed_bytes(self, work, P, T):
+    def packed_bytes(self, problem, P, T):
         """Bytes that a layer's calls take for a while, beside the arrays that they return and keep: weights, inputs and
-        states in the order in which products read them. work: a ``schedules.Work``; P: size of h."""
+        states in the order in which products read them. work: a ``schedules.Problem``; P: size of h."""
         return 0
 
     # ---- one layer: the input GEMM, then the walk through time

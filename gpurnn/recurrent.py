@@ -18,7 +18,7 @@ from .gradients import StepNorms, active_flow, adding
 from .masks import check_lengths
 from .module import Module, check_unspent
 from .ops import flat
-from .schedules import SCHEDULES, Work
+from .schedules import SCHEDULES, Problem
 
 _CALL = ("x", "state", "lengths", "return_all")  # arguments of a layer's call
 INITIALISERS = ("uniform", "xavier", "orthogonal", "identity")
@@ -295,12 +295,12 @@ class _Recurrent(Module):
         for layer in range(self.num_layers):
             for backward in (False, True):
                 inputs, H, P = self._sizes(layer)
-                work = Work(
+                problem = Problem(
                     self.cell.kernel, self.cell.gates, H, longest, B, D, self.dtype.name, projected=P != H,
                     backward=backward, I=inputs, share=share,
                 )  # fmt: skip
-                packed = max(packed, self.ops.packed_bytes(work, P, longest))
-                name, why = self.ops.schedule(work, self.schedule)
+                packed = max(packed, self.ops.packed_bytes(problem, P, longest))
+                name, why = self.ops.schedule(problem, self.schedule)
                 ways.setdefault((name, why), []).append(f"layer {layer} {'backward' if backward else 'forward'}")
         schedule = ", ".join(dict.fromkeys(name for name, _ in ways))
         told = [f"{', '.join(who)}: {name}, {why}" for (name, why), who in ways.items()]

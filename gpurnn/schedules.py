@@ -43,7 +43,7 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Work:
+class Problem:
     """One walk of one layer. directions: how many walk at once; tf32: whether float32 may be multiplied as tf32.
     I: the size of its input; 0: the product with W_ih is left out of account. share: how many walks are on the
     device at once, each on its part of the multiprocessors."""
@@ -131,68 +131,68 @@ class Block(Way):
 # ---- step
 
 
-def step_ways(work, device):
+def step_ways(problem, device):
     """The schedule ``step`` does everything in one way."""
-    flops = 2 * work.B * work.gates * work.H**2 * work.directions
-    return [Way("step", _STEP_SECONDS + flops / _rate(work, device))]
+    flops = 2 * problem.B * problem.gates * problem.H**2 * problem.directions
+    return [Way("step", _STEP_SECONDS + flops / _rate(problem, device))]
 
 
-def _rate(work, device):
+def _rate(problem, device):
     """Of a large product, operations a second."""
-    peak = 2048 if ITEMSIZE[work.dtype] == 2 else 1024 if work.tf32 else 256
+    peak = 2048 if ITEMSIZE[problem.dtype] == 2 else 1024 if problem.tf32 else 256
     return device.multiprocessors * device.clock * peak * _EFFICIENCY
 
 
 # ---- block
 
 
-def block_ways(work, device):
+def block_ways(problem, device):
     """All tiles that fit, or a sentence why none does."""
-    refused = _refused(work)
+    refused = _refused(problem)
     if refused:
         return f"block {refused}"
-    tiles = list(_fma_tiles(work, device))
-    if (ITEMSIZE[work.dtype] == 2 or work.tf32) and device.capability >= 80:
-        tiles += _mma_tiles(work, device)
+    tiles = list(_fma_tiles(problem, device))
+    if (ITEMSIZE[problem.dtype] == 2 or problem.tf32) and device.capability >= 80:
+        tiles += _mma_tiles(problem, device)
     fitting = [tile for tile in tiles if tile.shared <= device.shared_bytes]
     if not fitting:
-        HP = _padded(work.H)
-        size = work.gates * HP * HP * ITEMSIZE[work.dtype]
+        HP = _padded(problem.H)
+        size = problem.gates * HP * HP * ITEMSIZE[problem.dtype]
         return f"block: {size / 1024:.0f} KB of recurrent weights do not fit on one multiprocessor"
     return fitting
 
 
-def _refused(work):
+def _refused(problem):
     """Why a schedule that walks all of time in one launch does not do this work, or None."""
-    if work.dtype == "float64":
+    if problem.dtype == "float64":
         return "computes in float32"
-    if work.projected:
+    if problem.projected:
         return "has no projection"
-    return "has no second product in a step" if work.kernel == "GruOriginal" else None
+    return "has no second product in a step" if problem.kernel == "GruOriginal" else None
 
 
 def _padded(H, to=32):
     return max(to, -(-H // to) * to)
 
 
-def _seconds(work, device, rows, cycles):
+def _seconds(problem, device, rows, cycles):
     """Of a timestep, where all tiles together may take several waves."""
-    tiles = -(-max(work.B, 1) // rows) * work.directions
+    tiles = -(-max(problem.B, 1) // rows) * problem.directions
     return -(-tiles // device.multiprocessors) * cycles / device.clock
 
 
-def _product_before(work, device):
+def _product_before(problem, device):
     """Seconds of W_ih x for all timesteps as one matrix product for each direction, and of reading it in the walk."""
-    if work.backward or not work.I:
+    if problem.backward or not problem.I:
         return 0.0
-    numbers = work.B * work.gates * work.H * work.directions
-    moved = numbers * ITEMSIZE[work.dtype] / (device.multiprocessors * device.clock * _MEMORY_BYTES)
-    multiplied = 2 * numbers * work.I / _rate(work, device)
-    return work.directions * _GEMM_SECONDS + work.T * (max(multiplied, moved) + moved)
+    numbers = problem.B * problem.gates * problem.H * problem.directions
+    moved = numbers * ITEMSIZE[problem.dtype] / (device.multiprocessors * device.clock * _MEMORY_BYTES)
+    multiplied = 2 * numbers * problem.I / _rate(problem, device)
+    return problem.directions * _GEMM_SECONDS + problem.T * (max(multiplied, moved) + moved)
 
 
-def _takes_inputs(work):
-    return not work.backward and 0 < work.I <= _MOST_INPUTS
+def _takes_inputs(problem):
+    return not problem.backward and 0 < problem.I <= _MOST_INPUTS
 
 
 def _registers(threads):
@@ -204,50 +204,50 @@ def _registers(threads):
 # ---- block_mma.cu
 
 
-def _mma_tiles(work, device):
-    HP, G, size = _padded(work.H), work.gates, ITEMSIZE[work.dtype]
+def _mma_tiles(problem, device):
+    HP, G, size = _padded(problem.H), problem.gates, ITEMSIZE[problem.dtype]
     threads = 2 * HP
     if threads > 1024:
         return
     for N in (1, 2):
         plain = None
-        for IP in (0, _padded(work.I, 32 // size)) if _takes_inputs(work) else (0,):
+        for IP in (0, _padded(problem.I, 32 // size)) if _takes_inputs(problem) else (0,):
             tiles = G * (HP + IP) * size // 32  # of one warp
             # for sums, a row of gates on its way or what multiplies x, the cell, addresses; found by compiling
-            other = {4: 84, 3: 72, 1: 84}[G] if work.backward else {4: 120, 3: 84, 1: 92}[G]
+            other = {4: 84, 3: 72, 1: 84}[G] if problem.backward else {4: 120, 3: 84, 1: 92}[G]
             other += (N - 1) * 60 + 4 * (size == 4)
             other += 3 * -(-8 * N * _padded(IP, 64 // size) // threads) if IP else 0  # x and its addresses
-            other += 4 * (work.H % 2 or device.capability < 90) if IP else 0
+            other += 4 * (problem.H % 2 or device.capability < 90) if IP else 0
             held = max(0, min(tiles, (_registers(threads) - other) // 4))
             if N > 1 and not held:
                 continue
             warps = HP // 16
             products = 2 * G * HP * (HP + IP) * 8 * N / (2680 if size == 2 else 1340)  # by published measurements
-            operands = warps * N * tiles / (1 if work.backward else G) / 2 * 4
+            operands = warps * N * tiles / (1 if problem.backward else G) / 2 * 4
             rest = warps * (tiles - held) * 4
             moved = warps * N * 4 * ((1 if IP else 2) * G + 3) * size  # the machine code agrees (steps.py)
-            seconds = _seconds(work, device, 8 * N, max(products, operands + rest) + moved + _BARRIERS)
+            seconds = _seconds(problem, device, 8 * N, max(products, operands + rest) + moved + _BARRIERS)
             if not IP:
-                plain = mma_tile(work, HP, held, N, seconds)
+                plain = mma_tile(problem, HP, held, N, seconds)
                 yield plain
             elif plain:
-                more = work.T * (seconds - plain.seconds)
-                yield replace(mma_tile(work, HP, held, N, plain.seconds, IP), product=more, like=plain.key)
+                more = problem.T * (seconds - plain.seconds)
+                yield replace(mma_tile(problem, HP, held, N, plain.seconds, IP), product=more, like=plain.key)
 
 
-def mma_tile(work, HP, held, N=1, seconds=0.0, IP=0):
+def mma_tile(problem, HP, held, N=1, seconds=0.0, IP=0):
     """The ``Block`` of these template arguments.
 
     Its shared memory: what the product reads, twice, and the tiles that are not in registers; at the start the way of
     the others.
     """
-    size = ITEMSIZE[work.dtype]
-    threads, tiles = 2 * HP, work.gates * (HP + IP) * size // 32
-    columns = work.gates * HP if work.backward else HP + (_padded(IP, 64 // size) if IP else 0)
+    size = ITEMSIZE[problem.dtype]
+    threads, tiles = 2 * HP, problem.gates * (HP + IP) * size // 32
+    columns = problem.gates * HP if problem.backward else HP + (_padded(IP, 64 // size) if IP else 0)
     read = 2 * 8 * N * (columns * size + 16)
     shared = max(read + (tiles - held) * threads * 16, min(held, 8) * threads * 16)
-    even = "true" if work.H % 2 == 0 else "false"
-    numbers = (HP, held, N, even) if work.backward else (HP, held, N, IP, even)
+    even = "true" if problem.H % 2 == 0 else "false"
+    numbers = (HP, held, N, even) if problem.backward else (HP, held, N, IP, even)
     share = held / tiles
     return Block("block", seconds, _LOAD_SECONDS, False, 0.0, "block_mma", numbers, 8 * N, threads, shared, share, IP)
 
@@ -255,55 +255,55 @@ def mma_tile(work, HP, held, N=1, seconds=0.0, IP=0):
 # ---- block.cu
 
 
-def _fma_tiles(work, device):
-    HP = _padded(work.H)
+def _fma_tiles(problem, device):
+    HP = _padded(problem.H)
     for R in (1, 2, 4):
         for S in (1, 2, 4, 8):
             if not 64 <= HP * S <= 512 or HP // S % 4:
                 continue
-            KREG = _in_registers(work, HP, S, R)
-            plain = fma_tile(work, HP, S, KREG, R, _seconds(work, device, R, _cycles(work, HP, S, KREG, R)))
+            KREG = _in_registers(problem, HP, S, R)
+            plain = fma_tile(problem, HP, S, KREG, R, _seconds(problem, device, R, _cycles(problem, HP, S, KREG, R)))
             yield plain
-            if _takes_inputs(work):
-                IP = _padded(work.I, 4)
-                cycles = work.gates * HP * IP * R / 128 / _EFFICIENCY + _LATENCY
-                cycles -= _FETCH * work.gates * -(-R // S)  # of ready sums, which are not fetched
-                more = work.T * _seconds(work, device, R, cycles)
-                yield replace(fma_tile(work, HP, S, KREG, R, plain.seconds, IP), product=more, like=plain.key)
+            if _takes_inputs(problem):
+                IP = _padded(problem.I, 4)
+                cycles = problem.gates * HP * IP * R / 128 / _EFFICIENCY + _LATENCY
+                cycles -= _FETCH * problem.gates * -(-R // S)  # of ready sums, which are not fetched
+                more = problem.T * _seconds(problem, device, R, cycles)
+                yield replace(fma_tile(problem, HP, S, KREG, R, plain.seconds, IP), product=more, like=plain.key)
 
 
-def fma_tile(work, HP, S, KREG, R, seconds=0.0, IP=0):
+def fma_tile(problem, HP, S, KREG, R, seconds=0.0, IP=0):
     """The ``Block`` of these template arguments.
 
     Its shared memory: what the product reads, the slices' sums, the weights that are not in registers; at the start the
     way of the others.
     """
-    G, size = work.gates, ITEMSIZE[work.dtype]
+    G, size = problem.gates, ITEMSIZE[problem.dtype]
     four, sums = 4 * size * HP * S, G + (IP > 0 and G == 3)
-    box, parts = (R * G * HP, S * R * HP) if work.backward else (R * (HP + IP), S * sums * R * HP)
+    box, parts = (R * G * HP, S * R * HP) if problem.backward else (R * (HP + IP), S * sums * R * HP)
     shared = 4 * (box + parts) + G * IP * HP * size + (HP // S - KREG) // 4 * G * four
     shared = max(shared, min(KREG // 4, 8) * four)
-    numbers, held = (HP, S, KREG, R) if work.backward else (HP, S, KREG, R, IP), KREG / (HP // S)
+    numbers, held = (HP, S, KREG, R) if problem.backward else (HP, S, KREG, R, IP), KREG / (HP // S)
     return Block("block", seconds, _LOAD_SECONDS, False, 0.0, "block", numbers, R, HP * S, shared, held, IP)
 
 
-def _in_registers(work, HP, S, R):
+def _in_registers(problem, HP, S, R):
     """KREG: how many columns of weights a thread can hold beside what else it needs, without spilling."""
-    G, chains, mine = work.gates, 1 if work.gates * R >= 4 else 4, -(-R // S)
+    G, chains, mine = problem.gates, 1 if problem.gates * R >= 4 else 4, -(-R // S)
     # sums twice, a row of gates on its way and the cell for each own sequence, biases, addresses; what the compiler
     # likes to have on its way besides (found by compiling: test_cuda_block.py sees whether it is enough)
     other = (70 if G * R > 1 else 32) + 2 * G * R * chains + mine * (G + 8) + 2 * G
-    other += 8 * work.backward + (16 if ITEMSIZE[work.dtype] == 2 else 0)
+    other += 8 * problem.backward + (16 if ITEMSIZE[problem.dtype] == 2 else 0)
     registers = _registers(HP * S) - other
-    return max(0, min(HP // S, registers // (G * ITEMSIZE[work.dtype]) * 4))
+    return max(0, min(HP // S, registers // (G * ITEMSIZE[problem.dtype]) * 4))
 
 
-def _cycles(work, HP, S, KREG, R):
-    G, KS, warps = work.gates, HP // S, HP * S // 32
-    size = ITEMSIZE[work.dtype]
+def _cycles(problem, HP, S, KREG, R):
+    G, KS, warps = problem.gates, HP // S, HP * S // 32
+    size = ITEMSIZE[problem.dtype]
     products = G * HP * HP * R / 128 + (0 if size == 4 else G * HP * HP / 64)  # 16-bit weights are widened first
     products *= max(1, (8 / warps) ** 0.5) / _EFFICIENCY  # few warps hide little
-    operands = warps * KS / 4 * R * (G if work.backward else 1)  # 16 bytes, the same for a warp
+    operands = warps * KS / 4 * R * (G if problem.backward else 1)  # 16 bytes, the same for a warp
     weights = (KS - KREG) * G * HP * S * size / 128
     sums = warps * S * R * G
     return max(products, operands + weights) + sums + _BARRIERS
@@ -328,45 +328,45 @@ class Grid(Block):
         return f"{super().__str__()}, {groups} of {self.blocks} thread blocks{how}"
 
 
-def grid_ways(work, device):
+def grid_ways(problem, device):
     """All tiles that fit, or a sentence why none does."""
-    refused = _refused(work)
+    refused = _refused(problem)
     if refused:
         return f"grid {refused}"
     if not device.cooperative:
         return "grid needs thread blocks that wait for one another, which failed on this device"
-    found, quads = [], -(-work.H // 128) * 32
-    sizes = [quads * S for S in (1, 2, 4, 8) if quads * S <= 768] if work.backward else (128, 256, 512)
+    found, quads = [], -(-problem.H // 128) * 32
+    sizes = [quads * S for S in (1, 2, 4, 8) if quads * S <= 768] if problem.backward else (128, 256, 512)
     for U in (8, 16, 32):
         for R in (1, 2, 4):
-            found += [grid_tile(work, device, U, R, threads) for threads in sizes]
-        if (ITEMSIZE[work.dtype] == 2 or work.tf32) and device.capability >= 80:
-            found += [grid_mma_tile(work, device, U, R, P) for R in (1, 2, 4, 8, 16) for P in (1, 2)]
+            found += [grid_tile(problem, device, U, R, threads) for threads in sizes]
+        if (ITEMSIZE[problem.dtype] == 2 or problem.tf32) and device.capability >= 80:
+            found += [grid_mma_tile(problem, device, U, R, P) for R in (1, 2, 4, 8, 16) for P in (1, 2)]
     found = [tile for tile in found if tile and tile.blocks > 1]
     if not found:
-        size = work.gates * work.H**2 * ITEMSIZE[work.dtype] * work.directions / 1e6
+        size = problem.gates * problem.H**2 * ITEMSIZE[problem.dtype] * problem.directions / 1e6
         return f"grid: {size:.1f} MB of recurrent weights do not fit on {device.multiprocessors} multiprocessors"
     return found
 
 
-def grid_tile(work, device, U, R, threads, KREG=None):
+def grid_tile(problem, device, U, R, threads, KREG=None):
     """The ``Grid`` of U units a block, R sequences a tile, and so many threads; None where these do not go together or
     do not fit.
 
     KREG: as in the kernel, by default as many as fit.
     """
-    G, size, KP = work.gates, ITEMSIZE[work.dtype], -(-work.H // 128) * 128
+    G, size, KP = problem.gates, ITEMSIZE[problem.dtype], -(-problem.H // 128) * 128
     four = 4 * size
-    S = threads * 4 // KP if work.backward else threads // U
-    if not S or (threads != KP // 4 * S if work.backward else KP % (4 * S)) or threads % (R * U):
+    S = threads * 4 // KP if problem.backward else threads // U
+    if not S or (threads != KP // 4 * S if problem.backward else KP % (4 * S)) or threads % (R * U):
         return None
     # what else it needs, found by compiling
-    other = (92 if work.backward else 116) if G * R > 1 else 64
+    other = (92 if problem.backward else 116) if G * R > 1 else 64
     other += 16 * (G == 1 and R > 1) + 2 * G * R + (16 if size == 2 else 0)
-    if not work.backward:
+    if not problem.backward:
         other += 16 * (device.capability < 90 and G > 1) + 24 * (size == 4 and G == 3 and R == 1)
     room = _registers(threads) - other
-    if work.backward:
+    if problem.backward:
         rows = -(-G * U // (4 * S)) * 4
         held = rows if KREG is None else KREG
         if KREG is None and rows * size > room - 2 * R:
@@ -378,30 +378,32 @@ def grid_tile(work, device, U, R, threads, KREG=None):
         held = max(0, min(KS, room // (G * size) * 4)) if KREG is None else min(KREG, KS)
         each, fours = held // 4 * G, KS // 4 * G
         memory = R * S * (KS + 4) + -(-threads // max(32, U)) * G * R * U
-    staged = min(8, held if work.backward else held // 4)
+    staged = min(8, held if problem.backward else held // 4)
     shared = max(4 * memory + (fours - each) * threads * four, staged * threads * four)
     warps = threads // 32
     products = G * U * KP * R / 128 + (0 if size == 4 else G * U * KP / 64)
-    operands = warps * fours / 4 * R if work.backward else warps * (KP // S) / 4 * R * 2
+    operands = warps * fours / 4 * R if problem.backward else warps * (KP // S) / 4 * R * 2
     weights = (fours - each) * threads * four / 128
-    sums = (S * R * KP / 32 + 4 * warps * R) if work.backward else warps * G * R * 8
-    moved = R * work.H * 8 * (2 if work.backward else 1)
+    sums = (S * R * KP / 32 + 4 * warps * R) if problem.backward else warps * G * R * 8
+    moved = R * problem.H * 8 * (2 if problem.backward else 1)
     cycles = max(products / _EFFICIENCY, operands + weights) + sums
-    N = -(-work.H // U)
-    words = 2 * (N * N * R * U if work.backward else work.H * R)
-    return _grid(work, device, "grid", (U, KP, S, held, R), R, threads, shared, each / fours, N, words, cycles, moved)
+    N = -(-problem.H // U)
+    words = 2 * (N * N * R * U if problem.backward else problem.H * R)
+    return _grid(
+        problem, device, "grid", (U, KP, S, held, R), R, threads, shared, each / fours, N, words, cycles, moved
+    )
 
 
-def _grid(work, device, kernel, numbers, rows, threads, shared, held, blocks, words, cycles, moved, P=1):
+def _grid(problem, device, kernel, numbers, rows, threads, shared, held, blocks, words, cycles, moved, P=1):
     """The ``Grid`` of a tile whose step takes so many cycles besides what every step does and moves so many bytes, P of
     them on a multiprocessor; None where it does not fit."""
     most = (device.shared_bytes + 1024) // P - 1024  # the system keeps 1 KB of each block for itself
-    room = device.multiprocessors * P // (blocks * work.directions)
+    room = device.multiprocessors * P // (blocks * problem.directions)
     if not room or shared > most:
         return None
-    tiles = -(-max(work.B, 1) // rows)
+    tiles = -(-max(problem.B, 1) // rows)
     groups = min(tiles, room)
-    blocks_in_all = blocks * groups * work.directions
+    blocks_in_all = blocks * groups * problem.directions
     crowded = blocks_in_all > device.multiprocessors
     rate = min(64, _EXCHANGE_BYTES * device.multiprocessors / min(blocks_in_all, device.multiprocessors))
     busy = (cycles + moved / rate + _BARRIERS) / device.clock
@@ -414,21 +416,21 @@ def _grid(work, device, kernel, numbers, rows, threads, shared, held, blocks, wo
 # ---- grid_mma.cu
 
 
-def grid_mma_tile(work, device, U, R, P=1, held=None):
+def grid_mma_tile(problem, device, U, R, P=1, held=None):
     """The ``Grid`` of U units a block, R sequences a tile, P blocks on a multiprocessor; None where it does not fit.
 
     held: tiles of a warp's weights in registers, by default as many as fit.
     """
-    G, size, KP = work.gates, ITEMSIZE[work.dtype], -(-work.H // 128) * 128
+    G, size, KP = problem.gates, ITEMSIZE[problem.dtype], -(-problem.H // 128) * 128
     threads, N, fragments = 256, -(-R // 8), size // 2
-    rows, columns = (U, G * KP) if work.backward else (G * U, KP)
+    rows, columns = (U, G * KP) if problem.backward else (G * U, KP)
     M, K = -(-rows // 16), columns // 16
     chains = 1 if M >= 4 else 2 if M > 1 else 4
     tiles = M * K // 8 * fragments  # of one warp
     # sums, what is asked for at once, the cell of each own sequence, addresses; found by compiling
     other = 4 * (M * N * chains + min(8 // P, K // 8 * N) + size) + -(-R * U // threads) * (2 * G + 12) + 56
     if P == 1:
-        other += 8 * (size == 4 and device.capability < 90) + work.backward * (4 if K < 320 else 24)
+        other += 8 * (size == 4 and device.capability < 90) + problem.backward * (4 if K < 320 else 24)
     room = (_registers(threads) if P == 1 else 112) - other
     if room < 0:
         return None
@@ -438,36 +440,38 @@ def grid_mma_tile(work, device, U, R, P=1, held=None):
     products = 16 * M * columns * 8 * N * 2 / (2680 if size == 2 else 1340)  # by published measurements
     rest = (tiles - held) * threads * 16 / 128
     sums = 8 * M * N * 4 + -(-R * U // 32) * rows // U * 8
-    moved = (G if work.backward else 1) * work.H * R * size
+    moved = (G if problem.backward else 1) * problem.H * R * size
     numbers = U, KP, held, R, P
-    cycles, blocks, words = max(products, rest) + sums, -(-work.H // U), 32 * K * 16 * 8 * N * size // 4
-    return _grid(work, device, "grid_mma", numbers, R, threads, shared, held / tiles, blocks, words, cycles, moved, P)
+    cycles, blocks, words = max(products, rest) + sums, -(-problem.H // U), 32 * K * 16 * 8 * N * size // 4
+    return _grid(
+        problem, device, "grid_mma", numbers, R, threads, shared, held / tiles, blocks, words, cycles, moved, P
+    )
 
 
-def hold_less(work, way, device):
+def hold_less(problem, way, device):
     """The same tile with fewer of its weights in registers; None where there are none left or they fit nowhere else."""
-    device, numbers = _shared_device(work, device), way.numbers
+    device, numbers = _shared_device(problem, device), way.numbers
     place = {"block": 2, "block_mma": 1, "grid": 3, "grid_mma": 2}[way.kernel]  # of what is held
     held = numbers[place] - (1 if "mma" in way.kernel else 4)
     if held < 0:
         return None
     if way.kernel == "block":
-        less = fma_tile(work, *numbers[:2], held, numbers[3], IP=way.inputs)
+        less = fma_tile(problem, *numbers[:2], held, numbers[3], IP=way.inputs)
     elif way.kernel == "block_mma":
-        less = mma_tile(work, numbers[0], held, numbers[2], IP=way.inputs)
+        less = mma_tile(problem, numbers[0], held, numbers[2], IP=way.inputs)
     elif way.kernel == "grid":
-        less = grid_tile(work, device, numbers[0], numbers[4], way.threads, held)
+        less = grid_tile(problem, device, numbers[0], numbers[4], way.threads, held)
     else:
-        less = grid_mma_tile(work, device, numbers[0], *numbers[3:], held)
+        less = grid_mma_tile(problem, device, numbers[0], *numbers[3:], held)
     if less is None or less.shared > device.shared_bytes:
         return None
     like = {name: getattr(way, name) for name in ("seconds", "before", "measured", "product", "like")}
     return replace(less, **like)
 
 
-def _shared_device(work, device):
+def _shared_device(problem, device):
     """The part of a device that is left to one of several walks at once."""
-    return replace(device, multiprocessors=max(1, device.multiprocessors // work.share))
+    return replace(device, multiprocessors=max(1, device.multiprocessors // problem.share))
 
 
 # ---- the table, and the choice
@@ -478,44 +482,44 @@ SCHEDULES = ("auto", *WAYS)
 
 
 @functools.lru_cache(maxsize=4096)  # asked at every call of a layer
-def ways(work, device, measured=None):
+def ways(problem, device, measured=None):
     """``(ways, refusals)``: all ways of a work, the quickest first, and schedule -> why it has none.
 
     measured: a ``tuned_table.Table`` or None. Where it knows this work, only ways that it has measured are left, with
     its seconds in place of estimates, and those of schedules that it has not.
     """
     found, refusals = [], {}
-    device = _shared_device(work, device)
+    device = _shared_device(problem, device)
     for schedule, find in WAYS.items():
-        some = find(work, device)
+        some = find(problem, device)
         if isinstance(some, str):
             refusals[schedule] = some
         else:
             found += some
-    known = measured.known(work, device) if measured and work.share == 1 else {}
+    known = measured.known(problem, device) if measured and problem.share == 1 else {}
     timed = {way.schedule for way in found if way.key in known}
     found = [way for way in found if way.key in known or way.schedule not in timed]
     found = [_timed(way, *known[way.key]) if way.key in known else way for way in found]
-    product = _product_before(work, device)
+    product = _product_before(problem, device)
     found = [way if way.inputs else replace(way, product=product) for way in found]
-    return sorted(found, key=lambda way: way.total(work.T)), refusals
+    return sorted(found, key=lambda way: way.total(problem.T)), refusals
 
 
 def _timed(way, seconds, before):
     return replace(way, seconds=seconds, before=before, measured=True)
 
 
-def choose(work, device, wanted="auto", measured=None):
+def choose(problem, device, wanted="auto", measured=None):
     """``(Way, reason)``: how this work is done and why not otherwise.
 
     wanted: "auto", or the schedule to take; one that does not fit is a ValueError that says why.
     """
     check_choice("schedule", wanted, SCHEDULES)
-    found, refusals = ways(work, device, measured)
+    found, refusals = ways(problem, device, measured)
     if wanted in refusals:
         raise ValueError(f"schedule: {refusals[wanted]}")
     mine = [way for way in found if wanted in ("auto", way.schedule)]
     told = ["" if wanted == "auto" else f"{wanted} was asked for", str(mine[0])]
     best = {way.schedule: way for way in reversed(found)}
-    told += [best[schedule].price(work.T) for schedule in sorted(best, key=lambda name: best[name].total(work.T))]
+    told += [best[schedule].price(problem.T) for schedule in sorted(best, key=lambda name: best[name].total(problem.T))]
     return mine[0], "; ".join(filter(None, (*told, *refusals.values())))

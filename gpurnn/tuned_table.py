@@ -18,15 +18,24 @@ class Table:
     def __init__(self, entries=()):
         self.entries = dict(entries)
 
-    def known(self, work, device):
-        """{``Way.key``: (seconds, before)} of a ``schedules.Work``, empty where nothing was measured."""
-        return self.entries.get(key(work, device), {})
+    def known(self, problem, device):
+        """{``Way.key``: (seconds, before)} of a ``schedules.Problem``, empty where nothing was measured."""
+        return self.entries.get(key(problem, device), {})
 
 
-def key(work, device):
+def key(problem, device):
     """Where a work stands in ``Table.entries``."""
-    kernel = work.kernel.replace("Relu", "Tanh")  # which cost the same
-    return device.name, kernel, work.H, bucket(work.B), work.directions, work.dtype, work.tf32, work.backward
+    kernel = problem.kernel.replace("Relu", "Tanh")  # which cost the same
+    return (
+        device.name,
+        kernel,
+        problem.H,
+        bucket(problem.B),
+        problem.directions,
+        problem.dtype,
+        problem.tf32,
+        problem.backward,
+    )
 
 
 def bucket(B):
@@ -77,5 +86,5 @@ def _document():
 def write(table):
     """Put the table on disk, whole or not at all."""
     path().parent.mkdir(parents=True, exist_ok=True)
-    entries = [{"work": list(work), "ways": ways} for work, ways in table.entries.items()]
+    entries = [{"work": list(problem), "ways": ways} for problem, ways in table.entries.items()]
     write_json_atomic(path(), {"format": _FORMAT, "entries": entries})

@@ -23,8 +23,8 @@ _log = logging.getLogger("gpurnn")
 # ---- measuring
 
 
-def works(cells, hidden, batches, dtypes, directions=1, tf32=False):
-    """The ``schedules.Work`` of all these, forward and backward. Raises ValueError for an unknown cell."""
+def problems(cells, hidden, batches, dtypes, directions=1, tf32=False):
+    """The ``schedules.Problem`` of all these, forward and backward. Raises ValueError for an unknown cell."""
     found = []
     for name in cells:
         cell = CELLS[check_choice("cell", name, tuple(CELLS))]
@@ -33,40 +33,42 @@ def works(cells, hidden, batches, dtypes, directions=1, tf32=False):
                 for dtype in dtypes:
                     sizes = check_size("hidden", H), 0, bucket(check_size("batch", B)), directions, dtype
                     one = tf32 and dtype == "float32"
-                    found += [schedules.Work(cell.kernel, cell.gates, *sizes, False, way, one) for way in (False, True)]
+                    found += [
+                        schedules.Problem(cell.kernel, cell.gates, *sizes, False, way, one) for way in (False, True)
+                    ]
     return found
 
 
-def candidates(work, device):
+def candidates(problem, device):
     """The ways that are worth measuring: of each schedule the best by estimate."""
-    found, _ = schedules.ways(work, device)
+    found, _ = schedules.ways(problem, device)
     by_schedule = {}
     for way in found:
         by_schedule.setdefault(way.schedule, []).append(way)
     return [way for some in by_schedule.values() for way in some[:CANDIDATES]]
 
 
-def measure(ops, work, way, lengths=(64, 320), least=0.02, clock=time.perf_counter):
+def measure(ops, problem, way, lengths=(64, 320), least=0.02, clock=time.perf_counter):
     """``(seconds of a timestep, seconds before the first)`` of one way of a work on this device.
 
     ops: a ``CudaOps``. lengths: timesteps of the two walks. least: seconds that each is timed for, at least, after a
     run that compiles and records; of five such times the middle one counts.
     """
-    short, long = (_time(_walk(ops, work, way, T), ops, least, clock) for T in lengths)
+    short, long = (_time(_walk(ops, problem, way, T), ops, least, clock) for T in lengths)
     seconds = max(long - short, 0.0) / (lengths[1] - lengths[0])
     return seconds, max(short - lengths[0] * seconds, 0.0)
 
 
-def _walk(ops, work, way, T):
+def _walk(ops, problem, way, T):
     """A function that walks once, there or back, over arrays of zeros: their numbers do not change the time."""
     from .cuda_ops import Loop
 
-    cell = next(cell for cell in CELLS.values() if cell.kernel == work.kernel)
-    xp, B, H, D = ops.xp, work.B, work.H, work.directions
-    dtype = check_dtype(work.dtype)
+    cell = next(cell for cell in CELLS.values() if cell.kernel == problem.kernel)
+    xp, B, H, D = ops.xp, problem.B, problem.H, problem.directions
+    dtype = check_dtype(problem.dtype)
     loop = Loop(ops, cell, T, B, 0, H, H, (False, True)[:D], dtype, True, False, True, "step")
-    way = ops.without_spills(work, way)
-    loop.ways = loop.ways | {"backward" if work.backward else "forward": way}
+    way = ops.without_spills(problem, way)
+    loop.ways = loop.ways | {"backward" if problem.backward else "forward": way}
     wide = np.dtype("float32" if dtype.itemsize < 4 else dtype)
     G = cell.gates
     weights = [
@@ -77,7 +79,7 @@ def _walk(ops, work, way, T):
             array[...] = 0
     loop.recorded = way.schedule == "step"
     loop.load(weights, None)
-    if not work.backward:
+    if not problem.backward:
         return loop.forward
     doutput, nothing = xp.zeros((T, B, D * H), dtype), [None] * D
     loop.forward()
@@ -101,20 +103,20 @@ def _time(run, ops, least, clock):
     return statistics.median(times)
 
 
-def tune(ops, works, progress=None, **how):
+def tune(ops, problems, progress=None, **how):
     """Measure works on this device: a ``Table`` with these and all that were known. Nothing is written.
 
     progress: wraps the list of works, as ``tqdm`` does. how: of ``measure``.
     """
     table, device = Table(ops.measured.entries if ops.measured else ()), ops.device.limits
-    for work in progress(works) if progress else works:
+    for problem in progress(problems) if progress else problems:
         timed = {}
-        for way in candidates(work, device):
+        for way in candidates(problem, device):
             try:
-                timed[way.key] = measure(ops, work, way, **how)
+                timed[way.key] = measure(ops, problem, way, **how)
             except BackendError as error:  # a kernel that this device does not run: the others are measured
                 _log.warning("%s is left out: %s", way.key, error)
-        table.entries[key(work, device)] = timed
+        table.entries[key(problem, device)] = timed
     return table
 
 

@@ -14,7 +14,7 @@ from gpurnn import schedules
 from gpurnn._kernels import kernel_source
 from gpurnn.check import OPTIONS, Batch, build, twins
 from gpurnn.cuda_ops import Loop, way_name
-from gpurnn.schedules import Block, Device, Work
+from gpurnn.schedules import Block, Device, Problem
 from gpurnn.tuned_table import Table, key
 
 pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
@@ -29,10 +29,10 @@ KERNELS = {"RnnTanh": 1, "LstmCell": 4, "GruCell": 3}
 
 
 def only(monkeypatch, tile):
-    """Every block has the tile ``tile(work, HP)``."""
+    """Every block has the tile ``tile(problem, HP)``."""
 
-    def block_ways(work, device):
-        return [tile(work, -(-work.H // 32) * 32)]
+    def block_ways(problem, device):
+        return [tile(problem, -(-problem.H // 32) * 32)]
 
     schedules.ways.cache_clear()
     monkeypatch.setitem(schedules.WAYS, "block", block_ways)
@@ -41,9 +41,9 @@ def only(monkeypatch, tile):
 def forced(monkeypatch, S, KREG, R, inputs=False):
     """inputs: W_ih x is made within the launch."""
 
-    def tile(work, HP):
-        IP = schedules._padded(work.I, 4) if inputs and not work.backward else 0
-        return schedules.fma_tile(work, HP, S, min(KREG, HP // S), R, IP=IP)
+    def tile(problem, HP):
+        IP = schedules._padded(problem.I, 4) if inputs and not problem.backward else 0
+        return schedules.fma_tile(problem, HP, S, min(KREG, HP // S), R, IP=IP)
 
     only(monkeypatch, tile)
 
@@ -97,10 +97,10 @@ def test_every_option(kind, option, ragged):
 def tensor_cores(monkeypatch, held, N=1, inputs=False):
     """Every block runs on tensor cores, with so many tiles in registers and 8 N sequences."""
 
-    def tile(work, HP):
-        size = schedules.ITEMSIZE[work.dtype]
-        IP = schedules._padded(work.I, 32 // size) if inputs and not work.backward else 0
-        return schedules.mma_tile(work, HP, min(held, work.gates * (HP + IP) * size // 32), N, IP=IP)
+    def tile(problem, HP):
+        size = schedules.ITEMSIZE[problem.dtype]
+        IP = schedules._padded(problem.I, 32 // size) if inputs and not problem.backward else 0
+        return schedules.mma_tile(problem, HP, min(held, problem.gates * (HP + IP) * size // 32), N, IP=IP)
 
     only(monkeypatch, tile)
 
@@ -169,12 +169,12 @@ def test_the_input_within_the_launch(kind, dtype, I, H, rows, held, monkeypatch)
 def test_the_input_within_a_loop_that_is_recorded(monkeypatch):
     """Forward by block with W_ih x, back by step: replayed with other inputs; without a way back nothing is kept."""
 
-    def block_ways(work, device):
-        return "one way only" if work.backward else [schedules.fma_tile(work, 32, 4, 4, 2, IP=4)]
+    def block_ways(problem, device):
+        return "one way only" if problem.backward else [schedules.fma_tile(problem, 32, 4, 4, 2, IP=4)]
 
     schedules.ways.cache_clear()
     monkeypatch.setitem(schedules.WAYS, "block", block_ways)
-    monkeypatch.setitem(schedules.WAYS, "grid", lambda work, device: "not here")
+    monkeypatch.setitem(schedules.WAYS, "grid", lambda problem, device: "not here")
     monkeypatch.setattr(schedules, "_STEP_SECONDS", 1.0)
     ops = cuda_ops()
     layer, _, exact = twins("gru", ops, "float32", schedule="auto")
@@ -347,14 +347,14 @@ DEVICES = {
 }
 
 
-def block(work, device):
+def block(problem, device):
     """The best tile by estimate, or why there is none."""
-    found = schedules.block_ways(work, device)
+    found = schedules.block_ways(problem, device)
     return found if isinstance(found, str) else min(found, key=lambda tile: tile.seconds)
 
 
-def work(kernel="LstmCell", H=128, B=16, dtype="float32", backward=False, directions=1, projected=False, I=0):
-    return Work(kernel, KERNELS.get(kernel, 3), H, 512, B, directions, dtype, projected, backward, I=I)
+def problem(kernel="LstmCell", H=128, B=16, dtype="float32", backward=False, directions=1, projected=False, I=0):
+    return Problem(kernel, KERNELS.get(kernel, 3), H, 512, B, directions, dtype, projected, backward, I=I)
 
 
 @pytest.mark.parametrize("arch", [75, 90, *(pytest.param(arch, marks=pytest.mark.slow) for arch in (80, 89))])
@@ -364,7 +364,7 @@ def test_tiles_that_are_chosen_do_not_spill(arch):
         KERNELS, ("float32", "bfloat16"), (128, 192, 288), (1, 2000), (False, True)
     ):
         for tf32 in (False, True) if dtype == "float32" else (False,):
-            asked = dataclasses.replace(work(kernel, H, B, dtype, backward, I=32), tf32=tf32)
+            asked = dataclasses.replace(problem(kernel, H, B, dtype, backward, I=32), tf32=tf32)
             found = schedules.block_ways(asked, DEVICES[arch])
             for inputs in (False, True) if H == 128 else (False,):
                 some = [] if isinstance(found, str) else [tile for tile in found if bool(tile.inputs) == inputs]
@@ -403,35 +403,35 @@ def test_what_fits():
         (k, dtype, H) for k, sizes in largest.items() for dtype, H in zip(DTYPES, sizes, strict=False)
     ):
         for backward in (False, True):
-            found = block(work(kernel, H, dtype=dtype, backward=backward), device)
+            found = block(problem(kernel, H, dtype=dtype, backward=backward), device)
             assert isinstance(found, Block) and found.shared <= device.shared_bytes, (kernel, dtype, H, found)
             assert (found.kernel == "block_mma") == (dtype != "float32" and H < 384)
-    assert "KB of recurrent weights do not fit" in block(work(H=512), device)
-    assert block(work(dtype="float64"), device) == "block computes in float32"
-    assert "projection" in block(work(projected=True), device)
-    assert "second product" in block(work("GruOriginal"), device)
+    assert "KB of recurrent weights do not fit" in block(problem(H=512), device)
+    assert block(problem(dtype="float64"), device) == "block computes in float32"
+    assert "projection" in block(problem(projected=True), device)
+    assert "second product" in block(problem("GruOriginal"), device)
 
 
 def test_the_choice_and_its_reasons():
     device = DEVICES[90]
-    found, reason = schedules.choose(work(), device)
+    found, reason = schedules.choose(problem(), device)
     assert found.schedule == "block" and found.rows == 1
     assert "in registers" in reason and "estimated" in reason and "step: 512 timesteps" in reason
-    found, reason = schedules.choose(work(), device, "step")
+    found, reason = schedules.choose(problem(), device, "step")
     assert found.schedule == "step" and reason.startswith("step was asked for") and "block: 512 timesteps" in reason
     assert (
-        schedules.choose(work(B=20000, dtype="bfloat16"), device)[0].schedule == "step"
+        schedules.choose(problem(B=20000, dtype="bfloat16"), device)[0].schedule == "step"
     )  # tensor cores take the product
-    found, reason = schedules.choose(dataclasses.replace(work(), T=1), device)  # loading the weights does not pay
+    found, reason = schedules.choose(dataclasses.replace(problem(), T=1), device)  # loading the weights does not pay
     assert found.schedule == "step" and "after 6.0 us" in reason and "1 timesteps" in reason
-    assert schedules.choose(work(B=20000), device, "block")[0].rows > 1
-    assert schedules.choose(work(B=1500, dtype="bfloat16"), device, "block")[0].rows == 16
-    found, reason = schedules.choose(work(H=2048), device)
+    assert schedules.choose(problem(B=20000), device, "block")[0].rows > 1
+    assert schedules.choose(problem(B=1500, dtype="bfloat16"), device, "block")[0].rows == 16
+    found, reason = schedules.choose(problem(H=2048), device)
     assert found.schedule == "step" and "KB of recurrent weights do not fit" in reason
     with pytest.raises(ValueError, match="schedule: block: .* KB of recurrent weights do not fit"):
-        schedules.choose(work(H=2048), device, "block")
+        schedules.choose(problem(H=2048), device, "block")
     with pytest.raises(ValueError, match="schedule"):
-        schedules.choose(work(), device, "fastest")
+        schedules.choose(problem(), device, "fastest")
 
 
 def test_the_input_goes_where_it_costs_less():
@@ -439,20 +439,22 @@ def test_the_input_goes_where_it_costs_less():
     device = DEVICES[90]
 
     def chosen(**more):
-        asked = work(dtype="bfloat16", **more)
+        asked = problem(dtype="bfloat16", **more)
         way, reason = schedules.choose(asked, device)
         assert way.schedule == "block" and ("W_ih x within the launch" in reason) == bool(way.inputs)
         return way
 
     assert chosen(I=2, B=1000).inputs == 16 and chosen(I=32, B=1000).inputs == 32
     assert not chosen(I=33, B=1000).inputs and not chosen(I=2, B=1000, backward=True).inputs
-    assert schedules.choose(dataclasses.replace(work(I=32, B=1), T=20), device)[0].inputs == 32
-    assert not schedules.choose(work(I=32, B=1), device)[0].inputs  # little to store and read, many steps to lengthen
+    assert schedules.choose(dataclasses.replace(problem(I=32, B=1), T=20), device)[0].inputs == 32
+    assert not schedules.choose(problem(I=32, B=1), device)[
+        0
+    ].inputs  # little to store and read, many steps to lengthen
     # what was measured without the input counts for its twin, too
     way = chosen(I=2, B=1000)
-    plain = next(w for w in schedules.ways(work(dtype="bfloat16", B=1000), device)[0] if w.key == way.key)
-    table = Table({key(work(dtype="bfloat16", B=1000), device): {way.key: (plain.seconds / 2, 0.0)}})
-    way, reason = schedules.choose(work(dtype="bfloat16", B=1000, I=2), device, measured=table)
+    plain = next(w for w in schedules.ways(problem(dtype="bfloat16", B=1000), device)[0] if w.key == way.key)
+    table = Table({key(problem(dtype="bfloat16", B=1000), device): {way.key: (plain.seconds / 2, 0.0)}})
+    way, reason = schedules.choose(problem(dtype="bfloat16", B=1000, I=2), device, measured=table)
     assert way.inputs and way.measured and way.seconds == plain.seconds / 2
 
 

@@ -148,9 +148,9 @@ def test_recorded_launches_run_when_asked(device):
 def test_other_work_cannot_be_recorded(device):
     xp = device.xp
     a = xp.zeros(3)
-    for work in (lambda: xp.empty(3), lambda: a + 1, lambda: a.fill(0), lambda: xp.asarray([1.0])):
+    for problem in (lambda: xp.empty(3), lambda: a + 1, lambda: a.fill(0), lambda: xp.asarray([1.0])):
         with pytest.raises(BackendError, match="while a graph is recorded"):
-            device.record(work)
+            device.record(problem)
     assert device.xp.cuda.captured is None
 
 
@@ -161,7 +161,7 @@ def test_what_cupy_refuses_under_capture():
     a, (_, refresh) = xp.ones((2, 2), "float32"), device.mirror(xp.zeros(1, "int32"))
     cublas = "calling cuBLAS API during stream capture is currently unsupported"
     to_host = "the current stream is capturing, so D2H transfers are disallowed"
-    for work, words in (
+    for problem, words in (
         (lambda: a @ a, cublas),
         (lambda: xp.matmul(a, a), cublas),
         (lambda: xp.cuda.cublas.gemmEx(0), cublas),
@@ -172,7 +172,7 @@ def test_what_cupy_refuses_under_capture():
         (xp.cuda.get_current_stream().begin_capture, "default"),
     ):
         with pytest.raises(BackendError, match=words):
-            device.record(work)
+            device.record(problem)
     assert float((a @ a).sum()) == 8
     refresh()
     device.synchronize()

@@ -15,7 +15,7 @@ from gpurnn._kernels import kernel_source
 from gpurnn.check import OPTIONS, Batch, build, twins
 from gpurnn.cuda_ops import Exchange, way_name
 from gpurnn.errors import BackendError
-from gpurnn.schedules import Device, Grid, Work
+from gpurnn.schedules import Device, Grid, Problem
 
 pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
 
@@ -30,13 +30,13 @@ def forced(monkeypatch):
     with "mma" for threads, and then KREG tiles in registers and P blocks on a multiprocessor."""
 
     def force(U, R, threads, KREG=None, P=1):
-        def grid_ways(work, device):
+        def grid_ways(problem, device):
             # a launch of all blocks at once; on the emulated GPU some more may be there than on a real one of its size
             size = Device(device.capability, 12, device.shared_bytes)
             if threads == "mma":
-                return [schedules.grid_mma_tile(work, size, U, R, P, KREG)]
+                return [schedules.grid_mma_tile(problem, size, U, R, P, KREG)]
             some = (grid_tile for n in (threads, 2 * threads, 4 * threads, threads // 2)
-                    if (grid_tile := schedules.grid_tile(work, size, U, R, n, KREG)))  # fmt: skip
+                    if (grid_tile := schedules.grid_tile(problem, size, U, R, n, KREG)))  # fmt: skip
             return [next(some)]
 
         schedules.ways.cache_clear()
@@ -330,9 +330,9 @@ DEVICES = {
 GATES = {"RnnTanh": 1, "LstmCell": 4, "GruCell": 3}
 
 
-def work(kernel="LstmCell", H=512, B=1, dtype="float32", backward=False, **more):
+def problem(kernel="LstmCell", H=512, B=1, dtype="float32", backward=False, **more):
     more = {"T": 512, "directions": 1, "projected": False} | more
-    return Work(kernel, GATES[kernel], H, B=B, dtype=dtype, backward=backward, **more)
+    return Problem(kernel, GATES[kernel], H, B=B, dtype=dtype, backward=backward, **more)
 
 
 # ptxas keeps so many addresses in registers here, whatever is left to them: 20 bytes a thread
@@ -347,7 +347,7 @@ def test_tiles_that_are_chosen_do_not_spill(arch):
     for kernel, (dtype, B), H, backward in itertools.product(GATES, kinds, sizes, (False, True)):
         if (kernel, dtype, H, backward) == KNOWN_SPILLS.get(arch):
             continue
-        asked = work(kernel, H, B, *precise(dtype), backward, tf32=dtype == "tf32")
+        asked = problem(kernel, H, B, *precise(dtype), backward, tf32=dtype == "tf32")
         found = schedules.grid_ways(asked, DEVICES[arch])
         if not isinstance(found, str):
             best = min(found, key=lambda way: way.seconds)
@@ -368,30 +368,30 @@ def test_what_fits_and_what_is_chosen():
         ("RnnTanh", "bfloat16", 4096),
     ):
         for backward in (False, True):
-            way = schedules.choose(work(kernel, H, dtype=dtype, backward=backward), device, "grid")[0]
+            way = schedules.choose(problem(kernel, H, dtype=dtype, backward=backward), device, "grid")[0]
             assert isinstance(way, Grid) and way.shared <= device.shared_bytes
             assert way.blocks * way.groups <= device.multiprocessors
-    way, reason = schedules.choose(work(H=512), device)
+    way, reason = schedules.choose(problem(H=512), device)
     assert (
         way.schedule == "grid" and re.search(r"\d groups? of \d+ thread blocks", reason) and "block: 4096 KB" in reason
     )
-    assert schedules.choose(work(H=64), device)[0].schedule == "block"
-    assert schedules.choose(work(H=1024, B=256), device)[0].schedule == "step"
-    both = schedules.choose(work(H=256, B=64, directions=2), device, "grid")[0]
+    assert schedules.choose(problem(H=64), device)[0].schedule == "block"
+    assert schedules.choose(problem(H=1024, B=256), device)[0].schedule == "step"
+    both = schedules.choose(problem(H=256, B=64, directions=2), device, "grid")[0]
     assert 2 * both.blocks * both.groups <= device.multiprocessors
     with pytest.raises(ValueError, match="MB of recurrent weights do not fit on 132 multiprocessors"):
-        schedules.choose(work(H=4096), device, "grid")
-    assert "computes in float32" in schedules.grid_ways(work(dtype="float64"), device)
+        schedules.choose(problem(H=4096), device, "grid")
+    assert "computes in float32" in schedules.grid_ways(problem(dtype="float64"), device)
 
 
 def test_when_tensor_cores_are_taken():
-    asked = work(H=768, B=16, dtype="float16")
+    asked = problem(H=768, B=16, dtype="float16")
     way, reason = schedules.choose(asked, DEVICES[90])
     assert way.kernel == "grid_mma" and "on tensor cores" in reason and way.blocks * way.groups <= 132
-    assert schedules.choose(work(H=768, B=16, tf32=True), DEVICES[90])[0].kernel == "grid_mma"
-    assert schedules.choose(work(H=768, B=16), DEVICES[90], "grid")[0].kernel == "grid"  # float32 means float32
-    assert schedules.choose(work(H=256, B=16, dtype="float16"), DEVICES[75], "grid")[0].kernel == "grid"
-    found = schedules.grid_ways(work(H=256, B=64, dtype="float16"), DEVICES[90])
+    assert schedules.choose(problem(H=768, B=16, tf32=True), DEVICES[90])[0].kernel == "grid_mma"
+    assert schedules.choose(problem(H=768, B=16), DEVICES[90], "grid")[0].kernel == "grid"  # float32 means float32
+    assert schedules.choose(problem(H=256, B=16, dtype="float16"), DEVICES[75], "grid")[0].kernel == "grid"
+    found = schedules.grid_ways(problem(H=256, B=64, dtype="float16"), DEVICES[90])
     two = [way for way in found if way.kernel == "grid_mma" and way.numbers[-1] == 2]
     assert any(way.blocks * way.groups > 132 for way in two)
     for way in two:

@@ -19,7 +19,7 @@ from gpurnn.check import CELLS, OPTIONS, Batch, leaves
 from gpurnn.cuda_ops import CudaOps, StreamLanes
 from gpurnn.dtypes import DTYPES
 from gpurnn.errors import BackendError
-from gpurnn.schedules import Device, Work
+from gpurnn.schedules import Device, Problem
 
 pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
 
@@ -404,11 +404,11 @@ def test_layers_of_a_wavefront_share_the_multiprocessors():
     """All thread blocks of schedule grid of all layers are there at once."""
     ops = cuda_ops()
     limits = ops.device.limits = replace(ops.device.limits, multiprocessors=12)
-    work = Work("LstmCell", 4, 64, 5, 2, 1, "float32", False, False)
+    problem = Problem("LstmCell", 4, 64, 5, 2, 1, "float32", False, False)
     for share in (1, 2, 3):
-        way, _ = ops.choose(replace(work, share=share), "grid")
+        way, _ = ops.choose(replace(problem, share=share), "grid")
         assert way.blocks * way.groups * share <= limits.multiprocessors
-    assert ops.choose(replace(work, share=12))[0].schedule != "grid"
+    assert ops.choose(replace(problem, share=12))[0].schedule != "grid"
 
 
 @pytest.mark.parametrize("kind", CELLS)
@@ -560,8 +560,8 @@ def test_of_two_ways_the_one_by_step_is_recorded(by_step, monkeypatch):
     ops = cuda_ops()
     choose = ops.choose
 
-    def mixed(work, wanted="auto"):
-        return choose(work, "step" if work.backward == (by_step == "backward") else "grid")
+    def mixed(problem, wanted="auto"):
+        return choose(problem, "step" if problem.backward == (by_step == "backward") else "grid")
 
     monkeypatch.setattr(ops, "choose", mixed)
     layer, plain, exact = twins("lstm", ops, "float32", H=19, schedule="auto")

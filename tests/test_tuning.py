@@ -13,7 +13,7 @@ from gpurnn import backend, schedules, tuned_table, tuning
 from gpurnn.check import build
 from gpurnn.cli import main
 from gpurnn.errors import BackendError
-from gpurnn.schedules import Device, Work
+from gpurnn.schedules import Device, Problem
 
 H200 = Device(90, 132, 227 * 1024, name="NVIDIA H200")
 emulated = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
@@ -24,48 +24,48 @@ def own_file(tmp_path, monkeypatch):
     monkeypatch.setenv("GPURNN_TUNED", str(tmp_path / "cache" / "tuned.json"))
 
 
-def work(**more):
-    return Work(**{"kernel": "LstmCell", "gates": 4, "H": 128, "T": 512, "B": 16, "directions": 1, "dtype": "float32",
+def problem(**more):
+    return Problem(**{"kernel": "LstmCell", "gates": 4, "H": 128, "T": 512, "B": 16, "directions": 1, "dtype": "float32",
                    "projected": False, "backward": False} | more)  # fmt: skip
 
 
-LSTM128 = work()
+LSTM128 = problem()
 
 
-def known(seconds, work=LSTM128, device=H200):
+def known(seconds, problem=LSTM128, device=H200):
     """A table in which this work's ways take so many microseconds: way -> (a timestep, before)."""
     ways = {way: (a * 1e-6, b * 1e-6) for way, (a, b) in seconds.items()}
-    return tuned_table.Table({tuned_table.key(work, device): ways})
+    return tuned_table.Table({tuned_table.key(problem, device): ways})
 
 
 def test_what_was_measured_wins():
-    found, _ = schedules.ways(work(), H200)
+    found, _ = schedules.ways(problem(), H200)
     best, other = [way for way in found if way.schedule == "block"][:2]
     grid = next(way for way in found if way.schedule == "grid")
-    assert schedules.choose(work(), H200)[0] == best
+    assert schedules.choose(problem(), H200)[0] == best
     table = known({"step": (1.5, 0), best.key: (2.0, 5), other.key: (1.9, 5), grid.key: (3.0, 5)})
-    way, reason = schedules.choose(work(), H200, measured=table)
+    way, reason = schedules.choose(problem(), H200, measured=table)
     assert way.schedule == "step" and "step: 512 timesteps of 1.50 us, measured" in reason and "1.90 us after" in reason
-    way, reason = schedules.choose(work(), H200, "block", table)
+    way, reason = schedules.choose(problem(), H200, "block", table)
     assert way.key == other.key and way.seconds == pytest.approx(1.9e-6) and way.measured
     # a call has its own price: worth it where there are many steps
     table = known({"step": (1.5, 0), best.key: (1.0, 50), grid.key: (3.0, 5)})
-    assert schedules.choose(work(), H200, measured=table)[0].key == best.key
-    assert schedules.choose(work(T=50), H200, measured=table)[0].schedule == "step"
+    assert schedules.choose(problem(), H200, measured=table)[0].key == best.key
+    assert schedules.choose(problem(T=50), H200, measured=table)[0].schedule == "step"
 
 
 def test_where_nothing_was_measured_estimates_count():
-    estimated = schedules.choose(work(), H200)
+    estimated = schedules.choose(problem(), H200)
     table = known({"step": (0.01, 0), "block<128, 2, 40, 1, 0>": (9, 0)})
     for other in ({"H": 96}, {"B": 17}, {"backward": True}, {"dtype": "float16"}, {"tf32": True}, {"directions": 2}):
-        assert schedules.choose(work(**other), H200, measured=table) == schedules.choose(work(**other), H200)
-    assert schedules.choose(work(), Device(90, 132, 227 * 1024, name="another"), measured=table) == estimated
-    assert schedules.choose(work(), H200, measured=known({"a way of an older version": (0.01, 0)})) == estimated
-    assert schedules.choose(work(B=9), H200, measured=table)[0].schedule == "step"  # up to the next power of two
-    assert schedules.choose(work(kernel="RnnRelu", gates=1), H200, measured=known({"step": (0.01, 0)}, work(
+        assert schedules.choose(problem(**other), H200, measured=table) == schedules.choose(problem(**other), H200)
+    assert schedules.choose(problem(), Device(90, 132, 227 * 1024, name="another"), measured=table) == estimated
+    assert schedules.choose(problem(), H200, measured=known({"a way of an older version": (0.01, 0)})) == estimated
+    assert schedules.choose(problem(B=9), H200, measured=table)[0].schedule == "step"  # up to the next power of two
+    assert schedules.choose(problem(kernel="RnnRelu", gates=1), H200, measured=known({"step": (0.01, 0)}, problem(
         kernel="RnnTanh", gates=1)))[0].measured  # fmt: skip
     # only one schedule was measured: the other's estimate stands beside it
-    ways, _ = schedules.ways(work(), H200, known({"step": (1.5, 0)}))
+    ways, _ = schedules.ways(problem(), H200, known({"step": (1.5, 0)}))
     assert {way.measured for way in ways if way.schedule == "step"} == {True}
     assert {way.measured for way in ways if way.schedule == "block"} == {False}
 
@@ -89,11 +89,11 @@ def test_buckets():
 
 
 def test_works():
-    found = tuning.works(["lstm", "rnn"], [7, 8], [3], ["float32", "float16"], directions=2, tf32=True)
+    found = tuning.problems(["lstm", "rnn"], [7, 8], [3], ["float32", "float16"], directions=2, tf32=True)
     assert len(found) == 16 and {one.B for one in found} == {4} and {one.directions for one in found} == {2}
     assert {(one.dtype, one.tf32) for one in found} == {("float32", True), ("float16", False)}
     with pytest.raises(ValueError, match="cell should be one of"):
-        tuning.works(["elman"], [7], [3], ["float32"])
+        tuning.problems(["elman"], [7], [3], ["float32"])
 
 
 class Clock:
@@ -133,10 +133,10 @@ class Clock:
 def test_it_measures_timesteps_and_calls(dtype, directions):
     ops = cuda_ops(checked=False)
     clock = Clock(ops, {"step.cu": (2e-6, 0), "block.cu": (7e-6, 0.5e-6), "block_mma.cu": (9e-6, 0.25e-6)})
-    works = tuning.works(["gru"], [5], [2], [dtype], directions)
-    table = tuning.tune(ops, works, lengths=(2, 5), least=0.0, clock=clock)
+    problems = tuning.problems(["gru"], [5], [2], [dtype], directions)
+    table = tuning.tune(ops, problems, lengths=(2, 5), least=0.0, clock=clock)
     assert len(table.entries) == 2
-    for one in works:
+    for one in problems:
         timed = table.known(one, ops.device.limits)
         assert {key.partition("<")[0] for key in timed} >= {"step", "block"} and len(timed) <= 1 + tuning.CANDIDATES
         for key, measured in timed.items():
@@ -159,9 +159,9 @@ def test_a_way_that_does_not_run_is_left_out(monkeypatch):
         return load(file, expression)
 
     monkeypatch.setattr(ops.device, "load", failing)
-    works = tuning.works(["rnn"], [5], [1], ["float32"])
-    table = tuning.tune(ops, works, lengths=(1, 2), least=0.0)
-    assert [set(table.known(work, ops.device.limits)) for work in works] == [{"step"}, {"step"}]
+    problems = tuning.problems(["rnn"], [5], [1], ["float32"])
+    table = tuning.tune(ops, problems, lengths=(1, 2), least=0.0)
+    assert [set(table.known(problem, ops.device.limits)) for problem in problems] == [{"step"}, {"step"}]
 
 
 # ---- the command

@@ -21,7 +21,7 @@ _GATES = {"LstmCell": 4, "GruCell": 3, "RnnTanh": 1}  # RnnRelu has the tiles of
 
 for _kernel, _dtype, _backward, _device in itertools.product(_GATES, C_NAMES, (False, True), _DEVICES):
     for _tf32 in (False, True) if _dtype == "float32" else (False,):
-        _work = schedules.Work(_kernel, _GATES[_kernel], 64, 100, 16, 1, _dtype, False, _backward, _tf32)
+        _work = schedules.Problem(_kernel, _GATES[_kernel], 64, 100, 16, 1, _dtype, False, _backward, _tf32)
         for _schedule in schedules.WAYS:
             _ways = [way for way in schedules.ways(_work, _device)[0] if way.schedule == _schedule]
             _file, _expression = _ways and way_name(_work, _ways[0]) or (None, None)

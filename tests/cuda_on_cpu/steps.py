@@ -79,7 +79,7 @@ def time_loop(operations, jumps):
     return operations[start : end + 1], inner
 
 
-def of_a_step(way, work, operations, jumps):
+def of_a_step(way, problem, operations, jumps):
     """Instructions of a timestep: of one warp that does everything, and of a warp on average."""
     body, inner = time_loop(operations, jumps)
     parts = [[]]
@@ -95,21 +95,21 @@ def of_a_step(way, work, operations, jumps):
         for loop in inner:
             quads = -(-way.inputs // 4 // S) if way.inputs and KREG * S == HP else (HP // S - KREG) // 4
             if products(loop) >= 4:
-                count += (quads * 4 * work.gates * R / products(loop) - 1) * len(loop)
+                count += (quads * 4 * problem.gates * R / products(loop) - 1) * len(loop)
     rest = len(body) - len(product)
     return round(count + rest), count + share * rest
 
 
 def row(cell, H, I, kind, backward):
     dtype, tf32 = KINDS[kind]
-    work = schedules.Work(cell, GATES[cell], H, 512, 16, 1, dtype, False, backward, tf32, I)
-    found = [way for way in schedules.block_ways(work, H200) if bool(way.inputs) == bool(I)]
+    problem = schedules.Problem(cell, GATES[cell], H, 512, 16, 1, dtype, False, backward, tf32, I)
+    found = [way for way in schedules.block_ways(problem, H200) if bool(way.inputs) == bool(I)]
     found = [way for way in found if not tf32 or way.kernel == "block_mma"]
-    way = min(found, key=lambda way: way.total(work.T))
-    file, expression = way_name(work, way)
+    way = min(found, key=lambda way: way.total(problem.T))
+    file, expression = way_name(problem, way)
     program = nvrtc.compile(kernel_source(file), file=file, arch=90, expressions=(expression,))
     name = program.lowered[expression]
-    count, average = of_a_step(way, work, *instructions(nvdisasm(program.cubin), name))
+    count, average = of_a_step(way, problem, *instructions(nvdisasm(program.cubin), name))
     warps, multiplied = way.threads // 32, GATES[cell] * H * (H + way.inputs) * way.rows
     issue = average * warps / 4
     tensor = way.kernel == "block_mma"
