@@ -8,7 +8,7 @@ import numpy as np
 import gpurnn
 from gpurnn import schedules, tuning
 from gpurnn.check import leaves
-from gpurnn.cuda_ops import CudaOps, way_name
+from gpurnn.cuda_ops import CudaOps, kernel_of
 
 from .gpu_cases import Smoke
 from .run import EPS
@@ -23,8 +23,12 @@ class OnlyKernel:
         self.kernel = kernel
 
     def known(self, problem, device):
-        found, _ = schedules.ways(problem, device)
-        return {way.key: (way.seconds, way.before) for way in found if getattr(way, "kernel", "") == self.kernel}
+        found, _ = schedules.candidates(problem, device)
+        return {
+            candidate.key: (candidate.seconds, candidate.before)
+            for candidate in found
+            if getattr(candidate, "kernel", "") == self.kernel
+        }
 
 
 def make_ops(device, kernel):
@@ -40,7 +44,9 @@ def recordings(ops):
     if tell:
         return tell()
     loops = [loop for _, loop in ops.pool.free.values() if loop.recorded]  # a backend that does not tell yet
-    return [{"loop": "", "way": way, "recorded": True, "reason": ""} for loop in loops for way in loop.graphs]
+    return [
+        {"loop": "", "way": candidate, "recorded": True, "reason": ""} for loop in loops for candidate in loop.graphs
+    ]
 
 
 # ---- which kernel
@@ -63,7 +69,7 @@ def kernels(case, ops):
 
     ops = ops.with_tf32() if case.precision == "tf32" else ops
     wanted = getattr(case, "schedule", "auto")
-    found = [way_name(problem, ops.way(problem, wanted)) for problem in problems(case)]
+    found = [kernel_of(problem, ops.candidate(problem, wanted)) for problem in problems(case)]
     cells = {problem.kernel for problem in problems(case)}
     return [name for name in found if name] + kernel_names((case.dtype,), tuple(cells))
 

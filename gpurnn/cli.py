@@ -407,13 +407,13 @@ def warmup(dtypes, cells, hidden, batches, bidirectional, tf32):
     from tqdm import tqdm
 
     from .backend import get_backend
-    from .cuda_ops import kernel_names, way_name
+    from .cuda_ops import kernel_names, kernel_of
     from .tuning import CELLS, problems
 
     ops = get_backend("cuda")
     names = kernel_names(dtypes or DTYPES)
     for problem in problems(cells or CELLS, hidden, batches or (1,), dtypes or DTYPES, 1 + bidirectional, tf32):
-        name = way_name(problem, ops.way(problem))
+        name = kernel_of(problem, ops.candidate(problem))
         if name:
             names.append(name)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # the compiler does not hold Python's lock

@@ -49,27 +49,33 @@ def kernel_names(dtypes=tuple(C_NAMES), cells=CELLS):
     reals = sorted({"double" if storage == "double" else "float" for storage in storages})
     names = []
     for storage in storages:
-        names += [("step.cu", f"step_{way}<{cell}, {storage}>") for cell in cells for way in ("forward", "backward")]
+        names += [
+            ("step.cu", f"step_{candidate}<{cell}, {storage}>")
+            for cell in cells
+            for candidate in ("forward", "backward")
+        ]
         if "GruOriginal" in cells:
-            names += [("step.cu", f"step_{way}<GruOriginal, {storage}>") for way in ("reset", "reset_backward")]
+            names += [
+                ("step.cu", f"step_{candidate}<GruOriginal, {storage}>") for candidate in ("reset", "reset_backward")
+            ]
         if "LstmCell" in cells:
-            names += [("step.cu", f"step_{way}<{storage}>") for way in ("project", "project_backward")]
+            names += [("step.cu", f"step_{candidate}<{storage}>") for candidate in ("project", "project_backward")]
         names += [("bptt.cu", f"sum_steps_partial<{storage}>"), ("embedding.cu", f"embedding_chunks<{storage}>")]
     for real in reals:
         names += [("bptt.cu", f"sum_steps_finish<{real}>"), ("embedding.cu", f"embedding_borders<{real}>")]
-        names += [("loss.cu", f"cross_entropy_{way}<{real}>") for way in ("forward", "backward")]
+        names += [("loss.cu", f"cross_entropy_{candidate}<{real}>") for candidate in ("forward", "backward")]
         kernels = ("sgd", "rmsprop", "adam", "norm_partial", "scale_grads")
         names += [("optimise.cu", f"{kernel}<{real}>") for kernel in kernels]
     return [*names, ("step.cu", "step_done"), ("optimise.cu", "norm_finish"), ("dropout.cu", "keep_mask")]
 
 
-def way_name(problem, way):
-    """(file, name expression) of the kernel of a ``schedules.Way``; None for ``step``, whose kernels fit every size."""
-    if way.schedule == "step":
+def kernel_of(problem, candidate):
+    """(file, name expression) of the kernel of a ``schedules.Candidate``; None for ``step``, whose kernels fit every size."""
+    if candidate.schedule == "step":
         return None
-    way_back = "backward" if problem.backward else "forward"
-    types = ", ".join((problem.kernel, C_NAMES[problem.dtype], *way.types))
-    return f"{way.kernel}.cu", f"{way.kernel}_{way_back}<{types}>"
+    direction = "backward" if problem.backward else "forward"
+    types = ", ".join((problem.kernel, C_NAMES[problem.dtype], *candidate.types))
+    return f"{candidate.kernel}.cu", f"{candidate.kernel}_{direction}<{types}>"
 
 
 class CudaOps(Ops):
@@ -138,12 +144,12 @@ class CudaOps(Ops):
             )
 
     def schedule(self, problem, wanted="auto"):
-        way, reason = self.choose(problem, wanted)
-        if way.schedule == "step":
+        candidate, reason = self.choose(problem, wanted)
+        if candidate.schedule == "step":
             refused = self.pool.refusal(replace(problem, tf32=self.tf32))
             launches = f"launch by launch: {refused}" if refused else "recorded as a CUDA graph when a shape comes back"
             return "step", f"a fused kernel and a cuBLAS product for each timestep, {launches}; {reason}"
-        return way.schedule, f"one launch for the whole sequence: {reason}"
+        return candidate.schedule, f"one launch for the whole sequence: {reason}"
 
     def recordings(self):
         """What became of the time loops that should be CUDA graphs: a list of {"loop", "way", "recorded", "reason"}."""
@@ -158,8 +164,8 @@ class CudaOps(Ops):
         """``schedules.choose`` on this device."""
         return schedules.choose(replace(problem, tf32=self.tf32), self.device.limits, wanted, self.measured)
 
-    def ways(self, keep, schedule, *sizes):
-        """``(problems, ways)`` of a loop, "forward" and where ``keep`` "backward" -> schedules.Work and schedules.Way.
+    def candidates(self, keep, schedule, *sizes):
+        """``(problems, candidates)`` of a loop, "forward" and where ``keep`` "backward" -> schedules.Work and schedules.Way.
 
         sizes: the kernel, gates, H, T, B, directions, dtype's name, projected, I and share of ``schedules.Problem``.
         """
@@ -176,26 +182,28 @@ class CudaOps(Ops):
             problems = {name: schedules.Problem(*first, name == "backward", self.tf32, I, share) for name in names}
             found = self._chosen[key] = (
                 problems,
-                {name: self.way(problem, schedule) for name, problem in problems.items()},
+                {name: self.candidate(problem, schedule) for name, problem in problems.items()},
             )
         return found
 
-    def way(self, problem, wanted="auto"):
+    def candidate(self, problem, wanted="auto"):
         """What ``choose`` finds, as the compiler at hand can do it: with fewer weights in registers where it spills."""
         return self.without_spills(problem, self.choose(problem, wanted)[0])
 
-    def without_spills(self, problem, way):
-        less = way
-        while less is not None and less.schedule != "step" and self.device.spills(*way_name(problem, less)):
+    def without_spills(self, problem, candidate):
+        less = candidate
+        while less is not None and less.schedule != "step" and self.device.spills(*kernel_of(problem, less)):
             less = schedules.hold_less(problem, less, self.device.limits)
-        return less or way
+        return less or candidate
 
     # ---- one layer through time
 
     def refuse_sizes(self, T, B, layers):
         refuse_uncountable(T, B, self.name)
         most = _BLOCKS * _BLOCK[1]
-        if most < B and any(way.schedule == "step" for sizes in layers() for way in self.ways(*sizes)[1].values()):
+        if most < B and any(
+            candidate.schedule == "step" for sizes in layers() for candidate in self.candidates(*sizes)[1].values()
+        ):
             raise ShapeError(
                 f"x: B = {B} is more than the {most} sequences that the schedule 'step' of backend 'cuda' takes in one "
                 "call: split the batch"
@@ -361,7 +369,7 @@ class Loop:
         self.recorded = False  # whether the arrays stay, so that launches may be recorded over them
         self.graphs = {}  # name -> CUDA graphs, one behind the other
         self.note = lambda name, reason: None  # told why a name is not recorded, or None where it is
-        self.problems, self.ways = ops.ways(
+        self.problems, self.candidates = ops.candidates(
             keep, schedule, cell.kernel, G, H, T, B, D, dtype_name(self.dtype), self.projected, I, share
         )
         # for W_ih x, and for what the cell keeps
@@ -383,7 +391,7 @@ class Loop:
     @property
     def inputs(self):
         """Columns of W_ih whose products the walk makes itself; 0: ``gates`` holds W_ih x when it begins."""
-        return self.ways["forward"].inputs
+        return self.candidates["forward"].inputs
 
     # ---- what a call brings
 
@@ -446,12 +454,12 @@ class Loop:
     @property
     def by_step(self):
         """The ways with so many launches that recording them pays."""
-        return [name for name, way in self.ways.items() if way.schedule == "step"]
+        return [name for name, candidate in self.candidates.items() if candidate.schedule == "step"]
 
     # ---- forward
 
     def forward(self):
-        getattr(self, f"_forward_{self.ways['forward'].schedule}")()
+        getattr(self, f"_forward_{self.candidates['forward'].schedule}")()
 
     def _forward_grid(self):
         self._or_by_step(self._forward_block, self._forward_step)
@@ -471,7 +479,7 @@ class Loop:
 
     def _forward_block(self):
         how = self.width, self.reverse, int(self.keep), self.lengths, self.order, self.hh, self.bias_ih, self.bias_hh
-        if self.ways["forward"].schedule == "block":
+        if self.candidates["forward"].schedule == "block":
             how = self.ih.shape[-1] if self.inputs else 0, *how, self.ih if self.inputs else None, self.x
         self._launch_block("forward", *how, self.gates, self.h, self.c, self.output)
 
@@ -537,7 +545,7 @@ class Loop:
             self.doutput[...] = doutput
         else:
             self.doutput = self.ops.aligned(doutput)
-        getattr(self, f"_backward_{self.ways['backward'].schedule}")()
+        getattr(self, f"_backward_{self.candidates['backward'].schedule}")()
         self.doutput = None
         done = []
         for d in range(D):
@@ -656,10 +664,10 @@ class Loop:
         both = ", both directions" * (self.D == 2)
         return f"{self.cell.kernel} T {self.T}, B {self.B}, H {self.H}, {self.dtype}{both}"
 
-    def _launch_block(self, way, *args):
-        block = self.ways[way]
+    def _launch_block(self, candidate, *args):
+        block = self.candidates[candidate]
         types = (self.cell.kernel, c_type(self.dtype), *block.types)
-        file, kernel = f"{block.kernel}.cu", f"{block.kernel}_{way}"
+        file, kernel = f"{block.kernel}.cu", f"{block.kernel}_{candidate}"
         args, how = (self.T, self.B, self.H, *args), {"shared": block.shared}
         tiles = -(-self.B // block.rows)
         if block.schedule != "grid" or not tiles:

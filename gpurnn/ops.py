@@ -147,7 +147,7 @@ class Ops:
     def refuse_sizes(self, T, B, layers):
         """Raise ShapeError, before anything is done, where a recurrent layer cannot take so many timesteps T or
         sequences B. Array code goes as far as memory does. layers: a function that returns for each layer the arguments
-        of ``CudaOps.ways``."""
+        of ``CudaOps.candidates``."""
 
     def synchronize(self):
         """Wait until everything launched so far is done (nothing to wait for on NumPy)."""

@@ -291,7 +291,7 @@ class _Recurrent(Module):
         widest = max(self._sizes(layer)[0] for layer in range(self.num_layers))
         H = max(self.hidden_sizes)
         scratch = B * H * (2 * self.cell.kept + 4) + min(T * B * H, 1 << 18)
-        ways, packed = {}, 0
+        candidates, packed = {}, 0
         for layer in range(self.num_layers):
             for backward in (False, True):
                 inputs, H, P = self._sizes(layer)
@@ -301,10 +301,10 @@ class _Recurrent(Module):
                 )  # fmt: skip
                 packed = max(packed, self.ops.packed_bytes(problem, P, longest))
                 name, why = self.ops.schedule(problem, self.schedule)
-                ways.setdefault((name, why), []).append(f"layer {layer} {'backward' if backward else 'forward'}")
-        schedule = ", ".join(dict.fromkeys(name for name, _ in ways))
-        told = [f"{', '.join(who)}: {name}, {why}" for (name, why), who in ways.items()]
-        reason = "; ".join(told) if len(ways) > 1 else why
+                candidates.setdefault((name, why), []).append(f"layer {layer} {'backward' if backward else 'forward'}")
+        schedule = ", ".join(dict.fromkeys(name for name, _ in candidates))
+        told = [f"{', '.join(who)}: {name}, {why}" for (name, why), who in candidates.items()]
+        reason = "; ".join(told) if len(candidates) > 1 else why
         if share > 1:
             reason = f"{self.num_layers} layers side by side, each {longest} timesteps behind the one below; {reason}"
         return Plan(
@@ -370,7 +370,7 @@ class _Recurrent(Module):
         return tuple(returned)
 
     def _loop_sizes(self, T, B, keep):
-        """For each layer the arguments of ``CudaOps.ways`` in a call with (T, B)."""
+        """For each layer the arguments of ``CudaOps.candidates`` in a call with (T, B)."""
         spans = self._spans(T, watched=False)
         longest, share = max(span.stop - span.start for span in spans), self.num_layers if len(spans) > 1 else 1
         for layer in range(self.num_layers):

@@ -63,7 +63,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Way:
+class Candidate:
     """One way to do a work: a schedule with its tile. seconds: of a timestep, before: of a call, before the first;
     measured: whether these two are, or else estimated. product: of all timesteps, for the products W_ih x, estimated;
     within the walk it may be below zero, as nothing is fetched for them.
@@ -97,7 +97,7 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Block(Way):
+class Block(Candidate):
     """A kernel of schedule ``block`` and what its launch needs.
 
     kernel: "block" or "block_mma", the .cu file and the start of the names; numbers: its template arguments behind cell
@@ -131,10 +131,10 @@ class Block(Way):
 # ---- step
 
 
-def step_ways(problem, device):
+def step_candidates(problem, device):
     """The schedule ``step`` does everything in one way."""
     flops = 2 * problem.B * problem.gates * problem.H**2 * problem.directions
-    return [Way("step", _STEP_SECONDS + flops / _rate(problem, device))]
+    return [Candidate("step", _STEP_SECONDS + flops / _rate(problem, device))]
 
 
 def _rate(problem, device):
@@ -146,7 +146,7 @@ def _rate(problem, device):
 # ---- block
 
 
-def block_ways(problem, device):
+def block_candidates(problem, device):
     """All tiles that fit, or a sentence why none does."""
     refused = _refused(problem)
     if refused:
@@ -328,7 +328,7 @@ class Grid(Block):
         return f"{super().__str__()}, {groups} of {self.blocks} thread blocks{how}"
 
 
-def grid_ways(problem, device):
+def grid_candidates(problem, device):
     """All tiles that fit, or a sentence why none does."""
     refused = _refused(problem)
     if refused:
@@ -448,24 +448,24 @@ def grid_mma_tile(problem, device, U, R, P=1, held=None):
     )
 
 
-def hold_less(problem, way, device):
+def hold_less(problem, candidate, device):
     """The same tile with fewer of its weights in registers; None where there are none left or they fit nowhere else."""
-    device, numbers = _shared_device(problem, device), way.numbers
-    place = {"block": 2, "block_mma": 1, "grid": 3, "grid_mma": 2}[way.kernel]  # of what is held
-    held = numbers[place] - (1 if "mma" in way.kernel else 4)
+    device, numbers = _shared_device(problem, device), candidate.numbers
+    place = {"block": 2, "block_mma": 1, "grid": 3, "grid_mma": 2}[candidate.kernel]  # of what is held
+    held = numbers[place] - (1 if "mma" in candidate.kernel else 4)
     if held < 0:
         return None
-    if way.kernel == "block":
-        less = fma_tile(problem, *numbers[:2], held, numbers[3], IP=way.inputs)
-    elif way.kernel == "block_mma":
-        less = mma_tile(problem, numbers[0], held, numbers[2], IP=way.inputs)
-    elif way.kernel == "grid":
-        less = grid_tile(problem, device, numbers[0], numbers[4], way.threads, held)
+    if candidate.kernel == "block":
+        less = fma_tile(problem, *numbers[:2], held, numbers[3], IP=candidate.inputs)
+    elif candidate.kernel == "block_mma":
+        less = mma_tile(problem, numbers[0], held, numbers[2], IP=candidate.inputs)
+    elif candidate.kernel == "grid":
+        less = grid_tile(problem, device, numbers[0], numbers[4], candidate.threads, held)
     else:
         less = grid_mma_tile(problem, device, numbers[0], *numbers[3:], held)
     if less is None or less.shared > device.shared_bytes:
         return None
-    like = {name: getattr(way, name) for name in ("seconds", "before", "measured", "product", "like")}
+    like = {name: getattr(candidate, name) for name in ("seconds", "before", "measured", "product", "like")}
     return replace(less, **like)
 
 
@@ -477,49 +477,49 @@ def _shared_device(problem, device):
 # ---- the table, and the choice
 
 # schedule -> function(work, device): its ways, or a sentence why it has none
-WAYS = {"step": step_ways, "block": block_ways, "grid": grid_ways}
-SCHEDULES = ("auto", *WAYS)
+FINDERS = {"step": step_candidates, "block": block_candidates, "grid": grid_candidates}
+SCHEDULES = ("auto", *FINDERS)
 
 
 @functools.lru_cache(maxsize=4096)  # asked at every call of a layer
-def ways(problem, device, measured=None):
-    """``(ways, refusals)``: all ways of a work, the quickest first, and schedule -> why it has none.
+def candidates(problem, device, measured=None):
+    """``(candidates, refusals)``: all ways of a work, the quickest first, and schedule -> why it has none.
 
     measured: a ``tuned_table.Table`` or None. Where it knows this work, only ways that it has measured are left, with
     its seconds in place of estimates, and those of schedules that it has not.
     """
     found, refusals = [], {}
     device = _shared_device(problem, device)
-    for schedule, find in WAYS.items():
+    for schedule, find in FINDERS.items():
         some = find(problem, device)
         if isinstance(some, str):
             refusals[schedule] = some
         else:
             found += some
     known = measured.known(problem, device) if measured and problem.share == 1 else {}
-    timed = {way.schedule for way in found if way.key in known}
-    found = [way for way in found if way.key in known or way.schedule not in timed]
-    found = [_timed(way, *known[way.key]) if way.key in known else way for way in found]
+    timed = {candidate.schedule for candidate in found if candidate.key in known}
+    found = [candidate for candidate in found if candidate.key in known or candidate.schedule not in timed]
+    found = [_timed(candidate, *known[candidate.key]) if candidate.key in known else candidate for candidate in found]
     product = _product_before(problem, device)
-    found = [way if way.inputs else replace(way, product=product) for way in found]
-    return sorted(found, key=lambda way: way.total(problem.T)), refusals
+    found = [candidate if candidate.inputs else replace(candidate, product=product) for candidate in found]
+    return sorted(found, key=lambda candidate: candidate.total(problem.T)), refusals
 
 
-def _timed(way, seconds, before):
-    return replace(way, seconds=seconds, before=before, measured=True)
+def _timed(candidate, seconds, before):
+    return replace(candidate, seconds=seconds, before=before, measured=True)
 
 
 def choose(problem, device, wanted="auto", measured=None):
-    """``(Way, reason)``: how this work is done and why not otherwise.
+    """``(Candidate, reason)``: how this work is done and why not otherwise.
 
     wanted: "auto", or the schedule to take; one that does not fit is a ValueError that says why.
     """
     check_choice("schedule", wanted, SCHEDULES)
-    found, refusals = ways(problem, device, measured)
+    found, refusals = candidates(problem, device, measured)
     if wanted in refusals:
         raise ValueError(f"schedule: {refusals[wanted]}")
-    mine = [way for way in found if wanted in ("auto", way.schedule)]
+    mine = [candidate for candidate in found if wanted in ("auto", candidate.schedule)]
     told = ["" if wanted == "auto" else f"{wanted} was asked for", str(mine[0])]
-    best = {way.schedule: way for way in reversed(found)}
+    best = {candidate.schedule: candidate for candidate in reversed(found)}
     told += [best[schedule].price(problem.T) for schedule in sorted(best, key=lambda name: best[name].total(problem.T))]
     return mine[0], "; ".join(filter(None, (*told, *refusals.values())))

@@ -19,7 +19,7 @@ class Table:
         self.entries = dict(entries)
 
     def known(self, problem, device):
-        """{``Way.key``: (seconds, before)} of a ``schedules.Problem``, empty where nothing was measured."""
+        """{``Candidate.key``: (seconds, before)} of a ``schedules.Problem``, empty where nothing was measured."""
         return self.entries.get(key(problem, device), {})
 
 
@@ -60,7 +60,7 @@ def read():
         if document["format"] != _FORMAT:
             raise ValueError(f"format {document['format']}, expected {_FORMAT}")
         return Table(
-            (tuple(entry["work"]), {way: (float(a), float(b)) for way, (a, b) in entry["ways"].items()})
+            (tuple(entry["work"]), {candidate: (float(a), float(b)) for candidate, (a, b) in entry["ways"].items()})
             for entry in document["entries"]
         )
     except FileNotFoundError:
@@ -86,5 +86,5 @@ def _document():
 def write(table):
     """Put the table on disk, whole or not at all."""
     path().parent.mkdir(parents=True, exist_ok=True)
-    entries = [{"work": list(problem), "ways": ways} for problem, ways in table.entries.items()]
+    entries = [{"work": list(problem), "ways": candidates} for problem, candidates in table.entries.items()]
     write_json_atomic(path(), {"format": _FORMAT, "entries": entries})

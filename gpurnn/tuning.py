@@ -16,7 +16,7 @@ from .errors import BackendError, check_choice, check_size
 from .tuned_table import Table, bucket, key
 
 CELLS = {"rnn": cells.RNNCell(), "lstm": cells.LSTMCell(False), "gru": cells.GRUCell(True)}
-CANDIDATES = 4  # of a schedule, the best by estimate
+OF_EACH_SCHEDULE = 4  # of a schedule, the best by estimate
 _log = logging.getLogger("gpurnn")
 
 
@@ -34,32 +34,33 @@ def problems(cells, hidden, batches, dtypes, directions=1, tf32=False):
                     sizes = check_size("hidden", H), 0, bucket(check_size("batch", B)), directions, dtype
                     one = tf32 and dtype == "float32"
                     found += [
-                        schedules.Problem(cell.kernel, cell.gates, *sizes, False, way, one) for way in (False, True)
+                        schedules.Problem(cell.kernel, cell.gates, *sizes, False, candidate, one)
+                        for candidate in (False, True)
                     ]
     return found
 
 
-def candidates(problem, device):
+def worth_measuring(problem, device):
     """The ways that are worth measuring: of each schedule the best by estimate."""
-    found, _ = schedules.ways(problem, device)
+    found, _ = schedules.candidates(problem, device)
     by_schedule = {}
-    for way in found:
-        by_schedule.setdefault(way.schedule, []).append(way)
-    return [way for some in by_schedule.values() for way in some[:CANDIDATES]]
+    for candidate in found:
+        by_schedule.setdefault(candidate.schedule, []).append(candidate)
+    return [candidate for some in by_schedule.values() for candidate in some[:OF_EACH_SCHEDULE]]
 
 
-def measure(ops, problem, way, lengths=(64, 320), least=0.02, clock=time.perf_counter):
+def measure(ops, problem, candidate, lengths=(64, 320), least=0.02, clock=time.perf_counter):
     """``(seconds of a timestep, seconds before the first)`` of one way of a work on this device.
 
     ops: a ``CudaOps``. lengths: timesteps of the two walks. least: seconds that each is timed for, at least, after a
     run that compiles and records; of five such times the middle one counts.
     """
-    short, long = (_time(_walk(ops, problem, way, T), ops, least, clock) for T in lengths)
+    short, long = (_time(_walk(ops, problem, candidate, T), ops, least, clock) for T in lengths)
     seconds = max(long - short, 0.0) / (lengths[1] - lengths[0])
     return seconds, max(short - lengths[0] * seconds, 0.0)
 
 
-def _walk(ops, problem, way, T):
+def _walk(ops, problem, candidate, T):
     """A function that walks once, there or back, over arrays of zeros: their numbers do not change the time."""
     from .cuda_ops import Loop
 
@@ -67,8 +68,8 @@ def _walk(ops, problem, way, T):
     xp, B, H, D = ops.xp, problem.B, problem.H, problem.directions
     dtype = check_dtype(problem.dtype)
     loop = Loop(ops, cell, T, B, 0, H, H, (False, True)[:D], dtype, True, False, True, "step")
-    way = ops.without_spills(problem, way)
-    loop.ways = loop.ways | {"backward" if problem.backward else "forward": way}
+    candidate = ops.without_spills(problem, candidate)
+    loop.candidates = loop.candidates | {"backward" if problem.backward else "forward": candidate}
     wide = np.dtype("float32" if dtype.itemsize < 4 else dtype)
     G = cell.gates
     weights = [
@@ -77,7 +78,7 @@ def _walk(ops, problem, way, T):
     for array in (loop.gates, loop.h, loop.c):
         if array is not None:
             array[...] = 0
-    loop.recorded = way.schedule == "step"
+    loop.recorded = candidate.schedule == "step"
     loop.load(weights, None)
     if not problem.backward:
         return loop.forward
@@ -111,11 +112,11 @@ def tune(ops, problems, progress=None, **how):
     table, device = Table(ops.measured.entries if ops.measured else ()), ops.device.limits
     for problem in progress(problems) if progress else problems:
         timed = {}
-        for way in candidates(problem, device):
+        for candidate in worth_measuring(problem, device):
             try:
-                timed[way.key] = measure(ops, problem, way, **how)
+                timed[candidate.key] = measure(ops, problem, candidate, **how)
             except BackendError as error:  # a kernel that this device does not run: the others are measured
-                _log.warning("%s is left out: %s", way.key, error)
+                _log.warning("%s is left out: %s", candidate.key, error)
         table.entries[key(problem, device)] = timed
     return table
 
@@ -124,12 +125,12 @@ def rows(table):
     """What a table knows, for people and machines: a list of {"device", "name", "ways", "told"}, each work's ways with
     the quickest at 512 timesteps first."""
     found = []
-    for (device, kernel, H, B, directions, dtype, tf32, backward), ways in table.entries.items():
-        way_back, both = "backward" if backward else "forward", ", both" * (directions == 2)
-        ordered = sorted(ways.items(), key=lambda item: item[1][1] + 512 * item[1][0])
+    for (device, kernel, H, B, directions, dtype, tf32, backward), candidates in table.entries.items():
+        direction, both = "backward" if backward else "forward", ", both" * (directions == 2)
+        ordered = sorted(candidates.items(), key=lambda item: item[1][1] + 512 * item[1][0])
         told = [
             f"{name.partition('<')[0]} {seconds * 1e6:.2f} +{before * 1e6:.0f}" for name, (seconds, before) in ordered
         ]
-        name = f"{kernel} H{H} B{B} {'tf32' if tf32 else dtype} {way_back}{both}"
+        name = f"{kernel} H{H} B{B} {'tf32' if tf32 else dtype} {direction}{both}"
         found.append({"device": device, "name": name, "ways": dict(ordered), "told": told})
     return found

@@ -13,7 +13,7 @@ from test_cuda_layers import compare, cuda_ops
 from gpurnn import schedules
 from gpurnn._kernels import kernel_source
 from gpurnn.check import OPTIONS, Batch, build, twins
-from gpurnn.cuda_ops import Loop, way_name
+from gpurnn.cuda_ops import Loop, kernel_of
 from gpurnn.schedules import Block, Device, Problem
 from gpurnn.tuned_table import Table, key
 
@@ -31,11 +31,11 @@ KERNELS = {"RnnTanh": 1, "LstmCell": 4, "GruCell": 3}
 def only(monkeypatch, tile):
     """Every block has the tile ``tile(problem, HP)``."""
 
-    def block_ways(problem, device):
+    def block_candidates(problem, device):
         return [tile(problem, -(-problem.H // 32) * 32)]
 
-    schedules.ways.cache_clear()
-    monkeypatch.setitem(schedules.WAYS, "block", block_ways)
+    schedules.candidates.cache_clear()
+    monkeypatch.setitem(schedules.FINDERS, "block", block_candidates)
 
 
 def forced(monkeypatch, S, KREG, R, inputs=False):
@@ -52,7 +52,7 @@ def forced(monkeypatch, S, KREG, R, inputs=False):
 def forget():
     """What a test has forced is not remembered."""
     yield
-    schedules.ways.cache_clear()
+    schedules.candidates.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -169,12 +169,12 @@ def test_the_input_within_the_launch(kind, dtype, I, H, rows, held, monkeypatch)
 def test_the_input_within_a_loop_that_is_recorded(monkeypatch):
     """Forward by block with W_ih x, back by step: replayed with other inputs; without a way back nothing is kept."""
 
-    def block_ways(problem, device):
+    def block_candidates(problem, device):
         return "one way only" if problem.backward else [schedules.fma_tile(problem, 32, 4, 4, 2, IP=4)]
 
-    schedules.ways.cache_clear()
-    monkeypatch.setitem(schedules.WAYS, "block", block_ways)
-    monkeypatch.setitem(schedules.WAYS, "grid", lambda problem, device: "not here")
+    schedules.candidates.cache_clear()
+    monkeypatch.setitem(schedules.FINDERS, "block", block_candidates)
+    monkeypatch.setitem(schedules.FINDERS, "grid", lambda problem, device: "not here")
     monkeypatch.setattr(schedules, "_STEP_SECONDS", 1.0)
     ops = cuda_ops()
     layer, _, exact = twins("gru", ops, "float32", schedule="auto")
@@ -349,7 +349,7 @@ DEVICES = {
 
 def block(problem, device):
     """The best tile by estimate, or why there is none."""
-    found = schedules.block_ways(problem, device)
+    found = schedules.block_candidates(problem, device)
     return found if isinstance(found, str) else min(found, key=lambda tile: tile.seconds)
 
 
@@ -365,12 +365,12 @@ def test_tiles_that_are_chosen_do_not_spill(arch):
     ):
         for tf32 in (False, True) if dtype == "float32" else (False,):
             asked = dataclasses.replace(problem(kernel, H, B, dtype, backward, I=32), tf32=tf32)
-            found = schedules.block_ways(asked, DEVICES[arch])
+            found = schedules.block_candidates(asked, DEVICES[arch])
             for inputs in (False, True) if H == 128 else (False,):
                 some = [] if isinstance(found, str) else [tile for tile in found if bool(tile.inputs) == inputs]
                 if some:
                     best = min(some, key=lambda tile: tile.total(512))
-                    file, expression = way_name(asked, best)
+                    file, expression = kernel_of(asked, best)
                     names.setdefault(file, {})[expression] = asked, best
     for name, chosen in names.items():
         assert len(chosen) > 7
@@ -390,10 +390,10 @@ def check_spills(file, chosen, arch, device):
     tile holds less, as the library then makes it (CudaOps.way)."""
     for expression in spilling(file, chosen, arch):
         assert nvrtc.version() != gate.read_accepted()[0], expression
-        asked, way = chosen[expression]
-        while (name := way_name(asked, way)[1]) and spilling(file, [name], arch):
-            way = schedules.hold_less(asked, way, device)
-            assert way is not None, expression
+        asked, candidate = chosen[expression]
+        while (name := kernel_of(asked, candidate)[1]) and spilling(file, [name], arch):
+            candidate = schedules.hold_less(asked, candidate, device)
+            assert candidate is not None, expression
 
 
 def test_what_fits():
@@ -440,9 +440,9 @@ def test_the_input_goes_where_it_costs_less():
 
     def chosen(**more):
         asked = problem(dtype="bfloat16", **more)
-        way, reason = schedules.choose(asked, device)
-        assert way.schedule == "block" and ("W_ih x within the launch" in reason) == bool(way.inputs)
-        return way
+        candidate, reason = schedules.choose(asked, device)
+        assert candidate.schedule == "block" and ("W_ih x within the launch" in reason) == bool(candidate.inputs)
+        return candidate
 
     assert chosen(I=2, B=1000).inputs == 16 and chosen(I=32, B=1000).inputs == 32
     assert not chosen(I=33, B=1000).inputs and not chosen(I=2, B=1000, backward=True).inputs
@@ -451,11 +451,13 @@ def test_the_input_goes_where_it_costs_less():
         0
     ].inputs  # little to store and read, many steps to lengthen
     # what was measured without the input counts for its twin, too
-    way = chosen(I=2, B=1000)
-    plain = next(w for w in schedules.ways(problem(dtype="bfloat16", B=1000), device)[0] if w.key == way.key)
-    table = Table({key(problem(dtype="bfloat16", B=1000), device): {way.key: (plain.seconds / 2, 0.0)}})
-    way, reason = schedules.choose(problem(dtype="bfloat16", B=1000, I=2), device, measured=table)
-    assert way.inputs and way.measured and way.seconds == plain.seconds / 2
+    candidate = chosen(I=2, B=1000)
+    plain = next(
+        w for w in schedules.candidates(problem(dtype="bfloat16", B=1000), device)[0] if w.key == candidate.key
+    )
+    table = Table({key(problem(dtype="bfloat16", B=1000), device): {candidate.key: (plain.seconds / 2, 0.0)}})
+    candidate, reason = schedules.choose(problem(dtype="bfloat16", B=1000, I=2), device, measured=table)
+    assert candidate.inputs and candidate.measured and candidate.seconds == plain.seconds / 2
 
 
 def test_the_plan_tells_and_the_layer_obeys():

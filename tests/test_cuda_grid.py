@@ -13,7 +13,7 @@ from test_cuda_layers import compare, cuda_ops
 from gpurnn import schedules
 from gpurnn._kernels import kernel_source
 from gpurnn.check import OPTIONS, Batch, build, twins
-from gpurnn.cuda_ops import Exchange, way_name
+from gpurnn.cuda_ops import Exchange, kernel_of
 from gpurnn.errors import BackendError
 from gpurnn.schedules import Device, Grid, Problem
 
@@ -30,7 +30,7 @@ def forced(monkeypatch):
     with "mma" for threads, and then KREG tiles in registers and P blocks on a multiprocessor."""
 
     def force(U, R, threads, KREG=None, P=1):
-        def grid_ways(problem, device):
+        def grid_candidates(problem, device):
             # a launch of all blocks at once; on the emulated GPU some more may be there than on a real one of its size
             size = Device(device.capability, 12, device.shared_bytes)
             if threads == "mma":
@@ -39,11 +39,11 @@ def forced(monkeypatch):
                     if (grid_tile := schedules.grid_tile(problem, size, U, R, n, KREG)))  # fmt: skip
             return [next(some)]
 
-        schedules.ways.cache_clear()
-        monkeypatch.setitem(schedules.WAYS, "grid", grid_ways)
+        schedules.candidates.cache_clear()
+        monkeypatch.setitem(schedules.FINDERS, "grid", grid_candidates)
 
     yield force
-    schedules.ways.cache_clear()
+    schedules.candidates.cache_clear()
 
 
 SIZES = [(1, 1, 7, 8, 1, None), (3, 5, 33, 16, 2, 0), (5, 9, 65, 32, 4, 4), (2, 3, 32, 16, 1, None)]
@@ -292,8 +292,8 @@ def test_a_block_that_never_comes_is_an_error_and_then_another_schedule_runs(thr
     with pytest.raises(BackendError, match="waited in vain"):
         batch.run(layer)
     assert not ops.device.limits.cooperative
-    monkeypatch.setitem(schedules.WAYS, "grid", schedules.grid_ways)
-    schedules.ways.cache_clear()
+    monkeypatch.setitem(schedules.FINDERS, "grid", schedules.grid_candidates)
+    schedules.candidates.cache_clear()
     compare("gru", ops, dtype, 4, 3, H=19)  # auto
     with pytest.raises(ValueError, match="failed on this device"):
         batch.run(layer)
@@ -348,10 +348,10 @@ def test_tiles_that_are_chosen_do_not_spill(arch):
         if (kernel, dtype, H, backward) == KNOWN_SPILLS.get(arch):
             continue
         asked = problem(kernel, H, B, *precise(dtype), backward, tf32=dtype == "tf32")
-        found = schedules.grid_ways(asked, DEVICES[arch])
+        found = schedules.grid_candidates(asked, DEVICES[arch])
         if not isinstance(found, str):
-            best = min(found, key=lambda way: way.seconds)
-            file, expression = way_name(asked, best)
+            best = min(found, key=lambda candidate: candidate.seconds)
+            file, expression = kernel_of(asked, best)
             names.setdefault(file, {})[expression] = asked, best
     assert set(names) == ({"grid.cu"} if arch == 75 else {"grid.cu", "grid_mma.cu"})  # mma.m16n8k16 is sm_80's
     for name, chosen in names.items():
@@ -368,12 +368,14 @@ def test_what_fits_and_what_is_chosen():
         ("RnnTanh", "bfloat16", 4096),
     ):
         for backward in (False, True):
-            way = schedules.choose(problem(kernel, H, dtype=dtype, backward=backward), device, "grid")[0]
-            assert isinstance(way, Grid) and way.shared <= device.shared_bytes
-            assert way.blocks * way.groups <= device.multiprocessors
-    way, reason = schedules.choose(problem(H=512), device)
+            candidate = schedules.choose(problem(kernel, H, dtype=dtype, backward=backward), device, "grid")[0]
+            assert isinstance(candidate, Grid) and candidate.shared <= device.shared_bytes
+            assert candidate.blocks * candidate.groups <= device.multiprocessors
+    candidate, reason = schedules.choose(problem(H=512), device)
     assert (
-        way.schedule == "grid" and re.search(r"\d groups? of \d+ thread blocks", reason) and "block: 4096 KB" in reason
+        candidate.schedule == "grid"
+        and re.search(r"\d groups? of \d+ thread blocks", reason)
+        and "block: 4096 KB" in reason
     )
     assert schedules.choose(problem(H=64), device)[0].schedule == "block"
     assert schedules.choose(problem(H=1024, B=256), device)[0].schedule == "step"
@@ -381,19 +383,19 @@ def test_what_fits_and_what_is_chosen():
     assert 2 * both.blocks * both.groups <= device.multiprocessors
     with pytest.raises(ValueError, match="MB of recurrent weights do not fit on 132 multiprocessors"):
         schedules.choose(problem(H=4096), device, "grid")
-    assert "computes in float32" in schedules.grid_ways(problem(dtype="float64"), device)
+    assert "computes in float32" in schedules.grid_candidates(problem(dtype="float64"), device)
 
 
 def test_when_tensor_cores_are_taken():
     asked = problem(H=768, B=16, dtype="float16")
-    way, reason = schedules.choose(asked, DEVICES[90])
-    assert way.kernel == "grid_mma" and "on tensor cores" in reason and way.blocks * way.groups <= 132
+    candidate, reason = schedules.choose(asked, DEVICES[90])
+    assert candidate.kernel == "grid_mma" and "on tensor cores" in reason and candidate.blocks * candidate.groups <= 132
     assert schedules.choose(problem(H=768, B=16, tf32=True), DEVICES[90])[0].kernel == "grid_mma"
     assert schedules.choose(problem(H=768, B=16), DEVICES[90], "grid")[0].kernel == "grid"  # float32 means float32
     assert schedules.choose(problem(H=256, B=16, dtype="float16"), DEVICES[75], "grid")[0].kernel == "grid"
-    found = schedules.grid_ways(problem(H=256, B=64, dtype="float16"), DEVICES[90])
-    two = [way for way in found if way.kernel == "grid_mma" and way.numbers[-1] == 2]
-    assert any(way.blocks * way.groups > 132 for way in two)
-    for way in two:
-        assert way.blocks * way.groups <= 264 and 2 * (way.shared + 1024) <= 228 * 1024
-    assert any("two on a multiprocessor" in str(way) for way in two)
+    found = schedules.grid_candidates(problem(H=256, B=64, dtype="float16"), DEVICES[90])
+    two = [candidate for candidate in found if candidate.kernel == "grid_mma" and candidate.numbers[-1] == 2]
+    assert any(candidate.blocks * candidate.groups > 132 for candidate in two)
+    for candidate in two:
+        assert candidate.blocks * candidate.groups <= 264 and 2 * (candidate.shared + 1024) <= 228 * 1024
+    assert any("two on a multiprocessor" in str(candidate) for candidate in two)

@@ -406,8 +406,8 @@ def test_layers_of_a_wavefront_share_the_multiprocessors():
     limits = ops.device.limits = replace(ops.device.limits, multiprocessors=12)
     problem = Problem("LstmCell", 4, 64, 5, 2, 1, "float32", False, False)
     for share in (1, 2, 3):
-        way, _ = ops.choose(replace(problem, share=share), "grid")
-        assert way.blocks * way.groups * share <= limits.multiprocessors
+        candidate, _ = ops.choose(replace(problem, share=share), "grid")
+        assert candidate.blocks * candidate.groups * share <= limits.multiprocessors
     assert ops.choose(replace(problem, share=12))[0].schedule != "grid"
 
 
@@ -494,12 +494,12 @@ def test_what_is_chosen_once_is_chosen_again_where_it_must_be():
     ops = cuda_ops()
     ops.device.limits = Device(90, 132, 227 * 1024)
     sizes = "LstmCell", 4, 512, 100, 16, 1, "float32", False, 64, 1
-    plain, tf32 = ops.ways(True, "auto", *sizes)[1], ops.with_tf32().ways(True, "auto", *sizes)[1]
+    plain, tf32 = ops.candidates(True, "auto", *sizes)[1], ops.with_tf32().candidates(True, "auto", *sizes)[1]
     assert plain["forward"].kernel == "grid" and tf32["forward"].kernel == "grid_mma"
-    assert ops.with_tf32() is ops.with_tf32() and ops.ways(True, "auto", *sizes)[1] is plain
+    assert ops.with_tf32() is ops.with_tf32() and ops.candidates(True, "auto", *sizes)[1] is plain
     for cooperative, schedule in ((False, "step"), (True, "grid"), (False, "step")) * 3:
         ops.device.limits = replace(ops.device.limits, cooperative=cooperative)
-        assert ops.ways(True, "auto", *sizes)[1]["forward"].schedule == schedule
+        assert ops.candidates(True, "auto", *sizes)[1]["forward"].schedule == schedule
 
 
 def test_epochs_begin_anew_before_they_come_back():

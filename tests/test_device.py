@@ -16,7 +16,7 @@ from cuda_on_cpu.cuda import Cuda
 from gpurnn import _cubins, _nvrtc, schedules
 from gpurnn._device import CupyDevice
 from gpurnn._kernels import kernel_files, kernel_source
-from gpurnn.cuda_ops import CudaOps, way_name
+from gpurnn.cuda_ops import CudaOps, kernel_of
 from gpurnn.errors import BackendError
 from gpurnn.schedules import Device, Problem
 
@@ -179,24 +179,30 @@ def test_tiles_that_spill_hold_less(kernel, backward):
     limits = Device(90, 132, 227 * 1024)
     H, dtype = (96 if "block" in kernel else 512), "bfloat16" if "mma" in kernel else "float32"
     problem = Problem("LstmCell", 4, H, 100, 16, 1, dtype, False, backward)
-    ways = [
-        way for way in schedules.ways(problem, limits)[0] if getattr(way, "kernel", "") == kernel and way.held > 0.2
+    candidates = [
+        candidate
+        for candidate in schedules.candidates(problem, limits)[0]
+        if getattr(candidate, "kernel", "") == kernel and candidate.held > 0.2
     ]
-    tried, spilling = [], {way_name(problem, ways[0])[1]}
+    tried, spilling = [], {kernel_of(problem, candidates[0])[1]}
 
     def spills(file, expression):
         tried.append(expression)
         return len(tried) < 3
 
     ops = CudaOps(types.SimpleNamespace(xp=np, limits=limits, spills=spills, address=None))
-    less = ops.without_spills(problem, ways[0])
-    assert len(set(tried)) == 3 and tried[0] in spilling and way_name(problem, less)[1] == tried[2]
-    assert less.held < ways[0].held and less.rows == ways[0].rows
-    assert (less.threads, less.seconds, less.key.partition("<")[0]) == (ways[0].threads, ways[0].seconds, kernel)
+    less = ops.without_spills(problem, candidates[0])
+    assert len(set(tried)) == 3 and tried[0] in spilling and kernel_of(problem, less)[1] == tried[2]
+    assert less.held < candidates[0].held and less.rows == candidates[0].rows
+    assert (less.threads, less.seconds, less.key.partition("<")[0]) == (
+        candidates[0].threads,
+        candidates[0].seconds,
+        kernel,
+    )
     ops.device.spills = lambda file, expression: True  # whatever is held: it stays as it was
-    assert ops.without_spills(problem, ways[0]) == ways[0]
+    assert ops.without_spills(problem, candidates[0]) == candidates[0]
     ops.device.spills = lambda file, expression: False
-    assert ops.without_spills(problem, ways[0]) == ways[0]
+    assert ops.without_spills(problem, candidates[0]) == candidates[0]
 
 
 def test_the_target_is_machine_code_where_the_compiler_knows_it(monkeypatch):

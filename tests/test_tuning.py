@@ -34,20 +34,24 @@ LSTM128 = problem()
 
 def known(seconds, problem=LSTM128, device=H200):
     """A table in which this work's ways take so many microseconds: way -> (a timestep, before)."""
-    ways = {way: (a * 1e-6, b * 1e-6) for way, (a, b) in seconds.items()}
-    return tuned_table.Table({tuned_table.key(problem, device): ways})
+    candidates = {candidate: (a * 1e-6, b * 1e-6) for candidate, (a, b) in seconds.items()}
+    return tuned_table.Table({tuned_table.key(problem, device): candidates})
 
 
 def test_what_was_measured_wins():
-    found, _ = schedules.ways(problem(), H200)
-    best, other = [way for way in found if way.schedule == "block"][:2]
-    grid = next(way for way in found if way.schedule == "grid")
+    found, _ = schedules.candidates(problem(), H200)
+    best, other = [candidate for candidate in found if candidate.schedule == "block"][:2]
+    grid = next(candidate for candidate in found if candidate.schedule == "grid")
     assert schedules.choose(problem(), H200)[0] == best
     table = known({"step": (1.5, 0), best.key: (2.0, 5), other.key: (1.9, 5), grid.key: (3.0, 5)})
-    way, reason = schedules.choose(problem(), H200, measured=table)
-    assert way.schedule == "step" and "step: 512 timesteps of 1.50 us, measured" in reason and "1.90 us after" in reason
-    way, reason = schedules.choose(problem(), H200, "block", table)
-    assert way.key == other.key and way.seconds == pytest.approx(1.9e-6) and way.measured
+    candidate, reason = schedules.choose(problem(), H200, measured=table)
+    assert (
+        candidate.schedule == "step"
+        and "step: 512 timesteps of 1.50 us, measured" in reason
+        and "1.90 us after" in reason
+    )
+    candidate, reason = schedules.choose(problem(), H200, "block", table)
+    assert candidate.key == other.key and candidate.seconds == pytest.approx(1.9e-6) and candidate.measured
     # a call has its own price: worth it where there are many steps
     table = known({"step": (1.5, 0), best.key: (1.0, 50), grid.key: (3.0, 5)})
     assert schedules.choose(problem(), H200, measured=table)[0].key == best.key
@@ -65,9 +69,9 @@ def test_where_nothing_was_measured_estimates_count():
     assert schedules.choose(problem(kernel="RnnRelu", gates=1), H200, measured=known({"step": (0.01, 0)}, problem(
         kernel="RnnTanh", gates=1)))[0].measured  # fmt: skip
     # only one schedule was measured: the other's estimate stands beside it
-    ways, _ = schedules.ways(problem(), H200, known({"step": (1.5, 0)}))
-    assert {way.measured for way in ways if way.schedule == "step"} == {True}
-    assert {way.measured for way in ways if way.schedule == "block"} == {False}
+    candidates, _ = schedules.candidates(problem(), H200, known({"step": (1.5, 0)}))
+    assert {candidate.measured for candidate in candidates if candidate.schedule == "step"} == {True}
+    assert {candidate.measured for candidate in candidates if candidate.schedule == "block"} == {False}
 
 
 def test_the_table_on_disk(caplog):
@@ -138,7 +142,9 @@ def test_it_measures_timesteps_and_calls(dtype, directions):
     assert len(table.entries) == 2
     for one in problems:
         timed = table.known(one, ops.device.limits)
-        assert {key.partition("<")[0] for key in timed} >= {"step", "block"} and len(timed) <= 1 + tuning.CANDIDATES
+        assert {key.partition("<")[0] for key in timed} >= {"step", "block"} and len(
+            timed
+        ) <= 1 + tuning.OF_EACH_SCHEDULE
         for key, measured in timed.items():
             expected = {"step": (5e-6, 0), "block": (0.5e-6, 7e-6), "block_mma": (0.25e-6, 9e-6)}
             assert measured == pytest.approx(expected[key.partition("<")[0]], abs=1e-12), key

@@ -3,7 +3,7 @@
 import itertools
 
 from gpurnn import schedules
-from gpurnn.cuda_ops import kernel_names, way_name
+from gpurnn.cuda_ops import kernel_names, kernel_of
 from gpurnn.dtypes import C_NAMES
 
 # .cu file -> first architecture, where it uses what older ones have not
@@ -22,8 +22,10 @@ _GATES = {"LstmCell": 4, "GruCell": 3, "RnnTanh": 1}  # RnnRelu has the tiles of
 for _kernel, _dtype, _backward, _device in itertools.product(_GATES, C_NAMES, (False, True), _DEVICES):
     for _tf32 in (False, True) if _dtype == "float32" else (False,):
         _work = schedules.Problem(_kernel, _GATES[_kernel], 64, 100, 16, 1, _dtype, False, _backward, _tf32)
-        for _schedule in schedules.WAYS:
-            _ways = [way for way in schedules.ways(_work, _device)[0] if way.schedule == _schedule]
-            _file, _expression = _ways and way_name(_work, _ways[0]) or (None, None)
+        for _schedule in schedules.FINDERS:
+            _ways = [
+                candidate for candidate in schedules.candidates(_work, _device)[0] if candidate.schedule == _schedule
+            ]
+            _file, _expression = _ways and kernel_of(_work, _ways[0]) or (None, None)
             if _file and _expression not in KERNELS.setdefault(_file, []):
                 KERNELS[_file].append(_expression)

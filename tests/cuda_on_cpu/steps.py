@@ -18,7 +18,7 @@ from pathlib import Path
 from gpurnn import schedules
 from gpurnn._kernels import kernel_source
 from gpurnn._libraries import wheel_folders
-from gpurnn.cuda_ops import way_name
+from gpurnn.cuda_ops import kernel_of
 
 from . import nvrtc
 from .gate import parse_log
@@ -79,7 +79,7 @@ def time_loop(operations, jumps):
     return operations[start : end + 1], inner
 
 
-def of_a_step(way, problem, operations, jumps):
+def of_a_step(candidate, problem, operations, jumps):
     """Instructions of a timestep: of one warp that does everything, and of a warp on average."""
     body, inner = time_loop(operations, jumps)
     parts = [[]]
@@ -89,11 +89,11 @@ def of_a_step(way, problem, operations, jumps):
             parts.append([])
     product = max(parts, key=products)
     count, share = len(product), 1.0
-    if way.kernel == "block":
-        HP, S, KREG, R = way.numbers[:4]
+    if candidate.kernel == "block":
+        HP, S, KREG, R = candidate.numbers[:4]
         share = min(R, S) / S
         for loop in inner:
-            quads = -(-way.inputs // 4 // S) if way.inputs and KREG * S == HP else (HP // S - KREG) // 4
+            quads = -(-candidate.inputs // 4 // S) if candidate.inputs and KREG * S == HP else (HP // S - KREG) // 4
             if products(loop) >= 4:
                 count += (quads * 4 * problem.gates * R / products(loop) - 1) * len(loop)
     rest = len(body) - len(product)
@@ -103,22 +103,22 @@ def of_a_step(way, problem, operations, jumps):
 def row(cell, H, I, kind, backward):
     dtype, tf32 = KINDS[kind]
     problem = schedules.Problem(cell, GATES[cell], H, 512, 16, 1, dtype, False, backward, tf32, I)
-    found = [way for way in schedules.block_ways(problem, H200) if bool(way.inputs) == bool(I)]
-    found = [way for way in found if not tf32 or way.kernel == "block_mma"]
-    way = min(found, key=lambda way: way.total(problem.T))
-    file, expression = way_name(problem, way)
+    found = [candidate for candidate in schedules.block_candidates(problem, H200) if bool(candidate.inputs) == bool(I)]
+    found = [candidate for candidate in found if not tf32 or candidate.kernel == "block_mma"]
+    candidate = min(found, key=lambda candidate: candidate.total(problem.T))
+    file, expression = kernel_of(problem, candidate)
     program = nvrtc.compile(kernel_source(file), file=file, arch=90, expressions=(expression,))
     name = program.lowered[expression]
-    count, average = of_a_step(way, problem, *instructions(nvdisasm(program.cubin), name))
-    warps, multiplied = way.threads // 32, GATES[cell] * H * (H + way.inputs) * way.rows
+    count, average = of_a_step(candidate, problem, *instructions(nvdisasm(program.cubin), name))
+    warps, multiplied = candidate.threads // 32, GATES[cell] * H * (H + candidate.inputs) * candidate.rows
     issue = average * warps / 4
-    tensor = way.kernel == "block_mma"
+    tensor = candidate.kernel == "block_mma"
     arithmetic = 2 * multiplied / TENSOR[schedules.ITEMSIZE[dtype]] if tensor else multiplied / 128
     cycles = max(issue, arithmetic) + schedules._BARRIERS
     registers = parse_log(program.log)[name].registers
-    held = f"{100 * way.held:.0f} + {100 - 100 * way.held:.0f}"
+    held = f"{100 * candidate.held:.0f} + {100 - 100 * candidate.held:.0f}"
     return (
-        f"| `{expression}` | {kind} | {way.rows} | {way.threads} | {registers} | {held} | {count} "
+        f"| `{expression}` | {kind} | {candidate.rows} | {candidate.threads} | {registers} | {held} | {count} "
         f"| {issue:.0f} | {arithmetic:.0f} | {cycles:.0f} | {cycles / CLOCK * 1e6:.2f} | {CLOCK / cycles / 1e6:.2f} |"
     )
 
