@@ -195,10 +195,10 @@ class Session:
             return {}
         import gpurnn
 
-        from .gpu_smoke import chosen, recordings
+        from .gpu_smoke import chosen
 
         ops = self.ops if self.rehearsal else gpurnn.get_backend("cuda")
-        return {"chosen": chosen(case, ops), "recordings": recordings(ops)[-8:]}
+        return {"chosen": chosen(case, ops), "recordings": ops.recordings()[-8:]}
 
     @staticmethod
     def _cooperative_again():

@@ -38,20 +38,6 @@ def make_ops(device, kernel):
     return CudaOps(device, measured=OnlyKernel(kernel))
 
 
-def recordings(ops):
-    """What the backend says of the loops it has tried to record: [{"loop", "way", "recorded", "reason"}]."""
-    tell = getattr(ops, "recordings", None)
-    if tell:
-        return tell()
-    loops = [loop for _, loop in ops.pool.free.values() if loop.recorded]  # a backend that does not tell yet
-    return [
-        {"loop": "", "way": candidate, "recorded": True, "reason": ""} for loop in loops for candidate in loop.graphs
-    ]
-
-
-# ---- which kernel
-
-
 def problems(case):
     """The ``schedules.Problem`` of every layer and direction of time of a ``Smoke`` or ``Case``."""
     D, tf32 = 2 if case.bidirectional else 1, case.precision == "tf32"
@@ -154,7 +140,7 @@ def run(case, device, poison=lambda: None):
     if found["status"] == "right":
         found |= _repeats(runs[-2], runs[-1])
     if case.kernel == "step recorded":
-        tried = recordings(ops)
+        tried = ops.recordings()
         failed = [row["reason"] for row in tried if not row["recorded"]]
         found["recordings"] = tried
         if found["status"] == "right" and (failed or not tried):

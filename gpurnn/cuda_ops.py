@@ -50,32 +50,28 @@ def kernel_names(dtypes=tuple(C_NAMES), cells=CELLS):
     names = []
     for storage in storages:
         names += [
-            ("step.cu", f"step_{candidate}<{cell}, {storage}>")
-            for cell in cells
-            for candidate in ("forward", "backward")
+            ("step.cu", f"step_{which}<{cell}, {storage}>") for cell in cells for which in ("forward", "backward")
         ]
         if "GruOriginal" in cells:
-            names += [
-                ("step.cu", f"step_{candidate}<GruOriginal, {storage}>") for candidate in ("reset", "reset_backward")
-            ]
+            names += [("step.cu", f"step_{which}<GruOriginal, {storage}>") for which in ("reset", "reset_backward")]
         if "LstmCell" in cells:
-            names += [("step.cu", f"step_{candidate}<{storage}>") for candidate in ("project", "project_backward")]
+            names += [("step.cu", f"step_{which}<{storage}>") for which in ("project", "project_backward")]
         names += [("bptt.cu", f"sum_steps_partial<{storage}>"), ("embedding.cu", f"embedding_chunks<{storage}>")]
     for real in reals:
         names += [("bptt.cu", f"sum_steps_finish<{real}>"), ("embedding.cu", f"embedding_borders<{real}>")]
-        names += [("loss.cu", f"cross_entropy_{candidate}<{real}>") for candidate in ("forward", "backward")]
+        names += [("loss.cu", f"cross_entropy_{which}<{real}>") for which in ("forward", "backward")]
         kernels = ("sgd", "rmsprop", "adam", "norm_partial", "scale_grads")
         names += [("optimise.cu", f"{kernel}<{real}>") for kernel in kernels]
     return [*names, ("step.cu", "step_done"), ("optimise.cu", "norm_finish"), ("dropout.cu", "keep_mask")]
 
 
 def kernel_of(problem, candidate):
-    """(file, name expression) of the kernel of a ``schedules.Candidate``; None for ``step``, whose kernels fit every size."""
+    """(file, name expression) of a candidate's kernel; None for ``step``, whose kernels fit every size."""
     if candidate.schedule == "step":
         return None
-    direction = "backward" if problem.backward else "forward"
+    which = "backward" if problem.backward else "forward"
     types = ", ".join((problem.kernel, C_NAMES[problem.dtype], *candidate.types))
-    return f"{candidate.kernel}.cu", f"{candidate.kernel}_{direction}<{types}>"
+    return f"{candidate.kernel}.cu", f"{candidate.kernel}_{which}<{types}>"
 
 
 class CudaOps(Ops):
@@ -90,7 +86,7 @@ class CudaOps(Ops):
         self.measured = measured
         self.exchanges = {}  # queue of the device -> Exchange
         self._lock = threading.Lock()
-        self._chosen = {}  # what decides the ways of a loop -> (works, ways)
+        self._chosen = {}  # what decides the candidates of a loop -> (problems, candidates)
         self._with_tf32 = None
 
     def with_tf32(self):
@@ -152,7 +148,8 @@ class CudaOps(Ops):
         return candidate.schedule, f"one launch for the whole sequence: {reason}"
 
     def recordings(self):
-        """What became of the time loops that should be CUDA graphs: a list of {"loop", "way", "recorded", "reason"}."""
+        """Which time loops became CUDA graphs, and why others did not: a list of
+        {"loop", "pass", "recorded", "reason"}."""
         return self.pool.recordings()
 
     def aligned(self, array):
@@ -165,7 +162,8 @@ class CudaOps(Ops):
         return schedules.choose(replace(problem, tf32=self.tf32), self.device.limits, wanted, self.measured)
 
     def candidates(self, keep, schedule, *sizes):
-        """``(problems, candidates)`` of a loop, "forward" and where ``keep`` "backward" -> schedules.Work and schedules.Way.
+        """``(problems, candidates)`` of a loop, "forward" and where ``keep`` "backward" -> its
+        schedules.Problem and the schedules.Candidate that was chosen.
 
         sizes: the kernel, gates, H, T, B, directions, dtype's name, projected, I and share of ``schedules.Problem``.
         """
@@ -236,7 +234,7 @@ class CudaOps(Ops):
     def layer_backward(self, cell, walks, weights, doutput, dstates, lengths, directions, sees):
         if any(sees):  # somebody watches dh and dc at every step: only the generic walk shows them
             return super().layer_backward(cell, walks, weights, doutput, dstates, lengths, directions, sees)
-        return walks[0].lease.loop.backward(doutput, dstates)  # with the weights that the way there has taken
+        return walks[0].lease.loop.backward(doutput, dstates)  # uses the weights that the forward pass loaded
 
     # ---- products and sums
 
@@ -385,7 +383,7 @@ class Loop:
             self.lengths, self.order = xp.empty(B, np.int32), xp.empty(B, np.int32)
         self.biased = biased
         self.hh = self.hr = self.ih = self.x = self.bias_ih = self.bias_hh = None
-        self.h_now = self.d_now = None  # made by the first step of either way
+        self.h_now = self.d_now = None  # made by the first step of either pass
         self.doutput = self.received = self.dh = None  # made by the first backward
 
     @property
@@ -453,7 +451,7 @@ class Loop:
 
     @property
     def by_step(self):
-        """The ways with so many launches that recording them pays."""
+        """The passes with enough launches for recording to pay."""
         return [name for name, candidate in self.candidates.items() if candidate.schedule == "step"]
 
     # ---- forward
@@ -664,10 +662,10 @@ class Loop:
         both = ", both directions" * (self.D == 2)
         return f"{self.cell.kernel} T {self.T}, B {self.B}, H {self.H}, {self.dtype}{both}"
 
-    def _launch_block(self, candidate, *args):
-        block = self.candidates[candidate]
+    def _launch_block(self, which, *args):
+        block = self.candidates[which]
         types = (self.cell.kernel, c_type(self.dtype), *block.types)
-        file, kernel = f"{block.kernel}.cu", f"{block.kernel}_{candidate}"
+        file, kernel = f"{block.kernel}.cu", f"{block.kernel}_{which}"
         args, how = (self.T, self.B, self.H, *args), {"shared": block.shared}
         tiles = -(-self.B // block.rows)
         if block.schedule != "grid" or not tiles:
@@ -833,7 +831,7 @@ class LoopPool:
         with self._lock:
             outcomes = list(self.outcomes.items())
         return [
-            {"loop": str(problem), "way": name, "recorded": reason is None, "reason": reason or ""}
+            {"loop": str(problem), "pass": name, "recorded": reason is None, "reason": reason or ""}
             for (problem, name), reason in outcomes
         ]
 

@@ -291,7 +291,7 @@ class _Recurrent(Module):
         widest = max(self._sizes(layer)[0] for layer in range(self.num_layers))
         H = max(self.hidden_sizes)
         scratch = B * H * (2 * self.cell.kept + 4) + min(T * B * H, 1 << 18)
-        candidates, packed = {}, 0
+        schedules, packed = {}, 0
         for layer in range(self.num_layers):
             for backward in (False, True):
                 inputs, H, P = self._sizes(layer)
@@ -301,10 +301,10 @@ class _Recurrent(Module):
                 )  # fmt: skip
                 packed = max(packed, self.ops.packed_bytes(problem, P, longest))
                 name, why = self.ops.schedule(problem, self.schedule)
-                candidates.setdefault((name, why), []).append(f"layer {layer} {'backward' if backward else 'forward'}")
-        schedule = ", ".join(dict.fromkeys(name for name, _ in candidates))
-        told = [f"{', '.join(who)}: {name}, {why}" for (name, why), who in candidates.items()]
-        reason = "; ".join(told) if len(candidates) > 1 else why
+                schedules.setdefault((name, why), []).append(f"layer {layer} {'backward' if backward else 'forward'}")
+        schedule = ", ".join(dict.fromkeys(name for name, _ in schedules))
+        told = [f"{', '.join(who)}: {name}, {why}" for (name, why), who in schedules.items()]
+        reason = "; ".join(told) if len(schedules) > 1 else why
         if share > 1:
             reason = f"{self.num_layers} layers side by side, each {longest} timesteps behind the one below; {reason}"
         return Plan(

@@ -1,4 +1,4 @@
-"""Which way a layer walks through time on a GPU: the schedules in a table, whether they fit, what they should cost.
+"""How a layer's time loop is laid out on a GPU: the schedules in a table, whether they fit, what they should cost.
 
 ``step``: a fused kernel and a product for each timestep, any size. ``block``: one thread block walks all of time for a
 few sequences, its weights in registers and shared memory (kernels/block.cu; on tensor cores block_mma.cu). ``grid``:
@@ -17,7 +17,7 @@ from .errors import check_choice
 
 _REGISTERS = 65536  # of a multiprocessor
 _STEP_SECONDS = 4e-6  # two launches within a CUDA graph, 1.4 us each at least, and the product between them
-_GEMM_SECONDS = 2.5e-6  # of a product before the walk, besides its work: launch, ramp and tail
+_GEMM_SECONDS = 2.5e-6  # of a product before the time loop, besides its arithmetic: launch, ramp and tail
 _MEMORY_BYTES = 10  # a clock and multiprocessor, from or to the GPU's memory
 _MOST_INPUTS = 32  # columns of W_ih that a kernel of schedule block takes
 _LOAD_SECONDS = 6e-6  # of a block's weights, before the first step
@@ -64,9 +64,11 @@ class Problem:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to do a work: a schedule with its tile. seconds: of a timestep, before: of a call, before the first;
-    measured: whether these two are, or else estimated. product: of all timesteps, for the products W_ih x, estimated;
-    within the walk it may be below zero, as nothing is fetched for them.
+    """One candidate for a problem: a schedule with its tile.
+
+    seconds: per timestep. before: per call, ahead of the first timestep. measured: whether these two were measured;
+    else they are estimates. product: estimated seconds of all W_ih x GEMMs. It is negative where the kernel multiplies
+    x itself, because it then loads nothing.
     """
 
     schedule: str
@@ -89,7 +91,7 @@ class Candidate:
 
     @property
     def key(self):
-        """What tells this way from the others of the same work."""
+        """What distinguishes this candidate from the others for the same problem."""
         return self.schedule
 
     def __str__(self):
@@ -132,7 +134,7 @@ class Block(Candidate):
 
 
 def step_candidates(problem, device):
-    """The schedule ``step`` does everything in one way."""
+    """The one candidate of the schedule ``step``."""
     flops = 2 * problem.B * problem.gates * problem.H**2 * problem.directions
     return [Candidate("step", _STEP_SECONDS + flops / _rate(problem, device))]
 
@@ -163,7 +165,7 @@ def block_candidates(problem, device):
 
 
 def _refused(problem):
-    """Why a schedule that walks all of time in one launch does not do this work, or None."""
+    """Why a schedule with one launch for the whole sequence cannot serve this problem, or None."""
     if problem.dtype == "float64":
         return "computes in float32"
     if problem.projected:
@@ -213,7 +215,8 @@ def _mma_tiles(problem, device):
         plain = None
         for IP in (0, _padded(problem.I, 32 // size)) if _takes_inputs(problem) else (0,):
             tiles = G * (HP + IP) * size // 32  # of one warp
-            # for sums, a row of gates on its way or what multiplies x, the cell, addresses; found by compiling
+            # registers besides the weights: accumulators, one row of gates in flight (or x), cell state, addresses.
+            # Found by compiling
             other = {4: 84, 3: 72, 1: 84}[G] if problem.backward else {4: 120, 3: 84, 1: 92}[G]
             other += (N - 1) * 60 + 4 * (size == 4)
             other += 3 * -(-8 * N * _padded(IP, 64 // size) // threads) if IP else 0  # x and its addresses
@@ -238,8 +241,8 @@ def _mma_tiles(problem, device):
 def mma_tile(problem, HP, held, N=1, seconds=0.0, IP=0):
     """The ``Block`` of these template arguments.
 
-    Its shared memory: what the product reads, twice, and the tiles that are not in registers; at the start the way of
-    the others.
+    Its shared memory: the double-buffered operand, and the weight tiles that did not fit in registers. While weights
+    are loaded, the staging buffer.
     """
     size = ITEMSIZE[problem.dtype]
     threads, tiles = 2 * HP, problem.gates * (HP + IP) * size // 32
@@ -275,13 +278,13 @@ def _fma_tiles(problem, device):
 def fma_tile(problem, HP, S, KREG, R, seconds=0.0, IP=0):
     """The ``Block`` of these template arguments.
 
-    Its shared memory: what the product reads, the slices' sums, the weights that are not in registers; at the start the
-    way of the others.
+    Its shared memory: the operand, the partial sums of the slices, and the weights that did not fit in registers. While
+    weights are loaded, the staging buffer.
     """
     G, size = problem.gates, ITEMSIZE[problem.dtype]
     four, sums = 4 * size * HP * S, G + (IP > 0 and G == 3)
-    box, parts = (R * G * HP, S * R * HP) if problem.backward else (R * (HP + IP), S * sums * R * HP)
-    shared = 4 * (box + parts) + G * IP * HP * size + (HP // S - KREG) // 4 * G * four
+    operand, partial_sums = (R * G * HP, S * R * HP) if problem.backward else (R * (HP + IP), S * sums * R * HP)
+    shared = 4 * (operand + partial_sums) + G * IP * HP * size + (HP // S - KREG) // 4 * G * four
     shared = max(shared, min(KREG // 4, 8) * four)
     numbers, held = (HP, S, KREG, R) if problem.backward else (HP, S, KREG, R, IP), KREG / (HP // S)
     return Block("block", seconds, _LOAD_SECONDS, False, 0.0, "block", numbers, R, HP * S, shared, held, IP)
@@ -290,8 +293,8 @@ def fma_tile(problem, HP, S, KREG, R, seconds=0.0, IP=0):
 def _in_registers(problem, HP, S, R):
     """KREG: how many columns of weights a thread can hold beside what else it needs, without spilling."""
     G, chains, mine = problem.gates, 1 if problem.gates * R >= 4 else 4, -(-R // S)
-    # sums twice, a row of gates on its way and the cell for each own sequence, biases, addresses; what the compiler
-    # likes to have on its way besides (found by compiling: test_cuda_block.py sees whether it is enough)
+    # accumulators twice, one row of gates in flight and the cell state for each sequence of the thread, biases,
+    # addresses, plus the compiler's slack (found by compiling: test_cuda_block.py checks that it is enough)
     other = (70 if G * R > 1 else 32) + 2 * G * R * chains + mine * (G + 8) + 2 * G
     other += 8 * problem.backward + (16 if ITEMSIZE[problem.dtype] == 2 else 0)
     registers = _registers(HP * S) - other
@@ -476,17 +479,18 @@ def _shared_device(problem, device):
 
 # ---- the table, and the choice
 
-# schedule -> function(work, device): its ways, or a sentence why it has none
+# schedule -> function(problem, device): its candidates, or a sentence that says why it has none
 FINDERS = {"step": step_candidates, "block": block_candidates, "grid": grid_candidates}
 SCHEDULES = ("auto", *FINDERS)
 
 
 @functools.lru_cache(maxsize=4096)  # asked at every call of a layer
 def candidates(problem, device, measured=None):
-    """``(candidates, refusals)``: all ways of a work, the quickest first, and schedule -> why it has none.
+    """``(candidates, refusals)``: all candidates for a problem, the fastest first, and schedule -> why
+    it has none.
 
-    measured: a ``tuned_table.Table`` or None. Where it knows this work, only ways that it has measured are left, with
-    its seconds in place of estimates, and those of schedules that it has not.
+    measured: a ``tuned_table.Table`` or None. Where it knows this problem, a schedule keeps only its measured
+    candidates, with measured seconds in place of estimates; a schedule without any keeps all of them.
     """
     found, refusals = [], {}
     device = _shared_device(problem, device)
@@ -510,7 +514,7 @@ def _timed(candidate, seconds, before):
 
 
 def choose(problem, device, wanted="auto", measured=None):
-    """``(Candidate, reason)``: how this work is done and why not otherwise.
+    """``(Candidate, reason)``: how this problem is served, and why not otherwise.
 
     wanted: "auto", or the schedule to take; one that does not fit is a ValueError that says why.
     """

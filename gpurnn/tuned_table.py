@@ -13,7 +13,9 @@ _log = logging.getLogger("gpurnn")
 
 class Table:
     """What was measured: ``entries`` maps (device, cell, H, batch, directions, dtype, tf32, backward) to
-    {way: (seconds of a timestep, seconds before the first)}. A batch stands for all up to the next power of two."""
+    {candidate: (seconds per timestep, seconds before the first)}. A batch stands for all sizes up to the next power of
+    two.
+    """
 
     def __init__(self, entries=()):
         self.entries = dict(entries)
@@ -24,7 +26,7 @@ class Table:
 
 
 def key(problem, device):
-    """Where a work stands in ``Table.entries``."""
+    """The key of a problem in ``Table.entries``."""
     kernel = problem.kernel.replace("Relu", "Tanh")  # which cost the same
     return (
         device.name,

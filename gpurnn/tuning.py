@@ -34,14 +34,14 @@ def problems(cells, hidden, batches, dtypes, directions=1, tf32=False):
                     sizes = check_size("hidden", H), 0, bucket(check_size("batch", B)), directions, dtype
                     one = tf32 and dtype == "float32"
                     found += [
-                        schedules.Problem(cell.kernel, cell.gates, *sizes, False, candidate, one)
-                        for candidate in (False, True)
+                        schedules.Problem(cell.kernel, cell.gates, *sizes, False, backward, one)
+                        for backward in (False, True)
                     ]
     return found
 
 
 def worth_measuring(problem, device):
-    """The ways that are worth measuring: of each schedule the best by estimate."""
+    """The candidates that are worth measuring: the best of each schedule by estimate."""
     found, _ = schedules.candidates(problem, device)
     by_schedule = {}
     for candidate in found:
@@ -50,10 +50,10 @@ def worth_measuring(problem, device):
 
 
 def measure(ops, problem, candidate, lengths=(64, 320), least=0.02, clock=time.perf_counter):
-    """``(seconds of a timestep, seconds before the first)`` of one way of a work on this device.
+    """``(seconds of a timestep, seconds before the first)`` of one candidate on this device.
 
-    ops: a ``CudaOps``. lengths: timesteps of the two walks. least: seconds that each is timed for, at least, after a
-    run that compiles and records; of five such times the middle one counts.
+    ops: a ``CudaOps``. lengths: timesteps of the two runs. least: seconds to time each of them, at
+    least, after a run that compiles and records. The result is the median of five such times.
     """
     short, long = (_time(_walk(ops, problem, candidate, T), ops, least, clock) for T in lengths)
     seconds = max(long - short, 0.0) / (lengths[1] - lengths[0])
@@ -105,9 +105,9 @@ def _time(run, ops, least, clock):
 
 
 def tune(ops, problems, progress=None, **how):
-    """Measure works on this device: a ``Table`` with these and all that were known. Nothing is written.
+    """Measure these problems on this device; returns a ``Table`` with them and all that were known. Nothing is written.
 
-    progress: wraps the list of works, as ``tqdm`` does. how: of ``measure``.
+    progress: wraps the list of problems, as ``tqdm`` does. how: of ``measure``.
     """
     table, device = Table(ops.measured.entries if ops.measured else ()), ops.device.limits
     for problem in progress(problems) if progress else problems:
@@ -122,15 +122,15 @@ def tune(ops, problems, progress=None, **how):
 
 
 def rows(table):
-    """What a table knows, for people and machines: a list of {"device", "name", "ways", "told"}, each work's ways with
-    the quickest at 512 timesteps first."""
+    """What a table knows, for people and machines: a list of {"device", "name", "ways", "told"}, each problem's
+    candidates with the fastest at 512 timesteps first."""
     found = []
     for (device, kernel, H, B, directions, dtype, tf32, backward), candidates in table.entries.items():
-        direction, both = "backward" if backward else "forward", ", both" * (directions == 2)
+        which, both = "backward" if backward else "forward", ", both" * (directions == 2)
         ordered = sorted(candidates.items(), key=lambda item: item[1][1] + 512 * item[1][0])
         told = [
             f"{name.partition('<')[0]} {seconds * 1e6:.2f} +{before * 1e6:.0f}" for name, (seconds, before) in ordered
         ]
-        name = f"{kernel} H{H} B{B} {'tf32' if tf32 else dtype} {direction}{both}"
+        name = f"{kernel} H{H} B{B} {'tf32' if tf32 else dtype} {which}{both}"
         found.append({"device": device, "name": name, "ways": dict(ordered), "told": told})
     return found

@@ -117,21 +117,6 @@ def test_results_are_compared_with_torchs(tmp_path):
     assert [row["status"] for row in judged.values()] == ["right", "wrong", "wrong"]
 
 
-class Silent:
-    """Ops with nothing to say of recordings, or with an answer."""
-
-    def __init__(self, rows=None):
-        self.pool = type("Pool", (), {"free": {}})
-        if rows is not None:
-            self.recordings = lambda: rows
-
-
-def test_recordings_are_asked_in_one_place():
-    assert gpu_smoke.recordings(Silent()) == []
-    rows = [{"loop": "x", "way": "forward", "recorded": False, "reason": "no"}]
-    assert gpu_smoke.recordings(Silent(rows)) == rows
-
-
 @emulated
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_smoke_cases_take_the_kernel_they_name(kernel, monkeypatch):

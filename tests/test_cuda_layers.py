@@ -206,7 +206,7 @@ def test_where_nothing_can_be_recorded_launches_go_one_by_one(monkeypatch, caplo
             for name, value in expected.items():
                 np.testing.assert_allclose(got[name], value, rtol=1e-12, atol=1e-12)
     assert len(caplog.records) == 2 and caplog.text.count("no graphs here") == 2  # forward and backward, once each
-    assert [(row["way"], row["recorded"], row["reason"]) for row in ops.recordings()] == [
+    assert [(row["pass"], row["recorded"], row["reason"]) for row in ops.recordings()] == [
         ("forward", False, "no graphs here"), ("backward", False, "no graphs here"),
     ]  # fmt: skip
     assert "launch by launch: no graphs here" in layer.plan(4, 3).reason
@@ -547,7 +547,7 @@ def test_a_failed_recording_leaves_the_other_loops_alone(monkeypatch, caplog):
             got, expected = batch.run(layer), batch.run(plain)
             for name, value in expected.items():
                 np.testing.assert_allclose(got[name], value, rtol=1e-12, atol=1e-12)
-    outcomes = [(row["way"], row["recorded"], row["reason"]) for row in ops.recordings()]
+    outcomes = [(row["pass"], row["recorded"], row["reason"]) for row in ops.recordings()]
     assert sorted(outcomes) == [
         ("backward", True, ""), ("backward", True, ""), ("forward", False, "not this one"), ("forward", True, ""),
     ]  # fmt: skip
@@ -571,7 +571,7 @@ def test_of_two_ways_the_one_by_step_is_recorded(by_step, monkeypatch):
         for name, value in expected.items():
             bound = 2 * np.abs(allowed[name] - value).max() + 2 * 2.0**-23 * np.abs(value).max(initial=1)
             assert np.abs(got[name] - value).max() <= bound, name
-    assert [(row["way"], row["recorded"]) for row in ops.recordings()] == [(by_step, True)]
+    assert [(row["pass"], row["recorded"]) for row in ops.recordings()] == [(by_step, True)]
 
 
 def test_a_loop_too_large_to_be_kept_says_so():

@@ -25,7 +25,8 @@ def own_file(tmp_path, monkeypatch):
 
 
 def problem(**more):
-    return Problem(**{"kernel": "LstmCell", "gates": 4, "H": 128, "T": 512, "B": 16, "directions": 1, "dtype": "float32",
+    return Problem(**{"kernel": "LstmCell", "gates": 4, "H": 128, "T": 512, "B": 16, "directions": 1,
+                   "dtype": "float32",
                    "projected": False, "backward": False} | more)  # fmt: skip
 
 
