@@ -24,7 +24,7 @@ def run(*args):
 @needs("ml_dtypes")
 def test_numpy_is_right():
     results = run_checks(["numpy"])
-    assert {(r.cell, r.dtype) for r in results} == {(c, d) for c in (*CELLS, OTHERS) for d in gpurnn.module.DTYPES}
+    assert {(r.cell, r.dtype) for r in results} == {(c, d) for c in (*CELLS, OTHERS) for d in gpurnn.dtypes.DTYPES}
     assert [r for r in results if not r.right] == []
     assert all(r.worst > 0 for r in results if r.check == "gradient")
 

@@ -133,7 +133,7 @@ def test_float16_is_scaled_unless_asked_otherwise():
         _, _, history = train(epochs=1, dtype=dtype, **options)
         assert all(("loss_scale" in record) == scaled for record in history)
         assert all(("skipped" in record) == scaled for record in history)
-    if "bfloat16" in gpurnn.module.DTYPES:
+    if "bfloat16" in gpurnn.dtypes.DTYPES:
         pytest.importorskip("ml_dtypes")
         _, _, history = train(epochs=1, dtype="bfloat16")
         assert "loss_scale" not in history[-1]

@@ -104,7 +104,7 @@ def inputs(layer):
 
 
 class FakeLoop:
-    nbytes, by_step, works = 10, ["forward"], {"forward": "a fake"}
+    nbytes, by_step, problems = 10, ["forward"], {"forward": "a fake"}
 
     def __init__(self):
         self.users = 0
