@@ -177,6 +177,7 @@ class Session:
         from dataclasses import replace
 
         from . import rivals
+        from .rivals.gpurnn import gpurnn_rival
 
         if not self.rehearsal:
             if self.kind == "gpurnn":
@@ -187,7 +188,7 @@ class Session:
         from gpurnn.cuda_ops import CudaOps
 
         self.ops = CudaOps(self.device())
-        return rivals.gpurnn_rival(self.ops), case
+        return gpurnn_rival(self.ops), case
 
     def _how(self, case):
         """Which candidates the library chooses, and which of its loops were recorded."""

@@ -23,6 +23,7 @@ from gpurnn.check import nan_is_worst
 from . import rivals as _rivals
 from .cases import CELLS, Case
 from .machine import ceilings, clocks, environment, floor_seconds
+from .rivals.gpurnn import build
 
 FORMAT = 2
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}
@@ -32,7 +33,7 @@ TF32 = 2.0**-10
 def inputs(case):
     """(weights by torch's names, x, doutput), or in a "step" (weights, words, targets): NumPy arrays, the same in every
     process, numbers in float32; in 16-bit numbers."""
-    weights = _rivals.build(case, "numpy", "float32").state_dict()
+    weights = build(case, "numpy", "float32").state_dict()
     draw = np.random.default_rng(1)
     if case.what == "step":
         words, targets = draw.integers(0, case.V, (2, case.T, case.B))

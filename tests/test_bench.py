@@ -20,7 +20,9 @@ from bench.cases import CELLS, PASSES, SUITES, Case, select
 from bench.cli import main
 from bench.machine import floor_seconds
 from bench.plots import KINDS, plot
-from bench.rivals import HIDDEN, RIVALS, Prepared, build, missing, refuses
+from bench.rivals import HIDDEN, RIVALS, missing, refuses
+from bench.rivals.gpurnn import build
+from bench.rivals.prepared import Prepared
 from bench.run import FORMAT, Worker, _run_case, allowed, inputs, reference, write
 from bench.run import run as run_cases
 
