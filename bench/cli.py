@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from .cases import CELLS, ITEMSIZE, PASSES, SUITES, select
+from .doubles import DOUBLES
 from .plots import KINDS
 from .rivals import HIDDEN, RIVALS, USUAL, missing
 
@@ -325,7 +326,7 @@ def gpu_worker(kind, answers, once, rehearse):
 
 
 @main.command(hidden=True)
-@click.argument("rival", type=click.Choice(["reference", *RIVALS, *HIDDEN]))
+@click.argument("rival", type=click.Choice(["reference", *RIVALS, *DOUBLES, *HIDDEN]))
 def worker(rival):
     """A rival's process."""
     from .run import work

@@ -158,7 +158,7 @@ class Session:
 
     def do_prepare(self, case, path):
         """Make a case ready, run it once, and leave a sample of its results in a file."""
-        from .run import inputs
+        from .judge import inputs
 
         case = from_dict(case)
         start = time.perf_counter()
@@ -218,7 +218,7 @@ class Session:
 
     def do_once(self, case):
         """A case of the headline, three times: for a profiler or a checker that watches this process."""
-        from .run import inputs
+        from .judge import inputs
 
         case = from_dict(case)
         prepare, what = self._rival(case)

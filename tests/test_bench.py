@@ -18,12 +18,13 @@ from optional import needs
 from bench import report
 from bench.cases import CELLS, PASSES, SUITES, Case, select
 from bench.cli import main
+from bench.judge import allowed, inputs, reference
 from bench.machine import floor_seconds
 from bench.plots import KINDS, plot
 from bench.rivals import HIDDEN, RIVALS, missing, refuses
 from bench.rivals.gpurnn import build
 from bench.rivals.prepared import Prepared
-from bench.run import FORMAT, Worker, _run_case, allowed, inputs, reference, write
+from bench.run import FORMAT, Worker, _run_case, write
 from bench.run import run as run_cases
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -145,15 +146,14 @@ def test_products_are_a_bound_and_are_not_judged(what):
 def test_a_large_case_is_judged_by_the_gpu_where_there_is_one(monkeypatch):
     asked = []
 
-    def prepare(name):
-        return (lambda case, *inputs: asked.append((name, case.dtype)) or Prepared(None, dict)), "gpu", ""
+    def rival(backend):
+        return lambda case, *inputs: asked.append((backend, case.dtype)) or Prepared(None, dict)
 
-    for name in ("gpurnn-numpy", "gpurnn-cupy"):
-        monkeypatch.setitem(RIVALS, name, prepare(name))
-    monkeypatch.setattr("bench.rivals.missing", lambda name: None)
+    monkeypatch.setattr("bench.judge.gpurnn_rival", rival)
+    monkeypatch.setattr("bench.judge.unavailable", lambda backend: None)
     for case in (SMALL, Case("lstm", 512, 128, 1024, 1024, dtype="bfloat16")):
         reference(case, None, None, None)
-    assert asked == [("gpurnn-numpy", "float64"), ("gpurnn-cupy", "float64")]
+    assert asked == [("numpy", "float64"), ("cupy", "float64")]
 
 
 def test_a_wrong_rival_is_refused_and_a_failing_one_reported(tmp_path):

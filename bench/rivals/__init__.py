@@ -11,28 +11,8 @@ from .flashrnn import flashrnn_rival
 from .gpurnn import gpurnn_rival, unavailable
 from .jax import jax_rival
 from .onnxruntime import onnxruntime_rival
-from .prepared import Prepared
 from .products import products_rival
 from .torch import torch_rival
-
-
-def _sleeper(case, weights, x, doutput):
-    """Sleeps 20 ms: for the tests of the clock."""
-    import time
-
-    from ..run import reference
-
-    return Prepared(lambda: time.sleep(0.02), lambda: reference(case, weights, x, doutput))
-
-
-def _liar(case, weights, x, doutput):
-    """Computes half of what it should: for the test that a wrong rival is not timed."""
-    from ..run import reference
-
-    return Prepared(
-        lambda: None, lambda: {name: value / 2 for name, value in reference(case, weights, x, doutput).items()}
-    )
-
 
 RIVALS = {  # name -> (prepare, device, what it is)
     "gpurnn-cpu": (gpurnn_rival("cpu"), "cpu", "gpurnn's compiled code on the CPU"),
@@ -62,11 +42,7 @@ USUAL = (
     "onnxruntime",
     "jax",
 )  # if none is named
-HIDDEN = {
-    "sleeper": (_sleeper, "cpu", ""),
-    "liar": (_liar, "cpu", ""),
-    "flashrnn-vanilla": (flashrnn_rival("vanilla", "cpu"), "cpu", ""),
-}
+HIDDEN = {"flashrnn-vanilla": (flashrnn_rival("vanilla", "cpu"), "cpu", "")}  # for a test of "flashrnn" without a GPU
 
 
 def missing(name):
