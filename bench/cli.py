@@ -12,7 +12,7 @@ import click
 from .cases import CELLS, ITEMSIZE, PASSES, SUITES, select
 from .doubles import DOUBLES
 from .plots import KINDS
-from .rivals import HIDDEN, RIVALS, USUAL, missing
+from .rivals import HIDDEN, RIVALS, USUAL, missing, packages
 
 _STARTED = time.monotonic()  # of this process, nearly
 _file = click.argument("file", type=click.Path(exists=True, dir_okay=False))
@@ -134,8 +134,9 @@ def probe(out, only, as_json):
     from gpurnn.files import fresh_path
 
     from .machine import environment
-    from .probe import MEASUREMENTS, Gpu, lines
+    from .probe import MEASUREMENTS, lines
     from .probe import probe as measure
+    from .probe_device import Gpu
     from .run import FORMAT, write
 
     if missing("gpurnn-cuda"):
@@ -146,7 +147,9 @@ def probe(out, only, as_json):
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     found = measure(Gpu(), only or tuple(MEASUREMENTS), lambda names: tqdm(names, leave=False, disable=None))
     out = out or str(fresh_path(time.strftime("probe-%Y%m%d-%H%M%S"), ".json"))
-    document = {"format": FORMAT, "kind": "probe", "started": started, "environment": environment(), "probe": found}
+    document = {
+        "format": FORMAT, "kind": "probe", "started": started, "environment": environment(packages()), "probe": found,
+    }  # fmt: skip
     write(out, document)
     if as_json:
         click.echo(json.dumps(document, indent=1))

@@ -83,8 +83,9 @@ class Session:
 
     def do_versions(self):
         from .machine import clocks, environment
+        from .rivals import packages
 
-        found = {"environment": environment(ask_torch=False), "clocks": clocks()}
+        found = {"environment": environment(packages(), ask_torch=False), "clocks": clocks()}
         if not self.rehearsal:
             import cupy
 

@@ -19,9 +19,10 @@ import numpy as np
 
 from . import rivals as _rivals
 from .cases import Case
+from .ceilings import ceilings, floor_seconds
 from .doubles import DOUBLES
 from .judge import allowed, furthest, inputs, reference
-from .machine import ceilings, clocks, environment, floor_seconds
+from .machine import clocks, environment
 
 FORMAT = 2
 
@@ -172,7 +173,7 @@ def run(cases, names, *, threads, rounds=5, seconds=0.1, out=None, command="", p
     document = {
         "format": FORMAT, "command": command, "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "threads": threads, "rounds": rounds, "l2": "hot: nothing is flushed between runs",
-        "environment": environment(), "ceilings": ceilings(), "cases": [],
+        "environment": environment(_rivals.packages()), "ceilings": ceilings(), "cases": [],
     }  # fmt: skip
     from gpurnn.files import is_stream
 

@@ -17,9 +17,9 @@ from optional import needs
 
 from bench import report
 from bench.cases import CELLS, PASSES, SUITES, Case, select
+from bench.ceilings import floor_seconds
 from bench.cli import main
 from bench.judge import allowed, inputs, reference
-from bench.machine import floor_seconds
 from bench.plots import KINDS, plot
 from bench.rivals import HIDDEN, RIVALS, missing, refuses
 from bench.rivals.gpurnn import build

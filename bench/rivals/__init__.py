@@ -59,6 +59,12 @@ def missing(name):
     return None
 
 
+def packages():
+    """Names of the packages whose rivals can run here."""
+    rivals = {"torch-cpu": "torch", "jax": "jax", "onnxruntime": "onnxruntime", "flashrnn": "flashrnn"}
+    return [package for rival, package in rivals.items() if missing(rival) is None]
+
+
 def refuses(name, case):
     """Why a rival does not take a case, or None."""
     if case.precision == "tf32" and not name.startswith(("gpurnn-cuda", "torch-cuda", "flashrnn")):
