@@ -137,7 +137,7 @@ def probe(out, only, as_json):
     from .probe import MEASUREMENTS, lines
     from .probe import probe as measure
     from .probe_device import Gpu
-    from .run import FORMAT, write
+    from .results_file import FORMAT, write
 
     if missing("gpurnn-cuda"):
         raise click.ClickException(f"no GPU to measure: {missing('gpurnn-cuda')}")
@@ -175,7 +175,8 @@ def host(as_json):
 @_file
 def show(file):
     """The table of a results file."""
-    from .report import load, table
+    from .report import table
+    from .results_file import load
 
     for line in table(load(file), columns=shutil.get_terminal_size().columns):
         click.echo(line)
@@ -190,7 +191,7 @@ def show(file):
 def compare(old, new, fail_below):
     """How many times as fast NEW is as OLD, case by case, with the 95 % interval."""
     from .report import compare as compare_documents
-    from .report import load
+    from .results_file import load
 
     rows = compare_documents(load(old), load(new))
     if not rows:
@@ -213,7 +214,7 @@ def plot(file, kind, out):
     from gpurnn.files import refuse_same
 
     from .plots import plot as draw
-    from .report import load
+    from .results_file import load
 
     out = out or str(Path(file).with_suffix(".png" if kind == "size" else f".{kind}.png"))
     refuse_same(out, [file])
@@ -226,7 +227,8 @@ def plot(file, kind, out):
 @click.option("--html", "page", type=click.Path(dir_okay=False), help="Write one self-contained HTML page instead.")
 def report(files, page):
     """Results files as Markdown tables, or as an HTML page with pictures."""
-    from .report import html, load, markdown
+    from .report import html, markdown
+    from .results_file import load
 
     documents = {Path(file).stem: load(file) for file in files}
     if page:

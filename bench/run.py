@@ -17,14 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
+from gpurnn.files import is_stream
+
 from . import rivals as _rivals
 from .cases import Case
 from .ceilings import ceilings, floor_seconds
 from .doubles import DOUBLES
 from .judge import allowed, furthest, inputs, reference
 from .machine import clocks, environment
-
-FORMAT = 2
+from .results_file import FORMAT, times, write
 
 # ---- a rival's process
 
@@ -175,8 +176,6 @@ def run(cases, names, *, threads, rounds=5, seconds=0.1, out=None, command="", p
         "threads": threads, "rounds": rounds, "l2": "hot: nothing is flushed between runs",
         "environment": environment(_rivals.packages()), "ceilings": ceilings(), "cases": [],
     }  # fmt: skip
-    from gpurnn.files import is_stream
-
     unable = {name: _rivals.missing(name) if name in _rivals.RIVALS else None for name in names}
     workers = {name: Worker(name, threads) for name in names if unable[name] is None}
     judge = Worker("reference", os.cpu_count())
@@ -244,16 +243,3 @@ def _run_case(case, workers, path, rounds, seconds):
             continue
         results[name]["median_s"] = statistics.median(times(samples))
     return results
-
-
-def times(samples):
-    """Seconds of each sample: the device's where there is one, else the host's."""
-    return [sample.get("device_s", sample["host_s"]) for sample in samples]
-
-
-def write(path, document):
-    """Write JSON so that a reader or a kill finds the old file or the new one, never half of one."""
-    from gpurnn.files import write_text_atomic
-
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(path, json.dumps(document, indent=1))

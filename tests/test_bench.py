@@ -21,10 +21,11 @@ from bench.ceilings import floor_seconds
 from bench.cli import main
 from bench.judge import allowed, inputs, reference
 from bench.plots import KINDS, plot
+from bench.results_file import FORMAT, load, times, write
 from bench.rivals import HIDDEN, RIVALS, missing, refuses
 from bench.rivals.gpurnn import build
 from bench.rivals.prepared import Prepared
-from bench.run import FORMAT, Worker, _run_case, write
+from bench.run import Worker, _run_case
 from bench.run import run as run_cases
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -183,7 +184,7 @@ def test_a_rival_whose_process_dies_is_reported():
 
 def test_a_sleep_is_measured():
     document = run_cases([SMALL], ["sleeper"], threads=1, rounds=3, seconds=0.1)
-    samples = report.times(document["cases"][0]["results"]["sleeper"]["samples"])
+    samples = times(document["cases"][0]["results"]["sleeper"]["samples"])
     assert 0.02 <= min(samples) <= 0.02 * 1.05  # the least disturbed: the machine may be busy
 
 
@@ -309,7 +310,7 @@ def test_a_killed_run_leaves_a_valid_file(tmp_path):
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    found = report.load(out)
+    found = load(out)
     assert 1 <= len(found["cases"]) < 6
     assert found["command"].endswith("--out run.json")  # results are committed: no folder of one machine
 
