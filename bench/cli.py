@@ -316,17 +316,15 @@ def on_gpu(part, minutes, out, rehearse, collect, to):
 @click.option("--rehearse", is_flag=True)
 def gpu_worker(kind, answers, once, rehearse):
     """A process of on-gpu."""
+    from .gpu_orders import Session, work
+
     if once:
         import json
-
-        from .gpu_orders import Session
 
         session = Session(kind, rehearse)
         session.warm(pool=False)
         click.echo(json.dumps(session.do(json.loads(once)), default=str))
         return
-    from .gpu_workers import work
-
     work(kind, answers, rehearse)
 
 
