@@ -10,8 +10,9 @@ from pathlib import Path
 import click
 
 from .cases import CELLS, ITEMSIZE, PASSES, SUITES, select
+from .doubles import DOUBLES
 from .plots import KINDS
-from .rivals import HIDDEN, RIVALS, USUAL, missing
+from .rivals import HIDDEN, RIVALS, USUAL, missing, packages
 
 _STARTED = time.monotonic()  # of this process, nearly
 _file = click.argument("file", type=click.Path(exists=True, dir_okay=False))
@@ -133,9 +134,10 @@ def probe(out, only, as_json):
     from gpurnn.files import fresh_path
 
     from .machine import environment
-    from .probe import MEASUREMENTS, Gpu, lines
+    from .probe import MEASUREMENTS, lines
     from .probe import probe as measure
-    from .run import FORMAT, write
+    from .probe_device import Gpu
+    from .results_file import FORMAT, write
 
     if missing("gpurnn-cuda"):
         raise click.ClickException(f"no GPU to measure: {missing('gpurnn-cuda')}")
@@ -145,7 +147,9 @@ def probe(out, only, as_json):
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     found = measure(Gpu(), only or tuple(MEASUREMENTS), lambda names: tqdm(names, leave=False, disable=None))
     out = out or str(fresh_path(time.strftime("probe-%Y%m%d-%H%M%S"), ".json"))
-    document = {"format": FORMAT, "kind": "probe", "started": started, "environment": environment(), "probe": found}
+    document = {
+        "format": FORMAT, "kind": "probe", "started": started, "environment": environment(packages()), "probe": found,
+    }  # fmt: skip
     write(out, document)
     if as_json:
         click.echo(json.dumps(document, indent=1))
@@ -171,7 +175,8 @@ def host(as_json):
 @_file
 def show(file):
     """The table of a results file."""
-    from .report import load, table
+    from .report import table
+    from .results_file import load
 
     for line in table(load(file), columns=shutil.get_terminal_size().columns):
         click.echo(line)
@@ -186,7 +191,7 @@ def show(file):
 def compare(old, new, fail_below):
     """How many times as fast NEW is as OLD, case by case, with the 95 % interval."""
     from .report import compare as compare_documents
-    from .report import load
+    from .results_file import load
 
     rows = compare_documents(load(old), load(new))
     if not rows:
@@ -209,7 +214,7 @@ def plot(file, kind, out):
     from gpurnn.files import refuse_same
 
     from .plots import plot as draw
-    from .report import load
+    from .results_file import load
 
     out = out or str(Path(file).with_suffix(".png" if kind == "size" else f".{kind}.png"))
     refuse_same(out, [file])
@@ -222,7 +227,8 @@ def plot(file, kind, out):
 @click.option("--html", "page", type=click.Path(dir_okay=False), help="Write one self-contained HTML page instead.")
 def report(files, page):
     """Results files as Markdown tables, or as an HTML page with pictures."""
-    from .report import html, load, markdown
+    from .report import html, markdown
+    from .results_file import load
 
     documents = {Path(file).stem: load(file) for file in files}
     if page:
@@ -310,22 +316,20 @@ def on_gpu(part, minutes, out, rehearse, collect, to):
 @click.option("--rehearse", is_flag=True)
 def gpu_worker(kind, answers, once, rehearse):
     """A process of on-gpu."""
+    from .gpu_orders import Session, work
+
     if once:
         import json
-
-        from .gpu_orders import Session
 
         session = Session(kind, rehearse)
         session.warm(pool=False)
         click.echo(json.dumps(session.do(json.loads(once)), default=str))
         return
-    from .gpu_workers import work
-
     work(kind, answers, rehearse)
 
 
 @main.command(hidden=True)
-@click.argument("rival", type=click.Choice(["reference", *RIVALS, *HIDDEN]))
+@click.argument("rival", type=click.Choice(["reference", *RIVALS, *DOUBLES, *HIDDEN]))
 def worker(rival):
     """A rival's process."""
     from .run import work

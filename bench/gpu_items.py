@@ -11,13 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from gpurnn.check import nan_is_worst
-
 from . import gpu_cases
 from .gpu_cases import HEADLINE, KERNELS, PROBES, REHEARSED, SMOKE, TUNED, Smoke, from_dict, small, variants
 from .gpu_orders import once, sources, tool
 from .gpu_workers import Trouble
-from .run import allowed
+from .judge import allowed, furthest
 
 # group -> the share of a part's time after which none of it begins, so that nothing starves what comes behind
 GROUPS = {
@@ -188,11 +186,7 @@ def compare(case, ours, theirs):
         got = dict(file)
     with np.load(theirs, allow_pickle=False) as file:
         expected = dict(file)
-    worst, where = 0.0, ""
-    for name, value in expected.items():
-        share = nan_is_worst(np.abs(got[name] - value).max(initial=0) / np.abs(value).max(initial=1e-30))
-        if share > worst:
-            worst, where = share, name
+    worst, where = furthest(got, expected)
     limit = allowed(case)
     found = {"status": "right", "worst": worst, "where": where, "allowed": limit, "compared": sorted(expected)}
     if not worst <= limit:

@@ -1,17 +1,24 @@
-"""What the processes of ``bench on-gpu`` are asked to do. A process is "gpurnn" (CuPy and the library), "torch",
-"tools" (no GPU: commands), "compile N", or "test" (for the tests of the script)."""
+"""Inside the processes of ``bench on-gpu``: what they are asked to do, and how they answer.
 
+A process is "gpurnn" (CuPy and the library), "torch", "tools" (no GPU: commands), "compile N", or "test" (for the tests
+of the script).
+"""
+
+import json
 import os
 import re
 import signal
 import subprocess
+import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
 
 from .gpu_cases import Smoke, from_dict
+from .gpu_workers import die_with_the_parent, one_line, plain
 
 LOGGED = 200_000  # characters of a command's output that go to the log
 SAMPLE = 1 << 20  # numbers of an array that are compared with torch's
@@ -83,8 +90,9 @@ class Session:
 
     def do_versions(self):
         from .machine import clocks, environment
+        from .rivals import packages
 
-        found = {"environment": environment(ask_torch=False), "clocks": clocks()}
+        found = {"environment": environment(packages(), ask_torch=False), "clocks": clocks()}
         if not self.rehearsal:
             import cupy
 
@@ -158,7 +166,7 @@ class Session:
 
     def do_prepare(self, case, path):
         """Make a case ready, run it once, and leave a sample of its results in a file."""
-        from .run import inputs
+        from .judge import inputs
 
         case = from_dict(case)
         start = time.perf_counter()
@@ -177,6 +185,7 @@ class Session:
         from dataclasses import replace
 
         from . import rivals
+        from .rivals.gpurnn import gpurnn_rival
 
         if not self.rehearsal:
             if self.kind == "gpurnn":
@@ -187,7 +196,7 @@ class Session:
         from gpurnn.cuda_ops import CudaOps
 
         self.ops = CudaOps(self.device())
-        return rivals.gpurnn_rival(self.ops), case
+        return gpurnn_rival(self.ops), case
 
     def _how(self, case):
         """Which candidates the library chooses, and which of its loops were recorded."""
@@ -217,7 +226,7 @@ class Session:
 
     def do_once(self, case):
         """A case of the headline, three times: for a profiler or a checker that watches this process."""
-        from .run import inputs
+        from .judge import inputs
 
         case = from_dict(case)
         prepare, what = self._rival(case)
@@ -248,8 +257,6 @@ class Session:
 
     def do_command(self, command, seconds):
         """Run a command for so many seconds at most; its output goes to the log, its end into the answer."""
-        from .gpu_workers import die_with_the_parent
-
         print("$", *command, flush=True)
         with tempfile.TemporaryFile() as output:
             process = subprocess.Popen(
@@ -287,6 +294,29 @@ class Session:
         raise ValueError(text)
 
 
+def work(kind, answers, rehearsal):
+    """Do orders until standard input ends."""
+    die_with_the_parent()
+    session = Session(kind, rehearsal)
+
+    def answer(value):
+        os.write(answers, (json.dumps(plain(value)) + "\n").encode())
+
+    try:
+        answer(session.warm())
+    except Exception as error:
+        answer({"failed": one_line(error), "dead": True})
+        return
+    for line in sys.stdin:
+        order = json.loads(line)
+        try:
+            answer(session.do(order))
+        except Exception as error:
+            traceback.print_exc()
+            dead = not session.healthy()
+            answer({"failed": one_line(error) + " (the CUDA context died of it)" * dead, "dead": dead})
+
+
 def sources():
     """(hash of all sources that a result depends on, how many they are)."""
     import hashlib
@@ -317,8 +347,6 @@ def tool(name):
 
 def once(kind, order):
     """The command that does one order in a process of its own, for a tool that watches it."""
-    import json
-
     from .run import command_of
 
     return command_of("gpu-worker", kind, "--once", json.dumps(order))

@@ -3,12 +3,10 @@
 import statistics
 from collections import Counter
 
+from .ceilings import ceilings_of, floor_seconds
 from .gpu_cases import from_dict
-from .machine import floor_seconds
-from .probe import ceilings_of
 from .probe import lines as probe_lines
-from .report import ratio
-from .run import FORMAT, times
+from .results_file import FORMAT, ratio, times
 
 RIVALS = {"gpurnn": "gpurnn-cuda", "torch": "torch-cuda"}
 

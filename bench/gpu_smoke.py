@@ -11,7 +11,7 @@ from gpurnn.check import leaves
 from gpurnn.cuda_ops import CudaOps, kernel_of
 
 from .gpu_cases import Smoke
-from .run import EPS
+from .judge import EPS
 
 CALLS = 4  # of a layer whose loop is to be recorded: the second call records, the others replay
 

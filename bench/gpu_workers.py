@@ -12,7 +12,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -174,36 +173,6 @@ class Pool:
     def close(self):
         for worker in (*self.workers.values(), *self.spares.values()):
             worker.kill(0.5)
-
-
-# ---- inside such a process
-
-
-def work(kind, answers, rehearsal):
-    """Do orders until standard input ends."""
-    from .gpu_orders import Session
-
-    die_with_the_parent()
-    session = Session(kind, rehearsal)
-
-    def answer(value):
-        os.write(answers, (json.dumps(plain(value)) + "\n").encode())
-
-    try:
-        answer(session.warm())
-    except Exception as error:
-        answer({"failed": one_line(error), "dead": True})
-        return
-    for line in sys.stdin:
-        order = json.loads(line)
-        try:
-            answer(session.do(order))
-        except Exception as error:
-            import traceback
-
-            traceback.print_exc()
-            dead = not session.healthy()
-            answer({"failed": one_line(error) + " (the CUDA context died of it)" * dead, "dead": dead})
 
 
 def plain(value):

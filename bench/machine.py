@@ -1,4 +1,4 @@
-"""The machine: its versions, its clocks, and its ceilings, measured; the floor that they set under a case."""
+"""The machine: its versions and its clocks."""
 
 import ctypes
 import functools
@@ -7,17 +7,15 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
-from . import rivals as _rivals
 
-
-def environment(ask_torch=True):
-    """Versions and hardware, JSON-ready. ask_torch: for its CUDA and cuDNN, which takes a process and seconds."""
+def environment(packages, ask_torch=True):
+    """Versions and hardware, JSON-ready. packages: of rivals, all installed. ask_torch: for its CUDA and cuDNN, which
+    takes a process and seconds."""
     import gpurnn
 
     found = {
@@ -25,14 +23,7 @@ def environment(ask_torch=True):
         "numpy": np.__version__, "blas": _blas(), "gpurnn": gpurnn.__version__, "commit": _commit(),
         "gpu": None, "torch": None, "cudnn": None,
     }  # fmt: skip
-    for rival, name in (
-        ("torch-cpu", "torch"),
-        ("jax", "jax"),
-        ("onnxruntime", "onnxruntime"),
-        ("flashrnn", "flashrnn"),
-    ):
-        if _rivals.missing(rival) is None:
-            found[name] = metadata.version(name)
+    found |= {name: metadata.version(name) for name in packages}
     if gpurnn.backends()["cuda"] is None:
         found["gpu"] = gpu()
         if found["torch"] and ask_torch:  # which alone knows its CUDA and cuDNN
@@ -120,63 +111,3 @@ def driver_version():
         return None
     text = ctypes.create_string_buffer(96)
     return None if _nvml()[0].nvmlSystemGetDriverVersion(text, 96) else text.value.decode()
-
-
-# ---- ceilings and floors
-
-
-def ceilings():
-    """What this machine reaches at best, measured: {"cpu": ..., "gpu": ... or None}.
-
-    flops: by arithmetic ("float32", "tf32", ...), of a large product. bytes: of a copy, read and written, a second.
-    step: seconds from one timestep to the next that depends on it, at least: on a CPU nothing, on a GPU by "block" (all
-    weights on one multiprocessor: its barrier) or "grid" (one exchange between multiprocessors).
-    """
-    import gpurnn
-
-    found = {"cpu": _cpu_ceilings(), "gpu": None}
-    if gpurnn.backends()["cuda"] is None:
-        from .probe import gpu_ceilings
-
-        found["gpu"] = gpu_ceilings()
-    return found
-
-
-def _cpu_ceilings():
-    a = np.ones((1024, 1024), np.float32)
-    out = np.empty_like(a)
-    block = np.ones(1 << 23, np.float32)
-    copy = np.empty_like(block)
-    gemm = _best(lambda: np.matmul(a, a, out=out))
-    moved = _best(lambda: np.copyto(copy, block))
-    return {"flops": {"float32": 2 * 1024**3 / gemm}, "bytes": 2 * block.nbytes / moved, "step": {}}
-
-
-def _best(action, least=0.5):
-    """Seconds of the fastest run within ``least`` seconds and five runs."""
-    best, end, count = float("inf"), time.perf_counter() + least, 0
-    while count < 5 or time.perf_counter() < end:
-        start = time.perf_counter()
-        action()
-        best, count = min(best, time.perf_counter() - start), count + 1
-    return best
-
-
-def floor_seconds(case, ceilings):
-    """The least time of a case on a device with these ceilings, and what sets it: (seconds, reason), or None where its
-    arithmetic was not measured.
-
-    The largest of the products at the best rate of a large one, the bytes at a copy's rate, and the dependent steps.
-    """
-    arithmetic = "tf32" if case.precision == "tf32" else case.dtype
-    rate = ceilings["flops"].get(arithmetic)
-    if rate is None:
-        return None
-    parts = {"products": case.flops / rate, "bytes": case.bytes / ceilings["bytes"]}
-    if ceilings["step"]:
-        kind = (
-            "block" if case.recurrent_bytes <= 330e3 else "grid"
-        )  # what one multiprocessor's registers and memory hold
-        parts["steps"] = case.steps * ceilings["step"][kind]
-    reason = max(parts, key=parts.get)
-    return parts[reason], reason

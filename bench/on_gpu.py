@@ -115,7 +115,7 @@ def missing_gpu(rehearsal):
 def collected(folder, path):
     """Make one document of a folder's records: see ``gpu_results.collect``."""
     from .gpu_results import collect
-    from .run import write
+    from .results_file import write
 
     write(path, collect(read(folder)))
 

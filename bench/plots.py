@@ -1,7 +1,6 @@
 """Pictures of a results file, for people who would rather look than read."""
 
-from .report import device, rivals, timed
-from .run import times
+from .results_file import device, rivals, timed, times
 
 KINDS = ("size", "T", "B", "H", "roofline", "crossover")
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from . import probe_memory
 from .machine import clocks
-from .probe_device import THREADS, Gpu, all_equal, per_step, summed
+from .probe_device import THREADS, all_equal, per_step, summed
 
 
 def launches(device):
@@ -289,27 +289,6 @@ def probe(device, names=tuple(MEASUREMENTS), progress=lambda names: names):
         except Exception as error:
             found[name] = {"failed": f"{type(error).__name__}: {error}"}
     return found
-
-
-def gpu_ceilings():
-    """The ceilings of ``machine.ceilings`` for the current CUDA device."""
-    return ceilings_of(probe(Gpu(), ("copy", "gemm", "block_barrier", "hop_all")))
-
-
-def ceilings_of(found):
-    """The ceilings that measurements show; None where those of products and copies are not among them."""
-    if "bytes_per_second" not in found.get("copy", {}):
-        return None
-    gemm, hops = ({key: row for key, row in found.get(name, {}).items() if isinstance(row, dict)}
-                  for name in ("gemm", "hop_all"))  # fmt: skip
-    rates = {name: row["flops_per_second"] for name, row in gemm.items() if "flops_per_second" in row}
-    step = {}
-    if "seconds" in found.get("block_barrier", {}):
-        step["block"] = found["block_barrier"]["seconds"]
-    exchanges = [row["seconds"] for row in hops.values() if "seconds" in row]
-    if exchanges:
-        step["grid"] = min(exchanges)
-    return {"flops": rates, "bytes": found["copy"]["bytes_per_second"], "step": step, "measured": found}
 
 
 def lines(found):

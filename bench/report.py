@@ -2,49 +2,14 @@
 
 import io
 import json
-import random
 import re
 import statistics
+from html import escape
 from pathlib import Path
 
-from .rivals import RIVALS
-from .run import FORMAT, times
-
-_ROW = {"name", "case", "steps", "floors", "results"}
-
-
-def load(path):
-    """A document that ``run`` wrote. Raises ValueError where it is none."""
-    from gpurnn.files import FileError, parse_json, read_bytes
-
-    document = parse_json(read_bytes(path, factor=8), path, finite=False)
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise FileError(f"{path}: expected a benchmark file of format {FORMAT}")
-    rows = document.get("cases")
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and set(row) >= _ROW for row in rows):
-        raise FileError(f"{path}: expected cases, each with {', '.join(sorted(_ROW))}")
-    return document
-
-
-def timed(row):
-    """Rival -> its result, of those that were timed in a case."""
-    return {name: result for name, result in row["results"].items() if result["status"] == "timed"}
-
-
-def rivals(document):
-    """Names of those that were timed anywhere, in their order."""
-    return list(dict.fromkeys(name for row in document["cases"] for name in timed(row)))
-
-
-def device(name):
-    """ "cpu" or "gpu": where a rival runs."""
-    return RIVALS[name][1] if name in RIVALS else "cpu"
-
-
-def floor(row, name):
-    """(share of the floor's time in a rival's, what sets the floor), or None where no floor is known."""
-    found = row["floors"].get(device(name))
-    return found and (found[0] / timed(row)[name]["median_s"], found[1])
+from .gpu_results import probe_table, smoke_line
+from .plots import KINDS, plot
+from .results_file import device, floor, interval, load, machine_line, ratio, rivals, timed, times
 
 
 def table(document, base=None, columns=80):
@@ -106,21 +71,6 @@ def _cells(row, name, base):
     return f"{found[name]['median_s'] * 1e6:,.0f} us", f"{faster:>7}", f"{f'{share[0]:.0%}' if share else '':>5}"
 
 
-def ratio(a, b):
-    """(median, low, high): how many times as fast b is as a, pair by pair, with the 95 % interval of that median.
-
-    a, b: samples of one run, taken in turns. The interval is a bootstrap's over the pairs (2,000 draws, fixed seed).
-    """
-    pairs = [x / y for x, y in zip(times(a), times(b), strict=False)]
-    return interval(lambda draw: statistics.median(draw.choices(pairs, k=len(pairs))), statistics.median(pairs))
-
-
-def interval(draw_one, middle):
-    draw = random.Random(0)
-    drawn = sorted(draw_one(draw) for _ in range(2000))
-    return middle, drawn[50], drawn[-51]
-
-
 def compare(old, new):
     """For each case and rival in both documents: (case, rival, times as fast, low, high, whether significant)."""
     before = {(row["name"], name): result for row in old["cases"] for name, result in timed(row).items()}
@@ -158,27 +108,12 @@ def crossings(document, fast, slow):
     return least
 
 
-def machine_line(document):
-    """One sentence: the machine, versions, date, how it was timed."""
-    machine = document["environment"]
-    gpu = machine["gpu"]
-    parts = [f"{machine['cpu']}, {document['threads']} threads"]
-    if gpu:
-        parts.append(f"{gpu['name']}, driver {gpu['driver']}, CUDA {gpu['cuda']}, CuPy {gpu['cupy']}")
-    parts.append(f"NumPy {machine['numpy']} with {machine['blas']}")
-    names = (("torch", "torch"), ("cudnn", "cuDNN"), ("jax", "JAX"), ("onnxruntime", "ONNX Runtime"))
-    parts += [f"{text} {machine[key]}" for key, text in names if machine.get(key)]
-    return f"{'; '.join(parts)}; {document['started'][:10]}; median of {document['rounds']} turns each."
-
-
 def markdown(document, base=None):
     """Lines of a table for a page: microseconds a run, times as fast as ``base``, share of the floor."""
     names = rivals(document)
     base = base if base in names else (names or [None])[0]
     yield machine_line(document)
     if "smoke" in document:
-        from .gpu_results import smoke_line
-
         yield smoke_line(document)
     yield f"Microseconds a run; x: times as fast as {base}; %: the floor's share in the time."
     yield ""
@@ -221,8 +156,6 @@ def fill(text, folder):
         if document.get("rehearsal"):
             raise ValueError(f"{name}: a rehearsal measures nothing")
         if arguments == ["probe"]:
-            from .gpu_results import probe_table
-
             lines = [machine_line(document), "", *probe_table(document)]
         else:
             lines = [machine_line(document), "", *summary(document, *arguments)] if arguments else markdown(document)
@@ -235,10 +168,6 @@ def fill(text, folder):
 
 def html(documents):
     """One self-contained page of several documents, name -> document: tables, pictures, environment, reasons."""
-    from html import escape
-
-    from .plots import KINDS, plot
-
     parts = [_HEAD]
     for name, document in documents.items():
         parts.append(f"<h2>{escape(name)}</h2><p>{escape(machine_line(document))}</p>")

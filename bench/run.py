@@ -13,63 +13,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from gpurnn.check import nan_is_worst
+from gpurnn.files import is_stream
 
 from . import rivals as _rivals
-from .cases import CELLS, Case
-from .machine import ceilings, clocks, environment, floor_seconds
-
-FORMAT = 2
-EPS = {"float32": 2.0**-23, "float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-TF32 = 2.0**-10
-
-
-def inputs(case):
-    """(weights by torch's names, x, doutput), or in a "step" (weights, words, targets): NumPy arrays, the same in every
-    process, numbers in float32; in 16-bit numbers."""
-    weights = _rivals.build(case, "numpy", "float32").state_dict()
-    draw = np.random.default_rng(1)
-    if case.what == "step":
-        words, targets = draw.integers(0, case.V, (2, case.T, case.B))
-        return weights, words, targets
-    D = 2 if case.bidirectional else 1
-    x = draw.standard_normal((case.T, case.B, case.I), dtype="float32")
-    doutput = draw.standard_normal((case.T, case.B, D * case.H), dtype="float32")
-    if case.dtype in ("float16", "bfloat16"):  # so that no rival differs by how it rounds what it is given
-        import gpurnn
-
-        dtype = gpurnn.module.check_dtype(case.dtype)
-        weights = {name: value.astype(dtype).astype("float32") for name, value in weights.items()}
-        x, doutput = (array.astype(dtype).astype("float32") for array in (x, doutput))
-    return weights, x, doutput
-
-
-def reference(case, weights, x, y):
-    """Name -> float64 array: what every rival should find, by gpurnn's generic code in float64 (proven in its own
-    tests), on NumPy; for cases that would take NumPy minutes on CuPy, where there is a GPU."""
-    exact = replace(case, dtype="float64", precision="float32")
-    large = case.flops > 5e10 and _rivals.missing("gpurnn-cupy") is None
-    prepare = _rivals.RIVALS["gpurnn-cupy" if large else "gpurnn-numpy"][0]
-    return prepare(exact, weights, x, y).results()
-
-
-def allowed(case):
-    """Error that results may have, as a share of an array's largest value: a rounding of the inputs' precision for each
-    term of the sums of one step, and for each step that passes it on; in a whole step also one for each parameter,
-    whose squares make the norm that all gradients are clipped by. Wrong results are wrong by 0.01 and more, so that is
-    the most in float32; in tf32 and 16 bits it is a few roundings of bfloat16, 2^-7."""
-    eps = TF32 if case.precision == "tf32" else EPS[case.dtype]
-    terms = (case.H + case.I) ** 0.5 * case.steps**0.5 * CELLS[case.cell]
-    if case.what == "step":
-        terms += case.parameters**0.5
-    rounded = case.dtype in ("float16", "bfloat16") or case.precision == "tf32"
-    return min(eps * terms, 0.05 if rounded else 0.01)
-
+from .cases import Case
+from .ceilings import ceilings, floor_seconds
+from .doubles import DOUBLES
+from .judge import allowed, furthest, inputs, reference
+from .machine import clocks, environment
+from .results_file import FORMAT, times, write
 
 # ---- a rival's process
 
@@ -79,6 +35,7 @@ def work(name):
 
     The process "reference" writes what is right into a file, once for all rivals; the others compare with that file.
     """
+    prepare = _prepare(name) if name != "reference" else None
     prepared = key = None
     for line in sys.stdin:
         order = json.loads(line)
@@ -91,7 +48,7 @@ def work(name):
                 if order["case"] != key:
                     prepared, key = None, order["case"]
                     start = time.perf_counter()
-                    prepared = (_rivals.RIVALS | _rivals.HIDDEN)[name][0](case, *inputs(case))
+                    prepared = prepare(case, *inputs(case))
                     prepared.run()
                     prepared.wait()
                     setup = time.perf_counter() - start
@@ -103,6 +60,11 @@ def work(name):
         except Exception as error:  # a rival's failure is a line of the report, not the end of the run
             key, answer = None, {"failed": f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]}
         print(json.dumps(answer), flush=True)
+
+
+def _prepare(name):
+    """How a rival, or one of the doubles in its place, is prepared."""
+    return DOUBLES.get(name) or (_rivals.RIVALS | _rivals.HIDDEN)[name][0]
 
 
 def _peak_bytes():
@@ -121,13 +83,10 @@ def _errors(prepared, path):
     with np.load(path, allow_pickle=False) as file:
         expected = dict(file)
     got = prepared.results()
-    worst, where = 0.0, ""
-    for name, value in expected.items():
-        if name not in got:
-            return {"error": None, "where": f"{name} is missing"}
-        share = nan_is_worst(np.abs(got[name] - value).max(initial=0) / np.abs(value).max(initial=1e-30))
-        if share > worst:
-            worst, where = share, name
+    missing = [name for name in expected if name not in got]
+    if missing:
+        return {"error": None, "where": f"{missing[0]} is missing"}
+    worst, where = furthest(got, expected)
     return {"error": worst, "where": where}
 
 
@@ -215,10 +174,8 @@ def run(cases, names, *, threads, rounds=5, seconds=0.1, out=None, command="", p
     document = {
         "format": FORMAT, "command": command, "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "threads": threads, "rounds": rounds, "l2": "hot: nothing is flushed between runs",
-        "environment": environment(), "ceilings": ceilings(), "cases": [],
+        "environment": environment(_rivals.packages()), "ceilings": ceilings(), "cases": [],
     }  # fmt: skip
-    from gpurnn.files import is_stream
-
     unable = {name: _rivals.missing(name) if name in _rivals.RIVALS else None for name in names}
     workers = {name: Worker(name, threads) for name in names if unable[name] is None}
     judge = Worker("reference", os.cpu_count())
@@ -286,16 +243,3 @@ def _run_case(case, workers, path, rounds, seconds):
             continue
         results[name]["median_s"] = statistics.median(times(samples))
     return results
-
-
-def times(samples):
-    """Seconds of each sample: the device's where there is one, else the host's."""
-    return [sample.get("device_s", sample["host_s"]) for sample in samples]
-
-
-def write(path, document):
-    """Write JSON so that a reader or a kill finds the old file or the new one, never half of one."""
-    from gpurnn.files import write_text_atomic
-
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(path, json.dumps(document, indent=1))

@@ -17,11 +17,15 @@ from optional import needs
 
 from bench import report
 from bench.cases import CELLS, PASSES, SUITES, Case, select
+from bench.ceilings import floor_seconds
 from bench.cli import main
-from bench.machine import floor_seconds
+from bench.judge import allowed, inputs, reference
 from bench.plots import KINDS, plot
-from bench.rivals import HIDDEN, RIVALS, Prepared, build, missing, refuses
-from bench.run import FORMAT, Worker, _run_case, allowed, inputs, reference, write
+from bench.results_file import FORMAT, load, times, write
+from bench.rivals import HIDDEN, RIVALS, missing, refuses
+from bench.rivals.gpurnn import build
+from bench.rivals.prepared import Prepared
+from bench.run import Worker, _run_case
 from bench.run import run as run_cases
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -143,15 +147,14 @@ def test_products_are_a_bound_and_are_not_judged(what):
 def test_a_large_case_is_judged_by_the_gpu_where_there_is_one(monkeypatch):
     asked = []
 
-    def prepare(name):
-        return (lambda case, *inputs: asked.append((name, case.dtype)) or Prepared(None, dict)), "gpu", ""
+    def rival(backend):
+        return lambda case, *inputs: asked.append((backend, case.dtype)) or Prepared(None, dict)
 
-    for name in ("gpurnn-numpy", "gpurnn-cupy"):
-        monkeypatch.setitem(RIVALS, name, prepare(name))
-    monkeypatch.setattr("bench.rivals.missing", lambda name: None)
+    monkeypatch.setattr("bench.judge.gpurnn_rival", rival)
+    monkeypatch.setattr("bench.judge.unavailable", lambda backend: None)
     for case in (SMALL, Case("lstm", 512, 128, 1024, 1024, dtype="bfloat16")):
         reference(case, None, None, None)
-    assert asked == [("gpurnn-numpy", "float64"), ("gpurnn-cupy", "float64")]
+    assert asked == [("numpy", "float64"), ("cupy", "float64")]
 
 
 def test_a_wrong_rival_is_refused_and_a_failing_one_reported(tmp_path):
@@ -181,7 +184,7 @@ def test_a_rival_whose_process_dies_is_reported():
 
 def test_a_sleep_is_measured():
     document = run_cases([SMALL], ["sleeper"], threads=1, rounds=3, seconds=0.1)
-    samples = report.times(document["cases"][0]["results"]["sleeper"]["samples"])
+    samples = times(document["cases"][0]["results"]["sleeper"]["samples"])
     assert 0.02 <= min(samples) <= 0.02 * 1.05  # the least disturbed: the machine may be busy
 
 
@@ -307,7 +310,7 @@ def test_a_killed_run_leaves_a_valid_file(tmp_path):
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    found = report.load(out)
+    found = load(out)
     assert 1 <= len(found["cases"]) < 6
     assert found["command"].endswith("--out run.json")  # results are committed: no folder of one machine
 

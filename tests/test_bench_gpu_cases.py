@@ -12,6 +12,7 @@ from bench.cases import Case
 from bench.cli import main
 from bench.gpu_cases import HEADLINE, KERNELS, PROBES, SMOKE, Smoke, from_dict, small, variants
 from bench.probe import MEASUREMENTS
+from bench.results_file import load
 from gpurnn import schedules
 
 emulated = pytest.mark.skipif(gpu_rehearsal.missing() is not None, reason=str(gpu_rehearsal.missing()))
@@ -197,7 +198,7 @@ def test_results_become_a_document_and_a_table(tmp_path):
     out = tmp_path / "results" / "gpu.json"
     done = CliRunner().invoke(main, ["on-gpu", "--collect", str(tmp_path), "--to", str(out)])
     assert done.exit_code == 0, done.output
-    document = report.load(out)
+    document = load(out)
     assert document["environment"]["cudnn"] == 91000 and document["environment"]["nvrtc"] == [13, 0]
     assert document["ceilings"]["gpu"]["step"] == {"grid": 1e-6} and len(document["smoke"]) == 27
     page = tmp_path / "page.md"

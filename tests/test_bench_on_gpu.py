@@ -22,7 +22,7 @@ from bench import run as bench_run
 from bench.cases import Case
 from bench.cli import main
 from bench.gpu_items import Item
-from bench.rivals import Prepared
+from bench.rivals.prepared import Prepared
 
 ROOT = Path(__file__).resolve().parent.parent
 emulated = pytest.mark.skipif(gpu_rehearsal.missing() is not None, reason=str(gpu_rehearsal.missing()))
@@ -290,7 +290,7 @@ def test_what_is_imported_late_exists():
     """Branches that only a GPU reaches import inside functions: every name of ours that a file asks for is there."""
     root = Path(on_gpu.__file__).resolve().parents[1]
     missing = []
-    for path in [*(root / "gpurnn").rglob("*.py"), *(root / "bench").glob("*.py")]:
+    for path in [*(root / "gpurnn").rglob("*.py"), *(root / "bench").rglob("*.py")]:
         package = ".".join(path.relative_to(root).with_suffix("").parts[:-1])
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.ImportFrom):

@@ -1,0 +1,64 @@
+"""What decides whether a result is right: inputs that are the same for everybody, what should come of them, and how far
+a result may be from that."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from gpurnn.check import nan_is_worst
+from gpurnn.module import check_dtype
+
+from .cases import CELLS
+from .rivals.gpurnn import build, gpurnn_rival, unavailable
+
+EPS = {"float32": 2.0**-23, "float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+TF32 = 2.0**-10
+
+
+def inputs(case):
+    """(weights by torch's names, x, doutput), or in a "step" (weights, words, targets): NumPy arrays, the same in every
+    process, numbers in float32; in 16-bit numbers."""
+    weights = build(case, "numpy", "float32").state_dict()
+    draw = np.random.default_rng(1)
+    if case.what == "step":
+        words, targets = draw.integers(0, case.V, (2, case.T, case.B))
+        return weights, words, targets
+    D = 2 if case.bidirectional else 1
+    x = draw.standard_normal((case.T, case.B, case.I), dtype="float32")
+    doutput = draw.standard_normal((case.T, case.B, D * case.H), dtype="float32")
+    if case.dtype in ("float16", "bfloat16"):  # so that no rival differs by how it rounds what it is given
+        dtype = check_dtype(case.dtype)
+        weights = {name: value.astype(dtype).astype("float32") for name, value in weights.items()}
+        x, doutput = (array.astype(dtype).astype("float32") for array in (x, doutput))
+    return weights, x, doutput
+
+
+def reference(case, weights, x, y):
+    """Name -> float64 array: what every rival should find, by gpurnn's generic code in float64 (proven in its own
+    tests), on NumPy; for cases that would take NumPy minutes on CuPy, where there is a GPU."""
+    exact = replace(case, dtype="float64", precision="float32")
+    large = case.flops > 5e10 and unavailable("cupy") is None
+    return gpurnn_rival("cupy" if large else "numpy")(exact, weights, x, y).results()
+
+
+def allowed(case):
+    """Error that results may have, as a share of an array's largest value: a rounding of the inputs' precision for each
+    term of the sums of one step, and for each step that passes it on; in a whole step also one for each parameter,
+    whose squares make the norm that all gradients are clipped by. Wrong results are wrong by 0.01 and more, so that is
+    the most in float32; in tf32 and 16 bits it is a few roundings of bfloat16, 2^-7."""
+    eps = TF32 if case.precision == "tf32" else EPS[case.dtype]
+    terms = (case.H + case.I) ** 0.5 * case.steps**0.5 * CELLS[case.cell]
+    if case.what == "step":
+        terms += case.parameters**0.5
+    rounded = case.dtype in ("float16", "bfloat16") or case.precision == "tf32"
+    return min(eps * terms, 0.05 if rounded else 0.01)
+
+
+def furthest(got, expected):
+    """(error, name) of the array that is furthest off, the error as a share of its largest value; NaN is worst."""
+    worst, where = 0.0, ""
+    for name, value in expected.items():
+        share = nan_is_worst(np.abs(got[name] - value).max(initial=0) / np.abs(value).max(initial=1e-30))
+        if share > worst:
+            worst, where = share, name
+    return worst, where

@@ -1,0 +1,85 @@
+"""A results file: how it is written and read, and what it says of a rival in a case."""
+
+import json
+import random
+import statistics
+from pathlib import Path
+
+from gpurnn.files import FileError, parse_json, read_bytes, write_text_atomic
+
+from .rivals import RIVALS
+
+FORMAT = 2
+_ROW = {"name", "case", "steps", "floors", "results"}
+
+
+def write(path, document):
+    """Write JSON so that a reader or a kill finds the old file or the new one, never half of one."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(path, json.dumps(document, indent=1))
+
+
+def load(path):
+    """The document in a file. Raises ValueError where there is none."""
+    document = parse_json(read_bytes(path, factor=8), path, finite=False)
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise FileError(f"{path}: expected a benchmark file of format {FORMAT}")
+    rows = document.get("cases")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and set(row) >= _ROW for row in rows):
+        raise FileError(f"{path}: expected cases, each with {', '.join(sorted(_ROW))}")
+    return document
+
+
+def timed(row):
+    """Rival -> its result, of those that were timed in a case."""
+    return {name: result for name, result in row["results"].items() if result["status"] == "timed"}
+
+
+def rivals(document):
+    """Names of those that were timed anywhere, in their order."""
+    return list(dict.fromkeys(name for row in document["cases"] for name in timed(row)))
+
+
+def device(name):
+    """ "cpu" or "gpu": where a rival runs."""
+    return RIVALS[name][1] if name in RIVALS else "cpu"
+
+
+def floor(row, name):
+    """(share of the floor's time in a rival's, what sets the floor), or None where no floor is known."""
+    found = row["floors"].get(device(name))
+    return found and (found[0] / timed(row)[name]["median_s"], found[1])
+
+
+def times(samples):
+    """Seconds of each sample: the device's where there is one, else the host's."""
+    return [sample.get("device_s", sample["host_s"]) for sample in samples]
+
+
+def ratio(a, b):
+    """(median, low, high): how many times as fast b is as a, pair by pair, with the 95 % interval of that median.
+
+    a, b: samples of one run, taken in turns. The interval is a bootstrap's over the pairs (2,000 draws, fixed seed).
+    """
+    pairs = [x / y for x, y in zip(times(a), times(b), strict=False)]
+    return interval(lambda draw: statistics.median(draw.choices(pairs, k=len(pairs))), statistics.median(pairs))
+
+
+def interval(draw_one, middle):
+    """(middle, low, high): with the 95 % interval of what ``draw_one`` gives, by 2,000 draws."""
+    draw = random.Random(0)
+    drawn = sorted(draw_one(draw) for _ in range(2000))
+    return middle, drawn[50], drawn[-51]
+
+
+def machine_line(document):
+    """One sentence: the machine, versions, date, how it was timed."""
+    machine = document["environment"]
+    gpu = machine["gpu"]
+    parts = [f"{machine['cpu']}, {document['threads']} threads"]
+    if gpu:
+        parts.append(f"{gpu['name']}, driver {gpu['driver']}, CUDA {gpu['cuda']}, CuPy {gpu['cupy']}")
+    parts.append(f"NumPy {machine['numpy']} with {machine['blas']}")
+    names = (("torch", "torch"), ("cudnn", "cuDNN"), ("jax", "JAX"), ("onnxruntime", "ONNX Runtime"))
+    parts += [f"{text} {machine[key]}" for key, text in names if machine.get(key)]
+    return f"{'; '.join(parts)}; {document['started'][:10]}; median of {document['rounds']} turns each."

@@ -1,0 +1,86 @@
+"""Against whom: each rival turns a case into something to run. What it needs is imported by its own process only.
+
+A rival's ``prepare(case, weights, x, y)`` gets NumPy arrays in float32 or float64: weights by torch's names, x and
+doutput; for a whole training step ("step") words and targets instead. It returns ``Prepared``. All do the same work:
+the input GEMM, the walk, in training every gradient (dx included), in a step everything up to the changed weights.
+"""
+
+import importlib.util
+
+from .flashrnn import flashrnn_rival
+from .gpurnn import gpurnn_rival, unavailable
+from .jax import jax_rival
+from .onnxruntime import onnxruntime_rival
+from .products import products_rival
+from .torch import torch_rival
+
+RIVALS = {  # name -> (prepare, device, what it is)
+    "gpurnn-cpu": (gpurnn_rival("cpu"), "cpu", "gpurnn's compiled code on the CPU"),
+    "gpurnn-numpy": (gpurnn_rival("numpy"), "cpu", "gpurnn's generic code on NumPy"),
+    "gpurnn-cupy": (gpurnn_rival("cupy"), "gpu", "gpurnn's generic code on CuPy"),
+    "gpurnn-cuda": (gpurnn_rival("cuda"), "gpu", "gpurnn's kernels"),
+    "gpurnn-cuda-step": (gpurnn_rival("cuda", "step"), "gpu", "gpurnn's kernels, schedule step only"),
+    "gpurnn-cuda-wavefront": (gpurnn_rival("cuda", wavefront=64), "gpu", "gpurnn's kernels, layers 64 steps apart"),
+    "products": (products_rival, "cpu", "the matrix products alone on NumPy: a bound, not a rival"),
+    "torch-cpu": (torch_rival("cpu"), "cpu", "torch.nn on the CPU"),
+    "torch-cpu-compile": (torch_rival("cpu", "compile"), "cpu", "torch.nn on the CPU under torch.compile"),
+    "torch-cuda": (torch_rival("cuda"), "gpu", "torch.nn on a GPU (cuDNN)"),
+    "torch-cuda-graph": (torch_rival("cuda", "graph"), "gpu", "torch.nn on a GPU, recorded as a CUDA graph"),
+    "torch-cuda-compile": (torch_rival("cuda", "compile"), "gpu", "torch.nn on a GPU under torch.compile"),
+    "flashrnn-fused": (flashrnn_rival("cuda_fused"), "gpu", "FlashRNN, whole-sequence kernel"),
+    "flashrnn": (flashrnn_rival("cuda"), "gpu", "FlashRNN, a product and a kernel each step"),
+    "onnxruntime": (onnxruntime_rival, "cpu", "ONNX Runtime on the CPU, inference"),
+    "jax": (jax_rival, "cpu", "JAX, lax.scan under jit"),
+}
+USUAL = (
+    "gpurnn-cpu",
+    "gpurnn-numpy",
+    "gpurnn-cupy",
+    "gpurnn-cuda",
+    "torch-cpu",
+    "torch-cuda",
+    "onnxruntime",
+    "jax",
+)  # if none is named
+HIDDEN = {"flashrnn-vanilla": (flashrnn_rival("vanilla", "cpu"), "cpu", "")}  # for a test of "flashrnn" without a GPU
+
+
+def missing(name):
+    """Why a rival cannot run here, or None. Imports nothing heavy."""
+    if name.startswith("gpurnn-"):
+        return unavailable(name.split("-")[1])
+    needed = {"onnxruntime": ("onnx", "onnxruntime"), "jax": ("jax",), "products": ()}.get(name, ("torch",))
+    for module in needed + ("flashrnn",) * name.startswith("flashrnn"):
+        if importlib.util.find_spec(module) is None:
+            return f"{module} is not installed"
+    device = (RIVALS | HIDDEN)[name][1]
+    if device == "gpu" and "driver" in (unavailable("cuda") or ""):
+        return "no NVIDIA driver was found"
+    return None
+
+
+def packages():
+    """Names of the packages whose rivals can run here."""
+    rivals = {"torch-cpu": "torch", "jax": "jax", "onnxruntime": "onnxruntime", "flashrnn": "flashrnn"}
+    return [package for rival, package in rivals.items() if missing(rival) is None]
+
+
+def refuses(name, case):
+    """Why a rival does not take a case, or None."""
+    if case.precision == "tf32" and not name.startswith(("gpurnn-cuda", "torch-cuda", "flashrnn")):
+        return "computes float32 in float32"
+    if name in ("onnxruntime", "jax", "products") and case.dtype != "float32":
+        return "only float32 here"
+    if name == "onnxruntime" and case.what != "inference":
+        return "only inference"
+    if name == "jax" and case.what == "forward":
+        return "keeps nothing for a later backward"
+    if case.ragged and not name.startswith("gpurnn-") and name not in ("torch-cpu", "torch-cuda"):
+        return "all sequences of one length"
+    if name.startswith("flashrnn") and (case.L > 1 or case.bidirectional):
+        return "one layer and one direction"
+    if name == "gpurnn-cuda-wavefront" and (case.L == 1 or case.bidirectional):
+        return "several layers and one direction"
+    if case.what == "step" and name.startswith(("flashrnn", "jax")):
+        return "only layers, no whole training step"
+    return None

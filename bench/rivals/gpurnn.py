@@ -1,0 +1,110 @@
+"""gpurnn itself, on each of its backends."""
+
+import numpy as np
+
+import gpurnn
+
+from .prepared import RATE, Prepared
+
+
+def unavailable(backend):
+    """Why a backend cannot run here, or None."""
+    from gpurnn.cpu_ops import load_native
+
+    if backend == "cpu" and not load_native():
+        return "was not built, or not for this processor"
+    return gpurnn.backends()[backend]
+
+
+def build(case, backend, dtype, schedule="auto", wavefront=0):
+    """The gpurnn layer of a case, or for "step" the model: parts "embedding", "rnn", "linear"."""
+    kind = {"lstm": gpurnn.LSTM, "gru": gpurnn.GRU, "rnn": gpurnn.RNN}[case.cell]
+    where = {"backend": backend, "dtype": dtype, "seed": 0}
+    exact = {"precision": case.precision}
+    more = {"bidirectional": case.bidirectional, "schedule": schedule, "wavefront": wavefront}
+    layer = kind(case.I, case.H, case.L, **more, **where, **exact)
+    if case.what != "step":
+        return layer
+    D = 2 if case.bidirectional else 1
+    linear = gpurnn.Linear(D * case.H, case.V, **where, **exact)
+    return gpurnn.Sequential({"embedding": gpurnn.Embedding(case.V, case.I, **where), "rnn": layer, "linear": linear})
+
+
+def gpurnn_rival(backend, schedule="auto", wavefront=0):
+    def prepare(case, weights, x, y):
+        def fresh():
+            """(one run, which returns name -> array; the model)."""
+            model = build(case, backend, case.dtype, schedule, wavefront)
+            model.load_state_dict(weights)
+            return (_step if case.what == "step" else _layer_call)(case, model, x, y), model
+
+        run, model = fresh()
+
+        def results():
+            return _results(case, *fresh())
+
+        if not hasattr(model.xp, "get_default_memory_pool"):
+            return Prepared(run, results)
+        pool = model.xp.get_default_memory_pool()
+        return Prepared(run, results, model.ops.synchronize, _events(run, model.xp.cuda), pool.total_bytes)
+
+    return prepare
+
+
+def _step(case, model, words, targets):
+    """A whole training step, forward to Adam."""
+    adam = gpurnn.Adam(model, lr=RATE)
+    words, targets = model.xp.asarray(words), model.xp.asarray(targets)
+
+    def run():
+        model.zero_grad()
+        logits, _, backward = model.forward(words)
+        loss, dloss = gpurnn.cross_entropy(logits, targets)
+        backward(dloss())
+        norm = gpurnn.clip_grad_norm(model, 1.0)
+        adam.step()
+        return {"loss": loss, "norm": norm}
+
+    return run
+
+
+def _layer_call(case, layer, x, doutput):
+    """A layer's call, forward alone, or forward and backward."""
+    x, doutput = (layer.xp.asarray(array.astype(layer.dtype)) for array in (x, doutput))
+
+    def run():
+        if case.what == "inference":
+            return {"output": layer(x, lengths=case.lengths)[0]}
+        output, _, backward = layer.forward(x, lengths=case.lengths)
+        if case.what == "forward":
+            return {"output": output}
+        layer.zero_grad()
+        return {"output": output, "dx": backward(doutput)[0]}
+
+    return run
+
+
+def _results(case, run, model):
+    """Name -> float64 array, of the first run of a fresh model."""
+    found = run()
+    if case.what in ("train", "step"):
+        found |= {name: grad.copy() for name, grad in model.grads.items() if "_hh" in name}
+    if case.what == "step":  # the second loss shows whether the weights were changed rightly
+        found["loss"] = [float(found["loss"]), float(run()["loss"])]
+    return {
+        name: np.asarray(model.ops.to_numpy(array) if hasattr(array, "shape") else array, np.float64)
+        for name, array in found.items()
+    }
+
+
+def _events(run, cuda):
+    def events(count):
+        start, stop = cuda.Event(), cuda.Event()
+        start.record()
+        for _ in range(count):
+            run()
+        stop.record()
+        stop.synchronize()
+        return cuda.get_elapsed_time(start, stop) / 1e3
+
+    return events

@@ -1,0 +1,181 @@
+"""torch's own layers, on a GPU those of cuDNN."""
+
+import contextlib
+
+from .prepared import RATE, Prepared, threads
+
+
+def torch_prepared(device, run, results):
+    """What is made with torch, with torch's clock where it runs on a GPU."""
+    import torch
+
+    def events(count):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(count):
+            run()
+        stop.record()
+        stop.synchronize()
+        return start.elapsed_time(stop) / 1e3
+
+    if device == "cpu":
+        return Prepared(run, results)
+    return Prepared(run, results, torch.cuda.synchronize, events, torch.cuda.max_memory_reserved)
+
+
+def torch_rival(device, mode="eager"):
+    """mode: "eager"; "compile": under ``torch.compile``; "graph": the whole run recorded as a CUDA graph."""
+
+    def prepare(case, weights, x, y):
+        import torch
+
+        torch.set_num_threads(threads())
+        if device == "cuda":
+            allowed = case.precision == "tf32"  # torch's own default for RNNs is tf32
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+        weights = {name: torch.from_numpy(value) for name, value in weights.items()}
+        layer = _language_model(case) if case.what == "step" else _layer(case)
+        layer.load_state_dict(weights)
+        dtype = torch.float32 if _is_mixed(case) else getattr(torch, case.dtype)
+        layer = layer.to(device, dtype).train(case.what != "inference")
+        call = torch.compile(layer) if mode == "compile" else layer
+        call = _packed(call, case.lengths) if case.ragged else call
+        x, y = torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)
+        keep = mode == "graph"  # a recorded run finds its gradients at the same addresses, zeroed
+        if case.what == "step":
+            adam = torch.optim.Adam(layer.parameters(), lr=RATE, fused=True, capturable=keep)
+            run = _step(case, layer, call, x, y, adam, keep)
+        else:
+            adam, x, y = None, x.to(dtype), y.to(dtype)
+            run = _layer_call(case, layer, call, x, y, keep)
+        run = _recorded(run) if mode == "graph" else run
+
+        def results():
+            layer.load_state_dict(weights)
+            for state in adam.state.values() if adam else ():
+                for tensor in state.values():
+                    tensor.zero_()
+            return _results(case, layer, run)
+
+        return torch_prepared(device, run, results)
+
+    return prepare
+
+
+def _layer(case):
+    import torch
+
+    return getattr(torch.nn, case.cell.upper())(case.I, case.H, case.L, bidirectional=case.bidirectional)
+
+
+def _language_model(case):
+    """Embedding, layers and linear layer, by the names of gpurnn's model."""
+    import torch
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            D = 2 if case.bidirectional else 1
+            self.embedding = torch.nn.Embedding(case.V, case.I)
+            self.rnn = _layer(case)
+            self.linear = torch.nn.Linear(D * case.H, case.V)
+
+        def forward(self, words):
+            return (self.linear(self.rnn(self.embedding(words))[0]),)
+
+    return Model()
+
+
+def _is_mixed(case):
+    """Whether the weights stay float32 beside 16-bit products, as gpurnn's do in a whole training step."""
+    return case.what == "step" and case.dtype in ("float16", "bfloat16")
+
+
+def _packed(layer, lengths):
+    """A layer of torch over sequences of these lengths."""
+    from torch.nn.utils import rnn
+
+    def call(x):
+        output, state = layer(rnn.pack_padded_sequence(x, lengths, enforce_sorted=False))
+        return rnn.pad_packed_sequence(output, total_length=len(x))[0], state
+
+    return call
+
+
+def _step(case, layer, call, words, targets, adam, keep):
+    """A whole training step, forward to Adam. keep: the gradients' memory."""
+    import torch
+
+    def precision():
+        if _is_mixed(case):
+            return torch.autocast(words.device.type, getattr(torch, case.dtype))
+        return contextlib.nullcontext()
+
+    def run():
+        layer.zero_grad(set_to_none=not keep)
+        with precision():
+            logits = call(words)[0]
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(layer.parameters(), 1.0)
+        adam.step()
+        return {"loss": loss, "norm": norm}
+
+    return run
+
+
+def _layer_call(case, layer, call, x, doutput, keep):
+    """A layer's call, forward alone, or forward and backward. keep: the gradients' memory."""
+    import torch
+
+    x.requires_grad_(case.what == "train")
+
+    def run():
+        if case.what == "inference":
+            with torch.inference_mode():
+                return {"output": call(x)[0]}
+        if case.what == "forward":
+            return {"output": call(x)[0]}
+        layer.zero_grad(set_to_none=not keep)
+        if keep and x.grad is not None:
+            x.grad.zero_()
+        else:
+            x.grad = None
+        output = call(x)[0]
+        output.backward(doutput)
+        return {"output": output, "dx": x.grad}
+
+    return run
+
+
+def _recorded(run):
+    """The run as a CUDA graph: warmed up on a stream of its own, as torch asks for, then recorded once."""
+    import torch
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = run()
+
+    def replay():
+        graph.replay()
+        return found
+
+    return replay
+
+
+def _results(case, layer, run):
+    """Name -> float64 array."""
+    import torch
+
+    found = {name: value.detach().clone() for name, value in run().items()}
+    if case.what in ("train", "step"):
+        found |= {name: p.grad.clone() for name, p in layer.named_parameters() if "_hh" in name}
+    if case.what == "step":  # the second loss shows whether the weights were changed rightly
+        found["loss"] = torch.stack([found["loss"], run()["loss"].detach()])
+    return {name: value.cpu().double().numpy() for name, value in found.items()}
