@@ -9,9 +9,9 @@ import gpurnn
 from gpurnn import schedules, tuning
 from gpurnn.check import leaves
 from gpurnn.cuda_ops import CudaOps, kernel_of
+from gpurnn.dtypes import EPSILON
 
 from .gpu_cases import Smoke
-from .judge import EPS
 
 CALLS = 4  # of a layer whose loop is to be recorded: the second call records, the others replay
 
@@ -157,7 +157,7 @@ def judge(got, usual, expected, dtype, terms):
     """
     sizes = {name: np.abs(value).max(initial=1) for name, value in expected.items()}
     error = max(np.abs(usual[name] - value).max(initial=0) / sizes[name] for name, value in expected.items())
-    share = terms * EPS[dtype] if dtype == "float64" else 2 * error + 2 * EPS[dtype]
+    share = terms * EPSILON[dtype] if dtype == "float64" else 2 * error + 2 * EPSILON[dtype]
     worst, where, wrong = 0.0, "", None
     for name, value in expected.items():
         off = np.abs(got[name] - value) / (share * sizes[name])

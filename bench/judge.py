@@ -6,12 +6,11 @@ from dataclasses import replace
 import numpy as np
 
 from gpurnn.check import nan_is_worst
-from gpurnn.module import check_dtype
+from gpurnn.dtypes import EPSILON, check_dtype
 
 from .cases import CELLS
 from .rivals.gpurnn import build, gpurnn_rival, unavailable
 
-EPS = {"float32": 2.0**-23, "float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 TF32 = 2.0**-10
 
 
@@ -46,7 +45,7 @@ def allowed(case):
     term of the sums of one step, and for each step that passes it on; in a whole step also one for each parameter,
     whose squares make the norm that all gradients are clipped by. Wrong results are wrong by 0.01 and more, so that is
     the most in float32; in tf32 and 16 bits it is a few roundings of bfloat16, 2^-7."""
-    eps = TF32 if case.precision == "tf32" else EPS[case.dtype]
+    eps = TF32 if case.precision == "tf32" else EPSILON[case.dtype]
     terms = (case.H + case.I) ** 0.5 * case.steps**0.5 * CELLS[case.cell]
     if case.what == "step":
         terms += case.parameters**0.5
