@@ -89,7 +89,7 @@ def test_every_test_file_is_collected(more, blocked, tmp_path):
     assert len(items) == collected and 100 < selected < collected
     assert "error" not in done.stdout.splitlines()[-1]
     files = {item.partition("::")[0] for item in items}
-    assert {file for file in files if file.startswith("tests/")} == {
+    assert {file for file in files if file.startswith("tests/test_")} == {
         f"tests/{path.name}" for path in TESTS.glob("test_*.py")
     }
     examples = {path for path in (ROOT / "gpurnn").rglob("*.py") if ">>> " in path.read_text(encoding="utf-8")}
