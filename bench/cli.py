@@ -249,7 +249,7 @@ def _write_page(page, text, reads=()):
 @click.option("--results", type=click.Path(exists=True, file_okay=False), default="bench/results")
 @click.option("--check", is_flag=True, help="Change nothing; exit code 1 where a table is not what the results say.")
 def readme(pages, results, check):
-    """Make the tables of PAGES anew from committed results: README.md and gpurnn/docs/speed.md unless others are named."""
+    """Make the tables of PAGES anew from committed results  [default: README.md and gpurnn/docs/speed.md]."""
     from .report import fill
 
     stale = False

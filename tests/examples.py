@@ -1,4 +1,4 @@
-"""What every example (``>>>``) in docstrings, README.md and gpurnn/docs finds: a pytest plugin, named in pyproject.toml.
+"""What every example (``>>>``) of docstrings and pages finds: a pytest plugin, named in pyproject.toml.
 
 An example knows ``gpurnn`` and ``np``, computes on the CPU, writes to an empty folder and logs nothing.
 """

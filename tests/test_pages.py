@@ -47,7 +47,8 @@ def test_the_ten_lines_of_the_readme_learn(monkeypatch, tmp_path, capsys):
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#\s]+)", text_of(page)):
+    prose = re.sub(r"^```.*?^```$", "", text_of(page), flags=re.S | re.M)
+    for target in re.findall(r"\]\(([^)#\s]+)", prose):
         assert target.startswith("https://") or (page.parent / target).is_file(), target
 
 
@@ -63,3 +64,8 @@ def test_the_reference_names_everything_public():
         if not name.startswith("_") and getattr(value, "__module__", "").startswith("gpurnn.")
     }
     assert set(re.findall(r"^- `gpurnn\.(\w+)`", text_of(DOCS / "reference.md"), re.M)) >= public
+
+
+def test_the_map_names_every_module():
+    listed = set(re.findall(r"^\| `(gpurnn/[\w/]+\.py)` \|", text_of(DOCS / "map.md"), re.M))
+    assert listed == {name_of(path) for path in (ROOT / "gpurnn").rglob("*.py")}
