@@ -154,7 +154,7 @@ def _quick():
 
 
 def _cpu():
-    """The README's table of the CPU: sizes from streaming to training a big layer."""
+    """The table of the CPU in gpurnn/docs/speed.md: sizes from streaming to training a big layer."""
     return [
         Case(cell, 50, B, H, H, what=what)
         for cell in ("lstm", "gru", "rnn")
@@ -235,7 +235,7 @@ def _stacks():
 
 SUITES = {
     "quick": (_quick, "small sizes, under a minute on 2 cores"),
-    "cpu": (_cpu, "B 1 to 128, H 64 to 1024, T 50: the README's table"),
+    "cpu": (_cpu, "B 1 to 128, H 64 to 1024, T 50: the table of gpurnn/docs/speed.md"),
     "applications": (_applications, "whole training steps of language models: embedding to Adam"),
     "small": (_small, "H 32 to 192, T 512: schedule block beside step, cuDNN, FlashRNN"),
     "house": (_house, "cells x H x B x dtype x pass at T 512, with cuDNN's cliffs (H 129, B 7)"),

@@ -15,6 +15,7 @@ from .plots import KINDS
 from .rivals import HIDDEN, RIVALS, USUAL, missing, packages
 
 _STARTED = time.monotonic()  # of this process, nearly
+_PAGES = ("README.md", "gpurnn/docs/speed.md")  # with tables made from results
 _file = click.argument("file", type=click.Path(exists=True, dir_okay=False))
 
 
@@ -250,19 +251,23 @@ def _write_page(page, text, reads=()):
 
 
 @main.command()
-@click.argument("page", type=click.Path(exists=True, dir_okay=False), default="README.md")
+@click.argument("pages", nargs=-1, type=click.Path(exists=True, dir_okay=False))
 @click.option("--results", type=click.Path(exists=True, file_okay=False), default="bench/results")
 @click.option("--check", is_flag=True, help="Change nothing; exit code 1 where a table is not what the results say.")
-def readme(page, results, check):
-    """Make the tables of a page anew from committed results."""
+def readme(pages, results, check):
+    """Make the tables of PAGES anew from committed results  [default: README.md and gpurnn/docs/speed.md]."""
     from .report import fill
 
-    text = Path(page).read_text(encoding="utf-8")
-    made = fill(text, results)
+    stale = False
+    for page in pages or _PAGES:
+        text = Path(page).read_text(encoding="utf-8")
+        made = fill(text, results)
+        stale |= made != text
+        if not check:
+            _write_page(page, made)
+            click.echo(f"{page}: {'changed' if made != text else 'as it was'}")
     if check:
-        click.get_current_context().exit(int(made != text))
-    _write_page(page, made)
-    click.echo(f"{page}: {'changed' if made != text else 'as it was'}")
+        click.get_current_context().exit(int(stale))
 
 
 @main.command(

@@ -124,10 +124,13 @@ def markdown(document, base=None):
         yield f"| {row['name']} | " + " | ".join(cells) + " |"
 
 
-def summary(document, base, other, bound=None):
+def summary(document, base, other, bound=None, only=None):
     """Lines of a small table: a row for each B and H, a column for each cell and pass, in it how many times as fast
-    ``base`` is as ``other``, and in brackets the same for ``bound``, what ``base`` cannot exceed."""
-    columns = list(dict.fromkeys((row["case"]["cell"], row["case"]["what"]) for row in document["cases"]))
+    ``base`` is as ``other``, and in brackets the same for ``bound``, what ``base`` cannot exceed.
+
+    bound: "-" is the same as None. only: the one pass that is shown, such as "train"."""
+    columns = dict.fromkeys((row["case"]["cell"], row["case"]["what"]) for row in document["cases"])
+    columns = [column for column in columns if only in (None, column[1])]
     lines = {}
     for row in document["cases"]:
         found, case = timed(row), row["case"]
@@ -146,8 +149,8 @@ def fill(text, folder):
     """A page with the tables between its markers made anew from the results in ``folder``.
 
     A marker names a file and the arguments of ``summary``, or the file alone for ``markdown``:
-    ``<!-- bench cpu.json base other [bound] -->`` ... ``<!-- end -->``; with ``probe`` it shows what was measured of
-    the GPU itself. Raises ValueError for a marker without its end, and for results of a rehearsal.
+    ``<!-- bench cpu.json base other [bound [pass]] -->`` ... ``<!-- end -->``; with ``probe`` it shows what was
+    measured of the GPU itself. Raises ValueError for a marker without its end, and for results of a rehearsal.
     """
 
     def made(found):

@@ -59,8 +59,7 @@ def target(arch):
 
     Machine code of the same major version where NVRTC knows one that is not newer, else PTX, which the driver compiles.
 
-    >>> target(90)
-    '-arch=sm_90'
+    ``target(90)`` is '-arch=sm_90'.
     """
     known = [number for number in architectures() if number <= arch]
     if known and known[-1] // 10 == arch // 10:

@@ -1,7 +1,8 @@
 """Sound as features: WAV files read, resampled, and turned into log-mel frames.
 
->>> samples, rate = read_wav("hello.wav")
->>> frames = log_mel(resample(samples, rate, 16000), 16000)                     # (T, 40)
+>>> samples, rate = np.sin(0.3 * np.arange(16000)), 16000                       # or read_wav("hello.wav")
+>>> log_mel(samples, rate).shape                                                # (T, bands)
+(99, 40)
 """
 
 import functools

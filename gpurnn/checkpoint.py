@@ -63,8 +63,10 @@ def save_checkpoint(path, arrays, document):
     CheckpointError, with nothing left behind, where the disk is full or a float array holds NaN or infinity (a
     checkpoint of a diverged model would replace a good one), TypeError for a document that is not JSON.
 
-    >>> save_checkpoint("run/last.json", model.state_dict(), {"epoch": 3})
-    >>> arrays, document = load_checkpoint("run/last.json")
+    >>> save_checkpoint("last.json", gpurnn.Linear(2, 1).state_dict(), {"epoch": 3})
+    >>> arrays, document = load_checkpoint("last.json")
+    >>> sorted(arrays), document["epoch"]
+    (['bias', 'weight'], 3)
     """
     path = _json_path(path)
     arrays = {name: np.asarray(array_ops(array).to_numpy(array), order="C") for name, array in arrays.items()}

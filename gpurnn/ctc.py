@@ -1,7 +1,10 @@
 """Connectionist temporal classification: a loss for labels whose place in time is not known, and its decoders.
 
->>> loss, backward = gpurnn.ctc_loss(logits, targets, lengths=lengths)          # (T, B, V), B label sequences, (B,)
->>> labels = gpurnn.ctc_greedy(logits, lengths=lengths)                         # B lists of labels
+>>> logits, targets = np.zeros((5, 2, 4)), [[1, 2], [3]]                         # (T, B, V), B label sequences
+>>> logits[np.arange(5), :, [1, 0, 2, 2, 3]] = 1                                # the likeliest class of each step
+>>> loss, backward = ctc_loss(logits, targets, lengths=[5, 3])
+>>> ctc_greedy(logits, lengths=[5, 3])                                          # B lists of labels
+[[1, 2, 3], [1, 2]]
 
 Graves, Fernandez, Gomez, Schmidhuber, "Connectionist temporal classification: labelling unsegmented sequence data with
 recurrent neural networks", ICML 2006. At every timestep the model names one of V classes, one of which is the blank. A

@@ -2,9 +2,11 @@
 
 A vanishing gradient shows as a curve that falls towards t = 0, an exploding one as a curve that rises.
 
->>> with gpurnn.record_gradient_flow() as flow:
-...     dx, dstate = backward(doutput)
+>>> output, state, backward = gpurnn.LSTM(3, 4).forward(np.ones((5, 2, 3), "float32"))
+>>> with record_gradient_flow() as flow:
+...     dx, dstate = backward(output)
 >>> flow["l0"].dh.shape          # (T, B): Euclidean norm over the hidden units, per step and sequence
+(5, 2)
 """
 
 import contextlib

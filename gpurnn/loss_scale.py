@@ -1,11 +1,13 @@
 """The loss scale that float16 needs: its smallest number is 6e-8, and most derivatives of a large model are smaller.
 
->>> scaler = gpurnn.LossScaler()
->>> for batch in batches:
+>>> import math
+>>> model = gpurnn.Sequential(gpurnn.Linear(2, 3, dtype="float16"))
+>>> optimizer, scaler = gpurnn.SGD(model, lr=0.1), gpurnn.LossScaler()
+>>> for inputs, targets in [(np.ones((4, 2), "float16"), np.zeros(4, int))]:
 ...     model.zero_grad()
-...     output, backward = model.forward(batch.inputs)
-...     loss, dloss = gpurnn.cross_entropy(output, batch.targets)
-...     backward(dloss(scaler.scale))                   # every derivative is so many times as large
+...     output, backward = model.forward(inputs)
+...     loss, dloss = gpurnn.cross_entropy(output, targets)
+...     _ = backward(dloss(scaler.scale))               # every gradient is this many times as large
 ...     scaler.unscale(model)                           # the gradients are what they would have been
 ...     norm = gpurnn.clip_grad_norm(model, 1.0)
 ...     if scaler.update(math.isfinite(norm)):          # False where they overflowed: no update then

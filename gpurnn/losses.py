@@ -1,7 +1,9 @@
 """Losses over all timesteps at once, each returned with its own backward.
 
->>> loss, backward = gpurnn.cross_entropy(logits, targets, lengths=lengths)    # (T, B, V), (T, B), (B,)
->>> dlogits = backward()                                                       # (T, B, V)
+>>> logits, targets = np.zeros((3, 2, 4)), np.zeros((3, 2), int)               # (T, B, V), (T, B)
+>>> loss, backward = cross_entropy(logits, targets, lengths=[3, 1])
+>>> backward().shape                                                           # the gradient with respect to logits
+(3, 2, 4)
 
 What every loss here has in common:
 

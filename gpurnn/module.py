@@ -285,6 +285,7 @@ class Module(NamesArguments):
         keeps those.
         Raises KeyError for a name that there is not; nothing changes then.
 
+        >>> model = gpurnn.Sequential({"encoder": gpurnn.LSTM(2, 3), "head": gpurnn.Linear(3, 1)})
         >>> model.freeze("encoder.*").frozen
         ['encoder.weight_ih_l0', 'encoder.weight_hh_l0', 'encoder.bias_ih_l0', 'encoder.bias_hh_l0']
         """
@@ -367,8 +368,10 @@ class Module(NamesArguments):
         """Inside the ``with`` block this module and all in it are in evaluation mode; behind it each is in its own mode
         again, whatever happened. Yields the module.
 
+        >>> model = gpurnn.Dropout(0.5)
         >>> with model.evaluation():
-        ...     output = model(x)
+        ...     model(np.ones(3, "float32")).tolist()
+        [1.0, 1.0, 1.0]
         """
         modes = [(module, module.training) for _, module in self.modules()]
         try:
@@ -380,6 +383,7 @@ class Module(NamesArguments):
     def changed(self, *names):
         """Count a change of these parameters, or of all, that was made through their arrays; see ``check_versions``.
 
+        >>> layer = gpurnn.Linear(2, 3)
         >>> layer.params["weight"][0] = 0          # through an array: nobody sees it
         >>> layer.changed("weight")
         """

@@ -3,15 +3,19 @@
 An optimiser step is one compiled pass, or in array code a handful of in-place operations, over ``model.flat_params``
 and ``model.flat_grads``, however many layers the model has. Updates, names and defaults are ``torch.optim``'s.
 
->>> optimiser = gpurnn.Adam(model, lr=1e-3)
->>> schedule = gpurnn.WarmupSchedule(optimiser, 5, after=gpurnn.CosineSchedule(optimiser, total=100))
+>>> model = gpurnn.Linear(2, 1)
+>>> optimizer = gpurnn.Adam(model, lr=1e-3)
+>>> schedule = gpurnn.WarmupSchedule(optimizer, 5, after=gpurnn.CosineSchedule(optimizer, total=100))
 >>> for epoch in range(105):
-...     for batch in batches:
+...     for x in [np.ones((4, 2), "float32")]:      # an epoch of one batch
 ...         model.zero_grad()
-...         ...                                     # forward and backward
+...         output, backward = model.forward(x)
+...         _ = backward(output)
 ...         norm = gpurnn.clip_grad_norm(model, 1.0)
-...         optimiser.step()
+...         optimizer.step()
 ...     schedule.step()
+>>> optimizer.lr
+0.0
 """
 
 import math
@@ -466,6 +470,7 @@ def clip_grad_norm(model, max_norm):
 
     Where the norm is not finite the gradients stay as they are, so that the caller can see which of them broke:
 
+    >>> model = gpurnn.Linear(2, 1)
     >>> norm = gpurnn.clip_grad_norm(model, 1.0)
     >>> if not math.isfinite(norm):
     ...     raise FloatingPointError(f"gradient norm is {norm}")

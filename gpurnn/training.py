@@ -539,6 +539,7 @@ def save_weights(model, path):
     """Write the weights and running statistics of ``model`` as a checkpoint: ``path``, a .json file, and its arrays
     beside it. Raises CheckpointError as ``save_checkpoint`` does.
 
+    >>> model = gpurnn.GRU(2, 3)
     >>> gpurnn.save_weights(model, "model.json")
     >>> gpurnn.load_weights(model, "model.json")
     """

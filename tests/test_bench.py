@@ -363,9 +363,19 @@ def test_pages_are_filled_from_results(tmp_path):
     assert "has no <!-- end -->" in str(invoke("readme", page, "--results", tmp_path).exception)
 
 
-def test_the_readme_says_what_the_results_say():
-    done = invoke("readme", ROOT / "README.md", "--results", ROOT / "bench" / "results", "--check")
-    assert done.exit_code == 0, "python -m bench readme"
+def test_one_pass_is_shown_where_a_page_asks_for_it():
+    both = document(made("one", 1.0, 0.0, 1), made("two", 3.0, 0.0, 1))
+    both["cases"][1]["case"] = SMALL.as_dict() | {"what": "inference"}
+    for row in both["cases"]:
+        row["results"]["theirs"] = row["results"]["bound"] = made("x", 2.0, 0.0, 1)["results"]["ours"]
+    table = ["| B, H | gru train |", "|---|---:|", "| 2, 5 | 2.00 |"]
+    assert list(report.summary(both, "ours", "theirs", "-", "train")) == table
+    assert list(report.summary(both, "ours", "theirs", "bound", "inference"))[2] == "| 2, 5 | 0.67 (1.00) |"
+
+
+def test_the_pages_say_what_the_results_say(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert invoke("readme", "--check").exit_code == 0, "python -m bench readme"
 
 
 def test_a_table_of_nothing_and_a_plot_of_nothing(tmp_path):

@@ -88,7 +88,12 @@ def test_every_test_file_is_collected(more, blocked, tmp_path):
     items = json.loads((tmp_path / "collected.json").read_text())
     assert len(items) == collected and 100 < selected < collected
     assert "error" not in done.stdout.splitlines()[-1]
-    assert {item.partition("::")[0] for item in items} == {f"tests/{path.name}" for path in TESTS.glob("test_*.py")}
+    files = {item.partition("::")[0] for item in items}
+    assert {file for file in files if file.startswith("tests/test_")} == {
+        f"tests/{path.name}" for path in TESTS.glob("test_*.py")
+    }
+    examples = {path for path in (ROOT / "gpurnn").rglob("*.py") if ">>> " in path.read_text(encoding="utf-8")}
+    assert files >= {path.relative_to(ROOT).as_posix() for path in examples}
     assert not (tmp_path / "cache").exists()  # and nothing is compiled for it
 
 

@@ -14,7 +14,7 @@ import pytest
 from gpurnn import _kernels
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("pyproject.toml", "MANIFEST.in", "README.md", ".ci", "gpurnn", "kernels", "bench", "tests")
+PARTS = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", ".ci", ".docs", "gpurnn", "kernels", "bench", "tests")
 
 
 def sources(folder, *suffixes):
@@ -86,7 +86,9 @@ def test_sdist_holds_the_tests(built, tree):
     with tarfile.open(built[0]) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
     assert names > {f"tests/{name}" for name in sources(tree / "tests", ".py")}
-    assert names > {".ci/run", "README.md", "bench/__init__.py", "kernels/common.cuh", "kernels/cells/probe.cuh"}
+    assert names > {f"gpurnn/{name}" for name in sources(tree / "gpurnn", ".md")} > {"gpurnn/docs/index.md"}
+    assert names > {".ci/run", ".docs/conf.py", ".docs/static/site.css", "LICENSE", "README.md"}
+    assert names > {"bench/__init__.py", "kernels/common.cuh", "kernels/cells/probe.cuh"}
     assert names > {
         f"kernels/cpu/{name}" for name in ("walk.cpp", "walk.h", "product.h", "update.h", "loss.h", "vector.h")
     }

@@ -1,9 +1,12 @@
 """Text into classes: sentiment, topics, names by nationality. ``gpurnn train classify`` on the shell.
 
->>> run = prepare("classify", ["rt-polarity.pos", "rt-polarity.neg"], "runs/reviews")         # of run.py
->>> history = run.train()
->>> trained = load("runs/reviews")
->>> predict(trained, ["a moving and funny film", "dull"])                                     # (2, V) probabilities
+>>> from gpurnn.tasks.run import prepare
+>>> lines = [f"{word} film {n}\\t{label}" for word, label in [("funny", "pos"), ("dull", "neg")] for n in range(20)]
+>>> Path("reviews.tsv").write_text("\\n".join(lines), encoding="utf-8") > 0
+True
+>>> history = prepare("classify", ["reviews.tsv"], "runs/reviews", hidden=8, epochs=2).train()
+>>> predict(load("runs/reviews"), ["a funny film", "dull"]).shape                             # (2, V) probabilities
+(2, 2)
 
 Words or characters are embedded and read by a recurrent stack, in both directions; pooling makes one vector of its
 states, a linear layer the classes of that.

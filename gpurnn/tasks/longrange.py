@@ -10,8 +10,9 @@ Sequences of adding and copy are drawn as they are needed, by number: batch n of
 in every run, none comes twice, and those to validate and to test with are the same in all runs. Each problem has a
 trivial answer that needs no memory; its error is printed beside.
 
->>> run = prepare("longrange", [], "runs/adding", problem="adding", steps=100, epochs=3)                  # of run.py
->>> run.finish(run.train())
+>>> from gpurnn.tasks.run import prepare
+>>> run = prepare("longrange", [], "runs/adding", problem="adding", steps=10, sequences=64, hidden=8, epochs=1)
+>>> result, text = run.finish(run.train())
 """
 
 import gzip

@@ -1,9 +1,13 @@
 """Music as piano rolls: read it, learn to predict the next frame, compose. ``gpurnn train music`` on the shell.
 
->>> run = prepare("music", ["jsb_quarter.npz"], "runs/chorales", cell="gru", hidden=46)      # of run.py
->>> run.train()
->>> roll = compose(load("runs/chorales").model, steps=64, voices=4, seed=1)                 # (64, 88)
->>> write_midi("chorale.mid", roll, step=1.0)
+>>> from gpurnn.tasks.run import prepare
+>>> Path("scales.json").write_text(str([[[60, 64, 67], [62, 65, 69], []]] * 20), encoding="utf-8")    # 20 pieces
+680
+>>> history = prepare("music", ["scales.json"], "runs/scales", cell="gru", hidden=8, epochs=1).train()
+>>> roll = compose(load("runs/scales").model, steps=64, voices=4, seed=1)
+>>> roll.shape
+(64, 88)
+>>> write_midi("scale.mid", roll, step=1.0)
 
 A roll is an array (T, 88) of 0 and 1: column k is the piano's key k, MIDI number 21 + k; a row is a frame, the keys
 that sound during one step. The model predicts each frame from those before it, the first from an empty one: recurrent

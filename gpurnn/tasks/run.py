@@ -4,10 +4,13 @@ A task is a ``Task`` and the ``Settings`` that it adds; everything else, the com
 two. A run's folder holds ``config.json``, which is all that is needed to use the model later, beside what ``fit``
 writes (training.py).
 
->>> run = prepare("text", ["book.txt"], "runs/book", epochs=3)
+>>> Path("book.txt").write_text("Once upon a time. " * 300, encoding="utf-8")
+5400
+>>> run = prepare("text", ["book.txt"], "runs/book", hidden=16, epochs=1)
 >>> history = run.train()
 >>> trained = load("runs/book")
->>> trained.model, trained.settings, trained.facts
+>>> trained.settings.hidden, "vocabulary" in trained.facts
+(16, True)
 """
 
 import contextlib

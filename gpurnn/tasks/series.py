@@ -1,9 +1,14 @@
 """Time series: read a CSV file, learn to forecast a column, forecast. ``gpurnn train series`` on the shell.
 
->>> run = prepare("series", ["airline.csv"], "runs/airline", horizon=12, residual="season")    # of run.py
->>> run.train()
+>>> from gpurnn.tasks.run import prepare
+>>> text = "month,passengers\\n" + "".join(f"{n},{100 + n % 12}\\n" for n in range(240))
+>>> Path("airline.csv").write_text(text, encoding="utf-8") > 0
+True
+>>> run = prepare("series", ["airline.csv"], "runs/airline", window=24, horizon=12, residual="season", epochs=1)
+>>> history = run.train()
 >>> trained = load("runs/airline")
->>> forecast(trained, read_table("airline.csv", trained.facts))                                # (12,), in its units
+>>> forecast(trained, read_table("airline.csv", trained.facts)).shape                          # in the file's units
+(12,)
 
 A window of W rows is read, the H rows behind it are forecast. Three ways (``mode``): the last state of the window
 gives all H values (direct, many-to-one); every state of the window gives the H values behind it (every, many-to-many:

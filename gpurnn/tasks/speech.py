@@ -1,8 +1,11 @@
 """Speech into text, or into classes: log-mel frames, a bidirectional stack, CTC. ``gpurnn train speech`` on the shell.
 
->>> run = prepare("speech", ["train.tsv"], "runs/speech")                          # of run.py
+>>> from gpurnn.tasks.run import load, prepare
+>>> frames = np.random.default_rng(0).normal(size=(400, 4)).astype("float32")      # of 20 utterances, in 4 bands
+>>> np.savez("words.npz", frames=frames, length=[20] * 20, label=["yes", "no"] * 10)
+>>> run = prepare("speech", ["words.npz"], "runs/speech", rate=8000, bands=4, hidden=8, epochs=1)
 >>> history = run.train()
->>> transcribe(load("runs/speech"), [features])                                    # ["three one four"]
+>>> heard = transcribe(load("runs/speech"), frames[:20])
 
 The model is that of Amodei et al., "Deep Speech 2", ICML 2016, without its convolutions: recurrent layers in both
 directions, with batch normalisation of what goes from one to the next, over all valid steps of a batch; then a linear

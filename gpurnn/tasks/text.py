@@ -1,10 +1,14 @@
 """A language model: read text, train on it, sample from it, measure it. ``gpurnn train text`` on the shell.
 
->>> run = prepare("text", ["book.txt"], "runs/book", epochs=3)                    # of run.py
->>> run.train()
+>>> from pathlib import Path
+>>> from gpurnn.tasks.run import prepare
+>>> Path("book.txt").write_text("Once upon a time. " * 300, encoding="utf-8")
+5400
+>>> history = prepare("text", ["book.txt"], "runs/book", hidden=16, epochs=1).train()
 >>> trained = load("runs/book")
 >>> vocabulary = vocabulary_of(trained.facts["vocabulary"])
->>> "".join(sample(trained.model, vocabulary, "Once upon", length=200, temperature=0.8))
+>>> len("".join(sample(trained.model, vocabulary, "Once upon", length=200, temperature=0.8)))
+200
 
 The model predicts each character, or word, from those before it: embedding, recurrent layers, linear layer, softmax. It
 is trained by truncated back-propagation through time: B places of the text are read side by side, T characters at a

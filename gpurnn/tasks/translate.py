@@ -1,9 +1,12 @@
 """Translation: pairs of sentences in, a model that translates out. ``gpurnn train translate`` on the shell.
 
->>> run = prepare("translate", ["pairs.tsv"], "runs/fra", epochs=3)                # of run.py
->>> run.train()
->>> trained = load("runs/fra")
->>> [translation.text for translation in translate(trained, ["Where are you?"])]
+>>> from pathlib import Path
+>>> from gpurnn.tasks.run import prepare
+>>> lines = [f"{n} cats\\t{n} chats" for n in ("one", "two", "three")] * 10
+>>> Path("pairs.tsv").write_text("\\n".join(lines), encoding="utf-8") > 0
+True
+>>> history = prepare("translate", ["pairs.tsv"], "runs/fra", hidden=8, epochs=1, valid=0.5).train()
+>>> found = [translation.text for translation in translate(load("runs/fra"), ["two cats"])]
 
 The model is the encoder-decoder of seq2seq.py, trained by teacher forcing, with scheduled sampling where asked for; the
 text is cut into the tokens of tokens.py.

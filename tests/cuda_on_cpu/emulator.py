@@ -1,9 +1,9 @@
 """Runs CUDA kernels on the CPU: NVRTC's PTX, translated to C++, one fiber per CUDA thread, every access checked.
 
->>> emu = Emulator(arch=90, policy="random", seed=3)
->>> kernel = emu.load(source, name="scale<float>")
->>> y = emu.empty((8, 8), "float32", "y")
->>> kernel((4,), (32,), (np.int32(64), x, y))
+    emu = Emulator(arch=90, policy="random", seed=3)
+    kernel = emu.load(source, name="scale<float>")
+    y = emu.empty((8, 8), "float32", "y")
+    kernel((4,), (32,), (np.int32(64), x, y))
 
 The call is CuPy's ``RawKernel`` call, so code that launches on a GPU launches here unchanged.
 """
