@@ -105,7 +105,7 @@ class Attention(Module):
         return self.attend(queries, self.remember(memory, lengths))
 
     def remember(self, memory, lengths=None):
-        """``memory`` (T, B, E) made ready for many calls of ``attend``, as a decoder makes that walks step by step.
+        """``memory`` (T, B, E) made ready for many calls of ``attend``, as a step-by-step decoder makes.
 
         It is kept by reference unless a sequence is shorter than T: do not write to it before the last call.
         """

@@ -461,7 +461,7 @@ def tune(dtypes, cells, hidden, batches, bidirectional, tf32, show, forget, as_j
         ops = get_backend("cuda")
         sizes = cells or tuning.CELLS, hidden or (32, 64, 128, 192, 256), batches or (1, 8, 32, 128)
         problems = tuning.problems(*sizes, dtypes or ("float32",), 1 + bidirectional, tf32)
-        table = tuning.tune(ops, problems, lambda jobs: tqdm(jobs, unit=" walks", disable=None))
+        table = tuning.tune(ops, problems, lambda jobs: tqdm(jobs, unit=" loops", disable=None))
         table = tuned_table.Table(tuned_table.read().entries | table.entries)  # another may have measured meanwhile
         tuned_table.write(table)
     rows = tuning.rows(table)
@@ -474,7 +474,7 @@ def tune(dtypes, cells, hidden, batches, bidirectional, tf32, show, forget, as_j
             if row["device"] == device:
                 options.say(f"  {row['name']:44}" + "".join(f"{text:>17}" for text in row["told"][:2]))
     click.echo(
-        f"{len(rows)} walks are known: {tuned_table.path()}" if rows else "Nothing is known yet: run gpurnn tune"
+        f"{len(rows)} time loops are known: {tuned_table.path()}" if rows else "Nothing is known yet: run gpurnn tune"
     )
 
 

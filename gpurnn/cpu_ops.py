@@ -1,4 +1,4 @@
-"""CpuOps: what compiled code does on the CPU in place of array code: the walk through time, products and sums over all
+"""CpuOps: what compiled code does on the CPU in place of array code: the time loop, products and sums over all
 of it, cross-entropy, dropout masks, the optimisers and the norm of the gradients.
 
 The library ``gpurnn._native`` is kernels/cpu/walk.cpp, the cells of kernels/cells under a schedule for the CPU. It is
@@ -24,7 +24,7 @@ import numpy as np
 
 from . import rng
 from .errors import BackendError, check_choice
-from .ops import Ops, Walk, flat, refuse_uncountable
+from .ops import Ops, Saved, flat, refuse_uncountable
 
 CELLS = ("RnnTanh", "RnnRelu", "LstmCell", "GruCell", "GruOriginal")  # structs in kernels/cells, by number
 LEVELS = ("vectors of 128 bits", "AVX2", "AVX-512")
@@ -142,7 +142,7 @@ def chosen_level(best):
 
 
 def thread_count():
-    """Threads of a walk: GPURNN_NUM_THREADS, else OMP_NUM_THREADS, else the processors that this process may use.
+    """Threads of a time loop: GPURNN_NUM_THREADS, else OMP_NUM_THREADS, else the processors that this process may use.
 
     In a container with a limit of processor time no more than that is worth: with more, all of them would be stopped
     together until the next period. Raises ValueError for a GPURNN_NUM_THREADS that is no number from 1 to 4096; of
@@ -369,13 +369,13 @@ class HostOps(Ops):
 
 
 class CpuOps(HostOps):
-    """The primitives with compiled walks. library, level: of ``load_native``."""
+    """The primitives with compiled time loops. library, level: of ``load_native``."""
 
     def __init__(self, library, level):
         super().__init__("cpu", library, level)
         thread_count()  # raises now where GPURNN_NUM_THREADS makes no sense, not at the first large call
         self.store = Store()
-        self.array_code = Ops(np, "numpy")  # for what has no compiled walk, with its own order in memory
+        self.array_code = Ops(np, "numpy")  # for what is not compiled, with its own order in memory
 
     def machine(self):
         return super().machine() | {"isa": ISAS[self.level]}
@@ -385,7 +385,7 @@ class CpuOps(HostOps):
 
     def schedule(self, problem, wanted="auto"):
         if problem.dtype not in ("float32", "float64"):
-            return "steps", "generic array code, one step at a time: 16-bit numbers have no compiled walk on a CPU"
+            return "steps", "generic array code, one step at a time: 16-bit numbers have no compiled time loop on a CPU"
         units = shared_units(problem.kernel, problem.projected, problem.backward, problem.H)
         threads = self._threads(
             problem.T, problem.B, units, problem.T * problem.B * problem.gates * problem.H**2, problem.directions
@@ -435,7 +435,7 @@ class CpuOps(HostOps):
         output = self.empty(T, B, D * P, x.dtype) if own or D > 1 else None  # else h itself will do
         x = np.ascontiguousarray(x)
         lengths32 = None if lengths is None else lengths.astype(np.int32)
-        walks, slots, held = [], [], []
+        all_saved, slots, held = [], [], []
         for d, (w, state, reverse) in enumerate(zip(weights, states, directions, strict=True)):
             kept = self.empty(T if keep else 1, B, cell.kept * H, x.dtype)
             h = self.empty(T + 1, B, P, x.dtype)
@@ -451,43 +451,43 @@ class CpuOps(HostOps):
             if output is not None:
                 one.output, one.output_row = output.ctypes.data + d * P * x.itemsize, D * P
             held.append(one)
-            walks.append(Walk(x, kept if keep else None, h, c if keep else None))
+            all_saved.append(Saved(x, kept if keep else None, h, c if keep else None))
             slots.append(c)
-        self._walk(held, T * B * rows * (P + x.shape[2]), back=False)
+        self._run_time_loop(held, T * B * rows * (P + x.shape[2]), back=False)
         finals = []
-        for walk, c, reverse in zip(walks, slots, directions, strict=True):
+        for saved, c, reverse in zip(all_saved, slots, directions, strict=True):
             end = 0 if reverse else T
             finals.append(
-                (walk.h[end].copy(),) if c is None else (walk.h[end].copy(), c[end if keep else T % 2].copy())
+                (saved.h[end].copy(),) if c is None else (saved.h[end].copy(), c[end if keep else T % 2].copy())
             )
-        return walks, finals, walks[0].states("h", directions[0]) if output is None else output
+        return all_saved, finals, all_saved[0].states("h", directions[0]) if output is None else output
 
-    def layer_backward(self, cell, walks, weights, doutput, dstates, lengths, directions, sees):
-        if any(sees) or walks[0].kept.dtype.itemsize == 2:  # watched: only the generic walk shows dh and dc on the way
-            for walk in walks:
-                self.zero_past_end(walk.kept, lengths)  # ours leaves there what was in memory: any number, a NaN
-            return self.array_code.layer_backward(cell, walks, weights, doutput, dstates, lengths, directions, sees)
-        T, B, _ = walks[0].kept.shape
+    def layer_backward(self, cell, all_saved, weights, doutput, dstates, lengths, directions, sees):
+        if any(sees) or all_saved[0].kept.dtype.itemsize == 2:  # only the array code calls hooks with dh and dc
+            for saved in all_saved:
+                self.zero_past_end(saved.kept, lengths)  # the compiled pass leaves padding uninitialised, possibly NaN
+            return self.array_code.layer_backward(cell, all_saved, weights, doutput, dstates, lengths, directions, sees)
+        T, B, _ = all_saved[0].kept.shape
         rows, P = weights[0].hh.shape
-        dtype, H = walks[0].kept.dtype, rows // cell.gates
+        dtype, H = all_saved[0].kept.dtype, rows // cell.gates
         doutput = None if doutput is None else np.ascontiguousarray(doutput)
         lengths32 = None if lengths is None else lengths.astype(np.int32)
         held, done = [], []
-        for d, (walk, w, reverse) in enumerate(zip(walks, weights, directions, strict=True)):
+        for d, (saved, w, reverse) in enumerate(zip(all_saved, weights, directions, strict=True)):
             sizes = (P, H)[: cell.states]
             dstate = tuple(
                 np.zeros((B, F), dtype) if given is None else np.array(given, dtype, order="C")
                 for F, given in zip(sizes, dstates[d] or (None, None), strict=False)
             )
             dh_steps = None if w.hr is None else self.empty(T, B, P, dtype)
-            one = self._pass(cell, w, walk.kept, walk.h, walk.c, reverse, lengths32, keep=True)
+            one = self._pass(cell, w, saved.kept, saved.h, saved.c, reverse, lengths32, keep=True)
             one.dh, one.dc = (_address(part) for part in (*dstate, None)[:2])
             one.dh_steps = _address(dh_steps)
             if doutput is not None:
-                one.doutput, one.doutput_row = doutput.ctypes.data + d * P * dtype.itemsize, len(walks) * P
+                one.doutput, one.doutput_row = doutput.ctypes.data + d * P * dtype.itemsize, len(all_saved) * P
             held.append(one)
             done.append((dstate, dh_steps))
-        self._walk(held, T * B * rows * P, back=True)
+        self._run_time_loop(held, T * B * rows * P, back=True)
         return done
 
     def _pass(self, cell, w, kept, h, c, reverse, lengths, keep):
@@ -505,7 +505,7 @@ class CpuOps(HostOps):
         one.arrays = [*arrays, kept, h, c]
         return one
 
-    def _walk(self, passes, multiplications, back):
+    def _run_time_loop(self, passes, multiplications, back):
         if passes[0].B == 0:
             return
         D = len(passes)
@@ -609,7 +609,7 @@ class CpuOps(HostOps):
 
 
 def shared_units(kernel, projected, back, H):
-    """How many units threads share in a walk of a single step: those of walk.h's ``by_units``, no thread waiting."""
+    """How many units threads share in a single timestep: those of walk.h's ``by_units``, no thread waiting."""
     return 0 if back or projected or kernel == "GruOriginal" else H
 
 

@@ -77,7 +77,7 @@ def ctc_loss(
         total = xp.exp(xp.where(valid[:, :, None], logits - highest, 0)).sum(axis=2, keepdims=True, dtype=np.float64)
         logs = xp.take_along_axis(logits, xp.broadcast_to(states, (T, *states.shape)), axis=2)
         logs = logs - highest - xp.log(total)  # log-probability of each state's class, float64 (T, B, 2 S + 1)
-        before, last = _walk(xp, logs, skips, start, valid)
+        before, last = _log_sums(xp, logs, skips, start, valid)
         rows, n = xp.arange(B), xp.asarray(2 * counts)
         likelihood = _log_sum(xp, last[rows, n], xp.where(n > 0, last[rows, n - 1], -np.inf))
     possible = likelihood != -np.inf
@@ -91,7 +91,7 @@ def ctc_loss(
         mirrored = xp.zeros(skips.shape) - np.inf
         mirrored[:, 2:] = skips[:, :1:-1]
         with quiet():
-            after, _ = _walk(xp, logs[::-1, :, ::-1], mirrored, end[:, ::-1], valid[::-1])
+            after, _ = _log_sums(xp, logs[::-1, :, ::-1], mirrored, end[:, ::-1], valid[::-1])
             after = after[::-1, :, ::-1]
             # how probable it is that a path of the target is in this state at this step (Graves 2006, equation 14)
             share = xp.exp(before + logs + after - xp.where(possible, likelihood, 0)[:, None])
@@ -103,7 +103,7 @@ def ctc_loss(
     return loss, backward
 
 
-def _walk(xp, logs, skips, start, valid):
+def _log_sums(xp, logs, skips, start, valid):
     """The forward variables: of all paths, the log-probability of what they emit before step t, and where that leads.
 
     logs: (T, B, N) log-probability of what each state emits; skips: (B, N), 0 or -inf; start: (B, N); valid: (T, B).

@@ -3,7 +3,7 @@
 The time loop runs by a schedule of schedules.py. ``step``: between two launches of a fused kernel (kernels/step.cu)
 stands the GEMM with the recurrent weights, and nothing else; where a shape comes back, the loop is recorded as a CUDA
 graph of up to 64 timesteps over fixed arrays and replayed, so that Python is out of it. ``block``, ``grid``: one launch
-walks all of time (kernels/block.cu, block_mma.cu, grid.cu, grid_mma.cu). Both directions of a layer go in the same
+runs the whole time loop (kernels/block.cu, block_mma.cu, grid.cu, grid_mma.cu). Both directions of a layer go in the same
 launches.
 
 Everything that touches the GPU goes through a device: ``CupyDevice`` of _device.py, or under test an emulated one.
@@ -25,7 +25,7 @@ from ._cublas import is_matrix
 from ._kernels import ALIGNMENT, EACH, Kernels, Rows, signature
 from .dtypes import C_NAMES, dtype_name
 from .errors import BackendError, ShapeError
-from .ops import Lanes, Ops, Walk, flat, refuse_uncountable
+from .ops import Lanes, Ops, Saved, flat, refuse_uncountable
 
 CELLS = ("RnnTanh", "RnnRelu", "LstmCell", "GruCell", "GruOriginal")  # structs in kernels/cells
 _BLOCK = (32, 4)  # units, sequences: a warp reads along the units
@@ -227,14 +227,14 @@ class CudaOps(Ops):
                 self.product(flat(x), weights[d].ih.astype(x.dtype, copy=False).T, flat(loop.gates[d])[:, :rows])
         loop.start(states)
         loop.forward()
-        walks = [Walk(x, loop.gates[d] if keep else None, loop.h[d], loop.c_slots(d), lease) for d in range(D)]
+        all_saved = [Saved(x, loop.gates[d] if keep else None, loop.h[d], loop.c_slots(d), lease) for d in range(D)]
         output = loop.output.copy() if own and loop.recorded else loop.output
-        return walks, loop.final(), output
+        return all_saved, loop.final(), output
 
-    def layer_backward(self, cell, walks, weights, doutput, dstates, lengths, directions, sees):
-        if any(sees):  # somebody watches dh and dc at every step: only the generic walk shows them
-            return super().layer_backward(cell, walks, weights, doutput, dstates, lengths, directions, sees)
-        return walks[0].lease.loop.backward(doutput, dstates)  # uses the weights that the forward pass loaded
+    def layer_backward(self, cell, all_saved, weights, doutput, dstates, lengths, directions, sees):
+        if any(sees):  # only the array code calls hooks with dh and dc
+            return super().layer_backward(cell, all_saved, weights, doutput, dstates, lengths, directions, sees)
+        return all_saved[0].lease.loop.backward(doutput, dstates)  # uses the weights that the forward pass loaded
 
     # ---- products and sums
 
@@ -349,7 +349,7 @@ class CudaOps(Ops):
 
 
 class Loop:
-    """The walk through time of one layer: its arrays and its launches, for one shape and one set of options.
+    """The time loop of one layer: its arrays and its launches, for one shape and one set of options.
 
     ``forward`` and ``backward`` run launch by launch, or replay what ``LoopPool`` has had recorded.
     """
@@ -388,13 +388,13 @@ class Loop:
 
     @property
     def inputs(self):
-        """Columns of W_ih whose products the walk makes itself; 0: ``gates`` holds W_ih x when it begins."""
+        """Columns of W_ih whose products the kernel makes itself; 0: ``gates`` holds W_ih x when it begins."""
         return self.candidates["forward"].inputs
 
     # ---- what a call brings
 
     def take(self, x):
-        """x (T, B, I) for a walk that multiplies it itself."""
+        """x (T, B, I) for a kernel that multiplies it itself."""
         if not self.recorded:
             self.x = x
             return

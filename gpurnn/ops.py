@@ -26,7 +26,7 @@ _FEATURE_MAJOR_FROM = 8  # batch size from which NumPy keeps the arrays of the t
 
 
 @dataclass
-class Walk:
+class Saved:
     """What one layer and direction keeps between forward and backward.
 
     x: the layer's input (T, B, I). kept: (T, B, K*H), None after inference. h (T+1, B, P) and c (T+1, B, H) or None:
@@ -203,7 +203,7 @@ class Ops:
         states in the order in which products read them. work: a ``schedules.Problem``; P: size of h."""
         return 0
 
-    # ---- one layer: the input GEMM, then the walk through time
+    # ---- one layer: the input GEMM, then the time loop
 
     def lanes(self, count):
         """``Lanes`` for so many layers at once."""
@@ -214,14 +214,14 @@ class Ops:
 
         cell: a record of cells.py. x: (T, B, I). weights: for each direction its ``cells.Weights``; states: its initial
         state, (h (B, P),) or (h, c (B, H)), arrays or numbers. lengths: NumPy integers (B,) or None. directions: for
-        each whether it walks backwards in time. keep: whether ``layer_backward`` will follow. own: whether the output
+        for each, whether it runs backwards in time. keep: whether ``layer_backward`` will follow. own: whether the output
         must be a C-contiguous array of its own, zero past the end of a sequence; else it may show what lies in a
-        ``Walk``. schedule: one of
-        ``schedules.SCHEDULES``; array code has one way only. share: how many layers walk at once on the device.
+        ``Saved``. schedule: one of
+        ``schedules.SCHEDULES``; array code has one way only. share: how many layers run at once on the device.
 
-        Returns a list of ``Walk``, a list of final states, and the output (T, B, D*P).
+        Returns a list of ``Saved``, a list of final states, and the output (T, B, D*P).
         """
-        walks, finals = [], []
+        all_saved, finals = [], []
         T, B, _ = x.shape
         for w, state, reverse in zip(weights, states, directions, strict=True):
             rows = len(w.hh)
@@ -231,30 +231,30 @@ class Ops:
                 ax[:, :, :rows] += self._input_bias(cell, w).astype(x.dtype, copy=False)
             inner = self._hidden_weights(cell, w, x.dtype)
             h, c, final = self.sequence_forward(cell, ax, inner, state, lengths, reverse, keep)
-            walks.append(Walk(x, ax if keep else None, h, c))
+            all_saved.append(Saved(x, ax if keep else None, h, c))
             finals.append(final)
-        outputs = [walk.states("h", reverse) for walk, reverse in zip(walks, directions, strict=True)]
+        outputs = [saved.states("h", reverse) for saved, reverse in zip(all_saved, directions, strict=True)]
         if not own:
-            return walks, finals, outputs[0] if len(outputs) == 1 else self.side_by_side(outputs, self.empty_steps)
-        return walks, finals, self.zero_past_end(self.side_by_side(outputs, self.empty), lengths)
+            return all_saved, finals, outputs[0] if len(outputs) == 1 else self.side_by_side(outputs, self.empty_steps)
+        return all_saved, finals, self.zero_past_end(self.side_by_side(outputs, self.empty), lengths)
 
-    def layer_backward(self, cell, walks, weights, doutput, dstates, lengths, directions, sees):
+    def layer_backward(self, cell, all_saved, weights, doutput, dstates, lengths, directions, sees):
         """The mirror of ``layer_forward``, without the gradients of the weights.
 
         doutput: (T, B, D*P) or None; dstates: for each direction the derivatives by its final state, or None. sees: for
         each direction a ``see`` as in ``sequence_backward``, or None.
 
-        Leaves in each ``walk.kept`` the derivatives by ``cell.leaves``. Returns for each direction the derivatives by
+        Leaves in each ``saved.kept`` the derivatives by ``cell.leaves``. Returns for each direction the derivatives by
         its initial state, float32 beside 16-bit numbers, and with a projection those by every h_t, else None.
         """
         done = []
-        for d, (walk, w, reverse) in enumerate(zip(walks, weights, directions, strict=True)):
-            P = walk.h.shape[2]
+        for d, (saved, w, reverse) in enumerate(zip(all_saved, weights, directions, strict=True)):
+            P = saved.h.shape[2]
             part = None if doutput is None else doutput[:, :, d * P : (d + 1) * P]
-            inner = self._hidden_weights(cell, w, walk.kept.dtype)
+            inner = self._hidden_weights(cell, w, saved.kept.dtype)
             done.append(
                 self.sequence_backward(
-                    cell, walk.kept, inner, walk.h, walk.c, part, dstates[d], lengths, reverse, sees[d]
+                    cell, saved.kept, inner, saved.h, saved.c, part, dstates[d], lengths, reverse, sees[d]
                 )
             )
         return done
@@ -301,19 +301,19 @@ class Ops:
     # ---- the time loop
 
     def sequence_forward(self, cell, ax, weights, state, lengths=None, reverse=False, keep=True):
-        """Walk all of time with one cell.
+        """Run the time loop of one cell.
 
         cell: a record of cells.py; weights: its ``HiddenWeights``.
         ax: from ``empty_steps``; (T, B, K*H) where ``keep``, else (T, B, G*H) will do. In: columns [0, G*H) hold the
             input pre-activations; out, where ``keep``: what the cell keeps for the way back.
         state: initial (h (B, P),) or (h, c (B, H)), arrays or numbers. lengths: integers (B,) or None; past its end a
             sequence holds its state.
-        reverse: walk from T - 1 to 0.
+        reverse: run from T - 1 to 0.
 
         Returns h (T+1, B, P) and c (T+1, B, H), or None where the cell has no c or not ``keep``, and the final state; c
         is float32 beside 16-bit numbers.
         Slots: forward, step t reads slot t and writes t + 1; reverse, it reads t + 1 and writes t; so the initial state
-        stands at the end where the walk begins.
+        is at the end where the loop begins.
         """
         xp, dtype, real = self.xp, ax.dtype, wide_dtype(ax.dtype)
         T, B, _ = ax.shape
@@ -552,7 +552,7 @@ def _processor():
 
 
 def blocks(rows, count, width, xp):
-    """Walk ``count`` rows of ``width`` elements in blocks; yields ``(part, index)``.
+    """Cut ``count`` rows of ``width`` elements in blocks; yields ``(part, index)``.
 
     ``part`` is the slice within the rows that count, ``index`` picks the same rows from all of them. On the host a
     block and its temporaries stay in cache; on a GPU blocks are large: few launches, and still bounded memory.

@@ -1,7 +1,7 @@
 """The recurrent layers: RNN, LSTM, GRU and their single-step cells.
 
-A layer is a stack of (layer, direction) passes. A pass is three acts: the input GEMM over all of time, the walk through
-time (``Ops.layer_forward`` with a cell of cells.py), and on the way back the walk in reverse followed by one GEMM
+A layer is a stack of (layer, direction) passes. A pass is three acts: the input GEMM over all of time, the time
+loop (``Ops.layer_forward`` with a cell of cells.py), and in the backward pass the loop in reverse followed by one GEMM
 over all of time for each weight. Names, shapes and equations follow ``torch.nn``; weights load unchanged.
 """
 
@@ -346,16 +346,16 @@ class _Recurrent(Module):
                 passes.append([])
                 for layer in range(L):
                     with lanes.on(layer, after=layer - 1):
-                        walks, at[layer], y = self.ops.layer_forward(
+                        all_saved, at[layer], y = self.ops.layer_forward(
                             self.cell, y, self._weights(layer), at[layer], part, self._directions, keep or return_all,
                             own=layer == L - 1, schedule=self.schedule, share=lanes.count,
                         )  # fmt: skip
                         if return_all:
-                            steps += [self._steps(w, r, part) for w, r in zip(walks, self._directions, strict=True)]
+                            steps += [self._steps(w, r, part) for w, r in zip(all_saved, self._directions, strict=True)]
                         if masks[layer] is not None:
                             y = self._drop(y, masks[layer][span])
                     if keep or lanes.count > 1:  # a lane may still read what another has written
-                        passes[-1].append(walks)
+                        passes[-1].append(all_saved)
                 outputs.append(y)
         if L > 1 and masks[0] is not None:
             self.calls += 1
@@ -381,7 +381,7 @@ class _Recurrent(Module):
             )  # fmt: skip
 
     def _spans(self, T, watched):
-        """The stretches of time after each of which the next layer may begin, in the order of the walk. watched:
+        """The stretches of time after each of which the next layer may begin, in the order of the time loop. watched:
         whether somebody wants to see all of time at once."""
         size = self.wavefront
         if not size or watched or self.num_layers == 1 or size >= T:
@@ -411,16 +411,16 @@ class _Recurrent(Module):
         self.xp.multiply(out, self.dtype.type(scale), out=out)
         return out
 
-    def _steps(self, walk, reverse, lengths):
-        H = walk.kept.shape[2] // self.cell.kept
+    def _steps(self, saved, reverse, lengths):
+        H = saved.kept.shape[2] // self.cell.kept
 
         def own(array):
             whole = self.ops.side_by_side([array], self.ops.empty)
             return self.ops.zero_past_end(whole, lengths)
 
-        c = None if walk.c is None else own(walk.states("c", reverse))
-        gates = {name: own(walk.kept[:, :, k * H : (k + 1) * H]) for k, name in enumerate(self.cell.names)}
-        return Steps(own(walk.states("h", reverse)), c, gates)
+        c = None if saved.c is None else own(saved.states("c", reverse))
+        gates = {name: own(saved.kept[:, :, k * H : (k + 1) * H]) for k, name in enumerate(self.cell.names)}
+        return Steps(own(saved.states("h", reverse)), c, gates)
 
     def _steps_outward(self, steps, single):
         gates = {name: self._outward(gate, single) for name, gate in steps.gates.items()}
@@ -470,35 +470,35 @@ class _Recurrent(Module):
                 if dy is not None and len(spans) > 1:
                     dy = dy[span]
                 for layer in reversed(range(L)):
-                    walks = stack.pop()
+                    all_saved = stack.pop()
                     with lanes.on(layer, after=layer + 1 if layer < L - 1 else -1):
                         if masks[layer] is not None:
                             dy = self._drop(dy, masks[layer][span])
-                        dy, at[layer] = self._layer_backward(layer, walks, dy, at[layer], part)
+                        dy, at[layer] = self._layer_backward(layer, all_saved, dy, at[layer], part)
                     if lanes.count > 1:  # a lane may still read what another has written
-                        held.append((walks, dy))
+                        held.append((all_saved, dy))
                 dxs.append(dy)
         return self._joined(dxs[::-1]), [state for states in at for state in states]
 
-    def _layer_backward(self, layer, walks, doutput, dstates, lengths):
+    def _layer_backward(self, layer, all_saved, doutput, dstates, lengths):
         """The derivatives by a layer's input and by its initial state; those of its weights are added to ``grads``."""
-        weights, suffixes = self._weights(layer), [self._suffix(layer, d) for d in range(len(walks))]
-        sees = [self._observer(s, walk.h.shape) for s, walk in zip(suffixes, walks, strict=True)]
-        done = self.ops.layer_backward(self.cell, walks, weights, doutput, dstates, lengths, self._directions, sees)
+        weights, suffixes = self._weights(layer), [self._suffix(layer, d) for d in range(len(all_saved))]
+        sees = [self._observer(s, saved.h.shape) for s, saved in zip(suffixes, all_saved, strict=True)]
+        done = self.ops.layer_backward(self.cell, all_saved, weights, doutput, dstates, lengths, self._directions, sees)
         dx = None
-        for d, (walk, (_, dh_steps)) in enumerate(zip(walks, done, strict=True)):
+        for d, (saved, (_, dh_steps)) in enumerate(zip(all_saved, done, strict=True)):
             with adding(self.grads):
-                self._weight_gradients(walk, self._directions[d], dh_steps, layer, suffixes[d])
-            walk.c = None  # freed before dx is made
-            dx = self._input_gradient(walk, layer, weights[d].ih.astype(self.dtype, copy=False), dx)
+                self._weight_gradients(saved, self._directions[d], dh_steps, layer, suffixes[d])
+            saved.c = None  # freed before dx is made
+            dx = self._input_gradient(saved, layer, weights[d].ih.astype(self.dtype, copy=False), dx)
         return dx, [dstate for dstate, _ in done]
 
-    def _weight_gradients(self, walk, reverse, dh_steps, layer, suffix):
-        """The gradients of one direction's weights, each one GEMM over all of time; then ``walk.kept`` starts with the
+    def _weight_gradients(self, saved, reverse, dh_steps, layer, suffix):
+        """The gradients of one direction's weights, each one GEMM over all of time; then ``saved.kept`` starts with the
         derivatives by ax."""
         ops, grads, cell, H = self.ops, self.grads, self.cell, self._sizes(layer)[1]
-        h_old, rows = walk.old_h(reverse), cell.gates * H
-        d, rest = walk.kept[:, :, :rows], walk.kept[:, :, rows:]
+        h_old, rows = saved.old_h(reverse), cell.gates * H
+        d, rest = saved.kept[:, :, :rows], saved.kept[:, :, rows:]
         dweight_hh = grads["weight_hh" + suffix]
         if not self._trains("weight_hh" + suffix):
             pass
@@ -521,12 +521,12 @@ class _Recurrent(Module):
         if outer:
             grads["bias_ih" + suffix] += dbias
         if self._trains("weight_ih" + suffix):
-            ops.accumulate_product(grads["weight_ih" + suffix], d, walk.x)
+            ops.accumulate_product(grads["weight_ih" + suffix], d, saved.x)
 
-    def _input_gradient(self, walk, layer, weight_ih, dx):
+    def _input_gradient(self, saved, layer, weight_ih, dx):
         """``dx`` (None for the first direction) plus the derivative by a layer's input, (T, B, I)."""
-        T, B, inside = walk.x.shape
-        d = flat(walk.kept[:, :, : self.cell.gates * self._sizes(layer)[1]])
+        T, B, inside = saved.x.shape
+        d = flat(saved.kept[:, :, : self.cell.gates * self._sizes(layer)[1]])
         if dx is None:
             dx = (self.ops.empty_steps if layer else self.ops.empty)(T, B, inside, self.dtype)
             self.ops.product(d, weight_ih, flat(dx))
@@ -535,7 +535,7 @@ class _Recurrent(Module):
         return dx
 
     def _observer(self, suffix, slots):
-        """``see`` for the walk back that records the gradient flow, or None where nobody watches."""
+        """The hook that records the gradient flow in the backward pass, or None where nobody asked for it."""
         flow = active_flow()
         if flow is None:
             return None
@@ -695,14 +695,14 @@ class _Recurrent(Module):
 
 @contextlib.contextmanager
 def _retained(passes):
-    """Lists of the same ``Walk``s for a backward to spend; afterwards these are what they were."""
-    walks = [walk for layers in passes for directions in layers for walk in directions]
-    saved = [(walk, walk.kept.copy(), walk.c) for walk in walks]
+    """Lists of the same ``Saved``s for a backward to spend; afterwards these are what they were."""
+    all_saved = [saved for layers in passes for directions in layers for saved in directions]
+    copies = [(saved, saved.kept.copy(), saved.c) for saved in all_saved]
     try:
         yield [list(layers) for layers in passes]
     finally:
-        for walk, kept, c in saved:
-            walk.kept[...], walk.c = kept, c
+        for saved, kept, c in copies:
+            saved.kept[...], saved.c = kept, c
 
 
 def _within(lengths, span):
@@ -754,7 +754,7 @@ class LSTM(_Recurrent):
         H that the whole GPU can hold), which take one launch for the whole sequence; ValueError at the first call where
         one does not fit. ``plan`` says which and why.
     wavefront : timesteps, 0 for all: after so many of one layer the next begins, on a stream of its own, so that the
-        layers of a stack walk at once (GPU only). It pays where that many steps of a layer take longer than Python
+        layers of a stack run at once (GPU only). It pays where that many steps of a layer take longer than Python
         needs for a call, about 0.1 ms; not with bidirectional. The same numbers but for the order of sums over time.
     backend, dtype, precision, seed : see ``Module``; seed None draws one.
 

@@ -1,6 +1,6 @@
 """How a layer's time loop is laid out on a GPU: the schedules in a table, whether they fit, what they should cost.
 
-``step``: a fused kernel and a product for each timestep, any size. ``block``: one thread block walks all of time for a
+``step``: a fused kernel and a product for each timestep, any size. ``block``: one thread block runs the whole time loop for a
 few sequences, its weights in registers and shared memory (kernels/block.cu; on tensor cores block_mma.cu). ``grid``:
 the weights are spread over a group of thread blocks, which exchange h once a step (kernels/grid.cu, grid_mma.cu).
 
@@ -44,8 +44,8 @@ class Device:
 
 @dataclass(frozen=True)
 class Problem:
-    """One walk of one layer. directions: how many walk at once; tf32: whether float32 may be multiplied as tf32.
-    I: the size of its input; 0: the product with W_ih is left out of account. share: how many walks are on the
+    """The time loop of one layer. directions: how many run at once; tf32: whether float32 may be multiplied as tf32.
+    I: the size of its input; 0: the product with W_ih is left out of account. share: how many time loops are on the
     device at once, each on its part of the multiprocessors."""
 
     kernel: str
@@ -76,7 +76,7 @@ class Candidate:
     before: float = 0.0
     measured: bool = False
     product: float = 0.0
-    inputs = 0  # columns of W_ih whose products are made within the walk; else W_ih x is ready when it begins
+    inputs = 0  # columns of W_ih whose products the kernel makes; 0: W_ih x is ready before it starts
 
     def total(self, T):
         return self.before + T * self.seconds + self.product
@@ -103,7 +103,7 @@ class Block(Candidate):
     """A kernel of schedule ``block`` and what its launch needs.
 
     kernel: "block" or "block_mma", the .cu file and the start of the names; numbers: its template arguments behind cell
-    and storage. rows: sequences of a tile; held: share of the weights in registers. like: the key of the same walk
+    and storage. rows: sequences of a tile; held: share of the weights in registers. like: the key of the same loop
     without the products W_ih x, where this one makes them.
     """
 
@@ -184,7 +184,7 @@ def _seconds(problem, device, rows, cycles):
 
 
 def _product_before(problem, device):
-    """Seconds of W_ih x for all timesteps as one matrix product for each direction, and of reading it in the walk."""
+    """Seconds of W_ih x for all timesteps as one matrix product for each direction, and of reading it in the time loop."""
     if problem.backward or not problem.I:
         return 0.0
     numbers = problem.B * problem.gates * problem.H * problem.directions
@@ -473,7 +473,7 @@ def hold_less(problem, candidate, device):
 
 
 def _shared_device(problem, device):
-    """The part of a device that is left to one of several walks at once."""
+    """The part of a device that one of several concurrent time loops gets."""
     return replace(device, multiprocessors=max(1, device.multiprocessors // problem.share))
 
 

@@ -1,7 +1,7 @@
 """Schedules measured on this machine: what ``gpurnn tune`` puts into the table that wins over the estimates.
 
-A walk is timed at two lengths: what the longer one takes more is the price of a timestep, the rest that of a call. Only
-the walk is timed; the input GEMM and the gradients of the weights are the same for every schedule.
+A time loop is timed at two lengths. The difference is the price of the additional timesteps, the rest that of a call.
+Only the loop is timed; the input GEMM and the gradients of the weights are the same for every schedule.
 """
 
 import logging
@@ -55,13 +55,13 @@ def measure(ops, problem, candidate, lengths=(64, 320), least=0.02, clock=time.p
     ops: a ``CudaOps``. lengths: timesteps of the two runs. least: seconds to time each of them, at
     least, after a run that compiles and records. The result is the median of five such times.
     """
-    short, long = (_time(_walk(ops, problem, candidate, T), ops, least, clock) for T in lengths)
+    short, long = (_time(_time_loop(ops, problem, candidate, T), ops, least, clock) for T in lengths)
     seconds = max(long - short, 0.0) / (lengths[1] - lengths[0])
     return seconds, max(short - lengths[0] * seconds, 0.0)
 
 
-def _walk(ops, problem, candidate, T):
-    """A function that walks once, there or back, over arrays of zeros: their numbers do not change the time."""
+def _time_loop(ops, problem, candidate, T):
+    """A function that runs one forward or backward pass over arrays of zeros: values do not change the time."""
     from .cuda_ops import Loop
 
     cell = next(cell for cell in CELLS.values() if cell.kernel == problem.kernel)

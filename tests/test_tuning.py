@@ -194,7 +194,7 @@ def test_the_command(monkeypatch):
     monkeypatch.setattr(backend, "get_backend", lambda name=None: ops)
     monkeypatch.setattr(tuning.measure, "__defaults__", ((1, 2), 0.0, lambda: next(ticks) * 1e-6))
     told = call("tune", "--cell", "rnn", "--hidden", 5, "--batch", 1)
-    assert "RnnTanh H5 B1 float32 forward" in told and "2 walks are known" in told
+    assert "RnnTanh H5 B1 float32 forward" in told and "2 time loops are known" in told
     assert max(map(len, told.splitlines()[:-1])) <= 80
     rows = json.loads(call("tune", "--show", "--json"))["rows"]
     assert len(rows) == 2 and {"step"} < set(rows[0]["ways"])
