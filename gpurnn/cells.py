@@ -2,16 +2,15 @@
 
 A cell knows its gates and states and one step of mathematics; it knows nothing of time, lengths, layers or devices.
 Arrays of a step are feature-major, ``(rows, B)``: the hidden product is ``W h`` as the books write it, every gate is a
-contiguous block of rows, and BLAS is faster this way round at small B. Derivatives are taken from activated values.
+contiguous block of rows, and BLAS is faster in this order at small B. Derivatives are computed from activated values.
 
-    G gates, S states (h; LSTM h and c), K row blocks of H kept per step for the way back:
+    G gates, S states (h; LSTM h and c), K row blocks of H saved per step for the backward pass:
     ax  = W_ih x + b      (G*H, B)   input pre-activations, with every bias that may be added before the step
     z                     (K*H, B)   scratch in which ``forward`` leaves the blocks ``names`` for ``backward``
-    d                     (blocks of ``leaves``) * H rows: what ``backward`` leaves, the derivatives by these
-    pre-activations
+    d                     (blocks of ``preactivations``) * H rows: out of ``backward``, the gradients with respect to them
 
-``backward`` takes dh and dc, the derivatives by the new state, and turns them in place into those by the old state; it
-calls ``see(dh, dc)`` once with the whole derivatives by the new state. z is spent by it.
+``backward`` takes dh and dc, the gradients with respect to the new state, and overwrites them with those with respect
+to the old state. It calls ``hook(dh, dc)`` once, with the complete gradients of the new state. It destroys z.
 
 Equations and gate order are PyTorch's and cuDNN's. ``kernel`` names the struct of the same equations in kernels/cells.
 """
@@ -52,9 +51,9 @@ def sigmoid_(xp, z):
 
 
 class RNNCell:
-    """Elman cell: h' = act(ax + W_hh h), act = tanh or relu (Elman 1990). Keeps nothing: h' is enough."""
+    """Elman cell: h' = act(ax + W_hh h), act = tanh or relu (Elman 1990). Saves nothing: h' is enough."""
 
-    gates, states, kept, names, leaves = 1, 1, 1, (), ("z",)
+    gates, states, saved_blocks, names, leaves = 1, 1, 1, (), ("z",)
 
     def __init__(self, nonlinearity="tanh"):
         self.nonlinearity = nonlinearity
@@ -85,14 +84,14 @@ class LSTMCell:
         i, f, o = sigmoid(z_i, z_f, z_o), g = tanh(z_g), z = ax + W_hh h
         c' = f c + i g,   m = o tanh(c'),   h' = m, or W_hr m with a projection (Sak 2014)
 
-    Keeps i f g o, and m with a projection, which ``backward`` leaves standing.
+    Saves i f g o, and m with a projection, which ``backward`` does not overwrite.
     """
 
     gates, states, names, leaves, kernel = 4, 2, ("i", "f", "g", "o"), ("i", "f", "g", "o"), "LstmCell"
 
     def __init__(self, projection=False):
         self.projection = projection
-        self.kept = 5 if projection else 4
+        self.saved_blocks = 5 if projection else 4
 
     def forward(self, xp, w, ax, h, c, z, h_new, c_new, tmp):
         H = len(c)
@@ -121,8 +120,8 @@ class LSTMCell:
         m = z[4 * H :] if self.projection else h_new
         dm = xp.matmul(w.hr.T, dh, out=d_i) if self.projection else dh
         xp.tanh(c_new, out=tmp)
-        xp.multiply(dm, tmp, out=d_o)  # by o: dm tanh(c')
-        xp.multiply(m, tmp, out=tmp)  # by c': dm o (1 - tanh(c')^2) = dm (o - m tanh(c'))
+        xp.multiply(dm, tmp, out=d_o)  # w.r.t. o: dm tanh(c')
+        xp.multiply(m, tmp, out=tmp)  # w.r.t. c': dm o (1 - tanh(c')^2) = dm (o - m tanh(c'))
         xp.subtract(o, tmp, out=tmp)
         xp.multiply(tmp, dm, out=tmp)
         xp.add(dc, tmp, out=dc)
@@ -134,7 +133,7 @@ class LSTMCell:
         xp.multiply(g, g, out=tmp)  # through tanh: d (1 - g^2)
         xp.multiply(tmp, d_g, out=tmp)
         xp.subtract(d_g, tmp, out=d_g)
-        for gate, d_gate in ((i_f, d[: 2 * H]), (o, d_o)):  # through sigmoid: d s (1 - s); z is spent from here on
+        for gate, d_gate in ((i_f, d[: 2 * H]), (o, d_o)):  # through sigmoid: d s (1 - s); from here on z is destroyed
             xp.multiply(d_gate, gate, out=d_gate)
             xp.subtract(1, gate, out=gate)
             xp.multiply(d_gate, gate, out=d_gate)
@@ -149,11 +148,11 @@ class GRUCell:
         n = tanh(ax_n + W_n (r h) + b_hn)       reset_after=False: the original form (Cho 2014, version 3)
         h' = (1 - z) n + z h
 
-    reset_after keeps r z q n with q = W_n h + b_hn, and leaves d by r, z, q, n; the original form keeps r z n p with
-    p = r h, which ``backward`` leaves standing.
+    reset_after saves r z q n with q = W_n h + b_hn, and its d holds the gradients of r, z, q, n. The original form saves
+    r z n p with p = r h, which ``backward`` does not overwrite.
     """
 
-    gates, states, kept = 3, 1, 4
+    gates, states, saved_blocks = 3, 1, 4
 
     def __init__(self, reset_after=True):
         self.reset_after = reset_after
@@ -191,15 +190,15 @@ class GRUCell:
         r, u = z[:H], z[H : 2 * H]
         d_r, d_u = d[:H], d[H : 2 * H]
         n, d_n = (z[3 * H :], d[3 * H :]) if self.reset_after else (z[2 * H : 3 * H], d[2 * H : 3 * H])
-        xp.subtract(h, n, out=d_u)  # by z: dh (h - n) z (1 - z), with dh z (1 - z) in tmp on the way
+        xp.subtract(h, n, out=d_u)  # w.r.t. z: dh (h - n) z (1 - z)
         xp.multiply(dh, u, out=tmp)
-        xp.subtract(dh, tmp, out=d_n)  # by n: dh (1 - z)
+        xp.subtract(dh, tmp, out=d_n)  # w.r.t. n: dh (1 - z)
         xp.multiply(d_n, u, out=dh)
         xp.multiply(d_u, dh, out=d_u)
-        xp.multiply(n, n, out=n)  # through tanh: 1 - n^2; n is spent
+        xp.multiply(n, n, out=n)  # through tanh: 1 - n^2; n is destroyed
         xp.subtract(1, n, out=n)
         xp.multiply(d_n, n, out=d_n)
-        # tmp = dh z: the direct way back to h; dh becomes the derivative by h
+        # tmp = dh z, the direct path to h; dh becomes the gradient with respect to h
         if self.reset_after:
             q, d_q = z[2 * H : 3 * H], d[2 * H : 3 * H]
             xp.multiply(d_n, r, out=d_q)

@@ -93,7 +93,7 @@ def save_checkpoint(path, arrays, document):
             with contextlib.suppress(OSError):
                 path.with_name(name).unlink()
         raise CheckpointError(f"{path}: could not be saved, the last good checkpoint stays: {error}") from error
-    _remove_tensors(path, keep=name)
+    _remove_tensors(path, current=name)
 
 
 def load_checkpoint(path):
@@ -164,7 +164,7 @@ def remove_checkpoint(path):
     """Remove a checkpoint, JSON file first; nothing happens where there is none."""
     path = _json_path(path)
     path.unlink(missing_ok=True)
-    _remove_tensors(path, keep=None)
+    _remove_tensors(path, current=None)
 
 
 def _json_path(path):
@@ -222,12 +222,12 @@ def _is_tensor_name(path, name):
     return isinstance(name, str) and bool(re.fullmatch(re.escape(path.stem) + r"-[0-9a-f]{16}\.safetensors", name))
 
 
-def _remove_tensors(path, keep):
-    """Remove what earlier saves to ``path`` left: tensor files other than ``keep``, unfinished temporary files."""
+def _remove_tensors(path, current):
+    """Remove what earlier saves to ``path`` left: tensor files other than ``current``, unfinished temporary files."""
     for file in path.parent.glob(f"*{glob.escape(path.stem)}*"):
         target = temporary_target(file.name) or file.name
         unfinished = target != file.name and target == path.name
-        if file.name != keep and (unfinished or _is_tensor_name(path, target)):
+        if file.name != current and (unfinished or _is_tensor_name(path, target)):
             with contextlib.suppress(OSError):
                 file.unlink()
 

@@ -50,10 +50,10 @@ class _Pass(ctypes.Structure):
     """``Pass`` of walk.cpp."""
 
     _fields_ = [
-        *((name, ctypes.c_int) for name in ("cell", "wide", "T", "B", "I", "H", "P", "reverse", "keep")),
-        *((name, _stride) for name in ("kept_row", "output_row", "doutput_row")),
+        *((name, ctypes.c_int) for name in ("cell", "wide", "T", "B", "I", "H", "P", "reverse", "save")),
+        *((name, _stride) for name in ("gates_row", "output_row", "doutput_row")),
         *((name, _pointer) for name in (
-            "lengths", "x", "weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh", "kept", "h", "c", "output",
+            "lengths", "x", "weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh", "gates", "h", "c", "output",
             "doutput", "dh", "dc", "dh_steps",
         )),
     ]  # fmt: skip
@@ -345,14 +345,14 @@ class HostOps(Ops):
         super().__init__(np, name)
         self.library, self.level = library, level
 
-    def keep_mask(self, shape, rate, seed, layer, call):
-        keep = np.empty(shape, bool)
-        threads = self._flat_threads(keep)
+    def dropout_mask(self, shape, rate, seed, layer, call):
+        mask = np.empty(shape, bool)
+        threads = self._flat_threads(mask)
         self._call(
-            "keep_mask", keep.size, seed, layer & 0xFFFFFFFF, call & 0xFFFFFFFF, rng.keep_threshold(rate),
-            keep.ctypes.data, threads, self.level, threads=threads,
+            "keep_mask", mask.size, seed, layer & 0xFFFFFFFF, call & 0xFFFFFFFF, rng.dropout_threshold(rate),
+            mask.ctypes.data, threads, self.level, threads=threads,
         )  # fmt: skip
-        return keep
+        return mask
 
     def _flat_threads(self, array):
         return 1 if array.size < _WORK // 64 else thread_count()
@@ -426,9 +426,9 @@ class CpuOps(HostOps):
     def empty(self, T, B, F, dtype):
         return self.store.empty((T, B, F), dtype)
 
-    def layer_forward(self, cell, x, weights, states, lengths, directions, keep, own, schedule="auto", share=1):
+    def layer_forward(self, cell, x, weights, states, lengths, directions, save, own, schedule="auto", share=1):
         if x.dtype.itemsize == 2:
-            return self.array_code.layer_forward(cell, x, weights, states, lengths, directions, keep, own)
+            return self.array_code.layer_forward(cell, x, weights, states, lengths, directions, save, own)
         T, B, _ = x.shape
         D, (rows, P) = len(directions), weights[0].hh.shape
         H = rows // cell.gates
@@ -437,39 +437,39 @@ class CpuOps(HostOps):
         lengths32 = None if lengths is None else lengths.astype(np.int32)
         all_saved, slots, held = [], [], []
         for d, (w, state, reverse) in enumerate(zip(weights, states, directions, strict=True)):
-            kept = self.empty(T if keep else 1, B, cell.kept * H, x.dtype)
+            gates = self.empty(T if save else 1, B, cell.saved_blocks * H, x.dtype)
             h = self.empty(T + 1, B, P, x.dtype)
             h[T if reverse else 0] = state[0]
             c = None
             if cell.states == 2:
-                c = self.empty(T + 1 if keep else 2, B, H, x.dtype)
-                c[T if reverse and keep else 0] = state[1]
-            one = self._pass(cell, w, kept, h, c, reverse, lengths32, keep)
+                c = self.empty(T + 1 if save else 2, B, H, x.dtype)
+                c[T if reverse and save else 0] = state[1]
+            one = self._pass(cell, w, gates, h, c, reverse, lengths32, save)
             one.x, one.I, ih = x.ctypes.data, x.shape[2], np.ascontiguousarray(w.ih)
             one.weight_ih = ih.ctypes.data
             one.arrays += [x, ih]
             if output is not None:
                 one.output, one.output_row = output.ctypes.data + d * P * x.itemsize, D * P
             held.append(one)
-            all_saved.append(Saved(x, kept if keep else None, h, c if keep else None))
+            all_saved.append(Saved(x, gates if save else None, h, c if save else None))
             slots.append(c)
         self._run_time_loop(held, T * B * rows * (P + x.shape[2]), back=False)
         finals = []
         for saved, c, reverse in zip(all_saved, slots, directions, strict=True):
             end = 0 if reverse else T
             finals.append(
-                (saved.h[end].copy(),) if c is None else (saved.h[end].copy(), c[end if keep else T % 2].copy())
+                (saved.h[end].copy(),) if c is None else (saved.h[end].copy(), c[end if save else T % 2].copy())
             )
         return all_saved, finals, all_saved[0].states("h", directions[0]) if output is None else output
 
     def layer_backward(self, cell, all_saved, weights, doutput, dstates, lengths, directions, sees):
-        if any(sees) or all_saved[0].kept.dtype.itemsize == 2:  # only the array code calls hooks with dh and dc
+        if any(sees) or all_saved[0].gates.dtype.itemsize == 2:  # only the array code calls hooks with dh and dc
             for saved in all_saved:
-                self.zero_past_end(saved.kept, lengths)  # the compiled pass leaves padding uninitialised, possibly NaN
+                self.zero_past_end(saved.gates, lengths)  # the compiled pass leaves padding uninitialised, possibly NaN
             return self.array_code.layer_backward(cell, all_saved, weights, doutput, dstates, lengths, directions, sees)
-        T, B, _ = all_saved[0].kept.shape
+        T, B, _ = all_saved[0].gates.shape
         rows, P = weights[0].hh.shape
-        dtype, H = all_saved[0].kept.dtype, rows // cell.gates
+        dtype, H = all_saved[0].gates.dtype, rows // cell.gates
         doutput = None if doutput is None else np.ascontiguousarray(doutput)
         lengths32 = None if lengths is None else lengths.astype(np.int32)
         held, done = [], []
@@ -480,7 +480,7 @@ class CpuOps(HostOps):
                 for F, given in zip(sizes, dstates[d] or (None, None), strict=False)
             )
             dh_steps = None if w.hr is None else self.empty(T, B, P, dtype)
-            one = self._pass(cell, w, saved.kept, saved.h, saved.c, reverse, lengths32, keep=True)
+            one = self._pass(cell, w, saved.gates, saved.h, saved.c, reverse, lengths32, save=True)
             one.dh, one.dc = (_address(part) for part in (*dstate, None)[:2])
             one.dh_steps = _address(dh_steps)
             if doutput is not None:
@@ -490,19 +490,19 @@ class CpuOps(HostOps):
         self._run_time_loop(held, T * B * rows * P, back=True)
         return done
 
-    def _pass(self, cell, w, kept, h, c, reverse, lengths, keep):
+    def _pass(self, cell, w, gates, h, c, reverse, lengths, save):
         """A ``_Pass`` with all that both ways need; its arrays live as long as it does."""
         T, B, P = h.shape
         hh, hr, bias_ih, bias_hh = arrays = [
             None if array is None else np.ascontiguousarray(array) for array in (w.hh, w.hr, w.bias_ih, w.bias_hh)
         ]
         one = _Pass(
-            cell=CELLS.index(cell.kernel), wide=kept.dtype == np.float64, T=T - 1, B=B, H=len(hh) // cell.gates, P=P,
-            reverse=reverse, keep=keep, kept_row=kept.shape[2],
+            cell=CELLS.index(cell.kernel), wide=gates.dtype == np.float64, T=T - 1, B=B, H=len(hh) // cell.gates, P=P,
+            reverse=reverse, save=save, gates_row=gates.shape[2],
             lengths=_address(lengths), weight_hh=_address(hh), weight_hr=_address(hr), bias_ih=_address(bias_ih),
-            bias_hh=_address(bias_hh), kept=_address(kept), h=_address(h), c=_address(c),
+            bias_hh=_address(bias_hh), gates=_address(gates), h=_address(h), c=_address(c),
         )  # fmt: skip
-        one.arrays = [*arrays, kept, h, c]
+        one.arrays = [*arrays, gates, h, c]
         return one
 
     def _run_time_loop(self, passes, multiplications, back):

@@ -153,8 +153,8 @@ def ctc_greedy(logits, *, lengths=None, blank=0, batch_first=False):
     path = ops.to_numpy(logits.argmax(axis=2))
     new = np.ones(path.shape, bool)
     new[1:] = path[1:] != path[:-1]
-    kept = new & (path != blank)
-    return [path[:length, b][kept[:length, b]].tolist() for b, length in enumerate(lengths)]
+    is_label = new & (path != blank)
+    return [path[:length, b][is_label[:length, b]].tolist() for b, length in enumerate(lengths)]
 
 
 def ctc_beam_search(logits, beam=16, *, lengths=None, blank=0, batch_first=False):

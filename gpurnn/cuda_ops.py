@@ -161,13 +161,13 @@ class CudaOps(Ops):
         """``schedules.choose`` on this device."""
         return schedules.choose(replace(problem, tf32=self.tf32), self.device.limits, wanted, self.measured)
 
-    def candidates(self, keep, schedule, *sizes):
-        """``(problems, candidates)`` of a loop, "forward" and where ``keep`` "backward" -> its
+    def candidates(self, save, schedule, *sizes):
+        """``(problems, candidates)`` of a loop, "forward" and where ``save`` "backward" -> its
         schedules.Problem and the schedules.Candidate that was chosen.
 
         sizes: the kernel, gates, H, T, B, directions, dtype's name, projected, I and share of ``schedules.Problem``.
         """
-        key, known = (keep, schedule, sizes, self.tf32), (self.device.limits, self.measured)
+        key, known = (save, schedule, sizes, self.tf32), (self.device.limits, self.measured)
         if any(old is not new for old, new in zip(self._chosen.get("known", ()), known, strict=False)):
             self._chosen.clear()  # another device, or more was measured
         found = self._chosen.get(key)
@@ -176,7 +176,7 @@ class CudaOps(Ops):
                 self._chosen.clear()
             self._chosen["known"] = known
             *first, I, share = sizes
-            names = ("forward", "backward") if keep else ("forward",)
+            names = ("forward", "backward") if save else ("forward",)
             problems = {name: schedules.Problem(*first, name == "backward", self.tf32, I, share) for name in names}
             found = self._chosen[key] = (
                 problems,
@@ -210,11 +210,11 @@ class CudaOps(Ops):
     def lanes(self, count):
         return StreamLanes(self.device, count) if count > 1 else super().lanes(count)
 
-    def layer_forward(self, cell, x, weights, states, lengths, directions, keep, own, schedule="auto", share=1):
+    def layer_forward(self, cell, x, weights, states, lengths, directions, save, own, schedule="auto", share=1):
         T, B, I = x.shape
         rows, P = weights[0].hh.shape
         H, D = rows // cell.gates, len(weights)
-        key = (cell.kernel, T, B, I, H, P, directions, x.dtype, keep, lengths is not None,
+        key = (cell.kernel, T, B, I, H, P, directions, x.dtype, save, lengths is not None,
                weights[0].bias_ih is not None, schedule, share, self.tf32)  # fmt: skip
         # Work on another stream may still be under way on a loop that was given back there.
         loop, lease = self.pool.take((*key, self.device.queue), lambda: Loop(self, cell, *key[1:-1]))
@@ -227,7 +227,7 @@ class CudaOps(Ops):
                 self.product(flat(x), weights[d].ih.astype(x.dtype, copy=False).T, flat(loop.gates[d])[:, :rows])
         loop.start(states)
         loop.forward()
-        all_saved = [Saved(x, loop.gates[d] if keep else None, loop.h[d], loop.c_slots(d), lease) for d in range(D)]
+        all_saved = [Saved(x, loop.gates[d] if save else None, loop.h[d], loop.c_slots(d), lease) for d in range(D)]
         output = loop.output.copy() if own and loop.recorded else loop.output
         return all_saved, loop.final(), output
 
@@ -337,15 +337,15 @@ class CudaOps(Ops):
 
     # ---- random masks
 
-    def keep_mask(self, shape, rate, seed, layer, call):
+    def dropout_mask(self, shape, rate, seed, layer, call):
         N = math.prod(shape)
-        keep = self.xp.empty(N, np.bool_)
-        threshold = rng.keep_threshold(rate)
+        mask = self.xp.empty(N, np.bool_)
+        threshold = rng.dropout_threshold(rate)
         self.kernels.launch(
             "dropout.cu", "keep_mask", (), (-(-N // 512),), (128,), N, seed, layer & 0xFFFFFFFF, call & 0xFFFFFFFF,
-            threshold, keep,
+            threshold, mask,
         )  # fmt: skip
-        return keep.reshape(shape)
+        return mask.reshape(shape)
 
 
 class Loop:
@@ -354,26 +354,26 @@ class Loop:
     ``forward`` and ``backward`` run launch by launch, or replay what ``LoopPool`` has had recorded.
     """
 
-    def __init__(self, ops, cell, T, B, I, H, P, directions, dtype, keep, ragged, biased, schedule, share=1):
+    def __init__(self, ops, cell, T, B, I, H, P, directions, dtype, save, ragged, biased, schedule, share=1):
         xp = ops.xp
-        self.ops, self.cell, self.directions, self.keep = ops, cell, directions, keep
+        self.ops, self.cell, self.directions, self.save = ops, cell, directions, save
         self.T, self.B, self.H, self.P, self.D = T, B, H, P, len(directions)
         D, G = self.D, cell.gates
         self.projected, self.original = P != H, cell.kernel == "GruOriginal"
         self.dtype = np.dtype(dtype)
         self.real = _DOUBLE if self.dtype == _DOUBLE else _SINGLE
-        self.width = cell.kept if keep else G
+        self.width = cell.saved_blocks if save else G
         self.reverse = sum(reverse << d for d, reverse in enumerate(directions))
         self.recorded = False  # whether the arrays stay, so that launches may be recorded over them
         self.graphs = {}  # name -> CUDA graphs, one behind the other
         self.note = lambda name, reason: None  # told why a name is not recorded, or None where it is
         self.problems, self.candidates = ops.candidates(
-            keep, schedule, cell.kernel, G, H, T, B, D, dtype_name(self.dtype), self.projected, I, share
+            save, schedule, cell.kernel, G, H, T, B, D, dtype_name(self.dtype), self.projected, I, share
         )
         # for W_ih x, and for what the cell keeps
-        self.gates = xp.empty((D, T, B, self.width * H), self.dtype) if keep or not self.inputs else None
+        self.gates = xp.empty((D, T, B, self.width * H), self.dtype) if save or not self.inputs else None
         self.h = xp.empty((D, T + 1, B, P), self.dtype)
-        self.c = xp.empty((D, T + 1 if keep else 2, B, H), self.real) if cell.states == 2 else None
+        self.c = xp.empty((D, T + 1 if save else 2, B, H), self.real) if cell.states == 2 else None
         self.output = xp.empty((T, B, D * P), self.dtype)
         self.nbytes = self.h.nbytes + 2 * self.output.nbytes  # with doutput
         self.nbytes += sum(array.nbytes for array in (self.gates, self.c) if array is not None)
@@ -433,7 +433,7 @@ class Loop:
             first = self.T if reverse else 0
             self.h[d, first] = state[0]
             if self.c is not None:
-                self.c[d, first if self.keep else 0] = state[1]
+                self.c[d, first if self.save else 0] = state[1]
 
     def final(self):
         """For each direction its final state."""
@@ -442,12 +442,12 @@ class Loop:
             last = 0 if reverse else self.T
             final = (self.h[d, last].copy(),)
             if self.c is not None:
-                final += (self.c[d, last if self.keep else self.T % 2].copy(),)
+                final += (self.c[d, last if self.save else self.T % 2].copy(),)
             finals.append(final)
         return finals
 
     def c_slots(self, d):
-        return self.c[d] if self.keep and self.c is not None else None
+        return self.c[d] if self.save and self.c is not None else None
 
     @property
     def by_step(self):
@@ -476,7 +476,7 @@ class Loop:
             steps()
 
     def _forward_block(self):
-        how = self.width, self.reverse, int(self.keep), self.lengths, self.order, self.hh, self.bias_ih, self.bias_hh
+        how = self.width, self.reverse, int(self.save), self.lengths, self.order, self.hh, self.bias_ih, self.bias_hh
         if self.candidates["forward"].schedule == "block":
             how = self.ih.shape[-1] if self.inputs else 0, *how, self.ih if self.inputs else None, self.x
         self._launch_block("forward", *how, self.gates, self.h, self.c, self.output)
@@ -496,19 +496,19 @@ class Loop:
 
     def _forward_launches(self, done):
         """What a timestep launches, in order: functions of its number among those that are launched with ``done``."""
-        keep, transposed, launches = int(self.keep), self.hh.swapaxes(1, 2), []
+        save, transposed, launches = int(self.save), self.hh.swapaxes(1, 2), []
         biases = self.lengths, self.bias_ih, self.bias_hh
         if self.original:
             H = self.H
             launches += [
                 self._product(self.h_now, transposed[..., : 2 * H], self.first_ah),
-                self._bind("step_reset", H, self.width, EACH, done, self.reverse, keep, *biases, self.first_ah,
+                self._bind("step_reset", H, self.width, EACH, done, self.reverse, save, *biases, self.first_ah,
                            self.gates, self.h_now, self.p_now),
                 self._product(self.p_now, transposed[..., 2 * H :], self.ah[..., 2 * H :]),
             ]  # fmt: skip
         else:
             launches.append(self._product(self.h_now, transposed, self.ah))
-        how = self.H, self.width, EACH, done, self.reverse, keep, *biases, self.ah, self.gates
+        how = self.H, self.width, EACH, done, self.reverse, save, *biases, self.ah, self.gates
         if not self.projected:
             return [*launches, self._bind("step_forward", *how, self.h, self.h_now, self.c, None, self.output)]
         return [
@@ -761,7 +761,7 @@ class LoopPool:
         # (key, loop) that came back while the pool was at work: a lease may end at any moment, in any thread
         self.returned = deque()
         self._lock = threading.Lock()
-        self.kept = self.kept_bytes = 0
+        self.pooled = self.pooled_bytes = 0
         self.outcomes = OrderedDict()  # (schedules.Work, name) -> why it is not recorded, or None where it is
 
     def take(self, key, make):
@@ -789,7 +789,7 @@ class LoopPool:
             if fits:
                 self._count(loop, 1)
             reason = (
-                f"its arrays take {loop.nbytes / 1e6:.1f} MB; {self.kept} loops with {self.kept_bytes / 1e6:.1f} MB "
+                f"its arrays take {loop.nbytes / 1e6:.1f} MB; {self.pooled} loops with {self.pooled_bytes / 1e6:.1f} MB "
                 f"are recorded and in use, of {self.capacity} with {self.bytes / 1e6:.1f} MB at most"
             )
         if not fits:
@@ -836,11 +836,11 @@ class LoopPool:
         ]
 
     def _fits(self, loop):
-        return self.kept < self.capacity and self.kept_bytes + loop.nbytes <= self.bytes
+        return self.pooled < self.capacity and self.pooled_bytes + loop.nbytes <= self.bytes
 
     def _count(self, loop, sign):
-        self.kept += sign
-        self.kept_bytes += sign * loop.nbytes
+        self.pooled += sign
+        self.pooled_bytes += sign * loop.nbytes
 
     def _lend(self, key, loop):
         lease = Lease(loop)

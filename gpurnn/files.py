@@ -159,8 +159,8 @@ def naming(files):
             raise
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         text = f"{shown}: {one_line(error, 2000)}"
-        kept = type(error) if type(error).__module__.startswith("gpurnn") else FileError
-        raise kept(text) from error
+        kind = type(error) if type(error).__module__.startswith("gpurnn") else FileError
+        raise kind(text) from error
 
 
 # ---- writing

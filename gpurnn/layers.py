@@ -168,8 +168,8 @@ class Embedding(Module):
             if not self._trains("weight"):
                 return
             if padding_idx is not None:
-                kept = self.xp.flatnonzero(index != padding_idx)
-                dy, index = dy[kept], index[kept]
+                counted = self.xp.flatnonzero(index != padding_idx)
+                dy, index = dy[counted], index[counted]
             with adding(self.grads["weight"]):  # a tied layer adds to it, too
                 self.ops.accumulate_rows(self.grads["weight"], index, dy)
 
@@ -249,9 +249,9 @@ class Dropout(Module):
             if x.ndim != 3:
                 raise ShapeError(f"x: variational dropout expects 3-D input with a time axis, got shape {x.shape}")
             shape[1 if self.batch_first else 0] = 1
-        keep = self.ops.keep_mask(tuple(shape), self.rate, self.seed, self.key, self.calls)
+        mask = self.ops.dropout_mask(tuple(shape), self.rate, self.seed, self.key, self.calls)
         self.calls += 1
-        scaled_mask = keep.astype(self.dtype)
+        scaled_mask = mask.astype(self.dtype)
         scaled_mask *= 0 if self.rate == 1 else 1 / (1 - self.rate)
         return x * scaled_mask, scaled_mask
 

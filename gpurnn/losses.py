@@ -246,8 +246,8 @@ def class_rows(logits, targets, mask, lengths, batch_first, ignore_index):
     if valid is not None:
         valid = xp.broadcast_to(_lift(valid, targets.ndim), targets.shape)
     if ignore_index is not None:
-        kept = targets != check_size("ignore_index", ignore_index, minimum=-(2**63))
-        valid = kept if valid is None else valid & kept
+        counted = targets != check_size("ignore_index", ignore_index, minimum=-(2**63))
+        valid = counted if valid is None else valid & counted
     rows = None if valid is None else xp.flatnonzero(valid)
     labels = targets.reshape(-1) if rows is None else targets.reshape(-1)[rows]
     V = logits.shape[-1]

@@ -27,14 +27,15 @@ _FEATURE_MAJOR_FROM = 8  # batch size from which NumPy keeps the arrays of the t
 
 @dataclass
 class Saved:
-    """What one layer and direction keeps between forward and backward.
+    """What one layer and direction saves between forward and backward.
 
-    x: the layer's input (T, B, I). kept: (T, B, K*H), None after inference. h (T+1, B, P) and c (T+1, B, H) or None:
+    x: the layer's input (T, B, I). gates: (T, B, K*H), None after inference; after forward the blocks that the cell
+    saves, after backward the gradients with respect to its pre-activations. h (T+1, B, P) and c (T+1, B, H) or None:
     the states in slots. lease: whatever must live as long as these arrays are in use.
     """
 
     x: object
-    kept: object
+    gates: object
     h: object
     c: object
     lease: object = None
@@ -50,9 +51,9 @@ class Saved:
 
 
 class Lanes:
-    """Places for the layers of a stack to work side by side; here there is one, where everything is done at once.
+    """Streams on which stacked layers may overlap. This base class has one: work runs when it is issued.
 
-    As a context it holds what is on its way. count: how many layers work at once.
+    As a context manager it waits for all of them. count: how many layers run at once.
     """
 
     def __init__(self, count):
@@ -65,7 +66,7 @@ class Lanes:
         pass
 
     def on(self, lane, after=-1):
-        """A context: what is done in it is ``lane``'s, and comes after all that lane ``after`` was given before."""
+        """A context manager: run its block on stream ``stream``, after everything queued on stream ``after`` so far."""
         return contextlib.nullcontext()
 
 
@@ -209,7 +210,7 @@ class Ops:
         """``Lanes`` for so many layers at once."""
         return Lanes(count)
 
-    def layer_forward(self, cell, x, weights, states, lengths, directions, keep, own, schedule="auto", share=1):
+    def layer_forward(self, cell, x, weights, states, lengths, directions, save, own, schedule="auto", share=1):
         """One layer with all its directions.
 
         cell: a record of cells.py. x: (T, B, I). weights: for each direction its ``cells.Weights``; states: its initial
@@ -217,7 +218,7 @@ class Ops:
         for each, whether it runs backwards in time. keep: whether ``layer_backward`` will follow. own: whether the output
         must be a C-contiguous array of its own, zero past the end of a sequence; else it may show what lies in a
         ``Saved``. schedule: one of
-        ``schedules.SCHEDULES``; array code has one way only. share: how many layers run at once on the device.
+        ``schedules.SCHEDULES``; array code has only one. share: how many layers run at once on the device.
 
         Returns a list of ``Saved``, a list of final states, and the output (T, B, D*P).
         """
@@ -225,13 +226,13 @@ class Ops:
         T, B, _ = x.shape
         for w, state, reverse in zip(weights, states, directions, strict=True):
             rows = len(w.hh)
-            ax = self.empty_steps(T, B, rows // cell.gates * (cell.kept if keep else cell.gates), x.dtype)
+            ax = self.empty_steps(T, B, rows // cell.gates * (cell.saved_blocks if save else cell.gates), x.dtype)
             self.product(flat(x), w.ih.astype(x.dtype, copy=False).T, flat(ax)[:, :rows])
             if w.bias_ih is not None:
                 ax[:, :, :rows] += self._input_bias(cell, w).astype(x.dtype, copy=False)
             inner = self._hidden_weights(cell, w, x.dtype)
-            h, c, final = self.sequence_forward(cell, ax, inner, state, lengths, reverse, keep)
-            all_saved.append(Saved(x, ax if keep else None, h, c))
+            h, c, final = self.sequence_forward(cell, ax, inner, state, lengths, reverse, save)
+            all_saved.append(Saved(x, ax if save else None, h, c))
             finals.append(final)
         outputs = [saved.states("h", reverse) for saved, reverse in zip(all_saved, directions, strict=True)]
         if not own:
@@ -239,22 +240,22 @@ class Ops:
         return all_saved, finals, self.zero_past_end(self.side_by_side(outputs, self.empty), lengths)
 
     def layer_backward(self, cell, all_saved, weights, doutput, dstates, lengths, directions, sees):
-        """The mirror of ``layer_forward``, without the gradients of the weights.
+        """The mirror of ``layer_forward``, without the weight gradients.
 
-        doutput: (T, B, D*P) or None; dstates: for each direction the derivatives by its final state, or None. sees: for
-        each direction a ``see`` as in ``sequence_backward``, or None.
+        doutput: (T, B, D*P) or None; dstates: for each direction the gradients of its final state, or None. hooks:
+        for each direction a ``hook`` as in ``sequence_backward``, or None.
 
-        Leaves in each ``saved.kept`` the derivatives by ``cell.leaves``. Returns for each direction the derivatives by
+        Leaves in each ``saved.gates`` the derivatives by ``cell.leaves``. Returns for each direction the derivatives by
         its initial state, float32 beside 16-bit numbers, and with a projection those by every h_t, else None.
         """
         done = []
         for d, (saved, w, reverse) in enumerate(zip(all_saved, weights, directions, strict=True)):
             P = saved.h.shape[2]
             part = None if doutput is None else doutput[:, :, d * P : (d + 1) * P]
-            inner = self._hidden_weights(cell, w, saved.kept.dtype)
+            inner = self._hidden_weights(cell, w, saved.gates.dtype)
             done.append(
                 self.sequence_backward(
-                    cell, saved.kept, inner, saved.h, saved.c, part, dstates[d], lengths, reverse, sees[d]
+                    cell, saved.gates, inner, saved.h, saved.c, part, dstates[d], lengths, reverse, sees[d]
                 )
             )
         return done
@@ -300,17 +301,17 @@ class Ops:
 
     # ---- the time loop
 
-    def sequence_forward(self, cell, ax, weights, state, lengths=None, reverse=False, keep=True):
+    def sequence_forward(self, cell, ax, weights, state, lengths=None, reverse=False, save=True):
         """Run the time loop of one cell.
 
         cell: a record of cells.py; weights: its ``HiddenWeights``.
-        ax: from ``empty_steps``; (T, B, K*H) where ``keep``, else (T, B, G*H) will do. In: columns [0, G*H) hold the
-            input pre-activations; out, where ``keep``: what the cell keeps for the way back.
+        ax: from ``empty_steps``; (T, B, K*H) where ``save``, else (T, B, G*H) will do. In: columns [0, G*H) hold the
+            input pre-activations; out, where ``save``: what the cell keeps for the way back.
         state: initial (h (B, P),) or (h, c (B, H)), arrays or numbers. lengths: integers (B,) or None; past its end a
             sequence holds its state.
         reverse: run from T - 1 to 0.
 
-        Returns h (T+1, B, P) and c (T+1, B, H), or None where the cell has no c or not ``keep``, and the final state; c
+        Returns h (T+1, B, P) and c (T+1, B, H), or None where the cell has no c or not ``save``, and the final state; c
         is float32 beside 16-bit numbers.
         Slots: forward, step t reads slot t and writes t + 1; reverse, it reads t + 1 and writes t; so the initial state
         is at the end where the loop begins.
@@ -324,18 +325,18 @@ class Ops:
         h[start] = state[0]
         c = None
         if cell.states == 2:
-            c = self.empty_steps(T + 1 if keep else 2, B, H, real)
-            c[start if keep else 0] = state[1]
-        z, tmp = self._step_buffer(B, cell.kept * H, real), self._step_buffer(B, H, real)
+            c = self.empty_steps(T + 1 if save else 2, B, H, real)
+            c[start if save else 0] = state[1]
+        z, tmp = self._step_buffer(B, cell.saved_blocks * H, real), self._step_buffer(B, H, real)
         h_wide = None if real == dtype else self._step_buffer(B, P, real)  # 16-bit: h' before it is rounded
-        axT, hT, cT = _upright(ax), _upright(h), _upright(c)
+        axT, hT, cT = _feature_major(ax), _feature_major(h), _feature_major(c)
         held = _ragged_steps(self, lengths, T)
         c_old = c_new = None
         with np.errstate(over="ignore" if cell.names else None):  # sigmoid_: a gate that is shut
             for count, t in enumerate(range(T - 1, -1, -1) if reverse else range(T)):
                 old, new = (t + 1, t) if reverse else (t, t + 1)
                 if cT is not None:
-                    c_old, c_new = (cT[old], cT[new]) if keep else (cT[count % 2], cT[1 - count % 2])
+                    c_old, c_new = (cT[old], cT[new]) if save else (cT[count % 2], cT[1 - count % 2])
                 h_new = hT[new] if h_wide is None else h_wide
                 cell.forward(xp, weights, wide(axT[t, :rows]), wide(hT[old]), c_old, z, h_new, c_new, tmp)
                 if h_wide is not None:
@@ -344,36 +345,35 @@ class Ops:
                     xp.copyto(hT[new], hT[old], where=held[t])
                     if cT is not None:
                         xp.copyto(c_new, c_old, where=held[t])
-                if keep and cell.names:
+                if save and cell.names:
                     axT[t] = z
         end = 0 if reverse else T
         final = (h[end].copy(),)  # the caller may write to his
         if c is not None:
-            final += (c[end if keep else T % 2].copy(),)
-        return h, c if keep else None, final
+            final += (c[end if save else T % 2].copy(),)
+        return h, c if save else None, final
 
-    def sequence_backward(self, cell, kept, weights, h, c, doutput, dstate, lengths=None, reverse=False, see=None):
+    def sequence_backward(self, cell, gates, weights, h, c, doutput, dstate, lengths=None, reverse=False, see=None):
         """The reverse-time twin of ``sequence_forward``: back-propagation through time.
 
-        kept: (T, B, K*H); in: what forward kept; out: ``d``, the derivatives by the pre-activations ``cell.leaves``,
-            zero past the end. h, c: the slots of forward. doutput: (T, B, P) or None, ignored past the end.
-        dstate: derivatives by the final state, (dh (B, P),) or (dh, dc), or None for zeros.
-        see: None, or called as see(t, dh (P, B), dc (H, B) or None) with the whole derivatives by h_t and c_t.
+        gates: (T, B, K*H); in: what forward saved; out: ``d``, the gradients of ``cell.leaves``, zero past the end. h, c: the slots of forward. doutput: (T, B, P) or None, ignored past the end.
+        dstate: gradients of the final state, (dh (B, P),) or (dh, dc), or None for zeros.
+        hook: None, or called as hook(t, dh (P, B), dc (H, B) or None) with the complete gradients of h_t and c_t.
 
-        Returns the derivatives by the initial state, shaped as ``state`` and float32 beside 16-bit numbers, and with a
-        projection those by every h_t (T, B, P), zero past the end; else None.
+        Returns the gradients of the initial state, shaped as ``state`` and float32 beside 16-bit numbers, and with a
+        projection those of every h_t (T, B, P), zero past the end; else None.
         """
-        xp, dtype, real = self.xp, kept.dtype, wide_dtype(kept.dtype)
-        T, B, _ = kept.shape
-        P, H = h.shape[2], kept.shape[2] // cell.kept
+        xp, dtype, real = self.xp, gates.dtype, wide_dtype(gates.dtype)
+        T, B, _ = gates.shape
+        P, H = h.shape[2], gates.shape[2] // cell.saved_blocks
         left = len(cell.leaves) * H
-        z, d = self._step_buffer(B, cell.kept * H, real), self._step_buffer(B, left, real)
+        z, d = self._step_buffer(B, cell.saved_blocks * H, real), self._step_buffer(B, left, real)
         tmp, dh = self._step_buffer(B, H, real), self._step_buffer(B, P, real)
         dc = None if c is None else self._step_buffer(B, H, real)
         for mine, given in zip((dh, dc), dstate or (None, None), strict=False):
             if mine is not None:
                 mine[...] = 0 if given is None else given.T
-        keptT, hT, cT = _upright(kept), _upright(h), _upright(c)
+        gatesT, hT, cT = _feature_major(gates), _feature_major(h), _feature_major(c)
         block = max(1, min(T, (1 << 18) // max(1, B * P)))  # steps of doutput brought into the loop's order at once
         incoming = None if doutput is None else self.empty_steps(block, B, P, dtype)
         dh_all = None if weights.hr is None else self.empty_steps(T, B, P, dtype)
@@ -396,7 +396,7 @@ class Ops:
                 dh_held, dc_held = dh.copy(), None if dc is None else dc.copy()
             if dh_all is not None:
                 dh_all[t] = dh.T if held[t] is None else xp.where(held[t], 0, dh).T
-            z[...] = keptT[t]
+            z[...] = gatesT[t]
             step_see = _ignore if see is None else _seer(xp, see, t, held[t])
             cell.backward(xp, weights, z, wide(hT[old]), c_old, wide(hT[new]), c_new, dh, dc, d, tmp, step_see)
             if held[t] is not None:  # the state went through unchanged: so does its derivative
@@ -404,7 +404,7 @@ class Ops:
                 if dc is not None:
                     xp.copyto(dc, dc_held, where=held[t])
                 xp.copyto(d, 0, where=held[t])
-            keptT[t, :left] = d
+            gatesT[t, :left] = d
         return tuple(part.T for part in (dh, dc) if part is not None), dh_all
 
     def _step_buffer(self, B, F, dtype):
@@ -444,7 +444,7 @@ class Ops:
         """The cross-entropy of each row that counts.
 
         logits: (N, V) float32 or float64; rows: int64 (count,), which rows count, or None for all; labels: int64
-        (count,). Returns the losses, float64 (count,), and for the way back the highest logit (count,) of each row and
+        (count,). Returns the losses, float64 (count,), and for the backward pass the highest logit (count,) of each row and
         the sum of exp(logits - highest), float64 (count,).
         """
         # Softmax as exp(logits - highest) / total: the shift keeps exp from overflowing, and the two factors, kept
@@ -505,9 +505,9 @@ class Ops:
         """The sum of their squares in float64, or None where optim.py is to do it."""
         return None
 
-    def keep_mask(self, shape, rate, seed, layer, call):
-        """``rng.keep_mask`` made where this backend's arrays live."""
-        return rng.keep_mask(shape, rate, seed, layer, call, self.xp)
+    def dropout_mask(self, shape, rate, seed, layer, call):
+        """``rng.dropout_mask`` made where this backend's arrays live."""
+        return rng.dropout_mask(shape, rate, seed, layer, call, self.xp)
 
     def accumulate_rows(self, grad, index, d):
         """``grad[index[n]] += d[n]`` for every n, in a fixed order: the gradient of an embedding.
@@ -573,8 +573,8 @@ def flat(steps):
     return steps.reshape(-1, steps.shape[-1]) if steps.size else steps.reshape(0, steps.shape[-1])
 
 
-def _upright(steps):
-    """(T, B, F) as (T, F, B), the way a cell sees a step; None stays None."""
+def _feature_major(steps):
+    """(T, B, F) as (T, F, B), the order in which a cell reads a step; None stays None."""
     return None if steps is None else steps.transpose(0, 2, 1)
 
 
@@ -588,11 +588,11 @@ def _ragged_steps(ops, lengths, T):
 
 
 def _ignore(dh, dc):
-    """Nobody watches the gradient flow."""
+    """The hook where nobody asked for one."""
 
 
 def _seer(xp, see, t, held):
-    """Adds to a cell's ``see(dh, dc)`` the step and the silence of sequences past their end."""
+    """A cell's ``hook(dh, dc)`` that adds the timestep, and zeros for sequences past their end."""
 
     def look(dh, dc):
         if held is not None:

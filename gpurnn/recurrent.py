@@ -240,7 +240,7 @@ class _Recurrent(Module):
         """
         if unknown:
             refuse_unknown(type(self).__name__, unknown, _CALL)
-        return self._forward(x, state, lengths, return_all, keep=False)
+        return self._forward(x, state, lengths, return_all, save=False)
 
     def forward(self, x, state=None, lengths=None, *, return_all=False, retain=False, **unknown):
         """As calling the layer, for training: returns (output, state, backward), with ``return_all`` the steps last.
@@ -254,7 +254,7 @@ class _Recurrent(Module):
         """
         if unknown:
             refuse_unknown(type(self).__name__, unknown, _CALL)
-        return self._forward(x, state, lengths, return_all, keep=True, retain=retain)
+        return self._forward(x, state, lengths, return_all, save=True, retain=retain)
 
     def step(self, x, state=None, **unknown):
         """One timestep for streaming: x (B, I) or (I,) -> (output (B, P), state), as the sequence form would give.
@@ -283,14 +283,14 @@ class _Recurrent(Module):
         cache, slots = 0, T + len(spans)
         for _, layer, _, _ in self._passes():
             _, H, P = self._sizes(layer)
-            cache += T * B * self.cell.kept * H * size + slots * B * P * size
+            cache += T * B * self.cell.saved_blocks * H * size + slots * B * P * size
             cache += slots * B * H * wide if self.cell.states == 2 else 0
         for layer in range(1, self.num_layers):
             if D == 2 or self.dropout or self.ops.name == "cuda":  # the kernel writes an output beside the states
                 cache += T * B * self._sizes(layer)[0] * size
         widest = max(self._sizes(layer)[0] for layer in range(self.num_layers))
         H = max(self.hidden_sizes)
-        scratch = B * H * (2 * self.cell.kept + 4) + min(T * B * H, 1 << 18)
+        scratch = B * H * (2 * self.cell.saved_blocks + 4) + min(T * B * H, 1 << 18)
         schedules, packed = {}, 0
         for layer in range(self.num_layers):
             for backward in (False, True):
@@ -318,11 +318,11 @@ class _Recurrent(Module):
 
     # ---- forward
 
-    def _forward(self, x, state, lengths, return_all, keep, retain=False):
+    def _forward(self, x, state, lengths, return_all, save, retain=False):
         return_all = check_flag("return_all", return_all)
         x, single = self._check_input(x)
         T, B, _ = x.shape
-        self.ops.refuse_sizes(T, B, lambda: self._loop_sizes(T, B, keep))
+        self.ops.refuse_sizes(T, B, lambda: self._loop_sizes(T, B, save))
         state_given = state is not None
         initial = given = self._initial_state(state, B, single)
         if lengths is not None:
@@ -347,14 +347,14 @@ class _Recurrent(Module):
                 for layer in range(L):
                     with lanes.on(layer, after=layer - 1):
                         all_saved, at[layer], y = self.ops.layer_forward(
-                            self.cell, y, self._weights(layer), at[layer], part, self._directions, keep or return_all,
+                            self.cell, y, self._weights(layer), at[layer], part, self._directions, save or return_all,
                             own=layer == L - 1, schedule=self.schedule, share=lanes.count,
                         )  # fmt: skip
                         if return_all:
                             steps += [self._steps(w, r, part) for w, r in zip(all_saved, self._directions, strict=True)]
                         if masks[layer] is not None:
                             y = self._drop(y, masks[layer][span])
-                    if keep or lanes.count > 1:  # a lane may still read what another has written
+                    if save or lanes.count > 1:  # a lane may still read what another has written
                         passes[-1].append(all_saved)
                 outputs.append(y)
         if L > 1 and masks[0] is not None:
@@ -363,20 +363,20 @@ class _Recurrent(Module):
         if initial is not given:
             final = self._with_unused(final, given, lengths)
         returned = [self._outward(y, single), self._pack_state(final, single)]
-        if keep:
+        if save:
             returned.append(self._make_backward(spans, passes, masks, state_given, lengths, y.shape, single, retain))
         if return_all:
             returned.append([self._steps_outward(s, single) for s in steps])
         return tuple(returned)
 
-    def _loop_sizes(self, T, B, keep):
+    def _loop_sizes(self, T, B, save):
         """For each layer the arguments of ``CudaOps.candidates`` in a call with (T, B)."""
         spans = self._spans(T, watched=False)
         longest, share = max(span.stop - span.start for span in spans), self.num_layers if len(spans) > 1 else 1
         for layer in range(self.num_layers):
             inputs, H, P = self._sizes(layer)
             yield (
-                keep, self.schedule, self.cell.kernel, self.cell.gates, H, longest, B, len(self._directions),
+                save, self.schedule, self.cell.kernel, self.cell.gates, H, longest, B, len(self._directions),
                 self.dtype.name, P != H, inputs, share,
             )  # fmt: skip
 
@@ -397,12 +397,12 @@ class _Recurrent(Module):
 
     def _mask(self, layer, shape, call):
         """Which of a layer's outputs the next one sees, in the memory order of these outputs."""
-        keep = self.ops.keep_mask(shape, self.dropout, self.seed, rng.name_key(f"{self.name}.between{layer}"), call)
-        mask = self.ops.empty_steps(*shape, keep.dtype)
-        if mask.strides == keep.strides:
-            return keep
-        self.ops.copy_steps(mask, keep)
-        return mask
+        mask = self.ops.dropout_mask(shape, self.dropout, self.seed, rng.name_key(f"{self.name}.between{layer}"), call)
+        placed = self.ops.empty_steps(*shape, mask.dtype)
+        if placed.strides == mask.strides:
+            return mask
+        self.ops.copy_steps(placed, mask)
+        return placed
 
     def _drop(self, x, mask):
         scale = 0.0 if self.dropout == 1 else 1 / (1 - self.dropout)
@@ -412,14 +412,14 @@ class _Recurrent(Module):
         return out
 
     def _steps(self, saved, reverse, lengths):
-        H = saved.kept.shape[2] // self.cell.kept
+        H = saved.gates.shape[2] // self.cell.saved_blocks
 
         def own(array):
             whole = self.ops.side_by_side([array], self.ops.empty)
             return self.ops.zero_past_end(whole, lengths)
 
         c = None if saved.c is None else own(saved.states("c", reverse))
-        gates = {name: own(saved.kept[:, :, k * H : (k + 1) * H]) for k, name in enumerate(self.cell.names)}
+        gates = {name: own(saved.gates[:, :, k * H : (k + 1) * H]) for k, name in enumerate(self.cell.names)}
         return Steps(own(saved.states("h", reverse)), c, gates)
 
     def _steps_outward(self, steps, single):
@@ -494,11 +494,11 @@ class _Recurrent(Module):
         return dx, [dstate for dstate, _ in done]
 
     def _weight_gradients(self, saved, reverse, dh_steps, layer, suffix):
-        """The gradients of one direction's weights, each one GEMM over all of time; then ``saved.kept`` starts with the
+        """The gradients of one direction's weights, each one GEMM over all of time; then ``saved.gates`` starts with the
         derivatives by ax."""
         ops, grads, cell, H = self.ops, self.grads, self.cell, self._sizes(layer)[1]
         h_old, rows = saved.old_h(reverse), cell.gates * H
-        d, rest = saved.kept[:, :, :rows], saved.kept[:, :, rows:]
+        d, rest = saved.gates[:, :, :rows], saved.gates[:, :, rows:]
         dweight_hh = grads["weight_hh" + suffix]
         if not self._trains("weight_hh" + suffix):
             pass
@@ -526,7 +526,7 @@ class _Recurrent(Module):
     def _input_gradient(self, saved, layer, weight_ih, dx):
         """``dx`` (None for the first direction) plus the derivative by a layer's input, (T, B, I)."""
         T, B, inside = saved.x.shape
-        d = flat(saved.kept[:, :, : self.cell.gates * self._sizes(layer)[1]])
+        d = flat(saved.gates[:, :, : self.cell.gates * self._sizes(layer)[1]])
         if dx is None:
             dx = (self.ops.empty_steps if layer else self.ops.empty)(T, B, inside, self.dtype)
             self.ops.product(d, weight_ih, flat(dx))
@@ -697,12 +697,12 @@ class _Recurrent(Module):
 def _retained(passes):
     """Lists of the same ``Saved``s for a backward to spend; afterwards these are what they were."""
     all_saved = [saved for layers in passes for directions in layers for saved in directions]
-    copies = [(saved, saved.kept.copy(), saved.c) for saved in all_saved]
+    copies = [(saved, saved.gates.copy(), saved.c) for saved in all_saved]
     try:
         yield [list(layers) for layers in passes]
     finally:
-        for saved, kept, c in copies:
-            saved.kept[...], saved.c = kept, c
+        for saved, gates, c in copies:
+            saved.gates[...], saved.c = gates, c
 
 
 def _within(lengths, span):

@@ -74,13 +74,13 @@ def words(count, seed, layer=0, call=0, xp=np):
     return out.reshape(-1)[:count]
 
 
-def keep_mask(shape, rate, seed, layer=0, call=0, xp=np):
+def dropout_mask(shape, rate, seed, layer=0, call=0, xp=np):
     """Boolean ``shape``: False with probability ``rate`` (integer comparison, so equal on every backend)."""
     drawn = words(int(np.prod(shape, dtype=np.int64)), seed, layer, call, xp)
-    return (drawn.astype(np.uint64) >= np.uint64(keep_threshold(rate))).reshape(shape)
+    return (drawn.astype(np.uint64) >= np.uint64(dropout_threshold(rate))).reshape(shape)
 
 
-def keep_threshold(rate):
+def dropout_threshold(rate):
     """The 32-bit word from which on an element is kept: 0 .. 2^32."""
     return min(round(rate * 2.0**32), 2**32)
 

@@ -106,12 +106,12 @@ class EncoderDecoder(Module):
 
     def __call__(self, inputs, lengths=None):
         source, target, (source_lengths, target_lengths) = self._check(inputs, lengths)
-        memory, state, _ = self._encode(source, source_lengths, keep=False)
+        memory, state, _ = self._encode(source, source_lengths, save=False)
         return self._decode(target, target_lengths, memory, state, source_lengths)
 
     def forward(self, inputs, lengths=None, *, retain=False):
         source, target, (source_lengths, target_lengths) = self._check(inputs, lengths)
-        memory, state, encode_backward = self._encode(source, source_lengths, keep=True, retain=retain)
+        memory, state, encode_backward = self._encode(source, source_lengths, save=True, retain=retain)
         if self.training and self.sampling is not None:
             target = self._sampled(target, target_lengths, memory, state, source_lengths)
         layer = self.children
@@ -145,7 +145,7 @@ class EncoderDecoder(Module):
         beams: K; each sequence is decoded K times side by side, the states being (L, K*B, H), beam by beam.
         """
         source, _, (lengths, _) = self._check((source, self.xp.zeros((0, source.shape[1]), np.int64)), (lengths, None))
-        memory, state, _ = self._encode(source, lengths, keep=False)
+        memory, state, _ = self._encode(source, lengths, save=False)
         parts = state if isinstance(state, tuple) else (state,)
         parts = tuple(self.xp.concatenate([part] * beams, axis=1) for part in parts)
         return self.children["attention"].remember(memory, lengths), parts if len(parts) == 2 else parts[0]
@@ -161,10 +161,10 @@ class EncoderDecoder(Module):
 
     # ---- the parts
 
-    def _encode(self, source, lengths, keep, retain=False):
-        """Memory (T, B, H), the decoder's initial state, and where ``keep`` the backward of both."""
+    def _encode(self, source, lengths, save, retain=False):
+        """Memory (T, B, H), the decoder's initial state, and where ``save`` the backward of both."""
         layer, xp, L, H = self.children, self.xp, self.layers, self.hidden
-        if not keep:
+        if not save:
             x = layer["source_dropout"](layer["source_embedding"](source))
             memory, final = layer["encoder"](x, None, lengths)
         else:
@@ -177,12 +177,12 @@ class EncoderDecoder(Module):
             # layers and directions of a sequence side by side; c of 16-bit layers is float32
             flat = part.transpose(1, 0, 2).reshape(B, L * H).astype(self.dtype, copy=False)
             bridge = layer[f"bridge_{kind}"]
-            y, bridge_backward = bridge.forward(flat) if keep else (bridge(flat), None)
+            y, bridge_backward = bridge.forward(flat) if save else (bridge(flat), None)
             y = xp.tanh(y)
             bridges.append((y, bridge_backward))
             state.append(xp.ascontiguousarray(y.reshape(B, L, H).transpose(1, 0, 2)))
         state = tuple(state) if len(state) == 2 else state[0]
-        if not keep:
+        if not save:
             return memory, state, None
 
         def backward(dmemory, dstate):
@@ -212,11 +212,11 @@ class EncoderDecoder(Module):
         xp, rate = self.xp, self.sampling.rate_at(self.calls)
         if rate > 0 and len(target) > 1:
             key = rng.name_key(f"{self.name}.sampling")
-            keep = self.ops.keep_mask((len(target) - 1, target.shape[1]), rate, self.seed, key, self.calls)
+            mask = self.ops.dropout_mask((len(target) - 1, target.shape[1]), rate, self.seed, key, self.calls)
             logits = self._decode(target, target_lengths, memory, state, source_lengths)
             logits[..., [*_NEVER_WRITTEN, END]] = -np.inf
             guesses = logits[:-1].argmax(axis=2)
-            target = xp.concatenate([target[:1], xp.where(keep, target[1:], guesses)])
+            target = xp.concatenate([target[:1], xp.where(mask, target[1:], guesses)])
         self.calls += 1
         return target
 

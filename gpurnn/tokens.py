@@ -78,10 +78,10 @@ class TokenVocabulary:
         tokens, the frequent ones first, of equally frequent ones in the order of code points."""
         check_size("min_count", min_count)
         counts = Counter(token for tokens in texts for token in tokens)
-        kept = sorted((token for token in counts if counts[token] >= min_count), key=lambda t: (-counts[t], t))
-        if not kept:
+        chosen = sorted((token for token in counts if counts[token] >= min_count), key=lambda t: (-counts[t], t))
+        if not chosen:
             raise ValueError(f"min_count: no token comes {min_count} times")
-        return cls(kept if max_size is None else kept[: check_size("max_size", max_size)])
+        return cls(chosen if max_size is None else chosen[: check_size("max_size", max_size)])
 
     def __len__(self):
         return len(SPECIAL) + len(self.tokens)

@@ -150,8 +150,8 @@ def builtin_text():
     from pydoc_data.topics import topics
 
     lines = "\n\n".join(topics[name] for name in sorted(topics)).splitlines()
-    kept = [line.strip() for line in lines if not line.lstrip().startswith(("|", "+", "**", "==", "--", "~~"))]
-    return "\n".join(kept) + "\n"
+    prose = [line.strip() for line in lines if not line.lstrip().startswith(("|", "+", "**", "==", "--", "~~"))]
+    return "\n".join(prose) + "\n"
 
 
 def read_text(files=(), vocabulary=None, folder=None, *, level="characters", size=None):

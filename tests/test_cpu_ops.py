@@ -341,9 +341,11 @@ def test_masks_are_the_array_codes(rate, level, threads):
     for number, shape in enumerate([(1,), (5, 7), (3, 4, 8), (0, 3), (9, 101), (64, 64)]):
         threads(1 + number)
         key = (2**64 - 5, 2**33 + 7, number)  # a seed of 64 bits; a layer of which 32 count
-        np.testing.assert_array_equal(get_backend("cpu").keep_mask(shape, rate, *key), rng.keep_mask(shape, rate, *key))
+        np.testing.assert_array_equal(
+            get_backend("cpu").dropout_mask(shape, rate, *key), rng.dropout_mask(shape, rate, *key)
+        )
     np.testing.assert_array_equal(
-        get_backend("numpy").keep_mask((9, 7), 0.3, 1, 2, 3), rng.keep_mask((9, 7), 0.3, 1, 2, 3)
+        get_backend("numpy").dropout_mask((9, 7), 0.3, 1, 2, 3), rng.dropout_mask((9, 7), 0.3, 1, 2, 3)
     )
 
 
@@ -355,7 +357,7 @@ def test_a_mask_has_the_memory_order_of_what_it_drops():
         mask = layer._mask(0, outputs.shape, 5)
         assert [stride * 4 for stride in mask.strides] == list(outputs.strides)
         key = rng.name_key(".between0")
-        np.testing.assert_array_equal(mask, rng.keep_mask(outputs.shape, 0.4, 1, key, 5))
+        np.testing.assert_array_equal(mask, rng.dropout_mask(outputs.shape, 0.4, 1, key, 5))
 
 
 def test_denormal_numbers_count_as_zero(level, threads):

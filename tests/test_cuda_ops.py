@@ -65,8 +65,8 @@ def test_rows_are_added_by_id(ids, dtype):
 @pytest.mark.parametrize("shape", [(1,), (5, 3), (2, 3, 111), (0, 3)])
 def test_masks_are_numpys(shape, rate):
     ops = cuda_ops()
-    got = ops.keep_mask(shape, rate, 2**63 + 12345, 0xDEADBEEF, 2**31 + 7)
-    np.testing.assert_array_equal(got.get(), rng.keep_mask(shape, rate, 2**63 + 12345, 0xDEADBEEF, 2**31 + 7))
+    got = ops.dropout_mask(shape, rate, 2**63 + 12345, 0xDEADBEEF, 2**31 + 7)
+    np.testing.assert_array_equal(got.get(), rng.dropout_mask(shape, rate, 2**63 + 12345, 0xDEADBEEF, 2**31 + 7))
 
 
 # ---- the other layers, whole: the same code, CuPy's rules, kernels where there are some

@@ -95,26 +95,26 @@ def test_normal(dtype):
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.97])
 def test_mask_rate(rate):
-    keep = rng.keep_mask((200, 1000), rate, seed=4, layer=5, call=6)
+    keep = rng.dropout_mask((200, 1000), rate, seed=4, layer=5, call=6)
     assert keep.shape == (200, 1000) and keep.dtype == bool
     assert abs((~keep).mean() - rate) < 4 * np.sqrt(rate * (1 - rate) / keep.size)
-    np.testing.assert_array_equal(keep, rng.keep_mask((200, 1000), rate, seed=4, layer=5, call=6))
+    np.testing.assert_array_equal(keep, rng.dropout_mask((200, 1000), rate, seed=4, layer=5, call=6))
 
 
 def test_mask_threshold_is_exact(monkeypatch):
     """An element is dropped by the rate * 2^32 smallest words, no more and no fewer."""
     monkeypatch.setattr(rng, "words", lambda count, *key: np.array([0, 2**31 - 1, 2**31, 2**32 - 1], np.uint32))
-    assert rng.keep_mask((4,), 0.5, seed=1).tolist() == [False, False, True, True]
-    assert rng.keep_mask((4,), 1.0, seed=1).tolist() == [False] * 4
-    assert rng.keep_mask((4,), 0.0, seed=1).tolist() == [True] * 4
-    assert rng.keep_mask((4,), 2.0**-32, seed=1).tolist() == [False, True, True, True]
+    assert rng.dropout_mask((4,), 0.5, seed=1).tolist() == [False, False, True, True]
+    assert rng.dropout_mask((4,), 1.0, seed=1).tolist() == [False] * 4
+    assert rng.dropout_mask((4,), 0.0, seed=1).tolist() == [True] * 4
+    assert rng.dropout_mask((4,), 2.0**-32, seed=1).tolist() == [False, True, True, True]
 
 
 def test_mask_rates_of_zero_and_one_are_exact():
-    assert rng.keep_mask((1000,), 0.0, seed=1).all()
-    assert not rng.keep_mask((1000,), 1.0, seed=1).any()
-    assert rng.keep_mask((0, 3), 0.5, seed=1).shape == (0, 3)
-    assert rng.keep_mask((), 0.0, seed=1).shape == ()
+    assert rng.dropout_mask((1000,), 0.0, seed=1).all()
+    assert not rng.dropout_mask((1000,), 1.0, seed=1).any()
+    assert rng.dropout_mask((0, 3), 0.5, seed=1).shape == (0, 3)
+    assert rng.dropout_mask((), 0.0, seed=1).shape == ()
 
 
 def test_seeds():

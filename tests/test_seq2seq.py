@@ -186,7 +186,7 @@ def test_sampling_reads_the_models_own_words():
         first = plain(inputs, lengths)
         first[..., [PADDING, UNKNOWN, START, END]] = -np.inf
         rate = 0.6 * min(1, call / 10)
-        keep = model.ops.keep_mask((U - 1, B), rate, model.seed, name_key(".sampling"), call)
+        keep = model.ops.dropout_mask((U - 1, B), rate, model.seed, name_key(".sampling"), call)
         mixed = inputs[1].copy()
         mixed[1:] = np.where(keep, inputs[1][1:], first[:-1].argmax(axis=2))
         for name, module in plain.modules():

@@ -252,11 +252,11 @@ def score(model, pieces, keys):
         total += losses.sum()
         after_first += losses[1:].sum()
         means += (losses.sum(axis=0) / batch.lengths).tolist()
-    often, kept, struck = (np.array(keys[name]) for name in ("often", "kept", "struck"))
+    often, sounding, struck = (np.array(keys[name]) for name in ("often", "kept", "struck"))
     baselines = {"often": 0.0, "repeat": 0.0}
     for piece in pieces:
         before = np.vstack([np.zeros((1, KEYS)), piece[:-1]])
-        for name, p in (("often", often), ("repeat", np.where(before, kept, struck))):
+        for name, p in (("often", often), ("repeat", np.where(before, sounding, struck))):
             baselines[name] -= np.log(np.where(piece, p, 1 - p)).sum()
     return {
         "nll": float(total / frames),

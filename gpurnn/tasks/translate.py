@@ -271,8 +271,8 @@ def _split(pairs, share, seed):
     if count >= len(sources):
         raise ValueError(f"valid: {len(sources)} different sources are too few to keep a share of {share:g}")
     drawn = np.argsort(rng.words(len(sources), seed, rng.name_key("validation")), kind="stable")
-    kept = {sources[n] for n in drawn[:count]}
-    return [pair for pair in pairs if pair[0] not in kept], [pair for pair in pairs if pair[0] in kept]
+    held_out = {sources[n] for n in drawn[:count]}
+    return [pair for pair in pairs if pair[0] not in held_out], [pair for pair in pairs if pair[0] in held_out]
 
 
 class PairBatches(SequenceBatches):
