@@ -239,7 +239,7 @@ def test_it_is_the_schedule_that_runs_and_inference_is_forward(kind, monkeypatch
         one, two = (leaf if isinstance(leaf, tuple) else (leaf,) for leaf in (state, state_again))
         for mine, other in zip(one, two, strict=True):
             np.testing.assert_array_equal(mine.get(), other.get())
-    assert launched and all(name.startswith("block_") for name in launched) and ops.pool.kept == 0
+    assert launched and all(name.startswith("block_") for name in launched) and ops.pool.pooled == 0
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -262,12 +262,12 @@ def test_the_pool_is_bounded_and_gets_loops_back():
     layer = build("gru", ops, "float32")
     for T in (1, 2, 3, 4, 5) * 3:
         layer(ops.xp.zeros((T, 2, 4), "float32"))
-    assert ops.pool.kept == len(ops.pool.free) == 2
+    assert ops.pool.pooled == len(ops.pool.free) == 2
     kept = layer.forward(ops.xp.zeros((9, 2, 4), "float32"))
     for _ in range(5):  # their backward never runs
         layer.forward(ops.xp.zeros((9, 2, 4), "float32"))
     del kept
-    assert ops.pool.kept == len(ops.pool.free) == 2
+    assert ops.pool.pooled == len(ops.pool.free) == 2
 
 
 def test_the_pool_keeps_no_more_bytes_than_allowed():
@@ -277,7 +277,7 @@ def test_the_pool_keeps_no_more_bytes_than_allowed():
     ops.pool.bytes = 2 * one
     for T in (3, 2, 3, 2, 4, 4, 3, 9, 9, 9):
         layer.forward(ops.xp.zeros((T, 2, 4), "float32"))[2](None, None)
-    assert 0 < ops.pool.kept_bytes == sum(loop.nbytes for _, loop in ops.pool.free.values()) <= 2 * one
+    assert 0 < ops.pool.pooled_bytes == sum(loop.nbytes for _, loop in ops.pool.free.values()) <= 2 * one
     assert all(loop.T < 9 for _, loop in ops.pool.free.values())  # larger than all that may be kept
 
 
@@ -486,7 +486,7 @@ def test_a_loop_is_recorded_for_one_stream():
     with ops.device.streams(1)[0]:
         for _ in range(3):
             layer(x)
-    assert ops.pool.kept == 2 and len({key[-1] for key, _ in ops.pool.free.values()}) == 2
+    assert ops.pool.pooled == 2 and len({key[-1] for key, _ in ops.pool.free.values()}) == 2
 
 
 def test_what_is_chosen_once_is_chosen_again_where_it_must_be():
@@ -551,7 +551,7 @@ def test_a_failed_recording_leaves_the_other_loops_alone(monkeypatch, caplog):
     assert sorted(outcomes) == [
         ("backward", True, ""), ("backward", True, ""), ("forward", False, "not this one"), ("forward", True, ""),
     ]  # fmt: skip
-    assert len(caplog.records) == 1 and ops.pool.kept == 2
+    assert len(caplog.records) == 1 and ops.pool.pooled == 2
 
 
 @pytest.mark.parametrize("by_step", ["forward", "backward"])

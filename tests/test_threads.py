@@ -124,7 +124,7 @@ def test_a_loop_has_one_user():
             del lease
 
     at_once(use, 8)
-    assert 1 <= len(pool.free) == pool.kept <= 3 and pool.kept_bytes == 10 * pool.kept
+    assert 1 <= len(pool.free) == pool.pooled <= 3 and pool.pooled_bytes == 10 * pool.pooled
 
 
 def test_a_loop_that_comes_back_while_the_pool_is_at_work(monkeypatch):
@@ -144,16 +144,16 @@ def test_a_loop_that_comes_back_while_the_pool_is_at_work(monkeypatch):
         leases.insert(0, pool.take("another", FakeLoop))
     leases.clear()
     pool.take("third", FakeLoop)
-    assert pool.kept == len(pool.free)
+    assert pool.pooled == len(pool.free)
 
 
 def test_loops_that_nobody_uses_are_dropped_on_demand():
     pool = cuda_ops.LoopPool(capacity=3)
     leases = [pool.take("key", FakeLoop) for _ in range(3)]
     leases.pop()
-    assert len(pool.free) == 1 and pool.kept == 2
+    assert len(pool.free) == 1 and pool.pooled == 2
     pool.clear()
-    assert not pool.free and pool.kept == 1 and pool.kept_bytes == 10
+    assert not pool.free and pool.pooled == 1 and pool.pooled_bytes == 10
     leases.clear()
     assert len(pool.free) == 1
 
