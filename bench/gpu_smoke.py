@@ -7,7 +7,7 @@ import numpy as np
 
 import gpurnn
 from gpurnn import schedules, tuning
-from gpurnn.check import leaves
+from gpurnn.check import flat_state
 from gpurnn.cuda_ops import CudaOps, kernel_of
 from gpurnn.dtypes import EPSILON
 
@@ -112,7 +112,7 @@ class Batch:
         dx, dstate = backward(inward(self.doutput), states(self.dstate))
         found = {"output": output, "dx": dx} | {f"d {name}": grad for name, grad in model.grads.items()}
         for name, value in (("state", state), ("dstate", dstate)):
-            found |= {f"{name} {k}": part for k, part in enumerate(leaves(value))}
+            found |= {f"{name} {k}": part for k, part in enumerate(flat_state(value))}
         return {name: np.asarray(model.ops.to_numpy(value), np.float64) for name, value in found.items()}
 
 

@@ -53,7 +53,7 @@ def sigmoid_(xp, z):
 class RNNCell:
     """Elman cell: h' = act(ax + W_hh h), act = tanh or relu (Elman 1990). Saves nothing: h' is enough."""
 
-    gates, states, saved_blocks, names, leaves = 1, 1, 1, (), ("z",)
+    gates, states, saved_blocks, names, preactivations = 1, 1, 1, (), ("z",)
 
     def __init__(self, nonlinearity="tanh"):
         self.nonlinearity = nonlinearity
@@ -87,7 +87,7 @@ class LSTMCell:
     Saves i f g o, and m with a projection, which ``backward`` does not overwrite.
     """
 
-    gates, states, names, leaves, kernel = 4, 2, ("i", "f", "g", "o"), ("i", "f", "g", "o"), "LstmCell"
+    gates, states, names, preactivations, kernel = 4, 2, ("i", "f", "g", "o"), ("i", "f", "g", "o"), "LstmCell"
 
     def __init__(self, projection=False):
         self.projection = projection
@@ -157,7 +157,7 @@ class GRUCell:
     def __init__(self, reset_after=True):
         self.reset_after = reset_after
         self.names = ("r", "z", "q", "n") if reset_after else ("r", "z", "n", "p")
-        self.leaves = self.names if reset_after else ("r", "z", "n")
+        self.preactivations = self.names if reset_after else ("r", "z", "n")
         self.kernel = "GruCell" if reset_after else "GruOriginal"
 
     def forward(self, xp, w, ax, h, c, z, h_new, c_new, tmp):

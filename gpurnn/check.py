@@ -121,14 +121,14 @@ class Batch:
         dx, dstate = backward(move(self.doutput), states(self.dstate))
         results = {"output": output, "dx": dx} | {f"d {name}": grad for name, grad in layer.grads.items()}
         for name, given in (("state", state), ("dstate", dstate)):
-            for k, part in enumerate(leaves(given)):
+            for k, part in enumerate(flat_state(given)):
                 results[f"{name} {k}"] = part
         return {name: layer.ops.to_numpy(value).astype(np.float64) for name, value in results.items()}
 
 
-def leaves(state):
+def flat_state(state):
     """The arrays of a state, however it is nested."""
-    return [leaf for part in state for leaf in leaves(part)] if isinstance(state, tuple) else [state]
+    return [array for part in state for array in flat_state(part)] if isinstance(state, tuple) else [state]
 
 
 def twins(cell, backend, dtype, **options):
@@ -212,7 +212,7 @@ def check_gradient(cell, backend, ragged, given_state=True, **options):
             return tuple(map(draw, part)) if isinstance(part, tuple) else rng.normal(size=part.shape)
 
         moves = draw(state)
-        slope += sum(float((results[f"dstate {k}"] * move).sum()) for k, move in enumerate(leaves(moves)))
+        slope += sum(float((results[f"dstate {k}"] * move).sum()) for k, move in enumerate(flat_state(moves)))
 
     def shifted(part, move, h):
         if isinstance(part, tuple):
@@ -225,7 +225,7 @@ def check_gradient(cell, backend, ragged, given_state=True, **options):
         batch.state = None if state is None else shifted(state, moves, h)
         got = batch.run(layer)
         total = (got["output"] * batch.doutput).sum()
-        return total + sum((got[f"state {k}"] * d).sum() for k, d in enumerate(leaves(batch.dstate)))
+        return total + sum((got[f"state {k}"] * d).sum() for k, d in enumerate(flat_state(batch.dstate)))
 
     h = 1e-6
     numeric = (loss(h) - loss(-h)) / (2 * h)
@@ -257,7 +257,7 @@ def check_ragged(cell, backend, dtype, **options):
         for array in (x, batch.doutput):
             np.moveaxis(array, axis, 0)[b, length:] = np.nan
         if length == 0 and batch.state is not None:
-            for part in leaves(batch.state):
+            for part in flat_state(batch.state):
                 part[:, b] = np.nan
     layer.eval()
     whole = batch.run(layer)
@@ -324,7 +324,7 @@ def check_pieces(cell, backend, dtype):
 
     for one, run in ((exact, exact), (plain, plain), (layer, layer), (layer, in_pieces), (layer, wavefront)):
         output, state = run(one.xp.asarray(x.astype(plain.dtype).astype(one.dtype)))
-        arrays = output, *leaves(state)
+        arrays = output, *flat_state(state)
         found.append([one.ops.to_numpy(array).astype(np.float64) for array in arrays])
     (expected, *usual), tried = found[:3], found[3:]
     worst, detail = 0.0, ""

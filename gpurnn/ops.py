@@ -245,7 +245,7 @@ class Ops:
         doutput: (T, B, D*P) or None; dstates: for each direction the gradients of its final state, or None. hooks:
         for each direction a ``hook`` as in ``sequence_backward``, or None.
 
-        Leaves in each ``saved.gates`` the derivatives by ``cell.leaves``. Returns for each direction the derivatives by
+        Leaves in each ``saved.gates`` the derivatives by ``cell.preactivations``. Returns for each direction the derivatives by
         its initial state, float32 beside 16-bit numbers, and with a projection those by every h_t, else None.
         """
         done = []
@@ -263,14 +263,14 @@ class Ops:
     def _input_bias(self, cell, w):
         """The biases that may be added before the time loop: all but the GRU's b_hn, which r multiplies."""
         bias = w.bias_ih + w.bias_hh
-        if "q" in cell.leaves:
+        if "q" in cell.preactivations:
             n = slice(len(bias) // 3 * 2, None)
             bias[n] = w.bias_ih[n]
         return bias
 
     def _hidden_weights(self, cell, w, dtype):
         bias_n = None
-        if w.bias_hh is not None and "q" in cell.leaves:
+        if w.bias_hh is not None and "q" in cell.preactivations:
             bias_n = w.bias_hh[len(w.bias_hh) // 3 * 2 :, None]
         return HiddenWeights(_rounded(w.hh, dtype), bias_n, None if w.hr is None else _rounded(w.hr, dtype))
 
@@ -356,7 +356,7 @@ class Ops:
     def sequence_backward(self, cell, gates, weights, h, c, doutput, dstate, lengths=None, reverse=False, see=None):
         """The reverse-time twin of ``sequence_forward``: back-propagation through time.
 
-        gates: (T, B, K*H); in: what forward saved; out: ``d``, the gradients of ``cell.leaves``, zero past the end. h, c: the slots of forward. doutput: (T, B, P) or None, ignored past the end.
+        gates: (T, B, K*H); in: what forward saved; out: ``d``, the gradients of ``cell.preactivations``, zero past the end. h, c: the slots of forward. doutput: (T, B, P) or None, ignored past the end.
         dstate: gradients of the final state, (dh (B, P),) or (dh, dc), or None for zeros.
         hook: None, or called as hook(t, dh (P, B), dc (H, B) or None) with the complete gradients of h_t and c_t.
 
@@ -366,7 +366,7 @@ class Ops:
         xp, dtype, real = self.xp, gates.dtype, wide_dtype(gates.dtype)
         T, B, _ = gates.shape
         P, H = h.shape[2], gates.shape[2] // cell.saved_blocks
-        left = len(cell.leaves) * H
+        left = len(cell.preactivations) * H
         z, d = self._step_buffer(B, cell.saved_blocks * H, real), self._step_buffer(B, left, real)
         tmp, dh = self._step_buffer(B, H, real), self._step_buffer(B, P, real)
         dc = None if c is None else self._step_buffer(B, H, real)

@@ -11,7 +11,7 @@ from test_optim import OPTIMISERS
 
 import gpurnn
 from gpurnn import check, ctc, losses
-from gpurnn.check import CELLS, Batch, build, leaves
+from gpurnn.check import CELLS, Batch, build, flat_state
 from gpurnn.ops import Ops
 from gpurnn.seq2seq import EncoderDecoder, Sampling, beam_search, greedy_search
 
@@ -176,7 +176,7 @@ def test_every_step_and_the_gradient_flow(kind, dtype, ops):
     assert dx.dtype == layer.dtype and all(np.isfinite(norms.dh).all() for norms in flow.values())
     output, state = layer.step(x[0], state)
     assert output.dtype == layer.dtype
-    assert [part.dtype for part in leaves(state)] == [layer.dtype, layer.wide][: len(leaves(state))]
+    assert [part.dtype for part in flat_state(state)] == [layer.dtype, layer.wide][: len(flat_state(state))]
 
 
 @both

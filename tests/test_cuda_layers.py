@@ -15,7 +15,7 @@ from cuda_on_cpu.device import EmulatedDevice
 import gpurnn
 from gpurnn import check
 from gpurnn._kernels import kernel_source
-from gpurnn.check import CELLS, OPTIONS, Batch, leaves
+from gpurnn.check import CELLS, OPTIONS, Batch, flat_state
 from gpurnn.cuda_ops import CudaOps, StreamLanes
 from gpurnn.dtypes import DTYPES
 from gpurnn.errors import BackendError
@@ -107,7 +107,7 @@ def test_a_recorded_loop_is_the_loop(kind):
         inference, state = layer(layer.xp.asarray(batch.x.astype("float32")), lengths=batch.lengths)
         again, state_again = once(once.xp.asarray(batch.x.astype("float32")), lengths=batch.lengths)
         np.testing.assert_array_equal(inference.get(), again.get())
-        for mine, other in zip(leaves(state), leaves(state_again), strict=True):
+        for mine, other in zip(flat_state(state), flat_state(state_again), strict=True):
             np.testing.assert_array_equal(mine.get(), other.get())
     assert any(loop.graphs for _, loop in ops.pool.free.values())
 
@@ -180,13 +180,13 @@ def test_backward_twice(schedule):
         for _ in range(3):
             layer.zero_grad()
             y, _, backward = layer.forward(x)
-            expected = [a.get() for a in leaves(backward(y))] + [layer.flat_grads.get()]
+            expected = [a.get() for a in flat_state(backward(y))] + [layer.flat_grads.get()]
             with pytest.raises(RuntimeError, match="backward ran already"):
                 backward(y)
             _, _, backward = layer.forward(x, retain=True)
             for _ in range(2):
                 layer.zero_grad()
-                found = [a.get() for a in leaves(backward(y))] + [layer.flat_grads.get()]
+                found = [a.get() for a in flat_state(backward(y))] + [layer.flat_grads.get()]
                 for got, want in zip(found, expected, strict=True):
                     np.testing.assert_array_equal(got, want)
 

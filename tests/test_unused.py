@@ -7,7 +7,7 @@ from test_arrays import BACKENDS, backend_of, host, values
 
 import gpurnn
 from gpurnn import check
-from gpurnn.check import CELLS, leaves
+from gpurnn.check import CELLS, flat_state
 from gpurnn.tasks.text import probabilities, sample
 
 LENGTHS = np.array([3, 0, 5, 0])
@@ -26,7 +26,7 @@ def run(layer, x, state, lengths, doutput, dstate):
     return {"output": host(output), "dx": host(dx), "grads": host(layer.flat_grads)} | {
         f"{name} {k}": host(part)
         for name, given in (("state", final), ("dstate", dinitial))
-        for k, part in enumerate(leaves(given if isinstance(given, tuple) else (given,)))
+        for k, part in enumerate(flat_state(given if isinstance(given, tuple) else (given,)))
     }
 
 
@@ -46,7 +46,7 @@ def test_what_sequences_without_steps_bring(backend, kind, bad):
             past = past.T if first else past
             output, final = layer(layer.xp.asarray(x.astype(layer.dtype)))
             doutput = values(output.shape)
-            draw = [values(part.shape) for part in leaves(final if isinstance(final, tuple) else (final,))]
+            draw = [values(part.shape) for part in flat_state(final if isinstance(final, tuple) else (final,))]
             ddraw = [values(part.shape) for part in draw]
             results = []
             for fill in (0, bad):
