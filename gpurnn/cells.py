@@ -67,8 +67,8 @@ class RNNCell:
         else:
             xp.maximum(z, 0, out=h_new)
 
-    def backward(self, xp, w, z, h, c, h_new, c_new, dh, dc, d, tmp, see):
-        see(dh, None)
+    def backward(self, xp, w, z, h, c, h_new, c_new, dh, dc, d, tmp, hook):
+        hook(dh, None)
         if self.nonlinearity == "tanh":
             xp.multiply(h_new, h_new, out=tmp)  # dz = dh (1 - h'^2)
             xp.multiply(tmp, dh, out=tmp)
@@ -113,7 +113,7 @@ class LSTMCell:
         else:
             xp.multiply(o, tmp, out=h_new)
 
-    def backward(self, xp, w, z, h, c, h_new, c_new, dh, dc, d, tmp, see):
+    def backward(self, xp, w, z, h, c, h_new, c_new, dh, dc, d, tmp, hook):
         H = len(c)
         i_f, i, f, g, o = z[: 2 * H], z[:H], z[H : 2 * H], z[2 * H : 3 * H], z[3 * H : 4 * H]
         d_i, d_f, d_g, d_o = d[:H], d[H : 2 * H], d[2 * H : 3 * H], d[3 * H :]
@@ -125,7 +125,7 @@ class LSTMCell:
         xp.subtract(o, tmp, out=tmp)
         xp.multiply(tmp, dm, out=tmp)
         xp.add(dc, tmp, out=dc)
-        see(dh, dc)
+        hook(dh, dc)
         xp.multiply(dc, g, out=d_i)
         xp.multiply(dc, c, out=d_f)
         xp.multiply(dc, i, out=d_g)
@@ -184,8 +184,8 @@ class GRUCell:
         xp.multiply(tmp, u, out=tmp)
         xp.add(n, tmp, out=h_new)
 
-    def backward(self, xp, w, z, h, c, h_new, c_new, dh, dc, d, tmp, see):
-        see(dh, None)
+    def backward(self, xp, w, z, h, c, h_new, c_new, dh, dc, d, tmp, hook):
+        hook(dh, None)
         H = len(h)
         r, u = z[:H], z[H : 2 * H]
         d_r, d_u = d[:H], d[H : 2 * H]

@@ -462,11 +462,13 @@ class CpuOps(HostOps):
             )
         return all_saved, finals, all_saved[0].states("h", directions[0]) if output is None else output
 
-    def layer_backward(self, cell, all_saved, weights, doutput, dstates, lengths, directions, sees):
-        if any(sees) or all_saved[0].gates.dtype.itemsize == 2:  # only the array code calls hooks with dh and dc
+    def layer_backward(self, cell, all_saved, weights, doutput, dstates, lengths, directions, hooks):
+        if any(hooks) or all_saved[0].gates.dtype.itemsize == 2:  # only the array code calls hooks with dh and dc
             for saved in all_saved:
                 self.zero_past_end(saved.gates, lengths)  # the compiled pass leaves padding uninitialised, possibly NaN
-            return self.array_code.layer_backward(cell, all_saved, weights, doutput, dstates, lengths, directions, sees)
+            return self.array_code.layer_backward(
+                cell, all_saved, weights, doutput, dstates, lengths, directions, hooks
+            )
         T, B, _ = all_saved[0].gates.shape
         rows, P = weights[0].hh.shape
         dtype, H = all_saved[0].gates.dtype, rows // cell.gates

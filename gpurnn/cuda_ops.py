@@ -231,9 +231,9 @@ class CudaOps(Ops):
         output = loop.output.copy() if own and loop.recorded else loop.output
         return all_saved, loop.final(), output
 
-    def layer_backward(self, cell, all_saved, weights, doutput, dstates, lengths, directions, sees):
-        if any(sees):  # only the array code calls hooks with dh and dc
-            return super().layer_backward(cell, all_saved, weights, doutput, dstates, lengths, directions, sees)
+    def layer_backward(self, cell, all_saved, weights, doutput, dstates, lengths, directions, hooks):
+        if any(hooks):  # only the array code calls hooks with dh and dc
+            return super().layer_backward(cell, all_saved, weights, doutput, dstates, lengths, directions, hooks)
         return all_saved[0].lease.loop.backward(doutput, dstates)  # uses the weights that the forward pass loaded
 
     # ---- products and sums

@@ -239,7 +239,7 @@ class Ops:
             return all_saved, finals, outputs[0] if len(outputs) == 1 else self.side_by_side(outputs, self.empty_steps)
         return all_saved, finals, self.zero_past_end(self.side_by_side(outputs, self.empty), lengths)
 
-    def layer_backward(self, cell, all_saved, weights, doutput, dstates, lengths, directions, sees):
+    def layer_backward(self, cell, all_saved, weights, doutput, dstates, lengths, directions, hooks):
         """The mirror of ``layer_forward``, without the weight gradients.
 
         doutput: (T, B, D*P) or None; dstates: for each direction the gradients of its final state, or None. hooks:
@@ -255,7 +255,7 @@ class Ops:
             inner = self._hidden_weights(cell, w, saved.gates.dtype)
             done.append(
                 self.sequence_backward(
-                    cell, saved.gates, inner, saved.h, saved.c, part, dstates[d], lengths, reverse, sees[d]
+                    cell, saved.gates, inner, saved.h, saved.c, part, dstates[d], lengths, reverse, hooks[d]
                 )
             )
         return done
@@ -353,7 +353,7 @@ class Ops:
             final += (c[end if save else T % 2].copy(),)
         return h, c if save else None, final
 
-    def sequence_backward(self, cell, gates, weights, h, c, doutput, dstate, lengths=None, reverse=False, see=None):
+    def sequence_backward(self, cell, gates, weights, h, c, doutput, dstate, lengths=None, reverse=False, hook=None):
         """The reverse-time twin of ``sequence_forward``: back-propagation through time.
 
         gates: (T, B, K*H); in: what forward saved; out: ``d``, the gradients of ``cell.preactivations``, zero past the end. h, c: the slots of forward. doutput: (T, B, P) or None, ignored past the end.
@@ -397,8 +397,8 @@ class Ops:
             if dh_all is not None:
                 dh_all[t] = dh.T if held[t] is None else xp.where(held[t], 0, dh).T
             z[...] = gatesT[t]
-            step_see = _ignore if see is None else _seer(xp, see, t, held[t])
-            cell.backward(xp, weights, z, wide(hT[old]), c_old, wide(hT[new]), c_new, dh, dc, d, tmp, step_see)
+            step_hook = _ignore if hook is None else _timestep_hook(xp, hook, t, held[t])
+            cell.backward(xp, weights, z, wide(hT[old]), c_old, wide(hT[new]), c_new, dh, dc, d, tmp, step_hook)
             if held[t] is not None:  # the state went through unchanged: so does its derivative
                 xp.copyto(dh, dh_held, where=held[t])
                 if dc is not None:
@@ -591,12 +591,12 @@ def _ignore(dh, dc):
     """The hook where nobody asked for one."""
 
 
-def _seer(xp, see, t, held):
+def _timestep_hook(xp, hook, t, held):
     """A cell's ``hook(dh, dc)`` that adds the timestep, and zeros for sequences past their end."""
 
-    def look(dh, dc):
+    def watched(dh, dc):
         if held is not None:
             dh, dc = xp.where(held, 0, dh), None if dc is None else xp.where(held, 0, dc)
-        see(t, dh, dc)
+        hook(t, dh, dc)
 
-    return look
+    return watched

@@ -483,8 +483,10 @@ class _Recurrent(Module):
     def _layer_backward(self, layer, all_saved, doutput, dstates, lengths):
         """The derivatives by a layer's input and by its initial state; those of its weights are added to ``grads``."""
         weights, suffixes = self._weights(layer), [self._suffix(layer, d) for d in range(len(all_saved))]
-        sees = [self._observer(s, saved.h.shape) for s, saved in zip(suffixes, all_saved, strict=True)]
-        done = self.ops.layer_backward(self.cell, all_saved, weights, doutput, dstates, lengths, self._directions, sees)
+        hooks = [self._observer(s, saved.h.shape) for s, saved in zip(suffixes, all_saved, strict=True)]
+        done = self.ops.layer_backward(
+            self.cell, all_saved, weights, doutput, dstates, lengths, self._directions, hooks
+        )
         dx = None
         for d, (saved, (_, dh_steps)) in enumerate(zip(all_saved, done, strict=True)):
             with adding(self.grads):
@@ -543,14 +545,14 @@ class _Recurrent(Module):
         norms = [xp.zeros((T - 1, B)) for _ in range(self.cell.states)]
         name = f"{self.name}.{suffix[1:]}" if self.name else suffix[1:]
 
-        def see(t, *derivatives):
+        def hook(t, *derivatives):
             for norm, derivative in zip(norms, derivatives, strict=False):
                 norm[t] = xp.sqrt(xp.square(derivative.astype(np.float64)).sum(axis=0))
             if t == last:
                 flow[name] = StepNorms(*(self.ops.to_numpy(norm) for norm in norms))
 
         last = T - 2 if name.endswith("_reverse") or self.reverse else 0
-        return see
+        return hook
 
     # ---- arrays in and out
 

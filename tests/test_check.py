@@ -46,8 +46,8 @@ def test_the_cuda_backend_is_right_on_the_emulated_device(monkeypatch):
 def test_a_wrong_derivative_is_named(monkeypatch):
     backward = cells.GRUCell.backward
 
-    def wrong(self, xp, w, z, h, c, h_new, c_new, dh, dc, d, tmp, see):
-        backward(self, xp, w, z, h, c, h_new, c_new, dh, dc, d, tmp, see)
+    def wrong(self, xp, w, z, h, c, h_new, c_new, dh, dc, d, tmp, hook):
+        backward(self, xp, w, z, h, c, h_new, c_new, dh, dc, d, tmp, hook)
         d *= 1.01
 
     monkeypatch.setattr(cells.GRUCell, "backward", wrong)

@@ -108,8 +108,8 @@ def test_a_broken_derivative_is_seen(monkeypatch):
     """The check itself can fail: a wrong sign in one gate's derivative must not pass."""
     right = gpurnn.cells.LSTMCell.backward
 
-    def wrong(self, xp, w, z, h, c, h_new, c_new, dh, dc, d, tmp, see):
-        right(self, xp, w, z, h, c, h_new, c_new, dh, dc, d, tmp, see)
+    def wrong(self, xp, w, z, h, c, h_new, c_new, dh, dc, d, tmp, hook):
+        right(self, xp, w, z, h, c, h_new, c_new, dh, dc, d, tmp, hook)
         d[: len(c)] *= -1
 
     monkeypatch.setattr(gpurnn.cells.LSTMCell, "backward", wrong)
