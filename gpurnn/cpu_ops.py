@@ -399,12 +399,12 @@ class CpuOps(HostOps):
         if problem.dtype not in ("float32", "float64"):
             return 0
         size = 4 if problem.dtype == "float32" else 8
-        lanes = (16 << self.level) // size
+        streams = (16 << self.level) // size
         B, H, G, D = problem.B, problem.H, problem.gates, problem.directions
 
         def row(outputs, gates=1):
             """Numbers in a row of products: whole blocks of ``Packed`` in product.h."""
-            units = lanes if gates > 1 else 2 * lanes
+            units = streams if gates > 1 else 2 * streams
             return -(-outputs // units) * units * gates
 
         reset = problem.kernel == "GruOriginal"

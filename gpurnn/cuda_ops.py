@@ -25,7 +25,7 @@ from ._cublas import is_matrix
 from ._kernels import ALIGNMENT, EACH, Kernels, Rows, signature
 from .dtypes import C_NAMES, dtype_name
 from .errors import BackendError, ShapeError
-from .ops import Lanes, Ops, Saved, flat, refuse_uncountable
+from .ops import Ops, Saved, Streams, flat, refuse_uncountable
 
 CELLS = ("RnnTanh", "RnnRelu", "LstmCell", "GruCell", "GruOriginal")  # structs in kernels/cells
 _BLOCK = (32, 4)  # units, sequences: a warp reads along the units
@@ -207,8 +207,8 @@ class CudaOps(Ops):
                 "call: split the batch"
             )
 
-    def lanes(self, count):
-        return StreamLanes(self.device, count) if count > 1 else super().lanes(count)
+    def streams(self, count):
+        return CudaStreams(self.device, count) if count > 1 else super().streams(count)
 
     def layer_forward(self, cell, x, weights, states, lengths, directions, save, own, schedule="auto", share=1):
         T, B, I = x.shape
@@ -718,7 +718,7 @@ class Exchange:
         return bool(self.seen[0])
 
 
-class StreamLanes(Lanes):
+class CudaStreams(Streams):
     """A stream for each layer. They begin when the current stream has come here, and it goes on when they are done.
 
     Memory returns to the stream it was taken on, which does not know who else still reads it: what one lane has written
@@ -739,10 +739,10 @@ class StreamLanes(Lanes):
             self.device.wait(None, stream)
 
     @contextlib.contextmanager
-    def on(self, lane, after=-1):
+    def on(self, stream, after=-1):
         if after >= 0:
-            self.device.wait(self.streams[lane], self.streams[after])
-        with self.streams[lane]:
+            self.device.wait(self.streams[stream], self.streams[after])
+        with self.streams[stream]:
             yield
 
 

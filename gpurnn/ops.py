@@ -50,7 +50,7 @@ class Saved:
         return self.h[1:] if reverse else self.h[:-1]
 
 
-class Lanes:
+class Streams:
     """Streams on which stacked layers may overlap. This base class has one: work runs when it is issued.
 
     As a context manager it waits for all of them. count: how many layers run at once.
@@ -65,7 +65,7 @@ class Lanes:
     def __exit__(self, *error):
         pass
 
-    def on(self, lane, after=-1):
+    def on(self, stream, after=-1):
         """A context manager: run its block on stream ``stream``, after everything queued on stream ``after`` so far."""
         return contextlib.nullcontext()
 
@@ -206,9 +206,9 @@ class Ops:
 
     # ---- one layer: the input GEMM, then the time loop
 
-    def lanes(self, count):
-        """``Lanes`` for so many layers at once."""
-        return Lanes(count)
+    def streams(self, count):
+        """``Streams`` for so many layers at once."""
+        return Streams(count)
 
     def layer_forward(self, cell, x, weights, states, lengths, directions, save, own, schedule="auto", share=1):
         """One layer with all its directions.

@@ -340,21 +340,21 @@ class _Recurrent(Module):
         spans = self._spans(T, return_all or active_flow() is not None)
         at = [initial[layer * D : (layer + 1) * D] for layer in range(L)]  # the state that each layer has come to
         passes, steps, outputs = [], [], []
-        with self.ops.lanes(L if len(spans) > 1 else 1) as lanes:
+        with self.ops.streams(L if len(spans) > 1 else 1) as streams:
             for span in spans:
                 y, part = x if len(spans) == 1 else x[span], _within(lengths, span)
                 passes.append([])
                 for layer in range(L):
-                    with lanes.on(layer, after=layer - 1):
+                    with streams.on(layer, after=layer - 1):
                         all_saved, at[layer], y = self.ops.layer_forward(
                             self.cell, y, self._weights(layer), at[layer], part, self._directions, save or return_all,
-                            own=layer == L - 1, schedule=self.schedule, share=lanes.count,
+                            own=layer == L - 1, schedule=self.schedule, share=streams.count,
                         )  # fmt: skip
                         if return_all:
                             steps += [self._steps(w, r, part) for w, r in zip(all_saved, self._directions, strict=True)]
                         if masks[layer] is not None:
                             y = self._drop(y, masks[layer][span])
-                    if save or lanes.count > 1:  # a lane may still read what another has written
+                    if save or streams.count > 1:  # a lane may still read what another has written
                         passes[-1].append(all_saved)
                 outputs.append(y)
         if L > 1 and masks[0] is not None:
@@ -464,18 +464,18 @@ class _Recurrent(Module):
         L, D = self.num_layers, len(self._directions)
         at = [dfinal[layer * D : (layer + 1) * D] for layer in range(L)]  # by the state that each layer has come to
         dxs, held = [], []
-        with self.ops.lanes(L if len(spans) > 1 else 1) as lanes:
+        with self.ops.streams(L if len(spans) > 1 else 1) as streams:
             for span in reversed(spans):
                 dy, part, stack = doutput, _within(lengths, span), passes.pop()
                 if dy is not None and len(spans) > 1:
                     dy = dy[span]
                 for layer in reversed(range(L)):
                     all_saved = stack.pop()
-                    with lanes.on(layer, after=layer + 1 if layer < L - 1 else -1):
+                    with streams.on(layer, after=layer + 1 if layer < L - 1 else -1):
                         if masks[layer] is not None:
                             dy = self._drop(dy, masks[layer][span])
                         dy, at[layer] = self._layer_backward(layer, all_saved, dy, at[layer], part)
-                    if lanes.count > 1:  # a lane may still read what another has written
+                    if streams.count > 1:  # a lane may still read what another has written
                         held.append((all_saved, dy))
                 dxs.append(dy)
         return self._joined(dxs[::-1]), [state for states in at for state in states]

@@ -16,7 +16,7 @@ import gpurnn
 from gpurnn import check
 from gpurnn._kernels import kernel_source
 from gpurnn.check import CELLS, OPTIONS, Batch, flat_state
-from gpurnn.cuda_ops import CudaOps, StreamLanes
+from gpurnn.cuda_ops import CudaOps, CudaStreams
 from gpurnn.dtypes import DTYPES
 from gpurnn.errors import BackendError
 from gpurnn.schedules import Device, Problem
@@ -321,11 +321,11 @@ def test_the_gradient_flow_is_recorded():
         np.testing.assert_allclose(flows[0][name].dc, norms.dc, rtol=1e-12, atol=1e-13)
 
 
-def watch_lanes(ops, monkeypatch):
+def watch_streams(ops, monkeypatch):
     """Raises AssertionError where a layer reads what another stream may not have written yet, or where a loop's arrays
     are given up while another stream may still read them."""
     device, written, loops = ops.device, {}, []
-    forward, backward, product, leave = ops.layer_forward, ops.layer_backward, ops.product, StreamLanes.__exit__
+    forward, backward, product, leave = ops.layer_forward, ops.layer_backward, ops.product, CudaStreams.__exit__
 
     def note(array):
         written[array._host.ctypes.data] = device.tick()
@@ -355,22 +355,22 @@ def watch_lanes(ops, monkeypatch):
     monkeypatch.setattr(ops, "layer_forward", layer_forward)
     monkeypatch.setattr(ops, "layer_backward", layer_backward)
     monkeypatch.setattr(ops, "product", product_)
-    monkeypatch.setattr(StreamLanes, "__exit__", exit)
+    monkeypatch.setattr(CudaStreams, "__exit__", exit)
 
 
 def no_wait(monkeypatch):
-    on = StreamLanes.on
-    monkeypatch.setattr(StreamLanes, "on", lambda self, lane, after=-1: on(self, lane))
+    on = CudaStreams.on
+    monkeypatch.setattr(CudaStreams, "on", lambda self, lane, after=-1: on(self, lane))
 
 
 def nothing_held(monkeypatch):
-    init = StreamLanes.__init__
+    init = CudaStreams.__init__
 
     def forgetful(self, device, count):
         init(self, device, count)
         self.count = 1
 
-    monkeypatch.setattr(StreamLanes, "__init__", forgetful)
+    monkeypatch.setattr(CudaStreams, "__init__", forgetful)
 
 
 @pytest.mark.parametrize("train", [False, True], ids=["inference", "training"])
@@ -379,7 +379,7 @@ def test_lanes_of_a_wavefront(error, train, monkeypatch):
     ops = cuda_ops()
     device = ops.device
     layer = build("lstm", ops, "float32", num_layers=3, wavefront=2)
-    watch_lanes(ops, monkeypatch)
+    watch_streams(ops, monkeypatch)
     x = ops.xp.asarray(np.ones((5, 3, 4), np.float32))
 
     def run():
