@@ -184,8 +184,8 @@ class _Recurrent(Module):
         if forget_bias is not None:
             block[1] = check_number("forget_bias", forget_bias) if first else 0.0
         elif chrono is not None:
-            span = check_size("chrono", chrono, 2) - 1
-            drawn = rng.uniform(block[1].shape, 1, span, self.seed, rng.name_key("chrono" + name), dtype=np.float64)
+            segment = check_size("chrono", chrono, 2) - 1
+            drawn = rng.uniform(block[1].shape, 1, segment, self.seed, rng.name_key("chrono" + name), dtype=np.float64)
             block[1] = np.log(drawn) if first else 0.0
             if self.cell.states == 2:
                 block[0] = -block[1]
@@ -277,10 +277,10 @@ class _Recurrent(Module):
         """``Plan`` of a training call with x (T, B, I)."""
         T, B, D = check_size("T", T, 0), check_size("B", B, 0), len(self._directions)
         size, wide = self.dtype.itemsize, self.wide.itemsize
-        spans = self._spans(T, watched=False)
-        longest = max(span.stop - span.start for span in spans)
-        share = self.num_layers if len(spans) > 1 else 1
-        cache, slots = 0, T + len(spans)
+        segments = self._segments(T, watched=False)
+        longest = max(segment.stop - segment.start for segment in segments)
+        share = self.num_layers if len(segments) > 1 else 1
+        cache, slots = 0, T + len(segments)
         for _, layer, _, _ in self._passes():
             _, H, P = self._sizes(layer)
             cache += T * B * self.cell.saved_blocks * H * size + slots * B * P * size
@@ -337,12 +337,12 @@ class _Recurrent(Module):
         masks = [None] * L  # of the dropout behind each layer
         if self.training and self.dropout > 0:
             masks[:-1] = [self._mask(layer, (T, B, self._sizes(layer + 1)[0]), call) for layer in range(L - 1)]
-        spans = self._spans(T, return_all or active_flow() is not None)
+        segments = self._segments(T, return_all or active_flow() is not None)
         at = [initial[layer * D : (layer + 1) * D] for layer in range(L)]  # the state that each layer has come to
         passes, steps, outputs = [], [], []
-        with self.ops.streams(L if len(spans) > 1 else 1) as streams:
-            for span in spans:
-                y, part = x if len(spans) == 1 else x[span], _within(lengths, span)
+        with self.ops.streams(L if len(segments) > 1 else 1) as streams:
+            for segment in segments:
+                y, part = x if len(segments) == 1 else x[segment], _of_segment(lengths, segment)
                 passes.append([])
                 for layer in range(L):
                     with streams.on(layer, after=layer - 1):
@@ -353,7 +353,7 @@ class _Recurrent(Module):
                         if return_all:
                             steps += [self._steps(w, r, part) for w, r in zip(all_saved, self._directions, strict=True)]
                         if masks[layer] is not None:
-                            y = self._drop(y, masks[layer][span])
+                            y = self._drop(y, masks[layer][segment])
                     if save or streams.count > 1:  # a lane may still read what another has written
                         passes[-1].append(all_saved)
                 outputs.append(y)
@@ -364,15 +364,18 @@ class _Recurrent(Module):
             final = self._with_unused(final, given, lengths)
         returned = [self._outward(y, single), self._pack_state(final, single)]
         if save:
-            returned.append(self._make_backward(spans, passes, masks, state_given, lengths, y.shape, single, retain))
+            returned.append(self._make_backward(segments, passes, masks, state_given, lengths, y.shape, single, retain))
         if return_all:
             returned.append([self._steps_outward(s, single) for s in steps])
         return tuple(returned)
 
     def _loop_sizes(self, T, B, save):
         """For each layer the arguments of ``CudaOps.candidates`` in a call with (T, B)."""
-        spans = self._spans(T, watched=False)
-        longest, share = max(span.stop - span.start for span in spans), self.num_layers if len(spans) > 1 else 1
+        segments = self._segments(T, watched=False)
+        longest, share = (
+            max(segment.stop - segment.start for segment in segments),
+            self.num_layers if len(segments) > 1 else 1,
+        )
         for layer in range(self.num_layers):
             inputs, H, P = self._sizes(layer)
             yield (
@@ -380,14 +383,14 @@ class _Recurrent(Module):
                 self.dtype.name, P != H, inputs, share,
             )  # fmt: skip
 
-    def _spans(self, T, watched):
+    def _segments(self, T, watched):
         """The stretches of time after each of which the next layer may begin, in the order of the time loop. watched:
         whether somebody wants to see all of time at once."""
         size = self.wavefront
         if not size or watched or self.num_layers == 1 or size >= T:
             return [slice(0, T)]
-        spans = [slice(t, min(t + size, T)) for t in range(0, T, size)]
-        return spans[::-1] if self.reverse else spans
+        segments = [slice(t, min(t + size, T)) for t in range(0, T, size)]
+        return segments[::-1] if self.reverse else segments
 
     def _joined(self, parts):
         """One array of those of all spans."""
@@ -429,7 +432,7 @@ class _Recurrent(Module):
 
     # ---- backward
 
-    def _make_backward(self, spans, passes, masks, state_given, lengths, output_shape, single, retain):
+    def _make_backward(self, segments, passes, masks, state_given, lengths, output_shape, single, retain):
         cache, spent, then, versions = [passes], [], self._as_now(), self.versions()
 
         def backward(doutput=None, dstate=None):
@@ -442,12 +445,12 @@ class _Recurrent(Module):
                     dfinal = then._without_unused(given, lengths)
             then.check_versions(versions)
             check_unspent(spent)
-            if len(spans) > 1 and active_flow() is not None:
+            if len(segments) > 1 and active_flow() is not None:
                 raise RuntimeError("gradient flow: forward ran as a wavefront. Call forward, too, while it is recorded")
             if not retain:
                 spent.append(True)
             with _retained(cache[0]) if retain else contextlib.nullcontext(cache.pop()) as passes:
-                dx, dinitial = then._backward(spans, passes, masks, doutput, dfinal, lengths)
+                dx, dinitial = then._backward(segments, passes, masks, doutput, dfinal, lengths)
             if dfinal is not given:
                 dinitial = then._with_unused(dinitial, given, lengths)
             if then.learn_state and not state_given:
@@ -460,20 +463,20 @@ class _Recurrent(Module):
 
         return backward
 
-    def _backward(self, spans, passes, masks, doutput, dfinal, lengths):
+    def _backward(self, segments, passes, masks, doutput, dfinal, lengths):
         L, D = self.num_layers, len(self._directions)
         at = [dfinal[layer * D : (layer + 1) * D] for layer in range(L)]  # by the state that each layer has come to
         dxs, held = [], []
-        with self.ops.streams(L if len(spans) > 1 else 1) as streams:
-            for span in reversed(spans):
-                dy, part, stack = doutput, _within(lengths, span), passes.pop()
-                if dy is not None and len(spans) > 1:
-                    dy = dy[span]
+        with self.ops.streams(L if len(segments) > 1 else 1) as streams:
+            for segment in reversed(segments):
+                dy, part, stack = doutput, _of_segment(lengths, segment), passes.pop()
+                if dy is not None and len(segments) > 1:
+                    dy = dy[segment]
                 for layer in reversed(range(L)):
                     all_saved = stack.pop()
                     with streams.on(layer, after=layer + 1 if layer < L - 1 else -1):
                         if masks[layer] is not None:
-                            dy = self._drop(dy, masks[layer][span])
+                            dy = self._drop(dy, masks[layer][segment])
                         dy, at[layer] = self._layer_backward(layer, all_saved, dy, at[layer], part)
                     if streams.count > 1:  # a lane may still read what another has written
                         held.append((all_saved, dy))
@@ -707,11 +710,11 @@ def _retained(passes):
             saved.gates[...], saved.c = gates, c
 
 
-def _within(lengths, span):
+def _of_segment(lengths, segment):
     """What lengths (B,) or None are within a stretch of time; None where all sequences last longer."""
-    if lengths is None or (lengths >= span.stop).all():
+    if lengths is None or (lengths >= segment.stop).all():
         return None
-    return np.clip(lengths - span.start, 0, span.stop - span.start)
+    return np.clip(lengths - segment.start, 0, segment.stop - segment.start)
 
 
 class RNN(_Recurrent):
