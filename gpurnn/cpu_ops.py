@@ -426,13 +426,15 @@ class CpuOps(HostOps):
     def empty(self, T, B, F, dtype):
         return self.store.empty((T, B, F), dtype)
 
-    def layer_forward(self, cell, x, weights, states, lengths, directions, save, own, schedule="auto", share=1):
+    def layer_forward(
+        self, cell, x, weights, states, lengths, directions, save, fresh_output, schedule="auto", concurrent=1
+    ):
         if x.dtype.itemsize == 2:
-            return self.array_code.layer_forward(cell, x, weights, states, lengths, directions, save, own)
+            return self.array_code.layer_forward(cell, x, weights, states, lengths, directions, save, fresh_output)
         T, B, _ = x.shape
         D, (rows, P) = len(directions), weights[0].hh.shape
         H = rows // cell.gates
-        output = self.empty(T, B, D * P, x.dtype) if own or D > 1 else None  # else h itself will do
+        output = self.empty(T, B, D * P, x.dtype) if fresh_output or D > 1 else None  # else h itself will do
         x = np.ascontiguousarray(x)
         lengths32 = None if lengths is None else lengths.astype(np.int32)
         all_saved, slots, held = [], [], []

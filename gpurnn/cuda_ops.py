@@ -175,9 +175,9 @@ class CudaOps(Ops):
             if len(self._chosen) >= 4096:
                 self._chosen.clear()
             self._chosen["known"] = known
-            *first, I, share = sizes
+            *first, I, concurrent = sizes
             names = ("forward", "backward") if save else ("forward",)
-            problems = {name: schedules.Problem(*first, name == "backward", self.tf32, I, share) for name in names}
+            problems = {name: schedules.Problem(*first, name == "backward", self.tf32, I, concurrent) for name in names}
             found = self._chosen[key] = (
                 problems,
                 {name: self.candidate(problem, schedule) for name, problem in problems.items()},
@@ -210,12 +210,14 @@ class CudaOps(Ops):
     def streams(self, count):
         return CudaStreams(self.device, count) if count > 1 else super().streams(count)
 
-    def layer_forward(self, cell, x, weights, states, lengths, directions, save, own, schedule="auto", share=1):
+    def layer_forward(
+        self, cell, x, weights, states, lengths, directions, save, fresh_output, schedule="auto", concurrent=1
+    ):
         T, B, I = x.shape
         rows, P = weights[0].hh.shape
         H, D = rows // cell.gates, len(weights)
         key = (cell.kernel, T, B, I, H, P, directions, x.dtype, save, lengths is not None,
-               weights[0].bias_ih is not None, schedule, share, self.tf32)  # fmt: skip
+               weights[0].bias_ih is not None, schedule, concurrent, self.tf32)  # fmt: skip
         # Work on another stream may still be under way on a loop that was given back there.
         loop, lease = self.pool.take((*key, self.device.queue), lambda: Loop(self, cell, *key[1:-1]))
         loop.load(weights, lengths)
@@ -228,7 +230,7 @@ class CudaOps(Ops):
         loop.start(states)
         loop.forward()
         all_saved = [Saved(x, loop.gates[d] if save else None, loop.h[d], loop.c_slots(d), lease) for d in range(D)]
-        output = loop.output.copy() if own and loop.recorded else loop.output
+        output = loop.output.copy() if fresh_output and loop.recorded else loop.output
         return all_saved, loop.final(), output
 
     def layer_backward(self, cell, all_saved, weights, doutput, dstates, lengths, directions, hooks):
@@ -354,7 +356,7 @@ class Loop:
     ``forward`` and ``backward`` run launch by launch, or replay what ``LoopPool`` has had recorded.
     """
 
-    def __init__(self, ops, cell, T, B, I, H, P, directions, dtype, save, ragged, biased, schedule, share=1):
+    def __init__(self, ops, cell, T, B, I, H, P, directions, dtype, save, ragged, biased, schedule, concurrent=1):
         xp = ops.xp
         self.ops, self.cell, self.directions, self.save = ops, cell, directions, save
         self.T, self.B, self.H, self.P, self.D = T, B, H, P, len(directions)
@@ -368,7 +370,7 @@ class Loop:
         self.graphs = {}  # name -> CUDA graphs, one behind the other
         self.note = lambda name, reason: None  # told why a name is not recorded, or None where it is
         self.problems, self.candidates = ops.candidates(
-            save, schedule, cell.kernel, G, H, T, B, D, dtype_name(self.dtype), self.projected, I, share
+            save, schedule, cell.kernel, G, H, T, B, D, dtype_name(self.dtype), self.projected, I, concurrent
         )
         # for W_ih x, and for what the cell keeps
         self.gates = xp.empty((D, T, B, self.width * H), self.dtype) if save or not self.inputs else None

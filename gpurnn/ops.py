@@ -210,7 +210,9 @@ class Ops:
         """``Streams`` for so many layers at once."""
         return Streams(count)
 
-    def layer_forward(self, cell, x, weights, states, lengths, directions, save, own, schedule="auto", share=1):
+    def layer_forward(
+        self, cell, x, weights, states, lengths, directions, save, fresh_output, schedule="auto", concurrent=1
+    ):
         """One layer with all its directions.
 
         cell: a record of cells.py. x: (T, B, I). weights: for each direction its ``cells.Weights``; states: its initial
@@ -235,7 +237,7 @@ class Ops:
             all_saved.append(Saved(x, ax if save else None, h, c))
             finals.append(final)
         outputs = [saved.states("h", reverse) for saved, reverse in zip(all_saved, directions, strict=True)]
-        if not own:
+        if not fresh_output:
             return all_saved, finals, outputs[0] if len(outputs) == 1 else self.side_by_side(outputs, self.empty_steps)
         return all_saved, finals, self.zero_past_end(self.side_by_side(outputs, self.empty), lengths)
 

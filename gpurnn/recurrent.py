@@ -279,7 +279,7 @@ class _Recurrent(Module):
         size, wide = self.dtype.itemsize, self.wide.itemsize
         segments = self._segments(T, watched=False)
         longest = max(segment.stop - segment.start for segment in segments)
-        share = self.num_layers if len(segments) > 1 else 1
+        concurrent = self.num_layers if len(segments) > 1 else 1
         cache, slots = 0, T + len(segments)
         for _, layer, _, _ in self._passes():
             _, H, P = self._sizes(layer)
@@ -297,7 +297,7 @@ class _Recurrent(Module):
                 inputs, H, P = self._sizes(layer)
                 problem = Problem(
                     self.cell.kernel, self.cell.gates, H, longest, B, D, self.dtype.name, projected=P != H,
-                    backward=backward, I=inputs, share=share,
+                    backward=backward, I=inputs, concurrent=concurrent,
                 )  # fmt: skip
                 packed = max(packed, self.ops.packed_bytes(problem, P, longest))
                 name, why = self.ops.schedule(problem, self.schedule)
@@ -305,7 +305,7 @@ class _Recurrent(Module):
         schedule = ", ".join(dict.fromkeys(name for name, _ in schedules))
         told = [f"{', '.join(who)}: {name}, {why}" for (name, why), who in schedules.items()]
         reason = "; ".join(told) if len(schedules) > 1 else why
-        if share > 1:
+        if concurrent > 1:
             reason = f"{self.num_layers} layers side by side, each {longest} timesteps behind the one below; {reason}"
         return Plan(
             schedule=schedule,
@@ -348,7 +348,7 @@ class _Recurrent(Module):
                     with streams.on(layer, after=layer - 1):
                         all_saved, at[layer], y = self.ops.layer_forward(
                             self.cell, y, self._weights(layer), at[layer], part, self._directions, save or return_all,
-                            own=layer == L - 1, schedule=self.schedule, share=streams.count,
+                            fresh_output=layer == L - 1, schedule=self.schedule, concurrent=streams.count,
                         )  # fmt: skip
                         if return_all:
                             steps += [self._steps(w, r, part) for w, r in zip(all_saved, self._directions, strict=True)]
@@ -372,7 +372,7 @@ class _Recurrent(Module):
     def _loop_sizes(self, T, B, save):
         """For each layer the arguments of ``CudaOps.candidates`` in a call with (T, B)."""
         segments = self._segments(T, watched=False)
-        longest, share = (
+        longest, concurrent = (
             max(segment.stop - segment.start for segment in segments),
             self.num_layers if len(segments) > 1 else 1,
         )
@@ -380,7 +380,7 @@ class _Recurrent(Module):
             inputs, H, P = self._sizes(layer)
             yield (
                 save, self.schedule, self.cell.kernel, self.cell.gates, H, longest, B, len(self._directions),
-                self.dtype.name, P != H, inputs, share,
+                self.dtype.name, P != H, inputs, concurrent,
             )  # fmt: skip
 
     def _segments(self, T, watched):

@@ -59,7 +59,7 @@ class Problem:
     backward: bool
     tf32: bool = False
     I: int = 0
-    share: int = 1
+    concurrent: int = 1
 
 
 @dataclass(frozen=True)
@@ -251,8 +251,10 @@ def mma_tile(problem, HP, held, N=1, seconds=0.0, IP=0):
     shared = max(read + (tiles - held) * threads * 16, min(held, 8) * threads * 16)
     even = "true" if problem.H % 2 == 0 else "false"
     numbers = (HP, held, N, even) if problem.backward else (HP, held, N, IP, even)
-    share = held / tiles
-    return Block("block", seconds, _LOAD_SECONDS, False, 0.0, "block_mma", numbers, 8 * N, threads, shared, share, IP)
+    in_registers = held / tiles
+    return Block(
+        "block", seconds, _LOAD_SECONDS, False, 0.0, "block_mma", numbers, 8 * N, threads, shared, in_registers, IP
+    )
 
 
 # ---- block.cu
@@ -474,7 +476,7 @@ def hold_less(problem, candidate, device):
 
 def _shared_device(problem, device):
     """The part of a device that one of several concurrent time loops gets."""
-    return replace(device, multiprocessors=max(1, device.multiprocessors // problem.share))
+    return replace(device, multiprocessors=max(1, device.multiprocessors // problem.concurrent))
 
 
 # ---- the table, and the choice
@@ -500,7 +502,7 @@ def candidates(problem, device, measured=None):
             refusals[schedule] = some
         else:
             found += some
-    known = measured.known(problem, device) if measured and problem.share == 1 else {}
+    known = measured.known(problem, device) if measured and problem.concurrent == 1 else {}
     timed = {candidate.schedule for candidate in found if candidate.key in known}
     found = [candidate for candidate in found if candidate.key in known or candidate.schedule not in timed]
     found = [_timed(candidate, *known[candidate.key]) if candidate.key in known else candidate for candidate in found]

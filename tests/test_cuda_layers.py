@@ -406,9 +406,9 @@ def test_layers_of_a_wavefront_share_the_multiprocessors():
     limits = ops.device.limits = replace(ops.device.limits, multiprocessors=12)
     problem = Problem("LstmCell", 4, 64, 5, 2, 1, "float32", False, False)
     for share in (1, 2, 3):
-        candidate, _ = ops.choose(replace(problem, share=share), "grid")
+        candidate, _ = ops.choose(replace(problem, concurrent=share), "grid")
         assert candidate.blocks * candidate.groups * share <= limits.multiprocessors
-    assert ops.choose(replace(problem, share=12))[0].schedule != "grid"
+    assert ops.choose(replace(problem, concurrent=12))[0].schedule != "grid"
 
 
 @pytest.mark.parametrize("kind", CELLS)
