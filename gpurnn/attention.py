@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import rng
-from .dtypes import wide
+from .dtypes import upcast
 from .errors import ShapeError, check_choice, check_number, check_shape, check_size
 from .gradients import adding
 from .masks import check_lengths, valid_steps
@@ -121,7 +121,7 @@ class Attention(Module):
         keys = memory
         if self.score != "dot":
             keys = self._project(memory, "weight" if self.score == "general" else "weight_memory")
-        return Memory(_by_sequence(wide(memory)), _by_sequence(wide(keys)), valid, self.versions())
+        return Memory(_by_sequence(upcast(memory)), _by_sequence(upcast(keys)), valid, self.versions())
 
     def attend(self, queries, memory):
         """(context (U, B, E), weights (U, B, T)) of queries (U, B, H) over a ``Memory``.
@@ -144,14 +144,14 @@ class Attention(Module):
                 dcontext = xp.zeros((U, B, then.memory_size), then.dtype)
             dcontext = then.ops.asfloat(dcontext, then.dtype, "dcontext")
             check_shape("dcontext", dcontext, (U, B, then.memory_size))
-            dcontext = _by_sequence(wide(dcontext))
+            dcontext = _by_sequence(upcast(dcontext))
             if ready.valid is not None:  # nothing to read: no derivative, whatever it may be
                 dcontext = xp.where(ready.valid.any(axis=2, keepdims=True), dcontext, 0)
             d = dcontext @ ready.values.transpose(0, 2, 1)
             if dweights is not None:
                 dweights = then.ops.asfloat(dweights, then.dtype, "dweights")
                 check_shape("dweights", dweights, (U, B, T))
-                dweights = _by_sequence(wide(dweights))
+                dweights = _by_sequence(upcast(dweights))
                 d += dweights if ready.valid is None else xp.where(ready.valid, dweights, 0)
             then.check_versions(ready.versions)
             # through softmax; weights of 0 past the end let nothing through
@@ -171,7 +171,7 @@ class Attention(Module):
             else:
                 name = "weight" if then.score == "general" else "weight_memory"
                 values = then._outward(ready.values)
-                dmemory = dmemory + wide(then._project_backward(then._outward(dkeys), values, name))
+                dmemory = dmemory + upcast(then._project_backward(then._outward(dkeys), values, name))
             return dqueries, xp.ascontiguousarray(dmemory).astype(then.dtype, copy=False)
 
         return self._outward(context), self._outward(weights.copy()), backward  # the caller may write to his
@@ -182,7 +182,7 @@ class Attention(Module):
         """context (B, U, E), weights (B, U, T), and the queries as the score takes them, (B, U, H or A)."""
         xp = self.xp
         projected = self._project(queries, "weight_query") if self.score == "additive" else queries
-        projected = _by_sequence(wide(projected))
+        projected = _by_sequence(upcast(projected))
         if self.score == "additive":
             scores = self._additive(projected, memory.keys)
         else:
@@ -202,7 +202,7 @@ class Attention(Module):
     def _additive(self, queries, keys):
         """v . tanh(queries + keys), (B, U, T)."""
         (B, U, _), T = queries.shape, keys.shape[1]
-        v = wide(self._rounded("weight_score"))
+        v = upcast(self._rounded("weight_score"))
         scores = self.xp.empty((B, U, T), queries.dtype)
         for part in self._query_blocks(U, keys):
             scores[:, part] = self._tanh(queries[:, part], keys) @ v
@@ -210,7 +210,7 @@ class Attention(Module):
 
     def _score_backward(self, dscores, queries, keys):
         """Derivatives of "additive" by ``queries`` and ``keys``; adds that by v to its gradient."""
-        v = wide(self._rounded("weight_score"))
+        v = upcast(self._rounded("weight_score"))
         dqueries, dkeys = self.xp.empty(queries.shape, queries.dtype), self.xp.zeros(keys.shape, keys.dtype)
         for part in self._query_blocks(queries.shape[1], keys):
             y, d = self._tanh(queries[:, part], keys), dscores[:, part, :, None]
@@ -235,7 +235,7 @@ class Attention(Module):
     def _project(self, x, name):
         """x (N, B, F) by a weight (M, F): (N, B, M) in the layer's dtype."""
         weight = self._rounded(name)
-        y = self.xp.empty((*x.shape[:2], len(weight)), self.wide)
+        y = self.xp.empty((*x.shape[:2], len(weight)), self.compute_dtype)
         self.ops.product(flat(x), weight.T, flat(y))
         return y.astype(self.dtype, copy=False)
 

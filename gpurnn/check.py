@@ -302,7 +302,9 @@ def check_pieces(cell, backend, dtype):
     for layer in layers:
         if isinstance(layer, LSTM):
             for name in ("bias_ih_l0", "bias_ih_l1"):
-                layer.params[name][...] = layer.xp.asarray(np.repeat([1.0, 9.0, 1.0, 0.0], 11).astype(layer.wide))
+                layer.params[name][...] = layer.xp.asarray(
+                    np.repeat([1.0, 9.0, 1.0, 0.0], 11).astype(layer.compute_dtype)
+                )
     layer, plain, exact = layers
 
     def in_pieces(x):
@@ -427,7 +429,9 @@ def _optimiser(make):
         model = Linear(5, 7, backend=backend, dtype=dtype, seed=1)
         optimiser, rng = make(model), np.random.default_rng(3)
         for _ in range(3):
-            model.flat_grads[...] = model.xp.asarray(rng.normal(size=model.flat_grads.shape).astype(model.wide))
+            model.flat_grads[...] = model.xp.asarray(
+                rng.normal(size=model.flat_grads.shape).astype(model.compute_dtype)
+            )
             norm = clip_grad_norm(model, 2.0)
             optimiser.step()
         return {"parameters": model.flat_params, "gradients": model.flat_grads, "norm": norm}

@@ -50,7 +50,7 @@ class _Pass(ctypes.Structure):
     """``Pass`` of walk.cpp."""
 
     _fields_ = [
-        *((name, ctypes.c_int) for name in ("cell", "wide", "T", "B", "I", "H", "P", "reverse", "save")),
+        *((name, ctypes.c_int) for name in ("cell", "is_double", "T", "B", "I", "H", "P", "reverse", "save")),
         *((name, _stride) for name in ("gates_row", "output_row", "doutput_row")),
         *((name, _pointer) for name in (
             "lengths", "x", "weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh", "gates", "h", "c", "output",
@@ -63,7 +63,7 @@ class _Product(ctypes.Structure):
     """``Product`` of walk.cpp."""
 
     _fields_ = [
-        *((name, ctypes.c_int) for name in ("wide", "accumulate")),
+        *((name, ctypes.c_int) for name in ("is_double", "accumulate")),
         *((name, _stride) for name in ("M", "N", "K", "a_row", "a_column", "b_row", "b_column", "c_row")),
         *((name, _pointer) for name in "ABC"),
     ]
@@ -73,7 +73,7 @@ class _Update(ctypes.Structure):
     """``Update`` of walk.cpp."""
 
     _fields_ = [
-        *((name, ctypes.c_int) for name in ("rule", "wide")),
+        *((name, ctypes.c_int) for name in ("rule", "is_double")),
         ("N", _stride),
         ("scalars", ctypes.c_double * 8),
         *((name, _pointer) for name in ("grads", "params")),
@@ -85,7 +85,7 @@ class _Rows(ctypes.Structure):
     """``Rows`` of walk.cpp."""
 
     _fields_ = [
-        ("wide", ctypes.c_int),
+        ("is_double", ctypes.c_int),
         *((name, _stride) for name in ("count", "V")),
         ("smoothing", ctypes.c_double),
         *((name, _pointer) for name in ("logits", "rows", "labels", "losses", "highest", "total", "scale", "dlogits")),
@@ -501,7 +501,7 @@ class CpuOps(HostOps):
             None if array is None else np.ascontiguousarray(array) for array in (w.hh, w.hr, w.bias_ih, w.bias_hh)
         ]
         one = _Pass(
-            cell=CELLS.index(cell.kernel), wide=gates.dtype == np.float64, T=T - 1, B=B, H=len(hh) // cell.gates, P=P,
+            cell=CELLS.index(cell.kernel), is_double=gates.dtype == np.float64, T=T - 1, B=B, H=len(hh) // cell.gates, P=P,
             reverse=reverse, save=save, gates_row=gates.shape[2],
             lengths=_address(lengths), weight_hh=_address(hh), weight_hr=_address(hr), bias_ih=_address(bias_ih),
             bias_hh=_address(bias_hh), gates=_address(gates), h=_address(h), c=_address(c),
@@ -528,7 +528,7 @@ class CpuOps(HostOps):
         return max(1, min(thread_count(), directions * shares))
 
     def product(self, a, b, out, accumulate=False):
-        wide = a.dtype == np.float64
+        is_double = a.dtype == np.float64
         (M, K), N = a.shape, b.shape[1]
         same = a.dtype == b.dtype == out.dtype and a.dtype.itemsize > 2
         if (
@@ -545,7 +545,7 @@ class CpuOps(HostOps):
                 return
             a, b, out, M, N = b.T, a.T, out.T, N, M
         strides = [stride // a.itemsize for array in (a, b, out) for stride in array.strides]
-        job = _Product(wide, accumulate, M, N, K, *strides[:5], *(array.ctypes.data for array in (a, b, out)))
+        job = _Product(is_double, accumulate, M, N, K, *strides[:5], *(array.ctypes.data for array in (a, b, out)))
         threads = 1 if M * N * K < _WORK else min(thread_count(), -(-M // 16))
         self._call("multiply", ctypes.byref(job), threads, self.level, threads=threads)
 
@@ -605,9 +605,16 @@ class CpuOps(HostOps):
 
     def sum_squares(self, grads):
         sums = np.empty(-(-grads.size // _SQUARES))
-        wide, threads = grads.dtype == np.float64, self._flat_threads(grads)
+        is_double, threads = grads.dtype == np.float64, self._flat_threads(grads)
         self._call(
-            "add_squares", grads.ctypes.data, grads.size, wide, sums.ctypes.data, threads, self.level, threads=threads
+            "add_squares",
+            grads.ctypes.data,
+            grads.size,
+            is_double,
+            sums.ctypes.data,
+            threads,
+            self.level,
+            threads=threads,
         )
         return sums.sum()
 

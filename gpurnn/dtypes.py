@@ -44,14 +44,14 @@ def bfloat16_or_none_such():
     return _bfloat16() or np.dtype("V2")
 
 
-def wide_dtype(dtype):
+def compute_dtype(dtype):
     """What arrays of a dtype are computed in: float32 for the 16-bit ones, else the dtype itself."""
     return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
 
 
-def wide(array):
+def upcast(array):
     """``array`` in what it is computed in; itself unless it is 16-bit."""
-    return array.astype(wide_dtype(array.dtype), copy=False)
+    return array.astype(compute_dtype(array.dtype), copy=False)
 
 
 @functools.cache

@@ -16,7 +16,7 @@ import math
 import numpy as np
 
 from . import rng
-from .dtypes import wide
+from .dtypes import upcast
 from .errors import (
     DtypeError,
     ShapeError,
@@ -114,7 +114,7 @@ class Linear(Module):
 
     def _apply(self, x):
         rows = _rows(x)
-        y = self.xp.empty((len(rows), self.out_features), self.wide)
+        y = self.xp.empty((len(rows), self.out_features), self.compute_dtype)
         self.ops.product(rows, self._weight().T, y)
         if self.bias:
             y += self.params["bias"]
@@ -279,7 +279,7 @@ class LayerNorm(Module):
         return self.forward(x)[0]
 
     def forward(self, x, *, retain=False):
-        x, xp = wide(_check_features(self, x, self.features)), self.xp
+        x, xp = upcast(_check_features(self, x, self.features)), self.xp
         mean = _mean_features(x)
         variance = _mean_features(xp.square(x - mean))
         normal, inverse = _normalise(xp, x, mean, variance, self.eps)
@@ -289,7 +289,7 @@ class LayerNorm(Module):
         bias, versions = self.bias, self.versions()
 
         def backward(dy):
-            dy = wide(_check_like(self, dy, normal.shape))
+            dy = upcast(_check_like(self, dy, normal.shape))
             self.check_versions(versions)
             with adding(self.grads):
                 if self._trains("weight"):
@@ -329,8 +329,8 @@ class BatchNorm(Module):
         if affine:
             self._declare({"weight": np.ones(self.features), "bias": np.zeros(self.features)})
         self.buffers = {
-            "running_mean": self.xp.zeros(self.features, self.wide),
-            "running_var": self.xp.ones(self.features, self.wide),
+            "running_mean": self.xp.zeros(self.features, self.compute_dtype),
+            "running_var": self.xp.ones(self.features, self.compute_dtype),
             "num_batches_tracked": self.xp.zeros((), np.int64),
         }
 
@@ -342,7 +342,7 @@ class BatchNorm(Module):
         shape, batch_statistics, affine, versions = y.shape, self.training, self.affine, self.versions()
 
         def backward(dy):
-            d = wide(self._gather(_rows(_check_like(self, dy, shape)), rows))
+            d = upcast(self._gather(_rows(_check_like(self, dy, shape)), rows))
             self.check_versions(versions)
             if affine:
                 with adding(self.grads):
@@ -363,7 +363,7 @@ class BatchNorm(Module):
         if x.ndim not in (2, 3):
             raise ShapeError(f"x: expected (T, B, {self.features}) or (N, {self.features}), got {x.shape}")
         rows = self._valid_rows(x, lengths, mask)
-        valid = wide(self._gather(_rows(x), rows))
+        valid = upcast(self._gather(_rows(x), rows))
         if self.training:
             count = len(valid)
             if count < 2:
@@ -383,7 +383,7 @@ class BatchNorm(Module):
         return self._scatter(y, rows, x.shape), normal, inverse, rows
 
     def _mean(self, rows):
-        return (_sum_rows(rows) / len(rows)).astype(self.wide)
+        return (_sum_rows(rows) / len(rows)).astype(self.compute_dtype)
 
     def _valid_rows(self, x, lengths, mask):
         valid = None
@@ -461,15 +461,15 @@ class Pooling(Module):
         T, B, F = x.shape
         lengths = np.full(B, T) if lengths is None else check_lengths(lengths, T, B)
         if T == 0:
-            y, turn = xp.zeros((B, F), self.wide), lambda dy: xp.zeros((0, B, F), self.wide)
+            y, turn = xp.zeros((B, F), self.compute_dtype), lambda dy: xp.zeros((0, B, F), self.compute_dtype)
         else:
             valid = valid_steps(lengths, T, B, xp)[:, :, None]
-            y, turn = getattr(self, f"_{self.mode}")(wide(x), valid, lengths)
+            y, turn = getattr(self, f"_{self.mode}")(upcast(x), valid, lengths)
 
         batch_first, versions = self.batch_first, self.versions()
 
         def backward(dy):
-            dy = wide(_check_like(self, dy, (B, F)))
+            dy = upcast(_check_like(self, dy, (B, F)))
             self.check_versions(versions)
             dx = turn(dy).astype(self.dtype, copy=False)
             return dx.swapaxes(0, 1) if batch_first else dx

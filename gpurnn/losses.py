@@ -33,7 +33,7 @@ import math
 import numpy as np
 
 from .backend import array_ops
-from .dtypes import DTYPES, wide
+from .dtypes import DTYPES, upcast
 from .errors import DtypeError, ShapeError, check_choice, check_flag, check_number, check_shape, check_size
 from .masks import valid_steps
 from .ops import blocks
@@ -191,7 +191,7 @@ def _elementwise(value, slope, arguments, mask, lengths, batch_first, reduction)
             f"Convert it: {other} = {other}.astype({str(given)!r})"
         )
     check_shape(other, y, x.shape)
-    y = wide(y)
+    y = upcast(y)
     shape, dtype = x.shape, x.dtype
     valid = valid_places(shape, mask, lengths, batch_first, ops)
     rows = None if valid is None else xp.flatnonzero(valid)
@@ -295,7 +295,7 @@ def floats(value, name, ops):
     array = ops.asarray(value, name)
     if array.dtype.name not in DTYPES:
         raise DtypeError(f"{name}: expected {', '.join(DTYPES)}, got {array.dtype}")
-    return wide(array)
+    return upcast(array)
 
 
 def upstream(dloss, shape, flat, divisor, dtype, ops):

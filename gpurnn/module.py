@@ -16,7 +16,7 @@ import numpy as np
 from . import rng
 from .arrays import host_array, refuse_masked
 from .backend import get_backend
-from .dtypes import check_dtype, wide_dtype
+from .dtypes import check_dtype, compute_dtype
 from .errors import DtypeError, NamesArguments, ShapeError, check_choice, check_flag, check_shape, check_size
 
 # Numbers: every parameter starts at a multiple of it in a flat buffer, so that kernels may load four at once.
@@ -139,7 +139,7 @@ class Module(NamesArguments):
             self.ops = self.ops.with_tf32()
         if self.dtype.name == "bfloat16" and self.xp is not np:
             _check_gpu_bfloat16(self.xp.__version__, np.__version__)
-        self.wide = wide_dtype(self.dtype)
+        self.compute_dtype = compute_dtype(self.dtype)
         self.seed = rng.check_seed(seed)
         self.name = ""
         self.key = 0
@@ -152,7 +152,7 @@ class Module(NamesArguments):
         self._counts, self._frozen = [{}], [set()]
         self._homes = {}  # children without the second names of those placed twice: whose parameters live here
         self._parent = None  # weak reference to the module that holds the parameters
-        self._bind(self.xp.zeros(0, self.wide), self.xp.zeros(0, self.wide), [])
+        self._bind(self.xp.zeros(0, self.compute_dtype), self.xp.zeros(0, self.compute_dtype), [])
 
     # ---- declaring
 
@@ -164,9 +164,9 @@ class Module(NamesArguments):
         for name in arrays:
             counts[name] = counts.get(name, 0) + 1
         self.params._owners = {name: (counts, self._frozen[0], name) for name in arrays}
-        self._bind(self.xp.zeros(size, self.wide), self.xp.zeros(size, self.wide), layout)
+        self._bind(self.xp.zeros(size, self.compute_dtype), self.xp.zeros(size, self.compute_dtype), layout)
         for name, array in arrays.items():
-            self.params[name][...] = self.xp.asarray(array, dtype=self.wide)
+            self.params[name][...] = self.xp.asarray(array, dtype=self.compute_dtype)
 
     def _adopt(self, children):
         """Make the mapping name -> Module this module's children and re-home their parameters into one buffer.

@@ -15,7 +15,7 @@ import numpy as np
 from . import rng
 from .arrays import plain, plain_on_device, refuse_graph, refuse_masked
 from .cells import HiddenWeights
-from .dtypes import wide, wide_dtype
+from .dtypes import compute_dtype, upcast
 from .errors import BackendError, DtypeError, ShapeError
 
 _DLPACK_HOST = (1, 3)  # kDLCPU, kDLCUDAHost
@@ -318,7 +318,7 @@ class Ops:
         Slots: forward, step t reads slot t and writes t + 1; reverse, it reads t + 1 and writes t; so the initial state
         is at the end where the loop begins.
         """
-        xp, dtype, real = self.xp, ax.dtype, wide_dtype(ax.dtype)
+        xp, dtype, real = self.xp, ax.dtype, compute_dtype(ax.dtype)
         T, B, _ = ax.shape
         rows, P = weights.hh.shape
         H = rows // cell.gates
@@ -330,7 +330,7 @@ class Ops:
             c = self.empty_steps(T + 1 if save else 2, B, H, real)
             c[start if save else 0] = state[1]
         z, tmp = self._step_buffer(B, cell.saved_blocks * H, real), self._step_buffer(B, H, real)
-        h_wide = None if real == dtype else self._step_buffer(B, P, real)  # 16-bit: h' before it is rounded
+        h_computed = None if real == dtype else self._step_buffer(B, P, real)  # 16-bit: h' before it is rounded
         axT, hT, cT = _feature_major(ax), _feature_major(h), _feature_major(c)
         held = _ragged_steps(self, lengths, T)
         c_old = c_new = None
@@ -339,10 +339,10 @@ class Ops:
                 old, new = (t + 1, t) if reverse else (t, t + 1)
                 if cT is not None:
                     c_old, c_new = (cT[old], cT[new]) if save else (cT[count % 2], cT[1 - count % 2])
-                h_new = hT[new] if h_wide is None else h_wide
-                cell.forward(xp, weights, wide(axT[t, :rows]), wide(hT[old]), c_old, z, h_new, c_new, tmp)
-                if h_wide is not None:
-                    hT[new] = h_wide
+                h_new = hT[new] if h_computed is None else h_computed
+                cell.forward(xp, weights, upcast(axT[t, :rows]), upcast(hT[old]), c_old, z, h_new, c_new, tmp)
+                if h_computed is not None:
+                    hT[new] = h_computed
                 if held[t] is not None:
                     xp.copyto(hT[new], hT[old], where=held[t])
                     if cT is not None:
@@ -365,7 +365,7 @@ class Ops:
         Returns the gradients of the initial state, shaped as ``state`` and float32 beside 16-bit numbers, and with a
         projection those of every h_t (T, B, P), zero past the end; else None.
         """
-        xp, dtype, real = self.xp, gates.dtype, wide_dtype(gates.dtype)
+        xp, dtype, real = self.xp, gates.dtype, compute_dtype(gates.dtype)
         T, B, _ = gates.shape
         P, H = h.shape[2], gates.shape[2] // cell.saved_blocks
         left = len(cell.preactivations) * H
@@ -391,16 +391,16 @@ class Ops:
                     last = min(T, t + block) if reverse else t + 1
                     self.copy_steps(incoming[: last - first], doutput[first:last])
                 if held[t] is None:
-                    xp.add(dh, wide(incoming[t - first].T), out=dh)
+                    xp.add(dh, upcast(incoming[t - first].T), out=dh)
                 else:
-                    xp.add(dh, xp.where(held[t], 0, wide(incoming[t - first].T)), out=dh)
+                    xp.add(dh, xp.where(held[t], 0, upcast(incoming[t - first].T)), out=dh)
             if held[t] is not None:
                 dh_held, dc_held = dh.copy(), None if dc is None else dc.copy()
             if dh_all is not None:
                 dh_all[t] = dh.T if held[t] is None else xp.where(held[t], 0, dh).T
             z[...] = gatesT[t]
             step_hook = _ignore if hook is None else _timestep_hook(xp, hook, t, held[t])
-            cell.backward(xp, weights, z, wide(hT[old]), c_old, wide(hT[new]), c_new, dh, dc, d, tmp, step_hook)
+            cell.backward(xp, weights, z, upcast(hT[old]), c_old, upcast(hT[new]), c_new, dh, dc, d, tmp, step_hook)
             if held[t] is not None:  # the state went through unchanged: so does its derivative
                 xp.copyto(dh, dh_held, where=held[t])
                 if dc is not None:
@@ -421,22 +421,22 @@ class Ops:
         a and b have one dtype, out the same, or float32 for 16-bit ones, which are multiplied and added in float32.
         """
         if accumulate:
-            out += (wide(a) @ wide(b)).astype(out.dtype, copy=False)
-        elif out.dtype == a.dtype == wide_dtype(a.dtype):
+            out += (upcast(a) @ upcast(b)).astype(out.dtype, copy=False)
+        elif out.dtype == a.dtype == compute_dtype(a.dtype):
             self.xp.matmul(a, b, out=out)
         else:
-            out[...] = wide(a) @ wide(b)
+            out[...] = upcast(a) @ upcast(b)
 
     def accumulate_product(self, grad, d, x):
         """``grad += d^T x`` summed over all steps: one GEMM. grad: (M, N); d: (T, B, M); x: (T, B, N)."""
-        grad += wide(flat(d)).T @ wide(flat(x))
+        grad += upcast(flat(d)).T @ upcast(flat(x))
 
     def sum_steps(self, d):
         """(T, B, M) summed over all steps, in a fixed order: (M,).
 
         Along contiguous steps NumPy sums pairwise; along rows it would add one by one, hence float64 there.
         """
-        rows = wide(flat(d))
+        rows = upcast(flat(d))
         contiguous = rows.strides[0] == rows.itemsize
         return rows.sum(axis=0, dtype=None if contiguous else np.float64).astype(rows.dtype, copy=False)
 
@@ -524,7 +524,7 @@ class Ops:
         first = xp.concatenate([xp.ones(1, dtype=bool), rows[1:] != rows[:-1]])
         starts = xp.flatnonzero(first)
         stops = xp.concatenate([starts[1:], xp.asarray([index.size])])
-        d = wide(d[order])
+        d = upcast(d[order])
         if xp is np:  # a loop over the ids: add.reduceat works column by column and takes up to 5 times as long
             for row, start, stop in zip(rows[starts].tolist(), starts.tolist(), stops.tolist(), strict=True):
                 grad[row] += d[start] if stop == start + 1 else np.add.reduce(d[start:stop])
@@ -567,7 +567,7 @@ def blocks(rows, count, width, xp):
 
 def _rounded(weight, dtype):
     """A weight as products in ``dtype`` see it, in what they are computed in."""
-    return wide(weight.astype(dtype, copy=False))
+    return upcast(weight.astype(dtype, copy=False))
 
 
 def flat(steps):

@@ -87,9 +87,9 @@ class Optimizer(NamesArguments):
         self.model = model
         self.steps = 0
         xp, self._size, self._count = model.xp, model.flat_params.size, model.parameter_count
-        self._arrays = {name: xp.zeros(self._size, model.wide) for name in self._array_names(self.hyper)}
+        self._arrays = {name: xp.zeros(self._size, model.compute_dtype) for name in self._array_names(self.hyper)}
         self._block = _block_size(xp, self._size)
-        self._scratch = xp.empty((2, self._block), model.wide)
+        self._scratch = xp.empty((2, self._block), model.compute_dtype)
 
     def __copy__(self):
         raise TypeError(
@@ -108,7 +108,7 @@ class Optimizer(NamesArguments):
         xp = self.model.xp
         self.hyper = MappingProxyType(self.hyper)
         self._arrays = {name: xp.asarray(writable(array)) for name, array in self._arrays.items()}
-        self._scratch = xp.empty((2, self._block), self.model.wide)
+        self._scratch = xp.empty((2, self._block), self.model.compute_dtype)
 
     @property
     def lr(self):
@@ -355,7 +355,7 @@ class RMSprop(Optimizer):
 
     @property
     def _most(self):
-        return float(np.finfo(self.model.wide).max)
+        return float(np.finfo(self.model.compute_dtype).max)
 
     def _update(self, p, g, a, b, square_avg, grad_avg=None, momentum_buffer=None):
         xp, alpha = self.model.xp, self.hyper["alpha"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from . import cells, rng
-from .dtypes import wide
+from .dtypes import upcast
 from .errors import ShapeError, check_choice, check_flag, check_number, check_shape, check_size, refuse_unknown
 from .gradients import StepNorms, active_flow, adding
 from .masks import check_lengths
@@ -276,7 +276,7 @@ class _Recurrent(Module):
     def plan(self, T, B):
         """``Plan`` of a training call with x (T, B, I)."""
         T, B, D = check_size("T", T, 0), check_size("B", B, 0), len(self._directions)
-        size, wide = self.dtype.itemsize, self.wide.itemsize
+        size, compute_size = self.dtype.itemsize, self.compute_dtype.itemsize
         segments = self._segments(T, watched=False)
         longest = max(segment.stop - segment.start for segment in segments)
         concurrent = self.num_layers if len(segments) > 1 else 1
@@ -284,7 +284,7 @@ class _Recurrent(Module):
         for _, layer, _, _ in self._passes():
             _, H, P = self._sizes(layer)
             cache += T * B * self.cell.saved_blocks * H * size + slots * B * P * size
-            cache += slots * B * H * wide if self.cell.states == 2 else 0
+            cache += slots * B * H * compute_size if self.cell.states == 2 else 0
         for layer in range(1, self.num_layers):
             if D == 2 or self.dropout or self.ops.name == "cuda":  # the kernel writes an output beside the states
                 cache += T * B * self._sizes(layer)[0] * size
@@ -312,7 +312,7 @@ class _Recurrent(Module):
             reason=reason,
             cache_bytes=cache,
             output_bytes=T * B * D * self._sizes(self.num_layers - 1)[2] * size,
-            backward_bytes=T * B * widest * D * size + scratch * wide,
+            backward_bytes=T * B * widest * D * size + scratch * compute_size,
             packed_bytes=packed,
         )
 
@@ -458,7 +458,7 @@ class _Recurrent(Module):
                     for name, part in zip(("initial_h", "initial_c"), parts, strict=False):
                         if then._trains(name + suffix):
                             with adding(then.grads):
-                                then.grads[name + suffix] += wide(part).sum(axis=0)
+                                then.grads[name + suffix] += upcast(part).sum(axis=0)
             return then._outward(dx, single), then._pack_state(dinitial, single)
 
         return backward
@@ -597,7 +597,7 @@ class _Recurrent(Module):
     def _state_dtype(self, kind):
         """What a state is stored in, within a call and at its borders: h is rounded to the layer's dtype in every step,
         c adds up over time."""
-        return self.wide if kind == "c" else self.dtype
+        return self.compute_dtype if kind == "c" else self.dtype
 
     def _as_state(self, array, kind, name):
         """``array`` as a state, or the derivative by one: in what it is stored in, or in the layer's dtype."""

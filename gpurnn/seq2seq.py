@@ -22,7 +22,7 @@ import numpy as np
 
 from . import rng
 from .attention import Attention
-from .dtypes import wide
+from .dtypes import upcast
 from .errors import DtypeError, ShapeError, check_choice, check_flag, check_number, check_size
 from .layers import Dropout, Embedding, Linear, TiedLinear
 from .masks import check_lengths, refuse_no_distribution
@@ -101,7 +101,7 @@ class EncoderDecoder(Module):
         for name in ("source_embedding", "target_embedding"):
             weight = children[name].params["weight"]
             start = rng.uniform(weight.shape, -0.1, 0.1, children[name].seed, rng.name_key("weight"), dtype=np.float64)
-            weight[...] = self.xp.asarray(start, dtype=self.wide)
+            weight[...] = self.xp.asarray(start, dtype=self.compute_dtype)
         self._adopt(children)
 
     def __call__(self, inputs, lengths=None):
@@ -410,7 +410,7 @@ def _written(logits, ops):
     """Logits (K, B, V), computed wide, -inf for what is never written, and log(sum(exp)) of them all (K, B).
 
     Raises ValueError where they are NaN or infinite."""
-    xp, logits = ops.xp, wide(logits)
+    xp, logits = ops.xp, upcast(logits)
     highest = logits.max(axis=2)
     refuse_no_distribution(ops.to_numpy(highest))
     shift = highest + xp.log(xp.exp(logits - highest[..., None]).sum(axis=2))

@@ -128,7 +128,7 @@ def remembering(place, dtype, num_layers=1, proj_size=0, **options):
     )
     for number in range(num_layers):
         bias = np.repeat([1.0, 9.0, 1.0, 0.0], 11)
-        layer.params[f"bias_ih_l{number}"][...] = layer.xp.asarray(bias.astype(layer.wide))
+        layer.params[f"bias_ih_l{number}"][...] = layer.xp.asarray(bias.astype(layer.compute_dtype))
     return layer
 
 
@@ -195,8 +195,8 @@ def test_derivatives_are_carried_as_within_a_call(dtype, how, place):
         zeros = layer.xp.asarray(np.zeros(dc.shape, layer.dtype))
         layer.zero_grad()
         _, state, backward = layer.forward(x)
-        dx, dstate = backward(dy, (zeros, layer.xp.asarray(dc.astype(layer.wide))))
-        assert [part.dtype for part in (*state, *dstate)] == [layer.dtype, layer.wide] * 2
+        dx, dstate = backward(dy, (zeros, layer.xp.asarray(dc.astype(layer.compute_dtype))))
+        assert [part.dtype for part in (*state, *dstate)] == [layer.dtype, layer.compute_dtype] * 2
         return [dx, *dstate, layer.flat_grads.copy()]
 
     rounded = [array.astype(layer.dtype).astype(np.float64) for array in (x, dy)]

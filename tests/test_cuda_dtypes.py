@@ -148,7 +148,7 @@ def check_ragged(kind, ops, dtype, option):
     layer, found = run_ragged(kind, ops, dtype, option)
     for name, array in found.items():
         wide = name in layer.grads or name in ("state c", "dstate c")
-        assert array.dtype == (layer.wide if wide else layer.dtype), name
+        assert array.dtype == (layer.compute_dtype if wide else layer.dtype), name
         assert np.isfinite(array.get().astype(np.float64)).all(), name
     for name in ("output", "dx"):
         steps = by_sequence(found[name].get(), layer)
@@ -169,14 +169,14 @@ def test_every_step_and_the_gradient_flow(kind, dtype, ops):
     x = ops.xp.asarray(np.ones((5, 3, 4)).astype(layer.dtype))
     output, state, backward, steps = layer.forward(x, None, LENGTHS, return_all=True)
     for one in steps:
-        assert one.h.dtype == layer.dtype and (one.c is None or one.c.dtype == layer.wide)
+        assert one.h.dtype == layer.dtype and (one.c is None or one.c.dtype == layer.compute_dtype)
         assert {gate.dtype for gate in one.gates.values()} <= {layer.dtype}
     with gpurnn.record_gradient_flow() as flow:
         dx, _ = backward(output)
     assert dx.dtype == layer.dtype and all(np.isfinite(norms.dh).all() for norms in flow.values())
     output, state = layer.step(x[0], state)
     assert output.dtype == layer.dtype
-    assert [part.dtype for part in flat_state(state)] == [layer.dtype, layer.wide][: len(flat_state(state))]
+    assert [part.dtype for part in flat_state(state)] == [layer.dtype, layer.compute_dtype][: len(flat_state(state))]
 
 
 @both
@@ -232,7 +232,7 @@ def check_layer(layer, x, **context):
     for array in (y, layer(x, **context), *([] if dx is None else [dx])):
         assert array.dtype == layer.dtype
         assert np.isfinite(array.get().astype(np.float64)).all()
-    assert layer.flat_grads.dtype == layer.wide and np.isfinite(layer.flat_grads.get()).all()
+    assert layer.flat_grads.dtype == layer.compute_dtype and np.isfinite(layer.flat_grads.get()).all()
 
 
 @both
@@ -264,7 +264,9 @@ def test_batch_norm(dtype, ops):
     check_layer(layer, numbers(layer, 5, 3, 6, padding=True), lengths=LENGTHS)
     mask = ops.xp.asarray(np.arange(5)[:, None] % 2 == np.zeros(3, int))
     check_layer(layer.eval(), numbers(layer, 5, 3, 6), lengths=LENGTHS, mask=mask)
-    assert {buffer.dtype for name, buffer in layer.buffers.items() if name.startswith("running")} == {layer.wide}
+    assert {buffer.dtype for name, buffer in layer.buffers.items() if name.startswith("running")} == {
+        layer.compute_dtype
+    }
 
 
 @both
@@ -283,7 +285,7 @@ def check_attention(score, dtype, ops):
     for array in (context, weights, dqueries, dmemory, *layer(queries, memory, LENGTHS)):
         assert array.dtype == layer.dtype
         assert np.isfinite(array.get().astype(np.float64)).all()
-    assert layer.flat_grads.dtype == layer.wide
+    assert layer.flat_grads.dtype == layer.compute_dtype
 
 
 @both

@@ -104,7 +104,7 @@ def test_other_layers(name, dtype):
         if plain_dx is not None:
             np.testing.assert_allclose(dx.get().astype(float), plain_dx.astype(float), **tolerance)
         np.testing.assert_allclose(layer.flat_grads.get(), plain.flat_grads, **tolerance)
-        assert layer.flat_grads.dtype == layer.wide and y.dtype == layer.dtype
+        assert layer.flat_grads.dtype == layer.compute_dtype and y.dtype == layer.dtype
 
 
 # ---- softmax cross-entropy
