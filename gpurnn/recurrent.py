@@ -303,8 +303,8 @@ class _Recurrent(Module):
                 name, why = self.ops.schedule(problem, self.schedule)
                 schedules.setdefault((name, why), []).append(f"layer {layer} {'backward' if backward else 'forward'}")
         schedule = ", ".join(dict.fromkeys(name for name, _ in schedules))
-        told = [f"{', '.join(who)}: {name}, {why}" for (name, why), who in schedules.items()]
-        reason = "; ".join(told) if len(schedules) > 1 else why
+        lines = [f"{', '.join(who)}: {name}, {why}" for (name, why), who in schedules.items()]
+        reason = "; ".join(lines) if len(schedules) > 1 else why
         if concurrent > 1:
             reason = f"{self.num_layers} layers side by side, each {longest} timesteps behind the one below; {reason}"
         return Plan(

@@ -525,7 +525,9 @@ def choose(problem, device, wanted="auto", measured=None):
     if wanted in refusals:
         raise ValueError(f"schedule: {refusals[wanted]}")
     mine = [candidate for candidate in found if wanted in ("auto", candidate.schedule)]
-    told = ["" if wanted == "auto" else f"{wanted} was asked for", str(mine[0])]
+    lines = ["" if wanted == "auto" else f"{wanted} was asked for", str(mine[0])]
     best = {candidate.schedule: candidate for candidate in reversed(found)}
-    told += [best[schedule].price(problem.T) for schedule in sorted(best, key=lambda name: best[name].total(problem.T))]
-    return mine[0], "; ".join(filter(None, (*told, *refusals.values())))
+    lines += [
+        best[schedule].price(problem.T) for schedule in sorted(best, key=lambda name: best[name].total(problem.T))
+    ]
+    return mine[0], "; ".join(filter(None, (*lines, *refusals.values())))

@@ -501,9 +501,9 @@ class _Run:
         now = self.model.ops.machine()
         other = [name for name in now if isinstance(then, dict) and then.get(name) != now[name]]
         if other:
-            told = ", ".join(f"{name} was {then.get(name)!r} and is {now[name]!r}" for name in other)
+            differences = ", ".join(f"{name} was {then.get(name)!r} and is {now[name]!r}" for name in other)
             _log.warning(
-                "%s: the run goes on, but not to the same bits as without a stop: %s", path, one_line(told, 2000)
+                "%s: the run goes on, but not to the same bits as without a stop: %s", path, one_line(differences, 2000)
             )
 
     def _record(self, **record):

@@ -128,9 +128,9 @@ def rows(table):
     for (device, kernel, H, B, directions, dtype, tf32, backward), candidates in table.entries.items():
         which, both = "backward" if backward else "forward", ", both" * (directions == 2)
         ordered = sorted(candidates.items(), key=lambda item: item[1][1] + 512 * item[1][0])
-        told = [
+        lines = [
             f"{name.partition('<')[0]} {seconds * 1e6:.2f} +{before * 1e6:.0f}" for name, (seconds, before) in ordered
         ]
         name = f"{kernel} H{H} B{B} {'tf32' if tf32 else dtype} {which}{both}"
-        found.append({"device": device, "name": name, "ways": dict(ordered), "told": told})
+        found.append({"device": device, "name": name, "ways": dict(ordered), "told": lines})
     return found

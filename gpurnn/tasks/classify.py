@@ -140,20 +140,20 @@ class ClassifyTask(Task):
     def finish(self, trained, data, history):
         accuracies = [record.get("validation_accuracy") for record in history.epochs]
         texts, labels, commonest = data.rest
-        numbers, told = {}, []
+        numbers, lines = {}, []
         if data.valid is not None:
             numbers["validation_accuracy"] = round(max(accuracies), 4)
-            told.append(f"Validation accuracy {max(accuracies):.2%} in epoch {1 + accuracies.index(max(accuracies))}.")
+            lines.append(f"Validation accuracy {max(accuracies):.2%} in epoch {1 + accuracies.index(max(accuracies))}.")
         if len(labels):
             found = predict(trained, texts).argmax(axis=1)
             numbers["test_accuracy"] = round(float((found == labels).mean()), 4)
             numbers["test_majority"] = round(float((labels == commonest).mean()), 4)
             numbers["test_examples"] = len(labels)
-            told.append(
+            lines.append(
                 f"Test accuracy {numbers['test_accuracy']:.2%} of {len(labels):,} texts "
                 f"({numbers['test_majority']:.2%} by always saying {trained.facts['classes'][commonest]!r})."
             )
-        return numbers, "\n".join(told)
+        return numbers, "\n".join(lines)
 
     def evaluate(self, trained, files):
         """Accuracy on labelled files, precision and recall of each class, and who is taken for whom.
@@ -180,21 +180,21 @@ class ClassifyTask(Task):
             "plot": None,
         }
         width = max(map(len, classes))
-        told = [f"Accuracy  {numbers['accuracy']:.2%} of {len(texts):,} texts", ""]
-        told.append(f"{'class':{width}}   texts  recall  precision")
+        lines = [f"Accuracy  {numbers['accuracy']:.2%} of {len(texts):,} texts", ""]
+        lines.append(f"{'class':{width}}   texts  recall  precision")
         for name, row in rows.items():
             recall, precision = ("-" if row[k] is None else f"{row[k]:.1%}" for k in ("recall", "precision"))
-            told.append(f"{name:{width}}{row['texts']:8,}{recall:>8}{precision:>11}")
+            lines.append(f"{name:{width}}{row['texts']:8,}{recall:>8}{precision:>11}")
         path = trained.folder / "confusion.png"
         if not run_folder.is_our_picture(path):
-            return numbers, "\n".join([*told, "", f"No picture: {path} is not one that gpurnn drew, and stays."])
+            return numbers, "\n".join([*lines, "", f"No picture: {path} is not one that gpurnn drew, and stays."])
         try:
             plot_confusion(confusion, classes, path)
             numbers["plot"] = str(path)
-            told += ["", f"Who is taken for whom: {path}"]
+            lines += ["", f"Who is taken for whom: {path}"]
         except ImportError as error:
-            told += ["", f"No confusion.png: {error}"]
-        return numbers, "\n".join(told)
+            lines += ["", f"No confusion.png: {error}"]
+        return numbers, "\n".join(lines)
 
 
 def _share(part, whole):

@@ -147,7 +147,7 @@ class MusicTask(Task):
         for name in ("valid", "test"):
             if data.rest[name]:
                 numbers[name] = score(trained.model, data.rest[name], trained.facts["keys"])
-                lines.append(_told(numbers[name], "validation" if name == "valid" else name))
+                lines.append(_summary(numbers[name], "validation" if name == "valid" else name))
         return numbers, "\n".join(lines)
 
     def evaluate(self, trained, files):
@@ -155,7 +155,7 @@ class MusicTask(Task):
         parts = read_parts(files, trained.settings.step)
         pieces = parts["test"] or [piece for name in _SPLITS for piece in parts[name]]
         numbers = score(trained.model, pieces, trained.facts["keys"])
-        return numbers, _told(numbers, "test" if parts["test"] else "all")
+        return numbers, _summary(numbers, "test" if parts["test"] else "all")
 
 
 def _check_batches(files, pieces, batch):
@@ -165,7 +165,7 @@ def _check_batches(files, pieces, batch):
     check_room(", ".join(map(str, files)), needed, f"a batch with a piece of {longest:,} frames")
 
 
-def _told(numbers, part):
+def _summary(numbers, part):
     return (
         f"{part.capitalize():<11} {numbers['nll']:.4f} nats per frame ({numbers['nll_after_first']:.4f} without each "
         f"piece's first; mean of the pieces {numbers['nll_per_piece']:.4f}); {numbers['pieces']:,} pieces, "

@@ -181,12 +181,12 @@ class SeriesTask(Task):
 
     def finish(self, trained, data, history):
         table, ends = data.rest
-        numbers, told = {}, []
+        numbers, lines = {}, []
         for name in ("valid", "test"):
             if len(ends[name]):
                 numbers[name] = score(trained, table, ends[name])
-                told.append(_told(numbers[name], "validation" if name == "valid" else name))
-        return numbers, "\n".join(told)
+                lines.append(_summary(numbers[name], "validation" if name == "valid" else name))
+        return numbers, "\n".join(lines)
 
     def evaluate(self, trained, files):
         """How good the forecasts are in another file, from every row of it that has enough before and behind it."""
@@ -201,10 +201,10 @@ class SeriesTask(Task):
                 f"{files[0]}: too short: {len(table)} rows, at least {reach + settings.horizon} are needed"
             )
         numbers = score(trained, table, ends)
-        return numbers, _told(numbers, "all")
+        return numbers, _summary(numbers, "all")
 
 
-def _told(numbers, part):
+def _summary(numbers, part):
     lines = [f"{part.capitalize():<15} {'MAE':>11} {'RMSE':>11} {'MASE':>8}   {numbers['windows']:,} forecasts"]
     for name in ("model", "seasonal_naive", "naive"):
         n = numbers[name]

@@ -220,18 +220,18 @@ class SpeechTask(Task):
         return metrics
 
     def finish(self, trained, data, history):
-        numbers, told = {}, []
+        numbers, lines = {}, []
         if data.valid is not None:
             best = min(history.epochs, key=lambda record: record["validation_loss"])
             numbers["validation_error"] = round(best["validation_error"], 4)
-            told.append(
+            lines.append(
                 f"Validation error {best['validation_error']:.2%} in epoch {best['epoch']}, of the lowest loss."
             )
         if data.rest:
             result, text = self._measure(trained, data.rest)
             numbers["test"] = result
-            told.append(f"Test:\n{text}")
-        return numbers, "\n".join(told)
+            lines.append(f"Test:\n{text}")
+        return numbers, "\n".join(lines)
 
     def evaluate(self, trained, files):
         """Loss and error rates on other files, of their test utterances alone where they have any; with a model that
@@ -248,16 +248,16 @@ class SpeechTask(Task):
     def _measure(self, trained, utterances):
         settings, facts = trained.settings, trained.facts
         numbers, text = self._rates(trained, utterances, 0)
-        told = [text]
+        lines = [text]
         if settings.concatenate:
             numbers["strings"], text = self._rates(trained, utterances, settings.strings)
-            told.append(f"Strings of {settings.concatenate} of them:\n{text}")
+            lines.append(f"Strings of {settings.concatenate} of them:\n{text}")
         if settings.target == "transcript":
             unknown = Vocabulary(facts["vocabulary"]).unknown("".join(utterance.text for utterance in utterances))
             if unknown:
                 numbers["unknown"] = unknown
-                told.append(f"The model never saw {unknown!r}: errors, all of them.")
-        return numbers, "\n".join(told)
+                lines.append(f"The model never saw {unknown!r}: errors, all of them.")
+        return numbers, "\n".join(lines)
 
     def _rates(self, trained, utterances, strings):
         """(numbers, text for people) of utterances, or of strings of them."""
@@ -265,16 +265,16 @@ class SpeechTask(Task):
         batches = Utterances(utterances, settings, facts, strings)
         found = measure(trained.model, self.loss(settings, facts), batches, self.metrics(settings, facts))
         numbers = {"utterances": strings or len(utterances)} | found
-        told = [f"  {numbers['utterances']:,} utterances, loss {found['loss']:.4f}"]
+        lines = [f"  {numbers['utterances']:,} utterances, loss {found['loss']:.4f}"]
         if settings.target == "class":
             numbers["accuracy"] = 1 - found["error"]
-            told.append(f"  {numbers['accuracy']:.2%} of the classes are right")
+            lines.append(f"  {numbers['accuracy']:.2%} of the classes are right")
         else:
-            told.append(f"  {found['error']:.2%} of the characters are wrong")
+            lines.append(f"  {found['error']:.2%} of the characters are wrong")
             if "word_error" in found:
-                told.append(f"  {found['word_error']:.2%} of the words are wrong")
-            told.append(f"  {found['utterance_error']:.2%} of the utterances have errors")
-        return numbers, "\n".join(told)
+                lines.append(f"  {found['word_error']:.2%} of the words are wrong")
+            lines.append(f"  {found['utterance_error']:.2%} of the utterances have errors")
+        return numbers, "\n".join(lines)
 
 
 def _outputs(facts):

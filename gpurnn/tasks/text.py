@@ -112,8 +112,8 @@ class TextTask(Task):
         kind = "training" if data.valid is None else "validation"
         loss = min(record["train_loss" if data.valid is None else "validation_loss"] for record in history.epochs)
         nats, bits = round(loss, 4), round(bits_per_character(loss), 4)
-        told = f"Best {kind} loss {nats} nats = {_per(bits, loss, trained.settings)}. A sample:\n\n{text}"
-        return {"loss": kind, "nats": nats, "bits": bits, "sample": text}, told
+        summary = f"Best {kind} loss {nats} nats = {_per(bits, loss, trained.settings)}. A sample:\n\n{text}"
+        return {"loss": kind, "nats": nats, "bits": bits, "sample": text}, summary
 
     def evaluate(self, trained, files):
         """How well the model predicts other text.

@@ -156,9 +156,9 @@ class TranslateTask(Task):
         return {"accuracy": _accuracy}
 
     def finish(self, trained, data, history):
-        numbers, told = super().finish(trained, data, history)
+        numbers, summary = super().finish(trained, data, history)
         if not data.rest:
-            return numbers, told
+            return numbers, summary
         best = max(record["validation_accuracy"] for record in history.epochs)
         chosen = list(dict(data.rest).items())[:_SHOWN]
         found = translate(trained, [source for source, _ in chosen])
@@ -170,7 +170,7 @@ class TranslateTask(Task):
             "accuracy": round(best, 6),
             "translations": {s: t.text for (s, _), t in zip(chosen, found, strict=True)},
         }
-        return numbers, f"{told} Accuracy {best:.2%} of tokens. Translations:\n" + "\n".join(lines)
+        return numbers, f"{summary} Accuracy {best:.2%} of tokens. Translations:\n" + "\n".join(lines)
 
     def evaluate(self, trained, files):
         """BLEU of the translations of all different sources, and how well the given translations are predicted.
