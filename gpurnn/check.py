@@ -424,16 +424,16 @@ def _loss(**options):
     return run
 
 
-def _optimiser(make):
+def _optimizer(make):
     def run(backend, dtype):
         model = Linear(5, 7, backend=backend, dtype=dtype, seed=1)
-        optimiser, rng = make(model), np.random.default_rng(3)
+        optimizer, rng = make(model), np.random.default_rng(3)
         for _ in range(3):
             model.flat_grads[...] = model.xp.asarray(
                 rng.normal(size=model.flat_grads.shape).astype(model.compute_dtype)
             )
             norm = clip_grad_norm(model, 2.0)
-            optimiser.step()
+            optimizer.step()
         return {"parameters": model.flat_params, "gradients": model.flat_grads, "norm": norm}
 
     return run
@@ -455,10 +455,10 @@ OTHER_CASES = {
     "Attention, additive": _attention("additive"),
     "cross_entropy": _loss(),
     "cross_entropy, smoothed": _loss(label_smoothing=0.1, reduction="sum"),
-    "SGD": _optimiser(lambda m: SGD(m, 0.1, momentum=0.9, nesterov=True)),
-    "RMSprop": _optimiser(lambda m: RMSprop(m, 0.01, centered=True, momentum=0.5)),
-    "Adam": _optimiser(lambda m: Adam(m, 0.01, amsgrad=True)),
-    "AdamW": _optimiser(lambda m: AdamW(m, 0.01)),
+    "SGD": _optimizer(lambda m: SGD(m, 0.1, momentum=0.9, nesterov=True)),
+    "RMSprop": _optimizer(lambda m: RMSprop(m, 0.01, centered=True, momentum=0.5)),
+    "Adam": _optimizer(lambda m: Adam(m, 0.01, amsgrad=True)),
+    "AdamW": _optimizer(lambda m: AdamW(m, 0.01)),
 }
 
 

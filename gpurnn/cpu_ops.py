@@ -594,7 +594,7 @@ class CpuOps(HostOps):
         threads = 1 if labels.size * logits.shape[1] < _WORK // 64 else thread_count()
         self._call("cross_entropy", ctypes.byref(job), threads, int(back), self.level, threads=threads)
 
-    def optimise(self, kernel, params, grads, arrays, scalars):
+    def optimize(self, kernel, params, grads, arrays, scalars):
         job = _Update(list(_STATES).index(kernel), params.dtype == np.float64, params.size)
         job.scalars[: len(scalars)] = list(scalars.values())
         job.grads, job.params = grads.ctypes.data, params.ctypes.data

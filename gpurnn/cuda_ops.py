@@ -320,7 +320,7 @@ class CudaOps(Ops):
 
     # ---- what follows the gradients
 
-    def optimise(self, kernel, params, grads, arrays, scalars):
+    def optimize(self, kernel, params, grads, arrays, scalars):
         kind, N = c_type(params.dtype), params.size
         given = scalars | arrays | {"N": N, "params": params, "grads": grads}
         args = [given.get(argument.name) for argument in signature("optimise.cu", kernel, (kind,))]

@@ -256,7 +256,7 @@ class Dropout(Module):
         return x * scaled_mask, scaled_mask
 
 
-def _normalise(xp, x, mean, variance, eps):
+def _normalize(xp, x, mean, variance, eps):
     """(x - mean) / sqrt(variance + eps), and 1 / sqrt(variance + eps)."""
     inverse = (1 / xp.sqrt(variance + eps)).astype(x.dtype)
     return (x - mean) * inverse, inverse
@@ -282,7 +282,7 @@ class LayerNorm(Module):
         x, xp = upcast(_check_features(self, x, self.features)), self.xp
         mean = _mean_features(x)
         variance = _mean_features(xp.square(x - mean))
-        normal, inverse = _normalise(xp, x, mean, variance, self.eps)
+        normal, inverse = _normalize(xp, x, mean, variance, self.eps)
         y = normal * self.params["weight"]
         if self.bias:
             y += self.params["bias"]
@@ -378,7 +378,7 @@ class BatchNorm(Module):
                 self.buffers["num_batches_tracked"] += good
         else:
             mean, variance = self.buffers["running_mean"], self.buffers["running_var"]
-        normal, inverse = _normalise(xp, valid, mean, variance, self.eps)
+        normal, inverse = _normalize(xp, valid, mean, variance, self.eps)
         y = normal * self.params["weight"] + self.params["bias"] if self.affine else normal.copy()
         return self._scatter(y, rows, x.shape), normal, inverse, rows
 

@@ -495,7 +495,7 @@ class Ops:
             out[rest] = 0
         return out
 
-    def optimise(self, kernel, params, grads, arrays, scalars):
+    def optimize(self, kernel, params, grads, arrays, scalars):
         """Whether an optimiser's update of the flat buffers was done here, in one launch; else optim.py does it."""
         return False
 

@@ -136,7 +136,7 @@ class Optimizer(NamesArguments):
 
     def _step(self, params, grads, arrays):
         """Update a part of the flat buffers and of the state arrays."""
-        if self.model.ops.optimise(self._kernel, params, grads, arrays, self._scalars()):
+        if self.model.ops.optimize(self._kernel, params, grads, arrays, self._scalars()):
             return
         with np.errstate(over="ignore", invalid="ignore"):  # numbers that are not finite say so, as on a GPU
             for part in _blocks(params.size, self._block):

@@ -21,7 +21,7 @@ from .ops import flat
 from .schedules import SCHEDULES, Problem
 
 _CALL = ("x", "state", "lengths", "return_all")  # arguments of a layer's call
-INITIALISERS = ("uniform", "xavier", "orthogonal", "identity")
+INITIALIZERS = ("uniform", "xavier", "orthogonal", "identity")
 
 
 @dataclass
@@ -130,7 +130,7 @@ class _Recurrent(Module):
         for name, value in (("forget_bias", forget_bias), ("chrono", chrono)):
             if value is not None and not bias:
                 raise ValueError(f"{name} needs bias=True")
-        self.init = check_choice("init", init, INITIALISERS)
+        self.init = check_choice("init", init, INITIALIZERS)
         self._directions = (False, True) if bidirectional else (self.reverse,)
         self._by_layer = None, []  # a buffer, and the weights that ``_weights`` has made of it
         self._declare(self._initial_values(forget_bias, chrono))

@@ -26,7 +26,7 @@ _STAND_IN = "\N{BLACK SQUARE}"  # for a joiner in the text itself
 _TOKEN, _WORD = re.compile(r"\w+['’](?=\w)|\w+|[^\w\s]"), re.compile(r"\w")
 
 
-def tokenise(text, lowercase=False):
+def tokenize(text, lowercase=False):
     """The tokens of a text, a list of strings; ``detokenise`` gives the text back, with every run of white space
     (line ends and non-breaking spaces too) as one space, in Unicode's composed form (NFC).
 
@@ -48,7 +48,7 @@ def tokenise(text, lowercase=False):
 
 
 def detokenise(tokens):
-    """The text of tokens, as ``tokenise`` cut it."""
+    """The text of tokens, as ``tokenize`` cut it."""
     text, glued = "", True
     for token in tokens:
         text += ("" if glued or token.startswith(JOINER) else " ") + token.strip(JOINER)

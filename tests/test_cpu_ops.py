@@ -258,12 +258,12 @@ def test_sums_over_steps():
 def optimised(name, backend, dtype, features, grads):
     """Parameters and states after a step for each of ``grads``, as float64."""
     model = gpurnn.Linear(features, features, backend=backend, dtype=dtype, seed=1)
-    optimiser = OPTIMISERS[name](model)
+    optimizer = OPTIMISERS[name](model)
     for grad in grads:
         model.grads["weight"], model.grads["bias"] = grad[:-features].reshape(features, features), grad[-features:]
-        optimiser.step()
+        optimizer.step()
     return [
-        array.astype(np.float64).ravel() for array in (model.flat_params, *optimiser.state_dict()["arrays"].values())
+        array.astype(np.float64).ravel() for array in (model.flat_params, *optimizer.state_dict()["arrays"].values())
     ]
 
 

@@ -336,14 +336,14 @@ def test_losses(name, reduction, dtype, ops):
 @pytest.mark.parametrize("name", OPTIMISERS)
 def test_optimisers_and_clipping(name, dtype, ops):
     layer = gpurnn.Linear(6, 4, backend=ops, dtype=dtype, seed=1)
-    optimiser = OPTIMISERS[name](layer)
+    optimizer = OPTIMISERS[name](layer)
     for _ in range(2):
         layer.flat_grads[...] = 2
         norm = gpurnn.clip_grad_norm(layer, 0.5)
         gpurnn.clip_grad_value(layer, 0.01)
-        optimiser.step()
+        optimizer.step()
     assert norm.dtype == np.float64 and layer.flat_params.dtype == layer.flat_grads.dtype == np.float32
-    assert {array.dtype for array in optimiser.state_dict()["arrays"].values()} <= {np.dtype(np.float32)}
+    assert {array.dtype for array in optimizer.state_dict()["arrays"].values()} <= {np.dtype(np.float32)}
     assert {array.dtype for array in layer.state_dict().values()} == {np.dtype(np.float32)}
 
 
@@ -387,14 +387,14 @@ def test_a_classifier_trains(dtype, ops):
         gpurnn.Pooling(12, "max", 2, **options),
         gpurnn.Linear(12, 3, **options),
     )
-    optimiser = gpurnn.RMSprop(model, lr=0.01)
+    optimizer = gpurnn.RMSprop(model, lr=0.01)
     ids, labels, found = ops.xp.asarray(np.arange(15).reshape(5, 3) % 9), ops.xp.asarray(np.array([0, 1, 2])), []
     for _ in range(10):
         model.zero_grad()
         logits, state, backward = model.forward(ids, None, LENGTHS)
         loss, dloss = gpurnn.cross_entropy(logits, labels)
         backward(dloss())
-        optimiser.step()
+        optimizer.step()
         assert logits.dtype == state[0].dtype == model.dtype
         found.append(float(loss))
     assert found[-1] < found[0] and 0 <= gpurnn.accuracy(logits, labels) <= 1

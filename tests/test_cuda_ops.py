@@ -182,10 +182,10 @@ def test_optimisers_give_numpys_bits(name, dtype):
             grads = draw.normal(size=plain.flat_grads.shape).astype(dtype)
             layer.flat_grads[...] = ops.xp.asarray(grads)
             plain.flat_grads[...] = grads
-            for optimiser in optimisers:
-                optimiser.step()
+            for optimizer in optimisers:
+                optimizer.step()
             np.testing.assert_array_equal(layer.flat_params.get(), plain.flat_params)
-        states = [optimiser.state_dict()["arrays"] for optimiser in optimisers]
+        states = [optimizer.state_dict()["arrays"] for optimizer in optimisers]
         for key, value in states[1].items():
             np.testing.assert_array_equal(states[0][key], value)
 

@@ -17,7 +17,7 @@ from gpurnn.losses import cross_entropy
 from gpurnn.seq2seq import EncoderDecoder
 from gpurnn.tasks.run import load, prepare
 from gpurnn.tasks.translate import TASK, PairBatches, TranslateSettings, _split, read_pairs, translate
-from gpurnn.tokens import TokenVocabulary, tokenise
+from gpurnn.tokens import TokenVocabulary, tokenize
 
 torch = optional("torch")
 translation = optional("bench.translation")
@@ -173,8 +173,8 @@ def test_evaluation_is_what_it_says(trained, tmp_path):
     source, target = TokenVocabulary(model.facts["source"]), TokenVocabulary(model.facts["target"])
     nats = count = 0
     for one, other in read_pairs(path):
-        ids = target.encode(tokenise(other))
-        inputs = source.encode(tokenise(one))[:, None], np.array([2, *ids])[:, None]
+        ids = target.encode(tokenize(other))
+        inputs = source.encode(tokenize(one))[:, None], np.array([2, *ids])[:, None]
         nats += float(cross_entropy(model.model(inputs), np.array([*ids, 3])[:, None], reduction="sum")[0])
         count += len(ids) + 1
     assert result["nats"] == pytest.approx(nats / count, rel=1e-5)

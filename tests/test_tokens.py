@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from optional import given, optional
 
-from gpurnn.tokens import JOINER, TokenVocabulary, detokenise, tokenise
+from gpurnn.tokens import JOINER, TokenVocabulary, detokenise, tokenize
 
 st = optional("hypothesis.strategies")
 
@@ -25,21 +25,21 @@ CASES = {
 
 @pytest.mark.parametrize("text", CASES)
 def test_tokens_of_known_sentences(text):
-    assert tokenise(text) == CASES[text].split()
+    assert tokenize(text) == CASES[text].split()
     assert detokenise(CASES[text].split()) == text
 
 
 @given(lambda: st.text(st.sampled_from("aB é'’-,.!?\u00a0\u202f \n\t_3(«»日e\u0301\u200d" + JOINER), max_size=20))
 def test_every_text_comes_back(text):
     normal = " ".join(unicodedata.normalize("NFC", text.replace(JOINER, "■")).split())
-    tokens = tokenise(text)
+    tokens = tokenize(text)
     assert detokenise(tokens) == normal
     assert all(token.strip(JOINER) and " " not in token for token in tokens)
-    assert tokenise(text, lowercase=True) == tokenise(text.lower())
+    assert tokenize(text, lowercase=True) == tokenize(text.lower())
 
 
 def test_spaces_and_composed_letters():
-    assert tokenise("e\u0301te\u0301\u00a0!\u202f\n") == ["été", "!"]
+    assert tokenize("e\u0301te\u0301\u00a0!\u202f\n") == ["été", "!"]
 
 
 def test_vocabulary():

@@ -33,7 +33,7 @@ from ..layers import Dropout, Linear, Pooling, Sequential
 from ..losses import cross_entropy, mse
 from ..metrics import accuracy
 from ..npz import read_npz
-from ..recurrent import INITIALISERS
+from ..recurrent import INITIALIZERS
 from ..training import measure
 from .run import Data, Settings, Task, changed, check_numbers, checksum, recurrent, setting
 
@@ -62,7 +62,7 @@ class LongSettings(Settings):
     sequences: int | None = setting(None, "Sequences of an epoch.", shown="adding 3000, copy 10000, images all")
     shrink: int = setting(1, "Images: mean of blocks of so many by so many pixels.")
     permutation: int = setting(0, "Seed of the pixels' order in permuted.", minimum=0)
-    init: str = setting("orthogonal", "Initial weights; identity with relu is the IRNN.", choices=INITIALISERS)
+    init: str = setting("orthogonal", "Initial weights; identity with relu is the IRNN.", choices=INITIALIZERS)
     activation: str = setting("tanh", "Of the cell rnn.", choices=("tanh", "relu"))
     chrono: int | None = setting(
         None,

@@ -80,7 +80,7 @@ class SpeechSettings(Settings):
     floor: float = setting(1e-6, "Power added before the logarithm.", low=0, low_open=True)
     stack: int = setting(3, "Frames that make one timestep.")
     bidirectional: bool = setting(True, "Read in both directions.")
-    normalise: bool = setting(True, "Batch normalisation between the layers.")
+    normalize: bool = setting(True, "Batch normalisation between the layers.")
     pooling: str = setting(
         "mean", "For classes: how states become one vector.", choices=("last", "mean", "max", "attention")
     )
@@ -183,7 +183,7 @@ class SpeechTask(Task):
         size, directions = settings.stack * len(facts["mean"]), 1 + settings.bidirectional
         layers = {}
         for n in range(settings.layers):
-            if n and settings.normalise:
+            if n and settings.normalize:
                 layers[f"norm {n}"] = BatchNorm(size, seed=next(seeds), **shared)
             layers[f"recurrent {n}"] = recurrent(
                 replace(settings, layers=1), size, next(seeds), backend, bidirectional=settings.bidirectional

@@ -28,7 +28,7 @@ from ..errors import check_size
 from ..losses import cross_entropy
 from ..metrics import accuracy, perplexity
 from ..seq2seq import SAMPLING, EncoderDecoder, Sampling, beam_search
-from ..tokens import END, START, UNKNOWN, TokenVocabulary, detokenise, tokenise
+from ..tokens import END, START, UNKNOWN, TokenVocabulary, detokenise, tokenize
 from ..training import measure
 from ..vocabulary import input_lines, read_lines
 from .run import Data, Settings, Task, changed, check_strings, checksum, load, read_run, setting
@@ -94,7 +94,7 @@ class TranslateTask(Task):
             train, valid = _split(pairs, settings.valid, settings.seed)
         else:
             train, valid = pairs, read_pairs(settings.valid_file, settings.reverse_direction)
-        tokens = [tuple(tokenise(text, settings.lowercase) for text in pair) for pair in train]
+        tokens = [tuple(tokenize(text, settings.lowercase) for text in pair) for pair in train]
         short = [pair for pair in tokens if max(map(len, pair)) <= settings.longest]
         if not short:
             raise ValueError(f"{', '.join(map(str, files))}: no pair to train on has at most {settings.longest} tokens")
@@ -107,7 +107,7 @@ class TranslateTask(Task):
         batches = PairBatches(short, source, target, settings.batch, seed=settings.seed)
         checked = None
         if valid:
-            checked = [tuple(tokenise(text, settings.lowercase) for text in pair) for pair in valid]
+            checked = [tuple(tokenize(text, settings.lowercase) for text in pair) for pair in valid]
             checked = PairBatches(checked, source, target, settings.batch, shuffle=False)
         left_out = f", {len(tokens) - len(short):,} too long" if len(short) < len(tokens) else ""
         return Data(
@@ -192,7 +192,7 @@ class TranslateTask(Task):
         bleu = score.corpus_score(texts, table)
 
         source, target = vocabularies(trained)
-        tokens = [tuple(tokenise(text, settings.lowercase) for text in pair) for pair in pairs]
+        tokens = [tuple(tokenize(text, settings.lowercase) for text in pair) for pair in pairs]
         batches = PairBatches(tokens, source, target, settings.batch, shuffle=False)
         measured = measure(trained.model, cross_entropy, batches, self.metrics(settings, trained.facts))
         unknown = sum(int((ids == UNKNOWN).sum()) for ids in batches.targets)
@@ -326,7 +326,7 @@ def translate(trained, sentences, beam=None, length_penalty=None):
     settings, (source, target) = trained.settings, vocabularies(trained)
     beam = settings.beam if beam is None else beam
     alpha = settings.length_penalty if length_penalty is None else length_penalty
-    read = [tokenise(sentence, settings.lowercase) for sentence in sentences]
+    read = [tokenize(sentence, settings.lowercase) for sentence in sentences]
     found = [Translation("", 0.0, [], [], np.zeros((1, 0))) for _ in read]
     order = sorted((n for n in range(len(read)) if read[n]), key=lambda n: len(read[n]))
     for start in range(0, len(order), settings.batch):
