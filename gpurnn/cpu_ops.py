@@ -204,7 +204,7 @@ def describe():
     return f"works, compiled for {LEVELS[native[1]]}, up to {thread_count()} threads"
 
 
-class Store:
+class MemoryPool:
     """Memory of arrays that are gone, for the next ones.
 
     Fresh memory is made of fresh pages, each of which the system clears at its first use: for arrays that live as long
@@ -253,7 +253,7 @@ class Store:
                 self.in_use -= room
                 self.clear()
                 return np.empty(shape, dtype)
-        owner = _Owner(memory)
+        owner = _Block(memory)
         weakref.finalize(owner, self._take_back, memory, generation).atexit = False
         return np.asarray(owner)[:size].view(dtype).reshape(shape)  # a dtype of ml_dtypes does not come through _Owner
 
@@ -330,7 +330,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_reset_stores)
 
 
-class _Owner:
+class _Block:
     """What the arrays over one memory of bytes hold on to: NumPy makes it their base."""
 
     def __init__(self, array):
@@ -374,7 +374,7 @@ class CpuOps(HostOps):
     def __init__(self, library, level):
         super().__init__("cpu", library, level)
         thread_count()  # raises now where GPURNN_NUM_THREADS makes no sense, not at the first large call
-        self.store = Store()
+        self.store = MemoryPool()
         self.array_code = Ops(np, "numpy")  # for what is not compiled, with its own order in memory
 
     def machine(self):

@@ -99,11 +99,11 @@ class CudaOps(Ops):
 
     def synchronize(self):
         self.device.synchronize()
-        self.listen()
+        self.raise_if_failed()
 
     def to_numpy(self, array):
         host = super().to_numpy(array)
-        self.listen()
+        self.raise_if_failed()
         return host
 
     def machine(self):
@@ -114,7 +114,7 @@ class CudaOps(Ops):
         self.pool.clear()
         self.device.free_memory()
 
-    def refuse_cooperation(self):
+    def disable_cooperative(self):
         """From now on no schedule is chosen whose blocks wait for one another."""
         self.device.limits = replace(self.device.limits, cooperative=False)
 
@@ -126,14 +126,14 @@ class CudaOps(Ops):
                 self.exchanges[queue] = Exchange(self.device)
             return self.exchanges[queue]
 
-    def listen(self):
+    def raise_if_failed(self):
         """Raise BackendError where a schedule ``grid`` has given up; from then on layers take another."""
         with self._lock:
-            gave_up = any(exchange.gave_up() for exchange in self.exchanges.values())
-            if gave_up:
+            timed_out = any(exchange.timed_out() for exchange in self.exchanges.values())
+            if timed_out:
                 self.exchanges.clear()
-        if gave_up:
-            self.refuse_cooperation()
+        if timed_out:
+            self.disable_cooperative()
             raise BackendError(
                 "schedule grid: a thread block waited in vain for the others, results since the last check are wrong. "
                 "Other work on this GPU may have kept them out; layers take another schedule from now on: run again"
@@ -469,12 +469,12 @@ class Loop:
 
     def _or_by_step(self, launch, steps):
         """A launch of all blocks at once, or where the device refuses that, the schedule step now and ever after."""
-        self.ops.listen()
+        self.ops.raise_if_failed()
         try:
             launch()
         except BackendError as error:
             _log.warning("schedule grid is left alone: %s", str(error))
-            self.ops.refuse_cooperation()
+            self.ops.disable_cooperative()
             steps()
 
     def _forward_block(self):
@@ -715,7 +715,7 @@ class Exchange:
         self.ring[:numbers] = 0xFFFFFFFF
         return self.patience, self.ring, self.failed
 
-    def gave_up(self):
+    def timed_out(self):
         """Whether a kernel is known to have given up; one under way may still."""
         return bool(self.seen[0])
 

@@ -84,13 +84,13 @@ def test_a_c_that_is_rounded_between_calls_is_seen(dtype, monkeypatch):
 @needs("ml_dtypes")
 @pytest.mark.skipif(gpurnn.get_backend("cpu").name != "cpu", reason="gpurnn._native was not built")
 def test_a_pool_that_forgets_bfloat16_is_seen(monkeypatch):
-    empty = gpurnn.cpu_ops.Store.empty
+    empty = gpurnn.cpu_ops.MemoryPool.empty
 
     def forgetful(self, shape, dtype):
         array = empty(self, shape, dtype)
         return array.view("V2") if array.nbytes >= 1 << 17 and dtype.name == "bfloat16" else array
 
-    monkeypatch.setattr(gpurnn.cpu_ops.Store, "empty", forgetful)
+    monkeypatch.setattr(gpurnn.cpu_ops.MemoryPool, "empty", forgetful)
     assert wrong_checks(["cpu"], ["lstm"], ["bfloat16", "float16"]) == {("lstm", "reference")}
 
 

@@ -431,7 +431,7 @@ def test_16_bit_numbers_are_array_code(threads):
 
 
 def test_memory_comes_back_when_the_last_view_is_gone():
-    store = cpu_ops.Store(limit=1 << 20)
+    store = cpu_ops.MemoryPool(limit=1 << 20)
     float32 = np.dtype(np.float32)
     first = store.empty((300, 400), float32)
     address, view = first.ctypes.data, first[5:, ::2].T

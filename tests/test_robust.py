@@ -255,7 +255,7 @@ def test_a_fork_beside_threads_that_train():
 
 def test_little_more_is_kept_than_was_in_use():
     """Calls of many sizes: 617 MB were kept once where each needed 46."""
-    store, single = cpu_ops.Store(), np.dtype("float32")
+    store, single = cpu_ops.MemoryPool(), np.dtype("float32")
     for size in (300, 400, 500, 450, 350, 320, 600, 310) * 3:
         arrays = [store.empty((size, 300 + k), single) for k in range(5)]
         del arrays
@@ -264,7 +264,7 @@ def test_little_more_is_kept_than_was_in_use():
 
 
 def test_what_a_large_call_has_used_is_given_back_while_small_ones_go_on():
-    store, single = cpu_ops.Store(), np.dtype("float32")
+    store, single = cpu_ops.MemoryPool(), np.dtype("float32")
     store.empty((3000, 3000), single)
     assert store.bytes >= 4 * 3000 * 3000
     for _ in range(2 * cpu_ops._STRETCH + 1):
@@ -276,7 +276,7 @@ def test_what_a_large_call_has_used_is_given_back_while_small_ones_go_on():
 @pytest.mark.parametrize("kind", [gpurnn.LSTM, gpurnn.GRU])
 def test_a_training_step_finds_its_memory_again(kind, options, monkeypatch):
     """What the pool is there for: from the second step on nothing comes from the system."""
-    layer, store = kind(64, 64, backend="cpu", seed=0, **options), cpu_ops.Store()
+    layer, store = kind(64, 64, backend="cpu", seed=0, **options), cpu_ops.MemoryPool()
     monkeypatch.setattr(layer.ops, "store", store)
     x = np.ones((30, 32, 64), "float32")
 
@@ -309,7 +309,7 @@ def test_empty_cache():
 
 
 def test_memory_that_is_missing_may_be_what_is_kept(monkeypatch):
-    store, real, refused = cpu_ops.Store(), np.empty, []
+    store, real, refused = cpu_ops.MemoryPool(), np.empty, []
     arrays = [store.empty((1000, 1000), np.dtype("float32")) for _ in range(4)]
     del arrays
     assert store.bytes
@@ -430,7 +430,7 @@ def test_a_wrong_number_of_threads_is_refused_before_anything_runs():
 
 def test_a_signal_handler_may_run_a_layer_at_any_moment():
     """In the thread that holds the pool's lock, too."""
-    store = cpu_ops.Store()
+    store = cpu_ops.MemoryPool()
     with store.lock:
         assert store.empty((300, 300), np.dtype("float32")).shape == (300, 300)
         store.clear()
