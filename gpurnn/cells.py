@@ -50,7 +50,7 @@ def sigmoid_(xp, z):
     xp.divide(1, z, out=z)
 
 
-class RNNCell:
+class RNNStep:
     """Elman cell: h' = act(ax + W_hh h), act = tanh or relu (Elman 1990). Saves nothing: h' is enough."""
 
     gates, states, saved_blocks, names, preactivations = 1, 1, 1, (), ("z",)
@@ -78,7 +78,7 @@ class RNNCell:
         xp.matmul(w.hh.T, d, out=dh)
 
 
-class LSTMCell:
+class LSTMStep:
     """Long short-term memory (Hochreiter & Schmidhuber 1997, forget gate Gers 2000), gates i f g o:
 
         i, f, o = sigmoid(z_i, z_f, z_o), g = tanh(z_g), z = ax + W_hh h
@@ -140,7 +140,7 @@ class LSTMCell:
         xp.matmul(w.hh.T, d, out=dh)
 
 
-class GRUCell:
+class GRUStep:
     """Gated recurrent unit, gates r z n:
 
         r, z = sigmoid(ax_r + W_r h), sigmoid(ax_z + W_z h)

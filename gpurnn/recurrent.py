@@ -691,11 +691,11 @@ class _Recurrent(Module):
 
     @property
     def _reset_after(self):
-        return isinstance(self.cell, cells.GRUCell) and self.cell.reset_after
+        return isinstance(self.cell, cells.GRUStep) and self.cell.reset_after
 
     @property
     def _original_gru(self):
-        return isinstance(self.cell, cells.GRUCell) and not self.cell.reset_after
+        return isinstance(self.cell, cells.GRUStep) and not self.cell.reset_after
 
 
 @contextlib.contextmanager
@@ -732,7 +732,7 @@ class RNN(_Recurrent):
         self.nonlinearity = nonlinearity
         _refuse(self, options, ("proj_size", "forget_bias", "chrono"), "It has no gates and no projection, as LSTM has")
         super().__init__(
-            cells.RNNCell(nonlinearity), input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
+            cells.RNNStep(nonlinearity), input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
             **options,
         )  # fmt: skip
 
@@ -773,7 +773,7 @@ class LSTM(_Recurrent):
     """
 
     def __init__(self, *args, proj_size=0, **options):
-        super().__init__(cells.LSTMCell(bool(proj_size)), *args, proj_size=proj_size, **options)
+        super().__init__(cells.LSTMStep(bool(proj_size)), *args, proj_size=proj_size, **options)
 
 
 class GRU(_Recurrent):
@@ -787,7 +787,7 @@ class GRU(_Recurrent):
     def __init__(self, *args, reset_after=True, **options):
         _refuse(self, options, ("proj_size", "forget_bias"), "LSTM has it; GRU has chrono, and no projection")
         self.reset_after = check_flag("reset_after", reset_after)
-        super().__init__(cells.GRUCell(self.reset_after), *args, **options)
+        super().__init__(cells.GRUStep(self.reset_after), *args, **options)
 
 
 class _SingleStep:

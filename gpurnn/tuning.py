@@ -15,7 +15,7 @@ from .dtypes import check_dtype
 from .errors import BackendError, check_choice, check_size
 from .tuned_table import Table, bucket, key
 
-CELLS = {"rnn": cells.RNNCell(), "lstm": cells.LSTMCell(False), "gru": cells.GRUCell(True)}
+CELLS = {"rnn": cells.RNNStep(), "lstm": cells.LSTMStep(False), "gru": cells.GRUStep(True)}
 OF_EACH_SCHEDULE = 4  # of a schedule, the best by estimate
 _log = logging.getLogger("gpurnn")
 

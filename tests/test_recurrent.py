@@ -106,13 +106,13 @@ def test_finite_differences_of_learned_states_and_unequal_layers(kind, sizes):
 
 def test_a_broken_derivative_is_seen(monkeypatch):
     """The check itself can fail: a wrong sign in one gate's derivative must not pass."""
-    right = gpurnn.cells.LSTMCell.backward
+    right = gpurnn.cells.LSTMStep.backward
 
     def wrong(self, xp, w, z, h, c, h_new, c_new, dh, dc, d, tmp, hook):
         right(self, xp, w, z, h, c, h_new, c_new, dh, dc, d, tmp, hook)
         d[: len(c)] *= -1
 
-    monkeypatch.setattr(gpurnn.cells.LSTMCell, "backward", wrong)
+    monkeypatch.setattr(gpurnn.cells.LSTMStep, "backward", wrong)
     rng = np.random.default_rng(0)
     with pytest.raises(AssertionError):
         check_directional(build("lstm", backend="numpy"), rng.standard_normal((3, 2, 4)), None, None)
