@@ -7,7 +7,8 @@ contiguous block of rows, and BLAS is faster in this order at small B. Derivativ
     G gates, S states (h; LSTM h and c), K row blocks of H saved per step for the backward pass:
     ax  = W_ih x + b      (G*H, B)   input pre-activations, with every bias that may be added before the step
     z                     (K*H, B)   scratch in which ``forward`` leaves the blocks ``names`` for ``backward``
-    d                     (blocks of ``preactivations``) * H rows: out of ``backward``, the gradients with respect to them
+    d                     (blocks of ``preactivations``) * H rows: out of ``backward``, the gradients with respect to
+    them
 
 ``backward`` takes dh and dc, the gradients with respect to the new state, and overwrites them with those with respect
 to the old state. It calls ``hook(dh, dc)`` once, with the complete gradients of the new state. It destroys z.
@@ -148,8 +149,8 @@ class GRUStep:
         n = tanh(ax_n + W_n (r h) + b_hn)       reset_after=False: the original form (Cho 2014, version 3)
         h' = (1 - z) n + z h
 
-    reset_after saves r z q n with q = W_n h + b_hn, and its d holds the gradients of r, z, q, n. The original form saves
-    r z n p with p = r h, which ``backward`` does not overwrite.
+    reset_after saves r z q n with q = W_n h + b_hn, and its d holds the gradients of r, z, q, n. The original form
+    saves r z n p with p = r h, which ``backward`` does not overwrite.
     """
 
     gates, states, saved_blocks = 3, 1, 4

@@ -385,12 +385,12 @@ class CpuOps(HostOps):
 
     def schedule(self, problem, wanted="auto"):
         if problem.dtype not in ("float32", "float64"):
-            return "steps", "generic array code, one step at a time: 16-bit numbers have no compiled time loop on a CPU"
+            return "array code", "generic array code, one step at a time: 16-bit numbers have no compiled time loop on a CPU"
         units = shared_units(problem.kernel, problem.projected, problem.backward, problem.H)
         threads = self._threads(
             problem.T, problem.B, units, problem.T * problem.B * problem.gates * problem.H**2, problem.directions
         )
-        return "walk", f"compiled for {LEVELS[self.level]}, {threads} thread{'s' * (threads > 1)}, no array code in it"
+        return "compiled", f"compiled for {LEVELS[self.level]}, {threads} thread{'s' * (threads > 1)}, no array code in it"
 
     def refuse_sizes(self, T, B, layers):
         refuse_uncountable(T, B, self.name)
@@ -501,7 +501,8 @@ class CpuOps(HostOps):
             None if array is None else np.ascontiguousarray(array) for array in (w.hh, w.hr, w.bias_ih, w.bias_hh)
         ]
         one = _Pass(
-            cell=CELLS.index(cell.kernel), is_double=gates.dtype == np.float64, T=T - 1, B=B, H=len(hh) // cell.gates, P=P,
+            cell=CELLS.index(cell.kernel), is_double=gates.dtype == np.float64, T=T - 1, B=B,
+            H=len(hh) // cell.gates, P=P,
             reverse=reverse, save=save, gates_row=gates.shape[2],
             lengths=_address(lengths), weight_hh=_address(hh), weight_hr=_address(hr), bias_ih=_address(bias_ih),
             bias_hh=_address(bias_hh), gates=_address(gates), h=_address(h), c=_address(c),

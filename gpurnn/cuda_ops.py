@@ -3,8 +3,8 @@
 The time loop runs by a schedule of schedules.py. ``step``: between two launches of a fused kernel (kernels/step.cu)
 stands the GEMM with the recurrent weights, and nothing else; where a shape comes back, the loop is recorded as a CUDA
 graph of up to 64 timesteps over fixed arrays and replayed, so that Python is out of it. ``block``, ``grid``: one launch
-runs the whole time loop (kernels/block.cu, block_mma.cu, grid.cu, grid_mma.cu). Both directions of a layer go in the same
-launches.
+runs the whole time loop (kernels/block.cu, block_mma.cu, grid.cu, grid_mma.cu). Both directions of a layer go in the
+same launches.
 
 Everything that touches the GPU goes through a device: ``CupyDevice`` of _device.py, or under test an emulated one.
 """
@@ -723,7 +723,7 @@ class Exchange:
 class CudaStreams(Streams):
     """A stream for each layer. They begin when the current stream has come here, and it goes on when they are done.
 
-    Memory returns to the stream it was taken on, which does not know who else still reads it: what one lane has written
+    Memory returns to the stream it was taken on, which does not know who else still reads it: what one stream has written
     for another has to be held until the end.
     """
 
@@ -791,8 +791,9 @@ class LoopPool:
             if fits:
                 self._count(loop, 1)
             reason = (
-                f"its arrays take {loop.nbytes / 1e6:.1f} MB; {self.pooled} loops with {self.pooled_bytes / 1e6:.1f} MB "
-                f"are recorded and in use, of {self.capacity} with {self.bytes / 1e6:.1f} MB at most"
+                f"its arrays take {loop.nbytes / 1e6:.1f} MB; {self.pooled} loops with "
+                f"{self.pooled_bytes / 1e6:.1f} MB are recorded and in use, "
+                f"of {self.capacity} with {self.bytes / 1e6:.1f} MB at most"
             )
         if not fits:
             for name in loop.by_step:

@@ -197,7 +197,7 @@ class Ops:
 
     def schedule(self, problem, wanted="auto"):
         """(name, reason) of the time loop that a ``schedules.Problem`` takes; wanted: as a layer's ``schedule``."""
-        return "steps", "generic array code, one step at a time; fused kernels need the 'cuda' backend"
+        return "array code", "generic array code, one step at a time; fused kernels need the 'cuda' backend"
 
     def packed_bytes(self, problem, P, T):
         """Bytes that a layer's calls take for a while, beside the arrays that they return and keep: weights, inputs and
@@ -217,10 +217,10 @@ class Ops:
 
         cell: a record of cells.py. x: (T, B, I). weights: for each direction its ``cells.Weights``; states: its initial
         state, (h (B, P),) or (h, c (B, H)), arrays or numbers. lengths: NumPy integers (B,) or None. directions: for
-        for each, whether it runs backwards in time. keep: whether ``layer_backward`` will follow. own: whether the output
-        must be a C-contiguous array of its own, zero past the end of a sequence; else it may show what lies in a
-        ``Saved``. schedule: one of
-        ``schedules.SCHEDULES``; array code has only one. share: how many layers run at once on the device.
+        each, whether it runs backwards in time. save: whether ``layer_backward`` will follow. fresh_output: return a
+        C-contiguous output of its own, zero past each sequence's end; otherwise it may be a view of the saved states.
+        schedule: one of ``schedules.SCHEDULES``; array code has only one. concurrent: how many layers run at once on
+        the device.
 
         Returns a list of ``Saved``, a list of final states, and the output (T, B, D*P).
         """
@@ -247,8 +247,9 @@ class Ops:
         doutput: (T, B, D*P) or None; dstates: for each direction the gradients of its final state, or None. hooks:
         for each direction a ``hook`` as in ``sequence_backward``, or None.
 
-        Leaves in each ``saved.gates`` the derivatives by ``cell.preactivations``. Returns for each direction the derivatives by
-        its initial state, float32 beside 16-bit numbers, and with a projection those by every h_t, else None.
+        Leaves in each ``saved.gates`` the gradients of ``cell.preactivations``. Returns for each direction the
+        gradients of its initial state, float32 beside 16-bit numbers, and with a projection those of every h_t, else
+        None.
         """
         done = []
         for d, (saved, w, reverse) in enumerate(zip(all_saved, weights, directions, strict=True)):
@@ -308,7 +309,7 @@ class Ops:
 
         cell: a record of cells.py; weights: its ``HiddenWeights``.
         ax: from ``empty_steps``; (T, B, K*H) where ``save``, else (T, B, G*H) will do. In: columns [0, G*H) hold the
-            input pre-activations; out, where ``save``: what the cell keeps for the way back.
+            input pre-activations; out, where ``save``: what the cell saves for the backward pass.
         state: initial (h (B, P),) or (h, c (B, H)), arrays or numbers. lengths: integers (B,) or None; past its end a
             sequence holds its state.
         reverse: run from T - 1 to 0.
@@ -358,7 +359,8 @@ class Ops:
     def sequence_backward(self, cell, gates, weights, h, c, doutput, dstate, lengths=None, reverse=False, hook=None):
         """The reverse-time twin of ``sequence_forward``: back-propagation through time.
 
-        gates: (T, B, K*H); in: what forward saved; out: ``d``, the gradients of ``cell.preactivations``, zero past the end. h, c: the slots of forward. doutput: (T, B, P) or None, ignored past the end.
+        gates: (T, B, K*H); in: what forward saved; out: ``d``, the gradients of ``cell.preactivations``, zero past the
+        end. h, c: the slots of forward. doutput: (T, B, P) or None, ignored past the end.
         dstate: gradients of the final state, (dh (B, P),) or (dh, dc), or None for zeros.
         hook: None, or called as hook(t, dh (P, B), dc (H, B) or None) with the complete gradients of h_t and c_t.
 
@@ -446,8 +448,8 @@ class Ops:
         """The cross-entropy of each row that counts.
 
         logits: (N, V) float32 or float64; rows: int64 (count,), which rows count, or None for all; labels: int64
-        (count,). Returns the losses, float64 (count,), and for the backward pass the highest logit (count,) of each row and
-        the sum of exp(logits - highest), float64 (count,).
+        (count,). Returns the losses, float64 (count,), and for the backward pass the highest logit (count,) of each row
+        and the sum of exp(logits - highest), float64 (count,).
         """
         # Softmax as exp(logits - highest) / total: the shift keeps exp from overflowing, and the two factors, kept
         # apart, are more exact than exp(logits - log_sum_exp) where the logits are large.

@@ -354,7 +354,7 @@ class _Recurrent(Module):
                             steps += [self._steps(w, r, part) for w, r in zip(all_saved, self._directions, strict=True)]
                         if masks[layer] is not None:
                             y = self._drop(y, masks[layer][segment])
-                    if save or streams.count > 1:  # a lane may still read what another has written
+                    if save or streams.count > 1:  # a stream may still read what another has written
                         passes[-1].append(all_saved)
                 outputs.append(y)
         if L > 1 and masks[0] is not None:
@@ -478,7 +478,7 @@ class _Recurrent(Module):
                         if masks[layer] is not None:
                             dy = self._drop(dy, masks[layer][segment])
                         dy, at[layer] = self._layer_backward(layer, all_saved, dy, at[layer], part)
-                    if streams.count > 1:  # a lane may still read what another has written
+                    if streams.count > 1:  # a stream may still read what another has written
                         held.append((all_saved, dy))
                 dxs.append(dy)
         return self._joined(dxs[::-1]), [state for states in at for state in states]
@@ -499,8 +499,8 @@ class _Recurrent(Module):
         return dx, [dstate for dstate, _ in done]
 
     def _weight_gradients(self, saved, reverse, dh_steps, layer, suffix):
-        """The gradients of one direction's weights, each one GEMM over all of time; then ``saved.gates`` starts with the
-        derivatives by ax."""
+        """The gradients of one direction's weights, each one GEMM over all of time; then ``saved.gates`` holds
+        the gradients of ax first."""
         ops, grads, cell, H = self.ops, self.grads, self.cell, self._sizes(layer)[1]
         h_old, rows = saved.old_h(reverse), cell.gates * H
         d, rest = saved.gates[:, :, :rows], saved.gates[:, :, rows:]
