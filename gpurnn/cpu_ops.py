@@ -385,12 +385,13 @@ class CpuOps(HostOps):
 
     def schedule(self, problem, wanted="auto"):
         if problem.dtype not in ("float32", "float64"):
-            return "array code", "generic array code, one step at a time: 16-bit numbers have no compiled time loop on a CPU"
+            return "array code", "one timestep after another: 16-bit numbers have no compiled time loop on a CPU"
         units = shared_units(problem.kernel, problem.projected, problem.backward, problem.H)
         threads = self._threads(
             problem.T, problem.B, units, problem.T * problem.B * problem.gates * problem.H**2, problem.directions
         )
-        return "compiled", f"compiled for {LEVELS[self.level]}, {threads} thread{'s' * (threads > 1)}, no array code in it"
+        how_many = "1 thread" if threads == 1 else f"{threads} threads"
+        return "compiled", f"for {LEVELS[self.level]}, {how_many}, no array code in it"
 
     def refuse_sizes(self, T, B, layers):
         refuse_uncountable(T, B, self.name)

@@ -723,8 +723,8 @@ class Exchange:
 class CudaStreams(Streams):
     """A stream for each layer. They begin when the current stream has come here, and it goes on when they are done.
 
-    Memory returns to the stream it was taken on, which does not know who else still reads it: what one stream has written
-    for another has to be held until the end.
+    Memory returns to the stream it was taken on, which does not know who else still reads it: what one stream has
+    written for another has to be held until the end.
     """
 
     def __init__(self, device, count):

@@ -197,7 +197,7 @@ class Ops:
 
     def schedule(self, problem, wanted="auto"):
         """(name, reason) of the time loop that a ``schedules.Problem`` takes; wanted: as a layer's ``schedule``."""
-        return "array code", "generic array code, one step at a time; fused kernels need the 'cuda' backend"
+        return "array code", "one timestep after another; fused kernels need the 'cuda' backend"
 
     def packed_bytes(self, problem, P, T):
         """Bytes that a layer's calls take for a while, beside the arrays that they return and keep: weights, inputs and

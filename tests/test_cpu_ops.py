@@ -1,4 +1,4 @@
-"""The compiled walk on the CPU, against array code and float64: cells, odd sizes, threads, products of any strides."""
+"""The compiled time loop on the CPU, against array code and float64: cells, odd sizes, threads, products of any strides."""
 
 import contextlib
 import ctypes
@@ -25,7 +25,7 @@ def test_it_was_built():
 
 @pytest.fixture
 def threads(monkeypatch):
-    """Sets how many threads a walk takes, however little there is to do."""
+    """Sets how many threads a time loop takes, however little there is to do."""
 
     def choose(count):
         monkeypatch.setenv("GPURNN_NUM_THREADS", str(count))
@@ -145,7 +145,7 @@ def test_a_sequence_does_not_depend_on_its_neighbours(threads):
 @pytest.mark.parametrize("watched", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
 def test_what_was_in_memory_does_not_matter(cell, watched, monkeypatch):
-    """Past a sequence's end the walk leaves gates as they were: nothing may come of them, nor a warning."""
+    """Past a sequence's end the loop leaves gates as they were: nothing may come of them, nor a warning."""
     ops, drawn = get_backend("cpu"), np.random.default_rng(0)
     x, lengths = drawn.standard_normal((6, 4, 3)).astype(np.float32), [6, 0, 2, 5]
     found = []
@@ -164,7 +164,7 @@ def test_what_was_in_memory_does_not_matter(cell, watched, monkeypatch):
 
 
 def activated(dtype, x, **options):
-    """tanh or relu of numbers, as the walk computes it: an RNN with no recurrent weights."""
+    """tanh or relu of numbers, as the time loop computes it: an RNN with no recurrent weights."""
     rnn = gpurnn.RNN(1, 1, bias=False, backend="cpu", dtype=dtype, **options)
     rnn.params["weight_ih_l0"], rnn.params["weight_hh_l0"] = 1, 0
     return rnn(x.astype(dtype)[None, :, None])[0][0, :, 0]
@@ -239,7 +239,7 @@ def test_products_of_a_few_rows_with_weights(K, dtype, level, threads):
 def test_no_vector_crosses_a_call():
     """What takes or returns vectors is inlined: GCC 12 clears the upper parts of those that a function returns.
 
-    It did in the walk for AVX-512, which was wrong from the fifth unit on, on machines that the tests were not run on.
+    It did in the time loop for AVX-512, which was wrong from the fifth unit on, on machines that the tests were not run on.
     """
     library, _ = cpu_ops.load_native()
     names = subprocess.run(["nm", "-C", library._name], check=True, capture_output=True, text=True).stdout
@@ -350,7 +350,7 @@ def test_masks_are_the_array_codes(rate, level, threads):
 
 
 def test_a_mask_has_the_memory_order_of_what_it_drops():
-    """Else NumPy walks through one of them against its order: dropout took up to 1.6 times as long for that."""
+    """Else NumPy goes through one of them against its order: dropout took up to 1.6 times as long for that."""
     for B in (3, 20):
         layer = gpurnn.LSTM(3, 50, 2, dropout=0.4, backend="numpy", seed=1)
         outputs = layer.ops.empty_steps(7, B, 50, layer.dtype)
@@ -377,11 +377,11 @@ def test_denormal_numbers_count_as_zero(level, threads):
         assert tiny * np.float32(1.5) > tiny
 
 
-def test_plan_says_what_walks(monkeypatch):
+def test_plan_says_which_loop_runs(monkeypatch):
     monkeypatch.setenv("GPURNN_NUM_THREADS", "3")
     plan = gpurnn.LSTM(64, 128, backend="cpu").plan(50, 32)
-    assert plan.schedule == "walk" and "3 threads" in plan.reason
-    assert gpurnn.LSTM(8, 8, backend="cpu", dtype="float16").plan(5, 2).schedule == "steps"
+    assert plan.schedule == "compiled" and "3 threads" in plan.reason
+    assert gpurnn.LSTM(8, 8, backend="cpu", dtype="float16").plan(5, 2).schedule == "array code"
 
 
 def test_threads_come_from_the_environment(monkeypatch):

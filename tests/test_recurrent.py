@@ -81,7 +81,7 @@ def check_directional(layer, x, state, lengths, seed=0):
 @pytest.mark.parametrize("kind", KINDS)
 def test_finite_differences(kind, direction, ragged, B):
     rng = np.random.default_rng(B)
-    # the two walks on a CPU: array code and compiled code
+    # the two time loops on a CPU: array code and compiled code
     layer = build(kind, num_layers=2, init="xavier", backend="cpu" if B in (1, 11) else "numpy", **direction)
     layer.flat_params += 0.1 * rng.standard_normal(layer.flat_params.shape)
     T = 6
