@@ -1,4 +1,4 @@
-"""The compiled time loop on the CPU, against array code and float64: cells, odd sizes, threads, products of any strides."""
+"""The compiled time loop on the CPU against array code and float64: cells, odd sizes, threads, strided products."""
 
 import contextlib
 import ctypes
@@ -239,7 +239,8 @@ def test_products_of_a_few_rows_with_weights(K, dtype, level, threads):
 def test_no_vector_crosses_a_call():
     """What takes or returns vectors is inlined: GCC 12 clears the upper parts of those that a function returns.
 
-    It did in the time loop for AVX-512, which was wrong from the fifth unit on, on machines that the tests were not run on.
+    It did in the time loop for AVX-512, which was wrong from the fifth unit on, on machines that the tests were not run
+    on.
     """
     library, _ = cpu_ops.load_native()
     names = subprocess.run(["nm", "-C", library._name], check=True, capture_output=True, text=True).stdout
