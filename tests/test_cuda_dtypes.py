@@ -10,7 +10,7 @@ from test_cuda_layers import cuda_ops
 from test_optim import OPTIMISERS
 
 import gpurnn
-from gpurnn import check, ctc, losses
+from gpurnn import check, ctc, dtypes, losses
 from gpurnn.check import CELLS, Batch, build, flat_state
 from gpurnn.ops import Ops
 from gpurnn.seq2seq import EncoderDecoder, Sampling, beam_search, greedy_search
@@ -327,7 +327,7 @@ def test_losses(name, reduction, dtype, ops):
         dx = backward()
         assert loss.dtype == np.float32 and dx.dtype == host.dtype
         results.append([device.to_numpy(array).astype(np.float64) for array in (loss, dx)])
-    for got, expected, eps in zip(*results, (2.0**-23, check.EPS[dtype]), strict=True):
+    for got, expected, eps in zip(*results, (2.0**-23, dtypes.EPSILON[dtype]), strict=True):
         # both compute in float32 or better, 4 terms; then one rounding to the dtype
         np.testing.assert_allclose(got, expected, rtol=eps + 16 * 2.0**-23, atol=16 * 2.0**-23)
 
