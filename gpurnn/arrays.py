@@ -55,6 +55,13 @@ def refuse_graph(name, value):
         )
 
 
+def refuse_function(name, value):
+    """Raise TypeError for a function in the place of an array: most often the backward of a loss, not called."""
+    if callable(value):
+        hint = ". Call it: backward(dloss())" if name.startswith("d") else ""
+        raise TypeError(f"{name}: expected an array, got a function{hint}")
+
+
 def host_array(value, name):
     """``value``, on the host or of a device, as a plain NumPy array; raises as ``Ops.asarray``."""
     if type(value) is np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 
 from . import rng
 from .dtypes import upcast
-from .errors import ShapeError, check_choice, check_number, check_shape, check_size
+from .errors import ShapeError, check_choice, check_flag, check_number, check_shape, check_size, checked
 from .gradients import adding
 from .masks import check_lengths, valid_steps
 from .module import Module
@@ -75,7 +75,7 @@ class Attention(Module):
         dtype="float32", precision="float32", seed=None,
     ):  # fmt: skip
         super().__init__(backend, dtype, seed, precision)
-        self.scale = check_number("scale", scale, 0, low_open=True)
+        self.scale = scale
         self.query_size = check_size("query_size", query_size)
         self.memory_size = check_size("memory_size", memory_size)
         self.score = check_choice("score", score, SCORES)
@@ -100,6 +100,10 @@ class Attention(Module):
             bound = 1 / math.sqrt(shape[-1])
             values[name] = rng.uniform(shape, -bound, bound, self.seed, rng.name_key(name), dtype=np.float64)
         self._declare(values)
+
+    @checked
+    def scale(self, value):
+        return check_number("scale", value, 0, low_open=True)
 
     def __call__(self, queries, memory, lengths=None):
         return self.attend(queries, self.remember(memory, lengths))
@@ -134,6 +138,7 @@ class Attention(Module):
         return self._outward(context), self._outward(weights)
 
     def forward(self, queries, memory, lengths=None, *, retain=False):
+        check_flag("retain", retain)
         ready = self.remember(memory, lengths)
         queries = self._check_queries(queries, ready)
         context, weights, projected = self._attend(queries, ready)

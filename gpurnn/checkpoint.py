@@ -18,17 +18,19 @@ import contextlib
 import glob
 import hashlib
 import json
+import os
 import re
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load as tensors_from_bytes
+from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as tensors_to_bytes
 
-from .backend import array_ops
-from .errors import FileError
+from .arrays import host_array
+from .dtypes import check_dtype, is_float
+from .errors import DtypeError, FileError
 from .files import (
     check_target,
     file_size,
@@ -48,42 +50,61 @@ _READERS = {  # suffix of a file of others -> what makes a state dictionary of i
     ".pth": "torch.load(path)",
     ".npz": "numpy.load(path)",
 }
+_DTYPES = {  # what safetensors calls the dtypes that are saved and read
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+    "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
+    "C64": "complex64",
+}  # fmt: skip
 
 
 class CheckpointError(FileError, RuntimeError):
     """A file of a run could not be written, or the one read is damaged or does not fit; the message names the file."""
 
 
-def save_checkpoint(path, arrays, document):
+def save_checkpoint(path, arrays, document, *, infinite=()):
     """Write the mapping ``arrays`` (name -> array) and the JSON-ready ``document`` as one checkpoint.
 
     path: the JSON file, ``run/last.json``; the arrays go beside it, ``run/last-<token>.safetensors``.
+    arrays: of float64, float32, float16, bfloat16, complex64, bool and the integers of 8 to 64 bits.
+    infinite: names of arrays that may hold positive infinity, such as squares that overflowed.
 
     Whatever happens, a checkpoint that was at ``path`` stays readable until the new one is complete. Raises
-    CheckpointError, with nothing left behind, where the disk is full or a float array holds NaN or infinity (a
-    checkpoint of a diverged model would replace a good one), TypeError for a document that is not JSON.
+    CheckpointError, with nothing left behind, where the disk is full or another float array holds NaN or infinity (a
+    checkpoint of a diverged model would replace a good one), DtypeError for an array of another dtype, TypeError for a
+    document that is not JSON and a name that is not a string, ValueError for a name that no file can hold.
 
     >>> save_checkpoint("last.json", gpurnn.Linear(2, 1).state_dict(), {"epoch": 3})
     >>> arrays, document = load_checkpoint("last.json")
     >>> sorted(arrays), document["epoch"]
     (['bias', 'weight'], 3)
     """
-    path = _json_path(path)
-    arrays = {name: np.asarray(array_ops(array).to_numpy(array), order="C") for name, array in arrays.items()}
-    _check_finite(path, arrays)
+    path = _json_path(path, save=True)
+    if not isinstance(arrays, Mapping):
+        hint = ". Give model.state_dict(), or call save_weights(model, path)" if hasattr(arrays, "state_dict") else ""
+        raise TypeError(f"arrays: expected a mapping, name -> array, got {type(arrays).__name__}{hint}")
+    arrays = {name: np.asarray(host_array(array, name), order="C") for name, array in arrays.items()}
+    _check_saveable(path, arrays)
+    infinite = [name for name in infinite if np.isposinf(arrays[name]).any()]
+    _check_finite(path, arrays, infinite)
     try:
         text = _canonical(document)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{path}: the document cannot be written as JSON: {error}") from error
-    data = tensors_to_bytes(arrays)
+    try:
+        data = tensors_to_bytes(arrays)
+    except (SafetensorError, UnicodeError) as error:
+        raise CheckpointError(f"{path}: the arrays cannot be written: {one_line(error)}") from error
     name = f"{path.stem}-{secrets.token_hex(8)}.safetensors"
     header = {
         "format": _FORMAT,
         "version": _VERSION,
-        "tensors": {"file": name, "size": len(data), "sha256": _sha256(data)},
+        "tensors": {"file": name, "size": len(data), "sha256": _sha256(data), "infinite": infinite},
         "sha256": _sha256(text.encode()),
         "document": json.loads(text),
     }
+    if not path.parent.is_dir():
+        fault = "is no folder" if path.parent.exists() else "does not exist: make it first"
+        raise CheckpointError(f"{path}: could not be saved: the folder {path.parent} {fault}")
     try:
         check_target(path)
         write_bytes_atomic(path.with_name(name), data, path)
@@ -120,11 +141,26 @@ def load_checkpoint(path):
     if _sha256(data) != header["tensors"]["sha256"]:
         raise CheckpointError(f"{tensors}: is damaged: its SHA-256 is not the one in {path.name}")
     try:
-        arrays = tensors_from_bytes(data)
+        arrays = {name: _from_entry(tensors, name, entry) for name, entry in deserialize(data)}
+    except CheckpointError:
+        raise
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{tensors}: is not a safetensors file: {one_line(error)}") from error
-    _check_finite(tensors, arrays)
+    _check_finite(tensors, arrays, header["tensors"].get("infinite", ()))  # older files have none
     return arrays, header["document"]
+
+
+def _from_entry(tensors, name, entry):
+    """The array ``name`` of what safetensors says of it."""
+    if entry["dtype"] not in _DTYPES:
+        raise CheckpointError(
+            f"{tensors}: array {name!r} is of the dtype {entry['dtype']}; what is read is {', '.join(_DTYPES)}"
+        )
+    try:
+        dtype = np.dtype(_DTYPES[entry["dtype"]]) if entry["dtype"] != "BF16" else check_dtype("bfloat16")
+    except DtypeError as error:
+        raise CheckpointError(f"{tensors}: array {name!r} cannot be read: {error}") from error
+    return np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
 
 
 def _check_size(file, tensors, header, path):
@@ -167,7 +203,10 @@ def remove_checkpoint(path):
     _remove_tensors(path, current=None)
 
 
-def _json_path(path):
+def _json_path(path, save=False):
+    """``path`` of a JSON file, as a Path; raises for what is none. save: whether it is to be written, not read."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path: expected the name of a .json file, got {type(path).__name__}")
     path = Path(path)
     if path.suffix == ".json":
         return path
@@ -176,6 +215,8 @@ def _json_path(path):
         raise ValueError(
             f"{path} holds the arrays of a checkpoint: give its .json file, {path.with_name(own[1] + '.json')}"
         )
+    if save:
+        raise ValueError(f"path should end in .json, with the arrays in a file beside it, got {str(path)!r}")
     if path.suffix in _READERS:
         raise ValueError(f"{path}: is no checkpoint of gpurnn: model.load_state_dict({_READERS[path.suffix]}) reads it")
     raise ValueError(f"path should name the checkpoint's .json file, got {str(path)!r}")
@@ -201,7 +242,8 @@ def _read_header(path):
     if not isinstance(tensors, dict) or not _is_tensor_name(path, tensors.get("file")):
         raise CheckpointError(f"{path}: is damaged: it names no tensor file of its own")
     size = tensors.get("size")
-    if type(size) is not int or size < 0 or not isinstance(tensors.get("sha256"), str):
+    known = isinstance(tensors.get("sha256"), str) and isinstance(tensors.get("infinite", []), list)
+    if type(size) is not int or size < 0 or not known:
         raise CheckpointError(f"{path}: is damaged: it does not say size and SHA-256 of its tensor file")
     digest = document_digest(header.get("document"))
     if "document" not in header or digest is None or header.get("sha256") != digest:
@@ -232,9 +274,28 @@ def _remove_tensors(path, current):
                 file.unlink()
 
 
-def _check_finite(path, arrays):
+def _check_saveable(path, arrays):
+    """Raise, naming the array, for what could not be read again."""
     for name, array in arrays.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+        if not isinstance(name, str):
+            raise TypeError(f"{path}: names of arrays should be strings, got {name!r}")
+        if name == "__metadata__":
+            raise ValueError(f"{path}: no array can be called '__metadata__', a word of the file's own: rename it")
+        if array.dtype.name not in _DTYPES.values():
+            raise DtypeError(
+                f"{path}: array {name!r} should be of one of the dtypes {', '.join(_DTYPES.values())}, got "
+                f"{array.dtype}: convert it"
+            )
+
+
+def _check_finite(path, arrays, infinite):
+    for name, array in arrays.items():
+        if not is_float(array.dtype):
+            continue
+        legal = np.isfinite(array)
+        if name in infinite:
+            legal |= np.isposinf(array)
+        if not legal.all():
             raise CheckpointError(f"{path}: array {name!r} holds values that are not finite")
 
 

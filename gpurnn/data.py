@@ -147,6 +147,7 @@ def order_batches(lengths, batch_size, seed, epoch=0, *, shuffle=True, bucket=Tr
 
 def pad(sequences, value=0):
     """Arrays (T_n, ...) side by side: (T, B, ...) with T the longest, ``value`` past each one's end."""
+    refuse_masked("sequences", sequences)
     T = max(len(sequence) for sequence in sequences)
     padded = np.full((T, len(sequences), *sequences[0].shape[1:]), value, sequences[0].dtype)
     for b, sequence in enumerate(sequences):

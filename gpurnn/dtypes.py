@@ -44,6 +44,11 @@ def bfloat16_or_none_such():
     return _bfloat16() or np.dtype("V2")
 
 
+def is_float(dtype):
+    """Whether a dtype is of floating-point numbers. NumPy's kind does not say so of those of ml_dtypes."""
+    return dtype.kind == "f" or dtype.name.startswith(("bfloat", "float"))
+
+
 def compute_dtype(dtype):
     """What arrays of a dtype are computed in: float32 for the 16-bit ones, else the dtype itself."""
     return np.dtype(np.float32) if dtype.itemsize == 2 else dtype

@@ -77,7 +77,7 @@ def check_number(name, value, low=None, high=None, *, low_open=False, high_open=
 
 def check_choice(name, value, choices):
     """Return ``value``; raise ValueError unless it is one of ``choices``."""
-    if value not in choices:
+    if value not in tuple(choices):  # a list cannot be looked up in a dict
         raise ValueError(f"{name} should be one of {', '.join(map(repr, choices))}, got {value!r}")
     return value
 
@@ -87,6 +87,25 @@ def check_flag(name, value):
     if value is True or value is False or isinstance(value, np.bool_):
         return bool(value)
     raise TypeError(f"{name} should be True or False, got {value!r}")
+
+
+class checked:
+    """Makes an attribute of a method: what is set goes through it, and what it returns is kept. Reading costs nothing.
+
+    >>> class Dropout:
+    ...     @checked
+    ...     def rate(self, value):
+    ...         return check_number("rate", value, 0, 1)
+    """
+
+    def __init__(self, check):
+        self._check = check
+
+    def __set_name__(self, owner, name):
+        self._name = name
+
+    def __set__(self, instance, value):
+        instance.__dict__[self._name] = self._check(instance, value)  # where it is read, as there is no __get__
 
 
 # ---- unknown arguments
@@ -105,9 +124,9 @@ _WORDS = {  # what other libraries say -> our words, the first that a class know
     "num_units": ("hidden_size", "out_features"), "optimizer": ("opt",), "out_channels": ("out_features",),
     "output_dim": ("embedding_dim", "out_features"), "output_size": ("out_features",), "p": ("rate", "dropout"),
     "padding_mask": ("lengths",), "params": ("model",), "parameters": ("model",), "prob": ("rate", "dropout"),
-    "random_state": ("seed",), "seq_len": ("lengths",), "seq_lengths": ("lengths",), "sequence_length": ("lengths",),
-    "T_max": ("total",), "units": ("hidden_size", "out_features", "hidden"), "use_bias": ("bias",),
-    "vocab_size": ("num_embeddings",), "weight_init": ("init",),
+    "random_state": ("seed",), "retain_graph": ("retain",), "seq_len": ("lengths",), "seq_lengths": ("lengths",),
+    "sequence_length": ("lengths",), "T_max": ("total",), "units": ("hidden_size", "out_features", "hidden"),
+    "use_bias": ("bias",), "vocab_size": ("num_embeddings",), "weight_init": ("init",),
 }  # fmt: skip
 _SENTENCES = {  # what has no word of ours, or one that needs a sentence
     "activation": "The activations of LSTM and GRU are fixed; RNN has nonlinearity",
@@ -118,6 +137,8 @@ _SENTENCES = {  # what has no word of ours, or one that needs a sentence
     "mask": "Lengths are given to the call, as lengths",
     "recurrent_activation": "The activations of LSTM and GRU are fixed",
     "recurrent_dropout": "There is no dropout of the recurrent state; dropout acts between layers",
+    "retain": "It belongs to forward(..., retain=True)",
+    "retain_graph": "It belongs to forward(..., retain=True)",
     "return_sequences": "The outputs of all steps are always returned; the layer Pooling makes one vector of them",
     "return_state": "The final state is always returned, behind the output",
     "stateful": "Give the state that a call returns to the next one, as state",

@@ -16,6 +16,7 @@ import math
 import numpy as np
 
 from . import rng
+from .arrays import host_array, refuse_function
 from .dtypes import upcast
 from .errors import (
     DtypeError,
@@ -25,6 +26,7 @@ from .errors import (
     check_number,
     check_shape,
     check_size,
+    checked,
     refuse_unknown,
 )
 from .gradients import adding
@@ -90,6 +92,7 @@ class Linear(Module):
         return self._apply(_check_features(self, x, self.in_features))
 
     def forward(self, x, *, retain=False):
+        check_flag("retain", retain)
         x = _check_features(self, x, self.in_features)
         y = self._apply(x)
         shape, bias, table = y.shape, self.bias, self._table()
@@ -158,6 +161,7 @@ class Embedding(Module):
         return self.params["weight"][self._check(ids)].astype(self.dtype, copy=False)
 
     def forward(self, ids, *, retain=False):
+        check_flag("retain", retain)
         ids = self._check(ids)
         y = self.params["weight"][ids].astype(self.dtype, copy=False)
         shape, padding_idx, versions = y.shape, self.padding_idx, self.versions()
@@ -222,14 +226,25 @@ class Dropout(Module):
 
     def __init__(self, rate, variational=False, *, batch_first=False, backend="auto", dtype="float32", seed=None):
         super().__init__(backend, dtype, seed)
-        self.rate = check_number("rate", rate, 0, 1)
-        self.variational = check_flag("variational", variational)
-        self.batch_first = check_flag("batch_first", batch_first)
+        self.rate, self.variational, self.batch_first = rate, variational, batch_first
+
+    @checked
+    def rate(self, value):
+        return check_number("rate", value, 0, 1)
+
+    @checked
+    def variational(self, value):
+        return check_flag("variational", value)
+
+    @checked
+    def batch_first(self, value):
+        return check_flag("batch_first", value)
 
     def __call__(self, x):
         return self._apply(x)[0]
 
     def forward(self, x, *, retain=False):
+        check_flag("retain", retain)
         y, scaled_mask = self._apply(x)
         shape = y.shape
 
@@ -271,14 +286,19 @@ class LayerNorm(Module):
     def __init__(self, features, eps=1e-5, bias=True, *, backend="auto", dtype="float32", seed=None):
         super().__init__(backend, dtype, seed)
         self.features = check_size("features", features)
-        self.eps = check_number("eps", eps, 0)
+        self.eps = eps
         self.bias = check_flag("bias", bias)
         self._declare({"weight": np.ones(self.features)} | ({"bias": np.zeros(self.features)} if bias else {}))
+
+    @checked
+    def eps(self, value):
+        return check_number("eps", value, 0)
 
     def __call__(self, x):
         return self.forward(x)[0]
 
     def forward(self, x, *, retain=False):
+        check_flag("retain", retain)
         x, xp = upcast(_check_features(self, x, self.features)), self.xp
         mean = _mean_features(x)
         variance = _mean_features(xp.square(x - mean))
@@ -323,9 +343,8 @@ class BatchNorm(Module):
     ):  # fmt: skip
         super().__init__(backend, dtype, seed)
         self.features = check_size("features", features)
-        self.eps = check_number("eps", eps, 0)
-        self.momentum = check_number("momentum", momentum, 0, 1)
-        self.affine, self.batch_first = check_flag("affine", affine), check_flag("batch_first", batch_first)
+        self.eps, self.momentum, self.batch_first = eps, momentum, batch_first
+        self.affine = check_flag("affine", affine)
         if affine:
             self._declare({"weight": np.ones(self.features), "bias": np.zeros(self.features)})
         self.buffers = {
@@ -334,10 +353,23 @@ class BatchNorm(Module):
             "num_batches_tracked": self.xp.zeros((), np.int64),
         }
 
+    @checked
+    def eps(self, value):
+        return check_number("eps", value, 0)
+
+    @checked
+    def momentum(self, value):
+        return check_number("momentum", value, 0, 1)
+
+    @checked
+    def batch_first(self, value):
+        return check_flag("batch_first", value)
+
     def __call__(self, x, lengths=None, mask=None):
         return self._apply(x, lengths, mask, update=False)[0]
 
     def forward(self, x, lengths=None, mask=None, *, retain=False):
+        check_flag("retain", retain)
         y, normal, inverse, rows = self._apply(x, lengths, mask, update=True)
         shape, batch_statistics, affine, versions = y.shape, self.training, self.affine, self.versions()
 
@@ -435,10 +467,10 @@ class Pooling(Module):
         super().__init__(backend, dtype, seed)
         self.features = check_size("features", features)
         self.mode = check_choice("mode", mode, ("last", "mean", "max", "attention"))
-        self.directions = check_choice("directions", directions, (1, 2))
+        self.directions = check_choice("directions", check_size("directions", directions), (1, 2))
         if self.features % self.directions:
             raise ValueError(f"features should be a multiple of directions {directions}, got {features}")
-        self.batch_first = check_flag("batch_first", batch_first)
+        self.batch_first = batch_first
         if mode == "attention":
             self.attention_size = (
                 self.features if attention_size is None else check_size("attention_size", attention_size)
@@ -450,10 +482,15 @@ class Pooling(Module):
             }
             self._declare({**drawn, "bias": np.zeros(self.attention_size)})
 
+    @checked
+    def batch_first(self, value):
+        return check_flag("batch_first", value)
+
     def __call__(self, x, lengths=None):
         return self.forward(x, lengths)[0]
 
     def forward(self, x, lengths=None, *, retain=False):
+        check_flag("retain", retain)
         x, xp = _check_features(self, x, self.features), self.xp
         if x.ndim != 3:
             raise ShapeError(f"x: expected (T, B, {self.features}), got {x.shape}")
@@ -548,6 +585,14 @@ def _axis_orders(layer):
             yield module.batch_first
 
 
+def _reads_lengths(layer):
+    """Whether a layer inside a Sequential is given the lengths. One that is made of layers without lengths is not: it
+    could not know which axis is time, or whether there is one."""
+    if isinstance(layer, Sequential):
+        return any(map(_reads_lengths, layer))
+    return getattr(layer, "takes_lengths", False)
+
+
 class Sequential(Module):
     """Layers one behind the other, with one flat buffer for all parameters; passes recurrent state and lengths on.
 
@@ -557,10 +602,10 @@ class Sequential(Module):
     Without a stateful layer: ``y = seq(x)``, ``y, backward = seq.forward(x)``, ``dx = backward(dy)``.
     With one: ``y, state = seq(x, state=None, lengths=None)``, ``y, state, backward = seq.forward(x, state, lengths)``,
     ``dx, dstate = backward(dy, dstate=None)``; the state is a tuple with one entry for each stateful layer in order, or
-    None for zeros. ``lengths`` goes to every layer that takes it; past them x may hold anything, NaN too, whichever
-    layer comes first. ``backward`` may run more than once after ``forward(..., retain=True)``, and in any case where no
-    layer is recurrent. Backend, dtype and batch_first are the layers' own; layers that know the time axis (recurrent,
-    BatchNorm, Pooling, variational Dropout) should agree on it: ValueError.
+    None for zeros. ``lengths`` goes to every layer that takes it; past them x and dy may hold anything, NaN too,
+    whichever layers come first and last. ``backward`` may run more than once after ``forward(..., retain=True)``, and
+    in any case where no layer is recurrent. Backend, dtype and batch_first are the layers' own; layers that know the
+    time axis (recurrent, BatchNorm, Pooling, variational Dropout) should agree on it: ValueError.
 
     >>> model = gpurnn.Sequential(gpurnn.Embedding(65, 32), gpurnn.LSTM(32, 128), gpurnn.Linear(128, 65))
     """
@@ -600,8 +645,10 @@ class Sequential(Module):
         return (x, tuple(final)) if self.stateful else x
 
     def forward(self, x, state=None, lengths=None, *, retain=False, **unknown):
-        refuse_unknown("Sequential", unknown, _CALL)
-        states, final, backwards, x = self._unpack(state), [], [], self._without_padding(x, lengths)
+        refuse_unknown("Sequential", unknown, (*_CALL, "retain"))
+        check_flag("retain", retain)
+        states, final, backwards, given = self._unpack(state), [], [], x
+        x = self._without_padding(x, lengths)
         for layer in self.children.values():
             context = self._context(layer, states, lengths)
             if retain and layer.once:
@@ -611,11 +658,25 @@ class Sequential(Module):
             backwards.append((layer.stateful, layer_backward))
 
         then, versions, spent = self._as_now(), self.versions(), []
+        shape, ends = x.shape, self._ends_behind(given, x, lengths)
+
+        def check(dstate, name="dstate"):
+            """``dstate`` for each stateful layer; raises, before a layer adds to its gradients, for one that none
+            takes."""
+            dstates = then._unpack(dstate, name)
+            running = [layer_backward for stateful, layer_backward in backwards if stateful]
+            for number, (layer_backward, part) in enumerate(zip(running, dstates, strict=True)):
+                if hasattr(layer_backward, "check"):  # a layer of one's own may have none
+                    layer_backward.check(part, f"{name}[{number}]")
+            return dstates
 
         def backward(dy, dstate=None):
-            dstates = then._unpack(dstate, "dstate")
+            dstates = check(dstate)
             then.check_versions(versions)  # before a layer adds to its gradients
             check_unspent(spent)
+            if ends is not None:
+                dy = then.ops.asarray(dy, "dy")
+                dy = then._zero_past_end(dy, ends) if dy.shape == shape else dy  # which the last layer refuses
             dinitial = []
             for stateful, layer_backward in reversed(backwards):
                 if stateful:
@@ -627,6 +688,7 @@ class Sequential(Module):
                     spent.append(True)
             return (dy, tuple(reversed(dinitial))) if then.stateful else dy
 
+        backward.check = check
         return (x, tuple(final), backward) if self.stateful else (x, backward)
 
     def step(self, x, state=None):
@@ -643,11 +705,24 @@ class Sequential(Module):
     def _without_padding(self, x, lengths):
         """``x`` as the first layer may read it. One that takes no lengths would carry what stands past a sequence's
         end, which may be NaN, into the gradient of its weights: it is given zeros there."""
-        if lengths is None or getattr(self[0], "takes_lengths", False):
+        if lengths is None or _reads_lengths(self[0]):
             return x
         x = self.ops.asarray(x, "x")
         if x.dtype.kind in "iub" or x.ndim not in (2, 3):
             return x
+        return self._zero_past_end(x, lengths)
+
+    def _ends_behind(self, x, y, lengths):
+        """``lengths`` where a last layer that takes none gives a y for each step of x, else None. It would carry the
+        derivatives that stand past a sequence's end into the gradient of its weights: it is given zeros there."""
+        if lengths is None or _reads_lengths(self[-1]):
+            return None
+        x = self.ops.asarray(x, "x")
+        steps = x.shape if x.dtype.kind in "iu" else x.shape[:-1]
+        return host_array(lengths, "lengths").copy() if steps == y.shape[:-1] and y.ndim in (2, 3) else None
+
+    def _zero_past_end(self, x, lengths):
+        """A copy of x (T, B, F), with ``batch_first`` (B, T, F), or (T, F), zero past the end of each sequence."""
         x = x.copy()
         steps = x[:, None] if x.ndim == 2 else x.swapaxes(0, 1) if True in _axis_orders(self) else x
         given = [lengths] if x.ndim == 2 and np.ndim(lengths) == 0 else lengths
@@ -657,7 +732,7 @@ class Sequential(Module):
     def _context(self, layer, states, lengths):
         """What a layer's call takes besides x; a stateful layer's state is taken from the front of ``states``."""
         context = {"state": states.pop(0)} if layer.stateful else {}
-        if lengths is not None and getattr(layer, "takes_lengths", False):
+        if lengths is not None and _reads_lengths(layer):
             context["lengths"] = lengths
         return context
 
@@ -666,6 +741,7 @@ class Sequential(Module):
         count = sum(layer.stateful for layer in self.children.values())
         if state is None:
             return [None] * count
+        refuse_function(name, state)
         if not isinstance(state, (tuple, list)) or len(state) != count:
             got = f"{len(state)} entries" if isinstance(state, (tuple, list)) else type(state).__name__
             raise ShapeError(f"{name}: expected a tuple with one entry for each of {count} stateful layers, got {got}")

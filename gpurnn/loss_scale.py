@@ -19,7 +19,7 @@ loss and the gradients needs the scale. bfloat16 has the range of float32 and ne
 
 from collections.abc import Mapping
 
-from .errors import check_number, check_size
+from .errors import check_number, check_size, checked
 from .losses import quiet
 
 
@@ -36,10 +36,20 @@ class LossScaler:
 
     def __init__(self, init_scale=2.0**16, growth_factor=2.0, backoff_factor=0.5, growth_interval=2000):
         self.scale = check_number("init_scale", init_scale, 0, low_open=True)
-        self.growth_factor = check_number("growth_factor", growth_factor, 1, low_open=True)
-        self.backoff_factor = check_number("backoff_factor", backoff_factor, 0, 1, low_open=True, high_open=True)
-        self.growth_interval = check_size("growth_interval", growth_interval)
+        self.growth_factor, self.backoff_factor, self.growth_interval = growth_factor, backoff_factor, growth_interval
         self.good = self.skipped = 0  # steps in a row without an overflow; steps with one
+
+    @checked
+    def growth_factor(self, value):
+        return check_number("growth_factor", value, 1, low_open=True)
+
+    @checked
+    def backoff_factor(self, value):
+        return check_number("backoff_factor", value, 0, 1, low_open=True, high_open=True)
+
+    @checked
+    def growth_interval(self, value):
+        return check_size("growth_interval", value)
 
     def unscale(self, model):
         """Divide all gradients of ``model`` by the scale, in place."""

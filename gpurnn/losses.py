@@ -33,7 +33,7 @@ import math
 import numpy as np
 
 from .backend import array_ops
-from .dtypes import DTYPES, upcast
+from .dtypes import DTYPES, is_float, upcast
 from .errors import DtypeError, ShapeError, check_choice, check_flag, check_number, check_shape, check_size
 from .masks import valid_steps
 from .ops import blocks
@@ -301,7 +301,7 @@ def floats(value, name, ops):
 def upstream(dloss, shape, flat, divisor, dtype, ops):
     """``dloss / divisor`` for every row, shape ``flat``; ``dloss`` is a number or has the loss's ``shape``."""
     dloss = ops.asarray(dloss, "dloss")
-    if dloss.dtype.kind not in "fiu":
+    if not (dloss.dtype.kind in "iu" or is_float(dloss.dtype)):
         raise DtypeError(f"dloss: expected numbers, got {dloss.dtype}")
     if dloss.ndim:
         check_shape("dloss", dloss, shape)

@@ -7,21 +7,28 @@ that an optimiser step, a norm or an all-reduce is one operation over one array 
 import contextlib
 import fnmatch
 import math
+import os
 import re
+import threading
 import weakref
 from collections.abc import Mapping
 
 import numpy as np
 
 from . import rng
-from .arrays import host_array, refuse_masked
+from .arrays import host_array, refuse_graph, refuse_masked
 from .backend import get_backend
-from .dtypes import check_dtype, compute_dtype
-from .errors import DtypeError, NamesArguments, ShapeError, check_choice, check_flag, check_shape, check_size
+from .dtypes import check_dtype, compute_dtype, is_float
+from .errors import DtypeError, NamesArguments, ShapeError, check_choice, check_flag, check_shape, check_size, checked
 
 # Numbers: every parameter starts at a multiple of it in a flat buffer, so that kernels may load four at once.
 ALIGNMENT = 16
 PRECISIONS = ("float32", "tf32")
+
+_changing_modes = threading.Lock()  # where blocks of ``evaluation`` begin and end
+if hasattr(os, "register_at_fork"):  # the child of a fork has it free
+    release = _changing_modes.release
+    os.register_at_fork(before=_changing_modes.acquire, after_in_parent=release, after_in_child=release)
 
 
 def _check_gpu_bfloat16(cupy, numpy):
@@ -49,6 +56,7 @@ class Views(Mapping):
         view = self._arrays[name]
         if value is not view:  # else the end of an in-place operation
             refuse_masked(name, value)
+            refuse_graph(name, value)
             shape = np.shape(value)
             if shape and shape != view.shape:
                 raise ShapeError(f"{name}: expected shape {view.shape}, got {shape}")
@@ -115,7 +123,8 @@ class Module(NamesArguments):
     Parameters stay as they are between a forward and its backward: ``backward`` raises RuntimeError, naming the
     parameter, where an optimizer, ``load_state_dict`` or an assignment ``params[name] = ...`` has changed one. A write
     through an array (``params[name][0] = 1``, ``flat_params *= 2``) cannot be seen: call ``changed`` behind it.
-    Attributes may be set at any time: ``backward`` uses those of its forward.
+    Attributes other than sizes may be set at any time, and are checked as the constructor checks its arguments;
+    ``backward`` uses those of its forward.
 
     ``copy.deepcopy`` and ``pickle`` make independent copies with equal bits: parameters, gradients, buffers, modes and
     the counters of random draws; a layer in two places, or a table with two uses, stays one. A pickle names its
@@ -145,6 +154,7 @@ class Module(NamesArguments):
         self.key = 0
         self.calls = 0
         self.training = True
+        self._evaluations = []  # of each block of ``evaluation`` that this is in: [the mode to come back to]
         self.buffers = {}
         self.children = {}
         self.params, self.grads = Views(), Views()
@@ -153,6 +163,10 @@ class Module(NamesArguments):
         self._homes = {}  # children without the second names of those placed twice: whose parameters live here
         self._parent = None  # weak reference to the module that holds the parameters
         self._bind(self.xp.zeros(0, self.compute_dtype), self.xp.zeros(0, self.compute_dtype), [])
+
+    @checked
+    def training(self, value):
+        return check_flag("training", value)
 
     # ---- declaring
 
@@ -248,7 +262,7 @@ class Module(NamesArguments):
         """All of the module as copies and pickles hold it: arrays on the host, each layer with its own parameters,
         the backend by name."""
         state = self.__dict__.copy()
-        for name in ("xp", "params", "grads", "flat_params", "flat_grads", "_parent"):
+        for name in ("xp", "params", "grads", "flat_params", "flat_grads", "_parent", "_evaluations"):
             del state[name]
         if not self.children:
             state["flat"] = [self.ops.to_numpy(flat) for flat in (self.flat_params, self.flat_grads)]
@@ -259,13 +273,24 @@ class Module(NamesArguments):
         flat = state.pop("flat", None)
         self.__dict__.update(state)
         self.xp = self.ops.xp
-        self.params, self.grads, self._parent = Views(), Views(), None
+        self.params, self.grads, self._parent, self._evaluations = Views(), Views(), None, []
         self.buffers = {name: self.xp.asarray(writable(array)) for name, array in self.buffers.items()}
-        if flat is None:
-            self._gather()
+        if flat is not None:
+            self.params._owners = {name: (self._counts[0], self._frozen[0], name) for name, _ in self._layout}
+            self._bind(*(self.xp.asarray(writable(array)) for array in flat), self._layout)
+        self._settle()
+
+    def _settle(self):
+        """The end of ``__setstate__``. A layer that refers to the model around it may get its state after that one: the
+        model then waits for it."""
+        late = next((child for child in self._homes.values() if not hasattr(child, "flat_params")), None)
+        if late is not None:
+            late.__dict__.setdefault("_waiting", []).append(self)
             return
-        self.params._owners = {name: (self._counts[0], self._frozen[0], name) for name, _ in self._layout}
-        self._bind(*(self.xp.asarray(writable(array)) for array in flat), self._layout)
+        if self.children:
+            self._gather()
+        for module in self.__dict__.pop("_waiting", ()):
+            module._settle()
 
     def _set_name(self, path):
         """Name this module, and its children, by its place in the model around it; the name keys its random draws."""
@@ -366,19 +391,37 @@ class Module(NamesArguments):
     @contextlib.contextmanager
     def evaluation(self):
         """Inside the ``with`` block this module and all in it are in evaluation mode; behind it each is in its own mode
-        again, whatever happened. Yields the module.
+        again, whatever happened. Yields the module. Blocks of several threads may overlap in any order: the module
+        comes back to its mode when it has left the last.
 
         >>> model = gpurnn.Dropout(0.5)
         >>> with model.evaluation():
         ...     model(np.ones(3, "float32")).tolist()
         [1.0, 1.0, 1.0]
         """
-        modes = [(module, module.training) for _, module in self.modules()]
+        blocks = [(module, [None]) for _, module in self.modules()]
+        with _changing_modes:
+            for module, block in blocks:
+                block[0] = module.training
+                module._evaluations.append(block)
+                module.training = False
         try:
-            yield self.eval()
+            yield self
         finally:
-            for module, mode in modes:
-                module.training = mode
+            with _changing_modes:
+                for module, block in blocks:
+                    module._leave(block)
+
+    def _leave(self, block):
+        """Take a block of ``evaluation`` out of those that this is in: the one that began next, which found it in
+        evaluation mode, comes back to this one's mode; where there is none, the module does."""
+        inside = self._evaluations
+        place = next(n for n, other in enumerate(inside) if other is block)
+        if inside[place] is inside[-1]:
+            self.training = block[0]
+        else:
+            inside[place + 1][0] = block[0]
+        del inside[place]
 
     def changed(self, *names):
         """Count a change of these parameters, or of all, that was made through their arrays; see ``check_versions``.
@@ -483,7 +526,7 @@ class Module(NamesArguments):
                 value = value.detach().cpu()
                 value = (value.double() if value.is_floating_point() else value).numpy()
             value = host_array(value, name)
-            if value.dtype.kind not in "fiu":
+            if not (value.dtype.kind in "iu" or is_float(value.dtype)):
                 raise DtypeError(f"{name}: expected numbers, got {value.dtype}")
             if value.shape != target.shape:
                 raise ShapeError(f"{name}: expected shape {target.shape}, got {value.shape}")

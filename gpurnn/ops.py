@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import rng
-from .arrays import plain, plain_on_device, refuse_graph, refuse_masked
+from .arrays import plain, plain_on_device, refuse_function, refuse_graph, refuse_masked
 from .cells import HiddenWeights
 from .dtypes import compute_dtype, upcast
 from .errors import BackendError, DtypeError, ShapeError
@@ -110,9 +110,7 @@ class Ops:
             return value if value.flags.aligned and value.dtype.isnative else plain(value)
         if xp is not np and isinstance(value, xp.ndarray):
             return plain_on_device(value)
-        if callable(value):  # most often the backward of a loss
-            hint = ". Call it: backward(dloss())" if name.startswith("d") else ""
-            raise TypeError(f"{name}: expected an array, got a function{hint}")
+        refuse_function(name, value)
         refuse_masked(name, value)
         refuse_graph(name, value)
         through_dlpack = hasattr(value, "__dlpack_device__") and not isinstance(value, np.ndarray)

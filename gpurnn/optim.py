@@ -25,6 +25,7 @@ from types import MappingProxyType
 import numpy as np
 
 from .arrays import host_array
+from .dtypes import is_float
 from .errors import DtypeError, NamesArguments, ShapeError, check_flag, check_number, check_size
 from .module import Module, writable
 
@@ -60,6 +61,12 @@ def _check_kind(what, state, owner):
     got, expected = state.get("kind") if isinstance(state, Mapping) else state, type(owner).__name__
     if got != expected:
         raise ValueError(f"{what} is of kind {got!r}, expected {expected!r}")
+
+
+def is_square(name):
+    """Whether a state array of an optimiser, by its name, holds averages of squares. These may be infinite: a gradient
+    over the root of infinity is a step of 0."""
+    return name.partition(".")[0] in ("square_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 
 # ---- optimisers
@@ -101,14 +108,18 @@ class Optimizer(NamesArguments):
         """As copies and pickles hold it: arrays on the host. The model goes with it; copy both together to keep them
         together, ``model, adam = copy.deepcopy((model, adam))``."""
         arrays = {name: self.model.ops.to_numpy(array) for name, array in self._arrays.items()}
-        return self.__dict__ | {"hyper": dict(self.hyper), "_arrays": arrays, "_scratch": None}
+        kept = {
+            "_ops": self.model.ops,
+            "_wide": self.model.compute_dtype,
+        }  # a model may refer to this, and get its state later
+        return self.__dict__ | {"hyper": dict(self.hyper), "_arrays": arrays, "_scratch": None} | kept
 
     def __setstate__(self, state):
+        xp, upcast = state.pop("_ops").xp, state.pop("_wide")
         self.__dict__.update(state)
-        xp = self.model.xp
         self.hyper = MappingProxyType(self.hyper)
         self._arrays = {name: xp.asarray(writable(array)) for name, array in self._arrays.items()}
-        self._scratch = xp.empty((2, self._block), self.model.compute_dtype)
+        self._scratch = xp.empty((2, self._block), upcast)
 
     @property
     def lr(self):
@@ -157,8 +168,8 @@ class Optimizer(NamesArguments):
         """Continue from ``state_dict()``: learning rate, step count, hyper-parameters and arrays.
 
         Raises ValueError for another kind of optimiser, for hyper-parameters that need other arrays and for values
-        that are not finite; KeyError for missing and unknown names; ShapeError and DtypeError for arrays that do not
-        fit; TypeError for what is no such state. Nothing changes on an error.
+        that are not finite, other than squares that had overflowed; KeyError for missing and unknown names; ShapeError
+        and DtypeError for arrays that do not fit; TypeError for what is no such state. Nothing changes on an error.
         """
         _check_names("optimiser state", state, ("scalars", "arrays"))
         scalars, arrays = state["scalars"], state["arrays"]
@@ -242,15 +253,18 @@ class Optimizer(NamesArguments):
     def _check_array(self, name, value, target):
         """``value`` on the host in the target's dtype, checked."""
         value = host_array(value, name)
-        if value.dtype.kind != "f":
+        if not is_float(value.dtype):
             raise DtypeError(f"{name}: expected floating-point numbers, got {value.dtype}")
         if value.shape != target.shape:
             raise ShapeError(f"{name}: expected shape {target.shape}, got {value.shape}")
         with np.errstate(over="ignore"):
-            value = value.astype(target.dtype)
-        if not np.isfinite(value).all():
+            loaded = value.astype(target.dtype)
+        legal = np.isfinite(loaded)
+        if is_square(name):
+            legal |= np.isposinf(value)
+        if not legal.all():
             raise ValueError(f"{name}: holds values that are not finite in {target.dtype}")
-        return value
+        return loaded
 
 
 class SGD(Optimizer):
@@ -386,7 +400,8 @@ class Adam(Optimizer):
 
     ``g += weight_decay * p``; ``m = beta1 * m + (1 - beta1) * g``; ``v = beta2 * v + (1 - beta2) * g^2``;
     ``p -= lr * m^ / (sqrt(v^) + eps)`` with ``m^ = m / (1 - beta1^n)``, ``v^ = v / (1 - beta2^n)`` at step n. With
-    ``amsgrad`` the largest ``v`` so far takes the place of ``v`` in the quotient.
+    ``amsgrad`` the largest ``v`` so far takes the place of ``v`` in the quotient. A gradient whose square overflows
+    makes no step, as in torch: ``v`` is infinite then, and stays so, in ``state_dict`` and checkpoints, too.
 
     lr >= 0; betas in [0, 1); eps > 0; weight_decay >= 0. Raises TypeError and ValueError.
     Source: Kingma and Ba, ICLR 2015; AMSGrad: Reddi, Kale, Kumar, ICLR 2018.
@@ -537,6 +552,12 @@ class Schedule(NamesArguments):
         self._opt = opt
         self._hyper = self._check_hyper(base_lr=opt.lr, **hyper)
         self._counters = self._check_counters()
+
+    def __copy__(self):
+        raise TypeError(
+            f"copy.copy: a shallow copy of this {type(self).__name__} would set the learning rate of the same "
+            "optimizer: use copy.deepcopy((model, optimizer, schedule)), which copies all three"
+        )
 
     @property
     def lr(self):

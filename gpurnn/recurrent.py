@@ -7,13 +7,15 @@ over all of time for each weight. Names, shapes and equations follow ``torch.nn`
 
 import contextlib
 import math
+import threading
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from . import cells, rng
+from .arrays import refuse_function
 from .dtypes import upcast
-from .errors import ShapeError, check_choice, check_flag, check_number, check_shape, check_size, refuse_unknown
+from .errors import ShapeError, check_choice, check_flag, check_number, check_shape, check_size, checked, refuse_unknown
 from .gradients import StepNorms, active_flow, adding
 from .masks import check_lengths
 from .module import Module, check_unspent
@@ -34,8 +36,9 @@ class Plan:
     made here (dropout, two directions, a kernel); c is float32 beside 16-bit numbers. output_bytes: the output.
     backward_bytes: largest extra memory of backward, which works inside the cache: dx and the scratch of a step; a
     wavefront holds all dx until the end. packed_bytes: what compiled code on a CPU takes for a while to copy weights,
-    inputs and states into the order in which its products read them, the most of any layer. Not all of this is there
-    at once: the total is an upper bound.
+    inputs and states into the order in which its products read them, the most of any layer. In long calls that are x
+    or h of all steps, T*B rows of I or P numbers, each made up to whole vectors: the gradients of the weights are
+    products over all of time. Not all of this is there at once: the total is an upper bound.
     """
 
     schedule: str
@@ -96,11 +99,11 @@ class _Recurrent(Module):
         seed=None,
     ):
         super().__init__(backend, dtype, seed, precision)
-        self.bias, self.batch_first = check_flag("bias", bias), check_flag("batch_first", batch_first)
+        self.bias, self.batch_first = check_flag("bias", bias), batch_first
         self.bidirectional, self.reverse = check_flag("bidirectional", bidirectional), check_flag("reverse", reverse)
         self.learn_state = check_flag("learn_state", learn_state)
         self.cell = cell
-        self.schedule = check_choice("schedule", schedule, SCHEDULES)
+        self.schedule = schedule
         self.input_size = check_size("input_size", input_size)
         self.num_layers = check_size("num_layers", num_layers)
         if isinstance(hidden_size, (list, tuple)):
@@ -110,18 +113,10 @@ class _Recurrent(Module):
         else:
             self.hidden_sizes = (check_size("hidden_size", hidden_size),) * self.num_layers
         self.hidden_size = hidden_size
-        self.dropout = check_number("dropout", dropout, 0, 1)
-        if self.dropout and self.num_layers == 1:
-            raise ValueError(
-                "dropout acts between recurrent layers: it needs num_layers > 1; put a Dropout layer behind"
-            )
+        self.dropout = dropout
         if bidirectional and reverse:
             raise ValueError("reverse means one direction, backwards in time: it excludes bidirectional")
-        self.wavefront = check_size("wavefront", wavefront, minimum=0)
-        if wavefront and bidirectional:
-            raise ValueError(
-                "wavefront: with two directions a layer needs the whole of the one below before it can begin"
-            )
+        self.wavefront = wavefront
         self.proj_size = check_size("proj_size", proj_size, minimum=0)
         if self.proj_size and self.proj_size >= min(self.hidden_sizes):
             raise ValueError(f"proj_size has to be smaller than hidden_size, got {proj_size} and {hidden_size}")
@@ -134,6 +129,34 @@ class _Recurrent(Module):
         self._directions = (False, True) if bidirectional else (self.reverse,)
         self._by_layer = None, []  # a buffer, and the weights that ``_weights`` has made of it
         self._declare(self._initial_values(forget_bias, chrono))
+
+    # ---- what may be set later
+
+    @checked
+    def batch_first(self, value):
+        return check_flag("batch_first", value)
+
+    @checked
+    def schedule(self, value):
+        return check_choice("schedule", value, SCHEDULES)
+
+    @checked
+    def dropout(self, value):
+        value = check_number("dropout", value, 0, 1)
+        if value and self.num_layers == 1:
+            raise ValueError(
+                "dropout acts between recurrent layers: it needs num_layers > 1; put a Dropout layer behind"
+            )
+        return value
+
+    @checked
+    def wavefront(self, value):
+        value = check_size("wavefront", value, minimum=0)
+        if value and self.bidirectional:
+            raise ValueError(
+                "wavefront: with two directions a layer needs the whole of the one below before it can begin"
+            )
+        return value
 
     # ---- parameters
 
@@ -250,10 +273,10 @@ class _Recurrent(Module):
         accumulate into ``grads``; with ``state=None`` and ``learn_state`` also those of the initial state. ``backward``
         works inside what forward kept and may run once; the layer itself may run many times before. With ``retain``
         backward may run many times: it then puts a copy of what it spends aside while it runs (``Plan.cache_bytes`` at
-        most). x is kept by reference: leave it as it is until then.
+        most). Threads that call one ``backward`` take turns. x is kept by reference: leave it as it is until then.
         """
         if unknown:
-            refuse_unknown(type(self).__name__, unknown, _CALL)
+            refuse_unknown(type(self).__name__, unknown, (*_CALL, "retain"))
         return self._forward(x, state, lengths, return_all, save=True, retain=retain)
 
     def step(self, x, state=None, **unknown):
@@ -274,8 +297,9 @@ class _Recurrent(Module):
         return output.squeeze(axis), state
 
     def plan(self, T, B):
-        """``Plan`` of a training call with x (T, B, I)."""
+        """``Plan`` of a training call with x (T, B, I). Raises ShapeError for sizes that the call refuses."""
         T, B, D = check_size("T", T, 0), check_size("B", B, 0), len(self._directions)
+        self.ops.refuse_sizes(T, B, lambda: self._loop_sizes(T, B, True))
         size, compute_size = self.dtype.itemsize, self.compute_dtype.itemsize
         segments = self._segments(T, watched=False)
         longest = max(segment.stop - segment.start for segment in segments)
@@ -319,7 +343,7 @@ class _Recurrent(Module):
     # ---- forward
 
     def _forward(self, x, state, lengths, return_all, save, retain=False):
-        return_all = check_flag("return_all", return_all)
+        return_all, retain = check_flag("return_all", return_all), check_flag("retain", retain)
         x, single = self._check_input(x)
         T, B, _ = x.shape
         self.ops.refuse_sizes(T, B, lambda: self._loop_sizes(T, B, save))
@@ -434,23 +458,29 @@ class _Recurrent(Module):
 
     def _make_backward(self, segments, passes, masks, state_given, lengths, output_shape, single, retain):
         cache, spent, then, versions = [passes], [], self._as_now(), self.versions()
+        turn = threading.Lock()  # backward works inside what forward kept: one thread at a time
+
+        def check(dstate, name="dstate"):
+            """``dstate`` for each pass; raises, before anything is changed, where backward cannot run."""
+            if len(segments) > 1 and active_flow() is not None:
+                raise RuntimeError("gradient flow: forward ran as a wavefront. Call forward, too, while it is recorded")
+            if dstate is None:
+                return [None] * (then.num_layers * len(then._directions))
+            return then._unpack_state(dstate, output_shape[1], single, name)
 
         def backward(doutput=None, dstate=None):
             if doutput is not None:
                 doutput = then._check_doutput(doutput, output_shape, single)
-            dfinal = given = [None] * (then.num_layers * len(then._directions))
-            if dstate is not None:
-                dfinal = given = then._unpack_state(dstate, output_shape[1], single, "dstate")
-                if lengths is not None:
-                    dfinal = then._without_unused(given, lengths)
+            dfinal = given = check(dstate)
+            if dstate is not None and lengths is not None:
+                dfinal = then._without_unused(given, lengths)
             then.check_versions(versions)
-            check_unspent(spent)
-            if len(segments) > 1 and active_flow() is not None:
-                raise RuntimeError("gradient flow: forward ran as a wavefront. Call forward, too, while it is recorded")
-            if not retain:
-                spent.append(True)
-            with _retained(cache[0]) if retain else contextlib.nullcontext(cache.pop()) as passes:
-                dx, dinitial = then._backward(segments, passes, masks, doutput, dfinal, lengths)
+            with turn:
+                check_unspent(spent)
+                if not retain:
+                    spent.append(True)
+                with _retained(cache[0]) if retain else contextlib.nullcontext(cache.pop()) as passes:
+                    dx, dinitial = then._backward(segments, passes, masks, doutput, dfinal, lengths)
             if dfinal is not given:
                 dinitial = then._with_unused(dinitial, given, lengths)
             if then.learn_state and not state_given:
@@ -461,6 +491,7 @@ class _Recurrent(Module):
                                 then.grads[name + suffix] += upcast(part).sum(axis=0)
             return then._outward(dx, single), then._pack_state(dinitial, single)
 
+        backward.check = check
         return backward
 
     def _backward(self, segments, passes, masks, doutput, dfinal, lengths):
@@ -645,23 +676,22 @@ class _Recurrent(Module):
         zeros; raises ShapeError."""
         D = len(self._directions)
         kinds = self._state_kinds()
-        if len(kinds) == 2 and not (isinstance(state, (tuple, list)) and len(state) == 2):
-            raise ShapeError(f"{name}: expected a pair (h, c), got {type(state).__name__}")
-        parts = state if len(kinds) == 2 else (state,)
+        parts = _pair(state, name) if len(kinds) == 2 else (state,)
         unpacked = [() for _ in range(self.num_layers * D)]
         for (kind, sizes), part in zip(kinds, parts, strict=True):
             what = f"{name} {kind}" if len(kinds) == 2 else name
-            if part is None and name == "dstate":
+            if part is None and name.startswith("dstate"):
                 rows = [None] * len(unpacked)
             elif len(set(sizes)) == 1:
                 shape = (self.num_layers * D, B, sizes[0])
                 rows = list(self._checked_state(part, kind, what, shape, single))
             else:
+                refuse_function(what, part)
                 if not isinstance(part, (tuple, list)) or len(part) != self.num_layers:
                     raise ShapeError(f"{what}: expected one array for each of {self.num_layers} layers of unequal size")
                 rows = []
                 for layer, array in enumerate(part):
-                    if array is None and name == "dstate":
+                    if array is None and name.startswith("dstate"):
                         rows += [None] * D
                         continue
                     rows += list(self._checked_state(array, kind, f"{what}[{layer}]", (D, B, sizes[layer]), single))
@@ -696,6 +726,16 @@ class _Recurrent(Module):
     @property
     def _original_gru(self):
         return isinstance(self.cell, cells.GRUStep) and not self.cell.reset_after
+
+
+def _pair(state, name):
+    """``state``, a pair (h, c); raises ShapeError for another number of parts."""
+    refuse_function(name, state)
+    if not isinstance(state, (tuple, list)):
+        raise ShapeError(f"{name}: expected a pair (h, c), got {type(state).__name__}")
+    if len(state) != 2:
+        raise ShapeError(f"{name}: expected a pair (h, c), got a {type(state).__name__} of {len(state)}")
+    return state
 
 
 @contextlib.contextmanager
@@ -807,7 +847,7 @@ class _SingleStep:
         """For training: (new state, backward) with ``dx, dstate = backward(dnew_state)``; None means zeros, also for
         one of the LSTM's pair. ``retain`` as in a layer's ``forward``."""
         if unknown:
-            refuse_unknown(type(self).__name__, unknown, _CALL[:2])
+            refuse_unknown(type(self).__name__, unknown, (*_CALL[:2], "retain"))
         x, state = self._lift(x, state)
         _, new, inner = super().forward(x, state, retain=retain)
 
@@ -837,9 +877,7 @@ class _SingleStep:
                 return None
             return self._as_state(part, kind, f"{name} {kind}")[None]
 
-        if not (isinstance(state, (tuple, list)) and len(state) == 2):
-            raise ShapeError(f"{name}: expected a pair (h, c), got {type(state).__name__}")
-        return tuple(raised(part, kind) for kind, part in zip("hc", state, strict=True))
+        return tuple(raised(part, kind) for kind, part in zip("hc", _pair(state, name), strict=True))
 
     def _lower(self, state):
         return tuple(part[0] for part in state) if self.cell.states == 2 else state[0]

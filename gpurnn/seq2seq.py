@@ -23,7 +23,7 @@ import numpy as np
 from . import rng
 from .attention import Attention
 from .dtypes import upcast
-from .errors import DtypeError, ShapeError, check_choice, check_flag, check_number, check_size
+from .errors import DtypeError, ShapeError, check_choice, check_flag, check_number, check_size, checked
 from .layers import Dropout, Embedding, Linear, TiedLinear
 from .masks import check_lengths, refuse_no_distribution
 from .module import Module
@@ -46,8 +46,8 @@ class EncoderDecoder(Module):
     ``logits = model((source, target), lengths=None)`` and ``logits, backward = model.forward(...)``, ``backward(
     dlogits)``: source (T, B) and target (U, B) are integers, the target being what the decoder reads: ``START``, then
     the words but the last. lengths: a pair of (B,) integers, of source and target, or None. logits: (U, B,
-    target_size). source and target are kept by reference until ``backward``, which runs once, or more often after
-    ``forward(..., retain=True)``.
+    target_size); past the target's end dlogits may hold anything. source and target are kept by reference until
+    ``backward``, which runs once, or more often after ``forward(..., retain=True)``.
 
     sampling: None, or a ``Sampling``: in training some of the target's words are then replaced by the model's own.
 
@@ -104,12 +104,19 @@ class EncoderDecoder(Module):
             weight[...] = self.xp.asarray(start, dtype=self.compute_dtype)
         self._adopt(children)
 
+    @checked
+    def sampling(self, value):
+        if value is not None and not isinstance(value, Sampling):
+            raise TypeError(f"sampling should be a Sampling or None, got {value!r}")
+        return value
+
     def __call__(self, inputs, lengths=None):
         source, target, (source_lengths, target_lengths) = self._check(inputs, lengths)
         memory, state, _ = self._encode(source, source_lengths, save=False)
         return self._decode(target, target_lengths, memory, state, source_lengths)
 
     def forward(self, inputs, lengths=None, *, retain=False):
+        check_flag("retain", retain)
         source, target, (source_lengths, target_lengths) = self._check(inputs, lengths)
         memory, state, encode_backward = self._encode(source, source_lengths, save=True, retain=retain)
         if self.training and self.sampling is not None:
@@ -126,6 +133,8 @@ class EncoderDecoder(Module):
         H = self.hidden
 
         def backward(dlogits):
+            if target_lengths is not None:
+                dlogits = self.ops.zero_past_end(dlogits.copy(), target_lengths)
             dy = output_dropout_backward(output_backward(dlogits))
             dy *= 1 - y * y
             dboth = combine_backward(dy)

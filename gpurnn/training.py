@@ -27,19 +27,22 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from . import rng, run_folder
 from .checkpoint import CheckpointError, load_checkpoint, remove_checkpoint, save_checkpoint
+from .dtypes import is_float
 from .errors import check_choice, check_flag, check_number, check_size
 from .files import check_target, one_line, open_log
 from .folder_lock import locked
 from .gradients import record_gradient_flow
 from .loss_scale import LossScaler
 from .losses import quiet
-from .optim import clip_grad_norm, clip_grad_value
+from .module import Module
+from .optim import clip_grad_norm, clip_grad_value, is_square
 
 _log = logging.getLogger("gpurnn")
 _BEFORE_SCALERS = object()  # a checkpoint from before there were loss scalers says nothing of one
@@ -450,7 +453,8 @@ class _Run:
             "data": {"batches": len(self.batches), "accumulate": self.accumulate}, "extra": self.extra,
             "machine": self.model.ops.machine(),
         }  # fmt: skip
-        save_checkpoint(self.out / name, arrays, document)
+        squares = [f"optimizer/{key}" for key in optimizer["arrays"] if is_square(key)]
+        save_checkpoint(self.out / name, arrays, document, infinite=squares)
 
     def _restore(self, path):
         """Take everything from a checkpoint; on an error the model is as it was."""
@@ -537,12 +541,13 @@ class _Run:
 
 def save_weights(model, path):
     """Write the weights and running statistics of ``model`` as a checkpoint: ``path``, a .json file, and its arrays
-    beside it. Raises CheckpointError as ``save_checkpoint`` does.
+    beside it. Raises CheckpointError as ``save_checkpoint`` does, TypeError for what is no model.
 
     >>> model = gpurnn.GRU(2, 3)
     >>> gpurnn.save_weights(model, "model.json")
     >>> gpurnn.load_weights(model, "model.json")
     """
+    _check_order("save_weights", model, path)
     save_checkpoint(path, model.state_dict(), {"kind": "weights", "model": type(model).__name__})
 
 
@@ -553,8 +558,9 @@ def load_weights(model, path):
     of ``fit``; or the folder of a run, for its best checkpoint, else its last.
 
     Raises CheckpointError for a damaged one or one of another model, ValueError for a file of another kind, saying what
-    reads it; nothing changes then.
+    reads it, TypeError for what is no model; nothing changes then.
     """
+    _check_order("load_weights", model, path)
     path = Path(path)
     if path.is_dir():
         folder = path
@@ -577,6 +583,17 @@ def load_weights(model, path):
 
 
 # ---- small parts
+
+
+def _check_order(function, model, path):
+    """Raise TypeError unless ``model`` is one and ``path`` the name of a file."""
+    if isinstance(path, Module):
+        raise TypeError(f"{function}: expected the model first and then the path: {function}(model, path)")
+    if not isinstance(model, Module):
+        hint = ". Arrays are what save_checkpoint(path, arrays, document) saves" if isinstance(model, Mapping) else ""
+        raise TypeError(f"model: expected a gpurnn layer or model, got {type(model).__name__}{hint}")
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path: expected the name of a file, got {type(path).__name__}")
 
 
 def _loss_scaler(scaler, model):
@@ -618,7 +635,7 @@ def _finite(batch):
     arrays = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
     for array in (*arrays, batch.targets):
         array = array.get() if hasattr(array, "get") and not isinstance(array, np.ndarray) else array
-        if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+        if not isinstance(array, np.ndarray) or not is_float(array.dtype):
             continue
         padded = batch.lengths is not None and not isinstance(batch.lengths, tuple) and array.ndim > 1
         if padded and array.shape[1] == len(batch.lengths):

@@ -36,6 +36,10 @@ def evaluate(**options):
     return gpurnn.evaluate(linear(), gpurnn.mse, Source(), **options)
 
 
+def forward(make):
+    return lambda **o: make(6).forward(X, **o)
+
+
 # Every public class and function with flags -> (a call that takes them by name, the flags).
 FLAGS = {
     "LSTM": (lambda **o: gpurnn.LSTM(6, 5, **o), "bias batch_first bidirectional reverse learn_state"),
@@ -58,7 +62,18 @@ FLAGS = {
     "Batch": (lambda **o: gpurnn.Batch(X, X, **o), "carry"),
     "SequenceBatches": (lambda **o: gpurnn.SequenceBatches([X], [X], 1, **o), "per_step shuffle bucket"),
     "LSTM.__call__": (lambda **o: gpurnn.LSTM(6, 5)(X, **o), "return_all"),
-    "LSTM.forward": (lambda **o: gpurnn.LSTM(6, 5).forward(X, **o), "return_all"),
+    "LSTM.forward": (lambda **o: gpurnn.LSTM(6, 5).forward(X, **o), "return_all retain"),
+    "GRUCell.forward": (lambda **o: gpurnn.GRUCell(6, 5).forward(X[0], **o), "retain"),
+    "Linear.forward": (forward(lambda n: gpurnn.Linear(n, 5)), "retain"),
+    "Embedding.forward": (lambda **o: gpurnn.Embedding(6, 5).forward(IDS, **o), "retain"),
+    "TiedLinear.forward": (forward(lambda n: gpurnn.TiedLinear(gpurnn.Embedding(9, n))), "retain"),
+    "Dropout.forward": (forward(lambda n: gpurnn.Dropout(0.5)), "retain"),
+    "LayerNorm.forward": (forward(gpurnn.LayerNorm), "retain"),
+    "BatchNorm.forward": (forward(gpurnn.BatchNorm), "retain"),
+    "Pooling.forward": (forward(gpurnn.Pooling), "retain"),
+    "Attention.forward": (lambda **o: gpurnn.Attention(6, 6).forward(X, X, **o), "retain"),
+    "Sequential.forward": (forward(lambda n: gpurnn.Sequential(gpurnn.Linear(n, 5))), "retain"),
+    "EncoderDecoder.forward": (lambda **o: gpurnn.EncoderDecoder(9, 9, 4).forward((IDS, IDS), **o), "retain"),
     "train": (lambda **o: linear().train(**o), "mode"),
     "load_state_dict": (lambda **o: linear().load_state_dict({}, **o), "strict"),
     "cross_entropy": (lambda **o: gpurnn.cross_entropy(X, IDS, **o), "batch_first"),
@@ -107,6 +122,24 @@ def test_the_table_of_flags_is_whole():
         assert set(flags) <= set(FLAGS.get(name, (None, ""))[1].split()), name
 
 
+def test_every_forward_looks_at_retain():
+    for name in dir(gpurnn):
+        public = getattr(gpurnn, name)
+        if inspect.isclass(public) and hasattr(public, "forward") and not name.endswith("Cell"):
+            owner = next(owner for owner in public.__mro__ if "forward" in vars(owner))
+            named = [other for other in FLAGS if other.endswith(".forward") and "retain" in FLAGS[other][1]]
+            assert any(getattr(gpurnn, n.partition(".")[0]).forward is owner.forward for n in named), name
+
+
+def test_a_flag_is_no_number():
+    with pytest.raises(TypeError, match="^directions should be an int, got bool"):
+        gpurnn.Pooling(4, directions=True)
+    with pytest.raises(ValueError, match="^directions should be one of 1, 2, got 3"):
+        gpurnn.Pooling(3, directions=3)
+    with pytest.raises(ValueError, match=r"^cell should be one of .*, got \['lstm'\]"):
+        gpurnn.EncoderDecoder(9, 9, 4, cell=["lstm"])
+
+
 def test_a_number_in_the_place_of_a_flag():
     with pytest.raises(TypeError, match="^bias should be True or False, got 0.5"):
         gpurnn.GRU(3, 4, 2, 0.5)
@@ -151,6 +184,12 @@ def test_a_number_in_the_place_of_a_flag():
         (lambda: gpurnn.LSTM(3, 4, h0=1), "h0", "state"),
         (lambda: gpurnn.LSTM(6, 5)(X, hx=None), "hx", "state"),
         (lambda: gpurnn.LSTM(6, 5).forward(X, initial_state=None), "initial_state", "state"),
+        (lambda: gpurnn.LSTM(6, 5).forward(X, retain_graph=True), "retain_graph", "retain"),
+        (lambda: gpurnn.GRUCell(6, 5).forward(X[0], retain_graph=True), "retain_graph", "retain"),
+        (lambda: gpurnn.Sequential(gpurnn.GRU(6, 5)).forward(X, retain_graph=True), "retain_graph", "retain"),
+        (lambda: gpurnn.LSTM(6, 5).forward(X, colour=1), "colour", "retain"),
+        (lambda: gpurnn.LSTM(6, 5)(X, retain=True), "retain", "forward(..., retain=True)"),
+        (lambda: gpurnn.LSTM(6, 5)(X, retain_graph=True), "retain_graph", "forward(..., retain=True)"),
         (lambda: gpurnn.GRU(6, 5)(X, mask=None), "mask", "lengths"),
         (lambda: gpurnn.GRU(6, 5)(X, sequence_length=None), "sequence_length", "lengths"),
         (lambda: gpurnn.GRU(6, 5)(X, training=True), "training", "train()"),
@@ -166,6 +205,66 @@ def test_an_unknown_argument_is_answered_with_our_word(make, word, answer):
         make()
     message = str(caught.value)
     assert message.partition(":")[0] in dir(gpurnn) and answer in message.partition("'. ")[2]
+
+
+LAYERS = {
+    "Dropout": lambda **o: gpurnn.Dropout(**{"rate": 0.5, **o}),
+    "LayerNorm": lambda **o: gpurnn.LayerNorm(6, **o),
+    "BatchNorm": lambda **o: gpurnn.BatchNorm(6, **o),
+    "Pooling": lambda **o: gpurnn.Pooling(6, **o),
+    "Attention": lambda **o: gpurnn.Attention(6, 6, **o),
+    "LSTM": lambda **o: gpurnn.LSTM(6, 5, num_layers=2, **o),
+    "GRU": lambda **o: gpurnn.GRU(6, 5, **o),
+    "RNN": lambda **o: gpurnn.RNN(6, 5, num_layers=2, bidirectional=True, **o),
+    "LossScaler": lambda **o: gpurnn.LossScaler(**o),
+    "SGD": lambda **o: gpurnn.SGD(linear(), **{"lr": 0.1, **o}),
+}
+SET_LATER = [  # kind, attribute, a value that is taken, some that are refused
+    ("Dropout", "rate", 0.25, (2, -1, "a", None, True, np.nan)),
+    ("Dropout", "variational", True, (1, "no")),
+    ("Dropout", "batch_first", True, ("no", 0)),
+    ("LayerNorm", "eps", 1, (-1, "a", np.inf)),
+    ("BatchNorm", "eps", 1, (-1, "a")),
+    ("BatchNorm", "momentum", 0.5, (2, -1, "a")),
+    ("BatchNorm", "batch_first", True, ("no",)),
+    ("Pooling", "batch_first", True, ("no",)),
+    ("Attention", "scale", 2, (0, -1, "a")),
+    ("LSTM", "dropout", 0.5, (5, -1, "a")),
+    ("LSTM", "batch_first", True, ("no", 1)),
+    ("LSTM", "schedule", "step", ("fast", None, 1)),
+    ("LSTM", "wavefront", 3, (-1, 0.5, "a")),
+    ("GRU", "dropout", 0, (0.5, 2)),
+    ("RNN", "wavefront", 0, (1, -1)),
+    ("LossScaler", "growth_factor", 3, (1, "a")),
+    ("LossScaler", "backoff_factor", 0.25, (0, 1, "a")),
+    ("LossScaler", "growth_interval", 7, (0, 0.5)),
+    ("SGD", "lr", 0.5, (-1, "a", np.nan)),
+]
+
+
+@pytest.mark.parametrize("kind, name, right, wrong", SET_LATER)
+def test_what_is_set_later_is_checked_as_in_the_constructor(kind, name, right, wrong):
+    made = LAYERS[kind]()
+    setattr(made, name, right)
+    assert getattr(made, name) == right == getattr(LAYERS[kind](**{name: right}), name)
+    assert getattr(copy.deepcopy(made), name) == right
+    for value in wrong:
+        with pytest.raises((TypeError, ValueError), match=name) as first:
+            LAYERS[kind](**{name: value})
+        with pytest.raises(first.type) as later:
+            setattr(made, name, value)
+        assert str(later.value) == str(first.value)
+        assert getattr(made, name) == right
+
+
+def test_the_mode_and_the_sampling_are_checked_too():
+    model = gpurnn.EncoderDecoder(9, 9, 4)
+    with pytest.raises(TypeError, match="^training should be True or False, got 'no'"):
+        model.training = "no"
+    with pytest.raises(TypeError, match="^sampling should be a Sampling or None, got 0.5"):
+        model.sampling = 0.5
+    model.sampling = gpurnn.seq2seq.Sampling(0.5, 10)
+    assert model.training is True and model.sampling.rate == 0.5
 
 
 def test_classes_of_ones_own_take_what_they_like():

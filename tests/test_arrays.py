@@ -191,8 +191,11 @@ MASKED = {
     "ids:": [lambda: gpurnn.TextBatches(masked(np.arange(9)), 2, 2)],
     "bias": [
         lambda: linear("cpu").params.__setitem__("bias", masked(values(5))),
+        lambda: linear("cpu").grads.__setitem__("bias", masked(values(5))),
         lambda: linear("cpu").load_state_dict({"bias": masked(values(5))}, strict=False),
+        lambda: gpurnn.save_checkpoint("nowhere/at_all.json", {"bias": masked(values(5))}, {}),
     ],
+    "sequences": [lambda: gpurnn.data.pad([X, masked(X)]), lambda: gpurnn.data.pad(masked(X))],
     "source": [lambda: gpurnn.EncoderDecoder(9, 9, 4)((masked(IDS), IDS))],
     "queries": [lambda: gpurnn.Attention(6, 6)(masked(X), X)],
     "memory": [lambda: gpurnn.Attention(6, 6)(X, masked(X))],
@@ -246,6 +249,8 @@ def test_more_sequences_than_a_launch_takes_are_refused_by_name(schedule):
     with pytest.raises(gpurnn.ShapeError, match=r"x: B = 262141 .*262140.*split the batch"):
         layer.forward(x)
     assert layer.calls == 0
+    with pytest.raises(gpurnn.ShapeError, match=r"x: B = 262141 .*262140.*split the batch"):
+        layer.plan(1, 262_141)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -257,6 +262,8 @@ def test_sizes_that_kernels_cannot_count_are_refused_by_name(backend):
             continue
         with pytest.raises(gpurnn.ShapeError, match=f"x: {name} = 2147483648 "):
             ops.refuse_sizes(*sizes, tuple)
+        with pytest.raises(gpurnn.ShapeError, match=f"x: {name} = 2147483648 "):
+            gpurnn.LSTM(1, 1, backend=ops, seed=1).plan(*sizes)
     if ops.name == "cpu":
         x = np.broadcast_to(np.zeros((1, 1, 1), "float32"), (1 << 31, 1, 1))
         with pytest.raises(gpurnn.ShapeError, match="x: T = 2147483648 "):
@@ -274,6 +281,10 @@ def test_a_tensor_with_a_graph_is_refused_with_what_to_do(backend):
         (lambda: gpurnn.mse(x, X), "prediction"), (lambda: gpurnn.cross_entropy(x, IDS), "logits"),
         (lambda: gpurnn.mse(X, x), "target"), (lambda: layer.forward(X)[1](x[..., :5]), "dy"),
         (lambda: lstm(X, (x[:1, :, :5], x[:1, :, :5])), "state"),
+        (lambda: layer.params.__setitem__("weight", torch.nn.Linear(6, 5).weight), "weight"),
+        (lambda: layer.params.__setitem__("bias", x[0, 0, :5]), "bias"),
+        (lambda: layer.grads.__setitem__("bias", x[0, 0, :5] * 2), "bias"),
+        (lambda: gpurnn.save_checkpoint("nowhere/at_all.json", {"w": x}, {}), "w"),
     ):  # fmt: skip
         with pytest.raises(TypeError, match=rf"^{name}.*requires grad.*{name.split()[0]}.*detach\(\)"):
             call()

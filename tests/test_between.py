@@ -275,10 +275,11 @@ ATTRIBUTES = {  # kind of layer -> attributes that may be set on it, and to what
     "attention, additive": {"score": "general", "scale": 3.0, "attention_size": 1},
     "lstm": {
         "dropout": 0.1, "training": False, "bias": False, "batch_first": True, "learn_state": False, "num_layers": 1,
-        "_directions": (False,), "bidirectional": False, "hidden_sizes": (1, 1), "proj_size": 1, "wavefront": 2,
+        "_directions": (False,), "bidirectional": False, "hidden_sizes": (1, 1), "proj_size": 1,
         "reverse": True, "input_size": 1, "schedule": "step",
     },
     "lstm, projected": {"proj_size": 0, "bias": False},
+    "lstm, wavefront": {"wavefront": 0},
     "gru": {"reset_after": False, "bias": False, "_directions": (True,)},
     "encoder-decoder": {"hidden": 2, "tied": False, "sampling": None, "_kinds": ("h",), "layers": 3},
     "sequential": {"stateful": False},
@@ -457,6 +458,31 @@ def test_a_function_in_the_place_of_other_arrays():
     _, _, backward = lstm.forward(x)
     with pytest.raises(TypeError, match="dstate h: expected an array, got a function. Call it"):
         backward(None, (dloss, dloss))
+    sizes, cell = LSTM(3, [4, 2], 2, backend="cpu"), LSTMCell(3, 4, backend="cpu")
+    single = numbers(5, 2, 3).astype("float32")
+    model = Sequential(LSTM(3, 4, backend="cpu"), Linear(4, 3, backend="cpu"), GRU(3, 2, backend="cpu"))
+    y, _, last = model.forward(single)
+    for call, name in (
+        (lambda: backward(None, dloss), "dstate"),
+        (lambda: sizes.forward(single)[2](None, dloss), "dstate"),
+        (lambda: sizes.forward(single)[2](None, (dloss, None)), "dstate h"),
+        (lambda: cell.forward(single[0])[1](dloss), "dstate"),
+        (lambda: cell.forward(single[0])[1]((None, dloss)), "dstate c"),
+        (lambda: gpurnn.GRUCell(3, 4, backend="cpu").forward(single[0])[1](dloss), "dstate"),
+        (lambda: last(y, dloss), "dstate"),
+        (lambda: last(y, (dloss, None)), r"dstate\[0\]"),
+        (lambda: last(y, (None, dloss)), r"dstate\[1\]"),
+        (lambda: last(dloss), "doutput"),
+    ):
+        with pytest.raises(TypeError, match=f"^{name}: expected an array, got a function. Call it: backward"):
+            call()
+    with pytest.raises(TypeError, match="^state: expected an array, got a function$"):
+        lstm(x, dloss)
+    for layer, first in ((lstm, x), (cell, single[0])):
+        with pytest.raises(gpurnn.ShapeError, match=r"^state: expected a pair \(h, c\), got a tuple of 3"):
+            layer(first, (x, x, x))
+        with pytest.raises(gpurnn.ShapeError, match=r"^state: expected a pair \(h, c\), got ndarray"):
+            layer(first, x)
     attention, inputs = build("attention, general")
     context, weights, backward = attention.forward(*inputs)
     with pytest.raises(TypeError, match="dweights: expected an array, got a function. Call it"):

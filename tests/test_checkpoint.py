@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from optional import needs, optional
 
+import gpurnn
 from gpurnn.checkpoint import (
     CheckpointError,
     load_checkpoint,
@@ -16,6 +18,7 @@ from gpurnn.checkpoint import (
 )
 from gpurnn.files import write_json_atomic, write_text_atomic
 
+ml_dtypes = optional("ml_dtypes")
 ROOT = Path(__file__).parents[1]
 
 
@@ -127,6 +130,11 @@ def damage_path_escape(folder):
     return "last.json", "names no tensor file"
 
 
+def damage_infinite_entry(folder):
+    edit(folder, tensors=json.loads((folder / "last.json").read_text())["tensors"] | {"infinite": 3})
+    return "last.json", "does not say"
+
+
 def damage_tensors_entry(folder):
     edit(folder, tensors=None)
     return "last.json", "names no tensor file"
@@ -161,9 +169,75 @@ def test_values_that_are_not_finite_are_refused(tmp_path, bad, monkeypatch):
         save_checkpoint(tmp_path / "last.json", arrays, document)
     load_checkpoint(tmp_path / "last.json")
     with monkeypatch.context() as patch:  # written by something that did not check
-        patch.setattr("gpurnn.checkpoint._check_finite", lambda path, arrays: None)
+        patch.setattr("gpurnn.checkpoint._check_finite", lambda *arguments: None)
         save_checkpoint(tmp_path / "last.json", arrays, document)
     with pytest.raises(CheckpointError, match=r"last-.*\.safetensors: array 'w'"):
+        load_checkpoint(tmp_path / "last.json")
+
+
+def test_infinity_where_it_is_allowed(tmp_path):
+    arrays = {"w": np.ones(3, np.float32), "squares": np.array([1, np.inf], np.float32), "fine": np.ones(2)}
+    save_checkpoint(tmp_path / "last.json", arrays, {}, infinite=["squares", "fine"])
+    loaded, _ = load_checkpoint(tmp_path / "last.json")
+    np.testing.assert_array_equal(loaded["squares"], arrays["squares"])
+    for wrong in ({"squares": np.array([np.nan])}, {"squares": np.array([-np.inf])}, {"w": np.array([np.inf])}):
+        with pytest.raises(CheckpointError, match=f"'{next(iter(wrong))}'.*not finite"):
+            save_checkpoint(tmp_path / "last.json", arrays | wrong, {}, infinite=["squares"])
+    header = json.loads((tmp_path / "last.json").read_text())
+    assert header["tensors"].pop("infinite") == ["squares"]
+    (tmp_path / "last.json").write_text(json.dumps(header))
+    with pytest.raises(CheckpointError, match="'squares'.*not finite"):
+        load_checkpoint(tmp_path / "last.json")
+
+
+def test_bfloat16_round_trips_with_equal_bits(tmp_path):
+    bfloat16 = ml_dtypes.bfloat16
+    arrays = {"s": np.linspace(-3, 3, 24).reshape(2, 3, 4).astype(bfloat16), "empty": np.zeros((0, 5), bfloat16)}
+    save_checkpoint(tmp_path / "last.json", arrays, {})
+    loaded, _ = load_checkpoint(tmp_path / "last.json")
+    for name, array in arrays.items():
+        assert loaded[name].dtype == bfloat16
+        np.testing.assert_array_equal(loaded[name], array)
+    for bad in (np.nan, np.inf):
+        arrays["s"][0, 0, 0] = bad
+        with pytest.raises(CheckpointError, match="'s'.*not finite"):
+            save_checkpoint(tmp_path / "last.json", arrays, {})
+    load_checkpoint(tmp_path / "last.json")
+
+
+def test_bfloat16_without_ml_dtypes(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path / "last.json", {"s": np.zeros(3, ml_dtypes.bfloat16)}, {})
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(CheckpointError, match=r"last-.*\.safetensors: array 's' cannot be read.*pip install ml_dtypes"):
+        load_checkpoint(tmp_path / "last.json")
+
+
+@needs("ml_dtypes")  # registers its dtypes' names
+@pytest.mark.parametrize(
+    ("name", "dtype", "error", "message"),
+    [
+        ("a", "complex128", gpurnn.DtypeError, "array 'a' should be of one of the dtypes .*bfloat16.* got complex128"),
+        ("a", "float8_e4m3fn", gpurnn.DtypeError, "'a'.* got float8_e4m3fn"),
+        ("a", "float8_e5m2", gpurnn.DtypeError, "'a'.* got float8_e5m2"),
+        ("a", object, gpurnn.DtypeError, "'a'.* got object"),
+        ("a", "M8[s]", gpurnn.DtypeError, "'a'.* got datetime64"),
+        ("__metadata__", "float32", ValueError, "'__metadata__'"),
+        (1, "float32", TypeError, "names of arrays should be strings, got 1"),
+        ("\ud800", "float32", CheckpointError, "cannot be written"),
+    ],
+)
+def test_what_could_not_be_read_again_is_refused_before_anything_is_touched(tmp_path, name, dtype, error, message):
+    save_checkpoint(tmp_path / "last.json", *example())
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(error, match=message):
+        save_checkpoint(tmp_path / "last.json", {"w": np.ones(3), name: np.zeros(2, dtype)}, {})
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_an_array_of_a_dtype_that_is_not_read_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("gpurnn.checkpoint._check_saveable", lambda path, arrays: None)
+    save_checkpoint(tmp_path / "last.json", {"w": np.ones(3, ml_dtypes.float8_e4m3fn)}, {})
+    with pytest.raises(CheckpointError, match=r"last-.*\.safetensors: array 'w' is of the dtype F8_E4M3"):
         load_checkpoint(tmp_path / "last.json")
 
 

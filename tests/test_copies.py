@@ -189,6 +189,46 @@ def test_optimisers_and_schedules_go_on_with_equal_bits(how):
 
 
 @pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("first", ["model", "optimizer", "schedule"])
+def test_a_model_that_holds_its_optimiser(first, how):
+    model = deep_model()
+    model.adam = gpurnn.Adam(model)
+    model["rnn"].schedule_of_lr = gpurnn.CosineSchedule(model.adam, total=9)
+    start = {"model": model, "optimizer": model.adam, "schedule": model["rnn"].schedule_of_lr}
+    model.flat_grads[...] = 1
+    model.adam.step()
+    other = COPIES[how](start[first])
+    other = {"model": lambda: other, "optimizer": lambda: other.model, "schedule": lambda: other._opt.model}[first]()
+    assert other.adam.model is other and other["rnn"].schedule_of_lr._opt is other.adam
+    assert_same(model, other)
+    for one in (model, other):
+        one.adam.step()
+        one["rnn"].schedule_of_lr.step()
+    assert_same(model, other)
+    assert other.adam.lr == model.adam.lr and other.adam is not model.adam
+
+
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("first", ["", "rnn", "inner", "inner.drop", "inner.batch", "head"])
+def test_layers_that_refer_to_their_model(first, how):
+    model = deep_model()
+    for name, module in model.modules():
+        module.whole, module.place = model, name
+    for child in model["inner"].children.values():
+        child.around = model["inner"]
+    other = COPIES[how](dict(model.modules())[first])
+    assert other.place == first
+    whole = other.whole
+    assert whole is not model and dict(whole.modules())[first] is other
+    assert_same(model, whole)
+    assert all(module.whole is whole for _, module in whole.modules())
+    assert whole["inner"]["batch"].around is whole["inner"]
+    whole["rnn"].params["weight_ih_l0"] = 7
+    assert (whole.params["rnn.weight_ih_l0"] == 7).all()
+    assert not any("_waiting" in vars(module) for _, module in whole.modules())
+
+
+@pytest.mark.parametrize("how", COPIES)
 def test_what_goes_with_models(how):
     layer, (x,) = build("lstm")
     with gpurnn.record_gradient_flow() as flow:
@@ -307,6 +347,12 @@ def test_shallow_copies_are_refused():
             copy.copy(one)
     with pytest.raises(TypeError, match=r"copy.copy: .* would share .*: use copy.deepcopy\(\(model, optimizer\)\)"):
         copy.copy(gpurnn.Adam(model))
+    adam = gpurnn.Adam(model)
+    for schedule in (gpurnn.CosineSchedule(adam, total=9), gpurnn.WarmupSchedule(adam, 3)):
+        with pytest.raises(
+            TypeError, match=r"copy.copy: .* would set .*: use copy.deepcopy\(\(model, optimizer, sched"
+        ):
+            copy.copy(schedule)
     assert copy.copy(model.ops) is model.ops
 
 

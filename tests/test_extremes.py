@@ -54,6 +54,58 @@ def test_optimisers_at_extremes(backend, name, dtype):
             )
 
 
+@pytest.mark.parametrize(
+    "make", [gpurnn.Adam, lambda m: gpurnn.AdamW(m, amsgrad=True), lambda m: gpurnn.RMSprop(m, centered=True)]
+)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])  # the norm of float64 overflows first, and that ends a run
+@pytest.mark.parametrize("backend", ["numpy", "cpu"])
+def test_a_run_goes_on_from_infinite_squares(tmp_path, backend, dtype, make):
+    """With equal bits, as a run that was not stopped."""
+    x = np.random.default_rng(0).normal(size=(20, 4, 3)).astype(dtype)
+
+    class Data:
+        def __len__(self):
+            return 5
+
+        def batch(self, epoch, index):
+            return gpurnn.Batch(x[4 * index : 4 * index + 4], x[4 * index : 4 * index + 4])
+
+    class Spoiled(gpurnn.Linear):
+        def forward(self, x, **options):
+            y, inner = super().forward(x, **options)
+
+            def backward(dy):
+                dx = inner(dy)
+                calls.append(1)
+                if len(calls) == 3:
+                    self.grads["bias"][0] = 1e30
+                return dx
+
+            return y, backward
+
+    def run(out, epochs, resume=False):
+        model = Spoiled(3, 3, backend=backend, dtype=dtype, seed=1)
+        optimizer = make(model)
+        options = dict(optimizer=optimizer, out=out, epochs=epochs, resume=resume, progress=False, loss_scaler=None)
+        gpurnn.fit(model, gpurnn.mse, Data(), **options)
+        return model, optimizer
+
+    calls = []
+    whole, expected = run(tmp_path / "whole", 2)
+    assert np.isfinite(whole.flat_params).all()
+    state = expected.state_dict()
+    assert any(np.isinf(array).any() for array in state["arrays"].values())
+    calls.clear()
+    run(tmp_path / "parts", 1)
+    model, optimizer = run(tmp_path / "parts", 2, resume=True)
+    np.testing.assert_array_equal(model.flat_params, whole.flat_params)
+    other = make(whole)
+    other.load_state_dict(state)
+    for name, array in state["arrays"].items():
+        np.testing.assert_array_equal(optimizer.state_dict()["arrays"][name], array)
+        np.testing.assert_array_equal(other.state_dict()["arrays"][name], array)
+
+
 def test_a_huge_gradient_makes_no_step_of_rmsprop():
     """It was NaN: the square of the mean overflowed, and infinity less infinity is none."""
     for backend in ("numpy", "cpu"):

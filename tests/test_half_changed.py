@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from optional import needs
 from test_arrays import BACKENDS, backend_of, host, values
 
 import gpurnn
@@ -64,6 +65,47 @@ def test_the_model_is_as_before_the_step(place, accumulate):
     assert good.random_state() == twin.random_state()
 
 
+def two_recurrent(backend, dtype, nested=False):
+    o = {"backend": backend_of(backend), "dtype": dtype}
+    first = gpurnn.LSTM(3, 4, seed=1, **o)
+    layers = gpurnn.Linear(4, 4, seed=2, **o), gpurnn.GRU(4, 5, seed=3, **o), gpurnn.Linear(5, 2, seed=4, **o)
+    return gpurnn.Sequential(gpurnn.Sequential(first) if nested else first, *layers)
+
+
+@pytest.mark.parametrize("retain", [False, True])
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("dtype", ["float16", pytest.param("bfloat16", marks=needs("ml_dtypes")), "float32", "float64"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_wrong_inner_dstate_changes_nothing(backend, dtype, nested, retain):
+    model = two_recurrent(backend, dtype, nested)
+    x = model.xp.asarray(values((6, 2, 3))).astype(model.dtype)
+    y, (first, second), backward = model.forward(x, retain=retain)
+    dy = y.copy()
+    h, c = first[0] if nested else first
+    for wrong, error, message in (
+        ((h[:, :1], c), gpurnn.ShapeError, r"dstate\[0\](\[0\])? h: expected shape \(1, 2, 4\), got \(1, 1, 4\)"),
+        ((h, c[0]), gpurnn.ShapeError, r"dstate\[0\](\[0\])? c: expected shape"),
+        ((h.astype("int32"), c), gpurnn.DtypeError, r"dstate\[0\](\[0\])? h: dtype"),
+        (h, gpurnn.ShapeError, r"dstate\[0\](\[0\])?: expected a pair"),
+    ):
+        with pytest.raises(error, match=message):
+            backward(dy, (((wrong,) if nested else wrong), second))
+        assert not host(model.flat_grads).any()
+    dx, _ = backward(dy, (first, second))
+    assert host(model.flat_grads).any() and np.isfinite(host(dx).astype("float64")).all()
+
+
+def test_a_flow_that_cannot_be_recorded_changes_nothing():
+    layers = gpurnn.LSTM(3, 4, 2, wavefront=2, backend="cpu", seed=1), gpurnn.Linear(4, 2, backend="cpu", seed=2)
+    model = gpurnn.Sequential(*layers)
+    y, _, backward = model.forward(values((6, 2, 3)))
+    with gpurnn.record_gradient_flow(), pytest.raises(RuntimeError, match="ran as a wavefront"):
+        backward(y)
+    assert not model.flat_grads.any()
+    backward(y)
+    assert model.flat_grads.any()
+
+
 @pytest.mark.parametrize("where", ["mean", "variance"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_running_statistics_take_no_nan(backend, where):
@@ -99,6 +141,21 @@ def test_the_message_says_what_helps(source, options, words, never):
         train(model(), source, **options)
     assert never not in str(caught.value)
     assert "weights" in str(caught.value) and "running statistics" in str(caught.value)
+
+
+@needs("ml_dtypes")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("place", ["inputs", "targets"])
+def test_data_of_any_dtype_are_looked_at(dtype, place):
+    dtype = gpurnn.dtypes.check_dtype(dtype)
+
+    class Narrow(Steps):
+        def batch(self, epoch, index):
+            batch = super().batch(epoch, index)
+            return Batch(batch.inputs.astype(dtype), batch.targets.astype(dtype))
+
+    with pytest.raises(TrainingError, match="data hold values that are not finite: take them out"):
+        train(gpurnn.Linear(3, 3, backend="cpu", dtype=dtype), Narrow(4, place), loss_scaler=None)
 
 
 def test_padding_that_is_nan_is_no_fault():

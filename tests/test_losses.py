@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from optional import given, optional
+from optional import given, needs, optional
 
 import gpurnn
 from gpurnn import losses
@@ -437,6 +437,20 @@ def test_backward_takes_numbers_and_arrays(rng):
         np.testing.assert_array_equal(backward(), backward(np.ones_like(loss)))
         _, dsum = both(function, x, y, reduction="sum")
         np.testing.assert_array_equal(backward(), dsum)
+
+
+@needs("ml_dtypes")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_backward_takes_derivatives_of_the_arrays_dtype(rng, dtype):
+    dtype = gpurnn.dtypes.check_dtype(dtype)
+    for function, x, y in cases(rng):
+        x, y = (array.astype(dtype) if array.dtype.kind == "f" else array for array in (x, y))
+        loss, backward = function(x, y, reduction="none")
+        dloss = rng.standard_normal(loss.shape).astype(dtype)
+        np.testing.assert_array_equal(backward(dloss), backward(dloss.astype("float32")))
+        assert backward(dloss).dtype == dtype
+        _, backward = function(x, y)
+        np.testing.assert_array_equal(backward(dtype.type(2)), backward(2))
 
 
 def test_backward_refuses_wrong_dloss(rng):

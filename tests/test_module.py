@@ -1,5 +1,6 @@
 """Modules: views of one flat buffer, adopting, state dictionaries, random state."""
 
+import copy
 import gc
 import json
 
@@ -14,6 +15,7 @@ from gpurnn.module import Module
 from gpurnn.ops import Ops
 
 torch = optional("torch")
+ml_dtypes = optional("ml_dtypes")
 
 CPU = gpurnn.get_backend("cpu").name  # "numpy" where no compiler was found
 F64 = {"backend": "cpu", "dtype": "float64", "seed": 1}
@@ -225,6 +227,40 @@ def test_evaluation_inside_a_block():
     assert [module.training for _, module in model.modules()] == modes
 
 
+@pytest.mark.parametrize("part", [False, True])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "order", ["A+ B+ A- B-", "A+ B+ B- A-", "A+ A- B+ B-", "A+ B+ C+ B- A- C-", "A+ B+ A- C+ B- C-"]
+)
+def test_blocks_of_evaluation_overlap_in_any_order(order, training, part):
+    model = deep_model().train(training)
+    model["head"].train(not training)
+    modes, inside = [module.training for _, module in model.modules()], {}
+    for name, begins in order.split():
+        if begins == "+":
+            inside[name] = (model["inner"] if part and name == "B" else model).evaluation()
+            inside[name].__enter__()
+        else:
+            inside.pop(name).__exit__(None, None, None)
+        if inside:
+            assert not model["inner"].training and not model["inner"]["drop"].training
+            assert not model.training or set(inside) == {"B"}
+    assert [module.training for _, module in model.modules()] == modes
+
+
+def test_what_is_set_inside_a_block_of_evaluation():
+    model = deep_model()
+    with model.evaluation():
+        model.train()
+        with model.evaluation():
+            inner = copy.deepcopy(model)
+        assert model.training  # as it was before the inner block
+    assert model.training and not inner.training
+    with inner.train().evaluation():
+        pass
+    assert inner.training
+
+
 # ---- state dictionaries
 
 
@@ -283,6 +319,20 @@ def test_lists_and_integers_load():
     layer = Linear(2, 1, **F64)
     layer.load_state_dict({"weight": [[1, 2]], "bias": np.array([3], np.uint8)})
     assert layer.params["weight"].tolist() == [[1, 2]] and layer.params["bias"].tolist() == [3]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("given", ["float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"])
+def test_narrow_floats_load(given, dtype):
+    given = np.dtype(getattr(ml_dtypes, given, given))
+    layer = BatchNorm(3, backend="cpu", dtype=dtype)
+    state = layer.state_dict() | {"weight": np.array([0.5, 1, -2], given), "running_mean": np.zeros(3, given)}
+    layer.load_state_dict(state)
+    assert layer.params["weight"].tolist() == [0.5, 1, -2]
+    if given.name != "float8_e4m3fn":
+        state["weight"] = np.array([1, np.nan, 1], given)
+        with pytest.raises(ValueError, match="weight: holds values that are not finite"):
+            layer.load_state_dict(state)
 
 
 @pytest.mark.parametrize("fault", ["missing", "unknown"])

@@ -7,9 +7,10 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from optional import optional
+from optional import needs, optional
 
 from gpurnn import optim
+from gpurnn.dtypes import check_dtype
 from gpurnn.errors import DtypeError, ShapeError
 from gpurnn.layers import Linear, Sequential
 from gpurnn.module import Module
@@ -337,6 +338,8 @@ def setting(name, value):
         ("arrays", setting("exp_avg.0.bias", np.zeros(5, complex)), DtypeError, "exp_avg.0.bias"),
         ("arrays", setting("exp_avg_sq.1.1.bias", np.array([math.nan])), ValueError, "exp_avg_sq.1.1.bias"),
         ("arrays", setting("exp_avg_sq.1.1.bias", np.array([1e300])), ValueError, "finite in float32"),
+        ("arrays", setting("exp_avg_sq.1.1.bias", np.array([-math.inf])), ValueError, "finite in float32"),
+        ("arrays", setting("exp_avg.1.1.bias", np.array([math.inf])), ValueError, "finite in float32"),
     ],
 )
 def test_a_wrong_state_is_refused_and_nothing_changes(part, change, error, message):
@@ -355,6 +358,19 @@ def test_a_wrong_state_is_refused_and_nothing_changes(part, change, error, messa
     after = optimizer.state_dict()
     assert after["scalars"] == before["scalars"]
     assert all(np.array_equal(after["arrays"][name], before["arrays"][name]) for name in before["arrays"])
+
+
+@needs("ml_dtypes")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_a_state_in_another_float_type_is_taken(dtype):
+    donor = build("float32")
+    other = optim.Adam(donor)
+    run(donor, other, stop=3)
+    state = other.state_dict()
+    narrow = {name: array.astype(check_dtype(dtype)) for name, array in state["arrays"].items()}
+    other.load_state_dict(state | {"arrays": narrow})
+    for name, array in other.state_dict()["arrays"].items():
+        np.testing.assert_array_equal(array, narrow[name].astype("float32"))
 
 
 @pytest.mark.parametrize("state", [None, [], {}, {"scalars": {}}, {"scalars": {"kind": "Adam"}, "arrays": {}}])

@@ -96,6 +96,54 @@ def test_no_gradient_is_lost(name, backend):
     assert (np.abs(layer.flat_grads - total * one) <= allowed).all()
 
 
+@pytest.mark.parametrize("backend", ["numpy", "cpu"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("make", [gpurnn.LSTM, gpurnn.GRU, gpurnn.RNN])
+def test_a_retained_backward_in_several_threads(make, dtype, backend):
+    """All get what one alone gets: a backward spends what it keeps, and puts it back."""
+    layer = make(20, 30, num_layers=2, backend=backend, dtype=dtype, seed=1)
+    x = np.random.default_rng(0).standard_normal((10, 8, 20)).astype(dtype)
+    y, _, backward = layer.forward(x, retain=True)
+    expected, _ = backward(np.ones_like(y))
+    one = layer.flat_grads.astype(np.float64)
+    layer.zero_grad()
+
+    def several(number):
+        for _ in range(8):
+            np.testing.assert_array_equal(backward(np.ones_like(y))[0], expected)
+
+    at_once(several)
+    np.testing.assert_allclose(layer.flat_grads, 32 * one, rtol=1e-4, atol=1e-4 * np.abs(one).max())
+
+
+def test_of_several_threads_one_runs_a_backward_that_may_run_once():
+    layer = gpurnn.GRU(20, 30, backend="cpu", seed=1)
+    x, refused = np.random.default_rng(0).standard_normal((10, 8, 20)).astype("float32"), []
+    for _ in range(20):
+        y, _, backward = layer.forward(x)
+
+        def once(number, y=y, backward=backward):
+            try:
+                backward(np.ones_like(y))
+            except RuntimeError as error:
+                refused.append(str(error))
+
+        at_once(once)
+    assert len(refused) == 60 and all("ran already" in message for message in refused)
+
+
+def test_blocks_of_evaluation_in_several_threads():
+    model = gpurnn.Sequential(gpurnn.Dropout(0.5), gpurnn.Dropout(0.5), gpurnn.Dropout(0.5))
+
+    def several(number):
+        for _ in range(100):
+            with model.evaluation():
+                assert not any(module.training for _, module in model.modules())
+
+    at_once(several)
+    assert all(module.training for _, module in model.modules())
+
+
 def inputs(layer):
     return getattr(layer, "input_size", None) or getattr(layer, "in_features", None) or getattr(layer, "features", N)
 

@@ -20,20 +20,23 @@ from gpurnn.training import load_weights, measure
 IDS = ((np.arange(3000) * 7 + (np.arange(3000) // 13) ** 2) % 11).astype(np.uint8)
 
 
-def text_model(seed=1, dropout=0.25, cell="GRU"):
+def text_model(seed=1, dropout=0.25, cell="GRU", dtype="float32", backend="cpu"):
+    shared = {"dtype": dtype, "backend": backend}
     return gpurnn.Sequential(
         {
-            "embedding": gpurnn.Embedding(11, 6, backend="cpu", seed=seed),
-            "rnn": getattr(gpurnn, cell)(6, 8, num_layers=2, dropout=dropout, backend="cpu", seed=seed + 1),
-            "drop": gpurnn.Dropout(dropout, backend="cpu", seed=seed + 2),
-            "output": gpurnn.Linear(8, 11, backend="cpu", seed=seed + 3),
+            "embedding": gpurnn.Embedding(11, 6, seed=seed, **shared),
+            "rnn": getattr(gpurnn, cell)(6, 8, num_layers=2, dropout=dropout, seed=seed + 1, **shared),
+            "drop": gpurnn.Dropout(dropout, seed=seed + 2, **shared),
+            "output": gpurnn.Linear(8, 11, seed=seed + 3, **shared),
         }
     )
 
 
-def train(out=None, *, epochs=3, seed=1, lr=1e-2, steps=10, cell="GRU", batch=8, **options):
+def train(
+    out=None, *, epochs=3, seed=1, lr=1e-2, steps=10, cell="GRU", dtype="float32", backend="cpu", batch=8, **options
+):
     """A small training with everything that carries state from step to step."""
-    model = text_model(seed, cell=cell)
+    model = text_model(seed, cell=cell, dtype=dtype, backend=backend)
     adam = gpurnn.Adam(model, lr=lr)
     schedule = gpurnn.CosineSchedule(adam, total=200)
     defaults = dict(progress=False, clip_norm=1.0, schedule=schedule, schedule_every="step", out=out)
@@ -323,6 +326,29 @@ def test_stopped_anywhere(tmp_path, stop, monkeypatch):
     model, history = train(tmp_path, epochs=2, checkpoint_every=7, resume=True)
     assert np.array_equal(model.flat_params, whole.flat_params)
     assert [r["step"] for r in history if r["kind"] == "step"] == [10, 20, 30, 40, 50, 60]
+
+
+@needs("ml_dtypes")
+@pytest.mark.parametrize("backend", ["numpy", "cpu"])
+@pytest.mark.parametrize("cell", ["GRU", "LSTM"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_stopped_in_the_middle_of_an_epoch_in_another_dtype(tmp_path, dtype, cell, backend, monkeypatch):
+    options = dict(epochs=1, cell=cell, dtype=dtype, backend=backend)
+    whole, _ = train(**options)
+    step = gpurnn.Adam.step
+
+    def failing(self):
+        if self.steps == 10:
+            raise Stop
+        step(self)
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(gpurnn.Adam, "step", failing)
+        train(tmp_path, checkpoint_every=7, **options)
+    arrays, _ = gpurnn.load_checkpoint(tmp_path / "last.json")
+    assert dtype in {array.dtype.name for name, array in arrays.items() if name.startswith("state/")}
+    model, _ = train(tmp_path, resume=True, **options)
+    assert np.array_equal(model.flat_params, whole.flat_params)
 
 
 def test_a_run_that_goes_on_elsewhere_says_that_bits_may_differ(tmp_path, monkeypatch, caplog):

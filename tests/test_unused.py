@@ -111,6 +111,89 @@ def test_padding_of_a_single_sequence_in_front_of_layers_without_lengths():
         np.testing.assert_array_equal(got, expected)
 
 
+LAST = {  # the layers behind a recurrent one, of 4 features
+    "linear": lambda o: [gpurnn.Linear(4, 3, **o)],
+    "norm": lambda o: [gpurnn.LayerNorm(4, **o)],
+    "several": lambda o: [gpurnn.LayerNorm(4, **o), gpurnn.Dropout(0.2, **o), gpurnn.Linear(4, 3, **o)],
+    "nested": lambda o: [gpurnn.Sequential(gpurnn.Linear(4, 4, **o), gpurnn.Linear(4, 3, **o))],
+}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("last", LAST)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_derivatives_past_the_end_behind_layers_without_lengths(backend, last, dtype, bad):
+    """As if zeros stood there, whichever layer comes last, of numbers and of words, of batches and of one sequence."""
+    for first in ("floats", "words", "single", "batch first"):
+        options = {"backend": backend_of(backend), "seed": 3, "dtype": dtype}
+        rnn = gpurnn.LSTM(6, 4, batch_first=first == "batch first", **options)
+        front = [gpurnn.Embedding(9, 6, **options)] if first == "words" else []
+        model = gpurnn.Sequential(*front, rnn, *LAST[last](options))
+        x = np.arange(20).reshape(5, 4) % 9 if first == "words" else values((5, 4, 6)).astype(dtype)
+        x, lengths = (x[:, 0], 3) if first == "single" else (x, LENGTHS)
+        x = x.swapaxes(0, 1) if first == "batch first" else x
+        past, results = np.arange(5)[:, None] >= np.asarray(lengths), []
+        past = past[:, 0] if first == "single" else past.T if first == "batch first" else past
+        given = np.array(lengths)
+        y, _, backward = model.forward(model.xp.asarray(x), lengths=given, retain=True)
+        given[...] = 0  # which a backward does not see
+        dy = values(y.shape).astype(dtype)
+        for fill in (0, bad):
+            dy[past] = fill
+            before = dy.copy()
+            model.zero_grad()
+            dx, _ = backward(model.xp.asarray(dy))
+            results.append([host(model.flat_grads), *([] if dx is None else [host(dx)])])
+            np.testing.assert_array_equal(dy, before)
+        assert results[0][0].any()
+        for got, expected in zip(*results, strict=True):
+            np.testing.assert_array_equal(got, expected)
+
+
+def test_what_stands_for_no_step_is_read():
+    """Behind Pooling there are no steps, and with as many sequences as steps it looks as if there were."""
+    model = gpurnn.Sequential(
+        gpurnn.Embedding(9, 6, seed=1), gpurnn.GRU(6, 4, seed=2), gpurnn.Pooling(4), gpurnn.Linear(4, 3, seed=3)
+    )
+    y, _, backward = model.forward(np.arange(16).reshape(4, 4) % 9, lengths=LENGTHS - 1 + (LENGTHS == 0))
+    backward(np.ones_like(y))
+    np.testing.assert_array_equal(model.grads["3.bias"], [4, 4, 4])
+
+
+def test_a_part_without_lengths_behind_pooling():
+    o, x = {"backend": "cpu", "seed": 1}, values((5, 4, 6))
+    front = [gpurnn.GRU(6, 4, batch_first=True, **o), gpurnn.Pooling(4, batch_first=True)]
+    y, _ = gpurnn.Sequential(*front, gpurnn.Sequential(gpurnn.Linear(4, 4, **o), gpurnn.Linear(4, 3, **o)))(
+        x, lengths=[4, 2, 0, 3, 1]
+    )
+    front = [gpurnn.GRU(6, 4, batch_first=True, **o), gpurnn.Pooling(4, batch_first=True)]
+    alone, _ = gpurnn.Sequential(*front)(x, lengths=[4, 2, 0, 3, 1])
+    rest = gpurnn.Sequential(gpurnn.Linear(4, 4, **o), gpurnn.Linear(4, 3, **o))
+    np.testing.assert_array_equal(y, rest(alone))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_derivatives_past_the_end_of_a_translation(backend, tied):
+    options = {"tied": tied, "backend": backend_of(backend), "seed": 1, "dropout": 0.2}
+    model, results = gpurnn.EncoderDecoder(9, 8, 4, **options), []
+    source, target = (
+        model.xp.asarray(np.arange(20).reshape(5, 4) % 9),
+        model.xp.asarray(np.arange(24).reshape(6, 4) % 8),
+    )
+    lengths = (LENGTHS, np.array([6, 2, 0, 3]))
+    logits, backward = model.forward((source, target), lengths, retain=True)
+    dlogits = values(logits.shape)
+    for fill in (0, np.nan, np.inf):
+        dlogits[np.arange(6)[:, None] >= lengths[1]] = fill
+        model.zero_grad()
+        backward(model.xp.asarray(dlogits))
+        results.append(host(model.flat_grads))
+    for got in results[1:]:
+        np.testing.assert_array_equal(got, results[0])
+
+
 @pytest.mark.parametrize("score", ["dot", "general", "additive"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_derivatives_of_what_attention_could_not_read(backend, score):

@@ -121,6 +121,53 @@ def test_other_files_are_called_by_their_name(run, tmp_path):
     refuse(tmp_path / "none.json", "none.json: cannot be read")
 
 
+def test_arguments_in_the_wrong_place(tmp_path):
+    model, path = build(), tmp_path / "weights.json"
+    for function, name in ((load_weights, "load_weights"), (save_weights, "save_weights")):
+        for wrong in (path, str(path)):
+            with pytest.raises(TypeError, match=rf"^{name}: expected the model first .* {name}\(model, path\)$"):
+                function(wrong, model)
+        with pytest.raises(
+            TypeError, match=r"^model: expected .*, got dict. .* save_checkpoint\(path, arrays, document\)"
+        ):
+            function(model.state_dict(), path)
+        with pytest.raises(TypeError, match="^path: expected the name of a file, got int"):
+            function(model, 3)
+        with pytest.raises(TypeError, match="^model: expected a gpurnn layer or model, got NoneType"):
+            function(None, path)
+    with pytest.raises(
+        TypeError, match=r"^arrays: expected .*, got Sequential. Give model.state_dict\(\), or .*save_weig"
+    ):
+        save_checkpoint(path, model, {})
+    with pytest.raises(TypeError, match="^arrays: expected a mapping, name -> array, got list$"):
+        save_checkpoint(path, [np.ones(3)], {})
+    with pytest.raises(TypeError, match="^path: expected the name of a .json file, got dict"):
+        save_checkpoint(model.state_dict(), path, {})
+    with pytest.raises(TypeError, match="^path: expected the name of a .json file, got NoneType"):
+        load_checkpoint(None)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".pt", ".pth", ".safetensors", ""])
+def test_weights_are_saved_as_json(tmp_path, suffix):
+    for save in (save_weights, lambda model, path: save_checkpoint(path, model.state_dict(), {})):
+        with pytest.raises(ValueError, match=rf"path should end in \.json, .*got '.*weights{suffix}'") as caught:
+            save(build(), tmp_path / f"weights{suffix}")
+        assert "load" not in str(caught.value)
+
+
+def test_a_folder_that_is_missing(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder, fault in (
+        ("none", "does not exist: make it first"),
+        ("file", "is no folder"),
+        ("a/b", "does not exist"),
+    ):
+        with pytest.raises(CheckpointError, match=rf"w.json: could not be saved: the folder .*{folder} {fault}"):
+            save_weights(build(), tmp_path / folder / "w.json")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
 def test_load_state_dict_names_the_loader_of_files(run):
     folder, model = run
     arrays, document = load_checkpoint(folder / "last.json")
