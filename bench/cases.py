@@ -91,9 +91,9 @@ class Case:
         for inputs, D in self._layers():
             weights = D * G * self.H * (inputs + self.H)
             arrays = self.tokens * (inputs + D * self.H)
-            kept = self.tokens * D * self.H * (G + 1)
+            saved = self.tokens * D * self.H * (G + 1)
             times = {"inference": (1, 1, 0), "forward": (1, 1, 1), "train": (3, 2, 2), "step": (10, 2, 2)}[self.what]
-            total += sum(n * count for n, count in zip(times, (weights, arrays, kept), strict=True))
+            total += sum(n * count for n, count in zip(times, (weights, arrays, saved), strict=True))
         D = 2 if self.bidirectional else 1
         total += self.V * (10 * (self.I + D * self.H) + 2 * self.tokens)
         return total * size

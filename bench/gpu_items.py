@@ -241,12 +241,12 @@ def _command(name, *arguments, judged=True):
 
 
 def _command_record(answer, bad, good):
-    kept = {"exit": answer["exit"], "last": answer["last"]}
+    recorded = {"exit": answer["exit"], "last": answer["last"]}
     if answer["exit"] is None:
-        return {"status": "timed out", "reason": "stopped at its time limit"} | kept
+        return {"status": "timed out", "reason": "stopped at its time limit"} | recorded
     if answer["exit"]:
-        return {"status": bad, "reason": f"exit code {answer['exit']}: {' | '.join(answer['last'][-2:])}"} | kept
-    return {"status": good} | kept
+        return {"status": bad, "reason": f"exit code {answer['exit']}: {' | '.join(answer['last'][-2:])}"} | recorded
+    return {"status": good} | recorded
 
 
 def _profile(case):

@@ -101,12 +101,12 @@ def collect(records):
     torch = groups.get("torch", [{}])[-1]
     about = {"nvrtc": version.get("nvrtc")} | {key: torch.get(key) for key in ("torch", "torch_cuda", "cudnn")}
     rows = {row["name"]: row for row in groups["headline"] if row["status"] != "left out"}
-    kept = ("name", "status", "reason", "worst", "allowed", "parameters")
+    recorded = ("name", "status", "reason", "worst", "allowed", "parameters")
     return {
         "format": FORMAT, "kind": "gpu", "command": "gpurnn bench on-gpu", "started": begin["started"],
         "threads": version["environment"]["cpus"], "rounds": 3, "l2": "hot: nothing is flushed between runs",
         "environment": version["environment"] | about, "sources": version["sources"], "ceilings": ceilings,
-        "smoke": [{key: row[key] for key in kept if key in row} for row in groups.get("smoke", ())],
+        "smoke": [{key: row[key] for key in recorded if key in row} for row in groups.get("smoke", ())],
         "probe": found, "tuned": [size for row in groups.get("tune", ()) for size in row.get("rows", ())],
         "cases": [_case(row, ceilings) for row in rows.values()],
     }  # fmt: skip

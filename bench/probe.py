@@ -55,13 +55,13 @@ def gemm(device):
     code = {"float64": (1, 70), "float32": (0, 68), "tf32": (0, 77), "float16": (2, 68), "bfloat16": (14, 68)}
     values = device.xp.random.default_rng(0).standard_normal((2, n, n), dtype="float32")  # zeros would cost no power
     for name, (kind, compute) in code.items():
-        wide = "float64" if name == "float64" else "float32"
+        computed = "float64" if name == "float64" else "float32"
         if name == "bfloat16":  # the upper halves of float32
             a, b = values.view("uint16").reshape(2, n, n, 2)[..., 1].copy()
         else:
-            a, b = values.astype(wide if name == "tf32" else name)
+            a, b = values.astype(computed if name == "tf32" else name)
         c = device.xp.empty_like(a)
-        one, zero = np.ones(1, wide), np.zeros(1, wide)
+        one, zero = np.ones(1, computed), np.zeros(1, computed)
         arguments = (
             0, 0, n, n, n, one.ctypes.data, a.data.ptr, kind, n, b.data.ptr, kind, n, zero.ctypes.data,
             c.data.ptr, kind, n, compute, -1,
@@ -295,19 +295,19 @@ def lines(found):
     """A document's measurements for a terminal."""
     for name, value in found.items():
         yield name
-        yield from _told(value, "  ")
+        yield from _described(value, "  ")
 
 
-def _told(value, indent):
+def _described(value, indent):
     for key in ("bytes_per_second", "flops_per_second", "seconds"):
         if key in value:
             figure = value[key]
-            told = f"{figure * 1e9:,.0f} ns" if key == "seconds" else f"{figure / 1e9:,.0f} G{key.partition('_')[0]}/s"
-            yield f"{indent}{told}"
+            text = f"{figure * 1e9:,.0f} ns" if key == "seconds" else f"{figure / 1e9:,.0f} G{key.partition('_')[0]}/s"
+            yield f"{indent}{text}"
             return
     for key, inner in value.items():
         if isinstance(inner, dict):
-            told = list(_told(inner, ""))
-            yield f"{indent}{key}: {'; '.join(told) or 'nothing'}"
+            text = list(_described(inner, ""))
+            yield f"{indent}{key}: {'; '.join(text) or 'nothing'}"
         elif key != "samples":
             yield f"{indent}{key}: {inner}"

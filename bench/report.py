@@ -47,9 +47,9 @@ def notes(document):
         setup = {
             name: [timed(row)[name].get("setup_s") for row in document["cases"] if name in timed(row)] for name in names
         }
-        told = [f"{name} {max(found):.2g} s" for name, found in setup.items() if None not in found and found]
-        if told:
-            yield "set-up and first run, outside the clock, at most: " + ", ".join(told)
+        parts = [f"{name} {max(found):.2g} s" for name, found in setup.items() if None not in found and found]
+        if parts:
+            yield "set-up and first run, outside the clock, at most: " + ", ".join(parts)
     reasons = {}
     for row in document["cases"]:
         for name, result in row["results"].items():

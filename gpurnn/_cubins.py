@@ -44,7 +44,7 @@ def find(source, expression, arch, file="kernel.cu"):
         code = program.cubin or program.ptx.encode()
         spilled = sum(map(int, re.findall(r"(\d+) bytes stack frame", program.log)))
         about = {"name": program.lowered[expression], "spilled": spilled, "sha256": hashlib.sha256(code).hexdigest()}
-        place = _keep(place, about, code)
+        place = _store(place, about, code)
     return place / "kernel.cubin", about["name"], about["spilled"]
 
 
@@ -58,7 +58,7 @@ def _about(place):
         return None
 
 
-def _keep(place, about, code):
+def _store(place, about, code):
     """Write a kernel's folder and return where it is: ``place``, or one of this process where that is impossible."""
     try:
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

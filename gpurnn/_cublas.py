@@ -129,18 +129,18 @@ class Cublas:
         (M, N), K, kind, kind_out = out.shape[-2:], a.shape[-1], _TYPES[a.dtype.name], _TYPES[out.dtype.name]
         if max(M, N, K, ld_a, ld_b, ld_out) > _MOST:
             raise ValueError(f"cuBLAS counts to {_MOST}: {a.shape} @ {b.shape} is too large for one product")
-        wide = "float64" if a.dtype == np.float64 else "float32"
-        compute = _COMPUTE_64F if wide == "float64" else _COMPUTE_32F  # float32 is never tf32 by itself
+        computed = "float64" if a.dtype == np.float64 else "float32"
+        compute = _COMPUTE_64F if computed == "float64" else _COMPUTE_32F  # float32 is never tf32 by itself
         if tf32 and a.dtype == np.float32:
             compute = _COMPUTE_32F_FAST_TF32
         call, end, strides = self._gemm, (compute, _ALGORITHM), ((), (), ())
         if a.ndim == 3:
             call, end = self._batched, (len(out), *end)
             strides = [(array.strides[0] // array.itemsize,) for array in (a, b, out)]
-        start = (_OP_N if b_rows else _OP_T), (_OP_N if a_rows else _OP_T), N, M, K, _ONE[wide]
+        start = (_OP_N if b_rows else _OP_T), (_OP_N if a_rows else _OP_T), N, M, K, _ONE[computed]
         for_a, for_b = (kind, ld_a, *strides[0]), (kind, ld_b, *strides[1])
         end = kind_out, ld_out, *strides[2], *end
-        beta = (_ONE if accumulate else _ZERO)[wide]
+        beta = (_ONE if accumulate else _ZERO)[computed]
 
         def arguments(a, b, out):
             if not by_rows:

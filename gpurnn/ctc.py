@@ -111,11 +111,11 @@ def _log_sums(xp, logs, skips, start, valid):
     after each sequence's last step. Walked from right to left, it gives the backward variables.
     """
     reached = xp.empty(logs.shape)
-    ways = xp.zeros((start.shape[0], start.shape[1] + 2)) - np.inf  # with two states to the left that nobody is in
-    now = ways[:, 2:]
+    padded = xp.zeros((start.shape[0], start.shape[1] + 2)) - np.inf  # with two states to the left that nobody is in
+    now = padded[:, 2:]
     now[...] = start
     for t in range(len(logs)):
-        reached[t] = _log_sum(xp, now, ways[:, 1:-1], ways[:, :-2] + skips)
+        reached[t] = _log_sum(xp, now, padded[:, 1:-1], padded[:, :-2] + skips)
         now[...] = xp.where(valid[t][:, None], reached[t] + logs[t], now)
     return reached, now
 

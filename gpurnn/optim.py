@@ -108,14 +108,14 @@ class Optimizer(NamesArguments):
         """As copies and pickles hold it: arrays on the host. The model goes with it; copy both together to keep them
         together, ``model, adam = copy.deepcopy((model, adam))``."""
         arrays = {name: self.model.ops.to_numpy(array) for name, array in self._arrays.items()}
-        kept = {
+        remembered = {
             "_ops": self.model.ops,
-            "_wide": self.model.compute_dtype,
+            "_compute_dtype": self.model.compute_dtype,
         }  # a model may refer to this, and get its state later
-        return self.__dict__ | {"hyper": dict(self.hyper), "_arrays": arrays, "_scratch": None} | kept
+        return self.__dict__ | {"hyper": dict(self.hyper), "_arrays": arrays, "_scratch": None} | remembered
 
     def __setstate__(self, state):
-        xp, upcast = state.pop("_ops").xp, state.pop("_wide")
+        xp, upcast = state.pop("_ops").xp, state.pop("_compute_dtype")
         self.__dict__.update(state)
         self.hyper = MappingProxyType(self.hyper)
         self._arrays = {name: xp.asarray(writable(array)) for name, array in self._arrays.items()}

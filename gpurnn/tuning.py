@@ -70,10 +70,13 @@ def _time_loop(ops, problem, candidate, T):
     loop = Loop(ops, cell, T, B, 0, H, H, (False, True)[:D], dtype, True, False, True, "step")
     candidate = ops.without_spills(problem, candidate)
     loop.candidates = loop.candidates | {"backward" if problem.backward else "forward": candidate}
-    wide = np.dtype("float32" if dtype.itemsize < 4 else dtype)
+    compute_dtype = np.dtype("float32" if dtype.itemsize < 4 else dtype)
     G = cell.gates
     weights = [
-        cells.Weights(None, xp.zeros((G * H, H), wide), xp.zeros(G * H, wide), xp.zeros(G * H, wide)) for _ in range(D)
+        cells.Weights(
+            None, xp.zeros((G * H, H), compute_dtype), xp.zeros(G * H, compute_dtype), xp.zeros(G * H, compute_dtype)
+        )
+        for _ in range(D)
     ]
     for array in (loop.gates, loop.h, loop.c):
         if array is not None:

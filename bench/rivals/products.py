@@ -11,16 +11,16 @@ def products_rival(case, *_):
     def ones(*shape):
         return np.full(shape, 0.01, dtype)
 
-    walks, T, B, H = [], case.T, case.B, case.H
+    passes, T, B, H = [], case.T, case.B, case.H
     for layer in range(case.L):
         inputs = case.I if layer == 0 else D * H
         read = ones(T * B, inputs), ones(T, B, H), ones(G * H, inputs), ones(G * H, H)
         written = ones(T, B, G * H), ones(B, G * H), ones(T, B, H), ones(T * B, inputs)
-        walks += [(*read, *written)] * D
+        passes += [(*read, *written)] * D
     linear = (ones(T * B, D * H), ones(case.V, D * H)) if case.what == "step" else None
 
     def run():
-        for x, h, W_ih, W_hh, ax, ah, dh, dx in walks:
+        for x, h, W_ih, W_hh, ax, ah, dh, dx in passes:
             np.matmul(x, W_ih.T, out=ax.reshape(T * B, -1))
             for t in range(T):
                 np.matmul(h[t], W_hh.T, out=ah)

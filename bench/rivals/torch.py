@@ -41,13 +41,13 @@ def torch_rival(device, mode="eager"):
         call = torch.compile(layer) if mode == "compile" else layer
         call = _packed(call, case.lengths) if case.ragged else call
         x, y = torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)
-        keep = mode == "graph"  # a recorded run finds its gradients at the same addresses, zeroed
+        same_memory = mode == "graph"  # a recorded run finds its gradients at the same addresses, zeroed
         if case.what == "step":
-            adam = torch.optim.Adam(layer.parameters(), lr=RATE, fused=True, capturable=keep)
-            run = _step(case, layer, call, x, y, adam, keep)
+            adam = torch.optim.Adam(layer.parameters(), lr=RATE, fused=True, capturable=same_memory)
+            run = _step(case, layer, call, x, y, adam, same_memory)
         else:
             adam, x, y = None, x.to(dtype), y.to(dtype)
-            run = _layer_call(case, layer, call, x, y, keep)
+            run = _layer_call(case, layer, call, x, y, same_memory)
         run = _recorded(run) if mode == "graph" else run
 
         def results():
@@ -102,8 +102,8 @@ def _packed(layer, lengths):
     return call
 
 
-def _step(case, layer, call, words, targets, adam, keep):
-    """A whole training step, forward to Adam. keep: the gradients' memory."""
+def _step(case, layer, call, words, targets, adam, same_memory):
+    """A whole training step, forward to Adam. same_memory: whether gradients stay where they are."""
     import torch
 
     def precision():
@@ -112,7 +112,7 @@ def _step(case, layer, call, words, targets, adam, keep):
         return contextlib.nullcontext()
 
     def run():
-        layer.zero_grad(set_to_none=not keep)
+        layer.zero_grad(set_to_none=not same_memory)
         with precision():
             logits = call(words)[0]
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
@@ -124,8 +124,8 @@ def _step(case, layer, call, words, targets, adam, keep):
     return run
 
 
-def _layer_call(case, layer, call, x, doutput, keep):
-    """A layer's call, forward alone, or forward and backward. keep: the gradients' memory."""
+def _layer_call(case, layer, call, x, doutput, same_memory):
+    """A layer's call, forward alone, or forward and backward. same_memory: whether gradients stay where they are."""
     import torch
 
     x.requires_grad_(case.what == "train")
@@ -136,8 +136,8 @@ def _layer_call(case, layer, call, x, doutput, keep):
                 return {"output": call(x)[0]}
         if case.what == "forward":
             return {"output": call(x)[0]}
-        layer.zero_grad(set_to_none=not keep)
-        if keep and x.grad is not None:
+        layer.zero_grad(set_to_none=not same_memory)
+        if same_memory and x.grad is not None:
             x.grad.zero_()
         else:
             x.grad = None

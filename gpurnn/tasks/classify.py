@@ -284,7 +284,7 @@ class Labelled(SequenceBatches):
         batch = super().collate(chosen, epoch)
         if self.unknown:
             key = rng.name_key("unknown"), (epoch << 20) + int(chosen[0])  # no two batches of an epoch begin alike
-            batch.inputs[~rng.keep_mask(batch.inputs.shape, self.unknown, self.seed, *key)] = UNKNOWN
+            batch.inputs[~rng.dropout_mask(batch.inputs.shape, self.unknown, self.seed, *key)] = UNKNOWN
         return batch
 
 
