@@ -115,11 +115,11 @@ class Optimizer(NamesArguments):
         return self.__dict__ | {"hyper": dict(self.hyper), "_arrays": arrays, "_scratch": None} | remembered
 
     def __setstate__(self, state):
-        xp, upcast = state.pop("_ops").xp, state.pop("_compute_dtype")
+        xp, compute_dtype = state.pop("_ops").xp, state.pop("_compute_dtype")
         self.__dict__.update(state)
         self.hyper = MappingProxyType(self.hyper)
         self._arrays = {name: xp.asarray(writable(array)) for name, array in self._arrays.items()}
-        self._scratch = xp.empty((2, self._block), upcast)
+        self._scratch = xp.empty((2, self._block), compute_dtype)
 
     @property
     def lr(self):
