@@ -35,8 +35,8 @@ def refuse_masked(name, value):
         isinstance(value, (list, tuple)) and any(_holds_masked(part) for part in value)
     ):
         raise DtypeError(
-            f"{name}: got a masked array, whose mask would be lost. Give {name}.filled(0), and say what counts with "
-            "lengths=, or with mask= where a loss or a layer takes one"
+            f"{name}: got a masked array, whose mask would be lost. Give {name.split()[-1]}.filled(0), and say what "
+            "counts with lengths=, or with mask= where a loss or a layer takes one"
         )
 
 
@@ -51,7 +51,7 @@ def refuse_graph(name, value):
     if getattr(value, "requires_grad", False) is True:
         raise TypeError(
             f"{name}: this tensor requires grad, and no gradient would come back to it: there is no torch layer yet. "
-            f"Give {name}.detach(), and pass on the derivatives that backward returns yourself"
+            f"Give {name.split()[-1]}.detach(), and pass on the derivatives that backward returns yourself"
         )
 
 

@@ -200,6 +200,8 @@ def describe():
     """What the backend "cpu" is on this machine, in words."""
     native = load_native()
     if native is None:
+        if (Path(__file__).parents[1] / "pyproject.toml").is_file():
+            return "array code, as 'numpy': this checkout was not built: run pip install -e . with a C++ compiler here"
         return "array code, as 'numpy': gpurnn was installed without a C++ compiler"
     return f"works, compiled for {LEVELS[native[1]]}, up to {thread_count()} threads"
 

@@ -22,7 +22,8 @@ def check_dtype(dtype):
     except TypeError:
         name = str(dtype)
     if name not in DTYPES:
-        raise DtypeError(f"dtype should be one of {', '.join(DTYPES)}, got {name}")
+        hint = "" if isinstance(dtype, (str, type, np.dtype)) else ": give a string such as 'float32'"
+        raise DtypeError(f"dtype should be one of {', '.join(DTYPES)}, got {name}{hint}")
     if name != "bfloat16":
         return np.dtype(name)
     if _bfloat16() is None:

@@ -70,6 +70,7 @@ def check_number(name, value, low=None, high=None, *, low_open=False, high_open=
     above = high is not None and (value > high or (high_open and value == high))
     if not np.isfinite(value) or below or above:
         left, right = ("(" if low_open else "["), (")" if high_open else "]")
+        left, right = "(" if low is None else left, ")" if high is None else right
         bounds = f"{left}{'-inf' if low is None else low}, {'inf' if high is None else high}{right}"
         raise ValueError(f"{name} should be a finite number in {bounds}, got {value}")
     return float(value)
@@ -171,11 +172,14 @@ def refuse_unknown(who, unknown, known, elsewhere=None):
 class NamesArguments:
     """A class whose constructor answers an unknown argument with our word for it."""
 
+    _elsewhere = ()  # arguments that a class it derives from takes, and this one refuses
+
     def __new__(cls, *args, **options):
         if options:
             known = _known_arguments(cls)
             if known is not None:
-                refuse_unknown(cls.__name__, [name for name in options if name not in known], known)
+                unknown = [name for name in options if name not in known]
+                refuse_unknown(cls.__name__, unknown, [name for name in known if name not in cls._elsewhere])
         return super().__new__(cls)
 
 
@@ -205,6 +209,17 @@ def printable(text):
     Tabs, line feeds and the carriage returns before these stay as they are.
     """
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
+
+
+def described(value):
+    """What a value is, for a message that expected an array: "None", "'abc'", "a list of str"."""
+    if value is None or isinstance(value, (str, bytes)):
+        text = repr(value)
+        return text if len(text) <= 40 else text[:37] + "..."
+    if isinstance(value, (list, tuple)):
+        inside = next((type(part).__name__ for part in value if not isinstance(part, (int, float))), "numbers")
+        return f"a {type(value).__name__} of {inside}"
+    return type(value).__name__
 
 
 def one_line(error, longest=200):

@@ -179,15 +179,15 @@ class Embedding(Module):
 
         return y, backward
 
-    def _check(self, ids):
-        ids = self.ops.asarray(ids, "ids")
+    def _check(self, ids, name="ids"):
+        ids = self.ops.asarray(ids, name)
         if ids.dtype.kind not in "iu":
-            raise DtypeError(f"ids: expected integers, got {ids.dtype}")
+            raise DtypeError(f"{name}: expected integers, got {ids.dtype}")
         if ids.size:
             low, high = int(ids.min()), int(ids.max())
             if low < 0 or high >= self.num_embeddings:
                 wrong = low if low < 0 else high
-                raise ValueError(f"ids: expected numbers from 0 to {self.num_embeddings - 1}, got {wrong}")
+                raise ValueError(f"{name}: expected numbers from 0 to {self.num_embeddings - 1}, got {wrong}")
         return ids
 
 
@@ -616,6 +616,10 @@ class Sequential(Module):
         if len(layers) == 1 and isinstance(layers[0], dict):
             named = layers[0]
         else:
+            if len(layers) == 1 and isinstance(layers[0], (list, tuple)):
+                raise TypeError(
+                    f"Sequential: got a {type(layers[0]).__name__}. Give the layers one by one: Sequential(a, b)"
+                )
             named = {str(number): layer for number, layer in enumerate(layers)}
         if not named:
             raise ValueError("Sequential needs at least one layer")

@@ -5,6 +5,7 @@ that an optimiser step, a norm or an all-reduce is one operation over one array 
 """
 
 import contextlib
+import difflib
 import fnmatch
 import math
 import os
@@ -50,10 +51,21 @@ class Views(Mapping):
         self._owners = {}  # of parameters: name -> (its layer's counts, its layer's frozen names, its name there)
 
     def __getitem__(self, name):
-        return self._arrays[name]
+        try:
+            return self._arrays[name]
+        except KeyError:
+            near = difflib.get_close_matches(str(name), self._arrays, 4)
+            there = f"did you mean {', '.join(near)}" if near else f"there are {', '.join(self._arrays) or 'none'}"
+            raise KeyError(f"no parameter is called {name!r}; {there}{'?' if near else ''}") from None
+
+    def __contains__(self, name):
+        return name in self._arrays
+
+    def get(self, name, default=None):
+        return self._arrays.get(name, default)
 
     def __setitem__(self, name, value):
-        view = self._arrays[name]
+        view = self[name]
         if value is not view:  # else the end of an in-place operation
             refuse_masked(name, value)
             refuse_graph(name, value)

@@ -15,8 +15,8 @@ import numpy as np
 from . import rng
 from .arrays import plain, plain_on_device, refuse_function, refuse_graph, refuse_masked
 from .cells import HiddenWeights
-from .dtypes import compute_dtype, upcast
-from .errors import BackendError, DtypeError, ShapeError
+from .dtypes import compute_dtype, is_float, upcast
+from .errors import BackendError, DtypeError, ShapeError, described
 
 _DLPACK_HOST = (1, 3)  # kDLCPU, kDLCUDAHost
 _TILE_FEATURES, _TILE_ROWS = 128, 16  # what a transposing copy moves at once, to rows and from rows: half the time
@@ -133,9 +133,13 @@ class Ops:
         """``asarray`` that also checks the dtype: raises DtypeError, with the conversion, unless it is ``dtype``."""
         array = self.asarray(value, name)
         if array.dtype != dtype:
+            if not (array.dtype.kind in "biufc" or is_float(array.dtype)):
+                got = f"an array of {array.dtype}" if isinstance(value, np.ndarray) else described(value)
+                raise DtypeError(f"{name}: expected an array of numbers of dtype {dtype}, got {got}")
+            short = name.split()[-1]  # of "state c", which is no expression
             raise DtypeError(
                 f"{name}: dtype ({array.dtype}) does not match the layer's ({dtype}). "
-                f"Convert it: {name} = {name}.astype({str(dtype)!r})"
+                f"Convert it: {short} = {short}.astype({str(dtype)!r})"
             )
         return array
 

@@ -77,6 +77,7 @@ class _Recurrent(Module):
     def __init__(
         self,
         cell,
+        /,
         input_size,
         hidden_size,
         num_layers=1,
@@ -632,8 +633,8 @@ class _Recurrent(Module):
 
     def _as_state(self, array, kind, name):
         """``array`` as a state, or the derivative by one: in what it is stored in, or in the layer's dtype."""
-        array = self.ops.asarray(array, name)
-        return array if array.dtype == self._state_dtype(kind) else self.ops.asfloat(array, self.dtype, name)
+        given = self.ops.asarray(array, name)
+        return given if given.dtype == self._state_dtype(kind) else self.ops.asfloat(array, self.dtype, name)
 
     def _initial_state(self, state, B, single):
         """For each pass the initial state as a tuple of (B, size) arrays, or of zeros."""
@@ -764,13 +765,15 @@ class RNN(_Recurrent):
     relu and ``init="identity"`` it is the IRNN (Le, Jaitly, Hinton 2015).
     """
 
+    _elsewhere = ("proj_size", "forget_bias", "chrono")
+
     def __init__(
         self, input_size, hidden_size, num_layers=1, nonlinearity="tanh", bias=True, batch_first=False, dropout=0.0,
         bidirectional=False, **options,
     ):  # fmt: skip
         check_choice("nonlinearity", nonlinearity, ("tanh", "relu"))
         self.nonlinearity = nonlinearity
-        _refuse(self, options, ("proj_size", "forget_bias", "chrono"), "It has no gates and no projection, as LSTM has")
+        _refuse(self, options, RNN._elsewhere, "It has no gates and no projection, as LSTM has")
         super().__init__(
             cells.RNNStep(nonlinearity), input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
             **options,
@@ -812,8 +815,14 @@ class LSTM(_Recurrent):
     ((5, 3, 40), (4, 3, 20))
     """
 
-    def __init__(self, *args, proj_size=0, **options):
-        super().__init__(cells.LSTMStep(bool(proj_size)), *args, proj_size=proj_size, **options)
+    def __init__(
+        self, input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, bidirectional=False,
+        proj_size=0, **options,
+    ):  # fmt: skip
+        super().__init__(
+            cells.LSTMStep(bool(proj_size)), input_size, hidden_size, num_layers, bias, batch_first, dropout,
+            bidirectional, proj_size, **options,
+        )  # fmt: skip
 
 
 class GRU(_Recurrent):
@@ -824,10 +833,21 @@ class GRU(_Recurrent):
         forget_bias; ``chrono`` sets b_z, the gate that keeps the old state here.
     """
 
-    def __init__(self, *args, reset_after=True, **options):
-        _refuse(self, options, ("proj_size", "forget_bias"), "LSTM has it; GRU has chrono, and no projection")
+    _elsewhere = ("proj_size", "forget_bias")
+
+    def __init__(
+        self, input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, bidirectional=False, *,
+        reset_after=True, **options,
+    ):  # fmt: skip
+        _refuse(self, options, GRU._elsewhere, "LSTM has it; GRU has chrono, and no projection")
         self.reset_after = check_flag("reset_after", reset_after)
-        super().__init__(cells.GRUStep(self.reset_after), *args, **options)
+        super().__init__(
+            cells.GRUStep(self.reset_after), input_size, hidden_size, num_layers, bias, batch_first, dropout,
+            bidirectional, **options,
+        )  # fmt: skip
+
+
+_STACK_OPTIONS = ("num_layers", "batch_first", "dropout", "bidirectional", "reverse")
 
 
 class _SingleStep:
@@ -886,6 +906,8 @@ class _SingleStep:
 class RNNCell(_SingleStep, RNN):
     """One step of ``RNN`` (``torch.nn.RNNCell``): parameters weight_ih, weight_hh, bias_ih, bias_hh."""
 
+    _elsewhere = RNN._elsewhere + _STACK_OPTIONS
+
     def __init__(self, input_size, hidden_size, bias=True, nonlinearity="tanh", **options):
         _refuse(self, options, _STACK_OPTIONS, "It is a single step; RNN, LSTM and GRU have stacks and directions")
         super().__init__(input_size, hidden_size, bias=bias, nonlinearity=nonlinearity, **options)
@@ -893,6 +915,8 @@ class RNNCell(_SingleStep, RNN):
 
 class LSTMCell(_SingleStep, LSTM):
     """One step of ``LSTM`` (``torch.nn.LSTMCell``), state (h, c); takes proj_size and forget_bias too."""
+
+    _elsewhere = _STACK_OPTIONS
 
     def __init__(self, input_size, hidden_size, bias=True, **options):
         _refuse(self, options, _STACK_OPTIONS, "It is a single step; RNN, LSTM and GRU have stacks and directions")
@@ -902,12 +926,11 @@ class LSTMCell(_SingleStep, LSTM):
 class GRUCell(_SingleStep, GRU):
     """One step of ``GRU`` (``torch.nn.GRUCell``); takes reset_after too."""
 
+    _elsewhere = GRU._elsewhere + _STACK_OPTIONS
+
     def __init__(self, input_size, hidden_size, bias=True, **options):
         _refuse(self, options, _STACK_OPTIONS, "It is a single step; RNN, LSTM and GRU have stacks and directions")
         super().__init__(input_size, hidden_size, bias=bias, **options)
-
-
-_STACK_OPTIONS = ("num_layers", "batch_first", "dropout", "bidirectional", "reverse")
 
 
 def _refuse(layer, options, names, elsewhere):

@@ -23,7 +23,7 @@ import numpy as np
 from . import rng
 from .attention import Attention
 from .dtypes import upcast
-from .errors import DtypeError, ShapeError, check_choice, check_flag, check_number, check_size, checked
+from .errors import ShapeError, check_choice, check_flag, check_number, check_size, checked
 from .layers import Dropout, Embedding, Linear, TiedLinear
 from .masks import check_lengths, refuse_no_distribution
 from .module import Module
@@ -232,10 +232,11 @@ class EncoderDecoder(Module):
     def _check(self, inputs, lengths):
         if not isinstance(inputs, (tuple, list)) or len(inputs) != 2:
             raise ShapeError(f"inputs: expected a pair (source, target), got {type(inputs).__name__}")
-        source, target = (self.ops.asarray(ids, name) for ids, name in zip(inputs, ("source", "target"), strict=True))
+        source, target = (
+            self.children[f"{name}_embedding"]._check(ids, name)
+            for ids, name in zip(inputs, ("source", "target"), strict=True)
+        )
         for name, ids in (("source", source), ("target", target)):
-            if ids.dtype.kind not in "iu":
-                raise DtypeError(f"{name}: expected integers, got {ids.dtype}")
             if ids.ndim != 2 or ids.shape[1] != source.shape[-1]:
                 raise ShapeError(f"{name}: expected shape ({'TU'[name == 'target']}, B), got {ids.shape}")
         lengths = (None, None) if lengths is None else lengths

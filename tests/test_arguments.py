@@ -3,12 +3,14 @@
 import copy
 import inspect
 import pickle
+import re
 
 import numpy as np
 import pytest
 from test_arrays import values
 
 import gpurnn
+from gpurnn import cpu_ops
 
 X, IDS = values((5, 2, 6)), np.ones((5, 2), int)
 
@@ -129,6 +131,93 @@ def test_every_forward_looks_at_retain():
             owner = next(owner for owner in public.__mro__ if "forward" in vars(owner))
             named = [other for other in FLAGS if other.endswith(".forward") and "retain" in FLAGS[other][1]]
             assert any(getattr(gpurnn, n.partition(".")[0]).forward is owner.forward for n in named), name
+
+
+@pytest.mark.parametrize("cls", [gpurnn.LSTM, gpurnn.GRU, gpurnn.RNN, gpurnn.LSTMCell, gpurnn.GRUCell, gpurnn.RNNCell])
+def test_recurrent_layers_speak_of_themselves(cls):
+    with pytest.raises(TypeError, match=rf"^{cls.__name__}.__init__\(\) missing 1 required .*'hidden_size'"):
+        cls(3)
+    with pytest.raises(TypeError, match=rf"^{cls.__name__}.__init__\(\) takes from"):
+        cls(*[3] * 12)
+    with pytest.raises(TypeError, match="unknown argument 'colour'. It takes input_size, hidden_size, ") as caught:
+        cls(3, 4, colour=1)
+    listed = str(caught.value).partition("It takes ")[2].split(", ")
+    assert "cell" not in listed
+    values = {"init": "xavier", "schedule": "auto", "backend": "cpu", "dtype": "float64", "precision": "float32"}
+    values |= {"nonlinearity": "relu", "hidden_size": 5, "input_size": 3, "num_layers": 2, "proj_size": 2, "chrono": 9}
+    values |= {"seed": 1, "forget_bias": 1.0, "wavefront": 1, "dropout": 0.0}  # else True
+    least = {"input_size": 3, "hidden_size": 4}
+    for name in listed:  # each can be given
+        cls(**least | {name: values.get(name, True)})
+    with pytest.raises(TypeError, match="unknown argument 'cell'"):
+        cls(3, 4, cell=None)
+
+
+def test_arguments_by_position_as_in_torch():
+    layer = gpurnn.LSTM(3, 4, 2, False, True, 0.5, False, 2)
+    assert (layer.bias, layer.batch_first, layer.dropout, layer.bidirectional, layer.proj_size) == (
+        False, True, 0.5, False, 2,
+    )  # fmt: skip
+    layer = gpurnn.GRU(3, 4, 2, False, True, 0.5, True)
+    assert (layer.bias, layer.batch_first, layer.dropout, layer.bidirectional) == (False, True, 0.5, True)
+
+
+def test_errors_say_what_was_meant():
+    h = np.zeros((1, 2, 5), "float32")
+    lstm, single, table = gpurnn.LSTM(6, 5), gpurnn.LSTMCell(6, 5), gpurnn.Embedding(9, 6)
+    translator = gpurnn.EncoderDecoder(9, 8, 4)
+    for call, error, message in (
+        (lambda: lstm(None), gpurnn.DtypeError, "^x: expected an array of numbers of dtype float32, got None$"),
+        (lambda: lstm("abc"), gpurnn.DtypeError, "^x: expected an array .*, got 'abc'$"),
+        (lambda: linear()(["a", "b"]), gpurnn.DtypeError, "^x: expected an array .*, got a list of str$"),
+        (lambda: linear()(X.astype(object)), gpurnn.DtypeError, "^x: expected an array .*, got an array of object$"),
+        (lambda: lstm(X, (h, None)), gpurnn.DtypeError, "^state c: expected an array .*, got None$"),
+        (lambda: single(X[0], (h[0], None)), gpurnn.DtypeError, "^state c: expected an array .*, got None$"),
+        (lambda: lstm(X, (h, h.astype(int))), gpurnn.DtypeError, r"^state c: .* Convert it: c = c.astype\('float32'\)"),
+        (lambda: linear()(X.astype(int)), gpurnn.DtypeError, r"^x: .* Convert it: x = x.astype\('float32'\)$"),
+        (lambda: gpurnn.SGD(linear(), -1), ValueError, r"^lr should be a finite number in \[0.0, inf\), got -1"),
+        (lambda: gpurnn.LayerNorm(3, np.inf), ValueError, r"^eps should be a finite number in \[0, inf\), got inf"),
+        (
+            lambda: gpurnn.LSTM(3, 4, forget_bias=np.nan), ValueError,
+            r"^forget_bias should be a finite number in \(-inf, inf\), got nan",
+        ),
+        (
+            lambda: gpurnn.Sequential([linear(), linear()]), TypeError,
+            r"^Sequential: got a list. Give the layers one by one: Sequential\(a, b\)$",
+        ),
+        (lambda: gpurnn.Sequential((linear(),)), TypeError, "^Sequential: got a tuple. Give the layers one by one"),
+        (
+            lambda: lstm.params["weight"], KeyError,
+            "no parameter is called 'weight'; did you mean weight_.*, weight_.*[?]",
+        ),
+        (lambda: lstm.params["size"], KeyError, "no parameter is called 'size'; there are weight_ih_l0, weight_hh"),
+        (lambda: lstm.params.__setitem__("weight", 0), KeyError, "no parameter is called 'weight'; did you mean "),
+        (lambda: lstm.grads[0], KeyError, "no parameter is called 0; there are weight_ih_l0, "),
+        (lambda: gpurnn.Dropout(0.5).params["weight"], KeyError, "no parameter is called 'weight'; there are none"),
+        (lambda: table([[9]]), ValueError, "^ids: expected numbers from 0 to 8, got 9"),
+        (lambda: translator((IDS + 8, IDS)), ValueError, "^source: expected numbers from 0 to 8, got 9"),
+        (lambda: translator.forward((IDS, IDS - 2)), ValueError, "^target: expected numbers from 0 to 7, got -1"),
+        (lambda: translator((IDS, IDS * 0.5)), gpurnn.DtypeError, "^target: expected integers, got float64"),
+    ):  # fmt: skip
+        with pytest.raises(error, match=message if error is not KeyError else None) as caught:
+            call()
+        if error is KeyError:
+            assert re.match(message, caught.value.args[0])
+    assert "weight" not in lstm.params and lstm.params.get("weight") is None
+
+
+def test_a_dtype_of_torch():
+    torch = pytest.importorskip("torch")
+    for make in (lambda d: gpurnn.LSTM(3, 4, dtype=d), lambda d: gpurnn.Linear(3, 4, dtype=d)):
+        with pytest.raises(gpurnn.DtypeError, match="got torch.float32: give a string such as 'float32'$"):
+            make(torch.float32)
+
+
+def test_why_there_is_no_compiled_code(monkeypatch, tmp_path):
+    monkeypatch.setattr(cpu_ops, "load_native", lambda: None)
+    assert "this checkout was not built: run pip install -e ." in cpu_ops.describe()
+    monkeypatch.setattr(cpu_ops, "__file__", str(tmp_path / "gpurnn" / "cpu_ops.py"))
+    assert "installed without a C++ compiler" in cpu_ops.describe()
 
 
 def test_a_flag_is_no_number():

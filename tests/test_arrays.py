@@ -286,7 +286,7 @@ def test_a_tensor_with_a_graph_is_refused_with_what_to_do(backend):
         (lambda: layer.grads.__setitem__("bias", x[0, 0, :5] * 2), "bias"),
         (lambda: gpurnn.save_checkpoint("nowhere/at_all.json", {"w": x}, {}), "w"),
     ):  # fmt: skip
-        with pytest.raises(TypeError, match=rf"^{name}.*requires grad.*{name.split()[0]}.*detach\(\)"):
+        with pytest.raises(TypeError, match=rf"^{name}.*requires grad.*Give \w+.detach\(\)"):
             call()
     np.testing.assert_array_equal(host(layer(x.detach())), host(layer(X)))
     state = torch.nn.Linear(6, 5).state_dict(keep_vars=True)

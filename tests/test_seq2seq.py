@@ -333,7 +333,7 @@ def test_a_sentence_is_decoded_alike_in_any_company():
         (lambda m: m((ids(9, T, B) + 0.5, ids(9, U, B))), DtypeError, "source: expected integers"),
         (lambda m: m((ids(9, T, B), ids(9, U, B)), [1, 2, 3]), ShapeError, "lengths: expected a pair"),
         (lambda m: m((ids(9, T, B), ids(9, U, B)), ([7] * B, None)), ShapeError, "lengths of the source"),
-        (lambda m: m((ids(9, T, B) + 9, ids(9, U, B))), ValueError, "ids: expected numbers from 0 to 8"),
+        (lambda m: m((ids(9, T, B) + 9, ids(9, U, B))), ValueError, "source: expected numbers from 0 to 8"),
         (lambda m: beam_search(m, ids(9, T, B), beam=0), ValueError, "beam should be at least 1"),
         (lambda m: beam_search(m, ids(9, T, B), alpha=-1), ValueError, "alpha should be"),
         (lambda m: greedy_search(m, ids(9, T, B), max_length=[1, 2]), ValueError, "max_length: expected"),
