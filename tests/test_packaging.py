@@ -74,7 +74,7 @@ def installed(built, tmp_path_factory):
 def test_wheel_holds_every_source_and_nothing_else(built, tree):
     with zipfile.ZipFile(built[1]) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    expected = {f"gpurnn/{name}" for name in sources(tree / "gpurnn", ".py")}
+    expected = {f"gpurnn/{name}" for name in sources(tree / "gpurnn", ".py", ".typed")}
     expected |= {f"gpurnn/bench/{name}" for name in sources(tree / "bench", ".py", ".cu")}
     expected |= {f"gpurnn/kernels/{name}" for name in sources(tree / "kernels", ".cu", ".cuh")}
     compiled = names - expected
