@@ -59,8 +59,8 @@ def kernel_names(dtypes=tuple(C_NAMES), cells=CELLS):
         names += [("bptt.cu", f"sum_steps_finish<{real}>"), ("embedding.cu", f"embedding_borders<{real}>")]
         names += [("loss.cu", f"cross_entropy_{way}<{real}>") for way in ("forward", "backward")]
         kernels = ("sgd", "rmsprop", "adam", "norm_partial", "scale_grads")
-        names += [("optimise.cu", f"{kernel}<{real}>") for kernel in kernels]
-    return [*names, ("step.cu", "step_done"), ("optimise.cu", "norm_finish"), ("dropout.cu", "keep_mask")]
+        names += [("optimize.cu", f"{kernel}<{real}>") for kernel in kernels]
+    return [*names, ("step.cu", "step_done"), ("optimize.cu", "norm_finish"), ("dropout.cu", "keep_mask")]
 
 
 def way_name(work, way):
@@ -312,18 +312,18 @@ class CudaOps(Ops):
     def optimise(self, kernel, params, grads, arrays, scalars):
         kind, N = c_type(params.dtype), params.size
         given = scalars | arrays | {"N": N, "params": params, "grads": grads}
-        args = [given.get(argument.name) for argument in signature("optimise.cu", kernel, (kind,))]
-        self.kernels.launch("optimise.cu", kernel, (kind,), (-(-N // 256),), (256,), *args)
+        args = [given.get(argument.name) for argument in signature("optimize.cu", kernel, (kind,))]
+        self.kernels.launch("optimize.cu", kernel, (kind,), (-(-N // 256),), (256,), *args)
         return True
 
     def clip_norm(self, grads, max_norm):
         kind, N = c_type(grads.dtype), grads.size
         chunks = max(1, min(-(-N // 4096), 1024))  # by N alone: equal bits on every GPU
         partial, norm = self.xp.empty(chunks, np.float64), self.xp.empty(2, np.float64)
-        self.kernels.launch("optimise.cu", "norm_partial", (kind,), (chunks,), (256,), N, grads, partial)
-        self.kernels.launch("optimise.cu", "norm_finish", (), (1,), (256,), chunks, max_norm, partial, norm)
+        self.kernels.launch("optimize.cu", "norm_partial", (kind,), (chunks,), (256,), N, grads, partial)
+        self.kernels.launch("optimize.cu", "norm_finish", (), (1,), (256,), chunks, max_norm, partial, norm)
         if max_norm != math.inf:
-            self.kernels.launch("optimise.cu", "scale_grads", (kind,), (-(-N // 256),), (256,), N, norm, grads)
+            self.kernels.launch("optimize.cu", "scale_grads", (kind,), (-(-N // 256),), (256,), N, norm, grads)
         return norm[0]
 
     # ---- random masks

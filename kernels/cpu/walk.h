@@ -15,9 +15,7 @@
 
 #include "loss.h"
 
-#include "../cells/gru.cuh"
-#include "../cells/lstm.cuh"
-#include "../cells/rnn.cuh"
+#include "../cells/all.cuh"
 
 // ---- one layer and direction
 

@@ -6,7 +6,7 @@
 //
 // All arrays have N elements.
 
-#include "common.cuh"
+#include "../common.cuh"
 
 DEVICE float mul(float a, float b) { return __fmul_rn(a, b); }
 DEVICE double mul(double a, double b) { return __dmul_rn(a, b); }

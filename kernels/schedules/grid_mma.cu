@@ -15,14 +15,12 @@
 // two neighbouring numbers to a word, so that it goes from L2 into the tensor cores by way of registers only. The warps'
 // sums meet in shared memory, in a fixed order. Groups, tiles and arrays are as in grid.cu.
 
-#include "common.cuh"
+#include "../common.cuh"
 #include "tile.cuh"
 #include "tensor.cuh"
 #include "exchange.cuh"
-#include "walk.cuh"
-#include "cells/rnn.cuh"
-#include "cells/lstm.cuh"
-#include "cells/gru.cuh"
+#include "time_loop.cuh"
+#include "../cells/all.cuh"
 
 constexpr int WARPS = 8, THREADS = 32 * WARPS;
 

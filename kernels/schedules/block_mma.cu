@@ -16,12 +16,10 @@
 // reads has two buffers, and a step one barrier. Arrays, and sequences past their end, are as in step.cu; order as in
 // block.cu.
 
-#include "common.cuh"
+#include "../common.cuh"
 #include "words.cuh"
 #include "tensor.cuh"
-#include "cells/rnn.cuh"
-#include "cells/lstm.cuh"
-#include "cells/gru.cuh"
+#include "../cells/all.cuh"
 
 // A lane's part of a tile whose rows are units j and j + 1 (rows l/4 and l/4 + 8), from column k on: words one(unit, column).
 template <typename T, typename One>

@@ -5,7 +5,7 @@
 // crosses a border leaves its piece in `partial`, and the second kernel's thread for the chunk in which the run begins adds
 // the pieces in order. So every sum has one owner, however frequent an id is. Sums are in double.
 
-#include "common.cuh"
+#include "../common.cuh"
 
 static const int CHUNK = 64;
 

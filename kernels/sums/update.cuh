@@ -1,7 +1,7 @@
 // The optimisers: what becomes of a parameter, one number of it or on a CPU a vector of them. ../gpurnn/optim.py has the same in
 // array code, operation by operation.
 //
-// Who includes this says before what mul, add, subtract, quotient and root are for its numbers. optimise.cu
+// Who includes this says before what mul, add, subtract, quotient and root are for its numbers. optimize.cu
 // has them rounded one by one, so that a GPU gives the bits of the array code; a CPU may fuse a product with a sum.
 //
 // Scalars that Python computes, such as 1 - beta, come ready, in the order of Optimizer._scalars. A state that an optimiser does

@@ -4,7 +4,7 @@
 //
 // One thread draws the four words of a counter.
 
-#include "common.cuh"
+#include "../common.cuh"
 
 #include "philox.cuh"
 

@@ -9,7 +9,7 @@
 //
 // How many chunks there are follows from N alone, not from the GPU: so are the bits.
 
-#include "common.cuh"
+#include "../common.cuh"
 
 template <typename T>
 __global__ void sum_steps_partial(

@@ -17,13 +17,11 @@
 //
 // Arrays, and sequences past their end, are as in step.cu; order as in block.cu. Sums have a fixed order.
 
-#include "common.cuh"
+#include "../common.cuh"
 #include "tile.cuh"
 #include "exchange.cuh"
-#include "walk.cuh"
-#include "cells/rnn.cuh"
-#include "cells/lstm.cuh"
-#include "cells/gru.cuh"
+#include "time_loop.cuh"
+#include "../cells/all.cuh"
 
 // x summed over the lanes that stand a multiple of LANES apart; all of them get the sum.
 template <int LANES>

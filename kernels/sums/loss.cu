@@ -7,7 +7,7 @@
 // Only the rows that count are visited. A block of THREADS owns a row: forward reads it twice (the second time from cache),
 // backward once. Sums over V are in double, thread by thread and then by a tree: a fixed order.
 
-#include "common.cuh"
+#include "../common.cuh"
 
 static const int THREADS = 128;
 

@@ -17,10 +17,8 @@
 // A sequence past its end (t >= lengths[b]) holds its state, h' = h and c' = c, its output is 0, and the derivatives go
 // through unchanged.
 
-#include "common.cuh"
-#include "cells/rnn.cuh"
-#include "cells/lstm.cuh"
-#include "cells/gru.cuh"
+#include "../common.cuh"
+#include "../cells/all.cuh"
 
 // Where a thread is: unit j (of n) of sequence b in direction d, the step of that direction, the slots it reads and writes.
 // s: the timestep as forward counts them, from 0 to T - 1.

@@ -18,11 +18,9 @@
 // Arrays, and sequences past their end, are as in step.cu. order [B] says which sequence stands where, so that a tile's
 // sequences end together; past the longest one of a tile there is no product.
 
-#include "common.cuh"
+#include "../common.cuh"
 #include "tile.cuh"
-#include "cells/rnn.cuh"
-#include "cells/lstm.cuh"
-#include "cells/gru.cuh"
+#include "../cells/all.cuh"
 
 // ---- the input's part of a step: W_ih x in shared memory, x a step ahead
 
