@@ -1,4 +1,4 @@
-"""The schedule ``grid``: a group of thread blocks walks all of time, with one exchange a step. Executed on the CPU as
+"""The schedule ``grid``: a group of thread blocks runs the whole time loop, with one exchange a step. Executed on the CPU as
 test_cuda_block.py does it, all blocks of a launch at once and interleaved in several orders."""
 
 import itertools
@@ -216,7 +216,7 @@ MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
     "no wait": ("lstm", "return (unsigned)(both[k] >> 32) == epoch;", "return true;"),
     "stale epoch": ("gru", "(both[k] >> 32) == epoch;", "(both[k] >> 32) != 0;"),
     "one slot": ("lstm", "(when & 1) * size", "0 * size"),
-    "sent after the last step": ("lstm", "walks && (at.back ? t > 0 : t + 1 < at.longest)", "walks"),
+    "sent after the last step": ("lstm", "active && (at.back ? t > 0 : t + 1 < at.longest)", "active"),
     "no barrier behind what came": ("lstm", "if (__syncthreads_or(with.lost)) return;", "if (with.lost) return;"),
     "no barrier behind the sums": ("gru", f"product.multiply();\n{SYNC:>32}", "product.multiply();"),
     "no barrier behind d": ("gru", f"N = gridDim.y;\n{SYNC:>24}", "N = gridDim.y;"),

@@ -1,4 +1,4 @@
-// Schedule `block`: one thread block walks all of time for R sequences of one direction; nobody waits for another block.
+// Schedule `block`: one thread block runs the whole time loop of R sequences of one direction. It waits for no other block.
 //
 // The recurrent weights are loaded once and stay on the chip, in registers as far as KREG says, the rest in shared memory;
 // c, dh and dc never leave registers. Kernels are named by cell, storage and tile:

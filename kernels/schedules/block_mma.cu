@@ -1,5 +1,5 @@
-// Schedule `block` on tensor cores, for 16-bit storage and for float as tf32: one thread block walks all of time for 8 N
-// sequences of one direction.
+// Schedule `block` on tensor cores, for 16-bit storage and for float as tf32: one thread block runs the whole time loop
+// of 8 N sequences of one direction.
 //
 //     block_mma_forward<LstmCell, __half, 128, 32, 1, 0, true>     HP 128, HELD 32, N 1, IP 0, EVEN
 //

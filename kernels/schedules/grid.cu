@@ -1,5 +1,6 @@
-// Schedule `grid`: a group of thread blocks walks all of time for R sequences of one direction; each owns U units, their
-// recurrent weights and their c. One exchange through L2 a step: forward the new h, backward each block's part of dh.
+// Schedule `grid`: a group of thread blocks runs the whole time loop of R sequences of one direction. Each block owns U
+// units, their recurrent weights and their c. The blocks exchange numbers through L2 once a step: forward the new h, backward
+// each block's part of dh.
 //
 //     grid_forward<LstmCell, float, 8, 1024, 32, 32, 1>      U 8, KP 1024, S 32, KREG 32, R 1
 //     grid_backward<LstmCell, float, 8, 1024, 1, 32, 1>      U 8, KP 1024, S 1, KREG 32, R 1
@@ -11,7 +12,7 @@
 //     KREG  of a thread's fours of weights in each row (forward: in numbers, a multiple of 4; backward: fours)
 //     R     sequences of a tile, a power of two
 //
-// A group walks one tile after another: tiles blockIdx.z, blockIdx.z + gridDim.z, ... of direction blockIdx.x. All blocks of
+// A group works on one tile after another: tiles blockIdx.z, blockIdx.z + gridDim.z, ... of direction blockIdx.x. All blocks of
 // a launch must be there at once (a cooperative launch); groups do not wait for one another. The blocks of a group lie along
 // y, where there is more than one: CuPy makes a cooperative grid that is 1 along y and z smaller in silence.
 //
@@ -117,7 +118,7 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
     const int unit = blockIdx.y * U, d = blockIdx.x;
     Product product(memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
     Exchange with(words, d * gridDim.z + blockIdx.z, R * H, epoch, patience, failed);
-    walk_forward<CellOf, T, Tile<U, S, R>>(T_, B, H, W, unit, reverse, keep, lengths, order, bias_ih, bias_hh, gates, h,
+    time_loop_forward<CellOf, T, Tile<U, S, R>>(T_, B, H, W, unit, reverse, keep, lengths, order, bias_ih, bias_hh, gates, h,
                                            c, output, with, product);
 }
 
@@ -219,6 +220,6 @@ __global__ void __launch_bounds__(KP / 4 * S, 1) grid_backward(
     const int unit = blockIdx.y * U, d = blockIdx.x, N = gridDim.y;
     Product product(memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
     Exchange with(words, d * gridDim.z + blockIdx.z, N * N * R * U, epoch, patience, failed);
-    walk_backward<CellOf, T, Tile<U, Product::threads / U, R>>(T_, B, H, W, unit, reverse, lengths, order, gates, h, c,
+    time_loop_backward<CellOf, T, Tile<U, Product::threads / U, R>>(T_, B, H, W, unit, reverse, lengths, order, gates, h, c,
                                                                doutput, dh, dc, with, product);
 }

@@ -1,6 +1,6 @@
-// Schedule `grid` on tensor cores, for 16-bit storage and for float as tf32: a group of thread blocks walks all of time for R
-// sequences of one direction; each owns U units, their recurrent weights and their c. One exchange through L2 a step:
-// forward the new h, backward d of all gates.
+// Schedule `grid` on tensor cores, for 16-bit storage and for float as tf32: a group of thread blocks runs the whole time loop
+// of R sequences of one direction. Each block owns U units, their recurrent weights and their c. The blocks exchange numbers
+// through L2 once a step: forward the new h, backward dgates.
 //
 //     grid_mma_forward<LstmCell, __half, 16, 768, 24, 8, 1>      U 16, KP 768, HELD 24, R 8, P 1
 //
@@ -215,7 +215,7 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
         memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
     typedef Tile<U, THREADS / U, R> Place;
     Ring<Place::mine> with(words, d * gridDim.z + blockIdx.z, product.product.slot, patience, failed);
-    walk_forward<CellOf, T, Place>(T_, B, H, W, unit, reverse, keep, lengths, order, bias_ih, bias_hh, gates, h, c,
+    time_loop_forward<CellOf, T, Place>(T_, B, H, W, unit, reverse, keep, lengths, order, bias_ih, bias_hh, gates, h, c,
                                    output, with, product);
 }
 
@@ -280,6 +280,6 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_backward(
     typedef Tile<U, THREADS / U, R> Place;
     constexpr int sent = Place::mine * CellOf<float>::gates;
     Ring<sent> with(words, d * gridDim.z + blockIdx.z, product.product.slot, patience, failed);
-    walk_backward<CellOf, T, Place>(T_, B, H, W, unit, reverse, lengths, order, gates, h, c, doutput, dh, dc, with,
+    time_loop_backward<CellOf, T, Place>(T_, B, H, W, unit, reverse, lengths, order, gates, h, c, doutput, dh, dc, with,
                                     product);
 }

@@ -1,18 +1,18 @@
-// The walk through time of the schedules that spread the weights over thread blocks: what a thread does for its own unit
-// and sequences, and when it waits. How a product is made, and by what way its operand comes, is the product's own affair:
+// The time loop of the schedules that spread the weights over thread blocks: what a thread does for its own unit and sequences,
+// and when it waits. `Product` decides how the matrix product is computed and how its operand reaches this block:
 //
-//     forward    send       gives an h to all blocks
-//                receive    takes what all have sent
-//                multiply   leaves sums for everybody
-//                sum        W_hh h of gate g for this thread's unit and its k-th sequence
-//     backward   put        takes d of this thread's unit and its k-th sequence
-//                run        dh from what all blocks have put; false where this block must give up
-//                sum        dh for this thread's unit and its k-th sequence
+//     forward    send       sends an h to all blocks
+//                receive    receives what all blocks have sent
+//                multiply   leaves the sums where every thread of the block finds them
+//                sum        W_hh h of gate g, for this thread's unit and its k-th sequence
+//     backward   put        takes dgates of this thread's unit and its k-th sequence
+//                run        computes dh from what all blocks have put; false where this block must give up
+//                sum        dh, for this thread's unit and its k-th sequence
 //
-// A block sends once for each step that it walks, the initial h before the first and nothing after the last.
+// A block sends once for each step that it computes: the initial h before the first, nothing after the last.
 
 template <template <typename> class CellOf, typename T, typename Place, typename With, typename Product>
-DEVICE void walk_forward(
+DEVICE void time_loop_forward(
     int T_, int B, int H, int W, int unit, int reverse, int keep, const int* lengths, const int* order,
     const float* bias_ih, const float* bias_hh, T* gates, T* h, float* c, T* output, With& with, Product& product)
 {
@@ -47,9 +47,9 @@ DEVICE void walk_forward(
 
         for (int step = 0; step < T_; step++) {
             const int t = at.back ? T_ - 1 - step : step;
-            const bool walks = t < at.longest;  // all of the group alike
-            const bool sends = walks && (at.back ? t > 0 : t + 1 < at.longest);
-            if (walks) {
+            const bool active = t < at.longest;  // all of the group alike
+            const bool sends = active && (at.back ? t > 0 : t + 1 < at.longest);
+            if (active) {
 #pragma unroll
                 for (int k = 0; k < Place::mine; k++) {  // asked for before the others' h comes
                     const bool there = t < at.ends[k];
@@ -107,7 +107,7 @@ struct Kept {
 };
 
 template <template <typename> class CellOf, typename T, typename Place, typename With, typename Product>
-DEVICE void walk_backward(
+DEVICE void time_loop_backward(
     int T_, int B, int H, int W, int unit, int reverse, const int* lengths, const int* order, T* gates, const T* h,
     const float* c, const T* doutput, float* dh, float* dc, With& with, Product& product)
 {
@@ -150,7 +150,7 @@ DEVICE void walk_backward(
         ask(T_ - 1);
         for (int step = T_ - 1; step >= 0; step--) {
             const int t = at.back ? T_ - 1 - step : step;
-            const bool walks = t < at.longest;  // all of the group alike
+            const bool active = t < at.longest;  // all of the group alike
             float leaves[Place::mine][Cell::leaves];
 #pragma unroll
             for (int k = 0; k < Place::mine; k++) {
@@ -162,7 +162,7 @@ DEVICE void walk_backward(
                 }
                 h_new[k] = kept[k].h;
                 c_new[k] = kept[k].c;
-                if (walks) product.put(with, at, k, leaves[k]);
+                if (active) product.put(with, at, k, leaves[k]);
             }
             if (step > 0) ask(step - 1);
 #pragma unroll
@@ -172,7 +172,7 @@ DEVICE void walk_backward(
 #pragma unroll
                 for (int g = 0; g < Cell::leaves; g++) row[(size_t)g * H] = T(leaves[k][g]);
             }
-            if (!walks) continue;
+            if (!active) continue;
             if (!product.run(with, at)) return;
 #pragma unroll
             for (int k = 0; k < Place::mine; k++) by_h[k] += product.sum(k);
