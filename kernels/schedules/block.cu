@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
     const int I,
     const int W,         // blocks of H in a row of gates
     const int reverse,
-    const int keep,      // 0: inference; gates are only read, of h and c only the last state is stored, c in slot T % 2
+    const int save,      // 0: inference; gates are only read, of h and c only the last state is stored, c in slot T % 2
     const int* __restrict__ lengths,    // [B]  or null
     const int* __restrict__ order,      // [B]  or null
     const T* __restrict__ weight_hh,    // [D, G*H, H]  aligned
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
     const float* __restrict__ bias_hh,  // [D, G*H]  or null
     const T* __restrict__ weight_ih,    // [D, G*H, I]  or null where IP is 0
     const T* __restrict__ x,            // [T, B, I]  likewise; or null
-    T* gates,                           // [D, T, B, W*H]  in: ax where IP is 0; out: what the cell keeps; or null
+    T* gates,                           // [D, T, B, W*H]  in: ax where IP is 0; out: what the cell saves; or null
     T* h,                               // [D, T+1, B, H]  in: the first slot; out: the others
     float* c,                           // [D, T+1 or 2, B, H]  likewise; or null where the cell has none
     T* __restrict__ output)             // [T, B, D*H]
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
 
     const size_t slot = (size_t)B * H;
     const size_t first = ((size_t)at.d * (T_ + 1) + (at.back ? T_ : 0)) * slot;
-    const size_t first_c = keep ? first : (size_t)at.d * 2 * slot;
+    const size_t first_c = save ? first : (size_t)at.d * 2 * slot;
     float h_old[Place::mine], c_old[Place::mine], bias_a[G], bias_r[G], ax[Place::mine][G];
 #pragma unroll
     for (int g = 0; g < G; g++) {
@@ -207,12 +207,12 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
             }
             output[((size_t)t * B + at.row[k]) * D * H + (size_t)at.d * H + j] = T(live ? h_old[k] : 0.0f);
             const bool last = step == T_ - 1;
-            if (keep || last) {
+            if (save || last) {
                 const size_t now = ((size_t)at.d * (T_ + 1) + (at.back ? t : t + 1)) * slot + n;
                 h[now] = T(h_old[k]);
-                if (Cell::states == 2) c[keep ? now : ((size_t)at.d * 2 + T_ % 2) * slot + n] = c_old[k];
+                if (Cell::states == 2) c[save ? now : ((size_t)at.d * 2 + T_ % 2) * slot + n] = c_old[k];
             }
-            if (keep && live) {
+            if (save && live) {
                 T* row = gates + (((size_t)at.d * T_ + t) * B + at.row[k]) * W * H + j;
 #pragma unroll
                 for (int g = 0; g < Cell::kept; g++) row[(size_t)g * H] = T(kept[g]);

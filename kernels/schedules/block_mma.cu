@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
     const int I,
     const int W,         // blocks of H in a row of gates
     const int reverse,
-    const int keep,      // 0: inference; gates are only read, of h and c only the last state is stored, c in slot T % 2
+    const int save,      // 0: inference; gates are only read, of h and c only the last state is stored, c in slot T % 2
     const int* __restrict__ lengths,    // [B]  or null
     const int* __restrict__ order,      // [B]  or null
     const T* __restrict__ weight_hh,    // [D, G*H, H]  aligned
@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
     const float* __restrict__ bias_hh,  // [D, G*H]  or null
     const T* __restrict__ weight_ih,    // [D, G*H, I]  or null where IP is 0
     const T* __restrict__ x,            // [T, B, I]  likewise; or null
-    T* gates,                           // [D, T, B, W*H]  aligned; in: ax where IP is 0; out: what the cell keeps; or null
+    T* gates,                           // [D, T, B, W*H]  aligned; in: ax where IP is 0; out: what the cell saves; or null
     T* h,                               // [D, T+1, B, H]  aligned; in: the first slot; out: the others
     float* c,                           // [D, T+1 or 2, B, H]  likewise; or null where the cell has none
     T* __restrict__ output)             // [T, B, D*H]  aligned
@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
 
     const size_t slot = (size_t)B * H;
     const size_t first = ((size_t)at.d * (T_ + 1) + (at.back ? T_ : 0)) * slot;
-    const size_t first_c = keep ? first : (size_t)at.d * 2 * slot;
+    const size_t first_c = save ? first : (size_t)at.d * 2 * slot;
     typedef Lane<N, EVEN> Place;
     float h_old[2][Place::mine], c_old[2][Place::mine], bias_a[G][2], bias_r[G][2];  // [unit][sequence]
 #pragma unroll
@@ -265,16 +265,16 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
             at.put(output + ((size_t)t * B + at.row[n]) * D * H + (size_t)at.d * H + j, live ? h_old[0][n] : 0.0f,
                    live ? h_old[1][n] : 0.0f, H);
             const size_t i = (size_t)at.row[n] * H + j;
-            if (keep || step == T_ - 1) {
+            if (save || step == T_ - 1) {
                 const size_t now = ((size_t)at.d * (T_ + 1) + (at.back ? t : t + 1)) * slot + i;
                 at.put(h + now, h_old[0][n], h_old[1][n], H);
                 if (Cell::states == 2) {
-                    float* c_now = c + (keep ? now : ((size_t)at.d * 2 + T_ % 2) * slot + i);
+                    float* c_now = c + (save ? now : ((size_t)at.d * 2 + T_ % 2) * slot + i);
                     c_now[0] = c_old[0][n];
                     if (at.has(1, H)) c_now[1] = c_old[1][n];
                 }
             }
-            if (keep && live) {
+            if (save && live) {
                 T* row = gates + (((size_t)at.d * T_ + t) * B + at.row[n]) * W * H + j;
 #pragma unroll
                 for (int g = 0; g < Cell::kept; g++) at.put(row + (size_t)g * H, kept[0][g], kept[1][g], H);

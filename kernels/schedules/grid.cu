@@ -98,13 +98,13 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
     const int H,
     const int W,         // blocks of H in a row of gates
     const int reverse,
-    const int keep,      // 0: inference; gates are only read, of h and c only the last state is stored, c in slot T % 2
+    const int save,      // 0: inference; gates are only read, of h and c only the last state is stored, c in slot T % 2
     const int* __restrict__ lengths,    // [B]  or null
     const int* __restrict__ order,      // [B]  or null
     const T* __restrict__ weight_hh,    // [D, G*H, H]  aligned
     const float* __restrict__ bias_ih,  // [D, G*H]  or null
     const float* __restrict__ bias_hh,  // [D, G*H]  or null
-    T* gates,                           // [D, T, B, W*H]  in: ax; out: what the cell keeps
+    T* gates,                           // [D, T, B, W*H]  in: ax; out: what the cell saves
     T* h,                               // [D, T+1, B, H]  in: the first slot; out: the others
     float* c,                           // [D, T+1 or 2, B, H]  likewise; or null where the cell has none
     T* __restrict__ output,             // [T, B, D*H]
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
     const int unit = blockIdx.y * U, d = blockIdx.x;
     Product product(memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
     Exchange with(words, d * gridDim.z + blockIdx.z, R * H, epoch, patience, failed);
-    time_loop_forward<CellOf, T, Tile<U, S, R>>(T_, B, H, W, unit, reverse, keep, lengths, order, bias_ih, bias_hh, gates, h,
+    time_loop_forward<CellOf, T, Tile<U, S, R>>(T_, B, H, W, unit, reverse, save, lengths, order, bias_ih, bias_hh, gates, h,
                                            c, output, with, product);
 }
 

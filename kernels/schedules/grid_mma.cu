@@ -195,13 +195,13 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
     const int H,
     const int W,         // blocks of H in a row of gates
     const int reverse,
-    const int keep,      // 0: inference; gates are only read, of h and c only the last state is stored, c in slot T % 2
+    const int save,      // 0: inference; gates are only read, of h and c only the last state is stored, c in slot T % 2
     const int* __restrict__ lengths,    // [B]  or null
     const int* __restrict__ order,      // [B]  or null
     const T* __restrict__ weight_hh,    // [D, G*H, H]
     const float* __restrict__ bias_ih,  // [D, G*H]  or null
     const float* __restrict__ bias_hh,  // [D, G*H]  or null
-    T* gates,                           // [D, T, B, W*H]  in: ax; out: what the cell keeps
+    T* gates,                           // [D, T, B, W*H]  in: ax; out: what the cell saves
     T* h,                               // [D, T+1, B, H]  in: the first slot; out: the others
     float* c,                           // [D, T+1 or 2, B, H]  likewise; or null where the cell has none
     T* __restrict__ output,             // [T, B, D*H]
@@ -215,7 +215,7 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
         memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
     typedef Tile<U, THREADS / U, R> Place;
     Ring<Place::mine> with(words, d * gridDim.z + blockIdx.z, product.product.slot, patience, failed);
-    time_loop_forward<CellOf, T, Place>(T_, B, H, W, unit, reverse, keep, lengths, order, bias_ih, bias_hh, gates, h, c,
+    time_loop_forward<CellOf, T, Place>(T_, B, H, W, unit, reverse, save, lengths, order, bias_ih, bias_hh, gates, h, c,
                                    output, with, product);
 }
 

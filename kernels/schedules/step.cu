@@ -11,7 +11,7 @@
 // writes t.
 //
 // gates [D, T, B, W*H] is worked on in place: forward finds ax = W_ih x in the first G blocks of a row and leaves what the
-// cell keeps; backward finds that and leaves d, the derivatives by the pre-activations. What a product reads lies in an
+// cell saves; backward finds that and leaves d, the derivatives by the pre-activations. What a product reads lies in an
 // array of its own, at the same place in every step: h_now, p_now, d_now, dh_now.
 //
 // A sequence past its end (t >= lengths[b]) holds its state, h' = h and c' = c, its output is 0, and the derivatives go
@@ -63,12 +63,12 @@ __global__ void step_forward(
     const int step,
     const int* done,     // [1]  or null
     const int reverse,
-    const int keep,      // 0: inference; gates are only read, c has 2 slots used in turn
+    const int save,      // 0: inference; gates are only read, c has 2 slots used in turn
     const int* __restrict__ lengths,  // [B]  or null
     const typename Compute<T>::real* __restrict__ bias_ih,  // [D, G*H]  or null
     const typename Compute<T>::real* __restrict__ bias_hh,  // [D, G*H]  or null
     const typename Compute<T>::real* __restrict__ ah,       // [D, B, G*H]  W_hh h
-    T* gates,                        // [D, T, B, W*H]  in: ax; out: what the cell keeps
+    T* gates,                        // [D, T, B, W*H]  in: ax; out: what the cell saves
     T* h,                            // [D, T+1, B, H]  out: the new slot; or null with a projection
     T* h_now,                        // [D, B, H]  in: h; out: h'; or null with a projection
     typename Compute<T>::real* c,    // [D, T+1 or 2, B, H]  out: the new slot; or null where the cell has none
@@ -83,15 +83,15 @@ __global__ void step_forward(
     if (!at.inside) return;
     const size_t n = (size_t)b * H + j, slot = (size_t)B * H, here = (size_t)d * slot + n;
     const size_t old_h = at.old_slot * slot + n, new_h = at.new_slot * slot + n;
-    const size_t old_c = keep ? old_h : (d * 2 + s % 2) * slot + n;
-    const size_t new_c = keep ? new_h : (d * 2 + 1 - s % 2) * slot + n;
+    const size_t old_c = save ? old_h : (d * 2 + s % 2) * slot + n;
+    const size_t new_c = save ? new_h : (d * 2 + 1 - s % 2) * slot + n;
     const T h_old = h ? h_now[here] : T(real(0));
     const size_t out = ((size_t)at.t * B + b) * gridDim.z * H + (size_t)d * H + j;
     T* row = gates + (((size_t)d * T_ + at.t) * B + b) * W * H + j;
     if (lengths && at.t >= lengths[b]) {
         if (Cell::states == 2) c[new_c] = c[old_c];
         if (m) m[here] = T(real(0));
-        if (m && keep) row[(size_t)Cell::kept * H] = T(real(0));
+        if (m && save) row[(size_t)Cell::kept * H] = T(real(0));
         if (h) h[new_h] = h_old;
         if (output) output[out] = T(real(0));
         return;
@@ -114,7 +114,7 @@ __global__ void step_forward(
     if (h) h[new_h] = h_now[here] = T(h_new);
     if (output) output[out] = T(h_new);
     if (m) m[here] = T(h_new);
-    if (keep) {
+    if (save) {
         for (int k = 0; k < Cell::kept; k++) row[(size_t)k * H] = T(kept[k]);
         if (m) row[(size_t)Cell::kept * H] = T(h_new);
     }
@@ -131,7 +131,7 @@ __global__ void step_reset(
     const int step,
     const int* done,     // [1]  or null
     const int reverse,
-    const int keep,      // 0: inference; p is not kept
+    const int save,      // 0: inference; p is not saved
     const int* __restrict__ lengths,  // [B]  or null
     const typename Compute<T>::real* __restrict__ bias_ih,  // [D, G*H]  or null
     const typename Compute<T>::real* __restrict__ bias_hh,  // [D, G*H]  or null
@@ -148,7 +148,7 @@ __global__ void step_reset(
     const size_t here = ((size_t)d * B + b) * H + j;
     T* row = gates + (((size_t)d * T_ + at.t) * B + b) * W * H + j;
     if (lengths && at.t >= lengths[b]) {
-        if (keep) row[(size_t)Cell::gates * H] = T(real(0));
+        if (save) row[(size_t)Cell::gates * H] = T(real(0));
         p_now[here] = T(real(0));
         return;
     }
@@ -164,7 +164,7 @@ __global__ void step_reset(
     }
     Cell::reset(a, r, real(h_now[here]), gate[0], gate[1], p);
     for (int k = 0; k < Cell::ready; k++) row[(size_t)k * H] = T(gate[k]);
-    if (keep) row[(size_t)Cell::gates * H] = T(p);
+    if (save) row[(size_t)Cell::gates * H] = T(p);
     p_now[here] = T(p);
 }
 

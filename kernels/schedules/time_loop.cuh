@@ -13,7 +13,7 @@
 
 template <template <typename> class CellOf, typename T, typename Place, typename With, typename Product>
 DEVICE void time_loop_forward(
-    int T_, int B, int H, int W, int unit, int reverse, int keep, const int* lengths, const int* order,
+    int T_, int B, int H, int W, int unit, int reverse, int save, const int* lengths, const int* order,
     const float* bias_ih, const float* bias_hh, T* gates, T* h, float* c, T* output, With& with, Product& product)
 {
     typedef CellOf<float> Cell;
@@ -24,7 +24,7 @@ DEVICE void time_loop_forward(
         const Place at(T_, B, H, tile, unit, d, reverse, lengths, order);
         const int j = at.j;
         const size_t first = ((size_t)d * (T_ + 1) + (at.back ? T_ : 0)) * slot;
-        const size_t first_c = keep ? first : (size_t)d * 2 * slot;
+        const size_t first_c = save ? first : (size_t)d * 2 * slot;
         float h_old[Place::mine], c_old[Place::mine], bias_a[G], bias_r[G], ax[Place::mine][G];
 #pragma unroll
         for (int g = 0; g < G; g++) {
@@ -85,12 +85,12 @@ DEVICE void time_loop_forward(
                 const size_t n = (size_t)at.row[k] * H + j;
                 const bool live = t < at.ends[k];
                 output[((size_t)t * B + at.row[k]) * D * H + (size_t)d * H + j] = T(live ? h_old[k] : 0.0f);
-                if (keep || step == T_ - 1) {
+                if (save || step == T_ - 1) {
                     const size_t now = ((size_t)d * (T_ + 1) + (at.back ? t : t + 1)) * slot + n;
                     h[now] = T(h_old[k]);
-                    if (Cell::states == 2) c[keep ? now : ((size_t)d * 2 + T_ % 2) * slot + n] = c_old[k];
+                    if (Cell::states == 2) c[save ? now : ((size_t)d * 2 + T_ % 2) * slot + n] = c_old[k];
                 }
-                if (keep && live) {
+                if (save && live) {
                     T* row = gates + (((size_t)d * T_ + t) * B + at.row[k]) * W * H + j;
 #pragma unroll
                     for (int g = 0; g < Cell::kept; g++) row[(size_t)g * H] = T(kept[k][g]);
