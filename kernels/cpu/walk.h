@@ -240,7 +240,7 @@ struct Layer {
                 C::forward(ax, ah, h_before, c_before, keep, h, c);
                 h.store(m + u, n);
                 if (c_to) c.store(c_to + u, n);
-                if (pass.keep) store_each<C::kept>(keep, kept, H, u, n);
+                if (pass.keep) store_each<C::saved_blocks>(keep, kept, H, u, n);
             });
             mine.rows[i] = m;
         }
@@ -299,7 +299,7 @@ struct Layer {
             const T* c_new = pass.c ? at<T>(pass.c, pass, new_slot, b, H) : nullptr;
             units(mine, [&](int u, int n) {
                 V keep[4], d[4], by_h = V::load(dm + u, n), by_c(T(0)), h0(T(0)), h1(T(0)), c0(T(0)), c1(T(0));
-                load_each<C::kept>(keep, kept, H, u, n);
+                load_each<C::saved_blocks>(keep, kept, H, u, n);
                 if (c_old) c0 = V::load(c_old + u, n), c1 = V::load(c_new + u, n), by_c = V::load(dc + u, n);
                 else h0 = V::load(h_old + u, n), h1 = V::load(h_new + u, n);
                 C::backward(keep, h0, c0, h1, c1, by_h, by_c, d);

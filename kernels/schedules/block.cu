@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
             const int r = s + k * S;
             const size_t n = (size_t)at.row[k] * H + j;
             const bool live = t < at.ends[k];
-            float kept[Cell::kept + 1];
+            float saved[Cell::saved_blocks + 1];
             if (live) {
                 float a[G], ah[G], h_new, c_new;
 #pragma unroll
@@ -200,7 +200,7 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
                 for (int slice = 0; slice < S && SUMS > G; slice++) {
                     a[G - 1] += parts[((slice * SUMS + G) * R + r) * HP + j];
                 }
-                Cell::forward(a, ah, h_old[k], c_old[k], kept, h_new, c_new);
+                Cell::forward(a, ah, h_old[k], c_old[k], saved, h_new, c_new);
                 h_old[k] = float(T(h_new));  // the state is what is stored
                 if (Cell::states == 2) c_old[k] = c_new;
                 box[r * HP + j] = h_old[k];
@@ -215,7 +215,7 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
             if (save && live) {
                 T* row = gates + (((size_t)at.d * T_ + t) * B + at.row[k]) * W * H + j;
 #pragma unroll
-                for (int g = 0; g < Cell::kept; g++) row[(size_t)g * H] = T(kept[g]);
+                for (int g = 0; g < Cell::saved_blocks; g++) row[(size_t)g * H] = T(saved[g]);
             }
         }
         __syncthreads();
@@ -234,7 +234,7 @@ __global__ void __launch_bounds__(HP * S, 1) block_backward(
     const int* __restrict__ lengths,  // [B]  or null
     const int* __restrict__ order,    // [B]  or null
     const T* __restrict__ weight_hh,  // [D, G*H, H]  aligned
-    T* gates,                         // [D, T, B, W*H]  in: what forward kept; out: d
+    T* gates,                         // [D, T, B, W*H]  in: what forward saved; out: d
     const T* __restrict__ h,          // [D, T+1, B, H]
     const float* __restrict__ c,      // [D, T+1, B, H]  or null where the cell has none
     const T* __restrict__ doutput,    // [T, B, D*H]  or null
@@ -282,12 +282,12 @@ __global__ void __launch_bounds__(HP * S, 1) block_backward(
             T* row = gates + (((size_t)at.d * T_ + t) * B + at.row[k]) * W * H + j;
             float leaves[Cell::leaves];
             if (t < at.ends[k]) {
-                float kept[Cell::kept + 1];
+                float saved[Cell::saved_blocks + 1];
 #pragma unroll
-                for (int g = 0; g < Cell::kept; g++) kept[g] = float(row[(size_t)g * H]);
+                for (int g = 0; g < Cell::saved_blocks; g++) saved[g] = float(row[(size_t)g * H]);
                 if (doutput) by_h[k] += float(doutput[((size_t)t * B + at.row[k]) * D * H + (size_t)at.d * H + j]);
                 const bool two = Cell::states == 2;
-                Cell::backward(kept, float(h[old]), two ? c[old] : 0.0f, float(h[now]), two ? c[now] : 0.0f, by_h[k],
+                Cell::backward(saved, float(h[old]), two ? c[old] : 0.0f, float(h[now]), two ? c[now] : 0.0f, by_h[k],
                                by_c[k], leaves);
             } else {
 #pragma unroll

@@ -242,7 +242,7 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
 #pragma unroll
         for (int n = 0; n < Place::mine; n++) {
             const bool live = t < at.ends[n];
-            float kept[2][Cell::kept + 1];
+            float saved[2][Cell::saved_blocks + 1];
 #pragma unroll
             for (int u = 0; u < 2; u++) {
                 if (live && at.has(u, H)) {
@@ -255,7 +255,7 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
                         a[g] = IP ? bias_a[g][u] : (u ? ax[n][g].y : ax[n][g].x) + bias_a[g][u];
                     }
                     if (SUMS > G) a[G - 1] += sum[n / 2][SUMS - 1][0][u * 2 + n % 2];
-                    Cell::forward(a, ah, h_old[u][n], c_old[u][n], kept[u], h_new, c_new);
+                    Cell::forward(a, ah, h_old[u][n], c_old[u][n], saved[u], h_new, c_new);
                     h_old[u][n] = float(T(h_new));  // the state is what is stored
                     if (Cell::states == 2) c_old[u][n] = c_new;
                 }
@@ -277,7 +277,7 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
             if (save && live) {
                 T* row = gates + (((size_t)at.d * T_ + t) * B + at.row[n]) * W * H + j;
 #pragma unroll
-                for (int g = 0; g < Cell::kept; g++) at.put(row + (size_t)g * H, kept[0][g], kept[1][g], H);
+                for (int g = 0; g < Cell::saved_blocks; g++) at.put(row + (size_t)g * H, saved[0][g], saved[1][g], H);
             }
         }
         if (step + 1 < T_) ahead.put(writes + HP, stride);
@@ -297,7 +297,7 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
     const int* __restrict__ lengths,  // [B]  or null
     const int* __restrict__ order,    // [B]  or null
     const T* __restrict__ weight_hh,  // [D, G*H, H]  aligned
-    T* gates,                         // [D, T, B, W*H]  aligned; in: what forward kept; out: d
+    T* gates,                         // [D, T, B, W*H]  aligned; in: what forward saved; out: d
     const T* __restrict__ h,          // [D, T+1, B, H]  aligned
     const float* __restrict__ c,      // [D, T+1, B, H]  or null where the cell has none
     const T* __restrict__ doutput,    // [T, B, D*H]  aligned; or null
@@ -346,9 +346,9 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
                 const size_t old = ((size_t)at.d * (T_ + 1) + (at.back ? t + 1 : t)) * slot + i;
                 T* row = gates + (((size_t)at.d * T_ + t) * B + at.row[n]) * W * H + j;
                 if (t < at.ends[n]) {
-                    float2 two[Cell::kept + 1], by_output = make_float2(0.0f, 0.0f);
+                    float2 two[Cell::saved_blocks + 1], by_output = make_float2(0.0f, 0.0f);
 #pragma unroll
-                    for (int g = 0; g < Cell::kept; g++) two[g] = at.get(row + (size_t)g * H, H);
+                    for (int g = 0; g < Cell::saved_blocks; g++) two[g] = at.get(row + (size_t)g * H, H);
                     if (doutput) {
                         by_output = at.get(doutput + ((size_t)t * B + at.row[n]) * D * H + (size_t)at.d * H + j, H);
                     }
@@ -356,12 +356,12 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
 #pragma unroll
                     for (int u = 0; u < 2; u++) {
                         if (!at.has(u, H)) continue;
-                        float kept[Cell::kept + 1];
+                        float saved[Cell::saved_blocks + 1];
 #pragma unroll
-                        for (int g = 0; g < Cell::kept; g++) kept[g] = u ? two[g].y : two[g].x;
+                        for (int g = 0; g < Cell::saved_blocks; g++) saved[g] = u ? two[g].y : two[g].x;
                         by_h[u][n] += u ? by_output.y : by_output.x;
                         const bool both = Cell::states == 2;
-                        Cell::backward(kept, u ? h_old.y : h_old.x, both ? c[old + u] : 0.0f, u ? h_new.y : h_new.x,
+                        Cell::backward(saved, u ? h_old.y : h_old.x, both ? c[old + u] : 0.0f, u ? h_new.y : h_new.x,
                                        both ? c[now + u] : 0.0f, by_h[u][n], by_c[u][n], leaves[u]);
                     }
                 }

@@ -204,7 +204,7 @@ __global__ void __launch_bounds__(KP / 4 * S, 1) grid_backward(
     const int* __restrict__ lengths,  // [B]  or null
     const int* __restrict__ order,    // [B]  or null
     const T* __restrict__ weight_hh,  // [D, G*H, H]  aligned
-    T* gates,                         // [D, T, B, W*H]  in: what forward kept; out: d
+    T* gates,                         // [D, T, B, W*H]  in: what forward saved; out: d
     const T* __restrict__ h,          // [D, T+1, B, H]
     const float* __restrict__ c,      // [D, T+1, B, H]  or null where the cell has none
     const T* __restrict__ doutput,    // [T, B, D*H]  or null

@@ -263,7 +263,7 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_backward(
     const int* __restrict__ lengths,  // [B]  or null
     const int* __restrict__ order,    // [B]  or null
     const T* __restrict__ weight_hh,  // [D, G*H, H]
-    T* gates,                         // [D, T, B, W*H]  in: what forward kept; out: d
+    T* gates,                         // [D, T, B, W*H]  in: what forward saved; out: d
     const T* __restrict__ h,          // [D, T+1, B, H]
     const float* __restrict__ c,      // [D, T+1, B, H]  or null where the cell has none
     const T* __restrict__ doutput,    // [T, B, D*H]  or null

@@ -91,13 +91,13 @@ __global__ void step_forward(
     if (lengths && at.t >= lengths[b]) {
         if (Cell::states == 2) c[new_c] = c[old_c];
         if (m) m[here] = T(real(0));
-        if (m && save) row[(size_t)Cell::kept * H] = T(real(0));
+        if (m && save) row[(size_t)Cell::saved_blocks * H] = T(real(0));
         if (h) h[new_h] = h_old;
         if (output) output[out] = T(real(0));
         return;
     }
     const real* ah_row = ah + ((size_t)d * B + b) * Cell::gates * H + j;
-    real a[Cell::gates], r[Cell::gates], kept[Cell::kept + 1], h_new, c_new;
+    real a[Cell::gates], r[Cell::gates], saved[Cell::saved_blocks + 1], h_new, c_new;
     for (int k = 0; k < Cell::gates; k++) {
         a[k] = real(row[(size_t)k * H]);
         r[k] = real(0);
@@ -109,18 +109,18 @@ __global__ void step_forward(
             r[k] += bias_hh[bias];
         }
     }
-    Cell::forward(a, r, real(h_old), Cell::states == 2 ? c[old_c] : real(0), kept, h_new, c_new);
+    Cell::forward(a, r, real(h_old), Cell::states == 2 ? c[old_c] : real(0), saved, h_new, c_new);
     if (Cell::states == 2) c[new_c] = c_new;
     if (h) h[new_h] = h_now[here] = T(h_new);
     if (output) output[out] = T(h_new);
     if (m) m[here] = T(h_new);
     if (save) {
-        for (int k = 0; k < Cell::kept; k++) row[(size_t)k * H] = T(kept[k]);
-        if (m) row[(size_t)Cell::kept * H] = T(h_new);
+        for (int k = 0; k < Cell::saved_blocks; k++) row[(size_t)k * H] = T(saved[k]);
+        if (m) row[(size_t)Cell::saved_blocks * H] = T(h_new);
     }
 }
 
-// The half of a step that comes before a cell's second product (the original GRU): p = r h, which is kept in the block after
+// The half of a step that comes before a cell's second product (the original GRU): p = r h, which is saved in the block after
 // the gates. Past the end of a sequence p is 0.
 template <template <typename> class CellOf, typename T>
 __global__ void step_reset(
@@ -209,7 +209,7 @@ __global__ void step_backward(
     const int* done,     // [1]  or null
     const int reverse,
     const int* __restrict__ lengths,  // [B]  or null
-    T* gates,                         // [D, T, B, W*H]  in: what forward kept; out: d
+    T* gates,                         // [D, T, B, W*H]  in: what forward saved; out: d
     const T* __restrict__ h,          // [D, T+1, B, H]  or null with a projection
     const typename Compute<T>::real* __restrict__ c,   // [D, T+1, B, H]  or null where the cell has none
     const T* __restrict__ doutput,    // [T, B, D*H]  or null
@@ -232,11 +232,11 @@ __global__ void step_backward(
         const size_t n = (size_t)b * H + j, slot = (size_t)B * H, here = (size_t)d * slot + n;
         const size_t old_slot = at.old_slot * slot + n, new_slot = at.new_slot * slot + n;
         const bool two = Cell::states == 2;
-        real kept[Cell::kept + 1];
-        for (int k = 0; k < Cell::kept; k++) kept[k] = real(row[(size_t)k * H]);
+        real saved[Cell::saved_blocks + 1];
+        for (int k = 0; k < Cell::saved_blocks; k++) saved[k] = real(row[(size_t)k * H]);
         real by_h = dm ? dm[here] : dh[here], by_c = two ? dc[here] : real(0);
         if (doutput) by_h += real(doutput[((size_t)at.t * B + b) * gridDim.z * H + (size_t)d * H + j]);
-        Cell::backward(kept, h ? real(h[old_slot]) : real(0), two ? c[old_slot] : real(0),
+        Cell::backward(saved, h ? real(h[old_slot]) : real(0), two ? c[old_slot] : real(0),
                        h ? real(h[new_slot]) : real(0), two ? c[new_slot] : real(0), by_h, by_c, leaves);
         if (dh) dh[here] = by_h;
         if (two) dc[here] = by_c;

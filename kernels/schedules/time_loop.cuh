@@ -62,7 +62,7 @@ DEVICE void time_loop_forward(
                 product.multiply();
                 __syncthreads();
             }
-            float kept[Place::mine][Cell::kept + 1];
+            float saved[Place::mine][Cell::saved_blocks + 1];
 #pragma unroll
             for (int k = 0; k < Place::mine; k++) {
                 if (at.row[k] >= 0 && t < at.ends[k]) {
@@ -72,7 +72,7 @@ DEVICE void time_loop_forward(
                         ah[g] = bias_r[g] + product.sum(k, g);
                         a[g] = ax[k][g] + bias_a[g];
                     }
-                    Cell::forward(a, ah, h_old[k], c_old[k], kept[k], h_new, c_new);
+                    Cell::forward(a, ah, h_old[k], c_old[k], saved[k], h_new, c_new);
                     h_old[k] = float(T(h_new));  // the state is what is stored
                     if (Cell::states == 2) c_old[k] = c_new;
                 }
@@ -93,7 +93,7 @@ DEVICE void time_loop_forward(
                 if (save && live) {
                     T* row = gates + (((size_t)d * T_ + t) * B + at.row[k]) * W * H + j;
 #pragma unroll
-                    for (int g = 0; g < Cell::kept; g++) row[(size_t)g * H] = T(kept[k][g]);
+                    for (int g = 0; g < Cell::saved_blocks; g++) row[(size_t)g * H] = T(saved[k][g]);
                 }
             }
         }
@@ -102,8 +102,8 @@ DEVICE void time_loop_forward(
 
 // What a step back reads of one number: asked for while the step before still waits.
 template <typename Cell>
-struct Kept {
-    float gates[Cell::kept + 1], h, c, by_output;
+struct Saved {
+    float gates[Cell::saved_blocks + 1], h, c, by_output;
 };
 
 template <template <typename> class CellOf, typename T, typename Place, typename With, typename Product>
@@ -120,21 +120,21 @@ DEVICE void time_loop_backward(
         const Place at(T_, B, H, tile, unit, d, reverse, lengths, order);
         const int j = at.j;
         float by_h[Place::mine], by_c[Place::mine], h_new[Place::mine], c_new[Place::mine];
-        Kept<Cell> kept[Place::mine];
+        Saved<Cell> saved[Place::mine];
         auto ask = [&](int step) {
             const int t = at.back ? T_ - 1 - step : step;
 #pragma unroll
             for (int k = 0; k < Place::mine; k++) {
                 if (at.row[k] < 0) continue;
                 const size_t old = ((size_t)d * (T_ + 1) + (at.back ? t + 1 : t)) * slot + (size_t)at.row[k] * H + j;
-                kept[k].h = float(h[old]);
-                if (two) kept[k].c = c[old];
+                saved[k].h = float(h[old]);
+                if (two) saved[k].c = c[old];
                 if (t >= at.ends[k]) continue;
                 const T* row = gates + (((size_t)d * T_ + t) * B + at.row[k]) * W * H + j;
 #pragma unroll
-                for (int g = 0; g < Cell::kept; g++) kept[k].gates[g] = float(row[(size_t)g * H]);
+                for (int g = 0; g < Cell::saved_blocks; g++) saved[k].gates[g] = float(row[(size_t)g * H]);
                 const size_t n = ((size_t)t * B + at.row[k]) * D * H + (size_t)d * H + j;
-                kept[k].by_output = doutput ? float(doutput[n]) : 0.0f;
+                saved[k].by_output = doutput ? float(doutput[n]) : 0.0f;
             }
         };
 #pragma unroll
@@ -157,11 +157,11 @@ DEVICE void time_loop_backward(
 #pragma unroll
                 for (int g = 0; g < Cell::leaves; g++) leaves[k][g] = 0.0f;
                 if (at.row[k] >= 0 && t < at.ends[k]) {
-                    by_h[k] += kept[k].by_output;
-                    Cell::backward(kept[k].gates, kept[k].h, kept[k].c, h_new[k], c_new[k], by_h[k], by_c[k], leaves[k]);
+                    by_h[k] += saved[k].by_output;
+                    Cell::backward(saved[k].gates, saved[k].h, saved[k].c, h_new[k], c_new[k], by_h[k], by_c[k], leaves[k]);
                 }
-                h_new[k] = kept[k].h;
-                c_new[k] = kept[k].c;
+                h_new[k] = saved[k].h;
+                c_new[k] = saved[k].c;
                 if (active) product.put(with, at, k, leaves[k]);
             }
             if (step > 0) ask(step - 1);
