@@ -288,7 +288,7 @@ MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
 END = f"\n            }}\n        }}\n        {SYNC}"
 MMA_MUTATIONS = {
     "no barrier behind h": ("lstm", f"(writes + HP, stride);\n        {SYNC}", "(writes + HP, stride);"),
-    "no barrier behind d": ("gru", f"leaves[1][g]);{END}", "leaves[1][g]); } }"),
+    "no barrier behind d": ("gru", f"dgates[1][g]);{END}", "dgates[1][g]); } }"),
     "no barrier before the start": ("lstm", f"stride);\n    }}\n    {SYNC}", "stride); }"),
     "one buffer": ("lstm", "box + (~step & 1) * half", "box + (step & 1) * half"),
     "another row of the fragment": ("gru", "tile / G * K + lane % 4 * P", "tile / G * K + lane / 4 * P"),

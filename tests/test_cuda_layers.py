@@ -647,7 +647,7 @@ MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
     "sign, original r": ("gru original", "d_r = d_p * h", "d_r = -d_p * h"),
     "sign, original n": ("gru original", "d[2] = dh * (real(1) - z)", "d[2] = -dh * (real(1) - z)"),
     "original, p's way": ("gru original", "dh += d_p * r", "dh += d_p * h"),
-    "derivative past the end": ("gru", "leaves[k] = real(0);", "leaves[k] = real(1);"),
+    "derivative past the end": ("gru", "dgates[k] = real(0);", "dgates[k] = real(1);"),
     "slot of the reverse direction": ("gru", "back ? t + 1 : t)", "back ? t : t)"),
     "index of saved gates": ("lstm", "row[(size_t)k * H] = T(saved[k])", "row[(size_t)k * H + 1] = T(saved[k])"),
     "unit past the end": ("rnn tanh", "inside = j < n", "inside = j <= n"),

@@ -8,7 +8,7 @@
 
 template <typename real>
 struct GruCell {
-    static constexpr int gates = 3, states = 1, saved_blocks = 4, leaves = 4, ready = 0, apart = 1;
+    static constexpr int gates = 3, states = 1, saved_blocks = 4, preactivations = 4, ready = 0, apart = 1;
 
     DEVICE static void forward(const real* ax, const real* ah, real h, real c, real* saved, real& h_new, real& c_new) {
         const real r = saved[0] = sigmoid(ax[0] + ah[0]);
@@ -41,7 +41,7 @@ struct GruCell {
 
 template <typename real>
 struct GruOriginal {
-    static constexpr int gates = 3, states = 1, saved_blocks = 3, leaves = 3, ready = 2;
+    static constexpr int gates = 3, states = 1, saved_blocks = 3, preactivations = 3, ready = 2;
 
     DEVICE static void reset(const real* ax, const real* ah, real h, real& r, real& z, real& p) {
         r = sigmoid(ax[0] + ah[0]);

@@ -276,7 +276,7 @@ struct Layer {
         const int count = mine.active(pass, t), size = (int)mine.sequences.size();
         for (int i = count; i < size; ++i) {
             const int b = mine.sequences[i];
-            std::memset(kept_at(t, b), 0, (size_t)C::leaves * H * sizeof(T));
+            std::memset(kept_at(t, b), 0, (size_t)C::preactivations * H * sizeof(T));
             if (pass.dh_steps) std::memset(at<T>(pass.dh_steps, pass, t, b, P), 0, P * sizeof(T));
         }
         for (int i = 0; i < count; ++i) {
@@ -303,7 +303,7 @@ struct Layer {
                 if (c_old) c0 = V::load(c_old + u, n), c1 = V::load(c_new + u, n), by_c = V::load(dc + u, n);
                 else h0 = V::load(h_old + u, n), h1 = V::load(h_new + u, n);
                 C::backward(keep, h0, c0, h1, c1, by_h, by_c, d);
-                store_each<C::leaves>(d, kept, H, u, n);
+                store_each<C::preactivations>(d, kept, H, u, n);
                 if (dc) by_c.store(dc + u, n);
                 if (!pass.weight_hr) by_h.store(dm + u, n);
             });

@@ -280,7 +280,7 @@ __global__ void __launch_bounds__(HP * S, 1) block_backward(
             const size_t now = ((size_t)at.d * (T_ + 1) + (at.back ? t : t + 1)) * slot + n;
             const size_t old = ((size_t)at.d * (T_ + 1) + (at.back ? t + 1 : t)) * slot + n;
             T* row = gates + (((size_t)at.d * T_ + t) * B + at.row[k]) * W * H + j;
-            float leaves[Cell::leaves];
+            float dgates[Cell::preactivations];
             if (t < at.ends[k]) {
                 float saved[Cell::saved_blocks + 1];
 #pragma unroll
@@ -288,15 +288,15 @@ __global__ void __launch_bounds__(HP * S, 1) block_backward(
                 if (doutput) by_h[k] += float(doutput[((size_t)t * B + at.row[k]) * D * H + (size_t)at.d * H + j]);
                 const bool two = Cell::states == 2;
                 Cell::backward(saved, float(h[old]), two ? c[old] : 0.0f, float(h[now]), two ? c[now] : 0.0f, by_h[k],
-                               by_c[k], leaves);
+                               by_c[k], dgates);
             } else {
 #pragma unroll
-                for (int g = 0; g < Cell::leaves; g++) leaves[g] = 0.0f;
+                for (int g = 0; g < Cell::preactivations; g++) dgates[g] = 0.0f;
             }
 #pragma unroll
-            for (int g = 0; g < Cell::leaves; g++) row[(size_t)g * H] = T(leaves[g]);
+            for (int g = 0; g < Cell::preactivations; g++) row[(size_t)g * H] = T(dgates[g]);
 #pragma unroll
-            for (int g = 0; g < G; g++) box[((s + k * S) * G + g) * HP + j] = float(T(leaves[g]));
+            for (int g = 0; g < G; g++) box[((s + k * S) * G + g) * HP + j] = float(T(dgates[g]));
         }
         if (t >= at.longest) continue;  // all of the tile alike
         __syncthreads();

@@ -339,7 +339,7 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
         T* mine = box + (step & 1) * half;
 #pragma unroll
         for (int n = 0; n < Place::mine; n++) {
-            float leaves[2][Cell::leaves] = {};
+            float dgates[2][Cell::preactivations] = {};
             if (at.row[n] >= 0) {
                 const size_t i = (size_t)at.row[n] * H + j;
                 const size_t now = ((size_t)at.d * (T_ + 1) + (at.back ? t : t + 1)) * slot + i;
@@ -362,15 +362,15 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
                         by_h[u][n] += u ? by_output.y : by_output.x;
                         const bool both = Cell::states == 2;
                         Cell::backward(saved, u ? h_old.y : h_old.x, both ? c[old + u] : 0.0f, u ? h_new.y : h_new.x,
-                                       both ? c[now + u] : 0.0f, by_h[u][n], by_c[u][n], leaves[u]);
+                                       both ? c[now + u] : 0.0f, by_h[u][n], by_c[u][n], dgates[u]);
                     }
                 }
 #pragma unroll
-                for (int g = 0; g < Cell::leaves; g++) at.put(row + (size_t)g * H, leaves[0][g], leaves[1][g], H);
+                for (int g = 0; g < Cell::preactivations; g++) at.put(row + (size_t)g * H, dgates[0][g], dgates[1][g], H);
             }
 #pragma unroll
             for (int g = 0; g < G; g++) {
-                put_operands(mine + at.column(n) * stride + g * HP + j, leaves[0][g], leaves[1][g]);
+                put_operands(mine + at.column(n) * stride + g * HP + j, dgates[0][g], dgates[1][g]);
             }
         }
         __syncthreads();

@@ -151,11 +151,11 @@ struct Scattered {
     }
 
     template <typename Place>
-    DEVICE void put(Exchange&, const Place& at, int k, const float* leaves) {
+    DEVICE void put(Exchange&, const Place& at, int k, const float* dgates) {
         const int r = at.s + k * (threads / U);
         if (r >= R) return;
 #pragma unroll
-        for (int g = 0; g < G; g++) box[r * S * RS + g * U + threadIdx.x % U] = float(T(leaves[g]));
+        for (int g = 0; g < G; g++) box[r * S * RS + g * U + threadIdx.x % U] = float(T(dgates[g]));
     }
 
     template <typename Place>

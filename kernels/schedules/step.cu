@@ -225,9 +225,9 @@ __global__ void step_backward(
     if (!at.inside) return;
     T* row = gates + (((size_t)d * T_ + at.t) * B + b) * W * H + j;
     T* now = d_now + ((size_t)d * B + b) * Cell::gates * H + j;
-    real leaves[Cell::leaves];
+    real dgates[Cell::preactivations];
     if (lengths && at.t >= lengths[b]) {
-        for (int k = 0; k < Cell::leaves; k++) leaves[k] = real(0);
+        for (int k = 0; k < Cell::preactivations; k++) dgates[k] = real(0);
     } else {
         const size_t n = (size_t)b * H + j, slot = (size_t)B * H, here = (size_t)d * slot + n;
         const size_t old_slot = at.old_slot * slot + n, new_slot = at.new_slot * slot + n;
@@ -237,12 +237,12 @@ __global__ void step_backward(
         real by_h = dm ? dm[here] : dh[here], by_c = two ? dc[here] : real(0);
         if (doutput) by_h += real(doutput[((size_t)at.t * B + b) * gridDim.z * H + (size_t)d * H + j]);
         Cell::backward(saved, h ? real(h[old_slot]) : real(0), two ? c[old_slot] : real(0),
-                       h ? real(h[new_slot]) : real(0), two ? c[new_slot] : real(0), by_h, by_c, leaves);
+                       h ? real(h[new_slot]) : real(0), two ? c[new_slot] : real(0), by_h, by_c, dgates);
         if (dh) dh[here] = by_h;
         if (two) dc[here] = by_c;
     }
-    for (int k = 0; k < Cell::leaves; k++) row[(size_t)k * H] = T(leaves[k]);
-    for (int k = 0; k < Cell::gates; k++) now[(size_t)k * H] = T(leaves[k]);
+    for (int k = 0; k < Cell::preactivations; k++) row[(size_t)k * H] = T(dgates[k]);
+    for (int k = 0; k < Cell::gates; k++) now[(size_t)k * H] = T(dgates[k]);
 }
 
 // The mirror of step_reset, after the product d_p = d_n W_n (0 past the end, and then nothing changes).

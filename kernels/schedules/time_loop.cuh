@@ -151,18 +151,18 @@ DEVICE void time_loop_backward(
         for (int step = T_ - 1; step >= 0; step--) {
             const int t = at.back ? T_ - 1 - step : step;
             const bool active = t < at.longest;  // all of the group alike
-            float leaves[Place::mine][Cell::leaves];
+            float dgates[Place::mine][Cell::preactivations];
 #pragma unroll
             for (int k = 0; k < Place::mine; k++) {
 #pragma unroll
-                for (int g = 0; g < Cell::leaves; g++) leaves[k][g] = 0.0f;
+                for (int g = 0; g < Cell::preactivations; g++) dgates[k][g] = 0.0f;
                 if (at.row[k] >= 0 && t < at.ends[k]) {
                     by_h[k] += saved[k].by_output;
-                    Cell::backward(saved[k].gates, saved[k].h, saved[k].c, h_new[k], c_new[k], by_h[k], by_c[k], leaves[k]);
+                    Cell::backward(saved[k].gates, saved[k].h, saved[k].c, h_new[k], c_new[k], by_h[k], by_c[k], dgates[k]);
                 }
                 h_new[k] = saved[k].h;
                 c_new[k] = saved[k].c;
-                if (active) product.put(with, at, k, leaves[k]);
+                if (active) product.put(with, at, k, dgates[k]);
             }
             if (step > 0) ask(step - 1);
 #pragma unroll
@@ -170,7 +170,7 @@ DEVICE void time_loop_backward(
                 if (at.row[k] < 0) continue;
                 T* row = gates + (((size_t)d * T_ + t) * B + at.row[k]) * W * H + j;
 #pragma unroll
-                for (int g = 0; g < Cell::leaves; g++) row[(size_t)g * H] = T(leaves[k][g]);
+                for (int g = 0; g < Cell::preactivations; g++) row[(size_t)g * H] = T(dgates[k][g]);
             }
             if (!active) continue;
             if (!product.run(with, at)) return;
