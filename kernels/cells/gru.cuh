@@ -8,7 +8,7 @@
 
 template <typename real>
 struct GruCell {
-    static constexpr int gates = 3, states = 1, saved_blocks = 4, preactivations = 4, ready = 0, apart = 1;
+    static constexpr int gates = 3, states = 1, saved_blocks = 4, preactivations = 4, first_product_gates = 0, apart = 1;
 
     DEVICE static void forward(const real* ax, const real* ah, real h, real c, real* saved, real& h_new, real& c_new) {
         const real r = saved[0] = sigmoid(ax[0] + ah[0]);
@@ -36,12 +36,12 @@ struct GruCell {
 //     n = tanh(ax_n + W_n p + b_hn)
 //     h' = (1 - z) n + z h
 //
-// Saves r z n, and p beside them. `reset` leaves r and z activated in place of their pre-activations (ready = 2). On the way
+// Saves r z n, and p beside them. `reset` leaves r and z activated in place of their pre-activations (first_product_gates = 2). On the way
 // back, `backward` leaves r standing for `reset_backward`, which comes after the product d_p = d_n W_n.
 
 template <typename real>
 struct GruOriginal {
-    static constexpr int gates = 3, states = 1, saved_blocks = 3, preactivations = 3, ready = 2;
+    static constexpr int gates = 3, states = 1, saved_blocks = 3, preactivations = 3, first_product_gates = 2;
 
     DEVICE static void reset(const real* ax, const real* ah, real h, real& r, real& z, real& p) {
         r = sigmoid(ax[0] + ah[0]);

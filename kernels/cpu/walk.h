@@ -70,8 +70,8 @@ struct Layer {
     typedef Vec<T> V;
     typedef Cell<V> C;
     static constexpr int G = C::gates;
-    static constexpr bool reset = C::ready > 0;       // the original GRU: r acts on h before a second product
-    static constexpr int F = reset ? C::ready : G;    // gates of the first product
+    static constexpr bool reset = C::first_product_gates > 0;       // the original GRU: r acts on h before a second product
+    static constexpr int F = reset ? C::first_product_gates : G;    // gates of the first product
     static constexpr int U = F > 1 ? 1 : 2;
 
     const Pass& pass;

@@ -101,7 +101,7 @@ __global__ void step_forward(
     for (int k = 0; k < Cell::gates; k++) {
         a[k] = real(row[(size_t)k * H]);
         r[k] = real(0);
-        if (k < Cell::ready) continue;
+        if (k < Cell::first_product_gates) continue;
         r[k] = ah_row[(size_t)k * H];
         if (bias_ih) {
             const size_t bias = ((size_t)d * Cell::gates + k) * H + j;
@@ -135,7 +135,7 @@ __global__ void step_reset(
     const int* __restrict__ lengths,  // [B]  or null
     const typename Compute<T>::real* __restrict__ bias_ih,  // [D, G*H]  or null
     const typename Compute<T>::real* __restrict__ bias_hh,  // [D, G*H]  or null
-    const typename Compute<T>::real* __restrict__ ah,       // [D, B, ready*H]  W h, the first product
+    const typename Compute<T>::real* __restrict__ ah,       // [D, B, first_product_gates*H]  W h, the first product
     T* gates,                         // [D, T, B, W*H]  in: ax; out: the activated gates, and p
     const T* __restrict__ h_now,      // [D, B, H]
     T* __restrict__ p_now)            // [D, B, H]  out: p
@@ -152,10 +152,10 @@ __global__ void step_reset(
         p_now[here] = T(real(0));
         return;
     }
-    real a[Cell::ready], r[Cell::ready], gate[Cell::ready], p;
-    for (int k = 0; k < Cell::ready; k++) {
+    real a[Cell::first_product_gates], r[Cell::first_product_gates], gate[Cell::first_product_gates], p;
+    for (int k = 0; k < Cell::first_product_gates; k++) {
         a[k] = real(row[(size_t)k * H]);
-        r[k] = ah[(((size_t)d * B + b) * Cell::ready + k) * H + j];
+        r[k] = ah[(((size_t)d * B + b) * Cell::first_product_gates + k) * H + j];
         if (bias_ih) {
             const size_t bias = ((size_t)d * Cell::gates + k) * H + j;
             a[k] += bias_ih[bias];
@@ -163,7 +163,7 @@ __global__ void step_reset(
         }
     }
     Cell::reset(a, r, real(h_now[here]), gate[0], gate[1], p);
-    for (int k = 0; k < Cell::ready; k++) row[(size_t)k * H] = T(gate[k]);
+    for (int k = 0; k < Cell::first_product_gates; k++) row[(size_t)k * H] = T(gate[k]);
     if (save) row[(size_t)Cell::gates * H] = T(p);
     p_now[here] = T(p);
 }
