@@ -262,7 +262,7 @@ def test_two_runs_give_equal_bits():
 
 SYNC = "__syncthreads();"
 MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
-    "no barrier behind the sums": ("lstm", f": apart[r];\n            }}\n            {SYNC}", ": apart[r];\n }"),
+    "no barrier behind the sums": ("lstm", f": separate[r];\n            }}\n            {SYNC}", ": separate[r];\n }"),
     "no barrier behind h": ("lstm", f"T(saved[g]);\n            }}\n        }}\n        {SYNC}", "T(saved[g]); } }"),
     "no barrier behind d": ("gru", f"// all of the tile alike\n        {SYNC}", ""),
     "no barrier behind the sums, back": ("gru", f"HP + j] = sum;\n        }}\n        {SYNC}", "HP + j] = sum; }"),
@@ -280,7 +280,7 @@ MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
     "x too early": ("lstm", "if (more) inputs.ask(at.back ? t - 1 : t + 1)", "if (more) inputs.ask(t)"),
     "x before the last was read": ("lstm", "asked for before the product, there behind it\n        if",
                                    "\n        if (more) inputs.put(given);\n        if"),
-    "W_ih x of n within r": ("gru", "(APART && g == G - 1 ?", "(false ?"),
+    "W_ih x of n within r": ("gru", "(SEPARATE && g == G - 1 ?", "(false ?"),
     "x of another place": ("gru", "(size_t)(order ? order[place] : place) * I", "(size_t)place * I"),
 }  # fmt: skip
 

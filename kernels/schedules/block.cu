@@ -11,7 +11,7 @@
 //     R   sequences of a tile
 //     IP  I rounded up to a multiple of 4, where the product with W_ih is made here; 0: ax comes ready in gates
 //
-// Cell::apart: whether the last gate takes W_ih x and W_hh h apart; else their sum is all that counts.
+// Cell::separate_input_gate: whether the last gate takes W_ih x and W_hh h separately; otherwise only their sum matters.
 //
 // A step has two barriers: behind the sums of the slices, and behind what the next product reads.
 //
@@ -62,9 +62,9 @@ struct Inputs {
         }
     }
 
-    // Adds the products with every S-th four of x, from s on, to this slice's sums; APART: those of the last gate apart.
-    template <int APART>
-    DEVICE void multiply(float (&part)[G][R], float (&apart)[R], const float* given, int j, int s) const {
+    // Adds the products with every S-th four of x, from s on, to this slice's sums; SEPARATE: those of the last gate go to `separate`.
+    template <int SEPARATE>
+    DEVICE void multiply(float (&part)[G][R], float (&separate)[R], const float* given, int j, int s) const {
 #pragma unroll 1
         for (int q = s; q < X; q += S) {
 #pragma unroll
@@ -74,7 +74,7 @@ struct Inputs {
                 for (int r = 0; r < R; r++) {
                     const float4 v = ((const float4*)given)[r * X + q];
                     const float sum = w.x * v.x + w.y * v.y + w.z * v.z + w.w * v.w;
-                    (APART && g == G - 1 ? apart[r] : part[g][r]) += sum;
+                    (SEPARATE && g == G - 1 ? separate[r] : part[g][r]) += sum;
                 }
             }
         }
@@ -86,7 +86,7 @@ struct Inputs<T, G, HP, S, R, 0> {  // ax comes ready
     template <typename... Any> DEVICE Inputs(Any...) {}
     DEVICE void ask(int) {}
     DEVICE void put(float*) const {}
-    template <int APART, typename... Any> DEVICE void multiply(Any&&...) const {}
+    template <int SEPARATE, typename... Any> DEVICE void multiply(Any&&...) const {}
 };
 
 // ---- forward
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
 {
     typedef CellOf<float> Cell;
     constexpr int G = Cell::gates, KS = HP / S, threads = HP * S;
-    constexpr int SUMS = G + (IP ? Cell::apart : 0);  // the last one for W_ih x of the gate that needs it apart
+    constexpr int SUMS = G + (IP ? Cell::separate_input_gate : 0);  // the last one for W_ih x of the gate that needs it separately
     typedef Weights<T, G, KS, KREG, R, threads> Mine;
     typedef Inputs<T, G, HP, S, R, IP> Given;
     typedef Tile<HP, S, R> Place;
@@ -171,13 +171,13 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
 #pragma unroll
                 for (int g = 0; g < G; g++) ax[k][g] = there ? float(row[(size_t)g * H]) : 0.0f;
             }
-            float part[G][R], apart[R] = {};
+            float part[G][R], separate[R] = {};
             weights.multiply(part, [&](int g, int r) { return (const float4*)(box + r * HP + s * KS); });
-            inputs.template multiply<Cell::apart>(part, apart, given, j, s);
+            inputs.template multiply<Cell::separate_input_gate>(part, separate, given, j, s);
 #pragma unroll
             for (int r = 0; r < R; r++) {
 #pragma unroll
-                for (int g = 0; g < SUMS; g++) parts[((s * SUMS + g) * R + r) * HP + j] = g < G ? part[g % G][r] : apart[r];
+                for (int g = 0; g < SUMS; g++) parts[((s * SUMS + g) * R + r) * HP + j] = g < G ? part[g % G][r] : separate[r];
             }
             __syncthreads();
         }

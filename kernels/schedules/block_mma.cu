@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
     constexpr int K = Fragment<T>::K, P = Fragment<T>::P, ROW = Fragment<T>::row;
     constexpr int G = Cell::gates, KT = HP / K, XT = IP / K, threads = HP * 2, more = (XT + 1) / 2 * 2 * K;
     constexpr int stride = HP + more + ROW, half = 8 * N * stride;
-    constexpr int SUMS = G + (IP ? Cell::apart : 0);  // the last one for W_ih x of the gate that needs it apart
+    constexpr int SUMS = G + (IP ? Cell::separate_input_gate : 0);  // the last one for W_ih x of the gate that needs it separately
     constexpr int chains = G == 1 ? 4 : 1;  // sums that do not wait for one another
     extern __shared__ uint4 memory[];
     T* box = (T*)memory;  // [2, 8 N, stride]: h, x; the 16 bytes between rows keep their reading free of bank conflicts

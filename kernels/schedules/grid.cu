@@ -28,7 +28,7 @@
 template <int LANES>
 DEVICE float fold(float x) {
 #pragma unroll
-    for (int apart = LANES; apart < 32; apart *= 2) x += __shfl_xor_sync(0xffffffffu, x, apart);
+    for (int distance = LANES; distance < 32; distance *= 2) x += __shfl_xor_sync(0xffffffffu, x, distance);
     return x;
 }
 
