@@ -11,12 +11,12 @@
 constexpr int WARPS = 8, THREADS = 32 * WARPS, BATCH = 8;  // loads that wait together, as in grid_mma.cu
 
 // words [groups, 2 x 16 slots, 512 x LOADS], all bits set. out [groups, blocks, THREADS]: steps.
-extern "C" __global__ void __launch_bounds__(THREADS) ring(int steps, int patience, unsigned* words, unsigned* out,
+extern "C" __global__ void __launch_bounds__(THREADS) ring(int steps, int poll_limit, unsigned* words, unsigned* out,
                                                           int* failed) {
     constexpr int size = WARPS * LOADS * 64;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int sent = (size + gridDim.y - 1) / gridDim.y, first = blockIdx.y * sent;
-    Ring<WORDS_SENT> ring(words, blockIdx.z, size, patience, failed);
+    Ring<WORDS_SENT> ring(words, blockIdx.z, size, poll_limit, failed);
     unsigned seen = 0;
     auto send = [&] {
 #pragma unroll
@@ -49,7 +49,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) ring(int steps, int patien
                 most = max(most, max(received[i][0], received[i][1]));
             }
         }
-        if (__syncthreads_or(ring.lost)) return;
+        if (__syncthreads_or(ring.timed_out)) return;
         __syncthreads();                        // where the warps' sums meet in grid_mma.cu
         seen = least == most ? most : 1u << 31;  // everybody sends the same number: anything else is an error
         if (s + 1 < steps) send();

@@ -1,28 +1,28 @@
 // How the thread blocks of a group hand numbers to one another through L2, without a counter: whoever sees a number knows
 // that it is the one he waits for. Who waits in vain gives up and says so: *failed becomes 1, and all blocks end early.
 
-struct Patience {
-    int patience;  // polls
+struct Poller {
+    int poll_limit;  // polls
     int* failed;
-    bool lost;     // this thread has given up
+    bool timed_out;     // this thread has given up
 
-    DEVICE Patience(int patience_, int* failed_) : patience(patience_), failed(failed_), lost(false) {}
+    DEVICE Poller(int poll_limit_, int* failed_) : poll_limit(poll_limit_), failed(failed_), timed_out(false) {}
 
-    // Asks for all that is missing at once, again and again: ask(k), then came(k), for the bits k of `missing`.
-    template <int COUNT, typename Ask, typename Came>
-    DEVICE void wait(unsigned missing, Ask ask, Came came) {
+    // Asks for all that is missing at once, again and again: load(k), then arrived(k), for the bits k of `missing`.
+    template <int COUNT, typename Load, typename Arrived>
+    DEVICE void wait(unsigned missing, Load load, Arrived arrived) {
         for (int polls = 0; missing; polls++) {
 #pragma unroll
             for (int k = 0; k < COUNT; k++) {
-                if (missing >> k & 1) ask(k);
+                if (missing >> k & 1) load(k);
             }
-            if (lost) return;
+            if (timed_out) return;
 #pragma unroll
             for (int k = 0; k < COUNT; k++) {
-                if ((missing >> k & 1) && came(k)) missing &= ~(1u << k);
+                if ((missing >> k & 1) && arrived(k)) missing &= ~(1u << k);
             }
-            if (polls == patience || (polls % 1024 == 1023 && *(volatile int*)failed)) {
-                lost = true;
+            if (polls == poll_limit || (polls % 1024 == 1023 && *(volatile int*)failed)) {
+                timed_out = true;
                 *(volatile int*)failed = 1;
             }
         }
@@ -34,13 +34,13 @@ struct Patience {
 // Two slots are used in turn. A block sends epoch n + 1 only when it has received all of epoch n, whose senders had by
 // then received all of n - 1: nobody still reads the slot. Epochs go on from launch to launch and never come back.
 
-struct Exchange : Patience {
+struct Exchange : Poller {
     unsigned long long* words;  // [2, size] of this group
     int size;
     unsigned epoch;  // of what is there to be received; the slot is its lowest bit
 
-    DEVICE Exchange(unsigned long long* all, int group, int size_, unsigned epoch_, int patience_, int* failed_)
-        : Patience(patience_, failed_), words(all + (size_t)group * 2 * size_), size(size_), epoch(epoch_) {}
+    DEVICE Exchange(unsigned long long* all, int group, int size_, unsigned epoch_, int poll_limit_, int* failed_)
+        : Poller(poll_limit_, failed_), words(all + (size_t)group * 2 * size_), size(size_), epoch(epoch_) {}
 
     // Number i of the epoch after this one.
     DEVICE void send(int i, float x) const {
@@ -86,12 +86,12 @@ struct Exchange : Patience {
 // ---- half the bytes: words of 32 bits that are nothing but numbers, in slots that were EMPTY
 //
 // 2 TURNS slots are used in turn, all EMPTY when a launch begins. Who has sent the second of TURNS turns has received the
-// first, whose senders had received all that came before: nobody still reads the other half of the slots, and he empties
+// first, whose senders had received all that arrived before: nobody still reads the other half of the slots, and he empties
 // his words there. His fence before he sends again, and a receiver's before he comes to that half, having seen what was
 // sent after the fence, see to it that nobody finds there what was in it before.
 
 template <int SENT>
-struct Ring : Patience {
+struct Ring : Poller {
     static constexpr unsigned EMPTY = 0xffffffffu;  // as a number NaN; another NaN is sent in its place
     static constexpr int TURNS = 16;
     unsigned* words;  // [2 TURNS, size] of this group
@@ -99,8 +99,8 @@ struct Ring : Patience {
     unsigned turn;    // of what is there to be received
     int mine[SENT];   // words that this thread has sent last, or -1
 
-    DEVICE Ring(unsigned* all, int group, int size_, int patience_, int* failed_)
-        : Patience(patience_, failed_), words(all + (size_t)group * 2 * TURNS * size_), size(size_), turn(0) {
+    DEVICE Ring(unsigned* all, int group, int size_, int poll_limit_, int* failed_)
+        : Poller(poll_limit_, failed_), words(all + (size_t)group * 2 * TURNS * size_), size(size_), turn(0) {
 #pragma unroll
         for (int k = 0; k < SENT; k++) mine[k] = -1;
     }

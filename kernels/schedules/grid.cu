@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
     float* c,                           // [D, T+1 or 2, B, H]  likewise; or null where the cell has none
     T* __restrict__ output,             // [T, B, D*H]
     const unsigned epoch,               // that no word of `words` has yet, nor one of the next tiles * T
-    const int patience,                 // polls
+    const int poll_limit,                 // polls
     unsigned long long* words,          // [groups, 2, H*R]
     int* failed)                        // [1]
 {
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
     typedef Gathered<CellOf<float>::gates, T, U, KP, S, KREG, R> Product;
     const int unit = blockIdx.y * U, d = blockIdx.x;
     Product product(memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
-    Exchange with(words, d * gridDim.z + blockIdx.z, R * H, epoch, patience, failed);
+    Exchange with(words, d * gridDim.z + blockIdx.z, R * H, epoch, poll_limit, failed);
     time_loop_forward<CellOf, T, Tile<U, S, R>>(T_, B, H, W, unit, reverse, save, lengths, order, bias_ih, bias_hh, gates, h,
                                            c, output, with, product);
 }
@@ -183,7 +183,7 @@ struct Scattered {
         if (OWN >= 32 || threadIdx.x % 32 < OWN) {
             sums[(OWN < 32 ? threadIdx.x / 32 : threadIdx.x / OWN) * OWN + threadIdx.x % OWN] = sum;
         }
-        return !__syncthreads_or(with.lost);
+        return !__syncthreads_or(with.timed_out);
     }
 
     DEVICE float sum(int k) const {
@@ -211,7 +211,7 @@ __global__ void __launch_bounds__(KP / 4 * S, 1) grid_backward(
     float* __restrict__ dh,           // [D, B, H]  in: by the last h; out: by the first
     float* __restrict__ dc,           // [D, B, H]  likewise; or null where the cell has none
     const unsigned epoch,
-    const int patience,
+    const int poll_limit,
     unsigned long long* words,        // [groups, 2, N*N*R*U], N = gridDim.y
     int* failed)                      // [1]
 {
@@ -219,7 +219,7 @@ __global__ void __launch_bounds__(KP / 4 * S, 1) grid_backward(
     typedef Scattered<CellOf<float>::gates, T, U, KP, S, KREG, R> Product;
     const int unit = blockIdx.y * U, d = blockIdx.x, N = gridDim.y;
     Product product(memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
-    Exchange with(words, d * gridDim.z + blockIdx.z, N * N * R * U, epoch, patience, failed);
+    Exchange with(words, d * gridDim.z + blockIdx.z, N * N * R * U, epoch, poll_limit, failed);
     time_loop_backward<CellOf, T, Tile<U, Product::threads / U, R>>(T_, B, H, W, unit, reverse, lengths, order, gates, h, c,
                                                                doutput, dh, dc, with, product);
 }

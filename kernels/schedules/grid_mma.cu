@@ -205,7 +205,7 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
     T* h,                               // [D, T+1, B, H]  in: the first slot; out: the others
     float* c,                           // [D, T+1 or 2, B, H]  likewise; or null where the cell has none
     T* __restrict__ output,             // [T, B, D*H]
-    const int patience,                 // polls
+    const int poll_limit,                 // polls
     unsigned* words,                    // [groups, 32, slot] of Product, aligned; all bits set
     int* failed)                        // [1]
 {
@@ -214,7 +214,7 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
     Gathered<CellOf<float>::gates, T, U, KP, HELD, R, P> product(
         memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
     typedef Tile<U, THREADS / U, R> Place;
-    Ring<Place::mine> with(words, d * gridDim.z + blockIdx.z, product.product.slot, patience, failed);
+    Ring<Place::mine> with(words, d * gridDim.z + blockIdx.z, product.product.slot, poll_limit, failed);
     time_loop_forward<CellOf, T, Place>(T_, B, H, W, unit, reverse, save, lengths, order, bias_ih, bias_hh, gates, h, c,
                                    output, with, product);
 }
@@ -244,7 +244,7 @@ struct Returned {
     DEVICE bool run(With& with, const Place& at) {
         with.next();
         product.receive(with, at.count, [&](int group) { return H - group % gate * 16; });
-        if (__syncthreads_or(with.lost)) return false;
+        if (__syncthreads_or(with.timed_out)) return false;
         product.share();
         __syncthreads();
         return true;
@@ -269,7 +269,7 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_backward(
     const T* __restrict__ doutput,    // [T, B, D*H]  or null
     float* __restrict__ dh,           // [D, B, H]  in: by the last h; out: by the first
     float* __restrict__ dc,           // [D, B, H]  likewise; or null where the cell has none
-    const int patience,
+    const int poll_limit,
     unsigned* words,                  // [groups, 32, slot] of Product, aligned; all bits set
     int* failed)                      // [1]
 {
@@ -279,7 +279,7 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_backward(
         memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
     typedef Tile<U, THREADS / U, R> Place;
     constexpr int sent = Place::mine * CellOf<float>::gates;
-    Ring<sent> with(words, d * gridDim.z + blockIdx.z, product.product.slot, patience, failed);
+    Ring<sent> with(words, d * gridDim.z + blockIdx.z, product.product.slot, poll_limit, failed);
     time_loop_backward<CellOf, T, Place>(T_, B, H, W, unit, reverse, lengths, order, gates, h, c, doutput, dh, dc, with,
                                     product);
 }

@@ -58,7 +58,7 @@ DEVICE void time_loop_forward(
                     for (int g = 0; g < G; g++) ax[k][g] = there ? float(row[(size_t)g * H]) : 0.0f;
                 }
                 product.receive(with, at);
-                if (__syncthreads_or(with.lost)) return;
+                if (__syncthreads_or(with.timed_out)) return;
                 product.multiply();
                 __syncthreads();
             }
