@@ -26,15 +26,15 @@
 
 template <typename T, int G, int HP, int S, int R, int IP>
 struct Inputs {
-    typedef typename Four<T>::type four;
+    typedef typename Vec4<T>::type vec4;
     static constexpr int X = IP / 4, threads = HP * S, each = (R * IP + threads - 1) / threads;
 
     const T* from[each];  // what this thread fetches of x at t = 0, or null
     float next[each];
-    const four* weights;  // [G, X, HP]
+    const vec4* weights;  // [G, X, HP]
     size_t step;          // from one t to the next
 
-    DEVICE Inputs(int I, int H, int B, int first, const T* x, const int* order, four* memory, const T* W_ih) {
+    DEVICE Inputs(int I, int H, int B, int first, const T* x, const int* order, vec4* memory, const T* W_ih) {
         step = (size_t)B * I;
         weights = memory;
 #pragma unroll
@@ -45,7 +45,7 @@ struct Inputs {
         }
         for (int k = threadIdx.x; k < G * X * HP; k += threads) {
             const int unit = k % HP, q = k / HP % X, g = k / HP / X;
-            memory[k] = load_four(W_ih + ((size_t)g * H + unit) * I + 4 * q, 1, unit < H ? I - 4 * q : 0, false);
+            memory[k] = load_vec4(W_ih + ((size_t)g * H + unit) * I + 4 * q, 1, unit < H ? I - 4 * q : 0, false);
         }
     }
 
@@ -69,7 +69,7 @@ struct Inputs {
         for (int q = s; q < X; q += S) {
 #pragma unroll
             for (int g = 0; g < G; g++) {
-                const float4 w = Four<T>::unpack(weights[(g * X + q) * HP + j]);
+                const float4 w = Vec4<T>::unpack(weights[(g * X + q) * HP + j]);
 #pragma unroll
                 for (int r = 0; r < R; r++) {
                     const float4 v = ((const float4*)given)[r * X + q];
@@ -122,16 +122,16 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
     float* box = (float*)memory;                                 // [R, HP]: h
     float* parts = box + R * HP;                                 // [S, SUMS, R, HP]: sums of the slices
     float* given = parts + S * SUMS * R * HP;                    // [R, IP]: x
-    auto* inner = (typename Mine::four*)(given + R * IP);        // [G, IP / 4, HP]: W_ih
+    auto* inner = (typename Mine::vec4*)(given + R * IP);        // [G, IP / 4, HP]: W_ih
     auto* rest = inner + G * IP / 4 * HP;
 
     const Place at(T_, B, H, blockIdx.x, 0, blockIdx.z, reverse, lengths, order);
     const int j = at.j, s = at.s, D = gridDim.z;
     const T* W_hh = weight_hh + (size_t)at.d * G * H * H;
     Mine weights;
-    weights.template load<true>((typename Mine::four*)memory, rest, [&](int thread, int g, int k) {
+    weights.template load<true>((typename Mine::vec4*)memory, rest, [&](int thread, int g, int k) {
         const int row = thread % HP, column = thread / HP * KS + k;
-        return load_four(W_hh + ((size_t)g * H + row) * H + column, 1, row < H ? H - column : 0, H % 4 == 0);
+        return load_vec4(W_hh + ((size_t)g * H + row) * H + column, 1, row < H ? H - column : 0, H % 4 == 0);
     });
     Given inputs(I, H, B, blockIdx.x * R, x, order, inner, weight_ih + (size_t)at.d * G * H * I);
 
@@ -248,15 +248,15 @@ __global__ void __launch_bounds__(HP * S, 1) block_backward(
     extern __shared__ float4 memory[];
     float* box = (float*)memory;             // [R, G, HP]: d
     float* parts = box + R * G * HP;         // [S, R, HP]: sums of the slices
-    auto* rest = (typename Mine::four*)(parts + S * R * HP);
+    auto* rest = (typename Mine::vec4*)(parts + S * R * HP);
 
     const Place at(T_, B, H, blockIdx.x, 0, blockIdx.z, reverse, lengths, order);
     const int j = at.j, s = at.s, D = gridDim.z;
     const T* W_hh = weight_hh + (size_t)at.d * G * H * H;
     Mine weights;
-    weights.template load<false>((typename Mine::four*)memory, rest, [&](int thread, int g, int k) {
+    weights.template load<false>((typename Mine::vec4*)memory, rest, [&](int thread, int g, int k) {
         const int column = thread % HP, row = thread / HP * KS + k;
-        return load_four(W_hh + ((size_t)g * H + row) * H + column, H, column < H ? H - row : 0, false);
+        return load_vec4(W_hh + ((size_t)g * H + row) * H + column, H, column < H ? H - row : 0, false);
     });
 
     const size_t slot = (size_t)B * H;

@@ -47,10 +47,10 @@ struct Gathered {
 
     DEVICE Gathered(float4* memory, const T* W_hh, int unit, int H_) : box((float*)memory), H(H_), s(threadIdx.x / U) {
         parts = box + R * row_size;
-        auto* rest = (typename Mine::four*)(parts + P * G * R * U);
-        weights.template load<true>((typename Mine::four*)memory, rest, [&](int thread, int g, int k) {
+        auto* rest = (typename Mine::vec4*)(parts + P * G * R * U);
+        weights.template load<true>((typename Mine::vec4*)memory, rest, [&](int thread, int g, int k) {
             const int row = unit + thread % U, column = thread / U * KS + k;
-            return load_four(W_hh + ((size_t)g * H + row) * H + column, 1, row < H ? H - column : 0, H % 4 == 0);
+            return load_vec4(W_hh + ((size_t)g * H + row) * H + column, 1, row < H ? H - column : 0, H % 4 == 0);
         });
         for (int i = threadIdx.x; i < R * row_size; i += threads) box[i] = 0.0f;  // columns past H stay zero
         __syncthreads();
@@ -140,11 +140,11 @@ struct Scattered {
         : box((float*)memory), H(H_), unit(unit_), quad(threadIdx.x % Q), slice(threadIdx.x / Q) {
         parts = box + R * S * RS;
         sums = parts + S * R * KP;
-        auto* rest = (typename Mine::four*)(sums + P * OWN);
-        weights.template load<false>((typename Mine::four*)memory, rest, [&](int thread, int g, int k) {
+        auto* rest = (typename Mine::vec4*)(sums + P * OWN);
+        weights.template load<false>((typename Mine::vec4*)memory, rest, [&](int thread, int g, int k) {
             const int i = thread / Q * RS + k / 4, u = unit + i % U, column = thread % Q * 4;
             const bool there = i < G * U && u < H;
-            return load_four(W_hh + ((size_t)(i / U) * H + u) * H + column, 1, there ? H - column : 0, H % 4 == 0);
+            return load_vec4(W_hh + ((size_t)(i / U) * H + u) * H + column, 1, there ? H - column : 0, H % 4 == 0);
         });
         for (int k = threadIdx.x; k < R * S * RS; k += threads) box[k] = 0.0f;  // rows past the block's stay zero
         __syncthreads();

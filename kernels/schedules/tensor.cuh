@@ -39,7 +39,7 @@ DEVICE void mma(float (&c)[4], uint4 a, uint2 b, float) {
         : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
 }
 
-// Four 8 x 8 matrices of 16-bit numbers from shared memory, or 8 x 4 of 32 bits; lane l names row l%8 of matrix l/8, 16
+// Vec4 8 x 8 matrices of 16-bit numbers from shared memory, or 8 x 4 of 32 bits; lane l names row l%8 of matrix l/8, 16
 // bytes. Of B stored column by column, two fragments side by side: (x, y) and (z, w).
 DEVICE uint4 load_matrices(const void* row) {
     uint4 m;

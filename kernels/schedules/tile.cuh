@@ -4,9 +4,9 @@
 
 // ---- four weights side by side, as few registers as they fill
 
-template <typename T> struct Four;
+template <typename T> struct Vec4;
 
-template <> struct Four<float> {
+template <> struct Vec4<float> {
     typedef float4 type;
     static DEVICE type pack(float a, float b, float c, float d) { return make_float4(a, b, c, d); }
     static DEVICE float4 unpack(type w) { return w; }
@@ -14,7 +14,7 @@ template <> struct Four<float> {
 };
 
 // Widened weights would not fit: without this the compiler widens all of them once, before the time loop.
-template <typename T> struct Four16 {
+template <typename T> struct Vec4Of16 {
     typedef uint2 type;
     static DEVICE type pack(T a, T b, T c, T d) { return make_uint2(::pack(a, b), ::pack(c, d)); }
     static DEVICE float4 unpack(type w) {
@@ -25,39 +25,39 @@ template <typename T> struct Four16 {
 };
 
 #if __has_include(<cuda_fp16.h>)
-template <> struct Four<__half> : Four16<__half> {};
+template <> struct Vec4<__half> : Vec4Of16<__half> {};
 #endif
 #if __has_include(<cuda_bf16.h>)
-template <> struct Four<__nv_bfloat16> : Four16<__nv_bfloat16> {};
+template <> struct Vec4<__nv_bfloat16> : Vec4Of16<__nv_bfloat16> {};
 #endif
 
 // Numbers `stride` apart, of which only `there` exist, the rest is 0. aligned: where they lie side by side, all at once.
 template <typename T>
-DEVICE typename Four<T>::type load_four(const T* __restrict__ from, int stride, int there, bool aligned) {
-    if (aligned && there > 0) return *(const typename Four<T>::type*)from;
+DEVICE typename Vec4<T>::type load_vec4(const T* __restrict__ from, int stride, int there, bool aligned) {
+    if (aligned && there > 0) return *(const typename Vec4<T>::type*)from;
     T w[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) w[i] = i < there ? from[i * stride] : T(0.0f);
-    return Four<T>::pack(w[0], w[1], w[2], w[3]);
+    return Vec4<T>::pack(w[0], w[1], w[2], w[3]);
 }
 
 // ---- the weights of one thread: G rows, KS columns
 
 template <typename T, int G, int KS, int KREG, int R, int THREADS>
 struct Weights {
-    typedef typename Four<T>::type four;
+    typedef typename Vec4<T>::type vec4;
     static constexpr int held = KREG / 4, rest = (KS - KREG) / 4;
     static constexpr int chains = G * R >= 4 ? 1 : 4;  // sums that do not wait for one another
 
-    four registers[G][held > 0 ? held : 1];
-    four* shared;  // [G, rest, THREADS]
+    vec4 registers[G][held > 0 ? held : 1];
+    vec4* shared;  // [G, rest, THREADS]
 
     // fetch(thread, g, k): four weights of a thread from its column k on. Each thread fetches what is near to what its
     // neighbours fetch, and for whom it may be. Weights come into registers by way of `stage` [8, THREADS], which may be
     // anybody's memory until this returns: loaded directly, all addresses would be computed ahead, and there is no room for
     // them beside the weights.
     template <bool ROWS, typename Fetch>
-    DEVICE void load(four* stage, four* memory, Fetch fetch) {
+    DEVICE void load(vec4* stage, vec4* memory, Fetch fetch) {
 #pragma unroll
         for (int g = 0; g < G; g++) {
 #pragma unroll
@@ -82,7 +82,7 @@ struct Weights {
     // to [count, THREADS] = fetch(thread, q). ROWS: a thread's weights lie side by side, and a warp fetches 4 fours for each
     // of 8 threads; else neighbours' weights do.
     template <bool ROWS, typename Fetch>
-    DEVICE static void bring(four* to, int count, Fetch fetch) {
+    DEVICE static void bring(vec4* to, int count, Fetch fetch) {
         const int lane = threadIdx.x % 32, steps = ROWS ? (count + 3) / 4 * 4 : count;
 #pragma unroll 4
         for (int i = 0; i < steps; i++) {
@@ -108,16 +108,16 @@ struct Weights {
         for (int q = 0; q < held; q++) {
 #pragma unroll
             for (int g = 0; g < G; g++) {
-                Four<T>::pin(registers[g][q]);
+                Vec4<T>::pin(registers[g][q]);
 #pragma unroll
-                for (int r = 0; r < R; r++) add(sum[g][r], Four<T>::unpack(registers[g][q]), at(g, r)[q]);
+                for (int r = 0; r < R; r++) add(sum[g][r], Vec4<T>::unpack(registers[g][q]), at(g, r)[q]);
             }
         }
 #pragma unroll 2
         for (int q = 0; q < rest; q++) {
 #pragma unroll
             for (int g = 0; g < G; g++) {
-                const float4 w = Four<T>::unpack(shared[(g * rest + q) * THREADS]);
+                const float4 w = Vec4<T>::unpack(shared[(g * rest + q) * THREADS]);
 #pragma unroll
                 for (int r = 0; r < R; r++) add(sum[g][r], w, at(g, r)[held + q]);
             }
@@ -143,12 +143,12 @@ struct Weights {
 #pragma unroll
         for (int q = 0; q < held; q += 4) {
 #pragma unroll
-            for (int i = 0; i < 4; i++) Four<T>::pin(registers[0][q + i]);
+            for (int i = 0; i < 4; i++) Vec4<T>::pin(registers[0][q + i]);
 #pragma unroll
             for (int r = 0; r < R; r++) {
                 const float4 x = at(r)[q / 4];
 #pragma unroll
-                for (int i = 0; i < 4; i++) add(out[r], Four<T>::unpack(registers[0][q + i]), pick(x, i));
+                for (int i = 0; i < 4; i++) add(out[r], Vec4<T>::unpack(registers[0][q + i]), pick(x, i));
             }
         }
 #pragma unroll 1
@@ -157,7 +157,7 @@ struct Weights {
             for (int r = 0; r < R; r++) {
                 const float4 x = at(r)[(held + q) / 4];
 #pragma unroll
-                for (int i = 0; i < 4; i++) add(out[r], Four<T>::unpack(shared[(q + i) * THREADS]), pick(x, i));
+                for (int i = 0; i < 4; i++) add(out[r], Vec4<T>::unpack(shared[(q + i) * THREADS]), pick(x, i));
             }
         }
     }
