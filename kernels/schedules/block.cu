@@ -54,17 +54,17 @@ struct Inputs {
         for (int e = 0; e < each; e++) next[e] = from[e] ? float(from[e][t * step]) : 0.0f;
     }
 
-    DEVICE void put(float* given) const {
+    DEVICE void put(float* x_shared) const {
 #pragma unroll
         for (int e = 0; e < each; e++) {
             const int k = threadIdx.x + e * threads;
-            if (k < R * IP) given[k] = next[e];
+            if (k < R * IP) x_shared[k] = next[e];
         }
     }
 
     // Adds the products with every S-th four of x, from s on, to this slice's sums; SEPARATE: those of the last gate go to `separate`.
     template <int SEPARATE>
-    DEVICE void multiply(float (&part)[G][R], float (&separate)[R], const float* given, int j, int s) const {
+    DEVICE void multiply(float (&part)[G][R], float (&separate)[R], const float* x_shared, int j, int s) const {
 #pragma unroll 1
         for (int q = s; q < X; q += S) {
 #pragma unroll
@@ -72,7 +72,7 @@ struct Inputs {
                 const float4 w = Vec4<T>::unpack(weights[(g * X + q) * HP + j]);
 #pragma unroll
                 for (int r = 0; r < R; r++) {
-                    const float4 v = ((const float4*)given)[r * X + q];
+                    const float4 v = ((const float4*)x_shared)[r * X + q];
                     const float sum = w.x * v.x + w.y * v.y + w.z * v.z + w.w * v.w;
                     (SEPARATE && g == G - 1 ? separate[r] : part[g][r]) += sum;
                 }
@@ -116,24 +116,24 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
     constexpr int G = Cell::gates, KS = HP / S, threads = HP * S;
     constexpr int SUMS = G + (IP ? Cell::separate_input_gate : 0);  // the last one for W_ih x of the gate that needs it separately
     typedef Weights<T, G, KS, KREG, R, threads> Mine;
-    typedef Inputs<T, G, HP, S, R, IP> Given;
+    typedef Inputs<T, G, HP, S, R, IP> BlockInputs;
     typedef Tile<HP, S, R> Place;
     extern __shared__ float4 memory[];
-    float* box = (float*)memory;                                 // [R, HP]: h
-    float* parts = box + R * HP;                                 // [S, SUMS, R, HP]: sums of the slices
-    float* given = parts + S * SUMS * R * HP;                    // [R, IP]: x
-    auto* inner = (typename Mine::vec4*)(given + R * IP);        // [G, IP / 4, HP]: W_ih
-    auto* rest = inner + G * IP / 4 * HP;
+    float* h_shared = (float*)memory;                                 // [R, HP]: h
+    float* partial_sums = h_shared + R * HP;                                 // [S, SUMS, R, HP]: sums of the slices
+    float* x_shared = partial_sums + S * SUMS * R * HP;                    // [R, IP]: x
+    auto* w_ih_shared = (typename Mine::vec4*)(x_shared + R * IP);        // [G, IP / 4, HP]: W_ih
+    auto* w_hh_shared = w_ih_shared + G * IP / 4 * HP;
 
     const Place at(T_, B, H, blockIdx.x, 0, blockIdx.z, reverse, lengths, order);
     const int j = at.j, s = at.s, D = gridDim.z;
     const T* W_hh = weight_hh + (size_t)at.d * G * H * H;
     Mine weights;
-    weights.template load<true>((typename Mine::vec4*)memory, rest, [&](int thread, int g, int k) {
+    weights.template load<true>((typename Mine::vec4*)memory, w_hh_shared, [&](int thread, int g, int k) {
         const int row = thread % HP, column = thread / HP * KS + k;
         return load_vec4(W_hh + ((size_t)g * H + row) * H + column, 1, row < H ? H - column : 0, H % 4 == 0);
     });
-    Given inputs(I, H, B, blockIdx.x * R, x, order, inner, weight_ih + (size_t)at.d * G * H * I);
+    BlockInputs inputs(I, H, B, blockIdx.x * R, x, order, w_ih_shared, weight_ih + (size_t)at.d * G * H * I);
 
     const size_t slot = (size_t)B * H;
     const size_t first = ((size_t)at.d * (T_ + 1) + (at.back ? T_ : 0)) * slot;
@@ -151,11 +151,11 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
         const bool there = at.row[k] >= 0;
         h_old[k] = there ? float(h[first + n]) : 0.0f;
         c_old[k] = there && Cell::states == 2 ? c[first_c + n] : 0.0f;
-        if (s + k * S < R) box[(s + k * S) * HP + j] = h_old[k];
+        if (s + k * S < R) h_shared[(s + k * S) * HP + j] = h_old[k];
     }
     if (T_) {
         inputs.ask(at.back ? T_ - 1 : 0);
-        inputs.put(given);
+        inputs.put(x_shared);
     }
     __syncthreads();
 
@@ -172,16 +172,16 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
                 for (int g = 0; g < G; g++) ax[k][g] = there ? float(row[(size_t)g * H]) : 0.0f;
             }
             float part[G][R], separate[R] = {};
-            weights.multiply(part, [&](int g, int r) { return (const float4*)(box + r * HP + s * KS); });
-            inputs.template multiply<Cell::separate_input_gate>(part, separate, given, j, s);
+            weights.multiply(part, [&](int g, int r) { return (const float4*)(h_shared + r * HP + s * KS); });
+            inputs.template multiply<Cell::separate_input_gate>(part, separate, x_shared, j, s);
 #pragma unroll
             for (int r = 0; r < R; r++) {
 #pragma unroll
-                for (int g = 0; g < SUMS; g++) parts[((s * SUMS + g) * R + r) * HP + j] = g < G ? part[g % G][r] : separate[r];
+                for (int g = 0; g < SUMS; g++) partial_sums[((s * SUMS + g) * R + r) * HP + j] = g < G ? part[g % G][r] : separate[r];
             }
             __syncthreads();
         }
-        if (more) inputs.put(given);
+        if (more) inputs.put(x_shared);
 #pragma unroll
         for (int k = 0; k < Place::mine; k++) {
             if (at.row[k] < 0) continue;
@@ -194,16 +194,16 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
 #pragma unroll
                 for (int g = 0; g < G; g++) {
                     ah[g] = bias_r[g];
-                    for (int slice = 0; slice < S; slice++) ah[g] += parts[((slice * SUMS + g) * R + r) * HP + j];
+                    for (int slice = 0; slice < S; slice++) ah[g] += partial_sums[((slice * SUMS + g) * R + r) * HP + j];
                     a[g] = IP ? bias_a[g] : ax[k][g] + bias_a[g];
                 }
                 for (int slice = 0; slice < S && SUMS > G; slice++) {
-                    a[G - 1] += parts[((slice * SUMS + G) * R + r) * HP + j];
+                    a[G - 1] += partial_sums[((slice * SUMS + G) * R + r) * HP + j];
                 }
                 Cell::forward(a, ah, h_old[k], c_old[k], saved, h_new, c_new);
                 h_old[k] = float(T(h_new));  // the state is what is stored
                 if (Cell::states == 2) c_old[k] = c_new;
-                box[r * HP + j] = h_old[k];
+                h_shared[r * HP + j] = h_old[k];
             }
             output[((size_t)t * B + at.row[k]) * D * H + (size_t)at.d * H + j] = T(live ? h_old[k] : 0.0f);
             const bool last = step == T_ - 1;
@@ -246,15 +246,15 @@ __global__ void __launch_bounds__(HP * S, 1) block_backward(
     typedef Weights<T, G, KS, KREG, R, threads> Mine;
     typedef Tile<HP, S, R> Place;
     extern __shared__ float4 memory[];
-    float* box = (float*)memory;             // [R, G, HP]: d
-    float* parts = box + R * G * HP;         // [S, R, HP]: sums of the slices
-    auto* rest = (typename Mine::vec4*)(parts + S * R * HP);
+    float* d_shared = (float*)memory;             // [R, G, HP]: d
+    float* partial_sums = d_shared + R * G * HP;         // [S, R, HP]: sums of the slices
+    auto* w_hh_shared = (typename Mine::vec4*)(partial_sums + S * R * HP);
 
     const Place at(T_, B, H, blockIdx.x, 0, blockIdx.z, reverse, lengths, order);
     const int j = at.j, s = at.s, D = gridDim.z;
     const T* W_hh = weight_hh + (size_t)at.d * G * H * H;
     Mine weights;
-    weights.template load<false>((typename Mine::vec4*)memory, rest, [&](int thread, int g, int k) {
+    weights.template load<false>((typename Mine::vec4*)memory, w_hh_shared, [&](int thread, int g, int k) {
         const int column = thread % HP, row = thread / HP * KS + k;
         return load_vec4(W_hh + ((size_t)g * H + row) * H + column, H, column < H ? H - row : 0, false);
     });
@@ -268,7 +268,7 @@ __global__ void __launch_bounds__(HP * S, 1) block_backward(
         by_h[k] = there ? dh[here] : 0.0f;
         by_c[k] = there && Cell::states == 2 ? dc[here] : 0.0f;
     }
-    for (int k = threadIdx.x; k < R * G * HP; k += threads) box[k] = 0.0f;  // units past H stay zero
+    for (int k = threadIdx.x; k < R * G * HP; k += threads) d_shared[k] = 0.0f;  // units past H stay zero
     __syncthreads();
 
     for (int step = T_ - 1; step >= 0; step--) {
@@ -296,18 +296,18 @@ __global__ void __launch_bounds__(HP * S, 1) block_backward(
 #pragma unroll
             for (int g = 0; g < Cell::preactivations; g++) row[(size_t)g * H] = T(dgates[g]);
 #pragma unroll
-            for (int g = 0; g < G; g++) box[((s + k * S) * G + g) * HP + j] = float(T(dgates[g]));
+            for (int g = 0; g < G; g++) d_shared[((s + k * S) * G + g) * HP + j] = float(T(dgates[g]));
         }
         if (t >= at.longest) continue;  // all of the tile alike
         __syncthreads();
         float part[G][R];
-        weights.multiply(part, [&](int g, int r) { return (const float4*)(box + (r * G + g) * HP + s * KS); });
+        weights.multiply(part, [&](int g, int r) { return (const float4*)(d_shared + (r * G + g) * HP + s * KS); });
 #pragma unroll
         for (int r = 0; r < R; r++) {
             float sum = part[0][r];
 #pragma unroll
             for (int g = 1; g < G; g++) sum += part[g][r];
-            parts[(s * R + r) * HP + j] = sum;
+            partial_sums[(s * R + r) * HP + j] = sum;
         }
         __syncthreads();
 #pragma unroll
@@ -315,7 +315,7 @@ __global__ void __launch_bounds__(HP * S, 1) block_backward(
             const int r = s + k * S;
             if (r >= R) continue;
             float sum = 0.0f;
-            for (int slice = 0; slice < S; slice++) sum += parts[(slice * R + r) * HP + j];
+            for (int slice = 0; slice < S; slice++) sum += partial_sums[(slice * R + r) * HP + j];
             by_h[k] += sum;
         }
     }

@@ -82,7 +82,7 @@ struct Lane {
     }
 };
 
-// ---- the input, a step ahead: COLUMNS numbers of each sequence of a tile on their way into the box
+// ---- the input, a step ahead: COLUMNS numbers of each sequence of a tile on their way into shared memory
 
 template <typename T, int COLUMNS, int ROWS, int THREADS>
 struct Ahead {
@@ -106,12 +106,12 @@ struct Ahead {
         for (int e = 0; e < each; e++) next[e] = from[e] ? from[e][t * step] : T(0.0f);
     }
 
-    // box: where the first row's numbers belong; stride: from one row to the next.
-    DEVICE void put(T* box, int stride) const {
+    // to: where the first row's numbers belong; stride: from one row to the next.
+    DEVICE void put(T* to, int stride) const {
 #pragma unroll
         for (int e = 0; e < each; e++) {
             const int k = threadIdx.x + e * THREADS;
-            if (k < ROWS * COLUMNS) put_operand(box + k / COLUMNS * stride + k % COLUMNS, next[e]);
+            if (k < ROWS * COLUMNS) put_operand(to + k / COLUMNS * stride + k % COLUMNS, next[e]);
         }
     }
 };
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
     constexpr int SUMS = G + (IP ? Cell::separate_input_gate : 0);  // the last one for W_ih x of the gate that needs it separately
     constexpr int chains = G == 1 ? 4 : 1;  // sums that do not wait for one another
     extern __shared__ uint4 memory[];
-    T* box = (T*)memory;  // [2, 8 N, stride]: h, x; the 16 bytes between rows keep their reading free of bank conflicts
+    T* hx_shared = (T*)memory;  // [2, 8 N, stride]: h, x; the 16 bytes between rows keep their reading free of bank conflicts
     const Lane<N, EVEN> at(T_, B, H, reverse, lengths, order);
     const int j = at.j, lane = at.lane, D = gridDim.z;
     const T* W_hh = weight_hh + (size_t)at.d * G * H * H;
@@ -196,18 +196,18 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
         }
     }
 #pragma unroll
-    for (int n = 0; n < Place::mine; n++) put_operands(box + at.column(n) * stride + j, h_old[0][n], h_old[1][n]);
+    for (int n = 0; n < Place::mine; n++) put_operands(hx_shared + at.column(n) * stride + j, h_old[0][n], h_old[1][n]);
     Ahead<T, more, 8 * N, threads> ahead(I, B, x, order);
     if (T_) {
         ahead.ask(at.back ? T_ - 1 : 0);
-        ahead.put(box + HP, stride);
+        ahead.put(hx_shared + HP, stride);
     }
     __syncthreads();
 
     for (int step = 0; step < T_; step++) {
         const int t = at.back ? T_ - 1 - step : step;
-        const T* reads = box + (step & 1) * half;
-        T* writes = box + (~step & 1) * half;
+        const T* reads = hx_shared + (step & 1) * half;
+        T* writes = hx_shared + (~step & 1) * half;
         float2 ax[Place::mine][G];
         float sum[N][SUMS][chains][4] = {};
         if (step + 1 < T_) ahead.ask(at.back ? t - 1 : t + 1);  // asked for before the product, there behind it
@@ -308,7 +308,7 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
     constexpr int K = Fragment<T>::K, P = Fragment<T>::P, ROW = Fragment<T>::row;
     constexpr int G = Cell::gates, KT = G * HP / K, threads = HP * 2, stride = G * HP + ROW, half = 8 * N * stride;
     extern __shared__ uint4 memory[];
-    T* box = (T*)memory;  // [2, 8 N, stride]: d
+    T* d_shared = (T*)memory;  // [2, 8 N, stride]: d
     const Lane<N, EVEN> at(T_, B, H, reverse, lengths, order);
     const int j = at.j, lane = at.lane, D = gridDim.z;
     const T* W_hh = weight_hh + (size_t)at.d * G * H * H;
@@ -336,7 +336,7 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
     }
     for (int step = T_ - 1; step >= 0; step--) {
         const int t = at.back ? T_ - 1 - step : step;
-        T* mine = box + (step & 1) * half;
+        T* mine = d_shared + (step & 1) * half;
 #pragma unroll
         for (int n = 0; n < Place::mine; n++) {
             float dgates[2][Cell::preactivations] = {};

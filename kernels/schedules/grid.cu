@@ -41,18 +41,18 @@ struct Gathered {
     static constexpr int row_size = S * (KS + 4);          // the 4 numbers between slices keep reading free of conflicts
     typedef Weights<T, G, KS, KREG, R, threads> Mine;
     Mine weights;
-    float* box;    // [R, row_size]: h
-    float* parts;  // [P, G, R, U]
+    float* h_shared;    // [R, row_size]: h
+    float* partial_sums;  // [P, G, R, U]
     int H, s;
 
-    DEVICE Gathered(float4* memory, const T* W_hh, int unit, int H_) : box((float*)memory), H(H_), s(threadIdx.x / U) {
-        parts = box + R * row_size;
-        auto* rest = (typename Mine::vec4*)(parts + P * G * R * U);
-        weights.template load<true>((typename Mine::vec4*)memory, rest, [&](int thread, int g, int k) {
+    DEVICE Gathered(float4* memory, const T* W_hh, int unit, int H_) : h_shared((float*)memory), H(H_), s(threadIdx.x / U) {
+        partial_sums = h_shared + R * row_size;
+        auto* w_shared = (typename Mine::vec4*)(partial_sums + P * G * R * U);
+        weights.template load<true>((typename Mine::vec4*)memory, w_shared, [&](int thread, int g, int k) {
             const int row = unit + thread % U, column = thread / U * KS + k;
             return load_vec4(W_hh + ((size_t)g * H + row) * H + column, 1, row < H ? H - column : 0, H % 4 == 0);
         });
-        for (int i = threadIdx.x; i < R * row_size; i += threads) box[i] = 0.0f;  // columns past H stay zero
+        for (int i = threadIdx.x; i < R * row_size; i += threads) h_shared[i] = 0.0f;  // columns past H stay zero
         __syncthreads();
     }
 
@@ -61,26 +61,26 @@ struct Gathered {
     template <typename Place>
     DEVICE void receive(Exchange& with, const Place&) {
         with.template receive<threads>(
-            0, R * H, [](int) { return true; }, [&](int i, float x) { box[place(i % R, i / R)] = x; });
+            0, R * H, [](int) { return true; }, [&](int i, float x) { h_shared[place(i % R, i / R)] = x; });
     }
 
     DEVICE void multiply() {
         float part[G][R];
-        weights.multiply(part, [&](int g, int r) { return (const float4*)(box + r * row_size + s * (KS + 4)); });
+        weights.multiply(part, [&](int g, int r) { return (const float4*)(h_shared + r * row_size + s * (KS + 4)); });
 #pragma unroll
         for (int g = 0; g < G; g++) {
 #pragma unroll
             for (int r = 0; r < R; r++) {
                 const float sum = fold<lanes>(part[g][r]);
                 const int p = U < 32 ? threadIdx.x / 32 : s;
-                if (U >= 32 || threadIdx.x % 32 < U) parts[((p * G + g) * R + r) * U + threadIdx.x % U] = sum;
+                if (U >= 32 || threadIdx.x % 32 < U) partial_sums[((p * G + g) * R + r) * U + threadIdx.x % U] = sum;
             }
         }
     }
 
     DEVICE float sum(int k, int g) const {
         float sum = 0.0f;
-        for (int p = 0; p < P; p++) sum += parts[((p * G + g) * R + s + k * S) * U + threadIdx.x % U];
+        for (int p = 0; p < P; p++) sum += partial_sums[((p * G + g) * R + s + k * S) * U + threadIdx.x % U];
         return sum;
     }
 
@@ -131,22 +131,22 @@ struct Scattered {
     static constexpr int lanes = OWN < 32 ? OWN : 32, P = threads / (OWN < 32 ? 32 : OWN);
     typedef Weights<T, 1, 4 * RS, 4 * KREG, R, threads> Mine;
     Mine weights;
-    float* box;    // [R, S * RS]: d of the block's rows
-    float* parts;  // [S, R, KP]
+    float* d_shared;    // [R, S * RS]: d of the block's rows
+    float* partial_sums;  // [S, R, KP]
     float* sums;   // [P, OWN]
     int H, unit, quad, slice;
 
     DEVICE Scattered(float4* memory, const T* W_hh, int unit_, int H_)
-        : box((float*)memory), H(H_), unit(unit_), quad(threadIdx.x % Q), slice(threadIdx.x / Q) {
-        parts = box + R * S * RS;
-        sums = parts + S * R * KP;
-        auto* rest = (typename Mine::vec4*)(sums + P * OWN);
-        weights.template load<false>((typename Mine::vec4*)memory, rest, [&](int thread, int g, int k) {
+        : d_shared((float*)memory), H(H_), unit(unit_), quad(threadIdx.x % Q), slice(threadIdx.x / Q) {
+        partial_sums = d_shared + R * S * RS;
+        sums = partial_sums + S * R * KP;
+        auto* w_shared = (typename Mine::vec4*)(sums + P * OWN);
+        weights.template load<false>((typename Mine::vec4*)memory, w_shared, [&](int thread, int g, int k) {
             const int i = thread / Q * RS + k / 4, u = unit + i % U, column = thread % Q * 4;
             const bool there = i < G * U && u < H;
             return load_vec4(W_hh + ((size_t)(i / U) * H + u) * H + column, 1, there ? H - column : 0, H % 4 == 0);
         });
-        for (int k = threadIdx.x; k < R * S * RS; k += threads) box[k] = 0.0f;  // rows past the block's stay zero
+        for (int k = threadIdx.x; k < R * S * RS; k += threads) d_shared[k] = 0.0f;  // rows past the block's stay zero
         __syncthreads();
     }
 
@@ -155,7 +155,7 @@ struct Scattered {
         const int r = at.s + k * (threads / U);
         if (r >= R) return;
 #pragma unroll
-        for (int g = 0; g < G; g++) box[r * S * RS + g * U + threadIdx.x % U] = float(T(dgates[g]));
+        for (int g = 0; g < G; g++) d_shared[r * S * RS + g * U + threadIdx.x % U] = float(T(dgates[g]));
     }
 
     template <typename Place>
@@ -163,15 +163,15 @@ struct Scattered {
         const int N = gridDim.y;
         __syncthreads();
         float4 part[R];
-        weights.spread(part, [&](int r) { return (const float4*)(box + r * S * RS + slice * RS); });
+        weights.spread(part, [&](int r) { return (const float4*)(d_shared + r * S * RS + slice * RS); });
 #pragma unroll
-        for (int r = 0; r < R; r++) *(float4*)(parts + (slice * R + r) * KP + quad * 4) = part[r];
+        for (int r = 0; r < R; r++) *(float4*)(partial_sums + (slice * R + r) * KP + quad * 4) = part[r];
         __syncthreads();
 #pragma unroll 1
         for (int r = 0; r < R; r++) {
             for (int k = threadIdx.x; k < H; k += threads) {
                 float sum = 0.0f;
-                for (int p = 0; p < S; p++) sum += parts[(p * R + r) * KP + k];
+                for (int p = 0; p < S; p++) sum += partial_sums[(p * R + r) * KP + k];
                 with.send((k / U * N + blockIdx.y) * OWN + r * U + k % U, sum);
             }
         }

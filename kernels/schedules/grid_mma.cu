@@ -36,19 +36,19 @@ struct Product {
     static constexpr int chains = MT >= 4 ? 1 : MT > 1 ? 2 : 4;  // sums that do not wait for one another
     static constexpr int stride = 16 * MT + 4;  // of a column of sums: keeps them free of bank conflicts
     static constexpr int batch = 8 / (N * P);  // groups that are asked for at once
-    static constexpr int parts_size = WARPS * 8 * N * stride;
+    static constexpr int partial_sums_size = WARPS * 8 * N * stride;
     static constexpr int slot = K * N * 32 * WORDS;  // words of the exchange
     typedef Fragments<MT * KT * F, HELD, THREADS> Mine;
     Mine weights;
-    float* parts;  // [WARPS, 8 N, stride]
+    float* partial_sums;  // [WARPS, 8 N, stride]
     float sums[MT][N][chains][4];
     int warp, lane;
 
     // weight(i, group, k): row i, column k of a group; 0 where there is none.
     template <typename Weight>
     DEVICE Product(float4* memory, Weight weight)
-        : parts((float*)memory), warp(threadIdx.x / 32), lane(threadIdx.x % 32) {
-        weights.load((uint4*)memory, (uint4*)(parts + parts_size), [&](int tile) {
+        : partial_sums((float*)memory), warp(threadIdx.x / 32), lane(threadIdx.x % 32) {
+        weights.load((uint4*)memory, (uint4*)(partial_sums + partial_sums_size), [&](int tile) {
             const int part = tile % F, i = tile / F % MT * 16 + lane / 4, group = warp * KT + tile / F / MT;
             auto at = [&](int row, int w) {  // word w of the fragment
                 const int k = lane % 4 * 4 + (part * 2 + w) * Fragment<T>::P;
@@ -129,7 +129,7 @@ struct Product {
 #pragma unroll
                     for (int k = 1; k < chains; k++) sum += sums[m][n][k][i];
                     const int col = n * 8 + lane % 4 * 2 + i % 2;
-                    parts[(warp * 8 * N + col) * stride + m * 16 + lane / 4 + i / 2 * 8] = sum;
+                    partial_sums[(warp * 8 * N + col) * stride + m * 16 + lane / 4 + i / 2 * 8] = sum;
                 }
             }
         }
@@ -137,7 +137,7 @@ struct Product {
 
     DEVICE float sum(int row, int r) const {
         if (r >= R) return 0.0f;
-        const float* from = parts + column(r) * stride + row;
+        const float* from = partial_sums + column(r) * stride + row;
         float sum = 0.0f;
 #pragma unroll
         for (int p = 0; p < WARPS; p++) sum += from[p * 8 * N * stride];

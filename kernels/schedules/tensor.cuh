@@ -79,18 +79,18 @@ struct Fragments {
     uint4 registers[HELD > 0 ? HELD : 1];
     uint4* shared;  // [TILES - HELD, THREADS]
 
-    // fetch(tile): this lane's part. Into registers by way of `stage` [8, THREADS], which may be anybody's memory until this
+    // fetch(tile): this lane's part. Into registers by way of `staging` [8, THREADS], which may be anybody's memory until this
     // returns (why: Weights::load in tile.cuh).
     template <typename Fetch>
-    DEVICE void load(uint4* stage, uint4* memory, Fetch fetch) {
-        stage += threadIdx.x;
+    DEVICE void load(uint4* staging, uint4* memory, Fetch fetch) {
+        staging += threadIdx.x;
 #pragma unroll
         for (int from = 0; from < HELD; from += 8) {
             const int count = HELD - from < 8 ? HELD - from : 8;
 #pragma unroll 2
-            for (int k = 0; k < count; k++) stage[k * THREADS] = fetch(from + k);
+            for (int k = 0; k < count; k++) staging[k * THREADS] = fetch(from + k);
 #pragma unroll
-            for (int k = 0; k < count; k++) registers[from + k] = stage[k * THREADS];
+            for (int k = 0; k < count; k++) registers[from + k] = staging[k * THREADS];
         }
         __syncthreads();
         shared = memory + threadIdx.x;

@@ -46,34 +46,34 @@ DEVICE typename Vec4<T>::type load_vec4(const T* __restrict__ from, int stride, 
 template <typename T, int G, int KS, int KREG, int R, int THREADS>
 struct Weights {
     typedef typename Vec4<T>::type vec4;
-    static constexpr int held = KREG / 4, rest = (KS - KREG) / 4;
+    static constexpr int in_registers = KREG / 4, in_shared = (KS - KREG) / 4;
     static constexpr int chains = G * R >= 4 ? 1 : 4;  // sums that do not wait for one another
 
-    vec4 registers[G][held > 0 ? held : 1];
-    vec4* shared;  // [G, rest, THREADS]
+    vec4 registers[G][in_registers > 0 ? in_registers : 1];
+    vec4* shared;  // [G, in_shared, THREADS]
 
     // fetch(thread, g, k): four weights of a thread from its column k on. Each thread fetches what is near to what its
-    // neighbours fetch, and for whom it may be. Weights come into registers by way of `stage` [8, THREADS], which may be
+    // neighbours fetch, and for whom it may be. Weights come into registers by way of `staging` [8, THREADS], which may be
     // anybody's memory until this returns: loaded directly, all addresses would be computed ahead, and there is no room for
     // them beside the weights.
     template <bool ROWS, typename Fetch>
-    DEVICE void load(vec4* stage, vec4* memory, Fetch fetch) {
+    DEVICE void load(vec4* staging, vec4* memory, Fetch fetch) {
 #pragma unroll
         for (int g = 0; g < G; g++) {
 #pragma unroll
-            for (int from = 0; from < held; from += 8) {
-                const int count = held - from < 8 ? held - from : 8;
-                bring<ROWS>(stage, count, [&](int thread, int q) { return fetch(thread, g, 4 * (from + q)); });
+            for (int from = 0; from < in_registers; from += 8) {
+                const int count = in_registers - from < 8 ? in_registers - from : 8;
+                copy_to_shared<ROWS>(staging, count, [&](int thread, int q) { return fetch(thread, g, 4 * (from + q)); });
                 __syncthreads();
 #pragma unroll
                 for (int q = 0; q < 8; q++) {
-                    if (from + q < held) registers[g][from + q] = stage[q * THREADS + threadIdx.x];
+                    if (from + q < in_registers) registers[g][from + q] = staging[q * THREADS + threadIdx.x];
                 }
                 __syncthreads();
             }
         }
-        for (int g = 0; g < G && rest; g++) {
-            bring<ROWS>(memory + g * rest * THREADS, rest,
+        for (int g = 0; g < G && in_shared; g++) {
+            copy_to_shared<ROWS>(memory + g * in_shared * THREADS, in_shared,
                         [&](int thread, int q) { return fetch(thread, g, KREG + 4 * q); });
         }
         shared = memory + threadIdx.x;
@@ -82,7 +82,7 @@ struct Weights {
     // to [count, THREADS] = fetch(thread, q). ROWS: a thread's weights lie side by side, and a warp fetches 4 fours for each
     // of 8 threads; else neighbours' weights do.
     template <bool ROWS, typename Fetch>
-    DEVICE static void bring(vec4* to, int count, Fetch fetch) {
+    DEVICE static void copy_to_shared(vec4* to, int count, Fetch fetch) {
         const int lane = threadIdx.x % 32, steps = ROWS ? (count + 3) / 4 * 4 : count;
 #pragma unroll 4
         for (int i = 0; i < steps; i++) {
@@ -105,7 +105,7 @@ struct Weights {
     DEVICE void multiply(float (&out)[G][R], At at) {
         float sum[G][R][chains] = {};
 #pragma unroll
-        for (int q = 0; q < held; q++) {
+        for (int q = 0; q < in_registers; q++) {
 #pragma unroll
             for (int g = 0; g < G; g++) {
                 Vec4<T>::pin(registers[g][q]);
@@ -114,12 +114,12 @@ struct Weights {
             }
         }
 #pragma unroll 2
-        for (int q = 0; q < rest; q++) {
+        for (int q = 0; q < in_shared; q++) {
 #pragma unroll
             for (int g = 0; g < G; g++) {
-                const float4 w = Vec4<T>::unpack(shared[(g * rest + q) * THREADS]);
+                const float4 w = Vec4<T>::unpack(shared[(g * in_shared + q) * THREADS]);
 #pragma unroll
-                for (int r = 0; r < R; r++) add(sum[g][r], w, at(g, r)[held + q]);
+                for (int r = 0; r < R; r++) add(sum[g][r], w, at(g, r)[in_registers + q]);
             }
         }
 #pragma unroll
@@ -137,11 +137,11 @@ struct Weights {
     // weights times the numbers at(r).
     template <typename At>
     DEVICE void spread(float4 (&out)[R], At at) {
-        static_assert(G == 1 && held % 4 == 0 && rest % 4 == 0, "one set of rows, in fours");
+        static_assert(G == 1 && in_registers % 4 == 0 && in_shared % 4 == 0, "one set of rows, in fours");
 #pragma unroll
         for (int r = 0; r < R; r++) out[r] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
-        for (int q = 0; q < held; q += 4) {
+        for (int q = 0; q < in_registers; q += 4) {
 #pragma unroll
             for (int i = 0; i < 4; i++) Vec4<T>::pin(registers[0][q + i]);
 #pragma unroll
@@ -152,10 +152,10 @@ struct Weights {
             }
         }
 #pragma unroll 1
-        for (int q = 0; q < rest; q += 4) {
+        for (int q = 0; q < in_shared; q += 4) {
 #pragma unroll
             for (int r = 0; r < R; r++) {
-                const float4 x = at(r)[(held + q) / 4];
+                const float4 x = at(r)[(in_registers + q) / 4];
 #pragma unroll
                 for (int i = 0; i < 4; i++) add(out[r], Vec4<T>::unpack(shared[(q + i) * THREADS]), pick(x, i));
             }
