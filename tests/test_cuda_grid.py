@@ -248,7 +248,7 @@ MMA_MUTATIONS = {
     "the group ends early": ("rnn tanh", "longest = length > longest ? length : longest", "longest = 1"),
     "length off by one": ("gru", f"0 && t < at.ends[k]) {{\n{'float a':>27}", "0 && t <= at.ends[k]) { float a"),
     "h of the step itself": ("rnn tanh", "h_new[k] = saved[k].h;", ""),
-    "asked for the same again": ("gru", "if (step > 0) ask(step - 1);", "if (step > 0) ask(step);"),
+    "asked for the same again": ("gru", "if (step > 0) prefetch(step - 1);", "if (step > 0) prefetch(step);"),
 }
 
 

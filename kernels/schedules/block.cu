@@ -49,12 +49,12 @@ struct Inputs {
         }
     }
 
-    DEVICE void ask(int t) {
+    DEVICE void prefetch(int t) {
 #pragma unroll
         for (int e = 0; e < each; e++) next[e] = from[e] ? float(from[e][t * step]) : 0.0f;
     }
 
-    DEVICE void put(float* x_shared) const {
+    DEVICE void commit(float* x_shared) const {
 #pragma unroll
         for (int e = 0; e < each; e++) {
             const int k = threadIdx.x + e * threads;
@@ -84,8 +84,8 @@ struct Inputs {
 template <typename T, int G, int HP, int S, int R>
 struct Inputs<T, G, HP, S, R, 0> {  // ax comes ready
     template <typename... Any> DEVICE Inputs(Any...) {}
-    DEVICE void ask(int) {}
-    DEVICE void put(float*) const {}
+    DEVICE void prefetch(int) {}
+    DEVICE void commit(float*) const {}
     template <int SEPARATE, typename... Any> DEVICE void multiply(Any&&...) const {}
 };
 
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
     constexpr int G = Cell::gates, KS = HP / S, threads = HP * S;
     constexpr int SUMS = G + (IP ? Cell::separate_input_gate : 0);  // the last one for W_ih x of the gate that needs it separately
     typedef Weights<T, G, KS, KREG, R, threads> Mine;
-    typedef Inputs<T, G, HP, S, R, IP> BlockInputs;
+    typedef Inputs<T, G, HP, S, R, IP> Input;
     typedef Tile<HP, S, R> Place;
     extern __shared__ float4 memory[];
     float* h_shared = (float*)memory;                                 // [R, HP]: h
@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
         const int row = thread % HP, column = thread / HP * KS + k;
         return load_vec4(W_hh + ((size_t)g * H + row) * H + column, 1, row < H ? H - column : 0, H % 4 == 0);
     });
-    BlockInputs inputs(I, H, B, blockIdx.x * R, x, order, w_ih_shared, weight_ih + (size_t)at.d * G * H * I);
+    Input inputs(I, H, B, blockIdx.x * R, x, order, w_ih_shared, weight_ih + (size_t)at.d * G * H * I);
 
     const size_t slot = (size_t)B * H;
     const size_t first = ((size_t)at.d * (T_ + 1) + (at.back ? T_ : 0)) * slot;
@@ -154,15 +154,15 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
         if (s + k * S < R) h_shared[(s + k * S) * HP + j] = h_old[k];
     }
     if (T_) {
-        inputs.ask(at.back ? T_ - 1 : 0);
-        inputs.put(x_shared);
+        inputs.prefetch(at.back ? T_ - 1 : 0);
+        inputs.commit(x_shared);
     }
     __syncthreads();
 
     for (int step = 0; step < T_; step++) {
         const int t = at.back ? T_ - 1 - step : step;
-        const bool more = IP && step + 1 < T_;
-        if (more) inputs.ask(at.back ? t - 1 : t + 1);  // asked for before the product, there behind it
+        const bool has_next = IP && step + 1 < T_;
+        if (has_next) inputs.prefetch(at.back ? t - 1 : t + 1);  // in flight during the product
         if (t < at.longest) {
 #pragma unroll
             for (int k = 0; k < Place::mine && !IP; k++) {
@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
             }
             __syncthreads();
         }
-        if (more) inputs.put(x_shared);
+        if (has_next) inputs.commit(x_shared);
 #pragma unroll
         for (int k = 0; k < Place::mine; k++) {
             if (at.row[k] < 0) continue;

@@ -24,8 +24,8 @@
 // A lane's part of a tile whose rows are units j and j + 1 (rows l/4 and l/4 + 8), from column k on: words one(unit, column).
 template <typename T, typename One>
 DEVICE uint4 tile_of(int j, int k, One one) {
-    const int more = k + Fragment<T>::K / 2;
-    return make_uint4(one(j, k), one(j + 1, k), one(j, more), one(j + 1, more));
+    const int second_half = k + Fragment<T>::K / 2;
+    return make_uint4(one(j, k), one(j + 1, k), one(j, second_half), one(j + 1, second_half));
 }
 
 // ---- where a lane is: units j, j + 1 of two sequences of each group
@@ -67,14 +67,14 @@ struct Lane {
 
     // Two neighbours' numbers; the second is 0, or not stored, past H.
     template <typename T>
-    DEVICE float2 get(const T* at, int H) const {
-        if (EVEN) return get_two(at);
+    DEVICE float2 load_pair(const T* at, int H) const {
+        if (EVEN) return ::load_pair(at);
         return make_float2(float(at[0]), has(1, H) ? float(at[1]) : 0.0f);
     }
     template <typename T>
-    DEVICE void put(T* at, float a, float b, int H) const {
+    DEVICE void store_pair(T* at, float a, float b, int H) const {
         if (EVEN) {
-            put_two(at, a, b);
+            ::store_pair(at, a, b);
         } else {
             at[0] = T(a);
             if (has(1, H)) at[1] = T(b);
@@ -85,13 +85,13 @@ struct Lane {
 // ---- the input, a step ahead: COLUMNS numbers of each sequence of a tile on their way into shared memory
 
 template <typename T, int COLUMNS, int ROWS, int THREADS>
-struct Ahead {
+struct InputPrefetch {
     static constexpr int each = (ROWS * COLUMNS + THREADS - 1) / THREADS;
     const T* from[each];  // what this thread fetches of x at t = 0, or null
     T next[each];
     size_t step;  // from one t to the next
 
-    DEVICE Ahead(int I, int B, const T* x, const int* order) {
+    DEVICE InputPrefetch(int I, int B, const T* x, const int* order) {
         step = (size_t)B * I;
 #pragma unroll
         for (int e = 0; e < each; e++) {
@@ -101,26 +101,26 @@ struct Ahead {
         }
     }
 
-    DEVICE void ask(int t) {
+    DEVICE void prefetch(int t) {
 #pragma unroll
         for (int e = 0; e < each; e++) next[e] = from[e] ? from[e][t * step] : T(0.0f);
     }
 
     // to: where the first row's numbers belong; stride: from one row to the next.
-    DEVICE void put(T* to, int stride) const {
+    DEVICE void commit(T* to, int stride) const {
 #pragma unroll
         for (int e = 0; e < each; e++) {
             const int k = threadIdx.x + e * THREADS;
-            if (k < ROWS * COLUMNS) put_operand(to + k / COLUMNS * stride + k % COLUMNS, next[e]);
+            if (k < ROWS * COLUMNS) store_operand(to + k / COLUMNS * stride + k % COLUMNS, next[e]);
         }
     }
 };
 
 template <typename T, int ROWS, int THREADS>
-struct Ahead<T, 0, ROWS, THREADS> {  // ax comes ready
-    DEVICE Ahead(int, int, const T*, const int*) {}
-    DEVICE void ask(int) {}
-    DEVICE void put(T*, int) const {}
+struct InputPrefetch<T, 0, ROWS, THREADS> {  // ax comes ready
+    DEVICE InputPrefetch(int, int, const T*, const int*) {}
+    DEVICE void prefetch(int) {}
+    DEVICE void commit(T*, int) const {}
 };
 
 // ---- forward
@@ -148,8 +148,8 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
 {
     typedef CellOf<float> Cell;
     constexpr int K = Fragment<T>::K, P = Fragment<T>::P, ROW = Fragment<T>::row;
-    constexpr int G = Cell::gates, KT = HP / K, XT = IP / K, threads = HP * 2, more = (XT + 1) / 2 * 2 * K;
-    constexpr int stride = HP + more + ROW, half = 8 * N * stride;
+    constexpr int G = Cell::gates, KT = HP / K, XT = IP / K, threads = HP * 2, x_columns = (XT + 1) / 2 * 2 * K;
+    constexpr int stride = HP + x_columns + ROW, half = 8 * N * stride;
     constexpr int SUMS = G + (IP ? Cell::separate_input_gate : 0);  // the last one for W_ih x of the gate that needs it separately
     constexpr int chains = G == 1 ? 4 : 1;  // sums that do not wait for one another
     extern __shared__ uint4 memory[];
@@ -196,11 +196,11 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
         }
     }
 #pragma unroll
-    for (int n = 0; n < Place::mine; n++) put_operands(hx_shared + at.column(n) * stride + j, h_old[0][n], h_old[1][n]);
-    Ahead<T, more, 8 * N, threads> ahead(I, B, x, order);
+    for (int n = 0; n < Place::mine; n++) store_operands(hx_shared + at.column(n) * stride + j, h_old[0][n], h_old[1][n]);
+    InputPrefetch<T, x_columns, 8 * N, threads> input(I, B, x, order);
     if (T_) {
-        ahead.ask(at.back ? T_ - 1 : 0);
-        ahead.put(hx_shared + HP, stride);
+        input.prefetch(at.back ? T_ - 1 : 0);
+        input.commit(hx_shared + HP, stride);
     }
     __syncthreads();
 
@@ -210,14 +210,14 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
         T* writes = hx_shared + (~step & 1) * half;
         float2 ax[Place::mine][G];
         float sum[N][SUMS][chains][4] = {};
-        if (step + 1 < T_) ahead.ask(at.back ? t - 1 : t + 1);  // asked for before the product, there behind it
+        if (step + 1 < T_) input.prefetch(at.back ? t - 1 : t + 1);  // in flight during the product
         if (t < at.longest) {
 #pragma unroll
             for (int n = 0; n < Place::mine && !IP; n++) {
                 const bool there = t < at.ends[n];
                 const T* row = gates + (((size_t)at.d * T_ + t) * B + (there ? at.row[n] : 0)) * W * H + j;
 #pragma unroll
-                for (int g = 0; g < G; g++) ax[n][g] = there ? at.get(row + (size_t)g * H, H) : make_float2(0.0f, 0.0f);
+                for (int g = 0; g < G; g++) ax[n][g] = there ? at.load_pair(row + (size_t)g * H, H) : make_float2(0.0f, 0.0f);
             }
 #pragma unroll
             for (int k = 0; k < KT + XT; k += 2) {
@@ -260,14 +260,14 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
                     if (Cell::states == 2) c_old[u][n] = c_new;
                 }
             }
-            put_operands(writes + at.column(n) * stride + j, h_old[0][n], h_old[1][n]);
+            store_operands(writes + at.column(n) * stride + j, h_old[0][n], h_old[1][n]);
             if (at.row[n] < 0) continue;
-            at.put(output + ((size_t)t * B + at.row[n]) * D * H + (size_t)at.d * H + j, live ? h_old[0][n] : 0.0f,
+            at.store_pair(output + ((size_t)t * B + at.row[n]) * D * H + (size_t)at.d * H + j, live ? h_old[0][n] : 0.0f,
                    live ? h_old[1][n] : 0.0f, H);
             const size_t i = (size_t)at.row[n] * H + j;
             if (save || step == T_ - 1) {
                 const size_t now = ((size_t)at.d * (T_ + 1) + (at.back ? t : t + 1)) * slot + i;
-                at.put(h + now, h_old[0][n], h_old[1][n], H);
+                at.store_pair(h + now, h_old[0][n], h_old[1][n], H);
                 if (Cell::states == 2) {
                     float* c_now = c + (save ? now : ((size_t)at.d * 2 + T_ % 2) * slot + i);
                     c_now[0] = c_old[0][n];
@@ -277,10 +277,10 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
             if (save && live) {
                 T* row = gates + (((size_t)at.d * T_ + t) * B + at.row[n]) * W * H + j;
 #pragma unroll
-                for (int g = 0; g < Cell::saved_blocks; g++) at.put(row + (size_t)g * H, saved[0][g], saved[1][g], H);
+                for (int g = 0; g < Cell::saved_blocks; g++) at.store_pair(row + (size_t)g * H, saved[0][g], saved[1][g], H);
             }
         }
-        if (step + 1 < T_) ahead.put(writes + HP, stride);
+        if (step + 1 < T_) input.commit(writes + HP, stride);
         __syncthreads();
     }
 }
@@ -348,11 +348,11 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
                 if (t < at.ends[n]) {
                     float2 two[Cell::saved_blocks + 1], by_output = make_float2(0.0f, 0.0f);
 #pragma unroll
-                    for (int g = 0; g < Cell::saved_blocks; g++) two[g] = at.get(row + (size_t)g * H, H);
+                    for (int g = 0; g < Cell::saved_blocks; g++) two[g] = at.load_pair(row + (size_t)g * H, H);
                     if (doutput) {
-                        by_output = at.get(doutput + ((size_t)t * B + at.row[n]) * D * H + (size_t)at.d * H + j, H);
+                        by_output = at.load_pair(doutput + ((size_t)t * B + at.row[n]) * D * H + (size_t)at.d * H + j, H);
                     }
-                    const float2 h_old = at.get(h + old, H), h_new = at.get(h + now, H);
+                    const float2 h_old = at.load_pair(h + old, H), h_new = at.load_pair(h + now, H);
 #pragma unroll
                     for (int u = 0; u < 2; u++) {
                         if (!at.has(u, H)) continue;
@@ -366,11 +366,11 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
                     }
                 }
 #pragma unroll
-                for (int g = 0; g < Cell::preactivations; g++) at.put(row + (size_t)g * H, dgates[0][g], dgates[1][g], H);
+                for (int g = 0; g < Cell::preactivations; g++) at.store_pair(row + (size_t)g * H, dgates[0][g], dgates[1][g], H);
             }
 #pragma unroll
             for (int g = 0; g < G; g++) {
-                put_operands(mine + at.column(n) * stride + g * HP + j, dgates[0][g], dgates[1][g]);
+                store_operands(mine + at.column(n) * stride + g * HP + j, dgates[0][g], dgates[1][g]);
             }
         }
         __syncthreads();

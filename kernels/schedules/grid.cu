@@ -151,7 +151,7 @@ struct Scattered {
     }
 
     template <typename Place>
-    DEVICE void put(Exchange&, const Place& at, int k, const float* dgates) {
+    DEVICE void stage(Exchange&, const Place& at, int k, const float* dgates) {
         const int r = at.s + k * (threads / U);
         if (r >= R) return;
 #pragma unroll

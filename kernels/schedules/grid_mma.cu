@@ -235,7 +235,7 @@ struct Returned {
           }), H(H_) {}
 
     template <typename With, typename Place>
-    DEVICE void put(With& with, const Place& at, int k, const float* dgates) {
+    DEVICE void stage(With& with, const Place& at, int k, const float* dgates) {
 #pragma unroll
         for (int g = 0; g < G; g++) Mine::send(with, at, k, k * G + g, g * gate, dgates[g]);
     }

@@ -67,10 +67,10 @@ template <typename T> DEVICE unsigned load_word(const T* from) { return *(const 
 DEVICE unsigned load_word(const float* from) { return tf32(*from); }
 
 // Two numbers side by side, as load_matrices then finds them.
-template <typename T> DEVICE void put_operands(T* at, float a, float b) { put_two(at, a, b); }
-DEVICE void put_operands(float* at, float a, float b) { *(uint2*)at = make_uint2(tf32(a), tf32(b)); }
-template <typename T> DEVICE void put_operand(T* at, T a) { *at = a; }
-DEVICE void put_operand(float* at, float a) { *(unsigned*)at = tf32(a); }
+template <typename T> DEVICE void store_operands(T* at, float a, float b) { store_pair(at, a, b); }
+DEVICE void store_operands(float* at, float a, float b) { *(uint2*)at = make_uint2(tf32(a), tf32(b)); }
+template <typename T> DEVICE void store_operand(T* at, T a) { *at = a; }
+DEVICE void store_operand(float* at, float a) { *(unsigned*)at = tf32(a); }
 
 // ---- a warp's weights: TILES fragments, the same in every step
 

@@ -5,8 +5,8 @@
 //                receive    receives what all blocks have sent
 //                multiply   leaves the sums where every thread of the block finds them
 //                sum        W_hh h of gate g, for this thread's unit and its k-th sequence
-//     backward   put        takes dgates of this thread's unit and its k-th sequence
-//                run        computes dh from what all blocks have put; false where this block must give up
+//     backward   stage      takes dgates of this thread's unit and its k-th sequence
+//                run        computes dh from what all blocks have staged; false where this block must give up
 //                sum        dh, for this thread's unit and its k-th sequence
 //
 // A block sends once for each step that it computes: the initial h before the first, nothing after the last.
@@ -121,7 +121,7 @@ DEVICE void time_loop_backward(
         const int j = at.j;
         float by_h[Place::mine], by_c[Place::mine], h_new[Place::mine], c_new[Place::mine];
         Saved<Cell> saved[Place::mine];
-        auto ask = [&](int step) {
+        auto prefetch = [&](int step) {
             const int t = at.back ? T_ - 1 - step : step;
 #pragma unroll
             for (int k = 0; k < Place::mine; k++) {
@@ -147,7 +147,7 @@ DEVICE void time_loop_backward(
             h_new[k] = there ? float(h[last]) : 0.0f;
             c_new[k] = there && two ? c[last] : 0.0f;
         }
-        ask(T_ - 1);
+        prefetch(T_ - 1);
         for (int step = T_ - 1; step >= 0; step--) {
             const int t = at.back ? T_ - 1 - step : step;
             const bool active = t < at.longest;  // all of the group alike
@@ -162,9 +162,9 @@ DEVICE void time_loop_backward(
                 }
                 h_new[k] = saved[k].h;
                 c_new[k] = saved[k].c;
-                if (active) product.put(with, at, k, dgates[k]);
+                if (active) product.stage(with, at, k, dgates[k]);
             }
-            if (step > 0) ask(step - 1);
+            if (step > 0) prefetch(step - 1);
 #pragma unroll
             for (int k = 0; k < Place::mine; k++) {
                 if (at.row[k] < 0) continue;
