@@ -59,8 +59,8 @@ struct Gathered {
     DEVICE static int place(int r, int k) { return r * row_size + k / KS * (KS + 4) + k % KS; }
 
     template <typename Place>
-    DEVICE void receive(Exchange& with, const Place&) {
-        with.template receive<threads>(
+    DEVICE void receive(Exchange& channel, const Place&) {
+        channel.template receive<threads>(
             0, R * H, [](int) { return true; }, [&](int i, float x) { h_shared[place(i % R, i / R)] = x; });
     }
 
@@ -85,9 +85,9 @@ struct Gathered {
     }
 
     template <typename Place>
-    DEVICE void send(Exchange& with, const Place& at, int k, float x) const {
+    DEVICE void send(Exchange& channel, const Place& at, int k, float x) const {
         const int r = s + k * S;
-        if (r < R && at.j < H) with.send(at.j * R + r, x);
+        if (r < R && at.j < H) channel.send(at.j * R + r, x);
     }
 };
 
@@ -117,9 +117,9 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
     typedef Gathered<CellOf<float>::gates, T, U, KP, S, KREG, R> Product;
     const int unit = blockIdx.y * U, d = blockIdx.x;
     Product product(memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
-    Exchange with(words, d * gridDim.z + blockIdx.z, R * H, epoch, poll_limit, failed);
+    Exchange channel(words, d * gridDim.z + blockIdx.z, R * H, epoch, poll_limit, failed);
     time_loop_forward<CellOf, T, Tile<U, S, R>>(T_, B, H, W, unit, reverse, save, lengths, order, bias_ih, bias_hh, gates, h,
-                                           c, output, with, product);
+                                           c, output, channel, product);
 }
 
 // ---- backward: a block's rows times its d are its part of dh, for all units; the block that owns a unit sums the parts.
@@ -159,7 +159,7 @@ struct Scattered {
     }
 
     template <typename Place>
-    DEVICE bool run(Exchange& with, const Place&) {
+    DEVICE bool run(Exchange& channel, const Place&) {
         const int N = gridDim.y;
         __syncthreads();
         float4 part[R];
@@ -172,18 +172,18 @@ struct Scattered {
             for (int k = threadIdx.x; k < H; k += threads) {
                 float sum = 0.0f;
                 for (int p = 0; p < S; p++) sum += partial_sums[(p * R + r) * KP + k];
-                with.send((k / U * N + blockIdx.y) * OWN + r * U + k % U, sum);
+                channel.send((k / U * N + blockIdx.y) * OWN + r * U + k % U, sum);
             }
         }
-        with.next();
+        channel.next();
         float sum = 0.0f;  // a thread gets parts of one number: OWN divides the threads
-        with.template receive<threads>(
+        channel.template receive<threads>(
             blockIdx.y * N * OWN, N * OWN, [&](int i) { return unit + i % U < H; }, [&](int, float x) { sum += x; });
         sum = fold<lanes>(sum);
         if (OWN >= 32 || threadIdx.x % 32 < OWN) {
             sums[(OWN < 32 ? threadIdx.x / 32 : threadIdx.x / OWN) * OWN + threadIdx.x % OWN] = sum;
         }
-        return !__syncthreads_or(with.timed_out);
+        return !__syncthreads_or(channel.timed_out);
     }
 
     DEVICE float sum(int k) const {
@@ -219,7 +219,7 @@ __global__ void __launch_bounds__(KP / 4 * S, 1) grid_backward(
     typedef Scattered<CellOf<float>::gates, T, U, KP, S, KREG, R> Product;
     const int unit = blockIdx.y * U, d = blockIdx.x, N = gridDim.y;
     Product product(memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
-    Exchange with(words, d * gridDim.z + blockIdx.z, N * N * R * U, epoch, poll_limit, failed);
+    Exchange channel(words, d * gridDim.z + blockIdx.z, N * N * R * U, epoch, poll_limit, failed);
     time_loop_backward<CellOf, T, Tile<U, Product::threads / U, R>>(T_, B, H, W, unit, reverse, lengths, order, gates, h, c,
-                                                               doutput, dh, dc, with, product);
+                                                               doutput, dh, dc, channel, product);
 }

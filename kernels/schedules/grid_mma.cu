@@ -68,11 +68,11 @@ struct Product {
 
     // sums = the product with what the other blocks send for the first `there` sequences. units(group): how many of its
     // numbers there are.
-    template <typename With, typename Units>
-    DEVICE void receive(With& with, int there, Units units) {
+    template <typename Channel, typename Units>
+    DEVICE void receive(Channel& channel, int there, Units units) {
 #pragma unroll
         for (int i = 0; i < MT * N * chains * 4; i++) (&sums[0][0][0][0])[i] = 0.0f;
-        with.arrive();
+        channel.arrive();
 #pragma unroll
         for (int from = 0; from < KT; from += batch) {
             constexpr int most = KT < batch ? KT : batch;
@@ -86,14 +86,14 @@ struct Product {
                 const bool any = from + i / N < KT && i % N * 8 + sequence(lane / 4) < there && k < units(group + i / N);
                 if (any) missing |= 1u << i;
             }
-            with.template wait<most * N>(
-                missing, [&](int i) { with.load(words[i], ((group * N + i) * 32 + lane) * WORDS); },
+            channel.template wait<most * N>(
+                missing, [&](int i) { channel.load(words[i], ((group * N + i) * 32 + lane) * WORDS); },
                 [&](int i) {
                     bool all = true;
 #pragma unroll
                     for (int w = 0; w < WORDS; w++) {
                         if (k + w * Fragment<T>::P >= units(group + i / N)) words[i][w] = 0;  // is never sent
-                        all = all && words[i][w] != With::EMPTY;
+                        all = all && words[i][w] != Channel::EMPTY;
                     }
                     return all;
                 });
@@ -145,14 +145,14 @@ struct Product {
     }
 
     // x, number at.j of those that begin with a group, of this thread's k-th sequence, as its i-th word; all lanes together.
-    template <typename With, typename Place>
-    DEVICE static void send(With& with, const Place& at, int k, int i, int group, float x) {
+    template <typename Channel, typename Place>
+    DEVICE static void send(Channel& channel, const Place& at, int k, int i, int group, float x) {
         const int number = place(group + at.j / 16, at.s + k * Place::slices, at.j % 16);
         if constexpr (F == 1) {
             const float next = __shfl_down_sync(0xffffffffu, x, 1);
-            if (at.j % 2 == 0 && at.row[k] >= 0) with.send(i, number / 2, pack(T(x), T(next)));
+            if (at.j % 2 == 0 && at.row[k] >= 0) channel.send(i, number / 2, pack(T(x), T(next)));
         } else if (at.row[k] >= 0) {
-            with.send(i, number, tf32(x));
+            channel.send(i, number, tf32(x));
         }
     }
 };
@@ -171,9 +171,9 @@ struct Gathered {
               return i < G * U && u < H_ && column < H_ ? W_hh[((size_t)(i / U) * H_ + u) * H_ + column] : T(0.0f);
           }), H(H_) {}
 
-    template <typename With, typename Place>
-    DEVICE void receive(With& with, const Place& at) {
-        product.receive(with, at.count, [&](int group) { return H - group * 16; });
+    template <typename Channel, typename Place>
+    DEVICE void receive(Channel& channel, const Place& at) {
+        product.receive(channel, at.count, [&](int group) { return H - group * 16; });
     }
 
     DEVICE void multiply() { product.share(); }
@@ -182,9 +182,9 @@ struct Gathered {
         return product.sum(g * U + threadIdx.x % U, threadIdx.x / U + k * (THREADS / U));
     }
 
-    template <typename With, typename Place>
-    DEVICE void send(With& with, const Place& at, int k, float x) const {
-        Mine::send(with, at, k, k, 0, x);
+    template <typename Channel, typename Place>
+    DEVICE void send(Channel& channel, const Place& at, int k, float x) const {
+        Mine::send(channel, at, k, k, 0, x);
     }
 };
 
@@ -214,9 +214,9 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
     Gathered<CellOf<float>::gates, T, U, KP, HELD, R, P> product(
         memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
     typedef Tile<U, THREADS / U, R> Place;
-    Ring<Place::mine> with(words, d * gridDim.z + blockIdx.z, product.product.slot, poll_limit, failed);
+    Ring<Place::mine> channel(words, d * gridDim.z + blockIdx.z, product.product.slot, poll_limit, failed);
     time_loop_forward<CellOf, T, Place>(T_, B, H, W, unit, reverse, save, lengths, order, bias_ih, bias_hh, gates, h, c,
-                                   output, with, product);
+                                   output, channel, product);
 }
 
 // ---- backward: its mirror. Rows are the block's units, columns the rows of W_hh, gate by gate.
@@ -234,17 +234,17 @@ struct Returned {
               return i < U && u < H_ && row < H_ ? W_hh[((size_t)(group / gate) * H_ + row) * H_ + u] : T(0.0f);
           }), H(H_) {}
 
-    template <typename With, typename Place>
-    DEVICE void stage(With& with, const Place& at, int k, const float* dgates) {
+    template <typename Channel, typename Place>
+    DEVICE void stage(Channel& channel, const Place& at, int k, const float* dgates) {
 #pragma unroll
-        for (int g = 0; g < G; g++) Mine::send(with, at, k, k * G + g, g * gate, dgates[g]);
+        for (int g = 0; g < G; g++) Mine::send(channel, at, k, k * G + g, g * gate, dgates[g]);
     }
 
-    template <typename With, typename Place>
-    DEVICE bool run(With& with, const Place& at) {
-        with.next();
-        product.receive(with, at.count, [&](int group) { return H - group % gate * 16; });
-        if (__syncthreads_or(with.timed_out)) return false;
+    template <typename Channel, typename Place>
+    DEVICE bool run(Channel& channel, const Place& at) {
+        channel.next();
+        product.receive(channel, at.count, [&](int group) { return H - group % gate * 16; });
+        if (__syncthreads_or(channel.timed_out)) return false;
         product.share();
         __syncthreads();
         return true;
@@ -279,7 +279,7 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_backward(
         memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
     typedef Tile<U, THREADS / U, R> Place;
     constexpr int sent = Place::mine * CellOf<float>::gates;
-    Ring<sent> with(words, d * gridDim.z + blockIdx.z, product.product.slot, poll_limit, failed);
-    time_loop_backward<CellOf, T, Place>(T_, B, H, W, unit, reverse, lengths, order, gates, h, c, doutput, dh, dc, with,
+    Ring<sent> channel(words, d * gridDim.z + blockIdx.z, product.product.slot, poll_limit, failed);
+    time_loop_backward<CellOf, T, Place>(T_, B, H, W, unit, reverse, lengths, order, gates, h, c, doutput, dh, dc, channel,
                                     product);
 }

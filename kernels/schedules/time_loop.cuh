@@ -11,10 +11,10 @@
 //
 // A block sends once for each step that it computes: the initial h before the first, nothing after the last.
 
-template <template <typename> class CellOf, typename T, typename Place, typename With, typename Product>
+template <template <typename> class CellOf, typename T, typename Place, typename Channel, typename Product>
 DEVICE void time_loop_forward(
     int T_, int B, int H, int W, int unit, int reverse, int save, const int* lengths, const int* order,
-    const float* bias_ih, const float* bias_hh, T* gates, T* h, float* c, T* output, With& with, Product& product)
+    const float* bias_ih, const float* bias_hh, T* gates, T* h, float* c, T* output, Channel& channel, Product& product)
 {
     typedef CellOf<float> Cell;
     constexpr int G = Cell::gates, R = Place::rows;
@@ -41,8 +41,8 @@ DEVICE void time_loop_forward(
         }
         if (at.longest > 0) {
 #pragma unroll
-            for (int k = 0; k < Place::mine; k++) product.send(with, at, k, h_old[k]);
-            with.next();
+            for (int k = 0; k < Place::mine; k++) product.send(channel, at, k, h_old[k]);
+            channel.next();
         }
 
         for (int step = 0; step < T_; step++) {
@@ -57,8 +57,8 @@ DEVICE void time_loop_forward(
 #pragma unroll
                     for (int g = 0; g < G; g++) ax[k][g] = there ? float(row[(size_t)g * H]) : 0.0f;
                 }
-                product.receive(with, at);
-                if (__syncthreads_or(with.timed_out)) return;
+                product.receive(channel, at);
+                if (__syncthreads_or(channel.timed_out)) return;
                 product.multiply();
                 __syncthreads();
             }
@@ -76,9 +76,9 @@ DEVICE void time_loop_forward(
                     h_old[k] = float(T(h_new));  // the state is what is stored
                     if (Cell::states == 2) c_old[k] = c_new;
                 }
-                if (sends) product.send(with, at, k, h_old[k]);  // first of all: the others wait for it
+                if (sends) product.send(channel, at, k, h_old[k]);  // first of all: the others wait for it
             }
-            if (sends) with.next();
+            if (sends) channel.next();
 #pragma unroll
             for (int k = 0; k < Place::mine; k++) {
                 if (at.row[k] < 0) continue;
@@ -106,10 +106,10 @@ struct Saved {
     float gates[Cell::saved_blocks + 1], h, c, by_output;
 };
 
-template <template <typename> class CellOf, typename T, typename Place, typename With, typename Product>
+template <template <typename> class CellOf, typename T, typename Place, typename Channel, typename Product>
 DEVICE void time_loop_backward(
     int T_, int B, int H, int W, int unit, int reverse, const int* lengths, const int* order, T* gates, const T* h,
-    const float* c, const T* doutput, float* dh, float* dc, With& with, Product& product)
+    const float* c, const T* doutput, float* dh, float* dc, Channel& channel, Product& product)
 {
     typedef CellOf<float> Cell;
     constexpr int R = Place::rows;
@@ -162,7 +162,7 @@ DEVICE void time_loop_backward(
                 }
                 h_new[k] = saved[k].h;
                 c_new[k] = saved[k].c;
-                if (active) product.stage(with, at, k, dgates[k]);
+                if (active) product.stage(channel, at, k, dgates[k]);
             }
             if (step > 0) prefetch(step - 1);
 #pragma unroll
@@ -173,7 +173,7 @@ DEVICE void time_loop_backward(
                 for (int g = 0; g < Cell::preactivations; g++) row[(size_t)g * H] = T(dgates[k][g]);
             }
             if (!active) continue;
-            if (!product.run(with, at)) return;
+            if (!product.run(channel, at)) return;
 #pragma unroll
             for (int k = 0; k < Place::mine; k++) by_h[k] += product.sum(k);
         }
