@@ -213,10 +213,10 @@ def test_no_launch_of_all_blocks_is_one_dimensional(monkeypatch):
 SYNC = "__syncthreads();"
 STOP = f"perhaps\n{{0}}{SYNC}\n{{0}}if (stop)"
 MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
-    "no wait": ("lstm", "return (unsigned)(both[k] >> 32) == epoch;", "return true;"),
-    "stale epoch": ("gru", "(both[k] >> 32) == epoch;", "(both[k] >> 32) != 0;"),
+    "no wait": ("lstm", "return (unsigned)(received[k] >> 32) == epoch;", "return true;"),
+    "stale epoch": ("gru", "(received[k] >> 32) == epoch;", "(received[k] >> 32) != 0;"),
     "one slot": ("lstm", "(when & 1) * size", "0 * size"),
-    "sent after the last step": ("lstm", "active && (at.back ? t > 0 : t + 1 < at.longest)", "active"),
+    "sent after the last step": ("lstm", "active && (pos.reversed ? t > 0 : t + 1 < pos.longest)", "active"),
     "no barrier behind what came": ("lstm", "if (__syncthreads_or(channel.timed_out)) return;", "if (channel.timed_out) return;"),
     "no barrier behind the sums": ("gru", f"product.multiply();\n{SYNC:>32}", "product.multiply();"),
     "no barrier behind d": ("gru", f"N = gridDim.y;\n{SYNC:>24}", "N = gridDim.y;"),
@@ -245,8 +245,8 @@ MMA_MUTATIONS = {
     "another sequence": ("rnn tanh", "return column % 4 * 2 + column / 4;", "return column;"),
     "words of the fragment": ("rnn tanh", "(part * 2 + w) * Fragment<T>::P", "(part * 2 + 1 - w) * Fragment<T>::P"),
     "another gate, back": ("gru", "(size_t)(group / gate) * H_ + row", "(size_t)(G - 1 - group / gate) * H_ + row"),
-    "the group ends early": ("rnn tanh", "longest = length > longest ? length : longest", "longest = 1"),
-    "length off by one": ("gru", f"0 && t < at.ends[k]) {{\n{'float a':>27}", "0 && t <= at.ends[k]) { float a"),
+    "the group ends early": ("rnn tanh", "longest = steps > longest ? steps : longest", "longest = 1"),
+    "length off by one": ("gru", f"0 && t < pos.length[k]) {{\n{'float a':>27}", "0 && t <= pos.length[k]) { float a"),
     "h of the step itself": ("rnn tanh", "h_new[k] = saved[k].h;", ""),
     "asked for the same again": ("gru", "if (step > 0) prefetch(step - 1);", "if (step > 0) prefetch(step);"),
 }

@@ -648,7 +648,7 @@ MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
     "sign, original n": ("gru original", "d[2] = dh * (real(1) - z)", "d[2] = -dh * (real(1) - z)"),
     "original, p's way": ("gru original", "dh += d_p * r", "dh += d_p * h"),
     "derivative past the end": ("gru", "dgates[k] = real(0);", "dgates[k] = real(1);"),
-    "slot of the reverse direction": ("gru", "back ? t + 1 : t)", "back ? t : t)"),
+    "slot of the reverse direction": ("gru", "reversed ? t + 1 : t)", "reversed ? t : t)"),
     "index of saved gates": ("lstm", "row[(size_t)k * H] = T(saved[k])", "row[(size_t)k * H + 1] = T(saved[k])"),
     "unit past the end": ("rnn tanh", "inside = j < n", "inside = j <= n"),
     "length off by one": ("rnn tanh", ">= lengths[b]) {\n        if (Cell", "> lengths[b]) {\n        if (Cell"),

@@ -39,9 +39,9 @@ struct Inputs {
         weights = memory;
 #pragma unroll
         for (int e = 0; e < each; e++) {
-            const int k = threadIdx.x + e * threads, place = first + k / IP, i = k % IP;
-            const bool there = k < R * IP && place < B && i < I;
-            from[e] = there ? x + (size_t)(order ? order[place] : place) * I + i : nullptr;
+            const int k = threadIdx.x + e * threads, rank = first + k / IP, i = k % IP;
+            const bool there = k < R * IP && rank < B && i < I;
+            from[e] = there ? x + (size_t)(order ? order[rank] : rank) * I + i : nullptr;
         }
         for (int k = threadIdx.x; k < G * X * HP; k += threads) {
             const int unit = k % HP, q = k / HP % X, g = k / HP / X;
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
     constexpr int SUMS = G + (IP ? Cell::separate_input_gate : 0);  // the last one for W_ih x of the gate that needs it separately
     typedef Weights<T, G, KS, KREG, R, threads> Mine;
     typedef Inputs<T, G, HP, S, R, IP> Input;
-    typedef Tile<HP, S, R> Place;
+    typedef TilePosition<HP, S, R> Position;
     extern __shared__ float4 memory[];
     float* h_shared = (float*)memory;                                 // [R, HP]: h
     float* partial_sums = h_shared + R * HP;                                 // [S, SUMS, R, HP]: sums of the slices
@@ -125,49 +125,49 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
     auto* w_ih_shared = (typename Mine::vec4*)(x_shared + R * IP);        // [G, IP / 4, HP]: W_ih
     auto* w_hh_shared = w_ih_shared + G * IP / 4 * HP;
 
-    const Place at(T_, B, H, blockIdx.x, 0, blockIdx.z, reverse, lengths, order);
-    const int j = at.j, s = at.s, D = gridDim.z;
-    const T* W_hh = weight_hh + (size_t)at.d * G * H * H;
+    const Position pos(T_, B, H, blockIdx.x, 0, blockIdx.z, reverse, lengths, order);
+    const int j = pos.j, s = pos.s, D = gridDim.z;
+    const T* W_hh = weight_hh + (size_t)pos.d * G * H * H;
     Mine weights;
     weights.template load<true>((typename Mine::vec4*)memory, w_hh_shared, [&](int thread, int g, int k) {
         const int row = thread % HP, column = thread / HP * KS + k;
         return load_vec4(W_hh + ((size_t)g * H + row) * H + column, 1, row < H ? H - column : 0, H % 4 == 0);
     });
-    Input inputs(I, H, B, blockIdx.x * R, x, order, w_ih_shared, weight_ih + (size_t)at.d * G * H * I);
+    Input inputs(I, H, B, blockIdx.x * R, x, order, w_ih_shared, weight_ih + (size_t)pos.d * G * H * I);
 
     const size_t slot = (size_t)B * H;
-    const size_t first = ((size_t)at.d * (T_ + 1) + (at.back ? T_ : 0)) * slot;
-    const size_t first_c = save ? first : (size_t)at.d * 2 * slot;
-    float h_old[Place::mine], c_old[Place::mine], bias_a[G], bias_r[G], ax[Place::mine][G];
+    const size_t first = ((size_t)pos.d * (T_ + 1) + (pos.reversed ? T_ : 0)) * slot;
+    const size_t first_c = save ? first : (size_t)pos.d * 2 * slot;
+    float h_old[Position::per_thread], c_old[Position::per_thread], bias_a[G], bias_r[G], ax[Position::per_thread][G];
 #pragma unroll
     for (int g = 0; g < G; g++) {
         const bool there = bias_ih && j < H;
-        bias_a[g] = there ? bias_ih[((size_t)at.d * G + g) * H + j] : 0.0f;
-        bias_r[g] = there ? bias_hh[((size_t)at.d * G + g) * H + j] : 0.0f;
+        bias_a[g] = there ? bias_ih[((size_t)pos.d * G + g) * H + j] : 0.0f;
+        bias_r[g] = there ? bias_hh[((size_t)pos.d * G + g) * H + j] : 0.0f;
     }
 #pragma unroll
-    for (int k = 0; k < Place::mine; k++) {
-        const size_t n = (size_t)at.row[k] * H + j;
-        const bool there = at.row[k] >= 0;
+    for (int k = 0; k < Position::per_thread; k++) {
+        const size_t n = (size_t)pos.sequence[k] * H + j;
+        const bool there = pos.sequence[k] >= 0;
         h_old[k] = there ? float(h[first + n]) : 0.0f;
         c_old[k] = there && Cell::states == 2 ? c[first_c + n] : 0.0f;
         if (s + k * S < R) h_shared[(s + k * S) * HP + j] = h_old[k];
     }
     if (T_) {
-        inputs.prefetch(at.back ? T_ - 1 : 0);
+        inputs.prefetch(pos.reversed ? T_ - 1 : 0);
         inputs.commit(x_shared);
     }
     __syncthreads();
 
     for (int step = 0; step < T_; step++) {
-        const int t = at.back ? T_ - 1 - step : step;
+        const int t = pos.reversed ? T_ - 1 - step : step;
         const bool has_next = IP && step + 1 < T_;
-        if (has_next) inputs.prefetch(at.back ? t - 1 : t + 1);  // in flight during the product
-        if (t < at.longest) {
+        if (has_next) inputs.prefetch(pos.reversed ? t - 1 : t + 1);  // in flight during the product
+        if (t < pos.longest) {
 #pragma unroll
-            for (int k = 0; k < Place::mine && !IP; k++) {
-                const bool there = t < at.ends[k];
-                const T* row = gates + (((size_t)at.d * T_ + t) * B + (there ? at.row[k] : 0)) * W * H + j;
+            for (int k = 0; k < Position::per_thread && !IP; k++) {
+                const bool there = t < pos.length[k];
+                const T* row = gates + (((size_t)pos.d * T_ + t) * B + (there ? pos.sequence[k] : 0)) * W * H + j;
 #pragma unroll
                 for (int g = 0; g < G; g++) ax[k][g] = there ? float(row[(size_t)g * H]) : 0.0f;
             }
@@ -183,11 +183,11 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
         }
         if (has_next) inputs.commit(x_shared);
 #pragma unroll
-        for (int k = 0; k < Place::mine; k++) {
-            if (at.row[k] < 0) continue;
+        for (int k = 0; k < Position::per_thread; k++) {
+            if (pos.sequence[k] < 0) continue;
             const int r = s + k * S;
-            const size_t n = (size_t)at.row[k] * H + j;
-            const bool live = t < at.ends[k];
+            const size_t n = (size_t)pos.sequence[k] * H + j;
+            const bool live = t < pos.length[k];
             float saved[Cell::saved_blocks + 1];
             if (live) {
                 float a[G], ah[G], h_new, c_new;
@@ -205,15 +205,15 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
                 if (Cell::states == 2) c_old[k] = c_new;
                 h_shared[r * HP + j] = h_old[k];
             }
-            output[((size_t)t * B + at.row[k]) * D * H + (size_t)at.d * H + j] = T(live ? h_old[k] : 0.0f);
+            output[((size_t)t * B + pos.sequence[k]) * D * H + (size_t)pos.d * H + j] = T(live ? h_old[k] : 0.0f);
             const bool last = step == T_ - 1;
             if (save || last) {
-                const size_t now = ((size_t)at.d * (T_ + 1) + (at.back ? t : t + 1)) * slot + n;
+                const size_t now = ((size_t)pos.d * (T_ + 1) + (pos.reversed ? t : t + 1)) * slot + n;
                 h[now] = T(h_old[k]);
-                if (Cell::states == 2) c[save ? now : ((size_t)at.d * 2 + T_ % 2) * slot + n] = c_old[k];
+                if (Cell::states == 2) c[save ? now : ((size_t)pos.d * 2 + T_ % 2) * slot + n] = c_old[k];
             }
             if (save && live) {
-                T* row = gates + (((size_t)at.d * T_ + t) * B + at.row[k]) * W * H + j;
+                T* row = gates + (((size_t)pos.d * T_ + t) * B + pos.sequence[k]) * W * H + j;
 #pragma unroll
                 for (int g = 0; g < Cell::saved_blocks; g++) row[(size_t)g * H] = T(saved[g]);
             }
@@ -244,15 +244,15 @@ __global__ void __launch_bounds__(HP * S, 1) block_backward(
     typedef CellOf<float> Cell;
     constexpr int G = Cell::gates, KS = HP / S, threads = HP * S;
     typedef Weights<T, G, KS, KREG, R, threads> Mine;
-    typedef Tile<HP, S, R> Place;
+    typedef TilePosition<HP, S, R> Position;
     extern __shared__ float4 memory[];
     float* d_shared = (float*)memory;             // [R, G, HP]: d
     float* partial_sums = d_shared + R * G * HP;         // [S, R, HP]: sums of the slices
     auto* w_hh_shared = (typename Mine::vec4*)(partial_sums + S * R * HP);
 
-    const Place at(T_, B, H, blockIdx.x, 0, blockIdx.z, reverse, lengths, order);
-    const int j = at.j, s = at.s, D = gridDim.z;
-    const T* W_hh = weight_hh + (size_t)at.d * G * H * H;
+    const Position pos(T_, B, H, blockIdx.x, 0, blockIdx.z, reverse, lengths, order);
+    const int j = pos.j, s = pos.s, D = gridDim.z;
+    const T* W_hh = weight_hh + (size_t)pos.d * G * H * H;
     Mine weights;
     weights.template load<false>((typename Mine::vec4*)memory, w_hh_shared, [&](int thread, int g, int k) {
         const int column = thread % HP, row = thread / HP * KS + k;
@@ -260,11 +260,11 @@ __global__ void __launch_bounds__(HP * S, 1) block_backward(
     });
 
     const size_t slot = (size_t)B * H;
-    float by_h[Place::mine], by_c[Place::mine];
+    float by_h[Position::per_thread], by_c[Position::per_thread];
 #pragma unroll
-    for (int k = 0; k < Place::mine; k++) {
-        const bool there = at.row[k] >= 0;
-        const size_t here = (size_t)at.d * slot + (size_t)at.row[k] * H + j;
+    for (int k = 0; k < Position::per_thread; k++) {
+        const bool there = pos.sequence[k] >= 0;
+        const size_t here = (size_t)pos.d * slot + (size_t)pos.sequence[k] * H + j;
         by_h[k] = there ? dh[here] : 0.0f;
         by_c[k] = there && Cell::states == 2 ? dc[here] : 0.0f;
     }
@@ -272,20 +272,20 @@ __global__ void __launch_bounds__(HP * S, 1) block_backward(
     __syncthreads();
 
     for (int step = T_ - 1; step >= 0; step--) {
-        const int t = at.back ? T_ - 1 - step : step;
+        const int t = pos.reversed ? T_ - 1 - step : step;
 #pragma unroll
-        for (int k = 0; k < Place::mine; k++) {
-            if (at.row[k] < 0) continue;
-            const size_t n = (size_t)at.row[k] * H + j;
-            const size_t now = ((size_t)at.d * (T_ + 1) + (at.back ? t : t + 1)) * slot + n;
-            const size_t old = ((size_t)at.d * (T_ + 1) + (at.back ? t + 1 : t)) * slot + n;
-            T* row = gates + (((size_t)at.d * T_ + t) * B + at.row[k]) * W * H + j;
+        for (int k = 0; k < Position::per_thread; k++) {
+            if (pos.sequence[k] < 0) continue;
+            const size_t n = (size_t)pos.sequence[k] * H + j;
+            const size_t now = ((size_t)pos.d * (T_ + 1) + (pos.reversed ? t : t + 1)) * slot + n;
+            const size_t old = ((size_t)pos.d * (T_ + 1) + (pos.reversed ? t + 1 : t)) * slot + n;
+            T* row = gates + (((size_t)pos.d * T_ + t) * B + pos.sequence[k]) * W * H + j;
             float dgates[Cell::preactivations];
-            if (t < at.ends[k]) {
+            if (t < pos.length[k]) {
                 float saved[Cell::saved_blocks + 1];
 #pragma unroll
                 for (int g = 0; g < Cell::saved_blocks; g++) saved[g] = float(row[(size_t)g * H]);
-                if (doutput) by_h[k] += float(doutput[((size_t)t * B + at.row[k]) * D * H + (size_t)at.d * H + j]);
+                if (doutput) by_h[k] += float(doutput[((size_t)t * B + pos.sequence[k]) * D * H + (size_t)pos.d * H + j]);
                 const bool two = Cell::states == 2;
                 Cell::backward(saved, float(h[old]), two ? c[old] : 0.0f, float(h[now]), two ? c[now] : 0.0f, by_h[k],
                                by_c[k], dgates);
@@ -298,7 +298,7 @@ __global__ void __launch_bounds__(HP * S, 1) block_backward(
 #pragma unroll
             for (int g = 0; g < G; g++) d_shared[((s + k * S) * G + g) * HP + j] = float(T(dgates[g]));
         }
-        if (t >= at.longest) continue;  // all of the tile alike
+        if (t >= pos.longest) continue;  // all of the tile alike
         __syncthreads();
         float part[G][R];
         weights.multiply(part, [&](int g, int r) { return (const float4*)(d_shared + (r * G + g) * HP + s * KS); });
@@ -311,7 +311,7 @@ __global__ void __launch_bounds__(HP * S, 1) block_backward(
         }
         __syncthreads();
 #pragma unroll
-        for (int k = 0; k < Place::mine; k++) {
+        for (int k = 0; k < Position::per_thread; k++) {
             const int r = s + k * S;
             if (r >= R) continue;
             float sum = 0.0f;
@@ -320,9 +320,9 @@ __global__ void __launch_bounds__(HP * S, 1) block_backward(
         }
     }
 #pragma unroll
-    for (int k = 0; k < Place::mine; k++) {
-        if (at.row[k] < 0) continue;
-        const size_t here = (size_t)at.d * slot + (size_t)at.row[k] * H + j;
+    for (int k = 0; k < Position::per_thread; k++) {
+        if (pos.sequence[k] < 0) continue;
+        const size_t here = (size_t)pos.d * slot + (size_t)pos.sequence[k] * H + j;
         dh[here] = by_h[k];
         if (Cell::states == 2) dc[here] = by_c[k];
     }

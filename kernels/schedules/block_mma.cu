@@ -31,31 +31,31 @@ DEVICE uint4 tile_of(int j, int k, One one) {
 // ---- where a lane is: units j, j + 1 of two sequences of each group
 
 template <int N, bool EVEN>
-struct Lane {
-    static constexpr int mine = 2 * N;
+struct LanePosition {
+    static constexpr int per_thread = 2 * N;
     int lane, j, d, longest;
-    bool back;
-    int row[mine];   // its sequences, or -1
-    int ends[mine];  // their lengths, 0 where there is none
+    bool reversed;
+    int sequence[per_thread];   // its sequences, or -1
+    int length[per_thread];  // their lengths, 0 where there is none
 
-    DEVICE Lane(int T_, int B, int H, int reverse, const int* lengths, const int* order) {
+    DEVICE LanePosition(int T_, int B, int H, int reverse, const int* lengths, const int* order) {
         lane = threadIdx.x % 32;
         j = threadIdx.x / 32 * 16 + lane / 4 * 2;
         d = blockIdx.z;
-        back = reverse >> d & 1;
+        reversed = reverse >> d & 1;
         longest = 0;
         for (int r = 0; r < 8 * N; r++) {
-            const int place = blockIdx.x * 8 * N + r;
-            if (place >= B) break;
-            const int length = lengths ? lengths[order ? order[place] : place] : T_;
-            longest = length > longest ? length : longest;
+            const int rank = blockIdx.x * 8 * N + r;
+            if (rank >= B) break;
+            const int steps = lengths ? lengths[order ? order[rank] : rank] : T_;
+            longest = steps > longest ? steps : longest;
         }
 #pragma unroll
-        for (int n = 0; n < mine; n++) {
-            const int place = blockIdx.x * 8 * N + column(n);
-            const bool here = place < B && j < H;
-            row[n] = !here ? -1 : order ? order[place] : place;
-            ends[n] = !here ? 0 : lengths ? lengths[row[n]] : T_;
+        for (int n = 0; n < per_thread; n++) {
+            const int rank = blockIdx.x * 8 * N + column(n);
+            const bool valid = rank < B && j < H;
+            sequence[n] = !valid ? -1 : order ? order[rank] : rank;
+            length[n] = !valid ? 0 : lengths ? lengths[sequence[n]] : T_;
         }
     }
 
@@ -67,17 +67,17 @@ struct Lane {
 
     // Two neighbours' numbers; the second is 0, or not stored, past H.
     template <typename T>
-    DEVICE float2 load_pair(const T* at, int H) const {
-        if (EVEN) return ::load_pair(at);
-        return make_float2(float(at[0]), has(1, H) ? float(at[1]) : 0.0f);
+    DEVICE float2 load_pair(const T* from, int H) const {
+        if (EVEN) return ::load_pair(from);
+        return make_float2(float(from[0]), has(1, H) ? float(from[1]) : 0.0f);
     }
     template <typename T>
-    DEVICE void store_pair(T* at, float a, float b, int H) const {
+    DEVICE void store_pair(T* to, float a, float b, int H) const {
         if (EVEN) {
-            ::store_pair(at, a, b);
+            ::store_pair(to, a, b);
         } else {
-            at[0] = T(a);
-            if (has(1, H)) at[1] = T(b);
+            to[0] = T(a);
+            if (has(1, H)) to[1] = T(b);
         }
     }
 };
@@ -95,9 +95,9 @@ struct InputPrefetch {
         step = (size_t)B * I;
 #pragma unroll
         for (int e = 0; e < each; e++) {
-            const int k = threadIdx.x + e * THREADS, place = blockIdx.x * ROWS + k / COLUMNS, i = k % COLUMNS;
-            const bool there = k < ROWS * COLUMNS && place < B && i < I;
-            from[e] = there ? x + (size_t)(order ? order[place] : place) * I + i : nullptr;
+            const int k = threadIdx.x + e * THREADS, rank = blockIdx.x * ROWS + k / COLUMNS, i = k % COLUMNS;
+            const bool there = k < ROWS * COLUMNS && rank < B && i < I;
+            from[e] = there ? x + (size_t)(order ? order[rank] : rank) * I + i : nullptr;
         }
     }
 
@@ -149,17 +149,17 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
     typedef CellOf<float> Cell;
     constexpr int K = Fragment<T>::K, P = Fragment<T>::P, ROW = Fragment<T>::row;
     constexpr int G = Cell::gates, KT = HP / K, XT = IP / K, threads = HP * 2, x_columns = (XT + 1) / 2 * 2 * K;
-    constexpr int stride = HP + x_columns + ROW, half = 8 * N * stride;
+    constexpr int stride = HP + x_columns + ROW, buffer_size = 8 * N * stride;
     constexpr int SUMS = G + (IP ? Cell::separate_input_gate : 0);  // the last one for W_ih x of the gate that needs it separately
     constexpr int chains = G == 1 ? 4 : 1;  // sums that do not wait for one another
     extern __shared__ uint4 memory[];
     T* hx_shared = (T*)memory;  // [2, 8 N, stride]: h, x; the 16 bytes between rows keep their reading free of bank conflicts
-    const Lane<N, EVEN> at(T_, B, H, reverse, lengths, order);
-    const int j = at.j, lane = at.lane, D = gridDim.z;
-    const T* W_hh = weight_hh + (size_t)at.d * G * H * H;
-    const T* W_ih = weight_ih + (size_t)at.d * G * H * I;
+    const LanePosition<N, EVEN> pos(T_, B, H, reverse, lengths, order);
+    const int j = pos.j, lane = pos.lane, D = gridDim.z;
+    const T* W_hh = weight_hh + (size_t)pos.d * G * H * H;
+    const T* W_ih = weight_ih + (size_t)pos.d * G * H * I;
     Fragments<G * (KT + XT), HELD, threads> weights;
-    weights.load(memory, memory + 2 * half * sizeof(T) / 16, [&](int tile) {
+    weights.load(memory, memory + 2 * buffer_size * sizeof(T) / 16, [&](int tile) {
         const int g = tile % G, k = tile / G * K + lane % 4 * P;
         if (IP && k >= HP) {
             return tile_of<T>(j, k - HP, [&](int unit, int column) {
@@ -175,49 +175,49 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
     });
 
     const size_t slot = (size_t)B * H;
-    const size_t first = ((size_t)at.d * (T_ + 1) + (at.back ? T_ : 0)) * slot;
-    const size_t first_c = save ? first : (size_t)at.d * 2 * slot;
-    typedef Lane<N, EVEN> Place;
-    float h_old[2][Place::mine], c_old[2][Place::mine], bias_a[G][2], bias_r[G][2];  // [unit][sequence]
+    const size_t first = ((size_t)pos.d * (T_ + 1) + (pos.reversed ? T_ : 0)) * slot;
+    const size_t first_c = save ? first : (size_t)pos.d * 2 * slot;
+    typedef LanePosition<N, EVEN> Position;
+    float h_old[2][Position::per_thread], c_old[2][Position::per_thread], bias_a[G][2], bias_r[G][2];  // [unit][sequence]
 #pragma unroll
     for (int u = 0; u < 2; u++) {
         const bool unit = j + u < H;
 #pragma unroll
         for (int g = 0; g < G; g++) {
-            bias_a[g][u] = unit && bias_ih ? bias_ih[((size_t)at.d * G + g) * H + j + u] : 0.0f;
-            bias_r[g][u] = unit && bias_ih ? bias_hh[((size_t)at.d * G + g) * H + j + u] : 0.0f;
+            bias_a[g][u] = unit && bias_ih ? bias_ih[((size_t)pos.d * G + g) * H + j + u] : 0.0f;
+            bias_r[g][u] = unit && bias_ih ? bias_hh[((size_t)pos.d * G + g) * H + j + u] : 0.0f;
         }
 #pragma unroll
-        for (int n = 0; n < Place::mine; n++) {
-            const bool there = unit && at.row[n] >= 0;
-            const size_t i = (size_t)(there ? at.row[n] : 0) * H + j + u;
+        for (int n = 0; n < Position::per_thread; n++) {
+            const bool there = unit && pos.sequence[n] >= 0;
+            const size_t i = (size_t)(there ? pos.sequence[n] : 0) * H + j + u;
             h_old[u][n] = there ? float(h[first + i]) : 0.0f;
             c_old[u][n] = there && Cell::states == 2 ? c[first_c + i] : 0.0f;
         }
     }
 #pragma unroll
-    for (int n = 0; n < Place::mine; n++) store_operands(hx_shared + at.column(n) * stride + j, h_old[0][n], h_old[1][n]);
+    for (int n = 0; n < Position::per_thread; n++) store_operands(hx_shared + pos.column(n) * stride + j, h_old[0][n], h_old[1][n]);
     InputPrefetch<T, x_columns, 8 * N, threads> input(I, B, x, order);
     if (T_) {
-        input.prefetch(at.back ? T_ - 1 : 0);
+        input.prefetch(pos.reversed ? T_ - 1 : 0);
         input.commit(hx_shared + HP, stride);
     }
     __syncthreads();
 
     for (int step = 0; step < T_; step++) {
-        const int t = at.back ? T_ - 1 - step : step;
-        const T* reads = hx_shared + (step & 1) * half;
-        T* writes = hx_shared + (~step & 1) * half;
-        float2 ax[Place::mine][G];
+        const int t = pos.reversed ? T_ - 1 - step : step;
+        const T* reads = hx_shared + (step & 1) * buffer_size;
+        T* writes = hx_shared + (~step & 1) * buffer_size;
+        float2 ax[Position::per_thread][G];
         float sum[N][SUMS][chains][4] = {};
-        if (step + 1 < T_) input.prefetch(at.back ? t - 1 : t + 1);  // in flight during the product
-        if (t < at.longest) {
+        if (step + 1 < T_) input.prefetch(pos.reversed ? t - 1 : t + 1);  // in flight during the product
+        if (t < pos.longest) {
 #pragma unroll
-            for (int n = 0; n < Place::mine && !IP; n++) {
-                const bool there = t < at.ends[n];
-                const T* row = gates + (((size_t)at.d * T_ + t) * B + (there ? at.row[n] : 0)) * W * H + j;
+            for (int n = 0; n < Position::per_thread && !IP; n++) {
+                const bool there = t < pos.length[n];
+                const T* row = gates + (((size_t)pos.d * T_ + t) * B + (there ? pos.sequence[n] : 0)) * W * H + j;
 #pragma unroll
-                for (int g = 0; g < G; g++) ax[n][g] = there ? at.load_pair(row + (size_t)g * H, H) : make_float2(0.0f, 0.0f);
+                for (int g = 0; g < G; g++) ax[n][g] = there ? pos.load_pair(row + (size_t)g * H, H) : make_float2(0.0f, 0.0f);
             }
 #pragma unroll
             for (int k = 0; k < KT + XT; k += 2) {
@@ -240,12 +240,12 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
             }
         }
 #pragma unroll
-        for (int n = 0; n < Place::mine; n++) {
-            const bool live = t < at.ends[n];
+        for (int n = 0; n < Position::per_thread; n++) {
+            const bool live = t < pos.length[n];
             float saved[2][Cell::saved_blocks + 1];
 #pragma unroll
             for (int u = 0; u < 2; u++) {
-                if (live && at.has(u, H)) {
+                if (live && pos.has(u, H)) {
                     float a[G], ah[G], h_new, c_new;
 #pragma unroll
                     for (int g = 0; g < G; g++) {
@@ -260,24 +260,24 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
                     if (Cell::states == 2) c_old[u][n] = c_new;
                 }
             }
-            store_operands(writes + at.column(n) * stride + j, h_old[0][n], h_old[1][n]);
-            if (at.row[n] < 0) continue;
-            at.store_pair(output + ((size_t)t * B + at.row[n]) * D * H + (size_t)at.d * H + j, live ? h_old[0][n] : 0.0f,
+            store_operands(writes + pos.column(n) * stride + j, h_old[0][n], h_old[1][n]);
+            if (pos.sequence[n] < 0) continue;
+            pos.store_pair(output + ((size_t)t * B + pos.sequence[n]) * D * H + (size_t)pos.d * H + j, live ? h_old[0][n] : 0.0f,
                    live ? h_old[1][n] : 0.0f, H);
-            const size_t i = (size_t)at.row[n] * H + j;
+            const size_t i = (size_t)pos.sequence[n] * H + j;
             if (save || step == T_ - 1) {
-                const size_t now = ((size_t)at.d * (T_ + 1) + (at.back ? t : t + 1)) * slot + i;
-                at.store_pair(h + now, h_old[0][n], h_old[1][n], H);
+                const size_t now = ((size_t)pos.d * (T_ + 1) + (pos.reversed ? t : t + 1)) * slot + i;
+                pos.store_pair(h + now, h_old[0][n], h_old[1][n], H);
                 if (Cell::states == 2) {
-                    float* c_now = c + (save ? now : ((size_t)at.d * 2 + T_ % 2) * slot + i);
+                    float* c_now = c + (save ? now : ((size_t)pos.d * 2 + T_ % 2) * slot + i);
                     c_now[0] = c_old[0][n];
-                    if (at.has(1, H)) c_now[1] = c_old[1][n];
+                    if (pos.has(1, H)) c_now[1] = c_old[1][n];
                 }
             }
             if (save && live) {
-                T* row = gates + (((size_t)at.d * T_ + t) * B + at.row[n]) * W * H + j;
+                T* row = gates + (((size_t)pos.d * T_ + t) * B + pos.sequence[n]) * W * H + j;
 #pragma unroll
-                for (int g = 0; g < Cell::saved_blocks; g++) at.store_pair(row + (size_t)g * H, saved[0][g], saved[1][g], H);
+                for (int g = 0; g < Cell::saved_blocks; g++) pos.store_pair(row + (size_t)g * H, saved[0][g], saved[1][g], H);
             }
         }
         if (step + 1 < T_) input.commit(writes + HP, stride);
@@ -306,14 +306,14 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
 {
     typedef CellOf<float> Cell;
     constexpr int K = Fragment<T>::K, P = Fragment<T>::P, ROW = Fragment<T>::row;
-    constexpr int G = Cell::gates, KT = G * HP / K, threads = HP * 2, stride = G * HP + ROW, half = 8 * N * stride;
+    constexpr int G = Cell::gates, KT = G * HP / K, threads = HP * 2, stride = G * HP + ROW, buffer_size = 8 * N * stride;
     extern __shared__ uint4 memory[];
     T* d_shared = (T*)memory;  // [2, 8 N, stride]: d
-    const Lane<N, EVEN> at(T_, B, H, reverse, lengths, order);
-    const int j = at.j, lane = at.lane, D = gridDim.z;
-    const T* W_hh = weight_hh + (size_t)at.d * G * H * H;
+    const LanePosition<N, EVEN> pos(T_, B, H, reverse, lengths, order);
+    const int j = pos.j, lane = pos.lane, D = gridDim.z;
+    const T* W_hh = weight_hh + (size_t)pos.d * G * H * H;
     Fragments<KT, HELD, threads> weights;
-    weights.load(memory, memory + 2 * half * sizeof(T) / 16, [&](int tile) {
+    weights.load(memory, memory + 2 * buffer_size * sizeof(T) / 16, [&](int tile) {
         const int g = tile / (HP / K), k = tile % (HP / K) * K + lane % 4 * P;
         return tile_of<T>(j, k, [&](int unit, int row) {
             const T* from = W_hh + ((size_t)g * H + row) * H + unit;
@@ -322,40 +322,40 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
     });
 
     const size_t slot = (size_t)B * H;
-    typedef Lane<N, EVEN> Place;
-    float by_h[2][Place::mine], by_c[2][Place::mine];  // [unit][sequence]
+    typedef LanePosition<N, EVEN> Position;
+    float by_h[2][Position::per_thread], by_c[2][Position::per_thread];  // [unit][sequence]
 #pragma unroll
     for (int u = 0; u < 2; u++) {
 #pragma unroll
-        for (int n = 0; n < Place::mine; n++) {
-            const bool there = at.row[n] >= 0 && j + u < H;
-            const size_t here = (size_t)at.d * slot + (size_t)(there ? at.row[n] : 0) * H + j + u;
+        for (int n = 0; n < Position::per_thread; n++) {
+            const bool there = pos.sequence[n] >= 0 && j + u < H;
+            const size_t here = (size_t)pos.d * slot + (size_t)(there ? pos.sequence[n] : 0) * H + j + u;
             by_h[u][n] = there ? dh[here] : 0.0f;
             by_c[u][n] = there && Cell::states == 2 ? dc[here] : 0.0f;
         }
     }
     for (int step = T_ - 1; step >= 0; step--) {
-        const int t = at.back ? T_ - 1 - step : step;
-        T* mine = d_shared + (step & 1) * half;
+        const int t = pos.reversed ? T_ - 1 - step : step;
+        T* buffer = d_shared + (step & 1) * buffer_size;
 #pragma unroll
-        for (int n = 0; n < Place::mine; n++) {
+        for (int n = 0; n < Position::per_thread; n++) {
             float dgates[2][Cell::preactivations] = {};
-            if (at.row[n] >= 0) {
-                const size_t i = (size_t)at.row[n] * H + j;
-                const size_t now = ((size_t)at.d * (T_ + 1) + (at.back ? t : t + 1)) * slot + i;
-                const size_t old = ((size_t)at.d * (T_ + 1) + (at.back ? t + 1 : t)) * slot + i;
-                T* row = gates + (((size_t)at.d * T_ + t) * B + at.row[n]) * W * H + j;
-                if (t < at.ends[n]) {
+            if (pos.sequence[n] >= 0) {
+                const size_t i = (size_t)pos.sequence[n] * H + j;
+                const size_t now = ((size_t)pos.d * (T_ + 1) + (pos.reversed ? t : t + 1)) * slot + i;
+                const size_t old = ((size_t)pos.d * (T_ + 1) + (pos.reversed ? t + 1 : t)) * slot + i;
+                T* row = gates + (((size_t)pos.d * T_ + t) * B + pos.sequence[n]) * W * H + j;
+                if (t < pos.length[n]) {
                     float2 two[Cell::saved_blocks + 1], by_output = make_float2(0.0f, 0.0f);
 #pragma unroll
-                    for (int g = 0; g < Cell::saved_blocks; g++) two[g] = at.load_pair(row + (size_t)g * H, H);
+                    for (int g = 0; g < Cell::saved_blocks; g++) two[g] = pos.load_pair(row + (size_t)g * H, H);
                     if (doutput) {
-                        by_output = at.load_pair(doutput + ((size_t)t * B + at.row[n]) * D * H + (size_t)at.d * H + j, H);
+                        by_output = pos.load_pair(doutput + ((size_t)t * B + pos.sequence[n]) * D * H + (size_t)pos.d * H + j, H);
                     }
-                    const float2 h_old = at.load_pair(h + old, H), h_new = at.load_pair(h + now, H);
+                    const float2 h_old = pos.load_pair(h + old, H), h_new = pos.load_pair(h + now, H);
 #pragma unroll
                     for (int u = 0; u < 2; u++) {
-                        if (!at.has(u, H)) continue;
+                        if (!pos.has(u, H)) continue;
                         float saved[Cell::saved_blocks + 1];
 #pragma unroll
                         for (int g = 0; g < Cell::saved_blocks; g++) saved[g] = u ? two[g].y : two[g].x;
@@ -366,22 +366,22 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
                     }
                 }
 #pragma unroll
-                for (int g = 0; g < Cell::preactivations; g++) at.store_pair(row + (size_t)g * H, dgates[0][g], dgates[1][g], H);
+                for (int g = 0; g < Cell::preactivations; g++) pos.store_pair(row + (size_t)g * H, dgates[0][g], dgates[1][g], H);
             }
 #pragma unroll
             for (int g = 0; g < G; g++) {
-                store_operands(mine + at.column(n) * stride + g * HP + j, dgates[0][g], dgates[1][g]);
+                store_operands(buffer + pos.column(n) * stride + g * HP + j, dgates[0][g], dgates[1][g]);
             }
         }
         __syncthreads();
-        if (t >= at.longest) continue;  // all of the block alike
+        if (t >= pos.longest) continue;  // all of the block alike
         float sum[N][4][4] = {};
 #pragma unroll
         for (int k = 0; k < KT; k += 2) {
             const uint4 one = weights.get(k), other = weights.get(k + 1);
 #pragma unroll
             for (int m = 0; m < N; m++) {
-                const uint4 two = load_matrices(mine + (m * 8 + lane % 8) * stride + k * K + lane / 8 * ROW);
+                const uint4 two = load_matrices(buffer + (m * 8 + lane % 8) * stride + k * K + lane / 8 * ROW);
                 mma(sum[m][k % 4], one, make_uint2(two.x, two.y), T());
                 mma(sum[m][(k + 1) % 4], other, make_uint2(two.z, two.w), T());
             }
@@ -389,7 +389,7 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
 #pragma unroll
         for (int u = 0; u < 2; u++) {
 #pragma unroll
-            for (int n = 0; n < Place::mine; n++) {
+            for (int n = 0; n < Position::per_thread; n++) {
                 const int i = u * 2 + n % 2;
                 by_h[u][n] += sum[n / 2][0][i] + sum[n / 2][1][i] + (sum[n / 2][2][i] + sum[n / 2][3][i]);
             }
@@ -398,9 +398,9 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
 #pragma unroll
     for (int u = 0; u < 2; u++) {
 #pragma unroll
-        for (int n = 0; n < Place::mine; n++) {
-            if (at.row[n] < 0 || !at.has(u, H)) continue;
-            const size_t here = (size_t)at.d * slot + (size_t)at.row[n] * H + j + u;
+        for (int n = 0; n < Position::per_thread; n++) {
+            if (pos.sequence[n] < 0 || !pos.has(u, H)) continue;
+            const size_t here = (size_t)pos.d * slot + (size_t)pos.sequence[n] * H + j + u;
             dh[here] = by_h[u][n];
             if (Cell::states == 2) dc[here] = by_c[u][n];
         }

@@ -44,8 +44,8 @@ struct Exchange : Poller {
 
     // Number i of the epoch after this one.
     DEVICE void send(int i, float x) const {
-        const unsigned long long both = (unsigned long long)(epoch + 1) << 32 | __float_as_uint(x);
-        asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(at(epoch + 1, i)), "l"(both) : "memory");
+        const unsigned long long word = (unsigned long long)(epoch + 1) << 32 | __float_as_uint(x);
+        asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(address(epoch + 1, i)), "l"(word) : "memory");
     }
 
     DEVICE void next() { epoch++; }
@@ -54,7 +54,7 @@ struct Exchange : Poller {
     template <int THREADS, typename There, typename Each>
     DEVICE void receive(int from, int count, There there, Each each) {
         for (int first = threadIdx.x; first < count; first += 4 * THREADS) {
-            unsigned long long both[4];
+            unsigned long long received[4];
             unsigned missing = 0;
 #pragma unroll
             for (int k = 0; k < 4; k++) {
@@ -63,22 +63,22 @@ struct Exchange : Poller {
             }
             const unsigned all = missing;
             wait<4>(
-                missing, [&](int k) { both[k] = load(from + first + k * THREADS); },
-                [&](int k) { return (unsigned)(both[k] >> 32) == epoch; });
+                missing, [&](int k) { received[k] = load(from + first + k * THREADS); },
+                [&](int k) { return (unsigned)(received[k] >> 32) == epoch; });
 #pragma unroll
             for (int k = 0; k < 4; k++) {
-                if (all >> k & 1) each(first + k * THREADS, __uint_as_float((unsigned)both[k]));
+                if (all >> k & 1) each(first + k * THREADS, __uint_as_float((unsigned)received[k]));
             }
         }
     }
 
     DEVICE unsigned long long load(int i) const {
-        unsigned long long both;
-        asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(both) : "l"(at(epoch, i)) : "memory");
-        return both;
+        unsigned long long word;
+        asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(address(epoch, i)) : "memory");
+        return word;
     }
 
-    DEVICE unsigned long long at(unsigned when, int i) const {
+    DEVICE unsigned long long address(unsigned when, int i) const {
         return (unsigned long long)__cvta_generic_to_global(words + (size_t)(when & 1) * size + i);
     }
 };
@@ -97,21 +97,21 @@ struct Ring : Poller {
     unsigned* words;  // [2 TURNS, size] of this group
     int size;
     unsigned turn;    // of what is there to be received
-    int mine[SENT];   // words that this thread has sent last, or -1
+    int sent[SENT];   // words that this thread has sent last, or -1
 
     DEVICE Ring(unsigned* all, int group, int size_, int poll_limit_, int* failed_)
         : Poller(poll_limit_, failed_), words(all + (size_t)group * 2 * TURNS * size_), size(size_), turn(0) {
 #pragma unroll
-        for (int k = 0; k < SENT; k++) mine[k] = -1;
+        for (int k = 0; k < SENT; k++) sent[k] = -1;
     }
 
-    DEVICE unsigned* at(unsigned when, int i) const { return words + (size_t)(when % (2 * TURNS)) * size + i; }
+    DEVICE unsigned* address(unsigned when, int i) const { return words + (size_t)(when % (2 * TURNS)) * size + i; }
 
     // Word i of the turn after this one, this thread's k-th.
     DEVICE void send(int k, int i, unsigned word) {
         if (turn % TURNS == 1) fence();
-        store(at(turn + 1, i), word == EMPTY ? EMPTY >> 1 : word);
-        mine[k] = i;
+        store(address(turn + 1, i), word == EMPTY ? EMPTY >> 1 : word);
+        sent[k] = i;
     }
 
     DEVICE void next() {
@@ -119,7 +119,7 @@ struct Ring : Poller {
         if (turn % TURNS != 1) return;
 #pragma unroll
         for (int k = 0; k < SENT; k++) {
-            for (int n = TURNS - 1; n < 2 * TURNS - 1 && mine[k] >= 0; n++) store(at(turn + n, mine[k]), EMPTY);
+            for (int n = TURNS - 1; n < 2 * TURNS - 1 && sent[k] >= 0; n++) store(address(turn + n, sent[k]), EMPTY);
         }
     }
 
@@ -131,12 +131,12 @@ struct Ring : Poller {
     // Words i and on of the turn that is there to be received; each is whole, they need not be of one moment.
     DEVICE void load(unsigned (&to)[2], int i) const {
         asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];"
-                     : "=r"(to[0]), "=r"(to[1]) : "l"(__cvta_generic_to_global(at(turn, i))) : "memory");
+                     : "=r"(to[0]), "=r"(to[1]) : "l"(__cvta_generic_to_global(address(turn, i))) : "memory");
     }
     DEVICE void load(unsigned (&to)[4], int i) const {
         asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
                      : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                     : "l"(__cvta_generic_to_global(at(turn, i))) : "memory");
+                     : "l"(__cvta_generic_to_global(address(turn, i))) : "memory");
     }
 
     DEVICE static void store(unsigned* to, unsigned word) {

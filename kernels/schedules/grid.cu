@@ -56,12 +56,12 @@ struct Gathered {
         __syncthreads();
     }
 
-    DEVICE static int place(int r, int k) { return r * row_size + k / KS * (KS + 4) + k % KS; }
+    DEVICE static int offset(int r, int k) { return r * row_size + k / KS * (KS + 4) + k % KS; }
 
-    template <typename Place>
-    DEVICE void receive(Exchange& channel, const Place&) {
+    template <typename Position>
+    DEVICE void receive(Exchange& channel, const Position&) {
         channel.template receive<threads>(
-            0, R * H, [](int) { return true; }, [&](int i, float x) { h_shared[place(i % R, i / R)] = x; });
+            0, R * H, [](int) { return true; }, [&](int i, float x) { h_shared[offset(i % R, i / R)] = x; });
     }
 
     DEVICE void multiply() {
@@ -84,10 +84,10 @@ struct Gathered {
         return sum;
     }
 
-    template <typename Place>
-    DEVICE void send(Exchange& channel, const Place& at, int k, float x) const {
+    template <typename Position>
+    DEVICE void send(Exchange& channel, const Position& pos, int k, float x) const {
         const int r = s + k * S;
-        if (r < R && at.j < H) channel.send(at.j * R + r, x);
+        if (r < R && pos.j < H) channel.send(pos.j * R + r, x);
     }
 };
 
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
     const int unit = blockIdx.y * U, d = blockIdx.x;
     Product product(memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
     Exchange channel(words, d * gridDim.z + blockIdx.z, R * H, epoch, poll_limit, failed);
-    time_loop_forward<CellOf, T, Tile<U, S, R>>(T_, B, H, W, unit, reverse, save, lengths, order, bias_ih, bias_hh, gates, h,
+    time_loop_forward<CellOf, T, TilePosition<U, S, R>>(T_, B, H, W, unit, reverse, save, lengths, order, bias_ih, bias_hh, gates, h,
                                            c, output, channel, product);
 }
 
@@ -150,16 +150,16 @@ struct Scattered {
         __syncthreads();
     }
 
-    template <typename Place>
-    DEVICE void stage(Exchange&, const Place& at, int k, const float* dgates) {
-        const int r = at.s + k * (threads / U);
+    template <typename Position>
+    DEVICE void stage(Exchange&, const Position& pos, int k, const float* dgates) {
+        const int r = pos.s + k * (threads / U);
         if (r >= R) return;
 #pragma unroll
         for (int g = 0; g < G; g++) d_shared[r * S * RS + g * U + threadIdx.x % U] = float(T(dgates[g]));
     }
 
-    template <typename Place>
-    DEVICE bool run(Exchange& channel, const Place&) {
+    template <typename Position>
+    DEVICE bool run(Exchange& channel, const Position&) {
         const int N = gridDim.y;
         __syncthreads();
         float4 part[R];
@@ -220,6 +220,6 @@ __global__ void __launch_bounds__(KP / 4 * S, 1) grid_backward(
     const int unit = blockIdx.y * U, d = blockIdx.x, N = gridDim.y;
     Product product(memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
     Exchange channel(words, d * gridDim.z + blockIdx.z, N * N * R * U, epoch, poll_limit, failed);
-    time_loop_backward<CellOf, T, Tile<U, Product::threads / U, R>>(T_, B, H, W, unit, reverse, lengths, order, gates, h, c,
+    time_loop_backward<CellOf, T, TilePosition<U, Product::threads / U, R>>(T_, B, H, W, unit, reverse, lengths, order, gates, h, c,
                                                                doutput, dh, dc, channel, product);
 }

@@ -50,11 +50,11 @@ struct Product {
         : partial_sums((float*)memory), warp(threadIdx.x / 32), lane(threadIdx.x % 32) {
         weights.load((uint4*)memory, (uint4*)(partial_sums + partial_sums_size), [&](int tile) {
             const int part = tile % F, i = tile / F % MT * 16 + lane / 4, group = warp * KT + tile / F / MT;
-            auto at = [&](int row, int w) {  // word w of the fragment
+            auto fragment_word = [&](int row, int w) {  // word w of the fragment
                 const int k = lane % 4 * 4 + (part * 2 + w) * Fragment<T>::P;
                 return word<T>([&](int n) { return weight(row, group, k + n); });
             };
-            return make_uint4(at(i, 0), at(i + 8, 0), at(i, 1), at(i + 8, 1));
+            return make_uint4(fragment_word(i, 0), fragment_word(i + 8, 0), fragment_word(i, 1), fragment_word(i + 8, 1));
         });
         __syncthreads();
     }
@@ -64,7 +64,7 @@ struct Product {
     DEVICE static int column(int r) { return r / 8 * 8 + r % 2 * 4 + r % 8 / 2; }
 
     // Which number of a slot is number k of a group, of sequence r.
-    DEVICE static int place(int group, int r, int k) { return ((group * N + r / 8) * 8 + column(r) % 8) * 16 + k; }
+    DEVICE static int offset(int group, int r, int k) { return ((group * N + r / 8) * 8 + column(r) % 8) * 16 + k; }
 
     // sums = the product with what the other blocks send for the first `there` sequences. units(group): how many of its
     // numbers there are.
@@ -144,14 +144,14 @@ struct Product {
         return sum;
     }
 
-    // x, number at.j of those that begin with a group, of this thread's k-th sequence, as its i-th word; all lanes together.
-    template <typename Channel, typename Place>
-    DEVICE static void send(Channel& channel, const Place& at, int k, int i, int group, float x) {
-        const int number = place(group + at.j / 16, at.s + k * Place::slices, at.j % 16);
+    // x, number pos.j of those that begin with a group, of this thread's k-th sequence, as its i-th word; all lanes together.
+    template <typename Channel, typename Position>
+    DEVICE static void send(Channel& channel, const Position& pos, int k, int i, int group, float x) {
+        const int number = offset(group + pos.j / 16, pos.s + k * Position::slices, pos.j % 16);
         if constexpr (F == 1) {
             const float next = __shfl_down_sync(0xffffffffu, x, 1);
-            if (at.j % 2 == 0 && at.row[k] >= 0) channel.send(i, number / 2, pack(T(x), T(next)));
-        } else if (at.row[k] >= 0) {
+            if (pos.j % 2 == 0 && pos.sequence[k] >= 0) channel.send(i, number / 2, pack(T(x), T(next)));
+        } else if (pos.sequence[k] >= 0) {
             channel.send(i, number, tf32(x));
         }
     }
@@ -171,9 +171,9 @@ struct Gathered {
               return i < G * U && u < H_ && column < H_ ? W_hh[((size_t)(i / U) * H_ + u) * H_ + column] : T(0.0f);
           }), H(H_) {}
 
-    template <typename Channel, typename Place>
-    DEVICE void receive(Channel& channel, const Place& at) {
-        product.receive(channel, at.count, [&](int group) { return H - group * 16; });
+    template <typename Channel, typename Position>
+    DEVICE void receive(Channel& channel, const Position& pos) {
+        product.receive(channel, pos.count, [&](int group) { return H - group * 16; });
     }
 
     DEVICE void multiply() { product.share(); }
@@ -182,9 +182,9 @@ struct Gathered {
         return product.sum(g * U + threadIdx.x % U, threadIdx.x / U + k * (THREADS / U));
     }
 
-    template <typename Channel, typename Place>
-    DEVICE void send(Channel& channel, const Place& at, int k, float x) const {
-        Mine::send(channel, at, k, k, 0, x);
+    template <typename Channel, typename Position>
+    DEVICE void send(Channel& channel, const Position& pos, int k, float x) const {
+        Mine::send(channel, pos, k, k, 0, x);
     }
 };
 
@@ -213,9 +213,9 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
     const int unit = blockIdx.y * U, d = blockIdx.x;
     Gathered<CellOf<float>::gates, T, U, KP, HELD, R, P> product(
         memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
-    typedef Tile<U, THREADS / U, R> Place;
-    Ring<Place::mine> channel(words, d * gridDim.z + blockIdx.z, product.product.slot, poll_limit, failed);
-    time_loop_forward<CellOf, T, Place>(T_, B, H, W, unit, reverse, save, lengths, order, bias_ih, bias_hh, gates, h, c,
+    typedef TilePosition<U, THREADS / U, R> Position;
+    Ring<Position::per_thread> channel(words, d * gridDim.z + blockIdx.z, product.product.slot, poll_limit, failed);
+    time_loop_forward<CellOf, T, Position>(T_, B, H, W, unit, reverse, save, lengths, order, bias_ih, bias_hh, gates, h, c,
                                    output, channel, product);
 }
 
@@ -234,16 +234,16 @@ struct Returned {
               return i < U && u < H_ && row < H_ ? W_hh[((size_t)(group / gate) * H_ + row) * H_ + u] : T(0.0f);
           }), H(H_) {}
 
-    template <typename Channel, typename Place>
-    DEVICE void stage(Channel& channel, const Place& at, int k, const float* dgates) {
+    template <typename Channel, typename Position>
+    DEVICE void stage(Channel& channel, const Position& pos, int k, const float* dgates) {
 #pragma unroll
-        for (int g = 0; g < G; g++) Mine::send(channel, at, k, k * G + g, g * gate, dgates[g]);
+        for (int g = 0; g < G; g++) Mine::send(channel, pos, k, k * G + g, g * gate, dgates[g]);
     }
 
-    template <typename Channel, typename Place>
-    DEVICE bool run(Channel& channel, const Place& at) {
+    template <typename Channel, typename Position>
+    DEVICE bool run(Channel& channel, const Position& pos) {
         channel.next();
-        product.receive(channel, at.count, [&](int group) { return H - group % gate * 16; });
+        product.receive(channel, pos.count, [&](int group) { return H - group % gate * 16; });
         if (__syncthreads_or(channel.timed_out)) return false;
         product.share();
         __syncthreads();
@@ -277,9 +277,9 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_backward(
     const int unit = blockIdx.y * U, d = blockIdx.x;
     Returned<CellOf<float>::gates, T, U, KP, HELD, R, P> product(
         memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
-    typedef Tile<U, THREADS / U, R> Place;
-    constexpr int sent = Place::mine * CellOf<float>::gates;
+    typedef TilePosition<U, THREADS / U, R> Position;
+    constexpr int sent = Position::per_thread * CellOf<float>::gates;
     Ring<sent> channel(words, d * gridDim.z + blockIdx.z, product.product.slot, poll_limit, failed);
-    time_loop_backward<CellOf, T, Place>(T_, B, H, W, unit, reverse, lengths, order, gates, h, c, doutput, dh, dc, channel,
+    time_loop_backward<CellOf, T, Position>(T_, B, H, W, unit, reverse, lengths, order, gates, h, c, doutput, dh, dc, channel,
                                     product);
 }

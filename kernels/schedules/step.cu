@@ -22,21 +22,21 @@
 
 // Where a thread is: unit j (of n) of sequence b in direction d, the step of that direction, the slots it reads and writes.
 // s: the timestep as forward counts them, from 0 to T - 1.
-struct Place {
+struct Position {
     int j, b, d, t;
     bool inside;
     size_t old_slot, new_slot;
 
-    DEVICE Place(int T_, int B, int n, int s, int reverse) {
+    DEVICE Position(int T_, int B, int n, int s, int reverse) {
         j = blockIdx.x * blockDim.x + threadIdx.x;
         b = blockIdx.y * blockDim.y + threadIdx.y;
         d = blockIdx.z;
         inside = j < n && b < B;
-        const bool back = reverse >> d & 1;
-        t = back ? T_ - 1 - s : s;
+        const bool reversed = reverse >> d & 1;
+        t = reversed ? T_ - 1 - s : s;
         const size_t first = (size_t)d * (T_ + 1);
-        old_slot = first + (back ? t + 1 : t);
-        new_slot = first + (back ? t : t + 1);
+        old_slot = first + (reversed ? t + 1 : t);
+        new_slot = first + (reversed ? t : t + 1);
     }
 };
 
@@ -78,17 +78,17 @@ __global__ void step_forward(
     typedef typename Compute<T>::real real;
     typedef CellOf<real> Cell;
     const int s = steps_before(step, done);
-    const Place at(T_, B, H, s, reverse);
-    const int j = at.j, b = at.b, d = at.d;
-    if (!at.inside) return;
+    const Position pos(T_, B, H, s, reverse);
+    const int j = pos.j, b = pos.b, d = pos.d;
+    if (!pos.inside) return;
     const size_t n = (size_t)b * H + j, slot = (size_t)B * H, here = (size_t)d * slot + n;
-    const size_t old_h = at.old_slot * slot + n, new_h = at.new_slot * slot + n;
+    const size_t old_h = pos.old_slot * slot + n, new_h = pos.new_slot * slot + n;
     const size_t old_c = save ? old_h : (d * 2 + s % 2) * slot + n;
     const size_t new_c = save ? new_h : (d * 2 + 1 - s % 2) * slot + n;
     const T h_old = h ? h_now[here] : T(real(0));
-    const size_t out = ((size_t)at.t * B + b) * gridDim.z * H + (size_t)d * H + j;
-    T* row = gates + (((size_t)d * T_ + at.t) * B + b) * W * H + j;
-    if (lengths && at.t >= lengths[b]) {
+    const size_t out = ((size_t)pos.t * B + b) * gridDim.z * H + (size_t)d * H + j;
+    T* row = gates + (((size_t)d * T_ + pos.t) * B + b) * W * H + j;
+    if (lengths && pos.t >= lengths[b]) {
         if (Cell::states == 2) c[new_c] = c[old_c];
         if (m) m[here] = T(real(0));
         if (m && save) row[(size_t)Cell::saved_blocks * H] = T(real(0));
@@ -142,12 +142,12 @@ __global__ void step_reset(
 {
     typedef typename Compute<T>::real real;
     typedef CellOf<real> Cell;
-    const Place at(T_, B, H, steps_before(step, done), reverse);
-    const int j = at.j, b = at.b, d = at.d;
-    if (!at.inside) return;
+    const Position pos(T_, B, H, steps_before(step, done), reverse);
+    const int j = pos.j, b = pos.b, d = pos.d;
+    if (!pos.inside) return;
     const size_t here = ((size_t)d * B + b) * H + j;
-    T* row = gates + (((size_t)d * T_ + at.t) * B + b) * W * H + j;
-    if (lengths && at.t >= lengths[b]) {
+    T* row = gates + (((size_t)d * T_ + pos.t) * B + b) * W * H + j;
+    if (lengths && pos.t >= lengths[b]) {
         if (save) row[(size_t)Cell::gates * H] = T(real(0));
         p_now[here] = T(real(0));
         return;
@@ -184,14 +184,14 @@ __global__ void step_project(
     T* __restrict__ output)           // [T, B, D*P]  out; or null
 {
     typedef typename Compute<T>::real real;
-    const Place at(T_, B, P, steps_before(step, done), reverse);
-    const int j = at.j, b = at.b, d = at.d;
-    if (!at.inside) return;
+    const Position pos(T_, B, P, steps_before(step, done), reverse);
+    const int j = pos.j, b = pos.b, d = pos.d;
+    if (!pos.inside) return;
     const size_t here = ((size_t)d * B + b) * P + j;
-    const bool held = lengths && at.t >= lengths[b];
+    const bool held = lengths && pos.t >= lengths[b];
     const T h_new = held ? h_now[here] : product[here];
-    h[(at.new_slot * B + b) * P + j] = h_now[here] = h_new;
-    if (output) output[((size_t)at.t * B + b) * gridDim.z * P + (size_t)d * P + j] = held ? T(real(0)) : h_new;
+    h[(pos.new_slot * B + b) * P + j] = h_now[here] = h_new;
+    if (output) output[((size_t)pos.t * B + b) * gridDim.z * P + (size_t)d * P + j] = held ? T(real(0)) : h_new;
 }
 
 // ---- backward
@@ -220,22 +220,22 @@ __global__ void step_backward(
 {
     typedef typename Compute<T>::real real;
     typedef CellOf<real> Cell;
-    const Place at(T_, B, H, T_ - 1 - steps_before(step, done), reverse);
-    const int j = at.j, b = at.b, d = at.d;
-    if (!at.inside) return;
-    T* row = gates + (((size_t)d * T_ + at.t) * B + b) * W * H + j;
+    const Position pos(T_, B, H, T_ - 1 - steps_before(step, done), reverse);
+    const int j = pos.j, b = pos.b, d = pos.d;
+    if (!pos.inside) return;
+    T* row = gates + (((size_t)d * T_ + pos.t) * B + b) * W * H + j;
     T* now = d_now + ((size_t)d * B + b) * Cell::gates * H + j;
     real dgates[Cell::preactivations];
-    if (lengths && at.t >= lengths[b]) {
+    if (lengths && pos.t >= lengths[b]) {
         for (int k = 0; k < Cell::preactivations; k++) dgates[k] = real(0);
     } else {
         const size_t n = (size_t)b * H + j, slot = (size_t)B * H, here = (size_t)d * slot + n;
-        const size_t old_slot = at.old_slot * slot + n, new_slot = at.new_slot * slot + n;
+        const size_t old_slot = pos.old_slot * slot + n, new_slot = pos.new_slot * slot + n;
         const bool two = Cell::states == 2;
         real saved[Cell::saved_blocks + 1];
         for (int k = 0; k < Cell::saved_blocks; k++) saved[k] = real(row[(size_t)k * H]);
         real by_h = dm ? dm[here] : dh[here], by_c = two ? dc[here] : real(0);
-        if (doutput) by_h += real(doutput[((size_t)at.t * B + b) * gridDim.z * H + (size_t)d * H + j]);
+        if (doutput) by_h += real(doutput[((size_t)pos.t * B + b) * gridDim.z * H + (size_t)d * H + j]);
         Cell::backward(saved, h ? real(h[old_slot]) : real(0), two ? c[old_slot] : real(0),
                        h ? real(h[new_slot]) : real(0), two ? c[new_slot] : real(0), by_h, by_c, dgates);
         if (dh) dh[here] = by_h;
@@ -263,13 +263,13 @@ __global__ void step_reset_backward(
 {
     typedef typename Compute<T>::real real;
     typedef CellOf<real> Cell;
-    const Place at(T_, B, H, T_ - 1 - steps_before(step, done), reverse);
-    const int j = at.j, b = at.b, d = at.d;
-    if (!at.inside) return;
-    T* r = gates + (((size_t)d * T_ + at.t) * B + b) * W * H + j;
+    const Position pos(T_, B, H, T_ - 1 - steps_before(step, done), reverse);
+    const int j = pos.j, b = pos.b, d = pos.d;
+    if (!pos.inside) return;
+    T* r = gates + (((size_t)d * T_ + pos.t) * B + b) * W * H + j;
     const size_t here = ((size_t)d * B + b) * H + j;
     real d_r;
-    Cell::reset_backward(real(*r), real(h[(at.old_slot * B + b) * H + j]), d_p[here], dh[here], d_r);
+    Cell::reset_backward(real(*r), real(h[(pos.old_slot * B + b) * H + j]), d_p[here], dh[here], d_r);
     *r = d_now[((size_t)d * B + b) * Cell::gates * H + j] = T(d_r);
 }
 
@@ -290,15 +290,15 @@ __global__ void step_project_backward(
     T* __restrict__ dh_now)           // [D, B, P]  out
 {
     typedef typename Compute<T>::real real;
-    const Place at(T_, B, P, T_ - 1 - steps_before(step, done), reverse);
-    const int j = at.j, b = at.b, d = at.d;
-    if (!at.inside) return;
+    const Position pos(T_, B, P, T_ - 1 - steps_before(step, done), reverse);
+    const int j = pos.j, b = pos.b, d = pos.d;
+    if (!pos.inside) return;
     const size_t here = ((size_t)d * B + b) * P + j;
     real whole = real(0);
-    if (!(lengths && at.t >= lengths[b])) {
+    if (!(lengths && pos.t >= lengths[b])) {
         whole = dh[here];
-        if (doutput) whole += real(doutput[((size_t)at.t * B + b) * gridDim.z * P + (size_t)d * P + j]);
+        if (doutput) whole += real(doutput[((size_t)pos.t * B + b) * gridDim.z * P + (size_t)d * P + j]);
         dh[here] = real(0);
     }
-    dh_steps[(((size_t)d * T_ + at.t) * B + b) * P + j] = dh_now[here] = T(whole);
+    dh_steps[(((size_t)d * T_ + pos.t) * B + b) * P + j] = dh_now[here] = T(whole);
 }

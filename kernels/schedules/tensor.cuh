@@ -58,19 +58,19 @@ DEVICE unsigned tf32(float x) {  // to nearest, ties away from zero
     return word;
 }
 
-// One word of a fragment: its numbers are at(0) and, of 16 bits, at(1); or they lie side by side.
-template <typename T, typename At> DEVICE unsigned word(At at) {
-    if constexpr (sizeof(T) == 2) return pack(at(0), at(1));
-    else return tf32(at(0));
+// One word of a fragment: its numbers are number(0) and, for 16 bits, number(1); or they lie side by side.
+template <typename T, typename Number> DEVICE unsigned word(Number number) {
+    if constexpr (sizeof(T) == 2) return pack(number(0), number(1));
+    else return tf32(number(0));
 }
 template <typename T> DEVICE unsigned load_word(const T* from) { return *(const unsigned*)from; }
 DEVICE unsigned load_word(const float* from) { return tf32(*from); }
 
 // Two numbers side by side, as load_matrices then finds them.
-template <typename T> DEVICE void store_operands(T* at, float a, float b) { store_pair(at, a, b); }
-DEVICE void store_operands(float* at, float a, float b) { *(uint2*)at = make_uint2(tf32(a), tf32(b)); }
-template <typename T> DEVICE void store_operand(T* at, T a) { *at = a; }
-DEVICE void store_operand(float* at, float a) { *(unsigned*)at = tf32(a); }
+template <typename T> DEVICE void store_operands(T* to, float a, float b) { store_pair(to, a, b); }
+DEVICE void store_operands(float* to, float a, float b) { *(uint2*)to = make_uint2(tf32(a), tf32(b)); }
+template <typename T> DEVICE void store_operand(T* to, T a) { *to = a; }
+DEVICE void store_operand(float* to, float a) { *(unsigned*)to = tf32(a); }
 
 // ---- a warp's weights: TILES fragments, the same in every step
 

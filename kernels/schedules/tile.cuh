@@ -100,9 +100,9 @@ struct Weights {
         sum[3 % chains] += w.w * x.w;
     }
 
-    // out[g][r]: this slice's part of row g times the numbers at(g, r), in shared memory.
-    template <typename At>
-    DEVICE void multiply(float (&out)[G][R], At at) {
+    // out[g][r]: this slice's part of row g times the numbers operand(g, r), in shared memory.
+    template <typename Operand>
+    DEVICE void multiply(float (&out)[G][R], Operand operand) {
         float sum[G][R][chains] = {};
 #pragma unroll
         for (int q = 0; q < in_registers; q++) {
@@ -110,7 +110,7 @@ struct Weights {
             for (int g = 0; g < G; g++) {
                 Vec4<T>::pin(registers[g][q]);
 #pragma unroll
-                for (int r = 0; r < R; r++) add(sum[g][r], Vec4<T>::unpack(registers[g][q]), at(g, r)[q]);
+                for (int r = 0; r < R; r++) add(sum[g][r], Vec4<T>::unpack(registers[g][q]), operand(g, r)[q]);
             }
         }
 #pragma unroll 2
@@ -119,7 +119,7 @@ struct Weights {
             for (int g = 0; g < G; g++) {
                 const float4 w = Vec4<T>::unpack(shared[(g * in_shared + q) * THREADS]);
 #pragma unroll
-                for (int r = 0; r < R; r++) add(sum[g][r], w, at(g, r)[in_registers + q]);
+                for (int r = 0; r < R; r++) add(sum[g][r], w, operand(g, r)[in_registers + q]);
             }
         }
 #pragma unroll
@@ -134,9 +134,9 @@ struct Weights {
     }
 
     // The transposed product, where a four is four columns of one row: out[r], four sums over this thread's rows of the
-    // weights times the numbers at(r).
-    template <typename At>
-    DEVICE void spread(float4 (&out)[R], At at) {
+    // weights times the numbers operand(r).
+    template <typename Operand>
+    DEVICE void spread(float4 (&out)[R], Operand operand) {
         static_assert(G == 1 && in_registers % 4 == 0 && in_shared % 4 == 0, "one set of rows, in fours");
 #pragma unroll
         for (int r = 0; r < R; r++) out[r] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
@@ -146,7 +146,7 @@ struct Weights {
             for (int i = 0; i < 4; i++) Vec4<T>::pin(registers[0][q + i]);
 #pragma unroll
             for (int r = 0; r < R; r++) {
-                const float4 x = at(r)[q / 4];
+                const float4 x = operand(r)[q / 4];
 #pragma unroll
                 for (int i = 0; i < 4; i++) add(out[r], Vec4<T>::unpack(registers[0][q + i]), pick(x, i));
             }
@@ -155,7 +155,7 @@ struct Weights {
         for (int q = 0; q < in_shared; q += 4) {
 #pragma unroll
             for (int r = 0; r < R; r++) {
-                const float4 x = at(r)[(in_registers + q) / 4];
+                const float4 x = operand(r)[(in_registers + q) / 4];
 #pragma unroll
                 for (int i = 0; i < 4; i++) add(out[r], Vec4<T>::unpack(shared[(q + i) * THREADS]), pick(x, i));
             }
@@ -175,33 +175,33 @@ struct Weights {
 // ---- where a thread is: unit j, slice s, and of the tile's sequences those that it owns, r = s, s + S, ...
 
 template <int HP, int S, int R>
-struct Tile {
-    static constexpr int rows = R, slices = S, mine = (R + S - 1) / S;
+struct TilePosition {
+    static constexpr int rows = R, slices = S, per_thread = (R + S - 1) / S;
     int j, s, d, count, longest;
-    bool back;
-    int row[mine];   // its sequence, or -1
-    int ends[mine];  // its length
+    bool reversed;
+    int sequence[per_thread];   // its sequence, or -1
+    int length[per_thread];  // its length
 
     // tile, d: which tile of which direction; unit: the first of the thread block's.
-    DEVICE Tile(int T_, int B, int H, int tile, int unit, int d_, int reverse, const int* lengths, const int* order) {
+    DEVICE TilePosition(int T_, int B, int H, int tile, int unit, int d_, int reverse, const int* lengths, const int* order) {
         j = unit + threadIdx.x % HP;
         s = threadIdx.x / HP;
         d = d_;
-        back = reverse >> d & 1;
+        reversed = reverse >> d & 1;
         count = B - tile * R < R ? B - tile * R : R;
         longest = 0;
         for (int r = 0; r < R; r++) {
-            const int place = tile * R + r;
-            if (place >= B) break;
-            const int length = lengths ? lengths[order ? order[place] : place] : T_;
-            longest = length > longest ? length : longest;
+            const int rank = tile * R + r;
+            if (rank >= B) break;
+            const int steps = lengths ? lengths[order ? order[rank] : rank] : T_;
+            longest = steps > longest ? steps : longest;
         }
 #pragma unroll
-        for (int k = 0; k < mine; k++) {
-            const int r = s + k * S, place = tile * R + r;
-            const bool here = r < R && place < B && j < H;
-            row[k] = !here ? -1 : order ? order[place] : place;
-            ends[k] = !here ? 0 : lengths ? lengths[row[k]] : T_;
+        for (int k = 0; k < per_thread; k++) {
+            const int r = s + k * S, rank = tile * R + r;
+            const bool valid = r < R && rank < B && j < H;
+            sequence[k] = !valid ? -1 : order ? order[rank] : rank;
+            length[k] = !valid ? 0 : lengths ? lengths[sequence[k]] : T_;
         }
     }
 };
