@@ -13,7 +13,7 @@
 //
 // Cell::separate_input_gate: whether the last gate takes W_ih x and W_hh h separately; otherwise only their sum matters.
 //
-// A step has two barriers: behind the sums of the slices, and behind what the next product reads.
+// A step has two barriers: after the sums of the slices, and after what the next product reads.
 //
 // Arrays, and sequences past their end, are as in step.cu. order [B] says which sequence stands where, so that a tile's
 // sequences end together; past the longest one of a tile there is no product.
@@ -40,8 +40,8 @@ struct Inputs {
 #pragma unroll
         for (int e = 0; e < each; e++) {
             const int k = threadIdx.x + e * threads, rank = first + k / IP, i = k % IP;
-            const bool there = k < R * IP && rank < B && i < I;
-            from[e] = there ? x + (size_t)(order ? order[rank] : rank) * I + i : nullptr;
+            const bool valid = k < R * IP && rank < B && i < I;
+            from[e] = valid ? x + (size_t)(order ? order[rank] : rank) * I + i : nullptr;
         }
         for (int k = threadIdx.x; k < G * X * HP; k += threads) {
             const int unit = k % HP, q = k / HP % X, g = k / HP / X;
@@ -115,42 +115,42 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
     typedef CellOf<float> Cell;
     constexpr int G = Cell::gates, KS = HP / S, threads = HP * S;
     constexpr int SUMS = G + (IP ? Cell::separate_input_gate : 0);  // the last one for W_ih x of the gate that needs it separately
-    typedef Weights<T, G, KS, KREG, R, threads> Mine;
+    typedef Weights<T, G, KS, KREG, R, threads> ThreadWeights;
     typedef Inputs<T, G, HP, S, R, IP> Input;
     typedef TilePosition<HP, S, R> Position;
     extern __shared__ float4 memory[];
     float* h_shared = (float*)memory;                                 // [R, HP]: h
     float* partial_sums = h_shared + R * HP;                                 // [S, SUMS, R, HP]: sums of the slices
     float* x_shared = partial_sums + S * SUMS * R * HP;                    // [R, IP]: x
-    auto* w_ih_shared = (typename Mine::vec4*)(x_shared + R * IP);        // [G, IP / 4, HP]: W_ih
+    auto* w_ih_shared = (typename ThreadWeights::vec4*)(x_shared + R * IP);        // [G, IP / 4, HP]: W_ih
     auto* w_hh_shared = w_ih_shared + G * IP / 4 * HP;
 
     const Position pos(T_, B, H, blockIdx.x, 0, blockIdx.z, reverse, lengths, order);
     const int j = pos.j, s = pos.s, D = gridDim.z;
     const T* W_hh = weight_hh + (size_t)pos.d * G * H * H;
-    Mine weights;
-    weights.template load<true>((typename Mine::vec4*)memory, w_hh_shared, [&](int thread, int g, int k) {
+    ThreadWeights weights;
+    weights.template load<true>((typename ThreadWeights::vec4*)memory, w_hh_shared, [&](int thread, int g, int k) {
         const int row = thread % HP, column = thread / HP * KS + k;
         return load_vec4(W_hh + ((size_t)g * H + row) * H + column, 1, row < H ? H - column : 0, H % 4 == 0);
     });
     Input inputs(I, H, B, blockIdx.x * R, x, order, w_ih_shared, weight_ih + (size_t)pos.d * G * H * I);
 
     const size_t slot = (size_t)B * H;
-    const size_t first = ((size_t)pos.d * (T_ + 1) + (pos.reversed ? T_ : 0)) * slot;
-    const size_t first_c = save ? first : (size_t)pos.d * 2 * slot;
+    const size_t initial_h = ((size_t)pos.d * (T_ + 1) + (pos.reversed ? T_ : 0)) * slot;
+    const size_t initial_c = save ? initial_h : (size_t)pos.d * 2 * slot;
     float h_old[Position::per_thread], c_old[Position::per_thread], bias_a[G], bias_r[G], ax[Position::per_thread][G];
 #pragma unroll
     for (int g = 0; g < G; g++) {
-        const bool there = bias_ih && j < H;
-        bias_a[g] = there ? bias_ih[((size_t)pos.d * G + g) * H + j] : 0.0f;
-        bias_r[g] = there ? bias_hh[((size_t)pos.d * G + g) * H + j] : 0.0f;
+        const bool valid = bias_ih && j < H;
+        bias_a[g] = valid ? bias_ih[((size_t)pos.d * G + g) * H + j] : 0.0f;
+        bias_r[g] = valid ? bias_hh[((size_t)pos.d * G + g) * H + j] : 0.0f;
     }
 #pragma unroll
     for (int k = 0; k < Position::per_thread; k++) {
         const size_t n = (size_t)pos.sequence[k] * H + j;
-        const bool there = pos.sequence[k] >= 0;
-        h_old[k] = there ? float(h[first + n]) : 0.0f;
-        c_old[k] = there && Cell::states == 2 ? c[first_c + n] : 0.0f;
+        const bool valid = pos.sequence[k] >= 0;
+        h_old[k] = valid ? float(h[initial_h + n]) : 0.0f;
+        c_old[k] = valid && Cell::states == 2 ? c[initial_c + n] : 0.0f;
         if (s + k * S < R) h_shared[(s + k * S) * HP + j] = h_old[k];
     }
     if (T_) {
@@ -166,10 +166,10 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
         if (t < pos.longest) {
 #pragma unroll
             for (int k = 0; k < Position::per_thread && !IP; k++) {
-                const bool there = t < pos.length[k];
-                const T* row = gates + (((size_t)pos.d * T_ + t) * B + (there ? pos.sequence[k] : 0)) * W * H + j;
+                const bool valid = t < pos.length[k];
+                const T* row = gates + (((size_t)pos.d * T_ + t) * B + (valid ? pos.sequence[k] : 0)) * W * H + j;
 #pragma unroll
-                for (int g = 0; g < G; g++) ax[k][g] = there ? float(row[(size_t)g * H]) : 0.0f;
+                for (int g = 0; g < G; g++) ax[k][g] = valid ? float(row[(size_t)g * H]) : 0.0f;
             }
             float part[G][R], separate[R] = {};
             weights.multiply(part, [&](int g, int r) { return (const float4*)(h_shared + r * HP + s * KS); });
@@ -208,9 +208,9 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
             output[((size_t)t * B + pos.sequence[k]) * D * H + (size_t)pos.d * H + j] = T(live ? h_old[k] : 0.0f);
             const bool last = step == T_ - 1;
             if (save || last) {
-                const size_t now = ((size_t)pos.d * (T_ + 1) + (pos.reversed ? t : t + 1)) * slot + n;
-                h[now] = T(h_old[k]);
-                if (Cell::states == 2) c[save ? now : ((size_t)pos.d * 2 + T_ % 2) * slot + n] = c_old[k];
+                const size_t new_index = ((size_t)pos.d * (T_ + 1) + (pos.reversed ? t : t + 1)) * slot + n;
+                h[new_index] = T(h_old[k]);
+                if (Cell::states == 2) c[save ? new_index : ((size_t)pos.d * 2 + T_ % 2) * slot + n] = c_old[k];
             }
             if (save && live) {
                 T* row = gates + (((size_t)pos.d * T_ + t) * B + pos.sequence[k]) * W * H + j;
@@ -243,30 +243,30 @@ __global__ void __launch_bounds__(HP * S, 1) block_backward(
 {
     typedef CellOf<float> Cell;
     constexpr int G = Cell::gates, KS = HP / S, threads = HP * S;
-    typedef Weights<T, G, KS, KREG, R, threads> Mine;
+    typedef Weights<T, G, KS, KREG, R, threads> ThreadWeights;
     typedef TilePosition<HP, S, R> Position;
     extern __shared__ float4 memory[];
     float* d_shared = (float*)memory;             // [R, G, HP]: d
     float* partial_sums = d_shared + R * G * HP;         // [S, R, HP]: sums of the slices
-    auto* w_hh_shared = (typename Mine::vec4*)(partial_sums + S * R * HP);
+    auto* w_hh_shared = (typename ThreadWeights::vec4*)(partial_sums + S * R * HP);
 
     const Position pos(T_, B, H, blockIdx.x, 0, blockIdx.z, reverse, lengths, order);
     const int j = pos.j, s = pos.s, D = gridDim.z;
     const T* W_hh = weight_hh + (size_t)pos.d * G * H * H;
-    Mine weights;
-    weights.template load<false>((typename Mine::vec4*)memory, w_hh_shared, [&](int thread, int g, int k) {
+    ThreadWeights weights;
+    weights.template load<false>((typename ThreadWeights::vec4*)memory, w_hh_shared, [&](int thread, int g, int k) {
         const int column = thread % HP, row = thread / HP * KS + k;
         return load_vec4(W_hh + ((size_t)g * H + row) * H + column, H, column < H ? H - row : 0, false);
     });
 
     const size_t slot = (size_t)B * H;
-    float by_h[Position::per_thread], by_c[Position::per_thread];
+    float dh_now[Position::per_thread], dc_now[Position::per_thread];
 #pragma unroll
     for (int k = 0; k < Position::per_thread; k++) {
-        const bool there = pos.sequence[k] >= 0;
-        const size_t here = (size_t)pos.d * slot + (size_t)pos.sequence[k] * H + j;
-        by_h[k] = there ? dh[here] : 0.0f;
-        by_c[k] = there && Cell::states == 2 ? dc[here] : 0.0f;
+        const bool valid = pos.sequence[k] >= 0;
+        const size_t index = (size_t)pos.d * slot + (size_t)pos.sequence[k] * H + j;
+        dh_now[k] = valid ? dh[index] : 0.0f;
+        dc_now[k] = valid && Cell::states == 2 ? dc[index] : 0.0f;
     }
     for (int k = threadIdx.x; k < R * G * HP; k += threads) d_shared[k] = 0.0f;  // units past H stay zero
     __syncthreads();
@@ -277,18 +277,18 @@ __global__ void __launch_bounds__(HP * S, 1) block_backward(
         for (int k = 0; k < Position::per_thread; k++) {
             if (pos.sequence[k] < 0) continue;
             const size_t n = (size_t)pos.sequence[k] * H + j;
-            const size_t now = ((size_t)pos.d * (T_ + 1) + (pos.reversed ? t : t + 1)) * slot + n;
-            const size_t old = ((size_t)pos.d * (T_ + 1) + (pos.reversed ? t + 1 : t)) * slot + n;
+            const size_t new_index = ((size_t)pos.d * (T_ + 1) + (pos.reversed ? t : t + 1)) * slot + n;
+            const size_t old_index = ((size_t)pos.d * (T_ + 1) + (pos.reversed ? t + 1 : t)) * slot + n;
             T* row = gates + (((size_t)pos.d * T_ + t) * B + pos.sequence[k]) * W * H + j;
             float dgates[Cell::preactivations];
             if (t < pos.length[k]) {
                 float saved[Cell::saved_blocks + 1];
 #pragma unroll
                 for (int g = 0; g < Cell::saved_blocks; g++) saved[g] = float(row[(size_t)g * H]);
-                if (doutput) by_h[k] += float(doutput[((size_t)t * B + pos.sequence[k]) * D * H + (size_t)pos.d * H + j]);
-                const bool two = Cell::states == 2;
-                Cell::backward(saved, float(h[old]), two ? c[old] : 0.0f, float(h[now]), two ? c[now] : 0.0f, by_h[k],
-                               by_c[k], dgates);
+                if (doutput) dh_now[k] += float(doutput[((size_t)t * B + pos.sequence[k]) * D * H + (size_t)pos.d * H + j]);
+                const bool has_c = Cell::states == 2;
+                Cell::backward(saved, float(h[old_index]), has_c ? c[old_index] : 0.0f, float(h[new_index]),
+                               has_c ? c[new_index] : 0.0f, dh_now[k], dc_now[k], dgates);
             } else {
 #pragma unroll
                 for (int g = 0; g < Cell::preactivations; g++) dgates[g] = 0.0f;
@@ -316,14 +316,14 @@ __global__ void __launch_bounds__(HP * S, 1) block_backward(
             if (r >= R) continue;
             float sum = 0.0f;
             for (int slice = 0; slice < S; slice++) sum += partial_sums[(slice * R + r) * HP + j];
-            by_h[k] += sum;
+            dh_now[k] += sum;
         }
     }
 #pragma unroll
     for (int k = 0; k < Position::per_thread; k++) {
         if (pos.sequence[k] < 0) continue;
-        const size_t here = (size_t)pos.d * slot + (size_t)pos.sequence[k] * H + j;
-        dh[here] = by_h[k];
-        if (Cell::states == 2) dc[here] = by_c[k];
+        const size_t index = (size_t)pos.d * slot + (size_t)pos.sequence[k] * H + j;
+        dh[index] = dh_now[k];
+        if (Cell::states == 2) dc[index] = dc_now[k];
     }
 }

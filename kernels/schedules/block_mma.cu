@@ -96,8 +96,8 @@ struct InputPrefetch {
 #pragma unroll
         for (int e = 0; e < each; e++) {
             const int k = threadIdx.x + e * THREADS, rank = blockIdx.x * ROWS + k / COLUMNS, i = k % COLUMNS;
-            const bool there = k < ROWS * COLUMNS && rank < B && i < I;
-            from[e] = there ? x + (size_t)(order ? order[rank] : rank) * I + i : nullptr;
+            const bool valid = k < ROWS * COLUMNS && rank < B && i < I;
+            from[e] = valid ? x + (size_t)(order ? order[rank] : rank) * I + i : nullptr;
         }
     }
 
@@ -175,8 +175,8 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
     });
 
     const size_t slot = (size_t)B * H;
-    const size_t first = ((size_t)pos.d * (T_ + 1) + (pos.reversed ? T_ : 0)) * slot;
-    const size_t first_c = save ? first : (size_t)pos.d * 2 * slot;
+    const size_t initial_h = ((size_t)pos.d * (T_ + 1) + (pos.reversed ? T_ : 0)) * slot;
+    const size_t initial_c = save ? initial_h : (size_t)pos.d * 2 * slot;
     typedef LanePosition<N, EVEN> Position;
     float h_old[2][Position::per_thread], c_old[2][Position::per_thread], bias_a[G][2], bias_r[G][2];  // [unit][sequence]
 #pragma unroll
@@ -189,10 +189,10 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
         }
 #pragma unroll
         for (int n = 0; n < Position::per_thread; n++) {
-            const bool there = unit && pos.sequence[n] >= 0;
-            const size_t i = (size_t)(there ? pos.sequence[n] : 0) * H + j + u;
-            h_old[u][n] = there ? float(h[first + i]) : 0.0f;
-            c_old[u][n] = there && Cell::states == 2 ? c[first_c + i] : 0.0f;
+            const bool valid = unit && pos.sequence[n] >= 0;
+            const size_t i = (size_t)(valid ? pos.sequence[n] : 0) * H + j + u;
+            h_old[u][n] = valid ? float(h[initial_h + i]) : 0.0f;
+            c_old[u][n] = valid && Cell::states == 2 ? c[initial_c + i] : 0.0f;
         }
     }
 #pragma unroll
@@ -214,27 +214,27 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
         if (t < pos.longest) {
 #pragma unroll
             for (int n = 0; n < Position::per_thread && !IP; n++) {
-                const bool there = t < pos.length[n];
-                const T* row = gates + (((size_t)pos.d * T_ + t) * B + (there ? pos.sequence[n] : 0)) * W * H + j;
+                const bool valid = t < pos.length[n];
+                const T* row = gates + (((size_t)pos.d * T_ + t) * B + (valid ? pos.sequence[n] : 0)) * W * H + j;
 #pragma unroll
-                for (int g = 0; g < G; g++) ax[n][g] = there ? pos.load_pair(row + (size_t)g * H, H) : make_float2(0.0f, 0.0f);
+                for (int g = 0; g < G; g++) ax[n][g] = valid ? pos.load_pair(row + (size_t)g * H, H) : make_float2(0.0f, 0.0f);
             }
 #pragma unroll
             for (int k = 0; k < KT + XT; k += 2) {
-                uint4 two[N];
+                uint4 operand[N];
 #pragma unroll
                 for (int m = 0; m < N; m++) {
-                    two[m] = load_matrices(reads + (m * 8 + lane % 8) * stride + k * K + lane / 8 * ROW);
+                    operand[m] = load_matrices(reads + (m * 8 + lane % 8) * stride + k * K + lane / 8 * ROW);
                 }
 #pragma unroll
                 for (int g = 0; g < G; g++) {
                     const int to = k >= KT && g == G - 1 ? SUMS - 1 : g;
                     const bool last = k + 1 == KT + XT;
-                    const uint4 one = weights.get(k * G + g), other = weights.get((last ? k : k + 1) * G + g);
+                    const uint4 weight = weights.get(k * G + g), next_weight = weights.get((last ? k : k + 1) * G + g);
 #pragma unroll
                     for (int m = 0; m < N; m++) {
-                        mma(sum[m][to][k % chains], one, make_uint2(two[m].x, two[m].y), T());
-                        if (!last) mma(sum[m][to][(k + 1) % chains], other, make_uint2(two[m].z, two[m].w), T());
+                        mma(sum[m][to][k % chains], weight, make_uint2(operand[m].x, operand[m].y), T());
+                        if (!last) mma(sum[m][to][(k + 1) % chains], next_weight, make_uint2(operand[m].z, operand[m].w), T());
                     }
                 }
             }
@@ -266,10 +266,10 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
                    live ? h_old[1][n] : 0.0f, H);
             const size_t i = (size_t)pos.sequence[n] * H + j;
             if (save || step == T_ - 1) {
-                const size_t now = ((size_t)pos.d * (T_ + 1) + (pos.reversed ? t : t + 1)) * slot + i;
-                pos.store_pair(h + now, h_old[0][n], h_old[1][n], H);
+                const size_t new_index = ((size_t)pos.d * (T_ + 1) + (pos.reversed ? t : t + 1)) * slot + i;
+                pos.store_pair(h + new_index, h_old[0][n], h_old[1][n], H);
                 if (Cell::states == 2) {
-                    float* c_now = c + (save ? now : ((size_t)pos.d * 2 + T_ % 2) * slot + i);
+                    float* c_now = c + (save ? new_index : ((size_t)pos.d * 2 + T_ % 2) * slot + i);
                     c_now[0] = c_old[0][n];
                     if (pos.has(1, H)) c_now[1] = c_old[1][n];
                 }
@@ -323,15 +323,15 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
 
     const size_t slot = (size_t)B * H;
     typedef LanePosition<N, EVEN> Position;
-    float by_h[2][Position::per_thread], by_c[2][Position::per_thread];  // [unit][sequence]
+    float dh_now[2][Position::per_thread], dc_now[2][Position::per_thread];  // [unit][sequence]
 #pragma unroll
     for (int u = 0; u < 2; u++) {
 #pragma unroll
         for (int n = 0; n < Position::per_thread; n++) {
-            const bool there = pos.sequence[n] >= 0 && j + u < H;
-            const size_t here = (size_t)pos.d * slot + (size_t)(there ? pos.sequence[n] : 0) * H + j + u;
-            by_h[u][n] = there ? dh[here] : 0.0f;
-            by_c[u][n] = there && Cell::states == 2 ? dc[here] : 0.0f;
+            const bool valid = pos.sequence[n] >= 0 && j + u < H;
+            const size_t index = (size_t)pos.d * slot + (size_t)(valid ? pos.sequence[n] : 0) * H + j + u;
+            dh_now[u][n] = valid ? dh[index] : 0.0f;
+            dc_now[u][n] = valid && Cell::states == 2 ? dc[index] : 0.0f;
         }
     }
     for (int step = T_ - 1; step >= 0; step--) {
@@ -342,27 +342,29 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
             float dgates[2][Cell::preactivations] = {};
             if (pos.sequence[n] >= 0) {
                 const size_t i = (size_t)pos.sequence[n] * H + j;
-                const size_t now = ((size_t)pos.d * (T_ + 1) + (pos.reversed ? t : t + 1)) * slot + i;
-                const size_t old = ((size_t)pos.d * (T_ + 1) + (pos.reversed ? t + 1 : t)) * slot + i;
+                const size_t new_index = ((size_t)pos.d * (T_ + 1) + (pos.reversed ? t : t + 1)) * slot + i;
+                const size_t old_index = ((size_t)pos.d * (T_ + 1) + (pos.reversed ? t + 1 : t)) * slot + i;
                 T* row = gates + (((size_t)pos.d * T_ + t) * B + pos.sequence[n]) * W * H + j;
                 if (t < pos.length[n]) {
-                    float2 two[Cell::saved_blocks + 1], by_output = make_float2(0.0f, 0.0f);
+                    float2 saved_pairs[Cell::saved_blocks + 1], doutput_now = make_float2(0.0f, 0.0f);
 #pragma unroll
-                    for (int g = 0; g < Cell::saved_blocks; g++) two[g] = pos.load_pair(row + (size_t)g * H, H);
+                    for (int g = 0; g < Cell::saved_blocks; g++) saved_pairs[g] = pos.load_pair(row + (size_t)g * H, H);
                     if (doutput) {
-                        by_output = pos.load_pair(doutput + ((size_t)t * B + pos.sequence[n]) * D * H + (size_t)pos.d * H + j, H);
+                        const T* from = doutput + ((size_t)t * B + pos.sequence[n]) * D * H + (size_t)pos.d * H + j;
+                        doutput_now = pos.load_pair(from, H);
                     }
-                    const float2 h_old = pos.load_pair(h + old, H), h_new = pos.load_pair(h + now, H);
+                    const float2 h_old = pos.load_pair(h + old_index, H), h_new = pos.load_pair(h + new_index, H);
 #pragma unroll
                     for (int u = 0; u < 2; u++) {
                         if (!pos.has(u, H)) continue;
                         float saved[Cell::saved_blocks + 1];
 #pragma unroll
-                        for (int g = 0; g < Cell::saved_blocks; g++) saved[g] = u ? two[g].y : two[g].x;
-                        by_h[u][n] += u ? by_output.y : by_output.x;
-                        const bool both = Cell::states == 2;
-                        Cell::backward(saved, u ? h_old.y : h_old.x, both ? c[old + u] : 0.0f, u ? h_new.y : h_new.x,
-                                       both ? c[now + u] : 0.0f, by_h[u][n], by_c[u][n], dgates[u]);
+                        for (int g = 0; g < Cell::saved_blocks; g++) saved[g] = u ? saved_pairs[g].y : saved_pairs[g].x;
+                        dh_now[u][n] += u ? doutput_now.y : doutput_now.x;
+                        const bool has_c = Cell::states == 2;
+                        Cell::backward(saved, u ? h_old.y : h_old.x, has_c ? c[old_index + u] : 0.0f,
+                                       u ? h_new.y : h_new.x, has_c ? c[new_index + u] : 0.0f, dh_now[u][n], dc_now[u][n],
+                                       dgates[u]);
                     }
                 }
 #pragma unroll
@@ -378,12 +380,12 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
         float sum[N][4][4] = {};
 #pragma unroll
         for (int k = 0; k < KT; k += 2) {
-            const uint4 one = weights.get(k), other = weights.get(k + 1);
+            const uint4 weight = weights.get(k), next_weight = weights.get(k + 1);
 #pragma unroll
             for (int m = 0; m < N; m++) {
-                const uint4 two = load_matrices(buffer + (m * 8 + lane % 8) * stride + k * K + lane / 8 * ROW);
-                mma(sum[m][k % 4], one, make_uint2(two.x, two.y), T());
-                mma(sum[m][(k + 1) % 4], other, make_uint2(two.z, two.w), T());
+                const uint4 operand = load_matrices(buffer + (m * 8 + lane % 8) * stride + k * K + lane / 8 * ROW);
+                mma(sum[m][k % 4], weight, make_uint2(operand.x, operand.y), T());
+                mma(sum[m][(k + 1) % 4], next_weight, make_uint2(operand.z, operand.w), T());
             }
         }
 #pragma unroll
@@ -391,7 +393,7 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
 #pragma unroll
             for (int n = 0; n < Position::per_thread; n++) {
                 const int i = u * 2 + n % 2;
-                by_h[u][n] += sum[n / 2][0][i] + sum[n / 2][1][i] + (sum[n / 2][2][i] + sum[n / 2][3][i]);
+                dh_now[u][n] += sum[n / 2][0][i] + sum[n / 2][1][i] + (sum[n / 2][2][i] + sum[n / 2][3][i]);
             }
         }
     }
@@ -400,9 +402,9 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
 #pragma unroll
         for (int n = 0; n < Position::per_thread; n++) {
             if (pos.sequence[n] < 0 || !pos.has(u, H)) continue;
-            const size_t here = (size_t)pos.d * slot + (size_t)pos.sequence[n] * H + j + u;
-            dh[here] = by_h[u][n];
-            if (Cell::states == 2) dc[here] = by_c[u][n];
+            const size_t index = (size_t)pos.d * slot + (size_t)pos.sequence[n] * H + j + u;
+            dh[index] = dh_now[u][n];
+            if (Cell::states == 2) dc[index] = dc_now[u][n];
         }
     }
 }

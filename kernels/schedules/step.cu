@@ -81,16 +81,16 @@ __global__ void step_forward(
     const Position pos(T_, B, H, s, reverse);
     const int j = pos.j, b = pos.b, d = pos.d;
     if (!pos.inside) return;
-    const size_t n = (size_t)b * H + j, slot = (size_t)B * H, here = (size_t)d * slot + n;
+    const size_t n = (size_t)b * H + j, slot = (size_t)B * H, index = (size_t)d * slot + n;
     const size_t old_h = pos.old_slot * slot + n, new_h = pos.new_slot * slot + n;
     const size_t old_c = save ? old_h : (d * 2 + s % 2) * slot + n;
     const size_t new_c = save ? new_h : (d * 2 + 1 - s % 2) * slot + n;
-    const T h_old = h ? h_now[here] : T(real(0));
+    const T h_old = h ? h_now[index] : T(real(0));
     const size_t out = ((size_t)pos.t * B + b) * gridDim.z * H + (size_t)d * H + j;
     T* row = gates + (((size_t)d * T_ + pos.t) * B + b) * W * H + j;
     if (lengths && pos.t >= lengths[b]) {
         if (Cell::states == 2) c[new_c] = c[old_c];
-        if (m) m[here] = T(real(0));
+        if (m) m[index] = T(real(0));
         if (m && save) row[(size_t)Cell::saved_blocks * H] = T(real(0));
         if (h) h[new_h] = h_old;
         if (output) output[out] = T(real(0));
@@ -111,9 +111,9 @@ __global__ void step_forward(
     }
     Cell::forward(a, r, real(h_old), Cell::states == 2 ? c[old_c] : real(0), saved, h_new, c_new);
     if (Cell::states == 2) c[new_c] = c_new;
-    if (h) h[new_h] = h_now[here] = T(h_new);
+    if (h) h[new_h] = h_now[index] = T(h_new);
     if (output) output[out] = T(h_new);
-    if (m) m[here] = T(h_new);
+    if (m) m[index] = T(h_new);
     if (save) {
         for (int k = 0; k < Cell::saved_blocks; k++) row[(size_t)k * H] = T(saved[k]);
         if (m) row[(size_t)Cell::saved_blocks * H] = T(h_new);
@@ -145,11 +145,11 @@ __global__ void step_reset(
     const Position pos(T_, B, H, steps_before(step, done), reverse);
     const int j = pos.j, b = pos.b, d = pos.d;
     if (!pos.inside) return;
-    const size_t here = ((size_t)d * B + b) * H + j;
+    const size_t index = ((size_t)d * B + b) * H + j;
     T* row = gates + (((size_t)d * T_ + pos.t) * B + b) * W * H + j;
     if (lengths && pos.t >= lengths[b]) {
         if (save) row[(size_t)Cell::gates * H] = T(real(0));
-        p_now[here] = T(real(0));
+        p_now[index] = T(real(0));
         return;
     }
     real a[Cell::first_product_gates], r[Cell::first_product_gates], gate[Cell::first_product_gates], p;
@@ -162,10 +162,10 @@ __global__ void step_reset(
             r[k] += bias_hh[bias];
         }
     }
-    Cell::reset(a, r, real(h_now[here]), gate[0], gate[1], p);
+    Cell::reset(a, r, real(h_now[index]), gate[0], gate[1], p);
     for (int k = 0; k < Cell::first_product_gates; k++) row[(size_t)k * H] = T(gate[k]);
     if (save) row[(size_t)Cell::gates * H] = T(p);
-    p_now[here] = T(p);
+    p_now[index] = T(p);
 }
 
 // What follows the product W_hr m of a projection: it is h', but sequences past their end keep their h.
@@ -187,10 +187,10 @@ __global__ void step_project(
     const Position pos(T_, B, P, steps_before(step, done), reverse);
     const int j = pos.j, b = pos.b, d = pos.d;
     if (!pos.inside) return;
-    const size_t here = ((size_t)d * B + b) * P + j;
+    const size_t index = ((size_t)d * B + b) * P + j;
     const bool held = lengths && pos.t >= lengths[b];
-    const T h_new = held ? h_now[here] : product[here];
-    h[(pos.new_slot * B + b) * P + j] = h_now[here] = h_new;
+    const T h_new = held ? h_now[index] : product[index];
+    h[(pos.new_slot * B + b) * P + j] = h_now[index] = h_new;
     if (output) output[((size_t)pos.t * B + b) * gridDim.z * P + (size_t)d * P + j] = held ? T(real(0)) : h_new;
 }
 
@@ -224,25 +224,25 @@ __global__ void step_backward(
     const int j = pos.j, b = pos.b, d = pos.d;
     if (!pos.inside) return;
     T* row = gates + (((size_t)d * T_ + pos.t) * B + b) * W * H + j;
-    T* now = d_now + ((size_t)d * B + b) * Cell::gates * H + j;
+    T* d_row = d_now + ((size_t)d * B + b) * Cell::gates * H + j;
     real dgates[Cell::preactivations];
     if (lengths && pos.t >= lengths[b]) {
         for (int k = 0; k < Cell::preactivations; k++) dgates[k] = real(0);
     } else {
-        const size_t n = (size_t)b * H + j, slot = (size_t)B * H, here = (size_t)d * slot + n;
+        const size_t n = (size_t)b * H + j, slot = (size_t)B * H, index = (size_t)d * slot + n;
         const size_t old_slot = pos.old_slot * slot + n, new_slot = pos.new_slot * slot + n;
-        const bool two = Cell::states == 2;
+        const bool has_c = Cell::states == 2;
         real saved[Cell::saved_blocks + 1];
         for (int k = 0; k < Cell::saved_blocks; k++) saved[k] = real(row[(size_t)k * H]);
-        real by_h = dm ? dm[here] : dh[here], by_c = two ? dc[here] : real(0);
-        if (doutput) by_h += real(doutput[((size_t)pos.t * B + b) * gridDim.z * H + (size_t)d * H + j]);
-        Cell::backward(saved, h ? real(h[old_slot]) : real(0), two ? c[old_slot] : real(0),
-                       h ? real(h[new_slot]) : real(0), two ? c[new_slot] : real(0), by_h, by_c, dgates);
-        if (dh) dh[here] = by_h;
-        if (two) dc[here] = by_c;
+        real dh_now = dm ? dm[index] : dh[index], dc_now = has_c ? dc[index] : real(0);
+        if (doutput) dh_now += real(doutput[((size_t)pos.t * B + b) * gridDim.z * H + (size_t)d * H + j]);
+        Cell::backward(saved, h ? real(h[old_slot]) : real(0), has_c ? c[old_slot] : real(0),
+                       h ? real(h[new_slot]) : real(0), has_c ? c[new_slot] : real(0), dh_now, dc_now, dgates);
+        if (dh) dh[index] = dh_now;
+        if (has_c) dc[index] = dc_now;
     }
     for (int k = 0; k < Cell::preactivations; k++) row[(size_t)k * H] = T(dgates[k]);
-    for (int k = 0; k < Cell::gates; k++) now[(size_t)k * H] = T(dgates[k]);
+    for (int k = 0; k < Cell::gates; k++) d_row[(size_t)k * H] = T(dgates[k]);
 }
 
 // The mirror of step_reset, after the product d_p = d_n W_n (0 past the end, and then nothing changes).
@@ -267,9 +267,9 @@ __global__ void step_reset_backward(
     const int j = pos.j, b = pos.b, d = pos.d;
     if (!pos.inside) return;
     T* r = gates + (((size_t)d * T_ + pos.t) * B + b) * W * H + j;
-    const size_t here = ((size_t)d * B + b) * H + j;
+    const size_t index = ((size_t)d * B + b) * H + j;
     real d_r;
-    Cell::reset_backward(real(*r), real(h[(pos.old_slot * B + b) * H + j]), d_p[here], dh[here], d_r);
+    Cell::reset_backward(real(*r), real(h[(pos.old_slot * B + b) * H + j]), d_p[index], dh[index], d_r);
     *r = d_now[((size_t)d * B + b) * Cell::gates * H + j] = T(d_r);
 }
 
@@ -293,12 +293,12 @@ __global__ void step_project_backward(
     const Position pos(T_, B, P, T_ - 1 - steps_before(step, done), reverse);
     const int j = pos.j, b = pos.b, d = pos.d;
     if (!pos.inside) return;
-    const size_t here = ((size_t)d * B + b) * P + j;
+    const size_t index = ((size_t)d * B + b) * P + j;
     real whole = real(0);
     if (!(lengths && pos.t >= lengths[b])) {
-        whole = dh[here];
+        whole = dh[index];
         if (doutput) whole += real(doutput[((size_t)pos.t * B + b) * gridDim.z * P + (size_t)d * P + j]);
-        dh[here] = real(0);
+        dh[index] = real(0);
     }
-    dh_steps[(((size_t)d * T_ + pos.t) * B + b) * P + j] = dh_now[here] = T(whole);
+    dh_steps[(((size_t)d * T_ + pos.t) * B + b) * P + j] = dh_now[index] = T(whole);
 }

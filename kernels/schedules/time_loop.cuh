@@ -23,21 +23,21 @@ DEVICE void time_loop_forward(
     for (int tile = blockIdx.z; tile * R < B; tile += gridDim.z) {
         const Position pos(T_, B, H, tile, unit, d, reverse, lengths, order);
         const int j = pos.j;
-        const size_t first = ((size_t)d * (T_ + 1) + (pos.reversed ? T_ : 0)) * slot;
-        const size_t first_c = save ? first : (size_t)d * 2 * slot;
+        const size_t initial_h = ((size_t)d * (T_ + 1) + (pos.reversed ? T_ : 0)) * slot;
+        const size_t initial_c = save ? initial_h : (size_t)d * 2 * slot;
         float h_old[Position::per_thread], c_old[Position::per_thread], bias_a[G], bias_r[G], ax[Position::per_thread][G];
 #pragma unroll
         for (int g = 0; g < G; g++) {
-            const bool there = bias_ih && j < H;
-            bias_a[g] = there ? bias_ih[((size_t)d * G + g) * H + j] : 0.0f;
-            bias_r[g] = there ? bias_hh[((size_t)d * G + g) * H + j] : 0.0f;
+            const bool valid = bias_ih && j < H;
+            bias_a[g] = valid ? bias_ih[((size_t)d * G + g) * H + j] : 0.0f;
+            bias_r[g] = valid ? bias_hh[((size_t)d * G + g) * H + j] : 0.0f;
         }
 #pragma unroll
         for (int k = 0; k < Position::per_thread; k++) {
             const size_t n = (size_t)pos.sequence[k] * H + j;
-            const bool there = pos.sequence[k] >= 0;
-            h_old[k] = there ? float(h[first + n]) : 0.0f;
-            c_old[k] = there && Cell::states == 2 ? c[first_c + n] : 0.0f;
+            const bool valid = pos.sequence[k] >= 0;
+            h_old[k] = valid ? float(h[initial_h + n]) : 0.0f;
+            c_old[k] = valid && Cell::states == 2 ? c[initial_c + n] : 0.0f;
         }
         if (pos.longest > 0) {
 #pragma unroll
@@ -52,10 +52,10 @@ DEVICE void time_loop_forward(
             if (active) {
 #pragma unroll
                 for (int k = 0; k < Position::per_thread; k++) {  // asked for before the others' h comes
-                    const bool there = t < pos.length[k];
-                    const T* row = gates + (((size_t)d * T_ + t) * B + (there ? pos.sequence[k] : 0)) * W * H + j;
+                    const bool valid = t < pos.length[k];
+                    const T* row = gates + (((size_t)d * T_ + t) * B + (valid ? pos.sequence[k] : 0)) * W * H + j;
 #pragma unroll
-                    for (int g = 0; g < G; g++) ax[k][g] = there ? float(row[(size_t)g * H]) : 0.0f;
+                    for (int g = 0; g < G; g++) ax[k][g] = valid ? float(row[(size_t)g * H]) : 0.0f;
                 }
                 product.receive(channel, pos);
                 if (__syncthreads_or(channel.timed_out)) return;
@@ -86,9 +86,9 @@ DEVICE void time_loop_forward(
                 const bool live = t < pos.length[k];
                 output[((size_t)t * B + pos.sequence[k]) * D * H + (size_t)d * H + j] = T(live ? h_old[k] : 0.0f);
                 if (save || step == T_ - 1) {
-                    const size_t now = ((size_t)d * (T_ + 1) + (pos.reversed ? t : t + 1)) * slot + n;
-                    h[now] = T(h_old[k]);
-                    if (Cell::states == 2) c[save ? now : ((size_t)d * 2 + T_ % 2) * slot + n] = c_old[k];
+                    const size_t new_index = ((size_t)d * (T_ + 1) + (pos.reversed ? t : t + 1)) * slot + n;
+                    h[new_index] = T(h_old[k]);
+                    if (Cell::states == 2) c[save ? new_index : ((size_t)d * 2 + T_ % 2) * slot + n] = c_old[k];
                 }
                 if (save && live) {
                     T* row = gates + (((size_t)d * T_ + t) * B + pos.sequence[k]) * W * H + j;
@@ -103,7 +103,7 @@ DEVICE void time_loop_forward(
 // What a step back reads of one number: asked for while the step before still waits.
 template <typename Cell>
 struct Saved {
-    float gates[Cell::saved_blocks + 1], h, c, by_output;
+    float gates[Cell::saved_blocks + 1], h, c, doutput;
 };
 
 template <template <typename> class CellOf, typename T, typename Position, typename Channel, typename Product>
@@ -113,39 +113,39 @@ DEVICE void time_loop_backward(
 {
     typedef CellOf<float> Cell;
     constexpr int R = Position::rows;
-    constexpr bool two = Cell::states == 2;
+    constexpr bool has_c = Cell::states == 2;
     const int d = blockIdx.x, D = gridDim.x;
     const size_t slot = (size_t)B * H;
     for (int tile = blockIdx.z; tile * R < B; tile += gridDim.z) {
         const Position pos(T_, B, H, tile, unit, d, reverse, lengths, order);
         const int j = pos.j;
-        float by_h[Position::per_thread], by_c[Position::per_thread], h_new[Position::per_thread], c_new[Position::per_thread];
+        float dh_now[Position::per_thread], dc_now[Position::per_thread], h_new[Position::per_thread], c_new[Position::per_thread];
         Saved<Cell> saved[Position::per_thread];
         auto prefetch = [&](int step) {
             const int t = pos.reversed ? T_ - 1 - step : step;
 #pragma unroll
             for (int k = 0; k < Position::per_thread; k++) {
                 if (pos.sequence[k] < 0) continue;
-                const size_t old = ((size_t)d * (T_ + 1) + (pos.reversed ? t + 1 : t)) * slot + (size_t)pos.sequence[k] * H + j;
-                saved[k].h = float(h[old]);
-                if (two) saved[k].c = c[old];
+                const size_t old_index = ((size_t)d * (T_ + 1) + (pos.reversed ? t + 1 : t)) * slot + (size_t)pos.sequence[k] * H + j;
+                saved[k].h = float(h[old_index]);
+                if (has_c) saved[k].c = c[old_index];
                 if (t >= pos.length[k]) continue;
                 const T* row = gates + (((size_t)d * T_ + t) * B + pos.sequence[k]) * W * H + j;
 #pragma unroll
                 for (int g = 0; g < Cell::saved_blocks; g++) saved[k].gates[g] = float(row[(size_t)g * H]);
                 const size_t n = ((size_t)t * B + pos.sequence[k]) * D * H + (size_t)d * H + j;
-                saved[k].by_output = doutput ? float(doutput[n]) : 0.0f;
+                saved[k].doutput = doutput ? float(doutput[n]) : 0.0f;
             }
         };
 #pragma unroll
         for (int k = 0; k < Position::per_thread; k++) {
-            const bool there = pos.sequence[k] >= 0;
-            const size_t n = (size_t)pos.sequence[k] * H + j, here = (size_t)d * slot + n;
+            const bool valid = pos.sequence[k] >= 0;
+            const size_t n = (size_t)pos.sequence[k] * H + j, index = (size_t)d * slot + n;
             const size_t last = ((size_t)d * (T_ + 1) + (pos.reversed ? 0 : T_)) * slot + n;
-            by_h[k] = there ? dh[here] : 0.0f;
-            by_c[k] = there && two ? dc[here] : 0.0f;
-            h_new[k] = there ? float(h[last]) : 0.0f;
-            c_new[k] = there && two ? c[last] : 0.0f;
+            dh_now[k] = valid ? dh[index] : 0.0f;
+            dc_now[k] = valid && has_c ? dc[index] : 0.0f;
+            h_new[k] = valid ? float(h[last]) : 0.0f;
+            c_new[k] = valid && has_c ? c[last] : 0.0f;
         }
         prefetch(T_ - 1);
         for (int step = T_ - 1; step >= 0; step--) {
@@ -157,8 +157,8 @@ DEVICE void time_loop_backward(
 #pragma unroll
                 for (int g = 0; g < Cell::preactivations; g++) dgates[k][g] = 0.0f;
                 if (pos.sequence[k] >= 0 && t < pos.length[k]) {
-                    by_h[k] += saved[k].by_output;
-                    Cell::backward(saved[k].gates, saved[k].h, saved[k].c, h_new[k], c_new[k], by_h[k], by_c[k], dgates[k]);
+                    dh_now[k] += saved[k].doutput;
+                    Cell::backward(saved[k].gates, saved[k].h, saved[k].c, h_new[k], c_new[k], dh_now[k], dc_now[k], dgates[k]);
                 }
                 h_new[k] = saved[k].h;
                 c_new[k] = saved[k].c;
@@ -175,14 +175,14 @@ DEVICE void time_loop_backward(
             if (!active) continue;
             if (!product.run(channel, pos)) return;
 #pragma unroll
-            for (int k = 0; k < Position::per_thread; k++) by_h[k] += product.sum(k);
+            for (int k = 0; k < Position::per_thread; k++) dh_now[k] += product.sum(k);
         }
 #pragma unroll
         for (int k = 0; k < Position::per_thread; k++) {
             if (pos.sequence[k] < 0) continue;
-            const size_t here = (size_t)d * slot + (size_t)pos.sequence[k] * H + j;
-            dh[here] = by_h[k];
-            if (two) dc[here] = by_c[k];
+            const size_t index = (size_t)d * slot + (size_t)pos.sequence[k] * H + j;
+            dh[index] = dh_now[k];
+            if (has_c) dc[index] = dc_now[k];
         }
     }
 }
