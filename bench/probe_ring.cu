@@ -29,7 +29,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) ring(int steps, int poll_l
     send();
     for (int s = 0; s < steps; s++) {
         unsigned least = 0xffffffffu, most = 0;
-        ring.arrive();
+        ring.acquire();
 #pragma unroll
         for (int from = 0; from < LOADS; from += BATCH) {
             constexpr int together = LOADS < BATCH ? LOADS : BATCH;

@@ -652,7 +652,7 @@ MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
     "index of saved gates": ("lstm", "row[(size_t)k * H] = T(saved[k])", "row[(size_t)k * H + 1] = T(saved[k])"),
     "unit past the end": ("rnn tanh", "inside = j < n", "inside = j <= n"),
     "length off by one": ("rnn tanh", ">= lengths[b]) {\n        if (Cell", "> lengths[b]) {\n        if (Cell"),
-    "projection forgets the end": ("lstm projected", "held ? h_now[here] : product", "!held ? h_now[here] : product"),
+    "projection forgets the end": ("lstm projected", "held ? h_now[index] : product", "!held ? h_now[index] : product"),
 }  # fmt: skip
 
 

@@ -50,16 +50,16 @@ struct Exchange : Poller {
 
     DEVICE void next() { epoch++; }
 
-    // each(i, number) for all numbers from `from` on, `count` of them, that there are: those for which there(i).
-    template <int THREADS, typename There, typename Each>
-    DEVICE void receive(int from, int count, There there, Each each) {
+    // take(i, number) for all numbers from `from` on, `count` of them, that there are: those for which exists(i).
+    template <int THREADS, typename Exists, typename Take>
+    DEVICE void receive(int from, int count, Exists exists, Take take) {
         for (int first = threadIdx.x; first < count; first += 4 * THREADS) {
             unsigned long long received[4];
             unsigned missing = 0;
 #pragma unroll
             for (int k = 0; k < 4; k++) {
                 const int i = first + k * THREADS;
-                if (i < count && there(i)) missing |= 1u << k;
+                if (i < count && exists(i)) missing |= 1u << k;
             }
             const unsigned all = missing;
             wait<4>(
@@ -67,7 +67,7 @@ struct Exchange : Poller {
                 [&](int k) { return (unsigned)(received[k] >> 32) == epoch; });
 #pragma unroll
             for (int k = 0; k < 4; k++) {
-                if (all >> k & 1) each(first + k * THREADS, __uint_as_float((unsigned)received[k]));
+                if (all >> k & 1) take(first + k * THREADS, __uint_as_float((unsigned)received[k]));
             }
         }
     }
@@ -124,7 +124,7 @@ struct Ring : Poller {
     }
 
     // Before this thread's first look at a turn.
-    DEVICE void arrive() const {
+    DEVICE void acquire() const {
         if (turn % TURNS == 0) fence();
     }
 

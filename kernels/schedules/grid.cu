@@ -26,7 +26,7 @@
 
 // x summed over the lanes that stand a multiple of LANES apart; all of them get the sum.
 template <int LANES>
-DEVICE float fold(float x) {
+DEVICE float sum_over_lanes(float x) {
 #pragma unroll
     for (int distance = LANES; distance < 32; distance *= 2) x += __shfl_xor_sync(0xffffffffu, x, distance);
     return x;
@@ -39,16 +39,16 @@ struct Gathered {
     static constexpr int KS = KP / S, threads = U * S, lanes = U < 32 ? U : 32;
     static constexpr int P = threads / (U < 32 ? 32 : U);  // sums that are left of the slices
     static constexpr int row_size = S * (KS + 4);          // the 4 numbers between slices keep reading free of conflicts
-    typedef Weights<T, G, KS, KREG, R, threads> Mine;
-    Mine weights;
+    typedef Weights<T, G, KS, KREG, R, threads> ThreadWeights;
+    ThreadWeights weights;
     float* h_shared;    // [R, row_size]: h
     float* partial_sums;  // [P, G, R, U]
     int H, s;
 
     DEVICE Gathered(float4* memory, const T* W_hh, int unit, int H_) : h_shared((float*)memory), H(H_), s(threadIdx.x / U) {
         partial_sums = h_shared + R * row_size;
-        auto* w_shared = (typename Mine::vec4*)(partial_sums + P * G * R * U);
-        weights.template load<true>((typename Mine::vec4*)memory, w_shared, [&](int thread, int g, int k) {
+        auto* w_shared = (typename ThreadWeights::vec4*)(partial_sums + P * G * R * U);
+        weights.template load<true>((typename ThreadWeights::vec4*)memory, w_shared, [&](int thread, int g, int k) {
             const int row = unit + thread % U, column = thread / U * KS + k;
             return load_vec4(W_hh + ((size_t)g * H + row) * H + column, 1, row < H ? H - column : 0, H % 4 == 0);
         });
@@ -71,7 +71,7 @@ struct Gathered {
         for (int g = 0; g < G; g++) {
 #pragma unroll
             for (int r = 0; r < R; r++) {
-                const float sum = fold<lanes>(part[g][r]);
+                const float sum = sum_over_lanes<lanes>(part[g][r]);
                 const int p = U < 32 ? threadIdx.x / 32 : s;
                 if (U >= 32 || threadIdx.x % 32 < U) partial_sums[((p * G + g) * R + r) * U + threadIdx.x % U] = sum;
             }
@@ -126,25 +126,25 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
 
 template <int G, typename T, int U, int KP, int S, int KREG, int R>
 struct Scattered {
-    static constexpr int Q = KP / 4, threads = Q * S, OWN = R * U;
+    static constexpr int Q = KP / 4, threads = Q * S, OWNED = R * U;
     static constexpr int RS = (G * U + 4 * S - 1) / (4 * S) * 4;  // rows of a slice
-    static constexpr int lanes = OWN < 32 ? OWN : 32, P = threads / (OWN < 32 ? 32 : OWN);
-    typedef Weights<T, 1, 4 * RS, 4 * KREG, R, threads> Mine;
-    Mine weights;
+    static constexpr int lanes = OWNED < 32 ? OWNED : 32, P = threads / (OWNED < 32 ? 32 : OWNED);
+    typedef Weights<T, 1, 4 * RS, 4 * KREG, R, threads> ThreadWeights;
+    ThreadWeights weights;
     float* d_shared;    // [R, S * RS]: d of the block's rows
     float* partial_sums;  // [S, R, KP]
-    float* sums;   // [P, OWN]
+    float* sums;   // [P, OWNED]
     int H, unit, quad, slice;
 
     DEVICE Scattered(float4* memory, const T* W_hh, int unit_, int H_)
         : d_shared((float*)memory), H(H_), unit(unit_), quad(threadIdx.x % Q), slice(threadIdx.x / Q) {
         partial_sums = d_shared + R * S * RS;
         sums = partial_sums + S * R * KP;
-        auto* w_shared = (typename Mine::vec4*)(sums + P * OWN);
-        weights.template load<false>((typename Mine::vec4*)memory, w_shared, [&](int thread, int g, int k) {
+        auto* w_shared = (typename ThreadWeights::vec4*)(sums + P * OWNED);
+        weights.template load<false>((typename ThreadWeights::vec4*)memory, w_shared, [&](int thread, int g, int k) {
             const int i = thread / Q * RS + k / 4, u = unit + i % U, column = thread % Q * 4;
-            const bool there = i < G * U && u < H;
-            return load_vec4(W_hh + ((size_t)(i / U) * H + u) * H + column, 1, there ? H - column : 0, H % 4 == 0);
+            const bool valid = i < G * U && u < H;
+            return load_vec4(W_hh + ((size_t)(i / U) * H + u) * H + column, 1, valid ? H - column : 0, H % 4 == 0);
         });
         for (int k = threadIdx.x; k < R * S * RS; k += threads) d_shared[k] = 0.0f;  // rows past the block's stay zero
         __syncthreads();
@@ -163,7 +163,7 @@ struct Scattered {
         const int N = gridDim.y;
         __syncthreads();
         float4 part[R];
-        weights.spread(part, [&](int r) { return (const float4*)(d_shared + r * S * RS + slice * RS); });
+        weights.multiply_transposed(part, [&](int r) { return (const float4*)(d_shared + r * S * RS + slice * RS); });
 #pragma unroll
         for (int r = 0; r < R; r++) *(float4*)(partial_sums + (slice * R + r) * KP + quad * 4) = part[r];
         __syncthreads();
@@ -172,16 +172,16 @@ struct Scattered {
             for (int k = threadIdx.x; k < H; k += threads) {
                 float sum = 0.0f;
                 for (int p = 0; p < S; p++) sum += partial_sums[(p * R + r) * KP + k];
-                channel.send((k / U * N + blockIdx.y) * OWN + r * U + k % U, sum);
+                channel.send((k / U * N + blockIdx.y) * OWNED + r * U + k % U, sum);
             }
         }
         channel.next();
-        float sum = 0.0f;  // a thread gets parts of one number: OWN divides the threads
+        float sum = 0.0f;  // a thread gets parts of one number: OWNED divides the threads
         channel.template receive<threads>(
-            blockIdx.y * N * OWN, N * OWN, [&](int i) { return unit + i % U < H; }, [&](int, float x) { sum += x; });
-        sum = fold<lanes>(sum);
-        if (OWN >= 32 || threadIdx.x % 32 < OWN) {
-            sums[(OWN < 32 ? threadIdx.x / 32 : threadIdx.x / OWN) * OWN + threadIdx.x % OWN] = sum;
+            blockIdx.y * N * OWNED, N * OWNED, [&](int i) { return unit + i % U < H; }, [&](int, float x) { sum += x; });
+        sum = sum_over_lanes<lanes>(sum);
+        if (OWNED >= 32 || threadIdx.x % 32 < OWNED) {
+            sums[(OWNED < 32 ? threadIdx.x / 32 : threadIdx.x / OWNED) * OWNED + threadIdx.x % OWNED] = sum;
         }
         return !__syncthreads_or(channel.timed_out);
     }
@@ -189,7 +189,7 @@ struct Scattered {
     DEVICE float sum(int k) const {
         const int r = threadIdx.x / U + k * (threads / U);
         float sum = 0.0f;
-        for (int p = 0; p < P && r < R; p++) sum += sums[p * OWN + r * U + threadIdx.x % U];
+        for (int p = 0; p < P && r < R; p++) sum += sums[p * OWNED + r * U + threadIdx.x % U];
         return sum;
     }
 };

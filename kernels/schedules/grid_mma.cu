@@ -30,23 +30,23 @@ constexpr int WARPS = 8, THREADS = 32 * WARPS;
 // the sequence in column l/4, in words of one number of tf32 or two of 16 bits. To the tensor cores two words are a fragment
 // of B, whatever rows it takes them for: the columns of A stand in the same order.
 template <typename T, int M, int K, int HELD, int R, int P>
-struct Product {
+struct WarpProduct {
     static constexpr int N = (R + 7) / 8, MT = (M + 15) / 16, KT = K / WARPS;
     static constexpr int F = sizeof(T) / 2, WORDS = 2 * F;  // of a group: fragments, and words of a lane
     static constexpr int chains = MT >= 4 ? 1 : MT > 1 ? 2 : 4;  // sums that do not wait for one another
     static constexpr int stride = 16 * MT + 4;  // of a column of sums: keeps them free of bank conflicts
     static constexpr int batch = 8 / (N * P);  // groups that are asked for at once
     static constexpr int partial_sums_size = WARPS * 8 * N * stride;
-    static constexpr int slot = K * N * 32 * WORDS;  // words of the exchange
-    typedef Fragments<MT * KT * F, HELD, THREADS> Mine;
-    Mine weights;
+    static constexpr int slot_words = K * N * 32 * WORDS;  // words of the exchange
+    typedef Fragments<MT * KT * F, HELD, THREADS> WarpWeights;
+    WarpWeights weights;
     float* partial_sums;  // [WARPS, 8 N, stride]
     float sums[MT][N][chains][4];
     int warp, lane;
 
     // weight(i, group, k): row i, column k of a group; 0 where there is none.
     template <typename Weight>
-    DEVICE Product(float4* memory, Weight weight)
+    DEVICE WarpProduct(float4* memory, Weight weight)
         : partial_sums((float*)memory), warp(threadIdx.x / 32), lane(threadIdx.x % 32) {
         weights.load((uint4*)memory, (uint4*)(partial_sums + partial_sums_size), [&](int tile) {
             const int part = tile % F, i = tile / F % MT * 16 + lane / 4, group = warp * KT + tile / F / MT;
@@ -66,27 +66,27 @@ struct Product {
     // Which number of a slot is number k of a group, of sequence r.
     DEVICE static int offset(int group, int r, int k) { return ((group * N + r / 8) * 8 + column(r) % 8) * 16 + k; }
 
-    // sums = the product with what the other blocks send for the first `there` sequences. units(group): how many of its
+    // sums = the product with what the other blocks send for the first `sequences` of a tile. units(group): how many of its
     // numbers there are.
     template <typename Channel, typename Units>
-    DEVICE void receive(Channel& channel, int there, Units units) {
+    DEVICE void receive(Channel& channel, int sequences, Units units) {
 #pragma unroll
         for (int i = 0; i < MT * N * chains * 4; i++) (&sums[0][0][0][0])[i] = 0.0f;
-        channel.arrive();
+        channel.acquire();
 #pragma unroll
         for (int from = 0; from < KT; from += batch) {
-            constexpr int most = KT < batch ? KT : batch;
+            constexpr int together = KT < batch ? KT : batch;
             const int group = warp * KT + from, k = lane % 4 * 4;
-            unsigned words[most * N][WORDS];
+            unsigned words[together * N][WORDS];
             unsigned missing = 0;
 #pragma unroll
-            for (int i = 0; i < most * N; i++) {
+            for (int i = 0; i < together * N; i++) {
 #pragma unroll
                 for (int w = 0; w < WORDS; w++) words[i][w] = 0;
-                const bool any = from + i / N < KT && i % N * 8 + sequence(lane / 4) < there && k < units(group + i / N);
+                const bool any = from + i / N < KT && i % N * 8 + sequence(lane / 4) < sequences && k < units(group + i / N);
                 if (any) missing |= 1u << i;
             }
-            channel.template wait<most * N>(
+            channel.template wait<together * N>(
                 missing, [&](int i) { channel.load(words[i], ((group * N + i) * 32 + lane) * WORDS); },
                 [&](int i) {
                     bool all = true;
@@ -99,7 +99,7 @@ struct Product {
                 });
             __syncwarp();
 #pragma unroll
-            for (int q = 0; q < most; q++) {
+            for (int q = 0; q < together; q++) {
                 if (from + q >= KT) continue;
 #pragma unroll
                 for (int f = 0; f < F; f++) {
@@ -118,7 +118,7 @@ struct Product {
     }
 
     // The warps' sums, for everybody.
-    DEVICE void share() {
+    DEVICE void store_sums() {
 #pragma unroll
         for (int m = 0; m < MT; m++) {
 #pragma unroll
@@ -161,30 +161,30 @@ struct Product {
 
 template <int G, typename T, int U, int KP, int HELD, int R, int P>
 struct Gathered {
-    typedef Product<T, G * U, KP / 16, HELD, R, P> Mine;
-    Mine product;
+    typedef WarpProduct<T, G * U, KP / 16, HELD, R, P> Inner;
+    Inner inner;
     int H;
 
     DEVICE Gathered(float4* memory, const T* W_hh, int unit, int H_)
-        : product(memory, [&](int i, int group, int k) {
+        : inner(memory, [&](int i, int group, int k) {
               const int u = unit + i % U, column = group * 16 + k;
               return i < G * U && u < H_ && column < H_ ? W_hh[((size_t)(i / U) * H_ + u) * H_ + column] : T(0.0f);
           }), H(H_) {}
 
     template <typename Channel, typename Position>
     DEVICE void receive(Channel& channel, const Position& pos) {
-        product.receive(channel, pos.count, [&](int group) { return H - group * 16; });
+        inner.receive(channel, pos.count, [&](int group) { return H - group * 16; });
     }
 
-    DEVICE void multiply() { product.share(); }
+    DEVICE void multiply() { inner.store_sums(); }
 
     DEVICE float sum(int k, int g) const {
-        return product.sum(g * U + threadIdx.x % U, threadIdx.x / U + k * (THREADS / U));
+        return inner.sum(g * U + threadIdx.x % U, threadIdx.x / U + k * (THREADS / U));
     }
 
     template <typename Channel, typename Position>
     DEVICE void send(Channel& channel, const Position& pos, int k, float x) const {
-        Mine::send(channel, pos, k, k, 0, x);
+        Inner::send(channel, pos, k, k, 0, x);
     }
 };
 
@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
     float* c,                           // [D, T+1 or 2, B, H]  likewise; or null where the cell has none
     T* __restrict__ output,             // [T, B, D*H]
     const int poll_limit,                 // polls
-    unsigned* words,                    // [groups, 32, slot] of Product, aligned; all bits set
+    unsigned* words,                    // [groups, 32, slot] of WarpProduct, aligned; all bits set
     int* failed)                        // [1]
 {
     extern __shared__ float4 memory[];
@@ -214,7 +214,7 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
     Gathered<CellOf<float>::gates, T, U, KP, HELD, R, P> product(
         memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
     typedef TilePosition<U, THREADS / U, R> Position;
-    Ring<Position::per_thread> channel(words, d * gridDim.z + blockIdx.z, product.product.slot, poll_limit, failed);
+    Ring<Position::per_thread> channel(words, d * gridDim.z + blockIdx.z, product.inner.slot_words, poll_limit, failed);
     time_loop_forward<CellOf, T, Position>(T_, B, H, W, unit, reverse, save, lengths, order, bias_ih, bias_hh, gates, h, c,
                                    output, channel, product);
 }
@@ -224,12 +224,12 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
 template <int G, typename T, int U, int KP, int HELD, int R, int P>
 struct Returned {
     static constexpr int gate = KP / 16;  // groups of columns
-    typedef Product<T, U, G * gate, HELD, R, P> Mine;
-    Mine product;
+    typedef WarpProduct<T, U, G * gate, HELD, R, P> Inner;
+    Inner inner;
     int H;
 
     DEVICE Returned(float4* memory, const T* W_hh, int unit, int H_)
-        : product(memory, [&](int i, int group, int k) {
+        : inner(memory, [&](int i, int group, int k) {
               const int u = unit + i, row = group % gate * 16 + k;
               return i < U && u < H_ && row < H_ ? W_hh[((size_t)(group / gate) * H_ + row) * H_ + u] : T(0.0f);
           }), H(H_) {}
@@ -237,20 +237,20 @@ struct Returned {
     template <typename Channel, typename Position>
     DEVICE void stage(Channel& channel, const Position& pos, int k, const float* dgates) {
 #pragma unroll
-        for (int g = 0; g < G; g++) Mine::send(channel, pos, k, k * G + g, g * gate, dgates[g]);
+        for (int g = 0; g < G; g++) Inner::send(channel, pos, k, k * G + g, g * gate, dgates[g]);
     }
 
     template <typename Channel, typename Position>
     DEVICE bool run(Channel& channel, const Position& pos) {
         channel.next();
-        product.receive(channel, pos.count, [&](int group) { return H - group % gate * 16; });
+        inner.receive(channel, pos.count, [&](int group) { return H - group % gate * 16; });
         if (__syncthreads_or(channel.timed_out)) return false;
-        product.share();
+        inner.store_sums();
         __syncthreads();
         return true;
     }
 
-    DEVICE float sum(int k) const { return product.sum(threadIdx.x % U, threadIdx.x / U + k * (THREADS / U)); }
+    DEVICE float sum(int k) const { return inner.sum(threadIdx.x % U, threadIdx.x / U + k * (THREADS / U)); }
 };
 
 template <template <typename> class CellOf, typename T, int U, int KP, int HELD, int R, int P>
@@ -270,7 +270,7 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_backward(
     float* __restrict__ dh,           // [D, B, H]  in: by the last h; out: by the first
     float* __restrict__ dc,           // [D, B, H]  likewise; or null where the cell has none
     const int poll_limit,
-    unsigned* words,                  // [groups, 32, slot] of Product, aligned; all bits set
+    unsigned* words,                  // [groups, 32, slot] of WarpProduct, aligned; all bits set
     int* failed)                      // [1]
 {
     extern __shared__ float4 memory[];
@@ -278,8 +278,8 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_backward(
     Returned<CellOf<float>::gates, T, U, KP, HELD, R, P> product(
         memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
     typedef TilePosition<U, THREADS / U, R> Position;
-    constexpr int sent = Position::per_thread * CellOf<float>::gates;
-    Ring<sent> channel(words, d * gridDim.z + blockIdx.z, product.product.slot, poll_limit, failed);
+    constexpr int words_sent = Position::per_thread * CellOf<float>::gates;
+    Ring<words_sent> channel(words, d * gridDim.z + blockIdx.z, product.inner.slot_words, poll_limit, failed);
     time_loop_backward<CellOf, T, Position>(T_, B, H, W, unit, reverse, lengths, order, gates, h, c, doutput, dh, dc, channel,
                                     product);
 }

@@ -136,7 +136,7 @@ struct Weights {
     // The transposed product, where a four is four columns of one row: out[r], four sums over this thread's rows of the
     // weights times the numbers operand(r).
     template <typename Operand>
-    DEVICE void spread(float4 (&out)[R], Operand operand) {
+    DEVICE void multiply_transposed(float4 (&out)[R], Operand operand) {
         static_assert(G == 1 && in_registers % 4 == 0 && in_shared % 4 == 0, "one set of rows, in fours");
 #pragma unroll
         for (int r = 0; r < R; r++) out[r] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
