@@ -4,7 +4,7 @@
 //     n = tanh(ax_n + r ah_n)
 //     h' = (1 - z) n + z h
 //
-// Saves r z q n with q = ah_n. The derivatives by ah are those by r, z, q; the ones by ax are those by r, z, n.
+// Saves r z q n with q = ah_n. The gradient of ah is d of r, z, q; the gradient of ax is d of r, z, n.
 
 template <typename real>
 struct GruCell {
@@ -18,7 +18,7 @@ struct GruCell {
         h_new = n + z * (h - n);
     }
 
-    // dh by h' becomes the derivative by h that does not go through W_hh; d by r, z, q, n before their activation.
+    // dh: in, of h'; out, the part of h that does not pass through W_hh. d: of r, z, q, n before their activation.
     DEVICE static void backward(const real* saved, real h, real c, real h_new, real c_new, real& dh, real& dc, real* d) {
         const real r = saved[0], z = saved[1], q = saved[2], n = saved[3];
         d[3] = dh * (real(1) - z) * dtanh(n);
@@ -29,15 +29,15 @@ struct GruCell {
     }
 };
 
-// The original form (Cho 2014, version 3), in which r acts before the product:
+// The original form (Cho 2014, version 3), in which r acts before the second product:
 //
 //     r, z = sigmoid(ax + ah),  ah = W_hh h + b_hh      reset: before the second product
 //     p = r h
 //     n = tanh(ax_n + W_n p + b_hn)
 //     h' = (1 - z) n + z h
 //
-// Saves r z n, and p beside them. `reset` leaves r and z activated in place of their pre-activations (first_product_gates = 2). On the way
-// back, `backward` leaves r standing for `reset_backward`, which comes after the product d_p = d_n W_n.
+// Saves r z n, and p beside them. `reset` overwrites the pre-activations of r and z, the gates of the first product, with r and z. In the
+// backward pass `backward` leaves r in d[0] for `reset_backward`, which runs after the product d_p = d_n W_n.
 
 template <typename real>
 struct GruOriginal {

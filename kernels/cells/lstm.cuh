@@ -19,7 +19,7 @@ struct LstmCell {
         h_new = o * tanh(c_new);
     }
 
-    // dh, dc by h', c' become the derivatives by h and c that do not go through W_hh; d by the pre-activations.
+    // dh, dc: in, of h' and c'; out, the parts of h and c that do not pass through W_hh. d: of the pre-activations.
     DEVICE static void backward(const real* saved, real h, real c, real h_new, real c_new, real& dh, real& dc, real* d) {
         const real i = saved[0], f = saved[1], g = saved[2], o = saved[3];
         const real m = tanh(c_new);

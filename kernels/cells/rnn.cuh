@@ -2,7 +2,7 @@
 //
 //     h' = f(ax + ah),  ah = W_hh h + b_hh,  f = tanh or relu
 //
-// Saves nothing for the way back: h' is enough.
+// Saves nothing for the backward pass: h' is enough.
 
 template <typename real, bool RELU>
 struct RnnCell {
@@ -13,7 +13,7 @@ struct RnnCell {
         h_new = RELU ? relu(a) : tanh(a);
     }
 
-    // dh by h' becomes the derivative by h that does not go through W_hh; d by the pre-activation.
+    // dh: in, of h'; out, the part of h that does not pass through W_hh. d: of the pre-activation.
     DEVICE static void backward(const real* saved, real h, real c, real h_new, real c_new, real& dh, real& dc, real* d) {
         d[0] = dh * (RELU ? drelu(h_new) : dtanh(h_new));
         dh = real(0);

@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
     const int I,
     const int W,         // blocks of H in a row of gates
     const int reverse,
-    const int save,      // 0: inference; gates are only read, of h and c only the last state is stored, c in slot T % 2
+    const int save,      // 0: inference; gates are only read, only the last h and c are stored, c in slot T % 2
     const int* __restrict__ lengths,    // [B]  or null
     const int* __restrict__ order,      // [B]  or null
     const T* __restrict__ weight_hh,    // [D, G*H, H]  aligned
@@ -297,11 +297,11 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
     const int* __restrict__ lengths,  // [B]  or null
     const int* __restrict__ order,    // [B]  or null
     const T* __restrict__ weight_hh,  // [D, G*H, H]  aligned
-    T* gates,                         // [D, T, B, W*H]  aligned; in: what forward saved; out: d
+    T* gates,                         // [D, T, B, W*H]  aligned; in: what forward saved; out: dgates
     const T* __restrict__ h,          // [D, T+1, B, H]  aligned
     const float* __restrict__ c,      // [D, T+1, B, H]  or null where the cell has none
     const T* __restrict__ doutput,    // [T, B, D*H]  aligned; or null
-    float* __restrict__ dh,           // [D, B, H]  in: by the last h; out: by the first
+    float* __restrict__ dh,           // [D, B, H]  in: of the last h; out: of the first
     float* __restrict__ dc)           // [D, B, H]  likewise; or null where the cell has none
 {
     typedef CellOf<float> Cell;

@@ -1,14 +1,16 @@
-// How the thread blocks of a group hand numbers to one another through L2, without a counter: whoever sees a number knows
-// that it is the one he waits for. Who waits in vain gives up and says so: *failed becomes 1, and all blocks end early.
+// How the thread blocks of a group exchange numbers through L2. There is no counter: a reader recognises a fresh number by
+// itself, by its epoch or by a slot that is no longer empty. A reader that polls too long sets *failed to 1, and all blocks
+// end early.
 
 struct Poller {
-    int poll_limit;  // polls
+    int poll_limit;  // polls of one wait
     int* failed;
-    bool timed_out;     // this thread has given up
+    bool timed_out;  // this thread has given up
 
     DEVICE Poller(int poll_limit_, int* failed_) : poll_limit(poll_limit_), failed(failed_), timed_out(false) {}
 
-    // Asks for all that is missing at once, again and again: load(k), then arrived(k), for the bits k of `missing`.
+    // Polls until everything that is missing has arrived. Each poll is load(k) and then arrived(k), for all bits k of `missing`:
+    // the loads are in flight together.
     template <int COUNT, typename Load, typename Arrived>
     DEVICE void wait(unsigned missing, Load load, Arrived arrived) {
         for (int polls = 0; missing; polls++) {
@@ -29,20 +31,20 @@ struct Poller {
     }
 };
 
-// ---- each number beside its epoch, in one word of 64 bits
+// ---- words of 64 bits: a number and its epoch
 //
-// Two slots are used in turn. A block sends epoch n + 1 only when it has received all of epoch n, whose senders had by
-// then received all of n - 1: nobody still reads the slot. Epochs go on from launch to launch and never come back.
+// Two slots alternate. A block sends epoch n + 1 only after it has received all of epoch n. The senders of epoch n had received
+// all of n - 1 by then, so nobody reads that slot any more. Epochs continue from launch to launch and never repeat.
 
 struct Exchange : Poller {
     unsigned long long* words;  // [2, size] of this group
     int size;
-    unsigned epoch;  // of what is there to be received; the slot is its lowest bit
+    unsigned epoch;  // to be received next; its lowest bit is the slot
 
     DEVICE Exchange(unsigned long long* all, int group, int size_, unsigned epoch_, int poll_limit_, int* failed_)
         : Poller(poll_limit_, failed_), words(all + (size_t)group * 2 * size_), size(size_), epoch(epoch_) {}
 
-    // Number i of the epoch after this one.
+    // Sends number i of the next epoch.
     DEVICE void send(int i, float x) const {
         const unsigned long long word = (unsigned long long)(epoch + 1) << 32 | __float_as_uint(x);
         asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(address(epoch + 1, i)), "l"(word) : "memory");
@@ -50,7 +52,7 @@ struct Exchange : Poller {
 
     DEVICE void next() { epoch++; }
 
-    // take(i, number) for all numbers from `from` on, `count` of them, that there are: those for which exists(i).
+    // Receives the numbers from + i, i < count, for which exists(i), and calls take(i, number) for each.
     template <int THREADS, typename Exists, typename Take>
     DEVICE void receive(int from, int count, Exists exists, Take take) {
         for (int first = threadIdx.x; first < count; first += 4 * THREADS) {
@@ -83,21 +85,23 @@ struct Exchange : Poller {
     }
 };
 
-// ---- half the bytes: words of 32 bits that are nothing but numbers, in slots that were EMPTY
+// ---- words of 32 bits: numbers alone, half the bytes
 //
-// 2 TURNS slots are used in turn, all EMPTY when a launch begins. Who has sent the second of TURNS turns has received the
-// first, whose senders had received all that arrived before: nobody still reads the other half of the slots, and he empties
-// his words there. His fence before he sends again, and a receiver's before he comes to that half, having seen what was
-// sent after the fence, see to it that nobody finds there what was in it before.
+// A word that has not arrived is EMPTY. There are 2 TURNS slots, used one after another in two halves; all are EMPTY when a
+// launch begins. A thread that has sent the second turn of a half has received the first, and the senders of that one had
+// received everything before it. So nobody reads the other half any more, and the thread empties its words there.
+//
+// Nobody finds an old number in an emptied slot: the thread fences after it has emptied its words and before it sends again,
+// and a receiver fences before it enters that half, after it has seen a word that was sent behind the first fence.
 
 template <int SENT>
 struct Ring : Poller {
-    static constexpr unsigned EMPTY = 0xffffffffu;  // as a number NaN; another NaN is sent in its place
+    static constexpr unsigned EMPTY = 0xffffffffu;  // a NaN; where a number is this NaN, another one is sent
     static constexpr int TURNS = 16;
     unsigned* words;  // [2 TURNS, size] of this group
     int size;
-    unsigned turn;    // of what is there to be received
-    int sent[SENT];   // words that this thread has sent last, or -1
+    unsigned turn;    // to be received next
+    int sent[SENT];   // the words that this thread sent last, or -1
 
     DEVICE Ring(unsigned* all, int group, int size_, int poll_limit_, int* failed_)
         : Poller(poll_limit_, failed_), words(all + (size_t)group * 2 * TURNS * size_), size(size_), turn(0) {
@@ -107,7 +111,7 @@ struct Ring : Poller {
 
     DEVICE unsigned* address(unsigned when, int i) const { return words + (size_t)(when % (2 * TURNS)) * size + i; }
 
-    // Word i of the turn after this one, this thread's k-th.
+    // Sends word i of the next turn; it is this thread's k-th.
     DEVICE void send(int k, int i, unsigned word) {
         if (turn % TURNS == 1) fence();
         store(address(turn + 1, i), word == EMPTY ? EMPTY >> 1 : word);
@@ -123,12 +127,12 @@ struct Ring : Poller {
         }
     }
 
-    // Before this thread's first look at a turn.
+    // To be called before this thread loads the first word of a turn.
     DEVICE void acquire() const {
         if (turn % TURNS == 0) fence();
     }
 
-    // Words i and on of the turn that is there to be received; each is whole, they need not be of one moment.
+    // Loads the words from i on of the turn to be received next. Each word is loaded whole, but not all at the same moment.
     DEVICE void load(unsigned (&to)[2], int i) const {
         asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];"
                      : "=r"(to[0]), "=r"(to[1]) : "l"(__cvta_generic_to_global(address(turn, i))) : "memory");

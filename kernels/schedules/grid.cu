@@ -7,16 +7,16 @@
 //
 //     U     units of a block, a power of two; a group is gridDim.y blocks
 //     KP    H rounded up to a multiple of 128
-//     S     slices. Forward: of the columns, thread (unit, slice) of U x S. Backward: of the block's own G U rows, thread
-//           (4 columns, slice) of KP / 4 x S
-//     KREG  of a thread's fours of weights in each row (forward: in numbers, a multiple of 4; backward: fours)
+//     S     slices. Forward, of the columns: a thread has one unit and one slice, U x S threads. Backward, of the block's G U
+//           rows: a thread has 4 columns and one slice, KP / 4 x S threads
+//     KREG  weights in registers. Forward: columns of a thread, a multiple of 4. Backward: rows of its 4 columns
 //     R     sequences of a tile, a power of two
 //
 // A group works on one tile after another: tiles blockIdx.z, blockIdx.z + gridDim.z, ... of direction blockIdx.x. All blocks of
-// a launch must be there at once (a cooperative launch); groups do not wait for one another. The blocks of a group lie along
-// y, where there is more than one: CuPy makes a cooperative grid that is 1 along y and z smaller in silence.
+// a launch must run at the same time (a cooperative launch). Groups do not wait for one another. The blocks of a group, two or
+// more, lie along y: CuPy silently shrinks a cooperative grid that is 1 along y and z.
 //
-// Arrays, and sequences past their end, are as in step.cu; order as in block.cu. Sums have a fixed order.
+// step.cu explains the arrays and what happens past the end of a sequence, block.cu explains `order`. Sums have a fixed order.
 
 #include "../common.cuh"
 #include "tile.cuh"
@@ -24,7 +24,7 @@
 #include "time_loop.cuh"
 #include "../cells/all.cuh"
 
-// x summed over the lanes that stand a multiple of LANES apart; all of them get the sum.
+// The sum of x over the lanes whose numbers differ by a multiple of LANES. All of them get it.
 template <int LANES>
 DEVICE float sum_over_lanes(float x) {
 #pragma unroll
@@ -32,13 +32,13 @@ DEVICE float sum_over_lanes(float x) {
     return x;
 }
 
-// ---- forward: all of h comes to every block, which has it times its units' rows.
+// ---- forward: every block receives all of h and multiplies it by the rows of its units.
 
 template <int G, typename T, int U, int KP, int S, int KREG, int R>
 struct Gathered {
     static constexpr int KS = KP / S, threads = U * S, lanes = U < 32 ? U : 32;
-    static constexpr int P = threads / (U < 32 ? 32 : U);  // sums that are left of the slices
-    static constexpr int row_size = S * (KS + 4);          // the 4 numbers between slices keep reading free of conflicts
+    static constexpr int P = threads / (U < 32 ? 32 : U);  // sums that remain of the slices, after those within a warp are added
+    static constexpr int row_size = S * (KS + 4);          // 4 numbers between slices avoid bank conflicts
     typedef Weights<T, G, KS, KREG, R, threads> ThreadWeights;
     ThreadWeights weights;
     float* h_shared;    // [R, row_size]: h
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
     const int H,
     const int W,         // blocks of H in a row of gates
     const int reverse,
-    const int save,      // 0: inference; gates are only read, of h and c only the last state is stored, c in slot T % 2
+    const int save,      // 0: inference; gates are only read, only the last h and c are stored, c in slot T % 2
     const int* __restrict__ lengths,    // [B]  or null
     const int* __restrict__ order,      // [B]  or null
     const T* __restrict__ weight_hh,    // [D, G*H, H]  aligned
@@ -108,8 +108,8 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
     T* h,                               // [D, T+1, B, H]  in: the first slot; out: the others
     float* c,                           // [D, T+1 or 2, B, H]  likewise; or null where the cell has none
     T* __restrict__ output,             // [T, B, D*H]
-    const unsigned epoch,               // that no word of `words` has yet, nor one of the next tiles * T
-    const int poll_limit,                 // polls
+    const unsigned epoch,               // neither it nor the next tiles * T epochs occur in `words` yet
+    const int poll_limit,                 // of one wait
     unsigned long long* words,          // [groups, 2, H*R]
     int* failed)                        // [1]
 {
@@ -122,7 +122,8 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
                                            c, output, channel, product);
 }
 
-// ---- backward: a block's rows times its d are its part of dh, for all units; the block that owns a unit sums the parts.
+// ---- backward: a block multiplies its rows by its dgates, which gives its part of dh for all units. The block that owns a unit
+// adds up the parts.
 
 template <int G, typename T, int U, int KP, int S, int KREG, int R>
 struct Scattered {
@@ -131,7 +132,7 @@ struct Scattered {
     static constexpr int lanes = OWNED < 32 ? OWNED : 32, P = threads / (OWNED < 32 ? 32 : OWNED);
     typedef Weights<T, 1, 4 * RS, 4 * KREG, R, threads> ThreadWeights;
     ThreadWeights weights;
-    float* d_shared;    // [R, S * RS]: d of the block's rows
+    float* d_shared;    // [R, S * RS]: dgates of the block's rows
     float* partial_sums;  // [S, R, KP]
     float* sums;   // [P, OWNED]
     int H, unit, quad, slice;
@@ -176,7 +177,7 @@ struct Scattered {
             }
         }
         channel.next();
-        float sum = 0.0f;  // a thread gets parts of one number: OWNED divides the threads
+        float sum = 0.0f;  // all that a thread receives belongs to one number: OWNED divides the threads
         channel.template receive<threads>(
             blockIdx.y * N * OWNED, N * OWNED, [&](int i) { return unit + i % U < H; }, [&](int, float x) { sum += x; });
         sum = sum_over_lanes<lanes>(sum);
@@ -204,11 +205,11 @@ __global__ void __launch_bounds__(KP / 4 * S, 1) grid_backward(
     const int* __restrict__ lengths,  // [B]  or null
     const int* __restrict__ order,    // [B]  or null
     const T* __restrict__ weight_hh,  // [D, G*H, H]  aligned
-    T* gates,                         // [D, T, B, W*H]  in: what forward saved; out: d
+    T* gates,                         // [D, T, B, W*H]  in: what forward saved; out: dgates
     const T* __restrict__ h,          // [D, T+1, B, H]
     const float* __restrict__ c,      // [D, T+1, B, H]  or null where the cell has none
     const T* __restrict__ doutput,    // [T, B, D*H]  or null
-    float* __restrict__ dh,           // [D, B, H]  in: by the last h; out: by the first
+    float* __restrict__ dh,           // [D, B, H]  in: of the last h; out: of the first
     float* __restrict__ dc,           // [D, B, H]  likewise; or null where the cell has none
     const unsigned epoch,
     const int poll_limit,

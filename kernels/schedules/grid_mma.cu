@@ -6,14 +6,14 @@
 //
 //     U     units of a block: 8, 16 or 32; a group is gridDim.y blocks
 //     KP    H rounded up to a multiple of 128
-//     HELD  tiles of weights (tensor.cuh) that a warp holds in registers; the rest stands in shared memory
-//     R     sequences of a tile, a power of two to 16; columns of a product, of which there are 8 or 16
-//     P     blocks that live on a multiprocessor together, of two groups: one computes while the other waits
+//     HELD  tiles of weights (tensor.cuh) that a warp holds in registers; the others are in shared memory
+//     R     sequences of a tile, a power of two up to 16; they are columns of a product that has 8 or 16
+//     P     blocks that share a multiprocessor, 1 or 2. Two belong to different groups: one computes while the other waits
 //
-// A product is W h (forward; rows: the block's gates) or W^T d (backward; rows: its units). Its columns are cut among the 8
-// warps, and each warp waits for what its part needs and no more: what the others send lies in L2 just as a lane takes it,
-// two neighbouring numbers to a word, so that it goes from L2 into the tensor cores by way of registers only. The warps'
-// sums meet in shared memory, in a fixed order. Groups, tiles and arrays are as in grid.cu.
+// A product is W h (forward; its rows are the block's gates) or W^T dgates (backward; its rows are the block's units). The 8
+// warps share its columns, and each warp waits only for the numbers of its own columns. These lie in L2 in the order in which
+// a lane needs them, two neighbouring 16-bit numbers in a word, so that they go from L2 through registers into the tensor
+// cores. The warps' sums are added up through shared memory, in a fixed order. Groups, tiles and arrays are as in grid.cu.
 
 #include "../common.cuh"
 #include "tile.cuh"
@@ -24,18 +24,18 @@
 
 constexpr int WARPS = 8, THREADS = 32 * WARPS;
 
-// ---- M rows by 16 K columns of weights times 16 K numbers of R sequences, K a multiple of WARPS
+// ---- M rows by 16 K columns of weights, times 16 K numbers of R sequences; K is a multiple of WARPS
 //
-// Columns go in groups of 16, a warp has the K / WARPS next to one another. Of a group lane l takes numbers 4 (l%4) and on of
-// the sequence in column l/4, in words of one number of tf32 or two of 16 bits. To the tensor cores two words are a fragment
-// of B, whatever rows it takes them for: the columns of A stand in the same order.
+// A group is 16 columns, and a warp has K / WARPS neighbouring groups. Of a group, lane l loads the 4 numbers from 4 (l%4) on of
+// the sequence in column l/4, in words of one tf32 or two 16-bit numbers. Two words make a fragment of B. The tensor cores
+// take them for other rows of B than they are; that is right, as the columns of A are in the same order.
 template <typename T, int M, int K, int HELD, int R, int P>
 struct WarpProduct {
     static constexpr int N = (R + 7) / 8, MT = (M + 15) / 16, KT = K / WARPS;
-    static constexpr int F = sizeof(T) / 2, WORDS = 2 * F;  // of a group: fragments, and words of a lane
-    static constexpr int chains = MT >= 4 ? 1 : MT > 1 ? 2 : 4;  // sums that do not wait for one another
-    static constexpr int stride = 16 * MT + 4;  // of a column of sums: keeps them free of bank conflicts
-    static constexpr int batch = 8 / (N * P);  // groups that are asked for at once
+    static constexpr int F = sizeof(T) / 2, WORDS = 2 * F;  // fragments of a group, and words of a lane
+    static constexpr int chains = MT >= 4 ? 1 : MT > 1 ? 2 : 4;  // independent sums of one product, to hide latency
+    static constexpr int stride = 16 * MT + 4;  // from one column of sums to the next: avoids bank conflicts
+    static constexpr int batch = 8 / (N * P);  // groups that are loaded at once
     static constexpr int partial_sums_size = WARPS * 8 * N * stride;
     static constexpr int slot_words = K * N * 32 * WORDS;  // words of the exchange
     typedef Fragments<MT * KT * F, HELD, THREADS> WarpWeights;
@@ -59,15 +59,16 @@ struct WarpProduct {
         __syncthreads();
     }
 
-    // The tile's sequence in a column, and its column: two that a warp sums together lie 4 apart (no bank conflicts).
+    // Which sequence of the tile is in a column, and the reverse. Two sequences that a warp sums together are 4 columns apart,
+    // to avoid bank conflicts.
     DEVICE static int sequence(int column) { return column % 4 * 2 + column / 4; }
     DEVICE static int column(int r) { return r / 8 * 8 + r % 2 * 4 + r % 8 / 2; }
 
-    // Which number of a slot is number k of a group, of sequence r.
+    // Where number k of a group, of sequence r, lies in a slot.
     DEVICE static int offset(int group, int r, int k) { return ((group * N + r / 8) * 8 + column(r) % 8) * 16 + k; }
 
-    // sums = the product with what the other blocks send for the first `sequences` of a tile. units(group): how many of its
-    // numbers there are.
+    // sums = the product with what the other blocks send for the first `sequences` of the tile. units(group): how many numbers
+    // of a group exist.
     template <typename Channel, typename Units>
     DEVICE void receive(Channel& channel, int sequences, Units units) {
 #pragma unroll
@@ -92,7 +93,7 @@ struct WarpProduct {
                     bool all = true;
 #pragma unroll
                     for (int w = 0; w < WORDS; w++) {
-                        if (k + w * Fragment<T>::P >= units(group + i / N)) words[i][w] = 0;  // is never sent
+                        if (k + w * Fragment<T>::P >= units(group + i / N)) words[i][w] = 0;  // never sent
                         all = all && words[i][w] != Channel::EMPTY;
                     }
                     return all;
@@ -117,7 +118,7 @@ struct WarpProduct {
         }
     }
 
-    // The warps' sums, for everybody.
+    // Stores the warps' sums where every thread finds them.
     DEVICE void store_sums() {
 #pragma unroll
         for (int m = 0; m < MT; m++) {
@@ -144,7 +145,8 @@ struct WarpProduct {
         return sum;
     }
 
-    // x, number pos.j of those that begin with a group, of this thread's k-th sequence, as its i-th word; all lanes together.
+    // Sends x of this thread's k-th sequence as the thread's i-th word: number pos.j, counted from the beginning of `group`. All
+    // lanes of a warp call this together.
     template <typename Channel, typename Position>
     DEVICE static void send(Channel& channel, const Position& pos, int k, int i, int group, float x) {
         const int number = offset(group + pos.j / 16, pos.s + k * Position::slices, pos.j % 16);
@@ -195,7 +197,7 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
     const int H,
     const int W,         // blocks of H in a row of gates
     const int reverse,
-    const int save,      // 0: inference; gates are only read, of h and c only the last state is stored, c in slot T % 2
+    const int save,      // 0: inference; gates are only read, only the last h and c are stored, c in slot T % 2
     const int* __restrict__ lengths,    // [B]  or null
     const int* __restrict__ order,      // [B]  or null
     const T* __restrict__ weight_hh,    // [D, G*H, H]
@@ -205,7 +207,7 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
     T* h,                               // [D, T+1, B, H]  in: the first slot; out: the others
     float* c,                           // [D, T+1 or 2, B, H]  likewise; or null where the cell has none
     T* __restrict__ output,             // [T, B, D*H]
-    const int poll_limit,                 // polls
+    const int poll_limit,                 // of one wait
     unsigned* words,                    // [groups, 32, slot] of WarpProduct, aligned; all bits set
     int* failed)                        // [1]
 {
@@ -219,11 +221,11 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
                                    output, channel, product);
 }
 
-// ---- backward: its mirror. Rows are the block's units, columns the rows of W_hh, gate by gate.
+// ---- backward: the mirror. The rows are the block's units, the columns are the rows of W_hh, gate by gate.
 
 template <int G, typename T, int U, int KP, int HELD, int R, int P>
 struct Returned {
-    static constexpr int gate = KP / 16;  // groups of columns
+    static constexpr int gate = KP / 16;  // groups of one gate
     typedef WarpProduct<T, U, G * gate, HELD, R, P> Inner;
     Inner inner;
     int H;
@@ -263,11 +265,11 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_backward(
     const int* __restrict__ lengths,  // [B]  or null
     const int* __restrict__ order,    // [B]  or null
     const T* __restrict__ weight_hh,  // [D, G*H, H]
-    T* gates,                         // [D, T, B, W*H]  in: what forward saved; out: d
+    T* gates,                         // [D, T, B, W*H]  in: what forward saved; out: dgates
     const T* __restrict__ h,          // [D, T+1, B, H]
     const float* __restrict__ c,      // [D, T+1, B, H]  or null where the cell has none
     const T* __restrict__ doutput,    // [T, B, D*H]  or null
-    float* __restrict__ dh,           // [D, B, H]  in: by the last h; out: by the first
+    float* __restrict__ dh,           // [D, B, H]  in: of the last h; out: of the first
     float* __restrict__ dc,           // [D, B, H]  likewise; or null where the cell has none
     const int poll_limit,
     unsigned* words,                  // [groups, 32, slot] of WarpProduct, aligned; all bits set

@@ -1,27 +1,26 @@
-// Schedule `step`: one timestep of every direction of a layer, any size, one thread for one unit of one sequence. What lies
-// between two steps, the products with the weights, are GEMMs of their own.
+// Schedule `step`: one timestep of every direction of a layer, of any size. A thread computes one unit of one sequence. The
+// products with the weights, between two steps, are separate GEMMs.
 //
 // Kernels are named by cell and storage:  step_forward<LstmCell, float>  step_backward<GruCell, __half>
-// c, dh and dc, which add up over time, are stored as `real`.
+// c, dh and dc accumulate over time and are stored as `real`.
 //
-// Timesteps are counted in the order of the time loop: `step` of them, and `*done` more, have gone before this one. A CUDA
-// graph holds launches with steps 0, 1, 2, ... and moves `done` on at its end, so that it can be launched again for the
-// timesteps that follow. Direction d (blockIdx.z) runs backwards in time where bit d of `reverse` is set. States have one
-// slot more than there are timesteps: a forward direction reads slot t and writes t + 1, a reverse one reads t + 1 and
-// writes t.
+// Timesteps are counted in the order of the time loop: `step` + `*done` of them come before this one. A CUDA graph holds
+// launches with steps 0, 1, 2, ... and adds their number to `done` at its end, so that the same graph computes the timesteps
+// that follow. Direction d (blockIdx.z) runs backwards in time if bit d of `reverse` is set. States have one slot more than
+// there are timesteps: a forward direction reads slot t and writes t + 1, a reverse one reads t + 1 and writes t.
 //
-// gates [D, T, B, W*H] is worked on in place: forward finds ax = W_ih x in the first G blocks of a row and leaves what the
-// cell saves; backward finds that and leaves d, the derivatives by the pre-activations. What a product reads lies in an
-// array of its own, at the same place in every step: h_now, p_now, d_now, dh_now.
+// gates [D, T, B, W*H] is overwritten in place. Forward reads ax = W_ih x from the first G blocks of a row and writes what the
+// cell saves. Backward reads that and writes dgates, the gradients with respect to the pre-activations. What a GEMM reads is
+// in a separate array at the same address in every step: h_now, p_now, d_now, dh_now.
 //
-// A sequence past its end (t >= lengths[b]) holds its state, h' = h and c' = c, its output is 0, and the derivatives go
-// through unchanged.
+// Past the end of a sequence (t >= lengths[b]) the state is held, h' = h and c' = c, the output is 0, and gradients pass
+// unchanged.
 
 #include "../common.cuh"
 #include "../cells/all.cuh"
 
-// Where a thread is: unit j (of n) of sequence b in direction d, the step of that direction, the slots it reads and writes.
-// s: the timestep as forward counts them, from 0 to T - 1.
+// A thread's position: unit j (of n) of sequence b in direction d, the timestep t of that direction, the slots of the states
+// before and after it. s: timesteps that forward computes before this one.
 struct Position {
     int j, b, d, t;
     bool inside;
@@ -42,14 +41,14 @@ struct Position {
 
 DEVICE int steps_before(int step, const int* done) { return step + (done ? *done : 0); }
 
-// After the last timestep of a graph: `count` more are done, or none again at the end of the sequence.
+// Runs at the end of a graph: `count` more timesteps are done, or none at the end of the sequence.
 __global__ void step_done(
     const int T_,
     const int count,
     int* done)  // [1]  in, out
 {
-    const int more = *done + count;
-    *done = more < T_ ? more : 0;
+    const int total = *done + count;
+    *done = total < T_ ? total : 0;
 }
 
 // ---- forward
@@ -120,8 +119,8 @@ __global__ void step_forward(
     }
 }
 
-// The half of a step that comes before a cell's second product (the original GRU): p = r h, which is saved in the block after
-// the gates. Past the end of a sequence p is 0.
+// The part of a step before a cell's second product (the original GRU): p = r h. It is saved in the block after the gates. Past
+// the end of a sequence p is 0.
 template <template <typename> class CellOf, typename T>
 __global__ void step_reset(
     const int T_,
@@ -168,7 +167,8 @@ __global__ void step_reset(
     p_now[index] = T(p);
 }
 
-// What follows the product W_hr m of a projection: it is h', but sequences past their end keep their h.
+// The part of a step after the product W_hr m of a projection. The product is h', except past the end of a sequence, which
+// holds its h.
 template <typename T>
 __global__ void step_project(
     const int T_,
@@ -196,7 +196,7 @@ __global__ void step_project(
 
 // ---- backward
 //
-// Leaves in dh only what does not go through the weights; the GEMM that follows adds d W_hh to it. Timesteps are counted from
+// dh is left with the part that does not pass through W_hh; the GEMM that follows adds dgates W_hh. Timesteps are counted from
 // the last one.
 
 template <template <typename> class CellOf, typename T>
@@ -209,14 +209,14 @@ __global__ void step_backward(
     const int* done,     // [1]  or null
     const int reverse,
     const int* __restrict__ lengths,  // [B]  or null
-    T* gates,                         // [D, T, B, W*H]  in: what forward saved; out: d
+    T* gates,                         // [D, T, B, W*H]  in: what forward saved; out: dgates
     const T* __restrict__ h,          // [D, T+1, B, H]  or null with a projection
     const typename Compute<T>::real* __restrict__ c,   // [D, T+1, B, H]  or null where the cell has none
     const T* __restrict__ doutput,    // [T, B, D*H]  or null
-    const typename Compute<T>::real* __restrict__ dm,  // [D, B, H]  with a projection: by m, in place of dh; or null
-    typename Compute<T>::real* __restrict__ dh,        // [D, B, H]  in: by h'; out: by h; or null with a projection
-    typename Compute<T>::real* __restrict__ dc,        // [D, B, H]  in: by c'; out: by c; or null where the cell has none
-    T* __restrict__ d_now)            // [D, B, G*H]  out: d of this step
+    const typename Compute<T>::real* __restrict__ dm,  // [D, B, H]  with a projection, in place of dh; or null
+    typename Compute<T>::real* __restrict__ dh,        // [D, B, H]  in: of h'; out: of h; or null with a projection
+    typename Compute<T>::real* __restrict__ dc,        // [D, B, H]  in: of c'; out: of c; or null where the cell has none
+    T* __restrict__ d_now)            // [D, B, G*H]  out: dgates of this step
 {
     typedef typename Compute<T>::real real;
     typedef CellOf<real> Cell;
@@ -245,7 +245,7 @@ __global__ void step_backward(
     for (int k = 0; k < Cell::gates; k++) d_row[(size_t)k * H] = T(dgates[k]);
 }
 
-// The mirror of step_reset, after the product d_p = d_n W_n (0 past the end, and then nothing changes).
+// The mirror of step_reset, after the product d_p = d_n W_n. Past the end d_p is 0 and nothing changes.
 template <template <typename> class CellOf, typename T>
 __global__ void step_reset_backward(
     const int T_,
@@ -273,8 +273,8 @@ __global__ void step_reset_backward(
     *r = d_now[((size_t)d * B + b) * Cell::gates * H + j] = T(d_r);
 }
 
-// The mirror of step_project, before the product dm = dh' W_hr: the whole derivative by h' moves from dh to dh_steps and
-// dh_now, and dh is left with what passes a sequence that is past its end.
+// The mirror of step_project, before the product dm = dh' W_hr. The complete gradient with respect to h' moves from dh to
+// dh_steps and dh_now. Past the end of a sequence it stays in dh.
 template <typename T>
 __global__ void step_project_backward(
     const int T_,
@@ -294,11 +294,11 @@ __global__ void step_project_backward(
     const int j = pos.j, b = pos.b, d = pos.d;
     if (!pos.inside) return;
     const size_t index = ((size_t)d * B + b) * P + j;
-    real whole = real(0);
+    real complete = real(0);
     if (!(lengths && pos.t >= lengths[b])) {
-        whole = dh[index];
-        if (doutput) whole += real(doutput[((size_t)pos.t * B + b) * gridDim.z * P + (size_t)d * P + j]);
+        complete = dh[index];
+        if (doutput) complete += real(doutput[((size_t)pos.t * B + b) * gridDim.z * P + (size_t)d * P + j]);
         dh[index] = real(0);
     }
-    dh_steps[(((size_t)d * T_ + pos.t) * B + b) * P + j] = dh_now[index] = T(whole);
+    dh_steps[(((size_t)d * T_ + pos.t) * B + b) * P + j] = dh_now[index] = T(complete);
 }

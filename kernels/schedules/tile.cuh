@@ -1,8 +1,8 @@
-// What schedules without tensor cores share: the recurrent weights that a thread keeps, and where it is.
+// What schedules without tensor cores share: a thread's recurrent weights, and its position in a tile of sequences.
 
 #include "words.cuh"
 
-// ---- four weights side by side, as few registers as they fill
+// ---- four neighbouring weights in as few registers as possible
 
 template <typename T> struct Vec4;
 
@@ -13,7 +13,8 @@ template <> struct Vec4<float> {
     static DEVICE void pin(type& w) {}
 };
 
-// Widened weights would not fit: without this the compiler widens all of them once, before the time loop.
+// Weights of 16 bits are converted to float where they are used. `pin` hides their value from the compiler: it would otherwise
+// convert all of them once, before the time loop, and they would not fit into registers.
 template <typename T> struct Vec4Of16 {
     typedef uint2 type;
     static DEVICE type pack(T a, T b, T c, T d) { return make_uint2(::pack(a, b), ::pack(c, d)); }
@@ -31,13 +32,14 @@ template <> struct Vec4<__half> : Vec4Of16<__half> {};
 template <> struct Vec4<__nv_bfloat16> : Vec4Of16<__nv_bfloat16> {};
 #endif
 
-// Numbers `stride` apart, of which only `there` exist, the rest is 0. aligned: where they lie side by side, all at once.
+// Four numbers, `stride` apart. Only the first `count` exist, the others are 0. aligned: they are neighbours and start at a
+// multiple of their size, so that one load reads them.
 template <typename T>
-DEVICE typename Vec4<T>::type load_vec4(const T* __restrict__ from, int stride, int there, bool aligned) {
-    if (aligned && there > 0) return *(const typename Vec4<T>::type*)from;
+DEVICE typename Vec4<T>::type load_vec4(const T* __restrict__ from, int stride, int count, bool aligned) {
+    if (aligned && count > 0) return *(const typename Vec4<T>::type*)from;
     T w[4];
 #pragma unroll
-    for (int i = 0; i < 4; i++) w[i] = i < there ? from[i * stride] : T(0.0f);
+    for (int i = 0; i < 4; i++) w[i] = i < count ? from[i * stride] : T(0.0f);
     return Vec4<T>::pack(w[0], w[1], w[2], w[3]);
 }
 
@@ -47,15 +49,15 @@ template <typename T, int G, int KS, int KREG, int R, int THREADS>
 struct Weights {
     typedef typename Vec4<T>::type vec4;
     static constexpr int in_registers = KREG / 4, in_shared = (KS - KREG) / 4;
-    static constexpr int chains = G * R >= 4 ? 1 : 4;  // sums that do not wait for one another
+    static constexpr int chains = G * R >= 4 ? 1 : 4;  // independent sums of one product, to hide latency
 
     vec4 registers[G][in_registers > 0 ? in_registers : 1];
     vec4* shared;  // [G, in_shared, THREADS]
 
-    // fetch(thread, g, k): four weights of a thread from its column k on. Each thread fetches what is near to what its
-    // neighbours fetch, and for whom it may be. Weights come into registers by way of `staging` [8, THREADS], which may be
-    // anybody's memory until this returns: loaded directly, all addresses would be computed ahead, and there is no room for
-    // them beside the weights.
+    // fetch(thread, g, k) returns four weights of a thread, from its column k on. Loads are coalesced: a thread may fetch weights
+    // that another thread will hold. Weights pass through `staging` [8, THREADS] on their way into registers: for direct loads
+    // the compiler would compute all addresses first, and they do not fit beside the weights. `staging` may overlap anything
+    // that is written after this returns.
     template <bool ROWS, typename Fetch>
     DEVICE void load(vec4* staging, vec4* memory, Fetch fetch) {
 #pragma unroll
@@ -79,8 +81,8 @@ struct Weights {
         shared = memory + threadIdx.x;
     }
 
-    // to [count, THREADS] = fetch(thread, q). ROWS: a thread's weights lie side by side, and a warp fetches 4 fours for each
-    // of 8 threads; else neighbours' weights do.
+    // to [count, THREADS] = fetch(thread, q). ROWS: a thread's weights are neighbours in memory, and a warp fetches 4 vectors for
+    // each of 8 threads. Otherwise the weights of neighbouring threads are neighbours.
     template <bool ROWS, typename Fetch>
     DEVICE static void copy_to_shared(vec4* to, int count, Fetch fetch) {
         const int lane = threadIdx.x % 32, steps = ROWS ? (count + 3) / 4 * 4 : count;
@@ -100,7 +102,7 @@ struct Weights {
         sum[3 % chains] += w.w * x.w;
     }
 
-    // out[g][r]: this slice's part of row g times the numbers operand(g, r), in shared memory.
+    // out[g][r]: this slice's columns of row g times the numbers at operand(g, r) in shared memory.
     template <typename Operand>
     DEVICE void multiply(float (&out)[G][R], Operand operand) {
         float sum[G][R][chains] = {};
@@ -133,8 +135,8 @@ struct Weights {
         }
     }
 
-    // The transposed product, where a four is four columns of one row: out[r], four sums over this thread's rows of the
-    // weights times the numbers operand(r).
+    // The transposed product, where a vector holds four columns of one row. out[r]: four sums over this thread's rows, of weights
+    // times the numbers at operand(r).
     template <typename Operand>
     DEVICE void multiply_transposed(float4 (&out)[R], Operand operand) {
         static_assert(G == 1 && in_registers % 4 == 0 && in_shared % 4 == 0, "one set of rows, in fours");
@@ -172,17 +174,17 @@ struct Weights {
     DEVICE static float pick(float4 x, int i) { return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w; }
 };
 
-// ---- where a thread is: unit j, slice s, and of the tile's sequences those that it owns, r = s, s + S, ...
+// ---- a thread's position: unit j, slice s, and the sequences of the tile that it owns, r = s, s + S, ...
 
 template <int HP, int S, int R>
 struct TilePosition {
     static constexpr int rows = R, slices = S, per_thread = (R + S - 1) / S;
     int j, s, d, count, longest;
     bool reversed;
-    int sequence[per_thread];   // its sequence, or -1
-    int length[per_thread];  // its length
+    int sequence[per_thread];  // index in the batch, or -1
+    int length[per_thread];    // 0 where there is none
 
-    // tile, d: which tile of which direction; unit: the first of the thread block's.
+    // unit: the first one of the thread block.
     DEVICE TilePosition(int T_, int B, int H, int tile, int unit, int d_, int reverse, const int* lengths, const int* order) {
         j = unit + threadIdx.x % HP;
         s = threadIdx.x / HP;

@@ -47,11 +47,11 @@ DEVICE void time_loop_forward(
 
         for (int step = 0; step < T_; step++) {
             const int t = pos.reversed ? T_ - 1 - step : step;
-            const bool active = t < pos.longest;  // all of the group alike
+            const bool active = t < pos.longest;  // the same in all threads of the group
             const bool sends = active && (pos.reversed ? t > 0 : t + 1 < pos.longest);
             if (active) {
 #pragma unroll
-                for (int k = 0; k < Position::per_thread; k++) {  // asked for before the others' h comes
+                for (int k = 0; k < Position::per_thread; k++) {  // in flight while the block waits for h
                     const bool valid = t < pos.length[k];
                     const T* row = gates + (((size_t)d * T_ + t) * B + (valid ? pos.sequence[k] : 0)) * W * H + j;
 #pragma unroll
@@ -76,7 +76,7 @@ DEVICE void time_loop_forward(
                     h_old[k] = float(T(h_new));  // the state is what is stored
                     if (Cell::states == 2) c_old[k] = c_new;
                 }
-                if (sends) product.send(channel, pos, k, h_old[k]);  // first of all: the others wait for it
+                if (sends) product.send(channel, pos, k, h_old[k]);  // before anything is stored: the other blocks wait for it
             }
             if (sends) channel.next();
 #pragma unroll
@@ -100,7 +100,7 @@ DEVICE void time_loop_forward(
     }
 }
 
-// What a step back reads of one number: asked for while the step before still waits.
+// What a backward step reads for one unit of one sequence. It is prefetched, in flight while the step before it waits.
 template <typename Cell>
 struct Saved {
     float gates[Cell::saved_blocks + 1], h, c, doutput;
@@ -150,7 +150,7 @@ DEVICE void time_loop_backward(
         prefetch(T_ - 1);
         for (int step = T_ - 1; step >= 0; step--) {
             const int t = pos.reversed ? T_ - 1 - step : step;
-            const bool active = t < pos.longest;  // all of the group alike
+            const bool active = t < pos.longest;  // the same in all threads of the group
             float dgates[Position::per_thread][Cell::preactivations];
 #pragma unroll
             for (int k = 0; k < Position::per_thread; k++) {

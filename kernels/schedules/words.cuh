@@ -1,4 +1,4 @@
-// 16-bit numbers two to a word, the first below; and two neighbours in memory.
+// Two 16-bit numbers in a word, the first in its lower half; and two neighbours in memory, read or written together.
 
 #if __has_include(<cuda_fp16.h>)
 DEVICE unsigned pack(__half a, __half b) { return __half_as_ushort(a) | (unsigned)__half_as_ushort(b) << 16; }
