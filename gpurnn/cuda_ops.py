@@ -60,7 +60,7 @@ def kernel_names(dtypes=tuple(C_NAMES), cells=CELLS):
         names += [("loss.cu", f"cross_entropy_{way}<{real}>") for way in ("forward", "backward")]
         kernels = ("sgd", "rmsprop", "adam", "norm_partial", "scale_grads")
         names += [("optimize.cu", f"{kernel}<{real}>") for kernel in kernels]
-    return [*names, ("step.cu", "step_done"), ("optimize.cu", "norm_finish"), ("dropout.cu", "keep_mask")]
+    return [*names, ("step.cu", "step_done"), ("optimize.cu", "norm_finish"), ("dropout.cu", "dropout_mask")]
 
 
 def way_name(work, way):
@@ -333,7 +333,7 @@ class CudaOps(Ops):
         keep = self.xp.empty(N, np.bool_)
         threshold = rng.keep_threshold(rate)
         self.kernels.launch(
-            "dropout.cu", "keep_mask", (), (-(-N // 512),), (128,), N, seed, layer & 0xFFFFFFFF, call & 0xFFFFFFFF,
+            "dropout.cu", "dropout_mask", (), (-(-N // 512),), (128,), N, seed, layer & 0xFFFFFFFF, call & 0xFFFFFFFF,
             threshold, keep,
         )  # fmt: skip
         return keep.reshape(shape)

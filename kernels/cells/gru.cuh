@@ -36,8 +36,8 @@ struct GruCell {
 //     n = tanh(ax_n + W_n p + b_hn)
 //     h' = (1 - z) n + z h
 //
-// Saves r z n, and p beside them. `reset` overwrites the pre-activations of r and z, the gates of the first product, with r and z. In the
-// backward pass `backward` leaves r in d[0] for `reset_backward`, which runs after the product d_p = d_n W_n.
+// Saves r z n, and p beside them. r and z are the gates of the first product; `reset` overwrites their pre-activations with
+// them. In the backward pass `backward` leaves r in d[0] for `reset_backward`, which runs after the product d_p = d_n W_n.
 
 template <typename real>
 struct GruOriginal {

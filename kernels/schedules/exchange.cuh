@@ -92,7 +92,7 @@ struct Exchange : Poller {
 // received everything before it. So nobody reads the other half any more, and the thread empties its words there.
 //
 // Nobody finds an old number in an emptied slot: the thread fences after it has emptied its words and before it sends again,
-// and a receiver fences before it enters that half, after it has seen a word that was sent behind the first fence.
+// and a receiver fences before it enters that half, after it has seen a word that was sent after the first fence.
 
 template <int SENT>
 struct Ring : Poller {
