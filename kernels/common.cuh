@@ -8,10 +8,10 @@
 //     V  vocabulary / classes
 //
 // Gates are in the order of PyTorch and cuDNN: LSTM i f g o; GRU r z n.
-// Arrays are C-contiguous and time-major, [T, B, ...]: the rightmost index changes fastest. d + name is the gradient of the loss
-// with respect to it: dh, dgates, dx. `real` is the compute type, float or double.
-// "aligned": the array starts at a multiple of 16 bytes, so that one instruction reads or writes several numbers. Each launch
-// checks it.
+// Arrays are C-contiguous and time-major, [T, B, ...]: the rightmost index changes fastest. d + name is the gradient of the
+// loss with respect to it: dh, dgates, dx. `real` is the compute type, float or double.
+// "aligned": the array starts at a multiple of 16 bytes, so that one instruction reads or writes several numbers. Each
+// launch checks it.
 //
 // CuPy compiles with -ftz=true: float numbers below 2^-126 are flushed to zero, unlike in NumPy.
 //
@@ -32,8 +32,8 @@ using std::tanh;
 
 // ---- types
 //
-// Compute<T>::real is the type that T is computed in: float for half and bfloat16, otherwise T. A CUDA installation without the
-// headers of the 16-bit types still compiles the other types.
+// Compute<T>::real is the type that T is computed in: float for half and bfloat16, otherwise T. A CUDA installation without
+// the headers of the 16-bit types still compiles the other types.
 
 #ifdef __CUDACC__
 #if __has_include(<cuda_fp16.h>)
@@ -64,15 +64,15 @@ DEVICE float reciprocal(float x) {
 }
 DEVICE double reciprocal(double x) { return 1.0 / x; }
 
-// sigmoid(x) = 1 / (1 + exp(-x)), exact to 4 last places however small it is. (1 + tanh(x / 2)) / 2 is not: from x = -12 on it
-// is the difference of two numbers that are nearly equal. An exp that overflows gives 0.
+// sigmoid(x) = 1 / (1 + exp(-x)), exact to 4 last places however small it is. (1 + tanh(x / 2)) / 2 is not: from x = -12 on
+// it is the difference of two numbers that are nearly equal. An exp that overflows gives 0.
 template <typename real>
 DEVICE real sigmoid(real x) {
     return reciprocal(real(1) + exp(-x));
 }
 
-// As exact as y where y is small. Where y is close to 1 it has lost what is below its own last place, and so has 1 - y: to store
-// 1 - y as well would cost more instructions in each gate than this is worth.
+// As exact as y where y is small. Where y is close to 1 it has lost what is below its own last place, and so has 1 - y: to
+// store 1 - y as well would cost more instructions in each gate than this is worth.
 template <typename real>
 DEVICE real dsigmoid(real y) {
     return y * (real(1) - y);

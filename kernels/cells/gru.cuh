@@ -8,7 +8,8 @@
 
 template <typename real>
 struct GruCell {
-    static constexpr int gates = 3, states = 1, saved_blocks = 4, preactivations = 4, first_product_gates = 0, separate_input_gate = 1;
+    static constexpr int gates = 3, states = 1, saved_blocks = 4, preactivations = 4;
+    static constexpr int first_product_gates = 0, separate_input_gate = 1;
 
     DEVICE static void forward(const real* ax, const real* ah, real h, real c, real* saved, real& h_new, real& c_new) {
         const real r = saved[0] = sigmoid(ax[0] + ah[0]);

@@ -8,7 +8,8 @@
 
 template <typename real>
 struct LstmCell {
-    static constexpr int gates = 4, states = 2, saved_blocks = 4, preactivations = 4, first_product_gates = 0, separate_input_gate = 0;
+    static constexpr int gates = 4, states = 2, saved_blocks = 4, preactivations = 4;
+    static constexpr int first_product_gates = 0, separate_input_gate = 0;
 
     DEVICE static void forward(const real* ax, const real* ah, real h, real c, real* saved, real& h_new, real& c_new) {
         const real i = saved[0] = sigmoid(ax[0] + ah[0]);

@@ -6,7 +6,8 @@
 
 template <typename real, bool RELU>
 struct RnnCell {
-    static constexpr int gates = 1, states = 1, saved_blocks = 0, preactivations = 1, first_product_gates = 0, separate_input_gate = 0;
+    static constexpr int gates = 1, states = 1, saved_blocks = 0, preactivations = 1;
+    static constexpr int first_product_gates = 0, separate_input_gate = 0;
 
     DEVICE static void forward(const real* ax, const real* ah, real h, real c, real* saved, real& h_new, real& c_new) {
         const real a = ax[0] + ah[0];

@@ -62,7 +62,8 @@ struct Inputs {
         }
     }
 
-    // Adds the products with every S-th four of x, from s on, to this slice's sums; SEPARATE: those of the last gate go to `separate`.
+    // Adds the products with every S-th four of x, from s on, to this slice's sums; SEPARATE: those of the last gate go to
+    // `separate`.
     template <int SEPARATE>
     DEVICE void multiply(float (&part)[G][R], float (&separate)[R], const float* x_shared, int j, int s) const {
 #pragma unroll 1

@@ -21,7 +21,8 @@
 #include "tensor.cuh"
 #include "../cells/all.cuh"
 
-// A lane's part of a tile whose rows are units j and j + 1 (rows l/4 and l/4 + 8), from column k on: words one(unit, column).
+// A lane's part of a tile whose rows are units j and j + 1 (rows l/4 and l/4 + 8), from column k on: words one(unit,
+// column).
 template <typename T, typename One>
 DEVICE uint4 tile_of(int j, int k, One one) {
     const int second_half = k + Fragment<T>::K / 2;

@@ -9,8 +9,8 @@ struct Poller {
 
     DEVICE Poller(int poll_limit_, int* failed_) : poll_limit(poll_limit_), failed(failed_), timed_out(false) {}
 
-    // Polls until everything that is missing has arrived. Each poll is load(k) and then arrived(k), for all bits k of `missing`:
-    // the loads are in flight together.
+    // Polls until everything that is missing has arrived. Each poll is load(k) and then arrived(k), for all bits k of
+    // `missing`: the loads are in flight together.
     template <int COUNT, typename Load, typename Arrived>
     DEVICE void wait(unsigned missing, Load load, Arrived arrived) {
         for (int polls = 0; missing; polls++) {
@@ -33,8 +33,9 @@ struct Poller {
 
 // ---- words of 64 bits: a number and its epoch
 //
-// Two slots alternate. A block sends epoch n + 1 only after it has received all of epoch n. The senders of epoch n had received
-// all of n - 1 by then, so nobody reads that slot any more. Epochs continue from launch to launch and never repeat.
+// Two slots alternate. A block sends epoch n + 1 only after it has received all of epoch n. The senders of epoch n had
+// received all of n - 1 by then, so nobody reads that slot any more. Epochs continue from launch to launch and never
+// repeat.
 
 struct Exchange : Poller {
     unsigned long long* words;  // [2, size] of this group

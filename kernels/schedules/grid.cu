@@ -1,22 +1,23 @@
 // Schedule `grid`: a group of thread blocks runs the whole time loop of R sequences of one direction. Each block owns U
-// units, their recurrent weights and their c. The blocks exchange numbers through L2 once a step: forward the new h, backward
-// each block's part of dh.
+// units, their recurrent weights and their c. The blocks exchange numbers through L2 once a step: forward the new h,
+// backward each block's part of dh.
 //
 //     grid_forward<LstmCell, float, 8, 1024, 32, 32, 1>      U 8, KP 1024, S 32, KREG 32, R 1
 //     grid_backward<LstmCell, float, 8, 1024, 1, 32, 1>      U 8, KP 1024, S 1, KREG 32, R 1
 //
 //     U     units of a block, a power of two; a group is gridDim.y blocks
 //     KP    H rounded up to a multiple of 128
-//     S     slices. Forward, of the columns: a thread has one unit and one slice, U x S threads. Backward, of the block's G U
-//           rows: a thread has 4 columns and one slice, KP / 4 x S threads
+//     S     slices. Forward, of the columns: a thread has one unit and one slice, U x S threads. Backward, of the block's
+//           G U rows: a thread has 4 columns and one slice, KP / 4 x S threads
 //     KREG  weights in registers. Forward: columns of a thread, a multiple of 4. Backward: rows of its 4 columns
 //     R     sequences of a tile, a power of two
 //
-// A group works on one tile after another: tiles blockIdx.z, blockIdx.z + gridDim.z, ... of direction blockIdx.x. All blocks of
-// a launch must run at the same time (a cooperative launch). Groups do not wait for one another. The blocks of a group, two or
-// more, lie along y: CuPy silently shrinks a cooperative grid that is 1 along y and z.
+// A group works on one tile after another: tiles blockIdx.z, blockIdx.z + gridDim.z, ... of direction blockIdx.x. All
+// blocks of a launch must run at the same time (a cooperative launch). Groups do not wait for one another. The blocks of a
+// group, two or more, lie along y: CuPy silently shrinks a cooperative grid that is 1 along y and z.
 //
-// step.cu explains the arrays and what happens past the end of a sequence, block.cu explains `order`. Sums have a fixed order.
+// step.cu explains the arrays and what happens past the end of a sequence, block.cu explains `order`. Sums have a fixed
+// order.
 
 #include "../common.cuh"
 #include "tile.cuh"
@@ -37,7 +38,7 @@ DEVICE float sum_over_lanes(float x) {
 template <int G, typename T, int U, int KP, int S, int KREG, int R>
 struct Gathered {
     static constexpr int KS = KP / S, threads = U * S, lanes = U < 32 ? U : 32;
-    static constexpr int P = threads / (U < 32 ? 32 : U);  // sums that remain of the slices, after those within a warp are added
+    static constexpr int P = threads / (U < 32 ? 32 : U);  // sums of the slices, after a warp has added its own
     static constexpr int row_size = S * (KS + 4);          // 4 numbers between slices avoid bank conflicts
     typedef Weights<T, G, KS, KREG, R, threads> ThreadWeights;
     ThreadWeights weights;
@@ -109,7 +110,7 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
     float* c,                           // [D, T+1 or 2, B, H]  likewise; or null where the cell has none
     T* __restrict__ output,             // [T, B, D*H]
     const unsigned epoch,               // neither it nor the next tiles * T epochs occur in `words` yet
-    const int poll_limit,                 // of one wait
+    const int poll_limit,               // of one wait
     unsigned long long* words,          // [groups, 2, H*R]
     int* failed)                        // [1]
 {
@@ -118,12 +119,12 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
     const int unit = blockIdx.y * U, d = blockIdx.x;
     Product product(memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
     Exchange channel(words, d * gridDim.z + blockIdx.z, R * H, epoch, poll_limit, failed);
-    time_loop_forward<CellOf, T, TilePosition<U, S, R>>(T_, B, H, W, unit, reverse, save, lengths, order, bias_ih, bias_hh, gates, h,
-                                           c, output, channel, product);
+    time_loop_forward<CellOf, T, TilePosition<U, S, R>>(T_, B, H, W, unit, reverse, save, lengths, order, bias_ih, bias_hh,
+                                                        gates, h, c, output, channel, product);
 }
 
-// ---- backward: a block multiplies its rows by its dgates, which gives its part of dh for all units. The block that owns a unit
-// adds up the parts.
+// ---- backward: a block multiplies its rows by its dgates, which gives its part of dh for all units. The block that owns a
+// unit adds up the parts.
 
 template <int G, typename T, int U, int KP, int S, int KREG, int R>
 struct Scattered {
@@ -221,6 +222,7 @@ __global__ void __launch_bounds__(KP / 4 * S, 1) grid_backward(
     const int unit = blockIdx.y * U, d = blockIdx.x, N = gridDim.y;
     Product product(memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
     Exchange channel(words, d * gridDim.z + blockIdx.z, N * N * R * U, epoch, poll_limit, failed);
-    time_loop_backward<CellOf, T, TilePosition<U, Product::threads / U, R>>(T_, B, H, W, unit, reverse, lengths, order, gates, h, c,
-                                                               doutput, dh, dc, channel, product);
+    typedef TilePosition<U, Product::threads / U, R> Position;
+    time_loop_backward<CellOf, T, Position>(T_, B, H, W, unit, reverse, lengths, order, gates, h, c, doutput, dh, dc,
+                                            channel, product);
 }

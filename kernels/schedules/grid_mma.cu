@@ -1,6 +1,6 @@
-// Schedule `grid` on tensor cores, for 16-bit storage and for float as tf32: a group of thread blocks runs the whole time loop
-// of R sequences of one direction. Each block owns U units, their recurrent weights and their c. The blocks exchange numbers
-// through L2 once a step: forward the new h, backward dgates.
+// Schedule `grid` on tensor cores, for 16-bit storage and for float as tf32: a group of thread blocks runs the whole time
+// loop of R sequences of one direction. Each block owns U units, their recurrent weights and their c. The blocks exchange
+// numbers through L2 once a step: forward the new h, backward dgates.
 //
 //     grid_mma_forward<LstmCell, __half, 16, 768, 24, 8, 1>      U 16, KP 768, HELD 24, R 8, P 1
 //
@@ -10,10 +10,11 @@
 //     R     sequences of a tile, a power of two up to 16; they are columns of a product that has 8 or 16
 //     P     blocks that share a multiprocessor, 1 or 2. Two belong to different groups: one computes while the other waits
 //
-// A product is W h (forward; its rows are the block's gates) or W^T dgates (backward; its rows are the block's units). The 8
-// warps share its columns, and each warp waits only for the numbers of its own columns. These lie in L2 in the order in which
-// a lane needs them, two neighbouring 16-bit numbers in a word, so that they go from L2 through registers into the tensor
-// cores. The warps' sums are added up through shared memory, in a fixed order. Groups, tiles and arrays are as in grid.cu.
+// A product is W h (forward; its rows are the block's gates) or W^T dgates (backward; its rows are the block's units). The
+// 8 warps share its columns, and each warp waits only for the numbers of its own columns. These lie in L2 in the order in
+// which a lane needs them, two neighbouring 16-bit numbers in a word, so that they go from L2 through registers into the
+// tensor cores. The warps' sums are added up through shared memory, in a fixed order. Groups, tiles and arrays are as in
+// grid.cu.
 
 #include "../common.cuh"
 #include "tile.cuh"
@@ -26,9 +27,9 @@ constexpr int WARPS = 8, THREADS = 32 * WARPS;
 
 // ---- M rows by 16 K columns of weights, times 16 K numbers of R sequences; K is a multiple of WARPS
 //
-// A group is 16 columns, and a warp has K / WARPS neighbouring groups. Of a group, lane l loads the 4 numbers from 4 (l%4) on of
-// the sequence in column l/4, in words of one tf32 or two 16-bit numbers. Two words make a fragment of B. The tensor cores
-// take them for other rows of B than they are; that is right, as the columns of A are in the same order.
+// A group is 16 columns, and a warp has K / WARPS neighbouring groups. Of a group, lane l loads the 4 numbers from 4 (l%4)
+// on of the sequence in column l/4, in words of one tf32 or two 16-bit numbers. Two words make a fragment of B. The tensor
+// cores take them for other rows of B than they are; that is right, as the columns of A are in the same order.
 template <typename T, int M, int K, int HELD, int R, int P>
 struct WarpProduct {
     static constexpr int N = (R + 7) / 8, MT = (M + 15) / 16, KT = K / WARPS;
@@ -59,16 +60,16 @@ struct WarpProduct {
         __syncthreads();
     }
 
-    // Which sequence of the tile is in a column, and the reverse. Two sequences that a warp sums together are 4 columns apart,
-    // to avoid bank conflicts.
+    // Which sequence of the tile is in a column, and the reverse. Two sequences that a warp sums together are 4 columns
+    // apart, to avoid bank conflicts.
     DEVICE static int sequence(int column) { return column % 4 * 2 + column / 4; }
     DEVICE static int column(int r) { return r / 8 * 8 + r % 2 * 4 + r % 8 / 2; }
 
     // Where number k of a group, of sequence r, lies in a slot.
     DEVICE static int offset(int group, int r, int k) { return ((group * N + r / 8) * 8 + column(r) % 8) * 16 + k; }
 
-    // sums = the product with what the other blocks send for the first `sequences` of the tile. units(group): how many numbers
-    // of a group exist.
+    // sums = the product with what the other blocks send for the first `sequences` of the tile. units(group): how many
+    // numbers of a group exist.
     template <typename Channel, typename Units>
     DEVICE void receive(Channel& channel, int sequences, Units units) {
 #pragma unroll
@@ -145,8 +146,8 @@ struct WarpProduct {
         return sum;
     }
 
-    // Sends x of this thread's k-th sequence as the thread's i-th word: number pos.j, counted from the beginning of `group`. All
-    // lanes of a warp call this together.
+    // Sends x of this thread's k-th sequence as the thread's i-th word: number pos.j, counted from the beginning of
+    // `group`. All lanes of a warp call this together.
     template <typename Channel, typename Position>
     DEVICE static void send(Channel& channel, const Position& pos, int k, int i, int group, float x) {
         const int number = offset(group + pos.j / 16, pos.s + k * Position::slices, pos.j % 16);
@@ -207,7 +208,7 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
     T* h,                               // [D, T+1, B, H]  in: the first slot; out: the others
     float* c,                           // [D, T+1 or 2, B, H]  likewise; or null where the cell has none
     T* __restrict__ output,             // [T, B, D*H]
-    const int poll_limit,                 // of one wait
+    const int poll_limit,               // of one wait
     unsigned* words,                    // [groups, 32, slot] of WarpProduct, aligned; all bits set
     int* failed)                        // [1]
 {
@@ -218,7 +219,7 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
     typedef TilePosition<U, THREADS / U, R> Position;
     Ring<Position::per_thread> channel(words, d * gridDim.z + blockIdx.z, product.inner.slot_words, poll_limit, failed);
     time_loop_forward<CellOf, T, Position>(T_, B, H, W, unit, reverse, save, lengths, order, bias_ih, bias_hh, gates, h, c,
-                                   output, channel, product);
+                                           output, channel, product);
 }
 
 // ---- backward: the mirror. The rows are the block's units, the columns are the rows of W_hh, gate by gate.
@@ -282,6 +283,6 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_backward(
     typedef TilePosition<U, THREADS / U, R> Position;
     constexpr int words_sent = Position::per_thread * CellOf<float>::gates;
     Ring<words_sent> channel(words, d * gridDim.z + blockIdx.z, product.inner.slot_words, poll_limit, failed);
-    time_loop_backward<CellOf, T, Position>(T_, B, H, W, unit, reverse, lengths, order, gates, h, c, doutput, dh, dc, channel,
-                                    product);
+    time_loop_backward<CellOf, T, Position>(T_, B, H, W, unit, reverse, lengths, order, gates, h, c, doutput, dh, dc,
+                                            channel, product);
 }

@@ -9,9 +9,9 @@
 // that follow. Direction d (blockIdx.z) runs backwards in time if bit d of `reverse` is set. States have one slot more than
 // there are timesteps: a forward direction reads slot t and writes t + 1, a reverse one reads t + 1 and writes t.
 //
-// gates [D, T, B, W*H] is overwritten in place. Forward reads ax = W_ih x from the first G blocks of a row and writes what the
-// cell saves. Backward reads that and writes dgates, the gradients with respect to the pre-activations. What a GEMM reads is
-// in a separate array at the same address in every step: h_now, p_now, d_now, dh_now.
+// gates [D, T, B, W*H] is overwritten in place. Forward reads ax = W_ih x from the first G blocks of a row and writes what
+// the cell saves. Backward reads that and writes dgates, the gradients with respect to the pre-activations. What a GEMM
+// reads is in a separate array at the same address in every step: h_now, p_now, d_now, dh_now.
 //
 // Past the end of a sequence (t >= lengths[b]) the state is held, h' = h and c' = c, the output is 0, and gradients pass
 // unchanged.
@@ -119,8 +119,8 @@ __global__ void step_forward(
     }
 }
 
-// The part of a step before a cell's second product (the original GRU): p = r h. It is saved in the block after the gates. Past
-// the end of a sequence p is 0.
+// The part of a step before a cell's second product (the original GRU): p = r h. It is saved in the block after the gates.
+// Past the end of a sequence p is 0.
 template <template <typename> class CellOf, typename T>
 __global__ void step_reset(
     const int T_,
@@ -196,8 +196,8 @@ __global__ void step_project(
 
 // ---- backward
 //
-// dh is left with the part that does not pass through W_hh; the GEMM that follows adds dgates W_hh. Timesteps are counted from
-// the last one.
+// dh is left with the part that does not pass through W_hh; the GEMM that follows adds dgates W_hh. Timesteps are counted
+// from the last one.
 
 template <template <typename> class CellOf, typename T>
 __global__ void step_backward(

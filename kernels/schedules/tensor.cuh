@@ -1,5 +1,5 @@
-// What tensor cores multiply: fragments of matrices that a warp holds together (PTX ISA, mma.m16n8k16 and m16n8k8), from sm_80
-// on. float is multiplied as tf32, its mantissa rounded to 10 bits.
+// What tensor cores multiply: fragments of matrices that a warp holds together (PTX ISA, mma.m16n8k16 and m16n8k8), from
+// sm_80 on. float is multiplied as tf32, its mantissa rounded to 10 bits.
 //
 //     A (16 x K, uint4)   B (K x 8, uint2)   C (16 x 8, float[4]):  C += A B,   K = 16, for tf32 8
 //
@@ -81,8 +81,8 @@ struct Fragments {
     uint4 registers[HELD > 0 ? HELD : 1];
     uint4* shared;  // [TILES - HELD, THREADS]
 
-    // fetch(tile) returns this lane's part of a tile. Weights pass through `staging` [8, THREADS] on their way into registers;
-    // Weights::load in tile.cuh says why. `staging` may overlap anything that is written after this returns.
+    // fetch(tile) returns this lane's part of a tile. Weights pass through `staging` [8, THREADS] on their way into
+    // registers; Weights::load in tile.cuh says why. `staging` may overlap anything that is written after this returns.
     template <typename Fetch>
     DEVICE void load(uint4* staging, uint4* memory, Fetch fetch) {
         staging += threadIdx.x;

@@ -13,8 +13,8 @@ template <> struct Vec4<float> {
     static DEVICE void pin(type& w) {}
 };
 
-// Weights of 16 bits are converted to float where they are used. `pin` hides their value from the compiler: it would otherwise
-// convert all of them once, before the time loop, and they would not fit into registers.
+// Weights of 16 bits are converted to float where they are used. `pin` hides their value from the compiler: it would
+// otherwise convert all of them once, before the time loop, and they would not fit into registers.
 template <typename T> struct Vec4Of16 {
     typedef uint2 type;
     static DEVICE type pack(T a, T b, T c, T d) { return make_uint2(::pack(a, b), ::pack(c, d)); }
@@ -54,10 +54,10 @@ struct Weights {
     vec4 registers[G][in_registers > 0 ? in_registers : 1];
     vec4* shared;  // [G, in_shared, THREADS]
 
-    // fetch(thread, g, k) returns four weights of a thread, from its column k on. Loads are coalesced: a thread may fetch weights
-    // that another thread will hold. Weights pass through `staging` [8, THREADS] on their way into registers: for direct loads
-    // the compiler would compute all addresses first, and they do not fit beside the weights. `staging` may overlap anything
-    // that is written after this returns.
+    // fetch(thread, g, k) returns four weights of a thread, from its column k on. Loads are coalesced: a thread may fetch
+    // weights that another thread will hold. Weights pass through `staging` [8, THREADS] on their way into registers: for
+    // direct loads the compiler would compute all addresses first, and they do not fit beside the weights. `staging` may
+    // overlap anything that is written after this returns.
     template <bool ROWS, typename Fetch>
     DEVICE void load(vec4* staging, vec4* memory, Fetch fetch) {
 #pragma unroll
@@ -81,8 +81,8 @@ struct Weights {
         shared = memory + threadIdx.x;
     }
 
-    // to [count, THREADS] = fetch(thread, q). ROWS: a thread's weights are neighbours in memory, and a warp fetches 4 vectors for
-    // each of 8 threads. Otherwise the weights of neighbouring threads are neighbours.
+    // to [count, THREADS] = fetch(thread, q). ROWS: a thread's weights are neighbours in memory, and a warp fetches 4
+    // vectors for each of 8 threads. Otherwise the weights of neighbouring threads are neighbours.
     template <bool ROWS, typename Fetch>
     DEVICE static void copy_to_shared(vec4* to, int count, Fetch fetch) {
         const int lane = threadIdx.x % 32, steps = ROWS ? (count + 3) / 4 * 4 : count;
@@ -135,8 +135,8 @@ struct Weights {
         }
     }
 
-    // The transposed product, where a vector holds four columns of one row. out[r]: four sums over this thread's rows, of weights
-    // times the numbers at operand(r).
+    // The transposed product, where a vector holds four columns of one row. out[r]: four sums over this thread's rows, of
+    // weights times the numbers at operand(r).
     template <typename Operand>
     DEVICE void multiply_transposed(float4 (&out)[R], Operand operand) {
         static_assert(G == 1 && in_registers % 4 == 0 && in_shared % 4 == 0, "one set of rows, in fours");
@@ -185,7 +185,9 @@ struct TilePosition {
     int length[per_thread];    // 0 where there is none
 
     // unit: the first one of the thread block.
-    DEVICE TilePosition(int T_, int B, int H, int tile, int unit, int d_, int reverse, const int* lengths, const int* order) {
+    DEVICE TilePosition(
+        int T_, int B, int H, int tile, int unit, int d_, int reverse, const int* lengths, const int* order)
+    {
         j = unit + threadIdx.x % HP;
         s = threadIdx.x / HP;
         d = d_;

@@ -1,5 +1,6 @@
-// The time loop of the schedules that spread the weights over thread blocks: what a thread does for its own unit and sequences,
-// and when it waits. `Product` decides how the matrix product is computed and how its operand reaches this block:
+// The time loop of the schedules that spread the weights over thread blocks: what a thread does for its own unit and
+// sequences, and when it waits. `Product` decides how the matrix product is computed and how its operand reaches this
+// block:
 //
 //     forward    send       sends an h to all blocks
 //                receive    receives what all blocks have sent
@@ -76,7 +77,7 @@ DEVICE void time_loop_forward(
                     h_old[k] = float(T(h_new));  // the state is what is stored
                     if (Cell::states == 2) c_old[k] = c_new;
                 }
-                if (sends) product.send(channel, pos, k, h_old[k]);  // before anything is stored: the other blocks wait for it
+                if (sends) product.send(channel, pos, k, h_old[k]);  // before any store: the others wait for it
             }
             if (sends) channel.next();
 #pragma unroll
@@ -119,14 +120,16 @@ DEVICE void time_loop_backward(
     for (int tile = blockIdx.z; tile * R < B; tile += gridDim.z) {
         const Position pos(T_, B, H, tile, unit, d, reverse, lengths, order);
         const int j = pos.j;
-        float dh_now[Position::per_thread], dc_now[Position::per_thread], h_new[Position::per_thread], c_new[Position::per_thread];
+        float dh_now[Position::per_thread], dc_now[Position::per_thread];
+        float h_new[Position::per_thread], c_new[Position::per_thread];
         Saved<Cell> saved[Position::per_thread];
         auto prefetch = [&](int step) {
             const int t = pos.reversed ? T_ - 1 - step : step;
 #pragma unroll
             for (int k = 0; k < Position::per_thread; k++) {
                 if (pos.sequence[k] < 0) continue;
-                const size_t old_index = ((size_t)d * (T_ + 1) + (pos.reversed ? t + 1 : t)) * slot + (size_t)pos.sequence[k] * H + j;
+                const size_t old_slot = (size_t)d * (T_ + 1) + (pos.reversed ? t + 1 : t);
+                const size_t old_index = old_slot * slot + (size_t)pos.sequence[k] * H + j;
                 saved[k].h = float(h[old_index]);
                 if (has_c) saved[k].c = c[old_index];
                 if (t >= pos.length[k]) continue;
@@ -158,7 +161,8 @@ DEVICE void time_loop_backward(
                 for (int g = 0; g < Cell::preactivations; g++) dgates[k][g] = 0.0f;
                 if (pos.sequence[k] >= 0 && t < pos.length[k]) {
                     dh_now[k] += saved[k].doutput;
-                    Cell::backward(saved[k].gates, saved[k].h, saved[k].c, h_new[k], c_new[k], dh_now[k], dc_now[k], dgates[k]);
+                    Cell::backward(saved[k].gates, saved[k].h, saved[k].c, h_new[k], c_new[k], dh_now[k], dc_now[k],
+                                   dgates[k]);
                 }
                 h_new[k] = saved[k].h;
                 c_new[k] = saved[k].c;

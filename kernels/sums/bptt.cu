@@ -4,7 +4,8 @@
 //
 // in a fixed order. Each sum has one owner, so two runs give equal bits. Rows are added in double, as N may be a million.
 //
-// Stage 1: the rows are cut into chunks. A block adds 32 columns of one chunk: 8 sums, each of every 8th row, then these in order.
+// Stage 1: the rows are cut into chunks. A block adds 32 columns of one chunk: 8 sums, each of every 8th row, then these in
+// order.
 // Stage 2: one thread for each column adds the chunks in order.
 //
 // The number of chunks depends on N only, so every GPU gives the same bits.

@@ -1,9 +1,9 @@
 // The gradient of an embedding table: grad[ids[n]] += d[n], in a fixed order.
 //
 // The host sorts the ids (stably), so that equal ids form runs. Each thread has one feature. A block takes a chunk of CHUNK
-// sorted ids and adds up each run in order. A run inside one chunk is added to the table at once. A run that crosses a border
-// leaves its pieces in `partial`; the second kernel's thread for the chunk in which the run begins adds them in order. So every
-// sum has one owner, however frequent an id is. Sums are in double.
+// sorted ids and adds up each run in order. A run inside one chunk is added to the table at once. A run that crosses a
+// border leaves its pieces in `partial`; the second kernel's thread for the chunk in which the run begins adds them in
+// order. So every sum has one owner, however frequent an id is. Sums are in double.
 
 #include "../common.cuh"
 

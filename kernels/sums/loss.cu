@@ -4,8 +4,8 @@
 //     loss = log(total) - (1 - s) (z[label] - highest) - s mean(z - highest)
 //     dz = scale (exp(z - highest) / total - (1 - s) [v = label] - s / V)
 //
-// Only the rows that count are visited. A block of THREADS computes one row: forward reads it twice (the second time from cache),
-// backward once. Sums over V are in double and in a fixed order, first within each thread, then by a tree.
+// Only the rows that count are visited. A block of THREADS computes one row: forward reads it twice (the second time from
+// cache), backward once. Sums over V are in double and in a fixed order, first within each thread, then by a tree.
 
 #include "../common.cuh"
 

@@ -1,11 +1,11 @@
 // The optimisers' update of a parameter: of one number, or on a CPU of a vector. gpurnn/optim.py has the same in array code,
 // operation by operation.
 //
-// A file that includes this defines mul, add, subtract, quotient and root first. optimize.cu rounds after each of them, so that
-// a GPU gives the bits of the array code; a CPU may fuse a product with a sum.
+// A file that includes this defines mul, add, subtract, quotient and root first. optimize.cu rounds after each of them, so
+// that a GPU gives the bits of the array code; a CPU may fuse a product with a sum.
 //
-// Python computes the scalars, such as 1 - beta, in the order of Optimizer._scalars. A state that an optimiser does not use may
-// be any number.
+// Python computes the scalars, such as 1 - beta, in the order of Optimizer._scalars. A state that an optimiser does not use
+// may be any number.
 
 // decay * average + (1 - decay) * value
 template <typename V>
