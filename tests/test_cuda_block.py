@@ -262,9 +262,10 @@ def test_two_runs_give_equal_bits():
 
 SYNC = "__syncthreads();"
 MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
-    "no barrier behind the sums": ("lstm", f": separate[r];\n            }}\n            {SYNC}", ": separate[r];\n }"),
+    "no barrier behind the sums": ("lstm", f": separate[r];\n                }}\n            }}\n            {SYNC}",
+                                 ": separate[r]; } }"),
     "no barrier behind h": ("lstm", f"T(saved[g]);\n            }}\n        }}\n        {SYNC}", "T(saved[g]); } }"),
-    "no barrier behind d": ("gru", f"// all of the tile alike\n        {SYNC}", ""),
+    "no barrier behind d": ("gru", f"// the same in all threads\n        {SYNC}", ""),
     "no barrier behind the sums, back": ("gru", f"HP + j] = sum;\n        }}\n        {SYNC}", "HP + j] = sum; }"),
     "a slice left out": ("lstm", "slice = 0; slice < S; slice++) ah[g]", "slice = 1; slice < S; slice++) ah[g]"),
     "sums of another unit": ("gru", "sum += partial_sums[(slice * R + r) * HP + j]", "sum += partial_sums[(slice * R + r) * HP + 1]"),

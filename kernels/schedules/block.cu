@@ -1,44 +1,44 @@
 // Schedule `block`: one thread block runs the whole time loop of R sequences of one direction. It waits for no other block.
 //
-// The recurrent weights are loaded once and stay on the chip, in registers as far as KREG says, the rest in shared memory;
-// c, dh and dc never leave registers. Kernels are named by cell, storage and tile:
+// The recurrent weights are loaded once and stay on the chip: KREG columns of each thread in registers, the others in shared
+// memory. c, dh and dc never leave registers. Kernels are named by cell, storage and tile:
 //
 //     block_forward<LstmCell, float, 128, 2, 48, 1, 0>     HP 128, S 2, KREG 48, R 1, IP 0
 //
 //     HP  H rounded up to a multiple of 32; units past H are zeros and are never stored
 //     S   slices of a product's sum; thread (j, s) of HP x S has unit j's weights for the columns of slice s
-//     KREG columns of a slice that stand in registers, a multiple of 4
+//     KREG columns of a slice in registers, a multiple of 4
 //     R   sequences of a tile
-//     IP  I rounded up to a multiple of 4, where the product with W_ih is made here; 0: ax comes ready in gates
+//     IP  I rounded up to a multiple of 4, if this kernel multiplies W_ih x itself; 0: `gates` holds ax
 //
 // Cell::separate_input_gate: whether the last gate takes W_ih x and W_hh h separately; otherwise only their sum matters.
 //
 // A step has two barriers: after the sums of the slices, and after what the next product reads.
 //
-// Arrays, and sequences past their end, are as in step.cu. order [B] says which sequence stands where, so that a tile's
-// sequences end together; past the longest one of a tile there is no product.
+// step.cu explains the arrays and what happens past the end of a sequence. order [B] sorts the sequences by length, so that
+// a tile's sequences end together; past the longest one of a tile there is no product.
 
 #include "../common.cuh"
 #include "tile.cuh"
 #include "../cells/all.cuh"
 
-// ---- the input's part of a step: W_ih x in shared memory, x a step ahead
+// ---- the input: W_ih in shared memory, x loaded a step ahead
 
 template <typename T, int G, int HP, int S, int R, int IP>
 struct Inputs {
     typedef typename Vec4<T>::type vec4;
-    static constexpr int X = IP / 4, threads = HP * S, each = (R * IP + threads - 1) / threads;
+    static constexpr int X = IP / 4, threads = HP * S, per_thread = (R * IP + threads - 1) / threads;
 
-    const T* from[each];  // what this thread fetches of x at t = 0, or null
-    float next[each];
-    const vec4* weights;  // [G, X, HP]
-    size_t step;          // from one t to the next
+    const T* from[per_thread];  // the numbers of x at t = 0 that this thread loads, or null
+    float next[per_thread];
+    const vec4* weights;        // [G, X, HP]
+    size_t step;                // from one t to the next
 
     DEVICE Inputs(int I, int H, int B, int first, const T* x, const int* order, vec4* memory, const T* W_ih) {
         step = (size_t)B * I;
         weights = memory;
 #pragma unroll
-        for (int e = 0; e < each; e++) {
+        for (int e = 0; e < per_thread; e++) {
             const int k = threadIdx.x + e * threads, rank = first + k / IP, i = k % IP;
             const bool valid = k < R * IP && rank < B && i < I;
             from[e] = valid ? x + (size_t)(order ? order[rank] : rank) * I + i : nullptr;
@@ -51,18 +51,18 @@ struct Inputs {
 
     DEVICE void prefetch(int t) {
 #pragma unroll
-        for (int e = 0; e < each; e++) next[e] = from[e] ? float(from[e][t * step]) : 0.0f;
+        for (int e = 0; e < per_thread; e++) next[e] = from[e] ? float(from[e][t * step]) : 0.0f;
     }
 
     DEVICE void commit(float* x_shared) const {
 #pragma unroll
-        for (int e = 0; e < each; e++) {
+        for (int e = 0; e < per_thread; e++) {
             const int k = threadIdx.x + e * threads;
             if (k < R * IP) x_shared[k] = next[e];
         }
     }
 
-    // Adds the products with every S-th four of x, from s on, to this slice's sums; SEPARATE: those of the last gate go to
+    // Adds the products with the vectors s, s + S, ... of x to this slice's sums. SEPARATE: those of the last gate go to
     // `separate`.
     template <int SEPARATE>
     DEVICE void multiply(float (&part)[G][R], float (&separate)[R], const float* x_shared, int j, int s) const {
@@ -83,7 +83,7 @@ struct Inputs {
 };
 
 template <typename T, int G, int HP, int S, int R>
-struct Inputs<T, G, HP, S, R, 0> {  // ax comes ready
+struct Inputs<T, G, HP, S, R, 0> {  // `gates` holds ax
     template <typename... Any> DEVICE Inputs(Any...) {}
     DEVICE void prefetch(int) {}
     DEVICE void commit(float*) const {}
@@ -115,15 +115,15 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
 {
     typedef CellOf<float> Cell;
     constexpr int G = Cell::gates, KS = HP / S, threads = HP * S;
-    constexpr int SUMS = G + (IP ? Cell::separate_input_gate : 0);  // the last one for W_ih x of the gate that needs it separately
+    constexpr int SUMS = G + (IP ? Cell::separate_input_gate : 0);  // the last one: W_ih x of the separate gate
     typedef Weights<T, G, KS, KREG, R, threads> ThreadWeights;
     typedef Inputs<T, G, HP, S, R, IP> Input;
     typedef TilePosition<HP, S, R> Position;
     extern __shared__ float4 memory[];
-    float* h_shared = (float*)memory;                                 // [R, HP]: h
-    float* partial_sums = h_shared + R * HP;                                 // [S, SUMS, R, HP]: sums of the slices
-    float* x_shared = partial_sums + S * SUMS * R * HP;                    // [R, IP]: x
-    auto* w_ih_shared = (typename ThreadWeights::vec4*)(x_shared + R * IP);        // [G, IP / 4, HP]: W_ih
+    float* h_shared = (float*)memory;                                        // [R, HP]
+    float* partial_sums = h_shared + R * HP;                                 // [S, SUMS, R, HP]
+    float* x_shared = partial_sums + S * SUMS * R * HP;                      // [R, IP]
+    auto* w_ih_shared = (typename ThreadWeights::vec4*)(x_shared + R * IP);  // [G, IP / 4, HP]
     auto* w_hh_shared = w_ih_shared + G * IP / 4 * HP;
 
     const Position pos(T_, B, H, blockIdx.x, 0, blockIdx.z, reverse, lengths, order);
@@ -178,7 +178,9 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
 #pragma unroll
             for (int r = 0; r < R; r++) {
 #pragma unroll
-                for (int g = 0; g < SUMS; g++) partial_sums[((s * SUMS + g) * R + r) * HP + j] = g < G ? part[g % G][r] : separate[r];
+                for (int g = 0; g < SUMS; g++) {
+                    partial_sums[((s * SUMS + g) * R + r) * HP + j] = g < G ? part[g % G][r] : separate[r];
+                }
             }
             __syncthreads();
         }
@@ -223,7 +225,7 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
     }
 }
 
-// ---- backward: its mirror. Here thread (j, s) has the column j of W_hh, for the rows of slice s.
+// ---- backward: the mirror. Thread (j, s) has column j of W_hh, the rows of slice s.
 
 template <template <typename> class CellOf, typename T, int HP, int S, int KREG, int R>
 __global__ void __launch_bounds__(HP * S, 1) block_backward(
@@ -247,8 +249,8 @@ __global__ void __launch_bounds__(HP * S, 1) block_backward(
     typedef Weights<T, G, KS, KREG, R, threads> ThreadWeights;
     typedef TilePosition<HP, S, R> Position;
     extern __shared__ float4 memory[];
-    float* d_shared = (float*)memory;             // [R, G, HP]: d
-    float* partial_sums = d_shared + R * G * HP;         // [S, R, HP]: sums of the slices
+    float* d_shared = (float*)memory;             // [R, G, HP]: dgates
+    float* partial_sums = d_shared + R * G * HP;  // [S, R, HP]
     auto* w_hh_shared = (typename ThreadWeights::vec4*)(partial_sums + S * R * HP);
 
     const Position pos(T_, B, H, blockIdx.x, 0, blockIdx.z, reverse, lengths, order);
@@ -299,7 +301,7 @@ __global__ void __launch_bounds__(HP * S, 1) block_backward(
 #pragma unroll
             for (int g = 0; g < G; g++) d_shared[((s + k * S) * G + g) * HP + j] = float(T(dgates[g]));
         }
-        if (t >= pos.longest) continue;  // all of the tile alike
+        if (t >= pos.longest) continue;  // the same in all threads
         __syncthreads();
         float part[G][R];
         weights.multiply(part, [&](int g, int r) { return (const float4*)(d_shared + (r * G + g) * HP + s * KS); });

@@ -4,40 +4,40 @@
 //     block_mma_forward<LstmCell, __half, 128, 32, 1, 0, true>     HP 128, HELD 32, N 1, IP 0, EVEN
 //
 //     HP    H rounded up to a multiple of 32; warp w of HP / 16 owns units 16 w .. 16 w + 15
-//     HELD  tiles of 16 x K weights (tensor.cuh) that a warp holds in registers; the rest stands in shared memory
-//     N     groups of 8 sequences that go through a tile together
-//     IP    I rounded up to a multiple of K, where the product with W_ih is made here: x is more columns beside h, W_ih more
-//           tiles; 0: ax comes ready in gates
+//     HELD  tiles of 16 x K weights (tensor.cuh) that a warp holds in registers; the others are in shared memory
+//     N     groups of 8 sequences that share each tile
+//     IP    I rounded up to a multiple of K, if this kernel multiplies W_ih x itself: x adds columns to h, W_ih adds tiles;
+//           0: `gates` holds ax
 //     EVEN  whether H is even, so that neighbours are loaded and stored together
 //
-// A product is W h (forward) or W^T d (backward) with 8 sequences as columns, all gates of a unit in one lane: what a lane
-// gets out of the tensor cores it needs itself. Lane l has units 16 w + 2 (l/4) + 0, 1 of sequences 2 (l%4) + 0, 1 of each
-// group, so rows l/4 and l/4 + 8 of a tile stand for neighbouring units. c, dh, dc stay in registers. What the product
-// reads has two buffers, and a step one barrier. Arrays, and sequences past their end, are as in step.cu; order as in
-// block.cu.
+// A product is W h (forward) or W^T dgates (backward) with 8 sequences as columns. All gates of a unit are in one lane, so
+// a lane computes the cell from its own sums. Lane l has units 16 w + 2 (l/4) + 0, 1 of sequences 2 (l%4) + 0, 1 of each
+// group: rows l/4 and l/4 + 8 of a tile are neighbouring units. c, dh, dc stay in registers. The operand of the product has
+// two buffers, so a step needs one barrier. step.cu explains the arrays and what happens past the end of a sequence,
+// block.cu explains `order`.
 
 #include "../common.cuh"
 #include "words.cuh"
 #include "tensor.cuh"
 #include "../cells/all.cuh"
 
-// A lane's part of a tile whose rows are units j and j + 1 (rows l/4 and l/4 + 8), from column k on: words one(unit,
-// column).
-template <typename T, typename One>
-DEVICE uint4 tile_of(int j, int k, One one) {
+// A lane's part of a tile from column k on, whose rows l/4 and l/4 + 8 are units j and j + 1. weights(unit, column) is one
+// word.
+template <typename T, typename Weights>
+DEVICE uint4 tile_of(int j, int k, Weights weights) {
     const int second_half = k + Fragment<T>::K / 2;
-    return make_uint4(one(j, k), one(j + 1, k), one(j, second_half), one(j + 1, second_half));
+    return make_uint4(weights(j, k), weights(j + 1, k), weights(j, second_half), weights(j + 1, second_half));
 }
 
-// ---- where a lane is: units j, j + 1 of two sequences of each group
+// ---- a lane's position: units j and j + 1 of two sequences of each group
 
 template <int N, bool EVEN>
 struct LanePosition {
     static constexpr int per_thread = 2 * N;
     int lane, j, d, longest;
     bool reversed;
-    int sequence[per_thread];   // its sequences, or -1
-    int length[per_thread];  // their lengths, 0 where there is none
+    int sequence[per_thread];  // index in the batch, or -1
+    int length[per_thread];    // 0 where there is none
 
     DEVICE LanePosition(int T_, int B, int H, int reverse, const int* lengths, const int* order) {
         lane = threadIdx.x % 32;
@@ -60,13 +60,13 @@ struct LanePosition {
         }
     }
 
-    // Where sequence n stands in the tile.
+    // The column of sequence n in the tile.
     DEVICE int column(int n) const { return n / 2 * 8 + lane % 4 * 2 + n % 2; }
 
-    // Whether unit j + u is inside, where unit j is.
+    // Whether unit j + u exists, given that unit j does.
     DEVICE bool has(int u, int H) const { return EVEN || u == 0 || j + 1 < H; }
 
-    // Two neighbours' numbers; the second is 0, or not stored, past H.
+    // The numbers of both units. Past H the second is loaded as 0 and not stored.
     template <typename T>
     DEVICE float2 load_pair(const T* from, int H) const {
         if (EVEN) return ::load_pair(from);
@@ -83,19 +83,19 @@ struct LanePosition {
     }
 };
 
-// ---- the input, a step ahead: COLUMNS numbers of each sequence of a tile on their way into shared memory
+// ---- the input: x, COLUMNS numbers of each sequence of a tile, loaded a step ahead
 
 template <typename T, int COLUMNS, int ROWS, int THREADS>
 struct InputPrefetch {
-    static constexpr int each = (ROWS * COLUMNS + THREADS - 1) / THREADS;
-    const T* from[each];  // what this thread fetches of x at t = 0, or null
-    T next[each];
+    static constexpr int per_thread = (ROWS * COLUMNS + THREADS - 1) / THREADS;
+    const T* from[per_thread];  // the numbers of x at t = 0 that this thread loads, or null
+    T next[per_thread];
     size_t step;  // from one t to the next
 
     DEVICE InputPrefetch(int I, int B, const T* x, const int* order) {
         step = (size_t)B * I;
 #pragma unroll
-        for (int e = 0; e < each; e++) {
+        for (int e = 0; e < per_thread; e++) {
             const int k = threadIdx.x + e * THREADS, rank = blockIdx.x * ROWS + k / COLUMNS, i = k % COLUMNS;
             const bool valid = k < ROWS * COLUMNS && rank < B && i < I;
             from[e] = valid ? x + (size_t)(order ? order[rank] : rank) * I + i : nullptr;
@@ -104,13 +104,13 @@ struct InputPrefetch {
 
     DEVICE void prefetch(int t) {
 #pragma unroll
-        for (int e = 0; e < each; e++) next[e] = from[e] ? from[e][t * step] : T(0.0f);
+        for (int e = 0; e < per_thread; e++) next[e] = from[e] ? from[e][t * step] : T(0.0f);
     }
 
-    // to: where the first row's numbers belong; stride: from one row to the next.
+    // to: the first row; stride: from one row to the next.
     DEVICE void commit(T* to, int stride) const {
 #pragma unroll
-        for (int e = 0; e < each; e++) {
+        for (int e = 0; e < per_thread; e++) {
             const int k = threadIdx.x + e * THREADS;
             if (k < ROWS * COLUMNS) store_operand(to + k / COLUMNS * stride + k % COLUMNS, next[e]);
         }
@@ -118,7 +118,7 @@ struct InputPrefetch {
 };
 
 template <typename T, int ROWS, int THREADS>
-struct InputPrefetch<T, 0, ROWS, THREADS> {  // ax comes ready
+struct InputPrefetch<T, 0, ROWS, THREADS> {  // `gates` holds ax
     DEVICE InputPrefetch(int, int, const T*, const int*) {}
     DEVICE void prefetch(int) {}
     DEVICE void commit(T*, int) const {}
@@ -151,10 +151,10 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
     constexpr int K = Fragment<T>::K, P = Fragment<T>::P, ROW = Fragment<T>::row;
     constexpr int G = Cell::gates, KT = HP / K, XT = IP / K, threads = HP * 2, x_columns = (XT + 1) / 2 * 2 * K;
     constexpr int stride = HP + x_columns + ROW, buffer_size = 8 * N * stride;
-    constexpr int SUMS = G + (IP ? Cell::separate_input_gate : 0);  // the last one for W_ih x of the gate that needs it separately
-    constexpr int chains = G == 1 ? 4 : 1;  // sums that do not wait for one another
+    constexpr int SUMS = G + (IP ? Cell::separate_input_gate : 0);  // the last one: W_ih x of the separate gate
+    constexpr int chains = G == 1 ? 4 : 1;  // independent sums of one product, to hide latency
     extern __shared__ uint4 memory[];
-    T* hx_shared = (T*)memory;  // [2, 8 N, stride]: h, x; the 16 bytes between rows keep their reading free of bank conflicts
+    T* hx_shared = (T*)memory;  // [2, 8 N, stride]: h, x; 16 bytes between rows avoid bank conflicts
     const LanePosition<N, EVEN> pos(T_, B, H, reverse, lengths, order);
     const int j = pos.j, lane = pos.lane, D = gridDim.z;
     const T* W_hh = weight_hh + (size_t)pos.d * G * H * H;
@@ -197,7 +197,9 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
         }
     }
 #pragma unroll
-    for (int n = 0; n < Position::per_thread; n++) store_operands(hx_shared + pos.column(n) * stride + j, h_old[0][n], h_old[1][n]);
+    for (int n = 0; n < Position::per_thread; n++) {
+        store_operands(hx_shared + pos.column(n) * stride + j, h_old[0][n], h_old[1][n]);
+    }
     InputPrefetch<T, x_columns, 8 * N, threads> input(I, B, x, order);
     if (T_) {
         input.prefetch(pos.reversed ? T_ - 1 : 0);
@@ -218,7 +220,9 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
                 const bool valid = t < pos.length[n];
                 const T* row = gates + (((size_t)pos.d * T_ + t) * B + (valid ? pos.sequence[n] : 0)) * W * H + j;
 #pragma unroll
-                for (int g = 0; g < G; g++) ax[n][g] = valid ? pos.load_pair(row + (size_t)g * H, H) : make_float2(0.0f, 0.0f);
+                for (int g = 0; g < G; g++) {
+                    ax[n][g] = valid ? pos.load_pair(row + (size_t)g * H, H) : make_float2(0.0f, 0.0f);
+                }
             }
 #pragma unroll
             for (int k = 0; k < KT + XT; k += 2) {
@@ -231,11 +235,11 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
                 for (int g = 0; g < G; g++) {
                     const int to = k >= KT && g == G - 1 ? SUMS - 1 : g;
                     const bool last = k + 1 == KT + XT;
-                    const uint4 weight = weights.get(k * G + g), next_weight = weights.get((last ? k : k + 1) * G + g);
+                    const uint4 weight = weights.get(k * G + g), next = weights.get((last ? k : k + 1) * G + g);
 #pragma unroll
                     for (int m = 0; m < N; m++) {
                         mma(sum[m][to][k % chains], weight, make_uint2(operand[m].x, operand[m].y), T());
-                        if (!last) mma(sum[m][to][(k + 1) % chains], next_weight, make_uint2(operand[m].z, operand[m].w), T());
+                        if (!last) mma(sum[m][to][(k + 1) % chains], next, make_uint2(operand[m].z, operand[m].w), T());
                     }
                 }
             }
@@ -263,8 +267,8 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
             }
             store_operands(writes + pos.column(n) * stride + j, h_old[0][n], h_old[1][n]);
             if (pos.sequence[n] < 0) continue;
-            pos.store_pair(output + ((size_t)t * B + pos.sequence[n]) * D * H + (size_t)pos.d * H + j, live ? h_old[0][n] : 0.0f,
-                   live ? h_old[1][n] : 0.0f, H);
+            pos.store_pair(output + ((size_t)t * B + pos.sequence[n]) * D * H + (size_t)pos.d * H + j,
+                           live ? h_old[0][n] : 0.0f, live ? h_old[1][n] : 0.0f, H);
             const size_t i = (size_t)pos.sequence[n] * H + j;
             if (save || step == T_ - 1) {
                 const size_t new_index = ((size_t)pos.d * (T_ + 1) + (pos.reversed ? t : t + 1)) * slot + i;
@@ -278,7 +282,9 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
             if (save && live) {
                 T* row = gates + (((size_t)pos.d * T_ + t) * B + pos.sequence[n]) * W * H + j;
 #pragma unroll
-                for (int g = 0; g < Cell::saved_blocks; g++) pos.store_pair(row + (size_t)g * H, saved[0][g], saved[1][g], H);
+                for (int g = 0; g < Cell::saved_blocks; g++) {
+                    pos.store_pair(row + (size_t)g * H, saved[0][g], saved[1][g], H);
+                }
             }
         }
         if (step + 1 < T_) input.commit(writes + HP, stride);
@@ -286,7 +292,7 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
     }
 }
 
-// ---- backward: its mirror. A tile's rows are columns of W_hh, its columns K rows of one gate.
+// ---- backward: the mirror. A tile's rows are columns of W_hh, its columns are K rows of one gate.
 
 template <template <typename> class CellOf, typename T, int HP, int HELD, int N, bool EVEN>
 __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
@@ -309,7 +315,7 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
     constexpr int K = Fragment<T>::K, P = Fragment<T>::P, ROW = Fragment<T>::row;
     constexpr int G = Cell::gates, KT = G * HP / K, threads = HP * 2, stride = G * HP + ROW, buffer_size = 8 * N * stride;
     extern __shared__ uint4 memory[];
-    T* d_shared = (T*)memory;  // [2, 8 N, stride]: d
+    T* d_shared = (T*)memory;  // [2, 8 N, stride]: dgates
     const LanePosition<N, EVEN> pos(T_, B, H, reverse, lengths, order);
     const int j = pos.j, lane = pos.lane, D = gridDim.z;
     const T* W_hh = weight_hh + (size_t)pos.d * G * H * H;
@@ -369,7 +375,9 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
                     }
                 }
 #pragma unroll
-                for (int g = 0; g < Cell::preactivations; g++) pos.store_pair(row + (size_t)g * H, dgates[0][g], dgates[1][g], H);
+                for (int g = 0; g < Cell::preactivations; g++) {
+                    pos.store_pair(row + (size_t)g * H, dgates[0][g], dgates[1][g], H);
+                }
             }
 #pragma unroll
             for (int g = 0; g < G; g++) {
@@ -377,7 +385,7 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
             }
         }
         __syncthreads();
-        if (t >= pos.longest) continue;  // all of the block alike
+        if (t >= pos.longest) continue;  // the same in all threads
         float sum[N][4][4] = {};
 #pragma unroll
         for (int k = 0; k < KT; k += 2) {
