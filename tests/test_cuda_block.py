@@ -268,7 +268,7 @@ MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
     "no barrier behind d": ("gru", f"// the same in all threads\n        {SYNC}", ""),
     "no barrier behind the sums, back": ("gru", f"HP + j] = sum;\n        }}\n        {SYNC}", "HP + j] = sum; }"),
     "a slice left out": ("lstm", "slice = 0; slice < S; slice++) ah[g]", "slice = 1; slice < S; slice++) ah[g]"),
-    "sums of another unit": ("gru", "sum += partial_sums[(slice * R + r) * HP + j]", "sum += partial_sums[(slice * R + r) * HP + 1]"),
+    "sums of another unit": ("gru", "partial_sums[(slice * R + r) * HP + j]", "partial_sums[(slice * R + r) * HP + 1]"),
     "columns of another slice": ("lstm", "column = thread / HP * KS + k", "column = (S - 1 - thread / HP) * KS + k"),
     "weights not transposed": ("rnn tanh", "row) * H + column, H, column", "column) * H + row, 1, column"),
     "units past H": ("rnn relu", "rank < B && j < H", "rank < B"),
