@@ -1,4 +1,4 @@
-// What the exchange of schedule grid (kernels/exchange.cuh) costs by itself: `gpurnn bench probe`, measurement `ring`. All
+// What the exchange of schedule grid (exchange.cuh) costs by itself: `gpurnn bench probe`, measurement `ring`. All
 // blocks of a group send a part of a slot and receive all of it, with the very waits and loads of grid_mma.cu, and compute
 // nothing.
 //

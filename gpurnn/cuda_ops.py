@@ -1,9 +1,9 @@
 """CudaOps: what a hand-written kernel makes faster than the generic code of ``Ops``.
 
-The time loop runs by a schedule of schedules.py. ``step``: between two launches of a fused kernel (kernels/step.cu)
+The time loop runs by a schedule of schedules.py. ``step``: between two launches of a fused kernel (kernels/schedules/step.cu)
 stands the GEMM with the recurrent weights, and nothing else; where a shape comes back, the loop is recorded as a CUDA
 graph of up to 64 timesteps over fixed arrays and replayed, so that Python is out of it. ``block``, ``grid``: one launch
-walks all of time (kernels/block.cu, block_mma.cu, grid.cu, grid_mma.cu). Both directions of a layer go in the same
+walks all of time (block.cu, block_mma.cu, grid.cu, grid_mma.cu). Both directions of a layer go in the same
 launches.
 
 Everything that touches the GPU goes through a device: ``CupyDevice`` of _device.py, or under test an emulated one.
@@ -676,7 +676,7 @@ class Loop:
 
 
 class Exchange:
-    """Where the blocks of schedule ``grid`` put numbers for one another, on one stream: kernels/exchange.cuh.
+    """Where the blocks of schedule ``grid`` put numbers for one another, on one stream: kernels/schedules/exchange.cuh.
 
     lock: held from ``take`` or ``empty`` until the launch that they are for.
     """
