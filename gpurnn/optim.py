@@ -203,7 +203,7 @@ class Optimizer(NamesArguments):
         raise NotImplementedError
 
     def _scalars(self):
-        """The numbers that ``_kernel`` in kernels/optimise.cu takes, by name; ``_update`` in the same order."""
+        """The numbers that ``_kernel`` in kernels/sums/optimize.cu takes, by name; ``_update`` in the same order."""
         raise NotImplementedError
 
     def _update(self, p, g, a, b, **arrays):

@@ -1,4 +1,4 @@
-// What follows the gradients, for one kind of processor: the optimisers of ../update.cuh, and the global norm. A part of walk.h.
+// What follows the gradients, for one kind of processor: the optimisers of ../sums/update.cuh, and the global norm. A part of walk.h.
 
 template <typename T> INLINE Vec<T> mul(Vec<T> a, Vec<T> b) { return a.v * b.v; }
 template <typename T> INLINE Vec<T> add(Vec<T> a, Vec<T> b) { return a.v + b.v; }
@@ -10,7 +10,7 @@ INLINE Vec<T> root(Vec<T> a) {
     return a;
 }
 
-#include "../update.cuh"
+#include "../sums/update.cuh"
 
 // work(begin, end) on so many threads: parts of N numbers that end where a cache line does.
 template <typename Work>
@@ -124,7 +124,7 @@ void add_squares_any(const void* numbers, ptrdiff_t N, int wide, double* sums, i
         add_squares((const float*)numbers, N, sums, threads);
 }
 
-// keep[4n + k] = word k of philox(counter (n mod 2^32, n div 2^32, layer, call), key seed) >= threshold: ../dropout.cu.
+// keep[4n + k] = word k of philox(counter (n mod 2^32, n div 2^32, layer, call), key seed) >= threshold: ../sums/dropout.cu.
 #if LANES > 16
 // A vector holds a word of 32 bits in each lane of 64; two vectors at once, as each of the ten rounds waits for the one before.
 void keep_mask(ptrdiff_t N, uint64_t seed, unsigned layer, unsigned call, uint64_t threshold, bool* keep, int threads) {
@@ -171,7 +171,7 @@ void keep_mask(ptrdiff_t N, uint64_t seed, unsigned layer, unsigned call, uint64
     });
 }
 #else  // vectors of 128 bits do not multiply 64
-#include "../philox.cuh"
+#include "../sums/philox.cuh"
 
 void keep_mask(ptrdiff_t N, uint64_t seed, unsigned layer, unsigned call, uint64_t threshold, bool* keep, int threads) {
     const ptrdiff_t groups = (N + 3) / 4;

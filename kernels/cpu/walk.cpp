@@ -76,7 +76,7 @@ struct Update {
     int rule;            // 0 Sgd, 1 RmsProp, 2 Adam
     int wide;
     ptrdiff_t N;
-    double scalars[8];   // in the order of the kernel in ../optimise.cu
+    double scalars[8];   // in the order of the kernel in ../sums/optimize.cu
     const void* grads;
     void* params;
     void* arrays[3];     // the optimiser's state, in that order too; null where it does without

@@ -15,9 +15,7 @@
 
 #include "loss.h"
 
-#include "../cells/gru.cuh"
-#include "../cells/lstm.cuh"
-#include "../cells/rnn.cuh"
+#include "../cells/all.cuh"
 
 // ---- one layer and direction
 
@@ -72,8 +70,8 @@ struct Layer {
     typedef Vec<T> V;
     typedef Cell<V> C;
     static constexpr int G = C::gates;
-    static constexpr bool reset = C::ready > 0;       // the original GRU: r acts on h before a second product
-    static constexpr int F = reset ? C::ready : G;    // gates of the first product
+    static constexpr bool reset = C::first_product_gates > 0;       // the original GRU: r acts on h before a second product
+    static constexpr int F = reset ? C::first_product_gates : G;    // gates of the first product
     static constexpr int U = F > 1 ? 1 : 2;
 
     const Pass& pass;
@@ -242,7 +240,7 @@ struct Layer {
                 C::forward(ax, ah, h_before, c_before, keep, h, c);
                 h.store(m + u, n);
                 if (c_to) c.store(c_to + u, n);
-                if (pass.keep) store_each<C::kept>(keep, kept, H, u, n);
+                if (pass.keep) store_each<C::saved_blocks>(keep, kept, H, u, n);
             });
             mine.rows[i] = m;
         }
@@ -278,7 +276,7 @@ struct Layer {
         const int count = mine.active(pass, t), size = (int)mine.sequences.size();
         for (int i = count; i < size; ++i) {
             const int b = mine.sequences[i];
-            std::memset(kept_at(t, b), 0, (size_t)C::leaves * H * sizeof(T));
+            std::memset(kept_at(t, b), 0, (size_t)C::preactivations * H * sizeof(T));
             if (pass.dh_steps) std::memset(at<T>(pass.dh_steps, pass, t, b, P), 0, P * sizeof(T));
         }
         for (int i = 0; i < count; ++i) {
@@ -301,11 +299,11 @@ struct Layer {
             const T* c_new = pass.c ? at<T>(pass.c, pass, new_slot, b, H) : nullptr;
             units(mine, [&](int u, int n) {
                 V keep[4], d[4], by_h = V::load(dm + u, n), by_c(T(0)), h0(T(0)), h1(T(0)), c0(T(0)), c1(T(0));
-                load_each<C::kept>(keep, kept, H, u, n);
+                load_each<C::saved_blocks>(keep, kept, H, u, n);
                 if (c_old) c0 = V::load(c_old + u, n), c1 = V::load(c_new + u, n), by_c = V::load(dc + u, n);
                 else h0 = V::load(h_old + u, n), h1 = V::load(h_new + u, n);
                 C::backward(keep, h0, c0, h1, c1, by_h, by_c, d);
-                store_each<C::leaves>(d, kept, H, u, n);
+                store_each<C::preactivations>(d, kept, H, u, n);
                 if (dc) by_c.store(dc + u, n);
                 if (!pass.weight_hr) by_h.store(dm + u, n);
             });

@@ -1,0 +1,5 @@
+// Every cell. The schedules include this one list.
+
+#include "rnn.cuh"
+#include "lstm.cuh"
+#include "gru.cuh"
