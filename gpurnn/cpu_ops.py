@@ -1,7 +1,7 @@
 """CpuOps: what compiled code does on the CPU in place of array code: the walk through time, products and sums over all
 of it, cross-entropy, dropout masks, the optimisers and the norm of the gradients.
 
-The library ``gpurnn._native`` is kernels/cpu/walk.cpp, the cells of kernels/cells under a schedule for the CPU. It is
+The library ``gpurnn._native`` is kernels/cpu/api.cpp, the cells of kernels/cells under a schedule for the CPU. It is
 built when gpurnn is installed and a C++ compiler is there; without it the backend ``"cpu"`` is ``"numpy"``. float32 and
 float64 of every cell; 16-bit numbers stay array code. Arrays are C-contiguous here.
 
@@ -31,12 +31,12 @@ LEVELS = ("vectors of 128 bits", "AVX2", "AVX-512")
 ISAS = ("baseline", "avx2", "avx512")  # what GPURNN_ISA calls them
 _ROWS = 4  # sequences of a thread, at least: a product with fewer reads the weights for little
 _SMALL = 1 << 14  # multiplications of a product, at most, that NumPy has done before ours is packed
-_SQUARES = 1 << 12  # SQUARES of walk.cpp
-_AHEAD = 48  # AHEAD of walk.h
+_SQUARES = 1 << 12  # SQUARES of api.cpp
+_AHEAD = 48  # AHEAD of time_loop.h
 _UNITS = 64  # units of a thread, at least, in a single step
 _QUOTA = ("/sys/fs/cgroup", "/proc/self/cgroup")
-_INTERFACE = 3  # of gpurnn_native_bytes in walk.cpp
-_MOST = 2**31 - 1  # of an int in walk.cpp
+_INTERFACE = 3  # of gpurnn_native_bytes in api.cpp
+_MOST = 2**31 - 1  # of an int in api.cpp
 _MOST_THREADS = 4096
 _PATIENCE = 0.01  # seconds to wait for memory that is kept: fresh memory takes less than that
 _STRETCH = 256  # arrays after which what was in use is forgotten: some training steps
@@ -47,7 +47,7 @@ _pointer, _stride = ctypes.c_void_p, ctypes.c_ssize_t
 
 
 class _Pass(ctypes.Structure):
-    """``Pass`` of walk.cpp."""
+    """``Pass`` of api.cpp."""
 
     _fields_ = [
         *((name, ctypes.c_int) for name in ("cell", "wide", "T", "B", "I", "H", "P", "reverse", "keep")),
@@ -60,7 +60,7 @@ class _Pass(ctypes.Structure):
 
 
 class _Product(ctypes.Structure):
-    """``Product`` of walk.cpp."""
+    """``Product`` of api.cpp."""
 
     _fields_ = [
         *((name, ctypes.c_int) for name in ("wide", "accumulate")),
@@ -70,7 +70,7 @@ class _Product(ctypes.Structure):
 
 
 class _Update(ctypes.Structure):
-    """``Update`` of walk.cpp."""
+    """``Update`` of api.cpp."""
 
     _fields_ = [
         *((name, ctypes.c_int) for name in ("rule", "wide")),
@@ -82,7 +82,7 @@ class _Update(ctypes.Structure):
 
 
 class _Rows(ctypes.Structure):
-    """``Rows`` of walk.cpp."""
+    """``Rows`` of api.cpp."""
 
     _fields_ = [
         ("wide", ctypes.c_int),
@@ -401,7 +401,7 @@ class CpuOps(HostOps):
         B, H, G, D = work.B, work.H, work.gates, work.directions
 
         def row(outputs, gates=1):
-            """Numbers in a row of products: whole blocks of ``Packed`` in product.h."""
+            """Numbers in a row of products: whole blocks of ``Packed`` in gemm.h."""
             units = lanes if gates > 1 else 2 * lanes
             return -(-outputs // units) * units * gates
 
@@ -605,7 +605,7 @@ class CpuOps(HostOps):
 
 
 def shared_units(kernel, projected, back, H):
-    """How many units threads share in a walk of a single step: those of walk.h's ``by_units``, no thread waiting."""
+    """How many units threads share in a walk of one step: those of time_loop.h's ``by_units``, no thread waiting."""
     return 0 if back or projected or kernel == "GruOriginal" else H
 
 

@@ -1,4 +1,4 @@
-// Softmax cross-entropy over rows of logits, for one kind of processor: what ../loss.cu says, a row at a time. A part of walk.h.
+// Softmax cross-entropy over rows of logits, for one kind of processor: what ../loss.cu says, a row at a time. A part of time_loop.h.
 
 // exp(x) of x <= 0, exact to a last place or two; zero below 2^-126 or 2^-1022; NaN stays NaN.
 //

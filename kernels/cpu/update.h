@@ -1,4 +1,4 @@
-// What follows the gradients, for one kind of processor: the optimisers of ../sums/update.cuh, and the global norm. A part of walk.h.
+// What follows the gradients, for one kind of processor: the optimisers of ../sums/update.cuh, and the global norm. A part of time_loop.h.
 
 template <typename T> INLINE Vec<T> mul(Vec<T> a, Vec<T> b) { return a.v * b.v; }
 template <typename T> INLINE Vec<T> add(Vec<T> a, Vec<T> b) { return a.v + b.v; }

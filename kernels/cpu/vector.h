@@ -1,7 +1,7 @@
 // A vector of numbers that behaves like one number, so that the cells of ../cells/ run on it as they run on a float.
 //
 // Written with the vector extensions of GCC and Clang, which turn into whatever instructions the file is compiled for. LANES
-// and SUMS are set by walk.cpp: bytes of a vector register, and how many registers a product may use for its sums.
+// and SUMS are set by api.cpp: bytes of a vector register, and how many registers a product may use for its sums.
 
 #ifndef INLINE
 // A vector never crosses a call: what takes or returns one is always inlined. GCC 12 clears the upper part of the vector

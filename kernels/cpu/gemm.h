@@ -1,4 +1,4 @@
-// Products of matrices on the CPU, and sums over rows, for one kind of processor: a part of walk.h.
+// Products of matrices on the CPU, and sums over rows, for one kind of processor: a part of time_loop.h.
 //
 // NumPy's BLAS would do as well, but for its threads: they go on looking for work for milliseconds, on the processors that the
 // walk needs. Sums run over k in one order, whatever the threads, and but for a few rows

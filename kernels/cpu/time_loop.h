@@ -1,4 +1,4 @@
-// The walk through time of one layer on the CPU, for one kind of processor: walk.cpp includes this text once for each.
+// The walk through time of one layer on the CPU, for one kind of processor: api.cpp includes this text once for each.
 //
 // A thread walks all of time for its own sequences, so that threads never wait for one another. A step is one product with the
 // recurrent weights, packed in the order in which the product reads them, and one pass of the cell over the units; the products
@@ -7,7 +7,7 @@
 
 #include "vector.h"
 
-#include "product.h"
+#include "gemm.h"
 
 #include "../common.cuh"
 
