@@ -182,9 +182,9 @@ void matmul(const Product& job, int threads) {
     Packed<T, 1, 2> B((int)N, (int)K);
     B.from = (const T*)job.B, B.n_stride = job.b_column, B.k_stride = job.b_row;
     B.once = M <= FEW && job.a_column == 1 && job.b_row == 1 && K <= some;
-    Lines<T> values(B.size());
+    AlignedBuffer<T> values(B.size());
     B.values = values.begin();
-    Meeting packed(threads);
+    Barrier packed(threads);
     on_threads(threads, [&](int thread) {
         for (int block = thread; block < B.blocks && !B.once; block += threads) B.pack(block);
         packed.wait();

@@ -22,119 +22,123 @@
 
 namespace {
 
-// Room for numbers that begins where a cache line does. Not touched before it is used: its pages go to whoever fills it.
+constexpr size_t CACHE_LINE = 64;  // bytes, on x86-64 and most ARM processors
+
+// Uninitialized memory that starts on a cache line. Nothing touches it here, so that the system places each page near the
+// thread that writes it first.
 template <typename T>
-class Lines {
+class AlignedBuffer {
     std::unique_ptr<T[]> memory;
 
 public:
-    explicit Lines(size_t size = 0) : memory(new T[size + 64 / sizeof(T)]) {}
-    T* begin() const { return (T*)(((uintptr_t)memory.get() + 63) / 64 * 64); }
+    explicit AlignedBuffer(size_t size = 0) : memory(new T[size + CACHE_LINE / sizeof(T)]) {}
+    T* begin() const { return (T*)(((uintptr_t)memory.get() + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE); }
 };
 
-// Where threads wait for one another, once.
-class Meeting {
+// Each of `threads` threads waits here, once, until all of them have arrived.
+class Barrier {
     std::atomic<int> missing;
 
 public:
-    explicit Meeting(int threads) : missing(threads) {}
+    explicit Barrier(int threads) : missing(threads) {}
     void wait() {
         missing.fetch_sub(1, std::memory_order_acq_rel);
         while (missing.load(std::memory_order_acquire) > 0) std::this_thread::yield();
     }
 };
 
-// Which processor this thread is on, and how it leaves that one where another thread of the process works on it, too. The system
-// often begins a new thread beside its parent, and may leave it there for longer than a whole walk takes.
+// The system often starts a thread on its parent's processor, and may leave it there for longer than a whole time loop takes.
+// These functions tell a thread where it runs, and move it off a processor.
 #ifdef __linux__
-int processor() { return sched_getcpu(); }
-int process() { return (int)getpid(); }
+int current_processor() { return sched_getcpu(); }
+int current_process() { return (int)getpid(); }
 
-void leave(int processor) {
-    cpu_set_t some;
-    if (processor < 0 || sched_getaffinity(process(), sizeof some, &some) || CPU_COUNT(&some) < 2) return;
-    CPU_CLR(processor, &some);
-    sched_setaffinity(0, sizeof some, &some);
+void leave_processor(int processor) {
+    cpu_set_t allowed;
+    if (processor < 0 || sched_getaffinity(current_process(), sizeof allowed, &allowed) || CPU_COUNT(&allowed) < 2) return;
+    CPU_CLR(processor, &allowed);
+    sched_setaffinity(0, sizeof allowed, &allowed);
 }
 #else
-int processor() { return -1; }
+int current_processor() { return -1; }
 #ifdef _WIN32
-int process() { return 0; }
+int current_process() { return 0; }
 #else
-int process() { return (int)getpid(); }
+int current_process() { return (int)getpid(); }
 #endif
-void leave(int) {}
+void leave_processor(int) {}
 #endif
 
-// A thread that sleeps until there is work for it.
-class Helper {
+// A thread that sleeps until it is given a task.
+class Worker {
     std::mutex mutex;
     std::condition_variable changed;
-    void (*call)(const void* work, int number) = nullptr;
-    const void* work = nullptr;
-    std::atomic<int>* missing = nullptr;
-    int number, caller = -1;
-    bool over = false;
-    std::thread thread;  // the last: it begins when the rest is there
+    void (*call)(const void* task, int number) = nullptr;
+    const void* task = nullptr;
+    std::atomic<int>* unfinished = nullptr;  // tasks of the same call
+    int number, caller_processor = -1;
+    bool stopping = false;
+    std::thread thread;  // must come last: it starts when the other members exist
 
     void run() {
         std::unique_lock<std::mutex> lock(mutex);
         for (;;) {
-            changed.wait(lock, [this] { return call || over; });
-            if (over) return;
-            if (processor() == caller) leave(caller);
-            call(work, number);
+            changed.wait(lock, [this] { return call || stopping; });
+            if (stopping) return;
+            if (current_processor() == caller_processor) leave_processor(caller_processor);
+            call(task, number);
             call = nullptr;
-            missing->fetch_sub(1, std::memory_order_release);
+            unfinished->fetch_sub(1, std::memory_order_release);
         }
     }
 
 public:
-    explicit Helper(int number) : number(number), thread([this] { run(); }) {}
-    ~Helper() {
+    explicit Worker(int number) : number(number), thread([this] { run(); }) {}
+    ~Worker() {
         {
             std::lock_guard<std::mutex> lock(mutex);
-            over = true;
+            stopping = true;
         }
         changed.notify_one();
         thread.join();
     }
-    void start(void (*what)(const void*, int), const void* with, std::atomic<int>* count, int from) {
+    void start(void (*new_call)(const void*, int), const void* new_task, std::atomic<int>* counter, int processor) {
         {
             std::lock_guard<std::mutex> lock(mutex);
-            call = what, work = with, missing = count, caller = from;
+            call = new_call, task = new_task, unfinished = counter, caller_processor = processor;
         }
         changed.notify_one();
     }
 };
 
-// The helpers of one calling thread, from its first call for them until it ends. A fork leaves them behind: the child's are new,
-// and what it has of the parent's is not touched.
-struct Helpers {
-    std::vector<std::unique_ptr<Helper>>* all = nullptr;
-    int owner = 0;
+// The workers of one calling thread. They live from its first call that needs them until the thread ends. A fork does not copy
+// them: the child starts its own, and never touches what it inherited of the parent's.
+struct WorkerPool {
+    std::vector<std::unique_ptr<Worker>>* workers = nullptr;
+    int owner = 0;  // process
 
-    // So many helpers; throws where memory or threads are refused.
-    std::vector<std::unique_ptr<Helper>>& reserve(int count) {
-        if (!all || owner != process()) all = new std::vector<std::unique_ptr<Helper>>, owner = process();
-        all->reserve(count);
-        while ((int)all->size() < count) all->emplace_back(new Helper((int)all->size() + 1));
-        return *all;
+    // At least `count` workers. Throws if the system refuses memory or threads.
+    std::vector<std::unique_ptr<Worker>>& reserve(int count) {
+        if (!workers || owner != current_process())
+            workers = new std::vector<std::unique_ptr<Worker>>, owner = current_process();
+        workers->reserve(count);
+        while ((int)workers->size() < count) workers->emplace_back(new Worker((int)workers->size() + 1));
+        return *workers;
     }
-    ~Helpers() {
-        if (owner == process()) delete all;
+    ~WorkerPool() {
+        if (owner == current_process()) delete workers;
     }
 };
-thread_local Helpers helpers;
+thread_local WorkerPool worker_pool;
 
-// While one lives, this thread counts numbers below the smallest normal one (2^-126, in double 2^-1022) as zero, as GPUs do in
-// float: with them a processor takes up to a hundred times as long.
+// While an object of this class lives, its thread flushes subnormal numbers to zero (below 2^-126, in double 2^-1022), as GPUs do
+// in float. Arithmetic on subnormal numbers takes a processor up to a hundred times as long.
 class FlushToZero {
 #if defined(__x86_64__) || defined(_M_X64)
     unsigned before = _mm_getcsr();
 
 public:
-    FlushToZero() { _mm_setcsr(before | 0x8040); }  // FTZ, of results, and DAZ, of operands
+    FlushToZero() { _mm_setcsr(before | 0x8040); }  // FTZ for results, DAZ for operands
     ~FlushToZero() { _mm_setcsr(before); }
 #elif defined(__aarch64__)
     uint64_t before;
@@ -152,44 +156,46 @@ public:
 #endif
 };
 
-// What the first of several threads has thrown.
-class Failure {
-    std::atomic<bool> any{false};
+// Keeps the first exception that any of several threads throws.
+class FirstException {
+    std::atomic<bool> caught{false};
     std::exception_ptr first;
 
 public:
-    void note() {
-        if (!any.exchange(true)) first = std::current_exception();
+    void catch_current() {
+        if (!caught.exchange(true)) first = std::current_exception();
     }
-    // When all of them have ended.
+    // Call this when all the threads have finished.
     void rethrow() const {
         if (first) std::rethrow_exception(first);
     }
 };
 
-// work(0) ... work(threads - 1) at once. Throws what one of them has thrown; those that meet must not throw before.
+// Runs work(0) ... work(threads - 1) at once, work(0) on the calling thread. Rethrows the first exception. Work that waits at a
+// Barrier must not throw before it.
 template <typename Work>
 void on_threads(int threads, const Work& work) {
-    std::atomic<int> missing(threads - 1);
-    Failure failure;
+    std::atomic<int> unfinished(threads - 1);
+    FirstException exception;
     const auto run = [&](int number) {
         const FlushToZero flush;
         try {
             work(number);
         } catch (...) {
-            failure.note();
+            exception.catch_current();
         }
     };
     if (threads > 1) {
-        const int mine = processor();
+        const int processor = current_processor();
         typedef decltype(run) Run;
         const auto call = [](const void* run, int number) { (*(Run*)run)(number); };
-        auto& all = helpers.reserve(threads - 1);  // before anybody begins: they wait for one another
-        for (int i = 0; i < threads - 1; ++i) all[i]->start(call, &run, &missing, mine);
+        // reserve all before any starts: they wait for one another at barriers
+        auto& workers = worker_pool.reserve(threads - 1);
+        for (int i = 0; i < threads - 1; ++i) workers[i]->start(call, &run, &unfinished, processor);
     }
     run(0);
-    while (missing.load(std::memory_order_acquire) > 0) std::this_thread::yield();
-    failure.rethrow();
+    while (unfinished.load(std::memory_order_acquire) > 0) std::this_thread::yield();
+    exception.rethrow();
 }
 
 }  // namespace

@@ -82,7 +82,7 @@ struct Layer {
     Packed<T, F, U> hidden;                                  // W_hh, or the rows of r and z
     Packed<T, 1, 2> second, outward;                         // W_n of the original GRU; W_hr of a projection
     Packed<T, 1, 2> hidden_back, second_back, outward_back;  // the same for the way back, transposed
-    Lines<T> memory;
+    AlignedBuffer<T> memory;
     size_t product_row = 0;
 
     Layer(const Pass& pass, bool back)
@@ -95,7 +95,7 @@ struct Layer {
             size += packed.size();
             product_row = std::max(product_row, packed.row());
         });
-        memory = Lines<T>(size);
+        memory = AlignedBuffer<T>(size);
         T* next = memory.begin();
         for_each([&](auto& packed, auto...) { packed.values = next, next += packed.size(); });
     }
@@ -344,7 +344,7 @@ void walk_layer(const Pass* passes, int directions, int threads, bool back) {
     std::vector<std::unique_ptr<Layer<T, Cell>>> layers;
     layers.reserve(directions);
     for (int d = 0; d < directions; ++d) layers.emplace_back(new Layer<T, Cell>(passes[d], back));
-    Meeting packed(threads);
+    Barrier packed(threads);
     on_threads(threads, [&](int thread) {
         for (auto& layer : layers) layer->pack(thread, threads);
         packed.wait();
