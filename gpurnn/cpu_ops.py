@@ -35,7 +35,7 @@ _SQUARES = 1 << 12  # SQUARES of api.cpp
 _AHEAD = 48  # AHEAD of time_loop.h
 _UNITS = 64  # units of a thread, at least, in a single step
 _QUOTA = ("/sys/fs/cgroup", "/proc/self/cgroup")
-_INTERFACE = 3  # of gpurnn_native_bytes in api.cpp
+_INTERFACE = 4  # of gpurnn_native_bytes in api.cpp
 _MOST = 2**31 - 1  # of an int in api.cpp
 _MOST_THREADS = 4096
 _PATIENCE = 0.01  # seconds to wait for memory that is kept: fresh memory takes less than that
@@ -123,7 +123,7 @@ def load_native():
     library.gpurnn_native_add_rows.argtypes = [_pointer, _stride, number, _stride, number, _pointer, number, number]
     library.gpurnn_native_add_squares.argtypes = [_pointer, _stride, number, _pointer, number, number]
     word, long = ctypes.c_uint32, ctypes.c_uint64
-    library.gpurnn_native_keep_mask.argtypes = [_stride, long, word, word, long, _pointer, number, number]
+    library.gpurnn_native_dropout_mask.argtypes = [_stride, long, word, word, long, _pointer, number, number]
     return library, chosen_level(library.gpurnn_native_level())
 
 
@@ -349,7 +349,7 @@ class HostOps(Ops):
         keep = np.empty(shape, bool)
         threads = self._flat_threads(keep)
         self._call(
-            "keep_mask", keep.size, seed, layer & 0xFFFFFFFF, call & 0xFFFFFFFF, rng.keep_threshold(rate),
+            "dropout_mask", keep.size, seed, layer & 0xFFFFFFFF, call & 0xFFFFFFFF, rng.keep_threshold(rate),
             keep.ctypes.data, threads, self.level, threads=threads,
         )  # fmt: skip
         return keep
@@ -508,7 +508,7 @@ class CpuOps(HostOps):
         one = passes[0]
         units = shared_units(CELLS[one.cell], bool(one.weight_hr), back, one.H)
         threads = self._threads(one.T, one.B, units, multiplications, D)
-        self._call("walk", (_Pass * D)(*passes), D, threads, int(back), self.level, threads=threads)
+        self._call("time_loop", (_Pass * D)(*passes), D, threads, int(back), self.level, threads=threads)
 
     def _threads(self, T, B, units, multiplications, directions):
         """units: of ``shared_units``. In a single step weights come from memory for one product: less is worth it."""

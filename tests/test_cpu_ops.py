@@ -243,7 +243,7 @@ def test_no_vector_crosses_a_call():
     """
     library, _ = cpu_ops.load_native()
     names = subprocess.run(["nm", "-C", library._name], check=True, capture_output=True, text=True).stdout
-    assert "walk_layer<float" in names
+    assert "run_layer<float" in names
     assert not [name for name in names.splitlines() if "Vec<" in name]
 
 

@@ -160,7 +160,7 @@ EXPORT int gpurnn_native_level() {
 
 // For the caller to see that both mean the same by these structs, and by the functions: the last number changes with them.
 EXPORT int gpurnn_native_bytes(int which) {
-    const size_t sizes[] = {sizeof(Pass), sizeof(Product), sizeof(Update), sizeof(Rows), 3};
+    const size_t sizes[] = {sizeof(Pass), sizeof(Product), sizeof(Update), sizeof(Rows), 4};
     return (int)sizes[which];
 }
 
@@ -189,8 +189,8 @@ static int guarded(const Work& work) {
     }
 }
 
-EXPORT int gpurnn_native_walk(const Pass* passes, int directions, int threads, int back, int level) {
-    return guarded([=] { BEST(walk)(passes, directions, threads, back); });
+EXPORT int gpurnn_native_time_loop(const Pass* passes, int directions, int threads, int back, int level) {
+    return guarded([=] { BEST(time_loop)(passes, directions, threads, back); });
 }
 
 EXPORT int gpurnn_native_multiply(const Product* job, int threads, int level) {
@@ -214,7 +214,7 @@ EXPORT int gpurnn_native_cross_entropy(const Rows* job, int threads, int back, i
     return guarded([=] { BEST(cross_entropy)(job, threads, back); });
 }
 
-EXPORT int gpurnn_native_keep_mask(ptrdiff_t N, uint64_t seed, unsigned layer, unsigned call, uint64_t threshold, bool* keep,
-                                   int threads, int level) {
-    return guarded([=] { BEST(keep_mask)(N, seed, layer, call, threshold, keep, threads); });
+EXPORT int gpurnn_native_dropout_mask(ptrdiff_t N, uint64_t seed, unsigned layer, unsigned call, uint64_t threshold,
+                                      bool* mask, int threads, int level) {
+    return guarded([=] { BEST(dropout_mask)(N, seed, layer, call, threshold, mask, threads); });
 }

@@ -123,7 +123,7 @@ struct Layer {
         });
     }
 
-    void walk(int part, int parts) {
+    void run(int part, int parts) {
         // A single step is shared by units, so that each weight is read by one thread, where none has to wait for another's.
         const bool by_units = T_ == 1 && !back && !reset && !pass.weight_hr;
         const int blocks = hidden.blocks, begin = by_units ? blocks * part / parts : 0;
@@ -340,7 +340,7 @@ struct Layer {
 // ---- all directions of a layer, on so many threads
 
 template <typename T, template <typename> class Cell>
-void walk_layer(const Pass* passes, int directions, int threads, bool back) {
+void run_layer(const Pass* passes, int directions, int threads, bool back) {
     std::vector<std::unique_ptr<Layer<T, Cell>>> layers;
     layers.reserve(directions);
     for (int d = 0; d < directions; ++d) layers.emplace_back(new Layer<T, Cell>(passes[d], back));
@@ -351,24 +351,24 @@ void walk_layer(const Pass* passes, int directions, int threads, bool back) {
         // with as many threads as directions each has one to itself, and its weights are read by one processor only
         const int parts = threads % directions ? threads : threads / directions;
         for (int job = thread; job < directions * parts; job += threads)
-            layers[job % directions]->walk(job / directions, parts);
+            layers[job % directions]->run(job / directions, parts);
     });
 }
 
 template <typename T>
-void walk_cell(const Pass* passes, int directions, int threads, bool back) {
+void run_cell(const Pass* passes, int directions, int threads, bool back) {
     switch (passes->cell) {
-        case 0: return walk_layer<T, RnnTanh>(passes, directions, threads, back);
-        case 1: return walk_layer<T, RnnRelu>(passes, directions, threads, back);
-        case 2: return walk_layer<T, LstmCell>(passes, directions, threads, back);
-        case 3: return walk_layer<T, GruCell>(passes, directions, threads, back);
-        case 4: return walk_layer<T, GruOriginal>(passes, directions, threads, back);
+        case 0: return run_layer<T, RnnTanh>(passes, directions, threads, back);
+        case 1: return run_layer<T, RnnRelu>(passes, directions, threads, back);
+        case 2: return run_layer<T, LstmCell>(passes, directions, threads, back);
+        case 3: return run_layer<T, GruCell>(passes, directions, threads, back);
+        case 4: return run_layer<T, GruOriginal>(passes, directions, threads, back);
     }
 }
 
-void walk(const Pass* passes, int directions, int threads, bool back) {
+void time_loop(const Pass* passes, int directions, int threads, bool back) {
     if (passes->wide)
-        walk_cell<double>(passes, directions, threads, back);
+        run_cell<double>(passes, directions, threads, back);
     else
-        walk_cell<float>(passes, directions, threads, back);
+        run_cell<float>(passes, directions, threads, back);
 }

@@ -124,10 +124,10 @@ void add_squares_any(const void* numbers, ptrdiff_t N, int wide, double* sums, i
         add_squares((const float*)numbers, N, sums, threads);
 }
 
-// keep[4n + k] = word k of philox(counter (n mod 2^32, n div 2^32, layer, call), key seed) >= threshold: ../sums/dropout.cu.
+// mask[4n + k] = word k of philox(counter (n mod 2^32, n div 2^32, layer, call), key seed) >= threshold: ../sums/dropout.cu.
 #if LANES > 16
 // A vector holds a word of 32 bits in each lane of 64; two vectors at once, as each of the ten rounds waits for the one before.
-void keep_mask(ptrdiff_t N, uint64_t seed, unsigned layer, unsigned call, uint64_t threshold, bool* keep, int threads) {
+void dropout_mask(ptrdiff_t N, uint64_t seed, unsigned layer, unsigned call, uint64_t threshold, bool* mask, int threads) {
     typedef unsigned long long Words __attribute__((vector_size(LANES)));
     typedef unsigned Fours __attribute__((vector_size(LANES / 2)));
     constexpr int lanes = LANES / 8, some = 2;
@@ -163,9 +163,9 @@ void keep_mask(ptrdiff_t N, uint64_t seed, unsigned layer, unsigned call, uint64
                         (Words)((c2[v] >= least) & 1 << BYTE(2)) | (Words)((c3[v] >= least) & 1 << BYTE(3)), Fours);
                 const ptrdiff_t place = 4 * (n + v * lanes), count = std::min<ptrdiff_t>(4 * end, N) - place;
                 if (count >= 4 * lanes)
-                    std::memcpy(keep + place, &kept, sizeof kept);
+                    std::memcpy(mask + place, &kept, sizeof kept);
                 else if (count > 0)
-                    std::memcpy(keep + place, &kept, count);
+                    std::memcpy(mask + place, &kept, count);
             }
         }
     });
@@ -173,13 +173,13 @@ void keep_mask(ptrdiff_t N, uint64_t seed, unsigned layer, unsigned call, uint64
 #else  // vectors of 128 bits do not multiply 64
 #include "../sums/philox.cuh"
 
-void keep_mask(ptrdiff_t N, uint64_t seed, unsigned layer, unsigned call, uint64_t threshold, bool* keep, int threads) {
+void dropout_mask(ptrdiff_t N, uint64_t seed, unsigned layer, unsigned call, uint64_t threshold, bool* mask, int threads) {
     const ptrdiff_t groups = (N + 3) / 4;
     on_threads(threads, [=](int thread) {
         for (ptrdiff_t n = groups * thread / threads; n < groups * (thread + 1) / threads; ++n) {
             unsigned c[4] = {(unsigned)n, (unsigned)((uint64_t)n >> 32), layer, call};
             philox(c, (unsigned)seed, (unsigned)(seed >> 32));
-            for (int k = 0; k < 4 && n * 4 + k < N; ++k) keep[n * 4 + k] = c[k] >= threshold;
+            for (int k = 0; k < 4 && n * 4 + k < N; ++k) mask[n * 4 + k] = c[k] >= threshold;
         }
     });
 }
