@@ -31,7 +31,7 @@ LEVELS = ("vectors of 128 bits", "AVX2", "AVX-512")
 ISAS = ("baseline", "avx2", "avx512")  # what GPURNN_ISA calls them
 _ROWS = 4  # sequences of a thread, at least: a product with fewer reads the weights for little
 _SMALL = 1 << 14  # multiplications of a product, at most, that NumPy has done before ours is packed
-_SQUARES = 1 << 12  # SQUARES of api.cpp
+_SQUARES = 1 << 12  # SQUARES of update.h
 _AHEAD = 48  # AHEAD of time_loop.h
 _UNITS = 64  # units of a thread, at least, in a single step
 _QUOTA = ("/sys/fs/cgroup", "/proc/self/cgroup")
@@ -50,10 +50,10 @@ class _Pass(ctypes.Structure):
     """``Pass`` of api.cpp."""
 
     _fields_ = [
-        *((name, ctypes.c_int) for name in ("cell", "wide", "T", "B", "I", "H", "P", "reverse", "keep")),
-        *((name, _stride) for name in ("kept_row", "output_row", "doutput_row")),
+        *((name, ctypes.c_int) for name in ("cell", "is_double", "T", "B", "I", "H", "P", "reverse", "save")),
+        *((name, _stride) for name in ("gates_row", "output_row", "doutput_row")),
         *((name, _pointer) for name in (
-            "lengths", "x", "weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh", "kept", "h", "c", "output",
+            "lengths", "x", "weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh", "gates", "h", "c", "output",
             "doutput", "dh", "dc", "dh_steps",
         )),
     ]  # fmt: skip
@@ -63,7 +63,7 @@ class _Product(ctypes.Structure):
     """``Product`` of api.cpp."""
 
     _fields_ = [
-        *((name, ctypes.c_int) for name in ("wide", "accumulate")),
+        *((name, ctypes.c_int) for name in ("is_double", "accumulate")),
         *((name, _stride) for name in ("M", "N", "K", "a_row", "a_column", "b_row", "b_column", "c_row")),
         *((name, _pointer) for name in "ABC"),
     ]
@@ -73,7 +73,7 @@ class _Update(ctypes.Structure):
     """``Update`` of api.cpp."""
 
     _fields_ = [
-        *((name, ctypes.c_int) for name in ("rule", "wide")),
+        *((name, ctypes.c_int) for name in ("rule", "is_double")),
         ("N", _stride),
         ("scalars", ctypes.c_double * 8),
         *((name, _pointer) for name in ("grads", "params")),
@@ -82,10 +82,10 @@ class _Update(ctypes.Structure):
 
 
 class _Rows(ctypes.Structure):
-    """``Rows`` of api.cpp."""
+    """``CrossEntropy`` of api.cpp."""
 
     _fields_ = [
-        ("wide", ctypes.c_int),
+        ("is_double", ctypes.c_int),
         *((name, _stride) for name in ("count", "V")),
         ("smoothing", ctypes.c_double),
         *((name, _pointer) for name in ("logits", "rows", "labels", "losses", "highest", "total", "scale", "dlogits")),
@@ -493,10 +493,10 @@ class CpuOps(HostOps):
             None if array is None else np.ascontiguousarray(array) for array in (w.hh, w.hr, w.bias_ih, w.bias_hh)
         ]
         one = _Pass(
-            cell=CELLS.index(cell.kernel), wide=kept.dtype == np.float64, T=T - 1, B=B, H=len(hh) // cell.gates, P=P,
-            reverse=reverse, keep=keep, kept_row=kept.shape[2],
+            cell=CELLS.index(cell.kernel), is_double=kept.dtype == np.float64, T=T - 1, B=B, H=len(hh) // cell.gates,
+            P=P, reverse=reverse, save=keep, gates_row=kept.shape[2],
             lengths=_address(lengths), weight_hh=_address(hh), weight_hr=_address(hr), bias_ih=_address(bias_ih),
-            bias_hh=_address(bias_hh), kept=_address(kept), h=_address(h), c=_address(c),
+            bias_hh=_address(bias_hh), gates=_address(kept), h=_address(h), c=_address(c),
         )  # fmt: skip
         one.arrays = [*arrays, kept, h, c]
         return one

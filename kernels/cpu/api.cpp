@@ -1,7 +1,8 @@
-// The time loop on the CPU: the cells of ../cells/, the same structs that run on a GPU, walked by a schedule made for caches and
-// vector registers. Built as gpurnn._native where a C++ compiler is found; gpurnn/cpu_ops.py calls it through ctypes.
+// The interface of the compiled CPU code: the structs and functions that gpurnn/cpu_ops.py calls through ctypes. It is built as
+// gpurnn._native where a C++ compiler is found.
 //
-// The walk is compiled once for each kind of processor and chosen when it runs. Legend and layout: ../common.cuh.
+// time_loop.h and the files it includes are compiled once for each instruction set; every call chooses one of them. The cells
+// are those of ../cells/, the same structs that run on a GPU. Legend and layout: ../common.cuh.
 
 #include <algorithm>
 #include <cmath>
@@ -23,92 +24,86 @@
 #define EXPORT extern "C" __attribute__((visibility("default")))
 #endif
 
-// One layer and direction, forward or backward. All arrays are C-contiguous but for the strides named *_row, in numbers.
+// The time loop of one layer and direction, forward or backward. Arrays are C-contiguous; strides named *_row count elements.
 struct Pass {
     int cell;           // 0 RnnTanh, 1 RnnRelu, 2 LstmCell, 3 GruCell, 4 GruOriginal
-    int wide;           // double, else float
+    int is_double;      // element type: double, else float
     int T, B, I, H, P;  // P: size of h, less than H with a projection
-    int reverse;        // whether the walk goes backwards in time
-    int keep;           // whether gates are kept for the way back
-    ptrdiff_t kept_row, output_row, doutput_row;
+    int reverse;        // whether the loop runs from T - 1 to 0
+    int save;           // whether gates and c are saved for the backward pass
+    ptrdiff_t gates_row, output_row, doutput_row;
     const int* lengths;     // [B] or null
     const void* x;          // forward: [T, B, I]
     const void* weight_ih;  // [G*H, I]
     const void* weight_hh;  // [G*H, P]
     const void* weight_hr;  // [P, H] of a projection, or null
-    const void* bias_ih;    // [G*H] or null, both or none
+    const void* bias_ih;    // [G*H]; both biases are null or neither is
     const void* bias_hh;
-    void* kept;      // [T, B, kept_row], without keep one step, [1, B, kept_row]; forward, out: what the cell keeps, and
-                     // p = r h or m; backward, out: the derivatives in its place
-    void* h;         // [T+1, B, P], the initial state in its slot
-    void* c;         // [T+1, B, H] or null; without keep two slots in turn, [2, B, H], the first holds the initial state
-    void* output;    // forward, out: [T, B, output_row] or null, zero past the end
+    void* gates;     // [T, B, gates_row]; without save one timestep, [1, B, gates_row]. forward, out: what the cell saves, then
+                     // p = r h or m = o tanh(c'); backward, out: dgates in their place
+    void* h;         // [T+1, B, P], with the initial state in its slot
+    void* c;         // [T+1, B, H] or null; without save two slots in turn, [2, B, H], the first holds the initial state
+    void* output;    // forward, out: [T, B, output_row] or null, zero past each sequence's end
     void* doutput;   // backward, in: [T, B, doutput_row] or null
-    void* dh;        // backward, in: derivative by the final state, out: by the initial one; [B, P]
-    void* dc;        // [B, H] or null
-    void* dh_steps;  // with a projection, out: the derivatives by every h, [T, B, P], else null
+    void* dh;        // [B, P]; backward, in: gradient of the final state, out: of the initial state
+    void* dc;        // [B, H] or null; likewise
+    void* dh_steps;  // backward, out: [T, B, P], the gradient of every h of a projection, else null
 };
 
-// A product of two matrices of any strides, in numbers; neighbours of a row of C lie side by side.
+// A matrix product, C[M, N] = A[M, K] B[K, N] or C += A B. Strides are any, in elements; those of C's columns are 1.
 struct Product {
-    int wide, accumulate;
-    ptrdiff_t M, N, K;  // C[M, N] = A[M, K] B[K, N], or added to C
+    int is_double, accumulate;
+    ptrdiff_t M, N, K;
     ptrdiff_t a_row, a_column, b_row, b_column, c_row;
     const void *A, *B;
     void* C;
 };
 
-// An optimiser's step over flat arrays of N numbers.
+// An optimizer's update of N parameters.
 struct Update {
     int rule;            // 0 Sgd, 1 RmsProp, 2 Adam
-    int wide;
+    int is_double;
     ptrdiff_t N;
     double scalars[8];   // in the order of the kernel in ../sums/optimize.cu
     const void* grads;
     void* params;
-    void* arrays[3];     // the optimiser's state, in that order too; null where it does without
+    void* arrays[3];     // the optimizer's state, in the same order; null where it has none
 };
 
-// Cross-entropy of rows of logits, there or back: as in ../loss.cu.
-struct Rows {
-    int wide;
+// Cross-entropy of rows of logits, forward or backward, as in ../sums/loss.cu.
+struct CrossEntropy {
+    int is_double;
     ptrdiff_t count, V;
     double smoothing;
     const void* logits;      // [N, V]
-    const int64_t* rows;     // [count], which of the N count, or null for all
+    const int64_t* rows;     // [count], the rows that count, or null for all N
     const int64_t* labels;   // [count]
     double* losses;          // [count]; forward, out
-    void* highest;           // [count]; forward, out
-    double* total;           // [count]; forward, out
+    void* highest;           // [count]; forward, out: each row's largest logit
+    double* total;           // [count]; forward, out: each row's sum of exp(logit - highest)
     const void* scale;       // backward: [N]
-    void* dlogits;           // backward, out: [N, V], may be logits
+    void* dlogits;           // backward, out: [N, V]; may be logits
 };
-
-// Bits below byte k of a whole number of four bytes in memory.
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-#define BYTE(k) (24 - 8 * (k))
-#else
-#define BYTE(k) (8 * (k))
-#endif
-
-constexpr int SQUARES = 1 << 12;  // numbers whose squares are one sum
 
 namespace {
 
+// 1 / k!, for the series in vector.h. It is defined once and not in each instruction set's namespace, where copies of it change
+// what GCC 12 inlines.
 constexpr double inverse_factorial(int k) { return k < 2 ? 1.0 : inverse_factorial(k - 1) / k; }
 
-// Each kind of processor: bytes of a vector, registers for sums.
-#define LANES 16
+// For each instruction set: the bytes of a vector register, and how many registers a matrix product may use as accumulators.
+// x86-64 has 16 vector registers without AVX-512; AVX-512 and aarch64 have 32.
+#define VECTOR_BYTES 16
 #ifdef __x86_64__
-#define SUMS 12
+#define ACCUMULATORS 12
 #else
-#define SUMS 24
+#define ACCUMULATORS 24
 #endif
-namespace plain {
+namespace baseline {
 #include "time_loop.h"
 }
-#undef LANES
-#undef SUMS
+#undef VECTOR_BYTES
+#undef ACCUMULATORS
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define X86
@@ -119,13 +114,13 @@ namespace plain {
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 #endif
-#define LANES 32
-#define SUMS 12
+#define VECTOR_BYTES 32
+#define ACCUMULATORS 12
 namespace avx2 {
 #include "time_loop.h"
 }
-#undef LANES
-#undef SUMS
+#undef VECTOR_BYTES
+#undef ACCUMULATORS
 #ifdef __clang__
 #pragma clang attribute pop
 #pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx2,fma"))), apply_to = function)
@@ -134,8 +129,8 @@ namespace avx2 {
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512dq,avx2,fma")
 #endif
-#define LANES 64
-#define SUMS 24
+#define VECTOR_BYTES 64
+#define ACCUMULATORS 24
 namespace avx512 {
 #include "time_loop.h"
 }
@@ -148,7 +143,7 @@ namespace avx512 {
 
 }  // namespace
 
-// What this build and this machine can do: 0 vectors of 128 bits, 1 AVX2, 2 AVX-512.
+// The best instruction set of this build on this machine: 0 baseline (128-bit vectors), 1 AVX2, 2 AVX-512.
 EXPORT int gpurnn_native_level() {
 #ifdef X86
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
@@ -158,20 +153,21 @@ EXPORT int gpurnn_native_level() {
 #endif
 }
 
-// For the caller to see that both mean the same by these structs, and by the functions: the last number changes with them.
+// The sizes of the structs, then the interface's number, which changes with every struct and function here. The caller compares
+// them with its own, and refuses a library built from other sources.
 EXPORT int gpurnn_native_bytes(int which) {
-    const size_t sizes[] = {sizeof(Pass), sizeof(Product), sizeof(Update), sizeof(Rows), 4};
+    const size_t sizes[] = {sizeof(Pass), sizeof(Product), sizeof(Update), sizeof(CrossEntropy), 4};
     return (int)sizes[which];
 }
 
 #ifdef X86
-#define BEST(function) (level == 2 ? avx512::function : level == 1 ? avx2::function : plain::function)
+#define DISPATCH(function) (level == 2 ? avx512::function : level == 1 ? avx2::function : baseline::function)
 #else
-#define BEST(function) plain::function
+#define DISPATCH(function) baseline::function
 #endif
 
-// What the functions below return: no exception may leave them, as Python would end.
-enum { DONE, NO_MEMORY, NO_THREAD, OTHER };
+// What the functions below return. No exception may leave them: it would end the Python process.
+enum { DONE, NO_MEMORY, NO_THREAD, OTHER_ERROR };
 
 template <typename Work>
 static int guarded(const Work& work) {
@@ -180,41 +176,41 @@ static int guarded(const Work& work) {
         return DONE;
     } catch (const std::bad_alloc&) {
         return NO_MEMORY;
-    } catch (const std::length_error&) {  // of a vector
+    } catch (const std::length_error&) {  // from a vector
         return NO_MEMORY;
-    } catch (const std::system_error&) {  // of a thread
+    } catch (const std::system_error&) {  // from a thread
         return NO_THREAD;
     } catch (...) {
-        return OTHER;
+        return OTHER_ERROR;
     }
 }
 
-EXPORT int gpurnn_native_time_loop(const Pass* passes, int directions, int threads, int back, int level) {
-    return guarded([=] { BEST(time_loop)(passes, directions, threads, back); });
+EXPORT int gpurnn_native_time_loop(const Pass* passes, int directions, int threads, int backward, int level) {
+    return guarded([=] { DISPATCH(time_loop)(passes, directions, threads, backward); });
 }
 
 EXPORT int gpurnn_native_multiply(const Product* job, int threads, int level) {
-    return guarded([=] { BEST(multiply)(job, threads); });
+    return guarded([=] { DISPATCH(multiply)(job, threads); });
 }
 
-EXPORT int gpurnn_native_add_rows(const void* rows, ptrdiff_t N, int M, ptrdiff_t row, int wide, void* sums, int threads,
+EXPORT int gpurnn_native_add_rows(const void* rows, ptrdiff_t N, int M, ptrdiff_t row, int is_double, void* sums, int threads,
                                   int level) {
-    return guarded([=] { BEST(add_rows_any)(rows, N, M, row, wide, sums, threads); });
+    return guarded([=] { DISPATCH(add_rows_any)(rows, N, M, row, is_double, sums, threads); });
 }
 
 EXPORT int gpurnn_native_update(const Update* job, int threads, int level) {
-    return guarded([=] { BEST(update)(job, threads); });
+    return guarded([=] { DISPATCH(update)(job, threads); });
 }
 
-EXPORT int gpurnn_native_add_squares(const void* numbers, ptrdiff_t N, int wide, double* sums, int threads, int level) {
-    return guarded([=] { BEST(add_squares_any)(numbers, N, wide, sums, threads); });
+EXPORT int gpurnn_native_add_squares(const void* numbers, ptrdiff_t N, int is_double, double* sums, int threads, int level) {
+    return guarded([=] { DISPATCH(add_squares_any)(numbers, N, is_double, sums, threads); });
 }
 
-EXPORT int gpurnn_native_cross_entropy(const Rows* job, int threads, int back, int level) {
-    return guarded([=] { BEST(cross_entropy)(job, threads, back); });
+EXPORT int gpurnn_native_cross_entropy(const CrossEntropy* job, int threads, int backward, int level) {
+    return guarded([=] { DISPATCH(cross_entropy)(job, threads, backward); });
 }
 
 EXPORT int gpurnn_native_dropout_mask(ptrdiff_t N, uint64_t seed, unsigned layer, unsigned call, uint64_t threshold,
                                       bool* mask, int threads, int level) {
-    return guarded([=] { BEST(dropout_mask)(N, seed, layer, call, threshold, mask, threads); });
+    return guarded([=] { DISPATCH(dropout_mask)(N, seed, layer, call, threshold, mask, threads); });
 }

@@ -145,7 +145,7 @@ void product_once(const Packed<T, G, U>& B, int first, int last, int count, cons
 template <typename T, int G, int U>
 void product(const Packed<T, G, U>& B, int first, int last, int count, const T* const* A, int step, int begin, int end, T* out,
              ptrdiff_t out_row, bool add) {
-    constexpr int V = G * U, most = SUMS / V;
+    constexpr int V = G * U, most = ACCUMULATORS / V;
     const Groups groups(count, most);
     const T* rows[most];
     if (B.once) return product_once(B, first, last, count, A, out, out_row, add);
@@ -178,7 +178,7 @@ void product(const Packed<T, G, U>& B, int count, const T* const* A, T* out) {
 template <typename T>
 void matmul(const Product& job, int threads) {
     const ptrdiff_t M = job.M, N = job.N, K = job.K;
-    constexpr int R = SUMS / 2, most = 48, some = 1000;  // rows and columns at a time: they stay in the second cache
+    constexpr int R = ACCUMULATORS / 2, most = 48, some = 1000;  // rows and columns at a time: they stay in the second cache
     Packed<T, 1, 2> B((int)N, (int)K);
     B.from = (const T*)job.B, B.n_stride = job.b_column, B.k_stride = job.b_row;
     B.once = M <= FEW && job.a_column == 1 && job.b_row == 1 && K <= some;
@@ -230,7 +230,7 @@ void matmul(const Product& job, int threads) {
 }
 
 void multiply(const Product* job, int threads) {
-    if (job->wide)
+    if (job->is_double)
         matmul<double>(*job, threads);
     else
         matmul<float>(*job, threads);
@@ -241,7 +241,7 @@ void multiply(const Product* job, int threads) {
 template <typename T>
 void add_rows(const T* rows, ptrdiff_t N, int M, ptrdiff_t row, T* sums, int threads) {
     typedef Vec<double> D;
-    constexpr int vectors = SUMS / 2, width = vectors * D::lanes;  // columns at a time: whole cache lines
+    constexpr int vectors = ACCUMULATORS / 2, width = vectors * D::lanes;  // columns at a time: whole cache lines
     on_threads(threads, [&](int thread) {
         for (int m0 = width * thread; m0 < M; m0 += width * threads) {
             const int count = M - m0 < width ? M - m0 : width;
@@ -267,8 +267,8 @@ void add_rows(const T* rows, ptrdiff_t N, int M, ptrdiff_t row, T* sums, int thr
     });
 }
 
-void add_rows_any(const void* rows, ptrdiff_t N, int M, ptrdiff_t row, int wide, void* sums, int threads) {
-    if (wide)
+void add_rows_any(const void* rows, ptrdiff_t N, int M, ptrdiff_t row, int is_double, void* sums, int threads) {
+    if (is_double)
         add_rows((const double*)rows, N, M, row, (double*)sums, threads);
     else
         add_rows((const float*)rows, N, M, row, (float*)sums, threads);

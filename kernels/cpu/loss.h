@@ -6,8 +6,8 @@
 template <typename T>
 INLINE Vec<T> exp_down(Vec<T> x) {
     typedef typename Vec<T>::Lanes Lanes;
-    constexpr bool wide = sizeof(T) == 8;
-    const Lanes least = Lanes{} + T(wide ? -708.0 : -87.0);
+    constexpr bool is_double = sizeof(T) == 8;
+    const Lanes least = Lanes{} + T(is_double ? -708.0 : -87.0);
     Lanes power;
     const Lanes p = series<T>(pick<T>(x.v < least, least, x).v, power);
     return pick<T>(x.v < least, Vec<T>(T(0)), power * p + power);
@@ -21,7 +21,7 @@ INLINE double sum_of(Vec<T> x) {
 }
 
 template <typename T>
-void row_forward(const Rows& job, ptrdiff_t k) {
+void row_forward(const CrossEntropy& job, ptrdiff_t k) {
     typedef Vec<T> V;
     typedef Vec<double> D;
     constexpr int halves = V::lanes / D::lanes;
@@ -63,7 +63,7 @@ void row_forward(const Rows& job, ptrdiff_t k) {
 }
 
 template <typename T>
-void row_backward(const Rows& job, ptrdiff_t k) {
+void row_backward(const CrossEntropy& job, ptrdiff_t k) {
     typedef Vec<T> V;
     const ptrdiff_t n = job.rows ? job.rows[k] : k;
     const T *z = (const T*)job.logits + n * job.V, scale = ((const T*)job.scale)[n];
@@ -80,7 +80,7 @@ void row_backward(const Rows& job, ptrdiff_t k) {
 }
 
 template <typename T>
-void rows_any(const Rows& job, int threads, bool back) {
+void rows_any(const CrossEntropy& job, int threads, bool back) {
     on_threads(threads, [&](int thread) {
         for (ptrdiff_t k = job.count * thread / threads; k < job.count * (thread + 1) / threads; ++k) {
             if (back)
@@ -91,8 +91,8 @@ void rows_any(const Rows& job, int threads, bool back) {
     });
 }
 
-void cross_entropy(const Rows* job, int threads, bool back) {
-    if (job->wide)
+void cross_entropy(const CrossEntropy* job, int threads, bool back) {
+    if (job->is_double)
         rows_any<double>(*job, threads, back);
     else
         rows_any<float>(*job, threads, back);

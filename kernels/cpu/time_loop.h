@@ -152,9 +152,9 @@ struct Layer {
         if (u < end) work(u, end - u);
     }
 
-    T* kept_at(int t, int b) const { return at<T>(pass.kept, pass, pass.keep ? t : 0, b, pass.kept_row); }
+    T* gates_at(int t, int b) const { return at<T>(pass.gates, pass, pass.save ? t : 0, b, pass.gates_row); }
     // What a projection or the second product reads: m = o tanh(c'), or p = r h.
-    T* inner_at(int t, int b) const { return kept_at(t, b) + (size_t)(reset ? 3 : G) * H; }
+    T* inner_at(int t, int b) const { return gates_at(t, b) + (size_t)(reset ? 3 : G) * H; }
 
     // Of a row of products, gate g with a bias [.., H] or none.
     template <int gates, int U_>
@@ -184,7 +184,7 @@ struct Layer {
 
     void forward(int t, int step, Share<T>& mine) {
         const int old_slot = pass.reverse ? t + 1 : t, new_slot = pass.reverse ? t : t + 1;
-        const int c_old = pass.keep ? old_slot : step % 2, c_new = pass.keep ? new_slot : 1 - step % 2;
+        const int c_old = pass.save ? old_slot : step % 2, c_new = pass.save ? new_slot : 1 - step % 2;
         const int count = mine.active(pass, t), size = (int)mine.sequences.size();
         const T *bias_ih = (const T*)pass.bias_ih, *bias_hh = (const T*)pass.bias_hh;
         const int ahead = (AHEAD + size - 1) / size;
@@ -195,7 +195,7 @@ struct Layer {
         if constexpr (reset) {
             for (int i = 0; i < count; ++i) {
                 const int b = mine.sequences[i];
-                T *kept = kept_at(t, b), *inner = inner_at(t, b);
+                T *gates = gates_at(t, b), *inner = inner_at(t, b);
                 const T *ax_row = inputs + i * input.row(), *ah_row = mine.products.data() + i * hidden.row();
                 const T* h_old = mine.rows[i];
                 units(mine, [&](int u, int n) {
@@ -205,8 +205,8 @@ struct Layer {
                         ah[g] = of<F, U>(ah_row, bias_hh, H, g, u, n);
                     }
                     C::reset(ax, ah, V::load(h_old + u, n), r, z, p);
-                    r.store(kept + u, n);
-                    z.store(kept + H + u, n);
+                    r.store(gates + u, n);
+                    z.store(gates + H + u, n);
                     p.store(inner + u, n);
                 });
                 mine.rows[i] = inner;
@@ -215,7 +215,7 @@ struct Layer {
         }
         for (int i = 0; i < count; ++i) {
             const int b = mine.sequences[i];
-            T *kept = kept_at(t, b), *h_new = at<T>(pass.h, pass, new_slot, b, P);
+            T *gates = gates_at(t, b), *h_new = at<T>(pass.h, pass, new_slot, b, P);
             const T* c_from = pass.c ? at<T>(pass.c, pass, c_old, b, H) : nullptr;
             T* c_to = pass.c ? at<T>(pass.c, pass, c_new, b, H) : nullptr;
             T* m = pass.weight_hr ? inner_at(t, b) : h_new;
@@ -223,9 +223,9 @@ struct Layer {
             const T* ax_row = inputs + i * input.row();
             const T* ah_row = mine.products.data() + i * (reset ? second.row() : hidden.row());
             units(mine, [&](int u, int n) {
-                V ax[G], ah[G], keep[4], h(T(0)), c(T(0)), h_before(T(0)), c_before(T(0));
+                V ax[G], ah[G], saved[4], h(T(0)), c(T(0)), h_before(T(0)), c_before(T(0));
                 if constexpr (reset) {  // r and z stand activated in their place
-                    load_each<2>(ax, kept, H, u, n);
+                    load_each<2>(ax, gates, H, u, n);
                     ax[2] = of<G, IU>(ax_row, bias_ih, H, 2, u, n);
                     ah[2] = V::load(ah_row + u);
                     if (bias_hh) ah[2] += V::load(bias_hh + (size_t)2 * H + u, n);
@@ -237,10 +237,10 @@ struct Layer {
                 }
                 if (G == 3) h_before = V::load(h_old + u, n);  // the GRU's; P = H
                 if (c_from) c_before = V::load(c_from + u, n);
-                C::forward(ax, ah, h_before, c_before, keep, h, c);
+                C::forward(ax, ah, h_before, c_before, saved, h, c);
                 h.store(m + u, n);
                 if (c_to) c.store(c_to + u, n);
-                if (pass.keep) store_each<C::saved_blocks>(keep, kept, H, u, n);
+                if (pass.save) store_each<C::saved_blocks>(saved, gates, H, u, n);
             });
             mine.rows[i] = m;
         }
@@ -256,7 +256,7 @@ struct Layer {
             const int b = mine.sequences[i];
             std::memcpy(at<T>(pass.h, pass, new_slot, b, P), at<T>(pass.h, pass, old_slot, b, P), P * sizeof(T));
             if (pass.c) std::memcpy(at<T>(pass.c, pass, c_new, b, H), at<T>(pass.c, pass, c_old, b, H), H * sizeof(T));
-            if (pass.keep && (reset || pass.weight_hr)) std::memset(inner_at(t, b), 0, H * sizeof(T));
+            if (pass.save && (reset || pass.weight_hr)) std::memset(inner_at(t, b), 0, H * sizeof(T));
         }
         for (int i = 0; i < size && pass.output; ++i) {
             const int b = mine.sequences[i];
@@ -276,7 +276,7 @@ struct Layer {
         const int count = mine.active(pass, t), size = (int)mine.sequences.size();
         for (int i = count; i < size; ++i) {
             const int b = mine.sequences[i];
-            std::memset(kept_at(t, b), 0, (size_t)C::preactivations * H * sizeof(T));
+            std::memset(gates_at(t, b), 0, (size_t)C::preactivations * H * sizeof(T));
             if (pass.dh_steps) std::memset(at<T>(pass.dh_steps, pass, t, b, P), 0, P * sizeof(T));
         }
         for (int i = 0; i < count; ++i) {
@@ -292,36 +292,36 @@ struct Layer {
         if (pass.weight_hr) product(outward_back, count, mine.rows.data(), mine.products.data());
         for (int i = 0; i < count; ++i) {
             const int b = mine.sequences[i];
-            T *kept = kept_at(t, b), *dc = pass.dc ? (T*)pass.dc + (size_t)b * H : nullptr;
+            T *gates = gates_at(t, b), *dc = pass.dc ? (T*)pass.dc + (size_t)b * H : nullptr;
             T* dm = pass.weight_hr ? mine.products.data() + i * outward_back.row() : (T*)pass.dh + (size_t)b * P;
             const T *h_old = at<T>(pass.h, pass, old_slot, b, P), *h_new = at<T>(pass.h, pass, new_slot, b, P);
             const T* c_old = pass.c ? at<T>(pass.c, pass, old_slot, b, H) : nullptr;
             const T* c_new = pass.c ? at<T>(pass.c, pass, new_slot, b, H) : nullptr;
             units(mine, [&](int u, int n) {
-                V keep[4], d[4], by_h = V::load(dm + u, n), by_c(T(0)), h0(T(0)), h1(T(0)), c0(T(0)), c1(T(0));
-                load_each<C::saved_blocks>(keep, kept, H, u, n);
+                V saved[4], d[4], by_h = V::load(dm + u, n), by_c(T(0)), h0(T(0)), h1(T(0)), c0(T(0)), c1(T(0));
+                load_each<C::saved_blocks>(saved, gates, H, u, n);
                 if (c_old) c0 = V::load(c_old + u, n), c1 = V::load(c_new + u, n), by_c = V::load(dc + u, n);
                 else h0 = V::load(h_old + u, n), h1 = V::load(h_new + u, n);
-                C::backward(keep, h0, c0, h1, c1, by_h, by_c, d);
-                store_each<C::preactivations>(d, kept, H, u, n);
+                C::backward(saved, h0, c0, h1, c1, by_h, by_c, d);
+                store_each<C::preactivations>(d, gates, H, u, n);
                 if (dc) by_c.store(dc + u, n);
                 if (!pass.weight_hr) by_h.store(dm + u, n);
             });
-            mine.rows[i] = reset ? kept + (size_t)2 * H : kept;
+            mine.rows[i] = reset ? gates + (size_t)2 * H : gates;
         }
         if constexpr (reset) {
             product(second_back, count, mine.rows.data(), mine.products.data());
             for (int i = 0; i < count; ++i) {
                 const int b = mine.sequences[i];
-                T *kept = kept_at(t, b), *dh = (T*)pass.dh + (size_t)b * P;
+                T *gates = gates_at(t, b), *dh = (T*)pass.dh + (size_t)b * P;
                 const T *d_p = mine.products.data() + i * second_back.row(), *h_old = at<T>(pass.h, pass, old_slot, b, P);
                 units(mine, [&](int u, int n) {
                     V by_h = V::load(dh + u, n), d_r;
-                    C::reset_backward(V::load(kept + u, n), V::load(h_old + u, n), V::load(d_p + u, n), by_h, d_r);
-                    d_r.store(kept + u, n);
+                    C::reset_backward(V::load(gates + u, n), V::load(h_old + u, n), V::load(d_p + u, n), by_h, d_r);
+                    d_r.store(gates + u, n);
                     by_h.store(dh + u, n);
                 });
-                mine.rows[i] = kept;
+                mine.rows[i] = gates;
             }
         }
         product(hidden_back, count, mine.rows.data(), mine.products.data());
@@ -367,7 +367,7 @@ void run_cell(const Pass* passes, int directions, int threads, bool back) {
 }
 
 void time_loop(const Pass* passes, int directions, int threads, bool back) {
-    if (passes->wide)
+    if (passes->is_double)
         run_cell<double>(passes, directions, threads, back);
     else
         run_cell<float>(passes, directions, threads, back);

@@ -78,11 +78,13 @@ void update_any(const Update& job, int threads) {
 }
 
 void update(const Update* job, int threads) {
-    if (job->wide)
+    if (job->is_double)
         update_any<double>(*job, threads);
     else
         update_any<float>(*job, threads);
 }
+
+constexpr int SQUARES = 1 << 12;  // elements whose squares go into one partial sum
 
 // sums[i] = the squares of the i-th SQUARES numbers of N, added up in double: one order, whatever the threads.
 template <typename T>
@@ -117,20 +119,29 @@ void add_squares(const T* numbers, ptrdiff_t N, double* sums, int threads) {
     });
 }
 
-void add_squares_any(const void* numbers, ptrdiff_t N, int wide, double* sums, int threads) {
-    if (wide)
+void add_squares_any(const void* numbers, ptrdiff_t N, int is_double, double* sums, int threads) {
+    if (is_double)
         add_squares((const double*)numbers, N, sums, threads);
     else
         add_squares((const float*)numbers, N, sums, threads);
 }
 
+// Bits below byte k of a 32-bit word, as it lies in memory.
+constexpr int byte_shift(int k) {
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    return 24 - 8 * k;
+#else
+    return 8 * k;
+#endif
+}
+
 // mask[4n + k] = word k of philox(counter (n mod 2^32, n div 2^32, layer, call), key seed) >= threshold: ../sums/dropout.cu.
-#if LANES > 16
+#if VECTOR_BYTES > 16
 // A vector holds a word of 32 bits in each lane of 64; two vectors at once, as each of the ten rounds waits for the one before.
 void dropout_mask(ptrdiff_t N, uint64_t seed, unsigned layer, unsigned call, uint64_t threshold, bool* mask, int threads) {
-    typedef unsigned long long Words __attribute__((vector_size(LANES)));
-    typedef unsigned Fours __attribute__((vector_size(LANES / 2)));
-    constexpr int lanes = LANES / 8, some = 2;
+    typedef unsigned long long Words __attribute__((vector_size(VECTOR_BYTES)));
+    typedef unsigned Fours __attribute__((vector_size(VECTOR_BYTES / 2)));
+    constexpr int lanes = VECTOR_BYTES / 8, some = 2;
     const Words least = Words{} + threshold, low = Words{} + 0xFFFFFFFFull;
     const Words m0 = Words{} + 0xD2511F53ull, m1 = Words{} + 0xCD9E8D57ull;
     Words ahead{};
@@ -159,8 +170,8 @@ void dropout_mask(ptrdiff_t N, uint64_t seed, unsigned layer, unsigned call, uin
             UNROLL for (int v = 0; v < some; ++v) {
                 // of each group four booleans, a byte each, as they lie in memory
                 const auto kept = __builtin_convertvector(
-                    (Words)((c0[v] >= least) & 1 << BYTE(0)) | (Words)((c1[v] >= least) & 1 << BYTE(1)) |
-                        (Words)((c2[v] >= least) & 1 << BYTE(2)) | (Words)((c3[v] >= least) & 1 << BYTE(3)), Fours);
+                    (Words)((c0[v] >= least) & 1 << byte_shift(0)) | (Words)((c1[v] >= least) & 1 << byte_shift(1)) |
+                        (Words)((c2[v] >= least) & 1 << byte_shift(2)) | (Words)((c3[v] >= least) & 1 << byte_shift(3)), Fours);
                 const ptrdiff_t place = 4 * (n + v * lanes), count = std::min<ptrdiff_t>(4 * end, N) - place;
                 if (count >= 4 * lanes)
                     std::memcpy(mask + place, &kept, sizeof kept);

@@ -1,7 +1,7 @@
 // A vector of numbers that behaves like one number, so that the cells of ../cells/ run on it as they run on a float.
 //
-// Written with the vector extensions of GCC and Clang, which turn into whatever instructions the file is compiled for. LANES
-// and SUMS are set by api.cpp: bytes of a vector register, and how many registers a product may use for its sums.
+// Written with the vector extensions of GCC and Clang, which turn into whatever instructions the file is compiled for. VECTOR_BYTES
+// and ACCUMULATORS are set by api.cpp: bytes of a vector register, and how many registers a product may use for its sums.
 
 #ifndef INLINE
 // A vector never crosses a call: what takes or returns one is always inlined. GCC 12 clears the upper part of the vector
@@ -13,19 +13,19 @@
 // The vectors of a type, and of whole numbers of the same size.
 template <typename T> struct Raw;
 template <> struct Raw<float> {
-    typedef float Lanes __attribute__((vector_size(LANES)));
-    typedef int Whole __attribute__((vector_size(LANES)));
+    typedef float Lanes __attribute__((vector_size(VECTOR_BYTES)));
+    typedef int Whole __attribute__((vector_size(VECTOR_BYTES)));
     static constexpr int bits = 32, mantissa = 23, bias = 127;
 };
 template <> struct Raw<double> {
-    typedef double Lanes __attribute__((vector_size(LANES)));
-    typedef long long Whole __attribute__((vector_size(LANES)));
+    typedef double Lanes __attribute__((vector_size(VECTOR_BYTES)));
+    typedef long long Whole __attribute__((vector_size(VECTOR_BYTES)));
     static constexpr int bits = 64, mantissa = 52, bias = 1023;
 };
 
 template <typename T>
 struct Vec {
-    static constexpr int lanes = LANES / sizeof(T);
+    static constexpr int lanes = VECTOR_BYTES / sizeof(T);
     typedef typename Raw<T>::Lanes Lanes;
     typedef typename Raw<T>::Whole Whole;
     Lanes v;
@@ -117,15 +117,15 @@ template <typename T>
 INLINE typename Vec<T>::Lanes series(typename Vec<T>::Lanes x, typename Vec<T>::Lanes& power) {
     typedef typename Vec<T>::Lanes Lanes;
     typedef typename Vec<T>::Whole Whole;
-    constexpr bool wide = sizeof(T) == 8;
-    constexpr int terms = wide ? 13 : 7;
+    constexpr bool is_double = sizeof(T) == 8;
+    constexpr int terms = is_double ? 13 : 7;
     // Adding and taking away 1.5 2^mantissa rounds to the nearest whole number, which then stands in the lowest bits.
-    const Lanes round = Lanes{} + T(wide ? 6755399441055744.0 : 12582912.0);
+    const Lanes round = Lanes{} + T(is_double ? 6755399441055744.0 : 12582912.0);
     const Lanes shifted = x * T(1.44269504088896340736) + round;
     const Lanes n = shifted - round;
     // ln 2 in two parts, the first with so few bits that n times it is exact
-    const Lanes r = (x - n * T(wide ? 6.93147180369123816490e-01 : 6.93145752e-01)) -
-                    n * T(wide ? 1.90821492927058770002e-10 : 1.42860677e-06);
+    const Lanes r = (x - n * T(is_double ? 6.93147180369123816490e-01 : 6.93145752e-01)) -
+                    n * T(is_double ? 1.90821492927058770002e-10 : 1.42860677e-06);
     Lanes p = Lanes{} + T(inverse_factorial(terms));
     UNROLL for (int k = terms - 1; k >= 2; --k) p = p * r + T(inverse_factorial(k));
     power = (Lanes)(((Whole)shifted - (Whole)round + Raw<T>::bias) << Raw<T>::mantissa);
@@ -137,12 +137,12 @@ template <typename T>
 INLINE Vec<T> tanh(Vec<T> x) {
     typedef typename Vec<T>::Lanes Lanes;
     typedef typename Vec<T>::Whole Whole;
-    constexpr bool wide = sizeof(T) == 8;
+    constexpr bool is_double = sizeof(T) == 8;
     const Whole sign_bit = (Whole{} + 1) << (Raw<T>::bits - 1);
     const Whole sign = (Whole)x.v & sign_bit;
     Lanes a = (Lanes)((Whole)x.v & ~sign_bit);
     a = a + a;
-    const Lanes most = Lanes{} + T(wide ? 40 : 20);  // tanh is 1 from here on
+    const Lanes most = Lanes{} + T(is_double ? 40 : 20);  // tanh is 1 from here on
     a = pick<T>(a > most, most, a).v;
     Lanes power;
     const Lanes p = series<T>(a, power);
@@ -157,9 +157,9 @@ INLINE Vec<T> tanh(Vec<T> x) {
 template <typename T>
 INLINE Vec<T> sigmoid(Vec<T> x) {
     typedef typename Vec<T>::Lanes Lanes;
-    constexpr bool wide = sizeof(T) == 8;
-    const Lanes most = Lanes{} + T(wide ? 710 : 89);   // here the power is infinite
-    const Lanes least = Lanes{} - T(wide ? 40 : 20);   // 1 + exp is 1 from here on
+    constexpr bool is_double = sizeof(T) == 8;
+    const Lanes most = Lanes{} + T(is_double ? 710 : 89);   // here the power is infinite
+    const Lanes least = Lanes{} - T(is_double ? 40 : 20);   // 1 + exp is 1 from here on
     const Lanes down = -x.v;
     const Lanes a = pick<T>(down > most, most, down).v;
     Lanes power;
