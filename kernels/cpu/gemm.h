@@ -18,21 +18,21 @@ template <typename T, int G, int U>
 struct Packed {
     static constexpr int lanes = Vec<T>::lanes, units = U * lanes, width = G * units;
     int N, K, blocks;
-    const T* from = nullptr;  // element (gate, n, k) stands at gate_stride * gate + n_stride * n + k_stride * k
+    const T* source = nullptr;  // element (gate, n, k) is at gate_stride * gate + n_stride * n + k_stride * k
     ptrdiff_t gate_stride = 0, n_stride = 0, k_stride = 0;
-    bool once = false;  // weights that are multiplied once are not worth packing: product reads them where they stand
+    bool in_place = false;  // weights that are multiplied once are not worth packing: product reads them where they stand
     T* values = nullptr;
 
     // N outputs of each gate, K columns.
     Packed(int N, int K) : N(N), K(K), blocks((N + units - 1) / units) {}
 
     size_t row() const { return (size_t)blocks * width; }  // of the products
-    size_t size() const { return once ? 0 : row() * K; }
+    size_t size() const { return in_place ? 0 : row() * K; }
 
     void pack(int number) const {
         T* to = values + (size_t)number * K * width;
         if (G == 1 && n_stride == 1 && (number + 1) * units <= N) {
-            const T* row = from + number * units;
+            const T* row = source + number * units;
             for (int k = 0; k < K; ++k) std::memcpy(to + (size_t)k * width, row + k * k_stride, units * sizeof(T));
             return;
         }
@@ -41,7 +41,7 @@ struct Packed {
             for (int g = 0; g < G; ++g)
                 for (int u = 0; u < U; ++u) {
                     const int n0 = number * units + u * lanes;
-                    const T* corner = from + g * gate_stride + n0 * n_stride + k0 * k_stride;
+                    const T* corner = source + g * gate_stride + n0 * n_stride + k0 * k_stride;
                     T* place = to + (size_t)k0 * width + g * units + u * lanes;
                     if (k_stride == 1) {  // a square, whose rows lie side by side
                         Vec<T> square[lanes];
@@ -107,13 +107,13 @@ struct Groups {
 // The products of rows with weights that are not packed and whose k_stride is 1: for a vector of outputs so many vectors of sums
 // over k, each lane a part, then over the lanes.
 template <typename T, int G, int U>
-void product_once(const Packed<T, G, U>& B, int first, int last, int count, const T* const* A, T* out, ptrdiff_t out_row,
+void product_in_place(const Packed<T, G, U>& B, int first, int last, int count, const T* const* A, T* out, ptrdiff_t out_row,
                   bool add) {
     constexpr int lanes = Vec<T>::lanes;
     for (int place = first * B.width; place < last * B.width; place += lanes) {
         const int g = place % B.width / B.units, n0 = place / B.width * B.units + place % B.units;
         const T* W[lanes];
-        for (int i = 0; i < lanes; ++i) W[i] = B.from + g * B.gate_stride + (n0 + i < B.N ? n0 + i : B.N - 1) * B.n_stride;
+        for (int i = 0; i < lanes; ++i) W[i] = B.source + g * B.gate_stride + (n0 + i < B.N ? n0 + i : B.N - 1) * B.n_stride;
         for (int row = 0; row < count; ++row) {
             Vec<T> sums[lanes];
             UNROLL for (int i = 0; i < lanes; ++i) sums[i] = Vec<T>(0);
@@ -148,7 +148,7 @@ void product(const Packed<T, G, U>& B, int first, int last, int count, const T* 
     constexpr int V = G * U, most = ACCUMULATORS / V;
     const Groups groups(count, most);
     const T* rows[most];
-    if (B.once) return product_once(B, first, last, count, A, out, out_row, add);
+    if (B.in_place) return product_in_place(B, first, last, count, A, out, out_row, add);
     for (int block = first; block < last; ++block)
         for (int k0 = begin; k0 < end; k0 += KC) {
             const int K = k0 + KC < end ? KC : end - k0;
@@ -180,13 +180,13 @@ void matmul(const Product& job, int threads) {
     const ptrdiff_t M = job.M, N = job.N, K = job.K;
     constexpr int R = ACCUMULATORS / 2, most = 48, some = 1000;  // rows and columns at a time: they stay in the second cache
     Packed<T, 1, 2> B((int)N, (int)K);
-    B.from = (const T*)job.B, B.n_stride = job.b_column, B.k_stride = job.b_row;
-    B.once = M <= FEW && job.a_column == 1 && job.b_row == 1 && K <= some;
+    B.source = (const T*)job.B, B.n_stride = job.b_column, B.k_stride = job.b_row;
+    B.in_place = M <= FEW && job.a_column == 1 && job.b_row == 1 && K <= some;
     AlignedBuffer<T> values(B.size());
     B.values = values.begin();
     Barrier packed(threads);
     on_threads(threads, [&](int thread) {
-        for (int block = thread; block < B.blocks && !B.once; block += threads) B.pack(block);
+        for (int block = thread; block < B.blocks && !B.in_place; block += threads) B.pack(block);
         packed.wait();
         const bool upright = job.a_column == 1;
         const bool whole = N == (ptrdiff_t)B.row() && K > 0;  // then the sums are C's rows themselves
