@@ -1,18 +1,19 @@
-// Products of matrices on the CPU, and sums over rows, for one kind of processor: a part of time_loop.h.
+// Matrix products and sums over rows on the CPU, for one instruction set: a part of time_loop.h.
 //
-// NumPy's BLAS would do as well, but for its threads: they go on looking for work for milliseconds, on the processors that the
-// walk needs. Sums run over k in one order, whatever the threads, and but for a few rows
-// (FEW) whatever their number.
+// We do not call NumPy's BLAS: its threads keep spinning for milliseconds after a call, on processors that the time loop needs.
+// Sums run over k in one order. It does not depend on the number of threads, nor, except for a few rows (FEW_ROWS), on the
+// number of rows.
 
-// Columns of a product at a time: their weights stay in the first cache, and sums of sums are more exact.
-constexpr int KC = 256;
-// Rows of a product that are not worth packing what they are multiplied with, at most.
-constexpr int FEW = 8;
+// Columns of a product at a time. Their weights stay in cache (16 KiB for each vector of a block with AVX-512), and sums of partial
+// sums are more accurate.
+constexpr int CHUNK_COLUMNS = 256;
+// With this many rows or fewer, packing the other matrix costs more than it saves.
+constexpr int FEW_ROWS = 8;
 
-// ---- out = A B^T, rows of A anywhere in memory, B packed
+// ---- out = A B^T, where the rows of A lie anywhere in memory and B is packed
 //
-// A block of B is G x U vectors of outputs: U vectors of neighbouring units for each of G gates, gate outermost. Packed, a
-// block is [K][G][U][lanes], with zeros for the units past the end.
+// A block of B is G x U vectors of outputs: for each of G gates, the outermost, U vectors of neighboring units. A packed block is
+// [K][G][U][lanes], with zeros for the units past the end.
 
 template <typename T, int G, int U>
 struct Packed {
@@ -20,47 +21,47 @@ struct Packed {
     int N, K, blocks;
     const T* source = nullptr;  // element (gate, n, k) is at gate_stride * gate + n_stride * n + k_stride * k
     ptrdiff_t gate_stride = 0, n_stride = 0, k_stride = 0;
-    bool in_place = false;  // weights that are multiplied once are not worth packing: product reads them where they stand
+    bool in_place = false;  // not packed: `product` reads the source, as packing does not pay for weights multiplied once
     T* values = nullptr;
 
     // N outputs of each gate, K columns.
     Packed(int N, int K) : N(N), K(K), blocks((N + units - 1) / units) {}
 
-    size_t row() const { return (size_t)blocks * width; }  // of the products
+    size_t row() const { return (size_t)blocks * width; }  // elements of a row of products
     size_t size() const { return in_place ? 0 : row() * K; }
 
-    void pack(int number) const {
-        T* to = values + (size_t)number * K * width;
-        if (G == 1 && n_stride == 1 && (number + 1) * units <= N) {
-            const T* row = source + number * units;
-            for (int k = 0; k < K; ++k) std::memcpy(to + (size_t)k * width, row + k * k_stride, units * sizeof(T));
+    void pack(int block) const {
+        T* block_values = values + (size_t)block * K * width;
+        if (G == 1 && n_stride == 1 && (block + 1) * units <= N) {
+            const T* row = source + block * units;
+            for (int k = 0; k < K; ++k) std::memcpy(block_values + (size_t)k * width, row + k * k_stride, units * sizeof(T));
             return;
         }
         for (int k0 = 0; k0 < K; k0 += lanes) {
             const int count = K - k0 < lanes ? K - k0 : lanes;
             for (int g = 0; g < G; ++g)
                 for (int u = 0; u < U; ++u) {
-                    const int n0 = number * units + u * lanes;
-                    const T* corner = source + g * gate_stride + n0 * n_stride + k0 * k_stride;
-                    T* place = to + (size_t)k0 * width + g * units + u * lanes;
-                    if (k_stride == 1) {  // a square, whose rows lie side by side
+                    const int n0 = block * units + u * lanes;
+                    const T* from = source + g * gate_stride + n0 * n_stride + k0 * k_stride;
+                    T* to = block_values + (size_t)k0 * width + g * units + u * lanes;
+                    if (k_stride == 1) {  // transpose a square in registers
                         Vec<T> square[lanes];
                         UNROLL for (int i = 0; i < lanes; ++i)
-                            square[i] = n0 + i < N ? Vec<T>::load(corner + i * n_stride, count) : Vec<T>(0);
+                            square[i] = n0 + i < N ? Vec<T>::load(from + i * n_stride, count) : Vec<T>(0);
                         transpose(square);
-                        for (int k = 0; k < count; ++k) square[k].store(place + (size_t)k * width);
+                        for (int k = 0; k < count; ++k) square[k].store(to + (size_t)k * width);
                     } else {
                         for (int i = 0; i < lanes; ++i)
                             for (int k = 0; k < count; ++k)
-                                place[(size_t)k * width + i] = n0 + i < N ? corner[i * n_stride + k * k_stride] : T(0);
+                                to[(size_t)k * width + i] = n0 + i < N ? from[i * n_stride + k * k_stride] : T(0);
                     }
                 }
         }
     }
 };
 
-// R rows times K columns of one block, added to what stands in out unless first; numbers of a row lie `step` apart. Unrolled, so
-// that sums are registers.
+// Multiplies R rows by K columns of one block. Adds the products to `out`, or stores them if `first`. Elements of a row of A are
+// `step` apart. All loops are unrolled, so that the sums are registers.
 template <typename T, int R, int V>
 INLINE void multiply_tile(int K, const T* const* A, int step, const T* B, T* out, ptrdiff_t out_row, bool first) {
     constexpr int lanes = Vec<T>::lanes;
@@ -85,7 +86,7 @@ INLINE void multiply_tile(int K, const T* const* A, int step, const T* B, T* out
         }
 }
 
-// As many rows at once as there are registers, by the number of rows.
+// multiply_tile for `count` rows, at most R.
 template <typename T, int R, int V>
 INLINE void multiply_rows(int count, int K, const T* const* A, int step, const T* B, T* out, ptrdiff_t out_row, bool first) {
     if constexpr (R > 0) {
@@ -96,22 +97,22 @@ INLINE void multiply_rows(int count, int K, const T* const* A, int step, const T
     }
 }
 
-// Rows go through a product in groups of nearly equal size, at most `most`: a last row alone would be slow.
-struct Groups {
-    int count, most, number;
-    Groups(int count, int most) : count(count), most(most), number((count + most - 1) / most) {}
-    int begin(int group) const { return count * group / number; }
-    int end(int group) const { return count * (group + 1) / number; }
+// Divides rows into groups of at most `limit` rows and nearly equal size: a single row left over would be slow.
+struct RowGroups {
+    int rows, groups;
+    RowGroups(int rows, int limit) : rows(rows), groups((rows + limit - 1) / limit) {}
+    int begin(int group) const { return rows * group / groups; }
+    int end(int group) const { return rows * (group + 1) / groups; }
 };
 
-// The products of rows with weights that are not packed and whose k_stride is 1: for a vector of outputs so many vectors of sums
-// over k, each lane a part, then over the lanes.
+// `product` with weights that are not packed and whose k_stride is 1. For each vector of outputs it keeps a vector of partial
+// sums over k for each output, and adds up their lanes at the end.
 template <typename T, int G, int U>
 void product_in_place(const Packed<T, G, U>& B, int first, int last, int count, const T* const* A, T* out, ptrdiff_t out_row,
-                  bool add) {
+                      bool add) {
     constexpr int lanes = Vec<T>::lanes;
-    for (int place = first * B.width; place < last * B.width; place += lanes) {
-        const int g = place % B.width / B.units, n0 = place / B.width * B.units + place % B.units;
+    for (int column = first * B.width; column < last * B.width; column += lanes) {
+        const int g = column % B.width / B.units, n0 = column / B.width * B.units + column % B.units;
         const T* W[lanes];
         for (int i = 0; i < lanes; ++i) W[i] = B.source + g * B.gate_stride + (n0 + i < B.N ? n0 + i : B.N - 1) * B.n_stride;
         for (int row = 0; row < count; ++row) {
@@ -126,43 +127,43 @@ void product_in_place(const Packed<T, G, U>& B, int first, int last, int count, 
                 }
             }
             for (; k < B.K; k += lanes) {
-                const int some = B.K - k < lanes ? B.K - k : lanes;
-                const Vec<T> a = Vec<T>::load(A[row] + k, some);
-                UNROLL for (int i = 0; i < lanes; ++i) sums[i].v += a.v * Vec<T>::load(W[i] + k, some).v;
+                const int left = B.K - k < lanes ? B.K - k : lanes;
+                const Vec<T> a = Vec<T>::load(A[row] + k, left);
+                UNROLL for (int i = 0; i < lanes; ++i) sums[i].v += a.v * Vec<T>::load(W[i] + k, left).v;
             }
             transpose(sums);
             UNROLL for (int s = lanes / 2; s > 0; s /= 2)
                 UNROLL for (int i = 0; i < s; ++i) sums[i] += sums[i + s];
-            T* to = out + row * out_row + place;
+            T* to = out + row * out_row + column;
             (add ? Vec<T>::load(to) + sums[0] : sums[0]).store(to);
         }
     }
 }
 
-// Row i of out, out_row numbers apart, = the products of row A[i] with blocks [first, last), [blocks][G][U][lanes]; numbers of
-// a row of A lie `step` apart. Of columns [begin, end) alone: A[i] then starts at column begin. With `add` they are added to
-// what is there, and so are those of columns behind the first ones.
+// Multiplies `count` rows of A by blocks [first, last) of B. Row i of out, out_row elements apart, is [blocks][G][U][lanes].
+// Elements of a row of A are `step` apart. Only columns [begin, end) are multiplied: A[i] points at column `begin`. If `add` or
+// if begin > 0, the products are added to out, else stored.
 template <typename T, int G, int U>
 void product(const Packed<T, G, U>& B, int first, int last, int count, const T* const* A, int step, int begin, int end, T* out,
              ptrdiff_t out_row, bool add) {
-    constexpr int V = G * U, most = ACCUMULATORS / V;
-    const Groups groups(count, most);
-    const T* rows[most];
+    constexpr int V = G * U, limit = ACCUMULATORS / V;
+    const RowGroups groups(count, limit);
+    const T* rows[limit];
     if (B.in_place) return product_in_place(B, first, last, count, A, out, out_row, add);
     for (int block = first; block < last; ++block)
-        for (int k0 = begin; k0 < end; k0 += KC) {
-            const int K = k0 + KC < end ? KC : end - k0;
+        for (int k0 = begin; k0 < end; k0 += CHUNK_COLUMNS) {
+            const int K = k0 + CHUNK_COLUMNS < end ? CHUNK_COLUMNS : end - k0;
             const T* values = B.values + ((size_t)block * B.K + k0) * B.width;
-            for (int group = 0; group < groups.number; ++group) {
+            for (int group = 0; group < groups.groups; ++group) {
                 const int i0 = groups.begin(group), size = groups.end(group) - i0;
                 for (int i = 0; i < size; ++i) rows[i] = A[i0 + i] + (ptrdiff_t)(k0 - begin) * step;
                 T* to = out + i0 * out_row + block * B.width;
-                multiply_rows<T, most, V>(size, K, rows, step, values, to, out_row, k0 == 0 && !add);
+                multiply_rows<T, limit, V>(size, K, rows, step, values, to, out_row, k0 == 0 && !add);
             }
         }
 }
 
-// The same of whole rows, their numbers side by side, into rows of B.row() numbers.
+// The same for whole contiguous rows of A. Rows of out are B.row() elements apart.
 template <typename T, int G, int U>
 void product(const Packed<T, G, U>& B, int first, int last, int count, const T* const* A, T* out) {
     product(B, first, last, count, A, 1, 0, B.K, out, B.row(), false);
@@ -174,40 +175,42 @@ void product(const Packed<T, G, U>& B, int count, const T* const* A, T* out) {
 
 // ---- any product of two matrices
 
-// C = A B, or C += A B, by `threads` threads that share the rows.
+// C = A B, or C += A B, on `threads` threads that divide the rows.
 template <typename T>
 void matmul(const Product& job, int threads) {
     const ptrdiff_t M = job.M, N = job.N, K = job.K;
-    constexpr int R = ACCUMULATORS / 2, most = 48, some = 1000;  // rows and columns at a time: they stay in the second cache
+    // A tile of ROWS x COLUMNS of A stays in the second-level cache: 192 KB of floats.
+    constexpr int R = ACCUMULATORS / 2, ROWS = 48, COLUMNS = 1000;
     Packed<T, 1, 2> B((int)N, (int)K);
     B.source = (const T*)job.B, B.n_stride = job.b_column, B.k_stride = job.b_row;
-    B.in_place = M <= FEW && job.a_column == 1 && job.b_row == 1 && K <= some;
+    B.in_place = M <= FEW_ROWS && job.a_column == 1 && job.b_row == 1 && K <= COLUMNS;
     AlignedBuffer<T> values(B.size());
     B.values = values.begin();
     Barrier packed(threads);
     on_threads(threads, [&](int thread) {
         for (int block = thread; block < B.blocks && !B.in_place; block += threads) B.pack(block);
         packed.wait();
-        const bool upright = job.a_column == 1;
-        const bool whole = N == (ptrdiff_t)B.row() && K > 0;  // then the sums are C's rows themselves
+        const bool contiguous = job.a_column == 1;  // the rows of A
+        const bool direct = N == (ptrdiff_t)B.row() && K > 0;  // products go straight into C, as no block has padding
         const ptrdiff_t first = M * thread / threads, last = M * (thread + 1) / threads;
-        std::vector<T> turned(upright ? 0 : most * some), rest(whole ? 0 : most * B.row());
-        const T* rows[most];
-        for (ptrdiff_t m0 = first; m0 < last; m0 += most) {
-            const int count = (int)std::min<ptrdiff_t>(last - m0, most);
-            const Groups groups(count, R);
+        // Where the rows of A are not contiguous, a tile of it is copied: [groups][columns][R].
+        std::vector<T> gathered(contiguous ? 0 : ROWS * COLUMNS), padded(direct ? 0 : ROWS * B.row());
+        const T* rows[ROWS];
+        for (ptrdiff_t m0 = first; m0 < last; m0 += ROWS) {
+            const int count = (int)std::min<ptrdiff_t>(last - m0, ROWS);
+            const RowGroups groups(count, R);
             T* C = (T*)job.C + m0 * job.c_row;
-            for (ptrdiff_t k0 = 0; k0 < K; k0 += some) {
-                const ptrdiff_t columns = std::min<ptrdiff_t>(K - k0, some);
+            for (ptrdiff_t k0 = 0; k0 < K; k0 += COLUMNS) {
+                const ptrdiff_t columns = std::min<ptrdiff_t>(K - k0, COLUMNS);
                 const T* A = (const T*)job.A + m0 * job.a_row + k0 * job.a_column;
-                for (int i = 0; i < count && upright; ++i) rows[i] = A + i * job.a_row;
-                for (int group = 0; group < groups.number && !upright; ++group)  // the rows of a group side by side
+                for (int i = 0; i < count && contiguous; ++i) rows[i] = A + i * job.a_row;
+                for (int group = 0; group < groups.groups && !contiguous; ++group)
                     for (int i = groups.begin(group); i < groups.end(group); ++i)
-                        rows[i] = turned.data() + group * R * some + i - groups.begin(group);
-                for (ptrdiff_t k = 0; k < columns && !upright; ++k) {
+                        rows[i] = gathered.data() + group * R * COLUMNS + i - groups.begin(group);
+                for (ptrdiff_t k = 0; k < columns && !contiguous; ++k) {
                     const T* column = A + k * job.a_column;
-                    T* to = turned.data() + k * R;
-                    for (int group = 0; group < groups.number; ++group, to += R * some) {
+                    T* to = gathered.data() + k * R;
+                    for (int group = 0; group < groups.groups; ++group, to += R * COLUMNS) {
                         const int i0 = groups.begin(group), size = groups.end(group) - i0;
                         if (size == R && job.a_row == 1)
                             std::memcpy(to, column + i0, R * sizeof(T));
@@ -215,11 +218,11 @@ void matmul(const Product& job, int threads) {
                             for (int i = 0; i < size; ++i) to[i] = column[(i0 + i) * job.a_row];
                     }
                 }
-                product(B, 0, B.blocks, count, rows, upright ? 1 : R, (int)k0, (int)(k0 + columns), whole ? C : rest.data(),
-                        whole ? job.c_row : (ptrdiff_t)B.row(), whole && job.accumulate);
+                product(B, 0, B.blocks, count, rows, contiguous ? 1 : R, (int)k0, (int)(k0 + columns),
+                        direct ? C : padded.data(), direct ? job.c_row : (ptrdiff_t)B.row(), direct && job.accumulate);
             }
-            for (int i = 0; i < count && !whole; ++i, C += job.c_row) {
-                const T* from = rest.data() + i * B.row();
+            for (int i = 0; i < count && !direct; ++i, C += job.c_row) {
+                const T* from = padded.data() + i * B.row();
                 if (job.accumulate)
                     for (ptrdiff_t n = 0; n < N; ++n) C[n] += from[n];
                 else
@@ -236,7 +239,7 @@ void multiply(const Product* job, int threads) {
         matmul<float>(*job, threads);
 }
 
-// ---- sums over all steps: sums[M] of N rows of M numbers, `row` apart, added up in double
+// ---- sums over all timesteps: sums[M] of N rows of M elements, `row` apart, accumulated in double
 
 template <typename T>
 void add_rows(const T* rows, ptrdiff_t N, int M, ptrdiff_t row, T* sums, int threads) {
@@ -245,24 +248,24 @@ void add_rows(const T* rows, ptrdiff_t N, int M, ptrdiff_t row, T* sums, int thr
     on_threads(threads, [&](int thread) {
         for (int m0 = width * thread; m0 < M; m0 += width * threads) {
             const int count = M - m0 < width ? M - m0 : width;
-            D total[vectors];
-            UNROLL for (int v = 0; v < vectors; ++v) total[v] = D(0);
+            D totals[vectors];
+            UNROLL for (int v = 0; v < vectors; ++v) totals[v] = D(0);
             for (ptrdiff_t n = 0; n < N; ++n) {
                 const T* from = rows + n * row + m0;
-                T rest[width];
+                T padded[width];
                 if (count < width) {
-                    for (int m = 0; m < width; ++m) rest[m] = m < count ? from[m] : T(0);
-                    from = rest;
+                    for (int m = 0; m < width; ++m) padded[m] = m < count ? from[m] : T(0);
+                    from = padded;
                 }
                 UNROLL for (int v = 0; v < vectors; ++v) {
                     D x;
                     UNROLL for (int i = 0; i < D::lanes; ++i) x.v[i] = from[v * D::lanes + i];
-                    total[v] += x;
+                    totals[v] += x;
                 }
             }
-            double whole[width];
-            UNROLL for (int v = 0; v < vectors; ++v) total[v].store(whole + v * D::lanes);
-            for (int m = 0; m < count; ++m) sums[m0 + m] = (T)whole[m];
+            double stored[width];
+            UNROLL for (int v = 0; v < vectors; ++v) totals[v].store(stored + v * D::lanes);
+            for (int m = 0; m < count; ++m) sums[m0 + m] = (T)stored[m];
         }
     });
 }
@@ -273,4 +276,3 @@ void add_rows_any(const void* rows, ptrdiff_t N, int M, ptrdiff_t row, int is_do
     else
         add_rows((const float*)rows, N, M, row, (float*)sums, threads);
 }
-
