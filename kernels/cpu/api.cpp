@@ -202,8 +202,8 @@ EXPORT int gpurnn_native_update(const Update* job, int threads, int level) {
     return guarded([=] { DISPATCH(update)(job, threads); });
 }
 
-EXPORT int gpurnn_native_add_squares(const void* numbers, ptrdiff_t N, int is_double, double* sums, int threads, int level) {
-    return guarded([=] { DISPATCH(add_squares_any)(numbers, N, is_double, sums, threads); });
+EXPORT int gpurnn_native_add_squares(const void* values, ptrdiff_t N, int is_double, double* sums, int threads, int level) {
+    return guarded([=] { DISPATCH(add_squares_any)(values, N, is_double, sums, threads); });
 }
 
 EXPORT int gpurnn_native_cross_entropy(const CrossEntropy* job, int threads, int backward, int level) {
