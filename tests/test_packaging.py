@@ -89,7 +89,7 @@ def test_sdist_holds_the_tests(built, tree):
     assert names > {".ci/run", "README.md", "bench/__init__.py", "kernels/common.cuh", "kernels/cells/probe.cuh"}
     assert names > {
         f"kernels/cpu/{name}"
-        for name in ("api.cpp", "gemm.h", "loss.h", "threads.h", "time_loop.h", "update.h", "vector.h")
+        for name in ("api.cpp", "gemm.h", "loss.h", "shard.h", "threads.h", "time_loop.h", "update.h", "vector.h")
     }
     assert not [name for name in names if name.endswith(".pyc")]
 

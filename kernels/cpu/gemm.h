@@ -4,16 +4,16 @@
 // Sums run over k in one order. It does not depend on the number of threads, nor, except for a few rows (FEW_ROWS), on the
 // number of rows.
 
-// Columns of a product at a time. Their weights stay in cache (16 KiB for each vector of a block with AVX-512), and sums of partial
-// sums are more accurate.
+// Columns of a product at a time. Their weights stay in cache (16 KiB for each vector of a block with AVX-512), and sums of
+// partial sums are more accurate.
 constexpr int CHUNK_COLUMNS = 256;
 // With this many rows or fewer, packing the other matrix costs more than it saves.
 constexpr int FEW_ROWS = 8;
 
 // ---- out = A B^T, where the rows of A lie anywhere in memory and B is packed
 //
-// A block of B is G x U vectors of outputs: for each of G gates, the outermost, U vectors of neighboring units. A packed block is
-// [K][G][U][lanes], with zeros for the units past the end.
+// A block of B is G x U vectors of outputs: for each of G gates, the outermost, U vectors of neighboring units. A packed block
+// is [K][G][U][lanes], with zeros for the units past the end.
 
 template <typename T, int G, int U>
 struct Packed {
@@ -60,8 +60,8 @@ struct Packed {
     }
 };
 
-// Multiplies R rows by K columns of one block. Adds the products to `out`, or stores them if `first`. Elements of a row of A are
-// `step` apart. All loops are unrolled, so that the sums are registers.
+// Multiplies R rows by K columns of one block. Adds the products to `out`, or stores them if `first`. Elements of a row of A
+// are `step` apart. All loops are unrolled, so that the sums are registers.
 template <typename T, int R, int V>
 INLINE void multiply_tile(int K, const T* const* A, int step, const T* B, T* out, ptrdiff_t out_row, bool first) {
     constexpr int lanes = Vec<T>::lanes;

@@ -1,7 +1,8 @@
-// Softmax cross-entropy over rows of logits, for one instruction set: ../sums/loss.cu, one row at a time. A part of time_loop.h.
+// Softmax cross-entropy over rows of logits, for one instruction set: ../sums/loss.cu, one row at a time. A part of
+// time_loop.h.
 
-// exp(x) for x <= 0, exact to 2 ulp. It is zero where the result would be subnormal (below 2^-126, in double 2^-1022). NaN stays
-// NaN. The method is that of tanh in vector.h: 2^n exp(r), where x = n ln 2 + r.
+// exp(x) for x <= 0, exact to 2 ulp. It is zero where the result would be subnormal (below 2^-126, in double 2^-1022). NaN
+// stays NaN. The method is that of tanh in vector.h: 2^n exp(r), where x = n ln 2 + r.
 template <typename T>
 INLINE Vec<T> exp_nonpositive(Vec<T> x) {
     typedef typename Vec<T>::Lanes Lanes;

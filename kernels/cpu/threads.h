@@ -131,8 +131,8 @@ struct WorkerPool {
 };
 thread_local WorkerPool worker_pool;
 
-// While an object of this class lives, its thread flushes subnormal numbers to zero (below 2^-126, in double 2^-1022), as GPUs do
-// in float. Arithmetic on subnormal numbers takes a processor up to a hundred times as long.
+// While an object of this class lives, its thread flushes subnormal numbers to zero (below 2^-126, in double 2^-1022), as GPUs
+// do in float. Arithmetic on subnormal numbers takes a processor up to a hundred times as long.
 class FlushToZero {
 #if defined(__x86_64__) || defined(_M_X64)
     unsigned before = _mm_getcsr();

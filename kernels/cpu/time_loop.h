@@ -2,69 +2,20 @@
 //
 // A thread runs the whole time loop for its own sequences, so threads never wait for one another inside it. A timestep is one
 // product with the recurrent weights and one application of the cell to all units. The weights are packed in the order in which
-// the product reads them. Input products (W_ih x) are computed for several timesteps at a time. A loop of a single timestep reads
-// its weights without packing them. Results have the same bits for any number of threads, and for a sequence in any batch.
+// the product reads them. Input products (W_ih x) are computed for several timesteps at a time. A loop of a single timestep
+// reads its weights without packing them. Results have the same bits for any number of threads, and for a sequence in any
+// batch.
 
+// each of these uses what the ones before it define
 #include "vector.h"
-
 #include "gemm.h"
-
+#include "shard.h"
 #include "../common.cuh"
-
 #include "update.h"
-
 #include "loss.h"
-
 #include "../cells/all.cuh"
 
 // ---- one layer and direction
-
-// The row of timestep t and sequence b in an array [T, B, F] or [slots, B, F].
-template <typename T>
-INLINE T* row_at(void* array, const Pass& pass, int t, int b, ptrdiff_t F) {
-    return (T*)array + ((ptrdiff_t)t * pass.B + b) * F;
-}
-
-// N vectors, one from each block of H elements of a row, for the n units from u on. They are what a cell reads or writes.
-template <int N, typename T>
-INLINE void load_blocks(Vec<T>* to, const T* row, int H, int u, int n) {
-    for (int g = 0; g < N; ++g) to[g] = Vec<T>::load(row + (size_t)g * H + u, n);
-}
-template <int N, typename T>
-INLINE void store_blocks(const Vec<T>* from, T* row, int H, int u, int n) {
-    for (int g = 0; g < N; ++g) from[g].store(row + (size_t)g * H + u, n);
-}
-
-// The sequences and units of one thread, and its scratch memory. Sequences are sorted by length, the longest first.
-template <typename T>
-struct Shard {
-    std::vector<int> sequences;
-    std::vector<const T*> operands;  // the rows that the next product reads
-    std::vector<T> products;
-    // W_ih x of several timesteps. A product of many rows is faster, and its results stay in cache until they are used.
-    std::vector<T> input_products;
-    std::vector<int> first_row;  // of each of these timesteps in input_products
-    int first_block, end_block;  // blocks of units, [first_block, end_block)
-
-    // Deals the sequences out in turn, so that every shard gets some of every length.
-    Shard(const Pass& pass, int shard, int shards, size_t product_row, int first_block, int end_block)
-        : first_block(first_block), end_block(end_block) {
-        std::vector<int> order(pass.B);
-        for (int b = 0; b < pass.B; ++b) order[b] = b;
-        if (pass.lengths)
-            std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return pass.lengths[a] > pass.lengths[b]; });
-        for (int i = shard; i < pass.B; i += shards) sequences.push_back(order[i]);
-        operands.resize(sequences.size());
-        products.resize(sequences.size() * product_row);
-    }
-
-    // The number of sequences that have a timestep t. They come first.
-    int active(const Pass& pass, int t) const {
-        int count = (int)sequences.size();
-        while (pass.lengths && count && pass.lengths[sequences[count - 1]] <= t) --count;
-        return count;
-    }
-};
 
 template <typename T, template <typename> class Cell>
 struct Layer {
@@ -129,7 +80,8 @@ struct Layer {
 
     // Runs the time loop for one of `shards` shards.
     void run(int number, int shards) {
-        // Threads divide a single timestep by units: each weight is read by one thread, and no thread waits for another's results.
+        // Threads divide a single timestep by units: each weight is read by one thread, and no thread waits for another's
+        // results.
         const bool by_units = timesteps == 1 && !is_backward && !reset && !pass.weight_hr;
         const int blocks = hidden.blocks, first_block = by_units ? blocks * number / shards : 0;
         Shard<T> shard(pass, by_units ? 0 : number, by_units ? 1 : shards, product_row, first_block,
@@ -188,49 +140,70 @@ struct Layer {
 
     // ---- one timestep forward
 
-    void forward(int t, int step, Shard<T>& shard) {
-        const int old_slot = pass.reverse ? t + 1 : t, new_slot = pass.reverse ? t : t + 1;
-        const int old_c_slot = pass.save ? old_slot : step % 2, new_c_slot = pass.save ? new_slot : 1 - step % 2;
-        const int count = shard.active(pass, t), size = (int)shard.sequences.size();
+    // The slots of h and c, the number of sequences that have this timestep, and their rows of W_ih x.
+    struct Step {
+        int t, old_slot, new_slot, old_c_slot, new_c_slot, count;
+        const T* inputs;
+    };
+
+    void forward(int t, int number, Shard<T>& shard) {
+        Step step;
+        step.t = t, step.old_slot = pass.reverse ? t + 1 : t, step.new_slot = pass.reverse ? t : t + 1;
+        step.old_c_slot = pass.save ? step.old_slot : number % 2, step.new_c_slot = pass.save ? step.new_slot : 1 - number % 2;
+        step.count = shard.active(pass, t);
+        const int size = (int)shard.sequences.size(), ahead = (AHEAD + size - 1) / size;
+        if (number % ahead == 0) multiply_inputs(number, shard);
+        step.inputs = shard.input_products.data() + shard.first_row[number % ahead] * input.row();
+        for (int i = 0; i < step.count; ++i) shard.operands[i] = row_at<T>(pass.h, pass, step.old_slot, shard.sequences[i], P);
+        product(hidden, shard.first_block, shard.end_block, step.count, shard.operands.data(), shard.products.data());
+        if constexpr (reset) apply_reset(step, shard);
+        apply_cell(step, shard);
+        if (pass.weight_hr) project(step, shard);
+        // Where threads share the units of the same sequences, the last one holds their states.
+        const bool has_last_unit = shard.end_block == hidden.blocks;
+        if (has_last_unit) hold_states(step, shard);
+        if (pass.output) write_output(step, shard, first_unit(shard), has_last_unit ? P : end_unit(shard));
+    }
+
+    // The original GRU: computes r, z and p = r h, then the second product, W_n p.
+    void apply_reset(const Step& step, Shard<T>& shard) {
         const T *bias_ih = (const T*)pass.bias_ih, *bias_hh = (const T*)pass.bias_hh;
-        const int ahead = (AHEAD + size - 1) / size;
-        if (step % ahead == 0) multiply_inputs(step, shard);
-        const T* inputs = shard.input_products.data() + shard.first_row[step % ahead] * input.row();
-        for (int i = 0; i < count; ++i) shard.operands[i] = row_at<T>(pass.h, pass, old_slot, shard.sequences[i], P);
-        product(hidden, shard.first_block, shard.end_block, count, shard.operands.data(), shard.products.data());
-        if constexpr (reset) {
-            for (int i = 0; i < count; ++i) {
-                const int b = shard.sequences[i];
-                T *gates = gates_at(t, b), *p_row = inner_at(t, b);
-                const T *ax_row = inputs + i * input.row(), *ah_row = shard.products.data() + i * hidden.row();
-                const T* h_old = shard.operands[i];
-                for_each_vector(shard, [&](int u, int n) {
-                    V ax[2], ah[2], r, z, p;
-                    for (int g = 0; g < 2; ++g) {
-                        ax[g] = with_bias<G, IU>(ax_row, bias_ih, H, g, u, n);
-                        ah[g] = with_bias<F, U>(ah_row, bias_hh, H, g, u, n);
-                    }
-                    C::reset(ax, ah, V::load(h_old + u, n), r, z, p);
-                    r.store(gates + u, n);
-                    z.store(gates + H + u, n);
-                    p.store(p_row + u, n);
-                });
-                shard.operands[i] = p_row;
-            }
-            product(candidate, count, shard.operands.data(), shard.products.data());
-        }
-        for (int i = 0; i < count; ++i) {
+        for (int i = 0; i < step.count; ++i) {
             const int b = shard.sequences[i];
-            T *gates = gates_at(t, b), *h_new_row = row_at<T>(pass.h, pass, new_slot, b, P);
-            const T* c_old_row = pass.c ? row_at<T>(pass.c, pass, old_c_slot, b, H) : nullptr;
-            T* c_new_row = pass.c ? row_at<T>(pass.c, pass, new_c_slot, b, H) : nullptr;
-            T* m_row = pass.weight_hr ? inner_at(t, b) : h_new_row;
-            const T* h_old_row = row_at<T>(pass.h, pass, old_slot, b, P);
-            const T* ax_row = inputs + i * input.row();
+            T *gates = gates_at(step.t, b), *p_row = inner_at(step.t, b);
+            const T *ax_row = step.inputs + i * input.row(), *ah_row = shard.products.data() + i * hidden.row();
+            const T* h_old = shard.operands[i];
+            for_each_vector(shard, [&](int u, int n) {
+                V ax[2], ah[2], r, z, p;
+                for (int g = 0; g < 2; ++g) {
+                    ax[g] = with_bias<G, IU>(ax_row, bias_ih, H, g, u, n);
+                    ah[g] = with_bias<F, U>(ah_row, bias_hh, H, g, u, n);
+                }
+                C::reset(ax, ah, V::load(h_old + u, n), r, z, p);
+                r.store(gates + u, n);
+                z.store(gates + H + u, n);
+                p.store(p_row + u, n);
+            });
+            shard.operands[i] = p_row;
+        }
+        product(candidate, step.count, shard.operands.data(), shard.products.data());
+    }
+
+    // Computes the new h and c; with a projection m in place of h.
+    void apply_cell(const Step& step, Shard<T>& shard) {
+        const T *bias_ih = (const T*)pass.bias_ih, *bias_hh = (const T*)pass.bias_hh;
+        for (int i = 0; i < step.count; ++i) {
+            const int b = shard.sequences[i];
+            T *gates = gates_at(step.t, b), *h_new_row = row_at<T>(pass.h, pass, step.new_slot, b, P);
+            const T* c_old_row = pass.c ? row_at<T>(pass.c, pass, step.old_c_slot, b, H) : nullptr;
+            T* c_new_row = pass.c ? row_at<T>(pass.c, pass, step.new_c_slot, b, H) : nullptr;
+            T* m_row = pass.weight_hr ? inner_at(step.t, b) : h_new_row;
+            const T* h_old_row = row_at<T>(pass.h, pass, step.old_slot, b, P);
+            const T* ax_row = step.inputs + i * input.row();
             const T* ah_row = shard.products.data() + i * (reset ? candidate.row() : hidden.row());
             for_each_vector(shard, [&](int u, int n) {
                 V ax[G], ah[G], saved[4], h_new(T(0)), c_new(T(0)), h_old(T(0)), c_old(T(0));
-                if constexpr (reset) {  // the first product has left r and z, activated, in gates
+                if constexpr (reset) {  // apply_reset has left r and z in gates
                     load_blocks<2>(ax, gates, H, u, n);
                     ax[2] = with_bias<G, IU>(ax_row, bias_ih, H, 2, u, n);
                     ah[2] = V::load(ah_row + u);
@@ -250,47 +223,73 @@ struct Layer {
             });
             shard.operands[i] = m_row;
         }
-        if (pass.weight_hr) {
-            product(projection, count, shard.operands.data(), shard.products.data());
-            for (int i = 0; i < count; ++i) {
-                T* h_new_row = row_at<T>(pass.h, pass, new_slot, shard.sequences[i], P);
-                std::memcpy(h_new_row, shard.products.data() + i * projection.row(), P * sizeof(T));
-            }
+    }
+
+    // h = W_hr m
+    void project(const Step& step, Shard<T>& shard) {
+        product(projection, step.count, shard.operands.data(), shard.products.data());
+        for (int i = 0; i < step.count; ++i) {
+            T* h_new_row = row_at<T>(pass.h, pass, step.new_slot, shard.sequences[i], P);
+            std::memcpy(h_new_row, shard.products.data() + i * projection.row(), P * sizeof(T));
         }
-        // Past a sequence's end its state is held, and what the weights' gradients read is zero. Where threads share the units of
-        // the same sequences, the last one does this.
-        const bool has_last_unit = shard.end_block == hidden.blocks;
-        for (int i = count; i < size && has_last_unit; ++i) {
+    }
+
+    // Past a sequence's end, holds its state. What the weights' gradients read there is zero.
+    void hold_states(const Step& step, const Shard<T>& shard) {
+        for (int i = step.count; i < (int)shard.sequences.size(); ++i) {
             const int b = shard.sequences[i];
-            std::memcpy(row_at<T>(pass.h, pass, new_slot, b, P), row_at<T>(pass.h, pass, old_slot, b, P), P * sizeof(T));
-            if (pass.c)
-                std::memcpy(row_at<T>(pass.c, pass, new_c_slot, b, H), row_at<T>(pass.c, pass, old_c_slot, b, H), H * sizeof(T));
-            if (pass.save && (reset || pass.weight_hr)) std::memset(inner_at(t, b), 0, H * sizeof(T));
+            const auto hold = [&](void* states, int old_slot, int new_slot, int F) {
+                std::memcpy(row_at<T>(states, pass, new_slot, b, F), row_at<T>(states, pass, old_slot, b, F), F * sizeof(T));
+            };
+            hold(pass.h, step.old_slot, step.new_slot, P);
+            if (pass.c) hold(pass.c, step.old_c_slot, step.new_c_slot, H);
+            if (pass.save && (reset || pass.weight_hr)) std::memset(inner_at(step.t, b), 0, H * sizeof(T));
         }
-        for (int i = 0; i < size && pass.output; ++i) {
+    }
+
+    // Copies elements [first, end) of each new h to the output; past a sequence's end the output is zero.
+    void write_output(const Step& step, const Shard<T>& shard, int first, int end) {
+        for (int i = 0; i < (int)shard.sequences.size(); ++i) {
             const int b = shard.sequences[i];
-            T* output_row = row_at<T>(pass.output, pass, t, b, pass.output_row);
-            const int first = first_unit(shard), end = has_last_unit ? P : end_unit(shard);
-            if (i < count)
-                std::memcpy(output_row + first, row_at<T>(pass.h, pass, new_slot, b, P) + first, (end - first) * sizeof(T));
+            T* to = row_at<T>(pass.output, pass, step.t, b, pass.output_row) + first;
+            if (i < step.count)
+                std::memcpy(to, row_at<T>(pass.h, pass, step.new_slot, b, P) + first, (end - first) * sizeof(T));
             else
-                std::memset(output_row + first, 0, (end - first) * sizeof(T));
+                std::memset(to, 0, (end - first) * sizeof(T));
         }
     }
 
     // ---- one timestep backward: dh and dc of the new state become those of the old state
 
+    T* dh_at(int b) const { return (T*)pass.dh + (size_t)b * P; }
+
     void backward(int t, Shard<T>& shard) {
-        const int old_slot = pass.reverse ? t + 1 : t, new_slot = pass.reverse ? t : t + 1;
-        const int count = shard.active(pass, t), size = (int)shard.sequences.size();
-        for (int i = count; i < size; ++i) {
+        const int count = shard.active(pass, t);
+        add_output_gradient(t, count, shard);
+        if (pass.weight_hr) product(projection_transposed, count, shard.operands.data(), shard.products.data());
+        differentiate_cell(t, count, shard);
+        if constexpr (reset) differentiate_reset(t, count, shard);
+        product(hidden_transposed, count, shard.operands.data(), shard.products.data());
+        for (int i = 0; i < count; ++i) {
+            T* dh_row = dh_at(shard.sequences[i]);
+            const T* product_row = shard.products.data() + i * hidden_transposed.row();
+            if (pass.weight_hr)
+                std::memcpy(dh_row, product_row, P * sizeof(T));
+            else
+                for (int p = 0; p < P; ++p) dh_row[p] += product_row[p];
+        }
+    }
+
+    // Adds the output's gradient to dh. Past a sequence's end, dgates and dh_steps are zero.
+    void add_output_gradient(int t, int count, Shard<T>& shard) {
+        for (int i = count; i < (int)shard.sequences.size(); ++i) {
             const int b = shard.sequences[i];
             std::memset(gates_at(t, b), 0, (size_t)C::preactivations * H * sizeof(T));
             if (pass.dh_steps) std::memset(row_at<T>(pass.dh_steps, pass, t, b, P), 0, P * sizeof(T));
         }
         for (int i = 0; i < count; ++i) {
             const int b = shard.sequences[i];
-            T* dh_row = (T*)pass.dh + (size_t)b * P;
+            T* dh_row = dh_at(b);
             if (pass.doutput) {
                 const T* doutput_row = row_at<T>(pass.doutput, pass, t, b, pass.doutput_row);
                 for (int p = 0; p < P; ++p) dh_row[p] += doutput_row[p];
@@ -298,19 +297,27 @@ struct Layer {
             if (pass.dh_steps) std::memcpy(row_at<T>(pass.dh_steps, pass, t, b, P), dh_row, P * sizeof(T));
             shard.operands[i] = dh_row;
         }
-        if (pass.weight_hr) product(projection_transposed, count, shard.operands.data(), shard.products.data());
+    }
+
+    // Computes dgates in place of the saved gates, and the gradients of the old state that do not go through W_hh.
+    void differentiate_cell(int t, int count, Shard<T>& shard) {
+        const int old_slot = pass.reverse ? t + 1 : t, new_slot = pass.reverse ? t : t + 1;
         for (int i = 0; i < count; ++i) {
             const int b = shard.sequences[i];
             T *gates = gates_at(t, b), *dc_row = pass.dc ? (T*)pass.dc + (size_t)b * H : nullptr;
-            T* dm_row = pass.weight_hr ? shard.products.data() + i * projection_transposed.row() : (T*)pass.dh + (size_t)b * P;
+            T* dm_row = pass.weight_hr ? shard.products.data() + i * projection_transposed.row() : dh_at(b);
             const T *h_old_row = row_at<T>(pass.h, pass, old_slot, b, P), *h_new_row = row_at<T>(pass.h, pass, new_slot, b, P);
             const T* c_old_row = pass.c ? row_at<T>(pass.c, pass, old_slot, b, H) : nullptr;
             const T* c_new_row = pass.c ? row_at<T>(pass.c, pass, new_slot, b, H) : nullptr;
             for_each_vector(shard, [&](int u, int n) {
-                V saved[4], dgates[4], dh = V::load(dm_row + u, n), dc(T(0)), h_old(T(0)), h_new(T(0)), c_old(T(0)), c_new(T(0));
+                V saved[4], dgates[4], dh = V::load(dm_row + u, n), dc(T(0));
+                V h_old(T(0)), h_new(T(0)), c_old(T(0)), c_new(T(0));
                 load_blocks<C::saved_blocks>(saved, gates, H, u, n);
-                if (c_old_row) c_old = V::load(c_old_row + u, n), c_new = V::load(c_new_row + u, n), dc = V::load(dc_row + u, n);
-                else h_old = V::load(h_old_row + u, n), h_new = V::load(h_new_row + u, n);
+                if (c_old_row) {
+                    c_old = V::load(c_old_row + u, n), c_new = V::load(c_new_row + u, n), dc = V::load(dc_row + u, n);
+                } else {
+                    h_old = V::load(h_old_row + u, n), h_new = V::load(h_new_row + u, n);
+                }
                 C::backward(saved, h_old, c_old, h_new, c_new, dh, dc, dgates);
                 store_blocks<C::preactivations>(dgates, gates, H, u, n);
                 if (dc_row) dc.store(dc_row + u, n);
@@ -318,30 +325,23 @@ struct Layer {
             });
             shard.operands[i] = reset ? gates + (size_t)2 * H : gates;
         }
-        if constexpr (reset) {
-            product(candidate_transposed, count, shard.operands.data(), shard.products.data());
-            for (int i = 0; i < count; ++i) {
-                const int b = shard.sequences[i];
-                T *gates = gates_at(t, b), *dh_row = (T*)pass.dh + (size_t)b * P;
-                const T* dp_row = shard.products.data() + i * candidate_transposed.row();
-                const T* h_old_row = row_at<T>(pass.h, pass, old_slot, b, P);
-                for_each_vector(shard, [&](int u, int n) {
-                    V dh = V::load(dh_row + u, n), dr;
-                    C::reset_backward(V::load(gates + u, n), V::load(h_old_row + u, n), V::load(dp_row + u, n), dh, dr);
-                    dr.store(gates + u, n);
-                    dh.store(dh_row + u, n);
-                });
-                shard.operands[i] = gates;
-            }
-        }
-        product(hidden_transposed, count, shard.operands.data(), shard.products.data());
+    }
+
+    // The original GRU: d_p = d_n W_n gives the gradients of r, and of h through p = r h.
+    void differentiate_reset(int t, int count, Shard<T>& shard) {
+        product(candidate_transposed, count, shard.operands.data(), shard.products.data());
         for (int i = 0; i < count; ++i) {
-            T* dh_row = (T*)pass.dh + (size_t)shard.sequences[i] * P;
-            const T* product_row = shard.products.data() + i * hidden_transposed.row();
-            if (pass.weight_hr)
-                std::memcpy(dh_row, product_row, P * sizeof(T));
-            else
-                for (int p = 0; p < P; ++p) dh_row[p] += product_row[p];
+            const int b = shard.sequences[i];
+            T *gates = gates_at(t, b), *dh_row = dh_at(b);
+            const T* dp_row = shard.products.data() + i * candidate_transposed.row();
+            const T* h_old_row = row_at<T>(pass.h, pass, pass.reverse ? t + 1 : t, b, P);
+            for_each_vector(shard, [&](int u, int n) {
+                V dh = V::load(dh_row + u, n), dr;
+                C::reset_backward(V::load(gates + u, n), V::load(h_old_row + u, n), V::load(dp_row + u, n), dh, dr);
+                dr.store(gates + u, n);
+                dh.store(dh_row + u, n);
+            });
+            shard.operands[i] = gates;
         }
     }
 };
@@ -357,7 +357,8 @@ void run_layer(const Pass* passes, int directions, int threads, bool backward) {
     on_threads(threads, [&](int thread) {
         for (auto& layer : layers) layer->pack(thread, threads);
         packed.wait();
-        // If the directions divide the threads, a thread works on one direction only, and its processor reads only those weights.
+        // If the directions divide the threads, a thread works on one direction only, and its processor reads only those
+        // weights.
         const int shards = threads % directions ? threads : threads / directions;
         for (int job = thread; job < directions * shards; job += threads)
             layers[job % directions]->run(job / directions, shards);

@@ -1,5 +1,5 @@
-// Flat arrays, for one instruction set: the optimizers of ../sums/update.cuh, sums of squares for the gradients' norm, and dropout
-// masks. A part of time_loop.h.
+// Flat arrays, for one instruction set: the optimizers of ../sums/update.cuh, sums of squares for the gradients' norm, and
+// dropout masks. A part of time_loop.h.
 
 // ---- optimizers
 
@@ -25,7 +25,8 @@ void on_ranges(ptrdiff_t N, int threads, Work work) {
     });
 }
 
-// For each optimizer: `set` reads its scalars, in the order of Update::scalars, and which states exist; `apply` updates parameters.
+// For each optimizer: `set` reads its scalars, in the order of Update::scalars, and which states exist; `apply` updates
+// parameters.
 template <typename V>
 INLINE void set(Sgd<V>& rule, const double* s, const bool* has) {
     rule = {s[0] != 0, s[1] != 0, has[0], s[5] != 0, V(s[2]), V(s[3]), V(s[4]), V(s[5])};
@@ -92,8 +93,8 @@ void update(const Update* job, int threads) {
 
 constexpr int SQUARES = 1 << 12;  // elements whose squares go into one partial sum
 
-// sums[i] = the sum of the squares of the i-th SQUARES elements of N, accumulated in double. The order of the sums does not depend
-// on the number of threads.
+// sums[i] = the sum of the squares of the i-th SQUARES elements of N, accumulated in double. The order of the sums does not
+// depend on the number of threads.
 template <typename T>
 void add_squares(const T* values, ptrdiff_t N, double* sums, int threads) {
     typedef Vec<double> D;
@@ -146,8 +147,8 @@ constexpr int byte_shift(int k) {
 
 // mask[4n + k] = word k of philox(counter (n mod 2^32, n div 2^32, layer, call), key seed) >= threshold: ../sums/dropout.cu.
 #if VECTOR_BYTES > 16
-// Each 64-bit lane of a vector holds a 32-bit word. Two vectors are computed at once, as each of the ten rounds waits for the one
-// before.
+// Each 64-bit lane of a vector holds a 32-bit word. Two vectors are computed at once, as each of the ten rounds waits for the
+// one before.
 void dropout_mask(ptrdiff_t N, uint64_t seed, unsigned layer, unsigned call, uint64_t threshold, bool* mask, int threads) {
     typedef unsigned long long Words __attribute__((vector_size(VECTOR_BYTES)));
     typedef unsigned HalfWords __attribute__((vector_size(VECTOR_BYTES / 2)));
@@ -179,9 +180,10 @@ void dropout_mask(ptrdiff_t N, uint64_t seed, unsigned layer, unsigned call, uin
             }
             UNROLL for (int v = 0; v < vectors; ++v) {
                 // four booleans for each group, one byte each, in memory order
-                const auto bytes = __builtin_convertvector(
+                const Words words =
                     (Words)((c0[v] >= limits) & 1 << byte_shift(0)) | (Words)((c1[v] >= limits) & 1 << byte_shift(1)) |
-                        (Words)((c2[v] >= limits) & 1 << byte_shift(2)) | (Words)((c3[v] >= limits) & 1 << byte_shift(3)), HalfWords);
+                    (Words)((c2[v] >= limits) & 1 << byte_shift(2)) | (Words)((c3[v] >= limits) & 1 << byte_shift(3));
+                const auto bytes = __builtin_convertvector(words, HalfWords);
                 const ptrdiff_t first = 4 * (n + v * lanes), count = std::min<ptrdiff_t>(4 * end, N) - first;
                 if (count >= 4 * lanes)
                     std::memcpy(mask + first, &bytes, sizeof bytes);

@@ -1,7 +1,8 @@
-// A vector that behaves like one number, so that the cells of ../cells/ run on it as they run on a float: a part of time_loop.h.
+// A vector that behaves like one number, so that the cells of ../cells/ run on it as they run on a float: a part of
+// time_loop.h.
 //
-// It uses the vector extensions of GCC and Clang, which compile to any instruction set. api.cpp defines VECTOR_BYTES, the bytes of
-// a vector register.
+// It uses the vector extensions of GCC and Clang, which compile to any instruction set. api.cpp defines VECTOR_BYTES, the bytes
+// of a vector register.
 
 #ifndef INLINE
 // A vector never crosses a call: every function that takes or returns one is inlined. At the end of a function that returns a
@@ -71,6 +72,16 @@ INLINE Vec<T> select(typename Vec<T>::Ints mask, Vec<T> a, Vec<T> b) {
     return (typename Vec<T>::Lanes)((mask & (Ints)a.v) | (~mask & (Ints)b.v));
 }
 
+// N vectors, one from each block of H elements of a row, for the n units from u on. They are what a cell reads or writes.
+template <int N, typename T>
+INLINE void load_blocks(Vec<T>* to, const T* row, int H, int u, int n) {
+    for (int g = 0; g < N; ++g) to[g] = Vec<T>::load(row + (size_t)g * H + u, n);
+}
+template <int N, typename T>
+INLINE void store_blocks(const Vec<T>* from, T* row, int H, int u, int n) {
+    for (int g = 0; g < N; ++g) from[g].store(row + (size_t)g * H + u, n);
+}
+
 // Transposes a square of L vectors. In round s = L/2, ..., 2, 1, rows that are s apart exchange elements that are s apart.
 template <typename T>
 INLINE void transpose(Vec<T>* rows) {
@@ -119,7 +130,8 @@ INLINE typename Vec<T>::Lanes exp_series(typename Vec<T>::Lanes x, typename Vec<
     typedef typename Vec<T>::Ints Ints;
     constexpr bool is_double = sizeof(T) == 8;
     constexpr int terms = is_double ? 13 : 7;
-    // Adding 1.5 * 2^mantissa rounds to the nearest integer, which is then in the lowest bits. Subtracting it gives that integer.
+    // Adding 1.5 * 2^mantissa rounds to the nearest integer, which is then in the lowest bits. Subtracting it gives that
+    // integer.
     const Lanes round = Lanes{} + T(is_double ? 6755399441055744.0 : 12582912.0);
     const Lanes shifted = x * T(1.44269504088896340736) + round;
     const Lanes n = shifted - round;
@@ -153,8 +165,8 @@ INLINE Vec<T> tanh(Vec<T> x) {
 
 // sigmoid(x) = 1 / (1 + exp(-x)), exact to a few ulp, however small it is. NaN stays NaN.
 //
-// exp(-x) is power * (1 + p), which rounds once, as a product with a power of two is exact. The sum power + power * p would be NaN
-// where the power is infinite and p < 0.
+// exp(-x) is power * (1 + p), which rounds once, as a product with a power of two is exact. The sum power + power * p would be
+// NaN where the power is infinite and p < 0.
 template <typename T>
 INLINE Vec<T> sigmoid(Vec<T> x) {
     typedef typename Vec<T>::Lanes Lanes;
