@@ -26,7 +26,6 @@ from . import rng
 from .errors import BackendError, check_choice
 from .ops import Ops, Walk, flat, refuse_uncountable
 
-CELLS = ("RnnTanh", "RnnRelu", "LstmCell", "GruCell", "GruOriginal")  # structs in kernels/cells, by number
 LEVELS = ("vectors of 128 bits", "AVX2", "AVX-512")
 ISAS = ("baseline", "avx2", "avx512")  # what GPURNN_ISA calls them
 _ROWS = 4  # sequences of a thread, at least: a product with fewer reads the weights for little
@@ -35,7 +34,7 @@ _SQUARES = 1 << 12  # SQUARES of update.h
 _AHEAD = 48  # AHEAD of time_loop.h
 _UNITS = 64  # units of a thread, at least, in a single step
 _QUOTA = ("/sys/fs/cgroup", "/proc/self/cgroup")
-_INTERFACE = 4  # of gpurnn_native_bytes in api.cpp
+_INTERFACE = 5  # of gpurnn_native_bytes in api.cpp
 _MOST = 2**31 - 1  # of an int in api.cpp
 _MOST_THREADS = 4096
 _PATIENCE = 0.01  # seconds to wait for memory that is kept: fresh memory takes less than that
@@ -50,7 +49,8 @@ class _Pass(ctypes.Structure):
     """``Pass`` of api.cpp."""
 
     _fields_ = [
-        *((name, ctypes.c_int) for name in ("cell", "is_double", "T", "B", "I", "H", "P", "reverse", "save")),
+        ("cell", ctypes.c_char_p),
+        *((name, ctypes.c_int) for name in ("is_double", "T", "B", "I", "H", "P", "reverse", "save")),
         *((name, _stride) for name in ("gates_row", "output_row", "doutput_row")),
         *((name, _pointer) for name in (
             "lengths", "x", "weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh", "gates", "h", "c", "output",
@@ -493,7 +493,7 @@ class CpuOps(HostOps):
             None if array is None else np.ascontiguousarray(array) for array in (w.hh, w.hr, w.bias_ih, w.bias_hh)
         ]
         one = _Pass(
-            cell=CELLS.index(cell.kernel), is_double=kept.dtype == np.float64, T=T - 1, B=B, H=len(hh) // cell.gates,
+            cell=cell.kernel.encode(), is_double=kept.dtype == np.float64, T=T - 1, B=B, H=len(hh) // cell.gates,
             P=P, reverse=reverse, save=keep, gates_row=kept.shape[2],
             lengths=_address(lengths), weight_hh=_address(hh), weight_hr=_address(hr), bias_ih=_address(bias_ih),
             bias_hh=_address(bias_hh), gates=_address(kept), h=_address(h), c=_address(c),
@@ -506,7 +506,7 @@ class CpuOps(HostOps):
             return
         D = len(passes)
         one = passes[0]
-        units = shared_units(CELLS[one.cell], bool(one.weight_hr), back, one.H)
+        units = shared_units(one.cell.decode(), bool(one.weight_hr), back, one.H)
         threads = self._threads(one.T, one.B, units, multiplications, D)
         self._call("time_loop", (_Pass * D)(*passes), D, threads, int(back), self.level, threads=threads)
 

@@ -26,7 +26,7 @@
 
 // The time loop of one layer and direction, forward or backward. Arrays are C-contiguous; strides named *_row count elements.
 struct Pass {
-    int cell;           // 0 RnnTanh, 1 RnnRelu, 2 LstmCell, 3 GruCell, 4 GruOriginal
+    const char* cell;   // the name of a struct in ../cells/all.cuh
     int is_double;      // element type: double, else float
     int T, B, I, H, P;  // P: size of h, less than H with a projection
     int reverse;        // whether the loop runs from T - 1 to 0
@@ -156,7 +156,7 @@ EXPORT int gpurnn_native_level() {
 // The sizes of the structs, then the interface's number, which changes with every struct and function here. The caller compares
 // them with its own, and refuses a library built from other sources.
 EXPORT int gpurnn_native_bytes(int which) {
-    const size_t sizes[] = {sizeof(Pass), sizeof(Product), sizeof(Update), sizeof(CrossEntropy), 4};
+    const size_t sizes[] = {sizeof(Pass), sizeof(Product), sizeof(Update), sizeof(CrossEntropy), 5};
     return (int)sizes[which];
 }
 

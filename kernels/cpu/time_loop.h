@@ -367,13 +367,11 @@ void run_layer(const Pass* passes, int directions, int threads, bool backward) {
 
 template <typename T>
 void run_cell(const Pass* passes, int directions, int threads, bool backward) {
-    switch (passes->cell) {
-        case 0: return run_layer<T, RnnTanh>(passes, directions, threads, backward);
-        case 1: return run_layer<T, RnnRelu>(passes, directions, threads, backward);
-        case 2: return run_layer<T, LstmCell>(passes, directions, threads, backward);
-        case 3: return run_layer<T, GruCell>(passes, directions, threads, backward);
-        case 4: return run_layer<T, GruOriginal>(passes, directions, threads, backward);
-    }
+#define RUN_IF_NAMED(Cell) \
+    if (!std::strcmp(passes->cell, #Cell)) return run_layer<T, Cell>(passes, directions, threads, backward);
+    FOR_EACH_CELL(RUN_IF_NAMED)
+#undef RUN_IF_NAMED
+    throw std::invalid_argument("unknown cell");
 }
 
 void time_loop(const Pass* passes, int directions, int threads, bool backward) {
