@@ -175,13 +175,13 @@ x = np.ones((2, 30000, 8), "float32")
 expected = small(x[:, :10])[0]
 limit(40)
 refused(MemoryError, "packed", lambda: large(np.ones((2, 1, 64), "float32")))
-native, outside = large.ops.library.gpurnn_native_walk, []
+native, outside = large.ops.library.gpurnn_native_time_loop, []
 def walk(*arguments):
     limit(10)
     return native(*arguments)
-large.ops.library.gpurnn_native_walk = walk
+large.ops.library.gpurnn_native_time_loop = walk
 refused(MemoryError, "backend 'cpu'", lambda: many(x))
-large.ops.library.gpurnn_native_walk = native
+large.ops.library.gpurnn_native_time_loop = native
 assert np.array_equal(small(x[:, :10])[0], expected)
 """, GPURNN_NUM_THREADS=threads)  # fmt: skip
 
