@@ -82,7 +82,7 @@ class Session:
             return device()
         import cupy
 
-        from gpurnn._device import CupyDevice
+        from gpurnn.backends.cuda.device import CupyDevice
 
         return CupyDevice(cupy)
 
@@ -110,7 +110,7 @@ class Session:
 
     def do_kernels(self, cases):
         """(file, name expression) of all kernels that cases need."""
-        from gpurnn.cuda_ops import CudaOps
+        from gpurnn.backends.cuda.ops import CudaOps
 
         from .gpu_smoke import kernels, make_ops
 
@@ -193,7 +193,7 @@ class Session:
             return rivals.RIVALS["torch-cuda" if self.kind == "torch" else "gpurnn-cuda"][0], case
         if self.kind == "torch":  # which has no 16-bit layers on every processor
             return rivals.RIVALS["torch-cpu"][0], replace(case, dtype="float32", precision="float32")
-        from gpurnn.cuda_ops import CudaOps
+        from gpurnn.backends.cuda.ops import CudaOps
 
         self.ops = CudaOps(self.device())
         return gpurnn_rival(self.ops), case
@@ -241,8 +241,8 @@ class Session:
     def do_tune(self, cell, H, B, dtype, tf32, path):
         """Measure the schedules of one size; the table in the file at ``path`` grows."""
         os.environ["GPURNN_TUNED"] = path
-        from gpurnn import tuned_table, tuning
-        from gpurnn.cuda_ops import CudaOps
+        from gpurnn.backends.cuda.ops import CudaOps
+        from gpurnn.backends.cuda.schedules import tuned_table, tuning
 
         ops = CudaOps(self.device(), measured=tuned_table.read())
         ops = ops.with_tf32() if tf32 else ops
@@ -322,7 +322,7 @@ def sources():
     import hashlib
 
     import gpurnn
-    from gpurnn._kernels import kernel_dir
+    from gpurnn.backends.cuda.launch import kernel_dir
 
     folders = Path(gpurnn.__file__).parent, kernel_dir(), Path(__file__).parent
     found, count = hashlib.sha256(), 0

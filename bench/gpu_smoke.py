@@ -6,9 +6,11 @@ from dataclasses import replace
 import numpy as np
 
 import gpurnn
-from gpurnn import schedules, tuning
+from gpurnn.backends.cuda import schedules
+from gpurnn.backends.cuda.launch import kernel_of
+from gpurnn.backends.cuda.ops import CudaOps
+from gpurnn.backends.cuda.schedules import tuning
 from gpurnn.check import flat_state
-from gpurnn.cuda_ops import CudaOps, kernel_of
 from gpurnn.dtypes import EPSILON
 
 from .gpu_cases import Smoke
@@ -51,7 +53,7 @@ def problems(case):
 
 def kernels(case, ops):
     """(file, name expression) of what the schedules of a case launch; of ``step`` its names for this dtype."""
-    from gpurnn.cuda_ops import kernel_names
+    from gpurnn.backends.cuda.launch import kernel_names
 
     ops = ops.with_tf32() if case.precision == "tf32" else ops
     wanted = getattr(case, "schedule", "auto")

@@ -44,7 +44,7 @@ class Device:
     address = staticmethod(lambda array: 0)
 
     def __init__(self):
-        from gpurnn.schedules import Device as Limits
+        from gpurnn.backends.cuda.schedules import Device as Limits
 
         self.limits = Limits(90, 132, 227 * 1024)
 
@@ -74,7 +74,7 @@ def measure(rounds=7, calls=60):
     """Name -> {"inference": seconds of a call, "train": of forward and backward}: the best of ``rounds``, as other
     work on the machine only adds to it."""
     import gpurnn
-    from gpurnn.cuda_ops import CudaOps
+    from gpurnn.backends.cuda.ops import CudaOps
 
     ops, found = CudaOps(Device()), {}
     for name, (kind, options) in CASES.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpurnn._kernels import kernel_source
+from gpurnn.backends.cuda.launch import kernel_source
 
 SOURCE, RING = (Path(__file__).with_name(name) for name in ("probe.cu", "probe_ring.cu"))
 STEPS = 100, 1100  # of a short and of a long launch
@@ -77,7 +77,7 @@ class Gpu:
     @functools.cached_property
     def library(self):
         """The device as the library's kernels have it."""
-        from gpurnn._device import CupyDevice
+        from gpurnn.backends.cuda.device import CupyDevice
 
         return CupyDevice(self.xp)
 

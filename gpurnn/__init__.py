@@ -2,7 +2,7 @@
 
 from . import _interrupt
 from .attention import Attention
-from .backend import backends, empty_cache, get_backend, use_backend
+from .backends import backends, empty_cache, get_backend, use_backend
 from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from .ctc import ctc_beam_search, ctc_greedy, ctc_loss
 from .data import Batch, SequenceBatches, TextBatches

@@ -27,8 +27,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .attention import Attention
-from .backend import backends as available_backends
-from .backend import get_backend
+from .backends import backends as available_backends
+from .backends import get_backend
 from .dtypes import DTYPES, EPSILON, check_dtype
 from .errors import check_choice
 from .layers import BatchNorm, Dropout, Embedding, LayerNorm, Linear, Pooling, Sequential

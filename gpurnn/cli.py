@@ -75,8 +75,8 @@ class _Commands(_Whole):
             )  # of training.py, which may not be imported yet
 
     def _invoke(self, ctx):
-        from .backend import BackendError
         from .checkpoint import CheckpointError
+        from .errors import BackendError
         from .training import TrainingError
 
         try:
@@ -406,9 +406,9 @@ def warmup(dtypes, cells, hidden, batches, bidirectional, tf32):
 
     from tqdm import tqdm
 
-    from .backend import get_backend
-    from .cuda_ops import kernel_names, kernel_of
-    from .tuning import CELLS, problems
+    from .backends import get_backend
+    from .backends.cuda.launch import kernel_names, kernel_of
+    from .backends.cuda.schedules.tuning import CELLS, problems
 
     ops = get_backend("cuda")
     names = kernel_names(dtypes or DTYPES)
@@ -445,8 +445,8 @@ def tune(dtypes, cells, hidden, batches, bidirectional, tf32, show, forget, as_j
     """
     from tqdm import tqdm
 
-    from . import tuned_table, tuning
-    from .backend import get_backend
+    from .backends import get_backend
+    from .backends.cuda.schedules import tuned_table, tuning
 
     if not show:
         tuned_table.check_file()
@@ -484,8 +484,8 @@ def info(as_json):
     """What this installation is and what it can use: versions, CPU, GPU."""
     import numpy as np
 
-    from ._kernels import kernel_files
-    from .backend import backends, get_backend
+    from .backends import backends, get_backend
+    from .backends.cuda.launch import kernel_files
     from .cpu_ops import describe
 
     build = np.show_config(mode="dicts")["Build Dependencies"]["blas"]

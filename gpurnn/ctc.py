@@ -19,7 +19,7 @@ import functools
 import numpy as np
 
 from .arrays import host_array
-from .backend import array_ops
+from .backends import array_ops
 from .errors import DtypeError, ShapeError, check_choice, check_flag, check_shape, check_size
 from .losses import REDUCTIONS, floats, quiet, upstream
 from .masks import check_lengths, refuse_no_distribution, valid_steps

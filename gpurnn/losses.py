@@ -32,7 +32,7 @@ import math
 
 import numpy as np
 
-from .backend import array_ops
+from .backends import array_ops
 from .dtypes import DTYPES, is_float, upcast
 from .errors import DtypeError, ShapeError, check_choice, check_flag, check_number, check_shape, check_size
 from .masks import valid_steps

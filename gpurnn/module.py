@@ -18,7 +18,7 @@ import numpy as np
 
 from . import rng
 from .arrays import host_array, refuse_graph, refuse_masked
-from .backend import get_backend
+from .backends import get_backend
 from .dtypes import check_dtype, compute_dtype, is_float
 from .errors import DtypeError, NamesArguments, ShapeError, check_choice, check_flag, check_shape, check_size, checked
 

@@ -6,7 +6,7 @@ import signal
 import pytest
 from optional import missing_package
 
-import gpurnn.backend
+import gpurnn
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -17,7 +17,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 def pytest_collection_modifyitems(items):
     gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
-    problem = gpu_tests and gpurnn.backend.backends()["cuda"]
+    problem = gpu_tests and gpurnn.backends()["cuda"]
     if problem:
         for item in gpu_tests:
             item.add_marker(pytest.mark.skip(reason=f"needs a GPU: {problem}"))

@@ -5,7 +5,7 @@ import pytest
 from cuda_on_cpu import emulator
 
 import gpurnn
-from gpurnn.cuda_ops import CudaOps
+from gpurnn.backends.cuda.ops import CudaOps
 
 rng = np.random.default_rng(5)
 needs_emulator = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))

@@ -16,7 +16,9 @@ import pytest
 from optional import optional
 
 import gpurnn
-from gpurnn import BackendError, DtypeError, _libraries, backend, get_backend, use_backend
+from gpurnn import BackendError, DtypeError, get_backend, use_backend
+from gpurnn.backends import switch as backend
+from gpurnn.backends.cuda import libraries
 from gpurnn.ops import Ops
 
 torch = optional("torch")
@@ -56,7 +58,7 @@ class Machine:
         self.cupy = fake_cupy()
         self.imports = 0
         self.libraries = {"nvrtc", "cublas"}
-        monkeypatch.setattr(_libraries, "load", self.load)
+        monkeypatch.setattr(libraries, "load", self.load)
         monkeypatch.setattr(backend, "_driver_cuda_version", lambda: self.driver)
         monkeypatch.setattr(backend, "_cupy_packages", lambda: self.packages)
         monkeypatch.setattr(backend, "_device_count", lambda: self.devices)
@@ -400,7 +402,8 @@ def test_cpu_asks_for_no_gpu():
     """backend="cpu" neither imports CuPy nor loads the driver, whatever the environment asks for."""
     code = """
 import sys
-from gpurnn import backend
+from gpurnn.backends import switch as backend
+from gpurnn.backends.cuda import libraries
 class NoCuPy:
     def find_spec(self, name, path=None, target=None):
         assert name.partition(".")[0] != "cupy", "CuPy was imported"

@@ -410,7 +410,7 @@ def test_the_python_of_a_call_is_measured_without_a_gpu(monkeypatch):
 def test_the_device_that_launches_nothing_takes_the_schedule_that_it_names(case):
     import gpurnn
     from bench import host
-    from gpurnn.cuda_ops import CudaOps
+    from gpurnn.backends.cuda.ops import CudaOps
 
     kind, options = host.CASES[case]
     sizes = host.I, options.get("hidden_size", host.H)

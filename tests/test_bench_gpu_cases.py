@@ -13,7 +13,7 @@ from bench.cli import main
 from bench.gpu_cases import HEADLINE, KERNELS, PROBES, SMOKE, Smoke, from_dict, small, variants
 from bench.probe import MEASUREMENTS
 from bench.results_file import load
-from gpurnn import schedules
+from gpurnn.backends.cuda import schedules
 
 emulated = pytest.mark.skipif(gpu_rehearsal.missing() is not None, reason=str(gpu_rehearsal.missing()))
 

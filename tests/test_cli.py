@@ -12,8 +12,9 @@ from click.testing import CliRunner
 from optional import needs
 
 from gpurnn import cli
-from gpurnn.backend import BackendError, get_backend
+from gpurnn.backends import get_backend
 from gpurnn.cli import main
+from gpurnn.errors import BackendError
 from gpurnn.training import TrainingError
 
 TINY = [

@@ -13,6 +13,7 @@ from test_optim import OPTIMISERS
 
 import gpurnn
 from gpurnn import BackendError, check, cpu_ops, get_backend, rng
+from gpurnn.backends import switch
 from gpurnn.check import CELLS, OPTIONS
 
 if cpu_ops.load_native() is None and not shutil.which("c++"):
@@ -401,7 +402,7 @@ def test_without_the_library_the_backend_is_numpy(monkeypatch, tmp_path):
         assert cpu_ops.load_native() is None
     finally:
         cpu_ops.load_native.cache_clear()
-    monkeypatch.setattr(gpurnn.backend, "_built", {})
+    monkeypatch.setattr(switch, "_built", {})
     monkeypatch.setattr(cpu_ops, "load_native", lambda: None)
     assert get_backend("cpu").name == "numpy"
 

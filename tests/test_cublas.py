@@ -1,4 +1,4 @@
-"""gpurnn/_cublas.py without a GPU: a small library in its place records what it is called with, and NumPy carries that
+"""backends/cuda/cublas.py without a GPU: a small library in its place records what it is called with, and NumPy carries that
 out on column-major memory."""
 
 import gc
@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from cuda_on_cpu.cuda import Cuda, Stream, StubCublas, last_call, multiply, stub
 
-from gpurnn import _libraries
-from gpurnn._cublas import Cublas, load
-from gpurnn._device import CupyDevice
+from gpurnn.backends.cuda import libraries
+from gpurnn.backends.cuda.cublas import Cublas, load
+from gpurnn.backends.cuda.device import CupyDevice
 from gpurnn.dtypes import check_dtype
 from gpurnn.errors import BackendError
 
@@ -348,13 +348,13 @@ def test_the_default_stream_of_each_thread_has_a_handle_of_its_own():
 
 @pytest.mark.parametrize("arch, megabytes", [(75, 4), (89, 4), (90, 32), (100, 32), (120, 12)])
 def test_workspaces_are_as_large_as_cublas_recommends(arch, megabytes, monkeypatch):
-    monkeypatch.setattr(_libraries, "load", lambda name: stub())
+    monkeypatch.setattr(libraries, "load", lambda name: stub())
     assert load(fake_cupy(), arch).workspace_bytes == megabytes << 20
 
     def missing(name):
         raise OSError(f"CUDA's library {name} was not found")
 
-    monkeypatch.setattr(_libraries, "load", missing)
+    monkeypatch.setattr(libraries, "load", missing)
     with pytest.raises(BackendError, match="library cublas was not found"):
         load(fake_cupy(), arch)
 

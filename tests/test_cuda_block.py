@@ -10,12 +10,13 @@ from cuda_on_cpu import emulator, gate, nvrtc
 from cuda_on_cpu.gate import parse_log
 from test_cuda_layers import compare, cuda_ops
 
-from gpurnn import schedules
-from gpurnn._kernels import kernel_source
+from gpurnn.backends.cuda import schedules
+from gpurnn.backends.cuda.launch import kernel_of, kernel_source
+from gpurnn.backends.cuda.loop import Loop
+from gpurnn.backends.cuda.schedules import Block, Device, Problem, cost, step
+from gpurnn.backends.cuda.schedules.tuned_table import Table, key
 from gpurnn.check import OPTIONS, Batch, build, twins
-from gpurnn.cuda_ops import Loop, kernel_of
-from gpurnn.schedules import Block, Device, Problem
-from gpurnn.tuned_table import Table, key
+from gpurnn.dtypes import ITEMSIZE
 
 pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
 
@@ -42,7 +43,7 @@ def forced(monkeypatch, S, KREG, R, inputs=False):
     """inputs: W_ih x is made within the launch."""
 
     def tile(problem, HP):
-        IP = schedules._padded(problem.I, 4) if inputs and not problem.backward else 0
+        IP = cost.padded(problem.I, 4) if inputs and not problem.backward else 0
         return schedules.fma_tile(problem, HP, S, min(KREG, HP // S), R, IP=IP)
 
     only(monkeypatch, tile)
@@ -98,8 +99,8 @@ def tensor_cores(monkeypatch, held, N=1, inputs=False):
     """Every block runs on tensor cores, with so many tiles in registers and 8 N sequences."""
 
     def tile(problem, HP):
-        size = schedules.ITEMSIZE[problem.dtype]
-        IP = schedules._padded(problem.I, 32 // size) if inputs and not problem.backward else 0
+        size = ITEMSIZE[problem.dtype]
+        IP = cost.padded(problem.I, 32 // size) if inputs and not problem.backward else 0
         return schedules.mma_tile(problem, HP, min(held, problem.gates * (HP + IP) * size // 32), N, IP=IP)
 
     only(monkeypatch, tile)
@@ -175,7 +176,7 @@ def test_the_input_within_a_loop_that_is_recorded(monkeypatch):
     schedules.candidates.cache_clear()
     monkeypatch.setitem(schedules.FINDERS, "block", block_candidates)
     monkeypatch.setitem(schedules.FINDERS, "grid", lambda problem, device: "not here")
-    monkeypatch.setattr(schedules, "_STEP_SECONDS", 1.0)
+    monkeypatch.setattr(step, "STEP_SECONDS", 1.0)
     ops = cuda_ops()
     layer, _, exact = twins("gru", ops, "float32", schedule="auto")
     once, _, _ = twins("gru", cuda_ops(graphs=0), "float32", schedule="auto")

@@ -6,8 +6,8 @@ import pytest
 from cuda_on_cpu import gate, nvrtc
 from cuda_on_cpu.kernel_list import FIRST, KERNELS
 
-from gpurnn import _nvrtc
-from gpurnn._kernels import kernel_dir, kernel_files, kernel_path, kernel_source
+from gpurnn.backends.cuda import nvrtc as _nvrtc
+from gpurnn.backends.cuda.launch import kernel_dir, kernel_files, kernel_path, kernel_source
 
 needs_nvrtc = pytest.mark.skipif(nvrtc.missing() is not None, reason=str(nvrtc.missing()))
 PLAIN = gate.Resources(registers=32, stack=0, spill_stores=0, spill_loads=0, shared=0)

@@ -10,12 +10,12 @@ from cuda_on_cpu import emulator
 from test_cuda_block import check_spills
 from test_cuda_layers import compare, cuda_ops
 
-from gpurnn import schedules
-from gpurnn._kernels import kernel_source
+from gpurnn.backends.cuda import schedules
+from gpurnn.backends.cuda.exchange import Exchange
+from gpurnn.backends.cuda.launch import kernel_of, kernel_source
+from gpurnn.backends.cuda.schedules import Device, Grid, Problem
 from gpurnn.check import OPTIONS, Batch, build, twins
-from gpurnn.cuda_ops import Exchange, kernel_of
 from gpurnn.errors import BackendError
-from gpurnn.schedules import Device, Grid, Problem
 
 pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
 

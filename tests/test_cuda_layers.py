@@ -14,12 +14,14 @@ from cuda_on_cpu.device import EmulatedDevice
 
 import gpurnn
 from gpurnn import check
-from gpurnn._kernels import kernel_source
+from gpurnn.backends.cuda import loop as loop_module
+from gpurnn.backends.cuda.launch import kernel_source
+from gpurnn.backends.cuda.ops import CudaOps
+from gpurnn.backends.cuda.schedules import Device, Problem
+from gpurnn.backends.cuda.streams import CudaStreams
 from gpurnn.check import CELLS, OPTIONS, Batch, flat_state
-from gpurnn.cuda_ops import CudaOps, CudaStreams
 from gpurnn.dtypes import DTYPES
 from gpurnn.errors import BackendError
-from gpurnn.schedules import Device, Problem
 
 pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
 
@@ -414,7 +416,7 @@ def test_layers_of_a_wavefront_share_the_multiprocessors():
 @pytest.mark.parametrize("kind", CELLS)
 def test_a_long_loop_is_a_short_graph_launched_again(kind, monkeypatch):
     """Graphs of a few timesteps, and one for the rest; both give the bits of launches one by one, call after call."""
-    monkeypatch.setattr(gpurnn.cuda_ops, "_RECORDED", 3)
+    monkeypatch.setattr(loop_module, "_RECORDED", 3)
     for T, graphs in ((3, 1), (4, 2), (6, 1), (7, 2), (11, 2)):
         ops = cuda_ops(checked=False)
         layer, _, exact = twins(kind, ops, "float32", bidirectional=True)
@@ -442,7 +444,7 @@ def test_a_graph_is_of_64_timesteps_at_most():
 
 def test_a_replay_that_is_interrupted_does_not_move_the_next_one(monkeypatch):
     """Ctrl-C between two graphs: the timesteps that were done are forgotten."""
-    monkeypatch.setattr(gpurnn.cuda_ops, "_RECORDED", 3)
+    monkeypatch.setattr(loop_module, "_RECORDED", 3)
     ops = cuda_ops()
     layer, plain, exact = twins("lstm", ops, "float64")
     batch = Batch(exact, 10, 3, ragged=True)
@@ -462,7 +464,7 @@ def test_a_replay_that_is_interrupted_does_not_move_the_next_one(monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             batch.run(layer)
         monkeypatch.undo()
-        monkeypatch.setattr(gpurnn.cuda_ops, "_RECORDED", 3)
+        monkeypatch.setattr(loop_module, "_RECORDED", 3)
         got, expected = batch.run(layer), batch.run(plain)
         for key, value in expected.items():
             np.testing.assert_allclose(got[key], value, rtol=1e-12, atol=1e-12)

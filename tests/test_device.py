@@ -1,4 +1,4 @@
-"""gpurnn/_device.py and what it loads with, without a GPU: compiled kernels on disk, launches, recordings."""
+"""backends/cuda/device.py and what it loads with, without a GPU: compiled kernels on disk, launches, recordings."""
 
 import ctypes
 import json
@@ -13,12 +13,13 @@ import pytest
 from cuda_on_cpu import nvrtc
 from cuda_on_cpu.cuda import Cuda
 
-from gpurnn import _cubins, _nvrtc, schedules
-from gpurnn._device import CupyDevice
-from gpurnn._kernels import kernel_files, kernel_source
-from gpurnn.cuda_ops import CudaOps, kernel_of
+from gpurnn.backends.cuda import cubins, launch, schedules
+from gpurnn.backends.cuda import nvrtc as _nvrtc
+from gpurnn.backends.cuda.device import CupyDevice
+from gpurnn.backends.cuda.launch import kernel_files, kernel_of, kernel_source
+from gpurnn.backends.cuda.ops import CudaOps
+from gpurnn.backends.cuda.schedules import Device, Problem
 from gpurnn.errors import BackendError
-from gpurnn.schedules import Device, Problem
 
 needs_nvrtc = pytest.mark.skipif(nvrtc.missing() is not None, reason=str(nvrtc.missing()))
 
@@ -78,14 +79,14 @@ def test_a_kernel_is_compiled_once(cache, monkeypatch):
 @needs_nvrtc
 def test_what_decides_the_machine_code_decides_the_place(monkeypatch):
     source = kernel_source("step.cu")
-    first, name, spilled = _cubins.find(source, DONE, 90)
-    assert _cubins.find(source, DONE, 90) == (first, name, spilled) and spilled == 0
+    first, name, spilled = cubins.find(source, DONE, 90)
+    assert cubins.find(source, DONE, 90) == (first, name, spilled) and spilled == 0
     others = [
-        _cubins.find(source, DONE, 80)[0], _cubins.find(source + "\n", DONE, 90)[0],
-        _cubins.find(source, "step_project<float>", 90)[0],
+        cubins.find(source, DONE, 80)[0], cubins.find(source + "\n", DONE, 90)[0],
+        cubins.find(source, "step_project<float>", 90)[0],
     ]  # fmt: skip
     monkeypatch.setattr(_nvrtc, "version", lambda: (99, 0))
-    others.append(_cubins.find(source, DONE, 90)[0])
+    others.append(cubins.find(source, DONE, 90)[0])
     assert len({first, *others}) == 5
 
 
@@ -93,7 +94,7 @@ def test_what_decides_the_machine_code_decides_the_place(monkeypatch):
 @pytest.mark.parametrize("damage", ["cut", "another name", "no name", "not JSON", "gone"])
 def test_a_damaged_kernel_is_compiled_anew(damage):
     source = kernel_source("step.cu")
-    path, name, _ = _cubins.find(source, DONE, 90)
+    path, name, _ = cubins.find(source, DONE, 90)
     whole, about = path.read_bytes(), path.with_name("about.json")
     if damage == "cut":
         path.write_bytes(whole[:-100])
@@ -105,31 +106,31 @@ def test_a_damaged_kernel_is_compiled_anew(damage):
         about.write_text("{")
     else:
         path.unlink()
-    again, name_again, _ = _cubins.find(source, DONE, 90)
+    again, name_again, _ = cubins.find(source, DONE, 90)
     assert again.read_bytes() == whole and name_again == name
-    assert _cubins.find(source, DONE, 90)[0].read_bytes() == whole
+    assert cubins.find(source, DONE, 90)[0].read_bytes() == whole
 
 
 @needs_nvrtc
 def test_a_damaged_kernel_is_replaced_for_good(monkeypatch):
     source = kernel_source("step.cu")
-    path, _, _ = _cubins.find(source, DONE, 90)
+    path, _, _ = cubins.find(source, DONE, 90)
     path.write_bytes(b"broken")
-    _cubins.find(source, DONE, 90)
+    cubins.find(source, DONE, 90)
     monkeypatch.setattr(_nvrtc, "compile", None)
-    assert _cubins.find(source, DONE, 90)[0] == path and path.read_bytes()[:4] == b"\x7fELF"
+    assert cubins.find(source, DONE, 90)[0] == path and path.read_bytes()[:4] == b"\x7fELF"
 
 
 @needs_nvrtc
 def test_a_gpu_that_the_compiler_does_not_know_gets_ptx():
-    assert _cubins.find(kernel_source("step.cu"), DONE, 130)[0].read_bytes().startswith(b"//")
+    assert cubins.find(kernel_source("step.cu"), DONE, 130)[0].read_bytes().startswith(b"//")
 
 
 @needs_nvrtc
 def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("GPURNN_CACHE", str(tmp_path / "file"))
-    path, name, _ = _cubins.find(kernel_source("step.cu"), DONE, 90)
+    path, name, _ = cubins.find(kernel_source("step.cu"), DONE, 90)
     assert path.read_bytes()[:4] == b"\x7fELF" and name
 
 
@@ -137,8 +138,8 @@ def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_processes_that_compile_the_same_kernel_at_once(cache):
     code = (
-        "from gpurnn import _cubins; from gpurnn._kernels import kernel_source\n"
-        "path, name, _ = _cubins.find(kernel_source('step.cu'), 'step_forward<LstmCell, float>', 90)\n"
+        "from gpurnn.backends.cuda import cubins; from gpurnn.backends.cuda.launch import kernel_source\n"
+        "path, name, _ = cubins.find(kernel_source('step.cu'), 'step_forward<LstmCell, float>', 90)\n"
         "assert path.read_bytes()[:4] == bytes([127]) + b'ELF'; print(path)"
     )
     processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(6)]
@@ -162,13 +163,13 @@ extern "C" __global__ void __launch_bounds__(1024, 2) spills(const float* x, flo
 
 @needs_nvrtc
 def test_what_does_not_fit_into_registers_is_known():
-    spilled = _cubins.find(SPILLS, "spills", 90)[2]
-    assert spilled > 0 and _cubins.find(SPILLS, "spills", 90)[2] == spilled  # from disk, too
+    spilled = cubins.find(SPILLS, "spills", 90)[2]
+    assert spilled > 0 and cubins.find(SPILLS, "spills", 90)[2] == spilled  # from disk, too
 
 
 def test_eight_bytes_are_a_spill(monkeypatch, tmp_path):
     for spilled in (0, 8):
-        monkeypatch.setattr(_cubins, "find", lambda *a, spilled=spilled: (tmp_path / "kernel.cubin", "name", spilled))
+        monkeypatch.setattr(cubins, "find", lambda *a, spilled=spilled: (tmp_path / "kernel.cubin", "name", spilled))
         assert device_of(Modules()).spills("block.cu", "any") is (spilled > 0)
 
 
@@ -218,16 +219,15 @@ def test_the_target_is_machine_code_where_the_compiler_knows_it(monkeypatch):
 
 @needs_nvrtc
 def test_a_compiler_error_is_a_backend_error_with_its_line(monkeypatch):
-    from gpurnn import _kernels
 
     text = kernel_source("step.cu") + '\n#line 7 "broken.cu"\n__global__ void broken() { nothing; }\n'
-    monkeypatch.setattr(_kernels, "kernel_source", lambda file: text)
+    monkeypatch.setattr(launch, "kernel_source", lambda file: text)
     with pytest.raises(BackendError, match=r"for sm_75 with CuPy 14.0:\nbroken\.cu\(7\): error.*nothing"):
         device_of(Modules(), 75).load("step.cu", "broken")
 
 
 def test_a_driver_that_refuses_the_code_is_a_backend_error(monkeypatch, tmp_path):
-    monkeypatch.setattr(_cubins, "find", lambda *a: (tmp_path / "kernel.cubin", "name", 0))
+    monkeypatch.setattr(cubins, "find", lambda *a: (tmp_path / "kernel.cubin", "name", 0))
 
     def module(**options):
         raise RuntimeError("CUDA_ERROR_INVALID_IMAGE: device kernel image is invalid")
@@ -237,7 +237,7 @@ def test_a_driver_that_refuses_the_code_is_a_backend_error(monkeypatch, tmp_path
 
 
 def test_blocks_that_cannot_be_there_at_once_are_a_backend_error(monkeypatch, tmp_path):
-    monkeypatch.setattr(_cubins, "find", lambda *a: (tmp_path / "kernel.cubin", "name", 0))
+    monkeypatch.setattr(cubins, "find", lambda *a: (tmp_path / "kernel.cubin", "name", 0))
 
     def kernel(grid, block, args, shared_mem=0):
         raise ValueError("too large")
@@ -253,7 +253,7 @@ def test_blocks_that_cannot_be_there_at_once_are_a_backend_error(monkeypatch, tm
 
 def test_kernels_whose_blocks_wait_for_one_another_are_launched_together(monkeypatch, tmp_path):
     """Every file that uses the exchange between blocks, and no other: else a launch may wait for ever."""
-    monkeypatch.setattr(_cubins, "find", lambda *a: (tmp_path / "kernel.cubin", "name", 0))
+    monkeypatch.setattr(cubins, "find", lambda *a: (tmp_path / "kernel.cubin", "name", 0))
     modules = Modules()
     files = [file.rpartition("/")[2] for file in kernel_files() if file.endswith(".cu")]
     for file in files:
@@ -263,7 +263,7 @@ def test_kernels_whose_blocks_wait_for_one_another_are_launched_together(monkeyp
 
 
 def test_shared_memory_is_asked_for_where_it_grows(monkeypatch, tmp_path):
-    monkeypatch.setattr(_cubins, "find", lambda *a: (tmp_path / "kernel.cubin", "name", 0))
+    monkeypatch.setattr(cubins, "find", lambda *a: (tmp_path / "kernel.cubin", "name", 0))
 
     class Kernel:
         asked = []

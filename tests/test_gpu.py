@@ -7,10 +7,10 @@ import pytest
 from click.testing import CliRunner
 
 import gpurnn
-from gpurnn._device import CupyDevice
+from gpurnn.backends.cuda.device import CupyDevice
+from gpurnn.backends.cuda.ops import CudaOps
 from gpurnn.check import CELLS, Batch, run_checks, twins
 from gpurnn.cli import main
-from gpurnn.cuda_ops import CudaOps
 from gpurnn.errors import BackendError
 
 pytestmark = pytest.mark.gpu
@@ -79,10 +79,10 @@ def test_products_in_every_layout(ops, dtype, batch):
 
 
 def test_a_broken_kernel_names_its_line(ops, monkeypatch):
-    from gpurnn import _kernels
+    from gpurnn.backends.cuda import launch
 
-    text = _kernels.kernel_source("dropout.cu") + '\n#line 7 "broken.cu"\n__global__ void broken() { nothing; }\n'
-    monkeypatch.setattr(_kernels, "kernel_source", lambda file: text)
+    text = launch.kernel_source("dropout.cu") + '\n#line 7 "broken.cu"\n__global__ void broken() { nothing; }\n'
+    monkeypatch.setattr(launch, "kernel_source", lambda file: text)
     with pytest.raises(BackendError, match=r"broken\.cu\(7\).*nothing"):
         ops.device.load("dropout.cu", "broken")
 

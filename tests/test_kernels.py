@@ -1,12 +1,12 @@
-"""gpurnn/_kernels.py without a GPU: sources, signatures, checked launches."""
+"""gpurnn/backends/cuda/launch.py without a GPU: sources, signatures, checked launches."""
 
 import types
 
 import numpy as np
 import pytest
 
-from gpurnn import _kernels
-from gpurnn._kernels import EACH, Argument, Kernels, Rows, signature
+from gpurnn.backends.cuda import launch
+from gpurnn.backends.cuda.launch import EACH, Argument, Kernels, Rows, signature
 from gpurnn.errors import DtypeError, ShapeError
 
 
@@ -175,6 +175,6 @@ def test_what_a_kernel_reads_in_vectors_starts_at_16_bytes():
 
 
 def test_the_sources_are_one_text():
-    text = _kernels.kernel_source("step.cu")
+    text = launch.kernel_source("step.cu")
     assert '\n#include "' not in text
     assert text.count("struct LstmCell") == 1

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gpurnn import _kernels
+from gpurnn.backends.cuda import launch
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", ".ci", ".docs", "gpurnn", "kernels", "bench", "tests")
@@ -97,7 +97,7 @@ def test_sdist_holds_the_tests(built, tree):
 
 
 def test_installed_kernels_are_those_of_the_folder(installed, tree, tmp_path):
-    code = "from gpurnn import _kernels; print(_kernels.kernel_dir(), *_kernels.kernel_files())"
+    code = "from gpurnn.backends.cuda import launch; print(launch.kernel_dir(), *launch.kernel_files())"
     folder, *names = isolated(code, installed, tmp_path).split()
     assert Path(folder) == installed / "gpurnn" / "kernels"
     assert names == sources(tree / "kernels", ".cu", ".cuh")
@@ -132,9 +132,9 @@ def test_requirements(installed):
 
 
 def test_bare_checkout_finds_its_kernels(tmp_path):
-    folder = isolated("from gpurnn import _kernels; print(_kernels.kernel_dir())", ROOT, tmp_path)
+    folder = isolated("from gpurnn.backends.cuda import launch; print(launch.kernel_dir())", ROOT, tmp_path)
     assert Path(folder.strip()) == ROOT / "kernels"
-    assert _kernels.kernel_files() == sources(ROOT / "kernels", ".cu", ".cuh")
+    assert launch.kernel_files() == sources(ROOT / "kernels", ".cu", ".cuh")
 
 
 def test_editable_install_finds_its_kernels(tree, tmp_path):
@@ -142,17 +142,19 @@ def test_editable_install_finds_its_kernels(tree, tmp_path):
     options = ["--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check"]
     command = [sys.executable, "-m", "pip", "install", *options, "--target", str(target), "-e", str(tree)]
     run(*command, cwd=tmp_path, CC="false", CXX="false")  # no compiler: gpurnn installs all the same
-    code = f"import site; site.addsitedir({str(target)!r}); import gpurnn.bench; from gpurnn import _kernels\n"
-    code += "print(gpurnn.bench.__file__, _kernels.kernel_dir())"
+    code = (
+        f"import site; site.addsitedir({str(target)!r}); import gpurnn.bench; from gpurnn.backends.cuda import launch\n"
+    )
+    code += "print(gpurnn.bench.__file__, launch.kernel_dir())"
     bench, kernels = isolated(code, target, tmp_path).split()
     assert Path(bench).parent == tree / "bench"
     assert Path(kernels) == tree / "kernels"
 
 
 def test_missing_kernels_are_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(_kernels, "__file__", str(tmp_path / "gpurnn" / "_kernels.py"))
+    monkeypatch.setattr(launch, "__file__", str(tmp_path / "gpurnn/backends/cuda/launch.py"))
     with pytest.raises(FileNotFoundError, match="CUDA sources of gpurnn are missing from .*install gpurnn again"):
-        _kernels.kernel_dir()
+        launch.kernel_dir()
 
 
 def test_import_is_light():

@@ -9,8 +9,9 @@ import pytest
 from cuda_on_cpu import emulator
 
 import gpurnn
-from gpurnn import cuda_ops
 from gpurnn.attention import Attention
+from gpurnn.backends.cuda.graphs import LoopPool
+from gpurnn.backends.cuda.loop import Loop
 
 needs_emulator = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
 
@@ -159,7 +160,7 @@ class FakeLoop:
 
 
 def test_a_loop_has_one_user():
-    pool = cuda_ops.LoopPool(capacity=3)
+    pool = LoopPool(capacity=3)
     pool.take("key", FakeLoop)
 
     def use(number):
@@ -177,17 +178,17 @@ def test_a_loop_has_one_user():
 
 def test_a_loop_that_comes_back_while_the_pool_is_at_work(monkeypatch):
     """The garbage collector ends a lease at any moment, in the thread that holds the pool's lock, too."""
-    pool = cuda_ops.LoopPool(capacity=8)
+    pool = LoopPool(capacity=8)
     pool.take("key", FakeLoop)
     leases = [pool.take("key", FakeLoop) for _ in range(4)]
-    fits = cuda_ops.LoopPool._fits
+    fits = LoopPool._fits
 
     def and_one_comes_back(self, loop):
         if leases:
             leases.pop()
         return fits(self, loop)
 
-    monkeypatch.setattr(cuda_ops.LoopPool, "_fits", and_one_comes_back)
+    monkeypatch.setattr(LoopPool, "_fits", and_one_comes_back)
     for _ in range(4):
         leases.insert(0, pool.take("another", FakeLoop))
     leases.clear()
@@ -196,7 +197,7 @@ def test_a_loop_that_comes_back_while_the_pool_is_at_work(monkeypatch):
 
 
 def test_loops_that_nobody_uses_are_dropped_on_demand():
-    pool = cuda_ops.LoopPool(capacity=3)
+    pool = LoopPool(capacity=3)
     leases = [pool.take("key", FakeLoop) for _ in range(3)]
     leases.pop()
     assert len(pool.free) == 1 and pool.pooled == 2
@@ -220,7 +221,7 @@ def test_what_blocks_exchange_belongs_to_one_launch(kernel, monkeypatch):
     layers = [gpurnn.GRU(5, 19, backend=ops, dtype=dtype, seed=seed, schedule="grid") for seed in (1, 2)]
     x = ops.xp.asarray(np.random.default_rng(0).standard_normal((7, 9, 5)).astype(dtype))
     expected = [layer(x)[0].get() for layer in layers]
-    found, between, launch, forward = [], [], ops.kernels.launch, cuda_ops.Loop.forward
+    found, between, launch, forward = [], [], ops.kernels.launch, Loop.forward
     other = threading.Thread(target=lambda: found.append(layers[1](x)[0].get()))
 
     def launch_late(file, *arguments, **how):
@@ -236,7 +237,7 @@ def test_what_blocks_exchange_belongs_to_one_launch(kernel, monkeypatch):
             other.join()
 
     monkeypatch.setattr(ops.kernels, "launch", launch_late)
-    monkeypatch.setattr(cuda_ops.Loop, "forward", forward_alone)
+    monkeypatch.setattr(Loop, "forward", forward_alone)
     found.insert(0, layers[0](x)[0].get())
     assert other.ident, f"{kernel} was not launched"
     assert not between

@@ -9,11 +9,12 @@ from click.testing import CliRunner
 from cuda_on_cpu import emulator
 from test_cuda_layers import cuda_ops
 
-from gpurnn import backend, schedules, tuned_table, tuning
+from gpurnn.backends import switch as backend
+from gpurnn.backends.cuda import schedules
+from gpurnn.backends.cuda.schedules import Device, Problem, tuned_table, tuning
 from gpurnn.check import build
 from gpurnn.cli import main
 from gpurnn.errors import BackendError
-from gpurnn.schedules import Device, Problem
 
 H200 = Device(90, 132, 227 * 1024, name="NVIDIA H200")
 emulated = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))

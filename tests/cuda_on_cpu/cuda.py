@@ -9,7 +9,7 @@ import ctypes
 
 import numpy as np
 
-from gpurnn._cublas import Cublas
+from gpurnn.backends.cuda.cublas import Cublas
 from gpurnn.dtypes import check_dtype
 
 from . import emulator as _emulator
@@ -192,7 +192,9 @@ class RefusingCublas:
     def __getattr__(self, name):
         def call(*arguments):
             self._cuda.refuse_cublas()
-            raise AttributeError(f"the emulated cupy.cuda.cublas computes nothing: {name} belongs to gpurnn._cublas")
+            raise AttributeError(
+                f"the emulated cupy.cuda.cublas computes nothing: {name} belongs to gpurnn.backends.cuda.cublas"
+            )
 
         return call
 

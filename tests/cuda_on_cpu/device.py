@@ -1,16 +1,16 @@
 """The emulator dressed as CuPy, so that the library's ``xp`` code and its launches run whole without a GPU.
 
-``EmulatedDevice`` is ``gpurnn._device.CupyDevice`` over this ``xp``, which acts as ``cupy`` does and refuses as much:
-nothing is converted to or from NumPy unless asked for, only what ``FUNCTIONS`` has exists, and results have the dtypes
+``EmulatedDevice`` is the ``CupyDevice`` of gpurnn/backends/cuda/device.py over this ``xp``, which acts as ``cupy`` does
+and refuses as much: nothing is converted to or from NumPy unless asked for, only what ``FUNCTIONS`` has exists, and results have the dtypes
 of cupy_types.py.
 Memory from ``xp.empty`` counts as uninitialised for kernels until the host or a kernel writes it.
 """
 
 import numpy as np
 
-from gpurnn import schedules
-from gpurnn._device import CupyDevice
-from gpurnn._kernels import kernel_source
+from gpurnn.backends.cuda import schedules
+from gpurnn.backends.cuda.device import CupyDevice
+from gpurnn.backends.cuda.launch import kernel_source
 
 from .cuda import Cuda, Pointer, StubCublas
 from .cupy_types import Types

@@ -2,8 +2,8 @@
 
 import itertools
 
-from gpurnn import schedules
-from gpurnn.cuda_ops import kernel_names, kernel_of
+from gpurnn.backends.cuda import schedules
+from gpurnn.backends.cuda.launch import kernel_names, kernel_of
 from gpurnn.dtypes import C_NAMES
 
 # .cu file -> first architecture, where it uses what older ones have not

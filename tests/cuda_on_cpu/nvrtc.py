@@ -5,8 +5,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from gpurnn import _nvrtc
-from gpurnn._nvrtc import CompileError, Program, version
+from gpurnn.backends.cuda import nvrtc as _nvrtc
+from gpurnn.backends.cuda.nvrtc import CompileError, Program, version
 
 __all__ = ["ARCHITECTURES", "CompileError", "Program", "cached", "cache_folder", "compile", "missing", "version"]
 

@@ -15,10 +15,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from gpurnn import schedules
-from gpurnn._kernels import kernel_source
-from gpurnn._libraries import wheel_folders
-from gpurnn.cuda_ops import kernel_of
+from gpurnn.backends.cuda import schedules
+from gpurnn.backends.cuda.launch import kernel_of, kernel_source
+from gpurnn.backends.cuda.libraries import wheel_folders
+from gpurnn.backends.cuda.schedules.cost import BARRIERS
+from gpurnn.dtypes import ITEMSIZE
 
 from . import nvrtc
 from .gate import parse_log
@@ -113,8 +114,8 @@ def row(cell, H, I, kind, backward):
     warps, multiplied = candidate.threads // 32, GATES[cell] * H * (H + candidate.inputs) * candidate.rows
     issue = average * warps / 4
     tensor = candidate.kernel == "block_mma"
-    arithmetic = 2 * multiplied / TENSOR[schedules.ITEMSIZE[dtype]] if tensor else multiplied / 128
-    cycles = max(issue, arithmetic) + schedules._BARRIERS
+    arithmetic = 2 * multiplied / TENSOR[ITEMSIZE[dtype]] if tensor else multiplied / 128
+    cycles = max(issue, arithmetic) + BARRIERS
     registers = parse_log(program.log)[name].registers
     held = f"{100 * candidate.held:.0f} + {100 - 100 * candidate.held:.0f}"
     return (
@@ -133,7 +134,7 @@ Where IP, the last number of a forward kernel's name, is not 0, W_ih x is made w
 
 on chip: % of the weights in registers + in shared memory. Instructions: of a warp in a timestep, all branches counted,
 so at most. Cycles: issue, at 4 instructions a multiprocessor; arithmetic, the product at 128 multiply-adds, on tensor
-cores at the published rate of mma.sync; a step, the longer of the two and {schedules._BARRIERS} of latency (barriers,
+cores at the published rate of mma.sync; a step, the longer of the two and {BARRIERS} of latency (barriers,
 the cell, loads and stores), which is a guess until a GPU has measured it. Seconds at {CLOCK / 1e9:.2f} GHz.
 
 | {" | ".join(COLUMNS.split()).replace("-", " ")} |

@@ -4,8 +4,8 @@ import logging
 import os
 from pathlib import Path
 
-from .errors import FileError
-from .files import one_line, read_json, write_json_atomic
+from ....errors import FileError
+from ....files import one_line, read_json, write_json_atomic
 
 _FORMAT = 1
 _log = logging.getLogger("gpurnn")

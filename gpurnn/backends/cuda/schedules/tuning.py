@@ -10,9 +10,12 @@ import time
 
 import numpy as np
 
-from . import cells, schedules
-from .dtypes import check_dtype
-from .errors import BackendError, check_choice, check_size
+from .... import cells
+from ....dtypes import check_dtype
+from ....errors import BackendError, check_choice, check_size
+from ..loop import Loop
+from .choose import candidates as candidates_of
+from .problem import Problem
 from .tuned_table import Table, bucket, key
 
 CELLS = {"rnn": cells.RNNStep(), "lstm": cells.LSTMStep(False), "gru": cells.GRUStep(True)}
@@ -24,7 +27,7 @@ _log = logging.getLogger("gpurnn")
 
 
 def problems(cells, hidden, batches, dtypes, directions=1, tf32=False):
-    """The ``schedules.Problem`` of all these, forward and backward. Raises ValueError for an unknown cell."""
+    """The ``Problem`` of all these, forward and backward. Raises ValueError for an unknown cell."""
     found = []
     for name in cells:
         cell = CELLS[check_choice("cell", name, tuple(CELLS))]
@@ -34,15 +37,14 @@ def problems(cells, hidden, batches, dtypes, directions=1, tf32=False):
                     sizes = check_size("hidden", H), 0, bucket(check_size("batch", B)), directions, dtype
                     one = tf32 and dtype == "float32"
                     found += [
-                        schedules.Problem(cell.kernel, cell.gates, *sizes, False, backward, one)
-                        for backward in (False, True)
+                        Problem(cell.kernel, cell.gates, *sizes, False, backward, one) for backward in (False, True)
                     ]
     return found
 
 
 def worth_measuring(problem, device):
     """The candidates that are worth measuring: the best of each schedule by estimate."""
-    found, _ = schedules.candidates(problem, device)
+    found, _ = candidates_of(problem, device)
     by_schedule = {}
     for candidate in found:
         by_schedule.setdefault(candidate.schedule, []).append(candidate)
@@ -62,8 +64,6 @@ def measure(ops, problem, candidate, lengths=(64, 320), least=0.02, clock=time.p
 
 def _time_loop(ops, problem, candidate, T):
     """A function that runs one forward or backward pass over arrays of zeros: values do not change the time."""
-    from .cuda_ops import Loop
-
     cell = next(cell for cell in CELLS.values() if cell.kernel == problem.kernel)
     xp, B, H, D = ops.xp, problem.B, problem.H, problem.directions
     dtype = check_dtype(problem.dtype)

@@ -14,8 +14,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from . import _nvrtc
-from .files import read_bytes, read_json
+from ...files import read_bytes, read_json
+from . import nvrtc
 
 _REPORT = ("-Xptxas", "-v")  # the log tells what does not fit into registers
 
@@ -33,14 +33,14 @@ def find(source, expression, arch, file="kernel.cu"):
     path: the file of its machine code; name: its name there; spilled: bytes of registers that a thread keeps in memory.
 
     source: the whole text. expression: the kernel, such as ``step_forward<LstmCell, float>``. arch: compute capability.
-    Raises ``_nvrtc.CompileError``, and OSError where NVRTC is missing.
+    Raises ``nvrtc.CompileError``, and OSError where NVRTC is missing.
     """
-    options = (*_nvrtc.OPTIONS, _nvrtc.target(arch), *_REPORT, *_nvrtc.include_options())
-    key = hashlib.sha256(repr((_nvrtc.version(), options, source, expression)).encode()).hexdigest()
+    options = (*nvrtc.OPTIONS, nvrtc.target(arch), *_REPORT, *nvrtc.include_options())
+    key = hashlib.sha256(repr((nvrtc.version(), options, source, expression)).encode()).hexdigest()
     place = folder() / key[:40]
     about = _about(place)
     if about is None:
-        program = _nvrtc.compile(source, options, (expression,), file)
+        program = nvrtc.compile(source, options, (expression,), file)
         code = program.cubin or program.ptx.encode()
         spilled = sum(map(int, re.findall(r"(\d+) bytes stack frame", program.log)))
         about = {"name": program.lowered[expression], "spilled": spilled, "sha256": hashlib.sha256(code).hexdigest()}

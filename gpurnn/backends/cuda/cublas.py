@@ -10,8 +10,8 @@ import threading
 
 import numpy as np
 
-from . import _libraries
-from .errors import BackendError
+from ...errors import BackendError
+from . import libraries
 
 # cublas_api.h and library_types.h
 _OP_N, _OP_T = 0, 1
@@ -203,6 +203,6 @@ def load(xp, arch):
     # what cuBLAS's documentation recommends for each architecture
     megabytes = 4 if arch < 90 else 32 if arch < 120 else 12
     try:
-        return Cublas(xp, _libraries.load("cublas"), megabytes << 20)
+        return Cublas(xp, libraries.load("cublas"), megabytes << 20)
     except OSError as error:
         raise BackendError(str(error)) from error

@@ -8,7 +8,7 @@ import ctypes
 import functools
 from dataclasses import dataclass
 
-from . import _libraries
+from . import libraries
 
 # -ftz=true, as CuPy compiles: in float, kernels count what is smaller than 2^-126 as zero.
 OPTIONS = ("--std=c++17", "-ftz=true")
@@ -31,9 +31,9 @@ class Program:
 @functools.cache
 def library():
     """NVRTC's shared library. Raises OSError."""
-    nvrtc = _libraries.load("nvrtc")
-    nvrtc.nvrtcGetErrorString.restype = ctypes.c_char_p
-    return nvrtc
+    found = libraries.load("nvrtc")
+    found.nvrtcGetErrorString.restype = ctypes.c_char_p
+    return found
 
 
 @functools.cache
@@ -69,7 +69,7 @@ def target(arch):
 
 def include_options():
     """``-I`` for cuda_fp16.h and its kind, where they are installed."""
-    folder = _libraries.include_folder()
+    folder = libraries.include_folder()
     return () if folder is None else (f"-I{folder}",)
 
 

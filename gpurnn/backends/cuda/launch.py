@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .dtypes import C_NAMES, bfloat16_or_none_such
-from .errors import DtypeError, ShapeError
+from ...dtypes import C_NAMES, bfloat16_or_none_such, dtype_name
+from ...errors import DtypeError, ShapeError
 
 
 def kernel_dir():
@@ -21,7 +21,7 @@ def kernel_dir():
 
     A source checkout is an editable install or the bare repository. Raises FileNotFoundError where neither is there.
     """
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[2]
     for folder in (package / "kernels", package.parent / "kernels"):
         if (folder / "common.cuh").is_file():
             return folder
@@ -259,3 +259,44 @@ class Rows:
     """A strided array for a kernel that is told the stride."""
 
     array: object
+
+
+# ---- the list of kernels
+
+CELLS = ("RnnTanh", "RnnRelu", "LstmCell", "GruCell", "GruOriginal")  # structs in kernels/cells
+
+
+def c_type(dtype):
+    """What the kernels call a NumPy dtype."""
+    return C_NAMES[dtype_name(dtype)]
+
+
+def kernel_names(dtypes=tuple(C_NAMES), cells=CELLS):
+    """(file, name expression) of every kernel that layers of these dtypes and cells use."""
+    storages = [C_NAMES[dtype] for dtype in dtypes]
+    reals = sorted({"double" if storage == "double" else "float" for storage in storages})
+    names = []
+    for storage in storages:
+        names += [
+            ("step.cu", f"step_{which}<{cell}, {storage}>") for cell in cells for which in ("forward", "backward")
+        ]
+        if "GruOriginal" in cells:
+            names += [("step.cu", f"step_{which}<GruOriginal, {storage}>") for which in ("reset", "reset_backward")]
+        if "LstmCell" in cells:
+            names += [("step.cu", f"step_{which}<{storage}>") for which in ("project", "project_backward")]
+        names += [("bptt.cu", f"sum_steps_partial<{storage}>"), ("embedding.cu", f"embedding_chunks<{storage}>")]
+    for real in reals:
+        names += [("bptt.cu", f"sum_steps_finish<{real}>"), ("embedding.cu", f"embedding_borders<{real}>")]
+        names += [("loss.cu", f"cross_entropy_{which}<{real}>") for which in ("forward", "backward")]
+        kernels = ("sgd", "rmsprop", "adam", "norm_partial", "scale_grads")
+        names += [("optimize.cu", f"{kernel}<{real}>") for kernel in kernels]
+    return [*names, ("step.cu", "step_done"), ("optimize.cu", "norm_finish"), ("dropout.cu", "dropout_mask")]
+
+
+def kernel_of(problem, candidate):
+    """(file, name expression) of a candidate's kernel; None for ``step``, whose kernels fit every size."""
+    if candidate.schedule == "step":
+        return None
+    which = "backward" if problem.backward else "forward"
+    types = ", ".join((problem.kernel, C_NAMES[problem.dtype], *candidate.types))
+    return f"{candidate.kernel}.cu", f"{candidate.kernel}_{which}<{types}>"

@@ -3,7 +3,7 @@
 | name | arrays | what runs |
 |---|---|---|
 | ``"numpy"`` | NumPy | the generic code; the reference |
-| ``"cpu"`` | NumPy | compiled code (cpu_ops.py) where it was built, else what ``"numpy"`` does |
+| ``"cpu"`` | NumPy | compiled code (cpu/) where it was built, else what ``"numpy"`` does |
 | ``"cupy"`` | CuPy | the same generic code on a GPU, unfused |
 | ``"cuda"`` | CuPy | hand-written kernels, cuBLAS for the matrix products |
 | ``"auto"`` | | ``"cuda"`` where it works, else ``"cpu"``; says once which, through ``logging`` |
@@ -23,7 +23,7 @@ import sys
 
 import numpy as np
 
-from .errors import BackendError
+from ..errors import BackendError
 
 NAMES = ("numpy", "cpu", "cupy", "cuda")
 _requested = contextvars.ContextVar("gpurnn_backend", default=None)
@@ -127,10 +127,10 @@ def _named(name, tf32):
 
 
 def _make(name):
-    from .ops import Ops
+    from ..ops import Ops
 
     if name in ("numpy", "cpu"):
-        from .cpu_ops import CpuOps, HostOps, load_native
+        from ..cpu_ops import CpuOps, HostOps, load_native
 
         native = load_native()
         if name == "cpu":
@@ -142,9 +142,9 @@ def _make(name):
     cupy = _import_cupy()
     if name == "cupy":
         return Ops(cupy, name)
-    from ._device import CupyDevice
-    from .cuda_ops import CudaOps
-    from .tuned_table import read
+    from .cuda.device import CupyDevice
+    from .cuda.ops import CudaOps
+    from .cuda.schedules.tuned_table import read
 
     return CudaOps(CupyDevice(cupy), measured=read())
 
@@ -201,11 +201,11 @@ def _cuda_problem():
     """Why the kernels cannot work here, or None: what stands against CuPy, or a library that they call themselves."""
     problem = _gpu_problem()
     if problem is None:
-        from . import _libraries
+        from .cuda import libraries
 
         try:
             for name in ("nvrtc", "cublas"):
-                _libraries.load(name)
+                libraries.load(name)
         except OSError as error:
             return str(error)
     return problem

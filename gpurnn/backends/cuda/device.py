@@ -6,9 +6,9 @@ import threading
 
 import numpy as np
 
-from . import _cubins, _cublas, _kernels, _nvrtc
-from .errors import BackendError
-from .schedules import Device
+from ...errors import BackendError
+from . import cubins, cublas, launch, nvrtc
+from .schedules.problem import Device
 
 COOPERATIVE = ("grid.cu", "grid_mma.cu")  # whose kernels need all their blocks at once
 
@@ -50,7 +50,7 @@ class CupyDevice:
     @functools.cached_property
     def blas(self):
         """The ``Cublas`` of this device."""
-        return _cublas.load(self.xp, self.arch)
+        return cublas.load(self.xp, self.arch)
 
     @staticmethod
     def address(array):
@@ -60,14 +60,14 @@ class CupyDevice:
     # ---- kernels
 
     def compile(self, file, expression):
-        """``_cubins.find`` of a kernel for this device: compiles it now unless it is on disk, and loads nothing.
+        """``cubins.find`` of a kernel for this device: compiles it now unless it is on disk, and loads nothing.
 
         Threads may do so side by side. Raises BackendError with the compiler's first errors, which name our files and
         lines.
         """
         try:
-            return _cubins.find(_kernels.kernel_source(file), expression, self.arch, file)
-        except (_nvrtc.CompileError, OSError) as error:
+            return cubins.find(launch.kernel_source(file), expression, self.arch, file)
+        except (nvrtc.CompileError, OSError) as error:
             raise self._refused(file, expression, error) from error
 
     def _refused(self, file, expression, error):

@@ -1,0 +1,39 @@
+"""Exchange: memory through which the thread blocks of schedule ``grid`` send one another numbers."""
+
+import threading
+
+import numpy as np
+
+
+class Exchange:
+    """Where the blocks of schedule ``grid`` put numbers for one another, on one stream: kernels/schedules/exchange.cuh.
+
+    lock: held from ``take`` or ``empty`` until the launch that they are for.
+    """
+
+    patience = 1 << 22  # polls of L2, at half a microsecond or more: some seconds
+
+    def __init__(self, device):
+        self.xp, self.lock = device.xp, threading.Lock()
+        self.words, self.epoch = self.xp.zeros(0, np.uint64), 0
+        self.ring = self.xp.zeros(0, np.uint32)
+        self.failed = self.xp.zeros(1, np.int32)
+        self.seen, self.refresh = device.mirror(self.failed)
+
+    def take(self, numbers, epochs):
+        """The last arguments of a kernel that needs so many words and epochs."""
+        if self.words.size < numbers or self.epoch + epochs >= 1 << 32:
+            self.words, self.epoch = self.xp.zeros(max(numbers, self.words.size), np.uint64), 0
+        epoch, self.epoch = self.epoch, self.epoch + epochs
+        return epoch, self.patience, self.words, self.failed
+
+    def empty(self, numbers):
+        """The last arguments of a kernel that needs so many words without numbers in them."""
+        if self.ring.size < numbers:
+            self.ring = self.xp.zeros(numbers, np.uint32)
+        self.ring[:numbers] = 0xFFFFFFFF
+        return self.patience, self.ring, self.failed
+
+    def timed_out(self):
+        """Whether a kernel is known to have given up; one under way may still."""
+        return bool(self.seen[0])

@@ -1,0 +1,304 @@
+"""CudaOps: what a hand-written kernel makes faster than the generic code of ``Ops``.
+
+The time loop runs by one of the schedules of schedules/. ``step`` launches a fused kernel (step.cu) and a GEMM with the
+recurrent weights for each timestep, and nothing else. Where a shape comes back, the loop is recorded over fixed arrays
+as CUDA graphs of up to 64 timesteps and replayed without Python. ``block`` and ``grid`` run the whole time loop in one
+launch (block.cu, block_mma.cu, grid.cu, grid_mma.cu). Both directions of a layer share the launches.
+
+Everything that touches the GPU goes through a device: ``CupyDevice`` of device.py, or in tests an emulated one.
+"""
+
+import math
+import threading
+from dataclasses import replace
+
+import numpy as np
+
+from ... import rng
+from ...errors import BackendError, ShapeError
+from ...ops import Ops, Saved, flat, refuse_uncountable
+from . import schedules
+from .cublas import is_matrix
+from .exchange import Exchange
+from .graphs import LoopPool
+from .launch import ALIGNMENT, Kernels, Rows, c_type, kernel_of, signature
+from .loop import BLOCK, DOUBLE, SINGLE, Loop
+from .streams import CudaStreams
+
+_BLOCKS = 65535  # most thread blocks of a launch along y or z (CUDA C++ Programming Guide, compute capabilities)
+
+
+class CudaOps(Ops):
+    """The primitives with kernels. graphs: how many recorded loops may be held at once; 0 records none. measured: a
+    ``tuned_table.Table`` of this device, or None."""
+
+    def __init__(self, device, graphs=16, measured=None):
+        super().__init__(device.xp, "cuda")
+        self.device = device
+        self.kernels = Kernels(device)
+        self.pool = LoopPool(graphs)
+        self.measured = measured
+        self.exchanges = {}  # queue of the device -> Exchange
+        self._lock = threading.Lock()
+        self._chosen = {}  # what decides the candidates of a loop -> (problems, candidates)
+        self._with_tf32 = None
+
+    def with_tf32(self):
+        if self.tf32:
+            return self
+        if self._with_tf32 is None:
+            self._with_tf32 = object.__new__(type(self))  # the device, its kernels and the pool of loops are shared
+            self._with_tf32.__dict__.update(self.__dict__, tf32=True)
+        return self._with_tf32
+
+    def synchronize(self):
+        self.device.synchronize()
+        self.raise_if_failed()
+
+    def to_numpy(self, array):
+        host = super().to_numpy(array)
+        self.raise_if_failed()
+        return host
+
+    def machine(self):
+        limits = self.device.limits
+        return {"backend": self.name, "gpu": limits.name, "capability": limits.capability, "cupy": self.xp.__version__}
+
+    def empty_cache(self):
+        self.pool.clear()
+        self.device.free_memory()
+
+    def disable_cooperative(self):
+        """From now on no schedule is chosen whose blocks wait for one another."""
+        self.device.limits = replace(self.device.limits, cooperative=False)
+
+    def exchange(self):
+        """The ``Exchange`` of the current stream."""
+        queue = self.device.queue
+        with self._lock:
+            if queue not in self.exchanges:
+                self.exchanges[queue] = Exchange(self.device)
+            return self.exchanges[queue]
+
+    def raise_if_failed(self):
+        """Raise BackendError where a schedule ``grid`` has given up; from then on layers take another."""
+        with self._lock:
+            timed_out = any(exchange.timed_out() for exchange in self.exchanges.values())
+            if timed_out:
+                self.exchanges.clear()
+        if timed_out:
+            self.disable_cooperative()
+            raise BackendError(
+                "schedule grid: a thread block waited in vain for the others, results since the last check are wrong. "
+                "Other work on this GPU may have kept them out; layers take another schedule from now on: run again"
+            )
+
+    def schedule(self, problem, wanted="auto"):
+        candidate, reason = self.choose(problem, wanted)
+        if candidate.schedule == "step":
+            refused = self.pool.refusal(replace(problem, tf32=self.tf32))
+            launches = f"launch by launch: {refused}" if refused else "recorded as a CUDA graph when a shape comes back"
+            return "step", f"a fused kernel and a cuBLAS product for each timestep, {launches}; {reason}"
+        return candidate.schedule, f"one launch for the whole sequence: {reason}"
+
+    def recordings(self):
+        """Which time loops became CUDA graphs, and why others did not: a list of
+        {"loop", "pass", "recorded", "reason"}."""
+        return self.pool.recordings()
+
+    def aligned(self, array):
+        """``array``, C-contiguous and where kernels may load several numbers at once: itself, or a copy."""
+        array = self.xp.ascontiguousarray(array)
+        return array.copy() if self.device.address(array) % ALIGNMENT else array
+
+    def choose(self, problem, wanted="auto"):
+        """``schedules.choose`` on this device."""
+        return schedules.choose(replace(problem, tf32=self.tf32), self.device.limits, wanted, self.measured)
+
+    def candidates(self, save, schedule, *sizes):
+        """``(problems, candidates)`` of a loop, "forward" and where ``save`` "backward" -> its
+        schedules.Problem and the schedules.Candidate that was chosen.
+
+        sizes: the kernel, gates, H, T, B, directions, dtype's name, projected, I and share of ``schedules.Problem``.
+        """
+        key, known = (save, schedule, sizes, self.tf32), (self.device.limits, self.measured)
+        if any(old is not new for old, new in zip(self._chosen.get("known", ()), known, strict=False)):
+            self._chosen.clear()  # another device, or more was measured
+        found = self._chosen.get(key)
+        if found is None:
+            if len(self._chosen) >= 4096:
+                self._chosen.clear()
+            self._chosen["known"] = known
+            *first, I, concurrent = sizes
+            names = ("forward", "backward") if save else ("forward",)
+            problems = {name: schedules.Problem(*first, name == "backward", self.tf32, I, concurrent) for name in names}
+            found = self._chosen[key] = (
+                problems,
+                {name: self.candidate(problem, schedule) for name, problem in problems.items()},
+            )
+        return found
+
+    def candidate(self, problem, wanted="auto"):
+        """What ``choose`` finds, as the compiler at hand can do it: with fewer weights in registers where it spills."""
+        return self.without_spills(problem, self.choose(problem, wanted)[0])
+
+    def without_spills(self, problem, candidate):
+        less = candidate
+        while less is not None and less.schedule != "step" and self.device.spills(*kernel_of(problem, less)):
+            less = schedules.hold_less(problem, less, self.device.limits)
+        return less or candidate
+
+    # ---- one layer through time
+
+    def refuse_sizes(self, T, B, layers):
+        refuse_uncountable(T, B, self.name)
+        most = _BLOCKS * BLOCK[1]
+        if most < B and any(
+            candidate.schedule == "step" for sizes in layers() for candidate in self.candidates(*sizes)[1].values()
+        ):
+            raise ShapeError(
+                f"x: B = {B} is more than the {most} sequences that the schedule 'step' of backend 'cuda' takes in one "
+                "call: split the batch"
+            )
+
+    def streams(self, count):
+        return CudaStreams(self.device, count) if count > 1 else super().streams(count)
+
+    def layer_forward(
+        self, cell, x, weights, states, lengths, directions, save, fresh_output, schedule="auto", concurrent=1
+    ):
+        T, B, I = x.shape
+        rows, P = weights[0].hh.shape
+        H, D = rows // cell.gates, len(weights)
+        key = (cell.kernel, T, B, I, H, P, directions, x.dtype, save, lengths is not None,
+               weights[0].bias_ih is not None, schedule, concurrent, self.tf32)  # fmt: skip
+        # Work on another stream may still be under way on a loop that was given back there.
+        loop, lease = self.pool.take((*key, self.device.queue), lambda: Loop(self, cell, *key[1:-1]))
+        loop.load(weights, lengths)
+        x = self.xp.ascontiguousarray(x)
+        if loop.inputs:
+            loop.take(x)
+        else:
+            for d in range(D):
+                self.product(flat(x), weights[d].ih.astype(x.dtype, copy=False).T, flat(loop.gates[d])[:, :rows])
+        loop.start(states)
+        loop.forward()
+        all_saved = [Saved(x, loop.gates[d] if save else None, loop.h[d], loop.c_slots(d), lease) for d in range(D)]
+        output = loop.output.copy() if fresh_output and loop.recorded else loop.output
+        return all_saved, loop.final(), output
+
+    def layer_backward(self, cell, all_saved, weights, doutput, dstates, lengths, directions, hooks):
+        if any(hooks):  # only the array code calls hooks with dh and dc
+            return super().layer_backward(cell, all_saved, weights, doutput, dstates, lengths, directions, hooks)
+        return all_saved[0].lease.loop.backward(doutput, dstates)  # uses the weights that the forward pass loaded
+
+    # ---- products and sums
+
+    def product(self, a, b, out, accumulate=False):
+        self.device.gemm(self._readable(a), self._readable(b), out, accumulate=accumulate, tf32=self.tf32)
+
+    def accumulate_product(self, grad, d, x):
+        self.product(flat(d).T, flat(x), grad, accumulate=True)
+
+    def _readable(self, matrix):
+        """``matrix``, or a copy of one whose strides BLAS cannot read."""
+        return matrix if is_matrix(matrix) else self.xp.ascontiguousarray(matrix)
+
+    def sum_steps(self, d):
+        rows = flat(d)
+        N, M = rows.shape
+        if rows.strides[1] != rows.itemsize or rows.strides[0] < 0:
+            rows = self.xp.ascontiguousarray(rows)
+        kind = c_type(d.dtype)
+        real = DOUBLE if kind == "double" else SINGLE
+        if N == 0:
+            return self.xp.zeros(M, real)
+        chunks = min(-(-N // 256), 256)  # by N alone: equal bits on every GPU
+        partial, sums = self.xp.empty((chunks, M), np.float64), self.xp.empty(M, real)
+        ld = rows.strides[0] // rows.itemsize if N > 1 else M
+        self.kernels.launch(
+            "bptt.cu", "sum_steps_partial", (kind,), (-(-M // 32), chunks), (32, 8), N, M, ld, Rows(rows), partial
+        )
+        real_type = c_type(real)
+        self.kernels.launch(
+            "bptt.cu", "sum_steps_finish", (real_type,), (-(-M // 128),), (128,), chunks, M, partial, sums
+        )
+        return sums
+
+    def accumulate_rows(self, grad, index, d):
+        N, H = d.shape
+        if N == 0:
+            return
+        if H > _BLOCKS * 32:
+            super().accumulate_rows(grad, index, d)
+            return
+        order = self.xp.argsort(index, kind="stable").astype(np.int64, copy=False)
+        ids = index[order].astype(np.int64, copy=False)
+        d = self.xp.ascontiguousarray(d)
+        chunks, kind = -(-N // 64), c_type(d.dtype)
+        partial = self.xp.empty((chunks, 2, H), np.float64)
+        grid, block = (chunks, -(-H // 32)), (32,)
+        self.kernels.launch(
+            "embedding.cu", "embedding_chunks", (kind,), grid, block, N, H, ids, order, d, partial, grad
+        )
+        real = c_type(grad.dtype)
+        self.kernels.launch("embedding.cu", "embedding_borders", (real,), grid, block, N, H, ids, partial, grad)
+
+    # ---- softmax cross-entropy
+
+    def softmax_forward(self, logits, rows, labels, smoothing):
+        count, V = labels.size, logits.shape[1]
+        losses, total = self.xp.empty(count, np.float64), self.xp.empty(count, np.float64)
+        highest = self.xp.empty(count, logits.dtype)
+        args = V, smoothing, self.xp.ascontiguousarray(logits), rows, labels, losses, highest, total
+        self.kernels.launch("loss.cu", "cross_entropy_forward", (c_type(logits.dtype),), (count,), (128,), *args)
+        return losses, highest, total
+
+    def softmax_backward(self, logits, rows, labels, smoothing, highest, total, dlosses, out=None):
+        dlogits = self._derivative_array(logits, rows, out)
+        scale = self.xp.ascontiguousarray(dlosses[:, 0])
+        args = (
+            logits.shape[1],
+            smoothing,
+            self.xp.ascontiguousarray(logits),
+            rows,
+            labels,
+            highest,
+            total,
+            scale,
+            dlogits,
+        )
+        grid = (labels.size,)
+        self.kernels.launch("loss.cu", "cross_entropy_backward", (c_type(logits.dtype),), grid, (128,), *args)
+        return dlogits
+
+    # ---- what follows the gradients
+
+    def optimize(self, kernel, params, grads, arrays, scalars):
+        kind, N = c_type(params.dtype), params.size
+        given = scalars | arrays | {"N": N, "params": params, "grads": grads}
+        args = [given.get(argument.name) for argument in signature("optimize.cu", kernel, (kind,))]
+        self.kernels.launch("optimize.cu", kernel, (kind,), (-(-N // 256),), (256,), *args)
+        return True
+
+    def clip_norm(self, grads, max_norm):
+        kind, N = c_type(grads.dtype), grads.size
+        chunks = max(1, min(-(-N // 4096), 1024))  # by N alone: equal bits on every GPU
+        partial, norm = self.xp.empty(chunks, np.float64), self.xp.empty(2, np.float64)
+        self.kernels.launch("optimize.cu", "norm_partial", (kind,), (chunks,), (256,), N, grads, partial)
+        self.kernels.launch("optimize.cu", "norm_finish", (), (1,), (256,), chunks, max_norm, partial, norm)
+        if max_norm != math.inf:
+            self.kernels.launch("optimize.cu", "scale_grads", (kind,), (-(-N // 256),), (256,), N, norm, grads)
+        return norm[0]
+
+    # ---- random masks
+
+    def dropout_mask(self, shape, rate, seed, layer, call):
+        N = math.prod(shape)
+        mask = self.xp.empty(N, np.bool_)
+        threshold = rng.dropout_threshold(rate)
+        self.kernels.launch(
+            "dropout.cu", "dropout_mask", (), (-(-N // 512),), (128,), N, seed, layer & 0xFFFFFFFF, call & 0xFFFFFFFF,
+            threshold, mask,
+        )  # fmt: skip
+        return mask.reshape(shape)

@@ -1,0 +1,175 @@
+"""The schedule ``block``: one thread block runs the whole time loop for a few sequences.
+
+Its weights lie in registers and shared memory (block.cu; on tensor cores block_mma.cu).
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from ....dtypes import ITEMSIZE
+from .cost import BARRIERS, EFFICIENCY, LOAD_SECONDS, padded, refusal, step_seconds, takes_inputs, thread_registers
+from .problem import Candidate
+
+LATENCY = 30  # exposed latency of one shared-memory load, in cycles
+FETCH = 8  # cycles per value that a block's threads load, counted in the SASS
+
+
+@dataclass(frozen=True)
+class Block(Candidate):
+    """A kernel of schedule ``block`` and what its launch needs.
+
+    kernel: "block" or "block_mma", the .cu file and the start of the names; numbers: its template arguments behind cell
+    and storage. rows: sequences of a tile; held: share of the weights in registers. like: the key of the same loop
+    without the products W_ih x, where this one makes them.
+    """
+
+    kernel: str = ""
+    numbers: tuple = ()
+    rows: int = 0
+    threads: int = 0
+    shared: int = 0
+    held: float = 0.0
+    inputs: int = 0
+    like: str = ""
+
+    @property
+    def types(self):
+        return tuple(map(str, self.numbers))
+
+    @property
+    def key(self):
+        return self.like or f"{self.kernel}<{', '.join(self.types)}>"
+
+    def __str__(self):
+        held = math.floor(100 * self.held)
+        inputs = ", W_ih x within the launch" if self.inputs else ""
+        return f"{held} % of the recurrent weights in registers, tiles of {self.rows} sequences{inputs}"
+
+
+def block_candidates(problem, device):
+    """All tiles that fit, or a sentence why none does."""
+    refused = refusal(problem)
+    if refused:
+        return f"block {refused}"
+    tiles = list(_fma_tiles(problem, device))
+    if (ITEMSIZE[problem.dtype] == 2 or problem.tf32) and device.capability >= 80:
+        tiles += _mma_tiles(problem, device)
+    fitting = [tile for tile in tiles if tile.shared <= device.shared_bytes]
+    if not fitting:
+        HP = padded(problem.H)
+        size = problem.gates * HP * HP * ITEMSIZE[problem.dtype]
+        return f"block: {size / 1024:.0f} KB of recurrent weights do not fit on one multiprocessor"
+    return fitting
+
+
+# ---- block_mma.cu
+
+
+def _mma_tiles(problem, device):
+    HP, G, size = padded(problem.H), problem.gates, ITEMSIZE[problem.dtype]
+    threads = 2 * HP
+    if threads > 1024:
+        return
+    for N in (1, 2):
+        plain = None
+        for IP in (0, padded(problem.I, 32 // size)) if takes_inputs(problem) else (0,):
+            tiles = G * (HP + IP) * size // 32  # of one warp
+            # registers besides the weights: accumulators, one row of gates in flight (or x), cell state, addresses.
+            # Found by compiling
+            other = {4: 84, 3: 72, 1: 84}[G] if problem.backward else {4: 120, 3: 84, 1: 92}[G]
+            other += (N - 1) * 60 + 4 * (size == 4)
+            other += 3 * -(-8 * N * padded(IP, 64 // size) // threads) if IP else 0  # x and its addresses
+            other += 4 * (problem.H % 2 or device.capability < 90) if IP else 0
+            held = max(0, min(tiles, (thread_registers(threads) - other) // 4))
+            if N > 1 and not held:
+                continue
+            warps = HP // 16
+            products = 2 * G * HP * (HP + IP) * 8 * N / (2680 if size == 2 else 1340)  # by published measurements
+            operands = warps * N * tiles / (1 if problem.backward else G) / 2 * 4
+            rest = warps * (tiles - held) * 4
+            moved = warps * N * 4 * ((1 if IP else 2) * G + 3) * size  # the machine code agrees (steps.py)
+            seconds = step_seconds(problem, device, 8 * N, max(products, operands + rest) + moved + BARRIERS)
+            if not IP:
+                plain = mma_tile(problem, HP, held, N, seconds)
+                yield plain
+            elif plain:
+                more = problem.T * (seconds - plain.seconds)
+                yield replace(mma_tile(problem, HP, held, N, plain.seconds, IP), product=more, like=plain.key)
+
+
+def mma_tile(problem, HP, held, N=1, seconds=0.0, IP=0):
+    """The ``Block`` of these template arguments.
+
+    Its shared memory: the double-buffered operand, and the weight tiles that did not fit in registers. While weights
+    are loaded, the staging buffer.
+    """
+    size = ITEMSIZE[problem.dtype]
+    threads, tiles = 2 * HP, problem.gates * (HP + IP) * size // 32
+    columns = problem.gates * HP if problem.backward else HP + (padded(IP, 64 // size) if IP else 0)
+    read = 2 * 8 * N * (columns * size + 16)
+    shared = max(read + (tiles - held) * threads * 16, min(held, 8) * threads * 16)
+    even = "true" if problem.H % 2 == 0 else "false"
+    numbers = (HP, held, N, even) if problem.backward else (HP, held, N, IP, even)
+    in_registers = held / tiles
+    return Block(
+        "block", seconds, LOAD_SECONDS, False, 0.0, "block_mma", numbers, 8 * N, threads, shared, in_registers, IP
+    )
+
+
+# ---- block.cu
+
+
+def _fma_tiles(problem, device):
+    HP = padded(problem.H)
+    for R in (1, 2, 4):
+        for S in (1, 2, 4, 8):
+            if not 64 <= HP * S <= 512 or HP // S % 4:
+                continue
+            KREG = _in_registers(problem, HP, S, R)
+            plain = fma_tile(
+                problem, HP, S, KREG, R, step_seconds(problem, device, R, _cycles(problem, HP, S, KREG, R))
+            )
+            yield plain
+            if takes_inputs(problem):
+                IP = padded(problem.I, 4)
+                cycles = problem.gates * HP * IP * R / 128 / EFFICIENCY + LATENCY
+                cycles -= FETCH * problem.gates * -(-R // S)  # of ready sums, which are not fetched
+                more = problem.T * step_seconds(problem, device, R, cycles)
+                yield replace(fma_tile(problem, HP, S, KREG, R, plain.seconds, IP), product=more, like=plain.key)
+
+
+def fma_tile(problem, HP, S, KREG, R, seconds=0.0, IP=0):
+    """The ``Block`` of these template arguments.
+
+    Its shared memory: the operand, the partial sums of the slices, and the weights that did not fit in registers. While
+    weights are loaded, the staging buffer.
+    """
+    G, size = problem.gates, ITEMSIZE[problem.dtype]
+    four, sums = 4 * size * HP * S, G + (IP > 0 and G == 3)
+    operand, partial_sums = (R * G * HP, S * R * HP) if problem.backward else (R * (HP + IP), S * sums * R * HP)
+    shared = 4 * (operand + partial_sums) + G * IP * HP * size + (HP // S - KREG) // 4 * G * four
+    shared = max(shared, min(KREG // 4, 8) * four)
+    numbers, held = (HP, S, KREG, R) if problem.backward else (HP, S, KREG, R, IP), KREG / (HP // S)
+    return Block("block", seconds, LOAD_SECONDS, False, 0.0, "block", numbers, R, HP * S, shared, held, IP)
+
+
+def _in_registers(problem, HP, S, R):
+    """KREG: how many columns of weights a thread can hold beside what else it needs, without spilling."""
+    G, chains, mine = problem.gates, 1 if problem.gates * R >= 4 else 4, -(-R // S)
+    # accumulators twice, one row of gates in flight and the cell state for each sequence of the thread, biases,
+    # addresses, plus the compiler's slack (found by compiling: test_cuda_block.py checks that it is enough)
+    other = (70 if G * R > 1 else 32) + 2 * G * R * chains + mine * (G + 8) + 2 * G
+    other += 8 * problem.backward + (16 if ITEMSIZE[problem.dtype] == 2 else 0)
+    registers = thread_registers(HP * S) - other
+    return max(0, min(HP // S, registers // (G * ITEMSIZE[problem.dtype]) * 4))
+
+
+def _cycles(problem, HP, S, KREG, R):
+    G, KS, warps = problem.gates, HP // S, HP * S // 32
+    size = ITEMSIZE[problem.dtype]
+    products = G * HP * HP * R / 128 + (0 if size == 4 else G * HP * HP / 64)  # 16-bit weights are widened first
+    products *= max(1, (8 / warps) ** 0.5) / EFFICIENCY  # few warps hide little
+    operands = warps * KS / 4 * R * (G if problem.backward else 1)  # 16 bytes, the same for a warp
+    weights = (KS - KREG) * G * HP * S * size / 128
+    sums = warps * S * R * G
+    return max(products, operands + weights) + sums + BARRIERS

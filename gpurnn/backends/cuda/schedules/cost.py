@@ -1,0 +1,57 @@
+"""What a time loop should cost on a GPU, by published figures; not measured. The estimates only rank what fits."""
+
+from ....dtypes import ITEMSIZE
+
+REGISTERS = 65536  # of one multiprocessor
+GEMM_SECONDS = 2.5e-6  # seconds of a GEMM before the time loop, besides its arithmetic: launch, ramp and tail
+MEMORY_BYTES = 10  # bytes per clock and multiprocessor, to or from global memory
+MOST_INPUTS = 32  # most columns of W_ih that a kernel of schedule block takes
+LOAD_SECONDS = 6e-6  # seconds to load a block's weights, before the first timestep
+EFFICIENCY = 0.7  # fraction of the peak arithmetic rate that a product reaches
+BARRIERS = 350  # cycles of a block's timestep besides its product: two barriers, the cell, loads and stores
+
+
+def gemm_rate(problem, device):
+    """Of a large product, operations a second."""
+    peak = 2048 if ITEMSIZE[problem.dtype] == 2 else 1024 if problem.tf32 else 256
+    return device.multiprocessors * device.clock * peak * EFFICIENCY
+
+
+def refusal(problem):
+    """Why a schedule with one launch for the whole sequence cannot serve this problem, or None."""
+    if problem.dtype == "float64":
+        return "computes in float32"
+    if problem.projected:
+        return "has no projection"
+    return "has no second product in a step" if problem.kernel == "GruOriginal" else None
+
+
+def padded(H, to=32):
+    return max(to, -(-H // to) * to)
+
+
+def step_seconds(problem, device, rows, cycles):
+    """Of a timestep, where all tiles together may take several waves."""
+    tiles = -(-max(problem.B, 1) // rows) * problem.directions
+    return -(-tiles // device.multiprocessors) * cycles / device.clock
+
+
+def product_before(problem, device):
+    """Seconds of W_ih x for all timesteps as one matrix product for each direction, and of reading it in the time
+    loop."""
+    if problem.backward or not problem.I:
+        return 0.0
+    numbers = problem.B * problem.gates * problem.H * problem.directions
+    moved = numbers * ITEMSIZE[problem.dtype] / (device.multiprocessors * device.clock * MEMORY_BYTES)
+    multiplied = 2 * numbers * problem.I / gemm_rate(problem, device)
+    return problem.directions * GEMM_SECONDS + problem.T * (max(multiplied, moved) + moved)
+
+
+def takes_inputs(problem):
+    return not problem.backward and 0 < problem.I <= MOST_INPUTS
+
+
+def thread_registers(threads):
+    """Of a thread, where such a block has a multiprocessor to itself: a quarter of them for a quarter of its warps."""
+    warps = -(-threads // 128)
+    return min(255, REGISTERS // 4 // (32 * warps) // 8 * 8)

@@ -1,0 +1,149 @@
+"""The schedule ``grid``: the weights are spread over a group of thread blocks, which exchange h once a timestep.
+
+grid.cu; on tensor cores grid_mma.cu.
+"""
+
+from dataclasses import dataclass
+
+from ....dtypes import ITEMSIZE
+from .block import Block
+from .cost import BARRIERS, EFFICIENCY, LOAD_SECONDS, refusal, thread_registers
+
+HOP_SECONDS = 0.65e-6  # seconds from one multiprocessor to another through L2, by published measurements
+EXCHANGE_BYTES = 30  # bytes per clock and multiprocessor, when all of them read L2
+
+
+@dataclass(frozen=True)
+class Grid(Block):
+    """A kernel of schedule ``grid``. blocks: of a group; groups: of each direction, all there at once; words: of the
+    exchange, for one group."""
+
+    blocks: int = 1
+    groups: int = 1
+    words: int = 0
+
+    def __str__(self):
+        groups = f"{self.groups} group" + "s" * (self.groups > 1)
+        how = ", on tensor cores" * (self.kernel == "grid_mma")
+        how += ", two on a multiprocessor" * (self.kernel == "grid_mma" and self.numbers[-1] == 2)
+        return f"{super().__str__()}, {groups} of {self.blocks} thread blocks{how}"
+
+
+def grid_candidates(problem, device):
+    """All tiles that fit, or a sentence why none does."""
+    refused = refusal(problem)
+    if refused:
+        return f"grid {refused}"
+    if not device.cooperative:
+        return "grid needs thread blocks that wait for one another, which failed on this device"
+    found, quads = [], -(-problem.H // 128) * 32
+    sizes = [quads * S for S in (1, 2, 4, 8) if quads * S <= 768] if problem.backward else (128, 256, 512)
+    for U in (8, 16, 32):
+        for R in (1, 2, 4):
+            found += [grid_tile(problem, device, U, R, threads) for threads in sizes]
+        if (ITEMSIZE[problem.dtype] == 2 or problem.tf32) and device.capability >= 80:
+            found += [grid_mma_tile(problem, device, U, R, P) for R in (1, 2, 4, 8, 16) for P in (1, 2)]
+    found = [tile for tile in found if tile and tile.blocks > 1]
+    if not found:
+        size = problem.gates * problem.H**2 * ITEMSIZE[problem.dtype] * problem.directions / 1e6
+        return f"grid: {size:.1f} MB of recurrent weights do not fit on {device.multiprocessors} multiprocessors"
+    return found
+
+
+def grid_tile(problem, device, U, R, threads, KREG=None):
+    """The ``Grid`` of U units a block, R sequences a tile, and so many threads; None where these do not go together or
+    do not fit.
+
+    KREG: as in the kernel, by default as many as fit.
+    """
+    G, size, KP = problem.gates, ITEMSIZE[problem.dtype], -(-problem.H // 128) * 128
+    four = 4 * size
+    S = threads * 4 // KP if problem.backward else threads // U
+    if not S or (threads != KP // 4 * S if problem.backward else KP % (4 * S)) or threads % (R * U):
+        return None
+    # what else it needs, found by compiling
+    other = (92 if problem.backward else 116) if G * R > 1 else 64
+    other += 16 * (G == 1 and R > 1) + 2 * G * R + (16 if size == 2 else 0)
+    if not problem.backward:
+        other += 16 * (device.capability < 90 and G > 1) + 24 * (size == 4 and G == 3 and R == 1)
+    room = thread_registers(threads) - other
+    if problem.backward:
+        rows = -(-G * U // (4 * S)) * 4
+        held = rows if KREG is None else KREG
+        if KREG is None and rows * size > room - 2 * R:
+            held = max(0, (room - 2 * R) // size // 4 * 4)
+        each, fours = held, rows
+        memory = R * S * rows + S * R * KP + max(threads // 32, threads // (R * U)) * R * U
+    else:
+        KS = KP // S
+        held = max(0, min(KS, room // (G * size) * 4)) if KREG is None else min(KREG, KS)
+        each, fours = held // 4 * G, KS // 4 * G
+        memory = R * S * (KS + 4) + -(-threads // max(32, U)) * G * R * U
+    staged = min(8, held if problem.backward else held // 4)
+    shared = max(4 * memory + (fours - each) * threads * four, staged * threads * four)
+    warps = threads // 32
+    products = G * U * KP * R / 128 + (0 if size == 4 else G * U * KP / 64)
+    operands = warps * fours / 4 * R if problem.backward else warps * (KP // S) / 4 * R * 2
+    weights = (fours - each) * threads * four / 128
+    sums = (S * R * KP / 32 + 4 * warps * R) if problem.backward else warps * G * R * 8
+    moved = R * problem.H * 8 * (2 if problem.backward else 1)
+    cycles = max(products / EFFICIENCY, operands + weights) + sums
+    N = -(-problem.H // U)
+    words = 2 * (N * N * R * U if problem.backward else problem.H * R)
+    return _grid(
+        problem, device, "grid", (U, KP, S, held, R), R, threads, shared, each / fours, N, words, cycles, moved
+    )
+
+
+def _grid(problem, device, kernel, numbers, rows, threads, shared, held, blocks, words, cycles, moved, P=1):
+    """The ``Grid`` of a tile whose step takes so many cycles besides what every step does and moves so many bytes, P of
+    them on a multiprocessor; None where it does not fit."""
+    most = (device.shared_bytes + 1024) // P - 1024  # the system keeps 1 KB of each block for itself
+    room = device.multiprocessors * P // (blocks * problem.directions)
+    if not room or shared > most:
+        return None
+    tiles = -(-max(problem.B, 1) // rows)
+    groups = min(tiles, room)
+    blocks_in_all = blocks * groups * problem.directions
+    crowded = blocks_in_all > device.multiprocessors
+    rate = min(64, EXCHANGE_BYTES * device.multiprocessors / min(blocks_in_all, device.multiprocessors))
+    busy = (cycles + moved / rate + BARRIERS) / device.clock
+    # where two share a multiprocessor, one computes while the other waits
+    seconds = -(-tiles // groups) * max(HOP_SECONDS + busy, 2 * busy * crowded)
+    how = seconds, LOAD_SECONDS, False, 0.0, kernel, numbers, rows, threads, shared, held
+    return Grid("grid", *how, blocks=blocks, groups=groups, words=words)
+
+
+# ---- grid_mma.cu
+
+
+def grid_mma_tile(problem, device, U, R, P=1, held=None):
+    """The ``Grid`` of U units a block, R sequences a tile, P blocks on a multiprocessor; None where it does not fit.
+
+    held: tiles of a warp's weights in registers, by default as many as fit.
+    """
+    G, size, KP = problem.gates, ITEMSIZE[problem.dtype], -(-problem.H // 128) * 128
+    threads, N, fragments = 256, -(-R // 8), size // 2
+    rows, columns = (U, G * KP) if problem.backward else (G * U, KP)
+    M, K = -(-rows // 16), columns // 16
+    chains = 1 if M >= 4 else 2 if M > 1 else 4
+    tiles = M * K // 8 * fragments  # of one warp
+    # sums, what is asked for at once, the cell of each own sequence, addresses; found by compiling
+    other = 4 * (M * N * chains + min(8 // P, K // 8 * N) + size) + -(-R * U // threads) * (2 * G + 12) + 56
+    if P == 1:
+        other += 8 * (size == 4 and device.capability < 90) + problem.backward * (4 if K < 320 else 24)
+    room = (thread_registers(threads) if P == 1 else 112) - other
+    if room < 0:
+        return None
+    held = min(tiles, max(0, room // 4) if held is None else held)
+    parts = 8 * 8 * N * (16 * M + 4) * 4
+    shared = max(parts + (tiles - held) * threads * 16, min(held, 8) * threads * 16)
+    products = 16 * M * columns * 8 * N * 2 / (2680 if size == 2 else 1340)  # by published measurements
+    rest = (tiles - held) * threads * 16 / 128
+    sums = 8 * M * N * 4 + -(-R * U // 32) * rows // U * 8
+    moved = (G if problem.backward else 1) * problem.H * R * size
+    numbers = U, KP, held, R, P
+    cycles, blocks, words = max(products, rest) + sums, -(-problem.H // U), 32 * K * 16 * 8 * N * size // 4
+    return _grid(
+        problem, device, "grid_mma", numbers, R, threads, shared, held / tiles, blocks, words, cycles, moved, P
+    )

@@ -1,0 +1,72 @@
+"""What is chosen between: a GPU, the time loop of a layer, and a candidate for it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a schedule must know of a GPU. capability: 90 for 9.0; shared_bytes: the most that one block may ask for;
+    cooperative: whether blocks may wait for one another."""
+
+    capability: int
+    multiprocessors: int
+    shared_bytes: int
+    clock: float = 1.7e9
+    name: str = ""
+    cooperative: bool = True
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The time loop of one layer. directions: how many run at once; tf32: whether float32 may be multiplied as tf32.
+    I: the size of its input; 0: the product with W_ih is left out of account. share: how many time loops are on the
+    device at once, each on its part of the multiprocessors."""
+
+    kernel: str
+    gates: int
+    H: int
+    T: int
+    B: int
+    directions: int
+    dtype: str
+    projected: bool
+    backward: bool
+    tf32: bool = False
+    I: int = 0
+    concurrent: int = 1
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One candidate for a problem: a schedule with its tile.
+
+    seconds: per timestep. before: per call, ahead of the first timestep. measured: whether these two were measured;
+    else they are estimates. product: estimated seconds of all W_ih x GEMMs. It is negative where the kernel multiplies
+    x itself, because it then loads nothing.
+    """
+
+    schedule: str
+    seconds: float
+    before: float = 0.0
+    measured: bool = False
+    product: float = 0.0
+    inputs = 0  # columns of W_ih whose products the kernel makes; 0: W_ih x is ready before it starts
+
+    def total(self, T):
+        return self.before + T * self.seconds + self.product
+
+    def price(self, T):
+        """What T timesteps cost, in words."""
+        first = f" after {self.before * 1e6:.1f} us" if self.before else ""
+        known = "measured" if self.measured else "estimated"
+        product = f", and {self.product * 1e6:.1f} us for W_ih x" if self.product and not self.inputs else ""
+        seconds = self.seconds + (self.product / T if self.inputs and T else 0.0)
+        return f"{self.schedule}: {T} timesteps of {seconds * 1e6:.2f} us{first}, {known}{product}"
+
+    @property
+    def key(self):
+        """What distinguishes this candidate from the others for the same problem."""
+        return self.schedule
+
+    def __str__(self):
+        return ""

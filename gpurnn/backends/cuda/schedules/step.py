@@ -1,0 +1,12 @@
+"""The schedule ``step``: a fused kernel and a GEMM for each timestep. It fits every size."""
+
+from .cost import gemm_rate
+from .problem import Candidate
+
+STEP_SECONDS = 4e-6  # seconds of two launches within a CUDA graph, 1.4 us each at least, and the GEMM between them
+
+
+def step_candidates(problem, device):
+    """The one candidate of the schedule ``step``."""
+    flops = 2 * problem.B * problem.gates * problem.H**2 * problem.directions
+    return [Candidate("step", STEP_SECONDS + flops / gemm_rate(problem, device))]
