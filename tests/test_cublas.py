@@ -1,5 +1,5 @@
-"""backends/cuda/cublas.py without a GPU: a small library in its place records what it is called with, and NumPy carries that
-out on column-major memory."""
+"""backends/cuda/cublas.py without a GPU: a small library in its place records what it is called with, and NumPy carries
+that out on column-major memory."""
 
 import gc
 import itertools

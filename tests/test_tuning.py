@@ -3,6 +3,7 @@ replaced where figures matter."""
 
 import json
 import logging
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -192,7 +193,7 @@ def test_without_a_gpu_it_says_so():
 def test_the_command(monkeypatch):
     ops = cuda_ops(checked=False)
     ticks = iter(range(10**9))
-    monkeypatch.setattr(backend, "get_backend", lambda name=None: ops)
+    monkeypatch.setattr(sys.modules["gpurnn.backends"], "get_backend", lambda name=None: ops)
     monkeypatch.setattr(tuning.measure, "__defaults__", ((1, 2), 0.0, lambda: next(ticks) * 1e-6))
     told = call("tune", "--cell", "rnn", "--hidden", 5, "--batch", 1)
     assert "RnnTanh H5 B1 float32 forward" in told and "2 time loops are known" in told

@@ -1,8 +1,8 @@
 """The emulator dressed as CuPy, so that the library's ``xp`` code and its launches run whole without a GPU.
 
 ``EmulatedDevice`` is the ``CupyDevice`` of gpurnn/backends/cuda/device.py over this ``xp``, which acts as ``cupy`` does
-and refuses as much: nothing is converted to or from NumPy unless asked for, only what ``FUNCTIONS`` has exists, and results have the dtypes
-of cupy_types.py.
+and refuses as much: nothing is converted to or from NumPy unless asked for, only what ``FUNCTIONS`` has exists, and
+results have the dtypes of cupy_types.py.
 Memory from ``xp.empty`` counts as uninitialised for kernels until the host or a kernel writes it.
 """
 
