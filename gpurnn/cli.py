@@ -485,8 +485,8 @@ def info(as_json):
     import numpy as np
 
     from .backends import backends, get_backend
+    from .backends.cpu.ops import describe
     from .backends.cuda.launch import kernel_files
-    from .cpu_ops import describe
 
     build = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     blas = {"name": build.get("name"), "version": build.get("version"), "threads": None}

@@ -37,6 +37,7 @@ TESTS = {
     "gpurnn/backends/cuda/schedules/tun": ["test_tuning.py"],
     "gpurnn/backends/cuda/schedules": ["test_cuda_block.py", "test_cuda_grid.py", "test_tuning.py", "test_device.py"],
     "gpurnn/backends/cuda/": ["test_cuda_layers.py", "test_cuda_ops.py", "test_cuda_grid.py", "test_threads.py"],
+    "gpurnn/backends/cpu/": ["test_cpu_ops.py", "test_robust.py"],
     "gpurnn/backends/switch.py": ["test_backend.py"],
     "gpurnn/_interrupt.py": ["test_terminal.py", "test_packaging.py"],
     "gpurnn/folder_lock.py": ["test_run_folder.py"],

@@ -6,6 +6,7 @@ from cuda_on_cpu import emulator
 from optional import needs
 
 import gpurnn
+from gpurnn.backends.cpu.memory import MemoryPool
 from gpurnn.check import CELLS
 from gpurnn.ops import Ops
 
@@ -68,7 +69,7 @@ def test_large_arrays_keep_their_dtype(dtype, kind, option):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_store_knows_every_dtype(dtype):
     dtype = gpurnn.module.check_dtype(dtype)
-    array = gpurnn.cpu_ops.MemoryPool().empty((300, 300), dtype)
+    array = MemoryPool().empty((300, 300), dtype)
     assert array.dtype == dtype and array.shape == (300, 300) and array.flags.c_contiguous
     array[...] = 1.5
     assert float(array[-1, -1]) == 1.5

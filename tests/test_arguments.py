@@ -10,7 +10,7 @@ import pytest
 from test_arrays import values
 
 import gpurnn
-from gpurnn import cpu_ops
+from gpurnn.backends.cpu import ops as cpu_ops
 
 X, IDS = values((5, 2, 6)), np.ones((5, 2), int)
 
@@ -216,7 +216,7 @@ def test_a_dtype_of_torch():
 def test_why_there_is_no_compiled_code(monkeypatch, tmp_path):
     monkeypatch.setattr(cpu_ops, "load_native", lambda: None)
     assert "this checkout was not built: run pip install -e ." in cpu_ops.describe()
-    monkeypatch.setattr(cpu_ops, "__file__", str(tmp_path / "gpurnn" / "cpu_ops.py"))
+    monkeypatch.setattr(cpu_ops, "__file__", str(tmp_path / "gpurnn/backends/cpu/ops.py"))
     assert "installed without a C++ compiler" in cpu_ops.describe()
 
 

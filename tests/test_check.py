@@ -13,6 +13,7 @@ from test_cuda_layers import cuda_ops
 
 import gpurnn
 from gpurnn import cells, check
+from gpurnn.backends.cpu.memory import MemoryPool
 from gpurnn.check import CELLS, OTHERS, run_checks
 from gpurnn.cli import main
 
@@ -84,13 +85,13 @@ def test_a_c_that_is_rounded_between_calls_is_seen(dtype, monkeypatch):
 @needs("ml_dtypes")
 @pytest.mark.skipif(gpurnn.get_backend("cpu").name != "cpu", reason="gpurnn._native was not built")
 def test_a_pool_that_forgets_bfloat16_is_seen(monkeypatch):
-    empty = gpurnn.cpu_ops.MemoryPool.empty
+    empty = MemoryPool.empty
 
     def forgetful(self, shape, dtype):
         array = empty(self, shape, dtype)
         return array.view("V2") if array.nbytes >= 1 << 17 and dtype.name == "bfloat16" else array
 
-    monkeypatch.setattr(gpurnn.cpu_ops.MemoryPool, "empty", forgetful)
+    monkeypatch.setattr(MemoryPool, "empty", forgetful)
     assert wrong_checks(["cpu"], ["lstm"], ["bfloat16", "float16"]) == {("lstm", "reference")}
 
 

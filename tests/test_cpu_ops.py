@@ -12,8 +12,10 @@ import pytest
 from test_optim import OPTIMISERS
 
 import gpurnn
-from gpurnn import BackendError, check, cpu_ops, get_backend, rng
+from gpurnn import BackendError, check, get_backend, rng
 from gpurnn.backends import switch
+from gpurnn.backends.cpu import native
+from gpurnn.backends.cpu import ops as cpu_ops
 from gpurnn.check import CELLS, OPTIONS
 
 if cpu_ops.load_native() is None and not shutil.which("c++"):
@@ -39,8 +41,8 @@ def threads(monkeypatch):
 
 def levels():
     """Every kind of vector that this machine can run: 0 of 128 bits, 1 AVX2, 2 AVX-512."""
-    native = cpu_ops.load_native()
-    return range(native[1] + 1) if native else ()
+    found = cpu_ops.load_native()
+    return range(found[1] + 1) if found else ()
 
 
 @pytest.fixture(params=levels(), ids=lambda level: cpu_ops.LEVELS[level])
@@ -101,7 +103,7 @@ FORK = """
 import os, threading
 import numpy as np
 import gpurnn
-from gpurnn import cpu_ops
+from gpurnn.backends.cpu import ops as cpu_ops
 
 cpu_ops._WORK, cpu_ops._ROWS = 0, 1
 lstm = gpurnn.LSTM(20, 30, backend="cpu", seed=0)
@@ -397,22 +399,22 @@ def test_threads_come_from_the_environment(monkeypatch):
 
 def test_without_the_library_the_backend_is_numpy(monkeypatch, tmp_path):
     cpu_ops.load_native.cache_clear()
-    monkeypatch.setattr(cpu_ops, "__file__", str(tmp_path / "cpu_ops.py"))
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "gpurnn/backends/cpu/native.py"))
     try:
         assert cpu_ops.load_native() is None
     finally:
         cpu_ops.load_native.cache_clear()
     monkeypatch.setattr(switch, "_built", {})
-    monkeypatch.setattr(cpu_ops, "load_native", lambda: None)
+    monkeypatch.setattr(native, "load_native", lambda: None)
     assert get_backend("cpu").name == "numpy"
 
 
 def test_a_library_of_other_sources_is_refused(monkeypatch):
     class Longer(ctypes.Structure):
-        _fields_ = [*cpu_ops._Pass._fields_, ("more", ctypes.c_int)]
+        _fields_ = [*native.Pass._fields_, ("more", ctypes.c_int)]
 
     cpu_ops.load_native.cache_clear()
-    monkeypatch.setattr(cpu_ops, "_Pass", Longer)
+    monkeypatch.setattr(native, "Pass", Longer)
     try:
         with pytest.raises(BackendError, match="was built from other sources than these: install gpurnn again"):
             cpu_ops.load_native()

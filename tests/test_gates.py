@@ -11,7 +11,8 @@ from cuda_on_cpu import emulator
 from optional import needs
 
 import gpurnn
-from gpurnn import cpu_ops, get_backend
+from gpurnn import get_backend
+from gpurnn.backends.cpu import ops as cpu_ops
 from gpurnn.ops import Ops
 
 LAST_PLACES = 4

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import gpurnn
-from gpurnn import cpu_ops
+from gpurnn.backends.cpu import memory, native, threads
+from gpurnn.backends.cpu import ops as cpu_ops
 from gpurnn.errors import BackendError, ShapeError
 
 if cpu_ops.load_native() is None:
@@ -71,7 +72,7 @@ print(layer(np.ones((3, 2, 5), "float32"))[0].sum())
 def test_an_instruction_set_that_is_not_there_is_refused(text, level, match, monkeypatch):
     monkeypatch.setenv("GPURNN_ISA", text)
     with pytest.raises(BackendError if "this" in match else ValueError, match=match):
-        cpu_ops.chosen_level(level)
+        native.chosen_level(level)
 
 
 GROUPS = {  # /proc/self/cgroup, files below /sys/fs/cgroup, processors
@@ -103,7 +104,7 @@ def test_a_containers_share_of_time_bounds_the_threads(name, monkeypatch, tmp_pa
         (tmp_path / "sys" / path).write_text(text)
     if groups is not None:
         (tmp_path / "cgroup").write_text(groups)
-    monkeypatch.setattr(cpu_ops, "_QUOTA", (str(tmp_path / "sys"), str(tmp_path / "cgroup")))
+    monkeypatch.setattr(threads, "QUOTA", (str(tmp_path / "sys"), str(tmp_path / "cgroup")))
     assert cpu_ops.thread_count() == count
 
 
@@ -123,7 +124,7 @@ LIMITED = """
 import resource, sys
 import numpy as np
 import gpurnn
-from gpurnn import cpu_ops
+from gpurnn.backends.cpu import ops as cpu_ops
 
 def limit(megabytes):
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
@@ -192,7 +193,7 @@ FORK = """
 import os, sys, threading, time
 import numpy as np
 import gpurnn
-from gpurnn import cpu_ops
+from gpurnn.backends.cpu import ops as cpu_ops
 
 sys.setswitchinterval(1e-6)
 cpu_ops._WORK, cpu_ops._ROWS = 0, 1
@@ -267,7 +268,7 @@ def test_what_a_large_call_has_used_is_given_back_while_small_ones_go_on():
     store, single = cpu_ops.MemoryPool(), np.dtype("float32")
     store.empty((3000, 3000), single)
     assert store.bytes >= 4 * 3000 * 3000
-    for _ in range(2 * cpu_ops._STRETCH + 1):
+    for _ in range(2 * memory._STRETCH + 1):
         store.empty((300, 300), single)
     assert store.bytes <= 1.5 * 1.04 * 4 * 300 * 300
 

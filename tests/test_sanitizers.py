@@ -8,7 +8,7 @@ import sys
 import mutate
 import pytest
 
-from gpurnn.cpu_ops import load_native
+from gpurnn.backends.cpu.native import load_native
 
 # As in pyproject.toml, but not optimised: the compiler takes minutes for watched code that is
 FLAGS = (
@@ -65,7 +65,7 @@ def test_a_read_past_the_end_is_seen(place):
     code, told = watched(
         place, "-c",
         "import numpy as np, ctypes\n"
-        "from gpurnn.cpu_ops import load_native\n"
+        "from gpurnn.backends.cpu.native import load_native\n"
         "library, _ = load_native()\n"
         "libc = ctypes.CDLL(None); libc.malloc.restype = ctypes.c_void_p\n"
         "memory = libc.malloc(ctypes.c_size_t(4 * 99))\n"

@@ -9,7 +9,7 @@ from .prepared import RATE, Prepared
 
 def unavailable(backend):
     """Why a backend cannot run here, or None."""
-    from gpurnn.cpu_ops import load_native
+    from gpurnn.backends.cpu.native import load_native
 
     if backend == "cpu" and not load_native():
         return "was not built, or not for this processor"

@@ -130,7 +130,8 @@ def _make(name):
     from ..ops import Ops
 
     if name in ("numpy", "cpu"):
-        from ..cpu_ops import CpuOps, HostOps, load_native
+        from .cpu.native import load_native
+        from .cpu.ops import CpuOps, HostOps
 
         native = load_native()
         if name == "cpu":

@@ -1,4 +1,4 @@
-// The interface of the compiled CPU code: the structs and functions that gpurnn/cpu_ops.py calls through ctypes. It is built as
+// The interface of the compiled CPU code: the structs and functions that gpurnn/backends/cpu calls through ctypes. It is built as
 // gpurnn._native where a C++ compiler is found.
 //
 // time_loop.h and the files it includes are compiled once for each instruction set; every call chooses one of them. The cells

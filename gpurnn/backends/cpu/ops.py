@@ -1,342 +1,43 @@
-"""CpuOps: what compiled code does on the CPU in place of array code: the time loop, products and sums over all
-of it, cross-entropy, dropout masks, the optimisers and the norm of the gradients.
+"""CpuOps: what compiled code does on the CPU in place of array code.
 
-The library ``gpurnn._native`` is kernels/cpu/api.cpp, the cells of kernels/cells under a schedule for the CPU. It is
-built when gpurnn is installed and a C++ compiler is there; without it the backend ``"cpu"`` is ``"numpy"``. float32 and
-float64 of every cell; 16-bit numbers stay array code. Arrays are C-contiguous here.
+That is the time loop, products and sums over all of it, cross-entropy, dropout masks, the optimizers and the norm of
+the gradients, for float32 and float64 of every cell. 16-bit numbers are left to array code. Arrays are C-contiguous
+here. Where the compiled library was not built, the backend ``"cpu"`` is ``"numpy"``.
 
 Compiled results have the same bits in every process and for any number of threads. They differ between instruction sets
-(``GPURNN_ISA`` forces one), and what NumPy computes (products of a few numbers, 16-bit layers, attention) between BLAS
-libraries. In float32 numbers below 2^-126 count as zero, in float64 those below 2^-1022.
+(``GPURNN_ISA`` forces one). What NumPy computes (products of a few numbers, 16-bit layers, attention) differs between
+BLAS libraries. Subnormal numbers are flushed to zero: below 2^-126 in float32, below 2^-1022 in float64.
 """
 
-import collections
 import ctypes
-import functools
-import importlib.machinery
-import math
-import os
-import threading
-import weakref
 from pathlib import Path
 
 import numpy as np
 
-from . import rng
-from .errors import BackendError, check_choice
-from .ops import Ops, Saved, flat, refuse_uncountable
+from ... import rng
+from ...errors import BackendError
+from ...ops import Ops, Saved, flat, refuse_uncountable
+from .memory import MemoryPool
+from .native import ISAS, LEVELS, STATES, CrossEntropy, Pass, Product, Update, address, load_native
+from .threads import thread_count
 
-LEVELS = ("vectors of 128 bits", "AVX2", "AVX-512")
-ISAS = ("baseline", "avx2", "avx512")  # what GPURNN_ISA calls them
-_ROWS = 4  # sequences of a thread, at least: a product with fewer reads the weights for little
-_SMALL = 1 << 14  # multiplications of a product, at most, that NumPy has done before ours is packed
+_ROWS = 4  # fewest sequences per thread; with fewer, loading the weights dominates
+_SMALL = 1 << 14  # below this many multiply-adds NumPy finishes before our operands are packed
 _SQUARES = 1 << 12  # SQUARES of update.h
 _AHEAD = 48  # AHEAD of time_loop.h
-_UNITS = 64  # units of a thread, at least, in a single step
-_QUOTA = ("/sys/fs/cgroup", "/proc/self/cgroup")
-_INTERFACE = 5  # of gpurnn_native_bytes in api.cpp
+_UNITS = 64  # fewest units per thread in a single timestep
 _MOST = 2**31 - 1  # of an int in api.cpp
-_MOST_THREADS = 4096
-_PATIENCE = 0.01  # seconds to wait for memory that is kept: fresh memory takes less than that
-_STRETCH = 256  # arrays after which what was in use is forgotten: some training steps
-_PAGES = 1 << 17  # bytes of an array whose memory is worth keeping
-_WORK = 1 << 23  # multiplications, at least, for a second thread: a fifth of a millisecond
-
-_pointer, _stride = ctypes.c_void_p, ctypes.c_ssize_t
-
-
-class _Pass(ctypes.Structure):
-    """``Pass`` of api.cpp."""
-
-    _fields_ = [
-        ("cell", ctypes.c_char_p),
-        *((name, ctypes.c_int) for name in ("is_double", "T", "B", "I", "H", "P", "reverse", "save")),
-        *((name, _stride) for name in ("gates_row", "output_row", "doutput_row")),
-        *((name, _pointer) for name in (
-            "lengths", "x", "weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh", "gates", "h", "c", "output",
-            "doutput", "dh", "dc", "dh_steps",
-        )),
-    ]  # fmt: skip
-
-
-class _Product(ctypes.Structure):
-    """``Product`` of api.cpp."""
-
-    _fields_ = [
-        *((name, ctypes.c_int) for name in ("is_double", "accumulate")),
-        *((name, _stride) for name in ("M", "N", "K", "a_row", "a_column", "b_row", "b_column", "c_row")),
-        *((name, _pointer) for name in "ABC"),
-    ]
-
-
-class _Update(ctypes.Structure):
-    """``Update`` of api.cpp."""
-
-    _fields_ = [
-        *((name, ctypes.c_int) for name in ("rule", "is_double")),
-        ("N", _stride),
-        ("scalars", ctypes.c_double * 8),
-        *((name, _pointer) for name in ("grads", "params")),
-        ("arrays", _pointer * 3),
-    ]
-
-
-class _Rows(ctypes.Structure):
-    """``CrossEntropy`` of api.cpp."""
-
-    _fields_ = [
-        ("is_double", ctypes.c_int),
-        *((name, _stride) for name in ("count", "V")),
-        ("smoothing", ctypes.c_double),
-        *((name, _pointer) for name in ("logits", "rows", "labels", "losses", "highest", "total", "scale", "dlogits")),
-    ]
-
-
-# What an optimiser's state arrays are in an _Update; rules by their place here.
-_STATES = {
-    "sgd": ("momentum_buffer",),
-    "rmsprop": ("square_avg", "grad_avg", "momentum_buffer"),
-    "adam": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
-}
-
-
-@functools.cache
-def load_native():
-    """``(library, level)``, or None where it was not built.
-
-    level: number in LEVELS, the best of this processor or what ``GPURNN_ISA`` says. Raises BackendError for a library
-    of another version of gpurnn, and as ``chosen_level``.
-    """
-    folder = Path(__file__).parent
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = folder / f"_native{suffix}"
-        if path.is_file():
-            break
-    else:
-        return None
-    library = ctypes.CDLL(str(path))
-    number = ctypes.c_int
-    structs = (_Pass, _Product, _Update, _Rows)
-    expected = (*map(ctypes.sizeof, structs), _INTERFACE)
-    if any(library.gpurnn_native_bytes(n) != size for n, size in enumerate(expected)):
-        raise BackendError(f"{path} was built from other sources than these: install gpurnn again")
-    library.gpurnn_native_add_rows.argtypes = [_pointer, _stride, number, _stride, number, _pointer, number, number]
-    library.gpurnn_native_add_squares.argtypes = [_pointer, _stride, number, _pointer, number, number]
-    word, long = ctypes.c_uint32, ctypes.c_uint64
-    library.gpurnn_native_dropout_mask.argtypes = [_stride, long, word, word, long, _pointer, number, number]
-    return library, chosen_level(library.gpurnn_native_level())
-
-
-def chosen_level(best):
-    """``GPURNN_ISA`` as a number in LEVELS, or ``best`` where it is not set. Bits of results differ between them.
-
-    Raises ValueError for a word that is none of ISAS, BackendError where this processor lacks it.
-    """
-    name = os.environ.get("GPURNN_ISA")
-    if not name:
-        return best
-    level = ISAS.index(check_choice("GPURNN_ISA", name, ISAS))
-    if level > best:
-        raise BackendError(f"GPURNN_ISA={name}: this processor has no {LEVELS[level]}; it can do {ISAS[best]}")
-    return level
-
-
-def thread_count():
-    """Threads of a time loop: GPURNN_NUM_THREADS, else OMP_NUM_THREADS, else the processors that this process may use.
-
-    In a container with a limit of processor time no more than that is worth: with more, all of them would be stopped
-    together until the next period. Raises ValueError for a GPURNN_NUM_THREADS that is no number from 1 to 4096; of
-    OMP_NUM_THREADS, which is other libraries', no more than that is taken, and nothing where it makes no sense.
-    """
-    text = os.environ.get("GPURNN_NUM_THREADS", "")
-    if text:
-        if not (text.isascii() and text.isdigit() and 1 <= int(text) <= _MOST_THREADS):
-            raise ValueError(f"GPURNN_NUM_THREADS should be a whole number from 1 to {_MOST_THREADS}, got {text!r}")
-        return int(text)
-    text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    if text.isascii() and text.isdigit() and int(text):
-        return min(int(text), _MOST_THREADS)
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(count, quota(*_QUOTA))
-
-
-@functools.cache
-def quota(root, groups):
-    """Processors' worth of time that Linux's control groups allow this process; inf where they set no limit.
-
-    root: where they are mounted. groups: a file that names this process's groups, /proc/self/cgroup. A limit of a group
-    around another holds for both. Inside a container the names may be those outside, where no such folder is: then the
-    limit stands at the top.
-    """
-    try:
-        lines = [line.split(":", 2) for line in Path(groups).read_text().splitlines()]
-    except OSError:
-        return math.inf
-    allowed = [math.inf]
-    for _, controllers, name in lines:
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        for mount in (root, f"{root}/cpu", f"{root}/cpu,cpuacct") if controllers else (root,):
-            group = Path(mount, name.lstrip("/"))
-            for folder in (group, *group.parents):
-                if folder.is_relative_to(mount):
-                    allowed.append(_limit(folder))
-    return min(allowed)
-
-
-def _limit(folder):
-    """The limit that a control group sets: cpu.max of version 2, or two files of version 1."""
-    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
-        try:
-            quota, period = " ".join((folder / name).read_text() for name in names).split()
-            if quota not in ("max", "-1"):
-                return max(1, math.ceil(int(quota) / int(period)))
-        except (OSError, ValueError, ZeroDivisionError):
-            continue
-    return math.inf
+_WORK = 1 << 23  # fewest multiplications that are worth a second thread: a fifth of a millisecond
 
 
 def describe():
     """What the backend "cpu" is on this machine, in words."""
     native = load_native()
     if native is None:
-        if (Path(__file__).parents[1] / "pyproject.toml").is_file():
+        if (Path(__file__).parents[3] / "pyproject.toml").is_file():
             return "array code, as 'numpy': this checkout was not built: run pip install -e . with a C++ compiler here"
         return "array code, as 'numpy': gpurnn was installed without a C++ compiler"
     return f"works, compiled for {LEVELS[native[1]]}, up to {thread_count()} threads"
-
-
-class MemoryPool:
-    """Memory of arrays that are gone, for the next ones.
-
-    Fresh memory is made of fresh pages, each of which the system clears at its first use: for arrays that live as long
-    as one training step that is up to a fifth of the step's time. What is kept unused is no more than ``limit``, nor
-    than one and a half times of what has lately been in use at once: arrays of different sizes that a step needs one
-    after another are each kept.
-
-    An array may end at any moment, in any thread, even in the one that is at work here: what comes back waits in a
-    queue. Nobody waits long for the lock, as whoever holds it may be the one that asks, in a signal handler: memory
-    then comes from the system.
-    """
-
-    def __init__(self, limit=1 << 29):
-        self.limit = limit
-        self.peaks = [0, 0]  # the most bytes in use at once, in this stretch of _STRETCH arrays and in the one before
-        self.count = 0  # arrays of this stretch
-        self.in_use = 0
-        self.reset()
-        _stores.add(self)
-
-    def reset(self):
-        """Forget all memory and whoever was at work: for a new process, where other threads are gone."""
-        self.lock, self.returned = threading.Lock(), collections.deque()
-        self.unused, self.bytes = collections.OrderedDict(), 0  # bytes -> list of memories, the longest unused first
-        self.generation = object()  # of the memories that may come back
-
-    def empty(self, shape, dtype):
-        """As ``np.empty``; the memory comes back when the last view of the array is gone."""
-        size = math.prod(shape) * dtype.itemsize
-        if not _PAGES <= size <= self.limit:
-            return np.empty(shape, dtype)
-        step = 1 << (size.bit_length() - 6)
-        room = -(-size // step) * step  # up to 3 % more, so that T and T + 1 steps share one memory
-        if not self.lock.acquire(timeout=_PATIENCE):
-            return np.empty(shape, dtype)
-        try:
-            self._sort_in()
-            memory = self._take(room)
-            generation = self.generation
-        finally:
-            self.lock.release()
-        if memory is None:
-            try:
-                memory = np.empty(room, np.uint8)
-            except MemoryError:  # what is unused may be what is missing
-                self.in_use -= room
-                self.clear()
-                return np.empty(shape, dtype)
-        owner = _Block(memory)
-        weakref.finalize(owner, self._take_back, memory, generation).atexit = False
-        return np.asarray(owner)[:size].view(dtype).reshape(shape)  # a dtype of ml_dtypes does not come through _Owner
-
-    def clear(self):
-        """Give back to the system what is unused."""
-        if self.lock.acquire(timeout=_PATIENCE):
-            try:
-                self._sort_in()
-                self._drop(self.bytes)
-                self.peaks = [self.in_use, 0]
-            finally:
-                self.lock.release()
-
-    def _take(self, room):
-        """A memory of so many bytes, or None where there is none; it counts as in use from now on."""
-        some = self.unused.get(room)
-        memory = some.pop() if some else None
-        if memory is not None:
-            self.bytes -= room
-            if not some:
-                del self.unused[room]
-        self.in_use += room
-        self.count += 1
-        if self.count == _STRETCH:
-            self.count, self.peaks = 0, [0, self.peaks[0]]
-        self.peaks[0] = max(self.peaks[0], self.in_use)
-        self._drop(self._excess())
-        return memory
-
-    def _take_back(self, memory, generation):
-        self.returned.append((memory, generation))
-        if self.lock.acquire(blocking=False):  # else whoever holds it, or the next one, sorts this in
-            try:
-                self._sort_in()
-            finally:
-                self.lock.release()
-
-    def _sort_in(self):
-        while self.returned:
-            memory, generation = self.returned.popleft()
-            if generation is not self.generation:
-                continue
-            room = memory.nbytes
-            self.in_use -= room
-            self.bytes += room
-            self.unused.setdefault(room, []).append(memory)
-            self.unused.move_to_end(room)
-            self._drop(self._excess())
-
-    def _excess(self):
-        return self.bytes - min(self.limit, max(self.peaks) * 3 // 2)
-
-    def _drop(self, excess):
-        """Give back at least so many bytes of what is unused, the longest unused first."""
-        while excess > 0 and self.unused:
-            room, some = next(iter(self.unused.items()))
-            some.pop()
-            if not some:
-                del self.unused[room]
-            self.bytes -= room
-            excess -= room
-
-
-_stores = weakref.WeakSet()
-
-
-def _reset_stores():
-    for store in list(_stores):
-        store.in_use = 0
-        store.reset()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_stores)
-
-
-class _Block:
-    """What the arrays over one memory of bytes hold on to: NumPy makes it their base."""
-
-    def __init__(self, array):
-        self.__array_interface__ = array.__array_interface__
 
 
 class HostOps(Ops):
@@ -488,8 +189,8 @@ class CpuOps(HostOps):
             )
             dh_steps = None if w.hr is None else self.empty(T, B, P, dtype)
             one = self._pass(cell, w, saved.gates, saved.h, saved.c, reverse, lengths32, save=True)
-            one.dh, one.dc = (_address(part) for part in (*dstate, None)[:2])
-            one.dh_steps = _address(dh_steps)
+            one.dh, one.dc = (address(part) for part in (*dstate, None)[:2])
+            one.dh_steps = address(dh_steps)
             if doutput is not None:
                 one.doutput, one.doutput_row = doutput.ctypes.data + d * P * dtype.itemsize, len(all_saved) * P
             held.append(one)
@@ -498,16 +199,16 @@ class CpuOps(HostOps):
         return done
 
     def _pass(self, cell, w, gates, h, c, reverse, lengths, save):
-        """A ``_Pass`` with all that both ways need; its arrays live as long as it does."""
+        """A ``Pass`` with all that both ways need; its arrays live as long as it does."""
         T, B, P = h.shape
         hh, hr, bias_ih, bias_hh = arrays = [
             None if array is None else np.ascontiguousarray(array) for array in (w.hh, w.hr, w.bias_ih, w.bias_hh)
         ]
-        one = _Pass(
+        one = Pass(
             cell=cell.kernel.encode(), is_double=gates.dtype == np.float64, T=T - 1, B=B, H=len(hh) // cell.gates,
             P=P, reverse=reverse, save=save, gates_row=gates.shape[2],
-            lengths=_address(lengths), weight_hh=_address(hh), weight_hr=_address(hr), bias_ih=_address(bias_ih),
-            bias_hh=_address(bias_hh), gates=_address(gates), h=_address(h), c=_address(c),
+            lengths=address(lengths), weight_hh=address(hh), weight_hr=address(hr), bias_ih=address(bias_ih),
+            bias_hh=address(bias_hh), gates=address(gates), h=address(h), c=address(c),
         )  # fmt: skip
         one.arrays = [*arrays, gates, h, c]
         return one
@@ -519,7 +220,7 @@ class CpuOps(HostOps):
         one = passes[0]
         units = shared_units(one.cell.decode(), bool(one.weight_hr), back, one.H)
         threads = self._threads(one.T, one.B, units, multiplications, D)
-        self._call("time_loop", (_Pass * D)(*passes), D, threads, int(back), self.level, threads=threads)
+        self._call("time_loop", (Pass * D)(*passes), D, threads, int(back), self.level, threads=threads)
 
     def _threads(self, T, B, units, multiplications, directions):
         """units: of ``shared_units``. In a single step weights come from memory for one product: less is worth it."""
@@ -548,7 +249,7 @@ class CpuOps(HostOps):
                 return
             a, b, out, M, N = b.T, a.T, out.T, N, M
         strides = [stride // a.itemsize for array in (a, b, out) for stride in array.strides]
-        job = _Product(is_double, accumulate, M, N, K, *strides[:5], *(array.ctypes.data for array in (a, b, out)))
+        job = Product(is_double, accumulate, M, N, K, *strides[:5], *(array.ctypes.data for array in (a, b, out)))
         threads = 1 if M * N * K < _WORK else min(thread_count(), -(-M // 16))
         self._call("multiply", ctypes.byref(job), threads, self.level, threads=threads)
 
@@ -592,16 +293,16 @@ class CpuOps(HostOps):
             "total": total,
         }
         arrays |= more | {"rows": None if rows is None else np.ascontiguousarray(rows, np.int64)}
-        addresses = {name: _address(array) for name, array in arrays.items()}
-        job = _Rows(logits.dtype == np.float64, labels.size, logits.shape[1], smoothing, **addresses)
+        addresses = {name: address(array) for name, array in arrays.items()}
+        job = CrossEntropy(logits.dtype == np.float64, labels.size, logits.shape[1], smoothing, **addresses)
         threads = 1 if labels.size * logits.shape[1] < _WORK // 64 else thread_count()
         self._call("cross_entropy", ctypes.byref(job), threads, int(back), self.level, threads=threads)
 
     def optimize(self, kernel, params, grads, arrays, scalars):
-        job = _Update(list(_STATES).index(kernel), params.dtype == np.float64, params.size)
+        job = Update(list(STATES).index(kernel), params.dtype == np.float64, params.size)
         job.scalars[: len(scalars)] = list(scalars.values())
         job.grads, job.params = grads.ctypes.data, params.ctypes.data
-        job.arrays[: len(_STATES[kernel])] = [_address(arrays.get(name)) for name in _STATES[kernel]]
+        job.arrays[: len(STATES[kernel])] = [address(arrays.get(name)) for name in STATES[kernel]]
         threads = self._flat_threads(params)
         self._call("update", ctypes.byref(job), threads, self.level, threads=threads)
         return True
@@ -625,7 +326,3 @@ class CpuOps(HostOps):
 def shared_units(kernel, projected, back, H):
     """How many units threads share in a single timestep: those of time_loop.h's ``by_units``, no thread waiting."""
     return 0 if back or projected or kernel == "GruOriginal" else H
-
-
-def _address(array):
-    return None if array is None else array.ctypes.data

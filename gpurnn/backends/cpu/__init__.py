@@ -1,0 +1,1 @@
+"""The backend ``"cpu"``: compiled code, called through ctypes."""

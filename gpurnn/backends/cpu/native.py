@@ -1,0 +1,120 @@
+"""The compiled library ``gpurnn._native`` through ctypes: its structs, and which instruction set it runs with.
+
+Its source is kernels/cpu/api.cpp: the cells of kernels/cells under a schedule for the CPU. It is built when gpurnn is
+installed and a C++ compiler is there.
+"""
+
+import ctypes
+import functools
+import importlib.machinery
+import os
+from pathlib import Path
+
+from ...errors import BackendError, check_choice
+
+LEVELS = ("vectors of 128 bits", "AVX2", "AVX-512")
+ISAS = ("baseline", "avx2", "avx512")  # what GPURNN_ISA calls the levels
+_INTERFACE = 5  # of gpurnn_native_bytes in api.cpp
+
+_pointer, _stride = ctypes.c_void_p, ctypes.c_ssize_t
+
+
+class Pass(ctypes.Structure):
+    """``Pass`` of api.cpp."""
+
+    _fields_ = [
+        ("cell", ctypes.c_char_p),
+        *((name, ctypes.c_int) for name in ("is_double", "T", "B", "I", "H", "P", "reverse", "save")),
+        *((name, _stride) for name in ("gates_row", "output_row", "doutput_row")),
+        *((name, _pointer) for name in (
+            "lengths", "x", "weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh", "gates", "h", "c", "output",
+            "doutput", "dh", "dc", "dh_steps",
+        )),
+    ]  # fmt: skip
+
+
+class Product(ctypes.Structure):
+    """``Product`` of api.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_int) for name in ("is_double", "accumulate")),
+        *((name, _stride) for name in ("M", "N", "K", "a_row", "a_column", "b_row", "b_column", "c_row")),
+        *((name, _pointer) for name in "ABC"),
+    ]
+
+
+class Update(ctypes.Structure):
+    """``Update`` of api.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_int) for name in ("rule", "is_double")),
+        ("N", _stride),
+        ("scalars", ctypes.c_double * 8),
+        *((name, _pointer) for name in ("grads", "params")),
+        ("arrays", _pointer * 3),
+    ]
+
+
+class CrossEntropy(ctypes.Structure):
+    """``CrossEntropy`` of api.cpp."""
+
+    _fields_ = [
+        ("is_double", ctypes.c_int),
+        *((name, _stride) for name in ("count", "V")),
+        ("smoothing", ctypes.c_double),
+        *((name, _pointer) for name in ("logits", "rows", "labels", "losses", "highest", "total", "scale", "dlogits")),
+    ]
+
+
+# What an optimiser's state arrays are in an Update; rules by their place here.
+STATES = {
+    "sgd": ("momentum_buffer",),
+    "rmsprop": ("square_avg", "grad_avg", "momentum_buffer"),
+    "adam": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+}
+
+
+@functools.cache
+def load_native():
+    """``(library, level)``, or None where it was not built.
+
+    level: number in LEVELS, the best of this processor or what ``GPURNN_ISA`` says. Raises BackendError for a library
+    of another version of gpurnn, and as ``chosen_level``.
+    """
+    folder = Path(__file__).parents[2]  # the package gpurnn
+    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+        path = folder / f"_native{suffix}"
+        if path.is_file():
+            break
+    else:
+        return None
+    library = ctypes.CDLL(str(path))
+    number = ctypes.c_int
+    structs = (Pass, Product, Update, CrossEntropy)
+    expected = (*map(ctypes.sizeof, structs), _INTERFACE)
+    if any(library.gpurnn_native_bytes(n) != size for n, size in enumerate(expected)):
+        raise BackendError(f"{path} was built from other sources than these: install gpurnn again")
+    library.gpurnn_native_add_rows.argtypes = [_pointer, _stride, number, _stride, number, _pointer, number, number]
+    library.gpurnn_native_add_squares.argtypes = [_pointer, _stride, number, _pointer, number, number]
+    word, long = ctypes.c_uint32, ctypes.c_uint64
+    library.gpurnn_native_dropout_mask.argtypes = [_stride, long, word, word, long, _pointer, number, number]
+    return library, chosen_level(library.gpurnn_native_level())
+
+
+def chosen_level(best):
+    """``GPURNN_ISA`` as a number in LEVELS, or ``best`` where it is not set. Bits of results differ between them.
+
+    Raises ValueError for a word that is none of ISAS, BackendError where this processor lacks it.
+    """
+    name = os.environ.get("GPURNN_ISA")
+    if not name:
+        return best
+    level = ISAS.index(check_choice("GPURNN_ISA", name, ISAS))
+    if level > best:
+        raise BackendError(f"GPURNN_ISA={name}: this processor has no {LEVELS[level]}; it can do {ISAS[best]}")
+    return level
+
+
+def address(array):
+    """Address of an array's first number; None for None."""
+    return None if array is None else array.ctypes.data
