@@ -7,7 +7,10 @@ what operators do. What would be lost on the way in (a mask, a graph) is refused
 
 import numpy as np
 
-from .errors import DtypeError
+from .dtypes import is_float
+from .errors import BackendError, DtypeError, described
+
+_DLPACK_HOST = (1, 3)  # kDLCPU, kDLCUDAHost
 
 
 def plain(array):
@@ -60,6 +63,47 @@ def refuse_function(name, value):
     if callable(value):
         hint = ". Call it: backward(dloss())" if name.startswith("d") else ""
         raise TypeError(f"{name}: expected an array, got a function{hint}")
+
+
+def as_array(xp, backend, value, name):
+    """``value`` as an array of ``xp``, NumPy or CuPy; ``Ops.asarray`` says what is taken and what is refused.
+
+    backend: its name, for the error.
+    """
+    if type(value) is np.ndarray and xp is np:  # as most are
+        return value if value.flags.aligned and value.dtype.isnative else plain(value)
+    if xp is not np and isinstance(value, xp.ndarray):
+        return plain_on_device(value)
+    refuse_function(name, value)
+    refuse_masked(name, value)
+    refuse_graph(name, value)
+    through_dlpack = hasattr(value, "__dlpack_device__") and not isinstance(value, np.ndarray)
+    if through_dlpack:
+        on_host = value.__dlpack_device__()[0] in _DLPACK_HOST
+    else:
+        on_host = not hasattr(value, "__cuda_array_interface__")
+    if xp is np and not on_host:
+        raise BackendError(f"{name}: is on a GPU, but the layer's backend is {backend!r}. Move it to the host first")
+    if through_dlpack:
+        try:
+            value = (np if on_host else xp).from_dlpack(value)  # CuPy takes no host memory through DLPack
+        except (BufferError, RuntimeError, TypeError) as error:
+            raise DtypeError(f"{name}: cannot be handed over by {type(value).__name__} ({error})") from error
+    return plain(np.asarray(value)) if xp is np else xp.asarray(plain(np.asarray(value)) if on_host else value)
+
+
+def check_float(array, value, dtype, name):
+    """``array``, made of ``value``; raises DtypeError, with the conversion, unless it is of ``dtype``."""
+    if array.dtype != dtype:
+        if not (array.dtype.kind in "biufc" or is_float(array.dtype)):
+            got = f"an array of {array.dtype}" if isinstance(value, np.ndarray) else described(value)
+            raise DtypeError(f"{name}: expected an array of numbers of dtype {dtype}, got {got}")
+        short = name.split()[-1]  # of "state c", which is no expression
+        raise DtypeError(
+            f"{name}: dtype ({array.dtype}) does not match the layer's ({dtype}). "
+            f"Convert it: {short} = {short}.astype({str(dtype)!r})"
+        )
+    return array
 
 
 def host_array(value, name):

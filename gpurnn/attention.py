@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import rng
+from .backends.ops import flat
 from .dtypes import upcast
 from .errors import ShapeError, check_choice, check_flag, check_number, check_shape, check_size, checked
 from .gradients import adding
 from .masks import check_lengths, valid_steps
 from .module import Module
-from .ops import flat
 
 SCORES = ("dot", "general", "additive")
 _BLOCK = 1 << 20  # numbers of tanh(W_q q + W_m m) held at once by "additive": memory stays bounded for any U

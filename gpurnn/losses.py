@@ -33,10 +33,10 @@ import math
 import numpy as np
 
 from .backends import array_ops
+from .backends.ops import blocks
 from .dtypes import DTYPES, is_float, upcast
 from .errors import DtypeError, ShapeError, check_choice, check_flag, check_number, check_shape, check_size
 from .masks import valid_steps
-from .ops import blocks
 
 REDUCTIONS = ("mean", "sum", "none")
 

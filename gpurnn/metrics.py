@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
+from .backends.ops import blocks
 from .errors import ShapeError
 from .losses import class_rows
-from .ops import blocks
 
 
 def accuracy(logits, targets, mask=None, *, lengths=None, batch_first=False, ignore_index=None):

@@ -15,12 +15,12 @@ import numpy as np
 from . import cells, rng
 from .arrays import refuse_function
 from .backends.cuda.schedules import SCHEDULES, Problem
+from .backends.ops import flat
 from .dtypes import upcast
 from .errors import ShapeError, check_choice, check_flag, check_number, check_shape, check_size, checked, refuse_unknown
 from .gradients import StepNorms, active_flow, adding
 from .masks import check_lengths
 from .module import Module, check_unspent
-from .ops import flat
 
 _CALL = ("x", "state", "lengths", "return_all")  # arguments of a layer's call
 INITIALIZERS = ("uniform", "xavier", "orthogonal", "identity")

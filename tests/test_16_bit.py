@@ -7,8 +7,8 @@ from optional import needs
 
 import gpurnn
 from gpurnn.backends.cpu.memory import MemoryPool
+from gpurnn.backends.ops import Ops
 from gpurnn.check import CELLS
-from gpurnn.ops import Ops
 
 pytestmark = needs("ml_dtypes")
 DTYPES = ("float16", "bfloat16")

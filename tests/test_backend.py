@@ -19,7 +19,7 @@ import gpurnn
 from gpurnn import BackendError, DtypeError, get_backend, use_backend
 from gpurnn.backends import switch as backend
 from gpurnn.backends.cuda import libraries
-from gpurnn.ops import Ops
+from gpurnn.backends.ops import Ops
 
 torch = optional("torch")
 

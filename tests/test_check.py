@@ -14,6 +14,7 @@ from test_cuda_layers import cuda_ops
 import gpurnn
 from gpurnn import cells, check
 from gpurnn.backends.cpu.memory import MemoryPool
+from gpurnn.backends.ops import Ops
 from gpurnn.check import CELLS, OTHERS, run_checks
 from gpurnn.cli import main
 
@@ -96,13 +97,13 @@ def test_a_pool_that_forgets_bfloat16_is_seen(monkeypatch):
 
 
 def test_padding_that_leaks_is_seen(monkeypatch):
-    monkeypatch.setattr(gpurnn.ops.Ops, "zero_past_end", lambda self, steps, lengths: steps)
+    monkeypatch.setattr(Ops, "zero_past_end", lambda self, steps, lengths: steps)
     results = run_checks(["numpy"], ["lstm"], ["float32"], quick=True)
     assert [r.check for r in results if not r.right] == ["ragged"]
 
 
 def test_an_error_counts_as_wrong(monkeypatch):
-    monkeypatch.setattr(gpurnn.ops.Ops, "layer_forward", lambda self, *arguments, **options: 1 / 0)
+    monkeypatch.setattr(Ops, "layer_forward", lambda self, *arguments, **options: 1 / 0)
     results = run_checks(["numpy"], ["lstm"], ["float32"], quick=True)
     assert all("ZeroDivisionError" in r.detail and not r.right for r in results)
 

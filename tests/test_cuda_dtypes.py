@@ -11,8 +11,8 @@ from test_optim import OPTIMISERS
 
 import gpurnn
 from gpurnn import check, ctc, dtypes, losses
+from gpurnn.backends.ops import Ops
 from gpurnn.check import CELLS, Batch, build, flat_state
-from gpurnn.ops import Ops
 from gpurnn.seq2seq import EncoderDecoder, Sampling, beam_search, greedy_search
 
 pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))

@@ -49,7 +49,7 @@ def test_no_gradient_is_made_for_each_in_turn(kind, backend, dtype):
 
 def test_no_product_is_made(monkeypatch):
     """Of the weights' gradients only those by the inputs are left."""
-    from gpurnn.ops import Ops
+    from gpurnn.backends.ops import Ops
 
     ops = Ops(np, "numpy")
     calls = []

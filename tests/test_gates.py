@@ -13,7 +13,7 @@ from optional import needs
 import gpurnn
 from gpurnn import get_backend
 from gpurnn.backends.cpu import ops as cpu_ops
-from gpurnn.ops import Ops
+from gpurnn.backends.ops import Ops
 
 LAST_PLACES = 4
 # What this backend counts as zero: numbers below the smallest normal one. "cuda" does so in float alone.

@@ -61,7 +61,7 @@ def test_larger_sizes(cell, H, schedule):
 def test_products_in_every_layout(ops, dtype, batch):
     rng, xp = np.random.default_rng(0), ops.xp
     dtype = gpurnn.module.check_dtype(dtype)
-    wide = gpurnn.ops.wide_dtype(dtype)
+    wide = gpurnn.dtypes.compute_dtype(dtype)
 
     def layouts(shape, of):
         values = rng.normal(size=shape).astype(of)

@@ -10,9 +10,9 @@ from optional import optional
 
 import gpurnn
 from gpurnn import GRU, LSTM, BatchNorm, Dropout, DtypeError, LayerNorm, Linear, Sequential, ShapeError
+from gpurnn.backends.ops import Ops
 from gpurnn.dtypes import check_dtype
 from gpurnn.module import Module
-from gpurnn.ops import Ops
 
 torch = optional("torch")
 ml_dtypes = optional("ml_dtypes")

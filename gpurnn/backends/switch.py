@@ -127,7 +127,7 @@ def _named(name, tf32):
 
 
 def _make(name):
-    from ..ops import Ops
+    from .ops import Ops
 
     if name in ("numpy", "cpu"):
         from .cpu.native import load_native

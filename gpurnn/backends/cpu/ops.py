@@ -16,7 +16,8 @@ import numpy as np
 
 from ... import rng
 from ...errors import BackendError
-from ...ops import Ops, Saved, flat, refuse_uncountable
+from ..ops import Ops, flat, refuse_uncountable
+from ..time_loop import Saved
 from .memory import MemoryPool
 from .native import ISAS, LEVELS, STATES, CrossEntropy, Pass, Product, Update, address, load_native
 from .threads import thread_count

@@ -16,7 +16,8 @@ import numpy as np
 
 from ... import rng
 from ...errors import BackendError, ShapeError
-from ...ops import Ops, Saved, flat, refuse_uncountable
+from ..ops import Ops, flat, refuse_uncountable
+from ..time_loop import Saved
 from . import schedules
 from .cublas import is_matrix
 from .exchange import Exchange

@@ -5,49 +5,20 @@ generic ``xp`` code in the layer that needs it. ``CudaOps`` overrides what a ker
 """
 
 import contextlib
-import functools
-import os
-import platform
-from dataclasses import dataclass
+import math
 
 import numpy as np
 
-from . import rng
-from .arrays import plain, plain_on_device, refuse_function, refuse_graph, refuse_masked
-from .cells import HiddenWeights
-from .dtypes import compute_dtype, is_float, upcast
-from .errors import BackendError, DtypeError, ShapeError, described
+from .. import rng
+from ..arrays import as_array, check_float
+from ..dtypes import compute_dtype, upcast
+from ..errors import ShapeError
+from .machine import host_machine
+from .time_loop import Saved, hidden_weights, input_bias, sequence_backward, sequence_forward
 
-_DLPACK_HOST = (1, 3)  # kDLCPU, kDLCUDAHost
 _TILE_FEATURES, _TILE_ROWS = 128, 16  # what a transposing copy moves at once, to rows and from rows: half the time
 _MOST = (1 << 31) - 1  # timesteps or sequences that compiled code counts
-_BLAS_SETTINGS = ("OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "MKL_CBWR")
 _FEATURE_MAJOR_FROM = 8  # batch size from which NumPy keeps the arrays of the time loop feature-major
-
-
-@dataclass
-class Saved:
-    """What one layer and direction saves between forward and backward.
-
-    x: the layer's input (T, B, I). gates: (T, B, K*H), None after inference; after forward the blocks that the cell
-    saves, after backward the gradients with respect to its pre-activations. h (T+1, B, P) and c (T+1, B, H) or None:
-    the states in slots. lease: whatever must live as long as these arrays are in use.
-    """
-
-    x: object
-    gates: object
-    h: object
-    c: object
-    lease: object = None
-
-    def states(self, which, reverse):
-        """``h`` or ``c`` by step: (T, B, F), the new states."""
-        slots = getattr(self, which)
-        return slots[:-1] if reverse else slots[1:]
-
-    def old_h(self, reverse):
-        """(T, B, P): the h that each step read."""
-        return self.h[1:] if reverse else self.h[:-1]
 
 
 class Streams:
@@ -105,43 +76,11 @@ class Ops:
         and for what DLPack cannot hand over (bfloat16, sparse), TypeError for a tensor that requires grad; all name
         the argument.
         """
-        xp = self.xp
-        if type(value) is np.ndarray and xp is np:  # as most are
-            return value if value.flags.aligned and value.dtype.isnative else plain(value)
-        if xp is not np and isinstance(value, xp.ndarray):
-            return plain_on_device(value)
-        refuse_function(name, value)
-        refuse_masked(name, value)
-        refuse_graph(name, value)
-        through_dlpack = hasattr(value, "__dlpack_device__") and not isinstance(value, np.ndarray)
-        if through_dlpack:
-            on_host = value.__dlpack_device__()[0] in _DLPACK_HOST
-        else:
-            on_host = not hasattr(value, "__cuda_array_interface__")
-        if xp is np and not on_host:
-            raise BackendError(
-                f"{name}: is on a GPU, but the layer's backend is {self.name!r}. Move it to the host first"
-            )
-        if through_dlpack:
-            try:
-                value = (np if on_host else xp).from_dlpack(value)  # CuPy takes no host memory through DLPack
-            except (BufferError, RuntimeError, TypeError) as error:
-                raise DtypeError(f"{name}: cannot be handed over by {type(value).__name__} ({error})") from error
-        return plain(np.asarray(value)) if xp is np else xp.asarray(plain(np.asarray(value)) if on_host else value)
+        return as_array(self.xp, self.name, value, name)
 
     def asfloat(self, value, dtype, name):
         """``asarray`` that also checks the dtype: raises DtypeError, with the conversion, unless it is ``dtype``."""
-        array = self.asarray(value, name)
-        if array.dtype != dtype:
-            if not (array.dtype.kind in "biufc" or is_float(array.dtype)):
-                got = f"an array of {array.dtype}" if isinstance(value, np.ndarray) else described(value)
-                raise DtypeError(f"{name}: expected an array of numbers of dtype {dtype}, got {got}")
-            short = name.split()[-1]  # of "state c", which is no expression
-            raise DtypeError(
-                f"{name}: dtype ({array.dtype}) does not match the layer's ({dtype}). "
-                f"Convert it: {short} = {short}.astype({str(dtype)!r})"
-            )
-        return array
+        return check_float(self.asarray(value, name), value, dtype, name)
 
     def to_numpy(self, array):
         """``array`` on the host."""
@@ -159,14 +98,7 @@ class Ops:
 
     def machine(self):
         """What decides the bits of this backend's results, beside the code: name -> word or number, JSON-ready."""
-        blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-        return {
-            "backend": self.name,
-            "processor": f"{platform.machine()} {_processor()}".strip(),
-            "numpy": np.__version__,
-            "blas": f"{blas.get('name')} {blas.get('version')}",
-            "blas_settings": {name: os.environ[name] for name in _BLAS_SETTINGS if name in os.environ},
-        }
+        return host_machine(self.name)
 
     def empty_cache(self):
         """Give back to the system what memory is kept for later calls."""
@@ -233,9 +165,9 @@ class Ops:
             ax = self.empty_steps(T, B, rows // cell.gates * (cell.saved_blocks if save else cell.gates), x.dtype)
             self.product(flat(x), w.ih.astype(x.dtype, copy=False).T, flat(ax)[:, :rows])
             if w.bias_ih is not None:
-                ax[:, :, :rows] += self._input_bias(cell, w).astype(x.dtype, copy=False)
-            inner = self._hidden_weights(cell, w, x.dtype)
-            h, c, final = self.sequence_forward(cell, ax, inner, state, lengths, reverse, save)
+                ax[:, :, :rows] += input_bias(cell, w).astype(x.dtype, copy=False)
+            inner = hidden_weights(cell, w, x.dtype)
+            h, c, final = sequence_forward(self, cell, ax, inner, state, lengths, reverse, save)
             all_saved.append(Saved(x, ax if save else None, h, c))
             finals.append(final)
         outputs = [saved.states("h", reverse) for saved, reverse in zip(all_saved, directions, strict=True)]
@@ -257,27 +189,13 @@ class Ops:
         for d, (saved, w, reverse) in enumerate(zip(all_saved, weights, directions, strict=True)):
             P = saved.h.shape[2]
             part = None if doutput is None else doutput[:, :, d * P : (d + 1) * P]
-            inner = self._hidden_weights(cell, w, saved.gates.dtype)
+            inner = hidden_weights(cell, w, saved.gates.dtype)
             done.append(
-                self.sequence_backward(
-                    cell, saved.gates, inner, saved.h, saved.c, part, dstates[d], lengths, reverse, hooks[d]
+                sequence_backward(
+                    self, cell, saved.gates, inner, saved.h, saved.c, part, dstates[d], lengths, reverse, hooks[d]
                 )
             )
         return done
-
-    def _input_bias(self, cell, w):
-        """The biases that may be added before the time loop: all but the GRU's b_hn, which r multiplies."""
-        bias = w.bias_ih + w.bias_hh
-        if "q" in cell.preactivations:
-            n = slice(len(bias) // 3 * 2, None)
-            bias[n] = w.bias_ih[n]
-        return bias
-
-    def _hidden_weights(self, cell, w, dtype):
-        bias_n = None
-        if w.bias_hh is not None and "q" in cell.preactivations:
-            bias_n = w.bias_hh[len(w.bias_hh) // 3 * 2 :, None]
-        return HiddenWeights(_rounded(w.hh, dtype), bias_n, None if w.hr is None else _rounded(w.hr, dtype))
 
     def side_by_side(self, outputs, empty):
         """The outputs of all directions, each (T, B, P), as one (T, B, D*P) made by ``empty``."""
@@ -303,119 +221,6 @@ class Ops:
     def empty(self, T, B, F, dtype):
         """An uninitialised array (T, B, F) in C order."""
         return self.xp.empty((T, B, F), dtype)
-
-    # ---- the time loop
-
-    def sequence_forward(self, cell, ax, weights, state, lengths=None, reverse=False, save=True):
-        """Run the time loop of one cell.
-
-        cell: a record of cells.py; weights: its ``HiddenWeights``.
-        ax: from ``empty_steps``; (T, B, K*H) where ``save``, else (T, B, G*H) will do. In: columns [0, G*H) hold the
-            input pre-activations; out, where ``save``: what the cell saves for the backward pass.
-        state: initial (h (B, P),) or (h, c (B, H)), arrays or numbers. lengths: integers (B,) or None; past its end a
-            sequence holds its state.
-        reverse: run from T - 1 to 0.
-
-        Returns h (T+1, B, P) and c (T+1, B, H), or None where the cell has no c or not ``save``, and the final state; c
-        is float32 beside 16-bit numbers.
-        Slots: forward, step t reads slot t and writes t + 1; reverse, it reads t + 1 and writes t; so the initial state
-        is at the end where the loop begins.
-        """
-        xp, dtype, real = self.xp, ax.dtype, compute_dtype(ax.dtype)
-        T, B, _ = ax.shape
-        rows, P = weights.hh.shape
-        H = rows // cell.gates
-        start = T if reverse else 0
-        h = self.empty_steps(T + 1, B, P, dtype)
-        h[start] = state[0]
-        c = None
-        if cell.states == 2:
-            c = self.empty_steps(T + 1 if save else 2, B, H, real)
-            c[start if save else 0] = state[1]
-        z, tmp = self._step_buffer(B, cell.saved_blocks * H, real), self._step_buffer(B, H, real)
-        h_computed = None if real == dtype else self._step_buffer(B, P, real)  # 16-bit: h' before it is rounded
-        axT, hT, cT = _feature_major(ax), _feature_major(h), _feature_major(c)
-        held = _ragged_steps(self, lengths, T)
-        c_old = c_new = None
-        with np.errstate(over="ignore" if cell.names else None):  # sigmoid_: a gate that is shut
-            for count, t in enumerate(range(T - 1, -1, -1) if reverse else range(T)):
-                old, new = (t + 1, t) if reverse else (t, t + 1)
-                if cT is not None:
-                    c_old, c_new = (cT[old], cT[new]) if save else (cT[count % 2], cT[1 - count % 2])
-                h_new = hT[new] if h_computed is None else h_computed
-                cell.forward(xp, weights, upcast(axT[t, :rows]), upcast(hT[old]), c_old, z, h_new, c_new, tmp)
-                if h_computed is not None:
-                    hT[new] = h_computed
-                if held[t] is not None:
-                    xp.copyto(hT[new], hT[old], where=held[t])
-                    if cT is not None:
-                        xp.copyto(c_new, c_old, where=held[t])
-                if save and cell.names:
-                    axT[t] = z
-        end = 0 if reverse else T
-        final = (h[end].copy(),)  # the caller may write to his
-        if c is not None:
-            final += (c[end if save else T % 2].copy(),)
-        return h, c if save else None, final
-
-    def sequence_backward(self, cell, gates, weights, h, c, doutput, dstate, lengths=None, reverse=False, hook=None):
-        """The reverse-time twin of ``sequence_forward``: back-propagation through time.
-
-        gates: (T, B, K*H); in: what forward saved; out: ``d``, the gradients of ``cell.preactivations``, zero past the
-        end. h, c: the slots of forward. doutput: (T, B, P) or None, ignored past the end.
-        dstate: gradients of the final state, (dh (B, P),) or (dh, dc), or None for zeros.
-        hook: None, or called as hook(t, dh (P, B), dc (H, B) or None) with the complete gradients of h_t and c_t.
-
-        Returns the gradients of the initial state, shaped as ``state`` and float32 beside 16-bit numbers, and with a
-        projection those of every h_t (T, B, P), zero past the end; else None.
-        """
-        xp, dtype, real = self.xp, gates.dtype, compute_dtype(gates.dtype)
-        T, B, _ = gates.shape
-        P, H = h.shape[2], gates.shape[2] // cell.saved_blocks
-        left = len(cell.preactivations) * H
-        z, d = self._step_buffer(B, cell.saved_blocks * H, real), self._step_buffer(B, left, real)
-        tmp, dh = self._step_buffer(B, H, real), self._step_buffer(B, P, real)
-        dc = None if c is None else self._step_buffer(B, H, real)
-        for mine, given in zip((dh, dc), dstate or (None, None), strict=False):
-            if mine is not None:
-                mine[...] = 0 if given is None else given.T
-        gatesT, hT, cT = _feature_major(gates), _feature_major(h), _feature_major(c)
-        block = max(1, min(T, (1 << 18) // max(1, B * P)))  # steps of doutput brought into the loop's order at once
-        incoming = None if doutput is None else self.empty_steps(block, B, P, dtype)
-        dh_all = None if weights.hr is None else self.empty_steps(T, B, P, dtype)
-        held = _ragged_steps(self, lengths, T)
-        c_old = c_new = None
-        for count, t in enumerate(range(T) if reverse else range(T - 1, -1, -1)):
-            old, new = (t + 1, t) if reverse else (t, t + 1)
-            if cT is not None:
-                c_old, c_new = cT[old], cT[new]
-            if incoming is not None:
-                if count % block == 0:
-                    first = t if reverse else max(0, t - block + 1)
-                    last = min(T, t + block) if reverse else t + 1
-                    self.copy_steps(incoming[: last - first], doutput[first:last])
-                if held[t] is None:
-                    xp.add(dh, upcast(incoming[t - first].T), out=dh)
-                else:
-                    xp.add(dh, xp.where(held[t], 0, upcast(incoming[t - first].T)), out=dh)
-            if held[t] is not None:
-                dh_held, dc_held = dh.copy(), None if dc is None else dc.copy()
-            if dh_all is not None:
-                dh_all[t] = dh.T if held[t] is None else xp.where(held[t], 0, dh).T
-            z[...] = gatesT[t]
-            step_hook = _ignore if hook is None else _timestep_hook(xp, hook, t, held[t])
-            cell.backward(xp, weights, z, upcast(hT[old]), c_old, upcast(hT[new]), c_new, dh, dc, d, tmp, step_hook)
-            if held[t] is not None:  # the state went through unchanged: so does its derivative
-                xp.copyto(dh, dh_held, where=held[t])
-                if dc is not None:
-                    xp.copyto(dc, dc_held, where=held[t])
-                xp.copyto(d, 0, where=held[t])
-            gatesT[t, :left] = d
-        return tuple(part.T for part in (dh, dc) if part is not None), dh_all
-
-    def _step_buffer(self, B, F, dtype):
-        """(F, B) scratch of one step, in the memory order of ``empty_steps``."""
-        return self.empty_steps(1, B, F, dtype)[0].T
 
     # ---- products, and accumulation into gradients
 
@@ -504,12 +309,29 @@ class Ops:
         return False
 
     def clip_norm(self, grads, max_norm):
-        """The norm before ``grads`` were clipped in place, or None where optim.py is to do it."""
-        return None
+        """Scale the flat ``grads`` in place so that their norm is at most ``max_norm``.
+
+        Returns the norm before, as a scalar of this backend in float64. Where it is not finite, ``grads`` stay as they
+        are.
+        """
+        xp = self.xp
+        norm = xp.sqrt(self.sum_squares(grads))
+        if max_norm != math.inf:
+            scale = xp.where(xp.isfinite(norm), xp.minimum(max_norm / (norm + 1e-6), 1.0), 1.0)
+            if xp is not np or scale < 1:  # asking would wait for a GPU
+                xp.multiply(grads, scale.astype(grads.dtype), out=grads)
+        return norm
 
     def sum_squares(self, grads):
-        """The sum of their squares in float64, or None where optim.py is to do it."""
-        return None
+        """The sum of the squares of ``grads`` (N,) in float64, in a fixed order."""
+        xp = self.xp
+        block = max(1, min(grads.size, 1 << 14 if xp is np else 1 << 22))
+        squares, total = xp.empty(block, np.float64), xp.zeros((), np.float64)
+        with np.errstate(over="ignore"):  # a float64 gradient beyond 1e154 gives the norm inf
+            for start in range(0, grads.size, block):
+                g = grads[start : start + block]
+                total += xp.multiply(g, g, out=squares[: g.size], dtype=np.float64).sum()
+        return total
 
     def dropout_mask(self, shape, rate, seed, layer, call):
         """``rng.dropout_mask`` made where this backend's arrays live."""
@@ -546,17 +368,6 @@ def refuse_uncountable(T, B, backend):
             raise ShapeError(f"x: {name} = {count} is more than the {most} that backend {backend!r} takes in one call")
 
 
-@functools.cache
-def _processor():
-    """The model of this processor, empty where the system does not say."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            lines = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        return platform.processor()
-    return lines[0] if lines else platform.processor()
-
-
 def blocks(rows, count, width, xp):
     """Cut ``count`` rows of ``width`` elements in blocks; yields ``(part, index)``.
 
@@ -569,40 +380,6 @@ def blocks(rows, count, width, xp):
         yield part, part if rows is None else rows[part]
 
 
-def _rounded(weight, dtype):
-    """A weight as products in ``dtype`` see it, in what they are computed in."""
-    return upcast(weight.astype(dtype, copy=False))
-
-
 def flat(steps):
     """(T, B, F) as (T*B, F); a view for arrays of ``empty_steps`` and for C-contiguous ones."""
     return steps.reshape(-1, steps.shape[-1]) if steps.size else steps.reshape(0, steps.shape[-1])
-
-
-def _feature_major(steps):
-    """(T, B, F) as (T, F, B), the order in which a cell reads a step; None stays None."""
-    return None if steps is None else steps.transpose(0, 2, 1)
-
-
-def _ragged_steps(ops, lengths, T):
-    """For each step, the boolean (B,) of sequences that are past their end, or None where there are none."""
-    if lengths is None:
-        return [None] * T
-    held = np.arange(T)[:, None] >= lengths
-    on_device = ops.xp.asarray(held)
-    return [on_device[t] if some else None for t, some in enumerate(held.any(axis=1))]
-
-
-def _ignore(dh, dc):
-    """The hook where nobody asked for one."""
-
-
-def _timestep_hook(xp, hook, t, held):
-    """A cell's ``hook(dh, dc)`` that adds the timestep, and zeros for sequences past their end."""
-
-    def watched(dh, dc):
-        if held is not None:
-            dh, dc = xp.where(held, 0, dh), None if dc is None else xp.where(held, 0, dc)
-        hook(t, dh, dc)
-
-    return watched
