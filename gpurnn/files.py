@@ -39,19 +39,24 @@ _NOFOLLOW, _NONBLOCK = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0
 _chosen = None  # what ``--max-memory`` says
 
 
-def parse_size(text):
-    """Bytes of "800M", "2G" or "123456"; 0 is no limit, infinity. Raises ValueError."""
+def parse_size(text, name="max_memory"):
+    """Bytes of "800M", "2G" or "123456"; 0 is no limit, infinity. Raises ValueError that names ``name``."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", str(text).strip().upper().replace("IB", "B"))
-    if not found:
-        raise ValueError(f"max_memory should be a number of bytes such as 800M or 4G, or 0 for no limit, got {text!r}")
-    return int(float(found[1]) * _UNITS[found[2]]) or math.inf
+    size = float(found[1]) * _UNITS[found[2]] if found else math.inf
+    if size == math.inf:  # no number, or one that no float holds
+        got = one_line(repr(text), 60)
+        raise ValueError(f"{name} should be a number of bytes such as 800M or 4G, or 0 for no limit, got {got}")
+    return int(size) if size else math.inf
 
 
 def max_memory():
-    """Bytes that one file may take in memory: of ``set_max_memory``, else ``GPURNN_MAX_MEMORY``, else 512 MiB."""
+    """Bytes that one file may take in memory: of ``set_max_memory``, else ``GPURNN_MAX_MEMORY``, else 512 MiB.
+
+    Raises ValueError for a ``GPURNN_MAX_MEMORY`` that is no size.
+    """
     if _chosen is not None:
         return _chosen
-    return parse_size(os.environ.get("GPURNN_MAX_MEMORY") or MAX_MEMORY)
+    return parse_size(os.environ.get("GPURNN_MAX_MEMORY") or MAX_MEMORY, "GPURNN_MAX_MEMORY")
 
 
 def set_max_memory(size):
@@ -152,6 +157,7 @@ def naming(files):
     Errors of arithmetic and of look-ups are those that only a damaged or hostile file causes: they become one too.
     """
     names = [str(file) for file in files]
+    max_memory()  # where the variable is wrong, no file is
     try:
         yield
     except (ValueError, ArithmeticError, LookupError, RecursionError, TypeError) as error:

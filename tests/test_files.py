@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import signal
 import stat
@@ -16,8 +17,9 @@ import pytest
 from click.testing import CliRunner
 from optional import needs
 
+from gpurnn import cpu_ops, files
 from gpurnn.cli import main
-from gpurnn.tasks.run import load, prepare
+from gpurnn.tasks.run import load, prepare, read_run
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--hidden", "4", "--epochs", "1", "--seed", "1", "--backend", "cpu", "--no-progress"]
@@ -385,3 +387,50 @@ def test_a_run_that_cannot_begin_leaves_nothing(copied):
     refused("train", "text", "empty.txt", "--out", "deep/down/run", *TINY)
     refused("train", "text", "empty.txt", *TINY)
     assert sorted(set(os.listdir(".")) - {"runs"}) == before and not (Path("runs").exists() and os.listdir("runs"))
+
+
+# ---- variables that are wrong
+
+
+@pytest.mark.parametrize(
+    "name, text, expected",
+    [
+        ("GPURNN_NUM_THREADS", "abc", "whole number from 1 to 4096"),
+        ("GPURNN_NUM_THREADS", "9" * 5000, "whole number from 1 to 4096"),
+        ("GPURNN_ISA", "sse9", "should be one of"),
+        ("GPURNN_BACKEND", "tpu", "unknown backend"),
+        ("GPURNN_MAX_MEMORY", "abc", "number of bytes"),
+        ("GPURNN_MAX_MEMORY", "9" * 400, "number of bytes"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_a_wrong_variable_is_named_and_no_file(copied, monkeypatch, name, text, expected):
+    if name in ("GPURNN_NUM_THREADS", "GPURNN_ISA") and cpu_ops.load_native() is None:
+        pytest.skip("gpurnn._native was not built")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), name: text}
+    for arguments in (
+        ["sample", "text", "--length", 3],
+        ["evaluate", "text", "book.txt"],
+        ["train", "text", "book.txt", "--steps", 8, "--batch", 4, "--epochs", 1, "--out", "new", "--no-progress"],
+        ["train", "text", "--out", "text", "--resume", "--epochs", 9, "--no-progress"],
+    ):
+        if name == "GPURNN_BACKEND" and "--resume" in arguments:
+            continue  # it has the run's own
+        done = subprocess.run(command(*arguments), env=environment, capture_output=True, text=True, timeout=60)
+        errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+        assert done.returncode == 2 and len(errors) == 1, done.stderr
+        assert errors[0].startswith(f"Error: {name}") and expected in errors[0] and len(errors[0]) < 200, errors
+        assert "book.txt" not in errors[0] and "config.json" not in errors[0]
+    assert not Path("new").exists()
+    assert read_run("text")[0].epochs == 1
+
+
+@pytest.mark.parametrize("text", ["abc", "9" * 400, "1e5", "-1", "0.5.5"])
+def test_a_size_that_is_none_is_refused(text):
+    with pytest.raises(ValueError, match="max_memory should be a number of bytes.*got '"):
+        files.parse_size(text)
+    assert "max_memory should be" in refused("train", "text", f"--max-memory={text}")
+
+
+def test_sizes():
+    assert [files.parse_size(text) for text in ("0", "800M", "1.5 KiB", 7, "0.4")] == [math.inf, 800 << 20, 1536, 7, 0]

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import optim, rng, run_folder
+from ..backend import get_backend
 from ..checkpoint import CheckpointError, checkpoint_shapes, document_digest, remove_checkpoint
 from ..dtypes import DTYPES
 from ..errors import DtypeError, check_choice, check_number, check_size
@@ -548,8 +549,9 @@ def load(folder, backend=None, task=None):
         raise FileNotFoundError(f"{folder} holds no checkpoint yet: train it to the end of an epoch first")
     task, facts = get_task(document["task"]), document["facts"]
     _check_sizes(folder, task, settings, facts)
+    ops = get_backend(backend)  # what is wrong with that, or with its variables, is no damage
     try:
-        model = task.build(settings, facts, backend)
+        model = task.build(settings, facts, ops)
     except DtypeError:  # needs a package that this machine lacks
         raise
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
