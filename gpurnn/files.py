@@ -65,9 +65,12 @@ def set_max_memory(size):
     _chosen = None if size is None else parse_size(size)
 
 
-def check_room(path, needed, what="it"):
-    """Raise FileError where ``what`` is in the file would take more memory than one file may, ``needed`` bytes."""
-    limit = max_memory()
+def check_room(path, needed, what="it", *, own=False):
+    """Raise FileError where ``what`` is in the file would take more memory than one file may, ``needed`` bytes.
+
+    own: whether it is a file that gpurnn writes for itself: a limit that is set for data may raise its limit, no more.
+    """
+    limit = max(max_memory(), MAX_MEMORY) if own else max_memory()
     if needed > limit:
         text = f"{path}: {what} would take {show_size(int(needed))} of memory, the limit is {show_size(limit)}"
         if needed < _ABSURD:
@@ -110,21 +113,24 @@ def file_size(file):
     return os.fstat(file.fileno()).st_size
 
 
-def read_bytes(path, *, factor=1, what="it", error=FileError):
-    """All bytes of a regular file, if ``factor`` times its size is within the limit. Raises ``error`` and OSError."""
+def read_bytes(path, *, factor=1, what="it", error=FileError, own=False):
+    """All bytes of a regular file, if ``factor`` times its size is within the limit. Raises ``error`` and OSError.
+
+    own: as of ``check_room``.
+    """
     with open_regular(path, error) as file:
         size = file_size(file)
-        check_room(path, factor * size, what)
+        check_room(path, factor * size, what, own=own)
         data = file.read(size + 1)
     if len(data) != size:
         raise error(f"{path}: changed while it was read")
     return data
 
 
-def read_json(path, *, factor=JSON_FACTOR, error=FileError):
+def read_json(path, *, factor=JSON_FACTOR, error=FileError, own=False):
     """The document in a JSON file. Raises ``error`` that names file and place for what is no JSON, NaN and infinity
-    included; OSError where the file cannot be read."""
-    return parse_json(read_bytes(path, factor=factor, what="its JSON", error=error), path, error)
+    included; OSError where the file cannot be read. own: as of ``check_room``."""
+    return parse_json(read_bytes(path, factor=factor, what="its JSON", error=error, own=own), path, error)
 
 
 def parse_json(data, place, error=FileError, *, finite=True):

@@ -76,7 +76,7 @@ def _is_ours(path):
             document = parse_json(line, path, CheckpointError, finite=False)
             keys = {"kind"} if path.name == HISTORY else {"layers"}
         else:
-            document = parse_json(read_bytes(path, factor=24, error=CheckpointError), path, CheckpointError)
+            document = parse_json(read_bytes(path, factor=24, error=CheckpointError, own=True), path, CheckpointError)
             keys = _CONFIG_KEYS if path.name == CONFIG else {"format", "tensors"}
     except (CheckpointError, OSError):
         return None  # damaged
@@ -163,7 +163,7 @@ def read_flow(path):
 
 def _records(path, size=None):
     """(place for messages, record) of each whole line."""
-    data = read_bytes(path, factor=_RECORD_FACTOR, what="its records", error=CheckpointError)
+    data = read_bytes(path, factor=_RECORD_FACTOR, what="its records", error=CheckpointError, own=True)
     whole = size is not None and len(data) >= size  # else it is being written, or was shortened
     *lines, rest = data[:size].split(b"\n")
     if whole and rest:

@@ -58,7 +58,7 @@ def path():
 def read():
     """The ``Table`` on disk; an empty one where there is none, or with a warning where it cannot be read."""
     try:
-        document = read_json(path())
+        document = read_json(path(), own=True)
         if document["format"] != _FORMAT:
             raise ValueError(f"format {document['format']}, expected {_FORMAT}")
         return Table(
@@ -80,7 +80,7 @@ def check_file():
 
 def _document():
     try:
-        return read_json(path())
+        return read_json(path(), own=True)
     except (OSError, ValueError):
         return None
 

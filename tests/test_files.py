@@ -20,6 +20,7 @@ from optional import needs
 from gpurnn import cpu_ops, files
 from gpurnn.cli import main
 from gpurnn.tasks.run import load, prepare, read_run
+from gpurnn.vocabulary import read_text
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--hidden", "4", "--epochs", "1", "--seed", "1", "--backend", "cpu", "--no-progress"]
@@ -434,3 +435,33 @@ def test_a_size_that_is_none_is_refused(text):
 
 def test_sizes():
     assert [files.parse_size(text) for text in ("0", "800M", "1.5 KiB", 7, "0.4")] == [math.inf, 800 << 20, 1536, 7, 0]
+
+
+# ---- the limit that a user sets for data
+
+
+@pytest.mark.parametrize("level", ["characters", "words"])
+def test_a_text_is_refused_before_training(copied, level):
+    Path("big.txt").write_text("a gate keeps the state\n" * 2000)
+    more = ["--level", level, "--steps", 8, "--batch", 4, "--out", "new", *TINY]
+    text = refused("train", "text", "big.txt", "--max-memory", "100K", *more)
+    assert "big.txt: a piece of the text would take" in text and "--max-memory 1G" in text
+    assert not Path("new").exists()
+    assert "big.txt: a piece" in refused("evaluate", "text", "big.txt", "--max-memory", "100K")
+
+
+def test_a_limit_for_data_does_not_judge_a_runs_own_files(copied):
+    for _ in range(6):
+        Path("text", "history.jsonl").write_text(Path("text", "history.jsonl").read_text() * 2)
+    small = ["--max-memory", "20K"]
+    call("train", "text", "book.txt", "--out", "new", "--steps", 8, "--batch", 4, *TINY, *small)
+    call("train", "text", "--out", "new", "--resume", "--epochs", 2, "--no-progress", *small)
+    call("sample", "text", "--length", 3, *small)
+    assert "history.png" in call("plot", "text", *small).output
+
+
+def test_a_text_that_does_not_fit_lies_on_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPURNN_MAX_MEMORY", "10M")
+    (tmp_path / "big.txt").write_text("a gate keeps the state\n" * 100_000)
+    ids, vocabulary = read_text([tmp_path / "big.txt"], folder=tmp_path)
+    assert isinstance(ids, np.memmap) and len(ids) == 2_300_000 and vocabulary.decode(ids[:6]) == "a gate"

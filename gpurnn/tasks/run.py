@@ -479,7 +479,7 @@ def read_run(folder, task=None):
             f"{folder} is a file: give the folder of the run; gpurnn.load_weights(model, path) reads a checkpoint alone"
         )
     path = _config_path(folder)
-    document = read_json(path, error=CheckpointError)
+    document = read_json(path, error=CheckpointError, own=True)
     try:
         found = dict(document)
         if "sha256" in found and found.pop("sha256") != document_digest(found):
