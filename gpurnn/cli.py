@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from . import options
+from . import _interrupt, options
 from .dtypes import DTYPES
 from .errors import one_line, printable
 from .files import check_target
@@ -59,6 +59,10 @@ class _Commands(_Whole):
         except ModuleNotFoundError:  # a checkout that is not installed
             from bench.cli import main as bench
         return bench
+
+    def main(self, *arguments, **more):
+        _interrupt.imports_done()
+        return super().main(*arguments, **more)
 
     def make_context(self, *arguments, **more):
         try:
