@@ -81,6 +81,7 @@ class _Commands(_Whole):
     def _invoke(self, ctx):
         from .backend import BackendError
         from .checkpoint import CheckpointError
+        from .errors import DivergedError
         from .training import TrainingError
 
         try:
@@ -88,7 +89,9 @@ class _Commands(_Whole):
         except click.UsageError as error:
             error.message = printable(error.message)
             raise
-        except (BackendError, CheckpointError, TrainingError, OSError, MemoryError, ImportError) as error:
+        except (
+            BackendError, CheckpointError, DivergedError, TrainingError, OSError, MemoryError, ImportError
+        ) as error:  # fmt: skip
             if ctx.params.get("debug") or getattr(error, "errno", None) == errno.EPIPE:  # click ends quietly on EPIPE
                 raise
             _fail(error, 1)

@@ -1,4 +1,4 @@
-"""The four errors a user can cause, and the checks that raise them.
+"""The errors a user can cause, and the checks that raise them.
 
 Every check runs before anything is computed or changed, and its message names the argument, what was expected and what
 came. The classes derive from the built-in ones that a careful caller would catch anyway.
@@ -29,6 +29,10 @@ class FileError(ValueError):
 
     That of a run's folder is a ``CheckpointError``, which derives from this.
     """
+
+
+class DivergedError(ValueError):
+    """A model gives numbers that are not finite: there is nothing to draw, to decode or to forecast."""
 
 
 class BackendError(RuntimeError):

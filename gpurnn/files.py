@@ -19,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-from .errors import FileError, one_line, show_size
+from .errors import DivergedError, FileError, one_line, show_size
 
 try:
     import fcntl
@@ -166,6 +166,8 @@ def naming(files):
     max_memory()  # where the variable is wrong, no file is
     try:
         yield
+    except DivergedError:  # no file's fault
+        raise
     except (ValueError, ArithmeticError, LookupError, RecursionError, TypeError) as error:
         if not names or any(name in str(error) for name in names):
             raise

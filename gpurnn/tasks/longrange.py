@@ -26,7 +26,7 @@ from .. import rng
 from ..backend import array_ops
 from ..data import Batch, SequenceBatches, adding_problem, check_index, copy_memory
 from ..dtypes import check_dtype
-from ..errors import DtypeError, FileError, ShapeError, check_size
+from ..errors import DivergedError, DtypeError, FileError, ShapeError, check_size
 from ..files import check_room, file_size, one_line, open_regular
 from ..layers import Dropout, Linear, Pooling, Sequential
 from ..losses import cross_entropy, mse
@@ -197,6 +197,8 @@ class LongTask(Task):
         settings, facts = trained.settings, trained.facts
         metrics = self.metrics(settings, facts) | by_class
         found = measure(trained.model, self.loss(settings, facts), batches, metrics)
+        if not math.isfinite(found["loss"]):
+            raise DivergedError(f"the loss of the test is {found['loss']}. The model has diverged: train it anew")
         numbers = {f"test_{name}": None if math.isnan(value) else value for name, value in found.items()}
         if settings.problem == "adding":
             numbers["trivial_loss"] = trivial = 1 / 6

@@ -39,6 +39,7 @@ from ..files import (
 )
 from ..layers import Dropout, Linear, Sequential
 from ..losses import binary_cross_entropy_with_logits
+from ..masks import refuse_no_distribution
 from ..npz import read_npz
 from ..vocabulary import vocabulary_of
 from .run import Data, Settings, Task, changed, check_numbers, checksum, load, read_run, recurrent, setting
@@ -461,7 +462,8 @@ def compose(model, steps=64, temperature=0.8, voices=None, prompt=None, seed=Non
     A key sounds with the probability sigmoid(logit / temperature), and at temperature 0 where its logit is above 0:
     that is, where logit / temperature plus a logistic random number is above 0. voices: as many keys as this sound in
     every frame, those for which that sum is highest. prompt: a roll (T, 88), or None. seed: frame n is drawn with
-    numbers keyed by (seed, n), whatever the backend. Raises ValueError, TypeError and ShapeError.
+    numbers keyed by (seed, n), whatever the backend. Raises ValueError, TypeError, ShapeError, and DivergedError where
+    the model's logits are NaN or infinite.
     """
     steps = check_size("steps", steps)
     temperature = check_number("temperature", temperature, 0)
@@ -478,6 +480,7 @@ def compose(model, steps=64, temperature=0.8, voices=None, prompt=None, seed=Non
     for t in range(start + steps):
         logits, state = eval_step(model, frame.astype(model.dtype), state)
         if t >= start:
+            refuse_no_distribution(logits)
             chances = logits.astype(np.float64)
             if temperature:
                 with np.errstate(over="ignore"):

@@ -31,7 +31,7 @@ import numpy as np
 from .. import options, rng, run_folder
 from ..data import Batch
 from ..dtypes import check_dtype
-from ..errors import FileError, check_size
+from ..errors import DivergedError, FileError, check_size
 from ..files import check_room, naming, read_bytes, write_text_atomic
 from ..layers import Dropout, Linear, Pooling, Sequential
 from ..losses import mae, mse
@@ -648,7 +648,7 @@ def forecast(trained, table, steps=None, ends=None):
 
     steps: the horizon of the settings; a recursive model can go on beyond it. ends: instead of the table's last, the
     last rows that may be read, (W,); the result is then (W, steps). Raises ValueError for too few rows or too many
-    steps.
+    steps, DivergedError for a forecast that is NaN or infinite.
     """
     settings = trained.settings
     steps = settings.horizon if steps is None else check_size("steps", steps)
@@ -669,6 +669,9 @@ def forecast(trained, table, steps=None, ends=None):
         outputs = model.ops.to_numpy(model(inputs)).astype(np.float64)[:, :steps]
         made.append(source.restore(outputs, some))
     made = np.concatenate(made)
+    if not np.isfinite(made).all():
+        wrong = made[~np.isfinite(made)][0]
+        raise DivergedError(f"forecast: expected finite numbers, got {wrong}. The model has diverged: train it anew")
     return made[0] if ends is None else made
 
 

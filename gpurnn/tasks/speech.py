@@ -27,6 +27,7 @@ from ..errors import FileError, check_number, check_size
 from ..files import check_room, naming
 from ..layers import BatchNorm, Dropout, Linear, Pooling, Sequential
 from ..losses import cross_entropy
+from ..masks import refuse_no_distribution
 from ..metrics import edit_distance
 from ..npz import read_npz
 from ..training import measure
@@ -549,6 +550,7 @@ def transcribe(trained, features, beam=None):
     x = stacked(normalised(features, facts), trained.settings.stack)[:, None]
     logits, _ = model(model.xp.asarray(x.astype(model.dtype)), lengths=[len(x)])
     logits = model.ops.to_numpy(logits).astype(np.float64)
+    refuse_no_distribution(logits.max(axis=-1))
     p = np.exp(logits - logits.max(axis=-1, keepdims=True))
     p /= p.sum(axis=-1, keepdims=True)
     if "classes" in facts:
