@@ -1,5 +1,7 @@
 """A model whose numbers are not finite: its training ends with what there is to tell, and nothing is made of it."""
 
+import json
+
 import hostile
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from gpurnn.cli import main
 from gpurnn.errors import DivergedError
 from gpurnn.tasks import classify, longrange, music, series, speech, text, translate
 from gpurnn.tasks import run as runs
+from gpurnn.tasks.speech import read_utterances
 
 TASKS = {  # task -> files and settings of a tiny run
     "text": (["book.txt"], {"steps": 8}),
@@ -50,6 +53,34 @@ def diverged(place, monkeypatch):
         return run, history
 
     return make
+
+
+# ---- the end of a training
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_training_that_diverged_ends_and_says_so(diverged, name):
+    run, history = diverged(name)
+    if name == "speech":
+        run.data.rest = read_utterances("sounds.tsv", run.settings, None)[0]  # a test part
+    numbers, text = run.finish(history)
+    shown = {"text": "sample", "translate": "translations"}.get(name, "test")
+    assert f"No {shown}: the model has diverged" in text and "loss" in text.splitlines()[0]
+    assert numbers["diverged"] is True and numbers["best"] > 0
+    document = runs.read_run("run")[1]
+    assert document["result"] == json.loads(json.dumps(numbers))
+
+
+def test_the_command_ends_well(diverged):
+    diverged("text")
+    tiny = ["--hidden", "4", "--epochs", "1", "--batch", "4", "--steps", "8", "--no-progress"]
+    done = CliRunner().invoke(main, ["train", "text", "book.txt", "--out", "new", *tiny])
+    assert done.exit_code == 0, done.output
+    assert "Done in" in done.output and "Best validation loss" in done.output
+    assert "No sample: the model has diverged (its logits are not finite)." in done.output
+
+
+# ---- use
 
 
 @pytest.mark.parametrize(

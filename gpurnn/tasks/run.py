@@ -26,7 +26,7 @@ from .. import optim, rng, run_folder
 from ..backend import get_backend
 from ..checkpoint import CheckpointError, checkpoint_shapes, document_digest, remove_checkpoint
 from ..dtypes import DTYPES
-from ..errors import DtypeError, check_choice, check_number, check_size
+from ..errors import DivergedError, DtypeError, check_choice, check_number, check_size
 from ..files import check_target, naming, one_line, read_json, refuse_same, write_json_atomic
 from ..folder_lock import FolderLock, lock_folder, locked
 from ..losses import cross_entropy
@@ -180,6 +180,7 @@ class Task:
 
     name = ""
     Settings = Settings
+    shows = "test"  # what ``finish`` makes with the model
     train_needs_files = evaluate_needs_files = True
     files_help = "FILE"  # what the command line calls one of the files
     without_files = "built in (give FILEs for your own)"  # what it calls the data where there are none
@@ -331,11 +332,21 @@ class Run:
     def finish(self, history):
         """(numbers, text for people) of the best model, by the task; the numbers go to ``config.json`` as well.
 
-        Raises CheckpointError where the history, which is what the folder's log holds, has no epoch.
+        Where the model has diverged they are its loss, and ``diverged``, True. Raises CheckpointError where the
+        history, which is what the folder's log holds, has no epoch.
         """
         if not history.epochs:
             raise CheckpointError(f"{self.folder / run_folder.HISTORY}: no record of an epoch is left to tell a result")
-        numbers, text = self.task.finish(load(self.folder, self.model.ops.name), self.data, history)
+        trained = load(self.folder, self.model.ops.name)
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):
+                numbers, text = self.task.finish(trained, self.data, history)
+            if not _is_finite(numbers):
+                raise DivergedError
+        except DivergedError:
+            numbers, text = Task.finish(self.task, trained, self.data, history)
+            numbers["diverged"] = True
+            text += f"\nNo {self.task.shows}: the model has diverged (its logits are not finite)."
         with locked(self.folder):
             _write_config(self.folder, self.document | {"result": numbers})
         return numbers, text
@@ -436,6 +447,14 @@ def _make_folder(folder):
         new.append(place)
     folder.mkdir(parents=True, exist_ok=True)
     return new
+
+
+def _is_finite(document):
+    """Whether there is no NaN and no infinity in a document that is JSON-ready otherwise."""
+    try:
+        return bool(json.dumps(document, allow_nan=False))
+    except ValueError:
+        return False
 
 
 def _as_json(document):

@@ -58,6 +58,7 @@ class TextTask(Task):
 
     name = "text"
     Settings = TextSettings
+    shows = "sample"
     train_needs_files = False
     examples = """
   gpurnn train text                              about a minute on a laptop

@@ -77,6 +77,7 @@ class TranslateTask(Task):
     """
 
     name = "translate"
+    shows = "translations"
     Settings = TranslateSettings
     examples = """
   gpurnn train translate fra.tsv                 a tenth of it for validation
