@@ -295,7 +295,7 @@ def times(samples):
 
 def write(path, document):
     """Write JSON so that a reader or a kill finds the old file or the new one, never half of one."""
-    from gpurnn.files import write_text_atomic
+    from gpurnn.files import make_folder, write_text_atomic
 
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    make_folder(Path(path).parent)
     write_text_atomic(path, json.dumps(document, indent=1))

@@ -103,7 +103,8 @@ def _check_regular(path, mode, error):
 
 
 def _kind(mode):
-    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
+    kinds = {stat.S_IFREG: "a file", stat.S_IFLNK: "a link to nothing", stat.S_IFDIR: "a folder",
+             stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
              stat.S_IFBLK: "a disk"}  # fmt: skip
     return kinds.get(stat.S_IFMT(mode), "something else")
 
@@ -373,6 +374,18 @@ def _sync_folder(folder):
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def make_folder(path):
+    """Make a folder, and those above it, unless it is there. Raises FileError that names what stands in its place."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        for place in (Path(path), *Path(path).parents):
+            if os.path.lexists(place):
+                kind = _kind((os.stat if place.exists() else os.lstat)(place).st_mode)
+                raise FileError(f"{place}: is {kind}, not a folder: choose another place") from None
+        raise
 
 
 def fresh_path(stem, suffix="", *, folder=False):

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from .errors import FileError
-from .files import one_line, read_json, write_json_atomic
+from .files import make_folder, one_line, read_json, write_json_atomic
 
 _FORMAT = 1
 _log = logging.getLogger("gpurnn")
@@ -87,6 +87,6 @@ def _document():
 
 def write(table):
     """Put the table on disk, whole or not at all."""
-    path().parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path().parent)
     entries = [{"work": list(problem), "ways": candidates} for problem, candidates in table.entries.items()]
     write_json_atomic(path(), {"format": _FORMAT, "entries": entries})

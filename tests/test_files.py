@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -17,8 +18,10 @@ import pytest
 from click.testing import CliRunner
 from optional import needs
 
+import gpurnn
 from gpurnn import cpu_ops, files
 from gpurnn.cli import main
+from gpurnn.errors import FileError
 from gpurnn.tasks.run import load, prepare, read_run
 from gpurnn.vocabulary import read_text
 
@@ -388,6 +391,47 @@ def test_a_run_that_cannot_begin_leaves_nothing(copied):
     refused("train", "text", "empty.txt", "--out", "deep/down/run", *TINY)
     refused("train", "text", "empty.txt", *TINY)
     assert sorted(set(os.listdir(".")) - {"runs"}) == before and not (Path("runs").exists() and os.listdir("runs"))
+
+
+@posix
+@pytest.mark.parametrize(
+    "make, kind",
+    [
+        (lambda path: path.symlink_to(os.devnull), "a device"),
+        (os.mkfifo, "a pipe"),
+        (lambda path: socket.socket(socket.AF_UNIX).bind(str(path.relative_to(Path.cwd()))), "a socket"),
+        (lambda path: path.touch(), "a file"),
+        (lambda path: path.symlink_to("nowhere"), "a link to nothing"),
+    ],
+    ids=["device", "pipe", "socket", "file", "dangling"],
+)
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_what_is_no_folder_is_told(copied, make, kind):
+    """Of a run, of ``fit``, of a picture; and above the folder that is asked for."""
+    make(copied / "odd")
+    before = sorted(os.listdir("."))
+    text = refused("train", "text", "book.txt", "--out", "odd", "--steps", 8, "--batch", 4, *TINY)
+    assert f"odd: is {kind}, not a folder: choose another" in text or "Directory 'odd' is a file" in text
+    if kind != "a link to nothing":
+        text = refused("train", "text", "book.txt", "--out", "odd/run", "--steps", 8, "--batch", 4, *TINY)
+        assert f"odd: is {kind}, not a folder: choose another" in text
+    with pytest.raises(FileError, match=f"odd: is {kind}, not a folder"):
+        prepare("text", ["book.txt"], "odd")
+    with pytest.raises(FileError, match=f"odd: is {kind}, not a folder"):
+        files.make_folder("odd")
+    Path("runs").symlink_to("odd")
+    assert f"runs: is {kind}, not" in refused("train", "text", "book.txt", "--steps", 8, "--batch", 4, *TINY)
+    os.remove("runs")
+    assert sorted(os.listdir(".")) == before
+    if kind != "a link to nothing":
+        with pytest.raises(FileError, match=f"odd: is {kind}, not a folder"):
+            fit_into("odd/run")
+
+
+def fit_into(folder):
+    model = gpurnn.Sequential(gpurnn.LSTM(2, 2, seed=0), gpurnn.Linear(2, 1, seed=0))
+    batches = gpurnn.SequenceBatches([np.zeros((3, 2), "f4")], [np.zeros((3, 1), "f4")], 1)
+    gpurnn.fit(model, gpurnn.mse, batches, optimizer=gpurnn.SGD(model, 0.1), epochs=1, out=folder, progress=False)
 
 
 # ---- variables that are wrong

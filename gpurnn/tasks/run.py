@@ -27,7 +27,7 @@ from ..backend import get_backend
 from ..checkpoint import CheckpointError, checkpoint_shapes, document_digest, remove_checkpoint
 from ..dtypes import DTYPES
 from ..errors import DivergedError, DtypeError, check_choice, check_number, check_size
-from ..files import check_target, naming, one_line, read_json, refuse_same, write_json_atomic
+from ..files import check_target, make_folder, naming, one_line, read_json, refuse_same, write_json_atomic
 from ..folder_lock import FolderLock, lock_folder, locked
 from ..losses import cross_entropy
 from ..recurrent import GRU, LSTM, RNN
@@ -430,7 +430,7 @@ def _prepare(task, files, folder, settings, backend, resume, overwrite, more, lo
 
 def fresh_folder(task):
     """A new folder ``runs/TASK-N``, made at once, so that no other process gets the same."""
-    Path("runs").mkdir(exist_ok=True)
+    make_folder("runs")
     for number in itertools.count(1):
         folder = Path("runs", f"{task}-{number}")
         with contextlib.suppress(FileExistsError):
@@ -445,7 +445,7 @@ def _make_folder(folder):
         if place.is_dir():
             break
         new.append(place)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     return new
 
 
