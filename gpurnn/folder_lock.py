@@ -24,6 +24,17 @@ _held = {}  # the real path of a folder -> its FolderLock, of those that this pr
 _lent = contextvars.ContextVar("lent", default=None)
 
 
+def _begin_anew():
+    """In the child of a fork: the locks are the parent's, and a mutex that another thread held is held for ever."""
+    global _mutex
+    _mutex = threading.RLock()
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
+
+
 class FolderInUseError(FileExistsError):
     """Another process, or another run of this one, works in the folder of a run."""
 
@@ -157,7 +168,7 @@ def _read(descriptor):
         who = json.loads(os.read(descriptor, 4096))
         return {"pid": int(who["pid"]), "host": str(who["host"])[:200], "since": str(who["since"])[:40],
                 "boot": who.get("boot"), "born": who.get("born")}  # fmt: skip
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 

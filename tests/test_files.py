@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import platform
 import signal
 import socket
 import stat
@@ -366,6 +367,74 @@ def test_a_lock_of_another_host_is_named(copied):
         lock_folder("text")
     lock.close()
     assert not Path("text", ".lock").exists()
+
+
+@pytest.mark.parametrize("pid", ["1e400", "-1e400", "NaN", "9" * 5000, '"x"', "[7]", "null", "1" + "0" * 300])
+def test_a_lock_that_says_nonsense_is_taken_over(copied, pid):
+    for host in (f'"{platform.node()}"', "3", "[]"):
+        text = f'{{"pid": {pid}, "host": {host}, "since": "now", "boot": null, "born": null}}'
+        Path("text", ".lock").write_text(text)
+        done = CliRunner().invoke(main, ["train", "text", "--out", "text", "--resume", "--no-progress"])
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+        assert done.exit_code == 0 or "is in use by process 1" in done.stderr, done.output
+
+
+FORK = """
+import os, sys, threading, time
+from gpurnn.folder_lock import FolderInUseError, lock_folder
+
+sys.setswitchinterval(1e-6)
+folders = [f"folder-{n}" for n in range(5)]
+for folder in folders:
+    os.mkdir(folder)
+over = False
+
+def work(folder):
+    while not over:
+        lock_folder(folder).close()
+
+threads = [threading.Thread(target=work, args=[folder], daemon=True) for folder in folders[:4]]
+for thread in threads:
+    thread.start()
+mine, hung = lock_folder(folders[4]), 0
+mine.active = True
+for number in range(60):
+    time.sleep(0.001 * (number % 5))
+    child = os.fork()
+    if child == 0:
+        try:
+            lock_folder(folders[4])
+        except FolderInUseError as error:  # the parent's
+            os._exit(0 if f"process {os.getppid()} on host" in str(error) else 3)
+        os._exit(4)
+    ends = time.monotonic() + 10
+    while not hung:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            assert status == 0, f"a child ended with {status}"
+            break
+        if time.monotonic() > ends:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+            hung = 1
+        time.sleep(0.001)
+    if hung:
+        break
+over = True
+for thread in threads:
+    thread.join()
+assert not hung, "a child hung"
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_beside_threads_that_lock_folders(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORK], cwd=tmp_path, env=environment, capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_prepared_run_holds_its_folder(copied):
