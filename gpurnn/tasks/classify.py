@@ -21,7 +21,7 @@ from ..data import SequenceBatches, pad
 from ..layers import Dropout, Embedding, Linear, Pooling, Sequential
 from ..masks import refuse_no_distribution
 from ..vocabulary import UNKNOWN, Vocabulary, check_vocabulary, count_words, input_lines, read_lines, vocabulary_of
-from .run import Data, Settings, Task, changed, check_strings, checksum, load, recurrent, setting
+from .run import Data, Settings, Task, changed, check_entries, check_strings, checksum, load, recurrent, setting
 
 
 @dataclass
@@ -87,6 +87,7 @@ class ClassifyTask(Task):
             entries = count_words(known, settings.vocabulary_size)
         else:
             entries = Vocabulary("".join(known)).entries
+            check_entries(files, len(entries), settings, settings.embedding)
         facts = {"classes": classes, "vocabulary": entries}
         ids = encode(texts, settings, facts)
 

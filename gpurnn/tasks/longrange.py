@@ -34,7 +34,7 @@ from ..metrics import accuracy
 from ..npz import read_npz
 from ..recurrent import INITIALISERS
 from ..training import measure
-from .run import Data, Settings, Task, changed, check_numbers, checksum, recurrent, setting
+from .run import WEIGHT_COST, Data, Settings, Task, changed, check_numbers, checksum, recurrent, setting
 
 DRAWN, IMAGES = ("adding", "copy"), ("rows", "pixels", "permuted")
 USUAL = {  # problem -> what counts where a setting is not given
@@ -45,7 +45,6 @@ USUAL = {  # problem -> what counts where a setting is not given
 SYMBOLS, LENGTH = 8, 10  # of copy: different symbols, and how many there are to repeat
 _IMAGE_COST = 300  # bytes of memory for an image besides its pixels
 _STEP_COST = 500  # bytes of memory for a step of a sequence at least: states of one sequence, and what is saved of them
-_WEIGHT_COST = 96  # bytes of memory for a weight of each of four gates: itself, its gradient, Adam's two, and draws
 HELD_OUT = {"valid": 1 << 31, "test": 3 << 30}  # number of the first call that draws them; training starts from 0
 
 
@@ -115,7 +114,7 @@ class LongTask(Task):
         rows, columns = (size // settings.shrink for size in images.shape[1:])
         steps, inputs = (rows, columns) if settings.problem == "rows" else (rows * columns, 1)
         check_room(", ".join(files), _STEP_COST * steps, f"sequences of {steps:,} steps")
-        check_room(", ".join(files), _WEIGHT_COST * settings.hidden * inputs, f"a layer for rows of {inputs:,} pixels")
+        check_room(", ".join(files), WEIGHT_COST * settings.hidden * inputs, f"a layer for rows of {inputs:,} pixels")
         images, labels = images[: settings.sequences], labels[: settings.sequences]
         held = round(settings.valid * len(labels))
         if held == len(labels) or (settings.valid and not held):

@@ -379,21 +379,21 @@ def read_midi(path, step=1.0):
     data = read_bytes(path, factor=_MIDI_FACTOR, what="its messages")
     try:
         file = mido.MidiFile(file=io.BytesIO(data))
-        messages = list(mido.merge_tracks(file.tracks))
+        messages = [pair for track in file.tracks for pair in _timed(track)]
         frame = file.ticks_per_beat * step
     except Exception as error:  # whatever mido meets in a damaged file
         raise FileError(f"{path}: is not a MIDI file that can be read: {one_line(error)}") from error
     if frame <= 0:
         raise FileError(f"{path}: its clock counts in film frames; expected parts of a quarter note")
+    messages.sort(key=lambda pair: pair[0])  # at one moment as the tracks stand; mido's own merging takes far longer
     most = max_memory() / _FRAME_COST  # frames
-    now, sounding, notes = 0, {}, []
+    sounding, notes = {}, []
 
     def end(start, key):
         first = round(start / frame)
         notes.append((first, max(first + 1, round(now / frame)), key))
 
-    for message in messages:
-        now += message.time
+    for now, message in messages:
         if now > frame * most:  # an int of any length, which no float may hold
             ticks = f"{now:,}" if now < 1 << 64 else "more than 2^64"
             check_room(path, min(now, 1 << 64) / frame * _FRAME_COST, f"its length of {ticks} ticks")
@@ -412,6 +412,14 @@ def read_midi(path, step=1.0):
     for start, stop, key in notes:
         roll[start:stop, key] = 1
     return roll
+
+
+def _timed(track):
+    """(ticks since the beginning, message) of each message of a track."""
+    now = 0
+    for message in track:
+        now += message.time
+        yield now, message
 
 
 def write_midi(path, roll, step=1.0, tempo=90.0):

@@ -25,9 +25,9 @@ import numpy as np
 from .. import optim, rng, run_folder
 from ..backend import get_backend
 from ..checkpoint import CheckpointError, checkpoint_shapes, document_digest, remove_checkpoint
-from ..dtypes import DTYPES
+from ..dtypes import DTYPES, check_dtype
 from ..errors import DivergedError, DtypeError, check_choice, check_number, check_size
-from ..files import check_target, make_folder, naming, one_line, read_json, refuse_same, write_json_atomic
+from ..files import check_room, check_target, make_folder, naming, one_line, read_json, refuse_same, write_json_atomic
 from ..folder_lock import FolderLock, lock_folder, locked
 from ..losses import cross_entropy
 from ..recurrent import GRU, LSTM, RNN
@@ -36,6 +36,7 @@ from . import get_task
 
 CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 OPTIMIZERS = {"adam": optim.Adam, "adamw": optim.AdamW, "rmsprop": optim.RMSprop, "sgd": optim.SGD}
+WEIGHT_COST = 96  # bytes of memory for a weight of each of four gates: itself, its gradient, Adam's two, and draws
 _MAY_CHANGE = ("epochs", "patience")  # what a resumed run may have otherwise than the run it continues
 
 
@@ -230,6 +231,17 @@ class Task:
     def evaluate(self, trained, files):
         """How good the model is on other files: (numbers, text for people)."""
         raise NotImplementedError
+
+
+def check_entries(files, count, settings, width, steps=0):
+    """Raise FileError where a model of ``count`` characters or words, as many as the files have, would take too much
+    memory. Where a setting says how many there are, nobody asks.
+
+    width: weights that each has. steps: of a batch's sequences whose outputs have a logit for each, 0 where none have.
+    """
+    logit = 3 * max(4, check_dtype(settings.dtype).itemsize)  # itself, its exponential and its gradient
+    each = WEIGHT_COST // 4 * width + logit * steps * settings.batch
+    check_room(", ".join(map(str, files)), each * count, f"a model of its {count:,} characters or words")
 
 
 def check_numbers(name, values, count=None, low=None, high=None):

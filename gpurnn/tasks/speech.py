@@ -38,6 +38,7 @@ from .run import (
     Settings,
     Task,
     changed,
+    check_entries,
     check_numbers,
     check_strings,
     checksum,
@@ -155,6 +156,9 @@ class SpeechTask(Task):
             strung = settings.counts() and settings.counts()[1] > 1
             facts = {"vocabulary": Vocabulary(characters + (joint if strung else "")).entries, "joint": joint}
             rest = _that_fit(rest, settings)
+            steps = max(len(utterance.features) for utterance in utterances) // settings.stack
+            width = (1 + settings.bidirectional) * settings.hidden
+            check_entries(files, len(facts["vocabulary"]), settings, width, steps)
         order = np.argsort(rng.words(len(rest), settings.split, rng.name_key("split")), kind="stable")
         count = max(1, round(len(rest) * settings.valid)) if settings.valid else 0
         if count >= len(rest):
