@@ -37,6 +37,7 @@ from . import get_task
 CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 OPTIMIZERS = {"adam": optim.Adam, "adamw": optim.AdamW, "rmsprop": optim.RMSprop, "sgd": optim.SGD}
 WEIGHT_COST = 96  # bytes of memory for a weight of each of four gates: itself, its gradient, Adam's two, and draws
+_ENTRY_COST = 500  # for a character or word of a vocabulary, which config.json holds as well
 _MAY_CHANGE = ("epochs", "patience")  # what a resumed run may have otherwise than the run it continues
 
 
@@ -240,7 +241,7 @@ def check_entries(files, count, settings, width, steps=0):
     width: weights that each has. steps: of a batch's sequences whose outputs have a logit for each, 0 where none have.
     """
     logit = 3 * max(4, check_dtype(settings.dtype).itemsize)  # itself, its exponential and its gradient
-    each = WEIGHT_COST // 4 * width + logit * steps * settings.batch
+    each = _ENTRY_COST + WEIGHT_COST // 4 * width + logit * steps * settings.batch
     check_room(", ".join(map(str, files)), each * count, f"a model of its {count:,} characters or words")
 
 
