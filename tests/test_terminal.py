@@ -99,11 +99,22 @@ def test_translations_and_columns_of_escapes(call):
 
 
 def test_cells_that_a_spreadsheet_would_compute():
-    cells = ["=1+1", "+SUM(A1)", "-2+3", "@cmd", " =1", "\t=1", "\uff1d1", "-", "name", "+1", "-1.5e-3", "a=b", ""]
+    cells = ["=1+1", "+SUM(A1)", "-2+3", "@cmd", " =1", "\tx", "\uff1d1", "-", "name", "+1", "-1.5e-3", "a=b", ""]
     text = csv_text([cells])
     (found,) = csv.reader(io.StringIO(text))
     assert found == ["'" + cell for cell in cells[:8]] + cells[8:]
     assert next(csv.reader(io.StringIO(csv_text([cells], escape=False)))) == cells
+
+
+def test_cells_that_would_split():
+    """By a line end, by a quote, and where the spreadsheet's separator is a semicolon or a tab."""
+    cells = ["a\r=1+1", "a\n=1+1", "a\r\n@x", "a\rb", 'a"b', "a,=1", "a;=1+1", "a; -2", "a\t+1", "a;b", "\r=1"]
+    assert list(csv.reader(io.StringIO(csv_text([cells, ["x"]], escape=False), newline=""))) == [cells, ["x"]]
+    assert csv_text([cells, ["x"]]).endswith("\nx\n")
+    (found,) = csv.reader(io.StringIO(csv_text([cells]), newline=""))
+    assert found[:3] == ["a\r'=1+1", "a\n'=1+1", "a\r\n'@x"] and found[3:6] == cells[3:6]
+    assert found[6:] == ["a;'=1+1", "a; '-2", "a\t'+1", "a;b", "'\r'=1"]
+    assert csv_text([["2020-01-01;", "1.5", "-2", "+3"]]) == "2020-01-01;,1.5,-2,+3\n"
 
 
 def test_forecasts_for_a_spreadsheet(call):

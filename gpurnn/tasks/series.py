@@ -713,14 +713,21 @@ def score(trained, table, ends):
 
 
 def csv_text(rows, escape=True):
-    """Rows of strings as CSV. escape: a cell of text that a spreadsheet would take for a formula gets a ' in front."""
-    text = io.StringIO()
-    cells = (list(map(_inert, row)) if escape else row for row in rows)
-    csv.writer(text, lineterminator="\n").writerows(cells)
-    return text.getvalue()
+    """Rows of strings as CSV, whose lines end with a line feed.
+
+    escape: text that a spreadsheet would take for a formula gets a ' in front: a cell, and what begins one where the
+    spreadsheet's separator is another or no quote counts.
+    """
+    lines = []
+    for row in rows:
+        line = io.StringIO()
+        csv.writer(line).writerow(list(map(_inert, row)) if escape else row)  # by its \r\n it quotes either of them
+        lines.append(line.getvalue().removesuffix("\r\n") + "\n")
+    return "".join(lines)
 
 
 def _inert(cell):
+    cell = re.sub(rf"([;\t\r\n]\s*)(?=[{''.join(map(re.escape, _FORMULA))}])", r"\1'", cell)
     if not cell.lstrip().startswith(_FORMULA) and not cell.startswith(("\t", "\r")):
         return cell
     return cell if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", cell) else "'" + cell
