@@ -12,6 +12,9 @@ import pytest
 from hostile import IMAGES, complaints
 from optional import needs
 
+from gpurnn.errors import FileError
+from gpurnn.npz import read_npz
+
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 SHORT = ["--epochs", 1, "--hidden", 4, "--batch", 4, "--backend", "cpu", "--no-progress", "--overwrite", "--out", "new"]
 
@@ -260,6 +263,12 @@ def bomb_layers(folder):
     return ["sample", "bomb"]
 
 
+def _npy(header, version, data=bytes(4)):
+    header = header.encode() + b"\n"
+    size = struct.pack("<H" if version == 1 else "<I", len(header))
+    return b"\x93NUMPY" + bytes([version, 0]) + size + header + data
+
+
 BOMBS = [value for name, value in list(globals().items()) if name.startswith("bomb_")]
 SPARSE = {
     "huge.txt": ["train", "classify", "huge.txt", *SHORT], "huge.json": ["train", "music", "huge.json", *SHORT],
@@ -267,6 +276,23 @@ SPARSE = {
     "huge.npz": ["train", "music", "huge.npz", *SHORT], "huge.wav": ["transcribe", "run-speech", "huge.wav"],
     "train-huge": ["train", "longrange", "train-huge", "--problem", "rows", *SHORT],
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_headers_of_arrays(tmp_path, version):
+    """Of all versions of the format; one that is nested deeper than Python parses is no lack of memory."""
+    path = tmp_path / "x.npz"
+    for descr, value in (("'<f4'", 0.0), ("[('caf\u00e9', '<f4')]" if version == 3 else "[('a', '<f4')]", (0.0,))):
+        with hostile.zipfile.ZipFile(path, "w") as archive:
+            header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': (1,), }}"
+            archive.writestr("x.npy", _npy(header, version))
+        assert read_npz(path, lambda name: True)["x"].tolist() == [value]
+    for deep in ("-" * 9000 + "1", "(" * 3000, "[" * 200 + "]" * 200):
+        with hostile.zipfile.ZipFile(path, "w") as archive:
+            header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({deep},), }}"
+            archive.writestr("x.npy", _npy(header, version))
+        with pytest.raises(FileError, match="x.npz"):
+            read_npz(path, lambda name: True)
 
 
 @needs("mido")
