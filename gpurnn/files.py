@@ -415,7 +415,12 @@ def refuse_same(target, files, what="out"):
 
 
 def open_log(path):
-    """A regular file opened to be read and appended to, made where there is none. Raises OSError for a link."""
+    """A regular file opened to be read and appended to, made where there is none. Raises OSError for a link.
+
+    One that has another name as well, by a hard link, is replaced by a copy: under that name it stays as it is.
+    """
+    if os.path.isfile(path) and os.stat(path).st_nlink > 1 and not os.path.islink(path):
+        write_bytes_atomic(path, Path(path).read_bytes())
     if os.path.islink(path):
         raise OSError(errno.ELOOP, f"is a link to {os.readlink(path)}; links are not followed", str(path))
     how = os.O_RDWR | os.O_APPEND | os.O_CREAT | _NOFOLLOW | _NONBLOCK | _CLOEXEC | _BINARY

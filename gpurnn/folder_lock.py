@@ -121,6 +121,8 @@ def _acquire(path):
                 raise FolderInUseError(f"{_refusal(path, who)}, which cannot be asked from here. {end}")
             if held is None and who and _alive(who):
                 raise FolderInUseError(_refusal(path, who))
+            if _same(descriptor, path) and os.fstat(descriptor).st_nlink > 1:
+                os.unlink(path)  # under its other name it stays as it is
             if not _same(descriptor, path):  # its holder removed it between our two calls
                 os.close(descriptor)
                 continue
@@ -175,7 +177,10 @@ def _read(descriptor):
 def _refusal(path, who):
     if not who:
         return f"{path.parent} is in use by another process"
-    return f"{path.parent} is in use by process {who['pid']} on host {who['host']} since {who['since']}"
+    text = f"{path.parent} is in use by process {who['pid']} on host {who['host']} since {who['since']}"
+    if who["host"] == socket.gethostname() and not _alive(who):
+        text += f", or by one that it started: {who['pid']} itself has ended"
+    return text
 
 
 def _alive(who):

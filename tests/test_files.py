@@ -369,6 +369,59 @@ def test_a_lock_of_another_host_is_named(copied):
     assert not Path("text", ".lock").exists()
 
 
+CHILD = """
+import os, sys, time
+from gpurnn.folder_lock import lock_folder
+lock = lock_folder(sys.argv[1])
+child = os.fork()
+if child == 0:
+    time.sleep(60)
+    os._exit(0)
+print(child, flush=True)
+time.sleep(60)
+"""
+
+
+@posix
+def test_a_lock_that_outlives_its_process_says_so(copied):
+    """A forked child holds the same open file."""
+    first = subprocess.Popen(
+        [sys.executable, "-c", CHILD, "text"], env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE
+    )
+    child = int(first.stdout.readline())
+    resume = ["train", "text", "--out", "text", "--resume", "--no-progress"]
+    try:
+        assert f"process {first.pid} on host" in refused(*resume) and "started" not in refused(*resume)
+        first.kill()
+        first.wait()
+        assert f"or by one that it started: {first.pid} itself has ended" in refused(*resume)
+    finally:
+        first.stdout.close()
+        os.kill(child, signal.SIGKILL)
+    ends = time.monotonic() + 20
+    while "in use" in CliRunner().invoke(main, resume).output and time.monotonic() < ends:
+        time.sleep(0.01)
+    call(*resume)
+
+
+@pytest.mark.skipif(not hasattr(os, "link"), reason="needs hard links")
+@pytest.mark.parametrize("how", ["overwrite", "resume"])
+def test_hard_links_to_a_runs_files_keep_what_they_have(copied, how):
+    call("train", "text", "--out", "text", "--resume", "--epochs", 2, "--flow", "--no-progress")
+    Path("text", ".lock").write_text("not a lock")
+    Path("kept").mkdir()
+    for path in Path("text").iterdir():
+        os.link(path, Path("kept", path.name))
+    before = {path.name: path.read_bytes() for path in Path("kept").iterdir()}
+    if how == "resume":
+        call("train", "text", "--out", "text", "--resume", "--epochs", 3, "--flow", "--no-progress")
+    else:
+        call("train", "text", "book.txt", "--out", "text", "--overwrite", "--steps", 8, "--batch", 4, *TINY)
+    assert {path.name: path.read_bytes() for path in Path("kept").iterdir()} == before
+    epochs = [json.loads(line)["epoch"] for line in Path("text", "history.jsonl").read_text().splitlines()]
+    assert sorted(set(epochs)) == ([1, 2, 3] if how == "resume" else [1]) and not Path("text", ".lock").exists()
+
+
 @pytest.mark.parametrize("pid", ["1e400", "-1e400", "NaN", "9" * 5000, '"x"', "[7]", "null", "1" + "0" * 300])
 def test_a_lock_that_says_nonsense_is_taken_over(copied, pid):
     for host in (f'"{platform.node()}"', "3", "[]"):
