@@ -196,6 +196,8 @@ def one_line(error, longest=200):
         return f"not {error.encoding} text: byte {error.start} is {error.object[error.start]:#04x}"
     if isinstance(error, KeyError) and error.args:
         text = f"{error.args[0]!r} is missing" if re.fullmatch(r"[\w/.]+", str(error.args[0])) else str(error.args[0])
+    elif isinstance(error, EOFError):
+        text = str(error) or "it ends too early"
     elif isinstance(error, RecursionError):
         text = "it is nested too deeply"
     else:

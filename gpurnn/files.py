@@ -6,7 +6,6 @@ writes into devices and pipes instead of replacing them.
 """
 
 import contextlib
-import errno
 import hashlib
 import itertools
 import json
@@ -234,11 +233,11 @@ def check_target(path):
             if _descriptor(path) is not None:
                 return os.stat(os.devnull)  # a stream, whatever it goes to
             target = os.readlink(path)
-            raise OSError(errno.ELOOP, f"is a link to {target}; links are not followed: name that file", str(path))
+            raise OSError(f"{path}: is a link to {target}. Links are not followed: name {target} itself")
     if stat.S_ISDIR(found.st_mode) or stat.S_ISBLK(found.st_mode):
-        raise OSError(errno.EISDIR, f"is {_kind(found.st_mode)}, not a file", str(path))
+        raise IsADirectoryError(f"{path}: is {_kind(found.st_mode)}, not a file: choose another name")
     if not os.access(path, os.W_OK):
-        raise PermissionError(errno.EACCES, "is read-only", str(path))
+        raise PermissionError(f"{path}: is read-only: choose another name, or allow it to be written")
     return found
 
 
@@ -422,11 +421,11 @@ def open_log(path):
     if os.path.isfile(path) and os.stat(path).st_nlink > 1 and not os.path.islink(path):
         write_bytes_atomic(path, Path(path).read_bytes())
     if os.path.islink(path):
-        raise OSError(errno.ELOOP, f"is a link to {os.readlink(path)}; links are not followed", str(path))
+        raise OSError(f"{path}: is a link to {os.readlink(path)}. Links are not followed: move it away")
     how = os.O_RDWR | os.O_APPEND | os.O_CREAT | _NOFOLLOW | _NONBLOCK | _CLOEXEC | _BINARY
     descriptor = os.open(path, how, 0o666)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, f"is {_kind(mode)}, not a file", str(path))
+        raise OSError(f"{path}: is {_kind(mode)}, not a file: move it away")
     return open(descriptor, "ab+")

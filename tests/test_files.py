@@ -360,6 +360,7 @@ def test_a_lock_of_another_host_is_named(copied):
     for _ in range(2):
         said = refused("train", "text", "--out", "text", "--resume", "--epochs", 2, "--no-progress")
         assert "process 7 on host elsewhere since yesterday" in said and ".lock" in said
+        assert "wait for its end, stop it, or choose another folder. That host cannot be asked" in said
     Path("text", ".lock").write_text("")  # its writer was killed before it wrote
     lock = lock_folder("text")
     lock.active = True
@@ -394,7 +395,7 @@ def test_a_lock_that_outlives_its_process_says_so(copied):
         assert f"process {first.pid} on host" in refused(*resume) and "started" not in refused(*resume)
         first.kill()
         first.wait()
-        assert f"or by one that it started: {first.pid} itself has ended" in refused(*resume)
+        assert f"or by one that it started ({first.pid} itself has ended): wait" in refused(*resume)
     finally:
         first.stdout.close()
         os.kill(child, signal.SIGKILL)
@@ -554,6 +555,58 @@ def fit_into(folder):
     model = gpurnn.Sequential(gpurnn.LSTM(2, 2, seed=0), gpurnn.Linear(2, 1, seed=0))
     batches = gpurnn.SequenceBatches([np.zeros((3, 2), "f4")], [np.zeros((3, 1), "f4")], 1)
     gpurnn.fit(model, gpurnn.mse, batches, optimizer=gpurnn.SGD(model, 0.1), epochs=1, out=folder, progress=False)
+
+
+# ---- sentences
+
+
+def test_a_folder_that_holds_a_run_says_what_to_do(copied):
+    text = refused("train", "text", "book.txt", "--out", "text", *TINY)
+    assert "continue it with --resume, replace it with --overwrite" in text
+
+
+@posix
+def test_a_link_and_a_read_only_file_are_told_plainly(copied, monkeypatch):
+    Path("ln.csv").symlink_to("s.csv")
+    Path("s.csv").touch()
+    text = refused("forecast", "series", "--out", "ln.csv")
+    assert "ln.csv: is a link to s.csv. Links are not followed: name s.csv itself" in text and "Errno" not in text
+    os.chmod("s.csv", 0o400)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write anything
+    text = refused("forecast", "series", "--out", "s.csv")
+    assert "s.csv: is read-only: choose another name" in text and "Errno" not in text
+    monkeypatch.undo()
+    Path(copied, "text", "history.jsonl").unlink()
+    Path(copied, "text", "history.jsonl").mkdir()
+    monkeypatch.chdir(copied)
+    text = refused("train", "text", "--out", "text", "--resume", "--epochs", 2, "--no-progress")
+    assert "history.jsonl: is a folder, not a file" in text and "Errno" not in text
+
+
+@pytest.mark.parametrize("name", ["f.csv", "f.gif", "f.PNGX"])
+def test_a_picture_of_a_kind_that_is_not_drawn(copied, name):
+    text = refused("forecast", "series", "--plot", name, "--out", "y.csv")
+    assert f"--plot: {name} would be a picture: expected a name that ends with one of .png, .svg" in text
+    assert not Path(name).exists() and not Path("y.csv").exists()
+
+
+@needs("mido")
+def test_midi_that_ends_too_early(copied):
+    Path("short.mid").write_bytes(b"MThd\0\0\0\6\0\0\0\1\0\x60MTrk\0\0\0\x20\0\x90")
+    text = refused("evaluate", "music", "short.mid")
+    assert "short.mid: is not a MIDI file that can be read: it ends too early" in text
+
+
+def test_the_result_of_a_run_whose_records_are_missing(copied):
+    call("train", "text", "--out", "text", "--resume", "--epochs", 3, "--no-progress")
+    log = Path("text", "history.jsonl")
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(line for line in lines if '"epoch": 3' in line))
+    output = call("train", "text", "--out", "text", "--resume", "--epochs", 4, "--no-progress").output
+    assert f"{log}: the records of 2 epochs are missing: this is told of the others." in output
+    log.write_text("")
+    assert "The model is whole" in refused("train", "text", "--out", "text", "--resume", "--no-progress")
+    call("sample", "text", "--length", 3)
 
 
 # ---- variables that are wrong

@@ -348,8 +348,11 @@ class Run:
         Where the model has diverged they are its loss, and ``diverged``, True. Raises CheckpointError where the
         history, which is what the folder's log holds, has no epoch.
         """
+        log = self.folder / run_folder.HISTORY
         if not history.epochs:
-            raise CheckpointError(f"{self.folder / run_folder.HISTORY}: no record of an epoch is left to tell a result")
+            raise CheckpointError(
+                f"{log}: no record of an epoch is left to tell a result. The model is whole: it can be used"
+            )
         trained = load(self.folder, self.model.ops.name)
         try:
             with np.errstate(over="ignore", invalid="ignore"):
@@ -360,6 +363,9 @@ class Run:
             numbers, text = Task.finish(self.task, trained, self.data, history)
             numbers["diverged"] = True
             text += f"\nNo {self.task.shows}: the model has diverged (its logits are not finite)."
+        lost = history.epochs[-1]["epoch"] - len(history.epochs)
+        if lost:
+            text += f"\n{log}: the records of {lost} epoch{'s' * (lost > 1)} are missing: this is told of the others."
         with locked(self.folder):
             _write_config(self.folder, self.document | {"result": numbers})
         return numbers, text
