@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from . import rng
-from .errors import BackendError, check_choice
+from .errors import BackendError, check_choice, one_line
 from .ops import Ops, Saved, flat, refuse_uncountable
 
 LEVELS = ("vectors of 128 bits", "AVX2", "AVX-512")
@@ -150,14 +150,21 @@ def thread_count():
     """
     text = os.environ.get("GPURNN_NUM_THREADS", "")
     if text:
-        if not (text.isascii() and text.isdigit() and 1 <= int(text) <= _MOST_THREADS):
-            raise ValueError(f"GPURNN_NUM_THREADS should be a whole number from 1 to {_MOST_THREADS}, got {text!r}")
-        return int(text)
-    text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    if text.isascii() and text.isdigit() and int(text):
-        return min(int(text), _MOST_THREADS)
+        count = _whole(text)
+        if not 1 <= count <= _MOST_THREADS:
+            got = one_line(repr(text), 60)
+            raise ValueError(f"GPURNN_NUM_THREADS should be a whole number from 1 to {_MOST_THREADS}, got {got}")
+        return count
+    count = _whole(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0])
+    if count:
+        return min(count, _MOST_THREADS)
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(count, quota(*_QUOTA))
+
+
+def _whole(text):
+    """The number that ``text`` is in decimal digits; 0 where it is none, or has more digits than a number may."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
 
 
 @functools.cache
@@ -345,6 +352,7 @@ class HostOps(Ops):
 
     def __init__(self, name, library, level):
         super().__init__(np, name)
+        thread_count()  # raises now where GPURNN_NUM_THREADS makes no sense, not at the first large call
         self.library, self.level = library, level
 
     def dropout_mask(self, shape, rate, seed, layer, call):
@@ -375,7 +383,6 @@ class CpuOps(HostOps):
 
     def __init__(self, library, level):
         super().__init__("cpu", library, level)
-        thread_count()  # raises now where GPURNN_NUM_THREADS makes no sense, not at the first large call
         self.store = MemoryPool()
         self.array_code = Ops(np, "numpy")  # for what is not compiled, with its own order in memory
 
