@@ -1,6 +1,6 @@
 """CudaOps: what a hand-written kernel makes faster than the generic code of ``Ops``.
 
-The time loop runs by a schedule of schedules.py. ``step``: between two launches of a fused kernel (kernels/schedules/step.cu)
+The time loop runs by a schedule of schedules.py. ``step``: between two launches of a fused kernel (step.cu)
 stands the GEMM with the recurrent weights, and nothing else; where a shape comes back, the loop is recorded as a CUDA
 graph of up to 64 timesteps over fixed arrays and replayed, so that Python is out of it. ``block``, ``grid``: one launch
 walks all of time (block.cu, block_mma.cu, grid.cu, grid_mma.cu). Both directions of a layer go in the same
