@@ -225,7 +225,7 @@ def _json_path(path, save=False):
 def _read_header(path):
     """The JSON file, checked; everything but the tensors."""
     try:
-        header = read_json(path, error=CheckpointError)
+        header = read_json(path, error=CheckpointError, own=True)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     if isinstance(header, dict) and "task" in header and "format" not in header:

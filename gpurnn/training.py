@@ -36,7 +36,7 @@ from . import rng, run_folder
 from .checkpoint import CheckpointError, load_checkpoint, remove_checkpoint, save_checkpoint
 from .dtypes import is_float
 from .errors import check_choice, check_flag, check_number, check_size
-from .files import check_target, one_line, open_log
+from .files import check_target, make_folder, one_line, open_log
 from .folder_lock import locked
 from .gradients import record_gradient_flow
 from .loss_scale import LossScaler
@@ -129,9 +129,9 @@ def fit(
     keeps its statistics). A model that is in evaluation mode as a whole is put into training mode, all of it.
 
     Raises TrainingError where loss or gradient is not finite, CheckpointError for a checkpoint that is damaged or of
-    another model, FileExistsError for a folder in use or with files in it; the last good checkpoint stays. Ctrl-C ends
-    the step, saves a checkpoint and raises KeyboardInterrupt; a second one raises at once. SIGTERM does the same, and
-    raises Terminated, where nobody else handles it.
+    another model, FileExistsError for a folder in use or with files in it, FileError for what is no folder; the last
+    good checkpoint stays. Ctrl-C ends the step, saves a checkpoint and raises KeyboardInterrupt; a second one raises at
+    once. SIGTERM does the same, and raises Terminated, where nobody else handles it.
     """
     for name, value in (("resume", resume), ("overwrite", overwrite), ("progress", progress), ("flow", flow)):
         check_flag(name, value)
@@ -396,7 +396,7 @@ class _Run:
             if resume:
                 raise ValueError("resume needs out, the folder of the run")
             return
-        self.out.mkdir(parents=True, exist_ok=True)
+        make_folder(self.out)
         self._open.enter_context(locked(self.out))
         run_folder.sweep(self.out)
         for name in run_folder.FILES:

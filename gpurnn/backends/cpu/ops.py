@@ -47,6 +47,7 @@ class HostOps(Ops):
 
     def __init__(self, name, library, level):
         super().__init__(np, name)
+        thread_count()  # raises now where GPURNN_NUM_THREADS makes no sense, not at the first large call
         self.library, self.level = library, level
 
     def dropout_mask(self, shape, rate, seed, layer, call):
@@ -77,7 +78,6 @@ class CpuOps(HostOps):
 
     def __init__(self, library, level):
         super().__init__("cpu", library, level)
-        thread_count()  # raises now where GPURNN_NUM_THREADS makes no sense, not at the first large call
         self.store = MemoryPool()
         self.array_code = Ops(np, "numpy")  # for what is not compiled, with its own order in memory
 

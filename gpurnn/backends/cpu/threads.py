@@ -5,6 +5,8 @@ import math
 import os
 from pathlib import Path
 
+from ...errors import one_line
+
 _MOST_THREADS = 4096
 QUOTA = ("/sys/fs/cgroup", "/proc/self/cgroup")  # the arguments of ``quota`` on a Linux system
 
@@ -18,14 +20,21 @@ def thread_count():
     """
     text = os.environ.get("GPURNN_NUM_THREADS", "")
     if text:
-        if not (text.isascii() and text.isdigit() and 1 <= int(text) <= _MOST_THREADS):
-            raise ValueError(f"GPURNN_NUM_THREADS should be a whole number from 1 to {_MOST_THREADS}, got {text!r}")
-        return int(text)
-    text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    if text.isascii() and text.isdigit() and int(text):
-        return min(int(text), _MOST_THREADS)
+        count = _whole(text)
+        if not 1 <= count <= _MOST_THREADS:
+            got = one_line(repr(text), 60)
+            raise ValueError(f"GPURNN_NUM_THREADS should be a whole number from 1 to {_MOST_THREADS}, got {got}")
+        return count
+    count = _whole(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0])
+    if count:
+        return min(count, _MOST_THREADS)
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(count, quota(*QUOTA))
+
+
+def _whole(text):
+    """The number that ``text`` is in decimal digits; 0 where it is none, or has more digits than a number may."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
 
 
 @functools.cache
