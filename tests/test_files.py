@@ -20,7 +20,8 @@ from click.testing import CliRunner
 from optional import needs
 
 import gpurnn
-from gpurnn import cpu_ops, files
+from gpurnn import files
+from gpurnn.backends.cpu import ops as cpu_ops
 from gpurnn.cli import main
 from gpurnn.errors import FileError
 from gpurnn.tasks.run import load, prepare, read_run
