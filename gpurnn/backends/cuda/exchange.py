@@ -6,12 +6,13 @@ import numpy as np
 
 
 class Exchange:
-    """Where the blocks of schedule ``grid`` put numbers for one another, on one stream: kernels/schedules/exchange.cuh.
+    """The memory through which the blocks of schedule ``grid`` send numbers, on one stream.
 
-    lock: held from ``take`` or ``empty`` until the launch that they are for.
+    kernels/schedules/exchange.cuh describes it. Hold ``lock`` from ``take`` or ``empty`` until the kernel is
+    launched.
     """
 
-    patience = 1 << 22  # polls of L2, at half a microsecond or more: some seconds
+    patience = 1 << 22  # poll limit. A poll of L2 takes half a microsecond or more: some seconds in all
 
     def __init__(self, device):
         self.xp, self.lock = device.xp, threading.Lock()
@@ -21,19 +22,19 @@ class Exchange:
         self.seen, self.refresh = device.mirror(self.failed)
 
     def take(self, numbers, epochs):
-        """The last arguments of a kernel that needs so many words and epochs."""
+        """The last arguments of a kernel that needs this many words and epochs."""
         if self.words.size < numbers or self.epoch + epochs >= 1 << 32:
             self.words, self.epoch = self.xp.zeros(max(numbers, self.words.size), np.uint64), 0
         epoch, self.epoch = self.epoch, self.epoch + epochs
         return epoch, self.patience, self.words, self.failed
 
     def empty(self, numbers):
-        """The last arguments of a kernel that needs so many words without numbers in them."""
+        """The last arguments of a kernel that needs this many empty words."""
         if self.ring.size < numbers:
             self.ring = self.xp.zeros(numbers, np.uint32)
         self.ring[:numbers] = 0xFFFFFFFF
         return self.patience, self.ring, self.failed
 
     def timed_out(self):
-        """Whether a kernel is known to have given up; one under way may still."""
+        """Whether a finished kernel has given up. One that still runs is not counted."""
         return bool(self.seen[0])

@@ -11,28 +11,29 @@ _log = logging.getLogger("gpurnn")
 
 
 class LoopPool:
-    """Which loops are recorded. A shape that comes back gets a loop that is kept and recorded; others are dropped.
+    """The recorded loops. A shape that comes back gets a loop that is saved and recorded; others are dropped.
 
-    A kept loop's arrays belong to one call at a time, from forward until nobody holds the call's ``Lease`` any more;
-    calls that overlap get a loop each. capacity: how many loops are kept, bytes: how much memory in all; past either
-    the longest unused is dropped. (Where a loop is large, launches cost little beside the work: no need to record.)
+    The arrays of a saved loop belong to one call at a time, from its forward pass until nobody holds the call's
+    ``Lease`` any more. Calls that overlap get a loop each. capacity: most loops that are saved. bytes: most memory of
+    all of them. Past either limit, the least recently used loop is dropped. (Where a loop is large, launches cost little
+    beside the work, so recording would gain little.)
     """
 
     def __init__(self, capacity, bytes=1 << 30):
         self.capacity, self.bytes = capacity, bytes
         self.seen = OrderedDict()  # key -> None
-        self.free = OrderedDict()  # loop number -> (key, loop), the longest unused first
-        # (key, loop) that came back while the pool was at work: a lease may end at any moment, in any thread
+        self.free = OrderedDict()  # loop number -> (key, loop), the least recently used first
+        # (key, loop) that came back while the lock was held: a lease may end at any moment, in any thread
         self.returned = deque()
         self._lock = threading.Lock()
         self.pooled = self.pooled_bytes = 0
-        self.outcomes = OrderedDict()  # (schedules.Work, name) -> why it is not recorded, or None where it is
+        self.outcomes = OrderedDict()  # (schedules.Problem, name) -> why it is not recorded, or None where it is
 
     def take(self, key, make):
-        """``(loop, lease)``: a loop for this call. The lease is held by whoever uses the loop's arrays."""
+        """``(loop, lease)`` for this call. Hold the lease for as long as the loop's arrays are in use."""
         with self._lock:
             self._sort_in()
-            number = next((number for number, (held, _) in self.free.items() if held == key), None)
+            number = next((number for number, (known, _) in self.free.items() if known == key), None)
             loop = None if number is None else self.free.pop(number)[1]
             again = key in self.seen
             self.seen[key] = None
@@ -65,7 +66,7 @@ class LoopPool:
         return loop, self._lend(key, loop)
 
     def clear(self):
-        """Drop the loops that nobody uses."""
+        """Drop the loops that are not in use."""
         with self._lock:
             self._sort_in()
             for _, loop in self.free.values():
@@ -73,7 +74,7 @@ class LoopPool:
             self.free.clear()
 
     def note(self, loop, name, reason):
-        """Remember what became of a loop's recording, and say it once where it failed."""
+        """Store whether a loop was recorded, and log once why it was not."""
         key = loop.problems[name.partition(" ")[0]], name
         with self._lock:
             known = self.outcomes.get(key) == reason
@@ -85,9 +86,9 @@ class LoopPool:
             _log.warning("the time loop of %s, %s, runs launch by launch: %s", loop, name, reason)
 
     def refusal(self, problem):
-        """Why a ``schedules.Problem`` by the schedule step is not recorded, or None where it is or will be."""
+        """Why the schedule step of a ``schedules.Problem`` is not recorded, or None where it is or will be."""
         if not self.capacity:
-            return "nothing is recorded"
+            return "recording is off"
         with self._lock:
             return next((reason for (known, _), reason in self.outcomes.items() if known == problem and reason), None)
 
@@ -101,26 +102,30 @@ class LoopPool:
         ]
 
     def _fits(self, loop):
+        """Whether the limits leave room for one more loop."""
         return self.pooled < self.capacity and self.pooled_bytes + loop.nbytes <= self.bytes
 
     def _count(self, loop, sign):
+        """Count a loop in (sign 1) or out (-1)."""
         self.pooled += sign
         self.pooled_bytes += sign * loop.nbytes
 
     def _lend(self, key, loop):
+        """A lease whose end returns the loop to the pool."""
         lease = Lease(loop)
         weakref.finalize(lease, self._give_back, key, loop).atexit = False
         return lease
 
     def _give_back(self, key, loop):
         self.returned.append((key, loop))
-        if self._lock.acquire(blocking=False):  # else whoever holds it, or the next one, sorts this in
+        if self._lock.acquire(blocking=False):  # else the thread that holds the lock, or the next to take it, does this
             try:
                 self._sort_in()
             finally:
                 self._lock.release()
 
     def _sort_in(self):
+        """Make the loops that came back available. The caller holds the lock."""
         while self.returned:
             key, loop = self.returned.popleft()
             self.free[id(loop)] = (key, loop)

@@ -17,7 +17,7 @@ _log = logging.getLogger("gpurnn")
 class Loop:
     """The time loop of one layer: its arrays and its launches, for one shape and one set of options.
 
-    ``forward`` and ``backward`` run launch by launch, or replay what ``LoopPool`` has had recorded.
+    ``forward`` and ``backward`` run launch by launch, or replay CUDA graphs where ``LoopPool`` chose to record them.
     """
 
     def __init__(self, ops, cell, T, B, I, H, P, directions, dtype, save, ragged, biased, schedule, concurrent=1):
@@ -30,22 +30,22 @@ class Loop:
         self.real = DOUBLE if self.dtype == DOUBLE else SINGLE
         self.width = cell.saved_blocks if save else G
         self.reverse = sum(reverse << d for d, reverse in enumerate(directions))
-        self.recorded = False  # whether the arrays stay, so that launches may be recorded over them
-        self.graphs = {}  # name -> CUDA graphs, one behind the other
-        self.note = lambda name, reason: None  # told why a name is not recorded, or None where it is
+        self.recorded = False  # whether the arrays are saved, so that launches may be recorded over them
+        self.graphs = {}  # name -> CUDA graphs, one after another
+        self.note = lambda name, reason: None  # called with why a name is not recorded, or None where it is
         self.problems, self.candidates = ops.candidates(
             save, schedule, cell.kernel, G, H, T, B, D, dtype_name(self.dtype), self.projected, I, concurrent
         )
-        # for W_ih x, and for what the cell keeps
+        # W_ih x, and what the cell saves
         self.gates = xp.empty((D, T, B, self.width * H), self.dtype) if save or not self.inputs else None
         self.h = xp.empty((D, T + 1, B, P), self.dtype)
         self.c = xp.empty((D, T + 1 if save else 2, B, H), self.real) if cell.states == 2 else None
         self.output = xp.empty((T, B, D * P), self.dtype)
         self.nbytes = self.h.nbytes + 2 * self.output.nbytes  # with doutput
         self.nbytes += sum(array.nbytes for array in (self.gates, self.c) if array is not None)
-        self.steps_done = None  # timesteps before the graph that runs
+        self.steps_done = None  # device counter: timesteps done before the running graph
         self.lengths = self.order = None
-        if ragged:  # order: the longest first, so that the sequences of a block end together
+        if ragged:  # order: the longest first, so that the sequences of a block end at about the same time
             self.lengths, self.order = xp.empty(B, np.int32), xp.empty(B, np.int32)
         self.biased = biased
         self.hh = self.hr = self.ih = self.x = self.bias_ih = self.bias_hh = None
@@ -54,13 +54,13 @@ class Loop:
 
     @property
     def inputs(self):
-        """Columns of W_ih whose products the kernel makes itself; 0: ``gates`` holds W_ih x when it begins."""
+        """Columns of W_ih that the kernel multiplies itself. With 0, ``gates`` holds W_ih x when it begins."""
         return self.candidates["forward"].inputs
 
     # ---- what a call brings
 
     def take(self, x):
-        """x (T, B, I) for a kernel that multiplies it itself."""
+        """Take x (T, B, I), for a kernel that multiplies it itself."""
         if not self.recorded:
             self.x = x
             return
@@ -69,9 +69,10 @@ class Loop:
         self.x[...] = x
 
     def load(self, weights, lengths):
-        """Take the weights, (D, rows, columns), (D, rows), for one call there and back. A recorded loop copies them, it
-        reads at fixed addresses. 16-bit ones are rounded here, in each call anew: parameters are arrays that anyone may
-        write to, so nobody tells when they change, and one small kernel costs less than a stale weight.
+        """Take the weights, (D, rows, columns) and (D, rows), for one forward and backward pass.
+
+        A recorded loop reads at fixed addresses, so it copies them. 16-bit copies are refreshed on every call:
+        parameters may be written in place, and nothing tells us when.
         """
         names = {"hh": self.dtype}
         if self.projected:
@@ -81,20 +82,21 @@ class Loop:
         if self.biased:
             names |= {"bias_ih": self.real, "bias_hh": self.real}
         for name, dtype in names.items():
-            given = [getattr(w, name) for w in weights]
-            if self.D == 1 and given[0].dtype == dtype and not self.recorded:
-                setattr(self, name, self.ops.aligned(given[0][None]))
+            arrays = [getattr(w, name) for w in weights]
+            if self.D == 1 and arrays[0].dtype == dtype and not self.recorded:
+                setattr(self, name, self.ops.aligned(arrays[0][None]))
                 continue
             if getattr(self, name) is None:
-                setattr(self, name, self.ops.xp.empty((self.D, *given[0].shape), dtype))
-            for mine, array in zip(getattr(self, name), given, strict=True):
-                mine[...] = array
+                setattr(self, name, self.ops.xp.empty((self.D, *arrays[0].shape), dtype))
+            for copy, array in zip(getattr(self, name), arrays, strict=True):
+                copy[...] = array
         if lengths is not None:
             self.lengths[...] = self.ops.xp.asarray(lengths.astype(np.int32))
             order = np.argsort(-lengths, kind="stable")
             self.order[...] = self.ops.xp.asarray(order.astype(np.int32))
 
     def start(self, states):
+        """Write each direction's initial state, (h (B, P),) or (h, c (B, H)), into its slot."""
         for d, (state, reverse) in enumerate(zip(states, self.directions, strict=True)):
             first = self.T if reverse else 0
             self.h[d, first] = state[0]
@@ -102,7 +104,7 @@ class Loop:
                 self.c[d, first if self.save else 0] = state[1]
 
     def final(self):
-        """For each direction its final state."""
+        """Copies of each direction's final state."""
         finals = []
         for d, reverse in enumerate(self.directions):
             last = 0 if reverse else self.T
@@ -113,16 +115,18 @@ class Loop:
         return finals
 
     def c_slots(self, d):
+        """What ``Saved.c`` of direction d holds: (T+1, B, H), or None."""
         return self.c[d] if self.save and self.c is not None else None
 
     @property
     def by_step(self):
-        """The passes with enough launches for recording to pay."""
+        """The passes that launch every timestep, so that recording pays."""
         return [name for name, candidate in self.candidates.items() if candidate.schedule == "step"]
 
     # ---- forward
 
     def forward(self):
+        """Run the forward pass over what ``load``, ``take`` and ``start`` have set."""
         getattr(self, f"_forward_{self.candidates['forward'].schedule}")()
 
     def _forward_grid(self):
@@ -132,12 +136,12 @@ class Loop:
         self._or_by_step(self._backward_block, self._backward_step)
 
     def _or_by_step(self, launch, steps):
-        """A launch of all blocks at once, or where the device refuses that, the schedule step now and ever after."""
+        """Launch all blocks at once. Where the device refuses that, run the schedule step from now on."""
         self.ops.raise_if_failed()
         try:
             launch()
         except BackendError as error:
-            _log.warning("schedule grid is left alone: %s", str(error))
+            _log.warning("schedule 'grid' is disabled in this process: %s", str(error))
             self.ops.disable_cooperative()
             steps()
 
@@ -161,7 +165,7 @@ class Loop:
         self._run("forward", self._forward_launches)
 
     def _forward_launches(self, done):
-        """What a timestep launches, in order: functions of its number among those that are launched with ``done``."""
+        """What a timestep launches, in order: functions of the timestep, counted from ``done`` on."""
         save, transposed, launches = int(self.save), self.hh.swapaxes(1, 2), []
         biases = self.lengths, self.bias_ih, self.bias_hh
         if self.original:
@@ -197,9 +201,9 @@ class Loop:
             self.dh_steps = xp.empty((D, T, B, P), self.dtype) if self.projected else None
             self.dh_now = xp.empty((D, B, P), self.dtype) if self.projected else None
         for d, dstate in enumerate(dstates):
-            for mine, given in zip((self.dh, self.dc), dstate or (None, None), strict=False):
-                if mine is not None:
-                    mine[d] = 0 if given is None else given
+            for gradient, initial in zip((self.dh, self.dc), dstate or (None, None), strict=False):
+                if gradient is not None:
+                    gradient[d] = 0 if initial is None else initial
         if doutput is None:
             self.doutput = None
         elif self.recorded:  # a recorded loop reads at fixed addresses
@@ -258,7 +262,7 @@ class Loop:
     # ---- launches
 
     def _run(self, name, launches_of):
-        """All timesteps, by graphs where this loop is recorded. launches_of: makes what one timestep launches."""
+        """Run all timesteps, by graphs where this loop is recorded. launches_of: makes what one timestep launches."""
         if not self.B:
             return
         if self.recorded and name not in self.graphs:
@@ -270,18 +274,18 @@ class Loop:
         try:
             for graph in graphs:
                 graph.launch()
-        except BaseException:  # Ctrl-C among them: the next call begins at the first timestep again
+        except BaseException:  # also Ctrl-C: the next call must begin at the first timestep
             if self.steps_done is not None:
                 self.steps_done.fill(0)
             raise
 
     def _record(self, name, launches_of):
-        """The graphs of all timesteps, some of them the same one, or None where that fails."""
+        """The graphs of all timesteps, of which equal ones are shared, or None where recording fails."""
         whole, rest = divmod(self.T, _RECORDED)
         one = whole + (rest > 0) < 2
         if not one and self.steps_done is None:
             self.steps_done = self.ops.xp.zeros(1, np.int32)
-            self._done(0)  # nothing is loaded for the first time under a capture
+            self._done(0)  # load the kernel now: a capture may not
         launches = launches_of(None if one else self.steps_done)
 
         def steps(count):
@@ -299,7 +303,7 @@ class Loop:
         return graphs
 
     def _done(self, count):
-        """So many more timesteps are done."""
+        """Launch what adds ``count`` to the device counter of timesteps."""
         self.ops.kernels.launch("step.cu", "step_done", (), (1,), (1,), self.T, count, self.steps_done)
 
     @staticmethod
@@ -309,7 +313,7 @@ class Loop:
                 launch(step)
 
     def _bind(self, kernel, size, *args):
-        """``Kernels.bind`` of a kernel of step.cu, whose EACH is the timestep."""
+        """``Kernels.bind`` of a kernel of step.cu; EACH stands for the timestep."""
         types = (c_type(self.dtype),)
         if "project" not in kernel:
             types = (self.cell.kernel, *types)
@@ -317,7 +321,7 @@ class Loop:
         return self.ops.kernels.bind("step.cu", kernel, types, grid, BLOCK, self.T, self.B, size, *args)
 
     def _product(self, a, b, out, accumulate=False):
-        """A product that is the same in every timestep."""
+        """A matrix product with the same operands in every timestep, as a function of the timestep."""
         if self.D == 1:
             a, b, out = a[0], b[0], out[0]
         run = self.ops.device.product(a, b, out, accumulate, self.ops.tf32)
@@ -325,10 +329,11 @@ class Loop:
 
     def __str__(self):
         """The loop in a message: cell, sizes and dtype."""
-        both = ", both directions" * (self.D == 2)
+        both = ", both directions" if self.D == 2 else ""
         return f"{self.cell.kernel} T {self.T}, B {self.B}, H {self.H}, {self.dtype}{both}"
 
     def _launch_block(self, which, *args):
+        """Launch the one kernel of a ``block`` or ``grid`` candidate for the whole sequence."""
         block = self.candidates[which]
         types = (self.cell.kernel, c_type(self.dtype), *block.types)
         file, kernel = f"{block.kernel}.cu", f"{block.kernel}_{which}"
@@ -338,10 +343,10 @@ class Loop:
             grid = (tiles, 1, self.D)
             self.ops.kernels.launch(file, kernel, types, grid, (block.threads,), *args, **how)
             return
-        # the blocks along y, of which there are two or more: CuPy shrinks a grid that is 1 along y and z in silence
+        # blocks go along y, where there are two or more: CuPy silently shrinks a grid that is 1 along y and z
         grid, how["cooperative"] = (self.D, block.blocks, block.groups), True
         exchange, numbers = self.ops.exchange(), self.D * block.groups * block.words
-        with exchange.lock:  # no other launch comes between what prepares the exchange and the one that it is for
+        with exchange.lock:  # no other launch comes between preparing the exchange and the kernel that uses it
             if block.kernel == "grid":
                 args += exchange.take(numbers, -(-tiles // block.groups) * self.T)
             else:

@@ -30,8 +30,10 @@ _BLOCKS = 65535  # most thread blocks of a launch along y or z (CUDA C++ Program
 
 
 class CudaOps(Ops):
-    """The primitives with kernels. graphs: how many recorded loops may be held at once; 0 records none. measured: a
-    ``tuned_table.Table`` of this device, or None."""
+    """The primitives with kernels.
+
+    graphs: most recorded loops at once; 0 records none. measured: a ``tuned_table.Table`` of this device, or None.
+    """
 
     def __init__(self, device, graphs=16, measured=None):
         super().__init__(device.xp, "cuda")
@@ -70,7 +72,7 @@ class CudaOps(Ops):
         self.device.free_memory()
 
     def disable_cooperative(self):
-        """From now on no schedule is chosen whose blocks wait for one another."""
+        """Choose no schedule any more whose thread blocks wait for one another."""
         self.device.limits = replace(self.device.limits, cooperative=False)
 
     def exchange(self):
@@ -82,7 +84,7 @@ class CudaOps(Ops):
             return self.exchanges[queue]
 
     def raise_if_failed(self):
-        """Raise BackendError where a schedule ``grid`` has given up; from then on layers take another."""
+        """Raise BackendError where schedule ``grid`` timed out, and disable it from then on."""
         with self._lock:
             timed_out = any(exchange.timed_out() for exchange in self.exchanges.values())
             if timed_out:
@@ -90,8 +92,9 @@ class CudaOps(Ops):
         if timed_out:
             self.disable_cooperative()
             raise BackendError(
-                "schedule grid: a thread block waited in vain for the others, results since the last check are wrong. "
-                "Other work on this GPU may have kept them out; layers take another schedule from now on: run again"
+                "schedule 'grid' timed out waiting for another thread block, so results since the last synchronisation "
+                "are invalid. Another process may be using this GPU. 'grid' is now disabled in this process: run the "
+                "call again"
             )
 
     def schedule(self, problem, wanted="auto"):
@@ -103,8 +106,10 @@ class CudaOps(Ops):
         return candidate.schedule, f"one launch for the whole sequence: {reason}"
 
     def recordings(self):
-        """Which time loops became CUDA graphs, and why others did not: a list of
-        {"loop", "pass", "recorded", "reason"}."""
+        """Which time loops became CUDA graphs, and why others did not.
+
+        Returns a list of dictionaries with "loop", "pass", "recorded" and "reason".
+        """
         return self.pool.recordings()
 
     def aligned(self, array):
@@ -117,10 +122,12 @@ class CudaOps(Ops):
         return schedules.choose(replace(problem, tf32=self.tf32), self.device.limits, wanted, self.measured)
 
     def candidates(self, save, schedule, *sizes):
-        """``(problems, candidates)`` of a loop, "forward" and where ``save`` "backward" -> its
-        schedules.Problem and the schedules.Candidate that was chosen.
+        """The problems of a loop, and the candidates that were chosen for them.
 
-        sizes: the kernel, gates, H, T, B, directions, dtype's name, projected, I and share of ``schedules.Problem``.
+        sizes: kernel, gates, H, T, B, directions, the dtype's name, projected, I and concurrent, as in
+        ``schedules.Problem``.
+
+        Returns ``(problems, candidates)``, each a dictionary with "forward" and, where ``save``, "backward".
         """
         key, known = (save, schedule, sizes, self.tf32), (self.device.limits, self.measured)
         if any(old is not new for old, new in zip(self._chosen.get("known", ()), known, strict=False)):
@@ -140,10 +147,11 @@ class CudaOps(Ops):
         return found
 
     def candidate(self, problem, wanted="auto"):
-        """What ``choose`` finds, as the compiler at hand can do it: with fewer weights in registers where it spills."""
+        """What ``choose`` finds, with fewer weights in registers where the compiler at hand would spill."""
         return self.without_spills(problem, self.choose(problem, wanted)[0])
 
     def without_spills(self, problem, candidate):
+        """``candidate`` with as many weights in registers as compile without spills."""
         less = candidate
         while less is not None and less.schedule != "step" and self.device.spills(*kernel_of(problem, less)):
             less = schedules.hold_less(problem, less, self.device.limits)
@@ -173,7 +181,7 @@ class CudaOps(Ops):
         H, D = rows // cell.gates, len(weights)
         key = (cell.kernel, T, B, I, H, P, directions, x.dtype, save, lengths is not None,
                weights[0].bias_ih is not None, schedule, concurrent, self.tf32)  # fmt: skip
-        # Work on another stream may still be under way on a loop that was given back there.
+        # A loop that another stream gave back may still be in use there, so the stream belongs to the key.
         loop, lease = self.pool.take((*key, self.device.queue), lambda: Loop(self, cell, *key[1:-1]))
         loop.load(weights, lengths)
         x = self.xp.ascontiguousarray(x)
@@ -214,7 +222,7 @@ class CudaOps(Ops):
         real = DOUBLE if kind == "double" else SINGLE
         if N == 0:
             return self.xp.zeros(M, real)
-        chunks = min(-(-N // 256), 256)  # by N alone: equal bits on every GPU
+        chunks = min(-(-N // 256), 256)  # depends on N alone, so that every GPU gives equal bits
         partial, sums = self.xp.empty((chunks, M), np.float64), self.xp.empty(M, real)
         ld = rows.strides[0] // rows.itemsize if N > 1 else M
         self.kernels.launch(
@@ -273,7 +281,7 @@ class CudaOps(Ops):
         self.kernels.launch("loss.cu", "cross_entropy_backward", (c_type(logits.dtype),), grid, (128,), *args)
         return dlogits
 
-    # ---- what follows the gradients
+    # ---- updates and norms
 
     def optimize(self, kernel, params, grads, arrays, scalars):
         kind, N = c_type(params.dtype), params.size
@@ -284,7 +292,7 @@ class CudaOps(Ops):
 
     def clip_norm(self, grads, max_norm):
         kind, N = c_type(grads.dtype), grads.size
-        chunks = max(1, min(-(-N // 4096), 1024))  # by N alone: equal bits on every GPU
+        chunks = max(1, min(-(-N // 4096), 1024))  # depends on N alone, so that every GPU gives equal bits
         partial, norm = self.xp.empty(chunks, np.float64), self.xp.empty(2, np.float64)
         self.kernels.launch("optimize.cu", "norm_partial", (kind,), (chunks,), (256,), N, grads, partial)
         self.kernels.launch("optimize.cu", "norm_finish", (), (1,), (256,), chunks, max_norm, partial, norm)

@@ -6,10 +6,10 @@ from ..ops import Streams
 
 
 class CudaStreams(Streams):
-    """A stream for each layer. They begin when the current stream has come here, and it goes on when they are done.
+    """A CUDA stream for each layer. They start after the current stream's work so far, which then waits for them.
 
-    Memory returns to the stream it was taken on, which does not know who else still reads it: what one stream has
-    written for another has to be held until the end.
+    CuPy returns memory to the stream that allocated it, without knowing which others still read it. So hold what one
+    stream writes for another until all are done.
     """
 
     def __init__(self, device, count):

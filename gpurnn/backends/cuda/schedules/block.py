@@ -18,9 +18,10 @@ FETCH = 8  # cycles per value that a block's threads load, counted in the SASS
 class Block(Candidate):
     """A kernel of schedule ``block`` and what its launch needs.
 
-    kernel: "block" or "block_mma", the .cu file and the start of the names; numbers: its template arguments behind cell
-    and storage. rows: sequences of a tile; held: share of the weights in registers. like: the key of the same loop
-    without the products W_ih x, where this one makes them.
+    kernel: "block" or "block_mma", the .cu file and the start of the kernels' names. numbers: its template arguments
+    after cell and storage. rows: sequences of a tile. threads: of a block. shared: bytes of shared memory. held:
+    fraction of the weights that is in registers. like: for a kernel that multiplies x itself, the key of the same
+    kernel without that.
     """
 
     kernel: str = ""
@@ -34,6 +35,7 @@ class Block(Candidate):
 
     @property
     def types(self):
+        """The template arguments ``numbers`` as C++."""
         return tuple(map(str, self.numbers))
 
     @property
@@ -47,7 +49,7 @@ class Block(Candidate):
 
 
 def block_candidates(problem, device):
-    """All tiles that fit, or a sentence why none does."""
+    """All tiles that fit, or a sentence that says why none does."""
     refused = refusal(problem)
     if refused:
         return f"block {refused}"
@@ -66,6 +68,7 @@ def block_candidates(problem, device):
 
 
 def _mma_tiles(problem, device):
+    """Every tile of block_mma.cu, whether it fits or not."""
     HP, G, size = padded(problem.H), problem.gates, ITEMSIZE[problem.dtype]
     threads = 2 * HP
     if threads > 1024:
@@ -73,7 +76,7 @@ def _mma_tiles(problem, device):
     for N in (1, 2):
         plain = None
         for IP in (0, padded(problem.I, 32 // size)) if takes_inputs(problem) else (0,):
-            tiles = G * (HP + IP) * size // 32  # of one warp
+            tiles = G * (HP + IP) * size // 32  # weight tiles of one warp
             # registers besides the weights: accumulators, one row of gates in flight (or x), cell state, addresses.
             # Found by compiling
             other = {4: 84, 3: 72, 1: 84}[G] if problem.backward else {4: 120, 3: 84, 1: 92}[G]
@@ -84,10 +87,12 @@ def _mma_tiles(problem, device):
             if N > 1 and not held:
                 continue
             warps = HP // 16
-            products = 2 * G * HP * (HP + IP) * 8 * N / (2680 if size == 2 else 1340)  # by published measurements
+            products = (
+                2 * G * HP * (HP + IP) * 8 * N / (2680 if size == 2 else 1340)
+            )  # operations per cycle: published measurements
             operands = warps * N * tiles / (1 if problem.backward else G) / 2 * 4
             rest = warps * (tiles - held) * 4
-            moved = warps * N * 4 * ((1 if IP else 2) * G + 3) * size  # the machine code agrees (steps.py)
+            moved = warps * N * 4 * ((1 if IP else 2) * G + 3) * size  # the SASS agrees (steps.py)
             seconds = step_seconds(problem, device, 8 * N, max(products, operands + rest) + moved + BARRIERS)
             if not IP:
                 plain = mma_tile(problem, HP, held, N, seconds)
@@ -120,6 +125,7 @@ def mma_tile(problem, HP, held, N=1, seconds=0.0, IP=0):
 
 
 def _fma_tiles(problem, device):
+    """Every tile of block.cu, whether it fits or not."""
     HP = padded(problem.H)
     for R in (1, 2, 4):
         for S in (1, 2, 4, 8):
@@ -133,7 +139,7 @@ def _fma_tiles(problem, device):
             if takes_inputs(problem):
                 IP = padded(problem.I, 4)
                 cycles = problem.gates * HP * IP * R / 128 / EFFICIENCY + LATENCY
-                cycles -= FETCH * problem.gates * -(-R // S)  # of ready sums, which are not fetched
+                cycles -= FETCH * problem.gates * -(-R // S)  # W_ih x is not loaded
                 more = problem.T * step_seconds(problem, device, R, cycles)
                 yield replace(fma_tile(problem, HP, S, KREG, R, plain.seconds, IP), product=more, like=plain.key)
 
@@ -154,21 +160,22 @@ def fma_tile(problem, HP, S, KREG, R, seconds=0.0, IP=0):
 
 
 def _in_registers(problem, HP, S, R):
-    """KREG: how many columns of weights a thread can hold beside what else it needs, without spilling."""
-    G, chains, mine = problem.gates, 1 if problem.gates * R >= 4 else 4, -(-R // S)
+    """KREG: how many columns of weights fit into a thread's registers without spills."""
+    G, chains, sequences = problem.gates, 1 if problem.gates * R >= 4 else 4, -(-R // S)
     # accumulators twice, one row of gates in flight and the cell state for each sequence of the thread, biases,
     # addresses, plus the compiler's slack (found by compiling: test_cuda_block.py checks that it is enough)
-    other = (70 if G * R > 1 else 32) + 2 * G * R * chains + mine * (G + 8) + 2 * G
+    other = (70 if G * R > 1 else 32) + 2 * G * R * chains + sequences * (G + 8) + 2 * G
     other += 8 * problem.backward + (16 if ITEMSIZE[problem.dtype] == 2 else 0)
     registers = thread_registers(HP * S) - other
     return max(0, min(HP // S, registers // (G * ITEMSIZE[problem.dtype]) * 4))
 
 
 def _cycles(problem, HP, S, KREG, R):
+    """Cycles of one timestep of block.cu."""
     G, KS, warps = problem.gates, HP // S, HP * S // 32
     size = ITEMSIZE[problem.dtype]
     products = G * HP * HP * R / 128 + (0 if size == 4 else G * HP * HP / 64)  # 16-bit weights are widened first
-    products *= max(1, (8 / warps) ** 0.5) / EFFICIENCY  # few warps hide little
+    products *= max(1, (8 / warps) ** 0.5) / EFFICIENCY  # few warps hide little latency
     operands = warps * KS / 4 * R * (G if problem.backward else 1)  # 16 bytes, the same for a warp
     weights = (KS - KREG) * G * HP * S * size / 128
     sums = warps * S * R * G

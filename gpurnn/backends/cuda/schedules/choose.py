@@ -16,20 +16,21 @@ SCHEDULES = ("auto", *FINDERS)
 
 @functools.lru_cache(maxsize=4096)  # asked at every call of a layer
 def candidates(problem, device, measured=None):
-    """``(candidates, refusals)``: all candidates for a problem, the fastest first, and schedule -> why
-    it has none.
+    """Find the candidates for a problem, and the schedules that have none.
 
-    measured: a ``tuned_table.Table`` or None. Where it knows this problem, a schedule keeps only its measured
-    candidates, with measured seconds in place of estimates; a schedule without any keeps all of them.
+    measured: a ``tuned_table.Table`` or None. Where it knows this problem, a schedule offers only its measured
+    candidates, with measured seconds in place of estimates. A schedule that was not measured offers all of its own.
+
+    Returns ``(candidates, refusals)``: a list of ``Candidate``, the fastest first, and schedule -> why it has none.
     """
     found, refusals = [], {}
     device = _shared_device(problem, device)
     for schedule, find in FINDERS.items():
-        some = find(problem, device)
-        if isinstance(some, str):
-            refusals[schedule] = some
+        answer = find(problem, device)
+        if isinstance(answer, str):
+            refusals[schedule] = answer
         else:
-            found += some
+            found += answer
     known = measured.known(problem, device) if measured and problem.concurrent == 1 else {}
     timed = {candidate.schedule for candidate in found if candidate.key in known}
     found = [candidate for candidate in found if candidate.key in known or candidate.schedule not in timed]
@@ -40,31 +41,37 @@ def candidates(problem, device, measured=None):
 
 
 def _timed(candidate, seconds, before):
+    """``candidate`` with measured times."""
     return replace(candidate, seconds=seconds, before=before, measured=True)
 
 
 def choose(problem, device, wanted="auto", measured=None):
-    """``(Candidate, reason)``: how this problem is served, and why not otherwise.
+    """Choose the fastest candidate for a problem.
 
-    wanted: "auto", or the schedule to take; one that does not fit is a ValueError that says why.
+    wanted: "auto", or the schedule to take; one that does not fit raises ValueError, which says why.
+
+    Returns ``(Candidate, reason)``; the reason compares it with the other schedules in words.
     """
     check_choice("schedule", wanted, SCHEDULES)
     found, refusals = candidates(problem, device, measured)
     if wanted in refusals:
         raise ValueError(f"schedule: {refusals[wanted]}")
-    mine = [candidate for candidate in found if wanted in ("auto", candidate.schedule)]
-    lines = ["" if wanted == "auto" else f"{wanted} was asked for", str(mine[0])]
+    fastest = next(candidate for candidate in found if wanted in ("auto", candidate.schedule))
+    lines = ["" if wanted == "auto" else f"{wanted} was asked for", str(fastest)]
     best = {candidate.schedule: candidate for candidate in reversed(found)}
     lines += [
         best[schedule].price(problem.T) for schedule in sorted(best, key=lambda name: best[name].total(problem.T))
     ]
-    return mine[0], "; ".join(filter(None, (*lines, *refusals.values())))
+    return fastest, "; ".join(filter(None, (*lines, *refusals.values())))
 
 
 def hold_less(problem, candidate, device):
-    """The same tile with fewer of its weights in registers; None where there are none left or they fit nowhere else."""
+    """The same tile with fewer of its weights in registers.
+
+    None where no weights are left in registers, or where shared memory has no room for them.
+    """
     device, numbers = _shared_device(problem, device), candidate.numbers
-    place = {"block": 2, "block_mma": 1, "grid": 3, "grid_mma": 2}[candidate.kernel]  # of what is held
+    place = {"block": 2, "block_mma": 1, "grid": 3, "grid_mma": 2}[candidate.kernel]  # of ``held`` in the numbers
     held = numbers[place] - (1 if "mma" in candidate.kernel else 4)
     if held < 0:
         return None

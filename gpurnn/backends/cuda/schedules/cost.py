@@ -12,7 +12,7 @@ BARRIERS = 350  # cycles of a block's timestep besides its product: two barriers
 
 
 def gemm_rate(problem, device):
-    """Of a large product, operations a second."""
+    """Operations per second of a large matrix product."""
     peak = 2048 if ITEMSIZE[problem.dtype] == 2 else 1024 if problem.tf32 else 256
     return device.multiprocessors * device.clock * peak * EFFICIENCY
 
@@ -23,22 +23,25 @@ def refusal(problem):
         return "computes in float32"
     if problem.projected:
         return "has no projection"
-    return "has no second product in a step" if problem.kernel == "GruOriginal" else None
+    return "has no second product in a timestep" if problem.kernel == "GruOriginal" else None
 
 
 def padded(H, to=32):
+    """H rounded up to a multiple of ``to``, at least ``to``."""
     return max(to, -(-H // to) * to)
 
 
 def step_seconds(problem, device, rows, cycles):
-    """Of a timestep, where all tiles together may take several waves."""
+    """Seconds of one timestep. Where the tiles outnumber the multiprocessors, they run in several waves."""
     tiles = -(-max(problem.B, 1) // rows) * problem.directions
     return -(-tiles // device.multiprocessors) * cycles / device.clock
 
 
 def product_before(problem, device):
-    """Seconds of W_ih x for all timesteps as one matrix product for each direction, and of reading it in the time
-    loop."""
+    """Seconds of W_ih x for all timesteps.
+
+    It is one matrix product for each direction, whose result the time loop reads back.
+    """
     if problem.backward or not problem.I:
         return 0.0
     numbers = problem.B * problem.gates * problem.H * problem.directions
@@ -48,10 +51,14 @@ def product_before(problem, device):
 
 
 def takes_inputs(problem):
+    """Whether a kernel of schedule block can multiply x itself."""
     return not problem.backward and 0 < problem.I <= MOST_INPUTS
 
 
 def thread_registers(threads):
-    """Of a thread, where such a block has a multiprocessor to itself: a quarter of them for a quarter of its warps."""
+    """Registers of one thread of a block that has a multiprocessor to itself.
+
+    Each quarter of the multiprocessor holds a quarter of the registers and of the warps.
+    """
     warps = -(-threads // 128)
     return min(255, REGISTERS // 4 // (32 * warps) // 8 * 8)

@@ -15,22 +15,26 @@ EXCHANGE_BYTES = 30  # bytes per clock and multiprocessor, when all of them read
 
 @dataclass(frozen=True)
 class Grid(Block):
-    """A kernel of schedule ``grid``. blocks: of a group; groups: of each direction, all there at once; words: of the
-    exchange, for one group."""
+    """A kernel of schedule ``grid`` and what its launch needs.
+
+    blocks: thread blocks of a group. groups: groups of each direction, which all run at once. words: 32-bit or 64-bit
+    words of the exchange that one group needs.
+    """
 
     blocks: int = 1
     groups: int = 1
     words: int = 0
 
     def __str__(self):
-        groups = f"{self.groups} group" + "s" * (self.groups > 1)
-        how = ", on tensor cores" * (self.kernel == "grid_mma")
-        how += ", two on a multiprocessor" * (self.kernel == "grid_mma" and self.numbers[-1] == 2)
+        groups = "1 group" if self.groups == 1 else f"{self.groups} groups"
+        how = ""
+        if self.kernel == "grid_mma":
+            how = ", on tensor cores, two on a multiprocessor" if self.numbers[-1] == 2 else ", on tensor cores"
         return f"{super().__str__()}, {groups} of {self.blocks} thread blocks{how}"
 
 
 def grid_candidates(problem, device):
-    """All tiles that fit, or a sentence why none does."""
+    """All tiles that fit, or a sentence that says why none does."""
     refused = refusal(problem)
     if refused:
         return f"grid {refused}"
@@ -51,17 +55,17 @@ def grid_candidates(problem, device):
 
 
 def grid_tile(problem, device, U, R, threads, KREG=None):
-    """The ``Grid`` of U units a block, R sequences a tile, and so many threads; None where these do not go together or
-    do not fit.
+    """The ``Grid`` of grid.cu with U units per block, R sequences per tile and ``threads`` threads per block.
 
-    KREG: as in the kernel, by default as many as fit.
+    None where these do not divide each other or do not fit. KREG: columns of weights in registers, as in the kernel; by
+    default as many as fit.
     """
     G, size, KP = problem.gates, ITEMSIZE[problem.dtype], -(-problem.H // 128) * 128
     four = 4 * size
     S = threads * 4 // KP if problem.backward else threads // U
     if not S or (threads != KP // 4 * S if problem.backward else KP % (4 * S)) or threads % (R * U):
         return None
-    # what else it needs, found by compiling
+    # registers besides the weights, found by compiling
     other = (92 if problem.backward else 116) if G * R > 1 else 64
     other += 16 * (G == 1 and R > 1) + 2 * G * R + (16 if size == 2 else 0)
     if not problem.backward:
@@ -108,7 +112,7 @@ def _grid(problem, device, kernel, numbers, rows, threads, shared, held, blocks,
     crowded = blocks_in_all > device.multiprocessors
     rate = min(64, EXCHANGE_BYTES * device.multiprocessors / min(blocks_in_all, device.multiprocessors))
     busy = (cycles + moved / rate + BARRIERS) / device.clock
-    # where two share a multiprocessor, one computes while the other waits
+    # where two blocks share a multiprocessor, one computes while the other waits
     seconds = -(-tiles // groups) * max(HOP_SECONDS + busy, 2 * busy * crowded)
     how = seconds, LOAD_SECONDS, False, 0.0, kernel, numbers, rows, threads, shared, held
     return Grid("grid", *how, blocks=blocks, groups=groups, words=words)
@@ -118,17 +122,17 @@ def _grid(problem, device, kernel, numbers, rows, threads, shared, held, blocks,
 
 
 def grid_mma_tile(problem, device, U, R, P=1, held=None):
-    """The ``Grid`` of U units a block, R sequences a tile, P blocks on a multiprocessor; None where it does not fit.
+    """The ``Grid`` of grid_mma.cu with U units per block, R sequences per tile and P blocks per multiprocessor.
 
-    held: tiles of a warp's weights in registers, by default as many as fit.
+    None where it does not fit. held: weight tiles in a warp's registers; by default as many as fit.
     """
     G, size, KP = problem.gates, ITEMSIZE[problem.dtype], -(-problem.H // 128) * 128
     threads, N, fragments = 256, -(-R // 8), size // 2
     rows, columns = (U, G * KP) if problem.backward else (G * U, KP)
     M, K = -(-rows // 16), columns // 16
     chains = 1 if M >= 4 else 2 if M > 1 else 4
-    tiles = M * K // 8 * fragments  # of one warp
-    # sums, what is asked for at once, the cell of each own sequence, addresses; found by compiling
+    tiles = M * K // 8 * fragments  # weight tiles of one warp
+    # registers besides the weights, found by compiling: accumulators, loads in flight, cell states, addresses
     other = 4 * (M * N * chains + min(8 // P, K // 8 * N) + size) + -(-R * U // threads) * (2 * G + 12) + 56
     if P == 1:
         other += 8 * (size == 4 and device.capability < 90) + problem.backward * (4 if K < 320 else 24)
@@ -138,7 +142,9 @@ def grid_mma_tile(problem, device, U, R, P=1, held=None):
     held = min(tiles, max(0, room // 4) if held is None else held)
     parts = 8 * 8 * N * (16 * M + 4) * 4
     shared = max(parts + (tiles - held) * threads * 16, min(held, 8) * threads * 16)
-    products = 16 * M * columns * 8 * N * 2 / (2680 if size == 2 else 1340)  # by published measurements
+    products = (
+        16 * M * columns * 8 * N * 2 / (2680 if size == 2 else 1340)
+    )  # operations per cycle: published measurements
     rest = (tiles - held) * threads * 16 / 128
     sums = 8 * M * N * 4 + -(-R * U // 32) * rows // U * 8
     moved = (G if problem.backward else 1) * problem.H * R * size

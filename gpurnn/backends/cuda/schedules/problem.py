@@ -5,8 +5,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Device:
-    """What a schedule must know of a GPU. capability: 90 for 9.0; shared_bytes: the most that one block may ask for;
-    cooperative: whether blocks may wait for one another."""
+    """What a schedule must know of a GPU.
+
+    capability: 90 for compute capability 9.0. shared_bytes: most bytes of shared memory that one block may ask for.
+    clock: in Hz. cooperative: whether thread blocks may wait for one another.
+    """
 
     capability: int
     multiprocessors: int
@@ -18,9 +21,12 @@ class Device:
 
 @dataclass(frozen=True)
 class Problem:
-    """The time loop of one layer. directions: how many run at once; tf32: whether float32 may be multiplied as tf32.
-    I: the size of its input; 0: the product with W_ih is left out of account. share: how many time loops are on the
-    device at once, each on its part of the multiprocessors."""
+    """The time loop of one layer.
+
+    kernel: the struct of its cell in kernels/cells. directions: how many run at once. tf32: whether float32 may be
+    multiplied as tf32. I: size of its input; with 0 the product W_ih x is not counted. concurrent: how many time loops
+    run on the device at once, each on its part of the multiprocessors.
+    """
 
     kernel: str
     gates: int
@@ -53,6 +59,7 @@ class Candidate:
     inputs = 0  # columns of W_ih whose products the kernel makes; 0: W_ih x is ready before it starts
 
     def total(self, T):
+        """Seconds of T timesteps, with all that comes before them."""
         return self.before + T * self.seconds + self.product
 
     def price(self, T):
@@ -69,4 +76,5 @@ class Candidate:
         return self.schedule
 
     def __str__(self):
+        """What a plan says of this candidate besides its price."""
         return ""
