@@ -244,7 +244,7 @@ def test_blocks_that_cannot_be_there_at_once_are_a_backend_error(monkeypatch, tm
 
     modules = Modules(kernel)
     device = device_of(modules)
-    with pytest.raises(BackendError, match=r"grid_forward<.*: \(1, 132, 1\) blocks cannot be there at once: too large"):
+    with pytest.raises(BackendError, match=r"grid_forward<.*: \(1, 132, 1\) blocks cannot run at once: too large"):
         device.load("grid.cu", "grid_forward<LstmCell, float>")((1, 132, 1), (256,), (), cooperative=True)
     with pytest.raises(ValueError, match="too large"):
         device.load("step.cu", "step_project<float>")((1, 1, 1), (256,), ())

@@ -1,7 +1,7 @@
-"""Compiled kernels on disk, so that a process does not compile what an earlier one has: ``gpurnn warmup`` fills it.
+"""Compiled kernels on disk, so that no process compiles what an earlier one has compiled. ``gpurnn warmup`` fills it.
 
-One folder for each kernel, named by a hash of all that decides its machine code: source, options, architecture,
-NVRTC's version. It appears whole or not at all; one that does not hold what was written is compiled anew.
+Each kernel has a folder, named by a hash of everything that decides its machine code: source, options, architecture,
+NVRTC's version. A folder appears whole or not at all. A kernel whose folder is damaged is compiled again.
 """
 
 import atexit
@@ -17,23 +17,24 @@ from pathlib import Path
 from ...files import read_bytes, read_json
 from . import nvrtc
 
-_REPORT = ("-Xptxas", "-v")  # the log tells what does not fit into registers
+_REPORT = ("-Xptxas", "-v")  # the log then says what is spilled
 
 
 def folder():
-    """Where compiled kernels are kept: in ``GPURNN_CACHE``, by default ``gpurnn`` in the user's cache folder."""
+    """The folder of compiled kernels: in ``GPURNN_CACHE``, by default in ``gpurnn`` in the user's cache folder."""
     chosen = os.environ.get("GPURNN_CACHE")
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpurnn"
     return (Path(chosen) if chosen else home) / "kernels"
 
 
 def find(source, expression, arch, file="kernel.cu"):
-    """``(path, name, spilled)`` of a kernel, compiled where that is needed.
+    """Find a kernel's machine code, and compile it where it is missing.
 
-    path: the file of its machine code; name: its name there; spilled: bytes of registers that a thread keeps in memory.
+    source: the whole text. expression: the kernel, such as ``step_forward<LstmCell, float>``. arch: compute capability,
+    90 for 9.0. file: the name that messages show.
 
-    source: the whole text. expression: the kernel, such as ``step_forward<LstmCell, float>``. arch: compute capability.
-    Raises ``nvrtc.CompileError``, and OSError where NVRTC is missing.
+    Returns ``(path, name, spilled)``: the file of the machine code, the kernel's name in it, and bytes per thread that
+    are spilled to memory. Raises ``nvrtc.CompileError``, and OSError where NVRTC is missing.
     """
     options = (*nvrtc.OPTIONS, nvrtc.target(arch), *_REPORT, *nvrtc.include_options())
     key = hashlib.sha256(repr((nvrtc.version(), options, source, expression)).encode()).hexdigest()
@@ -49,7 +50,7 @@ def find(source, expression, arch, file="kernel.cu"):
 
 
 def _about(place):
-    """What is known of the kernel in a folder of the cache, or None where the folder is missing or damaged."""
+    """The dictionary in a kernel's folder, or None where the folder is missing or damaged."""
     try:
         about = read_json(place / "about.json", own=True)
         whole = about["sha256"] == hashlib.sha256(read_bytes(place / "kernel.cubin", own=True)).hexdigest()
@@ -59,11 +60,11 @@ def _about(place):
 
 
 def _store(place, about, code):
-    """Write a kernel's folder and return where it is: ``place``, or one of this process where that is impossible."""
+    """Write a kernel's folder and return its path: ``place``, or a temporary one where ``place`` cannot be written."""
     try:
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         new = Path(tempfile.mkdtemp(dir=place.parent))
-    except OSError:  # a cache that cannot be written: the code is needed all the same
+    except OSError:  # the cache cannot be written, but the code is needed
         new = place = Path(tempfile.mkdtemp(prefix="gpurnn-kernel-"))
         atexit.register(shutil.rmtree, new, ignore_errors=True)
     (new / "kernel.cubin").write_bytes(code)

@@ -1,4 +1,4 @@
-"""cuBLAS through ctypes: matrix products into memory that is there, which a CUDA graph may hold.
+"""cuBLAS through ctypes: matrix products into existing memory, which a CUDA graph may contain.
 
 CuPy's wrapper refuses every call while a stream is capturing (``setStream`` in cupy_backends/cuda/libs/cublas.pyx).
 cuBLAS itself can be captured; with a workspace of the caller's it then allocates nothing, and gives equal bits where
@@ -28,9 +28,9 @@ _ONE, _ZERO = ({kind: pair[k].ctypes.data for kind, pair in _FACTORS.items()} fo
 
 
 def matrix_layout(array, name):
-    """How BLAS sees a matrix (or a batch of them): (stored by rows, leading dimension in elements).
+    """How BLAS sees a matrix, or a batch of them: (whether it is stored by rows, leading dimension in elements).
 
-    Raises ValueError where neither rows nor columns are contiguous and apart: BLAS could not read it.
+    Raises ValueError where neither the rows nor the columns are contiguous and disjoint: BLAS cannot read it.
     """
     rows, columns = array.shape[-2:]
     down, across = (stride // array.itemsize for stride in array.strides[-2:])
@@ -42,7 +42,7 @@ def matrix_layout(array, name):
 
 
 def is_matrix(array):
-    """Whether ``matrix_layout`` knows how BLAS would read it."""
+    """Whether BLAS can read this matrix as it is stored."""
     try:
         matrix_layout(array, "array")
     except ValueError:
@@ -64,10 +64,10 @@ def check_product(a, b, out):
 
 
 class Cublas:
-    """Products on one GPU. library: cuBLAS as a ``ctypes.CDLL``.
+    """Matrix products on one GPU. library: cuBLAS as a ``ctypes.CDLL``.
 
-    Each stream has a handle and a workspace of its own: nobody else sets what a handle is set to, and products on
-    different streams share no memory.
+    Each stream has its own handle and workspace: no other code changes a handle's settings, and products on different
+    streams share no memory.
     """
 
     def __init__(self, xp, library, workspace_bytes):
@@ -94,7 +94,7 @@ class Cublas:
         ]  # fmt: skip
 
     def product(self, a, b, out, accumulate=False, tf32=False):
-        """A function that computes ``out = a @ b``, or ``out += a @ b``, on the stream that is current by then.
+        """A function that computes ``out = a @ b``, or ``out += a @ b``, on the stream current at its call.
 
         a: (M, K), b: (K, N), out: (M, N), or all with an equal leading batch axis; each with contiguous rows or
         columns. out has the dtype of a and b, or is float32 for 16-bit ones; 16-bit products are summed in float32.
@@ -113,24 +113,29 @@ class Cublas:
         if plan is _nothing:
             return _nothing if accumulate or 0 in out.shape else lambda: out.fill(0)
         call, arguments = plan
-        given = arguments(a.data.ptr, b.data.ptr, out.data.ptr)
-        return lambda held=(a, b, out): self._call(call, given)  # the arrays live as long as the function
+        values = arguments(a.data.ptr, b.data.ptr, out.data.ptr)
+        return lambda arrays=(a, b, out): self._call(call, values)  # the arrays live as long as the function
 
     def _plan(self, a, b, out, accumulate, tf32):
-        """``(call, arguments)`` of a product: cuBLAS's function, and what makes its arguments of three addresses;
-        ``_nothing`` where there is nothing to multiply. Raises ValueError as ``product``."""
+        """How to call cuBLAS for a product of these shapes; ``_nothing`` where there is nothing to multiply.
+
+        Returns ``(call, arguments)``: cuBLAS's function, and a function that makes its arguments from three addresses.
+        Raises ValueError as ``product`` does.
+        """
         check_product(a, b, out)
         if 0 in out.shape or a.shape[-1] == 0:
             return _nothing
         by_rows, ld_out = matrix_layout(out, "out")
-        if not by_rows:  # cuBLAS writes columns: ours by rows is theirs transposed, out^T = b^T a^T
+        if not by_rows:  # cuBLAS is column-major: compute the transpose, out^T = b^T a^T
             a, b, out = b.swapaxes(-1, -2), a.swapaxes(-1, -2), out.swapaxes(-1, -2)
         (a_rows, ld_a), (b_rows, ld_b) = matrix_layout(a, "a"), matrix_layout(b, "b")
         (M, N), K, kind, kind_out = out.shape[-2:], a.shape[-1], _TYPES[a.dtype.name], _TYPES[out.dtype.name]
         if max(M, N, K, ld_a, ld_b, ld_out) > _MOST:
             raise ValueError(f"cuBLAS counts to {_MOST}: {a.shape} @ {b.shape} is too large for one product")
         computed = "float64" if a.dtype == np.float64 else "float32"
-        compute = _COMPUTE_64F if computed == "float64" else _COMPUTE_32F  # float32 is never tf32 by itself
+        compute = (
+            _COMPUTE_64F if computed == "float64" else _COMPUTE_32F
+        )  # float32 is multiplied as tf32 only on request
         if tf32 and a.dtype == np.float32:
             compute = _COMPUTE_32F_FAST_TF32
         call, end, strides = self._gemm, (compute, _ALGORITHM), ((), (), ())
@@ -155,7 +160,7 @@ class Cublas:
             self._check(status, "a matrix product")
 
     def lend_workspace(self, stream, lender):
-        """Products on ``stream`` use the workspace of ``lender`` from now on: what is captured there runs on that one.
+        """Make products on ``stream`` use the workspace of ``lender``, where what ``stream`` captures will run.
 
         Both are addresses of streams.
         """
@@ -163,9 +168,9 @@ class Cublas:
         self._set_workspace(self._of(stream, workspace)[0], workspace)
 
     def _of(self, stream, workspace=None):
-        """The handle and the workspace of a stream; the default stream of each thread (2) is another in each thread.
+        """The handle and the workspace of a stream. The per-thread default stream (2) has one for each thread.
 
-        workspace: what a new handle works in, by default memory of its own.
+        workspace: the workspace of a new handle, by default fresh memory.
         """
         key = self.xp.cuda.runtime.getDevice(), stream, threading.get_ident() if stream == 2 else 0
         found = self._handles.get(key)
@@ -195,12 +200,12 @@ class Cublas:
 
 
 def _nothing():
-    """A product without numbers."""
+    """The product of empty matrices: it does nothing."""
 
 
 def load(xp, arch):
-    """``Cublas`` with the library that is installed for CuPy. Raises BackendError where there is none."""
-    # what cuBLAS's documentation recommends for each architecture
+    """A ``Cublas`` with the library that is installed for CuPy. Raises BackendError where there is none."""
+    # workspace sizes that cuBLAS's documentation recommends for each architecture
     megabytes = 4 if arch < 90 else 32 if arch < 120 else 12
     try:
         return Cublas(xp, libraries.load("cublas"), megabytes << 20)

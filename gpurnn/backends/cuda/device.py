@@ -1,4 +1,4 @@
-"""CupyDevice: one GPU through CuPy. Everything that the library asks of a GPU beside CuPy's arrays is here."""
+"""CupyDevice: one GPU through CuPy. Beside CuPy's arrays, the library uses a GPU only through it."""
 
 import contextlib
 import functools
@@ -10,7 +10,7 @@ from ...errors import BackendError
 from . import cubins, cublas, launch, nvrtc
 from .schedules.problem import Device
 
-COOPERATIVE = ("grid.cu", "grid_mma.cu")  # whose kernels need all their blocks at once
+COOPERATIVE = ("grid.cu", "grid_mma.cu")  # their kernels need all blocks to run at once
 
 
 class CupyDevice:
@@ -27,7 +27,7 @@ class CupyDevice:
 
     @functools.cached_property
     def limits(self):
-        """What schedules must know: multiprocessors, and the shared memory that one block may ask for."""
+        """The ``schedules.Device`` of this GPU."""
         device = self.xp.cuda.Device()
         attributes, name = device.attributes, self.xp.cuda.runtime.getDeviceProperties(device.id)["name"].decode()
         most = attributes["MaxSharedMemoryPerBlockOptin"]
@@ -37,13 +37,16 @@ class CupyDevice:
 
     @property
     def stream(self):
-        """Address of the current stream, where everything here is launched."""
+        """Address of the current stream. Everything here is launched there."""
         return self.xp.cuda.get_current_stream().ptr
 
     @property
     def queue(self):
-        """What is equal where launches come one after another: the current stream, and where that is the default stream
-        of each thread (2), which is another in each thread, the thread."""
+        """A key for the order of launches: those with equal keys run one after another.
+
+        It is the address of the current stream. Address 2 means the default stream of each thread, so the thread is
+        part of the key there.
+        """
         stream = self.stream
         return stream, threading.get_ident() if stream == 2 else 0
 
@@ -54,16 +57,16 @@ class CupyDevice:
 
     @staticmethod
     def address(array):
-        """Where an array's first number lies in the device's memory."""
+        """The address of an array's first number in the device's memory."""
         return array.data.ptr
 
     # ---- kernels
 
     def compile(self, file, expression):
-        """``cubins.find`` of a kernel for this device: compiles it now unless it is on disk, and loads nothing.
+        """``cubins.find`` of a kernel for this device: compile it now unless it is on disk, and load nothing.
 
-        Threads may do so side by side. Raises BackendError with the compiler's first errors, which name our files and
-        lines.
+        Several threads may compile at the same time. Raises BackendError with the compiler's first errors, which name
+        our files and lines.
         """
         try:
             return cubins.find(launch.kernel_source(file), expression, self.arch, file)
@@ -71,6 +74,7 @@ class CupyDevice:
             raise self._refused(file, expression, error) from error
 
     def _refused(self, file, expression, error):
+        """A BackendError with the compiler's or the driver's first errors."""
         lines = [line for line in str(error).splitlines() if line.strip()]
         errors = [line for line in lines if "error" in line] or lines
         return BackendError(
@@ -79,14 +83,14 @@ class CupyDevice:
         )
 
     def spills(self, file, expression):
-        """Whether a kernel keeps registers in memory; False where it does not compile, which ``load`` will say."""
+        """Whether a kernel spills registers to memory. False where it does not compile; ``load`` raises that error."""
         try:
             return self.compile(file, expression)[2] > 0
         except BackendError:
             return False
 
     def load(self, file, expression):
-        """The kernel of a name expression such as ``step_forward<LstmCell, float>``, compiled now unless it is cached.
+        """Load the kernel of a name expression such as ``step_forward<LstmCell, float>``; compile it first if need be.
 
         Returns ``kernel(grid, block, args, shared_mem=0)``. Raises BackendError as ``compile`` does.
         """
@@ -97,7 +101,7 @@ class CupyDevice:
             kernel = module.get_function(name)
         except RuntimeError as error:  # CUDA's
             raise self._refused(file, expression, error) from error
-        allowed = 48 * 1024  # bytes of dynamic shared memory; more must be asked for
+        allowed = 48 * 1024  # bytes of dynamic shared memory; a kernel must opt in to more
 
         def run(grid, block, args, shared_mem=0, cooperative=cooperative):
             nonlocal allowed
@@ -108,25 +112,28 @@ class CupyDevice:
             except (ValueError, RuntimeError) as error:  # CuPy's own check, or the driver's
                 if not cooperative:
                     raise
-                raise BackendError(f"{expression}: {grid} blocks cannot be there at once: {error}") from error
+                raise BackendError(f"{expression}: {grid} blocks cannot run at once: {error}") from error
 
         return run
 
     # ---- products
 
     def product(self, a, b, out, accumulate=False, tf32=False):
-        """As ``Cublas.product``: a function that computes ``out (+)= a @ b``."""
+        """As ``Cublas.product``: return a function that computes ``out (+)= a @ b``."""
         return self.blas.product(a, b, out, accumulate, tf32)
 
     def gemm(self, a, b, out, accumulate=False, tf32=False):
-        """``out = a @ b``, or ``out += a @ b``, now; arguments and errors as in ``Cublas.product``."""
+        """Compute ``out = a @ b``, or ``out += a @ b``; arguments and errors as in ``Cublas.product``."""
         self.product(a, b, out, accumulate, tf32)()
 
     # ---- the host's view
 
     def mirror(self, array):
-        """``(host, refresh)``: a NumPy array that shows what ``array`` held once ``refresh()`` has come through, which
-        is asked for on the current stream and not waited for."""
+        """A copy of ``array`` on the host that a function refreshes.
+
+        Returns ``(host, refresh)``. ``refresh()`` queues a copy on the current stream and does not wait for it; the
+        NumPy array ``host`` holds the numbers once that copy is done.
+        """
         pinned = self.xp.cuda.alloc_pinned_memory(array.nbytes)
         host = np.frombuffer(pinned, array.dtype, array.size)
         host[...] = 0
@@ -137,7 +144,7 @@ class CupyDevice:
         return host, refresh
 
     def free_memory(self):
-        """Give back to the driver what CuPy keeps unused."""
+        """Return CuPy's unused memory to the driver."""
         self.xp.get_default_memory_pool().free_all_blocks()
         self.xp.get_default_pinned_memory_pool().free_all_blocks()
 
@@ -148,10 +155,10 @@ class CupyDevice:
     # ---- graphs and streams
 
     def record(self, function):
-        """What ``function`` launches, as a CUDA graph for the current stream: nothing runs now, ``.launch()`` runs it.
+        """Record what ``function`` launches as a CUDA graph. Nothing runs now: ``.launch()`` runs it.
 
-        ``function`` may only launch kernels and products: no allocation, no copy, no look at a result. Raises
-        BackendError where it cannot be recorded; the stream is usable again then.
+        ``function`` may only launch kernels and products: it may not allocate, copy, or read a result. Raises
+        BackendError where recording fails; the stream is usable again then.
         """
         with self._recording:
             try:
@@ -161,7 +168,7 @@ class CupyDevice:
                     stream.begin_capture()
                     try:
                         function()
-                    except BaseException:  # a capture must be ended, one that CUDA has invalidated too
+                    except BaseException:  # a capture must be ended, even one that CUDA has invalidated
                         with contextlib.suppress(Exception):
                             stream.end_capture()
                         raise
@@ -171,16 +178,16 @@ class CupyDevice:
 
     @functools.cached_property
     def _recorder(self):
-        """The stream that captures; nothing ever runs on it."""
+        """The stream that captures. Nothing ever runs on it."""
         return self.xp.cuda.Stream(non_blocking=True)
 
     def streams(self, count):
-        """So many streams besides the current one, the same at every call."""
+        """``count`` streams besides the current one, the same at every call."""
         while len(self._streams) < count:
             self._streams.append(self.xp.cuda.Stream(non_blocking=True))
         return self._streams[:count]
 
     def wait(self, stream, other):
-        """``stream`` does not go on before all that ``other`` was given so far is done. None: the current stream."""
+        """Make ``stream`` wait for everything queued on ``other`` so far. None means the current stream."""
         current = self.xp.cuda.get_current_stream()
         (stream or current).wait_event((other or current).record())

@@ -15,8 +15,8 @@ class LoopPool:
 
     The arrays of a saved loop belong to one call at a time, from its forward pass until nobody holds the call's
     ``Lease`` any more. Calls that overlap get a loop each. capacity: most loops that are saved. bytes: most memory of
-    all of them. Past either limit, the least recently used loop is dropped. (Where a loop is large, launches cost little
-    beside the work, so recording would gain little.)
+    all of them. Past either limit, the least recently used loop is dropped. (Where a loop is large, launches cost
+    little beside the work, so recording would gain little.)
     """
 
     def __init__(self, capacity, bytes=1 << 30):

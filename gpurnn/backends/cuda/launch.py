@@ -1,4 +1,4 @@
-"""The kernels: sources, signatures, checked launches. The one file that reads ``.cu`` files.
+"""The kernels: sources, signatures, checked launches, and the list of them. Only this file reads ``.cu`` files.
 
 ``kernels/`` is a top-level folder of the repository and is installed as package data of ``gpurnn.kernels``; it is read
 by path, never imported.
@@ -39,7 +39,7 @@ def kernel_files():
 
 
 def kernel_path(file):
-    """The path of a CUDA source by its bare name, whichever folder it lies in; no two have the same name.
+    """The path of a CUDA source by its bare name, in whichever folder it is; no two have the same name.
 
     Raises FileNotFoundError.
 
@@ -52,11 +52,11 @@ def kernel_path(file):
 
 
 def kernel_source(file):
-    """The text of a kernel file with our own headers in place of its ``#include "..."`` lines, ready for NVRTC.
+    """The text of a kernel file for NVRTC, with our own headers in place of its ``#include "..."`` lines.
 
-    One text, because the cache of compiled kernels goes by the text: a header that NVRTC finds by itself could change
-    unseen. A header is named relative to the file that includes it, and taken once. ``#line`` keeps every line under
-    its file's own name in messages.
+    It is one text because the cache of compiled kernels is keyed by it: a header that NVRTC found by itself could
+    change unseen. A header is named relative to the file that includes it, and included once. ``#line`` makes the
+    compiler's messages name the original file and line.
     """
     folder, seen = kernel_dir().resolve(), set()
 
@@ -84,7 +84,7 @@ _DTYPES = {
 }  # fmt: skip
 
 
-ALIGNMENT = 16  # bytes: of the largest word that a kernel loads
+ALIGNMENT = 16  # bytes of the largest word that a kernel loads
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Argument:
 def signature(file, kernel, types):
     """The arguments of a kernel of a ``.cu`` file with the template arguments ``types``: a tuple of ``Argument``.
 
-    A pointer may be null where the comment behind it says "or null", and must be aligned where it says "aligned".
+    A pointer may be null where the comment after it says "or null", and must be aligned where it says "aligned".
     Raises KeyError where the file has no such kernel.
 
     >>> signature("step.cu", "step_project", ("float",))[0]
@@ -132,42 +132,42 @@ def signature(file, kernel, types):
             computed = re.fullmatch(r"Compute<(\w+)>::real", of)
             if computed:
                 of = "double" if bound.get(computed[1], computed[1]) == "double" else "float"
-            said = [pointer and words in comment for words in ("or null", "aligned")]
-            arguments.append(Argument(name, _DTYPES[bound.get(of, of)], pointer, *said))
+            flags = [pointer and words in comment for words in ("or null", "aligned")]
+            arguments.append(Argument(name, _DTYPES[bound.get(of, of)], pointer, *flags))
         if end:
             break
     return tuple(arguments)
 
 
 class Kernels:
-    """Checked launches on a device.
-
-    A device is ``CupyDevice``, or another with its ``load`` and ``xp``.
-    """
+    """Checked launches on a device: a ``CupyDevice``, or an object with its ``load``, ``xp`` and ``address``."""
 
     def __init__(self, device):
         self.device = device
         self._ready, self._loading = {}, threading.Lock()
 
     def launch(self, file, kernel, types, grid, block, *args, shared=0, cooperative=False):
-        """Launch ``kernel<types>`` of ``kernels/file``; nothing where the grid is empty.
+        """Launch ``kernel<types>`` of ``file``; do nothing where the grid is empty.
 
-        args: Python numbers for scalars, cast to the declared type; for pointers C-contiguous arrays of the declared
-        dtype, ``Rows(array)`` for a strided one, or None where it may be null. Raises TypeError for a wrong number of
-        arguments, DtypeError, ShapeError, OverflowError naming the argument. cooperative: all blocks are there at once.
+        args: for scalars Python numbers, which are cast to the declared type; for pointers C-contiguous arrays of the
+        declared dtype, ``Rows(array)`` for a strided one, or None where it may be null. cooperative: all blocks run at
+        once. Raises TypeError for a wrong number of arguments; DtypeError, ShapeError and OverflowError, which name the
+        argument.
         """
         run, converters = self._loaded(file, kernel, types, grid, len(args))
         if 0 in grid:
             return
-        given = tuple([convert(value) for convert, value in zip(converters, args, strict=True)])
+        converted = tuple([convert(value) for convert, value in zip(converters, args, strict=True)])
         if cooperative:
-            run(grid, block, given, shared_mem=shared, cooperative=True)
+            run(grid, block, converted, shared_mem=shared, cooperative=True)
         else:
-            run(grid, block, given, shared_mem=shared)
+            run(grid, block, converted, shared_mem=shared)
 
     def bind(self, file, kernel, types, grid, block, *args):
-        """A function that launches as ``launch`` does, with all arguments checked now but one: where EACH stands among
-        them, the function takes a number."""
+        """A function of one number that launches as ``launch`` does, with that number in place of ``EACH``.
+
+        All other arguments are checked now.
+        """
         run, converters = self._loaded(file, kernel, types, grid, len(args))
         if 0 in grid:
             return lambda number: None
@@ -180,13 +180,13 @@ class Kernels:
         return lambda number: run(grid, block, (*before, convert(number), *after), shared_mem=0)
 
     def _loaded(self, file, kernel, types, grid, count):
-        """The kernel and the converters of its arguments, of which there are ``count``."""
+        """The kernel and the converters of its ``count`` arguments; loads it at its first use."""
         key = (file, kernel, types)
         ready = self._ready.get(key)
         if ready is None:
             expression = f"{kernel}<{', '.join(types)}>" if types else kernel
             converters = [self._converter(kernel, argument) for argument in signature(file, kernel, types)]
-            with self._loading:  # once, however many threads ask for it
+            with self._loading:  # once, however many threads want it
                 ready = self._ready.get(key) or (self.device.load(file, expression), converters)
                 self._ready[key] = ready
         if count != len(ready[1]):
@@ -196,11 +196,11 @@ class Kernels:
         return ready
 
     def _converter(self, kernel, argument):
-        """The function that checks and casts one argument; made once, as launches are many."""
+        """A function that checks and casts one argument. It is made once per kernel, because launches are many."""
         name, dtype = argument.name, argument.dtype
         if not argument.pointer:
             cast, whole = np.dtype(dtype).type, np.dtype(dtype).kind != "f"
-            if not whole:  # rounding is what floats do; becoming an infinity is not
+            if not whole:  # a number may be rounded; it may not become an infinity
                 most = float(np.finfo(cast).max)
 
                 def fits(value):
@@ -211,12 +211,12 @@ class Kernels:
                 def fits(value):
                     return low <= value <= high and cast(value) == value
 
-            known = {}  # most numbers are sizes, which come again and again
+            known = {}  # most numbers are sizes, which recur
 
             def scalar(value):
                 try:
                     return known[value]
-                except (KeyError, TypeError):  # TypeError: one in an array
+                except (KeyError, TypeError):  # TypeError: an array of one number is not hashable
                     if not fits(value):
                         raise OverflowError(f"{kernel}: {name} = {value} does not fit into {dtype}") from None
                 found = cast(value)
@@ -251,12 +251,12 @@ class Kernels:
         return pointer
 
 
-EACH = object()  # stands for a number that each launch brings
+EACH = object()  # in ``bind``, the argument that differs between launches
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A strided array for a kernel that is told the stride."""
+    """A strided array for a kernel that takes the stride as an argument."""
 
     array: object
 
@@ -267,7 +267,7 @@ CELLS = ("RnnTanh", "RnnRelu", "LstmCell", "GruCell", "GruOriginal")  # structs 
 
 
 def c_type(dtype):
-    """What the kernels call a NumPy dtype."""
+    """The C++ type of a NumPy dtype."""
     return C_NAMES[dtype_name(dtype)]
 
 

@@ -14,15 +14,17 @@ MAJORS = (13, 12)  # versions of CUDA, the newest first
 def load(name):
     """CUDA's shared library ``name`` ("nvrtc", "cublas") as a ``ctypes.CDLL``; raises OSError where there is none.
 
-    First CUDA's own finder, which CuPy 14 asks and which comes with it; then the wheels ``nvidia-...``; last a plain
-    name, under which a library that the process has loaded already is found, too.
+    It is searched with CUDA's own finder, which comes with CuPy 14; then in the wheels ``nvidia-...``; then by a plain
+    name, which also finds a library that the process has already loaded.
     """
     try:
         from cuda.pathfinder import load_nvidia_dynamic_lib
 
         found = load_nvidia_dynamic_lib(name)
-        return ctypes.CDLL(found.abs_path or name, handle=found._handle_uint)  # one loaded before may have no path
-    except (ImportError, RuntimeError, OSError):  # no finder, or it found nothing
+        return ctypes.CDLL(
+            found.abs_path or name, handle=found._handle_uint
+        )  # a library that was loaded before may have no path
+    except (ImportError, RuntimeError, OSError):  # no finder, or nothing found
         pass
     for path in _in_wheels(f"lib/lib{name}.so.*", f"bin/{name}64_*.dll"):
         for part in path.parent.glob(f"lib{name}-builtins.so.*"):  # NVRTC 13.0 does not look beside itself
@@ -38,7 +40,7 @@ def load(name):
 
 @functools.cache
 def include_folder():
-    """The folder of cuda_fp16.h and its kind as a string, or None where there is none: 16-bit kernels need it."""
+    """The folder of cuda_fp16.h and related headers, a string, or None. 16-bit kernels need it."""
     for path in _in_wheels("include/cuda_fp16.h"):
         return str(path.parent)
     try:
@@ -55,7 +57,7 @@ def include_folder():
 
 
 def wheel_folders():
-    """Folders of NVIDIA's wheels: ``nvidia/cu13`` for CUDA 13, one for each library before it."""
+    """Folders of NVIDIA's wheels: ``nvidia/cu13`` for CUDA 13, one folder per library for older versions."""
     spec = importlib.util.find_spec("nvidia")
     roots = [Path(root) for root in spec.submodule_search_locations] if spec else []
     folders = [folder for root in roots for folder in sorted(root.iterdir(), reverse=True) if folder.is_dir()]
@@ -63,4 +65,5 @@ def wheel_folders():
 
 
 def _in_wheels(*patterns):
+    """Files of NVIDIA's wheels that match."""
     return [path for folder in wheel_folders() for pattern in patterns for path in sorted(folder.glob(pattern))]

@@ -1,7 +1,7 @@
-"""NVRTC through ctypes: CUDA C++ in; machine code, PTX and the compiler's report out. Needs no GPU and no driver.
+"""NVRTC through ctypes: it compiles CUDA C++ to machine code and PTX. It needs no GPU and no driver.
 
 CuPy's own wrapper would do, but its disk cache forgets kernels with template arguments before CuPy 14, and the tests
-compile on machines without CuPy. A call here does not hold Python's lock, so threads compile side by side.
+compile on machines without CuPy. ctypes releases the GIL, so several threads compile at the same time.
 """
 
 import ctypes
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from . import libraries
 
-# -ftz=true, as CuPy compiles: in float, kernels count what is smaller than 2^-126 as zero.
+# -ftz=true, as CuPy compiles: in float, kernels flush subnormal numbers (below 2^-126) to zero.
 OPTIONS = ("--std=c++17", "-ftz=true")
 
 
@@ -23,7 +23,7 @@ class Program:
     """One source compiled for one architecture."""
 
     ptx: str
-    cubin: bytes  # empty where no machine code was asked for
+    cubin: bytes  # empty where the options ask for PTX only
     log: str  # with -Xptxas -v: registers, stack, spills, shared memory of every kernel
     lowered: dict  # name expression -> mangled name
 
@@ -57,7 +57,8 @@ def architectures():
 def target(arch):
     """The option that compiles for a GPU of compute capability ``arch``.
 
-    Machine code of the same major version where NVRTC knows one that is not newer, else PTX, which the driver compiles.
+    It asks for machine code where NVRTC knows an architecture of the same major version that is not newer. Otherwise it
+    asks for PTX, which the driver compiles.
 
     ``target(90)`` is '-arch=sm_90'.
     """
@@ -68,16 +69,18 @@ def target(arch):
 
 
 def include_options():
-    """``-I`` for cuda_fp16.h and its kind, where they are installed."""
+    """``-I`` for the folder of cuda_fp16.h, where that is installed."""
     folder = libraries.include_folder()
     return () if folder is None else (f"-I{folder}",)
 
 
 def compile(source, options, expressions=(), file="kernel.cu"):
-    """``Program`` of a source; ``options`` as they stand, ``OPTIONS`` and ``include_options`` among them.
+    """Compile a source.
 
-    file: the name that messages and line tables show. expressions: kernels to instantiate, such as ``step<float>``;
-    their mangled names are in ``Program.lowered``. Raises CompileError with NVRTC's log.
+    options: all options, ``OPTIONS`` and ``include_options()`` among them. expressions: kernels to instantiate, such as
+    ``step<float>``; ``Program.lowered`` has their mangled names. file: the name that messages and line tables show.
+
+    Returns a ``Program``. Raises CompileError with NVRTC's log.
     """
     nvrtc, program = library(), ctypes.c_void_p()
     _check(nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), file.encode(), 0, None, None))

@@ -1,4 +1,4 @@
-"""The table of ``gpurnn tune`` on disk: what was measured on this machine, which wins over the estimates."""
+"""The table of ``gpurnn tune`` on disk: times measured on this machine, which replace the estimates."""
 
 import logging
 import os
@@ -12,9 +12,10 @@ _log = logging.getLogger("gpurnn")
 
 
 class Table:
-    """What was measured: ``entries`` maps (device, cell, H, batch, directions, dtype, tf32, backward) to
-    {candidate: (seconds per timestep, seconds before the first)}. A batch stands for all sizes up to the next power of
-    two.
+    """Measured times.
+
+    ``entries`` maps (device, cell, H, batch, directions, dtype, tf32, backward) to {candidate: (seconds per timestep,
+    seconds before the first)}. The batch is rounded up to a power of two.
     """
 
     def __init__(self, entries=()):
@@ -27,7 +28,7 @@ class Table:
 
 def key(problem, device):
     """The key of a problem in ``Table.entries``."""
-    kernel = problem.kernel.replace("Relu", "Tanh")  # which cost the same
+    kernel = problem.kernel.replace("Relu", "Tanh")  # their costs are the same
     return (
         device.name,
         kernel,
@@ -41,7 +42,7 @@ def key(problem, device):
 
 
 def bucket(B):
-    """The power of two that a batch is rounded up to."""
+    """A batch size rounded up to a power of two."""
     return 1 << max(B - 1, 0).bit_length()
 
 
@@ -49,7 +50,7 @@ def bucket(B):
 
 
 def path():
-    """Where the table is kept: ``GPURNN_TUNED``, else ``gpurnn/tuned.json`` in the user's cache folder."""
+    """The path of the table: ``GPURNN_TUNED``, else ``gpurnn/tuned.json`` in the user's cache folder."""
     if os.environ.get("GPURNN_TUNED"):
         return Path(os.environ["GPURNN_TUNED"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpurnn" / "tuned.json"
@@ -73,12 +74,13 @@ def read():
 
 
 def check_file():
-    """Raise FileError where there is a file at ``path()`` that is no table: it is neither replaced nor removed."""
+    """Raise FileError where the file at ``path()`` is not a table: it is neither replaced nor removed."""
     if path().exists() and not {"format", "entries"} <= set(_document() or ()):
         raise FileError(f"{path()} is not a table of gpurnn tune, and stays: move it away, or set GPURNN_TUNED")
 
 
 def _document():
+    """The JSON at ``path()``, or None where it cannot be read."""
     try:
         return read_json(path(), own=True)
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
 """Schedules measured on this machine: what ``gpurnn tune`` puts into the table that wins over the estimates.
 
-A time loop is timed at two lengths. The difference is the price of the additional timesteps, the rest that of a call.
-Only the loop is timed; the input GEMM and the gradients of the weights are the same for every schedule.
+A time loop is timed at two lengths. The difference is the cost of the additional timesteps, the rest that of a call.
+Only the loop is timed: the input GEMM and the weight gradients are the same for every schedule.
 """
 
 import logging
@@ -19,7 +19,7 @@ from .problem import Problem
 from .tuned_table import Table, bucket, key
 
 CELLS = {"rnn": cells.RNNStep(), "lstm": cells.LSTMStep(False), "gru": cells.GRUStep(True)}
-OF_EACH_SCHEDULE = 4  # of a schedule, the best by estimate
+OF_EACH_SCHEDULE = 4  # candidates of a schedule that are measured: the best by estimate
 _log = logging.getLogger("gpurnn")
 
 
@@ -27,7 +27,7 @@ _log = logging.getLogger("gpurnn")
 
 
 def problems(cells, hidden, batches, dtypes, directions=1, tf32=False):
-    """The ``Problem`` of all these, forward and backward. Raises ValueError for an unknown cell."""
+    """Every ``Problem`` of these sizes, forward and backward. Raises ValueError for an unknown cell."""
     found = []
     for name in cells:
         cell = CELLS[check_choice("cell", name, tuple(CELLS))]
@@ -52,10 +52,12 @@ def worth_measuring(problem, device):
 
 
 def measure(ops, problem, candidate, lengths=(64, 320), least=0.02, clock=time.perf_counter):
-    """``(seconds of a timestep, seconds before the first)`` of one candidate on this device.
+    """Time one candidate on this device.
 
-    ops: a ``CudaOps``. lengths: timesteps of the two runs. least: seconds to time each of them, at
-    least, after a run that compiles and records. The result is the median of five such times.
+    ops: a ``CudaOps``. lengths: timesteps of the two runs. least: fewest seconds to time each of them, after a run that
+    compiles and records. clock: a function that returns seconds.
+
+    Returns ``(seconds per timestep, seconds before the first)``, from the medians of five times.
     """
     short, long = (_time(_time_loop(ops, problem, candidate, T), ops, least, clock) for T in lengths)
     seconds = max(long - short, 0.0) / (lengths[1] - lengths[0])
@@ -63,7 +65,7 @@ def measure(ops, problem, candidate, lengths=(64, 320), least=0.02, clock=time.p
 
 
 def _time_loop(ops, problem, candidate, T):
-    """A function that runs one forward or backward pass over arrays of zeros: values do not change the time."""
+    """A function that runs one forward or backward pass over zeros, as values do not change the time."""
     cell = next(cell for cell in CELLS.values() if cell.kernel == problem.kernel)
     xp, B, H, D = ops.xp, problem.B, problem.H, problem.directions
     dtype = check_dtype(problem.dtype)
@@ -91,6 +93,7 @@ def _time_loop(ops, problem, candidate, T):
 
 
 def _time(run, ops, least, clock):
+    """Seconds of a call of ``run``: the median of five times of at least ``least`` seconds."""
     run()
     ops.synchronize()
     count, times = 1, []
@@ -108,9 +111,11 @@ def _time(run, ops, least, clock):
 
 
 def tune(ops, problems, progress=None, **how):
-    """Measure these problems on this device; returns a ``Table`` with them and all that were known. Nothing is written.
+    """Measure these problems on this device, and write nothing.
 
-    progress: wraps the list of problems, as ``tqdm`` does. how: of ``measure``.
+    progress: a function that wraps the list of problems, as ``tqdm`` does. how: keyword arguments of ``measure``.
+
+    Returns a ``Table`` with them and all problems that ``ops`` already knew.
     """
     table, device = Table(ops.measured.entries if ops.measured else ()), ops.device.limits
     for problem in progress(problems) if progress else problems:
@@ -118,18 +123,20 @@ def tune(ops, problems, progress=None, **how):
         for candidate in worth_measuring(problem, device):
             try:
                 timed[candidate.key] = measure(ops, problem, candidate, **how)
-            except BackendError as error:  # a kernel that this device does not run: the others are measured
-                _log.warning("%s is left out: %s", candidate.key, error)
+            except BackendError as error:  # this device does not run that kernel: measure the others
+                _log.warning("%s was not measured: %s", candidate.key, error)
         table.entries[key(problem, device)] = timed
     return table
 
 
 def rows(table):
-    """What a table knows, for people and machines: a list of {"device", "name", "ways", "told"}, each problem's
-    candidates with the fastest at 512 timesteps first."""
+    """The rows of a table, for people and machines: dictionaries with "device", "name", "ways" and "told".
+
+    "ways" maps each candidate to its times, "told" says them in words; the fastest at 512 timesteps is first.
+    """
     found = []
     for (device, kernel, H, B, directions, dtype, tf32, backward), candidates in table.entries.items():
-        which, both = "backward" if backward else "forward", ", both" * (directions == 2)
+        which, both = "backward" if backward else "forward", ", both" if directions == 2 else ""
         ordered = sorted(candidates.items(), key=lambda item: item[1][1] + 512 * item[1][0])
         lines = [
             f"{name.partition('<')[0]} {seconds * 1e6:.2f} +{before * 1e6:.0f}" for name, (seconds, before) in ordered
