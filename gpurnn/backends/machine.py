@@ -1,4 +1,4 @@
-"""What decides the bits of results on the CPU, beside the code: processor, NumPy, BLAS."""
+"""What decides the bits of results on the CPU besides the code: processor, NumPy, BLAS."""
 
 import functools
 import os
@@ -23,7 +23,7 @@ def host_machine(backend):
 
 @functools.cache
 def _processor():
-    """The model of this processor, empty where the system does not say."""
+    """The model of this processor; empty where the system does not name it."""
     try:
         with open("/proc/cpuinfo") as file:
             lines = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]

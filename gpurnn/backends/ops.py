@@ -1,7 +1,7 @@
-"""Ops: the primitives that layers and backends agree on, written once over ``xp`` (NumPy or CuPy).
+"""Ops: the primitives that layers call, written once over ``xp`` (NumPy or CuPy).
 
-A method belongs here only if NumPy and CuPy differ in interface or determinism, or if a kernel pays; everything else is
-generic ``xp`` code in the layer that needs it. ``CudaOps`` overrides what a kernel makes faster.
+A method belongs here only if NumPy and CuPy differ in interface or determinism, or if compiled code makes it faster.
+Everything else is array code in the layer that needs it. ``CpuOps`` and ``CudaOps`` override what they do faster.
 """
 
 import contextlib
@@ -16,9 +16,9 @@ from ..errors import ShapeError
 from .machine import host_machine
 from .time_loop import Saved, hidden_weights, input_bias, sequence_backward, sequence_forward
 
-_TILE_FEATURES, _TILE_ROWS = 128, 16  # what a transposing copy moves at once, to rows and from rows: half the time
-_MOST = (1 << 31) - 1  # timesteps or sequences that compiled code counts
-_FEATURE_MAJOR_FROM = 8  # batch size from which NumPy keeps the arrays of the time loop feature-major
+_TILE_FEATURES, _TILE_ROWS = 128, 16  # tile of a transposing copy, to rows and from rows: it halves the time
+_MOST = (1 << 31) - 1  # most timesteps or sequences that compiled code counts: an int
+_FEATURE_MAJOR_FROM = 8  # batch size from which NumPy's arrays of the time loop are feature-major
 
 
 class Streams:
@@ -53,7 +53,7 @@ class Ops:
     def __repr__(self):
         return f"Ops({self.name!r})"
 
-    # A backend is there once: a copy is the same one. How it is pickled, by name, backend.py says.
+    # There is one object per backend, so a copy is the same one. It is pickled by name (switch.py).
 
     def __copy__(self):
         return self
@@ -62,24 +62,23 @@ class Ops:
         return self
 
     def with_tf32(self):
-        """These primitives for a layer with ``precision="tf32"``. Only kernels know tf32: others stay exact."""
+        """The ``Ops`` of a layer with ``precision="tf32"``. Only CUDA kernels use tf32; the others stay exact."""
         return self
 
     # ---- arrays in and out
 
     def asarray(self, value, name="array"):
-        """``value`` as an array of this backend, without a copy where it already is one that can be computed with.
+        """``value`` as an array of this backend, without a copy where it already is one.
 
         Takes NumPy and CuPy arrays, nested lists, and objects with DLPack (torch tensors) or
-        ``__cuda_array_interface__``. The other byte order, and places in memory that are no multiple of a number's
-        size, are copied. Raises BackendError for a GPU array given to the NumPy backend, DtypeError for masked arrays
-        and for what DLPack cannot hand over (bfloat16, sparse), TypeError for a tensor that requires grad; all name
-        the argument.
+        ``__cuda_array_interface__``. Arrays of the other byte order or at unaligned addresses are copied. Raises
+        BackendError for a GPU array given to the NumPy backend, DtypeError for masked arrays and for what DLPack cannot
+        hand over (bfloat16, sparse), TypeError for a tensor that requires grad; all name the argument.
         """
         return as_array(self.xp, self.name, value, name)
 
     def asfloat(self, value, dtype, name):
-        """``asarray`` that also checks the dtype: raises DtypeError, with the conversion, unless it is ``dtype``."""
+        """As ``asarray``, and raise DtypeError, which says how to convert, unless the dtype is ``dtype``."""
         return check_float(self.asarray(value, name), value, dtype, name)
 
     def to_numpy(self, array):
@@ -87,9 +86,11 @@ class Ops:
         return array.get() if hasattr(array, "get") and not isinstance(array, np.ndarray) else np.asarray(array)
 
     def refuse_sizes(self, T, B, layers):
-        """Raise ShapeError, before anything is done, where a recurrent layer cannot take so many timesteps T or
-        sequences B. Array code goes as far as memory does. layers: a function that returns for each layer the arguments
-        of ``CudaOps.candidates``."""
+        """Raise ShapeError where a recurrent layer cannot take T timesteps or B sequences.
+
+        It is called before anything is computed. Array code is limited by memory only. layers: a function that returns
+        for each layer the arguments of ``CudaOps.candidates``.
+        """
 
     def synchronize(self):
         """Wait until everything launched so far is done (nothing to wait for on NumPy)."""
@@ -97,26 +98,26 @@ class Ops:
             self.xp.cuda.get_current_stream().synchronize()
 
     def machine(self):
-        """What decides the bits of this backend's results, beside the code: name -> word or number, JSON-ready."""
+        """What decides the bits of this backend's results besides the code: a dictionary for JSON."""
         return host_machine(self.name)
 
     def empty_cache(self):
-        """Give back to the system what memory is kept for later calls."""
+        """Return memory that is held for later calls to the system."""
 
     # ---- arrays of the time loop
 
     def empty_steps(self, T, B, F, dtype):
-        """An uninitialised array (T, B, F) in the memory order that this backend's time loop likes best.
+        """An uninitialised array (T, B, F) in the memory order that suits this backend's time loop.
 
         NumPy with a batch: feature-major, F outermost, so that ``steps[t].T`` (F, B) has contiguous rows, gates are
-        contiguous blocks and the large GEMMs still see one matrix; measured by ``gpurnn bench``. Else C order.
+        contiguous blocks and a large GEMM still reads one matrix. Otherwise C order. ``gpurnn bench`` measured which.
         """
         if self.xp is np and B >= _FEATURE_MAJOR_FROM:
             return np.empty((F, T, B), dtype).transpose(1, 2, 0)
         return self.xp.empty((T, B, F), dtype)
 
     def copy_steps(self, out, steps):
-        """``out[...] = steps`` for two (T, B, F) arrays of any memory order, quickly where the orders differ."""
+        """``out[...] = steps`` for two (T, B, F) arrays of any memory order, in tiles where the orders differ."""
         T, B, F = out.shape
         to_rows, from_rows = (array.strides[2] <= array.strides[1] for array in (out, steps))
         if self.xp is not np or to_rows == from_rows:
@@ -130,31 +131,34 @@ class Ops:
                     out[t, b : b + _TILE_ROWS] = steps[t, b : b + _TILE_ROWS]
 
     def schedule(self, problem, wanted="auto"):
-        """(name, reason) of the time loop that a ``schedules.Problem`` takes; wanted: as a layer's ``schedule``."""
+        """``(name, reason)`` of the time loop for a ``schedules.Problem``. wanted: a layer's argument ``schedule``."""
         return "array code", "one timestep after another; fused kernels need the 'cuda' backend"
 
     def packed_bytes(self, problem, P, T):
-        """Bytes that a layer's calls take for a while, beside the arrays that they return and keep: weights, inputs and
-        states in the order in which products read them. work: a ``schedules.Problem``; P: size of h."""
+        """Bytes that a layer's calls allocate for a while, besides the arrays that they return or save.
+
+        They hold weights, inputs and states in the order in which matrix products read them. problem: a
+        ``schedules.Problem``. P: size of h. T: timesteps.
+        """
         return 0
 
     # ---- one layer: the input GEMM, then the time loop
 
     def streams(self, count):
-        """``Streams`` for so many layers at once."""
+        """``Streams`` for ``count`` layers at once."""
         return Streams(count)
 
     def layer_forward(
         self, cell, x, weights, states, lengths, directions, save, fresh_output, schedule="auto", concurrent=1
     ):
-        """One layer with all its directions.
+        """Run one layer with all its directions.
 
-        cell: a record of cells.py. x: (T, B, I). weights: for each direction its ``cells.Weights``; states: its initial
-        state, (h (B, P),) or (h, c (B, H)), arrays or numbers. lengths: NumPy integers (B,) or None. directions: for
-        each, whether it runs backwards in time. save: whether ``layer_backward`` will follow. fresh_output: return a
-        C-contiguous output of its own, zero past each sequence's end; otherwise it may be a view of the saved states.
-        schedule: one of ``schedules.SCHEDULES``; array code has only one. concurrent: how many layers run at once on
-        the device.
+        cell: a record of cells.py. x: (T, B, I). weights: for each direction its ``cells.Weights``. states: for each
+        direction its initial state, (h (B, P),) or (h, c (B, H)), arrays or numbers. lengths: NumPy integers (B,) or
+        None. directions: for each, whether it runs backwards in time. save: whether ``layer_backward`` will follow.
+        fresh_output: return a fresh C-contiguous output, zero past each sequence's end; otherwise it may be a view of
+        the saved states. schedule: one of ``schedules.SCHEDULES``; array code has only one. concurrent: how many layers
+        run at once on the device.
 
         Returns a list of ``Saved``, a list of final states, and the output (T, B, D*P).
         """
@@ -176,14 +180,14 @@ class Ops:
         return all_saved, finals, self.zero_past_end(self.side_by_side(outputs, self.empty), lengths)
 
     def layer_backward(self, cell, all_saved, weights, doutput, dstates, lengths, directions, hooks):
-        """The mirror of ``layer_forward``, without the weight gradients.
+        """The backward pass of ``layer_forward``, without the weight gradients.
 
-        doutput: (T, B, D*P) or None; dstates: for each direction the gradients of its final state, or None. hooks:
-        for each direction a ``hook`` as in ``sequence_backward``, or None.
+        doutput: (T, B, D*P) or None. dstates: for each direction the gradients with respect to its final state, or
+        None. hooks: for each direction a ``hook`` as in ``sequence_backward``, or None.
 
-        Leaves in each ``saved.gates`` the gradients of ``cell.preactivations``. Returns for each direction the
-        gradients of its initial state, float32 beside 16-bit numbers, and with a projection those of every h_t, else
-        None.
+        Overwrites each ``saved.gates`` with the gradients with respect to ``cell.preactivations``. Returns for each
+        direction the gradients with respect to its initial state, float32 for 16-bit layers, and with a projection
+        those with respect to every h_t, otherwise None.
         """
         done = []
         for d, (saved, w, reverse) in enumerate(zip(all_saved, weights, directions, strict=True)):
@@ -206,15 +210,15 @@ class Ops:
         return whole
 
     def zero_past_end(self, steps, lengths):
-        """``steps`` (T, B, F), zero in place where a sequence is past its end, whatever stood there, even NaN.
+        """Set ``steps`` (T, B, F) to zero in place where a sequence is past its end, even where it is NaN; return it.
 
-        The dtype stays, as it would not with ``where``: CuPy's makes bfloat16 float32.
+        It does not use ``where``, because CuPy's turns bfloat16 into float32.
         """
         if lengths is not None:
             past_end = np.arange(len(steps))[:, None] >= lengths
             if self.xp is np:
                 steps[past_end] = 0
-            else:  # to index by booleans CuPy counts them, and waits for the GPU to do so
+            else:  # CuPy waits for the GPU to count the booleans of an index
                 self.xp.copyto(steps, 0, where=self.xp.asarray(past_end[:, :, None]))
         return steps
 
@@ -222,12 +226,13 @@ class Ops:
         """An uninitialised array (T, B, F) in C order."""
         return self.xp.empty((T, B, F), dtype)
 
-    # ---- products, and accumulation into gradients
+    # ---- matrix products, and accumulation into gradients
 
     def product(self, a, b, out, accumulate=False):
-        """``out = a @ b``, or ``out += a @ b``; matrices of any memory order.
+        """``out = a @ b``, or ``out += a @ b``, for matrices of any memory order.
 
-        a and b have one dtype, out the same, or float32 for 16-bit ones, which are multiplied and added in float32.
+        a and b have the same dtype. out has it too, or is float32 where a and b have 16 bits; these are multiplied and
+        added in float32.
         """
         if accumulate:
             out += (upcast(a) @ upcast(b)).astype(out.dtype, copy=False)
@@ -241,9 +246,9 @@ class Ops:
         grad += upcast(flat(d)).T @ upcast(flat(x))
 
     def sum_steps(self, d):
-        """(T, B, M) summed over all steps, in a fixed order: (M,).
+        """The sum of d (T, B, M) over all steps, in a fixed order: (M,).
 
-        Along contiguous steps NumPy sums pairwise; along rows it would add one by one, hence float64 there.
+        NumPy sums pairwise along contiguous steps. Along rows it adds one by one, so these are summed in float64.
         """
         rows = upcast(flat(d))
         contiguous = rows.strides[0] == rows.itemsize
@@ -254,12 +259,14 @@ class Ops:
     def softmax_forward(self, logits, rows, labels, smoothing):
         """The cross-entropy of each row that counts.
 
-        logits: (N, V) float32 or float64; rows: int64 (count,), which rows count, or None for all; labels: int64
-        (count,). Returns the losses, float64 (count,), and for the backward pass the highest logit (count,) of each row
-        and the sum of exp(logits - highest), float64 (count,).
+        logits: (N, V) float32 or float64. rows: int64 (count,), the rows that count, or None for all. labels: int64
+        (count,). smoothing: of the labels, from 0 to 1.
+
+        Returns the losses, float64 (count,), and for the backward pass the highest logit of each row (count,) and the
+        sum of exp(logits - highest), float64 (count,).
         """
-        # Softmax as exp(logits - highest) / total: the shift keeps exp from overflowing, and the two factors, kept
-        # apart, are more exact than exp(logits - log_sum_exp) where the logits are large.
+        # Softmax as exp(logits - highest) / total: the shift prevents exp from overflowing, and two separate factors
+        # are more exact than exp(logits - log_sum_exp) where the logits are large.
         xp, count, V = self.xp, labels.size, logits.shape[1]
         highest = xp.empty((count, 1), logits.dtype)
         total = xp.empty((count, 1), np.float64)
@@ -276,10 +283,10 @@ class Ops:
         return losses, highest[:, 0], total[:, 0]
 
     def softmax_backward(self, logits, rows, labels, smoothing, highest, total, dlosses, out=None):
-        """The derivative by the logits, (N, V), zero in rows that do not count.
+        """The gradient with respect to the logits, (N, V), zero in rows that do not count.
 
-        dlosses: (N, 1), the derivative by each row's loss; out: where to write, may be ``logits``, or None for a fresh
-        array; the others as in ``softmax_forward``.
+        dlosses: (N, 1), the gradients with respect to the rows' losses. out: the array to write to, which may be
+        ``logits``, or None for a fresh one. The others are those of ``softmax_forward``.
         """
         xp, dtype, V = self.xp, logits.dtype, logits.shape[1]
         dlogits = self._derivative_array(logits, rows, out)
@@ -295,7 +302,7 @@ class Ops:
         return dlogits
 
     def _derivative_array(self, logits, rows, out):
-        """``out``, or a fresh array like the logits, with zeros in the rows that do not count."""
+        """``out``, or a fresh array like ``logits``, with zeros in the rows that do not count."""
         if out is None:
             return (self.xp.empty if rows is None else self.xp.zeros)(logits.shape, logits.dtype)
         if rows is not None:
@@ -305,7 +312,10 @@ class Ops:
         return out
 
     def optimize(self, kernel, params, grads, arrays, scalars):
-        """Whether an optimiser's update of the flat buffers was done here, in one launch; else optim.py does it."""
+        """Update the flat buffers in one launch, and return whether that was done. If not, the optimizer does it.
+
+        kernel: the rule. arrays: the optimizer's state arrays by name. scalars: its numbers by name.
+        """
         return False
 
     def clip_norm(self, grads, max_norm):
@@ -334,7 +344,7 @@ class Ops:
         return total
 
     def dropout_mask(self, shape, rate, seed, layer, call):
-        """``rng.dropout_mask`` made where this backend's arrays live."""
+        """``rng.dropout_mask`` as an array of this backend."""
         return rng.dropout_mask(shape, rate, seed, layer, call, self.xp)
 
     def accumulate_rows(self, grad, index, d):
@@ -351,10 +361,10 @@ class Ops:
         starts = xp.flatnonzero(first)
         stops = xp.concatenate([starts[1:], xp.asarray([index.size])])
         d = upcast(d[order])
-        if xp is np:  # a loop over the ids: add.reduceat works column by column and takes up to 5 times as long
+        if xp is np:  # add.reduceat works column by column and takes up to 5 times as long as this loop over the ids
             for row, start, stop in zip(rows[starts].tolist(), starts.tolist(), stops.tolist(), strict=True):
                 grad[row] += d[start] if stop == start + 1 else np.add.reduce(d[start:stop])
-        else:  # CuPy has no reduceat: differences of a float64 prefix sum, whose order is fixed
+        else:  # CuPy has no reduceat: take differences of a float64 prefix sum, whose order is fixed
             sums = xp.cumsum(d, axis=0, dtype=np.float64)
             totals = sums[stops - 1]
             totals[1:] -= sums[stops[:-1] - 1]
@@ -363,16 +373,16 @@ class Ops:
 
 def refuse_uncountable(T, B, backend):
     """Raise ShapeError for more timesteps or sequences than an ``int`` of compiled code holds."""
-    for name, count, most in (("T", T, _MOST - 1), ("B", B, _MOST)):  # of states there is one more than of timesteps
+    for name, count, most in (("T", T, _MOST - 1), ("B", B, _MOST)):  # there is one more state than timesteps
         if count > most:
             raise ShapeError(f"x: {name} = {count} is more than the {most} that backend {backend!r} takes in one call")
 
 
 def blocks(rows, count, width, xp):
-    """Cut ``count`` rows of ``width`` elements in blocks; yields ``(part, index)``.
+    """Cut ``count`` rows of ``width`` elements into blocks; yields ``(part, index)``.
 
-    ``part`` is the slice within the rows that count, ``index`` picks the same rows from all of them. On the host a
-    block and its temporaries stay in cache; on a GPU blocks are large: few launches, and still bounded memory.
+    ``part`` is the slice within the rows that count; ``index`` selects the same rows from all of them. On the host a
+    block and its temporaries fit in cache. On a GPU blocks are large: few launches, yet bounded memory.
     """
     size = max(1, (1 << 17 if xp is np else 1 << 26) // max(width, 1))
     for start in range(0, count, size):
@@ -381,5 +391,5 @@ def blocks(rows, count, width, xp):
 
 
 def flat(steps):
-    """(T, B, F) as (T*B, F); a view for arrays of ``empty_steps`` and for C-contiguous ones."""
+    """(T, B, F) as (T*B, F): a view of C-contiguous arrays and of those of ``empty_steps``."""
     return steps.reshape(-1, steps.shape[-1]) if steps.size else steps.reshape(0, steps.shape[-1])

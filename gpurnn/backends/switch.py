@@ -2,14 +2,16 @@
 
 | name | arrays | what runs |
 |---|---|---|
-| ``"numpy"`` | NumPy | the generic code; the reference |
-| ``"cpu"`` | NumPy | compiled code (cpu/) where it was built, else what ``"numpy"`` does |
-| ``"cupy"`` | CuPy | the same generic code on a GPU, unfused |
+| ``"numpy"`` | NumPy | array code; the reference |
+| ``"cpu"`` | NumPy | compiled code (cpu/) where it was built, otherwise the same as ``"numpy"`` |
+| ``"cupy"`` | CuPy | the same array code on a GPU, unfused |
 | ``"cuda"`` | CuPy | hand-written kernels, cuBLAS for the matrix products |
-| ``"auto"`` | | ``"cuda"`` where it works, else ``"cpu"``; says once which, through ``logging`` |
+| ``"auto"`` | | ``"cuda"`` where it works, else ``"cpu"``; logs once which |
 
-A layer asks once, when it is built: argument, else ``use_backend``, else ``GPURNN_BACKEND``, else ``"auto"``.
+A layer chooses once, when it is built: by its argument, else ``use_backend``, else ``GPURNN_BACKEND``, else ``"auto"``.
 """
+
+from __future__ import annotations
 
 import contextlib
 import contextvars
@@ -20,10 +22,16 @@ import importlib
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .._typing import Array
 from ..errors import BackendError
+
+if TYPE_CHECKING:
+    from .ops import Ops
 
 NAMES = ("numpy", "cpu", "cupy", "cuda")
 _requested = contextvars.ContextVar("gpurnn_backend", default=None)
@@ -31,12 +39,25 @@ _log = logging.getLogger("gpurnn")
 
 
 @contextlib.contextmanager
-def use_backend(name):
-    """Layers built inside the ``with`` block, and given no ``backend`` or ``"auto"``, use this one.
+def use_backend(name: str) -> Iterator[None]:
+    """Set the backend of layers that are built inside a ``with`` block without a ``backend``, or with ``"auto"``.
 
-    Holds for the current thread or asyncio task; blocks nest. ``use_backend("auto")`` overrules ``GPURNN_BACKEND``.
-    Raises ValueError for an unknown name, TypeError for what is not a name.
+    It applies to the current thread or asyncio task. Blocks may be nested.
 
+    Parameters
+    ----------
+    name
+        ``"numpy"``, ``"cpu"``, ``"cupy"``, ``"cuda"`` or ``"auto"``. ``"auto"`` overrules ``GPURNN_BACKEND``.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name.
+    TypeError
+        For what is not a string.
+
+    Examples
+    --------
     >>> with gpurnn.use_backend("numpy"):
     ...     layer = gpurnn.LSTM(3, 5)
     """
@@ -47,12 +68,29 @@ def use_backend(name):
         _requested.reset(token)
 
 
-def get_backend(name=None):
-    """The ``Ops`` of a backend: ``name``, else ``use_backend``, else ``GPURNN_BACKEND``, else ``"auto"``.
+def get_backend(name: str | Ops | None = None) -> Ops:
+    """The ``Ops`` of a backend, the object through which layers compute.
 
-    An ``Ops`` given as ``name`` is returned as it is. ``name="auto"`` is the layers' default and means the same as
-    None. Raises ValueError for an unknown name, TypeError for what is not a name, BackendError where ``"cupy"`` or
-    ``"cuda"`` cannot work; never falls back unless it came to ``"auto"``.
+    Parameters
+    ----------
+    name
+        A backend's name. None and ``"auto"``, the layers' default, take that of ``use_backend``, else of
+        ``GPURNN_BACKEND``, else ``"cuda"`` where it works and ``"cpu"`` where it does not. An ``Ops`` is returned
+        unchanged.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name.
+    TypeError
+        For what is neither a string nor an ``Ops``.
+    BackendError
+        Where ``"cupy"`` or ``"cuda"`` was named and cannot work here, with the reason and what to do.
+
+    Examples
+    --------
+    >>> gpurnn.get_backend("numpy")
+    Ops('numpy')
     """
     if hasattr(name, "xp"):
         copyreg.pickle(type(name), _pickled)
@@ -63,29 +101,40 @@ def get_backend(name=None):
     return _auto() if name == "auto" else _build(name)
 
 
-def backends():
-    """What this machine has: backend name -> None where it works, else the reason why not (a string).
+def backends() -> dict[str, str | None]:
+    """Which backends work on this machine.
 
+    Returns
+    -------
+    dict
+        Backend name -> None where it works, else a string that says why not and what to do.
+
+    Examples
+    --------
     >>> gpurnn.backends()["numpy"] is None
     True
     """
     return {"numpy": None, "cpu": None, "cupy": _gpu_problem(), "cuda": _cuda_problem()}
 
 
-def empty_cache():
-    """Give back to the system what the backends in use keep for later calls: memory of arrays that are gone, and on a
-    GPU the recorded time loops that nobody uses.
+def empty_cache() -> None:
+    """Return unused memory to the system.
 
+    That is the memory which the backends in use hold for later calls: of arrays that are gone, and on a GPU of recorded
+    time loops that are not in use.
+
+    Examples
+    --------
     >>> gpurnn.empty_cache()
     """
     for ops in list(_built.values()):
         ops.empty_cache()
 
 
-def array_ops(*arrays):
-    """The ``Ops`` of the arrays given to a function that belongs to no layer (losses, metrics).
+def array_ops(*arrays: Array) -> Ops:
+    """The ``Ops`` for the arguments of a function that belongs to no layer (losses, metrics).
 
-    CuPy arrays give ``"cuda"``, all else ``"cpu"``; a mixture raises BackendError.
+    CuPy arrays give ``"cuda"``, everything else ``"cpu"``. Raises BackendError for a mixture.
     """
     cupy = sys.modules.get("cupy")  # an array of CuPy cannot exist before somebody has imported it
     on_gpu = [cupy is not None and isinstance(array, cupy.ndarray) for array in arrays]
@@ -95,7 +144,7 @@ def array_ops(*arrays):
 
 
 def _checked(name, source):
-    """``name``, which is one; ``source`` says in the error where it came from."""
+    """``name``, where it is a backend's or "auto"; ``source`` names it in the error."""
     if not isinstance(name, str):
         raise TypeError(f"{source}: expected the name of a backend, got {type(name).__name__}")
     if name not in (*NAMES, "auto"):
@@ -104,24 +153,25 @@ def _checked(name, source):
     return name
 
 
-_built = {}  # name -> the primitives that ``_build`` has made
+_built = {}  # name -> its ``Ops``
 
 
 def _build(name):
+    """The one ``Ops`` of a backend."""
     if name not in _built:
         ops = _make(name)
         copyreg.pickle(type(ops), _pickled)
-        _built.setdefault(name, ops)  # two threads may come this far: both get what one of them made
+        _built.setdefault(name, ops)  # two threads may get here: both return the same one
     return _built[name]
 
 
 def _pickled(ops):
-    """What stands in a pickle for the primitives: their name, which is looked up where the pickle is loaded."""
+    """How an ``Ops`` is pickled: by its name, which is looked up where the pickle is loaded."""
     return _named, (ops.name, ops.tf32)
 
 
 def _named(name, tf32):
-    """The ``Ops`` of a pickle; raises BackendError where this backend cannot work here."""
+    """The ``Ops`` of a pickle. Raises BackendError where this backend cannot work here."""
     ops = get_backend(name)
     return ops.with_tf32() if tf32 else ops
 
@@ -152,18 +202,19 @@ def _make(name):
 
 @functools.cache
 def _auto():
+    """The ``Ops`` of "auto"."""
     problem = _cuda_problem()
     ops = _build("cpu" if problem else "cuda")
     _log.info("backend 'auto' is %r on this machine%s", ops.name, f": {problem}" if problem else "")
     return ops
 
 
-# ---- what this machine has, cheapest question first; CuPy is imported only where nothing speaks against it
+# ---- what this machine has: the cheapest test first, and CuPy is imported only after all others have passed
 
 
 @functools.cache
 def _gpu_problem():
-    """Why CuPy cannot use a GPU here and the command that mends it, or None where it can."""
+    """Why CuPy cannot use a GPU here and the command that fixes it, or None where it can."""
     driver = _driver_cuda_version()
     if driver is None:
         return (
@@ -186,7 +237,7 @@ def _gpu_problem():
         return "the NVIDIA driver shows no GPU to this process. Check nvidia-smi and CUDA_VISIBLE_DEVICES"
     try:
         cupy = _import_cupy()
-    except Exception as error:  # a broken binary fails with whatever error it likes
+    except Exception as error:  # a broken binary may raise any error
         if not packages and isinstance(error, ModuleNotFoundError) and error.name == "cupy":
             return f"CuPy is not installed. Run {install}"
         return f"CuPy does not import ({error.__cause__ or error}). {reinstall if packages else f'Run {install}'}"
@@ -199,7 +250,7 @@ def _gpu_problem():
 
 @functools.cache
 def _cuda_problem():
-    """Why the kernels cannot work here, or None: what stands against CuPy, or a library that they call themselves."""
+    """Why the kernels cannot work here: CuPy's problem, or a missing library that they call directly. Else None."""
     problem = _gpu_problem()
     if problem is None:
         from .cuda import libraries
@@ -213,7 +264,7 @@ def _cuda_problem():
 
 
 def _load_driver():
-    """The CUDA driver's library; raises OSError where there is none."""
+    """Load the CUDA driver's library. Raises OSError where there is none."""
     return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
 
 
@@ -246,6 +297,6 @@ def _import_cupy():
 
 
 def _compute(cupy):
-    """Do what every layer needs: compile a kernel, multiply matrices, copy the result back; raises where one fails."""
+    """Compile a kernel, multiply matrices and copy the result back, as every layer needs. Raises where one fails."""
     a = cupy.arange(4, dtype=np.float32).reshape(2, 2)
     (a @ a).get()

@@ -14,7 +14,7 @@ class Saved:
 
     x: the layer's input (T, B, I). gates: (T, B, K*H), None after inference; after forward the blocks that the cell
     saves, after backward the gradients with respect to its pre-activations. h (T+1, B, P) and c (T+1, B, H) or None:
-    the states in slots. lease: whatever must live as long as these arrays are in use.
+    the states in slots. lease: an object that must live as long as these arrays are in use.
     """
 
     x: object
@@ -51,7 +51,7 @@ def hidden_weights(cell, w, dtype):
 
 
 def _rounded(weight, dtype):
-    """A weight as products in ``dtype`` see it, in what they are computed in."""
+    """A weight rounded to ``dtype``, in its compute dtype."""
     return upcast(weight.astype(dtype, copy=False))
 
 
@@ -59,16 +59,16 @@ def sequence_forward(ops, cell, ax, weights, state, lengths=None, reverse=False,
     """Run the time loop of one cell.
 
     cell: a record of cells.py; weights: its ``HiddenWeights``.
-    ax: from ``empty_steps``; (T, B, K*H) where ``save``, else (T, B, G*H) will do. In: columns [0, G*H) hold the
-        input pre-activations; out, where ``save``: what the cell saves for the backward pass.
+    ax: from ``empty_steps``; (T, B, K*H) where ``save``, otherwise (T, B, G*H) is enough. On entry columns [0, G*H)
+        hold the input pre-activations. On return, where ``save``, it holds what the cell saves for the backward pass.
     state: initial (h (B, P),) or (h, c (B, H)), arrays or numbers. lengths: integers (B,) or None; past its end a
-        sequence holds its state.
+        sequence's state does not change.
     reverse: run from T - 1 to 0.
 
-    Returns h (T+1, B, P) and c (T+1, B, H), or None where the cell has no c or not ``save``, and the final state; c
-    is float32 beside 16-bit numbers.
-    Slots: forward, step t reads slot t and writes t + 1; reverse, it reads t + 1 and writes t; so the initial state
-    is at the end where the loop begins.
+    Returns h (T+1, B, P); c (T+1, B, H), or None where the cell has no c or not ``save``; and the final state. c is
+    float32 for 16-bit layers.
+    Slots: step t reads slot t and writes slot t + 1; where ``reverse``, it reads t + 1 and writes t. So the initial
+    state is at the end where the loop begins.
     """
     xp, dtype, real = ops.xp, ax.dtype, compute_dtype(ax.dtype)
     T, B, _ = ax.shape
@@ -86,7 +86,7 @@ def sequence_forward(ops, cell, ax, weights, state, lengths=None, reverse=False,
     axT, hT, cT = _feature_major(ax), _feature_major(h), _feature_major(c)
     held = _ragged_steps(ops, lengths, T)
     c_old = c_new = None
-    with np.errstate(over="ignore" if cell.names else None):  # sigmoid_: a gate that is shut
+    with np.errstate(over="ignore" if cell.names else None):  # sigmoid_: a closed gate
         for count, t in enumerate(range(T - 1, -1, -1) if reverse else range(T)):
             old, new = (t + 1, t) if reverse else (t, t + 1)
             if cT is not None:
@@ -102,7 +102,7 @@ def sequence_forward(ops, cell, ax, weights, state, lengths=None, reverse=False,
             if save and cell.names:
                 axT[t] = z
     end = 0 if reverse else T
-    final = (h[end].copy(),)  # the caller may write to his
+    final = (h[end].copy(),)  # the caller may write to it
     if c is not None:
         final += (c[end if save else T % 2].copy(),)
     return h, c if save else None, final
@@ -111,26 +111,27 @@ def sequence_forward(ops, cell, ax, weights, state, lengths=None, reverse=False,
 def sequence_backward(ops, cell, gates, weights, h, c, doutput, dstate, lengths=None, reverse=False, hook=None):
     """The reverse-time twin of ``sequence_forward``: back-propagation through time.
 
-    gates: (T, B, K*H); in: what forward saved; out: ``d``, the gradients of ``cell.preactivations``, zero past the
-    end. h, c: the slots of forward. doutput: (T, B, P) or None, ignored past the end.
-    dstate: gradients of the final state, (dh (B, P),) or (dh, dc), or None for zeros.
-    hook: None, or called as hook(t, dh (P, B), dc (H, B) or None) with the complete gradients of h_t and c_t.
+    gates: (T, B, K*H). On entry it holds what forward saved; on return the gradients with respect to
+        ``cell.preactivations``, zero past the end.
+    h, c: the slots of forward. doutput: (T, B, P) or None, ignored past the end.
+    dstate: gradients with respect to the final state, (dh (B, P),) or (dh, dc), or None for zeros.
+    hook: None, or called as hook(t, dh (P, B), dc (H, B) or None) with the complete gradients with respect to h_t, c_t.
 
-    Returns the gradients of the initial state, shaped as ``state`` and float32 beside 16-bit numbers, and with a
-    projection those of every h_t (T, B, P), zero past the end; else None.
+    Returns the gradients with respect to the initial state, shaped as ``state`` and float32 for 16-bit layers; and with
+    a projection those with respect to every h_t (T, B, P), zero past the end, otherwise None.
     """
     xp, dtype, real = ops.xp, gates.dtype, compute_dtype(gates.dtype)
     T, B, _ = gates.shape
     P, H = h.shape[2], gates.shape[2] // cell.saved_blocks
-    left = len(cell.preactivations) * H
-    z, d = _step_buffer(ops, B, cell.saved_blocks * H, real), _step_buffer(ops, B, left, real)
+    columns = len(cell.preactivations) * H
+    z, d = _step_buffer(ops, B, cell.saved_blocks * H, real), _step_buffer(ops, B, columns, real)
     tmp, dh = _step_buffer(ops, B, H, real), _step_buffer(ops, B, P, real)
     dc = None if c is None else _step_buffer(ops, B, H, real)
-    for mine, given in zip((dh, dc), dstate or (None, None), strict=False):
-        if mine is not None:
-            mine[...] = 0 if given is None else given.T
+    for gradient, initial in zip((dh, dc), dstate or (None, None), strict=False):
+        if gradient is not None:
+            gradient[...] = 0 if initial is None else initial.T
     gatesT, hT, cT = _feature_major(gates), _feature_major(h), _feature_major(c)
-    block = max(1, min(T, (1 << 18) // max(1, B * P)))  # steps of doutput brought into the loop's order at once
+    block = max(1, min(T, (1 << 18) // max(1, B * P)))  # timesteps of doutput that are reordered at once
     incoming = None if doutput is None else ops.empty_steps(block, B, P, dtype)
     dh_all = None if weights.hr is None else ops.empty_steps(T, B, P, dtype)
     held = _ragged_steps(ops, lengths, T)
@@ -155,17 +156,17 @@ def sequence_backward(ops, cell, gates, weights, h, c, doutput, dstate, lengths=
         z[...] = gatesT[t]
         step_hook = _ignore if hook is None else _timestep_hook(xp, hook, t, held[t])
         cell.backward(xp, weights, z, upcast(hT[old]), c_old, upcast(hT[new]), c_new, dh, dc, d, tmp, step_hook)
-        if held[t] is not None:  # the state went through unchanged: so does its derivative
+        if held[t] is not None:  # the state did not change, so neither does its gradient
             xp.copyto(dh, dh_held, where=held[t])
             if dc is not None:
                 xp.copyto(dc, dc_held, where=held[t])
             xp.copyto(d, 0, where=held[t])
-        gatesT[t, :left] = d
+        gatesT[t, :columns] = d
     return tuple(part.T for part in (dh, dc) if part is not None), dh_all
 
 
 def _step_buffer(ops, B, F, dtype):
-    """(F, B) scratch of one step, in the memory order of ``empty_steps``."""
+    """Scratch memory (F, B) of one timestep, in the memory order of ``empty_steps``."""
     return ops.empty_steps(1, B, F, dtype)[0].T
 
 
@@ -184,7 +185,7 @@ def _ragged_steps(ops, lengths, T):
 
 
 def _ignore(dh, dc):
-    """The hook where nobody asked for one."""
+    """The hook where there is none."""
 
 
 def _timestep_hook(xp, hook, t, held):
