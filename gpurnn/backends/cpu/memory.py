@@ -16,37 +16,45 @@ _PAGES = 1 << 17  # bytes of the smallest array whose memory is worth saving
 class MemoryPool:
     """Memory of arrays that are gone, for the next ones.
 
-    Fresh memory is made of fresh pages, each of which the system clears at its first use: for arrays that live as long
-    as one training step that is up to a fifth of the step's time. What is kept unused is no more than ``limit``, nor
-    than one and a half times of what has lately been in use at once: arrays of different sizes that a step needs one
-    after another are each kept.
+    The system clears each page of fresh memory at its first use. For arrays that live for one training update, that
+    takes up to a fifth of the update's time. The pool holds at most ``limit`` bytes that are not in use, and at most
+    one and a half times the bytes that have lately been in use at once. So it can hold arrays of several sizes, which
+    an update needs one after another.
 
-    An array may end at any moment, in any thread, even in the one that is at work here: what comes back waits in a
-    queue. Nobody waits long for the lock, as whoever holds it may be the one that asks, in a signal handler: memory
-    then comes from the system.
+    An array may end at any moment and in any thread, even in one that runs a method of the pool. So its memory comes
+    back through a queue. A method waits for the lock only briefly, because the same thread may hold it already, below a
+    signal handler; then it takes memory from the system.
     """
 
     def __init__(self, limit=1 << 29):
         self.limit = limit
-        self.peaks = [0, 0]  # the most bytes in use at once, in this stretch of _STRETCH arrays and in the one before
-        self.count = 0  # arrays of this stretch
+        self.peaks = [
+            0,
+            0,
+        ]  # most bytes in use at once, among the last _STRETCH arrays or fewer and among the _STRETCH before
+        self.count = 0  # arrays since the peaks were moved on
         self.in_use = 0
         self.reset()
         _pools.add(self)
 
     def reset(self):
-        """Forget all memory and whoever was at work: for a new process, where other threads are gone."""
+        """Forget all memory and locks: for a forked process, where the other threads are gone."""
         self.lock, self.returned = threading.Lock(), collections.deque()
-        self.unused, self.bytes = collections.OrderedDict(), 0  # bytes -> list of memories, the longest unused first
-        self.generation = object()  # of the memories that may come back
+        self.unused, self.bytes = (
+            collections.OrderedDict(),
+            0,
+        )  # bytes -> list of memories, the least recently used first
+        self.generation = object()  # memory of an earlier generation is not taken back
 
     def empty(self, shape, dtype):
-        """As ``np.empty``; the memory comes back when the last view of the array is gone."""
+        """As ``np.empty``. The memory comes back when the last view of the array is gone."""
         size = math.prod(shape) * dtype.itemsize
         if not _PAGES <= size <= self.limit:
             return np.empty(shape, dtype)
         step = 1 << (size.bit_length() - 6)
-        room = -(-size // step) * step  # up to 3 % more, so that T and T + 1 steps share one memory
+        room = (
+            -(-size // step) * step
+        )  # up to 3 % more, so that arrays of T and T + 1 timesteps fit into the same memory
         if not self.lock.acquire(timeout=_PATIENCE):
             return np.empty(shape, dtype)
         try:
@@ -58,16 +66,16 @@ class MemoryPool:
         if memory is None:
             try:
                 memory = np.empty(room, np.uint8)
-            except MemoryError:  # what is unused may be what is missing
+            except MemoryError:  # the unused memory may suffice
                 self.in_use -= room
                 self.clear()
                 return np.empty(shape, dtype)
         owner = _Block(memory)
         weakref.finalize(owner, self._take_back, memory, generation).atexit = False
-        return np.asarray(owner)[:size].view(dtype).reshape(shape)  # a dtype of ml_dtypes does not come through _Owner
+        return np.asarray(owner)[:size].view(dtype).reshape(shape)  # __array_interface__ knows no dtype of ml_dtypes
 
     def clear(self):
-        """Give back to the system what is unused."""
+        """Return the unused memory to the system."""
         if self.lock.acquire(timeout=_PATIENCE):
             try:
                 self._sort_in()
@@ -77,12 +85,12 @@ class MemoryPool:
                 self.lock.release()
 
     def _take(self, room):
-        """A memory of so many bytes, or None where there is none; it counts as in use from now on."""
-        some = self.unused.get(room)
-        memory = some.pop() if some else None
+        """Unused memory of ``room`` bytes, or None. Either way ``room`` bytes count as in use from now on."""
+        memories = self.unused.get(room)
+        memory = memories.pop() if memories else None
         if memory is not None:
             self.bytes -= room
-            if not some:
+            if not memories:
                 del self.unused[room]
         self.in_use += room
         self.count += 1
@@ -94,13 +102,14 @@ class MemoryPool:
 
     def _take_back(self, memory, generation):
         self.returned.append((memory, generation))
-        if self.lock.acquire(blocking=False):  # else whoever holds it, or the next one, sorts this in
+        if self.lock.acquire(blocking=False):  # else the thread that holds the lock, or the next to take it, does this
             try:
                 self._sort_in()
             finally:
                 self.lock.release()
 
     def _sort_in(self):
+        """Make the memory that came back available. The caller holds the lock."""
         while self.returned:
             memory, generation = self.returned.popleft()
             if generation is not self.generation:
@@ -113,14 +122,15 @@ class MemoryPool:
             self._drop(self._excess())
 
     def _excess(self):
+        """Unused bytes beyond what the pool may hold."""
         return self.bytes - min(self.limit, max(self.peaks) * 3 // 2)
 
     def _drop(self, excess):
-        """Give back at least so many bytes of what is unused, the longest unused first."""
+        """Drop at least ``excess`` bytes of unused memory, the least recently used first."""
         while excess > 0 and self.unused:
-            room, some = next(iter(self.unused.items()))
-            some.pop()
-            if not some:
+            room, memories = next(iter(self.unused.items()))
+            memories.pop()
+            if not memories:
                 del self.unused[room]
             self.bytes -= room
             excess -= room
@@ -140,7 +150,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Block:
-    """What the arrays over one memory of bytes hold on to: NumPy makes it their base."""
+    """The NumPy base of all arrays over one memory: it lives as long as they do."""
 
     def __init__(self, array):
         self.__array_interface__ = array.__array_interface__

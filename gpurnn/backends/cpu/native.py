@@ -66,7 +66,7 @@ class CrossEntropy(ctypes.Structure):
     ]
 
 
-# What an optimiser's state arrays are in an Update; rules by their place here.
+# The state arrays of each rule, as in an ``Update``, whose ``rule`` is the place in this order.
 STATES = {
     "sgd": ("momentum_buffer",),
     "rmsprop": ("square_avg", "grad_avg", "momentum_buffer"),
@@ -76,10 +76,10 @@ STATES = {
 
 @functools.cache
 def load_native():
-    """``(library, level)``, or None where it was not built.
+    """Load the library.
 
-    level: number in LEVELS, the best of this processor or what ``GPURNN_ISA`` says. Raises BackendError for a library
-    of another version of gpurnn, and as ``chosen_level``.
+    Returns ``(library, level)``, or None where it was not built. level: index in LEVELS, the best of this processor or
+    that of ``GPURNN_ISA``. Raises BackendError for a library of another version of gpurnn, and as ``chosen_level``.
     """
     folder = Path(__file__).parents[2]  # the package gpurnn
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
@@ -102,9 +102,9 @@ def load_native():
 
 
 def chosen_level(best):
-    """``GPURNN_ISA`` as a number in LEVELS, or ``best`` where it is not set. Bits of results differ between them.
+    """``GPURNN_ISA`` as an index in LEVELS, or ``best`` where it is not set. Bits of results differ between levels.
 
-    Raises ValueError for a word that is none of ISAS, BackendError where this processor lacks it.
+    Raises ValueError for a word that is not in ISAS, BackendError where this processor lacks it.
     """
     name = os.environ.get("GPURNN_ISA")
     if not name:

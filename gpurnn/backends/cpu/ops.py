@@ -32,7 +32,7 @@ _WORK = 1 << 23  # fewest multiplications that are worth a second thread: a fift
 
 
 def describe():
-    """What the backend "cpu" is on this machine, in words."""
+    """Say what the backend "cpu" is on this machine."""
     native = load_native()
     if native is None:
         if (Path(__file__).parents[3] / "pyproject.toml").is_file():
@@ -42,12 +42,14 @@ def describe():
 
 
 class HostOps(Ops):
-    """Array code on NumPy whose random masks are compiled: equal bits, for which array code takes as long as for a
-    layer. library, level: of ``load_native``."""
+    """Array code on NumPy with compiled random masks, of the same bits: in array code a mask takes as long as a layer.
+
+    library, level: from ``load_native``.
+    """
 
     def __init__(self, name, library, level):
         super().__init__(np, name)
-        thread_count()  # raises now where GPURNN_NUM_THREADS makes no sense, not at the first large call
+        thread_count()  # raises for a wrong GPURNN_NUM_THREADS now, not at the first large call
         self.library, self.level = library, level
 
     def dropout_mask(self, shape, rate, seed, layer, call):
@@ -60,26 +62,27 @@ class HostOps(Ops):
         return mask
 
     def _flat_threads(self, array):
+        """Threads for work on every number of an array."""
         return 1 if array.size < _WORK // 64 else thread_count()
 
     def _call(self, name, *arguments, threads):
-        """A function of the library; raises what it reports. threads: how many it was told to take."""
+        """Call a function of the library; raise what it reports. threads: how many it takes, for the message."""
         problem = getattr(self.library, f"gpurnn_native_{name}")(*arguments)
         if problem == 1:
             raise MemoryError(f"backend 'cpu': no memory for packed weights or products, {threads} threads")
         if problem == 2:
             raise BackendError(f"the system refuses {threads} threads: set GPURNN_NUM_THREADS to less")
         if problem:
-            raise BackendError(f"{name} of the compiled library failed in an unknown way")
+            raise BackendError(f"{name} of the compiled library failed for an unknown reason")
 
 
 class CpuOps(HostOps):
-    """The primitives with compiled time loops. library, level: of ``load_native``."""
+    """The primitives with compiled time loops. library, level: from ``load_native``."""
 
     def __init__(self, library, level):
         super().__init__("cpu", library, level)
         self.store = MemoryPool()
-        self.array_code = Ops(np, "numpy")  # for what is not compiled, with its own order in memory
+        self.array_code = Ops(np, "numpy")  # for what is not compiled, with array code's memory order
 
     def machine(self):
         return super().machine() | {"isa": ISAS[self.level]}
@@ -108,7 +111,7 @@ class CpuOps(HostOps):
         B, H, G, D = problem.B, problem.H, problem.gates, problem.directions
 
         def row(outputs, gates=1):
-            """Numbers in a row of products: whole blocks of ``Packed`` in gemm.h."""
+            """Numbers in a packed row: whole blocks of ``Packed`` in gemm.h."""
             units = lanes if gates > 1 else 2 * lanes
             return -(-outputs // units) * units * gates
 
@@ -118,11 +121,11 @@ class CpuOps(HostOps):
             row(H, G) * problem.I + row(H, first) * P + (row(H) * P if reset else 0) + (row(P) * H if P < H else 0)
         )
         threads = self._threads(T, B, shared_units(problem.kernel, P < H, False, H), T * B * G * H * (P + problem.I), D)
-        ahead = min(T * B, max(B, threads * _AHEAD)) * row(H, G)  # products of the input, of some steps
+        ahead = min(T * B, max(B, threads * _AHEAD)) * row(H, G)  # W_ih x of some timesteps
         forward = (weights if T > 1 else 0) * D + (max(row(H, first), row(P)) * B + ahead) * min(D, threads)
-        back = row(P) * first * H + (row(P) * H if reset else 0) + (row(H) * P if P < H else 0)
-        through_time = back * D + B * max(row(P), row(H)) * min(D, threads)
-        gradients = T * B * max(row(problem.I), row(P))  # x and h, for the products with d
+        backward = row(P) * first * H + (row(P) * H if reset else 0) + (row(H) * P if P < H else 0)
+        through_time = backward * D + B * max(row(P), row(H)) * min(D, threads)
+        gradients = T * B * max(row(problem.I), row(P))  # x and h, for the weight gradients
         return size * max(forward, through_time, gradients, G * H * row(problem.I))
 
     def empty_steps(self, T, B, F, dtype):
@@ -139,10 +142,12 @@ class CpuOps(HostOps):
         T, B, _ = x.shape
         D, (rows, P) = len(directions), weights[0].hh.shape
         H = rows // cell.gates
-        output = self.empty(T, B, D * P, x.dtype) if fresh_output or D > 1 else None  # else h itself will do
+        output = (
+            self.empty(T, B, D * P, x.dtype) if fresh_output or D > 1 else None
+        )  # otherwise the output is a view of h
         x = np.ascontiguousarray(x)
         lengths32 = None if lengths is None else lengths.astype(np.int32)
-        all_saved, slots, held = [], [], []
+        all_saved, slots, passes = [], [], []
         for d, (w, state, reverse) in enumerate(zip(weights, states, directions, strict=True)):
             gates = self.empty(T if save else 1, B, cell.saved_blocks * H, x.dtype)
             h = self.empty(T + 1, B, P, x.dtype)
@@ -151,16 +156,16 @@ class CpuOps(HostOps):
             if cell.states == 2:
                 c = self.empty(T + 1 if save else 2, B, H, x.dtype)
                 c[T if reverse and save else 0] = state[1]
-            one = self._pass(cell, w, gates, h, c, reverse, lengths32, save)
-            one.x, one.I, ih = x.ctypes.data, x.shape[2], np.ascontiguousarray(w.ih)
-            one.weight_ih = ih.ctypes.data
-            one.arrays += [x, ih]
+            job = self._pass(cell, w, gates, h, c, reverse, lengths32, save)
+            job.x, job.I, ih = x.ctypes.data, x.shape[2], np.ascontiguousarray(w.ih)
+            job.weight_ih = ih.ctypes.data
+            job.arrays += [x, ih]
             if output is not None:
-                one.output, one.output_row = output.ctypes.data + d * P * x.itemsize, D * P
-            held.append(one)
+                job.output, job.output_row = output.ctypes.data + d * P * x.itemsize, D * P
+            passes.append(job)
             all_saved.append(Saved(x, gates if save else None, h, c if save else None))
             slots.append(c)
-        self._run_time_loop(held, T * B * rows * (P + x.shape[2]), back=False)
+        self._run_time_loop(passes, T * B * rows * (P + x.shape[2]), back=False)
         finals = []
         for saved, c, reverse in zip(all_saved, slots, directions, strict=True):
             end = 0 if reverse else T
@@ -181,50 +186,54 @@ class CpuOps(HostOps):
         dtype, H = all_saved[0].gates.dtype, rows // cell.gates
         doutput = None if doutput is None else np.ascontiguousarray(doutput)
         lengths32 = None if lengths is None else lengths.astype(np.int32)
-        held, done = [], []
+        passes, done = [], []
         for d, (saved, w, reverse) in enumerate(zip(all_saved, weights, directions, strict=True)):
             sizes = (P, H)[: cell.states]
             dstate = tuple(
-                np.zeros((B, F), dtype) if given is None else np.array(given, dtype, order="C")
-                for F, given in zip(sizes, dstates[d] or (None, None), strict=False)
+                np.zeros((B, F), dtype) if initial is None else np.array(initial, dtype, order="C")
+                for F, initial in zip(sizes, dstates[d] or (None, None), strict=False)
             )
             dh_steps = None if w.hr is None else self.empty(T, B, P, dtype)
-            one = self._pass(cell, w, saved.gates, saved.h, saved.c, reverse, lengths32, save=True)
-            one.dh, one.dc = (address(part) for part in (*dstate, None)[:2])
-            one.dh_steps = address(dh_steps)
+            job = self._pass(cell, w, saved.gates, saved.h, saved.c, reverse, lengths32, save=True)
+            job.dh, job.dc = (address(part) for part in (*dstate, None)[:2])
+            job.dh_steps = address(dh_steps)
             if doutput is not None:
-                one.doutput, one.doutput_row = doutput.ctypes.data + d * P * dtype.itemsize, len(all_saved) * P
-            held.append(one)
+                job.doutput, job.doutput_row = doutput.ctypes.data + d * P * dtype.itemsize, len(all_saved) * P
+            passes.append(job)
             done.append((dstate, dh_steps))
-        self._run_time_loop(held, T * B * rows * P, back=True)
+        self._run_time_loop(passes, T * B * rows * P, back=True)
         return done
 
     def _pass(self, cell, w, gates, h, c, reverse, lengths, save):
-        """A ``Pass`` with all that both ways need; its arrays live as long as it does."""
+        """A ``Pass`` with what the forward and the backward pass both need; its arrays live as long as it does."""
         T, B, P = h.shape
         hh, hr, bias_ih, bias_hh = arrays = [
             None if array is None else np.ascontiguousarray(array) for array in (w.hh, w.hr, w.bias_ih, w.bias_hh)
         ]
-        one = Pass(
+        job = Pass(
             cell=cell.kernel.encode(), is_double=gates.dtype == np.float64, T=T - 1, B=B, H=len(hh) // cell.gates,
             P=P, reverse=reverse, save=save, gates_row=gates.shape[2],
             lengths=address(lengths), weight_hh=address(hh), weight_hr=address(hr), bias_ih=address(bias_ih),
             bias_hh=address(bias_hh), gates=address(gates), h=address(h), c=address(c),
         )  # fmt: skip
-        one.arrays = [*arrays, gates, h, c]
-        return one
+        job.arrays = [*arrays, gates, h, c]
+        return job
 
     def _run_time_loop(self, passes, multiplications, back):
+        """Run the passes of all directions. multiplications: of one direction. back: whether to run backward passes."""
         if passes[0].B == 0:
             return
         D = len(passes)
-        one = passes[0]
-        units = shared_units(one.cell.decode(), bool(one.weight_hr), back, one.H)
-        threads = self._threads(one.T, one.B, units, multiplications, D)
+        job = passes[0]
+        units = shared_units(job.cell.decode(), bool(job.weight_hr), back, job.H)
+        threads = self._threads(job.T, job.B, units, multiplications, D)
         self._call("time_loop", (Pass * D)(*passes), D, threads, int(back), self.level, threads=threads)
 
     def _threads(self, T, B, units, multiplications, directions):
-        """units: of ``shared_units``. In a single step weights come from memory for one product: less is worth it."""
+        """Threads of a time loop. units: from ``shared_units``.
+
+        A single timestep reads the weights from memory for one product, so that less work pays for a second thread.
+        """
         shares, least = -(-B // _ROWS), _WORK
         if T == 1:
             shares, least = max(shares, units // _UNITS), _WORK // 2
@@ -244,7 +253,7 @@ class CpuOps(HostOps):
         ):
             super().product(a, b, out, accumulate)
             return
-        if out.strides[1] != out.itemsize:  # the transposed product has rows of neighbours, or there are none
+        if out.strides[1] != out.itemsize:  # column-major: compute the transpose; other layouts fall back
             if out.strides[0] != out.itemsize:
                 super().product(a, b, out, accumulate)
                 return
@@ -325,5 +334,5 @@ class CpuOps(HostOps):
 
 
 def shared_units(kernel, projected, back, H):
-    """How many units threads share in a single timestep: those of time_loop.h's ``by_units``, no thread waiting."""
+    """Units that threads share in a single timestep without waiting for one another: ``by_units`` of time_loop.h."""
     return 0 if back or projected or kernel == "GruOriginal" else H

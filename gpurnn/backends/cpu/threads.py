@@ -14,8 +14,8 @@ QUOTA = ("/sys/fs/cgroup", "/proc/self/cgroup")  # the arguments of ``quota`` on
 def thread_count():
     """Threads of a time loop: GPURNN_NUM_THREADS, else OMP_NUM_THREADS, else the processors that this process may use.
 
-    In a container with a limit of processor time no more than that is worth: with more, all of them would be stopped
-    together until the next period. Raises ValueError for a GPURNN_NUM_THREADS that is no number from 1 to 4096; of
+    Under a cgroup CPU quota these are no more than the quota: with more, the kernel throttles all of them until the
+    next period. Raises ValueError for a GPURNN_NUM_THREADS that is no number from 1 to 4096; of
     OMP_NUM_THREADS, which is other libraries', no more than that is taken, and nothing where it makes no sense.
     """
     text = os.environ.get("GPURNN_NUM_THREADS", "")
@@ -33,17 +33,17 @@ def thread_count():
 
 
 def _whole(text):
-    """The number that ``text`` is in decimal digits; 0 where it is none, or has more digits than a number may."""
+    """The number in ``text``; 0 where it is not one of decimal digits, or has 20 digits or more."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
 
 
 @functools.cache
 def quota(root, groups):
-    """Processors' worth of time that Linux's control groups allow this process; inf where they set no limit.
+    """How many processors' time Linux's control groups allow this process; inf where they set no limit.
 
-    root: where they are mounted. groups: a file that names this process's groups, /proc/self/cgroup. A limit of a group
-    around another holds for both. Inside a container the names may be those outside, where no such folder is: then the
-    limit stands at the top.
+    root: where they are mounted. groups: a file that names this process's groups, /proc/self/cgroup. The limit of a
+    group applies to the groups in it, too. Inside a container the names may be those of the host, for which there is no
+    folder; then the limit is that of the top folder.
     """
     try:
         lines = [line.split(":", 2) for line in Path(groups).read_text().splitlines()]
@@ -62,7 +62,7 @@ def quota(root, groups):
 
 
 def _limit(folder):
-    """The limit that a control group sets: cpu.max of version 2, or two files of version 1."""
+    """The limit of one control group: in cpu.max (version 2) or in two files (version 1)."""
     for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
         try:
             quota, period = " ".join((folder / name).read_text() for name in names).split()
