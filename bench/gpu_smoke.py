@@ -7,9 +7,9 @@ import numpy as np
 
 import gpurnn
 from gpurnn import schedules, tuning
-from gpurnn.check import flat_state
 from gpurnn.cuda_ops import CudaOps, kernel_of
 from gpurnn.dtypes import EPSILON
+from gpurnn.testing import leaves
 
 from .gpu_cases import Smoke
 
@@ -112,7 +112,7 @@ class Batch:
         dx, dstate = backward(inward(self.doutput), states(self.dstate))
         found = {"output": output, "dx": dx} | {f"d {name}": grad for name, grad in model.grads.items()}
         for name, value in (("state", state), ("dstate", dstate)):
-            found |= {f"{name} {k}": part for k, part in enumerate(flat_state(value))}
+            found |= {f"{name} {k}": part for k, part in enumerate(leaves(value))}
         return {name: np.asarray(model.ops.to_numpy(value), np.float64) for name, value in found.items()}
 
 

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from test_arrays import values
+from helpers import values
 
 import gpurnn
 from gpurnn import cpu_ops

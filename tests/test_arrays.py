@@ -2,30 +2,11 @@
 
 import numpy as np
 import pytest
-from cuda_on_cpu import emulator
+from helpers import BACKENDS, backend_of, host, values
 
 import gpurnn
-from gpurnn.cuda_ops import CudaOps
 
 rng = np.random.default_rng(5)
-needs_emulator = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
-BACKENDS = ["numpy", "cpu", pytest.param("cuda", marks=needs_emulator)]
-
-
-def backend_of(name):
-    if name != "cuda":
-        return name
-    from cuda_on_cpu.device import EmulatedDevice
-
-    return CudaOps(EmulatedDevice(emulator.Emulator()))
-
-
-def host(array):
-    return array.get() if hasattr(array, "get") else np.asarray(array)
-
-
-def values(shape):
-    return rng.normal(size=shape).astype("float32")
 
 
 def swapped(array):
@@ -98,7 +79,7 @@ def test_layers_read_the_numbers_whatever_their_place(backend, kind, odd):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-@needs_emulator
+@pytest.mark.emulated
 def test_layers_read_device_arrays_of_any_strides(kind):
     ops = backend_of("cuda")
     x, results = values((6, 8, 6)), []
@@ -240,7 +221,7 @@ def test_a_training_run_takes_any_byte_order_and_no_masked_arrays():
         run(masked)
 
 
-@needs_emulator
+@pytest.mark.emulated
 @pytest.mark.parametrize("schedule", ["step", "auto"])
 def test_more_sequences_than_a_launch_takes_are_refused_by_name(schedule):
     ops = backend_of("cuda")

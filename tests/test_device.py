@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cuda_on_cpu import nvrtc
 from cuda_on_cpu.cuda import Cuda
+from helpers import needs_nvrtc
 
 from gpurnn import _cubins, _nvrtc, schedules
 from gpurnn._device import CupyDevice
@@ -19,8 +19,6 @@ from gpurnn._kernels import kernel_files, kernel_source
 from gpurnn.cuda_ops import CudaOps, kernel_of
 from gpurnn.errors import BackendError
 from gpurnn.schedules import Device, Problem
-
-needs_nvrtc = pytest.mark.skipif(nvrtc.missing() is not None, reason=str(nvrtc.missing()))
 
 
 def fake_cupy(RawModule=None, **cuda):

@@ -80,6 +80,7 @@ def test_the_library_needs_the_core_packages_only(blocked):
     assert int(done.stdout) > 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [(), ("nvidia",)], ids=["core", "core and NVRTC"])
 def test_every_test_file_is_collected(more, blocked, tmp_path):
     done = blocked("-m", "pytest", "-p", "blocked", "--collect-only", "-q", "-m", "gpu", more=(*PYTEST, *more))

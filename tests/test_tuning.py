@@ -6,8 +6,7 @@ import logging
 
 import pytest
 from click.testing import CliRunner
-from cuda_on_cpu import emulator
-from test_cuda_layers import cuda_ops
+from helpers import cuda_ops
 
 from gpurnn import backend, schedules, tuned_table, tuning
 from gpurnn.check import build
@@ -16,7 +15,6 @@ from gpurnn.errors import BackendError
 from gpurnn.schedules import Device, Problem
 
 H200 = Device(90, 132, 227 * 1024, name="NVIDIA H200")
-emulated = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
 
 
 @pytest.fixture(autouse=True)
@@ -133,7 +131,7 @@ class Clock:
         return self.now
 
 
-@emulated
+@pytest.mark.emulated
 @pytest.mark.parametrize("dtype, directions", [("float32", 1), ("float16", 2)])
 def test_it_measures_timesteps_and_calls(dtype, directions):
     ops = cuda_ops(checked=False)
@@ -155,7 +153,7 @@ def test_it_measures_timesteps_and_calls(dtype, directions):
     assert tuning.tune(ops, [], clock=clock).entries == table.entries  # what was known stays
 
 
-@emulated
+@pytest.mark.emulated
 def test_a_way_that_does_not_run_is_left_out(monkeypatch):
     ops = cuda_ops(checked=False)
     load = ops.device.load
@@ -187,7 +185,7 @@ def test_without_a_gpu_it_says_so():
     assert "Nothing is known yet" in call("tune", "--show")
 
 
-@emulated
+@pytest.mark.emulated
 def test_the_command(monkeypatch):
     ops = cuda_ops(checked=False)
     ticks = iter(range(10**9))
