@@ -89,6 +89,7 @@ def one_step(dtype, scaler=None):
     return model.grads["bias"].astype(np.float64), float((dlogits == 0).mean())
 
 
+@pytest.mark.slow
 def test_gradients_of_a_large_vocabulary_arrive():
     exact, _ = one_step("float64")
     bare, zeros = one_step("float16")
@@ -193,6 +194,7 @@ class Stop(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [3, 17, 60, 130])
 def test_a_killed_run_ends_in_the_same_bits(tmp_path, monkeypatch, after):
     options = {"epochs": 2, "checkpoint_every": 3}
