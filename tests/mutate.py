@@ -41,6 +41,7 @@ TESTS = {
     "gpurnn/dtypes.py": ["test_module.py", "test_16_bit.py", "test_kernels.py"],
     "gpurnn/tuned_table.py": ["test_tuning.py"],
     "gpurnn/errors.py": ["test_module.py", "test_optim.py", "test_layers.py", "test_recurrent.py"],
+    "gpurnn/layers": ["test_layers.py", "test_unused.py"],
     "gpurnn/gradients.py": ["test_recurrent.py", "test_training.py"],
     "gpurnn/ops.py": ["test_recurrent.py", "test_losses.py", "test_layers.py", "test_backend.py"],
     "gpurnn/options.py": ["test_cli.py", "test_tasks_text.py"],
