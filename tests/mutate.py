@@ -40,6 +40,7 @@ TESTS = {
     "gpurnn/npz.py": ["test_hostile.py", "test_weights.py", "test_tasks_music.py"],
     "gpurnn/dtypes.py": ["test_module.py", "test_16_bit.py", "test_kernels.py"],
     "gpurnn/tuned_table.py": ["test_tuning.py"],
+    "gpurnn/decoding.py": ["test_seq2seq.py"],
     "gpurnn/errors.py": ["test_module.py", "test_optim.py", "test_layers.py", "test_recurrent.py"],
     "gpurnn/layers": ["test_layers.py", "test_unused.py"],
     "gpurnn/gradients.py": ["test_recurrent.py", "test_training.py"],
