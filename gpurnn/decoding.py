@@ -108,14 +108,14 @@ def greedy_search(
         active &= words[-1] != END
         if not active.any():
             break
-    return [
-        Hypothesis(
-            np.array([row[b] for row in words[: ends[b]]], np.int64),
-            float(totals[b] / length_penalty(ends[b] + 1, alpha)),
-            np.stack([row[b] for row in attention[: ends[b] + 1]]),
-        )
-        for b in range(B)
-    ]
+    scores = totals / length_penalty(ends + 1, alpha)
+    return [_greedy_hypothesis(b, ends[b], scores[b], words, attention) for b in range(B)]
+
+
+def _greedy_hypothesis(b, end, score, words, attention):
+    """The ``Hypothesis`` of sequence b, whose ``END`` was written at step ``end``."""
+    ids = np.array([row[b] for row in words[:end]], np.int64)
+    return Hypothesis(ids, float(score), np.stack([row[b] for row in attention[: end + 1]]))
 
 
 # ---- beam search
@@ -172,11 +172,7 @@ def beam_search(
     search, ids = _BeamSearch(K, alpha, limits), np.full((K, B), START)
     for step in range(int(limits.max(initial=-1)) + 1):
         logits, state, weights = model.next(xp.asarray(ids), memory, state)
-        logits, log_sum = _allowed(logits, ops)
-        ending = ops.to_numpy(logits[..., END] - log_sum).T
-        logits[..., END] = -np.inf
-        best, gained = (ops.to_numpy(array).transpose(1, 0, 2) for array in _likeliest(logits, K, xp))
-        gained = gained - ops.to_numpy(log_sum).T[..., None]
+        ending, best, gained = _extensions(logits, K, ops)
         gained[step >= limits] = -np.inf  # at the limit a hypothesis can only end
         search.extend(step, ending, best, gained, ops.to_numpy(weights))
         if search.done.all():
@@ -185,6 +181,19 @@ def beam_search(
         rows = xp.asarray((search.parents[-1] * B + np.arange(B)[:, None]).T.reshape(-1))
         state = tuple(part[:, rows] for part in state) if isinstance(state, tuple) else state[:, rows]
     return [search.hypotheses(b) for b in range(B)]
+
+
+def _extensions(logits, K, ops):
+    """What may follow each beam, on the host, from logits (K, B, V).
+
+    Returns (B, K), the log-probability of ``END``, and (B, K, count) each, the likeliest other words and their
+    log-probabilities.
+    """
+    logits, log_sum = _allowed(logits, ops)
+    ending = ops.to_numpy(logits[..., END] - log_sum).T
+    logits[..., END] = -np.inf
+    best, gained = (ops.to_numpy(array).transpose(1, 0, 2) for array in _likeliest(logits, K, ops.xp))
+    return ending, best, gained - ops.to_numpy(log_sum).T[..., None]
 
 
 class _BeamSearch:
@@ -207,8 +216,7 @@ class _BeamSearch:
     def extend(self, step, ending, best, gained, weights):
         """Take one step.
 
-        ending: (B, K), the log-probability of ``END`` in each beam. best, gained: (B, K, count), its likeliest other
-        words and their log-probabilities. weights: (K, B, T), the attention weights of this step.
+        ending, best, gained: see ``_extensions``. weights: (K, B, T), the attention weights of this step.
         """
         B = len(self.done)
         self.attention.append(weights)

@@ -3,8 +3,8 @@
 A draw is a pure function of (seed, layer, call, element). There is no state between draws, so a dropout mask does not
 depend on which layer drew first, on the backend, or on how often the program was stopped and resumed.
 
-In every function here ``seed`` is an int below 2^64, ``layer`` and ``call`` are ints whose low 32 bits count, and ``xp``
-is NumPy or CuPy.
+In every function here ``seed`` is an int below 2^64, ``layer`` and ``call`` are ints (their low 32 bits count), and
+``xp`` is NumPy or CuPy.
 
 Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. The counter of element
 group n (four 32-bit words each) is (n mod 2^32, n div 2^32, layer, call); the key is the 64-bit seed.

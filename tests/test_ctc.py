@@ -191,9 +191,9 @@ def test_long_sequences_keep_their_digits(rng):
 
 def test_backward_again_and_nothing_is_changed(rng):
     logits, targets, options = draw(rng, 8, 3, 4, 2)
-    kept = logits.copy()
+    before = logits.copy()
     loss, backward = ctc_loss(logits, targets, reduction="sum", **options)
-    assert np.array_equal(backward(3.0), 3 * backward()) and np.array_equal(logits, kept)
+    assert np.array_equal(backward(3.0), 3 * backward()) and np.array_equal(logits, before)
 
 
 # ---- decoding

@@ -92,7 +92,7 @@ def check_against_torch(layer_class, arguments, module, x, order=np.array, singl
 
 
 def parts(state):
-    """The arrays of a state or of its derivative, flat."""
+    """The arrays of a state or of its gradient, flat."""
     if state is None:
         return []
     return [a for part in state for a in parts(part)] if isinstance(state, tuple) else [state]
@@ -114,7 +114,7 @@ def moved(state, direction, step):
 def check_directional(layer, x, *extra, state=None, dy=None):
     """Analytic against central differences along one random direction through x, the state and every parameter.
 
-    extra: what the call takes behind x (and the state, for a stateful layer).
+    extra: what the call takes after x (and the state, for a stateful layer).
     """
     arguments = (state, *extra) if layer.stateful else extra
     y, *final, backward = layer.forward(x, *arguments)
@@ -145,7 +145,7 @@ def check_directional(layer, x, *extra, state=None, dy=None):
     assert abs(slope - numeric) < 1e-6 * max(abs(numeric), 1e-2 * scale), (slope, numeric)
 
 
-def test_a_broken_derivative_is_seen():
+def test_a_broken_gradient_is_seen():
     """Both checks can fail: one percent on one gradient must not pass."""
 
     class Broken(Linear):
@@ -419,7 +419,7 @@ def test_variational_dropout_keeps_one_mask_over_time(batch_first):
     np.testing.assert_array_equal(y, np.broadcast_to(y[:1], y.shape))
     np.testing.assert_array_equal(dx, 2 * y)
     assert set(np.unique(y)) == {0, 2}
-    assert len(np.unique(y[0], axis=0)) == 9  # every sequence has a mask of its own
+    assert len(np.unique(y[0], axis=0)) == 9  # every sequence has its own mask
     with pytest.raises(ShapeError, match=r"x: variational dropout expects 3-D input .* got shape \(9, 40\)"):
         layer(x[0])
     np.testing.assert_array_equal(layer.eval()(x[0]), x[0])
@@ -809,7 +809,7 @@ def test_finite_differences_through_embedding_lstm_batch_norm_linear(ragged):
     ids = np.random.default_rng(0).integers(0, 7, (6, 5))
     model = language_model(norm=BatchNorm(5, **F64))
     state, dy = like(model(ids)[1], 7), numbers(6, 5, 7, seed=1)
-    if ragged:  # a derivative past the end counts as zero, as no loss looks there
+    if ragged:  # a gradient past the end counts as zero: no loss reads anything there
         dy[np.arange(6)[:, None] >= RAGGED] = 0
     check_directional(model, ids, RAGGED if ragged else None, state=state, dy=dy)
 

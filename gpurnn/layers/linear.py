@@ -1,4 +1,4 @@
-"""Linear layers: one with a weight of its own, and one that shares the table of an embedding."""
+"""Linear layers: one with its own weight, and one that shares the table of an embedding."""
 
 from __future__ import annotations
 
