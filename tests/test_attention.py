@@ -32,7 +32,7 @@ def inputs(layer, dtype="float64"):
 
 
 def in_torch(layer, queries, memory, lengths, dcontext, dweights):
-    """The equations of the module's text, one sequence after another; derivatives by torch."""
+    """The equations of the module's text, one sequence after another; gradients by torch."""
     arrays = {"queries": queries, "memory": memory} | {
         name: p.astype(queries.dtype) for name, p in layer.params.items()
     }
@@ -90,8 +90,8 @@ def test_float32_is_as_exact_as_torch(score):
     exact.load_state_dict(layer.state_dict())
     arrays = (*inputs(layer, "float32"), LENGTHS, numbers(U, B, layer.memory_size, seed=3, dtype="float32"))
     arrays += (numbers(U, B, T, seed=4, dtype="float32"),)
-    wide = [array if array is LENGTHS else array.astype("float64") for array in arrays]
-    expected, other, got = in_torch(exact, *wide), in_torch(layer, *arrays), ours(layer, *arrays)
+    exact_arrays = [array if array is LENGTHS else array.astype("float64") for array in arrays]
+    expected, other, got = in_torch(exact, *exact_arrays), in_torch(layer, *arrays), ours(layer, *arrays)
     for name, value in expected.items():
         rounding = np.finfo(np.float32).eps * np.abs(value).max()
         assert got[name].dtype == np.float32
@@ -105,13 +105,13 @@ def test_finite_differences(score):
 
 
 @pytest.mark.parametrize("part", ["queries", "memory", "parameters"])
-def test_a_broken_derivative_is_seen(part):
+def test_a_broken_gradient_is_seen(part):
     class Broken(Attention):
         def forward(self, queries, memory, lengths=None):
             context, weights, backward = super().forward(queries, memory, lengths)
 
-            def wrong(*derivatives):
-                dqueries, dmemory = backward(*derivatives)
+            def wrong(*gradients):
+                dqueries, dmemory = backward(*gradients)
                 self.flat_grads *= 1.01 if part == "parameters" else 1
                 return dqueries * (1.01 if part == "queries" else 1), dmemory * (1.01 if part == "memory" else 1)
 
@@ -199,7 +199,7 @@ def test_16_bit(score, dtype):
     for name, value in expected.items():
         wanted = np.float32 if name.removeprefix("d") in layer.params else layer.dtype
         assert got[name].dtype == wanted, name
-        # scores of up to about 10, rounded to eps, move a weight by 10 eps of itself, and derivatives by twice that
+        # scores of up to about 10, rounded to eps, change a weight by 10 eps of itself, and gradients by twice that
         assert np.abs(got[name].astype("float64") - value).max() <= 20 * eps * np.abs(value).max(), name
 
 

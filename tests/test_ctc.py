@@ -192,9 +192,9 @@ def test_long_sequences_keep_their_digits(rng):
 
 def test_backward_again_and_nothing_is_changed(rng):
     logits, targets, options = draw(rng, 8, 3, 4, 2)
-    kept = logits.copy()
+    before = logits.copy()
     loss, backward = ctc_loss(logits, targets, reduction="sum", **options)
-    assert np.array_equal(backward(3.0), 3 * backward()) and np.array_equal(logits, kept)
+    assert np.array_equal(backward(3.0), 3 * backward()) and np.array_equal(logits, before)
 
 
 # ---- decoding
@@ -259,7 +259,11 @@ def test_a_narrow_beam_drops_and_never_raises_a_probability(rng):
         ({"targets": [[1]]}, ShapeError, "targets: expected 2 sequences, as logits have, got 1"),
         ({"targets": [[[1]], [[2]]]}, ShapeError, r"targets\[0\]: expected shape \(S,\), got \(1, 1\)"),
         ({"targets": np.array([1, 2])}, ShapeError, "expected a list of B sequences"),
-        ({"targets": np.array([1, 2]), "target_lengths": [1, 0]}, ShapeError, "a sum of 2, the labels, got 1"),
+        (
+            {"targets": np.array([1, 2]), "target_lengths": [1, 0]},
+            ShapeError,
+            "a sum of 2, the number of labels, got 1",
+        ),
         ({"targets": np.array([[1], [2]]), "target_lengths": [1, 2]}, ShapeError, "target_lengths: .* got 2"),
         ({"lengths": [5, 1]}, ShapeError, "lengths: expected lengths from 0 to 4"),
         ({"blank": 3}, ValueError, "blank: expected a class from 0 to 2"),

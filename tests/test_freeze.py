@@ -146,7 +146,7 @@ def test_they_are_shown():
     before = repr(model)
     model.freeze("norm", "encoder.bias_ih_l0")
     assert f"{model.parameter_count} parameters, 36 of them frozen, " in repr(model).split("\n")[0]
-    assert "norm: LayerNorm(12 parameters, 12 of them frozen, " in repr(model)
+    assert "norm: LayerNorm(6; 12 parameters, 12 of them frozen, " in repr(model)
     assert repr(model.unfreeze()) == before
 
 

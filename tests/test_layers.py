@@ -94,7 +94,7 @@ def check_against_torch(layer_class, arguments, module, x, order=np.array, singl
                 assert_no_worse(mine[name], value, exact_results[name])
 
 
-def test_a_broken_derivative_is_seen():
+def test_a_broken_gradient_is_seen():
     """Both checks can fail: one percent on one gradient must not pass."""
 
     class Broken(Linear):
@@ -368,7 +368,7 @@ def test_variational_dropout_keeps_one_mask_over_time(batch_first):
     np.testing.assert_array_equal(y, np.broadcast_to(y[:1], y.shape))
     np.testing.assert_array_equal(dx, 2 * y)
     assert set(np.unique(y)) == {0, 2}
-    assert len(np.unique(y[0], axis=0)) == 9  # every sequence has a mask of its own
+    assert len(np.unique(y[0], axis=0)) == 9  # every sequence has its own mask
     with pytest.raises(ShapeError, match=r"x: variational dropout expects 3-D input .* got shape \(9, 40\)"):
         layer(x[0])
     np.testing.assert_array_equal(layer.eval()(x[0]), x[0])
@@ -880,7 +880,7 @@ def test_sequential_is_readable_in_print():
     assert lines[0] == f"Sequential(154 parameters, {CPU}, float64)"
     assert lines[1] == f"  rnn: LSTM(144 parameters, {CPU}, float64)"
     assert lines[2] == f"  head: Sequential(10 parameters, {CPU}, float64)"
-    assert lines[3] == f"    0: Linear(10 parameters, {CPU}, float64)"
+    assert lines[3] == f"    0: Linear(4, 2; 10 parameters, {CPU}, float64)"
     assert len(lines) == 4
 
 

@@ -434,7 +434,7 @@ def test_backward_takes_numbers_and_arrays(rng):
 
 @needs("ml_dtypes")
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_backward_takes_derivatives_of_the_arrays_dtype(rng, dtype):
+def test_backward_takes_gradients_of_the_arrays_dtype(rng, dtype):
     dtype = gpurnn.dtypes.check_dtype(dtype)
     for function, x, y in cases(rng):
         x, y = (array.astype(dtype) if array.dtype.kind == "f" else array for array in (x, y))

@@ -96,7 +96,7 @@ def test_finite_differences(options):
 
 
 @pytest.mark.parametrize("part", ["encoder", "bridge_h", "attention", "target_embedding"])
-def test_a_broken_derivative_is_seen(part, monkeypatch):
+def test_a_broken_gradient_is_seen(part, monkeypatch):
     model = spread(make(), 4)
     layer = model.children[part]
     forward = layer.forward
@@ -104,8 +104,8 @@ def test_a_broken_derivative_is_seen(part, monkeypatch):
     def broken(*arguments, **options):
         *outputs, backward = forward(*arguments, **options)
 
-        def wrong(*derivatives):
-            result = backward(*derivatives)
+        def wrong(*gradients):
+            result = backward(*gradients)
             layer.flat_grads *= 1.05
             return result
 
@@ -117,12 +117,12 @@ def test_a_broken_derivative_is_seen(part, monkeypatch):
 
 
 def test_padding_changes_nothing():
-    """Longer arrays with anything behind the ends: same logits, same gradients."""
+    """Longer arrays with anything past the ends: same logits, same gradients."""
     model = make(layers=2)
     inputs, lengths, targets = batch()
-    wide = tuple(np.concatenate([array, ids(9, 3, B, seed=7)]) for array in inputs)
+    longer = tuple(np.concatenate([array, ids(9, 3, B, seed=7)]) for array in inputs)
     results = []
-    for pair, y in ((inputs, targets), (wide, np.concatenate([targets, targets[:3]]))):
+    for pair, y in ((inputs, targets), (longer, np.concatenate([targets, targets[:3]]))):
         model.zero_grad()
         logits, backward = model.forward(pair, lengths)
         backward(cross_entropy(logits, y, lengths=lengths[1])[1]())
@@ -179,14 +179,14 @@ def test_sampling_reads_the_models_own_words():
         first = plain(inputs, lengths)
         first[..., [PADDING, UNKNOWN, START, END]] = -np.inf
         rate = 0.6 * min(1, call / 10)
-        keep = model.ops.dropout_mask((U - 1, B), rate, model.seed, name_key(".sampling"), call)
+        true_words = model.ops.dropout_mask((U - 1, B), rate, model.seed, name_key(".sampling"), call)
         mixed = inputs[1].copy()
-        mixed[1:] = np.where(keep, inputs[1][1:], first[:-1].argmax(axis=2))
+        mixed[1:] = np.where(true_words, inputs[1][1:], first[:-1].argmax(axis=2))
         for name, module in plain.modules():
             if call == 0 or name.startswith(("source", "encoder")):  # there is one pass, or they have run once
                 module.calls = call
         np.testing.assert_array_equal(plain.forward((inputs[0], mixed), lengths)[0], logits)
-        assert call == 0 or keep.mean() < 1
+        assert call == 0 or true_words.mean() < 1
     assert model.calls == 12
     model.eval()
     plain.eval()
@@ -236,12 +236,12 @@ def test_a_beam_of_one_is_greedy_and_a_wider_one_no_worse():
         source = ids(V_SOURCE, T, 12, seed=seed)
         greedy = greedy_search(model, source, lengths)
         one = [h[0] for h in beam_search(model, source, lengths, beam=1, alpha=0)]
-        wide = [h[0] for h in beam_search(model, source, lengths, beam=8, alpha=0)]
+        eight = [h[0] for h in beam_search(model, source, lengths, beam=8, alpha=0)]
         for a, b in zip(greedy, one, strict=True):
             np.testing.assert_array_equal(a.ids, b.ids)
             assert a.score == pytest.approx(b.score, rel=1e-12)
             assert_close(a.weights, b.weights, count_terms(model, T))
-        better += sum(w.score > g.score + 1e-9 for w, g in zip(wide, greedy, strict=True))
+        better += sum(w.score > g.score + 1e-9 for w, g in zip(eight, greedy, strict=True))
     assert better > 0
     assert len({len(h.ids) for h in greedy}) > 1
 
@@ -279,7 +279,7 @@ def test_a_search_ends_when_nothing_can_overtake():
 
 
 def test_unlikely_ends_do_not_end_a_search():
-    """Of a model that is sure of itself: its early ends are among the best extensions, and far behind."""
+    """A confident model: its early ends are among the best extensions, but far from the best."""
     rows = *[(0.02, 0.97, 0.01)] * 8, (0.98, 0.01, 0.01)
     found = beam_search(Table(*rows), np.zeros((1, 1), np.int64), beam=3, alpha=0.6, max_length=12)[0]
     assert [len(h.ids) for h in found][0] == 8 and len(found) == 3
