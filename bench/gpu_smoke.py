@@ -10,8 +10,8 @@ from gpurnn.backends.cuda import schedules
 from gpurnn.backends.cuda.launch import kernel_of
 from gpurnn.backends.cuda.ops import CudaOps
 from gpurnn.backends.cuda.schedules import tuning
-from gpurnn.check import flat_state
 from gpurnn.dtypes import EPSILON
+from gpurnn.testing import leaves
 
 from .gpu_cases import Smoke
 
@@ -114,7 +114,7 @@ class Batch:
         dx, dstate = backward(inward(self.doutput), states(self.dstate))
         found = {"output": output, "dx": dx} | {f"d {name}": grad for name, grad in model.grads.items()}
         for name, value in (("state", state), ("dstate", dstate)):
-            found |= {f"{name} {k}": part for k, part in enumerate(flat_state(value))}
+            found |= {f"{name} {k}": part for k, part in enumerate(leaves(value))}
         return {name: np.asarray(model.ops.to_numpy(value), np.float64) for name, value in found.items()}
 
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from gpurnn.check import nan_is_worst
 from gpurnn.dtypes import EPSILON, check_dtype
+from gpurnn.testing import nan_is_worst
 
 from .cases import CELLS
 from .rivals.gpurnn import build, gpurnn_rival, unavailable

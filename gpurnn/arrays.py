@@ -1,22 +1,27 @@
-"""The one place where arrays from outside come in: taken as they are, copied, or refused with what to do.
+"""Where arrays from outside come in: each is taken as it is, copied, or refused with a sentence on what to do.
 
-Compiled code and cuBLAS are given addresses and trust them, so whatever passes here is an array of numbers in this
-machine's byte order, at addresses and strides that are multiples of the number's size, and of no class that changes
-what operators do. What would be lost on the way in (a mask, a graph) is refused.
+Compiled code and cuBLAS receive addresses and do not check them. Every array that passes here therefore has this
+machine's byte order, addresses and strides that are multiples of its item size, and no class that redefines operators.
+An array with something that would be lost (a mask, a graph of torch) is refused.
 """
+
+from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
+from ._typing import Array
 from .dtypes import is_float
 from .errors import BackendError, DtypeError, described
 
 _DLPACK_HOST = (1, 3)  # kDLCPU, kDLCUDAHost
 
 
-def plain(array):
-    """A NumPy ``array`` as arithmetic and compiled code may read it: itself, a view, or a copy."""
+def plain(array: np.ndarray) -> np.ndarray:
+    """A NumPy ``array`` in a form that arithmetic and compiled code may read: itself, a view, or a copy."""
     if type(array) is not np.ndarray:
-        array = np.asarray(array)  # a matrix multiplies where an array would not
+        array = np.asarray(array)  # np.matrix redefines "*"
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     elif not array.flags.aligned:
@@ -24,48 +29,49 @@ def plain(array):
     return array
 
 
-def plain_on_device(array):
-    """As ``plain``, for an array of CuPy, which has one byte order and no classes."""
+def plain_on_device(array: Array) -> Array:
+    """``plain`` for a CuPy array. CuPy has one byte order and no subclasses, so only the alignment is checked."""
     size = array.itemsize
     if array.size and (array.data.ptr % size or any(stride % size for stride in array.strides)):
         return array.copy()
     return array
 
 
-def refuse_masked(name, value):
-    """Raise DtypeError for a masked array, or for a list that holds one: its mask would be lost in silence."""
+def refuse_masked(name: str, value: Any) -> None:
+    """Raise DtypeError for a masked array, or for a list that holds one: its mask would be lost silently."""
     if isinstance(value, np.ma.MaskedArray) or (
         isinstance(value, (list, tuple)) and any(_holds_masked(part) for part in value)
     ):
         raise DtypeError(
             f"{name}: got a masked array, whose mask would be lost. Give {name.split()[-1]}.filled(0), and say what "
-            "counts with lengths=, or with mask= where a loss or a layer takes one"
+            "counts with lengths=, or with mask= if the loss or the layer takes one"
         )
 
 
 def _holds_masked(value):
+    """Whether ``value`` is a masked array, or a list of lists with one."""
     if isinstance(value, (list, tuple)):
         return any(_holds_masked(part) for part in value)
     return isinstance(value, np.ma.MaskedArray)
 
 
-def refuse_graph(name, value):
-    """Raise TypeError for a tensor that requires grad: its graph would be lost in silence."""
+def refuse_graph(name: str, value: Any) -> None:
+    """Raise TypeError for a tensor that requires grad: its graph would be lost silently."""
     if getattr(value, "requires_grad", False) is True:
         raise TypeError(
             f"{name}: this tensor requires grad, and no gradient would come back to it: there is no torch layer yet. "
-            f"Give {name.split()[-1]}.detach(), and pass on the derivatives that backward returns yourself"
+            f"Give {name.split()[-1]}.detach(), and pass on the gradients that backward returns yourself"
         )
 
 
-def refuse_function(name, value):
-    """Raise TypeError for a function in the place of an array: most often the backward of a loss, not called."""
+def refuse_function(name: str, value: Any) -> None:
+    """Raise TypeError for a function instead of an array; most often it is the backward of a loss, not called."""
     if callable(value):
         hint = ". Call it: backward(dloss())" if name.startswith("d") else ""
         raise TypeError(f"{name}: expected an array, got a function{hint}")
 
 
-def as_array(xp, backend, value, name):
+def as_array(xp: Any, backend: str, value: Array, name: str) -> Array:
     """``value`` as an array of ``xp``, NumPy or CuPy; ``Ops.asarray`` says what is taken and what is refused.
 
     backend: its name, for the error.
@@ -92,7 +98,7 @@ def as_array(xp, backend, value, name):
     return plain(np.asarray(value)) if xp is np else xp.asarray(plain(np.asarray(value)) if on_host else value)
 
 
-def check_float(array, value, dtype, name):
+def check_float(array: Array, value: Array, dtype: Any, name: str) -> Array:
     """``array``, made of ``value``; raises DtypeError, with the conversion, unless it is of ``dtype``."""
     if array.dtype != dtype:
         if not (array.dtype.kind in "biufc" or is_float(array.dtype)):
@@ -106,8 +112,11 @@ def check_float(array, value, dtype, name):
     return array
 
 
-def host_array(value, name):
-    """``value``, on the host or of a device, as a plain NumPy array; raises as ``Ops.asarray``."""
+def host_array(value: Array, name: str) -> np.ndarray:
+    """``value`` as a plain NumPy array; arrays on a device are copied to the host.
+
+    Raises DtypeError for a masked array and TypeError for a tensor that requires grad, both naming the argument.
+    """
     if type(value) is np.ndarray:
         return plain(value)
     refuse_masked(name, value)

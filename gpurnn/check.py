@@ -2,8 +2,8 @@
 
 Six checks of each recurrent layer, two of everything else:
 
-- ``gradient`` (float64): the derivative along a random direction of x, the states and all parameters against a central
-  difference; relative error below 1e-6.
+- ``gradient`` (float64): the derivative along a random direction of x, the states and all parameters against finite
+  differences, as ``gpurnn.testing.check_gradient`` has it.
 - ``reference``: output, final state, dx, dstate and every parameter's gradient against the NumPy backend in float64.
   Errors count as a share of an array's largest value, or of 1. Allowed is twice the largest of the NumPy backend in the
   same dtype, plus two roundings (exp and tanh differ between libraries in their last place). Where that says nothing,
@@ -35,6 +35,7 @@ from .layers import BatchNorm, Dropout, Embedding, LayerNorm, Linear, Pooling, S
 from .losses import cross_entropy
 from .optim import SGD, Adam, AdamW, RMSprop, clip_grad_norm
 from .recurrent import GRU, LSTM, RNN
+from .testing import draw_like, equal_bits, gradient_error, leaves, ragged_error, results, worst_error
 
 CELLS = {
     "rnn tanh": (RNN, {}),
@@ -95,40 +96,14 @@ class Batch:
         self.x = rng.normal(size=(B, T, layer.input_size) if layer.batch_first else (T, B, layer.input_size))
         self.lengths = rng.integers(0, T + 1, B) if ragged else None
         output, state = layer(self.x)
-        self.two = isinstance(layer, LSTM)
-        states = state if self.two else (state,)
         self.doutput = rng.normal(size=output.shape)
-
-        def draw(state):
-            return tuple(map(draw, state)) if isinstance(state, tuple) else rng.normal(size=state.shape)
-
-        self.state = draw(states) if given_state else None
-        self.dstate = draw(states)
+        self.state = draw_like(state, rng) if given_state else None
+        self.dstate = draw_like(state, rng)
 
     def run(self, layer):
         """Name -> float64 NumPy array: output, state, dx, dstate, and ``d`` + name of every parameter."""
-        inward = layer.xp.asarray
-
-        def move(array):
-            return tuple(map(move, array)) if isinstance(array, tuple) else inward(array.astype(layer.dtype))
-
-        def states(pair):
-            return None if pair is None else move(pair if self.two else pair[0])
-
-        layer.zero_grad()
         layer.calls = 0  # the same dropout in every run
-        output, state, backward = layer.forward(move(self.x), states(self.state), self.lengths)
-        dx, dstate = backward(move(self.doutput), states(self.dstate))
-        results = {"output": output, "dx": dx} | {f"d {name}": grad for name, grad in layer.grads.items()}
-        for name, given in (("state", state), ("dstate", dstate)):
-            for k, part in enumerate(flat_state(given)):
-                results[f"{name} {k}"] = part
-        return {name: layer.ops.to_numpy(value).astype(np.float64) for name, value in results.items()}
-
-
-def flat_state(state):
-    """The arrays of a state, however it is nested."""
-    return [array for part in state for array in flat_state(part)] if isinstance(state, tuple) else [state]
+        return results(layer, (self.x, self.state), (self.doutput, self.dstate), lengths=self.lengths)
 
 
 def twins(cell, backend, dtype, **options):
@@ -165,132 +140,29 @@ def _compare_once(cell, layers, dtype, T, B, ragged, given_state, seed):
         expected = {"output": expected["output"]}  # rounding carried a unit over relu's kink: another derivative there
     terms = T * (B + 2 * plain._sizes(0)[1] + 4) * layer.num_layers
     counted = terms if dtype == "float64" or layer.ops.name == "numpy" else None
-    return _worst(got, plain_got, expected, like, counted)
-
-
-def _worst(got, plain, expected, dtype, terms):
-    """The largest error as a share of what is allowed, and where. terms: roundings to allow where ``plain`` says
-    nothing, else None."""
-    worst, detail = 0.0, ""
-    sizes = {name: np.abs(value).max(initial=1) for name, value in expected.items()}
-    if terms is None:  # of all results together: a single number may happen to be exact
-        usual = max(np.abs(plain[name] - value).max(initial=0) / sizes[name] for name, value in expected.items())
-        share_of_size = 2 * usual + 2 * EPSILON[dtype]
-    else:
-        share_of_size = terms * EPSILON[dtype]
-    for name, value in expected.items():
-        allowed = share_of_size * sizes[name]
-        error = np.abs(got[name] - value).max(initial=0)
-        share = nan_is_worst(error / allowed)
-        if share > worst:
-            worst, detail = share, f"{name}: off by {error:.3g}, allowed {allowed:.3g}"
-    return worst, detail
-
-
-def nan_is_worst(error):
-    """An error as a float; one that is not a number is infinite, so that no other hides it."""
-    return float("inf") if np.isnan(error) else float(error)
+    return worst_error(got, plain_got, expected, like, counted)
 
 
 def check_gradient(cell, backend, ragged, given_state=True, **options):
     """``(worst, detail)`` of the derivative along a random direction, float64."""
     layer = build(cell, backend, "float64", **options)
-    plain = build(cell, "numpy", "float64", **options)
-    batch = Batch(plain, 4, 3, ragged, given_state, seed=1)
-    rng = np.random.default_rng(2)
-    results = batch.run(layer)
-    start, to_numpy = layer.flat_params.copy(), layer.ops.to_numpy
-    along = rng.normal(size=start.shape)
-    slope = float(to_numpy(layer.flat_grads) @ along)
-    x, state = batch.x, batch.state
-    dx = rng.normal(size=x.shape)
-    slope += float((results["dx"] * dx).sum())
-    moves = None
-    if state is not None:
-
-        def draw(part):
-            return tuple(map(draw, part)) if isinstance(part, tuple) else rng.normal(size=part.shape)
-
-        moves = draw(state)
-        slope += sum(float((results[f"dstate {k}"] * move).sum()) for k, move in enumerate(flat_state(moves)))
-
-    def shifted(part, move, h):
-        if isinstance(part, tuple):
-            return tuple(shifted(p, m, h) for p, m in zip(part, move, strict=True))
-        return part + h * move
-
-    def loss(h):
-        layer.flat_params[...] = start + h * layer.xp.asarray(along)
-        batch.x = x + h * dx
-        batch.state = None if state is None else shifted(state, moves, h)
-        got = batch.run(layer)
-        total = (got["output"] * batch.doutput).sum()
-        return total + sum((got[f"state {k}"] * d).sum() for k, d in enumerate(flat_state(batch.dstate)))
-
-    h = 1e-6
-    numeric = (loss(h) - loss(-h)) / (2 * h)
-    error = abs(numeric - slope) / max(abs(numeric), abs(slope), 1)
-    return error / 1e-6, f"derivative {slope:.8g}, by differences {numeric:.8g}"
+    batch = Batch(build(cell, "numpy", "float64", **options), 4, 3, ragged, given_state, seed=1)
+    return gradient_error(layer, (batch.x, batch.state), seed=2, lengths=batch.lengths)
 
 
 def check_repeat(cell, backend, dtype, **options):
     """``(worst, detail)``: 0 where two runs give equal bits, else infinity."""
     layer = build(cell, backend, dtype, **options)
     batch = Batch(build(cell, "numpy", "float64", **options), 5, 3, ragged=True)
-    first, second = batch.run(layer), batch.run(layer)
-    return _equal_bits(first, second)
-
-
-def _equal_bits(first, second):
-    different = [name for name, value in first.items() if not np.array_equal(value, second[name], equal_nan=True)]
-    return (float("inf"), f"two runs differ in {', '.join(different)}") if different else (0.0, "")
+    return equal_bits(batch.run(layer), batch.run(layer))
 
 
 def check_ragged(cell, backend, dtype, **options):
-    """``(worst, detail)``: a ragged batch against each of its sequences alone, with NaN in all that is not used: the
-    padding, the derivatives there, and the initial state of a sequence without steps, which is its final one."""
+    """``(worst, detail)``: a ragged batch against each of its sequences alone, with NaN in all that is not used."""
     layer = build(cell, backend, dtype, **options)
     batch = Batch(build(cell, "numpy", "float64", **options), 5, 3, ragged=False)
-    lengths = batch.lengths = np.array([3, 0, 5])
-    x, axis = batch.x, 0 if layer.batch_first else 1
-    for b, length in enumerate(lengths):
-        for array in (x, batch.doutput):
-            np.moveaxis(array, axis, 0)[b, length:] = np.nan
-        if length == 0 and batch.state is not None:
-            for part in flat_state(batch.state):
-                part[:, b] = np.nan
-    layer.eval()
-    whole = batch.run(layer)
-    worst, detail = 0.0, ""
     terms = 5 * (2 * layer._sizes(0)[1] + 8) * layer.num_layers
-    for b, length in enumerate(lengths):
-
-        def one(array, b=b, length=length):
-            array = np.moveaxis(array, axis, 0)[b : b + 1, :length]
-            return np.moveaxis(array, 0, axis)
-
-        alone = Batch.__new__(Batch)
-        alone.two, alone.lengths = batch.two, None
-        alone.x, alone.doutput = one(x), one(batch.doutput)
-        alone.state, alone.dstate = _sequence(batch.state, b), _sequence(batch.dstate, b)
-        got = alone.run(layer)
-        for name, value in got.items():
-            if name.startswith("d "):
-                continue  # parameters' gradients are sums over the batch
-            mine = one(whole[name]) if name in ("output", "dx") else whole[name][:, b : b + 1]
-            if length == 0 and name.startswith("state") and np.isnan(mine).all() and np.isnan(value).all():
-                continue  # the initial state, as it came
-            allowed = terms * EPSILON[dtype] * np.abs(value).max(initial=1)
-            share = nan_is_worst(np.abs(mine - value).max(initial=0) / allowed)
-            if share > worst:
-                worst, detail = share, f"{name} of the sequence of length {length}"
-        for name in ("output", "dx"):
-            past = np.moveaxis(whole[name], axis, 0)[b, length:]
-            if past.any():  # NaN too
-                worst, detail = float("inf"), f"{name} past the end of the sequence of length {length} is not zero"
-    used = {name: value[:, lengths > 0] if name.startswith("state") else value for name, value in whole.items()}
-    broken = [name for name, value in used.items() if not np.isfinite(value).all()]
-    return (float("inf"), f"padding reached {', '.join(broken)}") if broken else (worst, detail)
+    return ragged_error(layer, batch.x, [3, 0, 5], batch.state, terms)
 
 
 def check_pieces(cell, backend, dtype):
@@ -326,7 +198,7 @@ def check_pieces(cell, backend, dtype):
 
     for one, run in ((exact, exact), (plain, plain), (layer, layer), (layer, in_pieces), (layer, wavefront)):
         output, state = run(one.xp.asarray(x.astype(plain.dtype).astype(one.dtype)))
-        arrays = output, *flat_state(state)
+        arrays = output, *leaves(state)
         found.append([one.ops.to_numpy(array).astype(np.float64) for array in arrays])
     (expected, *usual), tried = found[:3], found[3:]
     worst, detail = 0.0, ""
@@ -367,10 +239,6 @@ def check_gates(cell, backend, dtype):
         if not shares[k] <= worst:
             worst, detail = float(shares[k]), f"gate {name} of {float(x[k]):.4g} is {float(got[k, 0]):.8g}"
     return worst, detail
-
-
-def _sequence(state, b):
-    return tuple(_sequence(part, b) for part in state) if isinstance(state, tuple) else state[:, b : b + 1]
 
 
 # ---- everything else: name -> function(backend, dtype) -> name -> array
@@ -472,7 +340,8 @@ def _check_other(name, backend, dtype):
     first, second = (_on_host(run(backend, dtype), ops) for _ in range(2))
     expected = _on_host(run("numpy", "float64"), plain)
     counted = 8 * 28 if dtype == "float64" or ops.name == "numpy" else None  # at most 28 terms of a few operations
-    return _worst(first, _on_host(run("numpy", dtype), plain), expected, dtype, counted), _equal_bits(first, second)
+    usual = _on_host(run("numpy", dtype), plain)
+    return worst_error(first, usual, expected, dtype, counted), equal_bits(first, second)
 
 
 # ---- the whole

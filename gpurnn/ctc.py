@@ -8,16 +8,19 @@
 
 Graves, Fernandez, Gomez, Schmidhuber, "Connectionist temporal classification: labelling unsegmented sequence data with
 recurrent neural networks", ICML 2006. At every timestep the model names one of V classes, one of which is the blank. A
-path, one class for each timestep, stands for the labels that are left when repeats are merged and the blanks are then
-taken out: ``a a - a b b`` stands for ``a a b``. The probability of a label sequence is the sum over all paths that
+path is one class for each timestep. It stands for the labels that remain when repeats are merged and the blanks are
+then removed: ``a a - a b b`` stands for ``a a b``. The probability of a label sequence is the sum over all paths that
 stand for it. It is computed in the log domain, and in float64 whatever the logits' dtype: the log-probability of a path
-is hundreds of nats, of which float32 keeps four digits behind the point.
+is hundreds of nats, which leaves float32 four digits after the decimal point.
 """
+
+from __future__ import annotations
 
 import functools
 
 import numpy as np
 
+from ._typing import Array, Backward, Lengths
 from .arrays import host_array
 from .backends import array_ops
 from .errors import DtypeError, ShapeError, check_choice, check_flag, check_shape, check_size
@@ -26,31 +29,50 @@ from .masks import check_lengths, refuse_no_distribution, valid_steps
 
 
 def ctc_loss(
-    logits,
-    targets,
+    logits: Array,
+    targets: Array,
     *,
-    lengths=None,
-    target_lengths=None,
-    blank=0,
-    reduction="mean",
-    zero_infinity=False,
-    batch_first=False,
-):
+    lengths: Lengths = None,
+    target_lengths: Lengths = None,
+    blank: int = 0,
+    reduction: str = "mean",
+    zero_infinity: bool = False,
+    batch_first: bool = False,
+) -> tuple[Array, Backward]:
     """Negative log-probability in nats of the target labels, summed over all their alignments.
 
-    logits: (T, B, V), or (B, T, V) with ``batch_first``; the log-softmax is inside. lengths: (B,), valid timesteps.
-    targets: a list of B sequences of integers; or integers (B, S), padded with anything; or integers (N,), all targets
-    one behind the other. target_lengths: (B,), for the last two; (B, S) without it has S labels everywhere. Labels are
-    classes other than ``blank``.
-    reduction: ``"none"``: one loss for each sequence, (B,); ``"sum"``; ``"mean"`` as in PyTorch: each loss is divided
-    by the number of its labels (at least 1), and these are averaged over the batch.
+    Equal to ``torch.nn.functional.ctc_loss`` of the log-softmax. A target that does not fit into its timesteps has the
+    loss inf and a zero gradient (PyTorch: nan): each label takes one step, and one more between two equal ones.
 
-    A target that does not fit into its timesteps (each label takes one, and one more between two equal ones) has the
-    loss inf, or 0 with ``zero_infinity``. Its gradient is zero in both cases (PyTorch: nan in the first).
+    Parameters
+    ----------
+    logits : Array
+        (T, B, V), or (B, T, V) with ``batch_first``. The log-softmax is part of the loss.
+    targets : Array
+        Classes other than ``blank``: a list of B sequences of integers; or integers (B, S), padded with anything; or
+        integers (N,), the labels of all sequences one after another.
+    lengths : Lengths
+        (B,) integers: the valid timesteps of each sequence.
+    target_lengths : Lengths
+        (B,) integers, for the last two forms of targets; (B, S) without it has S labels everywhere.
+    reduction : str
+        "none": one loss for each sequence, (B,). "sum". "mean" as in PyTorch: each loss is divided by the number of its
+        labels (at least 1), and these are averaged over the batch.
+    zero_infinity : bool
+        Whether a target that does not fit has the loss 0 instead of inf.
 
-    Returns ``(loss, backward)`` and raises as losses.py says; ``backward`` also keeps a float64 (T, B, 2 S + 1).
-    Equal to ``torch.nn.functional.ctc_loss`` of the log-softmax.
+    Returns
+    -------
+    loss, backward
+        As losses.py says. ``backward`` also holds a float64 array (T, B, 2 S + 1).
 
+    Raises
+    ------
+    ShapeError, DtypeError, ValueError
+        An argument does not fit, or a label is no class or the blank.
+
+    Examples
+    --------
     >>> loss, backward = ctc_loss(np.zeros((2, 1, 3)), [[1]])                   # 3 of 9 paths: 1 1, 1 -, - 1
     >>> float(loss)                                                             # log 3
     1.0986122886681098
@@ -58,60 +80,86 @@ def ctc_loss(
     check_choice("reduction", reduction, REDUCTIONS)
     check_flag("zero_infinity", zero_infinity)
     ops, given, logits, lengths, blank = _check_logits(logits, lengths, blank, batch_first)
-    xp, dtype = ops.xp, logits.dtype
-    T, B, V = logits.shape
-    padded, counts = _pad_targets(targets, target_lengths, B, V, blank)
+    padded, counts = _pad_targets(targets, target_lengths, *logits.shape[1:], blank)
+    paths = _Paths(ops.xp, logits, lengths, padded, counts, blank)
+    return _path_loss(ops, paths, counts, reduction, zero_infinity, given, batch_first)
 
-    # the states that a path goes through from left to right: blank, label, blank, ..., label, blank
-    states = np.full((B, 2 * padded.shape[1] + 1), blank)
-    states[:, 1::2] = padded
-    skips = np.full(states.shape, -np.inf)  # 0 where a path may come from two states to the left:
-    skips[:, 3::2] = np.where(padded[:, 1:] != padded[:, :-1], 0.0, -np.inf)  # from one label to a different one
-    start, end = np.full((2, *states.shape), -np.inf)
-    start[:, 0] = end[np.arange(B), 2 * counts] = 0  # from both a path gets to a blank or to the label beside it
-    states, skips, start, end = (xp.asarray(array) for array in (states, skips, start, end))
-    valid = valid_steps(lengths, T, B, xp)
 
-    with quiet():
-        highest = xp.where(valid, logits.max(axis=2), 0)[:, :, None]
-        total = xp.exp(xp.where(valid[:, :, None], logits - highest, 0)).sum(axis=2, keepdims=True, dtype=np.float64)
-        logs = xp.take_along_axis(logits, xp.broadcast_to(states, (T, *states.shape)), axis=2)
-        logs = logs - highest - xp.log(total)  # log-probability of each state's class, float64 (T, B, 2 S + 1)
-        before, last = _log_sums(xp, logs, skips, start, valid)
-        rows, n = xp.arange(B), xp.asarray(2 * counts)
-        likelihood = _log_sum(xp, last[rows, n], xp.where(n > 0, last[rows, n - 1], -np.inf))
-    possible = likelihood != -np.inf
-    losses = xp.where(possible, 0.0 - likelihood, 0.0 if zero_infinity else np.inf)
+def _path_loss(ops, paths, counts, reduction, zero_infinity, given, batch_first):
+    """``ctc_loss`` of all paths of the targets; given, batch_first: dtype and order of the caller's logits."""
+    xp, B = ops.xp, len(counts)
+    losses = xp.where(paths.possible, 0.0 - paths.likelihood, 0.0 if zero_infinity else np.inf)
     weights = xp.asarray(1 / (np.maximum(counts, 1) * max(B, 1)) if reduction == "mean" else np.ones(B))
-    loss = (losses if reduction == "none" else (losses * weights).sum()).astype(dtype)
+    loss = (losses if reduction == "none" else (losses * weights).sum()).astype(paths.logits.dtype)
 
     def backward(dloss=1.0):
         dlosses = upstream(dloss, loss.shape, (B,), 1, np.float64, ops) * weights
-        counted = valid & possible
-        mirrored = xp.zeros(skips.shape) - np.inf
-        mirrored[:, 2:] = skips[:, :1:-1]
-        with quiet():
-            after, _ = _log_sums(xp, logs[::-1, :, ::-1], mirrored, end[:, ::-1], valid[::-1])
-            after = after[::-1, :, ::-1]
-            # how probable it is that a path of the target is in this state at this step (Graves 2006, equation 14)
-            share = xp.exp(before + logs + after - xp.where(possible, likelihood, 0)[:, None])
-            dlogits = xp.exp(logits - highest - xp.log(total).astype(dtype))
-            _subtract_shares(xp, dlogits, share, states, blank)
-            dlogits *= dlosses.astype(dtype)[:, None]
-            return _time_major(xp.where(counted[:, :, None], dlogits, 0).astype(given, copy=False), batch_first)
+        return _time_major(paths.gradient(dlosses).astype(given, copy=False), batch_first)
 
     return loss, backward
 
 
-def _log_sums(xp, logs, skips, start, valid):
-    """The forward variables: of all paths, the log-probability of what they emit before step t, and where that leads.
+class _Paths:
+    """The paths of each target through its states, from left to right: blank, label, blank, ..., label, blank.
 
-    logs: (T, B, N) log-probability of what each state emits; skips: (B, N), 0 or -inf; start: (B, N); valid: (T, B).
-    Returns ``reached`` (T, B, N): of being led to a state at step t, before it emits; and (B, N): of being in a state
-    after each sequence's last step. Walked from right to left, it gives the backward variables.
+    logits: (T, B, V). valid: (T, B), the steps that count. states: (B, 2 S + 1), the class of each.
+    skips, end: (B, 2 S + 1), 0 where a path may come from two states to the left, and where it may end; else -inf.
+    logs, before: float64 (T, B, 2 S + 1), the log-probability of each state's class, and the forward variables.
+    likelihood: (B,), the log-probability of each target. possible: (B,), whether it fits into its timesteps.
+    """
+
+    def __init__(self, xp, logits, lengths, padded, counts, blank):
+        T, B, _ = logits.shape
+        self.xp, self.logits, self.blank = xp, logits, blank
+        self.valid = valid = valid_steps(lengths, T, B, xp)
+        states = np.full((B, 2 * padded.shape[1] + 1), blank)
+        states[:, 1::2] = padded
+        skips = np.full(states.shape, -np.inf)
+        skips[:, 3::2] = np.where(padded[:, 1:] != padded[:, :-1], 0.0, -np.inf)  # from one label to a different one
+        start, end = np.full((2, *states.shape), -np.inf)
+        start[:, 0] = end[np.arange(B), 2 * counts] = (
+            0  # a path moves on from there to a blank or to the label beside it
+        )
+        self.states, self.skips, start, self.end = (xp.asarray(array) for array in (states, skips, start, end))
+        with quiet():
+            self.highest = xp.where(valid, logits.max(axis=2), 0)[:, :, None]
+            shifted = xp.where(valid[:, :, None], logits - self.highest, 0)
+            self.total = xp.exp(shifted).sum(axis=2, keepdims=True, dtype=np.float64)
+            logs = xp.take_along_axis(logits, xp.broadcast_to(self.states, (T, *states.shape)), axis=2)
+            self.logs = logs - self.highest - xp.log(self.total)
+            self.before, last = _log_sums(xp, self.logs, self.skips, start, valid)
+            rows, n = xp.arange(B), xp.asarray(2 * counts)
+            self.likelihood = _log_sum(xp, last[rows, n], xp.where(n > 0, last[rows, n - 1], -np.inf))
+        self.possible = self.likelihood != -np.inf
+
+    def gradient(self, dlosses):
+        """The gradient with respect to logits, (T, B, V), from that with respect to each sequence's loss, (B,)."""
+        xp, dtype = self.xp, self.logits.dtype
+        counted = self.valid & self.possible
+        mirrored = xp.zeros(self.skips.shape) - np.inf
+        mirrored[:, 2:] = self.skips[:, :1:-1]
+        with quiet():
+            after, _ = _log_sums(xp, self.logs[::-1, :, ::-1], mirrored, self.end[:, ::-1], self.valid[::-1])
+            after = after[::-1, :, ::-1]
+            # the probability that a path of the target is in this state at this step (Graves 2006, equation 14)
+            likelihood = xp.where(self.possible, self.likelihood, 0)[:, None]
+            occupancy = xp.exp(self.before + self.logs + after - likelihood)
+            dlogits = xp.exp(self.logits - self.highest - xp.log(self.total).astype(dtype))
+            _subtract_occupancy(xp, dlogits, occupancy, self.states, self.blank)
+            dlogits *= dlosses.astype(dtype)[:, None]
+            return xp.where(counted[:, :, None], dlogits, 0)
+
+
+def _log_sums(xp, logs, skips, start, valid):
+    """The forward variables; with time and states in reverse, the backward variables.
+
+    logs: (T, B, N), the log-probability of what each state emits. skips: (B, N), 0 or -inf. start: (B, N), where paths
+    may start. valid: (T, B).
+    Returns (T, B, N): over all paths that reach a state at step t, the log-probability of what they emitted before t;
+    and (B, N): of all paths that are in a state after the sequence's last step.
     """
     reached = xp.empty(logs.shape)
-    padded = xp.zeros((start.shape[0], start.shape[1] + 2)) - np.inf  # with two states to the left that nobody is in
+    padded = xp.zeros((start.shape[0], start.shape[1] + 2)) - np.inf  # with two states on the left that no path is in
     now = padded[:, 2:]
     now[...] = start
     for t in range(len(logs)):
@@ -127,26 +175,52 @@ def _log_sum(xp, *terms):
     return highest + xp.log(sum(xp.exp(term - highest) for term in terms))
 
 
-def _subtract_shares(xp, dlogits, share, states, blank):
-    """``dlogits[t, b, states[b, n]] -= share[t, b, n]`` for every n, in a fixed order; many states have one class."""
+def _subtract_occupancy(xp, dlogits, occupancy, states, blank):
+    """``dlogits[t, b, states[b, n]] -= occupancy[t, b, n]`` for every n, in a fixed order.
+
+    Several states may have the same class.
+    """
     labels = states[:, 1::2]
     B, S = labels.shape
     if S:
         same = labels[:, :, None] == labels[:, None, :]
-        shares = xp.matmul(share[:, :, 1::2].transpose(1, 0, 2), same.astype(share.dtype)).transpose(1, 0, 2)
-        # equal labels are given the sum that stands at the first of them, so that they write the same bits
-        shares = xp.take_along_axis(shares, xp.broadcast_to(same.argmax(axis=2), shares.shape), axis=2)
-        dlogits[:, xp.arange(B)[:, None], labels] -= shares.astype(dlogits.dtype)
-    dlogits[:, :, blank] -= share[:, :, 0::2].sum(axis=2).astype(dlogits.dtype)
+        sums = xp.matmul(occupancy[:, :, 1::2].transpose(1, 0, 2), same.astype(occupancy.dtype)).transpose(1, 0, 2)
+        # all equal labels take the sum computed for the first of them, so that they write the same bits
+        sums = xp.take_along_axis(sums, xp.broadcast_to(same.argmax(axis=2), sums.shape), axis=2)
+        dlogits[:, xp.arange(B)[:, None], labels] -= sums.astype(dlogits.dtype)
+    dlogits[:, :, blank] -= occupancy[:, :, 0::2].sum(axis=2).astype(dlogits.dtype)
 
 
 # ---- decoding
 
 
-def ctc_greedy(logits, *, lengths=None, blank=0, batch_first=False):
-    """The labels that the likeliest path stands for: a list with one list of labels for each sequence.
+def ctc_greedy(logits: Array, *, lengths: Lengths = None, blank: int = 0, batch_first: bool = False) -> list[list[int]]:
+    """The labels of the likeliest path of each sequence.
 
-    logits, or log-probabilities: (T, B, V), or (B, T, V) with ``batch_first``; lengths: (B,). Raises as ``ctc_loss``.
+    Parameters
+    ----------
+    logits : Array
+        Logits or log-probabilities, (T, B, V), or (B, T, V) with ``batch_first``.
+    lengths : Lengths
+        (B,) integers: the valid timesteps of each sequence.
+    blank : int
+        The class of the blank.
+
+    Returns
+    -------
+    list of list of int
+        The labels of each of the B sequences.
+
+    Raises
+    ------
+    ShapeError, DtypeError, ValueError
+        An argument does not fit, or logits of a valid timestep are NaN or infinite.
+
+    Examples
+    --------
+    >>> logits = np.eye(3)[[1, 1, 0, 1, 2]][:, None]       # the likeliest classes are 1 1 - 1 2
+    >>> ctc_greedy(logits)
+    [[1, 1, 2]]
     """
     ops, _, logits, lengths, blank = _check_logits(logits, lengths, blank, batch_first)
     _refuse_no_path(ops, logits, lengths)
@@ -157,16 +231,37 @@ def ctc_greedy(logits, *, lengths=None, blank=0, batch_first=False):
     return [path[:length, b][is_label[:length, b]].tolist() for b, length in enumerate(lengths)]
 
 
-def ctc_beam_search(logits, beam=16, *, lengths=None, blank=0, batch_first=False):
+def ctc_beam_search(
+    logits: Array, beam: int = 16, *, lengths: Lengths = None, blank: int = 0, batch_first: bool = False
+) -> list[list[tuple[list[int], float]]]:
     """The likeliest label sequences, each with its log-probability summed over the paths that were followed.
 
-    logits, or log-probabilities: (T, B, V), or (B, T, V) with ``batch_first``; lengths: (B,). beam: label sequences
-    followed at a time. Returns for each of the B sequences a list of up to ``beam`` pairs (labels, log-probability),
-    the likeliest first. Raises as ``ctc_loss``.
+    This is prefix beam search without a language model: Hannun, Maas, Jurafsky, Ng, "First-pass large vocabulary
+    continuous speech recognition using bi-directional recurrent DNNs", 2014, algorithm 1. It is exact if there are at
+    least as many beams as label sequences.
 
-    Prefix beam search without a language model: Hannun, Maas, Jurafsky, Ng, "First-pass large vocabulary continuous
-    speech recognition using bi-directional recurrent DNNs", 2014, algorithm 1. With as many beams as there are label
-    sequences it is exact.
+    Parameters
+    ----------
+    logits, lengths, blank, batch_first
+        As in ``ctc_greedy``.
+    beam : int
+        How many label sequences are followed at a time.
+
+    Returns
+    -------
+    list of list of (labels, log-probability)
+        For each of the B sequences up to ``beam`` pairs, the likeliest first.
+
+    Raises
+    ------
+    ShapeError, DtypeError, ValueError
+        As in ``ctc_greedy``.
+
+    Examples
+    --------
+    >>> [[(labels, score), *others]] = ctc_beam_search(np.zeros((2, 1, 3)))
+    >>> labels, round(score, 4)                             # log(3 / 9): the paths 1 1, 1 - and - 1
+    ([1], -1.0986)
     """
     beam = check_size("beam", beam)
     ops, _, logits, lengths, blank = _check_logits(logits, lengths, blank, batch_first)
@@ -187,18 +282,22 @@ def _refuse_no_path(ops, logits, lengths):
 def _beam_search(logs, beam, blank):
     """Log-probabilities (T, V) -> up to ``beam`` pairs (labels, log-probability)."""
     V = logs.shape[1]
-    prefixes, ended, open_ = [()], np.zeros(1), np.full(1, -np.inf)  # log-probability with a blank behind, and without
+    prefixes, ended, open_ = (
+        [()],
+        np.zeros(1),
+        np.full(1, -np.inf),
+    )  # log-probabilities: the path ends with a blank, or not
     for step in logs:
         last = np.array([prefix[-1] if prefix else blank for prefix in prefixes])
         whole = np.logaddexp(ended, open_)
         longer = whole[:, None] + step  # (prefixes, V): one more label
         rows = np.arange(len(prefixes))
-        longer[rows, last] = ended + step[last]  # the same label again needs a blank between
+        longer[rows, last] = ended + step[last]  # the same label again needs a blank in between
         longer[:, blank] = -np.inf
         ended, open_ = whole + step[blank], open_ + step[last]  # open_ of the empty prefix is -inf and stays so
-        place = {prefix: row for row, prefix in enumerate(prefixes)}
-        for row, prefix in enumerate(prefixes):  # a prefix grown to one that is followed already
-            if prefix and (parent := place.get(prefix[:-1])) is not None:
+        row_of = {prefix: row for row, prefix in enumerate(prefixes)}
+        for row, prefix in enumerate(prefixes):  # where a prefix grows into one that is already followed
+            if prefix and (parent := row_of.get(prefix[:-1])) is not None:
                 open_[row] = np.logaddexp(open_[row], longer[parent, prefix[-1]])
                 longer[parent, prefix[-1]] = -np.inf
         scores = np.concatenate([np.logaddexp(ended, open_), longer.reshape(-1)])
@@ -221,7 +320,7 @@ def _time_major(array, batch_first):
 
 
 def _check_logits(logits, lengths, blank, batch_first):
-    """(ops, the logits' own dtype, time-major logits in what they are computed in, lengths on the host, blank)."""
+    """(ops, the caller's dtype, time-major logits in the compute dtype, lengths on the host, blank)."""
     check_flag("batch_first", batch_first)
     ops = array_ops(logits)
     given = ops.asarray(logits, "logits").dtype
@@ -235,28 +334,14 @@ def _check_logits(logits, lengths, blank, batch_first):
 
 
 def _pad_targets(targets, target_lengths, B, V, blank):
-    """Targets in any of their three forms as (int64 (B, S), with ``blank`` behind the labels; int64 (B,) label counts).
+    """Targets in any of their three forms as int64 (B, S), with ``blank`` after the labels, and label counts (B,).
 
     Raises ShapeError, DtypeError, and ValueError for labels that are no class or the blank.
     """
     if isinstance(targets, (list, tuple)) and target_lengths is None:
         rows = [host_array(row, "targets") for row in targets]
     else:
-        array = host_array(targets, "targets")
-        if array.ndim == 2:
-            counts = np.full(len(array), array.shape[1]) if target_lengths is None else target_lengths
-            counts = check_lengths(counts, array.shape[1], len(array), "target_lengths")
-            rows = [row[:count] for row, count in zip(array, counts, strict=True)]
-        elif array.ndim == 1 and target_lengths is not None:
-            counts = check_lengths(target_lengths, len(array), B, "target_lengths")
-            if counts.sum() != len(array):
-                raise ShapeError(f"target_lengths: expected a sum of {len(array)}, the labels, got {counts.sum()}")
-            rows = np.split(array, np.cumsum(counts)[:-1]) if B else []
-        else:
-            raise ShapeError(
-                "targets: expected a list of B sequences, (B, S), or (N,) with target_lengths, got shape "
-                f"{array.shape}{'' if target_lengths is None else ' with target_lengths'}"
-            )
+        rows = _target_rows(host_array(targets, "targets"), target_lengths, B)
     if len(rows) != B:
         raise ShapeError(f"targets: expected {B} sequences, as logits have, got {len(rows)}")
     counts = np.array([row.size for row in rows], np.int64)
@@ -274,3 +359,22 @@ def _pad_targets(targets, target_lengths, B, V, blank):
             )
         padded[b, : row.size] = row
     return padded, counts
+
+
+def _target_rows(array, target_lengths, B):
+    """The labels of each sequence, from an array (B, S) or (N,) of all labels."""
+    if array.ndim == 2:
+        counts = np.full(len(array), array.shape[1]) if target_lengths is None else target_lengths
+        counts = check_lengths(counts, array.shape[1], len(array), "target_lengths")
+        return [row[:count] for row, count in zip(array, counts, strict=True)]
+    if array.ndim == 1 and target_lengths is not None:
+        counts = check_lengths(target_lengths, len(array), B, "target_lengths")
+        if counts.sum() != len(array):
+            raise ShapeError(
+                f"target_lengths: expected a sum of {len(array)}, the number of labels, got {counts.sum()}"
+            )
+        return np.split(array, np.cumsum(counts)[:-1]) if B else []
+    raise ShapeError(
+        "targets: expected a list of B sequences, (B, S), or (N,) with target_lengths, got shape "
+        f"{array.shape}{'' if target_lengths is None else ' with target_lengths'}"
+    )

@@ -26,9 +26,11 @@ def check_dtype(dtype):
         raise DtypeError(f"dtype should be one of {', '.join(DTYPES)}, got {name}{hint}")
     if name != "bfloat16":
         return np.dtype(name)
-    if _bfloat16() is None:
-        raise DtypeError("dtype bfloat16 needs ml_dtypes. Run pip install ml_dtypes")
-    return _bfloat16()
+    try:
+        from ml_dtypes import bfloat16
+    except ImportError as error:
+        raise DtypeError("dtype bfloat16 needs ml_dtypes. Run pip install ml_dtypes") from error
+    return np.dtype(bfloat16)
 
 
 def _bfloat16():

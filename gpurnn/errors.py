@@ -173,6 +173,19 @@ def refuse_unknown(who, unknown, known, elsewhere=None):
         raise TypeError(f"{who}: unknown argument {name!r}. {answer}")
 
 
+def answers_unknown(method):
+    """A decorator: ``method`` answers an unknown argument with our word for it, and shows its own signature."""
+    known = list(inspect.signature(method).parameters)[1:]
+
+    @functools.wraps(method)
+    def answering(self, *args, **options):
+        if not options.keys() <= set(known):
+            refuse_unknown(type(self).__name__, [name for name in options if name not in known], known)
+        return method(self, *args, **options)
+
+    return answering
+
+
 class NamesArguments:
     """A class whose constructor answers an unknown argument with our word for it."""
 

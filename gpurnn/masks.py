@@ -1,9 +1,9 @@
-"""Sequences of different lengths in one padded batch: from ``lengths`` to a mask of valid steps."""
+"""What counts in a padded batch of sequences: from ``lengths`` and ``mask`` to booleans, True where a step is valid."""
 
 import numpy as np
 
 from .arrays import host_array
-from .errors import DivergedError, DtypeError, ShapeError
+from .errors import DivergedError, DtypeError, ShapeError, check_flag
 
 
 def check_lengths(lengths, T, B, name="lengths"):
@@ -26,8 +26,10 @@ def check_lengths(lengths, T, B, name="lengths"):
 
 
 def refuse_no_distribution(highest, name="logits"):
-    """Raise DivergedError unless the highest logits of what is to be drawn from or decoded, an array on the host, are
-    finite numbers: the highest is NaN where one of them is."""
+    """Raise DivergedError unless ``highest``, the highest logits of each place, is finite: else nothing can be drawn.
+
+    highest: an array on the host. It is NaN where one of the logits is.
+    """
     wrong = highest[~np.isfinite(highest)]
     if wrong.size:
         raise DivergedError(
@@ -40,3 +42,37 @@ def valid_steps(lengths, T, B, xp=np, name="lengths"):
     """Boolean (T, B): True where step t belongs to sequence b. Raises as ``check_lengths`` does."""
     lengths = check_lengths(lengths, T, B, name)
     return xp.asarray(np.arange(T)[:, None] < lengths[None, :])
+
+
+def valid_places(shape, mask, lengths, batch_first, ops):
+    """Booleans over some leading axes of ``shape``, True where ``mask`` and ``lengths`` say that a place counts.
+
+    None where all of them count.
+    """
+    check_flag("batch_first", batch_first)
+    valid = None
+    if mask is not None:
+        valid = ops.asarray(mask, "mask")
+        if valid.dtype.kind != "b":
+            raise DtypeError(f"mask: expected booleans, got {valid.dtype}. Convert it: mask = mask.astype(bool)")
+        if valid.shape != shape[: valid.ndim]:
+            raise ShapeError(f"mask: expected the leading axes of {shape}, such as {shape[:2]}, got {valid.shape}")
+    if lengths is not None:
+        if len(shape) < 2:
+            raise ShapeError(
+                f"lengths: expected steps and sequences as the leading axes, got an array of shape {shape}"
+            )
+        B, T = shape[:2] if batch_first else shape[1::-1]
+        steps = valid_steps(lengths, T, B, ops.xp)
+        steps = steps.T if batch_first else steps
+        if valid is None:
+            valid = steps
+        else:
+            rank = max(valid.ndim, 2)
+            valid = lift(valid, rank) & lift(steps, rank)
+    return valid
+
+
+def lift(array, rank):
+    """``array`` with axes of size 1 added at the end, up to ``rank`` axes."""
+    return array.reshape(array.shape + (1,) * (rank - array.ndim))

@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+from cuda_on_cpu import emulator
 from optional import missing_package
 
 import gpurnn
@@ -15,12 +16,32 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Mark -> why its tests cannot run here, or None.
+NEEDS = {
+    "gpu": ("a GPU", lambda: gpurnn.backends()["cuda"]),
+    "emulated": ("the emulator", emulator.missing),
+}
+
+
 def pytest_collection_modifyitems(items):
-    gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
-    problem = gpu_tests and gpurnn.backends()["cuda"]
-    if problem:
-        for item in gpu_tests:
-            item.add_marker(pytest.mark.skip(reason=f"needs a GPU: {problem}"))
+    for mark, (what, missing) in NEEDS.items():
+        marked = [item for item in items if item.get_closest_marker(mark)]
+        problem = marked and missing()
+        if problem:
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason=f"needs {what}: {problem}"))
+
+
+@pytest.fixture(autouse=True)
+def emulated_tests_say_so(request, monkeypatch):
+    """A test that runs kernels on the emulator without the mark fails, so that ``-m "not emulated"`` stays fast."""
+    if request.node.get_closest_marker("emulated"):
+        return
+
+    def refuse(*arguments, **options):
+        pytest.fail("this test runs the emulator: mark it, or its file, with pytest.mark.emulated")
+
+    monkeypatch.setattr(emulator.Emulator, "__init__", refuse)
 
 
 def _skipping():

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cuda_on_cpu import emulator
+from helpers import cuda_ops
 from optional import needs
 
 import gpurnn
@@ -14,10 +14,7 @@ pytestmark = needs("ml_dtypes")
 DTYPES = ("float16", "bfloat16")
 EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 
-EMULATED = [
-    pytest.param(name, marks=pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing())))
-    for name in ("cupy", "cuda step", "cuda block", "cuda grid")
-]
+EMULATED = [pytest.param(name, marks=pytest.mark.emulated) for name in ("cupy", "cuda step", "cuda block", "cuda grid")]
 
 
 def primitives(name):
@@ -25,8 +22,6 @@ def primitives(name):
     name, _, schedule = name.partition(" ")
     if name in ("numpy", "cpu"):
         return name, {}
-    from test_cuda_layers import cuda_ops
-
     ops = cuda_ops(checked=False)
     return (Ops(ops.xp, "cupy"), {}) if name == "cupy" else (ops, {"schedule": schedule})
 

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from test_arrays import values
+from helpers import values
 
 import gpurnn
 from gpurnn.backends.cpu import ops as cpu_ops

@@ -2,30 +2,11 @@
 
 import numpy as np
 import pytest
-from cuda_on_cpu import emulator
+from helpers import BACKENDS, backend_of, host, values
 
 import gpurnn
-from gpurnn.backends.cuda.ops import CudaOps
 
 rng = np.random.default_rng(5)
-needs_emulator = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
-BACKENDS = ["numpy", "cpu", pytest.param("cuda", marks=needs_emulator)]
-
-
-def backend_of(name):
-    if name != "cuda":
-        return name
-    from cuda_on_cpu.device import EmulatedDevice
-
-    return CudaOps(EmulatedDevice(emulator.Emulator()))
-
-
-def host(array):
-    return array.get() if hasattr(array, "get") else np.asarray(array)
-
-
-def values(shape):
-    return rng.normal(size=shape).astype("float32")
 
 
 def swapped(array):
@@ -41,10 +22,10 @@ def in_a_record(array):
 
 
 def every_other(array):
-    """The same numbers with a gap behind each of them."""
-    wide = np.full((*array.shape[:-1], 2 * array.shape[-1]), 99, array.dtype)
-    wide[..., ::2] = array
-    return wide[..., ::2]
+    """The same numbers with a gap after each of them."""
+    spaced = np.full((*array.shape[:-1], 2 * array.shape[-1]), 99, array.dtype)
+    spaced[..., ::2] = array
+    return spaced[..., ::2]
 
 
 def misplaced(array):
@@ -55,7 +36,7 @@ def misplaced(array):
 
 
 def backwards(array):
-    """The same numbers, stored the other way round."""
+    """The same numbers, stored in reverse order."""
     return np.ascontiguousarray(array[..., ::-1])[..., ::-1]
 
 
@@ -82,7 +63,7 @@ LAYERS = {
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_layers_read_the_numbers_whatever_their_place(backend, kind, odd):
     if backend == "cuda" and odd not in (swapped, in_a_record):
-        pytest.skip("a copy on the way to the device makes all of these alike")
+        pytest.skip("the copy to the device makes all of these alike")
     ops = backend_of(backend)
     x, results = values((40, 8, 6) if backend != "cuda" else (5, 8, 6)), []
     dy = None
@@ -98,7 +79,7 @@ def test_layers_read_the_numbers_whatever_their_place(backend, kind, odd):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-@needs_emulator
+@pytest.mark.emulated
 def test_layers_read_device_arrays_of_any_strides(kind):
     ops = backend_of("cuda")
     x, results = values((6, 8, 6)), []
@@ -240,7 +221,7 @@ def test_a_training_run_takes_any_byte_order_and_no_masked_arrays():
         run(masked)
 
 
-@needs_emulator
+@pytest.mark.emulated
 @pytest.mark.parametrize("schedule", ["step", "auto"])
 def test_more_sequences_than_a_launch_takes_are_refused_by_name(schedule):
     ops = backend_of("cuda")
@@ -294,7 +275,7 @@ def test_a_tensor_with_a_graph_is_refused_with_what_to_do(backend):
     layer.load_state_dict(state)
 
 
-def test_a_derivative_is_written_only_where_it_may_be():
+def test_a_gradient_is_written_only_where_it_may_be():
     logits, targets = values((5, 2, 9)), rng.integers(0, 9, (5, 2))
     _, backward = gpurnn.cross_entropy(logits, targets)
     expected = backward()

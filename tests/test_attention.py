@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+from helpers import assert_close
 from optional import optional
 
 import gpurnn
 from gpurnn import Attention, DtypeError, ShapeError, attention
 from gpurnn.attention import SCORES
 from gpurnn.rng import name_key
+from gpurnn.testing import check_gradient, count_terms
 
 torch = optional("torch")
 
@@ -30,7 +32,7 @@ def inputs(layer, dtype="float64"):
 
 
 def in_torch(layer, queries, memory, lengths, dcontext, dweights):
-    """The equations of the module's text, one sequence after another; derivatives by torch."""
+    """The equations of the module's text, one sequence after another; gradients by torch."""
     arrays = {"queries": queries, "memory": memory} | {
         name: p.astype(queries.dtype) for name, p in layer.params.items()
     }
@@ -78,7 +80,7 @@ def test_equals_torch(score, lengths):
     got = ours(layer, queries, memory, lengths, *d)
     assert got.keys() == expected.keys()
     for name, value in expected.items():
-        np.testing.assert_allclose(got[name], value, rtol=0, atol=1e-12, err_msg=name)
+        assert_close(got[name], value, count_terms(layer, T), name)
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -88,55 +90,37 @@ def test_float32_is_as_exact_as_torch(score):
     exact.load_state_dict(layer.state_dict())
     arrays = (*inputs(layer, "float32"), LENGTHS, numbers(U, B, layer.memory_size, seed=3, dtype="float32"))
     arrays += (numbers(U, B, T, seed=4, dtype="float32"),)
-    wide = [array if array is LENGTHS else array.astype("float64") for array in arrays]
-    expected, other, got = in_torch(exact, *wide), in_torch(layer, *arrays), ours(layer, *arrays)
+    exact_arrays = [array if array is LENGTHS else array.astype("float64") for array in arrays]
+    expected, other, got = in_torch(exact, *exact_arrays), in_torch(layer, *arrays), ours(layer, *arrays)
     for name, value in expected.items():
         rounding = np.finfo(np.float32).eps * np.abs(value).max()
         assert got[name].dtype == np.float32
         assert np.abs(got[name] - value).max() <= 2 * np.abs(other[name] - value).max() + rounding, name
 
 
-def directional_error(layer):
-    """Analytic against fourth-order central differences along a random direction through everything at once."""
-    queries, memory = inputs(layer)
-    dcontext, dweights = numbers(U, B, layer.memory_size, seed=3), numbers(U, B, T, seed=4)
-    layer.zero_grad()
-    dqueries, dmemory = layer.forward(queries, memory, LENGTHS)[2](dcontext, dweights)
-    along = [numbers(*a.shape, seed=5 + n) for n, a in enumerate((queries, memory, layer.flat_params))]
-    parts = zip((dqueries, dmemory, layer.flat_grads), along, strict=True)
-    slope = sum(float((derivative * direction).sum()) for derivative, direction in parts)
-    params = layer.flat_params.copy()
-
-    def loss(step):
-        layer.flat_params[...] = params + step * along[2]
-        context, weights = layer(queries + step * along[0], memory + step * along[1], LENGTHS)
-        return float((context * dcontext).sum() + (weights * dweights).sum())
-
-    step = 1e-3
-    numeric = (8 * (loss(step) - loss(-step)) - (loss(2 * step) - loss(-2 * step))) / (12 * step)
-    layer.flat_params[...] = params
-    return abs(slope - numeric) / abs(numeric)
-
-
 @pytest.mark.parametrize("score", SCORES)
 def test_finite_differences(score):
-    assert directional_error(make(score)) < 1e-8
+    layer = make(score)
+    check_gradient(layer, *inputs(layer), LENGTHS)
 
 
 @pytest.mark.parametrize("part", ["queries", "memory", "parameters"])
-def test_a_broken_derivative_is_seen(part):
+def test_a_broken_gradient_is_seen(part):
     class Broken(Attention):
-        def forward(self, *arguments):
-            context, weights, backward = super().forward(*arguments)
+        def forward(self, queries, memory, lengths=None):
+            context, weights, backward = super().forward(queries, memory, lengths)
 
-            def wrong(*derivatives):
-                dqueries, dmemory = backward(*derivatives)
+            def wrong(*gradients):
+                dqueries, dmemory = backward(*gradients)
                 self.flat_grads *= 1.01 if part == "parameters" else 1
                 return dqueries * (1.01 if part == "queries" else 1), dmemory * (1.01 if part == "memory" else 1)
 
             return context, weights, wrong
 
-    assert directional_error(Broken(5, 3, "additive", **F64)) > 1e-4
+    layer = Broken(5, 3, "additive", **F64)
+    name = "weight_" if part == "parameters" else part
+    with pytest.raises(AssertionError, match=f"^{name}.*: the derivative .* off by"):
+        check_gradient(layer, *inputs(layer), LENGTHS)
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -170,7 +154,7 @@ def test_additive_in_blocks(monkeypatch):
     monkeypatch.setattr(attention, "_BLOCK", 3 * T * B * 9)  # three of the four queries at once
     got = ours(layer, *arrays)
     for name, value in expected.items():
-        np.testing.assert_allclose(got[name], value, rtol=1e-13, atol=1e-13, err_msg=name)
+        assert_close(got[name], value, count_terms(layer, T), name)
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -181,8 +165,8 @@ def test_one_query_after_another_is_the_same(score):
     ready = layer.remember(memory, LENGTHS)
     for u in range(U):
         one = layer.attend(queries[u : u + 1], ready)
-        np.testing.assert_allclose(one[0][0], context[u], rtol=0, atol=1e-14)
-        np.testing.assert_allclose(one[1][0], weights[u], rtol=0, atol=1e-14)
+        for got, expected in zip(one, (context, weights), strict=True):
+            assert_close(got[0], expected[u], count_terms(layer, T))
 
 
 @pytest.mark.parametrize("sizes", [(0, T, B), (U, 0, B), (U, T, 0), (1, 1, 1)])
@@ -215,7 +199,7 @@ def test_16_bit(score, dtype):
     for name, value in expected.items():
         wanted = np.float32 if name.removeprefix("d") in layer.params else layer.dtype
         assert got[name].dtype == wanted, name
-        # scores of up to about 10, rounded to eps, move a weight by 10 eps of itself, and derivatives by twice that
+        # scores of up to about 10, rounded to eps, change a weight by 10 eps of itself, and gradients by twice that
         assert np.abs(got[name].astype("float64") - value).max() <= 20 * eps * np.abs(value).max(), name
 
 

@@ -106,6 +106,7 @@ def test_rivals_agree_on_sequences_of_different_lengths(cell):
     assert refuses("jax", case) == "all sequences of one length" and refuses("torch-cpu", case) is None
 
 
+@pytest.mark.slow
 @needs("torch")
 def test_torch_compile_agrees():
     """In a process of its own, as in a run: torch.compile leaves threads and pipes behind, which warn when they end."""
@@ -236,6 +237,7 @@ def test_crossings():
     assert report.crossings({"cases": rows[:3]}, "gpu", "cpu") == {("gru", "train", 64): None}
 
 
+@pytest.mark.slow
 @needs("torch")
 def test_crossover_runs():
     done = invoke("crossover", "--fast", "torch-cpu", "-H", 3, "-B", 1, "-B", 2, "--threads", 1)
@@ -252,6 +254,7 @@ def test_crossover_without_a_gpu_says_so():
 # ---- files
 
 
+@pytest.mark.slow
 @needs("torch")
 @needs("matplotlib")
 def test_run_show_plot_report(tmp_path):

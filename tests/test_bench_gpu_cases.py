@@ -15,9 +15,6 @@ from bench.probe import MEASUREMENTS
 from bench.results_file import load
 from gpurnn.backends.cuda import schedules
 
-emulated = pytest.mark.skipif(gpu_rehearsal.missing() is not None, reason=str(gpu_rehearsal.missing()))
-
-
 # ---- what is asked, and the choice of part B
 
 
@@ -118,7 +115,7 @@ def test_results_are_compared_with_torchs(tmp_path):
     assert [row["status"] for row in judged.values()] == ["right", "wrong", "wrong"]
 
 
-@emulated
+@pytest.mark.emulated
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_smoke_cases_take_the_kernel_they_name(kernel, monkeypatch):
     dtype = "bfloat16" if kernel.endswith("mma") else "float32"
@@ -135,7 +132,7 @@ def test_smoke_cases_take_the_kernel_they_name(kernel, monkeypatch):
         assert found["recordings"] and all(row["recorded"] for row in found["recordings"])
 
 
-@emulated
+@pytest.mark.emulated
 def test_a_planted_error_is_found_by_a_smoke_case():
     device = gpu_rehearsal.device()
     right = device.gemm
@@ -150,7 +147,7 @@ def test_a_planted_error_is_found_by_a_smoke_case():
     assert found["first_wrong"]["expected"] == pytest.approx(found["first_wrong"]["got"], rel=0.01)
 
 
-@emulated
+@pytest.mark.emulated
 def test_every_smoke_case_has_a_tile_on_a_large_gpu():
     device = gpu_rehearsal.device()
     device.limits = schedules.Device(90, 132, 227 * 1024, 1.7e9, "as an H100 or H200")
@@ -159,7 +156,7 @@ def test_every_smoke_case_has_a_tile_on_a_large_gpu():
         assert len(chosen) == 2 and all(case.kernel.split()[0] in name for name in chosen), (case.name, chosen)
 
 
-@emulated
+@pytest.mark.emulated
 def test_what_no_kernel_takes_is_left_out():
     found = gpu_smoke.run(Smoke("lstm", "block_mma", "float32", T=2, B=2, I=3, H=8), gpu_rehearsal.device())
     assert found == {"status": "left out", "reason": "block_mma has no tile for this size"}

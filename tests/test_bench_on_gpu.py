@@ -17,15 +17,15 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from bench import gpu_items, gpu_rehearsal, gpu_workers, on_gpu
+from bench import gpu_items, gpu_workers, on_gpu
 from bench import run as bench_run
 from bench.cases import Case
 from bench.cli import main
 from bench.gpu_items import Item
 from bench.rivals.prepared import Prepared
+from gpurnn.testing import worst_error
 
 ROOT = Path(__file__).resolve().parent.parent
-emulated = pytest.mark.skipif(gpu_rehearsal.missing() is not None, reason=str(gpu_rehearsal.missing()))
 
 
 def ask(order, seconds=5.0, group="g", name=None, needs=0.1):
@@ -235,7 +235,7 @@ def record(item, status):
     return base | {"parameters": item.parameters, "seconds": 1.0}
 
 
-@emulated
+@pytest.mark.emulated
 @pytest.mark.slow
 def test_both_parts_rehearse(tmp_path):
     command = [sys.executable, "-m", "bench", "on-gpu", "--rehearse", "--minutes", "1.5", "--out", str(tmp_path)]
@@ -255,7 +255,7 @@ def test_both_parts_rehearse(tmp_path):
     assert len(os.listdir(tmp_path)) <= 3
 
 
-@emulated
+@pytest.mark.emulated
 @pytest.mark.slow
 def test_a_good_part_a_leads_to_tuning(tmp_path):
     with open(tmp_path / on_gpu.RESULTS, "w") as file:
@@ -307,12 +307,10 @@ def test_what_is_imported_late_exists():
 
 
 def test_no_result_that_is_not_a_number_is_hidden_by_a_later_one(tmp_path):
-    from gpurnn import check
-
     expected = {name: np.ones(3) for name in ("output", "dx", "state")}
     for broken in expected:
         got = expected | {broken: np.full(3, np.nan)}
-        assert check._worst(got, expected, expected, "float32", 10)[0] == np.inf
+        assert worst_error(got, expected, expected, "float32", 10)[0] == np.inf
         for name, arrays in (("right", expected), ("got", got)):
             np.savez(tmp_path / f"{name}.npz", **arrays)
         found = gpu_items.compare(Case("lstm", 3, 2, 4, 4), tmp_path / "got.npz", tmp_path / "right.npz")

@@ -3,13 +3,13 @@ measurement that fails is told."""
 
 import numpy as np
 import pytest
-from cuda_on_cpu import emulator, nvrtc
+from cuda_on_cpu import nvrtc
 
 from bench import probe, probe_memory
 from bench.gpu_rehearsal import EmulatedGpu
 from bench.probe_device import all_equal, source
 
-pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
+pytestmark = pytest.mark.emulated
 
 
 def small(monkeypatch):

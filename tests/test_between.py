@@ -2,85 +2,32 @@
 
 import numpy as np
 import pytest
+from helpers import LAYERS, assert_close, build_layer, numbers, ones
 
 import gpurnn
 from gpurnn import (
     GRU,
     LSTM,
-    RNN,
     Attention,
     BatchNorm,
     Dropout,
     Embedding,
-    EncoderDecoder,
-    GRUCell,
-    LayerNorm,
     Linear,
     LSTMCell,
     Pooling,
-    RNNCell,
     Sequential,
     TiedLinear,
 )
+from gpurnn.testing import count_terms, leaves
 
-rng = np.random.default_rng(0)
-
-
-def numbers(*shape):
-    return rng.standard_normal(shape)
-
-
-IDS = np.array([[1, 2, 1], [0, 4, 2]])
-
-# name -> (layer of options, inputs of its forward)
-LAYERS = {
-    "linear": (lambda o: Linear(3, 4, **o), [numbers(5, 2, 3)]),
-    "linear without bias": (lambda o: Linear(3, 4, bias=False, **o), [numbers(2, 3)]),
-    "embedding": (lambda o: Embedding(5, 3, padding_idx=0, **o), [IDS]),
-    "layer norm": (lambda o: LayerNorm(3, **o), [numbers(5, 2, 3)]),
-    "batch norm": (lambda o: BatchNorm(3, **o), [numbers(5, 2, 3)]),
-    "batch norm, evaluation": (lambda o: BatchNorm(3, **o).eval(), [numbers(5, 2, 3)]),
-    "pooling, attention": (lambda o: Pooling(3, "attention", **o), [numbers(5, 2, 3)]),
-    "attention, general": (lambda o: Attention(3, 4, "general", **o), [numbers(2, 2, 3), numbers(5, 2, 4)]),
-    "attention, additive": (lambda o: Attention(3, 4, "additive", **o), [numbers(2, 2, 3), numbers(5, 2, 4)]),
-    "rnn": (lambda o: RNN(3, 4, **o), [numbers(5, 2, 3)]),
-    "rnn, relu": (lambda o: RNN(3, 4, nonlinearity="relu", **o), [numbers(5, 2, 3)]),
-    "lstm": (lambda o: LSTM(3, 4, 2, bidirectional=True, learn_state=True, **o), [numbers(5, 2, 3)]),
-    "lstm, projected": (lambda o: LSTM(3, 4, proj_size=2, **o), [numbers(5, 2, 3)]),
-    "lstm, wavefront": (lambda o: LSTM(3, 4, 2, wavefront=2, **o), [numbers(5, 2, 3)]),
-    "gru": (lambda o: GRU(3, 4, **o), [numbers(5, 2, 3)]),
-    "gru, original": (lambda o: GRU(3, 4, reset_after=False, reverse=True, **o), [numbers(5, 2, 3)]),
-    "rnn cell": (lambda o: RNNCell(3, 4, **o), [numbers(2, 3)]),
-    "lstm cell": (lambda o: LSTMCell(3, 4, **o), [numbers(2, 3)]),
-    "gru cell": (lambda o: GRUCell(3, 4, **o), [numbers(2, 3)]),
-    "sequential": (lambda o: Sequential(LSTM(3, 4, **o), LayerNorm(4, **o), Linear(4, 2, **o)), [numbers(5, 2, 3)]),
-    "encoder-decoder": (lambda o: EncoderDecoder(6, 6, 4, tied=True, **o), [(IDS, IDS)]),
-}
 BACKENDS = ["numpy", "cpu"]
 DTYPES = ["float64", "float32", "float16"]
-
-
-def build(kind, backend="numpy", dtype="float64"):
-    make, inputs = LAYERS[kind]
-    layer = make({"backend": backend, "dtype": dtype, "seed": 1})
-    layer.flat_grads[...] = 0
-    return layer, [x if isinstance(x, tuple) or x.dtype.kind == "i" else x.astype(layer.dtype) for x in inputs]
-
-
-def ones(outputs):
-    return tuple(map(ones, outputs)) if isinstance(outputs, tuple) else np.full_like(outputs, 0.01)
 
 
 def run_backward(layer, outputs, backward):
     """All that backward gives: the derivatives by the inputs, and a copy of the gradients."""
     returned = backward(ones(outputs))
     return [np.array(a, "float64") for a in leaves(returned)] + [layer.flat_grads.astype("float64")]
-
-
-def leaves(value):
-    if isinstance(value, (tuple, list)):
-        return [leaf for part in value for leaf in leaves(part)]
-    return [] if value is None else [value]
 
 
 def load(layer, name):
@@ -119,7 +66,7 @@ CHANGES = [load, assign, in_place, update, update_by_adam]
 @pytest.mark.parametrize("kind", LAYERS)
 def test_changed_parameters_are_refused_by_name(kind, backend, dtype):
     for change in CHANGES:
-        layer, inputs = build(kind, backend, dtype)
+        layer, inputs = build_layer(kind, backend, dtype)
         for name in list(layer.params):
             outputs, *_, backward = layer.forward(*inputs)
             change(layer, name)
@@ -135,7 +82,7 @@ def test_changed_parameters_are_refused_by_name(kind, backend, dtype):
 
 
 def test_an_own_declaration_is_a_change():
-    layer, inputs = build("linear")
+    layer, inputs = build_layer("linear")
     _, backward = layer.forward(*inputs)
     declare(layer, "weight")
     with pytest.raises(RuntimeError, match=r"backward: parameter weight was changed .version 1 at forward, 2 now."):
@@ -159,7 +106,7 @@ def test_the_error_says_what_to_do():
 def test_weight_noise_inside_a_step_is_no_change_and_across_it_is_one():
     from gpurnn.training import _Run
 
-    layer, inputs = build("lstm")
+    layer, inputs = build_layer("lstm")
     run = _Run.__new__(_Run)
     run.model, run.weight_noise, run.step = layer, 0.1, 0
     with run._noisy_weights():
@@ -194,7 +141,7 @@ def test_a_memory_is_of_the_weights_it_was_made_with():
 
 def test_what_is_no_change():
     """Gradients, other layers, a home in a model, and reading."""
-    layer, inputs = build("lstm")
+    layer, inputs = build_layer("lstm")
     outputs, *_, backward = layer.forward(*inputs)
     expected = run_backward(layer, outputs, backward)
     other = Linear(8, 2, backend="numpy", dtype="float64", seed=2)
@@ -291,7 +238,7 @@ ATTRIBUTES = {  # kind of layer -> attributes that may be set on it, and to what
 def test_attributes_are_those_of_forward(kind, name, value, backend):
     found = []
     for change in (False, True):
-        layer, inputs = build(kind, backend)
+        layer, inputs = build_layer(kind, backend)
         if kind == "lstm":
             layer.dropout = 0.4
         outputs, *_, backward = layer.forward(*inputs)
@@ -358,7 +305,7 @@ def test_outputs_may_be_overwritten(kind, backend):
     }
     found = []
     for change in (False, True):
-        layer, inputs = (more[kind][0](), more[kind][1]) if kind in more else build(kind, backend)
+        layer, inputs = (more[kind][0](), more[kind][1]) if kind in more else build_layer(kind, backend)
         *outputs, backward = layer.forward(*inputs)
         given = ones(outputs[0])
         for array in leaves(outputs) if change else ():
@@ -377,7 +324,7 @@ ONCE = [name for name in LAYERS if name.startswith(("rnn", "lstm", "gru", "seque
 @pytest.mark.parametrize("kind", LAYERS)
 def test_backward_twice(kind, backend, dtype):
     """Where forward was told to retain, or where nothing is spent in any case: the same bits, added once more."""
-    layer, inputs = build(kind, backend, dtype)
+    layer, inputs = build_layer(kind, backend, dtype)
     *outputs, backward = layer.forward(*inputs)
     given = ones(outputs[0])
     once = [np.array(a) for a in leaves(backward(given))]
@@ -397,7 +344,7 @@ def test_backward_twice(kind, backend, dtype):
 
 def test_two_losses_of_one_forward():
     """What retain is for: the derivatives of each on its own, ragged and watched, too."""
-    layer, (x,) = build("lstm", "cpu")
+    layer, (x,) = build_layer("lstm", "cpu")
     given, found = [numbers(5, 2, 8) for _ in range(2)], []
     _, _, both = layer.forward(x, lengths=[5, 3], retain=True)
     for dy in given:
@@ -409,11 +356,11 @@ def test_two_losses_of_one_forward():
         with gpurnn.record_gradient_flow() as flow:
             dx, dstate = alone(dy)
         for got, expected in zip(results, [dx, *dstate, flow["l0"].dh], strict=True):
-            np.testing.assert_allclose(got, expected, atol=1e-14)
+            assert_close(got, expected, count_terms(layer, 5))
 
 
 def test_retained_after_an_error_is_whole():
-    layer, (x,) = build("gru", "cpu")
+    layer, (x,) = build_layer("gru", "cpu")
     y, _, backward = layer.forward(x, retain=True)
     expected = backward(y)[0]
 
@@ -438,7 +385,7 @@ def test_retained_after_an_error_is_whole():
 def test_a_function_in_the_place_of_a_derivative(kind):
     o = {"backend": "cpu", "dtype": "float64"}
     more = {"dropout": (Dropout(0.5, **o), [numbers(5, 3)]), "mean": (Pooling(3, "mean", **o), [numbers(5, 2, 3)])}
-    layer, inputs = more[kind] if kind in more else build(kind)
+    layer, inputs = more[kind] if kind in more else build_layer(kind)
     *outputs, backward = layer.forward(*inputs)
     _, dloss = gpurnn.mse(np.zeros(3), np.zeros(3))
     wrong = (dloss, dloss) if kind == "lstm cell" else dloss
@@ -454,7 +401,7 @@ def test_a_function_in_the_place_of_other_arrays():
         dloss(dloss)
     with pytest.raises(TypeError, match="x: expected an array, got a function"):
         Linear(3, 4, backend="cpu")(dloss)
-    lstm, (x,) = build("lstm")
+    lstm, (x,) = build_layer("lstm")
     _, _, backward = lstm.forward(x)
     with pytest.raises(TypeError, match="dstate h: expected an array, got a function. Call it"):
         backward(None, (dloss, dloss))
@@ -483,7 +430,7 @@ def test_a_function_in_the_place_of_other_arrays():
             layer(first, (x, x, x))
         with pytest.raises(gpurnn.ShapeError, match=r"^state: expected a pair \(h, c\), got ndarray"):
             layer(first, x)
-    attention, inputs = build("attention, general")
+    attention, inputs = build_layer("attention, general")
     context, weights, backward = attention.forward(*inputs)
     with pytest.raises(TypeError, match="dweights: expected an array, got a function. Call it"):
         backward(context, dloss)
@@ -520,7 +467,7 @@ def test_none_in_a_pair_is_zero():
             short, whole = ((h[0], None), c), ((h[0], zeros(h[1])), c)
             for got, expected in zip(derivatives(short), derivatives(whole), strict=True):
                 np.testing.assert_array_equal(got, expected)
-    gru, (x,) = build("gru cell")
+    gru, (x,) = build_layer("gru cell")
     _, backward = gru.forward(x)
     assert not backward(None)[0].any()
     with pytest.raises(gpurnn.DtypeError, match="state h"):
@@ -528,7 +475,7 @@ def test_none_in_a_pair_is_zero():
 
 
 def test_attention_without_a_derivative_of_its_context():
-    attention, inputs = build("attention, additive")
+    attention, inputs = build_layer("attention, additive")
     context, weights, backward = attention.forward(*inputs)
     expected = backward(np.zeros_like(context), weights)
     for got, want in zip(backward(None, weights), expected, strict=True):
@@ -547,7 +494,7 @@ def test_what_keeps_nothing_of_its_input(kind, backend):
         if kind == "dropout":
             layer = Dropout(0.5, **o)
         else:
-            layer = Pooling(3, kind, **o) if kind in ("last", "mean", "max") else build(kind, backend)[0]
+            layer = Pooling(3, kind, **o) if kind in ("last", "mean", "max") else build_layer(kind, backend)[0]
         x = LAYERS["layer norm"][1][0].copy()
         y, backward = layer.forward(x)
         if change:
@@ -560,7 +507,7 @@ def test_what_keeps_nothing_of_its_input(kind, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_states_and_derivatives_may_be_overwritten(backend):
     for kind in ("lstm", "gru"):
-        layer, (x,) = build(kind, backend)
+        layer, (x,) = build_layer(kind, backend)
         found = []
         for change in (False, True):
             state = [np.full_like(array, 0.5) for array in leaves(layer(x)[1])]

@@ -260,6 +260,7 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(call, monkeypatch):
     call("sample", "run", code=130)
 
 
+@pytest.mark.slow
 def test_end_to_end_in_a_process(tmp_path):
     """The installed command's way: another process, another folder, no CliRunner."""
     environment = dict(os.environ, PYTHONPATH=str(Path(cli.__file__).parents[1]), OMP_NUM_THREADS="1")

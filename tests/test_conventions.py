@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from test_arrays import BACKENDS, backend_of, host, values
+from helpers import BACKENDS, backend_of, host, values
 
 from gpurnn import check
-from gpurnn.check import CELLS, flat_state
+from gpurnn.check import CELLS
+from gpurnn.testing import leaves
 
 LENGTHS = np.array([3, 0, 5])
 DIRECTIONS = [{}, {"reverse": True}, {"bidirectional": True}, {"num_layers": 2}]
@@ -16,7 +17,7 @@ def states(layer, B, seed):
     _, state = layer(layer.xp.asarray(np.zeros((1, B, 4), layer.dtype)))
     parts = [
         rng.normal(size=part.shape).astype(layer.dtype)
-        for part in flat_state(state if isinstance(state, tuple) else (state,))
+        for part in leaves(state if isinstance(state, tuple) else (state,))
     ]
     moved = tuple(map(layer.xp.asarray, parts))
     return parts, moved if isinstance(state, tuple) else moved[0]
@@ -39,7 +40,7 @@ def test_a_sequence_without_steps_and_what_comes_past_an_end(backend, kind, dtyp
             trained, last, _ = layer.forward(x, state if given else None, LENGTHS)
             for got, ends in ((output, final), (trained, last)):
                 assert not host(got)[past].any() and host(got)[~past].any()
-                for part, initial in zip(flat_state(ends if isinstance(ends, tuple) else (ends,)), parts, strict=True):
+                for part, initial in zip(leaves(ends if isinstance(ends, tuple) else (ends,)), parts, strict=True):
                     expected = initial[:, 1] if given else np.zeros_like(initial[:, 1])
                     np.testing.assert_array_equal(host(part)[:, 1], expected)
 

@@ -8,13 +8,13 @@ import threading
 
 import numpy as np
 import pytest
-from cuda_on_cpu import emulator
+from helpers import LAYERS, build_layer, cuda_ops, numbers, ones
 from optional import optional
-from test_between import LAYERS, build, leaves, numbers, ones
 
 import gpurnn
 from gpurnn import GRU, LSTM, BatchNorm, Dropout, Embedding, LayerNorm, Linear, Sequential, TiedLinear
 from gpurnn.seq2seq import Sampling
+from gpurnn.testing import leaves
 
 ml_dtypes = optional("ml_dtypes")
 
@@ -81,7 +81,7 @@ def trained(layer, inputs):
 @pytest.mark.parametrize("kind", LAYERS)
 def test_copies_have_equal_bits_and_are_independent(kind, how):
     for backend, dtype in (("numpy", "float64"), ("cpu", "float32"), ("cpu", "float16")):
-        layer, inputs = build(kind, backend, dtype)
+        layer, inputs = build_layer(kind, backend, dtype)
         *outputs, backward = layer.forward(*inputs)
         backward(ones(outputs[0]))
         other = COPIES[how](layer)
@@ -230,7 +230,7 @@ def test_layers_that_refer_to_their_model(first, how):
 
 @pytest.mark.parametrize("how", COPIES)
 def test_what_goes_with_models(how):
-    layer, (x,) = build("lstm")
+    layer, (x,) = build_layer("lstm")
     with gpurnn.record_gradient_flow() as flow:
         y, *_, backward = layer.forward(x)
         backward(y)
@@ -240,10 +240,10 @@ def test_what_goes_with_models(how):
     _, _, steps = layer(x, return_all=True)
     np.testing.assert_array_equal(COPIES[how](steps)[0].gates["f"], steps[0].gates["f"])
     assert COPIES[how](layer.plan(5, 2)) == layer.plan(5, 2)
-    attention, (queries, memory) = build("attention, general")
+    attention, (queries, memory) = build_layer("attention, general")
     attention, remembered = COPIES[how]((attention, attention.remember(memory)))
     attention.attend(queries, remembered)
-    translator, _ = build("encoder-decoder")
+    translator, _ = build_layer("encoder-decoder")
     translator.sampling = Sampling(0.5, 100, "sigmoid")
     assert COPIES[how](translator).sampling == translator.sampling
     history = gpurnn.History([{"kind": "epoch"}])
@@ -286,11 +286,9 @@ def test_a_layer_of_a_gpu_is_refused_with_a_reason_where_there_is_none(monkeypat
         pickle.loads(data)
 
 
-@pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
+@pytest.mark.emulated
 def test_copies_on_the_cuda_backend():
     """A recorded loop goes on with the copy's own weights."""
-    from test_cuda_layers import cuda_ops
-
     ops = cuda_ops()
     for options in ({}, {"precision": "tf32"}):
         layer = LSTM(3, 4, backend=ops, seed=1, schedule="step", **options)

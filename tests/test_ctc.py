@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from helpers import assert_close
 from optional import optional
 
 import gpurnn
@@ -71,12 +72,12 @@ def test_equals_torch(reduction, zero_infinity):
         expected, dexpected = torch_ctc(logits, targets, dloss, **options)
         loss, backward = ctc_loss(logits, targets, **options)
         dlogits = backward(dloss)
-        np.testing.assert_allclose(loss, expected, rtol=1e-10, atol=1e-10)
+        assert_close(loss, expected, 2 * logits.size)
         # where a target does not fit PyTorch's gradient is nan, ours zero
         unfit = np.isnan(dexpected).any(axis=(0, 2))
         impossible += unfit.sum()
         assert np.all(dlogits[:, unfit] == 0)
-        np.testing.assert_allclose(dlogits[:, ~unfit], dexpected[:, ~unfit], rtol=0, atol=1e-10)
+        assert_close(dlogits[:, ~unfit], dexpected[:, ~unfit], 2 * logits.size)
     assert zero_infinity or impossible > 10
 
 
@@ -149,7 +150,7 @@ def test_padding_never_leaks(rng, rubbish):
     assert loss[0] == pytest.approx(first[0], abs=1e-12)
     dlogits = backward()
     assert np.all(dlogits[4:, 0] == 0)
-    np.testing.assert_allclose(dlogits[:4, :1], dfirst(), atol=1e-12)
+    assert_close(dlogits[:4, :1], dfirst(), 2 * logits.size)
 
 
 def test_classes_that_are_ruled_out_give_no_nan(rng):
@@ -159,7 +160,7 @@ def test_classes_that_are_ruled_out_give_no_nan(rng):
     expected, dexpected = ctc_loss(logits[:, :, :3], [[1, 2], [1]], reduction="none")
     assert loss[0] == pytest.approx(expected[0], abs=1e-12) and loss[1] == np.inf
     dlogits = backward()
-    np.testing.assert_allclose(dlogits[:, 0, :3], dexpected()[:, 0], atol=1e-12)
+    assert_close(dlogits[:, 0, :3], dexpected()[:, 0], 2 * logits.size)
     assert np.all(dlogits[:, 0, 3] == 0) and np.all(dlogits[:, 1] == 0)
 
 
@@ -191,9 +192,9 @@ def test_long_sequences_keep_their_digits(rng):
 
 def test_backward_again_and_nothing_is_changed(rng):
     logits, targets, options = draw(rng, 8, 3, 4, 2)
-    kept = logits.copy()
+    before = logits.copy()
     loss, backward = ctc_loss(logits, targets, reduction="sum", **options)
-    assert np.array_equal(backward(3.0), 3 * backward()) and np.array_equal(logits, kept)
+    assert np.array_equal(backward(3.0), 3 * backward()) and np.array_equal(logits, before)
 
 
 # ---- decoding
@@ -258,7 +259,11 @@ def test_a_narrow_beam_drops_and_never_raises_a_probability(rng):
         ({"targets": [[1]]}, ShapeError, "targets: expected 2 sequences, as logits have, got 1"),
         ({"targets": [[[1]], [[2]]]}, ShapeError, r"targets\[0\]: expected shape \(S,\), got \(1, 1\)"),
         ({"targets": np.array([1, 2])}, ShapeError, "expected a list of B sequences"),
-        ({"targets": np.array([1, 2]), "target_lengths": [1, 0]}, ShapeError, "a sum of 2, the labels, got 1"),
+        (
+            {"targets": np.array([1, 2]), "target_lengths": [1, 0]},
+            ShapeError,
+            "a sum of 2, the number of labels, got 1",
+        ),
         ({"targets": np.array([[1], [2]]), "target_lengths": [1, 2]}, ShapeError, "target_lengths: .* got 2"),
         ({"lengths": [5, 1]}, ShapeError, "lengths: expected lengths from 0 to 4"),
         ({"blank": 3}, ValueError, "blank: expected a class from 0 to 2"),

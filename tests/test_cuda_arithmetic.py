@@ -14,7 +14,7 @@ import pytest
 from cuda_on_cpu import emulator
 from cuda_on_cpu.translate import FORMS, Refused, expand, translate
 
-pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
+pytestmark = pytest.mark.emulated
 
 OPCODES = (
     *("add", "sub", "mul", "mad", "div", "rem", "abs", "neg", "min", "max", "sad", "and", "or", "xor", "not", "cnot"),

@@ -6,9 +6,8 @@ import itertools
 
 import numpy as np
 import pytest
-from cuda_on_cpu import emulator, gate, nvrtc
-from cuda_on_cpu.gate import parse_log
-from test_cuda_layers import compare, cuda_ops
+from cuda_on_cpu import emulator
+from helpers import THREAD_ORDERS, check_spills, compare, cuda_ops
 
 from gpurnn.backends.cuda import schedules
 from gpurnn.backends.cuda.launch import kernel_of, kernel_source
@@ -18,14 +17,27 @@ from gpurnn.backends.cuda.schedules.tuned_table import Table, key
 from gpurnn.check import OPTIONS, Batch, build, twins
 from gpurnn.dtypes import ITEMSIZE
 
-pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
+pytestmark = pytest.mark.emulated
 
 CELLS = ("rnn tanh", "rnn relu", "lstm", "gru")
 DTYPES = ("float32", "float16", "bfloat16")
-ORDERS = [{}, {"policy": "random", "seed": 1}, {"policy": "random", "seed": 2, "preemption": 0.01}]
+DIRECTIONS = {"forward": {}, "bidirectional": {"bidirectional": True}, "reverse": {"reverse": True}}
 TF32 = {"precision": "tf32"}
-# T, B, H, sequences of a tile / 8: each B with each tile, each H
-ACROSS = [(33, 1, 31, 1), (2, 7, 64, 2), (5, 8, 33, 1), (1, 9, 128, 2), (2, 17, 65, 1), (5, 17, 32, 2), (33, 8, 1, 2)]
+ACROSS = [  # T, B, H, sequences of a tile / 8, I, tiles in registers, x within the launch, direction, ragged, cells
+    (33, 1, 31, 1, 1, 0, True, "forward", False, ("gru", "rnn tanh", "gru")),
+    (2, 7, 64, 2, 6, 7, False, "bidirectional", True, ("rnn tanh", "lstm", "rnn tanh")),
+    (5, 8, 33, 1, 11, 14, True, "reverse", False, ("lstm", "gru", "lstm")),
+    (1, 9, 128, 2, 16, 21, False, "forward", True, ("gru", "rnn tanh", "gru")),
+    (2, 17, 65, 1, 21, 28, True, "bidirectional", False, ("rnn tanh", "lstm", "rnn tanh")),
+    (5, 17, 32, 2, 26, 5, False, "reverse", True, ("lstm", "gru", "lstm")),
+    (33, 8, 1, 2, 31, 12, True, "forward", False, ("gru", "rnn tanh", "gru")),
+]
+ACROSS_DTYPES = ("float16", "bfloat16", "tf32")  # in the order of the cells
+ACROSS_CASES = [
+    pytest.param(dtype, kind, *size, id=f"{dtype}-{kind}-T{size[0]}-B{size[1]}-H{size[2]}")
+    for *size, kinds in ACROSS
+    for dtype, kind in zip(ACROSS_DTYPES, kinds, strict=True)
+]
 KERNELS = {"RnnTanh": 1, "LstmCell": 4, "GruCell": 3}
 
 
@@ -60,32 +72,45 @@ def forget():
 @pytest.mark.parametrize("kind", CELLS)
 def test_sizes(kind, dtype):
     ops = cuda_ops()
-    for k, (T, B, H) in enumerate([(1, 1, 1), (3, 7, 32), (5, 9, 7), (2, 3, 33)]):
-        compare(kind, ops, dtype, T, B, ragged=k % 2 == 1, H=H, bidirectional=k % 3 == 2, schedule="block")
+    for T, B, H, ragged, bidirectional in (
+        (1, 1, 1, False, False), (3, 7, 32, True, False), (5, 9, 7, False, True), (2, 3, 33, True, False),
+    ):  # fmt: skip
+        compare(kind, ops, dtype, T, B, ragged, H=H, bidirectional=bidirectional, schedule="block")
+
+
+TILED_H = (1, 31, 32, 33, 64, 65, 128)
+TILED_DTYPES = {  # T -> the dtype for each H of TILED_H
+    1: ("float16", "bfloat16", "float32", "float16", "bfloat16", "float32", "float16"),
+    2: ("bfloat16", "float32", "float16", "bfloat16", "float32", "float16", "bfloat16"),
+    5: ("float32", "float16", "bfloat16", "float32", "float16", "bfloat16", "float32"),
+    33: ("float16", "bfloat16", "float32", "float16", "bfloat16", "float32", "float16"),
+}
+TILED_B = {  # B -> direction, whether ragged
+    1: ("forward", False), 7: ("bidirectional", True), 8: ("reverse", False), 9: ("bidirectional", False),
+    17: ("forward", True),
+}  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", CELLS)
 def test_sizes_that_cross_tiles(kind):
     ops = cuda_ops(checked=False)
-    sizes = itertools.product((1, 2, 5, 33), (1, 7, 8, 9, 17), (1, 31, 32, 33, 64, 65, 128))
-    for k, (T, B, H) in enumerate(sizes):
+    for T, B, (k, H) in itertools.product(TILED_DTYPES, TILED_B, enumerate(TILED_H)):
         if T * B * H <= 2500 or (H == 128 and B == 9 and T == 5):  # as much as an emulator's patience allows
-            more = {"bidirectional": k % 5 == 2, "reverse": k % 5 == 4, "H": H, "schedule": "block"}
-            compare(kind, ops, DTYPES[(k + T) % 3], T, B, ragged=k % 2 == 1, **more)
+            direction, ragged = TILED_B[B]
+            compare(kind, ops, TILED_DTYPES[T][k], T, B, ragged, H=H, schedule="block", **DIRECTIONS[direction])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("k, size", [*enumerate(ACROSS)])
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "tf32"])
-def test_sizes_that_cross_tiles_on_tensor_cores(dtype, k, size, monkeypatch):
+@pytest.mark.parametrize("dtype, kind, T, B, H, N, I, held, inputs, direction, ragged", ACROSS_CASES)
+def test_sizes_that_cross_tiles_on_tensor_cores(
+    dtype, kind, T, B, H, N, I, held, inputs, direction, ragged, monkeypatch
+):
     """Sequences and units that fill tiles of 8 and 16 or not; each cell with each dtype and each size of tile."""
-    T, B, H, N = size
-    kind = ("lstm", "gru", "rnn tanh")[(k + len(dtype)) % 3]
-    tensor_cores(monkeypatch, 7 * k % 30, N, inputs=k % 2 == 0)
-    more = {"bidirectional": k % 3 == 1, "reverse": k % 3 == 2, "H": H, "I": 1 + 5 * k, "schedule": "block"}
+    tensor_cores(monkeypatch, held, N, inputs=inputs)
+    more = DIRECTIONS[direction] | {"H": H, "I": I, "schedule": "block"}
     dtype, more = ("float32", more | TF32) if dtype == "tf32" else (dtype, more)
-    compare(kind, cuda_ops(checked=False), dtype, T, B, ragged=k % 2 == 1, **more)
+    compare(kind, cuda_ops(checked=False), dtype, T, B, ragged, **more)
 
 
 @pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
@@ -106,28 +131,43 @@ def tensor_cores(monkeypatch, held, N=1, inputs=False):
     only(monkeypatch, tile)
 
 
-TILES = [(2, 0, 1), (2, 8, 2), (4, 4, 4), (8, 4, 2), (8, 0, 4), (2, 16, 4)]
+TILE_CASES = [  # cell, (slices, registers, sequences), dtype
+    ("lstm", (2, 0, 1), "float32"), ("gru", (2, 8, 2), "float16"), ("rnn tanh", (4, 4, 4), "bfloat16"),
+    ("lstm", (8, 4, 2), "float32"), ("gru", (8, 0, 4), "float16"), ("rnn tanh", (2, 16, 4), "bfloat16"),
+]  # fmt: skip
+EVERY_TILE = [
+    ((2, 0, 1), "float32"), ((2, 8, 2), "float32"), ((4, 4, 4), "float32"), ((8, 4, 2), "bfloat16"),
+    ((8, 0, 4), "float32"), ((2, 16, 4), "float16"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind, tile, dtype", [*zip(("lstm", "gru", "rnn tanh") * 2, TILES, DTYPES * 2, strict=True)])
+@pytest.mark.parametrize("kind, tile, dtype", TILE_CASES)
 def test_tiles(kind, tile, dtype, monkeypatch):
     """Weights in registers, in shared memory, in both; more slices than sequences and fewer."""
     forced(monkeypatch, *tile)
     compare(kind, cuda_ops(), dtype, 3, 5, ragged=True, bidirectional=True, schedule="block")
 
 
-@pytest.mark.parametrize("held, H, N", [(0, 7, 1), (1, 32, 2), (5, 33, 2), (99, 40, 1)])
+@pytest.mark.parametrize(
+    "held, H, N, orders",  # orders of threads: in both directions, forward
+    [
+        (0, 7, 1, ("ascending", "random")),
+        (1, 32, 2, ("random", "interrupted")),
+        (5, 33, 2, ("interrupted", "ascending")),
+        (99, 40, 1, ("ascending", "random")),
+    ],
+)
 @pytest.mark.parametrize(
     "kind, dtype",
     [("lstm", "float16"), ("gru", "bfloat16"), ("rnn tanh", "float16"), ("lstm", "tf32"), ("gru", "tf32")],
 )
-def test_tensor_cores(kind, dtype, held, H, N, monkeypatch):
+def test_tensor_cores(kind, dtype, held, H, N, orders, monkeypatch):
     """Tiles in registers, in shared memory, in both; odd H, H that fills the tiles; more sequences than a tile has."""
     tensor_cores(monkeypatch, held, N)
     dtype, more = ("float32", TF32) if dtype == "tf32" else (dtype, {})
-    for k, B in enumerate((3, 8 * N + 1)):
-        ops = cuda_ops(**ORDERS[(k + held) % 3])
-        compare(kind, ops, dtype, 3, B, ragged=True, bidirectional=k == 0, H=H, schedule="block", **more)
+    for B, order, both in zip((3, 8 * N + 1), orders, (True, False), strict=True):
+        ops = cuda_ops(**THREAD_ORDERS[order])
+        compare(kind, ops, dtype, 3, B, ragged=True, bidirectional=both, H=H, schedule="block", **more)
 
 
 def launches(ops, monkeypatch):
@@ -142,26 +182,31 @@ def launches(ops, monkeypatch):
     return launched
 
 
-INPUTS = [  # the cell; dtype; I; H; sequences of a tile; weights in registers
-    *[("gru", "float32", 6, 7, 2, 4), ("lstm", "bfloat16", 1, 33, 4, 0), ("rnn tanh", "float32", 32, 7, 1, 4)],
-    *[("gru", "bfloat16", 5, 33, 8, 3), ("lstm", "float16", 32, 40, 16, 99), ("rnn relu", "bfloat16", 17, 31, 8, 99)],
-    *[("lstm", "tf32", 9, 33, 8, 0), ("gru", "tf32", 8, 32, 16, 5)],
+INPUTS = [  # the cell; dtype; I; H; sequences of a tile; weights in registers; orders of threads
+    ("gru", "float32", 6, 7, 2, 4, ("random", "interrupted")),
+    ("lstm", "bfloat16", 1, 33, 4, 0, ("ascending", "random")),
+    ("rnn tanh", "float32", 32, 7, 1, 4, ("random", "interrupted")),
+    ("gru", "bfloat16", 5, 33, 8, 3, ("ascending", "random")),
+    ("lstm", "float16", 32, 40, 16, 99, ("ascending", "random")),
+    ("rnn relu", "bfloat16", 17, 31, 8, 99, ("ascending", "random")),
+    ("lstm", "tf32", 9, 33, 8, 0, ("ascending", "random")),
+    ("gru", "tf32", 8, 32, 16, 5, ("interrupted", "ascending")),
 ]
 
 
-@pytest.mark.parametrize("kind, dtype, I, H, rows, held", INPUTS)
-def test_the_input_within_the_launch(kind, dtype, I, H, rows, held, monkeypatch):
+@pytest.mark.parametrize("kind, dtype, I, H, rows, held, orders", INPUTS)
+def test_the_input_within_the_launch(kind, dtype, I, H, rows, held, orders, monkeypatch):
     """W_ih x as more columns of the walk's own product: no product before it, sizes that do not fill four or a tile."""
     if rows < 8:
         forced(monkeypatch, 4, held, rows, inputs=True)
     else:
         tensor_cores(monkeypatch, held, rows // 8, inputs=True)
     dtype, more = ("float32", TF32) if dtype == "tf32" else (dtype, {})
-    for k, B in enumerate((3, rows + 1)):
-        ops = cuda_ops(**ORDERS[(k + held) % 3])
+    for B, order, direction in zip((3, rows + 1), orders, ("bidirectional", "reverse"), strict=True):
+        ops = cuda_ops(**THREAD_ORDERS[order])
         launched = launches(ops, monkeypatch)
-        more = more | {"bidirectional": k == 0, "reverse": k == 1, "H": H, "I": I, "schedule": "block"}
-        compare(kind, ops, dtype, 4, B, ragged=k == 0, **more)
+        options = more | DIRECTIONS[direction] | {"H": H, "I": I, "schedule": "block"}
+        compare(kind, ops, dtype, 4, B, ragged=direction == "bidirectional", **options)
         (name,) = [name for name in launched if "forward" in name]
         IP = int(name.removesuffix(", true>").removesuffix(", false>").removesuffix(">").split(", ")[-1])
         assert I <= IP < I + (4 if rows < 8 else 16)
@@ -211,18 +256,18 @@ def test_tf32(kind, schedule, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("tile, dtype", EVERY_TILE)
 @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn tanh"])
-def test_every_tile(kind, tile, monkeypatch):
+def test_every_tile(kind, tile, dtype, monkeypatch):
     forced(monkeypatch, *tile)
-    for order in ORDERS:
-        compare(kind, cuda_ops(**order), DTYPES[sum(tile) % 3], 3, 5, True, bidirectional=True, schedule="block")
+    for order in THREAD_ORDERS.values():
+        compare(kind, cuda_ops(**order), dtype, 3, 5, True, bidirectional=True, schedule="block")
 
 
 @pytest.mark.parametrize("arch, dtype", [(75, "float16"), (80, "bfloat16"), (90, "float32"), (120, "float32")])
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 def test_architectures_and_orders(kind, arch, dtype):
-    for order in ORDERS:
+    for order in THREAD_ORDERS.values():
         compare(kind, cuda_ops(arch=arch, **order), dtype, 3, 5, ragged=True, bidirectional=True, schedule="block")
 
 
@@ -252,7 +297,7 @@ def test_an_empty_batch_and_no_steps(dtype):
 def test_two_runs_give_equal_bits():
     for kind in CELLS:
         runs = []
-        for order in ORDERS:
+        for order in THREAD_ORDERS.values():
             layer = build(kind, cuda_ops(**order), "float32", bidirectional=True, schedule="block")
             batch = Batch(build(kind, "numpy", "float64", bidirectional=True), 5, 3, ragged=True)
             runs.append(batch.run(layer))
@@ -311,9 +356,9 @@ MMA_MUTATIONS = {
 def errors(kind, dtype, B, H, edits):
     """What is wrong with a layer, in two orders of threads."""
     found = []
-    for order in ORDERS[:2]:
+    for order in ("ascending", "random"):
         try:
-            ops = cuda_ops(edits=edits, **order)
+            ops = cuda_ops(edits=edits, **THREAD_ORDERS[order])
             with np.errstate(invalid="ignore", over="ignore"):  # what a planted error leaves may be no number
                 compare(kind, ops, dtype, 5, B, ragged=True, bidirectional=True, H=H, schedule="block")
         except (AssertionError, emulator.KernelError) as error:
@@ -378,25 +423,6 @@ def test_tiles_that_are_chosen_do_not_spill(arch):
     for name, chosen in names.items():
         assert len(chosen) > 7
         check_spills(name, chosen, arch, DEVICES[arch])
-
-
-def spilling(file, expressions, arch):
-    """Those of some kernels that keep registers in memory."""
-    program = nvrtc.compile(kernel_source(file), file=file, arch=arch, expressions=tuple(sorted(expressions)))
-    report = parse_log(program.log)
-    figures = {expression: report[program.lowered[expression]] for expression in expressions}
-    return [name for name, r in figures.items() if r.spill_stores or r.spill_loads or r.stack]
-
-
-def check_spills(file, chosen, arch, device):
-    """chosen: name expression -> (work, way). The accepted compiler spills nowhere; another nowhere any more once the
-    tile holds less, as the library then makes it (CudaOps.way)."""
-    for expression in spilling(file, chosen, arch):
-        assert nvrtc.version() != gate.read_accepted()[0], expression
-        asked, candidate = chosen[expression]
-        while (name := kernel_of(asked, candidate)[1]) and spilling(file, [name], arch):
-            candidate = schedules.hold_less(asked, candidate, device)
-            assert candidate is not None, expression
 
 
 def test_what_fits():

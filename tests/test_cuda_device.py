@@ -9,7 +9,7 @@ from cuda_on_cpu.device import _METHODS, CREATORS, FUNCTIONS, Array, EmulatedDev
 
 from gpurnn.errors import BackendError
 
-pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
+pytestmark = pytest.mark.emulated
 
 
 @pytest.fixture

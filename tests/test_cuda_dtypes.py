@@ -5,17 +5,17 @@ On two backends over the emulated CuPy: ``cuda`` with its kernels, and ``cupy``,
 
 import numpy as np
 import pytest
-from cuda_on_cpu import cupy_types, emulator
-from test_cuda_layers import cuda_ops
-from test_optim import OPTIMISERS
+from cuda_on_cpu import cupy_types
+from helpers import OPTIMIZERS, cuda_ops
 
 import gpurnn
 from gpurnn import check, ctc, dtypes, losses
 from gpurnn.backends.ops import Ops
-from gpurnn.check import CELLS, Batch, build, flat_state
+from gpurnn.check import CELLS, Batch, build
 from gpurnn.seq2seq import EncoderDecoder, Sampling, beam_search, greedy_search
+from gpurnn.testing import leaves, map_leaves
 
-pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
+pytestmark = pytest.mark.emulated
 
 LENGTHS = [3, 0, 5]
 OPTIONS = {
@@ -126,17 +126,15 @@ def run_ragged(kind, ops, dtype, option):
     for b, length in enumerate(LENGTHS):
         by_sequence(batch.x, layer)[b, length:] = np.nan
 
-    def state(parts):
-        parts = tuple(layer.xp.asarray(part.astype(layer.dtype)) for part in parts)
-        return parts if batch.two else parts[0]
+    def move(nested):
+        return map_leaves(lambda array: layer.xp.asarray(array.astype(layer.dtype)), nested)
 
-    x, doutput = (layer.xp.asarray(array.astype(layer.dtype)) for array in (batch.x, batch.doutput))
-    given = None if option == "learned state" else state(batch.state)
-    output, final, backward = layer.forward(x, given, LENGTHS)
-    dx, dinitial = backward(doutput, state(batch.dstate))
+    given = None if option == "learned state" else move(batch.state)
+    output, final, backward = layer.forward(move(batch.x), given, LENGTHS)
+    dx, dinitial = backward(move(batch.doutput), move(batch.dstate))
     found = {"output": output, "dx": dx, **layer.grads}
-    for name, parts in (("state", final), ("dstate", dinitial)):
-        found |= {f"{name} {kind}": part for kind, part in zip("hc", parts if batch.two else (parts,), strict=False)}
+    for name, state in (("state", final), ("dstate", dinitial)):
+        found |= {f"{name} {kind}": part for kind, part in zip("hc", leaves(state), strict=False)}
     return layer, found
 
 
@@ -176,7 +174,7 @@ def test_every_step_and_the_gradient_flow(kind, dtype, ops):
     assert dx.dtype == layer.dtype and all(np.isfinite(norms.dh).all() for norms in flow.values())
     output, state = layer.step(x[0], state)
     assert output.dtype == layer.dtype
-    assert [part.dtype for part in flat_state(state)] == [layer.dtype, layer.compute_dtype][: len(flat_state(state))]
+    assert [part.dtype for part in leaves(state)] == [layer.dtype, layer.compute_dtype][: len(leaves(state))]
 
 
 @both
@@ -333,10 +331,10 @@ def test_losses(name, reduction, dtype, ops):
 
 
 @both
-@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimisers_and_clipping(name, dtype, ops):
     layer = gpurnn.Linear(6, 4, backend=ops, dtype=dtype, seed=1)
-    optimizer = OPTIMISERS[name](layer)
+    optimizer = OPTIMIZERS[name](layer)
     for _ in range(2):
         layer.flat_grads[...] = 2
         norm = gpurnn.clip_grad_norm(layer, 0.5)

@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 from cuda_on_cpu import gate, nvrtc
 from cuda_on_cpu.kernel_list import FIRST, KERNELS
+from helpers import needs_nvrtc
 
 from gpurnn.backends.cuda import nvrtc as _nvrtc
 from gpurnn.backends.cuda.launch import kernel_dir, kernel_files, kernel_path, kernel_source
 
-needs_nvrtc = pytest.mark.skipif(nvrtc.missing() is not None, reason=str(nvrtc.missing()))
 PLAIN = gate.Resources(registers=32, stack=0, spill_stores=0, spill_loads=0, shared=0)
 
 
@@ -167,6 +167,7 @@ def test_the_source_of_a_kernel_holds_its_headers_once():
     assert "void step_forward(" in kernel_path("step.cu").read_text().splitlines()[number - 1]
 
 
+@pytest.mark.slow
 @needs_nvrtc
 def test_float_and_double_need_no_headers_of_16_bit_types():
     """tf32 on tensor cores, too: an installation of CUDA without cuda_fp16.h still computes in 32 and 64 bits."""

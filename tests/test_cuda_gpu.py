@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from cuda_on_cpu import emulator, fixtures
 from cuda_on_cpu.gpu import Gpu
-from test_cuda_fixtures import CASES, label
 
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("case, first, sizes", [pytest.param(*item, id=label(item[0], item[2])) for item in CASES])
+@pytest.mark.parametrize(
+    "case, first, sizes", [pytest.param(*item, id=fixtures.label(item[0], item[2])) for item in fixtures.CASES]
+)
 def test_the_gpu_and_the_cpu_agree(case, first, sizes):
     gpu = Gpu()
     if gpu.arch < first:

@@ -7,8 +7,7 @@ import re
 import numpy as np
 import pytest
 from cuda_on_cpu import emulator
-from test_cuda_block import check_spills
-from test_cuda_layers import compare, cuda_ops
+from helpers import THREAD_ORDERS, check_spills, compare, cuda_ops
 
 from gpurnn.backends.cuda import schedules
 from gpurnn.backends.cuda.exchange import Exchange
@@ -17,11 +16,11 @@ from gpurnn.backends.cuda.schedules import Device, Grid, Problem
 from gpurnn.check import OPTIONS, Batch, build, twins
 from gpurnn.errors import BackendError
 
-pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
+pytestmark = pytest.mark.emulated
 
 CELLS = ("rnn tanh", "rnn relu", "lstm", "gru")
 DTYPES = ("float32", "float16", "bfloat16")
-ORDERS = [{}, {"policy": "random", "seed": 1}, {"policy": "random", "seed": 2, "preemption": 0.01}]
+DIRECTIONS = {"forward": {}, "bidirectional": {"bidirectional": True}, "reverse": {"reverse": True}}
 
 
 @pytest.fixture
@@ -46,17 +45,24 @@ def forced(monkeypatch):
     schedules.candidates.cache_clear()
 
 
-SIZES = [(1, 1, 7, 8, 1, None), (3, 5, 33, 16, 2, 0), (5, 9, 65, 32, 4, 4), (2, 3, 32, 16, 1, None)]
+SIZES = [  # T, B, H, U, R, weights in registers, ragged, bidirectional, the dtype for each of CELLS
+    (1, 1, 7, 8, 1, None, False, False, ("float32", "float16", "bfloat16", "float32")),
+    (3, 5, 33, 16, 2, 0, True, True, ("float16", "bfloat16", "float32", "float16")),
+    (5, 9, 65, 32, 4, 4, False, False, ("bfloat16", "float32", "float16", "bfloat16")),
+    (2, 3, 32, 16, 1, None, True, False, ("float32", "float16", "bfloat16", "float32")),
+]
+SIZE_CASES = [
+    pytest.param(kind, dtype, *size, id=f"{kind}-{dtype}-T{size[0]}-B{size[1]}-H{size[2]}")
+    for *size, dtypes in SIZES
+    for kind, dtype in zip(CELLS, dtypes, strict=True)
+]
 
 
-@pytest.mark.parametrize("k, size", [*enumerate(SIZES)])
-@pytest.mark.parametrize("kind", CELLS)
-def test_sizes(kind, k, size, forced):
+@pytest.mark.parametrize("kind, dtype, T, B, H, U, R, KREG, ragged, bidirectional", SIZE_CASES)
+def test_sizes(kind, dtype, T, B, H, U, R, KREG, ragged, bidirectional, forced):
     """Groups of 1, 2, 3 blocks; weights in registers, in shared memory, in both; tiles that queue."""
-    T, B, H, U, R, KREG = size
     forced(U, R, 128, KREG)
-    dtype = DTYPES[(k + CELLS.index(kind)) % 3]
-    compare(kind, cuda_ops(), dtype, T, B, k % 2 == 1, H=H, bidirectional=k % 3 == 1, schedule="grid")
+    compare(kind, cuda_ops(), dtype, T, B, ragged, H=H, bidirectional=bidirectional, schedule="grid")
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -67,22 +73,22 @@ def test_every_option(kind, option, forced):
     compare(kind, cuda_ops(), "float32", 4, 3, True, option != "learned state", **options, schedule="grid")
 
 
-MMA_SIZES = [  # kind, dtype, T, B, H, U, R, tiles in registers, blocks on a multiprocessor
-    ("lstm", "float16", 4, 9, 33, 16, 8, None, 1),
-    ("gru", "bfloat16", 3, 5, 19, 8, 4, 1, 2),
-    ("rnn relu", "bfloat16", 5, 17, 40, 32, 16, 0, 1),
-    ("lstm", "tf32", 35, 3, 16, 16, 1, None, 1),
-    ("gru", "tf32", 1, 1, 7, 8, 2, None, 1),
+MMA_SIZES = [  # tiles in registers, blocks on a multiprocessor, ragged, bidirectional, order of threads
+    # kind, dtype, T, B, H, U, R, held, P
+    ("lstm", "float16", 4, 9, 33, 16, 8, None, 1, True, True, "ascending"),
+    ("gru", "bfloat16", 3, 5, 19, 8, 4, 1, 2, False, True, "random"),
+    ("rnn relu", "bfloat16", 5, 17, 40, 32, 16, 0, 1, True, True, "interrupted"),
+    ("lstm", "tf32", 35, 3, 16, 16, 1, None, 1, False, False, "ascending"),
+    ("gru", "tf32", 1, 1, 7, 8, 2, None, 1, True, False, "random"),
 ]
 
 
-@pytest.mark.parametrize("k, size", [*enumerate(MMA_SIZES)])
-def test_tensor_cores(k, size, forced):
+@pytest.mark.parametrize("kind, dtype, T, B, H, U, R, held, P, ragged, both, order", MMA_SIZES)
+def test_tensor_cores(kind, dtype, T, B, H, U, R, held, P, ragged, both, order, forced):
     """Tiles of weights in registers, in shared memory, in both; columns of a product that are no sequence."""
-    kind, dtype, T, B, H, U, R, held, P = size
     forced(U, R, "mma", held, P)
-    ops = cuda_ops(**ORDERS[k % 3])
-    compare(kind, ops, *precise(dtype), T, B, k % 2 == 0, H=H, bidirectional=k < 3, schedule="grid", **tf32(dtype))
+    ops = cuda_ops(**THREAD_ORDERS[order])
+    compare(kind, ops, *precise(dtype), T, B, ragged, H=H, bidirectional=both, schedule="grid", **tf32(dtype))
 
 
 def tf32(dtype):
@@ -93,38 +99,86 @@ def precise(dtype):
     return ("float32" if dtype == "tf32" else dtype,)
 
 
-# Pairs of everything that the schedule knows: the k-th takes every third of (T, B).
-CROSSING = [
-    *(((kind, None, H, U, R, 128)) for kind in ("rnn tanh", "lstm", "gru")
-      for H, U, R in ((32, 32, 2), (33, 16, 4), (64, 32, 1), (65, 32, 2), (129, 64, 1))),
-    ("lstm", "float16", 129, 64, 8, "mma"),
-    ("gru", "float16", 65, 32, 16, "mma"),
-    ("gru", "tf32", 64, 16, 8, "mma"),
-    ("rnn tanh", "tf32", 33, 16, 4, "mma"),
-    ("rnn relu", "bfloat16", 129, 32, 2, "mma"),
-    ("lstm", "bfloat16", 32, 32, 16, "mma"),
-]  # fmt: skip
+# Pairs of everything that the schedule knows, each with a third of the batches.
+BATCHES = {  # T, B, ragged, direction
+    "first": [
+        (1, 1, True, "bidirectional"),
+        (1, 9, False, "forward"),
+        (2, 7, True, "bidirectional"),
+        (2, 17, False, "reverse"),
+        (5, 8, True, "bidirectional"),
+        (33, 1, True, "forward"),
+        (33, 9, False, "bidirectional"),
+    ],
+    "second": [
+        (1, 8, True, "bidirectional"),
+        (2, 1, True, "reverse"),
+        (2, 9, False, "bidirectional"),
+        (5, 7, True, "forward"),
+        (5, 17, False, "bidirectional"),
+        (33, 8, True, "reverse"),
+    ],
+    "third": [
+        (1, 7, True, "reverse"),
+        (1, 17, False, "bidirectional"),
+        (2, 8, True, "forward"),
+        (5, 1, True, "bidirectional"),
+        (5, 9, False, "reverse"),
+        (33, 7, True, "bidirectional"),
+        (33, 17, False, "forward"),
+    ],
+}
+CROSSING = [  # kind, dtype, H, U, R, threads, batches
+    ("rnn tanh", "float16", 32, 32, 2, 128, "first"),
+    ("rnn tanh", "bfloat16", 33, 16, 4, 128, "second"),
+    ("rnn tanh", "float32", 64, 32, 1, 128, "third"),
+    ("rnn tanh", "float16", 65, 32, 2, 128, "first"),
+    ("rnn tanh", "bfloat16", 129, 64, 1, 128, "second"),
+    ("lstm", "float32", 32, 32, 2, 128, "third"),
+    ("lstm", "float16", 33, 16, 4, 128, "first"),
+    ("lstm", "bfloat16", 64, 32, 1, 128, "second"),
+    ("lstm", "float32", 65, 32, 2, 128, "third"),
+    ("lstm", "float16", 129, 64, 1, 128, "first"),
+    ("gru", "bfloat16", 32, 32, 2, 128, "second"),
+    ("gru", "float32", 33, 16, 4, 128, "third"),
+    ("gru", "float16", 64, 32, 1, 128, "first"),
+    ("gru", "bfloat16", 65, 32, 2, 128, "second"),
+    ("gru", "float32", 129, 64, 1, 128, "third"),
+    ("lstm", "float16", 129, 64, 8, "mma", "first"),
+    ("gru", "float16", 65, 32, 16, "mma", "second"),
+    ("gru", "tf32", 64, 16, 8, "mma", "third"),
+    ("rnn tanh", "tf32", 33, 16, 4, "mma", "first"),
+    ("rnn relu", "bfloat16", 129, 32, 2, "mma", "second"),
+    ("lstm", "bfloat16", 32, 32, 16, "mma", "third"),
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", range(len(CROSSING)))
-def test_sizes_that_cross_tiles(case, forced):
-    kind, dtype, H, U, R, threads = CROSSING[case]
+@pytest.mark.parametrize("kind, dtype, H, U, R, threads, batches", CROSSING)
+def test_sizes_that_cross_tiles(kind, dtype, H, U, R, threads, batches, forced):
     forced(U, R, threads)
     ops = cuda_ops(checked=False)
-    dtype = dtype or DTYPES[(H + len(kind)) % 3]
-    sizes = [(T, B) for T, B in itertools.product((1, 2, 5, 33), (1, 7, 8, 9, 17)) if T * B * H <= 5000]
-    for k, (T, B) in enumerate(sizes):  # as much as an emulator's patience allows
-        if (k + case) % 3 == 0:
-            options = {"bidirectional": k % 2 == 0, "reverse": k % 4 == 1}
-            compare(kind, ops, *precise(dtype), T, B, k % 5 < 3, H=H, schedule="grid", **options, **tf32(dtype))
+    for T, B, ragged, direction in BATCHES[batches]:
+        if T * B * H <= 5000:  # as much as an emulator's patience allows
+            options = DIRECTIONS[direction] | tf32(dtype)
+            compare(kind, ops, *precise(dtype), T, B, ragged, H=H, schedule="grid", **options)
 
 
-@pytest.mark.parametrize("order", ORDERS[1:], ids=["random", "interrupted"])
+@pytest.mark.parametrize("order", ["random", "interrupted"])
 @pytest.mark.parametrize("arch, kind", [(75, "gru"), (80, "lstm"), (120, "rnn tanh")])
 def test_architectures_and_orders(kind, arch, order, forced):
     forced(8, 2, 64)
-    compare(kind, cuda_ops(arch=arch, **order), "float32", 4, 5, True, H=17, bidirectional=True, schedule="grid")
+    compare(
+        kind,
+        cuda_ops(arch=arch, **THREAD_ORDERS[order]),
+        "float32",
+        4,
+        5,
+        True,
+        H=17,
+        bidirectional=True,
+        schedule="grid",
+    )
 
 
 @pytest.mark.parametrize("threads", [64, "mma"])
@@ -132,7 +186,7 @@ def test_two_runs_give_equal_bits(threads, forced):
     forced(8, 1, threads)
     for kind, dtype in [(kind, "float32") for kind in CELLS] if threads == 64 else [("gru", "float16")]:
         runs = []
-        for order in ORDERS:
+        for order in THREAD_ORDERS.values():
             layer = build(kind, cuda_ops(**order), dtype, H=19, schedule="grid")
             batch = Batch(build(kind, "numpy", "float64", H=19), 4, 3, ragged=True)
             runs.append(batch.run(layer))
@@ -255,9 +309,9 @@ MMA_MUTATIONS = {
 
 def errors(kind, dtype, T, edits):
     found = []
-    for order in ORDERS[:2]:
+    for order in ("ascending", "random"):
         try:
-            ops = cuda_ops(edits=edits, **order)
+            ops = cuda_ops(edits=edits, **THREAD_ORDERS[order])
             with np.errstate(invalid="ignore", over="ignore"):  # what a planted error leaves may be no number
                 compare(kind, ops, dtype, T, 7, ragged=True, bidirectional=True, H=19, schedule="grid")
         except (AssertionError, emulator.KernelError, BackendError) as error:

@@ -15,7 +15,7 @@ import pytest
 from cuda_on_cpu import emulator
 from cuda_on_cpu.translate import BYTES, FORMS, Refused, translate
 
-pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
+pytestmark = pytest.mark.emulated
 
 HEAD = ".version 8.0\n.target sm_90\n.address_size 64\n"
 PATTERN = np.array([7 + 37 * k & 255 for k in range(32)], np.uint8)

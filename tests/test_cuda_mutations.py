@@ -1,16 +1,12 @@
 """Bugs planted in the sample kernels: each must be found by one ascending run or one random seed."""
 
 import re
-import shutil
 from dataclasses import dataclass, field
 
 import pytest
-from cuda_on_cpu import emulator, fixtures, nvrtc
+from cuda_on_cpu import emulator, fixtures
 
-pytestmark = [
-    pytest.mark.skipif(nvrtc.missing() is not None, reason=str(nvrtc.missing())),
-    pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed"),
-]
+pytestmark = pytest.mark.emulated
 
 SCHEDULES = [{"policy": "ascending"}, {"policy": "random", "seed": 1}]
 

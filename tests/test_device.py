@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cuda_on_cpu import nvrtc
 from cuda_on_cpu.cuda import Cuda
+from helpers import needs_nvrtc
 
 from gpurnn.backends.cuda import cubins, launch, schedules
 from gpurnn.backends.cuda import nvrtc as _nvrtc
@@ -20,8 +20,6 @@ from gpurnn.backends.cuda.launch import kernel_files, kernel_of, kernel_source
 from gpurnn.backends.cuda.ops import CudaOps
 from gpurnn.backends.cuda.schedules import Device, Problem
 from gpurnn.errors import BackendError
-
-needs_nvrtc = pytest.mark.skipif(nvrtc.missing() is not None, reason=str(nvrtc.missing()))
 
 
 def fake_cupy(RawModule=None, **cuda):

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from test_arrays import BACKENDS, backend_of, host, values
+from helpers import BACKENDS, backend_of, host, values
 
 import gpurnn
 

@@ -5,8 +5,8 @@ import itertools
 
 import numpy as np
 import pytest
+from helpers import BACKENDS, backend_of, host
 from optional import optional
-from test_arrays import BACKENDS, backend_of, host
 
 import gpurnn
 from gpurnn import losses

@@ -316,6 +316,7 @@ def start(folder, *arguments, **options):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_runs_that_start_together_have_folders_of_their_own(copied):
     started = [
         start(copied, "train", "text", "book.txt", "--steps", 8, "--batch", 4, *TINY, "--json") for _ in range(3)

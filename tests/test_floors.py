@@ -5,6 +5,7 @@ An import inside a function counts like one at the top of a file. Importing a mo
 """
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,13 @@ def circles(root, package):
     sets = {frozenset(b for b in needs[a] if a in needs[b]) for a in needs} - {frozenset()}
     ends = [[(a, line, b) for a in some for b, line in arrows[a].items() if b in some] for some in sets]
     return sorted([f"{known[a].relative_to(root)}:{line} imports {b}" for a, line, b in sorted(some)] for some in ends)
+
+
+def test_no_test_file_imports_another():
+    """What several of them need lies in helpers.py."""
+    for path in (ROOT / "tests").glob("test_*.py"):
+        taken = re.findall(r"^\s*(?:from|import) (test_\w+)", path.read_text(encoding="utf-8"), re.M)
+        assert set(taken) <= {path.stem}, path.name
 
 
 @pytest.mark.parametrize("package", ["gpurnn", "bench"])

@@ -5,11 +5,11 @@ import pickle
 
 import numpy as np
 import pytest
-from cuda_on_cpu import emulator
-from test_between import LAYERS, build, leaves, numbers, ones
+from helpers import LAYERS, build_layer, cuda_ops, numbers, ones
 
 import gpurnn
 from gpurnn import LSTM, Embedding, LayerNorm, Linear, Sequential, TiedLinear
+from gpurnn.testing import leaves
 
 OPTIMIZERS = {
     "sgd": lambda model: gpurnn.SGD(model, 0.1, momentum=0.9, weight_decay=0.1),
@@ -30,7 +30,7 @@ def language_model(backend="cpu"):
 @pytest.mark.parametrize("backend, dtype", [("numpy", "float64"), ("cpu", "float64"), ("cpu", "float16")])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_no_gradient_is_made_for_each_in_turn(kind, backend, dtype):
-    layer, inputs = build(kind, backend, dtype)
+    layer, inputs = build_layer(kind, backend, dtype)
     *outputs, backward = layer.forward(*inputs)
     expected = [np.array(a) for a in leaves(backward(ones(outputs[0])))]
     gradients = {name: grad.copy() for name, grad in layer.grads.items()}
@@ -146,7 +146,7 @@ def test_they_are_shown():
     before = repr(model)
     model.freeze("norm", "encoder.bias_ih_l0")
     assert f"{model.parameter_count} parameters, 36 of them frozen, " in repr(model).split("\n")[0]
-    assert "norm: LayerNorm(12 parameters, 12 of them frozen, " in repr(model)
+    assert "norm: LayerNorm(6; 12 parameters, 12 of them frozen, " in repr(model)
     assert repr(model.unfreeze()) == before
 
 
@@ -221,11 +221,9 @@ def test_fit_leaves_them_alone_and_says_where_a_resumed_run_has_others(tmp_path,
     assert "was made with frozen parameters: 0.weight, 0.bias; this run has: none" in caplog.text
 
 
-@pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
+@pytest.mark.emulated
 @pytest.mark.parametrize("schedule", ["step", "block", "grid"])
 def test_frozen_on_the_cuda_backend(schedule):
-    from test_cuda_layers import cuda_ops
-
     found = []
     for frozen in ([], ["0.weight_hh_l0", "0.bias_ih_l0", "1.weight"]):
         o = {"backend": cuda_ops(), "dtype": "float32"}

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from cuda_on_cpu import emulator
+from helpers import cuda_ops
 from optional import needs
 
 import gpurnn
@@ -27,10 +27,7 @@ def levels():
     return [f"cpu {level}" for level in range(native[1] + 1)] if native else []
 
 
-EMULATED = [
-    pytest.param(name, marks=pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing())))
-    for name in ("cupy", "cuda step", "cuda block", "cuda grid")
-]
+EMULATED = [pytest.param(name, marks=pytest.mark.emulated) for name in ("cupy", "cuda step", "cuda block", "cuda grid")]
 
 
 @pytest.fixture(params=["numpy", *levels(), *EMULATED])
@@ -42,8 +39,6 @@ def place(request, monkeypatch):
     if name == "cpu":
         monkeypatch.setattr(get_backend("cpu"), "level", int(detail))
         return name, "cpu", {}
-    from test_cuda_layers import cuda_ops
-
     ops = cuda_ops(checked=False)
     return (name, ops, {"schedule": detail}) if name == "cuda" else (name, Ops(ops.xp, "cupy"), {})
 

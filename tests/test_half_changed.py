@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from helpers import BACKENDS, backend_of, host, values
 from optional import needs
-from test_arrays import BACKENDS, backend_of, host, values
 
 import gpurnn
 from gpurnn import Batch, TrainingError, fit

@@ -443,6 +443,7 @@ def without_digest(data):
         return data
 
 
+@pytest.mark.slow
 @needs("mido")
 @needs("scipy")
 @needs("matplotlib")

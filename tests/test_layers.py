@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import pytest
+from helpers import assert_close
 from optional import optional
 
 import gpurnn
@@ -21,6 +22,7 @@ from gpurnn import (
     ShapeError,
     TiedLinear,
 )
+from gpurnn.testing import check_gradient, count_terms, draw_like, leaves
 
 torch = optional("torch")
 
@@ -78,6 +80,7 @@ def check_against_torch(layer_class, arguments, module, x, order=np.array, singl
     exact_results = results_of_torch(exact, floats, dy.astype(np.float64))
     single_results = results_of_torch(module, x, dy)
     both = (("float64", exact_results, floats), ("float32", single_results, x))
+    terms = 2 * x.size + sum(p.numel() for p in module.parameters())  # sums over all rows, and over all features
     for dtype, results, inputs in both if single else both[:1]:
         layer = layer_class(*arguments, backend="cpu", dtype=dtype)
         layer.load_state_dict(module.state_dict())
@@ -86,66 +89,12 @@ def check_against_torch(layer_class, arguments, module, x, order=np.array, singl
         for name, value in results.items():
             assert mine[name].shape == value.shape, name
             if dtype == "float64":
-                np.testing.assert_allclose(mine[name], value, rtol=0, atol=1e-10, err_msg=name)
+                assert_close(mine[name], value, terms, name)
             else:
                 assert_no_worse(mine[name], value, exact_results[name])
 
 
-def parts(state):
-    """The arrays of a state or of its derivative, flat."""
-    if state is None:
-        return []
-    return [a for part in state for a in parts(part)] if isinstance(state, tuple) else [state]
-
-
-def like(state, seed):
-    """Random numbers in the structure of a state."""
-    if isinstance(state, tuple):
-        return tuple(like(part, seed + 1 + number) for number, part in enumerate(state))
-    return numbers(*state.shape, seed=seed)
-
-
-def moved(state, direction, step):
-    if isinstance(state, tuple):
-        return tuple(moved(s, d, step) for s, d in zip(state, direction, strict=True))
-    return None if state is None else state + step * direction
-
-
-def check_directional(layer, x, *extra, state=None, dy=None):
-    """Analytic against central differences along one random direction through x, the state and every parameter.
-
-    extra: what the call takes behind x (and the state, for a stateful layer).
-    """
-    arguments = (state, *extra) if layer.stateful else extra
-    y, *final, backward = layer.forward(x, *arguments)
-    dy = numbers(*y.shape, seed=1) if dy is None else dy
-    layer.zero_grad()
-    dfinal = tuple(like(s, 2) for s in final)
-    dx = backward(dy, *dfinal)
-    dx, dinitial = dx if layer.stateful else (dx, None)
-    along_x, along_params = numbers(*x.shape, seed=3), numbers(*layer.flat_params.shape, seed=4)
-    along_state = None if state is None else like(state, 5)
-    slope = (layer.flat_grads * along_params).sum() + (0 if dx is None else (dx * along_x).sum())
-    if state is not None:
-        slope += sum((a * b).sum() for a, b in zip(parts(dinitial), parts(along_state), strict=True))
-    params = layer.flat_params.copy()
-
-    def loss(step):
-        layer.flat_params[...] = params + step * along_params
-        inputs = x if dx is None else x + step * along_x
-        result = layer(inputs, *((moved(state, along_state, step), *extra) if layer.stateful else extra))
-        y, final = (result[0], result[1:]) if layer.stateful else (result, ())
-        return (y * dy).sum() + sum((a * b).sum() for a, b in zip(parts(final), parts(dfinal), strict=True))
-
-    step = 1e-4
-    # fourth-order central difference: truncation ~ step^4, round-off ~ 1e-16 / step
-    numeric = (8 * (loss(step) - loss(-step)) - (loss(2 * step) - loss(-2 * step))) / (12 * step)
-    layer.flat_params[...] = params
-    scale = np.linalg.norm(layer.flat_grads) + (0 if dx is None else np.linalg.norm(dx))
-    assert abs(slope - numeric) < 1e-6 * max(abs(numeric), 1e-2 * scale), (slope, numeric)
-
-
-def test_a_broken_derivative_is_seen():
+def test_a_broken_gradient_is_seen():
     """Both checks can fail: one percent on one gradient must not pass."""
 
     class Broken(Linear):
@@ -159,8 +108,8 @@ def test_a_broken_derivative_is_seen():
 
             return y, wrong
 
-    with pytest.raises(AssertionError):
-        check_directional(Broken(3, 4, **F64), numbers(5, 3))
+    with pytest.raises(AssertionError, match="^weight: the derivative .* off by"):
+        check_gradient(Broken(3, 4, **F64), numbers(5, 3))
     with pytest.raises(AssertionError):
         check_against_torch(Broken, (3, 4), torch.nn.Linear(3, 4), numbers(5, 3))
 
@@ -371,8 +320,8 @@ def test_tied_linear_shares_the_table(bias):
         results.append(y)
     np.testing.assert_allclose(results[0], results[1], rtol=1e-14)
     both = apart.grads["in.weight"] + apart.grads["out.weight"]
-    np.testing.assert_allclose(tied.grads["in.weight"], both, rtol=1e-12, atol=1e-14)
-    np.testing.assert_allclose(tied.grads["rnn.weight_hh_l0"], apart.grads["rnn.weight_hh_l0"], rtol=1e-12, atol=1e-14)
+    assert_close(tied.grads["in.weight"], both, count_terms(tied, 5))
+    assert_close(tied.grads["rnn.weight_hh_l0"], apart.grads["rnn.weight_hh_l0"], count_terms(tied, 5))
     if bias:
         np.testing.assert_allclose(tied.grads["out.bias"], dy.sum(axis=(0, 1)), rtol=1e-12)
 
@@ -380,7 +329,7 @@ def test_tied_linear_shares_the_table(bias):
 def test_tied_linear_finite_differences():
     embedding = Embedding(7, 4, std=0.5, **F64)
     model = Sequential({"in": embedding, "rnn": GRU(4, 4, **F64), "out": TiedLinear(embedding)})
-    check_directional(model, np.random.default_rng(0).integers(0, 7, (5, 3)))
+    check_gradient(model, np.random.default_rng(0).integers(0, 7, (5, 3)))
 
 
 def test_tied_linear_refuses():
@@ -419,7 +368,7 @@ def test_variational_dropout_keeps_one_mask_over_time(batch_first):
     np.testing.assert_array_equal(y, np.broadcast_to(y[:1], y.shape))
     np.testing.assert_array_equal(dx, 2 * y)
     assert set(np.unique(y)) == {0, 2}
-    assert len(np.unique(y[0], axis=0)) == 9  # every sequence has a mask of its own
+    assert len(np.unique(y[0], axis=0)) == 9  # every sequence has its own mask
     with pytest.raises(ShapeError, match=r"x: variational dropout expects 3-D input .* got shape \(9, 40\)"):
         layer(x[0])
     np.testing.assert_array_equal(layer.eval()(x[0]), x[0])
@@ -506,7 +455,7 @@ def test_layer_norm_takes_feature_major_arrays():
 def test_layer_norm_finite_differences(features):
     layer = LayerNorm(features, **F64)
     layer.flat_params += 0.3 * numbers(*layer.flat_params.shape, seed=8)
-    check_directional(layer, numbers(4, 3, features))
+    check_gradient(layer, numbers(4, 3, features))
 
 
 # ---- BatchNorm
@@ -538,10 +487,10 @@ def test_batch_norm_running_statistics_equal_torch(training):
         before = layer.state_dict()
         layer(x)  # a call without backward leaves the statistics alone
         for name, value in module.state_dict().items():
-            np.testing.assert_allclose(layer.state_dict()[name], value.numpy(), rtol=0, atol=1e-12, err_msg=name)
+            assert_close(layer.state_dict()[name], value.numpy(), count_terms(layer, 6), name)
             np.testing.assert_array_equal(layer.state_dict()[name], before[name])
     assert int(layer.buffers["num_batches_tracked"]) == (3 if training else 0)
-    np.testing.assert_allclose(layer.eval()(x), module.eval()(torch.from_numpy(x)).detach().numpy(), atol=1e-12)
+    assert_close(layer.eval()(x), module.eval()(torch.from_numpy(x)).detach().numpy(), count_terms(layer, 6))
 
 
 def test_batch_norm_over_time_is_batch_norm_over_all_steps():
@@ -550,7 +499,7 @@ def test_batch_norm_over_time_is_batch_norm_over_all_steps():
         layer, flat = BatchNorm(3, **F64), BatchNorm(3, **F64)
         mine, expected = results_of(layer, order(x), order(dy)), results_of(flat, x.reshape(30, 3), dy.reshape(30, 3))
         for name, value in expected.items():
-            np.testing.assert_allclose(mine[name].reshape(value.shape), value, rtol=0, atol=1e-13, err_msg=name)
+            assert_close(mine[name].reshape(value.shape), value, count_terms(layer, 30), name)
 
 
 RAGGED = [4, 6, 0, 1, 3]
@@ -582,11 +531,11 @@ def test_batch_norm_of_ragged_steps_is_that_of_the_valid_rows(form, training):
     np.testing.assert_array_equal(called, y)
     dx = backward(turn(dy))
     for mine, name in ((turn(y), "y"), (turn(dx), "dx")):
-        np.testing.assert_allclose(mine[valid], expected[name], rtol=0, atol=1e-13, err_msg=name)
+        assert_close(mine[valid], expected[name], count_terms(layer, 30), name)
         assert (mine[~valid] == 0).all()
-    np.testing.assert_allclose(layer.flat_grads, alone.flat_grads, rtol=0, atol=1e-12)
+    assert_close(layer.flat_grads, alone.flat_grads, count_terms(layer, 30))
     for name, value in layer.state_dict().items():
-        np.testing.assert_allclose(value, alone.state_dict()[name], rtol=0, atol=1e-13, err_msg=name)
+        assert_close(value, alone.state_dict()[name], count_terms(layer, 30), name)
 
 
 def results_of_rows(layer, x, dy):
@@ -600,7 +549,7 @@ def test_batch_norm_finite_differences(lengths, training):
     layer = BatchNorm(3, **F64).train(training)
     layer.flat_params += 0.3 * numbers(*layer.flat_params.shape, seed=8)
     layer.buffers["running_mean"] += numbers(3)
-    check_directional(layer, numbers(6, 5, 3), lengths)
+    check_gradient(layer, numbers(6, 5, 3), lengths=lengths)
 
 
 def test_batch_norm_needs_two_steps_and_changes_nothing():
@@ -668,7 +617,7 @@ def test_pooling_reads_the_valid_steps_alone(mode, directions, batch_first):
         x[n:, b] = np.nan
     turned = x.swapaxes(0, 1) if batch_first else x
     y, backward = layer.forward(turned, lengths)
-    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-14)
+    assert_close(y, expected, count_terms(layer, 7))
     np.testing.assert_array_equal(layer(turned, lengths), y)
     dx = backward(numbers(5, 4, seed=1))
     dx = dx.swapaxes(0, 1) if batch_first else dx
@@ -681,7 +630,7 @@ def test_pooling_reads_the_valid_steps_alone(mode, directions, batch_first):
 def test_pooling_finite_differences(mode, directions, lengths):
     layer = Pooling(4, mode, directions, 3 if mode == "attention" else None, **F64)
     layer.flat_params += 0.5 * numbers(*layer.flat_params.shape, seed=9)
-    check_directional(layer, numbers(7, 5, 4), lengths)
+    check_gradient(layer, numbers(7, 5, 4), lengths=lengths)
 
 
 @pytest.mark.parametrize("mode, directions", POOLINGS)
@@ -720,7 +669,7 @@ def test_pooling_at_the_end_of_a_model():
     x = numbers(7, 5, 3)
     output, state = model(x, None, lengths)
     np.testing.assert_array_equal(output, model["out"](np.concatenate(list(state[0]), axis=1)))
-    check_directional(model, x, lengths)
+    check_gradient(model, x, lengths=lengths)
 
 
 def test_pooling_refuses():
@@ -792,11 +741,11 @@ def test_a_layer_placed_twice_shares_its_parameters():
     model = Sequential(Linear(3, 4, **F64), shared, LayerNorm(4, **F64), shared)
     assert list(model.params) == ["0.weight", "0.bias", "1.weight", "1.bias", "2.weight", "2.bias"]
     assert model[1] is model[3] and shared.name == "1"
-    check_directional(model, numbers(5, 3))
+    check_gradient(model, numbers(5, 3))
     recurrent = GRU(4, 4, **F64)
     model = Sequential(recurrent, Dropout(0.0, **F64), recurrent)
     state = tuple(numbers(1, 3, 4, seed=seed) for seed in (1, 2))
-    check_directional(model, numbers(6, 3, 4), state=state)
+    check_gradient(model, numbers(6, 3, 4), state)
 
 
 def language_model(batch_first=False, **between):
@@ -808,10 +757,8 @@ def language_model(batch_first=False, **between):
 def test_finite_differences_through_embedding_lstm_batch_norm_linear(ragged):
     ids = np.random.default_rng(0).integers(0, 7, (6, 5))
     model = language_model(norm=BatchNorm(5, **F64))
-    state, dy = like(model(ids)[1], 7), numbers(6, 5, 7, seed=1)
-    if ragged:  # a derivative past the end counts as zero, as no loss looks there
-        dy[np.arange(6)[:, None] >= RAGGED] = 0
-    check_directional(model, ids, RAGGED if ragged else None, state=state, dy=dy)
+    state = draw_like(model(ids)[1], np.random.default_rng(7))
+    check_gradient(model, ids, state, lengths=RAGGED if ragged else None)
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -821,10 +768,10 @@ def test_finite_differences_through_stacked_recurrent_layers(ragged, batch_first
     inner = Sequential(LayerNorm(6, **F64), GRU(6, 5, **order, **F64), BatchNorm(5, **order, **F64))
     model = Sequential(LSTM(4, 3, bidirectional=True, **order, **F64), inner, gpurnn.RNN(5, 4, **order, **F64))
     x = numbers(5, 6, 4) if batch_first else numbers(6, 5, 4)
-    state = like(model(x)[1], 7)
-    assert [np.shape(part) for part in parts(state)] == [(2, 5, 3), (2, 5, 3), (1, 5, 5), (1, 5, 4)]
-    check_directional(model, x, RAGGED if ragged else None, state=state)
-    check_directional(model, x, RAGGED if ragged else None)
+    state = draw_like(model(x)[1], np.random.default_rng(7))
+    assert [np.shape(part) for part in leaves(state)] == [(2, 5, 3), (2, 5, 3), (1, 5, 5), (1, 5, 4)]
+    check_gradient(model, x, state, lengths=RAGGED if ragged else None)
+    check_gradient(model, x, lengths=RAGGED if ragged else None)
 
 
 def test_state_is_a_tuple_with_one_entry_for_each_stateful_layer():
@@ -837,9 +784,9 @@ def test_state_is_a_tuple_with_one_entry_for_each_stateful_layer():
         np.testing.assert_array_equal(model(x, zeros)[0], whole)
     first, state = model(x[:3])
     second, state = model(x[3:], state)
-    np.testing.assert_allclose(np.concatenate([first, second]), whole, rtol=0, atol=1e-14)
-    for mine, expected in zip(parts(state), parts(final), strict=True):
-        np.testing.assert_allclose(mine, expected, rtol=0, atol=1e-14)
+    assert_close(np.concatenate([first, second]), whole, count_terms(model, 8))
+    for mine, expected in zip(leaves(state), leaves(final), strict=True):
+        assert_close(mine, expected, count_terms(model, 8))
 
 
 def test_wrong_states_are_refused():
@@ -870,9 +817,9 @@ def test_lengths_reach_every_layer_that_takes_them():
         x[~ragged_rows()] = np.nan
         output, state = model(x, lengths=RAGGED)
         for b, length in enumerate(RAGGED):
-            np.testing.assert_allclose(output[:length, b], alone[b][0][:, 0], rtol=0, atol=1e-14)
+            assert_close(output[:length, b], alone[b][0][:, 0], count_terms(model, 6))
             assert not output[length:, b].any()
-            np.testing.assert_allclose(state[1][:, b], alone[b][1][1][:, 0], rtol=0, atol=1e-14)
+            assert_close(state[1][:, b], alone[b][1][1][:, 0], count_terms(model, 6))
         model.train()
         before = norm.buffers["running_mean"].copy()
         output, _, _ = model.forward(x, lengths=RAGGED)
@@ -899,9 +846,9 @@ def test_steps_equal_the_sequence(batch_first):
     state = None
     for t in range(6):
         output, state = model.step(ids[t], state)
-        np.testing.assert_allclose(output, whole[:, t] if batch_first else whole[t], rtol=0, atol=1e-14)
-    for mine, expected in zip(parts(state), parts(final), strict=True):
-        np.testing.assert_allclose(mine, expected, rtol=0, atol=1e-14)
+        assert_close(output, whole[:, t] if batch_first else whole[t], count_terms(model, 6))
+    for mine, expected in zip(leaves(state), leaves(final), strict=True):
+        assert_close(mine, expected, count_terms(model, 8))
 
 
 def test_dropout_layers_with_equal_seeds_get_masks_of_their_own():
@@ -933,7 +880,7 @@ def test_sequential_is_readable_in_print():
     assert lines[0] == f"Sequential(154 parameters, {CPU}, float64)"
     assert lines[1] == f"  rnn: LSTM(144 parameters, {CPU}, float64)"
     assert lines[2] == f"  head: Sequential(10 parameters, {CPU}, float64)"
-    assert lines[3] == f"    0: Linear(10 parameters, {CPU}, float64)"
+    assert lines[3] == f"    0: Linear(4, 2; 10 parameters, {CPU}, float64)"
     assert len(lines) == 4
 
 

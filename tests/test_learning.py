@@ -89,6 +89,7 @@ def test_loss_curve_equals_torchs_on_tiny_shakespeare(record_property):
     assert drift < 1e-2  # two float32 trainings diverge by chaos, not by a wrong derivative
 
 
+@pytest.mark.slow
 def test_loss_curve_equals_torchs_on_synthetic_text():
     """The same comparison small, on data that every machine has."""
     rng = np.random.default_rng(0)

@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 import pytest
+from helpers import TEXT_IDS
 from optional import needs
-from test_training import IDS
 
 import gpurnn
 from gpurnn import LossScaler, TextBatches, fit
@@ -89,6 +89,7 @@ def one_step(dtype, scaler=None):
     return model.grads["bias"].astype(np.float64), float((dlogits == 0).mean())
 
 
+@pytest.mark.slow
 def test_gradients_of_a_large_vocabulary_arrive():
     exact, _ = one_step("float64")
     bare, zeros = one_step("float16")
@@ -120,7 +121,12 @@ def train(out=None, epochs=2, dtype="float16", seen=None, **options):
         adam.step = lambda: (seen.append(model.flat_params.copy()), step())
     defaults = dict(progress=False, clip_norm=1.0, out=out)
     history = fit(
-        model, gpurnn.cross_entropy, TextBatches(IDS[:2400], 2, 10), optimizer=adam, epochs=epochs, **defaults | options
+        model,
+        gpurnn.cross_entropy,
+        TextBatches(TEXT_IDS[:2400], 2, 10),
+        optimizer=adam,
+        epochs=epochs,
+        **defaults | options,
     )
     return model, adam, history
 
@@ -173,7 +179,14 @@ def test_a_gradient_that_is_never_finite_ends_the_run():
     model = text_model()
     before = model.flat_params.copy()
     with pytest.raises(gpurnn.TrainingError, match=r"gradient norm nan.*at a loss scale of 1"):
-        fit(model, broken, TextBatches(IDS[:2400], 2, 10), optimizer=gpurnn.SGD(model, 1.0), epochs=1, progress=False)
+        fit(
+            model,
+            broken,
+            TextBatches(TEXT_IDS[:2400], 2, 10),
+            optimizer=gpurnn.SGD(model, 1.0),
+            epochs=1,
+            progress=False,
+        )
     assert np.array_equal(model.flat_params, before)
 
 
@@ -181,6 +194,7 @@ class Stop(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [3, 17, 60, 130])
 def test_a_killed_run_ends_in_the_same_bits(tmp_path, monkeypatch, after):
     options = {"epochs": 2, "checkpoint_every": 3}

@@ -39,6 +39,7 @@ def test_cpp_errors():
     assert any("k <= b" in text for text in planted) and any("a -= k * 1;  // a + b" in text for text in planted)
 
 
+@pytest.mark.slow
 def test_the_same_seed_plants_the_same_errors(capsys):
     for _ in range(2):
         mutate.main(["--seed", "7", "--count", "5", "--list"])

@@ -102,19 +102,6 @@ SHORT = [
     ("AdamW", {}),
 ]
 
-# All that an update branches on: what is compiled, for a CPU or a GPU, is compared with array code for each.
-OPTIMISERS = {
-    "sgd": lambda m: optim.SGD(m, 0.1),
-    "sgd, momentum": lambda m: optim.SGD(m, 0.1, momentum=0.9, dampening=0.3, weight_decay=0.01),
-    "sgd, nesterov": lambda m: optim.SGD(m, 0.1, momentum=0.9, nesterov=True),
-    "rmsprop": lambda m: optim.RMSprop(m, 0.01, weight_decay=0.01),
-    "rmsprop, all": lambda m: optim.RMSprop(m, 0.01, centered=True, momentum=0.8),
-    "adam": lambda m: optim.Adam(m, 0.01, weight_decay=0.02),
-    "adam, amsgrad": lambda m: optim.Adam(m, 0.01, amsgrad=True),
-    "adamw": lambda m: optim.AdamW(m, 0.01, weight_decay=0.1),
-}
-
-
 # ---- optimisers
 
 

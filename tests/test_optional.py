@@ -80,6 +80,7 @@ def test_the_library_needs_the_core_packages_only(blocked):
     assert int(done.stdout) > 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [(), ("nvidia",)], ids=["core", "core and NVRTC"])
 def test_every_test_file_is_collected(more, blocked, tmp_path):
     done = blocked("-m", "pytest", "-p", "blocked", "--collect-only", "-q", "-m", "gpu", more=(*PYTEST, *more))
@@ -99,7 +100,9 @@ def test_every_test_file_is_collected(more, blocked, tmp_path):
 
 @pytest.mark.slow
 def test_what_needs_more_skips_and_says_so(blocked):
-    files = ("attention", "backend", "gpu", "losses", "module", "optional", "tasks_speech", "tokens", "training")
+    files = (
+        "attention", "backend", "gpu", "losses", "module", "optional", "tasks_speech", "testing", "tokens", "training",
+    )  # fmt: skip
     names = [f"tests/test_{name}.py" for name in files]
     done = blocked("-m", "pytest", "-p", "blocked", "-q", *names, more=PYTEST)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -71,6 +71,7 @@ def installed(built, tmp_path_factory):
     return target
 
 
+@pytest.mark.slow
 def test_wheel_holds_every_source_and_nothing_else(built, tree):
     with zipfile.ZipFile(built[1]) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
@@ -82,6 +83,7 @@ def test_wheel_holds_every_source_and_nothing_else(built, tree):
     assert all(re.fullmatch(r"gpurnn/_native\.\w+\.(so|pyd)", name) for name in compiled)
 
 
+@pytest.mark.slow
 def test_sdist_holds_the_tests(built, tree):
     with tarfile.open(built[0]) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
@@ -96,6 +98,7 @@ def test_sdist_holds_the_tests(built, tree):
     assert not [name for name in names if name.endswith(".pyc")]
 
 
+@pytest.mark.slow
 def test_installed_kernels_are_those_of_the_folder(installed, tree, tmp_path):
     code = "from gpurnn.backends.cuda import launch; print(launch.kernel_dir(), *launch.kernel_files())"
     folder, *names = isolated(code, installed, tmp_path).split()
@@ -104,6 +107,7 @@ def test_installed_kernels_are_those_of_the_folder(installed, tree, tmp_path):
     assert len(names) > 2
 
 
+@pytest.mark.slow
 def test_installed_names(installed, tmp_path):
     """The benchmark is gpurnn.bench; the bare names bench, kernels and tests belong to others."""
     code = "import gpurnn.bench, importlib.util as util; print(gpurnn.bench.__file__)\n"
@@ -113,6 +117,7 @@ def test_installed_names(installed, tmp_path):
     assert others == "None None None"
 
 
+@pytest.mark.slow
 def test_installed_commands(installed, tmp_path):
     expected = "gpurnn, version 0.1.0\n"
     code = "import runpy; sys.argv[:] = ['gpurnn', '--version']; runpy.run_module('gpurnn', run_name='__main__')"
@@ -122,6 +127,7 @@ def test_installed_commands(installed, tmp_path):
     assert run(str(script), "--version", cwd=tmp_path, PYTHONPATH=str(installed)) == expected
 
 
+@pytest.mark.slow
 def test_requirements(installed):
     """What pip will install: light for everybody, CuPy and PyTorch only where asked for."""
     (metadata,) = installed.glob("gpurnn-*.dist-info/METADATA")
@@ -137,6 +143,7 @@ def test_bare_checkout_finds_its_kernels(tmp_path):
     assert launch.kernel_files() == sources(ROOT / "kernels", ".cu", ".cuh")
 
 
+@pytest.mark.slow
 def test_editable_install_finds_its_kernels(tree, tmp_path):
     target = tmp_path / "editable"
     options = ["--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check"]

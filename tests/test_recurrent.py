@@ -4,10 +4,12 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from helpers import assert_close
 from optional import optional
 
 import gpurnn
 from gpurnn import BackendError, DtypeError, ShapeError
+from gpurnn.testing import check_gradient, check_ragged, count_terms, draw_like, leaves, map_leaves
 
 torch = optional("torch")
 
@@ -27,54 +29,6 @@ def build(kind, inside=4, hidden=5, dtype="float64", seed=3, backend="cpu", **op
     return layer_class(inside, hidden, backend=backend, dtype=dtype, seed=seed, **own, **options)
 
 
-def parts(state):
-    """The arrays of a state, flat, however it is packed."""
-    if state is None:
-        return []
-    if isinstance(state, tuple):
-        return [array for part in state for array in parts(part)]
-    return [state]
-
-
-def like(state, rng):
-    if isinstance(state, tuple):
-        return tuple(like(part, rng) for part in state)
-    return rng.standard_normal(state.shape)
-
-
-def check_directional(layer, x, state, lengths, seed=0):
-    """Analytic against central differences along one random direction through x, the state and every parameter."""
-    rng = np.random.default_rng(seed)
-    output, final, backward = layer.forward(x, state, lengths)
-    doutput, dfinal = rng.standard_normal(output.shape), like(final, rng)
-    layer.zero_grad()
-    dx, dinitial = backward(doutput, dfinal)
-    directions = [rng.standard_normal(x.shape), rng.standard_normal(layer.flat_params.shape)]
-    state_directions = [rng.standard_normal(part.shape) for part in parts(state)]
-    slope = (dx * directions[0]).sum() + (layer.flat_grads * directions[1]).sum()
-    if state is not None:
-        slope += sum((d * v).sum() for d, v in zip(parts(dinitial), state_directions, strict=True))
-
-    def loss(step):
-        layer.flat_params[...] = params + step * directions[1]
-        moved = iter(p + step * v for p, v in zip(parts(state), state_directions, strict=True))
-        output, final = layer(x + step * directions[0], rebuild(state, moved), lengths)
-        return (output * doutput).sum() + sum((a * b).sum() for a, b in zip(parts(final), parts(dfinal), strict=True))
-
-    def rebuild(state, arrays):
-        if isinstance(state, tuple):
-            return tuple(rebuild(part, arrays) for part in state)
-        return None if state is None else next(arrays)
-
-    params = layer.flat_params.copy()
-    step = 1e-5
-    # fourth-order central difference: truncation ~ step^4, round-off ~ 1e-16 / step
-    numeric = (8 * (loss(step) - loss(-step)) - (loss(2 * step) - loss(-2 * step))) / (12 * step)
-    layer.flat_params[...] = params
-    scale = np.linalg.norm(dx) + np.linalg.norm(layer.flat_grads)
-    assert abs(slope - numeric) < 1e-6 * max(abs(numeric), 1e-2 * scale), (slope, numeric)
-
-
 @pytest.mark.parametrize("B", BATCHES)
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("direction", [{}, {"bidirectional": True}, {"reverse": True}])
@@ -86,9 +40,9 @@ def test_finite_differences(kind, direction, ragged, B):
     layer.flat_params += 0.1 * rng.standard_normal(layer.flat_params.shape)
     T = 6
     x = rng.standard_normal((T, B, 4))
-    state = like(layer(x)[1], rng)
+    state = draw_like(layer(x)[1], rng)
     lengths = rng.integers(0, T + 1, B) if ragged else None
-    check_directional(layer, x, state, lengths)
+    check_gradient(layer, x, state, lengths=lengths)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -100,8 +54,8 @@ def test_finite_differences_of_learned_states_and_unequal_layers(kind, sizes):
     layer = build(kind, hidden=hidden, num_layers=len(hidden), learn_state=True, **sizes)
     layer.flat_params += 0.2 * rng.standard_normal(layer.flat_params.shape)
     x = rng.standard_normal((5, 3, 4))
-    check_directional(layer, x, None, [5, 0, 3])
-    check_directional(layer, x, like(layer(x)[1], rng), None)
+    check_gradient(layer, x, lengths=[5, 0, 3])
+    check_gradient(layer, x, draw_like(layer(x)[1], rng))
 
 
 def test_a_broken_derivative_is_seen(monkeypatch):
@@ -114,8 +68,8 @@ def test_a_broken_derivative_is_seen(monkeypatch):
 
     monkeypatch.setattr(gpurnn.cells.LSTMStep, "backward", wrong)
     rng = np.random.default_rng(0)
-    with pytest.raises(AssertionError):
-        check_directional(build("lstm", backend="numpy"), rng.standard_normal((3, 2, 4)), None, None)
+    with pytest.raises(AssertionError, match="^weight_.h_l0: the derivative .* off by"):
+        check_gradient(build("lstm", backend="numpy"), rng.standard_normal((3, 2, 4)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -125,35 +79,23 @@ def test_ragged_batch_equals_each_sequence_alone(kind, options):
     rng = np.random.default_rng(1)
     layer = build(kind, num_layers=2, **options)
     T, lengths = 9, [4, 9, 0, 1, 7, 9, 2, 3, 5, 0]
-    B = len(lengths)
-    x = rng.standard_normal((T, B, 4))
-    state = like(layer(x.transpose(1, 0, 2) if layer.batch_first else x)[1], rng)
-    alone = []
-    for b, length in enumerate(lengths):
-        one = tuple(s[:, b] for s in state) if isinstance(state, tuple) else state[:, b]
-        alone.append(layer.forward(x[:length, b], one))
-    wild = x.copy()
-    for b, length in enumerate(lengths):
-        wild[length:, b] = np.nan
-    output, final, backward = layer.forward(wild.transpose(1, 0, 2) if layer.batch_first else wild, state, lengths)
-    doutput, dfinal = rng.standard_normal(output.shape), like(final, rng)
-    layer.zero_grad()
-    dx, dstate = backward(doutput, dfinal)
-    together = layer.flat_grads.copy()
-    if layer.batch_first:
-        output, doutput, dx = (a.transpose(1, 0, 2) for a in (output, doutput, dx))
-    layer.zero_grad()
-    for b, length in enumerate(lengths):
-        out, fin, back = alone[b]
-        np.testing.assert_allclose(output[:length, b], out, atol=1e-13)
-        assert not output[length:, b].any()
-        dfin = tuple(d[:, b] for d in dfinal) if isinstance(dfinal, tuple) else dfinal[:, b]
-        dx_alone, dstate_alone = back(doutput[:length, b], dfin)
-        np.testing.assert_allclose(dx[:length, b], dx_alone, atol=1e-12)
-        assert not dx[length:, b].any()
-        for whole, one in zip(parts(final) + parts(dstate), parts(fin) + parts(dstate_alone), strict=True):
-            np.testing.assert_allclose(whole[:, b], one, atol=1e-12)
-    np.testing.assert_allclose(together, layer.flat_grads, atol=1e-11)
+    x = rng.standard_normal((len(lengths), T, 4) if layer.batch_first else (T, len(lengths), 4))
+    check_ragged(layer, x, lengths, draw_like(layer(x)[1], rng))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sequence_without_a_batch_axis_is_a_batch_of_one(kind):
+    rng = np.random.default_rng(1)
+    layer = build(kind, num_layers=2, bidirectional=True)
+    x = rng.standard_normal((7, 1, 4))
+    state = draw_like(layer(x)[1], rng)
+    found = []
+    for given in ((x, state), (x[:, 0], map_leaves(lambda part: part[:, 0], state))):
+        layer.zero_grad()
+        output, final, backward = layer.forward(*given)
+        found.append([*leaves((output, final, backward(output, final))), layer.flat_grads.copy()])
+    for one, other in zip(*found, strict=True):
+        assert_close(other.reshape(one.shape), one, count_terms(layer, 7))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -168,11 +110,11 @@ def test_stepping_equals_the_sequence(kind, batch_first):
     state = None
     for t in range(7):
         y, state = layer.step(x[t], state)
-        np.testing.assert_allclose(y, output[t], atol=1e-14)
-    for a, b in zip(parts(state), parts(final), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-14)
+        assert_close(y, output[t], count_terms(layer, 7))
+    for a, b in zip(leaves(state), leaves(final), strict=True):
+        assert_close(a, b, count_terms(layer, 7))
     single, _ = layer.step(x[0, 0])
-    np.testing.assert_allclose(single, output[0, 0], atol=1e-14)
+    assert_close(single, output[0, 0], count_terms(layer, 1))
 
 
 @pytest.mark.parametrize("options", [{"bidirectional": True}, {"reverse": True}])
@@ -195,26 +137,22 @@ def test_single_step_cells_equal_torch(name, bias):
         tx, tstate = torch.from_numpy(x).requires_grad_(), [torch.from_numpy(s).requires_grad_() for s in state]
         new, backward = ours.forward(x, state if pair else state[0])
         tnew = theirs(tx, tuple(tstate) if pair else tstate[0])
-        dnew = like(new, rng)
+        dnew = draw_like(new, rng)
         ours.zero_grad()
         theirs.zero_grad()
         dx, dold = backward(dnew)
-        sum((a * torch.from_numpy(b)).sum() for a, b in zip(parts_t(tnew), parts(dnew), strict=True)).backward()
-        for mine, t in zip(parts(new), parts_t(tnew), strict=True):
-            np.testing.assert_allclose(mine, t.detach().numpy(), atol=1e-13)
-        np.testing.assert_allclose(dx, tx.grad.numpy(), atol=1e-12)
-        for mine, t in zip(parts(dold), tstate, strict=True):
-            np.testing.assert_allclose(mine, t.grad.numpy(), atol=1e-12)
+        sum((a * torch.from_numpy(b)).sum() for a, b in zip(leaves(tnew), leaves(dnew), strict=True)).backward()
+        for mine, t in zip(leaves(new), leaves(tnew), strict=True):
+            assert_close(mine, t.detach().numpy(), count_terms(ours, 1))
+        assert_close(dx, tx.grad.numpy(), count_terms(ours, 1))
+        for mine, t in zip(leaves(dold), tstate, strict=True):
+            assert_close(mine, t.grad.numpy(), count_terms(ours, 1))
         for key, parameter in theirs.named_parameters():
-            np.testing.assert_allclose(ours.grads[key], parameter.grad.numpy(), atol=1e-12)
+            assert_close(ours.grads[key], parameter.grad.numpy(), count_terms(ours, B))
         one = ours(x[0], tuple(s[0] for s in state) if pair else state[0][0])
-        np.testing.assert_allclose(parts(one)[0], parts(new)[0][0], atol=1e-13)
+        assert_close(leaves(one)[0], leaves(new)[0][0], count_terms(ours, 1))
     y, state = ours.step(x)
-    np.testing.assert_array_equal(y, parts(state)[0])
-
-
-def parts_t(state):
-    return list(state) if isinstance(state, tuple) else [state]
+    np.testing.assert_array_equal(y, leaves(state)[0])
 
 
 def test_original_gru_follows_its_equations():
@@ -233,7 +171,7 @@ def test_original_gru_follows_its_equations():
         r, z = sigmoid(ax[:, :5] + h @ w[:5].T), sigmoid(ax[:, 5:10] + h @ w[5:10].T)
         n = np.tanh(ax[:, 10:] + (r * h) @ w[10:].T)
         h = (1 - z) * n + z * h
-        np.testing.assert_allclose(output[t], h, atol=1e-14)
+        assert_close(output[t], h, count_terms(gru, t + 1))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -250,7 +188,7 @@ def test_one_layer_used_twice_accumulates(kind):
         layer.zero_grad()
         layer.forward(x)[2](dout)
         grads.append(layer.flat_grads.copy())
-    np.testing.assert_allclose(total, grads[0] + grads[1], atol=1e-13)
+    assert_close(total, grads[0] + grads[1], count_terms(layer, 5))
 
 
 def test_backward_twice_is_refused_and_bad_gradients_leave_it_usable():
@@ -275,12 +213,12 @@ def test_only_the_output_or_only_the_state(kind):
     layer = build(kind, num_layers=2)
     x = rng.standard_normal((5, 3, 4))
     output, final, backward = layer.forward(x)
-    dout, dfin = rng.standard_normal(output.shape), like(final, rng)
+    dout, dfin = rng.standard_normal(output.shape), draw_like(final, rng)
     both, _ = backward(dout, dfin)
     only_output, _ = layer.forward(x)[2](dout)
     only_state, _ = layer.forward(x)[2](dstate=dfin)
     nothing, _ = layer.forward(x)[2]()
-    np.testing.assert_allclose(both, only_output + only_state, atol=1e-13)
+    assert_close(both, only_output + only_state, count_terms(layer, 5))
     assert not nothing.any()
 
 
@@ -307,7 +245,7 @@ def test_return_all(kind):
         previous = np.concatenate([np.zeros((1, 9, 5)), steps[0].c[:-1]])
         inside = np.arange(6)[:, None] < np.array(lengths)
         expected = np.where(inside[:, :, None], g["f"] * previous + g["i"] * g["g"], 0)
-        np.testing.assert_allclose(steps[0].c, expected, atol=1e-14)
+        assert_close(steps[0].c, expected, count_terms(layer, 1))
     else:
         assert steps[0].c is None
 
@@ -327,11 +265,11 @@ def test_a_wavefront_changes_no_number(kind, reverse, ragged):
         rng = np.random.default_rng(1)
         state = build(kind, **options)(x)[1] if state is None else state
         output, final, backward = layer.forward(x, state, lengths)
-        dx, dinitial = backward(rng.standard_normal(output.shape), like(final, rng))
-        found[wavefront] = [output, *parts(final), dx, *parts(dinitial), layer.flat_grads.copy()]
+        dx, dinitial = backward(rng.standard_normal(output.shape), draw_like(final, rng))
+        found[wavefront] = [output, *leaves(final), dx, *leaves(dinitial), layer.flat_grads.copy()]
     for wavefront, results in found.items():
         for one, other in zip(found[0], results, strict=True):
-            np.testing.assert_allclose(other, one, rtol=1e-12, atol=1e-13, err_msg=f"wavefront={wavefront}")
+            assert_close(other, one, count_terms(layer, T), f"wavefront={wavefront}")
 
 
 def test_a_wavefront_where_it_cannot_be():
@@ -370,16 +308,7 @@ def test_dropout_between_layers():
     # training mode's derivative, with the same mask for every evaluation
     layer.train()
     layer.calls = 0
-    output, _, backward = layer.forward(x)
-    dout, v = rng.standard_normal(output.shape), rng.standard_normal(x.shape)
-    dx, _ = backward(dout)
-
-    def loss(step):
-        layer.calls = 0
-        return (layer.forward(x + step * v)[0] * dout).sum()
-
-    numeric = (loss(1e-5) - loss(-1e-5)) / 2e-5
-    assert abs((dx * v).sum() - numeric) < 1e-6 * abs(numeric)
+    check_gradient(layer, x)
     everything = build("gru", num_layers=2, dropout=1.0)
     output, _, backward = everything.forward(x)
     dx, _ = backward(output)
@@ -393,11 +322,11 @@ def test_edges_of_shape(kind, T, B, hidden):
     x = np.random.default_rng(0).standard_normal((T, B, 1))
     output, state, backward = layer.forward(x)
     P = 3 if kind == "lstm-projected" else hidden
-    assert output.shape == (T, B, 2 * P) and parts(state)[0].shape == (2, B, P)
+    assert output.shape == (T, B, 2 * P) and leaves(state)[0].shape == (2, B, P)
     dx, dstate = backward(output, state)
-    assert dx.shape == x.shape and [s.shape for s in parts(dstate)] == [s.shape for s in parts(state)]
+    assert dx.shape == x.shape and [s.shape for s in leaves(dstate)] == [s.shape for s in leaves(state)]
     if T == 0:
-        assert not parts(state)[0].any()
+        assert not leaves(state)[0].any()
 
 
 def test_one_hidden_unit_and_all_lengths_zero():
@@ -407,8 +336,8 @@ def test_one_hidden_unit_and_all_lengths_zero():
         x = np.full((3, 2, 4), np.nan)
         output, state, backward = layer.forward(x, None, [0, 0])
         assert not output.any()
-        np.testing.assert_array_equal(parts(state)[0], np.full((1, 2, 1), 0.5))
-        dx, _ = backward(np.ones_like(output), like(state, np.random.default_rng(0)))
+        np.testing.assert_array_equal(leaves(state)[0], np.full((1, 2, 1), 0.5))
+        dx, _ = backward(np.ones_like(output), draw_like(state, np.random.default_rng(0)))
         assert not dx.any() and np.isfinite(layer.flat_grads).all()
         assert layer.grads["initial_h_l0"].any()
 
@@ -420,7 +349,7 @@ def test_very_long_sequence():
     output, state, backward = gru.forward(x)
     np.testing.assert_array_equal(output[-1], state[0])
     tail, _ = gru(x[69_000:], None)
-    np.testing.assert_allclose(tail[-1], output[-1], atol=1e-5)
+    assert_close(tail[-1], output[-1], count_terms(gru, 1), dtype="float32")  # what came before the tail is forgotten
     dx, _ = backward(output)
     assert np.isfinite(dx).all()
 
@@ -490,7 +419,7 @@ def test_initialisers():
     np.testing.assert_array_equal(gated.params["bias_ih_l0"][:50], lstm.params["bias_ih_l0"][:50])
     orthogonal = gpurnn.LSTM(30, 50, proj_size=20, backend="cpu", init="orthogonal", dtype="float64")
     for gate in orthogonal.params["weight_hh_l0"].reshape(4, 50, 20):
-        np.testing.assert_allclose(gate.T @ gate, np.eye(20), atol=1e-12)
+        assert_close(gate.T @ gate, np.eye(20), 50 + 20)  # terms of the product, and of the factorization
     assert not orthogonal.params["bias_ih_l0"].any()
     xavier = gpurnn.GRU(30, 50, backend="cpu", init="xavier", seed=0)
     assert np.abs(xavier.params["weight_ih_l0"]).max() <= np.sqrt(6 / 80)

@@ -21,10 +21,9 @@ def relative(ours, theirs):
     return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-3))
 
 
-def draw(seed):
+def draw(kind, backend, seed):
     """A random configuration: kind, constructor arguments common to both, and the call's shape."""
-    rng = np.random.default_rng(seed)
-    kind = ("lstm", "gru", "rnn", "rnn-relu")[seed % 4]
+    rng = np.random.default_rng([seed, *f"{kind} {backend}".encode()])
     options = dict(
         num_layers=int(rng.integers(1, 4)),
         bias=bool(rng.random() < 0.8),
@@ -46,12 +45,14 @@ def draw(seed):
     return rng, kind, int(rng.integers(1, 41)), hidden, options, call
 
 
-@pytest.mark.parametrize("seed", range(240))
-def test_random_configuration(seed):
-    rng, kind, inside, hidden, options, call = draw(seed)
+@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("backend", ["numpy", "cpu"])
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn", "rnn-relu"])
+def test_random_configuration(kind, backend, seed):
+    rng, kind, inside, hidden, options, call = draw(kind, backend, seed)
     ours_class, torch_class = (getattr(library, KINDS[kind]) for library in (gpurnn, torch.nn))
     theirs = torch_class(inside, hidden, dtype=torch.float64, **options)
-    ours = ours_class(inside, hidden, backend=("numpy", "cpu")[seed // 4 % 2], dtype="float64", seed=seed, **options)
+    ours = ours_class(inside, hidden, backend=backend, dtype="float64", seed=seed, **options)
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
             parameter.copy_(torch.from_numpy(ours.params[name]))

@@ -95,10 +95,10 @@ def test_normal(dtype):
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.97])
 def test_mask_rate(rate):
-    keep = rng.dropout_mask((200, 1000), rate, seed=4, layer=5, call=6)
-    assert keep.shape == (200, 1000) and keep.dtype == bool
-    assert abs((~keep).mean() - rate) < 4 * np.sqrt(rate * (1 - rate) / keep.size)
-    np.testing.assert_array_equal(keep, rng.dropout_mask((200, 1000), rate, seed=4, layer=5, call=6))
+    mask = rng.dropout_mask((200, 1000), rate, seed=4, layer=5, call=6)
+    assert mask.shape == (200, 1000) and mask.dtype == bool
+    assert abs((~mask).mean() - rate) < 4 * np.sqrt(rate * (1 - rate) / mask.size)
+    np.testing.assert_array_equal(mask, rng.dropout_mask((200, 1000), rate, seed=4, layer=5, call=6))
 
 
 def test_mask_threshold_is_exact(monkeypatch):

@@ -6,14 +6,15 @@ import math
 
 import numpy as np
 import pytest
-from cuda_on_cpu import emulator
+from helpers import assert_close, cuda_ops
 from optional import optional
-from test_cuda_layers import cuda_ops
 
 from gpurnn import DtypeError, ShapeError, cross_entropy, get_backend, losses
+from gpurnn.module import Module
 from gpurnn.rng import name_key
 from gpurnn.seq2seq import END, PADDING, START, UNKNOWN, EncoderDecoder, Sampling, beam_search, greedy_search
 from gpurnn.seq2seq import length_penalty as penalty
+from gpurnn.testing import check_gradient, count_terms
 
 torch = optional("torch")
 translation = optional("bench.translation")
@@ -55,10 +56,6 @@ def batch():
     )
 
 
-def loss_of(model, inputs, lengths, targets):
-    return float(cross_entropy(model(inputs, lengths), targets, lengths=lengths[1])[0])
-
-
 @pytest.mark.parametrize("options", VARIANTS)
 def test_equals_torch(options):
     model = make(**options)
@@ -73,38 +70,33 @@ def test_equals_torch(options):
     valid = np.arange(U)[:, None] < TARGET_LENGTHS
     smoothed = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
     smoothed(theirs[torch.from_numpy(valid)], torch.from_numpy(targets[valid])).backward()
-    np.testing.assert_allclose(logits[valid], theirs.detach().numpy()[valid], rtol=0, atol=1e-12)
+    assert_close(logits[valid], theirs.detach().numpy()[valid], count_terms(model, T + U))
     gradients = dict(twin.named_parameters())
     assert set(twin.weights()) == set(model.params)
     for name, grad in model.grads.items():
-        np.testing.assert_allclose(grad, gradients[name].grad.numpy(), rtol=0, atol=1e-12, err_msg=name)
+        assert_close(grad, gradients[name].grad.numpy(), count_terms(model, T + U), name)
 
 
-def directional_error(model):
-    inputs, lengths, targets = batch()
-    logits, backward = model.forward(inputs, lengths)
-    model.zero_grad()
-    backward(cross_entropy(logits, targets, lengths=lengths[1])[1]())
-    params, along = model.flat_params.copy(), np.random.default_rng(1).standard_normal(model.flat_params.size)
-    slope = float(model.flat_grads @ along)
+class WithLoss(Module):
+    """A model and its loss as one layer."""
 
-    def loss(step):
-        model.flat_params[...] = params + step * along
-        return loss_of(model, inputs, lengths, targets)
+    def __init__(self, model):
+        super().__init__(model.ops, model.dtype)
+        self._adopt({"model": model})
 
-    step = 2e-4
-    numeric = (8 * (loss(step) - loss(-step)) - (loss(2 * step) - loss(-2 * step))) / (12 * step)
-    model.flat_params[...] = params
-    return abs(slope - numeric) / abs(numeric)
+    def forward(self, inputs, lengths, targets):
+        logits, backward = self.children["model"].forward(inputs, lengths)
+        loss, dlogits = cross_entropy(logits, targets, lengths=lengths[1])
+        return loss, lambda dloss: backward(dlogits(dloss))
 
 
 @pytest.mark.parametrize("options", VARIANTS)
 def test_finite_differences(options):
-    assert directional_error(spread(make(**options), 4)) < 1e-6
+    check_gradient(WithLoss(spread(make(**options), 4)), *batch())
 
 
 @pytest.mark.parametrize("part", ["encoder", "bridge_h", "attention", "target_embedding"])
-def test_a_broken_derivative_is_seen(part, monkeypatch):
+def test_a_broken_gradient_is_seen(part, monkeypatch):
     model = spread(make(), 4)
     layer = model.children[part]
     forward = layer.forward
@@ -112,30 +104,31 @@ def test_a_broken_derivative_is_seen(part, monkeypatch):
     def broken(*arguments, **options):
         *outputs, backward = forward(*arguments, **options)
 
-        def wrong(*derivatives):
-            result = backward(*derivatives)
+        def wrong(*gradients):
+            result = backward(*gradients)
             layer.flat_grads *= 1.05
             return result
 
         return (*outputs, wrong)
 
     monkeypatch.setattr(layer, "forward", broken)
-    assert directional_error(model) > 1e-5
+    with pytest.raises(AssertionError, match=rf"^model\.{part}.*: the derivative .* off by"):
+        check_gradient(WithLoss(model), *batch())
 
 
 def test_padding_changes_nothing():
-    """Longer arrays with anything behind the ends: same logits, same gradients."""
+    """Longer arrays with anything past the ends: same logits, same gradients."""
     model = make(layers=2)
     inputs, lengths, targets = batch()
-    wide = tuple(np.concatenate([array, ids(9, 3, B, seed=7)]) for array in inputs)
+    longer = tuple(np.concatenate([array, ids(9, 3, B, seed=7)]) for array in inputs)
     results = []
-    for pair, y in ((inputs, targets), (wide, np.concatenate([targets, targets[:3]]))):
+    for pair, y in ((inputs, targets), (longer, np.concatenate([targets, targets[:3]]))):
         model.zero_grad()
         logits, backward = model.forward(pair, lengths)
         backward(cross_entropy(logits, y, lengths=lengths[1])[1]())
         results.append((logits[:U][np.arange(U)[:, None] < TARGET_LENGTHS], model.flat_grads.copy()))
     for one, other in zip(*results, strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-13)
+        assert_close(one, other, count_terms(model, T + U))
 
 
 def test_an_empty_source_and_no_sequences():
@@ -186,14 +179,14 @@ def test_sampling_reads_the_models_own_words():
         first = plain(inputs, lengths)
         first[..., [PADDING, UNKNOWN, START, END]] = -np.inf
         rate = 0.6 * min(1, call / 10)
-        keep = model.ops.dropout_mask((U - 1, B), rate, model.seed, name_key(".sampling"), call)
+        true_words = model.ops.dropout_mask((U - 1, B), rate, model.seed, name_key(".sampling"), call)
         mixed = inputs[1].copy()
-        mixed[1:] = np.where(keep, inputs[1][1:], first[:-1].argmax(axis=2))
+        mixed[1:] = np.where(true_words, inputs[1][1:], first[:-1].argmax(axis=2))
         for name, module in plain.modules():
             if call == 0 or name.startswith(("source", "encoder")):  # there is one pass, or they have run once
                 module.calls = call
         np.testing.assert_array_equal(plain.forward((inputs[0], mixed), lengths)[0], logits)
-        assert call == 0 or keep.mean() < 1
+        assert call == 0 or true_words.mean() < 1
     assert model.calls == 12
     model.eval()
     plain.eval()
@@ -243,12 +236,12 @@ def test_a_beam_of_one_is_greedy_and_a_wider_one_no_worse():
         source = ids(V_SOURCE, T, 12, seed=seed)
         greedy = greedy_search(model, source, lengths)
         one = [h[0] for h in beam_search(model, source, lengths, beam=1, alpha=0)]
-        wide = [h[0] for h in beam_search(model, source, lengths, beam=8, alpha=0)]
+        eight = [h[0] for h in beam_search(model, source, lengths, beam=8, alpha=0)]
         for a, b in zip(greedy, one, strict=True):
             np.testing.assert_array_equal(a.ids, b.ids)
             assert a.score == pytest.approx(b.score, rel=1e-12)
-            np.testing.assert_allclose(a.weights, b.weights, rtol=0, atol=1e-12)
-        better += sum(w.score > g.score + 1e-9 for w, g in zip(wide, greedy, strict=True))
+            assert_close(a.weights, b.weights, count_terms(model, T))
+        better += sum(w.score > g.score + 1e-9 for w, g in zip(eight, greedy, strict=True))
     assert better > 0
     assert len({len(h.ids) for h in greedy}) > 1
 
@@ -286,7 +279,7 @@ def test_a_search_ends_when_nothing_can_overtake():
 
 
 def test_unlikely_ends_do_not_end_a_search():
-    """Of a model that is sure of itself: its early ends are among the best extensions, and far behind."""
+    """A confident model: its early ends are among the best extensions, but far from the best."""
     rows = *[(0.02, 0.97, 0.01)] * 8, (0.98, 0.01, 0.01)
     found = beam_search(Table(*rows), np.zeros((1, 1), np.int64), beam=3, alpha=0.6, max_length=12)[0]
     assert [len(h.ids) for h in found][0] == 8 and len(found) == 3
@@ -346,7 +339,7 @@ def test_wrong_arguments_are_refused(call, error, message):
         call(make())
 
 
-@pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
+@pytest.mark.emulated
 def test_the_cuda_backend_does_the_same(monkeypatch):
     """Training with dropout and scheduled sampling, and both searches, on the emulated device."""
     ops = cuda_ops()
@@ -364,5 +357,5 @@ def test_the_cuda_backend_does_the_same(monkeypatch):
         found = [h for hypotheses in beam_search(model, asarray(source), lengths[0], beam=3) for h in hypotheses]
         results.append((numbers, [h.ids.tolist() for h in found + greedy_search(model, asarray(source), lengths[0])]))
     for one, other in zip(results[0][0], results[1][0], strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-13)
+        assert_close(one, other, count_terms(model, T + U))
     assert results[0][1] == results[1][1]

@@ -4,16 +4,14 @@ import sys
 import threading
 import time
 
+import helpers
 import numpy as np
 import pytest
-from cuda_on_cpu import emulator
 
 import gpurnn
 from gpurnn.attention import Attention
 from gpurnn.backends.cuda.graphs import LoopPool
 from gpurnn.backends.cuda.loop import Loop
-
-needs_emulator = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
 
 
 @pytest.fixture(autouse=True)
@@ -210,13 +208,11 @@ def test_loops_that_nobody_uses_are_dropped_on_demand():
 # ---- the exchange of the schedule grid
 
 
-@needs_emulator
+@pytest.mark.emulated
 @pytest.mark.parametrize("kernel", ["grid", "grid_mma"])
 def test_what_blocks_exchange_belongs_to_one_launch(kernel, monkeypatch):
     """A second thread comes between the emptying of the exchange, or its count of epochs, and the launch."""
-    from test_cuda_layers import cuda_ops as emulated
-
-    ops = emulated(policy="random", seed=1)
+    ops = helpers.cuda_ops(policy="random", seed=1)
     dtype = "float16" if kernel == "grid_mma" else "float32"
     layers = [gpurnn.GRU(5, 19, backend=ops, dtype=dtype, seed=seed, schedule="grid") for seed in (1, 2)]
     x = ops.xp.asarray(np.random.default_rng(0).standard_normal((7, 9, 5)).astype(dtype))
@@ -245,12 +241,10 @@ def test_what_blocks_exchange_belongs_to_one_launch(kernel, monkeypatch):
         np.testing.assert_array_equal(mine, right)
 
 
-@needs_emulator
+@pytest.mark.emulated
 def test_each_thread_has_a_default_stream_of_its_own():
     """Stream 2 is CUDA's per-thread default stream: one address, another stream in each thread."""
-    from test_cuda_layers import cuda_ops as emulated
-
-    ops = emulated()
+    ops = helpers.cuda_ops()
     found = []
     with ops.xp.cuda.streams.setdefault(2, type(ops.xp.cuda.streams[0])(ops.xp.cuda, 2)):
         at_once(lambda number: found.append(ops.exchange()), 3)
@@ -259,12 +253,10 @@ def test_each_thread_has_a_default_stream_of_its_own():
     assert ops.exchange() is ops.exchange()
 
 
-@needs_emulator
+@pytest.mark.emulated
 def test_a_choice_that_another_thread_forgets():
     """The table of choices is emptied when it is full, at any moment."""
-    from test_cuda_layers import cuda_ops as emulated
-
-    ops = emulated()
+    ops = helpers.cuda_ops()
 
     class Forgetful(dict):
         def __setitem__(self, key, value):

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import TEXT_IDS, assert_close
 from optional import needs
 
 import gpurnn
 from gpurnn import Batch, CheckpointError, SequenceBatches, TextBatches, TrainingError, evaluate, fit
 from gpurnn.checkpoint import load_checkpoint
+from gpurnn.testing import count_terms
 from gpurnn.training import load_weights, measure
-
-IDS = ((np.arange(3000) * 7 + (np.arange(3000) // 13) ** 2) % 11).astype(np.uint8)
 
 
 def text_model(seed=1, dropout=0.25, cell="GRU", dtype="float32", backend="cpu"):
@@ -40,11 +40,11 @@ def train(
     adam = gpurnn.Adam(model, lr=lr)
     schedule = gpurnn.CosineSchedule(adam, total=200)
     defaults = dict(progress=False, clip_norm=1.0, schedule=schedule, schedule_every="step", out=out)
-    defaults["validation"] = TextBatches(IDS[2400:], batch, steps)
+    defaults["validation"] = TextBatches(TEXT_IDS[2400:], batch, steps)
     history = fit(
         model,
         gpurnn.cross_entropy,
-        TextBatches(IDS[:2400], batch, steps),
+        TextBatches(TEXT_IDS[:2400], batch, steps),
         optimizer=adam,
         epochs=epochs,
         **defaults | options,
@@ -78,7 +78,7 @@ def test_a_step_is_forward_backward_clip_update(noise):
     again = text_model()
     adam = gpurnn.Adam(again, lr=1e-2)
     schedule = gpurnn.CosineSchedule(adam, total=200)
-    batches, state = TextBatches(IDS[:2400], 8, 10), None
+    batches, state = TextBatches(TEXT_IDS[:2400], 8, 10), None
     for i in range(len(batches)):
         batch = batches.batch(0, i)
         again.zero_grad()
@@ -159,8 +159,8 @@ def test_accumulated_batches_equal_one_large_batch():
         fit(model, gpurnn.cross_entropy, source, optimizer=sgd, epochs=3, accumulate=accumulate, progress=False)
         assert sgd.steps == 3
         weights.append(model.flat_params.copy())
-    np.testing.assert_allclose(weights[1], weights[0], atol=1e-13)
-    np.testing.assert_allclose(weights[2], weights[0], atol=1e-13)
+    for other in weights[1:]:
+        assert_close(other, weights[0], 3 * count_terms(model, len(x)))  # three updates
 
 
 class Pair(gpurnn.Module):
@@ -257,11 +257,11 @@ def test_stateless_models_with_lengths():
 def test_patience_keeps_the_best(tmp_path):
     """With a rate of 0 nothing gets better: training stops after the first epoch and two more."""
     model = text_model(dropout=0.0)
-    valid = TextBatches(IDS[2400:], 8, 10)
+    valid = TextBatches(TEXT_IDS[2400:], 8, 10)
     history = fit(
         model,
         gpurnn.cross_entropy,
-        TextBatches(IDS[:2400], 8, 10),
+        TextBatches(TEXT_IDS[:2400], 8, 10),
         optimizer=gpurnn.SGD(model, lr=0.0),
         epochs=20,
         validation=valid,
@@ -283,7 +283,7 @@ def test_plateau_schedule_sees_the_validation_loss():
     history = fit(
         model,
         gpurnn.cross_entropy,
-        TextBatches(IDS[:400], 8, 10),
+        TextBatches(TEXT_IDS[:400], 8, 10),
         optimizer=sgd,
         epochs=6,
         schedule=gpurnn.PlateauSchedule(sgd, factor=0.5, patience=1),
@@ -449,7 +449,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, poison):
         np.errstate(invalid="ignore"),
         pytest.raises(TrainingError, match=r"epoch 2, step 40: loss .*, gradient norm .*step before: \d") as error,
     ):
-        batches = TextBatches(IDS[:2400], 8, 10)
+        batches = TextBatches(TEXT_IDS[:2400], 8, 10)
         fit(model, loss, batches, optimizer=gpurnn.Adam(model), epochs=3, out=tmp_path, progress=False)
     assert "clip_norm" in str(error.value)
     assert np.array_equal(model.flat_params, bad[0])
@@ -491,7 +491,7 @@ def test_resume_with_something_else_changes_nothing(tmp_path):
         fit(
             model,
             gpurnn.cross_entropy,
-            TextBatches(IDS[:2400], 8, 10),
+            TextBatches(TEXT_IDS[:2400], 8, 10),
             optimizer=(sgd := gpurnn.SGD(model, lr=0.1)),
             schedule=gpurnn.CosineSchedule(sgd, total=200),
             epochs=2,
@@ -552,7 +552,7 @@ def test_an_optimiser_of_another_model():
         fit(
             text_model(),
             gpurnn.cross_entropy,
-            TextBatches(IDS, 8, 10),
+            TextBatches(TEXT_IDS, 8, 10),
             optimizer=gpurnn.Adam(text_model()),
             epochs=1,
         )

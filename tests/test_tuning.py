@@ -7,8 +7,7 @@ import sys
 
 import pytest
 from click.testing import CliRunner
-from cuda_on_cpu import emulator
-from test_cuda_layers import cuda_ops
+from helpers import cuda_ops
 
 from gpurnn.backends import switch as backend
 from gpurnn.backends.cuda import schedules
@@ -18,7 +17,6 @@ from gpurnn.cli import main
 from gpurnn.errors import BackendError
 
 H200 = Device(90, 132, 227 * 1024, name="NVIDIA H200")
-emulated = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
 
 
 @pytest.fixture(autouse=True)
@@ -135,7 +133,7 @@ class Clock:
         return self.now
 
 
-@emulated
+@pytest.mark.emulated
 @pytest.mark.parametrize("dtype, directions", [("float32", 1), ("float16", 2)])
 def test_it_measures_timesteps_and_calls(dtype, directions):
     ops = cuda_ops(checked=False)
@@ -157,7 +155,7 @@ def test_it_measures_timesteps_and_calls(dtype, directions):
     assert tuning.tune(ops, [], clock=clock).entries == table.entries  # what was known stays
 
 
-@emulated
+@pytest.mark.emulated
 def test_a_way_that_does_not_run_is_left_out(monkeypatch):
     ops = cuda_ops(checked=False)
     load = ops.device.load
@@ -189,7 +187,7 @@ def test_without_a_gpu_it_says_so():
     assert "Nothing is known yet" in call("tune", "--show")
 
 
-@emulated
+@pytest.mark.emulated
 def test_the_command(monkeypatch):
     ops = cuda_ops(checked=False)
     ticks = iter(range(10**9))

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from cuda_on_cpu import emulator
-from test_arrays import BACKENDS, backend_of, host, values
+from helpers import BACKENDS, backend_of, host, values
 
 import gpurnn
 from gpurnn import check
-from gpurnn.check import CELLS, flat_state
+from gpurnn.check import CELLS
 from gpurnn.tasks.text import probabilities, sample
+from gpurnn.testing import leaves
 
 LENGTHS = np.array([3, 0, 5, 0])
 DIRECTIONS = [{}, {"reverse": True}, {"bidirectional": True}, {"num_layers": 2, "wavefront": 2}, {"batch_first": True}]
@@ -26,7 +26,7 @@ def run(layer, x, state, lengths, doutput, dstate):
     return {"output": host(output), "dx": host(dx), "grads": host(layer.flat_grads)} | {
         f"{name} {k}": host(part)
         for name, given in (("state", final), ("dstate", dinitial))
-        for k, part in enumerate(flat_state(given if isinstance(given, tuple) else (given,)))
+        for k, part in enumerate(leaves(given if isinstance(given, tuple) else (given,)))
     }
 
 
@@ -34,8 +34,8 @@ def run(layer, x, state, lengths, doutput, dstate):
 @pytest.mark.parametrize("kind", CELLS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_sequences_without_steps_bring(backend, kind, bad):
-    """Their initial state comes back as their final one, the derivative by the one as that by the other; nothing else
-    sees them."""
+    """Their initial state is returned as their final one, and the gradient of the final one as that of the initial one;
+    nothing else reads them."""
     ops = backend_of(backend)
     for options in DIRECTIONS if backend != "cuda" or bad is np.nan else DIRECTIONS[:1]:
         for schedule, dtype in (("auto", "float32"), ("step", "float32"), ("auto", "float64"), ("auto", "float16")):
@@ -46,7 +46,7 @@ def test_what_sequences_without_steps_bring(backend, kind, bad):
             past = past.T if first else past
             output, final = layer(layer.xp.asarray(x.astype(layer.dtype)))
             doutput = values(output.shape)
-            draw = [values(part.shape) for part in flat_state(final if isinstance(final, tuple) else (final,))]
+            draw = [values(part.shape) for part in leaves(final if isinstance(final, tuple) else (final,))]
             ddraw = [values(part.shape) for part in draw]
             results = []
             for fill in (0, bad):
@@ -66,7 +66,7 @@ def test_what_sequences_without_steps_bring(backend, kind, bad):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_padding_in_front_of_layers_without_lengths(backend):
-    """A model that is told the lengths reads nothing past them, whichever layer comes first."""
+    """A model that is called with lengths reads nothing past them, whichever layer comes first."""
     options = {"backend": backend_of(backend), "seed": 3}
     past = np.arange(5)[:, None] >= LENGTHS
     for batch_first in (False, True):
@@ -111,7 +111,7 @@ def test_padding_of_a_single_sequence_in_front_of_layers_without_lengths():
         np.testing.assert_array_equal(got, expected)
 
 
-LAST = {  # the layers behind a recurrent one, of 4 features
+LAST = {  # the layers after a recurrent one of 4 features
     "linear": lambda o: [gpurnn.Linear(4, 3, **o)],
     "norm": lambda o: [gpurnn.LayerNorm(4, **o)],
     "several": lambda o: [gpurnn.LayerNorm(4, **o), gpurnn.Dropout(0.2, **o), gpurnn.Linear(4, 3, **o)],
@@ -123,7 +123,7 @@ LAST = {  # the layers behind a recurrent one, of 4 features
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 @pytest.mark.parametrize("last", LAST)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_derivatives_past_the_end_behind_layers_without_lengths(backend, last, dtype, bad):
+def test_gradients_past_the_end_after_layers_without_lengths(backend, last, dtype, bad):
     """As if zeros stood there, whichever layer comes last, of numbers and of words, of batches and of one sequence."""
     for first in ("floats", "words", "single", "batch first"):
         options = {"backend": backend_of(backend), "seed": 3, "dtype": dtype}
@@ -161,7 +161,7 @@ def test_what_stands_for_no_step_is_read():
     np.testing.assert_array_equal(model.grads["3.bias"], [4, 4, 4])
 
 
-def test_a_part_without_lengths_behind_pooling():
+def test_a_part_without_lengths_after_pooling():
     o, x = {"backend": "cpu", "seed": 1}, values((5, 4, 6))
     front = [gpurnn.GRU(6, 4, batch_first=True, **o), gpurnn.Pooling(4, batch_first=True)]
     y, _ = gpurnn.Sequential(*front, gpurnn.Sequential(gpurnn.Linear(4, 4, **o), gpurnn.Linear(4, 3, **o)))(
@@ -175,7 +175,7 @@ def test_a_part_without_lengths_behind_pooling():
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_derivatives_past_the_end_of_a_translation(backend, tied):
+def test_gradients_past_the_end_of_a_translation(backend, tied):
     options = {"tied": tied, "backend": backend_of(backend), "seed": 1, "dropout": 0.2}
     model, results = gpurnn.EncoderDecoder(9, 8, 4, **options), []
     source, target = (
@@ -196,7 +196,7 @@ def test_derivatives_past_the_end_of_a_translation(backend, tied):
 
 @pytest.mark.parametrize("score", ["dot", "general", "additive"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_derivatives_of_what_attention_could_not_read(backend, score):
+def test_gradients_of_what_attention_could_not_read(backend, score):
     layer = gpurnn.Attention(6, 6, score, backend=backend_of(backend), seed=1)
     queries, memory, results = values((3, 4, 6)), values((5, 4, 6)), []
     dcontext, dweights = values((3, 4, 6)), values((3, 4, 5))
@@ -217,7 +217,7 @@ def test_derivatives_of_what_attention_could_not_read(backend, score):
 
 @pytest.mark.parametrize("mode", ["last", "mean", "max", "attention"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_derivatives_of_what_pooling_could_not_read(backend, mode):
+def test_gradients_of_what_pooling_could_not_read(backend, mode):
     layer = gpurnn.Pooling(6, mode, 2 if mode == "last" else 1, backend=backend_of(backend), seed=1)
     x, dy, results = values((5, 4, 6)), values((4, 6)), []
     for fill in (0, np.nan, np.inf):
@@ -232,7 +232,7 @@ def test_derivatives_of_what_pooling_could_not_read(backend, mode):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_derivatives_of_steps_that_batch_statistics_leave_out(backend):
+def test_gradients_of_steps_that_batch_statistics_leave_out(backend):
     layer = gpurnn.BatchNorm(6, backend=backend_of(backend), seed=1)
     x, dy, results = values((5, 4, 6)), values((5, 4, 6)), []
     past = np.arange(5)[:, None] >= LENGTHS
@@ -295,7 +295,6 @@ def test_the_ragged_check_sees_a_state_that_reaches_the_weights(backend, monkeyp
     ops = gpurnn.get_backend(backend_of(backend))
     monkeypatch.setattr(gpurnn.LSTM, "_without_unused", lambda self, initial, lengths: initial)
     assert not check.check_ragged("lstm", ops, "float32")[0] <= 1
-    assert emulator is not None
 
 
 def test_the_other_checks_see_padding_that_reaches_the_weights(monkeypatch):

@@ -19,7 +19,7 @@ import click
 import numpy as np
 
 from .. import options, rng, run_folder
-from ..backend import array_ops
+from ..backends import array_ops
 from ..data import SequenceBatches, pad
 from ..layers import Dropout, Embedding, Linear, Pooling, Sequential
 from ..masks import refuse_no_distribution

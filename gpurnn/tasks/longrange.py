@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import rng
-from ..backend import array_ops
+from ..backends import array_ops
 from ..data import Batch, SequenceBatches, adding_problem, check_index, copy_memory
 from ..dtypes import check_dtype
 from ..errors import DivergedError, DtypeError, FileError, ShapeError, check_size

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import optim, rng, run_folder
-from ..backend import get_backend
+from ..backends import get_backend
 from ..checkpoint import CheckpointError, checkpoint_shapes, document_digest, remove_checkpoint
 from ..dtypes import DTYPES, check_dtype
 from ..errors import DivergedError, DtypeError, check_choice, check_number, check_size

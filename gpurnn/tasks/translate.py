@@ -22,7 +22,7 @@ import numpy as np
 
 from .. import options, rng, run_folder
 from ..attention import SCORES
-from ..backend import array_ops
+from ..backends import array_ops
 from ..data import Batch, SequenceBatches, pad
 from ..errors import check_size
 from ..losses import cross_entropy

@@ -318,3 +318,46 @@ def named_barrier(emu, edits=()):
 
 def _load_clean(emu, edits, name):
     return emu.load(source("clean.cu", edits), name=name, file="clean.cu")
+
+
+# case, first architecture, sizes: odd ones, single ones, and ones that fill the tiles
+CASES = [
+    *[(lstm_step, 75, {"dtype": dtype, "B": 5, "H": 33}) for dtype in TYPES],
+    *[(lstm_step, 75, {"dtype": dtype, "B": 1, "H": 1}) for dtype in TYPES],
+    (lstm_step, 75, {"B": 4, "H": 32}),
+    (rnn_persistent, 75, {"T": 3, "B": 3, "H": 33, "units": 8, "threads": 32}),
+    (rnn_persistent, 75, {"T": 1, "B": 1, "H": 1, "units": 1, "threads": 32}),
+    (rnn_persistent, 75, {"T": 4, "B": 1, "H": 16, "units": 4, "threads": 32}),
+    (row_sum_warp, 75, {}),
+    (row_sum_warp, 75, {"rows": 1, "n": 1}),
+    (row_sum_block, 75, {}),
+    (row_sum_block, 75, {"rows": 1, "n": 1}),
+    (grid_sum, 75, {}),
+    (grid_sum, 75, {"n": 1, "blocks": 1, "threads": 32}),
+    (mma_tile, 75, {"dtype": "__half"}),
+    (mma_tile, 80, {"dtype": "__half", "ldmatrix": True}),
+    (mma_tile, 80, {"dtype": "__nv_bfloat16"}),
+    (mma_tile, 80, {"dtype": "__nv_bfloat16", "ldmatrix": True}),
+    (mma_tile, 80, {"dtype": "float"}),
+    (mma_tile, 75, {"dtype": "__half", "M": 1, "N": 1, "K": 1}),
+    (mma_tile, 80, {"dtype": "__nv_bfloat16", "ldmatrix": True, "M": 16, "N": 8, "K": 16}),
+    (cluster_sum, 90, {}),
+    (cluster_sum, 90, {"rows": 1, "n": 1}),
+    (async_copy, 80, {}),
+    (async_copy, 80, {"M": 1, "K": 1}),
+    (async_copy, 80, {"M": 17, "K": 33}),
+    (smooth, 75, {}),
+    (histogram, 75, {}),
+    (volatile_flag, 75, {}),
+    (float_max, 75, {}),
+    (float_max, 75, {"sign": -1}),
+    (early_exit, 75, {}),
+    (warp_reverse, 75, {}),
+    (twice_float4, 75, {}),
+    (named_barrier, 75, {}),
+]
+
+
+def label(case, sizes):
+    """The name of a case in a test's id."""
+    return "-".join([case.__name__, *(f"{key}={value}" for key, value in sizes.items())])

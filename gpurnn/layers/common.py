@@ -1,0 +1,49 @@
+"""What several layers need: rows of features, checks of inputs and gradients, and how a layer is printed."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ..errors import ShapeError, check_shape
+from ..module import Module
+
+
+def rows_of(array):
+    """(..., F) as (N, F); a view wherever the memory layout allows one."""
+    return array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
+
+
+def sum_rows(array):
+    """(..., F) summed to (F,), in float64: NumPy adds rows one by one, and there may be T*B of them."""
+    return rows_of(array).sum(axis=0, dtype=np.float64)
+
+
+def mean_features(array):
+    """(..., F) averaged to (..., 1), in float64 for the same reason: F may be the outermost axis in memory."""
+    return array.mean(axis=-1, keepdims=True, dtype=np.float64).astype(array.dtype)
+
+
+def check_features(layer, x, features, name="x"):
+    """``x`` as an array of the layer's dtype; raises ShapeError unless its last axis has ``features`` entries."""
+    x = layer.ops.asfloat(x, layer.dtype, name)
+    if x.ndim == 0 or x.shape[-1] != features:
+        raise ShapeError(f"{name}: expected shape (..., {features}), got {x.shape}")
+    return x
+
+
+def check_gradient(layer, dy, shape):
+    """``dy`` as an array of the layer's dtype; raises ShapeError unless it has the output's ``shape``."""
+    dy = layer.ops.asfloat(dy, layer.dtype, "dy")
+    check_shape("dy", dy, shape)
+    return dy
+
+
+def repr_with_sizes(layer, *sizes, **defaults):
+    """``Linear(10, 20, bias=False; 200 parameters, cpu, float32)``: the attributes ``sizes``, then those of
+    ``defaults`` that differ from their default."""
+    shown = [repr(getattr(layer, name)) for name in sizes]
+    options = {name: getattr(layer, name) for name in defaults}
+    shown += [f"{name}={value!r}" for name, value in options.items() if value != defaults[name]]
+    return Module.__repr__(layer).replace("(", f"({', '.join(shown)}; ", 1)

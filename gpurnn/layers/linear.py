@@ -1,0 +1,194 @@
+"""Linear layers: one with its own weight, and one that shares the table of an embedding."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .. import rng
+from .._typing import Array, Backward
+from ..errors import check_flag, check_size
+from ..gradients import adding
+from ..module import Module
+from .common import check_features, check_gradient, repr_with_sizes, rows_of
+from .embedding import Embedding
+
+
+class Linear(Module):
+    """y = x W^T + b over the last axis, as ``torch.nn.Linear``.
+
+    ``params`` holds ``weight`` (out_features, in_features) and ``bias`` (out_features,). Both start uniform in
+    +-1/sqrt(in_features).
+
+    A Linear takes no lengths, so padding in its input must be finite: NaN times a zero gradient is NaN in the weight's
+    gradient. A ``Sequential`` that is called with lengths replaces such padding by zeros.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+        Sizes of the last axis of x and of y.
+    bias : bool
+        Whether b is added.
+    backend, dtype, precision, seed
+        As in ``Module``. None as seed draws one.
+
+    Examples
+    --------
+    >>> layer = gpurnn.Linear(3, 5)
+    >>> y, backward = layer.forward(np.ones((7, 2, 3), "float32"))
+    >>> dx = backward(y)
+    >>> y.shape, dx.shape
+    ((7, 2, 5), (7, 2, 3))
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        backend: str = "auto",
+        dtype: str = "float32",
+        precision: str = "float32",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(backend, dtype, seed, precision)
+        self.in_features = check_size("in_features", in_features)
+        self.out_features = check_size("out_features", out_features)
+        self.bias = check_flag("bias", bias)
+        shapes = {"weight": (self.out_features, self.in_features)} | ({"bias": (self.out_features,)} if bias else {})
+        bound = 1 / math.sqrt(self.in_features)
+        self._declare(
+            {
+                name: rng.uniform(shape, -bound, bound, self.seed, rng.name_key(name), dtype=np.float64)
+                for name, shape in shapes.items()
+            }
+        )
+
+    def __call__(self, x: Array) -> Array:
+        """The output alone, for inference.
+
+        Parameters
+        ----------
+        x : Array
+            (..., in_features), of the layer's dtype.
+
+        Returns
+        -------
+        Array
+            y (..., out_features), of the layer's dtype.
+
+        Raises
+        ------
+        ShapeError, DtypeError
+            x has another last axis, or is not of the layer's dtype.
+        """
+        return self._apply(check_features(self, x, self.in_features))
+
+    def forward(self, x: Array, *, retain: bool = False) -> tuple[Array, Backward]:
+        """The output and its backward, for training. Saves x by reference.
+
+        Parameters
+        ----------
+        x : Array
+            (..., in_features), of the layer's dtype.
+        retain : bool
+            Accepted by every layer; without effect here, where ``backward`` may always be called again.
+
+        Returns
+        -------
+        y : Array
+            (..., out_features).
+        backward : callable
+            ``backward(dy)`` adds to ``grads`` and returns dx, of x's shape.
+
+        Raises
+        ------
+        ShapeError, DtypeError
+            As for a call. ``backward`` raises them for dy, and RuntimeError if parameters have changed since.
+        """
+        check_flag("retain", retain)
+        x = check_features(self, x, self.in_features)
+        y = self._apply(x)
+        shape, bias, table = y.shape, self.bias, self._table()
+        versions, table_versions = self.versions(), table.versions()
+
+        def backward(dy):
+            dy = rows_of(check_gradient(self, dy, shape))
+            self.check_versions(versions)
+            table.check_versions(table_versions)
+            if table._trains("weight"):
+                weight_grad = table.grads["weight"]
+                with adding(weight_grad):
+                    self.ops.accumulate_product(weight_grad, dy, rows_of(x))
+            if bias and self._trains("bias"):
+                with adding(self.grads):
+                    self.grads["bias"] += self.ops.sum_steps(dy)
+            dx = self.xp.empty((len(dy), x.shape[-1]), self.dtype)
+            self.ops.product(dy, table.params["weight"].astype(self.dtype, copy=False), dx)
+            return dx.reshape(x.shape)
+
+        return y, backward
+
+    def _apply(self, x):
+        rows = rows_of(x)
+        y = self.xp.empty((len(rows), self.out_features), self.compute_dtype)
+        self.ops.product(rows, self._weight().T, y)
+        if self.bias:
+            y += self.params["bias"]
+        return y.astype(self.dtype, copy=False).reshape(*x.shape[:-1], self.out_features)
+
+    def _weight(self):
+        return self._table().params["weight"].astype(self.dtype, copy=False)
+
+    def _table(self):
+        """The layer that holds the ``weight`` used here."""
+        return self
+
+    def __repr__(self) -> str:
+        return repr_with_sizes(self, "in_features", "out_features", bias=True)
+
+
+class TiedLinear(Linear):
+    """An output layer whose weight is the table E of an embedding: y = x E^T + b.
+
+    Press & Wolf, "Using the output embedding to improve language models", EACL 2017. The bias is the layer's own. The
+    table stays the embedding's, in its state dictionary too, and its gradient is the sum of both uses. Both layers
+    belong in one model. Backend and dtype are the embedding's.
+
+    Start the table with a small ``std`` (``Embedding(..., std=0.1)``): as the weight of an output layer, numbers
+    from N(0, 1) give logits so large that the softmax is nearly certain from the start.
+
+    Parameters
+    ----------
+    embedding : Embedding
+        Its table is the weight: x is (..., embedding_dim), y is (..., num_embeddings).
+    bias : bool
+        Whether b, (num_embeddings,), is added; it starts at zero.
+
+    Raises
+    ------
+    TypeError
+        ``embedding`` is no ``Embedding``.
+
+    Examples
+    --------
+    >>> embedding = gpurnn.Embedding(65, 32, std=0.1)
+    >>> output = gpurnn.TiedLinear(embedding)
+    >>> output(np.ones((7, 2, 32), "float32")).shape
+    (7, 2, 65)
+    """
+
+    def __init__(self, embedding: Embedding, bias: bool = True) -> None:
+        if not isinstance(embedding, Embedding):
+            raise TypeError(f"embedding: expected an Embedding, got {type(embedding).__name__}")
+        Module.__init__(self, embedding.ops, embedding.dtype, embedding.seed)
+        self.embedding = embedding
+        self.in_features, self.out_features = embedding.embedding_dim, embedding.num_embeddings
+        self.bias = check_flag("bias", bias)
+        if bias:
+            self._declare({"bias": np.zeros(self.out_features)})
+
+    def _table(self):
+        return self.embedding

@@ -1,0 +1,211 @@
+"""From the steps of a sequence to one vector."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .. import rng
+from .._typing import Array, Backward, Lengths
+from ..dtypes import upcast
+from ..errors import ShapeError, check_choice, check_flag, check_size, checked
+from ..gradients import adding
+from ..masks import check_lengths, valid_steps
+from ..module import Module
+from .common import check_features, check_gradient, repr_with_sizes, rows_of
+
+
+class Pooling(Module):
+    """Makes one vector of each sequence, from its valid steps only: x (T, B, features) -> y (B, features).
+
+    - ``"last"``: the last valid step. With ``directions=2`` the second half of the features belongs to the reverse
+      direction, which ends at the first step, and is taken from there.
+    - ``"mean"``, ``"max"``: over the valid steps, for each feature.
+    - ``"attention"``: a weighted mean. The weights are a softmax over the valid steps of ``query . tanh(W x + b)``, and
+      the query is learned (Yang et al., "Hierarchical attention networks for document classification", NAACL 2016,
+      equations 5 to 7). ``params`` holds ``weight`` (attention_size, features), ``query`` and ``bias``
+      (attention_size,).
+
+    A sequence of length 0 gives zeros.
+
+    Parameters
+    ----------
+    features : int
+        Size of the last axis of x and y.
+    mode : str
+        "last", "mean", "max" or "attention".
+    directions : int
+        1, or 2 for the output of a bidirectional layer; matters for "last" only.
+    attention_size : int, optional
+        Size of the query of "attention"; None means ``features``.
+    batch_first : bool
+        Whether x is (B, T, features). May be set later.
+    backend, dtype, seed
+        As in ``Module``. None as seed draws one.
+
+    Raises
+    ------
+    ValueError
+        There is no such mode, or features is not a multiple of directions.
+
+    Examples
+    --------
+    >>> x = np.array([[[1.0]], [[3.0]], [[99.0]]], "float32")    # (T, B, F); the third step is padding
+    >>> gpurnn.Pooling(1, "mean")(x, lengths=[2]).tolist()
+    [[2.0]]
+    """
+
+    takes_lengths = True
+
+    def __init__(
+        self,
+        features: int,
+        mode: str = "last",
+        directions: int = 1,
+        attention_size: int | None = None,
+        *,
+        batch_first: bool = False,
+        backend: str = "auto",
+        dtype: str = "float32",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(backend, dtype, seed)
+        self.features = check_size("features", features)
+        self.mode = check_choice("mode", mode, ("last", "mean", "max", "attention"))
+        self.directions = check_choice("directions", check_size("directions", directions), (1, 2))
+        if self.features % self.directions:
+            raise ValueError(f"features should be a multiple of directions {directions}, got {features}")
+        self.batch_first = batch_first
+        if mode == "attention":
+            self.attention_size = (
+                self.features if attention_size is None else check_size("attention_size", attention_size)
+            )
+            shapes = {"weight": (self.attention_size, self.features), "query": (self.attention_size,)}
+            drawn = {
+                name: rng.uniform(shape, -1, 1, self.seed, rng.name_key(name), dtype=np.float64) / math.sqrt(shape[-1])
+                for name, shape in shapes.items()
+            }
+            self._declare({**drawn, "bias": np.zeros(self.attention_size)})
+
+    @checked
+    def batch_first(self, value):
+        return check_flag("batch_first", value)
+
+    def __call__(self, x: Array, lengths: Lengths = None) -> Array:
+        """The output alone, for inference: y (B, features). Arguments and errors are those of ``forward``."""
+        return self.forward(x, lengths)[0]
+
+    def forward(self, x: Array, lengths: Lengths = None, *, retain: bool = False) -> tuple[Array, Backward]:
+        """The output and its backward, for training.
+
+        Parameters
+        ----------
+        x : Array
+            (T, B, features), or (B, T, features) with ``batch_first``; of the layer's dtype.
+        lengths : Lengths
+            (B,) integers; steps past a sequence's end are not read.
+        retain : bool
+            Accepted by every layer; without effect here.
+
+        Returns
+        -------
+        y : Array
+            (B, features).
+        backward : callable
+            ``backward(dy)`` adds to ``grads`` and returns dx, of x's shape, zero past a sequence's end.
+
+        Raises
+        ------
+        ShapeError, DtypeError
+            An argument has another shape or dtype.
+        """
+        check_flag("retain", retain)
+        x, xp = check_features(self, x, self.features), self.xp
+        if x.ndim != 3:
+            raise ShapeError(f"x: expected (T, B, {self.features}), got {x.shape}")
+        x = x.swapaxes(0, 1) if self.batch_first else x
+        T, B, F = x.shape
+        lengths = np.full(B, T) if lengths is None else check_lengths(lengths, T, B)
+        if T == 0:
+            y, mode_backward = xp.zeros((B, F), self.compute_dtype), lambda dy: xp.zeros((0, B, F), self.compute_dtype)
+        else:
+            valid = valid_steps(lengths, T, B, xp)[:, :, None]
+            y, mode_backward = getattr(self, f"_{self.mode}")(upcast(x), valid, lengths)
+
+        batch_first, versions = self.batch_first, self.versions()
+
+        def backward(dy):
+            dy = upcast(check_gradient(self, dy, (B, F)))
+            self.check_versions(versions)
+            dx = mode_backward(dy).astype(self.dtype, copy=False)
+            return dx.swapaxes(0, 1) if batch_first else dx
+
+        return y.astype(self.dtype, copy=False), backward
+
+    # Each mode: x (T, B, F), valid (T, B, 1), lengths (B,) -> y (B, F), and the function that makes dx of dy.
+
+    def _last(self, x, valid, lengths):
+        xp, B, cut = self.xp, x.shape[1], self.features // self.directions
+        last, sequences = xp.asarray(np.maximum(lengths - 1, 0)), xp.arange(B)
+        has_steps = xp.asarray(lengths > 0)[:, None]
+        y = xp.concatenate([x[last, sequences, :cut], x[0, :, cut:]], axis=1)
+
+        def backward(dy):
+            dx = xp.zeros(x.shape, x.dtype)
+            dy = xp.where(has_steps, dy, 0)
+            dx[last, sequences, :cut] = dy[:, :cut]
+            dx[0, :, cut:] = dy[:, cut:]
+            return dx
+
+        return xp.where(has_steps, y, 0), backward
+
+    def _mean(self, x, valid, lengths):
+        xp = self.xp
+        weight = xp.asarray(1 / np.maximum(lengths, 1)).astype(x.dtype)[:, None]
+        y = xp.where(valid, x, 0).sum(axis=0, dtype=np.float64).astype(x.dtype) * weight
+        return y, lambda dy: xp.where(valid, dy * weight, 0)
+
+    def _max(self, x, valid, lengths):
+        xp = self.xp
+        has_steps = xp.asarray(lengths > 0)[:, None]
+        highest = xp.where(valid, x, -np.inf).argmax(axis=0)  # (B, F), the first of equal ones
+        T, B, F = x.shape
+        y, steps = x[highest, xp.arange(B)[:, None], xp.arange(F)], xp.arange(T)[:, None, None]
+        return xp.where(has_steps, y, 0), lambda dy: xp.where((steps == highest) & valid, dy, 0)
+
+    def _attention(self, x, valid, lengths):
+        xp, (T, B, F), query = self.xp, x.shape, self.params["query"]
+        x, has_steps = xp.where(valid, x, 0), xp.asarray(lengths > 0)[:, None]
+        u = xp.empty((T * B, self.attention_size), x.dtype)
+        self.ops.product(rows_of(x), self.params["weight"].T, u)
+        u = xp.tanh(u + self.params["bias"]).reshape(T, B, self.attention_size)
+        score = xp.where(valid, (u * query).sum(axis=2, keepdims=True), -np.inf)  # (T, B, 1)
+        highest = xp.where(has_steps, score.max(axis=0), 0)
+        a = xp.exp(score - highest)
+        a = a / xp.maximum(a.sum(axis=0), 1)  # the largest term is 1; a sequence of length 0 has zeros only
+        y = (a * x).sum(axis=0)
+
+        def backward(dy):
+            dy = xp.where(has_steps, dy, 0)
+            da = (dy * x).sum(axis=2, keepdims=True)
+            dscore = a * (da - (a * da).sum(axis=0))
+            du = rows_of(dscore * query * (1 - u * u))
+            with adding(self.grads):
+                if self._trains("query"):
+                    self.grads["query"] += self.ops.sum_steps(rows_of(dscore * u))
+                if self._trains("bias"):
+                    self.grads["bias"] += self.ops.sum_steps(du)
+                if self._trains("weight"):
+                    self.ops.accumulate_product(self.grads["weight"], du, rows_of(x))
+            dx = xp.empty((T * B, F), x.dtype)
+            self.ops.product(du, self.params["weight"], dx)
+            return dx.reshape(T, B, F) + a * dy
+
+        return y, backward
+
+    def __repr__(self) -> str:
+        options = {"mode": "last", "directions": 1}
+        if self.mode == "attention":
+            options["attention_size"] = self.features
+        return repr_with_sizes(self, "features", **options, batch_first=False)

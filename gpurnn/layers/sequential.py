@@ -1,0 +1,288 @@
+"""``Sequential``: layers one after another, as one module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from .._typing import Array, Lengths, State
+from ..arrays import host_array, refuse_function
+from ..errors import ShapeError, answers_unknown, check_flag
+from ..masks import check_lengths
+from ..module import Module, check_unspent
+from ..recurrent import GRUCell, LSTMCell, RNNCell
+
+
+def _axis_orders(layer):
+    """``batch_first`` of every layer inside ``layer`` that knows the time axis."""
+    for _, module in layer.modules() if isinstance(layer, Module) else ():
+        if hasattr(module, "batch_first") and getattr(module, "variational", True):
+            yield module.batch_first
+
+
+def _reads_lengths(layer):
+    """Whether a layer inside a Sequential is given the lengths.
+
+    A Sequential of layers that take no lengths is not: it could not know which axis is time, or whether there is one.
+    """
+    if isinstance(layer, Sequential):
+        return any(map(_reads_lengths, layer))
+    return getattr(layer, "takes_lengths", False)
+
+
+class Sequential(Module):
+    """Layers one after another, with one flat buffer for all parameters; passes recurrent state and lengths on.
+
+    A layer is stateful if it takes and returns a recurrent state (LSTM, GRU, RNN, and a Sequential with one of them).
+
+    - Without a stateful layer: ``y = model(x)``, ``y, backward = model.forward(x)``, ``dx = backward(dy)``.
+    - With one: ``y, state = model(x)``, ``y, state, backward = model.forward(x)``, ``dx, dstate = backward(dy)``. The
+      state is a tuple with one entry for each stateful layer, in order; as an argument it may be None for zeros.
+
+    ``lengths`` goes to every layer that takes it. Past them x and dy may hold anything, NaN too, whichever layers come
+    first and last.
+
+    Parameters
+    ----------
+    *layers : Module, or one dict of them
+        ``Sequential(layer, layer, ...)`` names the layers "0", "1", ...; ``Sequential({"rnn": layer, ...})`` takes your
+        names. A layer that is placed twice shares its parameters. A layer belongs to one model only. Backend, dtype and
+        batch_first are the layers' own.
+
+    Raises
+    ------
+    ValueError
+        There is no layer; backends or dtypes differ; a layer belongs to another model; or layers that know the time
+        axis (recurrent, BatchNorm, Pooling, variational Dropout) differ in batch_first.
+    TypeError
+        A layer is not a ``Module``, or is a single step such as ``LSTMCell``.
+
+    Examples
+    --------
+    >>> model = gpurnn.Sequential(gpurnn.Embedding(65, 32), gpurnn.LSTM(32, 128), gpurnn.Linear(128, 65))
+    >>> y, state = model(np.zeros((7, 2), int))
+    >>> y.shape, len(state)
+    ((7, 2, 65), 1)
+    """
+
+    takes_lengths = True
+
+    def __init__(self, *layers: Module | dict[str, Module]) -> None:
+        if len(layers) == 1 and isinstance(layers[0], dict):
+            named = layers[0]
+        else:
+            if len(layers) == 1 and isinstance(layers[0], (list, tuple)):
+                raise TypeError(
+                    f"Sequential: got a {type(layers[0]).__name__}. Give the layers one by one: Sequential(a, b)"
+                )
+            named = {str(number): layer for number, layer in enumerate(layers)}
+        if not named:
+            raise ValueError("Sequential needs at least one layer")
+        name, first = next(iter(named.items()))
+        if not isinstance(first, Module):
+            raise TypeError(f"{name}: expected a gpurnn layer, got {type(first).__name__}")
+        super().__init__(first.ops, first.dtype, first.seed)
+        for name, layer in named.items():
+            if isinstance(layer, (RNNCell, LSTMCell, GRUCell)):
+                raise TypeError(f"{name}: {type(layer).__name__} has no sequence form; the whole layer has step() too")
+        if len({order for layer in named.values() for order in _axis_orders(layer)}) > 1:
+            raise ValueError(
+                "batch_first: some of these layers take (T, B, F) and some (B, T, F); give it to all or none"
+            )
+        self._adopt(named)
+        self.stateful = any(layer.stateful for layer in named.values())
+        self.once = any(layer.once for layer in named.values())
+
+    @answers_unknown
+    def __call__(self, x: Array, state: State = None, lengths: Lengths = None) -> Array | tuple[Array, State]:
+        """The output, for inference; with a stateful layer ``(y, state)``.
+
+        Parameters
+        ----------
+        x : Array
+            What the first layer takes.
+        state : tuple, optional
+            One entry for each stateful layer; None means zeros.
+        lengths : Lengths
+            (B,) integers: the valid steps of each sequence.
+
+        Raises
+        ------
+        ShapeError, DtypeError
+            Those of the layers; ShapeError for a state with another number of entries.
+        """
+        states, final, x = self._unpack(state), [], self._without_padding(x, lengths)
+        for layer in self.children.values():
+            x = layer(x, **self._context(layer, states, lengths))
+            if layer.stateful:
+                x, last = x
+                final.append(last)
+        return (x, tuple(final)) if self.stateful else x
+
+    @answers_unknown
+    def forward(self, x: Array, state: State = None, lengths: Lengths = None, *, retain: bool = False) -> tuple:
+        """The output and its backward, for training.
+
+        Parameters
+        ----------
+        x, state, lengths
+            As for a call.
+        retain : bool
+            Whether ``backward`` may be called more than once where a layer is recurrent; it always may where none is.
+
+        Returns
+        -------
+        y : Array
+            What the last layer returns.
+        state : tuple
+            One entry for each stateful layer; left out where there is none.
+        backward : callable
+            ``backward(dy, dstate=None)`` adds to ``grads`` and returns ``(dx, dstate)``, the second one being the
+            gradient with respect to the initial state; or ``backward(dy)`` returns dx where no layer is stateful.
+
+        Raises
+        ------
+        ShapeError, DtypeError
+            As for a call.
+        """
+        check_flag("retain", retain)
+        states, final, backwards, given = self._unpack(state), [], [], x
+        x = self._without_padding(x, lengths)
+        for layer in self.children.values():
+            context = self._context(layer, states, lengths)
+            if retain and layer.once:
+                context["retain"] = True
+            x, *last, layer_backward = layer.forward(x, **context)
+            final += last
+            backwards.append((layer.stateful, layer_backward))
+        ends = self._output_lengths(given, x, lengths)
+        backward = self._as_now()._make_backward(backwards, self.versions(), x.shape, ends, retain)
+        return (x, tuple(final), backward) if self.stateful else (x, backward)
+
+    def _make_backward(self, backwards, versions, shape, ends, retain):
+        """The backward of one forward, whose attributes ``self`` has (see ``_as_now``).
+
+        backwards: (stateful, backward) of each layer. shape: of y. ends: see ``_output_lengths``.
+        """
+        spent = []
+
+        def check(dstate, name="dstate"):
+            """``dstate`` as a list for the stateful layers; raises before any layer adds to its gradients."""
+            dstates = self._unpack(dstate, name)
+            running = [layer_backward for stateful, layer_backward in backwards if stateful]
+            for number, (layer_backward, part) in enumerate(zip(running, dstates, strict=True)):
+                if hasattr(layer_backward, "check"):  # a user's own layer may have none
+                    layer_backward.check(part, f"{name}[{number}]")
+            return dstates
+
+        def backward(dy, dstate=None):
+            dstates = check(dstate)
+            self.check_versions(versions)  # before a layer adds to its gradients
+            check_unspent(spent)
+            if ends is not None:
+                dy = self.ops.asarray(dy, "dy")
+                dy = self._zero_past_end(dy, ends) if dy.shape == shape else dy  # the last layer refuses another shape
+            dinitial = []
+            for stateful, layer_backward in reversed(backwards):
+                if stateful:
+                    dy, first = layer_backward(dy, dstates.pop())
+                    dinitial.append(first)
+                else:
+                    dy = layer_backward(dy)
+                if self.once and not retain and not spent:  # the last layer accepted dy
+                    spent.append(True)
+            return (dy, tuple(reversed(dinitial))) if self.stateful else dy
+
+        backward.check = check
+        return backward
+
+    def step(self, x: Array, state: State = None) -> tuple[Array, State]:
+        """One timestep, for streaming.
+
+        Parameters
+        ----------
+        x : Array
+            The input of one step, (B, features), or integers (B,) for an Embedding.
+        state : tuple, optional
+            What the step before returned; None means zeros.
+
+        Returns
+        -------
+        y : Array
+            The output of this step.
+        state : tuple
+            One entry for each stateful layer, for the next step.
+        """
+        states, final = self._unpack(state), []
+        for layer in self.children.values():
+            if layer.stateful:
+                x, last = layer.step(x, states.pop(0))
+                final.append(last)
+            else:
+                x = layer(x)
+        return x, tuple(final)
+
+    def _without_padding(self, x, lengths):
+        """``x``, with zeros past the sequences' ends if the first layer takes no lengths.
+
+        Such a layer would carry what stands there, which may be NaN, into the gradient of its weights.
+        """
+        if lengths is None or _reads_lengths(self[0]):
+            return x
+        x = self.ops.asarray(x, "x")
+        if x.dtype.kind in "iub" or x.ndim not in (2, 3):
+            return x
+        return self._zero_past_end(x, lengths)
+
+    def _output_lengths(self, x, y, lengths):
+        """``lengths`` if dy needs zeros past them, else None.
+
+        It does if the last layer takes no lengths and gives a y for each step of x: that layer would carry what stands
+        past a sequence's end into the gradient of its weights.
+        """
+        if lengths is None or _reads_lengths(self[-1]):
+            return None
+        x = self.ops.asarray(x, "x")
+        steps = x.shape if x.dtype.kind in "iu" else x.shape[:-1]
+        return host_array(lengths, "lengths").copy() if steps == y.shape[:-1] and y.ndim in (2, 3) else None
+
+    def _zero_past_end(self, x, lengths):
+        """A copy of x (T, B, F), or (B, T, F) with ``batch_first``, or (T, F), zero past the end of each sequence."""
+        x = x.copy()
+        steps = x[:, None] if x.ndim == 2 else x.swapaxes(0, 1) if True in _axis_orders(self) else x
+        given = [lengths] if x.ndim == 2 and np.ndim(lengths) == 0 else lengths
+        self.ops.zero_past_end(steps, check_lengths(given, *steps.shape[:2]))
+        return x
+
+    def _context(self, layer, states, lengths):
+        """What a layer's call takes besides x; the state of a stateful layer is taken from the front of ``states``."""
+        context = {"state": states.pop(0)} if layer.stateful else {}
+        if lengths is not None and _reads_lengths(layer):
+            context["lengths"] = lengths
+        return context
+
+    def _unpack(self, state, name="state"):
+        """A list with one entry for each stateful layer; raises ShapeError if the number of entries is another."""
+        count = sum(layer.stateful for layer in self.children.values())
+        if state is None:
+            return [None] * count
+        refuse_function(name, state)
+        if not isinstance(state, (tuple, list)) or len(state) != count:
+            got = f"{len(state)} entries" if isinstance(state, (tuple, list)) else type(state).__name__
+            raise ShapeError(f"{name}: expected a tuple with one entry for each of {count} stateful layers, got {got}")
+        return list(state)
+
+    def __getitem__(self, key: str | int) -> Module:
+        """The layer of this name, or at this place."""
+        return self.children[key] if isinstance(key, str) else list(self.children.values())[key]
+
+    def __len__(self) -> int:
+        return len(self.children)
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(self.children.values())
+
+    def __repr__(self) -> str:
+        lines = [f"{name}: {layer!r}".replace("\n", "\n  ") for name, layer in self.children.items()]
+        return "\n  ".join([super().__repr__(), *lines])
