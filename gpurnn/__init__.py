@@ -28,6 +28,6 @@ from .optim import (
 )
 from .recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from .seq2seq import EncoderDecoder, beam_search, greedy_search
-from .training import History, TrainingError, evaluate, fit, load_weights, save_weights
+from .train import History, TrainingError, evaluate, fit, load_weights, save_weights
 
 __version__ = "0.1.0"

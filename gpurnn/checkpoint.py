@@ -7,7 +7,7 @@ JSON names are removed afterwards, those of a process that was killed at the nex
 
 | to | call |
 |---|---|
-| save a model's weights, and give them to a model | ``save_weights``, ``load_weights`` (training.py) |
+| save a model's weights, and give them to a model | ``save_weights``, ``load_weights`` (train/weights.py) |
 | give a model the weights of a run of ``fit`` | ``load_weights`` |
 | go on with a run of ``fit`` | ``fit(..., out=folder, resume=True)`` |
 | load a run of a task with all that belongs to it | ``gpurnn.tasks.run.load(folder)`` |

@@ -6,7 +6,10 @@ arguments: shuffling is keyed by (seed, epoch). So "the position in the data" is
 else, and a resumed training sees exactly the batches that it would have seen.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -41,6 +44,16 @@ class Batch:
         if self.weight is None:
             shape = np.shape(self.inputs)
             self.weight = int(shape[0] * shape[1] if self.lengths is None else np.sum(self.lengths))
+
+
+class BatchSource(Protocol):
+    """What ``fit`` and ``evaluate`` take as batches: any object with these two methods."""
+
+    def __len__(self) -> int:
+        """The number of batches in an epoch."""
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        """Batch number ``index`` of an epoch; a pure function of its arguments."""
 
 
 class TextBatches:

@@ -32,7 +32,7 @@ from ..layers import BatchNorm, Dropout, Linear, Pooling, Sequential
 from ..losses import cross_entropy
 from ..metrics import edit_distance
 from ..npz import read_npz
-from ..training import measure
+from ..train import measure
 from ..vocabulary import UNKNOWN, Vocabulary, read_lines
 from .classify import right_and_all
 from .run import (
