@@ -32,8 +32,8 @@ def save_snapshot(training: TrainingState, path: Path) -> None:
     arrays |= {f"optimizer/{key}": array for key, array in optimizer["arrays"].items()}
     document = {
         "epoch": training.epoch, "index": training.index, "step": training.step, "sums": training.sums,
-        "norm": training.norm, "best": training.best, "waited": training.waited, "seconds": training.elapsed(), "state": structure,
-        "optimizer": optimizer["scalars"], "schedule": schedule and schedule.state_dict(),
+        "norm": training.norm, "best": training.best, "waited": training.waited, "seconds": training.elapsed(),
+        "state": structure, "optimizer": optimizer["scalars"], "schedule": schedule and schedule.state_dict(),
         "scaler": scaler and scaler.state_dict(), "random": model.random_state(), "sizes": sizes,
         "frozen": model.frozen, "data": _data_of(training), "extra": training.settings.extra,
         "machine": model.ops.machine(),
