@@ -105,7 +105,9 @@ def _takes_lengths(layer: Any) -> bool:
 
 
 def _shape_text(shape: Shape | None, axes: dict[str, int]) -> str:
-    return "" if shape is None else f"({', '.join(str(axes.get(size, size)) for size in shape)})"
+    if shape is None or "?" in shape:
+        return ""
+    return f"({', '.join(str(axes.get(size, size)) for size in shape)})"
 
 
 # ---- bytes, and the table
