@@ -15,7 +15,7 @@ _ROW = {"name", "case", "steps", "floors", "results"}
 
 def write(path, document):
     """Write JSON so that a reader or a kill finds the old file or the new one, never half of one."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    make_folder(Path(path).parent)
     write_text_atomic(path, json.dumps(document, indent=1))
 
 

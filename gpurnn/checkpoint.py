@@ -278,7 +278,7 @@ def _json_path(path: Any, save: bool = False) -> Path:
 def _read_header(path: Path) -> dict[str, Any]:
     """The contents of the JSON file, checked. The tensor file is not read."""
     try:
-        header = read_json(path, error=CheckpointError)
+        header = read_json(path, error=CheckpointError, own=True)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     if isinstance(header, dict) and "task" in header and "format" not in header:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from .arrays import host_array
-from .errors import DtypeError, ShapeError
+from .errors import DivergedError, DtypeError, ShapeError
 
 
 def check_lengths(lengths, T, B, name="lengths"):
@@ -26,11 +26,11 @@ def check_lengths(lengths, T, B, name="lengths"):
 
 
 def refuse_no_distribution(highest, name="logits"):
-    """Raise ValueError unless the highest logits of what is to be drawn from or decoded, an array on the host, are
+    """Raise DivergedError unless the highest logits of what is to be drawn from or decoded, an array on the host, are
     finite numbers: the highest is NaN where one of them is."""
     wrong = highest[~np.isfinite(highest)]
     if wrong.size:
-        raise ValueError(
+        raise DivergedError(
             f"{name}: expected the highest of all classes to be a finite number, got {wrong[0]}: nothing can be drawn "
             "from that. The model has diverged, or its input is not finite"
         )

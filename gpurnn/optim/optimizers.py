@@ -1,4 +1,4 @@
-"""The optimizers: SGD, RMSprop, Adam, AdamW. kernels/update.cuh has the same arithmetic for the compiled backends."""
+"""The optimizers: SGD, RMSprop, Adam, AdamW. kernels/sums/update.cuh is the same arithmetic, compiled."""
 
 from __future__ import annotations
 

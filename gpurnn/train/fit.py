@@ -136,6 +136,8 @@ def fit(
         For a checkpoint that is damaged or belongs to another model.
     FileExistsError
         For a folder that is in use or holds other files.
+    FileError
+        If ``out`` is no folder.
     TypeError, ValueError
         For an argument of the wrong type or out of its range.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import run_folder
 from ..checkpoint import remove_checkpoint
-from ..files import check_target, open_log
+from ..files import check_target, make_folder, open_log
 from ..folder_lock import locked
 
 _log = logging.getLogger("gpurnn")
@@ -36,14 +36,14 @@ class RunFiles:
     def claim(self, resume: bool, overwrite: bool) -> Path | None:
         """Lock the folder and make it this run's; returns the checkpoint to continue from, if there is one.
 
-        Raises ValueError for ``resume`` without a folder, FileExistsError and CheckpointError where the folder is in
-        use or holds other files.
+        Raises ValueError for ``resume`` without a folder, FileError where ``out`` is no folder, FileExistsError and
+        CheckpointError where it is in use or holds other files.
         """
         if self.out is None:
             if resume:
                 raise ValueError("resume needs out, the folder of the run")
             return None
-        self.out.mkdir(parents=True, exist_ok=True)
+        make_folder(self.out)
         self._open.enter_context(locked(self.out))
         run_folder.sweep(self.out)
         for name in run_folder.FILES:

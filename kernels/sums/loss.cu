@@ -4,10 +4,10 @@
 //     loss = log(total) - (1 - s) (z[label] - highest) - s mean(z - highest)
 //     dz = scale (exp(z - highest) / total - (1 - s) [v = label] - s / V)
 //
-// Only the rows that count are visited. A block of THREADS owns a row: forward reads it twice (the second time from cache),
-// backward once. Sums over V are in double, thread by thread and then by a tree: a fixed order.
+// Only the rows that count are visited. A block of THREADS computes one row: forward reads it twice (the second time from
+// cache), backward once. Sums over V are in double and in a fixed order, first within each thread, then by a tree.
 
-#include "common.cuh"
+#include "../common.cuh"
 
 static const int THREADS = 128;
 
@@ -70,16 +70,16 @@ __global__ void cross_entropy_backward(
     const long long* __restrict__ labels,  // [count]
     const real* __restrict__ highest,      // [count]
     const double* __restrict__ total,      // [count]
-    const real* __restrict__ scale,        // [N]  the derivative by each row's loss
+    const real* __restrict__ scale,        // [N]  the gradient with respect to each row's loss
     real* dlogits)                         // [N, V]  out: the rows that count; may be logits
 {
     const long long k = blockIdx.x, n = rows ? rows[k] : k;
     const real* z = logits + n * V;
-    const real by_loss = scale[n], factor = real(double(by_loss) / total[k]), spread = by_loss * (smoothing / V);
+    const real dloss = scale[n], factor = real(double(dloss) / total[k]), spread = dloss * (smoothing / V);
     for (int v = threadIdx.x; v < V; v += THREADS) {
         real d = exp(z[v] - highest[k]) * factor;
         if (smoothing != real(0)) d -= spread;
-        if (v == labels[k]) d -= by_loss * (real(1) - smoothing);
+        if (v == labels[k]) d -= dloss * (real(1) - smoothing);
         dlogits[n * V + v] = d;
     }
 }

@@ -1,10 +1,12 @@
-// What tensor cores take and give: fragments of matrices, one warp together (PTX ISA, mma.m16n8k16 and m16n8k8). sm_80 and
-// later. float is taken as tf32, its mantissa rounded to 10 bits.
+// What tensor cores multiply: fragments of matrices that a warp holds together (PTX ISA, mma.m16n8k16 and m16n8k8), from
+// sm_80 on. float is multiplied as tf32, its mantissa rounded to 10 bits.
 //
 //     A (16 x K, uint4)   B (K x 8, uint2)   C (16 x 8, float[4]):  C += A B,   K = 16, for tf32 8
 //
-// A word holds P numbers side by side, 2 of 16 bits or 1 of tf32. Lane l holds of A rows l/4 and l/4 + 8, columns P (l%4) on
-// and K/2 more on; of B the same columns' rows, column l/4; of C rows l/4 (0, 1) and l/4 + 8 (2, 3), columns 2 (l%4) + 0, 1.
+// A word holds P neighbouring numbers, 2 of 16 bits or 1 of tf32. Lane l holds
+//     of A  rows l/4 and l/4 + 8, the P columns from P (l%4) on and those K/2 further on
+//     of B  column l/4, the rows that have the numbers of these columns
+//     of C  rows l/4 (elements 0, 1) and l/4 + 8 (elements 2, 3), columns 2 (l%4) + 0, 1
 
 template <typename T>
 struct Fragment {
@@ -39,8 +41,8 @@ DEVICE void mma(float (&c)[4], uint4 a, uint2 b, float) {
         : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
 }
 
-// Four 8 x 8 matrices of 16-bit numbers from shared memory, or 8 x 4 of 32 bits; lane l names row l%8 of matrix l/8, 16
-// bytes. Of B stored column by column, two fragments side by side: (x, y) and (z, w).
+// Loads four matrices from shared memory, 8 x 8 of 16-bit or 8 x 4 of 32-bit numbers. Lane l gives the address of row l%8 of
+// matrix l/8, 16 bytes. If B is stored column by column, these are two neighbouring fragments: (x, y) and (z, w).
 DEVICE uint4 load_matrices(const void* row) {
     uint4 m;
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -58,39 +60,39 @@ DEVICE unsigned tf32(float x) {  // to nearest, ties away from zero
     return word;
 }
 
-// One word of a fragment: its numbers are at(0) and, of 16 bits, at(1); or they lie side by side.
-template <typename T, typename At> DEVICE unsigned word(At at) {
-    if constexpr (sizeof(T) == 2) return pack(at(0), at(1));
-    else return tf32(at(0));
+// One word of a fragment, from the functions number(0) and, for 16 bits, number(1), or from neighbours in memory.
+template <typename T, typename Number> DEVICE unsigned word(Number number) {
+    if constexpr (sizeof(T) == 2) return pack(number(0), number(1));
+    else return tf32(number(0));
 }
 template <typename T> DEVICE unsigned load_word(const T* from) { return *(const unsigned*)from; }
 DEVICE unsigned load_word(const float* from) { return tf32(*from); }
 
-// Two numbers side by side, as load_matrices then finds them.
-template <typename T> DEVICE void put_operands(T* at, float a, float b) { put_two(at, a, b); }
-DEVICE void put_operands(float* at, float a, float b) { *(uint2*)at = make_uint2(tf32(a), tf32(b)); }
-template <typename T> DEVICE void put_operand(T* at, T a) { *at = a; }
-DEVICE void put_operand(float* at, float a) { *(unsigned*)at = tf32(a); }
+// Store operands where load_matrices will read them: two neighbours, or one.
+template <typename T> DEVICE void store_operands(T* to, float a, float b) { store_pair(to, a, b); }
+DEVICE void store_operands(float* to, float a, float b) { *(uint2*)to = make_uint2(tf32(a), tf32(b)); }
+template <typename T> DEVICE void store_operand(T* to, T a) { *to = a; }
+DEVICE void store_operand(float* to, float a) { *(unsigned*)to = tf32(a); }
 
-// ---- a warp's weights: TILES fragments, the same in every step
+// ---- a warp's weights: TILES fragments, HELD of them in registers, the same in every step
 
 template <int TILES, int HELD, int THREADS>
 struct Fragments {
     uint4 registers[HELD > 0 ? HELD : 1];
     uint4* shared;  // [TILES - HELD, THREADS]
 
-    // fetch(tile): this lane's part. Into registers by way of `stage` [8, THREADS], which may be anybody's memory until this
-    // returns (why: Weights::load in tile.cuh).
+    // fetch(tile) returns this lane's part of a tile. Weights pass through `staging` [8, THREADS] on their way into
+    // registers; Weights::load in tile.cuh says why. `staging` may overlap anything that is written after this returns.
     template <typename Fetch>
-    DEVICE void load(uint4* stage, uint4* memory, Fetch fetch) {
-        stage += threadIdx.x;
+    DEVICE void load(uint4* staging, uint4* memory, Fetch fetch) {
+        staging += threadIdx.x;
 #pragma unroll
         for (int from = 0; from < HELD; from += 8) {
             const int count = HELD - from < 8 ? HELD - from : 8;
 #pragma unroll 2
-            for (int k = 0; k < count; k++) stage[k * THREADS] = fetch(from + k);
+            for (int k = 0; k < count; k++) staging[k * THREADS] = fetch(from + k);
 #pragma unroll
-            for (int k = 0; k < count; k++) registers[from + k] = stage[k * THREADS];
+            for (int k = 0; k < count; k++) registers[from + k] = staging[k * THREADS];
         }
         __syncthreads();
         shared = memory + threadIdx.x;

@@ -1,5 +1,5 @@
-// Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011), bit for bit that of ../gpurnn/rng.py: a counter c and a key give four random
-// words, in the counter's place.
+// Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011), bit for bit that of gpurnn/rng.py. It replaces a counter c by four
+// random words, which also depend on the key.
 
 static const unsigned MULTIPLIER_0 = 0xD2511F53u, MULTIPLIER_1 = 0xCD9E8D57u;
 static const unsigned WEYL_0 = 0x9E3779B9u, WEYL_1 = 0xBB67AE85u;

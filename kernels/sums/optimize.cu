@@ -1,12 +1,12 @@
-// What follows the gradients: the optimisers' update, one launch over the flat buffer, and the clip of the global norm.
+// The optimisers' update, one launch over the flat buffer, and the clipping of the global norm.
 //
-// The arithmetic is that of gpurnn/optim.py, operation by operation and rounded after each, so that both give the same bits
-// (apart from float's smallest numbers, which CuPy's -ftz=true flushes to zero). Hence mul, add, ...: the compiler must not
-// fuse a multiplication with an addition. What the scalars are: update.cuh.
+// The arithmetic is that of gpurnn/optim/, operation by operation and rounded after each, so that both give the same bits
+// (except for float numbers that CuPy's -ftz=true flushes to zero). This is why there are mul, add, ...: the compiler must
+// not fuse a multiplication with an addition. update.cuh explains the scalars.
 //
 // All arrays have N elements.
 
-#include "common.cuh"
+#include "../common.cuh"
 
 DEVICE float mul(float a, float b) { return __fmul_rn(a, b); }
 DEVICE double mul(double a, double b) { return __dmul_rn(a, b); }
@@ -109,8 +109,8 @@ __global__ void adam(
 
 // ---- the global norm
 //
-// Squares are added in double, in an order that follows from N alone: chunks of 256 threads, each thread every 256th element
-// of its chunk, then a tree. The host reads nothing in between.
+// Squares are added in double, in an order that depends on N only: a chunk has 256 threads, each adds every 256th element
+// of the chunk, then a tree adds the threads' sums. The host reads nothing in between.
 
 static const int THREADS = 256;
 

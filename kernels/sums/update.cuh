@@ -1,11 +1,11 @@
-// The optimisers: what becomes of a parameter, one number of it or on a CPU a vector of them. ../gpurnn/optim.py has the same in
-// array code, operation by operation.
+// The optimisers' update of a parameter: of one number, or on a CPU of a vector. gpurnn/optim/ has the same in array code,
+// operation by operation.
 //
-// Who includes this says before what mul, add, subtract, quotient and root are for its numbers. optimise.cu
-// has them rounded one by one, so that a GPU gives the bits of the array code; a CPU may fuse a product with a sum.
+// A file that includes this defines mul, add, subtract, quotient and root first. optimize.cu rounds after each of them, so
+// that a GPU gives the bits of the array code; a CPU may fuse a product with a sum.
 //
-// Scalars that Python computes, such as 1 - beta, come ready, in the order of Optimizer._scalars. A state that an optimiser does
-// without may be any number.
+// Python computes the scalars, such as 1 - beta, in the order of Optimizer._scalars. A state that an optimiser does not use
+// may be any number.
 
 // decay * average + (1 - decay) * value
 template <typename V>
@@ -13,7 +13,7 @@ DEVICE V averaged(V average, V value, V decay, V rest) {
     return add(mul(average, decay), mul(value, rest));
 }
 
-// The same for the squares of values: the factor comes first, so that a square overflows as late as it can.
+// The same for the square of a value. The factor is multiplied first, so that the square overflows as late as possible.
 template <typename V>
 DEVICE V averaged_square(V average, V value, V decay, V rest) {
     return add(mul(average, decay), mul(mul(value, rest), value));

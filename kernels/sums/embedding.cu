@@ -1,15 +1,15 @@
 // The gradient of an embedding table: grad[ids[n]] += d[n], in a fixed order.
 //
-// The host sorts the ids (stably), so that equal ones stand side by side in runs. Threads are features. A block takes a chunk
-// of CHUNK sorted places and adds each run in order. A run that lies inside one chunk goes straight to the table. A run that
-// crosses a border leaves its piece in `partial`, and the second kernel's thread for the chunk in which the run begins adds
-// the pieces in order. So every sum has one owner, however frequent an id is. Sums are in double.
+// The host sorts the ids (stably), so that equal ids form runs. Each thread has one feature. A block takes a chunk of CHUNK
+// sorted ids and adds up each run in order. A run inside one chunk is added to the table at once. A run that crosses a
+// border leaves its pieces in `partial`; the second kernel's thread for the chunk in which the run begins adds them in
+// order. So every sum has one owner, however frequent an id is. Sums are in double.
 
-#include "common.cuh"
+#include "../common.cuh"
 
 static const int CHUNK = 64;
 
-// Whether the place before (after) sorted place n has the same id.
+// Whether the sorted ids n - 1 and n are equal.
 DEVICE bool joined(const long long* ids, long long n) { return ids[n - 1] == ids[n]; }
 
 template <typename T>
@@ -17,7 +17,7 @@ __global__ void embedding_chunks(
     const long long N,
     const int H,
     const long long* __restrict__ ids,    // [N]  sorted
-    const long long* __restrict__ order,  // [N]  the row of d at each sorted place
+    const long long* __restrict__ order,  // [N]  which row of d each sorted id belongs to
     const T* __restrict__ d,              // [N, H]
     double* __restrict__ partial,         // [chunks, 2, H]  out: the runs at the start and at the end of a chunk
     typename Compute<T>::real* __restrict__ grad)  // [V, H]  in, out
@@ -43,7 +43,7 @@ __global__ void embedding_chunks(
     }
 }
 
-// The runs that cross borders; block x is the chunk in which a run begins.
+// The runs that cross borders. blockIdx.x is the chunk in which a run begins.
 template <typename real>
 __global__ void embedding_borders(
     const long long N,

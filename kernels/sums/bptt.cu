@@ -1,21 +1,22 @@
-// Reverse-time accumulation: the gradient of a bias is the sum of d over all steps and sequences,
+// The gradient of a bias is the sum of d over all steps and sequences,
 //
 //     dbias[m] = sum over n < N of d[n, m],  N = T*B
 //
-// in a fixed order, one owner for each sum, so that two runs give equal bits. Rows are added in double: N may be a million.
+// in a fixed order. Each sum has one owner, so two runs give equal bits. Rows are added in double, as N may be a million.
 //
-// Stage 1: the rows are cut into chunks; a block adds one chunk of 32 columns, 8 rows at a time, and then the 8 in order.
+// Stage 1: the rows are cut into chunks. A block adds 32 columns of one chunk: 8 sums, each of every 8th row, then these in
+// order.
 // Stage 2: one thread for each column adds the chunks in order.
 //
-// How many chunks there are follows from N alone, not from the GPU: so are the bits.
+// The number of chunks depends on N only, so every GPU gives the same bits.
 
-#include "common.cuh"
+#include "../common.cuh"
 
 template <typename T>
 __global__ void sum_steps_partial(
     const long long N,
     const int M,
-    const long long ld,            // from one row of d to the next, in elements
+    const long long ld,            // distance from one row of d to the next, in elements
     const T* __restrict__ d,       // [N, M], rows ld apart
     double* __restrict__ partial)  // [chunks, M]  out; chunks = gridDim.y
 {

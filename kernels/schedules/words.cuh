@@ -1,4 +1,4 @@
-// 16-bit numbers two to a word, the first below; and two neighbours in memory.
+// Two 16-bit numbers in a word, the first in its lower half; and two neighbours in memory, read or written together.
 
 #if __has_include(<cuda_fp16.h>)
 DEVICE unsigned pack(__half a, __half b) { return __half_as_ushort(a) | (unsigned)__half_as_ushort(b) << 16; }
@@ -16,7 +16,7 @@ DEVICE float2 unpack(unsigned two, __nv_bfloat16) {  // a bfloat16 is the upper 
 }
 #endif
 
-template <typename T> DEVICE float2 get_two(const T* at) { return unpack(*(const unsigned*)at, T()); }
-DEVICE float2 get_two(const float* at) { return *(const float2*)at; }
-template <typename T> DEVICE void put_two(T* at, float a, float b) { *(unsigned*)at = pack(T(a), T(b)); }
-DEVICE void put_two(float* at, float a, float b) { *(float2*)at = make_float2(a, b); }
+template <typename T> DEVICE float2 load_pair(const T* from) { return unpack(*(const unsigned*)from, T()); }
+DEVICE float2 load_pair(const float* from) { return *(const float2*)from; }
+template <typename T> DEVICE void store_pair(T* to, float a, float b) { *(unsigned*)to = pack(T(a), T(b)); }
+DEVICE void store_pair(float* to, float a, float b) { *(float2*)to = make_float2(a, b); }
