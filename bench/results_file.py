@@ -5,7 +5,7 @@ import random
 import statistics
 from pathlib import Path
 
-from gpurnn.files import FileError, parse_json, read_bytes, write_text_atomic
+from gpurnn.files import FileError, make_folder, parse_json, read_bytes, write_text_atomic
 
 from .rivals import RIVALS
 
