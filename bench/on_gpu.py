@@ -15,7 +15,7 @@ import signal
 import time
 from pathlib import Path
 
-from gpurnn.files import FileError, check_target, parse_json, read_bytes
+from gpurnn.files import FileError, check_target, make_folder, parse_json, read_bytes
 
 from .gpu_workers import Pool, Trouble, one_line, plain
 
@@ -40,7 +40,7 @@ class Journal:
         self.folder, self.constants, self.mirror = Path(folder), constants, mirror and Path(mirror)
         self._files = {RESULTS: [], LOG: []}
         for place in filter(None, (self.folder, self.mirror)):
-            place.mkdir(parents=True, exist_ok=True)
+            make_folder(place)
             for name in self._files:
                 check_target(place / name)  # follows no link
             self._cut_half_a_line(place / RESULTS)

@@ -53,7 +53,7 @@ def fences(device, counts=(1, 4, 8)):
 
 
 def ring(device):
-    """The exchange of kernels/exchange.cuh as grid_mma.cu uses it, without any product: seconds of one exchange by
+    """The exchange of exchange.cuh as grid_mma.cu uses it, without any product: seconds of one exchange by
     kilobytes that each block receives, blocks of a group, and groups."""
     blocks = 48 if device.multiprocessors >= 96 else max(2, device.multiprocessors // 2)
     found = {}

@@ -1,4 +1,4 @@
-// What the exchange of schedule grid (kernels/exchange.cuh) costs by itself: `gpurnn bench probe`, measurement `ring`. All
+// What the exchange of schedule grid (exchange.cuh) costs by itself: `gpurnn bench probe`, measurement `ring`. All
 // blocks of a group send a part of a slot and receive all of it, with the very waits and loads of grid_mma.cu, and compute
 // nothing.
 //
@@ -11,12 +11,12 @@
 constexpr int WARPS = 8, THREADS = 32 * WARPS, BATCH = 8;  // loads that wait together, as in grid_mma.cu
 
 // words [groups, 2 x 16 slots, 512 x LOADS], all bits set. out [groups, blocks, THREADS]: steps.
-extern "C" __global__ void __launch_bounds__(THREADS) ring(int steps, int patience, unsigned* words, unsigned* out,
+extern "C" __global__ void __launch_bounds__(THREADS) ring(int steps, int poll_limit, unsigned* words, unsigned* out,
                                                           int* failed) {
     constexpr int size = WARPS * LOADS * 64;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int sent = (size + gridDim.y - 1) / gridDim.y, first = blockIdx.y * sent;
-    Ring<WORDS_SENT> ring(words, blockIdx.z, size, patience, failed);
+    Ring<WORDS_SENT> ring(words, blockIdx.z, size, poll_limit, failed);
     unsigned seen = 0;
     auto send = [&] {
 #pragma unroll
@@ -29,7 +29,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) ring(int steps, int patien
     send();
     for (int s = 0; s < steps; s++) {
         unsigned least = 0xffffffffu, most = 0;
-        ring.arrive();
+        ring.acquire();
 #pragma unroll
         for (int from = 0; from < LOADS; from += BATCH) {
             constexpr int together = LOADS < BATCH ? LOADS : BATCH;
@@ -49,7 +49,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) ring(int steps, int patien
                 most = max(most, max(received[i][0], received[i][1]));
             }
         }
-        if (__syncthreads_or(ring.lost)) return;
+        if (__syncthreads_or(ring.timed_out)) return;
         __syncthreads();                        // where the warps' sums meet in grid_mma.cu
         seen = least == most ? most : 1u << 31;  // everybody sends the same number: anything else is an error
         if (s + 1 < steps) send();

@@ -5,7 +5,7 @@ import random
 import statistics
 from pathlib import Path
 
-from gpurnn.files import FileError, parse_json, read_bytes, write_text_atomic
+from gpurnn.files import FileError, make_folder, parse_json, read_bytes, write_text_atomic
 
 from .rivals import RIVALS
 
@@ -15,7 +15,7 @@ _ROW = {"name", "case", "steps", "floors", "results"}
 
 def write(path, document):
     """Write JSON so that a reader or a kill finds the old file or the new one, never half of one."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    make_folder(Path(path).parent)
     write_text_atomic(path, json.dumps(document, indent=1))
 
 

@@ -51,8 +51,8 @@ def find(source, expression, arch, file="kernel.cu"):
 def _about(place):
     """What is known of the kernel in a folder of the cache, or None where the folder is missing or damaged."""
     try:
-        about = read_json(place / "about.json")
-        whole = about["sha256"] == hashlib.sha256(read_bytes(place / "kernel.cubin")).hexdigest()
+        about = read_json(place / "about.json", own=True)
+        whole = about["sha256"] == hashlib.sha256(read_bytes(place / "kernel.cubin", own=True)).hexdigest()
         return about if whole and isinstance(about["name"], str) and isinstance(about["spilled"], int) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -38,25 +38,40 @@ def kernel_files():
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in (".cu", ".cuh"))
 
 
+def kernel_path(file):
+    """The path of a CUDA source by its bare name, whichever folder it lies in; no two have the same name.
+
+    Raises FileNotFoundError.
+
+    >>> kernel_path("step.cu").relative_to(kernel_dir()).as_posix()
+    'schedules/step.cu'
+    """
+    for path in kernel_dir().rglob(file):
+        return path
+    raise FileNotFoundError(f"{kernel_dir()} has no file {file}")
+
+
 def kernel_source(file):
     """The text of a kernel file with our own headers in place of its ``#include "..."`` lines, ready for NVRTC.
 
     One text, because the cache of compiled kernels goes by the text: a header that NVRTC finds by itself could change
-    unseen. ``#line`` keeps every line under its file's own name in messages. Each header is taken once.
+    unseen. A header is named relative to the file that includes it, and taken once. ``#line`` keeps every line under
+    its file's own name in messages.
     """
-    seen = set()
+    folder, seen = kernel_dir().resolve(), set()
 
-    def text(name):
-        if name in seen:
+    def text(path):
+        if path in seen:
             return ""
-        seen.add(name)
+        seen.add(path)
+        name = path.relative_to(folder).as_posix()
         lines = [f'#line 1 "{name}"']
-        for number, line in enumerate((kernel_dir() / name).read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             header = re.match(r'\s*#include "([^"]+)"', line)
-            lines += [text(header[1]), f'#line {number + 1} "{name}"'] if header else [line]
+            lines += [text((path.parent / header[1]).resolve()), f'#line {number + 1} "{name}"'] if header else [line]
         return "\n".join(lines) + "\n"
 
-    return text(file)
+    return text(kernel_path(file).resolve())
 
 
 # ---- signatures
@@ -97,7 +112,7 @@ def signature(file, kernel, types):
     >>> signature("step.cu", "step_project", ("float",))[0]
     Argument(name='T_', dtype='int32', pointer=False, optional=False, aligned=False)
     """
-    text = (kernel_dir() / file).read_text(encoding="utf-8")
+    text = kernel_path(file).read_text(encoding="utf-8")
     head = rf"(?:template <((?:[^<>]|<[^<>]*>)*)>\s*)?__global__ void (?:__launch_bounds__\([^)]*\) )?{kernel}\("
     found = re.search(head, text)
     if not found:

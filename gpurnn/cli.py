@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from . import options
+from . import _interrupt, options
 from .dtypes import DTYPES
 from .errors import one_line, printable
 from .files import check_target
@@ -60,6 +60,10 @@ class _Commands(_Whole):
             from bench.cli import main as bench
         return bench
 
+    def main(self, *arguments, **more):
+        _interrupt.imports_done()
+        return super().main(*arguments, **more)
+
     def make_context(self, *arguments, **more):
         try:
             return super().make_context(*arguments, **more)
@@ -72,19 +76,22 @@ class _Commands(_Whole):
         except KeyboardInterrupt as signal:
             _interrupted(
                 terminated=type(signal).__name__ == "Terminated"
-            )  # of training.py, which may not be imported yet
+            )  # of gpurnn/train, which may not be imported yet
 
     def _invoke(self, ctx):
         from .backend import BackendError
         from .checkpoint import CheckpointError
-        from .training import TrainingError
+        from .errors import DivergedError
+        from .train import TrainingError
 
         try:
             return super().invoke(ctx)
         except click.UsageError as error:
             error.message = printable(error.message)
             raise
-        except (BackendError, CheckpointError, TrainingError, OSError, MemoryError, ImportError) as error:
+        except (
+            BackendError, CheckpointError, DivergedError, TrainingError, OSError, MemoryError, ImportError
+        ) as error:  # fmt: skip
             if ctx.params.get("debug") or getattr(error, "errno", None) == errno.EPIPE:  # click ends quietly on EPIPE
                 raise
             _fail(error, 1)
@@ -223,7 +230,7 @@ def _train(task, files, backend, out, resume, overwrite, checkpoint_every, progr
 
 
 def _train_prepared(ctx, say, run, checkpoint_every, progress, flow, as_json):
-    from .training import Terminated
+    from .train import Terminated
 
     task, folder = run.task, run.folder
     facts = {

@@ -1,7 +1,7 @@
 """CpuOps: what compiled code does on the CPU in place of array code: the time loop, products and sums over all
 of it, cross-entropy, dropout masks, the optimisers and the norm of the gradients.
 
-The library ``gpurnn._native`` is kernels/cpu/walk.cpp, the cells of kernels/cells under a schedule for the CPU. It is
+The library ``gpurnn._native`` is kernels/cpu/api.cpp, the cells of kernels/cells under a schedule for the CPU. It is
 built when gpurnn is installed and a C++ compiler is there; without it the backend ``"cpu"`` is ``"numpy"``. float32 and
 float64 of every cell; 16-bit numbers stay array code. Arrays are C-contiguous here.
 
@@ -23,20 +23,19 @@ from pathlib import Path
 import numpy as np
 
 from . import rng
-from .errors import BackendError, check_choice
+from .errors import BackendError, check_choice, one_line
 from .ops import Ops, Saved, flat, refuse_uncountable
 
-CELLS = ("RnnTanh", "RnnRelu", "LstmCell", "GruCell", "GruOriginal")  # structs in kernels/cells, by number
 LEVELS = ("vectors of 128 bits", "AVX2", "AVX-512")
 ISAS = ("baseline", "avx2", "avx512")  # what GPURNN_ISA calls them
 _ROWS = 4  # sequences of a thread, at least: a product with fewer reads the weights for little
 _SMALL = 1 << 14  # multiplications of a product, at most, that NumPy has done before ours is packed
-_SQUARES = 1 << 12  # SQUARES of walk.cpp
-_AHEAD = 48  # AHEAD of walk.h
+_SQUARES = 1 << 12  # SQUARES of update.h
+_AHEAD = 48  # AHEAD of time_loop.h
 _UNITS = 64  # units of a thread, at least, in a single step
 _QUOTA = ("/sys/fs/cgroup", "/proc/self/cgroup")
-_INTERFACE = 3  # of gpurnn_native_bytes in walk.cpp
-_MOST = 2**31 - 1  # of an int in walk.cpp
+_INTERFACE = 5  # of gpurnn_native_bytes in api.cpp
+_MOST = 2**31 - 1  # of an int in api.cpp
 _MOST_THREADS = 4096
 _PATIENCE = 0.01  # seconds to wait for memory that is kept: fresh memory takes less than that
 _STRETCH = 256  # arrays after which what was in use is forgotten: some training steps
@@ -47,10 +46,11 @@ _pointer, _stride = ctypes.c_void_p, ctypes.c_ssize_t
 
 
 class _Pass(ctypes.Structure):
-    """``Pass`` of walk.cpp."""
+    """``Pass`` of api.cpp."""
 
     _fields_ = [
-        *((name, ctypes.c_int) for name in ("cell", "is_double", "T", "B", "I", "H", "P", "reverse", "save")),
+        ("cell", ctypes.c_char_p),
+        *((name, ctypes.c_int) for name in ("is_double", "T", "B", "I", "H", "P", "reverse", "save")),
         *((name, _stride) for name in ("gates_row", "output_row", "doutput_row")),
         *((name, _pointer) for name in (
             "lengths", "x", "weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh", "gates", "h", "c", "output",
@@ -60,7 +60,7 @@ class _Pass(ctypes.Structure):
 
 
 class _Product(ctypes.Structure):
-    """``Product`` of walk.cpp."""
+    """``Product`` of api.cpp."""
 
     _fields_ = [
         *((name, ctypes.c_int) for name in ("is_double", "accumulate")),
@@ -70,7 +70,7 @@ class _Product(ctypes.Structure):
 
 
 class _Update(ctypes.Structure):
-    """``Update`` of walk.cpp."""
+    """``Update`` of api.cpp."""
 
     _fields_ = [
         *((name, ctypes.c_int) for name in ("rule", "is_double")),
@@ -82,7 +82,7 @@ class _Update(ctypes.Structure):
 
 
 class _Rows(ctypes.Structure):
-    """``Rows`` of walk.cpp."""
+    """``CrossEntropy`` of api.cpp."""
 
     _fields_ = [
         ("is_double", ctypes.c_int),
@@ -123,7 +123,7 @@ def load_native():
     library.gpurnn_native_add_rows.argtypes = [_pointer, _stride, number, _stride, number, _pointer, number, number]
     library.gpurnn_native_add_squares.argtypes = [_pointer, _stride, number, _pointer, number, number]
     word, long = ctypes.c_uint32, ctypes.c_uint64
-    library.gpurnn_native_keep_mask.argtypes = [_stride, long, word, word, long, _pointer, number, number]
+    library.gpurnn_native_dropout_mask.argtypes = [_stride, long, word, word, long, _pointer, number, number]
     return library, chosen_level(library.gpurnn_native_level())
 
 
@@ -150,14 +150,21 @@ def thread_count():
     """
     text = os.environ.get("GPURNN_NUM_THREADS", "")
     if text:
-        if not (text.isascii() and text.isdigit() and 1 <= int(text) <= _MOST_THREADS):
-            raise ValueError(f"GPURNN_NUM_THREADS should be a whole number from 1 to {_MOST_THREADS}, got {text!r}")
-        return int(text)
-    text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    if text.isascii() and text.isdigit() and int(text):
-        return min(int(text), _MOST_THREADS)
+        count = _whole(text)
+        if not 1 <= count <= _MOST_THREADS:
+            got = one_line(repr(text), 60)
+            raise ValueError(f"GPURNN_NUM_THREADS should be a whole number from 1 to {_MOST_THREADS}, got {got}")
+        return count
+    count = _whole(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0])
+    if count:
+        return min(count, _MOST_THREADS)
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(count, quota(*_QUOTA))
+
+
+def _whole(text):
+    """The number that ``text`` is in decimal digits; 0 where it is none, or has more digits than a number may."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
 
 
 @functools.cache
@@ -345,13 +352,14 @@ class HostOps(Ops):
 
     def __init__(self, name, library, level):
         super().__init__(np, name)
+        thread_count()  # raises now where GPURNN_NUM_THREADS makes no sense, not at the first large call
         self.library, self.level = library, level
 
     def dropout_mask(self, shape, rate, seed, layer, call):
         mask = np.empty(shape, bool)
         threads = self._flat_threads(mask)
         self._call(
-            "keep_mask", mask.size, seed, layer & 0xFFFFFFFF, call & 0xFFFFFFFF, rng.dropout_threshold(rate),
+            "dropout_mask", mask.size, seed, layer & 0xFFFFFFFF, call & 0xFFFFFFFF, rng.dropout_threshold(rate),
             mask.ctypes.data, threads, self.level, threads=threads,
         )  # fmt: skip
         return mask
@@ -375,7 +383,6 @@ class CpuOps(HostOps):
 
     def __init__(self, library, level):
         super().__init__("cpu", library, level)
-        thread_count()  # raises now where GPURNN_NUM_THREADS makes no sense, not at the first large call
         self.store = MemoryPool()
         self.array_code = Ops(np, "numpy")  # for what is not compiled, with its own order in memory
 
@@ -402,12 +409,12 @@ class CpuOps(HostOps):
         if problem.dtype not in ("float32", "float64"):
             return 0
         size = 4 if problem.dtype == "float32" else 8
-        streams = (16 << self.level) // size
+        lanes = (16 << self.level) // size
         B, H, G, D = problem.B, problem.H, problem.gates, problem.directions
 
         def row(outputs, gates=1):
-            """Numbers in a row of products: whole blocks of ``Packed`` in product.h."""
-            units = streams if gates > 1 else 2 * streams
+            """Numbers in a row of products: whole blocks of ``Packed`` in gemm.h."""
+            units = lanes if gates > 1 else 2 * lanes
             return -(-outputs // units) * units * gates
 
         reset = problem.kernel == "GruOriginal"
@@ -504,9 +511,8 @@ class CpuOps(HostOps):
             None if array is None else np.ascontiguousarray(array) for array in (w.hh, w.hr, w.bias_ih, w.bias_hh)
         ]
         one = _Pass(
-            cell=CELLS.index(cell.kernel), is_double=gates.dtype == np.float64, T=T - 1, B=B,
-            H=len(hh) // cell.gates, P=P,
-            reverse=reverse, save=save, gates_row=gates.shape[2],
+            cell=cell.kernel.encode(), is_double=gates.dtype == np.float64, T=T - 1, B=B, H=len(hh) // cell.gates,
+            P=P, reverse=reverse, save=save, gates_row=gates.shape[2],
             lengths=_address(lengths), weight_hh=_address(hh), weight_hr=_address(hr), bias_ih=_address(bias_ih),
             bias_hh=_address(bias_hh), gates=_address(gates), h=_address(h), c=_address(c),
         )  # fmt: skip
@@ -518,9 +524,9 @@ class CpuOps(HostOps):
             return
         D = len(passes)
         one = passes[0]
-        units = shared_units(CELLS[one.cell], bool(one.weight_hr), back, one.H)
+        units = shared_units(one.cell.decode(), bool(one.weight_hr), back, one.H)
         threads = self._threads(one.T, one.B, units, multiplications, D)
-        self._call("walk", (_Pass * D)(*passes), D, threads, int(back), self.level, threads=threads)
+        self._call("time_loop", (_Pass * D)(*passes), D, threads, int(back), self.level, threads=threads)
 
     def _threads(self, T, B, units, multiplications, directions):
         """units: of ``shared_units``. In a single step weights come from memory for one product: less is worth it."""
@@ -624,7 +630,7 @@ class CpuOps(HostOps):
 
 
 def shared_units(kernel, projected, back, H):
-    """How many units threads share in a single timestep: those of walk.h's ``by_units``, no thread waiting."""
+    """How many units threads share in a single timestep: those of time_loop.h's ``by_units``, no thread waiting."""
     return 0 if back or projected or kernel == "GruOriginal" else H
 
 

@@ -1,9 +1,9 @@
 """CudaOps: what a hand-written kernel makes faster than the generic code of ``Ops``.
 
-The time loop runs by a schedule of schedules.py. ``step``: between two launches of a fused kernel (kernels/step.cu)
+The time loop runs by a schedule of schedules.py. ``step``: between two launches of a fused kernel (step.cu)
 stands the GEMM with the recurrent weights, and nothing else; where a shape comes back, the loop is recorded as a CUDA
 graph of up to 64 timesteps over fixed arrays and replayed, so that Python is out of it. ``block``, ``grid``: one launch
-runs the whole time loop (kernels/block.cu, block_mma.cu, grid.cu, grid_mma.cu). Both directions of a layer go in the
+runs the whole time loop (block.cu, block_mma.cu, grid.cu, grid_mma.cu). Both directions of a layer go in the
 same launches.
 
 Everything that touches the GPU goes through a device: ``CupyDevice`` of _device.py, or under test an emulated one.
@@ -61,8 +61,8 @@ def kernel_names(dtypes=tuple(C_NAMES), cells=CELLS):
         names += [("bptt.cu", f"sum_steps_finish<{real}>"), ("embedding.cu", f"embedding_borders<{real}>")]
         names += [("loss.cu", f"cross_entropy_{which}<{real}>") for which in ("forward", "backward")]
         kernels = ("sgd", "rmsprop", "adam", "norm_partial", "scale_grads")
-        names += [("optimise.cu", f"{kernel}<{real}>") for kernel in kernels]
-    return [*names, ("step.cu", "step_done"), ("optimise.cu", "norm_finish"), ("dropout.cu", "keep_mask")]
+        names += [("optimize.cu", f"{kernel}<{real}>") for kernel in kernels]
+    return [*names, ("step.cu", "step_done"), ("optimize.cu", "norm_finish"), ("dropout.cu", "dropout_mask")]
 
 
 def kernel_of(problem, candidate):
@@ -323,18 +323,18 @@ class CudaOps(Ops):
     def optimize(self, kernel, params, grads, arrays, scalars):
         kind, N = c_type(params.dtype), params.size
         given = scalars | arrays | {"N": N, "params": params, "grads": grads}
-        args = [given.get(argument.name) for argument in signature("optimise.cu", kernel, (kind,))]
-        self.kernels.launch("optimise.cu", kernel, (kind,), (-(-N // 256),), (256,), *args)
+        args = [given.get(argument.name) for argument in signature("optimize.cu", kernel, (kind,))]
+        self.kernels.launch("optimize.cu", kernel, (kind,), (-(-N // 256),), (256,), *args)
         return True
 
     def clip_norm(self, grads, max_norm):
         kind, N = c_type(grads.dtype), grads.size
         chunks = max(1, min(-(-N // 4096), 1024))  # by N alone: equal bits on every GPU
         partial, norm = self.xp.empty(chunks, np.float64), self.xp.empty(2, np.float64)
-        self.kernels.launch("optimise.cu", "norm_partial", (kind,), (chunks,), (256,), N, grads, partial)
-        self.kernels.launch("optimise.cu", "norm_finish", (), (1,), (256,), chunks, max_norm, partial, norm)
+        self.kernels.launch("optimize.cu", "norm_partial", (kind,), (chunks,), (256,), N, grads, partial)
+        self.kernels.launch("optimize.cu", "norm_finish", (), (1,), (256,), chunks, max_norm, partial, norm)
         if max_norm != math.inf:
-            self.kernels.launch("optimise.cu", "scale_grads", (kind,), (-(-N // 256),), (256,), N, norm, grads)
+            self.kernels.launch("optimize.cu", "scale_grads", (kind,), (-(-N // 256),), (256,), N, norm, grads)
         return norm[0]
 
     # ---- random masks
@@ -344,7 +344,7 @@ class CudaOps(Ops):
         mask = self.xp.empty(N, np.bool_)
         threshold = rng.dropout_threshold(rate)
         self.kernels.launch(
-            "dropout.cu", "keep_mask", (), (-(-N // 512),), (128,), N, seed, layer & 0xFFFFFFFF, call & 0xFFFFFFFF,
+            "dropout.cu", "dropout_mask", (), (-(-N // 512),), (128,), N, seed, layer & 0xFFFFFFFF, call & 0xFFFFFFFF,
             threshold, mask,
         )  # fmt: skip
         return mask.reshape(shape)
@@ -687,7 +687,7 @@ class Loop:
 
 
 class Exchange:
-    """Where the blocks of schedule ``grid`` put numbers for one another, on one stream: kernels/exchange.cuh.
+    """Where the blocks of schedule ``grid`` put numbers for one another, on one stream: kernels/schedules/exchange.cuh.
 
     lock: held from ``take`` or ``empty`` until the launch that they are for.
     """

@@ -1,4 +1,4 @@
-"""The four errors a user can cause, and the checks that raise them.
+"""The errors a user can cause, and the checks that raise them.
 
 Every check runs before anything is computed or changed, and its message names the argument, what was expected and what
 came. The classes derive from the built-in ones that a careful caller would catch anyway.
@@ -29,6 +29,10 @@ class FileError(ValueError):
 
     That of a run's folder is a ``CheckpointError``, which derives from this.
     """
+
+
+class DivergedError(ValueError):
+    """A model gives numbers that are not finite: there is nothing to draw, to decode or to forecast."""
 
 
 class BackendError(RuntimeError):
@@ -241,6 +245,8 @@ def one_line(error, longest=200):
         return f"not {error.encoding} text: byte {error.start} is {error.object[error.start]:#04x}"
     if isinstance(error, KeyError) and error.args:
         text = f"{error.args[0]!r} is missing" if re.fullmatch(r"[\w/.]+", str(error.args[0])) else str(error.args[0])
+    elif isinstance(error, EOFError):
+        text = str(error) or "it ends too early"
     elif isinstance(error, RecursionError):
         text = "it is nested too deeply"
     else:

@@ -6,7 +6,6 @@ writes into devices and pipes instead of replacing them.
 """
 
 import contextlib
-import errno
 import hashlib
 import itertools
 import json
@@ -19,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from .errors import FileError, one_line, show_size
+from .errors import DivergedError, FileError, one_line, show_size
 
 try:
     import fcntl
@@ -39,19 +38,24 @@ _NOFOLLOW, _NONBLOCK = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0
 _chosen = None  # what ``--max-memory`` says
 
 
-def parse_size(text):
-    """Bytes of "800M", "2G" or "123456"; 0 is no limit, infinity. Raises ValueError."""
+def parse_size(text, name="max_memory"):
+    """Bytes of "800M", "2G" or "123456"; 0 is no limit, infinity. Raises ValueError that names ``name``."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", str(text).strip().upper().replace("IB", "B"))
-    if not found:
-        raise ValueError(f"max_memory should be a number of bytes such as 800M or 4G, or 0 for no limit, got {text!r}")
-    return int(float(found[1]) * _UNITS[found[2]]) or math.inf
+    size = float(found[1]) * _UNITS[found[2]] if found else math.inf
+    if size == math.inf:  # no number, or one that no float holds
+        got = one_line(repr(text), 60)
+        raise ValueError(f"{name} should be a number of bytes such as 800M or 4G, or 0 for no limit, got {got}")
+    return int(size) if size else math.inf
 
 
 def max_memory():
-    """Bytes that one file may take in memory: of ``set_max_memory``, else ``GPURNN_MAX_MEMORY``, else 512 MiB."""
+    """Bytes that one file may take in memory: of ``set_max_memory``, else ``GPURNN_MAX_MEMORY``, else 512 MiB.
+
+    Raises ValueError for a ``GPURNN_MAX_MEMORY`` that is no size.
+    """
     if _chosen is not None:
         return _chosen
-    return parse_size(os.environ.get("GPURNN_MAX_MEMORY") or MAX_MEMORY)
+    return parse_size(os.environ.get("GPURNN_MAX_MEMORY") or MAX_MEMORY, "GPURNN_MAX_MEMORY")
 
 
 def set_max_memory(size):
@@ -60,9 +64,12 @@ def set_max_memory(size):
     _chosen = None if size is None else parse_size(size)
 
 
-def check_room(path, needed, what="it"):
-    """Raise FileError where ``what`` is in the file would take more memory than one file may, ``needed`` bytes."""
-    limit = max_memory()
+def check_room(path, needed, what="it", *, own=False):
+    """Raise FileError where ``what`` is in the file would take more memory than one file may, ``needed`` bytes.
+
+    own: whether it is a file that gpurnn writes for itself: a limit that is set for data may raise its limit, no more.
+    """
+    limit = max(max_memory(), MAX_MEMORY) if own else max_memory()
     if needed > limit:
         text = f"{path}: {what} would take {show_size(int(needed))} of memory, the limit is {show_size(limit)}"
         if needed < _ABSURD:
@@ -95,7 +102,8 @@ def _check_regular(path, mode, error):
 
 
 def _kind(mode):
-    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
+    kinds = {stat.S_IFREG: "a file", stat.S_IFLNK: "a link to nothing", stat.S_IFDIR: "a folder",
+             stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
              stat.S_IFBLK: "a disk"}  # fmt: skip
     return kinds.get(stat.S_IFMT(mode), "something else")
 
@@ -105,21 +113,24 @@ def file_size(file):
     return os.fstat(file.fileno()).st_size
 
 
-def read_bytes(path, *, factor=1, what="it", error=FileError):
-    """All bytes of a regular file, if ``factor`` times its size is within the limit. Raises ``error`` and OSError."""
+def read_bytes(path, *, factor=1, what="it", error=FileError, own=False):
+    """All bytes of a regular file, if ``factor`` times its size is within the limit. Raises ``error`` and OSError.
+
+    own: as of ``check_room``.
+    """
     with open_regular(path, error) as file:
         size = file_size(file)
-        check_room(path, factor * size, what)
+        check_room(path, factor * size, what, own=own)
         data = file.read(size + 1)
     if len(data) != size:
         raise error(f"{path}: changed while it was read")
     return data
 
 
-def read_json(path, *, factor=JSON_FACTOR, error=FileError):
+def read_json(path, *, factor=JSON_FACTOR, error=FileError, own=False):
     """The document in a JSON file. Raises ``error`` that names file and place for what is no JSON, NaN and infinity
-    included; OSError where the file cannot be read."""
-    return parse_json(read_bytes(path, factor=factor, what="its JSON", error=error), path, error)
+    included; OSError where the file cannot be read. own: as of ``check_room``."""
+    return parse_json(read_bytes(path, factor=factor, what="its JSON", error=error, own=own), path, error)
 
 
 def parse_json(data, place, error=FileError, *, finite=True):
@@ -152,8 +163,11 @@ def naming(files):
     Errors of arithmetic and of look-ups are those that only a damaged or hostile file causes: they become one too.
     """
     names = [str(file) for file in files]
+    max_memory()  # where the variable is wrong, no file is
     try:
         yield
+    except DivergedError:  # no file's fault
+        raise
     except (ValueError, ArithmeticError, LookupError, RecursionError, TypeError) as error:
         if not names or any(name in str(error) for name in names):
             raise
@@ -219,11 +233,11 @@ def check_target(path):
             if _descriptor(path) is not None:
                 return os.stat(os.devnull)  # a stream, whatever it goes to
             target = os.readlink(path)
-            raise OSError(errno.ELOOP, f"is a link to {target}; links are not followed: name that file", str(path))
+            raise OSError(f"{path}: is a link to {target}. Links are not followed: name {target} itself")
     if stat.S_ISDIR(found.st_mode) or stat.S_ISBLK(found.st_mode):
-        raise OSError(errno.EISDIR, f"is {_kind(found.st_mode)}, not a file", str(path))
+        raise IsADirectoryError(f"{path}: is {_kind(found.st_mode)}, not a file: choose another name")
     if not os.access(path, os.W_OK):
-        raise PermissionError(errno.EACCES, "is read-only", str(path))
+        raise PermissionError(f"{path}: is read-only: choose another name, or allow it to be written")
     return found
 
 
@@ -361,6 +375,18 @@ def _sync_folder(folder):
             os.close(descriptor)
 
 
+def make_folder(path):
+    """Make a folder, and those above it, unless it is there. Raises FileError that names what stands in its place."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        for place in (Path(path), *Path(path).parents):
+            if os.path.lexists(place):
+                kind = _kind((os.stat if place.exists() else os.lstat)(place).st_mode)
+                raise FileError(f"{place}: is {kind}, not a folder: choose another place") from None
+        raise
+
+
 def fresh_path(stem, suffix="", *, folder=False):
     """The first of "stem", "stem-2", "stem-3", ... that is not there, made at once, empty: no other process gets it.
 
@@ -388,13 +414,18 @@ def refuse_same(target, files, what="out"):
 
 
 def open_log(path):
-    """A regular file opened to be read and appended to, made where there is none. Raises OSError for a link."""
+    """A regular file opened to be read and appended to, made where there is none. Raises OSError for a link.
+
+    One that has another name as well, by a hard link, is replaced by a copy: under that name it stays as it is.
+    """
+    if os.path.isfile(path) and os.stat(path).st_nlink > 1 and not os.path.islink(path):
+        write_bytes_atomic(path, Path(path).read_bytes())
     if os.path.islink(path):
-        raise OSError(errno.ELOOP, f"is a link to {os.readlink(path)}; links are not followed", str(path))
+        raise OSError(f"{path}: is a link to {os.readlink(path)}. Links are not followed: move it away")
     how = os.O_RDWR | os.O_APPEND | os.O_CREAT | _NOFOLLOW | _NONBLOCK | _CLOEXEC | _BINARY
     descriptor = os.open(path, how, 0o666)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, f"is {_kind(mode)}, not a file", str(path))
+        raise OSError(f"{path}: is {_kind(mode)}, not a file: move it away")
     return open(descriptor, "ab+")

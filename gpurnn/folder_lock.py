@@ -6,7 +6,6 @@ the host in the file are for people, for file systems without such locks, and fo
 
 import contextlib
 import contextvars
-import errno
 import json
 import os
 import socket
@@ -22,6 +21,17 @@ NAME = ".lock"
 _mutex = threading.RLock()
 _held = {}  # the real path of a folder -> its FolderLock, of those that this process holds
 _lent = contextvars.ContextVar("lent", default=None)
+
+
+def _begin_anew():
+    """In the child of a fork: the locks are the parent's, and a mutex that another thread held is held for ever."""
+    global _mutex
+    _mutex = threading.RLock()
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 class FolderInUseError(FileExistsError):
@@ -86,7 +96,8 @@ def lock_folder(folder):
         mine = _held[key]() if key in _held else None
         if mine is not None and not mine.closed:
             if mine.active:
-                raise FolderInUseError(f"{folder} is in use by another training of this process, {os.getpid()}")
+                who = f"another training of this process, {os.getpid()}"
+                raise FolderInUseError(f"{folder} is in use by {who}: wait for its end, or choose another folder")
             mine.taken = True
             mine.close()
         lock = FolderLock(folder)
@@ -100,16 +111,18 @@ def _acquire(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _NOFOLLOW | _NONBLOCK | _CLOEXEC, 0o666)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise OSError(errno.EINVAL, "is not a regular file", str(path))
+                raise OSError(f"{path}: is not a regular file: move it away")
             held = lock_file(descriptor)
             who = _read(descriptor)
             if held is False:
                 raise FolderInUseError(_refusal(path, who))
             if who and who["host"] != socket.gethostname() and (who["boot"] is None or who["boot"] != _boot()):
-                end = f"If it runs no more, remove {path}"
-                raise FolderInUseError(f"{_refusal(path, who)}, which cannot be asked from here. {end}")
+                end = f"That host cannot be asked from here: if the process runs no more, remove {path}"
+                raise FolderInUseError(f"{_refusal(path, who)}. {end}")
             if held is None and who and _alive(who):
                 raise FolderInUseError(_refusal(path, who))
+            if _same(descriptor, path) and os.fstat(descriptor).st_nlink > 1:
+                os.unlink(path)  # under its other name it stays as it is
             if not _same(descriptor, path):  # its holder removed it between our two calls
                 os.close(descriptor)
                 continue
@@ -157,14 +170,18 @@ def _read(descriptor):
         who = json.loads(os.read(descriptor, 4096))
         return {"pid": int(who["pid"]), "host": str(who["host"])[:200], "since": str(who["since"])[:40],
                 "boot": who.get("boot"), "born": who.get("born")}  # fmt: skip
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 
 def _refusal(path, who):
+    what_helps = "wait for its end, stop it, or choose another folder"
     if not who:
-        return f"{path.parent} is in use by another process"
-    return f"{path.parent} is in use by process {who['pid']} on host {who['host']} since {who['since']}"
+        return f"{path.parent} is in use by another process: {what_helps}"
+    text = f"{path.parent} is in use by process {who['pid']} on host {who['host']} since {who['since']}"
+    if who["host"] == socket.gethostname() and not _alive(who):
+        text += f", or by one that it started ({who['pid']} itself has ended)"
+    return f"{text}: {what_helps}"
 
 
 def _alive(who):

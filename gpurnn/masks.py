@@ -3,7 +3,7 @@
 import numpy as np
 
 from .arrays import host_array
-from .errors import DtypeError, ShapeError, check_flag
+from .errors import DivergedError, DtypeError, ShapeError, check_flag
 
 
 def check_lengths(lengths, T, B, name="lengths"):
@@ -26,13 +26,13 @@ def check_lengths(lengths, T, B, name="lengths"):
 
 
 def refuse_no_distribution(highest, name="logits"):
-    """Raise ValueError unless ``highest``, the highest logits of each place, is finite: else nothing can be drawn.
+    """Raise DivergedError unless ``highest``, the highest logits of each place, is finite: else nothing can be drawn.
 
     highest: an array on the host. It is NaN where one of the logits is.
     """
     wrong = highest[~np.isfinite(highest)]
     if wrong.size:
-        raise ValueError(
+        raise DivergedError(
             f"{name}: expected the highest of all classes to be a finite number, got {wrong[0]}: nothing can be drawn "
             "from that. The model has diverged, or its input is not finite"
         )

@@ -46,13 +46,12 @@ def _array(archive, info, name):
         version = np.lib.format.read_magic(member)
         if version not in ((1, 0), (2, 0), (3, 0)):
             raise ValueError(f"{name} has version {version} of the format, expected 1.0 to 3.0")
-        header = np.lib.format._read_array_header if version == (3, 0) else None
-        if header is not None:
-            shape, fortran, dtype = header(member, version)
-        elif version == (1, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(member)
-        else:
-            shape, fortran, dtype = np.lib.format.read_array_header_2_0(member)
+        # 3.0 is 2.0 but for the encoding of the names of a structure's fields, which nobody asks for
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        try:
+            shape, fortran, dtype = read(member)
+        except (MemoryError, RecursionError) as error:  # of Python's parser
+            raise ValueError(f"{name} has a header that is nested too deeply") from error
         if dtype.hasobject:
             raise ValueError(f"{name} holds Python objects, which are not loaded")
         if min(shape, default=0) < 0:

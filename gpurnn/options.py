@@ -5,6 +5,7 @@ import json
 import click
 
 from .errors import printable
+from .files import max_memory as memory_limit
 from .files import parse_size, set_max_memory
 
 backend = click.option(
@@ -19,6 +20,7 @@ run = click.argument("run", type=click.Path(exists=True, file_okay=False))
 
 def _set_limit(ctx, _, value):
     if value is None:
+        memory_limit()  # refuses a variable that is wrong before anything is done
         return
     try:
         parse_size(value)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import FileError, check_shape, printable
-from .files import write_bytes_atomic
+from .files import make_folder, write_bytes_atomic
 from .run_folder import FLOW, HISTORY, SOFTWARE, read_flow, read_history
 
 
@@ -208,5 +208,5 @@ def save_figure(figure, path):
     path, data = Path(path), io.BytesIO()
     kind = path.suffix[1:].lower() or "png"
     figure.savefig(data, dpi=120, format=kind, metadata={"Software": SOFTWARE} if kind == "png" else None)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_bytes_atomic(path, data.getvalue())

@@ -12,6 +12,8 @@ CONFIG, HISTORY, FLOW = "config.json", "history.jsonl", "gradient_flow.jsonl"
 CHECKPOINTS = ("last.json", "best.json")
 PICTURES = ("history.png", "gradient_flow.png")
 FILES = (CONFIG, *CHECKPOINTS, HISTORY, FLOW, *PICTURES)
+_DRAWN = {"plot", "attention"}  # options that name a picture
+_DRAWN_AS = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".eps", ".ps")
 SOFTWARE = "gpurnn"  # what the pictures say of who drew them
 _TENSORS = re.compile(r"(last|best)-[0-9a-f]{16}\.safetensors")
 _CONFIG_KEYS = {"task", "backend", "settings", "files", "data", "facts"}
@@ -37,7 +39,7 @@ def check_free(folder, error, besides=()):
     if found:
         raise error(
             f"{folder} already holds a run, or files with the names of one ({', '.join(found[:4])}): continue it with "
-            "resume, replace it with overwrite, or choose another folder"
+            "--resume, replace it with --overwrite (in Python resume=True, overwrite=True), or choose another folder"
         )
 
 
@@ -76,7 +78,7 @@ def _is_ours(path):
             document = parse_json(line, path, CheckpointError, finite=False)
             keys = {"kind"} if path.name == HISTORY else {"layers"}
         else:
-            document = parse_json(read_bytes(path, factor=24, error=CheckpointError), path, CheckpointError)
+            document = parse_json(read_bytes(path, factor=24, error=CheckpointError, own=True), path, CheckpointError)
             keys = _CONFIG_KEYS if path.name == CONFIG else {"format", "tensors"}
     except (CheckpointError, OSError):
         return None  # damaged
@@ -98,9 +100,16 @@ def is_our_picture(path):
 
 def check_outputs(folder, reads, **outputs):
     """Raise ValueError where a file to write, name of its option -> path or None, is one that is read or another one
-    of them, or belongs to the run in ``folder``; OSError where it may not be written. Returns the names of those that
-    are ordinary files, or will be."""
+    of them, belongs to the run in ``folder``, or is a picture of a kind that is not drawn; OSError where it may not be
+    written. Returns the names of those that are ordinary files, or will be."""
     given = {name: Path(path) for name, path in outputs.items() if path}
+    for name in _DRAWN & set(given):
+        suffix = given[name].suffix.lower()
+        if suffix not in ("", *_DRAWN_AS):
+            raise ValueError(
+                f"--{name}: {given[name]} would be a picture: expected a name that ends with one of "
+                f"{', '.join(_DRAWN_AS)}, got {suffix}"
+            )
     ordinary = set()
     for name, path in given.items():
         if not is_stream(path):
@@ -163,7 +172,7 @@ def read_flow(path):
 
 def _records(path, size=None):
     """(place for messages, record) of each whole line."""
-    data = read_bytes(path, factor=_RECORD_FACTOR, what="its records", error=CheckpointError)
+    data = read_bytes(path, factor=_RECORD_FACTOR, what="its records", error=CheckpointError, own=True)
     whole = size is not None and len(data) >= size  # else it is being written, or was shortened
     *lines, rest = data[:size].split(b"\n")
     if whole and rest:

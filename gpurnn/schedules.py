@@ -1,9 +1,8 @@
 """How a layer's time loop is laid out on a GPU: the schedules in a table, whether they fit, what they should cost.
 
 ``step``: a fused kernel and a product for each timestep, any size. ``block``: one thread block runs the whole time loop
-for a few sequences, its weights in registers and shared memory (kernels/block.cu; on tensor cores block_mma.cu).
-``grid``: the weights are spread over a group of thread blocks, which exchange h once a step (kernels/grid.cu,
-grid_mma.cu).
+for a few sequences, its weights in registers and shared memory (block.cu; on tensor cores block_mma.cu).
+``grid``: the weights are spread over a group of thread blocks, which exchange h once a step (grid.cu, grid_mma.cu).
 
 Times here are estimates from published figures, not measurements; they only rank what fits. ``gpurnn tune`` measures on
 a machine (tuning.py), and what it has measured counts in their place.

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from .errors import FileError
-from .files import one_line, read_json, write_json_atomic
+from .files import make_folder, one_line, read_json, write_json_atomic
 
 _FORMAT = 1
 _log = logging.getLogger("gpurnn")
@@ -58,7 +58,7 @@ def path():
 def read():
     """The ``Table`` on disk; an empty one where there is none, or with a warning where it cannot be read."""
     try:
-        document = read_json(path())
+        document = read_json(path(), own=True)
         if document["format"] != _FORMAT:
             raise ValueError(f"format {document['format']}, expected {_FORMAT}")
         return Table(
@@ -80,13 +80,13 @@ def check_file():
 
 def _document():
     try:
-        return read_json(path())
+        return read_json(path(), own=True)
     except (OSError, ValueError):
         return None
 
 
 def write(table):
     """Put the table on disk, whole or not at all."""
-    path().parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path().parent)
     entries = [{"work": list(problem), "ways": candidates} for problem, candidates in table.entries.items()]
     write_json_atomic(path(), {"format": _FORMAT, "entries": entries})

@@ -12,11 +12,11 @@ import tempfile
 import numpy as np
 
 from .errors import FileError, check_number
-from .files import check_room, naming, open_regular
+from .files import check_room, max_memory, naming, open_regular
 
-IN_MEMORY = 64 << 20  # bytes of text up to which its ids stay in memory; above they lie in a temporary file
+IN_MEMORY = 64 << 20  # bytes of text up to which its ids stay in memory if they may; else they lie in a temporary file
 _PIECE = 1 << 20  # bytes read at once
-_BYTE_COST, _LINE_COST = 8, 400  # bytes of memory for a byte of a table, and for a line of it
+_BYTE_COST, _LINE_COST = 8, 400  # bytes of memory for a byte of a text or a table, and for a line of a table
 _WORD_COST = 150  # bytes of memory for a different word that is counted
 _LONGEST_WORD = 1 << 24  # characters; where there is no white space in so many, a word is cut
 UNKNOWN = 0  # id of every character or word that is not in the vocabulary
@@ -159,8 +159,8 @@ def read_text(files=(), vocabulary=None, folder=None, *, level="characters", siz
 
     vocabulary: the one to use; None makes one of all characters in the files, or with ``level="words"`` of their
     commonest ``size`` words (a second pass over them).
-    folder: where the ids of more than ``IN_MEMORY`` bytes of text are put, in a temporary file that goes away with the
-    returned array; None is the system's folder for such files.
+    folder: where the ids of more than ``IN_MEMORY`` bytes of text are put, or of as many as would take more memory than
+    a file may, in a temporary file that goes away with the returned array; None is the system's folder for such files.
 
     Returns (ids, vocabulary); ids (characters,) or (words,), memory-mapped if large. A byte-order mark is dropped, line
     ends stay as they are. Raises ValueError for a file that is not UTF-8, with the place, OSError for one that cannot
@@ -177,6 +177,8 @@ def read_text(files=(), vocabulary=None, folder=None, *, level="characters", siz
         return _unbroken(pieces()) if level == "words" else pieces()
 
     bytes_in_all = sum(os.path.getsize(path) for path in files)
+    if files:
+        check_room(", ".join(map(str, files)), _BYTE_COST * min(bytes_in_all, _PIECE), "a piece of the text")
     if vocabulary is None:
         if level == "words":
             with naming(files):
@@ -189,7 +191,7 @@ def read_text(files=(), vocabulary=None, folder=None, *, level="characters", siz
         if not entries:
             raise ValueError(f"the text is empty: {', '.join(map(str, files))}")
         vocabulary = vocabulary_of(entries)
-    if bytes_in_all <= IN_MEMORY:
+    if bytes_in_all <= min(IN_MEMORY, max_memory() / _BYTE_COST):
         ids = np.concatenate([np.zeros(0, vocabulary.dtype), *map(vocabulary.encode, texts())])
         return ids, vocabulary
     # Written, not mapped and filled: a full disk is then an OSError instead of a killed process.

@@ -1,4 +1,4 @@
-// What every kernel file starts from: the legend, the qualifiers, the activations and their derivatives.
+// What every kernel file includes first: the legend, the qualifiers, the activations and their derivatives.
 //
 // Legend (the whole project)
 //     T  timesteps                G  gates (RNN 1, GRU 3, LSTM 4)
@@ -7,15 +7,15 @@
 //     H  hidden size              D  directions (1 or 2)
 //     V  vocabulary / classes
 //
-// Gates stand in the order of PyTorch and cuDNN: LSTM i f g o; GRU r z n.
-// Arrays are C-contiguous and time-major, [T, B, ...]: the rightmost index changes fastest. A leading d is the derivative
-// of the loss by the rest of the name: dh, dgates, dx. `real` is the type that is computed in, float or double.
-// "aligned": starts at a multiple of 16 bytes, as several numbers are read or written at once; each launch checks it.
+// Gates are in the order of PyTorch and cuDNN: LSTM i f g o; GRU r z n.
+// Arrays are C-contiguous and time-major, [T, B, ...]: the rightmost index changes fastest. d + name is the gradient of the
+// loss with respect to it: dh, dgates, dx. `real` is the compute type, float or double.
+// "aligned": the array starts at a multiple of 16 bytes, so that one instruction reads or writes several numbers. Each
+// launch checks it.
 //
-// CuPy compiles with -ftz=true: in float, what is smaller than 2^-126 counts as zero, unlike in NumPy.
+// CuPy compiles with -ftz=true: float numbers below 2^-126 are flushed to zero, unlike in NumPy.
 //
-// The loader (gpurnn/_kernels.py) puts this text in place of #include "common.cuh". It is also plain C++, so that the same
-// cells can be compiled for the CPU: no intrinsics here.
+// This text is also plain C++, without intrinsics, so that the same cells can be compiled for the CPU.
 
 #ifdef __CUDACC__
 #define DEVICE __device__ __forceinline__
@@ -32,8 +32,8 @@ using std::tanh;
 
 // ---- types
 //
-// float and double are computed in themselves, half and bfloat16 in float: Compute<T>::real. A CUDA installation without
-// the headers of the 16-bit types still compiles the others.
+// Compute<T>::real is the type that T is computed in: float for half and bfloat16, otherwise T. A CUDA installation without
+// the headers of the 16-bit types still compiles the other types.
 
 #ifdef __CUDACC__
 #if __has_include(<cuda_fp16.h>)
@@ -49,8 +49,8 @@ template <> struct Compute<double> { typedef double real; };
 
 // ---- activations
 //
-// The derivatives take the activated value y = f(x), not x: a backward pass then needs only the gates that the forward
-// pass has stored. tanh(x) itself is the built-in function.
+// The derivatives take the activated value y = f(x), not x: the backward pass needs only the gates that the forward pass has
+// saved. tanh(x) itself is the built-in function.
 
 // 1 / x to one last place. On a GPU a single instruction in float, which gives 0 where x is above 2^126.
 DEVICE float reciprocal(float x) {
@@ -64,15 +64,15 @@ DEVICE float reciprocal(float x) {
 }
 DEVICE double reciprocal(double x) { return 1.0 / x; }
 
-// sigmoid(x) = 1 / (1 + exp(-x)), exact to 4 last places however small it is. (1 + tanh(x / 2)) / 2 is not: from x = -12 on it
-// is the difference of two numbers that are nearly equal. An exp that overflows gives 0.
+// sigmoid(x) = 1 / (1 + exp(-x)), exact to 4 last places however small it is. (1 + tanh(x / 2)) / 2 is not: from x = -12 on
+// it is the difference of two numbers that are nearly equal. An exp that overflows gives 0.
 template <typename real>
 DEVICE real sigmoid(real x) {
     return reciprocal(real(1) + exp(-x));
 }
 
-// As exact as y where y is small. Where y is close to 1 it has lost what is below its own last place, and so has 1 - y: to store
-// 1 - y as well would cost more instructions in each gate than this is worth.
+// As exact as y where y is small. Where y is close to 1 it has lost what is below its own last place, and so has 1 - y: to
+// store 1 - y as well would cost more instructions in each gate than this is worth.
 template <typename real>
 DEVICE real dsigmoid(real y) {
     return y * (real(1) - y);

@@ -62,7 +62,7 @@ def test_every_cell_and_option_is_no_worse_than_array_code(cell, dtype, level, t
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_columns_past_one_chunk(cell, level, threads):
-    """H above KC of walk.h, so that sums are added up from several chunks."""
+    """H above CHUNK_COLUMNS of gemm.h, so that sums are added up from several chunks."""
     threads(2)
     worst, detail = check.compare(cell, "cpu", "float32", 3, 5, H=300)
     assert worst <= 1, detail
@@ -244,7 +244,7 @@ def test_no_vector_crosses_a_call():
     """
     library, _ = cpu_ops.load_native()
     names = subprocess.run(["nm", "-C", library._name], check=True, capture_output=True, text=True).stdout
-    assert "walk_layer<float" in names
+    assert "run_layer<float" in names
     assert not [name for name in names.splitlines() if "Vec<" in name]
 
 

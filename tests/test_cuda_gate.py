@@ -7,7 +7,7 @@ from cuda_on_cpu import gate, nvrtc
 from cuda_on_cpu.kernel_list import FIRST, KERNELS
 
 from gpurnn import _nvrtc
-from gpurnn._kernels import kernel_dir, kernel_files, kernel_source
+from gpurnn._kernels import kernel_dir, kernel_files, kernel_path, kernel_source
 
 needs_nvrtc = pytest.mark.skipif(nvrtc.missing() is not None, reason=str(nvrtc.missing()))
 PLAIN = gate.Resources(registers=32, stack=0, spill_stores=0, spill_loads=0, shared=0)
@@ -15,10 +15,17 @@ PLAIN = gate.Resources(registers=32, stack=0, spill_stores=0, spill_loads=0, sha
 
 def test_every_kernel_is_on_the_list():
     sources = {name: (kernel_dir() / name).read_text() for name in kernel_files()}
-    files = {name: text for name, text in sources.items() if name.endswith(".cu")}
+    files = {name.rpartition("/")[2]: text for name, text in sources.items() if name.endswith(".cu")}
     assert gate.list_problems(KERNELS, files) == []
-    headers = sources.keys() - files.keys()
+    headers = [name for name in sources if not name.endswith(".cu")]
     assert [name for name in headers if gate.global_functions(sources[name])] == []  # nothing would compile it
+
+
+def test_no_two_sources_have_the_same_name_and_each_is_found_by_it():
+    for name in kernel_files():
+        assert kernel_path(name.rpartition("/")[2]) == kernel_dir() / name
+    with pytest.raises(FileNotFoundError, match="no file sideways.cu"):
+        kernel_path("sideways.cu")
 
 
 def test_a_kernel_without_an_entry_and_an_entry_without_a_kernel_are_found():
@@ -150,14 +157,14 @@ def test_blocks_per_multiprocessor(registers, shared, threads, arch, blocks):
 
 def test_the_source_of_a_kernel_holds_its_headers_once():
     source = kernel_source("step.cu")
-    assert source.startswith('#line 1 "step.cu"\n')
+    assert source.startswith('#line 1 "schedules/step.cu"\n')
     for header in ("common.cuh", "cells/rnn.cuh", "cells/lstm.cuh", "cells/gru.cuh"):
         assert source.count(f'#line 1 "{header}"\n') == 1
-    assert '\n#include "' not in source
+    assert '\n#include "' not in source and "../" not in source
     line = next(k for k, text in enumerate(source.splitlines()) if "void step_forward(" in text)
     marker = max(k for k, text in enumerate(source.splitlines()[:line]) if text.startswith("#line"))
     number = int(source.splitlines()[marker].split()[1]) + line - marker - 1
-    assert "void step_forward(" in (kernel_dir() / "step.cu").read_text().splitlines()[number - 1]
+    assert "void step_forward(" in kernel_path("step.cu").read_text().splitlines()[number - 1]
 
 
 @needs_nvrtc

@@ -1,5 +1,5 @@
-"""The schedule ``grid``: a group of thread blocks walks all of time, with one exchange a step. Executed on the CPU as
-test_cuda_block.py does it, all blocks of a launch at once and interleaved in several orders."""
+"""The schedule ``grid``: a group of thread blocks runs the whole time loop, with one exchange a step. Executed on the
+CPU as test_cuda_block.py does it, all blocks of a launch at once and interleaved in several orders."""
 
 import itertools
 import re
@@ -212,18 +212,19 @@ def test_no_launch_of_all_blocks_is_one_dimensional(monkeypatch):
 
 SYNC = "__syncthreads();"
 STOP = f"perhaps\n{{0}}{SYNC}\n{{0}}if (stop)"
+TIMED_OUT = "if (__syncthreads_or(channel.timed_out))"
 MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
-    "no wait": ("lstm", "return (unsigned)(both[k] >> 32) == epoch;", "return true;"),
-    "stale epoch": ("gru", "(both[k] >> 32) == epoch;", "(both[k] >> 32) != 0;"),
+    "no wait": ("lstm", "return (unsigned)(received[k] >> 32) == epoch;", "return true;"),
+    "stale epoch": ("gru", "(received[k] >> 32) == epoch;", "(received[k] >> 32) != 0;"),
     "one slot": ("lstm", "(when & 1) * size", "0 * size"),
-    "sent after the last step": ("lstm", "walks && (at.back ? t > 0 : t + 1 < at.longest)", "walks"),
-    "no barrier behind what came": ("lstm", "if (__syncthreads_or(with.lost)) return;", "if (with.lost) return;"),
+    "sent after the last step": ("lstm", "active && (pos.reversed ? t > 0 : t + 1 < pos.longest)", "active"),
+    "no barrier behind what came": ("lstm", f"{TIMED_OUT} return;", "if (channel.timed_out) return;"),
     "no barrier behind the sums": ("gru", f"product.multiply();\n{SYNC:>32}", "product.multiply();"),
     "no barrier behind d": ("gru", f"N = gridDim.y;\n{SYNC:>24}", "N = gridDim.y;"),
     "no barrier behind the parts": ("lstm", f"quad * 4) = part[r];\n{SYNC:>24}", "quad * 4) = part[r];"),
-    "no barrier behind the last sums": ("lstm", "return !__syncthreads_or(with.lost);", "return true;"),
+    "no barrier behind the last sums": ("lstm", "return !__syncthreads_or(channel.timed_out);", "return true;"),
     "a part left out": ("gru", "for (int p = 0; p < S; p++) sum", "for (int p = 1; p < S; p++) sum"),
-    "another block's part": ("gru", "(k / U * N + blockIdx.y) * OWN", "(k / U * N + k / U) * OWN"),
+    "another block's part": ("gru", "(k / U * N + blockIdx.y) * OWNED", "(k / U * N + k / U) * OWNED"),
     "rows of another slice": ("rnn tanh", "thread / Q * RS + k / 4, u", "(S - 1 - thread / Q) * RS + k / 4, u"),
     "columns of another slice": ("lstm", "= thread / U * KS + k", "= (S - 1 - thread / U) * KS + k"),
     "unit of the next block": ("gru", "int row = unit + thread % U", "int row = unit + U + thread % U"),
@@ -231,24 +232,24 @@ MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
 
 # On tensor cores, with what both share.
 MMA_MUTATIONS = {
-    "no wait": ("rnn tanh", "all = all && words[i][w] != With::EMPTY", "all = true"),
-    "one word's wait": ("rnn tanh", "all = all && words[i][w] != With::EMPTY", "all = words[i][0] != With::EMPTY"),
+    "no wait": ("rnn tanh", "all = all && words[i][w] != Channel::EMPTY", "all = true"),
+    "one word's wait": ("rnn tanh", "all && words[i][w] != Channel::EMPTY", "words[i][0] != Channel::EMPTY"),
     "one slot": ("rnn tanh", "(when % (2 * TURNS)) * size", "0 * size"),
     "slots are not emptied": ("rnn tanh", "if (turn % TURNS != 1) return;", "return;"),
     "emptied before it is read": ("rnn tanh", "TURNS - 1; n < 2 * TURNS - 1", "TURNS + 1; n < 2 * TURNS + 1"),
     "a store that is no message": ("rnn tanh", "st.relaxed.gpu.global.u32", "st.global.u32"),
     "a look that is none": ("rnn tanh", "ld.relaxed.gpu.global.v2.u32", "ld.global.v2.u32"),
-    "no barrier before the sums": ("rnn tanh", "if (__syncthreads_or(with.lost)) return;", "if (with.lost) return;"),
-    "no barrier behind the sums, back": ("rnn tanh", f"product.share();\n{SYNC:>24}", "product.share();\n"),
-    "no barrier before them, back": ("gru", "if (__syncthreads_or(with.lost)) return false", "if (false) return false"),
+    "no barrier before the sums": ("rnn tanh", f"{TIMED_OUT} return;", "if (channel.timed_out) return;"),
+    "no barrier behind the sums, back": ("rnn tanh", f"inner.store_sums();\n{SYNC:>24}", "inner.store_sums();\n"),
+    "no barrier before them, back": ("gru", f"{TIMED_OUT} return false", "if (false) return false"),
     "a warp's sum left out": ("rnn tanh", "int p = 0; p < WARPS; p++) sum", "int p = 1; p < WARPS; p++) sum"),
     "another sequence": ("rnn tanh", "return column % 4 * 2 + column / 4;", "return column;"),
     "words of the fragment": ("rnn tanh", "(part * 2 + w) * Fragment<T>::P", "(part * 2 + 1 - w) * Fragment<T>::P"),
     "another gate, back": ("gru", "(size_t)(group / gate) * H_ + row", "(size_t)(G - 1 - group / gate) * H_ + row"),
-    "the group ends early": ("rnn tanh", "longest = length > longest ? length : longest", "longest = 1"),
-    "length off by one": ("gru", f"0 && t < at.ends[k]) {{\n{'float a':>27}", "0 && t <= at.ends[k]) { float a"),
-    "h of the step itself": ("rnn tanh", "h_new[k] = kept[k].h;", ""),
-    "asked for the same again": ("gru", "if (step > 0) ask(step - 1);", "if (step > 0) ask(step);"),
+    "the group ends early": ("rnn tanh", "longest = steps > longest ? steps : longest", "longest = 1"),
+    "length off by one": ("gru", f"0 && t < pos.length[k]) {{\n{'float a':>27}", "0 && t <= pos.length[k]) { float a"),
+    "h of the step itself": ("rnn tanh", "h_new[k] = saved[k].h;", ""),
+    "asked for the same again": ("gru", "if (step > 0) prefetch(step - 1);", "if (step > 0) prefetch(step);"),
 }
 
 

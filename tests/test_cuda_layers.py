@@ -639,7 +639,7 @@ MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
     "sign, lstm c": ("lstm", "dc += dh * o", "dc -= dh * o"),
     "dc before its own share": ("lstm", "dc += dh * o * dtanh(m)", "dc += dh * dtanh(m)"),
     "forget gate's derivative": ("lstm", "d[1] = dc * c * dsigmoid(f)", "d[1] = dc * m * dsigmoid(f)"),
-    "gates in another order": ("lstm", "f = keep[1] = sigmoid(ax[1]", "f = keep[1] = sigmoid(ax[3]"),
+    "gates in another order": ("lstm", "f = saved[1] = sigmoid(ax[1]", "f = saved[1] = sigmoid(ax[3]"),
     "sign, gru n": ("gru", "d[3] = dh * (real(1) - z)", "d[3] = -dh * (real(1) - z)"),
     "sign, gru q": ("gru", "d[2] = d[3] * r", "d[2] = -d[3] * r"),
     "derivative by z": ("gru", "d[3] * r;\n        d[1] = dh * (h - n)", "d[3] * r;\n        d[1] = dh * (n - h)"),
@@ -647,12 +647,12 @@ MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
     "sign, original r": ("gru original", "d_r = d_p * h", "d_r = -d_p * h"),
     "sign, original n": ("gru original", "d[2] = dh * (real(1) - z)", "d[2] = -dh * (real(1) - z)"),
     "original, p's way": ("gru original", "dh += d_p * r", "dh += d_p * h"),
-    "derivative past the end": ("gru", "leaves[k] = real(0);", "leaves[k] = real(1);"),
-    "slot of the reverse direction": ("gru", "back ? t + 1 : t)", "back ? t : t)"),
-    "index of kept gates": ("lstm", "row[(size_t)k * H] = T(kept[k])", "row[(size_t)k * H + 1] = T(kept[k])"),
+    "derivative past the end": ("gru", "dgates[k] = real(0);", "dgates[k] = real(1);"),
+    "slot of the reverse direction": ("gru", "reversed ? t + 1 : t)", "reversed ? t : t)"),
+    "index of saved gates": ("lstm", "row[(size_t)k * H] = T(saved[k])", "row[(size_t)k * H + 1] = T(saved[k])"),
     "unit past the end": ("rnn tanh", "inside = j < n", "inside = j <= n"),
     "length off by one": ("rnn tanh", ">= lengths[b]) {\n        if (Cell", "> lengths[b]) {\n        if (Cell"),
-    "projection forgets the end": ("lstm projected", "held ? h_now[here] : product", "!held ? h_now[here] : product"),
+    "projection forgets the end": ("lstm projected", "held ? h_now[index] : product", "!held ? h_now[index] : product"),
 }  # fmt: skip
 
 

@@ -220,7 +220,7 @@ MUTATIONS = {
         "sums[threadIdx.x + half];",
     ),
     "adam's second moment": ("adam", "exp_avg_sq, g, beta2", "exp_avg_sq, exp_avg, beta2"),
-    "sign of the target's share": ("loss", "d -= by_loss *", "d += by_loss *"),
+    "sign of the target's share": ("loss", "d -= dloss *", "d += dloss *"),
     "a row's sum": ("loss", "log(sums[0])", "log(sums[1])"),
     "a round of Philox": ("mask", "round < 10", "round < 9"),
 }

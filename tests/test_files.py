@@ -2,8 +2,11 @@
 
 import contextlib
 import json
+import math
 import os
+import platform
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -16,8 +19,12 @@ import pytest
 from click.testing import CliRunner
 from optional import needs
 
+import gpurnn
+from gpurnn import cpu_ops, files
 from gpurnn.cli import main
-from gpurnn.tasks.run import load, prepare
+from gpurnn.errors import FileError
+from gpurnn.tasks.run import load, prepare, read_run
+from gpurnn.vocabulary import read_text
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--hidden", "4", "--epochs", "1", "--seed", "1", "--backend", "cpu", "--no-progress"]
@@ -51,7 +58,7 @@ def runs(tmp_path_factory):
     rows = "\n".join(f"{1950 + n // 12}-{n % 12 + 1:02},{np.sin(n) + 3:.4f}" for n in range(120))
     (folder / "x.csv").write_text(f"month,sales\n{rows}\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gpurnn.training._Run._draw", lambda run: None)
+        patch.setattr("gpurnn.train.run_files.RunFiles.draw", lambda files: None)
         call("train", "text", folder / "book.txt", "--out", folder / "text", "--steps", 8, "--batch", 4, *TINY)
         call("train", "music", folder / "tunes.json", "--out", folder / "music", *TINY)
         call("train", "series", folder / "x.csv", "--window", 8, "--horizon", 2, "--out", folder / "series", *TINY)
@@ -65,7 +72,7 @@ def copied(runs, tmp_path, monkeypatch):
 
     shutil.copytree(runs, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setattr("gpurnn.training._Run._draw", lambda run: None)
+    monkeypatch.setattr("gpurnn.train.run_files.RunFiles.draw", lambda files: None)
     return tmp_path / "here"
 
 
@@ -265,7 +272,7 @@ def test_there_is_one_helper_that_writes():
         path.relative_to(ROOT).as_posix()
         for folder in ("gpurnn", "bench")
         for path in (ROOT / folder).rglob("*.py")
-        if pattern.search(path.read_text(encoding="utf-8"))
+        if pattern.search(re.sub(r"(?m)^ *>>>.*", "", path.read_text(encoding="utf-8")))  # examples may write
     }
     assert found <= {"gpurnn/files.py", "gpurnn/_cubins.py"}, found
 
@@ -353,6 +360,7 @@ def test_a_lock_of_another_host_is_named(copied):
     for _ in range(2):
         said = refused("train", "text", "--out", "text", "--resume", "--epochs", 2, "--no-progress")
         assert "process 7 on host elsewhere since yesterday" in said and ".lock" in said
+        assert "wait for its end, stop it, or choose another folder. That host cannot be asked" in said
     Path("text", ".lock").write_text("")  # its writer was killed before it wrote
     lock = lock_folder("text")
     lock.active = True
@@ -360,6 +368,127 @@ def test_a_lock_of_another_host_is_named(copied):
         lock_folder("text")
     lock.close()
     assert not Path("text", ".lock").exists()
+
+
+CHILD = """
+import os, sys, time
+from gpurnn.folder_lock import lock_folder
+lock = lock_folder(sys.argv[1])
+child = os.fork()
+if child == 0:
+    time.sleep(60)
+    os._exit(0)
+print(child, flush=True)
+time.sleep(60)
+"""
+
+
+@posix
+def test_a_lock_that_outlives_its_process_says_so(copied):
+    """A forked child holds the same open file."""
+    first = subprocess.Popen(
+        [sys.executable, "-c", CHILD, "text"], env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE
+    )
+    child = int(first.stdout.readline())
+    resume = ["train", "text", "--out", "text", "--resume", "--no-progress"]
+    try:
+        assert f"process {first.pid} on host" in refused(*resume) and "started" not in refused(*resume)
+        first.kill()
+        first.wait()
+        assert f"or by one that it started ({first.pid} itself has ended): wait" in refused(*resume)
+    finally:
+        first.stdout.close()
+        os.kill(child, signal.SIGKILL)
+    ends = time.monotonic() + 20
+    while "in use" in CliRunner().invoke(main, resume).output and time.monotonic() < ends:
+        time.sleep(0.01)
+    call(*resume)
+
+
+@pytest.mark.skipif(not hasattr(os, "link"), reason="needs hard links")
+@pytest.mark.parametrize("how", ["overwrite", "resume"])
+def test_hard_links_to_a_runs_files_keep_what_they_have(copied, how):
+    call("train", "text", "--out", "text", "--resume", "--epochs", 2, "--flow", "--no-progress")
+    Path("text", ".lock").write_text("not a lock")
+    Path("kept").mkdir()
+    for path in Path("text").iterdir():
+        os.link(path, Path("kept", path.name))
+    before = {path.name: path.read_bytes() for path in Path("kept").iterdir()}
+    if how == "resume":
+        call("train", "text", "--out", "text", "--resume", "--epochs", 3, "--flow", "--no-progress")
+    else:
+        call("train", "text", "book.txt", "--out", "text", "--overwrite", "--steps", 8, "--batch", 4, *TINY)
+    assert {path.name: path.read_bytes() for path in Path("kept").iterdir()} == before
+    epochs = [json.loads(line)["epoch"] for line in Path("text", "history.jsonl").read_text().splitlines()]
+    assert sorted(set(epochs)) == ([1, 2, 3] if how == "resume" else [1]) and not Path("text", ".lock").exists()
+
+
+@pytest.mark.parametrize("pid", ["1e400", "-1e400", "NaN", "9" * 5000, '"x"', "[7]", "null", "1" + "0" * 300])
+def test_a_lock_that_says_nonsense_is_taken_over(copied, pid):
+    for host in (f'"{platform.node()}"', "3", "[]"):
+        text = f'{{"pid": {pid}, "host": {host}, "since": "now", "boot": null, "born": null}}'
+        Path("text", ".lock").write_text(text)
+        done = CliRunner().invoke(main, ["train", "text", "--out", "text", "--resume", "--no-progress"])
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+        assert done.exit_code == 0 or "is in use by process 1" in done.stderr, done.output
+
+
+FORK = """
+import os, sys, threading, time
+from gpurnn.folder_lock import FolderInUseError, lock_folder
+
+sys.setswitchinterval(1e-6)
+folders = [f"folder-{n}" for n in range(5)]
+for folder in folders:
+    os.mkdir(folder)
+over = False
+
+def work(folder):
+    while not over:
+        lock_folder(folder).close()
+
+threads = [threading.Thread(target=work, args=[folder], daemon=True) for folder in folders[:4]]
+for thread in threads:
+    thread.start()
+mine, hung = lock_folder(folders[4]), 0
+mine.active = True
+for number in range(60):
+    time.sleep(0.001 * (number % 5))
+    child = os.fork()
+    if child == 0:
+        try:
+            lock_folder(folders[4])
+        except FolderInUseError as error:  # the parent's
+            os._exit(0 if f"process {os.getppid()} on host" in str(error) else 3)
+        os._exit(4)
+    ends = time.monotonic() + 10
+    while not hung:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            assert status == 0, f"a child ended with {status}"
+            break
+        if time.monotonic() > ends:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+            hung = 1
+        time.sleep(0.001)
+    if hung:
+        break
+over = True
+for thread in threads:
+    thread.join()
+assert not hung, "a child hung"
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_beside_threads_that_lock_folders(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORK], cwd=tmp_path, env=environment, capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_prepared_run_holds_its_folder(copied):
@@ -385,3 +514,173 @@ def test_a_run_that_cannot_begin_leaves_nothing(copied):
     refused("train", "text", "empty.txt", "--out", "deep/down/run", *TINY)
     refused("train", "text", "empty.txt", *TINY)
     assert sorted(set(os.listdir(".")) - {"runs"}) == before and not (Path("runs").exists() and os.listdir("runs"))
+
+
+@posix
+@pytest.mark.parametrize(
+    "make, kind",
+    [
+        (lambda path: path.symlink_to(os.devnull), "a device"),
+        (os.mkfifo, "a pipe"),
+        (lambda path: socket.socket(socket.AF_UNIX).bind(str(path.relative_to(Path.cwd()))), "a socket"),
+        (lambda path: path.touch(), "a file"),
+        (lambda path: path.symlink_to("nowhere"), "a link to nothing"),
+    ],
+    ids=["device", "pipe", "socket", "file", "dangling"],
+)
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_what_is_no_folder_is_told(copied, make, kind):
+    """Of a run, of ``fit``, of a picture; and above the folder that is asked for."""
+    make(copied / "odd")
+    before = sorted(os.listdir("."))
+    text = refused("train", "text", "book.txt", "--out", "odd", "--steps", 8, "--batch", 4, *TINY)
+    assert f"odd: is {kind}, not a folder: choose another" in text or "Directory 'odd' is a file" in text
+    if kind != "a link to nothing":
+        text = refused("train", "text", "book.txt", "--out", "odd/run", "--steps", 8, "--batch", 4, *TINY)
+        assert f"odd: is {kind}, not a folder: choose another" in text
+    with pytest.raises(FileError, match=f"odd: is {kind}, not a folder"):
+        prepare("text", ["book.txt"], "odd")
+    with pytest.raises(FileError, match=f"odd: is {kind}, not a folder"):
+        files.make_folder("odd")
+    Path("runs").symlink_to("odd")
+    assert f"runs: is {kind}, not" in refused("train", "text", "book.txt", "--steps", 8, "--batch", 4, *TINY)
+    os.remove("runs")
+    assert sorted(os.listdir(".")) == before
+    if kind != "a link to nothing":
+        with pytest.raises(FileError, match=f"odd: is {kind}, not a folder"):
+            fit_into("odd/run")
+
+
+def fit_into(folder):
+    model = gpurnn.Sequential(gpurnn.LSTM(2, 2, seed=0), gpurnn.Linear(2, 1, seed=0))
+    batches = gpurnn.SequenceBatches([np.zeros((3, 2), "f4")], [np.zeros((3, 1), "f4")], 1)
+    gpurnn.fit(model, gpurnn.mse, batches, optimizer=gpurnn.SGD(model, 0.1), epochs=1, out=folder, progress=False)
+
+
+# ---- sentences
+
+
+def test_a_folder_that_holds_a_run_says_what_to_do(copied):
+    text = refused("train", "text", "book.txt", "--out", "text", *TINY)
+    assert "continue it with --resume, replace it with --overwrite" in text
+
+
+@posix
+def test_a_link_and_a_read_only_file_are_told_plainly(copied, monkeypatch):
+    Path("ln.csv").symlink_to("s.csv")
+    Path("s.csv").touch()
+    text = refused("forecast", "series", "--out", "ln.csv")
+    assert "ln.csv: is a link to s.csv. Links are not followed: name s.csv itself" in text and "Errno" not in text
+    os.chmod("s.csv", 0o400)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write anything
+    text = refused("forecast", "series", "--out", "s.csv")
+    assert "s.csv: is read-only: choose another name" in text and "Errno" not in text
+    monkeypatch.undo()
+    Path(copied, "text", "history.jsonl").unlink()
+    Path(copied, "text", "history.jsonl").mkdir()
+    monkeypatch.chdir(copied)
+    text = refused("train", "text", "--out", "text", "--resume", "--epochs", 2, "--no-progress")
+    assert "history.jsonl: is a folder, not a file" in text and "Errno" not in text
+
+
+@pytest.mark.parametrize("name", ["f.csv", "f.gif", "f.PNGX"])
+def test_a_picture_of_a_kind_that_is_not_drawn(copied, name):
+    text = refused("forecast", "series", "--plot", name, "--out", "y.csv")
+    assert f"--plot: {name} would be a picture: expected a name that ends with one of .png, .svg" in text
+    assert not Path(name).exists() and not Path("y.csv").exists()
+
+
+@needs("mido")
+def test_midi_that_ends_too_early(copied):
+    Path("short.mid").write_bytes(b"MThd\0\0\0\6\0\0\0\1\0\x60MTrk\0\0\0\x20\0\x90")
+    text = refused("evaluate", "music", "short.mid")
+    assert "short.mid: is not a MIDI file that can be read: it ends too early" in text
+
+
+def test_the_result_of_a_run_whose_records_are_missing(copied):
+    call("train", "text", "--out", "text", "--resume", "--epochs", 3, "--no-progress")
+    log = Path("text", "history.jsonl")
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(line for line in lines if '"epoch": 3' in line))
+    output = call("train", "text", "--out", "text", "--resume", "--epochs", 4, "--no-progress").output
+    assert f"{log}: the records of 2 epochs are missing: this is told of the others." in output
+    log.write_text("")
+    assert "The model is whole" in refused("train", "text", "--out", "text", "--resume", "--no-progress")
+    call("sample", "text", "--length", 3)
+
+
+# ---- variables that are wrong
+
+
+@pytest.mark.parametrize(
+    "name, text, expected",
+    [
+        ("GPURNN_NUM_THREADS", "abc", "whole number from 1 to 4096"),
+        ("GPURNN_NUM_THREADS", "9" * 5000, "whole number from 1 to 4096"),
+        ("GPURNN_ISA", "sse9", "should be one of"),
+        ("GPURNN_BACKEND", "tpu", "unknown backend"),
+        ("GPURNN_MAX_MEMORY", "abc", "number of bytes"),
+        ("GPURNN_MAX_MEMORY", "9" * 400, "number of bytes"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_a_wrong_variable_is_named_and_no_file(copied, monkeypatch, name, text, expected):
+    if name in ("GPURNN_NUM_THREADS", "GPURNN_ISA") and cpu_ops.load_native() is None:
+        pytest.skip("gpurnn._native was not built")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), name: text}
+    for arguments in (
+        ["sample", "text", "--length", 3],
+        ["evaluate", "text", "book.txt"],
+        ["train", "text", "book.txt", "--steps", 8, "--batch", 4, "--epochs", 1, "--out", "new", "--no-progress"],
+        ["train", "text", "--out", "text", "--resume", "--epochs", 9, "--no-progress"],
+    ):
+        if name == "GPURNN_BACKEND" and "--resume" in arguments:
+            continue  # it has the run's own
+        done = subprocess.run(command(*arguments), env=environment, capture_output=True, text=True, timeout=60)
+        errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+        assert done.returncode == 2 and len(errors) == 1, done.stderr
+        assert errors[0].startswith(f"Error: {name}") and expected in errors[0] and len(errors[0]) < 200, errors
+        assert "book.txt" not in errors[0] and "config.json" not in errors[0]
+    assert not Path("new").exists()
+    assert read_run("text")[0].epochs == 1
+
+
+@pytest.mark.parametrize("text", ["abc", "9" * 400, "1e5", "-1", "0.5.5"])
+def test_a_size_that_is_none_is_refused(text):
+    with pytest.raises(ValueError, match="max_memory should be a number of bytes.*got '"):
+        files.parse_size(text)
+    assert "max_memory should be" in refused("train", "text", f"--max-memory={text}")
+
+
+def test_sizes():
+    assert [files.parse_size(text) for text in ("0", "800M", "1.5 KiB", 7, "0.4")] == [math.inf, 800 << 20, 1536, 7, 0]
+
+
+# ---- the limit that a user sets for data
+
+
+@pytest.mark.parametrize("level", ["characters", "words"])
+def test_a_text_is_refused_before_training(copied, level):
+    Path("big.txt").write_text("a gate keeps the state\n" * 2000)
+    more = ["--level", level, "--steps", 8, "--batch", 4, "--out", "new", *TINY]
+    text = refused("train", "text", "big.txt", "--max-memory", "100K", *more)
+    assert "big.txt: a piece of the text would take" in text and "--max-memory 1G" in text
+    assert not Path("new").exists()
+    assert "big.txt: a piece" in refused("evaluate", "text", "big.txt", "--max-memory", "100K")
+
+
+def test_a_limit_for_data_does_not_judge_a_runs_own_files(copied):
+    for _ in range(6):
+        Path("text", "history.jsonl").write_text(Path("text", "history.jsonl").read_text() * 2)
+    small = ["--max-memory", "20K"]
+    call("train", "text", "book.txt", "--out", "new", "--steps", 8, "--batch", 4, *TINY, *small)
+    call("train", "text", "--out", "new", "--resume", "--epochs", 2, "--no-progress", *small)
+    call("sample", "text", "--length", 3, *small)
+    assert "history.png" in call("plot", "text", *small).output
+
+
+def test_a_text_that_does_not_fit_lies_on_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPURNN_MAX_MEMORY", "10M")
+    (tmp_path / "big.txt").write_text("a gate keeps the state\n" * 100_000)
+    ids, vocabulary = read_text([tmp_path / "big.txt"], folder=tmp_path)
+    assert isinstance(ids, np.memmap) and len(ids) == 2_300_000 and vocabulary.decode(ids[:6]) == "a gate"

@@ -12,6 +12,9 @@ import pytest
 from hostile import IMAGES, complaints
 from optional import needs
 
+from gpurnn.errors import FileError
+from gpurnn.npz import read_npz
+
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 SHORT = ["--epochs", 1, "--hidden", 4, "--batch", 4, "--backend", "cpu", "--no-progress", "--overwrite", "--out", "new"]
 
@@ -158,6 +161,41 @@ def bomb_midi_events(folder):
     return ["train", "music", "bomb.mid", "--valid", 0, *SHORT]
 
 
+EVERY = "".join(chr(point) for point in range(32, 0x110000) if not 0xD800 <= point < 0xE000)
+
+
+def bomb_text_of_every_character(folder):
+    write(folder / "bomb.txt", EVERY.encode())
+    return ["train", "text", "bomb.txt", *SHORT]
+
+
+def bomb_table_of_every_character(folder):
+    lines = (f"{EVERY[n : n + 1000]}\t{'ab'[n // 1000 % 2]}\n" for n in range(0, len(EVERY), 1000))
+    write(folder / "bomb.tsv", "".join(lines).encode())
+    return ["train", "classify", "bomb.tsv", "--level", "characters", *SHORT]
+
+
+def bomb_pairs_of_many_words(folder):
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = [a + b + c + d for a in "abcd" for b in letters for c in letters for d in letters]
+    lines = [" ".join(words[n : n + 40]) for n in range(0, len(words), 40)] * 2
+    write(folder / "bomb.tsv", "".join(f"{line}\t{line}\n" for line in lines).encode())
+    return ["train", "translate", "bomb.tsv", *SHORT, "--hidden", 400]
+
+
+def bomb_transcripts_of_every_character(folder):
+    write(folder / "bomb.wav", hostile.wav(np.zeros(800)))
+    lines = (f"bomb.wav\t{EVERY[n : n + 100_000]}x\n" for n in range(1000, len(EVERY), 100_000))
+    write(folder / "bomb.tsv", ("".join(lines) + "bomb.wav\tx\n" * 40).encode())
+    return ["train", "speech", "bomb.tsv", *SHORT]
+
+
+def bomb_csv_columns(folder):
+    row = ",".join(str(n % 7) for n in range(300_000))
+    write(folder / "bomb.csv", "\n".join([",".join(f"c{n}" for n in range(300_000)), *[row] * 12]).encode())
+    return ["train", "series", "bomb.csv", "--inputs", "all", "--window", 2, "--horizon", 1, *SHORT]
+
+
 def bomb_json_lists(folder):
     write(folder / "bomb.json", b"[[" + b"[]," * 7_000_000 + b"[]]]")
     return ["train", "music", "bomb.json", "--valid", 0, *SHORT]
@@ -225,6 +263,12 @@ def bomb_layers(folder):
     return ["sample", "bomb"]
 
 
+def _npy(header, version, data=bytes(4)):
+    header = header.encode() + b"\n"
+    size = struct.pack("<H" if version == 1 else "<I", len(header))
+    return b"\x93NUMPY" + bytes([version, 0]) + size + header + data
+
+
 BOMBS = [value for name, value in list(globals().items()) if name.startswith("bomb_")]
 SPARSE = {
     "huge.txt": ["train", "classify", "huge.txt", *SHORT], "huge.json": ["train", "music", "huge.json", *SHORT],
@@ -232,6 +276,23 @@ SPARSE = {
     "huge.npz": ["train", "music", "huge.npz", *SHORT], "huge.wav": ["transcribe", "run-speech", "huge.wav"],
     "train-huge": ["train", "longrange", "train-huge", "--problem", "rows", *SHORT],
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_headers_of_arrays(tmp_path, version):
+    """Of all versions of the format; one that is nested deeper than Python parses is no lack of memory."""
+    path = tmp_path / "x.npz"
+    for descr, value in (("'<f4'", 0.0), ("[('caf\u00e9', '<f4')]" if version == 3 else "[('a', '<f4')]", (0.0,))):
+        with hostile.zipfile.ZipFile(path, "w") as archive:
+            header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': (1,), }}"
+            archive.writestr("x.npy", _npy(header, version))
+        assert read_npz(path, lambda name: True)["x"].tolist() == [value]
+    for deep in ("-" * 9000 + "1", "(" * 3000, "[" * 200 + "]" * 200):
+        with hostile.zipfile.ZipFile(path, "w") as archive:
+            header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({deep},), }}"
+            archive.writestr("x.npy", _npy(header, version))
+        with pytest.raises(FileError, match="x.npz"):
+            read_npz(path, lambda name: True)
 
 
 @needs("mido")
@@ -243,6 +304,15 @@ def test_bombs(place, bomb):
         file.unlink()
     arguments = bomb(folder)
     assert complaints(run(*arguments), "bomb", "train.gz", "train-images", refused=True) == []
+
+
+@needs("mido")
+def test_half_a_million_events_of_midi_are_read(place):
+    """In seconds: mido's merging of tracks took most of twenty."""
+    folder, run = place
+    write(folder / "many.mid", hostile.midi([(0, 0x90, 60, 64), (1, 0x80, 60, 0)] * 250_000, ticks=960))
+    done = run("train", "music", "many.mid", "--valid", 0, *SHORT)
+    assert done["code"] == 0 and complaints(done) == []
 
 
 @needs("mido")

@@ -38,7 +38,7 @@ def place():
     place = copies.free[0]
     (built,) = (place / "gpurnn").glob("_native*")
     built.unlink()
-    command = ["g++", *FLAGS.split(), str(place / "kernels/cpu/walk.cpp"), "-o", str(built)]
+    command = ["g++", *FLAGS.split(), str(place / "kernels/cpu/api.cpp"), "-o", str(built)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     yield place

@@ -31,7 +31,7 @@ BAD = "\x1b]0;owned\x07\x1b[31mred\x9b2J\r\x08\x7f\u202egnp"
 @pytest.fixture
 def call(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("gpurnn.training._Run._draw", lambda run: None)
+    monkeypatch.setattr("gpurnn.train.run_files.RunFiles.draw", lambda files: None)
 
     def call(*arguments, code=0, **more):
         done = CliRunner().invoke(main, list(map(str, arguments)), **more)
@@ -99,11 +99,22 @@ def test_translations_and_columns_of_escapes(call):
 
 
 def test_cells_that_a_spreadsheet_would_compute():
-    cells = ["=1+1", "+SUM(A1)", "-2+3", "@cmd", " =1", "\t=1", "\uff1d1", "-", "name", "+1", "-1.5e-3", "a=b", ""]
+    cells = ["=1+1", "+SUM(A1)", "-2+3", "@cmd", " =1", "\tx", "\uff1d1", "-", "name", "+1", "-1.5e-3", "a=b", ""]
     text = csv_text([cells])
     (found,) = csv.reader(io.StringIO(text))
     assert found == ["'" + cell for cell in cells[:8]] + cells[8:]
     assert next(csv.reader(io.StringIO(csv_text([cells], escape=False)))) == cells
+
+
+def test_cells_that_would_split():
+    """By a line end, by a quote, and where the spreadsheet's separator is a semicolon or a tab."""
+    cells = ["a\r=1+1", "a\n=1+1", "a\r\n@x", "a\rb", 'a"b', "a,=1", "a;=1+1", "a; -2", "a\t+1", "a;b", "\r=1"]
+    assert list(csv.reader(io.StringIO(csv_text([cells, ["x"]], escape=False), newline=""))) == [cells, ["x"]]
+    assert csv_text([cells, ["x"]]).endswith("\nx\n")
+    (found,) = csv.reader(io.StringIO(csv_text([cells]), newline=""))
+    assert found[:3] == ["a\r'=1+1", "a\n'=1+1", "a\r\n'@x"] and found[3:6] == cells[3:6]
+    assert found[6:] == ["a;'=1+1", "a; '-2", "a\t'+1", "a;b", "'\r'=1"]
+    assert csv_text([["2020-01-01;", "1.5", "-2", "+3"]]) == "2020-01-01;,1.5,-2,+3\n"
 
 
 def test_forecasts_for_a_spreadsheet(call):
@@ -168,7 +179,7 @@ def test_an_interrupted_run_resumed_ends_as_one_that_was_not(tmp_path, name, sta
 @pytest.mark.parametrize("stage", ["numpy", "click", "gpurnn.tasks.text"])
 def test_ctrl_c_during_imports(tmp_path, stage):
     """A module that presses Ctrl-C as it is imported."""
-    press = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(5)\n"
+    press = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(0.05)\n"
     if stage.startswith("gpurnn"):
         code = f"""
 import sys, importlib.abc
@@ -177,7 +188,7 @@ class Finder(importlib.abc.MetaPathFinder):
         if name == {stage!r}:
             import os, signal, time
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(5)
+            time.sleep(0.05)
 sys.meta_path.insert(0, Finder())
 """
         (tmp_path / "sitecustomize.py").write_text(code)
@@ -193,6 +204,41 @@ sys.meta_path.insert(0, Finder())
         )  # fmt: skip
         assert done.returncode == 130, done
         assert "Traceback" not in done.stderr and done.stderr.strip() == "Interrupted."
+
+
+def test_a_second_ctrl_c_during_imports_ends_at_once(tmp_path):
+    press = "os.kill(os.getpid(), signal.SIGINT)\ntime.sleep(0.05)\n"
+    code = f"import os, signal, time\n{press}print('noted', flush=True)\n{press}print('still here')"
+    (tmp_path / "numpy.py").write_text(code)
+    environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run(
+        [sys.executable, "-m", "gpurnn", "info"], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "noted\n", "\nInterrupted.\n")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
+@pytest.mark.parametrize("way", ["module", "script"])
+def test_ctrl_c_at_any_moment_of_a_start(tmp_path, way):
+    """60 times. Until ``_interrupt`` is loaded Python is on its own: its traceback shows no other file of ours."""
+    script = tmp_path / "gpurnn"
+    script.write_text("import sys\nfrom gpurnn.cli import main\nsys.exit(main())\n")
+    command = [sys.executable, *(["-m", "gpurnn"] if way == "module" else [str(script)]), "info"]
+    codes = []
+    for number in range(60):
+        started = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        time.sleep(0.02 + 0.004 * number)
+        started.send_signal(signal.SIGINT)
+        _, errors = started.communicate(timeout=60)
+        codes.append(started.returncode)
+        ours = [line for line in errors.splitlines() if line.startswith(f'  File "{ROOT / "gpurnn"}')]
+        assert not [line for line in ours if "__init__.py" not in line and "_interrupt.py" not in line], errors
+        assert not [line for line in errors.splitlines() if line.startswith("Error: ")], errors
+        # -SIGINT, 130 in a shell: Python ends so where the interrupt came before us, or once passed through its exec()
+        assert codes[-1] in (0, 1, 130, -signal.SIGINT), errors
+        assert codes[-1] != 130 or errors == "\nInterrupted.\n", errors
+    assert codes.count(130) > 10, codes
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from optional import needs
 import gpurnn
 from gpurnn import Batch, CheckpointError, SequenceBatches, TextBatches, TrainingError, evaluate, fit
 from gpurnn.checkpoint import load_checkpoint
-from gpurnn.training import load_weights, measure
+from gpurnn.train import load_weights, measure
 
 IDS = ((np.arange(3000) * 7 + (np.arange(3000) // 13) ** 2) % 11).astype(np.uint8)
 

@@ -22,8 +22,9 @@ from .. import options, rng, run_folder
 from ..backend import array_ops
 from ..data import SequenceBatches, pad
 from ..layers import Dropout, Embedding, Linear, Pooling, Sequential
+from ..masks import refuse_no_distribution
 from ..vocabulary import UNKNOWN, Vocabulary, check_vocabulary, count_words, input_lines, read_lines, vocabulary_of
-from .run import Data, Settings, Task, changed, check_strings, checksum, load, recurrent, setting
+from .run import Data, Settings, Task, changed, check_entries, check_strings, checksum, load, recurrent, setting
 
 
 @dataclass
@@ -89,6 +90,7 @@ class ClassifyTask(Task):
             entries = count_words(known, settings.vocabulary_size)
         else:
             entries = Vocabulary("".join(known)).entries
+            check_entries(files, len(entries), settings, settings.embedding)
         facts = {"classes": classes, "vocabulary": entries}
         ids = encode(texts, settings, facts)
 
@@ -298,7 +300,10 @@ def right_and_all(logits, targets):
 
 
 def predict(trained, texts):
-    """Probability of each class for each text, (len(texts), V) float64. trained: what ``load`` returns."""
+    """Probability of each class for each text, (len(texts), V) float64. trained: what ``load`` returns.
+
+    Raises DivergedError where the model's logits are NaN or infinite.
+    """
     ids = encode(texts, trained.settings, trained.facts)
     model, out = trained.model, np.zeros((len(ids), len(trained.facts["classes"])))
     order = np.argsort([len(x) for x in ids], kind="stable")
@@ -307,6 +312,7 @@ def predict(trained, texts):
         lengths = np.array([len(ids[n]) for n in chosen])
         logits, _ = model(model.xp.asarray(pad([ids[n] for n in chosen])), lengths=lengths)
         logits = model.ops.to_numpy(logits).astype(np.float64)
+        refuse_no_distribution(logits.max(axis=1))
         p = np.exp(logits - logits.max(axis=1, keepdims=True))
         out[chosen] = p / p.sum(axis=1, keepdims=True)
     return out

@@ -27,15 +27,15 @@ from .. import rng
 from ..backend import array_ops
 from ..data import Batch, SequenceBatches, adding_problem, check_index, copy_memory
 from ..dtypes import check_dtype
-from ..errors import DtypeError, FileError, ShapeError, check_size
+from ..errors import DivergedError, DtypeError, FileError, ShapeError, check_size
 from ..files import check_room, file_size, one_line, open_regular
 from ..layers import Dropout, Linear, Pooling, Sequential
 from ..losses import cross_entropy, mse
 from ..metrics import accuracy
 from ..npz import read_npz
 from ..recurrent import INITIALIZERS
-from ..training import measure
-from .run import Data, Settings, Task, changed, check_numbers, checksum, recurrent, setting
+from ..train import measure
+from .run import WEIGHT_COST, Data, Settings, Task, changed, check_numbers, checksum, recurrent, setting
 
 DRAWN, IMAGES = ("adding", "copy"), ("rows", "pixels", "permuted")
 USUAL = {  # problem -> what counts where a setting is not given
@@ -46,7 +46,6 @@ USUAL = {  # problem -> what counts where a setting is not given
 SYMBOLS, LENGTH = 8, 10  # of copy: different symbols, and how many there are to repeat
 _IMAGE_COST = 300  # bytes of memory for an image besides its pixels
 _STEP_COST = 500  # bytes of memory for a step of a sequence at least: states of one sequence, and what is saved of them
-_WEIGHT_COST = 96  # bytes of memory for a weight of each of four gates: itself, its gradient, Adam's two, and draws
 HELD_OUT = {"valid": 1 << 31, "test": 3 << 30}  # number of the first call that draws them; training starts from 0
 
 
@@ -116,7 +115,7 @@ class LongTask(Task):
         rows, columns = (size // settings.shrink for size in images.shape[1:])
         steps, inputs = (rows, columns) if settings.problem == "rows" else (rows * columns, 1)
         check_room(", ".join(files), _STEP_COST * steps, f"sequences of {steps:,} steps")
-        check_room(", ".join(files), _WEIGHT_COST * settings.hidden * inputs, f"a layer for rows of {inputs:,} pixels")
+        check_room(", ".join(files), WEIGHT_COST * settings.hidden * inputs, f"a layer for rows of {inputs:,} pixels")
         images, labels = images[: settings.sequences], labels[: settings.sequences]
         held = round(settings.valid * len(labels))
         if held == len(labels) or (settings.valid and not held):
@@ -198,6 +197,8 @@ class LongTask(Task):
         settings, facts = trained.settings, trained.facts
         metrics = self.metrics(settings, facts) | by_class
         found = measure(trained.model, self.loss(settings, facts), batches, metrics)
+        if not math.isfinite(found["loss"]):
+            raise DivergedError(f"the loss of the test is {found['loss']}. The model has diverged: train it anew")
         numbers = {f"test_{name}": None if math.isnan(value) else value for name, value in found.items()}
         if settings.problem == "adding":
             numbers["trivial_loss"] = trivial = 1 / 6

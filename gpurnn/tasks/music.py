@@ -43,6 +43,7 @@ from ..files import (
 )
 from ..layers import Dropout, Linear, Sequential
 from ..losses import binary_cross_entropy_with_logits
+from ..masks import refuse_no_distribution
 from ..npz import read_npz
 from ..vocabulary import vocabulary_of
 from .run import Data, Settings, Task, changed, check_numbers, checksum, load, read_run, recurrent, setting
@@ -382,21 +383,21 @@ def read_midi(path, step=1.0):
     data = read_bytes(path, factor=_MIDI_FACTOR, what="its messages")
     try:
         file = mido.MidiFile(file=io.BytesIO(data))
-        messages = list(mido.merge_tracks(file.tracks))
+        messages = [pair for track in file.tracks for pair in _timed(track)]
         frame = file.ticks_per_beat * step
     except Exception as error:  # whatever mido meets in a damaged file
         raise FileError(f"{path}: is not a MIDI file that can be read: {one_line(error)}") from error
     if frame <= 0:
         raise FileError(f"{path}: its clock counts in film frames; expected parts of a quarter note")
+    messages.sort(key=lambda pair: pair[0])  # at one moment as the tracks stand; mido's own merging takes far longer
     most = max_memory() / _FRAME_COST  # frames
-    now, sounding, notes = 0, {}, []
+    sounding, notes = {}, []
 
     def end(start, key):
         first = round(start / frame)
         notes.append((first, max(first + 1, round(now / frame)), key))
 
-    for message in messages:
-        now += message.time
+    for now, message in messages:
         if now > frame * most:  # an int of any length, which no float may hold
             ticks = f"{now:,}" if now < 1 << 64 else "more than 2^64"
             check_room(path, min(now, 1 << 64) / frame * _FRAME_COST, f"its length of {ticks} ticks")
@@ -415,6 +416,14 @@ def read_midi(path, step=1.0):
     for start, stop, key in notes:
         roll[start:stop, key] = 1
     return roll
+
+
+def _timed(track):
+    """(ticks since the beginning, message) of each message of a track."""
+    now = 0
+    for message in track:
+        now += message.time
+        yield now, message
 
 
 def write_midi(path, roll, step=1.0, tempo=90.0):
@@ -465,7 +474,8 @@ def compose(model, steps=64, temperature=0.8, voices=None, prompt=None, seed=Non
     A key sounds with the probability sigmoid(logit / temperature), and at temperature 0 where its logit is above 0:
     that is, where logit / temperature plus a logistic random number is above 0. voices: as many keys as this sound in
     every frame, those for which that sum is highest. prompt: a roll (T, 88), or None. seed: frame n is drawn with
-    numbers keyed by (seed, n), whatever the backend. Raises ValueError, TypeError and ShapeError.
+    numbers keyed by (seed, n), whatever the backend. Raises ValueError, TypeError, ShapeError, and DivergedError where
+    the model's logits are NaN or infinite.
     """
     steps = check_size("steps", steps)
     temperature = check_number("temperature", temperature, 0)
@@ -482,6 +492,7 @@ def compose(model, steps=64, temperature=0.8, voices=None, prompt=None, seed=Non
     for t in range(start + steps):
         logits, state = eval_step(model, frame.astype(model.dtype), state)
         if t >= start:
+            refuse_no_distribution(logits)
             chances = logits.astype(np.float64)
             if temperature:
                 with np.errstate(over="ignore"):

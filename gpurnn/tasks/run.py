@@ -2,7 +2,7 @@
 
 A task is a ``Task`` and the ``Settings`` that it adds; everything else, the command line included, is made from these
 two. A run's folder holds ``config.json``, which is all that is needed to use the model later, beside what ``fit``
-writes (training.py).
+writes (train/fit.py).
 
 >>> Path("book.txt").write_text("Once upon a time. " * 300, encoding="utf-8")
 5400
@@ -26,18 +26,21 @@ from pathlib import Path
 import numpy as np
 
 from .. import optim, rng, run_folder
+from ..backend import get_backend
 from ..checkpoint import CheckpointError, checkpoint_shapes, document_digest, remove_checkpoint
-from ..dtypes import DTYPES
-from ..errors import DtypeError, check_choice, check_number, check_size
-from ..files import check_target, naming, one_line, read_json, refuse_same, write_json_atomic
+from ..dtypes import DTYPES, check_dtype
+from ..errors import DivergedError, DtypeError, check_choice, check_number, check_size
+from ..files import check_room, check_target, make_folder, naming, one_line, read_json, refuse_same, write_json_atomic
 from ..folder_lock import FolderLock, lock_folder, locked
 from ..losses import cross_entropy
 from ..recurrent import GRU, LSTM, RNN
-from ..training import fit, load_weights
+from ..train import fit, load_weights
 from . import get_task
 
 CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 OPTIMIZERS = {"adam": optim.Adam, "adamw": optim.AdamW, "rmsprop": optim.RMSprop, "sgd": optim.SGD}
+WEIGHT_COST = 96  # bytes of memory for a weight of each of four gates: itself, its gradient, Adam's two, and draws
+_ENTRY_COST = 500  # for a character or word of a vocabulary, which config.json holds as well
 _MAY_CHANGE = ("epochs", "patience")  # what a resumed run may have otherwise than the run it continues
 
 
@@ -182,6 +185,7 @@ class Task:
 
     name = ""
     Settings = Settings
+    shows = "test"  # what ``finish`` makes with the model
     train_needs_files = evaluate_needs_files = True
     files_help = "FILE"  # what the command line calls one of the files
     without_files = "built in (give FILEs for your own)"  # what it calls the data where there are none
@@ -231,6 +235,17 @@ class Task:
     def evaluate(self, trained, files):
         """How good the model is on other files: (numbers, text for people)."""
         raise NotImplementedError
+
+
+def check_entries(files, count, settings, width, steps=0):
+    """Raise FileError where a model of ``count`` characters or words, as many as the files have, would take too much
+    memory. Where a setting says how many there are, nobody asks.
+
+    width: weights that each has. steps: of a batch's sequences whose outputs have a logit for each, 0 where none have.
+    """
+    logit = 3 * max(4, check_dtype(settings.dtype).itemsize)  # itself, its exponential and its gradient
+    each = _ENTRY_COST + WEIGHT_COST // 4 * width + logit * steps * settings.batch
+    check_room(", ".join(map(str, files)), each * count, f"a model of its {count:,} characters or words")
 
 
 def check_numbers(name, values, count=None, low=None, high=None):
@@ -333,11 +348,27 @@ class Run:
     def finish(self, history):
         """(numbers, text for people) of the best model, by the task; the numbers go to ``config.json`` as well.
 
-        Raises CheckpointError where the history, which is what the folder's log holds, has no epoch.
+        Where the model has diverged they are its loss, and ``diverged``, True. Raises CheckpointError where the
+        history, which is what the folder's log holds, has no epoch.
         """
+        log = self.folder / run_folder.HISTORY
         if not history.epochs:
-            raise CheckpointError(f"{self.folder / run_folder.HISTORY}: no record of an epoch is left to tell a result")
-        numbers, text = self.task.finish(load(self.folder, self.model.ops.name), self.data, history)
+            raise CheckpointError(
+                f"{log}: no record of an epoch is left to tell a result. The model is whole: it can be used"
+            )
+        trained = load(self.folder, self.model.ops.name)
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):
+                numbers, text = self.task.finish(trained, self.data, history)
+            if not _is_finite(numbers):
+                raise DivergedError
+        except DivergedError:
+            numbers, text = Task.finish(self.task, trained, self.data, history)
+            numbers["diverged"] = True
+            text += f"\nNo {self.task.shows}: the model has diverged (its logits are not finite)."
+        lost = history.epochs[-1]["epoch"] - len(history.epochs)
+        if lost:
+            text += f"\n{log}: the records of {lost} epoch{'s' * (lost > 1)} are missing: this is told of the others."
         with locked(self.folder):
             _write_config(self.folder, self.document | {"result": numbers})
         return numbers, text
@@ -421,7 +452,7 @@ def _prepare(task, files, folder, settings, backend, resume, overwrite, more, lo
 
 def fresh_folder(task):
     """A new folder ``runs/TASK-N``, made at once, so that no other process gets the same."""
-    Path("runs").mkdir(exist_ok=True)
+    make_folder("runs")
     for number in itertools.count(1):
         folder = Path("runs", f"{task}-{number}")
         with contextlib.suppress(FileExistsError):
@@ -436,8 +467,16 @@ def _make_folder(folder):
         if place.is_dir():
             break
         new.append(place)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     return new
+
+
+def _is_finite(document):
+    """Whether there is no NaN and no infinity in a document that is JSON-ready otherwise."""
+    try:
+        return bool(json.dumps(document, allow_nan=False))
+    except ValueError:
+        return False
 
 
 def _as_json(document):
@@ -481,7 +520,7 @@ def read_run(folder, task=None):
             f"{folder} is a file: give the folder of the run; gpurnn.load_weights(model, path) reads a checkpoint alone"
         )
     path = _config_path(folder)
-    document = read_json(path, error=CheckpointError)
+    document = read_json(path, error=CheckpointError, own=True)
     try:
         found = dict(document)
         if "sha256" in found and found.pop("sha256") != document_digest(found):
@@ -551,8 +590,9 @@ def load(folder, backend=None, task=None):
         raise FileNotFoundError(f"{folder} holds no checkpoint yet: train it to the end of an epoch first")
     task, facts = get_task(document["task"]), document["facts"]
     _check_sizes(folder, task, settings, facts)
+    ops = get_backend(backend)  # what is wrong with that, or with its variables, is no damage
     try:
-        model = task.build(settings, facts, backend)
+        model = task.build(settings, facts, ops)
     except DtypeError:  # needs a package that this machine lacks
         raise
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:

@@ -36,12 +36,13 @@ import numpy as np
 from .. import options, rng, run_folder
 from ..data import Batch
 from ..dtypes import check_dtype
-from ..errors import FileError, check_size
+from ..errors import DivergedError, FileError, check_size
 from ..files import check_room, naming, read_bytes, write_text_atomic
 from ..layers import Dropout, Linear, Pooling, Sequential
 from ..losses import mae, mse
 from ..module import Module
 from .run import (
+    WEIGHT_COST,
     Data,
     Settings,
     Task,
@@ -66,6 +67,7 @@ _DATE_FORMS = (
     "%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y/%m/%d", "%Y%m%d", "%Y",
 )  # fmt: skip
 _BYTE_COST, _ROW_COST, _CELL_COST = 6, 200, 80  # bytes of memory for a byte of a table, a row of it and a cell
+_COLUMN_COST, _VALUE_COST = 2000, 20  # for a column that is read besides its cells, and for a value in a batch
 # what a formula begins with in a spreadsheet, in both widths
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
@@ -127,6 +129,9 @@ class SeriesTask(Task):
         if len(files) != 1:
             raise ValueError(f"files: a series is one CSV file, got {len(files)}")
         facts = facts or choose_columns(files[0], settings)
+        columns = 1 + len(facts["inputs"])
+        column = _COLUMN_COST + WEIGHT_COST * settings.hidden + _VALUE_COST * settings.window * settings.batch
+        check_room(files[0], column * columns, f"a model of {columns:,} columns")
         table = read_table(files[0], facts, settings.fill)
         parts = split_rows(len(table), settings)
         if "mean" not in facts:
@@ -283,13 +288,14 @@ def choose_columns(path, settings):
     Raises ValueError for a name that the file does not have.
     """
     header, rows = _rows(path)
+    places = {name: n for n, name in enumerate(header)}
     target = settings.target or header[-1]
     asked = [name.strip() for name in (settings.inputs or "").split(",") if name.strip()]
     for name in (target, settings.date, *(() if asked == ["all"] else asked)):
-        if name is not None and name not in header:
+        if name is not None and name not in places:
             raise ValueError(f"{path}: has no column {name!r}: expected one of {', '.join(header)}")
     date = settings.date or (header[0] if header[0] not in (target, *asked) else None)
-    moments = _moments([cells[header.index(date)] for _, cells in rows])[0] if date else None
+    moments = _moments([cells[places[date]] for _, cells in rows])[0] if date else None
     if moments is None and settings.date is None:
         date = None  # the first column holds something else
     if asked == ["all"]:
@@ -311,14 +317,15 @@ def read_table(path, facts, fill=False):
     Raises ValueError naming file, line and column for what is no number, is missing, or does not fit the header.
     """
     header, rows = _rows(path)
+    places = {name: n for n, name in enumerate(header)}
     names = [facts["target"], *facts["inputs"]]
     wanted = [*names, facts["date"]] if facts["date"] else names
     for name in wanted:
-        if name not in header:
+        if name not in places:
             raise ValueError(f"{path}: has no column {name!r}: expected one of {', '.join(header)}")
     values = np.empty((len(rows), len(names)))
     for n, name in enumerate(names):
-        column = header.index(name)
+        column = places[name]
         for row, (line, cells) in enumerate(rows):
             value = _number(cells[column])
             if value is None:
@@ -331,7 +338,7 @@ def read_table(path, facts, fill=False):
             values[row, n] = value
     moments, form = None, None
     if facts["date"]:
-        moments, form = _moments([cells[header.index(facts["date"])] for _, cells in rows])
+        moments, form = _moments([cells[places[facts["date"]]] for _, cells in rows])
     if facts["calendar"] and moments is None:
         raise ValueError(f"{path}: column {facts['date']!r}: expected dates, such as 2016-07-01 00:00")
     return Table(values, moments, form)
@@ -653,7 +660,7 @@ def forecast(trained, table, steps=None, ends=None):
 
     steps: the horizon of the settings; a recursive model can go on beyond it. ends: instead of the table's last, the
     last rows that may be read, (W,); the result is then (W, steps). Raises ValueError for too few rows or too many
-    steps.
+    steps, DivergedError for a forecast that is NaN or infinite.
     """
     settings = trained.settings
     steps = settings.horizon if steps is None else check_size("steps", steps)
@@ -667,13 +674,16 @@ def forecast(trained, table, steps=None, ends=None):
         raise ValueError(f"too short: {rows.min() + 1} rows to read, at least {reach} are needed")
     source, model = Windows(table, rows, settings, trained.facts, steps=steps), trained.model
     made = []
-    for start in range(0, len(rows), 256):
-        some = rows[start : start + 256]
+    for start in range(0, len(rows), settings.batch):
+        some = rows[start : start + settings.batch]
         inputs = source.collate(some).inputs
         inputs = tuple(map(model.xp.asarray, inputs)) if isinstance(inputs, tuple) else model.xp.asarray(inputs)
         outputs = model.ops.to_numpy(model(inputs)).astype(np.float64)[:, :steps]
         made.append(source.restore(outputs, some))
     made = np.concatenate(made)
+    if not np.isfinite(made).all():
+        wrong = made[~np.isfinite(made)][0]
+        raise DivergedError(f"forecast: expected finite numbers, got {wrong}. The model has diverged: train it anew")
     return made[0] if ends is None else made
 
 
@@ -708,14 +718,21 @@ def score(trained, table, ends):
 
 
 def csv_text(rows, escape=True):
-    """Rows of strings as CSV. escape: a cell of text that a spreadsheet would take for a formula gets a ' in front."""
-    text = io.StringIO()
-    cells = (list(map(_inert, row)) if escape else row for row in rows)
-    csv.writer(text, lineterminator="\n").writerows(cells)
-    return text.getvalue()
+    """Rows of strings as CSV, whose lines end with a line feed.
+
+    escape: text that a spreadsheet would take for a formula gets a ' in front: a cell, and what begins one where the
+    spreadsheet's separator is another or no quote counts.
+    """
+    lines = []
+    for row in rows:
+        line = io.StringIO()
+        csv.writer(line).writerow(list(map(_inert, row)) if escape else row)  # by its \r\n it quotes either of them
+        lines.append(line.getvalue().removesuffix("\r\n") + "\n")
+    return "".join(lines)
 
 
 def _inert(cell):
+    cell = re.sub(rf"([;\t\r\n]\s*)(?=[{''.join(map(re.escape, _FORMULA))}])", r"\1'", cell)
     if not cell.lstrip().startswith(_FORMULA) and not cell.startswith(("\t", "\r")):
         return cell
     return cell if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", cell) else "'" + cell

@@ -30,9 +30,10 @@ from ..errors import FileError, check_number, check_size
 from ..files import check_room, naming
 from ..layers import BatchNorm, Dropout, Linear, Pooling, Sequential
 from ..losses import cross_entropy
+from ..masks import refuse_no_distribution
 from ..metrics import edit_distance
 from ..npz import read_npz
-from ..training import measure
+from ..train import measure
 from ..vocabulary import UNKNOWN, Vocabulary, read_lines
 from .classify import right_and_all
 from .run import (
@@ -40,6 +41,7 @@ from .run import (
     Settings,
     Task,
     changed,
+    check_entries,
     check_numbers,
     check_strings,
     checksum,
@@ -157,6 +159,9 @@ class SpeechTask(Task):
             strung = settings.counts() and settings.counts()[1] > 1
             facts = {"vocabulary": Vocabulary(characters + (joint if strung else "")).entries, "joint": joint}
             rest = _that_fit(rest, settings)
+            steps = max(len(utterance.features) for utterance in utterances) // settings.stack
+            width = (1 + settings.bidirectional) * settings.hidden
+            check_entries(files, len(facts["vocabulary"]), settings, width, steps)
         order = np.argsort(rng.words(len(rest), settings.split, rng.name_key("split")), kind="stable")
         count = max(1, round(len(rest) * settings.valid)) if settings.valid else 0
         if count >= len(rest):
@@ -552,6 +557,7 @@ def transcribe(trained, features, beam=None):
     x = stacked(normalised(features, facts), trained.settings.stack)[:, None]
     logits, _ = model(model.xp.asarray(x.astype(model.dtype)), lengths=[len(x)])
     logits = model.ops.to_numpy(logits).astype(np.float64)
+    refuse_no_distribution(logits.max(axis=-1))
     p = np.exp(logits - logits.max(axis=-1, keepdims=True))
     p /= p.sum(axis=-1, keepdims=True)
     if "classes" in facts:

@@ -29,7 +29,7 @@ from ..losses import cross_entropy
 from ..masks import refuse_no_distribution
 from ..metrics import accuracy, bits_per_character, perplexity
 from ..vocabulary import UNKNOWN, check_vocabulary, read_text, split, vocabulary_of
-from .run import Data, Settings, Task, changed, checksum, load, recurrent, setting
+from .run import Data, Settings, Task, changed, check_entries, checksum, load, recurrent, setting
 
 
 @dataclass
@@ -62,6 +62,7 @@ class TextTask(Task):
 
     name = "text"
     Settings = TextSettings
+    shows = "sample"
     train_needs_files = False
     examples = """
   gpurnn train text                              about a minute on a laptop
@@ -73,6 +74,10 @@ class TextTask(Task):
     def read(self, files, settings, facts=None, scratch=None):
         known, unit = facts and vocabulary_of(facts["vocabulary"]), settings.level
         ids, vocabulary = read_text(files, known, scratch, level=unit, size=settings.vocabulary_size)
+        if unit == "characters" and not known:
+            V = len(vocabulary)
+            width = settings.hidden + (settings.embedding or min(settings.hidden, V))
+            check_entries(files, V, settings, width, settings.steps)
         train, valid = _batches(ids, settings)
         return Data(
             train,

@@ -29,9 +29,9 @@ from ..losses import cross_entropy
 from ..metrics import accuracy, perplexity
 from ..seq2seq import SAMPLING, EncoderDecoder, Sampling, beam_search
 from ..tokens import END, START, UNKNOWN, TokenVocabulary, detokenise, tokenize
-from ..training import measure
+from ..train import measure
 from ..vocabulary import input_lines, read_lines
-from .run import Data, Settings, Task, changed, check_strings, checksum, load, read_run, setting
+from .run import Data, Settings, Task, changed, check_entries, check_strings, checksum, load, read_run, setting
 
 _SHOWN = 5  # sentences translated for people after training
 _DRAWN = 8  # sentences that one picture of the attention may hold
@@ -80,6 +80,7 @@ class TranslateTask(Task):
     """
 
     name = "translate"
+    shows = "translations"
     Settings = TranslateSettings
     examples = """
   gpurnn train translate fra.tsv                 a tenth of it for validation
@@ -104,6 +105,10 @@ class TranslateTask(Task):
             source, target = (
                 TokenVocabulary.of(side, settings.min_count, settings.max_words) for side in zip(*short, strict=True)
             )
+            if settings.max_words is None:
+                steps, inside = max(len(tokens) for _, tokens in short), settings.embedding or settings.hidden
+                check_entries(files, len(source), settings, inside)
+                check_entries(files, len(target), settings, inside + settings.hidden, steps)
         batches = PairBatches(short, source, target, settings.batch, seed=settings.seed)
         checked = None
         if valid:

@@ -4,23 +4,24 @@
 //     n = tanh(ax_n + r ah_n)
 //     h' = (1 - z) n + z h
 //
-// Keeps r z q n with q = ah_n. The derivatives by ah are those by r, z, q; the ones by ax are those by r, z, n.
+// Saves r z q n with q = ah_n. The gradient of ah is d of r, z, q; the gradient of ax is d of r, z, n.
 
 template <typename real>
 struct GruCell {
-    static constexpr int gates = 3, states = 1, kept = 4, leaves = 4, ready = 0, apart = 1;
+    static constexpr int gates = 3, states = 1, saved_blocks = 4, preactivations = 4;
+    static constexpr int first_product_gates = 0, separate_input_gate = 1;
 
-    DEVICE static void forward(const real* ax, const real* ah, real h, real c, real* keep, real& h_new, real& c_new) {
-        const real r = keep[0] = sigmoid(ax[0] + ah[0]);
-        const real z = keep[1] = sigmoid(ax[1] + ah[1]);
-        const real q = keep[2] = ah[2];
-        const real n = keep[3] = tanh(ax[2] + r * q);
+    DEVICE static void forward(const real* ax, const real* ah, real h, real c, real* saved, real& h_new, real& c_new) {
+        const real r = saved[0] = sigmoid(ax[0] + ah[0]);
+        const real z = saved[1] = sigmoid(ax[1] + ah[1]);
+        const real q = saved[2] = ah[2];
+        const real n = saved[3] = tanh(ax[2] + r * q);
         h_new = n + z * (h - n);
     }
 
-    // dh by h' becomes the derivative by h that does not go through W_hh; d by r, z, q, n before their activation.
-    DEVICE static void backward(const real* keep, real h, real c, real h_new, real c_new, real& dh, real& dc, real* d) {
-        const real r = keep[0], z = keep[1], q = keep[2], n = keep[3];
+    // dh: in, of h'; out, the part of h that does not pass through W_hh. d: of r, z, q, n before their activation.
+    DEVICE static void backward(const real* saved, real h, real c, real h_new, real c_new, real& dh, real& dc, real* d) {
+        const real r = saved[0], z = saved[1], q = saved[2], n = saved[3];
         d[3] = dh * (real(1) - z) * dtanh(n);
         d[2] = d[3] * r;
         d[1] = dh * (h - n) * dsigmoid(z);
@@ -29,19 +30,19 @@ struct GruCell {
     }
 };
 
-// The original form (Cho 2014, version 3), in which r acts before the product:
+// The original form (Cho 2014, version 3), in which r acts before the second product:
 //
 //     r, z = sigmoid(ax + ah),  ah = W_hh h + b_hh      reset: before the second product
 //     p = r h
 //     n = tanh(ax_n + W_n p + b_hn)
 //     h' = (1 - z) n + z h
 //
-// Keeps r z n, and p beside them. `reset` leaves r and z activated in place of their pre-activations (ready = 2). On the way
-// back, `backward` leaves r standing for `reset_backward`, which comes after the product d_p = d_n W_n.
+// Saves r z n, and p beside them. r and z are the gates of the first product; `reset` overwrites their pre-activations with
+// them. In the backward pass `backward` leaves r in d[0] for `reset_backward`, which runs after the product d_p = d_n W_n.
 
 template <typename real>
 struct GruOriginal {
-    static constexpr int gates = 3, states = 1, kept = 3, leaves = 3, ready = 2;
+    static constexpr int gates = 3, states = 1, saved_blocks = 3, preactivations = 3, first_product_gates = 2;
 
     DEVICE static void reset(const real* ax, const real* ah, real h, real& r, real& z, real& p) {
         r = sigmoid(ax[0] + ah[0]);
@@ -49,15 +50,15 @@ struct GruOriginal {
         p = r * h;
     }
 
-    DEVICE static void forward(const real* ax, const real* ah, real h, real c, real* keep, real& h_new, real& c_new) {
-        keep[0] = ax[0];
-        const real z = keep[1] = ax[1];
-        const real n = keep[2] = tanh(ax[2] + ah[2]);
+    DEVICE static void forward(const real* ax, const real* ah, real h, real c, real* saved, real& h_new, real& c_new) {
+        saved[0] = ax[0];
+        const real z = saved[1] = ax[1];
+        const real n = saved[2] = tanh(ax[2] + ah[2]);
         h_new = n + z * (h - n);
     }
 
-    DEVICE static void backward(const real* keep, real h, real c, real h_new, real c_new, real& dh, real& dc, real* d) {
-        const real r = keep[0], z = keep[1], n = keep[2];
+    DEVICE static void backward(const real* saved, real h, real c, real h_new, real c_new, real& dh, real& dc, real* d) {
+        const real r = saved[0], z = saved[1], n = saved[2];
         d[2] = dh * (real(1) - z) * dtanh(n);
         d[1] = dh * (h - n) * dsigmoid(z);
         d[0] = r;

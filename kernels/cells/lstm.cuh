@@ -4,24 +4,25 @@
 //     c' = f c + i g
 //     h' = o tanh(c')
 //
-// Keeps i f g o.
+// Saves i f g o.
 
 template <typename real>
 struct LstmCell {
-    static constexpr int gates = 4, states = 2, kept = 4, leaves = 4, ready = 0, apart = 0;
+    static constexpr int gates = 4, states = 2, saved_blocks = 4, preactivations = 4;
+    static constexpr int first_product_gates = 0, separate_input_gate = 0;
 
-    DEVICE static void forward(const real* ax, const real* ah, real h, real c, real* keep, real& h_new, real& c_new) {
-        const real i = keep[0] = sigmoid(ax[0] + ah[0]);
-        const real f = keep[1] = sigmoid(ax[1] + ah[1]);
-        const real g = keep[2] = tanh(ax[2] + ah[2]);
-        const real o = keep[3] = sigmoid(ax[3] + ah[3]);
+    DEVICE static void forward(const real* ax, const real* ah, real h, real c, real* saved, real& h_new, real& c_new) {
+        const real i = saved[0] = sigmoid(ax[0] + ah[0]);
+        const real f = saved[1] = sigmoid(ax[1] + ah[1]);
+        const real g = saved[2] = tanh(ax[2] + ah[2]);
+        const real o = saved[3] = sigmoid(ax[3] + ah[3]);
         c_new = f * c + i * g;
         h_new = o * tanh(c_new);
     }
 
-    // dh, dc by h', c' become the derivatives by h and c that do not go through W_hh; d by the pre-activations.
-    DEVICE static void backward(const real* keep, real h, real c, real h_new, real c_new, real& dh, real& dc, real* d) {
-        const real i = keep[0], f = keep[1], g = keep[2], o = keep[3];
+    // dh, dc: in, of h' and c'; out, the parts of h and c that do not pass through W_hh. d: of the pre-activations.
+    DEVICE static void backward(const real* saved, real h, real c, real h_new, real c_new, real& dh, real& dc, real* d) {
+        const real i = saved[0], f = saved[1], g = saved[2], o = saved[3];
         const real m = tanh(c_new);
         d[3] = dh * m * dsigmoid(o);
         dc += dh * o * dtanh(m);

@@ -2,19 +2,20 @@
 //
 //     h' = f(ax + ah),  ah = W_hh h + b_hh,  f = tanh or relu
 //
-// Keeps nothing for the way back: h' is enough.
+// Saves nothing for the backward pass: h' is enough.
 
 template <typename real, bool RELU>
 struct RnnCell {
-    static constexpr int gates = 1, states = 1, kept = 0, leaves = 1, ready = 0, apart = 0;
+    static constexpr int gates = 1, states = 1, saved_blocks = 0, preactivations = 1;
+    static constexpr int first_product_gates = 0, separate_input_gate = 0;
 
-    DEVICE static void forward(const real* ax, const real* ah, real h, real c, real* keep, real& h_new, real& c_new) {
+    DEVICE static void forward(const real* ax, const real* ah, real h, real c, real* saved, real& h_new, real& c_new) {
         const real a = ax[0] + ah[0];
         h_new = RELU ? relu(a) : tanh(a);
     }
 
-    // dh by h' becomes the derivative by h that does not go through W_hh; d by the pre-activation.
-    DEVICE static void backward(const real* keep, real h, real c, real h_new, real c_new, real& dh, real& dc, real* d) {
+    // dh: in, of h'; out, the part of h that does not pass through W_hh. d: of the pre-activation.
+    DEVICE static void backward(const real* saved, real h, real c, real h_new, real c_new, real& dh, real& dc, real* d) {
         d[0] = dh * (RELU ? drelu(h_new) : dtanh(h_new));
         dh = real(0);
     }

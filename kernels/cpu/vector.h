@@ -1,49 +1,50 @@
-// A vector of numbers that behaves like one number, so that the cells of ../cells/ run on it as they run on a float.
+// A vector that behaves like one number, so that the cells of ../cells/ run on it as they run on a float: a part of
+// time_loop.h.
 //
-// Written with the vector extensions of GCC and Clang, which turn into whatever instructions the file is compiled for. LANES
-// and SUMS are set by walk.cpp: bytes of a vector register, and how many registers a product may use for its sums.
+// It uses the vector extensions of GCC and Clang, which compile to any instruction set. api.cpp defines VECTOR_BYTES, the bytes
+// of a vector register.
 
 #ifndef INLINE
-// A vector never crosses a call: what takes or returns one is always inlined. GCC 12 clears the upper part of the vector
-// registers (vzeroupper) at the end of a function that returns a class like Vec, and with it what is returned.
+// A vector never crosses a call: every function that takes or returns one is inlined. At the end of a function that returns a
+// class like Vec, GCC 12 clears the upper part of the vector registers (vzeroupper), and the returned value with it.
 #define INLINE inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 32")
 #endif
 
-// The vectors of a type, and of whole numbers of the same size.
+// The vectors of a type, and of integers of the same size; the format of the type.
 template <typename T> struct Raw;
 template <> struct Raw<float> {
-    typedef float Lanes __attribute__((vector_size(LANES)));
-    typedef int Whole __attribute__((vector_size(LANES)));
+    typedef float Lanes __attribute__((vector_size(VECTOR_BYTES)));
+    typedef int Ints __attribute__((vector_size(VECTOR_BYTES)));
     static constexpr int bits = 32, mantissa = 23, bias = 127;
 };
 template <> struct Raw<double> {
-    typedef double Lanes __attribute__((vector_size(LANES)));
-    typedef long long Whole __attribute__((vector_size(LANES)));
+    typedef double Lanes __attribute__((vector_size(VECTOR_BYTES)));
+    typedef long long Ints __attribute__((vector_size(VECTOR_BYTES)));
     static constexpr int bits = 64, mantissa = 52, bias = 1023;
 };
 
 template <typename T>
 struct Vec {
-    static constexpr int lanes = LANES / sizeof(T);
+    static constexpr int lanes = VECTOR_BYTES / sizeof(T);
     typedef typename Raw<T>::Lanes Lanes;
-    typedef typename Raw<T>::Whole Whole;
+    typedef typename Raw<T>::Ints Ints;
     Lanes v;
 
     Vec() = default;
     INLINE Vec(Lanes lanes) : v(lanes) {}
-    // all lanes x; minus zero, for x + 0 is not x where x is -0, and would stay in the code
+    // All lanes x. It subtracts zero: the compiler could not drop an added one, as -0 + 0 is not -0.
     INLINE explicit Vec(float x) : v(T(x) - Lanes{}) {}
     INLINE explicit Vec(double x) : v(T(x) - Lanes{}) {}
     INLINE explicit Vec(int x) : v(T(x) - Lanes{}) {}
 
-    // All lanes, or the first `count` of them with `rest` behind.
-    INLINE static Vec load(const T* from, int count = lanes, T rest = 0) {
+    // Loads all lanes, or the first `count`; the other lanes are `fill`.
+    INLINE static Vec load(const T* from, int count = lanes, T fill = 0) {
         Vec x;
         if (count >= lanes) {
             std::memcpy(&x.v, from, sizeof x.v);
         } else {
-            x.v = rest - Lanes{};
+            x.v = fill - Lanes{};
             for (int i = 0; i < count; ++i) x.v[i] = from[i];
         }
         return x;
@@ -64,19 +65,29 @@ template <typename T> INLINE Vec<T> operator/(Vec<T> a, Vec<T> b) { return a.v /
 template <typename T> INLINE void operator+=(Vec<T>& a, Vec<T> b) { a.v += b.v; }
 template <typename T> INLINE void operator*=(Vec<T>& a, Vec<T> b) { a.v *= b.v; }
 
-// `yes` where the mask is all ones, `no` where it is zero.
+// a where the mask is all ones, b where it is zero.
 template <typename T>
-INLINE Vec<T> pick(typename Vec<T>::Whole mask, Vec<T> yes, Vec<T> no) {
-    typedef typename Vec<T>::Whole Whole;
-    return (typename Vec<T>::Lanes)((mask & (Whole)yes.v) | (~mask & (Whole)no.v));
+INLINE Vec<T> select(typename Vec<T>::Ints mask, Vec<T> a, Vec<T> b) {
+    typedef typename Vec<T>::Ints Ints;
+    return (typename Vec<T>::Lanes)((mask & (Ints)a.v) | (~mask & (Ints)b.v));
 }
 
-// The rows of a square become its columns: at each of the halvings s, elements s apart change places between rows s apart.
+// N vectors, one from each block of H elements of a row, for the n units from u on. They are what a cell reads or writes.
+template <int N, typename T>
+INLINE void load_blocks(Vec<T>* to, const T* row, int H, int u, int n) {
+    for (int g = 0; g < N; ++g) to[g] = Vec<T>::load(row + (size_t)g * H + u, n);
+}
+template <int N, typename T>
+INLINE void store_blocks(const Vec<T>* from, T* row, int H, int u, int n) {
+    for (int g = 0; g < N; ++g) from[g].store(row + (size_t)g * H + u, n);
+}
+
+// Transposes a square of L vectors. In round s = L/2, ..., 2, 1, rows that are s apart exchange elements that are s apart.
 template <typename T>
 INLINE void transpose(Vec<T>* rows) {
     constexpr int L = Vec<T>::lanes;
     UNROLL for (int s = L / 2; s > 0; s /= 2) {
-        typename Vec<T>::Whole first, second;  // of both rows one behind the other, what comes into each
+        typename Vec<T>::Ints first, second;  // shuffle indices into the two rows, one after the other
         UNROLL for (int j = 0; j < L; ++j) {
             first[j] = j & s ? L + j - s : j;
             second[j] = j & s ? L + j : j + s;
@@ -97,72 +108,74 @@ INLINE void transpose(Vec<T>* rows) {
     }
 }
 
-// As common.cuh has them for one number.
+// The vector forms of functions in ../common.cuh.
 template <typename T>
 INLINE Vec<T> relu(Vec<T> x) {
-    return pick(x.v < typename Vec<T>::Lanes{}, Vec<T>(T(0)), x);
+    return select(x.v < typename Vec<T>::Lanes{}, Vec<T>(T(0)), x);
 }
 template <typename T>
 INLINE Vec<T> larger(Vec<T> a, Vec<T> b) {
-    return pick(a.v > b.v || a.v != a.v, a, b);
+    return select(a.v > b.v || a.v != a.v, a, b);
 }
 template <typename T>
 INLINE Vec<T> drelu(Vec<T> y) {
-    return pick(y.v > typename Vec<T>::Lanes{}, Vec<T>(T(1)), Vec<T>(T(0)));
+    return select(y.v > typename Vec<T>::Lanes{}, Vec<T>(T(1)), Vec<T>(T(0)));
 }
 
-// exp(x) = power (1 + the result), power = 2^n with x = n ln 2 + r, |r| <= ln 2 / 2: exp(r) - 1 by its series, whose first term
-// left out is below half a last place of r: r^8 / 8! in float, r^14 / 14! in double.
+// Returns exp(r) - 1 and sets power = 2^n, where x = n ln 2 + r and |r| <= ln 2 / 2, so that exp(x) = power (1 + result). The
+// first omitted term of the series is below half an ulp of r: r^8 / 8! in float, r^14 / 14! in double.
 template <typename T>
-INLINE typename Vec<T>::Lanes series(typename Vec<T>::Lanes x, typename Vec<T>::Lanes& power) {
+INLINE typename Vec<T>::Lanes exp_series(typename Vec<T>::Lanes x, typename Vec<T>::Lanes& power) {
     typedef typename Vec<T>::Lanes Lanes;
-    typedef typename Vec<T>::Whole Whole;
-    constexpr bool wide = sizeof(T) == 8;
-    constexpr int terms = wide ? 13 : 7;
-    // Adding and taking away 1.5 2^mantissa rounds to the nearest whole number, which then stands in the lowest bits.
-    const Lanes round = Lanes{} + T(wide ? 6755399441055744.0 : 12582912.0);
+    typedef typename Vec<T>::Ints Ints;
+    constexpr bool is_double = sizeof(T) == 8;
+    constexpr int terms = is_double ? 13 : 7;
+    // Adding 1.5 * 2^mantissa rounds to the nearest integer, which is then in the lowest bits. Subtracting it gives that
+    // integer.
+    const Lanes round = Lanes{} + T(is_double ? 6755399441055744.0 : 12582912.0);
     const Lanes shifted = x * T(1.44269504088896340736) + round;
     const Lanes n = shifted - round;
-    // ln 2 in two parts, the first with so few bits that n times it is exact
-    const Lanes r = (x - n * T(wide ? 6.93147180369123816490e-01 : 6.93145752e-01)) -
-                    n * T(wide ? 1.90821492927058770002e-10 : 1.42860677e-06);
+    // ln 2 in two parts (Cody and Waite), the first with so few bits that n times it is exact
+    const Lanes r = (x - n * T(is_double ? 6.93147180369123816490e-01 : 6.93145752e-01)) -
+                    n * T(is_double ? 1.90821492927058770002e-10 : 1.42860677e-06);
     Lanes p = Lanes{} + T(inverse_factorial(terms));
     UNROLL for (int k = terms - 1; k >= 2; --k) p = p * r + T(inverse_factorial(k));
-    power = (Lanes)(((Whole)shifted - (Whole)round + Raw<T>::bias) << Raw<T>::mantissa);
+    power = (Lanes)(((Ints)shifted - (Ints)round + Raw<T>::bias) << Raw<T>::mantissa);
     return p * r * r + r;
 }
 
-// tanh(x) = e / (e + 2) with e = exp(2|x|) - 1, and the sign of x: exact to a few last places, near 0 too; NaN stays NaN.
+// tanh(x) = e / (e + 2) with the sign of x, where e = exp(2|x|) - 1. Exact to 4 ulp, near 0 too. NaN stays NaN.
 template <typename T>
 INLINE Vec<T> tanh(Vec<T> x) {
     typedef typename Vec<T>::Lanes Lanes;
-    typedef typename Vec<T>::Whole Whole;
-    constexpr bool wide = sizeof(T) == 8;
-    const Whole sign_bit = (Whole{} + 1) << (Raw<T>::bits - 1);
-    const Whole sign = (Whole)x.v & sign_bit;
-    Lanes a = (Lanes)((Whole)x.v & ~sign_bit);
+    typedef typename Vec<T>::Ints Ints;
+    constexpr bool is_double = sizeof(T) == 8;
+    const Ints sign_bit = (Ints{} + 1) << (Raw<T>::bits - 1);
+    const Ints sign = (Ints)x.v & sign_bit;
+    Lanes a = (Lanes)((Ints)x.v & ~sign_bit);
     a = a + a;
-    const Lanes most = Lanes{} + T(wide ? 40 : 20);  // tanh is 1 from here on
-    a = pick<T>(a > most, most, a).v;
+    const Lanes limit = Lanes{} + T(is_double ? 40 : 20);  // of 2|x|; tanh rounds to 1 from here on
+    a = select<T>(a > limit, limit, a).v;
     Lanes power;
-    const Lanes p = series<T>(a, power);
+    const Lanes p = exp_series<T>(a, power);
     const Lanes e = power * p + (power - T(1));
     const Lanes y = e / (e + T(2));
-    return (Lanes)((Whole)y | sign);
+    return (Lanes)((Ints)y | sign);
 }
 
-// sigmoid(x) = 1 / (1 + exp(-x)), exact to a few last places however small it is; NaN stays NaN.
+// sigmoid(x) = 1 / (1 + exp(-x)), exact to a few ulp, however small it is. NaN stays NaN.
 //
-// 1 + p is rounded as power (1 + p) is, and times an infinite power it is infinite, whatever the sign of p.
+// exp(-x) is power * (1 + p), which rounds once, as a product with a power of two is exact. The sum power + power * p would be
+// NaN where the power is infinite and p < 0.
 template <typename T>
 INLINE Vec<T> sigmoid(Vec<T> x) {
     typedef typename Vec<T>::Lanes Lanes;
-    constexpr bool wide = sizeof(T) == 8;
-    const Lanes most = Lanes{} + T(wide ? 710 : 89);   // here the power is infinite
-    const Lanes least = Lanes{} - T(wide ? 40 : 20);   // 1 + exp is 1 from here on
-    const Lanes down = -x.v;
-    const Lanes a = pick<T>(down > most, most, down).v;
+    constexpr bool is_double = sizeof(T) == 8;
+    const Lanes upper = Lanes{} + T(is_double ? 710 : 89);  // power is infinite here
+    const Lanes lower = Lanes{} - T(is_double ? 40 : 20);   // 1 + exp(-x) rounds to 1 from here down
+    const Lanes negated = -x.v;
+    const Lanes a = select<T>(negated > upper, upper, negated).v;
     Lanes power;
-    const Lanes p = series<T>(pick<T>(a < least, least, a).v, power);
+    const Lanes p = exp_series<T>(select<T>(a < lower, lower, a).v, power);
     return T(1) / (T(1) + power * (T(1) + p));
 }

@@ -1,0 +1,38 @@
+// What one thread works on in a time loop, for one instruction set: a part of time_loop.h.
+
+// The row of timestep t and sequence b in an array [T, B, F] or [slots, B, F].
+template <typename T>
+INLINE T* row_at(void* array, const Pass& pass, int t, int b, ptrdiff_t F) {
+    return (T*)array + ((ptrdiff_t)t * pass.B + b) * F;
+}
+
+// The sequences and units of one thread, and its scratch memory. Sequences are sorted by length, the longest first.
+template <typename T>
+struct Shard {
+    std::vector<int> sequences;
+    std::vector<const T*> operands;  // the rows that the next product reads
+    std::vector<T> products;
+    // W_ih x of several timesteps. A product of many rows is faster, and its results stay in cache until they are used.
+    std::vector<T> input_products;
+    std::vector<int> first_row;  // of each of these timesteps in input_products
+    int first_block, end_block;  // blocks of units, [first_block, end_block)
+
+    // Deals the sequences out in turn, so that every shard gets some of every length.
+    Shard(const Pass& pass, int shard, int shards, size_t product_row, int first_block, int end_block)
+        : first_block(first_block), end_block(end_block) {
+        std::vector<int> order(pass.B);
+        for (int b = 0; b < pass.B; ++b) order[b] = b;
+        if (pass.lengths)
+            std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return pass.lengths[a] > pass.lengths[b]; });
+        for (int i = shard; i < pass.B; i += shards) sequences.push_back(order[i]);
+        operands.resize(sequences.size());
+        products.resize(sequences.size() * product_row);
+    }
+
+    // The number of sequences that have a timestep t. They come first.
+    int active(const Pass& pass, int t) const {
+        int count = (int)sequences.size();
+        while (pass.lengths && count && pass.lengths[sequences[count - 1]] <= t) --count;
+        return count;
+    }
+};

@@ -1,0 +1,288 @@
+// Schedule `grid` on tensor cores, for 16-bit storage and for float as tf32: a group of thread blocks runs the whole time
+// loop of R sequences of one direction. Each block owns U units, their recurrent weights and their c. The blocks exchange
+// numbers through L2 once a step: forward the new h, backward dgates.
+//
+//     grid_mma_forward<LstmCell, __half, 16, 768, 24, 8, 1>      U 16, KP 768, HELD 24, R 8, P 1
+//
+//     U     units of a block: 8, 16 or 32; a group is gridDim.y blocks
+//     KP    H rounded up to a multiple of 128
+//     HELD  tiles of weights (tensor.cuh) that a warp holds in registers; the others are in shared memory
+//     R     sequences of a tile, a power of two up to 16; they are columns of a product that has 8 or 16
+//     P     blocks that share a multiprocessor, 1 or 2. Two belong to different groups: one computes while the other waits
+//
+// A product is W h (forward; its rows are the block's gates) or W^T dgates (backward; its rows are the block's units). The
+// 8 warps share its columns, and each warp waits only for the numbers of its own columns. These lie in L2 in the order in
+// which a lane needs them, two neighbouring 16-bit numbers in a word, so that they go from L2 through registers into the
+// tensor cores. The warps' sums are added up through shared memory, in a fixed order. Groups, tiles and arrays are as in
+// grid.cu.
+
+#include "../common.cuh"
+#include "tile.cuh"
+#include "tensor.cuh"
+#include "exchange.cuh"
+#include "time_loop.cuh"
+#include "../cells/all.cuh"
+
+constexpr int WARPS = 8, THREADS = 32 * WARPS;
+
+// ---- M rows by 16 K columns of weights, times 16 K numbers of R sequences; K is a multiple of WARPS
+//
+// A group is 16 columns, and a warp has K / WARPS neighbouring groups. Of a group, lane l loads the 4 numbers from 4 (l%4)
+// on of the sequence in column l/4, in words of one tf32 or two 16-bit numbers. Two words make a fragment of B. The tensor
+// cores take them for other rows of B than they are; that is right, as the columns of A are in the same order.
+template <typename T, int M, int K, int HELD, int R, int P>
+struct WarpProduct {
+    static constexpr int N = (R + 7) / 8, MT = (M + 15) / 16, KT = K / WARPS;
+    static constexpr int F = sizeof(T) / 2, WORDS = 2 * F;  // fragments of a group, and words of a lane
+    static constexpr int chains = MT >= 4 ? 1 : MT > 1 ? 2 : 4;  // independent sums of one product, to hide latency
+    static constexpr int stride = 16 * MT + 4;  // from one column of sums to the next: avoids bank conflicts
+    static constexpr int batch = 8 / (N * P);  // groups that are loaded at once
+    static constexpr int partial_sums_size = WARPS * 8 * N * stride;
+    static constexpr int slot_words = K * N * 32 * WORDS;  // words of the exchange
+    typedef Fragments<MT * KT * F, HELD, THREADS> WarpWeights;
+    WarpWeights weights;
+    float* partial_sums;  // [WARPS, 8 N, stride]
+    float sums[MT][N][chains][4];
+    int warp, lane;
+
+    // weight(i, group, k): row i, column k of a group; 0 where there is none.
+    template <typename Weight>
+    DEVICE WarpProduct(float4* memory, Weight weight)
+        : partial_sums((float*)memory), warp(threadIdx.x / 32), lane(threadIdx.x % 32) {
+        weights.load((uint4*)memory, (uint4*)(partial_sums + partial_sums_size), [&](int tile) {
+            const int part = tile % F, i = tile / F % MT * 16 + lane / 4, group = warp * KT + tile / F / MT;
+            auto fragment_word = [&](int row, int w) {  // word w of the fragment
+                const int k = lane % 4 * 4 + (part * 2 + w) * Fragment<T>::P;
+                return word<T>([&](int n) { return weight(row, group, k + n); });
+            };
+            return make_uint4(fragment_word(i, 0), fragment_word(i + 8, 0), fragment_word(i, 1), fragment_word(i + 8, 1));
+        });
+        __syncthreads();
+    }
+
+    // Which sequence of the tile is in a column, and the reverse. Two sequences that a warp sums together are 4 columns
+    // apart, to avoid bank conflicts.
+    DEVICE static int sequence(int column) { return column % 4 * 2 + column / 4; }
+    DEVICE static int column(int r) { return r / 8 * 8 + r % 2 * 4 + r % 8 / 2; }
+
+    // Where number k of a group, of sequence r, lies in a slot.
+    DEVICE static int offset(int group, int r, int k) { return ((group * N + r / 8) * 8 + column(r) % 8) * 16 + k; }
+
+    // sums = the product with what the other blocks send for the first `sequences` of the tile. units(group): how many
+    // numbers of a group exist.
+    template <typename Channel, typename Units>
+    DEVICE void receive(Channel& channel, int sequences, Units units) {
+#pragma unroll
+        for (int i = 0; i < MT * N * chains * 4; i++) (&sums[0][0][0][0])[i] = 0.0f;
+        channel.acquire();
+#pragma unroll
+        for (int from = 0; from < KT; from += batch) {
+            constexpr int together = KT < batch ? KT : batch;
+            const int group = warp * KT + from, k = lane % 4 * 4;
+            unsigned words[together * N][WORDS];
+            unsigned missing = 0;
+#pragma unroll
+            for (int i = 0; i < together * N; i++) {
+#pragma unroll
+                for (int w = 0; w < WORDS; w++) words[i][w] = 0;
+                const bool any = from + i / N < KT && i % N * 8 + sequence(lane / 4) < sequences && k < units(group + i / N);
+                if (any) missing |= 1u << i;
+            }
+            channel.template wait<together * N>(
+                missing, [&](int i) { channel.load(words[i], ((group * N + i) * 32 + lane) * WORDS); },
+                [&](int i) {
+                    bool all = true;
+#pragma unroll
+                    for (int w = 0; w < WORDS; w++) {
+                        if (k + w * Fragment<T>::P >= units(group + i / N)) words[i][w] = 0;  // never sent
+                        all = all && words[i][w] != Channel::EMPTY;
+                    }
+                    return all;
+                });
+            __syncwarp();
+#pragma unroll
+            for (int q = 0; q < together; q++) {
+                if (from + q >= KT) continue;
+#pragma unroll
+                for (int f = 0; f < F; f++) {
+#pragma unroll
+                    for (int m = 0; m < MT; m++) {
+                        const uint4 a = weights.get(((from + q) * MT + m) * F + f);
+#pragma unroll
+                        for (int n = 0; n < N; n++) {
+                            const unsigned* b = words[q * N + n] + 2 * f;
+                            mma(sums[m][n][((from + q) * F + f) % chains], a, make_uint2(b[0], b[1]), T());
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    // Stores the warps' sums where every thread finds them.
+    DEVICE void store_sums() {
+#pragma unroll
+        for (int m = 0; m < MT; m++) {
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    float sum = sums[m][n][0][i];
+#pragma unroll
+                    for (int k = 1; k < chains; k++) sum += sums[m][n][k][i];
+                    const int col = n * 8 + lane % 4 * 2 + i % 2;
+                    partial_sums[(warp * 8 * N + col) * stride + m * 16 + lane / 4 + i / 2 * 8] = sum;
+                }
+            }
+        }
+    }
+
+    DEVICE float sum(int row, int r) const {
+        if (r >= R) return 0.0f;
+        const float* from = partial_sums + column(r) * stride + row;
+        float sum = 0.0f;
+#pragma unroll
+        for (int p = 0; p < WARPS; p++) sum += from[p * 8 * N * stride];
+        return sum;
+    }
+
+    // Sends x of this thread's k-th sequence as the thread's i-th word: number pos.j, counted from the beginning of
+    // `group`. All lanes of a warp call this together.
+    template <typename Channel, typename Position>
+    DEVICE static void send(Channel& channel, const Position& pos, int k, int i, int group, float x) {
+        const int number = offset(group + pos.j / 16, pos.s + k * Position::slices, pos.j % 16);
+        if constexpr (F == 1) {
+            const float next = __shfl_down_sync(0xffffffffu, x, 1);
+            if (pos.j % 2 == 0 && pos.sequence[k] >= 0) channel.send(i, number / 2, pack(T(x), T(next)));
+        } else if (pos.sequence[k] >= 0) {
+            channel.send(i, number, tf32(x));
+        }
+    }
+};
+
+// ---- forward
+
+template <int G, typename T, int U, int KP, int HELD, int R, int P>
+struct Gathered {
+    typedef WarpProduct<T, G * U, KP / 16, HELD, R, P> Inner;
+    Inner inner;
+    int H;
+
+    DEVICE Gathered(float4* memory, const T* W_hh, int unit, int H_)
+        : inner(memory, [&](int i, int group, int k) {
+              const int u = unit + i % U, column = group * 16 + k;
+              return i < G * U && u < H_ && column < H_ ? W_hh[((size_t)(i / U) * H_ + u) * H_ + column] : T(0.0f);
+          }), H(H_) {}
+
+    template <typename Channel, typename Position>
+    DEVICE void receive(Channel& channel, const Position& pos) {
+        inner.receive(channel, pos.count, [&](int group) { return H - group * 16; });
+    }
+
+    DEVICE void multiply() { inner.store_sums(); }
+
+    DEVICE float sum(int k, int g) const {
+        return inner.sum(g * U + threadIdx.x % U, threadIdx.x / U + k * (THREADS / U));
+    }
+
+    template <typename Channel, typename Position>
+    DEVICE void send(Channel& channel, const Position& pos, int k, float x) const {
+        Inner::send(channel, pos, k, k, 0, x);
+    }
+};
+
+template <template <typename> class CellOf, typename T, int U, int KP, int HELD, int R, int P>
+__global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
+    const int T_,
+    const int B,
+    const int H,
+    const int W,         // blocks of H in a row of gates
+    const int reverse,
+    const int save,      // 0: inference; gates are only read, only the last h and c are stored, c in slot T % 2
+    const int* __restrict__ lengths,    // [B]  or null
+    const int* __restrict__ order,      // [B]  or null
+    const T* __restrict__ weight_hh,    // [D, G*H, H]
+    const float* __restrict__ bias_ih,  // [D, G*H]  or null
+    const float* __restrict__ bias_hh,  // [D, G*H]  or null
+    T* gates,                           // [D, T, B, W*H]  in: ax; out: what the cell saves
+    T* h,                               // [D, T+1, B, H]  in: the first slot; out: the others
+    float* c,                           // [D, T+1 or 2, B, H]  likewise; or null where the cell has none
+    T* __restrict__ output,             // [T, B, D*H]
+    const int poll_limit,               // of one wait
+    unsigned* words,                    // [groups, 32, slot] of WarpProduct, aligned; all bits set
+    int* failed)                        // [1]
+{
+    extern __shared__ float4 memory[];
+    const int unit = blockIdx.y * U, d = blockIdx.x;
+    Gathered<CellOf<float>::gates, T, U, KP, HELD, R, P> product(
+        memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
+    typedef TilePosition<U, THREADS / U, R> Position;
+    Ring<Position::per_thread> channel(words, d * gridDim.z + blockIdx.z, product.inner.slot_words, poll_limit, failed);
+    time_loop_forward<CellOf, T, Position>(T_, B, H, W, unit, reverse, save, lengths, order, bias_ih, bias_hh, gates, h, c,
+                                           output, channel, product);
+}
+
+// ---- backward: the mirror. The rows are the block's units, the columns are the rows of W_hh, gate by gate.
+
+template <int G, typename T, int U, int KP, int HELD, int R, int P>
+struct Returned {
+    static constexpr int gate = KP / 16;  // groups of one gate
+    typedef WarpProduct<T, U, G * gate, HELD, R, P> Inner;
+    Inner inner;
+    int H;
+
+    DEVICE Returned(float4* memory, const T* W_hh, int unit, int H_)
+        : inner(memory, [&](int i, int group, int k) {
+              const int u = unit + i, row = group % gate * 16 + k;
+              return i < U && u < H_ && row < H_ ? W_hh[((size_t)(group / gate) * H_ + row) * H_ + u] : T(0.0f);
+          }), H(H_) {}
+
+    template <typename Channel, typename Position>
+    DEVICE void stage(Channel& channel, const Position& pos, int k, const float* dgates) {
+#pragma unroll
+        for (int g = 0; g < G; g++) Inner::send(channel, pos, k, k * G + g, g * gate, dgates[g]);
+    }
+
+    template <typename Channel, typename Position>
+    DEVICE bool run(Channel& channel, const Position& pos) {
+        channel.next();
+        inner.receive(channel, pos.count, [&](int group) { return H - group % gate * 16; });
+        if (__syncthreads_or(channel.timed_out)) return false;
+        inner.store_sums();
+        __syncthreads();
+        return true;
+    }
+
+    DEVICE float sum(int k) const { return inner.sum(threadIdx.x % U, threadIdx.x / U + k * (THREADS / U)); }
+};
+
+template <template <typename> class CellOf, typename T, int U, int KP, int HELD, int R, int P>
+__global__ void __launch_bounds__(THREADS, P) grid_mma_backward(
+    const int T_,
+    const int B,
+    const int H,
+    const int W,
+    const int reverse,
+    const int* __restrict__ lengths,  // [B]  or null
+    const int* __restrict__ order,    // [B]  or null
+    const T* __restrict__ weight_hh,  // [D, G*H, H]
+    T* gates,                         // [D, T, B, W*H]  in: what forward saved; out: dgates
+    const T* __restrict__ h,          // [D, T+1, B, H]
+    const float* __restrict__ c,      // [D, T+1, B, H]  or null where the cell has none
+    const T* __restrict__ doutput,    // [T, B, D*H]  or null
+    float* __restrict__ dh,           // [D, B, H]  in: of the last h; out: of the first
+    float* __restrict__ dc,           // [D, B, H]  likewise; or null where the cell has none
+    const int poll_limit,
+    unsigned* words,                  // [groups, 32, slot] of WarpProduct, aligned; all bits set
+    int* failed)                      // [1]
+{
+    extern __shared__ float4 memory[];
+    const int unit = blockIdx.y * U, d = blockIdx.x;
+    Returned<CellOf<float>::gates, T, U, KP, HELD, R, P> product(
+        memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
+    typedef TilePosition<U, THREADS / U, R> Position;
+    constexpr int words_sent = Position::per_thread * CellOf<float>::gates;
+    Ring<words_sent> channel(words, d * gridDim.z + blockIdx.z, product.inner.slot_words, poll_limit, failed);
+    time_loop_backward<CellOf, T, Position>(T_, B, H, W, unit, reverse, lengths, order, gates, h, c, doutput, dh, dc,
+                                            channel, product);
+}
