@@ -131,7 +131,7 @@ def save_checkpoint(
 
 
 def _write_pair(path: Path, name: str, data: bytes, header: dict[str, Any]) -> None:
-    """Write the tensor file ``name``, then the JSON file; raises CheckpointError and leaves neither on an error."""
+    """Write the tensor file ``name``, then the JSON file; if that fails, raise CheckpointError; the old pair stays."""
     if not path.parent.is_dir():
         fault = "is no folder" if path.parent.exists() else "does not exist: make it first"
         raise CheckpointError(f"{path}: could not be saved: the folder {path.parent} {fault}")

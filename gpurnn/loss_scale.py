@@ -76,14 +76,17 @@ class LossScaler:
 
     @checked
     def growth_factor(self, value: float) -> float:
+        """Factor of the scale after ``growth_interval`` steps without an overflow."""
         return check_number("growth_factor", value, 1, low_open=True)
 
     @checked
     def backoff_factor(self, value: float) -> float:
+        """Factor of the scale after an overflow."""
         return check_number("backoff_factor", value, 0, 1, low_open=True, high_open=True)
 
     @checked
     def growth_interval(self, value: int) -> int:
+        """Steps without an overflow until the scale grows."""
         return check_size("growth_interval", value)
 
     def unscale(self, model: Module) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import fnmatch
+from typing import TypeVar
 
 from .views import padded_size
+
+M = TypeVar("M", bound="Freezing")  # the class of the module
 
 
 class Freezing:
     """The part of ``Module`` that freezes parameters."""
 
-    def freeze(self, *names: str):
+    def freeze(self: M, *names: str) -> M:
         """Stop training these parameters, or all of them.
 
         ``backward`` makes no gradients for a frozen parameter, no optimizer moves it, and clipping does not count it.
@@ -46,7 +49,7 @@ class Freezing:
             self.grads[name][...] = 0
         return self
 
-    def unfreeze(self, *names: str):
+    def unfreeze(self: M, *names: str) -> M:
         """Undo ``freeze`` for these parameters, or for all; arguments, result and errors are those of ``freeze``."""
         for name in self._matching("unfreeze", names):
             _, frozen, inner = self.params._owners[name]

@@ -6,9 +6,11 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import check_flag
+
+M = TypeVar("M", bound="Modes")  # the class of the module
 
 _changing_modes = threading.Lock()  # held where blocks of ``evaluation`` begin and end
 if hasattr(os, "register_at_fork"):  # a forked child finds it released
@@ -37,7 +39,7 @@ class Modes:
         for name, child in self._homes.items():
             yield from child.modules(f"{prefix}.{name}" if prefix else name)
 
-    def train(self, mode: bool = True):
+    def train(self: M, mode: bool = True) -> M:
         """Put this module and all in it into training mode: dropout draws, batch statistics.
 
         Parameters
@@ -55,7 +57,7 @@ class Modes:
             module.training = mode
         return self
 
-    def eval(self):
+    def eval(self: M) -> M:
         """Put this module and all in it into evaluation mode: no dropout, running statistics. Returns the module."""
         return self.train(False)
 

@@ -61,11 +61,11 @@ def _shapes(model: Any) -> Iterator[tuple[Any, Shape]]:
 def _chain_shapes(layers: Any) -> Iterator[tuple[Any, Shape]]:
     """The shapes in a chain, from the axes that its input must have."""
     layers = list(layers)
-    leaves = [module for layer in layers for _, module in layer.modules() if not module.children]
-    time = any(_takes_lengths(leaf) for leaf in leaves)
-    batch_first = any(getattr(leaf, "batch_first", False) for leaf in leaves)
+    innermost = [module for layer in layers for _, module in layer.modules() if not module.children]
+    time = any(_takes_lengths(layer) for layer in innermost)
+    batch_first = any(getattr(layer, "batch_first", False) for layer in innermost)
     axes = (("B", "T") if batch_first else ("T", "B")) if time else ("...",)
-    yield from _follow(layers, axes if hasattr(leaves[0], "embedding_dim") else (*axes, "?"))
+    yield from _follow(layers, axes if hasattr(innermost[0], "embedding_dim") else (*axes, "?"))
 
 
 def _follow(layers: Any, shape: Shape | None) -> Iterator[tuple[Any, Shape]]:
@@ -87,7 +87,7 @@ def _output_shape(layer: Any, shape: Shape) -> Shape | None:
         return (*shape, layer.embedding_dim)
     if hasattr(layer, "out_features"):
         return (*shape[:-1], layer.out_features)
-    if hasattr(layer, "hidden_sizes"):
+    if hasattr(layer, "proj_size"):
         size = (layer.proj_size or layer.hidden_sizes[-1]) * (2 if layer.bidirectional else 1)
         if not _takes_lengths(layer):
             return ("B", size)  # one timestep

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from .._typing import Array, Backward
 from ..errors import check_shape
+
+M = TypeVar("M", bound="Versions")  # the class of the module
 
 
 def check_unspent(spent: list[Any]) -> None:
@@ -89,7 +91,7 @@ class Versions:
 
         return guarded
 
-    def _as_now(self):
+    def _as_now(self: M) -> M:
         """A stand-in with the attributes of this moment, for a backward that runs later.
 
         Parameters, gradients and children are shared.

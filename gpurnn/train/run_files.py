@@ -74,7 +74,7 @@ class RunFiles:
                 self._logs[name].truncate(0 if sizes is None else self._end_of(name, sizes.get(name, 0)))
 
     def _end_of(self, log: str, size: int) -> int:
-        """Bytes of a log to keep: as at the checkpoint, or up to its last whole line if the log was shortened."""
+        """Where a log is cut: as at the checkpoint, or up to its last whole line if the log was shortened."""
         end = run_folder.whole_lines(self._logs[log], size)
         if end < size:
             _log.warning("%s: %s.jsonl was shortened: some of its records are missing", self.out, log)
