@@ -110,7 +110,7 @@ class Twin(nn.Module):
 
 
 def train(twin, settings, data, say=print):
-    """Train as ``gpurnn.training.fit`` does with these ``TranslateSettings`` and ``Data``; the best weights, by the
+    """Train as ``gpurnn.fit`` does with these ``TranslateSettings`` and ``Data``; the best weights, by the
     accuracy on the validation pairs, are in ``twin`` afterwards. Returns a record for each epoch."""
     adam = torch.optim.Adam(twin.parameters(), lr=settings.lr)
     total, low = settings.epochs * len(data.train), settings.lr / 20

@@ -28,6 +28,37 @@ from .optim import (
 )
 from .recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from .seq2seq import EncoderDecoder, beam_search, greedy_search
-from .training import History, TrainingError, evaluate, fit, load_weights, save_weights
+from .train import History, TrainingError, evaluate, fit, load_weights, save_weights
 
 __version__ = "0.1.0"
+
+__all__ = [
+    # recurrent layers, and single steps of them
+    "LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell",
+    # other layers, and the base of all
+    "Module", "Sequential", "Linear", "Embedding", "TiedLinear", "Dropout", "LayerNorm", "BatchNorm", "Pooling",
+    # encoder-decoder
+    "Attention", "EncoderDecoder", "greedy_search", "beam_search",
+    # losses
+    "cross_entropy", "binary_cross_entropy_with_logits", "mse", "mae",
+    # CTC: labels without a place in time
+    "ctc_loss", "ctc_greedy", "ctc_beam_search",
+    # metrics
+    "accuracy", "perplexity", "bits_per_character", "edit_distance", "error_rate",
+    # optimizers, gradient clipping, loss scaling
+    "SGD", "RMSprop", "Adam", "AdamW", "clip_grad_norm", "clip_grad_value", "LossScaler",
+    # learning-rate schedules
+    "ConstantSchedule", "StepSchedule", "CosineSchedule", "PlateauSchedule", "WarmupSchedule",
+    # training and validation
+    "fit", "evaluate", "History", "TrainingError",
+    # batches
+    "Batch", "TextBatches", "SequenceBatches",
+    # the gradient at every timestep
+    "record_gradient_flow", "GradientFlow",
+    # files of weights and checkpoints
+    "save_weights", "load_weights", "save_checkpoint", "load_checkpoint", "CheckpointError",
+    # the backend switch
+    "use_backend", "get_backend", "backends", "empty_cache",
+    # errors
+    "ShapeError", "DtypeError", "BackendError",
+]  # fmt: skip

@@ -23,7 +23,7 @@ from .backends.ops import flat
 from .dtypes import upcast
 from .errors import ShapeError, check_choice, check_flag, check_number, check_shape, check_size, checked
 from .gradients import adding
-from .layers.common import repr_with_sizes
+from .layers.common import sizes_text
 from .masks import check_lengths, valid_steps
 from .module import Module
 
@@ -353,9 +353,9 @@ class Attention(Module):
         """(B, U, F) as (U, B, F), contiguous, in the layer's dtype."""
         return self.xp.ascontiguousarray(array.transpose(1, 0, 2)).astype(self.dtype, copy=False)
 
-    def __repr__(self) -> str:
+    def _sizes_text(self):
         sizes = {"attention_size": self.query_size} if self.score == "additive" else {}
-        return repr_with_sizes(self, "query_size", "memory_size", score="general", **sizes, scale=1.0)
+        return sizes_text(self, "query_size", "memory_size", score="general", **sizes, scale=1.0)
 
 
 def _by_sequence(array):

@@ -1,18 +1,20 @@
-"""Checkpoints that are whole or not there, and the atomic writes they stand on.
+"""Checkpoints that are either complete or absent.
 
 A checkpoint is a pair: ``name.json`` (the document) and ``name-<token>.safetensors`` (the arrays). The JSON file names
-its tensor file with size and SHA-256, and every save writes a tensor file with a new name, so the one moment that
-counts is the rename of the JSON file: before it the old pair is complete, after it the new one is. Tensor files that no
-JSON names are removed afterwards, those of a process that was killed at the next save.
+its tensor file with size and SHA-256, and every save writes a tensor file with a new name. So a save takes effect when
+the JSON file is renamed: before that the old pair is complete, after it the new one is. Tensor files that no JSON file
+names are removed afterwards; those of a killed process are removed by the next save.
 
 | to | call |
 |---|---|
-| save a model's weights, and give them to a model | ``save_weights``, ``load_weights`` (training.py) |
+| save a model's weights, and give them to a model | ``save_weights``, ``load_weights`` (train/weights.py) |
 | give a model the weights of a run of ``fit`` | ``load_weights`` |
-| go on with a run of ``fit`` | ``fit(..., out=folder, resume=True)`` |
+| continue a run of ``fit`` | ``fit(..., out=folder, resume=True)`` |
 | load a run of a task with all that belongs to it | ``gpurnn.tasks.run.load(folder)`` |
-| save arrays and a document of one's own, and read any checkpoint | ``save_checkpoint``, ``load_checkpoint`` |
+| save arrays and a document of your own, and read any checkpoint | ``save_checkpoint``, ``load_checkpoint`` |
 """
+
+from __future__ import annotations
 
 import contextlib
 import glob
@@ -21,13 +23,15 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as tensors_to_bytes
 
+from ._typing import Array
 from .arrays import host_array
 from .dtypes import check_dtype, is_float
 from .errors import DtypeError, FileError
@@ -44,13 +48,13 @@ from .files import (
 )
 
 _FORMAT, _VERSION = "gpurnn-checkpoint", 1
-_READERS = {  # suffix of a file of others -> what makes a state dictionary of it
+_READERS = {  # suffix of another library's file -> the call that makes a state dictionary of it
     ".safetensors": "safetensors.numpy.load_file(path)",
     ".pt": "torch.load(path)",
     ".pth": "torch.load(path)",
     ".npz": "numpy.load(path)",
 }
-_DTYPES = {  # what safetensors calls the dtypes that are saved and read
+_DTYPES = {  # name of a dtype in safetensors -> in NumPy
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
     "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
     "C64": "complex64",
@@ -61,18 +65,38 @@ class CheckpointError(FileError, RuntimeError):
     """A file of a run could not be written, or the one read is damaged or does not fit; the message names the file."""
 
 
-def save_checkpoint(path, arrays, document, *, infinite=()):
-    """Write the mapping ``arrays`` (name -> array) and the JSON-ready ``document`` as one checkpoint.
+def save_checkpoint(
+    path: str | os.PathLike[str], arrays: Mapping[str, Array], document: Any, *, infinite: Iterable[str] = ()
+) -> None:
+    """Save arrays and a document of your own as one checkpoint; ``save_weights`` saves a model.
 
-    path: the JSON file, ``run/last.json``; the arrays go beside it, ``run/last-<token>.safetensors``.
-    arrays: of float64, float32, float16, bfloat16, complex64, bool and the integers of 8 to 64 bits.
-    infinite: names of arrays that may hold positive infinity, such as squares that overflowed.
+    Whatever happens, a checkpoint that was at ``path`` stays readable until the new one is complete.
 
-    Whatever happens, a checkpoint that was at ``path`` stays readable until the new one is complete. Raises
-    CheckpointError, with nothing left behind, where the disk is full or another float array holds NaN or infinity (a
-    checkpoint of a diverged model would replace a good one), DtypeError for an array of another dtype, TypeError for a
-    document that is not JSON and a name that is not a string, ValueError for a name that no file can hold.
+    Parameters
+    ----------
+    path : path
+        The JSON file, ``run/last.json``. The arrays go beside it, into ``run/last-<token>.safetensors``.
+    arrays : mapping
+        Name -> array of float64, float32, float16, bfloat16, complex64, bool or an integer of 8 to 64 bits.
+    document : object
+        Anything JSON-ready.
+    infinite : iterable of str
+        Names of arrays that may hold positive infinity, such as averages of squares that overflowed.
 
+    Raises
+    ------
+    CheckpointError
+        If the disk is full, or another float array holds NaN or infinity (a checkpoint of a diverged model would
+        replace a good one). No partial file remains.
+    DtypeError
+        For an array of another dtype.
+    TypeError
+        For a document that is not JSON-ready, or a name that is not a string.
+    ValueError
+        For a name that no file can hold.
+
+    Examples
+    --------
     >>> save_checkpoint("last.json", gpurnn.Linear(2, 1).state_dict(), {"epoch": 3})
     >>> arrays, document = load_checkpoint("last.json")
     >>> sorted(arrays), document["epoch"]
@@ -102,6 +126,12 @@ def save_checkpoint(path, arrays, document, *, infinite=()):
         "sha256": _sha256(text.encode()),
         "document": json.loads(text),
     }
+    _write_pair(path, name, data, header)
+    _remove_tensors(path, current=name)
+
+
+def _write_pair(path: Path, name: str, data: bytes, header: dict[str, Any]) -> None:
+    """Write the tensor file ``name``, then the JSON file; if that fails, raise CheckpointError; the old pair stays."""
     if not path.parent.is_dir():
         fault = "is no folder" if path.parent.exists() else "does not exist: make it first"
         raise CheckpointError(f"{path}: could not be saved: the folder {path.parent} {fault}")
@@ -114,18 +144,41 @@ def save_checkpoint(path, arrays, document, *, infinite=()):
             with contextlib.suppress(OSError):
                 path.with_name(name).unlink()
         raise CheckpointError(f"{path}: could not be saved, the last good checkpoint stays: {error}") from error
-    _remove_tensors(path, current=name)
 
 
-def load_checkpoint(path):
-    """Read a checkpoint; returns (arrays: name -> NumPy array, document).
+def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Array], Any]:
+    """Read the arrays and the document of a checkpoint, without a model; ``load_weights`` gives them to a model.
 
-    Raises CheckpointError, naming the file and what is wrong, unless both files are exactly what was saved.
+    Parameters
+    ----------
+    path : path
+        The JSON file of ``save_checkpoint``, ``save_weights`` or ``fit``.
+
+    Returns
+    -------
+    arrays : dict
+        Name -> NumPy array.
+    document : object
+        The document that was saved.
+
+    Raises
+    ------
+    CheckpointError
+        Unless both files are exactly as they were saved; the message names the file and the fault.
+    ValueError, TypeError
+        For a ``path`` that is no JSON file's; the message says what reads the file.
+
+    Examples
+    --------
+    >>> gpurnn.save_weights(gpurnn.Linear(2, 1), "model.json")
+    >>> arrays, document = load_checkpoint("model.json")
+    >>> arrays["weight"].shape, document["model"]
+    ((1, 2), 'Linear')
     """
     path = _json_path(path)
     header = _read_header(path)
     data = None
-    for _ in range(3):  # a running training may replace the pair between the two reads
+    for _ in range(3):  # a training in another process may replace the pair between the two reads
         tensors = path.with_name(header["tensors"]["file"])
         try:
             with open_regular(tensors, CheckpointError) as file:
@@ -150,11 +203,11 @@ def load_checkpoint(path):
     return arrays, header["document"]
 
 
-def _from_entry(tensors, name, entry):
-    """The array ``name`` of what safetensors says of it."""
+def _from_entry(tensors: Path, name: str, entry: dict[str, Any]) -> Array:
+    """The array ``name`` from its entry in a safetensors file: dtype, shape and bytes."""
     if entry["dtype"] not in _DTYPES:
         raise CheckpointError(
-            f"{tensors}: array {name!r} is of the dtype {entry['dtype']}; what is read is {', '.join(_DTYPES)}"
+            f"{tensors}: array {name!r} is of the dtype {entry['dtype']}; expected one of {', '.join(_DTYPES)}"
         )
     try:
         dtype = np.dtype(_DTYPES[entry["dtype"]]) if entry["dtype"] != "BF16" else check_dtype("bfloat16")
@@ -163,15 +216,15 @@ def _from_entry(tensors, name, entry):
     return np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
 
 
-def _check_size(file, tensors, header, path):
+def _check_size(file: Any, tensors: Path, header: dict[str, Any], path: Path) -> None:
     """Raise CheckpointError unless an open tensor file is as long as its JSON file says."""
     size, found = header["tensors"]["size"], file_size(file)
     if found != size:
         raise CheckpointError(f"{tensors}: is damaged: {found} bytes, {path.name} says {size}")
 
 
-def checkpoint_shapes(path):
-    """Name -> shape of a checkpoint's arrays; only the header of the tensor file is read. Raises CheckpointError."""
+def checkpoint_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of a checkpoint's arrays, from the header of the tensor file alone. Raises CheckpointError."""
     path = _json_path(path)
     header = _read_header(path)
     tensors = path.with_name(header["tensors"]["file"])
@@ -187,8 +240,8 @@ def checkpoint_shapes(path):
         raise CheckpointError(f"{tensors}: is not a safetensors file: {one_line(error)}") from error
 
 
-def is_checkpoint(path):
-    """Whether a file is the JSON file of a checkpoint, however damaged its tensors may be."""
+def is_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is the JSON file of a checkpoint; its tensor file may be damaged."""
     try:
         _read_header(_json_path(path))
     except (CheckpointError, ValueError):
@@ -196,15 +249,15 @@ def is_checkpoint(path):
     return True
 
 
-def remove_checkpoint(path):
-    """Remove a checkpoint, JSON file first; nothing happens where there is none."""
+def remove_checkpoint(path: str | os.PathLike[str]) -> None:
+    """Remove a checkpoint, the JSON file first, if there is one."""
     path = _json_path(path)
     path.unlink(missing_ok=True)
     _remove_tensors(path, current=None)
 
 
-def _json_path(path, save=False):
-    """``path`` of a JSON file, as a Path; raises for what is none. save: whether it is to be written, not read."""
+def _json_path(path: Any, save: bool = False) -> Path:
+    """``path`` as a Path, if it names a JSON file to read, or with ``save`` to write; otherwise raises."""
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path: expected the name of a .json file, got {type(path).__name__}")
     path = Path(path)
@@ -222,8 +275,8 @@ def _json_path(path, save=False):
     raise ValueError(f"path should name the checkpoint's .json file, got {str(path)!r}")
 
 
-def _read_header(path):
-    """The JSON file, checked; everything but the tensors."""
+def _read_header(path: Path) -> dict[str, Any]:
+    """The contents of the JSON file, checked. The tensor file is not read."""
     try:
         header = read_json(path, error=CheckpointError, own=True)
     except OSError as error:
@@ -251,20 +304,20 @@ def _read_header(path):
     return header
 
 
-def _tensor_file(path):
-    """Name of the tensor file that ``path`` refers to, None where it does not."""
+def _tensor_file(path: Path) -> str | None:
+    """Name of the tensor file that the checkpoint at ``path`` refers to; None without a checkpoint."""
     try:
         return _read_header(path)["tensors"]["file"]
     except CheckpointError:
         return None
 
 
-def _is_tensor_name(path, name):
-    """Whether ``name`` is one that a save to ``path`` would make: no folders, no other checkpoint's."""
+def _is_tensor_name(path: Path, name: Any) -> bool:
+    """Whether a save to ``path`` could have made a tensor file called ``name``."""
     return isinstance(name, str) and bool(re.fullmatch(re.escape(path.stem) + r"-[0-9a-f]{16}\.safetensors", name))
 
 
-def _remove_tensors(path, current):
+def _remove_tensors(path: Path, current: str | None) -> None:
     """Remove what earlier saves to ``path`` left: tensor files other than ``current``, unfinished temporary files."""
     for file in path.parent.glob(f"*{glob.escape(path.stem)}*"):
         target = temporary_target(file.name) or file.name
@@ -274,13 +327,15 @@ def _remove_tensors(path, current):
                 file.unlink()
 
 
-def _check_saveable(path, arrays):
-    """Raise, naming the array, for what could not be read again."""
+def _check_saveable(path: Path, arrays: dict[str, Array]) -> None:
+    """Raise for an array that could not be read again; the message names it."""
     for name, array in arrays.items():
         if not isinstance(name, str):
             raise TypeError(f"{path}: names of arrays should be strings, got {name!r}")
         if name == "__metadata__":
-            raise ValueError(f"{path}: no array can be called '__metadata__', a word of the file's own: rename it")
+            raise ValueError(
+                f"{path}: no array can be called '__metadata__', which the file format reserves: rename it"
+            )
         if array.dtype.name not in _DTYPES.values():
             raise DtypeError(
                 f"{path}: array {name!r} should be of one of the dtypes {', '.join(_DTYPES.values())}, got "
@@ -288,7 +343,8 @@ def _check_saveable(path, arrays):
             )
 
 
-def _check_finite(path, arrays, infinite):
+def _check_finite(path: Path, arrays: dict[str, Array], infinite: Iterable[str]) -> None:
+    """Raise CheckpointError for NaN or infinity, other than +inf in the arrays named in ``infinite``."""
     for name, array in arrays.items():
         if not is_float(array.dtype):
             continue
@@ -299,17 +355,18 @@ def _check_finite(path, arrays, infinite):
             raise CheckpointError(f"{path}: array {name!r} holds values that are not finite")
 
 
-def document_digest(document):
-    """SHA-256 of a JSON-ready document, whatever the order of its keys; None where it cannot be written as JSON."""
+def document_digest(document: Any) -> str | None:
+    """SHA-256 of a JSON-ready document, independent of the order of its keys; None for one that is not JSON-ready."""
     try:
         return _sha256(_canonical(document).encode())
     except (ValueError, RecursionError, UnicodeEncodeError):
         return None
 
 
-def _canonical(document):
+def _canonical(document: Any) -> str:
+    """A document as JSON with sorted keys."""
     return json.dumps(document, sort_keys=True, allow_nan=False)
 
 
-def _sha256(data):
+def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()

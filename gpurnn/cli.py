@@ -76,12 +76,12 @@ class _Commands(_Whole):
         except KeyboardInterrupt as signal:
             _interrupted(
                 terminated=type(signal).__name__ == "Terminated"
-            )  # of training.py, which may not be imported yet
+            )  # of gpurnn/train, which may not be imported yet
 
     def _invoke(self, ctx):
         from .checkpoint import CheckpointError
         from .errors import BackendError, DivergedError
-        from .training import TrainingError
+        from .train import TrainingError
 
         try:
             return super().invoke(ctx)
@@ -229,7 +229,7 @@ def _train(task, files, backend, out, resume, overwrite, checkpoint_every, progr
 
 
 def _train_prepared(ctx, say, run, checkpoint_every, progress, flow, as_json):
-    from .training import Terminated
+    from .train import Terminated
 
     task, folder = run.task, run.folder
     facts = {

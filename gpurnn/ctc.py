@@ -214,7 +214,7 @@ def ctc_greedy(logits: Array, *, lengths: Lengths = None, blank: int = 0, batch_
     Raises
     ------
     ShapeError, DtypeError, ValueError
-        An argument does not fit, or logits of a valid timestep are NaN or infinite.
+        An argument does not fit; as DivergedError, if logits of a valid timestep are NaN or infinite.
 
     Examples
     --------
@@ -274,7 +274,7 @@ def ctc_beam_search(
 
 
 def _refuse_no_path(ops, logits, lengths):
-    """Raise ValueError where logits (T, B, V) of a valid timestep are NaN or infinite."""
+    """Raise DivergedError where logits (T, B, V) of a valid timestep are NaN or infinite."""
     highest = ops.to_numpy(logits.max(axis=2))
     refuse_no_distribution(highest[valid_steps(lengths, *highest.shape)])
 

@@ -1,40 +1,59 @@
-"""Batches: a long text cut into streams, sequences of different length padded together, and two classic synthetic
-tasks.
+"""Batches: a long text in parallel pieces, padded sequences of different length, and two classic synthetic tasks.
 
 A batch source has a length, the number of batches in an epoch, and ``batch(epoch, index)``, a pure function of its
-arguments: shuffling is keyed by (seed, epoch). So "the position in the data" is the pair (epoch, index) and nothing
-else, and a resumed training sees exactly the batches that it would have seen.
+arguments: shuffling is keyed by (seed, epoch). So the position in the data is the pair (epoch, index) and nothing else,
+and a resumed training gets exactly the batches that it would have had.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
 from . import rng
+from ._typing import Array
 from .arrays import host_array, refuse_masked
 from .errors import DtypeError, ShapeError, check_flag, check_size
 
 
 @dataclass
 class Batch:
-    """One training batch, time-major NumPy arrays.
+    """One training batch, of time-major NumPy arrays.
 
-    inputs: (T, B, ...), or a tuple of arrays where the model takes several. targets: whatever the loss takes. lengths:
-    (B,) or None, given to the model; a tuple, one for each of the inputs, where these are several. carry: the recurrent
-    state of the batch before goes on (truncated BPTT) instead of starting anew. loss_options: what the loss takes by
-    name; None: ``lengths``, where there are any. weight: how much the mean loss of this batch counts in a mean over
-    batches, the number of valid steps where it is None. With
-    several inputs both must be given.
+    Parameters
+    ----------
+    inputs : Array or tuple of Array
+        (T, B, ...); a tuple where the model takes several inputs.
+    targets : object
+        Whatever the loss takes.
+    lengths : Array or tuple of Array, optional
+        (B,) integers for the model; a tuple, one for each of the inputs, where these are several.
+    carry : bool
+        Continue the recurrent state of the batch before (truncated BPTT) instead of starting anew.
+    loss_options : dict, optional
+        Keyword arguments of the loss. By default ``lengths``, if there are any.
+    weight : int, optional
+        Weight of this batch's mean loss in a mean over batches. By default the number of valid timesteps.
+
+    With several inputs, ``loss_options`` and ``weight`` must be given.
+
+    Examples
+    --------
+    >>> gpurnn.Batch(np.zeros((4, 3, 2)), np.zeros((4, 3)), lengths=np.array([4, 1, 2])).weight
+    7
     """
 
-    inputs: object
-    targets: object
-    lengths: object = None
+    inputs: Array | tuple[Array, ...]
+    targets: Any
+    lengths: Array | tuple[Array, ...] | None = None
     carry: bool = False
-    loss_options: dict | None = None
+    loss_options: dict[str, Any] | None = None
     weight: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.carry = check_flag("carry", self.carry)
         if self.loss_options is None:
             self.loss_options = {} if self.lengths is None else {"lengths": self.lengths}
@@ -43,16 +62,47 @@ class Batch:
             self.weight = int(shape[0] * shape[1] if self.lengths is None else np.sum(self.lengths))
 
 
-class TextBatches:
-    """A long sequence of ids cut into ``batch_size`` streams that are read side by side, ``steps`` at a time.
+class BatchSource(Protocol):
+    """What ``fit`` and ``evaluate`` take as batches: any object with these two methods."""
 
-    ids: 1-D integers, for instance a ``np.memmap`` (only what a batch needs is read). Stream b holds the ids from b *
-    S, with S = (len(ids) - 1) // batch_size. A batch has inputs and targets (T, B) int64, the targets one place later;
-    the last batch of an epoch is shorter where S is no multiple of ``steps``. All but the first of an epoch carry the
-    state. Raises ValueError for fewer than batch_size + 1 ids.
+    def __len__(self) -> int:
+        """The number of batches in an epoch."""
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        """Batch number ``index`` of an epoch; a pure function of its arguments."""
+
+
+class TextBatches:
+    """A long sequence of ids in ``batch_size`` parallel pieces, of which a batch has ``steps`` timesteps.
+
+    With S = (len(ids) - 1) // batch_size, sequence b of every batch comes from the S ids from place b * S on. A batch
+    has inputs and targets (T, B) int64, the targets one place later. The last batch of an epoch is shorter where S is
+    no multiple of ``steps``. All batches but the first of an epoch carry the state.
+
+    Parameters
+    ----------
+    ids : Array
+        1-D integers. Of a ``np.memmap`` only what a batch needs is read.
+    batch_size : int
+        Sequences in a batch, B.
+    steps : int
+        Timesteps of a batch, T.
+
+    Raises
+    ------
+    ValueError
+        For fewer than batch_size + 1 ids, or a size below 1.
+    ShapeError, DtypeError
+        For ``ids`` that are not 1-D or no integers.
+
+    Examples
+    --------
+    >>> text = gpurnn.TextBatches(np.arange(9), batch_size=2, steps=3)
+    >>> len(text), text.batch(epoch=0, index=0).inputs.tolist()
+    (2, [[0, 4], [1, 5], [2, 6]])
     """
 
-    def __init__(self, ids, batch_size, steps):
+    def __init__(self, ids: Array, batch_size: int, steps: int) -> None:
         refuse_masked("ids", ids)
         if getattr(ids, "ndim", None) != 1:
             raise ShapeError(f"ids: expected a 1-D array, got shape {getattr(ids, 'shape', type(ids).__name__)}")
@@ -62,12 +112,15 @@ class TextBatches:
         self.batch_size, self.steps = check_size("batch_size", batch_size), check_size("steps", steps)
         self.stream = (len(ids) - 1) // self.batch_size
         if self.stream < 1:
-            raise ValueError(f"ids: {batch_size} streams need at least {self.batch_size + 1} ids, got {len(ids)}")
+            raise ValueError(
+                f"ids: a batch_size of {batch_size} needs at least {self.batch_size + 1} ids, got {len(ids)}"
+            )
 
-    def __len__(self):
+    def __len__(self) -> int:
         return -(-self.stream // self.steps)
 
-    def batch(self, epoch, index):
+    def batch(self, epoch: int, index: int) -> Batch:
+        """Batch number ``index`` of an epoch. Raises IndexError for a number that there is not."""
         index = check_index(self, index)
         first = index * self.steps
         T = min(self.steps, self.stream - first)
@@ -79,15 +132,55 @@ class TextBatches:
 class SequenceBatches:
     """Sequences of different length, shuffled, padded with zeros to the longest of their batch.
 
-    inputs: a list of arrays (T_n, ...). targets: a list of arrays (T_n, ...), one entry for each step, padded alike;
-    or with ``per_step=False`` an array or list with one target for each sequence: the loss then gets no lengths, and a
-    batch weighs as many sequences as it has. shuffle: another order in every epoch. bucket: sequences of similar length
-    go together (sorted within windows of 32 batches), so that little is padded.
+    A subclass may override ``collate``, which makes a batch from the numbers of its sequences.
 
-    Where a batch needs more, a subclass overrides ``collate``, which makes it from the chosen sequences' numbers.
+    Parameters
+    ----------
+    inputs : sequence of Array
+        One array (T_n, ...) for each sequence.
+    targets : sequence of Array, or Array
+        One array (T_n, ...) for each sequence, padded like the inputs; with ``per_step=False`` an array or list with
+        one target for each sequence.
+    batch_size : int
+        Sequences in a batch, B.
+    per_step : bool
+        Whether each timestep has a target. Otherwise the loss gets no lengths, and the weight of a batch is its
+        number of sequences.
+    shuffle : bool
+        Use another order in every epoch.
+    bucket : bool
+        Put sequences of similar length together, so that there is little padding: they are sorted within windows of
+        32 batches.
+    seed : int
+        Key of the order.
+
+    Raises
+    ------
+    ShapeError
+        For targets that do not fit the inputs.
+    TypeError, ValueError
+        For other arguments of the wrong type or value, and for no sequences.
+
+    Examples
+    --------
+    >>> inputs = [np.ones((T, 2), "float32") for T in (3, 1, 2)]
+    >>> batches = gpurnn.SequenceBatches(inputs, [0, 1, 0], batch_size=2, per_step=False, shuffle=False)
+    >>> batch = batches.batch(epoch=0, index=0)
+    >>> batch.inputs.shape, batch.lengths.tolist()
+    ((2, 2, 2), [1, 2])
     """
 
-    def __init__(self, inputs, targets, batch_size, *, per_step=True, shuffle=True, bucket=True, seed=0):
+    def __init__(
+        self,
+        inputs: Sequence[Array],
+        targets: Sequence[Array] | Array,
+        batch_size: int,
+        *,
+        per_step: bool = True,
+        shuffle: bool = True,
+        bucket: bool = True,
+        seed: int = 0,
+    ) -> None:
         self.per_step, self.seed = check_flag("per_step", per_step), rng.check_seed(seed)
         self.shuffle, self.bucket = check_flag("shuffle", shuffle), check_flag("bucket", bucket)
         refuse_masked("inputs", inputs)
@@ -100,15 +193,16 @@ class SequenceBatches:
         if len(self.targets) != len(self.inputs):
             raise ShapeError(f"targets: expected {len(self.inputs)} entries, as inputs has, got {len(self.targets)}")
         self.lengths = np.array([len(x) for x in self.inputs], np.int64)
-        self._last = (None, None)  # an epoch and its order: sorted once, not for every batch
+        self._last = (None, None)  # (epoch, its order), so that an epoch is sorted once
         for n, (x, y) in enumerate(zip(self.inputs, self.targets, strict=True)):
             if per_step and len(y) != len(x):
                 raise ShapeError(f"targets[{n}]: expected {len(x)} steps, as inputs[{n}] has, got {len(y)}")
 
-    def __len__(self):
+    def __len__(self) -> int:
         return -(-len(self.inputs) // self.batch_size)
 
-    def batch(self, epoch, index):
+    def batch(self, epoch: int, index: int) -> Batch:
+        """Batch number ``index`` of an epoch. Raises IndexError for a number that there is not."""
         index = check_index(self, index)
         if self._last[0] != epoch:
             order = order_batches(
@@ -117,18 +211,28 @@ class SequenceBatches:
             self._last = (epoch, order)
         return self.collate(self._last[1][index], epoch)
 
-    def collate(self, chosen, epoch):
-        """The Batch of the sequences with these numbers, (B,); ``epoch`` is for what shall differ between epochs."""
+    def collate(self, chosen: Array, epoch: int) -> Batch:
+        """The batch of the sequences with these numbers.
+
+        Parameters
+        ----------
+        chosen : Array
+            (B,) integers.
+        epoch : int
+            For subclasses whose batches differ between epochs.
+        """
         inputs, lengths = pad([self.inputs[n] for n in chosen]), self.lengths[chosen]
         if self.per_step:
             return Batch(inputs, pad([self.targets[n] for n in chosen]), lengths)
         return Batch(inputs, self.targets[chosen], lengths, loss_options={}, weight=len(chosen))
 
 
-def order_batches(lengths, batch_size, seed, epoch=0, *, shuffle=True, bucket=True):
-    """The numbers of sequences of these lengths, batch by batch, in this epoch: a list of integer arrays.
+def order_batches(
+    lengths: Array, batch_size: int, seed: int, epoch: int = 0, *, shuffle: bool = True, bucket: bool = True
+) -> list[Array]:
+    """The numbers of the sequences in each batch of an epoch, as integer arrays.
 
-    shuffle, bucket: see ``SequenceBatches``.
+    Sequences have these ``lengths``; for the other arguments see ``SequenceBatches``.
     """
     order = np.arange(len(lengths))
     if shuffle:
@@ -139,14 +243,14 @@ def order_batches(lengths, batch_size, seed, epoch=0, *, shuffle=True, bucket=Tr
             part = order[start : start + window]
             order[start : start + window] = part[np.argsort(lengths[part], kind="stable")]
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    if shuffle and bucket:  # else every window would go from short to long
+    if shuffle and bucket:  # otherwise every window would be sorted by length
         drawn = rng.words(len(batches), seed, rng.name_key("batches"), epoch)
         batches = [batches[n] for n in np.argsort(drawn, kind="stable")]
     return batches
 
 
-def pad(sequences, value=0):
-    """Arrays (T_n, ...) side by side: (T, B, ...) with T the longest, ``value`` past each one's end."""
+def pad(sequences: Sequence[Array], value: float = 0) -> Array:
+    """Join arrays (T_n, ...) to one of (T, B, ...), where T is the longest; ``value`` fills it past each one's end."""
     refuse_masked("sequences", sequences)
     T = max(len(sequence) for sequence in sequences)
     padded = np.full((T, len(sequences), *sequences[0].shape[1:]), value, sequences[0].dtype)
@@ -155,12 +259,25 @@ def pad(sequences, value=0):
     return padded
 
 
-def adding_problem(count, T, seed=0, call=0):
+def adding_problem(count: int, T: int, seed: int = 0, call: int = 0) -> tuple[Array, Array]:
     """Add the two marked numbers of a sequence (Hochreiter & Schmidhuber 1997).
 
-    Returns x (T, count, 2) float32: numbers uniform in [0, 1), and a marker that is 1 once in each half; y (count, 1):
-    the sum of the two marked numbers. Always predicting 1 gives a mean squared error of 1/6, the variance of the sum
-    (0.1767 in the literature, where it was measured on a finite set). Another ``call`` draws other sequences.
+    Always predicting 1 gives a mean squared error of 1/6, the variance of the sum (0.1767 in the literature, where it
+    was measured on a finite set).
+
+    Parameters
+    ----------
+    count, T : int
+        Sequences, and their timesteps (at least 2).
+    seed, call : int
+        Another seed or call draws other sequences.
+
+    Returns
+    -------
+    x : Array
+        (T, count, 2) float32: numbers uniform in [0, 1), and a marker that is 1 once in each half.
+    y : Array
+        (count, 1) float32, the sum of the two marked numbers.
     """
     T, half = check_size("T", T, 2), T // 2
     x = np.zeros((T, check_size("count", count), 2), np.float32)
@@ -172,12 +289,27 @@ def adding_problem(count, T, seed=0, call=0):
     return x, x[places, everyone, 0].sum(axis=0)[:, None]
 
 
-def copy_memory(count, T, symbols=8, length=10, seed=0, call=0):
+def copy_memory(
+    count: int, T: int, symbols: int = 8, length: int = 10, seed: int = 0, call: int = 0
+) -> tuple[Array, Array]:
     """Repeat the first ``length`` symbols after T blanks (Arjovsky, Shah, Bengio 2016).
 
-    Returns ids and targets (T + 2 * length, count) int64. Class 0 is blank, 1 .. symbols the symbols, symbols + 1 the
-    sign to begin; targets are blank but for the last ``length`` steps. Guessing gives length ln(symbols) / (T + 2
-    length) nats. Another ``call`` draws other sequences.
+    Class 0 is blank, classes 1 .. symbols are the symbols, and class symbols + 1 is the sign to begin. Targets are
+    blank except in the last ``length`` timesteps. Guessing gives length ln(symbols) / (T + 2 length) nats.
+
+    Parameters
+    ----------
+    count, T : int
+        Sequences, and blanks between the symbols and their copy.
+    symbols, length : int
+        Different symbols, and how many of them are to be copied.
+    seed, call : int
+        Another seed or call draws other sequences.
+
+    Returns
+    -------
+    ids, targets : Array
+        (T + 2 * length, count) int64 each.
     """
     T, length = check_size("T", T), check_size("length", length)
     shape = (length, check_size("count", count))
@@ -191,7 +323,7 @@ def copy_memory(count, T, symbols=8, length=10, seed=0, call=0):
     return ids, targets
 
 
-def check_index(source, index):
+def check_index(source: BatchSource, index: int) -> int:
     """``index`` as int; raises IndexError unless the batch source has a batch of this number."""
     if not 0 <= index < len(source):
         raise IndexError(f"index: this source has batches 0 to {len(source) - 1}, got {index}")

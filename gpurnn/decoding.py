@@ -82,7 +82,7 @@ def greedy_search(
     Raises
     ------
     ValueError
-        ``max_length`` does not fit, or the model's logits are NaN or infinite.
+        ``max_length`` does not fit; as DivergedError, if the model's logits are NaN or infinite.
 
     Examples
     --------
@@ -281,7 +281,7 @@ def _limits(source, lengths, max_length):
 def _allowed(logits, ops):
     """Logits (K, B, V) in the compute dtype, -inf for ``NEVER_WRITTEN``, and log(sum(exp)) of all V of them, (K, B).
 
-    Raises ValueError where they are NaN or infinite.
+    Raises DivergedError where they are NaN or infinite.
     """
     xp, logits = ops.xp, upcast(logits)
     highest = logits.max(axis=2)

@@ -337,9 +337,9 @@ class EncoderDecoder(Module):
         ]
         return source, target, checked
 
-    def __repr__(self) -> str:
+    def _sizes_text(self):
         sizes = [self.children[f"{name}_embedding"].num_embeddings for name in ("source", "target")]
-        return super().__repr__().replace("(", f"({sizes[0]}, {sizes[1]}, {self.hidden}; ", 1)
+        return f"{sizes[0]}, {sizes[1]}, {self.hidden}"
 
 
 @dataclass

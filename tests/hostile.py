@@ -95,7 +95,7 @@ def _serve(room):
 
     names = [f"gpurnn.tasks.{name}" for name in ("text", "classify", "translate", "speech", "music", "series",
                                                  "longrange")]  # fmt: skip
-    for name in (*names, "gpurnn.training", "gpurnn.plots", "mido", "scipy.signal", "matplotlib.figure"):
+    for name in (*names, "gpurnn.train", "gpurnn.plots", "mido", "scipy.signal", "matplotlib.figure"):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     answers, orders = os.dup(1), sys.stdin.buffer

@@ -104,19 +104,17 @@ def test_the_error_says_what_to_do():
 
 
 def test_weight_noise_inside_a_step_is_no_change_and_across_it_is_one():
-    from gpurnn.training import _Run
+    from gpurnn.train.loop import noisy_weights
 
     layer, inputs = build_layer("lstm")
-    run = _Run.__new__(_Run)
-    run.model, run.weight_noise, run.step = layer, 0.1, 0
-    with run._noisy_weights():
+    with noisy_weights(layer, 0.1, step=0):
         y, _, backward = layer.forward(*inputs)
         backward(y)
         _, _, late = layer.forward(*inputs)
     with pytest.raises(RuntimeError, match="parameter weight_ih_l0 was changed"):
         late(y)
     y, _, early = layer.forward(*inputs)
-    with run._noisy_weights(), pytest.raises(RuntimeError, match="parameter weight_ih_l0 was changed"):
+    with noisy_weights(layer, 0.1, step=0), pytest.raises(RuntimeError, match="parameter weight_ih_l0 was changed"):
         early(y)
 
 

@@ -15,7 +15,7 @@ from gpurnn import cli
 from gpurnn.backends import get_backend
 from gpurnn.cli import main
 from gpurnn.errors import BackendError
-from gpurnn.training import TrainingError
+from gpurnn.train import TrainingError
 
 TINY = [
     "--hidden",
@@ -38,7 +38,9 @@ TINY = [
 def call(tmp_path, monkeypatch):
     """Run the command in a folder of its own that holds book.txt."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("gpurnn.training._Run._draw", lambda run: None)  # most of a tiny run's time is its picture
+    monkeypatch.setattr(
+        "gpurnn.train.run_files.RunFiles.draw", lambda files: None
+    )  # most of a tiny run's time is its picture
     draw = random.Random(0)
     text = " ".join(draw.choice(["gate", "caf\u00e9", "\u4e2d\u6587", "\U0001f600", "state"]) for _ in range(300))
     Path("book.txt").write_bytes(text.encode())

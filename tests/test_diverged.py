@@ -28,7 +28,7 @@ TASKS = {  # task -> files and settings of a tiny run
 def place(tmp_path, monkeypatch):
     """The working directory, with good files."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("gpurnn.training._Run._draw", lambda run: None)
+    monkeypatch.setattr("gpurnn.train.run_files.RunFiles.draw", lambda files: None)
     hostile.good_files(tmp_path)
     return tmp_path
 

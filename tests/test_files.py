@@ -59,7 +59,7 @@ def runs(tmp_path_factory):
     rows = "\n".join(f"{1950 + n // 12}-{n % 12 + 1:02},{np.sin(n) + 3:.4f}" for n in range(120))
     (folder / "x.csv").write_text(f"month,sales\n{rows}\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gpurnn.training._Run._draw", lambda run: None)
+        patch.setattr("gpurnn.train.run_files.RunFiles.draw", lambda files: None)
         call("train", "text", folder / "book.txt", "--out", folder / "text", "--steps", 8, "--batch", 4, *TINY)
         call("train", "music", folder / "tunes.json", "--out", folder / "music", *TINY)
         call("train", "series", folder / "x.csv", "--window", 8, "--horizon", 2, "--out", folder / "series", *TINY)
@@ -73,7 +73,7 @@ def copied(runs, tmp_path, monkeypatch):
 
     shutil.copytree(runs, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setattr("gpurnn.training._Run._draw", lambda run: None)
+    monkeypatch.setattr("gpurnn.train.run_files.RunFiles.draw", lambda files: None)
     return tmp_path / "here"
 
 

@@ -435,7 +435,7 @@ def test_damaged_random_state_changes_nothing(wrong):
 
 
 def test_bfloat16_on_a_gpu_needs_new_versions():
-    from gpurnn.module import _check_gpu_bfloat16
+    from gpurnn.module.base import _check_gpu_bfloat16
 
     for cupy, numpy in (("14.0.0", "2.1.2"), ("14.2.0", "2.4.6"), ("15.0.0a1", "3.0")):
         _check_gpu_bfloat16(cupy, numpy)

@@ -1,4 +1,4 @@
-"""Optimisers, clipping and schedules: equal to torch, resumable to the bit, and nothing changes on an error."""
+"""Optimizers, clipping and schedules: equal to torch, resumable to the bit, and nothing changes on an error."""
 
 import itertools
 import json
@@ -102,7 +102,7 @@ SHORT = [
     ("AdamW", {}),
 ]
 
-# ---- optimisers
+# ---- optimizers
 
 
 @both
@@ -118,7 +118,7 @@ def test_equals_torch(kind, hyper, backend):
 
 @pytest.mark.parametrize(("kind", "hyper"), SHORT)
 def test_a_model_of_many_blocks_equals_torch(kind, hyper, monkeypatch):
-    monkeypatch.setattr(optim, "_CPU_BLOCK", 7)
+    monkeypatch.setattr(optim.blocks, "CPU_BLOCK", 7)
     model = build(backend="numpy")
     assert model.flat_params.size % 7
     want = run_torch(model, lambda params: getattr(torch.optim, kind)(params, **hyper))
@@ -167,7 +167,7 @@ def test_a_model_of_another_size_is_refused(action):
     model = Linear(3, 2, backend="cpu", seed=1)
     optimizer = optim.Adam(model)
     model._declare({"weight": np.zeros((2, 4)), "bias": np.zeros(2)})
-    with pytest.raises(ValueError, match="had 8 parameters when the optimiser was built and has 10 now"):
+    with pytest.raises(ValueError, match="had 8 parameters when the optimizer was built and has 10 now"):
         action(optimizer)
     assert optimizer.steps == 0
 
@@ -248,7 +248,7 @@ def test_the_model_is_checked():
     assert float(optim.clip_grad_norm(empty, 1.0)) == 0
 
 
-# ---- optimiser states
+# ---- optimizer states
 
 
 def through_json(state):
@@ -362,7 +362,7 @@ def test_a_state_in_another_float_type_is_taken(dtype):
 
 @pytest.mark.parametrize("state", [None, [], {}, {"scalars": {}}, {"scalars": {"kind": "Adam"}, "arrays": {}}])
 def test_what_is_no_state_is_refused(state):
-    with pytest.raises((TypeError, KeyError), match="optimiser state"):
+    with pytest.raises((TypeError, KeyError), match="optimizer state"):
         optim.Adam(build()).load_state_dict(state)
 
 
@@ -373,7 +373,7 @@ def test_what_is_no_state_is_refused(state):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("max_norm", [0.01, 1.0, 5.0, 1e6, math.inf])
 def test_clip_grad_norm_equals_torch(dtype, max_norm, backend, monkeypatch):
-    monkeypatch.setattr(optim, "_CPU_BLOCK", 9)
+    monkeypatch.setattr(optim.blocks, "CPU_BLOCK", 9)
     model = build(dtype, backend=backend)
     set_gradients(model, 0)
     params = torch_parameters(model)
@@ -446,7 +446,7 @@ def optimizer_at(lr=LR):
 
 
 def rates(schedule, calls, metrics=None):
-    """The optimiser's rate before the first call, and after each."""
+    """The optimizer's rate before the first call, and after each."""
     found = [schedule._opt.lr]
     for call in range(calls):
         schedule.step(None if metrics is None else metrics[call])
@@ -609,7 +609,7 @@ SCHEDULES = {
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("stop", [0, 3, 6, 13])
 def test_a_resumed_schedule_continues_to_the_bit(name, stop):
-    """Built on an optimiser that already carries the rate of the saved run, as after its load_state_dict."""
+    """Built on an optimizer that already carries the rate of the saved run, as after its load_state_dict."""
     metrics = losses(40)
     schedule = SCHEDULES[name](optimizer_at())
     rates(schedule, stop, metrics)
@@ -648,7 +648,7 @@ def test_a_wrong_schedule_state_is_refused_and_nothing_changes(name):
 @pytest.mark.parametrize(
     ("build_schedule", "error", "message"),
     [
-        (lambda o: optim.ConstantSchedule(o.model), TypeError, "opt should be a gpurnn optimiser, got Sequential"),
+        (lambda o: optim.ConstantSchedule(o.model), TypeError, "opt should be a gpurnn optimizer, got Sequential"),
         (lambda o: optim.StepSchedule(o, 0), ValueError, "step_size"),
         (lambda o: optim.StepSchedule(o, 2.0), TypeError, "step_size"),
         (lambda o: optim.StepSchedule(o, 2, 1.5), ValueError, "gamma"),
@@ -676,7 +676,7 @@ def test_warmup_refuses_a_schedule_whose_base_is_no_longer_the_rate():
     optimizer = optimizer_at()
     after = optim.CosineSchedule(optimizer, 9)
     optimizer.lr = 1.0
-    with pytest.raises(ValueError, match="after is at the rate 0.3, the optimiser at 1.0"):
+    with pytest.raises(ValueError, match="after is at the rate 0.3, the optimizer at 1.0"):
         optim.WarmupSchedule(optimizer, 3, after=after)
     assert optimizer.lr == 1.0
 

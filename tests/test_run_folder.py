@@ -24,7 +24,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     (folder / "book.txt").write_text("a gate keeps the state, a state opens the gate. " * 30)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gpurnn.training._Run._draw", lambda run: None)
+        patch.setattr("gpurnn.train.run_files.RunFiles.draw", lambda files: None)
         for name, epochs in (("part", 1), ("whole", 2)):
             run = prepare("text", [folder / "book.txt"], folder / name, **OPTIONS | {"epochs": epochs})
             run.finish(run.train(progress=False, flow=True))
@@ -33,7 +33,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def part(made, tmp_path, monkeypatch):
-    monkeypatch.setattr("gpurnn.training._Run._draw", lambda run: None)
+    monkeypatch.setattr("gpurnn.train.run_files.RunFiles.draw", lambda files: None)
     return Path(shutil.copytree(made / "part", tmp_path / "part"))
 
 
@@ -163,10 +163,10 @@ import os, signal, sys
 from pathlib import Path
 import numpy as np
 import gpurnn.tasks.text
-import gpurnn.training
+import gpurnn.train.run_files
 from gpurnn.tasks.run import load, prepare
 
-gpurnn.training._Run._draw = lambda run: None
+gpurnn.train.run_files.RunFiles.draw = lambda files: None
 folder, first, stride = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 options = dict(hidden=4, steps=8, batch=4, epochs=2, seed=1, backend="numpy", schedule="constant")
 

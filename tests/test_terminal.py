@@ -31,7 +31,7 @@ BAD = "\x1b]0;owned\x07\x1b[31mred\x9b2J\r\x08\x7f\u202egnp"
 @pytest.fixture
 def call(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("gpurnn.training._Run._draw", lambda run: None)
+    monkeypatch.setattr("gpurnn.train.run_files.RunFiles.draw", lambda files: None)
 
     def call(*arguments, code=0, **more):
         done = CliRunner().invoke(main, list(map(str, arguments)), **more)

@@ -17,7 +17,7 @@ import gpurnn
 from gpurnn import Batch, CheckpointError, SequenceBatches, TextBatches, TrainingError, evaluate, fit
 from gpurnn.checkpoint import load_checkpoint
 from gpurnn.testing import count_terms
-from gpurnn.training import load_weights, measure
+from gpurnn.train import load_weights, measure
 
 
 def text_model(seed=1, dropout=0.25, cell="GRU", dtype="float32", backend="cpu"):

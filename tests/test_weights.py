@@ -191,7 +191,9 @@ def test_fit_does_not_resume_from_weights_alone(tmp_path):
     model = build()
     save_weights(model, tmp_path / "last.json")
     source = SequenceBatches([np.zeros((4, 4))], [np.zeros(4, int)], 1)
-    with pytest.raises(CheckpointError, match=r"last.json: holds no run that could go on: load_weights\(model, path\)"):
+    with pytest.raises(
+        CheckpointError, match=r"last.json: holds no run that could be continued: load_weights\(model, path\)"
+    ):
         gpurnn.fit(
             model, gpurnn.cross_entropy, source, optimizer=gpurnn.Adam(model), epochs=1, out=tmp_path, resume=True,
             progress=False,

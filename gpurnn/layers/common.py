@@ -7,7 +7,6 @@ import math
 import numpy as np
 
 from ..errors import ShapeError, check_shape
-from ..module import Module
 
 
 def rows_of(array):
@@ -40,10 +39,8 @@ def check_gradient(layer, dy, shape):
     return dy
 
 
-def repr_with_sizes(layer, *sizes, **defaults):
-    """``Linear(10, 20, bias=False; 200 parameters, cpu, float32)``: the attributes ``sizes``, then those of
-    ``defaults`` that differ from their default."""
+def sizes_text(layer, *sizes, **defaults):
+    """``10, 20, bias=False``: the attributes ``sizes``, then those of ``defaults`` that differ from their default."""
     shown = [repr(getattr(layer, name)) for name in sizes]
     options = {name: getattr(layer, name) for name in defaults}
-    shown += [f"{name}={value!r}" for name, value in options.items() if value != defaults[name]]
-    return Module.__repr__(layer).replace("(", f"({', '.join(shown)}; ", 1)
+    return ", ".join(shown + [f"{name}={value!r}" for name, value in options.items() if value != defaults[name]])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .._typing import Array, Backward
 from ..errors import ShapeError, check_flag, check_number, checked
 from ..module import Module
-from .common import check_gradient, repr_with_sizes
+from .common import check_gradient, sizes_text
 
 
 class Dropout(Module):
@@ -130,5 +130,5 @@ class Dropout(Module):
         scaled_mask *= 0 if self.rate == 1 else 1 / (1 - self.rate)
         return x * scaled_mask, scaled_mask
 
-    def __repr__(self) -> str:
-        return repr_with_sizes(self, "rate", variational=False, batch_first=False)
+    def _sizes_text(self):
+        return sizes_text(self, "rate", variational=False, batch_first=False)

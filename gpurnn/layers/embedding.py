@@ -9,7 +9,7 @@ from .._typing import Array, Backward
 from ..errors import DtypeError, check_flag, check_number, check_size
 from ..gradients import adding
 from ..module import Module
-from .common import check_gradient, repr_with_sizes, rows_of
+from .common import check_gradient, rows_of, sizes_text
 
 
 class Embedding(Module):
@@ -139,5 +139,5 @@ class Embedding(Module):
                 raise ValueError(f"{name}: expected numbers from 0 to {self.num_embeddings - 1}, got {wrong}")
         return ids
 
-    def __repr__(self) -> str:
-        return repr_with_sizes(self, "num_embeddings", "embedding_dim", padding_idx=None)
+    def _sizes_text(self):
+        return sizes_text(self, "num_embeddings", "embedding_dim", padding_idx=None)

@@ -11,7 +11,7 @@ from .._typing import Array, Backward
 from ..errors import check_flag, check_size
 from ..gradients import adding
 from ..module import Module
-from .common import check_features, check_gradient, repr_with_sizes, rows_of
+from .common import check_features, check_gradient, rows_of, sizes_text
 from .embedding import Embedding
 
 
@@ -146,8 +146,8 @@ class Linear(Module):
         """The layer that holds the ``weight`` used here."""
         return self
 
-    def __repr__(self) -> str:
-        return repr_with_sizes(self, "in_features", "out_features", bias=True)
+    def _sizes_text(self):
+        return sizes_text(self, "in_features", "out_features", bias=True)
 
 
 class TiedLinear(Linear):

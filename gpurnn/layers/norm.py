@@ -12,7 +12,7 @@ from ..errors import DtypeError, ShapeError, check_flag, check_number, check_sha
 from ..gradients import adding
 from ..masks import valid_steps
 from ..module import Module
-from .common import check_features, check_gradient, mean_features, repr_with_sizes, rows_of, sum_rows
+from .common import check_features, check_gradient, mean_features, rows_of, sizes_text, sum_rows
 
 
 def _normalize(xp, x, mean, variance, eps):
@@ -115,8 +115,8 @@ class LayerNorm(Module):
 
         return y.astype(self.dtype, copy=False), backward
 
-    def __repr__(self) -> str:
-        return repr_with_sizes(self, "features", eps=1e-5, bias=True)
+    def _sizes_text(self):
+        return sizes_text(self, "features", eps=1e-5, bias=True)
 
 
 class BatchNorm(Module):
@@ -309,5 +309,5 @@ class BatchNorm(Module):
         whole[rows] = values
         return whole.reshape(shape)
 
-    def __repr__(self) -> str:
-        return repr_with_sizes(self, "features", eps=1e-5, momentum=0.1, affine=True, batch_first=False)
+    def _sizes_text(self):
+        return sizes_text(self, "features", eps=1e-5, momentum=0.1, affine=True, batch_first=False)

@@ -13,7 +13,7 @@ from ..errors import ShapeError, check_choice, check_flag, check_size, checked
 from ..gradients import adding
 from ..masks import check_lengths, valid_steps
 from ..module import Module
-from .common import check_features, check_gradient, repr_with_sizes, rows_of
+from .common import check_features, check_gradient, rows_of, sizes_text
 
 
 class Pooling(Module):
@@ -204,8 +204,8 @@ class Pooling(Module):
 
         return y, backward
 
-    def __repr__(self) -> str:
+    def _sizes_text(self):
         options = {"mode": "last", "directions": 1}
         if self.mode == "attention":
             options["attention_size"] = self.features
-        return repr_with_sizes(self, "features", **options, batch_first=False)
+        return sizes_text(self, "features", **options, batch_first=False)

@@ -282,7 +282,3 @@ class Sequential(Module):
 
     def __iter__(self) -> Iterator[Module]:
         return iter(self.children.values())
-
-    def __repr__(self) -> str:
-        lines = [f"{name}: {layer!r}".replace("\n", "\n  ") for name, layer in self.children.items()]
-        return "\n  ".join([super().__repr__(), *lines])

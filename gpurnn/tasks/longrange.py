@@ -34,7 +34,7 @@ from ..losses import cross_entropy, mse
 from ..metrics import accuracy
 from ..npz import read_npz
 from ..recurrent import INITIALIZERS
-from ..training import measure
+from ..train import measure
 from .run import WEIGHT_COST, Data, Settings, Task, changed, check_numbers, checksum, recurrent, setting
 
 DRAWN, IMAGES = ("adding", "copy"), ("rows", "pixels", "permuted")

@@ -2,7 +2,7 @@
 
 A task is a ``Task`` and the ``Settings`` that it adds; everything else, the command line included, is made from these
 two. A run's folder holds ``config.json``, which is all that is needed to use the model later, beside what ``fit``
-writes (training.py).
+writes (train/fit.py).
 
 >>> Path("book.txt").write_text("Once upon a time. " * 300, encoding="utf-8")
 5400
@@ -34,7 +34,7 @@ from ..files import check_room, check_target, make_folder, naming, one_line, rea
 from ..folder_lock import FolderLock, lock_folder, locked
 from ..losses import cross_entropy
 from ..recurrent import GRU, LSTM, RNN
-from ..training import fit, load_weights
+from ..train import fit, load_weights
 from . import get_task
 
 CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}

@@ -33,7 +33,7 @@ from ..losses import cross_entropy
 from ..masks import refuse_no_distribution
 from ..metrics import edit_distance
 from ..npz import read_npz
-from ..training import measure
+from ..train import measure
 from ..vocabulary import UNKNOWN, Vocabulary, read_lines
 from .classify import right_and_all
 from .run import (

@@ -29,7 +29,7 @@ from ..losses import cross_entropy
 from ..metrics import accuracy, perplexity
 from ..seq2seq import SAMPLING, EncoderDecoder, Sampling, beam_search
 from ..tokens import END, START, UNKNOWN, TokenVocabulary, detokenise, tokenize
-from ..training import measure
+from ..train import measure
 from ..vocabulary import input_lines, read_lines
 from .run import Data, Settings, Task, changed, check_entries, check_strings, checksum, load, read_run, setting
 

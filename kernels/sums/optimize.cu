@@ -1,6 +1,6 @@
 // The optimisers' update, one launch over the flat buffer, and the clipping of the global norm.
 //
-// The arithmetic is that of gpurnn/optim.py, operation by operation and rounded after each, so that both give the same bits
+// The arithmetic is that of gpurnn/optim/, operation by operation and rounded after each, so that both give the same bits
 // (except for float numbers that CuPy's -ftz=true flushes to zero). This is why there are mul, add, ...: the compiler must
 // not fuse a multiplication with an addition. update.cuh explains the scalars.
 //

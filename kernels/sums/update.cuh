@@ -1,4 +1,4 @@
-// The optimisers' update of a parameter: of one number, or on a CPU of a vector. gpurnn/optim.py has the same in array code,
+// The optimisers' update of a parameter: of one number, or on a CPU of a vector. gpurnn/optim/ has the same in array code,
 // operation by operation.
 //
 // A file that includes this defines mul, add, subtract, quotient and root first. optimize.cu rounds after each of them, so

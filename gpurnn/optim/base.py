@@ -1,0 +1,256 @@
+"""The base class of the optimizers: flat buffers, state arrays, saving and loading."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from .._typing import Array
+from ..arrays import host_array
+from ..dtypes import is_float
+from ..errors import DtypeError, NamesArguments, ShapeError, check_number, check_size
+from ..module import Module, writable
+from .blocks import block_size, blocks, check_model
+from .state import check_kind, check_names, is_square
+
+
+class Optimizer(NamesArguments):
+    """Base class of the optimizers.
+
+    State arrays are allocated once, in the model's compute dtype. An update allocates nothing.
+
+    Parameters
+    ----------
+    model : Module
+        The model to train. It must have parameters.
+    lr : float
+        Learning rate, at least 0.
+    **hyper
+        Hyperparameters of the optimizer, which ``_check_hyper`` checks.
+
+    Attributes
+    ----------
+    model : Module
+        The model whose parameters are updated.
+    lr : float
+        Learning rate, settable at any time; 0 is allowed.
+    steps : int
+        Number of updates made.
+    hyper : mapping
+        The other hyperparameters, read-only.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a ``model`` that is no Module or has no parameters, and for hyperparameters out of their range.
+    """
+
+    def __init__(self, model: Module, lr: float, **hyper: Any) -> None:
+        check_model(model)
+        if model.flat_params.size == 0:
+            raise ValueError("model has no parameters to train")
+        self.lr = lr
+        self.hyper = MappingProxyType(self._check_hyper(**hyper))
+        self.model = model
+        self.steps = 0
+        xp, self._size, self._count = model.xp, model.flat_params.size, model.parameter_count
+        self._arrays = {name: xp.zeros(self._size, model.compute_dtype) for name in self._array_names(self.hyper)}
+        self._block = block_size(xp, self._size)
+        self._scratch = xp.empty((2, self._block), model.compute_dtype)
+
+    def __copy__(self):
+        raise TypeError(
+            f"copy.copy: a shallow copy of this {type(self).__name__} would share its state arrays and its model: use "
+            "copy.deepcopy((model, optimizer)), which copies both"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state for copies and pickles, with arrays on the host.
+
+        The model is part of it. To copy both and leave them connected, copy them in one call:
+        ``model, adam = copy.deepcopy((model, adam))``.
+        """
+        arrays = {name: self.model.ops.to_numpy(array) for name, array in self._arrays.items()}
+        # A model may refer to this optimizer and get its own state later, so the two are stored here as well.
+        from_model = {"_ops": self.model.ops, "_compute_dtype": self.model.compute_dtype}
+        return self.__dict__ | {"hyper": dict(self.hyper), "_arrays": arrays, "_scratch": None} | from_model
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        xp, compute_dtype = state.pop("_ops").xp, state.pop("_compute_dtype")
+        self.__dict__.update(state)
+        self.hyper = MappingProxyType(self.hyper)
+        self._arrays = {name: xp.asarray(writable(array)) for name, array in self._arrays.items()}
+        self._scratch = xp.empty((2, self._block), compute_dtype)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate: a finite number, at least 0."""
+        return self._lr
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self._lr = check_number("lr", value, 0.0)
+
+    def step(self) -> None:
+        """Update ``model.flat_params`` in place from ``model.flat_grads``, which do not change.
+
+        Frozen parameters and their state arrays do not change either. The state of a parameter that was frozen from
+        the start begins at zero when it is unfrozen.
+
+        Raises
+        ------
+        ValueError
+            If the model's number of parameters has changed since the optimizer was built.
+        """
+        params, grads = self._buffers()
+        self.steps += 1
+        parts, frozen = self.model._trained_parts(), set(self.model.frozen)
+        if parts:
+            self.model.changed(*(name for name in self.model.params if frozen and name not in frozen))
+        for part in parts:
+            self._step(params[part], grads[part], {name: array[part] for name, array in self._arrays.items()})
+
+    def _step(self, params: Array, grads: Array, arrays: dict[str, Array]) -> None:
+        """Update a part of the flat buffers and of the state arrays."""
+        if self.model.ops.optimize(self._kernel, params, grads, arrays, self._scalars()):
+            return
+        with np.errstate(over="ignore", invalid="ignore"):  # the numbers themselves show it, as on a GPU
+            for part in blocks(params.size, self._block):
+                p = params[part]
+                a, b = self._scratch[:, : p.size]
+                self._update(p, grads[part], a, b, **{name: array[part] for name, array in arrays.items()})
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """Everything that a resumed run needs.
+
+        Returns
+        -------
+        dict
+            ``{"scalars": JSON-ready dict, "arrays": name -> NumPy array}``. An array is called by its state and its
+            parameter (``exp_avg.rnn.weight_ih_l0``) and has the parameter's shape.
+        """
+        scalars = {"kind": type(self).__name__, "lr": self.lr, "steps": self.steps, **self.hyper}
+        arrays = {name: self.model.ops.to_numpy(array).copy() for name, array in self._named_arrays().items()}
+        return {"scalars": scalars, "arrays": arrays}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue an optimizer from its ``state_dict()``: learning rate, update count, hyperparameters and arrays.
+
+        Parameters
+        ----------
+        state : mapping
+            What ``state_dict()`` returned.
+
+        Raises
+        ------
+        ValueError
+            For another kind of optimizer, hyperparameters that need other arrays, and values that are not finite
+            (averages of squares may be +inf).
+        KeyError
+            For missing and unknown names.
+        ShapeError, DtypeError
+            For arrays that do not fit.
+        TypeError
+            For an object that is no such state.
+
+        Nothing changes on an error.
+        """
+        check_names("optimizer state", state, ("scalars", "arrays"))
+        scalars, arrays = state["scalars"], state["arrays"]
+        check_kind("optimizer state", scalars, self)
+        check_names("optimizer state", scalars, ("kind", "lr", "steps", *self.hyper))
+        lr = check_number("lr", scalars["lr"], 0.0)
+        steps = check_size("steps", scalars["steps"], minimum=0)
+        hyper = self._check_hyper(**{name: scalars[name] for name in self.hyper})
+        if self._array_names(hyper) != list(self._arrays):
+            raise ValueError(f"this state is of an optimizer with {hyper}, expected one with {dict(self.hyper)}")
+        targets = self._named_arrays()
+        check_names("optimizer state", arrays, targets)
+        loaded = {name: self._check_array(name, arrays[name], target) for name, target in targets.items()}
+
+        self.lr, self.steps, self.hyper = lr, steps, MappingProxyType(hyper)
+        for name, value in loaded.items():
+            targets[name][...] = self.model.xp.asarray(value)
+
+    def __repr__(self) -> str:
+        hyper = ", ".join(f"{name}={value}" for name, value in self.hyper.items())
+        return f"{type(self).__name__}(lr={self.lr}, {hyper}, steps={self.steps})"
+
+    # ---- what each optimizer defines
+
+    def _check_hyper(self, **hyper: Any) -> dict[str, Any]:
+        """The hyperparameters, checked, as a JSON-ready dict."""
+        raise NotImplementedError
+
+    def _array_names(self, hyper: Mapping[str, Any]) -> list[str]:
+        """Names of the state arrays that these hyperparameters need; they start at zero."""
+        raise NotImplementedError
+
+    def _scalars(self) -> dict[str, float]:
+        """Name -> number for the compiled update ``_kernel``, in the order in which the CPU code takes them."""
+        raise NotImplementedError
+
+    def _update(self, p: Array, g: Array, a: Array, b: Array, **arrays: Array) -> None:
+        """Update the block ``p`` and its state arrays from the gradients ``g``; ``a`` and ``b`` are scratch."""
+        raise NotImplementedError
+
+    # ---- shared by the optimizers
+
+    def _decayed(self, p: Array, g: Array, scratch: Array) -> Array:
+        """Gradient with the L2 penalty, g + weight_decay * p."""
+        if self.hyper["weight_decay"] == 0:
+            return g
+        self.model.xp.multiply(p, self.hyper["weight_decay"], out=scratch)
+        scratch += g
+        return scratch
+
+    def _average(self, average: Array, value: Array, decay: float, scratch: Array) -> None:
+        """average = decay * average + (1 - decay) * value; ``scratch`` may be ``value``."""
+        average *= decay
+        self.model.xp.multiply(value, 1 - decay, out=scratch)
+        average += scratch
+
+    def _average_square(self, average: Array, value: Array, decay: float, scratch: Array) -> None:
+        """average = decay * average + (1 - decay) * value^2.
+
+        The factor is applied before the square, so that the square overflows only where the result would.
+        """
+        average *= decay
+        self.model.xp.multiply(value, 1 - decay, out=scratch)
+        scratch *= value
+        average += scratch
+
+    def _buffers(self) -> tuple[Array, Array]:
+        """The model's current flat buffers. They are new arrays after the module was put into a larger one."""
+        params, grads = self.model.flat_params, self.model.flat_grads
+        if self.model.parameter_count != self._count or params.size != self._size:
+            raise ValueError(
+                f"the model had {self._count} parameters when the optimizer was built and has "
+                f"{self.model.parameter_count} now: build a new optimizer"
+            )
+        return params, grads
+
+    def _named_arrays(self) -> dict[str, Array]:
+        """State arrays as views by parameter: "<state>.<parameter>" -> array of the parameter's shape."""
+        self._buffers()
+        views = {state: self.model._views(array) for state, array in self._arrays.items()}
+        return {f"{state}.{name}": views[state][name] for name in self.model.params for state in views}
+
+    def _check_array(self, name: str, value: Array, target: Array) -> Array:
+        """``value`` on the host in the target's dtype, checked."""
+        value = host_array(value, name)
+        if not is_float(value.dtype):
+            raise DtypeError(f"{name}: expected floating-point numbers, got {value.dtype}")
+        if value.shape != target.shape:
+            raise ShapeError(f"{name}: expected shape {target.shape}, got {value.shape}")
+        with np.errstate(over="ignore"):
+            loaded = value.astype(target.dtype)
+        legal = np.isfinite(loaded)
+        if is_square(name):
+            legal |= np.isposinf(value)
+        if not legal.all():
+            raise ValueError(f"{name}: holds values that are not finite in {target.dtype}")
+        return loaded

@@ -1,0 +1,185 @@
+"""Training: ``fit``.
+
+A checkpoint holds everything that decides the next step: weights, optimizer, schedule, loss scale, the counters of
+random draws, the carried recurrent state, the position in the data. So a run that was killed at any moment, and
+resumed, has the same bits as one that was not.
+
+The model must be a ``Module`` with
+
+- ``outputs, *state, backward = model.forward(inputs, **context)`` for training, ``outputs`` or, if ``model.stateful``,
+  ``outputs, state = model(inputs, **context)`` in evaluation. ``inputs`` is an array of the model's backend, or a tuple
+  of them where the batch has a tuple (an encoder-decoder's source and target). ``context`` holds ``state`` if
+  ``model.stateful``, and ``lengths`` if ``model.takes_lengths`` and the batch has lengths.
+- ``backward(doutputs)``, which adds to ``model.grads``. ``fit`` ignores what it returns.
+
+``outputs`` is whatever the loss takes: ``loss(outputs, batch.targets, **batch.loss_options)`` -> (value, backward),
+where the value is a mean over what ``batch.weight`` counts and ``backward(factor)`` returns ``doutputs``.
+
+A run's folder holds ``last.json`` and ``best.json`` (checkpoints, see checkpoint.py), ``history.jsonl``,
+``history.png``, and ``gradient_flow.jsonl`` with ``flow=True``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..data import BatchSource
+from ..errors import check_flag
+from ..loss_scale import LossScaler
+from ..module import Module
+from ..optim import Optimizer, Schedule
+from .history import History
+from .interrupt import deferred_interrupt
+from .loop import TrainingLoop
+from .settings import FitSettings
+
+
+def fit(
+    model: Module,
+    loss: Callable[..., Any],
+    batches: BatchSource,
+    *,
+    optimizer: Optimizer,
+    epochs: int,
+    validation: BatchSource | None = None,
+    schedule: Schedule | None = None,
+    schedule_every: str = "epoch",
+    clip_norm: float | None = None,
+    clip_value: float | None = None,
+    weight_noise: float = 0.0,
+    accumulate: int = 1,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    checkpoint_every: int | None = None,
+    patience: int | None = None,
+    metrics: Mapping[str, Callable[..., Any]] | None = None,
+    watch: tuple[str, str] = ("loss", "min"),
+    progress: bool = True,
+    flow: bool = False,
+    extra: Any = None,
+    loss_scaler: LossScaler | str | None = "auto",
+) -> History:
+    """Train ``model`` until it has had ``epochs`` epochs in total.
+
+    Every layer trains in the mode that it is in: one in evaluation mode stays there (a normalization layer uses its
+    running statistics). If the model as a whole is in evaluation mode, all of it is put into training mode.
+
+    Ctrl-C ends the step, saves a checkpoint and raises KeyboardInterrupt; a second one raises at once. SIGTERM does
+    the same and raises ``Terminated``, unless somebody else handles it.
+
+    Parameters
+    ----------
+    model : Module
+        The model to train; gpurnn/train/fit.py says what it must offer.
+    loss : callable
+        ``loss(outputs, targets)`` -> (value, backward), a mean over valid timesteps, such as ``gpurnn.cross_entropy``.
+        It also gets the batch's ``loss_options`` by name: ``lengths=`` for a batch with lengths, by default.
+    batches, validation : batch source
+        See gpurnn/data.py. A batch with ``carry`` continues the recurrent state of the batch before it (truncated
+        BPTT: no gradient crosses the border).
+    optimizer : Optimizer
+        Built for ``model``.
+    epochs : int
+        Epochs in total, with those before a resume.
+    schedule : Schedule, optional
+        Learning-rate schedule.
+    schedule_every : {"epoch", "step"}
+        When ``schedule.step`` is called: after every epoch, with the validation loss or else the training loss; or
+        after every update.
+    clip_norm, clip_value : float, optional
+        Upper limits of the gradient's global norm and of each of its entries.
+    weight_noise : float
+        Standard deviation of normal noise that is added to every parameter that is not frozen, and removed before the
+        update (Graves, "Practical variational inference for neural networks", NIPS 2011). Each step draws anew, keyed
+        by the model's seed and the step's number.
+    accumulate : int
+        Batches whose gradients make one update, equal to one large batch of all their timesteps.
+    out : path, optional
+        Folder of the run; None writes nothing. It is locked while training runs, see folder_lock.py.
+    resume : bool
+        Continue from the last checkpoint in ``out``, exactly as if never stopped, or from the best if the last is
+        missing. Without a checkpoint, start.
+    overwrite : bool
+        Replace the run in ``out``, but no file that is not a run's.
+    checkpoint_every : int, optional
+        Updates between checkpoints, besides those at the end of each epoch.
+    patience : int, optional
+        Epochs without a better one before training stops; it needs ``validation``.
+    metrics : mapping, optional
+        What to measure on the validation batches besides the loss, see ``measure``.
+    watch : pair of str
+        What ``best.json`` and ``patience`` compare: "loss" or a metric's name, and whether "min" or "max" is good.
+        Without validation batches it is the training loss.
+    progress : bool
+        Show a bar with loss, rate and time left.
+    flow : bool
+        Record the gradient flow at the first step of every epoch.
+    extra : object, optional
+        JSON-ready, stored in the checkpoints.
+    loss_scaler : LossScaler, None or "auto"
+        "auto" builds one for a float16 model and none for others. A step whose gradients overflow makes no update and
+        counts as a step; its loss counts in the epoch's mean.
+
+    Returns
+    -------
+    History
+        The records of the training.
+
+    Raises
+    ------
+    TrainingError
+        For a loss or gradient that is not finite. The last good checkpoint stays.
+    CheckpointError
+        For a checkpoint that is damaged or belongs to another model.
+    FileExistsError
+        For a folder that is in use or holds other files.
+    FileError
+        If ``out`` is no folder.
+    TypeError, ValueError
+        For an argument of the wrong type or out of its range.
+
+    Examples
+    --------
+    >>> text = gpurnn.TextBatches(np.arange(201) % 5, batch_size=4, steps=10)
+    >>> model = gpurnn.Sequential(gpurnn.Embedding(5, 8), gpurnn.GRU(8, 16), gpurnn.Linear(16, 5))
+    >>> adam = gpurnn.Adam(model, lr=0.01)
+    >>> history = gpurnn.fit(model, gpurnn.cross_entropy, text, optimizer=adam, epochs=3, progress=False)
+    >>> len(history.epochs), history.stopped
+    (3, 'epochs')
+    """
+    check_flag("resume", resume)
+    check_flag("overwrite", overwrite)
+    settings = FitSettings(
+        model=model,
+        loss=loss,
+        batches=batches,
+        optimizer=optimizer,
+        epochs=epochs,
+        validation=validation,
+        schedule=schedule,
+        schedule_every=schedule_every,
+        clip_norm=clip_norm,
+        clip_value=clip_value,
+        weight_noise=weight_noise,
+        accumulate=accumulate,
+        out=out,
+        checkpoint_every=checkpoint_every,
+        patience=patience,
+        metrics=metrics,
+        watch=watch,
+        progress=progress,
+        flow=flow,
+        extra=extra,
+        loss_scaler=loss_scaler,
+    )
+    loop = TrainingLoop(settings)
+    with deferred_interrupt() as interrupted:
+        try:
+            loop.open_folder(resume, overwrite)
+            loop.train(interrupted)
+        finally:
+            loop.close()
+    return loop.history

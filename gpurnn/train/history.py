@@ -1,0 +1,38 @@
+"""The records of a training, and the errors that end one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class TrainingError(RuntimeError):
+    """Training cannot continue: the loss or the gradient is not finite.
+
+    The weights are those before the bad step.
+    """
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM ended a training, after a checkpoint."""
+
+
+class History(list):
+    """The records of a training, in order, each a dict; the lines of ``history.jsonl``.
+
+    A record of the kind "step" has step, epoch, loss, lr and grad_norm (of the last update; None before the first). A
+    record of the kind "epoch" has epoch (counted from 1), step, train_loss, validation_loss (or None),
+    validation_NAME for each metric, lr, grad_norm, and seconds since the start. With a loss scale both have
+    loss_scale, and skipped: the number of steps so far that made no update because their gradients overflowed.
+
+    Attributes
+    ----------
+    stopped : str or None
+        Why training ended, "epochs" or "patience"; None while it runs.
+    """
+
+    stopped: str | None = None
+
+    @property
+    def epochs(self) -> list[dict[str, Any]]:
+        """The records of whole epochs."""
+        return [record for record in self if record["kind"] == "epoch"]

@@ -1,0 +1,292 @@
+"""The training loop of ``fit``: epochs, updates, validation."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import rng
+from .._typing import State
+from ..data import Batch
+from ..dtypes import is_float
+from ..gradients import GradientFlow, record_gradient_flow
+from ..losses import quiet
+from ..module import Module
+from ..optim import clip_grad_norm, clip_grad_value
+from .history import TrainingError
+from .measure import measure, model_context, model_inputs, progress_bar
+from .snapshot import restore_snapshot, save_snapshot
+from .state import TrainingState
+
+_RECORD_EVERY = 10  # updates between two records of the history
+
+
+@dataclass
+class Gradients:
+    """What the forward and backward passes of one update gave, besides the gradients in the model.
+
+    loss: mean over the batches. norm: of all gradients, before clipping. finite: whether the norm is. state: the last
+    recurrent state, or None. flow: the recorded gradient flow, or None.
+    """
+
+    loss: float
+    norm: float
+    finite: bool
+    state: State
+    flow: GradientFlow | None
+
+
+class TrainingLoop(TrainingState):
+    """One call of ``fit``, in memory. (A task's ``Run`` is a folder of files: data, settings, and such a training.)"""
+
+    # ---- the loop
+
+    def train(self, interrupted: Callable[[], type[BaseException] | None]) -> None:
+        """Train until all epochs are done or patience is used up.
+
+        interrupted: returns an exception to raise after the current update, or None.
+        """
+        epochs, per_epoch = self.settings.epochs, len(self.settings.batches)
+        total, done = epochs * per_epoch, self.epoch * per_epoch + self.index
+        with progress_bar(None, self.settings.progress, total=total, initial=done) as bar:
+            while self.epoch < epochs and not self._out_of_patience():
+                bar.set_description(f"epoch {self.epoch + 1}/{epochs}")
+                if not self.model.training:
+                    self.model.train()
+                while self.index < per_epoch:
+                    self._train_batches(bar, per_epoch, interrupted)
+                self._end_epoch()
+        self.history.stopped = "patience" if self._out_of_patience() and self.epoch < epochs else "epochs"
+        self.files.draw()
+
+    def _train_batches(self, bar: Any, per_epoch: int, interrupted: Callable[[], type[BaseException] | None]) -> None:
+        """Make one update, show it, and save a checkpoint if one is due or a signal came."""
+        done = self._update()
+        loss = self.sums[0] / max(self.sums[1], 1)
+        bar.set_postfix_str(f"loss {loss:.4f}, lr {self.optimizer.lr:.2g}", False)
+        bar.update(done)
+        every, stop = self.settings.checkpoint_every, interrupted()
+        if stop or (every and self.step % every == 0 and self.index < per_epoch):
+            self.save()
+        if stop:
+            raise stop
+
+    def _update(self) -> int:
+        """Make one update from ``accumulate`` batches; returns the number of batches."""
+        settings, stop = self.settings, min(self.index + self.settings.accumulate, len(self.settings.batches))
+        group = [settings.batches.batch(self.epoch, index) for index in range(self.index, stop)]
+        weight = sum(batch.weight for batch in group)
+        with _undone_on_error(self.model):
+            made = self._gradients(group, weight, settings.flow and self.index == 0)
+        if self.scaler is None or self.scaler.update(made.finite):
+            if settings.clip_value is not None:
+                clip_grad_value(self.model, settings.clip_value)
+            self.optimizer.step()
+            self.norm = made.norm
+        if settings.schedule is not None and settings.schedule_every == "step":
+            settings.schedule.step()
+        self.state, self.index, self.step = made.state, stop, self.step + 1
+        self.sums[0] += made.loss * weight
+        self.sums[1] += weight
+        if self.step % _RECORD_EVERY == 0:
+            self._record(
+                kind="step",
+                step=self.step,
+                epoch=self.epoch + 1,
+                loss=made.loss,
+                lr=self.optimizer.lr,
+                grad_norm=self.norm,
+            )
+        if made.flow is not None:
+            self._record_flow(made.flow)
+        return len(group)
+
+    def _gradients(self, group: list[Batch], weight: int, watch: bool) -> Gradients:
+        """Make the clipped gradients of these batches, which weigh ``weight`` together.
+
+        Raises TrainingError for numbers that must not reach the weights.
+        """
+        model, mean, state = self.model, 0.0, self.state
+        scale = self.scaler.scale if self.scaler else 1
+        model.zero_grad()
+        noise = noisy_weights(model, self.settings.weight_noise, self.step)
+        with record_gradient_flow() if watch else contextlib.nullcontext() as flow, noise:
+            for batch in group:
+                outputs, *last, backward = model.forward(
+                    model_inputs(model, batch), **model_context(model, batch, state)
+                )
+                state = last[0] if last else None
+                value, dloss = self.settings.loss(outputs, batch.targets, **batch.loss_options)
+                fraction = batch.weight / weight if weight else 0.0
+                with quiet() if self.scaler else contextlib.nullcontext():  # an overflow skips the update below
+                    backward(dloss(fraction * scale))
+                mean += float(value) * fraction
+        if self.scaler:
+            self.scaler.unscale(model)
+        norm = float(clip_grad_norm(model, self.settings.clip_norm))
+        finite = math.isfinite(norm)
+        if not math.isfinite(mean) or not (finite or (self.scaler and self.scaler.scale > 1)):
+            raise TrainingError(self._what_happened(mean, norm, group))
+        return Gradients(mean, norm, finite, state, flow)
+
+    # ---- numbers that are not finite
+
+    def _what_happened(self, mean: float, norm: float, group: list[Batch]) -> str:
+        """The message for a loss or gradient that is not finite."""
+        before = "" if self.norm is None else f" (the step before: {self.norm:.3g})"
+        scale = f" at a loss scale of {self.scaler.scale:g}" if self.scaler else ""
+        return (
+            f"epoch {self.epoch + 1}, step {self.step + 1}: loss {mean}, gradient norm {norm:.3g}{before}{scale}. "
+            "The weights, running statistics and random draws are those before this step; the last checkpoint "
+            f"stays. {self._what_helps(group)}"
+        )
+
+    def _what_helps(self, group: list[Batch]) -> str:
+        """Advice for a step that was not finite."""
+        if not all(_is_finite(batch) for batch in group):
+            return "This step's data hold values that are not finite: take them out"
+        if self.norm is None:
+            start = "It is the first step: look at the scale of the data and of the initial values"
+        else:
+            start = f"A learning rate below {self.optimizer.lr:.3g} usually helps"
+        if self.settings.clip_norm < math.inf:
+            limit = self.settings.clip_norm
+            return f"{start}; gradients are limited already, to a norm of {limit:g} (clip_norm)"
+        return f"{start}; so does a limit of the gradient's norm (clip_norm)"
+
+    # ---- the end of an epoch
+
+    def _end_epoch(self) -> None:
+        """Validate, advance the schedule, record, and save checkpoints."""
+        settings = self.settings
+        train_loss = self.sums[0] / self.sums[1] if self.sums[1] else math.nan
+        metrics = self._validate()
+        validation_loss = metrics.pop("loss", None)
+        loss = train_loss if validation_loss is None else validation_loss
+        if settings.schedule is not None and settings.schedule_every == "epoch":
+            settings.schedule.step(loss)
+        name, good = ("loss", "min") if validation_loss is None else settings.watch
+        watched = metrics.get(name, loss)
+        better = self.best is None or (watched > self.best if good == "max" else watched < self.best)
+        self.best, self.waited = (watched, 0) if better else (self.best, self.waited + 1)
+        self.epoch, self.index, self.state, self.sums = self.epoch + 1, 0, None, [0.0, 0]
+        self._record(
+            kind="epoch", epoch=self.epoch, step=self.step, train_loss=train_loss, validation_loss=validation_loss,
+            **{f"validation_{name}": value for name, value in metrics.items()},
+            lr=self.optimizer.lr, grad_norm=self.norm, seconds=round(self.elapsed(), 3),
+        )  # fmt: skip
+        if better:
+            self.save("best.json")
+        self.save()
+
+    def _validate(self) -> dict[str, float]:
+        """Loss and metrics on the validation batches; empty without them. Raises TrainingError unless finite."""
+        if self.settings.validation is None:
+            return {}
+        metrics = measure(self.model, self.settings.loss, self.settings.validation, self.settings.metrics)
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                norm = math.nan if self.norm is None else self.norm
+                raise TrainingError(
+                    f"epoch {self.epoch + 1}, step {self.step}: validation {name} {value}, last gradient norm "
+                    f"{norm:.3g}. The last checkpoint, of the epoch before, stays"
+                )
+        return metrics
+
+    def _out_of_patience(self) -> bool:
+        return self.settings.patience is not None and self.waited >= self.settings.patience
+
+    # ---- files
+
+    def open_folder(self, resume: bool, overwrite: bool) -> None:
+        """Lock the run's folder, refuse, clear or continue what is in it, and open its logs."""
+        path = self.files.claim(resume, overwrite)
+        if path is not None:
+            restore_snapshot(self, path)
+        self.files.open_logs(self.log_sizes if self.step else None)
+
+    def close(self) -> None:
+        """Close the logs and release the folder."""
+        self.files.close()
+
+    def save(self, name: str = "last.json") -> None:
+        """Write a checkpoint of this moment, if there is a folder."""
+        if self.settings.out is not None:
+            save_snapshot(self, self.settings.out / name)
+
+    def _record(self, **record: Any) -> None:
+        """Append a record to the history, in memory and in its log."""
+        if self.scaler:
+            record |= {"loss_scale": self.scaler.scale, "skipped": self.scaler.skipped}
+        self.history.append(record)
+        self.files.write("history", record)
+
+    def _record_flow(self, flow: GradientFlow) -> None:
+        """Append the mean norms over the batch to the log of the gradient flow."""
+
+        def mean(norms):
+            return None if norms is None else norms.mean(axis=1).tolist()
+
+        layers = {name: {"dh": mean(norms.dh), "dc": mean(norms.dc)} for name, norms in flow.items()}
+        self.files.write("gradient_flow", {"epoch": self.epoch + 1, "step": self.step, "layers": layers})
+
+
+@contextlib.contextmanager
+def _undone_on_error(model: Module) -> Iterator[None]:
+    """If the block raises, restore running statistics and the counters of random draws."""
+    modules = [module for _, module in model.modules()]
+    calls = [module.calls for module in modules]
+    buffers = [(array, array.copy()) for module in modules for array in module.buffers.values()]
+    try:
+        yield
+    except BaseException:
+        for module, count in zip(modules, calls, strict=True):
+            module.calls = count
+        for array, before in buffers:
+            array[...] = before
+        raise
+
+
+@contextlib.contextmanager
+def noisy_weights(model: Module, deviation: float, step: int) -> Iterator[None]:
+    """Inside the block, normal noise is added to the parameters; afterwards they have their old bits again.
+
+    The noise has the standard deviation ``deviation`` and is a function of the model's seed and of ``step``.
+    """
+    if not deviation:
+        yield
+        return
+    params, clean = model.flat_params, model.flat_params.copy()
+    count, key = model.parameter_count, rng.name_key("weight noise")
+    noise = deviation * rng.normal((count,), model.seed, key, step, params.dtype, model.xp)
+    start, frozen = 0, set(model.frozen)
+    for name, array in model.params.items():  # one draw for each number, so that it does not depend on the padding
+        if name not in frozen:
+            array += noise[start : start + array.size].reshape(array.shape)
+        start += array.size
+    model.changed()
+    try:
+        yield
+    finally:
+        params[...] = clean
+        model.changed()
+
+
+def _is_finite(batch: Batch) -> bool:
+    """Whether inputs and targets, where they are arrays, hold only finite numbers; padding may hold anything."""
+    arrays = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
+    for array in (*arrays, batch.targets):
+        array = array.get() if hasattr(array, "get") and not isinstance(array, np.ndarray) else array
+        if not isinstance(array, np.ndarray) or not is_float(array.dtype):
+            continue
+        padded = batch.lengths is not None and not isinstance(batch.lengths, tuple) and array.ndim > 1
+        if padded and array.shape[1] == len(batch.lengths):
+            array = array[np.arange(len(array))[:, None] < np.asarray(batch.lengths)]
+        if not np.isfinite(array).all():
+            return False
+    return True

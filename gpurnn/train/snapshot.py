@@ -1,0 +1,136 @@
+"""A training as a checkpoint, and back: everything that decides the next step."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import run_folder
+from .._typing import Array, State
+from ..checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from ..errors import check_number, check_size
+from ..files import one_line
+from ..optim import is_square
+from .state import TrainingState
+from .weights import is_of_fit, split_by_prefix
+
+_log = logging.getLogger("gpurnn")
+_NOT_RECORDED = object()  # checkpoints older than the loss scalers have no entry for one
+
+
+def save_snapshot(training: TrainingState, path: Path) -> None:
+    """Write a checkpoint of this moment. Raises CheckpointError as ``save_checkpoint``."""
+    model, schedule, scaler = training.model, training.settings.schedule, training.scaler
+    sizes = training.files.synced_sizes()
+    optimizer = training.optimizer.state_dict()
+    structure, states = _flatten(training.state)
+    arrays = {f"state/{key}": model.ops.to_numpy(array) for key, array in states.items()}
+    arrays |= {f"model/{key}": array for key, array in model.state_dict().items()}
+    arrays |= {f"optimizer/{key}": array for key, array in optimizer["arrays"].items()}
+    document = {
+        "epoch": training.epoch, "index": training.index, "step": training.step, "sums": training.sums,
+        "norm": training.norm, "best": training.best, "waited": training.waited, "seconds": training.elapsed(),
+        "state": structure, "optimizer": optimizer["scalars"], "schedule": schedule and schedule.state_dict(),
+        "scaler": scaler and scaler.state_dict(), "random": model.random_state(), "sizes": sizes,
+        "frozen": model.frozen, "data": _data_of(training), "extra": training.settings.extra,
+        "machine": model.ops.machine(),
+    }  # fmt: skip
+    squares = [f"optimizer/{key}" for key in optimizer["arrays"] if is_square(key)]
+    save_checkpoint(path, arrays, document, infinite=squares)
+
+
+def restore_snapshot(training: TrainingState, path: Path) -> None:
+    """Take everything from a checkpoint. Raises CheckpointError; the model is unchanged then."""
+    arrays, document = load_checkpoint(path)
+    if not is_of_fit(document):
+        raise CheckpointError(
+            f"{path}: holds no run that could be continued: load_weights(model, path) reads the weights in it"
+        )
+    before = training.model.state_dict()
+    try:
+        _check_settings(training, document)
+        _load(training, split_by_prefix(arrays), document)
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+        training.model.load_state_dict(before)
+        raise CheckpointError(f"{path}: does not fit this run: {one_line(error, 2000)}") from error
+    frozen = document.get("frozen", training.model.frozen)
+    if frozen != training.model.frozen:
+        then, now = (", ".join(names) or "none" for names in (frozen, training.model.frozen))
+        _log.warning("%s was made with frozen parameters: %s; this run has: %s", path, then, now)
+    _warn_of_another_machine(training, path, document.get("machine"))
+    log = training.settings.out / run_folder.HISTORY
+    if log.exists():
+        training.history.extend(run_folder.read_history(log, training.log_sizes.get("history", 0)))
+
+
+def _data_of(training: TrainingState) -> dict[str, int]:
+    """What a resumed run must have in common with its checkpoint, so that (epoch, index) means the same."""
+    return {"batches": len(training.settings.batches), "accumulate": training.settings.accumulate}
+
+
+def _check_settings(training: TrainingState, document: dict[str, Any]) -> None:
+    """Raise ValueError where the checkpoint was made with other data, schedule or loss scale."""
+    if document["data"] != _data_of(training):
+        raise ValueError(f"it was made with {document['data']}, this run has {_data_of(training)}")
+    schedule = training.settings.schedule
+    if (document["schedule"] is None) != (schedule is None):
+        raise ValueError("it was made without a schedule" if schedule else "it was made with a schedule")
+    scaler = document.get("scaler", _NOT_RECORDED)
+    if scaler is not _NOT_RECORDED and (scaler is None) != (training.scaler is None):
+        raise ValueError(f"it was made {'without' if training.scaler else 'with'} a loss scale (loss_scaler)")
+
+
+def _load(training: TrainingState, parts: dict[str, dict[str, Array]], document: dict[str, Any]) -> None:
+    """Give the arrays and the document of a checkpoint to the training and the objects in it."""
+    training.model.load_state_dict(parts.get("model", {}))
+    training.optimizer.load_state_dict({"scalars": document["optimizer"], "arrays": parts.get("optimizer", {})})
+    if training.settings.schedule is not None:
+        training.settings.schedule.load_state_dict(document["schedule"])
+    scaler = document.get("scaler", _NOT_RECORDED)
+    if training.scaler is not None and scaler is not _NOT_RECORDED:
+        training.scaler.load_state_dict(scaler)
+    training.state = _unflatten(document["state"], parts.get("state", {}), training.model.xp)
+    training.model.load_random_state(document["random"])
+    training.epoch, training.index, training.step = (check_size(n, document[n], 0) for n in ("epoch", "index", "step"))
+    for number in (*document["sums"], document["seconds"], document["norm"] or 0.0, document["best"] or 0.0):
+        check_number("sums, seconds, norm and best", number)
+    training.sums, training.norm = list(document["sums"]), document["norm"]
+    training.best, training.waited, training.seconds = document["best"], document["waited"], document["seconds"]
+    training.log_sizes = {str(log): check_size("sizes", size, 0) for log, size in document["sizes"].items()}
+
+
+def _warn_of_another_machine(training: TrainingState, path: Path, then: Any) -> None:
+    """Log the differences from the machine of the checkpoint that change the last bits."""
+    now = training.model.ops.machine()
+    other = [name for name in now if isinstance(then, dict) and then.get(name) != now[name]]
+    if other:
+        differences = ", ".join(f"{name} was {then.get(name)!r} and is {now[name]!r}" for name in other)
+        _log.warning(
+            "%s: the run goes on, but not to the same bits as without a stop: %s", path, one_line(differences, 2000)
+        )
+
+
+def _flatten(state: State, path: str = "s") -> tuple[Any, dict[str, Array]]:
+    """A recurrent state as (JSON-ready structure with keys or None in place of arrays, key -> array)."""
+    if state is None:
+        return None, {}
+    if isinstance(state, (tuple, list)):
+        structure, arrays = [], {}
+        for number, part in enumerate(state):
+            inner, more = _flatten(part, f"{path}.{number}")
+            structure.append(inner)
+            arrays |= more
+        return structure, arrays
+    return path, {path: state}
+
+
+def _unflatten(structure: Any, arrays: dict[str, Array], xp: Any) -> State:
+    """The recurrent state that ``_flatten`` took apart."""
+    if structure is None:
+        return None
+    if isinstance(structure, list):
+        return tuple(_unflatten(part, arrays, xp) for part in structure)
+    return xp.asarray(np.asarray(arrays[structure]))
