@@ -311,12 +311,14 @@ class Ops:
             out[rest] = 0
         return out
 
-    def optimize(self, kernel, params, grads, arrays, scalars):
-        """Update the flat buffers in one launch, and return whether that was done. If not, the optimizer does it.
+    def optimize(self, kernel, params, grads, arrays, scalars, array_code):
+        """Make an optimizer's update of a part of the flat buffers, in place.
 
-        kernel: the rule. arrays: the optimizer's state arrays by name. scalars: its numbers by name.
+        kernel: the rule, "sgd", "rmsprop" or "adam". params, grads: (N,). arrays: the optimizer's state arrays by name.
+        scalars: its numbers by name, in the order of kernels/sums/optimize.cu. array_code: the same update as a
+        function of ``params``, ``grads`` and ``arrays``; backends with compiled updates do not call it.
         """
-        return False
+        array_code(params, grads, arrays)
 
     def clip_norm(self, grads, max_norm):
         """Scale the flat ``grads`` in place so that their norm is at most ``max_norm``.

@@ -115,8 +115,10 @@ class Optimizer(NamesArguments):
 
     def _step(self, params: Array, grads: Array, arrays: dict[str, Array]) -> None:
         """Update a part of the flat buffers and of the state arrays."""
-        if self.model.ops.optimize(self._kernel, params, grads, arrays, self._scalars()):
-            return
+        self.model.ops.optimize(self._kernel, params, grads, arrays, self._scalars(), self._array_code)
+
+    def _array_code(self, params: Array, grads: Array, arrays: dict[str, Array]) -> None:
+        """The update in array code, for backends that have no other."""
         with np.errstate(over="ignore", invalid="ignore"):  # the numbers themselves show it, as on a GPU
             for part in blocks(params.size, self._block):
                 p = params[part]

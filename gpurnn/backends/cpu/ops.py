@@ -308,14 +308,13 @@ class CpuOps(HostOps):
         threads = 1 if labels.size * logits.shape[1] < _WORK // 64 else thread_count()
         self._call("cross_entropy", ctypes.byref(job), threads, int(back), self.level, threads=threads)
 
-    def optimize(self, kernel, params, grads, arrays, scalars):
+    def optimize(self, kernel, params, grads, arrays, scalars, array_code):
         job = Update(list(STATES).index(kernel), params.dtype == np.float64, params.size)
         job.scalars[: len(scalars)] = list(scalars.values())
         job.grads, job.params = grads.ctypes.data, params.ctypes.data
         job.arrays[: len(STATES[kernel])] = [address(arrays.get(name)) for name in STATES[kernel]]
         threads = self._flat_threads(params)
         self._call("update", ctypes.byref(job), threads, self.level, threads=threads)
-        return True
 
     def sum_squares(self, grads):
         sums = np.empty(-(-grads.size // _SQUARES))

@@ -283,12 +283,11 @@ class CudaOps(Ops):
 
     # ---- updates and norms
 
-    def optimize(self, kernel, params, grads, arrays, scalars):
+    def optimize(self, kernel, params, grads, arrays, scalars, array_code):
         kind, N = c_type(params.dtype), params.size
         given = scalars | arrays | {"N": N, "params": params, "grads": grads}
         args = [given.get(argument.name) for argument in signature("optimize.cu", kernel, (kind,))]
         self.kernels.launch("optimize.cu", kernel, (kind,), (-(-N // 256),), (256,), *args)
-        return True
 
     def clip_norm(self, grads, max_norm):
         kind, N = c_type(grads.dtype), grads.size
