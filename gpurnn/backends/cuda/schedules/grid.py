@@ -3,7 +3,7 @@
 grid.cu; on tensor cores grid_mma.cu.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ....dtypes import ITEMSIZE
 from .block import Block
@@ -94,28 +94,30 @@ def grid_tile(problem, device, U, R, threads, KREG=None):
     cycles = max(products / EFFICIENCY, operands + weights) + sums
     N = -(-problem.H // U)
     words = 2 * (N * N * R * U if problem.backward else problem.H * R)
-    return _grid(
-        problem, device, "grid", (U, KP, S, held, R), R, threads, shared, each / fours, N, words, cycles, moved
-    )
+    tile = Grid("grid", 0.0, LOAD_SECONDS, kernel="grid", numbers=(U, KP, S, held, R), rows=R, threads=threads,
+                shared=shared, held=each / fours, blocks=N, words=words)  # fmt: skip
+    return _placed(problem, device, tile, cycles, moved)
 
 
-def _grid(problem, device, kernel, numbers, rows, threads, shared, held, blocks, words, cycles, moved, P=1):
-    """The ``Grid`` of a tile whose step takes so many cycles besides what every step does and moves so many bytes, P of
-    them on a multiprocessor; None where it does not fit."""
+def _placed(problem, device, tile, cycles, moved, P=1):
+    """``tile`` with the groups that fit on the device and the seconds of a timestep; None where it does not fit.
+
+    cycles: of a timestep, besides what every timestep does. moved: bytes that a block exchanges in each. P: blocks
+    per multiprocessor.
+    """
     most = (device.shared_bytes + 1024) // P - 1024  # the system keeps 1 KB of each block for itself
-    room = device.multiprocessors * P // (blocks * problem.directions)
-    if not room or shared > most:
+    room = device.multiprocessors * P // (tile.blocks * problem.directions)
+    if not room or tile.shared > most:
         return None
-    tiles = -(-max(problem.B, 1) // rows)
+    tiles = -(-max(problem.B, 1) // tile.rows)
     groups = min(tiles, room)
-    blocks_in_all = blocks * groups * problem.directions
-    crowded = blocks_in_all > device.multiprocessors
-    rate = min(64, EXCHANGE_BYTES * device.multiprocessors / min(blocks_in_all, device.multiprocessors))
+    blocks = tile.blocks * groups * problem.directions
+    crowded = blocks > device.multiprocessors
+    rate = min(64, EXCHANGE_BYTES * device.multiprocessors / min(blocks, device.multiprocessors))
     busy = (cycles + moved / rate + BARRIERS) / device.clock
     # where two blocks share a multiprocessor, one computes while the other waits
     seconds = -(-tiles // groups) * max(HOP_SECONDS + busy, 2 * busy * crowded)
-    how = seconds, LOAD_SECONDS, False, 0.0, kernel, numbers, rows, threads, shared, held
-    return Grid("grid", *how, blocks=blocks, groups=groups, words=words)
+    return replace(tile, seconds=seconds, groups=groups)
 
 
 # ---- grid_mma.cu
@@ -142,14 +144,13 @@ def grid_mma_tile(problem, device, U, R, P=1, held=None):
     held = min(tiles, max(0, room // 4) if held is None else held)
     parts = 8 * 8 * N * (16 * M + 4) * 4
     shared = max(parts + (tiles - held) * threads * 16, min(held, 8) * threads * 16)
-    products = (
-        16 * M * columns * 8 * N * 2 / (2680 if size == 2 else 1340)
-    )  # operations per cycle: published measurements
+    rate = 2680 if size == 2 else 1340  # operations per cycle: published measurements
+    products = 16 * M * columns * 8 * N * 2 / rate
     rest = (tiles - held) * threads * 16 / 128
     sums = 8 * M * N * 4 + -(-R * U // 32) * rows // U * 8
     moved = (G if problem.backward else 1) * problem.H * R * size
     numbers = U, KP, held, R, P
     cycles, blocks, words = max(products, rest) + sums, -(-problem.H // U), 32 * K * 16 * 8 * N * size // 4
-    return _grid(
-        problem, device, "grid_mma", numbers, R, threads, shared, held / tiles, blocks, words, cycles, moved, P
-    )
+    tile = Grid("grid", 0.0, LOAD_SECONDS, kernel="grid_mma", numbers=numbers, rows=R, threads=threads,
+                shared=shared, held=held / tiles, blocks=blocks, words=words)  # fmt: skip
+    return _placed(problem, device, tile, cycles, moved, P)
