@@ -169,17 +169,31 @@ def refuse_unknown(who, unknown, known, elsewhere=None):
         raise TypeError(f"{who}: unknown argument {name!r}. {answer}")
 
 
+def answers_unknown(method):
+    """A decorator: ``method`` answers an unknown argument with our word for it, and shows its own signature."""
+    known = list(inspect.signature(method).parameters)[1:]
+
+    @functools.wraps(method)
+    def answering(self, *args, **options):
+        if not options.keys() <= set(known):
+            refuse_unknown(type(self).__name__, [name for name in options if name not in known], known)
+        return method(self, *args, **options)
+
+    return answering
+
+
 class NamesArguments:
     """A class whose constructor answers an unknown argument with our word for it."""
 
-    _elsewhere = ()  # arguments that a class it derives from takes, and this one refuses
+    _elsewhere = {}  # argument that this class refuses -> a sentence on who takes it
 
     def __new__(cls, *args, **options):
         if options:
             known = _known_arguments(cls)
             if known is not None:
-                unknown = [name for name in options if name not in known]
-                refuse_unknown(cls.__name__, unknown, [name for name in known if name not in cls._elsewhere])
+                for name in options:
+                    if name not in known:
+                        refuse_unknown(cls.__name__, [name], known, cls._elsewhere.get(name))
         return super().__new__(cls)
 
 

@@ -568,7 +568,14 @@ class Module(NamesArguments):
         for module, seed, key, calls in loaded:
             module.seed, module.key, module.calls = seed, key, calls
 
+    def _sizes_text(self):
+        """A layer's sizes and options, for ``repr``; where it is empty, ``repr`` shows the number of parameters."""
+        return ""
+
     def __repr__(self):
-        count = sum(self.params[name].size for name in self.frozen)
+        count, sizes = sum(self.params[name].size for name in self.frozen), self._sizes_text()
+        if sizes:
+            frozen = f", {count} of {self.parameter_count} parameters frozen" if count else ""
+            return f"{type(self).__name__}({sizes}{frozen})"
         frozen = f", {count} of them frozen" if count else ""
         return f"{type(self).__name__}({self.parameter_count} parameters{frozen}, {self.ops.name}, {self.dtype})"

@@ -348,7 +348,7 @@ def test_a_wavefront_where_it_cannot_be():
     output, _, backward = layer.forward(x)
     with gpurnn.record_gradient_flow(), pytest.raises(RuntimeError, match="forward ran as a wavefront"):
         backward(output)
-    assert "2 layers side by side, each 2 timesteps behind" in layer.plan(5, 3).reason
+    assert "2 layers side by side, each 2 timesteps after" in layer.plan(5, 3).reason
     assert "side by side" not in layer.plan(2, 3).reason
 
 
