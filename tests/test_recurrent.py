@@ -1,121 +1,15 @@
-"""The recurrent layers by themselves: finite differences, ragged batches, streaming, options, errors, memory."""
+"""The recurrent layers by themselves: ragged batches, streaming, wavefronts, dropout, memory."""
 
 import tracemalloc
 
 import numpy as np
 import pytest
 from optional import optional
+from recurrent_cases import BATCHES, KINDS, build, like, parts
 
 import gpurnn
-from gpurnn import BackendError, DtypeError, ShapeError
 
 torch = optional("torch")
-
-KINDS = {
-    "rnn-tanh": (gpurnn.RNN, {}),
-    "rnn-relu": (gpurnn.RNN, {"nonlinearity": "relu"}),
-    "lstm": (gpurnn.LSTM, {}),
-    "lstm-projected": (gpurnn.LSTM, {"proj_size": 3}),
-    "gru": (gpurnn.GRU, {}),
-    "gru-original": (gpurnn.GRU, {"reset_after": False}),
-}
-BATCHES = (1, 3, 8, 11)  # below and above the batch size at which NumPy changes the memory order
-
-
-def build(kind, inside=4, hidden=5, dtype="float64", seed=3, backend="cpu", **options):
-    layer_class, own = KINDS[kind]
-    return layer_class(inside, hidden, backend=backend, dtype=dtype, seed=seed, **own, **options)
-
-
-def parts(state):
-    """The arrays of a state, flat, however it is packed."""
-    if state is None:
-        return []
-    if isinstance(state, tuple):
-        return [array for part in state for array in parts(part)]
-    return [state]
-
-
-def like(state, rng):
-    if isinstance(state, tuple):
-        return tuple(like(part, rng) for part in state)
-    return rng.standard_normal(state.shape)
-
-
-def check_directional(layer, x, state, lengths, seed=0):
-    """Analytic against central differences along one random direction through x, the state and every parameter."""
-    rng = np.random.default_rng(seed)
-    output, final, backward = layer.forward(x, state, lengths)
-    doutput, dfinal = rng.standard_normal(output.shape), like(final, rng)
-    layer.zero_grad()
-    dx, dinitial = backward(doutput, dfinal)
-    directions = [rng.standard_normal(x.shape), rng.standard_normal(layer.flat_params.shape)]
-    state_directions = [rng.standard_normal(part.shape) for part in parts(state)]
-    slope = (dx * directions[0]).sum() + (layer.flat_grads * directions[1]).sum()
-    if state is not None:
-        slope += sum((d * v).sum() for d, v in zip(parts(dinitial), state_directions, strict=True))
-
-    def loss(step):
-        layer.flat_params[...] = params + step * directions[1]
-        moved = iter(p + step * v for p, v in zip(parts(state), state_directions, strict=True))
-        output, final = layer(x + step * directions[0], rebuild(state, moved), lengths)
-        return (output * doutput).sum() + sum((a * b).sum() for a, b in zip(parts(final), parts(dfinal), strict=True))
-
-    def rebuild(state, arrays):
-        if isinstance(state, tuple):
-            return tuple(rebuild(part, arrays) for part in state)
-        return None if state is None else next(arrays)
-
-    params = layer.flat_params.copy()
-    step = 1e-5
-    # fourth-order central difference: truncation ~ step^4, round-off ~ 1e-16 / step
-    numeric = (8 * (loss(step) - loss(-step)) - (loss(2 * step) - loss(-2 * step))) / (12 * step)
-    layer.flat_params[...] = params
-    scale = np.linalg.norm(dx) + np.linalg.norm(layer.flat_grads)
-    assert abs(slope - numeric) < 1e-6 * max(abs(numeric), 1e-2 * scale), (slope, numeric)
-
-
-@pytest.mark.parametrize("B", BATCHES)
-@pytest.mark.parametrize("ragged", [False, True])
-@pytest.mark.parametrize("direction", [{}, {"bidirectional": True}, {"reverse": True}])
-@pytest.mark.parametrize("kind", KINDS)
-def test_finite_differences(kind, direction, ragged, B):
-    rng = np.random.default_rng(B)
-    # the two time loops on a CPU: array code and compiled code
-    layer = build(kind, num_layers=2, init="xavier", backend="cpu" if B in (1, 11) else "numpy", **direction)
-    layer.flat_params += 0.1 * rng.standard_normal(layer.flat_params.shape)
-    T = 6
-    x = rng.standard_normal((T, B, 4))
-    state = like(layer(x)[1], rng)
-    lengths = rng.integers(0, T + 1, B) if ragged else None
-    check_directional(layer, x, state, lengths)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("sizes", [{"hidden": [5, 7, 4]}, {"hidden": [6, 6], "bidirectional": True}])
-def test_finite_differences_of_learned_states_and_unequal_layers(kind, sizes):
-    rng = np.random.default_rng(5)
-    sizes = dict(sizes)
-    hidden = sizes.pop("hidden")
-    layer = build(kind, hidden=hidden, num_layers=len(hidden), learn_state=True, **sizes)
-    layer.flat_params += 0.2 * rng.standard_normal(layer.flat_params.shape)
-    x = rng.standard_normal((5, 3, 4))
-    check_directional(layer, x, None, [5, 0, 3])
-    check_directional(layer, x, like(layer(x)[1], rng), None)
-
-
-def test_a_broken_derivative_is_seen(monkeypatch):
-    """The check itself can fail: a wrong sign in one gate's derivative must not pass."""
-    right = gpurnn.cells.LSTMStep.backward
-
-    def wrong(self, xp, w, z, h, c, h_new, c_new, dh, dc, d, tmp, hook):
-        right(self, xp, w, z, h, c, h_new, c_new, dh, dc, d, tmp, hook)
-        d[: len(c)] *= -1
-
-    monkeypatch.setattr(gpurnn.cells.LSTMStep, "backward", wrong)
-    rng = np.random.default_rng(0)
-    with pytest.raises(AssertionError):
-        check_directional(build("lstm", backend="numpy"), rng.standard_normal((3, 2, 4)), None, None)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -237,54 +131,6 @@ def test_original_gru_follows_its_equations():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_layer_used_twice_accumulates(kind):
-    rng = np.random.default_rng(6)
-    layer = build(kind)
-    xs = rng.standard_normal((2, 5, 3, 4))
-    grads, calls = [], [layer.forward(x) for x in xs]
-    douts = [rng.standard_normal(call[0].shape) for call in calls]
-    for call, dout in reversed(list(zip(calls, douts, strict=True))):  # both forwards first, then both backwards
-        call[2](dout)
-    total = layer.flat_grads.copy()
-    for x, dout in zip(xs, douts, strict=True):
-        layer.zero_grad()
-        layer.forward(x)[2](dout)
-        grads.append(layer.flat_grads.copy())
-    np.testing.assert_allclose(total, grads[0] + grads[1], atol=1e-13)
-
-
-def test_backward_twice_is_refused_and_bad_gradients_leave_it_usable():
-    layer = build("lstm")
-    x = np.random.default_rng(0).standard_normal((5, 3, 4))
-    output, _, backward = layer.forward(x)
-    with pytest.raises(ShapeError, match="doutput"):
-        backward(output[:2])
-    with pytest.raises(DtypeError, match="doutput"):
-        backward(output.astype("float32"))
-    with pytest.raises(ShapeError, match="dstate"):
-        backward(output, np.zeros((1, 3, 5)))
-    assert not layer.flat_grads.any()
-    backward(output)
-    with pytest.raises(RuntimeError, match="ran already"):
-        backward(output)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_only_the_output_or_only_the_state(kind):
-    rng = np.random.default_rng(7)
-    layer = build(kind, num_layers=2)
-    x = rng.standard_normal((5, 3, 4))
-    output, final, backward = layer.forward(x)
-    dout, dfin = rng.standard_normal(output.shape), like(final, rng)
-    both, _ = backward(dout, dfin)
-    only_output, _ = layer.forward(x)[2](dout)
-    only_state, _ = layer.forward(x)[2](dstate=dfin)
-    nothing, _ = layer.forward(x)[2]()
-    np.testing.assert_allclose(both, only_output + only_state, atol=1e-13)
-    assert not nothing.any()
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_return_all(kind):
     rng = np.random.default_rng(8)
     layer = build(kind, num_layers=2, bidirectional=True)
@@ -316,7 +162,7 @@ def test_return_all(kind):
 @pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "reverse"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_wavefront_changes_no_number(kind, reverse, ragged):
-    """In stretches that divide T and that do not, one step long and longer than T; dropout, states in and out."""
+    """Segments that divide T or do not, that are one timestep long or longer than T; dropout, states in and out."""
     rng = np.random.default_rng(0)
     T, B = 11, 5
     x, lengths = rng.standard_normal((T, B, 4)), [0, 7, 3, 11, 9] if ragged else None
@@ -340,7 +186,7 @@ def test_a_wavefront_where_it_cannot_be():
     with pytest.raises(ValueError, match="wavefront should be at least 0"):
         build("lstm", num_layers=2, wavefront=-1)
     layer, x = build("lstm", num_layers=2, wavefront=2), np.ones((5, 3, 4))
-    assert len(layer(x, return_all=True)[2]) == 2  # who wants to see all steps gets them: all of time at once
+    assert len(layer(x, return_all=True)[2]) == 2  # all steps are wanted, so that all of time is one segment
     with gpurnn.record_gradient_flow() as flow:
         output, _, backward = layer.forward(x)
         backward(output)
@@ -367,7 +213,7 @@ def test_dropout_between_layers():
     np.testing.assert_array_equal(layer(x)[0], still(x)[0])
     np.testing.assert_array_equal(layer.forward(x)[0], still(x)[0])
     assert layer.calls == 1
-    # training mode's derivative, with the same mask for every evaluation
+    # the gradient in training mode, with the same mask for every evaluation
     layer.train()
     layer.calls = 0
     output, _, backward = layer.forward(x)
@@ -473,180 +319,6 @@ def test_two_runs_give_equal_bits(kind):
         dx, _ = backward(output)
         results.append((output, dx, layer.flat_grads))
     assert all(np.array_equal(a, b) for a, b in zip(*results, strict=True))
-
-
-def test_initialisers():
-    lstm = gpurnn.LSTM(30, 50, backend="cpu", seed=1)
-    bound = 1 / np.sqrt(50)
-    assert np.abs(lstm.flat_params).max() <= bound and np.abs(lstm.flat_params).max() > 0.99 * bound
-    drawn = np.concatenate([values.ravel() for values in lstm.params.values()])
-    assert abs(drawn.std() - bound / np.sqrt(3)) < 0.02 * bound
-    assert np.array_equal(lstm.flat_params, gpurnn.LSTM(30, 50, backend="cpu", seed=1).flat_params)
-    assert not np.array_equal(lstm.flat_params, gpurnn.LSTM(30, 50, backend="cpu", seed=2).flat_params)
-    assert not np.array_equal(lstm.flat_params, gpurnn.LSTM(30, 50, backend="cpu").flat_params)
-    gated = gpurnn.LSTM(30, 50, backend="cpu", seed=1, forget_bias=1.0)
-    np.testing.assert_array_equal(gated.params["bias_ih_l0"][50:100], 1)
-    np.testing.assert_array_equal(gated.params["bias_hh_l0"][50:100], 0)
-    np.testing.assert_array_equal(gated.params["bias_ih_l0"][:50], lstm.params["bias_ih_l0"][:50])
-    orthogonal = gpurnn.LSTM(30, 50, proj_size=20, backend="cpu", init="orthogonal", dtype="float64")
-    for gate in orthogonal.params["weight_hh_l0"].reshape(4, 50, 20):
-        np.testing.assert_allclose(gate.T @ gate, np.eye(20), atol=1e-12)
-    assert not orthogonal.params["bias_ih_l0"].any()
-    xavier = gpurnn.GRU(30, 50, backend="cpu", init="xavier", seed=0)
-    assert np.abs(xavier.params["weight_ih_l0"]).max() <= np.sqrt(6 / 80)
-    assert np.abs(xavier.params["weight_ih_l0"]).max() > 0.98 * np.sqrt(6 / 80)
-
-
-def test_initialisers_for_long_range():
-    irnn = gpurnn.RNN(300, 50, 2, "relu", backend="cpu", init="identity", seed=0)
-    for layer in "01":
-        np.testing.assert_array_equal(irnn.params[f"weight_hh_l{layer}"], np.eye(50))
-        assert not irnn.params[f"bias_ih_l{layer}"].any() and not irnn.params[f"bias_hh_l{layer}"].any()
-    assert abs(irnn.params["weight_ih_l0"].std() / 0.001 - 1) < 4 / np.sqrt(2 * 300 * 50)  # 4 standard errors
-    projected = gpurnn.LSTM(30, 50, proj_size=20, backend="cpu", init="identity")
-    np.testing.assert_array_equal(projected.params["weight_hh_l0"], np.tile(np.eye(50, 20), (4, 1)))
-    np.testing.assert_array_equal(projected.params["weight_hr_l0"], np.eye(20, 50))
-
-    H, longest = 400, 100
-    for kind, held in (("lstm", "f"), ("gru", "z")):
-        layer, plain = (build(kind, hidden=H, bidirectional=True, chrono=chrono) for chrono in (longest, None))
-        for suffix in ("", "_reverse"):
-            ih, hh, before = (
-                values.reshape(-1, H)
-                for values in (layer.params[f"bias_ih_l0{suffix}"], layer.params[f"bias_hh_l0{suffix}"],
-                               plain.params[f"bias_ih_l0{suffix}"])
-            )  # fmt: skip
-            spans = np.exp(ih[1])  # U(1, 99): mean 50, deviation 98 / sqrt(12)
-            assert spans.min() >= 1 and spans.max() <= longest - 1
-            assert abs(spans.mean() - longest / 2) < 4 * (longest - 2) / np.sqrt(12 * H)
-            assert not hh[1].any()
-            kept = [2, 3] if held == "f" else [0, 2]
-            np.testing.assert_array_equal(ih[kept], before[kept])
-            if held == "f":
-                np.testing.assert_array_equal(ih[0], -ih[1])
-                assert not hh[0].any()
-
-
-def test_parameters_are_views_of_one_buffer():
-    layer = build("lstm", num_layers=2, bidirectional=True)
-    for views, buffer in ((layer.params, layer.flat_params), (layer.grads, layer.flat_grads)):
-        assert sum(view.size for view in views.values()) == layer.parameter_count <= buffer.size
-        assert all(np.shares_memory(view, buffer) for view in views.values())
-    layer.forward(np.ones((2, 1, 4)))[2](np.ones((2, 1, 10)))
-    assert layer.flat_grads.any()
-
-
-@pytest.mark.parametrize(
-    "call, error, words",
-    [
-        (lambda layer, x: layer(x[0, 0]), ShapeError, "x: expected 2-D .* or 3-D"),
-        (lambda layer, x: layer(x[:, :, :3]), ShapeError, "Expected 4, got 3"),
-        (lambda layer, x: layer(x.astype("float32")), DtypeError, r"astype\('float64'\)"),
-        (lambda layer, x: layer(x.astype(int)), DtypeError, "int64"),
-        (lambda layer, x: layer(x, np.zeros((2, 3, 5))), ShapeError, "pair"),
-        (lambda layer, x: layer(x, (np.zeros((2, 3, 5)), np.zeros((2, 4, 5)))), ShapeError, r"state c.*\(2, 3, 5\)"),
-        (lambda layer, x: layer(x, (np.zeros((1, 3, 5)),) * 2), ShapeError, r"state h.*\(2, 3, 5\), got \(1, 3, 5\)"),
-        (lambda layer, x: layer(x, (np.zeros((2, 3, 5), "f"),) * 2), DtypeError, "state h"),
-        (lambda layer, x: layer(x, lengths=[6, -1, 2]), ShapeError, "from 0 to 6"),
-        (lambda layer, x: layer(x, lengths=[6, 7, 2]), ShapeError, "got 7"),
-        (lambda layer, x: layer(x, lengths=[6, 2]), ShapeError, "each of the 3"),
-        (lambda layer, x: layer(x, lengths=[6.0, 2.0, 1.0]), DtypeError, "integers"),
-        (lambda layer, x: layer.step(x), ShapeError, "one step"),
-        (lambda layer, x: layer.plan(-1, 3), ValueError, "T should be"),
-    ],
-)
-def test_bad_calls(call, error, words):
-    layer = build("lstm", num_layers=2, dropout=0.5)
-    with pytest.raises(error, match=words):
-        call(layer, np.zeros((6, 3, 4)))
-    assert layer.calls == 0
-
-
-@pytest.mark.parametrize(
-    "options, error",
-    [
-        ({"hidden_size": 0}, ValueError),
-        ({"hidden_size": 2.5}, TypeError),
-        ({"hidden_size": [3, 4]}, ValueError),
-        ({"num_layers": 0}, ValueError),
-        ({"dropout": 0.5}, ValueError),
-        ({"dropout": float("nan"), "num_layers": 2}, ValueError),
-        ({"dropout": 1.5, "num_layers": 2}, ValueError),
-        ({"proj_size": 5}, ValueError),
-        ({"bidirectional": True, "reverse": True}, ValueError),
-        ({"init": "zeros"}, ValueError),
-        ({"forget_bias": float("inf")}, ValueError),
-        ({"forget_bias": 1.0, "bias": False}, ValueError),
-        ({"chrono": 100, "bias": False}, ValueError),
-        ({"chrono": 1}, ValueError),
-        ({"chrono": 9.5}, TypeError),
-        ({"chrono": 100, "forget_bias": 1.0}, ValueError),
-        ({"dtype": "int32"}, DtypeError),
-        ({"seed": -1}, ValueError),
-        ({"backend": "tpu"}, ValueError),
-    ],
-)
-def test_bad_constructor_arguments(options, error):
-    with pytest.raises(error):
-        gpurnn.LSTM(**{"input_size": 4, "hidden_size": 5, "backend": "cpu"} | options)
-
-
-def test_options_of_other_cells_are_refused():
-    with pytest.raises(TypeError, match="proj_size"):
-        gpurnn.GRU(3, 4, proj_size=2, backend="cpu")
-    with pytest.raises(TypeError, match="forget_bias"):
-        gpurnn.RNN(3, 4, forget_bias=1.0, backend="cpu")
-    with pytest.raises(TypeError, match="chrono"):
-        gpurnn.RNN(3, 4, chrono=100, backend="cpu")
-    with pytest.raises(TypeError, match="bidirectional"):
-        gpurnn.LSTMCell(3, 4, bidirectional=True, backend="cpu")
-    with pytest.raises(ValueError, match="nonlinearity"):
-        gpurnn.RNN(3, 4, nonlinearity="sine", backend="cpu")
-
-
-def test_array_of_another_device_is_refused():
-    class OnGpu:
-        __cuda_array_interface__ = {"shape": (1, 1, 4)}
-
-    with pytest.raises(BackendError, match="x: is on a GPU"):
-        build("lstm")(OnGpu())
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}])
-def test_gradient_flow(kind, options):
-    rng = np.random.default_rng(10)
-    layer = build(kind, **options)
-    x, lengths = rng.standard_normal((7, 3, 4)), [7, 2, 5]
-    output, _, backward = layer.forward(x, None, lengths)
-    with gpurnn.record_gradient_flow() as flow:
-        backward(np.ones_like(output))
-    names = ["l0"] if not options else ["l0", "l0_reverse", "l1", "l1_reverse"]
-    assert sorted(flow) == names
-    for norms in flow.values():
-        assert norms.dh.shape == (7, 3) and (norms.dh[:2] > 0).all() and not norms.dh[2:, 1].any()
-        assert (norms.dc is not None) == ("lstm" in kind)
-
-
-def test_gradient_flow_is_the_derivative_by_h():
-    """||dL/dh_t|| against finite differences: h_t enters the rest of the sequence as its initial state."""
-    rng = np.random.default_rng(11)
-    layer = build("gru")
-    x, weights = rng.standard_normal((6, 1, 4)), rng.standard_normal((6, 1, 5))
-    output, _, backward = layer.forward(x)
-    with gpurnn.record_gradient_flow() as flow:
-        backward(weights)
-    for t in range(6):
-        gradient = weights[t, 0].copy()
-        for unit in range(5):
-            if t == 5:
-                continue
-            step = np.zeros((1, 1, 5))
-            step[0, 0, unit] = 1e-6
-            up = (layer(x[t + 1 :], output[None, t] + step)[0] * weights[t + 1 :]).sum()
-            down = (layer(x[t + 1 :], output[None, t] - step)[0] * weights[t + 1 :]).sum()
-            gradient[unit] += (up - down) / 2e-6
-        assert abs(flow["l0"].dh[t, 0] - np.linalg.norm(gradient)) < 1e-7
 
 
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2}])
