@@ -124,8 +124,8 @@ def test_a_saturated_gate_is_0_or_1_and_nan_stays(dtype, place):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_derivative_of_a_gate_that_shuts(dtype, place):
-    """f (1 - f) for the forget gate: in relative terms below 0. Above 0 it comes from 1 - f, with an error of one unit in
-    the last place of 1, as torch's is."""
+    """f (1 - f) for the forget gate: in relative terms below 0. Above 0 it comes from 1 - f, with an error of one unit
+    in the last place of 1, as torch's is."""
     if refused(place, gpurnn.LSTM, dtype):
         pytest.skip("this schedule has no such kernel")
     layer = layer_of(gpurnn.LSTM, place, dtype, 11 if place[2].get("schedule") == "grid" else 1)
