@@ -48,7 +48,7 @@ TESTS = {
     "gpurnn/gradients.py": ["test_recurrent.py", "test_training.py"],
     "gpurnn/ops.py": ["test_recurrent.py", "test_losses.py", "test_layers.py", "test_backend.py"],
     "gpurnn/options.py": ["test_cli.py", "test_tasks_text.py"],
-    "gpurnn/recurrent.py": ["test_recurrent.py", "test_recurrent_torch.py"],
+    "gpurnn/recurrent/": ["test_recurrent.py", "test_recurrent_torch.py", "test_between.py"],
     "gpurnn/schedules.py": ["test_cuda_block.py", "test_cuda_grid.py", "test_tuning.py", "test_device.py"],
     "kernels/cpu": ["test_cpu_ops.py"],
 }
