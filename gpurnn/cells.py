@@ -1,50 +1,61 @@
 """Cells: the equations of one timestep, forward and backward as mirrors, written once over ``xp``.
 
-A cell knows its gates and states and one step of mathematics; it knows nothing of time, lengths, layers or devices.
-Arrays of a step are feature-major, ``(rows, B)``: the hidden product is ``W h`` as the books write it, every gate is a
-contiguous block of rows, and BLAS is faster in this order at small B. Derivatives are computed from activated values.
+A cell knows its gates, its states and the equations of one timestep. It knows nothing of time, lengths, layers or
+devices. Arrays of a timestep are feature-major, ``(rows, B)``: the hidden product is ``W h`` as the books write it,
+every gate is a contiguous block of rows, and BLAS is faster in this order at small B. Gradients are computed from
+activated values.
 
-    G gates, S states (h; LSTM h and c), K row blocks of H saved per step for the backward pass:
-    ax  = W_ih x + b      (G*H, B)   input pre-activations, with every bias that may be added before the step
-    z                     (K*H, B)   scratch in which ``forward`` leaves the blocks ``names`` for ``backward``
-    d                     (blocks of ``preactivations``) * H rows: out of ``backward``, the gradients with respect to
-    them
+A cell has G gates, S states (h; the LSTM h and c), and K blocks of H rows that it saves for the backward pass
+(``gates``, ``states``, ``saved_blocks``). ``forward`` and ``backward`` get:
 
-``backward`` takes dh and dc, the gradients with respect to the new state, and overwrites them with those with respect
-to the old state. It calls ``hook(dh, dc)`` once, with the complete gradients of the new state. It destroys z.
+    xp              NumPy or CuPy
+    w               the ``HiddenWeights``
+    ax              (G*H, B)  input pre-activations W_ih x + b, with every bias that may be added before the timestep
+    h, c            (P, B), (H, B)  the old state; c is None where the cell has none
+    h_new, c_new    the new state, which ``forward`` writes
+    z               (K*H, B)  scratch in which ``forward`` leaves the blocks ``names``; ``backward`` destroys it
+    d               one block of H rows for each of ``preactivations``: ``backward`` writes the gradients with respect
+                    to them
+    dh, dc          gradients with respect to the new state, which ``backward`` overwrites with those of the old state
+    tmp             (H, B)  scratch
+    hook            a function, called once as ``hook(dh, dc)`` with the complete gradients of the new state
 
 Equations and gate order are PyTorch's and cuDNN's. ``kernel`` names the struct of the same equations in kernels/cells.
 """
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from ._typing import Array
+
 
 @dataclass
 class Weights:
-    """The parameters of one layer and direction: ih (G*H, I), hh (G*H, P), bias_ih and bias_hh (G*H,) or None, and of a
-    projection hr (P, H), else None."""
+    """The parameters of one layer and direction: ih (G*H, I), hh (G*H, P), bias_ih and bias_hh (G*H,) or None, and hr
+    (P, H) of a projection or None."""
 
-    ih: object
-    hh: object
-    bias_ih: object = None
-    bias_hh: object = None
-    hr: object = None
+    ih: Array
+    hh: Array
+    bias_ih: Array | None = None
+    bias_hh: Array | None = None
+    hr: Array | None = None
 
 
 @dataclass
 class HiddenWeights:
     """The weights inside the time loop: hh (G*H, P), bias_n (H, 1) of the GRU or None, hr (P, H) of the projection."""
 
-    hh: object
-    bias_n: object = None
-    hr: object = None
+    hh: Array
+    bias_n: Array | None = None
+    hr: Array | None = None
 
 
 def sigmoid_(xp, z):
-    """z <- 1 / (1 + exp(-z)) in place, exact to 4 last places however small it is. An exp that overflows gives 0: the
-    caller tells NumPy not to warn."""
+    """z <- 1 / (1 + exp(-z)) in place, with an error of at most 4 units in the last place however small the result is.
+    Where exp overflows the result is 0; the caller silences NumPy's warning."""
     xp.negative(z, out=z)
     xp.exp(z, out=z)
     xp.add(z, 1, out=z)
@@ -52,7 +63,7 @@ def sigmoid_(xp, z):
 
 
 class RNNStep:
-    """Elman cell: h' = act(ax + W_hh h), act = tanh or relu (Elman 1990). Saves nothing: h' is enough."""
+    """Elman cell: h' = act(ax + W_hh h), act = tanh or relu (Elman 1990). Saves nothing, because h' is enough."""
 
     gates, states, saved_blocks, names, preactivations = 1, 1, 1, (), ("z",)
 
@@ -61,6 +72,7 @@ class RNNStep:
         self.kernel = {"tanh": "RnnTanh", "relu": "RnnRelu"}[nonlinearity]
 
     def forward(self, xp, w, ax, h, c, z, h_new, c_new, tmp):
+        """One timestep; the module says what the arguments are."""
         xp.matmul(w.hh, h, out=z)
         xp.add(z, ax, out=z)
         if self.nonlinearity == "tanh":
@@ -69,6 +81,7 @@ class RNNStep:
             xp.maximum(z, 0, out=h_new)
 
     def backward(self, xp, w, z, h, c, h_new, c_new, dh, dc, d, tmp, hook):
+        """The gradients of one timestep; the module says what the arguments are."""
         hook(dh, None)
         if self.nonlinearity == "tanh":
             xp.multiply(h_new, h_new, out=tmp)  # dz = dh (1 - h'^2)
@@ -85,7 +98,7 @@ class LSTMStep:
         i, f, o = sigmoid(z_i, z_f, z_o), g = tanh(z_g), z = ax + W_hh h
         c' = f c + i g,   m = o tanh(c'),   h' = m, or W_hr m with a projection (Sak 2014)
 
-    Saves i f g o, and m with a projection, which ``backward`` does not overwrite.
+    Saves i f g o; with a projection also m, which ``backward`` does not overwrite.
     """
 
     gates, states, names, preactivations, kernel = 4, 2, ("i", "f", "g", "o"), ("i", "f", "g", "o"), "LstmCell"
@@ -95,6 +108,7 @@ class LSTMStep:
         self.saved_blocks = 5 if projection else 4
 
     def forward(self, xp, w, ax, h, c, z, h_new, c_new, tmp):
+        """One timestep; the module says what the arguments are."""
         H = len(c)
         z4 = z[: 4 * H]
         xp.matmul(w.hh, h, out=z4)
@@ -115,14 +129,15 @@ class LSTMStep:
             xp.multiply(o, tmp, out=h_new)
 
     def backward(self, xp, w, z, h, c, h_new, c_new, dh, dc, d, tmp, hook):
+        """The gradients of one timestep; the module says what the arguments are."""
         H = len(c)
         i_f, i, f, g, o = z[: 2 * H], z[:H], z[H : 2 * H], z[2 * H : 3 * H], z[3 * H : 4 * H]
         d_i, d_f, d_g, d_o = d[:H], d[H : 2 * H], d[2 * H : 3 * H], d[3 * H :]
         m = z[4 * H :] if self.projection else h_new
         dm = xp.matmul(w.hr.T, dh, out=d_i) if self.projection else dh
         xp.tanh(c_new, out=tmp)
-        xp.multiply(dm, tmp, out=d_o)  # w.r.t. o: dm tanh(c')
-        xp.multiply(m, tmp, out=tmp)  # w.r.t. c': dm o (1 - tanh(c')^2) = dm (o - m tanh(c'))
+        xp.multiply(dm, tmp, out=d_o)  # with respect to o: dm tanh(c')
+        xp.multiply(m, tmp, out=tmp)  # with respect to c': dm o (1 - tanh(c')^2) = dm (o - m tanh(c'))
         xp.subtract(o, tmp, out=tmp)
         xp.multiply(tmp, dm, out=tmp)
         xp.add(dc, tmp, out=dc)
@@ -149,8 +164,8 @@ class GRUStep:
         n = tanh(ax_n + W_n (r h) + b_hn)       reset_after=False: the original form (Cho 2014, version 3)
         h' = (1 - z) n + z h
 
-    reset_after saves r z q n with q = W_n h + b_hn, and its d holds the gradients of r, z, q, n. The original form
-    saves r z n p with p = r h, which ``backward`` does not overwrite.
+    With reset_after it saves r z q n, where q = W_n h + b_hn, and d holds the gradients with respect to r z q n. The
+    original form saves r z n p, where p = r h, and ``backward`` does not overwrite p.
     """
 
     gates, states, saved_blocks = 3, 1, 4
@@ -162,8 +177,9 @@ class GRUStep:
         self.kernel = "GruCell" if reset_after else "GruOriginal"
 
     def forward(self, xp, w, ax, h, c, z, h_new, c_new, tmp):
+        """One timestep; the module says what the arguments are."""
         H = len(h)
-        r_z, r, u = z[: 2 * H], z[:H], z[H : 2 * H]
+        r_z, r, u = z[: 2 * H], z[:H], z[H : 2 * H]  # u is the gate z of the equations
         if self.reset_after:
             q, n = z[2 * H : 3 * H], z[3 * H :]
             xp.matmul(w.hh, h, out=z[: 3 * H])
@@ -186,17 +202,18 @@ class GRUStep:
         xp.add(n, tmp, out=h_new)
 
     def backward(self, xp, w, z, h, c, h_new, c_new, dh, dc, d, tmp, hook):
+        """The gradients of one timestep; the module says what the arguments are."""
         hook(dh, None)
         H = len(h)
         r, u = z[:H], z[H : 2 * H]
         d_r, d_u = d[:H], d[H : 2 * H]
         n, d_n = (z[3 * H :], d[3 * H :]) if self.reset_after else (z[2 * H : 3 * H], d[2 * H : 3 * H])
-        xp.subtract(h, n, out=d_u)  # w.r.t. z: dh (h - n) z (1 - z)
+        xp.subtract(h, n, out=d_u)  # with respect to z: dh (h - n) z (1 - z)
         xp.multiply(dh, u, out=tmp)
-        xp.subtract(dh, tmp, out=d_n)  # w.r.t. n: dh (1 - z)
+        xp.subtract(dh, tmp, out=d_n)  # with respect to n: dh (1 - z)
         xp.multiply(d_n, u, out=dh)
         xp.multiply(d_u, dh, out=d_u)
-        xp.multiply(n, n, out=n)  # through tanh: 1 - n^2; n is destroyed
+        xp.multiply(n, n, out=n)  # through tanh: 1 - n^2, which overwrites n
         xp.subtract(1, n, out=n)
         xp.multiply(d_n, n, out=d_n)
         # tmp = dh z, the direct path to h; dh becomes the gradient with respect to h

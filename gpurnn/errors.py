@@ -189,14 +189,15 @@ def answers_unknown(method):
 class NamesArguments:
     """A class whose constructor answers an unknown argument with our word for it."""
 
-    _elsewhere = ()  # arguments that a class it derives from takes, and this one refuses
+    _elsewhere = {}  # argument that this class refuses -> a sentence on who takes it
 
     def __new__(cls, *args, **options):
         if options:
             known = _known_arguments(cls)
             if known is not None:
-                unknown = [name for name in options if name not in known]
-                refuse_unknown(cls.__name__, unknown, [name for name in known if name not in cls._elsewhere])
+                for name in options:
+                    if name not in known:
+                        refuse_unknown(cls.__name__, [name], known, cls._elsewhere.get(name))
         return super().__new__(cls)
 
 

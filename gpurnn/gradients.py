@@ -1,34 +1,33 @@
-"""Seeing gradients: the norm of dL/dh and dL/dc at every timestep of any backward pass.
+"""The gradient flow: the norms of dL/dh and dL/dc at every timestep of a backward pass.
 
 A vanishing gradient shows as a curve that falls towards t = 0, an exploding one as a curve that rises.
-
->>> output, state, backward = gpurnn.LSTM(3, 4).forward(np.ones((5, 2, 3), "float32"))
->>> with record_gradient_flow() as flow:
-...     dx, dstate = backward(output)
->>> flow["l0"].dh.shape          # (T, B): Euclidean norm over the hidden units, per step and sequence
-(5, 2)
 """
+
+from __future__ import annotations
 
 import contextlib
 import contextvars
 import os
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+import numpy as np
 
 _recorder = contextvars.ContextVar("gpurnn_gradient_flow", default=None)
 
-# Many layers share a lock: one of its own could not be copied and saved with a layer.
+# Layers share these locks, because a lock in a layer could be neither copied nor pickled with it.
 _adding = [threading.RLock() for _ in range(64)]
 
 
 def adding(grads):
-    """A context in which one thread alone adds to these gradients: backward passes of one layer may run in several
-    threads, and none of their sums is lost. On a GPU such threads must work on the same stream."""
+    """A context in which only one thread adds to these gradients, so that no sum is lost when backward passes of one
+    layer run in several threads. On a GPU such threads must work on the same stream."""
     return _adding[id(grads) // 64 % len(_adding)]
 
 
 def _forget_locks():
-    """In the child of a fork: what other threads held stays held for ever there."""
+    """Make new locks in the child of a fork, where those that other threads held would never be released."""
     _adding[:] = [threading.RLock() for _ in _adding]
 
 
@@ -38,26 +37,48 @@ if hasattr(os, "register_at_fork"):
 
 @dataclass
 class StepNorms:
-    """Norms of one layer and direction: dh (T, B), and dc (T, B) or None where the cell has no c; NumPy, float64.
+    """The norms of one layer and direction.
 
-    ``dh[t]`` is the norm of the whole derivative of the loss by h_t: what arrives from the output at t and from t + 1.
+    Attributes
+    ----------
+    dh : np.ndarray
+        (T, B), float64: the Euclidean norm, over the hidden units, of the complete gradient of the loss with respect to
+        h_t: what arrives from the output at t, plus what arrives from timestep t + 1.
+    dc : np.ndarray or None
+        (T, B), the same with respect to c_t; None where the cell has no c.
     """
 
-    dh: object
-    dc: object = None
+    dh: np.ndarray
+    dc: np.ndarray | None = None
 
 
 class GradientFlow(dict):
-    """Name of layer and direction -> StepNorms, filled by every backward pass inside ``record_gradient_flow``.
+    """Name of layer and direction -> ``StepNorms``, filled by every backward pass inside ``record_gradient_flow``.
 
-    Names are ``l0``, ``l0_reverse``, ``l1`` ... behind the layer's name in its model (``rnn.l0``); a layer that runs
-    several times keeps its last pass.
+    Names are ``l0``, ``l0_reverse``, ``l1`` ..., after the layer's name in its model (``rnn.l0``). Of a layer that runs
+    several times the last backward pass is recorded.
     """
 
 
 @contextlib.contextmanager
-def record_gradient_flow():
-    """Record the gradient flow of the backward passes inside the ``with`` block; yields a ``GradientFlow``."""
+def record_gradient_flow() -> Iterator[GradientFlow]:
+    """Record the gradient flow of the backward passes inside the ``with`` block.
+
+    A forward pass that ran as a wavefront must be inside the block, too: its backward raises RuntimeError otherwise.
+
+    Yields
+    ------
+    flow : GradientFlow
+        Filled when a backward pass ends.
+
+    Examples
+    --------
+    >>> output, state, backward = gpurnn.LSTM(3, 4).forward(np.ones((5, 2, 3), "float32"))
+    >>> with gpurnn.record_gradient_flow() as flow:
+    ...     dx, dstate = backward(output)
+    >>> flow["l0"].dh.shape          # (T, B)
+    (5, 2)
+    """
     flow = GradientFlow()
     token = _recorder.set(flow)
     try:
@@ -66,6 +87,6 @@ def record_gradient_flow():
         _recorder.reset(token)
 
 
-def active_flow():
-    """The ``GradientFlow`` being recorded, or None."""
+def active_flow() -> GradientFlow | None:
+    """The ``GradientFlow`` that is being recorded, or None."""
     return _recorder.get()

@@ -1,16 +1,34 @@
-"""What counts in a padded batch of sequences: from ``lengths`` and ``mask`` to booleans, True where a step is valid."""
+"""Sequences of different lengths in one padded batch: from ``lengths`` to a mask of valid timesteps."""
+
+from __future__ import annotations
+
+from types import ModuleType
 
 import numpy as np
 
+from ._typing import Array, Lengths
 from .arrays import host_array
 from .errors import DivergedError, DtypeError, ShapeError, check_flag
 
 
-def check_lengths(lengths, T, B, name="lengths"):
+def check_lengths(lengths: Lengths, T: int, B: int, name: str = "lengths") -> np.ndarray:
     """``lengths`` as an int64 NumPy array (B,), each 0..T, in any order.
 
-    Takes a list, a NumPy array or a device array. Raises DtypeError unless the entries are integers and for a masked
-    array, ShapeError for a wrong count, a negative length or one past T.
+    Parameters
+    ----------
+    lengths : sequence of int
+        A list, a NumPy array or a device array.
+    T, B : int
+        Timesteps and sequences of the batch.
+    name : str
+        What messages call the lengths.
+
+    Raises
+    ------
+    DtypeError
+        Unless the entries are integers; for a masked array, too.
+    ShapeError
+        For a wrong number of lengths, a negative length, or one past T.
     """
     lengths = host_array(lengths, name)
     if lengths.size == 0:
@@ -25,11 +43,10 @@ def check_lengths(lengths, T, B, name="lengths"):
     return lengths.astype(np.int64)
 
 
-def refuse_no_distribution(highest, name="logits"):
-    """Raise DivergedError unless ``highest``, the highest logits of each place, is finite: else nothing can be drawn.
-
-    highest: an array on the host. It is NaN where one of the logits is.
-    """
+def refuse_no_distribution(highest: np.ndarray, name: str = "logits") -> None:
+    """Raise DivergedError unless ``highest`` is finite: the highest logits, on the host, of each distribution that is
+    to
+    be sampled or decoded. Where one logit is NaN, so is the highest."""
     wrong = highest[~np.isfinite(highest)]
     if wrong.size:
         raise DivergedError(
@@ -38,8 +55,12 @@ def refuse_no_distribution(highest, name="logits"):
         )
 
 
-def valid_steps(lengths, T, B, xp=np, name="lengths"):
-    """Boolean (T, B): True where step t belongs to sequence b. Raises as ``check_lengths`` does."""
+def valid_steps(lengths: Lengths, T: int, B: int, xp: ModuleType = np, name: str = "lengths") -> Array:
+    """Boolean array (T, B) of ``xp``, True where timestep t belongs to sequence b. Raises as ``check_lengths`` does.
+
+    >>> valid_steps([2, 0], T=3, B=2).tolist()
+    [[True, False], [True, False], [False, False]]
+    """
     lengths = check_lengths(lengths, T, B, name)
     return xp.asarray(np.arange(T)[:, None] < lengths[None, :])
 

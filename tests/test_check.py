@@ -79,7 +79,7 @@ def test_gates_that_are_right_only_near_0_are_seen(dtype, monkeypatch):
 @needs("ml_dtypes")
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_c_that_is_rounded_between_calls_is_seen(dtype, monkeypatch):
-    monkeypatch.setattr(gpurnn.recurrent._Recurrent, "_state_dtype", lambda self, kind: self.dtype)
+    monkeypatch.setattr(gpurnn.recurrent.state, "state_dtype", lambda layer, kind: layer.dtype)
     assert wrong_checks(["numpy"], ["lstm", "gru"], [dtype]) == {("lstm", "pieces")}
 
 

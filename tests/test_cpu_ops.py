@@ -17,6 +17,7 @@ from gpurnn.backends import switch
 from gpurnn.backends.cpu import native
 from gpurnn.backends.cpu import ops as cpu_ops
 from gpurnn.check import CELLS, OPTIONS
+from gpurnn.recurrent.dropout import draw_mask
 
 if cpu_ops.load_native() is None and not shutil.which("c++"):
     pytest.skip("gpurnn._native was not built: there is no C++ compiler", allow_module_level=True)
@@ -373,7 +374,7 @@ def test_a_mask_has_the_memory_order_of_what_it_drops():
     for B in (3, 20):
         layer = gpurnn.LSTM(3, 50, 2, dropout=0.4, backend="numpy", seed=1)
         outputs = layer.ops.empty_steps(7, B, 50, layer.dtype)
-        mask = layer._mask(0, outputs.shape, 5)
+        mask = draw_mask(layer, 0, outputs.shape, 5)
         assert [stride * 4 for stride in mask.strides] == list(outputs.strides)
         key = rng.name_key(".between0")
         np.testing.assert_array_equal(mask, rng.dropout_mask(outputs.shape, 0.4, 1, key, 5))

@@ -87,7 +87,7 @@ def on_host(array):
 
 
 def refused(place, kind, dtype, **more):
-    """Schedules that one launch walks are not there for float64 and for the original GRU."""
+    """Schedules with one launch for the whole sequence do not exist for float64 and for the original GRU."""
     return place[2].get("schedule", "step") != "step" and (dtype == "float64" or "reset_after" in more)
 
 
@@ -120,8 +120,8 @@ def test_a_saturated_gate_is_0_or_1_and_nan_stays(dtype, place):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_derivative_of_a_gate_that_shuts(dtype, place):
-    """f (1 - f) for the forget gate: relative below 0. Above 0 it comes of 1 - f, of which f has kept what is larger
-    than the last place of 1: there the error is that last place, as torch's is."""
+    """f (1 - f) for the forget gate: in relative terms below 0. Above 0 it comes from 1 - f, with an error of one unit
+    in the last place of 1, as torch's is."""
     if refused(place, gpurnn.LSTM, dtype):
         pytest.skip("this schedule has no such kernel")
     layer = layer_of(gpurnn.LSTM, place, dtype, 11 if place[2].get("schedule") == "grid" else 1)

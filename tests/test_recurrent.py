@@ -1,5 +1,6 @@
 """The recurrent layers by themselves: finite differences, ragged batches, streaming, options, errors, memory."""
 
+import inspect
 import tracemalloc
 
 import numpy as np
@@ -608,3 +609,37 @@ def test_copying_between_memory_orders():
         back = np.empty_like(source)
         ops.copy_steps(back, steps)
         np.testing.assert_array_equal(back, source)
+
+
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"])
+def test_signatures_are_explicit(name):
+    """help() and an editor show every argument with its default and its type."""
+    layer = getattr(gpurnn, name)
+    for function in (layer.__init__, layer.__call__, layer.forward, layer.step):
+        signature = inspect.signature(function)
+        assert signature.return_annotation is not inspect.Signature.empty
+        for parameter in list(signature.parameters.values())[1:]:
+            assert parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY), parameter
+            assert parameter.annotation is not parameter.empty, parameter
+    if name.endswith("Cell"):  # an argument means the same in a cell as in its layer
+        whole = inspect.signature(getattr(gpurnn, name.removesuffix("Cell"))).parameters
+        own = inspect.signature(layer).parameters
+        assert {n: p.default for n, p in own.items()} == {n: whole[n].default for n in own}
+
+
+@pytest.mark.parametrize(
+    "layer, text",
+    [
+        (gpurnn.LSTM(10, 20, num_layers=2, bidirectional=True), "LSTM(10, 20, num_layers=2, bidirectional=True)"),
+        (gpurnn.GRU(3, [4, 5], 2, dropout=0.5), "GRU(3, [4, 5], num_layers=2, dropout=0.5)"),
+        (gpurnn.GRU(3, 4, reset_after=False, dtype="float64"), "GRU(3, 4, reset_after=False, dtype='float64')"),
+        (gpurnn.RNNCell(3, 4, False, "relu"), "RNNCell(3, 4, nonlinearity='relu', bias=False)"),
+        (
+            gpurnn.LSTM(3, 4, dtype="float64").freeze("bias_*"),
+            "LSTM(3, 4, dtype='float64', 32 of 144 parameters frozen)",
+        ),
+    ],
+    ids=str,
+)
+def test_repr_shows_sizes_as_torch_does(layer, text):
+    assert repr(layer).startswith(text[:-1])  # then parameters, backend and dtype

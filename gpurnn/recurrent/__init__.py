@@ -1,0 +1,15 @@
+"""The recurrent layers: RNN, LSTM, GRU and their single-step cells.
+
+A layer is a stack of passes, one for each layer and direction. A pass multiplies the whole input by W_ih, then runs the
+time loop (``Ops.layer_forward`` with a cell of cells.py). Its backward pass runs the loop in reverse and then
+multiplies once over all of time for each weight. Names, shapes and equations follow ``torch.nn``; weights load
+unchanged.
+"""
+
+from .init import INITIALIZERS
+from .kinds import GRU, LSTM, RNN
+from .one_step import GRUCell, LSTMCell, RNNCell
+from .plan import Plan
+from .steps import Steps
+
+__all__ = ["GRU", "INITIALIZERS", "LSTM", "RNN", "GRUCell", "LSTMCell", "Plan", "RNNCell", "Steps"]

@@ -1,0 +1,115 @@
+"""The forward pass: the stack's time loops, segment by segment and layer by layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .._typing import Array
+from ..errors import check_flag
+from ..gradients import active_flow
+from ..masks import check_lengths
+from .axes import check_input, outward
+from .backward import make_backward
+from .dropout import drop, dropout_masks
+from .segments import concurrent_layers, joined, lengths_within, loop_sizes, time_segments
+from .state import initial_state, pack_state, restore_unused, zero_unused
+from .steps import copied_steps, outward_steps
+
+
+@dataclass
+class Call:
+    """One call of a layer, as its forward and backward passes share it.
+
+    segments: slices of time in the order of the time loop. masks: for each layer the dropout mask of its outputs, or
+    None. lengths: (B,), None where all sequences have T timesteps. single: whether x came as one sequence.
+    state_given: whether the caller gave the initial state. save: whether a backward will follow. return_all: whether
+    the caller wants all ``Steps``. saved: for each segment, for each layer, a list of ``Saved``.
+    """
+
+    segments: list[slice]
+    masks: list[Array | None]
+    lengths: Array | None
+    single: bool
+    state_given: bool
+    save: bool
+    return_all: bool
+    saved: list[list[list]] | None = field(default_factory=list)
+
+
+def run_forward(layer, x, state, lengths, return_all, *, save, retain=False):
+    """A call of ``layer``: (output, state), then ``backward`` with ``save``, then the steps with ``return_all``."""
+    return_all, retain = check_flag("return_all", return_all), check_flag("retain", retain)
+    x, single = check_input(layer, x)
+    T, B, _ = x.shape
+    layer.ops.refuse_sizes(T, B, lambda: loop_sizes(layer, T, B, save))
+    initial = given = initial_state(layer, state, B, single)
+    lengths = _checked_lengths(lengths, T, B, single)
+    if lengths is not None:  # padding may hold anything, even NaN, and must not reach the weights' gradient
+        x = layer.ops.zero_past_end(x.copy(), lengths)
+        if state is not None:
+            initial = zero_unused(layer, given, lengths)
+    call = Call(
+        segments=time_segments(layer, T, watched=return_all or active_flow() is not None),
+        masks=dropout_masks(layer, T, B),
+        lengths=lengths,
+        single=single,
+        state_given=state is not None,
+        save=save,
+        return_all=return_all,
+    )
+    y, final, steps = _time_loop(layer, x, initial, call)
+    if call.masks[0] is not None:
+        layer.calls += 1
+    if initial is not given:
+        final = restore_unused(layer, final, given, lengths)
+    returned = [outward(layer, y, single), pack_state(layer, final, single)]
+    if save:
+        returned.append(make_backward(layer, call, y.shape, retain))
+    if return_all:
+        returned.append([outward_steps(layer, one, single) for one in steps])
+    return tuple(returned)
+
+
+def _checked_lengths(lengths, T, B, single):
+    """The lengths as (B,), None where every sequence has T timesteps."""
+    if lengths is None:
+        return None
+    lengths = check_lengths([lengths] if single and np.ndim(lengths) == 0 else lengths, T, B)
+    return None if bool((lengths == T).all()) else lengths
+
+
+def _time_loop(layer, x, initial, call):
+    """The output (T, B, D*P), the final states, and the ``Steps`` of every pass; fills ``call.saved``."""
+    D = len(layer._directions)
+    states = [initial[k * D : (k + 1) * D] for k in range(layer.num_layers)]  # where each layer has arrived
+    outputs, steps = [], []
+    with layer.ops.streams(concurrent_layers(layer, call.segments)) as streams:
+        for segment in call.segments:
+            y, saved, part_steps = _stack(layer, x, states, segment, call, streams)
+            outputs.append(y)
+            call.saved.append(saved)
+            steps += part_steps
+    return joined(layer, outputs), [state for layer_states in states for state in layer_states], steps
+
+
+def _stack(layer, x, states, segment, call, streams):
+    """One segment through all layers: its output, what each layer saved, and the ``Steps``; moves ``states`` on."""
+    y = x if len(call.segments) == 1 else x[segment]
+    lengths = lengths_within(call.lengths, segment)
+    saved, steps = [], []
+    for k in range(layer.num_layers):
+        with streams.on(k, after=k - 1):
+            all_saved, states[k], y = layer.ops.layer_forward(
+                layer.cell, y, layer._weights(k), states[k], lengths, layer._directions, call.save or call.return_all,
+                fresh_output=k == layer.num_layers - 1, schedule=layer.schedule, concurrent=streams.count,
+            )  # fmt: skip
+            if call.return_all:
+                passes = zip(all_saved, layer._directions, strict=True)
+                steps += [copied_steps(layer, one, reverse, lengths) for one, reverse in passes]
+            if call.masks[k] is not None:
+                y = drop(layer, y, call.masks[k][segment])
+        if call.save or streams.count > 1:  # a stream may still read what another has written
+            saved.append(all_saved)
+    return y, saved, steps

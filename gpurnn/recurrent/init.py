@@ -1,0 +1,75 @@
+"""Initial values of a layer's parameters."""
+
+import math
+
+import numpy as np
+
+from .. import rng
+from ..cells import init_orthogonal
+from ..errors import check_number, check_size
+
+INITIALIZERS = ("uniform", "xavier", "orthogonal", "identity")
+
+
+def check_memory(forget_bias, chrono, bias):
+    """Raise ValueError where forget_bias and chrono exclude each other, or there is no bias to set."""
+    if forget_bias is not None and chrono is not None:
+        raise ValueError("forget_bias and chrono both set the forget gate's bias: give one of them")
+    for name, value in (("forget_bias", forget_bias), ("chrono", chrono)):
+        if value is not None and not bias:
+            raise ValueError(f"{name} needs bias=True")
+
+
+def initial_values(layer, forget_bias, chrono):
+    """Name -> initial NumPy array of every parameter, in torch's order."""
+    values = {}
+    G = layer.cell.gates
+    for _, k, _, suffix in layer._passes():
+        inputs, H, P = layer._sizes(k)
+        blocks = {"weight_ih": (G, H, inputs), "weight_hh": (G, H, P)}
+        if layer.bias:
+            blocks |= {"bias_ih": (G, H), "bias_hh": (G, H)}
+        if layer.proj_size:
+            blocks["weight_hr"] = (1, P, H)
+        for name, shape in blocks.items():
+            block = _draw(layer, name + suffix, shape, H)
+            if name.startswith("bias"):
+                _set_memory(layer, block, name + suffix, forget_bias, chrono)
+            values[name + suffix] = block.reshape(-1, *shape[2:])
+        if layer.learn_state:
+            values["initial_h" + suffix] = np.zeros(P)
+            if layer.cell.states == 2:
+                values["initial_c" + suffix] = np.zeros(H)
+    return values
+
+
+def _set_memory(layer, block, name, forget_bias, chrono):
+    """Overwrite, in a bias (G, H), the gate that preserves the past: f of the LSTM, z of the GRU, both second."""
+    first = name.startswith("bias_ih")  # b_hh, which is added to it, becomes zero
+    if forget_bias is not None:
+        block[1] = check_number("forget_bias", forget_bias) if first else 0.0
+    elif chrono is not None:
+        longest = check_size("chrono", chrono, 2) - 1
+        key = rng.name_key("chrono" + name)
+        drawn = rng.uniform(block[1].shape, 1, longest, layer.seed, key, dtype=np.float64)
+        block[1] = np.log(drawn) if first else 0.0
+        if layer.cell.states == 2:
+            block[0] = -block[1]
+
+
+def _draw(layer, name, shape, H):
+    """Initial float64 values of one parameter, gate by gate: shape (G, rows, columns) or (G, rows)."""
+    key = rng.name_key(name)
+    if layer.init == "uniform":  # torch's: U(-1/sqrt(H), 1/sqrt(H)) for everything
+        bound = 1 / math.sqrt(H)
+        return rng.uniform(shape, -bound, bound, layer.seed, key, dtype=np.float64)
+    if len(shape) == 2:
+        return np.zeros(shape)
+    if layer.init == "orthogonal" and not name.startswith("weight_ih"):
+        return np.stack([init_orthogonal(m) for m in rng.normal(shape, layer.seed, key, dtype=np.float64)])
+    if layer.init == "identity":
+        if name.startswith("weight_ih"):
+            return 0.001 * rng.normal(shape, layer.seed, key, dtype=np.float64)
+        return np.broadcast_to(np.eye(*shape[1:]), shape).copy()
+    bound = math.sqrt(6 / (shape[1] + shape[2]))  # Glorot & Bengio 2010, for each gate
+    return rng.uniform(shape, -bound, bound, layer.seed, key, dtype=np.float64)

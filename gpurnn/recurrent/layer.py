@@ -1,0 +1,264 @@
+"""What RNN, LSTM and GRU share: arguments, passes, weights, calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import cells
+from .._typing import Array, Lengths, State
+from ..backends.cuda.schedules import SCHEDULES
+from ..errors import ShapeError, answers_unknown, check_choice, check_flag, check_number, check_size, checked
+from ..module import Module
+from .forward import run_forward
+from .init import INITIALIZERS, check_memory, initial_values
+from .plan import Plan, make_plan
+
+_SHOWN = {  # attributes that ``repr`` shows where they differ from these
+    "num_layers": 1, "nonlinearity": "tanh", "bias": True, "batch_first": False, "dropout": 0.0,
+    "bidirectional": False, "proj_size": 0, "reset_after": True, "reverse": False, "learn_state": False,
+    "init": "uniform", "schedule": "auto", "wavefront": 0, "precision": "float32",
+}  # fmt: skip
+
+
+class Recurrent(Module):
+    """The part that the three layers share; see ``LSTM`` for the arguments."""
+
+    stateful = True
+    takes_lengths = True
+    once = True
+
+    def __init__(
+        self, cell, input_size, hidden_size, *, num_layers, bias, batch_first, dropout, bidirectional, reverse,
+        learn_state, init, schedule, wavefront, backend, dtype, precision, seed, proj_size=0, forget_bias=None,
+        chrono=None,
+    ):  # fmt: skip
+        super().__init__(backend, dtype, seed, precision)
+        self.bias, self.batch_first = check_flag("bias", bias), batch_first
+        self.bidirectional, self.reverse = check_flag("bidirectional", bidirectional), check_flag("reverse", reverse)
+        self.learn_state = check_flag("learn_state", learn_state)
+        self.cell = cell
+        self.schedule = schedule
+        self._set_sizes(input_size, hidden_size, num_layers)
+        self.dropout = dropout
+        if bidirectional and reverse:
+            raise ValueError("reverse means one direction, backwards in time: it excludes bidirectional")
+        self.wavefront = wavefront
+        self.proj_size = check_size("proj_size", proj_size, minimum=0)
+        if self.proj_size and self.proj_size >= min(self.hidden_sizes):
+            raise ValueError(f"proj_size has to be smaller than hidden_size, got {proj_size} and {hidden_size}")
+        check_memory(forget_bias, chrono, bias)
+        self.init = check_choice("init", init, INITIALIZERS)
+        self._directions = (False, True) if bidirectional else (self.reverse,)
+        self._by_layer = None, []  # a buffer, and the weights that ``_weights`` has made of it
+        self._declare(initial_values(self, forget_bias, chrono))
+
+    def _set_sizes(self, input_size, hidden_size, num_layers):
+        self.input_size = check_size("input_size", input_size)
+        self.num_layers = check_size("num_layers", num_layers)
+        if isinstance(hidden_size, (list, tuple)):
+            if len(hidden_size) != self.num_layers:
+                raise ValueError(f"hidden_size: expected one size for each of {num_layers} layers, got {hidden_size}")
+            self.hidden_sizes = tuple(check_size("hidden_size", size) for size in hidden_size)
+        else:
+            self.hidden_sizes = (check_size("hidden_size", hidden_size),) * self.num_layers
+        self.hidden_size = hidden_size
+
+    # ---- what may be set later
+
+    @checked
+    def batch_first(self, value):
+        return check_flag("batch_first", value)
+
+    @checked
+    def schedule(self, value):
+        return check_choice("schedule", value, SCHEDULES)
+
+    @checked
+    def dropout(self, value):
+        value = check_number("dropout", value, 0, 1)
+        if value and self.num_layers == 1:
+            raise ValueError(
+                "dropout acts between recurrent layers: it needs num_layers > 1; put a Dropout layer after this one"
+            )
+        return value
+
+    @checked
+    def wavefront(self, value):
+        value = check_size("wavefront", value, minimum=0)
+        if value and self.bidirectional:
+            raise ValueError(
+                "wavefront: with two directions a layer needs the whole output of the one below before it can begin"
+            )
+        return value
+
+    # ---- passes and parameters
+
+    def __getstate__(self):
+        return super().__getstate__() | {"_by_layer": (None, [])}
+
+    def _passes(self):
+        """(index in the state, layer, runs in reverse, name suffix) of every pass, in the order of the state."""
+        D = len(self._directions)
+        for layer in range(self.num_layers):
+            for d, reverse in enumerate(self._directions):
+                yield layer * D + d, layer, reverse, self._suffix(layer, d)
+
+    def _suffix(self, layer, direction):
+        return f"_l{layer}" + ("_reverse" if direction else "")
+
+    def _sizes(self, layer):
+        """(input, hidden, output) sizes of a layer's passes: (I, H, P)."""
+        D = len(self._directions)
+        inputs = self.input_size if layer == 0 else D * (self.proj_size or self.hidden_sizes[layer - 1])
+        return inputs, self.hidden_sizes[layer], self.proj_size or self.hidden_sizes[layer]
+
+    def _weights(self, layer):
+        """The ``cells.Weights`` of a layer's directions."""
+        buffer, by_layer = self._by_layer
+        if buffer is not self.flat_params:  # it is another one after the layer has moved into a model
+            names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+            buffer, directions = self.flat_params, range(len(self._directions))
+            by_layer = [
+                [cells.Weights(*(self.params.get(name + self._suffix(k, d)) for name in names)) for d in directions]
+                for k in range(self.num_layers)
+            ]
+            self._by_layer = buffer, by_layer  # in one assignment, for other threads that call the layer now
+        return by_layer[layer]
+
+    def _sizes_text(self):
+        shown = [str(self.input_size), str(self.hidden_size)]
+        for name, default in _SHOWN.items():
+            value = getattr(self, name, default)
+            if value != default:
+                shown.append(f"{name}={value!r}")
+        if self.dtype.name != "float32":
+            shown.append(f"dtype={self.dtype.name!r}")
+        return ", ".join(shown)
+
+    # ---- calling
+
+    @answers_unknown
+    def __call__(
+        self, x: Array, state: State = None, lengths: Lengths = None, *, return_all: bool = False
+    ) -> tuple[Any, ...]:
+        """Output and final state. Nothing is saved for backward.
+
+        Parameters
+        ----------
+        x : Array
+            (T, B, I), or (B, T, I) with ``batch_first``, or (T, I) for one sequence; of the layer's dtype. What it
+            holds past the end of a sequence is not read.
+        state : Array or pair of Arrays, optional
+            Initial state: (L*D, B, P), the LSTM's a pair (h (L*D, B, P), c (L*D, B, H)); without the B axis for one
+            sequence. Where layers differ in size, a tuple of (D, B, P) arrays, one for each layer (the LSTM: a pair of
+            such tuples). None: the learned initial state, or zeros. c of a 16-bit layer, and the gradient with respect
+            to it, are returned as float32, so that a sequence in pieces is what it is in one call; they are also taken
+            in the layer's dtype.
+        lengths : sequence of int, optional
+            (B,), each 0..T in any order, on the host or the device. None: all sequences have T timesteps.
+        return_all : bool
+            Return every h, c and gate, too.
+
+        Returns
+        -------
+        output : Array
+            (T, B, D*P), with the axes of x; zero past the end of a sequence (TensorFlow repeats the last output).
+        state : Array or pair of Arrays
+            The state at each sequence's end, where the reverse direction begins; shaped as the initial state. Of a
+            sequence of length 0 it is the initial state (ONNX Runtime returns zeros).
+        steps : list of Steps
+            Only with ``return_all``: one ``Steps`` for each layer and direction.
+
+        Raises
+        ------
+        ShapeError, DtypeError, BackendError
+            Before anything is computed.
+        """
+        return run_forward(self, x, state, lengths, return_all, save=False)
+
+    @answers_unknown
+    def forward(
+        self, x: Array, state: State = None, lengths: Lengths = None, *, return_all: bool = False, retain: bool = False
+    ) -> tuple[Any, ...]:
+        """As calling the layer, for training: saves what backward needs.
+
+        ``dx, dstate = backward(doutput=None, dstate=None)`` takes the gradients of the loss with respect to output and
+        final state, and returns those with respect to x and initial state, shaped alike. None means zeros, also for one
+        of the LSTM's pair. Gradients of parameters are added to ``grads``; with ``state=None`` and ``learn_state`` also
+        those of the initial state.
+
+        ``backward`` works inside what forward saved, so it may run once; the layer itself may run many times before.
+        Threads that call one ``backward`` take turns. x is saved by reference: do not change it until then.
+
+        Parameters
+        ----------
+        x, state, lengths, return_all :
+            As in a call of the layer.
+        retain : bool
+            Allow backward to run many times. It then copies what it overwrites while it runs, ``Plan.cache_bytes`` at
+            most.
+
+        Returns
+        -------
+        output, state :
+            As from a call of the layer.
+        backward : function
+            See above.
+        steps : list of Steps
+            Only with ``return_all``.
+
+        Raises
+        ------
+        ShapeError, DtypeError, BackendError
+            Before anything is computed.
+        RuntimeError
+            From backward: where it ran already, or a parameter was changed since forward.
+        """
+        return run_forward(self, x, state, lengths, return_all, save=True, retain=retain)
+
+    @answers_unknown
+    def step(self, x: Array, state: State = None) -> tuple[Array, State]:
+        """One timestep, for streaming: what a call with a sequence of this one timestep returns.
+
+        In training mode each step draws dropout masks, as each call does.
+
+        Parameters
+        ----------
+        x : Array
+            (B, I) or (I,), of the layer's dtype.
+        state :
+            As in a call of the layer.
+
+        Returns
+        -------
+        output : Array
+            (B, P), or (P,).
+        state :
+            For the next step.
+
+        Raises
+        ------
+        ValueError
+            For layers that need the future (``bidirectional``, ``reverse``).
+        ShapeError, DtypeError
+            As a call of the layer.
+        """
+        if True in self._directions:
+            raise ValueError("step: a layer that runs backwards in time needs the whole sequence")
+        x = self.ops.asfloat(x, self.dtype, "x")
+        if x.ndim not in (1, 2):
+            raise ShapeError(f"x: expected one step, (B, {self.input_size}) or ({self.input_size},), got {x.shape}")
+        axis = 1 if self.batch_first and x.ndim == 2 else 0
+        output, state = self(self.xp.expand_dims(x, axis), state)
+        return output.squeeze(axis), state
+
+    def plan(self, T: int, B: int) -> Plan:
+        """The ``Plan`` of a training call with x (T, B, I): its schedule and the memory it needs.
+
+        Raises ShapeError for sizes that the call refuses.
+
+        >>> plan = gpurnn.LSTM(10, 20, backend="cpu").plan(T=100, B=16)
+        >>> plan.output_bytes          # 100 * 16 * 20 numbers of 4 bytes
+        128000
+        """
+        return make_plan(self, T, B)

@@ -1,0 +1,241 @@
+"""torch's cells: one timestep of a layer, with parameters that carry no layer's number."""
+
+from __future__ import annotations
+
+from numpy.typing import DTypeLike
+
+from .._typing import Array, Backward, State
+from ..backends.ops import Ops
+from ..errors import ShapeError, answers_unknown
+from .kinds import GRU, LSTM, RNN
+from .state import as_state, state_pair
+
+_NO_STACK = dict.fromkeys(
+    ("num_layers", "batch_first", "dropout", "bidirectional", "reverse"),
+    "It is a single step; RNN, LSTM and GRU have stacks and directions",
+)
+
+
+class _SingleStep:
+    """Makes a layer torch's cell: one timestep, arrays (B, I) and (B, H), parameters without a layer's suffix."""
+
+    def _suffix(self, layer, direction):
+        return ""
+
+    @answers_unknown
+    def __call__(self, x: Array, state: State = None) -> State:
+        """The new state. Nothing is saved for backward.
+
+        Parameters
+        ----------
+        x : Array
+            (B, I) or (I,), of the layer's dtype.
+        state : Array or pair of Arrays, optional
+            (B, H) or (H,), the LSTM's a pair (h (B, P), c (B, H)); None: the learned initial state, or zeros.
+
+        Returns
+        -------
+        state : Array or pair of Arrays
+            Shaped as the old state.
+
+        Raises
+        ------
+        ShapeError, DtypeError
+            Before anything is computed.
+        """
+        x, state = self._lift(x, state)
+        return self._lower(super().__call__(x, state)[1])
+
+    @answers_unknown
+    def forward(self, x: Array, state: State = None, *, retain: bool = False) -> tuple[State, Backward]:
+        """As calling the cell, for training: saves what backward needs.
+
+        Parameters
+        ----------
+        x, state :
+            As in a call of the cell.
+        retain : bool
+            Allow backward to run many times, as in a layer's ``forward``.
+
+        Returns
+        -------
+        state :
+            The new state.
+        backward : function
+            ``dx, dstate = backward(dnew_state)``: from the gradients of the loss with respect to the new state to those
+            with respect to x and the old state. None means zeros, also for one of the LSTM's pair.
+
+        Raises
+        ------
+        ShapeError, DtypeError
+            Before anything is computed.
+        """
+        x, state = self._lift(x, state)
+        _, new, inner = super().forward(x, state, retain=retain)
+
+        def backward(dstate):
+            dx, dold = inner(None, None if dstate is None else self._raise_state(dstate, "dstate"))
+            return dx[0], self._lower(dold)
+
+        return self._lower(new), backward
+
+    @answers_unknown
+    def step(self, x: Array, state: State = None) -> tuple[Array, State]:
+        """(output, state), as a layer's ``step`` returns them: the output is h."""
+        state = self(x, state)
+        return (state[0] if self.cell.states == 2 else state), state
+
+    def _lift(self, x, state):
+        """x and state with an axis for the one timestep and the one layer."""
+        x = self.ops.asfloat(x, self.dtype, "x")
+        if x.ndim not in (1, 2):
+            raise ShapeError(f"x: expected (B, {self.input_size}) or ({self.input_size},), got {x.shape}")
+        return x[None], None if state is None else self._raise_state(state, "state")
+
+    def _raise_state(self, state, name):
+        """A state, or gradients with respect to one, with an axis for the one layer."""
+        if self.cell.states == 1:
+            return as_state(self, state, "h", name)[None]
+
+        def raised(part, kind):
+            if part is None and name == "dstate":
+                return None
+            return as_state(self, part, kind, f"{name} {kind}")[None]
+
+        return tuple(raised(part, kind) for kind, part in zip("hc", state_pair(state, name), strict=True))
+
+    def _lower(self, state):
+        """A state without the axis of the one layer."""
+        return tuple(part[0] for part in state) if self.cell.states == 2 else state[0]
+
+
+class RNNCell(_SingleStep, RNN):
+    """One timestep of ``RNN`` (``torch.nn.RNNCell``), with parameters weight_ih, weight_hh, bias_ih, bias_hh.
+
+    Parameters
+    ----------
+    input_size, hidden_size, bias, nonlinearity :
+        As ``RNN``.
+    learn_state, init, schedule, wavefront, backend, dtype, precision, seed :
+        As ``LSTM``; wavefront has no effect.
+
+    Examples
+    --------
+    >>> cell = gpurnn.RNNCell(10, 20, backend="cpu")
+    >>> h = cell(np.zeros((3, 10), "float32"))
+    >>> h.shape
+    (3, 20)
+    """
+
+    _elsewhere = RNN._elsewhere | _NO_STACK
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        *,
+        learn_state: bool = False,
+        init: str = "uniform",
+        schedule: str = "auto",
+        wavefront: int = 0,
+        backend: str | Ops | None = "auto",
+        dtype: DTypeLike = "float32",
+        precision: str = "float32",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(
+            input_size, hidden_size, bias=bias, nonlinearity=nonlinearity, learn_state=learn_state, init=init,
+            schedule=schedule, wavefront=wavefront, backend=backend, dtype=dtype, precision=precision, seed=seed,
+        )  # fmt: skip
+
+
+class LSTMCell(_SingleStep, LSTM):
+    """One timestep of ``LSTM`` (``torch.nn.LSTMCell``), with state (h, c).
+
+    Parameters
+    ----------
+    input_size, hidden_size, bias, proj_size, learn_state, init, forget_bias, chrono :
+        As ``LSTM``; the parameters are called weight_ih, weight_hh, bias_ih, bias_hh and weight_hr.
+    schedule, wavefront, backend, dtype, precision, seed :
+        As ``LSTM``; wavefront has no effect.
+
+    Examples
+    --------
+    >>> cell = gpurnn.LSTMCell(10, 20, backend="cpu")
+    >>> h, c = cell(np.zeros((3, 10), "float32"))
+    >>> h.shape, c.shape
+    ((3, 20), (3, 20))
+    """
+
+    _elsewhere = _NO_STACK
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        proj_size: int = 0,
+        learn_state: bool = False,
+        init: str = "uniform",
+        forget_bias: float | None = None,
+        chrono: int | None = None,
+        schedule: str = "auto",
+        wavefront: int = 0,
+        backend: str | Ops | None = "auto",
+        dtype: DTypeLike = "float32",
+        precision: str = "float32",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(
+            input_size, hidden_size, bias=bias, proj_size=proj_size, learn_state=learn_state, init=init,
+            forget_bias=forget_bias, chrono=chrono, schedule=schedule, wavefront=wavefront, backend=backend,
+            dtype=dtype, precision=precision, seed=seed,
+        )  # fmt: skip
+
+
+class GRUCell(_SingleStep, GRU):
+    """One timestep of ``GRU`` (``torch.nn.GRUCell``), with parameters weight_ih, weight_hh, bias_ih, bias_hh.
+
+    Parameters
+    ----------
+    input_size, hidden_size, bias, reset_after, chrono :
+        As ``GRU``.
+    learn_state, init, schedule, wavefront, backend, dtype, precision, seed :
+        As ``LSTM``; wavefront has no effect.
+
+    Examples
+    --------
+    >>> cell = gpurnn.GRUCell(10, 20, backend="cpu")
+    >>> h, backward = cell.forward(np.zeros((3, 10), "float32"))
+    >>> dx, dh = backward(np.ones_like(h))
+    >>> dx.shape, dh.shape
+    ((3, 10), (3, 20))
+    """
+
+    _elsewhere = GRU._elsewhere | _NO_STACK
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        reset_after: bool = True,
+        learn_state: bool = False,
+        init: str = "uniform",
+        chrono: int | None = None,
+        schedule: str = "auto",
+        wavefront: int = 0,
+        backend: str | Ops | None = "auto",
+        dtype: DTypeLike = "float32",
+        precision: str = "float32",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(
+            input_size, hidden_size, bias=bias, reset_after=reset_after, learn_state=learn_state, init=init,
+            chrono=chrono, schedule=schedule, wavefront=wavefront, backend=backend, dtype=dtype,
+            precision=precision, seed=seed,
+        )  # fmt: skip

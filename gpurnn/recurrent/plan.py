@@ -1,0 +1,105 @@
+"""What a call would do, before it is made: schedules and memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..backends.cuda.schedules import Problem
+from ..errors import check_size
+from .segments import concurrent_layers, longest_segment, loop_sizes, time_segments
+
+
+@dataclass
+class Plan:
+    """What a training call with (T, B) would do, and the bytes it needs. ``layer.plan(T, B)`` makes it.
+
+    Not all of this memory is used at once: the total is an upper bound.
+
+    Attributes
+    ----------
+    schedule : str
+        The schedule of the time loop; several, separated by commas, where layers differ.
+    reason : str
+        Why that schedule, and why not a faster one.
+    cache_bytes : int
+        What forward saves for backward. A pass (layer and direction) saves T*B*K*H + (T+1)*B*(P + H if it has a c)
+        numbers, with K = 1 for RNN, 4 for GRU and LSTM, 5 for LSTM with projection. A wavefront adds one timestep of
+        states for each segment. Each layer whose input is a fresh array (after dropout, after two directions, on the
+        backend "cuda") adds T*B*I. c is float32 beside 16-bit numbers.
+    output_bytes : int
+        The output.
+    backward_bytes : int
+        The largest extra memory of backward, which otherwise works inside the cache: dx, and the scratch of a timestep.
+        A wavefront holds the dx of all layers until the end.
+    packed_bytes : int
+        What compiled code on a CPU uses, for a while, to copy weights, inputs and states into the order in which its
+        products read them: the largest of all layers. In long calls these are x or h of all timesteps, T*B rows of I
+        or P numbers, each padded to whole vectors, because the weight gradients are products over all of time.
+    """
+
+    schedule: str
+    reason: str
+    cache_bytes: int
+    output_bytes: int
+    backward_bytes: int
+    packed_bytes: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of a forward and backward pass together, besides the inputs and the parameters."""
+        return self.cache_bytes + self.output_bytes + self.backward_bytes + self.packed_bytes
+
+
+def make_plan(layer, T, B):
+    """The ``Plan`` of a training call of ``layer`` with x (T, B, I)."""
+    T, B, D = check_size("T", T, 0), check_size("B", B, 0), len(layer._directions)
+    layer.ops.refuse_sizes(T, B, lambda: loop_sizes(layer, T, B, True))
+    size = layer.dtype.itemsize
+    segments = time_segments(layer, T, watched=False)
+    schedule, reason, packed = _schedules(layer, B, segments)
+    most_inputs = max(layer._sizes(k)[0] for k in range(layer.num_layers))
+    H = max(layer.hidden_sizes)
+    scratch = B * H * (2 * layer.cell.saved_blocks + 4) + min(T * B * H, 1 << 18)
+    return Plan(
+        schedule=schedule,
+        reason=reason,
+        cache_bytes=_cache_bytes(layer, T, B, segments),
+        output_bytes=T * B * D * layer._sizes(layer.num_layers - 1)[2] * size,
+        backward_bytes=T * B * most_inputs * D * size + scratch * layer.compute_dtype.itemsize,
+        packed_bytes=packed,
+    )
+
+
+def _cache_bytes(layer, T, B, segments):
+    """Bytes that forward saves for backward, as ``Plan`` counts them."""
+    size, compute_size = layer.dtype.itemsize, layer.compute_dtype.itemsize
+    cache, slots = 0, T + len(segments)
+    for _, k, _, _ in layer._passes():
+        _, H, P = layer._sizes(k)
+        cache += T * B * layer.cell.saved_blocks * H * size + slots * B * P * size
+        cache += slots * B * H * compute_size if layer.cell.states == 2 else 0
+    # a kernel writes its output to a fresh array, besides the states
+    if len(layer._directions) == 2 or layer.dropout or layer.ops.name == "cuda":
+        cache += sum(T * B * layer._sizes(k)[0] * size for k in range(1, layer.num_layers))
+    return cache
+
+
+def _schedules(layer, B, segments):
+    """The names of the schedules, the reasons, and the bytes that compiled code on a CPU packs."""
+    longest, concurrent = longest_segment(segments), concurrent_layers(layer, segments)
+    schedules, packed = {}, 0
+    for k in range(layer.num_layers):
+        for backward in (False, True):
+            inputs, H, P = layer._sizes(k)
+            problem = Problem(
+                layer.cell.kernel, layer.cell.gates, H, longest, B, len(layer._directions), layer.dtype.name,
+                projected=P != H, backward=backward, I=inputs, concurrent=concurrent,
+            )  # fmt: skip
+            packed = max(packed, layer.ops.packed_bytes(problem, P, longest))
+            name, why = layer.ops.schedule(problem, layer.schedule)
+            schedules.setdefault((name, why), []).append(f"layer {k} {'backward' if backward else 'forward'}")
+    lines = [f"{', '.join(passes)}: {name}, {why}" for (name, why), passes in schedules.items()]
+    reason = "; ".join(lines) if len(schedules) > 1 else why
+    if concurrent > 1:
+        reason = f"{concurrent} layers side by side, each {longest} timesteps after the one below; {reason}"
+    return ", ".join(dict.fromkeys(name for name, _ in schedules)), reason, packed

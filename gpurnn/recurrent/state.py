@@ -1,0 +1,134 @@
+"""States: from the caller's form to one tuple a pass, and back.
+
+Inside, a state is a list with one entry for each pass (layer and direction), in the order of the state: a tuple (h,)
+or (h, c) of arrays (B, size). Gradients with respect to a state have the same form, and None stands for zeros.
+"""
+
+from ..arrays import refuse_function
+from ..errors import ShapeError, check_shape
+
+
+def state_dtype(layer, kind):
+    """The dtype in which a state is stored, within a call and between calls: h is rounded to the layer's dtype at every
+    timestep, c is a sum over time."""
+    return layer.compute_dtype if kind == "c" else layer.dtype
+
+
+def as_state(layer, array, kind, name):
+    """``array`` as a state, or as a gradient with respect to one: in the dtype of the state or of the layer."""
+    given = layer.ops.asarray(array, name)
+    return given if given.dtype == state_dtype(layer, kind) else layer.ops.asfloat(array, layer.dtype, name)
+
+
+def state_pair(state, name):
+    """``state``, a pair (h, c). Raises ShapeError for another number of parts."""
+    refuse_function(name, state)
+    if not isinstance(state, (tuple, list)):
+        raise ShapeError(f"{name}: expected a pair (h, c), got {type(state).__name__}")
+    if len(state) != 2:
+        raise ShapeError(f"{name}: expected a pair (h, c), got a {type(state).__name__} of {len(state)}")
+    return state
+
+
+def initial_state(layer, state, B, single):
+    """For each pass the initial state: the caller's, the learned one, or zeros."""
+    if state is not None:
+        return unpack_state(layer, state, B, single, "state")
+    if not layer.learn_state:
+        return [(0.0,) * layer.cell.states for _ in layer._passes()]
+    initial = []
+    for _, _, _, suffix in layer._passes():
+        rows = [
+            layer.params[f"initial_{kind}{suffix}"].astype(state_dtype(layer, kind), copy=False)
+            for kind, _ in _state_kinds(layer)
+        ]
+        initial.append(tuple(layer.xp.broadcast_to(row, (B, row.size)) for row in rows))
+    return initial
+
+
+def zero_unused(layer, states, lengths):
+    """The initial states, zero for the sequences of length 0.
+
+    No timestep reads those; but a NaN there, times the zero gradient of a timestep that is not computed, would reach
+    the weights' gradient. The same holds for the gradients with respect to the final states of these sequences.
+    """
+    if lengths.all():
+        return states
+    unused = layer.xp.asarray(lengths == 0)[:, None]
+    zeroed = [tuple(None if part is None else part.copy() for part in parts) for parts in states]
+    for part in (part for parts in zeroed for part in parts if part is not None):
+        layer.xp.copyto(part, 0, where=unused)
+    return zeroed
+
+
+def restore_unused(layer, final, given, lengths):
+    """The final states, with those of the sequences of length 0 as the caller gave them. Of gradients: those with
+    respect to the initial states, with those of the final states in the same places."""
+    unused = layer.xp.asarray(lengths == 0)[:, None]
+    final = [tuple(part.copy() for part in parts) for parts in final]  # backward still reads the zeros
+    for parts, firsts in zip(final, given, strict=True):
+        for part, first in zip(parts, firsts, strict=True):
+            layer.xp.copyto(part, 0 if first is None else first, where=unused)
+    return final
+
+
+def unpack_state(layer, state, B, single, name):
+    """The caller's state -> for each pass a tuple of (B, size) arrays. ``name`` begins with "dstate" for gradients,
+    where a part may be None. Raises ShapeError."""
+    kinds = _state_kinds(layer)
+    parts = state_pair(state, name) if len(kinds) == 2 else (state,)
+    columns = []
+    for (kind, sizes), part in zip(kinds, parts, strict=True):
+        what = f"{name} {kind}" if len(kinds) == 2 else name
+        if part is None and name.startswith("dstate"):
+            columns.append([None] * (len(sizes) * len(layer._directions)))
+        elif len(set(sizes)) == 1:
+            shape = (layer.num_layers * len(layer._directions), B, sizes[0])
+            columns.append(_checked_state(layer, part, kind, what, shape, single))
+        else:
+            columns.append(_unpack_unequal(layer, part, kind, sizes, B, single, what))
+    return list(zip(*columns, strict=True))
+
+
+def _unpack_unequal(layer, part, kind, sizes, B, single, name):
+    """One kind of state, given as one array for each layer because layers differ in size -> one array for each pass."""
+    refuse_function(name, part)
+    if not isinstance(part, (tuple, list)) or len(part) != layer.num_layers:
+        raise ShapeError(f"{name}: expected one array for each of {layer.num_layers} layers of unequal size")
+    D, rows = len(layer._directions), []
+    for k, array in enumerate(part):
+        if array is None and name.startswith("dstate"):
+            rows += [None] * D
+        else:
+            rows += _checked_state(layer, array, kind, f"{name}[{k}]", (D, B, sizes[k]), single)
+    return rows
+
+
+def pack_state(layer, parts, single):
+    """For each pass a tuple of (B, size) arrays -> the caller's state."""
+    D = len(layer._directions)
+    packed = []
+    for k, (kind, sizes) in enumerate(_state_kinds(layer)):
+        dtype = state_dtype(layer, kind)
+        rows = [(part[k][0] if single else part[k]).astype(dtype, copy=False) for part in parts]
+        if len(rows) == 1:
+            packed.append(rows[0][None])
+        elif len(set(sizes)) == 1:
+            packed.append(layer.xp.stack(rows))
+        else:
+            packed.append(tuple(layer.xp.stack(rows[n * D : (n + 1) * D]) for n in range(layer.num_layers)))
+    return tuple(packed) if len(packed) == 2 else packed[0]
+
+
+def _state_kinds(layer):
+    """(name, size in each layer) of h, and of c for the LSTM."""
+    sizes = [layer._sizes(k) for k in range(layer.num_layers)]
+    kinds = [("h", [P for _, _, P in sizes]), ("c", [H for _, H, _ in sizes])]
+    return kinds[: layer.cell.states]
+
+
+def _checked_state(layer, array, kind, name, shape, single):
+    """The rows (B, size) of a state of this ``shape``; ShapeError for another."""
+    array = as_state(layer, array, kind, name)
+    check_shape(name, array, shape[::2] if single else shape)
+    return list(array[:, None] if single else array)

@@ -1,0 +1,51 @@
+"""All states and gates of a call, which ``return_all`` returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .._typing import Array
+from .axes import outward
+
+
+@dataclass
+class Steps:
+    """All timesteps of one layer and direction, as a call with ``return_all`` returns them.
+
+    Arrays have the layer's dtype (c is float32 beside 16-bit numbers), are zero past the end of a sequence, and have
+    the axes of the output: (B, T, ...) with ``batch_first``, (T, ...) for one sequence.
+
+    Attributes
+    ----------
+    h : Array
+        (T, B, P), hidden states.
+    c : Array or None
+        (T, B, H), cell states of the LSTM.
+    gates : dict
+        Name -> activated values (T, B, H): i f g o of the LSTM; r z n of the GRU, and q = W_hn h + b_hn with
+        ``reset_after``, else p = r h. The RNN has none.
+    """
+
+    h: Array
+    c: Array | None = None
+    gates: dict[str, Array] = field(default_factory=dict)
+
+
+def copied_steps(layer, saved, reverse, lengths):
+    """``Steps`` (T, B, ...) of what one pass saved."""
+    H = saved.gates.shape[2] // layer.cell.saved_blocks
+
+    def copied(array):
+        whole = layer.ops.side_by_side([array], layer.ops.empty)
+        return layer.ops.zero_past_end(whole, lengths)
+
+    c = None if saved.c is None else copied(saved.states("c", reverse))
+    gates = {name: copied(saved.gates[:, :, k * H : (k + 1) * H]) for k, name in enumerate(layer.cell.names)}
+    return Steps(copied(saved.states("h", reverse)), c, gates)
+
+
+def outward_steps(layer, steps, single):
+    """``Steps`` with the caller's axes."""
+    gates = {name: outward(layer, gate, single) for name, gate in steps.gates.items()}
+    c = None if steps.c is None else outward(layer, steps.c, single)
+    return Steps(outward(layer, steps.h, single), c, gates)
