@@ -249,6 +249,7 @@ assert not hung, "a child hung"
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_fork_beside_threads_that_train():
     python(FORK, timeout=300, GPURNN_NUM_THREADS="2")
@@ -355,6 +356,7 @@ print(peak, plan.total_bytes)
 """
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize("case", [
     ("LSTM", 1000, 1000, 2, 1, {}),

@@ -89,6 +89,7 @@ def test_a_damaged_log_is_named_with_the_line(part, damage):
         path.write_bytes(whole)
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_gives_another_run(made, part):
     """Of config.json every bit is flipped: an error that names it, or the same run."""
     path = part / "config.json"

@@ -152,6 +152,7 @@ def start(folder, *arguments):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
 @pytest.mark.parametrize("name, status", [("SIGINT", 130), ("SIGTERM", 143)])
 def test_an_interrupted_run_resumed_ends_as_one_that_was_not(tmp_path, name, status):

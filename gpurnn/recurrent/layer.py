@@ -131,8 +131,6 @@ class Recurrent(Module):
             value = getattr(self, name, default)
             if value != default:
                 shown.append(f"{name}={value!r}")
-        if self.dtype.name != "float32":
-            shown.append(f"dtype={self.dtype.name!r}")
         return ", ".join(shown)
 
     # ---- calling
