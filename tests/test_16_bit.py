@@ -63,7 +63,7 @@ def test_large_arrays_keep_their_dtype(dtype, kind, option):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_store_knows_every_dtype(dtype):
-    dtype = gpurnn.module.check_dtype(dtype)
+    dtype = gpurnn.dtypes.check_dtype(dtype)
     array = MemoryPool().empty((300, 300), dtype)
     assert array.dtype == dtype and array.shape == (300, 300) and array.flags.c_contiguous
     array[...] = 1.5

@@ -308,7 +308,7 @@ LOSSES = {
 @pytest.mark.parametrize("name", [*LOSSES, "ctc"])
 def test_losses(name, reduction, dtype, ops):
     plain = gpurnn.get_backend("numpy")
-    host = np.random.default_rng(0).normal(size=(5, 3, 4)).astype(gpurnn.module.check_dtype(dtype))
+    host = np.random.default_rng(0).normal(size=(5, 3, 4)).astype(gpurnn.dtypes.check_dtype(dtype))
     other = host[::-1].copy()
     for b, length in enumerate(LENGTHS):
         host[length:, b] = np.nan

@@ -60,7 +60,7 @@ def test_larger_sizes(cell, H, schedule):
 @pytest.mark.parametrize("batch", [(), (2,)])
 def test_products_in_every_layout(ops, dtype, batch):
     rng, xp = np.random.default_rng(0), ops.xp
-    dtype = gpurnn.module.check_dtype(dtype)
+    dtype = gpurnn.dtypes.check_dtype(dtype)
     wide = gpurnn.dtypes.compute_dtype(dtype)
 
     def layouts(shape, of):

@@ -552,7 +552,7 @@ def test_all_refuse_wrong_masks(function):
 @pytest.mark.parametrize("function", [cross_entropy, *OURS])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_16_bit_arrays_are_computed_in_float32(function, dtype):
-    dtype = gpurnn.module.check_dtype(dtype)
+    dtype = gpurnn.dtypes.check_dtype(dtype)
     draw = np.random.default_rng(0)
     x = draw.normal(size=(T, B, V)).astype(dtype)
     y = draw.integers(0, V, (T, B)) if function is cross_entropy else draw.random((T, B, V)).astype(dtype)
@@ -566,7 +566,7 @@ def test_16_bit_arrays_are_computed_in_float32(function, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_gradient_goes_where_it_is_told(masked, dtype):
-    dtype = gpurnn.module.check_dtype(dtype)
+    dtype = gpurnn.dtypes.check_dtype(dtype)
     draw = np.random.default_rng(0)
     x, y = draw.normal(size=(T, B, V)).astype(dtype), draw.integers(0, V, (T, B))
     mask = draw.random((T, B)) < 0.5 if masked else None
