@@ -1,15 +1,27 @@
 """Metrics: numbers for people, without derivatives."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
+from ._typing import Array, Lengths
 from .backends.ops import blocks
 from .errors import ShapeError
 from .losses import class_rows
 
 
-def accuracy(logits, targets, mask=None, *, lengths=None, batch_first=False, ignore_index=None):
+def accuracy(
+    logits: Array,
+    targets: Array,
+    mask: Array | None = None,
+    *,
+    lengths: Lengths = None,
+    batch_first: bool = False,
+    ignore_index: int | None = None,
+) -> float:
     """Share of targets that have the highest logit (of equal ones the first), a float in [0, 1].
 
     logits: (..., V), usually (T, B, V); targets: integers (...). mask, lengths, batch_first and ignore_index say which
@@ -26,7 +38,7 @@ def accuracy(logits, targets, mask=None, *, lengths=None, batch_first=False, ign
     return float(right) / labels.size if labels.size else math.nan
 
 
-def perplexity(mean_loss):
+def perplexity(mean_loss: float) -> float:
     """exp of a mean cross-entropy in nats, as a float; inf where that overflows."""
     try:
         return math.exp(float(mean_loss))
@@ -34,12 +46,12 @@ def perplexity(mean_loss):
         return math.inf
 
 
-def bits_per_character(mean_loss):
+def bits_per_character(mean_loss: float) -> float:
     """A mean cross-entropy per character in nats, turned into bits: divided by ln 2."""
     return float(mean_loss) / math.log(2)
 
 
-def edit_distance(a, b):
+def edit_distance(a: Sequence, b: Sequence) -> int:
     """How few insertions, deletions and replacements turn one sequence into the other (Levenshtein 1966).
 
     a, b: strings, or lists of anything that can be compared (words, class numbers). Returns an int.
@@ -53,11 +65,11 @@ def edit_distance(a, b):
     row = places  # distances of the a read so far to every beginning of b
     for item in a:
         row = np.concatenate([row[:1] + 1, np.minimum(row[1:] + 1, row[:-1] + (b != item))])
-        row = np.minimum.accumulate(row - places) + places  # insertions, one behind the other
+        row = np.minimum.accumulate(row - places) + places  # insertions, one after another
     return int(row[-1])
 
 
-def error_rate(hypotheses, references):
+def error_rate(hypotheses: Sequence[Sequence], references: Sequence[Sequence]) -> float:
     """Edit distances of all pairs, summed, over the length of all references: a float, which may be above 1.
 
     Two lists of sequences: of strings for the character error rate, of lists of words for the word error rate.

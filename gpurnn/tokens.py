@@ -1,8 +1,8 @@
 """Words: text cut into tokens from which it can be put together again, and a vocabulary of the frequent ones.
 
->>> tokenise("L'eau, c'est bon !")
+>>> tokenize("L'eau, c'est bon !")
 ["L'￭", 'eau', '￭,', "c'￭", 'est', 'bon', '!']
->>> detokenise(["L'￭", "eau", "￭,", "c'￭", "est", "bon", "!"])
+>>> detokenize(["L'￭", "eau", "￭,", "c'￭", "est", "bon", "!"])
 "L'eau, c'est bon !"
 
 A token is a run of letters and digits, with an apostrophe where letters follow it (so that l'eau and l'homme, don't and
@@ -27,7 +27,7 @@ _TOKEN, _WORD = re.compile(r"\w+['’](?=\w)|\w+|[^\w\s]"), re.compile(r"\w")
 
 
 def tokenize(text, lowercase=False):
-    """The tokens of a text, a list of strings; ``detokenise`` gives the text back, with every run of white space
+    """The tokens of a text, a list of strings; ``detokenize`` gives the text back, with every run of white space
     (line ends and non-breaking spaces too) as one space, in Unicode's composed form (NFC).
 
     lowercase: in small letters; these cannot be undone.
@@ -47,7 +47,7 @@ def tokenize(text, lowercase=False):
     return tokens
 
 
-def detokenise(tokens):
+def detokenize(tokens):
     """The text of tokens, as ``tokenize`` cut it."""
     text, glued = "", True
     for token in tokens:

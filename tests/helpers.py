@@ -24,9 +24,9 @@ from gpurnn import (
     Sequential,
     check,
     optim,
-    schedules,
     testing,
 )  # fmt: skip
+from gpurnn.backends.cuda import schedules
 from gpurnn.backends.cuda.launch import kernel_of, kernel_source
 from gpurnn.backends.cuda.ops import CudaOps
 

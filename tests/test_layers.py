@@ -878,7 +878,7 @@ def test_sequential_is_readable_in_print():
     model = Sequential({"rnn": LSTM(3, 4, **F64), "head": Sequential(Linear(4, 2, **F64))})
     lines = repr(model).splitlines()
     assert lines[0] == f"Sequential(154 parameters, {CPU}, float64)"
-    assert lines[1] == "  rnn: LSTM(3, 4, dtype='float64')"
+    assert lines[1] == f"  rnn: LSTM(3, 4; 144 parameters, {CPU}, float64)"
     assert lines[2] == f"  head: Sequential(10 parameters, {CPU}, float64)"
     assert lines[3] == f"    0: Linear(4, 2; 10 parameters, {CPU}, float64)"
     assert len(lines) == 4

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from optional import given, optional
 
-from gpurnn.tokens import JOINER, TokenVocabulary, detokenise, tokenize
+from gpurnn.tokens import JOINER, TokenVocabulary, detokenize, tokenize
 
 st = optional("hypothesis.strategies")
 
@@ -26,14 +26,14 @@ CASES = {
 @pytest.mark.parametrize("text", CASES)
 def test_tokens_of_known_sentences(text):
     assert tokenize(text) == CASES[text].split()
-    assert detokenise(CASES[text].split()) == text
+    assert detokenize(CASES[text].split()) == text
 
 
 @given(lambda: st.text(st.sampled_from("aB é'’-,.!?\u00a0\u202f \n\t_3(«»日e\u0301\u200d" + JOINER), max_size=20))
 def test_every_text_comes_back(text):
     normal = " ".join(unicodedata.normalize("NFC", text.replace(JOINER, "■")).split())
     tokens = tokenize(text)
-    assert detokenise(tokens) == normal
+    assert detokenize(tokens) == normal
     assert all(token.strip(JOINER) and " " not in token for token in tokens)
     assert tokenize(text, lowercase=True) == tokenize(text.lower())
 

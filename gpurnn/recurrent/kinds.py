@@ -148,7 +148,7 @@ class LSTM(Recurrent):
     --------
     >>> lstm = gpurnn.LSTM(10, 20, num_layers=2, bidirectional=True, backend="cpu")
     >>> lstm
-    LSTM(10, 20, num_layers=2, bidirectional=True)
+    LSTM(10, 20, num_layers=2, bidirectional=True; 15040 parameters, cpu, float32)
     >>> output, (h, c) = lstm(np.zeros((5, 3, 10), "float32"), lengths=[5, 0, 2])
     >>> output.shape, h.shape
     ((5, 3, 40), (4, 3, 20))

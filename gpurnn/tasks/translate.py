@@ -28,7 +28,7 @@ from ..errors import check_size
 from ..losses import cross_entropy
 from ..metrics import accuracy, perplexity
 from ..seq2seq import SAMPLING, EncoderDecoder, Sampling, beam_search
-from ..tokens import END, START, UNKNOWN, TokenVocabulary, detokenise, tokenize
+from ..tokens import END, START, UNKNOWN, TokenVocabulary, detokenize, tokenize
 from ..train import measure
 from ..vocabulary import input_lines, read_lines
 from .run import Data, Settings, Task, changed, check_entries, check_strings, checksum, load, read_run, setting
@@ -342,7 +342,7 @@ def translate(trained, sentences, beam=None, length_penalty=None):
         for n, hypotheses in zip(chosen, searched, strict=True):
             best = hypotheses[0]
             tokens = target.decode(best.ids)
-            found[n] = Translation(detokenise(tokens), best.score, read[n], tokens, best.weights[:, : len(read[n])])
+            found[n] = Translation(detokenize(tokens), best.score, read[n], tokens, best.weights[:, : len(read[n])])
     return found
 
 
