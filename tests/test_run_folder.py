@@ -12,7 +12,7 @@ import pytest
 from optional import needs
 
 from gpurnn.checkpoint import CheckpointError
-from gpurnn.run_folder import read_flow, read_history
+from gpurnn.run_folder import check_ours, read_flow, read_history
 from gpurnn.tasks.run import load, prepare, read_run
 
 OPTIONS = dict(hidden=4, steps=8, batch=4, epochs=2, seed=1, backend="cpu", schedule="constant")
@@ -72,6 +72,15 @@ def test_a_whole_log_goes_on(made, part, caplog):
 
 
 DAMAGES = [b"\0" * 40 + b"\n", b"{}\n", b'{"kind": "step"}\n', b"[" * 100000 + b"\n", b"\xff\n"]
+
+
+def test_a_diverged_run_is_still_a_run(tmp_path):
+    """Its history holds losses that are not finite: the folder may be overwritten as any other run's."""
+    (tmp_path / "history.jsonl").write_text('{"kind": "step", "loss": NaN}\n')
+    check_ours(tmp_path)
+    (tmp_path / "history.jsonl").write_text('{"loss": NaN}\n')
+    with pytest.raises(CheckpointError, match="history.jsonl has the name of a run's file and is none"):
+        check_ours(tmp_path)
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=["nul", "empty", "short", "deep", "byte"])
