@@ -7,7 +7,6 @@ import logging
 
 import numpy as np
 import pytest
-from optional import missing_package
 
 import gpurnn
 
@@ -33,6 +32,10 @@ def pytest_runtest_call(item):
     try:
         return (yield)
     except Exception as error:
+        from optional import (
+            missing_package,
+        )  # late: it looks at what is here, and this is loaded before test_optional's -p
+
         package = isinstance(item, pytest.DoctestItem) and missing_package(error)
         if package:
             pytest.skip(f"needs {package}")
