@@ -62,7 +62,7 @@ class Case:
     @property
     def steps(self):
         """Timesteps that depend on one another: a layer may follow the one below by one step, unless that has two
-        directions; backward walks them again."""
+        directions; backward reads them again."""
         one_way = self.T * self.L if self.bidirectional else self.T + self.L - 1
         return one_way * (2 if self.what in ("train", "step") else 1)
 
@@ -221,7 +221,7 @@ def _kernelbench():
 
 
 def _stacks():
-    """Layers on top of each other, where layers can walk at once: one after the other, as a wavefront, cuDNN."""
+    """Stacked layers that can run at once: one after another, as a wavefront, and cuDNN."""
     return [
         Case(cell, 1024, B, H, H, L=L, dtype=dtype, what=what)
         for cell in ("lstm", "gru")

@@ -256,7 +256,7 @@ class Session:
     # ---- commands
 
     def do_command(self, command, seconds):
-        """Run a command for so many seconds at most; its output goes to the log, its end into the answer."""
+        """Run a command for at most this many seconds; its output goes to the log, its end into the answer."""
         print("$", *command, flush=True)
         with tempfile.TemporaryFile() as output:
             process = subprocess.Popen(

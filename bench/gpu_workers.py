@@ -68,7 +68,8 @@ class Worker:
         return json.loads(line)
 
     def kill(self, seconds=5.0):
-        """End the process and all that it has started. One that the driver holds back is waited for so many seconds."""
+        """End the process and all that it has started. Waits up to this many seconds for one that the driver holds
+        back."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -116,7 +117,7 @@ class Pool:
         return Worker(kind, self.rehearsal, self.log, self.threads)
 
     def ask(self, kind, order, seconds):
-        """The answer of a worker, which has so many seconds for it once it is warm. Raises Trouble."""
+        """The answer of a worker, which has this many seconds for it once it is warm. Raises Trouble."""
         answer = self.ask_all([(kind, order)], seconds)[0]
         if isinstance(answer, Trouble):
             raise answer

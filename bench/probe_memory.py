@@ -37,7 +37,7 @@ def latencies(device):
 
 
 def fences(device, counts=(1, 4, 8)):
-    """Seconds of so many stores of each thread of a block, with a fence of the GPU behind them and without."""
+    """Seconds for this many stores by each thread of a block, with and without a GPU-wide fence after them."""
     found = {}
     for count in counts:
         for fence, text in ((0, ""), (1, " and a fence")):

@@ -128,7 +128,7 @@ def command_of(*arguments):
 
 
 def environment_of(threads):
-    """The environment of such a process: so many threads for BLAS and torch."""
+    """The environment of such a process: this many threads for BLAS and torch."""
     names = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
     found = os.environ | dict.fromkeys(names, str(threads))
     if __package__ == "bench":  # a checkout: wherever it is run from

@@ -188,7 +188,7 @@ def _run_options(name):
                      help=f"Folder of the run  [default: a fresh runs/{name}-N]"),
         click.option("--resume", is_flag=True, help="Continue the run in --out with its own settings and data."),
         click.option("--overwrite", is_flag=True, help="Replace the run in --out."),
-        click.option("--checkpoint-every", type=click.IntRange(1), help="Save also after every so many steps."),
+        click.option("--checkpoint-every", type=click.IntRange(1), help="Save also after this many updates."),
         click.option("--progress/--no-progress", default=True, help="Show a progress bar."),
         click.option("--flow", is_flag=True, help="Record how far back in time the gradient reaches."),
         options.max_memory,

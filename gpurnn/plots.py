@@ -186,7 +186,7 @@ def _mean(norms):
 
 
 def new_figure(width, height):
-    """An empty Matplotlib figure of so many inches. Raises ImportError without Matplotlib."""
+    """An empty Matplotlib figure of this size in inches. Raises ImportError without Matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

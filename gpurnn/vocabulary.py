@@ -18,7 +18,7 @@ IN_MEMORY = 64 << 20  # bytes of text up to which its ids stay in memory if they
 _PIECE = 1 << 20  # bytes read at once
 _BYTE_COST, _LINE_COST = 8, 400  # bytes of memory for a byte of a text or a table, and for a line of a table
 _WORD_COST = 150  # bytes of memory for a different word that is counted
-_LONGEST_WORD = 1 << 24  # characters; where there is no white space in so many, a word is cut
+_LONGEST_WORD = 1 << 24  # characters; a longer piece without white space is cut
 UNKNOWN = 0  # id of every character or word that is not in the vocabulary
 _WORD = re.compile(r"<\w+>|\w+(?:['\u2019]\w+)*|\n|[^\w\s]")
 

@@ -2,7 +2,7 @@
 
 A rival's ``prepare(case, weights, x, y)`` gets NumPy arrays in float32 or float64: weights by torch's names, x and
 doutput; for a whole training step ("step") words and targets instead. It returns ``Prepared``. All do the same work:
-the input GEMM, the walk, in training every gradient (dx included), in a step everything up to the changed weights.
+the input GEMM, the time loop, in training every gradient (dx included), in a step everything up to the changed weights.
 """
 
 import importlib.util

@@ -59,13 +59,13 @@ class LongSettings(Settings):
     problem: str = setting("adding", "What is to be remembered.", choices=(*DRAWN, *IMAGES))
     steps: int | None = setting(None, "Steps of adding; blanks of copy.", minimum=2, shown="adding 200, copy 100")
     sequences: int | None = setting(None, "Sequences of an epoch.", shown="adding 3000, copy 10000, images all")
-    shrink: int = setting(1, "Images: mean of blocks of so many by so many pixels.")
+    shrink: int = setting(1, "Images: average blocks of this many by this many pixels.")
     permutation: int = setting(0, "Seed of the pixels' order in permuted.", minimum=0)
     init: str = setting("orthogonal", "Initial weights; identity with relu is the IRNN.", choices=INITIALIZERS)
     activation: str = setting("tanh", "Of the cell rnn.", choices=("tanh", "relu"))
     chrono: int | None = setting(
         None,
-        "Initial biases of lstm and gru for memories of up to so many steps; 0: off.",
+        "Initial biases of lstm and gru for memories of up to this many steps; 0: off.",
         minimum=0,
         shown="drawn sequences: their length; images: off",
     )

@@ -94,7 +94,7 @@ class MusicTask(Task):
     def read(self, files, settings, facts=None, scratch=None):
         parts = read_parts(files, settings.step)
         if not parts["valid"] and settings.valid:
-            every = max(2, round(1 / settings.valid))  # the last of every so many
+            every = max(2, round(1 / settings.valid))  # one piece in this many is for validation
             if len(parts["train"]) < every:
                 raise ValueError(
                     f"{len(parts['train'])} pieces are too few to keep a share of {settings.valid:g} for validation: "
@@ -181,7 +181,7 @@ def _summary(numbers, part):
 class RollBatches(SequenceBatches):
     """Piano rolls: the targets are the frames, the inputs those before them, an empty one at first.
 
-    pieces: a list of arrays (T_n, 88) of 0 and 1. transpose: a piece is shifted by up to so many keys, as far as it
+    pieces: a list of arrays (T_n, 88) of 0 and 1. transpose: a piece is shifted by up to this many keys, as far as it
     stays on the piano; a fresh draw keyed by (seed, epoch, piece). See ``SequenceBatches`` for the rest.
     """
 
@@ -427,7 +427,7 @@ def _timed(track):
 
 
 def write_midi(path, roll, step=1.0, tempo=90.0):
-    """Write a roll (T, 88) as a MIDI file: a key that sounds in frames one behind the other is one held note.
+    """Write a roll (T, 88) as a MIDI file: a key that sounds in consecutive frames is one held note.
 
     step: length of a frame in quarter notes; tempo: quarter notes a minute.
     """

@@ -69,7 +69,7 @@ class SpeechSettings(Settings):
         choices=("transcript", "class"),
     )  # fmt: skip
     concatenate: str | None = setting(
-        None, "Train on strings of so many utterances, such as 1-7, drawn anew in each epoch.", shown="off"
+        None, "Train on strings of this many utterances, such as 1-7, drawn anew in each epoch.", shown="off"
     )
     strings: int = setting(1000, "With --concatenate: strings made of the test utterances.")
     rate: int | None = setting(None, "Sampling rate that sound is brought to.", shown="that of the first file")
@@ -113,7 +113,7 @@ class SpeechSettings(Settings):
         return counts
 
     def strings_of(self, utterances):
-        """How many strings make use of so many utterances once, on average; 0 where none are made."""
+        """How many strings use this many utterances once, on average; 0 where none are made."""
         return max(1, round(2 * utterances / sum(self.counts()))) if self.concatenate else 0
 
 
@@ -399,7 +399,7 @@ def _that_fit(utterances, settings):
 
 
 class Utterances:
-    """A batch source (data.py) of utterances, or of so many ``strings`` of them, 0 for none.
+    """A batch source (data.py) of utterances, or of ``strings`` of them; 0 for none.
 
     Features are normalised by the facts' mean and deviation; in training also distorted, see ``SpeechSettings``. What
     is drawn is keyed by (seed, epoch). Targets: (B,) classes; or a list of B arrays of characters, in which ``UNKNOWN``
