@@ -160,7 +160,8 @@ def _logits(twin, batch):
 @click.option("--seed", type=int, help="Of torch and of the batches  [default: the run's]")
 def main(run, test, seed):
     """Train the torch model as the translation RUN was trained; print how good it is on the pairs in TEST, as JSON."""
-    from gpurnn.tasks.run import Trained, get_task, read_run
+    from gpurnn.tasks.run import get_task
+    from gpurnn.tasks.trained import Trained, read_run
 
     settings, document = read_run(run, "translate")
     task = get_task("translate")

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ._typing import Array, Lengths
+from .data.tokens import END, PADDING, START, UNKNOWN
 from .dtypes import upcast
 from .errors import check_number, check_size
 from .masks import check_lengths, refuse_no_distribution
-from .tokens import END, PADDING, START, UNKNOWN
 
 if TYPE_CHECKING:
     from .module import Module

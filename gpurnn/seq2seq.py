@@ -25,13 +25,13 @@ import numpy as np
 from . import rng
 from ._typing import Array, Backward, Lengths, State
 from .attention import Attention, Memory
+from .data.tokens import END, PADDING, START, UNKNOWN
 from .decoding import NEVER_WRITTEN, Hypothesis, beam_search, greedy_search, length_penalty
 from .errors import ShapeError, check_choice, check_flag, check_number, check_size, checked
 from .layers import Dropout, Embedding, Linear, TiedLinear
 from .masks import check_lengths
 from .module import Module
 from .recurrent import GRU, LSTM, RNN
-from .tokens import END, PADDING, START, UNKNOWN
 
 __all__ = [
     "END", "PADDING", "START", "UNKNOWN", "EncoderDecoder", "Hypothesis", "Sampling", "beam_search", "greedy_search",

@@ -52,7 +52,7 @@ TESTS = {
     "gpurnn/backends/ops.py": ["test_between.py", "test_recurrent.py", "test_losses.py", "test_layers.py"],
     "gpurnn/backends/machine.py": ["test_robust.py", "test_checkpoint.py"],
     "gpurnn/backends/time_loop.py": ["test_recurrent.py", "test_recurrent_torch.py"],
-    "gpurnn/options.py": ["test_cli.py", "test_tasks_text.py"],
+    "gpurnn/cli/options.py": ["test_cli.py", "test_tasks_text.py"],
     "gpurnn/recurrent/": ["test_recurrent.py", "test_recurrent_torch.py", "test_between.py"],
     "kernels/cpu": ["test_cpu_ops.py"],
 }

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sounds import tone, write_wav
 
-from gpurnn import audio
-from gpurnn.audio import log_mel, read_wav, resample
+from gpurnn.data import audio
+from gpurnn.data.audio import log_mel, read_wav, resample
 from gpurnn.errors import ShapeError
 
 

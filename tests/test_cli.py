@@ -258,7 +258,7 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(call, monkeypatch):
     monkeypatch.setattr("gpurnn.tasks.run.Run.train", save_and_interrupt)
     result = call("train", "text", "book.txt", "--out", "run", *TINY, code=130)
     assert "gpurnn train text --out run --resume" in result.stderr
-    monkeypatch.setattr("gpurnn.tasks.text.load", interrupt)
+    monkeypatch.setattr("gpurnn.cli.sample.load", interrupt)
     call("sample", "run", code=130)
 
 

@@ -258,7 +258,8 @@ def test_what_goes_with_models(how):
 
 
 def test_a_run_and_a_trained_model(tmp_path):
-    from gpurnn.tasks.run import load, prepare
+    from gpurnn.tasks.run import prepare
+    from gpurnn.tasks.trained import load
 
     book = tmp_path / "book.txt"
     book.write_text("so it goes, and so it went. " * 40)

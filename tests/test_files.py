@@ -23,9 +23,10 @@ import gpurnn
 from gpurnn import files
 from gpurnn.backends.cpu import ops as cpu_ops
 from gpurnn.cli import main
+from gpurnn.data.vocabulary import read_text
 from gpurnn.errors import FileError
-from gpurnn.tasks.run import load, prepare, read_run
-from gpurnn.vocabulary import read_text
+from gpurnn.tasks.run import prepare
+from gpurnn.tasks.trained import load, read_run
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--hidden", "4", "--epochs", "1", "--seed", "1", "--backend", "cpu", "--no-progress"]

@@ -13,8 +13,8 @@ import pytest
 from hostile import IMAGES, complaints
 from optional import needs
 
+from gpurnn.data.npz import read_npz
 from gpurnn.errors import FileError
-from gpurnn.npz import read_npz
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 SHORT = ["--epochs", 1, "--hidden", 4, "--batch", 4, "--backend", "cpu", "--no-progress", "--overwrite", "--out", "new"]

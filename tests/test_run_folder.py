@@ -13,7 +13,8 @@ from optional import needs
 
 from gpurnn.checkpoint import CheckpointError
 from gpurnn.run_folder import check_ours, read_flow, read_history
-from gpurnn.tasks.run import load, prepare, read_run
+from gpurnn.tasks.run import prepare
+from gpurnn.tasks.trained import load, read_run
 
 OPTIONS = dict(hidden=4, steps=8, batch=4, epochs=2, seed=1, backend="cpu", schedule="constant")
 
@@ -174,7 +175,8 @@ from pathlib import Path
 import numpy as np
 import gpurnn.tasks.text
 import gpurnn.train.run_files
-from gpurnn.tasks.run import load, prepare
+from gpurnn.tasks.run import prepare
+from gpurnn.tasks.trained import load
 
 gpurnn.train.run_files.RunFiles.draw = lambda files: None
 folder, first, stride = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])

@@ -11,7 +11,8 @@ from optional import needs
 
 from gpurnn.cli import main
 from gpurnn.tasks.classify import TASK, ClassifySettings, Labelled, predict, read_examples, split
-from gpurnn.tasks.run import load, prepare
+from gpurnn.tasks.run import prepare
+from gpurnn.tasks.trained import load
 
 TINY = {"hidden": 8, "embedding": 8, "batch": 16, "epochs": 10, "lr": 2e-2, "dropout": 0.1, "patience": None, "seed": 1}
 GOOD, BAD = ["fine", "good", "moving", "warm"], ["dull", "poor", "empty", "cold"]

@@ -11,7 +11,8 @@ from gpurnn import DtypeError, ShapeError
 from gpurnn.cli import main
 from gpurnn.data import adding_problem, copy_memory
 from gpurnn.tasks.longrange import TASK, DrawnBatches, LongSettings, read_images
-from gpurnn.tasks.run import load, prepare
+from gpurnn.tasks.run import prepare
+from gpurnn.tasks.trained import load
 
 R, C = 6, 4  # rows and columns of the images here
 

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from optional import needs, optional
 
 from gpurnn.cli import main
+from gpurnn.data.vocabulary import Vocabulary
 from gpurnn.errors import ShapeError
 from gpurnn.tasks import music
 from gpurnn.tasks.music import (
@@ -25,8 +26,8 @@ from gpurnn.tasks.music import (
     score,
     write_midi,
 )
-from gpurnn.tasks.run import load, prepare
-from gpurnn.vocabulary import Vocabulary
+from gpurnn.tasks.run import prepare
+from gpurnn.tasks.trained import load
 
 mido = optional("mido")
 

@@ -14,7 +14,7 @@ from optional import needs
 
 from gpurnn.cli import main
 from gpurnn.errors import ShapeError
-from gpurnn.tasks.run import load, prepare
+from gpurnn.tasks.run import prepare
 from gpurnn.tasks.series import (
     TASK,
     SeriesSettings,
@@ -30,6 +30,7 @@ from gpurnn.tasks.series import (
     split_rows,
     window_ends,
 )
+from gpurnn.tasks.trained import load
 
 DATA = Path(os.environ.get("GPURNN_DATA", Path(__file__).parents[2] / "shared" / "data")) / "time_series"
 
@@ -380,7 +381,7 @@ def test_a_refused_backward_leaves_the_gradients(mode):
 
 
 def trained(mode="direct", residual="none", facts=None, **more):
-    from gpurnn.tasks.run import Trained
+    from gpurnn.tasks.trained import Trained
 
     facts = (facts or FACTS) | {"deviation": 2.5, "seasonal_error": 1.5}
     settings = SeriesSettings(

@@ -8,10 +8,11 @@ from click.testing import CliRunner
 from optional import needs
 from sounds import word, write_wav, write_words
 
-from gpurnn import audio
 from gpurnn.cli import main
+from gpurnn.data import audio
+from gpurnn.data.vocabulary import Vocabulary
 from gpurnn.metrics import error_rate
-from gpurnn.tasks.run import load, prepare
+from gpurnn.tasks.run import prepare
 from gpurnn.tasks.speech import (
     TASK,
     SpeechSettings,
@@ -24,7 +25,7 @@ from gpurnn.tasks.speech import (
     wav_features,
     word_errors,
 )
-from gpurnn.vocabulary import Vocabulary
+from gpurnn.tasks.trained import load
 
 SMALL = {
     "cell": "gru", "layers": 1, "hidden": 16, "bands": 12, "stack": 2, "batch": 4, "lr": 2e-2, "dropout": 0.0,

@@ -12,12 +12,13 @@ import pytest
 from helpers import assert_close
 
 import gpurnn
-from gpurnn import vocabulary as reading
 from gpurnn.checkpoint import CheckpointError, load_checkpoint
+from gpurnn.data import vocabulary as reading
+from gpurnn.data.vocabulary import Vocabulary, vocabulary_of
 from gpurnn.losses import cross_entropy
-from gpurnn.tasks.run import load, prepare
+from gpurnn.tasks.run import prepare
 from gpurnn.tasks.text import TASK, TextSettings, eval_step, probabilities, sample
-from gpurnn.vocabulary import Vocabulary, vocabulary_of
+from gpurnn.tasks.trained import load
 
 TINY = TextSettings(hidden=12, steps=8, batch=4, epochs=2, schedule="constant", seed=7)
 LOGITS = np.log([0.5, 0.05, 0.4, 0.2, 0.3, 0.05])  # entry 0 is the unknown one; the others sum to 1

@@ -13,11 +13,12 @@ from optional import needs, optional
 
 from gpurnn.checkpoint import load_checkpoint
 from gpurnn.cli import main
+from gpurnn.data.tokens import TokenVocabulary, tokenize
 from gpurnn.losses import cross_entropy
 from gpurnn.seq2seq import EncoderDecoder
-from gpurnn.tasks.run import load, prepare
+from gpurnn.tasks.run import prepare
+from gpurnn.tasks.trained import load
 from gpurnn.tasks.translate import TASK, PairBatches, TranslateSettings, _split, read_pairs, translate
-from gpurnn.tokens import TokenVocabulary, tokenize
 
 torch = optional("torch")
 translation = optional("bench.translation")

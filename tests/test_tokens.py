@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from optional import given, optional
 
-from gpurnn.tokens import JOINER, TokenVocabulary, detokenize, tokenize
+from gpurnn.data.tokens import JOINER, TokenVocabulary, detokenize, tokenize
 
 st = optional("hypothesis.strategies")
 

@@ -260,7 +260,7 @@ def test_minus_infinity_is_a_logit_like_another():
 
 
 def test_a_model_of_nan_writes_nothing():
-    from gpurnn.vocabulary import Vocabulary
+    from gpurnn.data.vocabulary import Vocabulary
 
     vocabulary = Vocabulary("abc")
     V = len(vocabulary)

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from gpurnn import vocabulary as reading
-from gpurnn.vocabulary import (
+from gpurnn.data import vocabulary as reading
+from gpurnn.data.vocabulary import (
     Vocabulary,
     WordVocabulary,
     builtin_text,

@@ -201,7 +201,7 @@ def test_fit_does_not_resume_from_weights_alone(tmp_path):
 
 
 def test_a_run_is_loaded_by_its_folder(run):
-    from gpurnn.tasks.run import load
+    from gpurnn.tasks.trained import load
 
     with pytest.raises(FileNotFoundError, match=r"last.json is a file: .*load_weights\(model, path\)"):
         load(run[0] / "last.json")

@@ -1,19 +1,11 @@
-"""Tasks: what people do with recurrent networks, each a module with a ``TASK`` and the verbs it adds to ``gpurnn``.
+"""Tasks: what people do with recurrent networks, each a module with a ``TASK``.
 
 The table names them without importing them. run.py is what they share: settings, and the life of a run's folder.
 """
 
 import importlib
 
-TASKS = {  # task, which is the module's name too -> the verbs of its trained models, besides evaluate and plot
-    "text": ("sample",),
-    "classify": ("classify",),
-    "longrange": (),
-    "speech": ("transcribe",),
-    "translate": ("translate",),
-    "music": ("compose",),
-    "series": ("forecast",),
-}
+TASKS = ("text", "classify", "longrange", "speech", "translate", "music", "series")  # their modules' names, too
 
 
 def get_task(name):

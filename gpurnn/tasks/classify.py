@@ -15,16 +15,16 @@ states, a linear layer the classes of that.
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
 import numpy as np
 
-from .. import options, rng, run_folder
+from .. import rng, run_folder
 from ..backends import array_ops
 from ..data import SequenceBatches, pad
+from ..data.vocabulary import UNKNOWN, Vocabulary, check_vocabulary, count_words, read_lines, vocabulary_of
 from ..layers import Dropout, Embedding, Linear, Pooling, Sequential
 from ..masks import refuse_no_distribution
-from ..vocabulary import UNKNOWN, Vocabulary, check_vocabulary, count_words, input_lines, read_lines, vocabulary_of
-from .run import Data, Settings, Task, changed, check_entries, check_strings, checksum, load, recurrent, setting
+from .settings import Settings, changed, recurrent, setting
+from .task import Data, Task, check_entries, check_strings, checksum
 
 
 @dataclass
@@ -341,38 +341,4 @@ def plot_confusion(confusion, classes, png):
 # ---- the command line
 
 
-@click.command(
-    "classify",
-    epilog="""\b
-Examples:
-  gpurnn classify runs/classify-1 "a moving and funny film" "dull"
-  gpurnn classify runs/classify-1 --json < texts.txt""",
-)
-@options.run
-@click.argument("texts", metavar="[TEXT]...", nargs=-1)
-@click.option("--top", type=click.IntRange(1), default=3, help="Classes to show for each text, the likeliest.")
-@options.backend
-@options.max_memory
-@options.as_json
-def classify_command(run, texts, top, backend, as_json):
-    """Which class each TEXT is of, by the trained model in the folder RUN.
-
-    Without a TEXT, each line of the standard input is one.
-    """
-    trained = load(run, backend, "classify")
-    texts = texts or [line for lines in input_lines(None) for line in lines]
-    results = []
-    for text, p in zip(texts, predict(trained, texts), strict=True):
-        likeliest = np.argsort(-p, kind="stable")[:top]
-        results.append(
-            {"text": text, "classes": {trained.facts["classes"][n]: round(float(p[n]), 4) for n in likeliest}}
-        )
-    if as_json:
-        options.print_json(results)
-        return
-    for result in results:
-        options.say("  ".join(f"{name} {p:.1%}" for name, p in result["classes"].items()) + f"  {result['text']}")
-
-
 TASK = ClassifyTask()
-TASK.verbs = {"classify": classify_command}

@@ -26,16 +26,17 @@ import numpy as np
 from .. import rng
 from ..backends import array_ops
 from ..data import Batch, SequenceBatches, adding_problem, check_index, copy_memory
+from ..data.npz import read_npz
 from ..dtypes import check_dtype
 from ..errors import DivergedError, DtypeError, FileError, ShapeError, check_size
 from ..files import check_room, file_size, one_line, open_regular
 from ..layers import Dropout, Linear, Pooling, Sequential
 from ..losses import cross_entropy, mse
 from ..metrics import accuracy
-from ..npz import read_npz
 from ..recurrent import INITIALIZERS
 from ..train import measure
-from .run import WEIGHT_COST, Data, Settings, Task, changed, check_numbers, checksum, recurrent, setting
+from .settings import Settings, changed, recurrent, setting
+from .task import WEIGHT_COST, Data, Task, check_numbers, checksum
 
 DRAWN, IMAGES = ("adding", "copy"), ("rows", "pixels", "permuted")
 USUAL = {  # problem -> what counts where a setting is not given

@@ -19,17 +19,15 @@ ABC tunes are text: ``gpurnn train text tunes.abc`` learns them, and ``gpurnn co
 """
 
 import io
-import itertools
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
 import numpy as np
 
-from .. import options, rng, run_folder
+from .. import rng
 from ..data import Batch, SequenceBatches, pad
+from ..data.npz import read_npz
 from ..dtypes import check_dtype
 from ..errors import FileError, ShapeError, check_number, check_size
 from ..files import (
@@ -39,14 +37,12 @@ from ..files import (
     read_bytes,
     read_json,
     write_bytes_atomic,
-    write_text_atomic,
 )
 from ..layers import Dropout, Linear, Sequential
 from ..losses import binary_cross_entropy_with_logits
 from ..masks import refuse_no_distribution
-from ..npz import read_npz
-from ..vocabulary import vocabulary_of
-from .run import Data, Settings, Task, changed, check_numbers, checksum, load, read_run, recurrent, setting
+from .settings import Settings, changed, recurrent, setting
+from .task import Data, Task, check_numbers, checksum
 from .text import eval_step, sample
 
 KEYS, LOWEST = 88, 21  # keys of a piano, and the MIDI number of the first, A0
@@ -537,93 +533,4 @@ def compose_abc(model, vocabulary, tunes=1, length=1500, temperature=0.8, prompt
     return made
 
 
-@click.command(
-    "compose",
-    epilog="""\b
-Examples:
-  gpurnn compose runs/music-1 --steps 128 --voices 4 --tempo 100
-  gpurnn compose runs/music-1 --prompt start.mid --prompt-steps 16
-  gpurnn compose runs/text-1 --tunes 3 --out tunes.abc    trained on ABC""",
-)
-@options.run
-@click.option("--steps", default=64, help="Frames to write.")
-@click.option("--temperature", default=0.8, help="Below 1: more likely, duller; above: wilder. 0: the likeliest.")
-@click.option("--voices", type=int, help="Keys that sound in every frame  [default: as they come]")
-@click.option("--prompt", help="What the model continues: a file of music; for ABC the tune's first lines.")
-@click.option("--prompt-steps", default=16, help="Frames of the prompt that are used.")
-@click.option("--tempo", default=90.0, help="Quarter notes a minute.")
-@click.option("--tunes", default=1, help="ABC: tunes to write.")
-@click.option("--length", default=1500, help="ABC: the most characters of a tune.")
-@click.option("--seed", type=int, help="Seed of the draws  [default: a fresh one]")
-@click.option("--out", type=click.Path(dir_okay=False),
-              help="File to write  [default: a fresh tune.mid or tune.abc in RUN]")  # fmt: skip
-@options.backend
-@options.max_memory
-@options.as_json
-def compose_command(
-    run, steps, temperature, voices, prompt, prompt_steps, tempo, tunes, length, seed, out, backend, as_json
-):
-    """Let the trained model in the folder RUN compose.
-
-    A run of the task music writes a MIDI file, with a picture beside it where Matplotlib is installed; a run of the
-    task text that was trained on ABC writes ABC.
-    """
-    trained = load(run, backend)
-    seed = rng.check_seed(seed)
-    abc = trained.task.name == "text"
-    if not abc and out and Path(out).suffix.lower() == ".png":
-        raise ValueError(f"out: {out} would be the picture beside the music: name the MIDI file, such as tune.mid")
-    out = Path(out) if out else _fresh(run, ".abc" if abc else ".mid")
-    reads = [*read_run(run)[1]["files"], *([prompt] if prompt and not abc else ())]
-    ordinary = run_folder.check_outputs(run, reads, out=out)
-    if abc:
-        if trained.settings.level != "characters":
-            raise ValueError(f"{run} was trained on words: ABC tunes need a model of characters")
-        made = compose_abc(
-            trained.model, vocabulary_of(trained.facts["vocabulary"]), tunes, length, temperature,
-            (prompt or "").replace("\\n", "\n"), seed,
-        )  # fmt: skip
-        text = "\n".join(made)
-        write_text_atomic(out, text)
-        if as_json:
-            options.print_json({"file": str(out), "seed": seed, "tunes": made})
-        else:
-            options.say(f"{text}\n{out}")
-        return
-    if trained.task.name != "music":
-        raise ValueError(f"{run} holds a run of the task {trained.task.name}: it composes nothing")
-    step = trained.settings.step
-    start = None
-    if prompt:
-        pieces = [piece for part in read_parts([prompt], step).values() for piece in part]
-        start = pieces[0][: check_size("prompt_steps", prompt_steps)]
-    roll = compose(trained.model, steps, temperature, voices, start, seed)
-    write_midi(out, roll, step, tempo)
-    files, picture = [str(out)], out.with_suffix(".png")
-    if ordinary and not run_folder.is_our_picture(picture):
-        options.say(f"No picture: {picture} is not one that gpurnn drew, and stays.", err=True)
-    elif ordinary:
-        try:
-            from ..plots import plot_roll
-
-            plot_roll(roll, picture, LOWEST, step, 0 if start is None else len(start))
-            files.append(str(picture))
-        except ImportError:
-            pass  # no Matplotlib, no picture
-    facts = {"files": files, "seed": seed, "frames": len(roll), "notes_per_frame": round(float(roll.sum(1).mean()), 3)}
-    if as_json:
-        options.print_json(facts)
-    else:
-        options.say("\n".join([*files, f"{len(roll)} frames, {facts['notes_per_frame']} keys in each, seed {seed}"]))
-
-
-def _fresh(run, suffix):
-    """The first of tune, tune-2, tune-3, ... in a run's folder that no file has, nor its picture."""
-    for number in itertools.count(1):
-        out = Path(run, "tune" if number == 1 else f"tune-{number}").with_suffix(suffix)
-        if not (os.path.lexists(out) or os.path.lexists(out.with_suffix(".png"))):
-            return out
-
-
 TASK = MusicTask()
-TASK.verbs = {"compose": compose_command}

@@ -28,33 +28,19 @@ import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from pathlib import Path
 
-import click
 import numpy as np
 
-from .. import options, rng, run_folder
+from .. import rng
 from ..data import Batch
 from ..dtypes import check_dtype
 from ..errors import DivergedError, FileError, check_size
-from ..files import check_room, naming, read_bytes, write_text_atomic
+from ..files import check_room, read_bytes
 from ..layers import Dropout, Linear, Pooling, Sequential
 from ..losses import mae, mse
 from ..module import Module
-from .run import (
-    WEIGHT_COST,
-    Data,
-    Settings,
-    Task,
-    changed,
-    check_numbers,
-    check_strings,
-    checksum,
-    load,
-    read_run,
-    recurrent,
-    setting,
-)
+from .settings import Settings, changed, recurrent, setting
+from .task import WEIGHT_COST, Data, Task, check_numbers, check_strings, checksum
 
 _LOSSES = {"mse": mse, "mae": mae}
 _CALENDAR = {  # feature -> its period and where in it a moment is
@@ -738,78 +724,4 @@ def _inert(cell):
     return cell if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", cell) else "'" + cell
 
 
-@click.command(
-    "forecast",
-    epilog="""\b
-Examples:
-  gpurnn forecast runs/series-1 --out forecast.csv --plot forecast.png
-  gpurnn forecast runs/series-1 newer.csv --json""",
-)
-@options.run
-@click.argument("file", metavar="[CSV]", required=False, type=click.Path(exists=True, dir_okay=False))
-@click.option("--steps", type=int, help="Rows to forecast  [default: the horizon; more with --mode recursive only]")
-@click.option("--out", type=click.Path(dir_okay=False), help="CSV file to write.")
-@click.option(
-    "--plot", "png", type=click.Path(dir_okay=False), help="PNG file to draw: truth, earlier forecasts, this."
-)
-@click.option("--escape/--no-escape", default=True,
-              help="In --out: put ' before text that a spreadsheet would compute: =, +, -, @ come first.")  # fmt: skip
-@options.backend
-@options.max_memory
-@options.as_json
-def forecast_command(run, file, steps, out, png, escape, backend, as_json):
-    """Forecast what comes behind the end of a series, with the model in RUN.
-
-    CSV has the columns of the file that the model was trained on; without it, it is that file. The picture also shows
-    what the model would have said earlier, beside the truth: in the file of the training only where it had not seen it.
-    """
-    trained, document = load(run, backend, "series"), read_run(run)[1]
-    settings, facts = trained.settings, trained.facts
-    if not (file or document["files"]):
-        raise FileError(f"{Path(run) / 'config.json'}: names no file that the model was trained on: give a CSV")
-    path = file or document["files"][0]
-    run_folder.check_outputs(run, [path, *document["files"]], out=out, plot=png)
-    with naming([path]):
-        table = read_table(path, facts, settings.fill)
-        values = forecast(trained, table, steps)
-    coming = continue_moments(table.moments, len(values)) if table.moments else None
-    if coming is None:
-        labels = [f"+{k}" for k in range(1, len(values) + 1)]
-    else:
-        labels = [moment.strftime(table.form) for moment in coming]
-    if png:
-        from ..plots import plot_forecast
-
-        first = reach_back(settings, facts)
-        if file is None:
-            first = max(first, split_rows(len(table), settings)["test"].start)
-        ends = np.arange(len(table) - 1 - settings.horizon, first - 2, -settings.horizon)[:5][::-1]
-        earlier = (
-            [(end + 1, row) for end, row in zip(ends, forecast(trained, table, ends=ends), strict=True)]
-            if len(ends)
-            else []
-        )
-        start = max(0, (int(ends[0]) if len(ends) else len(table) - 1) - 2 * settings.horizon)
-        plot_forecast(
-            table.values[:, 0],
-            values,
-            png,
-            earlier,
-            start,
-            moments=coming and [*table.moments, *coming],
-            name=facts["target"],
-        )
-    if out:
-        rows = [(facts["date"] or "row", facts["target"]), *zip(labels, map(repr, values.tolist()), strict=True)]
-        write_text_atomic(out, csv_text(rows, escape))
-    if as_json:
-        options.print_json({"target": facts["target"], "at": labels, "forecast": values.tolist(), "rows": len(table)})
-        return
-    for label, value in zip(labels, values, strict=True):
-        options.say(f"{label}  {value:.6g}")
-    for made in filter(None, (out, png)):
-        options.say(made)
-
-
 TASK = SeriesTask()
-TASK.verbs = {"forecast": forecast_command}

@@ -1,6 +1,7 @@
 """Speech into text, or into classes: log-mel frames, a bidirectional stack, CTC. ``gpurnn train speech`` on the shell.
 
->>> from gpurnn.tasks.run import load, prepare
+>>> from gpurnn.tasks.run import prepare
+>>> from gpurnn.tasks.trained import load
 >>> frames = np.random.default_rng(0).normal(size=(400, 4)).astype("float32")      # of 20 utterances, in 4 bands
 >>> np.savez("words.npz", frames=frames, length=[20] * 20, label=["yes", "no"] * 10)
 >>> run = prepare("speech", ["words.npz"], "runs/speech", rate=8000, bands=4, hidden=8, epochs=1)
@@ -18,13 +19,14 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import click
 import numpy as np
 
-from .. import options, rng, run_folder
-from ..audio import log_mel, read_wav, resample
+from .. import rng
 from ..ctc import ctc_beam_search, ctc_greedy, ctc_loss
 from ..data import Batch, order_batches, pad
+from ..data.audio import log_mel, read_wav, resample
+from ..data.npz import read_npz
+from ..data.vocabulary import UNKNOWN, Vocabulary, read_lines
 from ..dtypes import check_dtype
 from ..errors import FileError, check_number, check_size
 from ..files import check_room, naming
@@ -32,24 +34,10 @@ from ..layers import BatchNorm, Dropout, Linear, Pooling, Sequential
 from ..losses import cross_entropy
 from ..masks import refuse_no_distribution
 from ..metrics import edit_distance
-from ..npz import read_npz
 from ..train import measure
-from ..vocabulary import UNKNOWN, Vocabulary, read_lines
 from .classify import right_and_all
-from .run import (
-    Data,
-    Settings,
-    Task,
-    changed,
-    check_entries,
-    check_numbers,
-    check_strings,
-    checksum,
-    load,
-    read_run,
-    recurrent,
-    setting,
-)
+from .settings import Settings, changed, recurrent, setting
+from .task import Data, Task, check_entries, check_numbers, check_strings, checksum
 
 _log = logging.getLogger("gpurnn")
 _NPZ_FACTOR = 6  # how many times the features' size their statistics take in memory
@@ -247,7 +235,7 @@ class SpeechTask(Task):
         """
         utterances = []
         for file in files:
-            utterances += read_utterances(file, trained.settings, _known_rate(trained, file))[0]
+            utterances += read_utterances(file, trained.settings, known_rate(trained, file))[0]
         return self._measure(trained, [u for u in utterances if u.is_test] or utterances)
 
     def _measure(self, trained, utterances):
@@ -287,7 +275,7 @@ def _outputs(facts):
     return len(facts["classes"]) if "classes" in facts else len(Vocabulary(facts["vocabulary"]))
 
 
-def _known_rate(trained, file):
+def known_rate(trained, file):
     """The sampling rate that the model's features were made at; raises ValueError where it is not known."""
     rate = trained.facts["rate"]
     if rate is None and Path(file).suffix.lower() != ".npz":
@@ -596,40 +584,4 @@ def plot_transcription(features, found, trained, png):
     save_figure(figure, png)
 
 
-@click.command(
-    "transcribe",
-    epilog="""\b
-Examples:
-  gpurnn transcribe runs/speech-1 hello.wav
-  gpurnn transcribe runs/speech-1 *.wav --beam 16
-  gpurnn transcribe runs/speech-1 hello.wav --plot hello.png""",
-)
-@options.run
-@click.argument("files", metavar="FILE.wav...", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False))
-@click.option("--beam", type=click.IntRange(1), help="Texts followed at a time  [default: the best path alone]")
-@click.option("--plot", type=click.Path(dir_okay=False), help="PNG to draw the first FILE and its characters on.")
-@options.backend
-@options.max_memory
-@options.as_json
-def transcribe_command(run, files, beam, plot, backend, as_json):
-    """What is said in each WAV FILE, by the trained model in the folder RUN."""
-    trained = load(run, backend, "speech")
-    if plot and "classes" in trained.facts:
-        raise click.UsageError("--plot shows characters over time: this model knows only classes.")
-    run_folder.check_outputs(run, [*files, *read_run(run)[1]["files"]], plot=plot)
-    results = []
-    for file in files:
-        features, _ = wav_features(file, trained.settings, _known_rate(trained, file))
-        found = transcribe(trained, features, beam)
-        if plot and not results:
-            plot_transcription(features, found, trained, plot)
-        found.pop("posteriors", None)
-        results.append({"file": file} | found)
-        if not as_json:
-            options.say(f"{file}\t{found['text']}")
-    if as_json:
-        options.print_json(results)
-
-
 TASK = SpeechTask()
-TASK.verbs = {"transcribe": transcribe_command}

@@ -18,18 +18,18 @@ time, and the recurrent state is carried from one piece to the next.
 import itertools
 from dataclasses import dataclass
 
-import click
 import numpy as np
 
-from .. import options, rng
+from .. import rng
 from ..data import TextBatches
+from ..data.vocabulary import UNKNOWN, check_vocabulary, read_text, split, vocabulary_of
 from ..errors import check_number, check_size
 from ..layers import Dropout, Embedding, Linear, Sequential, TiedLinear
 from ..losses import cross_entropy
 from ..masks import refuse_no_distribution
 from ..metrics import accuracy, bits_per_character, perplexity
-from ..vocabulary import UNKNOWN, check_vocabulary, read_text, split, vocabulary_of
-from .run import Data, Settings, Task, changed, check_entries, checksum, load, recurrent, setting
+from .settings import Settings, changed, recurrent, setting
+from .task import Data, Task, check_entries, checksum
 
 
 @dataclass
@@ -277,38 +277,4 @@ def _measure(trained, files):
 # ---- the command line
 
 
-@click.command(
-    "sample",
-    epilog="""\b
-Examples:
-  gpurnn sample runs/text-1 --prompt "The " --length 1000
-  gpurnn sample runs/text-1 --temperature 0        the likeliest each time
-  gpurnn sample runs/text-1 --top-p 0.9 --seed 1   the same text each time""",
-)
-@options.run
-@click.option("--prompt", default="", show_default=False, help="What the model continues.")
-@click.option("--length", default=300, help="Characters or words to write.")
-@click.option("--temperature", default=0.8, help="Below 1: more likely, duller text; above: wilder. 0: the likeliest.")
-@click.option("--top-k", type=int, help="Choose among the K likeliest only.")
-@click.option("--top-p", type=float, help="Choose among the likeliest that have probability P together.")
-@click.option("--seed", type=int, help="Seed of the draws  [default: a fresh one]")
-@options.backend
-@options.max_memory
-@options.as_json
-def sample_command(run, prompt, length, temperature, top_k, top_p, seed, backend, as_json):
-    """Let the trained model in the folder RUN write text."""
-    trained = load(run, backend, "text")
-    vocabulary = vocabulary_of(trained.facts["vocabulary"])
-    seed = rng.check_seed(seed)
-    characters = sample(trained.model, vocabulary, prompt, length, temperature, top_k, top_p, seed)
-    unknown = vocabulary.unknown(prompt)
-    if unknown:
-        options.say(f"The model never saw {unknown!r} of the prompt: taken as unknown.", err=True)
-    if as_json:
-        options.print_json({"prompt": prompt, "unknown": unknown, "seed": seed, "text": "".join(characters)})
-        return
-    options.say_pieces(itertools.chain([prompt], characters))
-
-
 TASK = TextTask()
-TASK.verbs = {"sample": sample_command}

@@ -13,28 +13,26 @@ text is cut into the tokens of tokens.py.
 """
 
 import os
-import sys
 from dataclasses import dataclass
 from functools import partial
 
-import click
 import numpy as np
 
-from .. import options, rng, run_folder
+from .. import rng
 from ..attention import SCORES
 from ..backends import array_ops
 from ..data import Batch, SequenceBatches, pad
+from ..data.tokens import END, START, UNKNOWN, TokenVocabulary, detokenize, tokenize
+from ..data.vocabulary import read_lines
 from ..errors import check_size
 from ..losses import cross_entropy
 from ..metrics import accuracy, perplexity
 from ..seq2seq import SAMPLING, EncoderDecoder, Sampling, beam_search
-from ..tokens import END, START, UNKNOWN, TokenVocabulary, detokenize, tokenize
 from ..train import measure
-from ..vocabulary import input_lines, read_lines
-from .run import Data, Settings, Task, changed, check_entries, check_strings, checksum, load, read_run, setting
+from .settings import Settings, changed, setting
+from .task import Data, Task, check_entries, check_strings, checksum
 
 _SHOWN = 5  # sentences translated for people after training
-_DRAWN = 8  # sentences that one picture of the attention may hold
 
 
 @dataclass
@@ -346,53 +344,4 @@ def translate(trained, sentences, beam=None, length_penalty=None):
     return found
 
 
-@click.command(
-    "translate",
-    epilog="""\b
-Examples:
-  gpurnn translate runs/translate-1 "Where are you?"
-  gpurnn translate runs/translate-1 < sentences.txt > translations.txt
-  gpurnn translate runs/translate-1 "I am here." --attention alignment.png""",
-)
-@options.run
-@click.argument("text", nargs=-1)
-@click.option("--beam", type=int, help="Hypotheses side by side; 1 is greedy  [default: the run's]")
-@click.option("--length-penalty", type=float, help="0 favours short translations  [default: the run's]")
-@click.option("--attention", type=click.Path(dir_okay=False), help="PNG to draw: which source words each word read.")
-@options.backend
-@options.max_memory
-@options.as_json
-def translate_command(run, text, beam, length_penalty, attention, backend, as_json):
-    """Translate each TEXT with the model in the folder RUN, or each line of the standard input."""
-    trained = load(run, backend, "translate")
-    known, _ = vocabularies(trained)
-    run_folder.check_outputs(run, read_run(run)[1]["files"], attention=attention)
-    shown = []
-    size = None if as_json or attention else 1 if sys.stdin.isatty() else 8 * trained.settings.batch
-    for sentences in [text] if text else input_lines(size):
-        found = translate(trained, sentences, beam, length_penalty)
-        unknown = known.unknown([token for translation in found for token in translation.source])
-        if unknown:
-            options.say(f"The model never saw {', '.join(unknown)}: read as unknown words.", err=True)
-        shown += zip(sentences, found, strict=True) if as_json or attention else []
-        if not as_json:
-            for translation in found:
-                options.say(translation.text)
-    if as_json:
-        documents = [
-            {"source": sentence, "translation": one.text, "score": one.score, "source_tokens": one.source,
-             "tokens": one.tokens, "attention": one.weights.round(4).tolist()}
-            for sentence, one in shown
-        ]  # fmt: skip
-        options.print_json(documents)
-    if attention:
-        drawn = [one for _, one in shown if one.source]
-        if not 0 < len(drawn) <= _DRAWN:
-            raise ValueError(f"attention: a picture holds 1 to {_DRAWN} sentences, got {len(drawn)}")
-        from ..plots import plot_attention
-
-        plot_attention([(one.weights, one.source, [*one.tokens, "(end)"]) for one in drawn], attention)
-
-
 TASK = TranslateTask()
-TASK.verbs = {"translate": translate_command}

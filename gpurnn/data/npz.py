@@ -8,8 +8,8 @@ import zipfile
 
 import numpy as np
 
-from .errors import FileError
-from .files import check_room, one_line, open_regular
+from ..errors import FileError
+from ..files import check_room, one_line, open_regular
 
 _PIECE = 1 << 20  # bytes read at once
 _ENCRYPTED = 1  # of a zip entry's flags

@@ -17,7 +17,7 @@ from collections import Counter
 
 import numpy as np
 
-from .errors import check_size
+from ..errors import check_size
 
 JOINER = "\N{HALFWIDTH BLACK SQUARE}"
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")

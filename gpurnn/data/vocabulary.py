@@ -11,8 +11,8 @@ import tempfile
 
 import numpy as np
 
-from .errors import FileError, check_number
-from .files import check_room, max_memory, naming, open_regular
+from ..errors import FileError, check_number
+from ..files import check_room, max_memory, naming, open_regular
 
 IN_MEMORY = 64 << 20  # bytes of text up to which its ids stay in memory if they may; else they lie in a temporary file
 _PIECE = 1 << 20  # bytes read at once

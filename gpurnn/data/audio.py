@@ -11,8 +11,8 @@ import math
 
 import numpy as np
 
-from .errors import FileError, ShapeError, check_number, check_size
-from .files import check_room, file_size, open_regular
+from ..errors import FileError, ShapeError, check_number, check_size
+from ..files import check_room, file_size, open_regular
 
 _log = logging.getLogger("gpurnn")
 _PCM, _EXTENSIBLE = 1, 0xFFFE  # formats of WAV files; the second names its format later in its header

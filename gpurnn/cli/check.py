@@ -1,0 +1,68 @@
+"""``gpurnn check``: whether every backend computes rightly here."""
+
+import textwrap
+import time
+from dataclasses import asdict
+
+import click
+
+from ..dtypes import DTYPES
+from . import options
+
+
+@click.command(
+    "check",
+    epilog="""\b
+Examples:
+  gpurnn check --quick                  seconds: two options of each layer
+  gpurnn check --backend cuda           on a machine with a GPU
+  gpurnn check --cell gru --dtype float32 --json
+Exit code 0: all right; 1: a wrong result, or a backend is missing.""",
+)
+@click.option("--backend", "backends", multiple=True, type=click.Choice(["cpu", "numpy", "cupy", "cuda"]),
+              help="Backend to check; may be repeated  [default: all that work here]")  # fmt: skip
+@click.option("--cell", "cells", multiple=True, help="Cell, or 'other layers'; may be repeated  [default: all]")
+@click.option("--dtype", "dtypes", multiple=True, type=click.Choice(DTYPES), help="May be repeated  [default: all]")
+@click.option("--quick", is_flag=True, help="Two options of each layer instead of eight.")
+@options.as_json
+def command(backends, cells, dtypes, quick, as_json):
+    """Check on this machine that every backend computes rightly.
+
+    Gradients against finite differences, results against NumPy in float64, equal bits in two runs, sequences of
+    different lengths and in pieces, gates in relative terms. The numbers are the largest error as a share of what is
+    allowed.
+    """
+    from tqdm import tqdm
+
+    from ..check import run_checks
+
+    started = time.perf_counter()
+    results = run_checks(
+        backends, cells, dtypes, quick, lambda jobs: tqdm(jobs, unit=" layers", leave=False, disable=None)
+    )
+    wrong = [result for result in results if not result.right]
+    if as_json:
+        rows = [asdict(result) | {"right": result.right, "worst": str(result.worst)} for result in results]
+        options.print_json({"right": not wrong, "seconds": time.perf_counter() - started, "results": rows})
+    else:
+        _print_checks(results, wrong)
+        click.echo(f"{len(results) - len(wrong)} of {len(results)} right, {time.perf_counter() - started:.0f} s")
+    if wrong:
+        click.get_current_context().exit(1)
+
+
+def _print_checks(results, wrong):
+    """A line for each backend, cell and dtype, then what is wrong."""
+    names = {"gradient": 9, "reference": 10, "repeat": 7, "ragged": 8, "pieces": 8, "gates": 8}  # columns of 80
+    lines = {}
+    for result in results:
+        shown = "equal" if result.check == "repeat" else f"{result.worst:.2g}"
+        line = lines.setdefault((result.backend, result.cell, result.dtype), {})
+        line[result.check] = shown if result.right else "WRONG"
+    click.echo(f"{'on':6}{'cell':15}{'dtype':9}" + "".join(f"{name:>{width}}" for name, width in names.items()))
+    for (backend, cell, dtype), found in lines.items():
+        shown = "".join(f"{found.get(name, '-'):>{width}}" for name, width in names.items())
+        click.echo(f"{backend:6}{cell:15}{dtype:9}{shown}")
+    for r in wrong:
+        text = f"WRONG {r.backend}, {r.cell}, {r.dtype}, {r.check}: {r.detail}"
+        click.echo(textwrap.fill(text, 80, subsequent_indent="  "))

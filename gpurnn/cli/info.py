@@ -1,0 +1,80 @@
+"""``gpurnn info``: what this installation is and what it can use."""
+
+import os
+import platform
+
+import click
+
+from . import options
+
+
+@click.command("info")
+@options.as_json
+def command(as_json):
+    """What this installation is and what it can use: versions, CPU, GPU."""
+    import numpy as np
+
+    from ..backends import backends, get_backend
+    from ..backends.cpu.ops import describe
+    from ..backends.cuda.launch import kernel_files
+
+    build = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    blas = {"name": build.get("name"), "version": build.get("version"), "threads": None}
+    try:
+        from threadpoolctl import threadpool_info
+
+        pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+        if pools:
+            blas["threads"] = pools[0]["num_threads"]
+    except ImportError:
+        pass
+    available = backends()
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    document = {
+        "gpurnn": options.VERSION,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "numpy": np.__version__,
+        "blas": blas,
+        "cpus": cpus,
+        "backends": available,
+        "cpu": describe(),
+        "gpu": _gpu(get_backend("cuda").xp) if available["cuda"] is None else None,
+        "kernels": kernel_files(),
+    }
+    if as_json:
+        options.print_json(document)
+        return
+    threads = "" if blas["threads"] is None else f", {blas['threads']} threads"
+    rows = {
+        "gpurnn": options.VERSION,
+        "Python": f"{document['python']} on {document['platform']}",
+        "NumPy": f"{np.__version__} with {blas['name']} {blas['version']}{threads}; {cpus} CPUs",
+        "GPU": ", ".join(f"{name} {value}" for name, value in (document["gpu"] or {"": "none in use"}).items()).strip(),
+        "Kernels": f"{len(document['kernels'])} CUDA files: {', '.join(document['kernels'])}",
+    }
+    rows |= {f"'{name}'": "works" if reason is None else reason for name, reason in available.items()}
+    rows["'cpu'"] = document["cpu"]
+    rows["Runs"] = (
+        "'numpy': array code, one timestep after another. 'cpu': compiled code. 'cupy': array code on the GPU. "
+        "'cuda': one launch for a whole "
+        "sequence where the weights fit on the chip, else a fused kernel and a cuBLAS product for each timestep, "
+        "recorded as a CUDA graph; sums, masks, optimisers in kernels of their own. "
+        "layer.plan(T, B) says what a call takes; 'gpurnn check' whether all of it is right here."
+    )
+    for name, value in rows.items():
+        click.echo(options.row(name, value))
+
+
+def _gpu(cupy):
+    """Name, memory and versions of the current GPU."""
+    properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
+    driver, runtime = cupy.cuda.runtime.driverGetVersion(), cupy.cuda.runtime.runtimeGetVersion()
+    return {
+        "name": properties["name"].decode(),
+        "compute capability": f"{properties['major']}.{properties['minor']}",
+        "GiB": round(properties["totalGlobalMem"] / 2**30, 1),
+        "driver CUDA": f"{driver // 1000}.{driver % 1000 // 10}",
+        "runtime CUDA": f"{runtime // 1000}.{runtime % 1000 // 10}",
+        "CuPy": cupy.__version__,
+    }

@@ -1,0 +1,95 @@
+"""What commands share: their common options, and how they print."""
+
+import importlib.metadata
+import json
+import textwrap
+
+import click
+
+from ..errors import printable
+from ..files import max_memory as memory_limit
+from ..files import parse_size, set_max_memory
+
+try:
+    VERSION = importlib.metadata.version("gpurnn")
+except importlib.metadata.PackageNotFoundError:
+    VERSION = "unknown (a source checkout that is not installed)"
+
+backend = click.option(
+    "--backend",
+    type=click.Choice(["auto", "cpu", "numpy", "cupy", "cuda"]),
+    default="auto",
+    help="Where to compute; 'auto' is the GPU where one works, else the CPU.",
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+run = click.argument("run", type=click.Path(exists=True, file_okay=False))
+
+
+def _set_limit(ctx, _, value):
+    if value is None:
+        memory_limit()  # refuses a variable that is wrong before anything is done
+        return
+    try:
+        parse_size(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx) from error
+    set_max_memory(value)
+    ctx.call_on_close(lambda: set_max_memory(None))
+
+
+max_memory = click.option(
+    "--max-memory",
+    metavar="SIZE",
+    expose_value=False,
+    callback=_set_limit,
+    help="Most memory that one file may take, such as 4G; 0: no limit  [default: 512M]",
+)
+
+
+def say(text="", **options):
+    """``click.echo`` of text that may come from data or models: control characters as escapes."""
+    click.echo(printable(text), **options)
+
+
+def say_pieces(pieces):
+    """Print text that comes in pieces, each at once, as ``say`` does; a carriage return waits for what follows it."""
+    held = ""
+    for piece in pieces:
+        text = held + piece
+        held = "\r" if text.endswith("\r") else ""
+        say(text.removesuffix("\r"), nl=False)
+    say(held)
+
+
+def print_json(document):
+    click.echo(json.dumps(document, indent=1))
+
+
+def row(name, value):
+    """A line of a list of facts, as many of a terminal as it takes."""
+    return textwrap.fill(
+        f"{name:12}{value}", 80, subsequent_indent=" " * 12, break_on_hyphens=False, break_long_words=False
+    )
+
+
+class Whole(click.Group):
+    """Shows the first sentence of each command whole, where click cuts it to a line."""
+
+    def format_commands(self, ctx, formatter):
+        commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(limit=1000)) for name, command in commands.items()])
+
+
+def layer_sizes(command):
+    """Options that name layers: cells, hidden sizes, batches, directions."""
+    cells = click.Choice(["rnn", "lstm", "gru"])
+    for option in reversed([
+        click.option("--cell", "cells", multiple=True, type=cells, help="May be repeated  [default: all]"),
+        click.option("--hidden", multiple=True, type=click.IntRange(1), help="H; may be repeated."),
+        click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help="B; may be repeated."),
+        click.option("--bidirectional", is_flag=True, help="Both directions at once."),
+        click.option("--tf32", is_flag=True, help="float32 multiplied as tf32, as with precision='tf32'."),
+    ]):  # fmt: skip
+        command = option(command)
+    return command

@@ -1,0 +1,61 @@
+"""``gpurnn translate``: sentences into another language."""
+
+import sys
+
+import click
+
+from .. import run_folder
+from ..data.vocabulary import input_lines
+from ..tasks.trained import load, read_run
+from ..tasks.translate import translate, vocabularies
+from . import options
+
+_DRAWN = 8  # sentences that one picture of the attention may hold
+
+
+@click.command(
+    "translate",
+    epilog="""\b
+Examples:
+  gpurnn translate runs/translate-1 "Where are you?"
+  gpurnn translate runs/translate-1 < sentences.txt > translations.txt
+  gpurnn translate runs/translate-1 "I am here." --attention alignment.png""",
+)
+@options.run
+@click.argument("text", nargs=-1)
+@click.option("--beam", type=int, help="Hypotheses side by side; 1 is greedy  [default: the run's]")
+@click.option("--length-penalty", type=float, help="0 favours short translations  [default: the run's]")
+@click.option("--attention", type=click.Path(dir_okay=False), help="PNG to draw: which source words each word read.")
+@options.backend
+@options.max_memory
+@options.as_json
+def command(run, text, beam, length_penalty, attention, backend, as_json):
+    """Translate each TEXT with the model in the folder RUN, or each line of the standard input."""
+    trained = load(run, backend, "translate")
+    known, _ = vocabularies(trained)
+    run_folder.check_outputs(run, read_run(run)[1]["files"], attention=attention)
+    shown = []
+    size = None if as_json or attention else 1 if sys.stdin.isatty() else 8 * trained.settings.batch
+    for sentences in [text] if text else input_lines(size):
+        found = translate(trained, sentences, beam, length_penalty)
+        unknown = known.unknown([token for translation in found for token in translation.source])
+        if unknown:
+            options.say(f"The model never saw {', '.join(unknown)}: read as unknown words.", err=True)
+        shown += zip(sentences, found, strict=True) if as_json or attention else []
+        if not as_json:
+            for translation in found:
+                options.say(translation.text)
+    if as_json:
+        documents = [
+            {"source": sentence, "translation": one.text, "score": one.score, "source_tokens": one.source,
+             "tokens": one.tokens, "attention": one.weights.round(4).tolist()}
+            for sentence, one in shown
+        ]  # fmt: skip
+        options.print_json(documents)
+    if attention:
+        drawn = [one for _, one in shown if one.source]
+        if not 0 < len(drawn) <= _DRAWN:
+            raise ValueError(f"attention: a picture holds 1 to {_DRAWN} sentences, got {len(drawn)}")
+        from ..plots import plot_attention
+
+        plot_attention([(one.weights, one.source, [*one.tokens, "(end)"]) for one in drawn], attention)

@@ -1,0 +1,9 @@
+"""Data: batches, and every file format that is read; a task says only what it does with them."""
+
+from .batches import Batch, BatchSource, SequenceBatches, TextBatches, check_index, order_batches, pad
+from .synthetic import adding_problem, copy_memory
+
+__all__ = [
+    "Batch", "BatchSource", "SequenceBatches", "TextBatches", "adding_problem", "check_index", "copy_memory",
+    "order_batches", "pad",
+]  # fmt: skip

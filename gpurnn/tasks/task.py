@@ -1,0 +1,124 @@
+"""A task: what its parts are, and what several of them check."""
+
+import zlib
+from dataclasses import dataclass
+
+from ..dtypes import check_dtype
+from ..errors import check_number
+from ..files import check_room
+from ..losses import cross_entropy
+from . import get_task
+from .settings import Settings
+
+WEIGHT_COST = 96  # bytes of memory for a weight of each of four gates: itself, its gradient, Adam's two, and draws
+_ENTRY_COST = 500  # for a character or word of a vocabulary, which config.json holds as well
+
+
+@dataclass
+class Data:
+    """What ``Task.read`` makes of the files.
+
+    train, valid: batch sources (data.py), valid None for none. facts: JSON-ready, all that is needed beside settings
+    and weights to use the model later: vocabulary, classes, scaling. fingerprint: JSON-ready, what a resumed run
+    compares to see that the data are the same; see ``checksum``. summary: one line for people, without the files'
+    names. rest: what ``Task.finish`` may want besides, such as a test set.
+    """
+
+    train: object
+    valid: object
+    facts: dict
+    fingerprint: dict
+    summary: str
+    rest: object = None
+
+
+class Task:
+    """A task's parts. A subclass overrides what it needs; an instance of it is the ``TASK`` of its module.
+
+    The first paragraph of its docstring is the help of ``gpurnn train NAME``, ``examples`` the lines below the options.
+    """
+
+    name = ""
+    Settings = Settings
+    shows = "test"  # what ``finish`` makes with the model
+    train_needs_files = evaluate_needs_files = True
+    files_help = "FILE"  # what the command line calls one of the files
+    without_files = "built in (give FILEs for your own)"  # what it calls the data where there are none
+    examples = ""
+    next = ()  # commands worth a try after training; {run} is the folder
+    watch = ("loss", "min")  # what the best checkpoint and patience go by; see fit
+
+    def __deepcopy__(self, memo):  # a task is there once: copies of a run have the same one, pickles its name
+        return self
+
+    def __reduce__(self):
+        return get_task, (self.name,)
+
+    def read(self, files, settings, facts=None, scratch=None):
+        """``Data`` of the files (absolute paths as str); facts: those of the run that is resumed; scratch: a folder on
+        the disk of the run, for what does not fit in memory. Raises ValueError that names the file."""
+        raise NotImplementedError
+
+    def build(self, settings, facts, backend=None):
+        """The model, a Module."""
+        raise NotImplementedError
+
+    def check_facts(self, settings, facts):
+        """Raise ValueError, TypeError or LookupError unless ``facts``, from a ``config.json``, are as ``read`` makes
+        them. What ``build`` would notice need not be looked at."""
+
+    def sizes(self, settings, facts):
+        """Name -> size, of settings and facts: each is at most the longest axis among the arrays of ``build``."""
+        return {}
+
+    def loss(self, settings, facts):
+        """What ``fit`` takes as ``loss``."""
+        return cross_entropy
+
+    def metrics(self, settings, facts):
+        """What ``fit`` takes as ``metrics``."""
+        return {}
+
+    def finish(self, trained, data, history):
+        """After training, with the best model: (numbers, text for people); the numbers go to config.json as
+        ``result``."""
+        losses = [r["train_loss"] if r["validation_loss"] is None else r["validation_loss"] for r in history.epochs]
+        kind = "training" if data.valid is None else "validation"
+        return {"loss": kind, "best": round(min(losses), 6)}, f"Best {kind} loss {min(losses):.4f}."
+
+    def evaluate(self, trained, files):
+        """How good the model is on other files: (numbers, text for people)."""
+        raise NotImplementedError
+
+
+def check_entries(files, count, settings, width, steps=0):
+    """Raise FileError where a model of ``count`` characters or words, as many as the files have, would take too much
+    memory. Where a setting says how many there are, nobody asks.
+
+    width: weights that each has. steps: of a batch's sequences whose outputs have a logit for each, 0 where none have.
+    """
+    logit = 3 * max(4, check_dtype(settings.dtype).itemsize)  # itself, its exponential and its gradient
+    each = _ENTRY_COST + WEIGHT_COST // 4 * width + logit * steps * settings.batch
+    check_room(", ".join(map(str, files)), each * count, f"a model of its {count:,} characters or words")
+
+
+def check_numbers(name, values, count=None, low=None, high=None):
+    """Raise ValueError or TypeError unless ``values`` is a list, of ``count``, of finite numbers."""
+    if not isinstance(values, list) or count not in (None, len(values)):
+        raise ValueError(f"{name} should be a list of {'numbers' if count is None else f'{count} numbers'}")
+    for value in values:
+        check_number(name, value, low, high)
+
+
+def check_strings(name, values):
+    """Raise TypeError unless ``values`` is a list of strings."""
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"{name} should be a list of strings")
+
+
+def checksum(*arrays):
+    """CRC-32 over arrays, bytes and strings, one after another; for a fingerprint."""
+    value = 0
+    for array in arrays:
+        value = zlib.crc32(array.encode() if isinstance(array, str) else array, value)
+    return value
