@@ -55,7 +55,7 @@ def measure(
     loss : callable
         As ``fit`` takes it.
     batches : batch source
-        As ``fit`` takes it, see gpurnn/data.py.
+        As ``fit`` takes it, see gpurnn/data/batches.py.
     metrics : mapping, optional
         Name -> function of (outputs, targets, ``**loss_options``) that returns (total, count). The metric is the sum
         of the totals over the sum of the counts: correct answers and answers, for example.
