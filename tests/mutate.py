@@ -51,6 +51,8 @@ TESTS = {
     "gpurnn/backends/ops.py": ["test_between.py", "test_recurrent.py", "test_losses.py", "test_layers.py"],
     "gpurnn/backends/machine.py": ["test_robust.py", "test_checkpoint.py"],
     "gpurnn/backends/time_loop.py": ["test_recurrent.py", "test_recurrent_torch.py"],
+    "gpurnn/check/": ["test_check.py"],
+    "gpurnn/testing/": ["test_testing.py"],
     "gpurnn/cli/": ["test_cli.py", "test_terminal.py", "test_tasks_text.py", "test_tasks_run.py"],
     "gpurnn/recurrent/": ["test_recurrent.py", "test_recurrent_torch.py", "test_between.py"],
     "kernels/cpu": ["test_cpu_ops.py"],

@@ -1,6 +1,6 @@
 """Whole recurrent layers on the ``cuda`` backend, executed on the CPU: CudaOps over an emulated device.
 
-The same launches, GEMMs and arrays as on a GPU; gpurnn/check.py says what is compared and what is allowed.
+The same launches, GEMMs and arrays as on a GPU; gpurnn/check/ says what is compared and what is allowed.
 """
 
 import itertools

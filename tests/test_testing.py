@@ -17,7 +17,7 @@ X = np.random.default_rng(0).normal(size=(6, 3, 4))
 
 
 def test_the_examples_run():
-    results = doctest.testmod(testing, optionflags=doctest.ELLIPSIS)
+    results = doctest.testmod(testing.checks, optionflags=doctest.ELLIPSIS)
     assert results.attempted > 10 and results.failed == 0
 
 
