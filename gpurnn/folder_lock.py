@@ -15,7 +15,7 @@ import time
 import weakref
 from pathlib import Path
 
-from .files import _CLOEXEC, _NOFOLLOW, _NONBLOCK, lock_file
+from .files.system import CLOEXEC, NOFOLLOW, NONBLOCK, lock_file
 
 NAME = ".lock"
 _mutex = threading.RLock()
@@ -108,7 +108,7 @@ def lock_folder(folder):
 def _acquire(path):
     """The descriptor of the lock file, held."""
     for _ in range(100):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _NOFOLLOW | _NONBLOCK | _CLOEXEC, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | NOFOLLOW | NONBLOCK | CLOEXEC, 0o666)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise OSError(f"{path}: is not a regular file: move it away")
