@@ -54,7 +54,7 @@ TESTS = {
     "gpurnn/check/": ["test_check.py"],
     "gpurnn/testing/": ["test_testing.py"],
     "gpurnn/files/": ["test_files.py", "test_checkpoint.py"],
-    "gpurnn/cli/": ["test_cli.py", "test_terminal.py", "test_tasks_text.py", "test_tasks_run.py"],
+    "gpurnn/cli/": ["test_cli.py", "test_info.py", "test_terminal.py", "test_tasks_text.py", "test_tasks_run.py"],
     "gpurnn/recurrent/": ["test_recurrent.py", "test_recurrent_torch.py", "test_between.py"],
     "kernels/cpu": ["test_cpu_ops.py"],
 }

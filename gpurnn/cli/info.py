@@ -1,4 +1,4 @@
-"""``gpurnn info``: what this installation is and what it can use."""
+"""``gpurnn info``: what this installation is and what it can use, or what a run is."""
 
 import os
 import platform
@@ -9,9 +9,29 @@ from . import options
 
 
 @click.command("info")
+@click.argument("run", required=False, type=click.Path(exists=True, file_okay=False))
+@options.max_memory
 @options.as_json
-def command(as_json):
-    """What this installation is and what it can use: versions, CPU, GPU."""
+def command(run, as_json):
+    """What this installation is and what it can use: versions, CPU, GPU.
+
+    With the folder RUN: what that run is. Its task and data, the settings that differ from the defaults, the size of
+    the model, how far it is trained, its best score, its files.
+    """
+    if run is None:
+        _installation(as_json)
+        return
+    from .run_facts import facts_of, rows_of
+
+    facts = facts_of(run)
+    if as_json:
+        options.print_json(facts)
+        return
+    for name, value in rows_of(facts).items():
+        options.say(options.row(name, value))
+
+
+def _installation(as_json):
     import numpy as np
 
     from ..backends import backends, get_backend

@@ -1,0 +1,110 @@
+"""What a run is, from its folder: for ``gpurnn info RUN``."""
+
+import time
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from .. import run_folder
+from ..checkpoint import load_checkpoint
+from ..errors import show_size
+from ..tasks import get_task
+from ..tasks.trained import load, read_run
+
+_SHOWN = 4  # files of data that are named; of more only the first and a count
+_WIDEST = 60  # characters of a result that is shown; a sample of text is longer
+
+
+def facts_of(folder):
+    """JSON-ready facts of the run in a folder. Raises what ``load`` raises; ``trained`` is None before a checkpoint."""
+    folder = Path(folder)
+    settings, document = read_run(folder)
+    last, best = (folder / name for name in run_folder.CHECKPOINTS)
+    defaults = {f.name: f.default for f in fields(settings)}
+    chosen = asdict(settings)
+    trained, parameters = None, None
+    if last.exists() or best.exists():
+        parameters = load(folder, "numpy").model.parameter_count
+        trained = _trained(settings, get_task(document["task"]), last, best)
+    return {
+        "run": str(folder),
+        "task": document["task"],
+        "data": document["data"]["summary"],
+        "files": [{"path": file, "exists": Path(file).exists()} for file in document["files"]],
+        "backend": document["backend"],
+        "parameters": parameters,
+        "settings": chosen,
+        "changed": {name: value for name, value in chosen.items() if value != defaults[name] and name != "seed"},
+        "trained": trained,
+        "result": document.get("result"),
+        "bytes": {name: (folder / name).stat().st_size for name in run_folder.taken(folder)},
+    }
+
+
+def _trained(settings, task, last, best):
+    """How far the training is, and the best that it has reached."""
+    newest = last if last.exists() else best
+    _, now = load_checkpoint(newest)
+    found = {
+        "epochs": now["epoch"],
+        "of_epochs": settings.epochs,
+        "updates": now["step"],
+        "seconds": round(now["seconds"], 3),
+        "saved": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(newest.stat().st_mtime)),
+        "best": None,
+    }
+    if best.exists():
+        _, then = load_checkpoint(best)
+        name, _ = task.watch
+        kind = "validation" if settings.valid else "training"
+        found["best"] = {"score": f"{kind} {name}", "value": then["best"], "epoch": then["epoch"]}
+    return found
+
+
+def rows_of(facts):
+    """Name -> text for people, of ``facts_of``."""
+    settings, trained, sizes = facts["settings"], facts["trained"], facts["bytes"]
+    cell = f"{settings['cell']}, {settings['layers']} x {settings['hidden']} units"
+    rows = {
+        "Run": f"{facts['run']}, task {facts['task']}",
+        "Data": _data(facts),
+        "Model": cell if facts["parameters"] is None else f"{cell}, {facts['parameters']:,} parameters",
+        "Settings": _settings(facts),
+        "Backend": f"{facts['backend']}, {settings['dtype']}, seed {settings['seed']}",
+        "Trained": "no checkpoint yet: the first one comes with the end of an epoch",
+    }
+    if trained:
+        rows["Trained"] = (
+            f"{trained['epochs']} of {trained['of_epochs']} epochs, {trained['updates']:,} updates, "
+            f"{trained['seconds']:,.0f} s, saved {trained['saved']}"
+        )
+        if trained["best"]:
+            rows["Best"] = "{score} {value:.4f}, in epoch {epoch}".format(**trained["best"])
+    result = [f"{name.replace('_', ' ')} {_short(value)}" for name, value in (facts["result"] or {}).items()]
+    if result:
+        rows["Result"] = ", ".join(part for part in result if len(part) <= _WIDEST)
+    whole = show_size(sum(sizes.values()))
+    rows["Size"] = f"{whole}: " + ", ".join(f"{name} {show_size(size)}" for name, size in sizes.items())
+    return rows
+
+
+def _data(facts):
+    names = [Path(file["path"]).name + ("" if file["exists"] else " (gone)") for file in facts["files"]]
+    if len(names) > _SHOWN:
+        names = [names[0], f"{len(names) - 1} more files"]
+    source = ", ".join(names) or get_task(facts["task"]).without_files
+    return f"{source}: {facts['data']}"
+
+
+def _settings(facts):
+    if not facts["changed"]:
+        return "the defaults"
+    changed = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in facts["changed"].items())
+    return f"{changed}; the others are the defaults"
+
+
+def _short(value):
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (list, dict)):
+        return f"({len(value)} values)"
+    return str(value)
