@@ -4,10 +4,13 @@ import os
 import shlex
 import shutil
 import sys
+import textwrap
 import time
 from pathlib import Path
 
 import click
+
+from gpurnn.cli.options import Whole
 
 from .cases import CELLS, ITEMSIZE, PASSES, SUITES, select
 from .doubles import DOUBLES
@@ -19,7 +22,15 @@ _PAGES = ("README.md", "gpurnn/docs/speed.md")  # with tables made from results
 _file = click.argument("file", type=click.Path(exists=True, dir_okay=False))
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 80})
+class _Commands(Whole):
+    def list_commands(self, ctx):
+        return [name for name in super().list_commands(ctx) if not self.commands[name].hidden]
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 80},
+)
 def main():
     """Time gpurnn's backends and their rivals side by side."""
 
@@ -27,11 +38,19 @@ def main():
 @main.command("list")
 def list_():
     """Suites, rivals, and what each lacks on this machine."""
-    for name, (cases, text) in SUITES.items():
-        click.echo(f"{name:14}{len(cases()):5} cases  {text}")
-    click.echo()
-    for name, (_, _, text) in RIVALS.items():
-        click.echo(f"{name:20}{text}: {(missing(name) or 'ready').partition('. ')[0]}")
+    suites = {name: f"{len(cases()):5} cases  {text}" for name, (cases, text) in SUITES.items()}
+    rivals = {name: f"{text}: {(missing(name) or 'ready').partition('. ')[0]}" for name, (_, _, text) in RIVALS.items()}
+    click.echo("\n".join([*_columns(suites, indent=14), "", *_columns(rivals)]))
+
+
+def _columns(rows, indent=0):
+    """Lines of names and texts side by side, wrapped to the terminal; ``indent``: how far a second line goes in."""
+    width = max(map(len, rows)) + 2
+    for name, text in rows.items():
+        yield textwrap.fill(
+            f"{name:{width}}{text}", shutil.get_terminal_size().columns, subsequent_indent=" " * (width + indent),
+            break_long_words=False, break_on_hyphens=False,
+        )  # fmt: skip
 
 
 @main.command(
@@ -190,7 +209,7 @@ def show(file):
     "--fail-below", type=float, help="Exit code 1 where a case is significantly below this many times as fast."
 )
 def compare(old, new, fail_below):
-    """How many times as fast NEW is as OLD, case by case, with the 95 % interval."""
+    """How many times as fast NEW is as OLD, case by case, each with its interval of 95 %."""
     from .report import compare as compare_documents
     from .results_file import load
 

@@ -1,8 +1,10 @@
 """Pictures of a results file, for people who would rather look than read."""
 
-from .results_file import device, rivals, timed, times
+from .results_file import beats_floor, device, rivals, timed, times
 
 KINDS = ("size", "T", "B", "H", "roofline", "crossover")
+_AGAIN = "measure again"  # the end of a ring's label
+_RING = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "markeredgecolor": "red", "linestyle": "none"}
 
 
 def plot(document, path, kind="size"):
@@ -10,7 +12,8 @@ def plot(document, path, kind="size"):
 
     kind: "size": microseconds a timestep, case by case; "T", "B" or "H": against that axis, a line for each rival and
     value of the others; "roofline": flop/s against flops a byte under the machine's ceilings; "crossover": how many
-    times as fast each rival is as the first, against B x H. Raises ValueError where the file has nothing to draw.
+    times as fast each rival is as the first, against B x H. What is faster than a floor or a roof allows has a red
+    ring. Raises ValueError where the file has nothing to draw.
     """
     import matplotlib
 
@@ -40,6 +43,7 @@ def plot(document, path, kind="size"):
     for axis in axes.flat:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
+    handles = dict(sorted(handles.items(), key=lambda item: item[0].endswith(_AGAIN)))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)), fontsize=8)
     if hasattr(path, "write"):
         figure.savefig(path, dpi=120, format="svg")
@@ -69,6 +73,10 @@ def _size(axis, document, rows):
                 [h - m for m, h in zip(middle, high, strict=True)],
             ]
             axis.errorbar(x, middle, spread, marker="o", capsize=3, label=name, color=f"C{number}")
+        fast = [
+            (x, _micros(row, name)[1]) for x, row in enumerate(rows) if name in timed(row) and beats_floor(row, name)
+        ]
+        _ring(axis, fast, "below the floor")
     for number, kind in enumerate(("cpu", "gpu")):
         here = [
             (x, row["floors"][kind][0] / row["steps"] * 1e6) for x, row in enumerate(rows) if row["floors"].get(kind)
@@ -106,34 +114,60 @@ def _axis(field):
     return draw
 
 
+def _ring(axis, points, what):
+    """Rings around points that a machine cannot reach, so that nobody takes them for results."""
+    if points:
+        axis.plot(*zip(*points, strict=True), **_RING, label=f"{what}: a rate was measured too low, {_AGAIN}")
+
+
 def _roofline(axis, document, rows):
     for number, name in enumerate(rivals(document)):
-        here = [
-            (row["flops"] / row["bytes"], row["flops"] / timed(row)[name]["median_s"])
-            for row in rows
-            if name in timed(row)
-        ]
+        here = [(row, *_work(row, name)) for row in rows if name in timed(row)]
         if here:
-            axis.plot(*zip(*here, strict=True), "o", color=f"C{number}", label=name)
+            axis.plot(*zip(*(point for _, *point in here), strict=True), "o", color=f"C{number}", label=name)
+        ceilings = document["ceilings"].get(device(name))
+        _ring(axis, [(x, y) for row, x, y in here if y > _roof(ceilings, _arithmetic(row), x)], "above the roof")
     intensities = [row["flops"] / row["bytes"] for row in rows]
     for number, kind in enumerate(("cpu", "gpu")):
         ceilings = document["ceilings"].get(kind)
         if not ceilings or not any(device(name) == kind for name in rivals(document)):
             continue
-        for arithmetic in {
-            row["case"]["precision"] if row["case"]["dtype"] == "float32" else row["case"]["dtype"] for row in rows
-        }:
-            if ceilings["flops"].get(arithmetic):
-                rate = ceilings["flops"][arithmetic]
+        for arithmetic in dict.fromkeys(_arithmetic(row) for row in rows):
+            rate = ceilings["flops"].get(arithmetic)
+            if rate:
                 x = sorted({min(intensities) / 2, rate / ceilings["bytes"], max(intensities) * 2})
-                roof = [min(rate, ceilings["bytes"] * at) for at in x]
+                roof = [_roof(ceilings, arithmetic, at) for at in x]
                 axis.plot(x, roof, "k" + "-:"[number], lw=1, label=f"roof, {kind} {arithmetic}")
     axis.set(xscale="log", yscale="log", xlabel="flops per byte that must move", ylabel="flop/s")
+    _plain_ticks(axis.xaxis)
+
+
+def _work(row, name):
+    """(flops a byte, flop/s) of a rival in a case."""
+    return row["flops"] / row["bytes"], row["flops"] / timed(row)[name]["median_s"]
+
+
+def _arithmetic(row):
+    case = row["case"]
+    return case["precision"] if case["dtype"] == "float32" else case["dtype"]
+
+
+def _roof(ceilings, arithmetic, intensity):
+    """The flop/s that a machine reaches at best at so many flops a byte; infinite where that was not measured."""
+    rate = ceilings and ceilings["flops"].get(arithmetic)
+    return min(rate, ceilings["bytes"] * intensity) if rate else float("inf")
+
+
+def _plain_ticks(axis):
+    """1, 2 and 5 in each decade of a logarithmic axis; more labels run into one another."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _crossover(axis, document, rows):
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     base, *others = rivals(document)
     for number, name in enumerate(others, 1):
         here = sorted(
@@ -145,6 +179,4 @@ def _crossover(axis, document, rows):
             axis.plot(*zip(*here, strict=True), "o-", color=f"C{number}", label=name)
     axis.axhline(1, color="k", lw=1)
     axis.set(xscale="log", yscale="log", xlabel="B x H", ylabel=f"times as fast as {base}")
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.yaxis.set_minor_formatter(NullFormatter())
+    _plain_ticks(axis.yaxis)

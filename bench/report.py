@@ -4,35 +4,42 @@ import io
 import json
 import re
 import statistics
+import textwrap
 from html import escape
 from pathlib import Path
 
 from .gpu_results import probe_table, smoke_line
 from .plots import KINDS, plot
-from .results_file import device, floor, interval, load, machine_line, ratio, rivals, timed, times
+from .results_file import beats_floor, device, floor, interval, load, machine_line, ratio, rivals, timed, times
+
+_COLUMN = 28  # columns of a terminal for a rival: time, ratio and share
+ABOVE = "!"  # behind the share of a floor that a rival beats
 
 
 def table(document, base=None, columns=80):
-    """Lines for a terminal ``columns`` wide: microseconds a run, how many times as fast as ``base`` that is, and the
-    floor's share in it; a line for each case where that fits, else one for each rival below its case."""
-    names = rivals(document)
+    """Lines for a terminal ``columns`` wide: microseconds a run, how many times as fast ``base`` is, and the floor's
+    share in the time; a line for each case where that fits, else one for each rival below its case."""
+    names, lines = rivals(document), []
     if not names:
         yield "nothing was timed"
     else:
         base = base if base in names else names[0]
-        width = max(len(row["name"]) for row in document["cases"])
-        flat = width + 24 * len(names) <= columns
+        width, room = max(len(row["name"]) for row in document["cases"]), max(map(len, names)) + 2
+        flat = width + _COLUMN * len(names) <= columns
         if flat:
-            yield f"{'case':{width}}" + "".join(f"{name:>24}" for name in names)
+            yield f"{'case':{width}}" + "".join(f"{name:>{_COLUMN}}" for name in names)
         for row in document["cases"]:
             cells = {name: "".join(_cells(row, name, base)) for name in names}
             if flat:
-                yield f"{row['name']:{width}}" + "".join(f"{cell:>24}" for cell in cells.values())
+                yield f"{row['name']:{width}}" + "".join(f"{cell:>{_COLUMN}}" for cell in cells.values())
             else:
                 yield row["name"]
-                yield from (f"  {name:20}{cell:>24}" for name, cell in cells.items())
-        yield f"x: times as fast as {base}; %: the floor's share in the time"
-    yield from notes(document)
+                yield from (f"  {name:{room}}{cell:>{_COLUMN}}" for name, cell in cells.items())
+        lines = [f"x: how many times as fast {base} is; %: the floor's share in the time"]
+    for line in (*lines, *notes(document)):
+        yield from textwrap.wrap(
+            line, max(columns, 40), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
 
 
 def notes(document):
@@ -44,6 +51,7 @@ def notes(document):
             reasons = sorted({row["floors"][kind][1] for row in here if row["floors"].get(kind)})
             if reasons:
                 yield f"floor, {kind}: the longest of products, bytes and dependent steps; set by {', '.join(reasons)}"
+        yield from above_line(document)
         setup = {
             name: [timed(row)[name].get("setup_s") for row in document["cases"] if name in timed(row)] for name in names
         }
@@ -59,6 +67,16 @@ def notes(document):
         yield f"{name}: {status} in {len(cases)} of {len(document['cases'])} cases: {reason}"
 
 
+def above_line(document):
+    """The line that says what ``ABOVE`` means, where a rival beats its floor."""
+    above = [(row["name"], name) for row in document["cases"] for name in timed(row) if beats_floor(row, name)]
+    if above:
+        yield (
+            f"{ABOVE}: faster than the floor, {len(above)} times: the rates behind it were measured too low, on a busy "
+            "machine, or in memory where the case fits into a cache. Measure again on an idle machine"
+        )
+
+
 def _cells(row, name, base):
     """(time, ratio, floor) as text of fixed widths."""
     found = timed(row)
@@ -66,9 +84,10 @@ def _cells(row, name, base):
         return row["results"].get(name, {"status": "-"})["status"], "", ""
     faster = ""
     if base in found and name != base:
-        faster = f"{ratio(found[base]['samples'], found[name]['samples'])[0]:.2f}x"
+        faster = f"{ratio(found[name]['samples'], found[base]['samples'])[0]:.2f}x"
     share = floor(row, name)
-    return f"{found[name]['median_s'] * 1e6:,.0f} us", f"{faster:>7}", f"{f'{share[0]:.0%}' if share else '':>5}"
+    shown = f"{share[0]:.0%}{ABOVE if beats_floor(row, name) else ''}" if share else ""
+    return f"{found[name]['median_s'] * 1e6:,.0f} us", f"{faster:>7}", f"{shown:>7}"
 
 
 def compare(old, new):
@@ -109,13 +128,14 @@ def crossings(document, fast, slow):
 
 
 def markdown(document, base=None):
-    """Lines of a table for a page: microseconds a run, times as fast as ``base``, share of the floor."""
+    """Lines of a table for a page: microseconds a run, how many times as fast ``base`` is, the floor's share."""
     names = rivals(document)
     base = base if base in names else (names or [None])[0]
     yield machine_line(document)
     if "smoke" in document:
         yield smoke_line(document)
-    yield f"Microseconds a run; x: times as fast as {base}; %: the floor's share in the time."
+    yield f"Microseconds a run; x: how many times as fast {base} is; %: the floor's share in the time."
+    yield from (f"{line}." for line in above_line(document))
     yield ""
     yield "| case | " + " | ".join(names) + " |"
     yield "|---|" + "---:|" * len(names)

@@ -51,6 +51,12 @@ def floor(row, name):
     return found and (found[0] / timed(row)[name]["median_s"], found[1])
 
 
+def beats_floor(row, name):
+    """Whether a rival is faster than its floor, which cannot be: the rates behind the floor were measured too low."""
+    found = floor(row, name)
+    return bool(found) and found[0] > 1
+
+
 def times(samples):
     """Seconds of each sample: the device's where there is one, else the host's."""
     return [sample.get("device_s", sample["host_s"]) for sample in samples]

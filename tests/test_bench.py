@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 from optional import needs
 
-from bench import report
+from bench import plots, report
 from bench.cases import CELLS, PASSES, SUITES, Case, select
 from bench.ceilings import floor_seconds
 from bench.cli import main
@@ -324,6 +325,48 @@ def test_the_command_is_part_of_gpurnn():
     done = CliRunner().invoke(gpurnn, ["bench", "list"])
     assert done.exit_code == 0 and "kernelbench" in done.output
     assert "bench" in CliRunner().invoke(gpurnn, ["--help"]).output
+
+
+def test_the_list_has_no_glued_names_and_fits_the_terminal():
+    lines = invoke("list").output.splitlines()
+    assert max(map(len, lines)) <= 80
+    for name in (*SUITES, *RIVALS):
+        assert any(re.match(rf"{re.escape(name)} {{2,}}\S", line) for line in lines), name
+
+
+def test_the_help_shows_summaries_whole():
+    output = CliRunner().invoke(main, ["--help"]).output.partition("Commands:")[2]
+    assert "..." not in output and "worker" not in output
+    assert "a panel for each cell and pass." in " ".join(output.split())
+
+
+def test_what_beats_its_floor_is_marked_wherever_it_is_shown(tmp_path, monkeypatch):
+    """The time of one case is a fifth less than its floor allows, and the other's is twice its floor."""
+    both = document(made("impossible", 1.0, 0.0, 1), made("possible", 1.0, 0.0, 1))
+    both["cases"][0]["floors"]["cpu"] = [1.25, "bytes"]
+    both["cases"][0] |= {"flops": 1.25e10, "bytes": 1.25e10}  # above the roof of 1e10 bytes/s, by as much
+    lines = list(report.table(both))
+    assert lines[1].endswith(" 125%!") and lines[2].endswith(" 50%")
+    assert "!: faster than the floor, 1 times: " in "\n".join(lines) and "an idle machine" in lines[-1]
+    assert sum("125%!" in line for line in report.markdown(both)) == 1
+    assert any(line.startswith("!: faster") for line in report.markdown(both))
+    assert not any("!" in line for line in report.markdown(document(made("possible", 1.0, 0.0, 1))))
+    rings = []
+    monkeypatch.setattr(plots, "_ring", lambda axis, points, what: rings.append((what, list(points))))
+    plot(both, tmp_path / "x.png", "roofline")
+    plot(both, tmp_path / "x.png", "size")
+    assert rings == [("above the roof", [(1.0, 1.25e10)]), ("below the floor", [(0, 1e6 / 6)])]
+
+
+@pytest.mark.parametrize("kind, text", [("size", "below the floor"), ("roofline", "above the roof")])
+@pytest.mark.parametrize("times_the_floor", [0.8, 2.0])
+def test_a_ring_says_to_measure_again(tmp_path, kind, text, times_the_floor):
+    one = document(made("a case", 1.0, 0.0, 1))
+    one["cases"][0]["floors"]["cpu"][0] = 1 / times_the_floor
+    one["cases"][0] |= {"flops": 1e11 / times_the_floor, "bytes": 1.0}
+    plot(one, tmp_path / "x.svg", kind)
+    label = f"<!-- {text}: a rate was measured too low, measure again -->"
+    assert (label in (tmp_path / "x.svg").read_text()) == (times_the_floor < 1)
 
 
 def test_the_table_fits_the_terminal():
