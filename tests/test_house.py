@@ -34,8 +34,6 @@ EXCEPTIONS = {
     ("gpurnn/files.py", "lines"): 431,
     ("gpurnn/files.py:_write_and_rename", "levels"): 5,
     ("gpurnn/files.py:_sweep", "levels"): 5,
-    ("gpurnn/tasks/longrange.py", "lines"): 440,
-    ("gpurnn/tasks/music.py", "lines"): 536,
     ("gpurnn/tasks/run.py:_prepare", "parameters"): 9,
     ("gpurnn/tasks/series.py", "lines"): 737,
     ("gpurnn/tasks/speech.py", "lines"): 596,

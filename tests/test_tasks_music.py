@@ -9,11 +9,11 @@ from click.testing import CliRunner
 from optional import needs, optional
 
 from gpurnn.cli import main
+from gpurnn.data.midi import KEYS, read_midi, write_midi
+from gpurnn.data.rolls import read_parts
 from gpurnn.data.vocabulary import Vocabulary
 from gpurnn.errors import ShapeError
-from gpurnn.tasks import music
 from gpurnn.tasks.music import (
-    KEYS,
     TASK,
     MusicSettings,
     RollBatches,
@@ -21,10 +21,7 @@ from gpurnn.tasks.music import (
     compose_abc,
     frame_loss,
     key_statistics,
-    read_midi,
-    read_parts,
     score,
-    write_midi,
 )
 from gpurnn.tasks.run import prepare
 from gpurnn.tasks.trained import load
@@ -104,7 +101,7 @@ def test_midi_has_its_length_and_tempo(tmp_path):
 def test_midi_times_are_exact_to_the_tick(tmp_path):
     roll = np.zeros((7, 88), np.uint8)
     roll[2:5, 30], roll[4:7, 40] = 1, 1
-    music.write_midi(tmp_path / "a.mid", roll, step=0.25)
+    write_midi(tmp_path / "a.mid", roll, step=0.25)
     now, told = 0, []
     for message in mido.MidiFile(tmp_path / "a.mid").tracks[0]:
         now += message.time
@@ -124,7 +121,7 @@ def test_midi_is_rounded_to_frames_and_no_further(tmp_path):
             mido.Message("note_on", note=60, velocity=9, time=late), mido.Message("note_off", note=60, time=960 - late),
         ]))  # fmt: skip
         file.save(tmp_path / "a.mid")
-        assert np.flatnonzero(music.read_midi(tmp_path / "a.mid")[:, 39]).tolist() == list(range(first, 2))
+        assert np.flatnonzero(read_midi(tmp_path / "a.mid")[:, 39]).tolist() == list(range(first, 2))
 
 
 def test_midi_of_others(tmp_path):
@@ -487,4 +484,4 @@ def test_composing_needs_a_run_of_music(tmp_path):
 def test_midi_without_mido(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "mido", None)
     with pytest.raises(ImportError, match=r"pip install 'gpurnn\[music\]'"):
-        music.write_midi(tmp_path / "a.mid", np.zeros((1, KEYS)))
+        write_midi(tmp_path / "a.mid", np.zeros((1, KEYS)))
