@@ -181,6 +181,35 @@ def plot_attention(alignments, png):
     save_figure(figure, png)
 
 
+def plot_transcription(features, posteriors, characters, png, *, hop, stack, title):
+    """Features (T, bands) of a recording and, above each moment, how probable each character is.
+
+    posteriors: (steps, V), the blank first; characters: a string of the V - 1 others.
+    hop: seconds from one frame to the next; stack: frames of a step. Raises ImportError without matplotlib.
+    """
+    frames = len(posteriors) * stack  # the last step may reach past the end
+    seconds = frames * hop
+    figure = new_figure(max(6, min(16, 3 * seconds)), 5)
+    above, below = figure.subplots(2, 1, sharex=True)
+    times = (np.arange(len(posteriors)) + 0.5) * seconds / len(posteriors)
+    for number, character in enumerate("\N{EMPTY SET}" + characters):
+        line = posteriors[:, number]
+        shown = {"color": "0.75", "ls": ":"} if number == 0 else {}
+        above.plot(times, line, lw=1.5, **shown)
+        peaks = np.flatnonzero((line > 0.5) & (line >= np.roll(line, 1)) & (line > np.roll(line, -1)))
+        for step in peaks if number else ():
+            above.annotate(plain(character), (times[step], line[step]), ha="center", va="bottom")
+    above.set_ylim(0, 1.15)
+    above.set_ylabel("probability (dotted: blank)")
+    above.set_title(plain(title))
+    extent = (0, len(features) * hop, 0, features.shape[1])
+    below.imshow(features.T, origin="lower", aspect="auto", extent=extent)
+    below.set_xlim(0, seconds)
+    below.set_ylabel("mel band")
+    below.set_xlabel("seconds")
+    save_figure(figure, png)
+
+
 def _mean(norms):
     return None if norms is None else norms.mean(axis=1)
 

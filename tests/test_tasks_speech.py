@@ -10,21 +10,14 @@ from sounds import word, write_wav, write_words
 
 from gpurnn.cli import main
 from gpurnn.data import audio
+from gpurnn.data.utterances import Utterance, read_utterances, wav_features
 from gpurnn.data.vocabulary import Vocabulary
 from gpurnn.metrics import error_rate
 from gpurnn.tasks.run import prepare
-from gpurnn.tasks.speech import (
-    TASK,
-    SpeechSettings,
-    Utterance,
-    Utterances,
-    distorted,
-    read_utterances,
-    stacked,
-    transcribe,
-    wav_features,
-    word_errors,
-)
+from gpurnn.tasks.speech import TASK, SpeechSettings
+from gpurnn.tasks.speech.batches import Utterances, distorted, stacked
+from gpurnn.tasks.speech.decode import transcribe
+from gpurnn.tasks.speech.metrics import word_errors
 from gpurnn.tasks.trained import load
 
 SMALL = {

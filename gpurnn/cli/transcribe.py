@@ -3,7 +3,8 @@
 import click
 
 from .. import run_folder
-from ..tasks.speech import known_rate, plot_transcription, transcribe, wav_features
+from ..data.utterances import wav_features
+from ..tasks.speech.decode import known_rate, transcribe
 from ..tasks.trained import load, read_run
 from . import options
 
@@ -34,7 +35,11 @@ def command(run, files, beam, plot, backend, as_json):
         features, _ = wav_features(file, trained.settings, known_rate(trained, file))
         found = transcribe(trained, features, beam)
         if plot and not results:
-            plot_transcription(features, found, trained, plot)
+            from ..plots import plot_transcription
+
+            timing = {"hop": trained.settings.hop / 1000, "stack": trained.settings.stack}
+            characters = trained.facts["vocabulary"]
+            plot_transcription(features, found["posteriors"], characters, plot, title=found["text"], **timing)
         found.pop("posteriors", None)
         results.append({"file": file} | found)
         if not as_json:
