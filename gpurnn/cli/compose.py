@@ -84,7 +84,8 @@ def command(run, steps, temperature, voices, prompt, prompt_steps, tempo, tunes,
         try:
             from ..plots import plot_roll
 
-            plot_roll(roll, picture, LOWEST, step, 0 if start is None else len(start))
+            title = f"{out.name}: {len(roll)} frames, seed {seed}"
+            plot_roll(roll, picture, LOWEST, step, 0 if start is None else len(start), title)
             files.append(str(picture))
         except ImportError:
             pass  # no Matplotlib, no picture

@@ -71,6 +71,7 @@ class SpeechSettings(Settings):
     stretch: float = setting(0.1, "Utterances are stretched by up to this share.", low=0, high=1, high_open=True)
     mask_time: int = setting(10, "Frames set to the mean at most, and at most a fifth of all.", minimum=0)
     mask_bands: int = setting(8, "Bands set to the mean at most.", minimum=0)
+    strict: bool = setting(False, "Refuse a table with a bad line or sound file, which is skipped otherwise.")
     split: int = setting(0, "Which utterances are for validation: the seed of their choice.", minimum=0)
     layers: int = changed(Settings, "layers", 2)
     hidden: int = changed(Settings, "hidden", 128)
