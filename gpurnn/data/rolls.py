@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import FileError
 from ..files import check_room, read_json
-from .midi import KEYS, key_of, read_midi
+from .midi import KEYS, LOWEST, midi_roll, say_outside
 from .npz import read_npz
+from .skipped import Skipped
 
 SPLITS = ("train", "valid", "test")
 _FRAMES = 1 << 16  # frames looked at at once
@@ -17,36 +19,72 @@ _PIECE_COST = 500  # bytes of memory for a piece besides its frames
 _JSON_FACTOR = 64  # bytes of memory for a byte of JSON: "[]," is an empty list and a frame
 
 
-def read_parts(files, step):
-    """The pieces of all files: {"train": [...], "valid": [...], "test": [...]}, uint8 rolls (T, 88), T at least 1.
+def read_parts(files, step, strict=False):
+    """The pieces of all files, part by part.
 
-    Pieces of files that name no parts go to "train". Of a folder all files of music are read, in order of their names.
-    step: length of a frame in quarter notes, for MIDI. Raises ValueError that names the file and what is wrong with it,
-    FileNotFoundError.
+    Parameters
+    ----------
+    files : list of str or Path
+        Files of music, or folders, of which all files of music are read, in order of their names. Pieces of files that
+        name no parts go to "train".
+    step : float
+        Length of a frame in quarter notes, for MIDI.
+    strict : bool
+        Refuse a bad file among several, and a note that no piano has. They are left out otherwise, with a warning that
+        counts them.
+
+    Returns
+    -------
+    dict
+        "train", "valid" and "test": lists of (T, 88) uint8 arrays, T at least 1.
+
+    Raises
+    ------
+    ValueError
+        Names the file and what is wrong with it.
+    OSError
+        For a file that cannot be read.
     """
     parts = {name: [] for name in SPLITS}
-    paths = []
-    for file in map(Path, files):
-        inside = (
-            sorted(path for path in file.rglob("*") if path.suffix.lower() in _READERS) if file.is_dir() else [file]
-        )
-        if not inside:
-            raise ValueError(f"{file}: the folder has no files of music ({', '.join(_READERS)})")
-        paths += inside
+    paths = [path for file in map(Path, files) for path in (_files_in(file) if file.is_dir() else [file])]
+    skipped = Skipped("files of music", strict=strict or len(paths) == 1)
+    outside = {}  # file -> notes left out
     for file in paths:
-        suffix = file.suffix.lower()
-        if suffix == ".abc":
-            raise ValueError(f"{file}: ABC tunes are text: gpurnn train text {file}")
-        if suffix not in _READERS:
-            raise ValueError(f"{file}: expected a file of music ({', '.join(_READERS)}), got {suffix or 'no suffix'!r}")
-        for name, pieces in _READERS[suffix](file, step).items():
-            parts[name] += [piece for piece in pieces if len(piece)]
+        with skipped.catching():
+            found, outside[file] = _read(file, step, strict)
+            for name, pieces in found.items():
+                parts[name] += [piece for piece in pieces if len(piece)]
+    skipped.done()
+    left_out = [file for file, notes in outside.items() if notes]
+    if left_out:
+        place = left_out[0] if len(left_out) == 1 else f"{len(left_out):,} of {len(paths):,} files of music"
+        say_outside(place, sum(outside.values()))
     if not any(parts.values()):
-        raise ValueError(f"{', '.join(map(str, files))}: no music in it: every piece is empty")
+        raise FileError(f"{', '.join(map(str, files))}: no music in it: every piece is empty")
     return parts
 
 
-def _read_npz(path, step):
+def _files_in(folder):
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    if not found:
+        raise FileError(f"{folder}: the folder has no files of music ({', '.join(_SUFFIXES)})")
+    return found
+
+
+def _read(path, step, strict):
+    """({part: rolls}, number of notes left out) of one file."""
+    suffix = path.suffix.lower()
+    if suffix in _MIDI:
+        roll, outside = midi_roll(path, step, strict)
+        return {"train": [roll]}, outside
+    if suffix in _READERS:
+        return _READERS[suffix](path), 0
+    if suffix == ".abc":
+        raise FileError(f"{path}: ABC tunes are text: gpurnn train text {path}")
+    raise FileError(f"{path}: expected a file of music ({', '.join(_SUFFIXES)}), got {suffix or 'no suffix'!r}")
+
+
+def _read_npz(path):
     found = read_npz(path, lambda name: name.endswith(("_roll", "_length")))
     parts = {}
     for split in SPLITS:
@@ -79,7 +117,7 @@ def _binary(roll):
     return all(((part == 0) | (part == 1)).all() for part in parts)
 
 
-def _read_json(path, step):
+def _read_json(path):
     document = read_json(path, factor=_JSON_FACTOR)
     parts = document if isinstance(document, dict) else {"train": document}
     unknown = set(parts) - set(SPLITS)
@@ -102,12 +140,17 @@ def _roll(frames, place):
     roll = np.zeros((len(_list(frames, place)), KEYS), np.uint8)
     for t, frame in enumerate(frames):
         for number in _list(frame, f"{place}, frame {t}"):
-            roll[t, key_of(number, f"{place}, frame {t}")] = 1
+            roll[t, _key(number, f"{place}, frame {t}")] = 1
     return roll
 
 
-def _read_midi(path, step):
-    return {"train": [read_midi(path, step)]}
+def _key(number, place):
+    """The column of a MIDI number, which has to be on the piano."""
+    if not isinstance(number, int) or not LOWEST <= number < LOWEST + KEYS:
+        raise ValueError(f"{place}: expected MIDI numbers from {LOWEST} to {LOWEST + KEYS - 1}, got {number!r}")
+    return number - LOWEST
 
 
-_READERS = {".npz": _read_npz, ".json": _read_json, ".mid": _read_midi, ".midi": _read_midi}
+_READERS = {".npz": _read_npz, ".json": _read_json}
+_MIDI = (".mid", ".midi")
+_SUFFIXES = (*_READERS, *_MIDI)

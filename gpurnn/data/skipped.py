@@ -50,6 +50,8 @@ class Skipped:
             known = isinstance(error, OSError) and error.filename and error.strerror
             text = f"{error.filename}: {error.strerror}" if known else one_line(error, 400)
             text = f"{place}: {text}" if place else text
+            if self.strict and not (place or self.start):
+                raise
             if self.strict:
                 raise FileError(f"{self.start}{text}") from error
             self.reasons.append(text)

@@ -54,6 +54,9 @@ class MusicSettings(Settings):
     )
     weight_noise: float = changed(Settings, "weight_noise", 0.075)
     transpose: int = setting(0, "Shift each piece by up to this many semitones, anew in every epoch.", minimum=0)
+    strict: bool = setting(
+        False, "Refuse a bad file among several, and notes that no piano has; both are left out otherwise."
+    )
     step: float = setting(1.0, "Length of a frame in quarter notes.", low=0, low_open=True)
 
 
@@ -75,7 +78,7 @@ class MusicTask(Task):
     next = ("gpurnn compose {run} --steps 128 --out tune.mid",)
 
     def read(self, files, settings, facts=None, scratch=None):
-        parts = read_parts(files, settings.step)
+        parts = read_parts(files, settings.step, settings.strict)
         if not parts["valid"] and settings.valid:
             every = max(2, round(1 / settings.valid))  # one piece in this many is for validation
             if len(parts["train"]) < every:
@@ -136,7 +139,7 @@ class MusicTask(Task):
 
     def evaluate(self, trained, files):
         """How well the model predicts other music: the test part of the files where they name one, else all."""
-        parts = read_parts(files, trained.settings.step)
+        parts = read_parts(files, trained.settings.step, trained.settings.strict)
         pieces = parts["test"] or [piece for name in SPLITS for piece in parts[name]]
         numbers = score(trained.model, pieces, trained.facts["keys"])
         return numbers, _summary(numbers, "test" if parts["test"] else "all")
