@@ -96,18 +96,19 @@ def plot_gradient_flow(flow, png):
     save_figure(figure, png)
 
 
-def plot_roll(roll, png, lowest=21, step=1.0, prompt=0):
+def plot_roll(roll, png, lowest=21, step=1.0, prompt=0, title=""):
     """A piano roll (T, K) of 0 and 1, whose column 0 is the MIDI number ``lowest``: time to the right, pitch upwards.
 
-    step: length of a frame in quarter notes. prompt: frames at the beginning that are drawn in another colour. Raises
-    ImportError without matplotlib.
+    step: length of a frame in quarter notes. prompt: frames at the beginning that are drawn in another color, with a
+    legend. Raises ImportError without matplotlib.
     """
     roll = np.asarray(roll) != 0
     T, keys = roll.shape[0], np.flatnonzero(roll.any(axis=0))
     low, high = (keys[0], keys[-1]) if len(keys) else (0, roll.shape[1] - 1)
     figure = new_figure(min(20, 4 + T / 12), 1.5 + (high - low + 1) / 10)
     axes = figure.subplots()
-    for first, last, color in ((0, prompt, "0.5"), (prompt, T, "C0")):
+    for first, last, color, label in ((0, prompt, "0.5", "prompt"), (prompt, T, "C0", "composed")):
+        axes.broken_barh([], (0, 1), facecolors=color, label=label)
         for key in keys:
             changes = np.flatnonzero(np.diff(roll[first:last, key].astype(int), prepend=0, append=0))
             spans = [((first + a) * step, (b - a) * step) for a, b in zip(changes[::2], changes[1::2], strict=True)]
@@ -116,8 +117,12 @@ def plot_roll(roll, png, lowest=21, step=1.0, prompt=0):
     axes.set_yticks(octaves, [f"C{pitch // 12 - 1}" for pitch in octaves])
     axes.set_ylim(lowest + low - 2, lowest + high + 2)
     axes.set_xlim(0, max(T, 1) * step)
-    axes.set_xlabel("quarter notes")
+    axes.set_xlabel("time in quarter notes")
+    axes.set_ylabel("pitch")
     axes.grid(alpha=0.3)
+    axes.set_title(plain(title), loc="left")
+    if prompt:
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderaxespad=0.2)
     save_figure(figure, png)
 
 
@@ -178,6 +183,37 @@ def plot_attention(alignments, png):
         axis.set_yticks(range(len(written)), [plain(word) for word in written])
         axis.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False)
     figure.colorbar(image, ax=axes, label="attention weight")
+    save_figure(figure, png)
+
+
+def plot_transcription(features, posteriors, characters, png, *, places, title, hop, stack):
+    """Features (T, bands) of a recording and, above each moment, how probable each character is.
+
+    posteriors: (steps, V), the blank first; characters: a string of the V - 1 others. places: a list of (step, number
+    of a character), 1 for the first, each of which is written above its curve. hop: seconds from one frame to the next;
+    stack: frames of a step. Raises ImportError without matplotlib.
+    """
+    frames = len(posteriors) * stack  # the last step may reach past the end
+    seconds = frames * hop
+    figure = new_figure(max(6, min(16, 3 * seconds)), 5)
+    above, below = figure.subplots(2, 1, sharex=True)
+    times = (np.arange(len(posteriors)) + 0.5) * seconds / len(posteriors)
+    above.plot(times, posteriors[:, 0], lw=1.5, color="0.75", ls=":", label="blank")
+    for number in range(1, len(characters) + 1):
+        above.plot(times, posteriors[:, number], lw=1.5)
+    for step, number in places:
+        point = times[step], posteriors[step, number]
+        shown = plain(characters[number - 1].replace(" ", "\N{OPEN BOX}"))
+        above.annotate(shown, point, textcoords="offset points", xytext=(0, 2), ha="center")
+    above.set_ylim(0, 1.15)
+    above.set_ylabel("probability")
+    above.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
+    above.set_title(plain(title), loc="left")
+    extent = (0, len(features) * hop, 0, features.shape[1])
+    below.imshow(features.T, origin="lower", aspect="auto", extent=extent)
+    below.set_xlim(0, seconds)
+    below.set_ylabel("mel band")
+    below.set_xlabel("time in seconds")
     save_figure(figure, png)
 
 

@@ -1,5 +1,6 @@
 """Sounds for tests: tones, words made of tones, and WAV files of any kind."""
 
+import struct
 import wave
 
 import numpy as np
@@ -34,6 +35,32 @@ def write_wav(path, samples, rate=8000, width=2):
         file.setframerate(rate)
         file.writeframes(np.ascontiguousarray(data).tobytes())
     return path
+
+
+def wav_bytes(samples, rate, *, bits=16, floats=False, extensible=False, chunks=b"", long=None):
+    """A WAV file of any format, byte by byte.
+
+    samples: (N,) or (N, channels), full scale 1. extensible: with WAVE_FORMAT_EXTENSIBLE. chunks: put before the
+    format. long: b"RF64" or b"BW64" for lengths of 64 bits.
+    """
+    samples = np.asarray(samples, np.float64).reshape(len(samples), -1)
+    channels, width = samples.shape[1], bits // 8
+    if floats:
+        data = samples.astype(f"<f{width}").tobytes()
+    else:
+        whole = np.minimum(np.round(samples * 2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1).astype("<i8")
+        whole += 128 * (bits == 8)
+        data = whole.reshape(-1, 1).view(np.uint8)[:, :width].tobytes()
+    form = 3 if floats else 1
+    head = struct.pack("<HHIIHH", 0xFFFE if extensible else form, channels, rate, rate * channels * width,
+                       channels * width, bits)  # fmt: skip
+    if extensible:  # its size, valid bits, places of the speakers, and the format as a GUID
+        head += struct.pack("<HHIH", 22, bits, 0, form) + bytes.fromhex("000000001000800000aa00389b71")
+    said = 2**32 - 1 if long else len(data)
+    body = chunks + b"fmt " + struct.pack("<I", len(head)) + head + b"data" + struct.pack("<I", said) + data
+    if long:
+        body = b"ds64" + struct.pack("<IQQQI", 28, len(body) + 40, len(data), len(samples), 0) + body
+    return (long or b"RIFF") + struct.pack("<I", (4 + len(body)) % 2**32) + b"WAVE" + body
 
 
 def write_words(folder, texts, seed, rate=4000):

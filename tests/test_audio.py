@@ -1,68 +1,155 @@
-"""WAV files of every kind, resampling, and log-mel features against their definition and against stored ones."""
+"""Compressed sound, resampling, and log-mel features against their definition and against stored ones."""
 
+import io
 import logging
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from optional import given, needs, optional
 from sounds import tone, write_wav
 
-from gpurnn.data import audio
-from gpurnn.data.audio import log_mel, read_wav, resample
-from gpurnn.errors import ShapeError
+from gpurnn.data import wav
+from gpurnn.data.audio import is_silent, log_mel, read_audio, resample
+from gpurnn.errors import FileError, ShapeError
+
+soundfile, st = optional("soundfile"), optional("hypothesis.strategies")
 
 
 @pytest.fixture(autouse=True)
 def nothing_said_yet():
-    audio._say_once.cache_clear()
+    wav.say_once.cache_clear()
 
 
-# ---- WAV
+# ---- formats
 
 
-@pytest.mark.parametrize("width", [1, 2, 3, 4])
-def test_every_width(tmp_path, width):
-    exact = np.array([0, 0.5, -0.5, -1, 127 / 128, 0.3, -0.7])
-    samples, rate = read_wav(write_wav(tmp_path / "a.wav", exact, 11025, width))
-    assert samples.dtype == np.float32 and rate == 11025
-    assert np.abs(samples - exact).max() <= 2.0 ** -(8 * width) + 2**-25  # half a step of the file, one of float32
+FORMATS = [("FLAC", "PCM_16"), ("FLAC", "PCM_24"), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III")]
 
 
-def test_channels_are_averaged_and_that_is_said_once(tmp_path, caplog):
-    left, right = tone(200), tone(300)
-    path = write_wav(tmp_path / "a.wav", np.stack([left, right], axis=1))
-    with caplog.at_level(logging.WARNING, "gpurnn"):
-        samples, _ = read_wav(path)
-        read_wav(path)
-    assert np.abs(samples - (left + right) / 2).max() < 2**-15
-    assert [record.getMessage() for record in caplog.records] == ["WAV files with 2 channels: averaged to one"]
+def compressed(kind, subtype, samples, rate=16000):
+    data = io.BytesIO()
+    soundfile.write(data, samples, rate, format=kind, subtype=subtype)
+    return data.getvalue()
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (lambda data: b"", "is not a WAV file, or its header is cut off"),
-        (lambda data: data[:30], "is not a WAV file"),
-        (lambda data: b"ID3" + data[3:], "is not a WAV file of PCM samples"),
-        (lambda data: data[:20] + b"\x03" + data[21:], r"is not a WAV file of PCM samples \(unknown format: 3\)"),
-        (lambda data: data[:44], "its header says 400 samples, it holds 0"),
-        (lambda data: data[:-300], "is cut off: its header says 400 samples, it holds 250"),
-        (lambda data: data[:24] + bytes(4) + data[28:], "sampling rate of 0 Hz"),
-    ],
-)
-def test_damaged_files(tmp_path, change, message):
-    path = write_wav(tmp_path / "a.wav", tone(200, 0.05))
-    path.write_bytes(change(path.read_bytes()))
-    with pytest.raises(ValueError, match=f"a.wav: .*{message}"):
-        read_wav(path)
+@needs("soundfile")
+@pytest.mark.parametrize("kind, subtype", FORMATS)
+def test_compressed_sound_is_heard_alike(tmp_path, kind, subtype, caplog):
+    """Under any name; two channels become one, which is said once."""
+    sound = tone(440, 1.0, 16000)
+    (tmp_path / "a.dat").write_bytes(compressed(kind, subtype, np.stack([1.5 * sound, 0.5 * sound], axis=1)))
+    samples, rate = read_audio(tmp_path / "a.dat")
+    assert samples.dtype == np.float32 and samples.ndim == 1 and rate == 16000
+    assert abs(len(samples) - 16000) < 1152  # a frame of MP3
+    peaks = np.abs(np.fft.rfft(samples))
+    assert abs(peaks.argmax() * 16000 / len(samples) - 440) < 2
+    if kind == "FLAC":
+        assert np.abs(samples - sound).max() < 2**-15
+    read_audio(tmp_path / "a.dat")
+    assert [record.getMessage() for record in caplog.records] == ["Sound with 2 channels: averaged to one"]
 
 
-def test_no_samples(tmp_path):
-    with pytest.raises(ValueError, match="a.wav: holds no samples"):
-        read_wav(write_wav(tmp_path / "a.wav", np.zeros(0)))
+@needs("soundfile")
+@pytest.mark.parametrize("kind, subtype", FORMATS)
+def test_damaged_compressed_sound(tmp_path, kind, subtype):
+    data = compressed(kind, subtype, tone(300, 1.0, 16000))
+    for broken in (data[: len(data) // 2], data[:20], data[:4] + bytes(500)):
+        (tmp_path / "a.flac").write_bytes(broken)
+        with pytest.raises(FileError, match=rf"a.flac: is (damaged: it cannot be read as {kind}|cut off)"):
+            read_audio(tmp_path / "a.flac")
+
+
+@needs("soundfile")
+def test_compressed_sound_within_the_memory_that_a_file_may_take(tmp_path, monkeypatch):
+    """A minute of silence is a small file. A header of FLAC that was written to a pipe has no length."""
+    data = compressed("FLAC", "PCM_16", np.zeros(60 * 16000))
+    assert len(data) < 20_000
+    endless = data[:21] + bytes([data[21] & 0xF0]) + bytes(4) + data[26:]  # 36 bits in the block STREAMINFO
+    for name, content in (("a.flac", data), ("b.flac", endless)):
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.setenv("GPURNN_MAX_MEMORY", "8M")
+    with pytest.raises(FileError, match="a.flac: its 960,000 samples would take .* the limit is 8.39 MB"):
+        read_audio(tmp_path / "a.flac")
+    with pytest.raises(FileError, match="b.flac: its header has no length"):
+        read_audio(tmp_path / "b.flac")
+    monkeypatch.setenv("GPURNN_MAX_MEMORY", "16M")
+    assert len(read_audio(tmp_path / "a.flac")[0]) == 60 * 16000
+
+
+@needs("soundfile")
+@pytest.mark.parametrize("start", [b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"RIFF", b""])
+def test_no_bytes_raise_anything_but_a_file_error(tmp_path, start):
+    path = tmp_path / "a.wav"
+
+    @given(lambda: st.binary(max_size=300), max_examples=60)
+    def check(data):
+        path.write_bytes(start + data)
+        try:
+            samples, _ = read_audio(path)
+        except FileError as error:
+            assert str(error).startswith(f"{path}: ")
+        else:
+            assert len(samples) and np.isfinite(samples).all()
+
+    check()
+
+
+@needs("soundfile")
+def test_changed_bytes_raise_nothing_but_a_file_error(tmp_path):
+    path = tmp_path / "a.wav"
+    good = [compressed(kind, subtype, tone(300, 0.2, 16000)) for kind, subtype in FORMATS]
+
+    @given(lambda: st.tuples(st.sampled_from(good), st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)))))
+    def check(drawn):
+        data = bytearray(drawn[0])
+        for place, value in drawn[1]:
+            data[place % len(data)] = value
+        path.write_bytes(data)
+        try:
+            samples, _ = read_audio(path)
+        except FileError as error:
+            assert str(error).startswith(f"{path}: ")
+        else:
+            assert len(samples) and np.isfinite(samples).all()
+
+    check()
+
+
+def test_what_is_no_sound(tmp_path):
+    for name, data, words in [
+        ("a.mp3", b"", "a.mp3: is empty"),
+        ("a.mp3", b"....ftypM4A ", "is not WAV, FLAC, OGG or MP3 by its first bytes. Convert it"),
+        ("a.wav", b"....ftypM4A ", "is not a WAV file: it does not begin with RIFF"),
+        ("a.mp3", b"RIFF....WAVE", "is not a WAV file, or its header is cut off"),
+    ]:
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(FileError, match=words):
+            read_audio(tmp_path / name)
     with pytest.raises(FileNotFoundError):
-        read_wav(tmp_path / "b.wav")
+        read_audio(tmp_path / "none.flac")
+
+
+def test_without_soundfile(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    (tmp_path / "a.flac").write_bytes(b"fLaC" + bytes(40))
+    with pytest.raises(ImportError, match=r"a.flac: FLAC needs soundfile: pip install 'gpurnn\[audio\]'"):
+        read_audio(tmp_path / "a.flac")
+    samples, _ = read_audio(write_wav(tmp_path / "a.wav", tone(200)))
+    assert len(samples) == 4000
+
+
+@pytest.mark.parametrize("samples, silent", [
+    (np.zeros(10), True), (np.full(10, 0.25), True), (0.0009 * np.sin(np.arange(100)), True),
+    (0.0015 * np.sin(np.arange(100)), False), (np.array([0.0, 0.0, 0.01]), False), (np.array([0.5]), True),
+])  # fmt: skip
+def test_silence(samples, silent):
+    assert is_silent(samples.astype(np.float32)) is silent
+
+
+# ---- resampling
 
 
 @pytest.mark.parametrize("rate, wanted", [(44100, 8000), (8000, 16000), (22050, 8000)])
@@ -75,7 +162,7 @@ def test_resampling_keeps_a_tone(rate, wanted, caplog):
     assert len(found) == len(expected)
     middle = slice(len(found) // 4, -len(found) // 4)
     assert np.abs(found - expected)[middle].max() < 0.005  # ripple of the filter that resample_poly has by itself
-    assert [record.getMessage() for record in caplog.records] == [f"WAV files of {rate} Hz: resampled to {wanted}"]
+    assert [record.getMessage() for record in caplog.records] == [f"Sound of {rate} Hz: resampled to {wanted}"]
 
 
 def test_the_same_rate_is_left_alone(caplog):
@@ -139,7 +226,7 @@ def test_the_spoken_digits_come_out_as_they_are_stored():
         path = folder / "wav" / f"{label}_{stored['speaker_names'][speaker]}_{index}.wav"
         if not path.exists():
             continue
-        found = log_mel(*read_wav(path), bands=32, fmin=60, fmax=4000)
+        found = log_mel(*read_audio(path), bands=32, fmin=60, fmax=4000)
         exact = stored["frames"][ends[n] - stored["length"][n] : ends[n]].astype(np.float64)
         assert found.shape == exact.shape
         assert np.abs(found - exact).max() <= 1 / 64 + 1e-6  # stored in steps of 1/32; float32 of numbers below 16

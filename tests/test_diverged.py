@@ -8,10 +8,10 @@ import pytest
 from click.testing import CliRunner
 
 from gpurnn.cli import main
+from gpurnn.data.utterances import read_utterances
 from gpurnn.errors import DivergedError
 from gpurnn.tasks import classify, longrange, music, series, speech, text, translate
 from gpurnn.tasks import run as runs
-from gpurnn.tasks.speech import read_utterances
 
 TASKS = {  # task -> files and settings of a tiny run
     "text": (["book.txt"], {"steps": 8}),

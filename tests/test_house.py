@@ -30,11 +30,8 @@ EXCEPTIONS = {
     ("gpurnn/cells.py:GRUStep.forward", "parameters"): 9,
     ("gpurnn/cells.py:GRUStep.backward", "parameters"): 12,
     ("gpurnn/cli/train.py:_train", "parameters"): 10,
-    ("gpurnn/tasks/longrange.py", "lines"): 440,
-    ("gpurnn/tasks/music.py", "lines"): 536,
     ("gpurnn/tasks/run.py:_prepare", "parameters"): 9,
     ("gpurnn/tasks/series.py", "lines"): 737,
-    ("gpurnn/tasks/speech.py", "lines"): 596,
     ("gpurnn/train/fit.py:fit", "parameters"): 23,
     ("kernels/schedules/block_mma.cu", "lines"): 419,
 }  # fmt: skip

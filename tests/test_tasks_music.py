@@ -3,17 +3,18 @@
 import contextlib
 import json
 
+import hostile
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from optional import needs, optional
+from optional import given, needs, optional
 
 from gpurnn.cli import main
+from gpurnn.data.midi import KEYS, read_midi, write_midi
+from gpurnn.data.rolls import read_parts
 from gpurnn.data.vocabulary import Vocabulary
-from gpurnn.errors import ShapeError
-from gpurnn.tasks import music
+from gpurnn.errors import FileError, ShapeError
 from gpurnn.tasks.music import (
-    KEYS,
     TASK,
     MusicSettings,
     RollBatches,
@@ -21,15 +22,12 @@ from gpurnn.tasks.music import (
     compose_abc,
     frame_loss,
     key_statistics,
-    read_midi,
-    read_parts,
     score,
-    write_midi,
 )
 from gpurnn.tasks.run import prepare
 from gpurnn.tasks.trained import load
 
-mido = optional("mido")
+mido, st = optional("mido"), optional("hypothesis.strategies")
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +102,7 @@ def test_midi_has_its_length_and_tempo(tmp_path):
 def test_midi_times_are_exact_to_the_tick(tmp_path):
     roll = np.zeros((7, 88), np.uint8)
     roll[2:5, 30], roll[4:7, 40] = 1, 1
-    music.write_midi(tmp_path / "a.mid", roll, step=0.25)
+    write_midi(tmp_path / "a.mid", roll, step=0.25)
     now, told = 0, []
     for message in mido.MidiFile(tmp_path / "a.mid").tracks[0]:
         now += message.time
@@ -124,7 +122,7 @@ def test_midi_is_rounded_to_frames_and_no_further(tmp_path):
             mido.Message("note_on", note=60, velocity=9, time=late), mido.Message("note_off", note=60, time=960 - late),
         ]))  # fmt: skip
         file.save(tmp_path / "a.mid")
-        assert np.flatnonzero(music.read_midi(tmp_path / "a.mid")[:, 39]).tolist() == list(range(first, 2))
+        assert np.flatnonzero(read_midi(tmp_path / "a.mid")[:, 39]).tolist() == list(range(first, 2))
 
 
 def test_midi_of_others(tmp_path):
@@ -202,10 +200,10 @@ def write_bad(path, what):
         ("no number", "got 'C'"),
         ("names", r"train, valid, test, got \['training'\]"),
         ("silent", "every piece is empty"),
-        ("no MIDI", "is not a MIDI file that can be read"),
-        ("empty", "is not a MIDI file that can be read"),
+        ("no MIDI", "is damaged MIDI: it ends too early"),
+        ("empty", "is not a MIDI file: it does not begin with MThd"),
         ("no notes", "has no notes"),
-        ("high note", "from 21 to 108, got 120"),
+        ("high note", r"all of its notes, 1, are outside a piano's keys \(MIDI numbers 21 to 108\)"),
         ("abc", "gpurnn train text"),
         ("wav", "expected a file of music"),
     ],
@@ -215,6 +213,110 @@ def test_bad_files_are_named(tmp_path, what, words):
     with pytest.raises(ValueError, match=words) as caught:
         read_parts([path], 1.0)
     assert str(path) in str(caught.value)
+
+
+def save_notes(path, *notes, channel=0):
+    """A MIDI file of quarter notes, one after another."""
+    file = mido.MidiFile(ticks_per_beat=96)
+    track = file.add_track()
+    for note in notes:
+        track.append(mido.Message("note_on", note=note, velocity=9, time=0, channel=channel))
+        track.append(mido.Message("note_off", note=note, time=96, channel=channel))
+    file.save(path)
+    return path
+
+
+def test_bad_files_of_a_folder_are_skipped_and_counted(tmp_path, caplog):
+    save_notes(tmp_path / "a.mid", 60, 62)
+    save_notes(tmp_path / "drums.mid", 36, 38, channel=9)
+    (tmp_path / "cut.mid").write_bytes((tmp_path / "a.mid").read_bytes()[:-20])
+    for name in ("x.json", "y.json"):
+        (tmp_path / name).write_text("[[[")
+    for files in ([tmp_path], sorted(tmp_path.iterdir())):  # a folder, and a list
+        caplog.clear()
+        parts = read_parts(files, 1.0)
+        assert [np.argwhere(piece).tolist() for piece in parts["train"]] == [[[0, 39], [1, 41]]]
+        (said,) = [record.getMessage().splitlines() for record in caplog.records]
+        assert said[0] == "4 of 5 files of music skipped:" and said[4] == "  and 1 more"
+        assert said[1] == f"  {tmp_path / 'cut.mid'}: is damaged MIDI: it ends too early"
+        assert said[2] == f"  {tmp_path / 'drums.mid'}: has no notes but those of drums"
+        assert said[3].startswith(f"  {tmp_path / 'x.json'}: is not JSON")
+        with pytest.raises(FileError, match="cut.mid: is damaged MIDI"):
+            read_parts(files, 1.0, strict=True)
+    with pytest.raises(FileError, match=r"drums.mid: has no notes .* \(none of the 2 files of music can be used\)"):
+        read_parts([tmp_path / "drums.mid", tmp_path / "x.json"], 1.0)
+    with pytest.raises(FileNotFoundError):
+        read_parts([tmp_path / "none.mid"], 1.0)
+
+
+def test_notes_that_no_piano_has_are_left_out_and_counted(tmp_path, caplog):
+    save_notes(tmp_path / "a.mid", 60, 20, 62)
+    save_notes(tmp_path / "b.mid", 109, 21, 108, 127)
+    save_notes(tmp_path / "c.mid", 64)
+    rule = "notes left out because they are outside a piano's keys (MIDI numbers 21 to 108)"
+    roll = read_midi(tmp_path / "a.mid")
+    assert np.argwhere(roll).tolist() == [[0, 39], [2, 41]]
+    parts = read_parts([tmp_path], 1.0)
+    assert [np.argwhere(piece).tolist() for piece in parts["train"]] == [
+        [[0, 39], [2, 41]], [[1, 0], [2, 87]], [[0, 43]]
+    ]  # fmt: skip
+    read_parts([tmp_path / "b.mid"], 1.0)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / 'a.mid'}: {rule}: 1", f"2 of 3 files of music: {rule}: 3", f"{tmp_path / 'b.mid'}: {rule}: 2",
+    ]  # fmt: skip
+    for strict in (lambda: read_midi(tmp_path / "b.mid", strict=True), lambda: read_parts([tmp_path], 1.0, True)):
+        with pytest.raises(FileError, match=r"[ab].mid: has notes outside a piano's keys .*: [12]"):
+            strict()
+
+
+def test_strict_is_an_option_and_evaluation_follows_it(tmp_path):
+    pieces = tmp_path / "pieces"
+    pieces.mkdir()
+    (pieces / "a.json").write_text(json.dumps(as_lists(tunes(4))))
+    (pieces / "b.json").write_text("[[[")
+    options = dict(hidden=4, epochs=1, seed=0, valid=0.0, backend="cpu")
+    with pytest.raises(FileError, match="b.json: is not JSON"):
+        prepare("music", [pieces], tmp_path / "strict", strict=True, **options)
+    prepare("music", [pieces], tmp_path / "run", **options).train(progress=False)
+    done = CliRunner().invoke(main, ["evaluate", str(tmp_path / "run"), str(pieces), "--json"])
+    assert done.exit_code == 0 and json.loads(done.stdout)["pieces"] == 4
+    done = CliRunner().invoke(main, ["train", "music", str(pieces), "--strict", "--out", str(tmp_path / "x")])
+    assert done.exit_code == 2 and "b.json: is not JSON" in done.output
+
+
+def changed_midi():
+    """A good file with some bytes replaced, cut, or any bytes."""
+    good = hostile.midi([(0, 0x90, 60, 64), (96, 0x80, 60, 0), (0, 0x99, 36, 64), (9, 0x90, 120, 64)] * 3)
+    changes = st.lists(st.tuples(st.integers(0, len(good) - 1), st.integers(0, 255)), max_size=4)
+
+    def apply(changes, cut):
+        data = bytearray(good)
+        for place, value in changes:
+            data[place] = value
+        return bytes(data[: cut or None])
+
+    return st.one_of(st.builds(apply, changes, st.sampled_from([0, 0, 0, 30])), st.binary(max_size=60))
+
+
+@needs("mido")
+@needs("hypothesis")
+def test_no_bytes_of_midi_raise_anything_but_a_file_error(tmp_path):
+    path, outcomes = tmp_path / "a.mid", set()
+
+    @given(changed_midi, max_examples=300)
+    def check(data):
+        path.write_bytes(data)
+        try:
+            roll = read_midi(path)
+        except FileError as error:
+            outcomes.add("refused")
+            assert str(error).startswith(f"{path}: ")
+        else:
+            outcomes.add("read")
+            assert roll.shape[1] == KEYS and roll.any()
+
+    check()
+    assert outcomes == {"refused", "read"}
 
 
 def test_a_folder_without_music(tmp_path):
@@ -453,6 +555,32 @@ def test_from_files_to_midi(tmp_path):
     assert np.array_equal(read_midi(tmp_path / "b.mid"), pieces[0][:16])  # it goes on as the rule says
 
 
+@needs("mido")
+@needs("matplotlib")
+def test_the_picture_of_a_tune(tmp_path, monkeypatch):
+    """Title, axes, and what is the prompt; a legend only where there is one."""
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, data, **_: (drawn.append(figure), data.write(b"png")))
+    (tmp_path / "a.json").write_text(json.dumps(as_lists(tunes(4))))
+    run = str(tmp_path / "run")
+    prepare("music", [tmp_path / "a.json"], run, hidden=4, epochs=1, seed=0, valid=0.0, backend="cpu").train(
+        progress=False
+    )
+    options = ["compose", run, "--steps", "8", "--seed", "5"]
+    for more in (["--prompt", str(tmp_path / "a.json"), "--prompt-steps", "6"], []):
+        done = CliRunner().invoke(main, [*options, "--out", str(tmp_path / f"{len(more)}.mid"), *more])
+        assert done.exit_code == 0, done.output
+    prompted, free = (figure.axes[0] for figure in drawn)
+    assert (
+        prompted.get_title("left") == "4.mid: 14 frames, seed 5" and free.get_title("left") == "0.mid: 8 frames, seed 5"
+    )
+    assert [text.get_text() for text in prompted.get_legend().get_texts()] == ["prompt", "composed"]
+    assert free.get_legend() is None
+    assert prompted.get_xlabel() == "time in quarter notes" and prompted.get_ylabel() == "pitch"
+
+
 def test_resumed_equals_uninterrupted(tmp_path):
     path = save_npz(tmp_path / "a.npz", train=tunes(9, 6), valid=tunes(2, 6))
     same = dict(backend="cpu", seed=4, hidden=5, layers=2, dropout=0.3, transpose=4, schedule="constant")
@@ -487,4 +615,4 @@ def test_composing_needs_a_run_of_music(tmp_path):
 def test_midi_without_mido(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "mido", None)
     with pytest.raises(ImportError, match=r"pip install 'gpurnn\[music\]'"):
-        music.write_midi(tmp_path / "a.mid", np.zeros((1, KEYS)))
+        write_midi(tmp_path / "a.mid", np.zeros((1, KEYS)))

@@ -1,30 +1,25 @@
 """Speech: words of tones learned from WAV files, strings made of single ones, and files that are refused."""
 
+import itertools
 import json
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from optional import needs
-from sounds import word, write_wav, write_words
+from sounds import tone, word, write_wav, write_words
 
 from gpurnn.cli import main
-from gpurnn.data import audio
+from gpurnn.data import wav
+from gpurnn.data.utterances import Utterance, file_features, read_utterances
 from gpurnn.data.vocabulary import Vocabulary
+from gpurnn.errors import FileError
 from gpurnn.metrics import error_rate
 from gpurnn.tasks.run import prepare
-from gpurnn.tasks.speech import (
-    TASK,
-    SpeechSettings,
-    Utterance,
-    Utterances,
-    distorted,
-    read_utterances,
-    stacked,
-    transcribe,
-    wav_features,
-    word_errors,
-)
+from gpurnn.tasks.speech import TASK, SpeechSettings
+from gpurnn.tasks.speech.batches import Utterances, distorted, stacked
+from gpurnn.tasks.speech.decode import aligned, transcribe
+from gpurnn.tasks.speech.metrics import word_errors
 from gpurnn.tasks.trained import load
 
 SMALL = {
@@ -37,7 +32,7 @@ SMALL = {
 def undrawn(monkeypatch):
     """Most of a tiny run's time would go into its picture."""
     monkeypatch.setattr("gpurnn.plots.plot_run", lambda folder: [])
-    audio._say_once.cache_clear()
+    wav.say_once.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +103,7 @@ def test_classes_are_learned(letters, strings, tmp_path):
     numbers, text = TASK.evaluate(trained, [table])
     assert numbers["accuracy"] > 0.9  # by chance 1/3
     assert f"{numbers['accuracy']:.2%} of the classes are right" in text
-    found = transcribe(trained, wav_features(tmp_path / "more" / "0.wav", trained.settings, 4000)[0])
+    found = transcribe(trained, file_features(tmp_path / "more" / "0.wav", trained.settings, 4000)[0])
     assert found["text"] == "a" and 0.5 < found["probability"] <= 1
     with pytest.raises(ValueError, match="a class that the model never saw, '[abc]+': it knows a, b, c"):
         TASK.evaluate(trained, [strings])
@@ -336,30 +331,124 @@ def test_a_model_of_features_alone_takes_no_sound(tmp_path):
     run.train(progress=False)
     wav = write_wav(tmp_path / "a.wav", np.zeros(100))
     result = gpurnn("transcribe", tmp_path / "run", wav, code=2)
-    assert "not known how they are made from sound: train it with --rate" in result.output
+    assert "not known how they are made from sound. Train it with --rate" in result.output
 
 
 def test_damaged_tables(tmp_path):
-    table, settings = tmp_path / "a.tsv", SpeechSettings()
+    table, settings = tmp_path / "a.tsv", SpeechSettings(strict=True)
     write_wav(tmp_path / "good.wav", np.zeros(1000))
     cut = write_wav(tmp_path / "cut.wav", np.zeros(1000))
     cut.write_bytes(cut.read_bytes()[:-100])
     for text, message in [
         ("", "a.tsv: is empty"),
         ("\n \n", "a.tsv: is empty"),
-        ("good.wav\tyes\ngood.wav yes\n", "a.tsv: line 2 should be a path, a tab and a transcript, got 'good.wav yes'"),
-        ("\tyes\n", "line 1 should be a path"),
+        ("good.wav\tyes\ngood.wav yes\n", "a.tsv: line 2: expected a path, a tab and a transcript, got 'good.wav yes'"),
+        ("\tyes\n", "a.tsv: line 1: expected a path"),
         ("good.wav\tyes\n\ncut.wav\tno\n", "a.tsv: line 3: .*cut.wav: is cut off"),
         ("none.wav\tyes\n", "a.tsv: line 1: .*none.wav"),
     ]:
         table.write_text(text)
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(FileError, match=message):
             read_utterances(table, settings)
     with pytest.raises(ValueError, match="good.wav: give a table"):
         read_utterances(tmp_path / "good.wav", settings)
     table.write_bytes(b"good.wav\t\xff\n")
     with pytest.raises(ValueError, match="a.tsv: is not UTF-8"):
         read_utterances(table, settings)
+
+
+def test_a_bad_line_of_many_is_skipped_and_counted(tmp_path, caplog):
+    write_wav(tmp_path / "good.wav", tone(300))
+    cut = write_wav(tmp_path / "cut.wav", tone(300))
+    cut.write_bytes(cut.read_bytes()[:-100])
+    table = tmp_path / "a.tsv"
+    table.write_text("cut.wav\tno\ngood.wav\ta\nno tab\nnone.wav\tno\nno tab\ngood.wav\tb\n")
+    utterances, rate = read_utterances(table, SpeechSettings())
+    assert [utterance.text for utterance in utterances] == ["a", "b"] and rate == 8000
+    (said,) = [record.getMessage().splitlines() for record in caplog.records]
+    assert said[0] == f"{table}: 4 of 6 lines skipped:" and said[4] == "  and 1 more"
+    assert "line 1: " in said[1] and "cut.wav: is cut off" in said[1]
+    assert said[2] == "  line 3: expected a path, a tab and a transcript, got 'no tab'"
+    assert said[3] == f"  line 4: {tmp_path / 'none.wav'}: No such file or directory"
+    table.write_text("none.wav\tno\nno tab\n")
+    with pytest.raises(FileError, match=r"a.tsv: line 1: .*none.wav.* \(none of the 2 lines can be used\)"):
+        read_utterances(table, SpeechSettings())
+
+
+def test_silent_recordings_are_counted(tmp_path, caplog):
+    write_wav(tmp_path / "a.wav", tone(300))
+    write_wav(tmp_path / "b.wav", np.zeros(4000))
+    (tmp_path / "a.tsv").write_text("a.wav\ta\nb.wav\tb\nb.wav\tc\n")
+    read_utterances(tmp_path / "a.tsv", SpeechSettings())
+    assert [record.getMessage() for record in caplog.records] == [f"{tmp_path / 'a.tsv'}: silent recordings: 2 of 3"]
+
+
+def test_transcribe_goes_on_after_a_bad_file(listener, strings, tmp_path):
+    good, (bad, mute) = strings.parent / "0.wav", (tmp_path / "bad.mp3", tmp_path / "mute.wav")
+    bad.write_bytes(b"not sound")
+    write_wav(mute, np.full(2000, 0.25), 4000)
+    said = strings.read_text().splitlines()[0].split("\t")[1]
+    done = gpurnn("transcribe", listener, good, bad, good, code=1)
+    assert done.stdout == f"{good}\t{said}\n" * 2
+    assert done.stderr.startswith(f"Error: {bad}: is not WAV, FLAC, OGG or MP3 by its first bytes")
+    done = gpurnn("transcribe", listener, bad, good, mute, "--json", code=1)
+    first, second, third = json.loads(done.stdout)
+    assert first["file"] == str(bad) and "is not WAV" in first["error"]
+    assert second["text"] == said and not second["silent"] and third["silent"] and "error" not in third
+    assert f"Note: {mute} is silent, so its text means nothing." in done.stderr
+    assert "is not WAV" in gpurnn("transcribe", listener, bad, code=2).stderr  # alone it is the command's error
+
+
+# ---- places of characters
+
+
+def test_every_character_has_its_place():
+    p = np.full((9, 3), 0.05)
+    for step, number in enumerate([1, 1, 0, 1, 2, 2, 0, 0, 2]):
+        p[step, number] = 0.9
+    p[1, 1] = 0.8
+    p[5, 2] = 0.95
+    assert aligned(p, "aabb", "ab") == [0, 3, 5, 8]
+    assert aligned(p, "ab", "ab") != aligned(p, "ba", "ab")
+    assert aligned(p, "", "ab") == []
+    assert aligned(p[:1], "a", "ab") == [0]
+    assert aligned(p[:2], "ab", "ab") == [0, 1]
+    assert aligned(p[:3], "aa", "ab") == [0, 2]  # two alike need a blank between them
+
+
+def test_the_alignment_is_the_most_probable_one():
+    """Against all ways to say a text in five steps, written out."""
+    draw = np.random.default_rng(3)
+    for text in ("a", "ab", "aa", "aba", "bb"):
+        p = draw.dirichlet(np.ones(3), 5)
+        ways = [way for way in itertools.product(range(3), repeat=5) if said_by(way) == text]
+        best = max(ways, key=lambda way: np.log(p[range(5), way]).sum())
+        wanted, start = [], 0
+        for number, group in itertools.groupby(best):
+            run = range(start, start := start + len(list(group)))
+            if number:
+                wanted.append(run[p[run, number].argmax()])
+        assert aligned(p, text, "ab") == wanted
+
+
+def said_by(way):
+    return "".join("ab"[number - 1] for number, _ in itertools.groupby(way) if number)
+
+
+@needs("matplotlib")
+def test_the_picture_names_each_character_once(listener, strings, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, data, **_: (drawn.append(figure), data.write(b"png")))
+    path = strings.parent / "3.wav"
+    said = strings.read_text().splitlines()[3].split("\t")[1]
+    gpurnn("transcribe", listener, tmp_path / "none.wav", code=2)
+    gpurnn("transcribe", listener, path, "--plot", tmp_path / "a.png")
+    above, below = drawn[0].axes
+    assert "".join(text.get_text() for text in above.texts) == said
+    assert above.get_title("left") == f"3.wav: {said}" and below.get_xlabel() == "time in seconds"
+    assert [text.get_text() for text in above.get_legend().get_texts()] == ["blank"]
 
 
 @needs("scipy")

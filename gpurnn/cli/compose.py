@@ -7,10 +7,12 @@ from pathlib import Path
 import click
 
 from .. import rng, run_folder
+from ..data.midi import LOWEST, write_midi
+from ..data.rolls import read_parts
 from ..data.vocabulary import vocabulary_of
 from ..errors import check_size
 from ..files import write_text_atomic
-from ..tasks.music import LOWEST, compose, compose_abc, read_parts, write_midi
+from ..tasks.music import compose, compose_abc
 from ..tasks.trained import load, read_run
 from . import options
 
@@ -82,7 +84,8 @@ def command(run, steps, temperature, voices, prompt, prompt_steps, tempo, tunes,
         try:
             from ..plots import plot_roll
 
-            plot_roll(roll, picture, LOWEST, step, 0 if start is None else len(start))
+            title = f"{out.name}: {len(roll)} frames, seed {seed}"
+            plot_roll(roll, picture, LOWEST, step, 0 if start is None else len(start), title)
             files.append(str(picture))
         except ImportError:
             pass  # no Matplotlib, no picture

@@ -1,106 +1,91 @@
-"""Sound as features: WAV files read, resampled, and turned into log-mel frames.
+"""Sound as features: files of any usual format read, resampled, and turned into log-mel frames.
 
->>> samples, rate = np.sin(0.3 * np.arange(16000)), 16000                       # or read_wav("hello.wav")
+>>> samples, rate = np.sin(0.3 * np.arange(16000)), 16000                       # or read_audio("hello.flac")
 >>> log_mel(samples, rate).shape                                                # (T, bands)
 (99, 40)
 """
 
 import functools
-import logging
 import math
+from pathlib import Path
 
 import numpy as np
 
 from ..errors import FileError, ShapeError, check_number, check_size
-from ..files import check_room, file_size, open_regular
+from ..files import check_room, open_regular
+from .wav import SAMPLE_COST, read_wav, say_channels, say_once
 
-_log = logging.getLogger("gpurnn")
-_PCM, _EXTENSIBLE = 1, 0xFFFE  # formats of WAV files; the second names its format later in its header
-_CHUNKS = 1000  # parts of a WAV file that may come before the samples
-_PIECE = 1 << 18  # samples read at once
-_SAMPLE_COST = 10  # bytes of memory for a sample: its float32, and its part of the features and of what is resampled
+_COMPRESSED = {b"fLaC": "FLAC", b"OggS": "OGG", b"ID3": "MP3"}  # first bytes -> what soundfile reads
+_MP3_SLACK = 2 * 1152  # samples by which the header of an MP3 may be wrong: two of its frames
+_ENDLESS = 1 << 62  # samples that nobody has: libsndfile's number where the header gives none
 _FRAMES_ROOM = 64 << 20  # bytes that the frames may take that are transformed at once
 _TAPS = 20  # of SciPy's filter for each step of the finer rate
 
 
-def read_wav(path):
-    """The samples of a PCM WAV file of 8, 16, 24 or 32 bits: (float32 (N,) in [-1, 1), sampling rate in Hz).
+def read_audio(path):
+    """The samples of a sound file, float32 (N,), and its sampling rate in Hz, an int.
 
-    Several channels are averaged to one; that is said once. Raises FileError, naming the file, for one that is empty,
-    damaged, shorter than its header says, too long for the memory that one file may take, or not PCM; OSError for one
-    that cannot be read.
+    The first bytes tell the format, whatever the file's name. WAV is read by ``read_wav``; FLAC, OGG (Vorbis, Opus) and
+    MP3 by soundfile. Several channels are averaged to one, which is said once.
+
+    Raises
+    ------
+    FileError
+        Names the file, for one that is damaged, cut off, without samples, of another format, or too long for the memory
+        that one file may take.
+    ImportError
+        Without soundfile, for what needs it.
+    OSError
+        For one that cannot be read.
     """
     with open_regular(path) as file:
-        channels, width, rate, frames = _wav_header(path, file)
-        if rate < 1:
-            raise FileError(f"{path}: has a sampling rate of {rate} Hz")
-        block = channels * width
-        held = (file_size(file) - file.tell()) // block
-        if held < frames:
-            raise FileError(f"{path}: is cut off: its header says {frames} samples, it holds {held}")
-        if not frames:
-            raise FileError(f"{path}: holds no samples")
-        check_room(path, _SAMPLE_COST * frames, f"its {frames:,} samples")
-        samples = np.empty(frames, np.float32)
-        most = max(1, _PIECE // channels)
-        for start in range(0, frames, most):
-            count = min(most, frames - start)
-            data = file.read(count * block)
-            if len(data) != count * block:
-                raise FileError(f"{path}: changed while it was read")
-            values = _pcm(data, width)
-            samples[start : start + count] = values if channels == 1 else values.reshape(count, channels).mean(axis=1)
-    if channels > 1:
-        _say_once(f"WAV files with {channels} channels: averaged to one")
-    return samples, rate
+        head = file.read(12)
+        if not head:
+            raise FileError(f"{path}: is empty")
+        kind = next((kind for start, kind in _COMPRESSED.items() if head.startswith(start)), None)
+        if kind is None and head[0] == 0xFF and len(head) > 1 and head[1] & 0xE6 == 0xE2:  # a frame of MPEG, layer III
+            kind = "MP3"
+        if kind:
+            file.seek(0)
+            return _read_compressed(path, file, kind)
+    if head[:4] not in (b"RIFF", b"RIFX", b"RF64", b"BW64") and Path(path).suffix.lower() != ".wav":
+        raise FileError(
+            f"{path}: is not WAV, FLAC, OGG or MP3 by its first bytes. Convert it, for example with ffmpeg -i FILE "
+            "NEW.wav"
+        )
+    return read_wav(path)
 
 
-def _wav_header(path, file):
-    """(channels, bytes of a sample, sampling rate, samples) of an open WAV file, which is then at its samples."""
-    cut = FileError(f"{path}: is not a WAV file, or its header is cut off")
-    head = file.read(12)
-    if len(head) < 12:
-        raise cut
-    if head[:4] != b"RIFF" or head[8:] != b"WAVE":
-        raise FileError(f"{path}: is not a WAV file of PCM samples (it does not begin with RIFF and WAVE)")
-    found = None
-    for _ in range(_CHUNKS):
-        head = file.read(8)
-        if len(head) < 8:
-            raise cut
-        name, length = head[:4], int.from_bytes(head[4:], "little")
-        if name == b"data":
-            break
-        behind = file.tell() + length + length % 2
-        if name == b"fmt ":
-            body = file.read(min(length, 40))
-            if len(body) < 16:
-                raise cut
-            numbers = [int.from_bytes(body[a:b], "little") for a, b in ((0, 2), (2, 4), (4, 8), (14, 16), (24, 26))]
-            form, channels, rate, bits, inner = numbers
-            form = inner if form == _EXTENSIBLE else form
-            found = channels, (bits + 7) // 8, rate
-            if form != _PCM:
-                raise FileError(f"{path}: is not a WAV file of PCM samples (unknown format: {form})")
-            if not channels or not 1 <= bits <= 32:
-                raise FileError(f"{path}: is not a WAV file of PCM samples ({channels} channels of {bits} bits)")
-        file.seek(behind)
-    else:
-        raise FileError(f"{path}: is not a WAV file of PCM samples (no samples in its first {_CHUNKS} parts)")
-    if found is None:
-        raise FileError(f"{path}: is not a WAV file of PCM samples (its format comes behind the samples)")
-    return *found, length // (found[0] * found[1])
+def _read_compressed(path, file, kind):
+    """``read_audio`` of an open file that soundfile reads."""
+    try:
+        import soundfile
+    except (ImportError, OSError) as error:  # OSError: without the C library that it needs
+        raise ImportError(f"{path}: {kind} needs soundfile: pip install 'gpurnn[audio]'") from error
+    damaged = FileError(f"{path}: is damaged: it cannot be read as {kind}")
+    try:
+        with soundfile.SoundFile(file) as sound:
+            channels, rate, said = sound.channels, sound.samplerate, sound.frames
+            if said >= _ENDLESS:
+                raise FileError(f"{path}: its header has no length: it was written to a pipe, write it to a file")
+            check_room(path, (SAMPLE_COST + 4 * channels) * said, f"its {said:,} samples")
+            # all at once: after each read soundfile seeks, and Opus and MP3 do not go on there with the same samples
+            samples = sound.read(said, "float32", always_2d=True)
+    except RuntimeError as error:  # of soundfile
+        raise damaged from error
+    if len(samples) < said - (_MP3_SLACK if kind == "MP3" else 0):
+        raise FileError(f"{path}: is cut off: its header says {said} samples, it holds {len(samples)}")
+    if not len(samples):
+        raise FileError(f"{path}: holds no samples")
+    if rate < 1 or not np.isfinite(samples).all():
+        raise damaged
+    say_channels(channels)
+    return samples.mean(axis=1), rate
 
 
-def _pcm(data, width):
-    """Samples of ``width`` bytes as float32 in [-1, 1)."""
-    if width == 1:
-        return np.frombuffer(data, np.uint8).astype(np.float32) / 128 - 1
-    if width == 3:  # as the upper three bytes of 32 bits
-        words = np.zeros((len(data) // 3, 4), np.uint8)
-        words[:, 1:] = np.frombuffer(data, np.uint8).reshape(-1, 3)
-        return (words.view("<i4")[:, 0] / 2**31).astype(np.float32)
-    return (np.frombuffer(data, f"<i{width}") / 2 ** (8 * width - 1)).astype(np.float32)
+def is_silent(samples):
+    """Whether all samples (N,) of a recording are within 0.001 of their mean, 60 dB below full scale."""
+    return bool(np.abs(samples - samples.mean(dtype=np.float64)).max() < 0.001)
 
 
 def resample(samples, rate, wanted):
@@ -121,13 +106,8 @@ def resample(samples, rate, wanted):
         raise ImportError(
             f"a sampling rate of {rate} Hz where the model has {wanted} needs SciPy: pip install 'gpurnn[speech]'"
         ) from error
-    _say_once(f"WAV files of {rate} Hz: resampled to {wanted}")
+    say_once(f"Sound of {rate} Hz: resampled to {wanted}")
     return resample_poly(samples, wanted // common, rate // common).astype(np.float32)
-
-
-@functools.lru_cache(1024)
-def _say_once(message):
-    _log.warning(message)
 
 
 def log_mel(samples, rate, *, window=25.0, hop=10.0, fft=None, bands=40, fmin=60.0, fmax=None, floor=1e-6):

@@ -1,6 +1,9 @@
 """Music as piano rolls: read it, learn to predict the next frame, compose. ``gpurnn train music`` on the shell.
 
+>>> from pathlib import Path
+>>> from gpurnn.data.midi import write_midi
 >>> from gpurnn.tasks.run import prepare
+>>> from gpurnn.tasks.trained import load
 >>> Path("scales.json").write_text(str([[[60, 64, 67], [62, 65, 69], []]] * 20), encoding="utf-8")    # 20 pieces
 680
 >>> history = prepare("music", ["scales.json"], "runs/scales", cell="gru", hidden=8, epochs=1).train()
@@ -18,40 +21,24 @@ frames (Boulanger-Lewandowski, Bengio, Vincent, "Modeling temporal dependencies 
 ABC tunes are text: ``gpurnn train text tunes.abc`` learns them, and ``gpurnn compose`` writes whole ones.
 """
 
-import io
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from .. import rng
 from ..data import Batch, SequenceBatches, pad
-from ..data.npz import read_npz
+from ..data.midi import FRAME_COST, KEYS
+from ..data.rolls import SPLITS, read_parts
 from ..dtypes import check_dtype
-from ..errors import FileError, ShapeError, check_number, check_size
-from ..files import (
-    check_room,
-    max_memory,
-    one_line,
-    read_bytes,
-    read_json,
-    write_bytes_atomic,
-)
+from ..errors import ShapeError, check_number, check_size
+from ..files import check_room, max_memory
 from ..layers import Dropout, Linear, Sequential
 from ..losses import binary_cross_entropy_with_logits
 from ..masks import refuse_no_distribution
 from .settings import Settings, changed, recurrent, setting
 from .task import Data, Task, check_numbers, checksum
 from .text import eval_step, sample
-
-KEYS, LOWEST = 88, 21  # keys of a piano, and the MIDI number of the first, A0
-_FRAMES = 1 << 16  # frames looked at at once
-_FRAME_COST = 16 * KEYS  # bytes of memory for a frame: a byte for each key, and the numbers that a batch has of it
-_PIECE_COST = 500  # bytes of memory for a piece besides its frames
-_JSON_FACTOR = 64  # bytes of memory for a byte of JSON: "[]," is an empty list and a frame
-_MIDI_FACTOR = 256  # bytes of memory for a byte of MIDI: three make a message, an object of Python
-_SPLITS = ("train", "valid", "test")
 
 
 @dataclass
@@ -67,6 +54,9 @@ class MusicSettings(Settings):
     )
     weight_noise: float = changed(Settings, "weight_noise", 0.075)
     transpose: int = setting(0, "Shift each piece by up to this many semitones, anew in every epoch.", minimum=0)
+    strict: bool = setting(
+        False, "Refuse a bad file among several, and notes that no piano has; both are left out otherwise."
+    )
     step: float = setting(1.0, "Length of a frame in quarter notes.", low=0, low_open=True)
 
 
@@ -88,7 +78,7 @@ class MusicTask(Task):
     next = ("gpurnn compose {run} --steps 128 --out tune.mid",)
 
     def read(self, files, settings, facts=None, scratch=None):
-        parts = read_parts(files, settings.step)
+        parts = read_parts(files, settings.step, settings.strict)
         if not parts["valid"] and settings.valid:
             every = max(2, round(1 / settings.valid))  # one piece in this many is for validation
             if len(parts["train"]) < every:
@@ -103,13 +93,13 @@ class MusicTask(Task):
         _check_batches(files, parts["train"] + parts["valid"], settings.batch)
         source = {"batch_size": settings.batch, "dtype": settings.dtype}
         valid = parts["valid"] and settings.valid
-        pieces = " / ".join(f"{len(parts[name]):,}" for name in _SPLITS)
-        frames = " / ".join(f"{sum(map(len, parts[name])):,}" for name in _SPLITS)
+        pieces = " / ".join(f"{len(parts[name]):,}" for name in SPLITS)
+        frames = " / ".join(f"{sum(map(len, parts[name])):,}" for name in SPLITS)
         return Data(
             RollBatches(parts["train"], transpose=settings.transpose, seed=settings.seed, **source),
             RollBatches(parts["valid"], shuffle=False, **source) if valid else None,
             facts={"keys": key_statistics(parts["train"])},
-            fingerprint={name: checksum(*parts[name]) for name in _SPLITS},
+            fingerprint={name: checksum(*parts[name]) for name in SPLITS},
             summary=f"{pieces} pieces, {frames} frames (to train on, validate, test)",
             rest=parts,
         )
@@ -149,8 +139,8 @@ class MusicTask(Task):
 
     def evaluate(self, trained, files):
         """How well the model predicts other music: the test part of the files where they name one, else all."""
-        parts = read_parts(files, trained.settings.step)
-        pieces = parts["test"] or [piece for name in _SPLITS for piece in parts[name]]
+        parts = read_parts(files, trained.settings.step, trained.settings.strict)
+        pieces = parts["test"] or [piece for name in SPLITS for piece in parts[name]]
         numbers = score(trained.model, pieces, trained.facts["keys"])
         return numbers, _summary(numbers, "test" if parts["test"] else "all")
 
@@ -158,7 +148,7 @@ class MusicTask(Task):
 def _check_batches(files, pieces, batch):
     """Raise FileError where a batch would take too much memory, since one piece is very long."""
     longest = max(map(len, pieces))
-    needed = _FRAME_COST * longest * min(batch, len(pieces))
+    needed = FRAME_COST * longest * min(batch, len(pieces))
     check_room(", ".join(map(str, files)), needed, f"a batch with a piece of {longest:,} frames")
 
 
@@ -237,7 +227,7 @@ def score(model, pieces, keys):
     baseline_often, baseline_repeat: what ``nll`` is if each key sounds with its frequency, and if it depends on
     nothing but itself one frame before (``keys``: of ``key_statistics``). Also pieces, frames.
     """
-    together = 32 if 32 * _FRAME_COST * max(map(len, pieces)) <= max_memory() else 1
+    together = 32 if 32 * FRAME_COST * max(map(len, pieces)) <= max_memory() else 1
     batches = RollBatches(pieces, together, shuffle=False, dtype=model.dtype)
     total = after_first = 0.0
     means, frames = [], sum(map(len, pieces))
@@ -264,201 +254,6 @@ def score(model, pieces, keys):
         "pieces": len(pieces),
         "frames": frames,
     }
-
-
-# ---- reading and writing
-
-
-def read_parts(files, step):
-    """The pieces of all files: {"train": [...], "valid": [...], "test": [...]}, uint8 rolls (T, 88), T at least 1.
-
-    Pieces of files that name no parts go to "train". Of a folder all files of music are read, in order of their names.
-    step: length of a frame in quarter notes, for MIDI. Raises ValueError that names the file and what is wrong with it,
-    FileNotFoundError.
-    """
-    parts = {name: [] for name in _SPLITS}
-    paths = []
-    for file in map(Path, files):
-        inside = (
-            sorted(path for path in file.rglob("*") if path.suffix.lower() in _READERS) if file.is_dir() else [file]
-        )
-        if not inside:
-            raise ValueError(f"{file}: the folder has no files of music ({', '.join(_READERS)})")
-        paths += inside
-    for file in paths:
-        suffix = file.suffix.lower()
-        if suffix == ".abc":
-            raise ValueError(f"{file}: ABC tunes are text: gpurnn train text {file}")
-        if suffix not in _READERS:
-            raise ValueError(f"{file}: expected a file of music ({', '.join(_READERS)}), got {suffix or 'no suffix'!r}")
-        for name, pieces in _READERS[suffix](file, step).items():
-            parts[name] += [piece for piece in pieces if len(piece)]
-    if not any(parts.values()):
-        raise ValueError(f"{', '.join(map(str, files))}: no music in it: every piece is empty")
-    return parts
-
-
-def _read_npz(path, step):
-    found = read_npz(path, lambda name: name.endswith(("_roll", "_length")))
-    parts = {}
-    for split in _SPLITS:
-        roll, length = (found.get(f"{split}_{kind}") for kind in ("roll", "length"))
-        if roll is None and length is None:
-            continue
-        if roll is None or length is None:
-            raise ValueError(f"{path}: array {split}_{'roll' if roll is None else 'length'} is missing")
-        if roll.ndim != 2 or roll.shape[1] != KEYS or not _binary(roll):
-            raise ValueError(
-                f"{path}: {split}_roll: expected 0 and 1, shape (frames, {KEYS}), got {roll.dtype} {roll.shape}"
-            )
-        check_room(path, _PIECE_COST * length.size, f"its {length.size:,} pieces")
-        if length.ndim != 1 or length.dtype.kind not in "iu" or (length < 0).any() or length.sum() != len(roll):
-            raise ValueError(
-                f"{path}: {split}_length: expected the pieces' lengths, {len(roll)} frames in all, got {length.dtype} "
-                f"{length.shape} with the sum {length.sum()}"
-            )
-        parts[split] = np.split(roll.astype(np.uint8, copy=False), np.cumsum(length)[:-1]) if len(length) else []
-    if not parts:
-        raise ValueError(f"{path}: expected arrays such as train_roll and train_length, found none")
-    return parts
-
-
-def _binary(roll):
-    """Whether an array holds 0 and 1 only; looked at in pieces."""
-    if roll.dtype.kind not in "biuf":
-        return False
-    parts = (roll[start : start + _FRAMES] for start in range(0, len(roll), _FRAMES))
-    return all(((part == 0) | (part == 1)).all() for part in parts)
-
-
-def _read_json(path, step):
-    document = read_json(path, factor=_JSON_FACTOR)
-    parts = document if isinstance(document, dict) else {"train": document}
-    unknown = set(parts) - set(_SPLITS)
-    if unknown or not parts:
-        raise ValueError(f"{path}: expected a list of pieces, or lists under {', '.join(_SPLITS)}, got {sorted(parts)}")
-    return {
-        name: [_roll(piece, f"{path}: {name}, piece {n}") for n, piece in enumerate(_list(pieces, f"{path}: {name}"))]
-        for name, pieces in parts.items()
-    }
-
-
-def _list(value, place):
-    if not isinstance(value, list):
-        raise ValueError(f"{place}: expected a list, got {type(value).__name__}")
-    return value
-
-
-def _roll(frames, place):
-    """A piece, a list of lists of MIDI numbers, as a roll."""
-    roll = np.zeros((len(_list(frames, place)), KEYS), np.uint8)
-    for t, frame in enumerate(frames):
-        for number in _list(frame, f"{place}, frame {t}"):
-            roll[t, _key(number, f"{place}, frame {t}")] = 1
-    return roll
-
-
-def _key(number, place):
-    """The column of a MIDI number, which has to be on the piano."""
-    if not isinstance(number, int) or not LOWEST <= number < LOWEST + KEYS:
-        raise ValueError(f"{place}: expected MIDI numbers from {LOWEST} to {LOWEST + KEYS - 1}, got {number!r}")
-    return number - LOWEST
-
-
-def _read_midi(path, step):
-    return {"train": [read_midi(path, step)]}
-
-
-def read_midi(path, step=1.0):
-    """A MIDI file as a roll (T, 88), uint8: all tracks together, without the drums (channel 10).
-
-    step: length of a frame in quarter notes. Beginnings and ends of notes are rounded to frames; every note has at
-    least one. Raises ValueError for a file that is not MIDI, without notes or with notes that no piano has.
-    """
-    mido = _mido()
-    data = read_bytes(path, factor=_MIDI_FACTOR, what="its messages")
-    try:
-        file = mido.MidiFile(file=io.BytesIO(data))
-        messages = [pair for track in file.tracks for pair in _timed(track)]
-        frame = file.ticks_per_beat * step
-    except Exception as error:  # whatever mido meets in a damaged file
-        raise FileError(f"{path}: is not a MIDI file that can be read: {one_line(error)}") from error
-    if frame <= 0:
-        raise FileError(f"{path}: its clock counts in film frames; expected parts of a quarter note")
-    messages.sort(key=lambda pair: pair[0])  # at one moment as the tracks stand; mido's own merging takes far longer
-    most = max_memory() / _FRAME_COST  # frames
-    sounding, notes = {}, []
-
-    def end(start, key):
-        first = round(start / frame)
-        notes.append((first, max(first + 1, round(now / frame)), key))
-
-    for now, message in messages:
-        if now > frame * most:  # an int of any length, which no float may hold
-            ticks = f"{now:,}" if now < 1 << 64 else "more than 2^64"
-            check_room(path, min(now, 1 << 64) / frame * _FRAME_COST, f"its length of {ticks} ticks")
-        if message.type not in ("note_on", "note_off") or message.channel == 9:
-            continue
-        voice = message.channel, _key(message.note, str(path))
-        if voice in sounding:  # a second beginning ends the first
-            end(sounding.pop(voice), voice[1])
-        if message.type == "note_on" and message.velocity:
-            sounding[voice] = now
-    for voice, start in sounding.items():
-        end(start, voice[1])
-    if not notes:
-        raise ValueError(f"{path}: has no notes")
-    roll = np.zeros((max(stop for _, stop, _ in notes), KEYS), np.uint8)
-    for start, stop, key in notes:
-        roll[start:stop, key] = 1
-    return roll
-
-
-def _timed(track):
-    """(ticks since the beginning, message) of each message of a track."""
-    now = 0
-    for message in track:
-        now += message.time
-        yield now, message
-
-
-def write_midi(path, roll, step=1.0, tempo=90.0):
-    """Write a roll (T, 88) as a MIDI file: a key that sounds in consecutive frames is one held note.
-
-    step: length of a frame in quarter notes; tempo: quarter notes a minute.
-    """
-    mido = _mido()
-    roll = np.asarray(roll)
-    if roll.ndim != 2 or roll.shape[1] != KEYS:
-        raise ShapeError(f"roll: expected shape (T, {KEYS}), got {roll.shape}")
-    file = mido.MidiFile(type=0, ticks_per_beat=480)
-    frame = max(1, round(480 * check_number("step", step, 0, low_open=True)))
-    track = mido.MidiTrack()
-    file.tracks.append(track)
-    beat = mido.bpm2tempo(check_number("tempo", tempo, 4, 1e6))  # what MIDI can say
-    track.append(mido.MetaMessage("set_tempo", tempo=beat))
-    silence = np.zeros((1, KEYS), np.int8)
-    changes = np.diff(np.vstack([silence, (roll != 0).astype(np.int8), silence]), axis=0)
-    now = 0
-    for t, key in np.argwhere(changes):
-        kind = "note_on" if changes[t, key] > 0 else "note_off"
-        track.append(mido.Message(kind, note=int(LOWEST + key), velocity=80, time=int(t * frame - now)))
-        now = int(t * frame)
-    track.append(mido.MetaMessage("end_of_track", time=len(roll) * frame - now))
-    data = io.BytesIO()
-    file.save(file=data)
-    write_bytes_atomic(path, data.getvalue())
-
-
-def _mido():
-    try:
-        import mido
-    except ImportError as error:
-        raise ImportError("MIDI files need mido: pip install 'gpurnn[music]'") from error
-    return mido
-
-
-_READERS = {".npz": _read_npz, ".json": _read_json, ".mid": _read_midi, ".midi": _read_midi}
 
 
 # ---- composing

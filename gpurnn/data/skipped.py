@@ -1,0 +1,68 @@
+"""What reading leaves out: one bad file of many is no reason to refuse the others, and it is said."""
+
+import contextlib
+import logging
+
+from ..errors import FileError, one_line
+
+_log = logging.getLogger("gpurnn")
+_SHOWN = 3  # reasons that are said
+
+
+class Skipped:
+    """Counts the bad ones among many files or lines, and says so at the end, with the first reasons.
+
+    Parameters
+    ----------
+    what : str
+        Their plural.
+    whole : str or Path, optional
+        The file or folder that they are of, where their errors do not name it.
+    strict : bool
+        Raise the error of the first bad one instead.
+
+    Examples
+    --------
+    >>> skipped, values = Skipped("lines", "numbers.txt"), []
+    >>> for number, text in enumerate(["1", "2", "x"], 1):
+    ...     with skipped.catching(f"line {number}"):
+    ...         values.append(int(text))
+    >>> skipped.done()
+    >>> values, skipped.reasons
+    ([1, 2], ["line 3: invalid literal for int() with base 10: 'x'"])
+    """
+
+    def __init__(self, what, whole=None, strict=False):
+        self.what, self.strict = what, strict
+        self.start = "" if whole is None else f"{whole}: "
+        self.tried, self.reasons = 0, []
+
+    @contextlib.contextmanager
+    def catching(self, place=None):
+        """Around the reading of one: its ValueError or OSError ends the block, and is counted.
+
+        place: what the reason begins with, where the error does not name the place itself.
+        """
+        self.tried += 1
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            known = isinstance(error, OSError) and error.filename and error.strerror
+            text = f"{error.filename}: {error.strerror}" if known else one_line(error, 400)
+            text = f"{place}: {text}" if place else text
+            if self.strict and not (place or self.start):
+                raise
+            if self.strict:
+                raise FileError(f"{self.start}{text}") from error
+            self.reasons.append(text)
+
+    def done(self):
+        """Say what was skipped. Raises FileError where that is everything."""
+        count = len(self.reasons)
+        if count and count == self.tried:
+            others = f" (none of the {count} {self.what} can be used)" if count > 1 else ""
+            raise FileError(f"{self.start}{self.reasons[0]}{others}")
+        if count:
+            shown = self.reasons[:_SHOWN] + ([f"and {count - _SHOWN} more"] if count > _SHOWN else [])
+            counted = f"{self.start}{count:,} of {self.tried:,} {self.what} skipped:"
+            _log.warning("%s", "\n  ".join([counted, *shown]))

@@ -1,0 +1,122 @@
+"""Utterances and what is said in them, from tables of sound files or from .npz files of features."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import FileError
+from ..files import check_room, naming
+from .audio import is_silent, log_mel, read_audio, resample
+from .npz import read_npz
+from .skipped import Skipped
+from .vocabulary import read_lines
+
+_log = logging.getLogger("gpurnn")
+_SOUND = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
+_NPZ_FACTOR = 6  # how many times the features' size their statistics take in memory
+_UTTERANCE_COST = 1000  # bytes of memory for an utterance besides its features
+
+
+@dataclass
+class Utterance:
+    """features: (T, bands) float32, T of at least 1, not normalized."""
+
+    features: np.ndarray
+    text: str
+    is_test: bool = False
+
+
+def read_utterances(file, settings, rate=None):
+    """The utterances of one file, and the sampling rate that they are brought to.
+
+    Parameters
+    ----------
+    file : str or Path
+        A table with the path of a sound file (seen from the table's folder), a tab and its transcript in each line, or
+        an .npz of features; see ``SpeechTask``.
+    settings : SpeechSettings
+        How features are made, and ``strict``: whether a bad line or sound file is refused, instead of skipped with a
+        warning that counts them.
+    rate : int, optional
+        None for the rate of the first sound file.
+
+    Returns
+    -------
+    utterances : list of Utterance
+    rate : int or None
+
+    Raises
+    ------
+    ValueError
+        Names the file, and in a table the line.
+    """
+    file = Path(file)
+    if file.suffix.lower() == ".npz":
+        return _read_features(file, settings, rate), rate
+    if file.suffix.lower() in _SOUND:
+        raise ValueError(f"{file}: give a table, with the path of a sound file, a tab and its transcript in each line")
+    from tqdm import tqdm
+
+    lines = [(n, line) for n, line in enumerate(read_lines(file), 1) if line.strip()]
+    if not lines:
+        raise FileError(f"{file}: is empty")
+    utterances, silent = [], 0
+    skipped = Skipped("lines", file, settings.strict)
+    for n, line in tqdm(lines, desc="reading", unit=" files", leave=False, disable=None):
+        with skipped.catching(f"line {n}"):
+            path, tab, text = line.partition("\t")
+            if not (tab and path.strip()) or "\0" in path:
+                raise FileError(f"expected a path, a tab and a transcript, got {line[:60]!r}")
+            samples, given = read_audio(file.parent / path.strip())
+            features, rate = sound_features(samples, given, settings, rate, path.strip())
+            silent += is_silent(samples)
+            utterances.append(Utterance(features, text.strip()))
+    skipped.done()
+    if silent:
+        _log.warning("%s: silent recordings: %d of %d", file, silent, len(utterances))
+    return utterances, rate
+
+
+def sound_features(samples, given, settings, rate=None, name="the sound"):
+    """Log-mel features (T, bands) of samples (N,), and the sampling rate that they are of.
+
+    given: the rate of the samples; rate: the one that they are brought to, None for ``given``. name: what errors call
+    the file. Raises ValueError.
+    """
+    rate = rate or given
+    names = ("window", "hop", "fft", "bands", "fmin", "fmax", "floor")
+    options = {name: getattr(settings, name) for name in names}
+    with naming([name]):
+        return log_mel(resample(samples, given, rate), rate, **options), rate
+
+
+def file_features(path, settings, rate=None):
+    """``sound_features`` of a sound file."""
+    return sound_features(*read_audio(path), settings, rate, path)
+
+
+def _read_features(file, settings, rate):
+    found = read_npz(file, {"frames", "length", "label", "is_test"}.__contains__, _NPZ_FACTOR)
+    missing = [name for name in ("frames", "length", "label") if name not in found]
+    if missing:
+        raise ValueError(f"{file}: lacks the arrays {', '.join(missing)}")
+    frames, length, label = found["frames"], found["length"], found["label"]
+    check_room(file, _UTTERANCE_COST * label.size, f"its {label.size:,} utterances")
+    is_test = found.get("is_test", np.zeros(label.shape, bool)).astype(bool)
+    if frames.ndim != 2 or frames.dtype.kind != "f":
+        raise ValueError(f"{file}: frames should be numbers (N, bands), got {frames.dtype} {frames.shape}")
+    if not (length.shape == label.shape == is_test.shape == (label.size,)) or length.dtype.kind not in "iu":
+        raise ValueError(
+            f"{file}: length, label and is_test should be one for each utterance, got {length.dtype} {length.shape}, "
+            f"{label.shape} and {is_test.shape}"
+        )
+    if not len(length) or length.min() < 1 or length.sum() != len(frames):
+        raise ValueError(f"{file}: {len(frames)} frames, but lengths of at least 1 should add up to them")
+    if not np.isfinite(frames).all():
+        raise ValueError(f"{file}: frames that are not finite")
+    if rate is not None and frames.shape[1] != settings.bands:
+        raise ValueError(f"{file}: has {frames.shape[1]} bands, where bands is {settings.bands}")
+    parts = np.split(frames.astype(np.float32), np.cumsum(length)[:-1])
+    return [Utterance(*each) for each in zip(parts, map(str, label.tolist()), is_test.tolist(), strict=True)]

@@ -1,0 +1,294 @@
+"""Speech into text, or into classes: log-mel frames, a bidirectional stack, CTC. ``gpurnn train speech`` on the shell.
+
+>>> from gpurnn.tasks.run import prepare
+>>> from gpurnn.tasks.trained import load
+>>> frames = np.random.default_rng(0).normal(size=(400, 4)).astype("float32")      # of 20 utterances, in 4 bands
+>>> np.savez("words.npz", frames=frames, length=[20] * 20, label=["yes", "no"] * 10)
+>>> run = prepare("speech", ["words.npz"], "runs/speech", rate=8000, bands=4, hidden=8, epochs=1)
+>>> history = run.train()
+>>> heard = transcribe(load("runs/speech"), frames[:20])
+
+The model is that of Amodei et al., "Deep Speech 2", ICML 2016, without its convolutions: recurrent layers in both
+directions, with batch normalisation of what goes from one to the next, over all valid steps of a batch; then a linear
+layer and CTC (ctc.py), which needs no word of where in time a character is. For classes the states of the last layer
+are pooled over time instead.
+"""
+
+import logging
+import re
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ... import rng
+from ...data.utterances import read_utterances
+from ...data.vocabulary import Vocabulary
+from ...errors import check_number, check_size
+from ...layers import BatchNorm, Dropout, Linear, Pooling, Sequential
+from ...losses import cross_entropy
+from ...train import measure
+from ..settings import Settings, changed, recurrent, setting
+from ..task import Data, Task, check_entries, check_numbers, check_strings, checksum
+from .batches import Utterances, known_classes
+from .decode import known_rate, transcribe
+from .metrics import known_ctc_loss, word_errors, wrong_characters, wrong_classes, wrong_utterances
+
+__all__ = ["TASK", "SpeechSettings", "SpeechTask", "Utterances", "read_utterances", "transcribe"]
+
+_log = logging.getLogger("gpurnn")
+
+
+@dataclass
+class SpeechSettings(Settings):
+    """The features of sound are those of ``log_mel``; one timestep of the model is ``stack`` frames side by side.
+
+    Training utterances are distorted anew in every epoch: stretched in time, and with a stretch of time and a stretch
+    of bands set to the mean (Park et al., "SpecAugment", Interspeech 2019).
+    """
+
+    target: str = setting(
+        "transcript", "What a model is trained to say: the characters, or the whole as one of some classes.",
+        choices=("transcript", "class"),
+    )  # fmt: skip
+    concatenate: str | None = setting(
+        None, "Train on strings of this many utterances, such as 1-7, drawn anew in each epoch.", shown="off"
+    )
+    strings: int = setting(1000, "With --concatenate: strings made of the test utterances.")
+    rate: int | None = setting(None, "Sampling rate that sound is brought to.", shown="that of the first file")
+    window: float = setting(25.0, "Milliseconds of a frame.", low=0, low_open=True)
+    hop: float = setting(10.0, "Milliseconds from one frame to the next.", low=0, low_open=True)
+    fft: int | None = setting(None, "Points of the Fourier transform.", shown="the next power of 2")
+    bands: int = setting(40, "Bands of the mel scale.")
+    fmin: float = setting(60.0, "Lowest frequency, Hz.", low=0)
+    fmax: float | None = setting(None, "Highest frequency, Hz.", low=0, low_open=True, shown="half the rate")
+    floor: float = setting(1e-6, "Power added before the logarithm.", low=0, low_open=True)
+    stack: int = setting(3, "Frames that make one timestep.")
+    bidirectional: bool = setting(True, "Read in both directions.")
+    normalize: bool = setting(True, "Batch normalisation between the layers.")
+    pooling: str = setting(
+        "mean", "For classes: how states become one vector.", choices=("last", "mean", "max", "attention")
+    )
+    stretch: float = setting(0.1, "Utterances are stretched by up to this share.", low=0, high=1, high_open=True)
+    mask_time: int = setting(10, "Frames set to the mean at most, and at most a fifth of all.", minimum=0)
+    mask_bands: int = setting(8, "Bands set to the mean at most.", minimum=0)
+    strict: bool = setting(False, "Refuse a table with a bad line or sound file, which is skipped otherwise.")
+    split: int = setting(0, "Which utterances are for validation: the seed of their choice.", minimum=0)
+    layers: int = changed(Settings, "layers", 2)
+    hidden: int = changed(Settings, "hidden", 128)
+    dropout: float = changed(Settings, "dropout", 0.3, "Share of each layer's outputs dropped.")
+    lr: float = changed(Settings, "lr", 3e-3)
+    epochs: int = changed(Settings, "epochs", 40)
+
+    def __post_init__(self):
+        super().__post_init__()
+        counts = self.counts()
+        if counts and self.target == "class":
+            raise ValueError("concatenate makes strings, which have no class: leave it out, or take target transcript")
+
+    def counts(self):
+        """(fewest, most) utterances of a string, or None."""
+        if self.concatenate is None:
+            return None
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", self.concatenate)
+        counts = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+        if not 1 <= counts[0] <= counts[1]:
+            raise ValueError(f"concatenate should be a number, or two such as 1-7, got {self.concatenate!r}")
+        return counts
+
+    def strings_of(self, utterances):
+        """How many strings use this many utterances once, on average; 0 where none are made."""
+        return max(1, round(2 * utterances / sum(self.counts()))) if self.concatenate else 0
+
+
+class SpeechTask(Task):
+    """Train a speech recogniser on FILEs.
+
+    A FILE is a table with the path of a WAV file (seen from the table's folder), a tab and its transcript in each line;
+    or an .npz of features: frames (N, bands), the frames of all utterances one after another; length (utterances,);
+    label (utterances,); and, where there is a test set, is_test (utterances,). With --target class a transcript is the
+    name of a class. With an .npz, --rate and the options behind it say how its features were made, so that the model
+    can be used on WAV files.
+    """
+
+    name = "speech"
+    Settings = SpeechSettings
+    examples = """
+  gpurnn train speech train.tsv
+  gpurnn train speech words.tsv --target class
+  gpurnn train speech logmel.npz --concatenate 1-7 --rate 8000 --bands 32"""
+    next = ("gpurnn transcribe {run} FILE.wav",)
+
+    def read(self, files, settings, facts=None, scratch=None):
+        rate = settings.rate
+        utterances = []
+        for file in files:
+            more, rate = read_utterances(file, settings, rate)
+            utterances += more
+        given = {utterance.features.shape[1] for utterance in utterances}
+        if len(given) > 1:
+            raise ValueError(f"the files have features of different sizes: {sorted(given)}")
+        test = [utterance for utterance in utterances if utterance.is_test]
+        rest = [utterance for utterance in utterances if not utterance.is_test]
+        joint = " " if any(len(utterance.text) > 1 for utterance in utterances) else ""
+        if settings.target == "class":
+            facts = {"classes": sorted({utterance.text for utterance in rest})}
+            if len(facts["classes"]) < 2:
+                raise ValueError(f"there are fewer than two classes to learn: {facts['classes']}")
+            known_classes(test, facts)
+        else:
+            characters = "".join(utterance.text for utterance in rest)
+            if not characters:
+                raise ValueError("there is no transcript with any characters to learn")
+            strung = settings.counts() and settings.counts()[1] > 1
+            facts = {"vocabulary": Vocabulary(characters + (joint if strung else "")).entries, "joint": joint}
+            rest = _that_fit(rest, settings)
+            steps = max(len(utterance.features) for utterance in utterances) // settings.stack
+            width = (1 + settings.bidirectional) * settings.hidden
+            check_entries(files, len(facts["vocabulary"]), settings, width, steps)
+        order = np.argsort(rng.words(len(rest), settings.split, rng.name_key("split")), kind="stable")
+        count = max(1, round(len(rest) * settings.valid)) if settings.valid else 0
+        if count >= len(rest):
+            raise ValueError(f"too few utterances, {len(rest)}, to keep {count} of them for validation")
+        valid, train = ([rest[n] for n in np.sort(part)] for part in np.split(order, [count]))
+        frames = np.concatenate([utterance.features for utterance in train]).astype(np.float64)
+        mean, std = frames.mean(axis=0), np.maximum(frames.std(axis=0), 1e-3)
+        facts |= {"rate": rate, "mean": mean.astype(np.float32).tolist(), "std": std.astype(np.float32).tolist()}
+        texts, features = ([getattr(utterance, name) for utterance in utterances] for name in ("text", "features"))
+        kind = f"{len(facts['classes'])} classes" if "classes" in facts else f"{len(facts['vocabulary'])} characters"
+        return Data(
+            Utterances(train, settings, facts, settings.strings_of(len(train)), training=True),
+            Utterances(valid, settings, facts, settings.strings_of(len(valid))) if valid else None,
+            facts,
+            fingerprint={"utterances": len(utterances), "crc32": checksum("\t".join(texts), *features)},
+            summary=f"{len(utterances):,} utterances, {kind}: {len(train):,} to train on, {len(valid):,} to validate, "
+            f"{len(test):,} to test",
+            rest=test,
+        )
+
+    def build(self, settings, facts, backend=None):
+        """``Sequential``: features (T, B, stack * bands) -> logits, (T, B, V) for transcripts, (B, V) for classes."""
+        shared, seeds = {"backend": backend, "dtype": settings.dtype}, settings.seeds()
+        size, directions = settings.stack * len(facts["mean"]), 1 + settings.bidirectional
+        layers = {}
+        for n in range(settings.layers):
+            if n and settings.normalize:
+                layers[f"norm {n}"] = BatchNorm(size, seed=next(seeds), **shared)
+            layers[f"recurrent {n}"] = recurrent(
+                replace(settings, layers=1), size, next(seeds), backend, bidirectional=settings.bidirectional
+            )
+            layers[f"dropout {n}"] = Dropout(settings.dropout, seed=next(seeds), **shared)
+            size = directions * settings.hidden
+        if settings.target == "class":
+            layers["pooling"] = Pooling(size, settings.pooling, directions, seed=next(seeds), **shared)
+        layers["linear"] = Linear(size, _outputs(facts), seed=next(seeds), **shared)
+        return Sequential(layers)
+
+    def check_facts(self, settings, facts):
+        if facts["rate"] is not None:
+            check_number("rate", check_size("rate", facts["rate"]), 1, 2**32)
+        check_numbers("mean", facts["mean"])
+        check_numbers("std", facts["std"], len(facts["mean"]), 0)
+        if settings.target == "class":
+            check_strings("classes", facts["classes"])
+        else:
+            check_strings("vocabulary and joint", [facts["vocabulary"], facts["joint"]])
+
+    def sizes(self, settings, facts):
+        return {"stack": settings.stack * len(facts["mean"])}
+
+    def loss(self, settings, facts):
+        return cross_entropy if settings.target == "class" else known_ctc_loss
+
+    def metrics(self, settings, facts):
+        if settings.target == "class":
+            return {"error": wrong_classes}
+        metrics = {"error": wrong_characters, "utterance_error": wrong_utterances}
+        if " " in facts["vocabulary"]:
+            metrics["word_error"] = word_errors(Vocabulary(facts["vocabulary"]))
+        return metrics
+
+    def finish(self, trained, data, history):
+        numbers, lines = {}, []
+        if data.valid is not None:
+            best = min(history.epochs, key=lambda record: record["validation_loss"])
+            numbers["validation_error"] = round(best["validation_error"], 4)
+            lines.append(
+                f"Validation error {best['validation_error']:.2%} in epoch {best['epoch']}, of the lowest loss."
+            )
+        if data.rest:
+            result, text = self._measure(trained, data.rest)
+            numbers["test"] = result
+            lines.append(f"Test:\n{text}")
+        return numbers, "\n".join(lines)
+
+    def evaluate(self, trained, files):
+        """Loss and error rates on other files, of their test utterances alone where they have any; with a model that
+        was trained on strings also of ``settings.strings`` strings of them, the same ones every time.
+
+        Characters that the model never saw are errors, and are left out of the loss. Raises ValueError for a class that
+        it never saw, and for features that it was not trained on.
+        """
+        utterances = []
+        for file in files:
+            utterances += read_utterances(file, trained.settings, known_rate(trained, file))[0]
+        return self._measure(trained, [u for u in utterances if u.is_test] or utterances)
+
+    def _measure(self, trained, utterances):
+        settings, facts = trained.settings, trained.facts
+        numbers, text = self._rates(trained, utterances, 0)
+        lines = [text]
+        if settings.concatenate:
+            numbers["strings"], text = self._rates(trained, utterances, settings.strings)
+            lines.append(f"Strings of {settings.concatenate} of them:\n{text}")
+        if settings.target == "transcript":
+            unknown = Vocabulary(facts["vocabulary"]).unknown("".join(utterance.text for utterance in utterances))
+            if unknown:
+                numbers["unknown"] = unknown
+                lines.append(f"The model never saw {unknown!r}: errors, all of them.")
+        return numbers, "\n".join(lines)
+
+    def _rates(self, trained, utterances, strings):
+        """(numbers, text for people) of utterances, or of strings of them."""
+        settings, facts = trained.settings, trained.facts
+        batches = Utterances(utterances, settings, facts, strings)
+        found = measure(trained.model, self.loss(settings, facts), batches, self.metrics(settings, facts))
+        numbers = {"utterances": strings or len(utterances)} | found
+        lines = [f"  {numbers['utterances']:,} utterances, loss {found['loss']:.4f}"]
+        if settings.target == "class":
+            numbers["accuracy"] = 1 - found["error"]
+            lines.append(f"  {numbers['accuracy']:.2%} of the classes are right")
+        else:
+            lines.append(f"  {found['error']:.2%} of the characters are wrong")
+            if "word_error" in found:
+                lines.append(f"  {found['word_error']:.2%} of the words are wrong")
+            lines.append(f"  {found['utterance_error']:.2%} of the utterances have errors")
+        return numbers, "\n".join(lines)
+
+
+def _outputs(facts):
+    """V: the classes, or the characters behind the blank."""
+    return len(facts["classes"]) if "classes" in facts else len(Vocabulary(facts["vocabulary"]))
+
+
+def _that_fit(utterances, settings):
+    """Those whose characters fit into their timesteps; says how many do not, raises ValueError where none does."""
+    fit = []
+    for utterance in utterances:
+        text = utterance.text
+        needed = len(text) + sum(a == b for a, b in zip(text, text[1:], strict=False))
+        if needed <= -(-len(utterance.features) // settings.stack):
+            fit.append(utterance)
+    if not fit:
+        raise ValueError(
+            "no transcript fits into its timesteps, one for each character and one more between two equal ones: take a "
+            f"smaller hop than {settings.hop:g} or stack fewer frames than {settings.stack}"
+        )
+    if len(fit) < len(utterances):
+        _log.warning(
+            "%d of %d utterances are left out: their transcripts have more characters than there are timesteps",
+            len(utterances) - len(fit), len(utterances),
+        )  # fmt: skip
+    return fit
+
+
+TASK = SpeechTask()
