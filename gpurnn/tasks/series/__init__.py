@@ -1,12 +1,15 @@
 """Time series: read a CSV file, learn to forecast a column, forecast. ``gpurnn train series`` on the shell.
 
+>>> from pathlib import Path
 >>> from gpurnn.tasks.run import prepare
+>>> from gpurnn.tasks.trained import load
 >>> text = "month,passengers\\n" + "".join(f"{n},{100 + n % 12}\\n" for n in range(240))
 >>> Path("airline.csv").write_text(text, encoding="utf-8") > 0
 True
 >>> run = prepare("series", ["airline.csv"], "runs/airline", window=24, horizon=12, residual="season", epochs=1)
 >>> history = run.train()
 >>> trained = load("runs/airline")
+>>> from gpurnn.tasks.series import forecast, read_table
 >>> forecast(trained, read_table("airline.csv", trained.facts)).shape                          # in the file's units
 (12,)
 
