@@ -1,0 +1,42 @@
+"""Time series: read a CSV file, learn to forecast a column, forecast. ``gpurnn train series`` on the shell.
+
+>>> from pathlib import Path
+>>> from gpurnn.tasks.run import prepare
+>>> from gpurnn.tasks.trained import load
+>>> text = "month,passengers\\n" + "".join(f"{n},{100 + n % 12}\\n" for n in range(240))
+>>> Path("airline.csv").write_text(text, encoding="utf-8") > 0
+True
+>>> run = prepare("series", ["airline.csv"], "runs/airline", window=24, horizon=12, residual="season", epochs=1)
+>>> history = run.train()
+>>> trained = load("runs/airline")
+>>> from gpurnn.tasks.series import forecast, read_table
+>>> forecast(trained, read_table("airline.csv", trained.facts)).shape                          # in the file's units
+(12,)
+
+A window of W rows is read, the H rows behind it are forecast. Three ways (``mode``): the last state of the window
+gives all H values (direct, many-to-one); every state of the window gives the H values behind it (every, many-to-many:
+more to learn from; the forecast is the last one's); or the state goes on to a second network, a decoder, that makes one
+value at a time and reads its own (recursive, one-to-many). What is learnt is the value itself, or with ``residual`` its
+distance from the last value ("last") or from that of the season before ("season"), so that a series that drifts stays
+within what was seen in training.
+
+Everything fitted to the data (mean, deviation, season) is fitted to the training part, the first rows. The parts are
+told by the rows that are forecast; windows may begin before them, as they do in use.
+"""
+
+from ...data.dates import calendar_features, continue_moments
+from ...data.tables import csv_text
+from .columns import Table, choose_columns, read_table
+from .forecasts import forecast, score
+from .models import Direct, Recursive
+from .parts import fit_scaling, guess_season, reach_back, split_rows, window_ends
+from .settings import SeriesSettings
+from .task import TASK, SeriesTask
+from .windows import Windows
+
+__all__ = [
+    "TASK", "SeriesSettings", "SeriesTask",
+    "Table", "calendar_features", "choose_columns", "continue_moments", "csv_text", "read_table",
+    "Direct", "Recursive", "Windows",
+    "fit_scaling", "forecast", "guess_season", "reach_back", "score", "split_rows", "window_ends",
+]  # fmt: skip

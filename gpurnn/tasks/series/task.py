@@ -1,0 +1,115 @@
+"""The task ``series``: from files to batches, a model and its scores."""
+
+from ...data.dates import CALENDAR
+from ...errors import check_size
+from ...files import check_room
+from ..task import WEIGHT_COST, Data, Task, check_numbers, check_strings, checksum
+from .columns import choose_columns, read_table
+from .forecasts import score, summary
+from .models import Direct, Recursive
+from .parts import fit_scaling, reach_back, split_rows, window_ends
+from .settings import LOSSES, SeriesSettings
+from .windows import Windows
+
+_COLUMN_COST, _VALUE_COST = 2000, 20  # for a column that is read besides its cells, and for a value in a batch
+
+
+class SeriesTask(Task):
+    """Train a model that forecasts a column of a CSV FILE with a header.
+
+    The rows are in order of time. The naive forecasts (the last value; the value of the season before) are measured
+    beside the model; 'gpurnn forecast' then forecasts what comes behind the file's end.
+    """
+
+    name = "series"
+    Settings = SeriesSettings
+    examples = """
+  gpurnn train series airline.csv --horizon 12 --residual season --log
+  gpurnn train series ETTh1.csv --target OT --horizon 96"""
+    next = ("gpurnn forecast {run} --plot forecast.png --out forecast.csv",)
+
+    def read(self, files, settings, facts=None, scratch=None):
+        if len(files) != 1:
+            raise ValueError(f"files: a series is one CSV file, got {len(files)}")
+        facts = facts or choose_columns(files[0], settings)
+        columns = 1 + len(facts["inputs"])
+        column = _COLUMN_COST + WEIGHT_COST * settings.hidden + _VALUE_COST * settings.window * settings.batch
+        check_room(files[0], column * columns, f"a model of {columns:,} columns")
+        table = read_table(files[0], facts, settings.fill)
+        parts = split_rows(len(table), settings)
+        if "mean" not in facts:
+            facts = facts | fit_scaling(table, parts["train"].stop, settings, files[0])
+        reach = reach_back(settings, facts)
+        ends = {name: window_ends(part, reach, settings.horizon) for name, part in parts.items()}
+        if not len(ends["train"]):
+            raise ValueError(
+                f"{files[0]}: too short: {len(parts['train'])} rows to train on, a window of {settings.window} rows "
+                f"and a horizon of {settings.horizon} need {reach + settings.horizon}"
+            )
+        for name in ("valid", "test"):
+            if len(parts[name]) and not len(ends[name]):
+                raise ValueError(
+                    f"{files[0]}: too short: the {'validation' if name == 'valid' else 'test'} part has "
+                    f"{len(parts[name])} rows, a horizon of {settings.horizon} needs as many"
+                )
+        sources = {
+            name: Windows(table, ends[name], settings, facts, training=name == "train")
+            for name in ends
+            if len(ends[name])
+        }
+        season = f"a season of {facts['season']} rows" if facts["season"] > 1 else "no season"
+        return Data(
+            sources["train"],
+            sources.get("valid"),
+            facts=facts,
+            fingerprint={"rows": len(table), "crc32": checksum(table.values)},
+            summary=f"{len(table):,} rows of {facts['target']} ({' / '.join(f'{len(p):,}' for p in parts.values())} to "
+            f"train on, validate, test), {season}",
+            rest=(table, ends),
+        )
+
+    def build(self, settings, facts, backend=None):
+        return (Recursive if settings.mode == "recursive" else Direct)(settings, facts, backend)
+
+    def check_facts(self, settings, facts):
+        check_strings("target, inputs and calendar", [facts["target"], *facts["inputs"], *facts["calendar"]])
+        if not isinstance(facts["date"], (str, type(None))) or not set(facts["calendar"]) <= set(CALENDAR):
+            raise ValueError(f"date and calendar: got {facts['date']!r}, {facts['calendar']!r}")
+        columns = 1 + len(facts["inputs"])
+        check_numbers("mean", facts["mean"], columns)
+        check_numbers("std", facts["std"], columns, 0)
+        check_numbers("deviation, seasonal_error", [facts["deviation"], facts["seasonal_error"]], 2, 0)
+        check_size("season", facts["season"])
+
+    def sizes(self, settings, facts):
+        return {} if settings.mode == "recursive" else {"horizon": settings.horizon}
+
+    def loss(self, settings, facts):
+        return LOSSES[settings.loss]
+
+    def finish(self, trained, data, history):
+        table, ends = data.rest
+        numbers, lines = {}, []
+        for name in ("valid", "test"):
+            if len(ends[name]):
+                numbers[name] = score(trained, table, ends[name])
+                lines.append(summary(numbers[name], "validation" if name == "valid" else name))
+        return numbers, "\n".join(lines)
+
+    def evaluate(self, trained, files):
+        """How good the forecasts are in another file, from every row of it that has enough before and behind it."""
+        if len(files) != 1:
+            raise ValueError(f"files: a series is one CSV file, got {len(files)}")
+        settings, facts = trained.settings, trained.facts
+        table = read_table(files[0], facts, settings.fill)
+        reach = max(reach_back(settings, facts), facts["season"])
+        ends = window_ends(range(len(table)), reach, settings.horizon)
+        if not len(ends):
+            raise ValueError(
+                f"{files[0]}: too short: {len(table)} rows, at least {reach + settings.horizon} are needed"
+            )
+        numbers = score(trained, table, ends)
+        return numbers, summary(numbers, "all")
+
+
+TASK = SeriesTask()
