@@ -41,6 +41,7 @@ EXCEPTIONS = {
     ("gpurnn/tasks/speech.py", "lines"): 596,
     ("gpurnn/testing.py", "lines"): 639,
     ("gpurnn/train/fit.py:fit", "parameters"): 23,
+    ("gpurnn/losses/classes.py:cross_entropy", "parameters"): 9,
     ("kernels/schedules/block_mma.cu", "lines"): 419,
 }  # fmt: skip
 
