@@ -10,7 +10,17 @@ from .errors import BackendError, DtypeError, ShapeError
 from .gradients import GradientFlow, record_gradient_flow
 from .layers import BatchNorm, Dropout, Embedding, LayerNorm, Linear, Pooling, Sequential, TiedLinear
 from .loss_scale import LossScaler
-from .losses import binary_cross_entropy_with_logits, cross_entropy, mae, mse
+from .losses import (
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    huber,
+    kl_div,
+    mae,
+    mse,
+    nll_loss,
+    quantile_loss,
+    smooth_l1,
+)
 from .metrics import accuracy, bits_per_character, edit_distance, error_rate, perplexity
 from .module import Module
 from .optim import (
@@ -40,7 +50,8 @@ __all__ = [
     # encoder-decoder
     "Attention", "EncoderDecoder", "greedy_search", "beam_search",
     # losses
-    "cross_entropy", "binary_cross_entropy_with_logits", "mse", "mae",
+    "cross_entropy", "nll_loss", "binary_cross_entropy_with_logits", "kl_div",
+    "mse", "mae", "huber", "smooth_l1", "quantile_loss",
     # CTC: labels without a place in time
     "ctc_loss", "ctc_greedy", "ctc_beam_search",
     # metrics

@@ -64,7 +64,7 @@ def ctc_loss(
     Returns
     -------
     loss, backward
-        As losses.py says. ``backward`` also holds a float64 array (T, B, 2 S + 1).
+        As ``gpurnn.losses`` says. ``backward`` also holds a float64 array (T, B, 2 S + 1).
 
     Raises
     ------

@@ -25,7 +25,7 @@ def accuracy(
     """Share of targets that have the highest logit (of equal ones the first), a float in [0, 1].
 
     logits: (..., V), usually (T, B, V); targets: integers (...). mask, lengths, batch_first and ignore_index say which
-    targets count, and the errors raised are those of ``cross_entropy`` (losses.py).
+    targets count, and the errors raised are those of ``cross_entropy``.
     Returns nan where no target counts: unlike a loss, 0 would be a claim.
 
     >>> accuracy(np.array([[0.1, 0.9], [0.8, 0.2]]), np.array([1, 1]))

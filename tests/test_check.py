@@ -35,7 +35,7 @@ def test_numpy_is_right():
 def test_the_cuda_backend_is_right_on_the_emulated_device(monkeypatch):
     ops = cuda_ops()
     monkeypatch.setattr(
-        gpurnn.losses,
+        gpurnn.losses.common,
         "array_ops",
         lambda *arrays: ops if isinstance(arrays[0], ops.xp.ndarray) else gpurnn.get_backend("numpy"),
     )

@@ -34,7 +34,7 @@ def ops(request, monkeypatch):
     if request.param == "cupy":
         ops = Ops(ops.xp, "cupy")
     plain = gpurnn.get_backend("numpy")
-    for module in (losses, ctc):
+    for module in (losses.common, ctc):
         monkeypatch.setattr(module, "array_ops", lambda *a: ops if isinstance(a[0], ops.xp.ndarray) else plain)
     return ops
 
@@ -182,7 +182,7 @@ def test_the_generic_code_computes_rightly_under_cupys_rules(dtype, monkeypatch)
     """test_check.py and test_cuda_layers.py have the backend cuda."""
     ops = Ops(cuda_ops().xp, "cupy")
     plain = gpurnn.get_backend("numpy")
-    monkeypatch.setattr(losses, "array_ops", lambda *a: ops if isinstance(a[0], ops.xp.ndarray) else plain)
+    monkeypatch.setattr(losses.common, "array_ops", lambda *a: ops if isinstance(a[0], ops.xp.ndarray) else plain)
     wrong = [result for result in check.run_checks([ops], dtypes=[dtype], quick=True) if not result.right]
     assert not wrong
 
@@ -296,16 +296,25 @@ def test_attention(score, dtype, ops):
 
 
 LOSSES = {
-    "cross-entropy": (gpurnn.cross_entropy, {"label_smoothing": 0.1}),
     "mse": (gpurnn.mse, {}),
     "mae": (gpurnn.mae, {}),
     "binary": (gpurnn.binary_cross_entropy_with_logits, {}),
+    "huber": (gpurnn.huber, {"delta": 0.5}),
+    "smooth l1": (gpurnn.smooth_l1, {"beta": 0.5}),
+    "kl": (gpurnn.kl_div, {"log_target": True}),
+    "probabilities": (gpurnn.cross_entropy, {"label_smoothing": 0.1, "weight": [1, 0, 2, 3]}),
+}
+TARGETS = {  # those whose targets are class numbers
+    "cross-entropy": (gpurnn.cross_entropy, {"label_smoothing": 0.1}),
+    "class weights": (gpurnn.cross_entropy, {"weight": [1, 0, 2, 3]}),
+    "class weights, smoothed": (gpurnn.cross_entropy, {"weight": [1, 0, 2, 3], "label_smoothing": 0.1}),
+    "nll": (gpurnn.nll_loss, {"weight": [1, 0, 2, 3]}),
 }
 
 
 @both
 @pytest.mark.parametrize("reduction", losses.REDUCTIONS)
-@pytest.mark.parametrize("name", [*LOSSES, "ctc"])
+@pytest.mark.parametrize("name", [*LOSSES, *TARGETS, "quantiles", "ctc"])
 def test_losses(name, reduction, dtype, ops):
     plain = gpurnn.get_backend("numpy")
     host = np.random.default_rng(0).normal(size=(5, 3, 4)).astype(gpurnn.dtypes.check_dtype(dtype))
@@ -317,11 +326,14 @@ def test_losses(name, reduction, dtype, ops):
         x, options = device.xp.asarray(host), {"lengths": LENGTHS, "reduction": reduction}
         if name == "ctc":
             loss, backward = gpurnn.ctc_loss(x, [[1, 2], [], [3]], zero_infinity=True, **options)
-        elif name == "cross-entropy":
-            targets = device.xp.asarray(np.arange(15).reshape(5, 3) % 4)
-            loss, backward = gpurnn.cross_entropy(x, targets, label_smoothing=0.1, **options)
+        elif name in TARGETS:
+            function, more = TARGETS[name]
+            loss, backward = function(x, device.xp.asarray(np.arange(15).reshape(5, 3) % 4), **more, **options)
+        elif name == "quantiles":
+            loss, backward = gpurnn.quantile_loss(x, device.xp.asarray(other[..., 0]), [0.1, 0.3, 0.5, 0.9], **options)
         else:
-            loss, backward = LOSSES[name][0](x, device.xp.asarray(other), **options)
+            function, more = LOSSES[name]
+            loss, backward = function(x, device.xp.asarray(other), **more, **options)
         dx = backward()
         assert loss.dtype == np.float32 and dx.dtype == host.dtype
         results.append([device.to_numpy(array).astype(np.float64) for array in (loss, dx)])

@@ -214,7 +214,9 @@ def test_a_model_trains_as_on_numpy(monkeypatch):
     """Embedding, stack, softmax, clip, Adam, state carried from chunk to chunk (truncated BPTT): the same run."""
     ops = cuda_ops()
     monkeypatch.setattr(
-        gpurnn.losses, "array_ops", lambda *a: ops if isinstance(a[0], ops.xp.ndarray) else gpurnn.get_backend("numpy")
+        gpurnn.losses.common,
+        "array_ops",
+        lambda *a: ops if isinstance(a[0], ops.xp.ndarray) else gpurnn.get_backend("numpy"),
     )
     text = np.random.default_rng(0).integers(0, 11, (5, 4, 6))  # 5 chunks of T = 4, B = 6
     runs = []

@@ -1,5 +1,8 @@
 """Losses: values and gradients against PyTorch, masks against the valid part alone, and what must be refused."""
 
+import inspect
+import warnings
+
 import numpy as np
 import pytest
 from helpers import assert_close
@@ -8,7 +11,7 @@ from optional import given, needs, optional
 import gpurnn
 from gpurnn import losses
 from gpurnn.errors import DtypeError, ShapeError
-from gpurnn.losses import binary_cross_entropy_with_logits, cross_entropy, mae, mse
+from gpurnn.losses import binary_cross_entropy_with_logits, cross_entropy, huber, kl_div, mae, mse, smooth_l1
 from gpurnn.testing import check_gradient
 
 torch = optional("torch")
@@ -19,8 +22,11 @@ ELEMENTWISE = [
     pytest.param(mse, "mse_loss", id="mse"),
     pytest.param(mae, "l1_loss", id="mae"),
     pytest.param(binary_cross_entropy_with_logits, "binary_cross_entropy_with_logits", id="bce"),
+    pytest.param(huber, "huber_loss", id="huber"),
+    pytest.param(smooth_l1, "smooth_l1_loss", id="smooth_l1"),
+    pytest.param(kl_div, "kl_div", id="kl_div"),
 ]
-OURS = [mse, mae, binary_cross_entropy_with_logits]
+OURS = [mse, mae, binary_cross_entropy_with_logits, huber, smooth_l1, kl_div]
 REDUCTIONS = ["mean", "sum", "none"]
 T, B, V = 5, 3, 7
 
@@ -28,7 +34,7 @@ T, B, V = 5, 3, 7
 @pytest.fixture(autouse=True, params=["numpy", "cpu"])
 def code(request, monkeypatch):
     """Everything here by array code, and by what is compiled."""
-    monkeypatch.setattr(losses, "array_ops", lambda *arrays: gpurnn.get_backend(request.param))
+    monkeypatch.setattr(losses.common, "array_ops", lambda *arrays: gpurnn.get_backend(request.param))
 
 
 @pytest.fixture
@@ -46,7 +52,7 @@ def block(request, monkeypatch):
             yield part, part if rows is None else rows[part]
 
     if request.param == "many blocks":
-        monkeypatch.setattr(losses, "blocks", two_rows)
+        monkeypatch.setattr(losses.common, "blocks", two_rows)
 
 
 def batch(rng, dtype=np.float64, shape=(T, B)):
@@ -69,7 +75,9 @@ def torch_cross_entropy(logits, targets, dloss, ignore_index=None, **options):
 
 def torch_elementwise(function, x, y, dloss, **options):
     x = torch.tensor(x, requires_grad=True)
-    loss = getattr(F, function)(x, torch.tensor(y), **options)
+    with warnings.catch_warnings():  # of torch's kl_div: its "mean" is over elements, as ours is
+        warnings.simplefilter("ignore", UserWarning)
+        loss = getattr(F, function)(x, torch.tensor(y), **options)
     loss.backward(torch.tensor(dloss, dtype=x.dtype))
     return loss.detach().numpy(), x.grad.numpy()
 
@@ -514,7 +522,7 @@ def test_cross_entropy_refuses_wrong_options():
 
 @pytest.mark.parametrize("function", OURS)
 def test_elementwise_refuses_unequal_arguments(function):
-    first, second = ("logits", "targets") if function is binary_cross_entropy_with_logits else ("prediction", "target")
+    first, second = list(inspect.signature(function).parameters)[:2]
     x = np.zeros((T, B, 4))
     with pytest.raises(ShapeError, match=rf"{second}: expected shape \(5, 3, 4\), got \(5, 3\)"):
         function(x, x[..., 0])

@@ -289,7 +289,7 @@ class Ops:
         ``logits``, or None for a fresh one. The others are those of ``softmax_forward``.
         """
         xp, dtype, V = self.xp, logits.dtype, logits.shape[1]
-        dlogits = self._derivative_array(logits, rows, out)
+        dlogits = self.derivative_array(logits, rows, out)
         for part, index in blocks(rows, labels.size, V, xp):
             scale = dlosses[index]
             d = logits[index] - highest[part, None]
@@ -301,7 +301,7 @@ class Ops:
             dlogits[index] = d
         return dlogits
 
-    def _derivative_array(self, logits, rows, out):
+    def derivative_array(self, logits, rows, out):
         """``out``, or a fresh array like ``logits``, with zeros in the rows that do not count."""
         if out is None:
             return (self.xp.empty if rows is None else self.xp.zeros)(logits.shape, logits.dtype)

@@ -290,7 +290,7 @@ class CpuOps(HostOps):
     def softmax_backward(self, logits, rows, labels, smoothing, highest, total, dlosses, out=None):
         if not logits.flags.c_contiguous:
             return super().softmax_backward(logits, rows, labels, smoothing, highest, total, dlosses, out)
-        dlogits = self._derivative_array(logits, rows, out)
+        dlogits = self.derivative_array(logits, rows, out)
         scale = np.ascontiguousarray(dlosses, logits.dtype)
         self._cross_entropy(logits, rows, labels, smoothing, highest, total, back=True, scale=scale, dlogits=dlogits)
         return dlogits

@@ -264,7 +264,7 @@ class CudaOps(Ops):
         return losses, highest, total
 
     def softmax_backward(self, logits, rows, labels, smoothing, highest, total, dlosses, out=None):
-        dlogits = self._derivative_array(logits, rows, out)
+        dlogits = self.derivative_array(logits, rows, out)
         scale = self.xp.ascontiguousarray(dlosses[:, 0])
         args = (
             logits.shape[1],
