@@ -17,7 +17,7 @@ import pytest
 # CuPy is not among them: tests that need it are marked gpu, or ask for it themselves.
 PACKAGES = (
     "torch", "ml_dtypes", "matplotlib", "scipy", "sacrebleu", "mido", "hypothesis", "threadpoolctl", "xdist", "nvidia",
-    "build", "setuptools", "pip",
+    "build", "setuptools", "pip", "tensorboardX",
 )  # fmt: skip
 
 
