@@ -16,6 +16,7 @@ import pytest
 # What the extra "test" installs, by import name; "nvidia" is NVRTC. CI has them all: nothing skips there.
 # CuPy is not among them: tests that need it are marked gpu, or ask for it themselves.
 PACKAGES = (
+    "build", "setuptools", "pip", "tensorboardX",
     "torch", "ml_dtypes", "matplotlib", "scipy", "sacrebleu", "mido", "soundfile", "hypothesis", "threadpoolctl",
     "xdist", "nvidia", "build", "setuptools", "pip",
 )  # fmt: skip

@@ -556,10 +556,3 @@ def test_an_optimiser_of_another_model():
             optimizer=gpurnn.Adam(text_model()),
             epochs=1,
         )
-
-
-def test_the_bar_fits_eighty_columns(capfd):
-    train(epochs=1, progress=True)
-    shown = capfd.readouterr().err
-    last = shown.replace("\n", "\r").split("\r")[-2]
-    assert "epoch 1/1" in last and "loss" in last and "lr" in last and len(last) <= 80

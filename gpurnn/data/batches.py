@@ -195,6 +195,11 @@ class SequenceBatches:
         self.lengths = np.array([len(x) for x in self.inputs], np.int64)
         self._last = (None, None)  # (epoch, its order), so that an epoch is sorted once
         for n, (x, y) in enumerate(zip(self.inputs, self.targets, strict=True)):
+            if per_step and np.ndim(y) == 0:
+                raise ShapeError(
+                    f"targets[{n}]: expected an array with a target for each of the {len(x)} steps, got one value: "
+                    "per_step=False says that a sequence has one target"
+                )
             if per_step and len(y) != len(x):
                 raise ShapeError(f"targets[{n}]: expected {len(x)} steps, as inputs[{n}] has, got {len(y)}")
 

@@ -22,7 +22,7 @@ A run's folder holds ``last.json`` and ``best.json`` (checkpoints, see checkpoin
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..data import BatchSource
@@ -33,18 +33,20 @@ from ..optim import Optimizer, Schedule
 from .history import History
 from .interrupt import deferred_interrupt
 from .loop import TrainingLoop
-from .settings import FitSettings
+from .settings import FitSettings, answers_arguments
 
 
+@answers_arguments
 def fit(
     model: Module,
     loss: Callable[..., Any],
-    batches: BatchSource,
+    batches: BatchSource | Iterable[Any],
     *,
-    optimizer: Optimizer,
+    optimizer: Optimizer | str,
+    lr: float | None = None,
     epochs: int,
-    validation: BatchSource | None = None,
-    schedule: Schedule | None = None,
+    validation: BatchSource | Iterable[Any] | None = None,
+    schedule: Schedule | Callable[[Optimizer], Schedule] | None = None,
     schedule_every: str = "epoch",
     clip_norm: float | None = None,
     clip_value: float | None = None,
@@ -57,6 +59,7 @@ def fit(
     patience: int | None = None,
     metrics: Mapping[str, Callable[..., Any]] | None = None,
     watch: tuple[str, str] = ("loss", "min"),
+    callbacks: Iterable[Any] = (),
     progress: bool = True,
     flow: bool = False,
     extra: Any = None,
@@ -68,7 +71,10 @@ def fit(
     running statistics). If the model as a whole is in evaluation mode, all of it is put into training mode.
 
     Ctrl-C ends the step, saves a checkpoint and raises KeyboardInterrupt; a second one raises at once. SIGTERM does
-    the same and raises ``Terminated``, unless somebody else handles it.
+    the same and raises ``Terminated``, unless somebody else handles it. The exception's ``history`` holds the records.
+
+    At the end the model has the weights of the last update. Those of the best epoch, by ``watch``, are in ``out``:
+    ``load_weights(model, out)`` loads them.
 
     Parameters
     ----------
@@ -77,14 +83,18 @@ def fit(
     loss : callable
         ``loss(outputs, targets)`` -> (value, backward), a mean over valid timesteps, such as ``gpurnn.cross_entropy``.
         It also gets the batch's ``loss_options`` by name: ``lengths=`` for a batch with lengths, by default.
-    batches, validation : batch source
-        See gpurnn/data/batches.py. A batch with ``carry`` continues the recurrent state of the batch before it (truncated
-        BPTT: no gradient crosses the border).
-    optimizer : Optimizer
-        Built for ``model``.
+    batches, validation : batch source, or iterable of batches
+        A batch source has ``len`` and ``batch(epoch, index)``, see gpurnn/data/batches.py. Or a list of batches, or an
+        object that can be iterated over again and again, such as torch's DataLoader. Its batches are ``Batch``, (x, y)
+        or (x, y, lengths), see train/sources.py. A batch with ``carry`` continues the recurrent state of the batch
+        before it (truncated BPTT: no gradient crosses the border).
+    optimizer : Optimizer or str
+        Built for ``model``, or "adam", "adamw", "rmsprop" or "sgd".
+    lr : float, optional
+        Learning rate of an ``optimizer`` that is given by name.
     epochs : int
         Epochs in total, with those before a resume.
-    schedule : Schedule, optional
+    schedule : Schedule, or function of the optimizer that returns one, optional
         Learning-rate schedule.
     schedule_every : {"epoch", "step"}
         When ``schedule.step`` is called: after every epoch, with the validation loss or else the training loss; or
@@ -101,7 +111,8 @@ def fit(
         Folder of the run; None writes nothing. It is locked while training runs, see folder_lock.py.
     resume : bool
         Continue from the last checkpoint in ``out``, exactly as if never stopped, or from the best if the last is
-        missing. Without a checkpoint, start.
+        missing. Without a checkpoint, start. Where batches cannot be asked for by number, as of a loader, an epoch that
+        was stopped in its middle begins anew.
     overwrite : bool
         Replace the run in ``out``, but no file that is not a run's.
     checkpoint_every : int, optional
@@ -113,8 +124,11 @@ def fit(
     watch : pair of str
         What ``best.json`` and ``patience`` compare: "loss" or a metric's name, and whether "min" or "max" is good.
         Without validation batches it is the training loss.
+    callbacks : iterable
+        Functions of (record, training) that are called after every epoch, and objects with ``on_start``,
+        ``on_update``, ``on_epoch`` or ``on_end``: see ``gpurnn.train.callbacks``.
     progress : bool
-        Show a bar with loss, rate and time left.
+        Show a line for each epoch, and a bar where standard error is a terminal.
     flow : bool
         Record the gradient flow at the first step of every epoch.
     extra : object, optional
@@ -153,28 +167,12 @@ def fit(
     check_flag("resume", resume)
     check_flag("overwrite", overwrite)
     settings = FitSettings(
-        model=model,
-        loss=loss,
-        batches=batches,
-        optimizer=optimizer,
-        epochs=epochs,
-        validation=validation,
-        schedule=schedule,
-        schedule_every=schedule_every,
-        clip_norm=clip_norm,
-        clip_value=clip_value,
-        weight_noise=weight_noise,
-        accumulate=accumulate,
-        out=out,
-        checkpoint_every=checkpoint_every,
-        patience=patience,
-        metrics=metrics,
-        watch=watch,
-        progress=progress,
-        flow=flow,
-        extra=extra,
-        loss_scaler=loss_scaler,
-    )
+        model=model, loss=loss, batches=batches, optimizer=optimizer, lr=lr, epochs=epochs, validation=validation,
+        schedule=schedule, schedule_every=schedule_every, clip_norm=clip_norm, clip_value=clip_value,
+        weight_noise=weight_noise, accumulate=accumulate, out=out, checkpoint_every=checkpoint_every,
+        patience=patience, metrics=metrics, watch=watch, callbacks=callbacks, progress=progress, flow=flow,
+        extra=extra, loss_scaler=loss_scaler,
+    )  # fmt: skip
     loop = TrainingLoop(settings)
     with deferred_interrupt() as interrupted:
         try:

@@ -8,12 +8,19 @@ from typing import Any
 class TrainingError(RuntimeError):
     """Training cannot continue: the loss or the gradient is not finite.
 
-    The weights are those before the bad step.
+    The weights are those before the bad step. The attribute ``history`` holds the records so far.
     """
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM ended a training, after a checkpoint."""
+    """SIGTERM ended a training, after a checkpoint. The attribute ``history`` holds the records so far."""
+
+
+class StopTraining(Exception):
+    """What a callback raises to end the training: a checkpoint is saved, and ``fit`` returns its history.
+
+    The text of the exception, if it has one, is the history's ``reason``.
+    """
 
 
 class History(list):
@@ -27,10 +34,14 @@ class History(list):
     Attributes
     ----------
     stopped : str or None
-        Why training ended, "epochs" or "patience"; None while it runs.
+        Why training ended: "epochs", "patience", "callback", or "interrupt" (Ctrl-C, SIGTERM) and "error", where the
+        history is an attribute of the exception. None while it runs.
+    reason : str
+        What a callback that stopped the training said, or "".
     """
 
     stopped: str | None = None
+    reason: str = ""
 
     @property
     def epochs(self) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,8 +19,11 @@ from ..gradients import GradientFlow, record_gradient_flow
 from ..losses import quiet
 from ..module import Module
 from ..optim import clip_grad_norm, clip_grad_value
-from .history import TrainingError
-from .measure import measure, model_context, model_inputs, progress_bar
+from .callbacks import Callbacks
+from .history import StopTraining, TrainingError
+from .measure import call_loss, measure, model_context, model_inputs
+from .progress import Progress
+from .settings import FitSettings
 from .snapshot import restore_snapshot, save_snapshot
 from .state import TrainingState
 
@@ -44,42 +48,63 @@ class Gradients:
 class TrainingLoop(TrainingState):
     """One call of ``fit``, in memory. (A task's ``Run`` is a folder of files: data, settings, and such a training.)"""
 
+    def __init__(self, settings: FitSettings) -> None:
+        super().__init__(settings)
+        self.callbacks = Callbacks([*settings.callbacks, *([Progress()] if settings.progress else [])])
+
     # ---- the loop
 
     def train(self, interrupted: Callable[[], type[BaseException] | None]) -> None:
-        """Train until all epochs are done or patience is used up.
+        """Train until all epochs are done, patience is used up, or a callback stops it.
 
         interrupted: returns an exception to raise after the current update, or None.
         """
-        epochs, per_epoch = self.settings.epochs, len(self.settings.batches)
-        total, done = epochs * per_epoch, self.epoch * per_epoch + self.index
-        with progress_bar(None, self.settings.progress, total=total, initial=done) as bar:
+        try:
+            self._train(interrupted)
+        except BaseException as error:
+            self.history.stopped = "interrupt" if isinstance(error, KeyboardInterrupt) else "error"
+            with contextlib.suppress(AttributeError):  # an exception without attributes
+                error.history = self.history
+            raise
+        finally:
+            self.callbacks.end(self)
+        if self.history:
+            self.files.draw()
+
+    def _train(self, interrupted: Callable[[], type[BaseException] | None]) -> None:
+        epochs = self.settings.epochs
+        try:
+            self.callbacks.start(self)
             while self.epoch < epochs and not self._out_of_patience():
-                bar.set_description(f"epoch {self.epoch + 1}/{epochs}")
                 if not self.model.training:
                     self.model.train()
-                while self.index < per_epoch:
-                    self._train_batches(bar, per_epoch, interrupted)
+                batches = self.settings.batches.read(self.epoch, self.index)
+                while group := list(itertools.islice(batches, self.settings.accumulate)):
+                    self._train_batches(group, interrupted)
                 self._end_epoch()
+                stop = interrupted()
+                if stop and self.epoch < epochs:
+                    raise stop
+        except StopTraining as stop:
+            self.save()
+            self.history.stopped, self.history.reason = "callback", str(stop)
+            return
         self.history.stopped = "patience" if self._out_of_patience() and self.epoch < epochs else "epochs"
-        self.files.draw()
 
-    def _train_batches(self, bar: Any, per_epoch: int, interrupted: Callable[[], type[BaseException] | None]) -> None:
+    def _train_batches(self, group: list[Batch], interrupted: Callable[[], type[BaseException] | None]) -> None:
         """Make one update, show it, and save a checkpoint if one is due or a signal came."""
-        done = self._update()
-        loss = self.sums[0] / max(self.sums[1], 1)
-        bar.set_postfix_str(f"loss {loss:.4f}, lr {self.optimizer.lr:.2g}", False)
-        bar.update(done)
+        record = self._update(group)
+        if self.callbacks.watch_updates:
+            self.callbacks.update(record, self)
         every, stop = self.settings.checkpoint_every, interrupted()
-        if stop or (every and self.step % every == 0 and self.index < per_epoch):
+        if stop or (every and self.step % every == 0 and self.index != self.settings.batches.count):
             self.save()
         if stop:
             raise stop
 
-    def _update(self) -> int:
-        """Make one update from ``accumulate`` batches; returns the number of batches."""
-        settings, stop = self.settings, min(self.index + self.settings.accumulate, len(self.settings.batches))
-        group = [settings.batches.batch(self.epoch, index) for index in range(self.index, stop)]
+    def _update(self, group: list[Batch]) -> dict[str, Any]:
+        """Make one update from these batches; returns its record."""
+        settings = self.settings
         weight = sum(batch.weight for batch in group)
         with _undone_on_error(self.model):
             made = self._gradients(group, weight, settings.flow and self.index == 0)
@@ -90,21 +115,17 @@ class TrainingLoop(TrainingState):
             self.norm = made.norm
         if settings.schedule is not None and settings.schedule_every == "step":
             settings.schedule.step()
-        self.state, self.index, self.step = made.state, stop, self.step + 1
+        self.state, self.index, self.step = made.state, self.index + len(group), self.step + 1
         self.sums[0] += made.loss * weight
         self.sums[1] += weight
+        record = self._with_scale(
+            kind="step", step=self.step, epoch=self.epoch + 1, loss=made.loss, lr=self.optimizer.lr, grad_norm=self.norm
+        )
         if self.step % _RECORD_EVERY == 0:
-            self._record(
-                kind="step",
-                step=self.step,
-                epoch=self.epoch + 1,
-                loss=made.loss,
-                lr=self.optimizer.lr,
-                grad_norm=self.norm,
-            )
+            self._record(record)
         if made.flow is not None:
             self._record_flow(made.flow)
-        return len(group)
+        return record
 
     def _gradients(self, group: list[Batch], weight: int, watch: bool) -> Gradients:
         """Make the clipped gradients of these batches, which weigh ``weight`` together.
@@ -121,7 +142,7 @@ class TrainingLoop(TrainingState):
                     model_inputs(model, batch), **model_context(model, batch, state)
                 )
                 state = last[0] if last else None
-                value, dloss = self.settings.loss(outputs, batch.targets, **batch.loss_options)
+                value, dloss = call_loss(self.settings.loss, outputs, batch)
                 fraction = batch.weight / weight if weight else 0.0
                 with quiet() if self.scaler else contextlib.nullcontext():  # an overflow skips the update below
                     backward(dloss(fraction * scale))
@@ -175,14 +196,22 @@ class TrainingLoop(TrainingState):
         better = self.best is None or (watched > self.best if good == "max" else watched < self.best)
         self.best, self.waited = (watched, 0) if better else (self.best, self.waited + 1)
         self.epoch, self.index, self.state, self.sums = self.epoch + 1, 0, None, [0.0, 0]
-        self._record(
+        record = self._with_scale(
             kind="epoch", epoch=self.epoch, step=self.step, train_loss=train_loss, validation_loss=validation_loss,
             **{f"validation_{name}": value for name, value in metrics.items()},
             lr=self.optimizer.lr, grad_norm=self.norm, seconds=round(self.elapsed(), 3),
         )  # fmt: skip
+        self._record(record)
+        stop = None
+        try:
+            self.callbacks.epoch(record, self)
+        except StopTraining as stopped:
+            stop = stopped
         if better:
             self.save("best.json")
         self.save()
+        if stop is not None:
+            raise stop
 
     def _validate(self) -> dict[str, float]:
         """Loss and metrics on the validation batches; empty without them. Raises TrainingError unless finite."""
@@ -219,10 +248,14 @@ class TrainingLoop(TrainingState):
         if self.settings.out is not None:
             save_snapshot(self, self.settings.out / name)
 
-    def _record(self, **record: Any) -> None:
-        """Append a record to the history, in memory and in its log."""
+    def _with_scale(self, **record: Any) -> dict[str, Any]:
+        """A record, with the loss scale where there is one."""
         if self.scaler:
             record |= {"loss_scale": self.scaler.scale, "skipped": self.scaler.skipped}
+        return record
+
+    def _record(self, record: dict[str, Any]) -> None:
+        """Append a record to the history, in memory and in its log."""
         self.history.append(record)
         self.files.write("history", record)
 

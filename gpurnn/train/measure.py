@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -11,9 +12,16 @@ from .._typing import Array, State
 from ..data import Batch, BatchSource
 from ..errors import check_flag
 from ..module import Module
+from .progress import progress_bar
+from .settings import check_metrics
+from .sources import as_source
+
+_OF_THE_LOSS = ("ignore_index", "batch_first")  # options of a loss that a metric has in common with it
 
 
-def evaluate(model: Module, loss: Callable[..., Any], batches: BatchSource, *, progress: bool = False) -> float:
+def evaluate(
+    model: Module, loss: Callable[..., Any], batches: BatchSource | Iterable[Any], *, progress: bool = False
+) -> float:
     """Mean loss of a model over a batch source, in evaluation mode; ``measure`` adds metrics to it.
 
     Parameters
@@ -39,7 +47,7 @@ def evaluate(model: Module, loss: Callable[..., Any], batches: BatchSource, *, p
 def measure(
     model: Module,
     loss: Callable[..., Any],
-    batches: BatchSource,
+    batches: BatchSource | Iterable[Any],
     metrics: Mapping[str, Callable[..., Any]] | None = None,
     *,
     progress: bool = False,
@@ -54,38 +62,114 @@ def measure(
         As ``fit`` takes it.
     loss : callable
         As ``fit`` takes it.
-    batches : batch source
-        As ``fit`` takes it, see gpurnn/data/batches.py.
+    batches : batch source, or iterable of batches
+        As ``fit`` takes it.
     metrics : mapping, optional
-        Name -> function of (outputs, targets, ``**loss_options``) that returns (total, count). The metric is the sum
-        of the totals over the sum of the counts: correct answers and answers, for example.
+        Name -> function of (outputs, targets, ``**loss_options``), such as ``gpurnn.accuracy``. It returns (total,
+        count), correct answers and answers for example, and the metric is the sum of the totals over the sum of the
+        counts. Or it returns a number, which is averaged with the weights of the batches; a batch for which it is nan
+        does not count. Where the loss is a ``functools.partial`` with ``ignore_index`` or ``batch_first``, a metric
+        that takes these gets the same.
     progress : bool
-        Show a progress bar.
+        Show a progress bar, on a terminal.
 
     Returns
     -------
     dict
         "loss" and each metric -> float; nan where nothing counts.
+
+    Raises
+    ------
+    TypeError
+        For batches, a loss or a metric of another kind.
+
+    Examples
+    --------
+    >>> model = gpurnn.Sequential(gpurnn.GRU(2, 4), gpurnn.Linear(4, 3))
+    >>> batch = np.zeros((5, 8, 2), "float32"), np.zeros((5, 8), int)              # x (T, B, I), y (T, B)
+    >>> sorted(gpurnn.train.measure(model, gpurnn.cross_entropy, [batch], {"accuracy": gpurnn.accuracy}))
+    ['accuracy', 'loss']
     """
     check_flag("progress", progress)
-    sums = {name: [0.0, 0.0] for name in ("loss", *(metrics or ()))}
+    source, metrics = as_source(batches, "batches"), check_metrics(metrics)
+    shared = {name: _options_of(loss, metric) for name, metric in metrics.items()}
+    sums = {name: [0.0, 0.0] for name in ("loss", *metrics)}
 
     def add(name, total, count):
         sums[name][0] += float(total)
         sums[name][1] += float(count)
 
     state = None
+    options = {"desc": "validation", "leave": False, "total": source.count, "unit": "batch"}
     with model.evaluation():
-        for index in progress_bar(range(len(batches)), progress, desc="validation", leave=False):
-            batch = batches.batch(0, index)
+        for batch in progress_bar(source.read(0), progress, **options):
             outputs = model(model_inputs(model, batch), **model_context(model, batch, state))
             if model.stateful:
                 outputs, state = outputs
-            value, _ = loss(outputs, batch.targets, **batch.loss_options)
+            value, _ = call_loss(loss, outputs, batch)
             add("loss", float(value) * batch.weight, batch.weight)
-            for name, metric in (metrics or {}).items():
-                add(name, *metric(outputs, batch.targets, **batch.loss_options))
+            for name, metric in metrics.items():
+                add(name, *_measured(name, metric, outputs, batch, shared[name]))
     return {name: total / count if count else math.nan for name, (total, count) in sums.items()}
+
+
+def call_loss(loss: Callable[..., Any], outputs: Any, batch: Batch) -> tuple[Any, Callable[..., Any]]:
+    """(value, backward) of a loss on a batch. Raises TypeError for a loss of another kind."""
+    _check_takes("loss", loss, batch)
+    result = loss(outputs, batch.targets, **batch.loss_options)
+    if not isinstance(result, (tuple, list)) or len(result) != 2 or not callable(result[1]):
+        raise TypeError(
+            "loss: expected it to return (value, backward), where backward(factor) returns the gradient with respect "
+            f"to the outputs, got {type(result).__name__}"
+        )
+    return result
+
+
+def _measured(
+    name: str, metric: Callable[..., Any], outputs: Any, batch: Batch, shared: dict[str, Any]
+) -> tuple[float, float]:
+    """(total, count) of a metric on a batch."""
+    _check_takes(f"metrics[{name!r}]", metric, batch)
+    result = metric(outputs, batch.targets, **shared | batch.loss_options)
+    if isinstance(result, (tuple, list)) and len(result) == 2:
+        return float(result[0]), float(result[1])
+    try:
+        value = float(result)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"metrics[{name!r}]: expected it to return a number or (total, count), got {type(result).__name__}"
+        ) from None
+    return (0.0, 0.0) if math.isnan(value) else (value * batch.weight, batch.weight)
+
+
+def _check_takes(name: str, function: Callable[..., Any], batch: Batch) -> None:
+    """Raise TypeError where a function does not take the batch's ``loss_options``."""
+    parameters = _parameters(function) if batch.loss_options else None
+    for option in batch.loss_options if parameters is not None else ():
+        if option not in parameters:
+            raise TypeError(
+                f"{name}: takes no argument {option}, and this batch has {option}. Give it one, {option}=None, or give "
+                "batches with loss_options={}"
+            )
+
+
+def _options_of(loss: Callable[..., Any], metric: Callable[..., Any]) -> dict[str, Any]:
+    """What a partial loss has fixed and a metric should have in common with it."""
+    fixed = loss.keywords if isinstance(loss, functools.partial) else {}
+    own = metric.keywords if isinstance(metric, functools.partial) else {}
+    taken = _parameters(metric) or ()
+    return {name: fixed[name] for name in _OF_THE_LOSS if name in fixed and name in taken and name not in own}
+
+
+def _parameters(function: Callable[..., Any]) -> frozenset[str] | None:
+    """The names that a function takes; None where it takes any, or nobody can tell."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return frozenset(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
 
 
 def model_inputs(model: Module, batch: Batch) -> Array | tuple[Array, ...]:
@@ -101,11 +185,3 @@ def model_context(model: Module, batch: Batch, state: State) -> dict[str, Any]:
     if batch.lengths is not None and getattr(model, "takes_lengths", False):
         context["lengths"] = batch.lengths
     return context
-
-
-def progress_bar(iterable: Iterable[Any] | None, progress: bool, **options: Any) -> Any:
-    """A tqdm bar over batches, at most 80 columns; silent unless ``progress``."""
-    from tqdm import tqdm
-
-    columns = min(80, os.get_terminal_size(2).columns) if os.isatty(2) else 80
-    return tqdm(iterable, disable=not progress, ncols=columns, unit="batch", dynamic_ncols=False, **options)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,28 @@ from typing import Any
 import numpy as np
 
 from ..data import BatchSource
-from ..errors import check_choice, check_flag, check_number, check_size
+from ..errors import check_choice, check_flag, check_number, check_size, refuse_unknown
 from ..loss_scale import LossScaler
 from ..module import Module
-from ..optim import Optimizer, Schedule
+from ..optim import SGD, Adam, AdamW, Optimizer, RMSprop, Schedule
+from .callbacks import Callbacks
+from .sources import Numbered, as_source
+
+OPTIMIZERS = {"adam": Adam, "adamw": AdamW, "rmsprop": RMSprop, "sgd": SGD}
+_WORDS = {  # what other libraries say -> a sentence on what fit takes
+    "batch_size": "The batch source has the batch size: gpurnn.SequenceBatches(inputs, targets, batch_size)",
+    "early_stopping": "Here it is called patience",
+    "gradient_clip_val": "Here it is called clip_norm",
+    "initial_epoch": "epochs counts those before a resume: give out= and resume=True",
+    "learning_rate": "Here it is called lr, with optimizer='adam'",
+    "lr_scheduler": "Here it is called schedule",
+    "max_epochs": "Here it is called epochs",
+    "scheduler": "Here it is called schedule",
+    "val_data": "Here it is called validation",
+    "validation_data": "Here it is called validation, a batch source as batches is",
+    "validation_split": "Split the data first and give a part as validation",
+    "verbose": "Here it is called progress",
+}
 
 
 @dataclass(eq=False)
@@ -23,11 +42,12 @@ class FitSettings:
 
     model: Module
     loss: Callable[..., Any]
-    batches: BatchSource
-    optimizer: Optimizer
+    batches: BatchSource | Iterable[Any] | Numbered
+    optimizer: Optimizer | str
+    lr: float | None
     epochs: int
-    validation: BatchSource | None
-    schedule: Schedule | None
+    validation: BatchSource | Iterable[Any] | Numbered | None
+    schedule: Schedule | Callable[[Optimizer], Schedule] | None
     schedule_every: str
     clip_norm: float | None
     clip_value: float | None
@@ -38,6 +58,7 @@ class FitSettings:
     patience: int | None
     metrics: Mapping[str, Callable[..., Any]] | None
     watch: tuple[str, str]
+    callbacks: Iterable[Any]
     progress: bool
     flow: bool
     extra: Any
@@ -46,6 +67,7 @@ class FitSettings:
     def __post_init__(self) -> None:
         check_flag("progress", self.progress)
         check_flag("flow", self.flow)
+        self._check_objects()
         self.epochs = check_size("epochs", self.epochs)
         check_choice("schedule_every", self.schedule_every, ("epoch", "step"))
         if self.clip_norm is None:
@@ -60,14 +82,107 @@ class FitSettings:
         for name in ("checkpoint_every", "patience"):
             value = getattr(self, name)
             setattr(self, name, None if value is None else check_size(name, value))
-        self.metrics = self.metrics or {}
-        self.loss_scaler = _scaler_for(self.loss_scaler, self.model)
-        check_choice("watch", self.watch[0], ("loss", *self.metrics))
-        check_choice("watch", self.watch[1], ("min", "max"))
+        self._check_watch()
         if self.patience is not None and self.validation is None:
             raise ValueError("patience watches the validation loss: give validation batches")
-        if self.optimizer.model is not self.model:
-            raise ValueError("optimizer: was built for another model")
+        self.loss_scaler = _scaler_for(self.loss_scaler, self.model)
+        self.optimizer = _optimizer_for(self.optimizer, self.lr, self.model)
+        self.schedule = _schedule_for(self.schedule, self.optimizer)
+
+    def _check_objects(self) -> None:
+        """Model, loss, data, metrics and callbacks, which are objects and functions of the caller."""
+        if not isinstance(self.model, Module):
+            raise TypeError(f"model: expected a gpurnn layer or model, got {type(self.model).__name__}")
+        if not callable(self.loss):
+            raise TypeError(
+                f"loss: expected a function such as gpurnn.cross_entropy, got {self.loss!r}"
+                if isinstance(self.loss, str)
+                else f"loss: expected a function such as gpurnn.cross_entropy, got {type(self.loss).__name__}"
+            )
+        self.batches = as_source(self.batches, "batches")
+        if self.validation is not None:
+            self.validation = as_source(self.validation, "validation")
+        self.metrics = check_metrics(self.metrics)
+        if isinstance(self.callbacks, (str, bytes)) or not isinstance(self.callbacks, Iterable):
+            raise TypeError(f"callbacks: expected a list, such as [show], got {type(self.callbacks).__name__}")
+        self.callbacks = tuple(self.callbacks)
+        Callbacks(self.callbacks)
+
+    def _check_watch(self) -> None:
+        """Raise unless ``watch`` is a pair such as ("loss", "min")."""
+        if isinstance(self.watch, str) or not isinstance(self.watch, (tuple, list)) or len(self.watch) != 2:
+            raise TypeError(
+                f"watch: expected a pair such as ('loss', 'min') or ('accuracy', 'max'), got {self.watch!r}"
+            )
+        check_choice("watch", self.watch[0], ("loss", *self.metrics))
+        check_choice("watch", self.watch[1], ("min", "max"))
+
+
+def check_metrics(metrics: Any) -> Mapping[str, Callable[..., Any]]:
+    """An argument ``metrics`` as a mapping; raises TypeError unless it is one of names and functions."""
+    if metrics is None:
+        return {}
+    if not isinstance(metrics, Mapping):
+        raise TypeError(
+            f"metrics: expected a mapping such as {{'accuracy': gpurnn.accuracy}}, got {type(metrics).__name__}"
+        )
+    for name, metric in metrics.items():
+        if not isinstance(name, str) or not callable(metric):
+            raise TypeError(f"metrics: expected names and functions, got {name!r}: {type(metric).__name__}")
+    return metrics
+
+
+def _optimizer_for(optimizer: Any, lr: float | None, model: Module) -> Optimizer:
+    """The optimizer that the arguments ``optimizer`` and ``lr`` mean."""
+    if isinstance(optimizer, str):
+        kind = OPTIMIZERS[check_choice("optimizer", optimizer, tuple(OPTIMIZERS))]
+        if lr is None and kind is SGD:
+            raise ValueError("lr: optimizer='sgd' has no usual rate: give one, such as lr=0.1")
+        return kind(model) if lr is None else kind(model, lr=lr)
+    if isinstance(optimizer, type) or not isinstance(optimizer, Optimizer):
+        got = f"the class {optimizer.__name__}" if isinstance(optimizer, type) else type(optimizer).__name__
+        raise TypeError(
+            f"optimizer: expected one built for the model, such as gpurnn.Adam(model, lr=0.001), or a name of "
+            f"{', '.join(OPTIMIZERS)}, got {got}"
+        )
+    if optimizer.model is not model:
+        raise ValueError("optimizer: was built for another model")
+    if lr is not None:
+        raise ValueError("lr: belongs to an optimizer that is given by name; this one has a rate: set optimizer.lr")
+    return optimizer
+
+
+def _schedule_for(schedule: Any, optimizer: Optimizer) -> Schedule | None:
+    """The learning-rate schedule that an argument ``schedule`` means."""
+    if schedule is None or isinstance(schedule, Schedule):
+        return schedule
+    made = schedule(optimizer) if callable(schedule) else schedule
+    if not isinstance(made, Schedule):
+        raise TypeError(
+            "schedule: expected a learning-rate schedule such as gpurnn.CosineSchedule(optimizer, total=10), or a "
+            f"function of the optimizer that returns one, got {type(made).__name__}"
+        )
+    return made
+
+
+def answers_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator of ``fit``: what other libraries' ``fit`` would take is answered with what this one takes."""
+    known = list(function.__kwdefaults__ or ()) + ["optimizer", "epochs"]
+
+    @functools.wraps(function)
+    def answering(*arguments: Any, **options: Any) -> Any:
+        if len(arguments) > 3:
+            raise TypeError(
+                "fit takes model, loss and batches, and the rest by name. Arrays become batches: "
+                "fit(model, loss, gpurnn.SequenceBatches(inputs, targets, batch_size=32), ...), or "
+                "fit(model, loss, [(x, y)], ...) for one batch"
+            )
+        unknown = [name for name in options if name not in known and name not in ("model", "loss", "batches")]
+        for name in unknown:
+            refuse_unknown("fit", [name], known, _WORDS.get(name))
+        return function(*arguments, **options)
+
+    return answering
 
 
 def _scaler_for(scaler: Any, model: Module) -> LossScaler | None:

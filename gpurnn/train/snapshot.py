@@ -61,14 +61,21 @@ def restore_snapshot(training: TrainingState, path: Path) -> None:
         then, now = (", ".join(names) or "none" for names in (frozen, training.model.frozen))
         _log.warning("%s was made with frozen parameters: %s; this run has: %s", path, then, now)
     _warn_of_another_machine(training, path, document.get("machine"))
+    if training.index and not training.settings.batches.numbered:
+        training.index, training.state, training.sums = 0, None, [0.0, 0]
+        _log.warning(
+            "%s was made in the middle of epoch %d, and these batches cannot be asked for by number: the epoch begins "
+            "anew, with the weights of the checkpoint. Batch sources and lists go on exactly where they were",
+            path, training.epoch + 1,
+        )  # fmt: skip
     log = training.settings.out / run_folder.HISTORY
     if log.exists():
         training.history.extend(run_folder.read_history(log, training.log_sizes.get("history", 0)))
 
 
-def _data_of(training: TrainingState) -> dict[str, int]:
+def _data_of(training: TrainingState) -> dict[str, int | None]:
     """What a resumed run must have in common with its checkpoint, so that (epoch, index) means the same."""
-    return {"batches": len(training.settings.batches), "accumulate": training.settings.accumulate}
+    return {"batches": training.settings.batches.count, "accumulate": training.settings.accumulate}
 
 
 def _check_settings(training: TrainingState, document: dict[str, Any]) -> None:

@@ -44,6 +44,16 @@ class TrainingState:
         self.log_sizes: dict[str, int] = {}
         self._started = time.monotonic()
 
+    @property
+    def epochs(self) -> int:
+        """Epochs in total."""
+        return self.settings.epochs
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch of the best watched value; 0 before the first."""
+        return 0 if self.best is None else self.epoch - self.waited
+
     def elapsed(self) -> float:
         """Seconds of training so far, with those before the run was resumed."""
         return self.seconds + time.monotonic() - self._started

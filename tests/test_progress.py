@@ -1,0 +1,131 @@
+"""What a training shows: lines and a bar in terminals of several widths, lines alone in a pipe."""
+
+import os
+import re
+import select
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gpurnn
+from gpurnn.train.progress import Progress, duration, epoch_line, fitted
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+FIT = """
+import numpy as np, gpurnn
+text = gpurnn.TextBatches(np.arange(4001) % 5, batch_size=4, steps=10)
+shared = {"backend": "cpu", "seed": 1}
+model = gpurnn.Sequential(gpurnn.Embedding(5, 8, **shared), gpurnn.GRU(8, 16, **shared), gpurnn.Linear(16, 5, **shared))
+gpurnn.fit(model, gpurnn.cross_entropy, text, optimizer="sgd", lr=0.0, epochs=9, patience=2, validation=text,
+           metrics={"accuracy": gpurnn.accuracy})
+"""
+
+
+def in_terminal(command, columns, folder):
+    """(exit code, all that a terminal of this width receives)."""
+    fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {name: value for name, value in ENVIRONMENT.items() if name not in ("COLUMNS", "LINES")}
+    child = subprocess.Popen(
+        command, cwd=folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs, close_fds=True
+    )
+    os.close(theirs)
+    data = b""
+    while True:
+        select.select([ours], [], [], 60)
+        try:
+            part = os.read(ours, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        data += part
+    os.close(ours)
+    return child.wait(timeout=60), data.decode()
+
+
+def screen(text):
+    """What stays on the screen: each line as the last carriage return left it."""
+    lines = []
+    for line in text.replace("\r\n", "\n").split("\n"):
+        shown = ""
+        for part in line.split("\r"):
+            shown = part + shown[len(part) :]
+        lines.append(re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", shown).rstrip())
+    return lines
+
+
+EPOCH = r"epoch (\d)/9  train 1\.\d{4}  valid 1\.\d{4}  accuracy \d+\.\d%(  best)?  \d s"
+
+
+@pytest.mark.parametrize("columns", [120, 80, 45])
+def test_fit_in_a_terminal(tmp_path, columns):
+    code, text = in_terminal([sys.executable, "-W", "error", "-c", FIT], columns, tmp_path)
+    assert code == 0, text
+    shown = " ".join(line.strip() for line in screen(text) if line)
+    shown = re.sub(r" +", " ", shown)
+    flat = re.sub(" +", " ", EPOCH)
+    assert [match[0] for match in re.findall(flat, shown)] == ["1", "2", "3"], text
+    assert shown.endswith("stopped after epoch 3: no better for 2 epochs, best epoch 1")
+    assert not any("|" in line for line in screen(text)), "the bar goes when training ends"
+    bars = [part for part in re.split(r"[\r\n]", text) if "|" in part and "loss" in part]
+    assert bars and all(len(bar) < columns for bar in bars) and max(map(len, bars)) > columns - 4
+    inner = max(len(bar.split("|")[1]) for bar in bars)
+    assert inner >= (8 if columns == 45 else 20), bars[-1]
+    for line in screen(text):
+        assert len(line) <= columns, line
+
+
+def test_fit_in_a_pipe(tmp_path):
+    """Lines, whole, on standard error; no bar, no carriage return; nothing on standard output."""
+    done = subprocess.run(
+        [sys.executable, "-c", FIT], cwd=tmp_path, env=ENVIRONMENT | {"COLUMNS": "30"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout == "" and "\r" not in done.stderr
+    *epochs, last = done.stderr.splitlines()
+    assert [re.fullmatch(EPOCH, line)[1] for line in epochs] == ["1", "2", "3"], done.stderr
+    assert "best" in epochs[0] and "best" not in epochs[1] + epochs[2]
+    assert last == "stopped after epoch 3: no better for 2 epochs, best epoch 1"
+
+
+def test_in_a_notebook_lines_go_to_standard_output(tmp_path):
+    code = f"import builtins\nbuiltins.__IPYTHON__ = True\n{FIT}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.stderr == "" and len(done.stdout.splitlines()) == 4
+
+
+def test_lines():
+    record = {"epoch": 1, "train_loss": 2.0, "validation_loss": None, "seconds": 75.2}
+    assert epoch_line(record, 2, False) == "epoch 1/2  train 2.0000  1 min 15 s"
+    record |= {"validation_loss": 1.5, "validation_word_error": 0.25}
+    assert epoch_line(record, 2, True) == "epoch 1/2  train 2.0000  valid 1.5000  word error 0.2500  best  1 min 15 s"
+    assert [duration(seconds) for seconds in (0.4, 59.4, 59.6, 3599.7, 86400)] == [
+        "0 s", "59 s", "1 min 0 s", "1 h 0 min", "24 h 0 min"
+    ]  # fmt: skip
+
+
+class Terminal:
+    def isatty(self):
+        return True
+
+
+def test_a_line_is_broken_between_words(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    assert fitted("one two  three four five", Terminal()) == "one two  three four\n  five"
+    assert fitted("x" * 30, Terminal()) == "x" * 30
+
+
+def test_lines_go_where_they_are_wanted(capfd):
+    lines = []
+    batch = np.zeros((3, 2, 2), "float32"), np.zeros((3, 2, 1), "float32")
+    model = gpurnn.Linear(2, 1, backend="cpu")
+    options = {"optimizer": "adam", "epochs": 2, "progress": False}
+    gpurnn.fit(model, gpurnn.mse, [batch], callbacks=[Progress(lines.append, bar=False)], **options)
+    assert [line.split("  ")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
+    assert capfd.readouterr() == ("", "")
