@@ -192,7 +192,7 @@ def test_plot_without_matplotlib(trained, monkeypatch):
         (["train", "text", "missing.txt"], "missing.txt"),
         (["train", "text", "empty.txt"], "empty"),
         (["train", "text", "short.txt"], "needs"),
-        (["train", "text", "binary.txt"], "byte 0"),
+        (["train", "text", "binary.txt"], "is a picture, not text"),
         (["train", "text", "book.txt", "--hidden", "0"], "hidden"),
         (["train", "text", "book.txt", "--lr", "nan"], "lr"),
         (["train", "text", "book.txt", "--cell", "x"], "--cell"),

@@ -80,6 +80,18 @@ def bomb_npz_header(folder):
     return ["train", "music", "bomb.npz", *SHORT]
 
 
+def bomb_gzip_text(folder):
+    hostile.zeros_gzip(folder / "bomb.txt.gz", b"a gate\n", 1200 << 20)
+    return ["train", "text", "bomb.txt.gz", *SHORT]
+
+
+def bomb_gzip_lines(folder):
+    with hostile.gzip.open(folder / "bomb.tsv.gz", "wb", compresslevel=1) as file:
+        for _ in range(100):
+            file.write(b"a\tb\n" * (1 << 20))
+    return ["train", "classify", "bomb.tsv.gz", *SHORT]
+
+
 def bomb_gzip_images(folder):
     hostile.zeros_gzip(
         folder / "train.gz", bytes([0, 0, 8, 3]) + struct.pack(">3I", 1_200_000, 32, 32), 1_200_000 << 10

@@ -69,7 +69,7 @@ def test_tables_files_and_folders(tmp_path):
     [
         (b"", "reviews.tsv: is empty"),
         (b" \n\r\n", "reviews.tsv: is empty"),
-        (b"caf\xe9\tpos\n", "not UTF-8 text .* at byte 3.*iconv"),
+        (b"caf\xe9\tpos\n", "not UTF-8 text .* at byte 3.*--encoding latin-1"),
         (b"\tpos\nfine\tpos\n", r"line 1 should be a text, a tab and a label, got .\\tpos"),
         (b"fine\tpos\ndull neg\n", "line 2 should be a text, a tab and a label, got 'dull neg'"),
         (b"fine\tpos\ndull\tpos\n", "only one class, 'pos'"),

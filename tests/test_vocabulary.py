@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from gpurnn.data import encodings
 from gpurnn.data import vocabulary as reading
 from gpurnn.data.vocabulary import (
     Vocabulary,
@@ -68,14 +69,14 @@ def test_vocabulary_takes_the_smallest_ids(count, dtype):
 
 @pytest.mark.parametrize("piece", [1, 2, 3, 1 << 20])
 def test_reading_keeps_every_character_wherever_pieces_end(write, monkeypatch, piece):
-    monkeypatch.setattr(reading, "_PIECE", piece)
+    monkeypatch.setattr(encodings, "_PIECE", piece)
     files = [write(UNICODE, "a"), write("second\r", "b"), write("", "c")]
     ids, vocabulary = read_text(files)
     assert vocabulary.decode(ids) == UNICODE + "second\r"
 
 
 def test_reading_through_a_file_equals_reading_in_memory(write, tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "_PIECE", 7)
+    monkeypatch.setattr(encodings, "_PIECE", 7)
     path = write(UNICODE * 20)
     ids, vocabulary = read_text([path], folder=tmp_path)
     monkeypatch.setattr(reading, "IN_MEMORY", 0)
@@ -100,7 +101,7 @@ def test_byte_order_mark_is_dropped_once(write):
 @pytest.mark.parametrize("content, place", [(b"abc\xff", 3), (b"\xef\xbb\xbfab\xe4\xb8", 5), ("ü".encode("latin1"), 0)])
 @pytest.mark.parametrize("piece", [1, 1 << 20])
 def test_what_is_not_utf8_is_named_with_its_place(write, monkeypatch, content, place, piece):
-    monkeypatch.setattr(reading, "_PIECE", piece)
+    monkeypatch.setattr(encodings, "_PIECE", piece)
     with pytest.raises(ValueError, match=rf"text\.txt: is not UTF-8 text \(.* at byte {place}\)"):
         read_text([write(content)])
 
@@ -169,7 +170,7 @@ def test_count_words_keeps_the_commonest():
 def test_reading_words_wherever_pieces_end(write, monkeypatch, piece):
     text = "the gate, the caf\u00e9's gate\nkeeps \u4e2d\u6587 " * 20 + "longest-without-any-space"
     path = write(text)
-    monkeypatch.setattr(reading, "_PIECE", piece)
+    monkeypatch.setattr(encodings, "_PIECE", piece)
     ids, vocabulary = read_text([path], level="words", size=5)
     assert vocabulary.entries == ["gate", "the", "\n", ",", "caf\u00e9's"]
     np.testing.assert_array_equal(ids, vocabulary.encode(text))

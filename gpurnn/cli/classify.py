@@ -3,7 +3,7 @@
 import click
 import numpy as np
 
-from ..data.vocabulary import input_lines
+from ..data.encodings import input_lines
 from ..tasks.classify import predict
 from ..tasks.trained import load
 from . import options

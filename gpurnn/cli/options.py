@@ -25,6 +25,37 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON d
 run = click.argument("run", type=click.Path(exists=True, file_okay=False))
 
 
+class _Input(click.Path):
+    """A file or folder to read."""
+
+    def convert(self, value, param, ctx):
+        if value == "-":
+            self.fail("'-': data are read more than once. Save what comes from a pipe to a file.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+INPUT = _Input(exists=True)
+_READING = {
+    "encoding": click.option("--encoding", help="Encoding of the files, such as latin-1  [default: the run's]"),
+    "text": click.option("--text", help="Column of the texts, by name or number  [default: the run's]"),
+    "label": click.option("--label", help="Column of the labels, by name or number  [default: the run's]"),
+    "strict": click.option(
+        "--strict/--no-strict", default=None, help="Refuse a file with a bad line  [default: the run's]"
+    ),
+}
+
+
+def reading(*names):
+    """Options that say how files are read; each is None where it is not given."""
+
+    def decorate(command):
+        for name in reversed(names):
+            command = _READING[name](command)
+        return command
+
+    return decorate
+
+
 def _set_limit(ctx, _, value):
     if value is None:
         memory_limit()  # refuses a variable that is wrong before anything is done

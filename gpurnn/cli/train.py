@@ -33,7 +33,7 @@ def command():
 def _train_command(task):
     """``gpurnn train TASK``: the task's files, its settings as options, its own ones first."""
     settings, shared = fields(task.Settings), {f.name for f in fields(Settings)}
-    params = [click.Argument(["files"], metavar=f"[{task.files_help}]...", nargs=-1, type=click.Path(exists=True))]
+    params = [click.Argument(["files"], metavar=f"[{task.files_help}]...", nargs=-1, type=options.INPUT)]
     params += [_option(f) for f in sorted(settings, key=lambda f: f.name in shared)]
 
     def run(**arguments):
@@ -136,6 +136,8 @@ def _train_prepared(ctx, say, run, checkpoint_every, progress, flow, as_json):
     }
     for name, value in rows.items():
         say(options.row(name, value))
+        for note in run.data.notes if name == "Data" else ():
+            say(options.row("", note))
     again = f"gpurnn train {task.name} --out {folder} --resume"
     start = time.perf_counter()
     try:

@@ -5,7 +5,7 @@ import sys
 import click
 
 from .. import run_folder
-from ..data.vocabulary import input_lines
+from ..data.encodings import input_lines
 from ..tasks.trained import load, read_run
 from ..tasks.translate import translate, vocabularies
 from . import options

@@ -57,7 +57,7 @@ def detokenize(tokens):
 
 
 class TokenVocabulary:
-    """Tokens and their numbers, behind the four of ``SPECIAL``.
+    """Tokens and their numbers, after the four of ``SPECIAL``.
 
     tokens: all but the special ones, in the order of their numbers. ``TokenVocabulary(vocabulary.tokens)`` is the same
     again, so this list is what a JSON file needs to hold. ``TokenVocabulary.of`` makes one of texts. Raises ValueError

@@ -1,22 +1,22 @@
-"""Text as numbers: vocabularies of characters and of words, and files of any size read as ids without holding them in
-memory.
+"""Text as numbers: vocabularies of characters and of words, and files of any size read as ids, without all of the text
+in memory.
 """
 
-import codecs
 import collections
+import itertools
 import os
 import re
-import sys
 import tempfile
 
 import numpy as np
 
-from ..errors import FileError, check_number
-from ..files import check_room, max_memory, naming, open_regular
+from ..errors import check_number
+from ..files import check_room, max_memory, naming
+from .encodings import BYTE_COST, text_pieces
+from .encodings import read_lines as read_lines  # under the name by which others know it
 
-IN_MEMORY = 64 << 20  # bytes of text up to which its ids stay in memory if they may; else they lie in a temporary file
-_PIECE = 1 << 20  # bytes read at once
-_BYTE_COST, _LINE_COST = 8, 400  # bytes of memory for a byte of a text or a table, and for a line of a table
+IN_MEMORY = 64 << 20  # bytes of ids that stay in memory if they may; more lie in a temporary file
+_PIECE = 1 << 20  # bytes of text that are in memory at once
 _WORD_COST = 150  # bytes of memory for a different word that is counted
 _LONGEST_WORD = 1 << 24  # characters; a longer piece without white space is cut
 UNKNOWN = 0  # id of every character or word that is not in the vocabulary
@@ -24,7 +24,7 @@ _WORD = re.compile(r"<\w+>|\w+(?:['\u2019]\w+)*|\n|[^\w\s]")
 
 
 class Vocabulary:
-    """The characters of a text in code-point order, behind one entry (id 0) for every unknown character.
+    """The characters of a text in code-point order, after one entry (id 0) for all unknown characters.
 
     characters: a string; order and repetition do not matter. ``Vocabulary(vocabulary.entries)`` is the same vocabulary
     again, so this one string is what a JSON file needs to hold.
@@ -64,7 +64,7 @@ class Vocabulary:
 
 
 def words(text):
-    """The words, numbers, line ends and single punctuation marks of ``text`` in order; other white space parts them.
+    """The words, numbers, line ends and single punctuation marks of ``text`` in order, without other white space.
 
     An apostrophe inside a word belongs to it, and ``<unk>`` and its like are one word.
 
@@ -75,7 +75,7 @@ def words(text):
 
 
 class WordVocabulary:
-    """Words and punctuation marks (see ``words``) behind one entry (id 0) for every unknown word.
+    """Words and punctuation marks (see ``words``) after one entry (id 0) for all unknown words.
 
     entries: a list of different words, what a JSON file needs to hold; ``count_words`` makes one from a text.
 
@@ -100,7 +100,7 @@ class WordVocabulary:
         return np.array([self._ids.get(word, UNKNOWN) for word in words(text)], self.dtype)
 
     def decode(self, ids):
-        """Readable text of ``ids``: words parted by spaces, none before a comma or behind an opening bracket."""
+        """Readable text of ``ids``: words with spaces between them, none before a comma or after an opening bracket."""
         text, before, quoted = [], "\n", False
         for index in np.asarray(ids, dtype=np.int64).reshape(-1).tolist():
             word = self.entries[index - 1] if index else "<unk>"
@@ -154,31 +154,30 @@ def builtin_text():
     return "\n".join(prose) + "\n"
 
 
-def read_text(files=(), vocabulary=None, folder=None, *, level="characters", size=None):
-    """Ids and vocabulary of UTF-8 files joined in order, or of ``builtin_text()`` where there is none.
+def read_text(files=(), vocabulary=None, folder=None, *, level="characters", size=None, encoding=None):
+    """Ids and vocabulary of text files joined in order, or of ``builtin_text()`` where there is none.
 
     vocabulary: the one to use; None makes one of all characters in the files, or with ``level="words"`` of their
-    commonest ``size`` words (a second pass over them).
-    folder: where the ids of more than ``IN_MEMORY`` bytes of text are put, or of as many as would take more memory than
-    a file may, in a temporary file that goes away with the returned array; None is the system's folder for such files.
+    commonest ``size`` words (a second pass over them). encoding: as of ``text_pieces``.
+    folder: where ids that take more than ``IN_MEMORY`` bytes are put, or more than a file may take, in a temporary
+    file that goes away with the returned array; None is the system's folder for such files.
 
-    Returns (ids, vocabulary); ids (characters,) or (words,), memory-mapped if large. A byte-order mark is dropped, line
-    ends stay as they are. Raises ValueError for a file that is not UTF-8, with the place, OSError for one that cannot
-    be read.
+    Returns (ids, vocabulary); ids (characters,) or (words,), memory-mapped if large. Raises what ``text_pieces``
+    raises, ValueError where there is no text.
     """
 
     def pieces():
         if not files:
             yield builtin_text()
         for path in files:
-            yield from _pieces(path)
+            yield from text_pieces(path, encoding)
 
     def texts():
         return _unbroken(pieces()) if level == "words" else pieces()
 
-    bytes_in_all = sum(os.path.getsize(path) for path in files)
     if files:
-        check_room(", ".join(map(str, files)), _BYTE_COST * min(bytes_in_all, _PIECE), "a piece of the text")
+        bytes_in_all = sum(os.path.getsize(path) for path in files)
+        check_room(", ".join(map(str, files)), BYTE_COST * min(bytes_in_all, _PIECE), "a piece of the text")
     if vocabulary is None:
         if level == "words":
             with naming(files):
@@ -191,15 +190,26 @@ def read_text(files=(), vocabulary=None, folder=None, *, level="characters", siz
         if not entries:
             raise ValueError(f"the text is empty: {', '.join(map(str, files))}")
         vocabulary = vocabulary_of(entries)
-    if bytes_in_all <= min(IN_MEMORY, max_memory() / _BYTE_COST):
-        ids = np.concatenate([np.zeros(0, vocabulary.dtype), *map(vocabulary.encode, texts())])
-        return ids, vocabulary
+    return _joined(map(vocabulary.encode, texts()), vocabulary.dtype, folder), vocabulary
+
+
+def _joined(arrays, dtype, folder):
+    """One array of many: in memory, or memory-mapped where it is large."""
+    most = min(IN_MEMORY, max_memory() / BYTE_COST)
+    held, size = [np.zeros(0, dtype)], 0
+    for array in arrays:
+        held.append(array)
+        size += array.nbytes
+        if size > most:
+            break
+    else:
+        return np.concatenate(held)
     # Written, not mapped and filled: a full disk is then an OSError instead of a killed process.
     with tempfile.TemporaryFile(dir=folder) as file:
-        for piece in texts():
-            file.write(vocabulary.encode(piece).tobytes())
+        for array in itertools.chain(held, arrays):
+            file.write(array)
         file.flush()
-        return np.memmap(file, vocabulary.dtype, mode="r"), vocabulary
+        return np.memmap(file, dtype, mode="r")
 
 
 def _unbroken(pieces):
@@ -215,63 +225,6 @@ def _unbroken(pieces):
         rest = text[cut:]
     if rest:
         yield rest
-
-
-def read_lines(path):
-    """The lines of a UTF-8 file without their ends (``\\n``, ``\\r\\n``), as a list; errors as of ``read_text``."""
-    pieces, room = [], 0
-    for piece in _pieces(path):
-        room += _BYTE_COST * len(piece) + _LINE_COST * piece.count("\n")
-        check_room(path, room, "its lines")
-        pieces.append(piece)
-    lines = "".join(pieces).split("\n")
-    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
-
-
-def input_lines(size):
-    """The lines of the standard input without their ends, in lists of ``size``; None: in one list.
-
-    Lines end at a line feed, with or without a carriage return before it, and nowhere else. Raises ValueError, with
-    the line, for what is not UTF-8, and where one list would take more memory than one file may.
-    """
-    lines, room = [], 0
-    for number, line in enumerate(sys.stdin.buffer, 1):
-        room += _LINE_COST + _BYTE_COST * len(line)
-        check_room("standard input", room)
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise FileError(f"standard input, line {number}: is not UTF-8 text ({error.reason})") from None
-        lines.append(text.removesuffix("\n").removesuffix("\r"))
-        if len(lines) == size:
-            yield lines
-            lines, room = [], 0
-    if lines:
-        yield lines
-
-
-def _pieces(path):
-    """The text of one UTF-8 file, about a megabyte at a time."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    with open_regular(path) as file:
-        offset = len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
-        file.seek(offset)
-        while True:
-            data = file.read(_PIECE)
-            waiting = len(decoder.getstate()[0])
-            try:
-                text = decoder.decode(data, final=not data)
-            except UnicodeDecodeError as error:
-                place = offset - waiting + error.start
-                raise FileError(
-                    f"{path}: is not UTF-8 text ({error.reason} at byte {place}). "
-                    "Another encoding? Convert it: iconv -f latin1 -t utf-8"
-                ) from None
-            offset += len(data)
-            if text:
-                yield text
-            if not data:
-                return
 
 
 def split(ids, fraction):

@@ -5,6 +5,7 @@ import typing
 from dataclasses import dataclass, field, fields
 
 from .. import optim, rng
+from ..data.encodings import check_encoding
 from ..dtypes import DTYPES
 from ..errors import check_choice, check_number, check_size
 from ..recurrent import GRU, LSTM, RNN
@@ -17,9 +18,25 @@ def setting(default, help, **limits):
     """A field of ``Settings``: its default, its help, and what it may be.
 
     choices: for a str. minimum: for an int, 1 where not given. low, high, low_open, high_open: for a float, as in
-    ``check_number``. shown: what the help calls a default of None.
+    ``check_number``. check: a function of the name and a value, which raises. shown: what the help calls a default of
+    None.
     """
     return field(default=default, metadata={"help": help, **limits})
+
+
+def encoding_setting():
+    """The field of ``Settings`` that says in which encoding a task's text files are."""
+    return setting(
+        None,
+        "Encoding of the files, such as latin-1.",
+        shown="UTF-8, or what a byte-order mark says",
+        check=check_encoding,
+    )
+
+
+def strict_setting():
+    """The field of ``Settings`` that says whether one bad line, or file of a folder, refuses all."""
+    return setting(False, "Refuse a file with a bad line, instead of skipping the line.")
 
 
 def changed(settings, name, default, help=None, **limits):
@@ -97,7 +114,7 @@ def _checked(f, value):
         return check_number(f.name, value, **{k: v for k, v in limits.items() if k.startswith(("low", "high"))})
     if not isinstance(value, kind):
         raise TypeError(f"{f.name} should be {kind.__name__}, got {type(value).__name__}")
-    return value
+    return limits["check"](f.name, value) if "check" in limits else value
 
 
 def recurrent(settings, input_size, seed, backend=None, **options):

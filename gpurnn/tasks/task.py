@@ -21,7 +21,8 @@ class Data:
     train, valid: batch sources (data.py), valid None for none. facts: JSON-ready, all that is needed beside settings
     and weights to use the model later: vocabulary, classes, scaling. fingerprint: JSON-ready, what a resumed run
     compares to see that the data are the same; see ``checksum``. summary: one line for people, without the files'
-    names. rest: what ``Task.finish`` may want besides, such as a test set.
+    names. notes: what people should know about the files besides, a sentence each. rest: what ``Task.finish`` may want
+    besides, such as a test set.
     """
 
     train: object
@@ -30,6 +31,7 @@ class Data:
     fingerprint: dict
     summary: str
     rest: object = None
+    notes: tuple = ()
 
 
 class Task:

@@ -22,13 +22,14 @@ import numpy as np
 
 from .. import rng
 from ..data import TextBatches
+from ..data.encodings import text_files
 from ..data.vocabulary import UNKNOWN, check_vocabulary, read_text, split, vocabulary_of
 from ..errors import check_number, check_size
 from ..layers import Dropout, Embedding, Linear, Sequential, TiedLinear
 from ..losses import cross_entropy
 from ..masks import refuse_no_distribution
 from ..metrics import accuracy, bits_per_character, perplexity
-from .settings import Settings, changed, recurrent, setting
+from .settings import Settings, changed, encoding_setting, recurrent, setting
 from .task import Data, Task, check_entries, checksum
 
 
@@ -45,6 +46,7 @@ class TextSettings(Settings):
     )
     tied: bool = setting(False, "The output layer shares the embedding's weights.")
     steps: int = setting(64, "Sequence length: characters or words the gradient flows back through.")
+    encoding: str | None = encoding_setting()
     valid: float = changed(Settings, "valid", 0.1, "Share of the text, at its end, kept for validation.")
 
     def __post_init__(self):
@@ -54,7 +56,7 @@ class TextSettings(Settings):
 
 
 class TextTask(Task):
-    """Train a language model on UTF-8 text FILEs, joined in order.
+    """Train a language model on text FILEs, joined in order. A folder stands for the .txt files in it.
 
     It learns to predict the next character or word; 'gpurnn sample' then lets it write. Without a FILE it trains on the
     English help texts that come with Python.
@@ -73,7 +75,9 @@ class TextTask(Task):
 
     def read(self, files, settings, facts=None, scratch=None):
         known, unit = facts and vocabulary_of(facts["vocabulary"]), settings.level
-        ids, vocabulary = read_text(files, known, scratch, level=unit, size=settings.vocabulary_size)
+        ids, vocabulary = read_text(
+            text_files(files), known, scratch, level=unit, size=settings.vocabulary_size, encoding=settings.encoding
+        )
         if unit == "characters" and not known:
             V = len(vocabulary)
             width = settings.hidden + (settings.embedding or min(settings.hidden, V))
@@ -242,7 +246,8 @@ def _measure(trained, files):
     """The numbers of ``TextTask.evaluate``."""
     model, settings = trained.model, trained.settings
     unit = settings.level
-    ids, _ = read_text(files, vocabulary_of(trained.facts["vocabulary"]), level=unit)
+    vocabulary = vocabulary_of(trained.facts["vocabulary"])
+    ids, _ = read_text(text_files(files), vocabulary, level=unit, encoding=settings.encoding)
     predicted = len(ids) - 1
     if predicted < 1:
         raise ValueError(f"the text is too short: {len(ids)} {unit}, at least 2 are needed")
