@@ -249,6 +249,11 @@ def test_bad_files(tmp_path, name, data, words):
         read_images([str(tmp_path / name)])
 
 
+def test_a_folder_of_images_is_none(tmp_path):
+    with pytest.raises(ValueError, match="is a folder: give the files in it"):
+        read_images([str(tmp_path)])
+
+
 def test_two_files_of_the_same_images(tmp_path, npz, arrays):
     """The second would take the place of the first in silence."""
     path = str(tmp_path / "train-images")

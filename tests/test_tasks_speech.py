@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -125,6 +126,16 @@ def test_the_command_line(letters, listener, tmp_path, strings):
     assert png.read_bytes()[:4] == b"\x89PNG"
     numbers = json.loads(gpurnn("evaluate", listener, strings, "--json").stdout)
     assert numbers["error"] < 0.1
+
+
+def test_a_run_from_before_strict_was_a_setting(listener, tmp_path):
+    shutil.copytree(listener, tmp_path / "run")
+    config = tmp_path / "run" / "config.json"
+    document = json.loads(config.read_text())
+    assert document["settings"].pop("strict") is False
+    del document["sha256"]
+    config.write_text(json.dumps(document))
+    assert load(tmp_path / "run", "cpu").settings.strict is False
 
 
 def test_a_resumed_run_ends_with_the_same_bits(letters, tmp_path):

@@ -41,6 +41,8 @@ def read_images(files, parts=("train", "test")):
         )
     arrays = {}
     for file in files:
+        if Path(file).is_dir():
+            raise FileError(f"{file}: is a folder: give the files in it")
         more = _read_npz(file) if file.endswith(".npz") else _read_idx(file)
         twice = sorted(arrays.keys() & more.keys())
         if twice:
