@@ -51,7 +51,7 @@ TESTS = {
     "gpurnn/data/utterances.py": ["test_tasks_speech.py"],
     "gpurnn/tasks/speech/": ["test_tasks_speech.py"],
     "gpurnn/data/audio.py": ["test_audio.py"],
-    "gpurnn/data/skipped.py": ["test_tasks_speech.py", "test_tasks_music.py"],
+    "gpurnn/data/skipped.py": ["test_skipped.py"],
     "gpurnn/data/wav.py": ["test_wav.py"],
     "gpurnn/data/npz.py": ["test_hostile.py", "test_weights.py", "test_tasks_music.py"],
     "gpurnn/dtypes.py": ["test_module.py", "test_16_bit.py", "test_kernels.py"],

@@ -152,6 +152,23 @@ def bomb_wav_length(folder):
     return ["transcribe", "run-speech", "bomb.wav"]
 
 
+def bomb_wav_of_64_bits(folder):
+    data = hostile.wav(np.zeros(800), data=2**32 - 1)
+    ds64 = b"ds64" + struct.pack("<IQQQI", 28, 2**63, 2**64 - 1, 2**63, 0)
+    write(folder / "bomb.wav", b"RF64" + data[4:12] + ds64 + data[12:])
+    return ["transcribe", "run-speech", "bomb.wav"]
+
+
+def bomb_wav_channels(folder):
+    write(folder / "bomb.wav", hostile.wav(np.zeros(800_000), channels=2**16 - 1))
+    return ["transcribe", "run-speech", "bomb.wav"]
+
+
+def bomb_table_of_missing_sounds(folder):
+    write(folder / "bomb.tsv", b"none.wav\ta\n" * 100_000)
+    return ["train", "speech", "bomb.tsv", *SHORT]
+
+
 def bomb_wav_chunks(folder):
     write(folder / "bomb.wav", b"RIFF\0\0\0\0WAVE" + b"junk\0\0\0\0" * 400_000)
     return ["transcribe", "run-speech", "bomb.wav"]

@@ -249,10 +249,24 @@ def test_bad_files(tmp_path, name, data, words):
         read_images([str(tmp_path / name)])
 
 
+def test_a_folder_of_images_is_none(tmp_path):
+    with pytest.raises(ValueError, match="is a folder: give the files in it"):
+        read_images([str(tmp_path)])
+
+
+def test_two_files_of_the_same_images(tmp_path, npz, arrays):
+    """The second would take the place of the first in silence."""
+    path = str(tmp_path / "train-images")
+    (tmp_path / "train-images").write_bytes(idx(arrays["x_train"]))
+    for files in ([npz(), path], [path, path]):
+        with pytest.raises(ValueError, match="train-images: has x_train, which another file has already"):
+            read_images(files)
+
+
 def test_files_and_problems_that_do_not_fit(npz):
-    with pytest.raises(ValueError, match="images.npz: adding draws its sequences"):
+    with pytest.raises(ValueError, match="images.npz: adding draws its sequences and takes no file"):
         TASK.read([npz()], LongSettings())
-    with pytest.raises(ValueError, match="no images: give one .npz"):
+    with pytest.raises(ValueError, match="no files of images: give one .npz"):
         TASK.read([], LongSettings(problem="rows"))
     with pytest.raises(ValueError, match="shrink: 4 does not divide the images' 6 x 4 pixels"):
         TASK.read([npz()], LongSettings(problem="rows", shrink=4))

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -105,7 +106,7 @@ def test_classes_are_learned(letters, strings, tmp_path):
     assert f"{numbers['accuracy']:.2%} of the classes are right" in text
     found = transcribe(trained, file_features(tmp_path / "more" / "0.wav", trained.settings, 4000)[0])
     assert found["text"] == "a" and 0.5 < found["probability"] <= 1
-    with pytest.raises(ValueError, match="a class that the model never saw, '[abc]+': it knows a, b, c"):
+    with pytest.raises(ValueError, match="the model never saw the class '[abc]+': it knows a, b, c"):
         TASK.evaluate(trained, [strings])
 
 
@@ -125,6 +126,16 @@ def test_the_command_line(letters, listener, tmp_path, strings):
     assert png.read_bytes()[:4] == b"\x89PNG"
     numbers = json.loads(gpurnn("evaluate", listener, strings, "--json").stdout)
     assert numbers["error"] < 0.1
+
+
+def test_a_run_from_before_strict_was_a_setting(listener, tmp_path):
+    shutil.copytree(listener, tmp_path / "run")
+    config = tmp_path / "run" / "config.json"
+    document = json.loads(config.read_text())
+    assert document["settings"].pop("strict") is False
+    del document["sha256"]
+    config.write_text(json.dumps(document))
+    assert load(tmp_path / "run", "cpu").settings.strict is False
 
 
 def test_a_resumed_run_ends_with_the_same_bits(letters, tmp_path):
@@ -292,13 +303,13 @@ def test_features_of_an_npz(tmp_path):
     "changes, message",
     [
         ({"label": None, "length": None}, "lacks the arrays length, label"),
-        ({"length": np.full(8, 6)}, "40 frames, but lengths"),
-        ({"length": np.array([0, 10, 5, 5, 5, 5, 5, 5])}, "lengths of at least 1"),
+        ({"length": np.full(8, 6)}, "that add up to the 40 frames"),
+        ({"length": np.array([0, 10, 5, 5, 5, 5, 5, 5])}, "length should hold numbers of at least 1"),
         ({"label": np.array(1)}, "should be one for each utterance"),
         ({"length": np.full(7, 5)}, "should be one for each utterance"),
         ({"length": np.full(8, 5.0)}, "should be one for each utterance"),
         ({"frames": np.zeros(40, np.float32)}, r"frames should be numbers \(N, bands\), got float32 \(40,\)"),
-        ({"frames": np.full((40, 3), np.nan)}, "frames that are not finite"),
+        ({"frames": np.full((40, 3), np.nan)}, "frames holds numbers that are not finite"),
         ({"frames": np.array([[{}]])}, "is not an .npz file of arrays, or is damaged"),
     ],
 )
@@ -310,15 +321,15 @@ def test_damaged_features(tmp_path, changes, message):
 
 def test_features_that_do_not_go_together(tmp_path, listener):
     path = save_features(tmp_path / "a.npz")
-    with pytest.raises(ValueError, match="a.npz: has 3 bands, where bands is 40"):
+    with pytest.raises(ValueError, match="a.npz: has 3 bands, but bands is 40"):
         TASK.read([path], SpeechSettings(rate=8000))
-    with pytest.raises(ValueError, match="a class that the model never saw, '2': it knows 0, 1"):
+    with pytest.raises(ValueError, match="the model never saw the class '2': it knows 0, 1"):
         TASK.read([save_features(path, label=np.array([2, 0, 1, 0, 0, 0, 1, 0]))], SpeechSettings(target="class"))
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match="a.npz: is not an .npz file of arrays, or is damaged"):
         read_utterances(path, SpeechSettings())
     save_features(path)
-    with pytest.raises(ValueError, match="has 3 bands, where bands is 12"):
+    with pytest.raises(ValueError, match="has 3 bands, but bands is 12"):
         TASK.evaluate(load(listener, "cpu"), [path])
     other = save_features(tmp_path / "b.npz", frames=np.zeros((40, 4), np.float32))
     with pytest.raises(ValueError, match=r"features of different sizes: \[3, 4\]"):
@@ -395,7 +406,7 @@ def test_transcribe_goes_on_after_a_bad_file(listener, strings, tmp_path):
     first, second, third = json.loads(done.stdout)
     assert first["file"] == str(bad) and "is not WAV" in first["error"]
     assert second["text"] == said and not second["silent"] and third["silent"] and "error" not in third
-    assert f"Note: {mute} is silent, so its text means nothing." in done.stderr
+    assert f"Note: {mute} is silent. What is heard in it means nothing." in done.stderr
     assert "is not WAV" in gpurnn("transcribe", listener, bad, code=2).stderr  # alone it is the command's error
 
 
@@ -464,7 +475,7 @@ def test_characters_that_were_never_seen_are_errors(listener, strings, tmp_path)
     table.write_text(f"{strings.parent / '0.wav'}\t{'x' * 5}\n")
     numbers, text = TASK.evaluate(load(listener, "cpu"), [table])
     assert numbers["unknown"] == "x" and numbers["error"] >= 1 and np.isfinite(numbers["loss"])
-    assert "never saw 'x'" in text
+    assert "never saw the characters 'x'" in text
 
 
 def test_transcripts_longer_than_their_sound(tmp_path, caplog):
@@ -478,12 +489,12 @@ def test_transcripts_longer_than_their_sound(tmp_path, caplog):
     with pytest.raises(ValueError, match="no transcript fits into its timesteps"):
         TASK.read([table], SpeechSettings(bands=10))
     table.write_text("a.wav\t\n")
-    with pytest.raises(ValueError, match="no transcript with any characters"):
+    with pytest.raises(ValueError, match="but all of them are empty"):
         TASK.read([table], SpeechSettings(bands=10))
     table.write_text("a.wav\ta\n")
     with pytest.raises(ValueError, match="too few utterances, 1"):
         TASK.read([table], SpeechSettings(bands=10))
-    with pytest.raises(ValueError, match="fewer than two classes"):
+    with pytest.raises(ValueError, match="at least two classes to learn, got"):
         TASK.read([table], SpeechSettings(bands=10, target="class"))
 
 

@@ -27,10 +27,10 @@ Examples:
 )
 @options.run
 @click.option("--steps", default=64, help="Frames to write.")
-@click.option("--temperature", default=0.8, help="Below 1: more likely, duller; above: wilder. 0: the likeliest.")
-@click.option("--voices", type=int, help="Keys that sound in every frame  [default: as they come]")
+@click.option("--temperature", default=0.8, help="Below 1: safer, duller; above 1: wilder. 0: always the likeliest.")
+@click.option("--voices", type=int, help="Keys that sound in every frame  [default: as many as are drawn]")
 @click.option("--prompt", help="What the model continues: a file of music; for ABC the tune's first lines.")
-@click.option("--prompt-steps", default=16, help="Frames of the prompt that are used.")
+@click.option("--prompt-steps", default=16, help="Frames of the prompt that the model reads.")
 @click.option("--tempo", default=90.0, help="Quarter notes a minute.")
 @click.option("--tunes", default=1, help="ABC: tunes to write.")
 @click.option("--length", default=1500, help="ABC: the most characters of a tune.")
@@ -43,14 +43,16 @@ Examples:
 def command(run, steps, temperature, voices, prompt, prompt_steps, tempo, tunes, length, seed, out, backend, as_json):
     """Let the trained model in the folder RUN compose.
 
-    A run of the task music writes a MIDI file, with a picture beside it where Matplotlib is installed; a run of the
-    task text that was trained on ABC writes ABC.
+    A run of the task music writes a MIDI file, and a picture beside it if Matplotlib is installed. A run of the task
+    text that was trained on ABC writes ABC.
     """
     trained = load(run, backend)
     seed = rng.check_seed(seed)
     abc = trained.task.name == "text"
     if not abc and out and Path(out).suffix.lower() == ".png":
-        raise ValueError(f"out: {out} would be the picture beside the music: name the MIDI file, such as tune.mid")
+        raise ValueError(
+            f"out: {out} would be a picture: name the MIDI file, such as tune.mid; its picture goes beside it"
+        )
     out = Path(out) if out else _fresh(run, ".abc" if abc else ".mid")
     reads = [*read_run(run)[1]["files"], *([prompt] if prompt and not abc else ())]
     ordinary = run_folder.check_outputs(run, reads, out=out)
@@ -69,7 +71,9 @@ def command(run, steps, temperature, voices, prompt, prompt_steps, tempo, tunes,
             options.say(f"{text}\n{out}")
         return
     if trained.task.name != "music":
-        raise ValueError(f"{run} holds a run of the task {trained.task.name}: it composes nothing")
+        raise ValueError(
+            f"{run} holds a run of the task {trained.task.name}, expected music, or text that was trained on ABC"
+        )
     step = trained.settings.step
     start = None
     if prompt:
@@ -79,7 +83,7 @@ def command(run, steps, temperature, voices, prompt, prompt_steps, tempo, tunes,
     write_midi(out, roll, step, tempo)
     files, picture = [str(out)], out.with_suffix(".png")
     if ordinary and not run_folder.is_our_picture(picture):
-        options.say(f"No picture: {picture} is not one that gpurnn drew, and stays.", err=True)
+        options.say(f"No picture is drawn: {picture} is not one of gpurnn's, and stays.", err=True)
     elif ordinary:
         try:
             from ..plots import plot_roll
@@ -97,7 +101,7 @@ def command(run, steps, temperature, voices, prompt, prompt_steps, tempo, tunes,
 
 
 def _fresh(run, suffix):
-    """The first of tune, tune-2, tune-3, ... in a run's folder that no file has, nor its picture."""
+    """The first of tune, tune-2, tune-3, ... in a run's folder that is free, as is the name of its picture."""
     for number in itertools.count(1):
         out = Path(run, "tune" if number == 1 else f"tune-{number}").with_suffix(suffix)
         if not (os.path.lexists(out) or os.path.lexists(out.with_suffix(".png"))):

@@ -53,7 +53,7 @@ def command(ctx, run, files, beam, plot, backend, as_json):
             results.append({"file": file, "error": text})
             continue
         if silent:
-            options.say(f"Note: {file} is silent, so its text means nothing.", err=True)
+            options.say(f"Note: {file} is silent. What is heard in it means nothing.", err=True)
         if plot:
             _plot(plot, file, features, found, trained)
             plot = None

@@ -89,10 +89,10 @@ def is_silent(samples):
 
 
 def resample(samples, rate, wanted):
-    """``samples`` (N,) of ``rate`` Hz at ``wanted`` Hz, (ceil(N wanted / rate),); said once for each pair of rates.
+    """Samples at another sampling rate, by SciPy's polyphase filter; said once for each pair of rates.
 
-    A polyphase filter by SciPy. Raises ImportError without it, FileError where the filter, or what comes of it, would
-    take more memory than one file may.
+    samples: (N,) of ``rate`` Hz. Returns (ceil(N wanted / rate),) float32. Raises ImportError without SciPy, FileError
+    if the filter or the result would take more memory than one file may.
     """
     rate, wanted = check_size("rate", rate), check_size("wanted", wanted)
     if rate == wanted:
@@ -104,7 +104,7 @@ def resample(samples, rate, wanted):
         from scipy.signal import resample_poly
     except ImportError as error:
         raise ImportError(
-            f"a sampling rate of {rate} Hz where the model has {wanted} needs SciPy: pip install 'gpurnn[speech]'"
+            f"resampling from {rate} Hz to the model's {wanted} Hz needs SciPy: pip install 'gpurnn[speech]'"
         ) from error
     say_once(f"Sound of {rate} Hz: resampled to {wanted}")
     return resample_poly(samples, wanted // common, rate // common).astype(np.float32)
@@ -113,12 +113,31 @@ def resample(samples, rate, wanted):
 def log_mel(samples, rate, *, window=25.0, hop=10.0, fft=None, bands=40, fmin=60.0, fmax=None, floor=1e-6):
     """Logarithm of the power in ``bands`` bands of the mel scale, frame by frame: float32 (T, bands).
 
-    samples: (N,), N of at least 1, of ``rate`` Hz. window, hop: milliseconds; every frame is weighted by a Hann window
-    (periodic), and the samples are padded with zeros to whole frames. fft: points of the transform, None for the next
-    power of 2. The bands are triangles over frequency, 1 in their middle; middles and ends are equally spaced between
-    ``fmin`` and ``fmax`` (None: rate / 2) on the scale 2595 log10(1 + f / 700) (O'Shaughnessy 1987). floor: is added
-    before the logarithm. Raises ShapeError and ValueError, FileError where a window of such a rate would take more
-    memory than one file may.
+    Every frame is weighted by a periodic Hann window, and the samples are padded with zeros to whole frames. The bands
+    are triangles over frequency, 1 in their middle. Their middles and ends are equally spaced between ``fmin`` and
+    ``fmax`` on the scale 2595 log10(1 + f / 700) (O'Shaughnessy 1987).
+
+    Parameters
+    ----------
+    samples : (N,) array
+        N of at least 1.
+    rate : int
+        Sampling rate, Hz.
+    window, hop : float
+        Length of a frame, and time from one frame to the next, ms.
+    fft : int, optional
+        Points of the transform; None for the next power of 2.
+    bands : int
+    fmin, fmax : float
+        Lowest and highest frequency, Hz; None for rate / 2.
+    floor : float
+        Power that is added before the logarithm.
+
+    Raises
+    ------
+    ShapeError, ValueError
+    FileError
+        If a window at such a rate would take more memory than one file may.
     """
     size, step, fft, banks = _frame_sizes(rate, window, hop, fft, bands, fmin, fmax)
     check_number("floor", floor, 0, low_open=True)

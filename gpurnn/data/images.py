@@ -15,16 +15,39 @@ _IMAGE_COST = 300  # bytes of memory for an image besides its pixels
 
 
 def read_images(files, parts=("train", "test")):
-    """{part: (images (N, R, C) uint8, labels (N,) int64)} of one .npz with x_train, y_train, x_test and y_test, or of
-    IDX files, which say train, test or t10k in their names, compressed by gzip or not.
+    """Images and their classes.
 
-    Raises ValueError, ShapeError and DtypeError that name the file or the array and what is wrong.
+    Parameters
+    ----------
+    files : list of str
+        One .npz with x_train, y_train, x_test and y_test; or IDX files, compressed by gzip or not, whose names have
+        train, test or t10k in them.
+    parts : tuple of str
+        Which of "train" and "test" are read.
+
+    Returns
+    -------
+    dict
+        part -> (images (N, R, C) uint8, labels (N,) int64).
+
+    Raises
+    ------
+    ValueError, ShapeError, DtypeError
+        Name the file or the array, and what is wrong with it.
     """
     if not files:
-        raise ValueError("no images: give one .npz with x_train, y_train, x_test and y_test, or the four IDX files")
+        raise ValueError(
+            "no files of images: give one .npz with x_train, y_train, x_test and y_test, or the four IDX files"
+        )
     arrays = {}
     for file in files:
-        arrays |= _read_npz(file) if file.endswith(".npz") else _read_idx(file)
+        if Path(file).is_dir():
+            raise FileError(f"{file}: is a folder: give the files in it")
+        more = _read_npz(file) if file.endswith(".npz") else _read_idx(file)
+        twice = sorted(arrays.keys() & more.keys())
+        if twice:
+            raise FileError(f"{file}: has {twice[0]}, which another file has already (images are x, their classes y)")
+        arrays |= more
     found = {}
     for part in parts:
         missing = [what for what in (f"x_{part}", f"y_{part}") if what not in arrays]
@@ -49,13 +72,16 @@ def read_images(files, parts=("train", "test")):
 
 
 def _read_npz(file):
-    """Name -> array of the arrays that ``read_images`` looks for."""
+    """{name: array} of the arrays that ``read_images`` looks for."""
     return read_npz(file, lambda name: name[:2] in ("x_", "y_"))
 
 
 def _read_idx(file):
-    """{"x_train": array} or the like of one IDX file, the format of the MNIST distribution (LeCun, Cortes, Burges):
-    bytes 0, 0, 8 for uint8, number of axes, each axis as a big-endian 32-bit number, then the bytes."""
+    """{"x_train": array} or the like of one IDX file.
+
+    The format of the MNIST distribution (LeCun, Cortes, Burges): bytes 0, 0, 8 for uint8, the number of axes, each axis
+    as a big-endian 32-bit number, then the pixels or labels.
+    """
     with open_regular(file) as opened:
         packed = opened.read(2) == b"\x1f\x8b"
         opened.seek(0)

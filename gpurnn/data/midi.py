@@ -104,7 +104,7 @@ def _messages(path, step):
     except Exception as error:  # whatever mido meets in a damaged file
         known = isinstance(error, (EOFError, OSError, ValueError))
         raise FileError(
-            f"{path}: is damaged MIDI: {one_line(error) if known else 'a message in it is none'}"
+            f"{path}: is damaged MIDI: {one_line(error) if known else 'a message in it cannot be read'}"
         ) from error
     if frame <= 0:
         raise FileError(f"{path}: its clock counts in film frames; expected parts of a quarter note")

@@ -1,6 +1,6 @@
-"""Arrays from .npz files, which are zip archives of .npy files: sizes are looked at before anything is read.
+"""Arrays from .npz files, which are zip archives of .npy files. Sizes are checked before anything is read.
 
-No pickles are loaded, whoever asks: an array of Python objects is refused.
+No pickles are ever loaded: an array of Python objects is refused.
 """
 
 import math
@@ -17,10 +17,27 @@ _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 def read_npz(path, wanted, factor=2):
-    """Name -> array of those in an .npz file whose name the function ``wanted`` takes.
+    """Arrays of an .npz file.
 
-    factor: how many times their size what is done with them takes in memory, see ``check_room``. Raises FileError that
-    names the file, and the array, for what is damaged, encrypted, too large or of Python objects; OSError.
+    Parameters
+    ----------
+    path : str or Path
+    wanted : function
+        Says of a name whether its array is read.
+    factor : float
+        How many times their own size the arrays take in memory until all is done with them; see ``check_room``.
+
+    Returns
+    -------
+    dict
+        name -> array.
+
+    Raises
+    ------
+    FileError
+        Names the file, and the array, if it is damaged, encrypted, too large or holds Python objects.
+    OSError
+        For a file that cannot be read.
     """
     with open_regular(path) as file:
         try:
@@ -31,7 +48,7 @@ def read_npz(path, wanted, factor=2):
                 return {name: _array(archive, info, name) for name, info in chosen.items()}
         except FileError:
             raise
-        except Exception as error:  # whatever zipfile, zlib and NumPy meet in a damaged file
+        except Exception as error:  # zipfile, zlib and NumPy raise errors of many kinds on a damaged file
             if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.filename):
                 raise
             raise FileError(f"{path}: is not an .npz file of arrays, or is damaged: {one_line(error)}") from error
@@ -46,7 +63,7 @@ def _array(archive, info, name):
         version = np.lib.format.read_magic(member)
         if version not in ((1, 0), (2, 0), (3, 0)):
             raise ValueError(f"{name} has version {version} of the format, expected 1.0 to 3.0")
-        # 3.0 is 2.0 but for the encoding of the names of a structure's fields, which nobody asks for
+        # 3.0 differs from 2.0 in the encoding of the names of a structure's fields, which nobody reads
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         try:
             shape, fortran, dtype = read(member)

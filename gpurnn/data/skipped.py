@@ -35,7 +35,7 @@ class Skipped:
     def __init__(self, what, whole=None, strict=False):
         self.what, self.strict = what, strict
         self.start = "" if whole is None else f"{whole}: "
-        self.tried, self.reasons = 0, []
+        self.tried, self.count, self.reasons = 0, 0, []  # reasons: the first few
 
     @contextlib.contextmanager
     def catching(self, place=None):
@@ -54,15 +54,16 @@ class Skipped:
                 raise
             if self.strict:
                 raise FileError(f"{self.start}{text}") from error
-            self.reasons.append(text)
+            self.count += 1
+            if self.count <= _SHOWN:
+                self.reasons.append(text)
 
     def done(self):
         """Say what was skipped. Raises FileError where that is everything."""
-        count = len(self.reasons)
-        if count and count == self.tried:
-            others = f" (none of the {count} {self.what} can be used)" if count > 1 else ""
+        if self.count and self.count == self.tried:
+            others = f" (none of the {self.count:,} {self.what} can be used)" if self.count > 1 else ""
             raise FileError(f"{self.start}{self.reasons[0]}{others}")
-        if count:
-            shown = self.reasons[:_SHOWN] + ([f"and {count - _SHOWN} more"] if count > _SHOWN else [])
-            counted = f"{self.start}{count:,} of {self.tried:,} {self.what} skipped:"
-            _log.warning("%s", "\n  ".join([counted, *shown]))
+        if self.count:
+            counted = f"{self.start}{self.count:,} of {self.tried:,} {self.what} skipped:"
+            more = [f"and {self.count - _SHOWN:,} more"] if self.count > _SHOWN else []
+            _log.warning("%s", "\n  ".join([counted, *self.reasons, *more]))

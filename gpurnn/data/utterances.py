@@ -15,7 +15,7 @@ from .vocabulary import read_lines
 
 _log = logging.getLogger("gpurnn")
 _SOUND = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
-_NPZ_FACTOR = 6  # how many times the features' size their statistics take in memory
+_NPZ_FACTOR = 6  # memory for features and their statistics, in sizes of the features
 _UTTERANCE_COST = 1000  # bytes of memory for an utterance besides its features
 
 
@@ -113,10 +113,10 @@ def _read_features(file, settings, rate):
             f"{label.shape} and {is_test.shape}"
         )
     if not len(length) or length.min() < 1 or length.sum() != len(frames):
-        raise ValueError(f"{file}: {len(frames)} frames, but lengths of at least 1 should add up to them")
+        raise ValueError(f"{file}: length should hold numbers of at least 1 that add up to the {len(frames)} frames")
     if not np.isfinite(frames).all():
-        raise ValueError(f"{file}: frames that are not finite")
+        raise ValueError(f"{file}: frames holds numbers that are not finite")
     if rate is not None and frames.shape[1] != settings.bands:
-        raise ValueError(f"{file}: has {frames.shape[1]} bands, where bands is {settings.bands}")
+        raise ValueError(f"{file}: has {frames.shape[1]} bands, but bands is {settings.bands}")
     parts = np.split(frames.astype(np.float32), np.cumsum(length)[:-1])
     return [Utterance(*each) for each in zip(parts, map(str, label.tolist()), is_test.tolist(), strict=True)]

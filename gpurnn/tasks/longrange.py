@@ -6,9 +6,9 @@
     pixels     the same, pixel by pixel: MNIST is 784 steps (Le, Jaitly, Hinton 2015)
     permuted   pixel by pixel, all images in one and the same random order (ibid.)
 
-Sequences of adding and copy are drawn as they are needed, by number: batch n of a seed is the same on every backend and
-in every run, none comes twice, and those to validate and to test with are the same in all runs. Each problem has a
-trivial answer that needs no memory; its error is printed beside.
+The sequences of adding and copy are drawn when they are needed. Batch n of a seed is the same on every backend and in
+every run, no batch comes twice, and the sequences for validation and test are the same in all runs. Each problem has a
+trivial answer that needs no memory; its error is printed beside the model's.
 
 >>> from gpurnn.tasks.run import prepare
 >>> run = prepare("longrange", [], "runs/adding", problem="adding", steps=10, sequences=64, hidden=8, epochs=1)
@@ -49,18 +49,21 @@ HELD_OUT = {"valid": 1 << 31, "test": 3 << 30}  # number of the first call that 
 
 @dataclass
 class LongSettings(Settings):
-    """What decides a run, of which chrono, forget_bias, init and learn_state are the recurrent layers' (recurrent.py).
+    """What decides a run; chrono, forget_bias, init and learn_state are options of the recurrent layers.
 
-    steps: T of adding, the blanks of copy. sequences: of an epoch. chrono: 0 for none. What is None is ``USUAL``.
+    steps: T of adding, the number of blanks of copy. sequences: how many an epoch has. chrono: 0 for none. A setting
+    that is None takes the value in ``USUAL``.
     """
 
-    problem: str = setting("adding", "What is to be remembered.", choices=(*DRAWN, *IMAGES))
-    steps: int | None = setting(None, "Steps of adding; blanks of copy.", minimum=2, shown="adding 200, copy 100")
-    sequences: int | None = setting(None, "Sequences of an epoch.", shown="adding 3000, copy 10000, images all")
-    shrink: int = setting(1, "Images: average blocks of this many by this many pixels.")
+    problem: str = setting("adding", "The problem.", choices=(*DRAWN, *IMAGES))
+    steps: int | None = setting(
+        None, "Length of a sequence of adding; number of blanks of copy.", minimum=2, shown="adding 200, copy 100"
+    )
+    sequences: int | None = setting(None, "Sequences in an epoch.", shown="adding 3000, copy 10000, images all")
+    shrink: int = setting(1, "Images: replace blocks of this many by this many pixels by their mean.")
     permutation: int = setting(0, "Seed of the pixels' order in permuted.", minimum=0)
     init: str = setting("orthogonal", "Initial weights; identity with relu is the IRNN.", choices=INITIALIZERS)
-    activation: str = setting("tanh", "Of the cell rnn.", choices=("tanh", "relu"))
+    activation: str = setting("tanh", "Activation of the cell rnn.", choices=("tanh", "relu"))
     chrono: int | None = setting(
         None,
         "Initial biases of lstm and gru for memories of up to this many steps; 0: off.",
@@ -76,7 +79,7 @@ class LongSettings(Settings):
     def __post_init__(self):
         super().__post_init__()
         if self.problem in IMAGES and self.steps:
-            raise ValueError(f"steps: {self.problem} takes as many as the images have, leave it out")
+            raise ValueError(f"steps: {self.problem} has as many as the images give; leave it out")
         if self.cell == "rnn":
             if self.chrono:
                 raise ValueError("chrono sets the biases of gates: it needs cell lstm or gru")
@@ -183,7 +186,7 @@ class LongTask(Task):
         return self._test(trained, data.rest, {})
 
     def evaluate(self, trained, files):
-        """The test once more, of images class by class; files: those with the test images, none for adding and copy."""
+        """The test once more, for images also class by class; files: the test images; none for adding and copy."""
         settings, facts = trained.settings, trained.facts
         if settings.problem in DRAWN:
             return self._test(trained, _draw(files, settings).rest, {})
@@ -191,7 +194,7 @@ class LongTask(Task):
         return self._test(trained, test, {f"accuracy_{label}": _right_of(label) for label in range(facts["outputs"])})
 
     def _test(self, trained, batches, by_class):
-        """(numbers, text) of a test: loss, metrics, and what the trivial answer gets."""
+        """(numbers, text) of a test: the loss, the metrics, and those of the trivial answer."""
         settings, facts = trained.settings, trained.facts
         metrics = self.metrics(settings, facts) | by_class
         found = measure(trained.model, self.loss(settings, facts), batches, metrics)
@@ -226,7 +229,7 @@ class LongTask(Task):
 
 
 def _close(outputs, targets):
-    """Sums that are right to 0.04, the criterion of Hochreiter & Schmidhuber 1997."""
+    """Sums with an error below 0.04, the criterion of Hochreiter & Schmidhuber 1997."""
     return (np.abs(array_ops(outputs).to_numpy(outputs) - targets) < 0.04).sum(), targets.size
 
 
@@ -251,8 +254,11 @@ def _right_of(label):
 
 
 class DrawnBatches:
-    """Batches of adding or copy, drawn by number. Those to train on are all new; ``part`` "valid" or "test" has 1000
-    sequences, the same in every epoch and whatever the seed."""
+    """Batches of adding or copy, drawn by number.
+
+    All batches to train on are new. The parts "valid" and "test" have 1000 sequences each, the same in every epoch and
+    for every seed.
+    """
 
     def __init__(self, settings, part="train"):
         self.problem, self.steps, self.dtype = settings.problem, settings.steps, check_dtype(settings.dtype)
@@ -278,7 +284,7 @@ class DrawnBatches:
 def _draw(files, settings):
     """``Data`` of adding or copy."""
     if files:
-        raise ValueError(f"{Path(files[0]).name}: {settings.problem} draws its sequences, it takes no file")
+        raise ValueError(f"{Path(files[0]).name}: {settings.problem} draws its sequences and takes no file")
     adding, T = settings.problem == "adding", settings.steps
     sizes = (T, 2, 1) if adding else (T + 2 * LENGTH, SYMBOLS + 2, SYMBOLS + 2)
     return Data(
@@ -295,8 +301,10 @@ def _draw(files, settings):
 
 
 class ImageBatches(SequenceBatches):
-    """Sequences (N, T, I) of uint8 pixels and their classes (N,); pixels are scaled by the training part's mean and
-    deviation."""
+    """Sequences (N, T, I) of uint8 pixels and their classes (N,).
+
+    The pixels are scaled by the mean and deviation of the training part.
+    """
 
     def __init__(self, sequences, labels, settings, facts, shuffle=False):
         size = settings.batch if shuffle else 250
@@ -311,12 +319,12 @@ class ImageBatches(SequenceBatches):
 
 
 def _image_test(images, labels, settings, facts):
-    """The ``ImageBatches`` of a test. Raises ShapeError and ValueError where it is not like the training part."""
+    """The ``ImageBatches`` of a test. Raises ShapeError and ValueError if it does not fit the training part."""
     if list(images.shape[1:]) != facts["shape"]:
         raise ShapeError(f"test images: expected (N, {facts['shape'][0]}, {facts['shape'][1]}), got {images.shape}")
     if labels.max() >= facts["outputs"]:
         raise ValueError(
-            f"test labels: {labels.max()} was never seen in training, where they are 0 to {facts['outputs'] - 1}"
+            f"test labels: {labels.max()} was never seen in training, whose labels are 0 to {facts['outputs'] - 1}"
         )
     return ImageBatches(_as_sequences(images, settings), labels, settings, facts)
 
@@ -340,7 +348,7 @@ def _as_sequences(images, settings):
 
 
 def _moments(pixels):
-    """Mean and standard deviation (1 where it is 0) of uint8 pixels, counted in pieces: there may be 10^8."""
+    """Mean and standard deviation of uint8 pixels, 1 instead of 0; counted in pieces, as there may be 10^8."""
     counts = sum(np.bincount(piece.ravel(), minlength=256) for piece in np.array_split(pixels, 1 + len(pixels) // 1000))
     values = np.arange(256)
     mean = float(values @ counts / counts.sum())
@@ -348,7 +356,7 @@ def _moments(pixels):
 
 
 def _count_classes(labels):
-    """V of labels 0 .. V - 1. Raises ValueError where one does not occur: it is more likely wrong than empty."""
+    """V of labels 0 .. V - 1. Raises ValueError if one does not occur: then the labels are most likely wrong."""
     classes = int(labels.max()) + 1
     empty = np.flatnonzero(np.bincount(labels, minlength=classes) == 0)
     if len(empty):

@@ -12,11 +12,11 @@
 (64, 88)
 >>> write_midi("scale.mid", roll, step=1.0)
 
-A roll is an array (T, 88) of 0 and 1: column k is the piano's key k, MIDI number 21 + k; a row is a frame, the keys
-that sound during one step. The model predicts each frame from those before it, the first from an empty one: recurrent
-layers, linear layer, a sigmoid for each key. Its loss is the sum of the 88 binary cross-entropies, the mean over all
-frames (Boulanger-Lewandowski, Bengio, Vincent, "Modeling temporal dependencies in high-dimensional sequences", ICML
-2012; Chung, Gulcehre, Cho, Bengio, arXiv:1412.3555).
+A roll is an array (T, 88) of 0 and 1. Column k is the piano's key k, MIDI number 21 + k. A row is a frame: the keys
+that sound during one step. The model predicts each frame from those before it, and the first from an empty one. It has
+recurrent layers, a linear layer and a sigmoid for each key. The loss of a frame is the sum of its 88 binary
+cross-entropies; that of a piece is the mean over its frames (Boulanger-Lewandowski, Bengio, Vincent, "Modeling temporal
+dependencies in high-dimensional sequences", ICML 2012; Chung, Gulcehre, Cho, Bengio, arXiv:1412.3555).
 
 ABC tunes are text: ``gpurnn train text tunes.abc`` learns them, and ``gpurnn compose`` writes whole ones.
 """
@@ -45,7 +45,7 @@ from .text import eval_step, sample
 class MusicSettings(Settings):
     cell: str = changed(Settings, "cell", "gru")
     hidden: int = changed(Settings, "hidden", 64)
-    dropout: float = changed(Settings, "dropout", 0.0, "Share of the activations behind each recurrent layer dropped.")
+    dropout: float = changed(Settings, "dropout", 0.0, "Share of each recurrent layer's outputs dropped.")
     batch: int = changed(Settings, "batch", 8, "Pieces trained side by side.")
     lr: float = changed(Settings, "lr", 3e-3)
     epochs: int = changed(Settings, "epochs", 60)
@@ -55,7 +55,7 @@ class MusicSettings(Settings):
     weight_noise: float = changed(Settings, "weight_noise", 0.075)
     transpose: int = setting(0, "Shift each piece by up to this many semitones, anew in every epoch.", minimum=0)
     strict: bool = setting(
-        False, "Refuse a bad file among several, and notes that no piano has; both are left out otherwise."
+        False, "Refuse a bad file among several, and notes that no piano has, which are skipped otherwise."
     )
     step: float = setting(1.0, "Length of a frame in quarter notes.", low=0, low_open=True)
 
@@ -63,9 +63,10 @@ class MusicSettings(Settings):
 class MusicTask(Task):
     """Train a model of polyphonic music on FILEs: piano rolls or MIDI.
 
-    It learns to predict the keys that sound next; 'gpurnn compose' then lets it write music. A FILE is MIDI (.mid), one
-    piece; or JSON: a list of pieces, each a list of frames, each a list of MIDI numbers, or such lists under "train",
-    "valid" and "test"; or .npz with {split}_roll (frames, 88) and {split}_length; or a folder of such files. For ABC
+    It learns to predict the keys that sound next; 'gpurnn compose' then lets it write music. A FILE is one of these:
+    MIDI (.mid), one piece; JSON, a list of pieces, each a list of frames, each a list of MIDI numbers, or such lists
+    under "train", "valid" and "test"; .npz with {split}_roll (frames, 88) and {split}_length; a folder of such files.
+    A bad file among several, and a note that no piano has, are skipped and counted, unless --strict is given. For ABC
     tunes use 'gpurnn train text'.
     """
 
@@ -84,7 +85,7 @@ class MusicTask(Task):
             if len(parts["train"]) < every:
                 raise ValueError(
                     f"{len(parts['train'])} pieces are too few to keep a share of {settings.valid:g} for validation: "
-                    "give more, or valid 0"
+                    "give more pieces, or set valid to 0"
                 )
             whole, parts["valid"] = parts["train"], parts["train"][every - 1 :: every]
             parts["train"] = [piece for n, piece in enumerate(whole) if n % every != every - 1]
@@ -138,7 +139,7 @@ class MusicTask(Task):
         return numbers, "\n".join(lines)
 
     def evaluate(self, trained, files):
-        """How well the model predicts other music: the test part of the files where they name one, else all."""
+        """How well the model predicts other music: the test part of the files if they name one, else all of it."""
         parts = read_parts(files, trained.settings.step, trained.settings.strict)
         pieces = parts["test"] or [piece for name in SPLITS for piece in parts[name]]
         numbers = score(trained.model, pieces, trained.facts["keys"])
@@ -146,7 +147,7 @@ class MusicTask(Task):
 
 
 def _check_batches(files, pieces, batch):
-    """Raise FileError where a batch would take too much memory, since one piece is very long."""
+    """Raise FileError if one piece is so long that a batch with it would take too much memory."""
     longest = max(map(len, pieces))
     needed = FRAME_COST * longest * min(batch, len(pieces))
     check_room(", ".join(map(str, files)), needed, f"a batch with a piece of {longest:,} frames")
@@ -165,10 +166,10 @@ def _summary(numbers, part):
 
 
 class RollBatches(SequenceBatches):
-    """Piano rolls: the targets are the frames, the inputs those before them, an empty one at first.
+    """Piano rolls. The targets are the frames; the input of each is the frame before it, of the first an empty one.
 
-    pieces: a list of arrays (T_n, 88) of 0 and 1. transpose: a piece is shifted by up to this many keys, as far as it
-    stays on the piano; a fresh draw keyed by (seed, epoch, piece). See ``SequenceBatches`` for the rest.
+    pieces: a list of arrays (T_n, 88) of 0 and 1. transpose: the most keys that a piece is shifted by; it stays on the
+    piano. The shift is a fresh draw keyed by (seed, epoch, piece). See ``SequenceBatches`` for the rest.
     """
 
     def __init__(self, pieces, batch_size, transpose=0, dtype="float32", **options):
@@ -188,7 +189,7 @@ class RollBatches(SequenceBatches):
 
 
 def _shifted(roll, most, unit):
-    """``roll`` moved by a number of keys between -most and most that is even in ``unit``, within the piano."""
+    """``roll`` shifted by -most to most keys, evenly chosen by ``unit`` in [0, 1); it stays on the piano."""
     sounding = np.flatnonzero(roll.any(axis=0))
     if not len(sounding):
         return roll
@@ -197,14 +198,17 @@ def _shifted(roll, most, unit):
 
 
 def frame_loss(logits, rolls, lengths=None):
-    """Sum of the keys' binary cross-entropies, the mean over frames; (loss, backward). logits, rolls: (T, B, 88)."""
+    """(loss, backward): the binary cross-entropies summed over the keys, the mean over frames; (T, B, 88)."""
     loss, backward = binary_cross_entropy_with_logits(logits, rolls, lengths=lengths)
     return KEYS * loss, lambda dloss=1.0: backward(KEYS * dloss)
 
 
 def key_statistics(pieces):
-    """How the keys behave in ``pieces``, each a list of 88 probabilities: often: to sound; kept: to sound after a frame
-    in which it did; struck: after one in which it did not. One more frame of either kind is counted for each."""
+    """How the keys behave in ``pieces``: a dict of lists of 88 probabilities.
+
+    often: that the key sounds; kept: that it sounds after a frame in which it did; struck: after one in which it did
+    not. For each, one more frame with the key and one without it are counted, so that none is 0 or 1.
+    """
     frames = sum(map(len, pieces))
     sounding, before, both = np.zeros((3, KEYS), np.int64)  # frames with a key, after one with it, and of both kinds
     for piece in pieces:
@@ -222,10 +226,10 @@ def key_statistics(pieces):
 def score(model, pieces, keys):
     """How well a model predicts ``pieces``: a dict of numbers, in nats per frame, summed over the keys.
 
-    nll: the mean over all frames, the first of each piece predicted from an empty one (T predictions for T frames);
-    nll_after_first: over all but the first of each piece (T - 1); nll_per_piece: the mean of the pieces' means.
-    baseline_often, baseline_repeat: what ``nll`` is if each key sounds with its frequency, and if it depends on
-    nothing but itself one frame before (``keys``: of ``key_statistics``). Also pieces, frames.
+    nll: the mean over all frames; the first of each piece is predicted from an empty one (T predictions for T frames).
+    nll_after_first: the mean over all but the first frame of each piece (T - 1 predictions). nll_per_piece: the mean of
+    the pieces' means. baseline_often, baseline_repeat: what ``nll`` is if each key sounds with its frequency, and if it
+    depends on itself in the frame before alone. pieces, frames: how many there are. keys: of ``key_statistics``.
     """
     together = 32 if 32 * FRAME_COST * max(map(len, pieces)) <= max_memory() else 1
     batches = RollBatches(pieces, together, shuffle=False, dtype=model.dtype)
@@ -260,13 +264,36 @@ def score(model, pieces, keys):
 
 
 def compose(model, steps=64, temperature=0.8, voices=None, prompt=None, seed=None):
-    """``steps`` frames that the model writes after ``prompt``, behind it: uint8 (len(prompt) + steps, 88).
+    """Let a model write music.
 
-    A key sounds with the probability sigmoid(logit / temperature), and at temperature 0 where its logit is above 0:
-    that is, where logit / temperature plus a logistic random number is above 0. voices: as many keys as this sound in
-    every frame, those for which that sum is highest. prompt: a roll (T, 88), or None. seed: frame n is drawn with
-    numbers keyed by (seed, n), whatever the backend. Raises ValueError, TypeError, ShapeError, and DivergedError where
-    the model's logits are NaN or infinite.
+    A key sounds with the probability sigmoid(logit / temperature); that is, if logit / temperature plus a logistic
+    random number is above 0. At temperature 0 it sounds if its logit is above 0.
+
+    Parameters
+    ----------
+    model : Module
+        Of a run of the task music.
+    steps : int
+        Frames to write.
+    temperature : float
+        Below 1 the likely becomes likelier; above 1 less likely.
+    voices : int, optional
+        Keys that sound in every frame: those with the highest sums. None for as many as are drawn.
+    prompt : (T, 88) array, optional
+        A roll that the model continues.
+    seed : int, optional
+        Frame n is drawn with numbers keyed by (seed, n), whatever the backend.
+
+    Returns
+    -------
+    roll : (len(prompt) + steps, 88) uint8
+        The prompt and the new frames.
+
+    Raises
+    ------
+    ValueError, TypeError, ShapeError
+    DivergedError
+        If the model's logits are NaN or infinite.
     """
     steps = check_size("steps", steps)
     temperature = check_number("temperature", temperature, 0)
@@ -300,11 +327,11 @@ _ATTEMPTS = 20
 
 
 def compose_abc(model, vocabulary, tunes=1, length=1500, temperature=0.8, prompt="", seed=None):
-    """Whole tunes in ABC, a list of strings, that a character model trained on such writes.
+    """Let a model of characters that was trained on ABC write whole tunes; returns a list of strings.
 
-    A tune goes from its X: line to the first empty line; what is none (no K: line with notes behind it, or longer than
-    ``length`` characters) is thrown away. prompt: how each begins, behind its X: line, such as "T:Spring\\nM:3/4\\n".
-    seed: of the draws. Raises ValueError where the model writes no tune in 20 attempts.
+    A tune goes from its X: line to the first empty line. It is thrown away if it has no K: line with notes after it, or
+    more than ``length`` characters. prompt: the lines after the X: line that each tune begins with, such as
+    "T:Spring\\nM:3/4\\n". seed: of the draws. Raises ValueError if the model writes no tune in 20 attempts.
     """
     made, seed = [], rng.check_seed(seed)
     for number in range(1, check_size("tunes", tunes) + 1):

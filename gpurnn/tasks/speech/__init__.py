@@ -9,8 +9,8 @@
 >>> heard = transcribe(load("runs/speech"), frames[:20])
 
 The model is that of Amodei et al., "Deep Speech 2", ICML 2016, without its convolutions: recurrent layers in both
-directions, with batch normalisation of what goes from one to the next, over all valid steps of a batch; then a linear
-layer and CTC (ctc.py), which needs no word of where in time a character is. For classes the states of the last layer
+directions, then a linear layer and CTC (ctc.py), which need not be told where in time a character is. Between the
+recurrent layers there is batch normalization over all valid steps of a batch. For classes the states of the last layer
 are pooled over time instead.
 """
 
@@ -42,21 +42,23 @@ _log = logging.getLogger("gpurnn")
 class SpeechSettings(Settings):
     """The features of sound are those of ``log_mel``; one timestep of the model is ``stack`` frames side by side.
 
-    Training utterances are distorted anew in every epoch: stretched in time, and with a stretch of time and a stretch
-    of bands set to the mean (Park et al., "SpecAugment", Interspeech 2019).
+    Training utterances are distorted anew in every epoch. They are stretched in time, and some consecutive frames and
+    some neighboring bands are set to the mean (Park et al., "SpecAugment", Interspeech 2019).
     """
 
     target: str = setting(
-        "transcript", "What a model is trained to say: the characters, or the whole as one of some classes.",
+        "transcript", "What the model learns: to write the characters, or to name the class of the whole.",
         choices=("transcript", "class"),
     )  # fmt: skip
     concatenate: str | None = setting(
         None, "Train on strings of this many utterances, such as 1-7, drawn anew in each epoch.", shown="off"
     )
-    strings: int = setting(1000, "With --concatenate: strings made of the test utterances.")
-    rate: int | None = setting(None, "Sampling rate that sound is brought to.", shown="that of the first file")
-    window: float = setting(25.0, "Milliseconds of a frame.", low=0, low_open=True)
-    hop: float = setting(10.0, "Milliseconds from one frame to the next.", low=0, low_open=True)
+    strings: int = setting(1000, "With --concatenate: how many strings are made of the test utterances.")
+    rate: int | None = setting(
+        None, "Sampling rate in Hz; sound of another rate is resampled.", shown="that of the first file"
+    )
+    window: float = setting(25.0, "Length of a frame, ms.", low=0, low_open=True)
+    hop: float = setting(10.0, "Time from one frame to the next, ms.", low=0, low_open=True)
     fft: int | None = setting(None, "Points of the Fourier transform.", shown="the next power of 2")
     bands: int = setting(40, "Bands of the mel scale.")
     fmin: float = setting(60.0, "Lowest frequency, Hz.", low=0)
@@ -64,15 +66,17 @@ class SpeechSettings(Settings):
     floor: float = setting(1e-6, "Power added before the logarithm.", low=0, low_open=True)
     stack: int = setting(3, "Frames that make one timestep.")
     bidirectional: bool = setting(True, "Read in both directions.")
-    normalize: bool = setting(True, "Batch normalisation between the layers.")
+    normalize: bool = setting(True, "Batch normalization between the layers.")
     pooling: str = setting(
         "mean", "For classes: how states become one vector.", choices=("last", "mean", "max", "attention")
     )
-    stretch: float = setting(0.1, "Utterances are stretched by up to this share.", low=0, high=1, high_open=True)
-    mask_time: int = setting(10, "Frames set to the mean at most, and at most a fifth of all.", minimum=0)
-    mask_bands: int = setting(8, "Bands set to the mean at most.", minimum=0)
+    stretch: float = setting(
+        0.1, "Most that an utterance is stretched in time, as a share.", low=0, high=1, high_open=True
+    )
+    mask_time: int = setting(10, "Most frames set to the mean; never more than a fifth of all.", minimum=0)
+    mask_bands: int = setting(8, "Most bands set to the mean.", minimum=0)
     strict: bool = setting(False, "Refuse a table with a bad line or sound file, which is skipped otherwise.")
-    split: int = setting(0, "Which utterances are for validation: the seed of their choice.", minimum=0)
+    split: int = setting(0, "Seed of the choice of utterances for validation.", minimum=0)
     layers: int = changed(Settings, "layers", 2)
     hidden: int = changed(Settings, "hidden", 128)
     dropout: float = changed(Settings, "dropout", 0.3, "Share of each layer's outputs dropped.")
@@ -83,7 +87,9 @@ class SpeechSettings(Settings):
         super().__post_init__()
         counts = self.counts()
         if counts and self.target == "class":
-            raise ValueError("concatenate makes strings, which have no class: leave it out, or take target transcript")
+            raise ValueError(
+                "concatenate makes strings, which have no class: leave it out, or set target to transcript"
+            )
 
     def counts(self):
         """(fewest, most) utterances of a string, or None."""
@@ -101,13 +107,15 @@ class SpeechSettings(Settings):
 
 
 class SpeechTask(Task):
-    """Train a speech recogniser on FILEs.
+    """Train a speech recognizer on FILEs.
 
-    A FILE is a table with the path of a WAV file (seen from the table's folder), a tab and its transcript in each line;
-    or an .npz of features: frames (N, bands), the frames of all utterances one after another; length (utterances,);
-    label (utterances,); and, where there is a test set, is_test (utterances,). With --target class a transcript is the
-    name of a class. With an .npz, --rate and the options behind it say how its features were made, so that the model
-    can be used on WAV files.
+    A FILE is a table: each line has the path of a sound file (relative to the table's folder), a tab and its
+    transcript. With --target class the transcript is the name of a class. Sound is WAV, or FLAC, OGG or MP3, which need
+    soundfile (pip install 'gpurnn[audio]'). A bad line or sound file is skipped and counted, unless --strict is given.
+
+    Or a FILE is an .npz of features: frames (N, bands), the frames of all utterances one after another; length
+    (utterances,); label (utterances,); and, if there is a test set, is_test (utterances,). Then --rate and the options
+    after it say how the features were made, so that the model can be used on sound.
     """
 
     name = "speech"
@@ -133,12 +141,12 @@ class SpeechTask(Task):
         if settings.target == "class":
             facts = {"classes": sorted({utterance.text for utterance in rest})}
             if len(facts["classes"]) < 2:
-                raise ValueError(f"there are fewer than two classes to learn: {facts['classes']}")
+                raise ValueError(f"expected at least two classes to learn, got {facts['classes']}")
             known_classes(test, facts)
         else:
             characters = "".join(utterance.text for utterance in rest)
             if not characters:
-                raise ValueError("there is no transcript with any characters to learn")
+                raise ValueError("expected transcripts with characters to learn, but all of them are empty")
             strung = settings.counts() and settings.counts()[1] > 1
             facts = {"vocabulary": Vocabulary(characters + (joint if strung else "")).entries, "joint": joint}
             rest = _that_fit(rest, settings)
@@ -222,11 +230,11 @@ class SpeechTask(Task):
         return numbers, "\n".join(lines)
 
     def evaluate(self, trained, files):
-        """Loss and error rates on other files, of their test utterances alone where they have any; with a model that
-        was trained on strings also of ``settings.strings`` strings of them, the same ones every time.
+        """Loss and error rates on other files, or on their test utterances alone if they have any.
 
-        Characters that the model never saw are errors, and are left out of the loss. Raises ValueError for a class that
-        it never saw, and for features that it was not trained on.
+        A model that was trained on strings is also measured on ``settings.strings`` strings of them, the same every
+        time. Characters that the model never saw count as errors and are left out of the loss. Raises ValueError for a
+        class that it never saw, and for features of another size.
         """
         utterances = []
         for file in files:
@@ -244,7 +252,7 @@ class SpeechTask(Task):
             unknown = Vocabulary(facts["vocabulary"]).unknown("".join(utterance.text for utterance in utterances))
             if unknown:
                 numbers["unknown"] = unknown
-                lines.append(f"The model never saw {unknown!r}: errors, all of them.")
+                lines.append(f"The model never saw the characters {unknown!r}: each of them counts as an error.")
         return numbers, "\n".join(lines)
 
     def _rates(self, trained, utterances, strings):
@@ -266,12 +274,12 @@ class SpeechTask(Task):
 
 
 def _outputs(facts):
-    """V: the classes, or the characters behind the blank."""
+    """V: the number of classes, or of characters and the blank."""
     return len(facts["classes"]) if "classes" in facts else len(Vocabulary(facts["vocabulary"]))
 
 
 def _that_fit(utterances, settings):
-    """Those whose characters fit into their timesteps; says how many do not, raises ValueError where none does."""
+    """The utterances whose characters fit into their timesteps. Warns of the others; raises ValueError if none fits."""
     fit = []
     for utterance in utterances:
         text = utterance.text
@@ -280,8 +288,8 @@ def _that_fit(utterances, settings):
             fit.append(utterance)
     if not fit:
         raise ValueError(
-            "no transcript fits into its timesteps, one for each character and one more between two equal ones: take a "
-            f"smaller hop than {settings.hop:g} or stack fewer frames than {settings.stack}"
+            "no transcript fits into its timesteps: each character takes one, and two equal in a row one more. Set "
+            f"hop below {settings.hop:g} or stack below {settings.stack}"
         )
     if len(fit) < len(utterances):
         _log.warning(

@@ -1,4 +1,4 @@
-"""Batches of utterances, and what is done to features before the model has them."""
+"""Batches of utterances, and how features are prepared for the model."""
 
 import numpy as np
 
@@ -9,18 +9,18 @@ from ...dtypes import check_dtype
 
 
 class Utterances:
-    """A batch source (data.py) of utterances, or of ``strings`` of them; 0 for none.
+    """A batch source (data/batches.py) of utterances or, where ``strings`` is not 0, of this many strings of them.
 
-    Features are normalised by the facts' mean and deviation; in training also distorted, see ``SpeechSettings``. What
-    is drawn is keyed by (seed, epoch). Targets: (B,) classes; or a list of B arrays of characters, in which ``UNKNOWN``
-    stands for all that the vocabulary lacks.
+    Features are normalized by the mean and deviation in ``facts``; in training they are also distorted, see
+    ``SpeechSettings``. Draws are keyed by (seed, epoch). Targets: (B,) classes; or a list of B arrays of characters, in
+    which ``UNKNOWN`` stands for every character that the vocabulary lacks.
     """
 
     def __init__(self, utterances, settings, facts, strings=0, *, training=False):
         self.settings, self.training, self.seed = settings, training, settings.seed if training else settings.split
         self.dtype = check_dtype(settings.dtype)
         self.made, self.count = strings, strings or len(utterances)
-        self.features = [normalised(utterance.features, facts) for utterance in utterances]
+        self.features = [normalized(utterance.features, facts) for utterance in utterances]
         self.lengths = np.array([len(x) for x in self.features])
         self.joint = None
         if "classes" in facts:
@@ -35,7 +35,7 @@ class Utterances:
         return -(-self.count // self.settings.batch)
 
     def strings(self, epoch):
-        """The numbers of the utterances that each sequence of this epoch is made of, a list of arrays."""
+        """For each sequence of this epoch, the numbers of its utterances: a list of arrays."""
         everyone = len(self.features)
         if not self.made:
             return list(np.arange(everyone)[:, None])
@@ -77,16 +77,16 @@ class Utterances:
         return np.concatenate([part for target in targets for part in (self.joint, target)][1:])
 
 
-def normalised(features, facts):
-    """(features - mean) / deviation of the training part's frames. Raises ValueError for another number of bands."""
+def normalized(features, facts):
+    """(features - mean) / deviation of the training part. Raises ValueError for another number of bands."""
     mean, std = (np.array(facts[name], np.float32) for name in ("mean", "std"))
     if features.shape[1] != len(mean):
-        raise ValueError(f"features of {features.shape[1]} bands, the model was trained on {len(mean)}")
+        raise ValueError(f"features: expected {len(mean)} bands, as in training, got {features.shape[1]}")
     return (features - mean) / std
 
 
 def stacked(features, count):
-    """Frames (T, bands) side by side, ``count`` at a time: (ceil(T / count), count * bands), zeros at the end."""
+    """``count`` frames at a time side by side: (T, bands) -> (ceil(T / count), count * bands), zeros at the end."""
     T, bands = features.shape
     whole = np.zeros((-(-T // count) * count, bands), features.dtype)
     whole[:T] = features
@@ -94,7 +94,10 @@ def stacked(features, count):
 
 
 def distorted(features, settings, draws):
-    """Normalised features (T, bands) with another length and two stretches of zeros; draws: 5 numbers in [0, 1)."""
+    """Normalized features (T, bands), stretched in time, with some frames and some bands set to 0.
+
+    draws: 5 numbers in [0, 1).
+    """
     T, bands = features.shape
     wanted = max(1, round(T * (1 + settings.stretch * (2 * draws[0] - 1))))
     place = np.linspace(0, T - 1, wanted)
@@ -111,9 +114,9 @@ def distorted(features, settings, draws):
 
 
 def known_classes(utterances, facts):
-    """The number of each utterance's class, (B,). Raises ValueError for one that there is not."""
+    """The number of each utterance's class, (B,). Raises ValueError for a class that is not in ``facts``."""
     classes = {name: number for number, name in enumerate(facts["classes"])}
     unknown = sorted({utterance.text for utterance in utterances} - set(classes))
     if unknown:
-        raise ValueError(f"a class that the model never saw, {unknown[0]!r}: it knows {', '.join(classes)}")
+        raise ValueError(f"the model never saw the class {unknown[0]!r}: it knows {', '.join(classes)}")
     return np.array([classes[utterance.text] for utterance in utterances], np.int64)

@@ -8,7 +8,7 @@ from ...ctc import ctc_beam_search, ctc_greedy, ctc_loss
 from ...data.vocabulary import Vocabulary
 from ...files import check_room
 from ...masks import refuse_no_distribution
-from .batches import normalised, stacked
+from .batches import normalized, stacked
 
 
 def known_rate(trained, file):
@@ -48,7 +48,7 @@ def transcribe(trained, features, beam=None):
         Where its logits are not finite.
     """
     model, facts = trained.model, trained.facts
-    x = stacked(normalised(features, facts), trained.settings.stack)[:, None]
+    x = stacked(normalized(features, facts), trained.settings.stack)[:, None]
     logits, _ = model(model.xp.asarray(x.astype(model.dtype)), lengths=[len(x)])
     logits = model.ops.to_numpy(logits).astype(np.float64)
     refuse_no_distribution(logits.max(axis=-1))

@@ -7,7 +7,7 @@ from ..classify import right_and_all
 
 
 def known_ctc_loss(logits, targets, *, lengths):
-    """CTC of the targets without their unknown characters; what does not fit counts as 0."""
+    """CTC of the targets without their unknown characters; a target that does not fit into its steps counts as 0."""
     return ctc_loss(logits, [target[target != UNKNOWN] for target in targets], lengths=lengths, zero_infinity=True)
 
 
@@ -27,7 +27,7 @@ def wrong_utterances(logits, targets, *, lengths):
 
 
 def word_errors(vocabulary):
-    """The metric of words, which spaces part; characters that the vocabulary lacks make a word wrong."""
+    """The metric of words, which spaces separate; a character that the vocabulary lacks makes its word wrong."""
 
     def wrong_words(logits, targets, *, lengths):
         said, meant = (

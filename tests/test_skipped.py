@@ -1,0 +1,59 @@
+"""Bad files among many: counted, said once with the first reasons, refused where strict or where nothing is left."""
+
+from pathlib import Path
+
+import pytest
+
+from gpurnn.data.skipped import Skipped
+from gpurnn.errors import FileError
+
+
+def read(bad, good=1, **options):
+    """``Skipped`` after ``bad`` and ``good`` lines."""
+    skipped = Skipped("lines", "a.txt", **options)
+    for n in range(bad):
+        with skipped.catching(f"line {n}"):
+            raise ValueError("no number")
+    for _ in range(good):
+        with skipped.catching():
+            pass
+    return skipped
+
+
+@pytest.mark.parametrize("bad, more", [(1, []), (3, []), (4, ["  and 1 more"]), (2003, ["  and 2,000 more"])])
+def test_the_first_reasons_are_said_once(caplog, bad, more):
+    read(bad).done()
+    (said,) = [record.getMessage().splitlines() for record in caplog.records]
+    assert said[0] == f"a.txt: {bad:,} of {bad + 1:,} lines skipped:"
+    assert said[1:] == [f"  line {n}: no number" for n in range(min(bad, 3))] + more
+
+
+def test_nothing_is_said_where_all_are_good(caplog):
+    read(0).done()
+    Skipped("lines").done()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("bad, others", [(1, ""), (2, r" \(none of the 2 lines can be used\)")])
+def test_nothing_is_left(bad, others):
+    with pytest.raises(FileError, match=f"^a.txt: line 0: no number{others}$"):
+        read(bad, good=0).done()
+
+
+def test_strict_raises_the_first():
+    with pytest.raises(FileError, match="^a.txt: line 0: no number$"):
+        read(1, strict=True)
+    with pytest.raises(FileNotFoundError), Skipped("files", strict=True).catching():  # that names its file itself
+        Path("none").read_bytes()
+    skipped = Skipped("files")
+    with skipped.catching():
+        Path("none").read_bytes()
+    assert skipped.reasons == ["none: No such file or directory"]
+
+
+@pytest.mark.parametrize("error", [ImportError, MemoryError, KeyboardInterrupt, AttributeError])
+def test_what_is_no_fault_of_a_file_is_raised(error):
+    skipped = Skipped("files")
+    with pytest.raises(error), skipped.catching():
+        raise error
+    assert skipped.count == 0
