@@ -39,7 +39,6 @@ _MONTHLY = (
     "%Y-%m", "%Y/%m", "%YM%m", "%m/%Y", "%m-%Y", "%b %Y", "%b-%Y", "%b-%y", "%Y %b", "%Y-%b",
     "%YQ%q", "%Y-Q%q", "%Y Q%q", "Q%q %Y", "Q%q/%Y", "Q%q-%Y",
 )  # fmt: skip
-_FORMS = (*_DAYS, *(day + time for day in _DAYS for time in _TIMES), *_MONTHLY)
 # Numbers, which other columns hold, too: dates where they increase or where the column's name says so
 _WEAK = {
     "%Y": r"\d{4}", "%Y%m%d": r"[12]\d{7}", "%Y%m": r"[12]\d{3}(?:0[1-9]|1[0-2])", "%Y.%m": r"[12]\d{3}\.\d\d",
@@ -129,8 +128,8 @@ def _regex(pattern):
 def check_date_format(pattern):
     """Raise ValueError unless ``pattern`` is one for ``DateForm``."""
     try:
-        if "%" not in pattern:
-            raise ValueError("it has no %")
+        if not re.search("%[A-Za-z]", pattern):
+            raise ValueError("it has no directive")
         if _is_ours(pattern):
             _regex(pattern)
         else:
@@ -183,7 +182,7 @@ def has_date_name(name):
 
 def date_share(cells, weak=False):
     """Which share of some of the cells could be dates; weak: such that are numbers, years and seconds since 1970."""
-    counts, size = _candidates(cells, _WEAK if weak else _FORMS)
+    counts, size = _candidates(cells, _WEAK if weak else ())
     return max(counts.values(), default=0) / size
 
 
@@ -195,12 +194,13 @@ def read_dates(cells, pattern=None, before=None):
     """
     if pattern:
         return *_read(cells, pattern), []
-    if before and _candidates(cells, [before])[0]:
+    if before:
         try:
             return *_read(cells, before), []
         except UnreadDates:
             pass
-    counts, size = _candidates(cells, (*_FORMS, *_WEAK))
+    counts, size = _candidates(cells, _WEAK)
+    counts |= _candidates(cells)[0]
     most = max(counts.values(), default=0)
     if 2 * most <= size:
         raise UnreadDates(f"expected dates, got {cells[0]!r}", 0)
@@ -221,12 +221,22 @@ def read_dates(cells, pattern=None, before=None):
     return *even[0], [str(form) for _, form in answers if form != even[0][1]]
 
 
-def _candidates(cells, forms):
-    """({form: how many of some cells fit it}, how many these are), of forms that fit one of three."""
+def _candidates(cells, forms=()):
+    """({form: how many of some cells fit it}, how many these are), of forms that fit one of three; without ``forms`` of
+    all that are not weak."""
     sample = cells[:: max(1, len(cells) // _SAMPLE)]
     few = {cell for cell in (sample[0], sample[len(sample) // 2], sample[-1]) if re.search(r"\d", cell)}
-    forms = [form for form in forms if any(_fits(form, cell) for cell in few)]
+    forms = {form: None for cell in few for form in forms or _possible(cell) if _fits(form, cell)}
     return {form: sum(_fits(form, cell) for cell in sample) for form in forms}, len(sample)
+
+
+def _possible(cell):
+    """The forms that a cell could have by how it begins."""
+    for day in _DAYS:
+        found = _regex(day).match(cell)
+        if found:
+            yield from (day,) if found.end() == len(cell) else (day + time for time in _TIMES)
+    yield from _MONTHLY
 
 
 def _fits(pattern, cell):

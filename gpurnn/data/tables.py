@@ -13,7 +13,7 @@ from .encodings import read_text
 from .numerals import count_numbers
 
 _BYTE_COST, _ROW_COST, _CELL_COST = 6, 200, 80  # bytes of memory for a byte of a table, a row of it and a cell
-_DELIMITERS = ",;\t|"
+_DELIMITERS = ";\t|,"  # the comma last: numbers hold it, too
 _SAMPLE = 50  # rows by which the delimiter is found
 # what a formula begins with in a spreadsheet, in both widths
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
