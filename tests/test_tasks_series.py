@@ -205,6 +205,20 @@ def test_a_season_is_guessed(season, trend):
     assert guess_season(np.sin(2 * np.pi * n / season) + 0.1 * noise + trend * n) == season
 
 
+@pytest.mark.parametrize("rows", [1000, 3000, 10_000, 200_000])
+def test_nonsense_has_no_season(rows):
+    """Neither many independent numbers, whose largest chance is high, nor random walks, which wander far."""
+    for seed in range(8 if rows < 50_000 else 2):
+        draw = np.random.default_rng(seed).standard_normal(rows)
+        assert guess_season(draw) == 1 and guess_season(np.cumsum(draw)) == 1
+
+
+def test_a_season_that_comes_three_times_is_found():
+    n = np.arange(170)
+    noise = np.random.default_rng(1).standard_normal(len(n))
+    assert guess_season(5 * np.sin(2 * np.pi * n / 52) + noise) in range(49, 56)
+
+
 def test_no_season():
     for rows in (30, 300, 3000):
         draw = np.random.default_rng(rows).standard_normal(rows)

@@ -59,7 +59,7 @@ class SeriesTask(Task):
             for name in ends
             if len(ends[name])
         }
-        season = f"a season of {facts['season']} rows" if facts["season"] > 1 else "no season"
+        season = f"a season of {facts['season']} rows" if facts["season"] > 1 else "no season found"
         return Data(
             sources["train"],
             sources.get("valid"),
