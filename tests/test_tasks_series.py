@@ -69,10 +69,11 @@ def test_columns_are_found(tmp_path):
     assert (facts["target"], facts["inputs"], facts["date"]) == ("heat", ["load", "wind"], "month")
     assert facts["calendar"] == ["weekday", "month"]  # the first of a month is any day of the week; no hours
     facts = choose_columns(path, SeriesSettings(target="load", inputs="wind, heat"))
-    assert facts == {"target": "load", "inputs": ["wind", "heat"], "date": "month", "calendar": []}
+    found = {"target": "load", "inputs": ["wind", "heat"], "date": "month", "calendar": []}
+    assert facts == found | {"decimal": ".", "date_format": "%Y-%m"}
     table = read_table(path, facts)
     assert np.array_equal(table.values, np.column_stack([np.arange(30), np.arange(30), np.arange(5, 35)]))
-    assert table.moments[13] == datetime(1991, 2, 1) and table.form == "%Y-%m"
+    assert table.moments[13] == datetime(1991, 2, 1) and str(table.form) == "%Y-%m"
 
 
 @pytest.mark.parametrize(
@@ -102,12 +103,12 @@ def test_dialects_and_dates(tmp_path, text, date):
         (b"1,2\n3,4\n", "the first line should name the columns"),
         (b"a,a\n3,4\n", "two columns have the same name"),
         (b"a,b\n1,2\n1,2,3\n", "line 3: expected 2 columns, as the header has, got 3"),
-        (b"a,b\n1,2\n,\n", "line 3, column 'b': the value is missing; fill takes"),
+        (b"a,b\n1,2\n2,\n", "line 3, column 'b': the value is missing: --fill previous, linear"),
         (b"a,b\n1,2\n3,x\n", "line 3, column 'b': expected a number, got 'x'"),
         (b"a,b\n1,2\n3,inf\n", "line 3, column 'b': expected a number, got 'inf'"),
         (b"a,b\n1,NA\n3,4\n", "line 2, column 'b': the value is missing"),
         ("a,b\n1,2 \xb0\n".encode("latin-1"), "is not UTF-8: byte 8 is 0xb0"),
-        (b"a,b\n1,\x002\n", "line"),
+        (b"a,b\n1,1\n2,\x002\n", "line"),
         (
             b"a,b\n1,2\n" + b"3,4\n" * 20,
             "too short: 17 rows to train on, a window of 20 rows and a horizon of 3 need 23",
@@ -129,7 +130,8 @@ def test_bad_files_are_named(tmp_path, data, words):
         ({"inputs": "wind,rain"}, "has no column 'rain'"),
         ({"date": "day"}, "has no column 'day'"),
         ({"inputs": "wind,heat", "target": "heat"}, "not the target 'heat'"),
-        ({"date": "wind", "calendar": True}, "calendar needs a column of dates"),
+        ({"date": "wind", "calendar": True}, "line 2, column 'wind': expected dates, got '-3': --date-format"),
+        ({"date": "none", "calendar": True}, "calendar needs a column of dates"),
         ({"split": "10/10"}, "three numbers of rows"),
         ({"split": "100/20/20"}, "are 140 rows, the file has 60"),
         ({"split": "40/3/17"}, "validation part has 3 rows, a horizon of 4 needs"),
@@ -147,14 +149,28 @@ def test_bad_settings_are_named(tmp_path, options, words):
         prepare("series", [path, path], tmp_path / "run")
 
 
-def test_missing_values_are_filled_forward(tmp_path):
+@pytest.mark.parametrize(
+    "fill, expected",
+    [
+        ("previous", [2, 2, 2, 7, 7]),
+        ("linear", [2, 3, 4, 7, 7]),  # by time: the rows are of the days 2, 3, 4, 7, 8
+        ("drop", [2, 7]),
+        (True, [2, 2, 2, 7, 7]),
+    ],
+)
+def test_missing_values_are_filled(tmp_path, fill, expected):
     path = tmp_path / "a.csv"
-    path.write_text("a,b\n1,2\n2,\n3,NaN\n4,7\n")
-    facts = choose_columns(path, SeriesSettings())
-    assert read_table(path, facts, fill=True).values[:, 0].tolist() == [2, 2, 2, 7]
-    path.write_text("a,b\n1,\n2,3\n")
-    with pytest.raises(ValueError, match="line 2, column 'b': the value is missing; there is none before"):
-        read_table(path, facts, fill=True)
+    days = [1, 2, 3, 4, 7, 8]
+    cells = ["", "2", "", "NaN", "7", "-"]
+    path.write_text("day,b\n" + "".join(f"2020-01-0{day},{cell}\n" for day, cell in zip(days, cells, strict=True)))
+    settings = SeriesSettings(fill=fill)
+    table = read_table(path, choose_columns(path, settings), settings)
+    assert table.values[:, 0].tolist() == expected and [m.day for m in table.moments] == [
+        day for day, cell in zip(days, cells, strict=True) if day > 1 and (fill != "drop" or cell in "27" and cell)
+    ]
+    assert any("line 2" in note for note in table.notes) or any("line 3" in note for note in table.notes)
+    with pytest.raises(ValueError, match="line 2, column 'b': the value is missing"):
+        read_table(path, choose_columns(path, SeriesSettings()))
 
 
 # ---- dates, season, parts
@@ -187,6 +203,20 @@ def test_a_season_is_guessed(season, trend):
     n = np.arange(8 * season)
     noise = np.random.default_rng(1).standard_normal(len(n))
     assert guess_season(np.sin(2 * np.pi * n / season) + 0.1 * noise + trend * n) == season
+
+
+@pytest.mark.parametrize("rows", [1000, 3000, 10_000, 200_000])
+def test_nonsense_has_no_season(rows):
+    """Neither many independent numbers, whose largest chance is high, nor random walks, which wander far."""
+    for seed in range(8 if rows < 50_000 else 2):
+        draw = np.random.default_rng(seed).standard_normal(rows)
+        assert guess_season(draw) == 1 and guess_season(np.cumsum(draw)) == 1
+
+
+def test_a_season_that_comes_three_times_is_found():
+    n = np.arange(170)
+    noise = np.random.default_rng(1).standard_normal(len(n))
+    assert guess_season(5 * np.sin(2 * np.pi * n / 52) + noise) in range(49, 56)
 
 
 def test_no_season():

@@ -45,13 +45,13 @@ def command(run, file, steps, out, png, escape, backend, as_json):
     path = file or document["files"][0]
     run_folder.check_outputs(run, [path, *document["files"]], out=out, plot=png)
     with naming([path]):
-        table = read_table(path, facts, settings.fill)
+        table = read_table(path, facts, settings)
         values = forecast(trained, table, steps)
     coming = continue_moments(table.moments, len(values)) if table.moments else None
     if coming is None:
         labels = [f"+{k}" for k in range(1, len(values) + 1)]
     else:
-        labels = [moment.strftime(table.form) for moment in coming]
+        labels = [table.form.write(moment) for moment in coming]
     if png:
         from ..plots import plot_forecast
 
@@ -78,8 +78,18 @@ def command(run, file, steps, out, png, escape, backend, as_json):
         rows = [(facts["date"] or "row", facts["target"]), *zip(labels, map(repr, values.tolist()), strict=True)]
         write_text_atomic(out, csv_text(rows, escape))
     if as_json:
-        options.print_json({"target": facts["target"], "at": labels, "forecast": values.tolist(), "rows": len(table)})
+        options.print_json(
+            {
+                "target": facts["target"],
+                "at": labels,
+                "forecast": values.tolist(),
+                "rows": len(table),
+                "notes": table.notes,
+            }
+        )
         return
+    for note in table.notes:
+        options.say(options.row("Note", note), err=True)
     for label, value in zip(labels, values, strict=True):
         options.say(f"{label}  {value:.6g}")
     for made in filter(None, (out, png)):

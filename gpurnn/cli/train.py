@@ -121,6 +121,7 @@ def _train_prepared(ctx, say, run, checkpoint_every, progress, flow, as_json):
         "task": task.name,
         "files": run.files,
         "data": run.data.summary,
+        "notes": run.data.notes,
         "parameters": run.model.parameter_count,
         "backend": run.model.ops.name,
         "settings": asdict(run.settings),
@@ -136,8 +137,8 @@ def _train_prepared(ctx, say, run, checkpoint_every, progress, flow, as_json):
     }
     for name, value in rows.items():
         say(options.row(name, value))
-        for note in run.data.notes if name == "Data" else ():
-            say(options.row("", note))
+    for note in run.data.notes:
+        say(options.row("Note", note))
     again = f"gpurnn train {task.name} --out {folder} --resume"
     start = time.perf_counter()
     try:

@@ -81,13 +81,16 @@ def read_lines(path, encoding=None):
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
-def whole_text(path, encoding=None):
-    """The text of a file as one string, if its lines fit into the memory that one file may take; errors as of
-    ``text_pieces``."""
+def whole_text(path, encoding=None, *, cost=BYTE_COST, line_cost=LINE_COST, what="its lines"):
+    """The text of a file as one string; errors as of ``text_pieces``.
+
+    cost, line_cost: bytes of memory that what is made of it takes for each character and each line; FileError, which
+    calls it ``what``, where that is more than one file may take.
+    """
     pieces, room = [], 0
     for piece in text_pieces(path, encoding):
-        room += BYTE_COST * len(piece) + LINE_COST * piece.count("\n")
-        check_room(path, room, "its lines")
+        room += cost * len(piece) + line_cost * piece.count("\n")
+        check_room(path, room, what)
         pieces.append(piece)
     return "".join(pieces)
 
@@ -206,32 +209,34 @@ _ADVICE = "Save it as UTF-8, or name its encoding: --encoding latin-1 (or cp1252
 
 
 def _decoded(path, file, encoding, offset):
-    decoder, foreign = codecs.getincrementaldecoder(encoding)(), False
+    decoder, foreign, line = codecs.getincrementaldecoder(encoding)(), False, 1
     while True:
         data = file.read(_PIECE)
         waiting = len(decoder.getstate()[0])
         try:
             text = decoder.decode(data, final=not data)
         except UnicodeError as error:
-            raise FileError(f"{path}: {_complaint(encoding, error, offset - waiting, foreign)}") from None
+            raise FileError(f"{path}: {_complaint(encoding, error, offset - waiting, line, foreign)}") from None
         offset += len(data)
-        foreign = foreign or not text.isascii()
+        foreign, line = foreign or not text.isascii(), line + text.count("\n")
         if text:
             yield text
         if not data:
             return
 
 
-def _complaint(encoding, error, offset, foreign):
+def _complaint(encoding, error, offset, line, foreign):
     """What is wrong with bytes that do not decode, and what to do.
 
-    offset: place in the file of the bytes that were decoded. foreign: whether characters before these were not ASCII.
+    offset, line: place in the file of the bytes that were decoded. foreign: whether characters before these were not
+    ASCII.
     """
     if not isinstance(error, UnicodeDecodeError):  # UTF-16 that should begin with a mark
         return f"is not {_shown(encoding)} text ({error}). Without a byte-order mark the order is named: utf-16-le"
     place, reason = offset + error.start, error.reason
     data = error.object
-    text = f"is not {_shown(encoding)} text ({reason} at byte {place})"
+    line += data.count(b"\n", 0, error.start)
+    text = f"is not {_shown(encoding)} text ({reason} at byte {place}, line {line})"
     if _BINARY.search(data[: error.start + 256]):
         return f"{text}, but a binary file: expected text"
     if encoding != "utf-8":

@@ -2,62 +2,180 @@
 
 import csv
 import io
-import math
 import re
+from array import array
+from dataclasses import dataclass, field
 
 from ..errors import FileError
-from ..files import check_room, read_bytes
+from ..files import check_room
+from .dates import date_share
+from .encodings import whole_text
+from .numerals import count_numbers
 
 _BYTE_COST, _ROW_COST, _CELL_COST = 6, 200, 80  # bytes of memory for a byte of a table, a row of it and a cell
+_DELIMITERS = ";\t|,"  # the comma last: numbers hold it, too
+_SAMPLE = 50  # rows by which the delimiter is found
 # what a formula begins with in a spreadsheet, in both widths
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-_MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
+_TOTALS = {
+    "total", "totals", "grand total", "subtotal", "sum", "average", "mean", "summe", "gesamt", "insgesamt",
+    "mittelwert", "durchschnitt", "somme", "moyenne", "totale", "totaal", "suma",
+}  # fmt: skip
 
 
-def read_rows(path):
-    """(header, [(number of the line, cells)]) of a CSV file; separated by comma, semicolon or tab."""
-    data = read_bytes(path, factor=_BYTE_COST, what="its text")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise FileError(f"{path}: is not UTF-8: byte {error.start} is {data[error.start]:#04x}") from error
-    first = text.partition("\n")[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
-    rows, room = [], 0
+@dataclass
+class Rows:
+    """The cells of a table. header: names; columns: for each a list of N cells; lines: the number of each row's line;
+    delimiter: what parts cells; notes: what a user should know of how the file was read."""
+
+    path: str
+    header: list
+    columns: list
+    lines: array
+    delimiter: str
+    notes: list = field(default_factory=list)
+
+    def __post_init__(self):
+        self.places = {name: n for n, name in enumerate(self.header)}
+
+    def __len__(self):
+        return len(self.lines)
+
+    def column(self, name):
+        """The cells of a column. Raises ValueError for a name that the file does not have."""
+        if name not in self.places:
+            raise ValueError(f"{self.path}: has no column {name!r}: expected one of {', '.join(self.header)}")
+        return self.columns[self.places[name]]
+
+    def numeric(self):
+        """The names of the columns most of whose cells are numbers, however these are written."""
+        found = []
+        for name, cells in zip(self.header, self.columns, strict=True):
+            numbers, filled = count_numbers(cells)
+            if numbers and 2 * numbers >= filled:
+                found.append(name)
+        return found
+
+
+def read_rows(path, delimiter=None, encoding=None):
+    """The ``Rows`` of a CSV file with a header.
+
+    delimiter: what parts cells, found by the first rows where it is None: comma, semicolon, tab or "|". Rows without a
+    value are left out, and so are lines that begin with #. Raises FileError and ValueError that name file and line.
+    """
+    text = whole_text(path, encoding, cost=_BYTE_COST, line_cost=0, what="its text")
+    if "\n" not in text:
+        text = text.replace("\r", "\n")
+    comments = []
+    delimiter = delimiter or _find_delimiter(text)
+    reader = csv.reader(_lines(text, comments), delimiter=delimiter)
+    columns, lines, header = [], array("q"), None
     try:
         for cells in reader:
-            if cells != []:
-                rows.append((reader.line_num, [cell.strip() for cell in cells]))
-                room += _ROW_COST + _CELL_COST * len(cells)
-                check_room(path, room, "its table")
+            if cells == [] or not any(map(str.strip, cells)):
+                continue
+            cells = [cell.strip() if "\n" not in cell else " ".join(cell.split()) for cell in cells]
+            if header is None:
+                header, cells = _header(path, cells, comments, delimiter)
+                columns, room = [[] for _ in header], 0
+                if cells is None:
+                    continue
+            cells = _fitted(cells, header, path, reader.line_num)
+            for column, cell in zip(columns, cells, strict=True):
+                column.append(cell)
+            lines.append(reader.line_num)
+            room += _ROW_COST + _CELL_COST * len(cells)
+            check_room(path, room, "its table")
     except csv.Error as error:
         raise FileError(f"{path}: line {reader.line_num}: {error}") from error
-    if not rows:
+    if header is None:
         raise ValueError(f"{path}: is empty")
-    (_, header), *rows = rows
-    if any(math.isfinite(number(cell) or math.nan) for cell in header):
-        raise ValueError(f"{path}: the first line should name the columns, got {', '.join(header)}")
-    if len(set(header)) < len(header):
-        raise ValueError(f"{path}: two columns have the same name: {', '.join(header)}")
-    if not rows:
+    if not lines:
         raise ValueError(f"{path}: has a header but no rows")
-    for line, cells in rows:
-        if len(cells) != len(header):
-            raise ValueError(
-                f"{path}: line {line}: expected {len(header)} columns, as the header has, got {len(cells)}"
-            )
-    return header, rows
+    rows = Rows(str(path), *_without_empty(header, columns), lines, delimiter)
+    if len(set(rows.header)) < len(rows.header):
+        raise ValueError(f"{path}: two columns have the same name: {', '.join(rows.header)}")
+    _refuse_total(rows)
+    return rows
 
 
-def number(cell):
-    """The number in a cell, nan for a missing one, None for text."""
-    if cell.lower() in _MISSING:
-        return math.nan
-    try:
-        value = float(cell)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+def _lines(text, comments):
+    """The lines of a text, empty in place of those that begin with #; the first of these go to ``comments``. A # within
+    quotes begins no comment."""
+    start, quoted = 0, False
+    while start < len(text):
+        end = text.find("\n", start) + 1 or len(text)
+        line = text[start:end]
+        start = end
+        if line.startswith("#") and not quoted:
+            if len(comments) < _SAMPLE:
+                comments.append(line)
+            line = "\n"
+        quoted ^= line.count('"') % 2
+        yield line
+
+
+def _find_delimiter(text):
+    """What parts the cells of most of the first rows into as many as the header has."""
+    best, most = ",", (0, 0)
+    for delimiter in _DELIMITERS:
+        rows = []
+        try:
+            for cells in csv.reader(_lines(text, []), delimiter=delimiter):
+                if any(map(str.strip, cells)):
+                    rows.append(len(cells))
+                if len(rows) > _SAMPLE:
+                    break
+        except csv.Error:
+            pass  # what is wrong with the file is said when it is read
+        fitting = sum(size == rows[0] for size in rows) if rows and rows[0] > 1 else 0
+        if (fitting, rows[0] if rows else 0) > most and fitting:
+            best, most = delimiter, (fitting, rows[0])
+    return best
+
+
+def _header(path, cells, comments, delimiter):
+    """(names, the row that they were taken for, or None): where the first row holds numbers, the names may stand in a
+    comment before it, as "# date,sales"."""
+    if not any(count_numbers([cell])[0] for cell in cells) and not date_share(cells[:1]):
+        return cells, None
+    for line in reversed(comments):
+        names = [name.strip() for name in next(csv.reader([line.lstrip("# ")], delimiter=delimiter), [])]
+        if len(names) == len(cells) and len(cells) > 1 and not any(count_numbers([name])[0] for name in names):
+            return names, cells
+    raise ValueError(f"{path}: the first line should name the columns, got {', '.join(cells)}")
+
+
+def _fitted(cells, header, path, line):
+    """A row's cells, as many as the header has names."""
+    if len(cells) > len(header) and not any(cells[len(header) :]):
+        return cells[: len(header)]
+    if len(cells) != len(header):
+        raise ValueError(
+            f"{path}: line {line}: expected {len(header)} columns, as the header has, got {len(cells)}. A title or a "
+            "remark? Delete it, or put # before it. Parted by something else? --delimiter"
+        )
+    return cells
+
+
+def _without_empty(header, columns):
+    """Header and columns without those at the end that have neither name nor value."""
+    size = len(header)
+    while size > 1 and not header[size - 1] and not any(columns[size - 1]):
+        size -= 1
+    return header[:size], columns[:size]
+
+
+def _refuse_total(rows):
+    """Raise ValueError where one of the last rows is the sum of the others, by its name."""
+    for row in range(max(0, len(rows) - 3), len(rows)):
+        for cells in rows.columns:
+            word = cells[row].casefold().rstrip(":").strip()
+            if word in _TOTALS and cells.count(cells[row]) == 1:
+                raise ValueError(
+                    f"{rows.path}: line {rows.lines[row]}: {cells[row]!r} is no row of the series: delete the line, or "
+                    "put # before it"
+                )
 
 
 def csv_text(rows, escape=True):

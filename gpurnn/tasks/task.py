@@ -1,7 +1,7 @@
 """A task: what its parts are, and what several of them check."""
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..dtypes import check_dtype
 from ..errors import check_number
@@ -21,8 +21,8 @@ class Data:
     train, valid: batch sources (data.py), valid None for none. facts: JSON-ready, all that is needed beside settings
     and weights to use the model later: vocabulary, classes, scaling. fingerprint: JSON-ready, what a resumed run
     compares to see that the data are the same; see ``checksum``. summary: one line for people, without the files'
-    names. notes: what people should know about the files besides, a sentence each. rest: what ``Task.finish`` may want
-    besides, such as a test set.
+    names. rest: what ``Task.finish`` may want besides, such as a test set. notes: what a user should know of how the
+    files were read, a sentence each.
     """
 
     train: object
@@ -31,7 +31,7 @@ class Data:
     fingerprint: dict
     summary: str
     rest: object = None
-    notes: tuple = ()
+    notes: list = field(default_factory=list)
 
 
 class Task:

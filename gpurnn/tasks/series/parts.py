@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+_LONGEST = 10_000  # rows of a season
+
 
 def split_rows(N, settings):
     """{"train", "valid", "test": range of rows}. Raises ValueError where ``split`` does not fit."""
@@ -24,11 +26,13 @@ def split_rows(N, settings):
 
 
 def guess_season(y):
-    """Rows of a season of ``y`` (N,), by autocorrelation up to a third of N; 1 for none.
+    """Rows of a season of ``y`` (N,), by autocorrelation up to a third of N and 10,000 rows; 1 for none.
 
     It is the lag whose autocorrelation, without a linear trend, stands highest above the lowest before it; where none
     stands out, that of the highest peak in the series of differences. To stand out it takes 8 / sqrt(N), or 0.7: the
-    autocorrelations of independent values have a deviation of 1 / sqrt(N), and there are many of them.
+    autocorrelations of independent values have a deviation of 1 / sqrt(N), and there are many of them. The more there
+    are, the further the largest and the smallest are apart: by 2 sqrt(2 ln N) deviations. Of a season that comes less
+    than ten times, the values must come again, too: see ``_recurs``.
     """
     for values, below in ((y, np.minimum.accumulate), (np.diff(y), np.zeros_like)):
         N = len(values)
@@ -38,13 +42,25 @@ def guess_season(y):
         rest = values - np.polyval(np.polyfit(n, values, 1), n)
         if np.abs(rest).max() <= 1e-9 * np.abs(values).max():  # a straight line
             continue
-        a = np.fft.irfft(np.abs(np.fft.rfft(rest, 2 * N)) ** 2)[: N // 3 + 1]
+        a = np.fft.irfft(np.abs(np.fft.rfft(rest, 2 * N)) ** 2)[: min(N // 3, _LONGEST) + 1]
         a = a / a[0]
-        height, least = a - below(a), min(0.7, 8 / math.sqrt(N))
+        height, least = a - below(a), min(0.7, max(8, 2 * math.sqrt(2 * math.log(N)) + 2) / math.sqrt(N))
         peaks = [k for k in range(2, len(a) - 1) if a[k - 1] <= a[k] > a[k + 1] and height[k] > least]
+        peaks = [k for k in peaks if 10 * k < N or _recurs(rest, k)]
         if peaks:
             return max(peaks, key=lambda k: height[k])
     return 1
+
+
+def _recurs(y, k):
+    """Whether values k rows apart differ by less than half of what those a part of k apart do, in squares, and those 2
+    k apart by less than three quarters. A random walk has its chance peaks at long lags, but does not come back."""
+
+    def difference(lag):
+        return np.square(y[lag:] - y[:-lag]).mean()
+
+    between = max(difference(max(1, k * part // 4)) for part in (1, 2, 3))
+    return difference(k) < 0.5 * between and difference(2 * k) < 0.75 * between
 
 
 def fit_scaling(table, rows, settings, path):

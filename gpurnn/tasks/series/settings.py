@@ -2,10 +2,14 @@
 
 from dataclasses import dataclass
 
+from ...data.dates import check_date_format
+from ...data.encodings import check_encoding
 from ...losses import mae, mse
 from ..settings import Settings, changed, setting
 
 LOSSES = {"mse": mse, "mae": mae}
+_DELIMITERS = {"tab": "\t", "comma": ",", "semicolon": ";"}
+_MARKS = {"space": " ", "none": ""}
 
 
 @dataclass
@@ -19,11 +23,27 @@ class SeriesSettings(Settings):
     valid: float = changed(Settings, "valid", 0.1, "Share of the rows, before the test part, kept for validation.")
     test: float = setting(0.1, "Share of the rows, at the end, kept for the test.", low=0, high=1, high_open=True)
     split: str | None = setting(None, "Rows of training, validation and test, such as 8640/2880/2880.")
-    target: str | None = setting(None, "Column to forecast.", shown="the last")
+    target: str | None = setting(None, "Column to forecast.", shown="the last that holds numbers")
     inputs: str | None = setting(None, "Further columns to read, such as 'a,b'; 'all' for all that hold numbers.")
-    date: str | None = setting(None, "Column of the date.", shown="the first, if it holds dates")
+    date: str | None = setting(
+        None, "Column of the date; 'none' takes the rows as they stand.", shown="the first that holds dates"
+    )
+    date_format: str | None = setting(
+        None, "How dates are written, such as '%d.%m.%Y %H:%M'; 'epoch' for seconds since 1970.", shown="found"
+    )
+    sort: bool = setting(False, "Sort the rows by date where they are in no order.")
+    delimiter: str | None = setting(None, "What parts cells: a character, or 'tab'.", shown="found")
+    decimal: str | None = setting(None, "Decimal mark.", choices=(".", ","), shown="found")
+    thousands: str | None = setting(
+        None, "What parts thousands.", choices=(".", ",", "'", "space", "none"), shown="found"
+    )
+    encoding: str | None = setting(None, "Encoding of the file, such as cp1252.", shown="UTF-8, or by its first bytes")
     calendar: bool = setting(False, "Read hour, weekday and month too, as sine and cosine.")
-    fill: bool = setting(False, "Fill a missing value with the one before.")
+    fill: str = setting(
+        "none",
+        "What is taken for a missing value: the one before, one on the line between its neighbors, or drop the row.",
+        choices=("none", "previous", "linear", "drop"),
+    )
     window: int = setting(48, "Rows that are read for a forecast.")
     horizon: int = setting(12, "Rows that are forecast.")
     mode: str = setting(
@@ -41,6 +61,26 @@ class SeriesSettings(Settings):
     loss: str = setting("mse", "What training lowers.", choices=tuple(LOSSES))
 
     def __post_init__(self):
+        if isinstance(self.fill, bool):  # as older runs have it
+            self.fill = "previous" if self.fill else "none"
         super().__post_init__()
         if self.valid + self.test >= 1:
             raise ValueError(f"valid and test: nothing is left for training, got {self.valid:g} and {self.test:g}")
+        if self.delimiter is not None and (len(self.cell_delimiter) != 1 or self.cell_delimiter in '\r\n"'):
+            raise ValueError(f"delimiter should be one character, or 'tab', got {self.delimiter!r}")
+        if self.decimal is not None and self.decimal == self.thousands:
+            raise ValueError(f"decimal and thousands should be different marks, got {self.decimal!r} for both")
+        if self.encoding is not None:
+            check_encoding("encoding", self.encoding)
+        if self.date_format is not None:
+            check_date_format(self.date_format)
+
+    @property
+    def cell_delimiter(self):
+        """What parts cells, as a character, or None."""
+        return _DELIMITERS.get(self.delimiter, self.delimiter)
+
+    @property
+    def thousands_mark(self):
+        """What parts thousands, as a character, "" for nothing, or None."""
+        return _MARKS.get(self.thousands, self.thousands)

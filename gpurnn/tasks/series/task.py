@@ -1,10 +1,10 @@
 """The task ``series``: from files to batches, a model and its scores."""
 
-from ...data.dates import CALENDAR
+from ...data.dates import CALENDAR, check_date_format
 from ...errors import check_size
 from ...files import check_room
 from ..task import WEIGHT_COST, Data, Task, check_numbers, check_strings, checksum
-from .columns import choose_columns, read_table
+from .columns import choose_columns, open_rows, read_table
 from .forecasts import score, summary
 from .models import Direct, Recursive
 from .parts import fit_scaling, reach_back, split_rows, window_ends
@@ -31,11 +31,13 @@ class SeriesTask(Task):
     def read(self, files, settings, facts=None, scratch=None):
         if len(files) != 1:
             raise ValueError(f"files: a series is one CSV file, got {len(files)}")
-        facts = facts or choose_columns(files[0], settings)
+        rows = open_rows(files[0], settings)
+        facts = facts or choose_columns(files[0], settings, rows)
         columns = 1 + len(facts["inputs"])
         column = _COLUMN_COST + WEIGHT_COST * settings.hidden + _VALUE_COST * settings.window * settings.batch
         check_room(files[0], column * columns, f"a model of {columns:,} columns")
-        table = read_table(files[0], facts, settings.fill)
+        table = read_table(files[0], facts, settings, rows)
+        del rows
         parts = split_rows(len(table), settings)
         if "mean" not in facts:
             facts = facts | fit_scaling(table, parts["train"].stop, settings, files[0])
@@ -57,7 +59,7 @@ class SeriesTask(Task):
             for name in ends
             if len(ends[name])
         }
-        season = f"a season of {facts['season']} rows" if facts["season"] > 1 else "no season"
+        season = f"a season of {facts['season']} rows" if facts["season"] > 1 else "no season found"
         return Data(
             sources["train"],
             sources.get("valid"),
@@ -66,6 +68,7 @@ class SeriesTask(Task):
             summary=f"{len(table):,} rows of {facts['target']} ({' / '.join(f'{len(p):,}' for p in parts.values())} to "
             f"train on, validate, test), {season}",
             rest=(table, ends),
+            notes=table.notes,
         )
 
     def build(self, settings, facts, backend=None):
@@ -80,6 +83,10 @@ class SeriesTask(Task):
         check_numbers("std", facts["std"], columns, 0)
         check_numbers("deviation, seasonal_error", [facts["deviation"], facts["seasonal_error"]], 2, 0)
         check_size("season", facts["season"])
+        if facts.get("decimal", ".") not in (".", ",") or not isinstance(facts.get("date_format", ""), str):
+            raise ValueError(f"decimal and date_format: got {facts.get('decimal')!r}, {facts.get('date_format')!r}")
+        if facts.get("date_format"):
+            check_date_format(facts["date_format"])
 
     def sizes(self, settings, facts):
         return {} if settings.mode == "recursive" else {"horizon": settings.horizon}
@@ -101,7 +108,7 @@ class SeriesTask(Task):
         if len(files) != 1:
             raise ValueError(f"files: a series is one CSV file, got {len(files)}")
         settings, facts = trained.settings, trained.facts
-        table = read_table(files[0], facts, settings.fill)
+        table = read_table(files[0], facts, settings)
         reach = max(reach_back(settings, facts), facts["season"])
         ends = window_ends(range(len(table)), reach, settings.horizon)
         if not len(ends):
@@ -109,7 +116,8 @@ class SeriesTask(Task):
                 f"{files[0]}: too short: {len(table)} rows, at least {reach + settings.horizon} are needed"
             )
         numbers = score(trained, table, ends)
-        return numbers, summary(numbers, "all")
+        lines = [*(f"Note        {note}" for note in table.notes), summary(numbers, "all")]
+        return numbers | {"notes": table.notes}, "\n".join(lines)
 
 
 TASK = SeriesTask()

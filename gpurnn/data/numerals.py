@@ -1,0 +1,145 @@
+"""Numbers as tables write them: decimal point or comma, thousands in groups, missing values.
+
+What the cells do not decide is not guessed: "2.007" may be two or two thousand.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+MISSING = ("", "na", "n/a", "#n/a", "<na>", "nan", "nat", "null", "none", "?", "-", "--", "\u2013", "\u2014")
+_SPACES, _QUOTES = " \u00a0\u2009\u202f", "'\u2019"
+_GROUPS = {" ": f"[{_SPACES}]", "'": f"[{_QUOTES}]", ".": r"\.", ",": ","}  # a mark of thousands -> what it matches
+_SIGN, _POWER = "[+-]?", r"(?:[eE][+-]?\d+)?"
+_OTHER = f"[{_SPACES}{_QUOTES}]"
+_NUMBER = rf"{_SIGN}(?:\d+(?:[.,{_SPACES}{_QUOTES}]\d{{3}})*|(?=[.,]\d))(?:[.,]\d*)?{_POWER}"
+_MISSING_CELL = "|".join(sorted(map(re.escape, MISSING), key=len, reverse=True))
+_IS_NUMBER = re.compile(rf"^{_NUMBER}$", re.MULTILINE)
+_IS_MISSING = re.compile(rf"^(?:{_MISSING_CELL})$", re.MULTILINE | re.IGNORECASE)
+
+
+def _evidence(mark, other):
+    """Patterns of cells in which ``mark`` is the decimal mark for certain, in which it may be, and in which it parts
+    thousands for certain."""
+    m, o = re.escape(mark), re.escape(other)
+    unsure = rf"{_SIGN}[1-9]\d{{0,2}}{m}\d{{3}}"
+    sure = (
+        rf"(?!{unsure}$){_SIGN}\d*{m}\d*{_POWER}|{_SIGN}\d{{1,3}}(?:{o}\d{{3}})+{m}\d*{_POWER}"
+        rf"|{_SIGN}\d{{1,3}}(?:{o}\d{{3}}){{2,}}|{_SIGN}\d{{1,3}}(?:{_OTHER}\d{{3}})+{m}\d*"
+    )
+    return tuple(re.compile(rf"^(?:{pattern})$", re.MULTILINE) for pattern in (sure, unsure))
+
+
+_SURE, _UNSURE = (
+    {".": point, ",": comma} for point, comma in zip(_evidence(".", ","), _evidence(",", "."), strict=True)
+)
+_PARTED = {mark: re.compile(rf"^{_SIGN}\d{{1,3}}(?:{_GROUPS[mark]}\d{{3}})+", re.MULTILINE) for mark in (" ", "'")}
+_AGAINST = {".": ",", ",": "."}
+
+
+class Undecided(ValueError):
+    """The cells leave open how numbers are written, or contradict one another.
+
+    row: of the cell that shows it; other: of an earlier one that says otherwise, or None.
+    """
+
+    def __init__(self, text, row, other=None):
+        super().__init__(text)
+        self.row, self.other = row, other
+
+
+@dataclass(frozen=True)
+class Marks:
+    """decimal: "." or ","; thousands: what parts groups of three digits: "", ".", ",", " " or "'"."""
+
+    decimal: str = "."
+    thousands: str = ""
+
+    def number(self, cell):
+        """The number in a cell, nan for a missing one, None for anything else."""
+        if cell.lower() in MISSING:
+            return math.nan
+        group = _GROUPS.get(self.thousands)
+        whole = rf"(?:\d{{1,3}}(?:{group}\d{{3}})+|\d+)" if group else r"\d+"
+        point = re.escape(self.decimal)
+        if not re.fullmatch(rf"{_SIGN}(?:{whole}(?:{point}\d*)?|{point}\d+){_POWER}", cell):
+            return None
+        value = float((re.sub(group, "", cell) if group else cell).replace(self.decimal, "."))
+        return value if math.isfinite(value) else None
+
+    def numbers(self, cells):
+        """(N,) float64 of N cells, nan for missing ones; and the place of the first that is neither, or None."""
+        values = None
+        if self == Marks() and "_" not in "".join(cells):
+            try:
+                values = np.array(list(map(float, cells)))
+            except ValueError:
+                values = None
+        if values is None or not np.isfinite(values).all():
+            values = np.empty(len(cells))
+            for row, cell in enumerate(cells):
+                value = self.number(cell)
+                if value is None:
+                    return None, row
+                values[row] = value
+        return values, None
+
+
+def count_numbers(cells):
+    """(how many cells hold a number however it is written, how many hold something)."""
+    text = "\n".join(cells)
+    missing = sum(1 for _ in _IS_MISSING.finditer(text)) if cells else 0
+    return sum(1 for _ in _IS_NUMBER.finditer(text)), len(cells) - missing
+
+
+def find_marks(columns, *, decimal=None, thousands=None, before=None, trust_points=True):
+    """(``Marks`` of the numbers in ``columns``, lists of cells; a cell that shows that thousands are parted, or None).
+
+    decimal, thousands: what is known. before: the decimal mark of a file of the same kind, for cells that decide
+    nothing. trust_points: whether "2.007" alone is 2.007. Raises ``Undecided``.
+    """
+    texts = ["\n".join(cells) for cells in columns]
+    if decimal is None and thousands in _AGAINST:
+        decimal = _AGAINST[thousands]
+    decimal = decimal or _decimal(texts, before, trust_points)
+    against = _AGAINST[decimal]
+    if thousands is None:
+        shown = _first(texts, _UNSURE[against]) or _first(texts, _SURE[decimal], against)
+        if shown:
+            return Marks(decimal, against), shown[1]
+        for mark, pattern in _PARTED.items():
+            if shown := _first(texts, pattern):
+                return Marks(decimal, mark), shown[1]
+    return Marks(decimal, thousands or ""), None
+
+
+def _decimal(texts, before, trust_points):
+    sure = {mark: _first(texts, pattern) for mark, pattern in _SURE.items()}
+    unsure = {mark: _first(texts, pattern) for mark, pattern in _UNSURE.items()}
+    if all(sure.values()) or (all(unsure.values()) and not any(sure.values())):
+        (other, one), (row, cell) = sorted((sure if all(sure.values()) else unsure).values())
+        raise Undecided(f"{cell!r} has another decimal mark than {one!r}", row, other)
+    for mark in _SURE:
+        if sure[mark]:
+            return mark
+    for mark in _SURE:
+        if unsure[mark] and not before and not (mark == "." and trust_points):
+            row, cell = unsure[mark]
+            plain = cell.replace(mark, ".")
+            raise Undecided(f"{cell!r} may be {plain} or {cell.replace(mark, '')}", row)
+    return before or "."
+
+
+def _first(texts, pattern, needed=""):
+    """(row, cell) of the first match of a pattern in columns, one that holds ``needed``; None where there is none."""
+    found = []
+    for text in texts:
+        if needed in text:
+            match = next((m for m in pattern.finditer(text) if needed in m[0]), None)
+            if match:
+                end = text.find("\n", match.end())
+                cell = text[match.start() : end if end >= 0 else len(text)]
+                found.append((text.count("\n", 0, match.start()), cell))
+    return min(found, default=None)

@@ -1,0 +1,453 @@
+"""Tables as people have them: each is read right, or refused with the line and the cure; none is silently wrong."""
+
+import gzip
+import random
+import re
+import tempfile
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import numpy as np
+import pytest
+from optional import given, optional
+
+from gpurnn.data.dates import DateForm, UnreadDates, check_date_format, continue_moments, read_dates, uneven_steps
+from gpurnn.data.encodings import whole_text
+from gpurnn.data.numerals import Marks, Undecided, find_marks
+from gpurnn.data.tables import read_rows
+from gpurnn.errors import FileError
+from gpurnn.files import set_max_memory
+from gpurnn.tasks.series import SeriesSettings, choose_columns, read_table
+
+st = optional("hypothesis.strategies")
+ROWS = 40
+
+# ---- 60 generated tables
+
+DATES = (  # how dates are written, and how far apart rows are
+    ("%Y-%m-%d", "day"), ("%d.%m.%Y", "day"), ("%m/%d/%Y", "day"), ("%d/%m/%Y", "day"), ("%Y-%m", "month"),
+    ("%b %Y", "month"), ("%YQ%q", "quarter"), ("%Y", "year"), ("%Y-%m-%dT%H:%M:%SZ", "hour"),
+    ("%Y-%m-%d %H:%M:%S+02:00", "hour"), ("%Y-%m-%d %H:%M:%S.000", "hour"), ("%d.%m.%Y %H:%M", "hour"),
+    ("epoch", "hour"), ("epoch ms", "hour"), ("%d-%b-%Y", "day"), ("%Y%m%d", "day"), ("%m/%d/%Y %I:%M %p", "hour"),
+)  # fmt: skip
+MARKS = ((".", ""), (",", ""), (",", "."), (".", ","), (",", " "), (".", "'"), (",", "\u202f"))
+ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252", "gzip")
+# what is done to a table, and what its refusal says after the line; None: it is read
+PLANTS = {
+    "nothing": None, "newest first": None, "comments": None, "blank lines": None, "empty row of Excel": None,
+    "text column last": None, "header in a comment": None, "shuffled": "--sort", "sorted": None,
+    "doubled": "--date none", "total": "delete the line", "sum without a name": "delete the line",
+    "word for a date": "delete the line",
+    "missing": "--fill", "filled": None, "leading gap": None, "word for a number": "expected a number",
+    "remark below": "Delete it",
+}  # fmt: skip
+
+
+@dataclass
+class Made:
+    """A table: its bytes, what it holds, how it is to be read, and the line and words of the refusal it deserves."""
+
+    data: bytes
+    moments: list
+    values: list
+    options: dict
+    line: int | None
+    words: str | None
+    about: str
+
+
+def write_number(value, decimal, thousands):
+    text = f"{value:,.2f}".replace(",", "_").replace(".", decimal)
+    return text.replace("_", thousands)
+
+
+def write_date(moment, pattern):
+    if pattern == "epoch":
+        return str(int(moment.replace(tzinfo=timezone.utc).timestamp()))
+    if pattern == "epoch ms":
+        return str(1000 * int(moment.replace(tzinfo=timezone.utc).timestamp()))
+    return moment.strftime(pattern.replace("%q", str((moment.month + 2) // 3)))
+
+
+def dates_of(step, count):
+    start = datetime(2019, 3, 20) if step in ("day", "hour") else datetime(2019, 1, 1)
+    months = {"month": 1, "quarter": 3, "year": 12}.get(step)
+    if months:
+        places = [start.month - 1 + months * n for n in range(count)]
+        return [start.replace(year=start.year + place // 12, month=place % 12 + 1) for place in places]
+    return [start + timedelta(**{f"{step}s": n}) for n in range(count)]
+
+
+def make_table(number):
+    """Table ``number`` of an endless list; its parts are chosen so that all pairs come up sooner or later."""
+    draw = random.Random(number)
+    plant = list(PLANTS)[number % len(PLANTS)]
+    pattern, step = DATES[number % len(DATES)]
+    decimal, thousands = draw.choice(MARKS)
+    encoding = draw.choice(ENCODINGS)
+    delimiter = draw.choice([";", "\t", "|"] if decimal == "," else [",", ";", "\t", "|"])
+    quote = draw.choice(["never", "all"]) if delimiter not in thousands else "all"
+    if encoding == "cp1252":
+        thousands = thousands.replace("\u202f", "\u00a0")
+    moments = dates_of(step, ROWS)
+    values = [round(draw.uniform(-50, 3000), 2) for _ in range(ROWS)]
+    name = "umsatz \u00e4" if encoding == "cp1252" else "sales"
+    options, line, words = {}, None, PLANTS[plant]
+
+    rows = [[write_date(m, pattern), write_number(v, decimal, thousands)] for m, v in zip(moments, values, strict=True)]
+    header, at = ["date", name], draw.randrange(5, ROWS - 5)
+    if plant == "newest first":
+        rows.reverse()
+    elif plant in ("shuffled", "sorted"):
+        rows[at], rows[at + 2] = rows[at + 2], rows[at]
+        options, line = ({"sort": True}, None) if plant == "sorted" else ({}, at + 3)
+    elif plant == "doubled":
+        rows.insert(at + 1, list(rows[at]))
+        line = at + 3
+    elif plant == "total":
+        rows.append(["Total", rows[0][1]])
+        line = ROWS + 2
+    elif plant == "sum without a name":
+        rows.append(["", rows[0][1]])
+        line = ROWS + 2
+    elif plant == "word for a date":
+        rows[at][0] = "soon"
+        line = at + 2
+    elif plant in ("missing", "filled", "leading gap"):
+        row = 0 if plant == "leading gap" else at
+        rows[row][1] = draw.choice(["", "NA", "NaN", "null", "-"])
+        if plant == "missing":
+            line = at + 2
+        else:
+            options = {"fill": draw.choice(["previous", "drop"])}
+        if plant == "filled" and options["fill"] == "previous":
+            values[at] = values[at - 1]
+        elif plant != "missing":
+            del values[row], moments[row]
+    elif plant == "word for a number":
+        rows[at][1] = "closed"
+        line = at + 2
+    elif plant == "text column last":
+        header, rows = [*header, "remark"], [[*row, draw.choice(["", "fine", "rain"])] for row in rows]
+        rows[3][2] = "fine"
+    if encoding == "cp1252":
+        options["encoding"] = "cp1252"
+
+    def join(cells):
+        return delimiter.join(f'"{cell}"' if quote == "all" else cell for cell in cells)
+
+    lines = [join(header), *map(join, rows)]
+    if plant == "comments":
+        lines[at:at] = ["# a remark", "#"]
+        lines.insert(0, "# exported, by somebody; yesterday")
+    elif plant == "blank lines":
+        lines[at:at] = ["", ""]
+    elif plant == "empty row of Excel":
+        lines += [delimiter, delimiter]
+    elif plant == "header in a comment":
+        lines[0] = "# " + delimiter.join(header)
+    elif plant == "remark below":
+        lines.append("Source: the office of numbers")
+        line = ROWS + 2
+    end = draw.choice(["\n", "\r\n"])
+    text = end.join(lines) + draw.choice(["", end])
+    data = gzip.compress(text.encode(), mtime=0) if encoding == "gzip" else text.encode(encoding)
+    zone = {"%Y-%m-%dT%H:%M:%SZ": timezone.utc, "%Y-%m-%d %H:%M:%S+02:00": timezone(timedelta(hours=2))}.get(pattern)
+    moments = [moment.replace(tzinfo=zone) for moment in moments]
+    about = f"{plant}, {pattern}, {decimal!r} {thousands!r} {delimiter!r}, {encoding}, quotes {quote}"
+    return Made(data, moments, values, options, line, words, about)
+
+
+@pytest.mark.parametrize("number", range(60))
+def test_a_table_is_read_right_or_refused(tmp_path, number):
+    made, path = make_table(number), tmp_path / "table.csv"
+    path.write_bytes(made.data)
+    settings = SeriesSettings(seed=0, **made.options)
+    if made.words:
+        with pytest.raises(ValueError, match=re.escape(made.words)) as refused:
+            read_table(path, choose_columns(path, settings), settings)
+        assert f"{path}: line {made.line}" in str(refused.value), made.about
+        return
+    facts = choose_columns(path, settings)
+    table = read_table(path, facts, settings)
+    assert table.values[:, 0].tolist() == made.values, made.about
+    assert table.moments == made.moments, made.about
+    if "newest first" in made.about:
+        assert table.notes[-1] == "the rows were newest first: turned round"
+    coming = continue_moments(table.moments, 2)  # what is forecast is written as the file writes it
+    read = read_rows(path, encoding=settings.encoding).column(facts["date"])
+    assert {table.form.write(moment) for moment in table.moments} <= set(read), made.about
+    if coming:
+        assert [table.form.parse(table.form.write(moment)) for moment in coming] == coming
+
+
+def test_the_tables_have_everything():
+    """Each plant, date form, decimal mark and encoding comes up among the 60."""
+    abouts = [make_table(number).about for number in range(60)]
+    for what in (*PLANTS, *(pattern for pattern, _ in DATES), *ENCODINGS, *(f"{d!r} {t!r}" for d, t in MARKS)):
+        assert any(what in about for about in abouts), what
+
+
+# ---- what is doubtful
+
+
+def save(path, text, encoding="utf-8"):
+    path.write_bytes(text if isinstance(text, bytes) else text.encode(encoding))
+    return path
+
+
+@pytest.mark.parametrize(
+    "text, value, options",
+    [
+        ("a;b\nx;1,5\nx;2.007\n", 2007, {}),  # a decimal comma elsewhere
+        ("a;b\nx;1,5\nx;2.007\n", 2007, {"decimal": ","}),
+        ("a;b\nx;1.234\nx;2.007\n", None, {}),
+        ("a;b\nx;1.234\nx;2.007\n", 2.007, {"decimal": "."}),
+        ("a;b\nx;1.234\nx;2.007\n", 2007, {"decimal": ","}),
+        ("a;b\nx;1.234\nx;2.007\n", 2007, {"thousands": "."}),
+        ("a\tb\nx\t1.234\nx\t2.007\n", None, {}),
+        ("a,b\nx,1.234\nx,2.007\n", 2.007, {}),
+        ('a,b\nx,"1,234"\nx,"2,007"\n', None, {}),
+        ('a,b\nx,"1,234"\nx,"2,007"\n', 2007, {"thousands": ","}),
+        ('a,b\nx,"1,234"\nx,"2,007"\n', 2.007, {"decimal": ","}),
+        ('a,b\nx,"1,234.5"\nx,"2,007"\n', 2007, {}),
+        ("a;b\nx;1,5\nx;2.5\n", None, {}),
+        ("a;b\nx;1.5\nx;2,5\n", None, {}),
+        ("a;b\nx;1.500\nx;2,500\n", None, {}),
+        ("a;b\nx;0,125\nx;2,007\n", 2.007, {}),  # no thousands begin with 0
+        ("a;b\nx;1234,125\nx;2,007\n", 2.007, {}),
+        ("a;b\nx;1.234.567\nx;2.007\n", 2007, {}),
+        ("a;b\nx;1\nx;2 007\n", 2007, {}),
+        ("a;b\nx;1\nx;2\u2019007\n", 2007, {}),
+        ("a;b\nx;1\nx;1_000\n", None, {}),  # Python would read it
+        ("a;b\nx;1\nx;1,5E+03\n", 1500, {}),
+        ("a,b\nx,1\nx,12 %\n", None, {}),
+        ("a,b\nx,1\nx,1.2.3\n", None, {}),
+        ("a,b\nx,1\nx,1e999\n", None, {}),
+        ("a,b\nx,1\nx,12 34\n", None, {}),
+    ],
+)
+def test_marks_of_numbers(tmp_path, text, value, options):
+    path, settings = save(tmp_path / "a.csv", text), SeriesSettings(seed=0, **options)
+    if value is None:
+        with pytest.raises(ValueError, match=r"line [23]"):
+            read_table(path, choose_columns(path, settings), settings)
+        return
+    assert read_table(path, choose_columns(path, settings), settings).values[1, 0] == value
+
+
+def test_thousands_are_said(tmp_path):
+    path = save(tmp_path / "a.csv", "a;b\nx;1,5\nx;2.007\n")
+    assert read_table(path, choose_columns(path, SeriesSettings())).notes == [
+        "thousands are parted by '.': '2.007' is read as 2007"
+    ]
+
+
+def test_a_newer_file_is_read_as_the_older_one(tmp_path):
+    """What decides nothing by itself is read as in the file of the training: marks of numbers, day and month."""
+    old = save(tmp_path / "a.csv", "date;b\n31/12/2020;1,5\n01/01/2021;2,5\n")
+    new = save(tmp_path / "b.csv", "date;b\n02/01/2021;1.234\n03/01/2021;2.345\n")
+    facts = choose_columns(old, SeriesSettings())
+    assert (facts["decimal"], facts["date_format"]) == (",", "%d/%m/%Y")
+    table = read_table(new, facts)
+    assert table.values[:, 0].tolist() == [1234, 2345] and table.moments[1] == datetime(2021, 1, 3)
+    with pytest.raises(ValueError, match="line 2"):
+        choose_columns(new, SeriesSettings())
+
+
+@pytest.mark.parametrize(
+    "text, names",
+    [
+        ("date,sales, net\n2020-01-01,1,2\n", ["date", "sales", "net"]),
+        ('date;"sales, net"\n2020-01-01;1\n', ["date", "sales, net"]),
+        ("date;sales, net\n2020-01-01;1,5\n2020-01-02;2\n", ["date", "sales, net"]),
+        ("date|sales,net\n2020-01-01|1\n2020-01-02|2\n", ["date", "sales,net"]),
+        ("sales\n1\n2\n", ["sales"]),
+        ("date,sales,\n2020-01-01,1,\n2020-01-02,2,\n", ["date", "sales"]),
+        (",date,sales\n0,2020-01-01,1\n1,2020-01-02,2\n", ["", "date", "sales"]),
+        ('date,"sales ""net"""\n2020-01-01,1\n', ["date", 'sales "net"']),
+        ("date,sales\r2020-01-01,1\r2020-01-02,2\r", ["date", "sales"]),
+    ],
+)
+def test_delimiters_and_headers(tmp_path, text, names):
+    path = save(tmp_path / "a.csv", text)
+    assert read_rows(path).header == names
+    if "date" in names:
+        assert choose_columns(path, SeriesSettings())["date"] == "date"
+
+
+def test_a_number_sign_within_quotes_is_no_comment(tmp_path):
+    rows = read_rows(save(tmp_path / "a.csv", 'a,b\n"x\n# y",1\nz,2\n#z,3\nw,4\n'))
+    assert rows.columns == [["x # y", "z", "w"], ["1", "2", "4"]] and list(rows.lines) == [3, 4, 6]
+
+
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        (b"PK\x03\x04rest", "zip archive, as .xlsx"),
+        ("a,b\n1,2\n".encode("utf-16-le"), "UTF-16 without a byte order mark"),
+        (b"a,b\n1,2\n1,\xe9\n", "line 3 is not UTF-8: byte 10 is 0xe9. Of Windows or Excel[?] --encoding cp1252"),
+        (gzip.compress(b"a,b\n1,2\n")[:-9], "gzip file that is cut off"),
+        (gzip.compress(b"a,b\n1,2\n")[:12] + b"xxxxxxxxxxxx", "gzip file"),
+        (b"\xff\xfea\x00,", "is not UTF-16"),
+        (b"2020-01-01,1\n2020-01-02,2\n", "the first line should name the columns"),
+        (b"2020-01-01;1,5\n2020-01-02;2,5\n", "the first line should name the columns"),
+        (b"a,a\n1,2\n", "two columns have the same name"),
+    ],
+)
+def test_files_that_are_no_tables(tmp_path, data, words):
+    path = save(tmp_path / "a.csv", data)
+    with pytest.raises(ValueError, match=words) as refused:
+        read_rows(path)
+    assert str(path) in str(refused.value)
+
+
+def test_a_compressed_file_is_bounded(tmp_path):
+    path = save(tmp_path / "a.csv.gz", gzip.compress(b"a,b\n" + b"1,2\n" * 500_000))
+    set_max_memory("4M")
+    try:
+        with pytest.raises(FileError, match="--max-memory"):
+            read_rows(path)
+    finally:
+        set_max_memory(None)
+    assert whole_text(save(tmp_path / "b.gz", gzip.compress(b"one ") + gzip.compress(b"two"))) == "one two"
+
+
+# ---- which columns
+
+
+def test_the_last_column_with_numbers_is_forecast(tmp_path):
+    path = save(tmp_path / "a.csv", "date,sales,remark\n2020-01-01,1,fine\n2020-01-02,2,\n")
+    rows = read_rows(path)
+    facts = choose_columns(path, SeriesSettings(), rows)
+    assert facts["target"] == "sales" and rows.notes == ["the last column with numbers is forecast, 'sales'"]
+    path = save(tmp_path / "a.csv", "sales,year\n5,1990\n7,1991\n")
+    assert choose_columns(path, SeriesSettings())["target"] == "sales"
+
+
+@pytest.mark.parametrize(
+    "text, date, note",
+    [
+        ("store,sales\n1001,5\n1002,6\n1001,7\n", None, "are in no order: not read as dates"),
+        ("day,sales\n5. J\u00e4nner 1990,1\n6. J\u00e4nner 1990,2\n", None, "was not read as dates"),
+        ("x,sales\n5;1;1990,1\n6;1;1990,2\n", None, "was not read as dates"),
+        ("n,sales\n1,5\n2,6\n", None, None),
+        ("place,sales\nnorth,5\nsouth,6\n", None, None),
+        ("n,when,sales\n1,2020-01-01,3\n2,2020-01-02,4\n", "when", None),
+    ],
+)
+def test_what_looks_like_dates_is_said(tmp_path, text, date, note):
+    path = save(tmp_path / "a.csv", text)
+    rows = read_rows(path)
+    assert choose_columns(path, SeriesSettings(delimiter=","), rows)["date"] == date
+    assert len(rows.notes) == (note is not None) and (note is None or note in rows.notes[0])
+
+
+def test_uneven_steps_are_said_once(tmp_path):
+    days = [1, 2, 3, 5, 6, 9]
+    path = save(tmp_path / "a.csv", "date,b\n" + "".join(f"2020-01-0{day},{day}\n" for day in days))
+    notes = read_table(path, choose_columns(path, SeriesSettings())).notes
+    assert notes == ["the steps between dates differ: mostly 1 day, 2 others, the first at line 5"]
+
+
+# ---- dates
+
+
+@pytest.mark.parametrize("pattern, step", DATES)
+def test_dates_go_there_and_back(pattern, step):
+    moments = dates_of(step, 20)
+    cells = [write_date(moment, pattern) for moment in moments]
+    read, form, others = read_dates(cells)
+    assert [moment.replace(tzinfo=None) for moment in read] == moments and not others
+    assert [form.write(moment) for moment in read] == cells and uneven_steps(read) is None
+    assert [form.write(moment) for moment in continue_moments(read[:15], 5)] == cells[15:]
+
+
+def test_day_and_month_are_told_apart_or_asked_for():
+    months = [f"{month:02}/01/2020" for month in range(1, 13)]
+    assert read_dates([*months, "01/01/2021"])[1:] == (DateForm("%m/%d/%Y"), ["%d/%m/%Y"])
+    with pytest.raises(UnreadDates, match="may be %d/%m/%Y or %m/%d/%Y"):
+        read_dates(months[:9])
+    assert read_dates(months[:9], "%m/%d/%Y")[0][1] == datetime(2020, 2, 1)
+    with pytest.raises(UnreadDates, match="may be"):
+        read_dates(["20/01/02", "20/01/03", "20/01/04"])
+    with pytest.raises(UnreadDates, match="got '2020-02-30'") as refused:
+        read_dates(["2020-02-28", "2020-02-29", "2020-02-30"])
+    assert refused.value.row == 2
+
+
+def test_dates_of_working_days_and_of_ends_of_months_go_on():
+    def after(*cells):
+        moments, form, _ = read_dates(list(cells))
+        assert uneven_steps(moments) is None
+        return [form.write(moment) for moment in continue_moments(moments, 3)]
+
+    assert after("2020-01-02", "2020-01-03", "2020-01-06", "2020-01-07", "2020-01-08", "2020-01-09") == [
+        "2020-01-10", "2020-01-13", "2020-01-14"
+    ]  # fmt: skip
+    assert after("31.12.2019", "31.01.2020", "29.02.2020") == ["31.03.2020", "30.04.2020", "31.05.2020"]
+    assert after("1.2.2020", "2.2.2020") == ["3.2.2020", "4.2.2020", "5.2.2020"]
+    assert after("January 1990", "February 1990") == ["March 1990", "April 1990", "May 1990"]
+
+
+@pytest.mark.parametrize("pattern", ["day", "%Y-%Q", "%Y %Y", "%"])
+def test_bad_date_formats_are_refused(pattern):
+    with pytest.raises(ValueError, match="date_format should be like"):
+        check_date_format(pattern)
+    with pytest.raises(ValueError, match="date_format"):
+        SeriesSettings(date_format=pattern)
+    check_date_format("%A %d. %B %Y")  # what strptime knows besides
+
+
+# ---- whatever comes
+
+
+def test_marks_without_cells():
+    assert find_marks([[]]) == (Marks(), None) and find_marks([["", "5"]])[0] == Marks()
+    with pytest.raises(Undecided):
+        find_marks([["1.5", "1,5"]])
+
+
+def refuses_or_reads(data):
+    with tempfile.TemporaryDirectory() as folder:
+        _refuses_or_reads(save(Path(folder, "a.csv"), data))
+
+
+def _refuses_or_reads(path):
+    try:
+        settings = SeriesSettings(seed=0, inputs="all", calendar=False)
+        table = read_table(path, choose_columns(path, settings), settings)
+    except ValueError as error:
+        assert str(path) in str(error) or "inputs" in str(error)
+        return
+    assert np.isfinite(table.values).all() and len(table) > 0
+    assert table.moments is None or all(a < b for a, b in zip(table.moments, table.moments[1:], strict=False))
+
+
+@given(lambda: st.binary(max_size=200), max_examples=300)
+def test_no_bytes_raise_anything_else(data):
+    refuses_or_reads(data)
+
+
+@given(
+    lambda: st.lists(
+        st.lists(
+            st.one_of(
+                st.sampled_from(
+                    ["date", "a", "b", "Total", "", "NA", "2020-01-01", "2020-01-02", "1/2/2020", "1.2.20", "Jan 1990",
+                     "1990Q1", "1990", "1577836800", "9999-12-31T23:59:59+14:00", "0001-01-01 00:00-14:00", "1,5",
+                     "1.234", "1e999", "-", "#", "'", "\u0661\u0662", "1990-00", "00/00/00", "inf"]
+                ),
+                st.text(max_size=6),
+            ),
+            min_size=1, max_size=4,
+        ),
+        max_size=8,
+    ),
+    lambda: st.sampled_from([",", ";", "\t", '","', "|"]),
+    max_examples=600,
+)  # fmt: skip
+def test_no_cells_raise_anything_else(rows, delimiter):
+    text = "\n".join(delimiter.join(cells) for cells in rows)
+    refuses_or_reads(text.encode("utf-8", "replace"))
