@@ -236,7 +236,7 @@ def _complaint(encoding, error, offset, line, foreign):
     place, reason = offset + error.start, error.reason
     data = error.object
     line += data.count(b"\n", 0, error.start)
-    text = f"is not {_shown(encoding)} text ({reason} at byte {place}, line {line})"
+    text = f"is not {_shown(encoding)} text ({reason} in line {line}, at byte {place})"
     if _BINARY.search(data[: error.start + 256]):
         return f"{text}, but a binary file: expected text"
     if encoding != "utf-8":
