@@ -37,7 +37,7 @@ from ..metrics import edit_distance
 from ..train import measure
 from .classify import right_and_all
 from .settings import Settings, changed, recurrent, setting
-from .task import Data, Task, check_entries, check_numbers, check_strings, checksum
+from .task import Data, Task, check_entries, check_numbers, check_strings, checksum, of_the_model
 
 _log = logging.getLogger("gpurnn")
 _NPZ_FACTOR = 6  # how many times the features' size their statistics take in memory
@@ -124,7 +124,7 @@ class SpeechTask(Task):
     next = ("gpurnn transcribe {run} FILE.wav",)
 
     def read(self, files, settings, facts=None, scratch=None):
-        rate = settings.rate
+        rate, known = settings.rate, facts
         utterances = []
         for file in files:
             more, rate = read_utterances(file, settings, rate)
@@ -158,6 +158,7 @@ class SpeechTask(Task):
         frames = np.concatenate([utterance.features for utterance in train]).astype(np.float64)
         mean, std = frames.mean(axis=0), np.maximum(frames.std(axis=0), 1e-3)
         facts |= {"rate": rate, "mean": mean.astype(np.float32).tolist(), "std": std.astype(np.float32).tolist()}
+        facts = of_the_model(files, known, facts, ("rate", "mean"), facts.keys() & {"classes", "vocabulary"})
         texts, features = ([getattr(utterance, name) for utterance in utterances] for name in ("text", "features"))
         kind = f"{len(facts['classes'])} classes" if "classes" in facts else f"{len(facts['vocabulary'])} characters"
         return Data(
