@@ -240,6 +240,11 @@ def checkpoint_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[int, ...]
         raise CheckpointError(f"{tensors}: is not a safetensors file: {one_line(error)}") from error
 
 
+def checkpoint_document(path: str | os.PathLike[str]) -> Any:
+    """The document of a checkpoint, without a look at its arrays. Raises CheckpointError."""
+    return _read_header(_json_path(path))["document"]
+
+
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
     """Whether a file is the JSON file of a checkpoint; its tensor file may be damaged."""
     try:

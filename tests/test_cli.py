@@ -151,7 +151,7 @@ def test_sample(trained):
     assert "'XY'" in unknown.stderr and unknown.stdout.startswith("XgXY")
     greedy = {trained("sample", "run", *how).stdout for how in (["--temperature", "0"], ["--top-k", "1"])}
     assert len(greedy) == 1
-    assert "top_p" in trained("sample", "run", "--top-p", "1.5", code=2).stderr
+    assert "--top-p" in trained("sample", "run", "--top-p", "1.5", code=2).stderr
 
 
 def test_evaluate(trained):

@@ -75,9 +75,10 @@ def test_the_command_ends_well(diverged):
     diverged("text")
     tiny = ["--hidden", "4", "--epochs", "1", "--batch", "4", "--steps", "8", "--no-progress"]
     done = CliRunner().invoke(main, ["train", "text", "book.txt", "--out", "new", *tiny])
-    assert done.exit_code == 0, done.output
-    assert "Done in" in done.output and "Best validation loss" in done.output
+    assert done.exit_code == 1, done.output
+    assert "Diverged in" in done.output and "Best validation loss" in done.output and "Next:" not in done.output
     assert "No sample: the model has diverged (its logits are not finite)." in done.output
+    assert done.stderr.splitlines()[-1].startswith("Error: the training diverged: try a lower --lr (it was 0.004)")
 
 
 # ---- use

@@ -1,7 +1,11 @@
 """What commands share: their common options, and how they print."""
 
 import importlib.metadata
+import importlib.util
 import json
+import shlex
+import shutil
+import sys
 import textwrap
 
 import click
@@ -9,6 +13,7 @@ import click
 from ..errors import printable
 from ..files import max_memory as memory_limit
 from ..files import parse_size, set_max_memory
+from ..train.progress import fitted
 
 try:
     VERSION = importlib.metadata.version("gpurnn")
@@ -96,15 +101,55 @@ def print_json(document):
     click.echo(json.dumps(document, indent=1))
 
 
+def width():
+    """Columns for text of our own: those of the terminal or of COLUMNS, 80 where nobody knows."""
+    return max(20, shutil.get_terminal_size().columns)
+
+
 def row(name, value):
     """A line of a list of facts, as many of a terminal as it takes."""
+    return _filled(f"{name:12}{value}", " " * 12)
+
+
+def wrapped(text):
+    """Text with its lines broken between words where they are too long for the terminal; whole in a file or a pipe."""
+    if not sys.stdout.isatty():
+        return text
+    return "\n".join(_filled(line, "") for line in text.split("\n"))
+
+
+def _filled(line, indent):
     return textwrap.fill(
-        f"{name:12}{value}", 80, subsequent_indent=" " * 12, break_on_hyphens=False, break_long_words=False
-    )
+        line, width(), subsequent_indent=indent, break_on_hyphens=False, break_long_words=False,
+        replace_whitespace=False, drop_whitespace=True,
+    )  # fmt: skip
+
+
+def for_stream(line, err=False):
+    """A line as the stream shows it: broken between words on a terminal, whole in a file or a pipe."""
+    return fitted(line, sys.stderr if err else sys.stdout)
+
+
+def quoted(*words):
+    """Words as a shell takes them, on one line."""
+    return shlex.join(map(str, words))
+
+
+def can_plot():
+    """Whether Matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+COMMAND = "gpurnn.command"  # where the context's meta holds the command that was called
 
 
 class Whole(click.Group):
-    """Shows the first sentence of each command whole, where click cuts it to a line."""
+    """Shows the first sentence of each command whole, where click cuts it to a line; notes which command is called."""
+
+    def resolve_command(self, ctx, args):
+        name, command, rest = super().resolve_command(ctx, args)
+        ctx.meta[COMMAND] = command
+        return name, command, rest
 
     def format_commands(self, ctx, formatter):
         commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}

@@ -13,6 +13,7 @@ import click
 from .. import _interrupt
 from ..errors import one_line, printable
 from . import options
+from .messages import as_options
 
 COMMANDS = (  # each has a module of its name
     "check", "classify", "compose", "evaluate", "forecast", "info", "plot", "sample", "train", "transcribe",
@@ -68,11 +69,11 @@ class _Commands(options.Whole):
         ) as error:  # fmt: skip
             if ctx.params.get("debug") or getattr(error, "errno", None) == errno.EPIPE:  # click ends quietly on EPIPE
                 raise
-            _fail(error, 1)
+            _fail(error, 1, ctx)
         except (ValueError, TypeError) as error:
             if ctx.params.get("debug"):
                 raise
-            _fail(error, 2)
+            _fail(error, 2, ctx)
 
 
 def _interrupted(terminated):
@@ -80,8 +81,8 @@ def _interrupted(terminated):
     sys.exit(143 if terminated else 130)
 
 
-def _fail(error, code):
-    failure = click.ClickException(one_line(error, 2000))
+def _fail(error, code, ctx):
+    failure = click.ClickException(as_options(one_line(error, 2000), ctx.meta.get(options.COMMAND)))
     failure.exit_code = code
     raise failure from error
 

@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from ..tasks import TASKS, get_task
-from ..tasks.run import fresh_folder, prepare
+from ..tasks.run import fresh_folder, prepare, schedule_ends
 from ..tasks.settings import Settings, kind_of
 from ..tasks.trained import read_run
 from . import options
@@ -37,7 +37,7 @@ def _train_command(task):
     params += [_option(f) for f in sorted(settings, key=lambda f: f.name in shared)]
 
     def run(**arguments):
-        _train(task, **arguments)
+        _train(task, arguments)
 
     run.__doc__ = task.__doc__
     for decorate in reversed(_run_options(task.name)):
@@ -47,9 +47,10 @@ def _train_command(task):
         epilog=f"""\b
 Examples:
 {task.examples.strip(chr(10))}
-  gpurnn train {task.name} --out runs/mine --resume                 after Ctrl-C
-  gpurnn train {task.name} --out runs/mine --resume --epochs 20     train on
-Ctrl-C saves a checkpoint first; --resume then goes on exactly there.""",
+  gpurnn train {task.name} --out runs/mine --resume             after Ctrl-C
+  gpurnn train {task.name} {task.files_help} --from runs/mine{" " * (12 - len(task.files_help))}train its model on
+Ctrl-C saves a checkpoint first; --resume then goes on exactly there. --from
+begins a new run, with the weights of RUN, a fresh learning rate, other data.""",
     )(run)
     made.params = params + made.params
     return made
@@ -63,8 +64,19 @@ def _option(f):
         text += f"  [default: {f.metadata['shown']}]"
     if kind is bool:
         return click.Option([f"{name}/--no-{name[2:]}"], default=f.default, help=text)
+    if f.name == "lr":
+        return click.Option([name], type=_RateOrFind(), default=f.default, help=f"{text} 'find': the finder's.")
     choices = f.metadata.get("choices")
     return click.Option([name], type=click.Choice(choices) if choices else kind, default=f.default, help=text)
+
+
+class _RateOrFind(click.ParamType):
+    """A number, or the word "find"."""
+
+    name = "rate"
+
+    def convert(self, value, param, ctx):
+        return value if value == "find" else click.FLOAT.convert(value, param, ctx)
 
 
 def _run_options(name):
@@ -74,89 +86,159 @@ def _run_options(name):
                      help=f"Folder of the run  [default: a fresh runs/{name}-N]"),
         click.option("--resume", is_flag=True, help="Continue the run in --out with its own settings and data."),
         click.option("--overwrite", is_flag=True, help="Replace the run in --out."),
+        click.option("--from", "start", metavar="RUN", type=click.Path(exists=True, file_okay=False),
+                     help="Train the model of RUN further: its weights, settings and vocabulary, these FILEs."),
         click.option("--checkpoint-every", type=click.IntRange(1), help="Save also after this many updates."),
-        click.option("--progress/--no-progress", default=True, help="Show a progress bar."),
+        click.option("--progress/--no-progress", default=True, help="Show a bar below the lines, on a terminal."),
         click.option("--flow", is_flag=True, help="Record how far back in time the gradient reaches."),
         options.max_memory,
         options.as_json,
     )  # fmt: skip
 
 
-def _train(task, files, backend, out, resume, overwrite, checkpoint_every, progress, flow, as_json, **settings):
+def _train(task, arguments):
     """Train a model of ``task`` and say what is done."""
     ctx = click.get_current_context()
-    say = lambda line="": options.say(line, err=as_json)  # noqa: E731  (stdout is for the JSON document)
-    if resume and not out:
-        raise click.UsageError("--resume needs --out, the folder of the run to continue.")
-    if resume and overwrite:
-        raise click.UsageError("--resume and --overwrite exclude each other.")
-    if task.train_needs_files and not files and not resume:
-        raise click.UsageError(f"Missing argument '{task.files_help}...'.")
-    if resume:
+    names = [f.name for f in fields(task.Settings)]
+    settings, asked = {name: arguments.pop(name) for name in names}, arguments
+    _check_together(task, asked)
+    say = lambda line="": options.say(line, err=asked["as_json"])  # noqa: E731  (stdout is for the JSON document)
+    if asked["resume"] or asked["start"]:
         given = {name for name in ctx.params if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
-        old = read_run(out, task.name)[0]
         settings = {name: value for name, value in settings.items() if name in given}
-        backend = backend if "backend" in given else None
-        if settings.get("epochs", 0) > old.epochs and old.schedule in ("cosine", "step"):
-            ended = f"the {old.schedule} schedule ended with epoch {old.epochs}: the learning rate stays low"
-            say(options.row("Note", ended))
-    folder = Path(out) if out else fresh_folder(task.name)
+    if asked["resume"]:
+        asked["backend"] = asked["backend"] if "backend" in given else None
+        _note_the_schedule(say, task, asked["out"], settings.get("epochs", 0))
+    find = settings.get("lr") == "find"
+    if find and asked["resume"]:
+        raise click.UsageError("--lr find begins a training: a resumed run keeps its rate.")
+    if find:
+        del settings["lr"]
+    folder = Path(asked["out"]) if asked["out"] else fresh_folder(task.name)
+    how = {name: asked[name] for name in ("backend", "resume", "overwrite", "start")}
     try:
-        run = prepare(task.name, files, folder, backend=backend, resume=resume, overwrite=overwrite, **settings)
+        run = prepare(task.name, asked["files"], folder, **how, **settings)
     except BaseException:
-        if not out:
+        if not asked["out"]:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         raise
     with run:
-        _train_prepared(ctx, say, run, checkpoint_every, progress, flow, as_json)
+        facts = _show(say, run, asked["start"])
+        if find:
+            facts["settings"]["lr"] = run.find_lr()
+            say(options.row("Note", f"the finder suggests --lr {run.settings.lr:g}"))
+        _train_prepared(ctx, say, run, asked, facts)
 
 
-def _train_prepared(ctx, say, run, checkpoint_every, progress, flow, as_json):
-    from ..train import Terminated
+def _check_together(task, asked):
+    """Raise UsageError for options that do not go together, or lack another one."""
+    if asked["resume"] and not asked["out"]:
+        raise click.UsageError("--resume needs --out, the folder of the run to continue.")
+    for one, other in (("resume", "overwrite"), ("resume", "start")):
+        if asked[one] and asked[other]:
+            raise click.UsageError(f"--{one} and --{'from' if other == 'start' else other} exclude each other.")
+    if task.train_needs_files and not asked["files"] and not asked["resume"]:
+        raise click.UsageError(f"Missing argument '{task.files_help}...'.")
 
-    task, folder = run.task, run.folder
+
+def _note_the_schedule(say, task, folder, epochs):
+    """Say so where a resumed run goes on after its learning-rate schedule has ended."""
+    old = read_run(folder, task.name)[0]
+    ended = schedule_ends(folder, old)
+    if ended is not None and epochs > ended:
+        say(
+            options.row(
+                "Note",
+                f"the {old.schedule} schedule of the learning rate was made for {ended} epochs: the rate stays low "
+                f"after them. A new schedule: --from {options.quoted(folder)} instead of --resume",
+            )
+        )
+
+
+def _show(say, run, start):
+    """Say what is trained on what; returns the same as a document."""
+    task, chosen = run.task, run.settings
     facts = {
-        "run": str(folder),
+        "run": str(run.folder),
         "task": task.name,
         "files": run.files,
         "data": run.data.summary,
         "notes": run.data.notes,
         "parameters": run.model.parameter_count,
         "backend": run.model.ops.name,
-        "settings": asdict(run.settings),
+        "settings": asdict(chosen),
     }
-    chosen = run.settings
     source = [Path(file).name for file in run.files] or [task.without_files]
     source = ", ".join(source if len(source) < 4 else [source[0], f"{len(source) - 1} more files"])
     rows = {
         "Data": f"{source}: {run.data.summary}",
         "Model": f"{chosen.cell}, {chosen.layers} x {chosen.hidden} units, {facts['parameters']:,} parameters",
         "Backend": f"{facts['backend']}, {chosen.dtype}, seed {chosen.seed}",
-        "Run": f"{folder}, epochs: {chosen.epochs}, batches in each: {len(run.data.train)}",
+        "Run": f"{run.folder}, epochs: {chosen.epochs}, batches in each: {len(run.data.train)}",
     }
+    if start:
+        rows["From"] = f"{start}: its weights, settings and what it knows of data"
+        facts["from"] = str(start)
     for name, value in rows.items():
         say(options.row(name, value))
     for note in run.data.notes:
         say(options.row("Note", note))
-    again = f"gpurnn train {task.name} --out {folder} --resume"
+    return facts
+
+
+def _train_prepared(ctx, say, run, asked, facts):
+    from ..train import Terminated
+    from ..train.progress import Progress, duration
+
+    again = options.quoted("gpurnn", "train", run.task.name, "--out", run.folder, "--resume")
+    progress = Progress(lambda line: say(options.for_stream(line, err=asked["as_json"])), bar=asked["progress"])
     start = time.perf_counter()
     try:
-        history = run.train(checkpoint_every=checkpoint_every, progress=progress, flow=flow)
+        history = run.train(
+            checkpoint_every=asked["checkpoint_every"], progress=False, flow=asked["flow"], callbacks=[progress]
+        )
     except KeyboardInterrupt as signal:
         saved = (
-            f"saved in {folder}. To continue:\n  {again}" if (folder / "last.json").exists() else "nothing saved yet."
+            f"saved in {run.folder}. To continue:\n  {again}"
+            if (run.folder / "last.json").exists()
+            else "nothing saved yet."
         )
         options.say(f"\nStopped, {saved}", err=True)
         ctx.exit(143 if isinstance(signal, Terminated) else 130)
     seconds = time.perf_counter() - start
 
     result, text = run.finish(history)
-    if as_json:
+    diverged = bool(result.get("diverged"))
+    if asked["as_json"]:
         options.print_json(facts | {"epochs": len(history.epochs), "seconds": round(seconds, 3)} | result)
-        return
-    say(f"\nDone in {seconds:.0f} s.\n{text}")
+    else:
+        say(f"\n{'Diverged' if diverged else 'Done'} in {duration(seconds)}.\n{options.wrapped(text)}")
+    if diverged:
+        rate = f"a lower --lr (it was {run.settings.lr:g})"
+        limit = "" if run.settings.clip else " and a limit of the gradient's norm (--clip 1)"
+        raise click.ClickException(f"the training diverged: try {rate}{limit}")
+    if not asked["as_json"]:
+        _say_next(say, run, again)
+
+
+def _say_next(say, run, again):
+    """Commands that are worth a try after a training, as a shell takes them."""
     say("\nNext:")
-    for line in (*task.next, "gpurnn plot {run}"):
-        say(f"  {line.format(run=folder)}")
-    say(f"  {again} --epochs {2 * chosen.epochs}")
+    for line in run.task.next:
+        say(f"  {line.format(run=options.quoted(run.folder))}")
+    if options.can_plot():
+        say(f"  gpurnn plot {options.quoted(run.folder)}")
+    if run.settings.schedule in ("constant", "plateau"):
+        say(f"  {again} --epochs {2 * run.settings.epochs}")
+    else:  # its learning rate is used up
+        files = run.files if len(run.files) < 4 else [run.files[0], "..."]
+        shown = [_short(file) for file in files]
+        say(f"  {options.quoted('gpurnn', 'train', run.task.name, *shown, '--from', run.folder)}")
+
+
+def _short(file):
+    """A file's name as it may be typed here: relative where it lies below the working directory."""
+    with contextlib.suppress(ValueError):
+        return str(Path(file).relative_to(Path.cwd()))
+    return file

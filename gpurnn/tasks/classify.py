@@ -24,7 +24,7 @@ from ..data.vocabulary import UNKNOWN, Vocabulary, check_vocabulary, count_words
 from ..layers import Dropout, Embedding, Linear, Pooling, Sequential
 from ..masks import refuse_no_distribution
 from .settings import Settings, changed, recurrent, setting
-from .task import Data, Task, check_entries, check_strings, checksum
+from .task import Data, Task, check_entries, check_strings, checksum, unknown_note
 
 
 @dataclass
@@ -78,18 +78,21 @@ class ClassifyTask(Task):
     next = ('gpurnn classify {run} "a text of your own"',)
 
     def read(self, files, settings, facts=None, scratch=None):
-        examples = list(dict.fromkeys(read_examples(files, facts and facts["classes"])))  # what comes twice counts once
-        classes = sorted({label for _, label in examples})
+        known = facts
+        examples = list(dict.fromkeys(read_examples(files, known and known["classes"])))  # what comes twice counts once
+        classes = known["classes"] if known else sorted({label for _, label in examples})
         if len(classes) < 2:
             raise ValueError(f"there is only one class, {classes[0]!r}: give texts of at least two")
         texts, labels = zip(*examples, strict=True)
         labels = np.array([classes.index(label) for label in labels])
         train, valid, test = split(labels, classes, settings)
-        known = [lowered(texts[n], settings) for n in train]
-        if settings.level == "words":
-            entries = count_words(known, settings.vocabulary_size)
+        trained_on = [lowered(texts[n], settings) for n in train]
+        if known:
+            entries = known["vocabulary"]
+        elif settings.level == "words":
+            entries = count_words(trained_on, settings.vocabulary_size)
         else:
-            entries = Vocabulary("".join(known)).entries
+            entries = Vocabulary("".join(trained_on)).entries
             check_entries(files, len(entries), settings, settings.embedding)
         facts = {"classes": classes, "vocabulary": entries}
         ids = encode(texts, settings, facts)
@@ -107,6 +110,7 @@ class ClassifyTask(Task):
             fingerprint={"examples": len(examples), "crc32": checksum(*map("\t".join, examples))},
             summary=f"{len(examples):,} different texts in {len(classes)} classes: {counts}",
             rest=([texts[n] for n in test], labels[test], np.bincount(labels[train]).argmax()),
+            notes=unknown_note(sum(int((ids[n] == UNKNOWN).sum()) for n in train), settings.level) if known else (),
         )
 
     def build(self, settings, facts, backend=None):
@@ -135,6 +139,9 @@ class ClassifyTask(Task):
 
     def sizes(self, settings, facts):
         return {"embedding": settings.embedding}
+
+    def uniform_loss(self, settings, facts):
+        return float(np.log(len(facts["classes"])))
 
     def metrics(self, settings, facts):
         return {"accuracy": right_and_all}
@@ -251,6 +258,8 @@ def split(labels, classes, settings):
     shares = (settings.valid, settings.test)
     for number, name in enumerate(classes):
         mine = np.flatnonzero(labels == number)
+        if not len(mine):  # a class of the model, of which other data have nothing
+            continue
         order = np.argsort(rng.words(len(mine), settings.split, rng.name_key(f"split {name}")), kind="stable")
         counts = [max(1, round(len(mine) * share)) if share else 0 for share in shares]
         if sum(counts) >= len(mine):

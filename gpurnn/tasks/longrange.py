@@ -34,7 +34,7 @@ from ..metrics import accuracy
 from ..recurrent import INITIALIZERS
 from ..train import measure
 from .settings import Settings, changed, recurrent, setting
-from .task import WEIGHT_COST, Data, Task, check_numbers, checksum
+from .task import WEIGHT_COST, Data, Task, check_numbers, checksum, of_the_model
 
 DRAWN, IMAGES = ("adding", "copy"), ("rows", "pixels", "permuted")
 USUAL = {  # problem -> what counts where a setting is not given
@@ -122,16 +122,11 @@ class LongTask(Task):
         if held == len(labels) or (settings.valid and not held):
             raise ValueError(f"valid: {settings.valid:g} of {len(labels)} images leaves none to train or to validate")
         sequences = _as_sequences(images, settings)
-        mean, deviation = _moments(sequences[: len(labels) - held])
-        facts = {
-            "shape": list(images.shape[1:]),
-            "steps": sequences.shape[1],
-            "inputs": sequences.shape[2],
-            "outputs": classes,
-            "mean": mean,
-            "deviation": deviation,
-        }
         part = len(labels) - held
+        mean, deviation = _moments(sequences[:part])
+        new = {"shape": list(images.shape[1:]), "steps": sequences.shape[1], "inputs": sequences.shape[2]}
+        new |= {"outputs": classes, "mean": mean, "deviation": deviation}
+        facts = of_the_model(files, facts, new, ("steps", "inputs", "outputs"))
         return Data(
             ImageBatches(sequences[:part], labels[:part], settings, facts, shuffle=True),
             ImageBatches(sequences[part:], labels[part:], settings, facts) if held else None,

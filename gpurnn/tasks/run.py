@@ -23,13 +23,14 @@ from pathlib import Path
 import numpy as np
 
 from .. import optim, run_folder
-from ..checkpoint import CheckpointError, remove_checkpoint
+from ..checkpoint import CheckpointError, checkpoint_document, remove_checkpoint
 from ..errors import DivergedError
 from ..files import check_target, make_folder, naming, refuse_same
 from ..folder_lock import FolderLock, lock_folder, locked
-from ..train import fit
+from ..train import find_lr, fit
 from . import get_task
 from .settings import OPTIMIZERS, Settings
+from .start import read_start, start_again
 from .task import Data, Task
 from .trained import as_json, check_sizes, config_path, load, read_run, write_config
 
@@ -69,7 +70,7 @@ class Run:
         if self.lock is not None:
             self.lock.close()
 
-    def train(self, *, checkpoint_every=None, progress=True, flow=False):
+    def train(self, *, checkpoint_every=None, progress=True, flow=False, callbacks=()):
         """Train to the end, writing to ``folder``; returns ``fit``'s History and raises what ``fit`` raises."""
         if self.lock is None or self.lock.closed:
             if self.lock is not None and self.lock.taken:
@@ -77,13 +78,17 @@ class Run:
             self.lock = lock_folder(self.folder)
         try:
             with self.lock.lent(), np.errstate(over="ignore", invalid="ignore"):  # fit says what is not finite
-                return self._fit(checkpoint_every, progress, flow)
+                return self._fit(checkpoint_every, progress, flow, callbacks)
         finally:
             self.close()
 
-    def _fit(self, checkpoint_every, progress, flow):
+    def _optimizer(self):
+        settings = self.settings
+        return OPTIMIZERS[settings.optimizer](self.model, lr=settings.lr, weight_decay=settings.weight_decay)
+
+    def _fit(self, checkpoint_every, progress, flow, callbacks):
         settings, data = self.settings, self.data
-        optimizer = OPTIMIZERS[settings.optimizer](self.model, lr=settings.lr, weight_decay=settings.weight_decay)
+        optimizer = self._optimizer()
         updates = -(-len(data.train) // settings.accumulate)
         return fit(
             self.model,
@@ -104,9 +109,20 @@ class Run:
             patience=settings.patience,
             metrics=self.task.metrics(settings, data.facts),
             watch=self.task.watch,
+            callbacks=callbacks,
             progress=progress,
             flow=flow,
         )
+
+    def find_lr(self):
+        """Take the learning rate that ``gpurnn.train.find_lr`` suggests into the settings; returns it."""
+        loss, limit = self.task.loss(self.settings, self.data.facts), self.settings.clip or None
+        with np.errstate(over="ignore", invalid="ignore"):
+            curve = find_lr(self.model, loss, self.data.train, optimizer=self._optimizer(), clip_norm=limit)
+        self.settings = replace(self.settings, lr=curve.lr)
+        self.document |= {"settings": asdict(self.settings)}
+        write_config(self.folder, self.document)
+        return curve.lr
 
     def finish(self, history):
         """(numbers, text for people) of the best model, by the task; the numbers go to ``config.json`` as well.
@@ -129,6 +145,11 @@ class Run:
             numbers, text = Task.finish(self.task, trained, self.data, history)
             numbers["diverged"] = True
             text += f"\nNo {self.task.shows}: the model has diverged (its logits are not finite)."
+        uniform = self.task.uniform_loss(self.settings, self.data.facts)
+        best = min(_loss_of(record) for record in history.epochs)
+        if uniform is not None and not best < uniform + 1:  # an untrained model is within a fraction of a nat of it
+            numbers["diverged"] = True
+            text += f"\nThe model has diverged: its best loss is {best:.4g}, that of blind guessing {uniform:.4g}."
         lost = history.epochs[-1]["epoch"] - len(history.epochs)
         if lost:
             text += f"\n{log}: the records of {lost} epoch{'s' * (lost > 1)} are missing: this is told of the others."
@@ -137,18 +158,28 @@ class Run:
         return numbers, text
 
 
-def prepare(task, files=(), folder=None, settings=None, *, backend=None, resume=False, overwrite=False, **more):
+def prepare(
+    task, files=(), folder=None, settings=None, *, backend=None, resume=False, overwrite=False, start=None, **more
+):
     """Read the data, build the model and write ``config.json``; returns the ``Run`` to ``train()``.
 
     task: a name. folder: of the run, else ``runs/TASK``; one that holds a run already is refused unless ``resume`` or
     ``overwrite``, and files that are not a run's are never replaced. From here on it is locked: see ``Run``. settings:
-    of the task's class; more: single ones, in place of ``settings`` or on top. resume: files, settings and backend may
-    be left out; what is given and differs from the run in the folder, other than ``epochs`` and ``patience``, raises
-    ValueError, and so do other data. Raises what the task's ``read`` raises besides, FolderInUseError, CheckpointError;
-    a folder that was made for the run is then removed.
+    of the task's class; more: single ones, in place of ``settings`` or on top.
+
+    resume: files, settings and backend may be left out; what is given and differs from the run in the folder, other
+    than ``epochs`` and ``patience``, raises ValueError, and so do other data.
+
+    start: the folder of another run of the task, whose model is trained further on these files: its weights, settings,
+    and what it knows of data (vocabulary, classes, scaling); the optimizer and the learning-rate schedule begin anew.
+
+    Raises what the task's ``read`` raises besides, FolderInUseError, CheckpointError; a folder that was made for the
+    run is then removed.
     """
     task = get_task(task)
     folder, files = Path(folder or Path("runs", task.name)), [os.path.abspath(file) for file in files]
+    if resume and start is not None:
+        raise ValueError("resume and start exclude each other: a resumed run has its own weights")
     if resume:
         config_path(folder)
     made = _make_folder(folder)
@@ -156,7 +187,10 @@ def prepare(task, files=(), folder=None, settings=None, *, backend=None, resume=
     try:
         lock = lock_folder(folder)
         run_folder.sweep(folder)
-        return _prepare(task, files, folder, settings, backend, resume, overwrite, more, lock)
+        request = _Request(task, files, folder, backend, resume, overwrite)
+        if resume:
+            return _resumed(request, settings, more, lock)
+        return _new(request, settings, more, start, lock)
     except BaseException:
         if lock is not None:
             lock.close()
@@ -166,51 +200,130 @@ def prepare(task, files=(), folder=None, settings=None, *, backend=None, resume=
         raise
 
 
-def _prepare(task, files, folder, settings, backend, resume, overwrite, more, lock):
-    saved = None
-    if resume:
-        old, saved = read_run(folder, task.name)
-        settings = replace(settings or old, **more)
-        different = [f.name for f in fields(old) if getattr(old, f.name) != getattr(settings, f.name)]
-        refused = [name for name in different if name not in _MAY_CHANGE]
-        if refused:
-            was = ", ".join(f"{name} {getattr(old, name)}" for name in refused)
-            raise ValueError(f"a resumed run keeps its settings, {folder} has {was}: leave out what differs")
-        files, backend = files or saved["files"], backend or saved["backend"]
-    elif not overwrite:
+@dataclass
+class _Request:
+    """What ``prepare`` was asked for, whatever the settings."""
+
+    task: Task
+    files: list
+    folder: Path
+    backend: str | None
+    resume: bool
+    overwrite: bool
+
+    def check_targets(self):
+        """Raise where the run would replace one of its own files, or what is no file."""
+        for name in run_folder.FILES:
+            check_target(self.folder / name)
+            refuse_same(self.folder / name, self.files, "folder")
+
+    def read(self, settings, facts):
+        """The task's ``Data``."""
+        if self.task.train_needs_files and not self.files:
+            raise ValueError(f"the task {self.task.name} needs files to train on")
+        with naming(self.files):
+            return self.task.read(self.files, settings, facts, self.folder.resolve())
+
+    def run(self, settings, data, model, lock, start=None):
+        """The ``Run``, with its ``config.json`` written. start: what that says of another run, if it began from one."""
+        document = {
+            "task": self.task.name,
+            "backend": model.ops.name,
+            "settings": asdict(settings),
+            "files": self.files,
+            "data": {"summary": data.summary, "fingerprint": data.fingerprint},
+            "facts": data.facts,
+        } | ({"start": start} if start else {})
+        with naming(self.files):
+            write_config(self.folder, document)
+        return Run(self.folder, self.task, settings, self.files, data, model, document, self.resume, lock)
+
+
+def _new(request, settings, more, start, lock):
+    """A run from the beginning, with fresh weights or those of ``start``."""
+    task, folder = request.task, request.folder
+    if not request.overwrite:
         run_folder.check_free(folder, ValueError)
     else:
         run_folder.check_ours(folder)
-    for name in run_folder.FILES:
-        check_target(folder / name)
-        refuse_same(folder / name, files, "folder")
+    request.check_targets()
+    if start is not None:
+        start = read_start(start, task.name, folder)
+        settings = settings or start.settings
     settings = replace(settings, **more) if settings else task.Settings(**more)
-    if task.train_needs_files and not files:
-        raise ValueError(f"the task {task.name} needs files to train on")
-    with naming(files):
-        data = task.read(files, settings, saved and saved["facts"], folder.resolve())
-    if saved and as_json(data.fingerprint) != saved["data"]["fingerprint"]:
-        raise ValueError(
-            f"the data are not those that {folder} was trained on ({saved['data']['summary']} then, {data.summary} "
-            "now): a resumed run needs the same data"
-        )
-    if saved:
-        check_sizes(folder, task, settings, data.facts)
-    model = task.build(settings, data.facts, backend)
-    document = {
-        "task": task.name,
-        "backend": model.ops.name,
-        "settings": asdict(settings),
-        "files": files,
-        "data": {"summary": data.summary, "fingerprint": data.fingerprint},
-        "facts": data.facts,
-    }
-    if overwrite:
+    data = request.read(settings, start and start.facts)
+    model = task.build(settings, data.facts, request.backend)
+    if start is not None:
+        start.give_weights(model, settings)
+    if request.overwrite:
         for name in run_folder.CHECKPOINTS:  # before config.json says what no longer fits them
             remove_checkpoint(folder / name)
-    with naming(files):
-        write_config(folder, document)
-    return Run(folder, task, settings, files, data, model, document, resume, lock)
+    return request.run(settings, data, model, lock, start and start.document())
+
+
+def _resumed(request, settings, more, lock):
+    """The run in the folder, to go on from its last checkpoint."""
+    task, folder = request.task, request.folder
+    old, saved = read_run(folder, task.name)
+    settings = replace(settings or old, **more)
+    different = [f.name for f in fields(old) if getattr(old, f.name) != getattr(settings, f.name)]
+    refused = [name for name in different if name not in _MAY_CHANGE]
+    if refused:
+        was = ", ".join(f"{name}={getattr(old, name)!r}" for name in refused)
+        raise ValueError(
+            f"a resumed run keeps its settings, {folder} has {was}: leave out what differs, or begin a new run from "
+            f"its model, start={str(folder)!r}, in another folder"
+        )
+    reached = epochs_reached(folder)
+    if settings.epochs < reached:
+        raise ValueError(
+            f"epochs should be at least {reached}, as many as {folder} has had already, got {settings.epochs}"
+        )
+    request.files, request.backend = request.files or saved["files"], request.backend or saved["backend"]
+    request.check_targets()
+    data = request.read(settings, saved["facts"])
+    if as_json(data.fingerprint) != saved["data"]["fingerprint"]:
+        raise ValueError(
+            f"the data are not those that {folder} was trained on ({saved['data']['summary']} then, {data.summary} "
+            "now): a resumed run needs the same data. To train its model on other data begin a new run from it, "
+            f"start={str(folder)!r}, in another folder"
+        )
+    check_sizes(folder, task, settings, data.facts)
+    model = task.build(settings, data.facts, request.backend)
+    if "start" in saved and not _last_document(folder):
+        start_again(saved["start"], task.name).give_weights(model, settings)
+    return request.run(settings, data, model, lock, saved.get("start"))
+
+
+def _last_document(folder):
+    """The document of a run's last checkpoint, else of its best, else an empty one; damage is found by ``fit``."""
+    for name in run_folder.CHECKPOINTS:
+        with contextlib.suppress(CheckpointError):
+            if (Path(folder) / name).exists():
+                return checkpoint_document(Path(folder) / name)
+    return {}
+
+
+def epochs_reached(folder):
+    """Whole epochs that the run in a folder has had."""
+    return int(_last_document(folder).get("epoch") or 0)
+
+
+def schedule_ends(folder, settings):
+    """The epoch in which the learning-rate schedule of a run ends; None where it never does.
+
+    A resumed run goes on with the schedule of its beginning, whatever its epochs are by now.
+    """
+    if settings.schedule not in ("cosine", "step"):
+        return None
+    document = _last_document(folder)
+    schedule, data = document.get("schedule") or {}, document.get("data") or {}
+    warmup = schedule.get("steps", 0) if "after" in schedule else 0
+    schedule = schedule.get("after", schedule)
+    total = schedule.get("total") or 3 * schedule.get("step_size", 0)
+    if not total or not data.get("batches"):
+        return settings.epochs
+    return round((warmup + total) / -(-data["batches"] // data["accumulate"]))
 
 
 def fresh_folder(task):
@@ -232,6 +345,11 @@ def _make_folder(folder):
         new.append(place)
     make_folder(folder)
     return new
+
+
+def _loss_of(record):
+    """The loss of an epoch's record that decides: of validation, where there is one."""
+    return record["train_loss"] if record["validation_loss"] is None else record["validation_loss"]
 
 
 def _is_finite(document):

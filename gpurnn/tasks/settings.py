@@ -4,14 +4,14 @@ import types
 import typing
 from dataclasses import dataclass, field, fields
 
-from .. import optim, rng
+from .. import rng
 from ..data.encodings import check_encoding
 from ..dtypes import DTYPES
 from ..errors import check_choice, check_number, check_size
 from ..recurrent import GRU, LSTM, RNN
+from ..train.settings import OPTIMIZERS
 
 CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
-OPTIMIZERS = {"adam": optim.Adam, "adamw": optim.AdamW, "rmsprop": optim.RMSprop, "sgd": optim.SGD}
 
 
 def setting(default, help, **limits):
@@ -74,24 +74,27 @@ class Settings:
         "How the learning rate falls: cosine to lr/20, step by 0.3 twice, plateau.",
         choices=("constant", "cosine", "step", "plateau"),
     )
-    warmup: int = setting(0, "Optimiser steps in which the learning rate rises from 0.", minimum=0)
+    warmup: int = setting(0, "Updates in which the learning rate rises from 0.", minimum=0)
     clip: float = setting(1.0, "Largest norm of the gradient; 0: no limit.", low=0)
     weight_noise: float = setting(0.0, "Deviation of the noise added to the weights in every training step.", low=0)
     epochs: int = setting(5, "Passes over the data.")
     valid: float = setting(0.1, "Share of the data kept for validation.", low=0, high=1, high_open=True)
     patience: int | None = setting(None, "Stop after this many epochs without a better validation.")
-    accumulate: int = setting(1, "Batches whose gradients make one optimiser step.")
+    accumulate: int = setting(1, "Batches whose gradients make one update.")
     dtype: str = setting("float32", "Precision: of activations, and of weights in products.", choices=DTYPES)
     seed: int | None = setting(None, "Seed of all random draws.", minimum=0, shown="a fresh one, shown")
 
     def __post_init__(self):
         for f in fields(self):
             setattr(self, f.name, _checked(f, getattr(self, f.name)))
-        self.seed = rng.check_seed(self.seed)
-        if self.valid == 0 and (self.schedule == "plateau" or self.patience):
-            raise ValueError("schedule 'plateau' and patience need a validation loss: valid should be above 0")
+        if self.seed is None:
+            self.seed = rng.check_seed(None) % 1_000_000  # one that people can type again
+        if self.valid == 0:
+            for name, value in (("schedule", "plateau"), ("patience", self.patience)):
+                if value and getattr(self, name) == value:
+                    raise ValueError(f"{name}={value!r} needs a validation loss: valid should be above 0")
         if self.warmup and self.schedule == "plateau":
-            raise ValueError("warmup counts optimiser steps, schedule 'plateau' epochs: choose another schedule")
+            raise ValueError("warmup counts updates, schedule='plateau' counts epochs: choose another schedule")
 
     def seeds(self):
         """Endless different seeds, the same every time: each layer draws initial values of its own."""

@@ -57,8 +57,9 @@ class Task:
         return get_task, (self.name,)
 
     def read(self, files, settings, facts=None, scratch=None):
-        """``Data`` of the files (absolute paths as str); facts: those of the run that is resumed; scratch: a folder on
-        the disk of the run, for what does not fit in memory. Raises ValueError that names the file."""
+        """``Data`` of the files (absolute paths as str); facts: those of the run that is resumed, or whose model is
+        trained further, which the data then must fit; scratch: a folder on the disk of the run, for what does not fit
+        in memory. Raises ValueError that names the file."""
         raise NotImplementedError
 
     def build(self, settings, facts, backend=None):
@@ -81,6 +82,10 @@ class Task:
         """What ``fit`` takes as ``metrics``."""
         return {}
 
+    def uniform_loss(self, settings, facts):
+        """The loss of a model that takes all answers for equally likely; None where nobody can say."""
+        return None
+
     def finish(self, trained, data, history):
         """After training, with the best model: (numbers, text for people); the numbers go to config.json as
         ``result``."""
@@ -102,6 +107,37 @@ def check_entries(files, count, settings, width, steps=0):
     logit = 3 * max(4, check_dtype(settings.dtype).itemsize)  # itself, its exponential and its gradient
     each = _ENTRY_COST + WEIGHT_COST // 4 * width + logit * steps * settings.batch
     check_room(", ".join(map(str, files)), each * count, f"a model of its {count:,} characters or words")
+
+
+def of_the_model(files, known, new, same=(), within=()):
+    """The facts of the data: ``new``, as ``read`` made them, or ``known``, those of a model that is trained further.
+
+    same: facts that both must have alike, lists in their length. within: facts whose entries ``known`` must have.
+    Raises ValueError where the data do not fit the model.
+    """
+    if known is None:
+        return new
+    for name in same:
+        expected, got = (len(facts[name]) if isinstance(facts[name], list) else facts[name] for facts in (known, new))
+        if expected != got:
+            raise ValueError(f"{_named(files)}: {name}: expected {expected}, as the model has, got {got}")
+    for name in within:
+        unknown = sorted(set(new[name]) - set(known[name]))
+        if unknown:
+            shown = ", ".join(map(repr, unknown[:5])) + (" and more" if len(unknown) > 5 else "")
+            raise ValueError(
+                f"{_named(files)}: {name}: the model never saw {shown}. Leave out what has it, or train a new model"
+            )
+    return known
+
+
+def _named(files):
+    return ", ".join(map(str, files))
+
+
+def unknown_note(count, unit):
+    """The note on what a vocabulary does not have, as a tuple of none or one."""
+    return (f"{count:,} {unit} of the data are unknown to the model: taken as one and the same",) if count else ()
 
 
 def check_numbers(name, values, count=None, low=None, high=None):

@@ -30,7 +30,7 @@ from ..losses import cross_entropy
 from ..masks import refuse_no_distribution
 from ..metrics import accuracy, bits_per_character, perplexity
 from .settings import Settings, changed, encoding_setting, recurrent, setting
-from .task import Data, Task, check_entries, checksum
+from .task import Data, Task, check_entries, checksum, unknown_note
 
 
 @dataclass
@@ -90,6 +90,7 @@ class TextTask(Task):
             fingerprint={unit: len(ids), "crc32": checksum(ids)},
             summary=f"{len(ids):,} {unit}, a vocabulary of {len(vocabulary) - 1:,}",
             rest="".join(vocabulary.decode(ids[:20]).partition(" ")[: 2 if unit == "characters" else 1]),  # a word
+            notes=unknown_note(_unknown(ids), unit) if known else (),
         )
 
     def build(self, settings, facts, backend=None):
@@ -114,6 +115,9 @@ class TextTask(Task):
 
     def sizes(self, settings, facts):
         return {} if settings.tied or not settings.embedding else {"embedding": settings.embedding}
+
+    def uniform_loss(self, settings, facts):
+        return float(np.log(len(vocabulary_of(facts["vocabulary"]))))
 
     def finish(self, trained, data, history):
         vocabulary, opening = vocabulary_of(trained.facts["vocabulary"]), data.rest
@@ -254,7 +258,7 @@ def _measure(trained, files):
     B = max(1, min(settings.batch, predicted // settings.steps))
     size = -(-predicted // B)  # of one sequence, the last one may be shorter
     starts = np.arange(B) * size
-    nats = right = unknown = 0
+    nats = right = 0
     state = None
     for t in range(0, size, settings.steps):
         T = min(settings.steps, size - t)
@@ -266,8 +270,6 @@ def _measure(trained, files):
         nats += float(cross_entropy(logits, targets, lengths=lengths, reduction="sum")[0])
         count = int(lengths.sum())
         right += round(accuracy(logits, targets, lengths=lengths) * count)
-    for start in range(0, len(ids), 1 << 20):
-        unknown += int(np.count_nonzero(ids[start : start + (1 << 20)] == UNKNOWN))
     mean = nats / predicted
     return {
         "nats": mean,
@@ -275,8 +277,14 @@ def _measure(trained, files):
         "perplexity": perplexity(mean),
         "accuracy": right / predicted,
         unit: len(ids),
-        "unknown": unknown,
+        "unknown": _unknown(ids),
     }
+
+
+def _unknown(ids):
+    """How many of the ids stand for what the vocabulary does not have; read in parts, as they may lie on disk."""
+    parts = range(0, len(ids), 1 << 20)
+    return sum(int(np.count_nonzero(ids[start : start + (1 << 20)] == UNKNOWN)) for start in parts)
 
 
 # ---- the command line

@@ -58,13 +58,15 @@ def read_run(folder, task=None):
         found = dict(document)
         if "sha256" in found and found.pop("sha256") != document_digest(found):
             raise ValueError("its SHA-256 is not the one of what it says")
-        unknown = set(found) - {*_CONFIG_KEYS, "result"}
+        unknown = set(found) - {*_CONFIG_KEYS, "result", "start"}
         if unknown:
             raise ValueError(f"it has {', '.join(map(repr, sorted(unknown)[:3]))}, which no run has")
         document = {name: _typed(found[name], name, kind) for name, kind in _CONFIG_KEYS.items()} | found
         if not all(isinstance(file, str) for file in document["files"]):
             raise TypeError("files should be a list of paths")
         document["data"]["summary"], document["data"]["fingerprint"]
+        if "start" in document:
+            _typed(document["start"]["run"], "start", str), _typed(document["start"]["crc32"], "start", int)
         found_task = get_task(document["task"])
         settings = found_task.Settings(**document["settings"])
         found_task.check_facts(settings, document["facts"])

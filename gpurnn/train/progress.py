@@ -15,7 +15,7 @@ from typing import Any, TextIO
 from .callbacks import Callback, Record
 from .state import TrainingState
 
-_ROOMY, _WIDE = 60, 100  # columns from which the bar's line has the learning rate, and the speed
+_MEDIUM, _LARGE = 60, 100  # columns from which the bar's line has the learning rate, and the speed
 
 
 class Progress(Callback):
@@ -49,7 +49,7 @@ class Progress(Callback):
             return
         loss, weight = training.sums
         shown = f"loss {loss / max(weight, 1):.4f}"
-        if self._bar.ncols >= _ROOMY:
+        if self._bar.ncols >= _MEDIUM:
             shown += f", lr {record['lr']:.2g}"
         self._bar.set_description_str(_epoch_of(training, record["epoch"]), False)
         self._bar.set_postfix_str(shown, False)
@@ -133,9 +133,9 @@ def progress_bar(iterable: Iterable[Any] | None, progress: bool, **options: Any)
 
     columns = shutil.get_terminal_size().columns
     shape = "{desc} |{bar}|{percentage:3.0f}%{postfix}, {remaining}"
-    if columns >= _ROOMY:
+    if columns >= _MEDIUM:
         shape += " left"
-    if columns >= _WIDE:
+    if columns >= _LARGE:
         shape = shape.replace("{remaining}", "{rate_fmt}, {remaining}")
     if iterable is None and options.get("total") is None:
         shape = "{desc}, {n_fmt} updates{postfix}, {rate_fmt}"

@@ -86,7 +86,7 @@ class FitSettings:
         if self.patience is not None and self.validation is None:
             raise ValueError("patience watches the validation loss: give validation batches")
         self.loss_scaler = _scaler_for(self.loss_scaler, self.model)
-        self.optimizer = _optimizer_for(self.optimizer, self.lr, self.model)
+        self.optimizer = optimizer_for(self.optimizer, self.lr, self.model)
         self.schedule = _schedule_for(self.schedule, self.optimizer)
 
     def _check_objects(self) -> None:
@@ -132,7 +132,7 @@ def check_metrics(metrics: Any) -> Mapping[str, Callable[..., Any]]:
     return metrics
 
 
-def _optimizer_for(optimizer: Any, lr: float | None, model: Module) -> Optimizer:
+def optimizer_for(optimizer: Any, lr: float | None, model: Module) -> Optimizer:
     """The optimizer that the arguments ``optimizer`` and ``lr`` mean."""
     if isinstance(optimizer, str):
         kind = OPTIMIZERS[check_choice("optimizer", optimizer, tuple(OPTIMIZERS))]
