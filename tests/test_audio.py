@@ -65,6 +65,7 @@ def test_no_samples(tmp_path):
         read_wav(tmp_path / "b.wav")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rate, wanted", [(44100, 8000), (8000, 16000), (22050, 8000)])
 def test_resampling_keeps_a_tone(rate, wanted, caplog):
     with caplog.at_level(logging.WARNING, "gpurnn"):
