@@ -50,7 +50,7 @@ class Memory:
     values: Array
     keys: Array
     valid: Array | None = None
-    versions: list | None = None
+    versions: list[dict[str, int]] | None = None
 
 
 class Attention(Module):
@@ -86,6 +86,11 @@ class Attention(Module):
     >>> context.shape, weights[0, :, 0].tolist()
     ((3, 2, 6), [0.20000000298023224, 0.0])
     """
+
+    query_size: int
+    memory_size: int
+    attention_size: int
+    score: str
 
     def __init__(
         self,

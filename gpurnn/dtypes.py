@@ -1,6 +1,7 @@
 """The four dtypes that the library computes in, and what each part of it must know of them."""
 
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ EPSILON = {"float32": 2.0**-23, "float64": 2.0**-52, "float16": 2.0**-10, "bfloa
 C_NAMES = {"float32": "float", "float64": "double", "float16": "__half", "bfloat16": "__nv_bfloat16"}  # in the kernels
 
 
-def check_dtype(dtype):
+def check_dtype(dtype: Any) -> np.dtype[Any]:
     """``dtype`` as a NumPy dtype; raises DtypeError unless the library computes in it.
 
     bfloat16 is the one of ml_dtypes: NumPy has none of its own.
@@ -52,7 +53,7 @@ def is_float(dtype):
     return dtype.kind == "f" or dtype.name.startswith(("bfloat", "float"))
 
 
-def compute_dtype(dtype):
+def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """What arrays of a dtype are computed in: float32 for the 16-bit ones, else the dtype itself."""
     return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
 

@@ -4,13 +4,20 @@ Every check runs before anything is computed or changed, and its message names t
 came. The classes derive from the built-in ones that a careful caller would catch anyway.
 """
 
+from __future__ import annotations
+
 import difflib
 import functools
 import inspect
 import re
+from collections.abc import Callable, Iterable
 from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
+N = TypeVar("N", bound="NamesArguments")
 
 # C0 but for tab and line feed, delete, C1, what turns the direction of writing; a carriage return unless a line ends
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]|\r(?!\n)")
@@ -39,7 +46,7 @@ class BackendError(RuntimeError):
     """The backend asked for cannot work on this machine, or an array lives on another backend."""
 
 
-def check_shape(name, array, expected):
+def check_shape(name: str, array: Any, expected: tuple[int | str, ...]) -> None:
     """Raise ShapeError unless ``array.shape`` fits ``expected``.
 
     ``expected`` is a tuple whose entries are sizes, or strings naming a free axis:
@@ -54,7 +61,7 @@ def check_shape(name, array, expected):
         raise ShapeError(f"{name}: expected shape ({wanted}), got {shape}")
 
 
-def check_size(name, value, minimum=1):
+def check_size(name: str, value: Any, minimum: int = 1) -> int:
     """Return ``value`` as int; raise unless it is a whole number of at least ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} should be an int, got {type(value).__name__}")
@@ -63,7 +70,9 @@ def check_size(name, value, minimum=1):
     return int(value)
 
 
-def check_number(name, value, low=None, high=None, *, low_open=False, high_open=False):
+def check_number(
+    name: str, value: Any, low: float | None = None, high: float | None = None, *, low_open=False, high_open=False
+) -> float:
     """Return ``value`` as float; raise unless it is a finite number between ``low`` and ``high``.
 
     ``low_open`` / ``high_open`` leave the bound itself out. NaN is always refused.
@@ -80,21 +89,21 @@ def check_number(name, value, low=None, high=None, *, low_open=False, high_open=
     return float(value)
 
 
-def check_choice(name, value, choices):
+def check_choice(name: str, value: T, choices: Iterable[Any]) -> T:
     """Return ``value``; raise ValueError unless it is one of ``choices``."""
     if value not in tuple(choices):  # a list cannot be looked up in a dict
         raise ValueError(f"{name} should be one of {', '.join(map(repr, choices))}, got {value!r}")
     return value
 
 
-def check_flag(name, value):
+def check_flag(name: str, value: Any) -> bool:
     """Return ``value`` as bool; raise TypeError unless it is True or False."""
     if value is True or value is False or isinstance(value, np.bool_):
         return bool(value)
     raise TypeError(f"{name} should be True or False, got {value!r}")
 
 
-class checked:
+class checked(Generic[T]):
     """Makes an attribute of a method: what is set goes through it, and what it returns is kept. Reading costs nothing.
 
     >>> class Dropout:
@@ -103,13 +112,17 @@ class checked:
     ...         return check_number("rate", value, 0, 1)
     """
 
-    def __init__(self, check):
+    def __init__(self, check: Callable[[Any, Any], T]) -> None:
         self._check = check
 
-    def __set_name__(self, owner, name):
+    if TYPE_CHECKING:  # an attribute is read as what the method returns
+
+        def __get__(self, instance: Any, owner: Any = None) -> T: ...
+
+    def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
-    def __set__(self, instance, value):
+    def __set__(self, instance: Any, value: Any) -> None:
         instance.__dict__[self._name] = self._check(instance, value)  # where it is read, as there is no __get__
 
 
@@ -189,9 +202,9 @@ def answers_unknown(method):
 class NamesArguments:
     """A class whose constructor answers an unknown argument with our word for it."""
 
-    _elsewhere = {}  # argument that this class refuses -> a sentence on who takes it
+    _elsewhere: dict[str, str] = {}  # argument that this class refuses -> a sentence on who takes it
 
-    def __new__(cls, *args, **options):
+    def __new__(cls: type[N], *args: Any, **options: Any) -> N:
         if options:
             known = _known_arguments(cls)
             if known is not None:

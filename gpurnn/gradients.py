@@ -52,7 +52,7 @@ class StepNorms:
     dc: np.ndarray | None = None
 
 
-class GradientFlow(dict):
+class GradientFlow(dict[str, "StepNorms"]):
     """Name of layer and direction -> ``StepNorms``, filled by every backward pass inside ``record_gradient_flow``.
 
     Names are ``l0``, ``l0_reverse``, ``l1`` ..., after the layer's name in its model (``rnn.l0``). Of a layer that runs

@@ -63,6 +63,10 @@ class LossScaler:
     Source: Micikevicius et al., "Mixed precision training", ICLR 2018.
     """
 
+    scale: float
+    good: int
+    skipped: int
+
     def __init__(
         self,
         init_scale: float = 2.0**16,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,7 @@ def bits_per_character(mean_loss: float) -> float:
     return float(mean_loss) / math.log(2)
 
 
-def edit_distance(a: Sequence, b: Sequence) -> int:
+def edit_distance(a: Sequence[Any], b: Sequence[Any]) -> int:
     """How few insertions, deletions and replacements turn one sequence into the other (Levenshtein 1966).
 
     a, b: strings, or lists of anything that can be compared (words, class numbers). Returns an int.
@@ -69,7 +70,7 @@ def edit_distance(a: Sequence, b: Sequence) -> int:
     return int(row[-1])
 
 
-def error_rate(hypotheses: Sequence[Sequence], references: Sequence[Sequence]) -> float:
+def error_rate(hypotheses: Sequence[Sequence[Any]], references: Sequence[Sequence[Any]]) -> float:
     """Edit distances of all pairs, summed, over the length of all references: a float, which may be above 1.
 
     Two lists of sequences: of strings for the character error rate, of lists of words for the word error rate.

@@ -87,6 +87,10 @@ class EncoderDecoder(Module):
     (4, 2, 30)
     """
 
+    layers: int
+    hidden: int
+    tied: bool
+    calls: int
     takes_lengths = True
     once = True
 

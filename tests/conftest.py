@@ -23,7 +23,11 @@ NEEDS = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items):
+    for item in items:
+        if not any(map(item.get_closest_marker, ("slow", "long", *NEEDS))):
+            item.add_marker("fast")
     for mark, (what, missing) in NEEDS.items():
         marked = [item for item in items if item.get_closest_marker(mark)]
         problem = marked and missing()

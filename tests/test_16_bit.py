@@ -38,6 +38,7 @@ def on_host(array):
 # ---- arrays of 128 KiB and more, whose memory the backend cpu takes from its pool
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("option", [{}, {"bidirectional": True}, {"num_layers": 2, "dropout": 0.3}])
 @pytest.mark.parametrize("kind", CELLS)
 @pytest.mark.parametrize("dtype", DTYPES)

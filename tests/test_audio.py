@@ -152,6 +152,7 @@ def test_silence(samples, silent):
 # ---- resampling
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rate, wanted", [(44100, 8000), (8000, 16000), (22050, 8000)])
 def test_resampling_keeps_a_tone(rate, wanted, caplog):
     with caplog.at_level(logging.WARNING, "gpurnn"):

@@ -138,6 +138,7 @@ def test_a_step_without_its_optimiser_is_seen(monkeypatch):
     assert abs(got["loss"] - expected["loss"]).max() > 10 * allowed(case) * expected["loss"].max()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", PASSES)
 def test_products_are_a_bound_and_are_not_judged(what):
     case = Case("gru", 6, 3, 9, 5, L=2, bidirectional=True, what=what, V=11 * (what == "step"))
@@ -159,6 +160,7 @@ def test_a_large_case_is_judged_by_the_gpu_where_there_is_one(monkeypatch):
     assert asked == [("numpy", "float64"), ("cupy", "float64")]
 
 
+@pytest.mark.long
 def test_a_wrong_rival_is_refused_and_a_failing_one_reported(tmp_path):
     out = tmp_path / "run.json"
     document = run_cases([SMALL], ["gpurnn-numpy", "liar"], threads=1, rounds=1, seconds=0.001, out=out)
@@ -184,6 +186,7 @@ def test_a_rival_whose_process_dies_is_reported():
 # ---- the clock
 
 
+@pytest.mark.long
 def test_a_sleep_is_measured():
     document = run_cases([SMALL], ["sleeper"], threads=1, rounds=3, seconds=0.1)
     samples = times(document["cases"][0]["results"]["sleeper"]["samples"])
@@ -291,6 +294,7 @@ def test_what_is_no_results_file_is_refused(tmp_path):
     assert "expected a benchmark file" in str(invoke("show", path).exception)
 
 
+@pytest.mark.long
 def test_a_killed_run_leaves_a_valid_file(tmp_path):
     out = tmp_path / "run.json"
     command = [

@@ -56,12 +56,14 @@ def statuses(rows):
 # ---- time
 
 
+@pytest.mark.long
 def test_a_case_that_hangs_is_killed_at_its_limit_and_the_next_one_runs(tmp_path):
     code, rows = run(tmp_path, [ask(SLEEP), ask({"do": "hang"}, 1.0), ask(SLEEP)])
     assert code == 1 and statuses(rows) == ["right", "timed out", "right"]
     assert 1.0 <= rows[1]["seconds"] < 3 and re.search(r"in 1\.\d s: killed", rows[1]["reason"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["SIGSEGV", "SIGKILL"])
 def test_a_process_that_dies_is_told_and_the_next_case_runs(tmp_path, how):
     code, rows = run(tmp_path, [ask({"do": "die", "how": how}), ask({"do": "fail", "text": "no\nluck"}), ask(SLEEP)])
@@ -69,6 +71,7 @@ def test_a_process_that_dies_is_told_and_the_next_case_runs(tmp_path, how):
     assert how in rows[0]["reason"] and rows[1]["reason"] == "ValueError: no luck"
 
 
+@pytest.mark.long
 def test_the_deadline_is_kept(tmp_path):
     items = [ask({"do": "sleep", "seconds": 0.8}, name=str(k), needs=1.0) for k in range(20)]
     start = time.monotonic()
@@ -83,6 +86,7 @@ def test_the_deadline_is_kept(tmp_path):
     assert statuses(rows) == ["left out"] and "cut short by the end" in rows[0]["reason"]  # no fault of the case
 
 
+@pytest.mark.long
 def test_a_group_gives_way_when_its_time_is_over(tmp_path):
     items = [ask({"do": "sleep", "seconds": 0.6}, name=str(k), group="first") for k in range(5)] + [ask(SLEEP)]
     _, rows = run(tmp_path, items, minutes=10 / 60, ends={"first": 0.1})
@@ -90,6 +94,7 @@ def test_a_group_gives_way_when_its_time_is_over(tmp_path):
     assert statuses(rows)[3:5] == ["left out"] * 2 and rows[4]["reason"] == "the time of 'first' was over"
 
 
+@pytest.mark.long
 def test_a_process_that_does_not_start_is_tried_again_after_a_while(tmp_path, monkeypatch):
     monkeypatch.setattr("bench.gpu_workers.REST_SECONDS", 1)
     kept, tried = gpu_workers.command_of, []
@@ -164,6 +169,7 @@ def lines_in(folder):
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_kill_at_any_moment_leaves_whole_lines(tmp_path, how):
     draw = random.Random(int(how))

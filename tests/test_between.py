@@ -61,6 +61,7 @@ def declare(layer, name):
 CHANGES = [load, assign, in_place, update, update_by_adam]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", LAYERS)

@@ -313,6 +313,7 @@ def _output(model, x):
     return model(x)[0], model.ops.name, model.parameter_count
 
 
+@pytest.mark.long
 def test_a_process_of_its_own():
     """Spawned, as on macOS and Windows: everything goes there and back through pickle."""
     model = Sequential(LSTM(3, 4, backend="cpu", seed=1), Linear(4, 2, backend="cpu", seed=2))

@@ -54,6 +54,7 @@ def test_optimisers_at_extremes(backend, name, dtype):
             )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "make", [gpurnn.Adam, lambda m: gpurnn.AdamW(m, amsgrad=True), lambda m: gpurnn.RMSprop(m, centered=True)]
 )

@@ -93,6 +93,7 @@ def test_a_folder_with_one_file_of_a_runs_name_is_not_trained_into(copied, name)
     assert os.listdir("mine") == [name] and Path("mine", name).read_bytes() == b"mine"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [*NAMES[:7], "last.json link"])
 @pytest.mark.parametrize("content", [b"mine", b'{"mine": 1}\n', b"\x89PNG\r\n\x1a\n mine"])
 def test_overwrite_replaces_runs_and_nothing_else(copied, name, content):
@@ -109,6 +110,7 @@ def test_overwrite_replaces_runs_and_nothing_else(copied, name, content):
     call("train", "text", "book.txt", "--out", "text", *more[2:])  # a run's own
 
 
+@pytest.mark.long
 def test_resume_without_the_last_checkpoint_goes_on_from_the_best(copied, caplog):
     whole = ["train", "text", "book.txt", "--out", "whole", "--steps", 8, "--batch", 4, *TINY, "--epochs", 2]
     call(*whole, "--schedule", "constant")
@@ -135,6 +137,7 @@ def test_resume_replaces_nothing_of_others(copied, name):
     assert Path("text", name).read_text() == '{"mine": 1}\n'
 
 
+@pytest.mark.long
 @needs("mido")
 @needs("matplotlib")
 def test_composing_leaves_pictures_of_others(copied):
@@ -189,6 +192,7 @@ def test_a_run_does_not_replace_its_data(copied):
     assert Path("data", "last.json").read_bytes() == before and len(os.listdir("data")) == 1
 
 
+@pytest.mark.long
 @posix
 @pytest.mark.parametrize("kind", ["fifo", "device", "stdout"])
 def test_special_files_are_written_to(copied, kind):
@@ -232,6 +236,7 @@ def test_modes_are_kept(copied):
     assert set(modes.values()) == {0o600}, modes
 
 
+@pytest.mark.long
 @posix
 @needs("matplotlib")
 def test_links_are_not_followed(copied, monkeypatch):
@@ -386,6 +391,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.long
 @posix
 def test_a_lock_that_outlives_its_process_says_so(copied):
     """A forked child holds the same open file."""
@@ -426,6 +432,7 @@ def test_hard_links_to_a_runs_files_keep_what_they_have(copied, how):
     assert sorted(set(epochs)) == ([1, 2, 3] if how == "resume" else [1]) and not Path("text", ".lock").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pid", ["1e400", "-1e400", "NaN", "9" * 5000, '"x"', "[7]", "null", "1" + "0" * 300])
 def test_a_lock_that_says_nonsense_is_taken_over(copied, pid):
     for host in (f'"{platform.node()}"', "3", "[]"):
@@ -484,6 +491,7 @@ assert not hung, "a child hung"
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_fork_beside_threads_that_lock_folders(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -494,6 +502,7 @@ def test_a_fork_beside_threads_that_lock_folders(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 def test_a_prepared_run_holds_its_folder(copied):
     options = dict(hidden=4, steps=8, batch=4, epochs=1, backend="cpu")
     run = prepare("text", ["book.txt"], "mine", **options)
@@ -615,6 +624,7 @@ def test_the_result_of_a_run_whose_records_are_missing(copied):
 # ---- variables that are wrong
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name, text, expected",
     [

@@ -325,6 +325,7 @@ def test_headers_of_arrays(tmp_path, version):
             read_npz(path, lambda name: True)
 
 
+@pytest.mark.long
 @needs("mido")
 @needs("scipy")
 @pytest.mark.parametrize("bomb", BOMBS, ids=lambda bomb: bomb.__name__)
@@ -336,6 +337,7 @@ def test_bombs(place, bomb):
     assert complaints(run(*arguments), "bomb", "train.gz", "train-images", refused=True) == []
 
 
+@pytest.mark.long
 @needs("mido")
 def test_half_a_million_events_of_midi_are_read(place):
     """In three times what mido needs to parse the file, and a start: its merging of tracks took five times as long."""
@@ -397,6 +399,7 @@ def test_links_to_pipes(place, suffix):
     assert complaints(run(*arguments, link.name), link.name, refused=True) == []
 
 
+@pytest.mark.long
 def test_an_option_lifts_the_limit(place):
     folder, run = place
     write(folder / "many.tsv", (folder / "labelled.tsv").read_bytes() * 100)

@@ -162,6 +162,7 @@ def test_a_scale_changes_nothing_but_rounding():
     np.testing.assert_array_equal(*weights)
 
 
+@pytest.mark.long
 @needs("matplotlib")
 def test_a_run_whose_first_steps_are_skipped_is_recorded(tmp_path):
     """No gradient norm is known by then."""
@@ -223,6 +224,7 @@ def test_a_killed_run_ends_in_the_same_bits(tmp_path, monkeypatch, after):
     assert expected[-1]["skipped"] > 3
 
 
+@pytest.mark.long
 def test_checkpoints_from_before_there_was_a_scale_load(tmp_path):
     train(tmp_path, epochs=1)
     arrays, document = load_checkpoint(tmp_path / "last.json")
@@ -233,6 +235,7 @@ def test_checkpoints_from_before_there_was_a_scale_load(tmp_path):
     assert len(history.epochs) == 2 and history[-1]["loss_scale"] == scaler.scale
 
 
+@pytest.mark.long
 def test_a_run_is_resumed_with_what_it_had(tmp_path):
     train(tmp_path, epochs=1)
     with pytest.raises(gpurnn.CheckpointError, match="does not fit this run: it was made with a loss scale"):

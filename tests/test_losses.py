@@ -340,6 +340,7 @@ def test_empty_batch(reduction, options):
         assert dx.shape == x.shape
 
 
+@pytest.mark.long
 @given(lambda: st.data(), max_examples=40)
 def test_ragged_batches_equal_their_valid_parts(data):
     steps, size, classes = (data.draw(st.integers(1, high)) for high in (6, 4, 5))

@@ -47,6 +47,7 @@ def test_the_same_seed_plants_the_same_errors(capsys):
     assert lines[:6] == lines[6:] and lines[0].startswith("5 of ")
 
 
+@pytest.mark.long
 def test_every_file_has_tests():
     files = {mutation.file for mutation in mutate.all_mutations()}
     assert len(files) > 40

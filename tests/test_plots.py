@@ -33,6 +33,7 @@ def test_history(tmp_path, records):
     assert is_png(tmp_path / "new" / "a.png")
 
 
+@pytest.mark.long
 def test_gradient_flow_with_zeros_and_missing_c(tmp_path):
     flow = gpurnn.GradientFlow(
         l0=StepNorms(np.geomspace(1e-30, 1, 40)[:, None]), l1=StepNorms(np.zeros((40, 2)), np.ones((40, 2)))

@@ -579,6 +579,7 @@ def test_gradient_flow_is_the_derivative_by_h():
         assert abs(flow["l0"].dh[t, 0] - np.linalg.norm(gradient)) < 1e-7
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2}])
 def test_memory_of_a_training_step(options):
     """A training step allocates at most 1.3 times what its cache needs, and no more than its plan says."""

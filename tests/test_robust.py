@@ -51,6 +51,7 @@ def test_of_another_librarys_variable_only_sense_is_taken(text, count, monkeypat
     assert cpu_ops.thread_count() == (count or usual)
 
 
+@pytest.mark.long
 def test_an_instruction_set_is_chosen():
     code = """
 import numpy as np, gpurnn
@@ -145,6 +146,7 @@ def refused(kind, match, call):
 """
 
 
+@pytest.mark.long
 @linux
 def test_threads_that_the_system_refuses():
     """Each needs address space for a stack. Afterwards, with fewer of them, all is as before."""
@@ -166,6 +168,7 @@ assert np.array_equal(layer(x)[0], expected)
 """)  # fmt: skip
 
 
+@pytest.mark.long
 @linux
 @pytest.mark.parametrize("threads", ["1", "3"])
 def test_memory_that_the_system_refuses(threads):
@@ -277,6 +280,7 @@ def test_what_a_large_call_has_used_is_given_back_while_small_ones_go_on():
     assert store.bytes <= 1.5 * 1.04 * 4 * 300 * 300
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [{}, {"num_layers": 3}, {"num_layers": 2, "bidirectional": True, "dropout": 0.2}])
 @pytest.mark.parametrize("kind", [gpurnn.LSTM, gpurnn.GRU])
 def test_a_training_step_finds_its_memory_again(kind, options, monkeypatch):
@@ -407,6 +411,7 @@ print(digest.hexdigest())
 """
 
 
+@pytest.mark.long
 def test_bits_are_equal_over_processes_threads_and_blas_settings():
     """For each instruction set that this machine has."""
     for level in range(cpu_ops.load_native()[1] + 1):
@@ -427,6 +432,7 @@ def test_what_decides_bits_is_known():
     assert machine["isa"] == cpu_ops.ISAS[gpurnn.get_backend("cpu").level]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["cpu", "numpy"])
 def test_a_wrong_number_of_threads_is_refused_before_anything_runs(backend):
     code = f"import gpurnn; gpurnn.LSTM(2, 3, backend={backend!r})"

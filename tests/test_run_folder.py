@@ -43,6 +43,7 @@ def resume(folder):
     return run.train(progress=False, flow=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("log", ["history.jsonl", "gradient_flow.jsonl"])
 @pytest.mark.parametrize("left", [None, 0, 1, 0.3, 0.9])
 def test_a_shortened_log_does_not_stop_a_run(made, part, log, left, caplog):
@@ -61,6 +62,7 @@ def test_a_shortened_log_does_not_stop_a_run(made, part, log, left, caplog):
     assert all(np.array_equal(whole[name], parts[name]) for name in whole)
 
 
+@pytest.mark.long
 @needs("matplotlib")
 def test_a_whole_log_goes_on(made, part, caplog):
     from gpurnn.plots import plot_run

@@ -95,6 +95,7 @@ def test_finite_differences(options):
     check_gradient(WithLoss(spread(make(**options), 4)), *batch())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("part", ["encoder", "bridge_h", "attention", "target_embedding"])
 def test_a_broken_gradient_is_seen(part, monkeypatch):
     model = spread(make(), 4)

@@ -127,6 +127,7 @@ def test_word_dropout_differs_by_epoch_and_batch_alone():
 # ---- training and measuring
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pooling", ["last", "mean", "max", "attention"])
 def test_it_learns_more_than_the_majority(table, tmp_path, pooling):
     """End to end: always saying 'pos' is right for two of three."""
@@ -145,6 +146,7 @@ def test_it_learns_more_than_the_majority(table, tmp_path, pooling):
     np.testing.assert_allclose(p[[2, 1]], alone, atol=1e-6)  # float32, other products for other batches
 
 
+@pytest.mark.long
 def test_resumed_equals_uninterrupted(table, tmp_path):
     options = TINY | {"epochs": 3, "schedule": "constant", "level": "characters", "pooling": "attention"}
     whole = prepare("classify", [table], tmp_path / "whole", backend="cpu", **options)

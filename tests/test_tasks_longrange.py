@@ -137,6 +137,7 @@ def test_images_shrink_to_means(npz, arrays):
 # ---- runs
 
 
+@pytest.mark.long
 def test_adding_is_learned_and_beats_answering_one(tmp_path):
     run = prepare("longrange", [], tmp_path / "run", cell="gru", steps=8, hidden=24, batch=50, sequences=5000,
                   epochs=4, lr=1e-2, seed=1, backend="cpu")  # fmt: skip

@@ -82,6 +82,7 @@ def facts_of(vocabulary="abc", bands=3, joint=""):
 # ---- end to end
 
 
+@pytest.mark.long
 def test_strings_are_learned_from_single_tones(listener, strings):
     trained = load(listener, "cpu")
     numbers, text = TASK.evaluate(trained, [strings])
@@ -95,6 +96,7 @@ def test_strings_are_learned_from_single_tones(listener, strings):
     assert result["validation_error"] < 0.2 and "test" not in result
 
 
+@pytest.mark.long
 def test_classes_are_learned(letters, strings, tmp_path):
     settings = SMALL | {"target": "class", "epochs": 4, "pooling": "attention"}
     run = prepare("speech", [letters], tmp_path / "run", backend="cpu", **settings)
@@ -138,6 +140,7 @@ def test_a_run_from_before_strict_was_a_setting(listener, tmp_path):
     assert load(tmp_path / "run", "cpu").settings.strict is False
 
 
+@pytest.mark.long
 def test_a_resumed_run_ends_with_the_same_bits(letters, tmp_path):
     settings = SMALL | {"concatenate": "1-3", "schedule": "constant", "dropout": 0.2, "layers": 2}
     whole, halved = tmp_path / "whole", tmp_path / "halved"

@@ -125,6 +125,7 @@ class Fixed:
         self.training = True
 
 
+@pytest.mark.long
 def test_draws_follow_the_distribution():
     model, vocabulary, n = Fixed(), Vocabulary("abcde"), 4000
     drawn = collections.Counter(sample(model, vocabulary, "a", n, temperature=1.0, seed=3))
@@ -229,6 +230,7 @@ def test_training_learns_and_leaves_a_run(book, tmp_path):
     assert (folder / "history.jsonl").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_resumed_equals_uninterrupted(book, tmp_path, cell, optimizer):

@@ -143,6 +143,7 @@ def test_batches_of_pairs():
 # ---- a trained model
 
 
+@pytest.mark.long
 def test_it_learns_what_copying_does_not(trained):
     """Whole sentences right: nearly all, of sentences never seen; the trivial translations stay far below."""
     folder, test, numbers, text = trained

@@ -177,6 +177,7 @@ def test_an_interrupted_run_resumed_ends_as_one_that_was_not(tmp_path, name, sta
         np.testing.assert_array_equal(array, resumed[name], err_msg=name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", ["numpy", "click", "gpurnn.tasks.text"])
 def test_ctrl_c_during_imports(tmp_path, stage):
     """A module that presses Ctrl-C as it is imported."""

@@ -70,6 +70,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["numpy", "cpu"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_no_gradient_is_lost(name, backend):

@@ -292,6 +292,7 @@ def test_plateau_schedule_sees_the_validation_loss():
     assert [r["lr"] for r in history.epochs][-1] < 1e-9
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cell", ["GRU", "LSTM"])
 @pytest.mark.parametrize("every", [None, 4])
 def test_resumed_training_equals_an_uninterrupted_one(tmp_path, cell, every):
@@ -328,6 +329,7 @@ def test_stopped_anywhere(tmp_path, stop, monkeypatch):
     assert [r["step"] for r in history if r["kind"] == "step"] == [10, 20, 30, 40, 50, 60]
 
 
+@pytest.mark.long
 @needs("ml_dtypes")
 @pytest.mark.parametrize("backend", ["numpy", "cpu"])
 @pytest.mark.parametrize("cell", ["GRU", "LSTM"])
@@ -351,6 +353,7 @@ def test_stopped_in_the_middle_of_an_epoch_in_another_dtype(tmp_path, dtype, cel
     assert np.array_equal(model.flat_params, whole.flat_params)
 
 
+@pytest.mark.long
 def test_a_run_that_goes_on_elsewhere_says_that_bits_may_differ(tmp_path, monkeypatch, caplog):
     train(tmp_path, epochs=1)
     _, document = gpurnn.load_checkpoint(tmp_path / "last.json")

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .._typing import Array
+from .._typing import Array, Backend
 from ..errors import BackendError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def use_backend(name: str) -> Iterator[None]:
         _requested.reset(token)
 
 
-def get_backend(name: str | Ops | None = None) -> Ops:
+def get_backend(name: str | Backend | None = None) -> Backend:
     """The ``Ops`` of a backend, the object through which layers compute.
 
     Parameters

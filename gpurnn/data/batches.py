@@ -102,6 +102,11 @@ class TextBatches:
     (2, [[0, 4], [1, 5], [2, 6]])
     """
 
+    ids: Array
+    batch_size: int
+    steps: int
+    stream: int
+
     def __init__(self, ids: Array, batch_size: int, steps: int) -> None:
         refuse_masked("ids", ids)
         if getattr(ids, "ndim", None) != 1:
@@ -169,6 +174,15 @@ class SequenceBatches:
     >>> batch.inputs.shape, batch.lengths.tolist()
     ((2, 2, 2), [1, 2])
     """
+
+    inputs: list[Array]
+    targets: Any
+    lengths: Array
+    batch_size: int
+    per_step: bool
+    shuffle: bool
+    bucket: bool
+    seed: int
 
     def __init__(
         self,

@@ -37,6 +37,8 @@ class Dropout(Module):
     [1.0, 1.0, 1.0]
     """
 
+    calls: int
+
     def __init__(
         self,
         rate: float,

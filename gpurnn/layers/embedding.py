@@ -41,6 +41,10 @@ class Embedding(Module):
     (2, 3, 4)
     """
 
+    num_embeddings: int
+    embedding_dim: int
+    padding_idx: int | None
+
     def __init__(
         self,
         num_embeddings: int,

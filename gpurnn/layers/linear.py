@@ -42,6 +42,10 @@ class Linear(Module):
     ((7, 2, 5), (7, 2, 3))
     """
 
+    in_features: int
+    out_features: int
+    bias: bool
+
     def __init__(
         self,
         in_features: int,
@@ -179,6 +183,11 @@ class TiedLinear(Linear):
     >>> output(np.ones((7, 2, 32), "float32")).shape
     (7, 2, 65)
     """
+
+    embedding: Embedding
+    in_features: int
+    out_features: int
+    bias: bool
 
     def __init__(self, embedding: Embedding, bias: bool = True) -> None:
         if not isinstance(embedding, Embedding):

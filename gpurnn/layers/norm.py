@@ -45,6 +45,9 @@ class LayerNorm(Module):
     [[-1.0, 1.0], [1.0, -1.0]]
     """
 
+    features: int
+    bias: bool
+
     def __init__(
         self,
         features: int,
@@ -152,6 +155,9 @@ class BatchNorm(Module):
     [-1.0, 1.0, 0.0]
     """
 
+    features: int
+    affine: bool
+    buffers: dict[str, Array]
     takes_lengths = True
 
     def __init__(

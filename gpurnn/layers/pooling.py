@@ -56,6 +56,10 @@ class Pooling(Module):
     [[2.0]]
     """
 
+    features: int
+    mode: str
+    directions: int
+    attention_size: int
     takes_lengths = True
 
     def __init__(

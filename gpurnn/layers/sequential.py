@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -66,6 +67,8 @@ class Sequential(Module):
     ((7, 2, 65), 1)
     """
 
+    stateful: bool
+    once: bool
     takes_lengths = True
 
     def __init__(self, *layers: Module | dict[str, Module]) -> None:
@@ -121,7 +124,9 @@ class Sequential(Module):
         return (x, tuple(final)) if self.stateful else x
 
     @answers_unknown
-    def forward(self, x: Array, state: State = None, lengths: Lengths = None, *, retain: bool = False) -> tuple:
+    def forward(
+        self, x: Array, state: State = None, lengths: Lengths = None, *, retain: bool = False
+    ) -> tuple[Any, ...]:
         """The output and its backward, for training.
 
         Parameters

@@ -97,6 +97,16 @@ class Module(FlatParameters, Freezing, Versions, Modes, States, NamesArguments):
         For an argument of the wrong type or value.
     """
 
+    ops: Any
+    xp: Any
+    params: Views
+    grads: Views
+    dtype: np.dtype[Any]
+    compute_dtype: np.dtype[Any]
+    precision: str
+    seed: int
+    calls: int
+    children: dict[str, Module]
     stateful = False  # True where forward takes and returns a recurrent state
     once = False  # True where backward overwrites what forward saved, and so runs once unless ``retain=True``
 

@@ -21,6 +21,8 @@ if hasattr(os, "register_at_fork"):  # a forked child finds it released
 class Modes:
     """The part of ``Module`` that sets the mode of a model."""
 
+    training: Any  # of ``Module``
+
     def modules(self, prefix: str = "") -> Iterator[tuple[str, Any]]:
         """All modules in this one, itself first and each once, as (dotted name, module).
 

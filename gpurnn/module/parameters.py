@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from .. import rng
 from .._typing import Array
@@ -16,6 +16,17 @@ Layout = list[tuple[str, tuple[int, ...]]]  # (name, shape) of each parameter, i
 
 class FlatParameters:
     """The part of ``Module`` that declares parameters, joins them into flat buffers, and copies them."""
+
+    xp: Any
+    params: Views
+    grads: Views
+    flat_params: Array
+    flat_grads: Array
+    parameter_count: int
+    buffers: dict[str, Array]
+    children: dict[str, Any]
+    name: str
+    key: int
 
     # ---- declaring
 
@@ -113,7 +124,7 @@ class FlatParameters:
 
     # ---- copying
 
-    def __copy__(self):
+    def __copy__(self) -> NoReturn:
         name = type(self).__name__
         raise TypeError(
             f"copy.copy: a shallow copy of this {name} would share its parameters, its layers and their modes with it: "

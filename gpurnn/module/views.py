@@ -17,7 +17,7 @@ from ..errors import ShapeError
 ALIGNMENT = 16
 
 
-class Views(Mapping):
+class Views(Mapping[str, Any]):
     """Name -> view of a flat buffer.
 
     Assigning copies into the view, so that the buffer always holds the values: ``layer.params["bias"] = 0`` and

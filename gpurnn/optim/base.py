@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -48,6 +48,10 @@ class Optimizer(NamesArguments):
         For a ``model`` that is no Module or has no parameters, and for hyperparameters out of their range.
     """
 
+    model: Module
+    hyper: Mapping[str, Any]
+    steps: int
+
     def __init__(self, model: Module, lr: float, **hyper: Any) -> None:
         check_model(model)
         if model.flat_params.size == 0:
@@ -61,7 +65,7 @@ class Optimizer(NamesArguments):
         self._block = block_size(xp, self._size)
         self._scratch = xp.empty((2, self._block), model.compute_dtype)
 
-    def __copy__(self):
+    def __copy__(self) -> NoReturn:
         raise TypeError(
             f"copy.copy: a shallow copy of this {type(self).__name__} would share its state arrays and its model: use "
             "copy.deepcopy((model, optimizer)), which copies both"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from ..errors import NamesArguments, check_number, check_size
 from .base import Optimizer
@@ -38,7 +38,7 @@ class Schedule(NamesArguments):
         self._hyper = self._check_hyper(base_lr=opt.lr, **hyper)
         self._counters = self._check_counters()
 
-    def __copy__(self):
+    def __copy__(self) -> NoReturn:
         raise TypeError(
             f"copy.copy: a shallow copy of this {type(self).__name__} would set the learning rate of the same "
             "optimizer: use copy.deepcopy((model, optimizer, schedule)), which copies all three"

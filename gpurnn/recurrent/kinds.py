@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from numpy.typing import DTypeLike
 
 from .. import cells
-from ..backends.ops import Ops
+from .._typing import Backend
 from ..errors import check_choice, check_flag
 from .layer import Recurrent
 
@@ -43,6 +43,7 @@ class RNN(Recurrent):
     ((5, 3, 20), (1, 3, 20))
     """
 
+    nonlinearity: str
     _elsewhere = dict.fromkeys(("proj_size", "forget_bias", "chrono"), _NO_GATES)
 
     def __init__(
@@ -61,7 +62,7 @@ class RNN(Recurrent):
         init: str = "uniform",
         schedule: str = "auto",
         wavefront: int = 0,
-        backend: str | Ops | None = "auto",
+        backend: str | Backend | None = "auto",
         dtype: DTypeLike = "float32",
         precision: str = "float32",
         seed: int | None = None,
@@ -172,7 +173,7 @@ class LSTM(Recurrent):
         chrono: int | None = None,
         schedule: str = "auto",
         wavefront: int = 0,
-        backend: str | Ops | None = "auto",
+        backend: str | Backend | None = "auto",
         dtype: DTypeLike = "float32",
         precision: str = "float32",
         seed: int | None = None,
@@ -222,6 +223,7 @@ class GRU(Recurrent):
     ((3, 5, 20), (1, 3, 20))
     """
 
+    reset_after: bool
     _elsewhere = dict.fromkeys(("proj_size", "forget_bias"), _NO_PROJECTION)
 
     def __init__(
@@ -241,7 +243,7 @@ class GRU(Recurrent):
         chrono: int | None = None,
         schedule: str = "auto",
         wavefront: int = 0,
-        backend: str | Ops | None = "auto",
+        backend: str | Backend | None = "auto",
         dtype: DTypeLike = "float32",
         precision: str = "float32",
         seed: int | None = None,

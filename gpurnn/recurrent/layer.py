@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from .. import cells
@@ -23,15 +24,26 @@ _SHOWN = {  # attributes that ``repr`` shows where they differ from these
 class Recurrent(Module):
     """The part that the three layers share; see ``LSTM`` for the arguments."""
 
+    input_size: int
+    hidden_size: int | Sequence[int]
+    hidden_sizes: tuple[int, ...]
+    num_layers: int
+    proj_size: int
+    bias: bool
+    bidirectional: bool
+    reverse: bool
+    learn_state: bool
+    init: str
     stateful = True
     takes_lengths = True
     once = True
 
     def __init__(
-        self, cell, input_size, hidden_size, *, num_layers, bias, batch_first, dropout, bidirectional, reverse,
-        learn_state, init, schedule, wavefront, backend, dtype, precision, seed, proj_size=0, forget_bias=None,
-        chrono=None,
-    ):  # fmt: skip
+        self, cell: Any, input_size: int, hidden_size: int | Sequence[int], *, num_layers: int, bias: bool,
+        batch_first: bool, dropout: float, bidirectional: bool, reverse: bool, learn_state: bool, init: str,
+        schedule: str, wavefront: int, backend: Any, dtype: Any, precision: str, seed: int | None, proj_size: int = 0,
+        forget_bias: float | None = None, chrono: int | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(backend, dtype, seed, precision)
         self.bias, self.batch_first = check_flag("bias", bias), batch_first
         self.bidirectional, self.reverse = check_flag("bidirectional", bidirectional), check_flag("reverse", reverse)
@@ -70,7 +82,7 @@ class Recurrent(Module):
         return check_flag("batch_first", value)
 
     @checked
-    def schedule(self, value):
+    def schedule(self, value: Any) -> str:
         return check_choice("schedule", value, SCHEDULES)
 
     @checked
@@ -93,7 +105,7 @@ class Recurrent(Module):
 
     # ---- passes and parameters
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_by_layer": (None, [])}
 
     def _passes(self):

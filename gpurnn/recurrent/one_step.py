@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from numpy.typing import DTypeLike
 
-from .._typing import Array, Backward, State
-from ..backends.ops import Ops
+from .._typing import Array, Backend, Backward, State
 from ..errors import ShapeError, answers_unknown
 from .kinds import GRU, LSTM, RNN
 from .state import as_state, state_pair
@@ -140,7 +139,7 @@ class RNNCell(_SingleStep, RNN):
         init: str = "uniform",
         schedule: str = "auto",
         wavefront: int = 0,
-        backend: str | Ops | None = "auto",
+        backend: str | Backend | None = "auto",
         dtype: DTypeLike = "float32",
         precision: str = "float32",
         seed: int | None = None,
@@ -184,7 +183,7 @@ class LSTMCell(_SingleStep, LSTM):
         chrono: int | None = None,
         schedule: str = "auto",
         wavefront: int = 0,
-        backend: str | Ops | None = "auto",
+        backend: str | Backend | None = "auto",
         dtype: DTypeLike = "float32",
         precision: str = "float32",
         seed: int | None = None,
@@ -229,7 +228,7 @@ class GRUCell(_SingleStep, GRU):
         chrono: int | None = None,
         schedule: str = "auto",
         wavefront: int = 0,
-        backend: str | Ops | None = "auto",
+        backend: str | Backend | None = "auto",
         dtype: DTypeLike = "float32",
         precision: str = "float32",
         seed: int | None = None,

@@ -1,7 +1,14 @@
 """The four checks: each raises AssertionError where a layer is wrong."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
 
+from .._typing import Array, Backend
+from ..module import Module
 from .allowed import count_terms, equal_bits, worst_error
 from .call import Call
 from .differences import gradient_error
@@ -9,7 +16,7 @@ from .nested import draw_like, leaves
 from .ragged import ragged_error
 
 
-def check_gradient(layer, *inputs, seed=0, **options):
+def check_gradient(layer: Module | Callable[..., Any], *inputs: Any, seed: int = 0, **options: Any) -> float:
     """Compare every gradient of a layer with finite differences in float64.
 
     All parameters and all floating-point inputs, the initial state among them, move together along one random
@@ -70,7 +77,16 @@ def check_gradient(layer, *inputs, seed=0, **options):
     return _demand(*gradient_error(layer, inputs, seed, **options))
 
 
-def check_parity(make, *inputs, backend="cpu", dtype="float32", reference=None, terms=None, seed=0, **options):
+def check_parity(
+    make: Callable[[Any, str], Module],
+    *inputs: Any,
+    backend: str | Backend = "cpu",
+    dtype: str = "float32",
+    reference: Callable[..., Any] | None = None,
+    terms: int | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> float:
     """Compare a layer on one backend and dtype with the same layer in float64 on NumPy, and that with a function.
 
     Outputs and all gradients are compared. Allowed is twice the largest error of the plain implementation, which is
@@ -136,7 +152,7 @@ def check_parity(make, *inputs, backend="cpu", dtype="float32", reference=None, 
     return max(share, _demand(*worst_error(got, usual, expected, layer.dtype.name, terms if says_nothing else None)))
 
 
-def check_repeat(layer, *inputs, seed=0, **options):
+def check_repeat(layer: Module | Callable[..., Any], *inputs: Any, seed: int = 0, **options: Any) -> float:
     """Run a layer forward and backward twice and compare the bits of all outputs and gradients.
 
     Parameters
@@ -172,7 +188,9 @@ def check_repeat(layer, *inputs, seed=0, **options):
     return _demand(*equal_bits(call.run(doutputs), call.run(doutputs)))
 
 
-def check_ragged(layer, x, lengths, state=None, terms=None, seed=0):
+def check_ragged(
+    layer: Module, x: Array, lengths: Sequence[int] | Array, state: Any = None, terms: int | None = None, seed: int = 0
+) -> float:
     """Compare a ragged batch with each of its sequences alone, in evaluation mode.
 
     NaN lies in all that must not be read: in x and in the gradient with respect to the output past the end of each

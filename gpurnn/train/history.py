@@ -23,7 +23,7 @@ class StopTraining(Exception):
     """
 
 
-class History(list):
+class History(list[dict[str, Any]]):
     """The records of a training, in order, each a dict; the lines of ``history.jsonl``.
 
     A record of the kind "step" has step, epoch, loss, lr and grad_norm (of the last update; None before the first). A
