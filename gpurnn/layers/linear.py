@@ -180,6 +180,8 @@ class TiedLinear(Linear):
     (7, 2, 65)
     """
 
+    references = ("embedding",)
+
     def __init__(self, embedding: Embedding, bias: bool = True) -> None:
         if not isinstance(embedding, Embedding):
             raise TypeError(f"embedding: expected an Embedding, got {type(embedding).__name__}")
