@@ -128,7 +128,7 @@ class EncoderDecoder(Module):
             weight = children[name].params["weight"]
             start = rng.uniform(weight.shape, -0.1, 0.1, children[name].seed, rng.name_key("weight"), dtype=np.float64)
             weight[...] = self.xp.asarray(start, dtype=self.compute_dtype)
-        self._adopt(children)
+        self.add_layers(children)
 
     def _make_children(self, source_size, target_size, E, cell, score, dropout):
         """The layers by name. Each has its own seed, by its place in the order in which they are made here."""
@@ -223,7 +223,7 @@ class EncoderDecoder(Module):
             embedding_backward(target_dropout_backward(dx))
             encode_backward(dmemory, dstate)
 
-        return logits, self._guarded(backward, "dlogits", logits, retain)
+        return logits, self.guard_backward(backward, logits, "dlogits", retain)
 
     # ---- one step at a time
 

@@ -82,6 +82,11 @@ FLAGS = {
     "accuracy": (lambda **o: gpurnn.accuracy(X, IDS, **o), "batch_first"),
     "mse": (lambda **o: gpurnn.mse(X, X, **o), "batch_first"),
     "mae": (lambda **o: gpurnn.mae(X, X, **o), "batch_first"),
+    "huber": (lambda **o: gpurnn.huber(X, X, **o), "batch_first"),
+    "smooth_l1": (lambda **o: gpurnn.smooth_l1(X, X, **o), "batch_first"),
+    "kl_div": (lambda **o: gpurnn.kl_div(X, X, **o), "log_target batch_first"),
+    "nll_loss": (lambda **o: gpurnn.nll_loss(X, IDS, **o), "batch_first"),
+    "quantile_loss": (lambda **o: gpurnn.quantile_loss(X[..., :1], X[..., 0], [0.5], **o), "batch_first"),
     "binary_cross_entropy_with_logits": (
         lambda **o: gpurnn.binary_cross_entropy_with_logits(X, X, **o), "batch_first",
     ),

@@ -39,6 +39,24 @@ def check_gradient(layer, dy, shape):
     return dy
 
 
+def feature_sizes(layer, size):
+    """(features that a layer reads, features of its output) where ``size`` features come in; None: not known.
+
+    It knows the layers of gpurnn only: attributes of others may mean anything.
+    """
+    if type(layer).__module__.partition(".")[0] != __name__.partition(".")[0] or layer.children:
+        return None, None
+    if hasattr(layer, "out_features"):
+        return layer.in_features, layer.out_features
+    if hasattr(layer, "hidden_sizes"):
+        return layer.input_size, (layer.proj_size or layer.hidden_sizes[-1]) * (2 if layer.bidirectional else 1)
+    if hasattr(layer, "features"):
+        return layer.features, layer.features
+    if hasattr(layer, "embedding_dim"):
+        return None, layer.embedding_dim
+    return None, size if hasattr(layer, "rate") else None  # dropout
+
+
 def sizes_text(layer, *sizes, **defaults):
     """``10, 20, bias=False``: the attributes ``sizes``, then those of ``defaults`` that differ from their default."""
     shown = [repr(getattr(layer, name)) for name in sizes]

@@ -188,6 +188,7 @@ class TiedLinear(Linear):
     in_features: int
     out_features: int
     bias: bool
+    references = ("embedding",)
 
     def __init__(self, embedding: Embedding, bias: bool = True) -> None:
         if not isinstance(embedding, Embedding):

@@ -11,8 +11,9 @@ from .._typing import Array, Lengths, State
 from ..arrays import host_array, refuse_function
 from ..errors import ShapeError, answers_unknown, check_flag
 from ..masks import check_lengths
-from ..module import Module, check_unspent
+from ..module import Layers, Module, check_unspent
 from ..recurrent import GRUCell, LSTMCell, RNNCell
+from .common import feature_sizes
 
 
 def _axis_orders(layer):
@@ -30,6 +31,26 @@ def _reads_lengths(layer):
     if isinstance(layer, Sequential):
         return any(map(_reads_lengths, layer))
     return getattr(layer, "takes_lengths", False)
+
+
+def _follow_features(layers, size=None, before=None, place=""):
+    """The number of features behind the layers, by name; None where it is not known.
+
+    Raises ShapeError for a layer that reads another number of features than come in. size: how many these are, or
+    None. before: the layer that they come from, for the message. place: of the Sequential around it, with a dot.
+    """
+    for name, layer in layers.items():
+        shown = f"{place}{name}: {type(layer).__name__}"
+        if isinstance(layer, Sequential) and type(layer).forward is Sequential.forward:
+            size = _follow_features(layer.children, size, before, f"{place}{name}.")
+        else:
+            reads, size = feature_sizes(layer, size)
+            if reads is not None and before is not None and reads != before[1]:
+                raise ShapeError(
+                    f"{shown} reads {reads} features, but {before[0]} before it gives {before[1]}. Give both one size"
+                )
+        before = None if size is None else (shown, size)
+    return size
 
 
 class Sequential(Module):
@@ -56,6 +77,8 @@ class Sequential(Module):
     ValueError
         There is no layer; backends or dtypes differ; a layer belongs to another model; or layers that know the time
         axis (recurrent, BatchNorm, Pooling, variational Dropout) differ in batch_first.
+    ShapeError
+        A layer reads another number of features than the layer before it gives.
     TypeError
         A layer is not a ``Module``, or is a single step such as ``LSTMCell``.
 
@@ -70,6 +93,7 @@ class Sequential(Module):
     stateful: bool
     once: bool
     takes_lengths = True
+    _chain = True
 
     def __init__(self, *layers: Module | dict[str, Module]) -> None:
         if len(layers) == 1 and isinstance(layers[0], dict):
@@ -85,17 +109,27 @@ class Sequential(Module):
         name, first = next(iter(named.items()))
         if not isinstance(first, Module):
             raise TypeError(f"{name}: expected a gpurnn layer, got {type(first).__name__}")
-        super().__init__(first.ops, first.dtype, first.seed)
-        for name, layer in named.items():
+        super().__init__(seed=first.seed)
+        self.add_layers(named)
+
+    def _check_layers(self, children):
+        if not children:
+            raise ValueError("a Sequential needs at least one layer, and this is its last one")
+        for name, layer in children.items():
             if isinstance(layer, (RNNCell, LSTMCell, GRUCell)):
                 raise TypeError(f"{name}: {type(layer).__name__} has no sequence form; the whole layer has step() too")
-        if len({order for layer in named.values() for order in _axis_orders(layer)}) > 1:
+            if isinstance(layer, Layers):
+                raise TypeError(f"{name}: a list of layers does not say how it runs. Give a gpurnn.Sequential")
+        if len({order for layer in children.values() for order in _axis_orders(layer)}) > 1:
             raise ValueError(
                 "batch_first: some of these layers take (T, B, F) and some (B, T, F); give it to all or none"
             )
-        self._adopt(named)
-        self.stateful = any(layer.stateful for layer in named.values())
-        self.once = any(layer.once for layer in named.values())
+        if type(self).forward is Sequential.forward:  # one that overrides it need not run them in order
+            _follow_features(children)
+
+    def _layers_changed(self):
+        self.stateful = any(layer.stateful for layer in self.children.values())
+        self.once = any(layer.once for layer in self.children.values())
 
     @answers_unknown
     def __call__(self, x: Array, state: State = None, lengths: Lengths = None) -> Array | tuple[Array, State]:

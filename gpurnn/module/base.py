@@ -1,12 +1,13 @@
 """Module: parameters and gradients as views of one flat buffer each, state dictionaries, modes.
 
-A layer declares its parameters once. A module made of modules moves their parameters into one buffer of its own, so
-that an update, a norm or an all-reduce is one operation over one array however deep the model is.
+A module made of modules moves their parameters into one buffer of its own, so that an update, a norm or an all-reduce
+is one operation over one array however deep the model is.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,18 @@ from ..dtypes import check_dtype, compute_dtype
 from ..errors import DtypeError, NamesArguments, check_choice, check_flag, checked
 from .freezing import Freezing
 from .modes import Modes
-from .parameters import FlatParameters
+from .registration import Registration
 from .states import States
 from .summary import summary_table
 from .versions import Versions
 from .views import Views
 
 PRECISIONS = ("float32", "tf32")
+_RESERVED = frozenset({  # what Module.__init__ sets: no layer takes these names
+    "ops", "xp", "dtype", "precision", "compute_dtype", "seed", "name", "key", "calls", "training", "buffers",
+    "children", "params", "grads", "flat_params", "flat_grads", "parameter_count",
+    "_evaluations", "_counts", "_frozen", "_homes", "_own", "_open", "_parent", "_layout",
+})  # fmt: skip
 
 
 def _check_gpu_bfloat16(cupy: str, numpy: str) -> None:
@@ -35,8 +41,18 @@ def _check_gpu_bfloat16(cupy: str, numpy: str) -> None:
             raise DtypeError(f"dtype bfloat16 on a GPU needs {name} {wanted} or newer, here is {version}")
 
 
-class Module(FlatParameters, Freezing, Versions, Modes, States, NamesArguments):
+class Module(Registration, Freezing, Versions, Modes, States, NamesArguments):
     """Base of every layer and model.
+
+    In a model of your own, call ``super().__init__()`` first. Then a layer that is set as an attribute,
+    ``self.lstm = gpurnn.LSTM(...)``, is a part of the model: its parameters, such as "lstm.weight_ih_l0", are in
+    ``params``, in the state dictionary, and train with the model. So are the layers of a list, tuple or dict, which
+    becomes a ``gpurnn.module.Layers``. ``parameter`` makes a parameter of the module's own. A layer that takes the
+    place of another, or a deleted one, leaves the other on its own; an optimizer of the model must be built anew then.
+    Attributes that are named in the class's ``references`` hold layers that belong elsewhere.
+
+    ``forward`` returns the outputs and a backward function, ``__call__`` the outputs alone; ``guard_backward`` adds the
+    usual checks to a backward function. docs/models.md has an example.
 
     Parameters must not change between a forward pass and its backward pass: ``backward`` raises RuntimeError, naming
     the parameter, if an optimizer, ``load_state_dict`` or an assignment ``params[name] = ...`` has changed one. A
@@ -49,14 +65,13 @@ class Module(FlatParameters, Freezing, Versions, Modes, States, NamesArguments):
     backend, and loading it where that backend cannot work raises BackendError. Loading a pickle can run any code; for
     files there is ``gpurnn.save_weights``.
 
-    A layer of your own takes ``versions()`` in ``forward`` and gives it to ``check_versions`` in ``backward``.
-
     Parameters
     ----------
     backend : str, optional
-        Name of the backend; None or "auto" for the current one, see ``gpurnn.use_backend``.
-    dtype : str or dtype
-        float32, float64, float16 or bfloat16.
+        Name of the backend; "auto" for the current one, see ``gpurnn.use_backend``. None follows the first layer that
+        is set, or the model that this module is set in, and is the current one until then.
+    dtype : str or dtype, optional
+        float32, float64, float16 or bfloat16. None follows likewise, and is float32 until then.
     seed : int, optional
         Key of the random draws; None draws one.
     precision : {"float32", "tf32"}
@@ -107,19 +122,21 @@ class Module(FlatParameters, Freezing, Versions, Modes, States, NamesArguments):
     seed: int
     calls: int
     children: dict[str, Module]
+    _reserved = _RESERVED
     stateful = False  # True where forward takes and returns a recurrent state
+    _chain = False  # True where each layer in it reads the output of the one before it
     once = False  # True where backward overwrites what forward saved, and so runs once unless ``retain=True``
 
     def __init__(
         self,
         backend: str | None = None,
-        dtype: Any = "float32",
+        dtype: Any = None,
         seed: int | None = None,
         precision: str = "float32",
     ) -> None:
         self.ops = get_backend(backend)
         self.xp = self.ops.xp
-        self.dtype = check_dtype(dtype)
+        self.dtype = check_dtype("float32" if dtype is None else dtype)
         self.precision = check_choice("precision", precision, PRECISIONS)
         if precision == "tf32":
             if self.dtype != np.float32:
@@ -137,11 +154,14 @@ class Module(FlatParameters, Freezing, Versions, Modes, States, NamesArguments):
         self.buffers: dict[str, Array] = {}
         self.children: dict[str, Module] = {}
         self.params, self.grads = Views(), Views()
-        # of each layer in here, in the order of modules(): parameter -> number of changes; names of frozen parameters
+        self._own: list[tuple[str, tuple[int, ...]]] = []  # (name, shape) of its own parameters
+        # of each module in here, in the order of modules(): own parameter -> number of changes, with "" -> how often
+        # layers or parameters were added, where they were; names of frozen parameters
         self._counts: list[dict[str, int]] = [{}]
         self._frozen: list[set[str]] = [set()]
         self._homes: dict[str, Module] = {}  # children; one that has two names is listed once, under the first
         self._parent = None  # weak reference to the module that holds the parameters
+        self._open = (backend is None, dtype is None)  # whether the first layer decides on backend and dtype
         self._bind(self.xp.zeros(0, self.compute_dtype), self.xp.zeros(0, self.compute_dtype), [])
 
     @checked
@@ -183,6 +203,10 @@ class Module(FlatParameters, Freezing, Versions, Modes, States, NamesArguments):
         """
         return summary_table(self, T, B)
 
+    def _group(self, layers: Sequence[Any] | Mapping[str, Any]) -> Layers:
+        """A list, tuple or dict of layers as one module."""
+        return Layers(layers)
+
     def _sizes_text(self) -> str:
         """A layer's sizes, and its options where they differ from the defaults, for ``repr``."""
         return ""
@@ -193,3 +217,51 @@ class Module(FlatParameters, Freezing, Versions, Modes, States, NamesArguments):
         line = f"{type(self).__name__}({sizes}{'; ' if sizes else ''}{count}, {self.ops.name}, {self.dtype})"
         children = (f"{name}: {child!r}".replace("\n", "\n  ") for name, child in self.children.items())
         return "\n  ".join([line, *children])
+
+
+class Layers(Module):
+    """Layers of a list, tuple or dict, as a part of a model. It runs none of them: that is up to the model.
+
+    A model makes it where a list, tuple or dict of layers is set as an attribute. It is read like a list; the layers of
+    a dict are also read by name. Set ``layers[name]`` to replace or to add a layer.
+
+    Parameters
+    ----------
+    layers : list, tuple or dict of Module
+        In a list the layers are called "0", "1", ...; they may be lists themselves.
+
+    Examples
+    --------
+    >>> model = gpurnn.Module()
+    >>> model.blocks = [gpurnn.Linear(3, 3) for _ in range(2)]
+    >>> list(model.params)
+    ['blocks.0.weight', 'blocks.0.bias', 'blocks.1.weight', 'blocks.1.bias']
+    >>> len(model.blocks), model.blocks[1]
+    (2, Linear(3, 3; 12 parameters, cpu, float32))
+    """
+
+    def __init__(self, layers: Sequence[Any] | Mapping[str, Any]) -> None:
+        named = dict(layers) if isinstance(layers, Mapping) else {str(n): layer for n, layer in enumerate(layers)}
+        super().__init__()
+        self.add_layers(named)
+        for child in self.children.values():
+            self.seed = child.seed
+            break
+
+    def __getitem__(self, key: str | int) -> Module:
+        """The layer of this name, or at this place."""
+        return self.children[key] if isinstance(key, str) else list(self.children.values())[key]
+
+    def __setitem__(self, key: str | int, layer: Module) -> None:
+        """Put another layer in the place of this one; a new name is added at the end."""
+        self.add_layers({key if isinstance(key, str) else list(self.children)[key]: layer})
+
+    def __len__(self) -> int:
+        return len(self.children)
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(self.children.values())
+
+    def items(self) -> Iterator[tuple[str, Module]]:
+        """(name, layer) of each layer."""
+        return iter(self.children.items())

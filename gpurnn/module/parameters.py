@@ -15,7 +15,10 @@ Layout = list[tuple[str, tuple[int, ...]]]  # (name, shape) of each parameter, i
 
 
 class FlatParameters:
-    """The part of ``Module`` that declares parameters, joins them into flat buffers, and copies them."""
+    """The part of ``Module`` that keeps its own parameters and those of its layers in flat buffers, and copies them.
+
+    In a flat buffer a module's own parameters come first, then those of its children, each once and in order.
+    """
 
     xp: Any
     params: Views
@@ -28,68 +31,51 @@ class FlatParameters:
     name: str
     key: int
 
-    # ---- declaring
-
     def _declare(self, arrays: Mapping[str, Array]) -> None:
-        """Make the mapping name -> initial value this module's own parameters, in one flat buffer."""
-        layout = [(name, array.shape) for name, array in arrays.items()]
-        size = sum(padded_size(shape) for _, shape in layout)
+        """Make the mapping name -> initial value this module's own parameters, in place of those that it had."""
         counts = self._counts[0]
         for name in arrays:
             counts[name] = counts.get(name, 0) + 1
-        self.params._owners = {name: (counts, self._frozen[0], name) for name in arrays}
-        self._bind(self.xp.zeros(size, self.compute_dtype), self.xp.zeros(size, self.compute_dtype), layout)
+        self._own = [(name, array.shape) for name, array in arrays.items()]
+        size = _size(self._own)
+        self.flat_params = self.xp.zeros(size, self.compute_dtype)
+        self.flat_grads = self.xp.zeros(size, self.compute_dtype)
+        self._join()
         for name, array in arrays.items():
             self.params[name][...] = self.xp.asarray(array, dtype=self.compute_dtype)
 
-    def _adopt(self, children: Mapping[str, FlatParameters]) -> None:
-        """Make the mapping name -> Module this module's children and move their parameters into one buffer.
+    def _extend(self, name: str, array: Array) -> None:
+        """Add one more parameter of this module's own; the others keep values and gradients."""
+        used, added = _size(self._own), padded_size(array.shape)
+        self._own.append((name, array.shape))
+        self._counts[0][name] = 1
+        room = self.xp.zeros(added, self.compute_dtype)
+        self.flat_params = self.xp.concatenate([self.flat_params[:used], room])
+        self.flat_grads = self.xp.concatenate([self.flat_grads[:used], room])
+        self._join()
+        self.params[name][...] = array
 
-        A child that appears under two names shares its parameters: it is stored once, under the first name. Raises
-        ValueError where names, backends or dtypes do not fit, and for a child that belongs to another living module,
-        because its parameters can lie in one buffer only.
+    def _join(self) -> None:
+        """Move the module's own parameters and those of all children into one buffer.
+
+        The modules around it do the same after it.
         """
-        for name, child in children.items():
-            self._check_child(name, child)
-        self.children = dict(children)
-        for name, child in self.children.items():
-            if child in self._homes.values():
-                continue
-            self._homes[name] = child
-            child._set_name(name)
-        self._gather()
-
-    def _check_child(self, name: str, child: FlatParameters) -> None:
-        if not isinstance(name, str):
-            raise TypeError(f"names of layers should be strings, got {type(name).__name__}")
-        if not name or "." in name:
-            raise ValueError(f"names of layers should be non-empty and without a dot, got {name!r}")
-        if not isinstance(child, FlatParameters):
-            raise TypeError(f"{name}: expected a gpurnn layer, got {type(child).__name__}")
-        if (child.ops.name, child.dtype) != (self.ops.name, self.dtype) or child.xp is not self.xp:
-            raise ValueError(
-                f"{name} is {child.ops.name}/{child.dtype}, the module around it {self.ops.name}/{self.dtype}: "
-                "build all layers with one backend and one dtype"
-            )
-        if child._parent is not None and child._parent() is not None:
-            raise ValueError(
-                f"{name}: this {type(child).__name__} already belongs to another {type(child._parent()).__name__}, "
-                "which holds its parameters; use that one whole, or build a layer and copy the values"
-            )
-
-    def _gather(self) -> None:
-        """Move the parameters of all children into one buffer."""
-        homes, layout = self._homes.values(), []
-        self.params._owners = {}
+        homes, own = self._homes.values(), _size(self._own)
+        layout = list(self._own)
+        owners = {name: (self._counts[0], self._frozen[0], name) for name, _ in self._own}
         for name, child in self._homes.items():
             child._parent = weakref.ref(self)
             layout += [(f"{name}.{inner}", shape) for inner, shape in child._layout]
-            self.params._owners |= {f"{name}.{inner}": owner for inner, owner in child.params._owners.items()}
-        self._counts = [counts for child in homes for counts in child._counts]
-        self._frozen = [frozen for child in homes for frozen in child._frozen]
-        params = self.xp.concatenate([child.flat_params for child in homes])
-        grads = self.xp.concatenate([child.flat_grads for child in homes])
+            owners |= {f"{name}.{inner}": owner for inner, owner in child.params._owners.items()}
+        self.params._owners = owners
+        self._counts = [self._counts[0], *(counts for child in homes for counts in child._counts)]
+        self._frozen = [self._frozen[0], *(frozen for child in homes for frozen in child._frozen)]
+        params = self.xp.concatenate([self.flat_params[:own], *(child.flat_params for child in homes)])
+        grads = self.xp.concatenate([self.flat_grads[:own], *(child.flat_grads for child in homes)])
         self._bind(params, grads, layout)
+        around = self._parent and self._parent()
+        if around is not None:
+            around._join()
 
     def _bind(self, flat_params: Array, flat_grads: Array, layout: Layout) -> None:
         """Make ``params`` and ``grads`` views of the flat buffers, and give each child its slice of them."""
@@ -98,11 +84,21 @@ class FlatParameters:
         self.parameter_count = sum(math.prod(shape) for _, shape in layout)
         self.params._arrays = self._views(flat_params)
         self.grads._arrays = self._views(flat_grads)
-        start = 0
+        start = _size(self._own)
         for child in self._homes.values():
             stop = start + child.flat_params.size
             child._bind(flat_params[start:stop], flat_grads[start:stop], child._layout)
             start = stop
+
+    def _structure(self) -> list[int]:
+        """How often layers or parameters were added to each module; it changes where one takes another's place."""
+        return [counts.get("", 0) for counts in self._counts]
+
+    def _part(self) -> None:
+        """Take this module out of the one around it: it gets buffers and a name of its own."""
+        self._parent = None
+        self._set_name("")
+        self._bind(self.flat_params.copy(), self.flat_grads.copy(), self._layout)
 
     def _views(self, buffer: Array) -> dict[str, Array]:
         """Name -> view in the parameter's shape, of a buffer that is laid out as ``flat_params``."""
@@ -116,7 +112,7 @@ class FlatParameters:
         """Name this module and its children by their place in the model; the name keys the random draws."""
         self.name, self.key = path, rng.name_key(path)
         for name, child in self._homes.items():
-            child._set_name(f"{path}.{name}")
+            child._set_name(f"{path}.{name}" if path else name)
 
     def zero_grad(self) -> None:
         """Set every gradient to zero, in place."""
@@ -134,37 +130,39 @@ class FlatParameters:
     def __getstate__(self) -> dict[str, Any]:
         """The module's state for copies and pickles.
 
-        Arrays are on the host, each layer has its own parameters, and the backend is stored by name.
+        Arrays are on the host, each module has its own parameters, and the backend is stored by name.
         """
         state = self.__dict__.copy()
         for name in ("xp", "params", "grads", "flat_params", "flat_grads", "_parent", "_evaluations"):
             del state[name]
-        if not self.children:
-            state["flat"] = [self.ops.to_numpy(flat) for flat in (self.flat_params, self.flat_grads)]
+        own = _size(self._own)
+        state["flat"] = [self.ops.to_numpy(flat[:own]) for flat in (self.flat_params, self.flat_grads)]
         state["buffers"] = {name: self.ops.to_numpy(array) for name, array in self.buffers.items()}
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        flat = state.pop("flat", None)
+        flat = state.pop("flat")
         self.__dict__.update(state)
         self.xp = self.ops.xp
         self.params, self.grads, self._parent, self._evaluations = Views(), Views(), None, []
         self.buffers = {name: self.xp.asarray(writable(array)) for name, array in self.buffers.items()}
-        if flat is not None:
-            self.params._owners = {name: (self._counts[0], self._frozen[0], name) for name, _ in self._layout}
-            self._bind(*(self.xp.asarray(writable(array)) for array in flat), self._layout)
-        self._settle()
+        self._settle([self.xp.asarray(writable(array)) for array in flat])
 
-    def _settle(self) -> None:
-        """Finish ``__setstate__`` once every child has its state.
+    def _settle(self, flat: list[Array]) -> None:
+        """Finish ``__setstate__`` once every child has its state. flat: values and gradients of its own parameters.
 
         A layer that refers to the model around it may get its state after that model, which then waits for it.
         """
         late = next((child for child in self._homes.values() if not hasattr(child, "flat_params")), None)
         if late is not None:
-            late.__dict__.setdefault("_waiting", []).append(self)
+            late.__dict__.setdefault("_waiting", []).append((self, flat))
             return
-        if self.children:
-            self._gather()
-        for module in self.__dict__.pop("_waiting", ()):
-            module._settle()
+        self.flat_params, self.flat_grads = flat
+        self._join()
+        for module, waiting in self.__dict__.pop("_waiting", ()):
+            module._settle(waiting)
+
+
+def _size(layout: Layout) -> int:
+    """Numbers in a flat buffer of this layout."""
+    return sum(padded_size(shape) for _, shape in layout)

@@ -74,6 +74,7 @@ class States:
 
     def _saved_arrays(self) -> dict[str, Array]:
         """Dotted name -> array of all parameters and buffers."""
+        self._refuse_hidden_layers()
         arrays = dict(self.params)
         for prefix, module in self.modules():
             for name, array in module.buffers.items():

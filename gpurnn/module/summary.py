@@ -51,7 +51,7 @@ def _shapes(model: Any) -> Iterator[tuple[Any, Shape]]:
     """(module, output shape) of every module whose output shape is known."""
     if not model.children:
         yield from _chain_shapes([model])
-    elif hasattr(model, "__getitem__"):  # a chain: each layer reads the output of the one before it
+    elif model._chain:
         yield from _chain_shapes(model.children.values())
     else:  # nobody knows what the layers read
         for child in model.children.values():
@@ -71,7 +71,7 @@ def _chain_shapes(layers: Any) -> Iterator[tuple[Any, Shape]]:
 def _follow(layers: Any, shape: Shape | None) -> Iterator[tuple[Any, Shape]]:
     """The shapes in a chain whose first layer reads ``shape``."""
     for layer in layers:
-        if hasattr(layer, "__getitem__"):
+        if layer._chain:
             inner = list(_follow(layer.children.values(), shape))
             yield from inner
             shape = inner[-1][1] if len(inner) and inner[-1][0] is list(layer.children.values())[-1] else None
@@ -83,6 +83,8 @@ def _follow(layers: Any, shape: Shape | None) -> Iterator[tuple[Any, Shape]]:
 
 def _output_shape(layer: Any, shape: Shape) -> Shape | None:
     """The output shape of a layer that reads ``shape``, or None if its attributes do not tell."""
+    if layer.children:
+        return None
     if hasattr(layer, "embedding_dim"):
         return (*shape, layer.embedding_dim)
     if hasattr(layer, "out_features"):

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from .._typing import Array, Backward
-from ..errors import check_shape
+from ..arrays import refuse_function
+from ..errors import check_shape, described
 
 M = TypeVar("M", bound="Versions")  # the class of the module
 
@@ -62,8 +63,11 @@ class Versions:
         """
         if before == self._counts:
             return
-        layers = [module for _, module in self.modules() if not module.children]
-        for layer, old, new in zip(layers, before, self._counts, strict=True):
+        for (_, layer), old, new in zip(self.modules(), before, self._counts, strict=False):
+            if old.get("") != new.get(""):
+                raise RuntimeError(
+                    f"{now}: a layer or parameter of the {type(layer).__name__} was set since. Call {then} again"
+                )
             for name, version in new.items():
                 if old.get(name) != version:
                     place = f"{layer.name}.{name}" if layer.name else name
@@ -72,17 +76,70 @@ class Versions:
                         f"the result would be that of neither. Call {then} again, or change parameters after {now}"
                     )
 
-    def _guarded(self, backward: Backward, name: str, outputs: Array, retain: bool) -> Callable[[Array], Any]:
-        """``backward`` of a module that calls several layers, with its checks made before any layer adds gradients.
+    def guard_backward(
+        self,
+        backward: Backward,
+        outputs: Array | tuple[Array, ...],
+        name: str = "doutputs",
+        retain: bool = False,
+    ) -> Callable[[Any], Any]:
+        """``backward`` of a model's ``forward`` with the checks that a layer's has, made before any gradient is added.
 
-        It refuses a gradient of the wrong shape, changed parameters and a second call. Errors call the gradient
-        ``name``.
+        It refuses a gradient of the wrong shape or dtype, parameters that have changed since this call, and a second
+        call.
+
+        Parameters
+        ----------
+        backward : callable
+            Takes the gradient with respect to outputs: an array, or a tuple of arrays where outputs is one.
+        outputs : Array or tuple of Array
+            What ``forward`` returns beside it.
+        name : str
+            What errors call the gradient.
+        retain : bool
+            Whether backward may run more than once.
+
+        Returns
+        -------
+        callable
+            ``guarded(doutputs)`` returns what ``backward(doutputs)`` does, and raises ShapeError, DtypeError, TypeError
+            or RuntimeError where that must not run. In a tuple None stands for no gradient.
+
+        Examples
+        --------
+        >>> class Twice(gpurnn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.linear = gpurnn.Linear(2, 2)
+        ...
+        ...     def forward(self, x):
+        ...         first, first_backward = self.linear.forward(x)
+        ...         second, second_backward = self.linear.forward(first)
+        ...         return second, self.guard_backward(lambda dy: first_backward(second_backward(dy)), second)
+        >>> y, backward = Twice().forward(np.ones((3, 2), "float32"))
+        >>> backward(y[:1])
+        Traceback (most recent call last):
+        gpurnn.errors.ShapeError: doutputs: expected shape (3, 2), got (1, 2)
         """
-        shape, versions, spent = outputs.shape, self.versions(), []
+        versions, spent = self.versions(), []
+        shapes = [output.shape for output in outputs] if isinstance(outputs, tuple) else outputs.shape
+
+        def checked(name, doutput, shape):
+            doutput = self.ops.asfloat(doutput, self.dtype, name)
+            check_shape(name, doutput, shape)
+            return doutput
 
         def guarded(doutputs):
-            doutputs = self.ops.asfloat(doutputs, self.dtype, name)
-            check_shape(name, doutputs, shape)
+            if isinstance(shapes, list):
+                refuse_function(name, doutputs)
+                if not isinstance(doutputs, (tuple, list)) or len(doutputs) != len(shapes):
+                    raise TypeError(f"{name}: expected {len(shapes)} gradients in a tuple, got {described(doutputs)}")
+                doutputs = tuple(
+                    None if part is None else checked(f"{name}[{n}]", part, shape)
+                    for n, (part, shape) in enumerate(zip(doutputs, shapes, strict=True))
+                )
+            else:
+                doutputs = checked(name, doutputs, shapes)
             self.check_versions(versions)
             check_unspent(spent)
             if not retain:
@@ -90,6 +147,9 @@ class Versions:
             return backward(doutputs)
 
         return guarded
+
+    def _guarded(self, backward: Backward, name: str, outputs: Array, retain: bool) -> Callable[[Any], Any]:
+        return self.guard_backward(backward, outputs, name, retain)
 
     def _as_now(self: M) -> M:
         """A stand-in with the attributes of this moment, for a backward that runs later.

@@ -54,6 +54,7 @@ class Optimizer(NamesArguments):
 
     def __init__(self, model: Module, lr: float, **hyper: Any) -> None:
         check_model(model)
+        model._refuse_hidden_layers()
         if model.flat_params.size == 0:
             raise ValueError("model has no parameters to train")
         self.lr = lr
@@ -61,6 +62,7 @@ class Optimizer(NamesArguments):
         self.model = model
         self.steps = 0
         xp, self._size, self._count = model.xp, model.flat_params.size, model.parameter_count
+        self._structure = model._structure()
         self._arrays = {name: xp.zeros(self._size, model.compute_dtype) for name in self._array_names(self.hyper)}
         self._block = block_size(xp, self._size)
         self._scratch = xp.empty((2, self._block), model.compute_dtype)
@@ -237,6 +239,8 @@ class Optimizer(NamesArguments):
                 f"the model had {self._count} parameters when the optimizer was built and has "
                 f"{self.model.parameter_count} now: build a new optimizer"
             )
+        if self.model._structure() != self._structure:
+            raise ValueError("a layer of the model was replaced after the optimizer was built: build a new optimizer")
         return params, grads
 
     def _named_arrays(self) -> dict[str, Array]:

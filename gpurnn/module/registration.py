@@ -1,0 +1,257 @@
+"""How layers become parts of a model: set as attributes, or given by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from .._typing import Array
+from ..arrays import host_array
+from ..dtypes import compute_dtype, is_float
+from ..errors import DtypeError
+from .parameters import FlatParameters
+
+
+class Registration(FlatParameters):
+    """The part of ``Module`` that registers layers and parameters of its own."""
+
+    references: tuple[str, ...] = ()  # names of attributes whose layers are parts of another module, not of this one
+
+    # ---- parameters
+
+    def parameter(self, name: str, value: Array) -> None:
+        """Make a parameter of this module's own, with a gradient: ``params[name]`` and ``grads[name]``.
+
+        Read it as ``self.params[name]``, change it by ``self.params[name] = ...``, and add to ``self.grads[name]`` in
+        the backward pass, unless ``name`` is among ``self.frozen``. A gradient starts at zero.
+
+        Parameters
+        ----------
+        name : str
+            Without a dot, and not that of a layer or of another parameter.
+        value : Array
+            Its start and its shape; numbers of any type. It is copied to the backend in the module's compute dtype.
+
+        Raises
+        ------
+        ValueError
+            For a name that is taken or not allowed.
+        DtypeError, TypeError
+            For a value that holds no numbers; for a name that is no string.
+
+        Examples
+        --------
+        >>> model = gpurnn.Module()
+        >>> model.parameter("gain", np.ones(3))
+        >>> model.params
+        {'gain': (3,)}
+        """
+        _check_name("parameters", name)
+        self._need_init(name)
+        if name in self.params or name in self.children:
+            kind = "parameter" if name in self.params else "layer"
+            raise ValueError(f"{name}: this {type(self).__name__} has a {kind} of that name. Take another one")
+        value = host_array(value, name)
+        if not (value.dtype.kind in "iu" or is_float(value.dtype)):
+            raise DtypeError(f"{name}: expected numbers, got {value.dtype}")
+        self._open = (False, False)
+        self._counts[0][""] = self._counts[0].get("", 0) + 1
+        self._extend(name, self.xp.asarray(value, dtype=self.compute_dtype))
+
+    # ---- layers
+
+    def add_layers(self, layers: Mapping[str, Any]) -> None:
+        """Register layers by name, as ``self.name = layer`` does for each.
+
+        A layer that appears under two names shares its parameters: they are stored once, under the first name. A name
+        that is in use gets the new layer; the old one is on its own again, with its values.
+
+        Parameters
+        ----------
+        layers : mapping
+            Name -> Module, or a list, tuple or dict of them.
+
+        Raises
+        ------
+        ValueError
+            Names, backends or dtypes do not fit; a layer belongs to another model; it holds this module itself.
+        TypeError
+            A name is no string, or a value no layer. Nothing changes on an error.
+
+        Examples
+        --------
+        >>> model = gpurnn.Module()
+        >>> model.add_layers({"first": gpurnn.Linear(2, 3), "second": gpurnn.Linear(3, 1)})
+        >>> list(model.params)
+        ['first.weight', 'first.bias', 'second.weight', 'second.bias']
+        """
+        named = {name: self._grouped(name, layer) for name, layer in layers.items()}
+        ops, dtype, undecided = self._decided(named.values())
+        for name, layer in named.items():
+            self._check_child(name, layer, ops, dtype)
+        self._check_layers({**self.children, **named})
+        for module in (self, *named.values()):
+            if any(module._open):
+                module._use(ops, dtype, undecided)
+        self._set_children({**self.children, **named})
+
+    _adopt = add_layers
+
+    def _grouped(self, name: str, value: Any) -> Any:
+        """``value``, or where it is a list, tuple or dict of layers, the ``Layers`` of these."""
+        if not isinstance(value, (list, tuple, dict)):
+            return value
+        for part in _parts(value):
+            if not isinstance(part, (FlatParameters, list, tuple, dict)):
+                raise TypeError(
+                    f"{name}: expected layers alone in a {type(value).__name__}, got {type(part).__name__}. Set what "
+                    "is no layer as another attribute"
+                )
+        return self._group(value)
+
+    def _check_layers(self, children: Mapping[str, FlatParameters]) -> None:
+        """Raise where these children, which may take the place of today's, do not fit one another."""
+
+    def _layers_changed(self) -> None:
+        """Take note of the children of now."""
+
+    def _decided(self, layers: Iterable[Any]) -> tuple[Any, Any, tuple[bool, bool]]:
+        """Backend and dtype of this module once these layers are in it, and which of the two nobody has decided."""
+        open_ops, open_dtype = self._open
+        ops, dtype = self.ops, self.dtype
+        for layer in layers:
+            if isinstance(layer, FlatParameters):
+                if open_ops and not layer._open[0]:
+                    ops, open_ops = layer.ops, False
+                if open_dtype and not layer._open[1]:
+                    dtype, open_dtype = layer.dtype, False
+        return ops, dtype, (open_ops, open_dtype)
+
+    def _use(self, ops: Any, dtype: Any, undecided: tuple[bool, bool]) -> None:
+        """Compute with this backend and dtype; nothing in this module has decided on them, so it has no parameters."""
+        self._open = undecided
+        if (ops, dtype) != (self.ops, self.dtype):
+            self.ops, self.xp, self.dtype, self.compute_dtype = ops, ops.xp, dtype, compute_dtype(dtype)
+            self.flat_params, self.flat_grads = (self.xp.zeros(0, self.compute_dtype) for _ in range(2))
+        for child in self._homes.values():
+            child._use(ops, dtype, undecided)
+
+    def _check_child(self, name: str, child: Any, ops: Any, dtype: Any) -> None:
+        """Raise unless ``child`` may become a part of this module, which computes with ``ops`` and ``dtype``."""
+        _check_name("layers", name)
+        if not isinstance(child, FlatParameters):
+            raise TypeError(f"{name}: expected a gpurnn layer, got {type(child).__name__}")
+        if name in (own for own, _ in self._own):
+            raise ValueError(f"{name}: this {type(self).__name__} has a parameter of that name. Take another one")
+        same_ops = child._open[0] or (child.ops.name == ops.name and child.xp is ops.xp)
+        if not same_ops or not (child._open[1] or child.dtype == dtype):
+            raise ValueError(
+                f"{name} is {child.ops.name}/{child.dtype}, the module around it {ops.name}/{dtype}: "
+                "build all layers with one backend and one dtype"
+            )
+        around = child._parent and child._parent()
+        if around is not None and around is not self:
+            raise ValueError(
+                f"{name}: this {type(child).__name__} already belongs to another {type(around).__name__}, "
+                "which holds its parameters; use that one whole, or build a layer and copy the values"
+            )
+        if any(module is self for _, module in child.modules()):
+            raise ValueError(f"{name}: this {type(child).__name__} holds the module itself that it is to be a part of")
+
+    def _set_children(self, children: Mapping[str, FlatParameters]) -> None:
+        """Make these the children, all of them checked, and move their parameters into one buffer."""
+        homes: dict[str, FlatParameters] = {}
+        for name, child in children.items():
+            if child not in homes.values():
+                homes[name] = child
+        gone = [child for child in self._homes.values() if child not in homes.values()]
+        # past __setattr__, which would take these for groups of layers
+        self.__dict__["children"], self.__dict__["_homes"] = dict(children), homes
+        for child in gone:
+            child._part()
+        for name, child in homes.items():
+            child._set_name(f"{self.name}.{name}" if self.name else name)
+        self._counts[0][""] = self._counts[0].get("", 0) + 1
+        self._join()
+        self._layers_changed()
+
+    # ---- attributes
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in self.references and self._is_part(value):
+            self._need_init(name)
+            if name in self._reserved or hasattr(type(self), name):
+                raise AttributeError(
+                    f"{name}: every {type(self).__name__} has an attribute of that name, so no layer can take it. "
+                    f"Take another name, such as {name}_layer"
+                )
+            self.add_layers({name: value})
+            self.__dict__.pop(name, None)  # a plain attribute, such as None, that stood there
+            return
+        if name in self.__dict__.get("children", ()):
+            self.__delattr__(name)
+        super().__setattr__(name, value)
+
+    def _is_part(self, value: Any) -> bool:
+        """Whether an attribute of this value is a part of the module. A reference to the module around it is none."""
+        if isinstance(value, FlatParameters):
+            return not any(module is self for _, module in value.modules())
+        return isinstance(value, (list, tuple, dict)) and _holds_layers(value)
+
+    def __getattr__(self, name: str) -> Any:
+        """The layer of this name; it is called where there is no other attribute."""
+        try:
+            return self.__dict__["children"][name]
+        except KeyError:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}") from None
+
+    def __delattr__(self, name: str) -> None:
+        children = self.__dict__.get("children", {})
+        if name not in children:
+            super().__delattr__(name)
+            return
+        rest = {other: child for other, child in children.items() if other != name}
+        self._check_layers(rest)
+        self._set_children(rest)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self.children]
+
+    def _need_init(self, name: str) -> None:
+        if "children" not in self.__dict__:
+            raise AttributeError(f"{name}: call super().__init__() first, in {type(self).__name__}.__init__")
+
+    def _refuse_hidden_layers(self) -> None:
+        """Raise ValueError for layers that came into a list or dict after it was set as an attribute."""
+        for _, module in self.modules():
+            for name, value in vars(module).items():
+                if name in self._reserved or not isinstance(value, (list, tuple, dict)) or not _holds_layers(value):
+                    continue
+                kind = type(value).__name__
+                raise ValueError(
+                    f"{name}: this {kind} was filled after it had been set, so its layers are not part of the "
+                    f"{type(module).__name__}. Fill it first, then set self.{name}"
+                )
+
+
+def _check_name(what: str, name: Any) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"names of {what} should be strings, got {type(name).__name__}")
+    if not name or "." in name:
+        raise ValueError(f"names of {what} should be non-empty and without a dot, got {name!r}")
+
+
+# ---- lists and dicts of layers
+
+
+def _parts(group: Any) -> Iterator[Any]:
+    """What a list, tuple or dict holds."""
+    return iter(group.values() if isinstance(group, dict) else group)
+
+
+def _holds_layers(group: Any) -> bool:
+    """Whether there is a layer in a list, tuple or dict, at any depth."""
+    return any(
+        isinstance(part, FlatParameters) or (isinstance(part, (list, tuple, dict)) and _holds_layers(part))
+        for part in _parts(group)
+    )
