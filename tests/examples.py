@@ -36,7 +36,8 @@ def pytest_runtest_call(item):
             missing_package,
         )  # late: it looks at what is here, and this is loaded before test_optional's -p
 
-        package = isinstance(item, pytest.DoctestItem) and missing_package(error)
+        cause = getattr(error, "exc_info", (None, error))[1]  # doctest's UnexpectedException does not chain it
+        package = isinstance(item, pytest.DoctestItem) and missing_package(cause)
         if package:
             pytest.skip(f"needs {package}")
         raise

@@ -43,6 +43,9 @@ def test_nothing_is_left(bad, others):
 def test_strict_raises_the_first():
     with pytest.raises(FileError, match="^a.txt: line 0: no number$"):
         read(1, strict=True)
+    for whole, place, said in (("a.txt", None, "a.txt: no"), (None, "line 1", "line 1: no")):
+        with pytest.raises(FileError, match=f"^{said}$"), Skipped("lines", whole, strict=True).catching(place):
+            raise ValueError("no")
     with pytest.raises(FileNotFoundError), Skipped("files", strict=True).catching():  # that names its file itself
         Path("none").read_bytes()
     skipped = Skipped("files")

@@ -170,6 +170,16 @@ def test_an_extensible_header_of_another_kind(tmp_path):
         read_wav(tmp_path / "a.wav")
 
 
+@pytest.mark.parametrize(
+    "form, name", [(2, "2, Microsoft ADPCM"), (17, "17, IMA ADPCM"), (85, "85, MP3"), (300, "300")]
+)
+def test_other_formats_are_named(tmp_path, form, name):
+    data = wav_bytes(EXACT, 8000)
+    (tmp_path / "a.wav").write_bytes(data[:20] + struct.pack("<H", form) + data[22:])
+    with pytest.raises(FileError, match=f"a.wav: is a WAV file of format {name}: PCM and floating point are read"):
+        read_wav(tmp_path / "a.wav")
+
+
 def headers():
     """WAV files with numbers of any size in their headers, some of them cut."""
     number = st.one_of(st.sampled_from([0, 1, 2, 3, 8, 16, 24, 32, 64, 0xFFFE]), st.integers(0, 2**16 - 1))
