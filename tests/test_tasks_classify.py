@@ -50,18 +50,18 @@ def test_tables_files_and_folders(tmp_path):
     (folder / "Czech.txt").write_text("\u010cern\u00fd\n")
     (folder / "LICENSE").write_text("no names\n")
     pairs = [("\u010cern\u00fd", "Czech"), ("O'Shea", "Irish"), ("Boyle", "Irish")]
-    assert read_examples([folder]) == pairs
+    assert read_examples([folder]).pairs == pairs
     files = [tmp_path / "rt.pos", tmp_path / "rt.neg"]
     files[0].write_text("fine film\n")
     files[1].write_text("dull\ttab or not\n")  # a table by its first line
     with pytest.raises(ValueError, match="tab or not"):
         read_examples(files, ["pos", "neg"])
     files[1].write_text("dull\n")
-    assert read_examples(files) == [("fine film", "pos"), ("dull", "neg")]
-    assert read_examples(files[:1], ["pos", "neg"]) == [("fine film", "pos")]  # alone, the known ending counts
+    assert read_examples(files).pairs == [("fine film", "pos"), ("dull", "neg")]
+    assert read_examples(files[:1], ["pos", "neg"]).pairs == [("fine film", "pos")]  # alone, the known ending counts
     table = tmp_path / "mail.tsv"
     table.write_text("a \t b\t1\none \u0085 line\t 0 \n")
-    assert read_examples([table]) == [("a \t b", "1"), ("one \u0085 line", "0")]
+    assert read_examples([table]).pairs == [("a \t b", "1"), ("one \u0085 line", "0")]
 
 
 @pytest.mark.parametrize(
@@ -70,8 +70,8 @@ def test_tables_files_and_folders(tmp_path):
         (b"", "reviews.tsv: is empty"),
         (b" \n\r\n", "reviews.tsv: is empty"),
         (b"caf\xe9\tpos\n", "not UTF-8 text .* at byte 3.*--encoding latin-1"),
-        (b"\tpos\nfine\tpos\n", r"line 1 should be a text, a tab and a label, got .\\tpos"),
-        (b"fine\tpos\ndull neg\n", "line 2 should be a text, a tab and a label, got 'dull neg'"),
+        (b"\tpos\n\tneg\nfine\tpos\n", r"line 1 should be a text, a tab and a label, got .\\tpos.\. 2 of 3 rows"),
+        (b"fine\tpos\ndull neg\npoor\n", "line 2 should be a text, a tab and a label, got 'dull neg'. 2 of 3 rows"),
         (b"fine\tpos\ndull\tpos\n", "only one class, 'pos'"),
         (b"fine\tpos\nwarm\tpos\ngood\tpos\ndull\tneg\npoor\tneg\n", "class 'neg' has too few different texts, 2"),
         (b"a\tpos\n" * 9 + b"b\tneg\n" * 9, "class 'neg' has too few different texts, 1"),
@@ -86,7 +86,7 @@ def test_bad_files_are_named(tmp_path, content, message):
 
 
 def test_a_folder_without_texts(tmp_path):
-    with pytest.raises(ValueError, match="holds no .txt or .tsv files"):
+    with pytest.raises(ValueError, match="holds no .txt, .tsv, .csv, .jsonl or .ndjson files"):
         read_examples([tmp_path])
 
 

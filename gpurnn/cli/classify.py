@@ -1,10 +1,15 @@
 """``gpurnn classify``: which class a text is of."""
 
+from dataclasses import replace
+
 import click
 import numpy as np
 
 from ..data.encodings import input_lines
-from ..tasks.classify import predict
+from ..data.labelled import read_labelled
+from ..data.vocabulary import vocabulary_of
+from ..files import naming
+from ..tasks.classify import how_of, lowered, predict
 from ..tasks.trained import load
 from . import options
 
@@ -14,27 +19,43 @@ from . import options
     epilog="""\b
 Examples:
   gpurnn classify runs/classify-1 "a moving and funny film" "dull"
-  gpurnn classify runs/classify-1 --json < texts.txt""",
+  gpurnn classify runs/classify-1 --json < texts.txt
+  gpurnn classify runs/classify-1 --file reviews.csv --text review""",
 )
 @options.run
 @click.argument("texts", metavar="[TEXT]...", nargs=-1)
+@click.option("--file", "files", multiple=True, type=options.INPUT,
+              help="A table, or texts in lines, as for training; may be repeated.")  # fmt: skip
+@options.reading("encoding", "text")
 @click.option("--top", type=click.IntRange(1), default=3, help="Classes to show for each text, the likeliest.")
 @options.backend
 @options.max_memory
 @options.as_json
-def command(run, texts, top, backend, as_json):
+def command(run, texts, files, encoding, text, top, backend, as_json):
     """Which class each TEXT is of, by the trained model in the folder RUN.
 
-    Without a TEXT, each line of the standard input is one.
+    Without a TEXT or a file, each line of the standard input is one.
     """
+    if texts and files:
+        raise click.UsageError("give TEXTs or --file, not both.")
     trained = load(run, backend, "classify")
-    texts = texts or [line for lines in input_lines(None) for line in lines]
+    trained.settings = replace(trained.settings, encoding=encoding or trained.settings.encoding)
+    classes = trained.facts["classes"]
+    if files:
+        how = replace(how_of(trained.settings), label=None, **({"text": text} if text else {}))
+        with naming(files):
+            texts = [one for one, _ in read_labelled(files, how, classes, labels=False).pairs]
+    elif not texts:
+        texts = [line for lines in input_lines(None, trained.settings.encoding) for line in lines]
+    vocabulary = vocabulary_of(trained.facts["vocabulary"])
+    unseen = [one for one in texts if one.strip() and not vocabulary.encode(lowered(one, trained.settings)).any()]
+    if unseen:
+        of = f" of {len(unseen):,} of {len(texts):,} texts" if len(texts) > 1 else ""
+        options.say(f"The model knows nothing{of}: {unseen[0][:60]!r}. It only guesses.", err=True)
     results = []
-    for text, p in zip(texts, predict(trained, texts), strict=True):
+    for one, p in zip(texts, predict(trained, texts), strict=True):
         likeliest = np.argsort(-p, kind="stable")[:top]
-        results.append(
-            {"text": text, "classes": {trained.facts["classes"][n]: round(float(p[n]), 4) for n in likeliest}}
-        )
+        results.append({"text": one, "classes": {classes[n]: round(float(p[n]), 4) for n in likeliest}})
     if as_json:
         options.print_json(results)
         return

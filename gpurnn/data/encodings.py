@@ -77,7 +77,12 @@ def text_pieces(path, encoding=None):
 
 def read_lines(path, encoding=None):
     """The lines of a text file without their ends (``\\n``, ``\\r\\n``), as a list; errors as of ``text_pieces``."""
-    lines = whole_text(path, encoding).split("\n")
+    return lines_of(whole_text(path, encoding))
+
+
+def lines_of(text):
+    """The lines of a text without their ends, which are ``\\n`` and ``\\r\\n``, as a list."""
+    lines = text.split("\n")
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
@@ -138,7 +143,9 @@ def ending(path):
 def _inside(folder, endings):
     files = sorted(file for file in folder.iterdir() if ending(file) in endings and file.name[0] != ".")
     if not files:
-        raise FileError(f"{folder}: holds no {' or '.join(endings)} files")
+        *others, last = endings
+        shown = f"{', '.join(others)} or {last}" if others else last
+        raise FileError(f"{folder}: holds no {shown} files")
     return files
 
 

@@ -13,17 +13,17 @@ states, a linear layer the classes of that.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from .. import rng, run_folder
 from ..backends import array_ops
 from ..data import SequenceBatches, pad
-from ..data.vocabulary import UNKNOWN, Vocabulary, check_vocabulary, count_words, read_lines, vocabulary_of
+from ..data.labelled import How, describe_classes, one_class, read_labelled
+from ..data.vocabulary import UNKNOWN, Vocabulary, check_vocabulary, count_words, vocabulary_of
 from ..layers import Dropout, Embedding, Linear, Pooling, Sequential
 from ..masks import refuse_no_distribution
-from .settings import Settings, changed, recurrent, setting
+from .settings import Settings, changed, encoding_setting, recurrent, setting, strict_setting
 from .task import Data, Task, check_entries, check_strings, checksum, unknown_note
 
 
@@ -33,6 +33,10 @@ class ClassifySettings(Settings):
     ``seed`` can be compared.
     """
 
+    text: str | None = setting(None, "Column of the texts in a table, by name or number.", shown="found")
+    label: str | None = setting(None, "Column of the labels in a table, by name or number.", shown="found")
+    encoding: str | None = encoding_setting()
+    strict: bool = strict_setting()
     level: str = setting("words", "What a text is read as.", choices=("words", "characters"))
     vocabulary_size: int = setting(20000, "Words known at most; the others count as unknown.")
     embedding: int = setting(32, "Size of a word's or character's vector.")
@@ -61,28 +65,31 @@ class ClassifySettings(Settings):
 
 
 class ClassifyTask(Task):
-    """Train a model that sorts texts into classes, on labelled UTF-8 FILEs.
+    """Train a model that sorts texts into classes, on labelled FILEs.
 
-    A FILE whose first line has a tab holds a text, a tab and its label in each line. Any other is the texts of one
-    class, one in each line; the class is the file's name without its ending, or the ending alone where the names are
-    equal (reviews.pos, reviews.neg). A folder stands for the .txt and .tsv files in it.
+    A FILE may be a table with a text and a label in each row: CSV, tab-separated values or JSON lines. Any other file
+    is the texts of one class, one in each line; the class is the file's name without its ending, or the ending alone
+    where the names are equal (reviews.pos, reviews.neg). A folder stands for such files in it, or holds a folder for
+    each class, with one text in each file.
     """
 
     name = "classify"
     Settings = ClassifySettings
     watch = ("accuracy", "max")
     examples = """
-  gpurnn train classify reviews.tsv
+  gpurnn train classify reviews.csv
+  gpurnn train classify reviews.csv --text review --label stars
   gpurnn train classify rt-polarity.pos rt-polarity.neg
   gpurnn train classify names/ --level characters --out runs/names"""
     next = ('gpurnn classify {run} "a text of your own"',)
 
     def read(self, files, settings, facts=None, scratch=None):
         known = facts
-        examples = list(dict.fromkeys(read_examples(files, known and known["classes"])))  # what comes twice counts once
+        found = read_examples(files, known and known["classes"], settings)
+        examples = list(dict.fromkeys(found.pairs))  # what comes twice counts once
         classes = known["classes"] if known else sorted({label for _, label in examples})
         if len(classes) < 2:
-            raise ValueError(f"there is only one class, {classes[0]!r}: give texts of at least two")
+            raise one_class(files, how_of(settings), classes[0])
         texts, labels = zip(*examples, strict=True)
         labels = np.array([classes.index(label) for label in labels])
         train, valid, test = split(labels, classes, settings)
@@ -110,7 +117,11 @@ class ClassifyTask(Task):
             fingerprint={"examples": len(examples), "crc32": checksum(*map("\t".join, examples))},
             summary=f"{len(examples):,} different texts in {len(classes)} classes: {counts}",
             rest=([texts[n] for n in test], labels[test], np.bincount(labels[train]).argmax()),
-            notes=unknown_note(sum(int((ids[n] == UNKNOWN).sum()) for n in train), settings.level) if known else (),
+            notes=(
+                *describe_classes(examples),
+                *found.notes,
+                *(unknown_note(sum(int((ids[n] == UNKNOWN).sum()) for n in train), settings.level) if known else ()),
+            ),
         )
 
     def build(self, settings, facts, backend=None):
@@ -171,7 +182,8 @@ class ClassifyTask(Task):
         the run's folder where Matplotlib is installed.
         """
         classes = trained.facts["classes"]
-        texts, labels = zip(*read_examples(files, classes), strict=True)
+        examples = read_examples(files, classes, trained.settings)
+        texts, labels = zip(*examples.pairs, strict=True)
         truth = np.array([classes.index(label) for label in labels])
         found = predict(trained, texts).argmax(axis=1)
         confusion = np.zeros((len(classes), len(classes)), np.int64)
@@ -184,6 +196,7 @@ class ClassifyTask(Task):
         numbers = {
             "accuracy": float((truth == found).mean()),
             "texts": len(texts),
+            "skipped": examples.skipped,
             "classes": rows,
             "confusion": confusion.tolist(),
             "plot": None,
@@ -194,6 +207,7 @@ class ClassifyTask(Task):
         for name, row in rows.items():
             recall, precision = ("-" if row[k] is None else f"{row[k]:.1%}" for k in ("recall", "precision"))
             lines.append(f"{name:{width}}{row['texts']:8,}{recall:>8}{precision:>11}")
+        lines += ["", *examples.notes] if examples.notes else []
         path = trained.folder / "confusion.png"
         if not run_folder.is_our_picture(path):
             return numbers, "\n".join([*lines, "", f"No picture: {path} is not one that gpurnn drew, and stays."])
@@ -213,43 +227,14 @@ def _share(part, whole):
 # ---- reading
 
 
-def read_examples(files, classes=None):
-    """(text, label) pairs of labelled files; see ``ClassifyTask``. classes: those there may be, None for any.
-
-    Raises ValueError that names the file, and the line, for what is not UTF-8, not labelled, empty or of no class that
-    there may be.
-    """
-    files = [inner for file in map(Path, files) for inner in (_folder(file) if file.is_dir() else [file])]
-    stems = [file.stem for file in files]
-    examples = []
-    for file in files:
-        lines = [(n, line) for n, line in enumerate(read_lines(file), 1) if line.strip()]
-        if not lines:
-            raise ValueError(f"{file}: is empty")
-        names = [file.stem, file.suffix[1:]]
-        if len(set(stems)) < len(stems):
-            names = names[1:]
-        if classes is not None:
-            names = [name for name in names if name in classes] or names
-        table = "\t" in lines[0][1]
-        for n, line in lines:
-            text, tab, label = line.rpartition("\t") if table else (line, "\t", names[0])
-            text, label = text.strip(), label.strip()
-            if not (tab and text and label):
-                raise ValueError(f"{file}: line {n} should be a text, a tab and a label, got {line[:60]!r}")
-            if classes is not None and label not in classes:
-                raise ValueError(
-                    f"{file}: line {n} has a label that the model never saw, {label!r}: it knows {', '.join(classes)}"
-                )
-            examples.append((text, label))
-    return examples
+def read_examples(files, classes=None, settings=None):
+    """The ``Examples`` of labelled files, read as the settings say; classes: the labels there may be, None for any."""
+    return read_labelled(files, settings and how_of(settings), classes)
 
 
-def _folder(folder):
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".txt", ".tsv"))
-    if not files:
-        raise ValueError(f"{folder}: holds no .txt or .tsv files")
-    return files
+def how_of(settings):
+    """How a run of these settings reads its files."""
+    return How(settings.encoding, settings.text, settings.label, settings.strict)
 
 
 def split(labels, classes, settings):

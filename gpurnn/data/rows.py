@@ -1,0 +1,181 @@
+"""Tables of texts: CSV with any usual delimiter, tab-separated values, JSON lines."""
+
+import collections
+import contextlib
+import csv
+import functools
+import io
+import json
+import re
+import sys
+from dataclasses import dataclass, field
+
+from ..errors import FileError, one_line
+from ..files import check_room, parse_json
+from .encodings import ending, whole_text
+
+_CELL_COST = 64  # bytes of memory for a cell besides its characters
+_DELIMITERS = ",;\t|"
+_SNIFFED = 1 << 16  # characters by which a delimiter is chosen
+_SHOWN, _LONGEST = 3, 60  # lines of a file, and characters of each, that a message shows
+_FIELDS = 1000  # names that the objects of JSON lines may have together
+
+
+@dataclass
+class Rows:
+    """The rows of a table.
+
+    delimiter: None for JSON lines. names: of the columns, where each row has them with it. rows: (number of the line,
+    cells as strings), blank ones left out. bad: (number of the line, what is wrong) of those that are no row.
+    """
+
+    path: object
+    delimiter: str | None
+    names: list | None
+    rows: list
+    bad: list = field(default_factory=list)
+
+    @functools.cached_property
+    def width(self):
+        """Columns of most of those rows that have more than one; the fewest where two widths are as common."""
+        counts = collections.Counter(len(cells) for _, cells in self.rows)
+        return min(counts, key=lambda width: (width < 2, -counts[width], width), default=0)
+
+
+def read_rows(path, text, is_header=lambda cells: False):
+    """The ``Rows`` of the file ``path``, which holds ``text``; None where it is no table, but lines of text.
+
+    A table is a file whose name ends with .csv, .jsonl or .ndjson (and .gz), whose first line has a tab or is a JSON
+    object, or whose first line, cut at commas or semicolons, is a header by ``is_header``. Raises FileError for a CSV
+    file with a quote that is not closed, and for one that would take too much memory.
+    """
+    first = next((line for line in io.StringIO(text) if line.strip()), "").strip("\r\n")
+    if ending(path) in (".jsonl", ".ndjson") or _is_object(first):
+        return _json_lines(path, text)
+    if ending(path) == ".csv":
+        delimiter = _sniffed(text)
+    elif "\t" in first or (ending(path) == ".tsv" and first.startswith('"') and "\t" in text):  # a cell of two lines
+        delimiter = "\t"
+    else:
+        delimiter = next((d for d in _DELIMITERS if is_header(first.split(d))), None)
+    if delimiter is None:
+        return None
+    check_room(path, _CELL_COST * text.count(delimiter), "its cells")
+    if delimiter == "\t" and ending(path) != ".csv":
+        return Rows(path, delimiter, None, _tab_separated(text))
+    return Rows(path, delimiter, None, _separated(path, text, delimiter))
+
+
+def first_lines(path, encoding=None):
+    """How a file begins, for a message: its first lines as Python writes them, cut to one line of the terminal."""
+    lines = [line for line in io.StringIO(whole_text(path, encoding)) if line.strip()][:_SHOWN]
+    cut = (line.rstrip("\r\n") for line in lines)
+    return ", ".join(repr(line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "...") for line in cut)
+
+
+def _is_object(line):
+    try:
+        return line.startswith("{") and isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+# ---- cells between delimiters
+
+
+def _sniffed(text):
+    """The delimiter by which most of the first rows get the same number of cells, at least two; else the comma."""
+    head, shares = text[:_SNIFFED], {}
+    for delimiter in _DELIMITERS:
+        with contextlib.suppress(csv.Error):  # a cell longer than the csv module takes
+            widths = collections.Counter(map(len, csv.reader(io.StringIO(head, newline=""), delimiter=delimiter)))
+            shares[delimiter] = max((count for width, count in widths.items() if width > 1), default=0) / widths.total()
+    return max(shares, key=shares.get, default=",")
+
+
+def _tab_separated(text):
+    """Rows between tabs. Quotes are characters like any other, unless only with them rows get the same width, or every
+    row has them."""
+    lines = text.split("\n")
+    raw = [(n, line.removesuffix("\r").split("\t")) for n, line in enumerate(lines, 1) if line.strip()]
+    quoted = sum(any(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in cells) for _, cells in raw)
+    same_width = len({len(cells) for _, cells in raw}) == 1
+    if '"' in text and (quoted == len(raw) or not same_width):
+        with contextlib.suppress(csv.Error):
+            found = list(_parsed(text, delimiter="\t", strict=True))
+            if quoted == len(raw) or len({len(cells) for _, cells in found}) == 1:
+                return found
+    return raw
+
+
+def _separated(path, text, delimiter):
+    """Rows of a CSV file, whose quotes are doubled inside a cell, or have a backslash before them."""
+    try:
+        return list(_parsed(text, delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        if '\\"' in text:
+            with contextlib.suppress(csv.Error):
+                return list(_parsed(text, delimiter=delimiter, strict=True, doublequote=False, escapechar="\\"))
+        line = re.match(r"line \d+", str(error))[0]
+        raise FileError(
+            f"{path}: {line}: a cell begins with a quote that is not closed where the cell ends ({one_line(error)}). "
+            'A quote inside a cell is written twice, as in "a ""good"" film"'
+        ) from None
+
+
+def _parsed(text, **how):
+    """(number of its first line, cells) of each row. Raises csv.Error that names the line where a row begins."""
+    reader, begin = csv.reader(io.StringIO(text, newline=""), **how), 1
+    with _any_length():
+        while True:
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise csv.Error(f"line {begin}: {error}") from None
+            if any(cell.strip() for cell in cells):
+                yield begin, cells
+            begin = reader.line_num + 1
+
+
+@contextlib.contextmanager
+def _any_length():
+    """Inside, a cell may be as long as its file, which is within limits; the csv module takes 131,072 characters."""
+    before = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+# ---- JSON lines
+
+
+def _json_lines(path, text):
+    """Rows of one JSON object in each line; a field that an object lacks is an empty cell."""
+    found, bad, names = [], [], {}
+    lines = text.split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            document = parse_json(line, f"line {number}")
+            if not isinstance(document, dict):
+                raise FileError(f"line {number}: is not a JSON object, but {one_line(line, 40)}")
+        except FileError as error:
+            bad.append((number, str(error).partition(": ")[2]))
+            continue
+        names |= dict.fromkeys(document)
+        if len(names) > _FIELDS:
+            raise FileError(f"{path}: line {number}: its objects have more than {_FIELDS} different fields")
+        check_room(path, _CELL_COST * len(names) * number, "its cells")
+        found.append((number, document))
+    return Rows(path, None, list(names), [(n, [_cell(d.get(name)) for name in names]) for n, d in found], bad)
+
+
+def _cell(value):
+    """A value of JSON as text: "" for null, and for lists and objects, which are neither a text nor a label."""
+    if isinstance(value, str):
+        return value
+    return "" if value is None or isinstance(value, (list, dict)) else json.dumps(value)
