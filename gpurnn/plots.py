@@ -126,12 +126,12 @@ def plot_roll(roll, png, lowest=21, step=1.0, prompt=0, title=""):
     save_figure(figure, png)
 
 
-def plot_forecast(truth, forecast, png, earlier=(), start=0, moments=None, name="value"):
+def plot_forecast(truth, forecast, png, earlier=(), start=0, moments=None, name="value", *, intervals=None):
     """A series from row ``start`` on, forecasts made earlier beside it, and the forecast of what comes.
 
     truth: (N,); forecast: of the rows N, N + 1, ...; earlier: pairs of a first row and the values forecast from there;
-    moments: datetimes of all rows, those to come included, or None for their numbers. Raises ImportError without
-    matplotlib.
+    moments: datetimes of all rows, those to come included, or None for their numbers. intervals: {a level in per cent:
+    (low, high), arrays as forecast}, the narrowest first. Raises ImportError without matplotlib.
     """
     N = len(truth)
     x = np.arange(N + len(forecast)) if moments is None else np.asarray(moments)
@@ -143,6 +143,8 @@ def plot_forecast(truth, forecast, png, earlier=(), start=0, moments=None, name=
         axes.plot(x[first : first + len(values)], values, color="C0", lw=1.5, label=label)
         axes.axvline(x[first], color="C0", lw=0.5, alpha=0.4)
     axes.plot(x[N:], forecast, color="C3", lw=1.8, marker="." if len(forecast) < 50 else None, label="forecast")
+    for number, (level, (low, high)) in enumerate(reversed((intervals or {}).items())):  # the narrower, the darker
+        axes.fill_between(x[N:], low, high, color="C3", alpha=0.15 + 0.1 * number, lw=0, label=f"{level} % interval")
     axes.set_ylabel(plain(name))
     axes.set_xlabel("row" if moments is None else None)
     axes.legend()

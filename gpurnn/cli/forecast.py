@@ -8,7 +8,16 @@ import numpy as np
 from .. import run_folder
 from ..errors import FileError
 from ..files import naming, write_text_atomic
-from ..tasks.series import continue_moments, csv_text, forecast, reach_back, read_table, split_rows
+from ..tasks.series import (
+    continue_moments,
+    csv_text,
+    forecast,
+    forecast_intervals,
+    name_level,
+    reach_back,
+    read_table,
+    split_rows,
+)
 from ..tasks.trained import load, read_run
 from . import options
 
@@ -37,6 +46,7 @@ def command(run, file, steps, out, png, escape, backend, as_json):
 
     CSV has the columns of the file that the model was trained on; without it, it is that file. The picture also shows
     what the model would have said earlier, beside the truth: in the file of the training only where it had not seen it.
+    A model that was trained with --interval says, and draws, within which bounds the values should lie.
     """
     trained, document = load(run, backend, "series"), read_run(run)[1]
     settings, facts = trained.settings, trained.facts
@@ -47,50 +57,50 @@ def command(run, file, steps, out, png, escape, backend, as_json):
     with naming([path]):
         table = read_table(path, facts, settings)
         values = forecast(trained, table, steps)
+    ends = forecast_intervals(trained, table, steps) if settings.levels else np.empty((0, 2, len(values)))
+    names = list(map(name_level, settings.levels))
     coming = continue_moments(table.moments, len(values)) if table.moments else None
     if coming is None:
         labels = [f"+{k}" for k in range(1, len(values) + 1)]
     else:
         labels = [table.form.write(moment) for moment in coming]
     if png:
-        from ..plots import plot_forecast
-
-        first = reach_back(settings, facts)
-        if file is None:
-            first = max(first, split_rows(len(table), settings)["test"].start)
-        ends = np.arange(len(table) - 1 - settings.horizon, first - 2, -settings.horizon)[:5][::-1]
-        earlier = (
-            [(end + 1, row) for end, row in zip(ends, forecast(trained, table, ends=ends), strict=True)]
-            if len(ends)
-            else []
-        )
-        start = max(0, (int(ends[0]) if len(ends) else len(table) - 1) - 2 * settings.horizon)
-        plot_forecast(
-            table.values[:, 0],
-            values,
-            png,
-            earlier,
-            start,
-            moments=coming and [*table.moments, *coming],
-            name=facts["target"],
-        )
+        drawn = {"moments": coming and [*table.moments, *coming], "intervals": dict(zip(names, ends, strict=True))}
+        _draw(trained, table, values, png, drawn, file is None)
     if out:
-        rows = [(facts["date"] or "row", facts["target"]), *zip(labels, map(repr, values.tolist()), strict=True)]
+        head = [f"{facts['target']}_{side}_{name}" for name in names for side in ("low", "high")]
+        columns = [labels, *(map(repr, column.tolist()) for column in (values, *ends.reshape(-1, len(values))))]
+        rows = [(facts["date"] or "row", facts["target"], *head), *zip(*columns, strict=True)]
         write_text_atomic(out, csv_text(rows, escape))
     if as_json:
-        options.print_json(
-            {
-                "target": facts["target"],
-                "at": labels,
-                "forecast": values.tolist(),
-                "rows": len(table),
-                "notes": table.notes,
+        said = {"target": facts["target"], "at": labels, "forecast": values.tolist(), "rows": len(table)}
+        if names:
+            said["intervals"] = {
+                name: {"low": low.tolist(), "high": high.tolist()}
+                for name, (low, high) in zip(names, ends, strict=True)
             }
-        )
+        options.print_json(said | {"notes": table.notes})
         return
     for note in table.notes:
         options.say(options.row("Note", note), err=True)
-    for label, value in zip(labels, values, strict=True):
-        options.say(f"{label}  {value:.6g}")
+    for k, (label, value) in enumerate(zip(labels, values, strict=True)):
+        within = [f"  {name} %: {low[k]:.6g} to {high[k]:.6g}" for name, (low, high) in zip(names, ends, strict=True)]
+        options.say(f"{label}  {value:.6g}{''.join(within)}")
     for made in filter(None, (out, png)):
         options.say(made)
+
+
+def _draw(trained, table, values, png, more, unseen):
+    """The picture of a forecast; unseen: whether earlier forecasts are of the test part only."""
+    from ..plots import plot_forecast
+
+    settings, N = trained.settings, len(table)
+    first = reach_back(settings, trained.facts)
+    if unseen:
+        first = max(first, split_rows(N, settings)["test"].start)
+    ends = np.arange(N - 1 - settings.horizon, first - 2, -settings.horizon)[:5][::-1]
+    earlier = []
+    if len(ends):
+        earlier = [(end + 1, row) for end, row in zip(ends, forecast(trained, table, ends=ends), strict=True)]
+    start = max(0, (int(ends[0]) if len(ends) else N - 1) - 2 * settings.horizon)
+    plot_forecast(table.values[:, 0], values, png, earlier, start, name=trained.facts["target"], **more)

@@ -1,7 +1,7 @@
 """A trained model with its settings, read from the folder of its run."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import run_folder
@@ -16,13 +16,14 @@ from .settings import Settings
 
 @dataclass
 class Trained:
-    """A model in evaluation mode with all that belongs to it; made by ``load``."""
+    """A model in evaluation mode with all that belongs to it; made by ``load``. result: what ``Task.finish`` found."""
 
     folder: Path
     task: object
     settings: Settings
     facts: dict
     model: object
+    result: dict = field(default_factory=dict)
 
 
 def as_json(document):
@@ -133,4 +134,4 @@ def load(folder, backend=None, task=None):
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{folder / run_folder.CONFIG}: is damaged: {one_line(error)}") from error
     load_weights(model, path)
-    return Trained(folder, task, settings, facts, model.eval())
+    return Trained(folder, task, settings, facts, model.eval(), document.get("result", {}))

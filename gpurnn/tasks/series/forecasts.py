@@ -5,7 +5,8 @@ import math
 import numpy as np
 
 from ...errors import DivergedError, check_size
-from .parts import reach_back
+from .intervals import bounds, calibrate, coverage, saved_margins
+from .parts import reach_back, residual_of
 from .windows import Windows, season_before
 
 
@@ -16,6 +17,35 @@ def forecast(trained, table, steps=None, ends=None):
     last rows that may be read, (W,); the result is then (W, steps). Raises ValueError for too few rows or too many
     steps, DivergedError for a forecast that is NaN or infinite.
     """
+    source, z = _said(trained, table, steps, ends)
+    made = _finite(source.unscale(z[..., 0]))
+    return made[0] if ends is None else made
+
+
+def forecast_intervals(trained, table, steps=None, ends=None):
+    """Prediction intervals of a model that has learnt them: their low and high ends, float64 (L, 2, steps), the L
+    levels of the settings ascending.
+
+    steps, ends: as of ``forecast``; with ends the result is (L, 2, W, steps). They are calibrated where the training
+    had a validation part. Raises ValueError for a model without intervals, and what ``forecast`` raises.
+    """
+    if not trained.settings.levels:
+        raise ValueError("intervals: this model has learnt none: train it with interval='80,95'")
+    source, z = _said(trained, table, steps, ends)
+    made = _finite(source.unscale(bounds(z, saved_margins(trained))))
+    return made[:, :, 0] if ends is None else made
+
+
+def fit_margins(trained, table, ends):
+    """The margins that calibrate a model's intervals on forecasts from the rows ``ends``, which it has not learnt from;
+    see ``calibrate``."""
+    source, z = _said(trained, table, None, ends)
+    truth = source.z[ends[:, None] + np.arange(1, trained.settings.horizon + 1)]
+    return calibrate(_finite(z), truth, trained.settings.levels)
+
+
+def _said(trained, table, steps, ends):
+    """(the ``Windows``, what the model says on its own scale, float64 (W, steps, 1 + Q))."""
     settings = trained.settings
     steps = settings.horizon if steps is None else check_size("steps", steps)
     if steps > settings.horizon and settings.mode != "recursive":
@@ -29,16 +59,18 @@ def forecast(trained, table, steps=None, ends=None):
     source, model = Windows(table, rows, settings, trained.facts, steps=steps), trained.model
     made = []
     for start in range(0, len(rows), settings.batch):
-        some = rows[start : start + settings.batch]
-        inputs = source.collate(some).inputs
+        inputs = source.collate(rows[start : start + settings.batch]).inputs
         inputs = tuple(map(model.xp.asarray, inputs)) if isinstance(inputs, tuple) else model.xp.asarray(inputs)
-        outputs = model.ops.to_numpy(model(inputs)).astype(np.float64)[:, :steps]
-        made.append(source.restore(outputs, some))
-    made = np.concatenate(made)
+        outputs = model.ops.to_numpy(model(inputs)).astype(np.float64)
+        made.append(outputs.reshape(*outputs.shape[:2], -1)[:, :steps])
+    return source, np.concatenate(made) + source.base(rows)[..., None]
+
+
+def _finite(made):
     if not np.isfinite(made).all():
         wrong = made[~np.isfinite(made)][0]
         raise DivergedError(f"forecast: expected finite numbers, got {wrong}. The model has diverged: train it anew")
-    return made[0] if ends is None else made
+    return made
 
 
 def score(trained, table, ends):
@@ -47,7 +79,8 @@ def score(trained, table, ends):
 
     mae, rmse: in the units of the target, over all windows and steps. mase: mae over that of seasonal-naive forecasts
     of one season ahead in the training part (Hyndman and Koehler, Int. J. Forecasting 22, 2006). mse_standardised,
-    mae_standardised: of values divided by the deviation of the training part, as papers give them.
+    mae_standardised: of values divided by the deviation of the training part, as papers give them. Where the model has
+    learnt intervals, "intervals" says what each covers, see ``coverage``; "calibrated" whether they were.
     """
     y, facts = table.values[:, 0], trained.facts
     ahead = np.arange(1, trained.settings.horizon + 1)
@@ -68,10 +101,15 @@ def score(trained, table, ends):
             "mse_standardised": squared / std**2,
             "mae_standardised": absolute / std,
         }
+    levels = trained.settings.levels
+    if levels:
+        numbers["intervals"] = coverage(forecast_intervals(trained, table, ends=ends), truth, levels)
+        numbers["calibrated"] = saved_margins(trained) is not None
     return numbers
 
 
 def summary(numbers, part):
+    """What ``score`` returns, as lines for people."""
     lines = [f"{part.capitalize():<15} {'MAE':>11} {'RMSE':>11} {'MASE':>8}   {numbers['windows']:,} forecasts"]
     for name in ("model", "seasonal_naive", "naive"):
         n = numbers[name]
@@ -79,4 +117,31 @@ def summary(numbers, part):
         lines.append(f"{name.replace('_', '-'):<15} {n['mae']:11.5g} {n['rmse']:11.5g} {mase:>8}")
     n = numbers["model"]
     lines.append(f"{'':<15} standardised: MSE {n['mse_standardised']:.4f}, MAE {n['mae_standardised']:.4f}")
+    for name, found in numbers.get("intervals", {}).items():
+        lines.append(
+            f"{name + ' % interval':<15} covers {100 * found['coverage']:.1f} %, {found['extent']:.5g} from end to end"
+        )
     return "\n".join(lines)
+
+
+def advice(numbers, settings, facts):
+    """A line on a model that is no better than a naive forecast, and what to try; None for a better one."""
+    model = numbers["model"]["mae"]
+    best = min(("seasonal_naive", "naive"), key=lambda name: numbers[name]["mae"])
+    if model < numbers[best]["mae"]:
+        return None
+    residual, season = residual_of(settings, facts), facts["season"]
+    tries = []
+    if best == "seasonal_naive" and season > 1 and residual != "season":
+        tries.append("--residual season")
+    elif best == "naive" and residual != "last":
+        tries.append("--residual last")
+    tries += ["more --epochs", "another --window" if season <= settings.window else f"--window {2 * season}"]
+    if season == 1:
+        tries.append("--season, if you know of one")
+    if not settings.log:
+        tries.append("--log, where it grows in per cent")
+    return (
+        f"The model is worse than the {best.replace('_', '-')} forecast ({model:.4g}, {numbers[best]['mae']:.4g}). "
+        f"Try {'; '.join(tries[:3])}."
+    )

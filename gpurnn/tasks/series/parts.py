@@ -88,9 +88,28 @@ def fit_scaling(table, rows, settings, path):
     }
 
 
+def choose_residual(settings, season, y):
+    """What is learnt. Where the settings leave it open: the distance from the naive forecast that is better in the
+    training part ``y`` (N,), that of the last value or that of the season before, if it has room for some windows."""
+    if settings.residual != "auto":
+        return settings.residual
+    if season == 1 or settings.window + 2 * season + settings.horizon > len(y):
+        return "last"
+    errors = {"last": 0.0, "season": 0.0}
+    for ahead in range(1, settings.horizon + 1):
+        for name, lag in (("last", ahead), ("season", season * -(-ahead // season))):
+            errors[name] += np.abs(y[lag:] - y[:-lag]).mean() if lag < len(y) else math.inf
+    return min(errors, key=errors.get)
+
+
+def residual_of(settings, facts):
+    """What is learnt, "none", "last" or "season", where the settings may say "auto"."""
+    return facts.get("residual", settings.residual)
+
+
 def reach_back(settings, facts):
     """Rows that a forecast needs, its own last one included."""
-    if settings.residual != "season":
+    if residual_of(settings, facts) != "season":
         return settings.window
     return settings.window + facts["season"]
 

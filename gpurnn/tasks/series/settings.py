@@ -52,18 +52,21 @@ class SeriesSettings(Settings):
         choices=("direct", "every", "recursive"),
     )
     residual: str = setting(
-        "none",
-        "What is learnt: the value, its distance from the last, or from the season before.",
-        choices=("none", "last", "season"),
+        "auto",
+        "What is learnt: the value, its distance from the last, or from the season before; auto: one of these "
+        "two, by which naive forecast is better.",
+        choices=("auto", "none", "last", "season"),
     )
     log: bool = setting(False, "Take the logarithm of the target: for growth in per cent.")
     season: int | None = setting(None, "Rows of a season.", shown="guessed by autocorrelation")
     loss: str = setting("mse", "What training lowers.", choices=tuple(LOSSES))
+    interval: str | None = setting(None, "Learn prediction intervals, such as '80,95' (per cent).", shown="none")
 
     def __post_init__(self):
         if isinstance(self.fill, bool):  # as older runs have it
             self.fill = "previous" if self.fill else "none"
         super().__post_init__()
+        self.levels  # noqa: B018  (raises)
         if self.valid + self.test >= 1:
             raise ValueError(f"valid and test: nothing is left for training, got {self.valid:g} and {self.test:g}")
         if self.delimiter is not None and (len(self.cell_delimiter) != 1 or self.cell_delimiter in '\r\n"'):
@@ -74,6 +77,22 @@ class SeriesSettings(Settings):
             check_encoding("encoding", self.encoding)
         if self.date_format is not None:
             check_date_format(self.date_format)
+
+    @property
+    def levels(self):
+        """The shares that prediction intervals should cover, ascending: [0.8, 0.95] of "80,95"."""
+        try:
+            levels = sorted({float(part) / 100 for part in (self.interval or "").split(",") if part.strip()})
+        except ValueError:
+            levels = [0.0]
+        if self.interval is not None and not (levels and levels[0] > 0 and levels[-1] < 1):
+            raise ValueError(f"interval should be per cents between 0 and 100, such as 80,95, got {self.interval!r}")
+        return levels
+
+    @property
+    def quantiles(self):
+        """The quantiles at the ends of the intervals, ascending."""
+        return [*((1 - level) / 2 for level in reversed(self.levels)), *((1 + level) / 2 for level in self.levels)]
 
     @property
     def cell_delimiter(self):

@@ -1,13 +1,17 @@
 """The task ``series``: from files to batches, a model and its scores."""
 
+import textwrap
+from dataclasses import replace
+
 from ...data.dates import CALENDAR, check_date_format
-from ...errors import check_size
+from ...errors import check_choice, check_size
 from ...files import check_room
 from ..task import WEIGHT_COST, Data, Task, check_numbers, check_strings, checksum
 from .columns import choose_columns, open_rows, read_table
-from .forecasts import score, summary
+from .forecasts import advice, fit_margins, score, summary
+from .intervals import IntervalLoss, saved_margins
 from .models import Direct, Recursive
-from .parts import fit_scaling, reach_back, split_rows, window_ends
+from .parts import choose_residual, fit_scaling, reach_back, residual_of, split_rows, window_ends
 from .settings import LOSSES, SeriesSettings
 from .windows import Windows
 
@@ -24,7 +28,7 @@ class SeriesTask(Task):
     name = "series"
     Settings = SeriesSettings
     examples = """
-  gpurnn train series airline.csv --horizon 12 --residual season --log
+  gpurnn train series airline.csv --horizon 12 --log --interval 80,95
   gpurnn train series ETTh1.csv --target OT --horizon 96"""
     next = ("gpurnn forecast {run} --plot forecast.png --out forecast.csv",)
 
@@ -41,6 +45,7 @@ class SeriesTask(Task):
         parts = split_rows(len(table), settings)
         if "mean" not in facts:
             facts = facts | fit_scaling(table, parts["train"].stop, settings, files[0])
+            facts["residual"] = choose_residual(settings, facts["season"], table.values[: len(parts["train"]), 0])
         reach = reach_back(settings, facts)
         ends = {name: window_ends(part, reach, settings.horizon) for name, part in parts.items()}
         if not len(ends["train"]):
@@ -85,6 +90,7 @@ class SeriesTask(Task):
         check_size("season", facts["season"])
         if facts.get("decimal", ".") not in (".", ",") or not isinstance(facts.get("date_format", ""), str):
             raise ValueError(f"decimal and date_format: got {facts.get('decimal')!r}, {facts.get('date_format')!r}")
+        check_choice("residual", residual_of(settings, facts), ("none", "last", "season"))
         if facts.get("date_format"):
             check_date_format(facts["date_format"])
 
@@ -92,15 +98,26 @@ class SeriesTask(Task):
         return {} if settings.mode == "recursive" else {"horizon": settings.horizon}
 
     def loss(self, settings, facts):
-        return LOSSES[settings.loss]
+        loss = LOSSES[settings.loss]
+        return IntervalLoss(loss, settings.quantiles) if settings.levels else loss
 
     def finish(self, trained, data, history):
         table, ends = data.rest
         numbers, lines = {}, []
+        if trained.settings.levels and len(ends["valid"]):
+            numbers["margins"] = fit_margins(trained, table, ends["valid"])
+            trained = replace(trained, result=numbers)
         for name in ("valid", "test"):
             if len(ends[name]):
                 numbers[name] = score(trained, table, ends[name])
                 lines.append(summary(numbers[name], "validation" if name == "valid" else name))
+        if trained.settings.levels:
+            lines.append(_on_calibration(trained))
+        last = numbers.get("test") or numbers.get("valid")
+        said = last and advice(last, trained.settings, trained.facts)
+        if said:
+            numbers["advice"] = said
+            lines.append(textwrap.fill(said, 80, break_on_hyphens=False))
         return numbers, "\n".join(lines)
 
     def evaluate(self, trained, files):
@@ -117,7 +134,15 @@ class SeriesTask(Task):
             )
         numbers = score(trained, table, ends)
         lines = [*(f"Note        {note}" for note in table.notes), summary(numbers, "all")]
+        if settings.levels:
+            lines.append(_on_calibration(trained))
         return numbers | {"notes": table.notes}, "\n".join(lines)
+
+
+def _on_calibration(trained):
+    if saved_margins(trained) is None:
+        return "The intervals are not calibrated: there was no validation part, or the training was stopped."
+    return "The intervals are calibrated on the validation part."
 
 
 TASK = SeriesTask()

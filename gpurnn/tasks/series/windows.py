@@ -6,6 +6,7 @@ from ... import rng
 from ...data import Batch
 from ...data.dates import calendar_features, continue_moments
 from ...dtypes import check_dtype
+from .parts import residual_of
 
 
 class Windows:
@@ -18,7 +19,7 @@ class Windows:
 
     def __init__(self, table, ends, settings, facts, *, training=False, steps=None):
         self.ends, self.settings, self.facts, self.training = ends, settings, facts, training
-        self.steps = steps or settings.horizon
+        self.steps, self.residual = steps or settings.horizon, residual_of(settings, facts)
         self.dtype = check_dtype(settings.dtype)
         values = table.values
         if settings.log:
@@ -51,13 +52,13 @@ class Windows:
 
     def collate(self, ends):
         """The Batch of the windows that end with these rows, (B,)."""
-        settings, season = self.settings, self.facts["season"]
+        settings, season, residual = self.settings, self.facts["season"], self.residual
         rows = ends + np.arange(1 - settings.window, 1)[:, None]  # (T, B)
         anchor = 0.0
-        if settings.residual != "none":  # a level that the network knows at the time it speaks
+        if residual != "none":  # a level that the network knows at the time it speaks
             anchor = self.z[rows[0] if settings.mode == "every" else ends]
         columns = [self.z[rows] - anchor]
-        if settings.residual == "season":
+        if residual == "season":
             columns.append(self.z[rows] - self.z[rows - season])
         inputs = np.stack(columns, axis=2)
         inputs = np.concatenate([inputs, self.inputs[rows], self.calendar[rows]], axis=2).astype(self.dtype)
@@ -66,7 +67,7 @@ class Windows:
         if settings.mode == "recursive":
             coming = ends + np.arange(1, self.steps + 1)[:, None]  # (H, B)
             known = [self.calendar[coming]]
-            if settings.residual == "season":
+            if residual == "season":
                 known.append((self.base(ends).T - anchor)[:, :, None])
             inputs = inputs, np.concatenate(known, axis=2).astype(self.dtype)
         return Batch(inputs, targets, loss_options={}, weight=len(ends))
@@ -74,15 +75,18 @@ class Windows:
     def base(self, ends):
         """What the model's output is added to, (..., H) for ``ends`` (...)."""
         ahead = np.arange(1, self.steps + 1)
-        if self.settings.residual == "none":
+        if self.residual == "none":
             return np.zeros(self.steps)
-        if self.settings.residual == "last":
+        if self.residual == "last":
             return np.repeat(self.z[ends][..., None], self.steps, axis=-1)
         return self.z[season_before(ends, ahead, self.facts["season"])]
 
     def restore(self, outputs, ends):
         """Outputs (B, H) of the model, float64, as values of the target."""
-        z = outputs + self.base(ends)
+        return self.unscale(outputs + self.base(ends))
+
+    def unscale(self, z):
+        """Values of the target on the scale of the model, as those of the file."""
         values = z * self.facts["std"][0] + self.facts["mean"][0]
         return np.exp(values) if self.settings.log else values
 

@@ -1,0 +1,117 @@
+"""Prediction intervals: the loss that quantiles are learnt by, and their calibration on the validation part."""
+
+import numpy as np
+
+from ...backends import array_ops
+from ...checkpoint import CheckpointError
+from ...dtypes import upcast
+from ...errors import check_number, check_shape
+
+
+def quantile_loss(prediction, target, quantiles):
+    """(loss, backward) of the pinball loss, its mean over the elements of ``target``, summed over the Q quantiles.
+
+    prediction: (..., Q), of the dtype of target (...). Where the target lies above a prediction of the quantile q, the
+    loss is q times the distance, else 1 - q times; so its expectation is least at the quantile. ``backward(dloss=1.0)``
+    returns the gradient with respect to prediction, 0 where the two are equal. Raises ShapeError.
+
+    >>> loss, backward = quantile_loss(np.zeros((1, 2)), np.ones(1), [0.1, 0.9])
+    >>> float(loss), backward().tolist()
+    (1.0, [[-0.1, -0.9]])
+    """
+    ops = array_ops(prediction)
+    given = ops.asarray(prediction, "prediction")
+    check_shape("target", target, given.shape[:-1])
+    q = ops.asarray(np.array(quantiles), "quantiles")
+    check_shape("quantiles", q, given.shape[-1:])
+    above = upcast(ops.asarray(target, "target"))[..., None] - upcast(given)
+    q, xp, count = q.astype(above.dtype), ops.xp, max(1, above.size // max(1, q.size))
+    loss = (xp.maximum(q * above, (q - 1) * above).sum(dtype=np.float64) / count).astype(above.dtype)
+
+    def backward(dloss=1.0):
+        slope = xp.where(above > 0, -q, xp.where(above < 0, 1 - q, 0))
+        return (slope * (float(dloss) / count)).astype(given.dtype)
+
+    return loss, backward
+
+
+class IntervalLoss:
+    """The loss of outputs (..., 1 + Q) against targets (...): ``loss`` of the first, which is the forecast itself, plus
+    the pinball loss of the others, which are quantiles."""
+
+    def __init__(self, loss, quantiles):
+        self.loss, self.quantiles = loss, tuple(quantiles)
+
+    def __call__(self, outputs, targets):
+        xp = array_ops(outputs).xp
+        loss, point_backward = self.loss(xp.ascontiguousarray(outputs[..., 0]), targets)
+        others, quantile_backward = quantile_loss(outputs[..., 1:], targets, self.quantiles)
+
+        def backward(dloss=1.0):
+            return xp.concatenate([point_backward(dloss)[..., None], quantile_backward(dloss)], axis=-1)
+
+        return loss + others, backward
+
+
+def bounds(outputs, margins=()):
+    """Low and high ends of the intervals, (L, 2, ...), from outputs (..., 1 + 2 L): the forecast and its quantiles in
+    ascending order. The narrowest interval comes first.
+
+    margins: by which share of its extent each interval is moved out at each end, (L,). Ends never cross: an interval
+    has the forecast and all narrower ones inside.
+    """
+    point, quantiles = outputs[..., 0], np.sort(outputs[..., 1:], axis=-1)
+    count, ends = quantiles.shape[-1] // 2, []
+    low = high = point
+    for n, margin in zip(range(count), margins or [0.0] * count, strict=True):
+        first, last = quantiles[..., count - 1 - n], quantiles[..., count + n]
+        extent = margin * (last - first)
+        low, high = np.minimum(low, first - extent), np.maximum(high, last + extent)
+        ends.append((low, high))
+    return np.array(ends)
+
+
+def calibrate(outputs, truth, levels):
+    """The margins for ``bounds``, a list of floats, with which the intervals cover shares ``levels`` of the truth.
+
+    outputs: (W, H, 1 + 2 L), truth: (W, H), both of the validation part, which training has not learnt from. How far a
+    value lies outside, as a share of the interval's extent, is one number for each; the margin is their quantile at
+    the level (conformalized quantile regression: Romano, Patterson and Candes, NeurIPS 2019). No margin is below 0.
+    """
+    margins, N = [], truth.size
+    for n, level in enumerate(levels):
+        low, high = np.sort(outputs[..., 1:], axis=-1)[..., [len(levels) - 1 - n, len(levels) + n]].transpose(2, 0, 1)
+        extent = np.maximum(high - low, 1e-9 * max(1.0, np.abs(truth).max()))
+        outside = np.maximum(low - truth, truth - high) / extent
+        rank = min(1.0, level * (N + 1) / N)
+        margins.append(max(0.0, float(np.quantile(outside, rank, method="higher"))))
+    return margins
+
+
+def coverage(ends, truth, levels):
+    """{"80": {"coverage": share of the truth inside, "extent": mean high - low}}, of ends (L, 2, ...)."""
+    return {
+        name_level(level): {
+            "coverage": float(((low <= truth) & (truth <= high)).mean()),
+            "extent": float((high - low).mean()),
+        }
+        for level, (low, high) in zip(levels, ends, strict=True)
+    }
+
+
+def name_level(level):
+    """A level as text: 0.8 is "80"."""
+    return f"{100 * level:g}"
+
+
+def saved_margins(trained):
+    """The margins that the end of the training left, or None. Raises CheckpointError for a damaged ``config.json``."""
+    found = trained.result.get("margins")
+    if found is None:
+        return None
+    try:
+        if not isinstance(found, list) or len(found) != len(trained.settings.levels):
+            raise ValueError(f"expected {len(trained.settings.levels)} numbers, got {found!r}")
+        return [check_number("margins", margin, 0) for margin in found]
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{trained.folder}: config.json is damaged: margins: {error}") from error
