@@ -606,7 +606,7 @@ def test_a_picture_of_a_kind_that_is_not_drawn(copied, name):
 def test_midi_that_ends_too_early(copied):
     Path("short.mid").write_bytes(b"MThd\0\0\0\6\0\0\0\1\0\x60MTrk\0\0\0\x20\0\x90")
     text = refused("evaluate", "music", "short.mid")
-    assert "short.mid: is not a MIDI file that can be read: it ends too early" in text
+    assert "short.mid: is damaged MIDI: it ends too early" in text
 
 
 def test_the_result_of_a_run_whose_records_are_missing(copied):

@@ -496,6 +496,9 @@ def test_compose_refuses(options, words):
         compose(Fixed(np.zeros(KEYS)), **options)
     with pytest.raises(ShapeError, match="roll"):
         write_midi("never.mid", np.zeros((3, 4)))
+    for numbers, words in (({"step": 0}, "step should be"), ({"tempo": 3.9}, "tempo should be")):
+        with pytest.raises(ValueError, match=words):
+            write_midi("never.mid", np.zeros((3, KEYS)), **numbers)
 
 
 class Reciting(Fixed):

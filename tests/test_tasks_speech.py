@@ -413,6 +413,18 @@ def test_transcribe_goes_on_after_a_bad_file(listener, strings, tmp_path):
     assert "is not WAV" in gpurnn("transcribe", listener, bad, code=2).stderr  # alone it is the command's error
 
 
+def test_posteriors_are_the_softmax_of_every_step(listener, strings):
+    trained = load(listener, "cpu")
+    features, _ = file_features(strings.parent / "2.wav", trained.settings, 4000)
+    found = transcribe(trained, features)
+    p = found["posteriors"]
+    assert p.shape == (-(-len(features) // 2), 4) and p.dtype == np.float64  # two frames a step; the blank and a, b, c
+    np.testing.assert_allclose(p.sum(axis=1), 1, rtol=4 * np.finfo(np.float64).eps)
+    assert 0 <= p.min() < 0.1
+    path = [int(number) for number, _ in itertools.groupby(p.argmax(axis=1)) if number]
+    assert "".join(" abc"[number] for number in path) == found["text"]
+
+
 # ---- places of characters
 
 
