@@ -7,6 +7,8 @@ from ...checkpoint import CheckpointError
 from ...dtypes import upcast
 from ...errors import check_number, check_shape
 
+_LEAST = -0.5  # a margin by which the ends of an interval meet
+
 
 def quantile_loss(prediction, target, quantiles):
     """(loss, backward) of the pinball loss, its mean over the elements of ``target``, summed over the Q quantiles.
@@ -57,8 +59,8 @@ def bounds(outputs, margins=()):
     """Low and high ends of the intervals, (L, 2, ...), from outputs (..., 1 + 2 L): the forecast and its quantiles in
     ascending order. The narrowest interval comes first.
 
-    margins: by which share of its extent each interval is moved out at each end, (L,). Ends never cross: an interval
-    has the forecast and all narrower ones inside.
+    margins: by which share of its extent each end of an interval is moved out, (L,), in where it is below 0. Ends never
+    cross: an interval has the forecast and all narrower ones inside.
     """
     point, quantiles = outputs[..., 0], np.sort(outputs[..., 1:], axis=-1)
     count, ends = quantiles.shape[-1] // 2, []
@@ -76,7 +78,8 @@ def calibrate(outputs, truth, levels):
 
     outputs: (W, H, 1 + 2 L), truth: (W, H), both of the validation part, which training has not learnt from. How far a
     value lies outside, as a share of the interval's extent, is one number for each; the margin is their quantile at
-    the level (conformalized quantile regression: Romano, Patterson and Candes, NeurIPS 2019). No margin is below 0.
+    the level (conformalized quantile regression: Romano, Patterson and Candes, NeurIPS 2019). That of an interval that
+    covers too much is below 0.
     """
     margins, N = [], truth.size
     for n, level in enumerate(levels):
@@ -84,7 +87,7 @@ def calibrate(outputs, truth, levels):
         extent = np.maximum(high - low, 1e-9 * max(1.0, np.abs(truth).max()))
         outside = np.maximum(low - truth, truth - high) / extent
         rank = min(1.0, level * (N + 1) / N)
-        margins.append(max(0.0, float(np.quantile(outside, rank, method="higher"))))
+        margins.append(max(_LEAST, float(np.quantile(outside, rank, method="higher"))))
     return margins
 
 
@@ -112,6 +115,6 @@ def saved_margins(trained):
     try:
         if not isinstance(found, list) or len(found) != len(trained.settings.levels):
             raise ValueError(f"expected {len(trained.settings.levels)} numbers, got {found!r}")
-        return [check_number("margins", margin, 0) for margin in found]
+        return [check_number("margins", margin, _LEAST) for margin in found]
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{trained.folder}: config.json is damaged: margins: {error}") from error
