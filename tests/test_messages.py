@@ -30,7 +30,7 @@ SAMPLE = click.Command("sample", params=[click.Option(["--top-p"]), click.Option
         ("it holds a run: continue it with --resume, replace it (in Python resume=True, overwrite=True)",
          "it holds a run: continue it with --resume, replace it"),
         # what is no argument stays
-        ("b.txt: line 3: hidden text, lr_notes.txt and my_valid", "b.txt: line 3: hidden text, lr_notes.txt and my_valid"),
+        ("b.txt: hidden text, lr_notes.txt and my_valid", "b.txt: hidden text, lr_notes.txt and my_valid"),
         ("run/weight_decay.txt: is empty", "run/weight_decay.txt: is empty"),
         ("the file has 3 epochs, seed 4", "the file has 3 epochs, seed 4"),
         ("'schedule=x' is what the file says, a.lr=3", "'schedule=x' is what the file says, a.lr=3"),
