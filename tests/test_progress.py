@@ -159,3 +159,17 @@ def test_lines_go_where_they_are_wanted(capfd):
     gpurnn.fit(model, gpurnn.mse, [batch], callbacks=[Progress(lines.append, bar=False)], **options)
     assert [line.split("  ")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_line_that_cannot_be_written_ends_no_training(monkeypatch):
+    def full(line):
+        raise OSError(28, "No space left on device")
+
+    batch = np.zeros((3, 2, 2), "float32"), np.zeros((3, 2, 1), "float32")
+    model = gpurnn.Linear(2, 1, backend="cpu")
+    options = {"optimizer": "adam", "epochs": 2}
+    history = gpurnn.fit(model, gpurnn.mse, [batch], callbacks=[Progress(full)], progress=False, **options)
+    assert len(history.epochs) == 2
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, None)  # a program without a console
+    assert len(gpurnn.fit(model, gpurnn.mse, [batch], progress=True, **options).epochs) == 2
