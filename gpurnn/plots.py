@@ -2,20 +2,23 @@
 
 import io
 import math
+import os
 from pathlib import Path
 
 import numpy as np
 
+from .checkpoint import CheckpointError, checkpoint_document
 from .errors import FileError, check_shape, printable
-from .files import make_folder, write_bytes_atomic
-from .run_folder import FLOW, HISTORY, SOFTWARE, read_flow, read_history
+from .files import make_folder, read_json, write_bytes_atomic
+from .run_folder import CONFIG, FLOW, HISTORY, SOFTWARE, read_flow, read_history
 
 
-def plot_history(records, png):
+def plot_history(records, png, *, title="", best_epoch=None):
     """Loss of every logged step and epoch, metrics of each epoch, learning rate and gradient norm.
 
-    records: the dicts of a ``History``, or the path of a ``history.jsonl``. png: the file to write. Raises ValueError
-    where there is nothing to draw, ImportError without matplotlib.
+    records: the dicts of a ``History``, or the path of a ``history.jsonl``. png: the file to write. best_epoch: the
+    epoch whose model was kept, which is marked; None marks nothing. Raises ValueError where there is nothing to draw,
+    ImportError without matplotlib.
     """
     source = records if isinstance(records, (str, Path)) else "the history"
     records = read_history(records) if isinstance(records, (str, Path)) else list(records)
@@ -27,39 +30,73 @@ def plot_history(records, png):
     names = [name for name in last if name.startswith("validation_") and name != "validation_loss"]
     figure = new_figure(8, 8 if names else 6)
     axes = figure.subplots(3 if names else 2, 1, sharex=True, height_ratios=[3, 2, 1] if names else [3, 1])
-    loss, below = axes[0], axes[-1]
-    if steps:
-        loss.plot([r["step"] for r in steps], [r["loss"] for r in steps], color="0.75", lw=1, label="training, step")
-    if epochs:
-        x = [r["step"] for r in epochs]
-        loss.plot(x, [r["train_loss"] for r in epochs], "o-", ms=4, label="training, mean of the epoch")
-        measured = [(r["step"], r["validation_loss"]) for r in epochs if r.get("validation_loss") is not None]
-        if measured:
-            loss.plot(*zip(*measured, strict=True), "s-", ms=4, label="validation")
-            best = min(measured, key=lambda point: point[1])
-            loss.annotate(f"{best[1]:.4f}", best, textcoords="offset points", xytext=(0, 8), ha="center")
-    loss.set_ylabel("loss")
-    loss.legend()
-    loss.grid(alpha=0.3)
+    _draw_loss(axes[0], steps, epochs)
     for name in names:
-        points = [r.get(name) for r in epochs]
-        axes[1].plot([r["step"] for r in epochs], points, "s-", ms=4, label=plain(name.removeprefix("validation_")))
+        points = [math.nan if r.get(name) is None else r[name] for r in epochs]
+        axes[1].plot([r["step"] for r in epochs], points, "s-", ms=4, label=plain(_short(name)))
     if names:
         axes[1].set_ylabel("validation")
-        axes[1].legend()
         axes[1].grid(alpha=0.3)
-    every = steps or epochs
-    x = [r["step"] for r in every]
-    norms = [math.nan if r["grad_norm"] is None else r["grad_norm"] for r in every]  # None: no update yet
-    below.plot(x, norms, lw=1, color="C2")
-    below.set_yscale("log")
-    below.set_ylabel("gradient norm", color="C2")
-    below.set_xlabel("optimiser step")
-    rate = below.twinx()
-    rate.plot(x, [r["lr"] for r in every], lw=1, color="C3")
+    _draw_rate(axes[-1], steps or epochs)
+    best = next((r for r in epochs if r["epoch"] == best_epoch), None)
+    if best is not None:
+        _mark_best(axes[: 2 if names else 1], best, names)
+    for axis in axes[:-1]:
+        axis.legend()
+    if epochs:
+        _add_epochs(axes[0], epochs)
+    if title:
+        figure.suptitle(plain(title, 100), x=0.01, ha="left", fontsize=11)
+    save_figure(figure, png)
+
+
+def _draw_loss(axis, steps, epochs):
+    """The loss of steps and epochs."""
+    if steps:
+        axis.plot([r["step"] for r in steps], [r["loss"] for r in steps], color="0.75", lw=1, label="training, update")
+    if epochs:
+        x = [r["step"] for r in epochs]
+        axis.plot(x, [r["train_loss"] for r in epochs], "o-", ms=4, label="training, mean of the epoch")
+        measured = [(r["step"], r["validation_loss"]) for r in epochs if r.get("validation_loss") is not None]
+        if measured:
+            axis.plot(*zip(*measured, strict=True), "s-", ms=4, label="validation")
+    axis.set_ylabel("loss")
+    axis.grid(alpha=0.3)
+
+
+def _draw_rate(axis, records):
+    """Gradient norm and learning rate."""
+    x = [r["step"] for r in records]
+    norms = [math.nan if r["grad_norm"] is None else r["grad_norm"] for r in records]  # None: no update yet
+    axis.plot(x, norms, lw=1, color="C2")
+    axis.set_yscale("log")
+    axis.set_ylabel("gradient norm", color="C2")
+    axis.set_xlabel("update")
+    rate = axis.twinx()
+    rate.plot(x, [r["lr"] for r in records], lw=1, color="C3")
     rate.set_ylabel("learning rate", color="C3")
     rate.set_ylim(bottom=0)
-    save_figure(figure, png)
+
+
+def _mark_best(axes, best, names):
+    """A line through the epoch whose model was kept, and its values."""
+    loss = best["train_loss"] if best.get("validation_loss") is None else best["validation_loss"]
+    shown = [f"{loss:.4f}"] + (["  ".join(f"{_short(n)} {best[n]:.4g}" for n in names if n in best)] if names else [])
+    for axis, text in zip(axes, shown, strict=True):
+        axis.axvline(best["step"], color="0.3", lw=1, ls=":", label=plain(f"kept: epoch {best['epoch']}, {text}", 80))
+
+
+def _add_epochs(axis, epochs):
+    """The number of each epoch above its last update; of many epochs, of some."""
+    every = -(-len(epochs) // 12)
+    chosen = epochs[::-1][::every][::-1]  # the last one always
+    above = axis.secondary_xaxis("top")
+    above.set_xticks([r["step"] for r in chosen], [str(r["epoch"]) for r in chosen])
+    above.set_xlabel("epoch")
+
+
+def _short(name):
+    return name.removeprefix("validation_").replace("_", " ")
 
 
 def plot_gradient_flow(flow, png):
@@ -159,12 +196,31 @@ def plot_run(folder):
     if not (folder / HISTORY).is_file():
         raise FileNotFoundError(f"{folder} holds no run: {HISTORY} is missing")
     made = [folder / "history.png"]
-    plot_history(folder / HISTORY, made[0])
+    plot_history(folder / HISTORY, made[0], title=_title_of(folder), best_epoch=_best_epoch_of(folder))
     flow = folder / FLOW
     if flow.is_file() and flow.stat().st_size:
         made.append(folder / "gradient_flow.png")
         plot_gradient_flow(flow, made[-1])
     return made
+
+
+def _title_of(folder):
+    """The run, its cell and its size; of a folder without settings its name alone."""
+    name = Path(os.path.abspath(folder)).name
+    try:
+        document = read_json(folder / CONFIG)
+        settings = document["settings"]
+        return f"{name}: {document['task']}, {settings['cell']}, {settings['layers']} x {settings['hidden']} units"
+    except (OSError, ValueError, LookupError, TypeError):
+        return name
+
+
+def _best_epoch_of(folder):
+    """The epoch of the best checkpoint, None where there is none."""
+    try:
+        return checkpoint_document(folder / "best.json")["epoch"]
+    except (CheckpointError, LookupError, TypeError):
+        return None
 
 
 def plot_attention(alignments, png):
@@ -232,10 +288,10 @@ def new_figure(width, height):
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def plain(text):
-    """Text for a picture, in one line of at most 40 characters: control characters as escapes, no formulas."""
+def plain(text, longest=40):
+    """Text for a picture, in one line of at most ``longest`` characters: control characters as escapes, no formulas."""
     text = printable(text).replace("\n", " ")
-    return (text if len(text) <= 40 else text[:39] + "\N{HORIZONTAL ELLIPSIS}").replace("$", r"\$")
+    return (text if len(text) <= longest else text[: longest - 1] + "\N{HORIZONTAL ELLIPSIS}").replace("$", r"\$")
 
 
 def save_figure(figure, path):

@@ -169,6 +169,20 @@ def test_sigterm_saves_in_a_child(tmp_path):
     assert document["epoch"] == epochs and document["step"] > UPDATES * epochs - UPDATES
 
 
+def test_what_a_callback_changes_is_saved(tmp_path):
+    """A rate of its own, and weights: the resumed run has the bits of the whole one."""
+
+    def halve(record, training):
+        training.optimizer.lr /= 2
+        training.model.flat_params[...] *= 0.9
+
+    whole, _ = train(halve)
+    train(halve, out=tmp_path, epochs=2)
+    model, history = train(halve, out=tmp_path, resume=True)
+    assert np.array_equal(model.flat_params, whole.flat_params)
+    assert [record["lr"] for record in history.epochs] == [0.01, 0.005, 0.0025]
+
+
 def test_other_errors_of_callbacks_reach_the_caller_and_all_ends_are_called():
     class Broken(Callback):
         def on_epoch(self, record, training):

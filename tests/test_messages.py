@@ -29,9 +29,9 @@ SAMPLE = click.Command("sample", params=[click.Option(["--top-p"]), click.Option
         ("limited to a norm of 1 (clip_norm)", "limited to a norm of 1 (--clip)"),
         ("it holds a run: continue it with --resume, replace it (in Python resume=True, overwrite=True)",
          "it holds a run: continue it with --resume, replace it"),
+        ("valid 0.9 and batch 5 leave nothing, hidden", "--valid 0.9 and --batch 5 leave nothing, hidden"),
         # what is no argument stays
-        ("b.txt: line 3: hidden text, lr_notes.txt and my_valid",
-         "b.txt: line 3: hidden text, lr_notes.txt and my_valid"),
+        ("b.txt: hidden text, lr_notes.txt and my_valid", "b.txt: hidden text, lr_notes.txt and my_valid"),
         ("run/weight_decay.txt: is empty", "run/weight_decay.txt: is empty"),
         ("the file has 3 epochs, seed 4", "the file has 3 epochs, seed 4"),
         ("'schedule=x' is what the file says, a.lr=3", "'schedule=x' is what the file says, a.lr=3"),

@@ -94,6 +94,36 @@ def test_fit_in_a_pipe(tmp_path):
     assert last == "stopped after epoch 3: no better for 2 epochs, best epoch 1"
 
 
+COMMAND = [
+    sys.executable, "-W", "error", "-m", "gpurnn", "train", "text", "book.txt", "--hidden", "8", "--steps", "8",
+    "--batch", "4", "--epochs", "2", "--seed", "1", "--backend", "cpu",
+]  # fmt: skip
+
+
+def words(text):
+    """The words of an output, but for times, which differ, and for the sample, which is the model's."""
+    text = re.sub(r"\d+ s\b", "", text)
+    return text.partition("A sample:")[0].split() + text.partition("Next:")[2].split()
+
+
+@pytest.mark.parametrize("columns", [80, 45])
+def test_the_command_in_a_terminal(tmp_path, columns):
+    """The words of a pipe, none broken; no line is longer than the terminal, but for commands to paste."""
+    (tmp_path / "book.txt").write_text("a gate keeps the state, a state opens the gate. " * 30)
+    options = {"cwd": tmp_path, "env": ENVIRONMENT, "capture_output": True, "text": True}
+    pipe = subprocess.run([*COMMAND, "--out", "run"], **options)
+    assert pipe.returncode == 0 and pipe.stderr == "" and "\r" not in pipe.stdout
+    code, text = in_terminal([*COMMAND, "--out", "run", "--overwrite"], columns, tmp_path)
+    assert code == 0, text
+    shown = screen(text)
+    assert words("\n".join(shown)) == words(pipe.stdout)
+    before = shown[: shown.index("Next:")]
+    assert max(map(len, before)) <= columns and not any("|" in line for line in shown)
+    assert any("|" in part for part in re.split(r"[\r\n]", text))
+    _, quiet = in_terminal([*COMMAND, "--out", "run", "--overwrite", "--no-progress"], columns, tmp_path)
+    assert "|" not in quiet and words("\n".join(screen(quiet))) == words(pipe.stdout)
+
+
 def test_in_a_notebook_lines_go_to_standard_output(tmp_path):
     code = f"import builtins\nbuiltins.__IPYTHON__ = True\n{FIT}"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
@@ -129,3 +159,17 @@ def test_lines_go_where_they_are_wanted(capfd):
     gpurnn.fit(model, gpurnn.mse, [batch], callbacks=[Progress(lines.append, bar=False)], **options)
     assert [line.split("  ")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_line_that_cannot_be_written_ends_no_training(monkeypatch):
+    def full(line):
+        raise OSError(28, "No space left on device")
+
+    batch = np.zeros((3, 2, 2), "float32"), np.zeros((3, 2, 1), "float32")
+    model = gpurnn.Linear(2, 1, backend="cpu")
+    options = {"optimizer": "adam", "epochs": 2}
+    history = gpurnn.fit(model, gpurnn.mse, [batch], callbacks=[Progress(full)], progress=False, **options)
+    assert len(history.epochs) == 2
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, None)  # a program without a console
+    assert len(gpurnn.fit(model, gpurnn.mse, [batch], progress=True, **options).epochs) == 2

@@ -266,7 +266,7 @@ def test_memory_mapped_text_trains_the_same(book, tmp_path, monkeypatch):
 def test_what_a_resumed_run_refuses(book, tmp_path):
     config = dataclasses.replace(TINY, epochs=1)
     train(book, tmp_path / "run", config)
-    with pytest.raises(ValueError, match="hidden 12, lr 0.004.* leave out what differs"):
+    with pytest.raises(ValueError, match="hidden=12, lr=0.004.* leave out what differs"):
         prepare("text", [], tmp_path / "run", dataclasses.replace(config, hidden=13, lr=1.0), resume=True)
     with pytest.raises(ValueError, match="already holds a run"):
         train(book, tmp_path / "run", config)

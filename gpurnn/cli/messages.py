@@ -44,5 +44,7 @@ def as_options(text, command=None):
     text = re.sub(rf"(?<![\w.'\"-])(?P<name>{names})=(?P<value>{_VALUE})?", with_value, text)
     text = re.sub(rf"(?:^|(?<=[;:.] ))(?P<name>{names})(?= (?:{_VERBS})\b)", alone, text)
     text = re.sub(rf"^(?P<name>{names})(?=: )", alone, text)
+    if re.match(rf"(?:{names}) [\d.]+ ", text):  # "valid 0.9 and test 0.5 leave nothing"
+        text = re.sub(rf"(?<![\w.'\"/-])(?P<name>{names})(?= [\d.]+\b)", alone, text)
     python = "|".join(name for name in positive if "_" in name)
     return re.sub(rf"(?<![\w.'\"/\\-])(?P<name>{python})(?![\w./\\'\"-])", alone, text) if python else text

@@ -13,7 +13,7 @@ import click
 from ..errors import printable
 from ..files import max_memory as memory_limit
 from ..files import parse_size, set_max_memory
-from ..train.progress import fitted
+from ..train.progress import fitted, is_terminal
 
 try:
     VERSION = importlib.metadata.version("gpurnn")
@@ -113,7 +113,7 @@ def row(name, value):
 
 def wrapped(text):
     """Text with its lines broken between words where they are too long for the terminal; whole in a file or a pipe."""
-    if not sys.stdout.isatty():
+    if not is_terminal(sys.stdout):
         return text
     return "\n".join(_filled(line, "") for line in text.split("\n"))
 

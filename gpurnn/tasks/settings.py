@@ -66,7 +66,7 @@ class Settings:
     hidden: int = setting(256, "Hidden units in each layer.")
     dropout: float = setting(0.0, "Share of activations dropped between layers.", low=0, high=1, high_open=True)
     batch: int = setting(32, "Sequences trained side by side.")
-    optimizer: str = setting("adam", "Optimiser.", choices=tuple(OPTIMIZERS))
+    optimizer: str = setting("adam", "Optimizer.", choices=tuple(OPTIMIZERS))
     lr: float = setting(4e-3, "Learning rate at its highest.", low=0, low_open=True)
     weight_decay: float = setting(0.0, "Weight decay.", low=0)
     schedule: str = setting(
@@ -76,7 +76,7 @@ class Settings:
     )
     warmup: int = setting(0, "Updates in which the learning rate rises from 0.", minimum=0)
     clip: float = setting(1.0, "Largest norm of the gradient; 0: no limit.", low=0)
-    weight_noise: float = setting(0.0, "Deviation of the noise added to the weights in every training step.", low=0)
+    weight_noise: float = setting(0.0, "Standard deviation of noise on the weights, for each update.", low=0)
     epochs: int = setting(5, "Passes over the data.")
     valid: float = setting(0.1, "Share of the data kept for validation.", low=0, high=1, high_open=True)
     patience: int | None = setting(None, "Stop after this many epochs without a better validation.")

@@ -106,7 +106,7 @@ def check_entries(files, count, settings, width, steps=0):
     """
     logit = 3 * max(4, check_dtype(settings.dtype).itemsize)  # itself, its exponential and its gradient
     each = _ENTRY_COST + WEIGHT_COST // 4 * width + logit * steps * settings.batch
-    check_room(", ".join(map(str, files)), each * count, f"a model of its {count:,} characters or words")
+    check_room(_named(files), each * count, f"a model of its {count:,} characters or words")
 
 
 def of_the_model(files, known, new, same=(), within=()):
@@ -132,7 +132,7 @@ def of_the_model(files, known, new, same=(), within=()):
 
 
 def _named(files):
-    return ", ".join(map(str, files))
+    return ", ".join(map(str, files)) or "the built-in data"
 
 
 def unknown_note(count, unit):

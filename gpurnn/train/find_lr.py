@@ -20,7 +20,7 @@ from .history import StopTraining, TrainingError
 from .settings import optimizer_for
 
 _BETA = 0.9  # of the moving average of the losses
-_DIVERGED = 4.0  # times the smallest smoothed loss: fastai's rule
+_DIVERGED = 4.0  # times the smallest mean: fastai's rule
 
 
 @dataclass
@@ -30,9 +30,9 @@ class LrCurve:
     Attributes
     ----------
     lr : float
-        The suggested rate: where the smoothed loss falls most steeply over the logarithm of the rate.
+        The suggested rate: where the loss falls most steeply over the logarithm of the rate.
     rates, losses : list of float
-        The rate of each update, and the loss of its batches, smoothed.
+        The rate of each update, and the loss of its batches.
     """
 
     lr: float
@@ -53,9 +53,9 @@ def find_lr(
 ) -> LrCurve:
     """Suggest a learning rate: train a copy of the model while the rate rises from ``low`` to ``high``.
 
-    The sweep stops where the loss has become four times its smallest. Model, optimizer and their random draws stay as
-    they are, because only copies are trained. The same call gives the same rate, unless the batches come in another
-    order, as from a loader that shuffles.
+    The sweep stops where a moving average of the loss has become four times its smallest value. Model, optimizer and
+    their random draws stay as they are, because only copies are trained. The same call gives the same rate, unless the
+    batches come in another order, as from a loader that shuffles.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ class _Sweep(Callback):
 
     def __init__(self, low: float, high: float, updates: int) -> None:
         self._planned = np.geomspace(low, high, updates).tolist()
-        self._mean = 0.0
+        self._mean, self._lowest = 0.0, math.inf  # of the losses; the smallest mean so far
         self.rates: list[float] = []
         self.losses: list[float] = []
 
@@ -127,20 +127,35 @@ class _Sweep(Callback):
         if not math.isfinite(smooth):
             raise StopTraining
         self.rates.append(training.optimizer.lr)
-        self.losses.append(smooth)
-        worse = smooth > _DIVERGED * min(self.losses) if min(self.losses) > 0 else count > len(self._planned)
-        if worse or count == len(self._planned):
+        self.losses.append(record["loss"])
+        self._lowest = min(self._lowest, smooth)
+        if count == len(self._planned) or smooth > _DIVERGED * self._lowest > 0:
             raise StopTraining
         training.optimizer.lr = self._planned[count]
 
 
 def _steepest(rates: list[float], losses: list[float]) -> float:
-    """The rate at which the loss falls most steeply, before its smallest value."""
-    bottom = int(np.argmin(losses))
-    if bottom < 2:
+    """The rate at which the loss falls most steeply, before its smallest value.
+
+    Slopes are those of straight lines through a decade of rates, by least squares, so that the noise of single batches
+    is averaged out. A slope counts where it is larger than three times its standard error.
+    """
+    x, y = np.log(rates), np.array(losses)
+    spacing = x[1] - x[0] if len(x) > 1 else 1.0
+    half = max(2, round(math.log(10) / 2 / spacing))
+    best, steepest, lowest = None, 0.0, math.inf
+    for middle in range(half, len(y) - half):
+        part = slice(middle - half, middle + half + 1)
+        distance, value = x[part] - x[middle], y[part]
+        slope = float(distance @ value / (distance @ distance))
+        rest = value - value.mean() - slope * distance
+        error = math.sqrt(float(rest @ rest) / (len(value) - 2) / float(distance @ distance))
+        if slope < min(steepest, -3 * error) and value.mean() < lowest:
+            best, steepest = middle, slope
+        lowest = min(lowest, float(value.mean()))
+    if best is None:
         raise TrainingError(
             f"the loss falls at no learning rate from {rates[0]:.3g} to {rates[-1]:.3g}. A model that is trained "
             "already has little left to learn: give it a rate; for a new one look at the data and the loss"
         )
-    slopes = np.gradient(np.array(losses[: bottom + 1]), np.log(rates[: bottom + 1]))
-    return float(f"{rates[int(np.argmin(slopes))]:.3g}")
+    return float(f"{rates[best]:.3g}")

@@ -6,6 +6,7 @@ This is the one place outside ``cli/`` that prints, because ``fit(progress=True)
 from __future__ import annotations
 
 import builtins
+import contextlib
 import shutil
 import sys
 import textwrap
@@ -67,12 +68,13 @@ class Progress(Callback):
             self._say(line)
 
     def _say(self, line: str) -> None:
-        """Write a line above the bar."""
-        if self._bar is not None:
-            self._bar.clear()
-        self._write(line)
-        if self._bar is not None:
-            self._bar.refresh()
+        """Write a line above the bar. A full disk or a pipe that was closed must not end a training."""
+        with contextlib.suppress(OSError):
+            if self._bar is not None:
+                self._bar.clear()
+            self._write(line)
+            if self._bar is not None:
+                self._bar.refresh()
 
 
 def epoch_line(record: Record, epochs: int, best: bool) -> str:
@@ -116,9 +118,14 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def fitted(line: str, stream: TextIO) -> str:
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a stream is a terminal; a program without a console has none."""
+    return stream is not None and stream.isatty()
+
+
+def fitted(line: str, stream: TextIO | None) -> str:
     """A line as a terminal shows it: broken between words where it is too long. In a file or a pipe it stays one."""
-    if not stream.isatty():
+    if not is_terminal(stream):
         return line
     width = shutil.get_terminal_size().columns
     return textwrap.fill(
@@ -139,7 +146,7 @@ def progress_bar(iterable: Iterable[Any] | None, progress: bool, **options: Any)
         shape = shape.replace("{remaining}", "{rate_fmt}, {remaining}")
     if iterable is None and options.get("total") is None:
         shape = "{desc}, {n_fmt} updates{postfix}, {rate_fmt}"
-    silent = not (progress and sys.stderr.isatty())
+    silent = not (progress and is_terminal(sys.stderr))
     options = {"bar_format": shape, **options} if iterable is None else options
     return tqdm(iterable, disable=silent, ncols=columns - 1, file=sys.stderr, **options)
 
