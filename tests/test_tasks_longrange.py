@@ -164,6 +164,7 @@ def test_a_run_on_images_from_the_command_line(tmp_path, npz):
     np.testing.assert_allclose(by_class @ counts / 100, tested["test_accuracy"], rtol=1e-12)
 
 
+@pytest.mark.long
 def test_settings_reach_the_layers():
     facts = {"steps": 60, "inputs": 3, "outputs": 2}
 

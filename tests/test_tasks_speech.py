@@ -373,6 +373,7 @@ def test_damaged_tables(tmp_path):
         read_utterances(table, settings)
 
 
+@pytest.mark.long
 @needs("scipy")
 def test_stereo_at_another_rate_is_heard_alike(listener, tmp_path):
     sound = word("abca", np.random.default_rng(3), 44100)
