@@ -29,19 +29,25 @@ from gpurnn import (
 from gpurnn.backends.cuda import schedules
 from gpurnn.backends.cuda.launch import kernel_of, kernel_source
 from gpurnn.backends.cuda.ops import CudaOps
+from gpurnn.dtypes import EPSILON
 
 needs_nvrtc = pytest.mark.skipif(nvrtc.missing() is not None, reason=str(nvrtc.missing()))
 
 # ---- closeness
 
 
-def assert_close(got, expected, terms, name="", dtype="float64"):
+def assert_close(got, expected, terms, name="", dtype="float64", each=False):
     """Equal up to ``terms`` roundings of a dtype, one after another: a share of the largest absolute value, or of 1.
 
-    terms: the additions that one number goes through, as ``testing.count_terms`` counts them for a layer.
+    terms: the additions that one number goes through, as ``testing.count_terms`` counts them for a layer. each: numbers
+    that do not depend on one another; each may be off by a share of its own absolute value, or of 1.
     """
     got, expected = host(got), host(expected)
     assert got.shape == expected.shape, f"{name}: expected shape {expected.shape}, got {got.shape}"
+    if each:
+        size = np.where(np.isfinite(expected), np.maximum(np.abs(expected), 1), 1)
+        np.testing.assert_allclose(got / size, expected / size, rtol=0, atol=terms * EPSILON[dtype], err_msg=str(name))
+        return
     allowed = testing.allowed_rounding(expected[np.isfinite(expected)], dtype, terms)
     np.testing.assert_allclose(got, expected, rtol=0, atol=allowed, err_msg=str(name))
 

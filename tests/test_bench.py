@@ -69,6 +69,7 @@ def test_flops_are_those_of_the_products():
 # ---- rivals
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("what", PASSES)
 @pytest.mark.parametrize("cell", CELLS)

@@ -257,6 +257,7 @@ def test_what_goes_with_models(how):
         assert layer.params["weight_ih_l0"].all()
 
 
+@pytest.mark.long
 def test_a_run_and_a_trained_model(tmp_path):
     from gpurnn.tasks.run import prepare
     from gpurnn.tasks.trained import load

@@ -65,6 +65,7 @@ RUNS = {  # option -> threads for each of SIZES, whether ragged
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_cell_and_option_is_no_worse_than_array_code(cell, dtype, level, threads):

@@ -22,7 +22,7 @@ from gpurnn.backends.cuda.streams import CudaStreams
 from gpurnn.check import CELLS, OPTIONS, Batch
 from gpurnn.dtypes import DTYPES
 from gpurnn.errors import BackendError
-from gpurnn.testing import count_terms, leaves
+from gpurnn.testing import count_terms, leaves, worst_error
 
 pytestmark = pytest.mark.emulated
 
@@ -239,21 +239,23 @@ def test_a_model_trains_as_on_numpy(monkeypatch):
             losses.append(float(loss))
         runs.append((losses, model.ops.to_numpy(model.flat_params)))
     assert runs[1][0][-1] < runs[1][0][0]
-    np.testing.assert_allclose(runs[0][0], runs[1][0], rtol=1e-9)
-    np.testing.assert_allclose(runs[0][1], runs[1][1], rtol=0, atol=1e-9)
+    terms = len(losses) * count_terms(model, 4)
+    assert_close(runs[0][0], runs[1][0], terms, "losses")
+    assert_close(runs[0][1], runs[1][1], terms, "parameters")
 
 
 def test_calls_that_overlap_get_a_loop_each():
     ops = cuda_ops()
-    layer, plain, _ = twins("lstm", ops, "float32")
+    layers = twins("lstm", ops, "float32")
     rng = np.random.default_rng(0)
     xs = [rng.normal(size=(4, 3, 4)).astype("float32") for _ in range(4)]
-    for layer_of in (layer, plain):
-        layer_of.zero_grad()
-        calls = [layer_of.forward(layer_of.xp.asarray(x)) for x in xs]
+    for layer in layers:
+        layer.zero_grad()
+        calls = [layer.forward(layer.xp.asarray(x.astype(layer.dtype))) for x in xs]
         for output, _, backward in calls:
             backward(output)
-    np.testing.assert_allclose(layer.flat_grads.get(), plain.flat_grads, rtol=1e-4, atol=1e-5)
+    share, detail = worst_error(*({"gradients": helpers.host(one.flat_grads)} for one in layers), "float32", None)
+    assert share <= 1, detail
 
 
 def test_the_pool_is_bounded_and_gets_loops_back():

@@ -12,6 +12,7 @@ from gpurnn.backends.cuda.ops import CudaOps
 from gpurnn.check import CELLS, Batch, run_checks, twins
 from gpurnn.cli import main
 from gpurnn.errors import BackendError
+from gpurnn.testing import worst_error
 
 pytestmark = pytest.mark.gpu
 
@@ -73,9 +74,12 @@ def test_products_in_every_layout(ops, dtype, batch):
             for out in layouts((*batch, 5, 3), wide):
                 for accumulate in (False, True):
                     before = out.get().astype(float) if accumulate else 0
-                    expected = before + a.get().astype(float) @ b.get().astype(float)
+                    left, right = (array.get().astype(float) for array in (a, b))
+                    # 7 products, 7 additions: each is off by a rounding of the sum of all sizes at most
+                    sizes = np.abs(before) + np.abs(left) @ np.abs(right)
+                    allowed = 14 * gpurnn.dtypes.EPSILON[wide.name] * sizes
                     ops.device.gemm(a, b, out, accumulate)
-                    np.testing.assert_allclose(out.get(), expected, rtol=1e-5, atol=1e-5)
+                    assert (np.abs(out.get() - (before + left @ right)) <= allowed).all()
 
 
 def test_a_broken_kernel_names_its_line(ops, monkeypatch):
@@ -91,9 +95,8 @@ def test_loops_are_recorded_and_replayed(ops):
     layer, plain, exact = twins("lstm", "cuda", "float32", schedule="step", num_layers=2, bidirectional=True)
     for call in range(4):
         batch = Batch(exact, 6, 5, ragged=True, seed=call)
-        got, expected = batch.run(layer), batch.run(plain)
-        for name, value in expected.items():
-            np.testing.assert_allclose(got[name], value, rtol=1e-4, atol=1e-5, err_msg=f"{name}, call {call}")
+        share, detail = worst_error(batch.run(layer), batch.run(plain), batch.run(exact), "float32", None)
+        assert share <= 1, f"call {call}: {detail}"
     assert any(loop.graphs for _, loop in ops.pool.free.values()), ops.recordings()
 
 

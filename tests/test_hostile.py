@@ -385,6 +385,7 @@ def test_odd_files_in_a_run(place, name, what):
     assert complaints(done, "bomb", refused=not optional) == []
 
 
+@pytest.mark.long
 @needs("mido")
 @pytest.mark.parametrize("suffix", [".txt", ".tsv", ".csv", ".json", ".npz", ".mid", ".wav", "-train"])
 def test_links_to_pipes(place, suffix):

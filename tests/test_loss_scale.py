@@ -131,6 +131,7 @@ def train(out=None, epochs=2, dtype="float16", seen=None, **options):
     return model, adam, history
 
 
+@pytest.mark.long
 def test_float16_is_scaled_unless_asked_otherwise():
     for dtype, options, scaled in (
         ("float16", {}, True), ("float32", {}, False), ("float16", {"loss_scaler": None}, False),

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from helpers import assert_close
 
 from gpurnn import DtypeError, ShapeError
 from gpurnn.cli import main
@@ -118,7 +119,7 @@ def test_images_become_sequences(npz, arrays, problem, shape):
     if problem == "permuted":  # which pixel comes when, found by value: the same for all images, and no sorted order
         order = np.array([np.abs(images[:, [t]] - scaled).max(axis=0).argmin() for t in range(R * C)])
         assert sorted(order) == list(range(R * C)) != order.tolist()
-    np.testing.assert_allclose(images, scaled[:, order], atol=1e-6)
+    assert_close(images, scaled[:, order], 1, dtype="float32")
     np.testing.assert_array_equal(np.concatenate([b.targets for b in valid]), arrays["y_train"][300:])
     again = TASK.read([npz()], LongSettings(problem=problem, valid=0.25, batch=20, seed=2)).valid.batch(0, 0)
     np.testing.assert_array_equal(again.inputs, valid[0].inputs)  # neither the order nor the parts are the seed's
@@ -163,6 +164,7 @@ def test_a_run_on_images_from_the_command_line(tmp_path, npz):
     np.testing.assert_allclose(by_class @ counts / 100, tested["test_accuracy"], rtol=1e-12)
 
 
+@pytest.mark.long
 def test_settings_reach_the_layers():
     facts = {"steps": 60, "inputs": 3, "outputs": 2}
 

@@ -159,6 +159,7 @@ def test_it_learns_what_copying_does_not(trained):
     assert load(folder, "cpu").settings.beam == 2
 
 
+@pytest.mark.long
 def test_evaluation_is_what_it_says(trained, tmp_path):
     """BLEU over different sources with all their references; nats over every pair, by hand."""
     from sacrebleu import BLEU

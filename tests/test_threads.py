@@ -7,6 +7,7 @@ import time
 import helpers
 import numpy as np
 import pytest
+from helpers import assert_close
 
 import gpurnn
 from gpurnn.attention import Attention
@@ -113,7 +114,7 @@ def test_a_retained_backward_in_several_threads(make, dtype, backend):
             np.testing.assert_array_equal(backward(np.ones_like(y))[0], expected)
 
     at_once(several)
-    np.testing.assert_allclose(layer.flat_grads, 32 * one, rtol=1e-4, atol=1e-4 * np.abs(one).max())
+    assert_close(layer.flat_grads, 32 * one, 32 + 10 * 8, dtype=dtype)  # 32 calls, each adds up T x B terms
 
 
 def test_of_several_threads_one_runs_a_backward_that_may_run_once():

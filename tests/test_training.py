@@ -515,6 +515,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         train(tmp_path, resume=True)
 
 
+@pytest.mark.long
 def test_a_folder_in_use(tmp_path):
     train(tmp_path, epochs=1)
     with pytest.raises(FileExistsError, match="already holds a run"):
