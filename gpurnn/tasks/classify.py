@@ -1,6 +1,7 @@
 """Text into classes: sentiment, topics, names by nationality. ``gpurnn train classify`` on the shell.
 
->>> from gpurnn.tasks.run import prepare
+>>> from pathlib import Path
+>>> from gpurnn.tasks.run import load, prepare
 >>> lines = [f"{word} film {n}\\t{label}" for word, label in [("funny", "pos"), ("dull", "neg")] for n in range(20)]
 >>> Path("reviews.tsv").write_text("\\n".join(lines), encoding="utf-8") > 0
 True

@@ -1,7 +1,7 @@
 """A language model: read text, train on it, sample from it, measure it. ``gpurnn train text`` on the shell.
 
 >>> from pathlib import Path
->>> from gpurnn.tasks.run import prepare
+>>> from gpurnn.tasks.run import load, prepare
 >>> Path("book.txt").write_text("Once upon a time. " * 300, encoding="utf-8")
 5400
 >>> history = prepare("text", ["book.txt"], "runs/book", hidden=16, epochs=1).train()
