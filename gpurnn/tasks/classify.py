@@ -24,6 +24,7 @@ from ..data.labelled import How, describe_classes, one_class, read_labelled
 from ..data.vocabulary import UNKNOWN, Vocabulary, check_vocabulary, count_words, vocabulary_of
 from ..layers import Dropout, Embedding, Linear, Pooling, Sequential
 from ..masks import refuse_no_distribution
+from .seen import check_trained_on, look_up, remember
 from .settings import Settings, changed, encoding_setting, recurrent, setting, strict_setting
 from .task import Data, Task, check_entries, check_strings, checksum
 
@@ -99,7 +100,7 @@ class ClassifyTask(Task):
         else:
             entries = Vocabulary("".join(known)).entries
             check_entries(files, len(entries), settings, settings.embedding)
-        facts = {"classes": classes, "vocabulary": entries}
+        facts = {"classes": classes, "vocabulary": entries, "trained_on": remember(texts[n] for n in train)}
         ids = encode(texts, settings, facts)
 
         def part(chosen, **more):
@@ -141,6 +142,7 @@ class ClassifyTask(Task):
     def check_facts(self, settings, facts):
         check_strings("classes", facts["classes"])
         check_vocabulary(settings.level, facts["vocabulary"])
+        check_trained_on(facts)
 
     def sizes(self, settings, facts):
         return {"embedding": settings.embedding}
@@ -193,7 +195,17 @@ class ClassifyTask(Task):
             "plot": None,
         }
         width = max(map(len, classes))
-        lines = [f"Accuracy  {numbers['accuracy']:.2%} of {len(texts):,} texts", ""]
+        lines = [f"Accuracy  {numbers['accuracy']:.2%} of {len(texts):,} texts"]
+        seen = look_up(trained.facts, texts)
+        if seen is not None:
+            others = seen.judged & ~seen.mask
+            numbers["trained_on"] = seen.count
+            numbers["accuracy_of_others"] = float((truth == found)[others].mean()) if others.any() else None
+            sentence = seen.sentence("texts")
+            if seen.count and others.any():
+                sentence += f"; accuracy of the other {others.sum():,}: {numbers['accuracy_of_others']:.2%}"
+            lines.append(f"Seen      {sentence}")
+        lines.append("")
         lines.append(f"{'class':{width}}   texts  recall  precision")
         for name, row in rows.items():
             recall, precision = ("-" if row[k] is None else f"{row[k]:.1%}" for k in ("recall", "precision"))

@@ -29,6 +29,7 @@ from ..losses import cross_entropy
 from ..metrics import accuracy, perplexity
 from ..seq2seq import SAMPLING, EncoderDecoder, Sampling, beam_search
 from ..train import measure
+from .seen import check_trained_on, look_up, remember
 from .settings import Settings, changed, encoding_setting, setting, strict_setting
 from .task import Data, Task, check_entries, check_strings, checksum
 
@@ -97,7 +98,8 @@ class TranslateTask(Task):
             train, (valid, more) = pairs, _read([settings.valid_file], settings)
             notes += more
         tokens = [tuple(tokenize(text, settings.lowercase) for text in pair) for pair in train]
-        short = [pair for pair in tokens if max(map(len, pair)) <= settings.longest]
+        fits = [max(map(len, pair)) <= settings.longest for pair in tokens]
+        short = [pair for pair, fit in zip(tokens, fits, strict=True) if fit]
         if not short:
             raise ValueError(f"{', '.join(map(str, files))}: no pair to train on has at most {settings.longest} tokens")
         if facts:
@@ -119,7 +121,12 @@ class TranslateTask(Task):
         return Data(
             batches,
             checked,
-            facts={"source": source.tokens, "target": target.tokens, "batches": len(batches)},
+            facts={
+                "source": source.tokens,
+                "target": target.tokens,
+                "batches": len(batches),
+                "trained_on": remember("\t".join(pair) for pair, fit in zip(train, fits, strict=True) if fit),
+            },
             fingerprint={"pairs": len(pairs), "crc32": checksum(*(text for pair in pairs + valid for text in pair))},
             summary=f"{len(short):,} pairs to train on{left_out}, {len(valid):,} for validation, "
             f"{len(source):,} and {len(target):,} words",
@@ -151,6 +158,7 @@ class TranslateTask(Task):
     def check_facts(self, settings, facts):
         for name in ("source", "target"):
             check_strings(name, facts[name])
+        check_trained_on(facts)
 
     def sizes(self, settings, facts):
         return {"embedding": settings.embedding or 1}
@@ -225,6 +233,10 @@ class TranslateTask(Task):
             f"Data        {len(pairs):,} pairs, {len(texts):,} different sources, {unknown:,} unknown target tokens",
             *notes,
         )
+        seen = look_up(trained.facts, map("\t".join, pairs))
+        if seen is not None:
+            numbers["trained_on"] = seen.count
+            lines += (f"Seen        {seen.sentence('pairs')}",)
         return numbers, "\n".join(lines)
 
 
