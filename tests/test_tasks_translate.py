@@ -262,6 +262,8 @@ def test_words_it_never_saw(trained):
 def test_json_and_attention(trained, tmp_path):
     png = tmp_path / "alignment.png"
     done = command("translate", trained[0], "a b c", "", "--json", "--attention", png, "--backend", "cpu")
+    with_comma = command("translate", trained[0], "a, b", "--json", "--backend", "cpu")
+    assert json.loads(with_comma.stdout)[0]["source_tokens"] == ["a", ",", "b"]  # no joiners
     first, empty = json.loads(done.stdout)
     assert first["translation"] == "C B A" and first["tokens"] == ["C", "B", "A"] and first["score"] < 0
     weights = np.array(first["attention"])

@@ -169,7 +169,7 @@ class ClassifyTask(Task):
         return numbers, "\n".join(lines)
 
     def evaluate(self, trained, files):
-        """Accuracy on labelled files, precision and recall of each class, and who is taken for whom.
+        """Accuracy on labelled files, precision and recall of each class, and the confusion matrix.
 
         Raises ValueError for a label that the model never saw. The confusion matrix is drawn as ``confusion.png`` in
         the run's folder where Matplotlib is installed.
@@ -214,10 +214,12 @@ class ClassifyTask(Task):
         path = trained.folder / "confusion.png"
         if not run_folder.is_our_picture(path):
             return numbers, "\n".join([*lines, "", f"No picture: {path} is not one that gpurnn drew, and stays."])
+        from ..plots import plot_confusion
+
         try:
-            plot_confusion(confusion, classes, path)
+            plot_confusion(confusion, classes, path, f"Run {path.resolve().parent.name}: confusion matrix")
             numbers["plot"] = str(path)
-            lines += ["", f"Who is taken for whom: {path}"]
+            lines += ["", f"Confusion matrix: {path}"]
         except ImportError as error:
             lines += ["", f"No confusion.png: {error}"]
         return numbers, "\n".join(lines)
@@ -311,26 +313,6 @@ def predict(trained, texts):
         p = np.exp(logits - logits.max(axis=1, keepdims=True))
         out[chosen] = p / p.sum(axis=1, keepdims=True)
     return out
-
-
-def plot_confusion(confusion, classes, png):
-    """Draw who is taken for whom: rows are the truth, each row's shares add up to 1. Raises ImportError."""
-    from ..plots import new_figure, plain, save_figure
-
-    classes = [plain(name) for name in classes]
-    size = 2.5 + 0.45 * len(classes) + 0.08 * max(map(len, classes))
-    figure = new_figure(size, size)
-    axis = figure.subplots()
-    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.argwhere(confusion):
-        color = "white" if shares[row, column] > 0.5 else "black"
-        axis.text(column, row, str(confusion[row, column]), ha="center", va="center", color=color, fontsize=8)
-    axis.set_xticks(range(len(classes)), classes, rotation=90)
-    axis.set_yticks(range(len(classes)), classes)
-    axis.set_xlabel("the model says")
-    axis.set_ylabel("truth")
-    save_figure(figure, png)
 
 
 # ---- the command line
