@@ -10,6 +10,7 @@ import numpy as np
 from .checkpoint import CheckpointError, checkpoint_document
 from .errors import FileError, check_shape, printable
 from .files import make_folder, read_json, write_bytes_atomic
+from .fonts import drawable, families
 from .run_folder import CONFIG, FLOW, HISTORY, SOFTWARE, read_flow, read_history
 
 
@@ -223,17 +224,17 @@ def _best_epoch_of(folder):
         return None
 
 
-def plot_attention(alignments, png):
+def plot_attention(alignments, png, title=None):
     """What each written word read of the source, as heat maps one below the other, dark for much.
 
-    alignments: a list of (weights (N, T), source: T words, written: N words). png: the file to write. Raises ShapeError
-    where words and weights differ in number, ImportError without matplotlib.
+    alignments: a list of (weights (N, T), source: T words, written: N words). png: the file to write. title: what
+    stands above all. Raises ShapeError where words and weights differ in number, ImportError without matplotlib.
     """
     for number, (weights, source, written) in enumerate(alignments):
         check_shape(f"alignments[{number}]", weights, (len(written), len(source)))
     heights = [1.2 + 0.3 * len(written) for _, _, written in alignments]
     widest = max(len(source) for _, source, _ in alignments)
-    figure = new_figure(2.5 + 0.6 * widest, sum(heights))
+    figure = new_figure(2.5 + 0.6 * widest, sum(heights) + (0.4 if title else 0))
     axes = figure.subplots(len(alignments), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axis, (weights, source, written) in zip(axes, alignments, strict=True):
         image = axis.imshow(weights, cmap="Greys", vmin=0, vmax=1, aspect="auto")
@@ -241,6 +242,41 @@ def plot_attention(alignments, png):
         axis.set_yticks(range(len(written)), [plain(word) for word in written])
         axis.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False)
     figure.colorbar(image, ax=axes, label="attention weight")
+    if title:
+        figure.suptitle(plain(title), fontsize=10)
+    save_figure(figure, png)
+
+
+def plot_confusion(confusion, classes, png, title=None):
+    """A confusion matrix: how many texts of the class of each row are predicted to be of the class of each column.
+
+    The darker a cell, the larger its share of the row.
+
+    confusion: (V, V) counts. classes: the V names. png: the file to write. title: what stands above. Raises ShapeError
+    where counts and names differ in number, ImportError without matplotlib.
+    """
+    V = len(classes)
+    check_shape("confusion", confusion, (V, V))
+    figure = new_figure(1, 1)  # says what is missing, before any name is looked at
+    classes = [plain(name) for name in classes]
+    cell = min(0.45, 18 / V)  # inches; of many classes the picture stays within a few thousand pixels
+    small = {"fontsize": max(1, round(22 * cell))}
+    size = 2.5 + cell * V + 0.18 * cell * max(map(len, classes))
+    figure.set_size_inches(size + 1, size)
+    axis = figure.subplots()
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.argwhere(confusion):
+        color = "white" if shares[row, column] > 0.5 else "black"
+        number = str(confusion[row, column])
+        axis.text(column, row, number, ha="center", va="center", color=color, fontsize=max(1, round(18 * cell)))
+    axis.set_xticks(range(V), classes, rotation=90, **small)
+    axis.set_yticks(range(V), classes, **small)
+    axis.set_xlabel("predicted class")
+    axis.set_ylabel("true class")
+    figure.colorbar(image, ax=axis, label="color: share of the row; number: texts", shrink=0.8)
+    if title:
+        axis.set_title(plain(title), fontsize=10)
     save_figure(figure, png)
 
 
@@ -289,8 +325,9 @@ def new_figure(width, height):
 
 
 def plain(text, longest=40):
-    """Text for a picture, in one line of at most ``longest`` characters: control characters as escapes, no formulas."""
-    text = printable(text).replace("\n", " ")
+    """Text for a picture, in one line of at most ``longest`` characters: escapes for control characters and for those
+    that no font has, no formulas."""
+    text = drawable(printable(text).replace("\n", " "))
     return (text if len(text) <= longest else text[: longest - 1] + "\N{HORIZONTAL ELLIPSIS}").replace("$", r"\$")
 
 
@@ -299,6 +336,12 @@ def save_figure(figure, path):
 
     Raises what ``write_bytes_atomic`` raises.
     """
+    from matplotlib.text import Text
+
+    texts = figure.findobj(Text)
+    chosen = families("".join(text.get_text() for text in texts))
+    for text in texts if len(chosen) > 1 else ():
+        text.set_fontfamily(chosen)
     path, data = Path(path), io.BytesIO()
     kind = path.suffix[1:].lower() or "png"
     figure.savefig(data, dpi=120, format=kind, metadata={"Software": SOFTWARE} if kind == "png" else None)

@@ -163,7 +163,7 @@ def test_bad_rows_are_skipped_or_refused(read, name, good, bad, message):
     found = read(name, good + bad)
     assert len(found.pairs) == 12 and found.skipped == 1
     line = message.split()[1]
-    assert found.notes == [f"{name}: 1 row without a text or a label skipped, the first in line {line}"]
+    assert found.notes == [f"{name}: 1 row without a text and a label skipped, the first in line {line}"]
     with pytest.raises(FileError, match=f"{name}: {message}"):
         read(name, good + bad, How(strict=True))
     with pytest.raises(FileError, match=r"13 of 25 rows are like that"):
@@ -266,7 +266,7 @@ def test_train_classify_and_evaluate_take_them(tmp_path, monkeypatch):
              "--backend=cpu", "--no-progress", "--out=run"]  # fmt: skip
     assert "line 26 should be a text, a comma and a label" in gpurnn(*train, "--strict", code=2).stderr
     said = " ".join(gpurnn(*train).stdout.split())
-    assert "Classes: pos 12, neg 12" in said and "films.csv: 1 row without a text or a label skipped" in said
+    assert "Classes: pos 12, neg 12" in said and "films.csv: 1 row without a text and a label skipped" in said
     settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
     assert (settings["text"], settings["label"], settings["strict"]) == ("Satz", "Note", False)
     assert json.loads(gpurnn("evaluate", "run", "films.csv", "--json").stdout)["texts"] == 24

@@ -2,13 +2,15 @@
 
 import json
 import sys
+import warnings
 
 import numpy as np
 import pytest
 
 import gpurnn
+from gpurnn import fonts, plots
 from gpurnn.gradients import StepNorms
-from gpurnn.plots import plot_gradient_flow, plot_history, plot_run
+from gpurnn.plots import plot_attention, plot_confusion, plot_gradient_flow, plot_history, plot_run
 
 EPOCH = {"kind": "epoch", "train_loss": 2.0, "validation_loss": 2.1, "lr": 1e-3, "grad_norm": 0.5, "seconds": 1.0}
 STEP = {"kind": "step", "epoch": 1, "lr": 1e-3, "grad_norm": 0.7}
@@ -54,6 +56,76 @@ def test_run(tmp_path):
     assert is_png(tmp_path / "gradient_flow.png")
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved, and warnings that are errors: Matplotlib warns of each glyph that it lacks."""
+    figures, save = [], plots.save_figure
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: (figures.append(figure), save(figure, path)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield figures
+
+
+def labels_of(axis):
+    return [[label.get_text() for label in labels] for labels in (axis.get_xticklabels(), axis.get_yticklabels())]
+
+
+LACKING = chr(0x10FFFD)  # of a private plane: no font has it
+
+
+def test_attention(tmp_path, drawn):
+    weights = np.full((2, 3), 1 / 3)
+    source, written = ["caf\u00e9", "$x$", LACKING], ["\u0431", "(end)"]
+    plot_attention([(weights, source, written)] * 2, tmp_path / "a.png", "Run mine: what each word read")
+    (figure,) = drawn
+    assert figure.get_suptitle() == "Run mine: what each word read"
+    for axis in figure.axes[:2]:
+        assert labels_of(axis) == [["caf\u00e9", r"\$x\$", r"\U0010fffd"], written]
+    assert is_png(tmp_path / "a.png")
+    with pytest.raises(gpurnn.ShapeError, match="alignments"):
+        plot_attention([(weights, source, ["one"])], tmp_path / "a.png")
+
+
+def test_confusion(tmp_path, drawn):
+    plot_confusion(np.array([[3, 1], [0, 0]]), ["pos", LACKING + "neg"], tmp_path / "a.png", "Run mine")
+    (figure,) = drawn
+    axis, bar = figure.axes
+    assert axis.get_title() == "Run mine" and labels_of(axis) == [["pos", r"\U0010fffdneg"]] * 2
+    assert [text.get_text() for text in axis.texts] == ["3", "1"]
+    np.testing.assert_array_equal(axis.images[0].get_array(), [[0.75, 0.25], [0, 0]])
+    assert "share of the row" in bar.get_ylabel() and is_png(tmp_path / "a.png")
+    with pytest.raises(gpurnn.ShapeError, match="confusion"):
+        plot_confusion(np.eye(3), ["a", "b"], tmp_path / "a.png")
+
+
+def test_confusion_of_many_classes_is_of_bounded_size(tmp_path, drawn):
+    plot_confusion(np.eye(200, dtype=int), [f"class {n}" for n in range(200)], tmp_path / "a.png")
+    assert max(drawn[0].get_size_inches()) < 30
+
+
+def test_fonts_that_have_the_characters():
+    """Another installed font where Matplotlib's own lacks a character; an escape where all do."""
+    from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
+
+    own = findfont(FontProperties())
+    assert fonts.families("caf\u00e9") == [get_font(own).family_name] == fonts.families("")
+    has = set(get_font(own).get_charmap())
+    for entry in fontManager.ttflist:
+        if fonts._is_plain(entry):
+            more = [
+                chr(point) for point in fonts._code_points(entry.fname).tolist() if point not in has and point > 0xFF
+            ]
+            if more:
+                break
+    found = fonts.families("a" + more[0] + LACKING)
+    assert len(found) == 2 and fonts.drawable(more[0] + LACKING) == more[0] + r"\U0010fffd"
+    assert not any(name.startswith("Last Resort") for name in found)  # boxes for everything
+    path = findfont(FontProperties(family=found[1]))
+    assert ord(more[0]) in fonts._code_points(path)
+    assert fonts.drawable("a\tb\u00a0c\u200dd") == "a b cd"
+    assert fonts._code_points(__file__).size == 0  # no font
+
+
 def test_nothing_to_draw(tmp_path):
     with pytest.raises(ValueError, match="history is empty"):
         plot_history([], tmp_path / "a.png")
@@ -64,5 +136,7 @@ def test_nothing_to_draw(tmp_path):
 
 def test_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"pip install 'gpurnn\[plot\]'"):
+        plot_confusion(np.eye(2), ["a", "b"], tmp_path / "a.png")
     with pytest.raises(ImportError, match=r"pip install 'gpurnn\[plot\]'"):
         plot_history(RECORDS, tmp_path / "a.png")

@@ -1,6 +1,7 @@
 """Translation: reading pairs, training, resuming, translating, BLEU; and the torch model it is compared with."""
 
 import dataclasses
+import gzip
 import json
 import math
 import random
@@ -72,8 +73,8 @@ def command(*arguments, **options):
 def test_pairs_of_a_file(tmp_path):
     path = tmp_path / "pairs.tsv"
     path.write_bytes("\ufeffGo.\tVa !\r\n\n  Hi \t Salut\u00a0! \nA\u2028b\tc".encode())
-    assert read_pairs(path) == [("Go.", "Va !"), ("Hi", "Salut\u00a0!"), ("A\u2028b", "c")]
-    assert read_pairs(path, reverse=True)[0] == ("Va !", "Go.")
+    assert read_pairs(path).pairs == [("Go.", "Va !"), ("Hi", "Salut\u00a0!"), ("A\u2028b", "c")]
+    assert read_pairs(path, reverse=True).pairs[0] == ("Va !", "Go.")
 
 
 @pytest.mark.parametrize(
@@ -81,10 +82,13 @@ def test_pairs_of_a_file(tmp_path):
     [
         (b"", "is empty"),
         (b"\n \n", "is empty"),
-        (b"a\tb\nno tab\n", "line 2: expected source and target with one tab between them, got 1 fields"),
-        (b"a\tb\n\na\tb\tCC-BY\n", r"line 3: .* got 3 fields \(cut -f1,2"),
-        (b"\tb\n", "line 1: the source is empty"),
-        (b"a\t \n", "line 1: the target is empty"),
+        (
+            b"no tab\na\n",
+            "expected source and target with a tab between them in each line. It begins with 'no tab', 'a'",
+        ),
+        (b"a\tb\nno tab\nc\n", "line 2 should be a source and a target .* got 'no tab'. 2 of 3 rows are like that"),
+        (b"\tb\n", r"line 1 should be a source and a target with a tab between them, got .\\tb."),
+        (b"a\t \n", r"line 1 should be a source and a target with a tab between them, got 'a\\t "),
         ("a\tété\n".encode("latin1"), r"is not UTF-8 text .*--encoding latin-1"),
     ],
 )
@@ -96,6 +100,58 @@ def test_wrong_files_are_refused(tmp_path, content, message):
     assert not (tmp_path / "run").exists()
     done = command("train", "translate", path, "--out", tmp_path / "run")
     assert done.exit_code == 2 and "pairs.tsv" in done.output and "Traceback" not in done.output
+
+
+GOOD = [(f"word {n}", f"mot {n}") for n in range(10)]
+LINES = "".join(f"{one}\t{other}\n" for one, other in GOOD)
+
+
+@pytest.mark.parametrize(
+    "name, content, notes",
+    [
+        ("a.tsv", LINES.encode("utf-16"), []),
+        ("a.tsv.gz", gzip.compress(LINES.encode()), []),
+        ("a.tsv", LINES.replace("\n", "\tCC-BY 2.0 #7\n"), ["a.tsv: columns 1 and 2 of 3 are read"]),
+        ("a.tsv", "".join(f"{n}\t{one}\t{n + 9}\t{other}\n" for n, (one, other) in enumerate(GOOD)),
+         ["a.tsv: columns 2 and 4 of 4 are read"]),
+        ("a.csv", "Source;Target\n" + LINES.replace("\t", ";"), []),
+        ("a.jsonl", "".join(json.dumps({"tgt": other, "id": 1, "src": one}) + "\n" for one, other in GOOD),
+         ["a.jsonl: columns 3 and 1 of 3 are read"]),
+        ("a.tsv", LINES + "no tab\n\tno source\na\tb\tc\n",
+         ["a.tsv: 3 rows without a source and a target skipped, the first in line 11"]),
+    ],
+)  # fmt: skip
+def test_everyday_files(tmp_path, name, content, notes):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    found = read_pairs(path)
+    assert (found.pairs, found.notes, found.skipped) == (GOOD, notes, 3 * ("skipped" in str(notes)))
+    assert read_pairs(path, reverse=True).pairs == [pair[::-1] for pair in GOOD]
+    if found.skipped:
+        with pytest.raises(ValueError, match="a.tsv: line 11 should be a source and a target .* got 'no tab'. 3 of 13"):
+            read_pairs(path, strict=True)
+
+
+def test_a_run_reads_as_it_was_told(tmp_path):
+    (tmp_path / "a.tsv").write_bytes((LINES.replace("mot", "\u00e9t\u00e9") + "no tab\n").encode("latin-1"))
+    assert "--encoding latin-1" in command("train", "translate", tmp_path / "a.tsv", "--out", tmp_path / "run").output
+    train = [
+        "train",
+        "translate",
+        tmp_path / "a.tsv",
+        "--encoding=latin-1",
+        "--valid-file",
+        tmp_path / "a.tsv",
+        "--hidden=4",
+    ]
+    train += ["--epochs=1", "--min-count=1", "--backend=cpu", "--no-progress", "--out", tmp_path / "run"]
+    assert "line 11 should be a source and a target" in command(*train, "--strict").output
+    done = command(*train)
+    assert done.exit_code == 0 and done.output.count("a.tsv: 1 row without a source and a target skipped") == 2
+    assert "\u00e9t\u00e9" in load(tmp_path / "run", "cpu").facts["target"]
+    run = prepare("translate", [], tmp_path / "run", resume=True, epochs=2)
+    run.close()
+    assert run.settings.encoding == "latin-1" and not run.settings.strict
 
 
 def test_settings_and_sizes_are_checked(tmp_path):
@@ -148,7 +204,7 @@ def test_it_learns_what_copying_does_not(trained):
     """Whole sentences right: nearly all, of sentences never seen; the trivial translations stay far below."""
     folder, test, numbers, text = trained
     result, told = TASK.evaluate(load(folder, "cpu"), [test])
-    pairs = read_pairs(test)
+    pairs = read_pairs(test).pairs
     found = translate(load(folder, "cpu"), [source for source, _ in pairs])
     right = sum(one.text == target for one, (_, target) in zip(found, pairs, strict=True)) / len(pairs)
     copied = sum(source.upper() == target for source, target in pairs) / len(pairs)
@@ -174,7 +230,7 @@ def test_evaluation_is_what_it_says(trained, tmp_path):
     assert (result["pairs"], result["sentences"], result["unknown"]) == (4, 3, 1)
     source, target = TokenVocabulary(model.facts["source"]), TokenVocabulary(model.facts["target"])
     nats = count = 0
-    for one, other in read_pairs(path):
+    for one, other in read_pairs(path).pairs:
         ids = target.encode(tokenize(other))
         inputs = source.encode(tokenize(one))[:, None], np.array([2, *ids])[:, None]
         nats += float(cross_entropy(model.model(inputs), np.array([*ids, 3])[:, None], reduction="sum")[0])
@@ -208,6 +264,8 @@ def test_words_it_never_saw(trained):
 def test_json_and_attention(trained, tmp_path):
     png = tmp_path / "alignment.png"
     done = command("translate", trained[0], "a b c", "", "--json", "--attention", png, "--backend", "cpu")
+    with_comma = command("translate", trained[0], "a, b", "--json", "--backend", "cpu")
+    assert json.loads(with_comma.stdout)[0]["source_tokens"] == ["a", ",", "b"]  # no joiners
     first, empty = json.loads(done.stdout)
     assert first["translation"] == "C B A" and first["tokens"] == ["C", "B", "A"] and first["score"] < 0
     weights = np.array(first["attention"])
@@ -227,7 +285,9 @@ def test_wrong_input_of_the_command(trained, tmp_path):
     ):
         done = command("translate", trained[0], "a", *options, "--backend", "cpu")
         assert done.exit_code == 2 and message in done.output
-    assert "line 1: expected source and target" in command("evaluate", trained[0], write(tmp_path / "x", ["a"])).output
+    assert (
+        "expected source and target with a tab" in command("evaluate", trained[0], write(tmp_path / "x", ["a"])).output
+    )
 
 
 def test_in_the_other_direction_and_in_small_letters(trained, tmp_path):

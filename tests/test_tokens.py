@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from optional import given, optional
 
-from gpurnn.data.tokens import JOINER, TokenVocabulary, detokenize, tokenize
+from gpurnn.data.tokens import JOINER, TokenVocabulary, detokenize, shown, tokenize
 
 st = optional("hypothesis.strategies")
 
@@ -36,6 +36,10 @@ def test_every_text_comes_back(text):
     assert detokenize(tokens) == normal
     assert all(token.strip(JOINER) and " " not in token for token in tokens)
     assert tokenize(text, lowercase=True) == tokenize(text.lower())
+
+
+def test_tokens_for_people_have_no_joiners():
+    assert shown(tokenize("L'eau, c'est ■ bon!")) == ["L'", "eau", ",", "c'", "est", "■", "bon", "!"]
 
 
 def test_spaces_and_composed_letters():

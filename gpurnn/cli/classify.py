@@ -26,7 +26,8 @@ Examples:
 @click.argument("texts", metavar="[TEXT]...", nargs=-1)
 @click.option("--file", "files", multiple=True, type=options.INPUT,
               help="A table, or texts in lines, as for training; may be repeated.")  # fmt: skip
-@options.reading("encoding", "text")
+@click.option("--encoding", help="Of the files  [default: the run's], or of the standard input  [default: UTF-8]")
+@options.reading("text")
 @click.option("--top", type=click.IntRange(1), default=3, help="Classes to show for each text, the likeliest.")
 @options.backend
 @options.max_memory
@@ -39,14 +40,14 @@ def command(run, texts, files, encoding, text, top, backend, as_json):
     if texts and files:
         raise click.UsageError("give TEXTs or --file, not both.")
     trained = load(run, backend, "classify")
-    trained.settings = replace(trained.settings, encoding=encoding or trained.settings.encoding)
     classes = trained.facts["classes"]
     if files:
-        how = replace(how_of(trained.settings), label=None, **({"text": text} if text else {}))
+        how = how_of(trained.settings)
+        how = replace(how, label=None, text=text or how.text, encoding=encoding or how.encoding)
         with naming(files):
             texts = [one for one, _ in read_labelled(files, how, classes, labels=False).pairs]
     elif not texts:
-        texts = [line for lines in input_lines(None, trained.settings.encoding) for line in lines]
+        texts = [line for lines in input_lines(None, encoding) for line in lines]
     vocabulary = vocabulary_of(trained.facts["vocabulary"])
     unseen = [one for one in texts if one.strip() and not vocabulary.encode(lowered(one, trained.settings)).any()]
     if unseen:

@@ -1,10 +1,12 @@
 """``gpurnn translate``: sentences into another language."""
 
 import sys
+from pathlib import Path
 
 import click
 
 from .. import run_folder
+from ..data import tokens
 from ..data.encodings import input_lines
 from ..tasks.trained import load, read_run
 from ..tasks.translate import translate, vocabularies
@@ -26,17 +28,18 @@ Examples:
 @click.option("--beam", type=int, help="Hypotheses side by side; 1 is greedy  [default: the run's]")
 @click.option("--length-penalty", type=float, help="0 favours short translations  [default: the run's]")
 @click.option("--attention", type=click.Path(dir_okay=False), help="PNG to draw: which source words each word read.")
+@click.option("--encoding", help="Of the standard input  [default: UTF-8]")
 @options.backend
 @options.max_memory
 @options.as_json
-def command(run, text, beam, length_penalty, attention, backend, as_json):
+def command(run, text, beam, length_penalty, attention, encoding, backend, as_json):
     """Translate each TEXT with the model in the folder RUN, or each line of the standard input."""
     trained = load(run, backend, "translate")
     known, _ = vocabularies(trained)
     run_folder.check_outputs(run, read_run(run)[1]["files"], attention=attention)
     shown = []
     size = None if as_json or attention else 1 if sys.stdin.isatty() else 8 * trained.settings.batch
-    for sentences in [text] if text else input_lines(size):
+    for sentences in [text] if text else input_lines(size, encoding):
         found = translate(trained, sentences, beam, length_penalty)
         unknown = known.unknown([token for translation in found for token in translation.source])
         if unknown:
@@ -47,8 +50,8 @@ def command(run, text, beam, length_penalty, attention, backend, as_json):
                 options.say(translation.text)
     if as_json:
         documents = [
-            {"source": sentence, "translation": one.text, "score": one.score, "source_tokens": one.source,
-             "tokens": one.tokens, "attention": one.weights.round(4).tolist()}
+            {"source": sentence, "translation": one.text, "score": one.score, "source_tokens": tokens.shown(one.source),
+             "tokens": tokens.shown(one.tokens), "attention": one.weights.round(4).tolist()}
             for sentence, one in shown
         ]  # fmt: skip
         options.print_json(documents)
@@ -58,4 +61,5 @@ def command(run, text, beam, length_penalty, attention, backend, as_json):
             raise ValueError(f"attention: a picture holds 1 to {_DRAWN} sentences, got {len(drawn)}")
         from ..plots import plot_attention
 
-        plot_attention([(one.weights, one.source, [*one.tokens, "(end)"]) for one in drawn], attention)
+        alignments = [(one.weights, tokens.shown(one.source), [*tokens.shown(one.tokens), "(end)"]) for one in drawn]
+        plot_attention(alignments, attention, f"Run {Path(run).resolve().name}: what each word read")

@@ -107,7 +107,7 @@ def input_lines(size, encoding=None):
     the line, for what is not text in this encoding (None: UTF-8), and where one list would take more memory than one
     file may.
     """
-    encoding = encoding or "utf-8"
+    encoding = check_encoding("encoding", encoding or "utf-8")
     lines, room = [], 0
     for number, line in enumerate(sys.stdin.buffer, 1):
         room += LINE_COST + BYTE_COST * len(line)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import FileError
 from .encodings import ending, lines_of, text_files, whole_text
-from .rows import first_lines, read_rows
+from .rows import first_lines, read_rows, skip_or_refuse
 
 EXPECTED = (
     "expected a table of texts and labels (CSV, tab-separated or JSON lines), a file for each class with a text in "
@@ -181,15 +181,9 @@ class _Reading:
                 count += 1
             else:
                 wrong.append((line, f"should be {_expected(table)}, got {_shown(cells, table)}"))
-        if not wrong:
-            return
-        line, what = min(wrong)
-        if self.how.strict or len(wrong) > count:
-            many = f". {len(wrong):,} of {len(wrong) + count:,} rows are like that" if len(wrong) > 1 else ""
-            raise FileError(f"{path}: line {line} {what}{many}")
+        note = skip_or_refuse(path, wrong, count, self.how.strict, "a text and a label")
         self.skipped_rows += len(wrong)
-        rows = _count(len(wrong), "row")
-        self.notes.append(f"{path.name}: {rows} without a text or a label skipped, the first in line {line}")
+        self.notes += [note] if note else []
 
 
 # ---- the columns of a table

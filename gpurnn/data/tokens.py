@@ -56,6 +56,11 @@ def detokenize(tokens):
     return text
 
 
+def shown(tokens):
+    """Tokens for people: without joiners, which a text of their own would not have."""
+    return [token.strip(JOINER) for token in tokens]
+
+
 class TokenVocabulary:
     """Tokens and their numbers, after the four of ``SPECIAL``.
 

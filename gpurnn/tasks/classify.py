@@ -1,6 +1,7 @@
 """Text into classes: sentiment, topics, names by nationality. ``gpurnn train classify`` on the shell.
 
->>> from gpurnn.tasks.run import prepare
+>>> from pathlib import Path
+>>> from gpurnn.tasks.run import load, prepare
 >>> lines = [f"{word} film {n}\\t{label}" for word, label in [("funny", "pos"), ("dull", "neg")] for n in range(20)]
 >>> Path("reviews.tsv").write_text("\\n".join(lines), encoding="utf-8") > 0
 True
@@ -23,6 +24,7 @@ from ..data.labelled import How, describe_classes, one_class, read_labelled
 from ..data.vocabulary import UNKNOWN, Vocabulary, check_vocabulary, count_words, vocabulary_of
 from ..layers import Dropout, Embedding, Linear, Pooling, Sequential
 from ..masks import refuse_no_distribution
+from .seen import check_trained_on, look_up, remember
 from .settings import Settings, changed, encoding_setting, recurrent, setting, strict_setting
 from .task import Data, Task, check_entries, check_strings, checksum, unknown_note
 
@@ -101,7 +103,7 @@ class ClassifyTask(Task):
         else:
             entries = Vocabulary("".join(trained_on)).entries
             check_entries(files, len(entries), settings, settings.embedding)
-        facts = {"classes": classes, "vocabulary": entries}
+        facts = {"classes": classes, "vocabulary": entries, "trained_on": remember(texts[n] for n in train)}
         ids = encode(texts, settings, facts)
 
         def part(chosen, **more):
@@ -147,6 +149,7 @@ class ClassifyTask(Task):
     def check_facts(self, settings, facts):
         check_strings("classes", facts["classes"])
         check_vocabulary(settings.level, facts["vocabulary"])
+        check_trained_on(facts)
 
     def sizes(self, settings, facts):
         return {"embedding": settings.embedding}
@@ -176,7 +179,7 @@ class ClassifyTask(Task):
         return numbers, "\n".join(lines)
 
     def evaluate(self, trained, files):
-        """Accuracy on labelled files, precision and recall of each class, and who is taken for whom.
+        """Accuracy on labelled files, precision and recall of each class, and the confusion matrix.
 
         Raises ValueError for a label that the model never saw. The confusion matrix is drawn as ``confusion.png`` in
         the run's folder where Matplotlib is installed.
@@ -202,7 +205,17 @@ class ClassifyTask(Task):
             "plot": None,
         }
         width = max(map(len, classes))
-        lines = [f"Accuracy  {numbers['accuracy']:.2%} of {len(texts):,} texts", ""]
+        lines = [f"Accuracy  {numbers['accuracy']:.2%} of {len(texts):,} texts"]
+        seen = look_up(trained.facts, texts)
+        if seen is not None:
+            others = seen.judged & ~seen.mask
+            numbers["trained_on"] = seen.count
+            numbers["accuracy_of_others"] = float((truth == found)[others].mean()) if others.any() else None
+            sentence = seen.sentence("texts")
+            if seen.count and others.any():
+                sentence += f"; accuracy of the other {others.sum():,}: {numbers['accuracy_of_others']:.2%}"
+            lines.append(f"Seen      {sentence}")
+        lines.append("")
         lines.append(f"{'class':{width}}   texts  recall  precision")
         for name, row in rows.items():
             recall, precision = ("-" if row[k] is None else f"{row[k]:.1%}" for k in ("recall", "precision"))
@@ -211,10 +224,12 @@ class ClassifyTask(Task):
         path = trained.folder / "confusion.png"
         if not run_folder.is_our_picture(path):
             return numbers, "\n".join([*lines, "", f"No picture: {path} is not one that gpurnn drew, and stays."])
+        from ..plots import plot_confusion
+
         try:
-            plot_confusion(confusion, classes, path)
+            plot_confusion(confusion, classes, path, f"Run {path.resolve().parent.name}: confusion matrix")
             numbers["plot"] = str(path)
-            lines += ["", f"Who is taken for whom: {path}"]
+            lines += ["", f"Confusion matrix: {path}"]
         except ImportError as error:
             lines += ["", f"No confusion.png: {error}"]
         return numbers, "\n".join(lines)
@@ -310,26 +325,6 @@ def predict(trained, texts):
         p = np.exp(logits - logits.max(axis=1, keepdims=True))
         out[chosen] = p / p.sum(axis=1, keepdims=True)
     return out
-
-
-def plot_confusion(confusion, classes, png):
-    """Draw who is taken for whom: rows are the truth, each row's shares add up to 1. Raises ImportError."""
-    from ..plots import new_figure, plain, save_figure
-
-    classes = [plain(name) for name in classes]
-    size = 2.5 + 0.45 * len(classes) + 0.08 * max(map(len, classes))
-    figure = new_figure(size, size)
-    axis = figure.subplots()
-    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.argwhere(confusion):
-        color = "white" if shares[row, column] > 0.5 else "black"
-        axis.text(column, row, str(confusion[row, column]), ha="center", va="center", color=color, fontsize=8)
-    axis.set_xticks(range(len(classes)), classes, rotation=90)
-    axis.set_yticks(range(len(classes)), classes)
-    axis.set_xlabel("the model says")
-    axis.set_ylabel("truth")
-    save_figure(figure, png)
 
 
 # ---- the command line

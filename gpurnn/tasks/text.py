@@ -1,7 +1,7 @@
 """A language model: read text, train on it, sample from it, measure it. ``gpurnn train text`` on the shell.
 
 >>> from pathlib import Path
->>> from gpurnn.tasks.run import prepare
+>>> from gpurnn.tasks.run import load, prepare
 >>> Path("book.txt").write_text("Once upon a time. " * 300, encoding="utf-8")
 5400
 >>> history = prepare("text", ["book.txt"], "runs/book", hidden=16, epochs=1).train()
@@ -29,6 +29,7 @@ from ..layers import Dropout, Embedding, Linear, Sequential, TiedLinear
 from ..losses import cross_entropy
 from ..masks import refuse_no_distribution
 from ..metrics import accuracy, bits_per_character, perplexity
+from .seen import check_trained_on, file_digest, look_up, remember
 from .settings import Settings, changed, encoding_setting, recurrent, setting
 from .task import Data, Task, check_entries, checksum, unknown_note
 
@@ -75,8 +76,9 @@ class TextTask(Task):
 
     def read(self, files, settings, facts=None, scratch=None):
         known, unit = facts and vocabulary_of(facts["vocabulary"]), settings.level
+        paths = text_files(files)
         ids, vocabulary = read_text(
-            text_files(files), known, scratch, level=unit, size=settings.vocabulary_size, encoding=settings.encoding
+            paths, known, scratch, level=unit, size=settings.vocabulary_size, encoding=settings.encoding
         )
         if unit == "characters" and not known:
             V = len(vocabulary)
@@ -86,7 +88,10 @@ class TextTask(Task):
         return Data(
             train,
             valid,
-            facts={"vocabulary": vocabulary.entries},
+            facts={
+                "vocabulary": vocabulary.entries,
+                "trained_on": remember(map(file_digest, paths)) if paths else None,
+            },
             fingerprint={unit: len(ids), "crc32": checksum(ids)},
             summary=f"{len(ids):,} {unit}, a vocabulary of {len(vocabulary) - 1:,}",
             rest="".join(vocabulary.decode(ids[:20]).partition(" ")[: 2 if unit == "characters" else 1]),  # a word
@@ -112,6 +117,7 @@ class TextTask(Task):
 
     def check_facts(self, settings, facts):
         check_vocabulary(settings.level, facts["vocabulary"])
+        check_trained_on(facts)
 
     def sizes(self, settings, facts):
         return {} if settings.tied or not settings.embedding else {"embedding": settings.embedding}
@@ -140,12 +146,18 @@ class TextTask(Task):
         Raises what ``read_text`` raises, ValueError for less than two characters.
         """
         result, unit = _measure(trained, files), trained.settings.level
-        lines = (
+        lines = [
             f"Cross-entropy  {result['nats']:.4f} nats = {result['bits']:.4f} bits per {unit[:-1]}",
             f"Perplexity     {result['perplexity']:.3f}",
             f"Accuracy       {result['accuracy']:.2%} of the next {unit} were the likeliest",
             f"Text           {result[unit]:,} {unit}, {result['unknown']:,} unknown to the model",
-        )
+        ]
+        seen = look_up(trained.facts, map(file_digest, text_files(files)))
+        if seen is not None:
+            result["trained_on"] = seen.count
+            if seen.count:
+                rest = f", but for its last {trained.settings.valid:.0%}" if trained.settings.valid else ""
+                lines.append(f"Seen           {seen.sentence('files')}{rest}")
         return result, "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
 """Translation: pairs of sentences in, a model that translates out. ``gpurnn train translate`` on the shell.
 
 >>> from pathlib import Path
->>> from gpurnn.tasks.run import prepare
+>>> from gpurnn.tasks.run import load, prepare
 >>> lines = [f"{n} cats\\t{n} chats" for n in ("one", "two", "three")] * 10
 >>> Path("pairs.tsv").write_text("\\n".join(lines), encoding="utf-8") > 0
 True
@@ -22,14 +22,15 @@ from .. import rng
 from ..attention import SCORES
 from ..backends import array_ops
 from ..data import Batch, SequenceBatches, pad
+from ..data.pairs import read_pairs
 from ..data.tokens import END, START, UNKNOWN, TokenVocabulary, detokenize, tokenize
-from ..data.vocabulary import read_lines
 from ..errors import check_size
 from ..losses import cross_entropy
 from ..metrics import accuracy, perplexity
 from ..seq2seq import SAMPLING, EncoderDecoder, Sampling, beam_search
 from ..train import measure
-from .settings import Settings, changed, setting
+from .seen import check_trained_on, look_up, remember
+from .settings import Settings, changed, encoding_setting, setting, strict_setting
 from .task import Data, Task, check_entries, check_strings, checksum
 
 _SHOWN = 5  # sentences translated for people after training
@@ -52,6 +53,8 @@ class TranslateSettings(Settings):
     min_count: int = setting(2, "Words that come less often are unknown to the model.")
     max_words: int | None = setting(None, "Most words of a vocabulary.", shown="no limit")
     longest: int = setting(100, "Pairs with more tokens on a side are not trained on.")
+    encoding: str | None = encoding_setting()
+    strict: bool = strict_setting()
     valid_file: str | None = setting(None, "Pairs for validation.", shown="a share of FILE, see --valid")
     beam: int = setting(5, "Hypotheses side by side when the trained model translates.")
     length_penalty: float = setting(0.6, "Exponent of the length by which their scores are divided.", low=0)
@@ -71,7 +74,7 @@ class TranslateSettings(Settings):
 
 
 class TranslateTask(Task):
-    """Train a translation model on UTF-8 FILEs of lines 'source<TAB>target'.
+    """Train a translation model on FILEs of lines 'source<TAB>target'.
 
     An encoder reads the source in both directions, a decoder with attention writes the target; 'gpurnn translate' then
     translates new sentences, 'gpurnn evaluate' measures BLEU on a file of pairs.
@@ -88,13 +91,15 @@ class TranslateTask(Task):
     watch = ("accuracy", "max")
 
     def read(self, files, settings, facts=None, scratch=None):
-        pairs = [pair for file in files for pair in read_pairs(file, settings.reverse_direction)]
+        pairs, notes = _read(files, settings)
         if settings.valid_file is None:
             train, valid = _split(pairs, settings.valid, settings.seed)
         else:
-            train, valid = pairs, read_pairs(settings.valid_file, settings.reverse_direction)
+            train, (valid, more) = pairs, _read([settings.valid_file], settings)
+            notes += more
         tokens = [tuple(tokenize(text, settings.lowercase) for text in pair) for pair in train]
-        short = [pair for pair in tokens if max(map(len, pair)) <= settings.longest]
+        fits = [max(map(len, pair)) <= settings.longest for pair in tokens]
+        short = [pair for pair, fit in zip(tokens, fits, strict=True) if fit]
         if not short:
             raise ValueError(f"{', '.join(map(str, files))}: no pair to train on has at most {settings.longest} tokens")
         if facts:
@@ -116,11 +121,17 @@ class TranslateTask(Task):
         return Data(
             batches,
             checked,
-            facts={"source": source.tokens, "target": target.tokens, "batches": len(batches)},
+            facts={
+                "source": source.tokens,
+                "target": target.tokens,
+                "batches": len(batches),
+                "trained_on": remember("\t".join(pair) for pair, fit in zip(train, fits, strict=True) if fit),
+            },
             fingerprint={"pairs": len(pairs), "crc32": checksum(*(text for pair in pairs + valid for text in pair))},
             summary=f"{len(short):,} pairs to train on{left_out}, {len(valid):,} for validation, "
             f"{len(source):,} and {len(target):,} words",
             rest=valid,
+            notes=tuple(notes),
         )
 
     def build(self, settings, facts, backend=None):
@@ -147,6 +158,7 @@ class TranslateTask(Task):
     def check_facts(self, settings, facts):
         for name in ("source", "target"):
             check_strings(name, facts[name])
+        check_trained_on(facts)
 
     def sizes(self, settings, facts):
         return {"embedding": settings.embedding or 1}
@@ -184,7 +196,7 @@ class TranslateTask(Task):
         ``read_pairs`` raises.
         """
         settings = trained.settings
-        pairs = [pair for file in files for pair in read_pairs(file, settings.reverse_direction)]
+        pairs, notes = _read(files, settings)
         score = bleu_scorer(settings.lowercase)
         references = {}
         for source, target in pairs:
@@ -219,7 +231,12 @@ class TranslateTask(Task):
             f"Perplexity  {numbers['perplexity']:.3f} ({numbers['nats']:.4f} nats) for each token given those before",
             f"Accuracy    {numbers['accuracy']:.2%} of tokens were the likeliest",
             f"Data        {len(pairs):,} pairs, {len(texts):,} different sources, {unknown:,} unknown target tokens",
+            *notes,
         )
+        seen = look_up(trained.facts, map("\t".join, pairs))
+        if seen is not None:
+            numbers["trained_on"] = seen.count
+            lines += (f"Seen        {seen.sentence('pairs')}",)
         return numbers, "\n".join(lines)
 
 
@@ -240,29 +257,10 @@ def bleu_scorer(lowercase=False):
 # ---- pairs
 
 
-def read_pairs(path, reverse=False):
-    """The pairs of a UTF-8 file of lines ``source<TAB>target``: a list of (source, target); reverse: (target, source).
-
-    Lines end at a line feed, with or without a carriage return; blank ones are passed over; spaces around a side are
-    dropped. Raises ValueError that names file and line for another number of fields and for an empty side, for a file
-    that is not UTF-8 and for one without pairs.
-    """
-    pairs = []
-    for number, line in enumerate(read_lines(path), 1):
-        if not line.strip():
-            continue
-        sides = [side.strip() for side in line.split("\t")]
-        if len(sides) != 2:
-            raise ValueError(
-                f"{path}, line {number}: expected source and target with one tab between them, got {len(sides)} fields"
-                + (" (cut -f1,2 keeps the first two)" if len(sides) > 2 else "")
-            )
-        if not all(sides):
-            raise ValueError(f"{path}, line {number}: the {'source' if not sides[0] else 'target'} is empty")
-        pairs.append(tuple(reversed(sides)) if reverse else tuple(sides))
-    if not pairs:
-        raise ValueError(f"{path}: is empty: expected lines of source and target with a tab between them")
-    return pairs
+def _read(files, settings):
+    """(pairs of all files, notes), read as the settings say."""
+    found = [read_pairs(file, settings.reverse_direction, settings.encoding, settings.strict) for file in files]
+    return [pair for one in found for pair in one.pairs], [note for one in found for note in one.notes]
 
 
 def _split(pairs, share, seed):

@@ -1,0 +1,152 @@
+"""What a run remembers of its training data, and what it then says of others."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gpurnn.checkpoint import CheckpointError
+from gpurnn.tasks import seen
+from gpurnn.tasks.run import prepare
+from gpurnn.tasks.seen import check_trained_on, file_digest, look_up, remember
+from gpurnn.tasks.trained import load, read_run, write_config
+
+TINY = {"epochs": 1, "hidden": 4, "batch": 4, "backend": "cpu", "seed": 1}
+
+
+def facts_of(things):
+    return json.loads(json.dumps({"trained_on": remember(things)}))
+
+
+def test_what_was_trained_on_is_found():
+    facts = facts_of(["a", "b", "b", "\u4e2d\ud800", b"bytes"])
+    check_trained_on(facts)
+    found = look_up(facts, ["b", "c", "\u4e2d\ud800", "bytes", "b"])
+    assert found.mask.tolist() == [True, False, True, True, True] and found.exact and found.count == 4
+    assert found.sentence("texts") == "4 of these 5 texts were trained on"
+    assert look_up(facts, ["x"]).sentence("texts") == "0 of these 1 texts were trained on"
+    assert look_up({}, ["a"]) is None and look_up({"trained_on": None}, ["a"]) is None
+    check_trained_on({})
+
+
+def test_of_many_a_sample_is_remembered(monkeypatch):
+    """Nine of ten of what is looked up; the estimate lies within four standard deviations."""
+    monkeypatch.setattr(seen, "LIMIT", 1000)
+    facts = facts_of(f"text {n}" for n in range(20_000))
+    assert len(facts["trained_on"]["hashes"]) < 11_000
+    found = look_up(facts, [f"text {n}" for n in range(2_000, 22_000)])
+    assert not found.exact and not (found.mask & ~found.judged).any()
+    judged = int(found.judged.sum())
+    assert abs(judged / 20_000 - 1000 / 20_000) < 4 * np.sqrt(1000) / 20_000
+    assert abs(found.count / 20_000 - 0.9) < 4 * np.sqrt(0.9 * 0.1 / judged)
+    assert found.sentence("texts").startswith("About ")
+    (few,) = [text for text in ("text 1", "text 2", "text 3") if not look_up(facts, [text]).judged[0]][:1]
+    assert look_up(facts, [few]).count is None
+    assert look_up(facts, [few]).sentence("texts") == "It is not known whether these 1 texts were trained on"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"different": 1, "hashes": "AAAA"}, {"different": 2, "hashes": "AAAAAAAAAAA="},
+        {"different": True, "hashes": ""}, {"different": 1, "hashes": "?"}, {"different": 1, "hashes": 3},
+        {"hashes": ""}, [1], 3,
+    ],
+)  # fmt: skip
+def test_damaged_facts_are_refused(wrong):
+    with pytest.raises((ValueError, TypeError, LookupError)):
+        check_trained_on({"trained_on": wrong})
+
+
+def test_digests_of_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(seen, "_PIECE", 3)
+    for name, data in (("a", b"abcdefg"), ("b", b"abcdefg"), ("c", b"abcdefh")):
+        (tmp_path / name).write_bytes(data)
+    a, b, c = (file_digest(tmp_path / name) for name in "abc")
+    assert a == b != c
+
+
+# ---- what the tasks say
+
+
+def trained(task, file, folder, **more):
+    run = prepare(task, [file], folder, **TINY, **more)
+    run.train(progress=False)
+    return load(folder, "cpu")
+
+
+def forget(folder):
+    """As of the first edition, which remembered nothing."""
+    _, document = read_run(folder)
+    del document["facts"]["trained_on"]
+    write_config(folder, document)
+    return load(folder, "cpu")
+
+
+def test_classify_counts_the_texts_of_its_training_part(tmp_path):
+    pairs = [(f"{word} film {n}", label) for n in range(20) for word, label in (("fine", "pos"), ("dull", "neg"))]
+    path, other = tmp_path / "a.tsv", tmp_path / "b.tsv"
+    path.write_text("".join(f"{text}\t{label}\n" for text, label in pairs))
+    other.write_text("new film\tpos\ndull film 21\tneg\n")
+    model = trained("classify", path, tmp_path / "run")
+    numbers, text = model.task.evaluate(model, [path])
+    assert numbers["trained_on"] == 32 and "32 of these 40 texts were trained on" in text
+    rest = [pair for pair in pairs if not look_up(model.facts, [pair[0]]).mask[0]]
+    assert len(rest) == 8
+    other_file = tmp_path / "rest.tsv"
+    other_file.write_text("".join(f"{text}\t{label}\n" for text, label in rest))
+    alone = model.task.evaluate(model, [other_file])[0]
+    assert numbers["accuracy_of_others"] == alone["accuracy"] == alone["accuracy_of_others"]
+    assert f"accuracy of the other 8: {alone['accuracy']:.2%}" in text
+    numbers, text = model.task.evaluate(model, [other])
+    assert numbers["trained_on"] == 0 and "0 of these 2 texts were trained on" in text
+    model = forget(tmp_path / "run")
+    numbers, text = model.task.evaluate(model, [path])
+    assert "trained_on" not in numbers and "trained on" not in text
+
+
+def test_a_resumed_run_remembers_the_same(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text("".join(f"fine {n}\tpos\ndull {n}\tneg\n" for n in range(20)))
+    model = trained("classify", path, tmp_path / "run")
+    before = model.facts["trained_on"]
+    forget(tmp_path / "run")
+    prepare("classify", [], tmp_path / "run", resume=True, epochs=2).train(progress=False)
+    assert load(tmp_path / "run", "cpu").facts["trained_on"] == before
+    _, document = read_run(tmp_path / "run")
+    document["facts"]["trained_on"] = 7
+    write_config(tmp_path / "run", document)
+    with pytest.raises(CheckpointError, match="config.json: is damaged"):
+        load(tmp_path / "run", "cpu")
+
+
+def test_translate_counts_pairs(tmp_path):
+    pytest.importorskip("sacrebleu")
+    path = tmp_path / "a.tsv"
+    path.write_text("".join(f"word {n}\tmot {n}\n" for n in range(20)) + "a b c d e f\tg\n")
+    model = trained("translate", path, tmp_path / "run", valid=0.25, longest=5, beam=1)
+    numbers, text = model.task.evaluate(model, [path])
+    assert numbers["trained_on"] in (15, 16) and f"{numbers['trained_on']} of these 21 pairs were trained on" in text
+    path.write_text("word 1\tother\n")
+    assert model.task.evaluate(model, [path])[0]["trained_on"] == 0
+
+
+def test_text_knows_its_files(tmp_path):
+    path, other = tmp_path / "a.txt", tmp_path / "b.txt"
+    path.write_text("a gate keeps the state " * 30)
+    other.write_text("the state opens the gate " * 30)
+    model = trained("text", path, tmp_path / "run", steps=8, valid=0.2)
+    copied = tmp_path / "copy.txt"
+    copied.write_bytes(path.read_bytes())
+    numbers, text = model.task.evaluate(model, [copied, other])
+    assert numbers["trained_on"] == 1 and "1 of these 2 files was trained on" in text and "its last 20%" in text
+    numbers, text = model.task.evaluate(model, [other])
+    assert numbers["trained_on"] == 0 and "trained on" not in text
+    model = forget(tmp_path / "run")
+    assert "trained_on" not in model.task.evaluate(model, [path])[0]
+
+
+def test_the_text_that_comes_with_python_is_not_remembered(tmp_path):
+    run = prepare("text", [], tmp_path / "run", **TINY | {"batch": 32}, steps=200)
+    run.close()
+    assert run.data.facts.get("trained_on") is None
