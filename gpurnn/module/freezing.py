@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Mapping
 from typing import TypeVar
 
 from .views import padded_size
@@ -85,18 +86,22 @@ class Freezing:
         """Whether a parameter of this layer itself is not frozen."""
         return name not in self._frozen[0]
 
-    def _trained_parts(self) -> list[slice]:
-        """The slices of the flat buffers that are not frozen; neighbors are joined."""
-        if not any(self._frozen):
-            return [slice(0, self.flat_params.size)]
+    def _trained_parts(self, numbers: Mapping[str, int] | None = None) -> list[tuple[slice, int]]:
+        """The slices of the flat buffers that are not frozen; neighbors of equal number are joined.
+
+        numbers: parameter -> number, None for 0 everywhere.
+        """
+        if numbers is None and not any(self._frozen):
+            return [(slice(0, self.flat_params.size), 0)]
         parts, start, frozen = [], 0, set(self.frozen)
         for name, shape in self._layout:
             stop = start + padded_size(shape)
             if name not in frozen and stop > start:
-                if parts and parts[-1].stop == start:
-                    parts[-1] = slice(parts[-1].start, stop)
+                number = numbers[name] if numbers else 0
+                if parts and parts[-1][0].stop == start and parts[-1][1] == number:
+                    parts[-1] = slice(parts[-1][0].start, stop), number
                 else:
-                    parts.append(slice(start, stop))
+                    parts.append((slice(start, stop), number))
             start = stop
         return parts
 

@@ -12,6 +12,7 @@ from .._typing import Array
 from ..errors import check_flag, check_number
 from ..module import Module
 from .base import Optimizer
+from .groups import Setting
 
 
 class SGD(Optimizer):
@@ -34,6 +35,8 @@ class SGD(Optimizer):
         Nesterov's momentum; it needs momentum above 0 and dampening 0.
     weight_decay : float
         Factor of the L2 penalty, at least 0.
+    groups, decay_biases, maximize
+        Settings of some parameters, no decay of biases, going up the gradient: see ``gpurnn.optim.Optimizer``.
 
     Raises
     ------
@@ -64,10 +67,16 @@ class SGD(Optimizer):
         dampening: float = 0.0,
         nesterov: bool = False,
         weight_decay: float = 0.0,
+        *,
+        groups: Sequence[Mapping[str, Any]] | None = None,
+        decay_biases: bool = True,
+        maximize: bool = False,
     ) -> None:
+        options = {"groups": groups, "decay_biases": decay_biases, "maximize": maximize}
         super().__init__(
-            model, lr, momentum=momentum, dampening=dampening, nesterov=nesterov, weight_decay=weight_decay
-        )
+            model, lr, momentum=momentum, dampening=dampening, nesterov=nesterov, weight_decay=weight_decay,
+            **options,
+        )  # fmt: skip
 
     def _check_hyper(
         self, momentum: float, dampening: float, nesterov: bool, weight_decay: float
@@ -87,30 +96,32 @@ class SGD(Optimizer):
     def _array_names(self, hyper: Mapping[str, Any]) -> list[str]:
         return ["momentum_buffer"] if hyper["momentum"] else []
 
-    def _scalars(self) -> dict[str, float]:
-        hyper = self.hyper
+    def _scalars(self, by: Setting) -> dict[str, float]:
+        hyper = by.hyper
         return {
-            "first": int(self.steps == 1), "nesterov": int(hyper["nesterov"]), "lr": self.lr,
+            "first": int(self.steps == 1), "nesterov": int(hyper["nesterov"]), "lr": by.lr,
             "momentum": hyper["momentum"], "undamped": 1 - hyper["dampening"], "weight_decay": hyper["weight_decay"],
         }  # fmt: skip
 
-    def _update(self, p: Array, g: Array, a: Array, b: Array, momentum_buffer: Array | None = None) -> None:
-        xp, momentum = self.model.xp, self.hyper["momentum"]
-        g = self._decayed(p, g, a)
+    def _update(
+        self, by: Setting, p: Array, g: Array, a: Array, b: Array, momentum_buffer: Array | None = None
+    ) -> None:
+        xp, momentum = self.model.xp, by.hyper["momentum"]
+        g = self._decayed(by, p, g, a)
         if momentum_buffer is not None:
             if self.steps == 1:
                 momentum_buffer[...] = g
             else:
                 momentum_buffer *= momentum
-                xp.multiply(g, 1 - self.hyper["dampening"], out=b)
+                xp.multiply(g, 1 - by.hyper["dampening"], out=b)
                 momentum_buffer += b
-            if self.hyper["nesterov"]:
+            if by.hyper["nesterov"]:
                 xp.multiply(momentum_buffer, momentum, out=b)
                 b += g
                 g = b
             else:
                 g = momentum_buffer
-        xp.multiply(g, self.lr, out=b)
+        xp.multiply(g, by.lr, out=b)
         p -= b
 
 
@@ -138,6 +149,8 @@ class RMSprop(Optimizer):
         Factor of the momentum buffer, in [0, 1); 0 means no buffer.
     centered : bool
         Divide by the standard deviation of the gradient.
+    groups, decay_biases, maximize
+        Settings of some parameters, no decay of biases, going up the gradient: see ``gpurnn.optim.Optimizer``.
 
     Raises
     ------
@@ -160,10 +173,16 @@ class RMSprop(Optimizer):
         weight_decay: float = 0.0,
         momentum: float = 0.0,
         centered: bool = False,
+        *,
+        groups: Sequence[Mapping[str, Any]] | None = None,
+        decay_biases: bool = True,
+        maximize: bool = False,
     ) -> None:
+        options = {"groups": groups, "decay_biases": decay_biases, "maximize": maximize}
         super().__init__(
-            model, lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum, centered=centered
-        )
+            model, lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum, centered=centered,
+            **options,
+        )  # fmt: skip
 
     def _check_hyper(
         self, alpha: float, eps: float, weight_decay: float, momentum: float, centered: bool
@@ -180,10 +199,10 @@ class RMSprop(Optimizer):
         wanted = {"square_avg": True, "grad_avg": hyper["centered"], "momentum_buffer": hyper["momentum"]}
         return [name for name, needed in wanted.items() if needed]
 
-    def _scalars(self) -> dict[str, float]:
-        hyper = self.hyper
+    def _scalars(self, by: Setting) -> dict[str, float]:
+        hyper = by.hyper
         return {
-            "lr": self.lr, "alpha": hyper["alpha"], "rest": 1 - hyper["alpha"], "eps": hyper["eps"],
+            "lr": by.lr, "alpha": hyper["alpha"], "rest": 1 - hyper["alpha"], "eps": hyper["eps"],
             "momentum": hyper["momentum"], "weight_decay": hyper["weight_decay"], "most": self._largest,
         }  # fmt: skip
 
@@ -194,6 +213,7 @@ class RMSprop(Optimizer):
 
     def _update(
         self,
+        by: Setting,
         p: Array,
         g: Array,
         a: Array,
@@ -202,8 +222,8 @@ class RMSprop(Optimizer):
         grad_avg: Array | None = None,
         momentum_buffer: Array | None = None,
     ) -> None:
-        xp, alpha = self.model.xp, self.hyper["alpha"]
-        g = self._decayed(p, g, a)
+        xp, alpha = self.model.xp, by.hyper["alpha"]
+        g = self._decayed(by, p, g, a)
         self._average_square(square_avg, g, alpha, b)
         if grad_avg is None:
             xp.sqrt(square_avg, out=b)
@@ -214,14 +234,14 @@ class RMSprop(Optimizer):
             xp.subtract(square_avg, b, out=b)
             xp.maximum(b, 0.0, out=b)
             xp.sqrt(b, out=b)
-        b += self.hyper["eps"]
+        b += by.hyper["eps"]
         xp.divide(g, b, out=b)
         if momentum_buffer is not None:
-            momentum_buffer *= self.hyper["momentum"]
+            momentum_buffer *= by.hyper["momentum"]
             momentum_buffer += b
-            xp.multiply(momentum_buffer, self.lr, out=b)
+            xp.multiply(momentum_buffer, by.lr, out=b)
         else:
-            b *= self.lr
+            b *= by.lr
         p -= b
 
 
@@ -247,6 +267,8 @@ class Adam(Optimizer):
         Factor of the L2 penalty, at least 0.
     amsgrad : bool
         Divide by the largest average so far.
+    groups, decay_biases, maximize
+        Settings of some parameters, no decay of biases, going up the gradient: see ``gpurnn.optim.Optimizer``.
 
     Raises
     ------
@@ -276,8 +298,13 @@ class Adam(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         amsgrad: bool = False,
+        *,
+        groups: Sequence[Mapping[str, Any]] | None = None,
+        decay_biases: bool = True,
+        maximize: bool = False,
     ) -> None:
-        super().__init__(model, lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad)
+        options = {"groups": groups, "decay_biases": decay_biases, "maximize": maximize}
+        super().__init__(model, lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, **options)
 
     def _check_hyper(self, betas: Sequence[float], eps: float, weight_decay: float, amsgrad: bool) -> dict[str, Any]:
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
@@ -292,22 +319,23 @@ class Adam(Optimizer):
     def _array_names(self, hyper: Mapping[str, Any]) -> list[str]:
         return ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"][: 3 if hyper["amsgrad"] else 2]
 
-    def _scalars(self) -> dict[str, float]:
-        (beta1, beta2), decay = self.hyper["betas"], self.hyper["weight_decay"]
-        eps, rate = self._corrected()
+    def _scalars(self, by: Setting) -> dict[str, float]:
+        (beta1, beta2), decay = by.hyper["betas"], by.hyper["weight_decay"]
+        eps, rate = self._corrected(by)
         return {
-            "shrink": 1 - self.lr * decay if self._decoupled else 1, "weight_decay": 0 if self._decoupled else decay,
+            "shrink": 1 - by.lr * decay if self._decoupled else 1, "weight_decay": 0 if self._decoupled else decay,
             "beta1": beta1, "rest1": 1 - beta1, "beta2": beta2, "rest2": 1 - beta2, "eps": eps, "rate": rate,
         }  # fmt: skip
 
-    def _corrected(self) -> tuple[float, float]:
+    def _corrected(self, by: Setting) -> tuple[float, float]:
         """eps and learning rate with the bias corrections of m^ and v^ in them, which saves a pass over the arrays."""
-        beta1, beta2 = self.hyper["betas"]
+        beta1, beta2 = by.hyper["betas"]
         root = math.sqrt(1 - beta2**self.steps)
-        return self.hyper["eps"] * root, self.lr * root / (1 - beta1**self.steps)
+        return by.hyper["eps"] * root, by.lr * root / (1 - beta1**self.steps)
 
     def _update(
         self,
+        by: Setting,
         p: Array,
         g: Array,
         a: Array,
@@ -316,17 +344,17 @@ class Adam(Optimizer):
         exp_avg_sq: Array,
         max_exp_avg_sq: Array | None = None,
     ) -> None:
-        xp, (beta1, beta2) = self.model.xp, self.hyper["betas"]
+        xp, (beta1, beta2) = self.model.xp, by.hyper["betas"]
         if self._decoupled:
-            p *= 1 - self.lr * self.hyper["weight_decay"]
+            p *= 1 - by.lr * by.hyper["weight_decay"]
         else:
-            g = self._decayed(p, g, a)
+            g = self._decayed(by, p, g, a)
         self._average(exp_avg, g, beta1, b)
         self._average_square(exp_avg_sq, g, beta2, b)
         if max_exp_avg_sq is not None:
             xp.maximum(max_exp_avg_sq, exp_avg_sq, out=max_exp_avg_sq)
             exp_avg_sq = max_exp_avg_sq
-        eps, rate = self._corrected()
+        eps, rate = self._corrected(by)
         xp.sqrt(exp_avg_sq, out=b)
         b += eps
         xp.divide(exp_avg, b, out=b)
@@ -354,5 +382,10 @@ class AdamW(Adam):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
+        *,
+        groups: Sequence[Mapping[str, Any]] | None = None,
+        decay_biases: bool = True,
+        maximize: bool = False,
     ) -> None:
-        super().__init__(model, lr, betas, eps, weight_decay, amsgrad)
+        options = {"groups": groups, "decay_biases": decay_biases, "maximize": maximize}
+        super().__init__(model, lr, betas, eps, weight_decay, amsgrad, **options)
