@@ -1,23 +1,17 @@
 """Cells: the equations of one timestep, forward and backward as mirrors, written once over ``xp``.
 
-A cell knows its gates, its states and the equations of one timestep. It knows nothing of time, lengths, layers or
-devices. Arrays of a timestep are feature-major, ``(rows, B)``: the hidden product is ``W h`` as the books write it,
-every gate is a contiguous block of rows, and BLAS is faster in this order at small B. Gradients are computed from
-activated values.
-
-A cell has G gates, S states (h; the LSTM h and c), and K blocks of H rows that it saves for the backward pass
-(``gates``, ``states``, ``saved_blocks``). ``forward`` and ``backward`` get:
+A cell is the only place that knows its gates, its states, its products and the equations of one timestep. It knows
+nothing of time, lengths, layers or devices. Arrays of a timestep are feature-major, ``(rows, B)``: the hidden product
+is ``W h`` as the books write it, every gate is a contiguous block of rows, and BLAS is faster in this order at small B.
+Gradients are computed from activated values. ``Cell`` says what a cell declares. Its equations get:
 
     xp              NumPy or CuPy
     w               the ``HiddenWeights``
     ax              (G*H, B)  input pre-activations W_ih x + b, with every bias that may be added before the timestep
-    h, c            (P, B), (H, B)  the old state; c is None where the cell has none
-    h_new, c_new    the new state, which ``forward`` writes
-    z               (K*H, B)  scratch in which ``forward`` leaves the blocks ``names``; ``backward`` destroys it
-    d               one block of H rows for each of ``preactivations``: ``backward`` writes the gradients with respect
-                    to them
-    dh, dc          gradients with respect to the new state, which ``backward`` overwrites with those of the old state
-    tmp             (H, B)  scratch
+    old, new        the ``State`` before and after the timestep; ``forward`` writes into ``new``
+    dstate          a ``State`` of gradients with respect to ``new``, which ``backward`` overwrites with those with
+                    respect to ``old``
+    scratch         the ``Scratch``, in which ``forward`` leaves what it saves and ``backward`` the gradients
     hook            a function, called once as ``hook(dh, dc)`` with the complete gradients of the new state
 
 Equations and gate order are PyTorch's and cuDNN's. ``kernel`` names the struct of the same equations in kernels/cells.
@@ -25,32 +19,129 @@ Equations and gate order are PyTorch's and cuDNN's. ``kernel`` names the struct 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from ._typing import Array
 
 
-@dataclass
+@dataclass(slots=True)
 class Weights:
     """The parameters of one layer and direction: ih (G*H, I), hh (G*H, P), bias_ih and bias_hh (G*H,) or None, and hr
-    (P, H) of a projection or None."""
+    (P, H) of a projection or None. Of gradients: the arrays to add to, None where a parameter is not trained."""
 
-    ih: Array
-    hh: Array
+    ih: Array | None
+    hh: Array | None
     bias_ih: Array | None = None
     bias_hh: Array | None = None
     hr: Array | None = None
 
 
-@dataclass
+@dataclass(slots=True)
 class HiddenWeights:
-    """The weights inside the time loop: hh (G*H, P), bias_n (H, 1) of the GRU or None, hr (P, H) of the projection."""
+    """The weights inside the time loop: hh (G*H, P), bias_apart (H, 1) or None, hr (P, H) of the projection or None.
+
+    bias_apart is the part of b_hh that cannot be added to ax, see ``Cell.apart``.
+    """
 
     hh: Array
-    bias_n: Array | None = None
+    bias_apart: Array | None = None
     hr: Array | None = None
+
+
+class State(NamedTuple):
+    """A state of one timestep, or the gradients with respect to one: h (P, B), and c (H, B) where the cell has it."""
+
+    h: Array
+    c: Array | None = None
+
+
+class Scratch(NamedTuple):
+    """Memory of one timestep.
+
+    z: (K*H, B), in which ``forward`` leaves the blocks ``saved``; ``backward`` reads and destroys it. tmp: (H, B). d:
+    (N*H, B), the gradients with respect to the N ``preactivations``, which ``backward`` writes.
+    """
+
+    z: Array
+    tmp: Array
+    d: Array | None = None
+
+
+class Product(NamedTuple):
+    """A product with rows of W_hh in each timestep.
+
+    rows: the pre-activations that it makes or adds to, neighbors in ``Cell.preactivations``. reads: what the rows
+    multiply: "h", or a block that ``forward`` saves and ``backward`` leaves alone.
+    """
+
+    rows: tuple[str, ...]
+    reads: str = "h"
+
+
+class Cell:
+    """What every cell declares, and what follows from it. A block is H rows, one for each hidden unit.
+
+    Attributes
+    ----------
+    kernel : str
+        The struct in kernels/cells.
+    gates : tuple of str
+        The blocks of the weights, in their order.
+    states : tuple of str
+        "h", which is the output, then the others.
+    saved : tuple of str
+        The blocks that ``forward`` saves for ``backward``.
+    shown : tuple of str
+        Those of them that ``return_all`` shows.
+    preactivations : tuple of str
+        The blocks that ``backward`` makes: the gradients with respect to these.
+    inputs : tuple of str
+        For each gate the pre-activation to which W_ih x and b_ih are added.
+    products : tuple of Product
+        What the rows of W_hh multiply, in the order of the rows.
+    projects : str or None
+        The saved block that W_hr multiplies.
+    remembers : str or None
+        The gate that preserves the old state. writes: the gate that lets the new one in, where that is another.
+    """
+
+    kernel: str
+    gates: tuple[str, ...]
+    states: tuple[str, ...] = ("h",)
+    saved: tuple[str, ...] = ()
+    shown: tuple[str, ...] = ()
+    preactivations: tuple[str, ...]
+    inputs: tuple[str, ...]
+    products: tuple[Product, ...]
+    projects: str | None = None
+    remembers: str | None = None
+    writes: str | None = None
+
+    @functools.cached_property
+    def saved_blocks(self) -> int:
+        """K, the blocks that an array needs for what ``forward`` saves, and later for what ``backward`` makes."""
+        return max(len(self.saved), len(self.preactivations))
+
+    @functools.cached_property
+    def hidden(self) -> tuple[str, ...]:
+        """For each gate the pre-activation to which W_hh's product and b_hh are added."""
+        return tuple(name for product in self.products for name in product.rows)
+
+    @functools.cached_property
+    def apart(self) -> tuple[int, ...]:
+        """The places of gates whose two products meet only after an equation, so that b_hh may not be added to b_ih."""
+        pairs = zip(self.inputs, self.hidden, strict=True)
+        return tuple(place for place, (of_input, of_hidden) in enumerate(pairs) if of_input != of_hidden)
+
+    def columns(self, names: tuple[str, ...], H: int) -> slice:
+        """The columns of some neighboring blocks, in the array that ``backward`` has filled."""
+        blocks = self.preactivations + self.saved[len(self.preactivations) :]
+        first = blocks.index(names[0])
+        return slice(first * H, (first + len(names)) * H)
 
 
 def sigmoid_(xp, z):
@@ -62,26 +153,29 @@ def sigmoid_(xp, z):
     xp.divide(1, z, out=z)
 
 
-class RNNStep:
+class RNNStep(Cell):
     """Elman cell: h' = act(ax + W_hh h), act = tanh or relu (Elman 1990). Saves nothing, because h' is enough."""
 
-    gates, states, saved_blocks, names, preactivations = 1, 1, 1, (), ("z",)
+    gates = preactivations = inputs = ("z",)
+    products = (Product(("z",)),)
 
     def __init__(self, nonlinearity="tanh"):
         self.nonlinearity = nonlinearity
         self.kernel = {"tanh": "RnnTanh", "relu": "RnnRelu"}[nonlinearity]
 
-    def forward(self, xp, w, ax, h, c, z, h_new, c_new, tmp):
+    def forward(self, xp, w, ax, old, new, scratch):
         """One timestep; the module says what the arguments are."""
-        xp.matmul(w.hh, h, out=z)
+        z = scratch.z
+        xp.matmul(w.hh, old.h, out=z)
         xp.add(z, ax, out=z)
         if self.nonlinearity == "tanh":
-            xp.tanh(z, out=h_new)
+            xp.tanh(z, out=new.h)
         else:
-            xp.maximum(z, 0, out=h_new)
+            xp.maximum(z, 0, out=new.h)
 
-    def backward(self, xp, w, z, h, c, h_new, c_new, dh, dc, d, tmp, hook):
+    def backward(self, xp, w, old, new, dstate, scratch, hook):
         """The gradients of one timestep; the module says what the arguments are."""
+        h_new, dh, (_, tmp, d) = new.h, dstate.h, scratch
         hook(dh, None)
         if self.nonlinearity == "tanh":
             xp.multiply(h_new, h_new, out=tmp)  # dz = dh (1 - h'^2)
@@ -92,7 +186,7 @@ class RNNStep:
         xp.matmul(w.hh.T, d, out=dh)
 
 
-class LSTMStep:
+class LSTMStep(Cell):
     """Long short-term memory (Hochreiter & Schmidhuber 1997, forget gate Gers 2000), gates i f g o:
 
         i, f, o = sigmoid(z_i, z_f, z_o), g = tanh(z_g), z = ax + W_hh h
@@ -101,14 +195,18 @@ class LSTMStep:
     Saves i f g o; with a projection also m, which ``backward`` does not overwrite.
     """
 
-    gates, states, names, preactivations, kernel = 4, 2, ("i", "f", "g", "o"), ("i", "f", "g", "o"), "LstmCell"
+    kernel, states = "LstmCell", ("h", "c")
+    gates = saved = shown = preactivations = inputs = ("i", "f", "g", "o")
+    products = (Product(("i", "f", "g", "o")),)
+    remembers, writes = "f", "i"
 
     def __init__(self, projection=False):
-        self.projection = projection
-        self.saved_blocks = 5 if projection else 4
+        if projection:
+            self.saved, self.projects = (*self.gates, "m"), "m"
 
-    def forward(self, xp, w, ax, h, c, z, h_new, c_new, tmp):
+    def forward(self, xp, w, ax, old, new, scratch):
         """One timestep; the module says what the arguments are."""
+        (h, c), (h_new, c_new), (z, tmp, _) = old, new, scratch
         H = len(c)
         z4 = z[: 4 * H]
         xp.matmul(w.hh, h, out=z4)
@@ -121,20 +219,21 @@ class LSTMStep:
         xp.multiply(f, c, out=c_new)
         xp.add(c_new, tmp, out=c_new)
         xp.tanh(c_new, out=tmp)
-        if self.projection:
+        if self.projects:
             m = z[4 * H :]
             xp.multiply(o, tmp, out=m)
             xp.matmul(w.hr, m, out=h_new)
         else:
             xp.multiply(o, tmp, out=h_new)
 
-    def backward(self, xp, w, z, h, c, h_new, c_new, dh, dc, d, tmp, hook):
+    def backward(self, xp, w, old, new, dstate, scratch, hook):
         """The gradients of one timestep; the module says what the arguments are."""
+        c, (h_new, c_new), (dh, dc), (z, tmp, d) = old.c, new, dstate, scratch
         H = len(c)
         i_f, i, f, g, o = z[: 2 * H], z[:H], z[H : 2 * H], z[2 * H : 3 * H], z[3 * H : 4 * H]
         d_i, d_f, d_g, d_o = d[:H], d[H : 2 * H], d[2 * H : 3 * H], d[3 * H :]
-        m = z[4 * H :] if self.projection else h_new
-        dm = xp.matmul(w.hr.T, dh, out=d_i) if self.projection else dh
+        m = z[4 * H :] if self.projects else h_new
+        dm = xp.matmul(w.hr.T, dh, out=d_i) if self.projects else dh
         xp.tanh(c_new, out=tmp)
         xp.multiply(dm, tmp, out=d_o)  # with respect to o: dm tanh(c')
         xp.multiply(m, tmp, out=tmp)  # with respect to c': dm o (1 - tanh(c')^2) = dm (o - m tanh(c'))
@@ -156,7 +255,7 @@ class LSTMStep:
         xp.matmul(w.hh.T, d, out=dh)
 
 
-class GRUStep:
+class GRUStep(Cell):
     """Gated recurrent unit, gates r z n:
 
         r, z = sigmoid(ax_r + W_r h), sigmoid(ax_z + W_z h)
@@ -164,27 +263,35 @@ class GRUStep:
         n = tanh(ax_n + W_n (r h) + b_hn)       reset_after=False: the original form (Cho 2014, version 3)
         h' = (1 - z) n + z h
 
-    With reset_after it saves r z q n, where q = W_n h + b_hn, and d holds the gradients with respect to r z q n. The
-    original form saves r z n p, where p = r h, and ``backward`` does not overwrite p.
+    With reset_after it saves r z q n, where q = W_n h + b_hn: r multiplies q before ax_n is added, so W_hh's rows of n
+    belong to q, and ax_n to n. The original form saves r z n p, where p = r h is what the rows of n multiply.
     """
 
-    gates, states, saved_blocks = 3, 1, 4
+    gates = inputs = ("r", "z", "n")
+    remembers = "z"
 
     def __init__(self, reset_after=True):
         self.reset_after = reset_after
-        self.names = ("r", "z", "q", "n") if reset_after else ("r", "z", "n", "p")
-        self.preactivations = self.names if reset_after else ("r", "z", "n")
-        self.kernel = "GruCell" if reset_after else "GruOriginal"
+        if reset_after:
+            self.kernel = "GruCell"
+            self.saved = self.shown = self.preactivations = ("r", "z", "q", "n")
+            self.products = (Product(("r", "z", "q")),)
+        else:
+            self.kernel = "GruOriginal"
+            self.saved = self.shown = ("r", "z", "n", "p")
+            self.preactivations = self.gates
+            self.products = Product(("r", "z")), Product(("n",), "p")
 
-    def forward(self, xp, w, ax, h, c, z, h_new, c_new, tmp):
+    def forward(self, xp, w, ax, old, new, scratch):
         """One timestep; the module says what the arguments are."""
+        h, h_new, (z, tmp, _) = old.h, new.h, scratch
         H = len(h)
         r_z, r, u = z[: 2 * H], z[:H], z[H : 2 * H]  # u is the gate z of the equations
         if self.reset_after:
             q, n = z[2 * H : 3 * H], z[3 * H :]
             xp.matmul(w.hh, h, out=z[: 3 * H])
-            if w.bias_n is not None:
-                xp.add(q, w.bias_n, out=q)
+            if w.bias_apart is not None:
+                xp.add(q, w.bias_apart, out=q)
             xp.add(r_z, ax[: 2 * H], out=r_z)
             sigmoid_(xp, r_z)
             xp.multiply(r, q, out=n)
@@ -201,8 +308,9 @@ class GRUStep:
         xp.multiply(tmp, u, out=tmp)
         xp.add(n, tmp, out=h_new)
 
-    def backward(self, xp, w, z, h, c, h_new, c_new, dh, dc, d, tmp, hook):
+    def backward(self, xp, w, old, new, dstate, scratch, hook):
         """The gradients of one timestep; the module says what the arguments are."""
+        h, dh, (z, tmp, d) = old.h, dstate.h, scratch
         hook(dh, None)
         H = len(h)
         r, u = z[:H], z[H : 2 * H]

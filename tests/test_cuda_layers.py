@@ -328,18 +328,20 @@ def watch_streams(ops, monkeypatch):
         written[array._host.ctypes.data] = device.tick()
 
     def ask(array):
-        assert device.waited_for(written.get(array._host.ctypes.data, (0, 0))), "a lane does not wait for what it reads"
+        assert device.waited_for(written.get(array._host.ctypes.data, (0, 0))), (
+            "a stream does not wait for what it reads"
+        )
 
     def layer_forward(cell, x, *args, **options):
         ask(x)
-        walks, finals, output = forward(cell, x, *args, **options)
+        saved, finals, output = forward(cell, x, *args, **options)
         note(output)
-        loops.append(weakref.ref(walks[0].lease.loop))
-        return walks, finals, output
+        loops.append(weakref.ref(saved.lease.loop))
+        return saved, finals, output
 
-    def layer_backward(cell, walks, weights, doutput, *args, **options):
+    def layer_backward(saved, grads, doutput, *args, **options):
         ask(doutput)
-        return backward(cell, walks, weights, doutput, *args, **options)
+        return backward(saved, grads, doutput, *args, **options)
 
     def product_(a, b, out, *args, **options):
         product(a, b, out, *args, **options)

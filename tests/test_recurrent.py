@@ -63,14 +63,42 @@ def test_a_broken_derivative_is_seen(monkeypatch):
     """The check itself can fail: a wrong sign in one gate's derivative must not pass."""
     right = gpurnn.cells.LSTMStep.backward
 
-    def wrong(self, xp, w, z, h, c, h_new, c_new, dh, dc, d, tmp, hook):
-        right(self, xp, w, z, h, c, h_new, c_new, dh, dc, d, tmp, hook)
-        d[: len(c)] *= -1
+    def wrong(self, xp, w, old, new, dstate, scratch, hook):
+        right(self, xp, w, old, new, dstate, scratch, hook)
+        scratch.d[: len(old.c)] *= -1
 
     monkeypatch.setattr(gpurnn.cells.LSTMStep, "backward", wrong)
     rng = np.random.default_rng(0)
     with pytest.raises(AssertionError, match="^weight_.h_l0: the derivative .* off by"):
         check_gradient(build("lstm", backend="numpy"), rng.standard_normal((3, 2, 4)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_cell_declares_fits_together(kind):
+    """The weight gradients are made from these declarations: rows in blocks, and what the rows multiply."""
+    cell = build(kind).cell
+    blocks = cell.preactivations + cell.saved[len(cell.preactivations) :]  # what the backward pass leaves
+    assert len(cell.hidden) == len(cell.inputs) == len(cell.gates) and len(blocks) == cell.saved_blocks
+    assert cell.preactivations[: len(cell.gates)] == cell.hidden  # so that b_hh takes one sum over neighbors
+    for product in cell.products:
+        columns = cell.columns(product.rows, 10)
+        assert tuple(blocks[columns.start // 10 : columns.stop // 10]) == product.rows
+        assert product.reads == "h" or product.reads in blocks[len(cell.preactivations) :]
+    assert cell.projects is None or cell.projects in blocks[len(cell.preactivations) :]
+    assert all(blocks[cell.columns((name,), 1).start] == name for name in cell.inputs)
+    assert set(cell.shown) <= set(cell.saved) and {cell.remembers, cell.writes} - {None} <= set(cell.gates)
+
+
+@pytest.mark.parametrize(
+    "kind, attribute, wrong",
+    [("gru", "inputs", ("r", "z", "q")), ("gru-original", "products", (gpurnn.cells.Product(("r", "z", "n")),))],
+)
+def test_a_wrong_declaration_is_seen(kind, attribute, wrong):
+    """Each form of the GRU with a declaration that is right for the other cells."""
+    layer, x = build(kind, backend="cpu"), np.random.default_rng(0).standard_normal((3, 2, 4))
+    setattr(layer.cell, attribute, wrong)
+    with pytest.raises(AssertionError, match="the derivative .* off by"):
+        check_gradient(layer, x)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,7 +4,6 @@ A method belongs here only if NumPy and CuPy differ in interface or determinism,
 Everything else is array code in the layer that needs it. ``CpuOps`` and ``CudaOps`` override what they do faster.
 """
 
-import contextlib
 import math
 
 import numpy as np
@@ -14,31 +13,14 @@ from ..arrays import as_array, check_float
 from ..dtypes import compute_dtype, upcast
 from ..errors import ShapeError
 from .machine import host_machine
-from .time_loop import Saved, hidden_weights, input_bias, sequence_backward, sequence_forward
+from .records import SavedLayer
+from .streams import Streams
+from .time_loop import hidden_weights, input_bias, sequence_backward, sequence_forward
+from .weight_gradients import add_weight_gradients
 
 _TILE_FEATURES, _TILE_ROWS = 128, 16  # tile of a transposing copy, to rows and from rows: it halves the time
 _MOST = (1 << 31) - 1  # most timesteps or sequences that compiled code counts: an int
 _FEATURE_MAJOR_FROM = 8  # batch size from which NumPy's arrays of the time loop are feature-major
-
-
-class Streams:
-    """Streams on which stacked layers may overlap. This base class has one: work runs when it is issued.
-
-    As a context manager it waits for all of them. count: how many layers run at once.
-    """
-
-    def __init__(self, count):
-        self.count = count
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
-
-    def on(self, stream, after=-1):
-        """A context manager: run its block on stream ``stream``, after everything queued on stream ``after`` so far."""
-        return contextlib.nullcontext()
 
 
 class Ops:
@@ -142,63 +124,69 @@ class Ops:
         """
         return 0
 
-    # ---- one layer: the input GEMM, then the time loop
+    # ---- one layer: W_ih x, then the time loop; the time loop in reverse, then the gradients of weights and of x
 
     def streams(self, count):
         """``Streams`` for ``count`` layers at once."""
         return Streams(count)
 
-    def layer_forward(
-        self, cell, x, weights, states, lengths, directions, save, fresh_output, schedule="auto", concurrent=1
-    ):
+    def layer_forward(self, cell, x, weights, states, lengths, options):
         """Run one layer with all its directions.
 
-        cell: a record of cells.py. x: (T, B, I). weights: for each direction its ``cells.Weights``. states: for each
+        cell: a ``cells.Cell``. x: (T, B, I). weights: for each direction its ``cells.Weights``. states: for each
         direction its initial state, (h (B, P),) or (h, c (B, H)), arrays or numbers. lengths: NumPy integers (B,) or
-        None. directions: for each, whether it runs backwards in time. save: whether ``layer_backward`` will follow.
-        fresh_output: return a fresh C-contiguous output, zero past each sequence's end; otherwise it may be a view of
-        the saved states. schedule: one of ``schedules.SCHEDULES``; array code has only one. concurrent: how many layers
-        run at once on the device.
+        None. options: ``RunOptions``.
 
-        Returns a list of ``Saved``, a list of final states, and the output (T, B, D*P).
+        Returns a ``SavedLayer``, a list of final states, and the output (T, B, D*P).
         """
-        all_saved, finals = [], []
+        passes, finals = [], []
         T, B, _ = x.shape
-        for w, state, reverse in zip(weights, states, directions, strict=True):
-            rows = len(w.hh)
-            ax = self.empty_steps(T, B, rows // cell.gates * (cell.saved_blocks if save else cell.gates), x.dtype)
+        for w, state, reverse in zip(weights, states, options.directions, strict=True):
+            rows, G = len(w.hh), len(cell.gates)
+            ax = self.empty_steps(T, B, rows // G * (cell.saved_blocks if options.save else G), x.dtype)
             self.product(flat(x), w.ih.astype(x.dtype, copy=False).T, flat(ax)[:, :rows])
             if w.bias_ih is not None:
                 ax[:, :, :rows] += input_bias(cell, w).astype(x.dtype, copy=False)
             inner = hidden_weights(cell, w, x.dtype)
-            h, c, final = sequence_forward(self, cell, ax, inner, state, lengths, reverse, save)
-            all_saved.append(Saved(x, ax if save else None, h, c))
+            saved, final = sequence_forward(self, cell, ax, inner, state, lengths, reverse, options.save)
+            passes.append(saved)
             finals.append(final)
-        outputs = [saved.states("h", reverse) for saved, reverse in zip(all_saved, directions, strict=True)]
-        if not fresh_output:
-            return all_saved, finals, outputs[0] if len(outputs) == 1 else self.side_by_side(outputs, self.empty_steps)
-        return all_saved, finals, self.zero_past_end(self.side_by_side(outputs, self.empty), lengths)
+        outputs = [saved.h_new for saved in passes]
+        if options.fresh_output:
+            output = self.zero_past_end(self.side_by_side(outputs, self.empty), lengths)
+        else:
+            output = outputs[0] if len(outputs) == 1 else self.side_by_side(outputs, self.empty_steps)
+        return SavedLayer(cell, weights, x, lengths, passes), finals, output
 
-    def layer_backward(self, cell, all_saved, weights, doutput, dstates, lengths, directions, hooks):
-        """The backward pass of ``layer_forward``, without the weight gradients.
+    def layer_backward(self, saved, grads, doutput, dstates, hooks=None, fresh_dx=True):
+        """The backward pass of ``layer_forward``: its mirror.
 
-        doutput: (T, B, D*P) or None. dstates: for each direction the gradients with respect to its final state, or
-        None. hooks: for each direction a ``hook`` as in ``sequence_backward``, or None.
+        saved: the ``SavedLayer``, which is used up. grads: the ``Gradients`` to add to. doutput: (T, B, D*P) or None.
+        dstates: for each direction the gradients with respect to its final state, or None. hooks: None, or for each
+        direction a ``hook`` as in ``sequence_backward``. fresh_dx: return a C-contiguous dx; otherwise it has the
+        memory order of ``empty_steps``.
 
-        Overwrites each ``saved.gates`` with the gradients with respect to ``cell.preactivations``. Returns for each
-        direction the gradients with respect to its initial state, float32 for 16-bit layers, and with a projection
-        those with respect to every h_t, otherwise None.
+        Returns dx (T, B, I), and for each direction the gradients with respect to its initial state, float32 for 16-bit
+        layers.
         """
-        done = []
-        for d, (saved, w, reverse) in enumerate(zip(all_saved, weights, directions, strict=True)):
-            P = saved.h.shape[2]
+        done, dx = self.time_loop_backward(saved, doutput, dstates, hooks), None
+        for one, weights, weight_grads, gradients in zip(saved.passes, saved.weights, grads.weights, done, strict=True):
+            with grads.lock:
+                dax = add_weight_gradients(self, saved, one, weight_grads, gradients)
+            one.c = None  # freed before dx is made
+            weight_ih, accumulate = weights.ih.astype(saved.x.dtype, copy=False), dx is not None
+            if not accumulate:
+                dx = (self.empty if fresh_dx else self.empty_steps)(*saved.x.shape, saved.x.dtype)
+            self.product(flat(dax), weight_ih, flat(dx), accumulate)
+        return dx, [gradients.dstate for gradients in done]
+
+    def time_loop_backward(self, saved, doutput, dstates, hooks):
+        """The part of ``layer_backward`` that goes through time: ``PassGradients`` for each direction."""
+        done, P = [], saved.passes[0].h.shape[2]
+        for d, (one, weights) in enumerate(zip(saved.passes, saved.weights, strict=True)):
             part = None if doutput is None else doutput[:, :, d * P : (d + 1) * P]
-            inner = hidden_weights(cell, w, saved.gates.dtype)
-            done.append(
-                sequence_backward(
-                    self, cell, saved.gates, inner, saved.h, saved.c, part, dstates[d], lengths, reverse, hooks[d]
-                )
-            )
+            inner, hook = hidden_weights(saved.cell, weights, one.gates.dtype), None if hooks is None else hooks[d]
+            done.append(sequence_backward(self, saved.cell, one, inner, part, dstates[d], saved.lengths, hook))
         return done
 
     def side_by_side(self, outputs, empty):

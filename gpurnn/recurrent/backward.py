@@ -1,18 +1,16 @@
-"""The backward pass: the time loops in reverse, then the gradients of weights and inputs."""
+"""The backward pass: the layers of the stack, each with its time loop, in reverse."""
 
 import contextlib
 import threading
 
-from ..backends.ops import flat
 from ..dtypes import upcast
 from ..gradients import active_flow, adding
 from ..module import check_unspent
 from .axes import check_doutput, outward
 from .dropout import drop
-from .hooks import gradient_flow_hook
-from .segments import concurrent_layers, joined, lengths_within
+from .hooks import gradient_flow_hooks
+from .segments import concurrent_layers, joined
 from .state import pack_state, restore_unused, unpack_state, zero_unused
-from .weight_gradients import add_weight_gradients
 
 
 def make_backward(layer, call, output_shape, retain):
@@ -54,13 +52,13 @@ def make_backward(layer, call, output_shape, retain):
 @contextlib.contextmanager
 def _retained(call):
     """Lists of what the call saved, for a backward to use up; afterwards the arrays are what they were."""
-    all_saved = [saved for layers in call.saved for directions in layers for saved in directions]
-    copies = [(saved, saved.gates.copy(), saved.c) for saved in all_saved]
+    passes = [one for layers in call.saved for layer in layers for one in layer.passes]
+    copies = [(one, one.gates.copy(), one.c) for one in passes]
     try:
         yield [list(layers) for layers in call.saved]
     finally:
-        for saved, gates, c in copies:
-            saved.gates[...], saved.c = gates, c
+        for one, gates, c in copies:
+            one.gates[...], one.c = gates, c
 
 
 def _spent(call):
@@ -72,62 +70,39 @@ def _spent(call):
 def _add_initial_gradients(layer, dinitial):
     """Add the gradients of the learned initial state."""
     for (_, _, _, suffix), parts in zip(layer._passes(), dinitial, strict=True):
-        for name, part in zip(("initial_h", "initial_c"), parts, strict=False):
-            if layer._trains(name + suffix):
+        for kind, part in zip(layer.cell.states, parts, strict=True):
+            name = f"initial_{kind}{suffix}"
+            if layer._trains(name):
                 with adding(layer.grads):
-                    layer.grads[name + suffix] += upcast(part).sum(axis=0)
+                    layer.grads[name] += upcast(part).sum(axis=0)
 
 
-def _time_loop(layer, saved, doutput, dfinal, call):
-    """The gradients with respect to the input (T, B, I) and to the initial states; uses up ``saved``."""
+def _time_loop(layer, all_saved, doutput, dfinal, call):
+    """The gradients with respect to the input (T, B, I) and to the initial states; uses up ``all_saved``."""
     D = len(layer._directions)
     dstates = [dfinal[k * D : (k + 1) * D] for k in range(layer.num_layers)]  # where each layer has arrived
     dxs, in_use = [], []
     with layer.ops.streams(concurrent_layers(layer, call.segments)) as streams:
         for segment in reversed(call.segments):
             dy = doutput[segment] if doutput is not None and len(call.segments) > 1 else doutput
-            dx, used = _stack(layer, saved.pop(), dy, dstates, segment, call, streams)
+            dx, used = _stack(layer, all_saved.pop(), dy, dstates, segment, call, streams)
             dxs.append(dx)
             in_use.append(used)
     return joined(layer, dxs[::-1]), [state for layer_states in dstates for state in layer_states]
 
 
-def _stack(layer, saved, dy, dstates, segment, call, streams):
+def _stack(layer, all_saved, dy, dstates, segment, call, streams):
     """One segment back through all layers: dx, and the arrays that streams may still read; moves ``dstates`` on."""
-    lengths, in_use, L = lengths_within(call.lengths, segment), [], layer.num_layers
+    in_use, L = [], layer.num_layers
     for k in reversed(range(L)):
-        all_saved = saved.pop()
+        saved = all_saved.pop()
         with streams.on(k, after=k + 1 if k < L - 1 else -1):
             if call.masks[k] is not None:
                 dy = drop(layer, dy, call.masks[k][segment])
-            dy, dstates[k] = _layer_backward(layer, k, all_saved, dy, dstates[k], lengths)
+            hooks = gradient_flow_hooks(layer, k, saved)
+            dy, dstates[k] = layer.ops.layer_backward(
+                saved, layer._gradients(k), dy, dstates[k], hooks, fresh_dx=k == 0
+            )
         if streams.count > 1:  # a stream may still read what another has written
-            in_use.append((all_saved, dy))
+            in_use.append((saved, dy))
     return dy, in_use
-
-
-def _layer_backward(layer, k, all_saved, doutput, dstates, lengths):
-    """The gradients with respect to the input and initial state of layer ``k``; adds those of its weights."""
-    weights, suffixes = layer._weights(k), [layer._suffix(k, d) for d in range(len(all_saved))]
-    passes = list(zip(all_saved, suffixes, layer._directions, strict=True))
-    hooks = [gradient_flow_hook(layer, suffix, saved.h.shape, reverse) for saved, suffix, reverse in passes]
-    done = layer.ops.layer_backward(layer.cell, all_saved, weights, doutput, dstates, lengths, layer._directions, hooks)
-    dx = None
-    for (saved, suffix, reverse), w, (_, dh_steps) in zip(passes, weights, done, strict=True):
-        with adding(layer.grads):
-            add_weight_gradients(layer, saved, reverse, dh_steps, layer.hidden_sizes[k], suffix)
-        saved.c = None  # freed before dx is made
-        dx = _input_gradient(layer, k, saved, w.ih.astype(layer.dtype, copy=False), dx)
-    return dx, [dstate for dstate, _ in done]
-
-
-def _input_gradient(layer, k, saved, weight_ih, dx):
-    """``dx`` (None for the first direction) plus the gradient with respect to the input of layer ``k``, (T, B, I)."""
-    T, B, inputs = saved.x.shape
-    dgates = flat(saved.gates[:, :, : layer.cell.gates * layer.hidden_sizes[k]])
-    if dx is None:
-        dx = (layer.ops.empty_steps if k else layer.ops.empty)(T, B, inputs, layer.dtype)
-        layer.ops.product(dgates, weight_ih, flat(dx))
-    else:
-        layer.ops.product(dgates, weight_ih, flat(dx), accumulate=True)
-    return dx

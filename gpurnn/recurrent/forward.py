@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .._typing import Array
+from ..backends.records import RunOptions, SavedLayer
 from ..errors import check_flag
 from ..gradients import active_flow
 from ..masks import check_lengths
@@ -25,7 +26,7 @@ class Call:
     segments: slices of time in the order of the time loop. masks: for each layer the dropout mask of its outputs, or
     None. lengths: (B,), None where all sequences have T timesteps. single: whether x came as one sequence.
     state_given: whether the caller gave the initial state. save: whether a backward will follow. return_all: whether
-    the caller wants all ``Steps``. saved: for each segment, for each layer, a list of ``Saved``.
+    the caller wants all ``Steps``. saved: for each segment, for each layer, its ``SavedLayer``.
     """
 
     segments: list[slice]
@@ -35,7 +36,7 @@ class Call:
     state_given: bool
     save: bool
     return_all: bool
-    saved: list[list[list]] | None = field(default_factory=list)
+    saved: list[list[SavedLayer]] | None = field(default_factory=list)
 
 
 def run_forward(layer, x, state, lengths, return_all, *, save, retain=False):
@@ -95,21 +96,19 @@ def _time_loop(layer, x, initial, call):
 
 
 def _stack(layer, x, states, segment, call, streams):
-    """One segment through all layers: its output, what each layer saved, and the ``Steps``; moves ``states`` on."""
+    """One segment through all layers: output, the ``SavedLayer`` of each, and the ``Steps``; moves ``states`` on."""
     y = x if len(call.segments) == 1 else x[segment]
     lengths = lengths_within(call.lengths, segment)
-    saved, steps = [], []
+    all_saved, steps, save = [], [], call.save or call.return_all
     for k in range(layer.num_layers):
+        last = k == layer.num_layers - 1
+        options = RunOptions(layer._directions, save, last, layer.schedule, streams.count)
         with streams.on(k, after=k - 1):
-            all_saved, states[k], y = layer.ops.layer_forward(
-                layer.cell, y, layer._weights(k), states[k], lengths, layer._directions, call.save or call.return_all,
-                fresh_output=k == layer.num_layers - 1, schedule=layer.schedule, concurrent=streams.count,
-            )  # fmt: skip
+            saved, states[k], y = layer.ops.layer_forward(layer.cell, y, layer._weights(k), states[k], lengths, options)
             if call.return_all:
-                passes = zip(all_saved, layer._directions, strict=True)
-                steps += [copied_steps(layer, one, reverse, lengths) for one, reverse in passes]
+                steps += [copied_steps(layer, one, lengths) for one in saved.passes]
             if call.masks[k] is not None:
                 y = drop(layer, y, call.masks[k][segment])
         if call.save or streams.count > 1:  # a stream may still read what another has written
-            saved.append(all_saved)
-    return y, saved, steps
+            all_saved.append(saved)
+    return y, all_saved, steps

@@ -5,18 +5,20 @@ import numpy as np
 from ..gradients import StepNorms, active_flow
 
 
-def gradient_flow_hook(layer, suffix, shape, reverse):
-    """The hook of one pass's backward pass; None while no gradient flow is recorded.
-
-    shape: of the pass's hidden states in slots, (T + 1, B, P). reverse: whether the pass runs backwards in time.
-    """
+def gradient_flow_hooks(layer, k, saved):
+    """A hook for each direction of layer ``k``, which saved ``saved``; None while no gradient flow is recorded."""
     flow = active_flow()
     if flow is None:
         return None
-    xp, (slots, B, _) = layer.xp, shape
-    norms = [xp.zeros((slots - 1, B)) for _ in range(layer.cell.states)]
-    name = f"{layer.name}.{suffix[1:]}" if layer.name else suffix[1:]
-    last = slots - 2 if reverse else 0  # the timestep that the backward pass reaches last
+    return [_hook(layer, flow, layer._suffix(k, d)[1:], one) for d, one in enumerate(saved.passes)]
+
+
+def _hook(layer, flow, place, saved):
+    """The hook of one pass, which writes to ``flow`` under the name of the layer and ``place``."""
+    xp, (T, B, _) = layer.xp, saved.h_new.shape
+    norms = [xp.zeros((T, B)) for _ in layer.cell.states]
+    name = f"{layer.name}.{place}" if layer.name else place
+    last = T - 1 if saved.reverse else 0  # the timestep that the backward pass reaches last
 
     def hook(t, *gradients):
         for norm, gradient in zip(norms, gradients, strict=False):

@@ -23,7 +23,7 @@ def check_memory(forget_bias, chrono, bias):
 def initial_values(layer, forget_bias, chrono):
     """Name -> initial NumPy array of every parameter, in torch's order."""
     values = {}
-    G = layer.cell.gates
+    G = len(layer.cell.gates)
     for _, k, _, suffix in layer._passes():
         inputs, H, P = layer._sizes(k)
         blocks = {"weight_ih": (G, H, inputs), "weight_hh": (G, H, P)}
@@ -37,24 +37,26 @@ def initial_values(layer, forget_bias, chrono):
                 _set_memory(layer, block, name + suffix, forget_bias, chrono)
             values[name + suffix] = block.reshape(-1, *shape[2:])
         if layer.learn_state:
-            values["initial_h" + suffix] = np.zeros(P)
-            if layer.cell.states == 2:
-                values["initial_c" + suffix] = np.zeros(H)
+            for kind in layer.cell.states:
+                values[f"initial_{kind}{suffix}"] = np.zeros(P if kind == "h" else H)
     return values
 
 
 def _set_memory(layer, block, name, forget_bias, chrono):
-    """Overwrite, in a bias (G, H), the gate that preserves the past: f of the LSTM, z of the GRU, both second."""
-    first = name.startswith("bias_ih")  # b_hh, which is added to it, becomes zero
+    """Overwrite, in a bias (G, H), the gate that preserves the old state, and with chrono the one that writes."""
+    if forget_bias is None and chrono is None:
+        return
+    cell, first = layer.cell, name.startswith("bias_ih")  # b_hh, which is added to it, becomes zero
+    remembers = block[cell.gates.index(cell.remembers)]
     if forget_bias is not None:
-        block[1] = check_number("forget_bias", forget_bias) if first else 0.0
-    elif chrono is not None:
+        remembers[:] = check_number("forget_bias", forget_bias) if first else 0.0
+    else:
         longest = check_size("chrono", chrono, 2) - 1
         key = rng.name_key("chrono" + name)
-        drawn = rng.uniform(block[1].shape, 1, longest, layer.seed, key, dtype=np.float64)
-        block[1] = np.log(drawn) if first else 0.0
-        if layer.cell.states == 2:
-            block[0] = -block[1]
+        drawn = rng.uniform(remembers.shape, 1, longest, layer.seed, key, dtype=np.float64)
+        remembers[:] = np.log(drawn) if first else 0.0
+        if cell.writes is not None:
+            block[cell.gates.index(cell.writes)] = -remembers
 
 
 def _draw(layer, name, shape, H):

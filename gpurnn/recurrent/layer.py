@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import cells
 from .._typing import Array, Lengths, State
 from ..backends.cuda.schedules import SCHEDULES
+from ..backends.records import Gradients
 from ..errors import ShapeError, answers_unknown, check_choice, check_flag, check_number, check_size, checked
+from ..gradients import adding
 from ..module import Module
 from .forward import run_forward
 from .init import INITIALIZERS, check_memory, initial_values
@@ -18,6 +20,14 @@ _SHOWN = {  # attributes that ``repr`` shows where they differ from these
     "bidirectional": False, "proj_size": 0, "reset_after": True, "reverse": False, "learn_state": False,
     "init": "uniform", "schedule": "auto", "wavefront": 0, "precision": "float32",
 }  # fmt: skip
+
+
+class _Made(NamedTuple):
+    """The ``Weights`` of each layer and direction, made of views by name; of gradients without those of ``frozen``."""
+
+    views: dict[str, Array]
+    frozen: frozenset[str]
+    weights: list[list[cells.Weights]]
 
 
 class Recurrent(Module):
@@ -49,7 +59,7 @@ class Recurrent(Module):
         check_memory(forget_bias, chrono, bias)
         self.init = check_choice("init", init, INITIALIZERS)
         self._directions = (False, True) if bidirectional else (self.reverse,)
-        self._by_layer = None, []  # a buffer, and the weights that ``_weights`` has made of it
+        self._made = {}  # "params" and "grads" -> what ``_weights`` and ``_gradients`` have made of them
         self._declare(initial_values(self, forget_bias, chrono))
 
     def _set_sizes(self, input_size, hidden_size, num_layers):
@@ -94,7 +104,7 @@ class Recurrent(Module):
     # ---- passes and parameters
 
     def __getstate__(self):
-        return super().__getstate__() | {"_by_layer": (None, [])}
+        return super().__getstate__() | {"_made": {}}
 
     def _passes(self):
         """(index in the state, layer, runs in reverse, name suffix) of every pass, in the order of the state."""
@@ -114,16 +124,28 @@ class Recurrent(Module):
 
     def _weights(self, layer):
         """The ``cells.Weights`` of a layer's directions."""
-        buffer, by_layer = self._by_layer
-        if buffer is not self.flat_params:  # it is another one after the layer has moved into a model
-            names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-            buffer, directions = self.flat_params, range(len(self._directions))
-            by_layer = [
-                [cells.Weights(*(self.params.get(name + self._suffix(k, d)) for name in names)) for d in directions]
-                for k in range(self.num_layers)
-            ]
-            self._by_layer = buffer, by_layer  # in one assignment, for other threads that call the layer now
-        return by_layer[layer]
+        made, views = self._made.get("params"), self.params._arrays
+        if made is None or made.views is not views:  # there are others after the layer has moved into a model
+            # in one assignment, for other threads that call the layer now
+            made = self._made["params"] = _Made(views, frozenset(), self._by_layer(views))
+        return made.weights[layer]
+
+    def _gradients(self, layer):
+        """Where the gradients of a layer's weights are added: the ``Gradients`` of its directions."""
+        made, views, frozen = self._made.get("grads"), self.grads._arrays, self._frozen[0]
+        if made is None or made.views is not views or made.frozen != frozen:
+            left_out = frozenset(frozen)
+            trained = {name: array for name, array in views.items() if name not in left_out}
+            made = self._made["grads"] = _Made(views, left_out, self._by_layer(trained))
+        return Gradients(made.weights[layer], adding(self.grads))
+
+    def _by_layer(self, arrays):
+        """Arrays by name -> for each layer, for each direction its ``Weights``."""
+        names, directions = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"), range(len(self._directions))
+        return [
+            [cells.Weights(*(arrays.get(name + self._suffix(k, d)) for name in names)) for d in directions]
+            for k in range(self.num_layers)
+        ]
 
     def _sizes_text(self):
         shown = [str(self.input_size), str(self.hidden_size)]

@@ -83,7 +83,7 @@ class _SingleStep:
     def step(self, x: Array, state: State = None) -> tuple[Array, State]:
         """(output, state), as a layer's ``step`` returns them: the output is h."""
         state = self(x, state)
-        return (state[0] if self.cell.states == 2 else state), state
+        return (state if len(self.cell.states) == 1 else state[0]), state
 
     def _lift(self, x, state):
         """x and state with an axis for the one timestep and the one layer."""
@@ -94,7 +94,7 @@ class _SingleStep:
 
     def _raise_state(self, state, name):
         """A state, or gradients with respect to one, with an axis for the one layer."""
-        if self.cell.states == 1:
+        if len(self.cell.states) == 1:
             return as_state(self, state, "h", name)[None]
 
         def raised(part, kind):
@@ -102,11 +102,11 @@ class _SingleStep:
                 return None
             return as_state(self, part, kind, f"{name} {kind}")[None]
 
-        return tuple(raised(part, kind) for kind, part in zip("hc", state_pair(state, name), strict=True))
+        return tuple(raised(part, kind) for kind, part in zip(self.cell.states, state_pair(state, name), strict=True))
 
     def _lower(self, state):
         """A state without the axis of the one layer."""
-        return tuple(part[0] for part in state) if self.cell.states == 2 else state[0]
+        return state[0] if len(self.cell.states) == 1 else tuple(part[0] for part in state)
 
 
 class RNNCell(_SingleStep, RNN):

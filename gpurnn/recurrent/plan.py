@@ -77,7 +77,7 @@ def _cache_bytes(layer, T, B, segments):
     for _, k, _, _ in layer._passes():
         _, H, P = layer._sizes(k)
         cache += T * B * layer.cell.saved_blocks * H * size + slots * B * P * size
-        cache += slots * B * H * compute_size if layer.cell.states == 2 else 0
+        cache += slots * B * H * compute_size if "c" in layer.cell.states else 0
     # a kernel writes its output to a fresh array, besides the states
     if len(layer._directions) == 2 or layer.dropout or layer.ops.name == "cuda":
         cache += sum(T * B * layer._sizes(k)[0] * size for k in range(1, layer.num_layers))
@@ -92,7 +92,7 @@ def _schedules(layer, B, segments):
         for backward in (False, True):
             inputs, H, P = layer._sizes(k)
             problem = Problem(
-                layer.cell.kernel, layer.cell.gates, H, longest, B, len(layer._directions), layer.dtype.name,
+                layer.cell.kernel, len(layer.cell.gates), H, longest, B, len(layer._directions), layer.dtype.name,
                 projected=P != H, backward=backward, I=inputs, concurrent=concurrent,
             )  # fmt: skip
             packed = max(packed, layer.ops.packed_bytes(problem, P, longest))

@@ -44,6 +44,6 @@ def loop_sizes(layer, T, B, save):
     for k in range(layer.num_layers):
         inputs, H, P = layer._sizes(k)
         yield (
-            save, layer.schedule, layer.cell.kernel, layer.cell.gates, H, longest, B, len(layer._directions),
+            save, layer.schedule, layer.cell.kernel, len(layer.cell.gates), H, longest, B, len(layer._directions),
             layer.dtype.name, P != H, inputs, concurrent,
         )  # fmt: skip

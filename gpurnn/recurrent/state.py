@@ -35,7 +35,7 @@ def initial_state(layer, state, B, single):
     if state is not None:
         return unpack_state(layer, state, B, single, "state")
     if not layer.learn_state:
-        return [(0.0,) * layer.cell.states for _ in layer._passes()]
+        return [(0.0,) * len(layer.cell.states) for _ in layer._passes()]
     initial = []
     for _, _, _, suffix in layer._passes():
         rows = [
@@ -76,10 +76,11 @@ def unpack_state(layer, state, B, single, name):
     """The caller's state -> for each pass a tuple of (B, size) arrays. ``name`` begins with "dstate" for gradients,
     where a part may be None. Raises ShapeError."""
     kinds = _state_kinds(layer)
-    parts = state_pair(state, name) if len(kinds) == 2 else (state,)
+    paired = len(kinds) > 1
+    parts = state_pair(state, name) if paired else (state,)
     columns = []
     for (kind, sizes), part in zip(kinds, parts, strict=True):
-        what = f"{name} {kind}" if len(kinds) == 2 else name
+        what = f"{name} {kind}" if paired else name
         if part is None and name.startswith("dstate"):
             columns.append([None] * (len(sizes) * len(layer._directions)))
         elif len(set(sizes)) == 1:
@@ -117,14 +118,13 @@ def pack_state(layer, parts, single):
             packed.append(layer.xp.stack(rows))
         else:
             packed.append(tuple(layer.xp.stack(rows[n * D : (n + 1) * D]) for n in range(layer.num_layers)))
-    return tuple(packed) if len(packed) == 2 else packed[0]
+    return tuple(packed) if len(packed) > 1 else packed[0]
 
 
 def _state_kinds(layer):
-    """(name, size in each layer) of h, and of c for the LSTM."""
+    """(name, size in each layer) of every state; h is what a projection makes smaller."""
     sizes = [layer._sizes(k) for k in range(layer.num_layers)]
-    kinds = [("h", [P for _, _, P in sizes]), ("c", [H for _, H, _ in sizes])]
-    return kinds[: layer.cell.states]
+    return [(kind, [P if kind == "h" else H for _, H, P in sizes]) for kind in layer.cell.states]
 
 
 def _checked_state(layer, array, kind, name, shape, single):

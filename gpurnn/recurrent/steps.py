@@ -31,17 +31,18 @@ class Steps:
     gates: dict[str, Array] = field(default_factory=dict)
 
 
-def copied_steps(layer, saved, reverse, lengths):
-    """``Steps`` (T, B, ...) of what one pass saved."""
-    H = saved.gates.shape[2] // layer.cell.saved_blocks
+def copied_steps(layer, saved, lengths):
+    """``Steps`` (T, B, ...) of a ``SavedPass``."""
+    cell = layer.cell
+    H = saved.gates.shape[2] // cell.saved_blocks
 
     def copied(array):
         whole = layer.ops.side_by_side([array], layer.ops.empty)
         return layer.ops.zero_past_end(whole, lengths)
 
-    c = None if saved.c is None else copied(saved.states("c", reverse))
-    gates = {name: copied(saved.gates[:, :, k * H : (k + 1) * H]) for k, name in enumerate(layer.cell.names)}
-    return Steps(copied(saved.states("h", reverse)), c, gates)
+    c = None if saved.c is None else copied(saved.c_new)
+    blocks = {name: saved.gates[:, :, k * H : (k + 1) * H] for k, name in enumerate(cell.saved)}
+    return Steps(copied(saved.h_new), c, {name: copied(blocks[name]) for name in cell.shown})
 
 
 def outward_steps(layer, steps, single):

@@ -17,7 +17,7 @@ import numpy as np
 from ... import rng
 from ...errors import BackendError
 from ..ops import Ops, flat, refuse_uncountable
-from ..time_loop import Saved
+from ..records import PassGradients, SavedLayer, SavedPass
 from .memory import MemoryPool
 from .native import ISAS, LEVELS, STATES, CrossEntropy, Pass, Product, Update, address, load_native
 from .threads import thread_count
@@ -134,100 +134,96 @@ class CpuOps(HostOps):
     def empty(self, T, B, F, dtype):
         return self.store.empty((T, B, F), dtype)
 
-    def layer_forward(
-        self, cell, x, weights, states, lengths, directions, save, fresh_output, schedule="auto", concurrent=1
-    ):
+    def layer_forward(self, cell, x, weights, states, lengths, options):
         if x.dtype.itemsize == 2:
-            return self.array_code.layer_forward(cell, x, weights, states, lengths, directions, save, fresh_output)
-        T, B, _ = x.shape
+            return self.array_code.layer_forward(cell, x, weights, states, lengths, options)
+        T, B, I = x.shape
+        directions, save = options.directions, options.save
         D, (rows, P) = len(directions), weights[0].hh.shape
-        H = rows // cell.gates
-        output = (
-            self.empty(T, B, D * P, x.dtype) if fresh_output or D > 1 else None
-        )  # otherwise the output is a view of h
+        H = rows // len(cell.gates)
+        fresh = options.fresh_output or D > 1  # otherwise the output is a view of h
+        output = self.empty(T, B, D * P, x.dtype) if fresh else None
         x = np.ascontiguousarray(x)
-        lengths32 = None if lengths is None else lengths.astype(np.int32)
-        all_saved, slots, passes = [], [], []
+        saved, slots, jobs = SavedLayer(cell, weights, x, lengths, []), [], []
         for d, (w, state, reverse) in enumerate(zip(weights, states, directions, strict=True)):
             gates = self.empty(T if save else 1, B, cell.saved_blocks * H, x.dtype)
             h = self.empty(T + 1, B, P, x.dtype)
             h[T if reverse else 0] = state[0]
             c = None
-            if cell.states == 2:
+            if "c" in cell.states:
                 c = self.empty(T + 1 if save else 2, B, H, x.dtype)
                 c[T if reverse and save else 0] = state[1]
-            job = self._pass(cell, w, gates, h, c, reverse, lengths32, save)
-            job.x, job.I, ih = x.ctypes.data, x.shape[2], np.ascontiguousarray(w.ih)
+            job = self._pass(saved, w, SavedPass(gates, h, c, reverse), save)
+            job.x, job.I, ih = x.ctypes.data, I, np.ascontiguousarray(w.ih)
             job.weight_ih = ih.ctypes.data
             job.arrays += [x, ih]
             if output is not None:
                 job.output, job.output_row = output.ctypes.data + d * P * x.itemsize, D * P
-            passes.append(job)
-            all_saved.append(Saved(x, gates if save else None, h, c if save else None))
+            jobs.append(job)
+            saved.passes.append(SavedPass(gates if save else None, h, c if save else None, reverse))
             slots.append(c)
-        self._run_time_loop(passes, T * B * rows * (P + x.shape[2]), back=False)
+        self._run_time_loop(jobs, T * B * rows * (P + I), back=False)
         finals = []
-        for saved, c, reverse in zip(all_saved, slots, directions, strict=True):
-            end = 0 if reverse else T
-            finals.append(
-                (saved.h[end].copy(),) if c is None else (saved.h[end].copy(), c[end if save else T % 2].copy())
-            )
-        return all_saved, finals, all_saved[0].states("h", directions[0]) if output is None else output
+        for one, c in zip(saved.passes, slots, strict=True):
+            end = 0 if one.reverse else T
+            final = (one.h[end].copy(),)
+            finals.append(final if c is None else (*final, c[end if save else T % 2].copy()))
+        return saved, finals, saved.passes[0].h_new if output is None else output
 
-    def layer_backward(self, cell, all_saved, weights, doutput, dstates, lengths, directions, hooks):
-        if any(hooks) or all_saved[0].gates.dtype.itemsize == 2:  # only the array code calls hooks with dh and dc
-            for saved in all_saved:
-                self.zero_past_end(saved.gates, lengths)  # the compiled pass leaves padding uninitialised, possibly NaN
-            return self.array_code.layer_backward(
-                cell, all_saved, weights, doutput, dstates, lengths, directions, hooks
-            )
-        T, B, _ = all_saved[0].gates.shape
-        rows, P = weights[0].hh.shape
-        dtype, H = all_saved[0].gates.dtype, rows // cell.gates
+    def time_loop_backward(self, saved, doutput, dstates, hooks):
+        if hooks is not None or saved.x.dtype.itemsize == 2:  # only the array code calls hooks with dh and dc
+            for one in saved.passes:  # the compiled pass leaves padding uninitialised, possibly NaN
+                self.zero_past_end(one.gates, saved.lengths)
+            return self.array_code.time_loop_backward(saved, doutput, dstates, hooks)
+        cell, gates = saved.cell, saved.passes[0].gates
+        (T, B, _), (rows, P), dtype = gates.shape, saved.weights[0].hh.shape, gates.dtype
+        sizes = (P, rows // len(cell.gates))[: len(cell.states)]
         doutput = None if doutput is None else np.ascontiguousarray(doutput)
-        lengths32 = None if lengths is None else lengths.astype(np.int32)
-        passes, done = [], []
-        for d, (saved, w, reverse) in enumerate(zip(all_saved, weights, directions, strict=True)):
-            sizes = (P, H)[: cell.states]
+        jobs, done = [], []
+        for d, (one, w) in enumerate(zip(saved.passes, saved.weights, strict=True)):
             dstate = tuple(
-                np.zeros((B, F), dtype) if initial is None else np.array(initial, dtype, order="C")
-                for F, initial in zip(sizes, dstates[d] or (None, None), strict=False)
+                np.zeros((B, F), dtype) if final is None else np.array(final, dtype, order="C")
+                for F, final in zip(sizes, dstates[d] or (None, None), strict=False)
             )
             dh_steps = None if w.hr is None else self.empty(T, B, P, dtype)
-            job = self._pass(cell, w, saved.gates, saved.h, saved.c, reverse, lengths32, save=True)
+            job = self._pass(saved, w, one, save=True)
             job.dh, job.dc = (address(part) for part in (*dstate, None)[:2])
             job.dh_steps = address(dh_steps)
             if doutput is not None:
-                job.doutput, job.doutput_row = doutput.ctypes.data + d * P * dtype.itemsize, len(all_saved) * P
-            passes.append(job)
-            done.append((dstate, dh_steps))
-        self._run_time_loop(passes, T * B * rows * P, back=True)
+                job.doutput, job.doutput_row = doutput.ctypes.data + d * P * dtype.itemsize, len(saved.passes) * P
+            jobs.append(job)
+            done.append(PassGradients(one.gates, dstate, dh_steps))
+        self._run_time_loop(jobs, T * B * rows * P, back=True)
         return done
 
-    def _pass(self, cell, w, gates, h, c, reverse, lengths, save):
-        """A ``Pass`` with what the forward and the backward pass both need; its arrays live as long as it does."""
-        T, B, P = h.shape
-        hh, hr, bias_ih, bias_hh = arrays = [
+    def _pass(self, layer, w, saved, save):
+        """A ``Pass`` with what the forward and the backward pass both need; its arrays live as long as it does.
+
+        layer: the ``SavedLayer``. w: the ``Weights``. saved: the ``SavedPass``.
+        """
+        T, B, P = saved.h.shape
+        gates, h, c = saved.gates, saved.h, saved.c
+        hh, hr, bias_ih, bias_hh, lengths = arrays = [
             None if array is None else np.ascontiguousarray(array) for array in (w.hh, w.hr, w.bias_ih, w.bias_hh)
-        ]
+        ] + [None if layer.lengths is None else layer.lengths.astype(np.int32)]
         job = Pass(
-            cell=cell.kernel.encode(), is_double=gates.dtype == np.float64, T=T - 1, B=B, H=len(hh) // cell.gates,
-            P=P, reverse=reverse, save=save, gates_row=gates.shape[2],
+            cell=layer.cell.kernel.encode(), is_double=gates.dtype == np.float64, T=T - 1, B=B,
+            H=len(hh) // len(layer.cell.gates), P=P, reverse=saved.reverse, save=save, gates_row=gates.shape[2],
             lengths=address(lengths), weight_hh=address(hh), weight_hr=address(hr), bias_ih=address(bias_ih),
             bias_hh=address(bias_hh), gates=address(gates), h=address(h), c=address(c),
         )  # fmt: skip
         job.arrays = [*arrays, gates, h, c]
         return job
 
-    def _run_time_loop(self, passes, multiplications, back):
+    def _run_time_loop(self, jobs, multiplications, back):
         """Run the passes of all directions. multiplications: of one direction. back: whether to run backward passes."""
-        if passes[0].B == 0:
+        if jobs[0].B == 0:
             return
-        D = len(passes)
-        job = passes[0]
+        D = len(jobs)
+        job = jobs[0]
         units = shared_units(job.cell.decode(), bool(job.weight_hr), back, job.H)
         threads = self._threads(job.T, job.B, units, multiplications, D)
-        self._call("time_loop", (Pass * D)(*passes), D, threads, int(back), self.level, threads=threads)
+        self._call("time_loop", (Pass * D)(*jobs), D, threads, int(back), self.level, threads=threads)
 
     def _threads(self, T, B, units, multiplications, directions):
         """Threads of a time loop. units: from ``shared_units``.

@@ -1,11 +1,15 @@
 """Loop: the time loop of one layer on the GPU, its arrays and its launches."""
 
+from __future__ import annotations
+
 import logging
+from typing import NamedTuple
 
 import numpy as np
 
 from ...dtypes import dtype_name
 from ...errors import BackendError
+from ..records import PassGradients, SavedPass
 from .launch import EACH, c_type
 
 BLOCK = (32, 4)  # units, sequences: a warp reads along the units
@@ -14,19 +18,42 @@ _RECORDED = 64  # timesteps of a graph: longer sequences launch it again
 _log = logging.getLogger("gpurnn")
 
 
+class LoopShape(NamedTuple):
+    """What two calls of a cell share where they can use the same ``Loop``, one after another.
+
+    directions: for each, whether it runs backwards in time. save: whether a backward pass will follow. ragged: whether
+    sequences differ in length. biased: whether there are biases. schedule, concurrent: as in ``RunOptions``.
+    """
+
+    T: int
+    B: int
+    I: int
+    H: int
+    P: int
+    dtype: np.dtype
+    directions: tuple[bool, ...]
+    save: bool
+    ragged: bool
+    biased: bool
+    schedule: str
+    concurrent: int = 1
+
+
 class Loop:
     """The time loop of one layer: its arrays and its launches, for one shape and one set of options.
 
     ``forward`` and ``backward`` run launch by launch, or replay CUDA graphs where ``LoopPool`` chose to record them.
     """
 
-    def __init__(self, ops, cell, T, B, I, H, P, directions, dtype, save, ragged, biased, schedule, concurrent=1):
+    def __init__(self, ops, cell, shape):
         xp = ops.xp
+        T, B, _, H, P, _, directions, save, ragged, biased, schedule, concurrent = shape
         self.ops, self.cell, self.directions, self.save = ops, cell, directions, save
         self.T, self.B, self.H, self.P, self.D = T, B, H, P, len(directions)
-        D, G = self.D, cell.gates
-        self.projected, self.original = P != H, cell.kernel == "GruOriginal"
-        self.dtype = np.dtype(dtype)
+        D, G = self.D, len(cell.gates)
+        self.projected, self.two_products = P != H, len(cell.products) == 2
+        self.first_rows = len(cell.products[0].rows) * H  # rows of W_hh in the first product of a timestep
+        self.dtype = np.dtype(shape.dtype)
         self.real = DOUBLE if self.dtype == DOUBLE else SINGLE
         self.width = cell.saved_blocks if save else G
         self.reverse = sum(reverse << d for d, reverse in enumerate(directions))
@@ -34,12 +61,12 @@ class Loop:
         self.graphs = {}  # name -> CUDA graphs, one after another
         self.note = lambda name, reason: None  # called with why a name is not recorded, or None where it is
         self.problems, self.candidates = ops.candidates(
-            save, schedule, cell.kernel, G, H, T, B, D, dtype_name(self.dtype), self.projected, I, concurrent
+            save, schedule, cell.kernel, G, H, T, B, D, dtype_name(self.dtype), self.projected, shape.I, concurrent
         )
         # W_ih x, and what the cell saves
         self.gates = xp.empty((D, T, B, self.width * H), self.dtype) if save or not self.inputs else None
         self.h = xp.empty((D, T + 1, B, P), self.dtype)
-        self.c = xp.empty((D, T + 1 if save else 2, B, H), self.real) if cell.states == 2 else None
+        self.c = xp.empty((D, T + 1 if save else 2, B, H), self.real) if "c" in cell.states else None
         self.output = xp.empty((T, B, D * P), self.dtype)
         self.nbytes = self.h.nbytes + 2 * self.output.nbytes  # with doutput
         self.nbytes += sum(array.nbytes for array in (self.gates, self.c) if array is not None)
@@ -114,9 +141,13 @@ class Loop:
             finals.append(final)
         return finals
 
-    def c_slots(self, d):
-        """What ``Saved.c`` of direction d holds: (T+1, B, H), or None."""
-        return self.c[d] if self.save and self.c is not None else None
+    def saved(self):
+        """A ``SavedPass`` of each direction."""
+        passes = []
+        for d, reverse in enumerate(self.directions):
+            c = self.c[d] if self.save and self.c is not None else None
+            passes.append(SavedPass(self.gates[d] if self.save else None, self.h[d], c, reverse))
+        return passes
 
     @property
     def by_step(self):
@@ -155,9 +186,10 @@ class Loop:
         xp, D, B, H, P = self.ops.xp, self.D, self.B, self.H, self.P
         if self.h_now is None:
             self.h_now = xp.empty((D, B, P), self.dtype)
-            self.ah = xp.empty((D, B, self.cell.gates * H), self.real)
-            if self.original:  # two products: the first one's rows are r and z
-                self.first_ah, self.p_now = xp.empty((D, B, 2 * H), self.real), xp.empty((D, B, H), self.dtype)
+            self.ah = xp.empty((D, B, len(self.cell.gates) * H), self.real)
+            if self.two_products:
+                first = xp.empty((D, B, self.first_rows), self.real)
+                self.first_ah, self.p_now = first, xp.empty((D, B, H), self.dtype)
             if self.projected:
                 self.m, self.projection = xp.empty((D, B, H), self.dtype), xp.empty((D, B, P), self.dtype)
         for d, reverse in enumerate(self.directions):
@@ -168,13 +200,13 @@ class Loop:
         """What a timestep launches, in order: functions of the timestep, counted from ``done`` on."""
         save, transposed, launches = int(self.save), self.hh.swapaxes(1, 2), []
         biases = self.lengths, self.bias_ih, self.bias_hh
-        if self.original:
-            H = self.H
+        if self.two_products:
+            first = self.first_rows
             launches += [
-                self._product(self.h_now, transposed[..., : 2 * H], self.first_ah),
-                self._bind("step_reset", H, self.width, EACH, done, self.reverse, save, *biases, self.first_ah,
+                self._product(self.h_now, transposed[..., :first], self.first_ah),
+                self._bind("step_reset", self.H, self.width, EACH, done, self.reverse, save, *biases, self.first_ah,
                            self.gates, self.h_now, self.p_now),
-                self._product(self.p_now, transposed[..., 2 * H :], self.ah[..., 2 * H :]),
+                self._product(self.p_now, transposed[..., first:], self.ah[..., first:]),
             ]  # fmt: skip
         else:
             launches.append(self._product(self.h_now, transposed, self.ah))
@@ -192,12 +224,12 @@ class Loop:
     # ---- backward
 
     def backward(self, doutput, dstates):
-        """As ``Ops.layer_backward``."""
+        """As ``Ops.time_loop_backward``."""
         xp, D, T, B, H, P = self.ops.xp, self.D, self.T, self.B, self.H, self.P
         if self.dh is None:
             self.dh = xp.empty((D, B, P), self.real)
-            self.dc = xp.empty((D, B, H), self.real) if self.cell.states == 2 else None
-            self.by_inner = xp.empty((D, B, H), self.real) if self.projected or self.original else None  # dm, d_p
+            self.dc = xp.empty((D, B, H), self.real) if "c" in self.cell.states else None
+            self.by_inner = xp.empty((D, B, H), self.real) if self.projected or self.two_products else None  # dm, d_p
             self.dh_steps = xp.empty((D, T, B, P), self.dtype) if self.projected else None
             self.dh_now = xp.empty((D, B, P), self.dtype) if self.projected else None
         for d, dstate in enumerate(dstates):
@@ -220,7 +252,8 @@ class Loop:
             dstate = (self.dh[d].copy(),)
             if self.dc is not None:
                 dstate += (self.dc[d].copy(),)
-            done.append((dstate, None if self.dh_steps is None else self.dh_steps[d]))
+            dh_steps = None if self.dh_steps is None else self.dh_steps[d]
+            done.append(PassGradients(self.gates[d], dstate, dh_steps))
         return done
 
     def _backward_block(self):
@@ -231,7 +264,7 @@ class Loop:
 
     def _backward_step(self):
         if self.d_now is None:
-            self.d_now = self.ops.xp.empty((self.D, self.B, self.cell.gates * self.H), self.dtype)
+            self.d_now = self.ops.xp.empty((self.D, self.B, len(self.cell.gates) * self.H), self.dtype)
         name = "backward" if self.doutput is not None else "backward of the state"
         self._run(name, self._backward_launches)
 
@@ -249,14 +282,15 @@ class Loop:
         else:
             how = *how, self.h, self.c, self.doutput, None, self.dh, self.dc, self.d_now
             launches = [self._bind("step_backward", *how)]
-        if not self.original:
+        first = self.first_rows
+        if not self.two_products:
             return [*launches, self._product(self.d_now, self.hh, self.dh, accumulate=True)]
         return [
             *launches,
-            self._product(self.d_now[..., 2 * H :], self.hh[:, 2 * H :], self.by_inner),
+            self._product(self.d_now[..., first:], self.hh[:, first:], self.by_inner),
             self._bind("step_reset_backward", H, self.width, EACH, done, self.reverse, self.gates, self.h,
                        self.by_inner, self.dh, self.d_now),
-            self._product(self.d_now[..., : 2 * H], self.hh[:, : 2 * H], self.dh, accumulate=True),
+            self._product(self.d_now[..., :first], self.hh[:, :first], self.dh, accumulate=True),
         ]  # fmt: skip
 
     # ---- launches

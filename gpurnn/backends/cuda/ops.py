@@ -17,13 +17,13 @@ import numpy as np
 from ... import rng
 from ...errors import BackendError, ShapeError
 from ..ops import Ops, flat, refuse_uncountable
-from ..time_loop import Saved
+from ..records import SavedLayer
 from . import schedules
 from .cublas import is_matrix
 from .exchange import Exchange
 from .graphs import LoopPool
 from .launch import ALIGNMENT, Kernels, Rows, c_type, kernel_of, signature
-from .loop import BLOCK, DOUBLE, SINGLE, Loop
+from .loop import BLOCK, DOUBLE, SINGLE, Loop, LoopShape
 from .streams import CudaStreams
 
 _BLOCKS = 65535  # most thread blocks of a launch along y or z (CUDA C++ Programming Guide, compute capabilities)
@@ -173,33 +173,32 @@ class CudaOps(Ops):
     def streams(self, count):
         return CudaStreams(self.device, count) if count > 1 else super().streams(count)
 
-    def layer_forward(
-        self, cell, x, weights, states, lengths, directions, save, fresh_output, schedule="auto", concurrent=1
-    ):
+    def layer_forward(self, cell, x, weights, states, lengths, options):
         T, B, I = x.shape
         rows, P = weights[0].hh.shape
-        H, D = rows // cell.gates, len(weights)
-        key = (cell.kernel, T, B, I, H, P, directions, x.dtype, save, lengths is not None,
-               weights[0].bias_ih is not None, schedule, concurrent, self.tf32)  # fmt: skip
+        shape = LoopShape(
+            T, B, I, rows // len(cell.gates), P, x.dtype, options.directions, options.save, lengths is not None,
+            weights[0].bias_ih is not None, options.schedule, options.concurrent,
+        )  # fmt: skip
         # A loop that another stream gave back may still be in use there, so the stream belongs to the key.
-        loop, lease = self.pool.take((*key, self.device.queue), lambda: Loop(self, cell, *key[1:-1]))
+        key = cell.kernel, shape, self.tf32, self.device.queue
+        loop, lease = self.pool.take(key, lambda: Loop(self, cell, shape))
         loop.load(weights, lengths)
         x = self.xp.ascontiguousarray(x)
         if loop.inputs:
             loop.take(x)
         else:
-            for d in range(D):
-                self.product(flat(x), weights[d].ih.astype(x.dtype, copy=False).T, flat(loop.gates[d])[:, :rows])
+            for w, gates in zip(weights, loop.gates, strict=True):
+                self.product(flat(x), w.ih.astype(x.dtype, copy=False).T, flat(gates)[:, :rows])
         loop.start(states)
         loop.forward()
-        all_saved = [Saved(x, loop.gates[d] if save else None, loop.h[d], loop.c_slots(d), lease) for d in range(D)]
-        output = loop.output.copy() if fresh_output and loop.recorded else loop.output
-        return all_saved, loop.final(), output
+        output = loop.output.copy() if options.fresh_output and loop.recorded else loop.output
+        return SavedLayer(cell, weights, x, lengths, loop.saved(), lease), loop.final(), output
 
-    def layer_backward(self, cell, all_saved, weights, doutput, dstates, lengths, directions, hooks):
-        if any(hooks):  # only the array code calls hooks with dh and dc
-            return super().layer_backward(cell, all_saved, weights, doutput, dstates, lengths, directions, hooks)
-        return all_saved[0].lease.loop.backward(doutput, dstates)  # uses the weights that the forward pass loaded
+    def time_loop_backward(self, saved, doutput, dstates, hooks):
+        if hooks is not None:  # only the array code calls hooks with dh and dc
+            return super().time_loop_backward(saved, doutput, dstates, hooks)
+        return saved.lease.loop.backward(doutput, dstates)  # uses the weights that the forward pass loaded
 
     # ---- products and sums
 

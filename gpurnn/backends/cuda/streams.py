@@ -2,7 +2,7 @@
 
 import contextlib
 
-from ..ops import Streams
+from ..streams import Streams
 
 
 class CudaStreams(Streams):

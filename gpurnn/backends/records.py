@@ -1,0 +1,100 @@
+"""What a layer and the time loop of a backend hand to each other."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from .._typing import Array
+from ..cells import Cell, Weights
+
+
+class RunOptions(NamedTuple):
+    """How ``Ops.layer_forward`` runs a layer.
+
+    directions: for each, whether it runs backwards in time. save: whether ``layer_backward`` will follow. fresh_output:
+    return a fresh C-contiguous output, zero past each sequence's end; otherwise it may be a view of the saved states.
+    schedule: one of ``schedules.SCHEDULES``; array code has only one. concurrent: how many layers run at once on the
+    device.
+    """
+
+    directions: tuple[bool, ...]
+    save: bool
+    fresh_output: bool
+    schedule: str = "auto"
+    concurrent: int = 1
+
+
+class Gradients(NamedTuple):
+    """Where ``Ops.layer_backward`` adds the gradients of a layer's weights.
+
+    weights: for each direction the ``cells.Weights`` to add to. lock: held while they are added to, as several threads
+    may run backward passes of one layer.
+    """
+
+    weights: list[Weights]
+    lock: threading.RLock
+
+
+@dataclass(slots=True)
+class SavedPass:
+    """What one direction of a layer saves between forward and backward.
+
+    gates: (T, B, K*H), the blocks that the cell saves; the backward pass overwrites them. None after inference. h (T+1,
+    B, P) and c (T+1, B, H) or None: the states in slots. reverse: whether the pass runs from T - 1 to 0. Timestep t
+    reads slot t and writes slot t + 1; with reverse it reads t + 1 and writes t. So the initial state is at the end
+    where the loop begins.
+    """
+
+    gates: Array | None
+    h: Array
+    c: Array | None
+    reverse: bool
+
+    @property
+    def h_new(self) -> Array:
+        """(T, B, P): the h that each timestep wrote."""
+        return self.h[:-1] if self.reverse else self.h[1:]
+
+    @property
+    def h_old(self) -> Array:
+        """(T, B, P): the h that each timestep read."""
+        return self.h[1:] if self.reverse else self.h[:-1]
+
+    @property
+    def c_new(self) -> Array | None:
+        """(T, B, H): the c that each timestep wrote, or None."""
+        return None if self.c is None else self.c[:-1] if self.reverse else self.c[1:]
+
+
+@dataclass(slots=True)
+class SavedLayer:
+    """What ``Ops.layer_forward`` saves for ``Ops.layer_backward``, as torch's saved tensors.
+
+    cell, weights, x, lengths: as ``layer_forward`` got them. passes: a ``SavedPass`` for each direction. lease: an
+    object that must live as long as these arrays are in use.
+    """
+
+    cell: Cell
+    weights: list[Weights]
+    x: Array
+    lengths: np.ndarray | None
+    passes: list[SavedPass]
+    lease: object = None
+
+
+class PassGradients(NamedTuple):
+    """What the reverse-time loop of one direction makes.
+
+    dgates: (T, B, K*H), the memory of ``SavedPass.gates``. It begins with the gradients with respect to the cell's
+    pre-activations, zero past the end; blocks behind them are as saved. dstate: the gradients with respect to the
+    initial state, (dh (B, P),) or (dh, dc), float32 for 16-bit layers. dh_steps: with a projection the gradients with
+    respect to every h_t, (T, B, P), zero past the end; otherwise None.
+    """
+
+    dgates: Array
+    dstate: tuple[Array, ...]
+    dh_steps: Array | None
