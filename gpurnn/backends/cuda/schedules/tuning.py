@@ -13,7 +13,7 @@ import numpy as np
 from .... import cells
 from ....dtypes import check_dtype
 from ....errors import BackendError, check_choice, check_size
-from ..loop import Loop
+from ..loop import Loop, LoopShape
 from .choose import candidates as candidates_of
 from .problem import Problem
 from .tuned_table import Table, bucket, key
@@ -37,7 +37,8 @@ def problems(cells, hidden, batches, dtypes, directions=1, tf32=False):
                     sizes = check_size("hidden", H), 0, bucket(check_size("batch", B)), directions, dtype
                     one = tf32 and dtype == "float32"
                     found += [
-                        Problem(cell.kernel, cell.gates, *sizes, False, backward, one) for backward in (False, True)
+                        Problem(cell.kernel, len(cell.gates), *sizes, False, backward, one)
+                        for backward in (False, True)
                     ]
     return found
 
@@ -69,11 +70,11 @@ def _time_loop(ops, problem, candidate, T):
     cell = next(cell for cell in CELLS.values() if cell.kernel == problem.kernel)
     xp, B, H, D = ops.xp, problem.B, problem.H, problem.directions
     dtype = check_dtype(problem.dtype)
-    loop = Loop(ops, cell, T, B, 0, H, H, (False, True)[:D], dtype, True, False, True, "step")
+    loop = Loop(ops, cell, LoopShape(T, B, 0, H, H, dtype, (False, True)[:D], True, False, True, "step"))
     candidate = ops.without_spills(problem, candidate)
     loop.candidates = loop.candidates | {"backward" if problem.backward else "forward": candidate}
     compute_dtype = np.dtype("float32" if dtype.itemsize < 4 else dtype)
-    G = cell.gates
+    G = len(cell.gates)
     weights = [
         cells.Weights(
             None, xp.zeros((G * H, H), compute_dtype), xp.zeros(G * H, compute_dtype), xp.zeros(G * H, compute_dtype)
