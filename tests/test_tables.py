@@ -322,6 +322,8 @@ def test_the_last_column_with_numbers_is_forecast(tmp_path):
     rows = read_rows(path)
     facts = choose_columns(path, SeriesSettings(), rows)
     assert facts["target"] == "sales" and rows.notes == ["the last column with numbers is forecast, 'sales'"]
+    path = save(tmp_path / "a.csv", "a,b,c\n1,7,north\n2,NA,5\n3,,south\n4,-,\n")  # gaps are neither numbers nor text
+    assert choose_columns(path, SeriesSettings())["target"] == "b"
     path = save(tmp_path / "a.csv", "sales,year\n5,1990\n7,1991\n")
     assert choose_columns(path, SeriesSettings())["target"] == "sales"
 
