@@ -237,6 +237,16 @@ def test_marks_of_numbers(tmp_path, text, value, options):
     assert read_table(path, choose_columns(path, settings), settings).values[1, 0] == value
 
 
+def test_doubtful_marks_are_explained(tmp_path):
+    assert find_marks([["1.234"]]) == (Marks(), None)
+    path = save(tmp_path / "a.csv", "a;b\nx;5\nx;2.007\n")
+    with pytest.raises(ValueError, match="line 3: '2.007' may be 2.007 or 2007: --decimal . or --decimal , says"):
+        choose_columns(path, SeriesSettings())
+    path = save(tmp_path / "a.csv", "a;b\nx;1.5\nx;\nx;2,5\n")
+    with pytest.raises(ValueError, match="line 4: '2,5' has another decimal mark than '1.5' in line 2: --decimal"):
+        choose_columns(path, SeriesSettings())
+
+
 def test_thousands_are_said(tmp_path):
     path = save(tmp_path / "a.csv", "a;b\nx;1,5\nx;2.007\n")
     assert read_table(path, choose_columns(path, SeriesSettings())).notes == [
