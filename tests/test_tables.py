@@ -379,8 +379,10 @@ def test_dates_go_there_and_back(pattern, step):
 def test_day_and_month_are_told_apart_or_asked_for():
     months = [f"{month:02}/01/2020" for month in range(1, 13)]
     assert read_dates([*months, "01/01/2021"])[1:] == (DateForm("%m/%d/%Y"), ["%d/%m/%Y"])
-    with pytest.raises(UnreadDates, match="may be %d/%m/%Y or %m/%d/%Y"):
-        read_dates(months[:9])
+    assert str(read_dates(["11/01/2020", "12/01/2020", "01/01/2021"])[1]) == "%m/%d/%Y"
+    for cells in (months[:9], ["12/01/2020", "01/01/2021"]):
+        with pytest.raises(UnreadDates, match="may be %d/%m/%Y or %m/%d/%Y"):
+            read_dates(cells)
     assert read_dates(months[:9], "%m/%d/%Y")[0][1] == datetime(2020, 2, 1)
     with pytest.raises(UnreadDates, match="may be"):
         read_dates(["20/01/02", "20/01/03", "20/01/04"])
@@ -399,6 +401,7 @@ def test_dates_of_working_days_and_of_ends_of_months_go_on():
         "2020-01-10", "2020-01-13", "2020-01-14"
     ]  # fmt: skip
     assert after("31.12.2019", "31.01.2020", "29.02.2020") == ["31.03.2020", "30.04.2020", "31.05.2020"]
+    assert after("2019-09-30", "2019-10-31") == ["2019-11-30", "2019-12-31", "2020-01-31"]
     assert after("1.2.2020", "2.2.2020") == ["3.2.2020", "4.2.2020", "5.2.2020"]
     assert after("January 1990", "February 1990") == ["March 1990", "April 1990", "May 1990"]
 
