@@ -182,7 +182,7 @@ def plot_forecast(truth, forecast, png, earlier=(), start=0, moments=None, name=
         axes.axvline(x[first], color="C0", lw=0.5, alpha=0.4)
     axes.plot(x[N:], forecast, color="C3", lw=1.8, marker="." if len(forecast) < 50 else None, label="forecast")
     for number, (level, (low, high)) in enumerate(reversed((intervals or {}).items())):  # the narrower, the darker
-        axes.fill_between(x[N:], low, high, color="C3", alpha=0.15 + 0.1 * number, lw=0, label=f"{level} % interval")
+        axes.fill_between(x[N:], low, high, color="C3", alpha=0.2 + 0.1 * number, lw=0, label=f"{level} % interval")
     axes.set_ylabel(plain(name))
     axes.set_xlabel("row" if moments is None else None)
     axes.legend()

@@ -237,6 +237,16 @@ def test_marks_of_numbers(tmp_path, text, value, options):
     assert read_table(path, choose_columns(path, settings), settings).values[1, 0] == value
 
 
+def test_doubtful_marks_are_explained(tmp_path):
+    assert find_marks([["1.234"]]) == (Marks(), None)
+    path = save(tmp_path / "a.csv", "a;b\nx;5\nx;2.007\n")
+    with pytest.raises(ValueError, match="line 3: '2.007' may be 2.007 or 2007: --decimal . or --decimal , says"):
+        choose_columns(path, SeriesSettings())
+    path = save(tmp_path / "a.csv", "a;b\nx;1.5\nx;\nx;2,5\n")
+    with pytest.raises(ValueError, match="line 4: '2,5' has another decimal mark than '1.5' in line 2: --decimal"):
+        choose_columns(path, SeriesSettings())
+
+
 def test_thousands_are_said(tmp_path):
     path = save(tmp_path / "a.csv", "a;b\nx;1,5\nx;2.007\n")
     assert read_table(path, choose_columns(path, SeriesSettings())).notes == [
@@ -322,6 +332,8 @@ def test_the_last_column_with_numbers_is_forecast(tmp_path):
     rows = read_rows(path)
     facts = choose_columns(path, SeriesSettings(), rows)
     assert facts["target"] == "sales" and rows.notes == ["the last column with numbers is forecast, 'sales'"]
+    path = save(tmp_path / "a.csv", "a,b,c\n1,7,north\n2,NA,5\n3,,south\n4,-,\n")  # gaps are neither numbers nor text
+    assert choose_columns(path, SeriesSettings())["target"] == "b"
     path = save(tmp_path / "a.csv", "sales,year\n5,1990\n7,1991\n")
     assert choose_columns(path, SeriesSettings())["target"] == "sales"
 
@@ -367,8 +379,10 @@ def test_dates_go_there_and_back(pattern, step):
 def test_day_and_month_are_told_apart_or_asked_for():
     months = [f"{month:02}/01/2020" for month in range(1, 13)]
     assert read_dates([*months, "01/01/2021"])[1:] == (DateForm("%m/%d/%Y"), ["%d/%m/%Y"])
-    with pytest.raises(UnreadDates, match="may be %d/%m/%Y or %m/%d/%Y"):
-        read_dates(months[:9])
+    assert str(read_dates(["11/01/2020", "12/01/2020", "01/01/2021"])[1]) == "%m/%d/%Y"
+    for cells in (months[:9], ["12/01/2020", "01/01/2021"]):
+        with pytest.raises(UnreadDates, match="may be %d/%m/%Y or %m/%d/%Y"):
+            read_dates(cells)
     assert read_dates(months[:9], "%m/%d/%Y")[0][1] == datetime(2020, 2, 1)
     with pytest.raises(UnreadDates, match="may be"):
         read_dates(["20/01/02", "20/01/03", "20/01/04"])
@@ -387,6 +401,7 @@ def test_dates_of_working_days_and_of_ends_of_months_go_on():
         "2020-01-10", "2020-01-13", "2020-01-14"
     ]  # fmt: skip
     assert after("31.12.2019", "31.01.2020", "29.02.2020") == ["31.03.2020", "30.04.2020", "31.05.2020"]
+    assert after("2019-09-30", "2019-10-31") == ["2019-11-30", "2019-12-31", "2020-01-31"]
     assert after("1.2.2020", "2.2.2020") == ["3.2.2020", "4.2.2020", "5.2.2020"]
     assert after("January 1990", "February 1990") == ["March 1990", "April 1990", "May 1990"]
 

@@ -610,6 +610,19 @@ def test_intervals_from_csv_to_forecast(tmp_path, mode):
     assert "90 % interval   covers" in evaluated.output and "calibrated on the validation part" in evaluated.output
 
 
+@pytest.mark.parametrize("backend", ["numpy", "cpu"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", pytest.param("bfloat16", marks=needs("ml_dtypes"))])
+@pytest.mark.parametrize("mode", ["every", "recursive"])
+def test_intervals_are_learnt_in_each_dtype(tmp_path, backend, dtype, mode):
+    path = save(tmp_path / "a.csv", {"y": growing(100)})
+    same = dict(window=6, horizon=3, hidden=4, epochs=2, seed=1, interval="80", mode=mode, lr=0.01)
+    run = prepare("series", [path], tmp_path / "run", backend=backend, dtype=dtype, **same)
+    history = run.train(progress=False)
+    assert history.epochs[1]["train_loss"] < history.epochs[0]["train_loss"]
+    low, high = forecast_intervals(load(tmp_path / "run", backend), read_table(path, run.data.facts))[0]
+    assert (low < high).all()
+
+
 def test_the_plain_command_beats_the_seasonal_naive_forecast(tmp_path):
     """And where a choice makes the model worse, it is said with what to try."""
     path = save(tmp_path / "a.csv", {"y": growing(200)})

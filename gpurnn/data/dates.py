@@ -352,7 +352,7 @@ def continue_moments(moments, count):
         places = [month + min(months) * k for k in range(1, count + 1)]
         if places and places[-1] // 12 >= datetime.max.year:
             return None
-        return [_in_month(last, place, ends and last.day > 27) for place in places]
+        return [_in_month(last, place, ends) for place in places]
     if _on_working_days(moments[-30:]):
         try:
             return _next_working_days(last, count)

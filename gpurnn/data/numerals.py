@@ -89,6 +89,11 @@ class Marks:
 
 def count_numbers(cells):
     """(how many cells hold a number however it is written, how many hold something)."""
+    try:
+        if math.isfinite(sum(map(float, cells))):  # the common case, quickly
+            return len(cells), len(cells)
+    except ValueError:
+        pass
     text = "\n".join(cells)
     missing = sum(1 for _ in _IS_MISSING.finditer(text)) if cells else 0
     return sum(1 for _ in _IS_NUMBER.finditer(text)), len(cells) - missing
@@ -100,46 +105,46 @@ def find_marks(columns, *, decimal=None, thousands=None, before=None, trust_poin
     decimal, thousands: what is known. before: the decimal mark of a file of the same kind, for cells that decide
     nothing. trust_points: whether "2.007" alone is 2.007. Raises ``Undecided``.
     """
-    texts = ["\n".join(cells) for cells in columns]
+    text, rows = "\n".join("\n".join(cells) for cells in columns), max(1, len(columns[0]))
     if decimal is None and thousands in _AGAINST:
         decimal = _AGAINST[thousands]
-    decimal = decimal or _decimal(texts, before, trust_points)
+    decimal = decimal or _decimal(text, rows, before, trust_points)
     against = _AGAINST[decimal]
     if thousands is None:
-        shown = _first(texts, _UNSURE[against]) or _first(texts, _SURE[decimal], against)
+        shown = _first(text, rows, _UNSURE[against], against) or _first(text, rows, _SURE[decimal], against)
         if shown:
             return Marks(decimal, against), shown[1]
-        for mark, pattern in _PARTED.items():
-            if shown := _first(texts, pattern):
+        for mark, marks in ((" ", _SPACES), ("'", _QUOTES)):
+            if any(one in text for one in marks) and (shown := _first(text, rows, _PARTED[mark])):
                 return Marks(decimal, mark), shown[1]
     return Marks(decimal, thousands or ""), None
 
 
-def _decimal(texts, before, trust_points):
-    sure = {mark: _first(texts, pattern) for mark, pattern in _SURE.items()}
-    unsure = {mark: _first(texts, pattern) for mark, pattern in _UNSURE.items()}
-    if all(sure.values()) or (all(unsure.values()) and not any(sure.values())):
-        (other, one), (row, cell) = sorted((sure if all(sure.values()) else unsure).values())
+def _decimal(text, rows, before, trust_points):
+    marked = [mark for mark in _SURE if mark in text]
+    if not marked:
+        return before or "."
+    sure = {mark: found for mark in _SURE if (found := _first(text, rows, _SURE[mark]))}
+    if len(sure) == 1:
+        return next(iter(sure))
+    found = sure or {mark: found for mark in marked if (found := _first(text, rows, _UNSURE[mark]))}
+    if len(found) == 2:
+        (other, one), (row, cell) = sorted(found.values())
         raise Undecided(f"{cell!r} has another decimal mark than {one!r}", row, other)
-    for mark in _SURE:
-        if sure[mark]:
-            return mark
-    for mark in _SURE:
-        if unsure[mark] and not before and not (mark == "." and trust_points):
-            row, cell = unsure[mark]
+    for mark, (row, cell) in found.items():
+        if not before and not (mark == "." and trust_points):
             plain = cell.replace(mark, ".")
             raise Undecided(f"{cell!r} may be {plain} or {cell.replace(mark, '')}", row)
     return before or "."
 
 
-def _first(texts, pattern, needed=""):
-    """(row, cell) of the first match of a pattern in columns, one that holds ``needed``; None where there is none."""
-    found = []
-    for text in texts:
-        if needed in text:
-            match = next((m for m in pattern.finditer(text) if needed in m[0]), None)
-            if match:
-                end = text.find("\n", match.end())
-                cell = text[match.start() : end if end >= 0 else len(text)]
-                found.append((text.count("\n", 0, match.start()), cell))
-    return min(found, default=None)
+def _first(text, rows, pattern, needed=""):
+    """(row, cell) of the first match of a pattern in columns of ``rows`` cells, one below the other in ``text``, that
+    holds ``needed``; None where there is none."""
+    if needed not in text:
+        return None
+    match = next((match for match in pattern.finditer(text) if needed in match[0]), None)
+    if match is None:
+        return None
+    end = text.find("\n", match.end())
+    return text.count("\n", 0, match.start()) % rows, text[match.start() : end if end >= 0 else len(text)]
