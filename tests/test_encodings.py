@@ -177,8 +177,8 @@ def test_a_folder_of_texts_and_no_standard_input(tmp_path, monkeypatch):
         Path("books", f"{name}.txt").write_text(f"once upon a time {name} " * 10)
     assert "books: 380 characters" in gpurnn("train", "text", "books", *TRAIN).output
     assert json.loads(gpurnn("evaluate", "run", "books", "--json").stdout)["characters"] == 380
-    refused = gpurnn("train", "text", "-", *TRAIN, code=2)
-    assert "Save what comes from a pipe to a file" in refused.stderr
+    assert "Save what comes from a pipe to a file" in gpurnn("train", "text", "-", *TRAIN, code=2).stderr
+    assert "Leave out the quotes" in gpurnn("evaluate", "run", "books/*.txt", code=2).stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="needs os.wait4")

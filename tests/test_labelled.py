@@ -80,6 +80,7 @@ TABLES = {
     "tabs, newlines inside": ("a.tsv", table(NEWLINES, delimiter="\t", quoting=csv.QUOTE_ALL), NEWLINES),
     "tabs, some newlines": ("a.tsv", table([*PLAIN, ("b\nc", "pos")], delimiter="\t"), [*PLAIN, ("b\nc", "pos")]),
     "tabs, quotes are text": ("a.tsv", lines([('"good" it', "a"), ('"bad', "b")]), [('"good" it', "a"), ('"bad', "b")]),
+    "tabs, no table": ("a.txt", "one\ntwo\tthree\nx\ty\n", [("one", "a"), ("two\tthree", "a"), ("x\ty", "a")]),
     "tabs inside": ("a.tsv", "a \t b\t1\none\t0\n", [("a \t b", "1"), ("one", "0")]),
     "three columns": ("a.tsv", table(THREE, delimiter="\t"), PLAIN),
     "three columns, names": ("a.csv", table(THREE, ("id", "text", "label")), PLAIN),
@@ -168,6 +169,13 @@ def test_bad_rows_are_skipped_or_refused(read, name, good, bad, message):
         read(name, good + bad, How(strict=True))
     with pytest.raises(FileError, match=r"13 of 25 rows are like that"):
         read(name, good + 13 * bad)
+
+
+def test_the_first_row_may_be_bad(read):
+    found = read("a.tsv", "a heading\n" + lines(PLAIN))
+    assert found.pairs == PLAIN and found.notes[0].endswith("skipped, the first in line 1")
+    found = read("a.csv", ",\n,pos\n" + table(PLAIN))
+    assert found.pairs == PLAIN and found.notes[0].endswith("skipped, the first in line 2")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 import textwrap
+from pathlib import Path
 
 import click
 
@@ -36,6 +37,10 @@ class _Input(click.Path):
     def convert(self, value, param, ctx):
         if value == "-":
             self.fail("'-': data are read more than once. Save what comes from a pipe to a file.", param, ctx)
+        if "*" in str(value) and not Path(value).exists():
+            self.fail(
+                f"no file is called {value!r}. Leave out the quotes, so that the shell lists the files.", param, ctx
+            )
         return super().convert(value, param, ctx)
 
 

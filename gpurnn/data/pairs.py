@@ -31,7 +31,7 @@ def read_pairs(path, reverse=False, encoding=None, strict=False):
     text = whole_text(path, encoding)
     if not text.strip():
         raise FileError(f"{path}: is empty: expected lines of source and target with a tab between them")
-    table = read_rows(path, text)
+    table = read_rows(path, text, tabs=True)
     if table is None or table.width < 2:
         raise FileError(
             f"{path}: expected source and target with a tab between them in each line. It begins with "

@@ -42,19 +42,20 @@ class Rows:
         return min(counts, key=lambda width: (width < 2, -counts[width], width), default=0)
 
 
-def read_rows(path, text, is_header=lambda cells: False):
+def read_rows(path, text, is_header=lambda cells: False, *, tabs=False):
     """The ``Rows`` of the file ``path``, which holds ``text``; None where it is no table, but lines of text.
 
     A table is a file whose name ends with .csv, .jsonl or .ndjson (and .gz), whose first line has a tab or is a JSON
-    object, or whose first line, cut at commas or semicolons, is a header by ``is_header``. Raises FileError for a CSV
-    file with a quote that is not closed, and for one that would take too much memory.
+    object, or whose first line, cut at commas or semicolons, is a header by ``is_header``; also one of .tsv of whose
+    lines most have a tab. tabs: whether a tab anywhere is enough. Raises FileError for a CSV file with a quote that is
+    not closed, and for one that would take too much memory.
     """
     first = next((line for line in io.StringIO(text) if line.strip()), "").strip("\r\n")
     if ending(path) in (".jsonl", ".ndjson") or _is_object(first):
         return _json_lines(path, text)
     if ending(path) == ".csv":
         delimiter = _sniffed(text)
-    elif "\t" in first or (ending(path) == ".tsv" and first.startswith('"') and "\t" in text):  # a cell of two lines
+    elif "\t" in first or (tabs and "\t" in text) or (ending(path) == ".tsv" and _has_tabs(text)):
         delimiter = "\t"
     else:
         delimiter = next((d for d in _DELIMITERS if is_header(first.split(d))), None)
@@ -87,6 +88,12 @@ def first_lines(path, encoding=None):
     lines = [line for line in io.StringIO(whole_text(path, encoding)) if line.strip()][:_SHOWN]
     cut = (line.rstrip("\r\n") for line in lines)
     return ", ".join(repr(line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "...") for line in cut)
+
+
+def _has_tabs(text):
+    """Whether most lines have a tab, or the first one begins a cell in quotes that may end in a later line."""
+    lines = [line for line in text.split("\n") if line.strip()]
+    return "\t" in text and (lines[0].startswith('"') or 2 * sum("\t" in line for line in lines) > len(lines))
 
 
 def _is_object(line):
