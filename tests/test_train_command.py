@@ -69,6 +69,9 @@ def test_early_stopping_is_said(call):
     options = ["--lr", "1e-30", "--schedule", "constant", "--patience", 1, "--epochs", 9]
     done = call("train", "text", "book.txt", "--out", "run", *TINY, *options)
     assert "stopped after epoch 2: no better for 1 epoch, best epoch 1" in done.stdout
+    assert "--from run" in done.stdout and "--resume --epochs" not in done.stdout  # which would stop at once
+    again = call("train", "text", "--out", "run", "--resume", "--epochs", 18)
+    assert not epoch_lines(again.stdout) and "no better for 1 epoch" in again.stdout
 
 
 # ---- advice
