@@ -125,6 +125,19 @@ def test_after_an_interrupt_each_epoch_was_shown_once(tmp_path, number, kind, st
     assert np.array_equal(model.flat_params, train()[0].flat_params)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
+def test_an_interrupt_between_epochs_waits_for_no_update(tmp_path):
+    """As during a long validation."""
+
+    def press(record, training):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Terminated):
+        train(press, out=tmp_path)
+    document = load_checkpoint(tmp_path / "last.json")[1]
+    assert (document["epoch"], document["index"], document["step"]) == (1, 0, UPDATES)
+
+
 def test_without_a_folder_the_history_is_on_the_exception():
     def interrupt(record, training):
         raise KeyboardInterrupt

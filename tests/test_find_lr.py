@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import TEXT_IDS
+from helpers import TEXT_IDS, backend_of, host
 
 import gpurnn
 from gpurnn import TextBatches, TrainingError, fit
@@ -92,3 +92,25 @@ def test_what_is_refused(options, error, words):
     arguments = {"batches": TEXT, **options}
     with pytest.raises(error, match=words), np.errstate(all="ignore"):
         find_lr(model_of(), gpurnn.cross_entropy, **arguments)
+
+
+@pytest.mark.emulated
+def test_on_a_gpu():
+    """The copy lives on the same device; the model there stays as it is."""
+    ops = backend_of("cuda")
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 2, 2)).astype("float32")
+    batch = x, x.sum(axis=2, keepdims=True)
+    rates = []
+    for backend in (ops, "numpy"):
+        shared = {"backend": backend, "seed": 1}
+        model = gpurnn.Sequential(gpurnn.GRU(2, 4, **shared), gpurnn.Linear(4, 1, **shared))
+
+        def square(outputs, targets, model=model):
+            rest = outputs - model.xp.asarray(targets)
+            return host((rest * rest).mean()), lambda factor=1.0: rest * np.float32(2 * factor / rest.size)
+
+        before = host(model.flat_params).copy()
+        rates.append(find_lr(model, square, [batch], optimizer="sgd", low=1e-3, updates=20).lr)
+        assert np.array_equal(host(model.flat_params), before)
+    assert rates[0] == rates[1] and 1e-3 < rates[0] < 10

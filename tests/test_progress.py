@@ -1,5 +1,6 @@
 """What a training shows: lines and a bar in terminals of several widths, lines alone in a pipe."""
 
+import ast
 import os
 import re
 import select
@@ -159,6 +160,16 @@ def test_lines_go_where_they_are_wanted(capfd):
     gpurnn.fit(model, gpurnn.mse, [batch], callbacks=[Progress(lines.append, bar=False)], **options)
     assert [line.split("  ")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
     assert capfd.readouterr() == ("", "")
+
+
+def test_nothing_else_prints():
+    """What people read comes from cli/; fit's lines are the one exception."""
+    printing = set()
+    for path in (ROOT / "gpurnn").rglob("*.py"):
+        calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+        if any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls):
+            printing.add(path.relative_to(ROOT / "gpurnn").as_posix())
+    assert {place for place in printing if not place.startswith(("cli/", "bench/"))} == {"train/progress.py"}
 
 
 def test_a_line_that_cannot_be_written_ends_no_training(monkeypatch):

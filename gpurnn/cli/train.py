@@ -219,19 +219,19 @@ def _train_prepared(ctx, say, run, asked, facts):
         limit = "" if run.settings.clip else " and a limit of the gradient's norm (--clip 1)"
         raise click.ClickException(f"the training diverged: try {rate}{limit}")
     if not asked["as_json"]:
-        _say_next(say, run, again)
+        _say_next(say, run, again, history.stopped)
 
 
-def _say_next(say, run, again):
+def _say_next(say, run, again, stopped):
     """Commands that are worth a try after a training, as a shell takes them."""
     say("\nNext:")
     for line in run.task.next:
         say(f"  {line.format(run=options.quoted(run.folder))}")
     if options.can_plot():
         say(f"  gpurnn plot {options.quoted(run.folder)}")
-    if run.settings.schedule in ("constant", "plateau"):
+    if run.settings.schedule in ("constant", "plateau") and stopped == "epochs":
         say(f"  {again} --epochs {2 * run.settings.epochs}")
-    else:  # its learning rate is used up
+    else:  # its learning rate, or its patience, is used up
         files = run.files if len(run.files) < 4 else [run.files[0], "..."]
         shown = [_short(file) for file in files]
         say(f"  {options.quoted('gpurnn', 'train', run.task.name, *shown, '--from', run.folder)}")

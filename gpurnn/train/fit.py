@@ -1,8 +1,8 @@
 """Training: ``fit``.
 
-A checkpoint holds everything that decides the next step: weights, optimizer, schedule, loss scale, the counters of
-random draws, the carried recurrent state, the position in the data. So a run that was killed at any moment, and
-resumed, has the same bits as one that was not.
+A checkpoint holds everything that decides the next step: weights, optimizer, learning-rate schedule, loss scale, the
+counters of random draws, the carried recurrent state, the position in the data. So a run that was killed at any moment,
+and resumed, has the same bits as one that was not.
 
 The model must be a ``Module`` with
 

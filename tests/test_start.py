@@ -1,0 +1,100 @@
+"""A run that begins from the model of another one, for every task: prepare(..., start=...)."""
+
+import dataclasses
+import json
+
+import hostile
+import numpy as np
+import pytest
+
+from gpurnn.checkpoint import load_checkpoint
+from gpurnn.tasks.run import prepare
+from gpurnn.tasks.trained import load, read_run
+
+TASKS = {  # task -> files and settings of a tiny run
+    "text": (["book.txt"], {"steps": 8}),
+    "classify": (["labelled.tsv"], {"valid": 0.2, "test": 0.2}),
+    "translate": (["pairs.tsv"], {}),
+    "speech": (["sounds.tsv"], {"valid": 0.25}),
+    "music": (["tunes.json"], {}),
+    "series": (["series.csv"], {"window": 6, "horizon": 2}),
+    "longrange": ([], {"steps": 5, "sequences": 40}),
+}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """The working directory, with good files."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gpurnn.train.run_files.RunFiles.draw", lambda files: None)
+    hostile.good_files(tmp_path)
+    return tmp_path
+
+
+def first_run(name, **more):
+    files, usual = TASKS[name]
+    settings = {"hidden": 4, "epochs": 1, "seed": 1, "batch": 4} | usual | more
+    run = prepare(name, files, "run", backend="cpu", **settings)
+    run.finish(run.train(progress=False))
+    return files
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_can_be_trained_further(place, name):
+    """The weights are those of the best epoch, the facts and the settings stay, and what is given differs."""
+    files = first_run(name, weight_decay=0.25)
+    run = prepare(name, files, "next", start="run", epochs=2, lr=0.125, backend="numpy")
+    best = load("run", "numpy").model
+    assert np.array_equal(run.model.flat_params, best.flat_params) and run.model.training
+    history = run.train(progress=False)
+    numbers, _ = run.finish(history)
+    (old, was), (new, now) = read_run("run"), read_run("next")
+    assert now["facts"] == was["facts"] and now["result"] == json.loads(json.dumps(numbers))
+    changed = {f.name for f in dataclasses.fields(old) if getattr(old, f.name) != getattr(new, f.name)}
+    assert changed == {"epochs", "lr"} and new.weight_decay == 0.25 and len(history.epochs) == 2
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_cells_and_precisions(place, cell, dtype):
+    first_run("text", cell=cell, layers=2)
+    run = prepare("text", ["book.txt"], "next", start="run", dtype=dtype, dropout=0.5, backend="cpu")
+    run.train(progress=False)
+    arrays, document = load_checkpoint("next/last.json")
+    assert document["step"] > 0 and read_run("next")[0].cell == cell and read_run("next")[0].dtype == dtype
+
+
+def test_what_start_excludes(place):
+    first_run("text")
+    with pytest.raises(ValueError, match="resume and start exclude each other"):
+        prepare("text", [], "run", resume=True, start="run")
+    with pytest.raises(ValueError, match="holds a run of the task text, not music"):
+        prepare("music", ["tunes.json"], "next", start="run")
+    with pytest.raises(ValueError, match=r"was built with layers=1, hidden=4: leave out"):
+        prepare("text", ["book.txt"], "next", start="run", hidden=6, layers=3)
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        prepare("text", ["book.txt"], "next", start="nothing")
+    assert not (place / "next").exists()
+
+
+def test_sounds_that_the_model_does_not_fit(place):
+    """Characters that it has no output for, and features of another size."""
+    first_run("speech")
+    table = (place / "sounds.tsv").read_text().splitlines()
+    path, _, text = table[0].rpartition("\t")
+    (place / "odd.tsv").write_text("\n".join([f"{path}\t{text}\u20ac", *table[1:]]) + "\n")
+    with pytest.raises(ValueError, match="vocabulary: the model never saw '\u20ac'"):
+        prepare("speech", ["odd.tsv"], "next", start="run")
+
+
+def test_a_damaged_entry_of_config(place):
+    from gpurnn.checkpoint import CheckpointError
+    from gpurnn.files import write_json_atomic
+
+    first_run("text")
+    prepare("text", ["book.txt"], "next", start="run").close()
+    document = read_run("next")[1]
+    for damage in ({"run": 3, "crc32": 1}, {"run": "run"}, 7, {"run": "run", "crc32": "x"}):
+        write_json_atomic(place / "next" / "config.json", document | {"start": damage})
+        with pytest.raises(CheckpointError, match="config.json: is damaged"):
+            read_run("next")
