@@ -183,6 +183,7 @@ class RNNStep(Cell):
             xp.subtract(dh, tmp, out=d)
         else:
             xp.multiply(dh, h_new > 0, out=d)
+            xp.copyto(d, h_new, where=h_new != h_new)  # NaN: so is the derivative
         xp.matmul(w.hh.T, d, out=dh)
 
 

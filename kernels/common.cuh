@@ -83,15 +83,16 @@ DEVICE real dtanh(real y) {
     return (real(1) - y) * (real(1) + y);  // as exact as 1 - y * y, and more so where |y| is close to 1
 }
 
-// NaN stays NaN. The derivative at 0 is 0.
+// NaN stays NaN.
 template <typename real>
 DEVICE real relu(real x) {
     return x < real(0) ? real(0) : x;
 }
 
+// The derivative from y = relu(x), which is 0 (then so is the derivative), positive, or NaN (then so is the derivative).
 template <typename real>
 DEVICE real drelu(real y) {
-    return y > real(0) ? real(1) : real(0);
+    return y > real(0) ? real(1) : y;
 }
 
 // The larger of two numbers; NaN stays NaN.

@@ -191,3 +191,38 @@ def test_ctc_at_extremes(dtype, value):
         # 8 operations make the log-probabilities of 3 classes, 8 a step of the recursion over at most 3 predecessors
         assert_close(loss, expected.detach().numpy(), 8 + 4 * 8, dtype=dtype)
         assert_close(got, slope, 8 + 2 * 4 * 8, dtype=dtype)  # forward and backward in time
+
+
+# ---- relu
+
+
+@pytest.mark.parametrize("kind", ["layer", "reverse", "cell", "lengths"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_derivative_of_relu_at_nan_is_nan(backend, dtype, kind):
+    """A pre-activation of NaN in the step that the loss reads: without this its gradients would be 0, as of a unit
+    that is off, and a layer that has broken would train on without a word. Other sequences, and NaN past a sequence's
+    end, do not see it."""
+    T, B, I, H = 4, 3, 2, 19
+    options = {"nonlinearity": "relu", "backend": backend_of(backend), "dtype": dtype, "seed": 1}
+    random = np.random.default_rng(0)
+    last = 0 if kind == "reverse" else T - 1
+    if kind == "cell":
+        layer = gpurnn.RNNCell(I, H, **options)
+        x = random.standard_normal((B, I)).astype(layer.dtype)
+        x[1] = np.nan
+        h, backward = layer.forward(layer.xp.asarray(x))
+    else:
+        layer = gpurnn.RNN(I, H, reverse=kind == "reverse", **options)
+        x = random.standard_normal((T, B, I)).astype(layer.dtype)
+        x[last, 1] = np.nan
+        lengths = [T, T - 1, T] if kind == "lengths" else None
+        h, _, backward = layer.forward(layer.xp.asarray(x), lengths=lengths)
+    dx = host(backward(layer.xp.ones(h.shape, layer.dtype))[0]).astype(np.float64)
+    seen = np.isnan(dx).any(axis=-1)
+    expected = np.zeros(seen.shape, bool)
+    if kind != "lengths":
+        expected[..., 1] = True  # through time to every step before
+    np.testing.assert_array_equal(seen, expected)
+    for name, grad in layer.grads.items():
+        assert np.isnan(host(grad)).any() == (kind != "lengths"), name

@@ -476,9 +476,11 @@ def test_batch_norm_equals_torch(N, affine, training):
     check_against_torch(build, (), module.train(training), 1 + 3 * numbers(N, 7), single=N > 2)
 
 
+@pytest.mark.parametrize("momentum", [0.3, None])
 @pytest.mark.parametrize("training", [True, False])
-def test_batch_norm_running_statistics_equal_torch(training):
-    module, layer = torch.nn.BatchNorm1d(4, momentum=0.3).double().train(training), BatchNorm(4, momentum=0.3, **F64)
+def test_batch_norm_running_statistics_equal_torch(training, momentum):
+    module = torch.nn.BatchNorm1d(4, momentum=momentum).double().train(training)
+    layer = BatchNorm(4, momentum=momentum, **F64)
     layer.train(training)
     for seed in range(3):
         x = 1 + 2 * numbers(6, 4, seed=seed)
@@ -491,6 +493,31 @@ def test_batch_norm_running_statistics_equal_torch(training):
             np.testing.assert_array_equal(layer.state_dict()[name], before[name])
     assert int(layer.buffers["num_batches_tracked"]) == (3 if training else 0)
     assert_close(layer.eval()(x), module.eval()(torch.from_numpy(x)).detach().numpy(), count_terms(layer, 6))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_batch_norm_without_momentum_averages_all_batches(dtype):
+    """Ragged batches, one of them not finite; the averages are those of the finite ones, each counting the same."""
+    layer = BatchNorm(3, momentum=None, dtype=dtype, backend="numpy")
+    means, variances = [], []
+    for seed, lengths in enumerate(([6, 2], [1, 5], [6, 6], [3, 1])):
+        x = numbers(6, 2, 3, seed=seed).astype(dtype)
+        valid = np.arange(6)[:, None] < lengths
+        x[~valid] = np.nan
+        layer.forward(x, lengths)
+        means.append(x[valid].astype(np.float64).mean(axis=0))
+        variances.append(x[valid].astype(np.float64).var(axis=0, ddof=1))
+        if seed == 1:
+            layer.forward(np.full((6, 2, 3), np.nan, dtype))
+    assert int(layer.buffers["num_batches_tracked"]) == 4
+    # float32: the roundings of the statistics of up to 12 steps, and of four averages
+    assert_close(layer.buffers["running_mean"], np.mean(means, axis=0), 12 + 8, dtype="float32")
+    assert_close(layer.buffers["running_var"], np.mean(variances, axis=0), 12 + 8, dtype="float32")
+    assert "momentum=None" in repr(layer)
+    layer.momentum = 0.5
+    layer.momentum = None
+    with pytest.raises(ValueError, match="momentum should be"):
+        layer.momentum = 2
 
 
 def test_batch_norm_over_time_is_batch_norm_over_all_steps():

@@ -218,7 +218,7 @@ def test_a_layer_takes_the_place_of_another():
     assert model.side is new and list(model.params) == NAMES and model.params["side.weight"].shape == (4, 7)
     model.flat_params[...] = 9
     np.testing.assert_array_equal(old.flat_params, values)  # on its own again
-    assert old.name == "" and new.name == "side"
+    assert old.name == "" and new.name == "side" and old.flat_params.base is None  # the buffer of before can go
     Sequential(old)
     check_tied(model)
 

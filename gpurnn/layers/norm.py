@@ -138,8 +138,9 @@ class BatchNorm(Module):
         Size of the last axis.
     eps : float
         Added to the variance, at least 0. May be set later, as may momentum and batch_first.
-    momentum : float
-        From 0 to 1: the weight of the newest batch in the running statistics.
+    momentum : float, optional
+        From 0 to 1: the weight of the newest batch in the running statistics. None: they are the averages of all
+        batches so far, each of which counts the same.
     affine : bool
         Whether there are a weight and a bias.
     batch_first : bool
@@ -164,7 +165,7 @@ class BatchNorm(Module):
         self,
         features: int,
         eps: float = 1e-5,
-        momentum: float = 0.1,
+        momentum: float | None = 0.1,
         affine: bool = True,
         *,
         batch_first: bool = False,
@@ -190,7 +191,7 @@ class BatchNorm(Module):
 
     @checked
     def momentum(self, value):
-        return check_number("momentum", value, 0, 1)
+        return None if value is None else check_number("momentum", value, 0, 1)
 
     @checked
     def batch_first(self, value):
@@ -279,9 +280,12 @@ class BatchNorm(Module):
         """Move the running statistics towards those of a batch of ``count`` steps, if these are finite."""
         xp = self.xp
         finite = xp.isfinite(mean).all() & xp.isfinite(variance).all()  # stays on the GPU: nothing waits for it
+        weight = self.momentum
+        if weight is None:  # of the n-th batch, 1 / n
+            weight = (1 / (self.buffers["num_batches_tracked"] + 1)).astype(self.compute_dtype)
         for name, value in (("running_mean", mean), ("running_var", variance * (count / (count - 1)))):
             buffer = self.buffers[name]
-            buffer += self.momentum * xp.where(finite, value - buffer, 0)
+            buffer += weight * xp.where(finite, value - buffer, 0)
         self.buffers["num_batches_tracked"] += finite
 
     def _mean(self, rows):

@@ -119,7 +119,7 @@ INLINE Vec<T> larger(Vec<T> a, Vec<T> b) {
 }
 template <typename T>
 INLINE Vec<T> drelu(Vec<T> y) {
-    return select(y.v > typename Vec<T>::Lanes{}, Vec<T>(T(1)), Vec<T>(T(0)));
+    return select(y.v > typename Vec<T>::Lanes{}, Vec<T>(T(1)), y);
 }
 
 // Returns exp(r) - 1 and sets power = 2^n, where x = n ln 2 + r and |r| <= ln 2 / 2, so that exp(x) = power (1 + result). The
