@@ -78,7 +78,7 @@ def fit(
         ``loss(outputs, targets)`` -> (value, backward), a mean over valid timesteps, such as ``gpurnn.cross_entropy``.
         It also gets the batch's ``loss_options`` by name: ``lengths=`` for a batch with lengths, by default.
     batches, validation : batch source
-        See gpurnn/data. A batch with ``carry`` continues the recurrent state of the batch before it (truncated
+        See gpurnn/data/batches.py. A batch with ``carry`` continues the recurrent state of the batch before it (truncated
         BPTT: no gradient crosses the border).
     optimizer : Optimizer
         Built for ``model``.
