@@ -1,4 +1,4 @@
-"""What is measured: cases, the suites that list them, and what each costs at least."""
+"""Cases, the suites that list them, and the flops and bytes that each case needs at least."""
 
 import random
 from dataclasses import asdict, dataclass, replace
@@ -19,9 +19,9 @@ KINDS = (
 class Case:
     """One layer or stack on x (T, B, I).
 
-    what: "inference", "forward" (keeping what backward needs), "train" (forward, and backward to every gradient, dx
-    included) or "step": a whole training step of a language model with V words, from the words' numbers (T, B) through
-    embedding (I wide), stack, linear layer and softmax's cross-entropy, back, to a global norm clipped at 1 and Adam.
+    what: "inference"; "forward", which saves what the backward pass needs; "train", forward and backward to every
+    gradient, dx included; "step", a whole training step of a language model with V words: embedding of size I, stack,
+    linear layer, cross-entropy, backward pass, clipping of the global norm at 1, Adam.
     precision: "float32" or "tf32", for float32 on a GPU. The input GEMM is always part of the work.
     ragged: the sequences have lengths between T/4 and T, the first of them T.
     """
@@ -41,16 +41,21 @@ class Case:
 
     @property
     def name(self):
-        """One line, the same in every run: what ``compare`` pairs cases by."""
-        extra = (
-            f" L{self.L}" * (self.L > 1) + " bidirectional" * self.bidirectional + " tf32" * (self.precision == "tf32")
-        )
-        extra += f" V{self.V}" * (self.V > 0) + " ragged" * self.ragged
-        return f"{self.cell} T{self.T} B{self.B} I{self.I} H{self.H}{extra} {self.dtype} {self.what}"
+        """One line, the same in every run; ``compare`` pairs cases by it."""
+        options = {
+            f"L{self.L}": self.L > 1,
+            "bidirectional": self.bidirectional,
+            "tf32": self.precision == "tf32",
+            f"V{self.V}": self.V > 0,
+            "ragged": self.ragged,
+        }
+        extra = [text for text, applies in options.items() if applies]
+        sizes = (f"{axis}{getattr(self, axis)}" for axis in "TBIH")
+        return " ".join([self.cell, *sizes, *extra, self.dtype, self.what])
 
     @property
     def lengths(self):
-        """Of the sequences, the same at every call; None where all are T."""
+        """The lengths of the sequences, the same at every call; None where all are T."""
         draw = random.Random(2)
         return [self.T, *(draw.randint(self.T // 4, self.T) for _ in range(self.B - 1))] if self.ragged else None
 

@@ -305,12 +305,12 @@ Examples:
 @click.option("--collect", type=click.Path(exists=True, file_okay=False), help="Make one document of such a folder.")
 @click.option("--to", type=click.Path(dir_okay=False), help="With --collect: the file to write.")
 def on_gpu(part, minutes, out, rehearse, collect, to):
-    """Ask a GPU rented by the minute everything, in order of worth.
+    """Run all measurements on a GPU rented by the minute, the most valuable first.
 
     Part A: versions, a check of every kernel, what the hardware costs, ours against cuDNN. Part B: a profile, tuning
-    and tests where all was right, else a search for the cause. Results are appended to result.jsonl one by one; a run
-    that is cut short has lost only what it was at. Two files come of it, and tuned.json; where the variable OUT names a
-    folder that is brought back from a rented machine, the same files lie there, too.
+    and tests where all was right, else a search for the cause. Results are appended to result.jsonl one by one, so a
+    run that is cut short loses only its last case. The files are result.jsonl, log.txt and tuned.json. If the variable
+    OUT names a folder, they are copied there, too.
     """
     from .on_gpu import collected, missing_gpu, run_part
 

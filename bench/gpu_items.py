@@ -17,7 +17,7 @@ from .gpu_orders import once, sources, tool
 from .gpu_workers import Trouble
 from .judge import allowed, furthest
 
-# group -> the share of a part's time after which none of it begins, so that nothing starves what comes behind
+# group -> the share of a part's time after which none of it begins, so that it leaves time for the next groups
 GROUPS = {
     "A": {"versions": 0.2, "warm-up": 0.3, "smoke": 0.45, "probe": 0.65, "torch": 1.0, "headline": 1.0},
     "B right": {"ablation": 0.1, "profile": 0.3, "tune": 0.55, "tests": 0.9, "headline": 1.0},

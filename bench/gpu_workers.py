@@ -1,7 +1,7 @@
-"""The processes of ``bench on-gpu``: warm from case to case, each order with a time limit, killed when they are late.
+"""The processes of ``bench on-gpu``. They stay warm from case to case; one that exceeds a time limit is killed.
 
-A kernel that hangs, a process that dies and a CUDA context that an error has left dead cost their own case, no other:
-the next order starts a fresh process.
+A kernel that hangs, a process that dies, or a CUDA context that is dead after an error costs one case only: the next
+order starts a fresh process.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ REST_SECONDS = 15  # after two starts in a row that failed
 
 
 class Trouble(Exception):
-    """An order came to nothing. status: "failed" or "timed out"."""
+    """An order has no result. status: "failed" or "timed out"."""
 
     def __init__(self, status, reason):
         super().__init__(reason)
@@ -31,8 +31,8 @@ class Trouble(Exception):
 
 
 class Worker:
-    """One process, which does one order after the other: JSON lines in through its standard input, answers back through
-    a pipe of their own; whatever it and its libraries print goes to the log."""
+    """One process that does one order after another. Orders go to its standard input as lines of JSON, answers come
+    back through a pipe. Whatever the process and its libraries print goes to the log."""
 
     def __init__(self, kind, rehearsal, log, threads):
         answers, theirs = os.pipe()
@@ -177,7 +177,7 @@ class Pool:
 
 
 def plain(value):
-    """A value as JSON has it: numbers of NumPy as Python's, NaN and infinities as text."""
+    """A value that JSON can hold: NumPy's numbers become Python's, NaN and infinities become text."""
     if isinstance(value, dict):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -193,6 +193,6 @@ def one_line(error):
 
 
 def die_with_the_parent():
-    """Linux: be killed when the parent dies, so that nothing stays behind on the GPU."""
+    """On Linux, have this process killed when its parent dies, so that nothing is left on the GPU."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

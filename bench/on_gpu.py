@@ -1,4 +1,4 @@
-"""``bench on-gpu``: what a GPU that is rented by the minute is asked, in order of worth, within a deadline.
+"""``bench on-gpu``: all measurements for a GPU rented by the minute, the most valuable first, before a deadline.
 
 Two commands of some minutes each. Part A: versions, whether every kernel is right, what the hardware costs, ours
 against cuDNN. Part B, chosen by A's results: where all is right a profile, tuning, the tests that need a GPU; else a
@@ -20,7 +20,7 @@ from gpurnn.files import FileError, check_target, make_folder, parse_json, read_
 from .gpu_workers import Pool, Trouble, one_line, plain
 
 RESULTS, LOG = "result.jsonl", "log.txt"
-RESERVE = 4.0  # seconds kept for the end: the table
+RESERVE = 4.0  # seconds reserved for the table at the end
 SIGNALS = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 STATUSES = ("right", "done", "wrong", "failed", "timed out", "left out")  # done: there was nothing to compare with
 

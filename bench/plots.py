@@ -1,4 +1,4 @@
-"""Pictures of a results file, for people who would rather look than read."""
+"""Pictures of a results file."""
 
 from .results_file import beats_floor, device, rivals, timed, times
 
@@ -115,7 +115,7 @@ def _axis(field):
 
 
 def _ring(axis, points, what):
-    """Rings around points that a machine cannot reach, so that nobody takes them for results."""
+    """Draw rings around points that no program can reach, so that nobody takes them for results."""
     if points:
         axis.plot(*zip(*points, strict=True), **_RING, label=f"{what}: a rate was measured too low, {_AGAIN}")
 
@@ -153,7 +153,7 @@ def _arithmetic(row):
 
 
 def _roof(ceilings, arithmetic, intensity):
-    """The flop/s that a machine reaches at best at so many flops a byte; infinite where that was not measured."""
+    """The highest flop/s possible at this many flops a byte; infinite where no rate was measured."""
     rate = ceilings and ceilings["flops"].get(arithmetic)
     return min(rate, ceilings["bytes"] * intensity) if rate else float("inf")
 

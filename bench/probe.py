@@ -2,7 +2,7 @@
 
 Every measurement checks what its kernel returned; one that fails (an architecture without clusters, say) is a line of
 the result. Seconds are of one step: the time of many steps less that of few, divided by their difference, so that the
-launch is not in them; the median of several, all kept.
+launch is not in them. The median of several counts; all are in the file.
 """
 
 import ctypes
@@ -162,14 +162,14 @@ def cluster_exchange(device, name="cluster_push", sizes=(8, 16), kilobytes=(1, 4
             words = size * 1024 // 4 // cluster
             label = f"cluster {cluster}, {size} KB"
             try:
-                options = (f"-DCLUSTER={cluster}",) + ("-DASYNC",) * (name == "cluster_async")
+                options = (f"-DCLUSTER={cluster}", *(["-DASYNC"] if name == "cluster_async" else []))
                 kernel = device.load(name, *options)
                 if cluster > 8:
                     allow_large_clusters(device, kernel)
 
                 def launch(steps, kernel=kernel, cluster=cluster, words=words):
                     out, lost = device.zeros(cluster, "uint32"), device.zeros(1, "int32")
-                    arguments = (np.int32(steps), np.int32(words), out) + (lost,) * (name == "cluster_async")
+                    arguments = np.int32(steps), np.int32(words), out, *([lost] if name == "cluster_async" else [])
                     kernel((cluster,), (THREADS,), arguments, shared_mem=2 * cluster * words * 4)
                     return [out, lost]
 

@@ -1,4 +1,4 @@
-"""What came out: tables for the terminal and for Markdown, comparison of two runs, plots."""
+"""Results as tables for the terminal and for Markdown, as a comparison of two runs, as a page with pictures."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from .plots import KINDS, plot
 from .results_file import beats_floor, device, floor, interval, load, machine_line, ratio, rivals, timed, times
 
 _COLUMN = 28  # columns of a terminal for a rival: time, ratio and share
-ABOVE = "!"  # behind the share of a floor that a rival beats
+ABOVE = "!"  # marks a share of the floor above 100 %
 
 
 def table(document, base=None, columns=80):
@@ -72,7 +72,7 @@ def above_line(document):
     above = [(row["name"], name) for row in document["cases"] for name in timed(row) if beats_floor(row, name)]
     if above:
         yield (
-            f"{ABOVE}: faster than the floor, {len(above)} times: the rates behind it were measured too low, on a busy "
+            f"{ABOVE}: faster than the floor, {len(above)} times: its rates were measured too low, on a busy "
             "machine, or in memory where the case fits into a cache. Measure again on an idle machine"
         )
 
@@ -110,7 +110,7 @@ def compare(old, new):
 
 
 def crossings(document, fast, slow):
-    """(cell, pass, H) -> the least B from which on ``fast`` is the faster one in every larger B too, or None."""
+    """(cell, pass, H) -> the smallest B at which and above which ``fast`` is always faster, or None."""
     wins = {}
     for row in document["cases"]:
         found, case = timed(row), row["case"]

@@ -52,7 +52,7 @@ def floor(row, name):
 
 
 def beats_floor(row, name):
-    """Whether a rival is faster than its floor, which cannot be: the rates behind the floor were measured too low."""
+    """Whether a rival is faster than its floor. No program is: the floor's rates were measured too low then."""
     found = floor(row, name)
     return bool(found) and found[0] > 1
 

@@ -1,4 +1,4 @@
-"""How: a process for each rival, turn by turn, every sample kept, the results written after each case.
+"""Timing: a process for each rival, in turns. Every sample is saved, and the results are written after each case.
 
 Processes, because the thread pools of two BLAS libraries in one process hold the cores against each other; turns
 (A B A B), so that drift of the machine meets all. Before a rival is timed its results are compared with float64; one

@@ -62,7 +62,7 @@ _DTYPES = {  # name of a dtype in safetensors -> in NumPy
 
 
 class CheckpointError(FileError, RuntimeError):
-    """A file of a run could not be written, or the one read is damaged or does not fit; the message names the file."""
+    """A file of a run cannot be written, is damaged, or does not fit. The message names the file."""
 
 
 def save_checkpoint(
@@ -131,7 +131,7 @@ def save_checkpoint(
 
 
 def _write_pair(path: Path, name: str, data: bytes, header: dict[str, Any]) -> None:
-    """Write the tensor file ``name``, then the JSON file; if that fails, raise CheckpointError; the old pair stays."""
+    """Write the tensor file ``name``, then the JSON file. Raises CheckpointError; the old pair then stays."""
     if not path.parent.is_dir():
         fault = "is no folder" if path.parent.exists() else "does not exist: make it first"
         raise CheckpointError(f"{path}: could not be saved: the folder {path.parent} {fault}")

@@ -1,4 +1,4 @@
-"""A run's folder while it is in use: one process at a time, told by the file ``.lock``, which says who.
+"""The lock of a run's folder: one process at a time. The file ``.lock`` names it.
 
 The system's lock on that file ends with its process, so a crash leaves nothing that stands in the way. The process and
 the host in the file are for people, for file systems without such locks, and for folders that several hosts share.
@@ -24,7 +24,7 @@ _lent = contextvars.ContextVar("lent", default=None)
 
 
 def _begin_anew():
-    """In the child of a fork: the locks are the parent's, and a mutex that another thread held is held for ever."""
+    """After a fork, in the child: the locks belong to the parent, and a mutex held by another thread stays locked."""
     global _mutex
     _mutex = threading.RLock()
     _held.clear()
@@ -35,7 +35,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class FolderInUseError(FileExistsError):
-    """Another process, or another run of this one, works in the folder of a run."""
+    """Another process, or another run of this process, uses the folder of the run."""
 
 
 class FolderLock:
@@ -56,7 +56,7 @@ class FolderLock:
         return not self._finish.alive
 
     def close(self):
-        """Give the folder free. A second call does nothing."""
+        """Release the folder. A second call does nothing."""
         with _mutex:
             for key, lock in list(_held.items()):
                 if lock() is self:
@@ -65,7 +65,7 @@ class FolderLock:
 
     @contextlib.contextmanager
     def lent(self):
-        """Inside, ``lock_folder`` of this folder gives this lock: the run that holds it calls ``fit``."""
+        """A context in which ``locked`` of this folder gives this lock: for a run that calls ``fit``."""
         token, self.active = _lent.set(self), True
         try:
             yield self
@@ -76,7 +76,7 @@ class FolderLock:
 
 @contextlib.contextmanager
 def locked(folder):
-    """Inside, this process alone writes in the folder, which has to be there; see ``lock_folder``."""
+    """A context in which this process alone writes in the folder, which must exist; see ``lock_folder``."""
     borrowed = _lent.get()
     if borrowed is not None and not borrowed.closed and os.path.realpath(folder) == os.path.realpath(borrowed.folder):
         yield borrowed
@@ -90,7 +90,7 @@ def locked(folder):
 
 
 def lock_folder(folder):
-    """The ``FolderLock`` of a folder that is there. Raises FolderInUseError, which names who is in it, and OSError."""
+    """Lock a folder that exists. Raises OSError, and FolderInUseError, which names the process that uses it."""
     key = os.path.realpath(folder)
     with _mutex:
         mine = _held[key]() if key in _held else None
@@ -106,7 +106,7 @@ def lock_folder(folder):
 
 
 def _acquire(path):
-    """The descriptor of the lock file, held."""
+    """Lock the lock file and return its descriptor."""
     for _ in range(100):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | NOFOLLOW | NONBLOCK | CLOEXEC, 0o666)
         try:
@@ -164,7 +164,7 @@ def _write(descriptor):
 
 
 def _read(descriptor):
-    """What a lock file says, or None where it says nothing: its writer was killed before it wrote."""
+    """What a lock file says, or None if it says nothing because its writer was killed before it wrote."""
     try:
         os.lseek(descriptor, 0, os.SEEK_SET)
         who = json.loads(os.read(descriptor, 4096))
@@ -185,7 +185,7 @@ def _refusal(path, who):
 
 
 def _alive(who):
-    """Whether the process is there, and no later one that was given its number."""
+    """Whether the process still runs, and its number was not given to a later one."""
     if os.name != "posix":
         return True
     try:
@@ -198,7 +198,7 @@ def _alive(who):
 
 
 def _born(pid):
-    """When a process began, in the system's own count; None where it does not say."""
+    """When a process began, in the system's own units; None where the system does not say."""
     try:
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19].decode()
     except (OSError, IndexError):
@@ -206,7 +206,7 @@ def _born(pid):
 
 
 def _boot():
-    """What tells this start of this machine from all others, in every container of it; None where it is not known."""
+    """An identifier of this boot of the machine, the same in all its containers; None if there is none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

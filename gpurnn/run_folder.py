@@ -1,4 +1,4 @@
-"""What lies in a run's folder: which files are a run's, which are somebody else's, and the records of its logs."""
+"""A run's folder: which files belong to the run, which are somebody else's, and the records of its logs."""
 
 import contextlib
 import os
@@ -28,7 +28,7 @@ _RECORD_FACTOR = 8  # bytes of memory for a byte of a log
 
 
 def taken(folder, besides=()):
-    """Names in a folder that a run gives to its files, or would; ``besides`` are left out."""
+    """The files in a folder that have the name of a run's file; ``besides`` are left out."""
     names = os.listdir(folder) if os.path.isdir(folder) else ()
     return sorted(name for name in names if (name in FILES or _TENSORS.fullmatch(name)) and name not in besides)
 
@@ -44,7 +44,7 @@ def check_free(folder, error, besides=()):
 
 
 def check_ours(folder, besides=()):
-    """Raise CheckpointError where a file in the folder has a run's name and is none that a run has written.
+    """Raise CheckpointError for a file that has the name of a run's file and was not written by a run.
 
     A damaged file counts as the run's where another file shows that there is one.
     """
@@ -60,7 +60,7 @@ def check_ours(folder, besides=()):
 
 
 def _is_ours(path):
-    """True: gpurnn wrote the file; False: somebody else did; None: it does not say."""
+    """True: gpurnn wrote the file. False: somebody else did. None: the file does not say."""
     if path.is_symlink() or not path.is_file():
         return False
     if _TENSORS.fullmatch(path.name):
@@ -86,7 +86,7 @@ def _is_ours(path):
 
 
 def is_our_picture(path):
-    """Whether gpurnn drew this PNG: it says so in its first bytes. True where there is none, False for a link."""
+    """Whether gpurnn drew this PNG, which its first bytes say. True if there is no file, False for a link."""
     if os.path.islink(path):
         return False
     try:
@@ -131,7 +131,7 @@ def sweep(folder):
 
 
 def read_history(path, size=None):
-    """The records of a ``history.jsonl``, or of its first ``size`` bytes; a last line without its end is left out.
+    """The records of a ``history.jsonl``, or of its first ``size`` bytes, without a last line that has no end.
 
     Raises CheckpointError that names file and line for what is no record, OSError where it cannot be read.
     """
@@ -193,7 +193,7 @@ def _check_number(place, name, value):
 
 
 def whole_lines(file, size):
-    """Where a log ends that should be ``size`` bytes long: there, or behind its last whole line where it is shorter."""
+    """Where to cut a log that should be ``size`` bytes long: there, or after its last whole line if it is shorter."""
     end = file.seek(0, os.SEEK_END)
     if end >= size:
         return size

@@ -50,7 +50,7 @@ def missing(name):
     if name.startswith("gpurnn-"):
         return unavailable(name.split("-")[1])
     needed = {"onnxruntime": ("onnx", "onnxruntime"), "jax": ("jax",), "products": ()}.get(name, ("torch",))
-    for module in needed + ("flashrnn",) * name.startswith("flashrnn"):
+    for module in (*needed, "flashrnn") if name.startswith("flashrnn") else needed:
         if importlib.util.find_spec(module) is None:
             return f"{module} is not installed"
     device = (RIVALS | HIDDEN)[name][1]

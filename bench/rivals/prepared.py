@@ -24,5 +24,5 @@ class Prepared:
 
 
 def threads():
-    """Of BLAS and torch, as the process was told."""
+    """Threads of BLAS and torch, from the environment of the process."""
     return int(os.environ.get("OMP_NUM_THREADS", "1"))

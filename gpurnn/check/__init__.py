@@ -49,8 +49,8 @@ OTHERS = "other layers"
 
 @dataclass
 class Result:
-    """One check: ``worst`` is the largest error as a share of what is allowed, so right is 1 or less; ``detail`` names
-    where that was."""
+    """One check. ``worst`` is the largest error as a share of what is allowed, so 1 or less is right. ``detail`` says
+    where that error was."""
 
     backend: str
     cell: str
@@ -95,7 +95,7 @@ def run_checks(backends=None, cells=None, dtypes=None, quick=False, progress=Non
 
 
 def _checks(backend, cell, dtype, options):
-    """Every check of one backend, cell and dtype: (check, option, (worst, detail)); an error counts as wrong."""
+    """All checks of one backend, cell and dtype: (check, option, (worst, detail)). An exception counts as wrong."""
     if cell == OTHERS:
         for name in OTHER_CASES:
             reference, repeat = _caught(lambda name=name: check_other(name, backend, dtype), 2)
@@ -132,7 +132,7 @@ def _checks(backend, cell, dtype, options):
 
 
 def _kernel_choices(backend, cell, dtype, option):
-    """(label, options) of what makes other kernels do the same."""
+    """(label, options) that make the layer choose other kernels."""
     if backend.name != "cuda":
         return [("", {})]
     choices = [(f", {schedule}", {"schedule": schedule}) for schedule in ("auto", "step")]
@@ -145,7 +145,7 @@ def _kernel_choices(backend, cell, dtype, option):
 
 
 def _caught(check, parts=1):
-    """The check's result; an error of the library becomes a wrong one."""
+    """The check's result. An exception becomes a wrong result."""
     try:
         return check()
     except Exception as error:  # whatever a broken installation raises must show in the table, with the other results

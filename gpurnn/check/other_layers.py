@@ -103,7 +103,7 @@ def _on_host(results, ops):
 
 
 def check_other(name, backend, dtype):
-    """Of one of ``OTHER_CASES``: ``(worst, detail)`` against the reference, and of two runs."""
+    """``(worst, detail)`` of a case against the reference, and of two runs against one another."""
     ops, plain = get_backend(backend), get_backend("numpy")
     run = OTHER_CASES[name]
     first, second = (_on_host(run(backend, dtype), ops) for _ in range(2))

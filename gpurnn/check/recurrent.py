@@ -85,9 +85,10 @@ def _compare_once(cell, layers, dtype, T, B, ragged, given_state, seed):
     batch = Batch(exact, T, B, ragged, given_state, seed)
     got, plain_got, expected = batch.run(layer), batch.run(plain), batch.run(exact)
     like = plain.dtype.name
-    hidden = layer.num_layers > 1 and plain.dtype.itemsize == 2  # units that may have done so unseen
+    # layers below may have crossed relu's kink without showing it in the output
+    hidden = layer.num_layers > 1 and plain.dtype.itemsize == 2
     if cell == "rnn relu" and (hidden or ((got["output"] > 0) != (expected["output"] > 0)).any()):
-        expected = {"output": expected["output"]}  # rounding carried a unit over relu's kink: another derivative there
+        expected = {"output": expected["output"]}  # past the kink the derivative is another one
     terms = T * (B + 2 * plain._sizes(0)[1] + 4) * layer.num_layers
     counted = terms if dtype == "float64" or layer.ops.name == "numpy" else None
     return worst_error(got, plain_got, expected, like, counted)
@@ -108,7 +109,7 @@ def check_repeat(cell, backend, dtype, **options):
 
 
 def check_ragged(cell, backend, dtype, **options):
-    """``(worst, detail)``: a ragged batch against each of its sequences alone, with NaN in all that is not used."""
+    """``(worst, detail)``: a ragged batch against each of its sequences alone. All that must not be read is NaN."""
     layer = build(cell, backend, dtype, **options)
     batch = Batch(build(cell, "numpy", "float64", **options), 5, 3, ragged=False)
     terms = 5 * (2 * layer._sizes(0)[1] + 8) * layer.num_layers
@@ -116,7 +117,7 @@ def check_ragged(cell, backend, dtype, **options):
 
 
 def check_pieces(cell, backend, dtype):
-    """``(worst, detail)`` of a sequence in pieces. An LSTM hardly forgets here, so that its c grows."""
+    """``(worst, detail)`` of a sequence in pieces. The LSTM here hardly forgets, so that its c grows."""
     layers = twins(cell, backend, dtype, num_layers=2, H=11)
     rng, T = np.random.default_rng(3), 120
     x = np.abs(rng.normal(size=(T, 2, 4)))
@@ -155,7 +156,7 @@ def check_pieces(cell, backend, dtype):
     for how, got in zip(("in pieces", "as a wavefront"), tried, strict=True):
         for k, (mine, right) in enumerate(zip(got, expected, strict=True)):
             size = np.abs(right).max()
-            # what one call is off, its rounding to the layer's dtype, and an order of sums of its own; c is not rounded
+            # the error of one call, the rounding to the layer's dtype, another order of sums; c is not rounded
             terms = 2 * EPSILON[plain.dtype.name] if k < 2 else EPSILON[plain.dtype.name] / 8
             if plain.dtype.itemsize > 2:
                 terms = T * 32 * EPSILON[dtype]
@@ -172,7 +173,7 @@ _SATURATED = {"float32": 88.0, "float64": 708.0, "float16": 80.0, "bfloat16": 80
 
 
 def check_gates(cell, backend, dtype):
-    """``(worst, detail)`` of every logistic gate: an error in last places."""
+    """``(worst, detail)`` of every logistic gate, in relative terms."""
     layer = build(cell, backend, dtype, I=1, H=11, bias=False)
     layer.flat_params[...] = 0
     layer.params["weight_ih_l0"] = 1

@@ -10,7 +10,7 @@ from ..errors import show_size
 from ..tasks import get_task
 from ..tasks.trained import load, read_run
 
-_SHOWN = 4  # files of data that are named; of more only the first and a count
+_SHOWN = 4  # with more files of data than this only the first is named, and the others are counted
 _WIDEST = 60  # characters of a result that is shown; a sample of text is longer
 
 

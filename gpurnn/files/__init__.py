@@ -1,4 +1,4 @@
-"""Files: read with care, written whole or not at all. Whatever gpurnn reads or writes goes through here.
+"""Files: read within limits, written whole or not at all. All that gpurnn reads or writes goes through here.
 
 Reading takes regular files only and looks at sizes before it reads: what a file would take in memory is estimated and
 compared with a limit, ``max_memory()``. Writing replaces a file in one moment, keeps its mode, follows no links, and

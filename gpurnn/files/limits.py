@@ -14,7 +14,7 @@ _chosen = None  # what ``--max-memory`` says
 
 
 def parse_size(text, name="max_memory"):
-    """Bytes of "800M", "2G" or "123456"; 0 is no limit, infinity. Raises ValueError that names ``name``."""
+    """The number of bytes in "800M", "2G" or "123456"; infinity for 0. Raises a ValueError that names ``name``."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", str(text).strip().upper().replace("IB", "B"))
     size = float(found[1]) * _UNITS[found[2]] if found else math.inf
     if size == math.inf:  # no number, or one that no float holds
@@ -34,7 +34,7 @@ def max_memory():
 
 
 def set_max_memory(size):
-    """Set that limit for this process: bytes, or text such as "4G"; 0 for none; None for the default again."""
+    """Set that limit for this process: bytes, or text such as "4G". 0 means no limit, None the default."""
     global _chosen
     _chosen = None if size is None else parse_size(size)
 
@@ -42,7 +42,8 @@ def set_max_memory(size):
 def check_room(path, needed, what="it", *, own=False):
     """Raise FileError where ``what`` is in the file would take more memory than one file may, ``needed`` bytes.
 
-    own: whether it is a file that gpurnn writes for itself: a limit that is set for data may raise its limit, no more.
+    own: whether gpurnn wrote the file for itself. A limit that is set for data can raise that of such a file, and
+    cannot lower it.
     """
     limit = max(max_memory(), MAX_MEMORY) if own else max_memory()
     if needed > limit:

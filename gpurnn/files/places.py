@@ -24,7 +24,7 @@ def make_folder(path):
 
 
 def fresh_path(stem, suffix="", *, folder=False):
-    """The first of "stem", "stem-2", "stem-3", ... that is not there, made at once, empty: no other process gets it.
+    """Make and return the first of "stem", "stem-2", "stem-3", ... that does not exist. No other process gets the same.
 
     folder: a folder is made instead of a file.
     """
@@ -50,9 +50,9 @@ def refuse_same(target, files, what="out"):
 
 
 def open_log(path):
-    """A regular file opened to be read and appended to, made where there is none. Raises OSError for a link.
+    """Open a regular file for reading and appending; make it if there is none. Raises OSError for a link.
 
-    One that has another name as well, by a hard link, is replaced by a copy: under that name it stays as it is.
+    A file that has another name as well, by a hard link, is replaced by a copy. What has the other name stays as it is.
     """
     if os.path.isfile(path) and os.stat(path).st_nlink > 1 and not os.path.islink(path):
         write_bytes_atomic(path, Path(path).read_bytes())

@@ -14,7 +14,7 @@ JSON_FACTOR = 24  # bytes of memory for a byte of JSON at worst: "{}," is a dict
 
 
 def open_regular(path, error=FileError):
-    """A regular file opened for reading, in binary. Raises ``error`` for anything else, OSError where it is not there.
+    """Open a regular file for reading, in binary. Raises ``error`` for anything else, OSError if it does not exist.
 
     Nothing else is opened even for a moment: a pipe would wait for its other end, a device may act.
     """
@@ -39,7 +39,7 @@ def file_size(file):
 
 
 def read_bytes(path, *, factor=1, what="it", error=FileError, own=False):
-    """All bytes of a regular file, if ``factor`` times its size is within the limit. Raises ``error`` and OSError.
+    """Read a whole regular file, if ``factor`` times its size is within the limit. Raises ``error`` and OSError.
 
     own: as of ``check_room``.
     """
@@ -83,9 +83,9 @@ def _finite(text):
 
 @contextlib.contextmanager
 def naming(files):
-    """Inside, an error that reading ``files`` raises names them, if it does not already: it becomes a FileError.
+    """A context in which every error of reading names ``files``, and is a FileError.
 
-    Errors of arithmetic and of look-ups are those that only a damaged or hostile file causes: they become one too.
+    That includes errors of arithmetic and of look-ups, which only a damaged or hostile file causes.
     """
     names = [str(file) for file in files]
     max_memory()  # where the variable is wrong, no file is

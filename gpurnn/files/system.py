@@ -21,7 +21,7 @@ def kind_of(mode):
 
 
 def lock_file(descriptor):
-    """Whether this process now holds an open file alone; None where files cannot be locked."""
+    """Try to lock an open file: whether this process now holds it; None where files cannot be locked."""
     if fcntl is None:
         return None
     try:
@@ -34,7 +34,7 @@ def lock_file(descriptor):
 
 
 def write_all(descriptor, data):
-    """``os.write``, which may write less, until all is written."""
+    """Write all of ``data``; one ``os.write`` may write only a part."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]

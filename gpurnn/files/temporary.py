@@ -41,7 +41,7 @@ def write_and_rename(path, data, before):
 
 
 def _set_owner_and_mode(descriptor, like):
-    """As those of the file whose ``os.stat`` is ``like``, as far as this process and the file system allow."""
+    """Give an open file the owner and mode in ``like``, an ``os.stat``, as far as the system allows."""
     if not hasattr(os, "fchmod"):  # Windows
         return
     with contextlib.suppress(OSError):
@@ -52,13 +52,13 @@ def _set_owner_and_mode(descriptor, like):
 
 
 def stem_of(path):
-    """The name of a file, as the names of its temporary files have it: these may not get too long."""
+    """What the names of a file's temporary files begin with: its name, or a hash if that is too long."""
     encoded = os.fsencode(path.name)
     return path.name if len(encoded) <= 230 else hashlib.sha256(encoded).hexdigest()
 
 
 def temporary_target(name):
-    """The name that a temporary file of ``write_bytes_atomic`` was to get, or None for another file."""
+    """The name that a temporary file was going to get, or None if the file is no temporary one."""
     found = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.tmp", name)
     return found[1] if found else None
 

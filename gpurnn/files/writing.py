@@ -50,7 +50,7 @@ def write_bytes_atomic(path, data, like=None):
 
 
 def check_target(path):
-    """What ``os.stat`` says of the file that a write to ``path`` would replace or write into; None where there is none.
+    """``os.stat`` of the file that a write to ``path`` would replace or write into; None if there is none.
 
     Raises OSError where there must be no write: a link to a file, a folder, a disk, a file that is read-only.
     """

@@ -6,7 +6,7 @@ from ..dtypes import EPSILON
 
 
 def nan_is_worst(error):
-    """An error as a float; one that is not a number is infinite, so that no other hides it."""
+    """An error as a float. NaN becomes infinity, so that no other error hides it."""
     return float("inf") if np.isnan(error) else float(error)
 
 

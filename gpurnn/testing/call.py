@@ -9,7 +9,7 @@ from .nested import is_floating, leaves, map_leaves, named_leaves
 
 
 class Call:
-    """A layer with the inputs and options of a call that is made again and again, always with the same dropout."""
+    """A layer with the inputs and options of one call. Every repetition draws the same dropout masks."""
 
     def __init__(self, layer, inputs, options):
         self.layer, self.inputs, self.options = layer, inputs, options
@@ -20,14 +20,14 @@ class Call:
         self.names = _names(self.forward, len(inputs))
 
     def restore(self):
-        """Counters of random draws and running statistics as they were."""
+        """Reset the counters of random draws and the running statistics to what they were."""
         for module, calls, buffers in zip(self.modules, self.calls, self.buffers, strict=True):
             module.calls = calls
             for name, array in buffers.items():
                 module.buffers[name][...] = array
 
     def move(self, nested):
-        """Host arrays to where the layer is, in its dtype."""
+        """Move host arrays to the layer's backend, in its dtype."""
 
         def one(array):
             if not self.modules:

@@ -87,7 +87,7 @@ class Differences:
         return share, f"{detail}: off by {error:.3g}, allowed {allowed:.3g}"
 
     def _derivative(self, names):
-        """(derivative by differences, what it may be off by), at the step for which that is least."""
+        """(derivative by differences, allowed error), at the step where that error is smallest."""
         central = {}
 
         def difference(step):
@@ -108,7 +108,7 @@ class Differences:
         return best
 
     def _loss(self, names, step):
-        """Of the arrays in ``names`` moved by ``step``."""
+        """The loss when the arrays in ``names`` are moved by ``step``."""
         call = self.call
 
         def moved(name, array):

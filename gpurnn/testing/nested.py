@@ -1,4 +1,4 @@
-"""Arrays in tuples in tuples, as states are."""
+"""Arrays in nested tuples, such as the state of an LSTM."""
 
 import numpy as np
 
@@ -23,7 +23,7 @@ def draw_like(nested, rng):
 
 
 def named_leaves(name, nested):
-    """Name -> array: the name alone for one array, with a number behind it for each array of a tuple."""
+    """Name -> array. One array gets the name alone, the arrays of a tuple get the name and a number: "state 0"."""
     if isinstance(nested, tuple):
         return {f"{name} {k}": leaf for k, leaf in enumerate(leaves(nested))}
     return {} if nested is None else {name: nested}
