@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+import hostile
 import numpy as np
 import pytest
 from optional import given, optional
@@ -226,6 +227,7 @@ def save(path, text, encoding="utf-8"):
         ("a,b\nx,1\nx,1.2.3\n", None, {}),
         ("a,b\nx,1\nx,1e999\n", None, {}),
         ("a,b\nx,1\nx,12 34\n", None, {}),
+        ("a;b\nx;1\nx;2 007 or so\n", None, {}),
     ],
 )
 def test_marks_of_numbers(tmp_path, text, value, options):
@@ -424,20 +426,25 @@ def test_marks_without_cells():
         find_marks([["1.5", "1,5"]])
 
 
-def refuses_or_reads(data):
+def refuses_or_reads(data, **options):
     with tempfile.TemporaryDirectory() as folder:
-        _refuses_or_reads(save(Path(folder, "a.csv"), data))
+        _refuses_or_reads(save(Path(folder, "a.csv"), data), SeriesSettings(seed=0, inputs="all", **options))
 
 
-def _refuses_or_reads(path):
+def _refuses_or_reads(path, settings):
     try:
-        settings = SeriesSettings(seed=0, inputs="all", calendar=False)
         table = read_table(path, choose_columns(path, settings), settings)
     except ValueError as error:
         assert str(path) in str(error) or "inputs" in str(error)
         return
     assert np.isfinite(table.values).all() and len(table) > 0
     assert table.moments is None or all(a < b for a, b in zip(table.moments, table.moments[1:], strict=False))
+
+
+def test_damaged_tables_raise_nothing_else():
+    for number in range(300):
+        made = make_table(number)
+        refuses_or_reads(hostile.mutated(made.data, "table.csv", random.Random(number)), **made.options)
 
 
 @given(lambda: st.binary(max_size=200), max_examples=300)

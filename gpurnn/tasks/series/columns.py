@@ -148,8 +148,6 @@ def read_table(path, facts, settings=None, rows=None):
             rows.column(name)
     notes = rows.notes
     marks, shown = _marks(rows, facts, settings)
-    if shown:
-        notes.append(f"thousands are parted by {marks.thousands!r}: {shown!r} is read as {marks.number(shown):g}")
     values = np.empty((len(rows), len(names)))
     for n, name in enumerate(names):
         cells = rows.column(name)
@@ -160,6 +158,8 @@ def read_table(path, facts, settings=None, rows=None):
                 f"{path}: line {rows.lines[wrong]}, column {name!r}: expected a number, got {cells[wrong]!r}{cure}"
             )
         values[:, n] = numbers
+    if shown:  # a number, as all cells are by now
+        notes.append(f"thousands are parted by {marks.thousands!r}: {shown!r} is read as {marks.number(shown):g}")
     lines, (moments, form) = np.array(rows.lines), _dates(rows, facts, settings)
     if moments is not None:
         order = _order(rows, facts, settings, moments)
