@@ -32,8 +32,8 @@ def _covering(characters):
     names, missing = [get_font(default).family_name], _missing(characters, default)
     if not missing:
         return names, missing
-    upright = [entry for entry in fontManager.ttflist if _is_plain(entry)]
-    for entry in sorted(upright, key=lambda entry: ("Sans" not in entry.name, entry.name, entry.fname)):
+    plain = [entry for entry in fontManager.ttflist if _is_plain(entry)]
+    for entry in sorted(plain, key=lambda entry: ("Sans" not in entry.name, entry.name, entry.fname)):
         lacks = _missing(missing, entry.fname) if entry.name not in names else missing
         if len(lacks) < len(missing):
             names.append(entry.name)
