@@ -285,6 +285,19 @@ def test_train_classify_and_evaluate_take_them(tmp_path, monkeypatch):
     shown = json.loads(gpurnn("classify", "run", "--file=films.csv", "--json").stdout)
     assert [entry["text"] for entry in shown] == [text for text, _ in pairs] + ["lost"]
     assert len(gpurnn("classify", "run", "--file", "more.jsonl", "--text=a").stdout.splitlines()) == 6
+    (tmp_path / "lines.csv").write_text(table([("a fine\nfilm", "pos"), ("dull", "neg")], ("text", "label")))
+    assert [
+        line.split("  ")[-1]
+        for line in gpurnn("classify", "run", "--file", "lines.csv", "--text=text").stdout.splitlines()
+    ] == [
+        "a fine film",
+        "dull",
+    ]
+    unknown = gpurnn("classify", "run", "\u5c71\u7530", "a fine film")
+    assert "The model knows nothing of 1 of 2 texts: '\u5c71\u7530'. It only guesses." in unknown.stderr
+    latin1 = gpurnn("classify", "run", input=b"caf\xe9\n", code=2)
+    assert "standard input, line 1: is not UTF-8 text" in latin1.stderr and "--encoding latin-1" in latin1.stderr
+    assert "caf\u00e9" in gpurnn("classify", "run", "--encoding=latin-1", input=b"caf\xe9\n").stdout
     both = gpurnn("classify", "run", "a text", "--file", "more.jsonl", code=2)
     assert "give TEXTs or --file, not both" in both.stderr
 

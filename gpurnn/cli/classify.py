@@ -61,4 +61,5 @@ def command(run, texts, files, encoding, text, top, backend, as_json):
         options.print_json(results)
         return
     for result in results:
-        options.say("  ".join(f"{name} {p:.1%}" for name, p in result["classes"].items()) + f"  {result['text']}")
+        shares = "  ".join(f"{name} {p:.1%}" for name, p in result["classes"].items())
+        options.say(f"{shares}  {' '.join(result['text'].split())}")  # a cell of a table may have several lines

@@ -25,7 +25,7 @@ Examples:
 )
 @options.run
 @click.argument("text", nargs=-1)
-@click.option("--beam", type=int, help="Hypotheses side by side; 1 is greedy  [default: the run's]")
+@click.option("--beam", type=int, help="Size of the beam; 1 is greedy search  [default: the run's]")
 @click.option("--length-penalty", type=float, help="0 favours short translations  [default: the run's]")
 @click.option("--attention", type=click.Path(dir_okay=False), help="PNG to draw: which source words each word read.")
 @click.option("--encoding", help="Of the standard input  [default: UTF-8]")

@@ -239,7 +239,10 @@ def _named(table, first, name, option):
         return plain.index(_plain(name))
     if name.isdigit() and 1 <= int(name) <= len(first):
         return int(name) - 1
-    raise FileError(f"{table.path}: has no column {name!r} for --{option}: its columns are {', '.join(first)[:200]}")
+    raise FileError(
+        f"{table.path}: has no column {name!r} for --{option}: its columns are {', '.join(first)[:200]}: "
+        f"give one of these, or its number"
+    )
 
 
 def _by_values(rows, chosen, reading):

@@ -30,7 +30,7 @@ def tokenize(text, lowercase=False):
     """The tokens of a text, a list of strings; ``detokenize`` gives the text back, with every run of white space
     (line ends and non-breaking spaces too) as one space, in Unicode's composed form (NFC).
 
-    lowercase: in small letters; these cannot be undone.
+    lowercase: in lower case, which ``detokenize`` does not undo.
     """
     text = unicodedata.normalize("NFC", text.replace(JOINER, _STAND_IN))
     text = " ".join((text.lower() if lowercase else text).split())
@@ -79,7 +79,7 @@ class TokenVocabulary:
 
     @classmethod
     def of(cls, texts, min_count=1, max_size=None):
-        """The vocabulary of an iterable of token lists: what comes at least ``min_count`` times, at most ``max_size``
+        """The vocabulary of an iterable of token lists: what occurs at least ``min_count`` times, at most ``max_size``
         tokens, the frequent ones first, of equally frequent ones in the order of code points."""
         check_size("min_count", min_count)
         counts = Counter(token for tokens in texts for token in tokens)
@@ -97,7 +97,8 @@ class TokenVocabulary:
     def encode(self, tokens, lenient=False):
         """Numbers of a list of tokens, int64 (N,); 1 for those that are not in the vocabulary.
 
-        lenient: the nearest form that is there instead, if any: in small letters, with other spaces around.
+        lenient: a token that is not there is replaced by its nearest form that is, if any: in lower case, with other
+        spaces around.
         """
         return np.array([self._ids.get(self._nearest(t) if lenient else t, UNKNOWN) for t in tokens], np.int64)
 

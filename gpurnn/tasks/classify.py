@@ -9,8 +9,8 @@ True
 >>> predict(load("runs/reviews"), ["a funny film", "dull"]).shape                             # (2, V) probabilities
 (2, 2)
 
-Words or characters are embedded and read by a recurrent stack, in both directions; pooling makes one vector of its
-states, a linear layer the classes of that.
+Words or characters are embedded and read by a recurrent stack, in both directions. Pooling makes one vector of its
+states, and a linear layer makes the logits of the classes from it.
 """
 
 from dataclasses import dataclass
@@ -31,28 +31,32 @@ from .task import Data, Task, check_entries, check_strings, checksum, unknown_no
 
 @dataclass
 class ClassifySettings(Settings):
-    """The split is stratified: each class is divided alike, by the seed ``split`` alone, so that runs of different
-    ``seed`` can be compared.
+    """The split is stratified: each class is divided in the same shares. It depends on the seed ``split`` alone, so
+    that runs with different ``seed`` can be compared.
     """
 
-    text: str | None = setting(None, "Column of the texts in a table, by name or number.", shown="found")
-    label: str | None = setting(None, "Column of the labels in a table, by name or number.", shown="found")
+    text: str | None = setting(
+        None, "Column of the texts in a table, by name or number.", shown="found by name or values"
+    )
+    label: str | None = setting(
+        None, "Column of the labels in a table, by name or number.", shown="found by name or values"
+    )
     encoding: str | None = encoding_setting()
     strict: bool = strict_setting()
-    level: str = setting("words", "What a text is read as.", choices=("words", "characters"))
-    vocabulary_size: int = setting(20000, "Words known at most; the others count as unknown.")
+    level: str = setting("words", "Unit that the model reads.", choices=("words", "characters"))
+    vocabulary_size: int = setting(20000, "Most words in the vocabulary; the others count as unknown.")
     embedding: int = setting(32, "Size of a word's or character's vector.")
     bidirectional: bool = setting(True, "Read in both directions.")
     pooling: str = setting(
         "max", "How states become one vector: the last valid one, mean, max or attention.",
         choices=("last", "mean", "max", "attention"),
     )  # fmt: skip
-    variational: bool = setting(True, "Drop the same of a text's inputs at every step.")
+    variational: bool = setting(True, "Drop the same inputs of a text at every timestep.")
     word_dropout: float = setting(
         0.4, "Share of words (not characters) made unknown at random in training.", low=0, high=1, high_open=True
     )
     test: float = setting(0.1, "Share of each class kept for the test.", low=0, high=1, high_open=True)
-    split: int = setting(0, "Which split into training, validation and test: the seed of its shuffle.", minimum=0)
+    split: int = setting(0, "Seed of the split into training, validation and test texts.", minimum=0)
     valid: float = changed(Settings, "valid", 0.1, "Share of each class kept for validation.")
     hidden: int = changed(Settings, "hidden", 32)
     dropout: float = changed(Settings, "dropout", 0.5, "Share of inputs, and of pooled states, dropped.")

@@ -11,8 +11,8 @@
 200
 
 The model predicts each character, or word, from those before it: embedding, recurrent layers, linear layer, softmax. It
-is trained by truncated back-propagation through time: B places of the text are read side by side, T characters at a
-time, and the recurrent state is carried from one piece to the next.
+is trained by truncated back-propagation through time: B parts of the text are read side by side, T characters at a
+time, and the recurrent state is carried on from each T characters to the next.
 """
 
 import itertools
@@ -36,12 +36,12 @@ from .task import Data, Task, check_entries, checksum, unknown_note
 
 @dataclass
 class TextSettings(Settings):
-    """steps, batch: T and B, characters or words of one piece and pieces side by side. ``level`` is also the unit in
-    which lengths are told.
+    """steps, batch: T and B, the characters or words in a piece, and the pieces that are read side by side. Lengths are
+    counted in the unit of ``level``.
     """
 
-    level: str = setting("characters", "What the text is read as.", choices=("characters", "words"))
-    vocabulary_size: int = setting(10000, "Of words: how many are known, the commonest; the others are <unk>.")
+    level: str = setting("characters", "Unit that the model reads and writes.", choices=("characters", "words"))
+    vocabulary_size: int = setting(10000, "Words that are known, the commonest ones; the others become <unk>.")
     embedding: int | None = setting(
         None, "Size of a character's or word's vector.", shown="--hidden, at most the vocabulary's size"
     )
@@ -142,7 +142,7 @@ class TextTask(Task):
         but the first are predicted; unknown: how many of them the vocabulary does not have (they count as the unknown
         entry).
 
-        The text is read at up to ``settings.batch`` places side by side, each starting from a zero state.
+        Up to ``settings.batch`` pieces of the text are read side by side, each from a zero state.
         Raises what ``read_text`` raises, ValueError for less than two characters.
         """
         result, unit = _measure(trained, files), trained.settings.level

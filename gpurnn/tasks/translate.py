@@ -41,7 +41,9 @@ class TranslateSettings(Settings):
     """beam, length_penalty: how the trained model is decoded unless a call says otherwise."""
 
     embedding: int | None = setting(None, "Size of a word's vector.", shown="--hidden")
-    attention: str = setting("general", "Score of the attention: Luong's dot or general, Bahdanau's.", choices=SCORES)
+    attention: str = setting(
+        "general", "Score of the attention: Luong's dot or general, or Bahdanau's.", choices=SCORES
+    )
     tied: bool = setting(True, "The target words' vectors are the output's weights too.")
     label_smoothing: float = setting(0.1, "Share of each target's probability spread over all words.", low=0, high=1)
     sampling: float = setting(
@@ -49,14 +51,14 @@ class TranslateSettings(Settings):
     )
     sampling_schedule: str = setting("linear", "How that share rises.", choices=SAMPLING)
     reverse_direction: bool = setting(False, "Translate from the second column to the first.")
-    lowercase: bool = setting(False, "Read and write small letters only.")
-    min_count: int = setting(2, "Words that come less often are unknown to the model.")
-    max_words: int | None = setting(None, "Most words of a vocabulary.", shown="no limit")
+    lowercase: bool = setting(False, "Read and write in lower case only.")
+    min_count: int = setting(2, "Words that occur less often are unknown to the model.")
+    max_words: int | None = setting(None, "Most words in a vocabulary.", shown="no limit")
     longest: int = setting(100, "Pairs with more tokens on a side are not trained on.")
     encoding: str | None = encoding_setting()
     strict: bool = strict_setting()
     valid_file: str | None = setting(None, "Pairs for validation.", shown="a share of FILE, see --valid")
-    beam: int = setting(5, "Hypotheses side by side when the trained model translates.")
+    beam: int = setting(5, "Size of the beam when the trained model translates.")
     length_penalty: float = setting(0.6, "Exponent of the length by which their scores are divided.", low=0)
     dropout: float = changed(
         Settings, "dropout", 0.3, "Share of embeddings, of the output's inputs and between layers."
@@ -74,7 +76,7 @@ class TranslateSettings(Settings):
 
 
 class TranslateTask(Task):
-    """Train a translation model on FILEs of lines 'source<TAB>target'.
+    """Train a translation model on FILEs of lines 'source<TAB>target', or CSV files.
 
     An encoder reads the source in both directions, a decoder with attention writes the target; 'gpurnn translate' then
     translates new sentences, 'gpurnn evaluate' measures BLEU on a file of pairs.
@@ -277,7 +279,7 @@ def _split(pairs, share, seed):
 
 
 class PairBatches(SequenceBatches):
-    """Batches of pairs for an ``EncoderDecoder``: inputs (source (T, B), target behind ``START`` (U, B)), targets the
+    """Batches of pairs for an ``EncoderDecoder``: inputs (source (T, B), ``START`` and target (U, B)), targets the
     target with ``END``. Pairs with targets of similar length go together, as the output is the costliest part.
 
     pairs: (source tokens, target tokens); source, target: ``TokenVocabulary``. The source is encoded leniently.
