@@ -237,6 +237,7 @@ def test_objects_that_derive_from_nothing():
     mine = Mine()
     _, history = train(mine)
     assert mine.losses == [record["train_loss"] for record in history.epochs]
+    assert repr(history) == "History(3 epochs, 6 records, stopped='epochs')"
 
 
 # ---- those that ship
