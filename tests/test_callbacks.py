@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -236,6 +237,7 @@ def test_objects_that_derive_from_nothing():
     mine = Mine()
     _, history = train(mine)
     assert mine.losses == [record["train_loss"] for record in history.epochs]
+    assert repr(history) == "History(3 epochs, 6 records, stopped='epochs')"
 
 
 # ---- those that ship
@@ -269,6 +271,16 @@ def test_a_table_goes_on_after_a_resume(tmp_path):
     assert set(found[0]) == set(history.epochs[0]) - {"kind"}
     train(CSVLog(path), epochs=1)  # a new training begins a new table
     assert len(rows(path)) == 1
+
+
+def test_a_table_shows_an_epoch_once_that_was_trained_again(tmp_path):
+    """As after a kill: the checkpoint is older than the table."""
+    path = tmp_path / "epochs.csv"
+    train(CSVLog(path), out=tmp_path / "run", epochs=1)
+    shutil.copytree(tmp_path / "run", tmp_path / "old")
+    train(CSVLog(path), out=tmp_path / "run", epochs=2, resume=True)
+    train(CSVLog(path), out=tmp_path / "old", resume=True)
+    assert [row["epoch"] for row in rows(path)] == ["1", "2", "3"]
 
 
 def test_a_table_of_somebody_else_is_not_replaced(tmp_path):

@@ -42,13 +42,15 @@ def _train_command(task):
     run.__doc__ = task.__doc__
     for decorate in reversed(_run_options(task.name)):
         run = decorate(run)
+    again, further = f"{task.name} --out runs/mine --resume", f"{task.name} {task.files_help} --from runs/mine"
+    width = max(len(again), len(further))
     made = click.command(
         task.name,
         epilog=f"""\b
 Examples:
 {task.examples.strip(chr(10))}
-  gpurnn train {task.name} --out runs/mine --resume             after Ctrl-C
-  gpurnn train {task.name} {task.files_help} --from runs/mine{" " * (12 - len(task.files_help))}train its model on
+  gpurnn train {again:{width}}   after Ctrl-C
+  gpurnn train {further:{width}}   train its model on
 Ctrl-C saves a checkpoint first; --resume then goes on exactly there. --from
 begins a new run, with the weights of RUN, a fresh learning rate, other data.""",
     )(run)
@@ -87,7 +89,7 @@ def _run_options(name):
         click.option("--resume", is_flag=True, help="Continue the run in --out with its own settings and data."),
         click.option("--overwrite", is_flag=True, help="Replace the run in --out."),
         click.option("--from", "start", metavar="RUN", type=click.Path(exists=True, file_okay=False),
-                     help="Train the model of RUN further: its weights, settings and vocabulary, these FILEs."),
+                     help="Begin with the model of RUN: its weights, settings and vocabulary. The FILEs are new."),
         click.option("--checkpoint-every", type=click.IntRange(1), help="Save also after this many updates."),
         click.option("--progress/--no-progress", default=True, help="Show a bar below the lines, on a terminal."),
         click.option("--flow", is_flag=True, help="Record how far back in time the gradient reaches."),

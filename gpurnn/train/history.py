@@ -47,3 +47,7 @@ class History(list[dict[str, Any]]):
     def epochs(self) -> list[dict[str, Any]]:
         """The records of whole epochs."""
         return [record for record in self if record["kind"] == "epoch"]
+
+    def __repr__(self) -> str:
+        """In a line, as for the end of a notebook's cell; ``list(history)`` shows the records."""
+        return f"History({len(self.epochs)} epochs, {len(self)} records, stopped={self.stopped!r})"
