@@ -36,7 +36,10 @@ def check_lengths(lengths: Lengths, T: int, B: int, name: str = "lengths") -> np
     if lengths.dtype.kind not in "iu":
         raise DtypeError(f"{name}: expected integers, got {lengths.dtype}")
     if lengths.shape != (B,):
-        raise ShapeError(f"{name}: expected one length for each of the {B} sequences, got shape {lengths.shape}")
+        hint = ""
+        if lengths.shape == (T,):
+            hint = f"; arrays are time-major, (T, B, ...): for (B, T, ...), with T = {B}, give batch_first=True"
+        raise ShapeError(f"{name}: expected one length for each of the {B} sequences, got shape {lengths.shape}{hint}")
     if B and (lengths.min() < 0 or lengths.max() > T):
         wrong = lengths[(lengths < 0) | (lengths > T)][0]
         raise ShapeError(f"{name}: expected lengths from 0 to {T} (the number of steps), got {wrong}")

@@ -203,7 +203,12 @@ class Registration(FlatParameters):
         try:
             return self.__dict__["children"][name]
         except KeyError:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}") from None
+            hint = ""
+            if name in self.__dict__.get("params", ()):
+                hint = f"; the parameter is params[{name!r}]"
+            elif name in ("parameters", "named_parameters"):
+                hint = "; the parameters are in params, name -> array"
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}") from None
 
     def __delattr__(self, name: str) -> None:
         children = self.__dict__.get("children", {})

@@ -28,4 +28,6 @@ def blocks(size: int, block: int) -> Iterator[slice]:
 def check_model(model: Module) -> None:
     """Raise TypeError unless ``model`` is a Module."""
     if not isinstance(model, Module):
-        raise TypeError(f"model should be a gpurnn layer or model, got {type(model).__name__}")
+        raise TypeError(
+            f"model should be a gpurnn layer or model, got {type(model).__name__}; give the model, not its parameters"
+        )

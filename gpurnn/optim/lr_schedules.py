@@ -16,7 +16,8 @@ class Schedule(NamesArguments):
 
     Call ``step()`` after each epoch or after each update: all durations count these calls. A schedule starts from the
     ``opt.lr`` at the time it is built, its base rate, and owns ``opt.lr`` from then on. A rate is a function of
-    counters and not of the rate before it, so that nothing drifts and a resumed schedule continues exactly.
+    counters and not of the rate before it, so that nothing drifts and a resumed schedule continues exactly. The rates
+    of the optimizer's groups follow in proportion.
 
     Parameters
     ----------

@@ -1,0 +1,175 @@
+"""Mistakes that people make in their first hour: which message each of them gets."""
+
+import numpy as np
+import pytest
+from optional import optional
+
+import gpurnn
+from gpurnn import GRU, LSTM, Dropout, DtypeError, Linear, Sequential, ShapeError
+
+torch = optional("torch")
+
+
+def f32(*shape):
+    return np.ones(shape, "float32")
+
+
+def loss_instead_of_gradient(model):
+    output, *_, backward = model.forward(f32(5, 3, 4))
+    _, dloss = gpurnn.mse(output, np.zeros_like(output))
+    backward(dloss)
+
+
+def weights_changed(change):
+    layer = LSTM(4, 8, seed=0)
+    output, _, backward = layer.forward(f32(5, 3, 4))
+    change(layer)
+    backward(output)
+
+
+def adam_step(layer):
+    layer.flat_grads[...] = 1
+    gpurnn.Adam(layer).step()
+
+
+STATE = np.ones((1, 3, 8))
+CALL_IT = "expected an array, got a function. Call it: backward(dloss())"
+AS_FLOAT32 = "dtype (float64) does not match the layer's (float32). Convert it: "
+MISTAKES = {
+    # the backward of the loss is not called
+    "b(dl)": (lambda: loss_instead_of_gradient(LSTM(4, 8)), TypeError, f"doutput: {CALL_IT}"),
+    "b(dl), Sequential": (
+        lambda: loss_instead_of_gradient(Sequential(LSTM(4, 8), Linear(8, 2))), TypeError, f"dy: {CALL_IT}",
+    ),
+    "b(dl), Linear": (lambda: loss_instead_of_gradient(Linear(4, 2)), TypeError, f"dy: {CALL_IT}"),
+    # axes
+    "batch first, lengths": (
+        lambda: LSTM(4, 8)(f32(3, 5, 4), lengths=[5, 4, 3]), ShapeError,
+        "lengths: expected one length for each of the 5 sequences, got shape (3,); arrays are time-major, (T, B, ...): "
+        "for (B, T, ...), with T = 5, give batch_first=True",
+    ),
+    "batch first, lengths of a loss": (
+        lambda: gpurnn.mse(f32(3, 5, 2), f32(3, 5, 2), lengths=[5, 4, 3]), ShapeError, "give batch_first=True",
+    ),
+    # changes in between
+    "weights changed": (
+        lambda: weights_changed(adam_step), RuntimeError,
+        "backward: parameter weight_ih_l0 was changed (version 1 at forward, 2 now)",
+    ),
+    "a weight set": (
+        lambda: weights_changed(lambda layer: layer.params.__setitem__("bias_ih_l0", 3)), RuntimeError,
+        "backward: parameter bias_ih_l0 was changed",
+    ),
+    # dtypes
+    "state float64": (lambda: GRU(4, 8)(f32(5, 3, 4), STATE), DtypeError, "state = state.astype('float32')"),
+    "state h float64": (
+        lambda: LSTM(4, 8)(f32(5, 3, 4), (STATE, STATE)), DtypeError,
+        f"state h: {AS_FLOAT32}h = h.astype('float32')",
+    ),
+    "state list": (
+        lambda: GRU(4, 8)(f32(5, 3, 4), STATE.tolist()), DtypeError,
+        f"state: {AS_FLOAT32}state = np.asarray(state, 'float32')",
+    ),
+    "x list": (
+        lambda: LSTM(4, 8)(f32(5, 3, 4).tolist()), DtypeError, f"x: {AS_FLOAT32}x = np.asarray(x, 'float32')",
+    ),
+    "x float64": (lambda: Linear(4, 8)(np.ones((3, 4))), DtypeError, f"x: {AS_FLOAT32}x = x.astype('float32')"),
+    "x double of torch": (
+        lambda: Linear(4, 8)(torch.ones(3, 4).double()), DtypeError, f"x: {AS_FLOAT32}x = x.to(torch.float32)",
+    ),
+    "x requires grad": (
+        lambda: LSTM(4, 4)(torch.ones(5, 3, 4, requires_grad=True)), TypeError,
+        "x: this tensor requires grad, and no gradient would come back to it",
+    ),
+    "x requires grad, the cure": (
+        lambda: LSTM(4, 4)(torch.ones(5, 3, 4, requires_grad=True)), TypeError, "Give x.detach()",
+    ),
+    # words of other libraries
+    "units": (lambda: LSTM(4, units=8), TypeError, "LSTM: unknown argument 'units'. Here it is called hidden_size"),
+    "units, Linear": (lambda: Linear(4, units=8), TypeError, "Linear: unknown argument 'units'. Here it is called out"),
+    "return_sequences": (
+        lambda: GRU(4, 8, return_sequences=True), TypeError,
+        "GRU: unknown argument 'return_sequences'. The outputs of all steps are always returned; the layer Pooling",
+    ),
+    "device": (
+        lambda: LSTM(4, 8, device="cuda"), TypeError, "LSTM: unknown argument 'device'. Here it is called backend",
+    ),
+    "hx": (
+        lambda: LSTM(4, 8)(f32(5, 3, 4), hx=None), TypeError, "LSTM: unknown argument 'hx'. Here it is called state",
+    ),
+    "hx, built": (lambda: GRU(4, 8, hx=None), TypeError, "The initial state is given to the call, as state"),
+    "mask": (
+        lambda: LSTM(4, 8)(f32(5, 3, 4), mask=None), TypeError, "LSTM: unknown argument 'mask'. Here it is called len",
+    ),
+    "mask, Sequential": (
+        lambda: Sequential(LSTM(4, 8))(f32(5, 3, 4), mask=None), TypeError, "Sequential: unknown argument 'mask'. Here",
+    ),
+    "learning_rate": (lambda: gpurnn.Adam(Linear(2, 2), learning_rate=1), TypeError, "Here it is called lr"),
+    # sizes that do not fit
+    "Sequential": (
+        lambda: Sequential(LSTM(4, 8), Linear(9, 2)), ShapeError,
+        "1: Linear reads 9 features, but 0: LSTM before it gives 8. Give both one size",
+    ),
+    "Sequential, two directions": (
+        lambda: Sequential({"rnn": LSTM(4, 8, bidirectional=True), "drop": Dropout(0.1), "head": Linear(8, 2)}),
+        ShapeError, "head: Linear reads 8 features, but drop: Dropout before it gives 16",
+    ),
+    "Sequential, nested": (
+        lambda: Sequential(gpurnn.Embedding(9, 3), Sequential(GRU(4, 5))), ShapeError,
+        "1.0: GRU reads 4 features, but 0: Embedding before it gives 3",
+    ),
+    "Sequential, projected": (
+        lambda: Sequential(LSTM(4, 8, proj_size=3), gpurnn.LayerNorm(8)), ShapeError,
+        "1: LayerNorm reads 8 features, but 0: LSTM before it gives 3",
+    ),
+    # names
+    "params['weight']": (
+        lambda: LSTM(4, 8).params["weight"], KeyError,
+        "no parameter is called 'weight'; did you mean weight_ih_l0, weight_hh_l0?",
+    ),
+    "params['x']": (lambda: Linear(4, 8).params["x"], KeyError, "no parameter is called 'x'; there are weight, bias"),
+    "attribute": (
+        lambda: LSTM(4, 8).weight_ih_l0, AttributeError,
+        "'LSTM' object has no attribute 'weight_ih_l0'; the parameter is params['weight_ih_l0']",
+    ),
+    "parameters()": (lambda: LSTM(4, 8).parameters(), AttributeError, "the parameters are in params, name -> array"),
+    "Adam(params)": (
+        lambda: gpurnn.Adam(LSTM(4, 8).params), TypeError, "got Views; give the model, not its parameters",
+    ),
+    # dtypes in one model
+    "float32 and float16": (
+        lambda: Sequential(Linear(2, 2), Linear(2, 2, dtype="float16")), ValueError,
+        "build all layers with one backend and one dtype",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_the_message_says_what_to_do(mistake):
+    make, error, message = MISTAKES[mistake]
+    with pytest.raises(error) as caught:
+        make()
+    assert message in (caught.value.args[0] if error is KeyError else str(caught.value))
+
+
+def test_what_fits_is_built():
+    o = {"seed": 0}
+    for model in (
+        Sequential(gpurnn.Embedding(9, 3), GRU(3, [4, 5], 2, bidirectional=True), gpurnn.LayerNorm(10), Linear(10, 1)),
+        Sequential(Dropout(0.5), LSTM(3, 8, proj_size=2), gpurnn.Pooling(2), Dropout(0.1), Linear(2, 3)),
+        Sequential(Sequential(GRU(3, 4, **o), Dropout(0.5)), gpurnn.BatchNorm(4)),
+    ):
+        assert model.parameter_count
+
+    class Doubled(gpurnn.Module):
+        """What it gives is not known, although it has an attribute of a layer of ours."""
+
+        features = 3
+
+        def forward(self, x):
+            return np.concatenate([x, x], axis=-1), lambda dy: dy[..., : dy.shape[-1] // 2] * 2
+
+        def __call__(self, x):
+            return self.forward(x)[0]
+
+    assert Sequential(Linear(3, 4), Doubled(), Linear(8, 1))(f32(2, 3)).shape == (2, 1)
