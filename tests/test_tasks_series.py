@@ -29,7 +29,6 @@ from gpurnn.tasks.series import (
     forecast,
     forecast_intervals,
     guess_season,
-    quantile_loss,
     read_table,
     score,
     split_rows,
@@ -472,29 +471,15 @@ def test_score_against_the_definitions():
 # ---- intervals
 
 
-def test_the_quantile_loss_against_its_definition():
-    """Its value number by number, its gradient by finite differences, and where it is least: at the quantile."""
-    rng, quantiles = np.random.default_rng(0), [0.1, 0.5, 0.8]
-    y, made = rng.standard_normal((4, 5)), rng.standard_normal((4, 5, 3))
-    total = 0.0
-    for place in np.ndindex(4, 5):
-        for n, q in enumerate(quantiles):
-            above = y[place] - made[(*place, n)]
-            total += q * above if above > 0 else (q - 1) * above
-    assert_close(quantile_loss(made, y, quantiles)[0], total / 20, 64)
-    check_gradient(lambda x: quantile_loss(x, y, quantiles), made)
-    check_gradient(lambda x: IntervalLoss(mse, [0.1, 0.9])(x, y), made)
-    assert not quantile_loss(y[..., None], y, [0.3])[1]().any()
-    for dtype in ("float32", "float16"):
-        loss, backward = quantile_loss(made.astype(dtype), y.astype(dtype), quantiles)
-        assert loss.dtype == np.float32 and backward().dtype == dtype and backward().shape == made.shape
-    with pytest.raises(ShapeError, match="target"):
-        quantile_loss(made, y[1:], quantiles)
-    with pytest.raises(ShapeError, match="quantiles"):
-        quantile_loss(made, y, [0.5])
-    draw = np.sort(rng.standard_normal(999))
-    losses = [float(quantile_loss(np.full((999, 1), value), draw, [0.2])[0]) for value in draw]
-    assert int(np.argmin(losses)) == 199
+def test_the_loss_of_intervals_against_its_definition():
+    """The forecast's own loss, and the pinball losses of all quantiles, each a mean over the targets."""
+    rng = np.random.default_rng(0)
+    y, made, quantiles = rng.standard_normal((4, 5)), rng.standard_normal((4, 5, 3)), [0.1, 0.9]
+    above = y[..., None] - made[..., 1:]
+    expected = np.square(made[..., 0] - y).mean()
+    expected += sum((np.where(above[..., n] > 0, q, q - 1) * above[..., n]).mean() for n, q in enumerate(quantiles))
+    assert_close(IntervalLoss(mse, quantiles)(made, y)[0], expected, 64)
+    check_gradient(lambda x: IntervalLoss(mse, quantiles)(x, y), made)
 
 
 def test_bounds_never_cross():

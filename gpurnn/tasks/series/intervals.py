@@ -1,58 +1,31 @@
-"""Prediction intervals: the loss that quantiles are learnt by, and their calibration on the validation part."""
+"""Prediction intervals: the loss by which they are learnt, and their calibration on the validation part."""
 
 import numpy as np
 
 from ...backends import array_ops
 from ...checkpoint import CheckpointError
-from ...dtypes import upcast
-from ...errors import check_number, check_shape
+from ...errors import check_number
+from ...losses import quantile_loss
 
 _LEAST = -0.5  # a margin by which the ends of an interval meet
 
 
-def quantile_loss(prediction, target, quantiles):
-    """(loss, backward) of the pinball loss, its mean over the elements of ``target``, summed over the Q quantiles.
-
-    prediction: (..., Q), of the dtype of target (...). Where the target lies above a prediction of the quantile q, the
-    loss is q times the distance, else 1 - q times; so its expectation is least at the quantile. ``backward(dloss=1.0)``
-    returns the gradient with respect to prediction, 0 where the two are equal. Raises ShapeError.
-
-    >>> loss, backward = quantile_loss(np.zeros((1, 2)), np.ones(1), [0.1, 0.9])
-    >>> float(loss), backward().tolist()
-    (1.0, [[-0.1, -0.9]])
-    """
-    ops = array_ops(prediction)
-    given = ops.asarray(prediction, "prediction")
-    check_shape("target", target, given.shape[:-1])
-    q = ops.asarray(np.array(quantiles), "quantiles")
-    check_shape("quantiles", q, given.shape[-1:])
-    above = upcast(ops.asarray(target, "target"))[..., None] - upcast(given)
-    q, xp, count = q.astype(above.dtype), ops.xp, max(1, above.size // max(1, q.size))
-    loss = (xp.maximum(q * above, (q - 1) * above).sum(dtype=np.float64) / count).astype(above.dtype)
-
-    def backward(dloss=1.0):
-        slope = xp.where(above > 0, -q, xp.where(above < 0, 1 - q, 0))
-        return (slope * (float(dloss) / count)).astype(given.dtype)
-
-    return loss, backward
-
-
 class IntervalLoss:
     """The loss of outputs (..., 1 + Q) against targets (...): ``loss`` of the first, which is the forecast itself, plus
-    the pinball loss of the others, which are quantiles."""
+    the quantile losses of the Q others, summed over these."""
 
     def __init__(self, loss, quantiles):
         self.loss, self.quantiles = loss, tuple(quantiles)
 
     def __call__(self, outputs, targets):
-        xp = array_ops(outputs).xp
+        xp, Q = array_ops(outputs).xp, len(self.quantiles)
         loss, point_backward = self.loss(xp.ascontiguousarray(outputs[..., 0]), targets)
-        others, quantile_backward = quantile_loss(outputs[..., 1:], targets, self.quantiles)
+        others, quantile_backward = quantile_loss(xp.ascontiguousarray(outputs[..., 1:]), targets, self.quantiles)
 
         def backward(dloss=1.0):
-            return xp.concatenate([point_backward(dloss)[..., None], quantile_backward(dloss)], axis=-1)
+            return xp.concatenate([point_backward(dloss)[..., None], quantile_backward(Q * dloss)], axis=-1)
 
-        return loss + others, backward
+        return loss + Q * others, backward
 
 
 def bounds(outputs, margins=()):
