@@ -226,6 +226,9 @@ def test_a_folder_for_each_class(tmp_path):
     (tmp_path / "bare" / "a").mkdir(parents=True)
     with pytest.raises(FileError, match="bare: no texts: expected a table of texts and labels"):
         read_labelled([tmp_path / "bare"])
+    (tmp_path / "bare" / "a" / "broken.pdf").write_bytes(b"%PDF-1.7\n")
+    with pytest.raises(FileError, match="bare: no texts: .*broken.pdf: is a PDF"):
+        read_labelled([tmp_path / "bare"])
 
 
 def test_files_of_a_folder_in_order(tmp_path):
