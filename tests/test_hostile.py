@@ -231,6 +231,22 @@ def bomb_json_lists(folder):
     return ["train", "music", "bomb.json", "--valid", 0, *SHORT]
 
 
+def bomb_json_line(folder):
+    write(folder / "bomb.jsonl", b'{"text": [' + b"[]," * 18_000_000 + b'[]], "label": 1}\n')
+    return ["train", "classify", "bomb.jsonl", *SHORT]
+
+
+def bomb_json_fields(folder):
+    lines = (json.dumps({"text": "a", f"f{n}": 1}) + "\n" for n in range(2000))
+    write(folder / "bomb.tsv", "".join(lines).encode())
+    return ["train", "classify", "bomb.tsv", *SHORT]
+
+
+def bomb_csv_quote(folder):
+    write(folder / "bomb.csv", b'text,label\n"a' + b"a," * 20_000_000)
+    return ["train", "classify", "bomb.csv", *SHORT]
+
+
 def bomb_json_deep(folder):
     write(folder / "bomb.json", b"[" * 5_000_000)
     return ["train", "music", "bomb.json", *SHORT]

@@ -55,6 +55,7 @@ TABLES = {
     "comma, names": ("a.csv", table(PAIRS, ("text", "label")), PAIRS),
     "comma, names of others": ("a.csv", table(PAIRS, ("Review", "Sentiment")), PAIRS),
     "comma, no names": ("a.csv", table(PAIRS), PAIRS),
+    "a text like a name": ("a.csv", table([("comment", "pos"), *PAIRS]), [("comment", "pos"), *PAIRS]),
     "comma, unknown names": ("a.csv", table(PAIRS, ("Satz", "Klasse")), PAIRS),
     "all quoted": ("a.csv", table(PAIRS, ("text", "label"), quoting=csv.QUOTE_ALL), PAIRS),
     "semicolon": ("a.csv", table(PAIRS, ("text", "label"), delimiter=";"), PAIRS),
@@ -225,6 +226,9 @@ def test_a_folder_for_each_class(tmp_path):
     (tmp_path / "bare" / "a").mkdir(parents=True)
     with pytest.raises(FileError, match="bare: no texts: expected a table of texts and labels"):
         read_labelled([tmp_path / "bare"])
+    (tmp_path / "bare" / "a" / "broken.pdf").write_bytes(b"%PDF-1.7\n")
+    with pytest.raises(FileError, match="bare: no texts: .*broken.pdf: is a PDF"):
+        read_labelled([tmp_path / "bare"])
 
 
 def test_files_of_a_folder_in_order(tmp_path):
@@ -298,6 +302,8 @@ def test_train_classify_and_evaluate_take_them(tmp_path, monkeypatch):
     latin1 = gpurnn("classify", "run", input=b"caf\xe9\n", code=2)
     assert "standard input, line 1: is not UTF-8 text" in latin1.stderr and "--encoding latin-1" in latin1.stderr
     assert "caf\u00e9" in gpurnn("classify", "run", "--encoding=latin-1", input=b"caf\xe9\n").stdout
+    many = gpurnn("classify", "run", "--max-memory=10K", input="fine\n" * 100, code=2)
+    assert "standard input: it would take" in many.stderr
     both = gpurnn("classify", "run", "a text", "--file", "more.jsonl", code=2)
     assert "give TEXTs or --file, not both" in both.stderr
 

@@ -49,6 +49,7 @@ def test_of_many_a_sample_is_remembered(monkeypatch):
     "wrong",
     [
         {"different": 1, "hashes": "AAAA"}, {"different": 2, "hashes": "AAAAAAAAAAA="},
+        {"different": 1, "hashes": "AAAA!AAAAAAA="},
         {"different": True, "hashes": ""}, {"different": 1, "hashes": "?"}, {"different": 1, "hashes": 3},
         {"hashes": ""}, [1], 3,
     ],

@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass, field
 
 from ..errors import FileError, one_line
-from ..files import check_room, parse_json
+from ..files import JSON_FACTOR, check_room, parse_json
 from .encodings import ending, whole_text
 
 _CELL_COST = 64  # bytes of memory for a cell besides its characters
@@ -97,10 +97,8 @@ def _has_tabs(text):
 
 
 def _is_object(line):
-    try:
-        return line.startswith("{") and isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False
+    """Whether a line begins as a JSON object; it is not parsed yet, as that may take much memory."""
+    return re.match(r'\s*\{\s*("[^"]*"\s*:|\}\s*$)', line) is not None
 
 
 # ---- cells between delimiters
@@ -183,6 +181,7 @@ def _json_lines(path, text):
         if not line.strip():
             continue
         try:
+            check_room(path, JSON_FACTOR * len(line), f"line {number}")
             document = parse_json(line, f"line {number}")
             if not isinstance(document, dict):
                 raise FileError(f"line {number}: is not a JSON object, but {one_line(line, 40)}")
@@ -193,8 +192,8 @@ def _json_lines(path, text):
         if len(names) > _FIELDS:
             raise FileError(f"{path}: line {number}: its objects have more than {_FIELDS} different fields")
         check_room(path, _CELL_COST * len(names) * number, "its cells")
-        found.append((number, document))
-    return Rows(path, None, list(names), [(n, [_cell(d.get(name)) for name in names]) for n, d in found], bad)
+        found.append((number, {name: _cell(value) for name, value in document.items()}))
+    return Rows(path, None, list(names), [(n, [cells.get(name, "") for name in names]) for n, cells in found], bad)
 
 
 def _cell(value):
