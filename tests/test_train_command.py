@@ -118,7 +118,7 @@ def test_fewer_epochs_than_there_were_are_refused(call):
 
 def test_the_end_of_the_schedule_is_that_of_its_beginning(call):
     """Whatever --epochs was said since. The note is there where the rate stays low, and only there."""
-    for schedule, options in (("cosine", []), ("step", []), ("cosine", ["--warmup", 7, "--accumulate", 2])):
+    for schedule, options in (("cosine", []), ("step", []), ("cosine", ["--warmup", 15, "--accumulate", 2])):
         name = f"{schedule}{len(options)}"
         call("train", "text", "book.txt", "--out", name, *TINY, "--epochs", 3, "--schedule", schedule, *options)
         assert schedule_ends(name, read_run(name)[0]) == 3
