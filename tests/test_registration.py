@@ -287,10 +287,14 @@ def test_a_model_put_into_another_still_trains():
     assert (outer.flat_params != before).any()
 
 
-def test_a_layer_set_between_forward_and_backward():
+@pytest.mark.parametrize("what", ["layer", "parameter"])
+def test_what_is_set_between_forward_and_backward(what):
     model = Reader(**F64)
     outputs, backward = model.forward(INPUTS)
-    model.side = Linear(2, 4, **F64)
+    if what == "layer":
+        model.side = Linear(2, 4, **F64)
+    else:
+        model.parameter("more", [1.0])
     with pytest.raises(RuntimeError, match="backward: a layer or parameter of the Reader was set since. Call forward"):
         backward(outputs)
 
@@ -530,3 +534,4 @@ def test_layers_say_what_they_hold():
     group = Layers({"a": Linear(2, 2), "b": [Linear(2, 2)]})
     assert len(group) == 2 and dict(group.items())["a"] is group["a"] is group[0]
     assert list(group.params) == ["a.weight", "a.bias", "b.0.weight", "b.0.bias"]
+    assert Layers([Linear(2, 2, seed=7), Linear(2, 2, seed=8)]).seed == 7  # so that equal models have equal states
