@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from gpurnn.cli import main
+from gpurnn.cli.run_facts import rows_of
 from gpurnn.tasks import get_task
 from gpurnn.tasks.run import prepare
 
@@ -91,6 +92,24 @@ def test_the_lines(copied):
     text = info("text")
     result = next(line for line in text.splitlines() if line.startswith("Result"))
     assert "nats" in result and "sample" not in text  # the sample is long; --json has it
+
+
+def test_a_result_is_shown_in_short():
+    facts = {"result": {"error": 0.123456, "counts": [3, 4, 5], "held_out": True, "sample": "x" * 70}}
+    settings = {"cell": "gru", "layers": 2, "hidden": 3, "dtype": "float32", "seed": 1}
+    facts |= {"run": "r", "task": "text", "data": "d", "files": [], "backend": "cpu", "parameters": None, "bytes": {}}
+    rows = rows_of(facts | {"settings": settings, "changed": {}, "trained": None})
+    assert rows["Result"] == "error 0.1235, counts (3 values), held out True"
+    many = [{"path": f"/data/{n}.txt", "exists": True} for n in range(5)]
+    rows = rows_of(facts | {"settings": settings, "changed": {}, "trained": None, "files": many})
+    assert rows["Data"] == "0.txt, 4 more files: d"
+
+
+def test_without_the_last_checkpoint_the_best_one_counts(copied):
+    best = json.loads(Path("text", "best.json").read_text())["document"]
+    Path("text", "last.json").unlink()
+    trained = json.loads(info("text", "--json"))["trained"]
+    assert (trained["epochs"], trained["updates"]) == (best["epoch"], best["step"])
 
 
 def test_data_that_is_gone_is_said(copied):
