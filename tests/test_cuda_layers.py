@@ -492,13 +492,13 @@ def test_what_is_chosen_once_is_chosen_again_where_it_must_be():
     """Other precision, another device's limits, other measurements: each its own choice for the same sizes."""
     ops = cuda_ops()
     ops.device.limits = Device(90, 132, 227 * 1024)
-    sizes = "LstmCell", 4, 512, 100, 16, 1, "float32", False, 64, 1
-    plain, tf32 = ops.candidates(True, "auto", *sizes)[1], ops.with_tf32().candidates(True, "auto", *sizes)[1]
+    problem = Problem("LstmCell", 4, 512, 100, 16, 1, "float32", projected=False, backward=False, I=64)
+    plain, tf32 = (some.candidates(problem, True, "auto").candidates for some in (ops, ops.with_tf32()))
     assert plain["forward"].kernel == "grid" and tf32["forward"].kernel == "grid_mma"
-    assert ops.with_tf32() is ops.with_tf32() and ops.candidates(True, "auto", *sizes)[1] is plain
+    assert ops.with_tf32() is ops.with_tf32() and ops.candidates(problem, True, "auto").candidates is plain
     for cooperative, schedule in ((False, "step"), (True, "grid"), (False, "step")) * 3:
         ops.device.limits = replace(ops.device.limits, cooperative=cooperative)
-        assert ops.candidates(True, "auto", *sizes)[1]["forward"].schedule == schedule
+        assert ops.candidates(problem, True, "auto").candidates["forward"].schedule == schedule
 
 
 def test_epochs_begin_anew_before_they_come_back():
