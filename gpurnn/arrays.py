@@ -32,9 +32,9 @@ def plain(array: np.ndarray) -> np.ndarray:
 def plain_on_device(array: Array) -> Array:
     """``plain`` for a CuPy array. CuPy has one byte order and no subclasses, so only the alignment is checked."""
     size = array.itemsize
-    if array.size and (array.data.ptr % size or any(stride % size for stride in array.strides)):
-        return array.copy()
-    return array
+    if not array.size or (array.data.ptr % size == 0 and array.flags.c_contiguous):
+        return array  # as most are
+    return array.copy() if array.data.ptr % size or any(stride % size for stride in array.strides) else array
 
 
 def refuse_masked(name: str, value: Any) -> None:

@@ -20,7 +20,7 @@ Equations and gate order are PyTorch's and cuDNN's. ``kernel`` names the struct 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -31,13 +31,17 @@ from ._typing import Array
 @dataclass(slots=True)
 class Weights:
     """The parameters of one layer and direction: ih (G*H, I), hh (G*H, P), bias_ih and bias_hh (G*H,) or None, and hr
-    (P, H) of a projection or None. Of gradients: the arrays to add to, None where a parameter is not trained."""
+    (P, H) of a projection or None. Of gradients: the arrays to add to, None where a parameter is not trained.
+
+    ready: for a backend, what it has made of these arrays for its calls, without copying them; None at first.
+    """
 
     ih: Array | None
     hh: Array | None
     bias_ih: Array | None = None
     bias_hh: Array | None = None
     hr: Array | None = None
+    ready: object = field(default=None, repr=False)
 
 
 @dataclass(slots=True)
@@ -105,8 +109,12 @@ class Cell:
         What the rows of W_hh multiply, in the order of the rows.
     projects : str or None
         The saved block that W_hr multiplies.
-    remembers : str or None
-        The gate that preserves the old state. writes: the gate that lets the new one in, where that is another.
+    may_project : bool
+        Whether there is a form of the cell with a projection.
+    remembers, writes : str or None
+        The gate that preserves the old state, and the one that lets the new state in, where that is another.
+    registers : tuple of int
+        Of a thread of block_mma.cu besides the weights, in the forward and in the backward pass; found by compiling.
     """
 
     kernel: str
@@ -118,8 +126,10 @@ class Cell:
     inputs: tuple[str, ...]
     products: tuple[Product, ...]
     projects: str | None = None
+    may_project: bool = False
     remembers: str | None = None
     writes: str | None = None
+    registers: tuple[int, int]
 
     @functools.cached_property
     def saved_blocks(self) -> int:
@@ -158,6 +168,7 @@ class RNNStep(Cell):
 
     gates = preactivations = inputs = ("z",)
     products = (Product(("z",)),)
+    registers = 92, 84
 
     def __init__(self, nonlinearity="tanh"):
         self.nonlinearity = nonlinearity
@@ -199,7 +210,7 @@ class LSTMStep(Cell):
     kernel, states = "LstmCell", ("h", "c")
     gates = saved = shown = preactivations = inputs = ("i", "f", "g", "o")
     products = (Product(("i", "f", "g", "o")),)
-    remembers, writes = "f", "i"
+    may_project, remembers, writes, registers = True, "f", "i", (120, 84)
 
     def __init__(self, projection=False):
         if projection:
@@ -269,7 +280,7 @@ class GRUStep(Cell):
     """
 
     gates = inputs = ("r", "z", "n")
-    remembers = "z"
+    remembers, registers = "z", (84, 72)
 
     def __init__(self, reset_after=True):
         self.reset_after = reset_after
@@ -342,6 +353,10 @@ class GRUStep(Cell):
             xp.multiply(d_r, r, out=d_r)
             xp.matmul(w.hh[: 2 * H].T, d[: 2 * H], out=dh)
         xp.add(dh, tmp, out=dh)
+
+
+# kernel -> its cell; of the LSTM the one without a projection
+CELLS = {cell.kernel: cell for cell in (RNNStep("tanh"), RNNStep("relu"), LSTMStep(), GRUStep(), GRUStep(False))}
 
 
 def init_orthogonal(normal):

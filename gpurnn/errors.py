@@ -188,11 +188,12 @@ def refuse_unknown(who, unknown, known, elsewhere=None):
 
 def answers_unknown(method):
     """A decorator: ``method`` answers an unknown argument with our word for it, and shows its own signature."""
-    known = list(inspect.signature(method).parameters)[1:]
+    known = tuple(inspect.signature(method).parameters)[1:]
+    known_set = frozenset(known)
 
     @functools.wraps(method)
     def answering(self, *args, **options):
-        if not options.keys() <= set(known):
+        if options and not known_set.issuperset(options):
             refuse_unknown(type(self).__name__, [name for name in options if name not in known], known)
         return method(self, *args, **options)
 

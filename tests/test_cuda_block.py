@@ -11,7 +11,8 @@ from helpers import THREAD_ORDERS, check_spills, compare, cuda_ops
 
 from gpurnn.backends.cuda import schedules
 from gpurnn.backends.cuda.launch import kernel_of, kernel_source
-from gpurnn.backends.cuda.loop import Loop, LoopShape
+from gpurnn.backends.cuda.loop import Loop
+from gpurnn.backends.cuda.loop_plan import LoopShape
 from gpurnn.backends.cuda.schedules import Block, Device, Problem, cost, step
 from gpurnn.backends.cuda.schedules.tuned_table import Table, key
 from gpurnn.check import OPTIONS, Batch, build, twins
@@ -232,7 +233,8 @@ def test_the_input_within_a_loop_that_is_recorded(monkeypatch):
             np.testing.assert_array_equal(got[name], value, err_msg=f"{name}, call {call}")
     (key, loop), *_ = ops.pool.free.values()
     assert loop.recorded and loop.inputs == 4 and loop.graphs
-    inference = Loop(ops, loop.cell, LoopShape(4, 3, 4, 7, 7, "float32", (False,), False, False, False, "auto"))
+    shape = LoopShape(4, 3, 4, 7, 7, "float32", (False,), False, False, False, "auto")
+    inference = Loop(ops, ops.loop_plan(loop.cell, shape))
     assert inference.inputs == 4 and inference.gates is None
 
 

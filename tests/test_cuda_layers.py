@@ -17,6 +17,7 @@ import gpurnn
 from gpurnn import check
 from gpurnn.backends.cuda import loop as loop_module
 from gpurnn.backends.cuda.launch import kernel_source
+from gpurnn.backends.cuda.loop_plan import LoopShape
 from gpurnn.backends.cuda.schedules import Device, Problem
 from gpurnn.backends.cuda.streams import CudaStreams
 from gpurnn.check import CELLS, OPTIONS, Batch
@@ -492,17 +493,31 @@ def test_a_loop_is_recorded_for_one_stream():
     assert ops.pool.pooled == 2 and len({key[-1] for key, _ in ops.pool.free.values()}) == 2
 
 
+def test_a_plan_holds_for_one_device_and_one_precision():
+    ops = cuda_ops()
+    ops.device.limits = Device(90, 132, 227 * 1024)
+    cell = gpurnn.cells.CELLS["LstmCell"]
+    shape = LoopShape(100, 16, 64, 512, 512, np.dtype("float32"), (False,), True, False, True, "auto")
+    plan = ops.loop_plan(cell, shape)
+    assert plan is ops.loop_plan(cell, shape) and not plan.by_step and plan.launches["forward"].options["cooperative"]
+    assert ops.with_tf32().loop_plan(cell, shape).candidates["forward"].kernel == "grid_mma"
+    ops.disable_cooperative()
+    other = ops.loop_plan(cell, shape)
+    assert other is not plan and other.by_step == ["forward", "backward"] and not other.launches
+    assert ops.loop_plan(cell, shape) is other
+
+
 def test_what_is_chosen_once_is_chosen_again_where_it_must_be():
     """Other precision, another device's limits, other measurements: each its own choice for the same sizes."""
     ops = cuda_ops()
     ops.device.limits = Device(90, 132, 227 * 1024)
-    sizes = "LstmCell", 4, 512, 100, 16, 1, "float32", False, 64, 1
-    plain, tf32 = ops.candidates(True, "auto", *sizes)[1], ops.with_tf32().candidates(True, "auto", *sizes)[1]
+    problem = Problem("LstmCell", 4, 512, 100, 16, 1, "float32", projected=False, backward=False, I=64)
+    plain, tf32 = (some.candidates(problem, True, "auto").candidates for some in (ops, ops.with_tf32()))
     assert plain["forward"].kernel == "grid" and tf32["forward"].kernel == "grid_mma"
-    assert ops.with_tf32() is ops.with_tf32() and ops.candidates(True, "auto", *sizes)[1] is plain
+    assert ops.with_tf32() is ops.with_tf32() and ops.candidates(problem, True, "auto").candidates is plain
     for cooperative, schedule in ((False, "step"), (True, "grid"), (False, "step")) * 3:
         ops.device.limits = replace(ops.device.limits, cooperative=cooperative)
-        assert ops.candidates(True, "auto", *sizes)[1]["forward"].schedule == schedule
+        assert ops.candidates(problem, True, "auto").candidates["forward"].schedule == schedule
 
 
 def test_epochs_begin_anew_before_they_come_back():

@@ -5,7 +5,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from helpers import assert_close
+from helpers import BACKENDS, assert_close, backend_of, host
 from optional import optional
 
 import gpurnn
@@ -71,6 +71,21 @@ def test_a_broken_derivative_is_seen(monkeypatch):
     rng = np.random.default_rng(0)
     with pytest.raises(AssertionError, match="^weight_.h_l0: the derivative .* off by"):
         check_gradient(build("lstm", backend="numpy"), rng.standard_normal((3, 2, 4)))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_call_reads_the_parameters_of_now(kind, backend):
+    """Written in place, or in another buffer since the layer moved into a model: what calls remember is no copy."""
+    layer = build(kind, backend=backend_of(backend), dtype="float32")
+    x = layer.xp.asarray(np.random.default_rng(0).standard_normal((3, 2, 4)).astype("float32"))
+    first = host(layer(x)[0])
+    layer.flat_params *= 0.5
+    second = host(layer(x)[0])
+    gpurnn.Sequential(layer)
+    np.testing.assert_array_equal(host(layer(x)[0]), second)
+    layer.flat_params.fill(0)
+    assert not np.array_equal(first, second) and not host(layer(x)[0]).any()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,8 +13,8 @@ from ..arrays import as_array, check_float
 from ..dtypes import compute_dtype, upcast
 from ..errors import ShapeError
 from .machine import host_machine
-from .records import SavedLayer
-from .streams import Streams
+from .records import SavedLayer, flat
+from .streams import ONE_STREAM, Streams
 from .time_loop import hidden_weights, input_bias, sequence_backward, sequence_forward
 from .weight_gradients import add_weight_gradients
 
@@ -71,7 +71,7 @@ class Ops:
         """Raise ShapeError where a recurrent layer cannot take T timesteps or B sequences.
 
         It is called before anything is computed. Array code is limited by memory only. layers: a function that returns
-        for each layer the arguments of ``CudaOps.candidates``.
+        for each layer its ``schedules.Problem``, whether a backward pass follows, and the argument ``schedule``.
         """
 
     def synchronize(self):
@@ -128,7 +128,7 @@ class Ops:
 
     def streams(self, count):
         """``Streams`` for ``count`` layers at once."""
-        return Streams(count)
+        return ONE_STREAM if count == 1 else Streams(count)
 
     def layer_forward(self, cell, x, weights, states, lengths, options):
         """Run one layer with all its directions.
@@ -177,7 +177,7 @@ class Ops:
             weight_ih, accumulate = weights.ih.astype(saved.x.dtype, copy=False), dx is not None
             if not accumulate:
                 dx = (self.empty if fresh_dx else self.empty_steps)(*saved.x.shape, saved.x.dtype)
-            self.product(flat(dax), weight_ih, flat(dx), accumulate)
+            self.product(dax, weight_ih, flat(dx), accumulate)
         return dx, [gradients.dstate for gradients in done]
 
     def time_loop_backward(self, saved, doutput, dstates, hooks):
@@ -230,11 +230,11 @@ class Ops:
             out[...] = upcast(a) @ upcast(b)
 
     def accumulate_product(self, grad, d, x):
-        """``grad += d^T x`` summed over all steps: one GEMM. grad: (M, N); d: (T, B, M); x: (T, B, N)."""
+        """``grad += d^T x`` summed over all steps: one GEMM. grad: (M, N); d: (T, B, M) or (T*B, M); x alike."""
         grad += upcast(flat(d)).T @ upcast(flat(x))
 
     def sum_steps(self, d):
-        """The sum of d (T, B, M) over all steps, in a fixed order: (M,).
+        """The sum of d, (T, B, M) or (T*B, M), over all steps, in a fixed order: (M,).
 
         NumPy sums pairwise along contiguous steps. Along rows it adds one by one, so these are summed in float64.
         """
@@ -378,8 +378,3 @@ def blocks(rows, count, width, xp):
     for start in range(0, count, size):
         part = slice(start, min(start + size, count))
         yield part, part if rows is None else rows[part]
-
-
-def flat(steps):
-    """(T, B, F) as (T*B, F): a view of C-contiguous arrays and of those of ``empty_steps``."""
-    return steps.reshape(-1, steps.shape[-1]) if steps.size else steps.reshape(0, steps.shape[-1])

@@ -98,3 +98,8 @@ class PassGradients(NamedTuple):
     dgates: Array
     dstate: tuple[Array, ...]
     dh_steps: Array | None
+
+
+def flat(steps):
+    """(T, B, F) as (T*B, F): a view of C-contiguous arrays and of those of ``empty_steps``."""
+    return steps.reshape(-1, steps.shape[-1]) if steps.size else steps.reshape(0, steps.shape[-1])

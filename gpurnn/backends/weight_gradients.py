@@ -1,42 +1,44 @@
 """The gradients of one pass's weights: one product over all of time for each product that the cell declares."""
 
+from .records import flat
+
 
 def add_weight_gradients(ops, layer, saved, grads, done):
     """Add the gradients of one pass's weights.
 
     layer: the ``SavedLayer``. saved: its ``SavedPass``. grads: the ``Weights`` to add to. done: the ``PassGradients``.
 
-    Returns dax (T, B, G*H), the gradients with respect to W_ih x + b_ih, in the memory of ``done.dgates``.
+    Returns dax (T*B, G*H), the gradients with respect to W_ih x + b_ih, in the memory of ``done.dgates``.
     """
-    cell, dgates, dbias = layer.cell, done.dgates, None
-    H = dgates.shape[2] // cell.saved_blocks
+    cell, dgates, dbias = layer.cell, flat(done.dgates), None
+    H = dgates.shape[1] // cell.saved_blocks
     if grads.hh is not None:
-        _add_hidden(ops, cell, saved, grads.hh, dgates)
+        _add_hidden(ops, cell, flat(saved.h_old), grads.hh, dgates)
     if grads.hr is not None:
-        ops.accumulate_product(grads.hr, done.dh_steps, dgates[:, :, cell.columns((cell.projects,), H)])
-    hidden = dgates[:, :, : len(cell.gates) * H]
+        ops.accumulate_product(grads.hr, flat(done.dh_steps), dgates[:, cell.columns((cell.projects,), H)])
+    hidden = dgates[:, : len(cell.gates) * H]
     if grads.bias_hh is not None or grads.bias_ih is not None:
         dbias = ops.sum_steps(hidden)
     if grads.bias_hh is not None:
         grads.bias_hh += dbias
     dax = hidden  # the same, but for the gates whose two products meet only after an equation
     for place in cell.apart:
-        to, of_input = slice(place * H, (place + 1) * H), dgates[:, :, cell.columns((cell.inputs[place],), H)]
-        dax[:, :, to] = of_input
+        to, of_input = slice(place * H, (place + 1) * H), dgates[:, cell.columns((cell.inputs[place],), H)]
+        dax[:, to] = of_input
         if grads.bias_ih is not None:
             dbias[to] = ops.sum_steps(of_input)
     if grads.bias_ih is not None:
         grads.bias_ih += dbias
     if grads.ih is not None:
-        ops.accumulate_product(grads.ih, dax, layer.x)
+        ops.accumulate_product(grads.ih, dax, flat(layer.x))
     return dax
 
 
-def _add_hidden(ops, cell, saved, dweight_hh, dgates):
+def _add_hidden(ops, cell, h_old, dweight_hh, dgates):
     """Add the gradient of W_hh: for each of its products that of the rows, times what they read."""
-    H, start = dgates.shape[2] // cell.saved_blocks, 0
+    H, start = dgates.shape[1] // cell.saved_blocks, 0
     for product in cell.products:
         stop = start + len(product.rows) * H
-        read = saved.h_old if product.reads == "h" else dgates[:, :, cell.columns((product.reads,), H)]
-        ops.accumulate_product(dweight_hh[start:stop], dgates[:, :, cell.columns(product.rows, H)], read)
+        read = h_old if product.reads == "h" else dgates[:, cell.columns((product.reads,), H)]
+        ops.accumulate_product(dweight_hh[start:stop], dgates[:, cell.columns(product.rows, H)], read)
         start = stop

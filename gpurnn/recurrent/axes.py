@@ -22,10 +22,15 @@ def check_doutput(layer, doutput, shape, single):
     """The gradient with respect to the output as (T, B, D*P) = ``shape``."""
     doutput = layer.ops.asfloat(doutput, layer.dtype, "doutput")
     T, B, F = shape
-    check_shape("doutput", doutput, (T, F) if single else (B, T, F) if layer.batch_first else shape)
     if single:
+        check_shape("doutput", doutput, (T, F))
         return doutput[:, None, :]
-    return doutput.transpose(1, 0, 2) if layer.batch_first else doutput
+    if layer.batch_first:
+        check_shape("doutput", doutput, (B, T, F))
+        return doutput.transpose(1, 0, 2)
+    if doutput.shape != shape:
+        check_shape("doutput", doutput, shape)
+    return doutput
 
 
 def outward(layer, array, single):

@@ -14,12 +14,12 @@ from ..masks import check_lengths
 from .axes import check_input, outward
 from .backward import make_backward
 from .dropout import drop, dropout_masks
-from .segments import concurrent_layers, joined, lengths_within, loop_sizes, time_segments
+from .segments import concurrent_layers, joined, layer_problems, lengths_within, time_segments
 from .state import initial_state, pack_state, restore_unused, zero_unused
 from .steps import copied_steps, outward_steps
 
 
-@dataclass
+@dataclass(slots=True)
 class Call:
     """One call of a layer, as its forward and backward passes share it.
 
@@ -44,7 +44,7 @@ def run_forward(layer, x, state, lengths, return_all, *, save, retain=False):
     return_all, retain = check_flag("return_all", return_all), check_flag("retain", retain)
     x, single = check_input(layer, x)
     T, B, _ = x.shape
-    layer.ops.refuse_sizes(T, B, lambda: loop_sizes(layer, T, B, save))
+    layer.ops.refuse_sizes(T, B, lambda: [(one, save, layer.schedule) for one in layer_problems(layer, T, B)])
     initial = given = initial_state(layer, state, B, single)
     lengths = _checked_lengths(lengths, T, B, single)
     if lengths is not None:  # padding may hold anything, even NaN, and must not reach the weights' gradient

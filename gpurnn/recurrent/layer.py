@@ -15,6 +15,7 @@ from ..module import Module
 from .forward import run_forward
 from .init import INITIALIZERS, check_memory, initial_values
 from .plan import Plan, make_plan
+from .state import state_kinds
 
 _SHOWN = {  # attributes that ``repr`` shows where they differ from these
     "num_layers": 1, "nonlinearity": "tanh", "bias": True, "batch_first": False, "dropout": 0.0,
@@ -72,6 +73,7 @@ class Recurrent(Module):
         self.init = check_choice("init", init, INITIALIZERS)
         self._directions = (False, True) if bidirectional else (self.reverse,)
         self._made = {}  # "params" and "grads" -> what ``_weights`` and ``_gradients`` have made of them
+        self._settle_passes()
         self._declare(initial_values(self, forget_bias, chrono))
 
     def _set_sizes(self, input_size, hidden_size, num_layers):
@@ -84,6 +86,18 @@ class Recurrent(Module):
         else:
             self.hidden_sizes = (check_size("hidden_size", hidden_size),) * self.num_layers
         self.hidden_size = hidden_size
+
+    def _settle_passes(self):
+        """What sizes decide for every call: (I, H, P) of each layer, the passes, and how states look."""
+        D, P = len(self._directions), self.proj_size
+        below = (self.input_size, *(D * (P or H) for H in self.hidden_sizes))
+        self._layer_sizes = tuple((I, H, P or H) for I, H in zip(below, self.hidden_sizes, strict=False))
+        self._all_passes = tuple(
+            (k * D + d, k, reverse, self._suffix(k, d))
+            for k in range(self.num_layers)
+            for d, reverse in enumerate(self._directions)
+        )
+        self._state_kinds = state_kinds(self.cell, self._layer_sizes)
 
     # ---- what may be set later
 
@@ -120,19 +134,14 @@ class Recurrent(Module):
 
     def _passes(self):
         """(index in the state, layer, runs in reverse, name suffix) of every pass, in the order of the state."""
-        D = len(self._directions)
-        for layer in range(self.num_layers):
-            for d, reverse in enumerate(self._directions):
-                yield layer * D + d, layer, reverse, self._suffix(layer, d)
+        return self._all_passes
 
     def _suffix(self, layer, direction):
         return f"_l{layer}" + ("_reverse" if direction else "")
 
     def _sizes(self, layer):
         """(input, hidden, output) sizes of a layer's passes: (I, H, P)."""
-        D = len(self._directions)
-        inputs = self.input_size if layer == 0 else D * (self.proj_size or self.hidden_sizes[layer - 1])
-        return inputs, self.hidden_sizes[layer], self.proj_size or self.hidden_sizes[layer]
+        return self._layer_sizes[layer]
 
     def _weights(self, layer):
         """The ``cells.Weights`` of a layer's directions."""
@@ -280,9 +289,11 @@ class Recurrent(Module):
         x = self.ops.asfloat(x, self.dtype, "x")
         if x.ndim not in (1, 2):
             raise ShapeError(f"x: expected one step, (B, {self.input_size}) or ({self.input_size},), got {x.shape}")
-        axis = 1 if self.batch_first and x.ndim == 2 else 0
-        output, state = self(self.xp.expand_dims(x, axis), state)
-        return output.squeeze(axis), state
+        if self.batch_first and x.ndim == 2:
+            output, state = self(x[:, None], state)
+            return output[:, 0], state
+        output, state = self(x[None], state)
+        return output[0], state
 
     def plan(self, T: int, B: int) -> Plan:
         """The ``Plan`` of a training call with x (T, B, I): its schedule and the memory it needs.

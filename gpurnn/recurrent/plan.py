@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ..backends.cuda.schedules import Problem
 from ..errors import check_size
-from .segments import concurrent_layers, longest_segment, loop_sizes, time_segments
+from .segments import concurrent_layers, layer_problems, longest_segment, time_segments
 
 
 @dataclass
@@ -53,10 +52,10 @@ class Plan:
 def make_plan(layer, T, B):
     """The ``Plan`` of a training call of ``layer`` with x (T, B, I)."""
     T, B, D = check_size("T", T, 0), check_size("B", B, 0), len(layer._directions)
-    layer.ops.refuse_sizes(T, B, lambda: loop_sizes(layer, T, B, True))
+    layer.ops.refuse_sizes(T, B, lambda: [(one, True, layer.schedule) for one in layer_problems(layer, T, B)])
     size = layer.dtype.itemsize
     segments = time_segments(layer, T, watched=False)
-    schedule, reason, packed = _schedules(layer, B, segments)
+    schedule, reason, packed = _schedules(layer, T, B, segments)
     most_inputs = max(layer._sizes(k)[0] for k in range(layer.num_layers))
     H = max(layer.hidden_sizes)
     scratch = B * H * (2 * layer.cell.saved_blocks + 4) + min(T * B * H, 1 << 18)
@@ -84,18 +83,14 @@ def _cache_bytes(layer, T, B, segments):
     return cache
 
 
-def _schedules(layer, B, segments):
+def _schedules(layer, T, B, segments):
     """The names of the schedules, the reasons, and the bytes that compiled code on a CPU packs."""
     longest, concurrent = longest_segment(segments), concurrent_layers(layer, segments)
     schedules, packed = {}, 0
-    for k in range(layer.num_layers):
+    for k, forward in enumerate(layer_problems(layer, T, B)):
         for backward in (False, True):
-            inputs, H, P = layer._sizes(k)
-            problem = Problem(
-                layer.cell.kernel, len(layer.cell.gates), H, longest, B, len(layer._directions), layer.dtype.name,
-                projected=P != H, backward=backward, I=inputs, concurrent=concurrent,
-            )  # fmt: skip
-            packed = max(packed, layer.ops.packed_bytes(problem, P, longest))
+            problem = replace(forward, backward=backward)
+            packed = max(packed, layer.ops.packed_bytes(problem, layer._sizes(k)[2], longest))
             name, why = layer.ops.schedule(problem, layer.schedule)
             schedules.setdefault((name, why), []).append(f"layer {k} {'backward' if backward else 'forward'}")
     lines = [f"{', '.join(passes)}: {name}, {why}" for (name, why), passes in schedules.items()]

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from ..backends.cuda.schedules import Problem
+
 
 def time_segments(layer, T, watched):
     """The segments of T timesteps, slices in the order of the time loop. watched: all of time is wanted at once, for
@@ -37,13 +39,13 @@ def joined(layer, parts):
     return layer.xp.concatenate(parts[::-1] if layer.reverse else parts)
 
 
-def loop_sizes(layer, T, B, save):
-    """For each layer the arguments of ``CudaOps.candidates`` in a call with (T, B)."""
+def layer_problems(layer, T, B):
+    """For each layer the ``schedules.Problem`` of its forward pass in a call with (T, B)."""
     segments = time_segments(layer, T, watched=False)
     longest, concurrent = longest_segment(segments), concurrent_layers(layer, segments)
     for k in range(layer.num_layers):
         inputs, H, P = layer._sizes(k)
-        yield (
-            save, layer.schedule, layer.cell.kernel, len(layer.cell.gates), H, longest, B, len(layer._directions),
-            layer.dtype.name, P != H, inputs, concurrent,
+        yield Problem(
+            layer.cell.kernel, len(layer.cell.gates), H, longest, B, len(layer._directions), layer.dtype.name,
+            projected=P != H, backward=False, I=inputs, concurrent=concurrent,
         )  # fmt: skip

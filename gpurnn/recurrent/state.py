@@ -4,14 +4,36 @@ Inside, a state is a list with one entry for each pass (layer and direction), in
 or (h, c) of arrays (B, size). Gradients with respect to a state have the same form, and None stands for zeros.
 """
 
+from __future__ import annotations
+
+from typing import NamedTuple
+
 from ..arrays import refuse_function
 from ..errors import ShapeError, check_shape
 
 
+class StateKind(NamedTuple):
+    """One kind of state. name: "h", "c". sizes: in each layer. equal: whether these are equal."""
+
+    name: str
+    sizes: tuple[int, ...]
+    equal: bool
+
+
+def state_kinds(cell, layer_sizes):
+    """The ``StateKind`` of every state of a cell; h is what a projection makes smaller. layer_sizes: (I, H, P) of each
+    layer."""
+    kinds = []
+    for name in cell.states:
+        sizes = tuple(P if name == "h" else H for _, H, P in layer_sizes)
+        kinds.append(StateKind(name, sizes, len(set(sizes)) == 1))
+    return tuple(kinds)
+
+
 def state_dtype(layer, kind):
     """The dtype in which a state is stored, within a call and between calls: h is rounded to the layer's dtype at every
-    timestep, c is a sum over time."""
-    return layer.compute_dtype if kind == "c" else layer.dtype
+    timestep, the others are sums over time."""
+    return layer.dtype if kind == "h" else layer.compute_dtype
 
 
 def as_state(layer, array, kind, name):
@@ -35,12 +57,12 @@ def initial_state(layer, state, B, single):
     if state is not None:
         return unpack_state(layer, state, B, single, "state")
     if not layer.learn_state:
-        return [(0.0,) * len(layer.cell.states) for _ in layer._passes()]
+        return [(0.0,) * len(layer.cell.states)] * len(layer._passes())
     initial = []
     for _, _, _, suffix in layer._passes():
         rows = [
             layer.params[f"initial_{kind}{suffix}"].astype(state_dtype(layer, kind), copy=False)
-            for kind, _ in _state_kinds(layer)
+            for kind in layer.cell.states
         ]
         initial.append(tuple(layer.xp.broadcast_to(row, (B, row.size)) for row in rows))
     return initial
@@ -75,16 +97,16 @@ def restore_unused(layer, final, given, lengths):
 def unpack_state(layer, state, B, single, name):
     """The caller's state -> for each pass a tuple of (B, size) arrays. ``name`` begins with "dstate" for gradients,
     where a part may be None. Raises ShapeError."""
-    kinds = _state_kinds(layer)
+    kinds, D = layer._state_kinds, len(layer._directions)
     paired = len(kinds) > 1
     parts = state_pair(state, name) if paired else (state,)
     columns = []
-    for (kind, sizes), part in zip(kinds, parts, strict=True):
+    for (kind, sizes, equal), part in zip(kinds, parts, strict=True):
         what = f"{name} {kind}" if paired else name
         if part is None and name.startswith("dstate"):
-            columns.append([None] * (len(sizes) * len(layer._directions)))
-        elif len(set(sizes)) == 1:
-            shape = (layer.num_layers * len(layer._directions), B, sizes[0])
+            columns.append([None] * (len(sizes) * D))
+        elif equal:
+            shape = (len(sizes) * D, B, sizes[0])
             columns.append(_checked_state(layer, part, kind, what, shape, single))
         else:
             columns.append(_unpack_unequal(layer, part, kind, sizes, B, single, what))
@@ -107,28 +129,24 @@ def _unpack_unequal(layer, part, kind, sizes, B, single, name):
 
 def pack_state(layer, parts, single):
     """For each pass a tuple of (B, size) arrays -> the caller's state."""
-    D = len(layer._directions)
     packed = []
-    for k, (kind, sizes) in enumerate(_state_kinds(layer)):
+    for k, (kind, _, equal) in enumerate(layer._state_kinds):
         dtype = state_dtype(layer, kind)
-        rows = [(part[k][0] if single else part[k]).astype(dtype, copy=False) for part in parts]
+        rows = [part[k][0] if single else part[k] for part in parts]
+        rows = [row if row.dtype == dtype else row.astype(dtype) for row in rows]
         if len(rows) == 1:
             packed.append(rows[0][None])
-        elif len(set(sizes)) == 1:
+        elif equal:
             packed.append(layer.xp.stack(rows))
         else:
+            D = len(layer._directions)
             packed.append(tuple(layer.xp.stack(rows[n * D : (n + 1) * D]) for n in range(layer.num_layers)))
     return tuple(packed) if len(packed) > 1 else packed[0]
 
 
-def _state_kinds(layer):
-    """(name, size in each layer) of every state; h is what a projection makes smaller."""
-    sizes = [layer._sizes(k) for k in range(layer.num_layers)]
-    return [(kind, [P if kind == "h" else H for _, H, P in sizes]) for kind in layer.cell.states]
-
-
 def _checked_state(layer, array, kind, name, shape, single):
     """The rows (B, size) of a state of this ``shape``; ShapeError for another."""
-    array = as_state(layer, array, kind, name)
-    check_shape(name, array, shape[::2] if single else shape)
+    array, expected = as_state(layer, array, kind, name), shape[::2] if single else shape
+    if array.shape != expected:
+        check_shape(name, array, expected)
     return list(array[:, None] if single else array)

@@ -10,6 +10,8 @@ import importlib.machinery
 import os
 from pathlib import Path
 
+import numpy as np
+
 from ...errors import BackendError, check_choice
 
 LEVELS = ("vectors of 128 bits", "AVX2", "AVX-512")
@@ -31,6 +33,20 @@ class Pass(ctypes.Structure):
             "doutput", "dh", "dc", "dh_steps",
         )),
     ]  # fmt: skip
+
+
+class NativeWeights:
+    """The weights of one pass as the library reads them, and a ``Pass`` with their addresses for each shape of a call.
+
+    They are remembered in ``Weights.ready``, unless one had to be copied: a copy holds for one call only.
+    """
+
+    def __init__(self, w):
+        given = {"weight_ih": w.ih, "weight_hh": w.hh, "weight_hr": w.hr, "bias_ih": w.bias_ih, "bias_hh": w.bias_hh}
+        self.arrays = {name: None if array is None else np.ascontiguousarray(array) for name, array in given.items()}
+        self.templates = {}  # (slots, B, reverse, save) -> Pass
+        if all(self.arrays[name] is array for name, array in given.items()):
+            w.ready = self
 
 
 class Product(ctypes.Structure):
@@ -64,6 +80,12 @@ class CrossEntropy(ctypes.Structure):
         ("smoothing", ctypes.c_double),
         *((name, _pointer) for name in ("logits", "rows", "labels", "losses", "highest", "total", "scale", "dlogits")),
     ]
+
+
+@functools.cache
+def kernel_name(kernel):
+    """The name of a cell's struct as the library takes it. It stays alive: copies of a ``Pass`` hold its address."""
+    return kernel.encode()
 
 
 # The state arrays of each rule, as in an ``Update``, whose ``rule`` is the place in this order.
@@ -117,4 +139,12 @@ def chosen_level(best):
 
 def address(array):
     """Address of an array's first number; None for None."""
-    return None if array is None else array.ctypes.data
+    if array is None:
+        return None
+    try:
+        return ctypes.addressof(_first_byte(array))  # a quarter of the time that ctypes.data takes
+    except (BufferError, TypeError, ValueError):  # read-only, or with strides
+        return array.ctypes.data
+
+
+_first_byte = (ctypes.c_char * 0).from_buffer

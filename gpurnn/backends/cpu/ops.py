@@ -15,11 +15,24 @@ from pathlib import Path
 import numpy as np
 
 from ... import rng
+from ...cells import CELLS
 from ...errors import BackendError
 from ..ops import Ops, flat, refuse_uncountable
 from ..records import PassGradients, SavedLayer, SavedPass
 from .memory import MemoryPool
-from .native import ISAS, LEVELS, STATES, CrossEntropy, Pass, Product, Update, address, load_native
+from .native import (
+    ISAS,
+    LEVELS,
+    STATES,
+    CrossEntropy,
+    NativeWeights,
+    Pass,
+    Product,
+    Update,
+    address,
+    kernel_name,
+    load_native,
+)
 from .threads import thread_count
 
 _ROWS = 4  # fewest sequences per thread; with fewer, loading the weights dominates
@@ -28,6 +41,7 @@ _SQUARES = 1 << 12  # SQUARES of update.h
 _AHEAD = 48  # AHEAD of time_loop.h
 _UNITS = 64  # fewest units per thread in a single timestep
 _MOST = 2**31 - 1  # of an int in api.cpp
+_TEMPLATES = 64  # most shapes whose ``Pass`` is remembered with the weights
 _WORK = 1 << 23  # fewest multiplications that are worth a second thread: a fifth of a millisecond
 
 
@@ -93,7 +107,7 @@ class CpuOps(HostOps):
     def schedule(self, problem, wanted="auto"):
         if problem.dtype not in ("float32", "float64"):
             return "array code", "one timestep after another: 16-bit numbers have no compiled time loop on a CPU"
-        units = shared_units(problem.kernel, problem.projected, problem.backward, problem.H)
+        units = shared_units(CELLS[problem.kernel], problem.projected, problem.backward, problem.H)
         threads = self._threads(
             problem.T, problem.B, units, problem.T * problem.B * problem.gates * problem.H**2, problem.directions
         )
@@ -115,12 +129,13 @@ class CpuOps(HostOps):
             units = lanes if gates > 1 else 2 * lanes
             return -(-outputs // units) * units * gates
 
-        reset = problem.kernel == "GruOriginal"
-        first = 2 if reset else G  # gates of the first product
+        cell = CELLS[problem.kernel]
+        first = len(cell.products[0].rows)  # gates of the first product
+        reset = first < G  # whether there is a second one
         weights = (
             row(H, G) * problem.I + row(H, first) * P + (row(H) * P if reset else 0) + (row(P) * H if P < H else 0)
         )
-        threads = self._threads(T, B, shared_units(problem.kernel, P < H, False, H), T * B * G * H * (P + problem.I), D)
+        threads = self._threads(T, B, shared_units(cell, P < H, False, H), T * B * G * H * (P + problem.I), D)
         ahead = min(T * B, max(B, threads * _AHEAD)) * row(H, G)  # W_ih x of some timesteps
         forward = (weights if T > 1 else 0) * D + (max(row(H, first), row(P)) * B + ahead) * min(D, threads)
         backward = row(P) * first * H + (row(P) * H if reset else 0) + (row(H) * P if P < H else 0)
@@ -153,21 +168,22 @@ class CpuOps(HostOps):
             if "c" in cell.states:
                 c = self.empty(T + 1 if save else 2, B, H, x.dtype)
                 c[T if reverse and save else 0] = state[1]
-            job = self._pass(saved, w, SavedPass(gates, h, c, reverse), save)
-            job.x, job.I, ih = x.ctypes.data, I, np.ascontiguousarray(w.ih)
-            job.weight_ih = ih.ctypes.data
-            job.arrays += [x, ih]
+            one = SavedPass(gates, h, c, reverse)
+            job = self._pass(saved, w, one, save)
+            job.x, job.I = address(x), I
             if output is not None:
-                job.output, job.output_row = output.ctypes.data + d * P * x.itemsize, D * P
+                job.output, job.output_row = address(output) + d * P * x.itemsize, D * P
             jobs.append(job)
-            saved.passes.append(SavedPass(gates if save else None, h, c if save else None, reverse))
+            saved.passes.append(one)
             slots.append(c)
-        self._run_time_loop(jobs, T * B * rows * (P + I), back=False)
+        self._run_time_loop(cell, jobs, T * B * rows * (P + I), back=False)
         finals = []
         for one, c in zip(saved.passes, slots, strict=True):
             end = 0 if one.reverse else T
             final = (one.h[end].copy(),)
             finals.append(final if c is None else (*final, c[end if save else T % 2].copy()))
+            if not save:
+                one.gates = one.c = None
         return saved, finals, saved.passes[0].h_new if output is None else output
 
     def time_loop_backward(self, saved, doutput, dstates, hooks):
@@ -190,10 +206,10 @@ class CpuOps(HostOps):
             job.dh, job.dc = (address(part) for part in (*dstate, None)[:2])
             job.dh_steps = address(dh_steps)
             if doutput is not None:
-                job.doutput, job.doutput_row = doutput.ctypes.data + d * P * dtype.itemsize, len(saved.passes) * P
+                job.doutput, job.doutput_row = address(doutput) + d * P * dtype.itemsize, len(saved.passes) * P
             jobs.append(job)
             done.append(PassGradients(one.gates, dstate, dh_steps))
-        self._run_time_loop(jobs, T * B * rows * P, back=True)
+        self._run_time_loop(cell, jobs, T * B * rows * P, back=True)
         return done
 
     def _pass(self, layer, w, saved, save):
@@ -202,27 +218,31 @@ class CpuOps(HostOps):
         layer: the ``SavedLayer``. w: the ``Weights``. saved: the ``SavedPass``.
         """
         T, B, P = saved.h.shape
-        gates, h, c = saved.gates, saved.h, saved.c
-        hh, hr, bias_ih, bias_hh, lengths = arrays = [
-            None if array is None else np.ascontiguousarray(array) for array in (w.hh, w.hr, w.bias_ih, w.bias_hh)
-        ] + [None if layer.lengths is None else layer.lengths.astype(np.int32)]
-        job = Pass(
-            cell=layer.cell.kernel.encode(), is_double=gates.dtype == np.float64, T=T - 1, B=B,
-            H=len(hh) // len(layer.cell.gates), P=P, reverse=saved.reverse, save=save, gates_row=gates.shape[2],
-            lengths=address(lengths), weight_hh=address(hh), weight_hr=address(hr), bias_ih=address(bias_ih),
-            bias_hh=address(bias_hh), gates=address(gates), h=address(h), c=address(c),
-        )  # fmt: skip
-        job.arrays = [*arrays, gates, h, c]
+        ready = w.ready or NativeWeights(w)
+        key = T, B, saved.reverse, save
+        template = ready.templates.get(key)
+        if template is None:
+            if len(ready.templates) >= _TEMPLATES:
+                ready.templates.clear()
+            G, gates_row = len(layer.cell.gates), saved.gates.shape[2]
+            template = ready.templates[key] = Pass(
+                cell=kernel_name(layer.cell.kernel), is_double=saved.h.dtype == np.float64, T=T - 1, B=B,
+                H=len(ready.arrays["weight_hh"]) // G, P=P, reverse=saved.reverse, save=save, gates_row=gates_row,
+                **{name: address(array) for name, array in ready.arrays.items()},
+            )  # fmt: skip
+        job = Pass.from_buffer_copy(template)
+        lengths = None if layer.lengths is None else layer.lengths.astype(np.int32)
+        job.lengths, job.gates = address(lengths), address(saved.gates)
+        job.h, job.c = address(saved.h), address(saved.c)
+        job.arrays = ready, lengths, layer.x, saved.gates, saved.h, saved.c
         return job
 
-    def _run_time_loop(self, jobs, multiplications, back):
+    def _run_time_loop(self, cell, jobs, multiplications, back):
         """Run the passes of all directions. multiplications: of one direction. back: whether to run backward passes."""
-        if jobs[0].B == 0:
+        job, D = jobs[0], len(jobs)
+        if job.B == 0:
             return
-        D = len(jobs)
-        job = jobs[0]
-        units = shared_units(job.cell.decode(), bool(job.weight_hr), back, job.H)
-        threads = self._threads(job.T, job.B, units, multiplications, D)
+        threads = self._threads(job.T, job.B, shared_units(cell, job.P != job.H, back, job.H), multiplications, D)
         self._call("time_loop", (Pass * D)(*jobs), D, threads, int(back), self.level, threads=threads)
 
     def _threads(self, T, B, units, multiplications, directions):
@@ -328,6 +348,6 @@ class CpuOps(HostOps):
         return sums.sum()
 
 
-def shared_units(kernel, projected, back, H):
+def shared_units(cell, projected, back, H):
     """Units that threads share in a single timestep without waiting for one another: ``by_units`` of time_loop.h."""
-    return 0 if back or projected or kernel == "GruOriginal" else H
+    return 0 if back or projected or len(cell.products) > 1 else H

@@ -32,8 +32,8 @@ def matrix_layout(array, name):
 
     Raises ValueError where neither the rows nor the columns are contiguous and disjoint: BLAS cannot read it.
     """
-    rows, columns = array.shape[-2:]
-    down, across = (stride // array.itemsize for stride in array.strides[-2:])
+    (rows, columns), (down, across), size = array.shape[-2:], array.strides[-2:], array.itemsize
+    down, across = down // size, across // size
     if (across == 1 or columns == 1) and (down >= columns or rows == 1):
         return True, max(down, columns, 1)
     if (down == 1 or rows == 1) and (across >= rows or columns == 1):

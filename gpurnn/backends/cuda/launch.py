@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...cells import CELLS
 from ...dtypes import C_NAMES, bfloat16_or_none_such, dtype_name
 from ...errors import DtypeError, ShapeError
 
@@ -154,9 +155,12 @@ class Kernels:
         once. Raises TypeError for a wrong number of arguments; DtypeError, ShapeError and OverflowError, which name the
         argument.
         """
-        run, converters = self._loaded(file, kernel, types, grid, len(args))
+        ready = self._ready.get((file, kernel, types))
+        if ready is None or len(args) != len(ready[1]) or max(grid) > 65535:
+            ready = self._loaded(file, kernel, types, grid, len(args))
         if 0 in grid:
             return
+        run, converters = ready
         converted = tuple([convert(value) for convert, value in zip(converters, args, strict=True)])
         if cooperative:
             run(grid, block, converted, shared_mem=shared, cooperative=True)
@@ -191,7 +195,7 @@ class Kernels:
                 self._ready[key] = ready
         if count != len(ready[1]):
             raise TypeError(f"{kernel}: expected {len(ready[1])} arguments, got {count}")
-        if max(grid[1:], default=0) > 65535:
+        if len(grid) > 1 and max(grid[1:]) > 65535:
             raise ValueError(f"{kernel}: the grid {grid} has more than 65535 blocks along y or z")
         return ready
 
@@ -230,6 +234,8 @@ class Kernels:
         aligned, address = argument.aligned, self.device.address
 
         def pointer(value):
+            if type(value) is ndarray and value.dtype is wanted and not aligned and value.flags.c_contiguous:
+                return value  # as most are
             if value is None:
                 if not optional:
                     raise TypeError(f"{kernel}: {name} may not be None")
@@ -263,16 +269,15 @@ class Rows:
 
 # ---- the list of kernels
 
-CELLS = ("RnnTanh", "RnnRelu", "LstmCell", "GruCell", "GruOriginal")  # structs in kernels/cells
-
 
 def c_type(dtype):
     """The C++ type of a NumPy dtype."""
     return C_NAMES[dtype_name(dtype)]
 
 
-def kernel_names(dtypes=tuple(C_NAMES), cells=CELLS):
-    """(file, name expression) of every kernel that layers of these dtypes and cells use."""
+def kernel_names(dtypes=tuple(C_NAMES), cells=tuple(CELLS)):
+    """(file, name expression) of every kernel that layers of these dtypes and cells, the keys of ``CELLS``, use."""
+    resets = [cell for cell in cells if len(CELLS[cell].products) > 1]
     storages = [C_NAMES[dtype] for dtype in dtypes]
     reals = sorted({"double" if storage == "double" else "float" for storage in storages})
     names = []
@@ -280,9 +285,10 @@ def kernel_names(dtypes=tuple(C_NAMES), cells=CELLS):
         names += [
             ("step.cu", f"step_{which}<{cell}, {storage}>") for cell in cells for which in ("forward", "backward")
         ]
-        if "GruOriginal" in cells:
-            names += [("step.cu", f"step_{which}<GruOriginal, {storage}>") for which in ("reset", "reset_backward")]
-        if "LstmCell" in cells:
+        names += [
+            ("step.cu", f"step_{which}<{cell}, {storage}>") for cell in resets for which in ("reset", "reset_backward")
+        ]
+        if any(CELLS[cell].may_project for cell in cells):
             names += [("step.cu", f"step_{which}<{storage}>") for which in ("project", "project_backward")]
         names += [("bptt.cu", f"sum_steps_partial<{storage}>"), ("embedding.cu", f"embedding_chunks<{storage}>")]
     for real in reals:

@@ -1,88 +1,50 @@
 """Loop: the time loop of one layer on the GPU, its arrays and its launches."""
 
-from __future__ import annotations
-
 import logging
-from typing import NamedTuple
 
 import numpy as np
 
-from ...dtypes import dtype_name
+from ...cells import Weights
 from ...errors import BackendError
 from ..records import PassGradients, SavedPass
 from .launch import EACH, c_type
+from .loop_plan import BLOCK
 
-BLOCK = (32, 4)  # units, sequences: a warp reads along the units
-SINGLE, DOUBLE = np.dtype("float32"), np.dtype("float64")
 _RECORDED = 64  # timesteps of a graph: longer sequences launch it again
 _log = logging.getLogger("gpurnn")
 
 
-class LoopShape(NamedTuple):
-    """What two calls of a cell share where they can use the same ``Loop``, one after another.
-
-    directions: for each, whether it runs backwards in time. save: whether a backward pass will follow. ragged: whether
-    sequences differ in length. biased: whether there are biases. schedule, concurrent: as in ``RunOptions``.
-    """
-
-    T: int
-    B: int
-    I: int
-    H: int
-    P: int
-    dtype: np.dtype
-    directions: tuple[bool, ...]
-    save: bool
-    ragged: bool
-    biased: bool
-    schedule: str
-    concurrent: int = 1
-
-
 class Loop:
-    """The time loop of one layer: its arrays and its launches, for one shape and one set of options.
+    """The time loop of one layer: its arrays and its launches, for one ``LoopPlan``.
 
     ``forward`` and ``backward`` run launch by launch, or replay CUDA graphs where ``LoopPool`` chose to record them.
     """
 
-    def __init__(self, ops, cell, shape):
-        xp = ops.xp
-        T, B, _, H, P, _, directions, save, ragged, biased, schedule, concurrent = shape
-        self.ops, self.cell, self.directions, self.save = ops, cell, directions, save
-        self.T, self.B, self.H, self.P, self.D = T, B, H, P, len(directions)
-        D, G = self.D, len(cell.gates)
-        self.projected, self.two_products = P != H, len(cell.products) == 2
-        self.first_rows = len(cell.products[0].rows) * H  # rows of W_hh in the first product of a timestep
-        self.dtype = np.dtype(shape.dtype)
-        self.real = DOUBLE if self.dtype == DOUBLE else SINGLE
-        self.width = cell.saved_blocks if save else G
-        self.reverse = sum(reverse << d for d, reverse in enumerate(directions))
-        self.recorded = False  # whether the arrays are saved, so that launches may be recorded over them
-        self.graphs = {}  # name -> CUDA graphs, one after another
-        self.note = lambda name, reason: None  # called with why a name is not recorded, or None where it is
-        self.problems, self.candidates = ops.candidates(
-            save, schedule, cell.kernel, G, H, T, B, D, dtype_name(self.dtype), self.projected, shape.I, concurrent
-        )
-        # W_ih x, and what the cell saves
-        self.gates = xp.empty((D, T, B, self.width * H), self.dtype) if save or not self.inputs else None
-        self.h = xp.empty((D, T + 1, B, P), self.dtype)
-        self.c = xp.empty((D, T + 1 if save else 2, B, H), self.real) if "c" in cell.states else None
-        self.output = xp.empty((T, B, D * P), self.dtype)
-        self.nbytes = self.h.nbytes + 2 * self.output.nbytes  # with doutput
-        self.nbytes += sum(array.nbytes for array in (self.gates, self.c) if array is not None)
-        self.steps_done = None  # device counter: timesteps done before the running graph
-        self.lengths = self.order = None
-        if ragged:  # order: the longest first, so that the sequences of a block end at about the same time
-            self.lengths, self.order = xp.empty(B, np.int32), xp.empty(B, np.int32)
-        self.biased = biased
-        self.hh = self.hr = self.ih = self.x = self.bias_ih = self.bias_hh = None
-        self.h_now = self.d_now = None  # made by the first step of either pass
-        self.doutput = self.received = self.dh = None  # made by the first backward
+    recorded = False  # whether the arrays are saved, so that launches may be recorded over them
+    note = staticmethod(lambda name, reason: None)  # called with why a name is not recorded, or None where it is
+    steps_done = None  # device counter: timesteps done before the running graph
+    lengths = order = None
+    w = x = None  # the ``Weights`` and the input that kernels read; the weights of all directions in each array
+    h_now = d_now = None  # made by the first step of either pass
+    doutput = received = dh = None  # made by the first backward
 
-    @property
-    def inputs(self):
-        """Columns of W_ih that the kernel multiplies itself. With 0, ``gates`` holds W_ih x when it begins."""
-        return self.candidates["forward"].inputs
+    def __init__(self, ops, plan):
+        empty, shape = ops.xp.empty, plan.shape
+        self.ops, self.plan, self.cell = ops, plan, plan.cell
+        self.T, self.B, self.H, self.P, self.D = shape.T, shape.B, shape.H, shape.P, plan.D
+        self.directions, self.save = shape.directions, shape.save
+        self.dtype, self.real, self.width, self.reverse = plan.dtype, plan.real, plan.width, plan.reverse
+        self.projected, self.two_products, self.first_rows = plan.projected, plan.two_products, plan.first_rows
+        self.problems, self.candidates, self.by_step = plan.problems, plan.candidates, plan.by_step
+        self.inputs, self.nbytes = plan.inputs, plan.nbytes
+        self.graphs = {}  # name -> CUDA graphs, one after another
+        # W_ih x, and what the cell saves
+        self.gates = None if plan.gates_shape is None else empty(plan.gates_shape, self.dtype)
+        self.h = empty(plan.h_shape, self.dtype)
+        self.c = None if plan.c_shape is None else empty(plan.c_shape, self.real)
+        self.output = empty(plan.output_shape, self.dtype)
+        if shape.ragged:  # order: the longest first, so that the sequences of a block end at about the same time
+            self.lengths, self.order = empty(self.B, np.int32), empty(self.B, np.int32)
 
     # ---- what a call brings
 
@@ -101,26 +63,30 @@ class Loop:
         A recorded loop reads at fixed addresses, so it copies them. 16-bit copies are refreshed on every call:
         parameters may be written in place, and nothing tells us when.
         """
-        names = {"hh": self.dtype}
-        if self.projected:
-            names["hr"] = self.dtype
-        if self.inputs:
-            names["ih"] = self.dtype
-        if self.biased:
-            names |= {"bias_ih": self.real, "bias_hh": self.real}
-        for name, dtype in names.items():
-            arrays = [getattr(w, name) for w in weights]
-            if self.D == 1 and arrays[0].dtype == dtype and not self.recorded:
-                setattr(self, name, self.ops.aligned(arrays[0][None]))
-                continue
-            if getattr(self, name) is None:
-                setattr(self, name, self.ops.xp.empty((self.D, *arrays[0].shape), dtype))
-            for copy, array in zip(getattr(self, name), arrays, strict=True):
-                copy[...] = array
+        views = self.ops.stacked(weights[0]) if self.D == 1 and not self.recorded else None
+        if views is not None and self.dtype == self.real:
+            self.w = views
+        else:
+            self._copy(weights, views)
         if lengths is not None:
             self.lengths[...] = self.ops.xp.asarray(lengths.astype(np.int32))
             order = np.argsort(-lengths, kind="stable")
             self.order[...] = self.ops.xp.asarray(order.astype(np.int32))
+
+    def _copy(self, weights, views):
+        """Copy the weights that kernels read, in their dtypes. views: the ``Weights`` that need no copy, or None."""
+        first, loaded = self.w is None, self.plan.loaded
+        if first:
+            self.w = Weights(None, None)
+        for name, dtype in loaded.items():
+            arrays = [getattr(w, name) for w in weights]
+            if views is not None and dtype == self.real:
+                setattr(self.w, name, getattr(views, name))
+                continue
+            if first:
+                setattr(self.w, name, self.ops.xp.empty((self.D, *arrays[0].shape), dtype))
+            for copy, array in zip(getattr(self.w, name), arrays, strict=True):
+                copy[...] = array
 
     def start(self, states):
         """Write each direction's initial state, (h (B, P),) or (h, c (B, H)), into its slot."""
@@ -149,37 +115,35 @@ class Loop:
             passes.append(SavedPass(self.gates[d] if self.save else None, self.h[d], c, reverse))
         return passes
 
-    @property
-    def by_step(self):
-        """The passes that launch every timestep, so that recording pays."""
-        return [name for name, candidate in self.candidates.items() if candidate.schedule == "step"]
-
     # ---- forward
 
     def forward(self):
         """Run the forward pass over what ``load``, ``take`` and ``start`` have set."""
-        getattr(self, f"_forward_{self.candidates['forward'].schedule}")()
+        self._run_schedule(self.candidates["forward"].schedule, self._forward_block, self._forward_step)
 
-    def _forward_grid(self):
-        self._or_by_step(self._forward_block, self._forward_step)
+    def _run_schedule(self, schedule, block, step):
+        """Run ``step``, or ``block``, the one launch for the whole sequence.
 
-    def _backward_grid(self):
-        self._or_by_step(self._backward_block, self._backward_step)
-
-    def _or_by_step(self, launch, steps):
-        """Launch all blocks at once. Where the device refuses that, run the schedule step from now on."""
-        self.ops.raise_if_failed()
-        try:
-            launch()
-        except BackendError as error:
-            _log.warning("schedule 'grid' is disabled in this process: %s", str(error))
-            self.ops.disable_cooperative()
-            steps()
+        Where the device refuses to run all thread blocks of a grid at once, run the schedule step from now on.
+        """
+        if schedule == "step":
+            step()
+        elif schedule == "block":
+            block()
+        else:
+            self.ops.raise_if_failed()
+            try:
+                block()
+            except BackendError as error:
+                _log.warning("schedule 'grid' is disabled in this process: %s", str(error))
+                self.ops.disable_cooperative()
+                step()
 
     def _forward_block(self):
-        how = self.width, self.reverse, int(self.save), self.lengths, self.order, self.hh, self.bias_ih, self.bias_hh
+        w, ragged = self.w, (self.lengths, self.order)
+        how = self.width, self.reverse, int(self.save), *ragged, w.hh, w.bias_ih, w.bias_hh
         if self.candidates["forward"].schedule == "block":
-            how = self.ih.shape[-1] if self.inputs else 0, *how, self.ih if self.inputs else None, self.x
+            how = w.ih.shape[-1] if self.inputs else 0, *how, w.ih if self.inputs else None, self.x
         self._launch_block("forward", *how, self.gates, self.h, self.c, self.output)
 
     def _forward_step(self):
@@ -198,8 +162,8 @@ class Loop:
 
     def _forward_launches(self, done):
         """What a timestep launches, in order: functions of the timestep, counted from ``done`` on."""
-        save, transposed, launches = int(self.save), self.hh.swapaxes(1, 2), []
-        biases = self.lengths, self.bias_ih, self.bias_hh
+        save, transposed, launches = int(self.save), self.w.hh.swapaxes(1, 2), []
+        biases = self.lengths, self.w.bias_ih, self.w.bias_hh
         if self.two_products:
             first = self.first_rows
             launches += [
@@ -216,7 +180,7 @@ class Loop:
         return [
             *launches,
             self._bind("step_forward", *how, None, None, self.c, self.m, None),
-            self._product(self.m, self.hr.swapaxes(1, 2), self.projection),
+            self._product(self.m, self.w.hr.swapaxes(1, 2), self.projection),
             self._bind("step_project", self.P, EACH, done, self.reverse, self.lengths, self.projection, self.h,
                        self.h_now, self.output),
         ]  # fmt: skip
@@ -226,16 +190,16 @@ class Loop:
     def backward(self, doutput, dstates):
         """As ``Ops.time_loop_backward``."""
         xp, D, T, B, H, P = self.ops.xp, self.D, self.T, self.B, self.H, self.P
-        if self.dh is None:
+        if self.dh is None or not self.recorded:  # the caller takes those of a loop that is not recorded
             self.dh = xp.empty((D, B, P), self.real)
-            self.dc = xp.empty((D, B, H), self.real) if "c" in self.cell.states else None
+            self.dc = None if self.c is None else xp.empty((D, B, H), self.real)
             self.by_inner = xp.empty((D, B, H), self.real) if self.projected or self.two_products else None  # dm, d_p
             self.dh_steps = xp.empty((D, T, B, P), self.dtype) if self.projected else None
             self.dh_now = xp.empty((D, B, P), self.dtype) if self.projected else None
         for d, dstate in enumerate(dstates):
-            for gradient, initial in zip((self.dh, self.dc), dstate or (None, None), strict=False):
+            for gradient, final in zip((self.dh, self.dc), dstate or (None, None), strict=False):
                 if gradient is not None:
-                    gradient[d] = 0 if initial is None else initial
+                    gradient[d] = 0 if final is None else final
         if doutput is None:
             self.doutput = None
         elif self.recorded:  # a recorded loop reads at fixed addresses
@@ -245,20 +209,20 @@ class Loop:
             self.doutput[...] = doutput
         else:
             self.doutput = self.ops.aligned(doutput)
-        getattr(self, f"_backward_{self.candidates['backward'].schedule}")()
+        self._run_schedule(self.candidates["backward"].schedule, self._backward_block, self._backward_step)
         self.doutput = None
         done = []
         for d in range(D):
-            dstate = (self.dh[d].copy(),)
-            if self.dc is not None:
-                dstate += (self.dc[d].copy(),)
+            dstate = (self.dh[d],) if self.dc is None else (self.dh[d], self.dc[d])
+            if self.recorded:
+                dstate = tuple(part.copy() for part in dstate)
             dh_steps = None if self.dh_steps is None else self.dh_steps[d]
             done.append(PassGradients(self.gates[d], dstate, dh_steps))
         return done
 
     def _backward_block(self):
         self._launch_block(
-            "backward", self.width, self.reverse, self.lengths, self.order, self.hh, self.gates, self.h, self.c,
+            "backward", self.width, self.reverse, self.lengths, self.order, self.w.hh, self.gates, self.h, self.c,
             self.doutput, self.dh, self.dc,
         )  # fmt: skip
 
@@ -276,7 +240,7 @@ class Loop:
             launches = [
                 self._bind("step_project_backward", self.P, EACH, done, self.reverse, self.lengths, self.doutput,
                            self.dh, self.dh_steps, self.dh_now),
-                self._product(self.dh_now, self.hr, self.by_inner),
+                self._product(self.dh_now, self.w.hr, self.by_inner),
                 self._bind("step_backward", *how, None, self.c, None, self.by_inner, None, self.dc, self.d_now),
             ]  # fmt: skip
         else:
@@ -284,13 +248,13 @@ class Loop:
             launches = [self._bind("step_backward", *how)]
         first = self.first_rows
         if not self.two_products:
-            return [*launches, self._product(self.d_now, self.hh, self.dh, accumulate=True)]
+            return [*launches, self._product(self.d_now, self.w.hh, self.dh, accumulate=True)]
         return [
             *launches,
-            self._product(self.d_now[..., first:], self.hh[:, first:], self.by_inner),
+            self._product(self.d_now[..., first:], self.w.hh[:, first:], self.by_inner),
             self._bind("step_reset_backward", H, self.width, EACH, done, self.reverse, self.gates, self.h,
                        self.by_inner, self.dh, self.d_now),
-            self._product(self.d_now[..., :first], self.hh[:, :first], self.dh, accumulate=True),
+            self._product(self.d_now[..., :first], self.w.hh[:, :first], self.dh, accumulate=True),
         ]  # fmt: skip
 
     # ---- launches
@@ -368,22 +332,13 @@ class Loop:
 
     def _launch_block(self, which, *args):
         """Launch the one kernel of a ``block`` or ``grid`` candidate for the whole sequence."""
-        block = self.candidates[which]
-        types = (self.cell.kernel, c_type(self.dtype), *block.types)
-        file, kernel = f"{block.kernel}.cu", f"{block.kernel}_{which}"
-        args, how = (self.T, self.B, self.H, *args), {"shared": block.shared}
-        tiles = -(-self.B // block.rows)
-        if block.schedule != "grid" or not tiles:
-            grid = (tiles, 1, self.D)
-            self.ops.kernels.launch(file, kernel, types, grid, (block.threads,), *args, **how)
+        first, options, words, epochs = self.plan.launches[which]
+        launch, sizes = self.ops.kernels.launch, (self.T, self.B, self.H)
+        if not words:
+            launch(*first, *sizes, *args, **options)
             return
-        # blocks go along y, where there are two or more: CuPy silently shrinks a grid that is 1 along y and z
-        grid, how["cooperative"] = (self.D, block.blocks, block.groups), True
-        exchange, numbers = self.ops.exchange(), self.D * block.groups * block.words
+        exchange = self.ops.exchange()
         with exchange.lock:  # no other launch comes between preparing the exchange and the kernel that uses it
-            if block.kernel == "grid":
-                args += exchange.take(numbers, -(-tiles // block.groups) * self.T)
-            else:
-                args += exchange.empty(numbers)
-            self.ops.kernels.launch(file, kernel, types, grid, (block.threads,), *args, **how)
+            args += exchange.empty(words) if epochs is None else exchange.take(words, epochs)
+            launch(*first, *sizes, *args, **options)
             exchange.refresh()

@@ -11,22 +11,34 @@ Everything that touches the GPU goes through a device: ``CupyDevice`` of device.
 import math
 import threading
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from ... import rng
+from ...cells import Weights
 from ...errors import BackendError, ShapeError
 from ..ops import Ops, flat, refuse_uncountable
 from ..records import SavedLayer
+from ..streams import ONE_STREAM
 from . import schedules
 from .cublas import is_matrix
 from .exchange import Exchange
-from .graphs import LoopPool
+from .graphs import Lease, LoopPool
 from .launch import ALIGNMENT, Kernels, Rows, c_type, kernel_of, signature
-from .loop import BLOCK, DOUBLE, SINGLE, Loop, LoopShape
+from .loop import Loop
+from .loop_plan import BLOCK, DOUBLE, SINGLE, LoopPlan, LoopShape
 from .streams import CudaStreams
 
+_PLANS = 1024  # most shapes whose plans are remembered
 _BLOCKS = 65535  # most thread blocks of a launch along y or z (CUDA C++ Programming Guide, compute capabilities)
+
+
+class Chosen(NamedTuple):
+    """Of "forward" and, where it will follow, "backward": the ``schedules.Problem``, and the candidate for it."""
+
+    problems: dict
+    candidates: dict
 
 
 class CudaOps(Ops):
@@ -44,6 +56,7 @@ class CudaOps(Ops):
         self.exchanges = {}  # queue of the device -> Exchange
         self._lock = threading.Lock()
         self._chosen = {}  # what decides the candidates of a loop -> (problems, candidates)
+        self._plans = {}  # (kernel, ``LoopShape``, tf32) -> LoopPlan
         self._with_tf32 = None
 
     def with_tf32(self):
@@ -121,15 +134,12 @@ class CudaOps(Ops):
         """``schedules.choose`` on this device."""
         return schedules.choose(replace(problem, tf32=self.tf32), self.device.limits, wanted, self.measured)
 
-    def candidates(self, save, schedule, *sizes):
-        """The problems of a loop, and the candidates that were chosen for them.
+    def candidates(self, problem, save, schedule):
+        """The ``Chosen`` of a loop: its problems, and the candidates that were chosen for them.
 
-        sizes: kernel, gates, H, T, B, directions, the dtype's name, projected, I and concurrent, as in
-        ``schedules.Problem``.
-
-        Returns ``(problems, candidates)``, each a dictionary with "forward" and, where ``save``, "backward".
+        problem: that of the forward pass, without tf32. save: whether there is a backward pass, too.
         """
-        key, known = (save, schedule, sizes, self.tf32), (self.device.limits, self.measured)
+        key, known = (problem, save, schedule, self.tf32), (self.device.limits, self.measured)
         if any(old is not new for old, new in zip(self._chosen.get("known", ()), known, strict=False)):
             self._chosen.clear()  # another device, or more was measured
         found = self._chosen.get(key)
@@ -137,13 +147,12 @@ class CudaOps(Ops):
             if len(self._chosen) >= 4096:
                 self._chosen.clear()
             self._chosen["known"] = known
-            *first, I, concurrent = sizes
-            names = ("forward", "backward") if save else ("forward",)
-            problems = {name: schedules.Problem(*first, name == "backward", self.tf32, I, concurrent) for name in names}
-            found = self._chosen[key] = (
-                problems,
-                {name: self.candidate(problem, schedule) for name, problem in problems.items()},
-            )
+            problems = {
+                name: replace(problem, backward=name == "backward", tf32=self.tf32)
+                for name in (("forward", "backward") if save else ("forward",))
+            }
+            chosen = {name: self.candidate(one, schedule) for name, one in problems.items()}
+            found = self._chosen[key] = Chosen(problems, chosen)
         return found
 
     def candidate(self, problem, wanted="auto"):
@@ -163,15 +172,45 @@ class CudaOps(Ops):
         refuse_uncountable(T, B, self.name)
         most = _BLOCKS * BLOCK[1]
         if most < B and any(
-            candidate.schedule == "step" for sizes in layers() for candidate in self.candidates(*sizes)[1].values()
+            candidate.schedule == "step"
+            for problem, save, schedule in layers()
+            for candidate in self.candidates(problem, save, schedule).candidates.values()
         ):
             raise ShapeError(
                 f"x: B = {B} is more than the {most} sequences that the schedule 'step' of backend 'cuda' takes in one "
                 "call: split the batch"
             )
 
+    def loop_plan(self, cell, shape):
+        """The ``LoopPlan`` of a cell and a ``LoopShape``, which is made once."""
+        key = cell.kernel, shape, self.tf32
+        plan = self._plans.get(key)
+        if plan is None or plan.limits is not self.device.limits or plan.measured is not self.measured:
+            plan = LoopPlan(self, cell, shape)
+            if len(self._plans) >= _PLANS:
+                self._plans.clear()
+            self._plans[key] = plan
+        return plan
+
+    def stacked(self, weights):
+        """The ``Weights`` of a single direction with an axis for it, as kernels read them.
+
+        They are views, which are made once, unless BLAS or a kernel could not read the array itself.
+        """
+        if weights.ready is None:
+            names = ("ih", "hh", "bias_ih", "bias_hh", "hr")
+            arrays = [getattr(weights, name) for name in names]
+            found = [None if array is None else self.aligned(array[None]) for array in arrays]
+            stacked, address = Weights(*found), self.device.address
+            if any(
+                one is not None and address(one) != address(array) for one, array in zip(found, arrays, strict=True)
+            ):
+                return stacked  # a copy holds only for this call
+            weights.ready = stacked
+        return weights.ready
+
     def streams(self, count):
-        return CudaStreams(self.device, count) if count > 1 else super().streams(count)
+        return ONE_STREAM if count == 1 else CudaStreams(self.device, count)
 
     def layer_forward(self, cell, x, weights, states, lengths, options):
         T, B, I = x.shape
@@ -180,9 +219,13 @@ class CudaOps(Ops):
             T, B, I, rows // len(cell.gates), P, x.dtype, options.directions, options.save, lengths is not None,
             weights[0].bias_ih is not None, options.schedule, options.concurrent,
         )  # fmt: skip
-        # A loop that another stream gave back may still be in use there, so the stream belongs to the key.
-        key = cell.kernel, shape, self.tf32, self.device.queue
-        loop, lease = self.pool.take(key, lambda: Loop(self, cell, shape))
+        plan = self.loop_plan(cell, shape)
+        if plan.by_step:
+            # A loop that another stream gave back may still be in use there, so the stream belongs to the key.
+            loop, lease = self.pool.take((plan, self.device.queue), lambda: Loop(self, plan))
+        else:  # nothing to record
+            loop = Loop(self, plan)
+            lease = Lease(loop)
         loop.load(weights, lengths)
         x = self.xp.ascontiguousarray(x)
         if loop.inputs:
@@ -203,14 +246,12 @@ class CudaOps(Ops):
     # ---- products and sums
 
     def product(self, a, b, out, accumulate=False):
-        self.device.gemm(self._readable(a), self._readable(b), out, accumulate=accumulate, tf32=self.tf32)
+        a = a if is_matrix(a) else self.xp.ascontiguousarray(a)
+        b = b if is_matrix(b) else self.xp.ascontiguousarray(b)
+        self.device.gemm(a, b, out, accumulate, self.tf32)
 
     def accumulate_product(self, grad, d, x):
         self.product(flat(d).T, flat(x), grad, accumulate=True)
-
-    def _readable(self, matrix):
-        """``matrix``, or a copy of one whose strides BLAS cannot read."""
-        return matrix if is_matrix(matrix) else self.xp.ascontiguousarray(matrix)
 
     def sum_steps(self, d):
         rows = flat(d)

@@ -6,6 +6,7 @@ Its weights lie in registers and shared memory (block.cu; on tensor cores block_
 import math
 from dataclasses import dataclass, replace
 
+from ....cells import CELLS
 from ....dtypes import ITEMSIZE
 from .cost import BARRIERS, EFFICIENCY, LOAD_SECONDS, padded, refusal, step_seconds, takes_inputs, thread_registers
 from .problem import Candidate
@@ -77,9 +78,8 @@ def _mma_tiles(problem, device):
         plain = None
         for IP in (0, padded(problem.I, 32 // size)) if takes_inputs(problem) else (0,):
             tiles = G * (HP + IP) * size // 32  # weight tiles of one warp
-            # registers besides the weights: accumulators, one row of gates in flight (or x), cell state, addresses.
-            # Found by compiling
-            other = {4: 84, 3: 72, 1: 84}[G] if problem.backward else {4: 120, 3: 84, 1: 92}[G]
+            # registers besides the weights: accumulators, one row of gates in flight (or x), cell state, addresses
+            other = CELLS[problem.kernel].registers[problem.backward]
             other += (N - 1) * 60 + 4 * (size == 4)
             other += 3 * -(-8 * N * padded(IP, 64 // size) // threads) if IP else 0  # x and its addresses
             other += 4 * (problem.H % 2 or device.capability < 90) if IP else 0
@@ -151,7 +151,7 @@ def fma_tile(problem, HP, S, KREG, R, seconds=0.0, IP=0):
     weights are loaded, the staging buffer.
     """
     G, size = problem.gates, ITEMSIZE[problem.dtype]
-    four, sums = 4 * size * HP * S, G + (IP > 0 and G == 3)
+    four, sums = 4 * size * HP * S, G + (len(CELLS[problem.kernel].apart) if IP else 0)
     operand, partial_sums = (R * G * HP, S * R * HP) if problem.backward else (R * (HP + IP), S * sums * R * HP)
     shared = 4 * (operand + partial_sums) + G * IP * HP * size + (HP // S - KREG) // 4 * G * four
     shared = max(shared, min(KREG // 4, 8) * four)

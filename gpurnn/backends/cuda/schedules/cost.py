@@ -1,5 +1,6 @@
 """What a time loop should cost on a GPU, by published figures; not measured. The estimates only rank what fits."""
 
+from ....cells import CELLS
 from ....dtypes import ITEMSIZE
 
 REGISTERS = 65536  # of one multiprocessor
@@ -23,7 +24,7 @@ def refusal(problem):
         return "computes in float32"
     if problem.projected:
         return "has no projection"
-    return "has no second product in a timestep" if problem.kernel == "GruOriginal" else None
+    return "has no second product in a timestep" if len(CELLS[problem.kernel].products) > 1 else None
 
 
 def padded(H, to=32):

@@ -13,7 +13,8 @@ import numpy as np
 from .... import cells
 from ....dtypes import check_dtype
 from ....errors import BackendError, check_choice, check_size
-from ..loop import Loop, LoopShape
+from ..loop import Loop
+from ..loop_plan import LoopPlan, LoopShape
 from .choose import candidates as candidates_of
 from .problem import Problem
 from .tuned_table import Table, bucket, key
@@ -67,12 +68,12 @@ def measure(ops, problem, candidate, lengths=(64, 320), least=0.02, clock=time.p
 
 def _time_loop(ops, problem, candidate, T):
     """A function that runs one forward or backward pass over zeros, as values do not change the time."""
-    cell = next(cell for cell in CELLS.values() if cell.kernel == problem.kernel)
+    cell, dtype = cells.CELLS[problem.kernel], check_dtype(problem.dtype)
     xp, B, H, D = ops.xp, problem.B, problem.H, problem.directions
-    dtype = check_dtype(problem.dtype)
-    loop = Loop(ops, cell, LoopShape(T, B, 0, H, H, dtype, (False, True)[:D], True, False, True, "step"))
+    plan = LoopPlan(ops, cell, LoopShape(T, B, 0, H, H, dtype, (False, True)[:D], True, False, True, "step"))
     candidate = ops.without_spills(problem, candidate)
-    loop.candidates = loop.candidates | {"backward" if problem.backward else "forward": candidate}
+    plan.use(plan.candidates | {"backward" if problem.backward else "forward": candidate})
+    loop = Loop(ops, plan)
     compute_dtype = np.dtype("float32" if dtype.itemsize < 4 else dtype)
     G = len(cell.gates)
     weights = [

@@ -1,0 +1,108 @@
+"""LoopPlan: what the shape of a call decides for its time loop on the GPU, once for all calls of that shape."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from ...dtypes import dtype_name
+from .launch import c_type
+from .schedules import Problem
+
+BLOCK = (32, 4)  # units, sequences: a warp reads along the units
+SINGLE, DOUBLE = np.dtype("float32"), np.dtype("float64")
+
+
+class LoopShape(NamedTuple):
+    """What two calls of a cell share where they can use the same ``Loop``, one after another.
+
+    directions: for each, whether it runs backwards in time. save: whether a backward pass will follow. ragged: whether
+    sequences differ in length. biased: whether there are biases. schedule, concurrent: as in ``RunOptions``.
+    """
+
+    T: int
+    B: int
+    I: int
+    H: int
+    P: int
+    dtype: np.dtype
+    directions: tuple[bool, ...]
+    save: bool
+    ragged: bool
+    biased: bool
+    schedule: str
+    concurrent: int = 1
+
+
+class Launch(NamedTuple):
+    """The one launch of a ``block`` or ``grid`` candidate, for the whole sequence.
+
+    first: what ``Kernels.launch`` takes before the kernel's own arguments: file, kernel, types, grid, block. options:
+    what it takes by name. words: how many the kernel needs of an ``Exchange``. epochs: how many it needs with them, or
+    None where it needs empty words.
+    """
+
+    first: tuple
+    options: dict
+    words: int = 0
+    epochs: int | None = None
+
+
+class LoopPlan:
+    """What a cell and a ``LoopShape`` decide for every loop of that shape: candidates, sizes and launches.
+
+    It holds for the limits of the device and the measured table that it was made with.
+    """
+
+    def __init__(self, ops, cell, shape):
+        T, B, I, H, P, dtype, directions, save, ragged, biased, schedule, concurrent = shape
+        self.cell, self.shape, self.D, G = cell, shape, len(directions), len(cell.gates)
+        self.limits, self.measured = ops.device.limits, ops.measured
+        self.projected, self.two_products = P != H, len(cell.products) == 2
+        self.first_rows = len(cell.products[0].rows) * H  # rows of W_hh in the first product of a timestep
+        self.dtype = np.dtype(dtype)
+        self.real = DOUBLE if self.dtype == DOUBLE else SINGLE
+        self.width = cell.saved_blocks if save else G
+        self.reverse = sum(reverse << d for d, reverse in enumerate(directions))
+        name = dtype_name(self.dtype)
+        problem = Problem(cell.kernel, G, H, T, B, self.D, name, self.projected, False, I=I, concurrent=concurrent)
+        self.problems, candidates = ops.candidates(problem, save, schedule)
+        self.use(candidates)
+        # columns of W_ih that the kernel multiplies itself. With 0, ``gates`` holds W_ih x when it begins
+        self.inputs = self.candidates["forward"].inputs
+        self.loaded = {"hh": self.dtype}  # the weights that kernels read, and in which dtype
+        if self.projected:
+            self.loaded["hr"] = self.dtype
+        if self.inputs:
+            self.loaded["ih"] = self.dtype
+        if biased:
+            self.loaded |= {"bias_ih": self.real, "bias_hh": self.real}
+        self.gates_shape = (self.D, T, B, self.width * H) if save or not self.inputs else None
+        self.h_shape, self.output_shape = (self.D, T + 1, B, P), (T, B, self.D * P)
+        self.c_shape = (self.D, T + 1 if save else 2, B, H) if "c" in cell.states else None
+        numbers = math.prod(self.h_shape) + 2 * math.prod(self.output_shape) + math.prod(self.gates_shape or (0,))
+        self.nbytes = numbers * self.dtype.itemsize  # with doutput, which is as large as the output
+        self.nbytes += math.prod(self.c_shape or (0,)) * self.real.itemsize
+
+    def use(self, candidates):
+        """Run each pass by its candidate, "forward" or "backward" -> ``schedules.Candidate``."""
+        self.candidates = candidates
+        self.by_step = [name for name, candidate in candidates.items() if candidate.schedule == "step"]
+        blocks = {name: candidate for name, candidate in candidates.items() if name not in self.by_step}
+        self.launches = {name: self._launch(name, block) for name, block in blocks.items()}
+
+    def _launch(self, which, block):
+        """The ``Launch`` of one pass."""
+        T, B = self.shape.T, self.shape.B
+        types = (self.cell.kernel, c_type(self.dtype), *block.types)
+        tiles, options = -(-B // block.rows), {"shared": block.shared}
+        where = f"{block.kernel}.cu", f"{block.kernel}_{which}", types
+        if block.schedule != "grid" or not tiles:
+            return Launch((*where, (tiles, 1, self.D), (block.threads,)), options)
+        # blocks go along y, where there are two or more: CuPy silently shrinks a grid that is 1 along y and z
+        grid, options["cooperative"] = (self.D, block.blocks, block.groups), True
+        epochs = -(-tiles // block.groups) * T if block.kernel == "grid" else None
+        words = self.D * block.groups * block.words
+        return Launch((*where, grid, (block.threads,)), options, words, epochs)
