@@ -53,7 +53,7 @@ TESTS = {
     "gpurnn/train/": ["test_training.py", "test_loss_scale.py", "test_run_folder.py", "test_weights.py"],
     "gpurnn/_interrupt.py": ["test_terminal.py", "test_packaging.py"],
     "gpurnn/folder_lock.py": ["test_run_folder.py"],
-    "gpurnn/data/encodings.py": ["test_encodings.py", "test_tables.py"],
+    "gpurnn/data/encodings.py": ["test_encodings.py", "test_tables.py", "test_labelled.py"],
     "gpurnn/data/labelled.py": ["test_labelled.py", "test_tasks_classify.py"],
     "gpurnn/data/rows.py": ["test_labelled.py", "test_tasks_translate.py"],
     "gpurnn/data/pairs.py": ["test_tasks_translate.py"],

@@ -356,6 +356,15 @@ def test_a_model_of_features_alone_takes_no_sound(tmp_path):
     assert "not known how they are made from sound. Train it with --rate" in result.output
 
 
+def test_a_table_in_another_encoding(tmp_path):
+    write_wav(tmp_path / "a.wav", tone(300))
+    (tmp_path / "a.tsv").write_text("a.wav\tcaf\u00e9\n", encoding="latin-1")
+    with pytest.raises(FileError, match="in line 1, at byte 9.* --encoding latin-1"):
+        read_utterances(tmp_path / "a.tsv", SpeechSettings())
+    (utterance,), _ = read_utterances(tmp_path / "a.tsv", SpeechSettings(encoding="latin-1"))
+    assert utterance.text == "caf\u00e9"
+
+
 def test_damaged_tables(tmp_path):
     table, settings = tmp_path / "a.tsv", SpeechSettings(strict=True)
     write_wav(tmp_path / "good.wav", np.zeros(1000))

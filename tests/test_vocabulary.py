@@ -12,7 +12,6 @@ from gpurnn.data.vocabulary import (
     WordVocabulary,
     builtin_text,
     count_words,
-    read_lines,
     read_text,
     split,
     vocabulary_of,
@@ -182,8 +181,8 @@ def test_reading_words_wherever_pieces_end(write, monkeypatch, piece):
 
 
 def test_read_lines(write):
-    assert read_lines(write("a\r\n\nb\u0085c\x0bd \n")) == ["a", "", "b\u0085c\x0bd "]
-    assert read_lines(write("\ufeffa\nb")) == ["a", "b"]
-    assert read_lines(write("")) == []
+    assert encodings.read_lines(write("a\r\n\nb\u0085c\x0bd \n")) == ["a", "", "b\u0085c\x0bd "]
+    assert encodings.read_lines(write("\ufeffa\nb")) == ["a", "b"]
+    assert encodings.read_lines(write("")) == []
     with pytest.raises(ValueError, match="not UTF-8"):
-        read_lines(write(b"a\n\xff\n"))
+        encodings.read_lines(write(b"a\n\xff\n"))

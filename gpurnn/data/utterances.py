@@ -9,9 +9,9 @@ import numpy as np
 from ..errors import FileError
 from ..files import check_room, naming
 from .audio import is_silent, log_mel, read_audio, resample
+from .encodings import read_lines
 from .npz import read_npz
 from .skipped import Skipped
-from .vocabulary import read_lines
 
 _log = logging.getLogger("gpurnn")
 _SOUND = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
@@ -59,7 +59,7 @@ def read_utterances(file, settings, rate=None):
         raise ValueError(f"{file}: give a table, with the path of a sound file, a tab and its transcript in each line")
     from tqdm import tqdm
 
-    lines = [(n, line) for n, line in enumerate(read_lines(file), 1) if line.strip()]
+    lines = [(n, line) for n, line in enumerate(read_lines(file, settings.encoding), 1) if line.strip()]
     if not lines:
         raise FileError(f"{file}: is empty")
     utterances, silent = [], 0

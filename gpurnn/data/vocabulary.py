@@ -13,7 +13,6 @@ import numpy as np
 from ..errors import check_number
 from ..files import check_room, max_memory, naming
 from .encodings import BYTE_COST, text_pieces
-from .encodings import read_lines as read_lines  # under the name by which others know it
 
 IN_MEMORY = 64 << 20  # bytes of ids that stay in memory if they may; more lie in a temporary file
 _PIECE = 1 << 20  # bytes of text that are in memory at once

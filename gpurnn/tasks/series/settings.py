@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 from ...data.dates import check_date_format
-from ...data.encodings import check_encoding
 from ...losses import mae, mse
-from ..settings import Settings, changed, setting
+from ..settings import Settings, changed, encoding_setting, setting
 
 LOSSES = {"mse": mse, "mae": mae}
 _DELIMITERS = {"tab": "\t", "comma": ",", "semicolon": ";"}
@@ -37,7 +36,7 @@ class SeriesSettings(Settings):
     thousands: str | None = setting(
         None, "What parts thousands.", choices=(".", ",", "'", "space", "none"), shown="found"
     )
-    encoding: str | None = setting(None, "Encoding of the file, such as cp1252.", shown="UTF-8, or by its first bytes")
+    encoding: str | None = encoding_setting()
     calendar: bool = setting(False, "Read hour, weekday and month too, as sine and cosine.")
     fill: str = setting(
         "none",
@@ -73,8 +72,6 @@ class SeriesSettings(Settings):
             raise ValueError(f"delimiter should be one character, or 'tab', got {self.delimiter!r}")
         if self.decimal is not None and self.decimal == self.thousands:
             raise ValueError(f"decimal and thousands should be different marks, got {self.decimal!r} for both")
-        if self.encoding is not None:
-            check_encoding("encoding", self.encoding)
         if self.date_format is not None:
             check_date_format(self.date_format)
 

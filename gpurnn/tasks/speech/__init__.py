@@ -27,7 +27,7 @@ from ...errors import check_number, check_size
 from ...layers import BatchNorm, Dropout, Linear, Pooling, Sequential
 from ...losses import cross_entropy
 from ...train import measure
-from ..settings import Settings, changed, recurrent, setting
+from ..settings import Settings, changed, encoding_setting, recurrent, setting
 from ..task import Data, Task, check_entries, check_numbers, check_strings, checksum, of_the_model
 from .batches import Utterances, known_classes
 from .decode import known_rate, transcribe
@@ -50,6 +50,7 @@ class SpeechSettings(Settings):
         "transcript", "What the model learns: to write the characters, or to name the class of the whole.",
         choices=("transcript", "class"),
     )  # fmt: skip
+    encoding: str | None = encoding_setting()
     concatenate: str | None = setting(
         None, "Train on strings of this many utterances, such as 1-7, drawn anew in each epoch.", shown="off"
     )
