@@ -45,6 +45,28 @@ def test_of_many_a_sample_is_remembered(monkeypatch):
     assert look_up(facts, [few]).sentence("texts") == "It is not known whether these 1 texts were trained on"
 
 
+def test_what_a_run_adds_joins_what_its_model_learned_from():
+    facts = facts_of(["a", "b"])
+    both = {"trained_on": remember(["b", "c"], facts)}
+    assert both["trained_on"] == remember(["a", "b", "c"])
+    assert look_up(both, "abcd").mask.tolist() == [True, True, True, False]
+    assert remember(["a"], both) is both["trained_on"] and remember(["a"], {}) == remember(["a"])
+
+
+@pytest.mark.parametrize("sizes", [(3000, 400), (600, 700), (3000, 3000)])
+def test_what_joins_many(sizes, monkeypatch):
+    """The sample is that of all; the number of different things is within four standard deviations, 1/sqrt(LIMIT)."""
+    monkeypatch.setattr(seen, "LIMIT", 1000)
+    old = [f"old {n}" for n in range(sizes[0])]
+    new = [f"new {n}" for n in range(sizes[1])]
+    joined = remember(new, facts_of(old))
+    whole = remember(old + new)
+    check_trained_on({"trained_on": joined})
+    assert joined["hashes"] == whole["hashes"]
+    assert abs(joined["different"] / whole["different"] - 1) < 4 / np.sqrt(1000)
+    assert remember(new, {"trained_on": joined}) is joined
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -119,6 +141,20 @@ def test_a_resumed_run_remembers_the_same(tmp_path):
     write_config(tmp_path / "run", document)
     with pytest.raises(CheckpointError, match="config.json: is damaged"):
         load(tmp_path / "run", "cpu")
+
+
+@pytest.mark.parametrize("task", ["classify", "text"])
+def test_a_model_trained_further_remembers_both(task, tmp_path):
+    one, two = tmp_path / "a.txt", tmp_path / "b.txt"
+    one.write_text("".join(f"fine {n}\tpos\ndull {n}\tneg\n" for n in range(20)))
+    two.write_text("".join(f"fine {n}\tpos\ndull {n}\tneg\n" for n in range(30, 50)))
+    more = {"steps": 8} if task == "text" else {}
+    first = trained(task, one, tmp_path / "one", **more)
+    second = trained(task, two, tmp_path / "two", start=tmp_path / "one", **more)
+    new = trained(task, two, tmp_path / "new", **more)
+    for file in (one, two):
+        counts = [model.task.evaluate(model, [file])[0]["trained_on"] for model in (first, new, second)]
+        assert counts[2] == counts[0] + counts[1]
 
 
 def test_translate_counts_pairs(tmp_path):

@@ -107,7 +107,7 @@ class ClassifyTask(Task):
         else:
             entries = Vocabulary("".join(trained_on)).entries
             check_entries(files, len(entries), settings, settings.embedding)
-        facts = {"classes": classes, "vocabulary": entries, "trained_on": remember(texts[n] for n in train)}
+        facts = {"classes": classes, "vocabulary": entries, "trained_on": remember((texts[n] for n in train), known)}
         ids = encode(texts, settings, facts)
 
         def part(chosen, **more):

@@ -54,11 +54,34 @@ class Seen:
         return f"{about}{self.count:,} of these {len(self.mask):,} {what} {were} trained on"
 
 
-def remember(things):
-    """What a run remembers of ``things`` (texts, or bytes), JSON-ready: for its facts, as ``trained_on``."""
+def remember(things, facts=None):
+    """What a run remembers of ``things`` (texts, or bytes), JSON-ready: for its facts, as ``trained_on``.
+
+    facts: those of the run whose model is trained further, which remember what that run was trained on; None for none.
+    """
     hashes = np.unique(_hashes(things))
-    chosen = hashes[:LIMIT].astype("<u8").tobytes()
-    return {"different": len(hashes), "hashes": base64.b64encode(chosen).decode()}
+    before = facts and facts.get("trained_on")
+    return _joined(before, hashes) if before else _document(len(hashes), hashes[:LIMIT])
+
+
+def _document(different, hashes):
+    return {"different": different, "hashes": base64.b64encode(hashes.astype("<u8").tobytes()).decode()}
+
+
+def _joined(before, hashes):
+    """What is remembered when ``hashes``, in ascending order, join ``before``: as ``remember`` of all would make it,
+    only that the number of different things is an estimate where there are too many."""
+    known = _remembered(before)
+    union = np.union1d(known, hashes)
+    complete = len(known) == before["different"]
+    if not complete:  # of larger hashes it is not known whether they were trained on before
+        union = union[union <= known[-1]]
+    chosen = union[:LIMIT]
+    if np.array_equal(chosen, known):
+        return before
+    if complete:
+        return _document(len(union), chosen)
+    return _document(max(LIMIT + 1, round(LIMIT / (float(chosen[-1]) / 2.0 ** (8 * _SIZE)))), chosen)
 
 
 def look_up(facts, things):

@@ -90,7 +90,7 @@ class TextTask(Task):
             valid,
             facts={
                 "vocabulary": vocabulary.entries,
-                "trained_on": remember(map(file_digest, paths)) if paths else None,
+                "trained_on": remember(map(file_digest, paths), facts) if paths else facts and facts.get("trained_on"),
             },
             fingerprint={unit: len(ids), "crc32": checksum(ids)},
             summary=f"{len(ids):,} {unit}, a vocabulary of {len(vocabulary) - 1:,}",

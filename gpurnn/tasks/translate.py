@@ -127,7 +127,7 @@ class TranslateTask(Task):
                 "source": source.tokens,
                 "target": target.tokens,
                 "batches": len(batches),
-                "trained_on": remember("\t".join(pair) for pair, fit in zip(train, fits, strict=True) if fit),
+                "trained_on": remember(("\t".join(pair) for pair, fit in zip(train, fits, strict=True) if fit), facts),
             },
             fingerprint={"pairs": len(pairs), "crc32": checksum(*(text for pair in pairs + valid for text in pair))},
             summary=f"{len(short):,} pairs to train on{left_out}, {len(valid):,} for validation, "
