@@ -79,6 +79,7 @@ def test_compressed_sound_within_the_memory_that_a_file_may_take(tmp_path, monke
     assert len(read_audio(tmp_path / "a.flac")[0]) == 60 * 16000
 
 
+@pytest.mark.long
 @needs("soundfile")
 @pytest.mark.parametrize("start", [b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"RIFF", b""])
 def test_no_bytes_raise_anything_but_a_file_error(tmp_path, start):

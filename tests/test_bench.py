@@ -345,6 +345,7 @@ def test_the_help_shows_summaries_whole():
     assert "a panel for each cell and pass." in " ".join(output.split())
 
 
+@pytest.mark.long
 def test_what_beats_its_floor_is_marked_wherever_it_is_shown(tmp_path, monkeypatch):
     """The time of one case is a fifth less than its floor allows, and the other's is twice its floor."""
     both = document(made("impossible", 1.0, 0.0, 1), made("possible", 1.0, 0.0, 1))

@@ -118,6 +118,7 @@ def test_an_error_of_the_script_itself_is_told(tmp_path):
     assert code == 1 and statuses(rows) == ["failed", "right"] and "in the script itself" in rows[0]["reason"]
 
 
+@pytest.mark.long
 def test_a_spare_process_stands_by(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_workers.Pool, "spared", ("test",))
     started, new = [], gpu_workers.Pool._new

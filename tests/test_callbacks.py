@@ -75,6 +75,7 @@ def test_callbacks_do_not_change_a_training():
     assert np.array_equal(train(Recorder())[0].flat_params, train()[0].flat_params)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("place", ["on_start", "on_update", "on_epoch"])
 def test_a_callback_stops_and_the_run_can_go_on(tmp_path, place):
     """fit returns, a checkpoint is saved, and the resumed run ends with the bits of one that was not stopped."""
@@ -104,6 +105,7 @@ def test_a_callback_stops_and_the_run_can_go_on(tmp_path, place):
         assert seen.epochs() + again.epochs() == [1, 2, 3]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
 @pytest.mark.parametrize("number, kind", [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
 @pytest.mark.parametrize("step", [13, 20])
@@ -166,6 +168,7 @@ train(show, epochs=100000, out={out!r}, validation=None)
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
 def test_sigterm_saves_in_a_child(tmp_path):
     tests = Path(__file__).resolve().parent
@@ -183,6 +186,7 @@ def test_sigterm_saves_in_a_child(tmp_path):
     assert document["epoch"] == epochs and document["step"] > UPDATES * epochs - UPDATES
 
 
+@pytest.mark.long
 def test_what_a_callback_changes_is_saved(tmp_path):
     """A rate of its own, and weights: the resumed run has the bits of the whole one."""
 
@@ -261,6 +265,7 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.long
 def test_a_table_goes_on_after_a_resume(tmp_path):
     path = tmp_path / "logs" / "epochs.csv"
     _, history = train(CSVLog(path), out=tmp_path / "run", epochs=2)

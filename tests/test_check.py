@@ -83,6 +83,7 @@ def test_a_c_that_is_rounded_between_calls_is_seen(dtype, monkeypatch):
     assert wrong_checks(["numpy"], ["lstm", "gru"], [dtype]) == {("lstm", "pieces")}
 
 
+@pytest.mark.long
 @needs("ml_dtypes")
 @pytest.mark.skipif(gpurnn.get_backend("cpu").name != "cpu", reason="gpurnn._native was not built")
 def test_a_pool_that_forgets_bfloat16_is_seen(monkeypatch):

@@ -181,6 +181,7 @@ def test_nothing_at_all():
     assert math.copysign(1, loss[0]) == 1  # not -0.0
 
 
+@pytest.mark.long
 def test_long_sequences_keep_their_digits(rng):
     logits = rng.standard_normal((3000, 1, 30)).astype(np.float32)
     targets = rng.integers(1, 30, (1, 400))

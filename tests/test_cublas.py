@@ -289,6 +289,7 @@ def test_a_graph_works_in_the_memory_of_the_stream_that_it_is_for():
     assert lent == [(recorder, 0), (recorder, other.ptr)]
 
 
+@pytest.mark.long
 def test_the_arrays_of_a_product_live_as_long_as_it():
     blas = fake_blas()
     a, b, out = square(2), square(3), square(0)

@@ -152,6 +152,7 @@ def test_gzip_is_read_up_to_the_limit(tmp_path, monkeypatch):
 # ---- on the command line
 
 
+@pytest.mark.long
 def test_a_run_keeps_the_encoding_of_its_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("old.txt").write_bytes(("caf\u00e9 noir, " * 40).encode("latin-1"))

@@ -683,6 +683,7 @@ def test_a_text_is_refused_before_training(copied, level):
     assert "big.txt: a piece" in refused("evaluate", "text", "big.txt", "--max-memory", "100K")
 
 
+@pytest.mark.long
 def test_a_limit_for_data_does_not_judge_a_runs_own_files(copied):
     for _ in range(6):
         Path("text", "history.jsonl").write_text(Path("text", "history.jsonl").read_text() * 2)

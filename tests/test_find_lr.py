@@ -26,6 +26,7 @@ def loss_at(rate, name, cell):
         return np.inf
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cell", ["RNN", "LSTM", "GRU"])
 @pytest.mark.parametrize("name", ["adam", "sgd"])
 def test_the_rate_is_better_than_far_from_it(name, cell):
@@ -35,6 +36,7 @@ def test_the_rate_is_better_than_far_from_it(name, cell):
     assert here < loss_at(curve.lr / 100, name, cell) and here < loss_at(100 * curve.lr, name, cell)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["numpy", "cpu"])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 def test_no_trace_is_left(dtype, backend):

@@ -137,6 +137,7 @@ def test_a_list_resumes_in_the_middle_of_an_epoch(tmp_path, caplog):
     assert np.array_equal(weights, whole) and history.epochs[-1]["step"] == 12 and not caplog.text
 
 
+@pytest.mark.long
 def test_a_loader_resumes_at_an_epoch(tmp_path, caplog):
     """Between epochs exactly; in the middle of one it says that this begins anew."""
     whole, _ = train(Again(drawn()))

@@ -186,6 +186,7 @@ def test_a_frozen_layer_is_not_changed_by_an_optimiser():
         backward(y)
 
 
+@pytest.mark.long
 def test_fit_leaves_them_alone_and_says_where_a_resumed_run_has_others(tmp_path, caplog):
     """Weight noise, too; values are saved as ever, what is frozen is the model's."""
     rng = np.random.default_rng(0)

@@ -377,6 +377,7 @@ def test_files_of_fifty_gigabytes(place, name):
     assert complaints(run(*SPARSE[name]), name, refused=True) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["config.json", "best.json", "history.jsonl", "gradient_flow.jsonl", "tensors"])
 @pytest.mark.parametrize("what", ["fifo", "sparse", "folder"])
 def test_odd_files_in_a_run(place, name, what):

@@ -89,6 +89,7 @@ def sizes():
                 yield place, "parameters", count, PARAMETERS
 
 
+@pytest.mark.long
 def test_nothing_outgrows_its_room():
     measured = {(place, what): (size, most) for place, what, size, most in sizes()}
     for where, (size, most) in measured.items():

@@ -263,6 +263,7 @@ def test_without_labels(read):
 # ---- on the command line
 
 
+@pytest.mark.long
 def test_train_classify_and_evaluate_take_them(tmp_path, monkeypatch):
     def gpurnn(*arguments, code=0, **options):
         done = CliRunner().invoke(main, list(map(str, arguments)), prog_name="gpurnn", **options)
@@ -308,6 +309,7 @@ def test_train_classify_and_evaluate_take_them(tmp_path, monkeypatch):
     assert "give TEXTs or --file, not both" in both.stderr
 
 
+@pytest.mark.long
 @given(lambda: st.binary(max_size=60), lambda: st.sampled_from(["a.csv", "a.tsv", "a.jsonl", "a.txt"]))
 def test_any_bytes_are_read_or_refused(data, name):
     with tempfile.TemporaryDirectory() as folder:
@@ -321,6 +323,7 @@ def test_any_bytes_are_read_or_refused(data, name):
             assert isinstance(found, Examples) and found.pairs and all(text and label for text, label in found.pairs)
 
 
+@pytest.mark.long
 @given(
     lambda: st.lists(st.tuples(st.text(st.characters(codec="utf-8"), min_size=1), st.sampled_from("ab")), min_size=1),
     lambda: st.sampled_from(",;|\t"),

@@ -67,6 +67,7 @@ def test_what_reaches_people(tmp_path, monkeypatch, arguments, expected):
     assert done.exit_code == 2 and expected in done.stderr, done.output
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", TASKS)
 def test_a_setting_below_its_limit_is_named_as_its_option(task, tmp_path, monkeypatch):
     """For every number among the settings of every task."""

@@ -164,6 +164,7 @@ def test_missing_kernels_are_named(monkeypatch, tmp_path):
         launch.kernel_dir()
 
 
+@pytest.mark.long
 def test_import_is_light():
     """Under 0.3 s, NumPy included, and without what only some users need.
 

@@ -44,6 +44,7 @@ def test_gradient_flow_with_zeros_and_missing_c(tmp_path):
     assert is_png(tmp_path / "flow.png")
 
 
+@pytest.mark.long
 def test_run(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no run"):
         plot_run(tmp_path)
@@ -98,6 +99,7 @@ def test_confusion(tmp_path, drawn):
         plot_confusion(np.eye(3), ["a", "b"], tmp_path / "a.png")
 
 
+@pytest.mark.long
 def test_confusion_of_many_classes_is_of_bounded_size(tmp_path, drawn):
     plot_confusion(np.eye(200, dtype=int), [f"class {n}" for n in range(200)], tmp_path / "a.png")
     assert max(drawn[0].get_size_inches()) < 30

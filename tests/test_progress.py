@@ -107,6 +107,7 @@ def words(text):
     return text.partition("A sample:")[0].split() + text.partition("Next:")[2].split()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("columns", [80, 45])
 def test_the_command_in_a_terminal(tmp_path, columns):
     """The words of a pipe, none broken; no line is longer than the terminal, but for commands to paste."""

@@ -106,6 +106,7 @@ def forget(folder):
     return load(folder, "cpu")
 
 
+@pytest.mark.long
 def test_classify_counts_the_texts_of_its_training_part(tmp_path):
     pairs = [(f"{word} film {n}", label) for n in range(20) for word, label in (("fine", "pos"), ("dull", "neg"))]
     path, other = tmp_path / "a.tsv", tmp_path / "b.tsv"
@@ -128,6 +129,7 @@ def test_classify_counts_the_texts_of_its_training_part(tmp_path):
     assert "trained_on" not in numbers and "trained on" not in text
 
 
+@pytest.mark.long
 def test_a_resumed_run_remembers_the_same(tmp_path):
     path = tmp_path / "a.tsv"
     path.write_text("".join(f"fine {n}\tpos\ndull {n}\tneg\n" for n in range(20)))

@@ -452,6 +452,7 @@ def test_no_bytes_raise_anything_else(data):
     refuses_or_reads(data)
 
 
+@pytest.mark.long
 @given(
     lambda: st.lists(
         st.lists(

@@ -298,6 +298,7 @@ def changed_midi():
     return st.one_of(st.builds(apply, changes, st.sampled_from([0, 0, 0, 30])), st.binary(max_size=60))
 
 
+@pytest.mark.long
 @needs("mido")
 @needs("hypothesis")
 def test_no_bytes_of_midi_raise_anything_but_a_file_error(tmp_path):

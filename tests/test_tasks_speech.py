@@ -114,6 +114,7 @@ def test_classes_are_learned(letters, strings, tmp_path):
         TASK.evaluate(trained, [strings])
 
 
+@pytest.mark.long
 @needs("matplotlib")
 def test_the_command_line(letters, listener, tmp_path, strings):
     options = [f"--{name}={value}" for name, value in (SMALL | {"epochs": 1}).items()]

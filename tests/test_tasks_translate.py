@@ -246,6 +246,7 @@ def test_evaluation_is_what_it_says(trained, tmp_path):
     assert result["perplexity"] == pytest.approx(math.exp(result["nats"]))
 
 
+@pytest.mark.long
 def test_without_sacrebleu_it_says_what_to_install(trained, monkeypatch):
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
     done = command("evaluate", trained[0], trained[1], "--backend", "cpu")
@@ -361,6 +362,7 @@ def twin_of(run):
     return twin
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("attention, tied", [("general", True), ("additive", False)])
 def test_torch_trained_alike_goes_the_same_way(tmp_path, attention, tied):
     """From the same weights, in float64 and without dropout: the same losses and accuracies in every epoch, hence the

@@ -175,6 +175,7 @@ def test_the_weights_are_those_of_the_best_epoch_and_the_rest_begins_anew(call):
     assert [r["epoch"] for r in records if r["kind"] == "epoch"] == [1] and records[0]["lr"] == 1e-30
 
 
+@pytest.mark.long
 def test_a_run_from_another_resumes_with_the_same_bits(call):
     """Also where it was stopped before its first checkpoint; then the other run must be as it was."""
     call("train", "text", "book.txt", "--out", "run", *TINY)

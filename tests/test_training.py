@@ -52,6 +52,7 @@ def train(
     return model, history
 
 
+@pytest.mark.long
 @needs("matplotlib")
 def test_training_learns_and_records(tmp_path):
     model, history = train(tmp_path / "run", flow=True)
@@ -410,6 +411,7 @@ def test_killed_at_any_moment_and_resumed(tmp_path):
     assert [json.loads(line)["step"] for line in lines] == [r["step"] for r in history]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
 def test_interrupt_saves_and_raises(tmp_path, monkeypatch):
     whole, _ = train(epochs=2)

@@ -188,7 +188,7 @@ class TiedLinear(Linear):
     in_features: int
     out_features: int
     bias: bool
-    references = ("embedding",)
+    references: tuple[str, ...] = ("embedding",)
 
     def __init__(self, embedding: Embedding, bias: bool = True) -> None:
         if not isinstance(embedding, Embedding):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from .._typing import Array
 from ..arrays import host_array
 from ..dtypes import compute_dtype, is_float
@@ -16,6 +18,12 @@ class Registration(FlatParameters):
     """The part of ``Module`` that registers layers and parameters of its own."""
 
     references: tuple[str, ...] = ()  # names of attributes whose layers are parts of another module, not of this one
+    ops: Any
+    xp: Any
+    dtype: np.dtype[Any]
+    compute_dtype: np.dtype[Any]
+    flat_params: Array
+    flat_grads: Array
 
     # ---- parameters
 
