@@ -75,7 +75,7 @@ def part_b(rehearsal, records):
     items = [Item("ablation", "ablation", _left_out("the kernels have no switches that leave a stage out"), 1)]
     items += [_profile(case) for case in gpu_cases.PROFILED]
     items += [_tune(*size, rehearsal) for size in (TUNED[:2] if rehearsal else TUNED)]
-    items.append(Item("tests", "tests/test_gpu.py, tests/test_cuda_gpu.py", _tests(rehearsal), 110, 20))
+    items.append(Item("tests", "test_gpu.py, test_cuda_gpu.py", _tests(rehearsal), 110, 20))
     return items + rest, GROUPS["B right"], decided
 
 
@@ -274,7 +274,7 @@ def _tests(rehearsal):
     """The tests that need a GPU, by name; not the one that repeats all of ``gpurnn check``, which takes minutes."""
 
     def run(pool, seconds):
-        files = "tests/test_gpu.py", "tests/test_cuda_gpu.py"
+        files = "tests/backends/cuda/test_gpu.py", "tests/backends/cuda/test_cuda_gpu.py"
         if not (Path(__file__).resolve().parent.parent / files[0]).is_file():
             return {"status": "left out", "reason": "the tests are in the source checkout only"}
         if importlib.util.find_spec("pytest") is None:

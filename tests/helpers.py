@@ -1,5 +1,8 @@
 """What several test files use: closeness up to rounding, backends, the emulated GPU, layers and optimizers by name."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from cuda_on_cpu import gate, nvrtc
@@ -55,6 +58,8 @@ def assert_close(got, expected, terms, name="", dtype="float64", each=False):
 # ---- backends
 
 
+ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("GPURNN_DATA", ROOT.parent / "shared" / "data"))  # real data, beside some checkouts
 BACKENDS = ["numpy", "cpu", pytest.param("cuda", marks=pytest.mark.emulated)]
 
 # Orders in which an emulated GPU runs its threads.

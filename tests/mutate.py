@@ -220,7 +220,7 @@ def tests_of(file, root=ROOT):
     folder = next((key for key in TESTS if file.startswith(key)), None)
     name = re.sub(r"^tasks/", "tasks_", file.removeprefix("gpurnn/")).replace("/", "_").removesuffix(".py").lstrip("_")
     names = TESTS[folder] if folder else [f"test_{name}.py"]
-    return [f"tests/{name}" for name in names if (root / "tests" / name).is_file()]
+    return [path.relative_to(root).as_posix() for name in names for path in (root / "tests").rglob(name)]
 
 
 # ---- whether it is noticed

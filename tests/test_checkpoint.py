@@ -3,10 +3,10 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import ROOT
 from optional import needs, optional
 
 import gpurnn
@@ -19,7 +19,6 @@ from gpurnn.checkpoint import (
 from gpurnn.files import write_json_atomic, write_text_atomic
 
 ml_dtypes = optional("ml_dtypes")
-ROOT = Path(__file__).parents[1]
 
 
 def example(value=1.0):

@@ -6,11 +6,9 @@ An import inside a function counts like one at the top of a file. Importing a mo
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
+from helpers import ROOT
 
 
 def modules(root, package):
@@ -48,7 +46,7 @@ def circles(root, package):
 
 def test_no_test_file_imports_another():
     """What several of them need lies in helpers.py."""
-    for path in (ROOT / "tests").glob("test_*.py"):
+    for path in (ROOT / "tests").rglob("test_*.py"):
         taken = re.findall(r"^\s*(?:from|import) (test_\w+)", path.read_text(encoding="utf-8"), re.M)
         assert set(taken) <= {path.stem}, path.name
 

@@ -6,13 +6,12 @@ import io
 import keyword
 import re
 import tokenize
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 import gpurnn
 
-ROOT = Path(__file__).resolve().parent.parent
 LINES, FUNCTION, PARAMETERS, DEPTH = 400, 60, 8, 4
 
 # What is larger than allowed, and how large it may be at most. Nothing new joins; numbers only go down.

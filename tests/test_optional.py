@@ -16,7 +16,7 @@ TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 CORE = ("numpy", "click", "tqdm", "safetensors")  # what gpurnn depends on
 PYTEST = ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments", "exceptiongroup", "tomli")
-OURS = ("gpurnn", "bench", "cuda_on_cpu", "blocked", *(path.stem for path in TESTS.glob("*.py")))
+OURS = ("gpurnn", "bench", "cuda_on_cpu", "blocked", *(path.stem for path in TESTS.rglob("*.py")))
 # Imported first, as a plugin of pytest's or by itself, it hides all that is neither Python's own nor in ALLOWED.
 BLOCKED = """
 import json, os, sys
@@ -90,8 +90,8 @@ def test_every_test_file_is_collected(more, blocked, tmp_path):
     assert len(items) == collected and 100 < selected < collected
     assert "error" not in done.stdout.splitlines()[-1]
     files = {item.partition("::")[0] for item in items}
-    assert {file for file in files if file.startswith("tests/test_")} == {
-        f"tests/{path.name}" for path in TESTS.glob("test_*.py")
+    assert {file for file in files if file.startswith("tests/")} == {
+        path.relative_to(ROOT).as_posix() for path in TESTS.rglob("test_*.py")
     }
     examples = {path for path in (ROOT / "gpurnn").rglob("*.py") if ">>> " in path.read_text(encoding="utf-8")}
     assert files >= {path.relative_to(ROOT).as_posix() for path in examples}
@@ -103,7 +103,10 @@ def test_what_needs_more_skips_and_says_so(blocked):
     files = (
         "attention", "backend", "gpu", "losses", "module", "optional", "tasks_speech", "testing", "tokens", "training",
     )  # fmt: skip
-    names = [f"tests/test_{name}.py" for name in files]
+    names = [
+        str(path.relative_to(ROOT)) for path in TESTS.rglob("test_*.py") if path.stem.removeprefix("test_") in files
+    ]
+    assert len(names) == len(files)
     done = blocked("-m", "pytest", "-p", "blocked", "-q", *names, more=PYTEST)
     assert done.returncode == 0, done.stdout + done.stderr
     reasons = re.findall(r"^SKIPPED .*?: (.*)$", done.stdout, re.M)

@@ -10,10 +10,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 from gpurnn.backends.cuda import launch
 
-ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", ".ci", ".docs", "gpurnn", "kernels", "bench", "tests")
 
 

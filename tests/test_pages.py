@@ -4,14 +4,13 @@ Lines with ``>>>`` are pytest's own business (pyproject.toml); here are the bloc
 """
 
 import re
-from pathlib import Path
 
 import pytest
 from examples import prepare_example
+from helpers import ROOT
 
 import gpurnn
 
-ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "gpurnn" / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.S | re.M)

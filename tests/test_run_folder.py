@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import ROOT
 from optional import needs
 
 from gpurnn.checkpoint import CheckpointError
@@ -250,7 +251,7 @@ def test_killed_at_every_system_call_of_a_run(made):
     place.mkdir()
     shutil.copy(made / "book.txt", place)
     command = [sys.executable, "-c", KILLED, str(place), "1", "1"]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=1200)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stdout) > 80
 

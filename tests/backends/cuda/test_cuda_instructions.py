@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from cuda_on_cpu import emulator
 from cuda_on_cpu.translate import BYTES, FORMS, Refused, translate
+from helpers import ROOT
 
 pytestmark = pytest.mark.emulated
 
@@ -542,8 +543,7 @@ sys.exit(status or (f"not translated by any test: {left}" if left else 0))
 @pytest.mark.slow
 def test_no_form_was_left_out():
     """What this file, test_cuda_arithmetic.py and the samples translate, in one process, is the whole whitelist."""
-    here = Path(__file__).parent
-    files = [str(here / "test_cuda_arithmetic.py"), __file__]
-    environment = os.environ | {"PYTHONPATH": str(here)}
-    done = subprocess.run([sys.executable, "-c", WHOLE, *files], cwd=here.parent, env=environment, capture_output=True)
+    files = [str(Path(__file__).with_name("test_cuda_arithmetic.py")), __file__]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+    done = subprocess.run([sys.executable, "-c", WHOLE, *files], cwd=ROOT, env=environment, capture_output=True)
     assert done.returncode == 0, (done.stdout + done.stderr).decode()[-3000:]

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers import assert_close
+from helpers import DATA, assert_close
 from optional import needs
 
 from gpurnn.checkpoint import CheckpointError
@@ -39,7 +38,7 @@ from gpurnn.tasks.series.parts import choose_residual
 from gpurnn.tasks.trained import load
 from gpurnn.testing import check_gradient
 
-DATA = Path(os.environ.get("GPURNN_DATA", Path(__file__).parents[2] / "shared" / "data")) / "time_series"
+SERIES = DATA / "time_series"
 
 
 @pytest.fixture(autouse=True)
@@ -234,12 +233,12 @@ def test_no_season():
     assert guess_season(np.arange(40.0)) == 1 and guess_season(np.array([1.0, 5.0, 2.0])) == 1
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="needs the shared data: set GPURNN_DATA")
+@pytest.mark.skipif(not SERIES.is_dir(), reason="needs the shared data: set GPURNN_DATA")
 @pytest.mark.parametrize(
     "file, rows, season", [("airline_passengers", 96, 12), ("sunspots_yearly", 225, 11), ("ETTh1", 8640, 24)]
 )
 def test_seasons_of_real_series(file, rows, season):
-    path = DATA / f"{file}.csv"
+    path = SERIES / f"{file}.csv"
     assert guess_season(read_table(path, choose_columns(path, SeriesSettings())).values[:rows, 0]) == season
 
 

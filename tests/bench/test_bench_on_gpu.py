@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from helpers import ROOT
 
 from bench import gpu_items, gpu_workers, on_gpu
 from bench import run as bench_run
@@ -24,8 +25,6 @@ from bench.cli import main
 from bench.gpu_items import Item
 from bench.rivals.prepared import Prepared
 from gpurnn.testing import worst_error
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def ask(order, seconds=5.0, group="g", name=None, needs=0.1):

@@ -14,6 +14,7 @@ import hostile
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from helpers import ROOT
 
 from gpurnn._interrupt import is_command
 from gpurnn.checkpoint import load_checkpoint
@@ -22,7 +23,6 @@ from gpurnn.cli.options import say_pieces
 from gpurnn.errors import one_line, printable
 from gpurnn.tasks.series import csv_text
 
-ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 TINY = ["--hidden", "4", "--epochs", "1", "--seed", "1", "--backend", "cpu", "--no-progress"]
 BAD = "\x1b]0;owned\x07\x1b[31mred\x9b2J\r\x08\x7f\u202egnp"

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from helpers import ROOT
 from optional import needs
 
 import gpurnn
@@ -28,7 +29,6 @@ from gpurnn.errors import FileError
 from gpurnn.tasks.run import prepare
 from gpurnn.tasks.trained import load, read_run
 
-ROOT = Path(__file__).parents[1]
 TINY = ["--hidden", "4", "--epochs", "1", "--seed", "1", "--backend", "cpu", "--no-progress"]
 posix = pytest.mark.skipif(os.name != "posix", reason="of POSIX systems")
 

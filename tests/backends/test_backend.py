@@ -9,10 +9,10 @@ import subprocess
 import sys
 import threading
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import ROOT
 from optional import optional
 
 import gpurnn
@@ -23,7 +23,6 @@ from gpurnn.backends.ops import Ops
 
 torch = optional("torch")
 
-ROOT = Path(__file__).resolve().parents[1]
 CPU = get_backend("cpu").name  # "numpy" where no compiler was found
 INSTALL_12 = 'pip install "gpurnn[cuda12]"'
 INSTALL_13 = 'pip install "gpurnn[cuda13]"'

@@ -7,15 +7,14 @@ import select
 import struct
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import ROOT
 
 import gpurnn
 from gpurnn.train.progress import Progress, duration, epoch_line, fitted
 
-ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 FIT = """
 import numpy as np, gpurnn

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from helpers import ROOT
 
 from gpurnn.cli import main
 from gpurnn.data import encodings
@@ -191,7 +192,7 @@ def test_a_large_text_takes_little_memory(tmp_path):
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "before = peak(); ids, _ = read_text(['big.txt']); print(len(ids), peak() - before)"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "GPURNN_MAX_MEMORY": "10M"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "GPURNN_MAX_MEMORY": "10M"}
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
     )

@@ -53,7 +53,7 @@ def watched(place, *arguments):
 
 @pytest.mark.slow
 def test_the_compiled_code_reads_and_writes_what_is_its_own(place):
-    tests = "tests/test_cpu_ops.py", "-k", "not fork and not sleep and not stress and not no_vector"
+    tests = "tests/backends/cpu/test_cpu_ops.py", "-k", "not fork and not sleep and not stress and not no_vector"
     code, told = watched(place, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", *tests)
     assert code == 0 and "passed" in told, told[-6000:]
     assert "runtime error" not in told and "AddressSanitizer" not in told, told[-6000:]

@@ -1,10 +1,8 @@
 """Whole models learn: loss curves beside torch's, the adding problem, copy memory, vanishing gradients made visible."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
+from helpers import DATA
 from optional import optional
 
 import gpurnn
@@ -12,9 +10,7 @@ from gpurnn.data import TextBatches, adding_problem, copy_memory
 
 torch = optional("torch")
 
-SHAKESPEARE = Path(
-    os.environ.get("GPURNN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")
-) / "tiny_shakespeare" / "input.txt"  # fmt: skip
+SHAKESPEARE = DATA / "tiny_shakespeare" / "input.txt"
 
 
 def character_model(V, dtype, hidden=128):

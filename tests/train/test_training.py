@@ -6,11 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import TEXT_IDS, assert_close
+from helpers import ROOT, TEXT_IDS, assert_close
 from optional import needs
 
 import gpurnn
@@ -380,8 +379,7 @@ train({out!r}, epochs=4, checkpoint_every=3, resume=True)
 def test_killed_at_any_moment_and_resumed(tmp_path):
     """SIGKILL at random moments until one attempt reaches the end: bit-equal weights, whole history."""
     whole, history = train(tmp_path / "whole", epochs=4)
-    tests = Path(__file__).resolve().parent
-    code = CHILD.format(tests=str(tests), root=str(tests.parent), out=str(tmp_path / "killed"))
+    code = CHILD.format(tests=str(ROOT / "tests"), root=str(ROOT), out=str(tmp_path / "killed"))
     rng = np.random.default_rng(0)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     kills = 0

@@ -2,12 +2,11 @@
 
 import io
 import logging
-import os
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import DATA
 from optional import given, needs, optional
 from sounds import tone, write_wav
 
@@ -217,7 +216,7 @@ def test_what_is_refused():
 
 
 def test_the_spoken_digits_come_out_as_they_are_stored():
-    folder = Path(os.environ.get("GPURNN_DATA", Path(__file__).parents[2] / "shared" / "data")) / "spoken_digits"
+    folder = DATA / "spoken_digits"
     if not folder.is_dir():
         pytest.skip(f"no data in {folder}: set GPURNN_DATA")
     with np.load(folder / "logmel.npz") as z:

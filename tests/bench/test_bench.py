@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from helpers import ROOT
 from optional import needs
 
 from bench import plots, report
@@ -29,7 +30,6 @@ from bench.rivals.prepared import Prepared
 from bench.run import Worker, _run_case
 from bench.run import run as run_cases
 
-ROOT = Path(__file__).resolve().parent.parent
 SMALL = Case("gru", 3, 2, 5, 4, what="train")
 
 

@@ -6,11 +6,10 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import TEXT_IDS
+from helpers import ROOT, TEXT_IDS
 from optional import needs
 
 import gpurnn
@@ -171,8 +170,7 @@ train(show, epochs=100000, out={out!r}, validation=None)
 @pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
 def test_sigterm_saves_in_a_child(tmp_path):
-    tests = Path(__file__).resolve().parent
-    code = CHILD.format(tests=str(tests), root=str(tests.parent), out=str(tmp_path / "run"))
+    code = CHILD.format(tests=str(ROOT / "tests"), root=str(ROOT), out=str(tmp_path / "run"))
     child = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
