@@ -62,7 +62,7 @@ struct Gathered {
 
     template <typename Position>
     DEVICE void send(Exchange& channel, const Position& pos, int k, T h) const {
-        const int r = s + k * S;
+        const int r = threadIdx.x / U + k * S;
         if (r < R && pos.j < H) channel.send(pos.j * R + r, float(h));
     }
 
@@ -89,7 +89,7 @@ struct Gathered {
     }
 
     DEVICE float add(float start, int k, int, int g) const {
-        const float* from = partial_sums + (s + k * S) * U + threadIdx.x % U;
+        const float* from = partial_sums + threadIdx.x + k * S * U;
         float sum = 0.0f;
 #pragma unroll
         for (int p = 0; p < P; p++) sum += from[(p * G + g) * R * U];
