@@ -3,6 +3,7 @@
 // end early.
 
 struct Poller {
+    static constexpr bool waits = true;  // a block waits for others in each step
     int poll_limit;  // polls of one wait
     int* failed;
     bool timed_out;  // this thread has given up

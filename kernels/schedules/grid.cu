@@ -37,6 +37,7 @@ DEVICE float sum_over_lanes(float x) {
 
 template <int G, typename T, int U, int KP, int S, int KREG, int R>
 struct Gathered {
+    static constexpr bool makes_ax = false;
     static constexpr int KS = KP / S, threads = U * S, lanes = U < 32 ? U : 32;
     static constexpr int P = threads / (U < 32 ? 32 : U);  // sums of the slices, after a warp has added its own
     static constexpr int row_size = S * (KS + 4);          // 4 numbers between slices avoid bank conflicts
@@ -60,12 +61,18 @@ struct Gathered {
     DEVICE static int offset(int r, int k) { return r * row_size + k / KS * (KS + 4) + k % KS; }
 
     template <typename Position>
-    DEVICE void receive(Exchange& channel, const Position&) {
-        channel.template receive<threads>(
-            0, R * H, [](int) { return true; }, [&](int i, float x) { h_shared[offset(i % R, i / R)] = x; });
+    DEVICE void send(Exchange& channel, const Position& pos, int k, T h) const {
+        const int r = threadIdx.x / U + k * S;
+        if (r < R && pos.j < H) channel.send(pos.j * R + r, float(h));
     }
 
-    DEVICE void multiply() {
+    DEVICE void next(Exchange& channel) const { channel.next(); }
+
+    template <typename Position>
+    DEVICE bool run(Exchange& channel, const Position&) {
+        channel.template receive<threads>(
+            0, R * H, [](int) { return true; }, [&](int i, float x) { h_shared[offset(i % R, i / R)] = x; });
+        if (__syncthreads_or(channel.timed_out)) return false;
         float part[G][R];
         weights.multiply(part, [&](int g, int r) { return (const float4*)(h_shared + r * row_size + s * (KS + 4)); });
 #pragma unroll
@@ -77,18 +84,16 @@ struct Gathered {
                 if (U >= 32 || threadIdx.x % 32 < U) partial_sums[((p * G + g) * R + r) * U + threadIdx.x % U] = sum;
             }
         }
+        __syncthreads();
+        return true;
     }
 
-    DEVICE float sum(int k, int g) const {
+    DEVICE float add(float start, int k, int, int g) const {
+        const float* from = partial_sums + threadIdx.x + k * S * U;
         float sum = 0.0f;
-        for (int p = 0; p < P; p++) sum += partial_sums[((p * G + g) * R + s + k * S) * U + threadIdx.x % U];
-        return sum;
-    }
-
-    template <typename Position>
-    DEVICE void send(Exchange& channel, const Position& pos, int k, float x) const {
-        const int r = s + k * S;
-        if (r < R && pos.j < H) channel.send(pos.j * R + r, x);
+#pragma unroll
+        for (int p = 0; p < P; p++) sum += from[(p * G + g) * R * U];
+        return start + sum;
     }
 };
 
@@ -119,8 +124,11 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
     const int unit = blockIdx.y * U, d = blockIdx.x;
     Product product(memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
     Exchange channel(words, d * gridDim.z + blockIdx.z, R * H, epoch, poll_limit, failed);
-    time_loop_forward<CellOf, T, TilePosition<U, S, R>>(T_, B, H, W, unit, reverse, save, lengths, order, bias_ih, bias_hh,
-                                                        gates, h, c, output, channel, product);
+    const Forward<T> layer = {T_, B, H, W, (int)gridDim.x, save, bias_ih, bias_hh, gates, h, c, output};
+    for (int tile = blockIdx.z; tile * R < B; tile += gridDim.z) {
+        const TilePosition<U, S, R> pos(T_, B, H, tile, unit, d, reverse, lengths, order);
+        if (!time_loop_forward<CellOf>(layer, pos, channel, product)) return;
+    }
 }
 
 // ---- backward: a block multiplies its rows by its dgates, which gives its part of dh for all units. The block that owns a
@@ -128,6 +136,7 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
 
 template <int G, typename T, int U, int KP, int S, int KREG, int R>
 struct Scattered {
+    static constexpr bool loads_ahead = true;
     static constexpr int Q = KP / 4, threads = Q * S, OWNED = R * U;
     static constexpr int RS = (G * U + 4 * S - 1) / (4 * S) * 4;  // rows of a slice
     static constexpr int lanes = OWNED < 32 ? OWNED : 32, P = threads / (OWNED < 32 ? 32 : OWNED);
@@ -153,11 +162,11 @@ struct Scattered {
     }
 
     template <typename Position>
-    DEVICE void stage(Exchange&, const Position& pos, int k, const float* dgates) {
+    DEVICE void stage(Exchange&, const Position& pos, int k, const T* dgates) {
         const int r = pos.s + k * (threads / U);
         if (r >= R) return;
 #pragma unroll
-        for (int g = 0; g < G; g++) d_shared[r * S * RS + g * U + threadIdx.x % U] = float(T(dgates[g]));
+        for (int g = 0; g < G; g++) d_shared[r * S * RS + g * U + threadIdx.x % U] = float(dgates[g]);
     }
 
     template <typename Position>
@@ -188,7 +197,7 @@ struct Scattered {
         return !__syncthreads_or(channel.timed_out);
     }
 
-    DEVICE float sum(int k) const {
+    DEVICE float sum(int k, int) const {
         const int r = threadIdx.x / U + k * (threads / U);
         float sum = 0.0f;
         for (int p = 0; p < P && r < R; p++) sum += sums[p * OWNED + r * U + threadIdx.x % U];
@@ -222,7 +231,9 @@ __global__ void __launch_bounds__(KP / 4 * S, 1) grid_backward(
     const int unit = blockIdx.y * U, d = blockIdx.x, N = gridDim.y;
     Product product(memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
     Exchange channel(words, d * gridDim.z + blockIdx.z, N * N * R * U, epoch, poll_limit, failed);
-    typedef TilePosition<U, Product::threads / U, R> Position;
-    time_loop_backward<CellOf, T, Position>(T_, B, H, W, unit, reverse, lengths, order, gates, h, c, doutput, dh, dc,
-                                            channel, product);
+    const Backward<T> layer = {T_, B, H, W, (int)gridDim.x, gates, h, c, doutput, dh, dc};
+    for (int tile = blockIdx.z; tile * R < B; tile += gridDim.z) {
+        const TilePosition<U, Product::threads / U, R> pos(T_, B, H, tile, unit, d, reverse, lengths, order);
+        if (!time_loop_backward<CellOf>(layer, pos, channel, product)) return;
+    }
 }

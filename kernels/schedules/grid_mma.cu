@@ -164,6 +164,7 @@ struct WarpProduct {
 
 template <int G, typename T, int U, int KP, int HELD, int R, int P>
 struct Gathered {
+    static constexpr bool makes_ax = false;
     typedef WarpProduct<T, G * U, KP / 16, HELD, R, P> Inner;
     Inner inner;
     int H;
@@ -175,19 +176,24 @@ struct Gathered {
           }), H(H_) {}
 
     template <typename Channel, typename Position>
-    DEVICE void receive(Channel& channel, const Position& pos) {
-        inner.receive(channel, pos.count, [&](int group) { return H - group * 16; });
+    DEVICE void send(Channel& channel, const Position& pos, int k, T h) const {
+        Inner::send(channel, pos, k, k, 0, float(h));
     }
 
-    DEVICE void multiply() { inner.store_sums(); }
-
-    DEVICE float sum(int k, int g) const {
-        return inner.sum(g * U + threadIdx.x % U, threadIdx.x / U + k * (THREADS / U));
-    }
+    template <typename Channel>
+    DEVICE void next(Channel& channel) const { channel.next(); }
 
     template <typename Channel, typename Position>
-    DEVICE void send(Channel& channel, const Position& pos, int k, float x) const {
-        Inner::send(channel, pos, k, k, 0, x);
+    DEVICE bool run(Channel& channel, const Position& pos) {
+        inner.receive(channel, pos.count, [&](int group) { return H - group * 16; });
+        if (__syncthreads_or(channel.timed_out)) return false;
+        inner.store_sums();
+        __syncthreads();
+        return true;
+    }
+
+    DEVICE float add(float start, int k, int, int g) const {
+        return start + inner.sum(g * U + threadIdx.x % U, threadIdx.x / U + k * (THREADS / U));
     }
 };
 
@@ -218,14 +224,18 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
         memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
     typedef TilePosition<U, THREADS / U, R> Position;
     Ring<Position::per_thread> channel(words, d * gridDim.z + blockIdx.z, product.inner.slot_words, poll_limit, failed);
-    time_loop_forward<CellOf, T, Position>(T_, B, H, W, unit, reverse, save, lengths, order, bias_ih, bias_hh, gates, h, c,
-                                           output, channel, product);
+    const Forward<T> layer = {T_, B, H, W, (int)gridDim.x, save, bias_ih, bias_hh, gates, h, c, output};
+    for (int tile = blockIdx.z; tile * R < B; tile += gridDim.z) {
+        const Position pos(T_, B, H, tile, unit, d, reverse, lengths, order);
+        if (!time_loop_forward<CellOf>(layer, pos, channel, product)) return;
+    }
 }
 
 // ---- backward: the mirror. The rows are the block's units, the columns are the rows of W_hh, gate by gate.
 
 template <int G, typename T, int U, int KP, int HELD, int R, int P>
 struct Returned {
+    static constexpr bool loads_ahead = true;
     static constexpr int gate = KP / 16;  // groups of one gate
     typedef WarpProduct<T, U, G * gate, HELD, R, P> Inner;
     Inner inner;
@@ -238,9 +248,9 @@ struct Returned {
           }), H(H_) {}
 
     template <typename Channel, typename Position>
-    DEVICE void stage(Channel& channel, const Position& pos, int k, const float* dgates) {
+    DEVICE void stage(Channel& channel, const Position& pos, int k, const T* dgates) {
 #pragma unroll
-        for (int g = 0; g < G; g++) Inner::send(channel, pos, k, k * G + g, g * gate, dgates[g]);
+        for (int g = 0; g < G; g++) Inner::send(channel, pos, k, k * G + g, g * gate, float(dgates[g]));
     }
 
     template <typename Channel, typename Position>
@@ -253,7 +263,7 @@ struct Returned {
         return true;
     }
 
-    DEVICE float sum(int k) const { return inner.sum(threadIdx.x % U, threadIdx.x / U + k * (THREADS / U)); }
+    DEVICE float sum(int k, int) const { return inner.sum(threadIdx.x % U, threadIdx.x / U + k * (THREADS / U)); }
 };
 
 template <template <typename> class CellOf, typename T, int U, int KP, int HELD, int R, int P>
@@ -283,6 +293,9 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_backward(
     typedef TilePosition<U, THREADS / U, R> Position;
     constexpr int words_sent = Position::per_thread * CellOf<float>::gates;
     Ring<words_sent> channel(words, d * gridDim.z + blockIdx.z, product.inner.slot_words, poll_limit, failed);
-    time_loop_backward<CellOf, T, Position>(T_, B, H, W, unit, reverse, lengths, order, gates, h, c, doutput, dh, dc,
-                                            channel, product);
+    const Backward<T> layer = {T_, B, H, W, (int)gridDim.x, gates, h, c, doutput, dh, dc};
+    for (int tile = blockIdx.z; tile * R < B; tile += gridDim.z) {
+        const Position pos(T_, B, H, tile, unit, d, reverse, lengths, order);
+        if (!time_loop_backward<CellOf>(layer, pos, channel, product)) return;
+    }
 }

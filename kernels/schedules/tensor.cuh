@@ -69,8 +69,8 @@ template <typename T> DEVICE unsigned load_word(const T* from) { return *(const 
 DEVICE unsigned load_word(const float* from) { return tf32(*from); }
 
 // Store operands where load_matrices will read them: two neighbours, or one.
-template <typename T> DEVICE void store_operands(T* to, float a, float b) { store_pair(to, a, b); }
-DEVICE void store_operands(float* to, float a, float b) { *(uint2*)to = make_uint2(tf32(a), tf32(b)); }
+template <typename T> DEVICE void store_operands(T* to, unsigned two) { store_pair(to, two); }
+DEVICE void store_operands(float* to, float2 two) { *(uint2*)to = make_uint2(tf32(two.x), tf32(two.y)); }
 template <typename T> DEVICE void store_operand(T* to, T a) { *to = a; }
 DEVICE void store_operand(float* to, float a) { *(unsigned*)to = tf32(a); }
 

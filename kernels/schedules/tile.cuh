@@ -178,7 +178,8 @@ struct Weights {
 
 template <int HP, int S, int R>
 struct TilePosition {
-    static constexpr int rows = R, slices = S, per_thread = (R + S - 1) / S;
+    static constexpr int rows = R, slices = S, per_thread = (R + S - 1) / S, units = 1;
+    template <typename T> using Stored = T;
     int j, s, d, count, longest;
     bool reversed;
     int sequence[per_thread];  // index in the batch, or -1
@@ -208,4 +209,11 @@ struct TilePosition {
             length[k] = !valid ? 0 : lengths ? lengths[sequence[k]] : T_;
         }
     }
+
+    // As LanePosition in block_mma.cu, for one unit.
+    DEVICE static constexpr bool has(int, int) { return true; }
+    template <typename T> DEVICE static T load(const T* from, int) { return *from; }
+    template <typename T> DEVICE static float number(T stored, int, T) { return float(stored); }
+    template <typename T> DEVICE static T stored(const float (&x)[1], T) { return T(x[0]); }
+    template <typename T> DEVICE static void store(T* to, T stored, int) { *to = stored; }
 };

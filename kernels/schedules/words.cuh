@@ -1,4 +1,4 @@
-// Two 16-bit numbers in a word, the first in its lower half; and two neighbours in memory, read or written together.
+// Two neighbours in memory, read or written together: two 16-bit numbers in a word, the first in its lower half, or two floats.
 
 #if __has_include(<cuda_fp16.h>)
 DEVICE unsigned pack(__half a, __half b) { return __half_as_ushort(a) | (unsigned)__half_as_ushort(b) << 16; }
@@ -16,7 +16,17 @@ DEVICE float2 unpack(unsigned two, __nv_bfloat16) {  // a bfloat16 is the upper 
 }
 #endif
 
-template <typename T> DEVICE float2 load_pair(const T* from) { return unpack(*(const unsigned*)from, T()); }
-DEVICE float2 load_pair(const float* from) { return *(const float2*)from; }
-template <typename T> DEVICE void store_pair(T* to, float a, float b) { *(unsigned*)to = pack(T(a), T(b)); }
-DEVICE void store_pair(float* to, float a, float b) { *(float2*)to = make_float2(a, b); }
+DEVICE float2 pack(float a, float b) { return make_float2(a, b); }
+DEVICE float2 unpack(float2 two, float) { return two; }
+
+template <typename T> struct Pair { typedef unsigned stored; };
+template <> struct Pair<float> { typedef float2 stored; };
+
+template <typename T>
+DEVICE typename Pair<T>::stored load_pair(const T* from) {
+    return *(const typename Pair<T>::stored*)from;
+}
+template <typename T>
+DEVICE void store_pair(T* to, typename Pair<T>::stored two) {
+    *(typename Pair<T>::stored*)to = two;
+}

@@ -309,47 +309,56 @@ def test_two_runs_give_equal_bits():
 
 
 SYNC = "__syncthreads();"
+RUN = "DEVICE bool run(Alone&, const Position&) {"
+AX = "load_ax(t + on, skip(here.gates, here.move, here.gates_row))"
 MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
-    "no barrier behind the sums": ("lstm", f": separate[r];\n                }}\n            }}\n            {SYNC}",
-                                 ": separate[r]; } }"),
-    "no barrier behind h": ("lstm", f"T(saved[g]);\n            }}\n        }}\n        {SYNC}", "T(saved[g]); } }"),
-    "no barrier behind d": ("gru", f"// the same in all threads\n        {SYNC}", ""),
+    "no barrier behind the sums": ("lstm", f": separate[r];\n            }}\n        }}\n        {SYNC}",
+                                   ": separate[r]; } }"),
+    "no barrier behind h": ("lstm", f"inputs.commit(x_shared);\n        {SYNC}", "inputs.commit(x_shared);"),
+    "no barrier behind d": ("gru", f"{RUN}\n        {SYNC}", RUN),
     "no barrier behind the sums, back": ("gru", f"HP + j] = sum;\n        }}\n        {SYNC}", "HP + j] = sum; }"),
-    "a slice left out": ("lstm", "slice = 0; slice < S; slice++) ah[g]", "slice = 1; slice < S; slice++) ah[g]"),
-    "sums of another unit": ("gru", "partial_sums[(slice * R + r) * HP + j]", "partial_sums[(slice * R + r) * HP + 1]"),
+    "a slice left out": ("lstm", "int slice = 0; slice < S; slice++) sum += from[(",
+                         "int slice = 1; slice < S; slice++) sum += from[("),
+    "sums of another unit": ("gru", "HP + j;\n        float sum = 0.0f;", "HP + 1;\n        float sum = 0.0f;"),
     "columns of another slice": ("lstm", "column = thread / HP * KS + k", "column = (S - 1 - thread / HP) * KS + k"),
     "weights not transposed": ("rnn tanh", "row) * H + column, H, column", "column) * H + row, 1, column"),
     "units past H": ("rnn relu", "rank < B && j < H", "rank < B"),
     "another sequence's place": ("gru", "-1 : order ? order[rank] : rank", "-1 : rank"),
-    "length off by one": ("lstm", "const bool live = t < pos.length[k]", "const bool live = t <= pos.length[k]"),
+    "length off by one": ("lstm", f"if (t < pos.length[k]) {{\n{'float h_new':>27}",
+                          "if (t <= pos.length[k]) { float h_new"),
     "the tile ends early": ("lstm", "longest = steps > longest ? steps : longest", "longest = 1"),
-    "slot of the reverse direction": ("gru", "(pos.reversed ? t + 1 : t)) * slot + n;\n            T* row",
-                                      "t) * slot + n;\n            T* row"),
+    "slot of the reverse direction": ("gru", "t, pos.reversed ? 0 : T_, false)", "t, T_, false)"),
+    "from the last step to the first": ("lstm", "forward != pos_.reversed ? B : -B", "forward ? B : -B"),
+    "another sequence's numbers": ("gru", "skip(at, pos.sequence[k], size)", "skip(at, k, size)"),
+    "dgates for gates": ("gru", "here.move_on();\n        if (t + on != end) load_ahead(t + on);",
+                         "if (t + on != end) load_ahead(t + on); here.move_on();"),
+    "ax of the first step": ("gru", AX, "if (false) {}"),
+    "ax of the step itself": ("rnn tanh", AX, "load_ax(t + on, here.gates)"),
     "unpacked in another order": ("lstm", "low.x, low.y, high.x", "low.y, low.x, high.x"),
-    "x too early": ("lstm", "if (has_next) inputs.prefetch(pos.reversed ? t - 1 : t + 1)",
-                    "if (has_next) inputs.prefetch(t)"),
-    "x before the last was read": ("lstm", "in flight during the product\n        if",
-                                   "\n        if (has_next) inputs.commit(x_shared);\n        if"),
+    "x too early": ("lstm", "if (sends) product.prefetch(t + on)", "if (sends) product.prefetch(t)"),
+    "x before the last was read": ("lstm", "float part[G][R], separate[R] = {};",
+                                   "inputs.commit(x_shared); float part[G][R], separate[R] = {};"),
     "W_ih x of n within r": ("gru", "(SEPARATE && g == G - 1 ?", "(false ?"),
     "x of another place": ("gru", "(size_t)(order ? order[rank] : rank) * I", "(size_t)rank * I"),
 }  # fmt: skip
 
 
-END = f"\n            }}\n        }}\n        {SYNC}"
 MMA_MUTATIONS = {
-    "no barrier behind h": ("lstm", f"(writes + HP, stride);\n        {SYNC}", "(writes + HP, stride);"),
-    "no barrier behind d": ("gru", f"dgates[1][g]);{END}", "dgates[1][g]); } }"),
-    "no barrier before the start": ("lstm", f"stride);\n    }}\n    {SYNC}", "stride); }"),
-    "one buffer": ("lstm", "hx_shared + (~step & 1) * buffer_size", "hx_shared + (step & 1) * buffer_size"),
-    "another row of the fragment": ("gru", "tile / G * K + lane % 4 * P", "tile / G * K + lane / 4 * P"),
-    "another row, backward": ("gru", "% (HP / K) * K + lane % 4 * P", "% (HP / K) * K + lane / 4 * P"),
-    "sequences of another column": ("lstm", "sum[n / 2][g][k][u * 2 + n % 2]", "sum[n / 2][g][k][u * 2 + 1 - n % 2]"),
+    "no barrier behind h": ("lstm", f"reads + HP, stride);\n        {SYNC}", "reads + HP, stride);"),
+    "no barrier behind d": ("gru", f"staged = buffer_size - staged;\n        {SYNC}", "staged = buffer_size - staged;"),
+    "no start": ("lstm", "product.next(channel);\n    }\n", "}\n"),
+    "one buffer": ("lstm", "hx_shared + (buffer_size - reads) + pos", "hx_shared + reads + pos"),
+    "another row of the fragment": ("gru", "tile / G * K + pos.lane % 4 * P", "tile / G * K + pos.lane / 4 * P"),
+    "another row, backward": ("gru", "% (HP / K) * K + pos.lane % 4 * P", "% (HP / K) * K + pos.lane / 4 * P"),
+    "sequences of another column": ("lstm", "sums[n / 2][g][k][u * 2 + n % 2]", "sums[n / 2][g][k][u * 2 + 1 - n % 2]"),
     "units of another row": ("gru", "i = u * 2 + n % 2", "i = 2 - u * 2 + n % 2"),
-    "a chain left out": ("rnn tanh", "int k = 0; k < chains; k++) ah", "int k = 1; k < chains; k++) ah"),
+    "a chain left out": ("rnn tanh", "int k = 0; k < (g < G ?", "int k = 1; k < (g < G ?"),
     "weights not transposed": ("lstm", "row) * H + unit;", "unit) * H + row;"),
-    "the last unit of an odd H": ("gru", "if (has(1, H)) to[1] = T(b);", "to[1] = T(b);"),
-    "x too early": ("lstm", "input.prefetch(pos.reversed ? t - 1 : t + 1)", "input.prefetch(t)"),
-    "x before the last was read": ("lstm", "input.commit(writes + HP", "input.commit((T*)reads + HP"),
+    "the last unit of an odd H": ("gru", "if (has(1, H)) to[1] =", "to[1] ="),
+    "one unit twice": ("gru", "u ? unpack(stored, T()).y :", "u ? unpack(stored, T()).x :"),
+    "x too early": ("lstm", "if (sends) product.prefetch(t + on)", "if (sends) product.prefetch(t)"),
+    "x before the last was read": ("lstm", "input.commit(hx_shared + reads",
+                                   "input.commit(hx_shared + (buffer_size - reads)"),
     "W_ih x of n within r": ("gru", "g == G - 1 ? SUMS - 1 : g", "false ? SUMS - 1 : g"),
     "columns of W_ih past I": ("rnn tanh", "unit < H && column + i < I ?", "unit < H ?"),
 }  # fmt: skip
@@ -375,7 +384,8 @@ PLANTED = [("block.cu", name) for name in MUTATIONS] + [("block_mma.cu", name) f
 def test_a_planted_error_is_seen(file, mutation, monkeypatch):
     if file == "block.cu":
         kind, old, new = MUTATIONS[mutation]
-        forced(monkeypatch, 4, 4, 2, inputs=True)
+        sequences = 8 if "numbers" in mutation else 2
+        forced(monkeypatch, 4, 4, sequences, inputs=not mutation.startswith("ax"))
         case = kind, "bfloat16" if "unpacked" in mutation else "float32", 5, 7
     else:
         kind, old, new = MMA_MUTATIONS[mutation]

@@ -266,14 +266,19 @@ def test_no_launch_of_all_blocks_is_one_dimensional(monkeypatch):
 
 SYNC = "__syncthreads();"
 STOP = f"perhaps\n{{0}}{SYNC}\n{{0}}if (stop)"
-TIMED_OUT = "if (__syncthreads_or(channel.timed_out))"
+TIMED_OUT, SUMS = "if (__syncthreads_or(channel.timed_out))", "inner.store_sums();"
 MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
     "no wait": ("lstm", "return (unsigned)(received[k] >> 32) == epoch;", "return true;"),
     "stale epoch": ("gru", "(received[k] >> 32) == epoch;", "(received[k] >> 32) != 0;"),
     "one slot": ("lstm", "(when & 1) * size", "0 * size"),
-    "sent after the last step": ("lstm", "active && (pos.reversed ? t > 0 : t + 1 < pos.longest)", "active"),
-    "no barrier behind what came": ("lstm", f"{TIMED_OUT} return;", "if (channel.timed_out) return;"),
-    "no barrier behind the sums": ("gru", f"product.multiply();\n{SYNC:>32}", "product.multiply();"),
+    "sent after the last step": ("lstm", "active && t + on >= 0 && t + on < pos.longest", "active"),
+    "no barrier behind what came": ("lstm", f"{TIMED_OUT} return false;", "if (channel.timed_out) return false;"),
+    "no barrier behind the sums": (
+        "gru",
+        f"% U] = sum;\n            }}\n        }}\n        {SYNC}",
+        "% U] = sum; } }",
+    ),
+    "ax of the first step": ("gru", "load_ax(t + on, here.gates);", ";"),
     "no barrier behind d": ("gru", f"N = gridDim.y;\n{SYNC:>24}", "N = gridDim.y;"),
     "no barrier behind the parts": ("lstm", f"quad * 4) = part[r];\n{SYNC:>24}", "quad * 4) = part[r];"),
     "no barrier behind the last sums": ("lstm", "return !__syncthreads_or(channel.timed_out);", "return true;"),
@@ -293,17 +298,37 @@ MMA_MUTATIONS = {
     "emptied before it is read": ("rnn tanh", "TURNS - 1; n < 2 * TURNS - 1", "TURNS + 1; n < 2 * TURNS + 1"),
     "a store that is no message": ("rnn tanh", "st.relaxed.gpu.global.u32", "st.global.u32"),
     "a look that is none": ("rnn tanh", "ld.relaxed.gpu.global.v2.u32", "ld.global.v2.u32"),
-    "no barrier before the sums": ("rnn tanh", f"{TIMED_OUT} return;", "if (channel.timed_out) return;"),
-    "no barrier behind the sums, back": ("rnn tanh", f"inner.store_sums();\n{SYNC:>24}", "inner.store_sums();\n"),
-    "no barrier before them, back": ("gru", f"{TIMED_OUT} return false", "if (false) return false"),
+    "no barrier before the sums": (
+        "rnn tanh",
+        f"H - group * 16; }});\n        {TIMED_OUT} return false;",
+        "H - group * 16; }); if (channel.timed_out) return false;",
+    ),
+    "no barrier behind the sums, back": (
+        "rnn tanh",
+        f"gate * 16; }});\n        {TIMED_OUT} return false;\n        {SUMS}\n        {SYNC}",
+        f"gate * 16; }}); {TIMED_OUT} return false; {SUMS}",
+    ),
+    "no barrier before them, back": (
+        "gru",
+        f"gate * 16; }});\n        {TIMED_OUT} return false",
+        "gate * 16; }); if (false) return false",
+    ),
     "a warp's sum left out": ("rnn tanh", "int p = 0; p < WARPS; p++) sum", "int p = 1; p < WARPS; p++) sum"),
     "another sequence": ("rnn tanh", "return column % 4 * 2 + column / 4;", "return column;"),
     "words of the fragment": ("rnn tanh", "(part * 2 + w) * Fragment<T>::P", "(part * 2 + 1 - w) * Fragment<T>::P"),
     "another gate, back": ("gru", "(size_t)(group / gate) * H_ + row", "(size_t)(G - 1 - group / gate) * H_ + row"),
     "the group ends early": ("rnn tanh", "longest = steps > longest ? steps : longest", "longest = 1"),
-    "length off by one": ("gru", f"0 && t < pos.length[k]) {{\n{'float a':>27}", "0 && t <= pos.length[k]) { float a"),
-    "h of the step itself": ("rnn tanh", "h_new[k] = saved[k].h;", ""),
-    "asked for the same again": ("gru", "if (step > 0) prefetch(step - 1);", "if (step > 0) prefetch(step);"),
+    "length off by one": (
+        "gru",
+        f"if (t < pos.length[k]) {{\n{'float h_new':>27}",
+        "if (t <= pos.length[k]) { float h_new",
+    ),
+    "h of the step itself": ("rnn tanh", "h_new[k] = h_old[k], c_new", "c_new"),
+    "asked for the same again": (
+        "gru",
+        "here.move_on();\n        if (t + on != end) load_ahead(t + on);",
+        "if (t + on != end) load_ahead(t + on); here.move_on();",
+    ),
 }
 
 
