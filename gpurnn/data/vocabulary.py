@@ -14,9 +14,11 @@ from ..errors import check_number
 from ..files import check_room, max_memory, naming
 from .encodings import BYTE_COST, text_pieces
 
-IN_MEMORY = 64 << 20  # bytes of ids that stay in memory if they may; more lie in a temporary file
+IN_MEMORY = (
+    64 << 20
+)  # bytes of ids that stay in memory (if the limit allows it); more than this goes into a temporary file
 _PIECE = 1 << 20  # bytes of text that are in memory at once
-_WORD_COST = 150  # bytes of memory for a different word that is counted
+_WORD_COST = 150  # bytes of memory for each different word that is counted
 _LONGEST_WORD = 1 << 24  # characters; a longer piece without white space is cut
 UNKNOWN = 0  # id of every character or word that is not in the vocabulary
 _WORD = re.compile(r"<\w+>|\w+(?:['\u2019]\w+)*|\n|[^\w\s]")

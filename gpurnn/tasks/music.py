@@ -46,16 +46,16 @@ class MusicSettings(Settings):
     cell: str = changed(Settings, "cell", "gru")
     hidden: int = changed(Settings, "hidden", 64)
     dropout: float = changed(Settings, "dropout", 0.0, "Share of each recurrent layer's outputs dropped.")
-    batch: int = changed(Settings, "batch", 8, "Pieces trained side by side.")
+    batch: int = changed(Settings, "batch", 8, "Pieces in a batch.")
     lr: float = changed(Settings, "lr", 3e-3)
     epochs: int = changed(Settings, "epochs", 60)
     valid: float = changed(
         Settings, "valid", 0.1, "Share of the pieces kept for validation, where the files name no validation part."
     )
     weight_noise: float = changed(Settings, "weight_noise", 0.075)
-    transpose: int = setting(0, "Shift each piece by up to this many semitones, anew in every epoch.", minimum=0)
+    transpose: int = setting(0, "Shift each piece by up to this many semitones, differently in every epoch.", minimum=0)
     strict: bool = setting(
-        False, "Refuse a bad file among several, and notes that no piano has, which are skipped otherwise."
+        False, "Refuse a bad file among several, and notes that no piano has, instead of skipping them."
     )
     step: float = setting(1.0, "Length of a frame in quarter notes.", low=0, low_open=True)
 
@@ -63,7 +63,7 @@ class MusicSettings(Settings):
 class MusicTask(Task):
     """Train a model of polyphonic music on FILEs: piano rolls or MIDI.
 
-    It learns to predict the keys that sound next; 'gpurnn compose' then lets it write music. A FILE is one of these:
+    It learns to predict the keys that sound next; 'gpurnn compose' then writes music with it. A FILE is one of these:
     MIDI (.mid), one piece; JSON, a list of pieces, each a list of frames, each a list of MIDI numbers, or such lists
     under "train", "valid" and "test"; .npz with {split}_roll (frames, 88) and {split}_length; a folder of such files.
     A bad file among several, and a note that no piano has, are skipped and counted, unless --strict is given. For ABC
@@ -264,7 +264,7 @@ def score(model, pieces, keys):
 
 
 def compose(model, steps=64, temperature=0.8, voices=None, prompt=None, seed=None):
-    """Let a model write music.
+    """Write music with a model.
 
     A key sounds with the probability sigmoid(logit / temperature); that is, if logit / temperature plus a logistic
     random number is above 0. At temperature 0 it sounds if its logit is above 0.
@@ -327,7 +327,7 @@ _ATTEMPTS = 20
 
 
 def compose_abc(model, vocabulary, tunes=1, length=1500, temperature=0.8, prompt="", seed=None):
-    """Let a model of characters that was trained on ABC write whole tunes; returns a list of strings.
+    """Write whole tunes with a model of characters that was trained on ABC; returns a list of strings.
 
     A tune goes from its X: line to the first empty line. It is thrown away if it has no K: line with notes after it, or
     more than ``length`` characters. prompt: the lines after the X: line that each tune begins with, such as

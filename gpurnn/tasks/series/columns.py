@@ -38,7 +38,7 @@ class Table:
 
 
 def open_rows(path, settings):
-    """The ``Rows`` of a file, parted and decoded as ``settings`` say."""
+    """The ``Rows`` of a file, split into cells and decoded as ``settings`` say."""
     return read_rows(path, settings.cell_delimiter, settings.encoding)
 
 
@@ -178,7 +178,7 @@ def read_table(path, facts, settings=None, rows=None):
 
 
 def _marks(rows, facts, settings):
-    """(``Marks``, a cell that shows how thousands are parted, or None) of the columns that are read."""
+    """(``Marks``, a cell that shows how thousands are separated, or None) of the columns that are read."""
     given = {"decimal": settings.decimal, "thousands": settings.thousands_mark, "before": facts.get("decimal")}
     given["trust_points"] = rows.delimiter == ","
     try:

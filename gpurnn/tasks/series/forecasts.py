@@ -11,9 +11,9 @@ from .windows import Windows, season_before
 
 
 def forecast(trained, table, steps=None, ends=None):
-    """Forecasts of a ``Trained`` model, in the units of the target: float64 (steps,), of what comes behind ``table``.
+    """Forecasts of a ``Trained`` model, in the units of the target: float64 (steps,), of what comes after ``table``.
 
-    steps: the horizon of the settings; a recursive model can go on beyond it. ends: instead of the table's last, the
+    steps: the horizon of the settings; a recursive model can forecast more. ends: instead of the table's last, the
     last rows that may be read, (W,); the result is then (W, steps). Raises ValueError for too few rows or too many
     steps, DivergedError for a forecast that is NaN or infinite.
     """
@@ -23,7 +23,7 @@ def forecast(trained, table, steps=None, ends=None):
 
 
 def forecast_intervals(trained, table, steps=None, ends=None):
-    """Prediction intervals of a model that has learnt them: their low and high ends, float64 (L, 2, steps), the L
+    """Prediction intervals of a model that has learned them: their low and high ends, float64 (L, 2, steps), the L
     levels of the settings ascending.
 
     steps, ends: as of ``forecast``; with ends the result is (L, 2, W, steps). They are calibrated where the training
@@ -37,7 +37,7 @@ def forecast_intervals(trained, table, steps=None, ends=None):
 
 
 def fit_margins(trained, table, ends):
-    """The margins that calibrate a model's intervals on forecasts from the rows ``ends``, which it has not learnt from;
+    """The margins that calibrate a model's intervals on forecasts from the rows ``ends``, which it was not trained on;
     see ``calibrate``."""
     source, z = _said(trained, table, None, ends)
     truth = source.z[ends[:, None] + np.arange(1, trained.settings.horizon + 1)]

@@ -1,4 +1,4 @@
-"""Prediction intervals: the loss by which they are learnt, and their calibration on the validation part."""
+"""Prediction intervals: the loss by which they are learned, and their calibration on the validation part."""
 
 import numpy as np
 

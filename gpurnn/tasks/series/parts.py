@@ -89,7 +89,7 @@ def fit_scaling(table, rows, settings, path):
 
 
 def choose_residual(settings, season, y):
-    """What is learnt. Where the settings leave it open: the distance from the naive forecast that is better in the
+    """What is learned. If the settings leave it open: the difference from the naive forecast that is better in the
     training part ``y`` (N,), that of the last value or that of the season before, if it has room for some windows."""
     if settings.residual != "auto":
         return settings.residual
@@ -103,7 +103,7 @@ def choose_residual(settings, season, y):
 
 
 def residual_of(settings, facts):
-    """What is learnt, "none", "last" or "season", where the settings may say "auto"."""
+    """What is learned: "none", "last" or "season", also if the settings say "auto"."""
     return facts.get("residual", settings.residual)
 
 
@@ -115,5 +115,5 @@ def reach_back(settings, facts):
 
 
 def window_ends(part, reach, horizon):
-    """The last rows of all windows whose ``horizon`` rows behind them lie in ``part``."""
+    """The last rows of all windows for which the ``horizon`` rows that follow lie in ``part``."""
     return np.arange(max(part.start, reach) - 1, part.stop - horizon)
