@@ -1,4 +1,4 @@
-"""``gpurnn transcribe``: what is said in a recording."""
+"""``gpurnn transcribe``: the text of what is said in recordings."""
 
 from pathlib import Path
 

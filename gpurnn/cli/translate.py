@@ -1,4 +1,4 @@
-"""``gpurnn translate``: sentences into another language."""
+"""``gpurnn translate``: sentences translated into another language."""
 
 import sys
 from pathlib import Path

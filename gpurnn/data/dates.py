@@ -261,7 +261,7 @@ def _read(cells, pattern):
         try:
             return list(map(datetime.fromisoformat, cells)), form
         except ValueError:
-            pass  # the loop below says which
+            pass  # the loop below finds which cell
     for row, cell in enumerate(cells):
         try:
             moments.append(_parse(form, cell))

@@ -50,7 +50,7 @@ _BINARY = re.compile(rb"[\x00-\x06\x0e-\x1a\x1c-\x1f]")  # control characters th
 
 
 def check_encoding(name, value):
-    """Return ``value``, the name of an encoding of text; raise ValueError where Python knows none of this name."""
+    """Return ``value``, the name of an encoding of text; raise ValueError if Python knows no encoding of that name."""
     try:
         "".encode(value)
         codecs.getincrementaldecoder(value)

@@ -42,8 +42,8 @@ class How:
 
 @dataclass
 class Examples:
-    """What files of labelled texts hold: (text, label) pairs in order, how many rows were skipped, and what people
-    should know about the reading, a sentence each."""
+    """What files of labelled texts hold: (text, label) pairs in order, how many rows were skipped, and what a user
+    should know about how they were read, a sentence each."""
 
     pairs: list = field(default_factory=list)
     skipped: int = 0
@@ -229,7 +229,7 @@ def _columns(table, reading):
 
 
 def _named(table, first, name, option):
-    """The column that ``--text`` or ``--label`` names, None where it does not say."""
+    """The column that ``--text`` or ``--label`` names; None if the option is not given."""
     if name is None:
         return None
     if name in first:
@@ -246,7 +246,7 @@ def _named(table, first, name, option):
 
 
 def _by_values(rows, chosen, reading):
-    """Both columns, those that are not chosen by the values they hold; None for one that cannot be told."""
+    """Both columns; one that was not chosen is found by its values, and is None if they do not decide it."""
     (text, label), classes, labels = chosen, reading.classes, reading.labels
     width = len(rows[0]) if rows else 0
     free = [n for n in range(width) if n not in chosen]

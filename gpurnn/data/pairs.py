@@ -12,7 +12,7 @@ _SOURCES, _TARGETS = {"source", "src"}, {"target", "tgt", "trg"}
 
 @dataclass
 class Pairs:
-    """(source, target) pairs in order, how many rows were skipped, and what people should know, a sentence each."""
+    """(source, target) pairs in order, how many rows were skipped, and what a user should know, a sentence each."""
 
     pairs: list
     skipped: int = 0

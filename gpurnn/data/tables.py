@@ -127,7 +127,7 @@ def _find_delimiter(text):
                 if len(rows) > _SAMPLE:
                     break
         except csv.Error:
-            pass  # what is wrong with the file is said when it is read
+            pass  # the error comes when the file is read
         fitting = sum(size == rows[0] for size in rows) if rows and rows[0] > 1 else 0
         if (fitting, rows[0] if rows else 0) > most and fitting:
             best, most = delimiter, (fitting, rows[0])

@@ -1,4 +1,4 @@
-"""Utterances and what is said in them, from tables of sound files or from .npz files of features."""
+"""Utterances and their transcripts, from tables of sound files or from .npz files of features."""
 
 import logging
 from dataclasses import dataclass

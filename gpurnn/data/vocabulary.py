@@ -133,7 +133,7 @@ def vocabulary_of(entries):
 
 
 def check_vocabulary(level, entries):
-    """Raise TypeError unless ``entries`` are those of a vocabulary of characters, or of words, as ``level`` says."""
+    """Raise TypeError unless ``entries`` can be those of a vocabulary of the ``level``: characters or words."""
     words = isinstance(entries, list) and all(isinstance(word, str) for word in entries)
     if not (words if level == "words" else isinstance(entries, str)):
         raise TypeError(f"vocabulary should be {'a list of strings' if level == 'words' else 'a string'}")

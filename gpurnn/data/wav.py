@@ -122,7 +122,7 @@ def _header(path, file):
 
 
 def _format(path, body, cut):
-    """What the chunk ``fmt`` says, by the names of ``_Header``."""
+    """The contents of the chunk ``fmt``, by the names of ``_Header``."""
     if len(body) < 16:
         raise cut
     places = ((0, 2), (2, 4), (4, 8), (12, 14), (14, 16))

@@ -166,7 +166,7 @@ def _summary(numbers, part):
 
 
 class RollBatches(SequenceBatches):
-    """Piano rolls. The targets are the frames; the input of each is the frame before it, of the first an empty one.
+    """Piano rolls. The targets are the frames. The input for each is the frame before it; for the first, an empty one.
 
     pieces: a list of arrays (T_n, 88) of 0 and 1. transpose: the most keys that a piece is shifted by; it stays on the
     piano. The shift is a fresh draw keyed by (seed, epoch, piece). See ``SequenceBatches`` for the rest.
@@ -189,7 +189,7 @@ class RollBatches(SequenceBatches):
 
 
 def _shifted(roll, most, unit):
-    """``roll`` shifted by -most to most keys, evenly chosen by ``unit`` in [0, 1); it stays on the piano."""
+    """``roll`` shifted by -most to most keys, chosen evenly by the draw ``unit`` in [0, 1); it stays on the piano."""
     sounding = np.flatnonzero(roll.any(axis=0))
     if not len(sounding):
         return roll
@@ -206,8 +206,8 @@ def frame_loss(logits, rolls, lengths=None):
 def key_statistics(pieces):
     """How the keys behave in ``pieces``: a dict of lists of 88 probabilities.
 
-    often: that the key sounds; kept: that it sounds after a frame in which it did; struck: after one in which it did
-    not. For each, one more frame with the key and one without it are counted, so that none is 0 or 1.
+    often: that the key sounds; kept: that it sounds after a frame in which it sounded; struck: after one in which it
+    did not. Each count is raised by one frame with the key and one without, so that no probability is 0 or 1.
     """
     frames = sum(map(len, pieces))
     sounding, before, both = np.zeros((3, KEYS), np.int64)  # frames with a key, after one with it, and of both kinds
@@ -228,8 +228,9 @@ def score(model, pieces, keys):
 
     nll: the mean over all frames; the first of each piece is predicted from an empty one (T predictions for T frames).
     nll_after_first: the mean over all but the first frame of each piece (T - 1 predictions). nll_per_piece: the mean of
-    the pieces' means. baseline_often, baseline_repeat: what ``nll`` is if each key sounds with its frequency, and if it
-    depends on itself in the frame before alone. pieces, frames: how many there are. keys: of ``key_statistics``.
+    the pieces' means. baseline_often, baseline_repeat: ``nll`` of a model in which each key sounds with its frequency,
+    and of one in which it depends only on itself in the frame before. pieces, frames: how many there are. keys: of
+    ``key_statistics``.
     """
     together = 32 if 32 * FRAME_COST * max(map(len, pieces)) <= max_memory() else 1
     batches = RollBatches(pieces, together, shuffle=False, dtype=model.dtype)

@@ -21,7 +21,7 @@ class Data:
     train, valid: batch sources (data.py), valid None for none. facts: JSON-ready, all that is needed beside settings
     and weights to use the model later: vocabulary, classes, scaling. fingerprint: JSON-ready, what a resumed run
     compares to see that the data are the same; see ``checksum``. summary: one line for people, without the files'
-    names. rest: what ``Task.finish`` may want besides, such as a test set. notes: what a user should know of how the
+    names. rest: what ``Task.finish`` may want besides, such as a test set. notes: what a user should know about how the
     files were read, a sentence each.
     """
 

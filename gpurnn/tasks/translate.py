@@ -316,7 +316,7 @@ def vocabularies(trained):
 
 @dataclass
 class Translation:
-    """A sentence translated: text; score: log-probability over the length penalty; source and tokens: what was read and
+    """A translated sentence: text; score: log-probability over the length penalty; source and tokens: what was read and
     written, as tokens; weights (len(tokens) + 1, len(source)): what each token, the end last, read of the source."""
 
     text: str

@@ -4,7 +4,7 @@ A callback is an object with any of four methods, or a plain function, which is 
 
 | method | is called |
 |---|---|
-| ``on_start(training)`` | before the first update, after a resume |
+| ``on_start(training)`` | before the first update; in a resumed run, after its checkpoint was loaded |
 | ``on_update(record, training)`` | after every update |
 | ``on_epoch(record, training)`` | after every epoch and its validation, before its checkpoint is saved |
 | ``on_end(training)`` | once, however the training ends |
@@ -168,7 +168,7 @@ def _overrides(callback: Any, name: str) -> bool:
 
 
 class StopWhen(Callback):
-    """Stops the training after an epoch for which a function says so, for example to prune a trial of a search.
+    """Stops the training after an epoch for which a function returns true, for example to prune a trial of a search.
 
     Parameters
     ----------

@@ -53,8 +53,9 @@ def guess_season(y):
 
 
 def _recurs(y, k):
-    """Whether values k rows apart differ by less than half of what those a part of k apart do, in squares, and those 2
-    k apart by less than three quarters. A random walk has its chance peaks at long lags, but does not come back."""
+    """Whether the series comes back after k rows: the mean squared difference of rows k apart is less than half of the
+    largest one of rows a quarter, a half or three quarters of k apart, and that of rows 2 k apart is less than three
+    quarters of it. A random walk has chance peaks at long lags, but does not come back."""
 
     def difference(lag):
         return np.square(y[lag:] - y[:-lag]).mean()
@@ -64,8 +65,8 @@ def _recurs(y, k):
 
 
 def fit_scaling(table, rows, settings, path):
-    """What is fitted to the first ``rows`` rows: the mean and std of each column (of the logarithm, where it is
-    taken), season; and of the raw target its deviation, and the error of seasonal-naive forecasts, see ``score``."""
+    """What is fitted to the first ``rows`` rows: the mean and std of each column (of its logarithm, if that is taken)
+    and the season; also the deviation of the raw target, and the error of seasonal-naive forecasts, see ``score``."""
     if settings.log and table.values[:, 0].min() <= 0:
         line = int(np.argmax(table.values[:, 0] <= 0)) + 1
         raise ValueError(f"{path}: row {line}: log needs a target above 0, got {table.values[line - 1, 0]:g}")
