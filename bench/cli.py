@@ -37,7 +37,7 @@ def main():
 
 @main.command("list")
 def list_():
-    """Suites, rivals, and what each lacks on this machine."""
+    """List the suites, the rivals, and what each lacks on this machine."""
     suites = {name: f"{len(cases()):5} cases  {text}" for name, (cases, text) in SUITES.items()}
     rivals = {name: f"{text}: {(missing(name) or 'ready').partition('. ')[0]}" for name, (_, _, text) in RIVALS.items()}
     click.echo("\n".join([*_columns(suites, indent=14), "", *_columns(rivals)]))
@@ -59,7 +59,7 @@ Examples:
   gpurnn bench run                               the quick suite, on the CPU
   gpurnn bench run --suite house --cell lstm -H 256 -H 1024 --pass train
   gpurnn bench run --rival gpurnn-cuda --rival torch-cuda --suite flashrnn
-Axes replace the suite's own values; repeated ones multiply."""
+Options such as -H replace the suite's own values; repeated ones are combined."""
 )
 @click.option("--suite", type=click.Choice(list(SUITES)), default="quick")
 @click.option(
@@ -122,7 +122,7 @@ def run(suite, names, backends, only, threads, rounds, seconds, out, bidirection
 @click.option("--threads", type=click.IntRange(1), default=os.cpu_count(), help="Threads of BLAS and torch.")
 @click.option("--out", type=click.Path(dir_okay=False), help="Also write the results here.")
 def crossover(fast, slow, H, B, threads, out):
-    """From which batch size on the GPU wins on this machine, for each cell, pass and H."""
+    """Find the batch size from which the GPU wins on this machine, for each cell, pass and H."""
     from tqdm import tqdm
 
     from .report import crossings
@@ -194,7 +194,7 @@ def host(as_json):
 @main.command()
 @_file
 def show(file):
-    """The table of a results file."""
+    """Print the table of a results file."""
     from .report import table
     from .results_file import load
 
@@ -209,7 +209,7 @@ def show(file):
     "--fail-below", type=float, help="Exit code 1 where a case is significantly below this many times as fast."
 )
 def compare(old, new, fail_below):
-    """How many times as fast NEW is as OLD, case by case, each with its interval of 95 %."""
+    """Compare two results files: how many times as fast NEW is as OLD, case by case, each with its 95 % interval."""
     from .report import compare as compare_documents
     from .results_file import load
 
@@ -246,7 +246,7 @@ def plot(file, kind, out):
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False))
 @click.option("--html", "page", type=click.Path(dir_okay=False), help="Write one self-contained HTML page instead.")
 def report(files, page):
-    """Results files as Markdown tables, or as an HTML page with pictures."""
+    """Print results files as Markdown tables, or write an HTML page with pictures."""
     from .report import html, markdown
     from .results_file import load
 
@@ -274,7 +274,7 @@ def _write_page(page, text, reads=()):
 @click.option("--results", type=click.Path(exists=True, file_okay=False), default="bench/results")
 @click.option("--check", is_flag=True, help="Change nothing; exit code 1 where a table is not what the results say.")
 def readme(pages, results, check):
-    """Make the tables of PAGES anew from committed results  [default: README.md and gpurnn/docs/speed.md]."""
+    """Rebuild the tables of PAGES from committed results  [default: README.md and gpurnn/docs/speed.md]."""
     from .report import fill
 
     stale = False

@@ -1,4 +1,4 @@
-"""The command line: the only place that prints. One file a command, imported when it is asked for."""
+"""The command line: the only place that prints. Each command has a file, which is imported when it is called."""
 
 from .root import main
 

@@ -1,4 +1,4 @@
-"""``gpurnn check``: whether every backend computes rightly here."""
+"""``gpurnn check``: whether every backend computes correctly here."""
 
 import textwrap
 import time
@@ -26,11 +26,11 @@ Exit code 0: all right; 1: a wrong result, or a backend is missing.""",
 @click.option("--quick", is_flag=True, help="Two options of each layer instead of eight.")
 @options.as_json
 def command(backends, cells, dtypes, quick, as_json):
-    """Check on this machine that every backend computes rightly.
+    """Check that every backend computes correctly on this machine.
 
-    Gradients against finite differences, results against NumPy in float64, equal bits in two runs, sequences of
-    different lengths and in pieces, gates in relative terms. The numbers are the largest error as a share of what is
-    allowed.
+    Gradients are compared with finite differences, and results with NumPy in float64. Two runs must give equal bits.
+    Sequences must give the same in a batch of different lengths, and in pieces, as they give alone and whole. Gates are
+    checked in relative terms. Each number shown is the largest error, as a share of what is allowed.
     """
     from tqdm import tqdm
 

@@ -1,4 +1,4 @@
-"""``gpurnn classify``: which class a text is of."""
+"""``gpurnn classify``: the class of each text."""
 
 from dataclasses import replace
 
@@ -25,17 +25,21 @@ Examples:
 @options.run
 @click.argument("texts", metavar="[TEXT]...", nargs=-1)
 @click.option("--file", "files", multiple=True, type=options.INPUT,
-              help="A table, or texts in lines, as for training; may be repeated.")  # fmt: skip
-@click.option("--encoding", help="Of the files  [default: the run's], or of the standard input  [default: UTF-8]")
+              help="A table, or one text on each line, as for training; may be repeated.")  # fmt: skip
+@click.option(
+    "--encoding", help="Encoding of the files  [default: the run's], or of the standard input  [default: UTF-8]"
+)
 @options.reading("text")
-@click.option("--top", type=click.IntRange(1), default=3, help="Classes to show for each text, the likeliest.")
+@click.option(
+    "--top", type=click.IntRange(1), default=3, help="How many of the likeliest classes to show for each text."
+)
 @options.backend
 @options.max_memory
 @options.as_json
 def command(run, texts, files, encoding, text, top, backend, as_json):
-    """Which class each TEXT is of, by the trained model in the folder RUN.
+    """Name the class of each TEXT, with the trained model in the folder RUN.
 
-    Without a TEXT or a file, each line of the standard input is one.
+    Without a TEXT or a --file, each line of the standard input is a text.
     """
     if texts and files:
         raise click.UsageError("give TEXTs or --file, not both.")

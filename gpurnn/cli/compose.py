@@ -1,4 +1,4 @@
-"""``gpurnn compose``: a model of music, or of ABC as text, writes a tune."""
+"""``gpurnn compose``: a tune, written by a model of music or of ABC text."""
 
 import itertools
 import os
@@ -36,12 +36,12 @@ Examples:
 @click.option("--length", default=1500, help="ABC: the most characters of a tune.")
 @click.option("--seed", type=int, help="Seed of the draws  [default: a fresh one]")
 @click.option("--out", type=click.Path(dir_okay=False),
-              help="File to write  [default: a fresh tune.mid or tune.abc in RUN]")  # fmt: skip
+              help="File to write  [default: a new tune.mid or tune.abc in RUN]")  # fmt: skip
 @options.backend
 @options.max_memory
 @options.as_json
 def command(run, steps, temperature, voices, prompt, prompt_steps, tempo, tunes, length, seed, out, backend, as_json):
-    """Let the trained model in the folder RUN compose.
+    """Compose music with the trained model in the folder RUN.
 
     A run of the task music writes a MIDI file, and a picture beside it if Matplotlib is installed. A run of the task
     text that was trained on ABC writes ABC.

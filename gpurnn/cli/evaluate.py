@@ -23,7 +23,7 @@ Examples:
 @options.max_memory
 @options.as_json
 def command(run, files, encoding, text, label, strict, backend, as_json):
-    """How good the model in the folder RUN is on the data in FILEs."""
+    """Measure how good the model in the folder RUN is on the data in FILEs."""
     trained = load(run, backend)
     if trained.task.evaluate_needs_files and not files:
         raise click.UsageError("Missing argument 'FILE...'.")
@@ -37,8 +37,8 @@ def command(run, files, encoding, text, label, strict, backend, as_json):
 
 
 def with_reading(trained, **given):
-    """The settings of a run, with those ways to read a file that the command line gives. Raises UsageError for one
-    that the run's task does not have."""
+    """The settings of a run, with the options for reading files that the command line gives. Raises UsageError for an
+    option that the run's task does not have."""
     given = {name: value for name, value in given.items() if value is not None}
     unknown = given.keys() - {f.name for f in fields(trained.settings)}
     if unknown:

@@ -34,19 +34,19 @@ Examples:
 @click.option("--steps", type=int, help="Rows to forecast  [default: the horizon; more with --mode recursive only]")
 @click.option("--out", type=click.Path(dir_okay=False), help="CSV file to write.")
 @click.option(
-    "--plot", "png", type=click.Path(dir_okay=False), help="PNG file to draw: truth, earlier forecasts, this."
+    "--plot", "png", type=click.Path(dir_okay=False), help="PNG file to draw: the truth, earlier forecasts, this one."
 )
 @click.option("--escape/--no-escape", default=True,
-              help="In --out: put ' before text that a spreadsheet would compute: =, +, -, @ come first.")  # fmt: skip
+              help="In --out: put ' before text that a spreadsheet would take for a formula.")  # fmt: skip
 @options.backend
 @options.max_memory
 @options.as_json
 def command(run, file, steps, out, png, escape, backend, as_json):
-    """Forecast what comes behind the end of a series, with the model in RUN.
+    """Forecast what comes after the end of a series, with the model in RUN.
 
-    CSV has the columns of the file that the model was trained on; without it, it is that file. The picture also shows
-    what the model would have said earlier, beside the truth: in the file of the training only where it had not seen it.
-    A model that was trained with --interval says, and draws, within which bounds the values should lie.
+    CSV has the columns of the file that the model was trained on; without CSV, that file itself is read. The picture
+    also shows earlier forecasts beside the truth; for the training file, only those of its test part. A model that was
+    trained with --interval also gives, and draws, the bounds within which the values should lie.
     """
     trained, document = load(run, backend, "series"), read_run(run)[1]
     settings, facts = trained.settings, trained.facts

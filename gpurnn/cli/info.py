@@ -13,9 +13,9 @@ from . import options
 @options.max_memory
 @options.as_json
 def command(run, as_json):
-    """What this installation is and what it can use: versions, CPU, GPU.
+    """Describe this installation and what it can use: versions, CPU, GPU.
 
-    With the folder RUN: what that run is. Its task and data, the settings that differ from the defaults, the size of
+    With the folder RUN: describe that run. Its task and data, the settings that differ from the defaults, the size of
     the model, how far it is trained, its best score, its files.
     """
     if run is None:

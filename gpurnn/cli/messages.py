@@ -5,7 +5,7 @@ import shlex
 
 import click
 
-# arguments of Python that reach people under another name, or in commands that have no such option
+# Python arguments whose option has another name, or that a message may name in commands without that option
 _ALWAYS = {"backend": "--backend", "resume": "--resume", "overwrite": "--overwrite", "start": "--from"}
 _OF_FIT = {"clip_norm": "clip", "validation": "valid", "checkpoint_every": "checkpoint_every"}
 _VALUE = r"True\b|False\b|None\b|'[^']*'|\"[^\"]*\"|[^\s,;:)'\"]+"

@@ -50,7 +50,7 @@ _READING = {
     "text": click.option("--text", help="Column of the texts, by name or number  [default: the run's]"),
     "label": click.option("--label", help="Column of the labels, by name or number  [default: the run's]"),
     "strict": click.option(
-        "--strict/--no-strict", default=None, help="Refuse a file with a bad line  [default: the run's]"
+        "--strict/--no-strict", default=None, help="Refuse a file that has a bad line  [default: the run's]"
     ),
 }
 
@@ -83,12 +83,12 @@ max_memory = click.option(
     metavar="SIZE",
     expose_value=False,
     callback=_set_limit,
-    help="Most memory that one file may take, such as 4G; 0: no limit  [default: 512M]",
+    help="Memory limit for each file, such as 4G; 0: no limit  [default: 512M]",
 )
 
 
 def say(text="", **options):
-    """``click.echo`` of text that may come from data or models: control characters as escapes."""
+    """Print text that may come from data or models: ``click.echo``, with control characters as escapes."""
     click.echo(printable(text), **options)
 
 
@@ -107,12 +107,12 @@ def print_json(document):
 
 
 def width():
-    """Columns for text of our own: those of the terminal or of COLUMNS, 80 where nobody knows."""
+    """Columns for text that we wrap ourselves: those of the terminal or of COLUMNS, or else 80."""
     return max(20, shutil.get_terminal_size().columns)
 
 
 def row(name, value):
-    """A line of a list of facts, as many of a terminal as it takes."""
+    """A fact, as "name   value", broken into as many lines as the terminal needs."""
     return _filled(f"{name:12}{value}", " " * 12)
 
 
@@ -145,11 +145,11 @@ def can_plot():
     return importlib.util.find_spec("matplotlib") is not None
 
 
-COMMAND = "gpurnn.command"  # where the context's meta holds the command that was called
+COMMAND = "gpurnn.command"  # the key in the context's meta under which the called command is stored
 
 
 class Whole(click.Group):
-    """Shows the first sentence of each command whole, where click cuts it to a line; notes which command is called."""
+    """A group that shows the first sentence of each command whole, which click cuts, and notes which one is called."""
 
     def resolve_command(self, ctx, args):
         name, command, rest = super().resolve_command(ctx, args)

@@ -1,4 +1,4 @@
-"""The ``gpurnn`` command and its subcommands. What is heavy is imported by the command that needs it.
+"""The ``gpurnn`` command and its subcommands. Each command imports what it needs, so that ``--help`` is quick.
 
 Exit codes: 0 done; 1 a run failed (diverged, damaged run or checkpoint, folder in use, no GPU, disk full); 2 wrong
 arguments, or a file that is not what it should be; 130 Ctrl-C; 143 SIGTERM.
@@ -93,7 +93,7 @@ def _fail(error, code, ctx):
     epilog="""\b
 A first minute (nothing is downloaded):
   gpurnn train text               train on text that comes with Python
-  gpurnn sample runs/text-1       let the model write
+  gpurnn sample runs/text-1       write text with the model
   gpurnn plot runs/text-1         draw the loss curves""",
 )
 @click.version_option(options.VERSION, "-V", "--version", prog_name="gpurnn")

@@ -10,8 +10,8 @@ from ..errors import show_size
 from ..tasks import get_task
 from ..tasks.trained import load, read_run
 
-_SHOWN = 4  # with more files of data than this only the first is named, and the others are counted
-_WIDEST = 60  # characters of a result that is shown; a sample of text is longer
+_SHOWN = 4  # if there are more data files than this, only the first is named and the others are counted
+_WIDEST = 60  # a longer result, such as a sample of text, is not shown
 
 
 def facts_of(folder):
@@ -41,7 +41,7 @@ def facts_of(folder):
 
 
 def _trained(settings, task, last, best):
-    """How far the training is, and the best that it has reached."""
+    """How far the training has come, and its best score."""
     newest = last if last.exists() else best
     _, now = load_checkpoint(newest)
     found = {

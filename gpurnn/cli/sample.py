@@ -1,4 +1,4 @@
-"""``gpurnn sample``: a text model writes."""
+"""``gpurnn sample``: text written by a trained model."""
 
 import itertools
 
@@ -20,17 +20,19 @@ Examples:
   gpurnn sample runs/text-1 --top-p 0.9 --seed 1   the same text each time""",
 )
 @options.run
-@click.option("--prompt", default="", show_default=False, help="What the model continues.")
+@click.option("--prompt", default="", show_default=False, help="Text that the model continues.")
 @click.option("--length", default=300, help="Characters or words to write.")
-@click.option("--temperature", default=0.8, help="Below 1: more likely, duller text; above: wilder. 0: the likeliest.")
+@click.option(
+    "--temperature", default=0.8, help="Below 1: safer, duller text; above 1: wilder. 0: always the likeliest."
+)
 @click.option("--top-k", type=int, help="Choose among the K likeliest only.")
-@click.option("--top-p", type=float, help="Choose among the likeliest that have probability P together.")
+@click.option("--top-p", type=float, help="Choose among the likeliest, whose probabilities add up to P.")
 @click.option("--seed", type=int, help="Seed of the draws  [default: a fresh one]")
 @options.backend
 @options.max_memory
 @options.as_json
 def command(run, prompt, length, temperature, top_k, top_p, seed, backend, as_json):
-    """Let the trained model in the folder RUN write text."""
+    """Write text with the trained model in the folder RUN."""
     trained = load(run, backend, "text")
     vocabulary = vocabulary_of(trained.facts["vocabulary"])
     seed = rng.check_seed(seed)

@@ -50,9 +50,9 @@ def _train_command(task):
 Examples:
 {task.examples.strip(chr(10))}
   gpurnn train {again:{width}}   after Ctrl-C
-  gpurnn train {further:{width}}   train its model on
-Ctrl-C saves a checkpoint first; --resume then goes on exactly there. --from
-begins a new run, with the weights of RUN, a fresh learning rate, other data.""",
+  gpurnn train {further:{width}}   train it further
+Ctrl-C saves a checkpoint first; --resume then continues exactly there. --from
+starts a new run: the weights of RUN, a fresh learning rate, other data.""",
     )(run)
     made.params = params + made.params
     return made
@@ -67,7 +67,7 @@ def _option(f):
     if kind is bool:
         return click.Option([f"{name}/--no-{name[2:]}"], default=f.default, help=text)
     if f.name == "lr":
-        return click.Option([name], type=_RateOrFind(), default=f.default, help=f"{text} 'find': the finder's.")
+        return click.Option([name], type=_RateOrFind(), default=f.default, help=f"{text} 'find' asks the finder.")
     choices = f.metadata.get("choices")
     return click.Option([name], type=click.Choice(choices) if choices else kind, default=f.default, help=text)
 
@@ -89,8 +89,9 @@ def _run_options(name):
         click.option("--resume", is_flag=True, help="Continue the run in --out with its own settings and data."),
         click.option("--overwrite", is_flag=True, help="Replace the run in --out."),
         click.option("--from", "start", metavar="RUN", type=click.Path(exists=True, file_okay=False),
-                     help="Begin with the model of RUN: its weights, settings and vocabulary. The FILEs are new."),
-        click.option("--checkpoint-every", type=click.IntRange(1), help="Save also after this many updates."),
+                     help="Start from the model of RUN: its weights, settings and vocabulary. The FILEs are new."),
+        click.option("--checkpoint-every", type=click.IntRange(1),
+                     help="Updates between checkpoints, besides those at the end of each epoch."),
         click.option("--progress/--no-progress", default=True, help="Show a bar below the lines, on a terminal."),
         click.option("--flow", is_flag=True, help="Record how far back in time the gradient reaches."),
         options.max_memory,
@@ -99,7 +100,7 @@ def _run_options(name):
 
 
 def _train(task, arguments):
-    """Train a model of ``task`` and say what is done."""
+    """Train a model of ``task``, and print what is being done."""
     ctx = click.get_current_context()
     names = [f.name for f in fields(task.Settings)]
     settings, asked = {name: arguments.pop(name) for name in names}, arguments
@@ -145,7 +146,7 @@ def _check_together(task, asked):
 
 
 def _note_the_schedule(say, task, folder, epochs):
-    """Say so where a resumed run goes on after its learning-rate schedule has ended."""
+    """Print a note if a resumed run would continue after its learning-rate schedule has ended."""
     old = read_run(folder, task.name)[0]
     ended = schedule_ends(folder, old)
     if ended is not None and epochs > ended:
@@ -159,7 +160,7 @@ def _note_the_schedule(say, task, folder, epochs):
 
 
 def _show(say, run, start):
-    """Say what is trained on what; returns the same as a document."""
+    """Print what is trained on what; returns the same facts as a JSON-ready dict."""
     task, chosen = run.task, run.settings
     facts = {
         "run": str(run.folder),
@@ -225,7 +226,7 @@ def _train_prepared(ctx, say, run, asked, facts):
 
 
 def _say_next(say, run, again, stopped):
-    """Commands that are worth a try after a training, as a shell takes them."""
+    """Print commands that are worth trying after a training, quoted for a shell."""
     say("\nNext:")
     for line in run.task.next:
         say(f"  {line.format(run=options.quoted(run.folder))}")
@@ -233,7 +234,7 @@ def _say_next(say, run, again, stopped):
         say(f"  gpurnn plot {options.quoted(run.folder)}")
     if run.settings.schedule in ("constant", "plateau") and stopped == "epochs":
         say(f"  {again} --epochs {2 * run.settings.epochs}")
-    else:  # its learning rate, or its patience, is used up
+    else:  # its learning-rate schedule, or its patience, has run out
         files = run.files if len(run.files) < 4 else [run.files[0], "..."]
         shown = [_short(file) for file in files]
         say(f"  {options.quoted('gpurnn', 'train', run.task.name, *shown, '--from', run.folder)}")

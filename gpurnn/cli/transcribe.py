@@ -1,4 +1,4 @@
-"""``gpurnn transcribe``: what is said in a recording."""
+"""``gpurnn transcribe``: the text of what is said in recordings."""
 
 from pathlib import Path
 
@@ -23,17 +23,19 @@ Examples:
 )
 @options.run
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False))
-@click.option("--beam", type=click.IntRange(1), help="Texts followed at a time  [default: the best path alone]")
-@click.option("--plot", type=click.Path(dir_okay=False), help="PNG to draw the first FILE and its characters on.")
+@click.option(
+    "--beam", type=click.IntRange(1), help="Width of the beam: texts followed at once  [default: the best path alone]"
+)
+@click.option("--plot", type=click.Path(dir_okay=False), help="PNG file to draw: the first FILE and its characters.")
 @options.backend
 @options.max_memory
 @options.as_json
 @click.pass_context
 def command(ctx, run, files, beam, plot, backend, as_json):
-    """What is said in each sound FILE, by the trained model in the folder RUN.
+    """Write down what is said in each sound FILE, with the trained model in the folder RUN.
 
-    A FILE is WAV; or FLAC, OGG or MP3, which needs soundfile (pip install 'gpurnn[audio]'). A bad one among several is
-    left out and named on stderr; the exit code is then 1.
+    A FILE is WAV; or FLAC, OGG or MP3, which needs soundfile (pip install 'gpurnn[audio]'). A bad file among several is
+    skipped and named on standard error; the exit code is then 1.
     """
     trained = load(run, backend, "speech")
     if plot and "classes" in trained.facts:

@@ -1,4 +1,4 @@
-"""``gpurnn translate``: sentences into another language."""
+"""``gpurnn translate``: sentences translated into another language."""
 
 import sys
 from pathlib import Path
@@ -25,10 +25,14 @@ Examples:
 )
 @options.run
 @click.argument("text", nargs=-1)
-@click.option("--beam", type=int, help="Size of the beam; 1 is greedy search  [default: the run's]")
-@click.option("--length-penalty", type=float, help="0 favours short translations  [default: the run's]")
-@click.option("--attention", type=click.Path(dir_okay=False), help="PNG to draw: which source words each word read.")
-@click.option("--encoding", help="Of the standard input  [default: UTF-8]")
+@click.option("--beam", type=int, help="Width of the beam; 1 is greedy search  [default: the run's]")
+@click.option(
+    "--length-penalty", type=float, help="0 favors short translations, more favors longer ones  [default: the run's]"
+)
+@click.option(
+    "--attention", type=click.Path(dir_okay=False), help="PNG file to draw: which source words were read for each word."
+)
+@click.option("--encoding", help="Encoding of the standard input  [default: UTF-8]")
 @options.backend
 @options.max_memory
 @options.as_json

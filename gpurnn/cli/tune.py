@@ -19,14 +19,14 @@ The table is in GPURNN_TUNED, else gpurnn/tuned.json in the user's cache.""",
 @click.option("--dtype", "dtypes", multiple=True, type=click.Choice(DTYPES),
               help="May be repeated  [default: float32]")  # fmt: skip
 @options.layer_sizes
-@click.option("--show", is_flag=True, help="Print what is known of all machines; measure nothing.")
-@click.option("--forget", is_flag=True, help="Delete the table; estimates count again.")
+@click.option("--show", is_flag=True, help="Print the table, which may be of several machines; measure nothing.")
+@click.option("--forget", is_flag=True, help="Delete the table; then estimates decide again.")
 @options.as_json
 def command(dtypes, cells, hidden, batches, bidirectional, tf32, show, forget, as_json):
     """Measure the schedules on this machine's GPU; layers then take the quickest.
 
-    Times are microseconds of a timestep and of a call before the first; a batch stands for all up to the next power of
-    two. Sizes that were not measured go by estimates.
+    Times are in microseconds, for one timestep and for what a call does before the first one. A batch size is rounded
+    up to a power of two. For sizes that were not measured, estimates decide.
     """
     from tqdm import tqdm
 

@@ -1,4 +1,4 @@
-"""``gpurnn warmup``: the CUDA kernels, compiled ahead."""
+"""``gpurnn warmup``: the CUDA kernels, compiled ahead of time."""
 
 import os
 
@@ -18,7 +18,7 @@ Examples:
 @click.option("--dtype", "dtypes", multiple=True, type=click.Choice(DTYPES), help="May be repeated  [default: all]")
 @options.layer_sizes
 def command(dtypes, cells, hidden, batches, bidirectional, tf32):
-    """Compile the CUDA kernels ahead, so that no first call waits.
+    """Compile the CUDA kernels ahead of time, so that no first call waits.
 
     They stay in gpurnn's cache (the folder kernels in GPURNN_CACHE, else in ~/.cache/gpurnn) until gpurnn, CUDA or the
     GPU changes. Kernels of schedules that depend on sizes are compiled for those that --hidden and --batch [1] name.

@@ -1,4 +1,4 @@
-"""Data: batches, and every file format that is read; a task says only what it does with them."""
+"""Data: batches, and a module for each file format that is read. A task only says what it does with the data."""
 
 from .batches import Batch, BatchSource, SequenceBatches, TextBatches, check_index, order_batches, pad
 from .synthetic import adding_problem, copy_memory

@@ -17,16 +17,16 @@ from .wav import SAMPLE_COST, read_wav, say_channels, say_once
 
 _COMPRESSED = {b"fLaC": "FLAC", b"OggS": "OGG", b"ID3": "MP3"}  # first bytes -> what soundfile reads
 _MP3_SLACK = 2 * 1152  # samples by which the header of an MP3 may be wrong: two of its frames
-_ENDLESS = 1 << 62  # samples that nobody has: libsndfile's number where the header gives none
-_FRAMES_ROOM = 64 << 20  # bytes that the frames may take that are transformed at once
-_TAPS = 20  # of SciPy's filter for each step of the finer rate
+_ENDLESS = 1 << 62  # more samples than any file has: libsndfile gives this number if the header has none
+_FRAMES_ROOM = 64 << 20  # bytes that the frames of one Fourier transform may take
+_TAPS = 20  # taps of SciPy's filter for each step of the finer rate
 
 
 def read_audio(path):
     """The samples of a sound file, float32 (N,), and its sampling rate in Hz, an int.
 
     The first bytes tell the format, whatever the file's name. WAV is read by ``read_wav``; FLAC, OGG (Vorbis, Opus) and
-    MP3 by soundfile. Several channels are averaged to one, which is said once.
+    MP3 by soundfile. Several channels are averaged to one, which is logged once.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def is_silent(samples):
 
 
 def resample(samples, rate, wanted):
-    """Samples at another sampling rate, by SciPy's polyphase filter; said once for each pair of rates.
+    """Samples at another sampling rate, by SciPy's polyphase filter; logged once for each pair of rates.
 
     samples: (N,) of ``rate`` Hz. Returns (ceil(N wanted / rate),) float32. Raises ImportError without SciPy, FileError
     if the filter or the result would take more memory than one file may.

@@ -32,7 +32,8 @@ class Batch:
     lengths : Array or tuple of Array, optional
         (B,) integers for the model; a tuple, one for each of the inputs, where these are several.
     carry : bool
-        Continue the recurrent state of the batch before (truncated BPTT) instead of starting anew.
+        Continue from the recurrent state of the previous batch (truncated BPTT) instead of starting from the initial
+        state.
     loss_options : dict, optional
         Keyword arguments of the loss. By default ``lengths``, if there are any.
     weight : int, optional
@@ -73,7 +74,7 @@ class BatchSource(Protocol):
 
 
 class TextBatches:
-    """A long sequence of ids in ``batch_size`` parallel pieces, of which a batch has ``steps`` timesteps.
+    """A long sequence of ids, cut into ``batch_size`` parallel pieces; a batch has ``steps`` timesteps of each.
 
     With S = (len(ids) - 1) // batch_size, sequence b of every batch comes from the S ids from place b * S on. A batch
     has inputs and targets (T, B) int64, the targets one place later. The last batch of an epoch is shorter where S is

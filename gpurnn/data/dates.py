@@ -1,4 +1,4 @@
-"""Dates: how files write them, in which order they are, how they go on, and where in the day and the year they are."""
+"""Dates: how files write them, whether they are in order, how they continue, where in the day and the year they are."""
 
 import re
 from collections import Counter
@@ -22,7 +22,7 @@ _DIRECTIVES = {
     "S": r"(?P<S>\d\d)", "f": r"(?P<f>\d{1,9})", "p": "(?P<p>[AaPp][Mm])",
     "z": r"(?P<z>Z|[+-]\d\d(?::?\d\d)?)", "q": "(?P<q>[1-4])",
 }  # fmt: skip
-# Of dates whose every part may be either, each is a candidate of its own. "%q" is the quarter.
+# Forms that the same date may have (day or month first) are separate candidates. "%q" is the quarter.
 _DAYS = (
     "%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y", "%d.%m.%y",
     "%y.%m.%d", "%d/%m/%y", "%m/%d/%y", "%y/%m/%d", "%d-%m-%y", "%m-%d-%y", "%y-%m-%d", "%d %b %Y", "%d. %b %Y",
@@ -39,7 +39,7 @@ _MONTHLY = (
     "%Y-%m", "%Y/%m", "%YM%m", "%m/%Y", "%m-%Y", "%b %Y", "%b-%Y", "%b-%y", "%Y %b", "%Y-%b",
     "%YQ%q", "%Y-Q%q", "%Y Q%q", "Q%q %Y", "Q%q/%Y", "Q%q-%Y",
 )  # fmt: skip
-# Numbers, which other columns hold, too: dates where they increase or where the column's name says so
+# Plain numbers, which other columns hold, too: dates only if they increase or if the column's name says so
 _WEAK = {
     "%Y": r"\d{4}", "%Y%m%d": r"[12]\d{7}", "%Y%m": r"[12]\d{3}(?:0[1-9]|1[0-2])", "%Y.%m": r"[12]\d{3}\.\d\d",
     "%m.%Y": r"\d\d?\.[12]\d{3}", "epoch": r"\d{9,10}(?:\.\d*)?", "epoch ms": r"\d{12,13}(?:\.0*)?",
@@ -49,10 +49,10 @@ _NAMED = re.compile(
     r"s?(?:[_ ].*)?",
     re.IGNORECASE,
 )
-_ISO = {"%Y-%m-%d": r"\d{4}-\d\d-\d\d"}  # what Python reads quickly
+_ISO = {"%Y-%m-%d": r"\d{4}-\d\d-\d\d"}  # forms that Python itself parses quickly
 _ISO |= {f"%Y-%m-%d{gap}%H:%M": rf"{_ISO['%Y-%m-%d']}{gap}\d\d:\d\d" for gap in " T"}
 _ISO |= {f"{form}:%S": rf"{cell}:\d\d" for form, cell in _ISO.items() if "H" in form}
-_SAMPLE = 40  # cells by which a form is found
+_SAMPLE = 40  # cells that are looked at to find a form
 _EPOCH = datetime(1970, 1, 1)
 
 
@@ -120,7 +120,7 @@ def _is_ours(pattern):
 @cache
 def _regex(pattern):
     text = re.sub("%(.)", lambda found: _DIRECTIVES[found[1]], re.escape(pattern))
-    if re.search("%.%", pattern):  # nothing parts the numbers
+    if re.search("%.%", pattern):  # nothing separates the numbers
         text = text.replace("{1,2}", "{2}")
     return re.compile(text)
 
@@ -189,8 +189,8 @@ def date_share(cells, weak=False):
 def read_dates(cells, pattern=None, before=None):
     """([datetime], ``DateForm``, [other forms that fit as well]) of a column of dates.
 
-    pattern: as the user says it. before: that of a file of the same kind, taken where it fits. Raises ``UnreadDates``
-    with the row of a cell that is no date as the others are, or where day and month cannot be told apart.
+    pattern: as the user says it. before: that of a file of the same kind, taken if it fits. Raises ``UnreadDates``
+    with the row of a cell that is not a date like the others, or where day and month cannot be told apart.
     """
     if pattern:
         return *_read(cells, pattern), []
@@ -261,7 +261,7 @@ def _read(cells, pattern):
         try:
             return list(map(datetime.fromisoformat, cells)), form
         except ValueError:
-            pass  # the loop below says which
+            pass  # the loop below finds which cell
     for row, cell in enumerate(cells):
         try:
             moments.append(_parse(form, cell))
@@ -341,7 +341,7 @@ def _on_working_days(moments):
 
 
 def continue_moments(moments, count):
-    """``count`` datetimes that go on as the last of ``moments`` do, by whole months, working days or equal times; None
+    """``count`` datetimes that continue the last of ``moments``, by whole months, working days or equal times; None
     where these do neither, or the calendar ends."""
     tail = moments[-4:]
     pairs = list(zip(tail, tail[1:], strict=False))

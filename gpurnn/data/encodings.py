@@ -1,7 +1,8 @@
 """Text files as people have them: every text that a task reads is opened here.
 
 UTF-8 with or without a byte-order mark, UTF-16 and UTF-32 with one, any encoding that Python knows where it is named,
-and each of these compressed by gzip. What is no text is refused by its kind: a Word document, a PDF, a zip archive.
+and each of these compressed by gzip. What is not text is refused, and its kind is named: a Word document, a PDF, a zip
+archive.
 """
 
 import codecs
@@ -19,7 +20,7 @@ from ..files import check_room, max_memory, open_regular
 
 BYTE_COST, LINE_COST = 8, 400  # bytes of memory for a byte of a text or a table, and for a line of a table
 _PIECE = 1 << 20  # bytes read at once
-_HEAD = 512  # bytes that say of which kind a file is; a tar archive says it after byte 257
+_HEAD = 512  # first bytes, which show what kind of file it is; a tar archive shows it after byte 257
 _GZIP = b"\x1f\x8b"
 _MARKS = (  # byte-order marks; that of UTF-32 begins like that of UTF-16
     (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
@@ -49,7 +50,7 @@ _BINARY = re.compile(rb"[\x00-\x06\x0e-\x1a\x1c-\x1f]")  # control characters th
 
 
 def check_encoding(name, value):
-    """Return ``value``, the name of an encoding of text; raise ValueError where Python knows none of this name."""
+    """Return ``value``, the name of an encoding of text; raise ValueError if Python knows no encoding of that name."""
     try:
         "".encode(value)
         codecs.getincrementaldecoder(value)
@@ -61,9 +62,9 @@ def check_encoding(name, value):
 def text_pieces(path, encoding=None):
     """The text of one file, about a megabyte at a time, without its byte-order mark; line ends stay as they are.
 
-    encoding: that of a file without a byte-order mark, which counts more; None is UTF-8. A file compressed by gzip is
-    decompressed, up to ``max_memory()`` bytes. Raises FileError that names the file, and the place where there is one,
-    for what is no text in this encoding; OSError where the file cannot be read.
+    encoding: that of a file without a byte-order mark; a mark takes precedence. None is UTF-8. A file compressed by
+    gzip is decompressed, up to ``max_memory()`` bytes. Raises FileError that names the file, and the place where there
+    is one, for what is not text in this encoding; OSError where the file cannot be read.
     """
     with _opened(path) as file:
         head = file.read(_HEAD)
@@ -188,7 +189,7 @@ class _Decompressed:
 
 
 def _refuse_other_kinds(path, head):
-    """Raise FileError where the first bytes are those of a file that is no text."""
+    """Raise FileError if the first bytes are those of a file that is not text."""
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         kind = _ZIPPED.get(ending(path))
         kind, cure = (kind, "save it as plain text, or as CSV") if kind else ("a zip archive", "unpack it first")

@@ -22,8 +22,8 @@ _LABEL_NAMES = {
     "label", "labels", "class", "category", "sentiment", "target", "rating", "topic", "genre", "polarity", "tag",
     "stars", "score", "intent", "emotion", "language", "label_text", "labeltext", "class_name", "y",
 }  # fmt: skip
-_FEW = 100  # different values that a column of labels has at most, where it is to be found by them
-_ROWS_FOR_A_HEADER = 6  # rows that show that the first one is another
+_FEW = 100  # a column with more different values is not taken for the labels
+_ROWS_FOR_A_HEADER = 6  # with fewer rows nothing shows that the first one is a header
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class How:
 
 @dataclass
 class Examples:
-    """What files of labelled texts hold: (text, label) pairs in order, how many rows were skipped, and what people
-    should know about the reading, a sentence each."""
+    """What files of labelled texts hold: (text, label) pairs in order, how many rows were skipped, and what a user
+    should know about how they were read, a sentence each."""
 
     pairs: list = field(default_factory=list)
     skipped: int = 0
@@ -59,9 +59,9 @@ def read_labelled(files, how=None, classes=None, *, labels=True):
     (reviews.pos, reviews.neg). A folder stands for the files in it, or, where it has folders only, for a class each,
     with a text in each file.
 
-    classes: the labels there may be, None for any. labels: whether there must be some; else a label may be "".
-    Raises FileError that names the file, and the line, for what is no text, has no labels, or one of no class that
-    there may be.
+    classes: the labels that are allowed, None for any. labels: whether texts must have one; else a label may be "".
+    Raises FileError that names the file, and the line, for what is not text, has no label, or has a label that is not
+    allowed.
     """
     reading = _Reading(how or How(), classes, labels)
     places = [(file, path) for path in map(Path, files) for file in _files_of(path)]
@@ -109,7 +109,7 @@ def describe_classes(pairs, most=10):
 
 
 def _files_of(path):
-    """The file, or those in a folder; its folders where it holds none, as they are a class each."""
+    """The file itself, or the files in a folder; the folders in it if it holds no files, as each is then a class."""
     if not path.is_dir():
         return [path]
     inside = sorted(entry for entry in path.iterdir() if entry.name[0] != ".")
@@ -229,7 +229,7 @@ def _columns(table, reading):
 
 
 def _named(table, first, name, option):
-    """The column that ``--text`` or ``--label`` names, None where it does not say."""
+    """The column that ``--text`` or ``--label`` names; None if the option is not given."""
     if name is None:
         return None
     if name in first:
@@ -246,7 +246,7 @@ def _named(table, first, name, option):
 
 
 def _by_values(rows, chosen, reading):
-    """Both columns, those that are not chosen by the values they hold; None for one that cannot be told."""
+    """Both columns; one that was not chosen is found by its values, and is None if they do not decide it."""
     (text, label), classes, labels = chosen, reading.classes, reading.labels
     width = len(rows[0]) if rows else 0
     free = [n for n in range(width) if n not in chosen]
@@ -271,7 +271,7 @@ def _by_values(rows, chosen, reading):
 
 
 def _stands_out(labels, classes):
-    """Whether the first of a column of labels is no label, but what the column is called."""
+    """Whether the first cell of a column of labels is not a label but the column's name."""
     counts = collections.Counter(labels)
     if classes is not None:
         known = sum(counts[label] for label in classes)

@@ -50,7 +50,7 @@ def read_midi(path, step=1.0, strict=False):
 
 
 def midi_roll(path, step, strict=False):
-    """(roll, number of notes left out) of ``read_midi``, which says nothing."""
+    """(roll, number of notes left out): ``read_midi`` without its warning."""
     messages, frame = _messages(path, step)
     sounding, notes, outside = {}, [], 0
 
@@ -151,7 +151,7 @@ def write_midi(path, roll, step=1.0, tempo=90.0):
     frame = max(1, round(480 * check_number("step", step, 0, low_open=True)))
     track = mido.MidiTrack()
     file.tracks.append(track)
-    beat = mido.bpm2tempo(check_number("tempo", tempo, 4, 1e6))  # what MIDI can say
+    beat = mido.bpm2tempo(check_number("tempo", tempo, 4, 1e6))  # the limits of the MIDI format
     track.append(mido.MetaMessage("set_tempo", tempo=beat))
     silence = np.zeros((1, KEYS), np.int8)
     changes = np.diff(np.vstack([silence, (roll != 0).astype(np.int8), silence]), axis=0)

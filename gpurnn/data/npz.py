@@ -63,7 +63,7 @@ def _array(archive, info, name):
         version = np.lib.format.read_magic(member)
         if version not in ((1, 0), (2, 0), (3, 0)):
             raise ValueError(f"{name} has version {version} of the format, expected 1.0 to 3.0")
-        # 3.0 differs from 2.0 in the encoding of the names of a structure's fields, which nobody reads
+        # 3.0 differs from 2.0 in the encoding of the names of structured fields, which are not used here
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         try:
             shape, fortran, dtype = read(member)

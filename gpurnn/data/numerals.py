@@ -1,6 +1,6 @@
 """Numbers as tables write them: decimal point or comma, thousands in groups, missing values.
 
-What the cells do not decide is not guessed: "2.007" may be two or two thousand.
+What the cells leave open is not guessed: "2.007" may be two or two thousand.
 """
 
 import math
@@ -21,8 +21,8 @@ _IS_MISSING = re.compile(rf"^(?:{_MISSING_CELL})$", re.MULTILINE | re.IGNORECASE
 
 
 def _evidence(mark, other):
-    """Patterns of cells in which ``mark`` is the decimal mark for certain, in which it may be, and in which it parts
-    thousands for certain."""
+    """Patterns of cells in which ``mark`` is the decimal mark for certain, in which it may be, and in which it
+    separates thousands for certain."""
     m, o = re.escape(mark), re.escape(other)
     unsure = rf"{_SIGN}[1-9]\d{{0,2}}{m}\d{{3}}"
     sure = (
@@ -52,7 +52,7 @@ class Undecided(ValueError):
 
 @dataclass(frozen=True)
 class Marks:
-    """decimal: "." or ","; thousands: what parts groups of three digits: "", ".", ",", " " or "'"."""
+    """decimal: "." or ","; thousands: the separator between groups of three digits: "", ".", ",", " " or "'"."""
 
     decimal: str = "."
     thousands: str = ""
@@ -100,7 +100,8 @@ def count_numbers(cells):
 
 
 def find_marks(columns, *, decimal=None, thousands=None, before=None, trust_points=True):
-    """(``Marks`` of the numbers in ``columns``, lists of cells; a cell that shows that thousands are parted, or None).
+    """(``Marks`` of the numbers in ``columns``, lists of cells; a cell that shows how thousands are separated, or
+    None).
 
     decimal, thousands: what is known. before: the decimal mark of a file of the same kind, for cells that decide
     nothing. trust_points: whether "2.007" alone is 2.007. Raises ``Undecided``.

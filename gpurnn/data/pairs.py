@@ -12,7 +12,7 @@ _SOURCES, _TARGETS = {"source", "src"}, {"target", "tgt", "trg"}
 
 @dataclass
 class Pairs:
-    """(source, target) pairs in order, how many rows were skipped, and what people should know, a sentence each."""
+    """(source, target) pairs in order, how many rows were skipped, and what a user should know, a sentence each."""
 
     pairs: list
     skipped: int = 0
@@ -25,7 +25,7 @@ def read_pairs(path, reverse=False, encoding=None, strict=False):
     Of three columns or more the first two are read that are not numbers: Tatoeba's files have sentence numbers before
     the sentences, or the authors after them. Spaces around a side are dropped. A row without a source or a target is
     skipped, or with ``strict`` refused. encoding: as of ``whole_text``. Raises FileError that names the file, and the
-    line, for a file without pairs, for one of which most rows are bad, and what ``whole_text`` raises.
+    line, for a file without pairs or with mostly bad rows, and what ``whole_text`` raises.
     """
     path = Path(path)
     text = whole_text(path, encoding)

@@ -14,7 +14,7 @@ from .npz import read_npz
 from .skipped import Skipped
 
 SPLITS = ("train", "valid", "test")
-_FRAMES = 1 << 16  # frames looked at at once
+_FRAMES = 1 << 16  # frames that are checked at once
 _PIECE_COST = 500  # bytes of memory for a piece besides its frames
 _JSON_FACTOR = 64  # bytes of memory for a byte of JSON: "[]," is an empty list and a frame
 

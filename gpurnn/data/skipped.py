@@ -1,4 +1,4 @@
-"""What reading leaves out: one bad file of many is no reason to refuse the others, and it is said."""
+"""What reading leaves out: one bad file among many is no reason to refuse the others, but it is reported."""
 
 import contextlib
 import logging
@@ -6,11 +6,11 @@ import logging
 from ..errors import FileError, one_line
 
 _log = logging.getLogger("gpurnn")
-_SHOWN = 3  # reasons that are said
+_SHOWN = 3  # reasons that are reported
 
 
 class Skipped:
-    """Counts the bad ones among many files or lines, and says so at the end, with the first reasons.
+    """Counts the bad ones among many files or lines, and logs their number at the end, with the first reasons.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class Skipped:
                 self.reasons.append(text)
 
     def done(self):
-        """Say what was skipped. Raises FileError where that is everything."""
+        """Log what was skipped. Raises FileError if nothing was left."""
         if self.count and self.count == self.tried:
             others = f" (none of the {self.count:,} {self.what} can be used)" if self.count > 1 else ""
             raise FileError(f"{self.start}{self.reasons[0]}{others}")

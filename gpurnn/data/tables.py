@@ -13,9 +13,9 @@ from .encodings import whole_text
 from .numerals import count_numbers
 
 _BYTE_COST, _ROW_COST, _CELL_COST = 6, 200, 80  # bytes of memory for a byte of a table, a row of it and a cell
-_DELIMITERS = ";\t|,"  # the comma last: numbers hold it, too
-_SAMPLE = 50  # rows by which the delimiter is found
-# what a formula begins with in a spreadsheet, in both widths
+_DELIMITERS = ";\t|,"  # the comma last, as numbers may contain it
+_SAMPLE = 50  # rows that are looked at to find the delimiter
+# what a formula begins with in a spreadsheet, in normal and in full-width characters
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _TOTALS = {
     "total", "totals", "grand total", "subtotal", "sum", "average", "mean", "summe", "gesamt", "insgesamt",
@@ -26,7 +26,7 @@ _TOTALS = {
 @dataclass
 class Rows:
     """The cells of a table. header: names; columns: for each a list of N cells; lines: the number of each row's line;
-    delimiter: what parts cells; notes: what a user should know of how the file was read."""
+    delimiter: the separator between cells; notes: what a user should know about how the file was read."""
 
     path: str
     header: list
@@ -60,8 +60,8 @@ class Rows:
 def read_rows(path, delimiter=None, encoding=None):
     """The ``Rows`` of a CSV file with a header.
 
-    delimiter: what parts cells, found by the first rows where it is None: comma, semicolon, tab or "|". Rows without a
-    value are left out, and so are lines that begin with #. Raises FileError and ValueError that name file and line.
+    delimiter: the separator between cells; None finds it in the first rows: comma, semicolon, tab or "|". Rows without
+    a value are left out, and so are lines that begin with #. Raises FileError and ValueError that name file and line.
     """
     text = whole_text(path, encoding, cost=_BYTE_COST, line_cost=0, what="its text")
     if "\n" not in text:
@@ -116,7 +116,7 @@ def _lines(text, comments):
 
 
 def _find_delimiter(text):
-    """What parts the cells of most of the first rows into as many as the header has."""
+    """The separator by which most of the first rows have as many cells as the header."""
     best, most = ",", (0, 0)
     for delimiter in _DELIMITERS:
         rows = []
@@ -127,7 +127,7 @@ def _find_delimiter(text):
                 if len(rows) > _SAMPLE:
                     break
         except csv.Error:
-            pass  # what is wrong with the file is said when it is read
+            pass  # the error comes when the file is read
         fitting = sum(size == rows[0] for size in rows) if rows and rows[0] > 1 else 0
         if (fitting, rows[0] if rows else 0) > most and fitting:
             best, most = delimiter, (fitting, rows[0])

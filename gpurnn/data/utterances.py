@@ -1,4 +1,4 @@
-"""Utterances and what is said in them, from tables of sound files or from .npz files of features."""
+"""Utterances and their transcripts, from tables of sound files or from .npz files of features."""
 
 import logging
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ class Utterance:
 
 
 def read_utterances(file, settings, rate=None):
-    """The utterances of one file, and the sampling rate that they are brought to.
+    """The utterances of one file, and the sampling rate to which they are resampled.
 
     Parameters
     ----------
     file : str or Path
-        A table with the path of a sound file (seen from the table's folder), a tab and its transcript in each line, or
-        an .npz of features; see ``SpeechTask``.
+        A table with the path of a sound file (relative to the table's folder), a tab and its transcript in each line,
+        or an .npz of features; see ``SpeechTask``.
     settings : SpeechSettings
         How features are made, and ``strict``: whether a bad line or sound file is refused, instead of skipped with a
         warning that counts them.
@@ -82,8 +82,8 @@ def read_utterances(file, settings, rate=None):
 def sound_features(samples, given, settings, rate=None, name="the sound"):
     """Log-mel features (T, bands) of samples (N,), and the sampling rate that they are of.
 
-    given: the rate of the samples; rate: the one that they are brought to, None for ``given``. name: what errors call
-    the file. Raises ValueError.
+    given: the rate of the samples; rate: the one to resample to, None for ``given``. name: what errors call the file.
+    Raises ValueError.
     """
     rate = rate or given
     names = ("window", "hop", "fft", "bands", "fmin", "fmax", "floor")

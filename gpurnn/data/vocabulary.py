@@ -14,9 +14,11 @@ from ..errors import check_number
 from ..files import check_room, max_memory, naming
 from .encodings import BYTE_COST, text_pieces
 
-IN_MEMORY = 64 << 20  # bytes of ids that stay in memory if they may; more lie in a temporary file
+IN_MEMORY = (
+    64 << 20
+)  # bytes of ids that stay in memory (if the limit allows it); more than this goes into a temporary file
 _PIECE = 1 << 20  # bytes of text that are in memory at once
-_WORD_COST = 150  # bytes of memory for a different word that is counted
+_WORD_COST = 150  # bytes of memory for each different word that is counted
 _LONGEST_WORD = 1 << 24  # characters; a longer piece without white space is cut
 UNKNOWN = 0  # id of every character or word that is not in the vocabulary
 _WORD = re.compile(r"<\w+>|\w+(?:['\u2019]\w+)*|\n|[^\w\s]")
@@ -131,7 +133,7 @@ def vocabulary_of(entries):
 
 
 def check_vocabulary(level, entries):
-    """Raise TypeError unless ``entries`` are those of a vocabulary of characters, or of words, as ``level`` says."""
+    """Raise TypeError unless ``entries`` can be those of a vocabulary of the ``level``: characters or words."""
     words = isinstance(entries, list) and all(isinstance(word, str) for word in entries)
     if not (words if level == "words" else isinstance(entries, str)):
         raise TypeError(f"vocabulary should be {'a list of strings' if level == 'words' else 'a string'}")

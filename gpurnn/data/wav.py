@@ -20,7 +20,7 @@ _NAMES = {
 }  # fmt: skip
 _CHUNKS = 1000  # chunks of a WAV file that may come before the samples
 _UNKNOWN = 2**32 - 1  # the length that RF64, and writers that cannot seek, give the samples
-_LOUDEST = 100.0  # a float sample: 40 dB above full scale
+_LOUDEST = 100.0  # the largest float sample that is accepted: 40 dB above full scale
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def read_wav(path):
     Returns
     -------
     samples : (N,) float32
-        Full scale is 1. Several channels are averaged to one, which is said once.
+        Full scale is 1. Several channels are averaged to one, which is logged once.
     rate : int
         In Hz.
 
@@ -122,7 +122,7 @@ def _header(path, file):
 
 
 def _format(path, body, cut):
-    """What the chunk ``fmt`` says, by the names of ``_Header``."""
+    """The contents of the chunk ``fmt``, by the names of ``_Header``."""
     if len(body) < 16:
         raise cut
     places = ((0, 2), (2, 4), (4, 8), (12, 14), (14, 16))
@@ -175,7 +175,7 @@ def _floats(path, data, header, start):
 
 
 def say_channels(channels):
-    """Say, once for each number of them, that several channels become one."""
+    """Log that several channels become one, once for each number of channels."""
     if channels > 1:
         say_once(f"Sound with {channels} channels: averaged to one")
 

@@ -44,7 +44,7 @@ class ClassifySettings(Settings):
     encoding: str | None = encoding_setting()
     strict: bool = strict_setting()
     level: str = setting("words", "Unit that the model reads.", choices=("words", "characters"))
-    vocabulary_size: int = setting(20000, "Most words in the vocabulary; the others count as unknown.")
+    vocabulary_size: int = setting(20000, "At most this many words are in the vocabulary; the others count as unknown.")
     embedding: int = setting(32, "Size of a word's or character's vector.")
     bidirectional: bool = setting(True, "Read in both directions.")
     pooling: str = setting(
@@ -92,7 +92,7 @@ class ClassifyTask(Task):
     def read(self, files, settings, facts=None, scratch=None):
         known = facts
         found = read_examples(files, known and known["classes"], settings)
-        examples = list(dict.fromkeys(found.pairs))  # what comes twice counts once
+        examples = list(dict.fromkeys(found.pairs))  # duplicates count once
         classes = known["classes"] if known else sorted({label for _, label in examples})
         if len(classes) < 2:
             raise one_class(files, how_of(settings), classes[0])
@@ -262,7 +262,7 @@ def split(labels, classes, settings):
     shares = (settings.valid, settings.test)
     for number, name in enumerate(classes):
         mine = np.flatnonzero(labels == number)
-        if not len(mine):  # a class of the model, of which other data have nothing
+        if not len(mine):  # a class of the model that the other data do not have
             continue
         order = np.argsort(rng.words(len(mine), settings.split, rng.name_key(f"split {name}")), kind="stable")
         counts = [max(1, round(len(mine) * share)) if share else 0 for share in shares]

@@ -7,7 +7,7 @@
     permuted   pixel by pixel, all images in one and the same random order (ibid.)
 
 The sequences of adding and copy are drawn when they are needed. Batch n of a seed is the same on every backend and in
-every run, no batch comes twice, and the sequences for validation and test are the same in all runs. Each problem has a
+every run, no batch occurs twice, and the sequences for validation and test are the same in all runs. Each problem has a
 trivial answer that needs no memory; its error is printed beside the model's.
 
 >>> from gpurnn.tasks.run import prepare
@@ -37,7 +37,7 @@ from .settings import Settings, changed, recurrent, setting
 from .task import WEIGHT_COST, Data, Task, check_numbers, checksum, of_the_model
 
 DRAWN, IMAGES = ("adding", "copy"), ("rows", "pixels", "permuted")
-USUAL = {  # problem -> what counts where a setting is not given
+USUAL = {  # problem -> the values of settings that are not given
     "adding": {"steps": 200, "sequences": 3_000, "hidden": 32, "batch": 20, "lr": 2e-2},
     "copy": {"steps": 100, "sequences": 10_000, "hidden": 64, "batch": 10, "lr": 2e-2},
     **dict.fromkeys(IMAGES, {"hidden": 128, "batch": 100, "lr": 2e-3}),
@@ -57,11 +57,11 @@ class LongSettings(Settings):
 
     problem: str = setting("adding", "The problem.", choices=(*DRAWN, *IMAGES))
     steps: int | None = setting(
-        None, "Length of a sequence of adding; number of blanks of copy.", minimum=2, shown="adding 200, copy 100"
+        None, "adding: length of a sequence; copy: number of blanks.", minimum=2, shown="adding 200, copy 100"
     )
     sequences: int | None = setting(None, "Sequences in an epoch.", shown="adding 3000, copy 10000, images all")
-    shrink: int = setting(1, "Images: replace blocks of this many by this many pixels by their mean.")
-    permutation: int = setting(0, "Seed of the pixels' order in permuted.", minimum=0)
+    shrink: int = setting(1, "Images: replace each block of N x N pixels by its mean.")
+    permutation: int = setting(0, "permuted: seed of the order of the pixels.", minimum=0)
     init: str = setting("orthogonal", "Initial weights; identity with relu is the IRNN.", choices=INITIALIZERS)
     activation: str = setting("tanh", "Activation of the cell rnn.", choices=("tanh", "relu"))
     chrono: int | None = setting(
@@ -90,9 +90,9 @@ class LongSettings(Settings):
 
 
 class LongTask(Task):
-    """Train on a problem that takes long memory: adding, copy, or images row by row or pixel by pixel.
+    """Train on a problem that needs long memory: adding, copy, or images row by row or pixel by pixel.
 
-    adding and copy draw their sequences and take no FILE. rows, pixels and permuted take MNIST, or images like it: one
+    adding and copy draw random sequences and take no FILE. rows, pixels and permuted take MNIST, or images like it: one
     .npz with x_train, y_train, x_test and y_test, or the four IDX files, compressed or not.
     """
 

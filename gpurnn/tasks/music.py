@@ -46,16 +46,16 @@ class MusicSettings(Settings):
     cell: str = changed(Settings, "cell", "gru")
     hidden: int = changed(Settings, "hidden", 64)
     dropout: float = changed(Settings, "dropout", 0.0, "Share of each recurrent layer's outputs dropped.")
-    batch: int = changed(Settings, "batch", 8, "Pieces trained side by side.")
+    batch: int = changed(Settings, "batch", 8, "Pieces in a batch.")
     lr: float = changed(Settings, "lr", 3e-3)
     epochs: int = changed(Settings, "epochs", 60)
     valid: float = changed(
         Settings, "valid", 0.1, "Share of the pieces kept for validation, where the files name no validation part."
     )
     weight_noise: float = changed(Settings, "weight_noise", 0.075)
-    transpose: int = setting(0, "Shift each piece by up to this many semitones, anew in every epoch.", minimum=0)
+    transpose: int = setting(0, "Shift each piece by up to this many semitones, differently in every epoch.", minimum=0)
     strict: bool = setting(
-        False, "Refuse a bad file among several, and notes that no piano has, which are skipped otherwise."
+        False, "Refuse a bad file among several, and notes that no piano has, instead of skipping them."
     )
     step: float = setting(1.0, "Length of a frame in quarter notes.", low=0, low_open=True)
 
@@ -63,7 +63,7 @@ class MusicSettings(Settings):
 class MusicTask(Task):
     """Train a model of polyphonic music on FILEs: piano rolls or MIDI.
 
-    It learns to predict the keys that sound next; 'gpurnn compose' then lets it write music. A FILE is one of these:
+    It learns to predict the keys that sound next; 'gpurnn compose' then writes music with it. A FILE is one of these:
     MIDI (.mid), one piece; JSON, a list of pieces, each a list of frames, each a list of MIDI numbers, or such lists
     under "train", "valid" and "test"; .npz with {split}_roll (frames, 88) and {split}_length; a folder of such files.
     A bad file among several, and a note that no piano has, are skipped and counted, unless --strict is given. For ABC
@@ -166,7 +166,7 @@ def _summary(numbers, part):
 
 
 class RollBatches(SequenceBatches):
-    """Piano rolls. The targets are the frames; the input of each is the frame before it, of the first an empty one.
+    """Piano rolls. The targets are the frames. The input for each is the frame before it; for the first, an empty one.
 
     pieces: a list of arrays (T_n, 88) of 0 and 1. transpose: the most keys that a piece is shifted by; it stays on the
     piano. The shift is a fresh draw keyed by (seed, epoch, piece). See ``SequenceBatches`` for the rest.
@@ -189,7 +189,7 @@ class RollBatches(SequenceBatches):
 
 
 def _shifted(roll, most, unit):
-    """``roll`` shifted by -most to most keys, evenly chosen by ``unit`` in [0, 1); it stays on the piano."""
+    """``roll`` shifted by -most to most keys, chosen evenly by the draw ``unit`` in [0, 1); it stays on the piano."""
     sounding = np.flatnonzero(roll.any(axis=0))
     if not len(sounding):
         return roll
@@ -206,8 +206,8 @@ def frame_loss(logits, rolls, lengths=None):
 def key_statistics(pieces):
     """How the keys behave in ``pieces``: a dict of lists of 88 probabilities.
 
-    often: that the key sounds; kept: that it sounds after a frame in which it did; struck: after one in which it did
-    not. For each, one more frame with the key and one without it are counted, so that none is 0 or 1.
+    often: that the key sounds; kept: that it sounds after a frame in which it sounded; struck: after one in which it
+    did not. Each count is raised by one frame with the key and one without, so that no probability is 0 or 1.
     """
     frames = sum(map(len, pieces))
     sounding, before, both = np.zeros((3, KEYS), np.int64)  # frames with a key, after one with it, and of both kinds
@@ -228,8 +228,9 @@ def score(model, pieces, keys):
 
     nll: the mean over all frames; the first of each piece is predicted from an empty one (T predictions for T frames).
     nll_after_first: the mean over all but the first frame of each piece (T - 1 predictions). nll_per_piece: the mean of
-    the pieces' means. baseline_often, baseline_repeat: what ``nll`` is if each key sounds with its frequency, and if it
-    depends on itself in the frame before alone. pieces, frames: how many there are. keys: of ``key_statistics``.
+    the pieces' means. baseline_often, baseline_repeat: ``nll`` of a model in which each key sounds with its frequency,
+    and of one in which it depends only on itself in the frame before. pieces, frames: how many there are. keys: of
+    ``key_statistics``.
     """
     together = 32 if 32 * FRAME_COST * max(map(len, pieces)) <= max_memory() else 1
     batches = RollBatches(pieces, together, shuffle=False, dtype=model.dtype)
@@ -264,7 +265,7 @@ def score(model, pieces, keys):
 
 
 def compose(model, steps=64, temperature=0.8, voices=None, prompt=None, seed=None):
-    """Let a model write music.
+    """Write music with a model.
 
     A key sounds with the probability sigmoid(logit / temperature); that is, if logit / temperature plus a logistic
     random number is above 0. At temperature 0 it sounds if its logit is above 0.
@@ -327,7 +328,7 @@ _ATTEMPTS = 20
 
 
 def compose_abc(model, vocabulary, tunes=1, length=1500, temperature=0.8, prompt="", seed=None):
-    """Let a model of characters that was trained on ABC write whole tunes; returns a list of strings.
+    """Write whole tunes with a model of characters that was trained on ABC; returns a list of strings.
 
     A tune goes from its X: line to the first empty line. It is thrown away if it has no K: line with notes after it, or
     more than ``length`` characters. prompt: the lines after the X: line that each tune begins with, such as

@@ -34,15 +34,15 @@ from .start import read_start, start_again
 from .task import Data, Task
 from .trained import as_json, check_sizes, config_path, load, read_run, write_config
 
-_MAY_CHANGE = ("epochs", "patience")  # what a resumed run may have otherwise than the run it continues
+_MAY_CHANGE = ("epochs", "patience")  # settings in which a resumed run may differ from the run that it continues
 
 
 @dataclass
 class Run:
     """A run about to be trained: what is trained on what. Made by ``prepare``.
 
-    files: absolute paths. document: what ``config.json`` holds. resume: whether ``train`` goes on from the last
-    checkpoint. The folder is locked until ``train`` ends, ``close`` is called, or nobody has the run any more; as a
+    files: absolute paths. document: what ``config.json`` holds. resume: whether ``train`` continues from the last
+    checkpoint. The folder is locked until ``train`` ends, ``close`` is called, or the run is garbage-collected; as a
     context manager the run closes itself.
     """
 
@@ -66,7 +66,7 @@ class Run:
         self.close()
 
     def close(self):
-        """Give the folder free."""
+        """Release the lock on the folder."""
         if self.lock is not None:
             self.lock.close()
 
@@ -171,7 +171,7 @@ def prepare(
     than ``epochs`` and ``patience``, raises ValueError, and so do other data.
 
     start: the folder of another run of the task, whose model is trained further on these files: its weights, settings,
-    and what it knows of data (vocabulary, classes, scaling); the optimizer and the learning-rate schedule begin anew.
+    and what it knows of data (vocabulary, classes, scaling); the optimizer and the learning-rate schedule start afresh.
 
     Raises what the task's ``read`` raises besides, FolderInUseError, CheckpointError; a folder that was made for the
     run is then removed.
@@ -262,7 +262,7 @@ def _new(request, settings, more, start, lock):
 
 
 def _resumed(request, settings, more, lock):
-    """The run in the folder, to go on from its last checkpoint."""
+    """The run in the folder, to be continued from its last checkpoint."""
     task, folder = request.task, request.folder
     old, saved = read_run(folder, task.name)
     settings = replace(settings or old, **more)
@@ -312,7 +312,7 @@ def epochs_reached(folder):
 def schedule_ends(folder, settings):
     """The epoch in which the learning-rate schedule of a run ends; None where it never does.
 
-    A resumed run goes on with the schedule of its beginning, whatever its epochs are by now.
+    A resumed run continues with the schedule that it began with, even if its number of epochs has changed.
     """
     if settings.schedule not in ("cosine", "step"):
         return None
@@ -361,7 +361,7 @@ def _is_finite(document):
 
 
 def _schedule(settings, optimizer, updates):
-    """The learning-rate schedule of ``settings`` for ``updates`` optimiser steps an epoch."""
+    """The learning-rate schedule of ``settings`` for ``updates`` updates an epoch."""
     total = settings.epochs * updates
     if settings.schedule == "plateau":
         return optim.PlateauSchedule(optimizer, factor=0.5, patience=1)

@@ -1,6 +1,6 @@
-"""How much of the data that a model is evaluated on it was trained on.
+"""How much of the data that a model is evaluated on was also in its training data.
 
-A run remembers what it was trained on by hashes of 8 bytes, so that its data need not be there any more:
+A run remembers what it was trained on by hashes of 8 bytes, so that the data themselves are no longer needed:
 
 >>> facts = {"trained_on": remember(["a good film", "a dull film"])}
 >>> seen = look_up(facts, ["a dull film", "a new film", "another one"])

@@ -35,7 +35,7 @@ def encoding_setting():
 
 
 def strict_setting():
-    """The field of ``Settings`` that says whether one bad line, or file of a folder, refuses all."""
+    """The field of ``Settings`` that says whether one bad line, or one bad file of a folder, is an error."""
     return setting(False, "Refuse a file with a bad line, instead of skipping the line.")
 
 
@@ -65,30 +65,30 @@ class Settings:
     layers: int = setting(1, "Recurrent layers on top of each other.")
     hidden: int = setting(256, "Hidden units in each layer.")
     dropout: float = setting(0.0, "Share of activations dropped between layers.", low=0, high=1, high_open=True)
-    batch: int = setting(32, "Sequences trained side by side.")
+    batch: int = setting(32, "Sequences in a batch.")
     optimizer: str = setting("adam", "Optimizer.", choices=tuple(OPTIMIZERS))
-    lr: float = setting(4e-3, "Learning rate at its highest.", low=0, low_open=True)
+    lr: float = setting(4e-3, "Highest learning rate.", low=0, low_open=True)
     weight_decay: float = setting(0.0, "Weight decay.", low=0)
     schedule: str = setting(
         "cosine",
-        "How the learning rate falls: cosine to lr/20, step by 0.3 twice, plateau.",
+        "How the learning rate falls: cosine to lr/20; step to 0.3 of it, twice; plateau by halves.",
         choices=("constant", "cosine", "step", "plateau"),
     )
     warmup: int = setting(0, "Updates in which the learning rate rises from 0.", minimum=0)
     clip: float = setting(1.0, "Largest norm of the gradient; 0: no limit.", low=0)
-    weight_noise: float = setting(0.0, "Standard deviation of noise on the weights, for each update.", low=0)
+    weight_noise: float = setting(0.0, "Standard deviation of the noise added to the weights for each update.", low=0)
     epochs: int = setting(5, "Passes over the data.")
     valid: float = setting(0.1, "Share of the data kept for validation.", low=0, high=1, high_open=True)
-    patience: int | None = setting(None, "Stop after this many epochs without a better validation.")
+    patience: int | None = setting(None, "Stop after this many epochs without a better validation score.")
     accumulate: int = setting(1, "Batches whose gradients make one update.")
-    dtype: str = setting("float32", "Precision: of activations, and of weights in products.", choices=DTYPES)
+    dtype: str = setting("float32", "Precision of activations, and of weights in products.", choices=DTYPES)
     seed: int | None = setting(None, "Seed of all random draws.", minimum=0, shown="a fresh one, shown")
 
     def __post_init__(self):
         for f in fields(self):
             setattr(self, f.name, _checked(f, getattr(self, f.name)))
         if self.seed is None:
-            self.seed = rng.check_seed(None) % 1_000_000  # one that people can type again
+            self.seed = rng.check_seed(None) % 1_000_000  # short enough to type again
         if self.valid == 0:
             for name, value in (("schedule", "plateau"), ("patience", self.patience)):
                 if value and getattr(self, name) == value:

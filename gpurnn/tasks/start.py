@@ -25,7 +25,7 @@ class Start:
     crc32: int
 
     def document(self):
-        """What ``config.json`` says of it."""
+        """What ``config.json`` of the new run records about it."""
         return {"run": str(self.folder), "crc32": self.crc32}
 
     def give_weights(self, model, settings):

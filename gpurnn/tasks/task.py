@@ -21,7 +21,7 @@ class Data:
     train, valid: batch sources (data.py), valid None for none. facts: JSON-ready, all that is needed beside settings
     and weights to use the model later: vocabulary, classes, scaling. fingerprint: JSON-ready, what a resumed run
     compares to see that the data are the same; see ``checksum``. summary: one line for people, without the files'
-    names. rest: what ``Task.finish`` may want besides, such as a test set. notes: what a user should know of how the
+    names. rest: what ``Task.finish`` may want besides, such as a test set. notes: what a user should know about how the
     files were read, a sentence each.
     """
 
@@ -42,15 +42,19 @@ class Task:
 
     name = ""
     Settings = Settings
-    shows = "test"  # what ``finish`` makes with the model
+    shows = "test"  # what ``finish`` makes with the model, for messages
     train_needs_files = evaluate_needs_files = True
-    files_help = "FILE"  # what the command line calls one of the files
-    without_files = "built in (give FILEs for your own)"  # what it calls the data where there are none
+    files_help = "FILE"  # the placeholder for a file on the command line
+    without_files = (
+        "built in (give FILEs for your own)"  # how the command line describes the data if no files are given
+    )
     examples = ""
     next = ()  # commands worth a try after training; {run} is the folder
-    watch = ("loss", "min")  # what the best checkpoint and patience go by; see fit
+    watch = ("loss", "min")  # what decides the best checkpoint and patience; see fit
 
-    def __deepcopy__(self, memo):  # a task is there once: copies of a run have the same one, pickles its name
+    def __deepcopy__(
+        self, memo
+    ):  # there is one object of each task: copies of a run share it, and pickles hold its name
         return self
 
     def __reduce__(self):
@@ -83,7 +87,7 @@ class Task:
         return {}
 
     def uniform_loss(self, settings, facts):
-        """The loss of a model that takes all answers for equally likely; None where nobody can say."""
+        """The loss of a model for which all answers are equally likely; None if that is not known."""
         return None
 
     def finish(self, trained, data, history):
@@ -100,7 +104,7 @@ class Task:
 
 def check_entries(files, count, settings, width, steps=0):
     """Raise FileError where a model of ``count`` characters or words, as many as the files have, would take too much
-    memory. Where a setting says how many there are, nobody asks.
+    memory. Not called where a setting limits their number.
 
     width: weights that each has. steps: of a batch's sequences whose outputs have a logit for each, 0 where none have.
     """
@@ -112,7 +116,7 @@ def check_entries(files, count, settings, width, steps=0):
 def of_the_model(files, known, new, same=(), within=()):
     """The facts of the data: ``new``, as ``read`` made them, or ``known``, those of a model that is trained further.
 
-    same: facts that both must have alike, lists in their length. within: facts whose entries ``known`` must have.
+    same: facts that must be equal in both (of lists, the lengths). within: facts whose entries ``known`` must contain.
     Raises ValueError where the data do not fit the model.
     """
     if known is None:
@@ -136,7 +140,7 @@ def _named(files):
 
 
 def unknown_note(count, unit):
-    """The note on what a vocabulary does not have, as a tuple of none or one."""
+    """The note on what a vocabulary lacks, as a tuple of one string, or empty."""
     return (f"{count:,} {unit} of the data are unknown to the model: taken as one and the same",) if count else ()
 
 

@@ -41,12 +41,14 @@ class TextSettings(Settings):
     """
 
     level: str = setting("characters", "Unit that the model reads and writes.", choices=("characters", "words"))
-    vocabulary_size: int = setting(10000, "Words that are known, the commonest ones; the others become <unk>.")
+    vocabulary_size: int = setting(
+        10000, "Size of the vocabulary of words: the commonest ones; the others become <unk>."
+    )
     embedding: int | None = setting(
         None, "Size of a character's or word's vector.", shown="--hidden, at most the vocabulary's size"
     )
     tied: bool = setting(False, "The output layer shares the embedding's weights.")
-    steps: int = setting(64, "Sequence length: characters or words the gradient flows back through.")
+    steps: int = setting(64, "Sequence length: characters or words that the gradient flows back through.")
     encoding: str | None = encoding_setting()
     valid: float = changed(Settings, "valid", 0.1, "Share of the text, at its end, kept for validation.")
 
@@ -59,8 +61,8 @@ class TextSettings(Settings):
 class TextTask(Task):
     """Train a language model on text FILEs, joined in order. A folder stands for the .txt files in it.
 
-    It learns to predict the next character or word; 'gpurnn sample' then lets it write. Without a FILE it trains on the
-    English help texts that come with Python.
+    It learns to predict the next character or word; 'gpurnn sample' then writes text with it. Without a FILE it trains
+    on the English help texts that come with Python.
     """
 
     name = "text"

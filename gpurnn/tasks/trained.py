@@ -47,7 +47,7 @@ def read_run(folder, task=None):
     """(Settings of its task, whole document) of a run's ``config.json``.
 
     task: the name of the one task it may be of. Raises FileNotFoundError where there is no run, CheckpointError for a
-    damaged one, ValueError for one of another task. The first edition wrote no SHA-256: such a file is taken as it is.
+    damaged one, ValueError for one of another task. Files without a SHA-256 (of the first version) are accepted.
     """
     if Path(folder).is_file():
         raise FileNotFoundError(

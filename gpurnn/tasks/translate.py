@@ -42,24 +42,29 @@ class TranslateSettings(Settings):
 
     embedding: int | None = setting(None, "Size of a word's vector.", shown="--hidden")
     attention: str = setting(
-        "general", "Score of the attention: Luong's dot or general, or Bahdanau's.", choices=SCORES
+        "general", "Score of the attention: Luong's dot or general, or Bahdanau's additive.", choices=SCORES
     )
-    tied: bool = setting(True, "The target words' vectors are the output's weights too.")
+    tied: bool = setting(True, "The output layer shares the target words' vectors.")
     label_smoothing: float = setting(0.1, "Share of each target's probability spread over all words.", low=0, high=1)
     sampling: float = setting(
-        0.0, "Scheduled sampling: share of words the decoder reads from itself at the end.", low=0, high=1
+        0.0,
+        "Scheduled sampling: share of the words that the decoder reads from its own output by the end of training.",
+        low=0,
+        high=1,
     )
     sampling_schedule: str = setting("linear", "How that share rises.", choices=SAMPLING)
     reverse_direction: bool = setting(False, "Translate from the second column to the first.")
     lowercase: bool = setting(False, "Read and write in lower case only.")
-    min_count: int = setting(2, "Words that occur less often are unknown to the model.")
-    max_words: int | None = setting(None, "Most words in a vocabulary.", shown="no limit")
-    longest: int = setting(100, "Pairs with more tokens on a side are not trained on.")
+    min_count: int = setting(2, "Words that occur less often than this are unknown to the model.")
+    max_words: int | None = setting(None, "At most this many words are in a vocabulary.", shown="no limit")
+    longest: int = setting(100, "Pairs with more tokens than this on a side are left out.")
     encoding: str | None = encoding_setting()
     strict: bool = strict_setting()
     valid_file: str | None = setting(None, "Pairs for validation.", shown="a share of FILE, see --valid")
     beam: int = setting(5, "Size of the beam when the trained model translates.")
-    length_penalty: float = setting(0.6, "Exponent of the length by which their scores are divided.", low=0)
+    length_penalty: float = setting(
+        0.6, "Exponent of the length penalty that divides the scores; 0 favors short translations.", low=0
+    )
     dropout: float = changed(
         Settings, "dropout", 0.3, "Share of embeddings, of the output's inputs and between layers."
     )
@@ -311,7 +316,7 @@ def vocabularies(trained):
 
 @dataclass
 class Translation:
-    """A sentence translated: text; score: log-probability over the length penalty; source and tokens: what was read and
+    """A translated sentence: text; score: log-probability over the length penalty; source and tokens: what was read and
     written, as tokens; weights (len(tokens) + 1, len(source)): what each token, the end last, read of the source."""
 
     text: str

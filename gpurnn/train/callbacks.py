@@ -1,10 +1,10 @@
-"""Callbacks: what looks on while ``fit`` trains, and may stop it.
+"""Callbacks: what is called while ``fit`` trains, and may stop it.
 
 A callback is an object with any of four methods, or a plain function, which is taken as ``on_epoch``.
 
 | method | is called |
 |---|---|
-| ``on_start(training)`` | before the first update, after a resume |
+| ``on_start(training)`` | before the first update; in a resumed run, after its checkpoint was loaded |
 | ``on_update(record, training)`` | after every update |
 | ``on_epoch(record, training)`` | after every epoch and its validation, before its checkpoint is saved |
 | ``on_end(training)`` | once, however the training ends |
@@ -49,7 +49,7 @@ _METHODS = ("on_start", "on_update", "on_epoch", "on_end")
 
 
 class Training(Protocol):
-    """The training that a callback looks at.
+    """The training that is passed to a callback.
 
     Attributes
     ----------
@@ -82,7 +82,7 @@ class Callback:
     """The methods of a callback, each empty. A callback need not derive from it."""
 
     def on_start(self, training: Training) -> None:
-        """Training begins, or goes on after a resume."""
+        """Training begins, or continues after a resume."""
 
     def on_update(self, record: Record, training: Training) -> None:
         """An update was made; record: step, epoch, loss, lr, grad_norm."""
@@ -168,7 +168,7 @@ def _overrides(callback: Any, name: str) -> bool:
 
 
 class StopWhen(Callback):
-    """Stops the training after an epoch for which a function says so, for example to prune a trial of a search.
+    """Stops the training after an epoch for which a function returns true, for example to prune a trial of a search.
 
     Parameters
     ----------
@@ -206,7 +206,7 @@ class CSVLog(Callback):
     Parameters
     ----------
     path : path
-        The .csv file. It is written anew, atomically, after each epoch.
+        The .csv file. It is rewritten, atomically, after each epoch.
 
     Raises
     ------
@@ -269,7 +269,9 @@ class TensorBoard(Callback):
         self._writer: Any = None
 
     def on_start(self, training: Training) -> None:
-        purge = {"purge_step": training.step + 1} if training.step else {}  # points that a kill has made double
+        purge = (
+            {"purge_step": training.step + 1} if training.step else {}
+        )  # points that would otherwise be there twice after a kill
         self._writer = self._make(str(self.folder), **purge)
 
     def on_update(self, record: Record, training: Training) -> None:

@@ -1,4 +1,4 @@
-"""The learning-rate finder: one short training whose rate rises, and where its loss falls fastest."""
+"""The learning-rate finder: one short training with a rising rate, and the rate at which its loss falls fastest."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .history import StopTraining, TrainingError
 from .settings import optimizer_for
 
 _BETA = 0.9  # of the moving average of the losses
-_DIVERGED = 4.0  # times the smallest mean: fastai's rule
+_DIVERGED = 4.0  # stop at this many times the smallest mean: fastai's rule
 
 
 @dataclass
 class LrCurve:
-    """What ``find_lr`` saw.
+    """What ``find_lr`` found.
 
     Attributes
     ----------

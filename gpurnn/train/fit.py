@@ -67,11 +67,12 @@ def fit(
 ) -> History:
     """Train ``model`` until it has had ``epochs`` epochs in total.
 
-    Every layer trains in the mode that it is in: one in evaluation mode stays there (a normalization layer uses its
-    running statistics). If the model as a whole is in evaluation mode, all of it is put into training mode.
+    Every layer keeps its mode: one in evaluation mode stays in it (a normalization layer uses its running statistics).
+    If the model as a whole is in evaluation mode, all of it is put into training mode.
 
-    Ctrl-C ends the step, saves a checkpoint and raises KeyboardInterrupt; a second one raises at once. SIGTERM does
-    the same and raises ``Terminated``, unless somebody else handles it. The exception's ``history`` holds the records.
+    Ctrl-C ends the step, saves a checkpoint and raises KeyboardInterrupt; a second one raises at once. SIGTERM does the
+    same and raises ``Terminated``, unless the program has a handler of its own. The exception's ``history`` holds the
+    records.
 
     At the end the model has the weights of the last update. Those of the best epoch, by ``watch``, are in ``out``:
     ``load_weights(model, out)`` loads them.
@@ -103,22 +104,22 @@ def fit(
         Upper limits of the gradient's global norm and of each of its entries.
     weight_noise : float
         Standard deviation of normal noise that is added to every parameter that is not frozen, and removed before the
-        update (Graves, "Practical variational inference for neural networks", NIPS 2011). Each step draws anew, keyed
-        by the model's seed and the step's number.
+        update (Graves, "Practical variational inference for neural networks", NIPS 2011). Each step draws new noise,
+        keyed by the model's seed and the step's number.
     accumulate : int
         Batches whose gradients make one update, equal to one large batch of all their timesteps.
     out : path, optional
         Folder of the run; None writes nothing. It is locked while training runs, see folder_lock.py.
     resume : bool
         Continue from the last checkpoint in ``out``, exactly as if never stopped, or from the best if the last is
-        missing. Without a checkpoint, start. Where batches cannot be asked for by number, as of a loader, an epoch that
-        was stopped in its middle begins anew.
+        missing. Without a checkpoint, start. If batches cannot be asked for by number, as with a loader, an epoch that
+        was stopped in the middle starts over.
     overwrite : bool
         Replace the run in ``out``, but no file that is not a run's.
     checkpoint_every : int, optional
         Updates between checkpoints, besides those at the end of each epoch.
     patience : int, optional
-        Epochs without a better one before training stops; it needs ``validation``.
+        Training stops after this many epochs without a better one; it needs ``validation``.
     metrics : mapping, optional
         What to measure on the validation batches besides the loss, see ``measure``.
     watch : pair of str

@@ -14,8 +14,8 @@ from .history import Terminated
 def deferred_interrupt() -> Iterator[Callable[[], type[KeyboardInterrupt] | None]]:
     """Inside the block, record the first Ctrl-C or SIGTERM instead of raising; a second one raises at once.
 
-    Yields a function that returns the exception to raise, or None if there was no signal. A signal that somebody else
-    handles is left to them.
+    Yields a function that returns the exception to raise, or None if there was no signal. A signal for which the
+    program has a handler of its own is left to it.
     """
     received = []
     kinds = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}

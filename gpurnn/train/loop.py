@@ -32,7 +32,7 @@ _RECORD_EVERY = 10  # updates between two records of the history
 
 @dataclass
 class Gradients:
-    """What the forward and backward passes of one update gave, besides the gradients in the model.
+    """The results of the forward and backward passes of one update, besides the gradients in the model.
 
     loss: mean over the batches. norm: of all gradients, before clipping. finite: whether the norm is. state: the last
     recurrent state, or None. flow: the recorded gradient flow, or None.

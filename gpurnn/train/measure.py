@@ -16,7 +16,7 @@ from .progress import progress_bar
 from .settings import check_metrics
 from .sources import as_source
 
-_OF_THE_LOSS = ("ignore_index", "batch_first")  # options of a loss that a metric has in common with it
+_OF_THE_LOSS = ("ignore_index", "batch_first")  # options of a loss that are passed on to metrics
 
 
 def evaluate(
@@ -162,7 +162,7 @@ def _options_of(loss: Callable[..., Any], metric: Callable[..., Any]) -> dict[st
 
 
 def _parameters(function: Callable[..., Any]) -> frozenset[str] | None:
-    """The names that a function takes; None where it takes any, or nobody can tell."""
+    """The names that a function takes; None if it takes any, or if they are not known."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""What a training shows: a line for each epoch, and on a terminal a bar below the lines.
+"""What ``fit`` shows: a line for each epoch, and on a terminal a bar below the lines.
 
 This is the one place outside ``cli/`` that prints, because ``fit(progress=True)`` asks for it.
 """
@@ -22,7 +22,8 @@ _MEDIUM, _LARGE = 60, 100  # columns from which the bar's line has the learning 
 class Progress(Callback):
     """Shows a training: one line for each epoch, why it ended, and a bar where standard error is a terminal.
 
-    ``fit(progress=True)`` adds one. The bar is as wide as the terminal and goes when the training ends; the lines stay.
+    ``fit(progress=True)`` adds one. The bar is as wide as the terminal and disappears when the training ends; the lines
+    stay.
 
     Parameters
     ----------
@@ -78,7 +79,7 @@ class Progress(Callback):
 
 
 def epoch_line(record: Record, epochs: int, best: bool) -> str:
-    """What a line says of an epoch.
+    """The line about an epoch.
 
     >>> record = {"epoch": 3, "train_loss": 1.6234, "validation_loss": 1.7512, "validation_accuracy": 0.777}
     >>> epoch_line(record | {"seconds": 12.3}, epochs=10, best=True)
@@ -94,7 +95,7 @@ def epoch_line(record: Record, epochs: int, best: bool) -> str:
 
 
 def ended(training: TrainingState) -> str:
-    """Why a training ended before its last epoch, as a line; empty where it did not, or where an error says it."""
+    """Why a training ended before its last epoch, as a line; empty where it did not, or where an error says why."""
     history = training.history
     if history.stopped == "patience":
         epochs = f"{training.waited} epoch{'' if training.waited == 1 else 's'}"

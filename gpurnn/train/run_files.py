@@ -34,7 +34,7 @@ class RunFiles:
         self._open = contextlib.ExitStack()  # closes the logs and releases the lock
 
     def claim(self, resume: bool, overwrite: bool) -> Path | None:
-        """Lock the folder and make it this run's; returns the checkpoint to continue from, if there is one.
+        """Lock the folder for this run; returns the checkpoint to continue from, if there is one.
 
         Raises ValueError for ``resume`` without a folder, FileError where ``out`` is no folder, FileExistsError and
         CheckpointError where it is in use or holds other files.

@@ -20,7 +20,7 @@ from .callbacks import Callbacks
 from .sources import Numbered, as_source
 
 OPTIMIZERS = {"adam": Adam, "adamw": AdamW, "rmsprop": RMSprop, "sgd": SGD}
-_WORDS = {  # what other libraries say -> a sentence on what fit takes
+_WORDS = {  # other libraries' argument -> a sentence on what fit takes instead
     "batch_size": "The batch source has the batch size: gpurnn.SequenceBatches(inputs, targets, batch_size)",
     "early_stopping": "Here it is called patience",
     "gradient_clip_val": "Here it is called clip_norm",
@@ -166,7 +166,7 @@ def _schedule_for(schedule: Any, optimizer: Optimizer) -> Schedule | None:
 
 
 def answers_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A decorator of ``fit``: what other libraries' ``fit`` would take is answered with what this one takes."""
+    """A decorator of ``fit``: for an argument of another library's ``fit`` the error names the one to use here."""
     known = list(function.__kwdefaults__ or ()) + ["optimizer", "epochs"]
 
     @functools.wraps(function)

@@ -74,7 +74,7 @@ def restore_snapshot(training: TrainingState, path: Path) -> None:
 
 
 def _data_of(training: TrainingState) -> dict[str, int | None]:
-    """What a resumed run must have in common with its checkpoint, so that (epoch, index) means the same."""
+    """What a resumed run must have in common with its checkpoint, so that (epoch, index) is the same batch."""
     return {"batches": training.settings.batches.count, "accumulate": training.settings.accumulate}
 
 

@@ -17,12 +17,12 @@ _EXPECTED = (
 
 
 class Numbered:
-    """A source whose batches are asked for by number, so that an epoch can go on in its middle.
+    """A source whose batches are asked for by number, so that an epoch can be continued in the middle.
 
     Attributes
     ----------
     count : int or None
-        Batches in an epoch, or None where nobody knows.
+        Batches in an epoch, or None if that is not known.
     numbered : bool
         Whether a batch can be asked for by number.
     """
@@ -111,8 +111,8 @@ def as_source(batches: Any, name: str) -> Numbered:
 def as_batch(item: Any, name: str) -> Batch:
     """A Batch of what a list or a loader gives: a Batch, (x, y), or (x, y, lengths).
 
-    Targets whose first two axes are those of x are one for each timestep; the loss gets the lengths then. All others
-    are one for each sequence.
+    If the first two axes of y are those of x, there is one target for each timestep, and the loss gets the lengths.
+    Otherwise there is one for each sequence.
     """
     if isinstance(item, Batch):
         return item

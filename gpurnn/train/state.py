@@ -11,7 +11,7 @@ from .settings import FitSettings
 
 
 class TrainingState:
-    """What a training has reached: everything that a checkpoint holds, and the objects that hold the rest of it.
+    """How far a training has come: everything that a checkpoint holds, and the objects that hold the rest of it.
 
     Attributes
     ----------

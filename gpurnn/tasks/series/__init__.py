@@ -13,16 +13,16 @@ True
 >>> forecast(trained, read_table("airline.csv", trained.facts)).shape                          # in the file's units
 (12,)
 
-A window of W rows is read, the H rows behind it are forecast. Three ways (``mode``): the last state of the window
-gives all H values (direct, many-to-one); every state of the window gives the H values behind it (every, many-to-many:
-more to learn from; the forecast is the last one's); or the state goes on to a second network, a decoder, that makes one
-value at a time and reads its own (recursive, one-to-many). What is learnt is by default the distance from a naive
-forecast, so that a series that drifts stays within what was seen in training: from the last value or from that of the
-season before, whichever is better in the training part; see ``residual``. With ``interval`` the quantiles at the ends
-of prediction intervals are learnt as well (intervals.py).
+A window of W rows is read, and the H rows after it are forecast, in one of three ways (``mode``). direct, many-to-one:
+the last state of the window gives all H values. every, many-to-many: every state of the window gives the H values after
+it, so there is more to learn from; the forecast is that of the last state. recursive, one-to-many: the state goes to a
+second network, a decoder, that makes one value at a time and reads its own output. What is learned is by default the
+difference from a naive forecast, so that a series that drifts stays within what was seen in training: from the last
+value or from that of the season before, whichever is better in the training part; see ``residual``. With ``interval``
+the quantiles at the ends of prediction intervals are learned as well (intervals.py).
 
-Everything fitted to the data (mean, deviation, season) is fitted to the training part, the first rows. The parts are
-told by the rows that are forecast; windows may begin before them, as they do in use.
+Everything fitted to the data (mean, deviation, season) is fitted to the training part, the first rows. A part is
+defined by the rows that are forecast; its windows may begin before it, as they do in use.
 """
 
 from ...data.dates import calendar_features, continue_moments

@@ -1,4 +1,4 @@
-"""The columns of a file that a series is made of: which they are, their values, their dates and the order of these."""
+"""The columns of a file that make up a series: which they are, their values, their dates and the order of the dates."""
 
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -26,7 +26,7 @@ _TRIED = 100  # columns of text that are tried for dates
 class Table:
     """Rows of a file in order of time. values: (N, 1 + number of inputs), float64, the target first; moments: N
     datetimes, or None where there are no dates; form: how the file writes them, a ``DateForm``; notes: what a user
-    should know of how it was read, a sentence each."""
+    should know about how it was read, a sentence each."""
 
     values: np.ndarray
     moments: list | None
@@ -38,7 +38,7 @@ class Table:
 
 
 def open_rows(path, settings):
-    """The ``Rows`` of a file, parted and decoded as ``settings`` say."""
+    """The ``Rows`` of a file, split into cells and decoded as ``settings`` say."""
     return read_rows(path, settings.cell_delimiter, settings.encoding)
 
 
@@ -87,7 +87,7 @@ def choose_columns(path, settings, rows=None):
 
 
 def _find_date(rows, settings, numeric, taken):
-    """The name of the column of dates, or None; a note where one looks like it and is not."""
+    """The name of the column of dates, or None; adds a note if a column looks like dates but cannot be read."""
     if settings.date == "none" and "none" not in rows.header:
         return None
     if settings.date is not None:
@@ -178,7 +178,7 @@ def read_table(path, facts, settings=None, rows=None):
 
 
 def _marks(rows, facts, settings):
-    """(``Marks``, a cell that shows how thousands are parted, or None) of the columns that are read."""
+    """(``Marks``, a cell that shows how thousands are separated, or None) of the columns that are read."""
     given = {"decimal": settings.decimal, "thousands": settings.thousands_mark, "before": facts.get("decimal")}
     given["trust_points"] = rows.delimiter == ","
     try:
@@ -256,7 +256,7 @@ def _span(step):
 
 
 def _without_gaps(rows, names, settings, values, moments, lines):
-    """Values, moments and lines with what ``fill`` says in place of missing values. Raises ValueError for "none"."""
+    """Values, moments and lines, with missing values replaced as ``fill`` says. Raises ValueError for "none"."""
     missing = np.isnan(values)
     row, column = np.argwhere(missing)[0]
     if settings.fill == "none":

@@ -11,19 +11,19 @@ from .windows import Windows, season_before
 
 
 def forecast(trained, table, steps=None, ends=None):
-    """Forecasts of a ``Trained`` model, in the units of the target: float64 (steps,), of what comes behind ``table``.
+    """Forecasts of a ``Trained`` model, in the units of the target: float64 (steps,), of what comes after ``table``.
 
-    steps: the horizon of the settings; a recursive model can go on beyond it. ends: instead of the table's last, the
+    steps: the horizon of the settings; a recursive model can forecast more. ends: instead of the table's last, the
     last rows that may be read, (W,); the result is then (W, steps). Raises ValueError for too few rows or too many
     steps, DivergedError for a forecast that is NaN or infinite.
     """
-    source, z = _said(trained, table, steps, ends)
+    source, z = _outputs(trained, table, steps, ends)
     made = _finite(source.unscale(z[..., 0]))
     return made[0] if ends is None else made
 
 
 def forecast_intervals(trained, table, steps=None, ends=None):
-    """Prediction intervals of a model that has learnt them: their low and high ends, float64 (L, 2, steps), the L
+    """Prediction intervals of a model that has learned them: their low and high ends, float64 (L, 2, steps), the L
     levels of the settings ascending.
 
     steps, ends: as of ``forecast``; with ends the result is (L, 2, W, steps). They are calibrated where the training
@@ -31,21 +31,21 @@ def forecast_intervals(trained, table, steps=None, ends=None):
     """
     if not trained.settings.levels:
         raise ValueError("intervals: this model has learnt none: train it with interval='80,95'")
-    source, z = _said(trained, table, steps, ends)
+    source, z = _outputs(trained, table, steps, ends)
     made = _finite(source.unscale(bounds(z, saved_margins(trained))))
     return made[:, :, 0] if ends is None else made
 
 
 def fit_margins(trained, table, ends):
-    """The margins that calibrate a model's intervals on forecasts from the rows ``ends``, which it has not learnt from;
+    """The margins that calibrate a model's intervals on forecasts from the rows ``ends``, which it was not trained on;
     see ``calibrate``."""
-    source, z = _said(trained, table, None, ends)
+    source, z = _outputs(trained, table, None, ends)
     truth = source.z[ends[:, None] + np.arange(1, trained.settings.horizon + 1)]
     return calibrate(_finite(z), truth, trained.settings.levels)
 
 
-def _said(trained, table, steps, ends):
-    """(the ``Windows``, what the model says on its own scale, float64 (W, steps, 1 + Q))."""
+def _outputs(trained, table, steps, ends):
+    """(the ``Windows``, the model's outputs on its own scale, float64 (W, steps, 1 + Q))."""
     settings = trained.settings
     steps = settings.horizon if steps is None else check_size("steps", steps)
     if steps > settings.horizon and settings.mode != "recursive":
@@ -125,7 +125,7 @@ def summary(numbers, part):
 
 
 def advice(numbers, settings, facts):
-    """A line on a model that is no better than a naive forecast, and what to try; None for a better one."""
+    """A line about a model that is not better than a naive forecast, with what to try; None for a better one."""
     model = numbers["model"]["mae"]
     best = min(("seasonal_naive", "naive"), key=lambda name: numbers[name]["mae"])
     if model < numbers[best]["mae"]:

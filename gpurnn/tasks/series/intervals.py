@@ -1,4 +1,4 @@
-"""Prediction intervals: the loss by which they are learnt, and their calibration on the validation part."""
+"""Prediction intervals: the loss by which they are learned, and their calibration on the validation part."""
 
 import numpy as np
 
@@ -7,12 +7,12 @@ from ...checkpoint import CheckpointError
 from ...errors import check_number
 from ...losses import quantile_loss
 
-_LEAST = -0.5  # a margin by which the ends of an interval meet
+_LEAST = -0.5  # the smallest margin: with it the two ends of an interval meet
 
 
 class IntervalLoss:
-    """The loss of outputs (..., 1 + Q) against targets (...): ``loss`` of the first, which is the forecast itself, plus
-    the quantile losses of the Q others, summed over these."""
+    """The loss of outputs (..., 1 + Q) against targets (...): ``loss`` of the first output, which is the forecast
+    itself, plus the sum of the quantile losses of the other Q."""
 
     def __init__(self, loss, quantiles):
         self.loss, self.quantiles = loss, tuple(quantiles)
@@ -32,8 +32,8 @@ def bounds(outputs, margins=()):
     """Low and high ends of the intervals, (L, 2, ...), from outputs (..., 1 + 2 L): the forecast and its quantiles in
     ascending order. The narrowest interval comes first.
 
-    margins: by which share of its extent each end of an interval is moved out, (L,), in where it is below 0. Ends never
-    cross: an interval has the forecast and all narrower ones inside.
+    margins: (L,), the share of its extent by which both ends of an interval are moved out (in, if negative). Ends never
+    cross: an interval contains the forecast and all narrower intervals.
     """
     point, quantiles = outputs[..., 0], np.sort(outputs[..., 1:], axis=-1)
     count, ends = quantiles.shape[-1] // 2, []
@@ -49,10 +49,10 @@ def bounds(outputs, margins=()):
 def calibrate(outputs, truth, levels):
     """The margins for ``bounds``, a list of floats, with which the intervals cover shares ``levels`` of the truth.
 
-    outputs: (W, H, 1 + 2 L), truth: (W, H), both of the validation part, which training has not learnt from. How far a
-    value lies outside, as a share of the interval's extent, is one number for each; the margin is their quantile at
-    the level (conformalized quantile regression: Romano, Patterson and Candes, NeurIPS 2019). That of an interval that
-    covers too much is below 0.
+    outputs: (W, H, 1 + 2 L), truth: (W, H), both of the validation part, which the model was not trained on. For each
+    value, how far it lies outside the interval is taken as a share of the interval's extent. The margin is the quantile
+    of these numbers at the level (conformalized quantile regression: Romano, Patterson and Candes, NeurIPS 2019). It is
+    negative for an interval that covers too much.
     """
     margins, N = [], truth.size
     for n, level in enumerate(levels):

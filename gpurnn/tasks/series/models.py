@@ -1,4 +1,4 @@
-"""The models: a recurrent stack that reads the window, and what makes forecasts of its states."""
+"""The models: a recurrent stack that reads the window, and a head that turns its states into forecasts."""
 
 from functools import partial
 

@@ -53,8 +53,9 @@ def guess_season(y):
 
 
 def _recurs(y, k):
-    """Whether values k rows apart differ by less than half of what those a part of k apart do, in squares, and those 2
-    k apart by less than three quarters. A random walk has its chance peaks at long lags, but does not come back."""
+    """Whether the series comes back after k rows: the mean squared difference of rows k apart is less than half of the
+    largest one of rows a quarter, a half or three quarters of k apart, and that of rows 2 k apart is less than three
+    quarters of it. A random walk has chance peaks at long lags, but does not come back."""
 
     def difference(lag):
         return np.square(y[lag:] - y[:-lag]).mean()
@@ -64,8 +65,8 @@ def _recurs(y, k):
 
 
 def fit_scaling(table, rows, settings, path):
-    """What is fitted to the first ``rows`` rows: the mean and std of each column (of the logarithm, where it is
-    taken), season; and of the raw target its deviation, and the error of seasonal-naive forecasts, see ``score``."""
+    """What is fitted to the first ``rows`` rows: the mean and std of each column (of its logarithm, if that is taken)
+    and the season; also the deviation of the raw target, and the error of seasonal-naive forecasts, see ``score``."""
     if settings.log and table.values[:, 0].min() <= 0:
         line = int(np.argmax(table.values[:, 0] <= 0)) + 1
         raise ValueError(f"{path}: row {line}: log needs a target above 0, got {table.values[line - 1, 0]:g}")
@@ -89,7 +90,7 @@ def fit_scaling(table, rows, settings, path):
 
 
 def choose_residual(settings, season, y):
-    """What is learnt. Where the settings leave it open: the distance from the naive forecast that is better in the
+    """What is learned. If the settings leave it open: the difference from the naive forecast that is better in the
     training part ``y`` (N,), that of the last value or that of the season before, if it has room for some windows."""
     if settings.residual != "auto":
         return settings.residual
@@ -103,7 +104,7 @@ def choose_residual(settings, season, y):
 
 
 def residual_of(settings, facts):
-    """What is learnt, "none", "last" or "season", where the settings may say "auto"."""
+    """What is learned: "none", "last" or "season", also if the settings say "auto"."""
     return facts.get("residual", settings.residual)
 
 
@@ -115,5 +116,5 @@ def reach_back(settings, facts):
 
 
 def window_ends(part, reach, horizon):
-    """The last rows of all windows whose ``horizon`` rows behind them lie in ``part``."""
+    """The last rows of all windows for which the ``horizon`` rows that follow lie in ``part``."""
     return np.arange(max(part.start, reach) - 1, part.stop - horizon)

@@ -16,7 +16,7 @@ class SeriesSettings(Settings):
     """window, horizon: W and H, rows read and rows forecast."""
 
     hidden: int = changed(Settings, "hidden", 32)
-    dropout: float = changed(Settings, "dropout", 0.0, "Share of the activations behind each recurrent layer dropped.")
+    dropout: float = changed(Settings, "dropout", 0.0, "Share of each recurrent layer's outputs dropped.")
     lr: float = changed(Settings, "lr", 3e-3)
     epochs: int = changed(Settings, "epochs", 30)
     valid: float = changed(Settings, "valid", 0.1, "Share of the rows, before the test part, kept for validation.")
@@ -25,40 +25,44 @@ class SeriesSettings(Settings):
     target: str | None = setting(None, "Column to forecast.", shown="the last that holds numbers")
     inputs: str | None = setting(None, "Further columns to read, such as 'a,b'; 'all' for all that hold numbers.")
     date: str | None = setting(
-        None, "Column of the date; 'none' takes the rows as they stand.", shown="the first that holds dates"
+        None, "Column of the date; 'none': the rows are in order already.", shown="the first that holds dates"
     )
     date_format: str | None = setting(
-        None, "How dates are written, such as '%d.%m.%Y %H:%M'; 'epoch' for seconds since 1970.", shown="found"
+        None,
+        "How dates are written, such as '%d.%m.%Y %H:%M'; 'epoch' for seconds since 1970.",
+        shown="found from the file",
     )
-    sort: bool = setting(False, "Sort the rows by date where they are in no order.")
-    delimiter: str | None = setting(None, "What parts cells: a character, or 'tab'.", shown="found")
-    decimal: str | None = setting(None, "Decimal mark.", choices=(".", ","), shown="found")
+    sort: bool = setting(False, "Sort the rows by date if they are not in order.")
+    delimiter: str | None = setting(
+        None, "Separator between cells: a character, or 'tab'.", shown="found from the file"
+    )
+    decimal: str | None = setting(None, "Decimal mark.", choices=(".", ","), shown="found from the file")
     thousands: str | None = setting(
-        None, "What parts thousands.", choices=(".", ",", "'", "space", "none"), shown="found"
+        None, "Thousands separator.", choices=(".", ",", "'", "space", "none"), shown="found from the file"
     )
     encoding: str | None = encoding_setting()
     calendar: bool = setting(False, "Read hour, weekday and month too, as sine and cosine.")
     fill: str = setting(
         "none",
-        "What is taken for a missing value: the one before, one on the line between its neighbors, or drop the row.",
+        "How to fill a missing value: the one before, one on the line between its neighbors, or drop the row.",
         choices=("none", "previous", "linear", "drop"),
     )
     window: int = setting(48, "Rows that are read for a forecast.")
     horizon: int = setting(12, "Rows that are forecast.")
     mode: str = setting(
         "direct",
-        "How: all from the last state, from every state, or one after another by a decoder.",
+        "direct: all values from the last state; every: from every state; recursive: one by one, by a decoder.",
         choices=("direct", "every", "recursive"),
     )
     residual: str = setting(
         "auto",
-        "What is learnt: the value, its distance from the last, or from the season before; auto: one of these "
-        "two, by which naive forecast is better.",
+        "What is learned: the value itself, or its difference from the last one or from the one a season before. "
+        "auto: the difference from whichever of these two is the better forecast.",
         choices=("auto", "none", "last", "season"),
     )
     log: bool = setting(False, "Take the logarithm of the target: for growth in per cent.")
     season: int | None = setting(None, "Rows of a season.", shown="guessed by autocorrelation")
-    loss: str = setting("mse", "What training lowers.", choices=tuple(LOSSES))
+    loss: str = setting("mse", "Loss to train with.", choices=tuple(LOSSES))
     interval: str | None = setting(None, "Learn prediction intervals, such as '80,95' (per cent).", shown="none")
 
     def __post_init__(self):
@@ -93,10 +97,10 @@ class SeriesSettings(Settings):
 
     @property
     def cell_delimiter(self):
-        """What parts cells, as a character, or None."""
+        """The separator between cells, as a character, or None."""
         return _DELIMITERS.get(self.delimiter, self.delimiter)
 
     @property
     def thousands_mark(self):
-        """What parts thousands, as a character, "" for nothing, or None."""
+        """The thousands separator, as a character, "" for nothing, or None."""
         return _MARKS.get(self.thousands, self.thousands)

@@ -22,7 +22,7 @@ class SeriesTask(Task):
     """Train a model that forecasts a column of a CSV FILE with a header.
 
     The rows are in order of time. The naive forecasts (the last value; the value of the season before) are measured
-    beside the model; 'gpurnn forecast' then forecasts what comes behind the file's end.
+    beside the model; 'gpurnn forecast' then forecasts what comes after the file's end.
     """
 
     name = "series"
@@ -121,7 +121,7 @@ class SeriesTask(Task):
         return numbers, "\n".join(lines)
 
     def evaluate(self, trained, files):
-        """How good the forecasts are in another file, from every row of it that has enough before and behind it."""
+        """How good the forecasts are in another file, from every row that has enough rows before and after it."""
         if len(files) != 1:
             raise ValueError(f"files: a series is one CSV file, got {len(files)}")
         settings, facts = trained.settings, trained.facts

@@ -1,4 +1,4 @@
-"""Windows: what the model reads and what it should say."""
+"""Windows: what the model reads and what it should predict."""
 
 import numpy as np
 
@@ -10,11 +10,11 @@ from .parts import residual_of
 
 
 class Windows:
-    """A batch source: windows of a table, and what comes behind them, for a model of ``SeriesTask``.
+    """A batch source: windows of a table, and what comes after them, for a model of ``SeriesTask``.
 
     ends: the last row of each window. Inputs (T, B, F), targets (B, H), or (T, B, H) for training in the mode "every";
     for "recursive" the inputs are a pair, with what is known of the rows to come, (H, B, K). training: the windows are
-    mixed anew in every epoch, keyed by (seed, epoch). steps: instead of the horizon of the settings.
+    shuffled differently in every epoch, keyed by (seed, epoch). steps: instead of the horizon of the settings.
     """
 
     def __init__(self, table, ends, settings, facts, *, training=False, steps=None):
@@ -38,7 +38,7 @@ class Windows:
                     raise ValueError("the dates do not go on evenly at the end: no calendar for the rows to come")
                 moments = moments + coming
         self.calendar = calendar_features(moments, facts["calendar"], len(table) + self.steps)
-        self.z = np.concatenate([self.z, np.zeros(self.steps)])  # what is not known yet: targets that nobody reads
+        self.z = np.concatenate([self.z, np.zeros(self.steps)])  # not known yet: these targets are never read
 
     def __len__(self):
         return -(-len(self.ends) // self.settings.batch)
@@ -55,7 +55,7 @@ class Windows:
         settings, season, residual = self.settings, self.facts["season"], self.residual
         rows = ends + np.arange(1 - settings.window, 1)[:, None]  # (T, B)
         anchor = 0.0
-        if residual != "none":  # a level that the network knows at the time it speaks
+        if residual != "none":  # subtract a value that is known when the forecast is made
             anchor = self.z[rows[0] if settings.mode == "every" else ends]
         columns = [self.z[rows] - anchor]
         if residual == "season":

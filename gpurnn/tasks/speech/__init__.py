@@ -9,7 +9,7 @@
 >>> heard = transcribe(load("runs/speech"), frames[:20])
 
 The model is that of Amodei et al., "Deep Speech 2", ICML 2016, without its convolutions: recurrent layers in both
-directions, then a linear layer and CTC (ctc.py), which need not be told where in time a character is. Between the
+directions, then a linear layer and CTC (ctc.py), which does not need to know where in time a character is. Between the
 recurrent layers there is batch normalization over all valid steps of a batch. For classes the states of the last layer
 are pooled over time instead.
 """
@@ -42,17 +42,17 @@ _log = logging.getLogger("gpurnn")
 class SpeechSettings(Settings):
     """The features of sound are those of ``log_mel``; one timestep of the model is ``stack`` frames side by side.
 
-    Training utterances are distorted anew in every epoch. They are stretched in time, and some consecutive frames and
-    some neighboring bands are set to the mean (Park et al., "SpecAugment", Interspeech 2019).
+    Training utterances are distorted differently in every epoch. They are stretched in time, and some consecutive
+    frames and some neighboring bands are set to the mean (Park et al., "SpecAugment", Interspeech 2019).
     """
 
     target: str = setting(
-        "transcript", "What the model learns: to write the characters, or to name the class of the whole.",
+        "transcript", "What the model learns: to write characters, or to name the class of a whole utterance.",
         choices=("transcript", "class"),
     )  # fmt: skip
     encoding: str | None = encoding_setting()
     concatenate: str | None = setting(
-        None, "Train on strings of this many utterances, such as 1-7, drawn anew in each epoch.", shown="off"
+        None, "Train on strings of this many utterances, such as 1-7; each epoch draws new ones.", shown="off"
     )
     strings: int = setting(1000, "With --concatenate: how many strings are made of the test utterances.")
     rate: int | None = setting(
@@ -71,12 +71,12 @@ class SpeechSettings(Settings):
     pooling: str = setting(
         "mean", "For classes: how states become one vector.", choices=("last", "mean", "max", "attention")
     )
-    stretch: float = setting(
-        0.1, "Most that an utterance is stretched in time, as a share.", low=0, high=1, high_open=True
+    stretch: float = setting(0.1, "Largest stretch of an utterance in time, as a share.", low=0, high=1, high_open=True)
+    mask_time: int = setting(
+        10, "At most this many frames are set to the mean; never more than a fifth of all.", minimum=0
     )
-    mask_time: int = setting(10, "Most frames set to the mean; never more than a fifth of all.", minimum=0)
-    mask_bands: int = setting(8, "Most bands set to the mean.", minimum=0)
-    strict: bool = setting(False, "Refuse a table with a bad line or sound file, which is skipped otherwise.")
+    mask_bands: int = setting(8, "At most this many bands are set to the mean.", minimum=0)
+    strict: bool = setting(False, "Refuse a table with a bad line or sound file, instead of skipping it.")
     split: int = setting(0, "Seed of the choice of utterances for validation.", minimum=0)
     layers: int = changed(Settings, "layers", 2)
     hidden: int = changed(Settings, "hidden", 128)

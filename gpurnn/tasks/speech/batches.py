@@ -9,7 +9,7 @@ from ...dtypes import check_dtype
 
 
 class Utterances:
-    """A batch source (data/batches.py) of utterances or, where ``strings`` is not 0, of this many strings of them.
+    """A batch source (data/batches.py) of utterances, or of ``strings`` strings of several utterances if that is not 0.
 
     Features are normalized by the mean and deviation in ``facts``; in training they are also distorted, see
     ``SpeechSettings``. Draws are keyed by (seed, epoch). Targets: (B,) classes; or a list of B arrays of characters, in
@@ -42,7 +42,7 @@ class Utterances:
         low, high = self.settings.counts()
         counts = rng.uniform((self.count,), low, high + 1, self.seed, rng.name_key("counts"), epoch, np.float64)
         counts = counts.astype(np.int64)
-        rounds = -(-int(counts.sum()) // everyone)  # everyone once, in another order each time
+        rounds = -(-int(counts.sum()) // everyone)  # each round has every utterance once, in another order
         drawn = rng.words(rounds * everyone, self.seed, rng.name_key("strings"), epoch).reshape(rounds, everyone)
         chosen = np.argsort(drawn, axis=1, kind="stable").reshape(-1)
         return np.split(chosen[: counts.sum()], np.cumsum(counts)[:-1])

@@ -23,7 +23,7 @@ def known_rate(trained, file):
 
 
 def transcribe(trained, features, beam=None):
-    """What the model hears.
+    """The text, or the class, that a model finds in an utterance.
 
     Parameters
     ----------
@@ -63,10 +63,10 @@ def transcribe(trained, features, beam=None):
 
 
 def aligned(posteriors, text, characters):
-    """Where each character of a text is said: the steps at which they are most probable.
+    """Where in time each character of a text is: the steps at which they are most probable.
 
-    The most probable way to say the text (Viterbi) gives each character the steps of one run; its place is the step of
-    the run's peak.
+    The most probable alignment of text and steps (Viterbi) gives each character a run of steps; its place is the step
+    at which its probability is highest in that run.
 
     Parameters
     ----------
