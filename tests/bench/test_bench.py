@@ -191,7 +191,7 @@ def test_a_rival_whose_process_dies_is_reported():
 def test_a_sleep_is_measured():
     document = run_cases([SMALL], ["sleeper"], threads=1, rounds=3, seconds=0.1)
     samples = times(document["cases"][0]["results"]["sleeper"]["samples"])
-    assert 0.02 <= min(samples) <= 0.02 * 1.05  # the least disturbed: the machine may be busy
+    assert 0.02 <= min(samples) < 0.04  # the least disturbed of them; a busy machine adds milliseconds
 
 
 # ---- statistics

@@ -137,8 +137,8 @@ def test_a_planted_error_is_found_by_a_smoke_case():
     device = gpu_rehearsal.device()
     right = device.gemm
 
-    def wrong(a, b, out, **how):
-        right(a, b, out, **how)
+    def wrong(a, b, out, *how):
+        right(a, b, out, *how)
         out *= 1.001
 
     device.gemm = wrong

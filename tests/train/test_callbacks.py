@@ -158,7 +158,7 @@ def test_without_a_folder_the_history_is_on_the_exception():
 
 CHILD = """
 import sys
-sys.path[:0] = [{tests!r}, {root!r}]
+sys.path[:0] = [{tests!r}, {tests!r} + "/train", {root!r}]
 from test_callbacks import train
 
 def show(record, training):

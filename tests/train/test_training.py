@@ -369,7 +369,7 @@ def test_a_run_that_goes_on_elsewhere_says_that_bits_may_differ(tmp_path, monkey
 
 CHILD = """
 import sys
-sys.path[:0] = [{tests!r}, {root!r}]
+sys.path[:0] = [{tests!r}, {tests!r} + "/train", {root!r}]
 from test_training import train
 train({out!r}, epochs=4, checkpoint_every=3, resume=True)
 """
