@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import FileError
 from .encodings import ending, lines_of, text_files, whole_text
-from .rows import first_lines, read_rows, skip_or_refuse
+from .rows import first_lines, fitted, misfit, named_width, read_rows, skip_or_refuse
 
 EXPECTED = (
     "expected a table of texts and labels (CSV, tab-separated or JSON lines), a file for each class with a text in "
@@ -167,20 +167,23 @@ class _Reading:
         return text
 
     def _table(self, table):
-        path, width, wrong, count = table.path, table.width, list(table.bad), 0
+        path, wrong, count = table.path, list(table.bad), 0
         if not table.rows:
             raise FileError(f"{path}: line {wrong[0][0]} {wrong[0][1]}" if wrong else f"{path}: is empty")
         text, label, header = _columns(table, self)
+        width = named_width(table.rows[0][1]) if header else table.width
         joins = table.delimiter == "\t" and not header and (text, label, width) == (0, 1, 2)  # a text may have tabs
         for line, cells in table.rows[header:]:
             if joins and len(cells) > width:
                 cells = ["\t".join(cells[:-1]), cells[-1]]
-            pair = [cells[n].strip() if n is not None and n < len(cells) else "" for n in (text, label)]
+            row = fitted(cells, width)
+            pair = [row[n].strip() if row and n is not None else "" for n in (text, label)]
             if pair[0] and (pair[1] or not self.labels):
                 self.found.append((*pair, path, line))
                 count += 1
             else:
-                wrong.append((line, f"should be {_expected(table)}, got {_shown(cells, table)}"))
+                more = misfit(cells, width, table.delimiter)
+                wrong.append((line, f"should be {_expected(table)}, got {_shown(cells, table)}{more}"))
         note = skip_or_refuse(path, wrong, count, self.how.strict, "a text and a label")
         self.skipped_rows += len(wrong)
         self.notes += [note] if note else []
@@ -211,7 +214,8 @@ def _columns(table, reading):
         if by_name and chosen[n] is None and names:
             chosen[n] = names[0]
     header = by_name and not table.names
-    rows = [cells for _, cells in table.rows[header:] if len(cells) == table.width]
+    width = named_width(first) if header else table.width
+    rows = [row for _, cells in table.rows[header:] if (row := fitted(cells, width)) is not None]
     text, label = _by_values(rows, chosen, reading)
     if text is None or (reading.labels and label is None):
         missing = "texts" if text is None else "labels"
@@ -223,7 +227,7 @@ def _columns(table, reading):
         header = True
         reading.notes.append(f"{table.path.name}: line 1 is taken as a header: {', '.join(first)[:80]}")
     if None in given and label is not None and ((text, label) != (0, 1) or table.width > 2):
-        names = first if header or table.names else [f"column {n + 1}" for n in range(len(first))]
+        names = first if header or table.names else [f"column {n + 1}" for n in range(table.width)]
         reading.notes.append(f"{table.path.name}: the texts are {names[text]}, the labels {names[label]}")
     return text, label, header
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..errors import FileError
 from .encodings import whole_text
-from .rows import first_lines, read_rows, skip_or_refuse
+from .rows import first_lines, fitted, misfit, named_width, read_rows, skip_or_refuse
 
 _SOURCES, _TARGETS = {"source", "src"}, {"target", "tgt", "trg"}
 
@@ -37,15 +37,17 @@ def read_pairs(path, reverse=False, encoding=None, strict=False):
             f"{path}: expected source and target with a tab between them in each line. It begins with "
             f"{first_lines(path, encoding)}"
         )
-    width = table.width
     header = not table.names and _is_header(table.rows[0][1])
+    width = named_width(table.rows[0][1]) if header else table.width
     rows, wrong, pairs = table.rows[header:], list(table.bad), []
-    columns = _columns(table.names or table.rows[0][1], [cells for _, cells in rows if len(cells) == width])
+    whole = [row for _, cells in rows if (row := fitted(cells, width)) is not None]
+    columns = _columns(table.names or table.rows[0][1], whole)
     for line, cells in rows:
-        sides = tuple(cells[n].strip() for n in columns if n < len(cells))
-        if len(sides) < 2 or not all(sides) or (width == 2 and len(cells) > 2):
-            shown = "\t".join(cells)[:60]
-            wrong.append((line, f"should be a source and a target with a tab between them, got {shown!r}"))
+        row = fitted(cells, width)
+        sides = tuple(row[n].strip() for n in columns) if row else ()
+        if not sides or not all(sides):
+            shown, more = "\t".join(cells)[:60], misfit(cells, width, table.delimiter)
+            wrong.append((line, f"should be a source and a target with a tab between them, got {shown!r}{more}"))
         else:
             pairs.append(sides[::-1] if reverse else sides)
     note = skip_or_refuse(path, wrong, len(pairs), strict, "a source and a target")

@@ -15,7 +15,8 @@ from ..files import JSON_FACTOR, check_room, parse_json
 from .encodings import ending, whole_text
 
 _CELL_COST = 64  # bytes of memory for a cell besides its characters
-_DELIMITERS = ",;\t|"
+_DELIMITER_NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
+_DELIMITERS = "".join(_DELIMITER_NAMES)
 _SNIFFED = 1 << 16  # characters by which a delimiter is chosen
 _SHOWN, _LONGEST = 3, 60  # lines of a file, and characters of each, that a message shows
 _FIELDS = 1000  # names that the objects of JSON lines may have together
@@ -40,6 +41,24 @@ class Rows:
         """Columns of most of those rows that have more than one; the fewest where two widths are as common."""
         counts = collections.Counter(len(cells) for _, cells in self.rows)
         return min(counts, key=lambda width: (width < 2, -counts[width], width), default=0)
+
+
+def named_width(names):
+    """How many columns a header has, those without a name at its end left out."""
+    return max((n for n, name in enumerate(names, 1) if name.strip()), default=0)
+
+
+def fitted(cells, width):
+    """The cells of a row of ``width`` columns, without blank ones past them; None where it has more or fewer."""
+    return cells[:width] if len(cells) >= width and not any(map(str.strip, cells[width:])) else None
+
+
+def misfit(cells, width, delimiter):
+    """What a message adds on a row that it shows: "" where it has ``width`` cells, as it should, or one alone."""
+    if fitted(cells, width) is not None or len(cells) == 1:
+        return ""
+    cure = f": a {_DELIMITER_NAMES[delimiter]} inside a cell needs quotes around it" if len(cells) > width else ""
+    return f" (its cells: {len(cells)}, expected {width}{cure})"
 
 
 def read_rows(path, text, is_header=lambda cells: False, *, tabs=False):

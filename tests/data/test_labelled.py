@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import tempfile
 from pathlib import Path
 
@@ -170,6 +171,42 @@ def test_bad_rows_are_skipped_or_refused(read, name, good, bad, message):
         read(name, good + bad, How(strict=True))
     with pytest.raises(FileError, match=r"13 of 25 rows are like that"):
         read(name, good + 13 * bad)
+
+
+@pytest.mark.parametrize(
+    "name, header, good, bad, cells",
+    [
+        ("a.csv", "text,label", "the {0} {1},{1}", "cat ran 1, well then,pos", "3, expected 2: a comma inside"),
+        ("a.csv", "label,text", "{1},the {0} {1}", "pos,cat ran 1, well then", "3, expected 2: a comma inside"),
+        ("a.csv", "text,label,by", "the {0} {1},{1},me", "cat ran 1, well then,pos,me", "4, expected 3: a comma"),
+        ("a.csv", "text,label,by", "the {0} {1},{1},me", "cat ran 1,pos", "2, expected 3)"),
+        ("a.csv", "text;label", "the {0} {1};{1}", "cat ran 1; well then;pos", "3, expected 2: a semicolon inside"),
+        ("a.tsv", "text\tlabel", "the {0} {1}\t{1}", "cat ran 1\twell\tpos", "3, expected 2: a tab inside"),
+        ("a.csv", "text|label|", "the {0} {1}|{1}|", "cat ran 1|well then|pos", "3, expected 2: a vertical bar"),
+        ("a.csv", "by,text,label", "{0},the {0} {1},{1}", "7,cat ran 1, well then,pos", "4, expected 3: a comma"),
+        ("a.csv", None, "the {0} {1},{1}", "cat ran 1, well then,pos", "3, expected 2: a comma inside"),
+    ],
+)  # fmt: skip
+def test_a_row_has_as_many_cells_as_the_header(read, name, header, good, bad, cells):
+    rows = [good.format(n, ["pos", "neg"][n % 2]) for n in range(12)]
+    start = [header] if header else []
+    content, line = "\n".join([*start, *rows, bad]), len(start) + 13
+    found = read(name, content)
+    assert found.pairs == [(f"the {n} {label}", label) for n in range(12) for label in [["pos", "neg"][n % 2]]]
+    assert found.skipped == 1 and any(note.endswith(f"skipped, the first in line {line}") for note in found.notes)
+    with pytest.raises(FileError, match=f"line {line} should be .*" + re.escape(f"(its cells: {cells}")):
+        read(name, content, How(strict=True))
+    if header:
+        delimiter = next(d for d in ",;|\t" if d in good)
+        blank = "\n".join([*start, *(f"{row}{delimiter} " for row in rows)])  # no value past the end: no other cell
+        assert read(name, blank, How(strict=True)).pairs == found.pairs
+        with pytest.raises(FileError, match="5 of 7 rows are like that"):
+            read(name, "\n".join([header, *rows[:2], *[bad] * 5]))
+
+
+def test_columns_that_the_first_row_lacks(read):
+    content = "a heading\n" + lines([(b, a) for a, b in PLAIN])
+    assert read("a.tsv", content).notes[0] == "a.tsv: the texts are column 2, the labels column 1"
 
 
 def test_the_first_row_may_be_bad(read):

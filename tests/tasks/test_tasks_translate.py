@@ -139,6 +139,28 @@ def test_everyday_files(tmp_path, name, content, notes):
             read_pairs(path, strict=True)
 
 
+@pytest.mark.parametrize(
+    "name, header, good, bad, cells",
+    [
+        ("a.csv", "source,target", "{},{}", "one, two,un", "3, expected 2: a comma inside"),
+        ("a.csv", "source,target,by", "{},{},me", "one, two,un,me", "4, expected 3: a comma inside"),
+        ("a.tsv", "", "7\t{}\t{}\tme", "7\tone\ttwo\tun\tme", "5, expected 4: a tab inside"),
+        ("a.tsv", "", "7\t{}\t{}\tme", "one\tun\tme", r"3, expected 4\)"),
+    ],
+)
+def test_a_row_has_as_many_cells_as_the_header(tmp_path, name, header, good, bad, cells):
+    path, rows = tmp_path / name, [header, *(good.format(*pair) for pair in GOOD)]
+    path.write_text("\n".join([*rows, bad]))
+    found = read_pairs(path)
+    assert found.pairs == GOOD and found.skipped == 1 and "the first in line 12" in found.notes[0]
+    with pytest.raises(ValueError, match=rf"line 12 should be a source .*\(its cells: {cells}"):
+        read_pairs(path, strict=True)
+    path.write_text("\n".join([*rows[:3], *[bad] * 11]))  # most rows are wider than the header
+    if header:
+        with pytest.raises(ValueError, match="11 of 13 rows are like that"):
+            read_pairs(path)
+
+
 def test_a_run_reads_as_it_was_told(tmp_path):
     (tmp_path / "a.tsv").write_bytes((LINES.replace("mot", "\u00e9t\u00e9") + "no tab\n").encode("latin-1"))
     assert "--encoding latin-1" in command("train", "translate", tmp_path / "a.tsv", "--out", tmp_path / "run").output
