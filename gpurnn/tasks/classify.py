@@ -43,13 +43,15 @@ class ClassifySettings(Settings):
     )
     encoding: str | None = encoding_setting()
     strict: bool = strict_setting()
-    level: str = setting("words", "Unit that the model reads.", choices=("words", "characters"))
-    vocabulary_size: int = setting(20000, "At most this many words are in the vocabulary; the others count as unknown.")
-    embedding: int = setting(32, "Size of a word's or character's vector.")
-    bidirectional: bool = setting(True, "Read in both directions.")
+    level: str = setting("words", "Unit that the model reads.", choices=("words", "characters"), of_model=True)
+    vocabulary_size: int = setting(
+        20000, "At most this many words are in the vocabulary; the others count as unknown.", of_model=True
+    )
+    embedding: int = setting(32, "Size of a word's or character's vector.", of_model=True)
+    bidirectional: bool = setting(True, "Read in both directions.", of_model=True)
     pooling: str = setting(
         "max", "How states become one vector: the last valid one, mean, max or attention.",
-        choices=("last", "mean", "max", "attention"),
+        choices=("last", "mean", "max", "attention"), of_model=True,
     )  # fmt: skip
     variational: bool = setting(True, "Drop the same inputs of a text at every timestep.")
     word_dropout: float = setting(

@@ -55,23 +55,26 @@ class LongSettings(Settings):
     that is None takes the value in ``USUAL``.
     """
 
-    problem: str = setting("adding", "The problem.", choices=(*DRAWN, *IMAGES))
+    problem: str = setting("adding", "The problem.", choices=(*DRAWN, *IMAGES), of_model=True)
     steps: int | None = setting(
         None, "adding: length of a sequence; copy: number of blanks.", minimum=2, shown="adding 200, copy 100"
     )
     sequences: int | None = setting(None, "Sequences in an epoch.", shown="adding 3000, copy 10000, images all")
-    shrink: int = setting(1, "Images: replace each block of N x N pixels by its mean.")
+    shrink: int = setting(1, "Images: replace each block of N x N pixels by its mean.", of_model=True)
     permutation: int = setting(0, "permuted: seed of the order of the pixels.", minimum=0)
-    init: str = setting("orthogonal", "Initial weights; identity with relu is the IRNN.", choices=INITIALIZERS)
-    activation: str = setting("tanh", "Activation of the cell rnn.", choices=("tanh", "relu"))
+    init: str = setting(
+        "orthogonal", "Initial weights; identity with relu is the IRNN.", choices=INITIALIZERS, of_model=True
+    )
+    activation: str = setting("tanh", "Activation of the cell rnn.", choices=("tanh", "relu"), of_model=True)
     chrono: int | None = setting(
         None,
         "Initial biases of lstm and gru for memories of up to this many steps; 0: off.",
         minimum=0,
         shown="drawn sequences: their length; images: off",
+        of_model=True,
     )
-    forget_bias: float = setting(1.0, "Initial bias of lstm's forget gate without --chrono.")
-    learn_state: bool = setting(False, "Learn the initial state.")
+    forget_bias: float = setting(1.0, "Initial bias of lstm's forget gate without --chrono.", of_model=True)
+    learn_state: bool = setting(False, "Learn the initial state.", of_model=True)
     hidden: int | None = changed(Settings, "hidden", None, shown="adding 32, copy 64, images 128")
     batch: int | None = changed(Settings, "batch", None, shown="adding 20, copy 10, images 100")
     lr: float | None = changed(Settings, "lr", None, shown="drawn 0.02, images 0.002; rnn 0.001")

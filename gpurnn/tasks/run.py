@@ -171,7 +171,8 @@ def prepare(
     than ``epochs`` and ``patience``, raises ValueError, and so do other data.
 
     start: the folder of another run of the task, whose model is trained further on these files: its weights, settings,
-    and what it knows of data (vocabulary, classes, scaling); the optimizer and the learning-rate schedule start afresh.
+    and what it knows of data (vocabulary, classes, scaling); the optimizer and the learning-rate schedule start afresh. A
+    setting that decides one of these (``of_model`` in settings.py) raises ValueError where it differs.
 
     Raises what the task's ``read`` raises besides, FolderInUseError, CheckpointError; a folder that was made for the
     run is then removed.
@@ -251,6 +252,8 @@ def _new(request, settings, more, start, lock):
         start = read_start(start, task.name, folder)
         settings = settings or start.settings
     settings = replace(settings, **more) if settings else task.Settings(**more)
+    if start is not None:
+        start.check_settings(settings)
     data = request.read(settings, start and start.facts)
     model = task.build(settings, data.facts, request.backend)
     if start is not None:

@@ -19,7 +19,8 @@ def setting(default, help, **limits):
 
     choices: for a str. minimum: for an int, 1 where not given. low, high, low_open, high_open: for a float, as in
     ``check_number``. check: a function of the name and a value, which raises. shown: what the help calls a default of
-    None.
+    None. of_model: True where it decides what the model is, its first weights, or what it knows of data (vocabulary,
+    columns, scaling): a run that begins from the model cannot change it.
     """
     return field(default=default, metadata={"help": help, **limits})
 
@@ -61,9 +62,9 @@ class Settings:
     are made from them. Raises ValueError and TypeError, naming the setting. seed: None draws one.
     """
 
-    cell: str = setting("lstm", "Recurrent cell.", choices=tuple(CELLS))
-    layers: int = setting(1, "Recurrent layers on top of each other.")
-    hidden: int = setting(256, "Hidden units in each layer.")
+    cell: str = setting("lstm", "Recurrent cell.", choices=tuple(CELLS), of_model=True)
+    layers: int = setting(1, "Recurrent layers on top of each other.", of_model=True)
+    hidden: int = setting(256, "Hidden units in each layer.", of_model=True)
     dropout: float = setting(0.0, "Share of activations dropped between layers.", low=0, high=1, high_open=True)
     batch: int = setting(32, "Sequences in a batch.")
     optimizer: str = setting("adam", "Optimizer.", choices=tuple(OPTIMIZERS))

@@ -28,6 +28,21 @@ class Start:
         """What ``config.json`` of the new run records about it."""
         return {"run": str(self.folder), "crc32": self.crc32}
 
+    def check_settings(self, settings):
+        """Raise ValueError where a setting of the model differs: its weights and facts are already made.
+
+        A value that was found in the data, such as the column that is forecast, may be given if it is the same.
+        """
+        for f in fields(settings):
+            old, new = getattr(self.settings, f.name), getattr(settings, f.name)
+            found = self.facts.get(f.name, old)
+            if f.metadata.get("of_model") and new not in (old, found):
+                expected = found if old is None else old
+                raise ValueError(
+                    f"{f.name}: expected {expected!r}, as the model of {self.folder} has, got {new!r}: leave it out, "
+                    "or train a new model"
+                )
+
     def give_weights(self, model, settings):
         """Load the weights into a model that was built by ``settings``. Raises ValueError where they do not fit it."""
         try:

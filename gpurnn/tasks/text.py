@@ -40,14 +40,16 @@ class TextSettings(Settings):
     counted in the unit of ``level``.
     """
 
-    level: str = setting("characters", "Unit that the model reads and writes.", choices=("characters", "words"))
+    level: str = setting(
+        "characters", "Unit that the model reads and writes.", choices=("characters", "words"), of_model=True
+    )
     vocabulary_size: int = setting(
-        10000, "Size of the vocabulary of words: the commonest ones; the others become <unk>."
+        10000, "Size of the vocabulary of words: the commonest ones; the others become <unk>.", of_model=True
     )
     embedding: int | None = setting(
-        None, "Size of a character's or word's vector.", shown="--hidden, at most the vocabulary's size"
+        None, "Size of a character's or word's vector.", shown="--hidden, at most the vocabulary's size", of_model=True
     )
-    tied: bool = setting(False, "The output layer shares the embedding's weights.")
+    tied: bool = setting(False, "The output layer shares the embedding's weights.", of_model=True)
     steps: int = setting(64, "Sequence length: characters or words that the gradient flows back through.")
     encoding: str | None = encoding_setting()
     valid: float = changed(Settings, "valid", 0.1, "Share of the text, at its end, kept for validation.")

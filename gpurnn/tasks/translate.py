@@ -40,11 +40,14 @@ _SHOWN = 5  # sentences translated for people after training
 class TranslateSettings(Settings):
     """beam, length_penalty: how the trained model is decoded unless a call says otherwise."""
 
-    embedding: int | None = setting(None, "Size of a word's vector.", shown="--hidden")
+    embedding: int | None = setting(None, "Size of a word's vector.", shown="--hidden", of_model=True)
     attention: str = setting(
-        "general", "Score of the attention: Luong's dot or general, or Bahdanau's additive.", choices=SCORES
+        "general",
+        "Score of the attention: Luong's dot or general, or Bahdanau's additive.",
+        choices=SCORES,
+        of_model=True,
     )
-    tied: bool = setting(True, "The output layer shares the target words' vectors.")
+    tied: bool = setting(True, "The output layer shares the target words' vectors.", of_model=True)
     label_smoothing: float = setting(0.1, "Share of each target's probability spread over all words.", low=0, high=1)
     sampling: float = setting(
         0.0,
@@ -53,10 +56,12 @@ class TranslateSettings(Settings):
         high=1,
     )
     sampling_schedule: str = setting("linear", "How that share rises.", choices=SAMPLING)
-    reverse_direction: bool = setting(False, "Translate from the second column to the first.")
-    lowercase: bool = setting(False, "Read and write in lower case only.")
-    min_count: int = setting(2, "Words that occur less often than this are unknown to the model.")
-    max_words: int | None = setting(None, "At most this many words are in a vocabulary.", shown="no limit")
+    reverse_direction: bool = setting(False, "Translate from the second column to the first.", of_model=True)
+    lowercase: bool = setting(False, "Read and write in lower case only.", of_model=True)
+    min_count: int = setting(2, "Words that occur less often than this are unknown to the model.", of_model=True)
+    max_words: int | None = setting(
+        None, "At most this many words are in a vocabulary.", shown="no limit", of_model=True
+    )
     longest: int = setting(100, "Pairs with more tokens than this on a side are left out.")
     encoding: str | None = encoding_setting()
     strict: bool = strict_setting()

@@ -1,14 +1,19 @@
 """A run that begins from the model of another one, for every task: prepare(..., start=...)."""
 
+import contextlib
+import copy
 import dataclasses
 import json
+from pathlib import Path
 
 import hostile
 import numpy as np
 import pytest
 
 from gpurnn.checkpoint import load_checkpoint
+from gpurnn.tasks import get_task
 from gpurnn.tasks.run import prepare
+from gpurnn.tasks.start import Start
 from gpurnn.tasks.trained import load, read_run
 
 TASKS = {  # task -> files and settings of a tiny run
@@ -70,11 +75,65 @@ def test_what_start_excludes(place):
         prepare("text", [], "run", resume=True, start="run")
     with pytest.raises(ValueError, match="holds a run of the task text, not music"):
         prepare("music", ["tunes.json"], "next", start="run")
-    with pytest.raises(ValueError, match=r"was built with layers=1, hidden=4: leave out"):
+    with pytest.raises(ValueError, match=r"layers: expected 1, as the model of .*run has, got 3: leave it out"):
         prepare("text", ["book.txt"], "next", start="run", hidden=6, layers=3)
     with pytest.raises(FileNotFoundError, match="holds no run"):
         prepare("text", ["book.txt"], "next", start="nothing")
     assert not (place / "next").exists()
+
+
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        ("text", {"level": "words", "vocabulary_size": 9, "tied": True, "embedding": 3}),
+        ("classify", {"level": "characters", "vocabulary_size": 9, "pooling": "attention"}),
+        ("translate", {"reverse_direction": True, "lowercase": True, "min_count": 1, "max_words": 9}),
+        ("speech", {"target": "class", "bands": 30, "rate": 4000, "hop": 5.0, "stack": 1}),
+        ("series", {"target": "x", "inputs": "x", "date": "none", "calendar": True, "log": True, "season": 3,
+                    "residual": "none", "mode": "every", "interval": "80"}),
+        ("longrange", {"problem": "copy", "init": "identity", "chrono": 9, "learn_state": True}),
+    ],
+)  # fmt: skip
+def test_what_decides_the_model_stays(place, name, changes):
+    files = first_run(name)
+    for setting, value in changes.items():
+        with pytest.raises(ValueError, match=f"^{setting}: expected .*, as the model of .*run has, got {value!r}"):
+            prepare(name, files, "next", start="run", **{setting: value})
+    assert not (place / "next").exists()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_setting_of_the_model_is_compared(name):
+    """Each of them alone, and none of the others."""
+    settings = get_task(name).Settings(hidden=4, seed=1)
+    start = Start(Path("run"), settings, {}, 0)
+    for f in dataclasses.fields(settings):
+        other = copy.copy(settings)
+        setattr(other, f.name, "another value")
+        if f.metadata.get("of_model"):
+            with pytest.raises(ValueError, match=f"^{f.name}: expected"):
+                start.check_settings(other)
+            setattr(other, f.name, None)
+            with contextlib.nullcontext() if getattr(settings, f.name) is None else pytest.raises(ValueError):
+                start.check_settings(other)
+        else:
+            start.check_settings(other)
+
+
+def test_what_was_found_may_be_given(place):
+    """The column that the first run found is no other one; the number of rows that a decoder writes may change."""
+    files = first_run("series", mode="recursive")
+    facts = read_run("run")[1]["facts"]
+    found = {name: facts[name] for name in ("target", "season", "residual")}
+    prepare("series", files, "next", start="run", horizon=3, **found).close()
+    with pytest.raises(ValueError, match=f"^target: expected {facts['target']!r}, as"):
+        prepare("series", files, "other", start="run", target="x")
+
+
+def test_a_size_that_the_weights_do_not_have(place):
+    files = first_run("series")
+    with pytest.raises(ValueError, match="was built with horizon=2: leave out what decides its size"):
+        prepare("series", files, "next", start="run", horizon=3)
 
 
 def test_sounds_that_the_model_does_not_fit(place):

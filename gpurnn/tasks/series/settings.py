@@ -22,10 +22,15 @@ class SeriesSettings(Settings):
     valid: float = changed(Settings, "valid", 0.1, "Share of the rows, before the test part, kept for validation.")
     test: float = setting(0.1, "Share of the rows, at the end, kept for the test.", low=0, high=1, high_open=True)
     split: str | None = setting(None, "Rows of training, validation and test, such as 8640/2880/2880.")
-    target: str | None = setting(None, "Column to forecast.", shown="the last that holds numbers")
-    inputs: str | None = setting(None, "Further columns to read, such as 'a,b'; 'all' for all that hold numbers.")
+    target: str | None = setting(None, "Column to forecast.", shown="the last that holds numbers", of_model=True)
+    inputs: str | None = setting(
+        None, "Further columns to read, such as 'a,b'; 'all' for all that hold numbers.", of_model=True
+    )
     date: str | None = setting(
-        None, "Column of the date; 'none': the rows are in order already.", shown="the first that holds dates"
+        None,
+        "Column of the date; 'none': the rows are in order already.",
+        shown="the first that holds dates",
+        of_model=True,
     )
     date_format: str | None = setting(
         None,
@@ -41,7 +46,7 @@ class SeriesSettings(Settings):
         None, "Thousands separator.", choices=(".", ",", "'", "space", "none"), shown="found from the file"
     )
     encoding: str | None = encoding_setting()
-    calendar: bool = setting(False, "Read hour, weekday and month too, as sine and cosine.")
+    calendar: bool = setting(False, "Read hour, weekday and month too, as sine and cosine.", of_model=True)
     fill: str = setting(
         "none",
         "How to fill a missing value: the one before, one on the line between its neighbors, or drop the row.",
@@ -53,17 +58,21 @@ class SeriesSettings(Settings):
         "direct",
         "direct: all values from the last state; every: from every state; recursive: one by one, by a decoder.",
         choices=("direct", "every", "recursive"),
+        of_model=True,
     )
     residual: str = setting(
         "auto",
         "What is learned: the value itself, or its difference from the last one or from the one a season before. "
         "auto: the difference from whichever of these two is the better forecast.",
         choices=("auto", "none", "last", "season"),
+        of_model=True,
     )
-    log: bool = setting(False, "Take the logarithm of the target: for growth in per cent.")
-    season: int | None = setting(None, "Rows of a season.", shown="guessed by autocorrelation")
+    log: bool = setting(False, "Take the logarithm of the target: for growth in per cent.", of_model=True)
+    season: int | None = setting(None, "Rows of a season.", shown="guessed by autocorrelation", of_model=True)
     loss: str = setting("mse", "Loss to train with.", choices=tuple(LOSSES))
-    interval: str | None = setting(None, "Learn prediction intervals, such as '80,95' (per cent).", shown="none")
+    interval: str | None = setting(
+        None, "Learn prediction intervals, such as '80,95' (per cent).", shown="none", of_model=True
+    )
 
     def __post_init__(self):
         if isinstance(self.fill, bool):  # as older runs have it

@@ -48,7 +48,7 @@ class SpeechSettings(Settings):
 
     target: str = setting(
         "transcript", "What the model learns: to write characters, or to name the class of a whole utterance.",
-        choices=("transcript", "class"),
+        choices=("transcript", "class"), of_model=True,
     )  # fmt: skip
     encoding: str | None = encoding_setting()
     concatenate: str | None = setting(
@@ -56,20 +56,25 @@ class SpeechSettings(Settings):
     )
     strings: int = setting(1000, "With --concatenate: how many strings are made of the test utterances.")
     rate: int | None = setting(
-        None, "Sampling rate in Hz; sound of another rate is resampled.", shown="that of the first file"
+        None, "Sampling rate in Hz; sound of another rate is resampled.", shown="that of the first file", of_model=True
     )
-    window: float = setting(25.0, "Length of a frame, ms.", low=0, low_open=True)
-    hop: float = setting(10.0, "Time from one frame to the next, ms.", low=0, low_open=True)
-    fft: int | None = setting(None, "Points of the Fourier transform.", shown="the next power of 2")
-    bands: int = setting(40, "Bands of the mel scale.")
-    fmin: float = setting(60.0, "Lowest frequency, Hz.", low=0)
-    fmax: float | None = setting(None, "Highest frequency, Hz.", low=0, low_open=True, shown="half the rate")
-    floor: float = setting(1e-6, "Power added before the logarithm.", low=0, low_open=True)
-    stack: int = setting(3, "Frames that make one timestep.")
-    bidirectional: bool = setting(True, "Read in both directions.")
-    normalize: bool = setting(True, "Batch normalization between the layers.")
+    window: float = setting(25.0, "Length of a frame, ms.", low=0, low_open=True, of_model=True)
+    hop: float = setting(10.0, "Time from one frame to the next, ms.", low=0, low_open=True, of_model=True)
+    fft: int | None = setting(None, "Points of the Fourier transform.", shown="the next power of 2", of_model=True)
+    bands: int = setting(40, "Bands of the mel scale.", of_model=True)
+    fmin: float = setting(60.0, "Lowest frequency, Hz.", low=0, of_model=True)
+    fmax: float | None = setting(
+        None, "Highest frequency, Hz.", low=0, low_open=True, shown="half the rate", of_model=True
+    )
+    floor: float = setting(1e-6, "Power added before the logarithm.", low=0, low_open=True, of_model=True)
+    stack: int = setting(3, "Frames that make one timestep.", of_model=True)
+    bidirectional: bool = setting(True, "Read in both directions.", of_model=True)
+    normalize: bool = setting(True, "Batch normalization between the layers.", of_model=True)
     pooling: str = setting(
-        "mean", "For classes: how states become one vector.", choices=("last", "mean", "max", "attention")
+        "mean",
+        "For classes: how states become one vector.",
+        choices=("last", "mean", "max", "attention"),
+        of_model=True,
     )
     stretch: float = setting(0.1, "Largest stretch of an utterance in time, as a share.", low=0, high=1, high_open=True)
     mask_time: int = setting(
