@@ -109,13 +109,22 @@ def describe_classes(pairs, most=10):
 
 
 def _files_of(path):
-    """The file itself, or the files in a folder; the folders in it if it holds no files, as each is then a class."""
+    """The file itself, or the files in a folder; the folders in it if it holds no files, as each is then a class.
+
+    Raises FileError for a folder that holds texts and folders of texts, which may both be classes.
+    """
     if not path.is_dir():
         return [path]
     inside = sorted(entry for entry in path.iterdir() if entry.name[0] != ".")
-    if any(ending(entry) in _ENDINGS and not entry.is_dir() for entry in inside):
-        return text_files([path], _ENDINGS)
-    return [entry for entry in inside if entry.is_dir()] or text_files([path], _ENDINGS)
+    folders = [entry for entry in inside if entry.is_dir()]
+    texts = [entry.name for entry in inside if ending(entry) in _ENDINGS and not entry.is_dir()]
+    full = [folder.name for folder in folders if any(ending(entry) in _ENDINGS for entry in folder.iterdir())]
+    if texts and full:
+        raise FileError(
+            f"{path}: holds files ({_few(texts)}) and folders of files ({_few(full)}): expected either a file or a "
+            "folder for each class. Move the others elsewhere, or give the files by name"
+        )
+    return text_files([path], _ENDINGS) if texts else folders or text_files([path], _ENDINGS)
 
 
 class _Reading:
@@ -305,6 +314,10 @@ def _refuse_unknown(found, classes):
             raise FileError(
                 f"{file}: line {line} has a label that the model never saw, {label!r}: it knows {', '.join(classes)}"
             )
+
+
+def _few(names, most=3):
+    return ", ".join([*names[:most], *(["..."] if len(names) > most else [])])
 
 
 def _count(number, what):

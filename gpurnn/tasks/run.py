@@ -171,8 +171,8 @@ def prepare(
     than ``epochs`` and ``patience``, raises ValueError, and so do other data.
 
     start: the folder of another run of the task, whose model is trained further on these files: its weights, settings,
-    and what it knows of data (vocabulary, classes, scaling); the optimizer and the learning-rate schedule start afresh. A
-    setting that decides one of these (``of_model`` in settings.py) raises ValueError where it differs.
+    and what it knows of data (vocabulary, classes, scaling); the optimizer and the learning-rate schedule start afresh.
+    A setting that decides one of these (``of_model`` in settings.py) raises ValueError where it differs.
 
     Raises what the task's ``read`` raises besides, FolderInUseError, CheckpointError; a folder that was made for the
     run is then removed.

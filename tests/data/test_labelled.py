@@ -268,6 +268,27 @@ def test_a_folder_for_each_class(tmp_path):
         read_labelled([tmp_path / "bare"])
 
 
+def test_files_and_folders_together_are_refused(tmp_path):
+    """Which of them are the classes? In aclImdb/train the files are lists of addresses."""
+    for label in ("pos", "neg"):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "0_1.txt").write_text("a film")
+        (tmp_path / f"urls_{label}.txt").write_text("http://a.b\n")
+    message = r"holds files \(urls_neg.txt, urls_pos.txt\) and folders of files \(neg, pos\): expected either"
+    for labels in (True, False):
+        with pytest.raises(FileError, match=message):
+            read_labelled([tmp_path], labels=labels)
+    given = sorted(tmp_path.glob("*.txt"))
+    assert {label for _, label in read_labelled(given).pairs} == {"urls_neg", "urls_pos"}
+    for file in given:
+        file.rename(file.with_suffix(".feat"))
+    assert read_labelled([tmp_path]).pairs == [("a film", "neg"), ("a film", "pos")]
+    (tmp_path / "pos" / "0_1.txt").rename(tmp_path / "pos.txt")
+    (tmp_path / "neg" / "0_1.txt").rename(tmp_path / "neg.txt")  # empty folders, and those of other files
+    (tmp_path / "neg" / "picture.png").write_bytes(b"")
+    assert read_labelled([tmp_path]).pairs == [("a film", "neg"), ("a film", "pos")]
+
+
 def test_files_of_a_folder_in_order(tmp_path):
     (tmp_path / "b.txt").write_text("one\n\ntwo\n")
     (tmp_path / "a.csv").write_text(table(PLAIN, ("text", "label")))
