@@ -49,7 +49,10 @@ def command(run, texts, files, encoding, text, top, backend, as_json):
         how = how_of(trained.settings)
         how = replace(how, label=None, text=text or how.text, encoding=encoding or how.encoding)
         with naming(files):
-            texts = [one for one, _ in read_labelled(files, how, classes, labels=False).pairs]
+            found = read_labelled(files, how, classes, labels=False)
+        for note in found.notes:
+            options.say(options.row("Note", note), err=True)
+        texts = [one for one, _ in found.pairs]
     elif not texts:
         texts = [line for lines in input_lines(None, encoding) for line in lines]
     vocabulary = vocabulary_of(trained.facts["vocabulary"])

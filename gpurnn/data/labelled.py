@@ -59,7 +59,8 @@ def read_labelled(files, how=None, classes=None, *, labels=True):
     (reviews.pos, reviews.neg). A folder stands for the files in it, or, where it has folders only, for a class each,
     with a text in each file.
 
-    classes: the labels that are allowed, None for any. labels: whether texts must have one; else a label may be "".
+    classes: the labels that are allowed, None for any. labels: whether texts must have one; else text and label may be
+    "", there is a pair for each row or line of a file, and a row that cannot be read refuses its file.
     Raises FileError that names the file, and the line, for what is not text, has no label, or has a label that is not
     allowed.
     """
@@ -160,7 +161,8 @@ class _Reading:
             return
         known = [label for label in could_be if label in (self.classes or could_be)]
         label = (known or could_be)[0]
-        self.found += [(line.strip(), label, file, n) for n, line in enumerate(lines_of(text), 1) if line.strip()]
+        lines = [(line.strip(), label, file, n) for n, line in enumerate(lines_of(text), 1)]
+        self.found += [line for line in lines if line[0] or not self.labels]
 
     def _text(self, file, skips):
         """The text of a file; None for a bad one of a folder, which is skipped unless ``how`` is strict."""
@@ -187,13 +189,14 @@ class _Reading:
                 cells = ["\t".join(cells[:-1]), cells[-1]]
             row = fitted(cells, width)
             pair = [row[n].strip() if row and n is not None else "" for n in (text, label)]
-            if pair[0] and (pair[1] or not self.labels):
+            if row is not None and (all(pair) or not self.labels):
                 self.found.append((*pair, path, line))
                 count += 1
             else:
+                expected = _expected(table) if self.labels else f"{_count(width, 'cell')}, as other rows have"
                 more = misfit(cells, width, table.delimiter)
-                wrong.append((line, f"should be {_expected(table)}, got {_shown(cells, table)}{more}"))
-        note = skip_or_refuse(path, wrong, count, self.how.strict, "a text and a label")
+                wrong.append((line, f"should be {expected}, got {_shown(cells, table)}{more}"))
+        note = skip_or_refuse(path, wrong, count, self.how.strict or not self.labels, "a text and a label")
         self.skipped_rows += len(wrong)
         self.notes += [note] if note else []
 
@@ -216,8 +219,10 @@ def _columns(table, reading):
     chosen = [_named(table, first, name, option) for name, option in ((how.text, "text"), (how.label, "label"))]
     given = tuple(chosen)
     named = any(name is not None and not name.isdigit() for name in (how.text, how.label))
-    alone = not reading.labels and len(first) == 1 and _plain(first[0]) in _TEXT_NAMES
-    by_name = bool(table.names or named or alone or _is_header(first))
+    by_name = bool(table.names or named or _is_header(first))
+    if not by_name and not reading.labels and _heads_texts(table):
+        by_name = True
+        reading.notes.append(f"{table.path.name}: line 1 is taken as a header: {', '.join(first)[:80]}")
     for n, known in enumerate((_TEXT_NAMES, _LABEL_NAMES)):
         names = [column for column, cell in enumerate(first) if _plain(cell) in known and column not in chosen]
         if by_name and chosen[n] is None and names:
@@ -230,14 +235,16 @@ def _columns(table, reading):
         missing = "texts" if text is None else "labels"
         raise FileError(
             f"{table.path}: cannot tell which of its columns has the {missing} ({', '.join(first)[:80]}): choose by "
-            f"name, or by number: --text 1 --label 2. It begins with {first_lines(table.path, how.encoding)}"
+            f"name, or by number: --text 1{' --label 2' * reading.labels}. It begins with "
+            f"{first_lines(table.path, how.encoding)}"
         )
     if not by_name and label is not None and _stands_out([cells[label].strip() for cells in rows], reading.classes):
         header = True
         reading.notes.append(f"{table.path.name}: line 1 is taken as a header: {', '.join(first)[:80]}")
-    if None in given and label is not None and ((text, label) != (0, 1) or table.width > 2):
-        names = first if header or table.names else [f"column {n + 1}" for n in range(table.width)]
-        reading.notes.append(f"{table.path.name}: the texts are {names[text]}, the labels {names[label]}")
+    if None in given[: 1 + reading.labels] and ((text, label) != (0, 1) or width > 2) and width > 1:
+        names = first if header or table.names else [f"column {n + 1}" for n in range(width)]
+        labels = f", the labels {names[label]}" if reading.labels else ""
+        reading.notes.append(f"{table.path.name}: the texts are {names[text]}{labels}")
     return text, label, header
 
 
@@ -302,6 +309,19 @@ def _is_header(cells):
     """Whether these are names of columns, one of texts and one of labels."""
     names = {_plain(cell) for cell in cells}
     return bool(names & _TEXT_NAMES) and bool(names & _LABEL_NAMES)
+
+
+def _heads_texts(table):
+    """Whether the first row of a table without labels has names: one of texts, or one above numbers alone."""
+    (_, first), *rows = table.rows
+    if {_plain(cell) for cell in first} & _TEXT_NAMES:
+        return True
+    rows = [row for _, cells in rows if (row := fitted(cells, named_width(first))) is not None]
+    columns = list(zip(*rows, strict=True))
+    return any(
+        not name.strip().isdigit() and all(cell.strip().isdigit() for cell in column)
+        for name, column in zip(first, columns, strict=False)
+    )
 
 
 def _plain(name):

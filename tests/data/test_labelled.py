@@ -318,6 +318,45 @@ def test_without_labels(read):
         assert [text for text, _ in found.pairs] == texts, content
 
 
+@pytest.mark.parametrize(
+    "name, content, texts, notes",
+    [
+        ("a.csv", "id,text,label\n1,the cat,pos\n2,,neg\n3,the dog,x\n", ["the cat", "", "the dog"],
+         ["a.csv: the texts are text"]),
+        ("a.csv", "id,text\n1,the cat\n2,the dog\n", ["the cat", "the dog"],
+         ["a.csv: line 1 is taken as a header: id, text", "a.csv: the texts are text"]),
+        ("a.csv", "id,Satz\n1,the cat\n2,the dog\n", ["the cat", "the dog"],
+         ["a.csv: line 1 is taken as a header: id, Satz", "a.csv: the texts are Satz"]),
+        ("a.csv", "1,the cat\n2,the dog\n", ["the cat", "the dog"], ["a.csv: the texts are column 2"]),
+        ("a.tsv", "id\ttext\n1\tthe cat\n2\t\n", ["the cat", ""],
+         ["a.tsv: line 1 is taken as a header: id, text", "a.tsv: the texts are text"]),
+        ("a.jsonl", '{"text": "the cat"}\n{"text": null}\n{"id": 1}\n{"text": "the dog"}\n',
+         ["the cat", "", "", "the dog"], ["a.jsonl: the texts are text"]),
+        ("a.txt", "the cat\n\nthe dog\n", ["the cat", "", "the dog"], []),
+    ],
+)  # fmt: skip
+def test_a_text_for_each_row(read, name, content, texts, notes):
+    found = read(name, content, None, ["pos", "neg"], labels=False)
+    assert [text for text, _ in found.pairs] == texts and found.skipped == 0
+    assert found.notes == notes
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.csv", "text,label\nthe cat,pos\ncat ran 1, well then,pos\nthe dog,neg\n",
+         "a.csv: line 3 should be 2 cells, as other rows have, got .* expected 2: a comma inside a cell needs quotes"),
+        ("a.csv", "text\nthe cat\nwell, then\nthe dog\n", "a.csv: line 3 should be 1 cell, as other"),
+        ("a.csv", "id,text\n1,the cat\n2\n3,the dog\n", "a.csv: line 3 should be 2 cells, .*, got '2'"),
+        ("a.jsonl", '{"text": "the cat"}\n{"text": \n{"text": "the dog"}\n', "a.jsonl: line 2 is not JSON"),
+    ],
+)  # fmt: skip
+def test_a_row_without_a_text_to_classify_is_refused(read, name, content, message):
+    """Else the answers would not be those of the rows in their order."""
+    with pytest.raises(FileError, match=message):
+        read(name, content, None, ["pos", "neg"], labels=False)
+
+
 # ---- on the command line
 
 
@@ -365,6 +404,12 @@ def test_train_classify_and_evaluate_take_them(tmp_path, monkeypatch):
     assert "standard input: it would take" in many.stderr
     both = gpurnn("classify", "run", "a text", "--file", "more.jsonl", code=2)
     assert "give TEXTs or --file, not both" in both.stderr
+    (tmp_path / "gap.csv").write_text("id,text\n1,a fine film\n2,\n3,dull\n")
+    gap = gpurnn("classify", "run", "--file=gap.csv", "--text=text", "--json")
+    assert [entry["text"] for entry in json.loads(gap.stdout)] == ["a fine film", "", "dull"]
+    assert "Note" not in gap.stdout and gap.stderr == ""
+    gap = gpurnn("classify", "run", "--file=gap.csv", "--text=2", "--json")
+    assert len(json.loads(gap.stdout)) == 3 and "gap.csv: line 1 is taken as a header: id, text" in gap.stderr
 
 
 @pytest.mark.long
