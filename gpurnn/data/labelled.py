@@ -197,6 +197,9 @@ class _Reading:
                 more = misfit(cells, width, table.delimiter)
                 wrong.append((line, f"should be {expected}, got {_shown(cells, table)}{more}"))
         note = skip_or_refuse(path, wrong, count, self.how.strict or not self.labels, "a text and a label")
+        if table.blank and not self.labels:
+            shown = _few([f"{line:,}" for line in table.blank], 20)
+            self.notes.append(f"{path.name}: rows without a value are left out, in these lines: {shown}")
         self.skipped_rows += len(wrong)
         self.notes += [note] if note else []
 

@@ -27,7 +27,8 @@ class Rows:
     """The rows of a table.
 
     delimiter: None for JSON lines. names: of the columns, where each row has them with it. rows: (number of the line,
-    cells as strings), blank ones left out. bad: (number of the line, what is wrong) of those that are no row.
+    cells as strings), blank ones left out. bad: (number of the line, what is wrong) of those that are no row. blank:
+    numbers of the lines of rows that have cells, and nothing in them.
     """
 
     path: object
@@ -35,6 +36,7 @@ class Rows:
     names: list | None
     rows: list
     bad: list = field(default_factory=list)
+    blank: list = field(default_factory=list)
 
     @functools.cached_property
     def width(self):
@@ -82,8 +84,11 @@ def read_rows(path, text, is_header=lambda cells: False, *, tabs=False):
         return None
     check_room(path, _CELL_COST * text.count(delimiter), "its cells")
     if delimiter == "\t" and ending(path) != ".csv":
-        return Rows(path, delimiter, None, _tab_separated(text))
-    return Rows(path, delimiter, None, _separated(path, text, delimiter))
+        blank = [n for n, line in enumerate(text.split("\n"), 1) if "\t" in line and not line.strip()]
+        return Rows(path, delimiter, None, _tab_separated(text), blank=blank)
+    found = _separated(path, text, delimiter)
+    rows = [(line, cells) for line, cells in found if _has_value(cells)]
+    return Rows(path, delimiter, None, rows, blank=[n for n, cells in found if not _has_value(cells)])
 
 
 def skip_or_refuse(path, wrong, good, strict, expected):
@@ -142,7 +147,7 @@ def _tab_separated(text):
     same_width = len({len(cells) for _, cells in raw}) == 1
     if '"' in text and (quoted == len(raw) or not same_width):
         with contextlib.suppress(csv.Error):
-            found = list(_parsed(text, delimiter="\t", strict=True))
+            found = [(n, cells) for n, cells in _parsed(text, delimiter="\t", strict=True) if _has_value(cells)]
             if quoted == len(raw) or len({len(cells) for _, cells in found}) == 1:
                 return found
     return raw
@@ -163,6 +168,10 @@ def _separated(path, text, delimiter):
         ) from None
 
 
+def _has_value(cells):
+    return any(cell.strip() for cell in cells)
+
+
 def _parsed(text, **how):
     """(number of its first line, cells) of each row. Raises csv.Error that names the line where a row begins."""
     reader, begin = csv.reader(io.StringIO(text, newline=""), **how), 1
@@ -174,7 +183,7 @@ def _parsed(text, **how):
                 return
             except csv.Error as error:
                 raise csv.Error(f"line {begin}: {error}") from None
-            if any(cell.strip() for cell in cells):
+            if _has_value(cells) or len(cells) > 1 or cells == [""]:  # a line of nothing, or of spaces, is no row
                 yield begin, cells
             begin = reader.line_num + 1
 

@@ -333,6 +333,12 @@ def test_without_labels(read):
         ("a.jsonl", '{"text": "the cat"}\n{"text": null}\n{"id": 1}\n{"text": "the dog"}\n',
          ["the cat", "", "", "the dog"], ["a.jsonl: the texts are text"]),
         ("a.txt", "the cat\n\nthe dog\n", ["the cat", "", "the dog"], []),
+        ("a.csv", 'text\nthe cat\n""\n\nthe dog\n', ["the cat", "the dog"],
+         ["a.csv: line 1 is taken as a header: text", "a.csv: rows without a value are left out, in these lines: 3"]),
+        ("a.csv", "text,label\nthe cat,\n,\nthe dog,\n \n,\n", ["the cat", "the dog"],
+         ["a.csv: rows without a value are left out, in these lines: 3, 6"]),
+        ("a.tsv", "text\tlabel\nthe cat\t\n\t\nthe dog\t\n\n", ["the cat", "the dog"],
+         ["a.tsv: rows without a value are left out, in these lines: 3"]),
     ],
 )  # fmt: skip
 def test_a_text_for_each_row(read, name, content, texts, notes):
