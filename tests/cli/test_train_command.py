@@ -195,8 +195,8 @@ def test_a_run_from_another_resumes_with_the_same_bits(call):
     "arguments, expected",
     [
         (["--from", "run", "--out", "run", "--overwrite"], "is the folder of the new run itself"),
-        (["--from", "run", "--out", "x", "--hidden", 9], "was built with --hidden 8: leave out"),
-        (["--from", "run", "--out", "x", "--cell", "gru"], "was built with --cell lstm: leave out"),
+        (["--from", "run", "--out", "x", "--hidden", 9], "--hidden: expected 8, as the model of"),
+        (["--from", "run", "--out", "x", "--cell", "gru"], "--cell: expected 'lstm', as the model of"),
         (["--from", "run", "--out", "run", "--resume"], "--resume and --from exclude each other"),
         (["--from", "nothing", "--out", "x"], "does not exist"),
     ],
