@@ -68,6 +68,12 @@ class Optimizer(NamesArguments):
     model: Module
     hyper: Mapping[str, Any]
     steps: int
+    _kernel: str | None = None  # the compiled rule; None: array code on every backend
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "_update" in vars(cls) and "_kernel" not in vars(cls):  # the rule that it inherits is another update
+            cls._kernel = None
 
     def __init__(
         self,
@@ -316,7 +322,7 @@ class Optimizer(NamesArguments):
 
     def _scalars(self, by: Setting) -> dict[str, float]:
         """Name -> number for the compiled update ``_kernel``, in the order in which the CPU code takes them."""
-        raise NotImplementedError
+        return {}
 
     def _update(self, by: Setting, p: Array, g: Array, a: Array, b: Array, **arrays: Array) -> None:
         """Update the block ``p`` and its state arrays from the gradients ``g``; ``a`` and ``b`` are scratch.
