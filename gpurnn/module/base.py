@@ -29,7 +29,7 @@ PRECISIONS = ("float32", "tf32")
 _RESERVED = frozenset({  # what Module.__init__ sets: no layer takes these names
     "ops", "xp", "dtype", "precision", "compute_dtype", "seed", "name", "key", "calls", "training", "buffers",
     "children", "params", "grads", "flat_params", "flat_grads", "parameter_count",
-    "_evaluations", "_counts", "_frozen", "_homes", "_own", "_open", "_parent", "_layout",
+    "_evaluations", "_counts", "_frozen", "_homes", "_own", "_open", "_parent", "_layout", "_drawn_seed",
 })  # fmt: skip
 
 
@@ -73,7 +73,7 @@ class Module(Registration, Freezing, Versions, Modes, States, NamesArguments):
     dtype : str or dtype, optional
         float32, float64, float16 or bfloat16. None follows likewise, and is float32 until then.
     seed : int, optional
-        Key of the random draws; None draws one.
+        Key of the random draws. None takes that of the first layer in it that was given one, and draws one until then.
     precision : {"float32", "tf32"}
         See the attribute.
 
@@ -146,6 +146,9 @@ class Module(Registration, Freezing, Versions, Modes, States, NamesArguments):
             _check_gpu_bfloat16(self.xp.__version__, np.__version__)
         self.compute_dtype = compute_dtype(self.dtype)
         self.seed = rng.check_seed(seed)
+        self._drawn_seed = (
+            self.seed if seed is None else None
+        )  # while it is ``seed``, the first layer's takes its place
         self.name = ""
         self.key = 0
         self.calls = 0
@@ -244,9 +247,6 @@ class Layers(Module):
         named = dict(layers) if isinstance(layers, Mapping) else {str(n): layer for n, layer in enumerate(layers)}
         super().__init__()
         self.add_layers(named)
-        for child in self.children.values():
-            self.seed = child.seed
-            break
 
     def __getitem__(self, key: str | int) -> Module:
         """The layer of this name, or at this place."""

@@ -15,6 +15,7 @@ from gpurnn.dtypes import compute_dtype
 from gpurnn.module import ALIGNMENT, Layers
 from gpurnn.module.base import _RESERVED
 from gpurnn.testing import check_gradient
+from gpurnn.train.loop import noisy_weights
 
 F64 = {"backend": "numpy", "dtype": "float64"}
 
@@ -535,3 +536,38 @@ def test_layers_say_what_they_hold():
     assert len(group) == 2 and dict(group.items())["a"] is group["a"] is group[0]
     assert list(group.params) == ["a.weight", "a.bias", "b.0.weight", "b.0.bias"]
     assert Layers([Linear(2, 2, seed=7), Linear(2, 2, seed=8)]).seed == 7  # so that equal models have equal states
+
+
+def test_a_module_without_a_seed_takes_that_of_its_first_seeded_layer():
+    class Net(Module):
+        def __init__(self, seed=None):
+            super().__init__(seed=seed)
+            self.norm = gpurnn.LayerNorm(2)  # draws nothing, so it says nothing
+            self.inner = Module()
+            self.inner.first = Linear(2, 2, seed=7)  # later than ``inner`` itself
+            self.second = Linear(2, 2, seed=8)
+
+    model = Net()
+    assert model.seed == model.inner.seed == 7
+    assert Net(seed=5).seed == 5
+    assert Sequential(gpurnn.LayerNorm(2), Linear(2, 2, seed=3)).seed == 3
+    by_hand = Module()
+    by_hand.seed = 9
+    by_hand.layer = Linear(2, 2, seed=1)
+    assert by_hand.seed == 9
+    drawn = Module()
+    drawn.layer = Linear(2, 2)
+    assert drawn.seed != Module().seed
+    copied = copy.deepcopy(drawn)
+    copied.other = Linear(2, 2, seed=4)
+    assert copied.seed == 4
+
+
+def test_noise_on_the_weights_follows_the_layers_seed():
+    def noisy():
+        model = Module()
+        model.layer = Linear(3, 3, seed=7, **F64)
+        with noisy_weights(model, 0.1, step=0):
+            return model.flat_params.copy()
+
+    np.testing.assert_array_equal(noisy(), noisy())
