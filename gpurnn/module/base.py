@@ -6,6 +6,7 @@ is one operation over one array however deep the model is.
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -226,7 +227,8 @@ class Layers(Module):
     """Layers of a list, tuple or dict, as a part of a model. It runs none of them: that is up to the model.
 
     A model makes it where a list, tuple or dict of layers is set as an attribute. It is read like a list; the layers of
-    a dict are also read by name. Set ``layers[name]`` to replace or to add a layer.
+    a dict are also read by name. Set ``layers[name]`` to replace or to add a layer;
+    ``del layers[name]`` takes one out.
 
     Parameters
     ----------
@@ -255,6 +257,16 @@ class Layers(Module):
     def __setitem__(self, key: str | int, layer: Module) -> None:
         """Put another layer in the place of this one; a new name is added at the end."""
         self.add_layers({key if isinstance(key, str) else list(self.children)[key]: layer})
+
+    def __delitem__(self, key: str | int) -> None:
+        """Take out the layer of this name, or at this place; in a list, those after it move up."""
+        names = list(self.children)
+        gone = key if isinstance(key, str) else names[operator.index(key)]
+        if gone not in names:
+            raise KeyError(f"{gone}: no layer is called so, there are {', '.join(names)}")
+        rest = {name: child for name, child in self.children.items() if name != gone}
+        is_list = names == [str(number) for number in range(len(names))]
+        self._set_children({str(number): child for number, child in enumerate(rest.values())} if is_list else rest)
 
     def __len__(self) -> int:
         return len(self.children)
