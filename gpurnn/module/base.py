@@ -48,9 +48,10 @@ class Module(Registration, Freezing, Versions, Modes, States, NamesArguments):
     In a model of your own, call ``super().__init__()`` first. Then a layer that is set as an attribute,
     ``self.lstm = gpurnn.LSTM(...)``, is a part of the model: its parameters, such as "lstm.weight_ih_l0", are in
     ``params``, in the state dictionary, and train with the model. So are the layers of a list, tuple or dict, which
-    becomes a ``gpurnn.module.Layers``. ``parameter`` makes a parameter of the module's own. A layer that takes the
-    place of another, or a deleted one, leaves the other on its own; an optimizer of the model must be built anew then.
-    Attributes that are named in the class's ``references`` hold layers that belong elsewhere.
+    becomes a ``gpurnn.module.Layers``; layers in a set, a deque or a generator raise TypeError. ``parameter`` makes a
+    parameter of the module's own. A layer that takes the place of another, or a deleted one, leaves the other on its
+    own; an optimizer of the model must be built anew then. Attributes that are named in the class's ``references``
+    hold layers that belong elsewhere.
 
     ``forward`` returns the outputs and a backward function, ``__call__`` the outputs alone; ``guard_backward`` adds the
     usual checks to a backward function. docs/models.md has an example.
@@ -147,9 +148,7 @@ class Module(Registration, Freezing, Versions, Modes, States, NamesArguments):
             _check_gpu_bfloat16(self.xp.__version__, np.__version__)
         self.compute_dtype = compute_dtype(self.dtype)
         self.seed = rng.check_seed(seed)
-        self._drawn_seed = (
-            self.seed if seed is None else None
-        )  # while it is ``seed``, the first layer's takes its place
+        self._drawn_seed = self.seed if seed is None else None  # the first seeded layer's takes the place of this one
         self.name = ""
         self.key = 0
         self.calls = 0
