@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from gpurnn.cli.options import Whole
+from gpurnn.cli.options import FullHelpGroup
 
 from .cases import CELLS, ITEMSIZE, PASSES, SUITES, select
 from .doubles import DOUBLES
@@ -22,7 +22,7 @@ _PAGES = ("README.md", "gpurnn/docs/speed.md")  # with tables made from results
 _file = click.argument("file", type=click.Path(exists=True, dir_okay=False))
 
 
-class _Commands(Whole):
+class _Commands(FullHelpGroup):
     def list_commands(self, ctx):
         return [name for name in super().list_commands(ctx) if not self.commands[name].hidden]
 

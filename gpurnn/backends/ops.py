@@ -22,6 +22,13 @@ _TILE_FEATURES, _TILE_ROWS = 128, 16  # tile of a transposing copy, to rows and 
 _MOST = (1 << 31) - 1  # most timesteps or sequences that compiled code counts: an int
 _FEATURE_MAJOR_FROM = 8  # batch size from which NumPy's arrays of the time loop are feature-major
 
+# The state arrays of each compiled rule of an optimizer. CPU code numbers rules and arrays in this order.
+UPDATE_STATES = {
+    "sgd": ("momentum_buffer",),
+    "rmsprop": ("square_avg", "grad_avg", "momentum_buffer"),
+    "adam": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+}
+
 
 class Ops:
     """The primitives over ``xp``; the reference for every other backend."""
@@ -302,9 +309,10 @@ class Ops:
     def optimize(self, kernel, params, grads, arrays, scalars, array_code):
         """Make an optimizer's update of a part of the flat buffers, in place.
 
-        kernel: the rule, "sgd", "rmsprop" or "adam". params, grads: (N,). arrays: the optimizer's state arrays by name.
-        scalars: its numbers by name, in the order of kernels/sums/optimize.cu. array_code: the same update as a
-        function of ``params``, ``grads`` and ``arrays``; backends with compiled updates do not call it.
+        kernel: the rule, one of ``UPDATE_STATES``, or None or another name where no backend has compiled it. params,
+        grads: (N,). arrays: the optimizer's state arrays by name. scalars: its numbers by name, in the order of
+        kernels/sums/optimize.cu. array_code: the same update as a function of ``params``, ``grads`` and ``arrays``;
+        backends with compiled updates call it for other rules alone.
         """
         array_code(params, grads, arrays)
 

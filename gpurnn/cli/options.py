@@ -148,7 +148,7 @@ def can_plot():
 COMMAND = "gpurnn.command"  # the key in the context's meta under which the called command is stored
 
 
-class Whole(click.Group):
+class FullHelpGroup(click.Group):
     """A group that shows the first sentence of each command whole, which click cuts, and notes which one is called."""
 
     def resolve_command(self, ctx, args):

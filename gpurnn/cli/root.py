@@ -21,7 +21,7 @@ COMMANDS = (  # each has a module of its name
 )  # fmt: skip
 
 
-class _Commands(options.Whole):
+class _Commands(options.FullHelpGroup):
     """Loads a command when it is asked for; turns the errors that a user can cause into one line and an exit code."""
 
     def list_commands(self, ctx):

@@ -15,7 +15,7 @@ from ..tasks.trained import read_run
 from . import options
 
 
-class _Tasks(options.Whole):
+class _Tasks(options.FullHelpGroup):
     """One command for each task, made from its ``Settings`` when it is asked for."""
 
     def list_commands(self, ctx):

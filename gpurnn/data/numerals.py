@@ -32,11 +32,11 @@ def _evidence(mark, other):
     return tuple(re.compile(rf"^(?:{pattern})$", re.MULTILINE) for pattern in (sure, unsure))
 
 
-_SURE, _UNSURE = (
+_CERTAIN, _AMBIGUOUS = (
     {".": point, ",": comma} for point, comma in zip(_evidence(".", ","), _evidence(",", "."), strict=True)
 )
 _PARTED = {mark: re.compile(rf"^{_SIGN}\d{{1,3}}(?:{_GROUPS[mark]}\d{{3}})+", re.MULTILINE) for mark in (" ", "'")}
-_AGAINST = {".": ",", ",": "."}
+_OTHER_MARK = {".": ",", ",": "."}
 
 
 class Undecided(ValueError):
@@ -107,12 +107,12 @@ def find_marks(columns, *, decimal=None, thousands=None, before=None, trust_poin
     nothing. trust_points: whether "2.007" alone is 2.007. Raises ``Undecided``.
     """
     text, rows = "\n".join("\n".join(cells) for cells in columns), max(1, len(columns[0]))
-    if decimal is None and thousands in _AGAINST:
-        decimal = _AGAINST[thousands]
+    if decimal is None and thousands in _OTHER_MARK:
+        decimal = _OTHER_MARK[thousands]
     decimal = decimal or _decimal(text, rows, before, trust_points)
-    against = _AGAINST[decimal]
+    against = _OTHER_MARK[decimal]
     if thousands is None:
-        shown = _first(text, rows, _UNSURE[against], against) or _first(text, rows, _SURE[decimal], against)
+        shown = _first(text, rows, _AMBIGUOUS[against], against) or _first(text, rows, _CERTAIN[decimal], against)
         if shown:
             return Marks(decimal, against), shown[1]
         for mark, marks in ((" ", _SPACES), ("'", _QUOTES)):
@@ -122,13 +122,13 @@ def find_marks(columns, *, decimal=None, thousands=None, before=None, trust_poin
 
 
 def _decimal(text, rows, before, trust_points):
-    marked = [mark for mark in _SURE if mark in text]
+    marked = [mark for mark in _CERTAIN if mark in text]
     if not marked:
         return before or "."
-    sure = {mark: found for mark in _SURE if (found := _first(text, rows, _SURE[mark]))}
+    sure = {mark: found for mark in _CERTAIN if (found := _first(text, rows, _CERTAIN[mark]))}
     if len(sure) == 1:
         return next(iter(sure))
-    found = sure or {mark: found for mark in marked if (found := _first(text, rows, _UNSURE[mark]))}
+    found = sure or {mark: found for mark in marked if (found := _first(text, rows, _AMBIGUOUS[mark]))}
     if len(found) == 2:
         (other, one), (row, cell) = sorted(found.values())
         raise Undecided(f"{cell!r} has another decimal mark than {one!r}", row, other)

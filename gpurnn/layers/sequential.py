@@ -109,7 +109,7 @@ class Sequential(Module):
         name, first = next(iter(named.items()))
         if not isinstance(first, Module):
             raise TypeError(f"{name}: expected a gpurnn layer, got {type(first).__name__}")
-        super().__init__(seed=first.seed)
+        super().__init__()
         self.add_layers(named)
 
     def _check_layers(self, children):

@@ -6,6 +6,7 @@ is one operation over one array however deep the model is.
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -29,7 +30,7 @@ PRECISIONS = ("float32", "tf32")
 _RESERVED = frozenset({  # what Module.__init__ sets: no layer takes these names
     "ops", "xp", "dtype", "precision", "compute_dtype", "seed", "name", "key", "calls", "training", "buffers",
     "children", "params", "grads", "flat_params", "flat_grads", "parameter_count",
-    "_evaluations", "_counts", "_frozen", "_homes", "_own", "_open", "_parent", "_layout",
+    "_evaluations", "_counts", "_frozen", "_homes", "_own", "_open", "_parent", "_layout", "_drawn_seed",
 })  # fmt: skip
 
 
@@ -47,9 +48,10 @@ class Module(Registration, Freezing, Versions, Modes, States, NamesArguments):
     In a model of your own, call ``super().__init__()`` first. Then a layer that is set as an attribute,
     ``self.lstm = gpurnn.LSTM(...)``, is a part of the model: its parameters, such as "lstm.weight_ih_l0", are in
     ``params``, in the state dictionary, and train with the model. So are the layers of a list, tuple or dict, which
-    becomes a ``gpurnn.module.Layers``. ``parameter`` makes a parameter of the module's own. A layer that takes the
-    place of another, or a deleted one, leaves the other on its own; an optimizer of the model must be built anew then.
-    Attributes that are named in the class's ``references`` hold layers that belong elsewhere.
+    becomes a ``gpurnn.module.Layers``; layers in a set, a deque or a generator raise TypeError. ``parameter`` makes a
+    parameter of the module's own. A layer that takes the place of another, or a deleted one, leaves the other on its
+    own; an optimizer of the model must be built anew then. Attributes that are named in the class's ``references``
+    hold layers that belong elsewhere.
 
     ``forward`` returns the outputs and a backward function, ``__call__`` the outputs alone; ``guard_backward`` adds the
     usual checks to a backward function. docs/models.md has an example.
@@ -73,7 +75,7 @@ class Module(Registration, Freezing, Versions, Modes, States, NamesArguments):
     dtype : str or dtype, optional
         float32, float64, float16 or bfloat16. None follows likewise, and is float32 until then.
     seed : int, optional
-        Key of the random draws; None draws one.
+        Key of the random draws. None takes that of the first layer in it that was given one, and draws one until then.
     precision : {"float32", "tf32"}
         See the attribute.
 
@@ -146,6 +148,7 @@ class Module(Registration, Freezing, Versions, Modes, States, NamesArguments):
             _check_gpu_bfloat16(self.xp.__version__, np.__version__)
         self.compute_dtype = compute_dtype(self.dtype)
         self.seed = rng.check_seed(seed)
+        self._drawn_seed = self.seed if seed is None else None  # the first seeded layer's takes the place of this one
         self.name = ""
         self.key = 0
         self.calls = 0
@@ -223,7 +226,8 @@ class Layers(Module):
     """Layers of a list, tuple or dict, as a part of a model. It runs none of them: that is up to the model.
 
     A model makes it where a list, tuple or dict of layers is set as an attribute. It is read like a list; the layers of
-    a dict are also read by name. Set ``layers[name]`` to replace or to add a layer.
+    a dict are also read by name. Set ``layers[name]`` to replace or to add a layer;
+    ``del layers[name]`` takes one out.
 
     Parameters
     ----------
@@ -244,9 +248,6 @@ class Layers(Module):
         named = dict(layers) if isinstance(layers, Mapping) else {str(n): layer for n, layer in enumerate(layers)}
         super().__init__()
         self.add_layers(named)
-        for child in self.children.values():
-            self.seed = child.seed
-            break
 
     def __getitem__(self, key: str | int) -> Module:
         """The layer of this name, or at this place."""
@@ -255,6 +256,16 @@ class Layers(Module):
     def __setitem__(self, key: str | int, layer: Module) -> None:
         """Put another layer in the place of this one; a new name is added at the end."""
         self.add_layers({key if isinstance(key, str) else list(self.children)[key]: layer})
+
+    def __delitem__(self, key: str | int) -> None:
+        """Take out the layer of this name, or at this place; in a list, those after it move up."""
+        names = list(self.children)
+        gone = key if isinstance(key, str) else names[operator.index(key)]
+        if gone not in names:
+            raise KeyError(f"{gone}: no layer is called so, there are {', '.join(names)}")
+        rest = {name: child for name, child in self.children.items() if name != gone}
+        is_list = names == [str(number) for number in range(len(names))]
+        self._set_children({str(number): child for number, child in enumerate(rest.values())} if is_list else rest)
 
     def __len__(self) -> int:
         return len(self.children)

@@ -30,6 +30,8 @@ class FlatParameters:
     children: dict[str, Any]
     name: str
     key: int
+    seed: int
+    _drawn_seed: int | None = None
 
     def _declare(self, arrays: Mapping[str, Array]) -> None:
         """Make the mapping name -> initial value this module's own parameters, in place of those that it had."""
@@ -68,6 +70,8 @@ class FlatParameters:
             layout += [(f"{name}.{inner}", shape) for inner, shape in child._layout]
             owners |= {f"{name}.{inner}": owner for inner, owner in child.params._owners.items()}
         self.params._owners = owners
+        if self.seed == self._drawn_seed:
+            self.seed = next((child.seed for child in homes if child.seed != child._drawn_seed), self.seed)
         self._counts = [self._counts[0], *(counts for child in homes for counts in child._counts)]
         self._frozen = [self._frozen[0], *(frozen for child in homes for frozen in child._frozen)]
         params = self.xp.concatenate([self.flat_params[:own], *(child.flat_params for child in homes)])

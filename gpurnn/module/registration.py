@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import ChainMap, UserDict, UserList, deque
+from collections.abc import Generator, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -107,10 +109,11 @@ class Registration(FlatParameters):
 
     def _grouped(self, name: str, value: Any) -> Any:
         """``value``, or where it is a list, tuple or dict of layers, the ``Layers`` of these."""
-        if not isinstance(value, (list, tuple, dict)):
+        if not isinstance(value, _GROUPS):
             return value
         for part in _parts(value):
-            if not isinstance(part, (FlatParameters, list, tuple, dict)):
+            _refuse_holder(name, part)
+            if not isinstance(part, (FlatParameters, *_GROUPS)):
                 raise TypeError(
                     f"{name}: expected layers alone in a {type(value).__name__}, got {type(part).__name__}. Set what "
                     "is no layer as another attribute"
@@ -196,6 +199,8 @@ class Registration(FlatParameters):
             self.add_layers({name: value})
             self.__dict__.pop(name, None)  # a plain attribute, such as None, that stood there
             return
+        if name not in self.references:
+            _refuse_holder(name, value)
         if name in self.__dict__.get("children", ()):
             self.__delattr__(name)
         super().__setattr__(name, value)
@@ -204,7 +209,7 @@ class Registration(FlatParameters):
         """Whether an attribute of this value is a part of the module. A reference to the module around it is none."""
         if isinstance(value, FlatParameters):
             return not any(module is self for _, module in value.modules())
-        return isinstance(value, (list, tuple, dict)) and _holds_layers(value)
+        return isinstance(value, _GROUPS) and _holds_layers(value)
 
     def __getattr__(self, name: str) -> Any:
         """The layer of this name; it is called where there is no other attribute."""
@@ -238,7 +243,7 @@ class Registration(FlatParameters):
         """Raise ValueError for layers that came into a list or dict after it was set as an attribute."""
         for _, module in self.modules():
             for name, value in vars(module).items():
-                if name in self._reserved or not isinstance(value, (list, tuple, dict)) or not _holds_layers(value):
+                if name in self._reserved or name in module.references or not _holds_layers(value):
                     continue
                 kind = type(value).__name__
                 raise ValueError(
@@ -254,17 +259,34 @@ def _check_name(what: str, name: Any) -> None:
         raise ValueError(f"names of {what} should be non-empty and without a dot, got {name!r}")
 
 
-# ---- lists and dicts of layers
+# ---- lists and dicts of layers, and what else may hold some
+
+_GROUPS = (list, tuple, dict)
+_MAPPINGS = (dict, MappingProxyType, UserDict, ChainMap)
+_HOLDERS = (*_GROUPS, *_MAPPINGS, set, frozenset, deque, UserList, KeysView, ValuesView, ItemsView)
 
 
-def _parts(group: Any) -> Iterator[Any]:
-    """What a list, tuple or dict holds."""
-    return iter(group.values() if isinstance(group, dict) else group)
+def _parts(holder: Any) -> Iterator[Any]:
+    """What a list, dict or another holder has in it: nothing where it is none."""
+    if isinstance(holder, np.ndarray):
+        return iter(holder.flat if holder.dtype == object else ())
+    if isinstance(holder, _MAPPINGS):
+        return iter(holder.values())
+    return iter(holder if isinstance(holder, _HOLDERS) else ())
 
 
-def _holds_layers(group: Any) -> bool:
-    """Whether there is a layer in a list, tuple or dict, at any depth."""
-    return any(
-        isinstance(part, FlatParameters) or (isinstance(part, (list, tuple, dict)) and _holds_layers(part))
-        for part in _parts(group)
-    )
+def _holds_layers(holder: Any) -> bool:
+    """Whether there is a layer in a list, tuple, dict, set and so on, at any depth."""
+    return any(isinstance(part, FlatParameters) or _holds_layers(part) for part in _parts(holder))
+
+
+def _refuse_holder(name: str, value: Any) -> None:
+    """Raise TypeError for a value that holds layers, or may, and has no names or no order for them."""
+    kind = type(value).__name__
+    if isinstance(value, (Generator, map, filter, zip)):
+        problem = f"a {kind} is read once, so layers in it cannot be found"
+    elif not isinstance(value, _GROUPS) and _holds_layers(value):
+        problem = f"layers in a {kind} cannot become part of the model"
+    else:
+        return
+    raise TypeError(f"{name}: {problem}. Make it a list, tuple or dict, or name it in the class's references")

@@ -15,7 +15,7 @@ from ..dtypes import is_float
 from ..errors import DtypeError, NamesArguments, ShapeError, check_flag, check_number, check_size
 from ..module import Module, writable
 from .blocks import block_size, blocks, check_model
-from .groups import Group, Setting, make_groups
+from .groups import Group, ReadOnly, Setting, make_groups
 from .state import check_kind, check_names, is_square
 
 
@@ -36,7 +36,7 @@ class Optimizer(NamesArguments):
         hyperparameter that needs no other state arrays, or ``freeze``, which calls ``Module.freeze``. A parameter
         belongs to the first group that matches it; what no group matches has the optimizer's own settings. A group's
         ``lr`` holds at the rate that the optimizer is built with; where that changes, by a schedule or by hand, the
-        group's changes in proportion.
+        group's changes in proportion. Where that is 0, a schedule scales the group's as it would a rate above 0.
     decay_biases : bool
         False: no weight decay of parameters of fewer than two axes, which are biases and the weights of norms, unless a
         group sets ``weight_decay``.
@@ -68,6 +68,13 @@ class Optimizer(NamesArguments):
     model: Module
     hyper: Mapping[str, Any]
     steps: int
+    _kernel: str | None = None  # the compiled rule; None: array code on every backend
+    _group_factor = 1.0  # of the groups' rates, by a schedule, where the first rate is 0
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "_update" in vars(cls) and "_kernel" not in vars(cls):  # the rule that it inherits is another update
+            cls._kernel = None
 
     def __init__(
         self,
@@ -168,15 +175,18 @@ class Optimizer(NamesArguments):
     # ---- groups
 
     @property
-    def groups(self) -> list[dict[str, Any]]:
-        """The sets of parameters with settings of their own: ``names``, ``lr`` as of now, and all hyperparameters."""
+    def groups(self) -> tuple[ReadOnly, ...]:
+        """The sets of parameters with settings of their own: ``names``, ``lr`` as of now, and all hyperparameters.
+
+        They are read-only: set the optimizer's ``lr``, or build a new optimizer.
+        """
         found = []
         for number, kind in enumerate(self._kinds):
             names = list(self.model.params)
             if self._numbers is not None:
                 names = [name for name in names if self._numbers[name] == number]
-            found.append({"names": names, "lr": self._rate(kind[0]), **self._hyper_of(*kind)})
-        return found
+            found.append(ReadOnly(names=names, lr=self._rate(kind[0]), **self._hyper_of(*kind)))
+        return tuple(found)
 
     def _number_settings(self) -> None:
         """Number the settings: (group or None, whether its decay is left out), and those of each parameter."""
@@ -206,7 +216,7 @@ class Optimizer(NamesArguments):
         if group is None or group.lr is None:
             return self.lr
         if self._first_lr == 0:
-            return group.lr
+            return group.lr * self._group_factor
         return group.lr * (self.lr / self._first_lr)
 
     def _hyper_of(self, group: Group | None, no_decay: bool) -> Mapping[str, Any]:
@@ -246,7 +256,8 @@ class Optimizer(NamesArguments):
         """
         scalars = {"kind": type(self).__name__, "lr": self.lr, "steps": self.steps, **self.hyper, **self._options()}
         if self._groups:
-            scalars["first_lr"] = self._first_lr
+            scalars |= {"first_lr": self._first_lr}
+            scalars |= {"group_factor": self._group_factor} if self._group_factor != 1 else {}
         arrays = {name: self.model.ops.to_numpy(array).copy() for name, array in self._named_arrays().items()}
         return {"scalars": scalars, "arrays": arrays}
 
@@ -280,10 +291,11 @@ class Optimizer(NamesArguments):
             saved, here = scalars.get(name, default), options.get(name, default)
             if saved != here:
                 raise ValueError(f"{name}: this state was saved with {saved!r}, expected {here!r}, the optimizer's own")
-        first = ["first_lr"] if self._groups else []
+        first = ["first_lr", *(["group_factor"] if "group_factor" in scalars else [])] if self._groups else []
         check_names("optimizer state", scalars, ("kind", "lr", "steps", *self.hyper, *options, *first))
         lr = check_number("lr", scalars["lr"], 0.0)
         first_lr = check_number("first_lr", scalars.get("first_lr", lr), 0.0)
+        factor = check_number("group_factor", scalars.get("group_factor", 1.0), 0.0)
         steps = check_size("steps", scalars["steps"], minimum=0)
         hyper = self._check_hyper(**{name: scalars[name] for name in self.hyper})
         if self._array_names(hyper) != list(self._arrays):
@@ -293,6 +305,7 @@ class Optimizer(NamesArguments):
         loaded = {name: self._check_array(name, arrays[name], target) for name, target in targets.items()}
 
         self.lr, self.steps, self.hyper, self._first_lr = lr, steps, MappingProxyType(hyper), first_lr
+        self._group_factor = factor
         for name, value in loaded.items():
             targets[name][...] = self.model.xp.asarray(value)
 
@@ -316,7 +329,7 @@ class Optimizer(NamesArguments):
 
     def _scalars(self, by: Setting) -> dict[str, float]:
         """Name -> number for the compiled update ``_kernel``, in the order in which the CPU code takes them."""
-        raise NotImplementedError
+        return {}
 
     def _update(self, by: Setting, p: Array, g: Array, a: Array, b: Array, **arrays: Array) -> None:
         """Update the block ``p`` and its state arrays from the gradients ``g``; ``a`` and ``b`` are scratch.

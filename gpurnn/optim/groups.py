@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from ..errors import check_flag, check_number
 from ..module import Module
@@ -15,6 +15,21 @@ class Setting(NamedTuple):
 
     lr: float
     hyper: Mapping[str, Any]
+
+
+class ReadOnly(dict):
+    """A group as of now. A change would not reach the optimizer, so it is refused."""
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError(
+            "groups: read-only, a change would have no effect. To scale all rates, set the optimizer's lr; for other "
+            "settings build a new optimizer with groups=[...]"
+        )
+
+    __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ReadOnly, (dict(self),)
 
 
 @dataclass

@@ -59,7 +59,7 @@ class Schedule(NamesArguments):
             The result of the epoch; only ``PlateauSchedule`` needs it.
         """
         self._counters = self._advance(metric, **self._counters)
-        self._opt.lr = self.lr
+        self._set_rates()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, JSON-ready."""
@@ -74,7 +74,7 @@ class Schedule(NamesArguments):
             For a state that does not fit; nothing changes then.
         """
         self._hyper, self._counters = self._check_state(state)
-        self._opt.lr = self.lr
+        self._set_rates()
 
     def _check_state(self, state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """(hyperparameters, counters) of a state, checked."""
@@ -86,6 +86,16 @@ class Schedule(NamesArguments):
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={value}" for name, value in {**self._hyper, **self._counters}.items())
         return f"{type(self).__name__}(lr={self.lr}, {values})"
+
+    def _set_rates(self) -> None:
+        """Set the optimizer's rate, and the factor of its groups where its first rate, 0, has no ratio to this one."""
+        self._opt.lr = self.lr
+        self._opt._group_factor = self._factor() if self._opt._first_lr == 0 else 1.0
+
+    def _factor(self) -> float:
+        """The rate as a share of the base rate."""
+        base = self._hyper["base_lr"]
+        return self.lr / base if base else self._rate(**{**self._hyper, "base_lr": 1.0}, **self._counters)
 
     # ---- what each schedule defines; most of them only count calls
 
@@ -325,7 +335,7 @@ class WarmupSchedule(Schedule):
                 f"after is at the rate {after.lr}, the optimizer at {opt.lr}: build after just before the warm-up"
             )
         self._after = after
-        opt.lr = self.lr
+        self._set_rates()
 
     def step(self, metric: float | None = None) -> None:
         """Advance by one call and set ``opt.lr``.
@@ -354,3 +364,6 @@ class WarmupSchedule(Schedule):
 
     def _rate(self, base_lr: float, steps: int, calls: int) -> float:
         return base_lr * ((calls + 1) / steps) if calls < steps else self._after.lr
+
+    def _factor(self) -> float:
+        return super()._factor() if self._counters["calls"] < self._hyper["steps"] else self._after._factor()

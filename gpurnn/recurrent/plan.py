@@ -97,4 +97,6 @@ def _schedules(layer, T, B, segments):
     reason = "; ".join(lines) if len(schedules) > 1 else why
     if concurrent > 1:
         reason = f"{concurrent} layers side by side, each {longest} timesteps after the one below; {reason}"
+    if layer.schedule != "auto" and layer.ops.name != "cuda":
+        reason += f". schedule={layer.schedule!r} has no effect here: schedules are of the backend 'cuda'"
     return ", ".join(dict.fromkeys(name for name, _ in schedules)), reason, packed

@@ -3,6 +3,8 @@
 import copy
 import gc
 import pickle
+from collections import UserDict, UserList, deque
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from gpurnn.dtypes import compute_dtype
 from gpurnn.module import ALIGNMENT, Layers
 from gpurnn.module.base import _RESERVED
 from gpurnn.testing import check_gradient
+from gpurnn.train.loop import noisy_weights
 
 F64 = {"backend": "numpy", "dtype": "float64"}
 
@@ -535,3 +538,114 @@ def test_layers_say_what_they_hold():
     assert len(group) == 2 and dict(group.items())["a"] is group["a"] is group[0]
     assert list(group.params) == ["a.weight", "a.bias", "b.0.weight", "b.0.bias"]
     assert Layers([Linear(2, 2, seed=7), Linear(2, 2, seed=8)]).seed == 7  # so that equal models have equal states
+
+
+def test_a_module_without_a_seed_takes_that_of_its_first_seeded_layer():
+    class Net(Module):
+        def __init__(self, seed=None):
+            super().__init__(seed=seed)
+            self.norm = gpurnn.LayerNorm(2)  # draws nothing, so it says nothing
+            self.inner = Module()
+            self.inner.first = Linear(2, 2, seed=7)  # later than ``inner`` itself
+            self.second = Linear(2, 2, seed=8)
+
+    model = Net()
+    assert model.seed == model.inner.seed == 7
+    assert Net(seed=5).seed == 5
+    assert Sequential(gpurnn.LayerNorm(2), Linear(2, 2, seed=3)).seed == 3
+    by_hand = Module()
+    by_hand.seed = 9
+    by_hand.layer = Linear(2, 2, seed=1)
+    assert by_hand.seed == 9
+    drawn = Module()
+    drawn.layer = Linear(2, 2)
+    assert drawn.seed != Module().seed
+    copied = copy.deepcopy(drawn)
+    copied.other = Linear(2, 2, seed=4)
+    assert copied.seed == 4
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [
+        lambda layer: {layer},
+        lambda layer: frozenset([layer]),
+        lambda layer: deque([layer]),
+        lambda layer: {"a": layer}.values(),
+        lambda layer: {"a": layer}.items(),
+        lambda layer: {layer: 1}.keys(),
+        lambda layer: UserList([layer]),
+        lambda layer: UserDict(a=layer),
+        lambda layer: MappingProxyType({"a": layer}),
+        lambda layer: np.array([None, layer], dtype=object),
+        lambda layer: (layer for _ in range(1)),
+        lambda layer: map(lambda _: layer, range(1)),
+        lambda layer: [{layer}],
+    ],
+)
+def test_what_cannot_be_registered_is_refused(hold):
+    model, layer = Module(), Linear(1, 1)
+    model.s = "before"
+    held = hold(layer)
+    with pytest.raises(TypeError, match=r"^s: .*list, tuple or dict"):
+        model.s = held
+    assert model.s == "before" and not model.children and layer._parent is None
+
+    class Refers(Module):
+        references = ("s",)
+
+    model = Refers()
+    model.s = held
+    assert model.s is held and not model.children
+    model.own = Linear(1, 1)
+    gpurnn.SGD(model, lr=0.1)  # does not take the layers that are only referred to for forgotten ones
+
+
+def test_a_set_that_is_filled_later_is_refused():
+    model = Module()
+    model.own, model.s = Linear(1, 1), set()
+    model.s.add(Linear(1, 1))
+    with pytest.raises(ValueError, match="s: this set was filled after it had been set"):
+        gpurnn.SGD(model, lr=0.1)
+
+
+def test_other_values_are_plain_attributes():
+    model = Module()
+    for value in ({1, 2}, deque([1]), np.array([None, 1], dtype=object), np.ones(3), {"a": 1}.values(), "text"):
+        model.value = value
+        assert model.value is value
+
+
+def test_layers_of_a_list_or_dict_are_deleted():
+    model = Module()
+    first, second, third = (Linear(2, 2, seed=seed, **F64) for seed in range(3))
+    model.bs = [first, second, third]
+    model.bs[1].params["bias"] = 5.0
+    model.grads["bs.1.bias"] = 6.0
+    del model.bs[0]
+    assert list(model.bs) == [second, third] and list(model.params)[0] == "bs.0.weight" and second.name == "bs.0"
+    assert (model.params["bs.0.bias"] == 5).all() and (model.grads["bs.0.bias"] == 6).all()
+    assert first.name == "" and first._parent is None
+    del model.bs[-1]
+    assert list(model.bs) == [second] and list(model.params) == ["bs.0.weight", "bs.0.bias"]
+    with pytest.raises(IndexError):
+        del model.bs[1]
+    with pytest.raises(TypeError):
+        del model.bs[0:1]
+    model.heads = {"a": Linear(2, 2, **F64), "b": Linear(2, 2, **F64), "c": Linear(2, 2, **F64)}
+    del model.heads["b"]
+    del model.heads[0]
+    assert [name for name, _ in model.heads.items()] == ["c"]
+    with pytest.raises(KeyError, match="b"):
+        del model.heads["b"]
+    assert len(model.bs) == len(model.heads) == 1
+
+
+def test_noise_on_the_weights_follows_the_layers_seed():
+    def noisy():
+        model = Module()
+        model.layer = Linear(3, 3, seed=7, **F64)
+        with noisy_weights(model, 0.1, step=0):
+            return model.flat_params.copy()
+
+    np.testing.assert_array_equal(noisy(), noisy())

@@ -375,3 +375,63 @@ def test_wrong_flags_are_refused():
     for name in ("maximize", "decay_biases"):
         with pytest.raises(TypeError, match=f"{name} should be True or False, got 1"):
             Adam(build(), **{name: 1})
+
+
+@pytest.mark.parametrize("name", ["step", "cosine", "plateau", "warmup", "warmup, finished"])
+@pytest.mark.parametrize("base", [0.0, 0.1])
+def test_a_schedule_scales_a_group_from_its_own_rate(name, base):
+    """Also where the optimizer's own rate is 0, so that there is no ratio to it."""
+    make = {
+        "step": lambda o: gpurnn.StepSchedule(o, 3, 0.5),
+        "cosine": lambda o: gpurnn.CosineSchedule(o, 10),
+        "plateau": lambda o: gpurnn.PlateauSchedule(o, patience=1),
+        "warmup": lambda o: gpurnn.WarmupSchedule(o, 20),
+        "warmup, finished": lambda o: gpurnn.WarmupSchedule(o, 4, gpurnn.CosineSchedule(o, 6)),
+    }[name]
+
+    def start(model):
+        optimizer = Adam(model, lr=base, groups=[{"match": "head", "lr": 0.3}])
+        return optimizer, make(optimizer)
+
+    alone = Adam(build(), lr=0.3)
+    expected = make(alone)
+    optimizer, schedule = start(build())
+    for call in range(12):
+        assert optimizer.lr == (0 if base == 0 else pytest.approx(alone.lr / 3, rel=1e-14, abs=0))
+        assert optimizer.groups[1]["lr"] == pytest.approx(alone.lr, rel=1e-14, abs=0)
+        if call == 7:  # a resumed run goes on; so does an optimizer without its schedule, where it was
+            saved, rates = through_json(optimizer.state_dict()), [group["lr"] for group in optimizer.groups]
+            through = json.loads(json.dumps(schedule.state_dict()))
+            optimizer, schedule = start(build())
+            optimizer.load_state_dict(saved)
+            assert [group["lr"] for group in optimizer.groups] == rates
+            optimizer, schedule = start(build())
+            schedule.load_state_dict(through)
+            assert [group["lr"] for group in optimizer.groups] == rates
+        for one in (expected, schedule):
+            one.step(1.0)
+
+
+def test_a_base_rate_set_by_hand_before_the_schedule():
+    optimizer = Adam(build(), lr=0.0, groups=[{"match": "head", "lr": 0.3}])
+    optimizer.lr = 0.1
+    schedule = gpurnn.StepSchedule(optimizer, 1, 0.5)
+    schedule.step()
+    assert [group["lr"] for group in optimizer.groups] == [0.05, 0.15]
+
+
+def test_groups_are_read_only():
+    optimizer = Adam(build(), lr=0.1, groups=[{"match": "head", "lr": 0.3}])
+    group = optimizer.groups[1]
+    changes = {
+        "__setitem__": ("lr", 5), "__delitem__": ("lr",), "__ior__": ({"lr": 5},), "update": ({"lr": 5},),
+        "setdefault": ("new", 5), "pop": ("lr",), "popitem": (), "clear": (),
+    }  # fmt: skip
+    for change, arguments in changes.items():
+        with pytest.raises(TypeError, match=r"groups: read-only.*set the optimizer's lr.*build a new optimizer"):
+            getattr(group, change)(*arguments)
+    with pytest.raises(TypeError):
+        optimizer.groups[1] = {"lr": 5}
+    assert dict(group) == optimizer.groups[1] and group["lr"] == 0.3
+    for copied in (copy.deepcopy(group), pickle.loads(pickle.dumps(group)), json.loads(json.dumps(group))):
+        assert copied == group

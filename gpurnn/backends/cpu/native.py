@@ -88,14 +88,6 @@ def kernel_name(kernel):
     return kernel.encode()
 
 
-# The state arrays of each rule, as in an ``Update``, whose ``rule`` is the place in this order.
-STATES = {
-    "sgd": ("momentum_buffer",),
-    "rmsprop": ("square_avg", "grad_avg", "momentum_buffer"),
-    "adam": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
-}
-
-
 @functools.cache
 def load_native():
     """Load the library.

@@ -17,13 +17,12 @@ import numpy as np
 from ... import rng
 from ...cells import CELLS
 from ...errors import BackendError
-from ..ops import Ops, flat, refuse_uncountable
+from ..ops import UPDATE_STATES, Ops, flat, refuse_uncountable
 from ..records import PassGradients, SavedLayer, SavedPass
 from .memory import MemoryPool
 from .native import (
     ISAS,
     LEVELS,
-    STATES,
     CrossEntropy,
     NativeWeights,
     Pass,
@@ -325,10 +324,13 @@ class CpuOps(HostOps):
         self._call("cross_entropy", ctypes.byref(job), threads, int(back), self.level, threads=threads)
 
     def optimize(self, kernel, params, grads, arrays, scalars, array_code):
-        job = Update(list(STATES).index(kernel), params.dtype == np.float64, params.size)
+        if kernel not in UPDATE_STATES:
+            super().optimize(kernel, params, grads, arrays, scalars, array_code)
+            return
+        job = Update(list(UPDATE_STATES).index(kernel), params.dtype == np.float64, params.size)
         job.scalars[: len(scalars)] = list(scalars.values())
         job.grads, job.params = grads.ctypes.data, params.ctypes.data
-        job.arrays[: len(STATES[kernel])] = [address(arrays.get(name)) for name in STATES[kernel]]
+        job.arrays[: len(UPDATE_STATES[kernel])] = [address(arrays.get(name)) for name in UPDATE_STATES[kernel]]
         threads = self._flat_threads(params)
         self._call("update", ctypes.byref(job), threads, self.level, threads=threads)
 

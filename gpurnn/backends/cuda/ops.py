@@ -18,7 +18,7 @@ import numpy as np
 from ... import rng
 from ...cells import Weights
 from ...errors import BackendError, ShapeError
-from ..ops import Ops, flat, refuse_uncountable
+from ..ops import UPDATE_STATES, Ops, flat, refuse_uncountable
 from ..records import SavedLayer
 from ..streams import ONE_STREAM
 from . import schedules
@@ -324,6 +324,9 @@ class CudaOps(Ops):
     # ---- updates and norms
 
     def optimize(self, kernel, params, grads, arrays, scalars, array_code):
+        if kernel not in UPDATE_STATES:
+            super().optimize(kernel, params, grads, arrays, scalars, array_code)
+            return
         kind, N = c_type(params.dtype), params.size
         given = scalars | arrays | {"N": N, "params": params, "grads": grads}
         args = [given.get(argument.name) for argument in signature("optimize.cu", kernel, (kind,))]

@@ -482,3 +482,13 @@ def test_results_stay_while_somebody_holds_them():
         other, _, back = lstm.forward(scale * x)
         back(other)
     assert np.array_equal(output, again[0]) and np.array_equal(kept[1], again[1])
+
+
+@pytest.mark.parametrize("backend", ["numpy", "cpu"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_plan_says_that_a_schedule_has_no_effect(backend, dtype):
+    layer = gpurnn.LSTM(4, 8, num_layers=2, backend=backend, dtype=dtype, schedule="grid")
+    says = "schedule='grid' has no effect here: schedules are of the backend 'cuda'"
+    assert layer.plan(5, 2).reason.endswith(f". {says}")
+    layer.schedule = "auto"
+    assert "schedule=" not in layer.plan(5, 2).reason
