@@ -417,6 +417,81 @@ def test_bad_date_formats_are_refused(pattern):
     check_date_format("%A %d. %B %Y")  # what strptime knows besides
 
 
+# ---- what was once misread
+
+
+def read(path, text, **options):
+    """The ``Table`` of a text, by its own facts."""
+    settings = SeriesSettings(seed=0, **options)
+    return read_table(path, choose_columns(save(path, text), settings), settings)
+
+
+def months_and(word, years, every=12):
+    names = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
+    rows = [f"{name},{n}\n" for n, name in enumerate(names)]
+    return "month,y\n" + ("".join(rows) + f"{word},66\n") * years
+
+
+@pytest.mark.parametrize(
+    "text, line, words",
+    [
+        (months_and("Total", 3), 14, "'Total' is no row"),
+        (months_and("Total 2020", 1), 14, "'Total 2020' is no row"),
+        (months_and("", 3), 14, "no name in column 'month'"),
+        (months_and("Total", 1) + "Average,5\nMin,0\nMax,11\nCount,12\n", 14, "'Total' is no row"),
+        ("n,place,y\n1,north,5\n2,Sum:,6\n" + "3,south,7\n" * 9, 3, "'Sum:' is no row"),
+    ],
+)
+def test_totals_are_refused_wherever_they_stand(tmp_path, text, line, words):
+    with pytest.raises(ValueError, match=f"line {line}: .*{re.escape(words)}.*: delete the line, or put # before it"):
+        read_rows(save(tmp_path / "a.csv", text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "kind,y\n" + "mean,5\n" * 9,  # each row is one
+        "kind,y\n" + "min,5\nmax,6\n" * 9,
+        "remark,y\n,5\n,6\nrain,7\n,8\n",  # a column of remarks
+        "place,date,y\nnorth,2020-01-01,5\nnorth,2020-01-02,6\n,2020-01-03,7\nnorth,2020-01-04,6\nnorth,2020-01-05,6\n",
+        "n,place,y\n1,north,5\n2,,6\n3,north,7\n4,north,5\n5,north,5\n",
+    ],
+)  # fmt: skip
+def test_what_only_looks_like_a_total_is_read(tmp_path, text):
+    assert len(read_rows(save(tmp_path / "a.csv", text))) == text.count("\n") - 1
+
+
+@pytest.mark.parametrize("first", ["sep=;\n", "SEP=;\r\n", '"sep=;"\n', "sep=;\r"])
+def test_the_separator_line_of_excel_is_understood(tmp_path, first):
+    end = first[len(first.rstrip()) :]
+    path = save(tmp_path / "a.csv", first + end.join(["a;b,c", "x;1", "y;2", ""]))
+    rows = read_rows(path)
+    assert (rows.header, rows.delimiter, list(rows.lines)) == (["a", "b,c"], ";", [3, 4])
+    save(path, first + "a|b" + end + "x|1" + end)
+    assert read_rows(path, "|").header == ["a", "b"]  # what the user says counts
+
+
+def test_mixed_line_ends_are_read(tmp_path):
+    rows = read_rows(save(tmp_path / "a.csv", 'a,b\r\nx,1\ry,2\n"z\rw",3\r\r\nv,4'))
+    assert rows.columns == [["x", "y", "z w", "v"], ["1", "2", "3", "4"]] and list(rows.lines) == [2, 3, 5, 7]
+
+
+def test_a_quote_that_is_not_closed_is_said(tmp_path):
+    text = 'a,b\nx,1\n"y,2\n' + "z,3\n" * 50_000
+    with pytest.raises(FileError, match="line 3: a cell begins here that is too long: is a quote not closed"):
+        read_rows(save(tmp_path / "a.csv", text))
+
+
+@pytest.mark.parametrize("text, words", [("id,y\n#1,5\n#2,6\n", "a header but no rows"), ("#1,5\n#2,6\n", "is empty")])
+def test_lines_taken_as_comments_are_said(tmp_path, text, words):
+    path = save(tmp_path / "a.csv", text)
+    with pytest.raises(ValueError, match=f"{words}: 2 lines begin with # and are comments: quote") as refused:
+        read_rows(path)
+    assert str(path) in str(refused.value)
+    quoted = text.replace("#1", '"#1"').replace("#2", '"#2"')
+    assert read_rows(save(path, "id,y\n" * ("id" not in text) + quoted)).column("id") == ["#1", "#2"]
+
+
 # ---- whatever comes
 
 
