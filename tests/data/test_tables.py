@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from optional import given, optional
 
-from gpurnn.data.dates import DateForm, UnreadDates, check_date_format, continue_moments, read_dates, uneven_steps
+from gpurnn.data.dates import DateForm, UnreadDates, check_date_format, read_dates
 from gpurnn.data.encodings import whole_text
+from gpurnn.data.moments import continue_moments, uneven_steps
 from gpurnn.data.numerals import Marks, Undecided, find_marks
 from gpurnn.data.tables import read_rows
 from gpurnn.errors import FileError
@@ -424,6 +425,33 @@ def read(path, text, **options):
     """The ``Table`` of a text, by its own facts."""
     settings = SeriesSettings(seed=0, **options)
     return read_table(path, choose_columns(save(path, text), settings), settings)
+
+
+@pytest.mark.parametrize(
+    "cells, coming",
+    [
+        (["2020-01-31 9:00", "2020-01-31 16:00", "2020-01-31 23:00"], ["2020-02-01 6:00", "2020-02-01 13:00"]),
+        (["2020-1-30 09:00", "2020-1-31 09:00"], ["2020-2-1 09:00", "2020-2-2 09:00"]),
+        (["1/30/2020 22:00", "1/31/2020 10:00", "1/31/2020 22:00"], ["2/1/2020 10:00", "2/1/2020 22:00"]),
+        (["10/30/2020 9:00", "10/31/2020 0:00", "10/31/2020 15:00"], ["11/1/2020 6:00", "11/1/2020 21:00"]),
+        (["12/30/2019", "12/31/2019", "1/1/2020"], ["1/2/2020", "1/3/2020"]),
+        (["01/9/2020", "01/11/2020", "01/13/2020"], ["01/15/2020", "01/17/2020"]),
+        (["2020-01-31 23:59:59.0", "2020-01-31 23:59:59.5"], ["2020-02-01 00:00:00.0", "2020-02-01 00:00:00.5"]),
+        (["2020-01-01 00:00:01.25", "2020-01-01 00:00:01.5"], ["2020-01-01 00:00:01.75", "2020-01-01 00:00:02.0"]),
+        (["2020-01-01 00:00:00.000000000", "2020-01-01 00:00:01.000000000"],
+         ["2020-01-01 00:00:02.000000000", "2020-01-01 00:00:03.000000000"]),
+        (["1/31/2020 9:30 PM", "1/31/2020 10:30 PM"], ["1/31/2020 11:30 PM", "2/1/2020 12:30 AM"]),
+        (["1577836800.0", "1577836800.5"], ["1577836801.0", "1577836801.5"]),
+        (["1577836800", "1577836800.5"], ["1577836801", "1577836801.5"]),
+        (["1577836800", "1577836801"], ["1577836802", "1577836803"]),
+        (["1577836800000.0", "1577836801000.0"], ["1577836802000.0", "1577836803000.0"]),
+        (["May 1, 2020", "May 2, 2020"], ["May 3, 2020", "May 4, 2020"]),
+    ],
+)  # fmt: skip
+def test_each_part_of_a_date_is_written_as_in_the_file(cells, coming):
+    moments, form, _ = read_dates(cells)
+    assert [form.write(moment) for moment in moments] == cells
+    assert [form.write(moment) for moment in continue_moments(moments, 2)] == coming
 
 
 def months_and(word, years, every=12):

@@ -5,16 +5,8 @@ from datetime import timedelta
 
 import numpy as np
 
-from ...data.dates import (
-    CALENDAR,
-    DateForm,
-    UnreadDates,
-    date_share,
-    find_disorder,
-    has_date_name,
-    read_dates,
-    uneven_steps,
-)
+from ...data.dates import DateForm, UnreadDates, date_share, has_date_name, read_dates
+from ...data.moments import CALENDAR, find_disorder, uneven_steps
 from ...data.numerals import Undecided, find_marks
 from ...data.tables import read_rows
 from .settings import SeriesSettings
