@@ -241,9 +241,9 @@ def test_marks_of_numbers(tmp_path, text, value, options):
 
 
 def test_doubtful_marks_are_explained(tmp_path):
-    assert find_marks([["1.234"]]) == (Marks(), None)
+    assert find_marks([["1.234"]]) == (Marks(), "1.234")
     path = save(tmp_path / "a.csv", "a;b\nx;5\nx;2.007\n")
-    with pytest.raises(ValueError, match="line 3: '2.007' may be 2.007 or 2007: --decimal . or --decimal , says"):
+    with pytest.raises(ValueError, match="line 3: '2.007' may be 2.007 or 2007: --decimal . or --thousands . says"):
         choose_columns(path, SeriesSettings())
     path = save(tmp_path / "a.csv", "a;b\nx;1.5\nx;\nx;2,5\n")
     with pytest.raises(ValueError, match="line 4: '2,5' has another decimal mark than '1.5' in line 2: --decimal"):
@@ -428,6 +428,41 @@ def read(path, text, **options):
 
 
 @pytest.mark.parametrize(
+    "text, line, value, cure",
+    [
+        ("date,y\n2020-01-01,1.234\n2020-01-02,987\n", 2, "1.234", "--decimal . or --thousands ."),
+        ("date,y\n2020-01-01,987\n2020-01-02,1.234\n", 3, "1.234", "--decimal . or --thousands ."),
+        ("date,n,y\n2020-01-01,1.234,1.5\n2020-01-02,987,2.5\n", None, "1.234", None),  # y decides
+        ("date;y\n2020-01-01;1,234\n2020-01-02;987\n", 2, "1,234", "--decimal , or --thousands ,"),
+        ("date\ty\n2020-01-01\t1,234\n2020-01-02\t987\n", 2, "1,234", "--decimal , or --thousands ,"),
+        ("date;y\n2020-01-01;1.234\n2020-01-02;987\n", 2, "1.234", "--decimal . or --thousands ."),
+    ],
+)
+def test_three_digits_beside_whole_numbers_are_not_guessed(tmp_path, text, line, value, cure):
+    path = tmp_path / "a.csv"
+    if line is None:
+        assert read(path, text, inputs="n").values[0].tolist() == [1.5, 1.234]
+        return
+    with pytest.raises(ValueError, match=re.escape(f"line {line}: {value!r} may be")) as refused:
+        read(path, text)
+    assert cure in str(refused.value)
+    mark = value[1]
+    assert 1.234 in read(path, text, decimal=mark).values and 1234 in read(path, text, thousands=mark).values
+
+
+def test_three_decimals_throughout_are_decimals_and_said(tmp_path):
+    text = "date,n,y\n2020-01-01,5,1.234\n2020-01-02,7,\n2020-01-03,8,2.007\n"
+    path = save(tmp_path / "a.csv", text)
+    values = read(path, text, inputs="n", fill="drop").values
+    assert values.tolist() == [[1.234, 5], [2.007, 8]]  # whole numbers of another column say nothing
+    for options, count in (({}, 1), ({"decimal": "."}, 0), ({"thousands": "."}, 0), ({"thousands": "none"}, 0)):
+        rows = read_rows(path)
+        choose_columns(path, SeriesSettings(inputs="n", **options), rows)
+        said = ["'1.234' is read as a decimal number: if it is 1234, --thousands . says so"]
+        assert rows.notes == said * count
+
+
+@pytest.mark.parametrize(
     "cells, coming",
     [
         (["2020-01-31 9:00", "2020-01-31 16:00", "2020-01-31 23:00"], ["2020-02-01 6:00", "2020-02-01 13:00"]),
@@ -487,6 +522,32 @@ def test_totals_are_refused_wherever_they_stand(tmp_path, text, line, words):
 )  # fmt: skip
 def test_what_only_looks_like_a_total_is_read(tmp_path, text):
     assert len(read_rows(save(tmp_path / "a.csv", text))) == text.count("\n") - 1
+
+
+@pytest.mark.parametrize(
+    "text, date, values",
+    [
+        ("created,date,y\n2021-05-03,2020-01-01,1\n2021-05-02,2020-01-02,2\n2021-05-01,2020-01-03,3\n", "date", "123"),
+        ("created,Month,y\n2021-05-03,2020-03,1\n2021-05-02,2020-02,2\n2021-05-01,2020-01,3\n", "Month", "321"),
+        ("created,when,y\n2021-05-03,2020-01-01,1\n2021-05-02,2020-01-02,2\n2021-05-01,2020-01-03,3\n", "when", "123"),
+        ("seen,when,y\n2021-05-03,2020-01-01,1\n2021-05-09,2020-01-02,2\n2021-05-11,2020-01-03,3\n", "when", "123"),
+        ("seen,when,y\n2021-05-03,2020-01-01,1\n2021-05-09,2020-01-03,2\n2021-05-09,2020-01-09,3\n", "when", "123"),
+        ("day,time,y\n2020-01-01,2020-01-01 0:00,1\n2020-01-01,2020-01-01 2:00,2\n", "time", "12"),
+        ("created,year,y\n2021-05-03,2001,1\n2021-05-02,2002,2\n2021-05-01,2003,3\n", "year", "123"),
+    ],
+)  # fmt: skip
+def test_one_of_several_columns_of_dates_is_taken_and_said(tmp_path, text, date, values):
+    path, other = save(tmp_path / "a.csv", text), text.split(",")[0]
+    rows = read_rows(path)
+    assert choose_columns(path, SeriesSettings(), rows)["date"] == date
+    assert rows.notes == [f"several columns hold dates: {date!r} is taken, not {other!r}; --date NAME takes another"]
+    assert read(path, text).values[:, 0].tolist() == list(map(int, values))
+    assert choose_columns(path, SeriesSettings(date=other))["date"] == other
+
+
+def test_a_year_beside_the_dates_is_no_second_column_of_them(tmp_path):
+    rows = read_rows(save(tmp_path / "a.csv", "date,year,y\n2020-01-01,2020,1\n2020-01-02,2020,2\n"))
+    assert choose_columns(rows.path, SeriesSettings(), rows)["date"] == "date" and rows.notes == []
 
 
 @pytest.mark.parametrize("first", ["sep=;\n", "SEP=;\r\n", '"sep=;"\n', "sep=;\r"])

@@ -25,7 +25,7 @@ class SeriesSettings(Settings):
     target: str | None = setting(None, "Column to forecast.", shown="the last that holds numbers")
     inputs: str | None = setting(None, "Further columns to read, such as 'a,b'; 'all' for all that hold numbers.")
     date: str | None = setting(
-        None, "Column of the date; 'none': the rows are in order already.", shown="the first that holds dates"
+        None, "Column of the date; 'none': the rows are in order already.", shown="the one that holds dates"
     )
     date_format: str | None = setting(
         None,
