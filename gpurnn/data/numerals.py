@@ -111,7 +111,7 @@ def find_marks(columns, *, decimal=None, thousands=None, before=None, trust_poin
     text, rows = "\n".join("\n".join(cells) for cells in columns), max(1, len(columns[0]))
     if decimal is None and thousands in _AGAINST:
         decimal = _AGAINST[thousands]
-    trust_points = trust_points and all(map(_has_no_whole, columns))
+    trust_points = thousands == "" or (trust_points and all(map(_has_no_whole, columns)))
     decimal = decimal or _decimal(text, rows, before, trust_points)
     against = _AGAINST[decimal]
     if thousands is None:

@@ -210,6 +210,7 @@ def save(path, text, encoding="utf-8"):
         ("a;b\nx;1.234\nx;2.007\n", 2007, {"thousands": "."}),
         ("a\tb\nx\t1.234\nx\t2.007\n", None, {}),
         ("a,b\nx,1.234\nx,2.007\n", 2.007, {}),
+        ("a,b\nx,987\nx,2.007\n", 2.007, {"thousands": "none"}),
         ('a,b\nx,"1,234"\nx,"2,007"\n', None, {}),
         ('a,b\nx,"1,234"\nx,"2,007"\n', 2007, {"thousands": ","}),
         ('a,b\nx,"1,234"\nx,"2,007"\n', 2.007, {"decimal": ","}),
