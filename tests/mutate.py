@@ -72,6 +72,7 @@ TESTS = {
     "gpurnn/data/tables.py": ["test_tables.py", "test_tasks_series.py", "test_terminal.py"],
     "gpurnn/data/numerals.py": ["test_tables.py"],
     "gpurnn/data/dates.py": ["test_tables.py", "test_tasks_series.py"],
+    "gpurnn/data/moments.py": ["test_tables.py", "test_tasks_series.py"],
     "gpurnn/tasks/series/": ["test_tasks_series.py", "test_tables.py"],
     "gpurnn/data/npz.py": ["test_hostile.py", "test_weights.py", "test_tasks_music.py"],
     "gpurnn/dtypes.py": ["test_module.py", "test_16_bit.py", "test_kernels.py"],

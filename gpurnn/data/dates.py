@@ -1,18 +1,12 @@
-"""Dates: how files write them, whether they are in order, how they continue, where in the day and the year they are."""
+"""Dates: how files write them."""
 
 import re
-from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from functools import cache
 
-import numpy as np
+from .moments import is_even
 
-CALENDAR = {  # feature -> its period and where in it a moment is
-    "hour": (24, lambda d: d.hour + d.minute / 60),
-    "weekday": (7, lambda d: d.weekday()),
-    "month": (12, lambda d: d.month - 1),
-}
 _MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
            "December")  # fmt: skip
 _NAMES = {name[:size].lower(): n for n, name in enumerate(_MONTHS, 1) for size in (3, 4, 9)}
@@ -60,13 +54,13 @@ _EPOCH = datetime(1970, 1, 1)
 class DateForm:
     """How dates are written. pattern: as of ``strptime``, with %q for a quarter; or "epoch", "epoch ms".
 
-    padded: whether days, months and hours have two digits; digits: of a fraction; zone: how one of them is written;
-    long: whether months have their whole names.
+    unpadded: the directives of "mdHI" whose numbers below 10 have one digit; digits: how many a fraction has at least
+    and at most; zone: how one of them is written; long: whether months have their whole names.
     """
 
     pattern: str
-    padded: bool = True
-    digits: int = 6
+    unpadded: str = ""
+    digits: tuple = (0, 0)
     zone: str = ""
     long: bool = False
 
@@ -87,22 +81,27 @@ class DateForm:
     def write(self, moment):
         """A datetime as the file would write it."""
         if self.pattern.startswith("epoch"):
-            milliseconds = (moment - _EPOCH) // timedelta(milliseconds=1)
-            return str(milliseconds if self.pattern == "epoch ms" else milliseconds // 1000)
+            unit = timedelta(milliseconds=1) if self.pattern == "epoch ms" else timedelta(seconds=1)
+            whole, rest = divmod(moment - _EPOCH, unit)
+            return f"{whole}.{self._fraction(rest / unit)}".removesuffix(".")
         if not _is_ours(self.pattern):
             return moment.strftime(self.pattern)
         return re.sub("%(.)", lambda found: self._part(found[1], moment), self.pattern)
 
+    def _fraction(self, share):
+        """The digits of a part of a second, without zeros at the end that the file does not write."""
+        least, most = self.digits
+        return f"{round(share * 1e6):06}000"[:most].rstrip("0").ljust(least, "0")
+
     def _part(self, directive, moment):
-        one = 2 if self.padded else 1  # digits at least
-        number = {"Y": (moment.year, 4), "y": (moment.year % 100, 2), "m": (moment.month, one), "d": (moment.day, one),
-                  "H": (moment.hour, one), "I": (moment.hour % 12 or 12, one), "M": (moment.minute, 2),
+        number = {"Y": (moment.year, 4), "y": (moment.year % 100, 2), "m": (moment.month, 2), "d": (moment.day, 2),
+                  "H": (moment.hour, 2), "I": (moment.hour % 12 or 12, 2), "M": (moment.minute, 2),
                   "S": (moment.second, 2), "q": ((moment.month + 2) // 3, 1)}  # fmt: skip
         if directive in number:
             value, size = number[directive]
-            return f"{value:0{size}}"
+            return f"{value:0{1 if directive in self.unpadded else size}}"
         if directive == "f":
-            return f"{moment.microsecond:06}"[: self.digits].ljust(self.digits, "0")
+            return self._fraction(moment.microsecond / 1e6)
         if directive == "p":
             return "AM" if moment.hour < 12 else "PM"
         if directive == "b":
@@ -255,13 +254,12 @@ def _parse(form, cell):
 
 def _read(cells, pattern):
     """Cells by a pattern, the common ones quickly."""
-    text = "\n".join(cells)
-    form, moments = DateForm(pattern, *_details(text, pattern)), []
-    if pattern in _ISO and not re.search(rf"^(?!{_ISO[pattern]}$)", text, re.MULTILINE):
+    if pattern in _ISO and not re.search(rf"^(?!{_ISO[pattern]}$)", "\n".join(cells), re.MULTILINE):
         try:
-            return list(map(datetime.fromisoformat, cells)), form
+            return list(map(datetime.fromisoformat, cells)), DateForm(pattern)
         except ValueError:
             pass  # the loop below finds which cell
+    form, moments = _detailed(cells, pattern), []
     for row, cell in enumerate(cells):
         try:
             moments.append(_parse(form, cell))
@@ -272,120 +270,28 @@ def _read(cells, pattern):
     return moments, form
 
 
-def _details(text, pattern):
-    """(padded, digits, zone, long) of a ``DateForm``."""
-    bare = re.search(r"(?<!\d)\d(?!\d)", text) if "%q" not in pattern else None
-    long = "%b" in pattern and any(month in text for month in _MONTHS if month != "May")
-    digits = re.search(r":\d\d\.(\d+)", text) if "%f" in pattern else None
-    zone = re.search(r"(Z|[+-]\d\d:?(?:\d\d)?)$", text, re.MULTILINE) if "%z" in pattern else None
-    return not bare, min(6, len(digits[1])) if digits else 6, zone[1] if zone else "", long
+def _detailed(cells, pattern):
+    """The ``DateForm`` of cells by a pattern: how they write its parts."""
+    if pattern.startswith("epoch"):
+        written = {"f": {cell.partition(".")[2] for cell in cells}}
+    elif _is_ours(pattern):
+        found = [match.groupdict() for match in map(_regex(pattern).fullmatch, cells) if match]
+        written = {name: {parts[name] for parts in found} for name in (found[0] if found else ())}
+    else:
+        return DateForm(pattern)
+    sizes = set(map(len, written.get("f", ()))) or {0}
+    long = any(month in _MONTHS and month != "May" for month in written.get("b", ()))
+    return DateForm(pattern, _unpadded(written, pattern), (min(sizes), max(sizes)), min(written.get("z", [""])), long)
 
 
-# ---- order
-
-
-def find_disorder(moments):
-    """("descending", None) where rows are newest first, ("doubled" or "disordered", row) of the first such row, else
-    (None, None); a row is doubled where another has the same date."""
-    pairs = list(zip(moments, moments[1:], strict=False))
-    wrong = next((row for row, (a, b) in enumerate(pairs, 1) if b <= a), None)
-    if wrong is None:
-        return None, None
-    if all(b < a for a, b in pairs):
-        return "descending", None
-    seen = set()
-    for row, moment in enumerate(moments):
-        if moment in seen:
-            return "doubled", row
-        seen.add(moment)
-    return "disordered", wrong
-
-
-def months_between(a, b):
-    return 12 * (b.year - a.year) + b.month - a.month
-
-
-def _is_month_end(moment):
-    return (moment.replace(tzinfo=None) + timedelta(days=1)).day == 1 if moment.year < 9999 else False
-
-
-def _by_months(moments):
-    """Whether moments are at the same time of the same day of their months, or all on the last."""
-    same_time = len({(m.time(), m.tzinfo) for m in moments}) == 1
-    return same_time and (len({m.day for m in moments}) == 1 or all(map(_is_month_end, moments)))
-
-
-def uneven_steps(moments):
-    """(the commonest step, how many rows have another, the first such row) where the steps of increasing moments
-    differ, else None. Months and years count as even; so do working days."""
-    if _by_months(moments) and len({months_between(a, b) for a, b in zip(moments, moments[1:], strict=False)}) == 1:
-        return None
-    steps = [b - a for a, b in zip(moments, moments[1:], strict=False)]
-    counts = Counter(steps).most_common()
-    if len(counts) < 2 or (_on_working_days(moments) and set(steps) == {timedelta(days=1), timedelta(days=3)}):
-        return None
-    step, count = counts[0]
-    return step, len(steps) - count, next(row for row, other in enumerate(steps, 1) if other != step)
-
-
-def is_even(moments):
-    """Whether moments increase in equal steps, or by whole months."""
-    return len(moments) > 1 and find_disorder(moments)[0] is None and uneven_steps(moments) is None
-
-
-def _on_working_days(moments):
-    """Whether moments are days from Monday to Friday, one after another for the most part, with weekends between."""
-    steps = Counter(b - a for a, b in zip(moments, moments[1:], strict=False))
-    day, weekend = timedelta(days=1), timedelta(days=3)
-    return weekend in steps and steps.most_common(1)[0][0] == day and all(moment.weekday() < 5 for moment in moments)
-
-
-def continue_moments(moments, count):
-    """``count`` datetimes that continue the last of ``moments``, by whole months, working days or equal times; None
-    where these do neither, or the calendar ends."""
-    tail = moments[-4:]
-    pairs = list(zip(tail, tail[1:], strict=False))
-    months = {months_between(a, b) for a, b in pairs}
-    last, month = tail[-1], 12 * tail[-1].year + tail[-1].month - 1
-    ends = all(map(_is_month_end, tail))
-    if len(months) == 1 and min(months) > 0 and _by_months(tail) and (last.day < 29 or ends):
-        places = [month + min(months) * k for k in range(1, count + 1)]
-        if places and places[-1] // 12 >= datetime.max.year:
-            return None
-        return [_in_month(last, place, ends) for place in places]
-    if _on_working_days(moments[-30:]):
-        try:
-            return _next_working_days(last, count)
-        except OverflowError:
-            return None
-    times = {b - a for a, b in pairs}
-    room = datetime.max.replace(tzinfo=last.tzinfo) - last
-    if len(times) == 1 and min(times) > timedelta(0) and room // min(times) > count:
-        return [last + min(times) * k for k in range(1, count + 1)]
-    return None
-
-
-def _in_month(moment, place, end):
-    year, month = place // 12, place % 12 + 1
-    if not end:
-        return moment.replace(year=year, month=month)
-    following = datetime(year + month // 12, month % 12 + 1, 1) - timedelta(days=1)
-    return moment.replace(year=year, month=month, day=following.day)
-
-
-def _next_working_days(last, count):
-    days = []
-    while len(days) < count:
-        last += timedelta(days=1 if last.weekday() < 4 else 7 - last.weekday())
-        days.append(last)
-    return days
-
-
-def calendar_features(moments, names, rows):
-    """(rows, 2 len(names)): sine and cosine of the place in the day, the week, the year."""
-    columns = [np.zeros((rows, 0))]
-    for name in names:
-        period, place = CALENDAR[name]
-        angle = 2 * np.pi / period * np.array([place(moment) for moment in moments])
-        columns.append(np.pad(np.stack([np.sin(angle), np.cos(angle)], axis=1), ((0, rows - len(angle)), (0, 0))))
-    return np.concatenate(columns, axis=1)
+def _unpadded(written, pattern):
+    """The directives of "mdHI" that are written without a zero in front. Where no number below 10 shows it, the day is
+    as the month and the month as the day, an hour as they are, and they as the hour where the year is not first."""
+    found = ""
+    for name in "mdHI":
+        for names in (name, "md", "" if pattern.startswith("%Y") else "HI"):
+            small = [text for each in names for text in written.get(each, ()) if len(text) == 1 or text[0] == "0"]
+            if small:
+                found += name * (min(map(len, small)) == 1)
+                break
+    return found

@@ -42,12 +42,13 @@ _OTHER_MARK = {".": ",", ",": "."}
 class Undecided(ValueError):
     """The cells leave open how numbers are written, or contradict one another.
 
-    row: of the cell that shows it; other: of an earlier one that says otherwise, or None.
+    row: of the cell that shows it; other: of an earlier one that says otherwise, or None; mark: the one that is open
+    where there is no other.
     """
 
-    def __init__(self, text, row, other=None):
+    def __init__(self, text, row, other=None, mark=None):
         super().__init__(text)
-        self.row, self.other = row, other
+        self.row, self.other, self.mark = row, other, mark
 
 
 @dataclass(frozen=True)
@@ -100,15 +101,17 @@ def count_numbers(cells):
 
 
 def find_marks(columns, *, decimal=None, thousands=None, before=None, trust_points=True):
-    """(``Marks`` of the numbers in ``columns``, lists of cells; a cell that shows how thousands are separated, or
-    None).
+    """(``Marks`` of the numbers in ``columns``, lists of cells; a cell that shows how thousands are separated, or that
+    a point was trusted, or None).
 
     decimal, thousands: what is known. before: the decimal mark of a file of the same kind, for cells that decide
-    nothing. trust_points: whether "2.007" alone is 2.007. Raises ``Undecided``.
+    nothing. trust_points: whether "2.007" is 2.007 in a column in which all numbers have a point. Raises ``Undecided``.
     """
+    asked = decimal or before or thousands is not None
     text, rows = "\n".join("\n".join(cells) for cells in columns), max(1, len(columns[0]))
     if decimal is None and thousands in _OTHER_MARK:
         decimal = _OTHER_MARK[thousands]
+    trust_points = thousands == "" or (trust_points and all(map(_has_no_whole, columns)))
     decimal = decimal or _decimal(text, rows, before, trust_points)
     against = _OTHER_MARK[decimal]
     if thousands is None:
@@ -118,7 +121,15 @@ def find_marks(columns, *, decimal=None, thousands=None, before=None, trust_poin
         for mark, marks in ((" ", _SPACES), ("'", _QUOTES)):
             if any(one in text for one in marks) and (shown := _first(text, rows, _PARTED[mark])):
                 return Marks(decimal, mark), shown[1]
+    if not asked and decimal == "." and not _first(text, rows, _SURE["."]):
+        trusted = _first(text, rows, _UNSURE["."])
+        return Marks(), trusted and trusted[1]
     return Marks(decimal, thousands or ""), None
+
+
+def _has_no_whole(cells):
+    """Whether a column that has points has one in each number."""
+    return not any("." in cell for cell in cells) or not any(cell.lstrip("+-").isdigit() for cell in cells)
 
 
 def _decimal(text, rows, before, trust_points):
@@ -135,7 +146,7 @@ def _decimal(text, rows, before, trust_points):
     for mark, (row, cell) in found.items():
         if not before and not (mark == "." and trust_points):
             plain = cell.replace(mark, ".")
-            raise Undecided(f"{cell!r} may be {plain} or {cell.replace(mark, '')}", row)
+            raise Undecided(f"{cell!r} may be {plain} or {cell.replace(mark, '')}", row, mark=mark)
     return before or "."
 
 

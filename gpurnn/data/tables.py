@@ -18,9 +18,12 @@ _SAMPLE = 50  # rows that are looked at to find the delimiter
 # what a formula begins with in a spreadsheet, in normal and in full-width characters
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _TOTALS = {
-    "total", "totals", "grand total", "subtotal", "sum", "average", "mean", "summe", "gesamt", "insgesamt",
-    "mittelwert", "durchschnitt", "somme", "moyenne", "totale", "totaal", "suma",
+    "total", "totals", "grand total", "subtotal", "sum", "average", "avg", "mean", "median", "min", "max", "minimum",
+    "maximum", "count", "summe", "gesamt", "insgesamt", "zwischensumme", "mittelwert", "durchschnitt", "anzahl",
+    "somme", "moyenne", "totale", "totaal", "suma",
 }  # fmt: skip
+_LETTER = re.compile(r"[^\W\d_]")
+_SEPARATOR = re.compile(r'"?sep=([^\n"])"?[ \t]*\n', re.IGNORECASE)  # with which Excel begins a file
 
 
 @dataclass
@@ -64,14 +67,17 @@ def read_rows(path, delimiter=None, encoding=None):
     a value are left out, and so are lines that begin with #. Raises FileError and ValueError that name file and line.
     """
     text = whole_text(path, encoding, cost=_BYTE_COST, line_cost=0, what="its text")
-    if "\n" not in text:
-        text = text.replace("\r", "\n")
-    comments = []
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if said := _SEPARATOR.match(text):
+        delimiter, text = delimiter or said[1], text[said.end() - 1 :]
+    comments, start = [], 1
     delimiter = delimiter or _find_delimiter(text)
     reader = csv.reader(_lines(text, comments), delimiter=delimiter)
     columns, lines, header = [], array("q"), None
     try:
         for cells in reader:
+            start = reader.line_num + 1
             if cells == [] or not any(map(str.strip, cells)):
                 continue
             cells = [cell.strip() if "\n" not in cell else " ".join(cell.split()) for cell in cells]
@@ -87,11 +93,11 @@ def read_rows(path, delimiter=None, encoding=None):
             room += _ROW_COST + _CELL_COST * len(cells)
             check_room(path, room, "its table")
     except csv.Error as error:
-        raise FileError(f"{path}: line {reader.line_num}: {error}") from error
-    if header is None:
-        raise ValueError(f"{path}: is empty")
+        raise FileError(
+            f"{path}: line {start}: a cell begins here that is too long: is a quote not closed? ({error})"
+        ) from error
     if not lines:
-        raise ValueError(f"{path}: has a header but no rows")
+        raise ValueError(f"{path}: {'is empty' if header is None else 'has a header but no rows'}{_on_comments(text)}")
     rows = Rows(str(path), *_without_empty(header, columns), lines, delimiter)
     if len(set(rows.header)) < len(rows.header):
         raise ValueError(f"{path}: two columns have the same name: {', '.join(rows.header)}")
@@ -113,6 +119,12 @@ def _lines(text, comments):
             line = "\n"
         quoted ^= line.count('"') % 2
         yield line
+
+
+def _on_comments(text):
+    """What an error adds where lines of a text were left out as comments."""
+    count = len(re.findall("^#", text, re.MULTILINE))
+    return f": {count:,} lines begin with # and are comments: quote a first cell that begins with #" if count else ""
 
 
 def _find_delimiter(text):
@@ -167,15 +179,30 @@ def _without_empty(header, columns):
 
 
 def _refuse_total(rows):
-    """Raise ValueError where one of the last rows is the sum of the others, by its name."""
-    for row in range(max(0, len(rows) - 3), len(rows)):
-        for cells in rows.columns:
-            word = cells[row].casefold().rstrip(":").strip()
-            if word in _TOTALS and cells.count(cells[row]) == 1:
-                raise ValueError(
-                    f"{rows.path}: line {rows.lines[row]}: {cells[row]!r} is no row of the series: delete the line, or "
-                    "put # before it"
-                )
+    """Raise ValueError where a row is the sum of others, by its name: one of the last, or any by the first column of
+    text; or where it has none in a column of names."""
+    numeric = set(rows.numeric())
+    names = next((name for name in rows.header if name not in numeric), None)
+    for name, cells in zip(rows.header, rows.columns, strict=True):
+        last = range(max(0, len(rows) - 3), len(rows))
+        totals = [row for row in (range(len(rows)) if name == names else last) if _is_total(cells[row])]
+        if name != names:
+            totals = [row for row in totals if cells.count(cells[row]) == 1]
+        elif len(totals) == len(cells) - cells.count(""):  # what a row is: there is nothing that it would be the sum of
+            continue
+        if totals:
+            _refuse_row(rows, totals[0], f"{cells[totals[0]]!r} is no row of the series")
+    cells = rows.columns[0]
+    if names == rows.header[0] and 0 < 4 * cells.count("") < len(cells) and not any(map(date_share, rows.columns)):
+        _refuse_row(rows, cells.index(""), f"a row that has no name in column {names!r}, as a total has none")
+
+
+def _is_total(cell):
+    return _LETTER.search(cell) is not None and " ".join(re.findall(r"[^\W\d_]+", cell.casefold())) in _TOTALS
+
+
+def _refuse_row(rows, row, what):
+    raise ValueError(f"{rows.path}: line {rows.lines[row]}: {what}: delete the line, or put # before it")
 
 
 def csv_text(rows, escape=True):

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from optional import given, optional
 
-from gpurnn.data.dates import DateForm, UnreadDates, check_date_format, continue_moments, read_dates, uneven_steps
+from gpurnn.data.dates import DateForm, UnreadDates, check_date_format, read_dates
 from gpurnn.data.encodings import whole_text
+from gpurnn.data.moments import continue_moments, uneven_steps
 from gpurnn.data.numerals import Marks, Undecided, find_marks
 from gpurnn.data.tables import read_rows
 from gpurnn.errors import FileError
@@ -209,6 +210,7 @@ def save(path, text, encoding="utf-8"):
         ("a;b\nx;1.234\nx;2.007\n", 2007, {"thousands": "."}),
         ("a\tb\nx\t1.234\nx\t2.007\n", None, {}),
         ("a,b\nx,1.234\nx,2.007\n", 2.007, {}),
+        ("a,b\nx,987\nx,2.007\n", 2.007, {"thousands": "none"}),
         ('a,b\nx,"1,234"\nx,"2,007"\n', None, {}),
         ('a,b\nx,"1,234"\nx,"2,007"\n', 2007, {"thousands": ","}),
         ('a,b\nx,"1,234"\nx,"2,007"\n', 2.007, {"decimal": ","}),
@@ -240,9 +242,9 @@ def test_marks_of_numbers(tmp_path, text, value, options):
 
 
 def test_doubtful_marks_are_explained(tmp_path):
-    assert find_marks([["1.234"]]) == (Marks(), None)
+    assert find_marks([["1.234"]]) == (Marks(), "1.234")
     path = save(tmp_path / "a.csv", "a;b\nx;5\nx;2.007\n")
-    with pytest.raises(ValueError, match="line 3: '2.007' may be 2.007 or 2007: --decimal . or --decimal , says"):
+    with pytest.raises(ValueError, match="line 3: '2.007' may be 2.007 or 2007: --decimal . or --thousands . says"):
         choose_columns(path, SeriesSettings())
     path = save(tmp_path / "a.csv", "a;b\nx;1.5\nx;\nx;2,5\n")
     with pytest.raises(ValueError, match="line 4: '2,5' has another decimal mark than '1.5' in line 2: --decimal"):
@@ -415,6 +417,169 @@ def test_bad_date_formats_are_refused(pattern):
     with pytest.raises(ValueError, match="date_format"):
         SeriesSettings(date_format=pattern)
     check_date_format("%A %d. %B %Y")  # what strptime knows besides
+
+
+# ---- what was once misread
+
+
+def read(path, text, **options):
+    """The ``Table`` of a text, by its own facts."""
+    settings = SeriesSettings(seed=0, **options)
+    return read_table(path, choose_columns(save(path, text), settings), settings)
+
+
+@pytest.mark.parametrize(
+    "text, line, value, cure",
+    [
+        ("date,y\n2020-01-01,1.234\n2020-01-02,987\n", 2, "1.234", "--decimal . or --thousands ."),
+        ("date,y\n2020-01-01,987\n2020-01-02,1.234\n", 3, "1.234", "--decimal . or --thousands ."),
+        ("date,n,y\n2020-01-01,1.234,1.5\n2020-01-02,987,2.5\n", None, "1.234", None),  # y decides
+        ("date;y\n2020-01-01;1,234\n2020-01-02;987\n", 2, "1,234", "--decimal , or --thousands ,"),
+        ("date\ty\n2020-01-01\t1,234\n2020-01-02\t987\n", 2, "1,234", "--decimal , or --thousands ,"),
+        ("date;y\n2020-01-01;1.234\n2020-01-02;987\n", 2, "1.234", "--decimal . or --thousands ."),
+    ],
+)
+def test_three_digits_beside_whole_numbers_are_not_guessed(tmp_path, text, line, value, cure):
+    path = tmp_path / "a.csv"
+    if line is None:
+        assert read(path, text, inputs="n").values[0].tolist() == [1.5, 1.234]
+        return
+    with pytest.raises(ValueError, match=re.escape(f"line {line}: {value!r} may be")) as refused:
+        read(path, text)
+    assert cure in str(refused.value)
+    mark = value[1]
+    assert 1.234 in read(path, text, decimal=mark).values and 1234 in read(path, text, thousands=mark).values
+
+
+def test_three_decimals_throughout_are_decimals_and_said(tmp_path):
+    text = "date,n,y\n2020-01-01,5,1.234\n2020-01-02,7,\n2020-01-03,8,2.007\n"
+    path = save(tmp_path / "a.csv", text)
+    values = read(path, text, inputs="n", fill="drop").values
+    assert values.tolist() == [[1.234, 5], [2.007, 8]]  # whole numbers of another column say nothing
+    for options, count in (({}, 1), ({"decimal": "."}, 0), ({"thousands": "."}, 0), ({"thousands": "none"}, 0)):
+        rows = read_rows(path)
+        choose_columns(path, SeriesSettings(inputs="n", **options), rows)
+        said = ["'1.234' is read as a decimal number: if it is 1234, --thousands . says so"]
+        assert rows.notes == said * count
+
+
+@pytest.mark.parametrize(
+    "cells, coming",
+    [
+        (["2020-01-31 9:00", "2020-01-31 16:00", "2020-01-31 23:00"], ["2020-02-01 6:00", "2020-02-01 13:00"]),
+        (["2020-1-30 09:00", "2020-1-31 09:00"], ["2020-2-1 09:00", "2020-2-2 09:00"]),
+        (["1/30/2020 22:00", "1/31/2020 10:00", "1/31/2020 22:00"], ["2/1/2020 10:00", "2/1/2020 22:00"]),
+        (["10/30/2020 9:00", "10/31/2020 0:00", "10/31/2020 15:00"], ["11/1/2020 6:00", "11/1/2020 21:00"]),
+        (["12/30/2019", "12/31/2019", "1/1/2020"], ["1/2/2020", "1/3/2020"]),
+        (["01/9/2020", "01/11/2020", "01/13/2020"], ["01/15/2020", "01/17/2020"]),
+        (["2020-01-31 23:59:59.0", "2020-01-31 23:59:59.5"], ["2020-02-01 00:00:00.0", "2020-02-01 00:00:00.5"]),
+        (["2020-01-01 00:00:01.25", "2020-01-01 00:00:01.5"], ["2020-01-01 00:00:01.75", "2020-01-01 00:00:02.0"]),
+        (["2020-01-01 00:00:00.000000000", "2020-01-01 00:00:01.000000000"],
+         ["2020-01-01 00:00:02.000000000", "2020-01-01 00:00:03.000000000"]),
+        (["1/31/2020 9:30 PM", "1/31/2020 10:30 PM"], ["1/31/2020 11:30 PM", "2/1/2020 12:30 AM"]),
+        (["1577836800.0", "1577836800.5"], ["1577836801.0", "1577836801.5"]),
+        (["1577836800", "1577836800.5"], ["1577836801", "1577836801.5"]),
+        (["1577836800", "1577836801"], ["1577836802", "1577836803"]),
+        (["1577836800000.0", "1577836801000.0"], ["1577836802000.0", "1577836803000.0"]),
+        (["May 1, 2020", "May 2, 2020"], ["May 3, 2020", "May 4, 2020"]),
+    ],
+)  # fmt: skip
+def test_each_part_of_a_date_is_written_as_in_the_file(cells, coming):
+    moments, form, _ = read_dates(cells)
+    assert [form.write(moment) for moment in moments] == cells
+    assert [form.write(moment) for moment in continue_moments(moments, 2)] == coming
+
+
+def months_and(word, years, every=12):
+    names = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
+    rows = [f"{name},{n}\n" for n, name in enumerate(names)]
+    return "month,y\n" + ("".join(rows) + f"{word},66\n") * years
+
+
+@pytest.mark.parametrize(
+    "text, line, words",
+    [
+        (months_and("Total", 3), 14, "'Total' is no row"),
+        (months_and("Total 2020", 1), 14, "'Total 2020' is no row"),
+        (months_and("", 3), 14, "no name in column 'month'"),
+        (months_and("Total", 1) + "Average,5\nMin,0\nMax,11\nCount,12\n", 14, "'Total' is no row"),
+        ("n,place,y\n1,north,5\n2,Sum:,6\n" + "3,south,7\n" * 9, 3, "'Sum:' is no row"),
+    ],
+)
+def test_totals_are_refused_wherever_they_stand(tmp_path, text, line, words):
+    with pytest.raises(ValueError, match=f"line {line}: .*{re.escape(words)}.*: delete the line, or put # before it"):
+        read_rows(save(tmp_path / "a.csv", text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "kind,y\n" + "mean,5\n" * 9,  # each row is one
+        "kind,y\n" + "min,5\nmax,6\n" * 9,
+        "remark,y\n,5\n,6\nrain,7\n,8\n",  # a column of remarks
+        "place,date,y\nnorth,2020-01-01,5\nnorth,2020-01-02,6\n,2020-01-03,7\nnorth,2020-01-04,6\nnorth,2020-01-05,6\n",
+        "n,place,y\n1,north,5\n2,,6\n3,north,7\n4,north,5\n5,north,5\n",
+    ],
+)  # fmt: skip
+def test_what_only_looks_like_a_total_is_read(tmp_path, text):
+    assert len(read_rows(save(tmp_path / "a.csv", text))) == text.count("\n") - 1
+
+
+@pytest.mark.parametrize(
+    "text, date, values",
+    [
+        ("created,date,y\n2021-05-03,2020-01-01,1\n2021-05-02,2020-01-02,2\n2021-05-01,2020-01-03,3\n", "date", "123"),
+        ("created,Month,y\n2021-05-03,2020-03,1\n2021-05-02,2020-02,2\n2021-05-01,2020-01,3\n", "Month", "321"),
+        ("created,when,y\n2021-05-03,2020-01-01,1\n2021-05-02,2020-01-02,2\n2021-05-01,2020-01-03,3\n", "when", "123"),
+        ("seen,when,y\n2021-05-03,2020-01-01,1\n2021-05-09,2020-01-02,2\n2021-05-11,2020-01-03,3\n", "when", "123"),
+        ("seen,when,y\n2021-05-03,2020-01-01,1\n2021-05-09,2020-01-03,2\n2021-05-09,2020-01-09,3\n", "when", "123"),
+        ("day,time,y\n2020-01-01,2020-01-01 0:00,1\n2020-01-01,2020-01-01 2:00,2\n", "time", "12"),
+        ("created,year,y\n2021-05-03,2001,1\n2021-05-02,2002,2\n2021-05-01,2003,3\n", "year", "123"),
+    ],
+)  # fmt: skip
+def test_one_of_several_columns_of_dates_is_taken_and_said(tmp_path, text, date, values):
+    path, other = save(tmp_path / "a.csv", text), text.split(",")[0]
+    rows = read_rows(path)
+    assert choose_columns(path, SeriesSettings(), rows)["date"] == date
+    assert rows.notes == [f"several columns hold dates: {date!r} is taken, not {other!r}; --date NAME takes another"]
+    assert read(path, text).values[:, 0].tolist() == list(map(int, values))
+    assert choose_columns(path, SeriesSettings(date=other))["date"] == other
+
+
+def test_a_year_beside_the_dates_is_no_second_column_of_them(tmp_path):
+    rows = read_rows(save(tmp_path / "a.csv", "date,year,y\n2020-01-01,2020,1\n2020-01-02,2020,2\n"))
+    assert choose_columns(rows.path, SeriesSettings(), rows)["date"] == "date" and rows.notes == []
+
+
+@pytest.mark.parametrize("first", ["sep=;\n", "SEP=;\r\n", '"sep=;"\n', "sep=;\r"])
+def test_the_separator_line_of_excel_is_understood(tmp_path, first):
+    end = first[len(first.rstrip()) :]
+    path = save(tmp_path / "a.csv", first + end.join(["a;b,c", "x;1", "y;2", ""]))
+    rows = read_rows(path)
+    assert (rows.header, rows.delimiter, list(rows.lines)) == (["a", "b,c"], ";", [3, 4])
+    save(path, first + "a|b" + end + "x|1" + end)
+    assert read_rows(path, "|").header == ["a", "b"]  # what the user says counts
+
+
+def test_mixed_line_ends_are_read(tmp_path):
+    rows = read_rows(save(tmp_path / "a.csv", 'a,b\r\nx,1\ry,2\n"z\rw",3\r\r\nv,4'))
+    assert rows.columns == [["x", "y", "z w", "v"], ["1", "2", "3", "4"]] and list(rows.lines) == [2, 3, 5, 7]
+
+
+def test_a_quote_that_is_not_closed_is_said(tmp_path):
+    text = 'a,b\nx,1\n"y,2\n' + "z,3\n" * 50_000
+    with pytest.raises(FileError, match="line 3: a cell begins here that is too long: is a quote not closed"):
+        read_rows(save(tmp_path / "a.csv", text))
+
+
+@pytest.mark.parametrize("text, words", [("id,y\n#1,5\n#2,6\n", "a header but no rows"), ("#1,5\n#2,6\n", "is empty")])
+def test_lines_taken_as_comments_are_said(tmp_path, text, words):
+    path = save(tmp_path / "a.csv", text)
+    with pytest.raises(ValueError, match=f"{words}: 2 lines begin with # and are comments: quote") as refused:
+        read_rows(path)
+    assert str(path) in str(refused.value)
+    quoted = text.replace("#1", '"#1"').replace("#2", '"#2"')
+    assert read_rows(save(path, "id,y\n" * ("id" not in text) + quoted)).column("id") == ["#1", "#2"]
 
 
 # ---- whatever comes

@@ -25,7 +25,7 @@ Everything fitted to the data (mean, deviation, season) is fitted to the trainin
 defined by the rows that are forecast; its windows may begin before it, as they do in use.
 """
 
-from ...data.dates import calendar_features, continue_moments
+from ...data.moments import calendar_features, continue_moments
 from ...data.tables import csv_text
 from .columns import Table, choose_columns, read_table
 from .forecasts import forecast, forecast_intervals, score

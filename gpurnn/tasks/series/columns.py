@@ -5,21 +5,14 @@ from datetime import timedelta
 
 import numpy as np
 
-from ...data.dates import (
-    CALENDAR,
-    DateForm,
-    UnreadDates,
-    date_share,
-    find_disorder,
-    has_date_name,
-    read_dates,
-    uneven_steps,
-)
+from ...data.dates import DateForm, UnreadDates, date_share, has_date_name, read_dates
+from ...data.moments import CALENDAR, find_disorder, is_even, uneven_steps
 from ...data.numerals import Undecided, find_marks
 from ...data.tables import read_rows
 from .settings import SeriesSettings
 
 _TRIED = 100  # columns of text that are tried for dates
+_DATE_NAMES = {"date", "datetime", "ds", "time", "timestamp", "day", "month", "quarter", "year", "week"}
 
 
 @dataclass
@@ -72,7 +65,11 @@ def choose_columns(path, settings, rows=None):
     if target in asked or len(set(asked)) < len(asked):
         raise ValueError(f"inputs: expected each column once and not the target {target!r}, got {', '.join(asked)}")
     facts = {"target": target, "inputs": asked, "date": date, "calendar": []}
-    facts["decimal"] = _marks(rows, facts, settings)[0].decimal
+    marks, shown = _marks(rows, facts, settings)
+    facts["decimal"] = marks.decimal
+    if shown and not marks.thousands:
+        whole = shown.replace(".", "")
+        rows.notes.append(f"{shown!r} is read as a decimal number: if it is {whole}, --thousands . says so")
     moments = None
     if date:
         moments, form = _read_dates(rows, facts, settings)
@@ -97,15 +94,16 @@ def _find_date(rows, settings, numeric, taken):
     free = [name for name in rows.header if name not in named]
     numbers = set(numeric)
     texts = [name for name in free if name not in numbers]
-    for name in texts[:_TRIED]:
-        if date_share(rows.column(name)) > 0.5:
-            return name
+    dated = [name for name in texts[:_TRIED] if date_share(rows.column(name)) > 0.5]
+    if dated:
+        years = [name for name in free if name in numbers and _is_named_date(name)]
+        return _choose_date(rows, dated + [name for name in years if _rising(rows.column(name)) < 2])
     first = rows.header[0]
     for name in free:
         others = len(numeric) > 1 or any(taken)
         weak = name in numbers and others and (name == first or has_date_name(name))
         if weak and date_share(rows.column(name), weak=True) > 0.5:
-            if has_date_name(name) or _in_order(rows.column(name)):
+            if has_date_name(name) or _rising(rows.column(name)) < 3:
                 return name
             rows.notes.append(f"the numbers of the first column, {name!r}, are in no order: not read as dates")
             return None
@@ -118,15 +116,33 @@ def _find_date(rows, settings, numeric, taken):
     return None
 
 
+def _choose_date(rows, names):
+    """One of the columns that hold dates: by its name, else the one that increases most evenly; a note says so."""
+    if len(names) == 1:
+        return names[0]
+    chosen = min(names, key=lambda name: (not _is_named_date(name), _rising(rows.column(name))))
+    others = ", ".join(repr(name) for name in names if name != chosen)
+    rows.notes.append(f"several columns hold dates: {chosen!r} is taken, not {others}; --date NAME takes another")
+    return chosen
+
+
 def _looks_dated(cell):
     return sum(map(str.isdigit, cell)) > 2 and not cell.isdigit()
 
 
-def _in_order(cells):
+def _is_named_date(name):
+    return name.strip().casefold() in _DATE_NAMES
+
+
+def _rising(cells):
+    """How well cells serve as the dates of rows: 0 for such that increase evenly, 1 for others that increase, 2 for
+    such that fall, 3 for anything else."""
     try:
-        return find_disorder(read_dates(cells)[0])[0] in (None, "descending")
+        moments = read_dates(cells)[0]
     except UnreadDates:
-        return False
+        return 3
+    disorder = find_disorder(moments)[0]
+    return {None: 0 if is_even(moments) else 1, "descending": 2}.get(disorder, 3)
 
 
 # ---- what is in them
@@ -158,7 +174,7 @@ def read_table(path, facts, settings=None, rows=None):
                 f"{path}: line {rows.lines[wrong]}, column {name!r}: expected a number, got {cells[wrong]!r}{cure}"
             )
         values[:, n] = numbers
-    if shown:  # a number, as all cells are by now
+    if shown and marks.thousands:  # a number, as all cells are by now
         notes.append(f"thousands are parted by {marks.thousands!r}: {shown!r} is read as {marks.number(shown):g}")
     lines, (moments, form) = np.array(rows.lines), _dates(rows, facts, settings)
     if moments is not None:
@@ -178,15 +194,17 @@ def read_table(path, facts, settings=None, rows=None):
 
 
 def _marks(rows, facts, settings):
-    """(``Marks``, a cell that shows how thousands are separated, or None) of the columns that are read."""
+    """What ``find_marks`` returns for the columns that are read."""
     given = {"decimal": settings.decimal, "thousands": settings.thousands_mark, "before": facts.get("decimal")}
     given["trust_points"] = rows.delimiter == ","
     try:
         return find_marks([rows.column(name) for name in (facts["target"], *facts["inputs"])], **given)
     except Undecided as error:
-        other = "" if error.other is None else f" in line {rows.lines[error.other]}"
+        other, cure = "", f"--decimal {error.mark} or --thousands {error.mark}"
+        if error.other is not None:
+            other, cure = f" in line {rows.lines[error.other]}", "--decimal . or --decimal ,"
         raise ValueError(
-            f"{rows.path}: line {rows.lines[error.row]}: {error}{other}: --decimal . or --decimal , says which is meant"
+            f"{rows.path}: line {rows.lines[error.row]}: {error}{other}: {cure} says which is meant"
         ) from error
 
 

@@ -29,7 +29,7 @@ class SeriesSettings(Settings):
     date: str | None = setting(
         None,
         "Column of the date; 'none': the rows are in order already.",
-        shown="the first that holds dates",
+        shown="the one that holds dates",
         of_model=True,
     )
     date_format: str | None = setting(

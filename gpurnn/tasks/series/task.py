@@ -3,7 +3,8 @@
 import textwrap
 from dataclasses import replace
 
-from ...data.dates import CALENDAR, check_date_format
+from ...data.dates import check_date_format
+from ...data.moments import CALENDAR
 from ...errors import check_choice, check_size
 from ...files import check_room
 from ..task import WEIGHT_COST, Data, Task, check_numbers, check_strings, checksum

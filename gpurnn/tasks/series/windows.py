@@ -4,7 +4,7 @@ import numpy as np
 
 from ... import rng
 from ...data import Batch
-from ...data.dates import calendar_features, continue_moments
+from ...data.moments import calendar_features, continue_moments
 from ...dtypes import check_dtype
 from .parts import residual_of
 
