@@ -82,6 +82,8 @@ def measure(
     ------
     TypeError
         For batches, a loss or a metric of another kind.
+    ValueError
+        For a metric called "loss".
 
     Examples
     --------

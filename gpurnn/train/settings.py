@@ -119,7 +119,10 @@ class FitSettings:
 
 
 def check_metrics(metrics: Any) -> Mapping[str, Callable[..., Any]]:
-    """An argument ``metrics`` as a mapping; raises TypeError unless it is one of names and functions."""
+    """An argument ``metrics`` as a mapping.
+
+    Raises TypeError unless it is one of names and functions, ValueError where one is called "loss".
+    """
     if metrics is None:
         return {}
     if not isinstance(metrics, Mapping):
@@ -129,6 +132,8 @@ def check_metrics(metrics: Any) -> Mapping[str, Callable[..., Any]]:
     for name, metric in metrics.items():
         if not isinstance(name, str) or not callable(metric):
             raise TypeError(f"metrics: expected names and functions, got {name!r}: {type(metric).__name__}")
+    if "loss" in metrics:
+        raise ValueError("metrics: 'loss' is the name of the loss itself, which is always measured: choose another")
     return metrics
 
 

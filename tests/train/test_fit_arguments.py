@@ -274,6 +274,15 @@ def test_wrong_values(options, words):
         train(drawn(1), **options)
 
 
+def test_no_metric_is_called_loss():
+    """That name belongs to the loss, whose mean the metric would change."""
+    metrics = {"loss": lambda outputs, targets: 5.0}
+    with pytest.raises(ValueError, match="metrics: 'loss' is the name of the loss itself"):
+        measure(model_of(), gpurnn.cross_entropy, drawn(1), metrics)
+    with pytest.raises(ValueError, match="metrics: 'loss' is the name of the loss itself"):
+        train(drawn(1), validation=drawn(1), metrics=metrics)
+
+
 @pytest.mark.parametrize("name", ["adam", "adamw", "rmsprop", "sgd"])
 def test_optimizers_by_name(name):
     classes = {"adam": gpurnn.Adam, "adamw": gpurnn.AdamW, "rmsprop": gpurnn.RMSprop, "sgd": gpurnn.SGD}
