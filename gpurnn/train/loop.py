@@ -61,15 +61,25 @@ class TrainingLoop(TrainingState):
         """
         try:
             self._train(interrupted)
+            if stop := interrupted():  # at the last epoch's end, or as a callback stopped the training
+                raise stop
         except BaseException as error:
-            self.history.stopped = "interrupt" if isinstance(error, KeyboardInterrupt) else "error"
-            with contextlib.suppress(AttributeError):  # an exception without attributes
-                error.history = self.history
+            self._ended_by(error)
             raise
         finally:
             self.callbacks.end(self)
         if self.history:
             self.files.draw()
+        if stop := interrupted():  # since then
+            error = stop()
+            self._ended_by(error)
+            raise error
+
+    def _ended_by(self, error: BaseException) -> None:
+        """Note why training ended, and give the exception the history."""
+        self.history.stopped = "interrupt" if isinstance(error, KeyboardInterrupt) else "error"
+        with contextlib.suppress(AttributeError):  # an exception without attributes
+            error.history = self.history
 
     def _train(self, interrupted: Callable[[], type[BaseException] | None]) -> None:
         epochs = self.settings.epochs
@@ -82,8 +92,7 @@ class TrainingLoop(TrainingState):
                 while group := list(itertools.islice(batches, self.settings.accumulate)):
                     self._train_batches(group, interrupted)
                 self._end_epoch()
-                stop = interrupted()
-                if stop and self.epoch < epochs:
+                if stop := interrupted():
                     raise stop
         except StopTraining as stop:
             self.save()
