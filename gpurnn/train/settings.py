@@ -86,7 +86,9 @@ class FitSettings:
         if self.patience is not None and self.validation is None:
             raise ValueError("patience watches the validation loss: give validation batches")
         self.loss_scaler = _scaler_for(self.loss_scaler, self.model)
+        named = isinstance(self.optimizer, str)
         self.optimizer = optimizer_for(self.optimizer, self.lr, self.model)
+        self.lr = self.optimizer.lr if named else None
         self.schedule = _schedule_for(self.schedule, self.optimizer)
 
     def _check_objects(self) -> None:
