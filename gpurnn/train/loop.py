@@ -21,7 +21,7 @@ from ..module import Module
 from ..optim import clip_grad_norm, clip_grad_value
 from .callbacks import Callbacks
 from .history import StopTraining, TrainingError
-from .measure import call_loss, measure, model_context, model_inputs
+from .measure import batch_weight, call_loss, measure, model_context, model_inputs
 from .progress import Progress
 from .settings import FitSettings
 from .snapshot import restore_snapshot, save_snapshot
@@ -114,9 +114,10 @@ class TrainingLoop(TrainingState):
     def _update(self, group: list[Batch]) -> dict[str, Any]:
         """Make one update from these batches; returns its record."""
         settings = self.settings
-        weight = sum(batch.weight for batch in group)
+        weights = [batch_weight(settings.loss, batch) for batch in group]
+        weight = sum(weights)
         with _undone_on_error(self.model):
-            made = self._gradients(group, weight, settings.flow and self.index == 0)
+            made = self._gradients(group, weights, settings.flow and self.index == 0)
         if self.scaler is None or self.scaler.update(made.finite):
             if settings.clip_value is not None:
                 clip_grad_value(self.model, settings.clip_value)
@@ -136,23 +137,23 @@ class TrainingLoop(TrainingState):
             self._record_flow(made.flow)
         return record
 
-    def _gradients(self, group: list[Batch], weight: int, watch: bool) -> Gradients:
-        """Make the clipped gradients of these batches, which weigh ``weight`` together.
+    def _gradients(self, group: list[Batch], weights: list[float], watch: bool) -> Gradients:
+        """Make the clipped gradients of the mean over these batches, which have these weights.
 
         Raises TrainingError for numbers that must not reach the weights.
         """
-        model, mean, state = self.model, 0.0, self.state
+        model, mean, state, total = self.model, 0.0, self.state, sum(weights)
         scale = self.scaler.scale if self.scaler else 1
         model.zero_grad()
         noise = noisy_weights(model, self.settings.weight_noise, self.step)
         with record_gradient_flow() if watch else contextlib.nullcontext() as flow, noise:
-            for batch in group:
+            for batch, weight in zip(group, weights, strict=True):
                 outputs, *last, backward = model.forward(
                     model_inputs(model, batch), **model_context(model, batch, state)
                 )
                 state = last[0] if last else None
                 value, dloss = call_loss(self.settings.loss, outputs, batch)
-                fraction = batch.weight / weight if weight else 0.0
+                fraction = weight / total if total else 0.0
                 with quiet() if self.scaler else contextlib.nullcontext():  # an overflow skips the update below
                     backward(dloss(fraction * scale))
                 mean += float(value) * fraction
