@@ -8,7 +8,7 @@ and a resumed training gets exactly the batches that it would have had.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,7 +37,8 @@ class Batch:
     loss_options : dict, optional
         Keyword arguments of the loss. By default ``lengths``, if there are any.
     weight : int, optional
-        Weight of this batch's mean loss in a mean over batches. By default the number of valid timesteps.
+        Weight of this batch's mean loss in a mean over batches. By default the number of valid timesteps; with a loss
+        of this package that has ``mask``, ``ignore_index`` or class weights, what its mean divides by.
 
     With several inputs, ``loss_options`` and ``weight`` must be given.
 
@@ -52,9 +53,11 @@ class Batch:
     lengths: Array | tuple[Array, ...] | None = None
     carry: bool = False
     loss_options: dict[str, Any] | None = None
-    weight: int | None = None
+    weight: float | None = None
+    weight_is_given: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        self.weight_is_given = self.weight is not None
         self.carry = check_flag("carry", self.carry)
         if self.loss_options is None:
             self.loss_options = {} if self.lengths is None else {"lengths": self.lengths}
@@ -244,7 +247,9 @@ class SequenceBatches:
         inputs, lengths = pad([self.inputs[n] for n in chosen]), self.lengths[chosen]
         if self.per_step:
             return Batch(inputs, pad([self.targets[n] for n in chosen]), lengths)
-        return Batch(inputs, self.targets[chosen], lengths, loss_options={}, weight=len(chosen))
+        batch = Batch(inputs, self.targets[chosen], lengths, loss_options={}, weight=len(chosen))
+        batch.weight_is_given = False
+        return batch
 
 
 def order_batches(

@@ -10,8 +10,9 @@ A callback is an object with any of four methods, or a plain function, which is 
 | ``on_end(training)`` | once, however the training ends |
 
 ``record`` is a record of the history (see ``History``), ``training`` the training that is under way, see ``Training``.
-What a method returns is ignored. ``raise StopTraining("why")`` ends the training: a checkpoint is saved, and ``fit``
-returns. Any other exception ends it as well and reaches the caller of ``fit``.
+What a method returns is ignored. ``raise StopTraining("why")`` ends the training: the callbacks after this one are
+called with the same, a checkpoint is saved, and ``fit`` returns. Any other exception ends it at once and reaches the
+caller of ``fit``.
 
 A run that was stopped and resumed shows each epoch once. Only after a kill that saved nothing (SIGKILL, power) is the
 epoch that was lost shown again. What a callback changes in the model or the optimizer is saved with them; a callback
@@ -121,20 +122,29 @@ class Callbacks:
         self.watch_updates = bool(self._of["on_update"])
 
     def start(self, training: Training) -> None:
-        for callback in self._of["on_start"]:
-            callback.on_start(training)
+        _call_each([callback.on_start for callback in self._of["on_start"]], training)
 
     def update(self, record: Record, training: Training) -> None:
-        for callback in self._of["on_update"]:
-            callback.on_update(record, training)
+        _call_each([callback.on_update for callback in self._of["on_update"]], training, record)
 
     def epoch(self, record: Record, training: Training) -> None:
-        for callback in self._of["on_epoch"]:
-            callback.on_epoch(dict(record), training)
+        _call_each([callback.on_epoch for callback in self._of["on_epoch"]], training, record)
 
     def end(self, training: Training) -> None:
         """Call every ``on_end``, even where one of them raises."""
         _end_each(self._of["on_end"], training)
+
+
+def _call_each(methods: list[Callable[..., Any]], training: Training, record: Record | None = None) -> None:
+    """Call all, each with a record of its own to change; then raise the first StopTraining that one of them raised."""
+    stop = None
+    for method in methods:
+        try:
+            method(*(() if record is None else (dict(record),)), training)
+        except StopTraining as error:
+            stop = stop or error
+    if stop is not None:
+        raise stop
 
 
 def _end_each(callbacks: list[Any], training: Training) -> None:

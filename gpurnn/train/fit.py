@@ -112,8 +112,10 @@ def fit(
         Folder of the run; None writes nothing. It is locked while training runs, see folder_lock.py.
     resume : bool
         Continue from the last checkpoint in ``out``, exactly as if never stopped, or from the best if the last is
-        missing. Without a checkpoint, start. If batches cannot be asked for by number, as with a loader, an epoch that
-        was stopped in the middle starts over.
+        missing. Without a checkpoint, start. Arguments that decide the result must be those of the run, but ``epochs``
+        and ``patience`` may differ. An ``optimizer`` or a ``schedule`` that is an object takes its numbers from the
+        checkpoint. If batches cannot be asked for by number, as with a loader, an epoch that was stopped in the middle
+        starts over.
     overwrite : bool
         Replace the run in ``out``, but no file that is not a run's.
     checkpoint_every : int, optional
@@ -148,7 +150,7 @@ def fit(
     TrainingError
         For a loss or gradient that is not finite. The last good checkpoint stays.
     CheckpointError
-        For a checkpoint that is damaged or belongs to another model.
+        For a checkpoint that is damaged, or that belongs to another model or to a run with other arguments.
     FileExistsError
         For a folder that is in use or holds other files.
     FileError

@@ -21,7 +21,7 @@ from ..module import Module
 from ..optim import clip_grad_norm, clip_grad_value
 from .callbacks import Callbacks
 from .history import StopTraining, TrainingError
-from .measure import call_loss, measure, model_context, model_inputs
+from .measure import batch_weight, call_loss, measure, model_context, model_inputs
 from .progress import Progress
 from .settings import FitSettings
 from .snapshot import restore_snapshot, save_snapshot
@@ -61,15 +61,25 @@ class TrainingLoop(TrainingState):
         """
         try:
             self._train(interrupted)
+            if stop := interrupted():  # at the last epoch's end, or as a callback stopped the training
+                raise stop
         except BaseException as error:
-            self.history.stopped = "interrupt" if isinstance(error, KeyboardInterrupt) else "error"
-            with contextlib.suppress(AttributeError):  # an exception without attributes
-                error.history = self.history
+            self._ended_by(error)
             raise
         finally:
             self.callbacks.end(self)
         if self.history:
             self.files.draw()
+        if stop := interrupted():  # since then
+            error = stop()
+            self._ended_by(error)
+            raise error
+
+    def _ended_by(self, error: BaseException) -> None:
+        """Note why training ended, and give the exception the history."""
+        self.history.stopped = "interrupt" if isinstance(error, KeyboardInterrupt) else "error"
+        with contextlib.suppress(AttributeError):  # an exception without attributes
+            error.history = self.history
 
     def _train(self, interrupted: Callable[[], type[BaseException] | None]) -> None:
         epochs = self.settings.epochs
@@ -82,8 +92,7 @@ class TrainingLoop(TrainingState):
                 while group := list(itertools.islice(batches, self.settings.accumulate)):
                     self._train_batches(group, interrupted)
                 self._end_epoch()
-                stop = interrupted()
-                if stop and self.epoch < epochs:
+                if stop := interrupted():
                     raise stop
         except StopTraining as stop:
             self.save()
@@ -105,9 +114,10 @@ class TrainingLoop(TrainingState):
     def _update(self, group: list[Batch]) -> dict[str, Any]:
         """Make one update from these batches; returns its record."""
         settings = self.settings
-        weight = sum(batch.weight for batch in group)
+        weights = [batch_weight(settings.loss, batch) for batch in group]
+        weight = sum(weights)
         with _undone_on_error(self.model):
-            made = self._gradients(group, weight, settings.flow and self.index == 0)
+            made = self._gradients(group, weights, settings.flow and self.index == 0)
         if self.scaler is None or self.scaler.update(made.finite):
             if settings.clip_value is not None:
                 clip_grad_value(self.model, settings.clip_value)
@@ -127,23 +137,23 @@ class TrainingLoop(TrainingState):
             self._record_flow(made.flow)
         return record
 
-    def _gradients(self, group: list[Batch], weight: int, watch: bool) -> Gradients:
-        """Make the clipped gradients of these batches, which weigh ``weight`` together.
+    def _gradients(self, group: list[Batch], weights: list[float], watch: bool) -> Gradients:
+        """Make the clipped gradients of the mean over these batches, which have these weights.
 
         Raises TrainingError for numbers that must not reach the weights.
         """
-        model, mean, state = self.model, 0.0, self.state
+        model, mean, state, total = self.model, 0.0, self.state, sum(weights)
         scale = self.scaler.scale if self.scaler else 1
         model.zero_grad()
         noise = noisy_weights(model, self.settings.weight_noise, self.step)
         with record_gradient_flow() if watch else contextlib.nullcontext() as flow, noise:
-            for batch in group:
+            for batch, weight in zip(group, weights, strict=True):
                 outputs, *last, backward = model.forward(
                     model_inputs(model, batch), **model_context(model, batch, state)
                 )
                 state = last[0] if last else None
                 value, dloss = call_loss(self.settings.loss, outputs, batch)
-                fraction = batch.weight / weight if weight else 0.0
+                fraction = weight / total if total else 0.0
                 with quiet() if self.scaler else contextlib.nullcontext():  # an overflow skips the update below
                     backward(dloss(fraction * scale))
                 mean += float(value) * fraction

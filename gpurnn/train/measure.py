@@ -11,6 +11,7 @@ from typing import Any
 from .._typing import Array, State
 from ..data import Batch, BatchSource
 from ..errors import check_flag
+from ..losses.mean import all_options, is_one_of, mean_weight, places_weight
 from ..module import Module
 from .progress import progress_bar
 from .settings import check_metrics
@@ -32,7 +33,8 @@ def evaluate(
     Returns
     -------
     float
-        Mean over all valid timesteps, or over whatever ``batch.weight`` counts; nan where nothing counts.
+        Mean over all valid timesteps, or over whatever ``batch.weight`` counts (see ``Batch``); nan where nothing
+        counts.
 
     Examples
     --------
@@ -67,9 +69,10 @@ def measure(
     metrics : mapping, optional
         Name -> function of (outputs, targets, ``**loss_options``), such as ``gpurnn.accuracy``. It returns (total,
         count), correct answers and answers for example, and the metric is the sum of the totals over the sum of the
-        counts. Or it returns a number, which is averaged with the weights of the batches; a batch for which it is nan
-        does not count. Where the loss is a ``functools.partial`` with ``ignore_index`` or ``batch_first``, a metric
-        that takes these gets the same.
+        counts. Or it returns a number, which is averaged with the weights of the batches; next to a loss of this
+        package, with the number of targets that count by the ``mask`` and ``ignore_index`` that the metric gets. A
+        batch for which it is nan does not count. Where the loss is a ``functools.partial`` with ``ignore_index`` or
+        ``batch_first``, a metric that takes these gets the same.
     progress : bool
         Show a progress bar, on a terminal.
 
@@ -82,6 +85,8 @@ def measure(
     ------
     TypeError
         For batches, a loss or a metric of another kind.
+    ValueError
+        For a metric called "loss".
 
     Examples
     --------
@@ -107,9 +112,10 @@ def measure(
             if model.stateful:
                 outputs, state = outputs
             value, _ = call_loss(loss, outputs, batch)
-            add("loss", float(value) * batch.weight, batch.weight)
+            weight = batch_weight(loss, batch)
+            add("loss", float(value) * weight, weight)
             for name, metric in metrics.items():
-                add(name, *_measured(name, metric, outputs, batch, shared[name]))
+                add(name, *_measured(name, metric, outputs, batch, shared[name], is_one_of(loss)))
     return {name: total / count if count else math.nan for name, (total, count) in sums.items()}
 
 
@@ -125,12 +131,19 @@ def call_loss(loss: Callable[..., Any], outputs: Any, batch: Batch) -> tuple[Any
     return result
 
 
+def batch_weight(loss: Callable[..., Any], batch: Batch) -> float:
+    """The weight of a batch's loss in a mean over batches: see ``Batch``."""
+    counted = None if batch.weight_is_given else mean_weight(loss, batch.targets, batch.loss_options)
+    return batch.weight if counted is None else counted
+
+
 def _measured(
-    name: str, metric: Callable[..., Any], outputs: Any, batch: Batch, shared: dict[str, Any]
+    name: str, metric: Callable[..., Any], outputs: Any, batch: Batch, shared: dict[str, Any], known: bool
 ) -> tuple[float, float]:
-    """(total, count) of a metric on a batch."""
+    """(total, count) of a metric on a batch. known: whether the options are those of this package's losses."""
     _check_takes(f"metrics[{name!r}]", metric, batch)
-    result = metric(outputs, batch.targets, **shared | batch.loss_options)
+    options = shared | batch.loss_options
+    result = metric(outputs, batch.targets, **options)
     if isinstance(result, (tuple, list)) and len(result) == 2:
         return float(result[0]), float(result[1])
     try:
@@ -139,7 +152,12 @@ def _measured(
         raise TypeError(
             f"metrics[{name!r}]: expected it to return a number or (total, count), got {type(result).__name__}"
         ) from None
-    return (0.0, 0.0) if math.isnan(value) else (value * batch.weight, batch.weight)
+    if math.isnan(value):
+        return 0.0, 0.0
+    counts = known and not batch.weight_is_given
+    counted = places_weight(batch.targets, all_options(metric, options)) if counts else None
+    weight = batch.weight if counted is None else counted
+    return value * weight, weight
 
 
 def _check_takes(name: str, function: Callable[..., Any], batch: Batch) -> None:

@@ -50,7 +50,7 @@ class Progress(Callback):
         if self._bar.disable:
             return
         loss, weight = training.sums
-        shown = f"loss {loss / max(weight, 1):.4f}"
+        shown = f"loss {loss / (weight or 1):.4f}"
         if self._bar.ncols >= _MEDIUM:
             shown += f", lr {record['lr']:.2g}"
         self._bar.set_description_str(_epoch_of(training, record["epoch"]), False)

@@ -86,7 +86,9 @@ class FitSettings:
         if self.patience is not None and self.validation is None:
             raise ValueError("patience watches the validation loss: give validation batches")
         self.loss_scaler = _scaler_for(self.loss_scaler, self.model)
+        named = isinstance(self.optimizer, str)
         self.optimizer = optimizer_for(self.optimizer, self.lr, self.model)
+        self.lr = self.optimizer.lr if named else None
         self.schedule = _schedule_for(self.schedule, self.optimizer)
 
     def _check_objects(self) -> None:
@@ -119,7 +121,10 @@ class FitSettings:
 
 
 def check_metrics(metrics: Any) -> Mapping[str, Callable[..., Any]]:
-    """An argument ``metrics`` as a mapping; raises TypeError unless it is one of names and functions."""
+    """An argument ``metrics`` as a mapping.
+
+    Raises TypeError unless it is one of names and functions, ValueError where one is called "loss".
+    """
     if metrics is None:
         return {}
     if not isinstance(metrics, Mapping):
@@ -129,6 +134,8 @@ def check_metrics(metrics: Any) -> Mapping[str, Callable[..., Any]]:
     for name, metric in metrics.items():
         if not isinstance(name, str) or not callable(metric):
             raise TypeError(f"metrics: expected names and functions, got {name!r}: {type(metric).__name__}")
+    if "loss" in metrics:
+        raise ValueError("metrics: 'loss' is the name of the loss itself, which is always measured: choose another")
     return metrics
 
 

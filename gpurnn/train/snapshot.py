@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def save_snapshot(training: TrainingState, path: Path) -> None:
         "norm": training.norm, "best": training.best, "waited": training.waited, "seconds": training.elapsed(),
         "state": structure, "optimizer": optimizer["scalars"], "schedule": schedule and schedule.state_dict(),
         "scaler": scaler and scaler.state_dict(), "random": model.random_state(), "sizes": sizes,
-        "frozen": model.frozen, "data": _data_of(training), "extra": training.settings.extra,
+        "frozen": model.frozen, "data": _data_of(training), "settings": _settings_of(training),
+        "extra": training.settings.extra,
         "machine": model.ops.machine(),
     }  # fmt: skip
     squares = [f"optimizer/{key}" for key in optimizer["arrays"] if is_square(key)]
@@ -78,8 +80,19 @@ def _data_of(training: TrainingState) -> dict[str, int | None]:
     return {"batches": training.settings.batches.count, "accumulate": training.settings.accumulate}
 
 
+def _settings_of(training: TrainingState) -> dict[str, Any]:
+    """Arguments of ``fit`` that a resumed run repeats, JSON-ready; ``lr`` is None for an optimizer of the caller's."""
+    settings = training.settings
+    return {
+        "watch": list(settings.watch), "validation": settings.validation is not None,
+        "clip_norm": settings.clip_norm if math.isfinite(settings.clip_norm) else None,
+        "clip_value": settings.clip_value, "weight_noise": settings.weight_noise, "lr": settings.lr,
+        "schedule_every": None if settings.schedule is None else settings.schedule_every,
+    }  # fmt: skip
+
+
 def _check_settings(training: TrainingState, document: dict[str, Any]) -> None:
-    """Raise ValueError where the checkpoint was made with other data, schedule or loss scale."""
+    """Raise ValueError where the checkpoint was made with other data, settings, schedule or loss scale."""
     if document["data"] != _data_of(training):
         raise ValueError(f"it was made with {document['data']}, this run has {_data_of(training)}")
     schedule = training.settings.schedule
@@ -88,6 +101,13 @@ def _check_settings(training: TrainingState, document: dict[str, Any]) -> None:
     scaler = document.get("scaler", _NOT_RECORDED)
     if scaler is not _NOT_RECORDED and (scaler is None) != (training.scaler is None):
         raise ValueError(f"it was made {'without' if training.scaler else 'with'} a loss scale (loss_scaler)")
+    then, now = document.get("settings", {}), _settings_of(training)  # older checkpoints have none
+    different = [name for name in now if name in then and then[name] != now[name]]
+    if None in (then.get("lr"), now["lr"]):  # an optimizer of the caller's may be at any point of its schedule
+        different = [name for name in different if name != "lr"]
+    if different:
+        was, has = (", ".join(f"{name}={values[name]!r}" for name in different) for values in (then, now))
+        raise ValueError(f"it was made with {was}, this run has {has}. Give the same, or begin a new run")
 
 
 def _load(training: TrainingState, parts: dict[str, dict[str, Array]], document: dict[str, Any]) -> None:

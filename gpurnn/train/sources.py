@@ -129,8 +129,11 @@ def as_batch(item: Any, name: str) -> Batch:
     if len(inputs) > 1 and targets[:2] == inputs[:2]:
         options = {} if lengths is None else {"lengths": lengths}
         weight = int(inputs[0] * inputs[1] if lengths is None else lengths.sum())
-        return Batch(x, y, lengths, loss_options=options, weight=weight)
-    return Batch(x, y, lengths, loss_options={}, weight=targets[0] if targets else 1)
+    else:
+        options, weight = {}, targets[0] if targets else 1
+    batch = Batch(x, y, lengths, loss_options=options, weight=weight)
+    batch.weight_is_given = False
+    return batch
 
 
 def _several(inputs: Any) -> Any:

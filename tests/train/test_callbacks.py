@@ -100,8 +100,37 @@ def test_a_callback_stops_and_the_run_can_go_on(tmp_path, place):
     again = Recorder()
     model, history = train(again, out=tmp_path, resume=True)
     assert np.array_equal(model.flat_params, train()[0].flat_params) and len(history.epochs) == 3
-    if place != "on_epoch":  # there the first recorder comes after the callback that stops
-        assert seen.epochs() + again.epochs() == [1, 2, 3]
+    assert seen.epochs() + again.epochs() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("place", ["on_update", "on_epoch"])
+def test_a_record_is_the_callbacks_own_to_change(place):
+    class Clear(Callback):
+        pass
+
+    clear, seen = Clear(), Recorder()
+    setattr(clear, place, lambda record, training: record.clear())
+    _, history = train(clear, seen, epochs=1)
+    assert [record["step"] for record in history] == [UPDATES, UPDATES]  # one of an update, one of the epoch
+
+
+@pytest.mark.parametrize("place", ["on_start", "on_update", "on_epoch"])
+def test_a_callback_that_stops_hides_nothing_from_those_after_it(tmp_path, place, capsys):
+    """The callbacks after it see the same; then training stops, for the reason that was given first."""
+
+    class Stop(Callback):
+        def __init__(self, reason):
+            def stop(*arguments):
+                raise StopTraining(reason)
+
+            setattr(self, place, stop)
+
+    seen, table = Recorder(), tmp_path / "table.csv"
+    _, history = train(Stop("first"), Stop("second"), seen, CSVLog(table), progress=True)
+    last = {"on_start": ("start", 0, 0), "on_update": ("update", 1, 1), "on_epoch": ("epoch", 1, UPDATES)}[place]
+    assert seen.calls[-2] == last and (history.stopped, history.reason) == ("callback", "first")
+    shown = capsys.readouterr().err
+    assert ("epoch 1/3" in shown) == (place == "on_epoch") == table.exists()
 
 
 @pytest.mark.long
@@ -138,6 +167,32 @@ def test_an_interrupt_between_epochs_waits_for_no_update(tmp_path):
         train(press, out=tmp_path)
     document = load_checkpoint(tmp_path / "last.json")[1]
     assert (document["epoch"], document["index"], document["step"]) == (1, 0, UPDATES)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
+@pytest.mark.parametrize("number, kind", [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+@pytest.mark.parametrize("place", ["on_start", "on_update", "on_epoch", "on_end"])
+@pytest.mark.parametrize("stops", [False, True])
+def test_no_interrupt_is_lost(tmp_path, number, kind, place, stops):
+    """Not at the end of the last epoch either, nor where a callback stops the training at the same moment."""
+    last = {"on_start": 0, "on_end": UPDATES}
+
+    class Press(Callback):
+        def _press(self, *arguments):
+            if arguments[-1].step == last.get(place, UPDATES):
+                os.kill(os.getpid(), number)
+                if stops and place != "on_end":
+                    raise StopTraining("enough")
+
+    press, seen = Press(), Recorder()
+    setattr(press, place, press._press)
+    with pytest.raises(kind) as caught:
+        train(press, seen, out=tmp_path, epochs=1)
+    history = caught.value.history
+    assert history.stopped == "interrupt"
+    assert seen.calls[-1][:2] == ("end", "epochs" if place == "on_end" else "interrupt")
+    model, _ = train(out=tmp_path, resume=True, epochs=2)
+    assert np.array_equal(model.flat_params, train(epochs=2)[0].flat_params)
 
 
 def test_without_a_folder_the_history_is_on_the_exception():

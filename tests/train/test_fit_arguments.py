@@ -210,9 +210,12 @@ def test_an_accuracy_is_a_metric():
         seen.append((ignore_index, batch_first))
         return 0.5
 
+    def counted(batch):
+        return ((batch.targets != 0) & (np.arange(len(batch.targets))[:, None] < batch.lengths)).sum()
+
     measured = measure(model, loss, source, {"acc": gpurnn.accuracy, "mine": metric})
     pairs = [(b.targets, gpurnn.accuracy(model(b.inputs, lengths=b.lengths)[0], b.targets, lengths=b.lengths,
-              ignore_index=0), b.weight) for b in (source.batch(0, n) for n in range(2))]  # fmt: skip
+              ignore_index=0), counted(b)) for b in (source.batch(0, n) for n in range(2))]  # fmt: skip
     assert measured["acc"] == pytest.approx(sum(a * w for _, a, w in pairs) / sum(w for *_, w in pairs), abs=1e-12)
     assert seen == [(0, None)] * 2 and measured["mine"] == 0.5
     fixed = functools.partial(metric, ignore_index=3)
@@ -272,6 +275,15 @@ def test_wrong_arguments(options, words):
 def test_wrong_values(options, words):
     with pytest.raises(ValueError, match=words):
         train(drawn(1), **options)
+
+
+def test_no_metric_is_called_loss():
+    """That name belongs to the loss, whose mean the metric would change."""
+    metrics = {"loss": lambda outputs, targets: 5.0}
+    with pytest.raises(ValueError, match="metrics: 'loss' is the name of the loss itself"):
+        measure(model_of(), gpurnn.cross_entropy, drawn(1), metrics)
+    with pytest.raises(ValueError, match="metrics: 'loss' is the name of the loss itself"):
+        train(drawn(1), validation=drawn(1), metrics=metrics)
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "rmsprop", "sgd"])
