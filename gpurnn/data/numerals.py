@@ -121,8 +121,8 @@ def find_marks(columns, *, decimal=None, thousands=None, before=None, trust_poin
         for mark, marks in ((" ", _SPACES), ("'", _QUOTES)):
             if any(one in text for one in marks) and (shown := _first(text, rows, _PARTED[mark])):
                 return Marks(decimal, mark), shown[1]
-    if not asked and decimal == "." and not _first(text, rows, _SURE["."]):
-        trusted = _first(text, rows, _UNSURE["."])
+    if not asked and decimal == "." and not _first(text, rows, _CERTAIN["."]):
+        trusted = _first(text, rows, _AMBIGUOUS["."])
         return Marks(), trusted and trusted[1]
     return Marks(decimal, thousands or ""), None
 
