@@ -42,6 +42,11 @@ class Batch:
 
     With several inputs, ``loss_options`` and ``weight`` must be given.
 
+    Attributes
+    ----------
+    weight_is_given : bool
+        Whether the caller chose ``weight``: it is then taken whatever the loss.
+
     Examples
     --------
     >>> gpurnn.Batch(np.zeros((4, 3, 2)), np.zeros((4, 3)), lengths=np.array([4, 1, 2])).weight

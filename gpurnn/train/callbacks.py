@@ -14,9 +14,9 @@ What a method returns is ignored. ``raise StopTraining("why")`` ends the trainin
 called with the same, a checkpoint is saved, and ``fit`` returns. Any other exception ends it at once and reaches the
 caller of ``fit``.
 
-A run that was stopped and resumed shows each epoch once. Only after a kill that saved nothing (SIGKILL, power) is the
-epoch that was lost shown again. What a callback changes in the model or the optimizer is saved with them; a callback
-that has a state of its own must save it itself.
+A run that was stopped and resumed shows each epoch once. Only after a kill that saved nothing (SIGKILL, power), and
+where a callback raised another exception, is the epoch that was not saved trained and shown again. What a callback
+changes in the model or the optimizer is saved with them; a callback that has a state of its own must save it itself.
 
 >>> def show(record, training):
 ...     print(f"epoch {record['epoch']} of {training.epochs}")

@@ -63,7 +63,8 @@ def restore_snapshot(training: TrainingState, path: Path) -> None:
         then, now = (", ".join(names) or "none" for names in (frozen, training.model.frozen))
         _log.warning("%s was made with frozen parameters: %s; this run has: %s", path, then, now)
     _warn_of_another_machine(training, path, document.get("machine"))
-    if training.index and not training.settings.batches.numbered:
+    batches = training.settings.batches
+    if training.index and not batches.numbered and training.index != batches.count:
         training.index, training.state, training.sums = 0, None, [0.0, 0]
         _log.warning(
             "%s was made in the middle of epoch %d, and these batches cannot be asked for by number: the epoch begins "

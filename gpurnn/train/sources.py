@@ -71,6 +71,8 @@ class Loaded(Numbered):
             return None
 
     def read(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        if start:  # it is resumed only at the end of an epoch, where no batch is left, or at the beginning of one
+            return
         number = -1
         for number, item in enumerate(self._source):
             yield as_batch(item, f"{self._name}, batch {number}")

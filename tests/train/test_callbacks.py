@@ -268,6 +268,23 @@ def test_other_errors_of_callbacks_reach_the_caller_and_all_ends_are_called():
     assert str(caught.value.__context__) == "mine" and seen.calls[-1] == ("end", "error", UPDATES)
 
 
+def test_an_epoch_in_which_a_callback_failed_is_trained_and_shown_again(tmp_path):
+    """So that the callback, and those after it, get to see it."""
+    failing, seen = [True], []
+
+    def fail(record, training):
+        seen.append(record["epoch"])
+        if failing[0] and record["epoch"] == 2:
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        train(fail, out=tmp_path)
+    failing[0] = False
+    model, history = train(fail, out=tmp_path, resume=True)
+    assert seen == [1, 2, 2, 3] and [record["epoch"] for record in history.epochs] == [1, 2, 3]
+    assert np.array_equal(model.flat_params, train()[0].flat_params)
+
+
 @pytest.mark.parametrize(
     "callbacks, words",
     [

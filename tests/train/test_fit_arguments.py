@@ -151,6 +151,25 @@ def test_a_loader_resumes_at_an_epoch(tmp_path, caplog):
     assert [record["epoch"] for record in history.epochs] == [1, 2] and history.epochs[-1]["step"] == 4 + 12
 
 
+@pytest.mark.parametrize("count", [True, False])
+def test_a_loader_stopped_at_the_last_update_of_an_epoch_goes_on_with_the_next(tmp_path, caplog, count):
+    """Where it has a length; without one nobody knows that it was the last."""
+
+    class Counted(Again):
+        def __len__(self):
+            return len(self.batches)
+
+    kind = Counted if count else Again
+    whole, expected = train(kind(drawn()), validation=drawn(1))
+    train(kind(drawn()), out=tmp_path, validation=drawn(1), callbacks=[stop_at(6)])
+    weights, history = train(kind(drawn()), out=tmp_path, resume=True, validation=drawn(1))
+    assert ("begins anew" in caplog.text) is not count
+    assert np.array_equal(weights, whole) is count
+    if count:
+        names = "epoch", "step", "train_loss", "validation_loss"
+        assert [[r[n] for n in names] for r in history.epochs] == [[r[n] for n in names] for r in expected.epochs]
+
+
 @pytest.mark.parametrize(
     "batches, words",
     [
