@@ -27,7 +27,7 @@ _ROWS_FOR_A_HEADER = 6  # with fewer rows nothing shows that the first one is a 
 
 
 @dataclass(frozen=True)
-class How:
+class ReadOptions:
     """How files of labelled texts are read.
 
     encoding: as of ``text_pieces``. text, label: the columns of a table, by name or by number from 1; None finds them.
@@ -64,7 +64,7 @@ def read_labelled(files, how=None, classes=None, *, labels=True):
     Raises FileError that names the file, and the line, for what is not text, has no label, or has a label that is not
     allowed.
     """
-    reading = _Reading(how or How(), classes, labels)
+    reading = _Reader(how or ReadOptions(), classes, labels)
     places = [(file, path) for path in map(Path, files) for file in _files_of(path)]
     names = [Path(file.stem if file.suffix.lower() == ".gz" else file.name) for file, _ in places]
     equal = len({name.stem for name in names}) < len(names)
@@ -128,7 +128,7 @@ def _files_of(path):
     return text_files([path], _ENDINGS) if texts else folders or text_files([path], _ENDINGS)
 
 
-class _Reading:
+class _Reader:
     """What has been read so far, and how."""
 
     def __init__(self, how, classes, labels):

@@ -20,7 +20,7 @@ import numpy as np
 from .. import rng, run_folder
 from ..backends import array_ops
 from ..data import SequenceBatches, pad
-from ..data.labelled import How, describe_classes, one_class, read_labelled
+from ..data.labelled import ReadOptions, describe_classes, one_class, read_labelled
 from ..data.vocabulary import UNKNOWN, Vocabulary, check_vocabulary, count_words, vocabulary_of
 from ..layers import Dropout, Embedding, Linear, Pooling, Sequential
 from ..masks import refuse_no_distribution
@@ -255,7 +255,7 @@ def read_examples(files, classes=None, settings=None):
 
 def how_of(settings):
     """How a run of these settings reads its files."""
-    return How(settings.encoding, settings.text, settings.label, settings.strict)
+    return ReadOptions(settings.encoding, settings.text, settings.label, settings.strict)
 
 
 def split(labels, classes, settings):

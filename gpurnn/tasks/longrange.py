@@ -34,7 +34,7 @@ from ..metrics import accuracy
 from ..recurrent import INITIALIZERS
 from ..train import measure
 from .settings import Settings, changed, recurrent, setting
-from .task import WEIGHT_COST, Data, Task, check_numbers, checksum, of_the_model
+from .task import WEIGHT_COST, Data, Task, check_numbers, checksum, facts_for_model
 
 DRAWN, IMAGES = ("adding", "copy"), ("rows", "pixels", "permuted")
 USUAL = {  # problem -> the values of settings that are not given
@@ -129,7 +129,7 @@ class LongTask(Task):
         mean, deviation = _moments(sequences[:part])
         new = {"shape": list(images.shape[1:]), "steps": sequences.shape[1], "inputs": sequences.shape[2]}
         new |= {"outputs": classes, "mean": mean, "deviation": deviation}
-        facts = of_the_model(files, facts, new, ("steps", "inputs", "outputs"))
+        facts = facts_for_model(files, facts, new, ("steps", "inputs", "outputs"))
         return Data(
             ImageBatches(sequences[:part], labels[:part], settings, facts, shuffle=True),
             ImageBatches(sequences[part:], labels[part:], settings, facts) if held else None,

@@ -113,7 +113,7 @@ def check_entries(files, count, settings, width, steps=0):
     check_room(_named(files), each * count, f"a model of its {count:,} characters or words")
 
 
-def of_the_model(files, known, new, same=(), within=()):
+def facts_for_model(files, known, new, same=(), within=()):
     """The facts of the data: ``new``, as ``read`` made them, or ``known``, those of a model that is trained further.
 
     same: facts that must be equal in both (of lists, the lengths). within: facts whose entries ``known`` must contain.

@@ -33,10 +33,10 @@ from ..optim import Optimizer, Schedule
 from .history import History
 from .interrupt import deferred_interrupt
 from .loop import TrainingLoop
-from .settings import FitSettings, answers_arguments
+from .settings import FitSettings, explain_foreign_arguments
 
 
-@answers_arguments
+@explain_foreign_arguments
 def fit(
     model: Module,
     loss: Callable[..., Any],

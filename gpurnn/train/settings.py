@@ -172,7 +172,7 @@ def _schedule_for(schedule: Any, optimizer: Optimizer) -> Schedule | None:
     return made
 
 
-def answers_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
+def explain_foreign_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
     """A decorator of ``fit``: for an argument of another library's ``fit`` the error names the one to use here."""
     known = list(function.__kwdefaults__ or ()) + ["optimizer", "epochs"]
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from optional import given, optional
 
 from gpurnn.cli import main
-from gpurnn.data.labelled import Examples, How, describe_classes, read_labelled
+from gpurnn.data.labelled import Examples, ReadOptions, describe_classes, read_labelled
 from gpurnn.errors import FileError
 
 st = optional("hypothesis.strategies")
@@ -103,16 +103,20 @@ def test_tables_are_read_right(read, name):
     file, content, pairs = TABLES[name]
     found = read(file, content)
     assert found.pairs == pairs and found.skipped == 0
-    assert read(file, content, How(strict=True), {label for _, label in pairs}).pairs == pairs
+    assert read(file, content, ReadOptions(strict=True), {label for _, label in pairs}).pairs == pairs
 
 
 def test_columns_by_name_and_number(read):
     content = table([(b, a, "x") for a, b in PAIRS], ("Note", "Film text", "source"))
-    for how in (How(text="Film text", label="note"), How(text="2", label="1"), How(text="film_text", label="1")):
+    for how in (
+        ReadOptions(text="Film text", label="note"),
+        ReadOptions(text="2", label="1"),
+        ReadOptions(text="film_text", label="1"),
+    ):
         assert read("a.csv", content, how).pairs[-len(PAIRS) :] == PAIRS
-    assert read("a.jsonl", objects(PAIRS, "a", "b"), How(text="a", label="b")).pairs == PAIRS
-    assert read("a.tsv", lines([(b, a) for a, b in PAIRS]), How(text="2")).pairs == PAIRS
-    for how, option in ((How(text="body"), "--text"), (How(label="4"), "--label")):
+    assert read("a.jsonl", objects(PAIRS, "a", "b"), ReadOptions(text="a", label="b")).pairs == PAIRS
+    assert read("a.tsv", lines([(b, a) for a, b in PAIRS]), ReadOptions(text="2")).pairs == PAIRS
+    for how, option in ((ReadOptions(text="body"), "--text"), (ReadOptions(label="4"), "--label")):
         with pytest.raises(FileError, match=f"a.csv: has no column .* for {option}: its columns are Note, Film text"):
             read("a.csv", content, how)
 
@@ -168,7 +172,7 @@ def test_bad_rows_are_skipped_or_refused(read, name, good, bad, message):
     line = message.split()[1]
     assert found.notes == [f"{name}: 1 row without a text and a label skipped, the first in line {line}"]
     with pytest.raises(FileError, match=f"{name}: {message}"):
-        read(name, good + bad, How(strict=True))
+        read(name, good + bad, ReadOptions(strict=True))
     with pytest.raises(FileError, match=r"13 of 25 rows are like that"):
         read(name, good + 13 * bad)
 
@@ -195,11 +199,11 @@ def test_a_row_has_as_many_cells_as_the_header(read, name, header, good, bad, ce
     assert found.pairs == [(f"the {n} {label}", label) for n in range(12) for label in [["pos", "neg"][n % 2]]]
     assert found.skipped == 1 and any(note.endswith(f"skipped, the first in line {line}") for note in found.notes)
     with pytest.raises(FileError, match=f"line {line} should be .*" + re.escape(f"(its cells: {cells}")):
-        read(name, content, How(strict=True))
+        read(name, content, ReadOptions(strict=True))
     if header:
         delimiter = next(d for d in ",;|\t" if d in good)
         blank = "\n".join([*start, *(f"{row}{delimiter} " for row in rows)])  # no value past the end: no other cell
-        assert read(name, blank, How(strict=True)).pairs == found.pairs
+        assert read(name, blank, ReadOptions(strict=True)).pairs == found.pairs
         with pytest.raises(FileError, match="5 of 7 rows are like that"):
             read(name, "\n".join([header, *rows[:2], *[bad] * 5]))
 
@@ -259,7 +263,7 @@ def test_a_folder_for_each_class(tmp_path):
     assert len(found.pairs) == 3 and found.skipped == 2
     assert found.notes[0].startswith("2 files skipped. The first: ") and "broken.txt: is not UTF-16" in found.notes[0]
     with pytest.raises(FileError, match="broken.txt: is not UTF-16 text"):
-        read_labelled([tmp_path / "tree"], How(strict=True))
+        read_labelled([tmp_path / "tree"], ReadOptions(strict=True))
     (tmp_path / "bare" / "a").mkdir(parents=True)
     with pytest.raises(FileError, match="bare: no texts: expected a table of texts and labels"):
         read_labelled([tmp_path / "bare"])
@@ -297,7 +301,7 @@ def test_files_of_a_folder_in_order(tmp_path):
     found = read_labelled([tmp_path])
     assert found.pairs == [*PLAIN, ("one", "b"), ("two", "b"), ("three", "c")]
     assert found.skipped == 1 and "d.txt: is not UTF-8" in found.notes[0]
-    assert read_labelled([tmp_path], How("latin-1", strict=True)).pairs[-1] == ("caf\u00e9", "d")
+    assert read_labelled([tmp_path], ReadOptions("latin-1", strict=True)).pairs[-1] == ("caf\u00e9", "d")
     with pytest.raises(FileError, match="d.txt"):
         read_labelled([tmp_path / "d.txt"])  # not one of a folder
 

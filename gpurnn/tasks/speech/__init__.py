@@ -28,7 +28,7 @@ from ...layers import BatchNorm, Dropout, Linear, Pooling, Sequential
 from ...losses import cross_entropy
 from ...train import measure
 from ..settings import Settings, changed, encoding_setting, recurrent, setting
-from ..task import Data, Task, check_entries, check_numbers, check_strings, checksum, of_the_model
+from ..task import Data, Task, check_entries, check_numbers, check_strings, checksum, facts_for_model
 from .batches import Utterances, known_classes
 from .decode import known_rate, transcribe
 from .metrics import known_ctc_loss, word_errors, wrong_characters, wrong_classes, wrong_utterances
@@ -167,7 +167,7 @@ class SpeechTask(Task):
         frames = np.concatenate([utterance.features for utterance in train]).astype(np.float64)
         mean, std = frames.mean(axis=0), np.maximum(frames.std(axis=0), 1e-3)
         facts |= {"rate": rate, "mean": mean.astype(np.float32).tolist(), "std": std.astype(np.float32).tolist()}
-        facts = of_the_model(files, known, facts, ("rate", "mean"), facts.keys() & {"classes", "vocabulary"})
+        facts = facts_for_model(files, known, facts, ("rate", "mean"), facts.keys() & {"classes", "vocabulary"})
         texts, features = ([getattr(utterance, name) for utterance in utterances] for name in ("text", "features"))
         kind = f"{len(facts['classes'])} classes" if "classes" in facts else f"{len(facts['vocabulary'])} characters"
         return Data(
