@@ -32,11 +32,11 @@ def check_features(layer, x, features, name="x"):
     return x
 
 
-def check_gradient(layer, dy, shape):
-    """``dy`` as an array of the layer's dtype; raises ShapeError unless it has the output's ``shape``."""
-    dy = layer.ops.asfloat(dy, layer.dtype, "dy")
-    check_shape("dy", dy, shape)
-    return dy
+def check_gradient(layer, doutput, shape):
+    """``doutput`` as an array of the layer's dtype; raises ShapeError unless it has the output's ``shape``."""
+    doutput = layer.ops.asfloat(doutput, layer.dtype, "doutput")
+    check_shape("doutput", doutput, shape)
+    return doutput
 
 
 def feature_sizes(layer, size):

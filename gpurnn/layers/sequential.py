@@ -11,7 +11,7 @@ from .._typing import Array, Lengths, State
 from ..arrays import host_array, refuse_function
 from ..errors import ShapeError, answers_unknown, check_flag
 from ..masks import check_lengths
-from ..module import Layers, Module, check_unspent
+from ..module import Layers, Module, backward_of, check_unspent
 from ..recurrent import GRUCell, LSTMCell, RNNCell
 from .common import feature_sizes
 
@@ -58,12 +58,13 @@ class Sequential(Module):
 
     A layer is stateful if it takes and returns a recurrent state (LSTM, GRU, RNN, and a Sequential with one of them).
 
-    - Without a stateful layer: ``y = model(x)``, ``y, backward = model.forward(x)``, ``dx = backward(dy)``.
-    - With one: ``y, state = model(x)``, ``y, state, backward = model.forward(x)``, ``dx, dstate = backward(dy)``. The
-      state is a tuple with one entry for each stateful layer, in order; as an argument it may be None for zeros.
+    - Without a stateful layer: ``y = model(x)``, ``y, backward = model.forward(x)``, ``dx = backward(doutput)``.
+    - With one: ``y, state = model(x)``, ``y, state, backward = model.forward(x)`` and
+      ``dx, dstate = backward(doutput)``. The state is a tuple with one entry for each stateful layer, in order; as an
+      argument it may be None for zeros.
 
-    ``lengths`` goes to every layer that takes it. Past them x and dy may hold anything, NaN too, whichever layers come
-    first and last.
+    ``lengths`` goes to every layer that takes it. Past them x and doutput may hold anything, NaN too, whichever layers
+    come first and last.
 
     Parameters
     ----------
@@ -177,8 +178,8 @@ class Sequential(Module):
         state : tuple
             One entry for each stateful layer; left out where there is none.
         backward : callable
-            ``backward(dy, dstate=None)`` adds to ``grads`` and returns ``(dx, dstate)``, the second one being the
-            gradient with respect to the initial state; or ``backward(dy)`` returns dx where no layer is stateful.
+            ``backward(doutput, dstate=None)`` adds to ``grads`` and returns ``(dx, dstate)``, the second one being the
+            gradient with respect to the initial state; or ``backward(doutput)`` returns dx where no layer is stateful.
 
         Raises
         ------
@@ -215,23 +216,25 @@ class Sequential(Module):
                     layer_backward.check(part, f"{name}[{number}]")
             return dstates
 
-        def backward(dy, dstate=None):
+        @backward_of(self)
+        def backward(doutput, dstate=None):
             dstates = check(dstate)
             self.check_versions(versions)  # before a layer adds to its gradients
             check_unspent(spent)
+            d = doutput
             if ends is not None:
-                dy = self.ops.asarray(dy, "dy")
-                dy = self._zero_past_end(dy, ends) if dy.shape == shape else dy  # the last layer refuses another shape
+                d = self.ops.asarray(d, "doutput")
+                d = self._zero_past_end(d, ends) if d.shape == shape else d  # the last layer refuses another shape
             dinitial = []
             for stateful, layer_backward in reversed(backwards):
                 if stateful:
-                    dy, first = layer_backward(dy, dstates.pop())
+                    d, first = layer_backward(d, dstates.pop())
                     dinitial.append(first)
                 else:
-                    dy = layer_backward(dy)
-                if self.once and not retain and not spent:  # the last layer accepted dy
+                    d = layer_backward(d)
+                if self.once and not retain and not spent:  # the last layer accepted doutput
                     spent.append(True)
-            return (dy, tuple(reversed(dinitial))) if self.stateful else dy
+            return (d, tuple(reversed(dinitial))) if self.stateful else d
 
         backward.check = check
         return backward
@@ -275,7 +278,7 @@ class Sequential(Module):
         return self._zero_past_end(x, lengths)
 
     def _output_lengths(self, x, y, lengths):
-        """``lengths`` if dy needs zeros past them, else None.
+        """``lengths`` if doutput needs zeros past them, else None.
 
         It does if the last layer takes no lengths and gives a y for each step of x: that layer would carry what stands
         past a sequence's end into the gradient of its weights.

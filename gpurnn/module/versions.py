@@ -10,6 +10,7 @@ from ..arrays import refuse_function
 from ..errors import check_shape, described
 
 M = TypeVar("M", bound="Versions")  # the class of the module
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def check_unspent(spent: list[Any]) -> None:
@@ -19,6 +20,16 @@ def check_unspent(spent: list[Any]) -> None:
             "backward ran already: it overwrites what forward saved. Call forward again; for several backward passes "
             "of one forward pass call forward(..., retain=True)"
         )
+
+
+def backward_of(layer: Any) -> Callable[[F], F]:
+    """A decorator for the backward function of ``layer``: messages of Python call it by the layer, "LSTM.backward"."""
+
+    def named(backward: F) -> F:
+        backward.__qualname__ = f"{type(layer).__name__}.backward"
+        return backward
+
+    return named
 
 
 class Versions:
@@ -129,6 +140,7 @@ class Versions:
             check_shape(name, doutput, shape)
             return doutput
 
+        @backward_of(self)
         def guarded(doutputs):
             if isinstance(shapes, list):
                 refuse_function(name, doutputs)

@@ -39,9 +39,23 @@ MISTAKES = {
     # the backward of the loss is not called
     "b(dl)": (lambda: loss_instead_of_gradient(LSTM(4, 8)), TypeError, f"doutput: {CALL_IT}"),
     "b(dl), Sequential": (
-        lambda: loss_instead_of_gradient(Sequential(LSTM(4, 8), Linear(8, 2))), TypeError, f"dy: {CALL_IT}",
+        lambda: loss_instead_of_gradient(Sequential(LSTM(4, 8), Linear(8, 2))), TypeError, f"doutput: {CALL_IT}",
     ),
-    "b(dl), Linear": (lambda: loss_instead_of_gradient(Linear(4, 2)), TypeError, f"dy: {CALL_IT}"),
+    "b(dl), Linear": (lambda: loss_instead_of_gradient(Linear(4, 2)), TypeError, f"doutput: {CALL_IT}"),
+    "b(), Linear": (
+        lambda: Linear(4, 2).forward(f32(3, 4))[1](), TypeError,
+        "Linear.backward() missing 1 required positional argument: 'doutput'",
+    ),
+    "b(), Sequential": (
+        lambda: Sequential(LSTM(4, 8)).forward(f32(5, 3, 4))[2](), TypeError,
+        "Sequential.backward() missing 1 required positional argument: 'doutput'",
+    ),
+    "b(dy=), LSTM": (
+        lambda: LSTM(4, 8).forward(f32(5, 3, 4))[2](dy=None), TypeError, "LSTM.backward() got an unexpected keyword",
+    ),
+    "b(), LSTMCell": (
+        lambda: gpurnn.LSTMCell(4, 8).forward(f32(3, 4))[1](), TypeError, "LSTMCell.backward() missing 1 required",
+    ),
     # axes
     "batch first, lengths": (
         lambda: LSTM(4, 8)(f32(3, 5, 4), lengths=[5, 4, 3]), ShapeError,
@@ -150,6 +164,22 @@ def test_the_message_says_what_to_do(mistake):
     with pytest.raises(error) as caught:
         make()
     assert message in (caught.value.args[0] if error is KeyError else str(caught.value))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Linear(4, 2), lambda: Dropout(0.5), lambda: gpurnn.LayerNorm(4), lambda: gpurnn.BatchNorm(4),
+        lambda: gpurnn.Pooling(4), lambda: LSTM(4, 8), lambda: gpurnn.RNN(4, 8), lambda: Sequential(Linear(4, 2)),
+        lambda: Sequential(GRU(4, 8), Linear(8, 2)),
+    ],
+)  # fmt: skip
+def test_every_backward_takes_doutput_by_name(make):
+    (by_place, *_, first), (by_name, *_, second) = (make().forward(f32(5, 3, 4)) for _ in range(2))
+    first, second = first(np.zeros_like(by_place)), second(doutput=np.zeros_like(by_name))
+    if isinstance(first, tuple):
+        first, second = first[0], second[0]
+    assert first.shape == second.shape == (5, 3, 4) and not first.any() and not second.any()
 
 
 def test_what_fits_is_built():
