@@ -107,12 +107,12 @@ def check_float(array: Array, value: Array, dtype: Any, name: str) -> Array:
         short = name.split()[-1]  # of "state c", which is no expression
         raise DtypeError(
             f"{name}: dtype ({array.dtype}) does not match the layer's ({dtype}). "
-            f"Convert it: {short} = {_conversion(short, value, str(dtype))}"
+            f"Convert it: {short} = {conversion(short, value, str(dtype))}"
         )
     return array
 
 
-def _conversion(name: str, value: Any, dtype: str) -> str:
+def conversion(name: str, value: Any, dtype: str) -> str:
     """The expression that makes ``value``, called ``name``, an array of ``dtype``."""
     if hasattr(value, "astype"):
         return f"{name}.astype({dtype!r})"

@@ -57,7 +57,7 @@ def check_shape(name: str, array: Any, expected: tuple[int | str, ...]) -> None:
         isinstance(want, str) or want == got for want, got in zip(expected, shape, strict=True)
     )
     if not fits:
-        wanted = ", ".join(str(size) for size in expected)
+        wanted = ", ".join(str(size) for size in expected) + ("," if len(expected) == 1 else "")
         raise ShapeError(f"{name}: expected shape ({wanted}), got {shape}")
 
 

@@ -130,7 +130,7 @@ class Pooling(Module):
             raise ShapeError(f"x: expected (T, B, {self.features}), got {x.shape}")
         x = x.swapaxes(0, 1) if self.batch_first else x
         T, B, F = x.shape
-        lengths = np.full(B, T) if lengths is None else check_lengths(lengths, T, B)
+        lengths = np.full(B, T) if lengths is None else check_lengths(lengths, T, B, batch_first=self.batch_first)
         if T == 0:
             y, mode_backward = xp.zeros((B, F), self.compute_dtype), lambda dy: xp.zeros((0, B, F), self.compute_dtype)
         else:

@@ -292,9 +292,10 @@ class Sequential(Module):
     def _zero_past_end(self, x, lengths):
         """A copy of x (T, B, F), or (B, T, F) with ``batch_first``, or (T, F), zero past the end of each sequence."""
         x = x.copy()
-        steps = x[:, None] if x.ndim == 2 else x.swapaxes(0, 1) if True in _axis_orders(self) else x
+        batch_first = True in _axis_orders(self)
+        steps = x[:, None] if x.ndim == 2 else x.swapaxes(0, 1) if batch_first else x
         given = [lengths] if x.ndim == 2 and np.ndim(lengths) == 0 else lengths
-        self.ops.zero_past_end(steps, check_lengths(given, *steps.shape[:2]))
+        self.ops.zero_past_end(steps, check_lengths(given, *steps.shape[:2], batch_first=batch_first))
         return x
 
     def _context(self, layer, states, lengths):

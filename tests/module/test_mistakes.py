@@ -33,6 +33,7 @@ def adam_step(layer):
 
 
 STATE = np.ones((1, 3, 8))
+CLASSES = np.zeros((5, 3), int)
 CALL_IT = "expected an array, got a function. Call it: backward(dloss())"
 AS_FLOAT32 = "dtype (float64) does not match the layer's (float32). Convert it: "
 MISTAKES = {
@@ -64,6 +65,70 @@ MISTAKES = {
     ),
     "batch first, lengths of a loss": (
         lambda: gpurnn.mse(f32(3, 5, 2), f32(3, 5, 2), lengths=[5, 4, 3]), ShapeError, "give batch_first=True",
+    ),
+    "time major, lengths": (
+        lambda: LSTM(4, 8, batch_first=True)(f32(5, 3, 4), lengths=[5, 5, 5]), ShapeError,
+        "got shape (3,); with batch_first=True arrays are (B, T, ...), here (5, 3, ...): for (T, B, ...) leave it out",
+    ),
+    "time major, lengths, Sequential": (
+        lambda: Sequential(Linear(4, 4), GRU(4, 8, batch_first=True))(f32(5, 3, 4), lengths=[5, 5, 5]), ShapeError,
+        "with batch_first=True arrays are (B, T, ...), here (5, 3, ...)",
+    ),
+    "time major, lengths, Pooling": (
+        lambda: gpurnn.Pooling(4, batch_first=True)(f32(5, 3, 4), lengths=[5, 5, 5]), ShapeError,
+        "with batch_first=True arrays are (B, T, ...), here (5, 3, ...)",
+    ),
+    "time major, lengths of a loss": (
+        lambda: gpurnn.mse(f32(5, 3, 2), f32(5, 3, 2), lengths=[5, 5, 5], batch_first=True), ShapeError,
+        "with batch_first=True arrays are (B, T, ...), here (5, 3, ...)",
+    ),
+    # losses
+    "target list": (
+        lambda: gpurnn.mse(f32(3, 2), f32(3, 2).tolist()), DtypeError,
+        "Convert it: target = np.asarray(target, 'float32')",
+    ),
+    "targets list": (
+        lambda: gpurnn.cross_entropy(f32(1, 2), [[0.5, 0.5]]), DtypeError, "targets = np.asarray(targets, 'float32')",
+    ),
+    **{
+        f"(output, state), {name}": (
+            lambda loss=loss: loss(LSTM(4, 2)(f32(5, 3, 4))), TypeError,
+            "got a tuple. A recurrent model returns (output, state): give the first, output",
+        )
+        for name, loss in {
+            "cross_entropy": lambda output: gpurnn.cross_entropy(output, CLASSES),
+            "nll_loss": lambda output: gpurnn.nll_loss(output, CLASSES),
+            "kl_div": lambda output: gpurnn.kl_div(output, f32(5, 3, 2)),
+            "binary": lambda output: gpurnn.binary_cross_entropy_with_logits(output, f32(5, 3, 2)),
+            "mse": lambda output: gpurnn.mse(output, f32(5, 3, 2)),
+            "mae": lambda output: gpurnn.mae(output, f32(5, 3, 2)),
+            "huber": lambda output: gpurnn.huber(output, f32(5, 3, 2)),
+            "smooth_l1": lambda output: gpurnn.smooth_l1(output, f32(5, 3, 2)),
+            "quantile_loss": lambda output: gpurnn.quantile_loss(output, f32(5, 3), [0.1, 0.9]),
+        }.items()
+    },
+    "one-hot integers": (
+        lambda: gpurnn.cross_entropy(f32(5, 3, 2), np.eye(2, dtype=int)[CLASSES]), ShapeError,
+        "targets: expected shape (5, 3), got (5, 3, 2). Of one-hot targets give the classes: targets = targets.argmax",
+    ),
+    "one-hot booleans": (
+        lambda: gpurnn.cross_entropy(f32(5, 3, 2), np.eye(2, dtype=bool)[CLASSES]), DtypeError,
+        "got bool. Of one-hot targets give the classes: targets = targets.argmax(-1)",
+    ),
+    "classes with an axis more": (
+        lambda: gpurnn.cross_entropy(f32(3, 5), np.ones((3, 1), int)), ShapeError,
+        "targets: expected shape (3,), got (3, 1). Drop the last axis: targets = targets[..., 0]",
+    ),
+    "weight of one class more": (
+        lambda: gpurnn.cross_entropy(f32(5, 3, 2), CLASSES, weight=[1, 2, 3]), ShapeError,
+        "weight: expected shape (2,), got (3,)",
+    ),
+    "targets no probabilities": (
+        lambda: gpurnn.cross_entropy(f32(5, 3, 2), f32(5, 3, 2)), ValueError,
+        "targets: expected probabilities of all 2 classes (one-hot, or at least 0 with a sum of 1), got a sum of 2",
+    ),
+    "targets negative": (
+        lambda: gpurnn.cross_entropy(f32(1, 2), np.array([[-0.5, 1.5]], "float32")), ValueError, "sum of 1), got -0.5",
     ),
     # changes in between
     "weights changed": (
