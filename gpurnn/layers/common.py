@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from ..arrays import refuse_loss
 from ..errors import ShapeError, check_shape
 
 
@@ -34,6 +35,7 @@ def check_features(layer, x, features, name="x"):
 
 def check_gradient(layer, doutput, shape):
     """``doutput`` as an array of the layer's dtype; raises ShapeError unless it has the output's ``shape``."""
+    refuse_loss("doutput", doutput, shape)
     doutput = layer.ops.asfloat(doutput, layer.dtype, "doutput")
     check_shape("doutput", doutput, shape)
     return doutput

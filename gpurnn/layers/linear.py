@@ -45,6 +45,9 @@ class Linear(Module):
     in_features: int
     out_features: int
     bias: bool
+    _elsewhere = dict.fromkeys(
+        ("activation", "nonlinearity"), "No layer applies one: write a Module that does; docs/models.md has an example"
+    )
 
     def __init__(
         self,

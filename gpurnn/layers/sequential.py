@@ -11,9 +11,14 @@ from .._typing import Array, Lengths, State
 from ..arrays import host_array, refuse_function
 from ..errors import ShapeError, answers_unknown, check_flag
 from ..masks import check_lengths
-from ..module import Layers, Module, backward_of, check_unspent
+from ..module import Layers, Module, backward_of, check_unspent, no_layer
 from ..recurrent import GRUCell, LSTMCell, RNNCell
 from .common import feature_sizes
+
+_STATE_HINTS = {  # parts of a state that came to a Sequential of one stateful layer, None for an array -> what to do
+    2: ". The pair (h, c) of an LSTM is one entry: give ((h, c),)",
+    None: ". The state h of a layer is one entry: give (h,)",
+}
 
 
 def _axis_orders(layer):
@@ -109,7 +114,7 @@ class Sequential(Module):
             raise ValueError("Sequential needs at least one layer")
         name, first = next(iter(named.items()))
         if not isinstance(first, Module):
-            raise TypeError(f"{name}: expected a gpurnn layer, got {type(first).__name__}")
+            raise TypeError(f"{name}: expected a gpurnn layer, got {no_layer(first)}")
         super().__init__(seed=first.seed)
         self.add_layers(named)
 
@@ -313,7 +318,10 @@ class Sequential(Module):
         refuse_function(name, state)
         if not isinstance(state, (tuple, list)) or len(state) != count:
             got = f"{len(state)} entries" if isinstance(state, (tuple, list)) else type(state).__name__
-            raise ShapeError(f"{name}: expected a tuple with one entry for each of {count} stateful layers, got {got}")
+            hint = _STATE_HINTS.get(len(state) if isinstance(state, (tuple, list)) else None, "") if count == 1 else ""
+            raise ShapeError(
+                f"{name}: expected a tuple with one entry for each of {count} stateful layers, got {got}{hint}"
+            )
         return list(state)
 
     def __getitem__(self, key: str | int) -> Module:

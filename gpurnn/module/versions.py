@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from .._typing import Array, Backward
-from ..arrays import refuse_function
+from ..arrays import refuse_function, refuse_loss
 from ..errors import check_shape, described
 
 M = TypeVar("M", bound="Versions")  # the class of the module
@@ -136,6 +136,7 @@ class Versions:
         shapes = [output.shape for output in outputs] if isinstance(outputs, tuple) else outputs.shape
 
         def checked(name, doutput, shape):
+            refuse_loss(name, doutput, shape)
             doutput = self.ops.asfloat(doutput, self.dtype, name)
             check_shape(name, doutput, shape)
             return doutput

@@ -1,5 +1,8 @@
 """Mistakes that people make in their first hour: which message each of them gets."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from optional import optional
@@ -30,6 +33,12 @@ def weights_changed(change):
 def adam_step(layer):
     layer.flat_grads[...] = 1
     gpurnn.Adam(layer).step()
+
+
+def with_layers():
+    model = gpurnn.Module()
+    model.blocks = [Linear(2, 2)]
+    return model
 
 
 STATE = np.ones((1, 3, 8))
@@ -178,10 +187,80 @@ MISTAKES = {
     ),
     "hx, built": (lambda: GRU(4, 8, hx=None), TypeError, "The initial state is given to the call, as state"),
     "mask": (
-        lambda: LSTM(4, 8)(f32(5, 3, 4), mask=None), TypeError, "LSTM: unknown argument 'mask'. Here it is called len",
+        lambda: LSTM(4, 8)(f32(5, 3, 4), mask=None), TypeError, "LSTM: unknown argument 'mask'. Layers take no ma",
     ),
     "mask, Sequential": (
-        lambda: Sequential(LSTM(4, 8))(f32(5, 3, 4), mask=None), TypeError, "Sequential: unknown argument 'mask'. Here",
+        lambda: Sequential(LSTM(4, 8))(f32(5, 3, 4), mask=None), TypeError, "Sequential: unknown argument 'mask'. La",
+    ),
+    "mask, built": (lambda: LSTM(4, 8, mask=None), TypeError, "Layers take no masks"),
+    "activation, Linear": (
+        lambda: Linear(8, 2, activation="relu"), TypeError,
+        "Linear: unknown argument 'activation'. No layer applies one: write a Module that does",
+    ),
+    "activation, LSTM": (lambda: LSTM(8, 2, activation="relu"), TypeError, "The activations of LSTM and GRU are fixed"),
+    "Sequential(lstm=)": (
+        lambda: Sequential(lstm=LSTM(4, 8)), TypeError,
+        "Sequential: unknown argument 'lstm'. Names of layers are given in a dict: Sequential({'lstm': ...})",
+    ),
+    "a class": (
+        lambda: Sequential(LSTM, Linear), TypeError, "0: expected a gpurnn layer, got the class LSTM: call it, LSTM(.",
+    ),
+    "a class, second": (lambda: Sequential(LSTM(4, 8), Linear), TypeError, "1: expected a gpurnn layer, got the class"),
+    "a class in a list": (
+        lambda: setattr(gpurnn.Module(), "a", [LSTM(4, 8), Linear]), TypeError, "in a list, got the class Linear: call",
+    ),
+    # states
+    "pair to a GRU": (
+        lambda: GRU(4, 8)(f32(5, 3, 4), (f32(1, 3, 8), f32(1, 3, 8))), ShapeError,
+        "state: expected h alone, got a pair: only an LSTM has c, this is a GRU",
+    ),
+    "pair to a GRU, one sequence": (
+        lambda: GRU(4, 8)(f32(5, 4), (f32(1, 8), f32(1, 8))), ShapeError, "state: expected h alone, got a pair",
+    ),
+    "pair to a Sequential": (
+        lambda: Sequential(LSTM(4, 8))(f32(5, 3, 4), (f32(1, 3, 8), f32(1, 3, 8))), ShapeError,
+        "got 2 entries. The pair (h, c) of an LSTM is one entry: give ((h, c),)",
+    ),
+    "h to a Sequential": (
+        lambda: Sequential(GRU(4, 8))(f32(5, 3, 4), f32(1, 3, 8)), ShapeError, "got ndarray. The state h of a layer is",
+    ),
+    # the loss, not its gradient
+    **{
+        f"b({kind}), {name}": (
+            lambda make=make, loss=loss: make().forward(f32(5, 3, 4))[-1](loss), ShapeError,
+            "doutput: expected the gradient of the output, of shape (5, 3, 4), got one number. Give what the loss's "
+            "backward returns, not the loss: backward(dloss())",
+        )
+        for kind, loss in {"float(loss)": 1.5, "loss": np.float32(1.5), "0-d": np.array(1.5, "float32")}.items()
+        for name, make in {
+            "LSTM": lambda: LSTM(4, 4), "Linear": lambda: Linear(4, 4), "Sequential": lambda: Sequential(Linear(4, 4)),
+        }.items()
+    },
+    # names of other libraries
+    ".backward": (
+        lambda: Linear(2, 2).backward(), AttributeError,
+        "'Linear' object has no attribute 'backward'; forward(x) returns the backward function, behind the output",
+    ),
+    ".fit": (lambda: Linear(2, 2).fit(), AttributeError, "; gpurnn.fit(model, loss, batches, optimizer='adam'"),
+    ".predict": (lambda: Linear(2, 2).predict(), AttributeError, "; call the model: model(x), after model.eval()"),
+    ".to": (lambda: Linear(2, 2).to("cuda"), AttributeError, "; backend and dtype are chosen at construction:"),
+    ".cuda": (lambda: Linear(2, 2).cuda(), AttributeError, "; a backend is chosen at construction: backend='cuda'"),
+    ".save": (lambda: Linear(2, 2).save("x"), AttributeError, "; gpurnn.save_weights(model, path) does that"),
+    ".compile": (lambda: Linear(2, 2).compile(), AttributeError, "; nothing has to be compiled"),
+    "gpurnn.load": (lambda: gpurnn.load("x"), AttributeError, "no attribute 'load'; use gpurnn.load_weights(model,"),
+    "gpurnn.Dense": (lambda: gpurnn.Dense(8), AttributeError, "no attribute 'Dense'; use gpurnn.Linear(in_features,"),
+    "gpurnn.nn": (lambda: gpurnn.nn.LSTM, AttributeError, "no attribute 'nn'; the layers are in gpurnn itself"),
+    "append": (
+        lambda: with_layers().blocks.append(Linear(2, 2)), AttributeError,
+        "'Layers' object has no attribute 'append'; set a new list or dict of all layers, or layers[name] = layer",
+    ),
+    "no __call__": (lambda: gpurnn.Module()(f32(2)), TypeError, "Module has no __call__, so it cannot be called. A mo"),
+    "self.params": (
+        lambda: setattr(gpurnn.Module(), "params", 3), AttributeError,
+        "params: every Module has its parameters there. Make a parameter by self.parameter(name, value)",
+    ),
+    "self.grads": (
+        lambda: setattr(Linear(2, 2), "grads", {}), AttributeError, "grads: every Linear has its gradients there.",
     ),
     "learning_rate": (lambda: gpurnn.Adam(Linear(2, 2), learning_rate=1), TypeError, "Here it is called lr"),
     # sizes that do not fit
@@ -245,6 +324,18 @@ def test_every_backward_takes_doutput_by_name(make):
     if isinstance(first, tuple):
         first, second = first[0], second[0]
     assert first.shape == second.shape == (5, 3, 4) and not first.any() and not second.any()
+
+
+def test_hints_do_not_make_attributes():
+    model = Sequential(Linear(2, 3), Linear(3, 1))
+    for name in ("backward", "fit", "to", "append", "__deepcopy__", "__array__"):
+        assert not hasattr(model, name)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        np.testing.assert_array_equal(copied(f32(4, 2)), model(f32(4, 2)))
+    assert not hasattr(gpurnn, "load") and "load" not in dir(gpurnn)
+    two = GRU(4, 8, 2)  # a state of two layers may still be a list of two arrays
+    state = [f32(3, 8), f32(3, 8)]
+    np.testing.assert_array_equal(two(f32(5, 3, 4), state)[0], two(f32(5, 3, 4), np.array(state))[0])
 
 
 def test_what_fits_is_built():
