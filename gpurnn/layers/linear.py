@@ -46,7 +46,7 @@ class Linear(Module):
     out_features: int
     bias: bool
     _elsewhere = dict.fromkeys(
-        ("activation", "nonlinearity"), "No layer applies one: write a Module that does; docs/models.md has an example"
+        ("activation", "nonlinearity"), "No layer applies one: write a Module that does; docs/models.md shows how"
     )
 
     def __init__(

@@ -15,11 +15,6 @@ from ..module import Layers, Module, backward_of, check_unspent, no_layer
 from ..recurrent import GRUCell, LSTMCell, RNNCell
 from .common import feature_sizes
 
-_STATE_HINTS = {  # parts of a state that came to a Sequential of one stateful layer, None for an array -> what to do
-    2: ". The pair (h, c) of an LSTM is one entry: give ((h, c),)",
-    None: ". The state h of a layer is one entry: give (h,)",
-}
-
 
 def _axis_orders(layer):
     """``batch_first`` of every layer inside ``layer`` that knows the time axis."""
@@ -318,7 +313,11 @@ class Sequential(Module):
         refuse_function(name, state)
         if not isinstance(state, (tuple, list)) or len(state) != count:
             got = f"{len(state)} entries" if isinstance(state, (tuple, list)) else type(state).__name__
-            hint = _STATE_HINTS.get(len(state) if isinstance(state, (tuple, list)) else None, "") if count == 1 else ""
+            hint, d = "", name.partition("state")[0]  # "d" for gradients
+            if count == 1 and got == "2 entries":
+                hint = f". The pair of an LSTM is one entry: give (({d}h, {d}c),)"
+            elif count == 1 and hasattr(state, "ndim"):
+                hint = f". What one layer takes is one entry: give ({d}h,)"
             raise ShapeError(
                 f"{name}: expected a tuple with one entry for each of {count} stateful layers, got {got}{hint}"
             )

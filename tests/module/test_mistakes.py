@@ -219,10 +219,15 @@ MISTAKES = {
     ),
     "pair to a Sequential": (
         lambda: Sequential(LSTM(4, 8))(f32(5, 3, 4), (f32(1, 3, 8), f32(1, 3, 8))), ShapeError,
-        "got 2 entries. The pair (h, c) of an LSTM is one entry: give ((h, c),)",
+        "got 2 entries. The pair of an LSTM is one entry: give ((h, c),)",
+    ),
+    "pair of gradients to a Sequential": (
+        lambda: Sequential(LSTM(4, 8)).forward(f32(5, 3, 4))[2](None, (f32(1, 3, 8), f32(1, 3, 8))), ShapeError,
+        "dstate: expected a tuple with one entry for each of 1 stateful layers, got 2 entries. The pair of an LSTM is "
+        "one entry: give ((dh, dc),)",
     ),
     "h to a Sequential": (
-        lambda: Sequential(GRU(4, 8))(f32(5, 3, 4), f32(1, 3, 8)), ShapeError, "got ndarray. The state h of a layer is",
+        lambda: Sequential(GRU(4, 8))(f32(5, 3, 4), f32(1, 3, 8)), ShapeError, "got ndarray. What one layer",
     ),
     # the loss, not its gradient
     **{
