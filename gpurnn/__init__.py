@@ -1,5 +1,7 @@
 """gpurnn: recurrent networks on NumPy and on CUDA kernels of their own."""
 
+from typing import TYPE_CHECKING
+
 from . import _interrupt
 from .attention import Attention
 from .backends import backends, empty_cache, get_backend, use_backend
@@ -39,6 +41,22 @@ from .optim import (
 from .recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from .seq2seq import EncoderDecoder, beam_search, greedy_search
 from .train import History, TrainingError, evaluate, fit, load_weights, save_weights
+
+_HINTS = {  # what other libraries have -> what to do here
+    "Dense": "use gpurnn.Linear(in_features, out_features)", "Model": "use gpurnn.Module",
+    "ModuleList": "set a list of layers as an attribute of a gpurnn.Module", "nn": "the layers are in gpurnn itself",
+    "load": "use gpurnn.load_weights(model, path), or gpurnn.load_checkpoint",
+    "save": "use gpurnn.save_weights(model, path), or gpurnn.save_checkpoint",
+    "tensor": "give arrays of NumPy or CuPy", "Tensor": "give arrays of NumPy or CuPy",
+}  # fmt: skip
+
+
+if not TYPE_CHECKING:  # which would take any name for an attribute
+
+    def __getattr__(name):
+        hint = f"; {_HINTS[name]}" if name in _HINTS else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
+
 
 __version__ = "0.1.0"
 

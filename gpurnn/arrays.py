@@ -7,13 +7,14 @@ An array with something that would be lost (a mask, a graph of torch) is refused
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from ._typing import Array
 from .dtypes import is_float
-from .errors import BackendError, DtypeError, described
+from .errors import BackendError, DtypeError, ShapeError, described
 
 _DLPACK_HOST = (1, 3)  # kDLCPU, kDLCUDAHost
 
@@ -71,6 +72,15 @@ def refuse_function(name: str, value: Any) -> None:
         raise TypeError(f"{name}: expected an array, got a function{hint}")
 
 
+def refuse_loss(name: str, value: Any, shape: tuple[int, ...]) -> None:
+    """Raise ShapeError for one number instead of an array of ``shape``; most often it is the loss itself."""
+    if shape and (isinstance(value, Real) or getattr(value, "shape", None) == ()):
+        raise ShapeError(
+            f"{name}: expected the gradient of the output, of shape {shape}, got one number. Give what the loss's "
+            "backward returns, not the loss: backward(dloss())"
+        )
+
+
 def as_array(xp: Any, backend: str, value: Array, name: str) -> Array:
     """``value`` as an array of ``xp``, NumPy or CuPy; ``Ops.asarray`` says what is taken and what is refused.
 
@@ -107,12 +117,12 @@ def check_float(array: Array, value: Array, dtype: Any, name: str) -> Array:
         short = name.split()[-1]  # of "state c", which is no expression
         raise DtypeError(
             f"{name}: dtype ({array.dtype}) does not match the layer's ({dtype}). "
-            f"Convert it: {short} = {_conversion(short, value, str(dtype))}"
+            f"Convert it: {short} = {conversion(short, value, str(dtype))}"
         )
     return array
 
 
-def _conversion(name: str, value: Any, dtype: str) -> str:
+def conversion(name: str, value: Any, dtype: str) -> str:
     """The expression that makes ``value``, called ``name``, an array of ``dtype``."""
     if hasattr(value, "astype"):
         return f"{name}.astype({dtype!r})"

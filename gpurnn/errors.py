@@ -57,7 +57,7 @@ def check_shape(name: str, array: Any, expected: tuple[int | str, ...]) -> None:
         isinstance(want, str) or want == got for want, got in zip(expected, shape, strict=True)
     )
     if not fits:
-        wanted = ", ".join(str(size) for size in expected)
+        wanted = ", ".join(str(size) for size in expected) + ("," if len(expected) == 1 else "")
         raise ShapeError(f"{name}: expected shape ({wanted}), got {shape}")
 
 
@@ -137,22 +137,27 @@ _WORDS = {  # what other libraries say -> our words, the first that a class know
     "in_features": ("input_size",), "init_state": ("state",), "initial_state": ("state",),
     "input_dim": ("num_embeddings", "in_features", "input_size"), "input_size": ("in_features",),
     "kernel_initializer": ("init",), "l2": ("weight_decay",), "layers": ("num_layers",), "learning_rate": ("lr",),
-    "mask": ("lengths",), "n_features": ("features",), "n_layers": ("num_layers",), "normalized_shape": ("features",),
+    "n_features": ("features",), "n_layers": ("num_layers",), "normalized_shape": ("features",),
     "num_classes": ("out_features",), "num_features": ("features",), "num_hiddens": ("hidden_size",),
     "num_units": ("hidden_size", "out_features"), "optimizer": ("opt",), "out_channels": ("out_features",),
     "output_dim": ("embedding_dim", "out_features"), "output_size": ("out_features",), "p": ("rate", "dropout"),
-    "padding_mask": ("lengths",), "params": ("model",), "parameters": ("model",), "prob": ("rate", "dropout"),
+    "params": ("model",), "parameters": ("model",), "prob": ("rate", "dropout"),
     "random_state": ("seed",), "retain_graph": ("retain",), "seq_len": ("lengths",), "seq_lengths": ("lengths",),
     "sequence_length": ("lengths",), "T_max": ("total",), "units": ("hidden_size", "out_features", "hidden"),
     "use_bias": ("bias",), "vocab_size": ("num_embeddings",), "weight_init": ("init",),
 }  # fmt: skip
+_NO_MASK = (
+    "Layers take no masks, only how many valid steps each sequence begins with: give lengths to the call. Valid steps "
+    "that come after others are not supported"
+)
 _SENTENCES = {  # what has no word of ours, or one that needs a sentence
     "activation": "The activations of LSTM and GRU are fixed; RNN has nonlinearity",
     "h0": "The initial state is given to the call, as state",
     "hx": "The initial state is given to the call, as state",
     "initial_state": "The initial state is given to the call, as state",
     "nonlinearity": "The nonlinearities of LSTM and GRU are fixed; RNN has a choice",
-    "mask": "Lengths are given to the call, as lengths",
+    "mask": _NO_MASK,
+    "padding_mask": _NO_MASK,
     "recurrent_activation": "The activations of LSTM and GRU are fixed",
     "recurrent_dropout": "There is no dropout of the recurrent state; dropout acts between layers",
     "retain": "It belongs to forward(..., retain=True)",
@@ -211,8 +216,15 @@ class NamesArguments:
             if known is not None:
                 for name in options:
                     if name not in known:
-                        refuse_unknown(cls.__name__, [name], known, cls._elsewhere.get(name))
+                        refuse_unknown(cls.__name__, [name], known, cls._hint(name, options[name], known))
         return super().__new__(cls)
+
+    @classmethod
+    def _hint(cls, name, value, known):
+        """A sentence on an argument that this class does not take; None where our word for it is enough."""
+        if not known and isinstance(value, NamesArguments):
+            return f"Names of layers are given in a dict: {cls.__name__}({{{name!r}: ...}})"
+        return cls._elsewhere.get(name)
 
 
 @functools.cache

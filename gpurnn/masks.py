@@ -11,7 +11,7 @@ from .arrays import host_array
 from .errors import DivergedError, DtypeError, ShapeError, check_flag
 
 
-def check_lengths(lengths: Lengths, T: int, B: int, name: str = "lengths") -> np.ndarray:
+def check_lengths(lengths: Lengths, T: int, B: int, name: str = "lengths", *, batch_first: bool = False) -> np.ndarray:
     """``lengths`` as an int64 NumPy array (B,), each 0..T, in any order.
 
     Parameters
@@ -22,6 +22,8 @@ def check_lengths(lengths: Lengths, T: int, B: int, name: str = "lengths") -> np
         Timesteps and sequences of the batch.
     name : str
         What messages call the lengths.
+    batch_first : bool
+        Whether the caller's arrays are (B, T, ...), for messages.
 
     Raises
     ------
@@ -38,7 +40,11 @@ def check_lengths(lengths: Lengths, T: int, B: int, name: str = "lengths") -> np
     if lengths.shape != (B,):
         hint = ""
         if lengths.shape == (T,):
-            hint = f"; arrays are time-major, (T, B, ...): for (B, T, ...), with T = {B}, give batch_first=True"
+            hint = (
+                f"; with batch_first=True arrays are (B, T, ...), here ({B}, {T}, ...): for (T, B, ...) leave it out"
+                if batch_first
+                else f"; arrays are time-major, (T, B, ...): for (B, T, ...), with T = {B}, give batch_first=True"
+            )
         raise ShapeError(f"{name}: expected one length for each of the {B} sequences, got shape {lengths.shape}{hint}")
     if B and (lengths.min() < 0 or lengths.max() > T):
         wrong = lengths[(lengths < 0) | (lengths > T)][0]
@@ -58,13 +64,15 @@ def refuse_no_distribution(highest: np.ndarray, name: str = "logits") -> None:
         )
 
 
-def valid_steps(lengths: Lengths, T: int, B: int, xp: ModuleType = np, name: str = "lengths") -> Array:
+def valid_steps(
+    lengths: Lengths, T: int, B: int, xp: ModuleType = np, name: str = "lengths", *, batch_first: bool = False
+) -> Array:
     """Boolean array (T, B) of ``xp``, True where timestep t belongs to sequence b. Raises as ``check_lengths`` does.
 
     >>> valid_steps([2, 0], T=3, B=2).tolist()
     [[True, False], [True, False], [False, False]]
     """
-    lengths = check_lengths(lengths, T, B, name)
+    lengths = check_lengths(lengths, T, B, name, batch_first=batch_first)
     return xp.asarray(np.arange(T)[:, None] < lengths[None, :])
 
 
@@ -87,7 +95,7 @@ def valid_places(shape, mask, lengths, batch_first, ops):
                 f"lengths: expected steps and sequences as the leading axes, got an array of shape {shape}"
             )
         B, T = shape[:2] if batch_first else shape[1::-1]
-        steps = valid_steps(lengths, T, B, ops.xp)
+        steps = valid_steps(lengths, T, B, ops.xp, batch_first=batch_first)
         steps = steps.T if batch_first else steps
         if valid is None:
             valid = steps

@@ -151,7 +151,7 @@ MASKED = {
     + [lambda: linear("cpu")([masked(X[0]), masked(X[1])])],
     "ids": [lambda: gpurnn.Embedding(9, 3)(masked(IDS))],
     "state": [lambda: gpurnn.GRU(6, 5)(X, masked(values((1, 2, 5))))],
-    "dy": [lambda: linear("cpu").forward(X)[1](masked(values((5, 2, 5))))],
+    "doutput": [lambda: linear("cpu").forward(X)[1](masked(values((5, 2, 5))))],
     "lengths": [
         lambda: gpurnn.GRU(6, 5)(X, lengths=masked(np.array([1, 2]))),
         lambda: gpurnn.mse(X, X, lengths=masked(np.array([1, 2]))),
@@ -263,7 +263,7 @@ def test_a_tensor_with_a_graph_is_refused_with_what_to_do(backend):
     for call, name in (
         (lambda: layer(x), "x"), (lambda: lstm.forward(x), "x"), (lambda: layer(x * 2), "x"),
         (lambda: gpurnn.mse(x, X), "prediction"), (lambda: gpurnn.cross_entropy(x, IDS), "logits"),
-        (lambda: gpurnn.mse(X, x), "target"), (lambda: layer.forward(X)[1](x[..., :5]), "dy"),
+        (lambda: gpurnn.mse(X, x), "target"), (lambda: layer.forward(X)[1](x[..., :5]), "doutput"),
         (lambda: lstm(X, (x[:1, :, :5], x[:1, :, :5])), "state"),
         (lambda: layer.params.__setitem__("weight", torch.nn.Linear(6, 5).weight), "weight"),
         (lambda: layer.params.__setitem__("bias", x[0, 0, :5]), "bias"),

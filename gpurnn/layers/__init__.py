@@ -1,8 +1,8 @@
 """The layers without a time loop, and ``Sequential``, which joins layers.
 
-``y = layer(x)`` is inference and saves nothing. ``y, backward = layer.forward(x)`` and ``dx = backward(dy)`` are for
-training: ``backward`` adds the gradients of the parameters to ``layer.grads``. Whether Dropout and BatchNorm act as in
-training depends on ``train()`` and ``eval()`` alone.
+``y = layer(x)`` is inference and saves nothing. ``y, backward = layer.forward(x)`` and ``dx = backward(doutput)`` are
+for training: ``backward`` adds the gradients of the parameters to ``layer.grads``. Whether Dropout and BatchNorm act as
+in training depends on ``train()`` and ``eval()`` alone.
 
 ``forward`` of Linear, TiedLinear and Embedding saves its input by reference: do not write to the input before
 ``backward``. The same holds for a Sequential that begins with one of them or with a recurrent layer. The other layers

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from ..arrays import refuse_loss
 from ..errors import ShapeError, check_shape
 
 
@@ -32,11 +33,12 @@ def check_features(layer, x, features, name="x"):
     return x
 
 
-def check_gradient(layer, dy, shape):
-    """``dy`` as an array of the layer's dtype; raises ShapeError unless it has the output's ``shape``."""
-    dy = layer.ops.asfloat(dy, layer.dtype, "dy")
-    check_shape("dy", dy, shape)
-    return dy
+def check_gradient(layer, doutput, shape):
+    """``doutput`` as an array of the layer's dtype; raises ShapeError unless it has the output's ``shape``."""
+    refuse_loss("doutput", doutput, shape)
+    doutput = layer.ops.asfloat(doutput, layer.dtype, "doutput")
+    check_shape("doutput", doutput, shape)
+    return doutput
 
 
 def feature_sizes(layer, size):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .._typing import Array, Backward
 from ..errors import ShapeError, check_flag, check_number, checked
-from ..module import Module
+from ..module import Module, backward_of
 from .common import check_gradient, sizes_text
 
 
@@ -99,7 +99,7 @@ class Dropout(Module):
         y : Array
             A fresh array of x's shape.
         backward : callable
-            ``backward(dy)`` returns dx; it uses the mask of this forward.
+            ``backward(doutput)`` returns dx; it uses the mask of this forward.
 
         Raises
         ------
@@ -110,8 +110,9 @@ class Dropout(Module):
         y, scaled_mask = self._apply(x)
         shape = y.shape
 
-        def backward(dy):
-            dy = check_gradient(self, dy, shape)
+        @backward_of(self)
+        def backward(doutput):
+            dy = check_gradient(self, doutput, shape)
             return dy.copy() if scaled_mask is None else dy * scaled_mask
 
         return y, backward

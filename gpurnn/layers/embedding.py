@@ -8,7 +8,7 @@ from .. import rng
 from .._typing import Array, Backward
 from ..errors import DtypeError, check_flag, check_number, check_size
 from ..gradients import adding
-from ..module import Module
+from ..module import Module, backward_of
 from .common import check_gradient, rows_of, sizes_text
 
 
@@ -107,7 +107,7 @@ class Embedding(Module):
         y : Array
             (*ids.shape, embedding_dim), of the layer's dtype.
         backward : callable
-            ``backward(dy)`` adds to ``grads`` and returns None: integers have no gradient.
+            ``backward(doutput)`` adds to ``grads`` and returns None: integers have no gradient.
 
         Raises
         ------
@@ -119,8 +119,9 @@ class Embedding(Module):
         y = self.params["weight"][ids].astype(self.dtype, copy=False)
         shape, padding_idx, versions = y.shape, self.padding_idx, self.versions()
 
-        def backward(dy):
-            dy, index = rows_of(check_gradient(self, dy, shape)), ids.reshape(-1)
+        @backward_of(self)
+        def backward(doutput):
+            dy, index = rows_of(check_gradient(self, doutput, shape)), ids.reshape(-1)
             self.check_versions(versions)
             if not self._trains("weight"):
                 return

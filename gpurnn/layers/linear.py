@@ -10,7 +10,7 @@ from .. import rng
 from .._typing import Array, Backward
 from ..errors import check_flag, check_size
 from ..gradients import adding
-from ..module import Module
+from ..module import Module, backward_of
 from .common import check_features, check_gradient, rows_of, sizes_text
 from .embedding import Embedding
 
@@ -45,6 +45,9 @@ class Linear(Module):
     in_features: int
     out_features: int
     bias: bool
+    _elsewhere = dict.fromkeys(
+        ("activation", "nonlinearity"), "No layer applies one: write a Module that does; docs/models.md shows how"
+    )
 
     def __init__(
         self,
@@ -105,12 +108,12 @@ class Linear(Module):
         y : Array
             (..., out_features).
         backward : callable
-            ``backward(dy)`` adds to ``grads`` and returns dx, of x's shape.
+            ``backward(doutput)`` adds to ``grads`` and returns dx, of x's shape.
 
         Raises
         ------
         ShapeError, DtypeError
-            As for a call. ``backward`` raises them for dy, and RuntimeError if parameters have changed since.
+            As for a call. ``backward`` raises them for doutput, and RuntimeError if parameters have changed since.
         """
         check_flag("retain", retain)
         x = check_features(self, x, self.in_features)
@@ -118,8 +121,9 @@ class Linear(Module):
         shape, bias, table = y.shape, self.bias, self._table()
         versions, table_versions = self.versions(), table.versions()
 
-        def backward(dy):
-            dy = rows_of(check_gradient(self, dy, shape))
+        @backward_of(self)
+        def backward(doutput):
+            dy = rows_of(check_gradient(self, doutput, shape))
             self.check_versions(versions)
             table.check_versions(table_versions)
             if table._trains("weight"):

@@ -11,7 +11,7 @@ from ..dtypes import upcast
 from ..errors import DtypeError, ShapeError, check_flag, check_number, check_shape, check_size, checked
 from ..gradients import adding
 from ..masks import valid_steps
-from ..module import Module
+from ..module import Module, backward_of
 from .common import check_features, check_gradient, mean_features, rows_of, sizes_text, sum_rows
 
 
@@ -87,7 +87,7 @@ class LayerNorm(Module):
         y : Array
             A fresh array of x's shape.
         backward : callable
-            ``backward(dy)`` adds to ``grads`` and returns dx, of x's shape.
+            ``backward(doutput)`` adds to ``grads`` and returns dx, of x's shape.
 
         Raises
         ------
@@ -104,8 +104,9 @@ class LayerNorm(Module):
             y += self.params["bias"]
         bias, versions = self.bias, self.versions()
 
-        def backward(dy):
-            dy = upcast(check_gradient(self, dy, normal.shape))
+        @backward_of(self)
+        def backward(doutput):
+            dy = upcast(check_gradient(self, doutput, normal.shape))
             self.check_versions(versions)
             with adding(self.grads):
                 if self._trains("weight"):
@@ -225,7 +226,7 @@ class BatchNorm(Module):
         y : Array
             Of x's shape, zero at steps that are not valid.
         backward : callable
-            ``backward(dy)`` adds to ``grads`` and returns dx, zero at steps that are not valid.
+            ``backward(doutput)`` adds to ``grads`` and returns dx, zero at steps that are not valid.
 
         Raises
         ------
@@ -238,8 +239,9 @@ class BatchNorm(Module):
         y, normal, inverse, rows = self._apply(x, lengths, mask, update=True)
         shape, batch_statistics, affine, versions = y.shape, self.training, self.affine, self.versions()
 
-        def backward(dy):
-            dvalid = upcast(self._gather(rows_of(check_gradient(self, dy, shape)), rows))
+        @backward_of(self)
+        def backward(doutput):
+            dvalid = upcast(self._gather(rows_of(check_gradient(self, doutput, shape)), rows))
             self.check_versions(versions)
             dnormal = dvalid
             if affine:

@@ -12,7 +12,7 @@ from ..dtypes import upcast
 from ..errors import ShapeError, check_choice, check_flag, check_size, checked
 from ..gradients import adding
 from ..masks import check_lengths, valid_steps
-from ..module import Module
+from ..module import Module, backward_of
 from .common import check_features, check_gradient, rows_of, sizes_text
 
 
@@ -117,7 +117,7 @@ class Pooling(Module):
         y : Array
             (B, features).
         backward : callable
-            ``backward(dy)`` adds to ``grads`` and returns dx, of x's shape, zero past a sequence's end.
+            ``backward(doutput)`` adds to ``grads`` and returns dx, of x's shape, zero past a sequence's end.
 
         Raises
         ------
@@ -130,7 +130,7 @@ class Pooling(Module):
             raise ShapeError(f"x: expected (T, B, {self.features}), got {x.shape}")
         x = x.swapaxes(0, 1) if self.batch_first else x
         T, B, F = x.shape
-        lengths = np.full(B, T) if lengths is None else check_lengths(lengths, T, B)
+        lengths = np.full(B, T) if lengths is None else check_lengths(lengths, T, B, batch_first=self.batch_first)
         if T == 0:
             y, mode_backward = xp.zeros((B, F), self.compute_dtype), lambda dy: xp.zeros((0, B, F), self.compute_dtype)
         else:
@@ -139,8 +139,9 @@ class Pooling(Module):
 
         batch_first, versions = self.batch_first, self.versions()
 
-        def backward(dy):
-            dy = upcast(check_gradient(self, dy, (B, F)))
+        @backward_of(self)
+        def backward(doutput):
+            dy = upcast(check_gradient(self, doutput, (B, F)))
             self.check_versions(versions)
             dx = mode_backward(dy).astype(self.dtype, copy=False)
             return dx.swapaxes(0, 1) if batch_first else dx

@@ -11,7 +11,7 @@ from .._typing import Array, Lengths, State
 from ..arrays import host_array, refuse_function
 from ..errors import ShapeError, answers_unknown, check_flag
 from ..masks import check_lengths
-from ..module import Layers, Module, check_unspent
+from ..module import Layers, Module, backward_of, check_unspent, no_layer
 from ..recurrent import GRUCell, LSTMCell, RNNCell
 from .common import feature_sizes
 
@@ -58,12 +58,13 @@ class Sequential(Module):
 
     A layer is stateful if it takes and returns a recurrent state (LSTM, GRU, RNN, and a Sequential with one of them).
 
-    - Without a stateful layer: ``y = model(x)``, ``y, backward = model.forward(x)``, ``dx = backward(dy)``.
-    - With one: ``y, state = model(x)``, ``y, state, backward = model.forward(x)``, ``dx, dstate = backward(dy)``. The
-      state is a tuple with one entry for each stateful layer, in order; as an argument it may be None for zeros.
+    - Without a stateful layer: ``y = model(x)``, ``y, backward = model.forward(x)``, ``dx = backward(doutput)``.
+    - With one: ``y, state = model(x)``, ``y, state, backward = model.forward(x)`` and
+      ``dx, dstate = backward(doutput)``. The state is a tuple with one entry for each stateful layer, in order; as an
+      argument it may be None for zeros.
 
-    ``lengths`` goes to every layer that takes it. Past them x and dy may hold anything, NaN too, whichever layers come
-    first and last.
+    ``lengths`` goes to every layer that takes it. Past them x and doutput may hold anything, NaN too, whichever layers
+    come first and last.
 
     Parameters
     ----------
@@ -108,7 +109,7 @@ class Sequential(Module):
             raise ValueError("Sequential needs at least one layer")
         name, first = next(iter(named.items()))
         if not isinstance(first, Module):
-            raise TypeError(f"{name}: expected a gpurnn layer, got {type(first).__name__}")
+            raise TypeError(f"{name}: expected a gpurnn layer, got {no_layer(first)}")
         super().__init__()
         self.add_layers(named)
 
@@ -177,8 +178,8 @@ class Sequential(Module):
         state : tuple
             One entry for each stateful layer; left out where there is none.
         backward : callable
-            ``backward(dy, dstate=None)`` adds to ``grads`` and returns ``(dx, dstate)``, the second one being the
-            gradient with respect to the initial state; or ``backward(dy)`` returns dx where no layer is stateful.
+            ``backward(doutput, dstate=None)`` adds to ``grads`` and returns ``(dx, dstate)``, the second one being the
+            gradient with respect to the initial state; or ``backward(doutput)`` returns dx where no layer is stateful.
 
         Raises
         ------
@@ -215,23 +216,25 @@ class Sequential(Module):
                     layer_backward.check(part, f"{name}[{number}]")
             return dstates
 
-        def backward(dy, dstate=None):
+        @backward_of(self)
+        def backward(doutput, dstate=None):
             dstates = check(dstate)
             self.check_versions(versions)  # before a layer adds to its gradients
             check_unspent(spent)
+            d = doutput
             if ends is not None:
-                dy = self.ops.asarray(dy, "dy")
-                dy = self._zero_past_end(dy, ends) if dy.shape == shape else dy  # the last layer refuses another shape
+                d = self.ops.asarray(d, "doutput")
+                d = self._zero_past_end(d, ends) if d.shape == shape else d  # the last layer refuses another shape
             dinitial = []
             for stateful, layer_backward in reversed(backwards):
                 if stateful:
-                    dy, first = layer_backward(dy, dstates.pop())
+                    d, first = layer_backward(d, dstates.pop())
                     dinitial.append(first)
                 else:
-                    dy = layer_backward(dy)
-                if self.once and not retain and not spent:  # the last layer accepted dy
+                    d = layer_backward(d)
+                if self.once and not retain and not spent:  # the last layer accepted doutput
                     spent.append(True)
-            return (dy, tuple(reversed(dinitial))) if self.stateful else dy
+            return (d, tuple(reversed(dinitial))) if self.stateful else d
 
         backward.check = check
         return backward
@@ -275,7 +278,7 @@ class Sequential(Module):
         return self._zero_past_end(x, lengths)
 
     def _output_lengths(self, x, y, lengths):
-        """``lengths`` if dy needs zeros past them, else None.
+        """``lengths`` if doutput needs zeros past them, else None.
 
         It does if the last layer takes no lengths and gives a y for each step of x: that layer would carry what stands
         past a sequence's end into the gradient of its weights.
@@ -289,9 +292,10 @@ class Sequential(Module):
     def _zero_past_end(self, x, lengths):
         """A copy of x (T, B, F), or (B, T, F) with ``batch_first``, or (T, F), zero past the end of each sequence."""
         x = x.copy()
-        steps = x[:, None] if x.ndim == 2 else x.swapaxes(0, 1) if True in _axis_orders(self) else x
+        batch_first = True in _axis_orders(self)
+        steps = x[:, None] if x.ndim == 2 else x.swapaxes(0, 1) if batch_first else x
         given = [lengths] if x.ndim == 2 and np.ndim(lengths) == 0 else lengths
-        self.ops.zero_past_end(steps, check_lengths(given, *steps.shape[:2]))
+        self.ops.zero_past_end(steps, check_lengths(given, *steps.shape[:2], batch_first=batch_first))
         return x
 
     def _context(self, layer, states, lengths):
@@ -309,7 +313,14 @@ class Sequential(Module):
         refuse_function(name, state)
         if not isinstance(state, (tuple, list)) or len(state) != count:
             got = f"{len(state)} entries" if isinstance(state, (tuple, list)) else type(state).__name__
-            raise ShapeError(f"{name}: expected a tuple with one entry for each of {count} stateful layers, got {got}")
+            hint, d = "", name.partition("state")[0]  # "d" for gradients
+            if count == 1 and got == "2 entries":
+                hint = f". The pair of an LSTM is one entry: give (({d}h, {d}c),)"
+            elif count == 1 and hasattr(state, "ndim"):
+                hint = f". What one layer takes is one entry: give ({d}h,)"
+            raise ShapeError(
+                f"{name}: expected a tuple with one entry for each of {count} stateful layers, got {got}{hint}"
+            )
         return list(state)
 
     def __getitem__(self, key: str | int) -> Module:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from .._typing import Array, Backward, Lengths
-from ..dtypes import is_float, upcast
+from ..dtypes import EPSILON, dtype_name, is_float, upcast
 from ..errors import DtypeError, check_choice, check_number, check_shape
 from . import common
 from .common import (
@@ -43,8 +43,8 @@ def cross_entropy(
     logits : Array
         (..., V), usually (T, B, V); also (N, V) or (V,).
     targets : Array
-        Integers (...): classes from 0 to V - 1. Or probabilities (..., V) of the logits' dtype; they are not checked,
-        and need not add up to 1.
+        Integers (...): classes from 0 to V - 1. Or probabilities (..., V) of the logits' dtype, which add up to 1 but
+        for rounding. On the host that is checked; on a GPU it is not, as the check would have to wait for it.
     mask, lengths, batch_first, reduction
         See the module's text; the mean is over the targets that count.
     weight : Array, optional
@@ -68,7 +68,8 @@ def cross_entropy(
     Raises
     ------
     ShapeError, DtypeError, ValueError
-        Targets have another shape or dtype, or are out of range; weights are negative; see the module's text.
+        Targets have another shape or dtype, are out of range or no probabilities; weights are negative; see the
+        module's text.
 
     Examples
     --------
@@ -81,11 +82,11 @@ def cross_entropy(
     """
     check_choice("reduction", reduction, REDUCTIONS)
     smoothing = check_number("label_smoothing", label_smoothing, 0, 1)
-    ops = common.array_ops(logits)
+    ops = common.loss_ops("logits", logits)
     given, target = ops.asarray(logits, "logits"), ops.asarray(targets, "targets")
     places = (mask, lengths, batch_first)
     if is_float(target.dtype) and target.ndim == given.ndim > 0:
-        found = _probability_rows(given, target, places, ignore_index, ops)
+        found = _probability_rows(given, target, targets, places, ignore_index, ops)
         weights = class_weights(weight, found.values.shape[1], found.values.dtype, ops)
         soft = _smoothed(upcast(target).reshape(found.values.shape), weights, smoothing)
         divisor = max(found.count, 1)
@@ -141,7 +142,7 @@ def nll_loss(
     (0.2877, [[0.0, -1.0]])
     """
     check_choice("reduction", reduction, REDUCTIONS)
-    ops = common.array_ops(log_probs)
+    ops = common.loss_ops("log_probs", log_probs)
     given = ops.asarray(log_probs, "log_probs").dtype
     found = class_rows(log_probs, targets, mask, lengths, batch_first, ignore_index, "log_probs")
     xp, (N, V), dtype = ops.xp, found.values.shape, found.values.dtype
@@ -226,17 +227,44 @@ def _check_out(out, dtype, shape, xp):
 # ---- a number for each class: array code
 
 
-def _probability_rows(logits, targets, places, ignore_index, ops):
-    """``Rows`` of logits (..., V) whose targets are probabilities of the same shape, checked."""
+def _probability_rows(logits, targets, value, places, ignore_index, ops):
+    """``Rows`` of logits (..., V) whose targets are probabilities of the same shape, made of ``value``, checked."""
     values, lead = floats(logits, "logits", ops), logits.shape[:-1]
-    check_same_dtype("targets", targets, "logits", logits.dtype)
+    check_same_dtype("targets", targets, "logits", logits.dtype, value)
     check_shape("targets", targets, logits.shape)
     if ignore_index is not None:
         raise ValueError(
             f"ignore_index: targets that are probabilities have no class to ignore, got {ignore_index}. Use mask="
         )
     rows = counting_rows(lead, *places, ops)
-    return Rows(ops, values.reshape(math.prod(lead), logits.shape[-1]), None, rows, lead)
+    found = Rows(ops, values.reshape(math.prod(lead), logits.shape[-1]), None, rows, lead)
+    if ops.xp is np:  # a GPU would have to be waited for
+        _check_probabilities(found, targets)
+    return found
+
+
+def _check_probabilities(found, targets):
+    """Raise ValueError for a row of ``targets``, among those that count, that is no distribution. NaN passes.
+
+    A softmax in this dtype rounds V - 1 sums and each quotient, by at most half of EPSILON each: its probabilities add
+    up to 1 within V / 2 of it. (V + 8) of it leave room for what a caller does after that, such as smoothing, and
+    bfloat16's once for targets that were stored in 16 bits.
+    """
+    V = found.values.shape[1]
+    rows, allowed = (
+        targets.reshape(found.values.shape),
+        (V + 8) * EPSILON[dtype_name(targets.dtype)] + EPSILON["bfloat16"],
+    )
+    for _, index in found.blocks():
+        part = rows[index]
+        totals = part.sum(axis=1, dtype=np.float64)
+        negative, wrong = part < 0, abs(totals - 1) > allowed
+        if negative.any() or wrong.any():
+            got = part[negative][0] if negative.any() else f"a sum of {float(totals[wrong][0])}"
+            raise ValueError(
+                f"targets: expected probabilities of all {V} classes (one-hot, or at least 0 with a sum of 1), got "
+                f"{got}. For class numbers give integers; for other numbers take another loss, such as mse"
+            )
 
 
 def _smoothed(targets, weights, smoothing):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._typing import Array
-from ..arrays import host_array
+from ..arrays import conversion, host_array
 from ..backends import array_ops
 from ..backends.ops import blocks
 from ..dtypes import DTYPES, is_float, upcast
@@ -29,11 +29,11 @@ def elementwise(value, gradient, arguments, mask, lengths, batch_first, reductio
     """
     check_choice("reduction", reduction, REDUCTIONS)
     (name, x), (other, y) = arguments.items()
-    ops = array_ops(x)
-    xp = ops.xp
+    ops = loss_ops(name, x)
+    xp, value_of_y = ops.xp, y
     given, y = ops.asarray(x, name).dtype, ops.asarray(y, other)
     x = floats(x, name, ops)
-    check_same_dtype(other, y, name, given)
+    check_same_dtype(other, y, name, given, value_of_y)
     check_shape(other, y, x.shape if outputs is None else x.shape[:-1])
     shape, dtype, y = x.shape, x.dtype, upcast(y)
     valid = valid_places(y.shape, mask, lengths, batch_first, ops)
@@ -113,13 +113,18 @@ def class_rows(logits, targets, mask, lengths, batch_first, ignore_index, name="
 
     name: what errors call the logits.
     """
-    ops = array_ops(logits)
+    ops = loss_ops(name, logits)
     logits, targets = floats(logits, name, ops), ops.asarray(targets, "targets")
     if targets.dtype.kind not in "iu":
-        raise DtypeError(f"targets: expected integers (class numbers), got {targets.dtype}")
+        raise DtypeError(
+            f"targets: expected integers (class numbers), got {targets.dtype}{_one_hot_hint(targets, logits)}"
+        )
     if logits.ndim == 0:
         raise ShapeError(f"{name}: expected shape (..., V), got ()")
-    check_shape("targets", targets, logits.shape[:-1])
+    if targets.shape != logits.shape[:-1]:
+        raise ShapeError(
+            f"targets: expected shape {logits.shape[:-1]}, got {targets.shape}{_one_hot_hint(targets, logits)}"
+        )
     targets = targets.astype(np.int64, copy=False)
     counted = None if ignore_index is None else targets != check_size("ignore_index", ignore_index, minimum=-(2**63))
     rows = counting_rows(targets.shape, mask, lengths, batch_first, ops, counted)
@@ -133,6 +138,13 @@ def class_rows(logits, targets, mask, lengths, batch_first, ignore_index, name="
             f"mask such targets, or leave them out with ignore_index={value}"
         )
     return Rows(ops, logits.reshape(targets.size, V), labels, rows, targets.shape)
+
+
+def _one_hot_hint(targets, logits):
+    """What to do with targets that have one axis more than classes have; "" for others."""
+    if targets.shape == logits.shape:
+        return ". Of one-hot targets give the classes: targets = targets.argmax(-1)"
+    return ". Drop the last axis: targets = targets[..., 0]" if targets.shape == (*logits.shape[:-1], 1) else ""
 
 
 def counting_rows(lead, mask, lengths, batch_first, ops, counted=None):
@@ -180,12 +192,19 @@ def floats(value, name, ops):
     return upcast(array)
 
 
-def check_same_dtype(other, y, name, dtype):
-    """Raise DtypeError unless the argument ``other``, the array y, has the dtype of the argument ``name``."""
+def loss_ops(name, value):
+    """The ``Ops`` for the argument ``name`` of a loss; raises TypeError for a recurrent model's (output, state)."""
+    if isinstance(value, tuple) and value and hasattr(value[0], "dtype"):
+        raise TypeError(f"{name}: got a tuple. A recurrent model returns (output, state): give the first, output")
+    return array_ops(value)
+
+
+def check_same_dtype(other, y, name, dtype, value):
+    """Raise DtypeError unless the argument ``other``, the array y made of ``value``, has the dtype of ``name``."""
     if y.dtype != dtype:
         raise DtypeError(
             f"{other}: dtype ({y.dtype}) does not match that of {name} ({dtype}). "
-            f"Convert it: {other} = {other}.astype({str(dtype)!r})"
+            f"Convert it: {other} = {conversion(other, value, str(dtype))}"
         )
 
 

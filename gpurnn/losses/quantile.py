@@ -63,7 +63,7 @@ def quantile_loss(
     levels = [
         check_number(f"quantiles[{n}]", float(q), 0, 1, low_open=True, high_open=True) for n, q in enumerate(quantiles)
     ]
-    shape = common.array_ops(prediction).asarray(prediction, "prediction").shape
+    shape = common.loss_ops("prediction", prediction).asarray(prediction, "prediction").shape
     if shape[-1:] != (len(levels),):
         raise ShapeError(
             f"prediction: expected shape (..., {len(levels)}), one number for each of the quantiles, got {shape}"

@@ -1,12 +1,13 @@
 """The base of every layer and model."""
 
 from .base import PRECISIONS, Layers, Module
-from .versions import check_unspent
+from .registration import no_layer
+from .versions import backward_of, check_unspent
 from .views import ALIGNMENT, Views, writable
 
 __all__ = [
     # the base class, and what its parameters are
     "Module", "Layers", "Views", "ALIGNMENT", "PRECISIONS",
     # for layers and optimizers
-    "check_unspent", "writable",
+    "backward_of", "check_unspent", "no_layer", "writable",
 ]  # fmt: skip

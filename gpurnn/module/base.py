@@ -167,6 +167,13 @@ class Module(Registration, Freezing, Versions, Modes, States, NamesArguments):
         self._open = (backend is None, dtype is None)  # whether the first layer decides on backend and dtype
         self._bind(self.xp.zeros(0, self.compute_dtype), self.xp.zeros(0, self.compute_dtype), [])
 
+    def __call__(self, x: Any, /) -> Any:
+        """The outputs alone. Every layer has a call of its own, and so must a model."""
+        raise TypeError(
+            f"{type(self).__name__} has no __call__, so it cannot be called. A model of your own needs one: "
+            "__call__(self, x) returns the outputs alone, forward(self, x) also the backward function"
+        )
+
     @checked
     def training(self, value: bool) -> bool:
         """The mode: True for training."""
@@ -243,6 +250,11 @@ class Layers(Module):
     >>> len(model.blocks), model.blocks[1]
     (2, Linear(3, 3; 12 parameters, cpu, float32))
     """
+
+    _hints = Module._hints | dict.fromkeys(
+        ("append", "extend", "insert", "update"),
+        "set a new list or dict of all layers, or layers[name] = layer for one",
+    )
 
     def __init__(self, layers: Sequence[Any] | Mapping[str, Any]) -> None:
         named = dict(layers) if isinstance(layers, Mapping) else {str(n): layer for n, layer in enumerate(layers)}

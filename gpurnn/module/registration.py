@@ -14,11 +14,34 @@ from ..arrays import host_array
 from ..dtypes import compute_dtype, is_float
 from ..errors import DtypeError
 from .parameters import FlatParameters
+from .views import Views
+
+_HELD = {"params": "parameters", "grads": "gradients"}
+_HINTS = {  # what other libraries call it -> what is there instead
+    "backward": "forward(x) returns the backward function, behind the output",
+    "compile": "nothing has to be compiled; loss and optimizer are given to gpurnn.fit",
+    "cpu": "a backend is chosen at construction: backend='cpu'",
+    "cuda": "a backend is chosen at construction: backend='cuda'",
+    "double": "a dtype is chosen at construction: dtype='float64'",
+    "evaluate": "gpurnn.evaluate(model, loss, batches) does that",
+    "fit": "gpurnn.fit(model, loss, batches, optimizer='adam', epochs=10) trains a model",
+    "half": "a dtype is chosen at construction: dtype='float16'",
+    "layers": "the layers are in children, name -> layer; those of a Sequential are model[0], model[1], ...",
+    "load": "gpurnn.load_weights(model, path) does that",
+    "load_weights": "gpurnn.load_weights(model, path) does that",
+    "named_parameters": "the parameters are in params, name -> array",
+    "parameters": "the parameters are in params, name -> array",
+    "predict": "call the model: model(x), after model.eval()",
+    "save": "gpurnn.save_weights(model, path) does that",
+    "save_weights": "gpurnn.save_weights(model, path) does that",
+    "to": "backend and dtype are chosen at construction: backend='cuda', dtype='float16'",
+}
 
 
 class Registration(FlatParameters):
     """The part of ``Module`` that registers layers and parameters of its own."""
 
+    _hints: dict[str, str] = _HINTS
     references: tuple[str, ...] = ()  # names of attributes whose layers are parts of another module, not of this one
     ops: Any
     xp: Any
@@ -115,7 +138,7 @@ class Registration(FlatParameters):
             _refuse_holder(name, part)
             if not isinstance(part, (FlatParameters, *_GROUPS)):
                 raise TypeError(
-                    f"{name}: expected layers alone in a {type(value).__name__}, got {type(part).__name__}. Set what "
+                    f"{name}: expected layers alone in a {type(value).__name__}, got {no_layer(part)}. Set what "
                     "is no layer as another attribute"
                 )
         return self._group(value)
@@ -151,7 +174,7 @@ class Registration(FlatParameters):
         """Raise unless ``child`` may become a part of this module, which computes with ``ops`` and ``dtype``."""
         _check_name("layers", name)
         if not isinstance(child, FlatParameters):
-            raise TypeError(f"{name}: expected a gpurnn layer, got {type(child).__name__}")
+            raise TypeError(f"{name}: expected a gpurnn layer, got {no_layer(child)}")
         if name in (own for own, _ in self._own):
             raise ValueError(f"{name}: this {type(self).__name__} has a parameter of that name. Take another one")
         same_ops = child._open[0] or (child.ops.name == ops.name and child.xp is ops.xp)
@@ -203,6 +226,11 @@ class Registration(FlatParameters):
             _refuse_holder(name, value)
         if name in self.__dict__.get("children", ()):
             self.__delattr__(name)
+        if name in ("params", "grads") and not isinstance(value, Views):
+            raise AttributeError(
+                f"{name}: every {type(self).__name__} has its {_HELD[name]} there. Make a parameter by "
+                "self.parameter(name, value), change one by self.params[name] = value, or take another attribute"
+            )
         super().__setattr__(name, value)
 
     def _is_part(self, value: Any) -> bool:
@@ -216,11 +244,10 @@ class Registration(FlatParameters):
         try:
             return self.__dict__["children"][name]
         except KeyError:
-            hint = ""
+            hint = self._hints.get(name, "")
             if name in self.__dict__.get("params", ()):
-                hint = f"; the parameter is params[{name!r}]"
-            elif name in ("parameters", "named_parameters"):
-                hint = "; the parameters are in params, name -> array"
+                hint = f"the parameter is params[{name!r}]"
+            hint = f"; {hint}" if hint else ""
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}") from None
 
     def __delattr__(self, name: str) -> None:
@@ -250,6 +277,13 @@ class Registration(FlatParameters):
                     f"{name}: this {kind} was filled after it had been set, so its layers are not part of the "
                     f"{type(module).__name__}. Fill it first, then set self.{name}"
                 )
+
+
+def no_layer(value: Any) -> str:
+    """What ``value`` is, for a message that expected a layer."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}: call it, {value.__name__}(...)"
+    return type(value).__name__
 
 
 def _check_name(what: str, name: Any) -> None:

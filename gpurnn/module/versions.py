@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from .._typing import Array, Backward
-from ..arrays import refuse_function
+from ..arrays import refuse_function, refuse_loss
 from ..errors import check_shape, described
 
 M = TypeVar("M", bound="Versions")  # the class of the module
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def check_unspent(spent: list[Any]) -> None:
@@ -19,6 +20,16 @@ def check_unspent(spent: list[Any]) -> None:
             "backward ran already: it overwrites what forward saved. Call forward again; for several backward passes "
             "of one forward pass call forward(..., retain=True)"
         )
+
+
+def backward_of(layer: Any) -> Callable[[F], F]:
+    """A decorator for the backward function of ``layer``: messages of Python call it by the layer, "LSTM.backward"."""
+
+    def named(backward: F) -> F:
+        backward.__qualname__ = f"{type(layer).__name__}.backward"
+        return backward
+
+    return named
 
 
 class Versions:
@@ -125,10 +136,12 @@ class Versions:
         shapes = [output.shape for output in outputs] if isinstance(outputs, tuple) else outputs.shape
 
         def checked(name, doutput, shape):
+            refuse_loss(name, doutput, shape)
             doutput = self.ops.asfloat(doutput, self.dtype, name)
             check_shape(name, doutput, shape)
             return doutput
 
+        @backward_of(self)
         def guarded(doutputs):
             if isinstance(shapes, list):
                 refuse_function(name, doutputs)

@@ -1,5 +1,6 @@
 """From the caller's axes to (T, B, F), and back."""
 
+from ..arrays import refuse_loss
 from ..errors import ShapeError, check_shape
 
 
@@ -20,6 +21,7 @@ def check_input(layer, x):
 
 def check_doutput(layer, doutput, shape, single):
     """The gradient with respect to the output as (T, B, D*P) = ``shape``."""
+    refuse_loss("doutput", doutput, shape)
     doutput = layer.ops.asfloat(doutput, layer.dtype, "doutput")
     T, B, F = shape
     if single:

@@ -5,7 +5,7 @@ import threading
 
 from ..dtypes import upcast
 from ..gradients import active_flow, adding
-from ..module import check_unspent
+from ..module import backward_of, check_unspent
 from .axes import check_doutput, outward
 from .dropout import drop
 from .hooks import gradient_flow_hooks
@@ -26,6 +26,7 @@ def make_backward(layer, call, output_shape, retain):
             return [None] * (then.num_layers * len(then._directions))
         return unpack_state(then, dstate, output_shape[1], call.single, name)
 
+    @backward_of(layer)
     def backward(doutput=None, dstate=None):
         if doutput is not None:
             doutput = check_doutput(then, doutput, output_shape, call.single)

@@ -46,7 +46,7 @@ def run_forward(layer, x, state, lengths, return_all, *, save, retain=False):
     T, B, _ = x.shape
     layer.ops.refuse_sizes(T, B, lambda: [(one, save, layer.schedule) for one in layer_problems(layer, T, B)])
     initial = given = initial_state(layer, state, B, single)
-    lengths = _checked_lengths(lengths, T, B, single)
+    lengths = _checked_lengths(lengths, T, B, single, layer.batch_first)
     if lengths is not None:  # padding may hold anything, even NaN, and must not reach the weights' gradient
         x = layer.ops.zero_past_end(x.copy(), lengths)
         if state is not None:
@@ -73,11 +73,12 @@ def run_forward(layer, x, state, lengths, return_all, *, save, retain=False):
     return tuple(returned)
 
 
-def _checked_lengths(lengths, T, B, single):
+def _checked_lengths(lengths, T, B, single, batch_first):
     """The lengths as (B,), None where every sequence has T timesteps."""
     if lengths is None:
         return None
-    lengths = check_lengths([lengths] if single and np.ndim(lengths) == 0 else lengths, T, B)
+    lengths = [lengths] if single and np.ndim(lengths) == 0 else lengths
+    lengths = check_lengths(lengths, T, B, batch_first=batch_first)
     return None if bool((lengths == T).all()) else lengths
 
 

@@ -6,6 +6,7 @@ from numpy.typing import DTypeLike
 
 from .._typing import Array, Backend, Backward, State
 from ..errors import ShapeError, answers_unknown
+from ..module import backward_of
 from .kinds import GRU, LSTM, RNN
 from .state import as_state, state_pair
 
@@ -72,6 +73,7 @@ class _SingleStep:
         x, state = self._lift(x, state)
         _, new, inner = super().forward(x, state, retain=retain)
 
+        @backward_of(self)
         def backward(dstate):
             dx, dold = inner(None, None if dstate is None else self._raise_state(dstate, "dstate"))
             return dx[0], self._lower(dold)

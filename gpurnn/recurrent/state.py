@@ -107,10 +107,18 @@ def unpack_state(layer, state, B, single, name):
             columns.append([None] * (len(sizes) * D))
         elif equal:
             shape = (len(sizes) * D, B, sizes[0])
+            if not paired:
+                _refuse_pair(layer, part, len(shape[::2] if single else shape), what)
             columns.append(_checked_state(layer, part, kind, what, shape, single))
         else:
             columns.append(_unpack_unequal(layer, part, kind, sizes, B, single, what))
     return list(zip(*columns, strict=True))
+
+
+def _refuse_pair(layer, state, rank, name):
+    """Raise ShapeError for a pair of arrays that have the ``rank`` of the whole state: the (h, c) of an LSTM."""
+    if isinstance(state, (tuple, list)) and len(state) == 2 and getattr(state[0], "ndim", 0) == rank:
+        raise ShapeError(f"{name}: expected h alone, got a pair: only an LSTM has c, this is a {type(layer).__name__}")
 
 
 def _unpack_unequal(layer, part, kind, sizes, B, single, name):

@@ -170,9 +170,9 @@ def test_wrong_inputs_are_refused(make):
         with pytest.raises(DtypeError, match=r"x: dtype \(float32\) .*float64.*x.astype\('float64'\)"):
             call(numbers(5, 3).astype("float32"))
     y, backward = layer.forward(numbers(5, 3))
-    with pytest.raises(ShapeError, match=r"dy: expected shape \(5, 3\), got \(4, 3\)"):
+    with pytest.raises(ShapeError, match=r"doutput: expected shape \(5, 3\), got \(4, 3\)"):
         backward(numbers(4, 3))
-    with pytest.raises(DtypeError, match="dy: dtype"):
+    with pytest.raises(DtypeError, match="doutput: dtype"):
         backward(numbers(5, 3).astype("float32"))
     assert not layer.flat_grads.any()
     if not isinstance(layer, BatchNorm):

@@ -9,6 +9,7 @@ from optional import needs, optional
 
 import gpurnn
 from gpurnn import DtypeError, ShapeError, cross_entropy, huber, kl_div, losses, mae, nll_loss, quantile_loss, smooth_l1
+from gpurnn.dtypes import EPSILON, check_dtype
 from gpurnn.testing import check_gradient
 
 torch = optional("torch")
@@ -353,7 +354,7 @@ def test_the_gradient_goes_where_it_is_told(rng, kind, options, masked):
 @pytest.mark.parametrize("function", [cross_entropy, nll_loss])
 def test_wrong_weights_are_refused(function):
     x, y = np.zeros((T, B, V)), np.zeros((T, B), int)
-    with pytest.raises(ShapeError, match=r"weight: expected shape \(7\), got \(6,\)"):
+    with pytest.raises(ShapeError, match=r"weight: expected shape \(7,\), got \(6,\)"):
         function(x, y, weight=np.ones(6))
     with pytest.raises(DtypeError, match="weight: expected numbers, got bool"):
         function(x, y, weight=np.ones(V, bool))
@@ -374,6 +375,29 @@ def test_wrong_probabilities_are_refused():
         cross_entropy(x.astype(int), x)
     with pytest.raises(DtypeError, match="targets: expected integers"):
         cross_entropy(x, x[..., 0])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_what_a_softmax_rounds_is_a_distribution(rng, dtype):
+    """A softmax computed in the dtype itself passes, of few classes and of many; twice the allowed error does not."""
+    dtype = check_dtype(dtype)
+    for V in (1, 2, 7, 1000):
+        logits = rng.standard_normal((50, V)).astype(dtype)
+        powers = np.exp(logits)
+        total = np.zeros((50, 1), dtype)
+        for column in powers.T:  # the worst order
+            total += column[:, None]
+        cross_entropy(logits, powers / total)
+    stored = softmax(rng.standard_normal((50, 1000))).astype(check_dtype("bfloat16")).astype(dtype)
+    cross_entropy(np.zeros((50, 1000), dtype), stored)
+    targets = np.zeros((2, 3), dtype)
+    targets[:, 0] = 1
+    cross_entropy(np.zeros((2, 3), dtype), targets)
+    targets[1, 0] += 2 * ((3 + 8) * EPSILON[dtype.name] + EPSILON["bfloat16"])
+    with pytest.raises(ValueError, match="targets: expected probabilities of all 3 classes .* got a sum of 1.[01]"):
+        cross_entropy(np.zeros((2, 3), dtype), targets)
+    targets[1] = 5  # where no target counts there may be anything
+    cross_entropy(np.zeros((2, 3), dtype), targets, np.array([True, False]))
 
 
 def test_wrong_options_are_refused():

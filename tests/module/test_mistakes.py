@@ -1,5 +1,8 @@
 """Mistakes that people make in their first hour: which message each of them gets."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from optional import optional
@@ -32,16 +35,37 @@ def adam_step(layer):
     gpurnn.Adam(layer).step()
 
 
+def with_layers():
+    model = gpurnn.Module()
+    model.blocks = [Linear(2, 2)]
+    return model
+
+
 STATE = np.ones((1, 3, 8))
+CLASSES = np.zeros((5, 3), int)
 CALL_IT = "expected an array, got a function. Call it: backward(dloss())"
 AS_FLOAT32 = "dtype (float64) does not match the layer's (float32). Convert it: "
 MISTAKES = {
     # the backward of the loss is not called
     "b(dl)": (lambda: loss_instead_of_gradient(LSTM(4, 8)), TypeError, f"doutput: {CALL_IT}"),
     "b(dl), Sequential": (
-        lambda: loss_instead_of_gradient(Sequential(LSTM(4, 8), Linear(8, 2))), TypeError, f"dy: {CALL_IT}",
+        lambda: loss_instead_of_gradient(Sequential(LSTM(4, 8), Linear(8, 2))), TypeError, f"doutput: {CALL_IT}",
     ),
-    "b(dl), Linear": (lambda: loss_instead_of_gradient(Linear(4, 2)), TypeError, f"dy: {CALL_IT}"),
+    "b(dl), Linear": (lambda: loss_instead_of_gradient(Linear(4, 2)), TypeError, f"doutput: {CALL_IT}"),
+    "b(), Linear": (
+        lambda: Linear(4, 2).forward(f32(3, 4))[1](), TypeError,
+        "Linear.backward() missing 1 required positional argument: 'doutput'",
+    ),
+    "b(), Sequential": (
+        lambda: Sequential(LSTM(4, 8)).forward(f32(5, 3, 4))[2](), TypeError,
+        "Sequential.backward() missing 1 required positional argument: 'doutput'",
+    ),
+    "b(dy=), LSTM": (
+        lambda: LSTM(4, 8).forward(f32(5, 3, 4))[2](dy=None), TypeError, "LSTM.backward() got an unexpected keyword",
+    ),
+    "b(), LSTMCell": (
+        lambda: gpurnn.LSTMCell(4, 8).forward(f32(3, 4))[1](), TypeError, "LSTMCell.backward() missing 1 required",
+    ),
     # axes
     "batch first, lengths": (
         lambda: LSTM(4, 8)(f32(3, 5, 4), lengths=[5, 4, 3]), ShapeError,
@@ -50,6 +74,70 @@ MISTAKES = {
     ),
     "batch first, lengths of a loss": (
         lambda: gpurnn.mse(f32(3, 5, 2), f32(3, 5, 2), lengths=[5, 4, 3]), ShapeError, "give batch_first=True",
+    ),
+    "time major, lengths": (
+        lambda: LSTM(4, 8, batch_first=True)(f32(5, 3, 4), lengths=[5, 5, 5]), ShapeError,
+        "got shape (3,); with batch_first=True arrays are (B, T, ...), here (5, 3, ...): for (T, B, ...) leave it out",
+    ),
+    "time major, lengths, Sequential": (
+        lambda: Sequential(Linear(4, 4), GRU(4, 8, batch_first=True))(f32(5, 3, 4), lengths=[5, 5, 5]), ShapeError,
+        "with batch_first=True arrays are (B, T, ...), here (5, 3, ...)",
+    ),
+    "time major, lengths, Pooling": (
+        lambda: gpurnn.Pooling(4, batch_first=True)(f32(5, 3, 4), lengths=[5, 5, 5]), ShapeError,
+        "with batch_first=True arrays are (B, T, ...), here (5, 3, ...)",
+    ),
+    "time major, lengths of a loss": (
+        lambda: gpurnn.mse(f32(5, 3, 2), f32(5, 3, 2), lengths=[5, 5, 5], batch_first=True), ShapeError,
+        "with batch_first=True arrays are (B, T, ...), here (5, 3, ...)",
+    ),
+    # losses
+    "target list": (
+        lambda: gpurnn.mse(f32(3, 2), f32(3, 2).tolist()), DtypeError,
+        "Convert it: target = np.asarray(target, 'float32')",
+    ),
+    "targets list": (
+        lambda: gpurnn.cross_entropy(f32(1, 2), [[0.5, 0.5]]), DtypeError, "targets = np.asarray(targets, 'float32')",
+    ),
+    **{
+        f"(output, state), {name}": (
+            lambda loss=loss: loss(LSTM(4, 2)(f32(5, 3, 4))), TypeError,
+            "got a tuple. A recurrent model returns (output, state): give the first, output",
+        )
+        for name, loss in {
+            "cross_entropy": lambda output: gpurnn.cross_entropy(output, CLASSES),
+            "nll_loss": lambda output: gpurnn.nll_loss(output, CLASSES),
+            "kl_div": lambda output: gpurnn.kl_div(output, f32(5, 3, 2)),
+            "binary": lambda output: gpurnn.binary_cross_entropy_with_logits(output, f32(5, 3, 2)),
+            "mse": lambda output: gpurnn.mse(output, f32(5, 3, 2)),
+            "mae": lambda output: gpurnn.mae(output, f32(5, 3, 2)),
+            "huber": lambda output: gpurnn.huber(output, f32(5, 3, 2)),
+            "smooth_l1": lambda output: gpurnn.smooth_l1(output, f32(5, 3, 2)),
+            "quantile_loss": lambda output: gpurnn.quantile_loss(output, f32(5, 3), [0.1, 0.9]),
+        }.items()
+    },
+    "one-hot integers": (
+        lambda: gpurnn.cross_entropy(f32(5, 3, 2), np.eye(2, dtype=int)[CLASSES]), ShapeError,
+        "targets: expected shape (5, 3), got (5, 3, 2). Of one-hot targets give the classes: targets = targets.argmax",
+    ),
+    "one-hot booleans": (
+        lambda: gpurnn.cross_entropy(f32(5, 3, 2), np.eye(2, dtype=bool)[CLASSES]), DtypeError,
+        "got bool. Of one-hot targets give the classes: targets = targets.argmax(-1)",
+    ),
+    "classes with an axis more": (
+        lambda: gpurnn.cross_entropy(f32(3, 5), np.ones((3, 1), int)), ShapeError,
+        "targets: expected shape (3,), got (3, 1). Drop the last axis: targets = targets[..., 0]",
+    ),
+    "weight of one class more": (
+        lambda: gpurnn.cross_entropy(f32(5, 3, 2), CLASSES, weight=[1, 2, 3]), ShapeError,
+        "weight: expected shape (2,), got (3,)",
+    ),
+    "targets no probabilities": (
+        lambda: gpurnn.cross_entropy(f32(5, 3, 2), f32(5, 3, 2)), ValueError,
+        "targets: expected probabilities of all 2 classes (one-hot, or at least 0 with a sum of 1), got a sum of 2",
+    ),
+    "targets negative": (
+        lambda: gpurnn.cross_entropy(f32(1, 2), np.array([[-0.5, 1.5]], "float32")), ValueError, "sum of 1), got -0.5",
     ),
     # changes in between
     "weights changed": (
@@ -99,10 +187,85 @@ MISTAKES = {
     ),
     "hx, built": (lambda: GRU(4, 8, hx=None), TypeError, "The initial state is given to the call, as state"),
     "mask": (
-        lambda: LSTM(4, 8)(f32(5, 3, 4), mask=None), TypeError, "LSTM: unknown argument 'mask'. Here it is called len",
+        lambda: LSTM(4, 8)(f32(5, 3, 4), mask=None), TypeError, "LSTM: unknown argument 'mask'. Layers take no ma",
     ),
     "mask, Sequential": (
-        lambda: Sequential(LSTM(4, 8))(f32(5, 3, 4), mask=None), TypeError, "Sequential: unknown argument 'mask'. Here",
+        lambda: Sequential(LSTM(4, 8))(f32(5, 3, 4), mask=None), TypeError, "Sequential: unknown argument 'mask'. La",
+    ),
+    "mask, built": (lambda: LSTM(4, 8, mask=None), TypeError, "Layers take no masks"),
+    "activation, Linear": (
+        lambda: Linear(8, 2, activation="relu"), TypeError,
+        "Linear: unknown argument 'activation'. No layer applies one: write a Module that does",
+    ),
+    "activation, LSTM": (lambda: LSTM(8, 2, activation="relu"), TypeError, "The activations of LSTM and GRU are fixed"),
+    "Sequential(lstm=)": (
+        lambda: Sequential(lstm=LSTM(4, 8)), TypeError,
+        "Sequential: unknown argument 'lstm'. Names of layers are given in a dict: Sequential({'lstm': ...})",
+    ),
+    "a class": (
+        lambda: Sequential(LSTM, Linear), TypeError, "0: expected a gpurnn layer, got the class LSTM: call it, LSTM(.",
+    ),
+    "a class, second": (lambda: Sequential(LSTM(4, 8), Linear), TypeError, "1: expected a gpurnn layer, got the class"),
+    "a class in a list": (
+        lambda: setattr(gpurnn.Module(), "a", [LSTM(4, 8), Linear]), TypeError, "in a list, got the class Linear: call",
+    ),
+    # states
+    "pair to a GRU": (
+        lambda: GRU(4, 8)(f32(5, 3, 4), (f32(1, 3, 8), f32(1, 3, 8))), ShapeError,
+        "state: expected h alone, got a pair: only an LSTM has c, this is a GRU",
+    ),
+    "pair to a GRU, one sequence": (
+        lambda: GRU(4, 8)(f32(5, 4), (f32(1, 8), f32(1, 8))), ShapeError, "state: expected h alone, got a pair",
+    ),
+    "pair to a Sequential": (
+        lambda: Sequential(LSTM(4, 8))(f32(5, 3, 4), (f32(1, 3, 8), f32(1, 3, 8))), ShapeError,
+        "got 2 entries. The pair of an LSTM is one entry: give ((h, c),)",
+    ),
+    "pair of gradients to a Sequential": (
+        lambda: Sequential(LSTM(4, 8)).forward(f32(5, 3, 4))[2](None, (f32(1, 3, 8), f32(1, 3, 8))), ShapeError,
+        "dstate: expected a tuple with one entry for each of 1 stateful layers, got 2 entries. The pair of an LSTM is "
+        "one entry: give ((dh, dc),)",
+    ),
+    "h to a Sequential": (
+        lambda: Sequential(GRU(4, 8))(f32(5, 3, 4), f32(1, 3, 8)), ShapeError, "got ndarray. What one layer",
+    ),
+    # the loss, not its gradient
+    **{
+        f"b({kind}), {name}": (
+            lambda make=make, loss=loss: make().forward(f32(5, 3, 4))[-1](loss), ShapeError,
+            "doutput: expected the gradient of the output, of shape (5, 3, 4), got one number. Give what the loss's "
+            "backward returns, not the loss: backward(dloss())",
+        )
+        for kind, loss in {"float(loss)": 1.5, "loss": np.float32(1.5), "0-d": np.array(1.5, "float32")}.items()
+        for name, make in {
+            "LSTM": lambda: LSTM(4, 4), "Linear": lambda: Linear(4, 4), "Sequential": lambda: Sequential(Linear(4, 4)),
+        }.items()
+    },
+    # names of other libraries
+    ".backward": (
+        lambda: Linear(2, 2).backward(), AttributeError,
+        "'Linear' object has no attribute 'backward'; forward(x) returns the backward function, behind the output",
+    ),
+    ".fit": (lambda: Linear(2, 2).fit(), AttributeError, "; gpurnn.fit(model, loss, batches, optimizer='adam'"),
+    ".predict": (lambda: Linear(2, 2).predict(), AttributeError, "; call the model: model(x), after model.eval()"),
+    ".to": (lambda: Linear(2, 2).to("cuda"), AttributeError, "; backend and dtype are chosen at construction:"),
+    ".cuda": (lambda: Linear(2, 2).cuda(), AttributeError, "; a backend is chosen at construction: backend='cuda'"),
+    ".save": (lambda: Linear(2, 2).save("x"), AttributeError, "; gpurnn.save_weights(model, path) does that"),
+    ".compile": (lambda: Linear(2, 2).compile(), AttributeError, "; nothing has to be compiled"),
+    "gpurnn.load": (lambda: gpurnn.load("x"), AttributeError, "no attribute 'load'; use gpurnn.load_weights(model,"),
+    "gpurnn.Dense": (lambda: gpurnn.Dense(8), AttributeError, "no attribute 'Dense'; use gpurnn.Linear(in_features,"),
+    "gpurnn.nn": (lambda: gpurnn.nn.LSTM, AttributeError, "no attribute 'nn'; the layers are in gpurnn itself"),
+    "append": (
+        lambda: with_layers().blocks.append(Linear(2, 2)), AttributeError,
+        "'Layers' object has no attribute 'append'; set a new list or dict of all layers, or layers[name] = layer",
+    ),
+    "no __call__": (lambda: gpurnn.Module()(f32(2)), TypeError, "Module has no __call__, so it cannot be called. A mo"),
+    "self.params": (
+        lambda: setattr(gpurnn.Module(), "params", 3), AttributeError,
+        "params: every Module has its parameters there. Make a parameter by self.parameter(name, value)",
+    ),
+    "self.grads": (
+        lambda: setattr(Linear(2, 2), "grads", {}), AttributeError, "grads: every Linear has its gradients there.",
     ),
     "learning_rate": (lambda: gpurnn.Adam(Linear(2, 2), learning_rate=1), TypeError, "Here it is called lr"),
     # sizes that do not fit
@@ -150,6 +313,34 @@ def test_the_message_says_what_to_do(mistake):
     with pytest.raises(error) as caught:
         make()
     assert message in (caught.value.args[0] if error is KeyError else str(caught.value))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Linear(4, 2), lambda: Dropout(0.5), lambda: gpurnn.LayerNorm(4), lambda: gpurnn.BatchNorm(4),
+        lambda: gpurnn.Pooling(4), lambda: LSTM(4, 8), lambda: gpurnn.RNN(4, 8), lambda: Sequential(Linear(4, 2)),
+        lambda: Sequential(GRU(4, 8), Linear(8, 2)),
+    ],
+)  # fmt: skip
+def test_every_backward_takes_doutput_by_name(make):
+    (by_place, *_, first), (by_name, *_, second) = (make().forward(f32(5, 3, 4)) for _ in range(2))
+    first, second = first(np.zeros_like(by_place)), second(doutput=np.zeros_like(by_name))
+    if isinstance(first, tuple):
+        first, second = first[0], second[0]
+    assert first.shape == second.shape == (5, 3, 4) and not first.any() and not second.any()
+
+
+def test_hints_do_not_make_attributes():
+    model = Sequential(Linear(2, 3), Linear(3, 1))
+    for name in ("backward", "fit", "to", "append", "__deepcopy__", "__array__"):
+        assert not hasattr(model, name)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        np.testing.assert_array_equal(copied(f32(4, 2)), model(f32(4, 2)))
+    assert not hasattr(gpurnn, "load") and "load" not in dir(gpurnn)
+    two = GRU(4, 8, 2)  # a state of two layers may still be a list of two arrays
+    state = [f32(3, 8), f32(3, 8)]
+    np.testing.assert_array_equal(two(f32(5, 3, 4), state)[0], two(f32(5, 3, 4), np.array(state))[0])
 
 
 def test_what_fits_is_built():
