@@ -220,10 +220,11 @@ class SpeechTask(Task):
     def finish(self, trained, data, history):
         numbers, lines = {}, []
         if data.valid is not None:
-            best = min(history.epochs, key=lambda record: record["validation_loss"])
+            best, what = self.best_record(history), "classes" if trained.settings.target == "class" else "characters"
             numbers["validation_error"] = round(best["validation_error"], 4)
             lines.append(
-                f"Validation error {best['validation_error']:.2%} in epoch {best['epoch']}, of the lowest loss."
+                f"Kept: epoch {best['epoch']}. Validation loss {best['validation_loss']:.4f}, "
+                f"{best['validation_error']:.2%} of the {what} are wrong."
             )
         if data.rest:
             result, text = self._measure(trained, data.rest)
