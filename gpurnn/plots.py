@@ -320,7 +320,7 @@ def new_figure(width, height):
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'gpurnn[plot]'") from error
+        raise ImportError("plots need Matplotlib: pip install 'gpurnn[plot]'") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -2,7 +2,6 @@
 
 import difflib
 import importlib.metadata
-import importlib.util
 import json
 import shlex
 import shutil
@@ -148,8 +147,12 @@ def quoted(*words):
 
 
 def can_plot():
-    """Whether Matplotlib is installed."""
-    return importlib.util.find_spec("matplotlib") is not None
+    """Whether Matplotlib is there and can be imported."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 COMMAND = "gpurnn.command"  # the key in the context's meta under which the called command is stored

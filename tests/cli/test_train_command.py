@@ -1,16 +1,17 @@
 """``gpurnn train``: what it shows while it trains, what it advises, --from, --lr find, and how a bad training ends."""
 
-import importlib.util
 import json
 import os
 import random
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from optional import needs
 
 from gpurnn.checkpoint import load_checkpoint
 from gpurnn.cli import main
@@ -97,13 +98,15 @@ def test_more_epochs_are_advised_where_they_help(call, schedule, helps):
     assert ("--resume --epochs 4" in text) is helps and ("--from run" in text) is not helps
 
 
-@pytest.mark.parametrize("here", [True, False])
+@pytest.mark.parametrize("here", [pytest.param(True, marks=needs("matplotlib")), False])
 def test_a_plot_is_advised_where_it_can_be_drawn(call, monkeypatch, here):
-    found = object() if here else None
-    real = importlib.util.find_spec
-    find = lambda name, *more: found if name == "matplotlib" else real(name, *more)  # noqa: E731
-    monkeypatch.setattr(importlib.util, "find_spec", find)
+    if not here:
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert ("gpurnn plot run" in call("train", "text", "book.txt", "--out", "run", *TINY).stdout) is here
+    if not here:
+        said = call("plot", "run", code=1).stderr
+        assert said == "Error: plots need Matplotlib: pip install 'gpurnn[plot]'\n"
 
 
 # ---- resume
