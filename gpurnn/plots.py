@@ -1,6 +1,7 @@
 """Pictures of a run: loss curves and gradient flow, as PNG. Needs matplotlib: ``pip install 'gpurnn[plot]'``."""
 
 import io
+import itertools
 import math
 import os
 from pathlib import Path
@@ -12,6 +13,8 @@ from .errors import FileError, check_shape, printable
 from .files import make_folder, read_json, write_bytes_atomic
 from .fonts import drawable, families
 from .run_folder import CONFIG, FLOW, HISTORY, SOFTWARE, read_flow, read_history
+
+_FEW = 20  # of more classes all names are turned
 
 
 def plot_history(records, png, *, title="", best_epoch=None):
@@ -88,9 +91,9 @@ def _mark_best(axes, best, names):
 
 
 def _add_epochs(axis, epochs):
-    """The number of each epoch above its last update; of many epochs, of some."""
-    every = -(-len(epochs) // 12)
-    chosen = epochs[::-1][::every][::-1]  # the last one always
+    """The number of each epoch above its last update; of many epochs, of every second, fifth, tenth and so on."""
+    every = next(n * 10**power for power in itertools.count() for n in (1, 2, 5) if n * 10**power * 12 >= len(epochs))
+    chosen = [r for r in epochs if r["epoch"] % every == 0]
     above = axis.secondary_xaxis("top")
     above.set_xticks([r["step"] for r in chosen], [str(r["epoch"]) for r in chosen])
     above.set_xlabel("epoch")
@@ -100,7 +103,7 @@ def _short(name):
     return name.removeprefix("validation_").replace("_", " ")
 
 
-def plot_gradient_flow(flow, png):
+def plot_gradient_flow(flow, png, *, title=""):
     """Norm of dL/dh, and of dL/dc where there is a c, against the timestep, on a logarithmic scale.
 
     flow: a ``GradientFlow``, or the path of a run's ``gradient_flow.jsonl`` (one curve for each epoch, dark is late). A
@@ -131,6 +134,8 @@ def plot_gradient_flow(flow, png):
         axis.legend()
         axis.grid(alpha=0.3)
     axes[-1].set_xlabel("timestep t")
+    if title:
+        figure.suptitle(plain(title, 100), x=0.01, ha="left", fontsize=11)
     save_figure(figure, png)
 
 
@@ -175,19 +180,38 @@ def plot_forecast(truth, forecast, png, earlier=(), start=0, moments=None, name=
     x = np.arange(N + len(forecast)) if moments is None else np.asarray(moments)
     figure = new_figure(10, 4)
     axes = figure.subplots()
+    axes.set_title(plain(f"{name}: forecast of the next {len(forecast)} rows"), loc="left", fontsize=11)
     axes.plot(x[start:N], truth[start:], color="0.35", lw=1.2, label="truth")
     for number, (first, values) in enumerate(earlier):
         label = None if number else "forecast earlier"
         axes.plot(x[first : first + len(values)], values, color="C0", lw=1.5, label=label)
-        axes.axvline(x[first], color="C0", lw=0.5, alpha=0.4)
-    axes.plot(x[N:], forecast, color="C3", lw=1.8, marker="." if len(forecast) < 50 else None, label="forecast")
+        axes.axvline(x[first], color="C0", lw=0.5, alpha=0.4, label=None if number else "its first row")
+    joined = slice(max(0, N - 1), None)  # from the last true value on, which is no forecast: it has no dot
+    first = truth[joined]
+    dots = {"marker": "." if len(forecast) < 50 else None, "markevery": slice(len(first), None)}
+    axes.plot(x[joined], [*first, *forecast], color="C3", lw=1.8, label="forecast", **dots)
     for number, (level, (low, high)) in enumerate(reversed((intervals or {}).items())):  # the narrower, the darker
-        axes.fill_between(x[N:], low, high, color="C3", alpha=0.2 + 0.1 * number, lw=0, label=f"{level} % interval")
+        edges = [*first, *low], [*first, *high]
+        axes.fill_between(x[joined], *edges, color="C3", alpha=0.2 + 0.1 * number, lw=0, label=f"{level} % interval")
     axes.set_ylabel(plain(name))
     axes.set_xlabel("row" if moments is None else None)
+    if moments is not None:
+        _add_year(axes)
     axes.legend()
     axes.grid(alpha=0.3)
     save_figure(figure, png)
+
+
+def _add_year(axes):
+    """Write the year below the first date, where no date says it."""
+    from matplotlib.dates import num2date
+
+    axes.set_xlim(axes.get_xlim())
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+    labels = axes.xaxis.get_major_formatter().format_ticks(ticks)
+    if ticks and not any(str(num2date(tick).year) in label for tick, label in zip(ticks, labels, strict=True)):
+        axes.set_xticks(ticks, [f"{labels[0]}\n{num2date(ticks[0]).year}", *labels[1:]])
 
 
 def plot_run(folder):
@@ -201,7 +225,7 @@ def plot_run(folder):
     flow = folder / FLOW
     if flow.is_file() and flow.stat().st_size:
         made.append(folder / "gradient_flow.png")
-        plot_gradient_flow(flow, made[-1])
+        plot_gradient_flow(flow, made[-1], title=_title_of(folder))
     return made
 
 
@@ -270,14 +294,26 @@ def plot_confusion(confusion, classes, png, title=None):
         color = "white" if shares[row, column] > 0.5 else "black"
         number = str(confusion[row, column])
         axis.text(column, row, number, ha="center", va="center", color=color, fontsize=max(1, round(18 * cell)))
-    axis.set_xticks(range(V), classes, rotation=90, **small)
+    axis.set_xticks(range(V), classes, **small)
     axis.set_yticks(range(V), classes, **small)
     axis.set_xlabel("predicted class")
     axis.set_ylabel("true class")
     figure.colorbar(image, ax=axis, label="color: share of the row; number: texts", shrink=0.8)
     if title:
         axis.set_title(plain(title), fontsize=10)
+    if not _are_apart(figure, axis):
+        axis.tick_params(axis="x", rotation=90)
     save_figure(figure, png)
+
+
+def _are_apart(figure, axis):
+    """Whether the labels of the horizontal axis, as they would be drawn, leave gaps between them."""
+    labels = axis.get_xticklabels()
+    if len(labels) > _FEW:
+        return False
+    figure.draw_without_rendering()
+    edges = [label.get_window_extent() for label in labels]
+    return all(a.x1 + 4 < b.x0 for a, b in itertools.pairwise(edges))
 
 
 def plot_transcription(features, posteriors, characters, png, *, places, title, hop, stack):
@@ -293,15 +329,17 @@ def plot_transcription(features, posteriors, characters, png, *, places, title, 
     above, below = figure.subplots(2, 1, sharex=True)
     times = (np.arange(len(posteriors)) + 0.5) * seconds / len(posteriors)
     above.plot(times, posteriors[:, 0], lw=1.5, color="0.75", ls=":", label="blank")
+    heard = {number for _, number in places}
     for number in range(1, len(characters) + 1):
-        above.plot(times, posteriors[:, number], lw=1.5)
+        label = plain(characters[number - 1].replace(" ", "\N{OPEN BOX}")) if number in heard else None
+        above.plot(times, posteriors[:, number], lw=1.5, label=label)
     for step, number in places:
         point = times[step], posteriors[step, number]
         shown = plain(characters[number - 1].replace(" ", "\N{OPEN BOX}"))
         above.annotate(shown, point, textcoords="offset points", xytext=(0, 2), ha="center")
     above.set_ylim(0, 1.15)
     above.set_ylabel("probability")
-    above.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
+    above.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, ncols=1 + len(heard) // 10)
     above.set_title(plain(title), loc="left")
     extent = (0, len(features) * hop, 0, features.shape[1])
     below.imshow(features.T, origin="lower", aspect="auto", extent=extent)
@@ -320,7 +358,7 @@ def new_figure(width, height):
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'gpurnn[plot]'") from error
+        raise ImportError("plots need Matplotlib: pip install 'gpurnn[plot]'") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -33,6 +33,11 @@ def fresh_seed() -> int:
     return secrets.randbits(63)
 
 
+def short_seed() -> int:
+    """A fresh seed of at most six digits, short enough to type again."""
+    return fresh_seed() % 1_000_000
+
+
 def check_seed(seed: int | None) -> int:
     """``seed`` as an int in [0, 2^64), or a fresh one for None; raises TypeError or ValueError for anything else."""
     if seed is None:

@@ -55,6 +55,7 @@ def test_of_many_epochs_some_are_numbered_and_the_last_is(drawn, tmp_path):
     (figure,) = drawn
     ticks = epoch_ticks(figure.axes[0])
     assert len(ticks) <= 12 and ticks[700] == "100" and all(step == 7 * int(epoch) for step, epoch in ticks.items())
+    assert all(int(epoch) % 10 == 0 for epoch in ticks.values())
     assert not kept(figure.axes[0]) and not figure.get_suptitle()
 
 

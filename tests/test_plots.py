@@ -10,7 +10,7 @@ import pytest
 import gpurnn
 from gpurnn import fonts, plots
 from gpurnn.gradients import StepNorms
-from gpurnn.plots import plot_attention, plot_confusion, plot_gradient_flow, plot_history, plot_run
+from gpurnn.plots import plot_attention, plot_confusion, plot_forecast, plot_gradient_flow, plot_history, plot_run
 
 EPOCH = {"kind": "epoch", "train_loss": 2.0, "validation_loss": 2.1, "lr": 1e-3, "grad_norm": 0.5, "seconds": 1.0}
 STEP = {"kind": "step", "epoch": 1, "lr": 1e-3, "grad_norm": 0.7}
@@ -57,6 +57,15 @@ def test_run(tmp_path):
     assert is_png(tmp_path / "gradient_flow.png")
 
 
+def test_the_gradient_flow_of_a_run_is_named(tmp_path, drawn):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "history.jsonl").write_text(json.dumps(RECORDS[1]) + "\n")
+    flow = {"epoch": 1, "step": 1, "layers": {"l0": {"dh": [0.1, 0.2], "dc": None}}}
+    (tmp_path / "run" / "gradient_flow.jsonl").write_text(json.dumps(flow) + "\n")
+    plot_run(tmp_path / "run")
+    assert [figure.get_suptitle() for figure in drawn] == ["run", "run"]
+
+
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures that are saved, and warnings that are errors: Matplotlib warns of each glyph that it lacks."""
@@ -97,6 +106,31 @@ def test_confusion(tmp_path, drawn):
     assert "share of the row" in bar.get_ylabel() and is_png(tmp_path / "a.png")
     with pytest.raises(gpurnn.ShapeError, match="confusion"):
         plot_confusion(np.eye(3), ["a", "b"], tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("classes, rotation", [(["neg", "pos"], 0), ([f"rather long name {n}" for n in range(4)], 90)])
+def test_the_names_of_classes_are_horizontal_where_they_fit(tmp_path, drawn, classes, rotation):
+    plot_confusion(np.eye(len(classes), dtype=int), classes, tmp_path / "a.png")
+    assert {label.get_rotation() for label in drawn[0].axes[0].get_xticklabels()} == {rotation}
+
+
+@pytest.mark.parametrize("unit, year", [("h", True), ("D", False)])
+def test_a_forecast_goes_on_from_the_last_true_value(tmp_path, drawn, unit, year):
+    truth, ahead = np.arange(30.0), np.array([30.5, 31.5])
+    moments = np.datetime64("2021-03-01", unit) + np.arange(32)
+    intervals = {"80": (ahead - 1, ahead + 1)}
+    plot_forecast(truth, ahead, tmp_path / "a.png", [(20, truth[20:25])], 5, moments, "sales", intervals=intervals)
+    (axis,) = drawn[0].axes
+    assert axis.get_title("left") == "sales: forecast of the next 2 rows"
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == [
+        "truth", "forecast earlier", "its first row", "forecast", "80 % interval",
+    ]  # fmt: skip
+    (line,) = (line for line in axis.lines if line.get_label() == "forecast")
+    assert list(line.get_ydata()) == [29, 30.5, 31.5] and line.get_markevery() == slice(1, None)
+    first, *others = [label.get_text() for label in axis.get_xticklabels()]
+    assert (
+        "2021" in first and (first.endswith("\n2021") is year) and any("2021" in other for other in others) is not year
+    )
 
 
 @pytest.mark.long

@@ -13,7 +13,6 @@ A layer chooses once, when it is built: by its argument, else ``use_backend``, e
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import copyreg
 import ctypes
@@ -22,8 +21,8 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -36,13 +35,15 @@ if TYPE_CHECKING:
 NAMES = ("numpy", "cpu", "cupy", "cuda")
 _requested = contextvars.ContextVar("gpurnn_backend", default=None)
 _log = logging.getLogger("gpurnn")
+P, R = ParamSpec("P"), TypeVar("R")
 
 
-@contextlib.contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Set the backend of layers that are built inside a ``with`` block without a ``backend``, or with ``"auto"``.
+def use_backend(name: str) -> ChosenBackend:
+    """Set the backend of layers that are built from here on without a ``backend``, or with ``"auto"``.
 
-    It applies to the current thread or asyncio task. Blocks may be nested.
+    In a ``with`` statement it ends with the block; blocks may be nested. As a statement of its own it holds until the
+    next call, and above a function, as a decorator, for its calls. It applies to the current thread or asyncio task;
+    the environment variable ``GPURNN_BACKEND`` is for the whole process.
 
     Parameters
     ----------
@@ -61,11 +62,36 @@ def use_backend(name: str) -> Iterator[None]:
     >>> with gpurnn.use_backend("numpy"):
     ...     layer = gpurnn.LSTM(3, 5)
     """
-    token = _requested.set(_checked(name, "use_backend"))
-    try:
-        yield
-    finally:
-        _requested.reset(token)
+    return ChosenBackend(name)
+
+
+class ChosenBackend:
+    """What ``use_backend`` returns: the choice is made already; leaving the ``with`` block undoes it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = _checked(name, "use_backend")
+        self._before = [_requested.get()]  # one for each block, and for the call before the first block begins
+        self._waits = True  # whether no block has begun yet
+        _requested.set(name)
+
+    def __enter__(self) -> None:
+        if not self._waits:
+            self._before.append(_requested.get())
+        self._waits = False
+        _requested.set(self.name)
+
+    def __exit__(self, *error: object) -> None:
+        _requested.set(self._before.pop())
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        _requested.set(self._before[0])  # the choice is for calls of the function alone
+
+        @functools.wraps(function)
+        def chosen(*arguments: P.args, **options: P.kwargs) -> R:
+            with use_backend(self.name):
+                return function(*arguments, **options)
+
+        return chosen
 
 
 def get_backend(name: str | Backend | None = None) -> Backend:

@@ -59,10 +59,19 @@ def _print_checks(results, wrong):
         shown = "equal" if result.check == "repeat" else f"{result.worst:.2g}"
         line = lines.setdefault((result.backend, result.cell, result.dtype), {})
         line[result.check] = shown if result.right else "WRONG"
-    click.echo(f"{'on':6}{'cell':15}{'dtype':9}" + "".join(f"{name:>{width}}" for name, width in names.items()))
+    narrow = options.width() < 30 + sum(names.values())
+    if not narrow:
+        click.echo(f"{'on':6}{'cell':15}{'dtype':9}" + "".join(f"{name:>{width}}" for name, width in names.items()))
     for (backend, cell, dtype), found in lines.items():
-        shown = "".join(f"{found.get(name, '-'):>{width}}" for name, width in names.items())
-        click.echo(f"{backend:6}{cell:15}{dtype:9}{shown}")
+        if narrow:
+            shown = ", ".join(f"{name} {found[name]}" for name in names if name in found)
+            click.echo(_filled(f"{backend}, {cell}, {dtype}: {shown}"))
+        else:
+            shown = "".join(f"{found.get(name, '-'):>{width}}" for name, width in names.items())
+            click.echo(f"{backend:6}{cell:15}{dtype:9}{shown}")
     for r in wrong:
-        text = f"WRONG {r.backend}, {r.cell}, {r.dtype}, {r.check}: {r.detail}"
-        click.echo(textwrap.fill(text, 80, subsequent_indent="  "))
+        click.echo(_filled(f"WRONG {r.backend}, {r.cell}, {r.dtype}, {r.check}: {r.detail}"))
+
+
+def _filled(text):
+    return textwrap.fill(text, min(80, options.width()), subsequent_indent="  ", break_long_words=False)

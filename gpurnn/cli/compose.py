@@ -47,11 +47,11 @@ def command(run, steps, temperature, voices, prompt, prompt_steps, tempo, tunes,
     text that was trained on ABC writes ABC.
     """
     trained = load(run, backend)
-    seed = rng.check_seed(seed)
+    seed = rng.short_seed() if seed is None else rng.check_seed(seed)
     abc = trained.task.name == "text"
-    if not abc and out and Path(out).suffix.lower() == ".png":
+    if not abc and out and Path(out).suffix.lower() not in ("", ".mid", ".midi"):
         raise ValueError(
-            f"out: {out} would be a picture: name the MIDI file, such as tune.mid; its picture goes beside it"
+            f"out: {out} would hold MIDI: name the file such as {Path(out).stem}.mid; its picture goes beside it"
         )
     out = Path(out) if out else _fresh(run, ".abc" if abc else ".mid")
     reads = [*read_run(run)[1]["files"], *([prompt] if prompt and not abc else ())]

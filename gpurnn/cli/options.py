@@ -1,7 +1,7 @@
 """What commands share: their common options, and how they print."""
 
+import difflib
 import importlib.metadata
-import importlib.util
 import json
 import shlex
 import shutil
@@ -31,8 +31,12 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON d
 run = click.argument("run", type=click.Path(exists=True, file_okay=False))
 
 
-class _Input(click.Path):
-    """A file or folder to read."""
+class Input(click.Path):
+    """A file or folder to read. hints: name -> what to say where it is given and no such file exists."""
+
+    def __init__(self, hints=None, **options):
+        super().__init__(**options)
+        self.hints = hints or {}
 
     def convert(self, value, param, ctx):
         if value == "-":
@@ -41,10 +45,12 @@ class _Input(click.Path):
             self.fail(
                 f"no file is called {value!r}. Leave out the quotes, so that the shell lists the files.", param, ctx
             )
+        if value in self.hints and not Path(value).exists():
+            self.fail(f"{self.hints[value]}.", param, ctx)
         return super().convert(value, param, ctx)
 
 
-INPUT = _Input(exists=True)
+INPUT = Input(exists=True)
 _READING = {
     "encoding": click.option("--encoding", help="Encoding of the files, such as latin-1  [default: the run's]"),
     "text": click.option("--text", help="Column of the texts, by name or number  [default: the run's]"),
@@ -141,8 +147,12 @@ def quoted(*words):
 
 
 def can_plot():
-    """Whether Matplotlib is installed."""
-    return importlib.util.find_spec("matplotlib") is not None
+    """Whether Matplotlib is there and can be imported."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 COMMAND = "gpurnn.command"  # the key in the context's meta under which the called command is stored
@@ -152,9 +162,22 @@ class FullHelpGroup(click.Group):
     """A group that shows the first sentence of each command whole, which click cuts, and notes which one is called."""
 
     def resolve_command(self, ctx, args):
+        self._refuse_unknown(ctx, args[0])
         name, command, rest = super().resolve_command(ctx, args)
         ctx.meta[COMMAND] = command
         return name, command, rest
+
+    def _refuse_unknown(self, ctx, name):
+        """Raise UsageError, with the names that are like it, where there is no command of this name."""
+        if name.startswith("-") or self.get_command(ctx, name) is not None:
+            return
+        like = [f"'{one}'" for one in difflib.get_close_matches(name, self.list_commands(ctx))]
+        offer = f"Did you mean {' or '.join(like)}?" if like else ""
+        ctx.fail(f"No such command {name!r}. {self.hint(name) or offer}".rstrip())
+
+    def hint(self, name):
+        """What to do instead of calling an unknown command ``name``; empty where only a like name can be offered."""
+        return ""
 
     def format_commands(self, ctx, formatter):
         commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}

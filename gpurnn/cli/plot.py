@@ -10,11 +10,8 @@ from . import options
 @options.max_memory
 def command(run):
     """Draw the training curves of the folder RUN as PNG files."""
-    try:
-        from ..plots import plot_run
+    from ..plots import plot_run
 
-        paths = plot_run(run)
-    except ImportError as error:
-        raise click.ClickException(f"plots need Matplotlib ({error}). Run: pip install 'gpurnn[plot]'") from error
+    paths = plot_run(run)
     for path in paths if isinstance(paths, (list, tuple)) else [paths]:
         options.say(path)

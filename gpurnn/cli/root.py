@@ -94,7 +94,7 @@ def _fail(error, code, ctx):
 A first minute (nothing is downloaded):
   gpurnn train text               train on text that comes with Python
   gpurnn sample runs/text-1       write text with the model
-  gpurnn plot runs/text-1         draw the loss curves""",
+  gpurnn plot runs/text-1         draw the loss curves (needs gpurnn[plot])""",
 )
 @click.version_option(options.VERSION, "-V", "--version", prog_name="gpurnn")
 @click.option("--debug", is_flag=True, help="Show the Python traceback of an error.")

@@ -11,7 +11,8 @@ from ..tasks import get_task
 from ..tasks.trained import load, read_run
 
 _SHOWN = 4  # if there are more data files than this, only the first is named and the others are counted
-_WIDEST = 60  # a longer result, such as a sample of text, is not shown
+_WIDEST = 60  # a longer text of a result, such as a sample, is not shown
+_LONGEST = 8  # of a longer list of a result only the length is shown
 
 
 def facts_of(folder):
@@ -79,9 +80,7 @@ def rows_of(facts):
         )
         if trained["best"]:
             rows["Best"] = "{score} {value:.4f}, in epoch {epoch}".format(**trained["best"])
-    result = [f"{name.replace('_', ' ')} {_short(value)}" for name, value in (facts["result"] or {}).items()]
-    if result:
-        rows["Result"] = ", ".join(part for part in result if len(part) <= _WIDEST)
+    rows |= _results(facts["result"] or {})
     whole = show_size(sum(sizes.values()))
     rows["Size"] = f"{whole}: " + ", ".join(f"{name} {show_size(size)}" for name, size in sizes.items())
     return rows
@@ -102,9 +101,32 @@ def _settings(facts):
     return f"{changed}; the others are the defaults"
 
 
+def _results(result):
+    """Name -> text of a run's result: its numbers in one row, those of each part of it, such as the test, apart."""
+    whole = _numbers({name: value for name, value in result.items() if not isinstance(value, dict)})
+    parts = {name: _numbers(value) for name, value in result.items() if isinstance(value, dict)}
+    rows = {"Result": whole} | {name.replace("_", " ").capitalize(): text for name, text in parts.items()}
+    return {name: text for name, text in rows.items() if text}
+
+
+def _numbers(values):
+    """The numbers of a dict, each with its name, those of a dict or list in it in brackets; longer texts are left out.
+
+    >>> _numbers({"season": 12, "model": {"mae": 0.123456}, "margins": [1.5, 2.0], "sample": "x" * 70})
+    'season 12, model (mae 0.1235), margins (1.5, 2)'
+    """
+    parts = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            shown = _numbers(value) and f"({_numbers(value)})"
+        elif isinstance(value, list):
+            shown = f"({', '.join(map(_short, value))})" if len(value) <= _LONGEST else f"({len(value)} values)"
+        else:
+            shown = _short(value)
+        if shown and len(f"{name}{value}" if isinstance(value, str) else "") < _WIDEST:
+            parts.append(f"{name.replace('_', ' ')} {shown}")
+    return ", ".join(parts)
+
+
 def _short(value):
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, (list, dict)):
-        return f"({len(value)} values)"
-    return str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

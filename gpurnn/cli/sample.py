@@ -35,7 +35,7 @@ def command(run, prompt, length, temperature, top_k, top_p, seed, backend, as_js
     """Write text with the trained model in the folder RUN."""
     trained = load(run, backend, "text")
     vocabulary = vocabulary_of(trained.facts["vocabulary"])
-    seed = rng.check_seed(seed)
+    seed = rng.short_seed() if seed is None else rng.check_seed(seed)
     characters = sample(trained.model, vocabulary, prompt, length, temperature, top_k, top_p, seed)
     unknown = vocabulary.unknown(prompt)
     if unknown:

@@ -24,6 +24,15 @@ class _Tasks(options.FullHelpGroup):
     def get_command(self, ctx, name):
         return _train_command(get_task(name)) if name in TASKS else None
 
+    def hint(self, name):
+        found = [f"gpurnn train {task} --problem {name}" for task in TASKS if name in _problems(task)]
+        return f"It is a problem of another task: {found[0]}" if found else ""
+
+
+def _problems(task):
+    """The choices of a task's setting ``problem``; none for most tasks."""
+    return next((f.metadata["choices"] for f in fields(get_task(task).Settings) if f.name == "problem"), ())
+
 
 @click.group("train", cls=_Tasks)
 def command():
@@ -33,7 +42,7 @@ def command():
 def _train_command(task):
     """``gpurnn train TASK``: the task's files, its settings as options, its own ones first."""
     settings, shared = fields(task.Settings), {f.name for f in fields(Settings)}
-    params = [click.Argument(["files"], metavar=f"[{task.files_help}]...", nargs=-1, type=options.INPUT)]
+    params = [click.Argument(["files"], metavar=f"[{task.files_help}]...", nargs=-1, type=_file_type(task.name))]
     params += [_option(f) for f in sorted(settings, key=lambda f: f.name in shared)]
 
     def run(**arguments):
@@ -56,6 +65,12 @@ starts a new run: the weights of RUN, a fresh learning rate, other data.""",
     )(run)
     made.params = params + made.params
     return made
+
+
+def _file_type(task):
+    """The type of the argument FILE: of what is no file but one of the task's problems it says so."""
+    hints = {problem: f"'{problem}' is no file but a problem: --problem {problem}" for problem in _problems(task)}
+    return options.Input(exists=True, hints=hints)
 
 
 def _option(f):
@@ -167,7 +182,7 @@ def _show(say, run, start):
         "task": task.name,
         "files": run.files,
         "data": run.data.summary,
-        "notes": run.data.notes,
+        "notes": [*run.data.notes, *_slow_dtype(run)],
         "parameters": run.model.parameter_count,
         "backend": run.model.ops.name,
         "settings": asdict(chosen),
@@ -185,9 +200,19 @@ def _show(say, run, start):
         facts["from"] = str(start)
     for name, value in rows.items():
         say(options.row(name, value))
-    for note in run.data.notes:
+    for note in facts["notes"]:
         say(options.row("Note", note))
     return facts
+
+
+def _slow_dtype(run):
+    """A note, as a list of one, on a dtype that is slow on the run's backend; else an empty list."""
+    if run.settings.dtype not in ("float16", "bfloat16") or run.model.ops.name not in ("numpy", "cpu"):
+        return []
+    return [
+        "float16 and bfloat16 are array code on a CPU: about ten times slower than float32 here, and no memory is "
+        "saved: use --dtype float32"
+    ]
 
 
 def _train_prepared(ctx, say, run, asked, facts):
@@ -228,7 +253,7 @@ def _train_prepared(ctx, say, run, asked, facts):
 def _say_next(say, run, again, stopped):
     """Print commands that are worth trying after a training, quoted for a shell."""
     say("\nNext:")
-    for line in run.task.next:
+    for line in run.task.next_commands(run.settings):
         say(f"  {line.format(run=options.quoted(run.folder))}")
     if options.can_plot():
         say(f"  gpurnn plot {options.quoted(run.folder)}")

@@ -1,5 +1,6 @@
 """Utterances and their transcripts, from tables of sound files or from .npz files of features."""
 
+import csv
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +35,8 @@ def read_utterances(file, settings, rate=None):
     Parameters
     ----------
     file : str or Path
-        A table with the path of a sound file (relative to the table's folder), a tab and its transcript in each line,
-        or an .npz of features; see ``SpeechTask``.
+        A table with the path of a sound file (relative to the table's folder), a tab and its transcript in each line;
+        a comma in a file that ends with .csv. Or an .npz of features; see ``SpeechTask``.
     settings : SpeechSettings
         How features are made, and ``strict``: whether a bad line or sound file is refused, instead of skipped with a
         warning that counts them.
@@ -66,9 +67,7 @@ def read_utterances(file, settings, rate=None):
     skipped = Skipped("lines", file, settings.strict)
     for n, line in tqdm(lines, desc="reading", unit=" files", leave=False, disable=None):
         with skipped.catching(f"line {n}"):
-            path, tab, text = line.partition("\t")
-            if not (tab and path.strip()) or "\0" in path:
-                raise FileError(f"expected a path, a tab and a transcript, got {line[:60]!r}")
+            path, text = _cells(line, file, first=n == lines[0][0])
             samples, given = read_audio(file.parent / path.strip())
             features, rate = sound_features(samples, given, settings, rate, path.strip())
             silent += is_silent(samples)
@@ -77,6 +76,34 @@ def read_utterances(file, settings, rate=None):
     if silent:
         _log.warning("%s: silent recordings: %d of %d", file, silent, len(utterances))
     return utterances, rate
+
+
+def _cells(line, file, first):
+    """The path and the transcript of a line of a table, which is CSV where its name says so and there is no tab.
+
+    Raises FileError for what is no such line, and for a header, which only the first may be.
+    """
+    path, comma, text = line.partition("\t")
+    if not comma and file.suffix.lower() == ".csv":
+        cells = _comma_separated(line)
+        if len(cells) != 2:
+            raise FileError(
+                f"expected a path, a comma and a transcript (in double quotes where it has commas), got {line[:60]!r}"
+            )
+        path, comma, text = cells[0], ",", cells[1]
+    if not (comma and path.strip()) or "\0" in path:
+        raise FileError(f"expected a path, a tab and a transcript, got {line[:60]!r}")
+    if first and not Path(path.strip()).suffix and not (file.parent / path.strip()).exists():
+        raise FileError(f"{line[:60]!r} looks like a header, expected a path and a transcript: take the line out")
+    return path, text
+
+
+def _comma_separated(line):
+    """The cells of a line of CSV; none of one whose quotes are wrong."""
+    try:
+        return next(csv.reader([line], strict=True))
+    except csv.Error:
+        return []
 
 
 def sound_features(samples, given, settings, rate=None, name="the sound"):

@@ -102,7 +102,7 @@ class LongTask(Task):
     name = "longrange"
     Settings = LongSettings
     train_needs_files = evaluate_needs_files = False
-    next = ("gpurnn evaluate {run} [mnist.npz]",)
+    next = ("gpurnn evaluate {run}",)
     examples = """
   gpurnn train longrange                       adding, 200 steps, 20 seconds
   gpurnn train longrange --cell rnn                            does not learn
@@ -182,6 +182,9 @@ class LongTask(Task):
 
     def finish(self, trained, data, history):
         return self._test(trained, data.rest, {})
+
+    def next_commands(self, settings):
+        return self.next if settings.problem in DRAWN else ("gpurnn evaluate {run} mnist.npz",)
 
     def evaluate(self, trained, files):
         """The test once more, for images also class by class; files: the test images; none for adding and copy."""

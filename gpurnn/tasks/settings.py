@@ -89,7 +89,7 @@ class Settings:
         for f in fields(self):
             setattr(self, f.name, _checked(f, getattr(self, f.name)))
         if self.seed is None:
-            self.seed = rng.check_seed(None) % 1_000_000  # short enough to type again
+            self.seed = rng.short_seed()
         if self.valid == 0:
             for name, value in (("schedule", "plateau"), ("patience", self.patience)):
                 if value and getattr(self, name) == value:

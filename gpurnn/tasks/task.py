@@ -93,9 +93,30 @@ class Task:
     def finish(self, trained, data, history):
         """After training, with the best model: (numbers, text for people); the numbers go to config.json as
         ``result``."""
-        losses = [r["train_loss"] if r["validation_loss"] is None else r["validation_loss"] for r in history.epochs]
-        kind = "training" if data.valid is None else "validation"
-        return {"loss": kind, "best": round(min(losses), 6)}, f"Best {kind} loss {min(losses):.4f}."
+        best, kind = self.best_record(history), "training" if data.valid is None else "validation"
+        loss = best["train_loss"] if best["validation_loss"] is None else best["validation_loss"]
+        text = (
+            f"Best {kind} loss" if self.watch[0] == "loss" else f"Kept: epoch {best['epoch']}. {kind.capitalize()} loss"
+        )
+        return {"loss": kind, "best": round(loss, 6)}, f"{text} {loss:.4f}."
+
+    def best_record(self, history):
+        """The record of the epoch whose model is kept, as ``fit`` chooses it: the first that is best in ``watch``.
+
+        Without validation batches that is the loss in training.
+        """
+        name, good = self.watch if history.epochs[-1]["validation_loss"] is not None else ("loss", "min")
+        sign = 1 if good == "min" else -1
+
+        def badness(record):
+            loss = record["train_loss"] if record["validation_loss"] is None else record["validation_loss"]
+            return loss if name == "loss" else sign * record[f"validation_{name}"]
+
+        return min(history.epochs, key=badness)
+
+    def next_commands(self, settings):
+        """The commands of ``next`` that fit a run with these settings."""
+        return self.next
 
     def evaluate(self, trained, files):
         """How good the model is on other files: (numbers, text for people)."""

@@ -186,7 +186,7 @@ class TranslateTask(Task):
         numbers, summary = super().finish(trained, data, history)
         if not data.rest:
             return numbers, summary
-        best = max(record["validation_accuracy"] for record in history.epochs)
+        right = self.best_record(history)["validation_accuracy"]
         chosen = list(dict(data.rest).items())[:_SHOWN]
         found = translate(trained, [source for source, _ in chosen])
         lines = [
@@ -194,10 +194,10 @@ class TranslateTask(Task):
             for (source, target), one in zip(chosen, found, strict=True)
         ]
         numbers |= {
-            "accuracy": round(best, 6),
+            "accuracy": round(right, 6),
             "translations": {s: t.text for (s, _), t in zip(chosen, found, strict=True)},
         }
-        return numbers, f"{summary} Accuracy {best:.2%} of tokens. Translations:\n" + "\n".join(lines)
+        return numbers, f"{summary} Accuracy {right:.2%} of tokens. Translations:\n" + "\n".join(lines)
 
     def evaluate(self, trained, files):
         """BLEU of the translations of all different sources, and how well the given translations are predicted.

@@ -177,6 +177,43 @@ def test_use_backend_nests_and_ends(machine):
     assert current() == "cuda"
 
 
+def test_use_backend_as_a_statement(machine, monkeypatch):
+    """It holds until the next call; a block that begins later ends where the call was made; a wrong name is refused."""
+    monkeypatch.setenv("GPURNN_BACKEND", "cpu")
+    cpu = get_backend().name
+
+    def statements():
+        assert get_backend().name == cpu
+        use_backend("numpy")
+        assert get_backend().name == "numpy"
+        with pytest.raises(ValueError, match="^use_backend: unknown backend"):
+            use_backend("nunpy")
+        assert get_backend().name == "numpy"
+        chosen = use_backend("cpu")
+        use_backend("numpy")
+        for _ in range(2):
+            with chosen:
+                assert get_backend().name == cpu
+            assert get_backend().name == "numpy"
+        with use_backend("cpu"), chosen:
+            assert get_backend().name == cpu
+        assert get_backend().name == "numpy"
+
+    contextvars.copy_context().run(statements)
+    assert get_backend().name == cpu
+
+
+def test_use_backend_as_a_decorator(machine):
+    before = get_backend("cpu").name
+
+    @use_backend("numpy")
+    def inside(depth):
+        return get_backend().name if not depth else inside(depth - 1)
+
+    with use_backend("cpu"):
+        assert [inside(2), get_backend().name, inside.__name__] == ["numpy", before, "inside"]
+
+
 def test_use_backend_asks_nothing_of_the_machine(machine):
     """Only building a layer does: a script may name its backend before it knows whether it needs one."""
     machine.driver = None

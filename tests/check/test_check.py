@@ -145,3 +145,11 @@ def test_a_missing_backend_is_no_pass():
     assert done.exit_code == 1 and "backend 'cuda' cannot work here" in done.output
     done = CliRunner().invoke(main, ["warmup"])
     assert done.exit_code == 1 and "backend 'cuda' cannot work here" in done.output
+
+
+@pytest.mark.parametrize("columns", [45, 80])
+def test_the_lines_fit_into_the_window(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = run("--quick", "--backend", "numpy", "--cell", "gru", "--dtype", "float32").output.splitlines()
+    assert max(map(len, lines)) <= columns and (" on " in f" {lines[0]} ") is (columns == 80)
+    assert all(name in " ".join(lines) for name in ("reference", "repeat", "ragged", "pieces", "gates"))

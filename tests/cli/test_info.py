@@ -96,10 +96,13 @@ def test_the_lines(copied):
 
 def test_a_result_is_shown_in_short():
     facts = {"result": {"error": 0.123456, "counts": [3, 4, 5], "held_out": True, "sample": "x" * 70}}
+    facts["result"]["test"] = {"season": 12, "model": {"mae": 0.123456, "of_each": list(range(9))}, "say": "y" * 70}
+    facts["result"]["translations"] = {"a": "b" * 70}
     settings = {"cell": "gru", "layers": 2, "hidden": 3, "dtype": "float32", "seed": 1}
     facts |= {"run": "r", "task": "text", "data": "d", "files": [], "backend": "cpu", "parameters": None, "bytes": {}}
     rows = rows_of(facts | {"settings": settings, "changed": {}, "trained": None})
-    assert rows["Result"] == "error 0.1235, counts (3 values), held out True"
+    assert rows["Result"] == "error 0.1235, counts (3, 4, 5), held out True"
+    assert rows["Test"] == "season 12, model (mae 0.1235, of each (9 values))" and "Translations" not in rows
     many = [{"path": f"/data/{n}.txt", "exists": True} for n in range(5)]
     rows = rows_of(facts | {"settings": settings, "changed": {}, "trained": None, "files": many})
     assert rows["Data"] == "0.txt, 4 more files: d"

@@ -1,20 +1,22 @@
 """``gpurnn train``: what it shows while it trains, what it advises, --from, --lr find, and how a bad training ends."""
 
-import importlib.util
 import json
 import os
 import random
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from optional import needs
 
 from gpurnn.checkpoint import load_checkpoint
 from gpurnn.cli import main
 from gpurnn.run_folder import read_history
+from gpurnn.tasks import get_task
 from gpurnn.tasks.run import prepare, schedule_ends
 from gpurnn.tasks.trained import load, read_run
 
@@ -96,13 +98,15 @@ def test_more_epochs_are_advised_where_they_help(call, schedule, helps):
     assert ("--resume --epochs 4" in text) is helps and ("--from run" in text) is not helps
 
 
-@pytest.mark.parametrize("here", [True, False])
+@pytest.mark.parametrize("here", [pytest.param(True, marks=needs("matplotlib")), False])
 def test_a_plot_is_advised_where_it_can_be_drawn(call, monkeypatch, here):
-    found = object() if here else None
-    real = importlib.util.find_spec
-    find = lambda name, *more: found if name == "matplotlib" else real(name, *more)  # noqa: E731
-    monkeypatch.setattr(importlib.util, "find_spec", find)
+    if not here:
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert ("gpurnn plot run" in call("train", "text", "book.txt", "--out", "run", *TINY).stdout) is here
+    if not here:
+        said = call("plot", "run", code=1).stderr
+        assert said == "Error: plots need Matplotlib: pip install 'gpurnn[plot]'\n"
 
 
 # ---- resume
@@ -304,3 +308,41 @@ def test_the_environment_has_a_width(call, monkeypatch):
     head = done.stdout.partition("epoch 1/")[0]
     assert max(map(len, head.splitlines())) <= 45 and "vocabulary" in head and "parameters" in head
     assert os.environ["COLUMNS"] == "45"
+
+
+# ---- 16 bits
+
+
+@pytest.mark.parametrize("dtype, slow", [("float16", True), ("float32", False)])
+def test_16_bits_on_a_cpu_are_advised_against(call, dtype, slow):
+    said = " ".join(call("train", "text", "book.txt", "--out", "run", *TINY, "--dtype", dtype).stdout.split())
+    assert ("Note float16 and bfloat16 are array code on a CPU" in said and "use --dtype float32" in said) is slow
+    notes = json.loads(call("train", "text", "book.txt", *TINY, "--dtype", dtype, "--json").stdout)["notes"]
+    assert any("array code" in note for note in notes) is slow
+
+
+# ---- names
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("trian", "No such command 'trian'. Did you mean 'train'"),
+        ("train classfy", "No such command 'classfy'. Did you mean 'classify'?"),
+        ("train adding", "It is a problem of another task: gpurnn train longrange --problem adding"),
+        ("train longrange adding", "'adding' is no file but a problem: --problem adding."),
+        ("train text adding", "Path 'adding' does not exist."),
+        ("train zzz", "No such command 'zzz'.\n"),
+    ],
+)
+def test_a_near_miss_is_helped(call, words, said):
+    assert said in call(*words.split(), code=2).stderr
+
+
+def test_the_next_command_of_a_problem_runs(call):
+    small = ["--hidden", 4, "--steps", 12, "--sequences", 32, "--epochs", 1]
+    found = commands(call("train", "longrange", "--out", "run", *small).stdout)
+    assert found[0] == ["gpurnn", "evaluate", "run"]
+    call(*found[0][1:])
+    images = get_task("longrange").Settings(problem="rows")
+    assert get_task("longrange").next_commands(images) == ("gpurnn evaluate {run} mnist.npz",)

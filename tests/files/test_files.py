@@ -604,6 +604,13 @@ def test_a_picture_of_a_kind_that_is_not_drawn(copied, name):
 
 
 @needs("mido")
+@pytest.mark.parametrize("name", ["t.wav", "t.png", "t.mid.txt"])
+def test_a_tune_is_written_as_midi_alone(copied, name):
+    text = refused("compose", "music", "--out", name)
+    assert f"--out: {name} would hold MIDI: name the file such as t" in text and not Path(name).exists()
+
+
+@needs("mido")
 def test_midi_that_ends_too_early(copied):
     Path("short.mid").write_bytes(b"MThd\0\0\0\6\0\0\0\1\0\x60MTrk\0\0\0\x20\0\x90")
     text = refused("evaluate", "music", "short.mid")

@@ -262,3 +262,11 @@ def test_a_decoder_takes_states_of_an_encoder(dtype, place):
         size = np.abs(on_host(logits)).astype(np.float64).max()
         error = np.abs(on_host(step)[0].astype(np.float64) - on_host(logits)[t].astype(np.float64)).max()
         assert error <= 16 * EPS[dtype] * size  # the roundings between embedding and logits, of both
+
+
+@pytest.mark.parametrize("dtype, slow", [("bfloat16", True), ("float16", True), ("float32", False)])
+def test_a_plan_advises_against_16_bits_on_a_cpu(dtype, slow):
+    if gpurnn.get_backend("cpu").name != "cpu":
+        pytest.skip("no compiled code here")
+    plan = gpurnn.GRU(3, 4, dtype=dtype, backend="cpu", seed=0).plan(5, 2)
+    assert ("use dtype='float32'" in plan.reason) is slow and (plan.schedule == "array code") is slow

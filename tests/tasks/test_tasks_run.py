@@ -1,6 +1,7 @@
 """The frame of the tasks: settings that check themselves and become options, the table of tasks, damaged runs."""
 
 from dataclasses import dataclass, fields
+from types import SimpleNamespace
 
 import click
 import numpy as np
@@ -15,7 +16,7 @@ from gpurnn.files import write_json_atomic
 from gpurnn.tasks import TASKS, get_task
 from gpurnn.tasks.run import prepare
 from gpurnn.tasks.settings import Settings, changed, kind_of, recurrent, setting
-from gpurnn.tasks.task import checksum
+from gpurnn.tasks.task import Task, checksum
 from gpurnn.tasks.trained import load, read_run
 
 
@@ -122,3 +123,19 @@ def test_a_checksum_is_the_crc_32_of_everything_in_order():
 
     array = np.arange(5, dtype=np.int32)
     assert checksum("ab", array, b"c") == zlib.crc32(b"ab" + array.tobytes() + b"c") and checksum() == 0
+
+
+@pytest.mark.parametrize("task, valid, best", [("translate", True, 2), ("translate", False, 3), ("speech", True, 3)])
+def test_the_result_is_of_the_epoch_that_is_kept(task, valid, best):
+    """That of the best accuracy, where fit watches it, although its loss is not the lowest."""
+    values = [(0.2, 5.0), (0.6, 4.0), (0.6, 3.0), (0.4, 3.5)]
+    epochs = [
+        {"epoch": n, "train_loss": 9 - n if n < 4 else 8, "validation_loss": loss if valid else None}
+        | ({"validation_accuracy": accuracy} if valid else {})
+        for n, (accuracy, loss) in enumerate(values, 1)
+    ]
+    history, task = SimpleNamespace(epochs=epochs), get_task(task)
+    assert task.best_record(history)["epoch"] == best
+    numbers, text = Task.finish(task, None, SimpleNamespace(valid=[] if valid else None), history)
+    loss = epochs[best - 1]["validation_loss" if valid else "train_loss"]
+    assert numbers == {"loss": "validation" if valid else "training", "best": loss} and f"{loss:.4f}" in text

@@ -407,6 +407,54 @@ def test_a_bad_line_of_many_is_skipped_and_counted(tmp_path, caplog):
         read_utterances(table, SpeechSettings())
 
 
+def test_a_header_is_named(tmp_path, caplog):
+    write_wav(tmp_path / "good.wav", tone(300))
+    write_wav(tmp_path / "bare", tone(300))
+    table = tmp_path / "a.tsv"
+    table.write_text("path\ttext\ngood.wav\ta\n")
+    utterances, _ = read_utterances(table, SpeechSettings())
+    assert [utterance.text for utterance in utterances] == ["a"]
+    assert r"line 1: 'path\ttext' looks like a header" in caplog.text and "take the line out" in caplog.text
+    table.write_text("bare\ta\nnone\tb\n")  # a file without a suffix is no header, nor is a later line
+    caplog.clear()
+    assert len(read_utterances(table, SpeechSettings())[0]) == 1 and "looks like a header" not in caplog.text
+
+
+def test_a_table_of_comma_separated_values(tmp_path, caplog):
+    write_wav(tmp_path / "good.wav", tone(300))
+    table, settings = tmp_path / "a.csv", SpeechSettings(strict=True)
+    table.write_text('good.wav,yes\n"good.wav","no, never"\n')
+    assert [one.text for one in read_utterances(table, settings)[0]] == ["yes", "no, never"]
+    table.write_text("good.wav\tyes, sir\n")
+    assert [one.text for one in read_utterances(table, settings)[0]] == ["yes, sir"]
+    for text, message in [
+        ("good.wav,no, never\n", "line 1: expected a path, a comma and a transcript .in double quotes"),
+        ("path,text\ngood.wav,a\n", "line 1: 'path,text' looks like a header"),
+        ('good.wav,a\ngood.wav,"a\n', "line 2: "),
+        (",a\n", "line 1: expected a path"),
+    ]:
+        table.write_text(text)
+        with pytest.raises(FileError, match=message):
+            read_utterances(table, settings)
+
+
+def test_a_model_that_writes_nothing_is_named(letters, tmp_path):
+    """Its error is 100 %; of classes the share of the commonest stands beside what is right."""
+    for target in ("transcript", "class"):
+        run = prepare("speech", [letters], tmp_path / target, backend="cpu", **SMALL | {"epochs": 1, "target": target})
+        run.finish(run.train(progress=False))
+        trained = load(tmp_path / target, "cpu")
+        linear = trained.model.linear
+        linear.params["weight"][...] = 0
+        linear.params["bias"][...] = 0
+        linear.params["bias"][0] = 9  # the blank, or the class "a"
+        numbers, text = TASK.evaluate(trained, [letters])
+        if target == "class":
+            assert numbers["majority"] == 1 / 3 and "; always 'a': 33.33%" in text
+        else:
+            assert numbers["error"] == 1 and "A model that writes nothing does as well" in text
+
+
 def test_silent_recordings_are_counted(tmp_path, caplog):
     write_wav(tmp_path / "a.wav", tone(300))
     write_wav(tmp_path / "b.wav", np.zeros(4000))
@@ -492,7 +540,7 @@ def test_the_picture_names_each_character_once(listener, strings, tmp_path, monk
     above, below = drawn[0].axes
     assert "".join(text.get_text() for text in above.texts) == said
     assert above.get_title("left") == f"3.wav: {said}" and below.get_xlabel() == "time in seconds"
-    assert [text.get_text() for text in above.get_legend().get_texts()] == ["blank"]
+    assert [text.get_text() for text in above.get_legend().get_texts()] == ["blank", *sorted(set(said))]
 
 
 @pytest.mark.long

@@ -36,6 +36,7 @@ from .metrics import known_ctc_loss, word_errors, wrong_characters, wrong_classe
 __all__ = ["TASK", "SpeechSettings", "SpeechTask", "Utterances", "read_utterances", "transcribe"]
 
 _log = logging.getLogger("gpurnn")
+_NOTHING = "A model that writes nothing does as well: train it longer, or on more utterances."
 
 
 @dataclass
@@ -115,9 +116,10 @@ class SpeechSettings(Settings):
 class SpeechTask(Task):
     """Train a speech recognizer on FILEs.
 
-    A FILE is a table: each line has the path of a sound file (relative to the table's folder), a tab and its
-    transcript. With --target class the transcript is the name of a class. Sound is WAV, or FLAC, OGG or MP3, which need
-    soundfile (pip install 'gpurnn[audio]'). A bad line or sound file is skipped and counted, unless --strict is given.
+    A FILE is a table without a header: each line has the path of a sound file (relative to the table's folder), a tab
+    (in a .csv file a comma) and its transcript. With --target class the transcript is the name of a class. Sound is
+    WAV, or FLAC, OGG or MP3, which need soundfile (pip install 'gpurnn[audio]'). A bad line or sound file is skipped
+    and counted, unless --strict is given.
 
     Or a FILE is an .npz of features: frames (N, bands), the frames of all utterances one after another; length
     (utterances,); label (utterances,); and, if there is a test set, is_test (utterances,). Then --rate and the options
@@ -225,11 +227,13 @@ class SpeechTask(Task):
     def finish(self, trained, data, history):
         numbers, lines = {}, []
         if data.valid is not None:
-            best = min(history.epochs, key=lambda record: record["validation_loss"])
+            best, what = self.best_record(history), "classes" if trained.settings.target == "class" else "characters"
             numbers["validation_error"] = round(best["validation_error"], 4)
             lines.append(
-                f"Validation error {best['validation_error']:.2%} in epoch {best['epoch']}, of the lowest loss."
+                f"Kept: epoch {best['epoch']}. Validation loss {best['validation_loss']:.4f}, "
+                f"{best['validation_error']:.2%} of the {what} are wrong."
             )
+            lines += [_NOTHING] if what == "characters" and best["validation_error"] >= 1 else []
         if data.rest:
             result, text = self._measure(trained, data.rest)
             numbers["test"] = result
@@ -271,12 +275,18 @@ class SpeechTask(Task):
         lines = [f"  {numbers['utterances']:,} utterances, loss {found['loss']:.4f}"]
         if settings.target == "class":
             numbers["accuracy"] = 1 - found["error"]
-            lines.append(f"  {numbers['accuracy']:.2%} of the classes are right")
+            texts = [utterance.text for utterance in utterances]
+            commonest = max(sorted(set(texts)), key=texts.count)
+            numbers["majority"] = texts.count(commonest) / len(texts)
+            lines.append(
+                f"  {numbers['accuracy']:.2%} of the classes are right; always {commonest!r}: {numbers['majority']:.2%}"
+            )
         else:
             lines.append(f"  {found['error']:.2%} of the characters are wrong")
             if "word_error" in found:
                 lines.append(f"  {found['word_error']:.2%} of the words are wrong")
             lines.append(f"  {found['utterance_error']:.2%} of the utterances have errors")
+            lines += [f"  {_NOTHING}"] if found["error"] >= 1 else []
         return numbers, "\n".join(lines)
 
 
