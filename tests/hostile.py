@@ -237,7 +237,9 @@ def mutated(data, name, draw):
         kinds += 2 * [_zip_flag]
     elif name.endswith(".gz"):
         return (
-            gzip.compress(mutated(gzip.decompress(data), name[:-3], draw)) if draw.random() < 0.5 else _flip(data, draw)
+            gzip.compress(mutated(gzip.decompress(data), name[:-3], draw), mtime=0)
+            if draw.random() < 0.5
+            else _flip(data, draw)
         )
     return draw.choice(kinds)(data, draw)
 

@@ -66,7 +66,7 @@ TABLES = {
     "tab in a .csv": ("a.csv", table(PAIRS, ("text", "label"), delimiter="\t"), PAIRS),
     "Excel's mark": ("a.csv", "\ufeff" + table(PAIRS, ("text", "label")), PAIRS),
     "UTF-16": ("a.csv", table(PAIRS, ("text", "label")).encode("utf-16"), PAIRS),
-    "gzip": ("a.csv.gz", gzip.compress(table(PAIRS, ("text", "label")).encode()), PAIRS),
+    "gzip": ("a.csv.gz", gzip.compress(table(PAIRS, ("text", "label")).encode(), mtime=0), PAIRS),
     "line ends of old": ("a.csv", table(PLAIN, ("text", "label"), lineterminator="\r"), PLAIN),
     "newlines inside": ("a.csv", table(NEWLINES, ("text", "label")), NEWLINES),
     "backslashes": ("a.csv", 'text,label\n"so \\"good\\", yes",a\nbad,b\n', [('so "good", yes', "a"), ("bad", "b")]),
@@ -94,7 +94,7 @@ TABLES = {
     "JSON lines, other names": ("a.json", objects(PAIRS, "sentence", "category", id=7), PAIRS),
     "JSON lines, numbers": ("a.ndjson", objects([("good", 1), ("bad", 0.5)]), [("good", "1"), ("bad", "0.5")]),
     "JSON lines, truth": ("a.jsonl", objects([("good", True), ("bad", False)]), [("good", "true"), ("bad", "false")]),
-    "JSON lines, gzip": ("a.jsonl.gz", gzip.compress(objects(PAIRS).encode()), PAIRS),
+    "JSON lines, gzip": ("a.jsonl.gz", gzip.compress(objects(PAIRS).encode(), mtime=0), PAIRS),
 }  # fmt: skip
 
 
@@ -296,7 +296,7 @@ def test_files_and_folders_together_are_refused(tmp_path):
 def test_files_of_a_folder_in_order(tmp_path):
     (tmp_path / "b.txt").write_text("one\n\ntwo\n")
     (tmp_path / "a.csv").write_text(table(PLAIN, ("text", "label")))
-    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"three"))
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"three", mtime=0))
     (tmp_path / "d.txt").write_bytes(b"caf\xe9")
     found = read_labelled([tmp_path])
     assert found.pairs == [*PLAIN, ("one", "b"), ("two", "b"), ("three", "c")]
