@@ -205,23 +205,26 @@ def test_matrices_count_as_plain_arrays():
 
 def test_a_training_run_takes_any_byte_order_and_no_masked_arrays():
     class Source:
-        def __init__(self, change):
-            self.change = change
+        def __init__(self, inputs, targets):
+            self.changes = inputs, targets
 
         def __len__(self):
             return 1
 
         def batch(self, epoch, index):
-            return gpurnn.Batch(self.change(X), self.change(X[..., :5]))
+            return gpurnn.Batch(*(change(array) for change, array in zip(self.changes, (X, X[..., :5]), strict=True)))
 
     model = linear("cpu")
 
-    def run(change):
-        return gpurnn.fit(model, gpurnn.mse, Source(change), optimizer=gpurnn.SGD(model, 0.0), epochs=1, progress=False)
+    def run(*changes):
+        data, optimizer = Source(*changes), gpurnn.SGD(model, 0.0)
+        return gpurnn.fit(model, gpurnn.mse, data, optimizer=optimizer, epochs=1, progress=False)
 
-    assert run(swapped)[-1]["train_loss"] == run(lambda array: array)[-1]["train_loss"]
+    assert run(swapped, swapped)[-1]["train_loss"] == run(np.array, np.array)[-1]["train_loss"]
     with pytest.raises(gpurnn.DtypeError, match="inputs.*masked array"):
-        run(masked)
+        run(masked, np.array)
+    with pytest.raises(gpurnn.DtypeError, match="targets.*masked array"):
+        run(np.array, masked)
 
 
 @pytest.mark.emulated
