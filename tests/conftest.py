@@ -67,3 +67,14 @@ def pytest_runtest_setup():
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call():
     return (yield from _skipping())
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """The working directory, with good files of every task; runs draw no pictures."""
+    import hostile
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gpurnn.train.run_files.RunFiles.draw", lambda files: None)
+    hostile.good_files(tmp_path)
+    return tmp_path

@@ -19,6 +19,15 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
+TINY_TASKS = {  # task -> the files of ``good_files`` and the settings of a tiny run
+    "text": (["book.txt"], {"steps": 8}),
+    "classify": (["labelled.tsv"], {"valid": 0.2, "test": 0.2}),
+    "translate": (["pairs.tsv"], {}),
+    "speech": (["sounds.tsv"], {"valid": 0.25}),
+    "music": (["tunes.json"], {}),
+    "series": (["series.csv"], {"window": 6, "horizon": 2}),
+    "longrange": ([], {"steps": 5, "sequences": 40}),
+}
 SECONDS = 60  # after which a command is killed
 IMAGES = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte"]
 ROOM = 3 << 30  # bytes of address space that a command may take besides what it begins with

@@ -2,35 +2,16 @@
 
 import json
 
-import hostile
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from hostile import TINY_TASKS
 
 from gpurnn.cli import main
 from gpurnn.data.utterances import read_utterances
 from gpurnn.errors import DivergedError
 from gpurnn.tasks import music, speech
 from gpurnn.tasks import run as runs
-
-TASKS = {  # task -> files and settings of a tiny run
-    "text": (["book.txt"], {"steps": 8}),
-    "classify": (["labelled.tsv"], {"valid": 0.2, "test": 0.2}),
-    "translate": (["pairs.tsv"], {}),
-    "speech": (["sounds.tsv"], {"valid": 0.25}),
-    "music": (["tunes.json"], {}),
-    "series": (["series.csv"], {"window": 6, "horizon": 2}),
-    "longrange": ([], {"steps": 5, "sequences": 40}),
-}
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """The working directory, with good files."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("gpurnn.train.run_files.RunFiles.draw", lambda files: None)
-    hostile.good_files(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture
@@ -43,7 +24,7 @@ def diverged(place, monkeypatch):
         return trained
 
     def make(name, **more):
-        files, usual = TASKS[name]
+        files, usual = TINY_TASKS[name]
         settings = {"hidden": 4, "epochs": 1, "seed": 1, "batch": 4} | usual | more
         run = runs.prepare(name, files, "run", backend="cpu", **settings)
         history = run.train(progress=False)
@@ -58,7 +39,7 @@ def diverged(place, monkeypatch):
 # ---- the end of a training
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", TINY_TASKS)
 def test_a_training_that_diverged_ends_and_says_so(diverged, name):
     run, history = diverged(name)
     if name == "speech":

@@ -8,7 +8,7 @@ from helpers import assert_close
 from optional import needs, optional
 
 import gpurnn
-from gpurnn import DtypeError, ShapeError, cross_entropy, huber, kl_div, losses, mae, nll_loss, quantile_loss, smooth_l1
+from gpurnn import DtypeError, ShapeError, cross_entropy, huber, kl_div, mae, nll_loss, quantile_loss, smooth_l1
 from gpurnn.dtypes import EPSILON, check_dtype
 from gpurnn.testing import check_gradient
 
@@ -23,28 +23,7 @@ WEIGHT = np.array([0.5, 0.0, 2.0, 1.0, 3.0, 0.25, 1.5])
 LEVELS = [0.1, 0.5, 0.75]
 
 
-@pytest.fixture(autouse=True, params=["numpy", "cpu"])
-def code(request, monkeypatch):
-    """Everything here by array code, and by what is compiled."""
-    monkeypatch.setattr(losses.common, "array_ops", lambda *arrays: gpurnn.get_backend(request.param))
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(1)
-
-
-@pytest.fixture(params=["one block", "many blocks"])
-def block(request, monkeypatch):
-    """Run with the real block size, and with blocks of two rows."""
-
-    def two_rows(rows, count, width, xp):
-        for start in range(0, count, 2):
-            part = slice(start, min(start + 2, count))
-            yield part, part if rows is None else rows[part]
-
-    if request.param == "many blocks":
-        monkeypatch.setattr(losses.common, "blocks", two_rows)
+pytestmark = pytest.mark.usefixtures("code")
 
 
 def softmax(x):

@@ -9,7 +9,6 @@ from helpers import assert_close
 from optional import given, needs, optional
 
 import gpurnn
-from gpurnn import losses
 from gpurnn.errors import DtypeError, ShapeError
 from gpurnn.losses import binary_cross_entropy_with_logits, cross_entropy, huber, kl_div, mae, mse, smooth_l1
 from gpurnn.testing import check_gradient
@@ -31,28 +30,7 @@ REDUCTIONS = ["mean", "sum", "none"]
 T, B, V = 5, 3, 7
 
 
-@pytest.fixture(autouse=True, params=["numpy", "cpu"])
-def code(request, monkeypatch):
-    """Everything here by array code, and by what is compiled."""
-    monkeypatch.setattr(losses.common, "array_ops", lambda *arrays: gpurnn.get_backend(request.param))
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(1)
-
-
-@pytest.fixture(params=["one block", "many blocks"])
-def block(request, monkeypatch):
-    """Run with the real block size, and with blocks of two rows."""
-
-    def two_rows(rows, count, width, xp):
-        for start in range(0, count, 2):
-            part = slice(start, min(start + 2, count))
-            yield part, part if rows is None else rows[part]
-
-    if request.param == "many blocks":
-        monkeypatch.setattr(losses.common, "blocks", two_rows)
+pytestmark = pytest.mark.usefixtures("code")
 
 
 def batch(rng, dtype=np.float64, shape=(T, B)):

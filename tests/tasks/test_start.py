@@ -6,9 +6,9 @@ import dataclasses
 import json
 from pathlib import Path
 
-import hostile
 import numpy as np
 import pytest
+from hostile import TINY_TASKS
 
 from gpurnn.checkpoint import load_checkpoint
 from gpurnn.tasks import get_task
@@ -16,35 +16,16 @@ from gpurnn.tasks.run import prepare
 from gpurnn.tasks.start import Start
 from gpurnn.tasks.trained import load, read_run
 
-TASKS = {  # task -> files and settings of a tiny run
-    "text": (["book.txt"], {"steps": 8}),
-    "classify": (["labelled.tsv"], {"valid": 0.2, "test": 0.2}),
-    "translate": (["pairs.tsv"], {}),
-    "speech": (["sounds.tsv"], {"valid": 0.25}),
-    "music": (["tunes.json"], {}),
-    "series": (["series.csv"], {"window": 6, "horizon": 2}),
-    "longrange": ([], {"steps": 5, "sequences": 40}),
-}
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """The working directory, with good files."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("gpurnn.train.run_files.RunFiles.draw", lambda files: None)
-    hostile.good_files(tmp_path)
-    return tmp_path
-
 
 def first_run(name, **more):
-    files, usual = TASKS[name]
+    files, usual = TINY_TASKS[name]
     settings = {"hidden": 4, "epochs": 1, "seed": 1, "batch": 4} | usual | more
     run = prepare(name, files, "run", backend="cpu", **settings)
     run.finish(run.train(progress=False))
     return files
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", TINY_TASKS)
 def test_every_task_can_be_trained_further(place, name):
     """The weights are those of the best epoch, the facts and the settings stay, and what is given differs."""
     files = first_run(name, weight_decay=0.25)
@@ -102,7 +83,7 @@ def test_what_decides_the_model_stays(place, name, changes):
     assert not (place / "next").exists()
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", TINY_TASKS)
 def test_every_setting_of_the_model_is_compared(name):
     """Each of them alone, and none of the others."""
     settings = get_task(name).Settings(hidden=4, seed=1)
