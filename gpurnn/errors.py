@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import logging
 import re
 from collections.abc import Callable, Iterable
 from numbers import Integral, Real
@@ -253,6 +254,15 @@ def printable(text):
     Tabs, line feeds and the carriage returns before these stay as they are.
     """
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
+
+
+def _escaped(record):
+    """A filter of the package's log: a terminal shows its messages, and these name files and quote their lines."""
+    record.msg, record.args = printable(record.getMessage()), None
+    return True
+
+
+logging.getLogger("gpurnn").addFilter(_escaped)
 
 
 def described(value):

@@ -60,3 +60,16 @@ def test_what_is_no_fault_of_a_file_is_raised(error):
     with pytest.raises(error), skipped.catching():
         raise error
     assert skipped.count == 0
+
+
+def test_a_terminal_only_shows_what_a_file_says(caplog):
+    """The name of a file comes from a table that anyone may have written."""
+    skipped = Skipped("lines", "a\x1b[2J.txt")
+    with skipped.catching("line 1"):
+        Path("no \x7f\x1b[2J").read_bytes()
+    with skipped.catching():
+        pass
+    skipped.done()
+    assert caplog.messages == [
+        "a\\x1b[2J.txt: 1 of 2 lines skipped:\n  line 1: no \\x7f\\x1b[2J: No such file or directory"
+    ]
