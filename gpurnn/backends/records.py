@@ -18,7 +18,8 @@ class RunOptions(NamedTuple):
     directions: for each, whether it runs backwards in time. save: whether ``layer_backward`` will follow. fresh_output:
     return a fresh C-contiguous output, zero past each sequence's end; otherwise it may be a view of the saved states.
     schedule: one of ``schedules.SCHEDULES``; array code has only one. concurrent: how many layers run at once on the
-    device.
+    device. masks: None for a cell without draws, else for each direction the booleans (T, B, M*H) of its M draws, or (1,
+    B, M*H) where all are drawn once for a sequence.
     """
 
     directions: tuple[bool, ...]
@@ -26,6 +27,7 @@ class RunOptions(NamedTuple):
     fresh_output: bool
     schedule: str = "auto"
     concurrent: int = 1
+    masks: tuple[Array, ...] | None = None
 
 
 class Gradients(NamedTuple):
@@ -44,15 +46,16 @@ class SavedPass:
     """What one direction of a layer saves between forward and backward.
 
     gates: (T, B, K*H), the blocks that the cell saves; the backward pass overwrites them. None after inference. h (T+1,
-    B, P) and c (T+1, B, H) or None: the states in slots. reverse: whether the pass runs from T - 1 to 0. Timestep t
-    reads slot t and writes slot t + 1; with reverse it reads t + 1 and writes t. So the initial state is at the end
-    where the loop begins.
+    B, P) and others, each (T+1, B, H): the states in slots, h and the cell's other ones. reverse: whether the pass runs
+    from T - 1 to 0. Timestep t reads slot t and writes slot t + 1; with reverse it reads t + 1 and writes t. So the
+    initial state is at the end where the loop begins. masks: those of ``RunOptions`` for this direction, or None.
     """
 
     gates: Array | None
     h: Array
-    c: Array | None
+    others: tuple[Array, ...]
     reverse: bool
+    masks: Array | None = None
 
     @property
     def h_new(self) -> Array:
@@ -65,9 +68,9 @@ class SavedPass:
         return self.h[1:] if self.reverse else self.h[:-1]
 
     @property
-    def c_new(self) -> Array | None:
-        """(T, B, H): the c that each timestep wrote, or None."""
-        return None if self.c is None else self.c[:-1] if self.reverse else self.c[1:]
+    def others_new(self) -> tuple[Array, ...]:
+        """Each (T, B, H): the other states that each timestep wrote."""
+        return tuple(state[:-1] if self.reverse else state[1:] for state in self.others)
 
 
 @dataclass(slots=True)
@@ -91,7 +94,7 @@ class PassGradients(NamedTuple):
 
     dgates: (T, B, K*H), the memory of ``SavedPass.gates``. It begins with the gradients with respect to the cell's
     pre-activations, zero past the end; blocks behind them are as saved. dstate: the gradients with respect to the
-    initial state, (dh (B, P),) or (dh, dc), float32 for 16-bit layers. dh_steps: with a projection the gradients with
+    initial state, dh (B, P) and one (B, H) for each other state, float32 for 16-bit layers. dh_steps: with a projection the gradients with
     respect to every h_t, (T, B, P), zero past the end; otherwise None.
     """
 

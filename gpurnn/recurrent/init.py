@@ -5,7 +5,6 @@ import math
 import numpy as np
 
 from .. import rng
-from ..cells import init_orthogonal
 from ..errors import check_number, check_size
 
 INITIALIZERS = ("uniform", "xavier", "orthogonal", "identity")
@@ -75,3 +74,11 @@ def _draw(layer, name, shape, H):
         return np.broadcast_to(np.eye(*shape[1:]), shape).copy()
     bound = math.sqrt(6 / (shape[1] + shape[2]))  # Glorot & Bengio 2010, for each gate
     return rng.uniform(shape, -bound, bound, layer.seed, key, dtype=np.float64)
+
+
+def init_orthogonal(normal):
+    """An orthogonal matrix (orthonormal rows or columns) from normal draws (rows, columns) (Saxe 2014)."""
+    rows, columns = normal.shape
+    q, r = np.linalg.qr(normal if rows >= columns else normal.T)
+    q = q * np.where(np.diag(r) < 0, -1.0, 1.0)
+    return q if rows >= columns else q.T

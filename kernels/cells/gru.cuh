@@ -7,66 +7,64 @@
 // Saves r z q n with q = ah_n. The gradient of ah is d of r, z, q; the gradient of ax is d of r, z, n.
 
 template <typename real>
-struct GruCell {
-    static constexpr int gates = 3, states = 1, saved_blocks = 4, preactivations = 4;
-    static constexpr int first_product_gates = 0, separate_input_gate = 1;
+struct gru : PointwiseCell {
+    static constexpr int gates = 3, states = 1, saved = 4, preactivations = 4, separate = 1, first_product = 3, products = 3;
 
-    DEVICE static void forward(const real* ax, const real* ah, real h, real c, real* saved, real& h_new, real& c_new) {
-        const real r = saved[0] = sigmoid(ax[0] + ah[0]);
-        const real z = saved[1] = sigmoid(ax[1] + ah[1]);
-        const real q = saved[2] = ah[2];
-        const real n = saved[3] = tanh(ax[2] + r * q);
-        h_new = n + z * (h - n);
+    DEVICE static void forward(const ForwardIn<gru, real>& in, ForwardOut<gru, real>& out) {
+        const real r = out.saved[0] = sigmoid(in.ax[0] + in.ah[0]);
+        const real z = out.saved[1] = sigmoid(in.ax[1] + in.ah[1]);
+        const real q = out.saved[2] = in.ah[2];
+        const real n = out.saved[3] = tanh(in.ax[2] + r * q);
+        out.state[0] = n + z * (in.state[0] - n);
     }
 
-    // dh: in, of h'; out, the part of h that does not pass through W_hh. d: of r, z, q, n before their activation.
-    DEVICE static void backward(const real* saved, real h, real c, real h_new, real c_new, real& dh, real& dc, real* d) {
-        const real r = saved[0], z = saved[1], q = saved[2], n = saved[3];
-        d[3] = dh * (real(1) - z) * dtanh(n);
-        d[2] = d[3] * r;
-        d[1] = dh * (h - n) * dsigmoid(z);
-        d[0] = d[3] * q * dsigmoid(r);
-        dh *= z;
+    DEVICE static void backward(const BackwardIn<gru, real>& in, BackwardOut<gru, real>& out) {
+        const real r = in.saved[0], z = in.saved[1], q = in.saved[2], n = in.saved[3], dh = in.dstate[0];
+        const real d_n = dh * (real(1) - z) * dtanh(n);
+        out.d[3] = d_n;
+        out.d[2] = d_n * r;
+        out.d[1] = dh * (in.state[0] - n) * dsigmoid(z);
+        out.d[0] = d_n * q * dsigmoid(r);
+        out.dstate[0] = dh * z;
     }
 };
 
 // The original form (Cho 2014, version 3), in which r acts before the second product:
 //
-//     r, z = sigmoid(ax + ah),  ah = W_hh h + b_hh      reset: before the second product
-//     p = r h
-//     n = tanh(ax_n + W_n p + b_hn)
+//     r, z = sigmoid(ax + ah),  ah = W_hh h + b_hh
+//     inner = p = r h
+//     n = tanh(ax_n + ah_n),  ah_n = W_n p + b_hn
 //     h' = (1 - z) n + z h
 //
-// Saves r z n, and p beside them. r and z are the gates of the first product; `reset` overwrites their pre-activations with
-// them. In the backward pass `backward` leaves r in d[0] for `reset_backward`, which runs after the product d_p = d_n W_n.
+// Saves r z n, and p behind them, which the gradient of W_n needs. `backward` leaves r in d[0] for `backward_inner`.
 
 template <typename real>
-struct GruOriginal {
-    static constexpr int gates = 3, states = 1, saved_blocks = 3, preactivations = 3, first_product_gates = 2;
+struct gru_original : PointwiseCell {
+    static constexpr int gates = 3, states = 1, saved = 4, preactivations = 3, first_product = 2, products = 3, inner = 3;
 
-    DEVICE static void reset(const real* ax, const real* ah, real h, real& r, real& z, real& p) {
-        r = sigmoid(ax[0] + ah[0]);
-        z = sigmoid(ax[1] + ah[1]);
-        p = r * h;
+    DEVICE static real forward_inner(const ForwardIn<gru_original, real>& in) {
+        return sigmoid(in.ax[0] + in.ah[0]) * in.state[0];
     }
 
-    DEVICE static void forward(const real* ax, const real* ah, real h, real c, real* saved, real& h_new, real& c_new) {
-        saved[0] = ax[0];
-        const real z = saved[1] = ax[1];
-        const real n = saved[2] = tanh(ax[2] + ah[2]);
-        h_new = n + z * (h - n);
+    DEVICE static void forward(const ForwardIn<gru_original, real>& in, ForwardOut<gru_original, real>& out) {
+        const real r = out.saved[0] = sigmoid(in.ax[0] + in.ah[0]);
+        const real z = out.saved[1] = sigmoid(in.ax[1] + in.ah[1]);
+        const real n = out.saved[2] = tanh(in.ax[2] + in.ah[2]);
+        out.saved[3] = r * in.state[0];
+        out.state[0] = n + z * (in.state[0] - n);
     }
 
-    DEVICE static void backward(const real* saved, real h, real c, real h_new, real c_new, real& dh, real& dc, real* d) {
-        const real r = saved[0], z = saved[1], n = saved[2];
-        d[2] = dh * (real(1) - z) * dtanh(n);
-        d[1] = dh * (h - n) * dsigmoid(z);
-        d[0] = r;
-        dh *= z;
+    DEVICE static void backward(const BackwardIn<gru_original, real>& in, BackwardOut<gru_original, real>& out) {
+        const real r = in.saved[0], z = in.saved[1], n = in.saved[2], dh = in.dstate[0];
+        out.d[2] = dh * (real(1) - z) * dtanh(n);
+        out.d[1] = dh * (in.state[0] - n) * dsigmoid(z);
+        out.d[0] = r;
+        out.dstate[0] = dh * z;
     }
 
-    DEVICE static void reset_backward(real r, real h, real d_p, real& dh, real& d_r) {
-        d_r = d_p * h * dsigmoid(r);
-        dh += d_p * r;
+    DEVICE static void backward_inner(const BackwardIn<gru_original, real>& in, real d_inner, BackwardOut<gru_original, real>& out) {
+        const real r = out.d[0];
+        out.d[0] = d_inner * in.state[0] * dsigmoid(r);
+        out.dstate[0] += d_inner * r;
     }
 };

@@ -7,29 +7,27 @@
 // Saves i f g o.
 
 template <typename real>
-struct LstmCell {
-    static constexpr int gates = 4, states = 2, saved_blocks = 4, preactivations = 4;
-    static constexpr int first_product_gates = 0, separate_input_gate = 0;
+struct lstm : PointwiseCell {
+    static constexpr int gates = 4, states = 2, saved = 4, preactivations = 4, first_product = 4, products = 4;
 
-    DEVICE static void forward(const real* ax, const real* ah, real h, real c, real* saved, real& h_new, real& c_new) {
-        const real i = saved[0] = sigmoid(ax[0] + ah[0]);
-        const real f = saved[1] = sigmoid(ax[1] + ah[1]);
-        const real g = saved[2] = tanh(ax[2] + ah[2]);
-        const real o = saved[3] = sigmoid(ax[3] + ah[3]);
-        c_new = f * c + i * g;
-        h_new = o * tanh(c_new);
+    DEVICE static void forward(const ForwardIn<lstm, real>& in, ForwardOut<lstm, real>& out) {
+        const real i = out.saved[0] = sigmoid(in.ax[0] + in.ah[0]);
+        const real f = out.saved[1] = sigmoid(in.ax[1] + in.ah[1]);
+        const real g = out.saved[2] = tanh(in.ax[2] + in.ah[2]);
+        const real o = out.saved[3] = sigmoid(in.ax[3] + in.ah[3]);
+        const real c = out.state[1] = f * in.state[1] + i * g;
+        out.state[0] = o * tanh(c);
     }
 
-    // dh, dc: in, of h' and c'; out, the parts of h and c that do not pass through W_hh. d: of the pre-activations.
-    DEVICE static void backward(const real* saved, real h, real c, real h_new, real c_new, real& dh, real& dc, real* d) {
-        const real i = saved[0], f = saved[1], g = saved[2], o = saved[3];
-        const real m = tanh(c_new);
-        d[3] = dh * m * dsigmoid(o);
-        dc += dh * o * dtanh(m);
-        d[2] = dc * i * dtanh(g);
-        d[1] = dc * c * dsigmoid(f);
-        d[0] = dc * g * dsigmoid(i);
-        dc *= f;
-        dh = real(0);
+    DEVICE static void backward(const BackwardIn<lstm, real>& in, BackwardOut<lstm, real>& out) {
+        const real i = in.saved[0], f = in.saved[1], g = in.saved[2], o = in.saved[3];
+        const real m = tanh(in.new_state[1]);
+        const real dh = in.dstate[0], dc = in.dstate[1] + dh * o * dtanh(m);
+        out.d[3] = dh * m * dsigmoid(o);
+        out.d[2] = dc * i * dtanh(g);
+        out.d[1] = dc * in.state[1] * dsigmoid(f);
+        out.d[0] = dc * g * dsigmoid(i);
+        out.dstate[1] = dc * f;
+        out.dstate[0] = real(0);
     }
 };

@@ -5,23 +5,22 @@
 // Saves nothing for the backward pass: h' is enough.
 
 template <typename real, bool RELU>
-struct RnnCell {
-    static constexpr int gates = 1, states = 1, saved_blocks = 0, preactivations = 1;
-    static constexpr int first_product_gates = 0, separate_input_gate = 0;
+struct rnn : PointwiseCell {
+    static constexpr int gates = 1, states = 1, saved = 0, preactivations = 1, first_product = 1, products = 1;
 
-    DEVICE static void forward(const real* ax, const real* ah, real h, real c, real* saved, real& h_new, real& c_new) {
-        const real a = ax[0] + ah[0];
-        h_new = RELU ? relu(a) : tanh(a);
+    DEVICE static void forward(const ForwardIn<rnn, real>& in, ForwardOut<rnn, real>& out) {
+        const real a = in.ax[0] + in.ah[0];
+        out.state[0] = RELU ? relu(a) : tanh(a);
     }
 
-    // dh: in, of h'; out, the part of h that does not pass through W_hh. d: of the pre-activation.
-    DEVICE static void backward(const real* saved, real h, real c, real h_new, real c_new, real& dh, real& dc, real* d) {
-        d[0] = dh * (RELU ? drelu(h_new) : dtanh(h_new));
-        dh = real(0);
+    DEVICE static void backward(const BackwardIn<rnn, real>& in, BackwardOut<rnn, real>& out) {
+        const real h = in.new_state[0];
+        out.d[0] = in.dstate[0] * (RELU ? drelu(h) : dtanh(h));
+        out.dstate[0] = real(0);
     }
 };
 
 template <typename real>
-using RnnTanh = RnnCell<real, false>;
+using rnn_tanh = rnn<real, false>;
 template <typename real>
-using RnnRelu = RnnCell<real, true>;
+using rnn_relu = rnn<real, true>;

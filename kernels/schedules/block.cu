@@ -3,7 +3,7 @@
 // The recurrent weights are loaded once and stay on the chip: KREG columns of each thread in registers, the others in shared
 // memory. c, dh and dc never leave registers. Kernels are named by cell, storage and tile:
 //
-//     block_forward<LstmCell, float, 128, 2, 48, 1, 0>     HP 128, S 2, KREG 48, R 1, IP 0
+//     block_forward<lstm, float, 128, 2, 48, 1, 0>     HP 128, S 2, KREG 48, R 1, IP 0
 //
 //     HP  H rounded up to a multiple of 32; units past H are zeros and are never stored
 //     S   slices of a product's sum; thread (j, s) of HP x S has unit j's weights for the columns of slice s

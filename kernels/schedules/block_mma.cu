@@ -1,7 +1,7 @@
 // Schedule `block` on tensor cores, for 16-bit storage and for float as tf32: one thread block runs the whole time loop
 // of 8 N sequences of one direction.
 //
-//     block_mma_forward<LstmCell, __half, 128, 32, 1, 0, true>     HP 128, HELD 32, N 1, IP 0, EVEN
+//     block_mma_forward<lstm, __half, 128, 32, 1, 0, true>     HP 128, HELD 32, N 1, IP 0, EVEN
 //
 //     HP    H rounded up to a multiple of 32; warp w of HP / 16 owns units 16 w .. 16 w + 15
 //     HELD  tiles of 16 x K weights (tensor.cuh) that a warp holds in registers; the others are in shared memory

@@ -2,8 +2,8 @@
 // units, their recurrent weights and their c. The blocks exchange numbers through L2 once a step: forward the new h,
 // backward each block's part of dh.
 //
-//     grid_forward<LstmCell, float, 8, 1024, 32, 32, 1>      U 8, KP 1024, S 32, KREG 32, R 1
-//     grid_backward<LstmCell, float, 8, 1024, 1, 32, 1>      U 8, KP 1024, S 1, KREG 32, R 1
+//     grid_forward<lstm, float, 8, 1024, 32, 32, 1>      U 8, KP 1024, S 32, KREG 32, R 1
+//     grid_backward<lstm, float, 8, 1024, 1, 32, 1>      U 8, KP 1024, S 1, KREG 32, R 1
 //
 //     U     units of a block, a power of two; a group is gridDim.y blocks
 //     KP    H rounded up to a multiple of 128

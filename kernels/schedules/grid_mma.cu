@@ -2,7 +2,7 @@
 // loop of R sequences of one direction. Each block owns U units, their recurrent weights and their c. The blocks exchange
 // numbers through L2 once a step: forward the new h, backward dgates.
 //
-//     grid_mma_forward<LstmCell, __half, 16, 768, 24, 8, 1>      U 16, KP 768, HELD 24, R 8, P 1
+//     grid_mma_forward<lstm, __half, 16, 768, 24, 8, 1>      U 16, KP 768, HELD 24, R 8, P 1
 //
 //     U     units of a block: 8, 16 or 32; a group is gridDim.y blocks
 //     KP    H rounded up to a multiple of 128

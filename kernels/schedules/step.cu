@@ -1,7 +1,7 @@
 // Schedule `step`: one timestep of every direction of a layer, of any size. A thread computes one unit of one sequence. The
 // products with the weights, between two steps, are separate GEMMs.
 //
-// Kernels are named by cell and storage:  step_forward<LstmCell, float>  step_backward<GruCell, __half>
+// Kernels are named by cell and storage:  step_forward<lstm, float>  step_backward<gru, __half>
 // c, dh and dc accumulate over time and are stored as `real`.
 //
 // Timesteps are counted in the order of the time loop: `step` + `*done` of them come before this one. A CUDA graph holds

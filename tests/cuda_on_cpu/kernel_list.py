@@ -16,7 +16,7 @@ for _file, _expression in kernel_names():
 
 # A schedule with tiles is compiled for the best tile of one size; test_cuda_block.py compiles others.
 _DEVICES = schedules.Device(90, 132, 227 * 1024), schedules.Device(75, 40, 64 * 1024)
-_GATES = {"LstmCell": 4, "GruCell": 3, "RnnTanh": 1}  # RnnRelu has the tiles of RnnTanh
+_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1}  # rnn_relu has the tiles of rnn_tanh
 
 
 for _kernel, _dtype, _backward, _device in itertools.product(_GATES, C_NAMES, (False, True), _DEVICES):

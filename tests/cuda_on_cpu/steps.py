@@ -26,13 +26,13 @@ from .gate import parse_log
 
 CLOCK = 1.98e9
 H200 = schedules.Device(90, 132, 227 * 1024, CLOCK)
-GATES = {"LstmCell": 4, "GruCell": 3, "RnnTanh": 1}
+GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1}
 KINDS = {"float32": ("float32", False), "tf32": ("float32", True), "bfloat16": ("bfloat16", False)}
 CASES = [
     *((cell, 128, I, kind, False) for cell in GATES for kind in KINDS for I in (0, 8)),
     *((cell, 128, 0, kind, True) for cell in GATES for kind in KINDS),
-    *(("LstmCell", 192, 0, "bfloat16", backward) for backward in (False, True)),
-    *(("GruCell", 224, 0, "bfloat16", backward) for backward in (False, True)),
+    *(("lstm", 192, 0, "bfloat16", backward) for backward in (False, True)),
+    *(("gru", 224, 0, "bfloat16", backward) for backward in (False, True)),
 ]
 TENSOR = {2: 2680, 4: 1340}  # operations a clock of mma.sync, by bytes of a number: published measurements on an H100
 

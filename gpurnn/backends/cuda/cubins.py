@@ -30,7 +30,7 @@ def folder():
 def find(source, expression, arch, file="kernel.cu"):
     """Find a kernel's machine code, and compile it where it is missing.
 
-    source: the whole text. expression: the kernel, such as ``step_forward<LstmCell, float>``. arch: compute capability,
+    source: the whole text. expression: the kernel, such as ``step_forward<lstm, float>``. arch: compute capability,
     90 for 9.0. file: the name that messages show.
 
     Returns ``(path, name, spilled)``: the file of the machine code, the kernel's name in it, and bytes per thread that

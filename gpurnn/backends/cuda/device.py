@@ -90,7 +90,7 @@ class CupyDevice:
             return False
 
     def load(self, file, expression):
-        """Load the kernel of a name expression such as ``step_forward<LstmCell, float>``; compile it first if need be.
+        """Load the kernel of a name expression such as ``step_forward<lstm, float>``; compile it first if need be.
 
         Returns ``kernel(grid, block, args, shared_mem=0)``. Raises BackendError as ``compile`` does.
         """

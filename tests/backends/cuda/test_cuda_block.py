@@ -39,7 +39,7 @@ ACROSS_CASES = [
     for *size, kinds in ACROSS
     for dtype, kind in zip(ACROSS_DTYPES, kinds, strict=True)
 ]
-KERNELS = {"RnnTanh": 1, "LstmCell": 4, "GruCell": 3}
+KERNELS = {"rnn_tanh": 1, "lstm": 4, "gru": 3}
 
 
 def only(monkeypatch, tile):
@@ -413,7 +413,7 @@ def block(problem, device):
     return found if isinstance(found, str) else min(found, key=lambda tile: tile.seconds)
 
 
-def problem(kernel="LstmCell", H=128, B=16, dtype="float32", backward=False, directions=1, projected=False, I=0):
+def problem(kernel="lstm", H=128, B=16, dtype="float32", backward=False, directions=1, projected=False, I=0):
     return Problem(kernel, KERNELS.get(kernel, 3), H, 512, B, directions, dtype, projected, backward, I=I)
 
 
@@ -439,7 +439,7 @@ def test_tiles_that_are_chosen_do_not_spill(arch):
 
 def test_what_fits():
     device = DEVICES[90]
-    largest = {"LstmCell": (128, 192), "GruCell": (160, 224), "RnnTanh": (288, 384)}
+    largest = {"lstm": (128, 192), "gru": (160, 224), "rnn_tanh": (288, 384)}
     for kernel, dtype, H in (
         (k, dtype, H) for k, sizes in largest.items() for dtype, H in zip(DTYPES, sizes, strict=False)
     ):
@@ -450,7 +450,7 @@ def test_what_fits():
     assert "KB of recurrent weights do not fit" in block(problem(H=512), device)
     assert block(problem(dtype="float64"), device) == "block computes in float32"
     assert "projection" in block(problem(projected=True), device)
-    assert "second product" in block(problem("GruOriginal"), device)
+    assert "second product" in block(problem("gru_original"), device)
 
 
 def test_the_choice_and_its_reasons():

@@ -407,16 +407,16 @@ DEVICES = {
     90: Device(90, 132, 227 * 1024),
     120: Device(120, 170, 99 * 1024),
 }
-GATES = {"RnnTanh": 1, "LstmCell": 4, "GruCell": 3}
+GATES = {"rnn_tanh": 1, "lstm": 4, "gru": 3}
 
 
-def problem(kernel="LstmCell", H=512, B=1, dtype="float32", backward=False, **more):
+def problem(kernel="lstm", H=512, B=1, dtype="float32", backward=False, **more):
     more = {"T": 512, "directions": 1, "projected": False} | more
     return Problem(kernel, GATES[kernel], H, B=B, dtype=dtype, backward=backward, **more)
 
 
 # ptxas keeps so many addresses in registers here, whatever is left to them: 20 bytes a thread
-KNOWN_SPILLS = {80: ("GruCell", "tf32", 1024, False)}
+KNOWN_SPILLS = {80: ("gru", "tf32", 1024, False)}
 
 
 @pytest.mark.parametrize("arch", [90, *(pytest.param(arch, marks=pytest.mark.slow) for arch in (75, 80, 120))])
@@ -442,10 +442,10 @@ def test_tiles_that_are_chosen_do_not_spill(arch):
 def test_what_fits_and_what_is_chosen():
     device = DEVICES[90]
     for kernel, dtype, H in (
-        ("LstmCell", "float32", 1152),
-        ("LstmCell", "bfloat16", 2112),
-        ("GruCell", "float32", 1536),
-        ("RnnTanh", "bfloat16", 4096),
+        ("lstm", "float32", 1152),
+        ("lstm", "bfloat16", 2112),
+        ("gru", "float32", 1536),
+        ("rnn_tanh", "bfloat16", 4096),
     ):
         for backward in (False, True):
             candidate = schedules.choose(problem(kernel, H, dtype=dtype, backward=backward), device, "grid")[0]

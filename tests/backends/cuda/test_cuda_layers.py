@@ -408,7 +408,7 @@ def test_layers_of_a_wavefront_share_the_multiprocessors():
     """All thread blocks of schedule grid of all layers are there at once."""
     ops = cuda_ops()
     limits = ops.device.limits = replace(ops.device.limits, multiprocessors=12)
-    problem = Problem("LstmCell", 4, 64, 5, 2, 1, "float32", False, False)
+    problem = Problem("lstm", 4, 64, 5, 2, 1, "float32", False, False)
     for share in (1, 2, 3):
         candidate, _ = ops.choose(replace(problem, concurrent=share), "grid")
         assert candidate.blocks * candidate.groups * share <= limits.multiprocessors
@@ -496,7 +496,7 @@ def test_a_loop_is_recorded_for_one_stream():
 def test_a_plan_holds_for_one_device_and_one_precision():
     ops = cuda_ops()
     ops.device.limits = Device(90, 132, 227 * 1024)
-    cell = gpurnn.cells.CELLS["LstmCell"]
+    cell = gpurnn.cells.CELLS["lstm"]
     shape = LoopShape(100, 16, 64, 512, 512, np.dtype("float32"), (False,), True, False, True, "auto")
     plan = ops.loop_plan(cell, shape)
     assert plan is ops.loop_plan(cell, shape) and not plan.by_step and plan.launches["forward"].options["cooperative"]
@@ -511,7 +511,7 @@ def test_what_is_chosen_once_is_chosen_again_where_it_must_be():
     """Other precision, another device's limits, other measurements: each its own choice for the same sizes."""
     ops = cuda_ops()
     ops.device.limits = Device(90, 132, 227 * 1024)
-    problem = Problem("LstmCell", 4, 512, 100, 16, 1, "float32", projected=False, backward=False, I=64)
+    problem = Problem("lstm", 4, 512, 100, 16, 1, "float32", projected=False, backward=False, I=64)
     plain, tf32 = (some.candidates(problem, True, "auto").candidates for some in (ops, ops.with_tf32()))
     assert plain["forward"].kernel == "grid" and tf32["forward"].kernel == "grid_mma"
     assert ops.with_tf32() is ops.with_tf32() and ops.candidates(problem, True, "auto").candidates is plain

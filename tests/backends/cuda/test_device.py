@@ -137,7 +137,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
 def test_processes_that_compile_the_same_kernel_at_once(cache):
     code = (
         "from gpurnn.backends.cuda import cubins; from gpurnn.backends.cuda.launch import kernel_source\n"
-        "path, name, _ = cubins.find(kernel_source('step.cu'), 'step_forward<LstmCell, float>', 90)\n"
+        "path, name, _ = cubins.find(kernel_source('step.cu'), 'step_forward<lstm, float>', 90)\n"
         "assert path.read_bytes()[:4] == bytes([127]) + b'ELF'; print(path)"
     )
     processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(6)]
@@ -177,7 +177,7 @@ def test_tiles_that_spill_hold_less(kernel, backward):
     """As much less as this compiler needs; the rest of the weights lies in shared memory, the tile stays the same."""
     limits = Device(90, 132, 227 * 1024)
     H, dtype = (96 if "block" in kernel else 512), "bfloat16" if "mma" in kernel else "float32"
-    problem = Problem("LstmCell", 4, H, 100, 16, 1, dtype, False, backward)
+    problem = Problem("lstm", 4, H, 100, 16, 1, dtype, False, backward)
     candidates = [
         candidate
         for candidate in schedules.candidates(problem, limits)[0]
@@ -243,7 +243,7 @@ def test_blocks_that_cannot_be_there_at_once_are_a_backend_error(monkeypatch, tm
     modules = Modules(kernel)
     device = device_of(modules)
     with pytest.raises(BackendError, match=r"grid_forward<.*: \(1, 132, 1\) blocks cannot run at once: too large"):
-        device.load("grid.cu", "grid_forward<LstmCell, float>")((1, 132, 1), (256,), (), cooperative=True)
+        device.load("grid.cu", "grid_forward<lstm, float>")((1, 132, 1), (256,), (), cooperative=True)
     with pytest.raises(ValueError, match="too large"):
         device.load("step.cu", "step_project<float>")((1, 1, 1), (256,), ())
     assert [cooperative for _, cooperative, _ in modules.asked] == [True, False]

@@ -28,12 +28,12 @@ class Device:
 
 
 def test_signatures_come_from_the_source():
-    found = {a.name: a for a in signature("step.cu", "step_forward", ("LstmCell", "__half"))}
+    found = {a.name: a for a in signature("step.cu", "step_forward", ("lstm", "__half"))}
     assert found["T_"] == Argument("T_", "int32", pointer=False, optional=False)
     assert found["gates"] == Argument("gates", "float16", pointer=True, optional=False)
     assert found["lengths"] == Argument("lengths", "int32", pointer=True, optional=True)
     assert found["ah"] == Argument("ah", "float32", pointer=True, optional=False)
-    assert signature("step.cu", "step_forward", ("LstmCell", "double"))[10].dtype == "float64"
+    assert signature("step.cu", "step_forward", ("lstm", "double"))[10].dtype == "float64"
 
 
 def test_every_kernel_has_a_signature():
@@ -158,8 +158,8 @@ def test_what_a_kernel_reads_in_vectors_starts_at_16_bytes():
         (file, kernel, argument.name)
         for file, kernels in (("block.cu", ("block_forward", "block_backward")), ("step.cu", ("step_backward",)))
         for kernel in kernels
-        for argument in signature(file, kernel, ("LstmCell", "float", *"1234567"[: 4 if "back" in kernel else 5])
-                                  if file == "block.cu" else ("LstmCell", "float"))
+        for argument in signature(file, kernel, ("lstm", "float", *"1234567"[: 4 if "back" in kernel else 5])
+                                  if file == "block.cu" else ("lstm", "float"))
         if argument.aligned
     }  # fmt: skip
     assert marked == {("block.cu", kernel, "weight_hh") for kernel in ("block_forward", "block_backward")}
@@ -177,4 +177,4 @@ def test_what_a_kernel_reads_in_vectors_starts_at_16_bytes():
 def test_the_sources_are_one_text():
     text = launch.kernel_source("step.cu")
     assert '\n#include "' not in text
-    assert text.count("struct LstmCell") == 1
+    assert text.count("struct lstm") == 1

@@ -25,7 +25,7 @@ def own_file(tmp_path, monkeypatch):
 
 
 def problem(**more):
-    return Problem(**{"kernel": "LstmCell", "gates": 4, "H": 128, "T": 512, "B": 16, "directions": 1,
+    return Problem(**{"kernel": "lstm", "gates": 4, "H": 128, "T": 512, "B": 16, "directions": 1,
                    "dtype": "float32",
                    "projected": False, "backward": False} | more)  # fmt: skip
 
@@ -67,8 +67,8 @@ def test_where_nothing_was_measured_estimates_count():
     assert schedules.choose(problem(), Device(90, 132, 227 * 1024, name="another"), measured=table) == estimated
     assert schedules.choose(problem(), H200, measured=known({"a way of an older version": (0.01, 0)})) == estimated
     assert schedules.choose(problem(B=9), H200, measured=table)[0].schedule == "step"  # up to the next power of two
-    assert schedules.choose(problem(kernel="RnnRelu", gates=1), H200, measured=known({"step": (0.01, 0)}, problem(
-        kernel="RnnTanh", gates=1)))[0].measured  # fmt: skip
+    assert schedules.choose(problem(kernel="rnn_relu", gates=1), H200, measured=known({"step": (0.01, 0)}, problem(
+        kernel="rnn_tanh", gates=1)))[0].measured  # fmt: skip
     # only one schedule was measured: the other's estimate stands beside it
     candidates, _ = schedules.candidates(problem(), H200, known({"step": (1.5, 0)}))
     assert {candidate.measured for candidate in candidates if candidate.schedule == "step"} == {True}
@@ -194,7 +194,7 @@ def test_the_command(monkeypatch):
     monkeypatch.setattr(sys.modules["gpurnn.backends"], "get_backend", lambda name=None: ops)
     monkeypatch.setattr(tuning.measure, "__defaults__", ((1, 2), 0.0, lambda: next(ticks) * 1e-6))
     told = call("tune", "--cell", "rnn", "--hidden", 5, "--batch", 1)
-    assert "RnnTanh H5 B1 float32 forward" in told and "2 time loops are known" in told
+    assert "rnn_tanh H5 B1 float32 forward" in told and "2 time loops are known" in told
     assert max(map(len, told.splitlines()[:-1])) <= 80
     rows = json.loads(call("tune", "--show", "--json"))["rows"]
     assert len(rows) == 2 and {"step"} < set(rows[0]["ways"])
