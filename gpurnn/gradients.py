@@ -10,7 +10,7 @@ import contextvars
 import os
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -44,12 +44,17 @@ class StepNorms:
     dh : np.ndarray
         (T, B), float64: the Euclidean norm, over the hidden units, of the complete gradient of the loss with respect to
         h_t: what arrives from the output at t, plus what arrives from timestep t + 1.
-    dc : np.ndarray or None
-        (T, B), the same with respect to c_t; None where the cell has no c.
+    others : dict
+        Name of each other state -> (T, B), the same with respect to it.
     """
 
     dh: np.ndarray
-    dc: np.ndarray | None = None
+    others: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def dc(self) -> np.ndarray | None:
+        """(T, B), the norms with respect to the c of an LSTM; None where the cell has no c."""
+        return self.others.get("c")
 
 
 class GradientFlow(dict[str, "StepNorms"]):

@@ -141,21 +141,22 @@ class Ops:
         """Run one layer with all its directions.
 
         cell: a ``cells.Cell``. x: (T, B, I). weights: for each direction its ``cells.Weights``. states: for each
-        direction its initial state, (h (B, P),) or (h, c (B, H)), arrays or numbers. lengths: NumPy integers (B,) or
-        None. options: ``RunOptions``.
+        direction its initial state, h (B, P) and the other states (B, H), arrays or numbers. lengths: NumPy integers
+        (B,) or None. options: ``RunOptions``.
 
         Returns a ``SavedLayer``, a list of final states, and the output (T, B, D*P).
         """
         passes, finals = [], []
         T, B, _ = x.shape
-        for w, state, reverse in zip(weights, states, options.directions, strict=True):
-            rows, G = len(w.hh), len(cell.gates)
+        all_masks = options.masks or (None,) * len(weights)
+        for w, state, reverse, masks in zip(weights, states, options.directions, all_masks, strict=True):
+            rows, G = len(w.ih), len(cell.gates)
             ax = self.empty_steps(T, B, rows // G * (cell.saved_blocks if options.save else G), x.dtype)
             self.product(flat(x), w.ih.astype(x.dtype, copy=False).T, flat(ax)[:, :rows])
             if w.bias_ih is not None:
                 ax[:, :, :rows] += input_bias(cell, w).astype(x.dtype, copy=False)
             inner = hidden_weights(cell, w, x.dtype)
-            saved, final = sequence_forward(self, cell, ax, inner, state, lengths, reverse, options.save)
+            saved, final = sequence_forward(self, cell, ax, inner, state, lengths, reverse, options.save, masks)
             passes.append(saved)
             finals.append(final)
         outputs = [saved.h_new for saved in passes]
@@ -180,7 +181,7 @@ class Ops:
         for one, weights, weight_grads, gradients in zip(saved.passes, saved.weights, grads.weights, done, strict=True):
             with grads.lock:
                 dax = add_weight_gradients(self, saved, one, weight_grads, gradients)
-            one.c = None  # freed before dx is made
+            one.others = ()  # freed before dx is made
             weight_ih, accumulate = weights.ih.astype(saved.x.dtype, copy=False), dx is not None
             if not accumulate:
                 dx = (self.empty if fresh_dx else self.empty_steps)(*saved.x.shape, saved.x.dtype)

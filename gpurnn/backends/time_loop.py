@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..cells import HiddenWeights, Scratch, State
+from ..cells import HiddenWeights, Scratch
 from ..dtypes import compute_dtype, upcast
 from .records import PassGradients, SavedPass
 
@@ -10,20 +10,27 @@ from .records import PassGradients, SavedPass
 def input_bias(cell, w):
     """The biases that may be added before the time loop: b_ih, and b_hh except where the cell holds it apart."""
     bias = w.bias_ih + w.bias_hh
-    H = len(bias) // len(cell.gates)
-    for place in cell.apart:
-        rows = slice(place * H, (place + 1) * H)
+    for rows in _apart(cell, len(bias)):
         bias[rows] = w.bias_ih[rows]
     return bias
+
+
+def _apart(cell, rows):
+    """The rows of each gate of ``Cell.apart`` in a bias of so many rows."""
+    H = rows // len(cell.gates)
+    return [slice(place * H, (place + 1) * H) for place in cell.apart]
 
 
 def hidden_weights(cell, w, dtype):
     """``HiddenWeights`` of a direction's ``Weights``, rounded to ``dtype``."""
     apart = None
     if w.bias_hh is not None and cell.apart:
-        (place,), H = cell.apart, len(w.bias_hh) // len(cell.gates)
-        apart = w.bias_hh[place * H : (place + 1) * H, None]
-    return HiddenWeights(_rounded(w.hh, dtype), apart, None if w.hr is None else _rounded(w.hr, dtype))
+        apart = [w.bias_hh[rows] for rows in _apart(cell, len(w.bias_hh))]
+        apart = (apart[0] if len(apart) == 1 else np.concatenate(apart))[:, None]
+    H = len(w.ih) // len(cell.gates)
+    own = tuple(vector[:, None] for array in w.own for vector in array.reshape(-1, H))
+    hh, hr = (None if weight is None else _rounded(weight, dtype) for weight in (w.hh, w.hr))
+    return HiddenWeights(hh, apart, hr, own)
 
 
 def _rounded(weight, dtype):
@@ -31,56 +38,54 @@ def _rounded(weight, dtype):
     return upcast(weight.astype(dtype, copy=False))
 
 
-def sequence_forward(ops, cell, ax, weights, state, lengths=None, reverse=False, save=True):
+def sequence_forward(ops, cell, ax, weights, state, lengths=None, reverse=False, save=True, masks=None):
     """Run the time loop of one cell.
 
     cell: a ``Cell``; weights: its ``HiddenWeights``.
     ax: from ``empty_steps``; (T, B, K*H) where ``save``, otherwise (T, B, G*H) is enough. On entry columns [0, G*H)
         hold the input pre-activations. Its memory becomes ``SavedPass.gates``.
-    state: initial (h (B, P),) or (h, c (B, H)), arrays or numbers. lengths: integers (B,) or None; past its end a
-        sequence's state does not change.
-    reverse: run from T - 1 to 0.
+    state: initial h (B, P) and the other states (B, H), arrays or numbers. lengths: integers (B,) or None; past its
+        end a sequence's state does not change.
+    reverse: run from T - 1 to 0. masks: as in ``SavedPass``.
 
-    Returns a ``SavedPass`` and the final state. c is saved in float32 for 16-bit layers, and only where ``save``.
+    Returns a ``SavedPass`` and the final state. States other than h are saved in float32 for 16-bit layers, and only
+    where ``save``.
     """
     xp, dtype, real = ops.xp, ax.dtype, compute_dtype(ax.dtype)
-    T, B, _ = ax.shape
-    rows, P = weights.hh.shape
-    H = rows // len(cell.gates)
+    T, B, columns = ax.shape
+    H = columns // (cell.saved_blocks if save else len(cell.gates))
+    rows, P = len(cell.gates) * H, H if weights.hh is None else weights.hh.shape[1]
     start = T if reverse else 0
     h = ops.empty_steps(T + 1, B, P, dtype)
     h[start] = state[0]
-    c = None
-    if "c" in cell.states:
-        c = ops.empty_steps(T + 1 if save else 2, B, H, real)
-        c[start if save else 0] = state[1]
+    others = tuple(ops.empty_steps(T + 1 if save else 2, B, H, real) for _ in cell.states[1:])
+    for steps, first in zip(others, state[1:], strict=True):
+        steps[start if save else 0] = first
     scratch = Scratch(_step_buffer(ops, B, cell.saved_blocks * H, real), _step_buffer(ops, B, H, real))
     h_computed = None if real == dtype else _step_buffer(ops, B, P, real)  # 16-bit: h' before it is rounded
     gates = ax  # timestep by timestep what the cell saves takes the place of its pre-activations
-    axT, gatesT, hT, cT = _feature_major(ax), _feature_major(gates), _feature_major(h), _feature_major(c)
-    held = _ragged_steps(ops, lengths, T)
-    c_old = c_new = None
+    axT, gatesT, hT = _feature_major(ax), _feature_major(gates), _feature_major(h)
+    othersT, saves = [_feature_major(steps) for steps in others], len(cell.saved) * H if save else 0
+    held, drawn = _ragged_steps(ops, lengths, T), _step_masks(masks, T, real)
     with np.errstate(over="ignore" if cell.saved else None):  # sigmoid_: a closed gate
         for count, t in enumerate(range(T - 1, -1, -1) if reverse else range(T)):
             old, new = (t + 1, t) if reverse else (t, t + 1)
-            if cT is not None:
-                c_old, c_new = (cT[old], cT[new]) if save else (cT[count % 2], cT[1 - count % 2])
+            old_slot, new_slot = (old, new) if save else (count % 2, 1 - count % 2)
+            others_old, others_new = [s[old_slot] for s in othersT], [s[new_slot] for s in othersT]
             h_new = hT[new] if h_computed is None else h_computed
-            states = State(upcast(hT[old]), c_old), State(h_new, c_new)
-            cell.forward(xp, weights, upcast(axT[t, :rows]), *states, scratch)
+            states = (upcast(hT[old]), *others_old), (h_new, *others_new)
+            cell.forward(xp, weights, upcast(axT[t, :rows]), *states, scratch._replace(masks=drawn(t)))
             if h_computed is not None:
                 hT[new] = h_computed
             if held[t] is not None:
                 xp.copyto(hT[new], hT[old], where=held[t])
-                if cT is not None:
-                    xp.copyto(c_new, c_old, where=held[t])
-            if save and cell.saved:
-                gatesT[t] = scratch.z
+                for after, before in zip(others_new, others_old, strict=True):
+                    xp.copyto(after, before, where=held[t])
+            if saves:
+                gatesT[t, :saves] = scratch.z[:saves]
     end = 0 if reverse else T
-    final = (h[end].copy(),)  # the caller may write to it
-    if c is not None:
-        final += (c[end if save else T % 2].copy(),)
-    return SavedPass(gates if save else None, h, c if save else None, reverse), final
+    final = (h[end].copy(), *(steps[end if save else T % 2].copy() for steps in others))  # the caller may write to it
+    return SavedPass(gates if save else None, h, others if save else (), reverse, masks), final
 
 
 def sequence_backward(ops, cell, saved, weights, doutput, dstate, lengths=None, hook=None):
@@ -88,8 +93,8 @@ def sequence_backward(ops, cell, saved, weights, doutput, dstate, lengths=None, 
 
     saved: the ``SavedPass`` of forward, whose ``gates`` are overwritten. doutput: (T, B, P) or None, ignored past the
         end.
-    dstate: gradients with respect to the final state, (dh (B, P),) or (dh, dc), or None for zeros.
-    hook: None, or called as hook(t, dh (P, B), dc (H, B) or None) with the complete gradients with respect to h_t, c_t.
+    dstate: gradients with respect to the final state, dh (B, P) and those of the others, or None for zeros.
+    hook: None, or called as hook(t, dh (P, B), ...) with the complete gradients with respect to all states after t.
 
     Returns ``PassGradients``.
     """
@@ -99,39 +104,37 @@ def sequence_backward(ops, cell, saved, weights, doutput, dstate, lengths=None, 
     P, H = saved.h.shape[2], gates.shape[2] // cell.saved_blocks
     columns = len(cell.preactivations) * H
     z, d = _step_buffer(ops, B, cell.saved_blocks * H, real), _step_buffer(ops, B, columns, real)
-    scratch, dh = Scratch(z, _step_buffer(ops, B, H, real), d), _step_buffer(ops, B, P, real)
-    dc = None if saved.c is None else _step_buffer(ops, B, H, real)
-    running = State(dh, dc)  # the gradients with respect to the state where the loop has arrived
-    for gradient, final in zip(running, dstate or (None, None), strict=False):
-        if gradient is not None:
-            gradient[...] = 0 if final is None else final.T
+    scratch = Scratch(z, _step_buffer(ops, B, H, real), d)
+    # the gradients with respect to the state where the loop has arrived
+    running = (_step_buffer(ops, B, P, real), *(_step_buffer(ops, B, H, real) for _ in saved.others))
+    for gradient, final in zip(running, dstate or (None,) * len(running), strict=True):
+        gradient[...] = 0 if final is None else final.T
+    dh = running[0]
     dgates = gates  # timestep by timestep the gradients take the place of what was saved
-    gatesT, dgatesT, hT, cT = (_feature_major(steps) for steps in (gates, dgates, saved.h, saved.c))
+    gatesT, dgatesT, hT = (_feature_major(steps) for steps in (gates, dgates, saved.h))
+    othersT = [_feature_major(steps) for steps in saved.others]
     incoming = _Incoming(ops, doutput, saved)
     dh_steps = None if weights.hr is None else ops.empty_steps(T, B, P, dtype)
-    held = _ragged_steps(ops, lengths, T)
-    c_old = c_new = None
+    held, drawn = _ragged_steps(ops, lengths, T), _step_masks(saved.masks, T, real)
     for t in range(T) if reverse else range(T - 1, -1, -1):
         old, new = (t + 1, t) if reverse else (t, t + 1)
-        if cT is not None:
-            c_old, c_new = cT[old], cT[new]
         if doutput is not None:
             arrived = upcast(incoming.at(t))
             xp.add(dh, arrived if held[t] is None else xp.where(held[t], 0, arrived), out=dh)
         if held[t] is not None:
-            dh_held, dc_held = dh.copy(), None if dc is None else dc.copy()
+            before = [gradient.copy() for gradient in running]
         if dh_steps is not None:
             dh_steps[t] = dh.T if held[t] is None else xp.where(held[t], 0, dh).T
         z[...] = gatesT[t]
-        states = State(upcast(hT[old]), c_old), State(upcast(hT[new]), c_new)
-        cell.backward(xp, weights, *states, running, scratch, _timestep_hook(xp, hook, t, held[t]))
+        states = ((upcast(hT[slot]), *(steps[slot] for steps in othersT)) for slot in (old, new))
+        step_scratch = scratch._replace(masks=drawn(t))
+        cell.backward(xp, weights, *states, running, step_scratch, _timestep_hook(xp, hook, t, held[t]))
         if held[t] is not None:  # the state did not change, so neither does its gradient
-            xp.copyto(dh, dh_held, where=held[t])
-            if dc is not None:
-                xp.copyto(dc, dc_held, where=held[t])
+            for gradient, unchanged in zip(running, before, strict=True):
+                xp.copyto(gradient, unchanged, where=held[t])
             xp.copyto(d, 0, where=held[t])
         dgatesT[t, :columns] = d
-    return PassGradients(dgates, tuple(part.T for part in running if part is not None), dh_steps)
+    return PassGradients(dgates, tuple(part.T for part in running), dh_steps)
 
 
 class _Incoming:
@@ -159,8 +162,18 @@ def _step_buffer(ops, B, F, dtype):
 
 
 def _feature_major(steps):
-    """(T, B, F) as (T, F, B), the order in which a cell reads a step; None stays None."""
-    return None if steps is None else steps.transpose(0, 2, 1)
+    """(T, B, F) as (T, F, B), the order in which a cell reads a step."""
+    return steps.transpose(0, 2, 1)
+
+
+def _step_masks(masks, T, real):
+    """A function of t: the masks of that timestep as numbers (M*H, B), or None without draws."""
+    if masks is None:
+        return lambda t: None
+    if len(masks) == 1 < T:
+        same = masks[0].T.astype(real)
+        return lambda t: same
+    return lambda t: masks[t].T.astype(real)
 
 
 def _ragged_steps(ops, lengths, T):
@@ -172,18 +185,16 @@ def _ragged_steps(ops, lengths, T):
     return [on_device[t] if some else None for t, some in enumerate(held.any(axis=1))]
 
 
-def _ignore(dh, dc):
+def _ignore(*dstate):
     """The hook where there is none."""
 
 
 def _timestep_hook(xp, hook, t, held):
-    """A cell's ``hook(dh, dc)`` that adds the timestep, and zeros for sequences past their end."""
+    """A cell's ``hook(*dstate)`` that adds the timestep, and zeros for sequences past their end."""
     if hook is None:
         return _ignore
 
-    def watched(dh, dc):
-        if held is not None:
-            dh, dc = xp.where(held, 0, dh), None if dc is None else xp.where(held, 0, dc)
-        hook(t, dh, dc)
+    def watched(*dstate):
+        hook(t, *(dstate if held is None else [xp.where(held, 0, part) for part in dstate]))
 
     return watched

@@ -29,6 +29,9 @@ def add_weight_gradients(ops, layer, saved, grads, done):
             dbias[to] = ops.sum_steps(of_input)
     if grads.bias_ih is not None:
         grads.bias_ih += dbias
+    for parameter, grad in zip(cell.parameters, grads.own, strict=True):
+        if grad is not None:
+            grad += ops.sum_steps(dgates[:, cell.columns(parameter.blocks, H)])
     if grads.ih is not None:
         ops.accumulate_product(grads.ih, dax, flat(layer.x))
     return dax

@@ -54,12 +54,12 @@ def make_backward(layer, call, output_shape, retain):
 def _retained(call):
     """Lists of what the call saved, for a backward to use up; afterwards the arrays are what they were."""
     passes = [one for layers in call.saved for layer in layers for one in layer.passes]
-    copies = [(one, one.gates.copy(), one.c) for one in passes]
+    copies = [(one, one.gates.copy(), one.others) for one in passes]
     try:
         yield [list(layers) for layers in call.saved]
     finally:
-        for one, gates, c in copies:
-            one.gates[...], one.c = gates, c
+        for one, gates, others in copies:
+            one.gates[...], one.others = gates, others
 
 
 def _spent(call):

@@ -21,9 +21,10 @@ def _hook(layer, flow, place, saved):
     last = T - 1 if saved.reverse else 0  # the timestep that the backward pass reaches last
 
     def hook(t, *gradients):
-        for norm, gradient in zip(norms, gradients, strict=False):
+        for norm, gradient in zip(norms, gradients, strict=True):
             norm[t] = xp.sqrt(xp.square(gradient.astype(np.float64)).sum(axis=0))
         if t == last:
-            flow[name] = StepNorms(*(layer.ops.to_numpy(norm) for norm in norms))
+            dh, *others = (layer.ops.to_numpy(norm) for norm in norms)
+            flow[name] = StepNorms(dh, dict(zip(layer.cell.states[1:], others, strict=True)))
 
     return hook

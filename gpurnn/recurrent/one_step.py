@@ -8,7 +8,7 @@ from .._typing import Array, Backend, Backward, State
 from ..errors import ShapeError, answers_unknown
 from ..module import backward_of
 from .kinds import GRU, LSTM, RNN
-from .state import as_state, state_pair
+from .state import as_state, state_parts
 
 _NO_STACK = dict.fromkeys(
     ("num_layers", "batch_first", "dropout", "bidirectional", "reverse"),
@@ -103,7 +103,8 @@ class _SingleStep:
                 return None
             return as_state(self, part, kind, f"{name} {kind}")[None]
 
-        return tuple(raised(part, kind) for kind, part in zip(self.cell.states, state_pair(state, name), strict=True))
+        parts = state_parts(self.cell, state, name)
+        return tuple(raised(part, kind) for kind, part in zip(self.cell.states, parts, strict=True))
 
     def _lower(self, state):
         """A state without the axis of the one layer."""

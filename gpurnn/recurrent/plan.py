@@ -21,10 +21,11 @@ class Plan:
     reason : str
         Why that schedule, and why not a faster one.
     cache_bytes : int
-        What forward saves for backward. A pass (layer and direction) saves T*B*K*H + (T+1)*B*(P + H if it has a c)
-        numbers, with K = 1 for RNN, 4 for GRU and LSTM, 5 for LSTM with projection. A wavefront adds one timestep of
+        What forward saves for backward. A pass (layer and direction) saves T*B*K*H + (T+1)*B*(P + (S-1)*H) numbers,
+        with S states, and K = 1 for RNN, 4 for GRU and LSTM, 5 for LSTM with projection; K of another cell is
+        ``cell.saved_blocks``. A wavefront adds one timestep of
         states for each segment. Each layer whose input is a fresh array (after dropout, after two directions, on the
-        backend "cuda") adds T*B*I. c is float32 beside 16-bit numbers.
+        backend "cuda") adds T*B*I. States besides h are float32 beside 16-bit numbers.
     output_bytes : int
         The output.
     backward_bytes : int
@@ -76,7 +77,7 @@ def _cache_bytes(layer, T, B, segments):
     for _, k, _, _ in layer._passes():
         _, H, P = layer._sizes(k)
         cache += T * B * layer.cell.saved_blocks * H * size + slots * B * P * size
-        cache += slots * B * H * compute_size if "c" in layer.cell.states else 0
+        cache += slots * B * H * compute_size * (len(layer.cell.states) - 1)
     # a kernel writes its output to a fresh array, besides the states
     if len(layer._directions) == 2 or layer.dropout or layer.ops.name == "cuda":
         cache += sum(T * B * layer._sizes(k)[0] * size for k in range(1, layer.num_layers))

@@ -1,7 +1,7 @@
 """States: from the caller's form to one tuple a pass, and back.
 
-Inside, a state is a list with one entry for each pass (layer and direction), in the order of the state: a tuple (h,)
-or (h, c) of arrays (B, size). Gradients with respect to a state have the same form, and None stands for zeros.
+Inside, a state is a list with one entry for each pass (layer and direction), in the order of the state: a tuple of
+arrays (B, size), one for each state of the cell. Gradients with respect to a state have the same form, and None stands for zeros.
 """
 
 from __future__ import annotations
@@ -42,13 +42,15 @@ def as_state(layer, array, kind, name):
     return given if given.dtype == state_dtype(layer, kind) else layer.ops.asfloat(array, layer.dtype, name)
 
 
-def state_pair(state, name):
-    """``state``, a pair (h, c). Raises ShapeError for another number of parts."""
+def state_parts(cell, state, name):
+    """``state``, a tuple with one part for each state of ``cell``. Raises ShapeError for another number of parts."""
     refuse_function(name, state)
+    few = {2: "a pair", 3: "a triple"}
+    wanted = f"{few.get(len(cell.states), f'{len(cell.states)} arrays')} ({', '.join(cell.states)})"
     if not isinstance(state, (tuple, list)):
-        raise ShapeError(f"{name}: expected a pair (h, c), got {type(state).__name__}")
-    if len(state) != 2:
-        raise ShapeError(f"{name}: expected a pair (h, c), got a {type(state).__name__} of {len(state)}")
+        raise ShapeError(f"{name}: expected {wanted}, got {type(state).__name__}")
+    if len(state) != len(cell.states):
+        raise ShapeError(f"{name}: expected {wanted}, got a {type(state).__name__} of {len(state)}")
     return state
 
 
@@ -99,7 +101,7 @@ def unpack_state(layer, state, B, single, name):
     where a part may be None. Raises ShapeError."""
     kinds, D = layer._state_kinds, len(layer._directions)
     paired = len(kinds) > 1
-    parts = state_pair(state, name) if paired else (state,)
+    parts = state_parts(layer.cell, state, name) if paired else (state,)
     columns = []
     for (kind, sizes, equal), part in zip(kinds, parts, strict=True):
         what = f"{name} {kind}" if paired else name

@@ -12,23 +12,28 @@ from .axes import outward
 class Steps:
     """All timesteps of one layer and direction, as a call with ``return_all`` returns them.
 
-    Arrays have the layer's dtype (c is float32 beside 16-bit numbers), are zero past the end of a sequence, and have
+    Arrays have the layer's dtype (states besides h are float32 beside 16-bit numbers), are zero past the end of a sequence, and have
     the axes of the output: (B, T, ...) with ``batch_first``, (T, ...) for one sequence.
 
     Attributes
     ----------
     h : Array
         (T, B, P), hidden states.
-    c : Array or None
-        (T, B, H), cell states of the LSTM.
+    others : dict
+        Name -> (T, B, H), the states besides h: "c" of the LSTM.
     gates : dict
         Name -> activated values (T, B, H): i f g o of the LSTM; r z n of the GRU, and q = W_hn h + b_hn with
         ``reset_after``, else p = r h. The RNN has none.
     """
 
     h: Array
-    c: Array | None = None
+    others: dict[str, Array] = field(default_factory=dict)
     gates: dict[str, Array] = field(default_factory=dict)
+
+    @property
+    def c(self) -> Array | None:
+        """(T, B, H), the cell states of the LSTM; None of a cell without."""
+        return self.others.get("c")
 
 
 def copied_steps(layer, saved, lengths):
@@ -40,13 +45,14 @@ def copied_steps(layer, saved, lengths):
         whole = layer.ops.side_by_side([array], layer.ops.empty)
         return layer.ops.zero_past_end(whole, lengths)
 
-    c = None if saved.c is None else copied(saved.c_new)
+    others = {name: copied(steps) for name, steps in zip(cell.states[1:], saved.others_new, strict=True)}
     blocks = {name: saved.gates[:, :, k * H : (k + 1) * H] for k, name in enumerate(cell.saved)}
-    return Steps(copied(saved.h_new), c, {name: copied(blocks[name]) for name in cell.shown})
+    return Steps(copied(saved.h_new), others, {name: copied(blocks[name]) for name in cell.shown})
 
 
 def outward_steps(layer, steps, single):
     """``Steps`` with the caller's axes."""
-    gates = {name: outward(layer, gate, single) for name, gate in steps.gates.items()}
-    c = None if steps.c is None else outward(layer, steps.c, single)
-    return Steps(outward(layer, steps.h, single), c, gates)
+    others, gates = (
+        {name: outward(layer, array, single) for name, array in arrays.items()} for arrays in (steps.others, steps.gates)
+    )
+    return Steps(outward(layer, steps.h, single), others, gates)

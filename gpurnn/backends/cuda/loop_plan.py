@@ -67,7 +67,7 @@ class LoopPlan:
         self.width = cell.saved_blocks if save else G
         self.reverse = sum(reverse << d for d, reverse in enumerate(directions))
         name = dtype_name(self.dtype)
-        problem = Problem(cell.kernel, G, H, T, B, self.D, name, self.projected, False, I=I, concurrent=concurrent)
+        problem = Problem(cell.name, G, H, T, B, self.D, name, self.projected, False, I=I, concurrent=concurrent)
         self.problems, candidates = ops.candidates(problem, save, schedule)
         self.use(candidates)
         # columns of W_ih that the kernel multiplies itself. With 0, ``gates`` holds W_ih x when it begins
@@ -96,7 +96,7 @@ class LoopPlan:
     def _launch(self, which, block):
         """The ``Launch`` of one pass."""
         T, B = self.shape.T, self.shape.B
-        types = (self.cell.kernel, c_type(self.dtype), *block.types)
+        types = (self.cell.name, c_type(self.dtype), *block.types)
         tiles, options = -(-B // block.rows), {"shared": block.shared}
         where = f"{block.kernel}.cu", f"{block.kernel}_{which}", types
         if block.schedule != "grid" or not tiles:
