@@ -8,19 +8,24 @@
 // A vector never crosses a call: every function that takes or returns one is inlined. At the end of a function that returns a
 // class like Vec, GCC 12 clears the upper part of the vector registers (vzeroupper), and the returned value with it.
 #define INLINE inline __attribute__((always_inline))
+#define INLINE_LAMBDA __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 32")
 #endif
 
-// The vectors of a type, and of integers of the same size; the format of the type.
+// The vectors of a type, and those of as many integers of the same size, bytes and doubles; the format of the type.
 template <typename T> struct Raw;
 template <> struct Raw<float> {
     typedef float Lanes __attribute__((vector_size(VECTOR_BYTES)));
     typedef int Ints __attribute__((vector_size(VECTOR_BYTES)));
+    typedef signed char Bytes __attribute__((vector_size(VECTOR_BYTES / 4)));
+    typedef double Doubles __attribute__((vector_size(VECTOR_BYTES * 2)));
     static constexpr int bits = 32, mantissa = 23, bias = 127;
 };
 template <> struct Raw<double> {
     typedef double Lanes __attribute__((vector_size(VECTOR_BYTES)));
     typedef long long Ints __attribute__((vector_size(VECTOR_BYTES)));
+    typedef signed char Bytes __attribute__((vector_size(VECTOR_BYTES / 8)));
+    typedef double Doubles __attribute__((vector_size(VECTOR_BYTES)));
     static constexpr int bits = 64, mantissa = 52, bias = 1023;
 };
 
@@ -49,6 +54,15 @@ struct Vec {
         }
         return x;
     }
+    // 1 and 0 of the first `count` booleans; the other lanes are 0.
+    INLINE static Vec from_bools(const bool* from, int count = lanes) {
+        typename Raw<T>::Bytes bytes = {};
+        if (count >= lanes)
+            std::memcpy(&bytes, from, sizeof bytes);
+        else
+            std::memcpy(&bytes, from, count);
+        return __builtin_convertvector(bytes, Lanes);
+    }
     INLINE void store(T* to, int count = lanes) const {
         if (count >= lanes) {
             std::memcpy(to, &v, sizeof v);
@@ -75,11 +89,11 @@ INLINE Vec<T> select(typename Vec<T>::Ints mask, Vec<T> a, Vec<T> b) {
 // N vectors, one from each block of H elements of a row, for the n units from u on. They are what a cell reads or writes.
 template <int N, typename T>
 INLINE void load_blocks(Vec<T>* to, const T* row, int H, int u, int n) {
-    for (int g = 0; g < N; ++g) to[g] = Vec<T>::load(row + (size_t)g * H + u, n);
+    UNROLL for (int g = 0; g < N; ++g) to[g] = Vec<T>::load(row + (size_t)g * H + u, n);
 }
 template <int N, typename T>
 INLINE void store_blocks(const Vec<T>* from, T* row, int H, int u, int n) {
-    for (int g = 0; g < N; ++g) from[g].store(row + (size_t)g * H + u, n);
+    UNROLL for (int g = 0; g < N; ++g) from[g].store(row + (size_t)g * H + u, n);
 }
 
 // Transposes a square of L vectors. In round s = L/2, ..., 2, 1, rows that are s apart exchange elements that are s apart.
