@@ -2,6 +2,7 @@
 // what those before it define.
 
 #include "vector.h"
+#include "functions.h"
 #include "gemm.h"
 #include "matmul.h"
 #include "shard.h"
