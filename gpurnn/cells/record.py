@@ -189,6 +189,11 @@ class Cell:
     def __hash__(self) -> int:
         return hash(self.key)
 
+    @property
+    def evaluating(self) -> Cell:
+        """The cell of evaluation mode."""
+        return self
+
     @functools.cached_property
     def saved_blocks(self) -> int:
         """K, the blocks that an array needs for what ``forward`` saves, and later for what ``backward`` makes."""

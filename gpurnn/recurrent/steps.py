@@ -53,6 +53,7 @@ def copied_steps(layer, saved, lengths):
 def outward_steps(layer, steps, single):
     """``Steps`` with the caller's axes."""
     others, gates = (
-        {name: outward(layer, array, single) for name, array in arrays.items()} for arrays in (steps.others, steps.gates)
+        {name: outward(layer, array, single) for name, array in arrays.items()}
+        for arrays in (steps.others, steps.gates)
     )
     return Steps(outward(layer, steps.h, single), others, gates)
