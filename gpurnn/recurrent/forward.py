@@ -24,9 +24,10 @@ class Call:
     """One call of a layer, as its forward and backward passes share it.
 
     segments: slices of time in the order of the time loop. masks: for each layer the dropout mask of its outputs, or
-    None. cell_masks: for each layer, for each direction the masks of the cell's draws, or None. lengths: (B,), None where all sequences have T timesteps. single: whether x came as one sequence.
-    state_given: whether the caller gave the initial state. save: whether a backward will follow. return_all: whether
-    the caller wants all ``Steps``. saved: for each segment, for each layer, its ``SavedLayer``.
+    None. cell_masks: for each layer, for each direction the masks of the cell's draws, or None. lengths: (B,), None
+    where all sequences have T timesteps. single: whether x came as one sequence. state_given: whether the caller gave
+    the initial state. save: whether a backward will follow. return_all: whether the caller wants all ``Steps``. saved:
+    for each segment, for each layer, its ``SavedLayer``.
     """
 
     segments: list[slice]

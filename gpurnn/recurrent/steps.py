@@ -12,8 +12,8 @@ from .axes import outward
 class Steps:
     """All timesteps of one layer and direction, as a call with ``return_all`` returns them.
 
-    Arrays have the layer's dtype (states besides h are float32 beside 16-bit numbers), are zero past the end of a sequence, and have
-    the axes of the output: (B, T, ...) with ``batch_first``, (T, ...) for one sequence.
+    Arrays have the layer's dtype (states besides h are float32 beside 16-bit numbers), are zero past the end of a
+    sequence, and have the axes of the output: (B, T, ...) with ``batch_first``, (T, ...) for one sequence.
 
     Attributes
     ----------
