@@ -18,8 +18,8 @@ class RunOptions(NamedTuple):
     directions: for each, whether it runs backwards in time. save: whether ``layer_backward`` will follow. fresh_output:
     return a fresh C-contiguous output, zero past each sequence's end; otherwise it may be a view of the saved states.
     schedule: one of ``schedules.SCHEDULES``; array code has only one. concurrent: how many layers run at once on the
-    device. masks: None for a cell without draws, else for each direction the booleans (T, B, M*H) of its M draws, or (1,
-    B, M*H) where all are drawn once for a sequence.
+    device. masks: None for a cell without draws, else for each direction the booleans (T, B, M*H) of its M draws, or
+    (1, B, M*H) where all are drawn once for a sequence.
     """
 
     directions: tuple[bool, ...]
@@ -94,8 +94,8 @@ class PassGradients(NamedTuple):
 
     dgates: (T, B, K*H), the memory of ``SavedPass.gates``. It begins with the gradients with respect to the cell's
     pre-activations, zero past the end; blocks behind them are as saved. dstate: the gradients with respect to the
-    initial state, dh (B, P) and one (B, H) for each other state, float32 for 16-bit layers. dh_steps: with a projection the gradients with
-    respect to every h_t, (T, B, P), zero past the end; otherwise None.
+    initial state, dh (B, P) and one (B, H) for each other state, float32 for 16-bit layers. dh_steps: with a projection
+    the gradients with respect to every h_t, (T, B, P), zero past the end; otherwise None.
     """
 
     dgates: Array

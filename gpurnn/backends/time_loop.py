@@ -67,7 +67,7 @@ def sequence_forward(ops, cell, ax, weights, state, lengths=None, reverse=False,
     axT, gatesT, hT = _feature_major(ax), _feature_major(gates), _feature_major(h)
     othersT, saves = [_feature_major(steps) for steps in others], len(cell.saved) * H if save else 0
     held, drawn = _ragged_steps(ops, lengths, T), _step_masks(masks, T, real)
-    with np.errstate(over="ignore" if cell.saved else None):  # sigmoid_: a closed gate
+    with _quiet(lengths, over="ignore" if cell.saved else None):  # sigmoid_: a closed gate
         for count, t in enumerate(range(T - 1, -1, -1) if reverse else range(T)):
             old, new = (t + 1, t) if reverse else (t, t + 1)
             old_slot, new_slot = (old, new) if save else (count % 2, 1 - count % 2)
@@ -128,7 +128,8 @@ def sequence_backward(ops, cell, saved, weights, doutput, dstate, lengths=None, 
         z[...] = gatesT[t]
         states = ((upcast(hT[slot]), *(steps[slot] for steps in othersT)) for slot in (old, new))
         step_scratch = scratch._replace(masks=drawn(t))
-        cell.backward(xp, weights, *states, running, step_scratch, _timestep_hook(xp, hook, t, held[t]))
+        with _quiet(lengths):
+            cell.backward(xp, weights, *states, running, step_scratch, _timestep_hook(xp, hook, t, held[t]))
         if held[t] is not None:  # the state did not change, so neither does its gradient
             for gradient, unchanged in zip(running, before, strict=True):
                 xp.copyto(gradient, unchanged, where=held[t])
@@ -164,6 +165,11 @@ def _step_buffer(ops, B, F, dtype):
 def _feature_major(steps):
     """(T, B, F) as (T, F, B), the order in which a cell reads a step."""
     return steps.transpose(0, 2, 1)
+
+
+def _quiet(lengths, **more):
+    """NumPy's warnings, silenced for what is computed past the end of a sequence: it is not used."""
+    return np.errstate(**dict.fromkeys(("over", "divide", "invalid"), "ignore") if lengths is not None else more)
 
 
 def _step_masks(masks, T, real):

@@ -8,8 +8,8 @@ Its equations in array code are ``forward`` and ``backward``, which get:
     xp              NumPy or CuPy
     w               the ``HiddenWeights``
     ax              (G*H, B)  input pre-activations W_ih x + b, with every bias that may be added before the timestep
-    old, new        the states before and after the timestep, tuples of (H, B) arrays in the order of ``states`` (h has P
-                    rows); ``forward`` writes into ``new``
+    old, new        the states before and after the timestep, tuples of (H, B) arrays in the order of ``states`` (h has
+                    P rows); ``forward`` writes into ``new``
     dstate          the gradients with respect to ``new``, a tuple, which ``backward`` overwrites with those with
                     respect to ``old``
     scratch         the ``Scratch``, in which ``forward`` leaves what it saves and ``backward`` the gradients
@@ -63,8 +63,8 @@ class Scratch(NamedTuple):
     """Memory of one timestep.
 
     z: (K*H, B), in which ``forward`` leaves the blocks ``saved``; ``backward`` reads and destroys it. tmp: (H, B). d:
-    (N*H, B), the gradients with respect to the N ``preactivations``, which ``backward`` writes. masks: (M*H, B), those of
-    the M ``draws``, or None.
+    (N*H, B), the gradients with respect to the N ``preactivations``, which ``backward`` writes. masks: (M*H, B), those
+    of the M ``draws``, or None.
     """
 
     z: Array
@@ -87,8 +87,8 @@ class Product(NamedTuple):
 class Parameter(NamedTuple):
     """A parameter of a cell besides its weights.
 
-    gates: for which gates it has a vector of H, () for a single vector. initial: "zeros", "ones", "biases" (as those), or
-    a number. Its gradient is in the blocks ``blocks`` of ``Cell.preactivations``.
+    gates: for which gates it has a vector of H, () for a single vector. initial: "zeros", "ones", "biases" (as those),
+    or a number. Its gradient is in the blocks ``blocks`` of ``Cell.preactivations``.
     """
 
     name: str
@@ -188,6 +188,11 @@ class Cell:
 
     def __hash__(self) -> int:
         return hash(self.key)
+
+    @property
+    def evaluating(self) -> Cell:
+        """The cell of evaluation mode."""
+        return self
 
     @functools.cached_property
     def saved_blocks(self) -> int:

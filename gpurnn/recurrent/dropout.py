@@ -1,4 +1,4 @@
-"""Dropout between the layers of a stack."""
+"""Random masks: of the dropout between the layers of a stack, and of what cells draw."""
 
 from .. import rng
 
@@ -29,3 +29,26 @@ def drop(layer, x, mask):
     layer.xp.multiply(x, mask, out=out)
     layer.xp.multiply(out, layer.dtype.type(scale), out=out)
     return out
+
+
+def cell_masks(layer, T, B):
+    """For each layer the ``masks`` of ``RunOptions``: for each direction those of the cell's draws. None without."""
+    draws = layer.cell.draws
+    if not draws:
+        return [None] * layer.num_layers
+    steps = T if any(draw.each == "timestep" for draw in draws) else min(T, 1)
+    masks = [[] for _ in range(layer.num_layers)]
+    for _, k, _, suffix in layer._passes():
+        H = layer._sizes(k)[1]
+        whole = layer.xp.empty((steps, B, len(draws) * H), bool)
+        for n, draw in enumerate(draws):
+            shape = (steps if draw.each == "timestep" else min(T, 1), B, H)
+            key = rng.name_key(f"{layer.name}.{draw.name}{suffix}")
+            whole[:, :, n * H : (n + 1) * H] = layer.ops.dropout_mask(shape, draw.rate, layer.seed, key, layer.calls)
+        masks[k].append(whole)
+    return [tuple(directions) for directions in masks]
+
+
+def masks_within(masks, segment):
+    """The ``masks`` of a segment of time."""
+    return None if masks is None else tuple(mask if len(mask) == 1 else mask[segment] for mask in masks)

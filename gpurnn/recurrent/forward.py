@@ -13,7 +13,7 @@ from ..gradients import active_flow
 from ..masks import check_lengths
 from .axes import check_input, outward
 from .backward import make_backward
-from .dropout import drop, dropout_masks
+from .dropout import cell_masks, drop, dropout_masks, masks_within
 from .segments import concurrent_layers, joined, layer_problems, lengths_within, time_segments
 from .state import initial_state, pack_state, restore_unused, zero_unused
 from .steps import copied_steps, outward_steps
@@ -24,13 +24,15 @@ class Call:
     """One call of a layer, as its forward and backward passes share it.
 
     segments: slices of time in the order of the time loop. masks: for each layer the dropout mask of its outputs, or
-    None. lengths: (B,), None where all sequences have T timesteps. single: whether x came as one sequence.
-    state_given: whether the caller gave the initial state. save: whether a backward will follow. return_all: whether
-    the caller wants all ``Steps``. saved: for each segment, for each layer, its ``SavedLayer``.
+    None. cell_masks: for each layer, for each direction the masks of the cell's draws, or None. lengths: (B,), None
+    where all sequences have T timesteps. single: whether x came as one sequence. state_given: whether the caller gave
+    the initial state. save: whether a backward will follow. return_all: whether the caller wants all ``Steps``. saved:
+    for each segment, for each layer, its ``SavedLayer``.
     """
 
     segments: list[slice]
     masks: list[Array | None]
+    cell_masks: list[tuple[Array, ...] | None]
     lengths: Array | None
     single: bool
     state_given: bool
@@ -54,6 +56,7 @@ def run_forward(layer, x, state, lengths, return_all, *, save, retain=False):
     call = Call(
         segments=time_segments(layer, T, watched=return_all or active_flow() is not None),
         masks=dropout_masks(layer, T, B),
+        cell_masks=cell_masks(layer, T, B),
         lengths=lengths,
         single=single,
         state_given=state is not None,
@@ -61,7 +64,7 @@ def run_forward(layer, x, state, lengths, return_all, *, save, retain=False):
         return_all=return_all,
     )
     y, final, steps = _time_loop(layer, x, initial, call)
-    if call.masks[0] is not None:
+    if call.masks[0] is not None or call.cell_masks[0] is not None:
         layer.calls += 1
     if initial is not given:
         final = restore_unused(layer, final, given, lengths)
@@ -103,7 +106,8 @@ def _stack(layer, x, states, segment, call, streams):
     all_saved, steps, save = [], [], call.save or call.return_all
     for k in range(layer.num_layers):
         last = k == layer.num_layers - 1
-        options = RunOptions(layer._directions, save, last, layer.schedule, streams.count)
+        cell_masks = masks_within(call.cell_masks[k], segment)
+        options = RunOptions(layer._directions, save, last, layer.schedule, streams.count, cell_masks)
         with streams.on(k, after=k - 1):
             saved, states[k], y = layer.ops.layer_forward(layer.cell, y, layer._weights(k), states[k], lengths, options)
             if call.return_all:
