@@ -18,6 +18,7 @@ from ... import rng
 from ...errors import BackendError
 from ..ops import UPDATE_STATES, Ops, flat, refuse_uncountable
 from ..records import PassGradients, SavedLayer, SavedPass
+from . import cells
 from .memory import MemoryPool
 from .native import (
     ISAS,
@@ -36,7 +37,7 @@ from .threads import thread_count
 _ROWS = 4  # fewest sequences per thread; with fewer, loading the weights dominates
 _SMALL = 1 << 14  # below this many multiply-adds NumPy finishes before our operands are packed
 _SQUARES = 1 << 12  # SQUARES of update.h
-_AHEAD = 48  # AHEAD of time_loop.h
+_AHEAD = 48  # AHEAD of layer.h
 _UNITS = 64  # fewest units per thread in a single timestep
 _MOST = 2**31 - 1  # of an int in api.cpp
 _TEMPLATES = 64  # most shapes whose ``Pass`` is remembered with the weights
@@ -79,7 +80,10 @@ class HostOps(Ops):
 
     def _call(self, name, *arguments, threads):
         """Call a function of the library; raise what it reports. threads: how many it takes, for the message."""
-        problem = getattr(self.library, f"gpurnn_native_{name}")(*arguments)
+        self._raise(getattr(self.library, f"gpurnn_native_{name}")(*arguments), name, threads)
+
+    def _raise(self, problem, name, threads):
+        """Raise what compiled code reports by its number."""
         if problem == 1:
             raise MemoryError(f"backend 'cpu': no memory for packed weights or products, {threads} threads")
         if problem == 2:
@@ -108,6 +112,9 @@ class CpuOps(HostOps):
                 "one timestep after another: 16-bit numbers have no compiled time loop on a CPU. They are about ten "
                 "times slower than float32 and save no memory: use dtype='float32'"
             )
+        refusal = cells.refusal(problem.cell, problem.dtype, self.level)
+        if refusal:
+            return "array code", f"one timestep after another: {refusal}"
         units = shared_units(problem.cell, problem.projected, problem.backward, problem.H)
         multiplications = problem.T * problem.B * len(problem.cell.gates) * problem.H**2
         threads = self._threads(problem.T, problem.B, units, multiplications, problem.directions)
@@ -147,7 +154,7 @@ class CpuOps(HostOps):
         return self.store.empty((T, B, F), dtype)
 
     def layer_forward(self, cell, x, weights, states, lengths, options):
-        if x.dtype.itemsize == 2 or cell.over_batch:
+        if not self._compiled(cell, x.dtype):
             return self.array_code.layer_forward(cell, x, weights, states, lengths, options)
         T, B, I = x.shape
         directions, save = options.directions, options.save
@@ -181,6 +188,12 @@ class CpuOps(HostOps):
                 one.gates, one.others = None, ()
         return saved, finals, saved.passes[0].h_new if output is None else output
 
+    def _compiled(self, cell, dtype):
+        """Whether a cell has a compiled time loop. The first call for a traced cell compiles it."""
+        if dtype.itemsize == 2 or cell.over_batch or cell.struct == "":
+            return False
+        return cell.struct is None or cells.time_loop(cell, dtype.name, self.level) is not None
+
     def _state_slots(self, cell, slots, B, H, dtype):
         """For each state but h its (slots, B, H), all in one array."""
         count = len(cell.states) - 1
@@ -188,7 +201,7 @@ class CpuOps(HostOps):
 
     def time_loop_backward(self, saved, doutput, dstates, hooks):
         cell = saved.cell
-        if hooks is not None or saved.x.dtype.itemsize == 2 or cell.over_batch:  # only array code calls hooks
+        if hooks is not None or not self._compiled(cell, saved.x.dtype):  # only array code calls hooks
             for one in saved.passes:  # the compiled pass leaves padding uninitialised, possibly NaN
                 self.zero_past_end(one.gates, saved.lengths)
             return self.array_code.time_loop_backward(saved, doutput, dstates, hooks)
@@ -249,7 +262,12 @@ class CpuOps(HostOps):
         if job.B == 0:
             return
         threads = self._threads(job.T, job.B, shared_units(cell, job.P != job.H, back, job.H), multiplications, D)
-        self._call("time_loop", (Pass * D)(*jobs), D, threads, int(back), self.level, threads=threads)
+        arguments = (Pass * D)(*jobs), D, threads, int(back)
+        if cell.struct is None:
+            self._call("time_loop", *arguments, self.level, threads=threads)
+        else:
+            dtype = "float64" if job.is_double else "float32"
+            self._raise(cells.time_loop(cell, dtype, self.level)(*arguments), "time_loop", threads)
 
     def _threads(self, T, B, units, multiplications, directions):
         """Threads of a time loop. units: from ``shared_units``.
@@ -358,5 +376,5 @@ class CpuOps(HostOps):
 
 
 def shared_units(cell, projected, back, H):
-    """Units that threads share in a single timestep without waiting for one another: ``by_units`` of time_loop.h."""
-    return 0 if back or projected or len(cell.products) > 1 else H
+    """Units that threads share in a single timestep without waiting for one another: ``by_units`` of layer.h."""
+    return 0 if back or projected or cell.means or cell.first < len(cell.hidden) else H
