@@ -424,6 +424,14 @@ FUNCTIONS = {
     )
 }  # fmt: skip
 
+# Functions of one number that a cell may have for its activation, by name.
+ACTIVATIONS = {
+    function.__name__: function
+    for function in (
+        tanh, sigmoid, hard_sigmoid, hard_sigmoid_2, relu, leaky_relu, softsign, softplus, elu, silu, identity,
+    )
+}  # fmt: skip
+
 _UFUNCS = {
     "add": lambda a, b: _operator(a, b, "__add__"), "subtract": lambda a, b: _operator(a, b, "__sub__"),
     "multiply": lambda a, b: _operator(a, b, "__mul__"), "divide": lambda a, b: _operator(a, b, "__truediv__"),

@@ -70,7 +70,8 @@ class TracedCell(Cell):
     ) -> None:  # fmt: skip
         self.function, self.name = function, name or function.__name__
         self.gates, self.states, self.parameters = tuple(gates), tuple(states), tuple(parameters)
-        self.training, self._facts, self.__module__ = training, facts, function.__module__
+        self.training, self._facts = training, facts
+        self.__module__, self.__doc__ = function.__module__, function.__doc__
         for fact, value in facts.items():
             setattr(self, fact, value)
         self._trace()
