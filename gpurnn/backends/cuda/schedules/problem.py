@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from ....cells import Cell
+
 
 @dataclass(frozen=True)
 class Device:
@@ -23,13 +25,12 @@ class Device:
 class Problem:
     """The time loop of one layer.
 
-    kernel: the struct of its cell in kernels/cells. directions: how many run at once. tf32: whether float32 may be
+    cell: its ``Cell``. directions: how many run at once. tf32: whether float32 may be
     multiplied as tf32. I: size of its input; with 0 the product W_ih x is not counted. concurrent: how many time loops
     run on the device at once, each on its part of the multiprocessors.
     """
 
-    kernel: str
-    gates: int
+    cell: Cell
     H: int
     T: int
     B: int
