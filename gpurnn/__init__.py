@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from . import _interrupt
 from .attention import Attention
 from .backends import backends, empty_cache, get_backend, use_backend
+from .cells import cell
 from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from .ctc import ctc_beam_search, ctc_greedy, ctc_loss
 from .data import Batch, SequenceBatches, TextBatches
@@ -38,7 +39,7 @@ from .optim import (
     clip_grad_norm,
     clip_grad_value,
 )
-from .recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from .recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, Recurrent, RNNCell
 from .seq2seq import EncoderDecoder, beam_search, greedy_search
 from .train import History, TrainingError, evaluate, fit, load_weights, save_weights
 
@@ -63,6 +64,8 @@ __version__ = "0.1.0"
 __all__ = [
     # recurrent layers, and single steps of them
     "LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell",
+    # a cell of one's own, and the layer of any cell
+    "cell", "Recurrent",
     # other layers, and the base of all
     "Module", "Sequential", "Linear", "Embedding", "TiedLinear", "Dropout", "LayerNorm", "BatchNorm", "Pooling",
     # encoder-decoder

@@ -10,6 +10,7 @@ import numpy as np
 
 from .._typing import Array
 from ..cells import Cell, Weights
+from .batch_statistics import BatchStatistics
 
 
 class RunOptions(NamedTuple):
@@ -18,8 +19,9 @@ class RunOptions(NamedTuple):
     directions: for each, whether it runs backwards in time. save: whether ``layer_backward`` will follow. fresh_output:
     return a fresh C-contiguous output, zero past each sequence's end; otherwise it may be a view of the saved states.
     schedule: one of ``schedules.SCHEDULES``; array code has only one. concurrent: how many layers run at once on the
-    device. masks: None for a cell without draws, else for each direction the booleans (T, B, M*H) of its M draws, or (1,
-    B, M*H) where all are drawn once for a sequence.
+    device. masks: None for a cell without draws, else for each direction the booleans (T, B, M*H) of its M draws, or
+    (1, B, M*H) where all are drawn once for a sequence. statistics: None, or for each direction the
+    ``BatchStatistics`` of a cell that normalizes over the batch.
     """
 
     directions: tuple[bool, ...]
@@ -28,6 +30,7 @@ class RunOptions(NamedTuple):
     schedule: str = "auto"
     concurrent: int = 1
     masks: tuple[Array, ...] | None = None
+    statistics: tuple[BatchStatistics, ...] | None = None
 
 
 class Gradients(NamedTuple):
@@ -48,7 +51,8 @@ class SavedPass:
     gates: (T, B, K*H), the blocks that the cell saves; the backward pass overwrites them. None after inference. h (T+1,
     B, P) and others, each (T+1, B, H): the states in slots, h and the cell's other ones. reverse: whether the pass runs
     from T - 1 to 0. Timestep t reads slot t and writes slot t + 1; with reverse it reads t + 1 and writes t. So the
-    initial state is at the end where the loop begins. masks: those of ``RunOptions`` for this direction, or None.
+    initial state is at the end where the loop begins. masks: those of ``RunOptions`` for this direction, or None; and
+    statistics.
     """
 
     gates: Array | None
@@ -56,6 +60,7 @@ class SavedPass:
     others: tuple[Array, ...]
     reverse: bool
     masks: Array | None = None
+    statistics: BatchStatistics | None = None
 
     @property
     def h_new(self) -> Array:
@@ -94,8 +99,8 @@ class PassGradients(NamedTuple):
 
     dgates: (T, B, K*H), the memory of ``SavedPass.gates``. It begins with the gradients with respect to the cell's
     pre-activations, zero past the end; blocks behind them are as saved. dstate: the gradients with respect to the
-    initial state, dh (B, P) and one (B, H) for each other state, float32 for 16-bit layers. dh_steps: with a projection the gradients with
-    respect to every h_t, (T, B, P), zero past the end; otherwise None.
+    initial state, dh (B, P) and one (B, H) for each other state, float32 for 16-bit layers. dh_steps: with a projection
+    the gradients with respect to every h_t, (T, B, P), zero past the end; otherwise None.
     """
 
     dgates: Array

@@ -8,8 +8,8 @@ Its equations in array code are ``forward`` and ``backward``, which get:
     xp              NumPy or CuPy
     w               the ``HiddenWeights``
     ax              (G*H, B)  input pre-activations W_ih x + b, with every bias that may be added before the timestep
-    old, new        the states before and after the timestep, tuples of (H, B) arrays in the order of ``states`` (h has P
-                    rows); ``forward`` writes into ``new``
+    old, new        the states before and after the timestep, tuples of (H, B) arrays in the order of ``states`` (h has
+                    P rows); ``forward`` writes into ``new``
     dstate          the gradients with respect to ``new``, a tuple, which ``backward`` overwrites with those with
                     respect to ``old``
     scratch         the ``Scratch``, in which ``forward`` leaves what it saves and ``backward`` the gradients
@@ -63,14 +63,15 @@ class Scratch(NamedTuple):
     """Memory of one timestep.
 
     z: (K*H, B), in which ``forward`` leaves the blocks ``saved``; ``backward`` reads and destroys it. tmp: (H, B). d:
-    (N*H, B), the gradients with respect to the N ``preactivations``, which ``backward`` writes. masks: (M*H, B), those of
-    the M ``draws``, or None.
+    (N*H, B), the gradients with respect to the N ``preactivations``, which ``backward`` writes. masks: (M*H, B), those
+    of the M ``draws``, or None. batch: the ``BatchStep`` of a cell that normalizes over the batch, or None.
     """
 
     z: Array
     tmp: Array
     d: Array | None = None
     masks: Array | None = None
+    batch: object = None
 
 
 class Product(NamedTuple):
@@ -87,8 +88,8 @@ class Product(NamedTuple):
 class Parameter(NamedTuple):
     """A parameter of a cell besides its weights.
 
-    gates: for which gates it has a vector of H, () for a single vector. initial: "zeros", "ones", "biases" (as those), or
-    a number. Its gradient is in the blocks ``blocks`` of ``Cell.preactivations``.
+    gates: for which gates it has a vector of H, () for a single vector. initial: "zeros", "ones", "biases" (as those),
+    or a number. Its gradient is in the blocks ``blocks`` of ``Cell.preactivations``.
     """
 
     name: str
@@ -154,7 +155,9 @@ class Cell:
     means : bool
         Whether it averages over the units of a sequence (layer norm).
     over_batch : bool
-        Whether it averages over the sequences of the batch (batch norm).
+        Whether it normalizes over the sequences of the batch.
+    normalizations, timesteps : int
+        How many numbers it normalizes so, and for how many timesteps it has statistics.
     struct : str or None
         C++ of its struct; None where kernels/cells has it.
     """
@@ -176,6 +179,7 @@ class Cell:
     writes: str | None = None
     means = False
     over_batch = False
+    normalizations, timesteps = 0, 0
     struct: str | None = None
 
     @functools.cached_property
@@ -188,6 +192,11 @@ class Cell:
 
     def __hash__(self) -> int:
         return hash(self.key)
+
+    @property
+    def evaluating(self) -> Cell:
+        """The cell of evaluation mode."""
+        return self
 
     @functools.cached_property
     def saved_blocks(self) -> int:

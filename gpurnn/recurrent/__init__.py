@@ -8,8 +8,9 @@ unchanged.
 
 from .init import INITIALIZERS
 from .kinds import GRU, LSTM, RNN
+from .layer import Recurrent
 from .one_step import GRUCell, LSTMCell, RNNCell
 from .plan import Plan
 from .steps import Steps
 
-__all__ = ["GRU", "INITIALIZERS", "LSTM", "RNN", "GRUCell", "LSTMCell", "Plan", "RNNCell", "Steps"]
+__all__ = ["GRU", "INITIALIZERS", "LSTM", "RNN", "GRUCell", "LSTMCell", "Plan", "RNNCell", "Recurrent", "Steps"]

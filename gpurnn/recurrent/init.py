@@ -20,25 +20,45 @@ def check_memory(forget_bias, chrono, bias):
 
 
 def initial_values(layer, forget_bias, chrono):
-    """Name -> initial NumPy array of every parameter, in torch's order."""
-    values = {}
-    G = len(layer.cell.gates)
+    """Name -> initial NumPy array of every parameter, in torch's order; then what the cell has besides."""
+    values, cell = {}, layer.cell
+    G, rows = len(cell.gates), len(cell.hidden)
+    if (forget_bias is not None or chrono is not None) and cell.remembers is None:
+        raise ValueError(f"forget_bias and chrono: the cell {cell.name} does not say which of its gates remembers")
     for _, k, _, suffix in layer._passes():
         inputs, H, P = layer._sizes(k)
-        blocks = {"weight_ih": (G, H, inputs), "weight_hh": (G, H, P)}
-        if layer.bias:
+        blocks = {"weight_ih": (G, H, inputs), "weight_hh": (rows, H, P)}
+        if layer.bias and cell.biases:
             blocks |= {"bias_ih": (G, H), "bias_hh": (G, H)}
         if layer.proj_size:
             blocks["weight_hr"] = (1, P, H)
+        blocks |= {one.name: (one.vectors, H) for one in cell.parameters}
+        constant = {one.name: one.initial for one in cell.parameters if one.initial != "biases"}
         for name, shape in blocks.items():
-            block = _draw(layer, name + suffix, shape, H)
-            if name.startswith("bias"):
+            if not shape[0]:
+                continue
+            if name in constant:
+                block = np.full(shape, {"zeros": 0.0, "ones": 1.0}.get(constant[name], constant[name]), np.float64)
+            else:
+                block = _draw(layer, name + suffix, shape, H)
+            if name in ("bias_ih", "bias_hh"):
                 _set_memory(layer, block, name + suffix, forget_bias, chrono)
             values[name + suffix] = block.reshape(-1, *shape[2:])
         if layer.learn_state:
-            for kind in layer.cell.states:
+            for kind in cell.states:
                 values[f"initial_{kind}{suffix}"] = np.zeros(P if kind == "h" else H)
     return values
+
+
+def running_statistics(layer):
+    """The buffers of a cell that normalizes over the batch: name -> (normalizations, timesteps, H) for each pass."""
+    buffers, cell = {}, layer.cell
+    if cell.over_batch:
+        for _, k, _, suffix in layer._passes():
+            shape = cell.normalizations, cell.timesteps, layer._sizes(k)[1]
+            buffers["running_mean" + suffix] = layer.xp.zeros(shape, layer.compute_dtype)
+            buffers["running_var" + suffix] = layer.xp.ones(shape, layer.compute_dtype)
+    return buffers
 
 
 def _set_memory(layer, block, name, forget_bias, chrono):

@@ -5,23 +5,67 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from numpy.typing import DTypeLike
+
 from .. import cells
-from .._typing import Array, Lengths, State
+from .._typing import Array, Backend, Lengths, State
 from ..backends.cuda.schedules import SCHEDULES
 from ..backends.records import Gradients
-from ..errors import ShapeError, answers_unknown, check_choice, check_flag, check_number, check_size, checked
+from ..errors import (
+    ShapeError,
+    answers_unknown,
+    check_choice,
+    check_flag,
+    check_number,
+    check_size,
+    checked,
+    described,
+)
 from ..gradients import adding
 from ..module import Module
 from .forward import run_forward
-from .init import INITIALIZERS, check_memory, initial_values
+from .init import INITIALIZERS, check_memory, initial_values, running_statistics
 from .plan import Plan, make_plan
 from .state import state_kinds
 
 _SHOWN = {  # attributes that ``repr`` shows where they differ from these
     "num_layers": 1, "nonlinearity": "tanh", "bias": True, "batch_first": False, "dropout": 0.0,
     "bidirectional": False, "proj_size": 0, "reset_after": True, "reverse": False, "learn_state": False,
-    "init": "uniform", "schedule": "auto", "wavefront": 0, "precision": "float32",
+    "init": "uniform", "layer_norm": False, "batch_norm": False, "recurrent_dropout": 0.0,
+    "recurrent_dropout_each": "timestep", "zoneout": 0.0, "peephole": False, "coupled": False, "activation": "tanh",
+    "recurrent_activation": "sigmoid", "cell_clip": 0.0, "gradient_clip": 0.0, "weight_dropout": 0.0, "residual": False,
+    "schedule": "auto", "wavefront": 0, "precision": "float32",
 }  # fmt: skip
+
+
+_OPTIONS = (  # of a cell, see cells/options.py
+    "layer_norm", "batch_norm", "recurrent_dropout", "recurrent_dropout_each", "zoneout", "peephole", "coupled",
+    "activation", "recurrent_activation", "cell_clip", "gradient_clip",
+)  # fmt: skip
+
+
+class _Option:
+    """An attribute that says which option a layer's cell was made with."""
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, layer, owner=None):
+        options = {} if layer is None else layer.__dict__.get("_options", {})
+        if self.name not in options:
+            raise AttributeError(f"{owner.__name__} has no option {self.name!r}")
+        return options[self.name]
+
+    def __set__(self, layer, value):
+        raise AttributeError(f"{self.name} is part of the cell, which a layer has for good: make another layer")
+
+
+def check_cell(cell):
+    """``cell``, or TypeError where it is none."""
+    if not isinstance(cell, cells.Cell):
+        what = "the function of a cell: put @gpurnn.cell(gates=...) before it" if callable(cell) else described(cell)
+        raise TypeError(f"cell: expected a cell made by gpurnn.cell, got {what}")
+    return cell
 
 
 class _Made(NamedTuple):
@@ -33,7 +77,42 @@ class _Made(NamedTuple):
 
 
 class Recurrent(Module):
-    """The part that the three layers share; see ``LSTM`` for the arguments."""
+    """A stack of any cell: what ``RNN``, ``LSTM`` and ``GRU`` are for theirs.
+
+    Parameters are ``weight_ih_l0`` (G*H, I), ``weight_hh_l0`` (rows*H, H) with a block of rows for each gate that has a
+    product with h, ``bias_ih_l0`` and ``bias_hh_l0`` (G*H,), and those that the cell declares: ``p_i_l0`` (H,), ...
+
+    Parameters
+    ----------
+    cell : TracedCell
+        From the decorator ``gpurnn.cell``, or one of ``gpurnn.cells``.
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional :
+        As ``LSTM``.
+    reverse, learn_state, init, schedule, wavefront, backend, dtype, precision, seed :
+        As ``LSTM``.
+    weight_dropout, residual :
+        As ``LSTM``.
+    forget_bias, chrono :
+        As ``LSTM``, for a cell that says which gate ``remembers``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As ``LSTM``.
+
+    Examples
+    --------
+    >>> from gpurnn.cells import tanh
+    >>> @gpurnn.cell(gates="z", parameters="leak")
+    ... def leaky(ax, ah, s, p):
+    ...     return s.h + p.leak * (tanh(ax.z + ah.z) - s.h)
+    >>> layer = gpurnn.Recurrent(leaky, 4, 8, num_layers=2, bidirectional=True, backend="numpy")
+    >>> layer
+    Recurrent(leaky, 4, 8, num_layers=2, bidirectional=True; 736 parameters, numpy, float32)
+    >>> output, h = layer(np.zeros((5, 3, 4), "float32"), lengths=[5, 0, 2])
+    >>> output.shape, h.shape
+    ((5, 3, 16), (4, 3, 8))
+    """
 
     input_size: int
     hidden_size: int | Sequence[int]
@@ -45,36 +124,62 @@ class Recurrent(Module):
     reverse: bool
     learn_state: bool
     init: str
+    layer_norm, batch_norm, recurrent_dropout, recurrent_dropout_each, zoneout = (_Option() for _ in range(5))
+    peephole, coupled, activation, recurrent_activation, cell_clip, gradient_clip = (_Option() for _ in range(6))
     stateful = True
     takes_lengths = True
     once = True
 
     def __init__(
-        self, cell: Any, input_size: int, hidden_size: int | Sequence[int], *, num_layers: int, bias: bool,
-        batch_first: bool, dropout: float, bidirectional: bool, reverse: bool, learn_state: bool, init: str,
-        schedule: str, wavefront: int, backend: Any, dtype: Any, precision: str, seed: int | None, proj_size: int = 0,
-        forget_bias: float | None = None, chrono: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        cell: cells.Cell,
+        input_size: int,
+        hidden_size: int | Sequence[int],
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        *,
+        reverse: bool = False,
+        learn_state: bool = False,
+        init: str = "uniform",
+        weight_dropout: float = 0.0,
+        residual: bool = False,
+        forget_bias: float | None = None,
+        chrono: int | None = None,
+        schedule: str = "auto",
+        wavefront: int = 0,
+        backend: str | Backend | None = "auto",
+        dtype: DTypeLike = "float32",
+        precision: str = "float32",
+        seed: int | None = None,
+    ) -> None:
         super().__init__(backend, dtype, seed, precision)
         self.bias, self.batch_first = check_flag("bias", bias), batch_first
         self.bidirectional, self.reverse = check_flag("bidirectional", bidirectional), check_flag("reverse", reverse)
         self.learn_state = check_flag("learn_state", learn_state)
-        self.cell = cell
+        self._cell = check_cell(cell)
         self.schedule = schedule
         self._set_sizes(input_size, hidden_size, num_layers)
         self.dropout = dropout
         if bidirectional and reverse:
             raise ValueError("reverse means one direction, backwards in time: it excludes bidirectional")
         self.wavefront = wavefront
+        self.weight_dropout, self.residual = weight_dropout, check_flag("residual", residual)
         self.proj_size = check_size("proj_size", proj_size, minimum=0)
         if self.proj_size and self.proj_size >= min(self.hidden_sizes):
             raise ValueError(f"proj_size has to be smaller than hidden_size, got {proj_size} and {hidden_size}")
+        if self.proj_size and not cell.projects:
+            raise ValueError(f"proj_size: the cell {cell.name} has no form with a projection")
         check_memory(forget_bias, chrono, bias)
         self.init = check_choice("init", init, INITIALIZERS)
         self._directions = (False, True) if bidirectional else (self.reverse,)
         self._made = {}  # "params" and "grads" -> what ``_weights`` and ``_gradients`` have made of them
         self._settle_passes()
         self._declare(initial_values(self, forget_bias, chrono))
+        self.buffers = running_statistics(self)
 
     def _set_sizes(self, input_size, hidden_size, num_layers):
         self.input_size = check_size("input_size", input_size)
@@ -99,6 +204,11 @@ class Recurrent(Module):
         )
         self._state_kinds = state_kinds(self.cell, self._layer_sizes)
 
+    @property
+    def cell(self) -> cells.Cell:
+        """The ``Cell`` that a call runs; in evaluation mode one without random masks."""
+        return self._cell if self.training else self._cell.evaluating
+
     # ---- what may be set later
 
     @checked
@@ -119,13 +229,28 @@ class Recurrent(Module):
         return value
 
     @checked
+    def weight_dropout(self, value):
+        return check_number("weight_dropout", value, 0, 1)
+
+    @checked
     def wavefront(self, value):
         value = check_size("wavefront", value, minimum=0)
+        if value and self._cell.over_batch:
+            raise ValueError("wavefront: batch_norm counts timesteps from the beginning of a call, not of a segment")
         if value and self.bidirectional:
             raise ValueError(
                 "wavefront: with two directions a layer needs the whole output of the one below before it can begin"
             )
         return value
+
+    def _with_options(self, kind, plain, **options):
+        """The cell of a layer with options; they become attributes that cannot be set."""
+        cell = cells.options.cell_with(kind, plain, **options)
+        shown = {name: value for name, value in options.items() if name in _OPTIONS}
+        if kind == "rnn":  # its activation is called nonlinearity
+            shown = {k: value for k, value in shown.items() if k not in ("activation", "recurrent_dropout_each")}
+        self.__dict__["_options"] = shown
+        return cell
 
     # ---- passes and parameters
 
@@ -162,14 +287,21 @@ class Recurrent(Module):
 
     def _by_layer(self, arrays):
         """Arrays by name -> for each layer, for each direction its ``Weights``."""
-        names, directions = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"), range(len(self._directions))
-        return [
-            [cells.Weights(*(arrays.get(name + self._suffix(k, d)) for name in names)) for d in directions]
-            for k in range(self.num_layers)
-        ]
+        names, own = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"), self._cell.parameters
+        if not self._cell.biases:  # parameters of these names are the cell's own
+            names = ("weight_ih", "weight_hh", "", "", "weight_hr")
+
+        def weights(suffix):
+            rest = tuple(arrays.get(parameter.name + suffix) for parameter in own)
+            return cells.Weights(*(arrays.get(name + suffix) if name else None for name in names), rest)
+
+        directions = range(len(self._directions))
+        return [[weights(self._suffix(k, d)) for d in directions] for k in range(self.num_layers)]
 
     def _sizes_text(self):
         shown = [str(self.input_size), str(self.hidden_size)]
+        if type(self) is Recurrent:
+            shown.insert(0, self._cell.name)
         for name, default in _SHOWN.items():
             value = getattr(self, name, default)
             if value != default:

@@ -1,7 +1,8 @@
 """States: from the caller's form to one tuple a pass, and back.
 
 Inside, a state is a list with one entry for each pass (layer and direction), in the order of the state: a tuple of
-arrays (B, size), one for each state of the cell. Gradients with respect to a state have the same form, and None stands for zeros.
+arrays (B, size), one for each state of the cell. Gradients with respect to a state have the same form, and None stands
+for zeros.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from .axes import outward
 class Steps:
     """All timesteps of one layer and direction, as a call with ``return_all`` returns them.
 
-    Arrays have the layer's dtype (states besides h are float32 beside 16-bit numbers), are zero past the end of a sequence, and have
-    the axes of the output: (B, T, ...) with ``batch_first``, (T, ...) for one sequence.
+    Arrays have the layer's dtype (states besides h are float32 beside 16-bit numbers), are zero past the end of a
+    sequence, and have the axes of the output: (B, T, ...) with ``batch_first``, (T, ...) for one sequence.
 
     Attributes
     ----------
@@ -53,6 +53,7 @@ def copied_steps(layer, saved, lengths):
 def outward_steps(layer, steps, single):
     """``Steps`` with the caller's axes."""
     others, gates = (
-        {name: outward(layer, array, single) for name, array in arrays.items()} for arrays in (steps.others, steps.gates)
+        {name: outward(layer, array, single) for name, array in arrays.items()}
+        for arrays in (steps.others, steps.gates)
     )
     return Steps(outward(layer, steps.h, single), others, gates)

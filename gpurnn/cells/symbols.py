@@ -1,0 +1,445 @@
+"""Symbols: what the equations of a cell are written over, and the functions that they may use.
+
+Equations are traced: a cell's function runs once, over symbols in place of numbers, and leaves a graph of ``Symbol``.
+Each function here exists as array code, in CUDA and in C++ on vectors, and has its derivative in derivatives.py.
+"""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+_IF = (
+    "a cell's equations are traced once, before there are numbers, so that `if`, `while`, `and`, `or` and `not` cannot "
+    "look at {}: write gpurnn.cells.where(condition, a, b)"
+)
+
+
+class Graph:
+    """The symbols of one trace, in the order in which they were made; equal ones are one."""
+
+    def __init__(self, training):
+        self.training = training
+        self.nodes, self._known, self.draws, self.inner = [], {}, [], None
+        self.normalizations, self.timesteps = (
+            [],
+            0,
+        )  # (mean, variance) of each over the batch; timesteps of their statistics
+
+    def make(self, op, *args, value=None):
+        """The symbol of an operation; an equal one that exists already is it."""
+        key = op, tuple(id(arg) for arg in args), value
+        node = self._known.get(key)
+        if node is None:
+            node = self._known[key] = Symbol(self, op, args, value, len(self.nodes))
+            self.nodes.append(node)
+        return node
+
+    def constant(self, value):
+        return self.make("constant", value=float(value))
+
+    def draw(self, rate, each):
+        """The symbol of a new mask."""
+        self.draws.append((rate, each))
+        return self.make("mask", value=len(self.draws) - 1)
+
+
+class Symbol:
+    """One value of a timestep, a number for each unit and sequence; an operation on others, or a leaf of the graph.
+
+    Leaves are "ax", "ah" (value: the place of the gate), "state" (its place), "own" (the vector of a parameter),
+    "mask", "constant"; in derivatives also "dstate" and "d_inner".
+    """
+
+    __slots__ = ("args", "graph", "index", "name", "op", "value")
+
+    def __init__(self, graph, op, args, value, index):
+        self.graph, self.op, self.args, self.value, self.index, self.name = graph, op, args, value, index, None
+
+    def __add__(self, other):
+        a, b = self, symbol(self.graph, other)
+        if is_constant(a, 0) or is_constant(b, 0):
+            return b if is_constant(a, 0) else a
+        if b.op == "neg":
+            return a - b.args[0]
+        if a.op == "neg":
+            return b - a.args[0]
+        return _folded("add", a, b, lambda x, y: x + y)
+
+    def __sub__(self, other):
+        a, b = self, symbol(self.graph, other)
+        if is_constant(b, 0):
+            return a
+        if is_constant(a, 0):
+            return -b
+        return a + b.args[0] if b.op == "neg" else _folded("sub", a, b, lambda x, y: x - y)
+
+    def __mul__(self, other):
+        a, b = self, symbol(self.graph, other)
+        for one, two in ((a, b), (b, a)):
+            if is_constant(one, 0) or is_constant(two, 1):
+                return one
+            if is_constant(one, -1):
+                return -two
+            if one.op == "neg":
+                return -(one.args[0] * two)
+        return _folded("mul", a, b, lambda x, y: x * y)
+
+    def __truediv__(self, other):
+        a, b = self, symbol(self.graph, other)
+        if is_constant(b, 1) or is_constant(a, 0):
+            return a
+        return -(a.args[0] / b) if a.op == "neg" else _folded("div", a, b, lambda x, y: x / y)
+
+    def __neg__(self):
+        if self.op == "constant":
+            return self.graph.constant(-self.value)
+        return self.args[0] if self.op == "neg" else self.graph.make("neg", self)
+
+    def __radd__(self, other):
+        return symbol(self.graph, other) + self
+
+    def __rsub__(self, other):
+        return symbol(self.graph, other) - self
+
+    def __rmul__(self, other):
+        return symbol(self.graph, other) * self
+
+    def __rtruediv__(self, other):
+        return symbol(self.graph, other) / self
+
+    def __pos__(self):
+        return self
+
+    def __abs__(self):
+        return fabs(self)
+
+    def __pow__(self, power):
+        if power == 0.5:
+            return sqrt(self)
+        if not isinstance(power, int) or not 1 <= power <= 8:
+            raise TypeError(f"a symbol can be raised to a whole power from 1 to 8, or to 0.5, got {power!r}")
+        half = self ** (power // 2) if power > 1 else None
+        return self if power == 1 else half * half * self if power % 2 else half * half
+
+    def __gt__(self, other):
+        return Condition(self, symbol(self.graph, other))
+
+    def __lt__(self, other):
+        return Condition(symbol(self.graph, other), self)
+
+    def __ge__(self, other):
+        return Condition(symbol(self.graph, other), self, swapped=True)
+
+    def __le__(self, other):
+        return Condition(self, symbol(self.graph, other), swapped=True)
+
+    def __bool__(self):
+        raise TypeError(_IF.format("the value of a symbol"))
+
+    def __iter__(self):
+        raise TypeError("a symbol stands for one number of each unit: it has no parts to index or to loop over")
+
+    __getitem__ = __len__ = __iter__
+
+    def __float__(self):
+        raise TypeError("a symbol has no value yet: write the equation with gpurnn.cells' functions, not with math's")
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **options):
+        function = _UFUNCS.get(ufunc.__name__)
+        if function is None or method != "__call__" or options:
+            names = ", ".join(sorted(FUNCTIONS))
+            raise TypeError(f"np.{ufunc.__name__} cannot take a symbol: a cell may use + - * / and {names}")
+        return function(*(float(x) if isinstance(x, (np.generic, np.ndarray)) else x for x in inputs))
+
+    def __repr__(self):
+        return self.name or f"<{self.op}>"
+
+
+class Condition:
+    """``a > b``, or with ``swapped`` its negation, for ``where``."""
+
+    def __init__(self, a, b, swapped=False):
+        self.a, self.b, self.swapped = a, b, swapped
+
+    def __bool__(self):
+        raise TypeError(_IF.format("a condition"))
+
+
+def symbol(graph, value):
+    """``value`` as a symbol of ``graph``."""
+    if isinstance(value, Symbol):
+        if value.graph is not graph:
+            raise TypeError("a symbol of another trace: do not keep symbols outside of the cell's function")
+        return value
+    if isinstance(value, Condition):
+        raise TypeError("a condition is no number: write gpurnn.cells.where(condition, 1, 0)")
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (Real, np.number)):
+        raise TypeError(
+            f"expected a symbol or a number in a cell's equation, got {type(value).__name__}: arrays are declared as "
+            "parameters, so that they are trained, saved and moved with the layer"
+        )
+    if not math.isfinite(value):
+        raise ValueError(f"expected a finite number in a cell's equation, got {value}")
+    return graph.constant(value)
+
+
+def is_constant(node, value=None):
+    return node.op == "constant" and (value is None or node.value == value)
+
+
+def _folded(op, a, b, function):
+    """An operation on two symbols; of two constants their value."""
+    if is_constant(a) and is_constant(b):
+        return a.graph.constant(function(a.value, b.value))
+    return a.graph.make(op, a, b)
+
+
+def _graph_of(values, name):
+    for value in values:
+        if isinstance(value, (Symbol, Condition)):
+            return (value.a if isinstance(value, Condition) else value).graph
+    raise TypeError(f"{name}: expected a symbol of a cell's equations, got {', '.join(map(repr, values))}")
+
+
+def _make(op, *values):
+    graph = _graph_of(values, op)
+    return graph.make(op, *(symbol(graph, value) for value in values))
+
+
+# ---- the functions of equations
+
+
+def sigmoid(x: Any) -> Symbol:
+    """1 / (1 + exp(-x)), exact to 4 units in the last place however small the result is."""
+    return _make("sigmoid", x)
+
+
+def tanh(x: Any) -> Symbol:
+    """Hyperbolic tangent."""
+    return _make("tanh", x)
+
+
+def relu(x: Any) -> Symbol:
+    """The larger of x and 0; its derivative at 0 is 0."""
+    return _make("relu", x)
+
+
+def exp(x: Any) -> Symbol:
+    """e^x."""
+    return _make("exp", x)
+
+
+def expm1(x: Any) -> Symbol:
+    """e^x - 1, exact near 0, too."""
+    return _make("expm1", x)
+
+
+def log(x: Any) -> Symbol:
+    """The natural logarithm."""
+    return _make("log", x)
+
+
+def log1p(x: Any) -> Symbol:
+    """log(1 + x), exact near 0, too."""
+    return _make("log1p", x)
+
+
+def sqrt(x: Any) -> Symbol:
+    """The square root."""
+    return _make("sqrt", x)
+
+
+def softplus(x: Any) -> Symbol:
+    """log(1 + e^x), without overflow."""
+    return _make("softplus", x)
+
+
+def log_sigmoid(x: Any) -> Symbol:
+    """log(sigmoid(x)) = -softplus(-x)."""
+    return -softplus(-x)
+
+
+def fabs(x: Any) -> Symbol:
+    """The absolute value, also ``abs(x)``; its derivative at 0 is 0."""
+    return _make("fabs", x)
+
+
+def minimum(a: Any, b: Any) -> Symbol:
+    """The smaller of two; NaN stays NaN. Where they are equal, the derivative goes to the second."""
+    return _make("smaller", a, b)
+
+
+def maximum(a: Any, b: Any) -> Symbol:
+    """The larger of two; NaN stays NaN. Where they are equal, the derivative goes to the second."""
+    return _make("larger", a, b)
+
+
+def clip(x: Any, low: float, high: float) -> Symbol:
+    """x within [low, high]; the derivative is 1 inside and 0 outside and at the limits."""
+    return minimum(maximum(x, low), high)
+
+
+def where(condition: Any, a: Any, b: Any) -> Symbol:
+    """a where the condition (``x > y`` and its like) holds, else b."""
+    if not isinstance(condition, Condition):
+        raise TypeError(f"where: expected a comparison of symbols, such as x > 0, got {type(condition).__name__}")
+    graph = condition.a.graph
+    a, b = (symbol(graph, value) for value in ((b, a) if condition.swapped else (a, b)))
+    return graph.make("where_greater", condition.a, condition.b, a, b)
+
+
+def hard_sigmoid(x: Any) -> Symbol:
+    """clip(x / 6 + 1/2, 0, 1): that of PyTorch and of Keras 3."""
+    return clip(x / 6 + 0.5, 0, 1)
+
+
+def hard_sigmoid_2(x: Any) -> Symbol:
+    """clip(x / 5 + 1/2, 0, 1): that of Keras 1 and 2 and of ONNX."""
+    return clip(0.2 * x + 0.5, 0, 1)
+
+
+def softsign(x: Any) -> Symbol:
+    """x / (1 + abs(x))."""
+    return x / (1 + fabs(x))
+
+
+def elu(x: Any) -> Symbol:
+    """x where it is positive, else e^x - 1 (Clevert 2016)."""
+    return where(x > 0, x, expm1(minimum(x, 0)))
+
+
+def leaky_relu(x: Any, slope: float = 0.01) -> Symbol:
+    """x where it is positive, else slope x."""
+    return where(x > 0, x, slope * x)
+
+
+def silu(x: Any) -> Symbol:
+    """x sigmoid(x)."""
+    return x * sigmoid(x)
+
+
+def identity(x: Any) -> Symbol:
+    """x itself."""
+    return x
+
+
+def mean(x: Any) -> Symbol:
+    """The mean over all units of a sequence, the same for each of them."""
+    node = _make("mean", x)
+    return node.args[0] if node.args[0].op in ("constant", "mean") else node
+
+
+def normalized(x: Any, epsilon: float = 1e-5) -> Symbol:
+    """x less its mean over the units, by its standard deviation (Ba, Kiros, Hinton 2016)."""
+    return normalized_together(x, epsilon=epsilon)[0]
+
+
+def normalized_together(*parts: Any, epsilon: float = 1e-5) -> tuple[Symbol, ...]:
+    """As ``normalized``, with one mean and one deviation for all units of all parts."""
+    center = mean(_sum(parts) / len(parts))
+    centered = [part - center for part in parts]
+    deviation = sqrt(mean(_sum([part * part for part in centered]) / len(parts)) + epsilon)
+    scale = 1 / deviation
+    return tuple(part * scale for part in centered)
+
+
+def _sum(parts):
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+def batch_normalized(x: Any, timesteps: int = 100, epsilon: float = 1e-5) -> Symbol:
+    """x less its mean over the batch, by its standard deviation, at each timestep (Cooijmans et al. 2017).
+
+    In evaluation they are running means of training, of each of the first ``timesteps`` ones; later ones have those of
+    the last. A cell with it is array code on every backend.
+    """
+    graph = _graph_of((x,), "batch_normalized")
+    place, graph.timesteps = len(graph.normalizations), max(graph.timesteps, timesteps)
+    if graph.training:
+        center = graph.make("batch_mean", symbol(graph, x))
+        centered = x - center
+        variance = graph.make("batch_mean", centered * centered)
+    else:
+        center, variance = graph.make("running", value=2 * place), graph.make("running", value=2 * place + 1)
+        centered = x - center
+    graph.normalizations.append((center, variance))
+    return centered / sqrt(variance + epsilon)
+
+
+def dropout(x: Any, rate: float, each: str = "timestep") -> Symbol:
+    """In training x / (1 - rate) with probability 1 - rate, else 0; in evaluation x.
+
+    each: "timestep" for a mask at each timestep (Semeniuta, Severyn, Barth 2016), "sequence" for one for all timesteps
+    of a sequence (Gal & Ghahramani 2016).
+    """
+    graph = _graph_of((x,), "dropout")
+    if not graph.training or not rate:
+        return x
+    scale = 0.0 if rate == 1 else 1 / (1 - rate)
+    return x * (graph.draw(_rate("dropout", rate), each) * scale)
+
+
+def zoneout(new: Any, old: Any, rate: float) -> Symbol:
+    """In training ``old`` with probability ``rate``, else ``new``; in evaluation the expected value (Krueger 2017)."""
+    graph = _graph_of((new, old), "zoneout")
+    if not rate:
+        return new
+    if not graph.training:
+        return old + (1 - rate) * (new - old)
+    return where(graph.draw(_rate("zoneout", rate), "timestep") > 0, new, old)
+
+
+def _rate(name, rate):
+    if not isinstance(rate, Real) or not 0 <= rate <= 1:
+        raise ValueError(f"{name}: expected a rate from 0 to 1, got {rate!r}")
+    return float(rate)
+
+
+def clip_gradient(x: Any, limit: float) -> Symbol:
+    """x, whose gradient is clipped to [-limit, limit] on its way back."""
+    if not limit > 0:
+        raise ValueError(f"clip_gradient: expected a positive limit, got {limit!r}")
+    graph = _graph_of((x,), "clip_gradient")
+    return graph.make("clip_gradient", symbol(graph, x), value=float(limit))
+
+
+def stop_gradient(x: Any) -> Symbol:
+    """x, whose gradient goes no further back."""
+    return _make("stop_gradient", x)
+
+
+FUNCTIONS = {
+    function.__name__: function
+    for function in (
+        sigmoid, tanh, relu, exp, expm1, log, log1p, sqrt, softplus, log_sigmoid, fabs, minimum, maximum, clip, where,
+        hard_sigmoid, hard_sigmoid_2, softsign, elu, leaky_relu, silu, identity, mean, normalized, normalized_together,
+        batch_normalized, dropout, zoneout, clip_gradient, stop_gradient,
+    )
+}  # fmt: skip
+
+# Functions of one number that a cell may have for its activation, by name.
+ACTIVATIONS = {
+    function.__name__: function
+    for function in (
+        tanh, sigmoid, hard_sigmoid, hard_sigmoid_2, relu, leaky_relu, softsign, softplus, elu, silu, identity,
+    )
+}  # fmt: skip
+
+_UFUNCS = {
+    "add": lambda a, b: _operator(a, b, "__add__"), "subtract": lambda a, b: _operator(a, b, "__sub__"),
+    "multiply": lambda a, b: _operator(a, b, "__mul__"), "divide": lambda a, b: _operator(a, b, "__truediv__"),
+    "negative": lambda a: -a, "absolute": fabs, "fabs": fabs, "maximum": maximum, "minimum": minimum,
+    **{name: FUNCTIONS[name] for name in ("tanh", "exp", "expm1", "log", "log1p", "sqrt")},
+}  # fmt: skip
+
+
+def _operator(a, b, name):
+    graph = _graph_of((a, b), "an operation")
+    return getattr(symbol(graph, a), name)(symbol(graph, b))

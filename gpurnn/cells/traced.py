@@ -1,0 +1,391 @@
+"""Traced cells: a cell of one's own, from the equations of one timestep."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import keyword
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..errors import check_choice
+from . import array_code, struct_code
+from .derivatives import LEAVES, below, gradients, needed_values, saved_values
+from .record import Cell, Draw, Parameter, Product
+from .symbols import Graph, Symbol, symbol
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+
+
+class Names:
+    """The symbols of one kind by name, as attributes."""
+
+    def __init__(self, what, symbols):
+        self.__dict__.update(symbols)
+        self.__dict__["_what"], self.__dict__["_names"] = what, tuple(symbols)
+
+    def __getattr__(self, name):
+        names = ", ".join(self._names) or "none"
+        raise AttributeError(f"{self._what} has no {name!r}; it has {names}")
+
+    def __setattr__(self, name, value):
+        raise AttributeError(f"{self._what}.{name} cannot be set: return the new states, in the order of `states`")
+
+
+class HiddenSymbol(Symbol):
+    """``ah.n``: W_n h + b_n; called with another vector, W_n v + b_n."""
+
+    __slots__ = ()
+
+    def __call__(self, vector):
+        graph = self.graph
+        inner = symbol(graph, vector)
+        if inner is graph.inner[0]:  # h itself
+            return self
+        if graph.inner[1] not in (None, inner):
+            raise ValueError("a timestep may have one second product: all gates of it have to multiply the same vector")
+        if any(node.op == "ah" and node.value in graph.inner[2] for node in below([inner], lambda node: False)):
+            raise ValueError("what a second product multiplies may not depend on a second product")
+        graph.inner[1] = inner
+        graph.inner[2].add(self.value)
+        return self
+
+
+class TracedCell(Cell):
+    """A cell made from the equations of one timestep by the decorator ``cell``.
+
+    Attributes
+    ----------
+    training : bool
+        Whether draws are made. ``evaluating`` is the same cell without.
+    """
+
+    maker: tuple[Any, ...] | None = None  # what makes it again, in place of its name
+
+    def __init__(
+        self, function: Callable[..., Any], gates: Sequence[str], states: Sequence[str],
+        parameters: Sequence[Parameter] = (), name: str = "", training: bool = True, **facts: Any,
+    ) -> None:  # fmt: skip
+        self.function, self.name = function, name or function.__name__
+        self.gates, self.states, self.parameters = tuple(gates), tuple(states), tuple(parameters)
+        self.training, self._facts = training, facts
+        self.__module__, self.__doc__ = function.__module__, function.__doc__
+        for fact, value in facts.items():
+            setattr(self, fact, value)
+        self._trace()
+        self._differentiate()
+        self.struct = struct_code.write(self)
+
+    @functools.cached_property
+    def evaluating(self) -> TracedCell:
+        """The cell of evaluation mode: without random masks."""
+        return self._other(False) if self.draws or self.over_batch else self
+
+    def _other(self, training):
+        return TracedCell(self.function, self.gates, self.states, self.parameters, self.name, training, **self._facts)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TracedCell:
+        return self  # it never changes
+
+    def __reduce__(self) -> tuple[Any, ...] | str:
+        if self.maker:
+            return self.maker
+        if not self.training:
+            return getattr, (self._other(True), "evaluating")
+        return self.function.__qualname__  # found by its name, as functions are
+
+    # ---- tracing
+
+    def _trace(self):
+        graph = self.graph = Graph(self.training)
+        states = {name: graph.make("state", value=k) for k, name in enumerate(self.states)}
+        graph.inner = [states[self.states[0]], None, set()]
+        ah = {}
+        for k, name in enumerate(self.gates):
+            ah[name] = HiddenSymbol(graph, "ah", (), k, len(graph.nodes))
+            graph.nodes.append(ah[name])
+        ax = {name: graph.make("ax", value=k) for k, name in enumerate(self.gates)}
+        self._own, vector = {}, 0
+        for parameter in self.parameters:
+            own = [graph.make("own", value=vector + k) for k in range(parameter.vectors)]
+            vector += len(own)
+            gates = dict(zip(parameter.gates, own, strict=False))
+            self._own[parameter.name] = Names(f"p.{parameter.name}", gates) if gates else own[0]
+        arguments = (Names("ax", ax), Names("ah", ah), Names("s", states), Names("p", self._own))
+        returned, names = _run(self.function, arguments, len(inspect.signature(self.function).parameters), self.name)
+        self.new_states = self._new_states(returned)
+        self.inner_node = graph.inner[1]
+        for name, node in names.items():
+            self._name(name, node)
+        self.draws = tuple(Draw(f"draw{k}", rate, each) for k, (rate, each) in enumerate(graph.draws))
+        used = below([*self.new_states, *([] if self.inner_node is None else [self.inner_node])], lambda node: False)
+        self._used = {(node.op, node.value) for node in used}
+        self._set_products(graph.inner[2])
+        self.means = any(node.op == "mean" for node in used)
+        self.over_batch, self.timesteps = bool(graph.normalizations), graph.timesteps
+        self.normalizations = len(graph.normalizations)
+
+    def _new_states(self, returned):
+        values = returned if isinstance(returned, tuple) else (returned,)
+        if len(values) != len(self.states) or any(value is None for value in values):
+            raise ValueError(
+                f"cell {self.name}: expected it to return the new states {', '.join(self.states)}, in this order; got "
+                + ("None" if returned is None else "1 value" if len(values) == 1 else f"{len(values)} values")
+            )
+        return [symbol(self.graph, value) for value in values]
+
+    def _name(self, name, node):
+        """Let generated code call a symbol as the function does."""
+        if isinstance(node, Symbol) and node.graph is self.graph and node.name is None and _NAME.fullmatch(name):
+            node.name = name
+
+    def _set_products(self, second):
+        places = [k for k in range(len(self.gates)) if ("ah", k) in self._used]
+        first = [k for k in places if k not in second]
+        order = first + [k for k in places if k in second]
+        if order != list(range(len(order))):
+            right = [self.gates[k] for k in order] + [name for k, name in enumerate(self.gates) if k not in order]
+            raise ValueError(
+                f"cell {self.name}: the gates that multiply h come first, then those that multiply another vector, "
+                f"then those without ah: write gates={' '.join(right)!r}"
+            )
+        unused = [name for k, name in enumerate(self.gates) if not {("ax", k), ("ah", k)} & self._used]
+        if unused:
+            raise ValueError(
+                f"cell {self.name}: its equations do not use the gate {unused[0]!r}: leave it out of `gates`"
+            )
+        for parameter in self.parameters:
+            own = self._own[parameter.name]
+            symbols = [own] if isinstance(own, Symbol) else [getattr(own, gate) for gate in parameter.gates]
+            if not any(("own", node.value) in self._used for node in symbols):
+                raise ValueError(f"cell {self.name}: its equations do not use the parameter {parameter.name!r}")
+        self._rows = len(first), len(order)  # row blocks of W_hh that multiply h, and all
+
+    # ---- derivatives
+
+    def _differentiate(self):
+        graph = self.graph
+        self.count = count = len(graph.nodes)  # symbols of the forward pass
+        seeds = [(node, graph.make("dstate", value=k)) for k, node in enumerate(self.new_states)]
+        found = gradients(graph, seeds)
+        zero = graph.constant(0)
+        own = [graph.make("own", value=k) for k in range(sum(parameter.vectors for parameter in self.parameters))]
+
+        def outputs(found):
+            """The gradients: of each gate's ah, of its ax, of the old states, of the own parameters."""
+            ah, ax = ([found.get(node, zero) for node in self._leaves(op)] for op in ("ah", "ax"))
+            states = [found.get(graph.make("state", value=k), zero) for k in range(len(self.states))]
+            return ah, ax, states, [found.get(node, zero) for node in own]
+
+        self.complete = [found[node] for node in self.new_states]
+        ah, ax, self.dstates, dp = outputs(found)
+        through = None
+        if self.inner_node is not None:
+            through = outputs(gradients(graph, [(self.inner_node, graph.make("d_inner"))]))
+        self._lay_out(ah, ax, dp, through)
+        for name, node in [
+            *zip(self.states, self.complete, strict=True),
+            *zip(self.preactivations, self.d, strict=True),
+        ]:
+            if node.op not in LEAVES:
+                self._name("d_" + name.replace(".", "_"), node)
+        forward = [self.inner_node] if self.inner_node is not None else []
+        self.free_states = {}  # symbol -> its place among the new states, which the backward pass has
+        for k, node in enumerate(self.new_states):
+            while node.op in ("clip_gradient", "stop_gradient"):
+                node = node.args[0]
+            if node.op not in LEAVES:
+                self.free_states[node] = k
+        new = set(self.free_states)
+        self.needed = needed_values([*self.d, *self.dstates, *self.complete], count)
+        inner_needed = needed_values([*self.d_inner, *self.dstates_inner], count)
+        saved = saved_values(sorted({*self.needed, *inner_needed}, key=lambda node: node.index), new)
+        self._place_saved(saved, inner_needed, forward, new)
+
+    def _leaves(self, op):
+        by_place = {node.value: node for node in self.graph.nodes[: self.count] if node.op == op}
+        return [by_place[k] for k in range(len(self.gates))]
+
+    def _lay_out(self, ah, ax, dp, through):
+        """Set ``preactivations`` and the gradients ``d`` in their order; ``d_inner`` is what the second one adds."""
+        rows, G, zero = self._rows[1], len(self.gates), self.graph.constant(0)
+        ah_in, ax_in, self.dstates_inner, dp_in = through or ([zero] * G, [zero] * G, [], [zero] * len(dp))
+        apart = [g for g in range(rows) if (ah[g], ah_in[g]) != (ax[g], ax_in[g])]
+        if apart:
+            apart = list(range(apart[0], rows))  # the last ones
+        self.d = [ah[g] if g < rows else ax[g] for g in range(G)] + [ax[g] for g in apart] + dp
+        self.d_inner = [ah_in[g] if g < rows else ax_in[g] for g in range(G)] + [ax_in[g] for g in apart] + dp_in
+        if through is None:
+            self.d_inner = []
+        self.inputs = tuple(f"{name}.x" if g in apart else name for g, name in enumerate(self.gates))
+        blocks = tuple(name for parameter in self.parameters for name in parameter.blocks)
+        self.preactivations = (*self.gates, *(self.inputs[g] for g in apart), *blocks)
+        first = self._rows[0]
+        products = [Product(self.gates[:first])] if first else []
+        if rows > first:
+            products.append(Product(self.gates[first:rows], "inner"))
+        self.products = tuple(products)
+        self.separate = len(apart)
+
+    def _place_saved(self, saved, inner_needed, inner, new):
+        """Order the saved blocks: what the gradients of the second product read lies behind the pre-activations."""
+        known = set(below(inner_needed, lambda node: node in saved or node in new)) if inner else set()
+        late = [node for node in saved if node in known]
+        early = [node for node in saved if node not in late and node not in inner]
+        behind = [node for node in saved if node in late and node not in inner]
+        pads = max(0, len(self.preactivations) - len(early)) if behind or inner else 0
+        self.saved_nodes = [*early, *[None] * pads, *behind, *inner]
+        names = [self._saved_name(node, k) for k, node in enumerate(self.saved_nodes)]
+        if inner:
+            names[-1] = "inner"
+        self.saved = tuple(names)
+        self.shown = tuple(node.name for node in self.saved_nodes if node is not None and node.name)
+
+    def _saved_name(self, node, place):
+        if node is None:
+            return f"unused{place}"
+        return node.name or f"{node.op}{place}"
+
+    # ---- as the layers run it
+
+    @functools.cached_property
+    def _functions(self):
+        return array_code.compiled(self)
+
+    def forward(self, xp, w, ax, old, new, scratch):
+        """One timestep; record.py says what the arguments are."""
+        self._functions[0](xp, w, ax, old, new, scratch)
+
+    def backward(self, xp, w, old, new, dstate, scratch, hook):
+        """The gradients of one timestep; record.py says what the arguments are."""
+        self._functions[1](xp, w, old, new, dstate, scratch, hook)
+
+    def source(self, language: str = "cuda") -> str:
+        """The code generated from the equations.
+
+        Parameters
+        ----------
+        language : {"cuda", "cpp", "numpy"}
+            "cuda" and "cpp" are one struct, which the GPU runs on numbers and the CPU on vectors.
+
+        Returns
+        -------
+        str
+        """
+        check_choice("language", language, ("cuda", "cpp", "numpy"))
+        return array_code.write(self) if language == "numpy" else self.struct
+
+    def __repr__(self) -> str:
+        return f"<cell {self.name}: gates {' '.join(self.gates)}, states {' '.join(self.states)}>"
+
+
+def _run(function, arguments, count, name):
+    """What the function returns over symbols, and its local variables when it ended."""
+    if count not in (3, 4):
+        raise TypeError(f"cell {name}: expected a function of (ax, ah, s, p), or of (ax, ah, s), got {count} arguments")
+    names, code = {}, getattr(function, "__code__", None)
+
+    def watch(frame, event, value):
+        if event == "return" and frame.f_code is code:
+            names.update(frame.f_locals)
+
+    before = sys.getprofile()
+    sys.setprofile(watch)
+    try:
+        returned = function(*arguments[:count])
+    finally:
+        sys.setprofile(before)
+    return returned, names
+
+
+def cell(
+    gates: str | Sequence[str], states: str | Sequence[str] = "h", parameters: Any = (), name: str = "", **facts: Any
+) -> Callable[[Callable[..., Any]], TracedCell]:
+    """Make a cell of a function: the equations of one timestep.
+
+    The function is called once, with symbols: ``ax.i`` is W_ih x + b_ih of gate i, ``ah.i`` is W_hh h + b_hh of it
+    (``ah.n(v)`` multiplies another vector v by W_hh's rows of n), ``s.h`` an old state, ``p.p_i`` a parameter of H
+    numbers. It returns the new states; the first is the output. It may use + - * / and the functions of
+    ``gpurnn.cells``. Derivatives, CUDA, C++ and array code are made from it.
+
+    Parameters
+    ----------
+    gates : str or sequence of str
+        The blocks of W_ih, W_hh and of the biases, in this order; a string is split at blanks. Those that multiply h
+        come first, then those that multiply another vector, then those without ``ah``.
+    states : str or sequence of str
+        The first is the output.
+    parameters : str, sequence of str or Parameter, or dict
+        Vectors of H that are trained, too; of a dict the values are their initial values: "zeros", "ones", "biases"
+        (drawn as biases are, the default), or a number. A ``Parameter`` may have a vector for each gate.
+    name : str
+        By default that of the function.
+    **facts
+        ``remembers`` and ``writes``, the gates of ``forget_bias`` and ``chrono``; ``biases=False`` for no b_ih, b_hh.
+
+    Returns
+    -------
+    function
+        Of the equations; returns the ``TracedCell`` for ``gpurnn.Recurrent``.
+
+    Raises
+    ------
+    ValueError, TypeError, AttributeError
+        Where equations use what is not there, look at the value of a symbol, or leave a state unset.
+
+    Examples
+    --------
+    >>> from gpurnn.cells import sigmoid, tanh
+    >>> @gpurnn.cell(gates="f n", states="h")
+    ... def minimal(ax, ah, s):
+    ...     f = sigmoid(ax.f + ah.f)
+    ...     return s.h + f * (tanh(ax.n + ah.n) - s.h)
+    >>> minimal
+    <cell minimal: gates f n, states h>
+    >>> layer = gpurnn.Recurrent(minimal, 4, 8, backend="numpy")
+    >>> output, h = layer(np.zeros((5, 3, 4), "float32"))
+    >>> output.shape
+    (5, 3, 8)
+    """
+    gates, states = _words("gates", gates), _words("states", states)
+    if not states:
+        raise ValueError("states: expected at least one, the output")
+    declared = _parameters(parameters)
+    clash = {p.name for p in declared} & {"weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh"}
+    if clash and facts.get("biases", True):
+        raise ValueError(f"parameters: the layer has a {sorted(clash)[0]} already")
+
+    def made(function):
+        if not callable(function):
+            raise TypeError(f"cell: expected a function of the equations, got {type(function).__name__}")
+        own = _word("name", name or getattr(function, "__name__", "cell").strip("<>"))
+        return TracedCell(function, gates, states, declared, own, **facts)
+
+    return made
+
+
+def _words(what, words):
+    words = tuple(words.split() if isinstance(words, str) else words)
+    for word in words:
+        _word(what, word)
+    if len(set(words)) < len(words):
+        raise ValueError(f"{what}: expected different names, got {' '.join(words)}")
+    return words
+
+
+def _word(what, word):
+    if not isinstance(word, str) or not _NAME.fullmatch(word) or keyword.iskeyword(word):
+        raise ValueError(f"{what}: expected names of letters, digits and underscores, got {word!r}")
+    return word
+
+
+def _parameters(parameters):
+    if isinstance(parameters, str):
+        parameters = parameters.split()
+    if isinstance(parameters, dict):
+        parameters = [Parameter(name, (), initial) for name, initial in parameters.items()]
+    found = [one if isinstance(one, Parameter) else Parameter(one, (), "biases") for one in parameters]
+    _words("parameters", [one.name for one in found])
+    return tuple(one._replace(gates=_words("gates", one.gates)) for one in found)
