@@ -9,7 +9,7 @@ import gpurnn
 from gpurnn import Attention, DtypeError, ShapeError, attention
 from gpurnn.attention import SCORES
 from gpurnn.rng import name_key
-from gpurnn.testing import check_gradient, count_terms
+from gpurnn.testing import check_gradients, count_terms
 
 torch = optional("torch")
 
@@ -101,7 +101,7 @@ def test_float32_is_as_exact_as_torch(score):
 @pytest.mark.parametrize("score", SCORES)
 def test_finite_differences(score):
     layer = make(score)
-    check_gradient(layer, *inputs(layer), LENGTHS)
+    check_gradients(layer, *inputs(layer), LENGTHS)
 
 
 @pytest.mark.parametrize("part", ["queries", "memory", "parameters"])
@@ -120,7 +120,7 @@ def test_a_broken_gradient_is_seen(part):
     layer = Broken(5, 3, "additive", **F64)
     name = "weight_" if part == "parameters" else part
     with pytest.raises(AssertionError, match=f"^{name}.*: the derivative .* off by"):
-        check_gradient(layer, *inputs(layer), LENGTHS)
+        check_gradients(layer, *inputs(layer), LENGTHS)
 
 
 @pytest.mark.parametrize("score", SCORES)

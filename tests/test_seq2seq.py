@@ -14,7 +14,7 @@ from gpurnn.module import Module
 from gpurnn.rng import name_key
 from gpurnn.seq2seq import END, PADDING, START, UNKNOWN, EncoderDecoder, Sampling, beam_search, greedy_search
 from gpurnn.seq2seq import length_penalty as penalty
-from gpurnn.testing import check_gradient, count_terms
+from gpurnn.testing import check_gradients, count_terms
 
 torch = optional("torch")
 translation = optional("bench.translation")
@@ -92,7 +92,7 @@ class WithLoss(Module):
 
 @pytest.mark.parametrize("options", VARIANTS)
 def test_finite_differences(options):
-    check_gradient(WithLoss(spread(make(**options), 4)), *batch())
+    check_gradients(WithLoss(spread(make(**options), 4)), *batch())
 
 
 @pytest.mark.long
@@ -114,7 +114,7 @@ def test_a_broken_gradient_is_seen(part, monkeypatch):
 
     monkeypatch.setattr(layer, "forward", broken)
     with pytest.raises(AssertionError, match=rf"^model\.{part}.*: the derivative .* off by"):
-        check_gradient(WithLoss(model), *batch())
+        check_gradients(WithLoss(model), *batch())
 
 
 def test_padding_changes_nothing():

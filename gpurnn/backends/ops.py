@@ -148,15 +148,16 @@ class Ops:
         """
         passes, finals = [], []
         T, B, _ = x.shape
-        all_masks = options.masks or (None,) * len(weights)
-        for w, state, reverse, masks in zip(weights, states, options.directions, all_masks, strict=True):
+        nothing = (None,) * len(weights)
+        random = zip(options.masks or nothing, options.statistics or nothing, strict=True)
+        for w, state, reverse, more in zip(weights, states, options.directions, random, strict=True):
             rows, G = len(w.ih), len(cell.gates)
             ax = self.empty_steps(T, B, rows // G * (cell.saved_blocks if options.save else G), x.dtype)
             self.product(flat(x), w.ih.astype(x.dtype, copy=False).T, flat(ax)[:, :rows])
             if w.bias_ih is not None:
                 ax[:, :, :rows] += input_bias(cell, w).astype(x.dtype, copy=False)
             inner = hidden_weights(cell, w, x.dtype)
-            saved, final = sequence_forward(self, cell, ax, inner, state, lengths, reverse, options.save, masks)
+            saved, final = sequence_forward(self, cell, ax, inner, state, lengths, reverse, options.save, *more)
             passes.append(saved)
             finals.append(final)
         outputs = [saved.h_new for saved in passes]

@@ -10,6 +10,7 @@ import numpy as np
 
 from .._typing import Array
 from ..cells import Cell, Weights
+from .batch_statistics import BatchStatistics
 
 
 class RunOptions(NamedTuple):
@@ -19,7 +20,8 @@ class RunOptions(NamedTuple):
     return a fresh C-contiguous output, zero past each sequence's end; otherwise it may be a view of the saved states.
     schedule: one of ``schedules.SCHEDULES``; array code has only one. concurrent: how many layers run at once on the
     device. masks: None for a cell without draws, else for each direction the booleans (T, B, M*H) of its M draws, or
-    (1, B, M*H) where all are drawn once for a sequence.
+    (1, B, M*H) where all are drawn once for a sequence. statistics: None, or for each direction the
+    ``BatchStatistics`` of a cell that normalizes over the batch.
     """
 
     directions: tuple[bool, ...]
@@ -28,6 +30,7 @@ class RunOptions(NamedTuple):
     schedule: str = "auto"
     concurrent: int = 1
     masks: tuple[Array, ...] | None = None
+    statistics: tuple[BatchStatistics, ...] | None = None
 
 
 class Gradients(NamedTuple):
@@ -48,7 +51,8 @@ class SavedPass:
     gates: (T, B, K*H), the blocks that the cell saves; the backward pass overwrites them. None after inference. h (T+1,
     B, P) and others, each (T+1, B, H): the states in slots, h and the cell's other ones. reverse: whether the pass runs
     from T - 1 to 0. Timestep t reads slot t and writes slot t + 1; with reverse it reads t + 1 and writes t. So the
-    initial state is at the end where the loop begins. masks: those of ``RunOptions`` for this direction, or None.
+    initial state is at the end where the loop begins. masks: those of ``RunOptions`` for this direction, or None; and
+    statistics.
     """
 
     gates: Array | None
@@ -56,6 +60,7 @@ class SavedPass:
     others: tuple[Array, ...]
     reverse: bool
     masks: Array | None = None
+    statistics: BatchStatistics | None = None
 
     @property
     def h_new(self) -> Array:

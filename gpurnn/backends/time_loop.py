@@ -4,6 +4,7 @@ import numpy as np
 
 from ..cells import HiddenWeights, Scratch
 from ..dtypes import compute_dtype, upcast
+from .batch_statistics import BatchStep
 from .records import PassGradients, SavedPass
 
 
@@ -38,7 +39,9 @@ def _rounded(weight, dtype):
     return upcast(weight.astype(dtype, copy=False))
 
 
-def sequence_forward(ops, cell, ax, weights, state, lengths=None, reverse=False, save=True, masks=None):
+def sequence_forward(
+    ops, cell, ax, weights, state, lengths=None, reverse=False, save=True, masks=None, statistics=None
+):
     """Run the time loop of one cell.
 
     cell: a ``Cell``; weights: its ``HiddenWeights``.
@@ -46,7 +49,7 @@ def sequence_forward(ops, cell, ax, weights, state, lengths=None, reverse=False,
         hold the input pre-activations. Its memory becomes ``SavedPass.gates``.
     state: initial h (B, P) and the other states (B, H), arrays or numbers. lengths: integers (B,) or None; past its
         end a sequence's state does not change.
-    reverse: run from T - 1 to 0. masks: as in ``SavedPass``.
+    reverse: run from T - 1 to 0. masks, statistics: as in ``SavedPass``.
 
     Returns a ``SavedPass`` and the final state. States other than h are saved in float32 for 16-bit layers, and only
     where ``save``.
@@ -74,7 +77,11 @@ def sequence_forward(ops, cell, ax, weights, state, lengths=None, reverse=False,
             others_old, others_new = [s[old_slot] for s in othersT], [s[new_slot] for s in othersT]
             h_new = hT[new] if h_computed is None else h_computed
             states = (upcast(hT[old]), *others_old), (h_new, *others_new)
-            cell.forward(xp, weights, upcast(axT[t, :rows]), *states, scratch._replace(masks=drawn(t)))
+            batch = _batch_step(xp, statistics, count, held[t])
+            step_scratch = scratch._replace(masks=drawn(t), batch=batch)
+            cell.forward(xp, weights, upcast(axT[t, :rows]), *states, step_scratch)
+            if batch is not None:
+                statistics.add(xp, count, batch.found, B if lengths is None else int((lengths > t).sum()))
             if h_computed is not None:
                 hT[new] = h_computed
             if held[t] is not None:
@@ -85,7 +92,7 @@ def sequence_forward(ops, cell, ax, weights, state, lengths=None, reverse=False,
                 gatesT[t, :saves] = scratch.z[:saves]
     end = 0 if reverse else T
     final = (h[end].copy(), *(steps[end if save else T % 2].copy() for steps in others))  # the caller may write to it
-    return SavedPass(gates if save else None, h, others if save else (), reverse, masks), final
+    return SavedPass(gates if save else None, h, others if save else (), reverse, masks, statistics), final
 
 
 def sequence_backward(ops, cell, saved, weights, doutput, dstate, lengths=None, hook=None):
@@ -127,7 +134,8 @@ def sequence_backward(ops, cell, saved, weights, doutput, dstate, lengths=None, 
             dh_steps[t] = dh.T if held[t] is None else xp.where(held[t], 0, dh).T
         z[...] = gatesT[t]
         states = ((upcast(hT[slot]), *(steps[slot] for steps in othersT)) for slot in (old, new))
-        step_scratch = scratch._replace(masks=drawn(t))
+        batch = _batch_step(xp, saved.statistics, T - 1 - t if reverse else t, held[t])
+        step_scratch = scratch._replace(masks=drawn(t), batch=batch)
         with _quiet(lengths):
             cell.backward(xp, weights, *states, running, step_scratch, _timestep_hook(xp, hook, t, held[t]))
         if held[t] is not None:  # the state did not change, so neither does its gradient
@@ -165,6 +173,13 @@ def _step_buffer(ops, B, F, dtype):
 def _feature_major(steps):
     """(T, B, F) as (T, F, B), the order in which a cell reads a step."""
     return steps.transpose(0, 2, 1)
+
+
+def _batch_step(xp, statistics, count, held):
+    """The ``BatchStep`` of the count-th timestep; None for a cell that does not normalize over the batch."""
+    if statistics is None:
+        return None
+    return BatchStep(None if held is None else xp.logical_not(held), statistics.at(count))
 
 
 def _quiet(lengths, **more):

@@ -1,10 +1,26 @@
 """Cells: the equations of one timestep, forward and backward."""
 
 from .gru import GRUStep
+from .library import (
+    cifg,
+    cornn,
+    elman,
+    indrnn,
+    ligru,
+    mgu,
+    mingru,
+    minlstm,
+    mut1,
+    peephole,
+    slstm,
+    slstm_exp,
+    ugrnn,
+)
 from .lstm import LSTMStep
 from .record import Cell, Draw, HiddenWeights, Parameter, Product, Scratch, Weights
 from .rnn import RNNStep
 from .symbols import (
+    ACTIVATIONS,
     clip,
     clip_gradient,
     dropout,
@@ -41,6 +57,7 @@ from .traced import TracedCell, cell
 CELLS = {cell.name: cell for cell in (RNNStep("tanh"), RNNStep("relu"), LSTMStep(), GRUStep(), GRUStep(False))}
 
 __all__ = [
+    "ACTIVATIONS",
     "CELLS",
     "Cell",
     "Draw",
@@ -83,4 +100,7 @@ __all__ = [
     "tanh",
     "where",
     "zoneout",
-]
+    # cells from the literature
+    "cifg", "cornn", "elman", "indrnn", "ligru", "mgu", "mingru", "minlstm", "mut1", "peephole", "slstm", "slstm_exp",
+    "ugrnn",
+]  # fmt: skip

@@ -12,6 +12,7 @@ _CALLS = {
     "larger": "xp.maximum({0}, {1})", "smaller": "xp.minimum({0}, {1})", "sigmoid": "sigmoid(xp, {0})",
     "softplus": "softplus(xp, {0})", "dsigmoid": "dsigmoid({0})", "dtanh": "dtanh({0})", "drelu": "drelu(xp, {0})",
     "where_greater": "where_greater(xp, {0}, {1}, {2}, {3})", "mean": "xp.mean({0}, axis=0, keepdims=True)",
+    "batch_mean": "batch_mean(xp, {0}, scratch.batch.valid)",
 }  # fmt: skip
 _ARGUMENTS = ("xp", "w", "ax", "ah", "old", "new", "dstate", "scratch", "hook", "z", "d", "masks", "H")
 
@@ -51,7 +52,15 @@ def where_greater(xp, a, b, x, y):
     return xp.where(a > b, x, y).astype(dtype, copy=False)
 
 
-_FUNCTIONS = {one.__name__: one for one in (sigmoid, softplus, dsigmoid, dtanh, drelu, where_greater)}
+def batch_mean(xp, x, valid):
+    """The mean over the batch, (H, 1). valid: (B,) the sequences that count, None for all."""
+    if valid is None:
+        return x.mean(axis=1, keepdims=True)
+    total = xp.where(valid, x, 0).sum(axis=1, keepdims=True)
+    return (total / xp.maximum(valid.sum(), 1)).astype(x.dtype, copy=False)
+
+
+_FUNCTIONS = {one.__name__: one for one in (sigmoid, softplus, dsigmoid, dtanh, drelu, where_greater, batch_mean)}
 
 
 def compiled(cell):
@@ -81,6 +90,7 @@ def _statements(cell, given):
         "ax": lambda k: _block("ax", k), "ah": lambda k: _block("ah", k), "state": states.__getitem__,
         "own": "w.own[{}]".format, "mask": lambda k: _block("masks", k), "constant": _number,
         "dstate": "dstate[{}]".format, "d_inner": lambda _: "d_inner",
+        "running": "scratch.batch.running[{}]".format,
     }  # fmt: skip
 
     def leaf(node):
@@ -118,13 +128,16 @@ def _forward(cell):
             yield "    if w.bias_apart is not None:"
             yield f"        ah[{start} * H :] += w.bias_apart[{start - before} * H :]"
     saved = [node for node in cell.saved_nodes if node is not None]
-    code.compute([*cell.new_states, *saved])
+    statistics = cell.graph.normalizations if cell.training else []
+    code.compute([*cell.new_states, *saved, *(one for both in statistics for one in both)])
     yield from _taken(code)
     for k, node in enumerate(cell.new_states):
         yield f"    new[{k}][...] = {code.expression(node)}"
     for k, node in enumerate(cell.saved_nodes):
         if node is not None:
             yield f"    {_block('z', k)} = {code.expression(node)}"
+    for both in statistics:
+        yield f"    scratch.batch.found.append(({', '.join(code.expression(one) for one in both)}))"
 
 
 def _backward(cell):

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from .symbols import maximum, mean, minimum, sigmoid, where
 
-LEAVES = ("ax", "ah", "state", "own", "mask", "constant", "dstate", "d_inner", "new_state")
-_FREE = ("state", "own", "mask", "constant", "dstate", "d_inner", "new_state")  # that the backward pass has
+LEAVES = ("ax", "ah", "state", "own", "mask", "constant", "running", "dstate", "d_inner")
+_FREE = ("state", "own", "mask", "constant", "running", "dstate", "d_inner")  # that the backward pass has
 
 
 def gradients(graph, seeds):

@@ -33,7 +33,7 @@ class GRUStep(Cell):
 
     def forward(self, xp, w, ax, old, new, scratch):
         """One timestep; record.py says what the arguments are."""
-        (h,), (h_new,), (z, tmp, _, _) = old, new, scratch
+        (h,), (h_new,), (z, tmp, *_) = old, new, scratch
         H = len(h)
         r_z, r, u = z[: 2 * H], z[:H], z[H : 2 * H]  # u is the gate z of the equations
         if self.reset_after:
@@ -59,7 +59,7 @@ class GRUStep(Cell):
 
     def backward(self, xp, w, old, new, dstate, scratch, hook):
         """The gradients of one timestep; record.py says what the arguments are."""
-        (h,), (dh,), (z, tmp, d, _) = old, dstate, scratch
+        (h,), (dh,), (z, tmp, d, *_) = old, dstate, scratch
         hook(dh)
         H = len(h)
         r, u = z[:H], z[H : 2 * H]

@@ -24,7 +24,7 @@ class LSTMStep(Cell):
 
     def forward(self, xp, w, ax, old, new, scratch):
         """One timestep; record.py says what the arguments are."""
-        (h, c), (h_new, c_new), (z, tmp, _, _) = old, new, scratch
+        (h, c), (h_new, c_new), (z, tmp, *_) = old, new, scratch
         H = len(c)
         z4 = z[: 4 * H]
         xp.matmul(w.hh, h, out=z4)
@@ -46,7 +46,7 @@ class LSTMStep(Cell):
 
     def backward(self, xp, w, old, new, dstate, scratch, hook):
         """The gradients of one timestep; record.py says what the arguments are."""
-        (_, c), (h_new, c_new), (dh, dc), (z, tmp, d, _) = old, new, dstate, scratch
+        (_, c), (h_new, c_new), (dh, dc), (z, tmp, d, *_) = old, new, dstate, scratch
         H = len(c)
         i_f, i, f, g, o = z[: 2 * H], z[:H], z[H : 2 * H], z[2 * H : 3 * H], z[3 * H : 4 * H]
         d_i, d_f, d_g, d_o = d[:H], d[H : 2 * H], d[2 * H : 3 * H], d[3 * H :]

@@ -64,13 +64,14 @@ class Scratch(NamedTuple):
 
     z: (K*H, B), in which ``forward`` leaves the blocks ``saved``; ``backward`` reads and destroys it. tmp: (H, B). d:
     (N*H, B), the gradients with respect to the N ``preactivations``, which ``backward`` writes. masks: (M*H, B), those
-    of the M ``draws``, or None.
+    of the M ``draws``, or None. batch: the ``BatchStep`` of a cell that normalizes over the batch, or None.
     """
 
     z: Array
     tmp: Array
     d: Array | None = None
     masks: Array | None = None
+    batch: object = None
 
 
 class Product(NamedTuple):
@@ -154,7 +155,9 @@ class Cell:
     means : bool
         Whether it averages over the units of a sequence (layer norm).
     over_batch : bool
-        Whether it averages over the sequences of the batch (batch norm).
+        Whether it normalizes over the sequences of the batch.
+    normalizations, timesteps : int
+        How many numbers it normalizes so, and for how many timesteps it has statistics.
     struct : str or None
         C++ of its struct; None where kernels/cells has it.
     """
@@ -176,6 +179,7 @@ class Cell:
     writes: str | None = None
     means = False
     over_batch = False
+    normalizations, timesteps = 0, 0
     struct: str | None = None
 
     @functools.cached_property

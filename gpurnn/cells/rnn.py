@@ -25,7 +25,7 @@ class RNNStep(Cell):
 
     def backward(self, xp, w, old, new, dstate, scratch, hook):
         """The gradients of one timestep; record.py says what the arguments are."""
-        (h_new,), (dh,), (_, tmp, d, _) = new, dstate, scratch
+        (h_new,), (dh,), (_, tmp, d, *_) = new, dstate, scratch
         hook(dh)
         if self.nonlinearity == "tanh":
             xp.multiply(h_new, h_new, out=tmp)  # dz = dh (1 - h'^2)

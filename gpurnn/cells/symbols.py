@@ -24,6 +24,10 @@ class Graph:
     def __init__(self, training):
         self.training = training
         self.nodes, self._known, self.draws, self.inner = [], {}, [], None
+        self.normalizations, self.timesteps = (
+            [],
+            0,
+        )  # (mean, variance) of each over the batch; timesteps of their statistics
 
     def make(self, op, *args, value=None):
         """The symbol of an operation; an equal one that exists already is it."""
@@ -350,6 +354,25 @@ def _sum(parts):
     return total
 
 
+def batch_normalized(x: Any, timesteps: int = 100, epsilon: float = 1e-5) -> Symbol:
+    """x less its mean over the batch, by its standard deviation, at each timestep (Cooijmans et al. 2017).
+
+    In evaluation they are running means of training, of each of the first ``timesteps`` ones; later ones have those of
+    the last. A cell with it is array code on every backend.
+    """
+    graph = _graph_of((x,), "batch_normalized")
+    place, graph.timesteps = len(graph.normalizations), max(graph.timesteps, timesteps)
+    if graph.training:
+        center = graph.make("batch_mean", symbol(graph, x))
+        centered = x - center
+        variance = graph.make("batch_mean", centered * centered)
+    else:
+        center, variance = graph.make("running", value=2 * place), graph.make("running", value=2 * place + 1)
+        centered = x - center
+    graph.normalizations.append((center, variance))
+    return centered / sqrt(variance + epsilon)
+
+
 def dropout(x: Any, rate: float, each: str = "timestep") -> Symbol:
     """In training x / (1 - rate) with probability 1 - rate, else 0; in evaluation x.
 
@@ -397,7 +420,15 @@ FUNCTIONS = {
     for function in (
         sigmoid, tanh, relu, exp, expm1, log, log1p, sqrt, softplus, log_sigmoid, fabs, minimum, maximum, clip, where,
         hard_sigmoid, hard_sigmoid_2, softsign, elu, leaky_relu, silu, identity, mean, normalized, normalized_together,
-        dropout, zoneout, clip_gradient, stop_gradient,
+        batch_normalized, dropout, zoneout, clip_gradient, stop_gradient,
+    )
+}  # fmt: skip
+
+# Functions of one number that a cell may have for its activation, by name.
+ACTIVATIONS = {
+    function.__name__: function
+    for function in (
+        tanh, sigmoid, hard_sigmoid, hard_sigmoid_2, relu, leaky_relu, softsign, softplus, elu, silu, identity,
     )
 }  # fmt: skip
 

@@ -70,7 +70,8 @@ class TracedCell(Cell):
     ) -> None:  # fmt: skip
         self.function, self.name = function, name or function.__name__
         self.gates, self.states, self.parameters = tuple(gates), tuple(states), tuple(parameters)
-        self.training, self._facts, self.__module__ = training, facts, function.__module__
+        self.training, self._facts = training, facts
+        self.__module__, self.__doc__ = function.__module__, function.__doc__
         for fact, value in facts.items():
             setattr(self, fact, value)
         self._trace()
@@ -80,7 +81,7 @@ class TracedCell(Cell):
     @functools.cached_property
     def evaluating(self) -> TracedCell:
         """The cell of evaluation mode: without random masks."""
-        return self._other(False) if self.draws else self
+        return self._other(False) if self.draws or self.over_batch else self
 
     def _other(self, training):
         return TracedCell(self.function, self.gates, self.states, self.parameters, self.name, training, **self._facts)
@@ -123,7 +124,8 @@ class TracedCell(Cell):
         self._used = {(node.op, node.value) for node in used}
         self._set_products(graph.inner[2])
         self.means = any(node.op == "mean" for node in used)
-        self.over_batch = any(node.op == "batch_mean" for node in used)
+        self.over_batch, self.timesteps = bool(graph.normalizations), graph.timesteps
+        self.normalizations = len(graph.normalizations)
 
     def _new_states(self, returned):
         values = returned if isinstance(returned, tuple) else (returned,)
@@ -190,11 +192,16 @@ class TracedCell(Cell):
             if node.op not in LEAVES:
                 self._name("d_" + name.replace(".", "_"), node)
         forward = [self.inner_node] if self.inner_node is not None else []
-        new = {node for node in self.new_states if node.op not in ("state", "constant")}
+        self.free_states = {}  # symbol -> its place among the new states, which the backward pass has
+        for k, node in enumerate(self.new_states):
+            while node.op in ("clip_gradient", "stop_gradient"):
+                node = node.args[0]
+            if node.op not in LEAVES:
+                self.free_states[node] = k
+        new = set(self.free_states)
         self.needed = needed_values([*self.d, *self.dstates, *self.complete], count)
         inner_needed = needed_values([*self.d_inner, *self.dstates_inner], count)
         saved = saved_values(sorted({*self.needed, *inner_needed}, key=lambda node: node.index), new)
-        self.free_states = {node: k for k, node in enumerate(self.new_states) if node in new}
         self._place_saved(saved, inner_needed, forward, new)
 
     def _leaves(self, op):

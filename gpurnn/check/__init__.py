@@ -3,7 +3,7 @@
 Six checks of each recurrent layer, two of everything else:
 
 - ``gradient`` (float64): the derivative along a random direction of x, the states and all parameters against finite
-  differences, as ``gpurnn.testing.check_gradient`` has it.
+  differences, as ``gpurnn.testing.check_gradients`` has it.
 - ``reference``: output, final state, dx, dstate and every parameter's gradient against the NumPy backend in float64.
   Errors count as a share of an array's largest value, or of 1. Allowed is twice the largest of the NumPy backend in the
   same dtype, plus two roundings (exp and tanh differ between libraries in their last place). Where that says nothing,
@@ -35,7 +35,7 @@ from .recurrent import (
     Batch,
     build,
     check_gates,
-    check_gradient,
+    check_gradients,
     check_pieces,
     check_ragged,
     check_repeat,
@@ -110,7 +110,7 @@ def _checks(backend, cell, dtype, options):
                 yield (
                     "gradient",
                     full,
-                    _caught(lambda r=ragged, o=option, g=given: check_gradient(cell, backend, r, g, **o)),
+                    _caught(lambda r=ragged, o=option, g=given: check_gradients(cell, backend, r, g, **o)),
                 )
             if dtype != "float64" or backend.name != "numpy":
                 for label, more in _kernel_choices(backend, cell, dtype, option):

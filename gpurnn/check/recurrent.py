@@ -94,7 +94,7 @@ def _compare_once(cell, layers, dtype, T, B, ragged, given_state, seed):
     return worst_error(got, plain_got, expected, like, counted)
 
 
-def check_gradient(cell, backend, ragged, given_state=True, **options):
+def check_gradients(cell, backend, ragged, given_state=True, **options):
     """``(worst, detail)`` of the derivative along a random direction, float64."""
     layer = build(cell, backend, "float64", **options)
     batch = Batch(build(cell, "numpy", "float64", **options), 4, 3, ragged, given_state, seed=1)

@@ -7,7 +7,7 @@ from ..dtypes import upcast
 from ..gradients import active_flow, adding
 from ..module import backward_of, check_unspent
 from .axes import check_doutput, outward
-from .dropout import drop
+from .dropout import drop, dropped_gradients
 from .hooks import gradient_flow_hooks
 from .segments import concurrent_layers, joined
 from .state import pack_state, restore_unused, unpack_state, zero_unused
@@ -101,9 +101,11 @@ def _stack(layer, all_saved, dy, dstates, segment, call, streams):
             if call.masks[k] is not None:
                 dy = drop(layer, dy, call.masks[k][segment])
             hooks = gradient_flow_hooks(layer, k, saved)
-            dy, dstates[k] = layer.ops.layer_backward(
-                saved, layer._gradients(k), dy, dstates[k], hooks, fresh_dx=k == 0
-            )
+            above = dy
+            with dropped_gradients(layer, k, call.weight_masks[k]) as gradients:
+                dy, dstates[k] = layer.ops.layer_backward(saved, gradients, dy, dstates[k], hooks, fresh_dx=k == 0)
+            if layer.residual and k and above is not None and above.shape == dy.shape:
+                dy = dy + (above if k < L - 1 else layer.ops.zero_past_end(above.copy(), saved.lengths))
         if streams.count > 1:  # a stream may still read what another has written
             in_use.append((saved, dy))
     return dy, in_use

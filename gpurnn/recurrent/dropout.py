@@ -1,5 +1,8 @@
 """Random masks: of the dropout between the layers of a stack, and of what cells draw."""
 
+import contextlib
+from dataclasses import replace
+
 from .. import rng
 
 
@@ -52,3 +55,47 @@ def cell_masks(layer, T, B):
 def masks_within(masks, segment):
     """The ``masks`` of a segment of time."""
     return None if masks is None else tuple(mask if len(mask) == 1 else mask[segment] for mask in masks)
+
+
+# ---- of the recurrent weights (Merity, Keskar, Socher 2018)
+
+
+def weight_masks(layer):
+    """For each layer, for each direction which of W_hh's weights are there in this call; None where all are."""
+    if not (layer.training and layer.weight_dropout):
+        return [None] * layer.num_layers
+    masks = [[] for _ in range(layer.num_layers)]
+    for _, k, _, suffix in layer._passes():
+        name = "weight_hh" + suffix
+        if name in layer.params:
+            key = rng.name_key(f"{layer.name}.{name}.dropped")
+            shape = layer.params[name].shape
+            masks[k].append(layer.ops.dropout_mask(shape, layer.weight_dropout, layer.seed, key, layer.calls))
+    return [directions or None for directions in masks]
+
+
+def dropped_weights(layer, k, masks):
+    """The ``Weights`` of layer ``k`` in this call."""
+    weights = layer._weights(k)
+    if masks is None:
+        return weights
+    return [replace(w, hh=_masked(layer, w.hh, mask), ready=None) for w, mask in zip(weights, masks, strict=True)]
+
+
+@contextlib.contextmanager
+def dropped_gradients(layer, k, masks):
+    """The ``Gradients`` of layer ``k``: those of dropped weights are zero."""
+    gradients = layer._gradients(k)
+    if masks is None or gradients.weights[0].hh is None:
+        yield gradients
+        return
+    whole = [replace(g, hh=layer.xp.zeros_like(g.hh)) for g in gradients.weights]
+    yield gradients._replace(weights=whole)
+    with gradients.lock:
+        for g, part, mask in zip(gradients.weights, whole, masks, strict=True):
+            g.hh += _masked(layer, part.hh, mask)
+
+
+def _masked(layer, weight, mask):
+    scale = 0.0 if layer.weight_dropout == 1 else 1 / (1 - layer.weight_dropout)
+    return weight * (mask * weight.dtype.type(scale))

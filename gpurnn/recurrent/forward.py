@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .._typing import Array
+from ..backends.batch_statistics import BatchStatistics
 from ..backends.records import RunOptions, SavedLayer
 from ..errors import check_flag
 from ..gradients import active_flow
 from ..masks import check_lengths
 from .axes import check_input, outward
 from .backward import make_backward
-from .dropout import cell_masks, drop, dropout_masks, masks_within
+from .dropout import cell_masks, drop, dropout_masks, dropped_weights, masks_within, weight_masks
 from .segments import concurrent_layers, joined, layer_problems, lengths_within, time_segments
 from .state import initial_state, pack_state, restore_unused, zero_unused
 from .steps import copied_steps, outward_steps
@@ -23,16 +24,17 @@ from .steps import copied_steps, outward_steps
 class Call:
     """One call of a layer, as its forward and backward passes share it.
 
-    segments: slices of time in the order of the time loop. masks: for each layer the dropout mask of its outputs, or
-    None. cell_masks: for each layer, for each direction the masks of the cell's draws, or None. lengths: (B,), None
-    where all sequences have T timesteps. single: whether x came as one sequence. state_given: whether the caller gave
-    the initial state. save: whether a backward will follow. return_all: whether the caller wants all ``Steps``. saved:
-    for each segment, for each layer, its ``SavedLayer``.
+    segments: slices of time in the order of the time loop. masks: for each layer the dropout mask of its outputs,
+    or None. cell_masks: for each layer, for each direction the masks of the cell's draws, or None; weight_masks: of
+    W_hh. lengths: (B,), None where all sequences have T timesteps. single: whether x came as one sequence.
+    state_given: whether the caller gave the initial state. save: whether a backward will follow. return_all:
+    whether the caller wants all ``Steps``. saved: for each segment, for each layer, its ``SavedLayer``.
     """
 
     segments: list[slice]
     masks: list[Array | None]
     cell_masks: list[tuple[Array, ...] | None]
+    weight_masks: list[list[Array] | None]
     lengths: Array | None
     single: bool
     state_given: bool
@@ -57,6 +59,7 @@ def run_forward(layer, x, state, lengths, return_all, *, save, retain=False):
         segments=time_segments(layer, T, watched=return_all or active_flow() is not None),
         masks=dropout_masks(layer, T, B),
         cell_masks=cell_masks(layer, T, B),
+        weight_masks=weight_masks(layer),
         lengths=lengths,
         single=single,
         state_given=state is not None,
@@ -64,7 +67,7 @@ def run_forward(layer, x, state, lengths, return_all, *, save, retain=False):
         return_all=return_all,
     )
     y, final, steps = _time_loop(layer, x, initial, call)
-    if call.masks[0] is not None or call.cell_masks[0] is not None:
+    if any(one[0] is not None for one in (call.masks, call.cell_masks, call.weight_masks)):
         layer.calls += 1
     if initial is not given:
         final = restore_unused(layer, final, given, lengths)
@@ -107,13 +110,29 @@ def _stack(layer, x, states, segment, call, streams):
     for k in range(layer.num_layers):
         last = k == layer.num_layers - 1
         cell_masks = masks_within(call.cell_masks[k], segment)
-        options = RunOptions(layer._directions, save, last, layer.schedule, streams.count, cell_masks)
+        statistics = batch_statistics(layer, k, update=call.save)
+        options = RunOptions(layer._directions, save, last, layer.schedule, streams.count, cell_masks, statistics)
         with streams.on(k, after=k - 1):
-            saved, states[k], y = layer.ops.layer_forward(layer.cell, y, layer._weights(k), states[k], lengths, options)
+            weights, below = dropped_weights(layer, k, call.weight_masks[k]), y
+            saved, states[k], y = layer.ops.layer_forward(layer.cell, y, weights, states[k], lengths, options)
             if call.return_all:
                 steps += [copied_steps(layer, one, lengths) for one in saved.passes]
+            if layer.residual and k and below.shape == y.shape:
+                y = y + below
+                y = layer.ops.zero_past_end(y, lengths) if last else y
             if call.masks[k] is not None:
                 y = drop(layer, y, call.masks[k][segment])
         if call.save or streams.count > 1:  # a stream may still read what another has written
             all_saved.append(saved)
     return y, all_saved, steps
+
+
+def batch_statistics(layer, k, update):
+    """For each direction of a layer its ``BatchStatistics``; None for a cell that does not normalize over the batch."""
+    if not layer.cell.over_batch:
+        return None
+    suffixes = [layer._suffix(k, d) for d in range(len(layer._directions))]
+    return tuple(
+        BatchStatistics(layer.buffers["running_mean" + name], layer.buffers["running_var" + name], update)
+        for name in suffixes
+    )

@@ -41,13 +41,24 @@ def initial_values(layer, forget_bias, chrono):
                 block = np.full(shape, {"zeros": 0.0, "ones": 1.0}.get(constant[name], constant[name]), np.float64)
             else:
                 block = _draw(layer, name + suffix, shape, H)
-            if name.startswith("bias_"):
+            if name in ("bias_ih", "bias_hh"):
                 _set_memory(layer, block, name + suffix, forget_bias, chrono)
             values[name + suffix] = block.reshape(-1, *shape[2:])
         if layer.learn_state:
             for kind in cell.states:
                 values[f"initial_{kind}{suffix}"] = np.zeros(P if kind == "h" else H)
     return values
+
+
+def running_statistics(layer):
+    """The buffers of a cell that normalizes over the batch: name -> (normalizations, timesteps, H) for each pass."""
+    buffers, cell = {}, layer.cell
+    if cell.over_batch:
+        for _, k, _, suffix in layer._passes():
+            shape = cell.normalizations, cell.timesteps, layer._sizes(k)[1]
+            buffers["running_mean" + suffix] = layer.xp.zeros(shape, layer.compute_dtype)
+            buffers["running_var" + suffix] = layer.xp.ones(shape, layer.compute_dtype)
+    return buffers
 
 
 def _set_memory(layer, block, name, forget_bias, chrono):

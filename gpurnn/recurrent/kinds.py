@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from numpy.typing import DTypeLike
 
 from .. import cells
 from .._typing import Backend
-from ..errors import check_choice, check_flag
+from ..cells.options import check_activation
+from ..errors import check_flag
 from .layer import Recurrent
 
 _NO_GATES = "It has no gates and no projection, as LSTM has"
@@ -23,10 +25,14 @@ class RNN(Recurrent):
 
     Parameters
     ----------
-    nonlinearity : {"tanh", "relu"}
-        The activation act.
+    nonlinearity : str or function
+        The activation act: "tanh", "relu", or another one of LSTM's ``activation``.
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional :
         As ``LSTM``.
+    layer_norm, batch_norm, zoneout, gradient_clip, weight_dropout, residual :
+        As ``LSTM``; the sum W_ih x + W_hh h is normalized, with ``gain_l0`` and ``bias_l0`` (H,).
+    recurrent_dropout : float
+        As ``LSTM`` for each sequence: an RNN writes nothing to its state but the state itself.
     reverse, learn_state, init, schedule, wavefront, backend, dtype, precision, seed :
         As ``LSTM``.
 
@@ -51,7 +57,7 @@ class RNN(Recurrent):
         input_size: int,
         hidden_size: int | Sequence[int],
         num_layers: int = 1,
-        nonlinearity: str = "tanh",
+        nonlinearity: str | Callable[..., Any] = "tanh",
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
@@ -60,6 +66,13 @@ class RNN(Recurrent):
         reverse: bool = False,
         learn_state: bool = False,
         init: str = "uniform",
+        layer_norm: bool = False,
+        batch_norm: bool | int = False,
+        recurrent_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        gradient_clip: float = 0.0,
+        weight_dropout: float = 0.0,
+        residual: bool = False,
         schedule: str = "auto",
         wavefront: int = 0,
         backend: str | Backend | None = "auto",
@@ -67,12 +80,18 @@ class RNN(Recurrent):
         precision: str = "float32",
         seed: int | None = None,
     ) -> None:
-        self.nonlinearity = check_choice("nonlinearity", nonlinearity, ("tanh", "relu"))
+        self.nonlinearity = nonlinearity if callable(nonlinearity) else check_activation("nonlinearity", nonlinearity)
+        plain = cells.RNNStep(nonlinearity) if nonlinearity in ("tanh", "relu") else None
+        cell = self._with_options(
+            "rnn", plain, bias=bias, activation=nonlinearity, layer_norm=layer_norm, batch_norm=batch_norm,
+            recurrent_dropout=recurrent_dropout, recurrent_dropout_each="sequence", zoneout=zoneout,
+            gradient_clip=gradient_clip,
+        )  # fmt: skip
         super().__init__(
-            cells.RNNStep(nonlinearity), input_size, hidden_size, num_layers=num_layers, bias=bias,
+            cell, input_size, hidden_size, num_layers=num_layers, bias=bias,
             batch_first=batch_first, dropout=dropout, bidirectional=bidirectional, reverse=reverse,
-            learn_state=learn_state, init=init, schedule=schedule, wavefront=wavefront, backend=backend, dtype=dtype,
-            precision=precision, seed=seed,
+            learn_state=learn_state, init=init, weight_dropout=weight_dropout, residual=residual, schedule=schedule,
+            wavefront=wavefront, backend=backend, dtype=dtype, precision=precision, seed=seed,
         )  # fmt: skip
 
 
@@ -115,6 +134,37 @@ class LSTM(Recurrent):
         "uniform" is torch's U(-1/sqrt(H), 1/sqrt(H)). The others have zero biases, and for each gate: "xavier" Glorot
         (Glorot & Bengio 2010); "orthogonal" orthogonal W_hh and W_hr (Saxe 2014), Glorot W_ih; "identity" ones on the
         diagonals of W_hh and W_hr, W_ih from N(0, 0.001^2) (Le, Jaitly, Hinton 2015).
+    layer_norm : bool
+        W_ih x and W_hh h are normalized over their units, before the biases, with gains ``gain_ih_l0`` and
+        ``gain_hh_l0`` (4H,); so is c before the last tanh, with ``gain_c_l0`` and ``bias_c_l0`` (H,) (Ba, Kiros, Hinton
+        2016).
+    batch_norm : bool or int
+        The same over the batch at each timestep, without bias_c's like (Cooijmans et al. 2017); in evaluation by
+        running statistics of each of the first ``batch_norm`` timesteps (True: 100). Array code on every backend.
+    recurrent_dropout : float
+        Rate of dropout inside the loop, in training.
+    recurrent_dropout_each : {"timestep", "sequence"}
+        "timestep": what is written to c is dropped, with masks for each timestep (Semeniuta, Severyn, Barth 2016).
+        "sequence": the h that W_hh multiplies is, with one mask for all timesteps (Gal & Ghahramani 2016).
+    zoneout : float or (float, float)
+        Rate at which units of h and of c keep their old value, in training; in evaluation both are mixed (Krueger
+        2017).
+    peephole : bool
+        i and f read c and o reads c', by weights ``p_i_l0``, ``p_f_l0``, ``p_o_l0`` (H,) (Gers & Schmidhuber 2000).
+    coupled : bool
+        i = 1 - f: there are three gates, f g o (Greff et al. 2017).
+    activation, recurrent_activation : str or function
+        Of g and c', and of the gates: "tanh", "sigmoid", "hard_sigmoid" (PyTorch's and Keras 3's x / 6 + 1/2),
+        "hard_sigmoid_2" (Keras 2's and ONNX's x / 5 + 1/2), "relu", "leaky_relu", "softsign", "softplus", "elu",
+        "silu", "identity"; or a function of symbols, see ``gpurnn.cell``.
+    cell_clip : float
+        c' is clipped to [-cell_clip, cell_clip]; 0 for no limit.
+    gradient_clip : float
+        Limit of each number of the gradients with respect to h and c, at each timestep (Graves 2013); 0 for none.
+    weight_dropout : float
+        Rate at which weights of W_hh are dropped, in training, for a whole call (Merity, Keskar, Socher 2018).
+    residual : bool
+        From the second layer on, a layer's input is added to its output, where they have one size.
     forget_bias : float, optional
         Initial value of b_ih's forget block, while b_hh's is 0; 1 is customary. None leaves both to ``init``.
     chrono : int, optional
@@ -169,6 +219,19 @@ class LSTM(Recurrent):
         reverse: bool = False,
         learn_state: bool = False,
         init: str = "uniform",
+        layer_norm: bool = False,
+        batch_norm: bool | int = False,
+        recurrent_dropout: float = 0.0,
+        recurrent_dropout_each: str = "timestep",
+        zoneout: float | tuple[float, float] = 0.0,
+        peephole: bool = False,
+        coupled: bool = False,
+        activation: str | Callable[..., Any] = "tanh",
+        recurrent_activation: str | Callable[..., Any] = "sigmoid",
+        cell_clip: float = 0.0,
+        gradient_clip: float = 0.0,
+        weight_dropout: float = 0.0,
+        residual: bool = False,
         forget_bias: float | None = None,
         chrono: int | None = None,
         schedule: str = "auto",
@@ -178,10 +241,17 @@ class LSTM(Recurrent):
         precision: str = "float32",
         seed: int | None = None,
     ) -> None:
+        cell = self._with_options(
+            "lstm", cells.LSTMStep(bool(proj_size)), bias=bias, layer_norm=layer_norm, batch_norm=batch_norm,
+            recurrent_dropout=recurrent_dropout, recurrent_dropout_each=recurrent_dropout_each, zoneout=zoneout,
+            peephole=peephole, coupled=coupled, activation=activation, recurrent_activation=recurrent_activation,
+            cell_clip=cell_clip, gradient_clip=gradient_clip,
+        )  # fmt: skip
         super().__init__(
-            cells.LSTMStep(bool(proj_size)), input_size, hidden_size, num_layers=num_layers, bias=bias,
+            cell, input_size, hidden_size, num_layers=num_layers, bias=bias,
             batch_first=batch_first, dropout=dropout, bidirectional=bidirectional, proj_size=proj_size,
-            reverse=reverse, learn_state=learn_state, init=init, forget_bias=forget_bias, chrono=chrono,
+            reverse=reverse, learn_state=learn_state, init=init, weight_dropout=weight_dropout,
+            residual=residual, forget_bias=forget_bias, chrono=chrono,
             schedule=schedule, wavefront=wavefront, backend=backend, dtype=dtype, precision=precision, seed=seed,
         )  # fmt: skip
 
@@ -207,6 +277,12 @@ class GRU(Recurrent):
         As ``LSTM``; it sets b_z, because z is the gate that preserves the old state here.
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional :
         As ``LSTM``.
+    layer_norm, batch_norm, recurrent_dropout, recurrent_dropout_each, gradient_clip, weight_dropout, residual :
+        As ``LSTM``. Dropped is n; normalizations and dropout for each sequence need reset_after.
+    zoneout : float
+        As ``LSTM``, of h.
+    activation, recurrent_activation :
+        As ``LSTM``; of n, and of r and z.
     reverse, learn_state, init, schedule, wavefront, backend, dtype, precision, seed :
         As ``LSTM``.
 
@@ -240,6 +316,16 @@ class GRU(Recurrent):
         reverse: bool = False,
         learn_state: bool = False,
         init: str = "uniform",
+        layer_norm: bool = False,
+        batch_norm: bool | int = False,
+        recurrent_dropout: float = 0.0,
+        recurrent_dropout_each: str = "timestep",
+        zoneout: float = 0.0,
+        activation: str | Callable[..., Any] = "tanh",
+        recurrent_activation: str | Callable[..., Any] = "sigmoid",
+        gradient_clip: float = 0.0,
+        weight_dropout: float = 0.0,
+        residual: bool = False,
         chrono: int | None = None,
         schedule: str = "auto",
         wavefront: int = 0,
@@ -249,9 +335,15 @@ class GRU(Recurrent):
         seed: int | None = None,
     ) -> None:
         self.reset_after = check_flag("reset_after", reset_after)
+        cell = self._with_options(
+            "gru", cells.GRUStep(self.reset_after), bias=bias, reset_after=reset_after, layer_norm=layer_norm,
+            batch_norm=batch_norm, recurrent_dropout=recurrent_dropout, recurrent_dropout_each=recurrent_dropout_each,
+            zoneout=zoneout, activation=activation, recurrent_activation=recurrent_activation,
+            gradient_clip=gradient_clip,
+        )  # fmt: skip
         super().__init__(
-            cells.GRUStep(self.reset_after), input_size, hidden_size, num_layers=num_layers, bias=bias,
+            cell, input_size, hidden_size, num_layers=num_layers, bias=bias,
             batch_first=batch_first, dropout=dropout, bidirectional=bidirectional, reverse=reverse,
-            learn_state=learn_state, init=init, chrono=chrono, schedule=schedule, wavefront=wavefront,
-            backend=backend, dtype=dtype, precision=precision, seed=seed,
+            learn_state=learn_state, init=init, weight_dropout=weight_dropout, residual=residual, chrono=chrono,
+            schedule=schedule, wavefront=wavefront, backend=backend, dtype=dtype, precision=precision, seed=seed,
         )  # fmt: skip

@@ -24,15 +24,40 @@ from ..errors import (
 from ..gradients import adding
 from ..module import Module
 from .forward import run_forward
-from .init import INITIALIZERS, check_memory, initial_values
+from .init import INITIALIZERS, check_memory, initial_values, running_statistics
 from .plan import Plan, make_plan
 from .state import state_kinds
 
 _SHOWN = {  # attributes that ``repr`` shows where they differ from these
     "num_layers": 1, "nonlinearity": "tanh", "bias": True, "batch_first": False, "dropout": 0.0,
     "bidirectional": False, "proj_size": 0, "reset_after": True, "reverse": False, "learn_state": False,
-    "init": "uniform", "schedule": "auto", "wavefront": 0, "precision": "float32",
+    "init": "uniform", "layer_norm": False, "batch_norm": False, "recurrent_dropout": 0.0,
+    "recurrent_dropout_each": "timestep", "zoneout": 0.0, "peephole": False, "coupled": False, "activation": "tanh",
+    "recurrent_activation": "sigmoid", "cell_clip": 0.0, "gradient_clip": 0.0, "weight_dropout": 0.0, "residual": False,
+    "schedule": "auto", "wavefront": 0, "precision": "float32",
 }  # fmt: skip
+
+
+_OPTIONS = (  # of a cell, see cells/options.py
+    "layer_norm", "batch_norm", "recurrent_dropout", "recurrent_dropout_each", "zoneout", "peephole", "coupled",
+    "activation", "recurrent_activation", "cell_clip", "gradient_clip",
+)  # fmt: skip
+
+
+class _Option:
+    """An attribute that says which option a layer's cell was made with."""
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, layer, owner=None):
+        options = {} if layer is None else layer.__dict__.get("_options", {})
+        if self.name not in options:
+            raise AttributeError(f"{owner.__name__} has no option {self.name!r}")
+        return options[self.name]
+
+    def __set__(self, layer, value):
+        raise AttributeError(f"{self.name} is part of the cell, which a layer has for good: make another layer")
 
 
 def check_cell(cell):
@@ -64,6 +89,8 @@ class Recurrent(Module):
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional :
         As ``LSTM``.
     reverse, learn_state, init, schedule, wavefront, backend, dtype, precision, seed :
+        As ``LSTM``.
+    weight_dropout, residual :
         As ``LSTM``.
     forget_bias, chrono :
         As ``LSTM``, for a cell that says which gate ``remembers``.
@@ -97,6 +124,8 @@ class Recurrent(Module):
     reverse: bool
     learn_state: bool
     init: str
+    layer_norm, batch_norm, recurrent_dropout, recurrent_dropout_each, zoneout = (_Option() for _ in range(5))
+    peephole, coupled, activation, recurrent_activation, cell_clip, gradient_clip = (_Option() for _ in range(6))
     stateful = True
     takes_lengths = True
     once = True
@@ -116,6 +145,8 @@ class Recurrent(Module):
         reverse: bool = False,
         learn_state: bool = False,
         init: str = "uniform",
+        weight_dropout: float = 0.0,
+        residual: bool = False,
         forget_bias: float | None = None,
         chrono: int | None = None,
         schedule: str = "auto",
@@ -136,6 +167,7 @@ class Recurrent(Module):
         if bidirectional and reverse:
             raise ValueError("reverse means one direction, backwards in time: it excludes bidirectional")
         self.wavefront = wavefront
+        self.weight_dropout, self.residual = weight_dropout, check_flag("residual", residual)
         self.proj_size = check_size("proj_size", proj_size, minimum=0)
         if self.proj_size and self.proj_size >= min(self.hidden_sizes):
             raise ValueError(f"proj_size has to be smaller than hidden_size, got {proj_size} and {hidden_size}")
@@ -147,6 +179,7 @@ class Recurrent(Module):
         self._made = {}  # "params" and "grads" -> what ``_weights`` and ``_gradients`` have made of them
         self._settle_passes()
         self._declare(initial_values(self, forget_bias, chrono))
+        self.buffers = running_statistics(self)
 
     def _set_sizes(self, input_size, hidden_size, num_layers):
         self.input_size = check_size("input_size", input_size)
@@ -196,13 +229,28 @@ class Recurrent(Module):
         return value
 
     @checked
+    def weight_dropout(self, value):
+        return check_number("weight_dropout", value, 0, 1)
+
+    @checked
     def wavefront(self, value):
         value = check_size("wavefront", value, minimum=0)
+        if value and self._cell.over_batch:
+            raise ValueError("wavefront: batch_norm counts timesteps from the beginning of a call, not of a segment")
         if value and self.bidirectional:
             raise ValueError(
                 "wavefront: with two directions a layer needs the whole output of the one below before it can begin"
             )
         return value
+
+    def _with_options(self, kind, plain, **options):
+        """The cell of a layer with options; they become attributes that cannot be set."""
+        cell = cells.options.cell_with(kind, plain, **options)
+        shown = {name: value for name, value in options.items() if name in _OPTIONS}
+        if kind == "rnn":  # its activation is called nonlinearity
+            shown = {k: value for k, value in shown.items() if k not in ("activation", "recurrent_dropout_each")}
+        self.__dict__["_options"] = shown
+        return cell
 
     # ---- passes and parameters
 

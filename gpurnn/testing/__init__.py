@@ -1,6 +1,6 @@
 """Checks for layers of your own, the ones that ``gpurnn check`` and this library's tests use.
 
-``check_gradient`` compares gradients with finite differences, ``check_parity`` a backend or a dtype with float64 on
+``check_gradients`` compares gradients with finite differences, ``check_parity`` a backend or a dtype with float64 on
 NumPy, ``check_repeat`` the bits of two runs, ``check_ragged`` a ragged batch with its sequences one by one. Each
 raises AssertionError with the array, its error and what is allowed, and returns the largest error as a share of what
 is allowed: 1 or less.
@@ -17,9 +17,9 @@ from the size of the numbers. Nothing is a tolerance that happened to be large e
 # The four checks are public. The rest is for `gpurnn check` and for this library's own tests.
 from .allowed import allowed_rounding, count_terms, equal_bits, nan_is_worst, worst_error
 from .call import results
-from .checks import check_gradient, check_parity, check_ragged, check_repeat
+from .checks import check_gradient, check_gradients, check_parity, check_ragged, check_repeat
 from .differences import gradient_error
 from .nested import draw_like, leaves, map_leaves, named_leaves
 from .ragged import ragged_error
 
-__all__ = ["check_gradient", "check_parity", "check_ragged", "check_repeat"]
+__all__ = ["check_gradient", "check_gradients", "check_parity", "check_ragged", "check_repeat"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from .nested import draw_like, leaves
 from .ragged import ragged_error
 
 
-def check_gradient(layer: Module | Callable[..., Any], *inputs: Any, seed: int = 0, **options: Any) -> float:
+def check_gradients(layer: Module | Callable[..., Any], *inputs: Any, seed: int = 0, **options: Any) -> float:
     """Compare every gradient of a layer with finite differences in float64.
 
     All parameters and all floating-point inputs, the initial state among them, move together along one random
@@ -65,16 +66,22 @@ def check_gradient(layer: Module | Callable[..., Any], *inputs: Any, seed: int =
     Examples
     --------
     >>> import numpy as np, gpurnn
-    >>> from gpurnn.testing import check_gradient
+    >>> from gpurnn.testing import check_gradients
     >>> layer = gpurnn.GRU(3, 5, backend="numpy", dtype="float64", seed=1)
     >>> x, h = np.random.default_rng(0).normal(size=(6, 2, 3)), np.ones((1, 2, 5))
-    >>> check_gradient(layer, x, h, lengths=[6, 4]) <= 1
+    >>> check_gradients(layer, x, h, lengths=[6, 4]) <= 1
     True
-    >>> check_gradient(lambda x: (x**2, lambda dy: 3 * x * dy), x)
+    >>> check_gradients(lambda x: (x**2, lambda dy: 3 * x * dy), x)
     Traceback (most recent call last):
     AssertionError: x: the derivative along a random direction is ...
     """
     return _demand(*gradient_error(layer, inputs, seed, **options))
+
+
+def check_gradient(layer: Module | Callable[..., Any], *inputs: Any, seed: int = 0, **options: Any) -> float:
+    """The old name of ``check_gradients``."""
+    warnings.warn("check_gradient is now called check_gradients", DeprecationWarning, stacklevel=2)
+    return check_gradients(layer, *inputs, seed=seed, **options)
 
 
 def check_parity(
@@ -158,7 +165,7 @@ def check_repeat(layer: Module | Callable[..., Any], *inputs: Any, seed: int = 0
     Parameters
     ----------
     layer : Module or function
-        As for ``check_gradient``, in any dtype; dropout draws the same masks in both runs.
+        As for ``check_gradients``, in any dtype; dropout draws the same masks in both runs.
     *inputs : arrays, nested tuples of them, integers, or None
         Floating-point ones are rounded to the dtype of the layer.
     seed : int

@@ -14,7 +14,7 @@ LARGEST_SHARE = 2.0**-20  # of the slope: differences that are less certain than
 
 
 def gradient_error(layer, inputs, seed=0, **options):
-    """``(share, detail)`` of ``check_gradient``."""
+    """``(share, detail)`` of ``check_gradients``."""
     for name, dtype in [("layer", getattr(layer, "dtype", np.dtype("float64")))] + [
         ("inputs", np.asarray(leaf).dtype) for leaf in leaves(inputs) if is_floating(np.asarray(leaf))
     ]:

@@ -22,7 +22,7 @@ from gpurnn import (
     ShapeError,
     TiedLinear,
 )
-from gpurnn.testing import check_gradient, count_terms, draw_like, leaves
+from gpurnn.testing import check_gradients, count_terms, draw_like, leaves
 
 torch = optional("torch")
 
@@ -109,7 +109,7 @@ def test_a_broken_gradient_is_seen():
             return y, wrong
 
     with pytest.raises(AssertionError, match="^weight: the derivative .* off by"):
-        check_gradient(Broken(3, 4, **F64), numbers(5, 3))
+        check_gradients(Broken(3, 4, **F64), numbers(5, 3))
     with pytest.raises(AssertionError):
         check_against_torch(Broken, (3, 4), torch.nn.Linear(3, 4), numbers(5, 3))
 
@@ -329,7 +329,7 @@ def test_tied_linear_shares_the_table(bias):
 def test_tied_linear_finite_differences():
     embedding = Embedding(7, 4, std=0.5, **F64)
     model = Sequential({"in": embedding, "rnn": GRU(4, 4, **F64), "out": TiedLinear(embedding)})
-    check_gradient(model, np.random.default_rng(0).integers(0, 7, (5, 3)))
+    check_gradients(model, np.random.default_rng(0).integers(0, 7, (5, 3)))
 
 
 def test_tied_linear_refuses():
@@ -455,7 +455,7 @@ def test_layer_norm_takes_feature_major_arrays():
 def test_layer_norm_finite_differences(features):
     layer = LayerNorm(features, **F64)
     layer.flat_params += 0.3 * numbers(*layer.flat_params.shape, seed=8)
-    check_gradient(layer, numbers(4, 3, features))
+    check_gradients(layer, numbers(4, 3, features))
 
 
 # ---- BatchNorm
@@ -576,7 +576,7 @@ def test_batch_norm_finite_differences(lengths, training):
     layer = BatchNorm(3, **F64).train(training)
     layer.flat_params += 0.3 * numbers(*layer.flat_params.shape, seed=8)
     layer.buffers["running_mean"] += numbers(3)
-    check_gradient(layer, numbers(6, 5, 3), lengths=lengths)
+    check_gradients(layer, numbers(6, 5, 3), lengths=lengths)
 
 
 def test_batch_norm_needs_two_steps_and_changes_nothing():
@@ -657,7 +657,7 @@ def test_pooling_reads_the_valid_steps_alone(mode, directions, batch_first):
 def test_pooling_finite_differences(mode, directions, lengths):
     layer = Pooling(4, mode, directions, 3 if mode == "attention" else None, **F64)
     layer.flat_params += 0.5 * numbers(*layer.flat_params.shape, seed=9)
-    check_gradient(layer, numbers(7, 5, 4), lengths=lengths)
+    check_gradients(layer, numbers(7, 5, 4), lengths=lengths)
 
 
 @pytest.mark.parametrize("mode, directions", POOLINGS)
@@ -696,7 +696,7 @@ def test_pooling_at_the_end_of_a_model():
     x = numbers(7, 5, 3)
     output, state = model(x, None, lengths)
     np.testing.assert_array_equal(output, model["out"](np.concatenate(list(state[0]), axis=1)))
-    check_gradient(model, x, lengths=lengths)
+    check_gradients(model, x, lengths=lengths)
 
 
 def test_pooling_refuses():
@@ -768,11 +768,11 @@ def test_a_layer_placed_twice_shares_its_parameters():
     model = Sequential(Linear(3, 4, **F64), shared, LayerNorm(4, **F64), shared)
     assert list(model.params) == ["0.weight", "0.bias", "1.weight", "1.bias", "2.weight", "2.bias"]
     assert model[1] is model[3] and shared.name == "1"
-    check_gradient(model, numbers(5, 3))
+    check_gradients(model, numbers(5, 3))
     recurrent = GRU(4, 4, **F64)
     model = Sequential(recurrent, Dropout(0.0, **F64), recurrent)
     state = tuple(numbers(1, 3, 4, seed=seed) for seed in (1, 2))
-    check_gradient(model, numbers(6, 3, 4), state)
+    check_gradients(model, numbers(6, 3, 4), state)
 
 
 def language_model(batch_first=False, **between):
@@ -785,7 +785,7 @@ def test_finite_differences_through_embedding_lstm_batch_norm_linear(ragged):
     ids = np.random.default_rng(0).integers(0, 7, (6, 5))
     model = language_model(norm=BatchNorm(5, **F64))
     state = draw_like(model(ids)[1], np.random.default_rng(7))
-    check_gradient(model, ids, state, lengths=RAGGED if ragged else None)
+    check_gradients(model, ids, state, lengths=RAGGED if ragged else None)
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -797,8 +797,8 @@ def test_finite_differences_through_stacked_recurrent_layers(ragged, batch_first
     x = numbers(5, 6, 4) if batch_first else numbers(6, 5, 4)
     state = draw_like(model(x)[1], np.random.default_rng(7))
     assert [np.shape(part) for part in leaves(state)] == [(2, 5, 3), (2, 5, 3), (1, 5, 5), (1, 5, 4)]
-    check_gradient(model, x, state, lengths=RAGGED if ragged else None)
-    check_gradient(model, x, lengths=RAGGED if ragged else None)
+    check_gradients(model, x, state, lengths=RAGGED if ragged else None)
+    check_gradients(model, x, lengths=RAGGED if ragged else None)
 
 
 def test_state_is_a_tuple_with_one_entry_for_each_stateful_layer():

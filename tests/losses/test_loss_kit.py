@@ -10,7 +10,7 @@ from optional import needs, optional
 import gpurnn
 from gpurnn import DtypeError, ShapeError, cross_entropy, huber, kl_div, mae, nll_loss, quantile_loss, smooth_l1
 from gpurnn.dtypes import EPSILON, check_dtype
-from gpurnn.testing import check_gradient
+from gpurnn.testing import check_gradients
 
 torch = optional("torch")
 F = optional("torch.nn.functional")
@@ -173,7 +173,7 @@ def test_16_bit_arrays_are_computed_in_float32(rng, kind, options, dtype):
 @each_case
 def test_finite_differences(rng, kind, options, lengths):
     ours, _, x, y = inputs(kind, options, rng)
-    check_gradient(lambda x: ours(x, y, lengths=lengths, **options), x)
+    check_gradients(lambda x: ours(x, y, lengths=lengths, **options), x)
 
 
 # ---- what counts

@@ -16,7 +16,7 @@ from gpurnn.backends.ops import Ops
 from gpurnn.dtypes import compute_dtype
 from gpurnn.module import ALIGNMENT, Layers
 from gpurnn.module.base import _RESERVED
-from gpurnn.testing import check_gradient
+from gpurnn.testing import check_gradients
 from gpurnn.train.loop import noisy_weights
 
 F64 = {"backend": "numpy", "dtype": "float64"}
@@ -111,9 +111,9 @@ def test_attributes_are_parts_of_the_model(backend, dtype):
 @pytest.mark.parametrize("backend", ["numpy", "cpu"])
 def test_the_gradients_are_right(backend):
     model = Reader(backend=backend, dtype="float64")
-    check_gradient(model, INPUTS)
+    check_gradients(model, INPUTS)
     model.freeze("blocks")
-    check_gradient(model, INPUTS)
+    check_gradients(model, INPUTS)
 
 
 @pytest.mark.emulated
@@ -149,7 +149,7 @@ def test_a_wrong_gradient_of_a_parameter_of_ones_own_is_named(monkeypatch):
 
     monkeypatch.setattr(Reader, "forward", wrong)
     with pytest.raises(AssertionError, match="gain"):
-        check_gradient(model, INPUTS)
+        check_gradients(model, INPUTS)
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
@@ -382,7 +382,7 @@ def test_a_module_without_layers_follows(first):
     model = Sequential(Square(), linear) if first == "bare" else Sequential(linear, Square())
     assert (model.ops.name, model.dtype) == ("numpy", np.float64)
     assert {module.dtype.name for _, module in model.modules()} == {"float64"}
-    check_gradient(model, np.random.default_rng(0).standard_normal((4, 3)))
+    check_gradients(model, np.random.default_rng(0).standard_normal((4, 3)))
     with refused(ValueError, "build all layers with one backend and one dtype"):
         model[0 if first == "bare" else 1].extra = Linear(3, 3, dtype="float32")
 

@@ -10,7 +10,7 @@ from optional import optional
 
 import gpurnn
 from gpurnn import BackendError, DtypeError, ShapeError
-from gpurnn.testing import check_gradient, check_ragged, count_terms, draw_like, leaves, map_leaves
+from gpurnn.testing import check_gradients, check_ragged, count_terms, draw_like, leaves, map_leaves
 
 torch = optional("torch")
 
@@ -43,7 +43,7 @@ def test_finite_differences(kind, direction, ragged, B):
     x = rng.standard_normal((T, B, 4))
     state = draw_like(layer(x)[1], rng)
     lengths = rng.integers(0, T + 1, B) if ragged else None
-    check_gradient(layer, x, state, lengths=lengths)
+    check_gradients(layer, x, state, lengths=lengths)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -55,8 +55,8 @@ def test_finite_differences_of_learned_states_and_unequal_layers(kind, sizes):
     layer = build(kind, hidden=hidden, num_layers=len(hidden), learn_state=True, **sizes)
     layer.flat_params += 0.2 * rng.standard_normal(layer.flat_params.shape)
     x = rng.standard_normal((5, 3, 4))
-    check_gradient(layer, x, lengths=[5, 0, 3])
-    check_gradient(layer, x, draw_like(layer(x)[1], rng))
+    check_gradients(layer, x, lengths=[5, 0, 3])
+    check_gradients(layer, x, draw_like(layer(x)[1], rng))
 
 
 def test_a_broken_derivative_is_seen(monkeypatch):
@@ -70,7 +70,7 @@ def test_a_broken_derivative_is_seen(monkeypatch):
     monkeypatch.setattr(gpurnn.cells.LSTMStep, "backward", wrong)
     rng = np.random.default_rng(0)
     with pytest.raises(AssertionError, match="^weight_.h_l0: the derivative .* off by"):
-        check_gradient(build("lstm", backend="numpy"), rng.standard_normal((3, 2, 4)))
+        check_gradients(build("lstm", backend="numpy"), rng.standard_normal((3, 2, 4)))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -113,7 +113,7 @@ def test_a_wrong_declaration_is_seen(kind, attribute, wrong):
     layer, x = build(kind, backend="cpu"), np.random.default_rng(0).standard_normal((3, 2, 4))
     setattr(layer.cell, attribute, wrong)
     with pytest.raises(AssertionError, match="the derivative .* off by"):
-        check_gradient(layer, x)
+        check_gradients(layer, x)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -352,7 +352,7 @@ def test_dropout_between_layers():
     # training mode's derivative, with the same mask for every evaluation
     layer.train()
     layer.calls = 0
-    check_gradient(layer, x)
+    check_gradients(layer, x)
     everything = build("gru", num_layers=2, dropout=1.0)
     output, _, backward = everything.forward(x)
     dx, _ = backward(output)

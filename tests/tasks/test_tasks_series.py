@@ -36,7 +36,7 @@ from gpurnn.tasks.series import (
 from gpurnn.tasks.series.intervals import IntervalLoss, bounds, calibrate, coverage
 from gpurnn.tasks.series.parts import choose_residual
 from gpurnn.tasks.trained import load
-from gpurnn.testing import check_gradient
+from gpurnn.testing import check_gradients
 
 SERIES = DATA / "time_series"
 
@@ -478,7 +478,7 @@ def test_the_loss_of_intervals_against_its_definition():
     expected = np.square(made[..., 0] - y).mean()
     expected += sum((np.where(above[..., n] > 0, q, q - 1) * above[..., n]).mean() for n, q in enumerate(quantiles))
     assert_close(IntervalLoss(mse, quantiles)(made, y)[0], expected, 64)
-    check_gradient(lambda x: IntervalLoss(mse, quantiles)(x, y), made)
+    check_gradients(lambda x: IntervalLoss(mse, quantiles)(x, y), made)
 
 
 def test_bounds_never_cross():

@@ -9,7 +9,7 @@ from helpers import cuda_ops
 
 import gpurnn
 from gpurnn import GRU, LSTM, BatchNorm, Dropout, DtypeError, Embedding, LayerNorm, Linear, Pooling, Sequential, testing
-from gpurnn.testing import check_gradient, check_parity, check_ragged, check_repeat
+from gpurnn.testing import check_gradients, check_parity, check_ragged, check_repeat
 
 F64 = {"backend": "numpy", "dtype": "float64", "seed": 1}
 LENGTHS = [4, 0, 6]
@@ -38,10 +38,10 @@ def test_right_gradients_pass_and_nothing_is_changed(make):
     layer = make()
     layer.forward(X)[-1](np.ones_like(layer(X)[0]))
     before = layer.flat_params.copy(), layer.flat_grads.copy(), layer.state_dict(), layer.random_state()
-    assert check_gradient(layer, X, lengths=LENGTHS) < 0.1
+    assert check_gradients(layer, X, lengths=LENGTHS) < 0.1
     state = testing.draw_like(layer(X)[1], np.random.default_rng(1))
     before = before[:3] + (layer.random_state(),)
-    assert check_gradient(layer, X, state) < 0.1
+    assert check_gradients(layer, X, state) < 0.1
     assert before[3] == layer.random_state()
     np.testing.assert_array_equal(before[0], layer.flat_params)
     np.testing.assert_array_equal(before[1], layer.flat_grads)
@@ -72,10 +72,10 @@ class Wrong(LSTM):
 @pytest.mark.parametrize("part", ["x", "h", "c", "weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"])
 def test_a_gradient_that_is_off_by_a_millionth_is_seen_and_named(part):
     state = testing.draw_like(LSTM(4, 5, **F64)(X)[1], np.random.default_rng(1))
-    assert check_gradient(Wrong(part, 0), X, state) < 0.01
+    assert check_gradients(Wrong(part, 0), X, state) < 0.01
     name = "state" if part in "hc" else part
     with pytest.raises(AssertionError, match=f"^{name}: the derivative .* off by .*, allowed"):
-        check_gradient(Wrong(part, 1e-6), X, state)
+        check_gradients(Wrong(part, 1e-6), X, state)
 
 
 def test_the_share_is_that_of_what_is_allowed():
@@ -101,55 +101,62 @@ def test_the_share_is_that_of_what_is_allowed():
         layer.forward = wrong_forward
         return layer
 
-    assert check_gradient(everything_off(0.8), X) == pytest.approx(0.8, abs=0.02)
+    assert check_gradients(everything_off(0.8), X) == pytest.approx(0.8, abs=0.02)
     with pytest.raises(AssertionError, match=r"allowed \d"):
-        check_gradient(everything_off(1.3), X)
+        check_gradients(everything_off(1.3), X)
+
+
+def test_the_old_name_works_and_warns():
+    with pytest.warns(DeprecationWarning, match="check_gradients"):
+        assert testing.check_gradient(LSTM(4, 5, **F64), X, lengths=LENGTHS) <= 1
+    with pytest.warns(DeprecationWarning), pytest.raises(AssertionError):
+        testing.check_gradient(Wrong("x", 1e-6), X)
 
 
 def test_missing_gradients_and_wrong_shapes_are_named():
     with pytest.raises(AssertionError, match=r"dx: expected a gradient of shape \(6, 3, 4\), got none"):
-        check_gradient(lambda x: (2 * x, lambda dy: None), X)
+        check_gradients(lambda x: (2 * x, lambda dy: None), X)
     with pytest.raises(AssertionError, match=r"dx: expected a gradient of shape \(6, 3, 4\), got \(3, 4\)"):
-        check_gradient(lambda x: (2 * x, lambda dy: dy[0]), X)
+        check_gradients(lambda x: (2 * x, lambda dy: dy[0]), X)
 
 
 def test_differences_that_say_nothing_are_refused():
     draw = np.random.default_rng(0)
     with pytest.raises(AssertionError, match="equal calls differ, or there is no derivative"):
-        check_gradient(lambda x: (x * draw.normal(), lambda dy: dy), X)
+        check_gradients(lambda x: (x * draw.normal(), lambda dy: dy), X)
     with pytest.raises(AssertionError, match="there is no derivative"):
-        check_gradient(lambda x: (np.cbrt(x), lambda dy: dy), np.zeros((3, 3)))
+        check_gradients(lambda x: (np.cbrt(x), lambda dy: dy), np.zeros((3, 3)))
 
 
 def test_a_gradient_of_nan_is_wrong():
     with pytest.raises(AssertionError):
-        check_gradient(lambda x: (2 * x, lambda dy: dy * np.nan), X)
+        check_gradients(lambda x: (2 * x, lambda dy: dy * np.nan), X)
 
 
 def test_frozen_parameters_do_not_move():
     layer = Sequential(Linear(4, 5, **F64), Linear(5, 3, **F64))
     layer.freeze("0.weight")
-    assert check_gradient(layer, X) < 0.1
+    assert check_gradients(layer, X) < 0.1
 
 
 def test_gradients_need_float64():
     with pytest.raises(DtypeError, match="layer: expected float64.*got float32"):
-        check_gradient(Linear(4, 5, backend="numpy"), X)
+        check_gradients(Linear(4, 5, backend="numpy"), X)
     with pytest.raises(DtypeError, match="inputs: expected float64.*got float32"):
-        check_gradient(Linear(4, 5, **F64), X.astype("float32"))
+        check_gradients(Linear(4, 5, **F64), X.astype("float32"))
 
 
 def test_inputs_of_several_kinds():
     ids = np.array([[1, 2], [0, 4]])
-    assert check_gradient(Embedding(5, 3, **F64), ids) < 0.1
+    assert check_gradients(Embedding(5, 3, **F64), ids) < 0.1
     assert (
-        check_gradient(lambda logits: gpurnn.cross_entropy(logits, ids, lengths=[2, 1]), X[:2, :2, :].repeat(2, 2))
+        check_gradients(lambda logits: gpurnn.cross_entropy(logits, ids, lengths=[2, 1]), X[:2, :2, :].repeat(2, 2))
         < 0.1
     )
     cell = gpurnn.LSTMCell(4, 5, **F64)
-    assert check_gradient(cell, X[0], (np.ones((3, 5)), np.zeros((3, 5)))) < 0.1
+    assert check_gradients(cell, X[0], (np.ones((3, 5)), np.zeros((3, 5)))) < 0.1
     attention = gpurnn.Attention(4, 4, "general", **F64)
-    assert check_gradient(attention, X, X + 1, LENGTHS) < 0.1
+    assert check_gradients(attention, X, X + 1, LENGTHS) < 0.1
 
 
 # ---- parity
@@ -311,7 +318,7 @@ def test_all_checks_on_the_emulated_gpu():
     def make(backend, dtype):
         return Sequential(*(layer(4, 4, backend=backend, dtype=dtype, seed=1) for layer in (Linear, GRU)))
 
-    assert check_gradient(make(ops, "float64"), X, lengths=LENGTHS) < 0.1
+    assert check_gradients(make(ops, "float64"), X, lengths=LENGTHS) < 0.1
     assert check_parity(make, X, backend=ops, dtype="float32", lengths=LENGTHS) <= 1
     assert check_parity(make, X, backend=ops, dtype="float64") <= 1
     assert check_repeat(make(ops, "float32"), X) == 0
