@@ -1,6 +1,7 @@
 """Cells: the equations of one timestep, forward and backward."""
 
 from .gru import GRUStep
+from .haste import weights_from_haste
 from .library import (
     cifg,
     cornn,
@@ -98,6 +99,7 @@ __all__ = [
     "sqrt",
     "stop_gradient",
     "tanh",
+    "weights_from_haste",
     "where",
     "zoneout",
     # cells from the literature
