@@ -1,7 +1,8 @@
 """Symbols: what the equations of a cell are written over, and the functions that they may use.
 
 Equations are traced: a cell's function runs once, over symbols in place of numbers, and leaves a graph of ``Symbol``.
-Each function here exists as array code, in CUDA and in C++ on vectors, and has its derivative in derivatives.py.
+Each function here exists as array code, in CUDA and in C++ on vectors, and has its derivative in derivatives.py;
+functions.py has those that are made of them.
 """
 
 from __future__ import annotations
@@ -151,8 +152,10 @@ class Symbol:
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
         function = _UFUNCS.get(ufunc.__name__)
         if function is None or method != "__call__" or options:
-            names = ", ".join(sorted(FUNCTIONS))
-            raise TypeError(f"np.{ufunc.__name__} cannot take a symbol: a cell may use + - * / and {names}")
+            raise TypeError(
+                f"np.{ufunc.__name__} cannot take a symbol: a cell's equations may use + - * / and the functions of "
+                "gpurnn.cells"
+            )
         return function(*(float(x) if isinstance(x, (np.generic, np.ndarray)) else x for x in inputs))
 
     def __repr__(self):
@@ -198,7 +201,7 @@ def _folded(op, a, b, function):
     return a.graph.make(op, a, b)
 
 
-def _graph_of(values, name):
+def graph_of(values, name):
     for value in values:
         if isinstance(value, (Symbol, Condition)):
             return (value.a if isinstance(value, Condition) else value).graph
@@ -206,11 +209,11 @@ def _graph_of(values, name):
 
 
 def _make(op, *values):
-    graph = _graph_of(values, op)
+    graph = graph_of(values, op)
     return graph.make(op, *(symbol(graph, value) for value in values))
 
 
-# ---- the functions of equations
+# ---- the functions that have a derivative of their own
 
 
 def sigmoid(x: Any) -> Symbol:
@@ -258,11 +261,6 @@ def softplus(x: Any) -> Symbol:
     return _make("softplus", x)
 
 
-def log_sigmoid(x: Any) -> Symbol:
-    """log(sigmoid(x)) = -softplus(-x)."""
-    return -softplus(-x)
-
-
 def fabs(x: Any) -> Symbol:
     """The absolute value, also ``abs(x)``; its derivative at 0 is 0."""
     return _make("fabs", x)
@@ -278,11 +276,6 @@ def maximum(a: Any, b: Any) -> Symbol:
     return _make("larger", a, b)
 
 
-def clip(x: Any, low: float, high: float) -> Symbol:
-    """x within [low, high]; the derivative is 1 inside and 0 outside and at the limits."""
-    return minimum(maximum(x, low), high)
-
-
 def where(condition: Any, a: Any, b: Any) -> Symbol:
     """a where the condition (``x > y`` and its like) holds, else b."""
     if not isinstance(condition, Condition):
@@ -292,121 +285,17 @@ def where(condition: Any, a: Any, b: Any) -> Symbol:
     return graph.make("where_greater", condition.a, condition.b, a, b)
 
 
-def hard_sigmoid(x: Any) -> Symbol:
-    """clip(x / 6 + 1/2, 0, 1): that of PyTorch and of Keras 3."""
-    return clip(x / 6 + 0.5, 0, 1)
-
-
-def hard_sigmoid_2(x: Any) -> Symbol:
-    """clip(x / 5 + 1/2, 0, 1): that of Keras 1 and 2 and of ONNX."""
-    return clip(0.2 * x + 0.5, 0, 1)
-
-
-def softsign(x: Any) -> Symbol:
-    """x / (1 + abs(x))."""
-    return x / (1 + fabs(x))
-
-
-def elu(x: Any) -> Symbol:
-    """x where it is positive, else e^x - 1 (Clevert 2016)."""
-    return where(x > 0, x, expm1(minimum(x, 0)))
-
-
-def leaky_relu(x: Any, slope: float = 0.01) -> Symbol:
-    """x where it is positive, else slope x."""
-    return where(x > 0, x, slope * x)
-
-
-def silu(x: Any) -> Symbol:
-    """x sigmoid(x)."""
-    return x * sigmoid(x)
-
-
-def identity(x: Any) -> Symbol:
-    """x itself."""
-    return x
-
-
 def mean(x: Any) -> Symbol:
     """The mean over all units of a sequence, the same for each of them."""
     node = _make("mean", x)
     return node.args[0] if node.args[0].op in ("constant", "mean") else node
 
 
-def normalized(x: Any, epsilon: float = 1e-5) -> Symbol:
-    """x less its mean over the units, by its standard deviation (Ba, Kiros, Hinton 2016)."""
-    return normalized_together(x, epsilon=epsilon)[0]
-
-
-def normalized_together(*parts: Any, epsilon: float = 1e-5) -> tuple[Symbol, ...]:
-    """As ``normalized``, with one mean and one deviation for all units of all parts."""
-    center = mean(_sum(parts) / len(parts))
-    centered = [part - center for part in parts]
-    deviation = sqrt(mean(_sum([part * part for part in centered]) / len(parts)) + epsilon)
-    scale = 1 / deviation
-    return tuple(part * scale for part in centered)
-
-
-def _sum(parts):
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
-
-
-def batch_normalized(x: Any, timesteps: int = 100, epsilon: float = 1e-5) -> Symbol:
-    """x less its mean over the batch, by its standard deviation, at each timestep (Cooijmans et al. 2017).
-
-    In evaluation they are running means of training, of each of the first ``timesteps`` ones; later ones have those of
-    the last. A cell with it is array code on every backend.
-    """
-    graph = _graph_of((x,), "batch_normalized")
-    place, graph.timesteps = len(graph.normalizations), max(graph.timesteps, timesteps)
-    if graph.training:
-        center = graph.make("batch_mean", symbol(graph, x))
-        centered = x - center
-        variance = graph.make("batch_mean", centered * centered)
-    else:
-        center, variance = graph.make("running", value=2 * place), graph.make("running", value=2 * place + 1)
-        centered = x - center
-    graph.normalizations.append((center, variance))
-    return centered / sqrt(variance + epsilon)
-
-
-def dropout(x: Any, rate: float, each: str = "timestep") -> Symbol:
-    """In training x / (1 - rate) with probability 1 - rate, else 0; in evaluation x.
-
-    each: "timestep" for a mask at each timestep (Semeniuta, Severyn, Barth 2016), "sequence" for one for all timesteps
-    of a sequence (Gal & Ghahramani 2016).
-    """
-    graph = _graph_of((x,), "dropout")
-    if not graph.training or not rate:
-        return x
-    scale = 0.0 if rate == 1 else 1 / (1 - rate)
-    return x * (graph.draw(_rate("dropout", rate), each) * scale)
-
-
-def zoneout(new: Any, old: Any, rate: float) -> Symbol:
-    """In training ``old`` with probability ``rate``, else ``new``; in evaluation the expected value (Krueger 2017)."""
-    graph = _graph_of((new, old), "zoneout")
-    if not rate:
-        return new
-    if not graph.training:
-        return old + (1 - rate) * (new - old)
-    return where(graph.draw(_rate("zoneout", rate), "timestep") > 0, new, old)
-
-
-def _rate(name, rate):
-    if not isinstance(rate, Real) or not 0 <= rate <= 1:
-        raise ValueError(f"{name}: expected a rate from 0 to 1, got {rate!r}")
-    return float(rate)
-
-
 def clip_gradient(x: Any, limit: float) -> Symbol:
     """x, whose gradient is clipped to [-limit, limit] on its way back."""
     if not limit > 0:
         raise ValueError(f"clip_gradient: expected a positive limit, got {limit!r}")
-    graph = _graph_of((x,), "clip_gradient")
+    graph = graph_of((x,), "clip_gradient")
     return graph.make("clip_gradient", symbol(graph, x), value=float(limit))
 
 
@@ -415,31 +304,14 @@ def stop_gradient(x: Any) -> Symbol:
     return _make("stop_gradient", x)
 
 
-FUNCTIONS = {
-    function.__name__: function
-    for function in (
-        sigmoid, tanh, relu, exp, expm1, log, log1p, sqrt, softplus, log_sigmoid, fabs, minimum, maximum, clip, where,
-        hard_sigmoid, hard_sigmoid_2, softsign, elu, leaky_relu, silu, identity, mean, normalized, normalized_together,
-        batch_normalized, dropout, zoneout, clip_gradient, stop_gradient,
-    )
-}  # fmt: skip
-
-# Functions of one number that a cell may have for its activation, by name.
-ACTIVATIONS = {
-    function.__name__: function
-    for function in (
-        tanh, sigmoid, hard_sigmoid, hard_sigmoid_2, relu, leaky_relu, softsign, softplus, elu, silu, identity,
-    )
-}  # fmt: skip
-
 _UFUNCS = {
     "add": lambda a, b: _operator(a, b, "__add__"), "subtract": lambda a, b: _operator(a, b, "__sub__"),
     "multiply": lambda a, b: _operator(a, b, "__mul__"), "divide": lambda a, b: _operator(a, b, "__truediv__"),
     "negative": lambda a: -a, "absolute": fabs, "fabs": fabs, "maximum": maximum, "minimum": minimum,
-    **{name: FUNCTIONS[name] for name in ("tanh", "exp", "expm1", "log", "log1p", "sqrt")},
+    "tanh": tanh, "exp": exp, "expm1": expm1, "log": log, "log1p": log1p, "sqrt": sqrt,
 }  # fmt: skip
 
 
 def _operator(a, b, name):
-    graph = _graph_of((a, b), "an operation")
+    graph = graph_of((a, b), "an operation")
     return getattr(symbol(graph, a), name)(symbol(graph, b))
