@@ -52,13 +52,13 @@ def problems(case):
 
 
 def kernels(case, ops):
-    """(file, name expression) of what the schedules of a case launch; of ``step`` its names for this dtype."""
+    """(file, name expression, struct) of what the schedules of a case launch; of ``step`` its names for this dtype."""
     from gpurnn.backends.cuda.launch import kernel_names
 
     ops = ops.with_tf32() if case.precision == "tf32" else ops
     wanted = getattr(case, "schedule", "auto")
     found = [kernel_of(problem, ops.candidate(problem, wanted)) for problem in problems(case)]
-    cells = {problem.kernel for problem in problems(case)}
+    cells = {problem.cell for problem in problems(case)}
     return [name for name in found if name] + kernel_names((case.dtype,), tuple(cells))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from ..cells import CELLS
 from ..errors import printable
 from ..files import max_memory as memory_limit
 from ..files import parse_size, set_max_memory
@@ -187,7 +188,7 @@ class FullHelpGroup(click.Group):
 
 def layer_sizes(command):
     """Options that name layers: cells, hidden sizes, batches, directions."""
-    cells = click.Choice(["rnn", "lstm", "gru"])
+    cells = click.Choice(list(CELLS))
     for option in reversed([
         click.option("--cell", "cells", multiple=True, type=cells, help="May be repeated  [default: all]"),
         click.option("--hidden", multiple=True, type=click.IntRange(1), help="H; may be repeated."),

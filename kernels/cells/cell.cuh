@@ -27,7 +27,7 @@
 // has one stage. Stage s makes `Cell::means_of(s)` of them, numbered on from the stage before; backward has its own stages.
 
 // A cell without some of these still needs arrays of one element.
-constexpr int some(int count) { return count > 0 ? count : 1; }
+DEVICE constexpr int some(int count) { return count > 0 ? count : 1; }
 
 template <typename Cell, typename real>
 struct ForwardIn {

@@ -11,11 +11,12 @@ struct lstm : PointwiseCell {
     static constexpr int gates = 4, states = 2, saved = 4, preactivations = 4, first_product = 4, products = 4;
 
     DEVICE static void forward(const ForwardIn<lstm, real>& in, ForwardOut<lstm, real>& out) {
+        const real c_old = in.state[1];  // read first: compilers choose by it which product of c to fuse with the addition
         const real i = out.saved[0] = sigmoid(in.ax[0] + in.ah[0]);
         const real f = out.saved[1] = sigmoid(in.ax[1] + in.ah[1]);
         const real g = out.saved[2] = tanh(in.ax[2] + in.ah[2]);
         const real o = out.saved[3] = sigmoid(in.ax[3] + in.ah[3]);
-        const real c = out.state[1] = f * in.state[1] + i * g;
+        const real c = out.state[1] = f * c_old + i * g;
         out.state[0] = o * tanh(c);
     }
 

@@ -11,17 +11,16 @@
 //     R   sequences of a tile
 //     IP  I rounded up to a multiple of 4, if this kernel multiplies W_ih x itself; 0: `gates` holds ax
 //
-// Cell::separate_input_gate: whether the last gate takes W_ih x and W_hh h separately; otherwise only their sum matters.
-//
-// A step has two barriers: after the sums of the slices, and after what the next product reads.
+// A step has two barriers: after the sums of the slices, and after what the next product reads. A cell without a product has
+// neither; its thread blocks share the units, HP of them each, and need no more than S = R.
 //
 // step.cu explains the arrays and what happens past the end of a sequence. order [B] sorts the sequences by length, so that
 // a tile's sequences end together; past the longest one of a tile there is no product.
 
 #include "../common.cuh"
+#include "../cells/all.cuh"
 #include "tile.cuh"
 #include "time_loop.cuh"
-#include "../cells/all.cuh"
 
 // ---- the input: W_ih in shared memory, x loaded a step ahead
 
@@ -63,10 +62,9 @@ struct Inputs {
         }
     }
 
-    // Adds the products with the vectors s, s + S, ... of x to this slice's sums. SEPARATE: those of the last gate go to
-    // `separate`.
-    template <int SEPARATE>
-    DEVICE void multiply(float (&part)[G][R], float (&separate)[R], const float* x_shared, int j, int s) const {
+    // Adds the products with the vectors s, s + S, ... of x to this slice's sums, those of gate g to sum place(g).
+    template <int SUMS, typename Place>
+    DEVICE void multiply(float (&part)[SUMS][R], Place place, const float* x_shared, int j, int s) const {
 #pragma unroll 1
         for (int q = s; q < X; q += S) {
 #pragma unroll
@@ -76,7 +74,7 @@ struct Inputs {
                 for (int r = 0; r < R; r++) {
                     const float4 v = ((const float4*)x_shared)[r * X + q];
                     const float sum = w.x * v.x + w.y * v.y + w.z * v.z + w.w * v.w;
-                    (SEPARATE && g == G - 1 ? separate[r] : part[g][r]) += sum;
+                    part[place(g)][r] += sum;
                 }
             }
         }
@@ -88,7 +86,7 @@ struct Inputs<T, G, HP, S, R, 0> {  // `gates` holds ax
     template <typename... Any> DEVICE void load(Any...) {}
     DEVICE void prefetch(int) {}
     DEVICE void commit(float*) const {}
-    template <int SEPARATE, typename... Any> DEVICE void multiply(Any&&...) const {}
+    template <typename... Any> DEVICE void multiply(Any&&...) const {}
 };
 
 // ---- forward
@@ -96,9 +94,8 @@ struct Inputs<T, G, HP, S, R, 0> {  // `gates` holds ax
 template <typename Cell, typename T, int HP, int S, int KREG, int R, int IP>
 struct Gathered {
     static constexpr bool makes_ax = IP > 0;
-    static constexpr int G = Cell::gates, KS = HP / S, threads = HP * S;
-    static constexpr int SUMS = G + (IP ? Cell::separate_input_gate : 0);  // the last one: W_ih x of the separate gate
-    typedef Weights<T, G, KS, KREG, R, threads> ThreadWeights;
+    static constexpr int G = Cell::gates, Q = Cell::products, KS = HP / S, threads = HP * S, SUMS = sums_of<Cell>(makes_ax);
+    typedef Weights<T, Q, KS, KREG, R, threads> ThreadWeights;
     typedef typename ThreadWeights::vec4 vec4;
     ThreadWeights weights;
     Inputs<T, G, HP, S, R, IP> inputs;
@@ -130,15 +127,14 @@ struct Gathered {
 
     template <typename Position>
     DEVICE bool run(Alone&, const Position&) {
-        float part[G][R], separate[R] = {};
+        float part[SUMS][R] = {};
         weights.multiply(part, [&](int g, int r) { return (const float4*)(h_shared + r * HP + s * KS); });
-        inputs.template multiply<Cell::separate_input_gate>(part, separate, x_shared, j, s);
+        auto place = [](int g) { return g < first_apart<Cell> ? g : Q + g - first_apart<Cell>; };
+        inputs.multiply(part, place, x_shared, j, s);
 #pragma unroll
         for (int r = 0; r < R; r++) {
 #pragma unroll
-            for (int g = 0; g < SUMS; g++) {
-                partial_sums[((s * SUMS + g) * R + r) * HP + j] = g < G ? part[g % G][r] : separate[r];
-            }
+            for (int g = 0; g < SUMS; g++) partial_sums[((s * SUMS + g) * R + r) * HP + j] = part[g][r];
         }
         __syncthreads();
         return true;
@@ -152,6 +148,18 @@ struct Gathered {
     }
 };
 
+// Of a cell without a product: nothing is shared.
+template <typename Cell>
+struct NoProduct {
+    static constexpr bool makes_ax = false, loads_ahead = true;
+    template <typename... Any> DEVICE void send(Any&&...) const {}
+    template <typename... Any> DEVICE void stage(Any&&...) const {}
+    DEVICE void next(Alone&) const {}
+    template <typename Position> DEVICE bool run(Alone&, const Position&) const { return true; }
+    DEVICE float add(float start, int, int, int) const { return start; }
+    DEVICE float sum(int, int) const { return 0.0f; }
+};
+
 template <template <typename> class CellOf, typename T, int HP, int S, int KREG, int R, int IP>
 __global__ void __launch_bounds__(HP * S, 1) block_forward(
     const int T_,
@@ -160,44 +168,53 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
     const int I,
     const int W,         // blocks of H in a row of gates
     const int reverse,
-    const int save,      // 0: inference; gates are only read, only the last h and c are stored, c in slot T % 2
+    const int save,      // 0: inference; gates are only read, only the last states are stored, others in slot T % 2
     const int* __restrict__ lengths,    // [B]  or null
     const int* __restrict__ order,      // [B]  or null
-    const T* __restrict__ weight_hh,    // [D, G*H, H]  aligned
+    const T* __restrict__ weight_hh,    // [D, Q*H, H]  aligned; or null where the cell has no product
     const float* __restrict__ bias_ih,  // [D, G*H]  or null
     const float* __restrict__ bias_hh,  // [D, G*H]  or null
+    const float* __restrict__ own,      // [D, N, H]  or null where the cell has none
+    const int mask_steps,               // T, or 1: the same masks in all timesteps
+    const bool* __restrict__ mask,      // [D, mask_steps, B, M*H]  or null where the cell draws none
     const T* __restrict__ weight_ih,    // [D, G*H, I]  or null where IP is 0
     const T* __restrict__ x,            // [T, B, I]  likewise; or null
     T* gates,                           // [D, T, B, W*H]  in: ax where IP is 0; out: what the cell saves; or null
     T* h,                               // [D, T+1, B, H]  in: the first slot; out: the others
-    float* c,                           // [D, T+1 or 2, B, H]  likewise; or null where the cell has none
+    float* others,                      // [D, S-1, T+1 or 2, B, H]  likewise; or null where the cell has none
     T* __restrict__ output)             // [T, B, D*H]
 {
     extern __shared__ float4 memory[];
     typedef CellOf<float> Cell;
-    const TilePosition<HP, S, R> pos(T_, B, H, blockIdx.x, 0, blockIdx.z, reverse, lengths, order);
-    Gathered<Cell, T, HP, S, KREG, R, IP> product(
-        memory, weight_hh + (size_t)pos.d * Cell::gates * H * H, weight_ih + (size_t)pos.d * Cell::gates * H * I, I, H, B, x,
-        order);
+    const TilePosition<HP, S, R> pos(T_, B, H, blockIdx.x, Cell::products ? 0 : blockIdx.y * HP, blockIdx.z, reverse, lengths, order);
     Alone channel;
-    const Forward<T> layer = {T_, B, H, W, (int)gridDim.z, save, bias_ih, bias_hh, gates, h, c, output};
-    time_loop_forward<CellOf>(layer, pos, channel, product);
+    const Forward<T> layer = {
+        T_, B, H, W, (int)gridDim.z, save, mask_steps, bias_ih, bias_hh, own, mask, gates, h, others, output};
+    if constexpr (Cell::products) {
+        Gathered<Cell, T, HP, S, KREG, R, IP> product(
+            memory, weight_hh + (size_t)pos.d * Cell::products * H * H, weight_ih + (size_t)pos.d * Cell::gates * H * I, I, H,
+            B, x, order);
+        time_loop_forward<CellOf>(layer, pos, channel, product);
+    } else {
+        NoProduct<Cell> product;
+        time_loop_forward<CellOf>(layer, pos, channel, product);
+    }
 }
 
 // ---- backward: the mirror. Thread (j, s) has column j of W_hh, the rows of slice s.
 
-template <int G, typename T, int HP, int S, int KREG, int R>
+template <int Q, typename T, int HP, int S, int KREG, int R>
 struct Returned {
     static constexpr bool loads_ahead = (R + S - 1) / S * sizeof(T) <= 8;
     static constexpr int KS = HP / S, threads = HP * S;
-    typedef Weights<T, G, KS, KREG, R, threads> ThreadWeights;
+    typedef Weights<T, Q, KS, KREG, R, threads> ThreadWeights;
     typedef typename ThreadWeights::vec4 vec4;
     ThreadWeights weights;
-    float *d_shared, *partial_sums;  // [R, G, HP]: dgates; [S, R, HP]
+    float *d_shared, *partial_sums;  // [R, Q, HP]: dgates; [S, R, HP]
     int j, s;
 
     DEVICE Returned(float4* memory, const T* W_hh, int H)
-        : d_shared((float*)memory), partial_sums(d_shared + R * G * HP), j(threadIdx.x % HP), s(threadIdx.x / HP) {
+        : d_shared((float*)memory), partial_sums(d_shared + R * Q * HP), j(threadIdx.x % HP), s(threadIdx.x / HP) {
         auto* w_shared = (vec4*)(partial_sums + S * R * HP);
         weights.template load<false>((vec4*)memory, w_shared, [&](int thread, int g, int k) {
             const int column = thread % HP, row = thread / HP * KS + k;
@@ -210,19 +227,19 @@ struct Returned {
     DEVICE void stage(Alone&, const Position&, int k, const T* dgates) const {
         if (s + k * S >= R) return;
 #pragma unroll
-        for (int g = 0; g < G; g++) d_shared[((s + k * S) * G + g) * HP + j] = float(dgates[g]);
+        for (int g = 0; g < Q; g++) d_shared[((s + k * S) * Q + g) * HP + j] = float(dgates[g]);
     }
 
     template <typename Position>
     DEVICE bool run(Alone&, const Position&) {
         __syncthreads();
-        float part[G][R];
-        weights.multiply(part, [&](int g, int r) { return (const float4*)(d_shared + (r * G + g) * HP + s * KS); });
+        float part[Q][R];
+        weights.multiply(part, [&](int g, int r) { return (const float4*)(d_shared + (r * Q + g) * HP + s * KS); });
 #pragma unroll
         for (int r = 0; r < R; r++) {
             float sum = part[0][r];
 #pragma unroll
-            for (int g = 1; g < G; g++) sum += part[g][r];
+            for (int g = 1; g < Q; g++) sum += part[g][r];
             partial_sums[(s * R + r) * HP + j] = sum;
         }
         __syncthreads();
@@ -248,19 +265,28 @@ __global__ void __launch_bounds__(HP * S, 1) block_backward(
     const int reverse,
     const int* __restrict__ lengths,  // [B]  or null
     const int* __restrict__ order,    // [B]  or null
-    const T* __restrict__ weight_hh,  // [D, G*H, H]  aligned
+    const T* __restrict__ weight_hh,  // [D, Q*H, H]  aligned; or null where the cell has no product
     T* gates,                         // [D, T, B, W*H]  in: what forward saved; out: dgates
     const T* __restrict__ h,          // [D, T+1, B, H]
-    const float* __restrict__ c,      // [D, T+1, B, H]  or null where the cell has none
+    const float* __restrict__ others,  // [D, S-1, T+1, B, H]  or null where the cell has none
+    const float* __restrict__ own,    // [D, N, H]  or null where the cell has none
+    const int mask_steps,             // T, or 1: the same masks in all timesteps
+    const bool* __restrict__ mask,    // [D, mask_steps, B, M*H]  or null where the cell draws none
     const T* __restrict__ doutput,    // [T, B, D*H]  or null
     float* __restrict__ dh,           // [D, B, H]  in: of the last h; out: of the first
-    float* __restrict__ dc)           // [D, B, H]  likewise; or null where the cell has none
+    float* __restrict__ dothers)      // [D, S-1, B, H]  likewise; or null where the cell has none
 {
     extern __shared__ float4 memory[];
-    constexpr int G = CellOf<float>::gates;
-    const TilePosition<HP, S, R> pos(T_, B, H, blockIdx.x, 0, blockIdx.z, reverse, lengths, order);
-    Returned<G, T, HP, S, KREG, R> product(memory, weight_hh + (size_t)pos.d * G * H * H, H);
+    typedef CellOf<float> Cell;
+    constexpr int Q = Cell::products;
+    const TilePosition<HP, S, R> pos(T_, B, H, blockIdx.x, Q ? 0 : blockIdx.y * HP, blockIdx.z, reverse, lengths, order);
     Alone channel;
-    const Backward<T> layer = {T_, B, H, W, (int)gridDim.z, gates, h, c, doutput, dh, dc};
-    time_loop_backward<CellOf>(layer, pos, channel, product);
+    const Backward<T> layer = {T_, B, H, W, (int)gridDim.z, mask_steps, own, mask, gates, h, others, doutput, dh, dothers};
+    if constexpr (Q) {
+        Returned<Q, T, HP, S, KREG, R> product(memory, weight_hh + (size_t)pos.d * Q * H * H, H);
+        time_loop_backward<CellOf>(layer, pos, channel, product);
+    } else {
+        NoProduct<Cell> product;
+        time_loop_backward<CellOf>(layer, pos, channel, product);
+    }
 }

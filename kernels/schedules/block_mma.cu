@@ -17,10 +17,10 @@
 // block.cu explains `order`.
 
 #include "../common.cuh"
+#include "../cells/all.cuh"
 #include "words.cuh"
 #include "tensor.cuh"
 #include "time_loop.cuh"
-#include "../cells/all.cuh"
 
 // A lane's part of a tile from column k on, whose rows l/4 and l/4 + 8 are units j and j + 1. weights(unit, column) is one
 // word.
@@ -139,11 +139,12 @@ template <typename Cell, typename T, int HP, int HELD, int N, int IP>
 struct Gathered {
     static constexpr bool makes_ax = IP > 0;
     static constexpr int K = Fragment<T>::K, P = Fragment<T>::P, ROW = Fragment<T>::row;
-    static constexpr int G = Cell::gates, KT = HP / K, XT = IP / K, threads = HP * 2, x_columns = (XT + 1) / 2 * 2 * K;
+    static constexpr int G = Cell::gates, Q = Cell::products;
+    static constexpr int KT = HP / K, XT = IP / K, threads = HP * 2, x_columns = (XT + 1) / 2 * 2 * K;
     static constexpr int stride = HP + x_columns + ROW, buffer_size = 8 * N * stride;  // 16 bytes avoid bank conflicts
-    static constexpr int SUMS = G + (IP ? Cell::separate_input_gate : 0);  // the last one: W_ih x of the separate gate
-    static constexpr int chains = G == 1 ? 4 : 1;  // independent sums of one product, to hide latency
-    Fragments<G * (KT + XT), HELD, threads> weights;
+    static constexpr int SUMS = sums_of<Cell>(makes_ax);
+    static constexpr int chains = Q == 1 ? 4 : 1;  // independent sums of one product, to hide latency
+    Fragments<Q * KT + G * XT, HELD, threads> weights;  // of each K columns of h, then of each K columns of x
     InputPrefetch<T, x_columns, 8 * N, threads> input;
     T* hx_shared;  // [2, 8 N, stride]: h, x
     int reads;     // offset of the buffer that the next product reads
@@ -154,13 +155,14 @@ struct Gathered {
                     const int* order) : hx_shared((T*)memory), reads(buffer_size) {
         const int j = pos.j;
         weights.load(memory, memory + 2 * buffer_size * sizeof(T) / 16, [&](int tile) {
-            const int g = tile % G, k = tile / G * K + pos.lane % 4 * P;
-            if (IP && k >= HP) {
-                return tile_of<T>(j, k - HP, [&](int unit, int column) {
+            if (IP && tile >= Q * KT) {
+                const int g = (tile - Q * KT) % G, k = (tile - Q * KT) / G * K + pos.lane % 4 * P;
+                return tile_of<T>(j, k, [&](int unit, int column) {
                     const T* from = W_ih + ((size_t)g * H + unit) * I + column;
                     return word<T>([&](int i) { return unit < H && column + i < I ? from[i] : T(0.0f); });
                 });
             }
+            const int g = tile % Q, k = tile / Q * K + pos.lane % 4 * P;
             return tile_of<T>(j, k, [&](int unit, int column) {
                 const T* from = W_hh + ((size_t)g * H + unit) * H + column;
                 if (Position::even) return unit < H && column < H ? load_word(from) : 0u;
@@ -194,10 +196,11 @@ struct Gathered {
 #pragma unroll
             for (int m = 0; m < N; m++) operand[m] = load_matrices(operands + m * 8 * stride + k * K);
 #pragma unroll
-            for (int g = 0; g < G; g++) {
-                const int to = k >= KT && g == G - 1 ? SUMS - 1 : g;
+            for (int g = 0; g < (k < KT ? Q : G); g++) {
+                const int to = k >= KT && g >= first_apart<Cell> ? Q + g - first_apart<Cell> : g;
                 const bool last = k + 1 == KT + XT;
-                const uint4 weight = weights.get(k * G + g), next = weights.get((last ? k : k + 1) * G + g);
+                const int tile = k < KT ? k * Q + g : Q * KT + (k - KT) * G + g;
+                const uint4 weight = weights.get(tile), next = weights.get(last ? tile : tile + (k < KT ? Q : G));
 #pragma unroll
                 for (int m = 0; m < N; m++) {
                     mma(sums[m][to][k % chains], weight, make_uint2(operand[m].x, operand[m].y), T());
@@ -210,7 +213,7 @@ struct Gathered {
 
     DEVICE float add(float sum, int n, int u, int g) const {
 #pragma unroll
-        for (int k = 0; k < (g < G ? chains : 1); k++) sum += sums[n / 2][g][k][u * 2 + n % 2];
+        for (int k = 0; k < chains; k++) sum += sums[n / 2][g][k][u * 2 + n % 2];
         return sum;
     }
 };
@@ -223,36 +226,40 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
     const int I,
     const int W,         // blocks of H in a row of gates
     const int reverse,
-    const int save,      // 0: inference; gates are only read, only the last h and c are stored, c in slot T % 2
+    const int save,      // 0: inference; gates are only read, only the last states are stored, others in slot T % 2
     const int* __restrict__ lengths,    // [B]  or null
     const int* __restrict__ order,      // [B]  or null
-    const T* __restrict__ weight_hh,    // [D, G*H, H]  aligned
+    const T* __restrict__ weight_hh,    // [D, Q*H, H]  aligned
     const float* __restrict__ bias_ih,  // [D, G*H]  or null
     const float* __restrict__ bias_hh,  // [D, G*H]  or null
+    const float* __restrict__ own,      // [D, N, H]  or null where the cell has none
+    const int mask_steps,               // T, or 1: the same masks in all timesteps
+    const bool* __restrict__ mask,      // [D, mask_steps, B, M*H]  or null where the cell draws none
     const T* __restrict__ weight_ih,    // [D, G*H, I]  or null where IP is 0
     const T* __restrict__ x,            // [T, B, I]  likewise; or null
     T* gates,                           // [D, T, B, W*H]  aligned; in: ax where IP is 0; out: what the cell saves; or null
     T* h,                               // [D, T+1, B, H]  aligned; in: the first slot; out: the others
-    float* c,                           // [D, T+1 or 2, B, H]  likewise; or null where the cell has none
+    float* others,                      // [D, S-1, T+1 or 2, B, H]  likewise; or null where the cell has none
     T* __restrict__ output)             // [T, B, D*H]  aligned
 {
     extern __shared__ uint4 memory[];
     typedef CellOf<float> Cell;
     const LanePosition<N, EVEN> pos(T_, B, H, reverse, lengths, order);
     Gathered<Cell, T, HP, HELD, N, IP> product(
-        pos, memory, weight_hh + (size_t)pos.d * Cell::gates * H * H, weight_ih + (size_t)pos.d * Cell::gates * H * I, I, H, B,
-        x, order);
+        pos, memory, weight_hh + (size_t)pos.d * Cell::products * H * H, weight_ih + (size_t)pos.d * Cell::gates * H * I, I, H,
+        B, x, order);
     Alone channel;
-    const Forward<T> layer = {T_, B, H, W, (int)gridDim.z, save, bias_ih, bias_hh, gates, h, c, output};
+    const Forward<T> layer = {
+        T_, B, H, W, (int)gridDim.z, save, mask_steps, bias_ih, bias_hh, own, mask, gates, h, others, output};
     time_loop_forward<CellOf>(layer, pos, channel, product);
 }
 
 // ---- backward: the mirror. A tile's rows are columns of W_hh, its columns are K rows of one gate.
 
-template <int G, typename T, int HP, int HELD, int N>
+template <int Q, typename T, int HP, int HELD, int N>
 struct Returned {
     static constexpr int K = Fragment<T>::K, P = Fragment<T>::P, ROW = Fragment<T>::row;
-    static constexpr int KT = G * HP / K, threads = HP * 2, stride = G * HP + ROW, buffer_size = 8 * N * stride;
+    static constexpr int KT = Q * HP / K, threads = HP * 2, stride = Q * HP + ROW, buffer_size = 8 * N * stride;
     static constexpr bool loads_ahead = N == 1 && sizeof(T) == 2 && threads <= 256;
     Fragments<KT, HELD, threads> weights;
     T* d_shared;  // [2, 8 N, stride]: dgates
@@ -273,7 +280,7 @@ struct Returned {
     template <typename Position, int D>
     DEVICE void stage(Alone&, const Position& pos, int k, const typename Pair<T>::stored (&dgates)[D]) const {
 #pragma unroll
-        for (int g = 0; g < G; g++) {
+        for (int g = 0; g < Q; g++) {
             store_operands(d_shared + staged + pos.column(k) * stride + g * HP + pos.j, dgates[g]);
         }
     }
@@ -313,19 +320,22 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
     const int reverse,
     const int* __restrict__ lengths,  // [B]  or null
     const int* __restrict__ order,    // [B]  or null
-    const T* __restrict__ weight_hh,  // [D, G*H, H]  aligned
+    const T* __restrict__ weight_hh,  // [D, Q*H, H]  aligned
     T* gates,                         // [D, T, B, W*H]  aligned; in: what forward saved; out: dgates
     const T* __restrict__ h,          // [D, T+1, B, H]  aligned
-    const float* __restrict__ c,      // [D, T+1, B, H]  aligned; or null where the cell has none
+    const float* __restrict__ others,  // [D, S-1, T+1, B, H]  aligned; or null where the cell has none
+    const float* __restrict__ own,    // [D, N, H]  or null where the cell has none
+    const int mask_steps,             // T, or 1: the same masks in all timesteps
+    const bool* __restrict__ mask,    // [D, mask_steps, B, M*H]  or null where the cell draws none
     const T* __restrict__ doutput,    // [T, B, D*H]  aligned; or null
     float* __restrict__ dh,           // [D, B, H]  in: of the last h; out: of the first
-    float* __restrict__ dc)           // [D, B, H]  likewise; or null where the cell has none
+    float* __restrict__ dothers)      // [D, S-1, B, H]  likewise; or null where the cell has none
 {
     extern __shared__ uint4 memory[];
-    constexpr int G = CellOf<float>::gates;
+    constexpr int Q = CellOf<float>::products;
     const LanePosition<N, EVEN> pos(T_, B, H, reverse, lengths, order);
-    Returned<G, T, HP, HELD, N> product(pos, memory, weight_hh + (size_t)pos.d * G * H * H, H);
+    Returned<Q, T, HP, HELD, N> product(pos, memory, weight_hh + (size_t)pos.d * Q * H * H, H);
     Alone channel;
-    const Backward<T> layer = {T_, B, H, W, (int)gridDim.z, gates, h, c, doutput, dh, dc};
+    const Backward<T> layer = {T_, B, H, W, (int)gridDim.z, mask_steps, own, mask, gates, h, others, doutput, dh, dothers};
     time_loop_backward<CellOf>(layer, pos, channel, product);
 }

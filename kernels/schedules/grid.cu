@@ -1,5 +1,5 @@
 // Schedule `grid`: a group of thread blocks runs the whole time loop of R sequences of one direction. Each block owns U
-// units, their recurrent weights and their c. The blocks exchange numbers through L2 once a step: forward the new h,
+// units, their recurrent weights and their states. The blocks exchange numbers through L2 once a step: forward the new h,
 // backward each block's part of dh.
 //
 //     grid_forward<lstm, float, 8, 1024, 32, 32, 1>      U 8, KP 1024, S 32, KREG 32, R 1
@@ -8,7 +8,7 @@
 //     U     units of a block, a power of two; a group is gridDim.y blocks
 //     KP    H rounded up to a multiple of 128
 //     S     slices. Forward, of the columns: a thread has one unit and one slice, U x S threads. Backward, of the block's
-//           G U rows: a thread has 4 columns and one slice, KP / 4 x S threads
+//           Q U rows: a thread has 4 columns and one slice, KP / 4 x S threads
 //     KREG  weights in registers. Forward: columns of a thread, a multiple of 4. Backward: rows of its 4 columns
 //     R     sequences of a tile, a power of two
 //
@@ -20,10 +20,10 @@
 // order.
 
 #include "../common.cuh"
+#include "../cells/all.cuh"
 #include "tile.cuh"
 #include "exchange.cuh"
 #include "time_loop.cuh"
-#include "../cells/all.cuh"
 
 // The sum of x over the lanes whose numbers differ by a multiple of LANES. All of them get it.
 template <int LANES>
@@ -35,21 +35,21 @@ DEVICE float sum_over_lanes(float x) {
 
 // ---- forward: every block receives all of h and multiplies it by the rows of its units.
 
-template <int G, typename T, int U, int KP, int S, int KREG, int R>
+template <int Q, typename T, int U, int KP, int S, int KREG, int R>
 struct Gathered {
     static constexpr bool makes_ax = false;
     static constexpr int KS = KP / S, threads = U * S, lanes = U < 32 ? U : 32;
     static constexpr int P = threads / (U < 32 ? 32 : U);  // sums of the slices, after a warp has added its own
     static constexpr int row_size = S * (KS + 4);          // 4 numbers between slices avoid bank conflicts
-    typedef Weights<T, G, KS, KREG, R, threads> ThreadWeights;
+    typedef Weights<T, Q, KS, KREG, R, threads> ThreadWeights;
     ThreadWeights weights;
     float* h_shared;    // [R, row_size]: h
-    float* partial_sums;  // [P, G, R, U]
+    float* partial_sums;  // [P, Q, R, U]
     int H, s;
 
     DEVICE Gathered(float4* memory, const T* W_hh, int unit, int H_) : h_shared((float*)memory), H(H_), s(threadIdx.x / U) {
         partial_sums = h_shared + R * row_size;
-        auto* w_shared = (typename ThreadWeights::vec4*)(partial_sums + P * G * R * U);
+        auto* w_shared = (typename ThreadWeights::vec4*)(partial_sums + P * Q * R * U);
         weights.template load<true>((typename ThreadWeights::vec4*)memory, w_shared, [&](int thread, int g, int k) {
             const int row = unit + thread % U, column = thread / U * KS + k;
             return load_vec4(W_hh + ((size_t)g * H + row) * H + column, 1, row < H ? H - column : 0, H % 4 == 0);
@@ -73,15 +73,15 @@ struct Gathered {
         channel.template receive<threads>(
             0, R * H, [](int) { return true; }, [&](int i, float x) { h_shared[offset(i % R, i / R)] = x; });
         if (__syncthreads_or(channel.timed_out)) return false;
-        float part[G][R];
+        float part[Q][R];
         weights.multiply(part, [&](int g, int r) { return (const float4*)(h_shared + r * row_size + s * (KS + 4)); });
 #pragma unroll
-        for (int g = 0; g < G; g++) {
+        for (int g = 0; g < Q; g++) {
 #pragma unroll
             for (int r = 0; r < R; r++) {
                 const float sum = sum_over_lanes<lanes>(part[g][r]);
                 const int p = U < 32 ? threadIdx.x / 32 : s;
-                if (U >= 32 || threadIdx.x % 32 < U) partial_sums[((p * G + g) * R + r) * U + threadIdx.x % U] = sum;
+                if (U >= 32 || threadIdx.x % 32 < U) partial_sums[((p * Q + g) * R + r) * U + threadIdx.x % U] = sum;
             }
         }
         __syncthreads();
@@ -92,7 +92,7 @@ struct Gathered {
         const float* from = partial_sums + threadIdx.x + k * S * U;
         float sum = 0.0f;
 #pragma unroll
-        for (int p = 0; p < P; p++) sum += from[(p * G + g) * R * U];
+        for (int p = 0; p < P; p++) sum += from[(p * Q + g) * R * U];
         return start + sum;
     }
 };
@@ -104,15 +104,18 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
     const int H,
     const int W,         // blocks of H in a row of gates
     const int reverse,
-    const int save,      // 0: inference; gates are only read, only the last h and c are stored, c in slot T % 2
+    const int save,      // 0: inference; gates are only read, only the last states are stored, others in slot T % 2
     const int* __restrict__ lengths,    // [B]  or null
     const int* __restrict__ order,      // [B]  or null
-    const T* __restrict__ weight_hh,    // [D, G*H, H]  aligned
+    const T* __restrict__ weight_hh,    // [D, Q*H, H]  aligned
     const float* __restrict__ bias_ih,  // [D, G*H]  or null
     const float* __restrict__ bias_hh,  // [D, G*H]  or null
+    const float* __restrict__ own,      // [D, N, H]  or null where the cell has none
+    const int mask_steps,               // T, or 1: the same masks in all timesteps
+    const bool* __restrict__ mask,      // [D, mask_steps, B, M*H]  or null where the cell draws none
     T* gates,                           // [D, T, B, W*H]  in: ax; out: what the cell saves
     T* h,                               // [D, T+1, B, H]  in: the first slot; out: the others
-    float* c,                           // [D, T+1 or 2, B, H]  likewise; or null where the cell has none
+    float* others,                      // [D, S-1, T+1 or 2, B, H]  likewise; or null where the cell has none
     T* __restrict__ output,             // [T, B, D*H]
     const unsigned epoch,               // neither it nor the next tiles * T epochs occur in `words` yet
     const int poll_limit,               // of one wait
@@ -120,11 +123,12 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
     int* failed)                        // [1]
 {
     extern __shared__ float4 memory[];
-    typedef Gathered<CellOf<float>::gates, T, U, KP, S, KREG, R> Product;
+    typedef Gathered<CellOf<float>::products, T, U, KP, S, KREG, R> Product;
     const int unit = blockIdx.y * U, d = blockIdx.x;
-    Product product(memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
+    Product product(memory, weight_hh + (size_t)d * CellOf<float>::products * H * H, unit, H);
     Exchange channel(words, d * gridDim.z + blockIdx.z, R * H, epoch, poll_limit, failed);
-    const Forward<T> layer = {T_, B, H, W, (int)gridDim.x, save, bias_ih, bias_hh, gates, h, c, output};
+    const Forward<T> layer = {
+        T_, B, H, W, (int)gridDim.x, save, mask_steps, bias_ih, bias_hh, own, mask, gates, h, others, output};
     for (int tile = blockIdx.z; tile * R < B; tile += gridDim.z) {
         const TilePosition<U, S, R> pos(T_, B, H, tile, unit, d, reverse, lengths, order);
         if (!time_loop_forward<CellOf>(layer, pos, channel, product)) return;
@@ -134,11 +138,11 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
 // ---- backward: a block multiplies its rows by its dgates, which gives its part of dh for all units. The block that owns a
 // unit adds up the parts.
 
-template <int G, typename T, int U, int KP, int S, int KREG, int R>
+template <int Q, typename T, int U, int KP, int S, int KREG, int R>
 struct Scattered {
     static constexpr bool loads_ahead = true;
-    static constexpr int Q = KP / 4, threads = Q * S, OWNED = R * U;
-    static constexpr int RS = (G * U + 4 * S - 1) / (4 * S) * 4;  // rows of a slice
+    static constexpr int QUADS = KP / 4, threads = QUADS * S, OWNED = R * U;
+    static constexpr int RS = (Q * U + 4 * S - 1) / (4 * S) * 4;  // rows of a slice
     static constexpr int lanes = OWNED < 32 ? OWNED : 32, P = threads / (OWNED < 32 ? 32 : OWNED);
     typedef Weights<T, 1, 4 * RS, 4 * KREG, R, threads> ThreadWeights;
     ThreadWeights weights;
@@ -148,13 +152,13 @@ struct Scattered {
     int H, unit, quad, slice;
 
     DEVICE Scattered(float4* memory, const T* W_hh, int unit_, int H_)
-        : d_shared((float*)memory), H(H_), unit(unit_), quad(threadIdx.x % Q), slice(threadIdx.x / Q) {
+        : d_shared((float*)memory), H(H_), unit(unit_), quad(threadIdx.x % QUADS), slice(threadIdx.x / QUADS) {
         partial_sums = d_shared + R * S * RS;
         sums = partial_sums + S * R * KP;
         auto* w_shared = (typename ThreadWeights::vec4*)(sums + P * OWNED);
         weights.template load<false>((typename ThreadWeights::vec4*)memory, w_shared, [&](int thread, int g, int k) {
-            const int i = thread / Q * RS + k / 4, u = unit + i % U, column = thread % Q * 4;
-            const bool valid = i < G * U && u < H;
+            const int i = thread / QUADS * RS + k / 4, u = unit + i % U, column = thread % QUADS * 4;
+            const bool valid = i < Q * U && u < H;
             return load_vec4(W_hh + ((size_t)(i / U) * H + u) * H + column, 1, valid ? H - column : 0, H % 4 == 0);
         });
         for (int k = threadIdx.x; k < R * S * RS; k += threads) d_shared[k] = 0.0f;  // rows past the block's stay zero
@@ -166,7 +170,7 @@ struct Scattered {
         const int r = pos.s + k * (threads / U);
         if (r >= R) return;
 #pragma unroll
-        for (int g = 0; g < G; g++) d_shared[r * S * RS + g * U + threadIdx.x % U] = float(dgates[g]);
+        for (int g = 0; g < Q; g++) d_shared[r * S * RS + g * U + threadIdx.x % U] = float(dgates[g]);
     }
 
     template <typename Position>
@@ -214,24 +218,27 @@ __global__ void __launch_bounds__(KP / 4 * S, 1) grid_backward(
     const int reverse,
     const int* __restrict__ lengths,  // [B]  or null
     const int* __restrict__ order,    // [B]  or null
-    const T* __restrict__ weight_hh,  // [D, G*H, H]  aligned
+    const T* __restrict__ weight_hh,  // [D, Q*H, H]  aligned
     T* gates,                         // [D, T, B, W*H]  in: what forward saved; out: dgates
     const T* __restrict__ h,          // [D, T+1, B, H]
-    const float* __restrict__ c,      // [D, T+1, B, H]  or null where the cell has none
+    const float* __restrict__ others,  // [D, S-1, T+1, B, H]  or null where the cell has none
+    const float* __restrict__ own,    // [D, N, H]  or null where the cell has none
+    const int mask_steps,             // T, or 1: the same masks in all timesteps
+    const bool* __restrict__ mask,    // [D, mask_steps, B, M*H]  or null where the cell draws none
     const T* __restrict__ doutput,    // [T, B, D*H]  or null
     float* __restrict__ dh,           // [D, B, H]  in: of the last h; out: of the first
-    float* __restrict__ dc,           // [D, B, H]  likewise; or null where the cell has none
+    float* __restrict__ dothers,      // [D, S-1, B, H]  likewise; or null where the cell has none
     const unsigned epoch,
     const int poll_limit,
     unsigned long long* words,        // [groups, 2, N*N*R*U], N = gridDim.y
     int* failed)                      // [1]
 {
     extern __shared__ float4 memory[];
-    typedef Scattered<CellOf<float>::gates, T, U, KP, S, KREG, R> Product;
+    typedef Scattered<CellOf<float>::products, T, U, KP, S, KREG, R> Product;
     const int unit = blockIdx.y * U, d = blockIdx.x, N = gridDim.y;
-    Product product(memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
+    Product product(memory, weight_hh + (size_t)d * CellOf<float>::products * H * H, unit, H);
     Exchange channel(words, d * gridDim.z + blockIdx.z, N * N * R * U, epoch, poll_limit, failed);
-    const Backward<T> layer = {T_, B, H, W, (int)gridDim.x, gates, h, c, doutput, dh, dc};
+    const Backward<T> layer = {T_, B, H, W, (int)gridDim.x, mask_steps, own, mask, gates, h, others, doutput, dh, dothers};
     for (int tile = blockIdx.z; tile * R < B; tile += gridDim.z) {
         const TilePosition<U, Product::threads / U, R> pos(T_, B, H, tile, unit, d, reverse, lengths, order);
         if (!time_loop_backward<CellOf>(layer, pos, channel, product)) return;

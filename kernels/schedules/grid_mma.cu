@@ -1,5 +1,5 @@
 // Schedule `grid` on tensor cores, for 16-bit storage and for float as tf32: a group of thread blocks runs the whole time
-// loop of R sequences of one direction. Each block owns U units, their recurrent weights and their c. The blocks exchange
+// loop of R sequences of one direction. Each block owns U units, their recurrent weights and their states. The blocks exchange
 // numbers through L2 once a step: forward the new h, backward dgates.
 //
 //     grid_mma_forward<lstm, __half, 16, 768, 24, 8, 1>      U 16, KP 768, HELD 24, R 8, P 1
@@ -17,11 +17,11 @@
 // grid.cu.
 
 #include "../common.cuh"
+#include "../cells/all.cuh"
 #include "tile.cuh"
 #include "tensor.cuh"
 #include "exchange.cuh"
 #include "time_loop.cuh"
-#include "../cells/all.cuh"
 
 constexpr int WARPS = 8, THREADS = 32 * WARPS;
 
@@ -162,17 +162,17 @@ struct WarpProduct {
 
 // ---- forward
 
-template <int G, typename T, int U, int KP, int HELD, int R, int P>
+template <int Q, typename T, int U, int KP, int HELD, int R, int P>
 struct Gathered {
     static constexpr bool makes_ax = false;
-    typedef WarpProduct<T, G * U, KP / 16, HELD, R, P> Inner;
+    typedef WarpProduct<T, Q * U, KP / 16, HELD, R, P> Inner;
     Inner inner;
     int H;
 
     DEVICE Gathered(float4* memory, const T* W_hh, int unit, int H_)
         : inner(memory, [&](int i, int group, int k) {
               const int u = unit + i % U, column = group * 16 + k;
-              return i < G * U && u < H_ && column < H_ ? W_hh[((size_t)(i / U) * H_ + u) * H_ + column] : T(0.0f);
+              return i < Q * U && u < H_ && column < H_ ? W_hh[((size_t)(i / U) * H_ + u) * H_ + column] : T(0.0f);
           }), H(H_) {}
 
     template <typename Channel, typename Position>
@@ -204,15 +204,18 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
     const int H,
     const int W,         // blocks of H in a row of gates
     const int reverse,
-    const int save,      // 0: inference; gates are only read, only the last h and c are stored, c in slot T % 2
+    const int save,      // 0: inference; gates are only read, only the last states are stored, others in slot T % 2
     const int* __restrict__ lengths,    // [B]  or null
     const int* __restrict__ order,      // [B]  or null
-    const T* __restrict__ weight_hh,    // [D, G*H, H]
+    const T* __restrict__ weight_hh,    // [D, Q*H, H]
     const float* __restrict__ bias_ih,  // [D, G*H]  or null
     const float* __restrict__ bias_hh,  // [D, G*H]  or null
+    const float* __restrict__ own,      // [D, N, H]  or null where the cell has none
+    const int mask_steps,               // T, or 1: the same masks in all timesteps
+    const bool* __restrict__ mask,      // [D, mask_steps, B, M*H]  or null where the cell draws none
     T* gates,                           // [D, T, B, W*H]  in: ax; out: what the cell saves
     T* h,                               // [D, T+1, B, H]  in: the first slot; out: the others
-    float* c,                           // [D, T+1 or 2, B, H]  likewise; or null where the cell has none
+    float* others,                      // [D, S-1, T+1 or 2, B, H]  likewise; or null where the cell has none
     T* __restrict__ output,             // [T, B, D*H]
     const int poll_limit,               // of one wait
     unsigned* words,                    // [groups, 32, slot] of WarpProduct, aligned; all bits set
@@ -220,11 +223,12 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
 {
     extern __shared__ float4 memory[];
     const int unit = blockIdx.y * U, d = blockIdx.x;
-    Gathered<CellOf<float>::gates, T, U, KP, HELD, R, P> product(
-        memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
+    Gathered<CellOf<float>::products, T, U, KP, HELD, R, P> product(
+        memory, weight_hh + (size_t)d * CellOf<float>::products * H * H, unit, H);
     typedef TilePosition<U, THREADS / U, R> Position;
     Ring<Position::per_thread> channel(words, d * gridDim.z + blockIdx.z, product.inner.slot_words, poll_limit, failed);
-    const Forward<T> layer = {T_, B, H, W, (int)gridDim.x, save, bias_ih, bias_hh, gates, h, c, output};
+    const Forward<T> layer = {
+        T_, B, H, W, (int)gridDim.x, save, mask_steps, bias_ih, bias_hh, own, mask, gates, h, others, output};
     for (int tile = blockIdx.z; tile * R < B; tile += gridDim.z) {
         const Position pos(T_, B, H, tile, unit, d, reverse, lengths, order);
         if (!time_loop_forward<CellOf>(layer, pos, channel, product)) return;
@@ -233,11 +237,11 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
 
 // ---- backward: the mirror. The rows are the block's units, the columns are the rows of W_hh, gate by gate.
 
-template <int G, typename T, int U, int KP, int HELD, int R, int P>
+template <int Q, typename T, int U, int KP, int HELD, int R, int P>
 struct Returned {
     static constexpr bool loads_ahead = true;
     static constexpr int gate = KP / 16;  // groups of one gate
-    typedef WarpProduct<T, U, G * gate, HELD, R, P> Inner;
+    typedef WarpProduct<T, U, Q * gate, HELD, R, P> Inner;
     Inner inner;
     int H;
 
@@ -250,7 +254,7 @@ struct Returned {
     template <typename Channel, typename Position>
     DEVICE void stage(Channel& channel, const Position& pos, int k, const T* dgates) {
 #pragma unroll
-        for (int g = 0; g < G; g++) Inner::send(channel, pos, k, k * G + g, g * gate, float(dgates[g]));
+        for (int g = 0; g < Q; g++) Inner::send(channel, pos, k, k * Q + g, g * gate, float(dgates[g]));
     }
 
     template <typename Channel, typename Position>
@@ -275,25 +279,28 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_backward(
     const int reverse,
     const int* __restrict__ lengths,  // [B]  or null
     const int* __restrict__ order,    // [B]  or null
-    const T* __restrict__ weight_hh,  // [D, G*H, H]
+    const T* __restrict__ weight_hh,  // [D, Q*H, H]
     T* gates,                         // [D, T, B, W*H]  in: what forward saved; out: dgates
     const T* __restrict__ h,          // [D, T+1, B, H]
-    const float* __restrict__ c,      // [D, T+1, B, H]  or null where the cell has none
+    const float* __restrict__ others,  // [D, S-1, T+1, B, H]  or null where the cell has none
+    const float* __restrict__ own,    // [D, N, H]  or null where the cell has none
+    const int mask_steps,             // T, or 1: the same masks in all timesteps
+    const bool* __restrict__ mask,    // [D, mask_steps, B, M*H]  or null where the cell draws none
     const T* __restrict__ doutput,    // [T, B, D*H]  or null
     float* __restrict__ dh,           // [D, B, H]  in: of the last h; out: of the first
-    float* __restrict__ dc,           // [D, B, H]  likewise; or null where the cell has none
+    float* __restrict__ dothers,      // [D, S-1, B, H]  likewise; or null where the cell has none
     const int poll_limit,
     unsigned* words,                  // [groups, 32, slot] of WarpProduct, aligned; all bits set
     int* failed)                      // [1]
 {
     extern __shared__ float4 memory[];
     const int unit = blockIdx.y * U, d = blockIdx.x;
-    Returned<CellOf<float>::gates, T, U, KP, HELD, R, P> product(
-        memory, weight_hh + (size_t)d * CellOf<float>::gates * H * H, unit, H);
+    Returned<CellOf<float>::products, T, U, KP, HELD, R, P> product(
+        memory, weight_hh + (size_t)d * CellOf<float>::products * H * H, unit, H);
     typedef TilePosition<U, THREADS / U, R> Position;
-    constexpr int words_sent = Position::per_thread * CellOf<float>::gates;
+    constexpr int words_sent = Position::per_thread * CellOf<float>::products;
     Ring<words_sent> channel(words, d * gridDim.z + blockIdx.z, product.inner.slot_words, poll_limit, failed);
-    const Backward<T> layer = {T_, B, H, W, (int)gridDim.x, gates, h, c, doutput, dh, dc};
+    const Backward<T> layer = {T_, B, H, W, (int)gridDim.x, mask_steps, own, mask, gates, h, others, doutput, dh, dothers};
     for (int tile = blockIdx.z; tile * R < B; tile += gridDim.z) {
         const Position pos(T_, B, H, tile, unit, d, reverse, lengths, order);
         if (!time_loop_backward<CellOf>(layer, pos, channel, product)) return;

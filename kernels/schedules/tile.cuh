@@ -102,9 +102,9 @@ struct Weights {
         sum[3 % chains] += w.w * x.w;
     }
 
-    // out[g][r]: this slice's columns of row g times the numbers at operand(g, r) in shared memory.
-    template <typename Operand>
-    DEVICE void multiply(float (&out)[G][R], Operand operand) {
+    // out[g][r], g < G: this slice's columns of row g times the numbers at operand(g, r) in shared memory.
+    template <int SUMS, typename Operand>
+    DEVICE void multiply(float (&out)[SUMS][R], Operand operand) {
         float sum[G][R][chains] = {};
 #pragma unroll
         for (int q = 0; q < in_registers; q++) {

@@ -10,7 +10,8 @@
 //                next       ends a step: everything was given
 //                prefetch   loads x of a step, where the product multiplies W_ih x itself (makes_ax)
 //                run        computes the sums from what all have given; false where this block must give up
-//                add        start + W_hh h of gate g, for this thread's k-th sequence and unit u; gate G: W_ih x of the last
+//                add        start + sum g, for this thread's k-th sequence and unit u: W_hh h of gate g, with W_ih x where
+//                           makes_ax; behind these W_ih x alone, of the gates from first_apart on
 //     backward   stage      gives dgates of this thread's k-th sequence
 //                run        computes dh from what all have staged; false where this block must give up
 //                sum        dh, for this thread's k-th sequence and unit u
@@ -19,6 +20,8 @@
 //
 // A block sends once for each step that it computes: the initial h before the first, nothing after the last. `channel` is
 // what the blocks of a group share; a block that is alone has none.
+
+#include "arrays.cuh"
 
 // at + count * size in one instruction. The compiler would keep the product in two registers from one timestep to the next.
 DEVICE long long skip(long long at, int count, int size) {
@@ -61,24 +64,66 @@ struct Alone {  // the channel of a block that waits for no other
     static constexpr bool waits = false;
 };
 
+// Where the product makes W_ih x as well: the first gate whose W_ih x has a sum of its own. W_ih x of the gates before it is
+// added to W_hh h.
+template <typename Cell>
+constexpr int first_apart = Cell::products > Cell::separate ? Cell::products - Cell::separate : 0;
+
+// How many sums a product makes for each unit.
+template <typename Cell>
+DEVICE constexpr int sums_of(bool makes_ax) {
+    return Cell::products + (makes_ax ? Cell::gates - first_apart<Cell> : 0);
+}
+
 template <typename T>
 struct Forward {  // the kernels say what each is
-    int T_, B, H, W, D, save;
-    const float *bias_ih, *bias_hh;
+    int T_, B, H, W, D, save, mask_steps;
+    const float *bias_ih, *bias_hh, *own;
+    const bool* mask;
     T *gates, *h;
-    float* c;
+    float* others;
     T* output;
 };
 
 template <typename T>
 struct Backward {
-    int T_, B, H, W, D;
+    int T_, B, H, W, D, mask_steps;
+    const float* own;
+    const bool* mask;
     T* gates;
     const T* h;
-    const float* c;
+    const float* others;
     const T* doutput;
-    float *dh, *dc;
+    float *dh, *dothers;
 };
+
+// The masks of this thread's k-th sequence.
+template <typename Cell, typename Position>
+DEVICE void load_masks(unsigned char (&to)[some(Cell::draws)][Position::units], const Position& pos, int k, const bool* mask,
+                       int steps, int t, int B, int H) {
+    if (!Cell::draws) return;
+    const unsigned char* from = masks_of<Cell>(mask, steps, pos.d, t, pos.sequence[k], B, H, pos.j);
+#pragma unroll
+    for (int m = 0; m < Cell::draws; m++) {
+#pragma unroll
+        for (int u = 0; u < Position::units; u++) {
+            if (pos.has(u, H)) to[m][u] = from[(size_t)m * H + u];
+        }
+    }
+}
+
+// The cell's own parameters, of this thread's units.
+template <typename Cell, typename Position>
+DEVICE void load_own(float (&to)[some(Cell::parameters)][Position::units], const Position& pos, const float* own, int H) {
+#pragma unroll
+    for (int n = 0; n < Cell::parameters; n++) {
+#pragma unroll
+        for (int u = 0; u < Position::units; u++) {
+            const bool valid = pos.j + u < H;
+            to[n][u] = valid ? own[((size_t)pos.d * Cell::parameters + n) * H + pos.j + u] : 0.0f;
+        }
+    }
+}
 
 // Of one tile; false where the block must give up.
 template <template <typename> class CellOf, typename T, typename Position, typename Channel, typename Product>
@@ -86,13 +131,15 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
 {
     typedef CellOf<float> Cell;
     typedef typename Position::template Stored<T> Stored;
-    constexpr int G = Cell::gates, K = Position::per_thread, U = Position::units;
+    constexpr int G = Cell::gates, Q = Cell::products, S = Cell::states - 1, K = Position::per_thread, U = Position::units;
     const int T_ = a.T_, H = a.H, j = pos.j, on = pos.reversed ? -1 : 1;  // from one t to the next
+    const long long state_size = (long long)(a.save ? T_ + 1 : 2) * a.B * H;
     const int end = pos.reversed ? -1 : T_;
     int t = pos.reversed ? T_ - 1 : 0;
     Places<Position> here(pos, T_, a.B, H, a.W, a.D, t, pos.reversed ? T_ : 0, true);
-    float c_old[K][U], bias_a[G][U], bias_r[G][U];
+    float others[some(S)][K][U], bias_a[G][U], bias_r[G][U], own[some(Cell::parameters)][U];
     Stored h_old[K] = {}, ax[K][G];
+    unsigned char masks[K][some(Cell::draws)][U];
     auto load_ax = [&](int t, long long gates) {
 #pragma unroll
         for (int k = 0; k < K; k++) {
@@ -102,6 +149,13 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
             for (int g = 0; g < G; g++) ax[k][g] = pos.load(row + (size_t)g * H, H);
         }
     };
+    auto load_all_masks = [&](int t) {
+#pragma unroll
+        for (int k = 0; k < K; k++) {
+            if (t < pos.length[k]) load_masks<Cell>(masks[k], pos, k, a.mask, a.mask_steps, t, a.B, H);
+        }
+    };
+    load_own<Cell>(own, pos, a.own, H);
 #pragma unroll
     for (int u = 0; u < U; u++) {
 #pragma unroll
@@ -113,8 +167,11 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
 #pragma unroll
         for (int k = 0; k < K; k++) {
             const bool valid = pos.sequence[k] >= 0 && pos.has(u, H);
-            const long long initial_c = a.save ? here.slot_of(k) : ((long long)pos.d * 2 * a.B + pos.sequence[k]) * H + j;
-            c_old[k][u] = valid && Cell::states == 2 ? a.c[initial_c + u] : 0.0f;
+            const long long initial = a.save ? here.slot_of(k) : ((long long)pos.d * 2 * a.B + pos.sequence[k]) * H + j;
+#pragma unroll
+            for (int s = 0; s < S; s++) {
+                others[s][k][u] = valid ? a.others[initial + other_state<Cell>(pos.d, s, state_size) + u] : 0.0f;
+            }
         }
     }
 #pragma unroll
@@ -127,6 +184,7 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
         const int first = pos.reversed ? pos.longest - 1 : 0;
         if constexpr (Product::makes_ax) product.prefetch(first);
         else load_ax(first, here.gates + (long long)(first - t) * a.B * here.gates_row);
+        load_all_masks(first);
         product.next(channel);
     }
 
@@ -139,35 +197,49 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
             }
             if (!product.run(channel, pos)) return false;
         }
-        Stored saved[K][Cell::saved_blocks + 1];
+        Stored saved[K][some(Cell::saved)];
 #pragma unroll
         for (int k = 0; k < K; k++) {
             if (t < pos.length[k]) {
-                float h_new[U] = {}, saved_now[Cell::saved_blocks + 1][U] = {};
+                float h_new[U] = {}, saved_now[some(Cell::saved)][U] = {};
 #pragma unroll
                 for (int u = 0; u < U; u++) {
                     if (!pos.has(u, H)) continue;
-                    float ax_now[G], ah[G], saves[Cell::saved_blocks + 1], c_new;
+                    ForwardIn<Cell, float> in;
+                    ForwardOut<Cell, float> out;
 #pragma unroll
                     for (int g = 0; g < G; g++) {
-                        ah[g] = product.add(bias_r[g][u], k, u, g);
-                        ax_now[g] = Product::makes_ax ? bias_a[g][u] : pos.number(ax[k][g], u, T()) + bias_a[g][u];
+                        in.ax[g] = Product::makes_ax ? bias_a[g][u] : pos.number(ax[k][g], u, T()) + bias_a[g][u];
+                        if (g < Q) in.ah[g] = product.add(bias_r[g][u], k, u, g);
+                        else in.ax[g] += bias_r[g][u];
+                        if (Product::makes_ax && g >= first_apart<Cell>) {
+                            in.ax[g] = product.add(in.ax[g], k, u, Q + g - first_apart<Cell>);
+                        }
                     }
-                    if (Product::makes_ax && Cell::separate_input_gate) ax_now[G - 1] = product.add(ax_now[G - 1], k, u, G);
-                    Cell::forward(ax_now, ah, pos.number(h_old[k], u, T()), c_old[k][u], saves, h_new[u], c_new);
-                    if (Cell::states == 2) c_old[k][u] = c_new;
+                    in.state[0] = pos.number(h_old[k], u, T());
 #pragma unroll
-                    for (int g = 0; g < Cell::saved_blocks; g++) saved_now[g][u] = saves[g];
+                    for (int s = 0; s < S; s++) in.state[s + 1] = others[s][k][u];
+#pragma unroll
+                    for (int n = 0; n < Cell::parameters; n++) in.p[n] = own[n][u];
+#pragma unroll
+                    for (int m = 0; m < Cell::draws; m++) in.mask[m] = float(masks[k][m][u]);
+                    Cell::forward(in, out);
+                    h_new[u] = out.state[0];
+#pragma unroll
+                    for (int s = 0; s < S; s++) others[s][k][u] = out.state[s + 1];
+#pragma unroll
+                    for (int g = 0; g < Cell::saved; g++) saved_now[g][u] = out.saved[g];
                 }
                 h_old[k] = pos.stored(h_new, T());  // the state is what is stored
 #pragma unroll
-                for (int g = 0; g < Cell::saved_blocks; g++) saved[k][g] = pos.stored(saved_now[g], T());
+                for (int g = 0; g < Cell::saved; g++) saved[k][g] = pos.stored(saved_now[g], T());
             }
             if (sends) product.send(channel, pos, k, h_old[k]);  // before any store: the others wait for it
         }
         if (sends) {
             // In flight during the product, too. A block that waits for others has time enough behind its stores.
             if (!Product::makes_ax && !Channel::waits) load_ax(t + on, skip(here.gates, here.move, here.gates_row));
+            if (!Channel::waits) load_all_masks(t + on);
             product.next(channel);
         }
         here.slot = skip(here.slot, here.move, H);
@@ -178,23 +250,31 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
             pos.store(a.output + here.output_of(k), live ? h_old[k] : Stored(), H);
             if (!a.save) continue;
             pos.store(a.h + here.slot_of(k), h_old[k], H);
-            if (Cell::states == 2) pos.store(a.c + here.slot_of(k), pos.stored(c_old[k], 0.0f), H);
+#pragma unroll
+            for (int s = 0; s < S; s++) {
+                const long long place = here.slot_of(k) + other_state<Cell>(pos.d, s, state_size);
+                pos.store(a.others + place, pos.stored(others[s][k], 0.0f), H);
+            }
             if (live) {
                 T* row = a.gates + here.gates_of(k);
 #pragma unroll
-                for (int g = 0; g < Cell::saved_blocks; g++) pos.store(row + (size_t)g * H, saved[k][g], H);
+                for (int g = 0; g < Cell::saved; g++) pos.store(row + (size_t)g * H, saved[k][g], H);
             }
         }
         here.gates = skip(here.gates, here.move, here.gates_row);
         here.output = skip(here.output, here.move, here.output_row);
         if (!Product::makes_ax && Channel::waits && sends) load_ax(t + on, here.gates);
+        if (Channel::waits && sends) load_all_masks(t + on);
     }
 #pragma unroll
     for (int k = 0; k < K; k++) {
         if (a.save || pos.sequence[k] < 0) continue;
-        const long long last_c = (((long long)pos.d * 2 + T_ % 2) * a.B + pos.sequence[k]) * H + j;
+        const long long last = (((long long)pos.d * 2 + T_ % 2) * a.B + pos.sequence[k]) * H + j;
         pos.store(a.h + here.slot_of(k), h_old[k], H);
-        if (Cell::states == 2) pos.store(a.c + last_c, pos.stored(c_old[k], 0.0f), H);
+#pragma unroll
+        for (int s = 0; s < S; s++) {
+            pos.store(a.others + last + other_state<Cell>(pos.d, s, state_size), pos.stored(others[s][k], 0.0f), H);
+        }
     }
     return true;
 }
@@ -204,41 +284,45 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
 {
     typedef CellOf<float> Cell;
     typedef typename Position::template Stored<T> Stored;
-    typedef typename Position::template Stored<float> StoredC;
-    constexpr int K = Position::per_thread, U = Position::units, P = Cell::preactivations;
-    constexpr bool has_c = Cell::states == 2;
+    typedef typename Position::template Stored<float> StoredFloat;
+    constexpr int K = Position::per_thread, U = Position::units, S = Cell::states - 1, P = Cell::preactivations;
     constexpr bool ahead = Product::loads_ahead;
     const int T_ = a.T_, H = a.H, on = pos.reversed ? 1 : -1;  // from one t to the next
     const int end = pos.reversed ? T_ : -1;
+    const long long state_size = (long long)(T_ + 1) * a.B * H;
     int t = pos.reversed ? 0 : T_ - 1;
     Places<Position> here(pos, T_, a.B, H, a.W, a.D, t, pos.reversed ? 0 : T_, false);
-    float dh_now[K][U], dc_now[K][U];
-    Stored gates[K][Cell::saved_blocks + 1], doutput[K] = {}, h_old[K] = {}, h_new[K] = {};
-    StoredC c_old[K] = {}, c_new[K] = {};
+    float dh_now[K][U], dothers[some(S)][K][U], own[some(Cell::parameters)][U];
+    Stored gates[K][some(Cell::saved)], doutput[K] = {}, h_old[K] = {}, h_new[K] = {};
+    StoredFloat others_old[K][some(S)] = {}, others_new[K][some(S)] = {};
+    unsigned char masks[K][some(Cell::draws)][U];
     int given[K];
+    load_own<Cell>(own, pos, a.own, H);
 #pragma unroll
     for (int k = 0; k < K; k++) given[k] = a.doutput ? pos.length[k] : 0;
-    auto load_states = [&](long long from, Stored& h, StoredC& c) {
+    auto load_states = [&](long long from, Stored& h, StoredFloat (&others)[some(S)]) {
         h = pos.load(a.h + from, H);
-        if (has_c) c = pos.load(a.c + from, H);
+#pragma unroll
+        for (int s = 0; s < S; s++) others[s] = pos.load(a.others + from + other_state<Cell>(pos.d, s, state_size), H);
     };
-    auto load_gates = [&](int k) {
+    auto load_gates = [&](int k, int t) {
         const T* row = a.gates + here.gates_of(k);
 #pragma unroll
-        for (int g = 0; g < Cell::saved_blocks; g++) gates[k][g] = pos.load(row + (size_t)g * H, H);
+        for (int g = 0; g < Cell::saved; g++) gates[k][g] = pos.load(row + (size_t)g * H, H);
+        load_masks<Cell>(masks[k], pos, k, a.mask, a.mask_steps, t, a.B, H);
     };
     auto load_ahead = [&](int t) {
 #pragma unroll
         for (int k = 0; k < K && ahead; k++) {
-            if (pos.sequence[k] >= 0) load_states(here.slot_of(k), h_old[k], c_old[k]);
-            if (t < pos.length[k]) load_gates(k);
+            if (pos.sequence[k] >= 0) load_states(here.slot_of(k), h_old[k], others_old[k]);
+            if (t < pos.length[k]) load_gates(k, t);
             if (t < given[k]) doutput[k] = pos.load(a.doutput + here.output_of(k), H);
         }
     };
     auto load_now = [&](int k) {
-        load_states(here.slot_of(k), h_old[k], c_old[k]);
-        load_states(skip(here.slot_of(k), -here.move, H), h_new[k], c_new[k]);
-        load_gates(k);
+        load_states(here.slot_of(k), h_old[k], others_old[k]);
+        load_states(skip(here.slot_of(k), -here.move, H), h_new[k], others_new[k]);
+        load_gates(k, t);
         doutput[k] = a.doutput ? pos.load(a.doutput + here.output_of(k), H) : Stored();
     };
 #pragma unroll
@@ -248,9 +332,13 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
 #pragma unroll
         for (int u = 0; u < U; u++) {
             dh_now[k][u] = valid && pos.has(u, H) ? a.dh[n + u] : 0.0f;
-            dc_now[k][u] = valid && pos.has(u, H) && has_c ? a.dc[n + u] : 0.0f;
+#pragma unroll
+            for (int s = 0; s < S; s++) {
+                const long long place = n + u + other_state<Cell>(pos.d, s, (long long)a.B * H);
+                dothers[s][k][u] = valid && pos.has(u, H) ? a.dothers[place] : 0.0f;
+            }
         }
-        if (valid && ahead) load_states(here.slot_of(k), h_new[k], c_new[k]);
+        if (valid && ahead) load_states(here.slot_of(k), h_new[k], others_new[k]);
     }
     here.slot = skip(here.slot, here.move, H);
     if (T_) load_ahead(t);
@@ -265,20 +353,36 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
 #pragma unroll
                 for (int u = 0; u < U; u++) {
                     if (!pos.has(u, H)) continue;
-                    float saved[Cell::saved_blocks + 1], d_now[P];
+                    BackwardIn<Cell, float> in;
+                    BackwardOut<Cell, float> out;
 #pragma unroll
-                    for (int g = 0; g < Cell::saved_blocks; g++) saved[g] = pos.number(gates[k][g], u, T());
-                    dh_now[k][u] += pos.number(doutput[k], u, T());
-                    Cell::backward(saved, pos.number(h_old[k], u, T()), pos.number(c_old[k], u, 0.0f),
-                                   pos.number(h_new[k], u, T()), pos.number(c_new[k], u, 0.0f), dh_now[k][u], dc_now[k][u],
-                                   d_now);
+                    for (int g = 0; g < Cell::saved; g++) in.saved[g] = pos.number(gates[k][g], u, T());
+                    in.state[0] = pos.number(h_old[k], u, T());
+                    in.new_state[0] = pos.number(h_new[k], u, T());
+                    in.dstate[0] = dh_now[k][u] + pos.number(doutput[k], u, T());
 #pragma unroll
-                    for (int g = 0; g < P; g++) d[g][u] = d_now[g];
+                    for (int s = 0; s < S; s++) {
+                        in.state[s + 1] = pos.number(others_old[k][s], u, 0.0f);
+                        in.new_state[s + 1] = pos.number(others_new[k][s], u, 0.0f);
+                        in.dstate[s + 1] = dothers[s][k][u];
+                    }
+#pragma unroll
+                    for (int n = 0; n < Cell::parameters; n++) in.p[n] = own[n][u];
+#pragma unroll
+                    for (int m = 0; m < Cell::draws; m++) in.mask[m] = float(masks[k][m][u]);
+                    Cell::backward(in, out);
+                    dh_now[k][u] = out.dstate[0];
+#pragma unroll
+                    for (int s = 0; s < S; s++) dothers[s][k][u] = out.dstate[s + 1];
+#pragma unroll
+                    for (int g = 0; g < P; g++) d[g][u] = out.d[g];
                 }
 #pragma unroll
                 for (int g = 0; g < P; g++) dgates[g] = pos.stored(d[g], T());
             }
-            if (ahead) h_new[k] = h_old[k], c_new[k] = c_old[k];
+            if (ahead) h_new[k] = h_old[k];
+#pragma unroll
+            for (int s = 0; s < S && ahead; s++) others_new[k][s] = others_old[k][s];
             if (active) product.stage(channel, pos, k, dgates);
             if (pos.sequence[k] < 0) continue;
             T* row = a.gates + here.gates_of(k);
@@ -305,7 +409,8 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
         for (int u = 0; u < U; u++) {
             if (!pos.has(u, H)) continue;
             a.dh[n + u] = dh_now[k][u];
-            if (has_c) a.dc[n + u] = dc_now[k][u];
+#pragma unroll
+            for (int s = 0; s < S; s++) a.dothers[n + u + other_state<Cell>(pos.d, s, (long long)a.B * H)] = dothers[s][k][u];
         }
     }
     return true;

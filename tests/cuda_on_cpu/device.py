@@ -304,20 +304,20 @@ class EmulatedDevice(CupyDevice):
         stream, number = tick
         return self.xp.cuda.get_current_stream().clock.get(stream, 0) >= number
 
-    def spills(self, file, expression):
+    def spills(self, file, expression, struct=None):
         """Nothing is known of registers here."""
-        return False
+        return 0
 
-    def load(self, file, expression):
+    def load(self, file, expression, struct=None):
         """The kernel of a name expression: ``kernel(grid, block, args, shared_mem=0)``."""
-        if (file, expression) not in self._loaded:
-            source = kernel_source(file)
+        if (file, expression, struct) not in self._loaded:
+            source = kernel_source(file, struct)
             for old, new in self.edits:
                 if source.count(old) > 1:
                     raise ValueError(f"{old!r} stands {source.count(old)} times in {file}")
                 source = source.replace(old, new)
-            self._loaded[file, expression] = self.emulator.load(source, name=expression, file=file)
-        kernel = self._loaded[file, expression]
+            self._loaded[file, expression, struct] = self.emulator.load(source, name=expression, file=file)
+        kernel = self._loaded[file, expression, struct]
 
         def launch(grid, block, args, shared_mem=0, cooperative=False):
             args = tuple(arg._host if isinstance(arg, Array) else arg for arg in args)

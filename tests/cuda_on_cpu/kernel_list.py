@@ -4,6 +4,7 @@ import itertools
 
 from gpurnn.backends.cuda import schedules
 from gpurnn.backends.cuda.launch import kernel_names, kernel_of
+from gpurnn.cells import CELLS
 from gpurnn.dtypes import C_NAMES
 
 # .cu file -> first architecture, where it uses what older ones have not
@@ -11,21 +12,20 @@ FIRST = {"block_mma.cu": 80, "grid_mma.cu": 80}
 
 # .cu file -> name expressions
 KERNELS = {}
-for _file, _expression in kernel_names():
+for _file, _expression, _ in kernel_names():
     KERNELS.setdefault(_file, []).append(_expression)
 
 # A schedule with tiles is compiled for the best tile of one size; test_cuda_block.py compiles others.
 _DEVICES = schedules.Device(90, 132, 227 * 1024), schedules.Device(75, 40, 64 * 1024)
-_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1}  # rnn_relu has the tiles of rnn_tanh
 
 
-for _kernel, _dtype, _backward, _device in itertools.product(_GATES, C_NAMES, (False, True), _DEVICES):
+for _cell, _dtype, _backward, _device in itertools.product(CELLS.values(), C_NAMES, (False, True), _DEVICES):
     for _tf32 in (False, True) if _dtype == "float32" else (False,):
-        _work = schedules.Problem(_kernel, _GATES[_kernel], 64, 100, 16, 1, _dtype, False, _backward, _tf32)
+        _work = schedules.Problem(_cell, 64, 100, 16, 1, _dtype, False, _backward, _tf32)
         for _schedule in schedules.FINDERS:
             _ways = [
                 candidate for candidate in schedules.candidates(_work, _device)[0] if candidate.schedule == _schedule
             ]
-            _file, _expression = _ways and kernel_of(_work, _ways[0]) or (None, None)
+            _file, _expression, _ = _ways and kernel_of(_work, _ways[0]) or (None, None, None)
             if _file and _expression not in KERNELS.setdefault(_file, []):
                 KERNELS[_file].append(_expression)

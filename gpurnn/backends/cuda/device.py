@@ -62,14 +62,14 @@ class CupyDevice:
 
     # ---- kernels
 
-    def compile(self, file, expression):
+    def compile(self, file, expression, struct=None):
         """``cubins.find`` of a kernel for this device: compile it now unless it is on disk, and load nothing.
 
-        Several threads may compile at the same time. Raises BackendError with the compiler's first errors, which name
-        our files and lines.
+        struct: as in ``launch.kernel_source``. Several threads may compile at the same time. Raises BackendError with
+        the compiler's first errors, which name our files and lines.
         """
         try:
-            return cubins.find(launch.kernel_source(file), expression, self.arch, file)
+            return cubins.find(launch.kernel_source(file, struct), expression, self.arch, file)
         except (nvrtc.CompileError, OSError) as error:
             raise self._refused(file, expression, error) from error
 
@@ -82,20 +82,21 @@ class CupyDevice:
             + "\n".join(errors[:5])
         )
 
-    def spills(self, file, expression):
-        """Whether a kernel spills registers to memory. False where it does not compile; ``load`` raises that error."""
+    def spills(self, file, expression, struct=None):
+        """Bytes of registers that a thread of a kernel spills to memory. 0 where it does not compile; ``load`` raises
+        that error."""
         try:
-            return self.compile(file, expression)[2] > 0
+            return self.compile(file, expression, struct)[2]
         except BackendError:
-            return False
+            return 0
 
-    def load(self, file, expression):
+    def load(self, file, expression, struct=None):
         """Load the kernel of a name expression such as ``step_forward<lstm, float>``; compile it first if need be.
 
         Returns ``kernel(grid, block, args, shared_mem=0)``. Raises BackendError as ``compile`` does.
         """
         cooperative = file in COOPERATIVE
-        path, name, _ = self.compile(file, expression)
+        path, name, _ = self.compile(file, expression, struct)
         try:
             module = self.xp.RawModule(path=str(path), enable_cooperative_groups=cooperative)
             kernel = module.get_function(name)

@@ -52,8 +52,10 @@ def kernel_path(file):
     raise FileNotFoundError(f"{kernel_dir()} has no file {file}")
 
 
-def kernel_source(file):
+def kernel_source(file, struct=None):
     """The text of a kernel file for NVRTC, with our own headers in place of its ``#include "..."`` lines.
+
+    struct: C++ of a generated cell. It follows the other cells, in a namespace of its own.
 
     It is one text because the cache of compiled kernels is keyed by it: a header that NVRTC found by itself could
     change unseen. A header is named relative to the file that includes it, and included once. ``#line`` makes the
@@ -70,6 +72,8 @@ def kernel_source(file):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             header = re.match(r'\s*#include "([^"]+)"', line)
             lines += [text((path.parent / header[1]).resolve()), f'#line {number + 1} "{name}"'] if header else [line]
+        if struct is not None and name == "cells/all.cuh":
+            lines += ["namespace generated {", '#line 1 "generated cell"', struct, "}"]
         return "\n".join(lines) + "\n"
 
     return text(kernel_path(file).resolve())
@@ -147,17 +151,17 @@ class Kernels:
         self.device = device
         self._ready, self._loading = {}, threading.Lock()
 
-    def launch(self, file, kernel, types, grid, block, *args, shared=0, cooperative=False):
+    def launch(self, file, kernel, types, grid, block, *args, shared=0, cooperative=False, struct=None):
         """Launch ``kernel<types>`` of ``file``; do nothing where the grid is empty.
 
         args: for scalars Python numbers, which are cast to the declared type; for pointers C-contiguous arrays of the
         declared dtype, ``Rows(array)`` for a strided one, or None where it may be null. cooperative: all blocks run at
-        once. Raises TypeError for a wrong number of arguments; DtypeError, ShapeError and OverflowError, which name the
+        once. struct: as in ``kernel_source``. Raises TypeError for a wrong number of arguments; DtypeError, ShapeError and OverflowError, which name the
         argument.
         """
-        ready = self._ready.get((file, kernel, types))
+        ready = self._ready.get((file, kernel, types, struct))
         if ready is None or len(args) != len(ready[1]) or max(grid) > 65535:
-            ready = self._loaded(file, kernel, types, grid, len(args))
+            ready = self._loaded(file, kernel, types, struct, grid, len(args))
         if 0 in grid:
             return
         run, converters = ready
@@ -167,12 +171,12 @@ class Kernels:
         else:
             run(grid, block, converted, shared_mem=shared)
 
-    def bind(self, file, kernel, types, grid, block, *args):
+    def bind(self, file, kernel, types, grid, block, *args, struct=None):
         """A function of one number that launches as ``launch`` does, with that number in place of ``EACH``.
 
         All other arguments are checked now.
         """
-        run, converters = self._loaded(file, kernel, types, grid, len(args))
+        run, converters = self._loaded(file, kernel, types, struct, grid, len(args))
         if 0 in grid:
             return lambda number: None
         each = next(k for k, value in enumerate(args) if value is EACH)
@@ -183,15 +187,15 @@ class Kernels:
         convert = converters[each]
         return lambda number: run(grid, block, (*before, convert(number), *after), shared_mem=0)
 
-    def _loaded(self, file, kernel, types, grid, count):
+    def _loaded(self, file, kernel, types, struct, grid, count):
         """The kernel and the converters of its ``count`` arguments; loads it at its first use."""
-        key = (file, kernel, types)
+        key = (file, kernel, types, struct)
         ready = self._ready.get(key)
         if ready is None:
             expression = f"{kernel}<{', '.join(types)}>" if types else kernel
             converters = [self._converter(kernel, argument) for argument in signature(file, kernel, types)]
             with self._loading:  # once, however many threads want it
-                ready = self._ready.get(key) or (self.device.load(file, expression), converters)
+                ready = self._ready.get(key) or (self.device.load(file, expression, struct), converters)
                 self._ready[key] = ready
         if count != len(ready[1]):
             raise TypeError(f"{kernel}: expected {len(ready[1])} arguments, got {count}")
@@ -269,26 +273,44 @@ class Rows:
 
 # ---- the list of kernels
 
+MEANS_THREADS = 256  # of a thread block in step_means.cu
+
 
 def c_type(dtype):
     """The C++ type of a NumPy dtype."""
     return C_NAMES[dtype_name(dtype)]
 
 
-def kernel_names(dtypes=tuple(C_NAMES), cells=tuple(CELLS)):
-    """(file, name expression) of every kernel that layers of these dtypes and cells, the keys of ``CELLS``, use."""
-    resets = [cell for cell in cells if len(CELLS[cell].products) > 1]
+def cell_type(cell):
+    """The C++ name of a cell's struct."""
+    return cell.name if cell.struct is None else f"generated::{cell.name}"
+
+
+def means_units(H):
+    """Units of a thread in step_means.cu: the fewest, of powers of two, that make ``MEANS_THREADS`` threads enough."""
+    return 1 << max(0, -(-H // MEANS_THREADS) - 1).bit_length()
+
+
+def step_names(cell, storage, H=1):
+    """(file, name expression, struct) of the kernels that the schedule step needs for a cell and an H."""
+    two = ("inner", "inner_backward") if cell.first < len(cell.hidden) else ()
+    more = f", {means_units(H)}" if cell.means else ""
+    file, which = ("step_means.cu", "means_") if cell.means else ("step.cu", "")
+    kernels = [f"step_{which}{name}" for name in ("forward", "backward", *two)]
+    return [(file, f"{kernel}<{cell_type(cell)}, {storage}{more}>", cell.struct) for kernel in kernels]
+
+
+def kernel_names(dtypes=tuple(C_NAMES), cells=tuple(CELLS.values())):
+    """(file, name expression, struct) of every kernel that layers of these dtypes and cells use at any size.
+
+    Of a cell with means those for H up to ``MEANS_THREADS``.
+    """
     storages = [C_NAMES[dtype] for dtype in dtypes]
     reals = sorted({"double" if storage == "double" else "float" for storage in storages})
-    names = []
+    of_cells, names = [], []
     for storage in storages:
-        names += [
-            ("step.cu", f"step_{which}<{cell}, {storage}>") for cell in cells for which in ("forward", "backward")
-        ]
-        names += [
-            ("step.cu", f"step_{which}<{cell}, {storage}>") for cell in resets for which in ("reset", "reset_backward")
-        ]
-        if any(CELLS[cell].may_project for cell in cells):
+        of_cells += [name for cell in cells for name in step_names(cell, storage)]
+        if any(cell.may_project for cell in cells):
             names += [("step.cu", f"step_{which}<{storage}>") for which in ("project", "project_backward")]
         names += [("bptt.cu", f"sum_steps_partial<{storage}>"), ("embedding.cu", f"embedding_chunks<{storage}>")]
     for real in reals:
@@ -296,13 +318,14 @@ def kernel_names(dtypes=tuple(C_NAMES), cells=tuple(CELLS)):
         names += [("loss.cu", f"cross_entropy_{which}<{real}>") for which in ("forward", "backward")]
         kernels = ("sgd", "rmsprop", "adam", "norm_partial", "scale_grads")
         names += [("optimize.cu", f"{kernel}<{real}>") for kernel in kernels]
-    return [*names, ("step.cu", "step_done"), ("optimize.cu", "norm_finish"), ("dropout.cu", "dropout_mask")]
+    names += [("step.cu", "step_done"), ("optimize.cu", "norm_finish"), ("dropout.cu", "dropout_mask")]
+    return of_cells + [(*name, None) for name in names]
 
 
 def kernel_of(problem, candidate):
-    """(file, name expression) of a candidate's kernel; None for ``step``, whose kernels fit every size."""
+    """(file, name expression, struct) of a candidate's kernel; None for ``step``, whose kernels fit every size."""
     if candidate.schedule == "step":
         return None
     which = "backward" if problem.backward else "forward"
-    types = ", ".join((problem.kernel, C_NAMES[problem.dtype], *candidate.types))
-    return f"{candidate.kernel}.cu", f"{candidate.kernel}_{which}<{types}>"
+    types = ", ".join((cell_type(problem.cell), C_NAMES[problem.dtype], *candidate.types))
+    return f"{candidate.kernel}.cu", f"{candidate.kernel}_{which}<{types}>", problem.cell.struct

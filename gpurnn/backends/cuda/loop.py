@@ -7,7 +7,7 @@ import numpy as np
 from ...cells import Weights
 from ...errors import BackendError
 from ..records import PassGradients, SavedPass
-from .launch import EACH, c_type
+from .launch import EACH, MEANS_THREADS, c_type, cell_type, means_units
 from .loop_plan import BLOCK
 
 _RECORDED = 64  # timesteps of a graph: longer sequences launch it again
@@ -25,6 +25,7 @@ class Loop:
     steps_done = None  # device counter: timesteps done before the running graph
     lengths = order = None
     w = x = None  # the ``Weights`` and the input that kernels read; the weights of all directions in each array
+    own = masks = None  # likewise: the cell's own parameters (D, N, H) and masks (D, T or 1, B, M*H)
     h_now = d_now = None  # made by the first step of either pass
     doutput = received = dh = None  # made by the first backward
 
@@ -34,14 +35,16 @@ class Loop:
         self.T, self.B, self.H, self.P, self.D = shape.T, shape.B, shape.H, shape.P, plan.D
         self.directions, self.save = shape.directions, shape.save
         self.dtype, self.real, self.width, self.reverse = plan.dtype, plan.real, plan.width, plan.reverse
-        self.projected, self.two_products, self.first_rows = plan.projected, plan.two_products, plan.first_rows
+        self.projected, self.rows, self.first_rows = plan.projected, plan.rows, plan.first_rows
         self.problems, self.candidates, self.by_step = plan.problems, plan.candidates, plan.by_step
         self.inputs, self.nbytes = plan.inputs, plan.nbytes
         self.graphs = {}  # name -> CUDA graphs, one after another
         # W_ih x, and what the cell saves
         self.gates = None if plan.gates_shape is None else empty(plan.gates_shape, self.dtype)
         self.h = empty(plan.h_shape, self.dtype)
-        self.c = None if plan.c_shape is None else empty(plan.c_shape, self.real)
+        self.others = None if plan.others_shape is None else empty(plan.others_shape, self.real)
+        if self.cell.vectors:
+            self.own = empty((self.D, self.cell.vectors, self.H), self.real)
         self.output = empty(plan.output_shape, self.dtype)
         if shape.ragged:  # order: the longest first, so that the sequences of a block end at about the same time
             self.lengths, self.order = empty(self.B, np.int32), empty(self.B, np.int32)
@@ -57,8 +60,8 @@ class Loop:
             self.x = self.ops.xp.empty(x.shape, x.dtype)
         self.x[...] = x
 
-    def load(self, weights, lengths):
-        """Take the weights, (D, rows, columns) and (D, rows), for one forward and backward pass.
+    def load(self, weights, lengths, masks=None):
+        """Take the weights, (D, rows, columns) and (D, rows), and the masks, for one forward and backward pass.
 
         A recorded loop reads at fixed addresses, so it copies them. 16-bit copies are refreshed on every call:
         parameters may be written in place, and nothing tells us when.
@@ -68,6 +71,14 @@ class Loop:
             self.w = views
         else:
             self._copy(weights, views)
+        if self.own is not None:
+            for own, w in zip(self.own, weights, strict=True):
+                first = 0
+                for vectors in (array.reshape(-1, self.H) for array in w.own):
+                    own[first : first + len(vectors)] = vectors
+                    first += len(vectors)
+        if masks is not None:
+            self._load_masks(masks)
         if lengths is not None:
             self.lengths[...] = self.ops.xp.asarray(lengths.astype(np.int32))
             order = np.argsort(-lengths, kind="stable")
@@ -88,31 +99,41 @@ class Loop:
             for copy, array in zip(getattr(self.w, name), arrays, strict=True):
                 copy[...] = array
 
+    def _load_masks(self, masks):
+        """Take the masks of each direction, (T or 1, B, M*H)."""
+        if self.D == 1 and not self.recorded:
+            self.masks = self.ops.xp.ascontiguousarray(masks[0])[None]
+            return
+        if self.masks is None:
+            self.masks = self.ops.xp.empty((self.D, *masks[0].shape), np.bool_)
+        for copy, mask in zip(self.masks, masks, strict=True):
+            copy[...] = mask
+
     def start(self, states):
-        """Write each direction's initial state, (h (B, P),) or (h, c (B, H)), into its slot."""
+        """Write each direction's initial state, h (B, P) and the others (B, H), into its slot."""
         for d, (state, reverse) in enumerate(zip(states, self.directions, strict=True)):
             first = self.T if reverse else 0
             self.h[d, first] = state[0]
-            if self.c is not None:
-                self.c[d, first if self.save else 0] = state[1]
+            for k, other in enumerate(state[1:]):
+                self.others[d, k, first if self.save else 0] = other
 
     def final(self):
         """Copies of each direction's final state."""
         finals = []
         for d, reverse in enumerate(self.directions):
             last = 0 if reverse else self.T
-            final = (self.h[d, last].copy(),)
-            if self.c is not None:
-                final += (self.c[d, last if self.save else self.T % 2].copy(),)
-            finals.append(final)
+            others = () if self.others is None else self.others[d]
+            slot = last if self.save else self.T % 2
+            finals.append((self.h[d, last].copy(), *(other[slot].copy() for other in others)))
         return finals
 
     def saved(self):
         """A ``SavedPass`` of each direction."""
         passes = []
         for d, reverse in enumerate(self.directions):
-            c = self.c[d] if self.save and self.c is not None else None
-            passes.append(SavedPass(self.gates[d] if self.save else None, self.h[d], c, reverse))
+            others = tuple(self.others[d]) if self.save and self.others is not None else ()
+            gates, masks = self.gates[d] if self.save else None, None if self.masks is None else self.masks[d]
+            passes.append(SavedPass(gates, self.h[d], others, reverse, masks))
         return passes
 
     # ---- forward
@@ -141,19 +162,22 @@ class Loop:
 
     def _forward_block(self):
         w, ragged = self.w, (self.lengths, self.order)
-        how = self.width, self.reverse, int(self.save), *ragged, w.hh, w.bias_ih, w.bias_hh
+        how = self.width, self.reverse, int(self.save), *ragged, w.hh, w.bias_ih, w.bias_hh, *self._more()
         if self.candidates["forward"].schedule == "block":
             how = w.ih.shape[-1] if self.inputs else 0, *how, w.ih if self.inputs else None, self.x
-        self._launch_block("forward", *how, self.gates, self.h, self.c, self.output)
+        self._launch_block("forward", *how, self.gates, self.h, self.others, self.output)
+
+    def _more(self):
+        """The arguments that every kernel of a cell takes for own parameters and masks."""
+        return self.own, 1 if self.masks is None else self.masks.shape[1], self.masks
 
     def _forward_step(self):
         xp, D, B, H, P = self.ops.xp, self.D, self.B, self.H, self.P
         if self.h_now is None:
             self.h_now = xp.empty((D, B, P), self.dtype)
-            self.ah = xp.empty((D, B, len(self.cell.gates) * H), self.real)
-            if self.two_products:
-                first = xp.empty((D, B, self.first_rows), self.real)
-                self.first_ah, self.p_now = first, xp.empty((D, B, H), self.dtype)
+            self.ah = xp.empty((D, B, self.rows), self.real) if self.rows else None
+            if self.first_rows < self.rows:
+                self.inner_now = xp.empty((D, B, H), self.dtype)
             if self.projected:
                 self.m, self.projection = xp.empty((D, B, H), self.dtype), xp.empty((D, B, P), self.dtype)
         for d, reverse in enumerate(self.directions):
@@ -162,24 +186,23 @@ class Loop:
 
     def _forward_launches(self, done):
         """What a timestep launches, in order: functions of the timestep, counted from ``done`` on."""
-        save, transposed, launches = int(self.save), self.w.hh.swapaxes(1, 2), []
-        biases = self.lengths, self.w.bias_ih, self.w.bias_hh
-        if self.two_products:
-            first = self.first_rows
+        w, first, launches = self.w, self.first_rows, []
+        how = (
+            self.H, self.width, EACH, done, self.reverse, int(self.save), self.lengths, w.bias_ih, w.bias_hh,
+            *self._more(), self.ah, self.gates,
+        )  # fmt: skip
+        if first:
+            launches.append(self._product(self.h_now, w.hh[:, :first].swapaxes(1, 2), self.ah[..., :first]))
+        if first < self.rows:
             launches += [
-                self._product(self.h_now, transposed[..., :first], self.first_ah),
-                self._bind("step_reset", self.H, self.width, EACH, done, self.reverse, save, *biases, self.first_ah,
-                           self.gates, self.h_now, self.p_now),
-                self._product(self.p_now, transposed[..., first:], self.ah[..., first:]),
-            ]  # fmt: skip
-        else:
-            launches.append(self._product(self.h_now, transposed, self.ah))
-        how = self.H, self.width, EACH, done, self.reverse, save, *biases, self.ah, self.gates
+                self._bind("step_inner", *how, self.h_now, self.others, self.inner_now),
+                self._product(self.inner_now, w.hh[:, first:].swapaxes(1, 2), self.ah[..., first:]),
+            ]
         if not self.projected:
-            return [*launches, self._bind("step_forward", *how, self.h, self.h_now, self.c, None, self.output)]
+            return [*launches, self._bind("step_forward", *how, self.h, self.h_now, self.others, None, self.output)]
         return [
             *launches,
-            self._bind("step_forward", *how, None, None, self.c, self.m, None),
+            self._bind("step_forward", *how, None, None, self.others, self.m, None),
             self._product(self.m, self.w.hr.swapaxes(1, 2), self.projection),
             self._bind("step_project", self.P, EACH, done, self.reverse, self.lengths, self.projection, self.h,
                        self.h_now, self.output),
@@ -192,14 +215,15 @@ class Loop:
         xp, D, T, B, H, P = self.ops.xp, self.D, self.T, self.B, self.H, self.P
         if self.dh is None or not self.recorded:  # the caller takes those of a loop that is not recorded
             self.dh = xp.empty((D, B, P), self.real)
-            self.dc = None if self.c is None else xp.empty((D, B, H), self.real)
-            self.by_inner = xp.empty((D, B, H), self.real) if self.projected or self.two_products else None  # dm, d_p
+            self.dothers = None if self.others is None else xp.empty((D, self.others.shape[1], B, H), self.real)
+            inner = self.projected or self.first_rows < self.rows
+            self.d_inner = xp.empty((D, B, H), self.real) if inner else None  # of what W_hr or a second product reads
             self.dh_steps = xp.empty((D, T, B, P), self.dtype) if self.projected else None
             self.dh_now = xp.empty((D, B, P), self.dtype) if self.projected else None
-        for d, dstate in enumerate(dstates):
-            for gradient, final in zip((self.dh, self.dc), dstate or (None, None), strict=False):
-                if gradient is not None:
-                    gradient[d] = 0 if final is None else final
+        running = [(self.dh[d], *(() if self.dothers is None else self.dothers[d])) for d in range(D)]
+        for gradients, dstate in zip(running, dstates, strict=True):
+            for gradient, final in zip(gradients, dstate or (None,) * len(gradients), strict=True):
+                gradient[...] = 0 if final is None else final
         if doutput is None:
             self.doutput = None
         elif self.recorded:  # a recorded loop reads at fixed addresses
@@ -213,49 +237,46 @@ class Loop:
         self.doutput = None
         done = []
         for d in range(D):
-            dstate = (self.dh[d],) if self.dc is None else (self.dh[d], self.dc[d])
-            if self.recorded:
-                dstate = tuple(part.copy() for part in dstate)
+            dstate = tuple(part.copy() for part in running[d]) if self.recorded else running[d]
             dh_steps = None if self.dh_steps is None else self.dh_steps[d]
             done.append(PassGradients(self.gates[d], dstate, dh_steps))
         return done
 
     def _backward_block(self):
         self._launch_block(
-            "backward", self.width, self.reverse, self.lengths, self.order, self.w.hh, self.gates, self.h, self.c,
-            self.doutput, self.dh, self.dc,
+            "backward", self.width, self.reverse, self.lengths, self.order, self.w.hh, self.gates, self.h, self.others,
+            *self._more(), self.doutput, self.dh, self.dothers,
         )  # fmt: skip
 
     def _backward_step(self):
-        if self.d_now is None:
-            self.d_now = self.ops.xp.empty((self.D, self.B, len(self.cell.gates) * self.H), self.dtype)
+        if self.d_now is None and self.rows:
+            self.d_now = self.ops.xp.empty((self.D, self.B, self.rows), self.dtype)
         name = "backward" if self.doutput is not None else "backward of the state"
         self._run(name, self._backward_launches)
 
     def _backward_launches(self, done):
         """As ``_forward_launches``."""
-        H, launches = self.H, []
-        how = H, self.width, EACH, done, self.reverse, self.lengths, self.gates
+        H, hh, first, launches = self.H, self.w.hh, self.first_rows, []
+        how = H, self.width, EACH, done, self.reverse, self.lengths, *self._more(), self.gates
         if self.projected:
             launches = [
                 self._bind("step_project_backward", self.P, EACH, done, self.reverse, self.lengths, self.doutput,
                            self.dh, self.dh_steps, self.dh_now),
-                self._product(self.dh_now, self.w.hr, self.by_inner),
-                self._bind("step_backward", *how, None, self.c, None, self.by_inner, None, self.dc, self.d_now),
+                self._product(self.dh_now, self.w.hr, self.d_inner),
+                self._bind("step_backward", *how, None, self.others, None, self.d_inner, None, self.dothers, self.d_now),
             ]  # fmt: skip
         else:
-            how = *how, self.h, self.c, self.doutput, None, self.dh, self.dc, self.d_now
-            launches = [self._bind("step_backward", *how)]
-        first = self.first_rows
-        if not self.two_products:
-            return [*launches, self._product(self.d_now, self.w.hh, self.dh, accumulate=True)]
-        return [
-            *launches,
-            self._product(self.d_now[..., first:], self.w.hh[:, first:], self.by_inner),
-            self._bind("step_reset_backward", H, self.width, EACH, done, self.reverse, self.gates, self.h,
-                       self.by_inner, self.dh, self.d_now),
-            self._product(self.d_now[..., :first], self.w.hh[:, :first], self.dh, accumulate=True),
-        ]  # fmt: skip
+            to = self.doutput, None, self.dh, self.dothers, self.d_now
+            launches = [self._bind("step_backward", *how, self.h, self.others, *to)]
+        if first < self.rows:
+            to = self.d_inner, self.dh, self.dothers, self.d_now
+            launches += [
+                self._product(self.d_now[..., first:], hh[:, first:], self.d_inner),
+                self._bind("step_inner_backward", *how, self.h, self.others, *to),
+            ]
+        if first:
+            launches.append(self._product(self.d_now[..., :first], hh[:, :first], self.dh, accumulate=True))
+        return launches
 
     # ---- launches
 
@@ -311,12 +332,15 @@ class Loop:
                 launch(step)
 
     def _bind(self, kernel, size, *args):
-        """``Kernels.bind`` of a kernel of step.cu; EACH stands for the timestep."""
-        types = (c_type(self.dtype),)
+        """``Kernels.bind`` of a kernel of step.cu, or of its like in step_means.cu; EACH stands for the timestep."""
+        file, types, struct = "step.cu", (c_type(self.dtype),), None
+        grid, block = (-(-size // BLOCK[0]), -(-self.B // BLOCK[1]), self.D), BLOCK
         if "project" not in kernel:
-            types = (self.cell.kernel, *types)
-        grid = (-(-size // BLOCK[0]), -(-self.B // BLOCK[1]), self.D)
-        return self.ops.kernels.bind("step.cu", kernel, types, grid, BLOCK, self.T, self.B, size, *args)
+            types, struct = (cell_type(self.cell), *types), self.cell.struct
+            if self.cell.means:
+                file, kernel, types = "step_means.cu", kernel.replace("step", "step_means"), (*types, means_units(size))
+                grid, block = (self.B, 1, self.D), (MEANS_THREADS,)
+        return self.ops.kernels.bind(file, kernel, types, grid, block, self.T, self.B, size, *args, struct=struct)
 
     def _product(self, a, b, out, accumulate=False):
         """A matrix product with the same operands in every timestep, as a function of the timestep."""
@@ -328,7 +352,7 @@ class Loop:
     def __str__(self):
         """The loop in a message: cell, sizes and dtype."""
         both = ", both directions" if self.D == 2 else ""
-        return f"{self.cell.kernel} T {self.T}, B {self.B}, H {self.H}, {self.dtype}{both}"
+        return f"{self.cell.name} T {self.T}, B {self.B}, H {self.H}, {self.dtype}{both}"
 
     def _launch_block(self, which, *args):
         """Launch the one kernel of a ``block`` or ``grid`` candidate for the whole sequence."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...dtypes import dtype_name
-from .launch import c_type
+from .launch import c_type, cell_type
 from .schedules import Problem
 
 BLOCK = (32, 4)  # units, sequences: a warp reads along the units
@@ -60,19 +60,18 @@ class LoopPlan:
         T, B, I, H, P, dtype, directions, save, ragged, biased, schedule, concurrent = shape
         self.cell, self.shape, self.D, G = cell, shape, len(directions), len(cell.gates)
         self.limits, self.measured = ops.device.limits, ops.measured
-        self.projected, self.two_products = P != H, len(cell.products) == 2
-        self.first_rows = len(cell.products[0].rows) * H  # rows of W_hh in the first product of a timestep
+        self.projected, self.first_rows, self.rows = P != H, cell.first * H, len(cell.hidden) * H
         self.dtype = np.dtype(dtype)
         self.real = DOUBLE if self.dtype == DOUBLE else SINGLE
         self.width = cell.saved_blocks if save else G
         self.reverse = sum(reverse << d for d, reverse in enumerate(directions))
         name = dtype_name(self.dtype)
-        problem = Problem(cell.name, G, H, T, B, self.D, name, self.projected, False, I=I, concurrent=concurrent)
+        problem = Problem(cell, H, T, B, self.D, name, self.projected, False, I=I, concurrent=concurrent)
         self.problems, candidates = ops.candidates(problem, save, schedule)
         self.use(candidates)
         # columns of W_ih that the kernel multiplies itself. With 0, ``gates`` holds W_ih x when it begins
         self.inputs = self.candidates["forward"].inputs
-        self.loaded = {"hh": self.dtype}  # the weights that kernels read, and in which dtype
+        self.loaded = {"hh": self.dtype} if self.rows else {}  # the weights that kernels read, and in which dtype
         if self.projected:
             self.loaded["hr"] = self.dtype
         if self.inputs:
@@ -81,10 +80,11 @@ class LoopPlan:
             self.loaded |= {"bias_ih": self.real, "bias_hh": self.real}
         self.gates_shape = (self.D, T, B, self.width * H) if save or not self.inputs else None
         self.h_shape, self.output_shape = (self.D, T + 1, B, P), (T, B, self.D * P)
-        self.c_shape = (self.D, T + 1 if save else 2, B, H) if "c" in cell.states else None
+        others = len(cell.states) - 1
+        self.others_shape = (self.D, others, T + 1 if save else 2, B, H) if others else None
         numbers = math.prod(self.h_shape) + 2 * math.prod(self.output_shape) + math.prod(self.gates_shape or (0,))
         self.nbytes = numbers * self.dtype.itemsize  # with doutput, which is as large as the output
-        self.nbytes += math.prod(self.c_shape or (0,)) * self.real.itemsize
+        self.nbytes += math.prod(self.others_shape or (0,)) * self.real.itemsize
 
     def use(self, candidates):
         """Run each pass by its candidate, "forward" or "backward" -> ``schedules.Candidate``."""
@@ -96,11 +96,11 @@ class LoopPlan:
     def _launch(self, which, block):
         """The ``Launch`` of one pass."""
         T, B = self.shape.T, self.shape.B
-        types = (self.cell.name, c_type(self.dtype), *block.types)
-        tiles, options = -(-B // block.rows), {"shared": block.shared}
+        types = (cell_type(self.cell), c_type(self.dtype), *block.types)
+        tiles, options = -(-B // block.rows), {"shared": block.shared, "struct": self.cell.struct}
         where = f"{block.kernel}.cu", f"{block.kernel}_{which}", types
         if block.schedule != "grid" or not tiles:
-            return Launch((*where, (tiles, 1, self.D), (block.threads,)), options)
+            return Launch((*where, (tiles, block.parts, self.D), (block.threads,)), options)
         # blocks go along y, where there are two or more: CuPy silently shrinks a grid that is 1 along y and z
         grid, options["cooperative"] = (self.D, block.blocks, block.groups), True
         epochs = -(-tiles // block.groups) * T if block.kernel == "grid" else None

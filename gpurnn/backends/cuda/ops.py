@@ -41,6 +41,16 @@ class Chosen(NamedTuple):
     candidates: dict
 
 
+def array_code(cell):
+    """Why the kernels cannot serve a cell, so that it runs as array code over CuPy; None where they can."""
+    if cell.over_batch:
+        return "the cell averages over the batch, whose sequences are in different thread blocks"
+    inner = {product.reads for product in cell.products} - {"h"}
+    if cell.means and inner:
+        return "the cell has means over the units, and a second product in a timestep"
+    return "the cell has more than two products in a timestep" if len(inner) > 1 else None
+
+
 class CudaOps(Ops):
     """The primitives with kernels.
 
@@ -56,7 +66,7 @@ class CudaOps(Ops):
         self.exchanges = {}  # queue of the device -> Exchange
         self._lock = threading.Lock()
         self._chosen = {}  # what decides the candidates of a loop -> (problems, candidates)
-        self._plans = {}  # (kernel, ``LoopShape``, tf32) -> LoopPlan
+        self._plans = {}  # (``Cell``, ``LoopShape``, tf32) -> LoopPlan
         self._with_tf32 = None
 
     def with_tf32(self):
@@ -111,6 +121,9 @@ class CudaOps(Ops):
             )
 
     def schedule(self, problem, wanted="auto"):
+        reason = array_code(problem.cell)
+        if reason:
+            return "array code", f"one timestep after another over CuPy: {reason}"
         candidate, reason = self.choose(problem, wanted)
         if candidate.schedule == "step":
             refused = self.pool.refusal(replace(problem, tf32=self.tf32))
@@ -162,8 +175,11 @@ class CudaOps(Ops):
     def without_spills(self, problem, candidate):
         """``candidate`` with as many weights in registers as compile without spills."""
         less = candidate
-        while less is not None and less.schedule != "step" and self.device.spills(*kernel_of(problem, less)):
-            less = schedules.hold_less(problem, less, self.device.limits)
+        while less is not None and less.schedule != "step":
+            spilled = self.device.spills(*kernel_of(problem, less))
+            if not spilled:
+                break
+            less = schedules.hold_less(problem, less, self.device.limits, spilled)
         return less or candidate
 
     # ---- one layer through time
@@ -183,7 +199,7 @@ class CudaOps(Ops):
 
     def loop_plan(self, cell, shape):
         """The ``LoopPlan`` of a cell and a ``LoopShape``, which is made once."""
-        key = cell.kernel, shape, self.tf32
+        key = cell, shape, self.tf32
         plan = self._plans.get(key)
         if plan is None or plan.limits is not self.device.limits or plan.measured is not self.measured:
             plan = LoopPlan(self, cell, shape)
@@ -213,10 +229,13 @@ class CudaOps(Ops):
         return ONE_STREAM if count == 1 else CudaStreams(self.device, count)
 
     def layer_forward(self, cell, x, weights, states, lengths, options):
+        if array_code(cell):
+            return super().layer_forward(cell, x, weights, states, lengths, options)
         T, B, I = x.shape
-        rows, P = weights[0].hh.shape
+        rows, hh = len(weights[0].ih), weights[0].hh
+        H = rows // len(cell.gates)
         shape = LoopShape(
-            T, B, I, rows // len(cell.gates), P, x.dtype, options.directions, options.save, lengths is not None,
+            T, B, I, H, H if hh is None else hh.shape[1], x.dtype, options.directions, options.save, lengths is not None,
             weights[0].bias_ih is not None, options.schedule, options.concurrent,
         )  # fmt: skip
         plan = self.loop_plan(cell, shape)
@@ -226,7 +245,7 @@ class CudaOps(Ops):
         else:  # nothing to record
             loop = Loop(self, plan)
             lease = Lease(loop)
-        loop.load(weights, lengths)
+        loop.load(weights, lengths, options.masks)
         x = self.xp.ascontiguousarray(x)
         if loop.inputs:
             loop.take(x)
@@ -239,7 +258,7 @@ class CudaOps(Ops):
         return SavedLayer(cell, weights, x, lengths, loop.saved(), lease), loop.final(), output
 
     def time_loop_backward(self, saved, doutput, dstates, hooks):
-        if hooks is not None:  # only the array code calls hooks with dh and dc
+        if hooks is not None or saved.lease is None:  # only the array code calls hooks
             return super().time_loop_backward(saved, doutput, dstates, hooks)
         return saved.lease.loop.backward(doutput, dstates)  # uses the weights that the forward pass loaded
 

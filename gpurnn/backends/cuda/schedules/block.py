@@ -6,9 +6,10 @@ Its weights lie in registers and shared memory (block.cu; on tensor cores block_
 import math
 from dataclasses import dataclass, replace
 
-from ....cells import CELLS
 from ....dtypes import ITEMSIZE
-from .cost import BARRIERS, EFFICIENCY, LOAD_SECONDS, padded, refusal, step_seconds, takes_inputs, thread_registers
+from .cost import (
+    BARRIERS, EFFICIENCY, LOAD_SECONDS, extra_registers, padded, refusal, step_seconds, takes_inputs, thread_registers,
+)  # fmt: skip
 from .problem import Candidate
 
 LATENCY = 30  # exposed latency of one shared-memory load, in cycles
@@ -22,7 +23,7 @@ class Block(Candidate):
     kernel: "block" or "block_mma", the .cu file and the start of the kernels' names. numbers: its template arguments
     after cell and storage. rows: sequences of a tile. threads: of a block. shared: bytes of shared memory. held:
     fraction of the weights that is in registers. like: for a kernel that multiplies x itself, the key of the same
-    kernel without that.
+    kernel without that. parts: thread blocks that share the units of a tile.
     """
 
     kernel: str = ""
@@ -33,6 +34,7 @@ class Block(Candidate):
     held: float = 0.0
     inputs: int = 0
     like: str = ""
+    parts: int = 1
 
     @property
     def types(self):
@@ -44,6 +46,8 @@ class Block(Candidate):
         return self.like or f"{self.kernel}<{', '.join(self.types)}>"
 
     def __str__(self):
+        if not self.shared:
+            return f"no recurrent weights, tiles of {self.rows} sequences"
         held = math.floor(100 * self.held)
         inputs = ", W_ih x within the launch" if self.inputs else ""
         return f"{held} % of the recurrent weights in registers, tiles of {self.rows} sequences{inputs}"
@@ -54,13 +58,15 @@ def block_candidates(problem, device):
     refused = refusal(problem)
     if refused:
         return f"block {refused}"
+    if not problem.products:
+        return [_without_product(problem, device)]
     tiles = list(_fma_tiles(problem, device))
     if (ITEMSIZE[problem.dtype] == 2 or problem.tf32) and device.capability >= 80:
         tiles += _mma_tiles(problem, device)
     fitting = [tile for tile in tiles if tile.shared <= device.shared_bytes]
     if not fitting:
         HP = padded(problem.H)
-        size = problem.gates * HP * HP * ITEMSIZE[problem.dtype]
+        size = problem.products * HP * HP * ITEMSIZE[problem.dtype]
         return f"block: {size / 1024:.0f} KB of recurrent weights do not fit on one multiprocessor"
     return fitting
 
@@ -70,17 +76,15 @@ def block_candidates(problem, device):
 
 def _mma_tiles(problem, device):
     """Every tile of block_mma.cu, whether it fits or not."""
-    HP, G, size = padded(problem.H), problem.gates, ITEMSIZE[problem.dtype]
+    HP, G, Q, size = padded(problem.H), problem.gates, problem.products, ITEMSIZE[problem.dtype]
     threads = 2 * HP
     if threads > 1024:
         return
     for N in (1, 2):
         plain = None
         for IP in (0, padded(problem.I, 32 // size)) if takes_inputs(problem) else (0,):
-            tiles = G * (HP + IP) * size // 32  # weight tiles of one warp
-            # registers besides the weights: accumulators, one row of gates in flight (or x), cell state, addresses
-            other = CELLS[problem.kernel].registers[problem.backward]
-            other += (N - 1) * 60 + 4 * (size == 4)
+            tiles = (Q * HP + G * IP) * size // 32  # weight tiles of one warp
+            other = _mma_registers(problem) + (N - 1) * 60 + 4 * (size == 4)
             other += 3 * -(-8 * N * padded(IP, 64 // size) // threads) if IP else 0  # x and its addresses
             other += 4 * (problem.H % 2 or device.capability < 90) if IP else 0
             held = max(0, min(tiles, (thread_registers(threads) - other) // 4))
@@ -88,9 +92,9 @@ def _mma_tiles(problem, device):
                 continue
             warps = HP // 16
             products = (
-                2 * G * HP * (HP + IP) * 8 * N / (2680 if size == 2 else 1340)
+                2 * HP * (Q * HP + G * IP) * 8 * N / (2680 if size == 2 else 1340)
             )  # operations per cycle: published measurements
-            operands = warps * N * tiles / (1 if problem.backward else G) / 2 * 4
+            operands = warps * N * tiles / (1 if problem.backward else Q) / 2 * 4
             rest = warps * (tiles - held) * 4
             moved = warps * N * 4 * ((1 if IP else 2) * G + 3) * size  # the SASS agrees (steps.py)
             seconds = step_seconds(problem, device, 8 * N, max(products, operands + rest) + moved + BARRIERS)
@@ -102,6 +106,19 @@ def _mma_tiles(problem, device):
                 yield replace(mma_tile(problem, HP, held, N, plain.seconds, IP), product=more, like=plain.key)
 
 
+def _mma_registers(problem):
+    """Registers of a thread besides the weights: accumulators, one row of gates in flight (or x), states, addresses.
+
+    Found by compiling RNN, LSTM and GRU; ``CudaOps.without_spills`` corrects what does not fit for another cell.
+    """
+    cell, chained = problem.cell, problem.products == 1
+    if problem.backward:
+        registers = 84 if chained or len(cell.states) > 1 else 72
+    else:
+        registers = 120 if len(cell.states) > 1 else 92 if chained else 84
+    return registers + extra_registers(cell, 2, 2)
+
+
 def mma_tile(problem, HP, held, N=1, seconds=0.0, IP=0):
     """The ``Block`` of these template arguments.
 
@@ -109,8 +126,8 @@ def mma_tile(problem, HP, held, N=1, seconds=0.0, IP=0):
     are loaded, the staging buffer.
     """
     size = ITEMSIZE[problem.dtype]
-    threads, tiles = 2 * HP, problem.gates * (HP + IP) * size // 32
-    columns = problem.gates * HP if problem.backward else HP + (padded(IP, 64 // size) if IP else 0)
+    threads, tiles = 2 * HP, (problem.products * HP + problem.gates * IP) * size // 32
+    columns = problem.products * HP if problem.backward else HP + (padded(IP, 64 // size) if IP else 0)
     read = 2 * 8 * N * (columns * size + 16)
     shared = max(read + (tiles - held) * threads * 16, min(held, 8) * threads * 16)
     even = "true" if problem.H % 2 == 0 else "false"
@@ -150,10 +167,11 @@ def fma_tile(problem, HP, S, KREG, R, seconds=0.0, IP=0):
     Its shared memory: the operand, the partial sums of the slices, and the weights that did not fit in registers. While
     weights are loaded, the staging buffer.
     """
-    G, size = problem.gates, ITEMSIZE[problem.dtype]
-    four, sums = 4 * size * HP * S, G + (len(CELLS[problem.kernel].apart) if IP else 0)
-    operand, partial_sums = (R * G * HP, S * R * HP) if problem.backward else (R * (HP + IP), S * sums * R * HP)
-    shared = 4 * (operand + partial_sums) + G * IP * HP * size + (HP // S - KREG) // 4 * G * four
+    G, Q, size = problem.gates, problem.products, ITEMSIZE[problem.dtype]
+    # as sums_of in time_loop.cuh
+    four, sums = 4 * size * HP * S, Q + (G - max(0, Q - len(problem.cell.apart)) if IP else 0)
+    operand, partial_sums = (R * Q * HP, S * R * HP) if problem.backward else (R * (HP + IP), S * sums * R * HP)
+    shared = 4 * (operand + partial_sums) + G * IP * HP * size + (HP // S - KREG) // 4 * Q * four
     shared = max(shared, min(KREG // 4, 8) * four)
     numbers, held = (HP, S, KREG, R) if problem.backward else (HP, S, KREG, R, IP), KREG / (HP // S)
     return Block("block", seconds, LOAD_SECONDS, False, 0.0, "block", numbers, R, HP * S, shared, held, IP)
@@ -161,18 +179,27 @@ def fma_tile(problem, HP, S, KREG, R, seconds=0.0, IP=0):
 
 def _in_registers(problem, HP, S, R):
     """KREG: how many columns of weights fit into a thread's registers without spills."""
-    G, chains, sequences = problem.gates, 1 if problem.gates * R >= 4 else 4, -(-R // S)
+    G, Q, sequences = problem.gates, problem.products, -(-R // S)
+    chains = 1 if Q * R >= 4 else 4
     # accumulators twice, one row of gates in flight and the cell state for each sequence of the thread, biases,
     # addresses, plus the compiler's slack (found by compiling: test_cuda_block.py checks that it is enough)
-    other = (70 if G * R > 1 else 32) + 2 * G * R * chains + sequences * (G + 8) + 2 * G
+    other = (70 if Q * R > 1 else 32) + 2 * Q * R * chains + sequences * (G + 8) + 2 * G
     other += 8 * problem.backward + (16 if ITEMSIZE[problem.dtype] == 2 else 0)
-    registers = thread_registers(HP * S) - other
-    return max(0, min(HP // S, registers // (G * ITEMSIZE[problem.dtype]) * 4))
+    registers = thread_registers(HP * S) - other - extra_registers(problem.cell, sequences)
+    return max(0, min(HP // S, registers // (Q * ITEMSIZE[problem.dtype]) * 4))
+
+
+def _without_product(problem, device):
+    """The ``Block`` of a cell that multiplies nothing by W_hh: 64 units of 4 sequences, a thread for each."""
+    cycles = BARRIERS + 4 * FETCH * problem.gates
+    parts = -(-problem.H // 64)
+    seconds = step_seconds(problem, device, 4 / parts, cycles)
+    return replace(fma_tile(problem, 64, 4, 0, 4, seconds), shared=0, parts=parts)
 
 
 def _cycles(problem, HP, S, KREG, R):
     """Cycles of one timestep of block.cu."""
-    G, KS, warps = problem.gates, HP // S, HP * S // 32
+    G, KS, warps = problem.products, HP // S, HP * S // 32
     size = ITEMSIZE[problem.dtype]
     products = G * HP * HP * R / 128 + (0 if size == 4 else G * HP * HP / 64)  # 16-bit weights are widened first
     products *= max(1, (8 / warps) ** 0.5) / EFFICIENCY  # few warps hide little latency

@@ -3,6 +3,7 @@
 import functools
 from dataclasses import replace
 
+from ....dtypes import ITEMSIZE
 from ....errors import check_choice
 from .block import block_candidates, fma_tile, mma_tile
 from .cost import product_before
@@ -65,16 +66,20 @@ def choose(problem, device, wanted="auto", measured=None):
     return fastest, "; ".join(filter(None, (*lines, *refusals.values())))
 
 
-def hold_less(problem, candidate, device):
-    """The same tile with fewer of its weights in registers.
+def hold_less(problem, candidate, device, spilled=1):
+    """The same tile with fewer of its weights in registers, by at least ``spilled`` bytes of a thread.
 
     None where no weights are left in registers, or where shared memory has no room for them.
     """
     device, numbers = _shared_device(problem, device), candidate.numbers
     place = {"block": 2, "block_mma": 1, "grid": 3, "grid_mma": 2}[candidate.kernel]  # of ``held`` in the numbers
-    held = numbers[place] - (1 if "mma" in candidate.kernel else 4)
-    if held < 0:
+    if not numbers[place]:
         return None
+    # a tile of tensor cores takes 16 bytes; four columns take one vector for each row, a row of `grid` one
+    rows = 1 if "mma" in candidate.kernel or (candidate.kernel == "grid" and problem.backward) else problem.products
+    unit = 16 if "mma" in candidate.kernel else 4 * ITEMSIZE[problem.dtype] * rows
+    fewer = -(-spilled // unit) * (1 if "mma" in candidate.kernel else 4)
+    held = max(0, numbers[place] - fewer)
     if candidate.kernel == "block":
         less = fma_tile(problem, *numbers[:2], held, numbers[3], IP=candidate.inputs)
     elif candidate.kernel == "block_mma":

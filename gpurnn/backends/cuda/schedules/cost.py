@@ -1,6 +1,5 @@
 """What a time loop should cost on a GPU, by published figures; not measured. The estimates only rank what fits."""
 
-from ....cells import CELLS
 from ....dtypes import ITEMSIZE
 
 REGISTERS = 65536  # of one multiprocessor
@@ -24,7 +23,9 @@ def refusal(problem):
         return "computes in float32"
     if problem.projected:
         return "has no projection"
-    return "has no second product in a timestep" if len(CELLS[problem.kernel].products) > 1 else None
+    if problem.cell.means:
+        return "has no means over the units of a sequence: each would take two more barriers in every timestep"
+    return "has no second product in a timestep" if problem.cell.first < problem.products else None
 
 
 def padded(H, to=32):
@@ -54,6 +55,13 @@ def product_before(problem, device):
 def takes_inputs(problem):
     """Whether a kernel of schedule block can multiply x itself."""
     return not problem.backward and 0 < problem.I <= MOST_INPUTS
+
+
+def extra_registers(cell, sequences, units=1):
+    """A bound on the registers that a thread needs for what its cell has beyond an LSTM: of more states, of more blocks
+    that forward saves or backward makes, of own parameters, of masks."""
+    more = 3 * max(0, len(cell.states) - 2) + max(0, cell.saved_blocks - 4) + max(0, len(cell.gates) - 4)
+    return units * (sequences * (more + len(cell.draws)) + cell.vectors)
 
 
 def thread_registers(threads):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ....dtypes import ITEMSIZE
 from .block import Block
-from .cost import BARRIERS, EFFICIENCY, LOAD_SECONDS, refusal, thread_registers
+from .cost import BARRIERS, EFFICIENCY, LOAD_SECONDS, extra_registers, refusal, thread_registers
 
 HOP_SECONDS = 0.65e-6  # seconds from one multiprocessor to another through L2, by published measurements
 EXCHANGE_BYTES = 30  # bytes per clock and multiprocessor, when all of them read L2
@@ -38,6 +38,8 @@ def grid_candidates(problem, device):
     refused = refusal(problem)
     if refused:
         return f"grid {refused}"
+    if not problem.products:
+        return "grid spreads W_hh over thread blocks, and this cell multiplies nothing by it"
     if not device.cooperative:
         return "grid needs thread blocks that wait for one another, which failed on this device"
     found, quads = [], -(-problem.H // 128) * 32
@@ -49,7 +51,7 @@ def grid_candidates(problem, device):
             found += [grid_mma_tile(problem, device, U, R, P) for R in (1, 2, 4, 8, 16) for P in (1, 2)]
     found = [tile for tile in found if tile and tile.blocks > 1]
     if not found:
-        size = problem.gates * problem.H**2 * ITEMSIZE[problem.dtype] * problem.directions / 1e6
+        size = problem.products * problem.H**2 * ITEMSIZE[problem.dtype] * problem.directions / 1e6
         return f"grid: {size:.1f} MB of recurrent weights do not fit on {device.multiprocessors} multiprocessors"
     return found
 
@@ -60,7 +62,7 @@ def grid_tile(problem, device, U, R, threads, KREG=None):
     None where these do not divide each other or do not fit. KREG: columns of weights in registers, as in the kernel; by
     default as many as fit.
     """
-    G, size, KP = problem.gates, ITEMSIZE[problem.dtype], -(-problem.H // 128) * 128
+    G, size, KP = problem.products, ITEMSIZE[problem.dtype], -(-problem.H // 128) * 128
     four = 4 * size
     S = threads * 4 // KP if problem.backward else threads // U
     if not S or (threads != KP // 4 * S if problem.backward else KP % (4 * S)) or threads % (R * U):
@@ -69,8 +71,8 @@ def grid_tile(problem, device, U, R, threads, KREG=None):
     other = (92 if problem.backward else 116) if G * R > 1 else 64
     other += 16 * (G == 1 and R > 1) + 2 * G * R + (16 if size == 2 else 0)
     if not problem.backward:
-        other += 16 * (device.capability < 90 and G > 1) + 24 * (size == 4 and G == 3 and R == 1)
-    room = thread_registers(threads) - other
+        other += 16 * (device.capability < 90 and G > 1) + 24 * (size == 4 and len(problem.cell.apart) > 0 and R == 1)
+    room = thread_registers(threads) - other - extra_registers(problem.cell, -(-R * U // threads))
     if problem.backward:
         rows = -(-G * U // (4 * S)) * 4
         held = rows if KREG is None else KREG
@@ -128,7 +130,7 @@ def grid_mma_tile(problem, device, U, R, P=1, held=None):
 
     None where it does not fit. held: weight tiles in a warp's registers; by default as many as fit.
     """
-    G, size, KP = problem.gates, ITEMSIZE[problem.dtype], -(-problem.H // 128) * 128
+    G, size, KP = problem.products, ITEMSIZE[problem.dtype], -(-problem.H // 128) * 128
     threads, N, fragments = 256, -(-R // 8), size // 2
     rows, columns = (U, G * KP) if problem.backward else (G * U, KP)
     M, K = -(-rows // 16), columns // 16
@@ -138,6 +140,7 @@ def grid_mma_tile(problem, device, U, R, P=1, held=None):
     other = 4 * (M * N * chains + min(8 // P, K // 8 * N) + size) + -(-R * U // threads) * (2 * G + 12) + 56
     if P == 1:
         other += 8 * (size == 4 and device.capability < 90) + problem.backward * (4 if K < 320 else 24)
+    other += extra_registers(problem.cell, -(-R * U // threads))
     room = (thread_registers(threads) if P == 1 else 112) - other
     if room < 0:
         return None

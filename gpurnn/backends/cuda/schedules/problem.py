@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from ....cells import Cell
+
 
 @dataclass(frozen=True)
 class Device:
@@ -23,13 +25,12 @@ class Device:
 class Problem:
     """The time loop of one layer.
 
-    kernel: the struct of its cell in kernels/cells. directions: how many run at once. tf32: whether float32 may be
-    multiplied as tf32. I: size of its input; with 0 the product W_ih x is not counted. concurrent: how many time loops
-    run on the device at once, each on its part of the multiprocessors.
+    directions: how many run at once. tf32: whether float32 may be multiplied as tf32. I: size of its input; with 0 the
+    product W_ih x is not counted. concurrent: how many time loops run on the device at once, each on its part of the
+    multiprocessors.
     """
 
-    kernel: str
-    gates: int
+    cell: Cell
     H: int
     T: int
     B: int
@@ -40,6 +41,21 @@ class Problem:
     tf32: bool = False
     I: int = 0
     concurrent: int = 1
+
+    @property
+    def gates(self):
+        """G, the row blocks of W_ih."""
+        return len(self.cell.gates)
+
+    @property
+    def products(self):
+        """Q, the row blocks of W_hh."""
+        return len(self.cell.hidden)
+
+    def __str__(self):
+        both, which = ", both directions" if self.directions == 2 else "", "backward" if self.backward else "forward"
+        sizes = f"T {self.T}, B {self.B}, I {self.I}, H {self.H}"
+        return f"{self.cell.name} {sizes}, {'tf32' if self.tf32 else self.dtype}{both}, {which}"
 
 
 @dataclass(frozen=True)

@@ -8,5 +8,5 @@ STEP_SECONDS = 4e-6  # seconds of two launches within a CUDA graph, 1.4 us each 
 
 def step_candidates(problem, device):
     """The one candidate of the schedule ``step``."""
-    flops = 2 * problem.B * problem.gates * problem.H**2 * problem.directions
+    flops = 2 * problem.B * problem.products * problem.H**2 * problem.directions
     return [Candidate("step", STEP_SECONDS + flops / gemm_rate(problem, device))]

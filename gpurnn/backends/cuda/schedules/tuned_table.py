@@ -1,5 +1,6 @@
 """The table of ``gpurnn tune`` on disk: times measured on this machine, which replace the estimates."""
 
+import hashlib
 import logging
 import os
 from pathlib import Path
@@ -28,10 +29,9 @@ class Table:
 
 def key(problem, device):
     """The key of a problem in ``Table.entries``."""
-    kernel = problem.kernel.replace("Relu", "Tanh")  # their costs are the same
     return (
         device.name,
-        kernel,
+        known_as(problem.cell),
         problem.H,
         bucket(problem.B),
         problem.directions,
@@ -39,6 +39,13 @@ def key(problem, device):
         problem.tf32,
         problem.backward,
     )
+
+
+def known_as(cell):
+    """What a cell is called in the table: its name, and where it was generated a hash of its equations."""
+    if cell.struct is None:
+        return cell.name
+    return f"{cell.name} {hashlib.sha256(cell.struct.encode()).hexdigest()[:12]}"
 
 
 def bucket(B):

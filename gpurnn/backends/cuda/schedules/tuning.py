@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from .... import cells
+from ....cells import CELLS, Cell, Weights
 from ....dtypes import check_dtype
 from ....errors import BackendError, check_choice, check_size
 from ..loop import Loop
@@ -19,7 +19,6 @@ from .choose import candidates as candidates_of
 from .problem import Problem
 from .tuned_table import Table, bucket, key
 
-CELLS = {"rnn": cells.RNNStep(), "lstm": cells.LSTMStep(False), "gru": cells.GRUStep(True)}
 OF_EACH_SCHEDULE = 4  # candidates of a schedule that are measured: the best by estimate
 _log = logging.getLogger("gpurnn")
 
@@ -28,19 +27,17 @@ _log = logging.getLogger("gpurnn")
 
 
 def problems(cells, hidden, batches, dtypes, directions=1, tf32=False):
-    """Every ``Problem`` of these sizes, forward and backward. Raises ValueError for an unknown cell."""
+    """Every ``Problem`` of these sizes, forward and backward. cells: keys of ``gpurnn.cells.CELLS``, or records. Raises
+    ValueError for an unknown cell."""
     found = []
     for name in cells:
-        cell = CELLS[check_choice("cell", name, tuple(CELLS))]
+        cell = name if isinstance(name, Cell) else CELLS[check_choice("cell", name, tuple(CELLS))]
         for H in hidden:
             for B in batches:
                 for dtype in dtypes:
                     sizes = check_size("hidden", H), 0, bucket(check_size("batch", B)), directions, dtype
                     one = tf32 and dtype == "float32"
-                    found += [
-                        Problem(cell.kernel, len(cell.gates), *sizes, False, backward, one)
-                        for backward in (False, True)
-                    ]
+                    found += [Problem(cell, *sizes, False, backward, one) for backward in (False, True)]
     return found
 
 
@@ -68,30 +65,34 @@ def measure(ops, problem, candidate, lengths=(64, 320), least=0.02, clock=time.p
 
 def _time_loop(ops, problem, candidate, T):
     """A function that runs one forward or backward pass over zeros, as values do not change the time."""
-    cell, dtype = cells.CELLS[problem.kernel], check_dtype(problem.dtype)
+    cell, dtype = problem.cell, check_dtype(problem.dtype)
     xp, B, H, D = ops.xp, problem.B, problem.H, problem.directions
     plan = LoopPlan(ops, cell, LoopShape(T, B, 0, H, H, dtype, (False, True)[:D], True, False, True, "step"))
     candidate = ops.without_spills(problem, candidate)
     plan.use(plan.candidates | {"backward" if problem.backward else "forward": candidate})
     loop = Loop(ops, plan)
     compute_dtype = np.dtype("float32" if dtype.itemsize < 4 else dtype)
-    G = len(cell.gates)
-    weights = [
-        cells.Weights(
-            None, xp.zeros((G * H, H), compute_dtype), xp.zeros(G * H, compute_dtype), xp.zeros(G * H, compute_dtype)
-        )
-        for _ in range(D)
-    ]
-    for array in (loop.gates, loop.h, loop.c):
+    steps = 1 if all(draw.each == "sequence" for draw in cell.draws) else T
+    masks = [xp.ones((steps, B, len(cell.draws) * H), np.bool_)] * D if cell.draws else None
+    weights = [_zero_weights(xp, cell, H, compute_dtype) for _ in range(D)]
+    for array in (loop.gates, loop.h, loop.others):
         if array is not None:
             array[...] = 0
     loop.recorded = candidate.schedule == "step"
-    loop.load(weights, None)
+    loop.load(weights, None, masks)
     if not problem.backward:
         return loop.forward
     doutput, nothing = xp.zeros((T, B, D * H), dtype), [None] * D
     loop.forward()
     return lambda: loop.backward(doutput, nothing)
+
+
+def _zero_weights(xp, cell, H, dtype):
+    """The ``Weights`` that a time loop reads."""
+    G, rows = len(cell.gates), len(cell.hidden)
+    hh = xp.zeros((rows * H, H), dtype) if rows else None
+    own = tuple(xp.zeros(parameter.vectors * H, dtype) for parameter in cell.parameters)
+    return Weights(None, hh, xp.zeros(G * H, dtype), xp.zeros(G * H, dtype), own=own)
 
 
 def _time(run, ops, least, clock):

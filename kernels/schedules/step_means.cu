@@ -1,0 +1,184 @@
+// Schedule `step` for cells that average over the units of a sequence (layer norm): one timestep of every direction of a layer.
+// A thread block computes one sequence; thread j has units j, j + THREADS, ...
+//
+//     step_means_forward<CELL, float, 2>      U 2: units of a thread, THREADS U >= H
+//
+// Between two stages of the cell the block adds up what the stage has put into out.sum. The order is fixed: a thread's own
+// units, the lanes of a warp, the warps. What the stages hand on stays in registers. The arrays are those of step.cu.
+
+#include "../common.cuh"
+#include "../cells/all.cuh"
+#include "step.cuh"
+
+constexpr int THREADS = 256, WARPS = THREADS / 32;
+
+// The means over H units: x[k] is this thread's sum, then the mean of all. parts: of the block.
+template <int COUNT, typename real>
+DEVICE void average(real (&x)[COUNT], real (&parts)[WARPS][COUNT], int H) {
+#pragma unroll
+    for (int k = 0; k < COUNT; k++) {
+#pragma unroll
+        for (int distance = 16; distance; distance /= 2) x[k] += __shfl_xor_sync(0xffffffffu, x[k], distance);
+    }
+    __syncthreads();  // the parts of the stage before have been read
+    if (threadIdx.x % 32 == 0) {
+#pragma unroll
+        for (int k = 0; k < COUNT; k++) parts[threadIdx.x / 32][k] = x[k];
+    }
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < COUNT; k++) {
+        x[k] = real(0);
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) x[k] += parts[w][k];
+        x[k] /= real(H);
+    }
+}
+
+// Sets in.mean[first + k] of every unit to the mean of out.sum[first + k], k < COUNT.
+template <int COUNT, int U, typename In, typename Out, typename real>
+DEVICE void average_sums(In (&in)[U], const Out (&out)[U], int first, real (&parts)[WARPS][COUNT], int H) {
+    real x[COUNT];
+#pragma unroll
+    for (int k = 0; k < COUNT; k++) {
+        x[k] = real(0);
+#pragma unroll
+        for (int u = 0; u < U; u++) {
+            if (int(threadIdx.x) + u * THREADS < H) x[k] += out[u].sum[first + k];
+        }
+    }
+    average(x, parts, H);
+#pragma unroll
+    for (int u = 0; u < U; u++) {
+#pragma unroll
+        for (int k = 0; k < COUNT; k++) in[u].mean[first + k] = x[k];
+    }
+}
+
+// The stages from `stage` on; `first` means are known.
+template <int stage, int first, typename Cell, typename real, int U>
+DEVICE void forward_stages(ForwardIn<Cell, real> (&in)[U], ForwardOut<Cell, real> (&out)[U], int H) {
+#pragma unroll
+    for (int u = 0; u < U; u++) {
+        if (int(threadIdx.x) + u * THREADS < H) forward_stage<stage, Cell, real>(in[u], out[u]);
+    }
+    if constexpr (stage + 1 < Cell::stages) {
+        constexpr int count = Cell::means_of(stage);
+        if constexpr (count > 0) {
+            __shared__ real parts[WARPS][count];
+            average_sums<count>(in, out, first, parts, H);
+        }
+        forward_stages<stage + 1, first + count, Cell, real>(in, out, H);
+    }
+}
+
+template <int stage, int first, typename Cell, typename real, int U>
+DEVICE void backward_stages(BackwardIn<Cell, real> (&in)[U], BackwardOut<Cell, real> (&out)[U], int H) {
+#pragma unroll
+    for (int u = 0; u < U; u++) {
+        if (int(threadIdx.x) + u * THREADS < H) backward_stage<stage, Cell, real>(in[u], out[u]);
+    }
+    if constexpr (stage + 1 < Cell::back_stages) {
+        constexpr int count = Cell::back_means_of(stage);
+        if constexpr (count > 0) {
+            __shared__ real parts[WARPS][count];
+            average_sums<count>(in, out, first, parts, H);
+        }
+        backward_stages<stage + 1, first + count, Cell, real>(in, out, H);
+    }
+}
+
+template <template <typename> class CellOf, typename T, int U>
+__global__ void __launch_bounds__(THREADS) step_means_forward(
+    const int T_,
+    const int B,
+    const int H,
+    const int W,         // blocks of H in a row of gates
+    const int step,
+    const int* done,     // [1]  or null
+    const int reverse,
+    const int save,      // 0: inference; gates are only read, others has 2 slots used in turn
+    const int* __restrict__ lengths,  // [B]  or null
+    const typename Compute<T>::real* __restrict__ bias_ih,  // [D, G*H]  or null
+    const typename Compute<T>::real* __restrict__ bias_hh,  // [D, G*H]  or null
+    const typename Compute<T>::real* __restrict__ own,      // [D, N, H]  or null where the cell has none
+    const int mask_steps,                                   // T, or 1: the same masks in all timesteps
+    const bool* __restrict__ mask,                          // [D, mask_steps, B, M*H]  or null where the cell draws none
+    const typename Compute<T>::real* __restrict__ ah,       // [D, B, Q*H]  W_hh h; or null where the cell has no product
+    T* gates,                          // [D, T, B, W*H]  in: ax; out: what the cell saves
+    T* h,                              // [D, T+1, B, H]  out: the new slot
+    T* h_now,                          // [D, B, H]  in: h; out: h'
+    typename Compute<T>::real* others, // [D, S-1, T+1 or 2, B, H]  out: the new slot; or null where the cell has none
+    T* __restrict__ m,                 // or null: always, as there is no projection
+    T* __restrict__ output)            // [T, B, D*H]  out
+{
+    typedef typename Compute<T>::real real;
+    typedef CellOf<real> Cell;
+    const Forward<T> a = {T_, B, H, W, save, mask_steps, bias_ih, bias_hh, own, mask, ah, gates, h, h_now, others, m, output};
+    const int s = steps_before(step, done), b = blockIdx.x;
+    const Position first(T_, H, s, reverse, threadIdx.x, b);
+    const bool held = lengths && first.t >= lengths[b];  // the same in all threads
+    ForwardIn<Cell, real> in[U];
+    ForwardOut<Cell, real> out[U];
+#pragma unroll
+    for (int u = 0; u < U; u++) {
+        const Position pos(T_, H, s, reverse, threadIdx.x + u * THREADS, b);
+        if (!pos.inside) continue;
+        const ForwardPlace<T> at(a, pos, s);
+        if (held) hold<Cell>(a, pos, at);
+        else read(a, pos, at, in[u]);
+    }
+    if (held) return;
+    forward_stages<0, 0, Cell, real>(in, out, H);
+#pragma unroll
+    for (int u = 0; u < U; u++) {
+        const Position pos(T_, H, s, reverse, threadIdx.x + u * THREADS, b);
+        if (pos.inside) write(a, pos, ForwardPlace<T>(a, pos, s), out[u]);
+    }
+}
+
+template <template <typename> class CellOf, typename T, int U>
+__global__ void __launch_bounds__(THREADS) step_means_backward(
+    const int T_,
+    const int B,
+    const int H,
+    const int W,
+    const int step,
+    const int* done,     // [1]  or null
+    const int reverse,
+    const int* __restrict__ lengths,  // [B]  or null
+    const typename Compute<T>::real* __restrict__ own,     // [D, N, H]  or null where the cell has none
+    const int mask_steps,                                  // T, or 1: the same masks in all timesteps
+    const bool* __restrict__ mask,                         // [D, mask_steps, B, M*H]  or null where the cell draws none
+    T* gates,                         // [D, T, B, W*H]  in: what forward saved; out: d
+    const T* __restrict__ h,          // [D, T+1, B, H]
+    const typename Compute<T>::real* __restrict__ others,  // [D, S-1, T+1, B, H]  or null where the cell has none
+    const T* __restrict__ doutput,    // [T, B, D*H]  or null
+    const typename Compute<T>::real* __restrict__ dm,      // or null: always, as there is no projection
+    typename Compute<T>::real* __restrict__ dh,            // [D, B, H]  in: of h'; out: of h
+    typename Compute<T>::real* __restrict__ dothers,       // [D, S-1, B, H]  likewise; or null where the cell has none
+    T* __restrict__ d_now)            // [D, B, Q*H]  out: d of this step; or null where the cell has no product
+{
+    typedef typename Compute<T>::real real;
+    typedef CellOf<real> Cell;
+    const Backward<T> a = {T_, B, H, W, mask_steps, own, mask, gates, h, others, doutput, dm, dh, dothers, d_now};
+    const int s = T_ - 1 - steps_before(step, done), b = blockIdx.x;
+    const Position first(T_, H, s, reverse, threadIdx.x, b);
+    const bool held = lengths && first.t >= lengths[b];  // the same in all threads
+    BackwardIn<Cell, real> in[U];
+    BackwardOut<Cell, real> out[U];
+#pragma unroll
+    for (int u = 0; u < U; u++) {
+        const Position pos(T_, H, s, reverse, threadIdx.x + u * THREADS, b);
+        for (int k = 0; k < Cell::preactivations; k++) out[u].d[k] = real(0);
+        if (pos.inside && !held) read(a, pos, in[u]);
+    }
+    if (!held) backward_stages<0, 0, Cell, real>(in, out, H);
+#pragma unroll
+    for (int u = 0; u < U; u++) {
+        const Position pos(T_, H, s, reverse, threadIdx.x + u * THREADS, b);
+        if (!pos.inside) continue;
+        if (!held) write_dstate(a, pos, out[u]);
+        write_d(a, pos, out[u]);
+    }
+}
