@@ -5,6 +5,7 @@ from __future__ import annotations
 from numbers import Real
 from typing import Any
 
+from ..errors import check_choice, check_number
 from .symbols import (
     Symbol,
     expm1,
@@ -30,6 +31,8 @@ def log_sigmoid(x: Any) -> Symbol:
 
 def clip(x: Any, low: float, high: float) -> Symbol:
     """x within [low, high]; the derivative is 1 inside and 0 outside and at the limits."""
+    if isinstance(low, Real) and isinstance(high, Real) and not low <= high:
+        raise ValueError(f"clip: expected low <= high, got {low} and {high}")
     return minimum(maximum(x, low), high)
 
 
@@ -75,6 +78,9 @@ def normalized(x: Any, epsilon: float = 1e-5) -> Symbol:
 
 def normalized_together(*parts: Any, epsilon: float = 1e-5) -> tuple[Symbol, ...]:
     """As ``normalized``, with one mean and one deviation for all units of all parts."""
+    if not parts:
+        raise TypeError("normalized_together: expected symbols, got none")
+    check_number("epsilon", epsilon, 0)
     center = mean(_sum(parts) / len(parts))
     centered = [part - center for part in parts]
     deviation = sqrt(mean(_sum([part * part for part in centered]) / len(parts)) + epsilon)
@@ -114,27 +120,22 @@ def dropout(x: Any, rate: float, each: str = "timestep") -> Symbol:
     each: "timestep" for a mask at each timestep (Semeniuta, Severyn, Barth 2016), "sequence" for one for all timesteps
     of a sequence (Gal & Ghahramani 2016).
     """
-    graph = graph_of((x,), "dropout")
+    graph, rate = graph_of((x,), "dropout"), check_number("dropout: rate", rate, 0, 1)
+    check_choice("dropout: each", each, ("timestep", "sequence"))
     if not graph.training or not rate:
         return x
     scale = 0.0 if rate == 1 else 1 / (1 - rate)
-    return x * (graph.draw(_rate("dropout", rate), each) * scale)
+    return x * (graph.draw(rate, each) * scale)
 
 
 def zoneout(new: Any, old: Any, rate: float) -> Symbol:
     """In training ``old`` with probability ``rate``, else ``new``; in evaluation the expected value (Krueger 2017)."""
-    graph = graph_of((new, old), "zoneout")
+    graph, rate = graph_of((new, old), "zoneout"), check_number("zoneout: rate", rate, 0, 1)
     if not rate:
         return new
     if not graph.training:
         return old + (1 - rate) * (new - old)
-    return where(graph.draw(_rate("zoneout", rate), "timestep") > 0, new, old)
-
-
-def _rate(name, rate):
-    if not isinstance(rate, Real) or not 0 <= rate <= 1:
-        raise ValueError(f"{name}: expected a rate from 0 to 1, got {rate!r}")
-    return float(rate)
+    return where(graph.draw(rate, "timestep") > 0, new, old)
 
 
 # Those of one number that a cell may have for its activation, by name.

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import check_number
+
 _IF = (
     "a cell's equations are traced once, before there are numbers, so that `if`, `while`, `and`, `or` and `not` cannot "
     "look at {}: write gpurnn.cells.where(condition, a, b)"
@@ -23,7 +25,7 @@ class Graph:
     """The symbols of one trace, in the order in which they were made; equal ones are one."""
 
     def __init__(self, training):
-        self.training = training
+        self.training, self.running = training, False  # running: the user's function is at work
         self.nodes, self._known, self.draws, self.inner = [], {}, [], None
         self.normalizations, self.timesteps = (
             [],
@@ -40,7 +42,14 @@ class Graph:
         return node
 
     def constant(self, value):
-        return self.make("constant", value=float(value))
+        """The symbol of a number. Raises ValueError where float has none for it."""
+        try:
+            value = float(value)
+        except OverflowError:
+            value = math.inf
+        if not math.isfinite(value):
+            raise ValueError(f"expected a finite number in a cell's equation, got {value}")
+        return self.make("constant", value=value)
 
     def draw(self, rate, each):
         """The symbol of a new mask."""
@@ -91,6 +100,8 @@ class Symbol:
 
     def __truediv__(self, other):
         a, b = self, symbol(self.graph, other)
+        if is_constant(b, 0):
+            raise ZeroDivisionError("a cell's equation divides by 0")
         if is_constant(b, 1) or is_constant(a, 0):
             return a
         return -(a.args[0] / b) if a.op == "neg" else _folded("div", a, b, lambda x, y: x / y)
@@ -119,7 +130,7 @@ class Symbol:
         return fabs(self)
 
     def __pow__(self, power):
-        if power == 0.5:
+        if isinstance(power, float) and power == 0.5:
             return sqrt(self)
         if not isinstance(power, int) or not 1 <= power <= 8:
             raise TypeError(f"a symbol can be raised to a whole power from 1 to 8, or to 0.5, got {power!r}")
@@ -138,16 +149,43 @@ class Symbol:
     def __le__(self, other):
         return Condition(self, symbol(self.graph, other), swapped=True)
 
+    def __eq__(self, other):
+        if self.graph.running:
+            raise TypeError(_IF.format("whether a symbol equals something") + " with > or <")
+        return self is other
+
+    __hash__ = object.__hash__
+
     def __bool__(self):
         raise TypeError(_IF.format("the value of a symbol"))
 
     def __iter__(self):
         raise TypeError("a symbol stands for one number of each unit: it has no parts to index or to loop over")
 
-    __getitem__ = __len__ = __iter__
+    def __getitem__(self, index):
+        self.__iter__()
+
+    __len__ = __iter__
 
     def __float__(self):
         raise TypeError("a symbol has no value yet: write the equation with gpurnn.cells' functions, not with math's")
+
+    __int__ = __index__ = __complex__ = __float__
+
+    def __call__(self, *arguments):
+        raise TypeError("only ah.gate can be called: ah.n(v) multiplies the vector v by W_hh's rows of gate n")
+
+    def __matmul__(self, other):
+        raise TypeError("a cell's products with matrices are ax, ah and ah.gate(vector): @ is none of its operations")
+
+    __rmatmul__ = __matmul__
+
+    def __getattr__(self, name):
+        if name.startswith("__"):  # what Python and NumPy ask for
+            raise AttributeError(name)
+        raise AttributeError(
+            f"a symbol has no {name!r}: it is a number, not an array; see the functions of gpurnn.cells"
+        )
 
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
         function = _UFUNCS.get(ufunc.__name__)
@@ -156,7 +194,7 @@ class Symbol:
                 f"np.{ufunc.__name__} cannot take a symbol: a cell's equations may use + - * / and the functions of "
                 "gpurnn.cells"
             )
-        return function(*(float(x) if isinstance(x, (np.generic, np.ndarray)) else x for x in inputs))
+        return function(*(x.item() if isinstance(x, np.ndarray) and not x.ndim else x for x in inputs))
 
     def __repr__(self):
         return self.name or f"<{self.op}>"
@@ -171,6 +209,11 @@ class Condition:
     def __bool__(self):
         raise TypeError(_IF.format("a condition"))
 
+    def __and__(self, other):
+        raise TypeError("conditions cannot be combined: write one gpurnn.cells.where inside another")
+
+    __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = __and__
+
 
 def symbol(graph, value):
     """``value`` as a symbol of ``graph``."""
@@ -181,12 +224,11 @@ def symbol(graph, value):
     if isinstance(value, Condition):
         raise TypeError("a condition is no number: write gpurnn.cells.where(condition, 1, 0)")
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (Real, np.number)):
-        raise TypeError(
-            f"expected a symbol or a number in a cell's equation, got {type(value).__name__}: arrays are declared as "
-            "parameters, so that they are trained, saved and moved with the layer"
+        arrays = isinstance(value, (list, tuple)) or hasattr(value, "shape")
+        more = (
+            ": declare an array as a parameter, so that it is trained, saved and moved with the layer" if arrays else ""
         )
-    if not math.isfinite(value):
-        raise ValueError(f"expected a finite number in a cell's equation, got {value}")
+        raise TypeError(f"expected a symbol or a number in a cell's equation, got {type(value).__name__}{more}")
     return graph.constant(value)
 
 
@@ -205,12 +247,17 @@ def graph_of(values, name):
     for value in values:
         if isinstance(value, (Symbol, Condition)):
             return (value.a if isinstance(value, Condition) else value).graph
-    raise TypeError(f"{name}: expected a symbol of a cell's equations, got {', '.join(map(repr, values))}")
+    raise TypeError(
+        f"{name}: expected a symbol of a cell's equations, got {', '.join(map(repr, values))}; of numbers take math's"
+    )
 
 
 def _make(op, *values):
     graph = graph_of(values, op)
-    return graph.make(op, *(symbol(graph, value) for value in values))
+    symbols = [symbol(graph, value) for value in values]
+    if all(is_constant(one) for one in symbols):
+        return graph.constant(_OF_NUMBERS[op](*(one.value for one in symbols)))
+    return graph.make(op, *symbols)
 
 
 # ---- the functions that have a derivative of their own
@@ -293,16 +340,21 @@ def mean(x: Any) -> Symbol:
 
 def clip_gradient(x: Any, limit: float) -> Symbol:
     """x, whose gradient is clipped to [-limit, limit] on its way back."""
-    if not limit > 0:
-        raise ValueError(f"clip_gradient: expected a positive limit, got {limit!r}")
+    limit = check_number("clip_gradient: limit", limit, 0, low_open=True)
     graph = graph_of((x,), "clip_gradient")
-    return graph.make("clip_gradient", symbol(graph, x), value=float(limit))
+    return graph.make("clip_gradient", symbol(graph, x), value=limit)
 
 
 def stop_gradient(x: Any) -> Symbol:
     """x, whose gradient goes no further back."""
     return _make("stop_gradient", x)
 
+
+_OF_NUMBERS = {
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)), "relu": lambda x: max(x, 0.0), "softplus": lambda x: np.logaddexp(0, x),
+    "tanh": np.tanh, "exp": np.exp, "expm1": np.expm1, "log": np.log, "log1p": np.log1p, "sqrt": np.sqrt, "fabs": abs,
+    "smaller": min, "larger": max, "mean": float, "stop_gradient": float,
+}  # fmt: skip
 
 _UFUNCS = {
     "add": lambda a, b: _operator(a, b, "__add__"), "subtract": lambda a, b: _operator(a, b, "__sub__"),
