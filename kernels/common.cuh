@@ -27,6 +27,11 @@
 #define DEVICE inline
 #endif
 using std::exp;
+using std::expm1;
+using std::fabs;
+using std::log;
+using std::log1p;
+using std::sqrt;
 using std::tanh;
 #endif
 
@@ -99,4 +104,24 @@ DEVICE real drelu(real y) {
 template <typename real>
 DEVICE real larger(real a, real b) {
     return a > b || a != a ? a : b;
+}
+
+// ---- functions of generated cells, besides those above and exp expm1 log log1p sqrt fabs
+
+// The smaller of two numbers; NaN stays NaN.
+template <typename real>
+DEVICE real smaller(real a, real b) {
+    return a < b || a != a ? a : b;
+}
+
+// x where a > b, otherwise y.
+template <typename real>
+DEVICE real where_greater(real a, real b, real x, real y) {
+    return a > b ? x : y;
+}
+
+// log(1 + exp(x)), as exact where it is small as where it is large: exp never overflows here.
+template <typename real>
+DEVICE real softplus(real x) {
+    return larger(x, real(0)) + log1p(exp(-fabs(x)));
 }

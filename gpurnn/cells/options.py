@@ -31,8 +31,8 @@ from .traced import TracedCell
 ACTIVATIONS = {
     name: f.FUNCTIONS[name]
     for name in (
-        "tanh", "sigmoid", "hard_sigmoid", "hard_sigmoid_2", "relu", "leaky_relu", "softsign", "softplus", "elu", "silu",
-        "identity",
+        "tanh", "sigmoid", "hard_sigmoid", "hard_sigmoid_2", "relu", "leaky_relu", "softsign", "softplus", "elu",
+        "silu", "identity",
     )
 }  # fmt: skip
 

@@ -24,11 +24,11 @@ from .steps import copied_steps, outward_steps
 class Call:
     """One call of a layer, as its forward and backward passes share it.
 
-    segments: slices of time in the order of the time loop. masks: for each layer the dropout mask of its outputs, or
-    None. cell_masks: for each layer, for each direction the masks of the cell's draws, or None; weight_masks: of W_hh. lengths: (B,), None
-    where all sequences have T timesteps. single: whether x came as one sequence. state_given: whether the caller gave
-    the initial state. save: whether a backward will follow. return_all: whether the caller wants all ``Steps``. saved:
-    for each segment, for each layer, its ``SavedLayer``.
+    segments: slices of time in the order of the time loop. masks: for each layer the dropout mask of its outputs,
+    or None. cell_masks: for each layer, for each direction the masks of the cell's draws, or None; weight_masks: of
+    W_hh. lengths: (B,), None where all sequences have T timesteps. single: whether x came as one sequence.
+    state_given: whether the caller gave the initial state. save: whether a backward will follow. return_all:
+    whether the caller wants all ``Steps``. saved: for each segment, for each layer, its ``SavedLayer``.
     """
 
     segments: list[slice]

@@ -155,8 +155,8 @@ class LSTM(Recurrent):
         i = 1 - f: there are three gates, f g o (Greff et al. 2017).
     activation, recurrent_activation : str or function
         Of g and c', and of the gates: "tanh", "sigmoid", "hard_sigmoid" (PyTorch's and Keras 3's x / 6 + 1/2),
-        "hard_sigmoid_2" (Keras 2's and ONNX's x / 5 + 1/2), "relu", "leaky_relu", "softsign", "softplus", "elu", "silu",
-        "identity"; or a function of symbols, see ``gpurnn.cell``.
+        "hard_sigmoid_2" (Keras 2's and ONNX's x / 5 + 1/2), "relu", "leaky_relu", "softsign", "softplus", "elu",
+        "silu", "identity"; or a function of symbols, see ``gpurnn.cell``.
     cell_clip : float
         c' is clipped to [-cell_clip, cell_clip]; 0 for no limit.
     gradient_clip : float

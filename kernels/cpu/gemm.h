@@ -1,4 +1,4 @@
-// Matrix products and sums over rows on the CPU, for one instruction set: a part of time_loop.h.
+// Matrix products with packed weights on the CPU, for one instruction set: a part of time_loop.h.
 //
 // We do not call NumPy's BLAS: its threads keep spinning for milliseconds after a call, on processors that the time loop needs.
 // Sums run over k in one order. It does not depend on the number of threads, nor, except for a few rows (FEW_ROWS), on the
@@ -60,9 +60,9 @@ struct Packed {
     }
 };
 
-// Multiplies R rows by K columns of one block. Adds the products to `out`, or stores them if `first`. Elements of a row of A
-// are `step` apart. All loops are unrolled, so that the sums are registers.
-template <typename T, int R, int V>
+// Multiplies R rows by K columns of V vectors of a block that is `width` vectors wide. Adds the products to `out`, or stores
+// them if `first`. Elements of a row of A are `step` apart. All loops are unrolled, so that the sums are registers.
+template <typename T, int R, int V, int width>
 INLINE void multiply_tile(int K, const T* const* A, int step, const T* B, T* out, ptrdiff_t out_row, bool first) {
     constexpr int lanes = Vec<T>::lanes;
     Vec<T> sums[R][V];
@@ -71,7 +71,7 @@ INLINE void multiply_tile(int K, const T* const* A, int step, const T* B, T* out
         rows[r] = A[r];
         UNROLL for (int v = 0; v < V; ++v) sums[r][v] = Vec<T>(0);
     }
-    for (ptrdiff_t k = 0; k < (ptrdiff_t)K * step; k += step, B += V * lanes) {
+    for (ptrdiff_t k = 0; k < (ptrdiff_t)K * step; k += step, B += width * lanes) {
         Vec<T> b[V];
         UNROLL for (int v = 0; v < V; ++v) b[v] = Vec<T>::load(B + v * lanes);
         UNROLL for (int r = 0; r < R; ++r) {
@@ -87,13 +87,13 @@ INLINE void multiply_tile(int K, const T* const* A, int step, const T* B, T* out
 }
 
 // multiply_tile for `count` rows, at most R.
-template <typename T, int R, int V>
+template <typename T, int R, int V, int width>
 INLINE void multiply_rows(int count, int K, const T* const* A, int step, const T* B, T* out, ptrdiff_t out_row, bool first) {
     if constexpr (R > 0) {
         if (count == R)
-            multiply_tile<T, R, V>(K, A, step, B, out, out_row, first);
+            multiply_tile<T, R, V, width>(K, A, step, B, out, out_row, first);
         else
-            multiply_rows<T, R - 1, V>(count, K, A, step, B, out, out_row, first);
+            multiply_rows<T, R - 1, V, width>(count, K, A, step, B, out, out_row, first);
     }
 }
 
@@ -104,6 +104,24 @@ struct RowGroups {
     int begin(int group) const { return rows * group / groups; }
     int end(int group) const { return rows * (group + 1) / groups; }
 };
+
+// Multiplies all rows by K columns of a block of `width` vectors, from vector `begin` on: at most 4 vectors at a time, so that
+// several rows have sums in registers. Element k of row i is A[i][offset + k * step].
+template <typename T, int begin, int width>
+INLINE void multiply_block(int count, const T* const* A, ptrdiff_t offset, int K, int step, const T* B, T* out, ptrdiff_t out_row,
+                           bool first) {
+    constexpr int parts = (width - begin + 3) / 4, V = (width - begin) / parts, limit = ACCUMULATORS / V;
+    constexpr int lanes = Vec<T>::lanes;
+    const RowGroups groups(count, limit);
+    const T* rows[limit];
+    for (int group = 0; group < groups.groups; ++group) {
+        const int i0 = groups.begin(group), size = groups.end(group) - i0;
+        for (int i = 0; i < size; ++i) rows[i] = A[i0 + i] + offset;
+        T* to = out + i0 * out_row + begin * lanes;
+        multiply_rows<T, limit, V, width>(size, K, rows, step, B + begin * lanes, to, out_row, first);
+    }
+    if constexpr (begin + V < width) multiply_block<T, begin + V, width>(count, A, offset, K, step, B, out, out_row, first);
+}
 
 // `product` with weights that are not packed and whose k_stride is 1. For each vector of outputs it keeps a vector of partial
 // sums over k for each output, and adds up their lanes at the end.
@@ -146,20 +164,13 @@ void product_in_place(const Packed<T, G, U>& B, int first, int last, int count, 
 template <typename T, int G, int U>
 void product(const Packed<T, G, U>& B, int first, int last, int count, const T* const* A, int step, int begin, int end, T* out,
              ptrdiff_t out_row, bool add) {
-    constexpr int V = G * U, limit = ACCUMULATORS / V;
-    const RowGroups groups(count, limit);
-    const T* rows[limit];
     if (B.in_place) return product_in_place(B, first, last, count, A, out, out_row, add);
     for (int block = first; block < last; ++block)
         for (int k0 = begin; k0 < end; k0 += CHUNK_COLUMNS) {
             const int K = k0 + CHUNK_COLUMNS < end ? CHUNK_COLUMNS : end - k0;
             const T* values = B.values + ((size_t)block * B.K + k0) * B.width;
-            for (int group = 0; group < groups.groups; ++group) {
-                const int i0 = groups.begin(group), size = groups.end(group) - i0;
-                for (int i = 0; i < size; ++i) rows[i] = A[i0 + i] + (ptrdiff_t)(k0 - begin) * step;
-                T* to = out + i0 * out_row + block * B.width;
-                multiply_rows<T, limit, V>(size, K, rows, step, values, to, out_row, k0 == 0 && !add);
-            }
+            multiply_block<T, 0, G * U>(count, A, (ptrdiff_t)(k0 - begin) * step, K, step, values, out + block * B.width, out_row,
+                                        k0 == 0 && !add);
         }
 }
 
@@ -171,108 +182,4 @@ void product(const Packed<T, G, U>& B, int first, int last, int count, const T* 
 template <typename T, int G, int U>
 void product(const Packed<T, G, U>& B, int count, const T* const* A, T* out) {
     product(B, 0, B.blocks, count, A, out);
-}
-
-// ---- any product of two matrices
-
-// C = A B, or C += A B, on `threads` threads that divide the rows.
-template <typename T>
-void matmul(const Product& job, int threads) {
-    const ptrdiff_t M = job.M, N = job.N, K = job.K;
-    // A tile of ROWS x COLUMNS of A stays in the second-level cache: 192 KB of floats.
-    constexpr int R = ACCUMULATORS / 2, ROWS = 48, COLUMNS = 1000;
-    Packed<T, 1, 2> B((int)N, (int)K);
-    B.source = (const T*)job.B, B.n_stride = job.b_column, B.k_stride = job.b_row;
-    B.in_place = M <= FEW_ROWS && job.a_column == 1 && job.b_row == 1 && K <= COLUMNS;
-    AlignedBuffer<T> values(B.size());
-    B.values = values.begin();
-    Barrier packed(threads);
-    on_threads(threads, [&](int thread) {
-        for (int block = thread; block < B.blocks && !B.in_place; block += threads) B.pack(block);
-        packed.wait();
-        const bool contiguous = job.a_column == 1;  // the rows of A
-        const bool direct = N == (ptrdiff_t)B.row() && K > 0;  // products go straight into C, as no block has padding
-        const ptrdiff_t first = M * thread / threads, last = M * (thread + 1) / threads;
-        // Where the rows of A are not contiguous, a tile of it is copied: [groups][columns][R].
-        std::vector<T> gathered(contiguous ? 0 : ROWS * COLUMNS), padded(direct ? 0 : ROWS * B.row());
-        const T* rows[ROWS];
-        for (ptrdiff_t m0 = first; m0 < last; m0 += ROWS) {
-            const int count = (int)std::min<ptrdiff_t>(last - m0, ROWS);
-            const RowGroups groups(count, R);
-            T* C = (T*)job.C + m0 * job.c_row;
-            for (ptrdiff_t k0 = 0; k0 < K; k0 += COLUMNS) {
-                const ptrdiff_t columns = std::min<ptrdiff_t>(K - k0, COLUMNS);
-                const T* A = (const T*)job.A + m0 * job.a_row + k0 * job.a_column;
-                for (int i = 0; i < count && contiguous; ++i) rows[i] = A + i * job.a_row;
-                for (int group = 0; group < groups.groups && !contiguous; ++group)
-                    for (int i = groups.begin(group); i < groups.end(group); ++i)
-                        rows[i] = gathered.data() + group * R * COLUMNS + i - groups.begin(group);
-                for (ptrdiff_t k = 0; k < columns && !contiguous; ++k) {
-                    const T* column = A + k * job.a_column;
-                    T* to = gathered.data() + k * R;
-                    for (int group = 0; group < groups.groups; ++group, to += R * COLUMNS) {
-                        const int i0 = groups.begin(group), size = groups.end(group) - i0;
-                        if (size == R && job.a_row == 1)
-                            std::memcpy(to, column + i0, R * sizeof(T));
-                        else
-                            for (int i = 0; i < size; ++i) to[i] = column[(i0 + i) * job.a_row];
-                    }
-                }
-                product(B, 0, B.blocks, count, rows, contiguous ? 1 : R, (int)k0, (int)(k0 + columns),
-                        direct ? C : padded.data(), direct ? job.c_row : (ptrdiff_t)B.row(), direct && job.accumulate);
-            }
-            for (int i = 0; i < count && !direct; ++i, C += job.c_row) {
-                const T* from = padded.data() + i * B.row();
-                if (job.accumulate)
-                    for (ptrdiff_t n = 0; n < N; ++n) C[n] += from[n];
-                else
-                    std::memcpy(C, from, N * sizeof(T));
-            }
-        }
-    });
-}
-
-void multiply(const Product* job, int threads) {
-    if (job->is_double)
-        matmul<double>(*job, threads);
-    else
-        matmul<float>(*job, threads);
-}
-
-// ---- sums over all timesteps: sums[M] of N rows of M elements, `row` apart, accumulated in double
-
-template <typename T>
-void add_rows(const T* rows, ptrdiff_t N, int M, ptrdiff_t row, T* sums, int threads) {
-    typedef Vec<double> D;
-    constexpr int vectors = ACCUMULATORS / 2, width = vectors * D::lanes;  // columns at a time: whole cache lines
-    on_threads(threads, [&](int thread) {
-        for (int m0 = width * thread; m0 < M; m0 += width * threads) {
-            const int count = M - m0 < width ? M - m0 : width;
-            D totals[vectors];
-            UNROLL for (int v = 0; v < vectors; ++v) totals[v] = D(0);
-            for (ptrdiff_t n = 0; n < N; ++n) {
-                const T* from = rows + n * row + m0;
-                T padded[width];
-                if (count < width) {
-                    for (int m = 0; m < width; ++m) padded[m] = m < count ? from[m] : T(0);
-                    from = padded;
-                }
-                UNROLL for (int v = 0; v < vectors; ++v) {
-                    D x;
-                    UNROLL for (int i = 0; i < D::lanes; ++i) x.v[i] = from[v * D::lanes + i];
-                    totals[v] += x;
-                }
-            }
-            double stored[width];
-            UNROLL for (int v = 0; v < vectors; ++v) totals[v].store(stored + v * D::lanes);
-            for (int m = 0; m < count; ++m) sums[m0 + m] = (T)stored[m];
-        }
-    });
-}
-
-void add_rows_any(const void* rows, ptrdiff_t N, int M, ptrdiff_t row, int is_double, void* sums, int threads) {
-    if (is_double)
-        add_rows((const double*)rows, N, M, row, (double*)sums, threads);
-    else
-        add_rows((const float*)rows, N, M, row, (float*)sums, threads);
 }

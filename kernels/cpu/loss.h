@@ -1,5 +1,5 @@
 // Softmax cross-entropy over rows of logits, for one instruction set: ../sums/loss.cu, one row at a time. A part of
-// time_loop.h.
+// parts.h.
 
 // exp(x) for x <= 0, exact to 2 ulp. It is zero where the result would be subnormal (below 2^-126, in double 2^-1022). NaN
 // stays NaN. The method is that of tanh in vector.h: 2^n exp(r), where x = n ln 2 + r.
@@ -8,8 +8,8 @@ INLINE Vec<T> exp_nonpositive(Vec<T> x) {
     typedef typename Vec<T>::Lanes Lanes;
     constexpr bool is_double = sizeof(T) == 8;
     const Lanes lower = Lanes{} + T(is_double ? -708.0 : -87.0);  // ln 2^-1022 = -708.4, ln 2^-126 = -87.3
-    Lanes power;
-    const Lanes p = exp_series<T>(select<T>(x.v < lower, lower, x).v, power);
+    typename Vec<T>::Ints n;
+    const Lanes p = exp_series<T>(select<T>(x.v < lower, lower, x).v, n), power = power_of_two<T>(n);
     return select<T>(x.v < lower, Vec<T>(T(0)), power * p + power);
 }
 

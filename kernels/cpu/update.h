@@ -1,5 +1,5 @@
 // Flat arrays, for one instruction set: the optimizers of ../sums/update.cuh, sums of squares for the gradients' norm, and
-// dropout masks. A part of time_loop.h.
+// dropout masks. A part of parts.h.
 
 // ---- optimizers
 
@@ -7,11 +7,7 @@ template <typename T> INLINE Vec<T> mul(Vec<T> a, Vec<T> b) { return a.v * b.v; 
 template <typename T> INLINE Vec<T> add(Vec<T> a, Vec<T> b) { return a.v + b.v; }
 template <typename T> INLINE Vec<T> subtract(Vec<T> a, Vec<T> b) { return a.v - b.v; }
 template <typename T> INLINE Vec<T> quotient(Vec<T> a, Vec<T> b) { return a.v / b.v; }
-template <typename T>
-INLINE Vec<T> root(Vec<T> a) {
-    UNROLL for (int i = 0; i < Vec<T>::lanes; ++i) a.v[i] = std::sqrt(a.v[i]);
-    return a;
-}
+template <typename T> INLINE Vec<T> root(Vec<T> a) { return sqrt(a); }
 
 #include "../sums/update.cuh"
 

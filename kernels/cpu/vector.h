@@ -8,19 +8,24 @@
 // A vector never crosses a call: every function that takes or returns one is inlined. At the end of a function that returns a
 // class like Vec, GCC 12 clears the upper part of the vector registers (vzeroupper), and the returned value with it.
 #define INLINE inline __attribute__((always_inline))
+#define INLINE_LAMBDA __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 32")
 #endif
 
-// The vectors of a type, and of integers of the same size; the format of the type.
+// The vectors of a type, and those of as many integers of the same size, bytes and doubles; the format of the type.
 template <typename T> struct Raw;
 template <> struct Raw<float> {
     typedef float Lanes __attribute__((vector_size(VECTOR_BYTES)));
     typedef int Ints __attribute__((vector_size(VECTOR_BYTES)));
+    typedef signed char Bytes __attribute__((vector_size(VECTOR_BYTES / 4)));
+    typedef double Doubles __attribute__((vector_size(VECTOR_BYTES * 2)));
     static constexpr int bits = 32, mantissa = 23, bias = 127;
 };
 template <> struct Raw<double> {
     typedef double Lanes __attribute__((vector_size(VECTOR_BYTES)));
     typedef long long Ints __attribute__((vector_size(VECTOR_BYTES)));
+    typedef signed char Bytes __attribute__((vector_size(VECTOR_BYTES / 8)));
+    typedef double Doubles __attribute__((vector_size(VECTOR_BYTES)));
     static constexpr int bits = 64, mantissa = 52, bias = 1023;
 };
 
@@ -49,6 +54,15 @@ struct Vec {
         }
         return x;
     }
+    // 1 and 0 of the first `count` booleans; the other lanes are 0.
+    INLINE static Vec from_bools(const bool* from, int count = lanes) {
+        typename Raw<T>::Bytes bytes = {};
+        if (count >= lanes)
+            std::memcpy(&bytes, from, sizeof bytes);
+        else
+            std::memcpy(&bytes, from, count);
+        return __builtin_convertvector(bytes, Lanes);
+    }
     INLINE void store(T* to, int count = lanes) const {
         if (count >= lanes) {
             std::memcpy(to, &v, sizeof v);
@@ -62,6 +76,7 @@ template <typename T> INLINE Vec<T> operator+(Vec<T> a, Vec<T> b) { return a.v +
 template <typename T> INLINE Vec<T> operator-(Vec<T> a, Vec<T> b) { return a.v - b.v; }
 template <typename T> INLINE Vec<T> operator*(Vec<T> a, Vec<T> b) { return a.v * b.v; }
 template <typename T> INLINE Vec<T> operator/(Vec<T> a, Vec<T> b) { return a.v / b.v; }
+template <typename T> INLINE Vec<T> operator-(Vec<T> a) { return -a.v; }
 template <typename T> INLINE void operator+=(Vec<T>& a, Vec<T> b) { a.v += b.v; }
 template <typename T> INLINE void operator*=(Vec<T>& a, Vec<T> b) { a.v *= b.v; }
 
@@ -75,11 +90,11 @@ INLINE Vec<T> select(typename Vec<T>::Ints mask, Vec<T> a, Vec<T> b) {
 // N vectors, one from each block of H elements of a row, for the n units from u on. They are what a cell reads or writes.
 template <int N, typename T>
 INLINE void load_blocks(Vec<T>* to, const T* row, int H, int u, int n) {
-    for (int g = 0; g < N; ++g) to[g] = Vec<T>::load(row + (size_t)g * H + u, n);
+    UNROLL for (int g = 0; g < N; ++g) to[g] = Vec<T>::load(row + (size_t)g * H + u, n);
 }
 template <int N, typename T>
 INLINE void store_blocks(const Vec<T>* from, T* row, int H, int u, int n) {
-    for (int g = 0; g < N; ++g) from[g].store(row + (size_t)g * H + u, n);
+    UNROLL for (int g = 0; g < N; ++g) from[g].store(row + (size_t)g * H + u, n);
 }
 
 // Transposes a square of L vectors. In round s = L/2, ..., 2, 1, rows that are s apart exchange elements that are s apart.
@@ -106,76 +121,4 @@ INLINE void transpose(Vec<T>* rows) {
 #endif
         }
     }
-}
-
-// The vector forms of functions in ../common.cuh.
-template <typename T>
-INLINE Vec<T> relu(Vec<T> x) {
-    return select(x.v < typename Vec<T>::Lanes{}, Vec<T>(T(0)), x);
-}
-template <typename T>
-INLINE Vec<T> larger(Vec<T> a, Vec<T> b) {
-    return select(a.v > b.v || a.v != a.v, a, b);
-}
-template <typename T>
-INLINE Vec<T> drelu(Vec<T> y) {
-    return select(y.v > typename Vec<T>::Lanes{}, Vec<T>(T(1)), y);
-}
-
-// Returns exp(r) - 1 and sets power = 2^n, where x = n ln 2 + r and |r| <= ln 2 / 2, so that exp(x) = power (1 + result). The
-// first omitted term of the series is below half an ulp of r: r^8 / 8! in float, r^14 / 14! in double.
-template <typename T>
-INLINE typename Vec<T>::Lanes exp_series(typename Vec<T>::Lanes x, typename Vec<T>::Lanes& power) {
-    typedef typename Vec<T>::Lanes Lanes;
-    typedef typename Vec<T>::Ints Ints;
-    constexpr bool is_double = sizeof(T) == 8;
-    constexpr int terms = is_double ? 13 : 7;
-    // Adding 1.5 * 2^mantissa rounds to the nearest integer, which is then in the lowest bits. Subtracting it gives that
-    // integer.
-    const Lanes round = Lanes{} + T(is_double ? 6755399441055744.0 : 12582912.0);
-    const Lanes shifted = x * T(1.44269504088896340736) + round;
-    const Lanes n = shifted - round;
-    // ln 2 in two parts (Cody and Waite), the first with so few bits that n times it is exact
-    const Lanes r = (x - n * T(is_double ? 6.93147180369123816490e-01 : 6.93145752e-01)) -
-                    n * T(is_double ? 1.90821492927058770002e-10 : 1.42860677e-06);
-    Lanes p = Lanes{} + T(inverse_factorial(terms));
-    UNROLL for (int k = terms - 1; k >= 2; --k) p = p * r + T(inverse_factorial(k));
-    power = (Lanes)(((Ints)shifted - (Ints)round + Raw<T>::bias) << Raw<T>::mantissa);
-    return p * r * r + r;
-}
-
-// tanh(x) = e / (e + 2) with the sign of x, where e = exp(2|x|) - 1. Exact to 4 ulp, near 0 too. NaN stays NaN.
-template <typename T>
-INLINE Vec<T> tanh(Vec<T> x) {
-    typedef typename Vec<T>::Lanes Lanes;
-    typedef typename Vec<T>::Ints Ints;
-    constexpr bool is_double = sizeof(T) == 8;
-    const Ints sign_bit = (Ints{} + 1) << (Raw<T>::bits - 1);
-    const Ints sign = (Ints)x.v & sign_bit;
-    Lanes a = (Lanes)((Ints)x.v & ~sign_bit);
-    a = a + a;
-    const Lanes limit = Lanes{} + T(is_double ? 40 : 20);  // of 2|x|; tanh rounds to 1 from here on
-    a = select<T>(a > limit, limit, a).v;
-    Lanes power;
-    const Lanes p = exp_series<T>(a, power);
-    const Lanes e = power * p + (power - T(1));
-    const Lanes y = e / (e + T(2));
-    return (Lanes)((Ints)y | sign);
-}
-
-// sigmoid(x) = 1 / (1 + exp(-x)), exact to a few ulp, however small it is. NaN stays NaN.
-//
-// exp(-x) is power * (1 + p), which rounds once, as a product with a power of two is exact. The sum power + power * p would be
-// NaN where the power is infinite and p < 0.
-template <typename T>
-INLINE Vec<T> sigmoid(Vec<T> x) {
-    typedef typename Vec<T>::Lanes Lanes;
-    constexpr bool is_double = sizeof(T) == 8;
-    const Lanes upper = Lanes{} + T(is_double ? 710 : 89);  // power is infinite here
-    const Lanes lower = Lanes{} - T(is_double ? 40 : 20);   // 1 + exp(-x) rounds to 1 from here down
-    const Lanes negated = -x.v;
-    const Lanes a = select<T>(negated > upper, upper, negated).v;
-    Lanes power;
-    const Lanes p = exp_series<T>(select<T>(a < lower, lower, a).v, power);
-    return T(1) / (T(1) + power * (T(1) + p));
 }

@@ -16,21 +16,21 @@ from ...errors import BackendError, check_choice
 
 LEVELS = ("vectors of 128 bits", "AVX2", "AVX-512")
 ISAS = ("baseline", "avx2", "avx512")  # what GPURNN_ISA calls the levels
-_INTERFACE = 5  # of gpurnn_native_bytes in api.cpp
+_INTERFACE = 6  # of gpurnn_native_bytes in api.cpp
 
 _pointer, _stride = ctypes.c_void_p, ctypes.c_ssize_t
 
 
 class Pass(ctypes.Structure):
-    """``Pass`` of api.cpp."""
+    """``Pass`` of interface.h."""
 
     _fields_ = [
         ("cell", ctypes.c_char_p),
         *((name, ctypes.c_int) for name in ("is_double", "T", "B", "I", "H", "P", "reverse", "save")),
-        *((name, _stride) for name in ("gates_row", "output_row", "doutput_row")),
+        *((name, _stride) for name in ("gates_row", "output_row", "doutput_row", "state_stride", "mask_step")),
         *((name, _pointer) for name in (
-            "lengths", "x", "weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh", "gates", "h", "c", "output",
-            "doutput", "dh", "dc", "dh_steps",
+            "lengths", "x", "weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh", "own", "masks", "gates", "h",
+            "others", "output", "doutput", "dh", "dothers", "dh_steps",
         )),
     ]  # fmt: skip
 
@@ -50,7 +50,7 @@ class NativeWeights:
 
 
 class Product(ctypes.Structure):
-    """``Product`` of api.cpp."""
+    """``Product`` of interface.h."""
 
     _fields_ = [
         *((name, ctypes.c_int) for name in ("is_double", "accumulate")),
@@ -60,7 +60,7 @@ class Product(ctypes.Structure):
 
 
 class Update(ctypes.Structure):
-    """``Update`` of api.cpp."""
+    """``Update`` of interface.h."""
 
     _fields_ = [
         *((name, ctypes.c_int) for name in ("rule", "is_double")),
@@ -72,7 +72,7 @@ class Update(ctypes.Structure):
 
 
 class CrossEntropy(ctypes.Structure):
-    """``CrossEntropy`` of api.cpp."""
+    """``CrossEntropy`` of interface.h."""
 
     _fields_ = [
         ("is_double", ctypes.c_int),
@@ -83,9 +83,9 @@ class CrossEntropy(ctypes.Structure):
 
 
 @functools.cache
-def kernel_name(kernel):
+def struct_name(name):
     """The name of a cell's struct as the library takes it. It stays alive: copies of a ``Pass`` hold its address."""
-    return kernel.encode()
+    return name.encode()
 
 
 @functools.cache

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from ... import rng
-from ...cells import CELLS
 from ...errors import BackendError
 from ..ops import UPDATE_STATES, Ops, flat, refuse_uncountable
 from ..records import PassGradients, SavedLayer, SavedPass
+from . import cells
 from .memory import MemoryPool
 from .native import (
     ISAS,
@@ -29,15 +29,15 @@ from .native import (
     Product,
     Update,
     address,
-    kernel_name,
     load_native,
+    struct_name,
 )
 from .threads import thread_count
 
 _ROWS = 4  # fewest sequences per thread; with fewer, loading the weights dominates
 _SMALL = 1 << 14  # below this many multiply-adds NumPy finishes before our operands are packed
 _SQUARES = 1 << 12  # SQUARES of update.h
-_AHEAD = 48  # AHEAD of time_loop.h
+_AHEAD = 48  # AHEAD of layer.h
 _UNITS = 64  # fewest units per thread in a single timestep
 _MOST = 2**31 - 1  # of an int in api.cpp
 _TEMPLATES = 64  # most shapes whose ``Pass`` is remembered with the weights
@@ -80,7 +80,10 @@ class HostOps(Ops):
 
     def _call(self, name, *arguments, threads):
         """Call a function of the library; raise what it reports. threads: how many it takes, for the message."""
-        problem = getattr(self.library, f"gpurnn_native_{name}")(*arguments)
+        self._raise(getattr(self.library, f"gpurnn_native_{name}")(*arguments), name, threads)
+
+    def _raise(self, problem, name, threads):
+        """Raise what compiled code reports by its number."""
         if problem == 1:
             raise MemoryError(f"backend 'cpu': no memory for packed weights or products, {threads} threads")
         if problem == 2:
@@ -109,10 +112,12 @@ class CpuOps(HostOps):
                 "one timestep after another: 16-bit numbers have no compiled time loop on a CPU. They are about ten "
                 "times slower than float32 and save no memory: use dtype='float32'"
             )
-        units = shared_units(CELLS[problem.kernel], problem.projected, problem.backward, problem.H)
-        threads = self._threads(
-            problem.T, problem.B, units, problem.T * problem.B * problem.gates * problem.H**2, problem.directions
-        )
+        refusal = cells.refusal(problem.cell, problem.dtype, self.level)
+        if refusal:
+            return "array code", f"one timestep after another: {refusal}"
+        units = shared_units(problem.cell, problem.projected, problem.backward, problem.H)
+        multiplications = problem.T * problem.B * len(problem.cell.gates) * problem.H**2
+        threads = self._threads(problem.T, problem.B, units, multiplications, problem.directions)
         how_many = "1 thread" if threads == 1 else f"{threads} threads"
         return "compiled", f"for {LEVELS[self.level]}, {how_many}, no array code in it"
 
@@ -123,27 +128,24 @@ class CpuOps(HostOps):
         if problem.dtype not in ("float32", "float64"):
             return 0
         size = 4 if problem.dtype == "float32" else 8
-        lanes = (16 << self.level) // size
-        B, H, G, D = problem.B, problem.H, problem.gates, problem.directions
+        lanes, cell = (16 << self.level) // size, problem.cell
+        B, H, I, D = problem.B, problem.H, problem.I, problem.directions
+        G, first, second = len(cell.gates), cell.first, len(cell.hidden) - cell.first
 
         def row(outputs, gates=1):
             """Numbers in a packed row: whole blocks of ``Packed`` in gemm.h."""
             units = lanes if gates > 1 else 2 * lanes
             return -(-outputs // units) * units * gates
 
-        cell = CELLS[problem.kernel]
-        first = len(cell.products[0].rows)  # gates of the first product
-        reset = first < G  # whether there is a second one
-        weights = (
-            row(H, G) * problem.I + row(H, first) * P + (row(H) * P if reset else 0) + (row(P) * H if P < H else 0)
-        )
-        threads = self._threads(T, B, shared_units(cell, P < H, False, H), T * B * G * H * (P + problem.I), D)
+        weights = row(H, G) * I + row(H, first) * P + row(H, second) * H + (row(P) * H if P < H else 0)
+        threads = self._threads(T, B, shared_units(cell, P < H, False, H), T * B * G * H * (P + I), D)
         ahead = min(T * B, max(B, threads * _AHEAD)) * row(H, G)  # W_ih x of some timesteps
-        forward = (weights if T > 1 else 0) * D + (max(row(H, first), row(P)) * B + ahead) * min(D, threads)
-        backward = row(P) * first * H + (row(P) * H if reset else 0) + (row(H) * P if P < H else 0)
+        products = max(row(H, first), row(P)) + row(H, second)
+        forward = (weights if T > 1 else 0) * D + (products * B + ahead) * min(D, threads)
+        backward = row(P) * first * H + row(P) * second * H + (row(H) * P if P < H else 0)
         through_time = backward * D + B * max(row(P), row(H)) * min(D, threads)
-        gradients = T * B * max(row(problem.I), row(P))  # x and h, for the weight gradients
-        return size * max(forward, through_time, gradients, G * H * row(problem.I))
+        gradients = T * B * max(row(I), row(P))  # x and h, for the weight gradients
+        return size * max(forward, through_time, gradients, G * H * row(I))
 
     def empty_steps(self, T, B, F, dtype):
         return super().empty_steps(T, B, F, dtype) if dtype.itemsize == 2 else self.empty(T, B, F, dtype)
@@ -152,66 +154,75 @@ class CpuOps(HostOps):
         return self.store.empty((T, B, F), dtype)
 
     def layer_forward(self, cell, x, weights, states, lengths, options):
-        if x.dtype.itemsize == 2:
+        if not self._compiled(cell, x.dtype):
             return self.array_code.layer_forward(cell, x, weights, states, lengths, options)
         T, B, I = x.shape
         directions, save = options.directions, options.save
-        D, (rows, P) = len(directions), weights[0].hh.shape
-        H = rows // len(cell.gates)
+        D, H = len(directions), len(weights[0].ih) // len(cell.gates)
+        P = H if weights[0].hr is None else len(weights[0].hr)
         fresh = options.fresh_output or D > 1  # otherwise the output is a view of h
         output = self.empty(T, B, D * P, x.dtype) if fresh else None
         x = np.ascontiguousarray(x)
-        saved, slots, jobs = SavedLayer(cell, weights, x, lengths, []), [], []
+        saved, jobs = SavedLayer(cell, weights, x, lengths, []), []
+        masks = options.masks or (None,) * D
         for d, (w, state, reverse) in enumerate(zip(weights, states, directions, strict=True)):
             gates = self.empty(T if save else 1, B, cell.saved_blocks * H, x.dtype)
             h = self.empty(T + 1, B, P, x.dtype)
             h[T if reverse else 0] = state[0]
-            c = None
-            if "c" in cell.states:
-                c = self.empty(T + 1 if save else 2, B, H, x.dtype)
-                c[T if reverse and save else 0] = state[1]
-            one = SavedPass(gates, h, c, reverse)
+            others = self._state_slots(cell, T + 1 if save else 2, B, H, x.dtype)
+            for steps, first in zip(others, state[1:], strict=True):
+                steps[T if reverse and save else 0] = first
+            one = SavedPass(gates, h, others, reverse, masks[d])
             job = self._pass(saved, w, one, save)
             job.x, job.I = address(x), I
             if output is not None:
                 job.output, job.output_row = address(output) + d * P * x.itemsize, D * P
             jobs.append(job)
             saved.passes.append(one)
-            slots.append(c)
-        self._run_time_loop(cell, jobs, T * B * rows * (P + I), back=False)
+        self._run_time_loop(cell, jobs, T * B * H * (len(cell.hidden) * P + len(cell.gates) * I), back=False)
         finals = []
-        for one, c in zip(saved.passes, slots, strict=True):
+        for one in saved.passes:
             end = 0 if one.reverse else T
-            final = (one.h[end].copy(),)
-            finals.append(final if c is None else (*final, c[end if save else T % 2].copy()))
+            finals.append((one.h[end].copy(), *(steps[end if save else T % 2].copy() for steps in one.others)))
             if not save:
-                one.gates = one.c = None
+                one.gates, one.others = None, ()
         return saved, finals, saved.passes[0].h_new if output is None else output
 
+    def _compiled(self, cell, dtype):
+        """Whether a cell has a compiled time loop. The first call for a traced cell compiles it."""
+        if dtype.itemsize == 2 or cell.over_batch or cell.struct == "":
+            return False
+        return cell.struct is None or cells.time_loop(cell, dtype.name, self.level) is not None
+
+    def _state_slots(self, cell, slots, B, H, dtype):
+        """For each state but h its (slots, B, H), all in one array."""
+        count = len(cell.states) - 1
+        return tuple(self.empty(count * slots, B, H, dtype).reshape(count, slots, B, H)) if count else ()
+
     def time_loop_backward(self, saved, doutput, dstates, hooks):
-        if hooks is not None or saved.x.dtype.itemsize == 2:  # only the array code calls hooks with dh and dc
+        cell = saved.cell
+        if hooks is not None or not self._compiled(cell, saved.x.dtype):  # only array code calls hooks
             for one in saved.passes:  # the compiled pass leaves padding uninitialised, possibly NaN
                 self.zero_past_end(one.gates, saved.lengths)
             return self.array_code.time_loop_backward(saved, doutput, dstates, hooks)
-        cell, gates = saved.cell, saved.passes[0].gates
-        (T, B, _), (rows, P), dtype = gates.shape, saved.weights[0].hh.shape, gates.dtype
-        sizes = (P, rows // len(cell.gates))[: len(cell.states)]
+        (T, B, P), dtype = saved.passes[0].h_new.shape, saved.x.dtype
+        H, others = len(saved.weights[0].ih) // len(cell.gates), len(cell.states) - 1
         doutput = None if doutput is None else np.ascontiguousarray(doutput)
         jobs, done = [], []
         for d, (one, w) in enumerate(zip(saved.passes, saved.weights, strict=True)):
-            dstate = tuple(
-                np.zeros((B, F), dtype) if final is None else np.array(final, dtype, order="C")
-                for F, final in zip(sizes, dstates[d] or (None, None), strict=False)
-            )
+            dstate = np.zeros((B, P), dtype), *np.zeros((others, B, H), dtype)
+            for gradient, final in zip(dstate, dstates[d] or (None,) * len(dstate), strict=True):
+                if final is not None:
+                    gradient[...] = final
             dh_steps = None if w.hr is None else self.empty(T, B, P, dtype)
             job = self._pass(saved, w, one, save=True)
-            job.dh, job.dc = (address(part) for part in (*dstate, None)[:2])
+            job.dh, job.dothers = address(dstate[0]), address(dstate[1]) if others else None
             job.dh_steps = address(dh_steps)
             if doutput is not None:
                 job.doutput, job.doutput_row = address(doutput) + d * P * dtype.itemsize, len(saved.passes) * P
             jobs.append(job)
             done.append(PassGradients(one.gates, dstate, dh_steps))
-        self._run_time_loop(cell, jobs, T * B * rows * P, back=True)
+        self._run_time_loop(cell, jobs, T * B * H * len(cell.hidden) * P, back=True)
         return done
 
     def _pass(self, layer, w, saved, save):
@@ -219,24 +230,30 @@ class CpuOps(HostOps):
 
         layer: the ``SavedLayer``. w: the ``Weights``. saved: the ``SavedPass``.
         """
-        T, B, P = saved.h.shape
+        slots, B, P = saved.h.shape
         ready = w.ready or NativeWeights(w)
-        key = T, B, saved.reverse, save
+        key = slots, B, saved.reverse, save
         template = ready.templates.get(key)
         if template is None:
             if len(ready.templates) >= _TEMPLATES:
                 ready.templates.clear()
-            G, gates_row = len(layer.cell.gates), saved.gates.shape[2]
             template = ready.templates[key] = Pass(
-                cell=kernel_name(layer.cell.kernel), is_double=saved.h.dtype == np.float64, T=T - 1, B=B,
-                H=len(ready.arrays["weight_hh"]) // G, P=P, reverse=saved.reverse, save=save, gates_row=gates_row,
+                cell=struct_name(layer.cell.name), is_double=saved.h.dtype == np.float64, T=slots - 1, B=B,
+                H=len(w.ih) // len(layer.cell.gates), P=P, reverse=saved.reverse, save=save,
+                gates_row=saved.gates.shape[2],
                 **{name: address(array) for name, array in ready.arrays.items()},
             )  # fmt: skip
         job = Pass.from_buffer_copy(template)
         lengths = None if layer.lengths is None else layer.lengths.astype(np.int32)
-        job.lengths, job.gates = address(lengths), address(saved.gates)
-        job.h, job.c = address(saved.h), address(saved.c)
-        job.arrays = ready, lengths, layer.x, saved.gates, saved.h, saved.c
+        own = np.concatenate(w.own, dtype=saved.h.dtype) if w.own else None
+        job.lengths, job.gates, job.own = address(lengths), address(saved.gates), address(own)
+        job.h, masks = address(saved.h), None
+        if saved.others:  # one after another in one array
+            job.others, job.state_stride = address(saved.others[0]), saved.others[0].size
+        if saved.masks is not None:
+            masks = np.ascontiguousarray(saved.masks)
+            job.masks, job.mask_step = address(masks), masks[0].size if len(masks) > 1 else 0
+        job.arrays = ready, lengths, own, masks, layer.x, saved.gates, saved.h, saved.others
         return job
 
     def _run_time_loop(self, cell, jobs, multiplications, back):
@@ -245,7 +262,12 @@ class CpuOps(HostOps):
         if job.B == 0:
             return
         threads = self._threads(job.T, job.B, shared_units(cell, job.P != job.H, back, job.H), multiplications, D)
-        self._call("time_loop", (Pass * D)(*jobs), D, threads, int(back), self.level, threads=threads)
+        arguments = (Pass * D)(*jobs), D, threads, int(back)
+        if cell.struct is None:
+            self._call("time_loop", *arguments, self.level, threads=threads)
+        else:
+            dtype = "float64" if job.is_double else "float32"
+            self._raise(cells.time_loop(cell, dtype, self.level)(*arguments), "time_loop", threads)
 
     def _threads(self, T, B, units, multiplications, directions):
         """Threads of a time loop. units: from ``shared_units``.
@@ -354,5 +376,5 @@ class CpuOps(HostOps):
 
 
 def shared_units(cell, projected, back, H):
-    """Units that threads share in a single timestep without waiting for one another: ``by_units`` of time_loop.h."""
-    return 0 if back or projected or len(cell.products) > 1 else H
+    """Units that threads share in a single timestep without waiting for one another: ``by_units`` of layer.h."""
+    return 0 if back or projected or cell.means or cell.first < len(cell.hidden) else H

@@ -1,0 +1,231 @@
+"""Compiles the time loop of a traced cell for this processor, at the cell's first use.
+
+The compiler is found at run time: ``CXX``, else c++, g++ or clang++. What it makes lies in the folder ``cells`` of
+``GPURNN_CACHE``, by default of ``gpurnn`` in the user's cache folder, so that no process compiles what an earlier one
+has. A file's name has a hash of everything that decides its content (all sources, the struct, the compiler, its
+options), and a hash of its content: one that is damaged is made again. ``GPURNN_CPU_CELLS=0`` switches this off. Where
+nothing is compiled, the cell is array code.
+
+A compiled cell gives the same bits as one of kernels/cells with the same equations where both were built by the same
+version of the same compiler; other compilers contract other products and sums.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import stat
+import subprocess
+import tempfile
+import threading
+from pathlib import Path
+
+from ...dtypes import C_NAMES
+from ...errors import one_line
+from ...files import make_folder, write_bytes_atomic
+from .native import ISAS, LEVELS, Pass
+
+# Those of gpurnn._native in pyproject.toml, and what makes a shared library
+_FLAGS = (
+    "-std=c++17 -O2 -g0 -fvisibility=hidden -fno-math-errno -fwrapv -pthread -Wno-psabi -w -fPIC -shared -x c++ -"
+).split()
+_SETS = ((), ("-mavx2", "-mfma"), ("-mavx512f", "-mavx512dq", "-mavx2", "-mfma"))  # of each level
+_PLACE = "//@ the struct\n"  # in cell.cpp
+_PATIENCE = 300  # seconds for one compilation, on a machine that is busy
+_log = logging.getLogger("gpurnn")
+_lock = threading.Lock()
+_known = {}  # (struct, name, dtype, level) -> its function, or the reason why there is none
+
+
+class CellError(Exception):
+    """Why a cell is not compiled."""
+
+
+def time_loop(cell, dtype, level):
+    """The compiled time loop of a cell that has a ``struct``: a ctypes function, or None where it is array code.
+
+    dtype: "float32" or "float64". level: index in ``LEVELS``. The first call for a cell compiles it, or loads what an
+    earlier process has compiled.
+    """
+    key = cell.struct, cell.name, dtype, level
+    found = _known.get(key)
+    if found is None:
+        with _lock:
+            found = _known.get(key)
+            if found is None:
+                found = _known[key] = _first_use(cell, dtype, level)
+    return None if isinstance(found, str) else found
+
+
+def refusal(cell, dtype, level):
+    """Why a cell is not compiled, as far as it is known without compiling it; None where nothing speaks against it."""
+    if cell.over_batch:
+        return f"the cell {cell.name} averages over the batch, which is array code on every backend"
+    if cell.struct is None:
+        return None
+    if not cell.struct:
+        return f"the equations of the cell {cell.name} have only an array form"
+    found = _known.get((cell.struct, cell.name, dtype, level))
+    if found is not None:
+        return found if isinstance(found, str) else None
+    try:
+        _compiler()
+    except CellError as problem:
+        return f"the cell {cell.name} is not compiled: {problem}"
+    return None
+
+
+def _first_use(cell, dtype, level):
+    """The function of a cell, or the reason why there is none, which the log tells once."""
+    try:
+        return _load(cell, dtype, level)
+    except CellError as problem:
+        reason = f"the cell {cell.name} is not compiled: {problem}"
+        _log.warning("%s. It runs as array code, which is slower", reason)
+        return reason
+
+
+# ---- the compiler
+
+
+def _compiler():
+    """``(command, what it says of itself)``. Raises CellError where there is none, or it is switched off."""
+    if os.environ.get("GPURNN_CPU_CELLS", "1").strip().lower() in ("0", "false", "no", "off"):
+        raise CellError("GPURNN_CPU_CELLS switches it off")
+    candidates = [os.environ["CXX"]] if os.environ.get("CXX", "").strip() else ["c++", "g++", "clang++"]
+    for candidate in candidates:
+        command = tuple(shlex.split(candidate))
+        path = shutil.which(command[0])
+        if path:
+            return _described((path, *command[1:]), os.stat(path).st_mtime_ns)
+    named = f"CXX names {candidates[0]}, which is not there" if len(candidates) == 1 else "no C++ compiler was found"
+    raise CellError(f"{named}: install one, such as g++, or set CXX")
+
+
+@functools.cache
+def _described(command, changed):
+    """``(command, version)``. changed: when the compiler's file was, as an update may bring another version."""
+    return command, _run((*command, "--version")).stdout
+
+
+def _run(command, text=b""):
+    """Run the compiler. Raises CellError where it fails, with the first line that says why."""
+    try:
+        done = subprocess.run(command, input=text, capture_output=True, timeout=_PATIENCE, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CellError(f"{command[0]} failed: {one_line(error)}") from error
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").splitlines() or [f"exit code {done.returncode}"]
+        told = next((line for line in lines if "error" in line), lines[-1])
+        raise CellError(f"{command[0]} failed: {one_line(told)}")
+    return done
+
+
+@functools.cache
+def _sources():
+    """The text of cell.cpp with all headers."""
+    from ..cuda.launch import kernel_source
+
+    return kernel_source("cell.cpp")
+
+
+# ---- the cache
+
+
+def folder():
+    """The folder of compiled cells."""
+    chosen = os.environ.get("GPURNN_CACHE")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpurnn"
+    return (Path(chosen) if chosen else home) / "cells"
+
+
+def _load(cell, dtype, level):
+    """The function of a cell, from the cache or compiled. Raises CellError."""
+    command, version = _compiler()
+    text = f"#define CELL {cell.name}\n#define REAL {C_NAMES[dtype]}\n" + _sources().replace(_PLACE, cell.struct)
+    command = (*command, *_flags(level))
+    key = hashlib.sha256(repr((command, version, platform.machine(), text)).encode()).hexdigest()[:32]
+    place = _usable_folder()
+    stem = f"{cell.name[:40]}-{dtype}-{ISAS[level]}-{key}"
+    for path in sorted(place.glob(f"{stem}-*.so")) if place else ():
+        function = _opened(path)
+        if function:
+            return function
+        path.unlink(missing_ok=True)  # damaged: it is made again
+    where = f"it is then in {place}" if place else "for this process alone"
+    _log.info("compiling the cell %s for %s and %s; %s", cell.name, dtype, LEVELS[level], where)
+    with tempfile.TemporaryDirectory(prefix="gpurnn-cell-") as temporary:
+        made = Path(temporary, "cell.so")
+        _run((*command, "-o", str(made)), text.encode())
+        code = made.read_bytes()
+        path = place and _stored(place / f"{stem}-{hashlib.sha256(code).hexdigest()[:32]}.so", code)
+        function = (path and _opened(path)) or _function(made)  # a loaded library needs no file
+    if function is None:
+        raise CellError("what the compiler made cannot be loaded")
+    return function
+
+
+def _flags(level):
+    """The compiler's options. On other processors than x86-64 there is one level."""
+    return (*(_SETS[level]), *_FLAGS)
+
+
+def _usable_folder():
+    """The folder of compiled cells, made where it is missing; None, with a warning, where it must not be used.
+
+    What lies there is run. So nobody else may own it or write into it.
+    """
+    place = folder()
+    try:
+        make_folder(place.parent)
+        place.mkdir(mode=0o700, exist_ok=True)
+        found = os.lstat(place)
+    except OSError as error:
+        _log.warning("compiled cells are not stored: %s", one_line(error))
+        return None
+    if _only_ours(found) and stat.S_ISDIR(found.st_mode):
+        return place
+    _log.warning("%s is not used: somebody else owns it or may write into it", place)
+    return None
+
+
+def _only_ours(found):
+    """Whether nobody else can write what ``os.stat`` describes. On Windows its folder is the user's own."""
+    return not hasattr(os, "geteuid") or (found.st_uid == os.geteuid() and not found.st_mode & 0o022)
+
+
+def _stored(path, code):
+    """Write a library into the cache. Returns its path, or None where that fails."""
+    try:
+        write_bytes_atomic(path, code)
+        path.chmod(0o600)
+        return path
+    except OSError as error:
+        _log.warning("compiled cells are not stored: %s", one_line(error))
+        return None
+
+
+def _opened(path):
+    """The function of a library in the cache; None where it is damaged or somebody else may have written it."""
+    try:
+        found = os.lstat(path)
+        if not stat.S_ISREG(found.st_mode) or not _only_ours(found):
+            return None
+        if hashlib.sha256(path.read_bytes()).hexdigest()[:32] != path.stem.rpartition("-")[2]:
+            return None  # a short file would crash the process when it is loaded
+    except OSError:
+        return None
+    return _function(path)
+
+
+def _function(path):
+    """``gpurnn_cell_time_loop`` of a library, or None."""
+    try:
+        library = ctypes.CDLL(str(path))
+        return library.gpurnn_cell_time_loop if library.gpurnn_cell_bytes() == ctypes.sizeof(Pass) else None
+    except (OSError, AttributeError):
+        return None

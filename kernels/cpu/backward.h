@@ -1,0 +1,101 @@
+// One timestep backward of a layer: the gradients of the new states become those of the old ones. A part of time_loop.h.
+
+template <typename T, template <typename> class Cell>
+void Layer<T, Cell>::backward(int t, Shard<T>& shard) {
+    const int count = shard.active(pass, t);
+    add_output_gradient(t, count, shard);
+    if (pass.weight_hr) product(projection_transposed, count, shard.operands.data(), shard.products.data());
+    differentiate_cell(t, count, shard);
+    if constexpr (R > 0) differentiate_inner(t, count, shard);
+    if constexpr (F > 0) {
+        for (int i = 0; i < count; ++i) shard.operands[i] = gates_at(t, shard.sequences[i]);
+        product(hidden_transposed, count, shard.operands.data(), shard.products.data());
+        for (int i = 0; i < count; ++i) {
+            T* dh_row = dstate_at(0, shard.sequences[i]);
+            const T* product_row = shard.products.data() + i * hidden_transposed.row();
+            if (pass.weight_hr)
+                std::memcpy(dh_row, product_row, P * sizeof(T));
+            else
+                for (int p = 0; p < P; ++p) dh_row[p] += product_row[p];
+        }
+    }
+}
+
+// Adds the output's gradient to dh. Past a sequence's end, dgates and dh_steps are zero.
+template <typename T, template <typename> class Cell>
+void Layer<T, Cell>::add_output_gradient(int t, int count, Shard<T>& shard) {
+    for (int i = count; i < (int)shard.sequences.size(); ++i) {
+        const int b = shard.sequences[i];
+        std::memset(gates_at(t, b), 0, (size_t)C::preactivations * H * sizeof(T));
+        if (pass.dh_steps) std::memset(row_at<T>(pass.dh_steps, pass, t, b, P), 0, P * sizeof(T));
+    }
+    for (int i = 0; i < count; ++i) {
+        const int b = shard.sequences[i];
+        T* dh_row = dstate_at(0, b);
+        if (pass.doutput) {
+            const T* doutput_row = row_at<T>(pass.doutput, pass, t, b, pass.doutput_row);
+            for (int p = 0; p < P; ++p) dh_row[p] += doutput_row[p];
+        }
+        if (pass.dh_steps) std::memcpy(row_at<T>(pass.dh_steps, pass, t, b, P), dh_row, P * sizeof(T));
+        shard.operands[i] = dh_row;
+    }
+}
+
+template <typename T, template <typename> class Cell>
+BackwardRows<T, Layer<T, Cell>::S> Layer<T, Cell>::backward_rows(int t, int b) const {
+    const int old_slot = pass.reverse ? t + 1 : t, new_slot = pass.reverse ? t : t + 1;
+    BackwardRows<T, S> rows;
+    rows.gates = gates_at(t, b), rows.masks = masks_at(t, b);
+    rows.state[0] = h_at(old_slot, b), rows.new_state[0] = h_at(new_slot, b);
+    for (int s = 1; s < S; ++s) rows.state[s] = other_at(s, old_slot, b), rows.new_state[s] = other_at(s, new_slot, b);
+    for (int s = 0; s < S; ++s) rows.dstate[s] = dstate_at(s, b);
+    return rows;
+}
+
+template <typename T, template <typename> class Cell>
+INLINE void Layer<T, Cell>::load_backward(BackwardIn<C, V>& in, const BackwardRows<T, S>& rows, int u, int n) const {
+    load_blocks<C::saved>(in.saved, rows.gates, H, u, n);
+    load_states(in.state, rows.state, u, n);
+    load_states(in.new_state, rows.new_state, u, n);
+    UNROLL for (int s = 0; s < S; ++s) in.dstate[s] = V::load(rows.dstate[s] + u, n);
+    load_constants(in, rows.masks, u, n);
+}
+
+// Computes dgates in place of the saved gates, and the gradients of the old states that do not go through W_hh.
+template <typename T, template <typename> class Cell>
+void Layer<T, Cell>::differentiate_cell(int t, int count, Shard<T>& shard) {
+    for (int i = 0; i < count; ++i) {
+        BackwardRows<T, S> rows = backward_rows(t, shard.sequences[i]);
+        if (pass.weight_hr) rows.dstate[0] = shard.products.data() + i * projection_transposed.row();
+        apply_to_units<BackwardStages<C, V>>(
+            shard, [&](BackwardIn<C, V>& in, int u, int n) INLINE_LAMBDA { load_backward(in, rows, u, n); },
+            [&](const BackwardOut<C, V>& out, int u, int n) INLINE_LAMBDA {
+                store_blocks<C::preactivations>(out.d, rows.gates, H, u, n);
+                UNROLL for (int s = 1; s < S; ++s) out.dstate[s].store(rows.dstate[s] + u, n);
+                if (!pass.weight_hr) out.dstate[0].store(rows.dstate[0] + u, n);
+            });
+    }
+}
+
+// The second product transposed gives the gradient of `inner`; that goes into d of the first product and the old states.
+template <typename T, template <typename> class Cell>
+void Layer<T, Cell>::differentiate_inner(int t, int count, Shard<T>& shard) {
+    static_assert(C::inner >= C::preactivations && C::inner < C::saved, "`inner` is saved behind what backward makes");
+    for (int i = 0; i < count; ++i) shard.operands[i] = gates_at(t, shard.sequences[i]) + (size_t)F * H;
+    product(inner_transposed, count, shard.operands.data(), shard.products.data());
+    for (int i = 0; i < count; ++i) {
+        const BackwardRows<T, S> rows = backward_rows(t, shard.sequences[i]);
+        const T* d_inner = shard.products.data() + i * inner_transposed.row();
+        for_each_vector(shard, [&](int u, int n) {
+            BackwardIn<C, V> in;
+            BackwardOut<C, V> out;
+            load_backward(in, rows, u, n);
+            load_blocks<C::preactivations>(out.d, rows.gates, H, u, n);
+            UNROLL for (int s = 0; s < S; ++s) out.dstate[s] = in.dstate[s];
+            C::backward_inner(in, V::load(d_inner + u, n), out);
+            UNROLL for (int g = 0; g < C::preactivations; ++g)
+                if (g < F || g >= F + R) out.d[g].store(rows.gates + (size_t)g * H + u, n);
+            UNROLL for (int s = 0; s < S; ++s) out.dstate[s].store(rows.dstate[s] + u, n);
+        });
+    }
+}

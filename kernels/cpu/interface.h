@@ -1,0 +1,116 @@
+// What gpurnn/backends/cpu and the compiled code hand to each other through ctypes: the same structs are in native.py. A part of
+// api.cpp and of cell.cpp.
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <system_error>
+#include <vector>
+
+#include "threads.h"
+
+#ifdef _WIN32
+#define EXPORT extern "C" __declspec(dllexport)
+#else
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+// The time loop of one layer and direction, forward or backward. Arrays are C-contiguous; strides named *_row count elements.
+// Legend: ../common.cuh; N, M and `products` are of the cell (../cells/cell.cuh), K is the larger of what it saves and of
+// what it makes backward.
+struct Pass {
+    const char* cell;   // the name of a struct in ../cells/all.cuh
+    int is_double;      // element type: double, else float
+    int T, B, I, H, P;  // P: size of h, less than H with a projection
+    int reverse;        // whether the loop runs from T - 1 to 0
+    int save;           // whether gates and states are saved for the backward pass
+    ptrdiff_t gates_row, output_row, doutput_row;
+    ptrdiff_t state_stride;  // elements from one of the states besides h to the next
+    ptrdiff_t mask_step;     // masks from one timestep to the next; 0 where they are drawn once for a sequence
+    const int* lengths;     // [B] or null
+    const void* x;          // forward: [T, B, I]
+    const void* weight_ih;  // [G*H, I]
+    const void* weight_hh;  // [products*H, P], or null
+    const void* weight_hr;  // [P, H] of a projection, or null
+    const void* bias_ih;    // [G*H] or null
+    const void* bias_hh;    // [G*H] or null
+    const void* own;        // [N, H], the cell's own parameters, or null
+    const bool* masks;      // [T, B, M*H] or [1, B, M*H] or null
+    void* gates;     // [T, B, gates_row], K*H and more; without save one timestep, [1, B, gates_row]. forward, out: what the cell
+                     // saves, and behind K blocks what a projection multiplies; backward, out: dgates in their place
+    void* h;         // [T+1, B, P], with the initial state in its slot
+    void* others;    // [S-1, T+1, B, H] or null; without save two slots in turn, [S-1, 2, B, H], the first holds the initial state
+    void* output;    // forward, out: [T, B, output_row] or null, zero past each sequence's end
+    void* doutput;   // backward, in: [T, B, doutput_row] or null
+    void* dh;        // [B, P]; backward, in: gradient of the final state, out: of the initial state
+    void* dothers;   // [S-1, B, H] or null; likewise
+    void* dh_steps;  // backward, out: [T, B, P], the gradient of every h of a projection, else null
+};
+
+// A matrix product, C[M, N] = A[M, K] B[K, N] or C += A B. Strides are any, in elements; those of C's columns are 1.
+struct Product {
+    int is_double, accumulate;
+    ptrdiff_t M, N, K;
+    ptrdiff_t a_row, a_column, b_row, b_column, c_row;
+    const void *A, *B;
+    void* C;
+};
+
+// An optimizer's update of N parameters.
+struct Update {
+    int rule;            // 0 Sgd, 1 RmsProp, 2 Adam
+    int is_double;
+    ptrdiff_t N;
+    double scalars[8];   // in the order of the kernel in ../sums/optimize.cu
+    const void* grads;
+    void* params;
+    void* arrays[3];     // the optimizer's state, in the same order; null where it has none
+};
+
+// Cross-entropy of rows of logits, forward or backward, as in ../sums/loss.cu.
+struct CrossEntropy {
+    int is_double;
+    ptrdiff_t count, V;
+    double smoothing;
+    const void* logits;      // [N, V]
+    const int64_t* rows;     // [count], the rows that count, or null for all N
+    const int64_t* labels;   // [count]
+    double* losses;          // [count]; forward, out
+    void* highest;           // [count]; forward, out: each row's largest logit
+    double* total;           // [count]; forward, out: each row's sum of exp(logit - highest)
+    const void* scale;       // backward: [N]
+    void* dlogits;           // backward, out: [N, V]; may be logits
+};
+
+// What the functions return. No exception may leave them: it would end the Python process.
+enum { DONE, NO_MEMORY, NO_THREAD, OTHER_ERROR };
+
+template <typename Work>
+static int guarded(const Work& work) {
+    try {
+        work();
+        return DONE;
+    } catch (const std::bad_alloc&) {
+        return NO_MEMORY;
+    } catch (const std::length_error&) {  // from a vector
+        return NO_MEMORY;
+    } catch (const std::system_error&) {  // from a thread
+        return NO_THREAD;
+    } catch (...) {
+        return OTHER_ERROR;
+    }
+}
+
+namespace {
+
+// 1 / k!, for the series in vector.h. It is defined once and not in each instruction set's namespace, where copies of it change
+// what GCC 12 inlines.
+constexpr double inverse_factorial(int k) { return k < 2 ? 1.0 : inverse_factorial(k - 1) / k; }
+
+}  // namespace

@@ -1,0 +1,154 @@
+// One layer and direction: its weights, and where things are. A part of time_loop.h; its passes are in forward.h and backward.h.
+
+// Where a cell reads one sequence in one timestep forward: products, the states before it, masks.
+template <typename T, int S>
+struct ForwardRows {
+    const T *ax, *ah, *inner_ah, *state[S];
+    const bool* masks;
+};
+
+// Likewise backward, with the gradients that it overwrites.
+template <typename T, int S>
+struct BackwardRows {
+    T *gates, *dstate[S];
+    const T *state[S], *new_state[S];
+    const bool* masks;
+};
+
+template <typename T, template <typename> class Cell>
+struct Layer {
+    typedef Vec<T> V;
+    typedef Cell<V> C;
+    // F and R: gates whose product is with h, and with what the equations make of it (`inner`)
+    static constexpr int G = C::gates, S = C::states, N = C::parameters, M = C::draws, F = C::first_product, R = C::products - F;
+    static constexpr int K = C::saved > C::preactivations ? C::saved : C::preactivations;
+    static constexpr int U = G > 1 ? 1 : 2;  // vectors of units in a block of W_ih; the rest likewise, of W_hh
+    static constexpr int HU = R == 0 ? U : F > 1 ? 1 : 2, RU = R > 1 ? 1 : 2;
+    static constexpr int AHEAD = 48;  // rows of x in one input product, about
+
+    const Pass& pass;
+    const int timesteps, B, H, P;
+    const bool is_backward;
+    Packed<T, G, U> input;          // W_ih
+    Packed<T, some(F), HU> hidden;  // the rows of W_hh that multiply h
+    Packed<T, some(R), RU> inner;   // and the others
+    Packed<T, 1, 2> projection;     // W_hr
+    // the transposed weights, which the backward pass multiplies by
+    Packed<T, 1, 2> hidden_transposed, inner_transposed, projection_transposed;
+    AlignedBuffer<T> memory;
+    size_t product_row = 0;  // elements of the longest row of products
+
+    Layer(const Pass& pass, bool is_backward)
+        : pass(pass), timesteps(pass.T), B(pass.B), H(pass.H), P(pass.P), is_backward(is_backward), input(H, pass.I),
+          hidden(H, P), inner(H, P), projection(P, H), hidden_transposed(P, F * H), inner_transposed(P, R * H),
+          projection_transposed(H, P) {
+        size_t size = 0;
+        for_each_product([&](auto& packed, const T* source, ptrdiff_t gate, ptrdiff_t n, ptrdiff_t k) {
+            packed.source = source, packed.gate_stride = gate, packed.n_stride = n, packed.k_stride = k;
+            packed.in_place = timesteps == 1 && k == 1;
+            size += packed.size();
+            product_row = std::max(product_row, packed.row());
+        });
+        memory = AlignedBuffer<T>(size);
+        T* next = memory.begin();
+        for_each_product([&](auto& packed, auto...) { packed.values = next, next += packed.size(); });
+    }
+
+    // Calls work(packed, source, stride of a gate, of an output, of a column) for each product of this pass.
+    template <typename Work>
+    void for_each_product(Work work) {
+        const T *hh = (const T*)pass.weight_hh, *hr = (const T*)pass.weight_hr, *hh_inner = R ? hh + (ptrdiff_t)F * H * P : hh;
+        const ptrdiff_t h = H, p = P, one = 1, none = 0;
+        if (!is_backward) {
+            work(input, (const T*)pass.weight_ih, h * pass.I, (ptrdiff_t)pass.I, one);
+            if (F) work(hidden, hh, h * p, p, one);
+            if (R) work(inner, hh_inner, h * p, p, one);
+            if (hr) work(projection, hr, none, h, one);
+        } else {
+            if (F) work(hidden_transposed, hh, none, one, p);
+            if (R) work(inner_transposed, hh_inner, none, one, p);
+            if (hr) work(projection_transposed, hr, none, one, h);
+        }
+    }
+
+    // Packs this thread's blocks of the weights.
+    void pack(int thread, int threads) {
+        for_each_product([&](auto& packed, auto...) {
+            for (int block = thread; block < packed.blocks && !packed.in_place; block += threads) packed.pack(block);
+        });
+    }
+
+    // Runs the time loop for one of `shards` shards.
+    void run(int number, int shards) {
+        // Threads divide a single timestep by units: each weight is read by one thread, and no thread waits for another's
+        // results.
+        const bool by_units = timesteps == 1 && !is_backward && R == 0 && C::stages == 1 && !pass.weight_hr;
+        Shard<T> shard(pass, by_units ? 0 : number, by_units ? 1 : shards, input.blocks);
+        if (by_units) shard.divide_units(number, shards, input.units);
+        if (shard.sequences.empty() || shard.first_block == shard.end_block) return;
+        shard.products.resize(shard.sequences.size() * product_row);
+        if (R && !is_backward) shard.inner_products.resize(shard.sequences.size() * inner.row());
+        const size_t held = is_backward ? C::back_stages > 1 ? sizeof(BackwardOut<C, V>) : 0
+                                        : C::stages > 1 ? sizeof(ForwardOut<C, V>) : 0;
+        shard.stages = AlignedBuffer<T>((H + V::lanes - 1) / V::lanes * held / sizeof(T));
+        for (int s = 0; s < timesteps; ++s) {
+            const int step = is_backward ? timesteps - 1 - s : s;
+            const int t = pass.reverse ? timesteps - 1 - step : step;
+            if (is_backward)
+                backward(t, shard);
+            else
+                forward(t, step, shard);
+        }
+    }
+
+    // ---- the rows of a timestep and sequence
+
+    T* gates_at(int t, int b) const { return row_at<T>(pass.gates, pass, pass.save ? t : 0, b, pass.gates_row); }
+    // What the projection multiplies. It comes after the other blocks.
+    T* projected_at(int t, int b) const { return gates_at(t, b) + (size_t)K * H; }
+    T* h_at(int slot, int b) const { return row_at<T>(pass.h, pass, slot, b, P); }
+    // State s, which is not h.
+    T* other_at(int s, int slot, int b) const {
+        return row_at<T>((T*)pass.others + (s - 1) * pass.state_stride, pass, slot, b, H);
+    }
+    // The gradient of state s, where the pass has arrived.
+    T* dstate_at(int s, int b) const {
+        return s ? (T*)pass.dothers + ((ptrdiff_t)(s - 1) * B + b) * H : (T*)pass.dh + (ptrdiff_t)b * P;
+    }
+    const bool* masks_at(int t, int b) const { return pass.masks + t * pass.mask_step + (ptrdiff_t)b * M * H; }
+
+    // A state as an equation reads it. Of a projection it reads no h.
+    INLINE void load_states(V* to, const T* const* rows, int u, int n) const {
+        to[0] = pass.weight_hr ? V(T(0)) : V::load(rows[0] + u, n);
+        UNROLL for (int s = 1; s < S; ++s) to[s] = V::load(rows[s] + u, n);
+    }
+    // The cell's own parameters, and its masks as numbers.
+    template <typename In>
+    INLINE void load_constants(In& in, const bool* masks, int u, int n) const {
+        load_blocks<N>(in.p, (const T*)pass.own, H, u, n);
+        UNROLL for (int k = 0; k < M; ++k) in.mask[k] = V::from_bools(masks + (size_t)k * H + u, n);
+    }
+
+    // ---- one timestep forward: forward.h
+
+    struct Step;
+    void forward(int t, int number, Shard<T>& shard);
+    void multiply_inputs(int step, Shard<T>& shard);
+    ForwardRows<T, S> forward_rows(const Step& step, const Shard<T>& shard, int i) const;
+    template <bool after_inner>
+    void load_forward(ForwardIn<C, V>& in, const ForwardRows<T, S>& rows, int u, int n) const;
+    void multiply_inner(const Step& step, Shard<T>& shard);
+    void apply_cell(const Step& step, Shard<T>& shard);
+    void project(const Step& step, Shard<T>& shard);
+    void hold_states(const Step& step, const Shard<T>& shard);
+    void write_output(const Step& step, const Shard<T>& shard, int first, int end);
+
+    // ---- one timestep backward: backward.h
+
+    void backward(int t, Shard<T>& shard);
+    void add_output_gradient(int t, int count, Shard<T>& shard);
+    BackwardRows<T, S> backward_rows(int t, int b) const;
+    void load_backward(BackwardIn<C, V>& in, const BackwardRows<T, S>& rows, int u, int n) const;
+    void differentiate_cell(int t, int count, Shard<T>& shard);
+    void differentiate_inner(int t, int count, Shard<T>& shard);
+};

@@ -1,0 +1,293 @@
+"""The options of RNN, LSTM and GRU: against torch operations written from the papers, and finite differences."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+from helpers import assert_close
+from optional import optional
+
+import gpurnn
+from gpurnn.cells.options import ACTIVATIONS
+from gpurnn.recurrent.dropout import cell_masks, weight_masks
+from gpurnn.testing import check_gradients, check_parity, check_ragged, check_repeat, count_terms, draw_like
+
+torch = optional("torch")
+H = 5
+
+BOTH = {  # of all three kinds
+    "layer norm": {"layer_norm": True},
+    "batch norm": {"batch_norm": True},
+    "batch norm of 3 timesteps": {"batch_norm": 3},
+    "zoneout": {"zoneout": 0.3},
+    "clipped gradient": {"gradient_clip": 0.05},
+}
+GATED = {
+    "update dropout": {"recurrent_dropout": 0.3},
+    "sequence dropout": {"recurrent_dropout": 0.3, "recurrent_dropout_each": "sequence"},
+    **{f"activation {name}": {"activation": name} for name in ACTIVATIONS if name != "tanh"},
+    **{f"gates {name}": {"recurrent_activation": name} for name in ("hard_sigmoid", "hard_sigmoid_2", "softsign")},
+}
+CASES = {
+    "rnn": BOTH | {"sequence dropout": {"recurrent_dropout": 0.3}}
+    | {f"activation {name}": {"nonlinearity": name} for name in ACTIVATIONS},
+    "lstm": BOTH | GATED | {
+        "peephole": {"peephole": True}, "coupled": {"coupled": True}, "cell clip": {"cell_clip": 0.3},
+        "two rates": {"zoneout": (0.1, 0.4)}, "coupled peephole": {"coupled": True, "peephole": True},
+        "many": {"layer_norm": True, "zoneout": (0.1, 0.05), "recurrent_dropout": 0.2, "peephole": True,
+                 "activation": "hard_sigmoid", "cell_clip": 2.0, "gradient_clip": 0.5},
+        "many of a batch": {"batch_norm": 4, "coupled": True, "zoneout": 0.2, "recurrent_dropout": 0.2,
+                            "recurrent_dropout_each": "sequence"},
+    },
+    "gru": BOTH | GATED | {
+        "original": {"reset_after": False, "activation": "softsign", "zoneout": 0.2, "recurrent_dropout": 0.1},
+        "many": {"layer_norm": True, "zoneout": 0.1, "recurrent_dropout": 0.2, "gradient_clip": 0.5},
+    },
+}  # fmt: skip
+ALL = [(kind, name) for kind, cases in CASES.items() for name in cases]
+LAYERS = {"rnn": gpurnn.RNN, "lstm": gpurnn.LSTM, "gru": gpurnn.GRU}
+
+
+def build(kind, name, backend="numpy", dtype="float64", **more):
+    layer = LAYERS[kind](3, more.pop("hidden", H), backend=backend, dtype=dtype, seed=1, **CASES[kind][name] | more)
+    noise = np.random.default_rng(5).standard_normal(layer.flat_params.shape)
+    layer.flat_params += (0.2 * noise).astype(layer.flat_params.dtype)
+    for array in layer.buffers.values():  # running statistics of no training would hide an error
+        array += np.abs(np.random.default_rng(6).standard_normal(array.shape)).astype(array.dtype)
+    return layer
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind, name", ALL)
+def test_equations(kind, name, training):
+    """Outputs, states and every gradient are those of the reference's autograd."""
+    from option_references import run
+
+    layer, options, rng = build(kind, name), CASES[kind][name], np.random.default_rng(0)
+    layer.train(training)
+    T, B, lengths = 6, 7, np.array([6, 2, 0, 6, 6, 6, 3])
+    x = rng.standard_normal((T, B, 3))
+    x[np.arange(T)[:, None] >= lengths] = 0
+    state = draw_like(layer(x)[1], rng)
+    layer.calls = 0
+    masks = cell_masks(layer, T, B)[0]
+    running = [torch.tensor(layer.buffers[f"running_{what}_l0"].copy()) for what in ("mean", "var") if layer.buffers]
+    parameters = {n[:-3]: torch.tensor(a.copy(), requires_grad=True) for n, a in layer.params.items()}
+    given = [torch.tensor(x, requires_grad=True)]
+    parts = state if isinstance(state, tuple) else (state,)
+    given += [torch.tensor(part[0], requires_grad=True) for part in parts]
+    drawn = None if masks is None else torch.tensor(masks[0])
+    with torch.random.fork_rng():
+        torch.set_default_dtype(torch.float64)
+        try:
+            output, final = run(
+                kind, parameters, given[0], given[1:], torch.tensor(lengths), options, drawn, running, training
+            )
+        finally:
+            torch.set_default_dtype(torch.float32)
+    ours, ours_final, backward = layer.forward(x, state, lengths)
+    terms = count_terms(layer, T)
+    assert_close(ours, output.detach(), terms)
+    ours_final = ours_final if isinstance(ours_final, tuple) else (ours_final,)
+    used = lengths > 0
+    for one, other in zip(ours_final, final, strict=True):
+        assert_close(one[0], other.detach(), terms)
+    doutput, dstate = rng.standard_normal(ours.shape), draw_like(state, rng)
+    dparts = dstate if isinstance(dstate, tuple) else (dstate,)
+    loss = (output * torch.tensor(doutput)).sum()
+    for one, other in zip(final, dparts, strict=True):
+        loss = loss + (one * torch.tensor(other[0])).sum()
+    loss.backward()
+    dx, dinitial = backward(doutput, dstate)
+    dinitial = dinitial if isinstance(dinitial, tuple) else (dinitial,)
+    assert_close(dx[:, used], given[0].grad[:, used], terms)
+    for one, other in zip(dinitial, given[1:], strict=True):
+        assert_close(one[0], other.grad, terms)
+    assert set(parameters) == {n[:-3] for n in layer.grads}
+    for n, parameter in parameters.items():
+        assert_close(layer.grads[f"{n}_l0"], parameter.grad, terms, n)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"num_layers": 2, "bidirectional": True, "learn_state": True},
+        {"bias": False},
+        {"num_layers": 3, "residual": True, "dropout": 0.2},
+        {"weight_dropout": 0.4},
+    ],
+)
+@pytest.mark.parametrize("kind, name", [case for case in ALL if not CASES[case[0]][case[1]].get("gradient_clip")])
+def test_finite_differences(kind, name, more):
+    layer, rng = build(kind, name, **more), np.random.default_rng(1)
+    check_gradients(layer, rng.standard_normal((5, 4, 3)), lengths=[5, 0, 3, 5])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("kind, name", ALL)
+def test_dtypes(kind, name, dtype):
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    x = np.random.default_rng(2).standard_normal((5, 6, 3))
+
+    def make(backend, dtype):
+        return build(kind, name, backend, dtype, num_layers=2, bidirectional=True)
+
+    check_parity(make, x, backend="numpy", dtype=dtype, lengths=[5, 5, 5, 5, 4, 5])
+
+
+@pytest.mark.parametrize("kind, name", [(kind, name) for kind, name in ALL if "batch" not in name])
+def test_ragged(kind, name):
+    layer = build(kind, name, bidirectional=True)
+    check_ragged(layer, np.random.default_rng(2).standard_normal((6, 4, 3)), [4, 0, 6, 1])
+
+
+@pytest.mark.parametrize("kind, name", ALL)
+def test_streaming(kind, name):
+    """Steps one by one are the whole call, in evaluation; batch norm counts timesteps from each call's first."""
+    layer = build(kind, name, num_layers=2).eval()
+    x, state, outputs = np.random.default_rng(2).standard_normal((4, 3, 3)), None, []
+    if CASES[kind][name].get("batch_norm"):
+        x = x[:1]
+    whole, final = layer(x)
+    for step in x:
+        output, state = layer.step(step, state)
+        outputs.append(output)
+    assert_close(np.stack(outputs), whole, count_terms(layer, 4))
+    assert_close(np.stack(state), np.stack(final), count_terms(layer, 4))
+
+
+@pytest.mark.parametrize("kind, name", ALL)
+def test_copies_and_repeats(kind, name):
+    layer = build(kind, name, num_layers=2)
+    x = np.random.default_rng(2).standard_normal((4, 3, 3))
+    check_repeat(layer, x)
+    for other in (pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer)):
+        assert repr(other) == repr(layer) and other.cell == layer.cell
+        np.testing.assert_array_equal(other.eval()(x)[0], copy.deepcopy(layer).eval()(x)[0])
+    other = build(kind, name, num_layers=2, hidden=H)
+    other.flat_params[...] = 0
+    other.load_state_dict(layer.state_dict())
+    np.testing.assert_array_equal(other.eval()(x)[0], layer.eval()(x)[0])
+
+
+# ---- what is random
+
+
+def test_masks_of_timesteps_and_sequences():
+    """At T >= 3: other masks at each timestep, or the same; other ones in each call, layer and direction."""
+    layer = gpurnn.LSTM(3, 200, 2, bidirectional=True, zoneout=(0.2, 0.6), backend="numpy", seed=1)
+    masks = cell_masks(layer, 4, 8)
+    assert len(masks) == 2 and len(masks[0]) == 2 and masks[0][0].shape == (4, 8, 400)
+    flat = [mask[t] for directions in masks for mask in directions for t in range(4)]
+    assert all((one != other).any() for k, one in enumerate(flat) for other in flat[:k])
+    count = 16 * 8 * 200
+    for part, rate in ((slice(0, 200), 0.2), (slice(200, 400), 0.6)):
+        kept = sum(int(mask[:, part].sum()) for mask in flat)
+        assert abs(kept - (1 - rate) * count) < 5 * (count * rate * (1 - rate)) ** 0.5
+    layer.calls = 1
+    assert (cell_masks(layer, 4, 8)[0][0] != masks[0][0]).any()
+    once = gpurnn.LSTM(3, 8, recurrent_dropout=0.5, recurrent_dropout_each="sequence", backend="numpy", seed=1)
+    assert cell_masks(once, 4, 8)[0][0].shape == (1, 8, 8)
+    assert cell_masks(layer.eval(), 4, 8) == [None, None]
+
+
+def test_zoneout_keeps_the_old_state():
+    layer = gpurnn.GRU(3, 50, zoneout=0.5, backend="numpy", dtype="float64", seed=1)
+    x, h = np.random.default_rng(0).standard_normal((1, 2, 3)), np.random.default_rng(1).standard_normal((1, 2, 50))
+    output, _ = layer(x, h)
+    same = output[0] == h[0]
+    layer.calls = 0
+    np.testing.assert_array_equal(~same, cell_masks(layer, 1, 2)[0][0][0])
+    assert 20 < same.sum() < 80
+    free = gpurnn.GRU(3, 50, backend="numpy", dtype="float64", seed=1)
+    free.load_state_dict(layer.state_dict())
+    assert_close(layer.eval()(x, h)[0], 0.5 * h + 0.5 * free(x, h)[0], count_terms(layer, 1))
+
+
+def test_weight_dropout():
+    """In training W_hh times a mask of the call; gradients of dropped weights are zero; in evaluation all of it."""
+    layer = gpurnn.LSTM(3, 6, 2, bidirectional=True, weight_dropout=0.4, backend="numpy", dtype="float64", seed=1)
+    plain = gpurnn.LSTM(3, 6, 2, bidirectional=True, backend="numpy", dtype="float64", seed=1)
+    x = np.random.default_rng(0).standard_normal((4, 3, 3))
+    np.testing.assert_array_equal(layer.eval()(x)[0], plain(x)[0])
+    layer.train()
+    masks = weight_masks(layer)
+    for _, k, _, suffix in layer._passes():
+        plain.params[f"weight_hh{suffix}"] *= masks[k]["_reverse" in suffix] / 0.6
+    y, _, backward = layer.forward(x)
+    expected, _, other = plain.forward(x)
+    assert_close(y, expected, count_terms(plain, 4))
+    dx, _ = backward(np.ones_like(y))
+    assert_close(dx, other(np.ones_like(y))[0], count_terms(plain, 4))
+    for _, k, _, suffix in layer._passes():
+        name, mask = f"weight_hh{suffix}", masks[k]["_reverse" in suffix]
+        assert_close(layer.grads[name], plain.grads[name] * mask / 0.6, count_terms(plain, 4), name)
+    assert (weight_masks(layer)[0][0] != masks[0][0]).any()  # another call, another mask
+
+
+def test_running_statistics():
+    """Training moves them by a tenth towards those of the batch, at each timestep; calling the layer does not."""
+    layer = gpurnn.RNN(2, 3, batch_norm=3, backend="numpy", dtype="float64", seed=1)
+    x = np.random.default_rng(0).standard_normal((1, 7, 2))
+    layer(x)
+    assert not layer.buffers["running_mean_l0"].any()
+    layer.forward(x)
+    sums = x[0] @ layer.params["weight_ih_l0"].T
+    assert_close(layer.buffers["running_mean_l0"][0, 0], 0.1 * sums.mean(0), count_terms(layer, 1))
+    assert_close(layer.buffers["running_var_l0"][0, 0], 0.9 + 0.1 * sums.var(0, ddof=1), count_terms(layer, 1))
+    assert not layer.buffers["running_mean_l0"][0, 1:].any()
+    assert set(layer.state_dict()) >= {"running_mean_l0", "running_var_l0"}
+    for name in ("layer_norm", "zoneout"):
+        assert not gpurnn.RNN(2, 3, **{name: 0.5 if name == "zoneout" else True}, backend="numpy").buffers
+
+
+def test_residual():
+    stack = gpurnn.GRU(4, 4, 3, residual=True, backend="numpy", dtype="float64", seed=1)
+    layers = [gpurnn.GRU(4, 4, backend="numpy", dtype="float64") for _ in range(3)]
+    for k, layer in enumerate(layers):
+        for name in layer.params:
+            layer.params[name] = stack.params[name.replace("l0", f"l{k}")]
+    x, lengths = np.random.default_rng(0).standard_normal((5, 2, 4)), [5, 2]
+    expected = x
+    for k, layer in enumerate(layers):
+        below, (expected, _) = expected, layer(expected, lengths=lengths)
+        expected = expected + below if k else expected
+    assert_close(stack(x, lengths=lengths)[0], expected, count_terms(stack, 5))
+
+
+# ---- attributes and errors
+
+
+def test_attributes_and_repr():
+    layer = gpurnn.LSTM(3, 4, layer_norm=True, zoneout=(0.1, 0.2), backend="numpy")
+    assert layer.layer_norm is True and layer.zoneout == (0.1, 0.2) and layer.peephole is False
+    assert "layer_norm=True, zoneout=(0.1, 0.2)" in repr(layer) and "peephole" not in repr(layer)
+    with pytest.raises(AttributeError, match="zoneout is part of the cell, .*: make another layer"):
+        layer.zoneout = 0.3
+    assert not hasattr(gpurnn.GRU(3, 4, backend="numpy"), "peephole")
+    assert gpurnn.LSTM(3, 4, backend="numpy").cell is not layer.cell
+    assert layer.cell is gpurnn.LSTM(7, 9, layer_norm=True, zoneout=(0.1, 0.2), backend="numpy").cell
+
+
+@pytest.mark.parametrize(
+    "kind, options, message",
+    [
+        ("lstm", {"zoneout": 1.5}, "zoneout"),
+        ("lstm", {"zoneout": (0.1, 0.1, 0.1)}, "zoneout: expected a rate, or a pair of rates of h and c, got 3"),
+        ("lstm", {"layer_norm": True, "batch_norm": True}, "layer_norm and batch_norm normalize the same"),
+        ("lstm", {"activation": "tahn"}, "activation.*tanh"),
+        ("lstm", {"recurrent_dropout_each": "step"}, "recurrent_dropout_each"),
+        ("lstm", {"peephole": True, "proj_size": 2}, "proj_size: options of the cell do not go together"),
+        ("lstm", {"cell_clip": -1}, "cell_clip"),
+        ("gru", {"layer_norm": True, "reset_after": False}, "normalization needs reset_after=True"),
+        ("gru", {"recurrent_dropout": 0.1, "recurrent_dropout_each": "sequence", "reset_after": False}, "reset_after"),
+        ("gru", {"peephole": True}, "peephole"),
+        ("rnn", {"nonlinearity": "relus"}, "nonlinearity.*relu"),
+        ("rnn", {"batch_norm": True, "num_layers": 2, "wavefront": 2}, "wavefront: batch_norm counts timesteps"),
+    ],
+)
+def test_errors(kind, options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        LAYERS[kind](3, 4, backend="numpy", **options)
