@@ -131,6 +131,7 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
 {
     typedef CellOf<float> Cell;
     typedef typename Position::template Stored<T> Stored;
+    static_assert(Cell::first_product == Cell::products && Cell::stages == 1, "one product in a timestep, no means");
     constexpr int G = Cell::gates, Q = Cell::products, S = Cell::states - 1, K = Position::per_thread, U = Position::units;
     const int T_ = a.T_, H = a.H, j = pos.j, on = pos.reversed ? -1 : 1;  // from one t to the next
     const long long state_size = (long long)(a.save ? T_ + 1 : 2) * a.B * H;
@@ -285,6 +286,7 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
     typedef CellOf<float> Cell;
     typedef typename Position::template Stored<T> Stored;
     typedef typename Position::template Stored<float> StoredFloat;
+    static_assert(Cell::first_product == Cell::products && Cell::back_stages == 1, "one product in a timestep, no means");
     constexpr int K = Position::per_thread, U = Position::units, S = Cell::states - 1, P = Cell::preactivations;
     constexpr bool ahead = Product::loads_ahead;
     const int T_ = a.T_, H = a.H, on = pos.reversed ? 1 : -1;  // from one t to the next
