@@ -291,7 +291,7 @@ SMALL = {
     "powers": ("h", lambda ax, ah, s: tanh(abs(ax.z) ** 2 + ah.z**3 + (s.h**2 + 1) ** 0.5 + s.h**1)),
     "negative": ("h", lambda ax, ah, s: -tanh(-ax.z - (-ah.z)) * -1 - s.h * 0 + (+s.h) / 3 - 2 * -s.h),
     "comparisons": ("h", lambda ax, ah, s: where(ax.z >= 0.1, tanh(ah.z), where(s.h <= ah.z, 1, ax.z))),
-    "reversed": ("h", lambda ax, ah, s: 1 - tanh(1 / (2 + exp(1 - ax.z - ah.z))) + where(0 < ah.z, 0.5, 1 / 4)),
+    "reversed": ("h", lambda ax, ah, s: 1 - tanh(1 / (2 + exp(1 - ax.z - ah.z))) + where(ah.z > 0, 0.5, 1 / 4)),
     "folded": ("h", lambda ax, ah, s: tanh(ax.z + ah.z) * sigmoid(0 * s.h) + log(1 + 0 * s.h)),
     "clipped": ("h", lambda ax, ah, s: clip(ax.z + ah.z, -0.5, 0.75)),
     "limits": ("h", lambda ax, ah, s: maximum(tanh(ax.z), minimum(ah.z, s.h))),
