@@ -108,9 +108,9 @@ def all_equal(first, second, name=""):
 # ---- compiled kernels
 
 
-def spilling(file, expressions, arch):
+def spilling(file, expressions, arch, struct=None):
     """Those of some kernels that keep registers in memory."""
-    program = nvrtc.compile(kernel_source(file), file=file, arch=arch, expressions=tuple(sorted(expressions)))
+    program = nvrtc.compile(kernel_source(file, struct), file=file, arch=arch, expressions=tuple(sorted(expressions)))
     report = parse_log(program.log)
     figures = {expression: report[program.lowered[expression]] for expression in expressions}
     return [name for name, r in figures.items() if r.spill_stores or r.spill_loads or r.stack]

@@ -17,6 +17,7 @@ from .functions import (
     zoneout,
 )
 from .gru import GRUStep
+from .haste import weights_from_haste
 from .library import (
     cifg,
     cornn,
@@ -100,6 +101,7 @@ __all__ = [
     "sqrt",
     "stop_gradient",
     "tanh",
+    "weights_from_haste",
     "where",
     "zoneout",
     # cells from the literature
