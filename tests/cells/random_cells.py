@@ -110,5 +110,10 @@ def random_cell(random, name="drawn", means=True, draws=True, second=True):
         return (cells.tanh(0.3 * everything) + 0.5 * results[0], *results[1:])
 
     made = gpurnn.cell(gates, states, own, name=name)(equations)
-    made.recipe = {"gates": list(zip(gates, joined, strict=True)), "products": (first, rows), "inner": inner, "new": new}
+    made.recipe = {
+        "gates": list(zip(gates, joined, strict=True)),
+        "products": (first, rows),
+        "inner": inner,
+        "new": new,
+    }
     return made
