@@ -124,7 +124,7 @@ def dropout(x: Any, rate: float, each: str = "timestep") -> Symbol:
     check_choice("dropout: each", each, ("timestep", "sequence"))
     if not graph.training or not rate:
         return x
-    scale = 0.0 if rate == 1 else 1 / (1 - rate)
+    scale = 1.0 if rate == 1 else 1 / (1 - rate)  # all of a mask of rate 1 are 0
     return x * (graph.draw(rate, each) * scale)
 
 

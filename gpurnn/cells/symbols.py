@@ -219,7 +219,7 @@ def symbol(graph, value):
     """``value`` as a symbol of ``graph``."""
     if isinstance(value, Symbol):
         if value.graph is not graph:
-            raise TypeError("a symbol of another trace: do not keep symbols outside of the cell's function")
+            raise TypeError("a symbol of another trace: a symbol is of use only inside the call of the cell's function")
         return value
     if isinstance(value, Condition):
         raise TypeError("a condition is no number: write gpurnn.cells.where(condition, 1, 0)")
@@ -256,7 +256,8 @@ def _make(op, *values):
     graph = graph_of(values, op)
     symbols = [symbol(graph, value) for value in values]
     if all(is_constant(one) for one in symbols):
-        return graph.constant(_OF_NUMBERS[op](*(one.value for one in symbols)))
+        with np.errstate(all="ignore"):
+            return graph.constant(_OF_NUMBERS[op](*(one.value for one in symbols)))
     return graph.make(op, *symbols)
 
 

@@ -118,10 +118,12 @@ class TracedCell(Cell):
 
     def _new_states(self, returned):
         values = returned if isinstance(returned, (tuple, list)) else (returned,)
-        if len(values) != len(self.states) or any(value is None for value in values):
+        missing = [name for name, value in zip(self.states, values, strict=False) if value is None]
+        if len(values) != len(self.states) or missing:
+            got = "1 value" if len(values) == 1 else f"{len(values)} values"
             raise ValueError(
                 f"cell {self.name}: expected it to return the new states {', '.join(self.states)}, in this order; got "
-                + ("None" if returned is None else "1 value" if len(values) == 1 else f"{len(values)} values")
+                + (f"None for {missing[0]}" if missing else got)
             )
         return [symbol(self.graph, value) for value in values]
 
