@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from . import _interrupt
+from . import _interrupt, testing
 from .attention import Attention
 from .backends import backends, empty_cache, get_backend, use_backend
 from .cells import cell
