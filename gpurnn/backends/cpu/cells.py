@@ -117,8 +117,10 @@ def _run(command, text=b""):
     """Run the compiler. Raises CellError where it fails, with the first line that says why."""
     try:
         done = subprocess.run(command, input=text, capture_output=True, timeout=_PATIENCE, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except OSError as error:
         raise CellError(f"{command[0]} failed: {one_line(error)}") from error
+    except subprocess.TimeoutExpired as error:
+        raise CellError(f"{command[0]} took more than {_PATIENCE} s") from error
     if done.returncode:
         lines = done.stderr.decode(errors="replace").splitlines() or [f"exit code {done.returncode}"]
         what = next((line for line in lines if "error" in line), lines[-1])
