@@ -132,6 +132,8 @@ class checked(Generic[T]):
 _WORDS = {  # what other libraries say -> our words, the first that a class knows
     "activation": ("nonlinearity",), "beta_1": ("betas",), "beta_2": ("betas",), "beta1": ("betas",),
     "beta2": ("betas",), "bi": ("bidirectional",), "decay": ("weight_decay",), "device": ("backend",),
+    "clip_grad": ("gradient_clip",), "dropconnect": ("weight_dropout",), "layernorm": ("layer_norm",),
+    "norm": ("layer_norm",), "normalize": ("layer_norm",), "use_peepholes": ("peephole",), "zoneout_prob": ("zoneout",),
     "dim": ("features", "embedding_dim"), "epsilon": ("eps",), "generator": ("seed",), "go_backwards": ("reverse",),
     "h0": ("state",), "h_0": ("state",), "hidden": ("hidden_size",), "hidden_dim": ("hidden_size",),
     "hidden_size": ("hidden",), "hx": ("state",), "in_channels": ("in_features", "input_size"),
@@ -152,15 +154,14 @@ _NO_MASK = (
     "that come after others are not supported"
 )
 _SENTENCES = {  # what has no word of ours, or one that needs a sentence
-    "activation": "The activations of LSTM and GRU are fixed; RNN has nonlinearity",
+    "activation": "That of an RNN is called nonlinearity",
     "h0": "The initial state is given to the call, as state",
     "hx": "The initial state is given to the call, as state",
     "initial_state": "The initial state is given to the call, as state",
-    "nonlinearity": "The nonlinearities of LSTM and GRU are fixed; RNN has a choice",
+    "nonlinearity": "RNN has one; LSTM and GRU have activation and recurrent_activation",
     "mask": _NO_MASK,
     "padding_mask": _NO_MASK,
-    "recurrent_activation": "The activations of LSTM and GRU are fixed",
-    "recurrent_dropout": "There is no dropout of the recurrent state; dropout acts between layers",
+    "recurrent_activation": "An RNN has no gates; its activation is called nonlinearity",
     "retain": "It belongs to forward(..., retain=True)",
     "retain_graph": "It belongs to forward(..., retain=True)",
     "return_sequences": "The outputs of all steps are always returned; the layer Pooling makes one vector of them",

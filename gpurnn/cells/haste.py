@@ -19,8 +19,8 @@ def weights_from_haste(arrays: Mapping[str, Any], suffix: str = "_l0") -> dict[s
     Parameters
     ----------
     arrays : mapping
-        Name -> array: kernel (I, G*H), recurrent_kernel (H, G*H), bias (G*H,), of a GRU recurrent_bias (3H,); with layer
-        normalization gamma (2, G*H), of an LSTM also gamma_h and beta_h (H,). Such as the ``state_dict`` of a
+        Name -> array: kernel (I, G*H), recurrent_kernel (H, G*H), bias (G*H,), of a GRU recurrent_bias (3H,); with
+        layer normalization gamma (2, G*H), of an LSTM also gamma_h and beta_h (H,). Such as the ``state_dict`` of a
         LayerNormLSTM, as NumPy arrays.
     suffix : str
         Of the layer and direction.

@@ -66,7 +66,7 @@ class _Stages:
         for stage in reversed(range(self.count)):
             self.results[stage] += [mean.args[0] for mean in self.means if self.of[mean] == stage + 1]
             for node in below(self.results[stage], lambda node, stage=stage: self._is_before(node, stage)):
-                if self.of[node] < stage and self._is_kept(node) and node not in self.locals:
+                if self.of[node] < stage and self._is_local(node) and node not in self.locals:
                     self.locals.append(node)
                     self.results[self.of[node]].append(node)
         self.locals.sort(key=lambda node: node.index)
@@ -74,7 +74,7 @@ class _Stages:
     def _is_before(self, node, stage):
         return node in self.given or node.op == "mean" or (self.of[node] < stage and node.op not in _LEAVES)
 
-    def _is_kept(self, node):
+    def _is_local(self, node):
         """Whether a later stage cannot have a symbol but as a local."""
         return node.op not in _LEAVES and node.op != "mean" and node not in self.given
 

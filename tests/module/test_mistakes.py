@@ -8,7 +8,7 @@ import pytest
 from optional import optional
 
 import gpurnn
-from gpurnn import GRU, LSTM, Dropout, DtypeError, Linear, Sequential, ShapeError
+from gpurnn import GRU, LSTM, RNN, Dropout, DtypeError, Linear, Sequential, ShapeError
 
 torch = optional("torch")
 
@@ -197,7 +197,8 @@ MISTAKES = {
         lambda: Linear(8, 2, activation="relu"), TypeError,
         "Linear: unknown argument 'activation'. No layer applies one: write a Module that does",
     ),
-    "activation, LSTM": (lambda: LSTM(8, 2, activation="relu"), TypeError, "The activations of LSTM and GRU are fixed"),
+    "activation, RNN": (lambda: RNN(8, 2, activation="relu"), TypeError, "That of an RNN is called nonlinearity"),
+    "dropconnect": (lambda: LSTM(8, 2, dropconnect=0.1), TypeError, "Here it is called weight_dropout"),
     "Sequential(lstm=)": (
         lambda: Sequential(lstm=LSTM(4, 8)), TypeError,
         "Sequential: unknown argument 'lstm'. Names of layers are given in a dict: Sequential({'lstm': ...})",

@@ -299,7 +299,7 @@ def test_errors(kind, options, message):
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 def test_haste(kind, norm):
-    """The equations of its documentation, over its layout: gates i g f o and z r n, kernels that multiply from the right."""
+    """Its documented equations, over its layout: gates i g f o and z r n, kernels that multiply from the right."""
     rng, G, T, B, inputs = np.random.default_rng(0), 4 if kind == "lstm" else 3, 5, 3, 2
     given = {"kernel": rng.standard_normal((inputs, G * H)), "recurrent_kernel": rng.standard_normal((H, G * H))}
     given["bias"] = rng.standard_normal(G * H)

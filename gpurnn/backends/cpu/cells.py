@@ -121,8 +121,8 @@ def _run(command, text=b""):
         raise CellError(f"{command[0]} failed: {one_line(error)}") from error
     if done.returncode:
         lines = done.stderr.decode(errors="replace").splitlines() or [f"exit code {done.returncode}"]
-        told = next((line for line in lines if "error" in line), lines[-1])
-        raise CellError(f"{command[0]} failed: {one_line(told)}")
+        what = next((line for line in lines if "error" in line), lines[-1])
+        raise CellError(f"{command[0]} failed: {one_line(what)}")
     return done
 
 
