@@ -4,11 +4,13 @@ compared with NumPy to the same tolerance."""
 
 import numpy as np
 import pytest
+from cuda_on_cpu.emulator import KernelError
 from helpers import THREAD_ORDERS, cuda_ops
 
 import gpurnn
 from gpurnn import cells
 from gpurnn.backends.cuda import schedules
+from gpurnn.backends.cuda.launch import kernel_source
 from gpurnn.check import Batch
 from gpurnn.dtypes import ITEMSIZE
 from gpurnn.testing.allowed import worst_error
@@ -209,3 +211,75 @@ def test_grid(kind, tensor_cores, only):
     only("grid", tile)
     dtype = SIXTEEN_BITS[kind] if tensor_cores else "float32"
     compare(LAYERS[kind], cuda_ops(), dtype, 3, 5, 33, True, "grid", bidirectional=True)
+
+
+def test_who_cannot_serve_a_cell_says_why():
+    """Schedules that refuse, and cells that run as array code."""
+    device = schedules.Device(90, 132, 227 * 1024)
+
+    def problem(make, **more):
+        layer = make(3, 8, backend="numpy", seed=0)
+        return schedules.Problem(layer.cell, 128, 100, 16, 1, "float32", False, False, **more)
+
+    refusals = schedules.candidates(problem(MEANS["lstm normalized"]), device)[1]
+    assert "takes a barrier more" in refusals["block"] and "an exchange of 0.65 us more" in refusals["grid"]
+    refusals = schedules.candidates(problem(TWO_PRODUCTS["mgu"]), device)[1]
+    assert all("second product" in refusals[name] for name in ("block", "grid"))
+    found, refusals = schedules.candidates(problem(NO_PRODUCT["indrnn"]), device)
+    assert "multiplies nothing by it" in refusals["grid"] and {one.schedule for one in found} == {"step", "block"}
+    (block,) = (one for one in found if one.schedule == "block")
+    assert block.parts == 2 and str(block) == "no recurrent weights, tiles of 4 sequences"
+    ops = cuda_ops()
+    layer = gpurnn.LSTM(3, 5, batch_norm=4, backend=ops, seed=1)
+    plan = layer.plan(4, 3)
+    assert plan.schedule == "array code" and "averages over the batch" in plan.reason
+    compare(option(gpurnn.LSTM, batch_norm=4), ops, "float64", 4, 3, 5, False, "auto", bidirectional=True)
+
+
+def test_cells_of_one_name_are_not_one_kernel():
+    """Kernels are remembered by what the equations are, and a name of ours is free for others."""
+
+    def own(sign):
+        @gpurnn.cell(gates="z", name="lstm")
+        def equations(ax, ah, s):
+            return cells.tanh(sign * (ax.z + ah.z))
+
+        return equations
+
+    ops, outputs = cuda_ops(), []
+    for schedule in ("step", "block"):
+        for sign in (1, -1):
+            layer = gpurnn.Recurrent(own(sign), 3, 5, backend=ops, dtype="float32", seed=1, schedule=schedule)
+            outputs.append(layer(ops.xp.ones((1, 2, 3), "float32"))[0].get())
+        np.testing.assert_array_equal(outputs[-1], -outputs[-2])
+    assert np.abs(outputs[0]).max() > 0
+
+
+MUTATIONS = {  # planted error -> layer, schedule, piece of the source, what it becomes
+    "a state of direction 0": ("four states", "step", "(d * (Cell::states - 2) + s) * size", "s * size"),
+    "a state of direction 0, block": ("four states", "block", "(d * (Cell::states - 2) + s) * size", "s * size"),
+    "masks of the first timestep": ("zoneout and dropout", "step", "(steps > 1 ? t : 0)", "0"),
+    "masks of the last timestep": ("zoneout and dropout", "block", "if (!Channel::waits) load_all_masks(t + on);", ""),
+    "masks of one sequence": ("zoneout and dropout", "block", "t, pos.sequence[k], B, H", "t, 0, B, H"),
+    "parameters of direction 0": ("peephole", "step", "a.own[((size_t)pos.d * Cell::parameters", "a.own[((size_t)0"),
+    "parameters of direction 0, block": ("peephole", "block", "pos.d * Cell::parameters + n", "n"),
+    "no b_hh without a product": ("mixed", "block", "else in.ax[g] += bias_r[g][u];", ""),
+    "no b_hh without a product, step": ("mixed", "step", "else in.ax[k] += r;", ""),
+    "the second product's rows": ("mgu", "step", "row[(size_t)k * a.H] = T(out.d[k]);\n    }", "}"),
+    "what the second product multiplies": ("inner drawn", "step", "inner_now[at.index] = T(inner);",
+                                           "inner_now[at.index] = h_now[at.index];"),
+    "a warp left out": ("lstm normalized", "step", "for (int w = 0; w < WARPS", "for (int w = 1; w < WARPS"),
+    "no barrier behind the parts": ("lstm normalized", "step", "    }\n    __syncthreads();\n#pragma unroll",
+                                    "    }\n#pragma unroll"),
+    "a mean of too many": ("gru normalized", "step", "x[k] /= real(H);", "x[k] /= real(H + 1);"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_planted_error_is_seen(mutation):
+    kind, schedule, old, new = MUTATIONS[mutation]
+    file = "block.cu" if schedule == "block" else "step_means.cu" if kind in MEANS else "step.cu"
+    assert kernel_source(file).count(old) == 1
+    ops = cuda_ops(edits=[(old, new)], **THREAD_ORDERS["random"])
+    with pytest.raises((AssertionError, KernelError)), np.errstate(all="ignore"):
+        compare(EVERY[kind], ops, "float32", 4, 3, 40 if kind in MEANS else 7, True, schedule, bidirectional=True)
