@@ -133,6 +133,7 @@ def test_the_command_line(letters, listener, tmp_path, strings):
     assert numbers["error"] < 0.1
 
 
+@pytest.mark.long
 def test_a_run_from_before_strict_was_a_setting(listener, tmp_path):
     shutil.copytree(listener, tmp_path / "run")
     config = tmp_path / "run" / "config.json"
@@ -438,6 +439,7 @@ def test_a_table_of_comma_separated_values(tmp_path, caplog):
             read_utterances(table, settings)
 
 
+@pytest.mark.long
 def test_a_model_that_writes_nothing_is_named(letters, tmp_path):
     """Its error is 100 %; of classes the share of the commonest stands beside what is right."""
     for target in ("transcript", "class"):
