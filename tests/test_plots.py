@@ -57,6 +57,7 @@ def test_run(tmp_path):
     assert is_png(tmp_path / "gradient_flow.png")
 
 
+@pytest.mark.long
 def test_the_gradient_flow_of_a_run_is_named(tmp_path, drawn):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "history.jsonl").write_text(json.dumps(RECORDS[1]) + "\n")
@@ -83,6 +84,7 @@ def labels_of(axis):
 LACKING = chr(0x10FFFD)  # of a private plane: no font has it
 
 
+@pytest.mark.long
 def test_attention(tmp_path, drawn):
     weights = np.full((2, 3), 1 / 3)
     source, written = ["caf\u00e9", "$x$", LACKING], ["\u0431", "(end)"]

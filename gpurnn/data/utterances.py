@@ -119,11 +119,6 @@ def sound_features(samples, given, settings, rate=None, name="the sound"):
         return log_mel(resample(samples, given, rate), rate, **options), rate
 
 
-def file_features(path, settings, rate=None):
-    """``sound_features`` of a sound file."""
-    return sound_features(*read_audio(path), settings, rate, path)
-
-
 def _read_features(file, settings, rate):
     found = read_npz(file, {"frames", "length", "label", "is_test"}.__contains__, _NPZ_FACTOR)
     missing = [name for name in ("frames", "length", "label") if name not in found]

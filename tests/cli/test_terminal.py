@@ -57,6 +57,7 @@ def test_text_in_pieces(capsys):
 # ---- C12: text of data and models
 
 
+@pytest.mark.long
 def test_a_language_model_of_escapes(call):
     Path("book.txt").write_text(BAD * 60, encoding="utf-8", newline="")
     done = call("train", "text", "book.txt", "--out", "run", "--steps", 8, "--batch", 4, *TINY)
@@ -84,6 +85,7 @@ def test_names_of_escapes(call):
     assert r"\x1b" in call("train", "\x1b[2J", code=2).output
 
 
+@pytest.mark.long
 def test_translations_and_columns_of_escapes(call):
     Path("pairs.tsv").write_text(f"word {BAD}\tmot {BAD}\n" * 12, encoding="utf-8", newline="")
     call("train", "translate", "pairs.tsv", "--out", "words", "--valid", 0, "--batch", 4, *TINY)

@@ -609,12 +609,14 @@ def _refuses_or_reads(path, settings):
     assert table.moments is None or all(a < b for a, b in zip(table.moments, table.moments[1:], strict=False))
 
 
+@pytest.mark.long
 def test_damaged_tables_raise_nothing_else():
     for number in range(300):
         made = make_table(number)
         refuses_or_reads(hostile.mutated(made.data, "table.csv", random.Random(number)), **made.options)
 
 
+@pytest.mark.long
 @given(lambda: st.binary(max_size=200), max_examples=300)
 def test_no_bytes_raise_anything_else(data):
     refuses_or_reads(data)

@@ -145,6 +145,7 @@ def test_a_resumed_run_remembers_the_same(tmp_path):
         load(tmp_path / "run", "cpu")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", ["classify", "text"])
 def test_a_model_trained_further_remembers_both(task, tmp_path):
     one, two = tmp_path / "a.txt", tmp_path / "b.txt"
@@ -159,6 +160,7 @@ def test_a_model_trained_further_remembers_both(task, tmp_path):
         assert counts[2] == counts[0] + counts[1]
 
 
+@pytest.mark.long
 def test_translate_counts_pairs(tmp_path):
     pytest.importorskip("sacrebleu")
     path = tmp_path / "a.tsv"
@@ -170,6 +172,7 @@ def test_translate_counts_pairs(tmp_path):
     assert model.task.evaluate(model, [path])[0]["trained_on"] == 0
 
 
+@pytest.mark.long
 def test_text_knows_its_files(tmp_path):
     path, other = tmp_path / "a.txt", tmp_path / "b.txt"
     path.write_text("a gate keeps the state " * 30)

@@ -169,6 +169,7 @@ def trained(table, tmp_path):
     return load(tmp_path / "run", "cpu")
 
 
+@pytest.mark.long
 @needs("matplotlib")
 def test_evaluation(trained, tmp_path):
     other = tmp_path / "other.tsv"

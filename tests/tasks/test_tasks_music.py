@@ -534,6 +534,7 @@ def test_whole_tunes_are_kept_and_others_thrown_away():
 # ---- whole runs
 
 
+@pytest.mark.long
 @needs("mido")
 @needs("matplotlib")
 def test_from_files_to_midi(tmp_path):

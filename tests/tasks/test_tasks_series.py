@@ -554,6 +554,7 @@ def test_levels_and_quantiles():
 # ---- whole runs
 
 
+@pytest.mark.long
 @needs("matplotlib")
 @pytest.mark.parametrize("mode", ["direct", "every", "recursive"])
 def test_intervals_from_csv_to_forecast(tmp_path, mode):
@@ -594,6 +595,7 @@ def test_intervals_from_csv_to_forecast(tmp_path, mode):
     assert "90 % interval   covers" in evaluated.output and "calibrated on the validation part" in evaluated.output
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["numpy", "cpu"])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", pytest.param("bfloat16", marks=needs("ml_dtypes"))])
 @pytest.mark.parametrize("mode", ["every", "recursive"])
@@ -607,6 +609,7 @@ def test_intervals_are_learnt_in_each_dtype(tmp_path, backend, dtype, mode):
     assert (low < high).all()
 
 
+@pytest.mark.long
 def test_the_plain_command_beats_the_seasonal_naive_forecast(tmp_path):
     """And where a choice makes the model worse, it is said with what to try."""
     path = save(tmp_path / "a.csv", {"y": growing(200)})
@@ -675,6 +678,7 @@ def test_forecast_and_evaluate_look_at_the_order(tmp_path, order):
             assert "the rows were newest first: turned round" in done.output
 
 
+@pytest.mark.long
 @needs("matplotlib")
 def test_from_csv_to_forecast(tmp_path):
     """The command line on a generated series: better than both naive forecasts, drawn, written, continued."""

@@ -14,7 +14,8 @@ from sounds import tone, word, write_wav, write_words
 from gpurnn import testing
 from gpurnn.cli import main
 from gpurnn.data import wav
-from gpurnn.data.utterances import Utterance, file_features, read_utterances
+from gpurnn.data.audio import read_audio
+from gpurnn.data.utterances import Utterance, read_utterances, sound_features
 from gpurnn.data.vocabulary import Vocabulary
 from gpurnn.errors import FileError
 from gpurnn.metrics import error_rate
@@ -108,7 +109,7 @@ def test_classes_are_learned(letters, strings, tmp_path):
     numbers, text = TASK.evaluate(trained, [table])
     assert numbers["accuracy"] > 0.9  # by chance 1/3
     assert f"{numbers['accuracy']:.2%} of the classes are right" in text
-    found = transcribe(trained, file_features(tmp_path / "more" / "0.wav", trained.settings, 4000)[0])
+    found = transcribe(trained, sound_features(*read_audio(tmp_path / "more" / "0.wav"), trained.settings, 4000)[0])
     assert found["text"] == "a" and 0.5 < found["probability"] <= 1
     with pytest.raises(ValueError, match="the model never saw the class '[abc]+': it knows a, b, c"):
         TASK.evaluate(trained, [strings])
@@ -133,6 +134,7 @@ def test_the_command_line(letters, listener, tmp_path, strings):
     assert numbers["error"] < 0.1
 
 
+@pytest.mark.long
 def test_a_run_from_before_strict_was_a_setting(listener, tmp_path):
     shutil.copytree(listener, tmp_path / "run")
     config = tmp_path / "run" / "config.json"
@@ -438,6 +440,7 @@ def test_a_table_of_comma_separated_values(tmp_path, caplog):
             read_utterances(table, settings)
 
 
+@pytest.mark.long
 def test_a_model_that_writes_nothing_is_named(letters, tmp_path):
     """Its error is 100 %; of classes the share of the commonest stands beside what is right."""
     for target in ("transcript", "class"):
@@ -481,7 +484,7 @@ def test_transcribe_goes_on_after_a_bad_file(listener, strings, tmp_path):
 
 def test_posteriors_are_the_softmax_of_every_step(listener, strings):
     trained = load(listener, "cpu")
-    features, _ = file_features(strings.parent / "2.wav", trained.settings, 4000)
+    features, _ = sound_features(*read_audio(strings.parent / "2.wav"), trained.settings, 4000)
     found = transcribe(trained, features)
     p = found["posteriors"]
     assert p.shape == (-(-len(features) // 2), 4) and p.dtype == np.float64  # two frames a step; the blank and a, b, c

@@ -315,6 +315,7 @@ def test_optimizers_by_name(name):
         train(drawn(), model, optimizer=classes[name](model, lr=0.02), lr=0.1)
 
 
+@pytest.mark.long
 def test_a_schedule_of_an_optimizer_by_name(tmp_path):
     model = model_of()
     adam = gpurnn.Adam(model, lr=0.01)

@@ -64,6 +64,7 @@ def screen(text):
 EPOCH = r"epoch (\d)/9  train 1\.\d{4}  valid 1\.\d{4}  accuracy \d+\.\d%(  best)?  \d s"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("columns", [120, 80, 45])
 def test_fit_in_a_terminal(tmp_path, columns):
     code, text = in_terminal([sys.executable, "-W", "error", "-c", FIT], columns, tmp_path)
@@ -125,6 +126,7 @@ def test_the_command_in_a_terminal(tmp_path, columns):
     assert "|" not in quiet and words("\n".join(screen(quiet))) == words(pipe.stdout)
 
 
+@pytest.mark.long
 def test_in_a_notebook_lines_go_to_standard_output(tmp_path):
     code = f"import builtins\nbuiltins.__IPYTHON__ = True\n{FIT}"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
@@ -162,6 +164,7 @@ def test_lines_go_where_they_are_wanted(capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.long
 def test_nothing_else_prints():
     """What people read comes from cli/; fit's lines are the one exception."""
     printing = set()

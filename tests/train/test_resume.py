@@ -7,6 +7,8 @@ import gpurnn
 from gpurnn import CheckpointError, fit
 from gpurnn.checkpoint import load_checkpoint, save_checkpoint
 
+pytestmark = pytest.mark.long  # each trains twice
+
 SHARED = {"backend": "numpy", "seed": 1}
 
 
