@@ -1,6 +1,7 @@
 """Utterances and their transcripts, from tables of sound files or from .npz files of features."""
 
 import csv
+import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,20 @@ _UTTERANCE_COST = 1000  # bytes of memory for an utterance besides its features
 
 @dataclass
 class Utterance:
-    """features: (T, bands) float32, T of at least 1, not normalized."""
+    """features: (T, bands) float32, T of at least 1, not normalized. digest: a hash of the sound, or of the features
+    where there is none."""
 
     features: np.ndarray
     text: str
     is_test: bool = False
+    digest: bytes = b""
+
+    def __post_init__(self):
+        self.digest = self.digest or _digest(self.features)
+
+
+def _digest(array):
+    return hashlib.blake2b(np.ascontiguousarray(array), digest_size=32).digest()
 
 
 def read_utterances(file, settings, rate=None):
@@ -71,7 +81,7 @@ def read_utterances(file, settings, rate=None):
             samples, given = read_audio(file.parent / path.strip())
             features, rate = sound_features(samples, given, settings, rate, path.strip())
             silent += is_silent(samples)
-            utterances.append(Utterance(features, text.strip()))
+            utterances.append(Utterance(features, text.strip(), digest=_digest(samples)))
     skipped.done()
     if silent:
         _log.warning("%s: silent recordings: %d of %d", file, silent, len(utterances))

@@ -24,7 +24,7 @@ from ..data.labelled import ReadOptions, describe_classes, one_class, read_label
 from ..data.vocabulary import UNKNOWN, Vocabulary, check_vocabulary, count_words, vocabulary_of
 from ..layers import Dropout, Embedding, Linear, Pooling, Sequential
 from ..masks import refuse_no_distribution
-from .seen import check_trained_on, look_up, remember
+from .seen import look_up, remember
 from .settings import Settings, changed, encoding_setting, recurrent, setting, strict_setting
 from .task import Data, Task, check_entries, check_strings, checksum, unknown_note
 
@@ -155,7 +155,6 @@ class ClassifyTask(Task):
     def check_facts(self, settings, facts):
         check_strings("classes", facts["classes"])
         check_vocabulary(settings.level, facts["vocabulary"])
-        check_trained_on(facts)
 
     def sizes(self, settings, facts):
         return {"embedding": settings.embedding}
@@ -220,7 +219,7 @@ class ClassifyTask(Task):
             sentence = seen.sentence("texts")
             if seen.count and others.any():
                 sentence += f"; accuracy of the other {others.sum():,}: {numbers['accuracy_of_others']:.2%}"
-            lines.append(f"Seen      {sentence}")
+            lines.append(sentence + ".")
         lines.append("")
         lines.append(f"{'class':{width}}   texts  recall  precision")
         for name, row in rows.items():

@@ -176,7 +176,7 @@ def test_a_table_is_read_right_or_refused(tmp_path, number):
     assert table.values[:, 0].tolist() == made.values, made.about
     assert table.moments == made.moments, made.about
     if "newest first" in made.about:
-        assert table.notes[-1] == "the rows were newest first: turned round"
+        assert table.notes[-1] == "the rows were newest first: reversed"
     coming = continue_moments(table.moments, 2)  # what is forecast is written as the file writes it
     read = read_rows(path, encoding=settings.encoding).column(facts["date"])
     assert {table.form.write(moment) for moment in table.moments} <= set(read), made.about

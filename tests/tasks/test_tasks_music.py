@@ -36,7 +36,7 @@ def undrawn(monkeypatch):
 
 
 def tunes(count=24, T=24):
-    """Pieces of a rule that has to be learnt: a bass that walks through four keys, and a chord every fourth frame."""
+    """Pieces of a rule that has to be learned: a bass that walks through four keys, and a chord every fourth frame."""
     made = []
     for n in range(count):
         roll = np.zeros((T + n % 5, KEYS), np.uint8)

@@ -534,7 +534,7 @@ def test_intervals_of_a_model():
             with pytest.raises(CheckpointError, match="margins"):
                 forecast_intervals(replace(one, result={"margins": margins}), data)
     assert forecast_intervals(trained("recursive", "season", interval="80"), data, 12).shape == (1, 2, 12)
-    with pytest.raises(ValueError, match="has learnt none"):
+    with pytest.raises(ValueError, match="has learned none"):
         forecast_intervals(trained(), data)
 
 
@@ -597,7 +597,7 @@ def test_intervals_from_csv_to_forecast(tmp_path, mode):
 @pytest.mark.parametrize("backend", ["numpy", "cpu"])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", pytest.param("bfloat16", marks=needs("ml_dtypes"))])
 @pytest.mark.parametrize("mode", ["every", "recursive"])
-def test_intervals_are_learnt_in_each_dtype(tmp_path, backend, dtype, mode):
+def test_intervals_are_learned_in_each_dtype(tmp_path, backend, dtype, mode):
     path = save(tmp_path / "a.csv", {"y": growing(100)})
     same = dict(window=6, horizon=3, hidden=4, epochs=2, seed=1, interval="80", mode=mode, lr=0.01)
     run = prepare("series", [path], tmp_path / "run", backend=backend, dtype=dtype, **same)
@@ -622,7 +622,7 @@ def test_the_plain_command_beats_the_seasonal_naive_forecast(tmp_path):
     assert numbers["advice"].startswith("The model is worse")
 
 
-def test_what_is_learnt_is_chosen():
+def test_what_is_learned_is_chosen():
     n = np.arange(200)
     wave, walk = np.sin(2 * np.pi * n / 12), np.cumsum(np.random.default_rng(0).standard_normal(200))
     settings = SeriesSettings(window=20, horizon=12)
@@ -672,7 +672,7 @@ def test_forecast_and_evaluate_look_at_the_order(tmp_path, order):
             assert done.exit_code != 0 and "b.csv: line 42, column 'month'" in done.output and "--sort" in done.output
         else:
             assert done.stdout.splitlines()[-4:] == expected.stdout.splitlines()[-4:]
-            assert "the rows were newest first: turned round" in done.output
+            assert "the rows were newest first: reversed" in done.output
 
 
 @needs("matplotlib")

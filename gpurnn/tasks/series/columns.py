@@ -152,7 +152,7 @@ def read_table(path, facts, settings=None, rows=None):
     """The ``Table`` of a CSV file's columns that ``facts`` name.
 
     settings: how the file is written, whether rows are sorted, and what becomes of missing values, see
-    ``SeriesSettings``. rows: of the file, where they were read already. Rows that are newest first are turned round.
+    ``SeriesSettings``. rows: of the file, where they were read already. Rows that are newest first are reversed.
     Raises ValueError naming file, line and column for what is no number, is missing, or does not fit the header, and
     for dates that are doubled or, without ``sort``, in no order.
     """
@@ -242,7 +242,7 @@ def _order(rows, facts, settings, moments):
     if wrong is None:
         return None
     if wrong == "descending":
-        rows.notes.append("the rows were newest first: turned round")
+        rows.notes.append("the rows were newest first: reversed")
         return np.arange(len(rows))[::-1]
     cells = rows.column(facts["date"])
     place = f"{rows.path}: line {rows.lines[row]}, column {facts['date']!r}: {cells[row]!r}"

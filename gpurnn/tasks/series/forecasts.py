@@ -30,7 +30,7 @@ def forecast_intervals(trained, table, steps=None, ends=None):
     had a validation part. Raises ValueError for a model without intervals, and what ``forecast`` raises.
     """
     if not trained.settings.levels:
-        raise ValueError("intervals: this model has learnt none: train it with interval='80,95'")
+        raise ValueError("intervals: this model has learned none: train it with interval='80,95'")
     source, z = _outputs(trained, table, steps, ends)
     made = _finite(source.unscale(bounds(z, saved_margins(trained))))
     return made[:, :, 0] if ends is None else made
@@ -80,7 +80,7 @@ def score(trained, table, ends):
     mae, rmse: in the units of the target, over all windows and steps. mase: mae over that of seasonal-naive forecasts
     of one season ahead in the training part (Hyndman and Koehler, Int. J. Forecasting 22, 2006). mse_standardised,
     mae_standardised: of values divided by the deviation of the training part, as papers give them. Where the model has
-    learnt intervals, "intervals" says what each covers, see ``coverage``; "calibrated" whether they were.
+    learned intervals, "intervals" says what each covers, see ``coverage``; "calibrated" whether they were.
     """
     y, facts = table.values[:, 0], trained.facts
     ahead = np.arange(1, trained.settings.horizon + 1)
