@@ -6,6 +6,7 @@ import click
 import numpy as np
 
 from .. import run_folder
+from ..data.numerals import write_numbers
 from ..errors import FileError
 from ..files import naming, write_text_atomic
 from ..tasks.series import (
@@ -32,7 +33,7 @@ Examples:
 @options.run
 @click.argument("file", metavar="[CSV]", required=False, type=click.Path(exists=True, dir_okay=False))
 @click.option("--steps", type=int, help="Rows to forecast  [default: the horizon; more with --mode recursive only]")
-@click.option("--out", type=click.Path(dir_okay=False), help="CSV file to write.")
+@click.option("--out", type=click.Path(dir_okay=False), help="CSV file to write, in the form of the one that was read.")
 @click.option(
     "--plot", "png", type=click.Path(dir_okay=False), help="PNG file to draw: the truth, earlier forecasts, this one."
 )
@@ -69,9 +70,10 @@ def command(run, file, steps, out, png, escape, backend, as_json):
         _draw(trained, table, values, png, drawn, file is None)
     if out:
         head = [f"{facts['target']}_{side}_{name}" for name in names for side in ("low", "high")]
-        columns = [labels, *(map(repr, column.tolist()) for column in (values, *ends.reshape(-1, len(values))))]
-        rows = [(facts["date"] or "row", facts["target"], *head), *zip(*columns, strict=True)]
-        write_text_atomic(out, csv_text(rows, escape))
+        numbers = np.array([values, *ends.reshape(-1, len(values))])
+        cells = np.reshape(write_numbers(numbers.ravel(), table.decimal), numbers.shape)
+        rows = [(facts["date"] or "row", facts["target"], *head), *zip(labels, *cells.tolist(), strict=True)]
+        write_text_atomic(out, csv_text(rows, escape, table.delimiter))
     if as_json:
         said = {"target": facts["target"], "at": labels, "forecast": values.tolist(), "rows": len(table)}
         if names:

@@ -205,8 +205,8 @@ def _refuse_row(rows, row, what):
     raise ValueError(f"{rows.path}: line {rows.lines[row]}: {what}: delete the line, or put # before it")
 
 
-def csv_text(rows, escape=True):
-    """Rows of strings as CSV, whose lines end with a line feed.
+def csv_text(rows, escape=True, delimiter=","):
+    """Rows of strings as CSV, whose lines end with a line feed; delimiter: the separator between cells.
 
     escape: text that a spreadsheet would take for a formula gets a ' in front: a cell, and what begins one where the
     spreadsheet's separator is another or no quote counts.
@@ -214,7 +214,9 @@ def csv_text(rows, escape=True):
     lines = []
     for row in rows:
         line = io.StringIO()
-        csv.writer(line).writerow(list(map(_inert, row)) if escape else row)  # by its \r\n it quotes either of them
+        csv.writer(line, delimiter=delimiter).writerow(
+            list(map(_inert, row)) if escape else row
+        )  # by its \r\n it quotes either of them
         lines.append(line.getvalue().removesuffix("\r\n") + "\n")
     return "".join(lines)
 
@@ -223,4 +225,4 @@ def _inert(cell):
     cell = re.sub(rf"([;\t\r\n]\s*)(?=[{''.join(map(re.escape, _FORMULA))}])", r"\1'", cell)
     if not cell.lstrip().startswith(_FORMULA) and not cell.startswith(("\t", "\r")):
         return cell
-    return cell if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", cell) else "'" + cell
+    return cell if re.fullmatch(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?", cell) else "'" + cell

@@ -14,6 +14,7 @@ from optional import needs
 
 from gpurnn.checkpoint import CheckpointError
 from gpurnn.cli import main
+from gpurnn.data.numerals import write_numbers
 from gpurnn.errors import ShapeError
 from gpurnn.losses import mse
 from gpurnn.tasks.run import prepare
@@ -587,7 +588,8 @@ def test_intervals_from_csv_to_forecast(tmp_path, mode):
     for k, row in enumerate(rows[1:]):
         value, low50, high50, low90, high90 = map(float, row[1:])
         assert low90 <= low50 <= value <= high50 <= high90
-        assert [low90, high90] == [said["intervals"]["90"][side][k] for side in ("low", "high")]
+        exact = [said["intervals"]["90"][side][k] for side in ("low", "high")]
+        assert [low90, high90] == pytest.approx(exact, abs=0.5e-6 * max(map(float, rows[-1][1:])))  # 7 digits of it
     text = CliRunner().invoke(main, ["forecast", run]).output
     assert text.count("90 %:") == 4
     evaluated = CliRunner().invoke(main, ["evaluate", run, str(path)])
@@ -694,7 +696,7 @@ def test_from_csv_to_forecast(tmp_path):
     said = json.loads(made.stdout)
     assert said["at"][:2] == ["2005-11", "2005-12"] and png.stat().st_size > 5000
     rows = list(csv.reader(out.read_text(encoding="utf-8").splitlines()))
-    assert rows[0] == ["month", "y"] and [float(row[1]) for row in rows[1:]] == said["forecast"]
+    assert rows[0] == ["month", "y"] and [row[1] for row in rows[1:]] == [f"{value:.4f}" for value in said["forecast"]]
     assert np.abs(np.array(said["forecast"]) - growing(198)[190:]).mean() < 10  # the season before misses by 16
     newer = save(tmp_path / "b.csv", {"y": y})
     measured = CliRunner().invoke(main, ["evaluate", run, str(newer), "--json"])
@@ -730,3 +732,34 @@ def test_a_run_that_names_no_file_needs_one(tmp_path):
     done = CliRunner().invoke(main, ["forecast", out])
     assert done.exit_code != 0 and "config.json: names no file" in done.output
     assert CliRunner().invoke(main, ["forecast", out, str(tmp_path / "a.csv")]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "delimiter, form, quote", [(";", "%d.%m.%Y", ""), ("\t", "%m/%d/%Y", ""), (",", "%Y-%m-%d", '"')]
+)
+def test_a_forecast_is_written_as_the_file_is(tmp_path, delimiter, form, quote):
+    """The delimiter, the decimal comma, the form of dates: below the file's own rows it continues the file."""
+    days = (np.datetime64("2020-01-01") + np.arange(61)).tolist()
+    values = [f"{quote}{value:.2f}{quote}".replace(".", ",") for value in np.random.default_rng(1).normal(size=61)]
+    path, out = tmp_path / "a.csv", tmp_path / "f.csv"
+    rows = [f"{day:{form}}{delimiter}{value}" for day, value in zip(days, values, strict=True)]
+    path.write_text("\n".join([f"date{delimiter}sales", *rows, ""]))
+    settings = {"hidden": 4, "epochs": 1, "window": 6, "horizon": 2, "season": 1, "backend": "cpu"}
+    run = prepare("series", [path], tmp_path / "run", seed=1, **settings)
+    run.train(progress=False)
+    before = read_table(path, run.data.facts, run.settings)
+    coming = forecast(load(tmp_path / "run"), before)
+    done = CliRunner().invoke(main, ["forecast", str(tmp_path / "run"), "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    header, *made = out.read_text().splitlines(keepends=True)
+    assert header == f"date{delimiter}sales\n"
+    path.write_text(path.read_text() + "".join(made))
+    after = read_table(path, run.data.facts, run.settings)
+    assert after.moments == [*before.moments, *continue_moments(before.moments, 2)]
+    np.testing.assert_allclose(after.values[-2:, 0], coming, rtol=0, atol=0.5e-6 * 10)  # 7 digits of what is below 10
+
+
+def test_numbers_have_seven_digits():
+    assert write_numbers([1234.5678901, -0.5], ",") == ["1234,568", "-0,500"]
+    assert write_numbers([0.0, 0.0]) == ["0", "0"] and write_numbers([123456789.4]) == ["123456789"]
+    assert write_numbers([1e-30, 0]) == ["1e-30", "0"] and write_numbers([-1.5e300]) == ["-1.5e+300"]

@@ -19,12 +19,15 @@ _DATE_NAMES = {"date", "datetime", "ds", "time", "timestamp", "day", "month", "q
 class Table:
     """Rows of a file in order of time. values: (N, 1 + number of inputs), float64, the target first; moments: N
     datetimes, or None where there are no dates; form: how the file writes them, a ``DateForm``; notes: what a user
-    should know about how it was read, a sentence each."""
+    should know about how it was read, a sentence each; delimiter, decimal: how the file separates cells, and the
+    decimals of a number."""
 
     values: np.ndarray
     moments: list | None
     form: DateForm | None
     notes: list = field(default_factory=list)
+    delimiter: str = ","
+    decimal: str = "."
 
     def __len__(self):
         return len(self.values)
@@ -190,7 +193,7 @@ def read_table(path, facts, settings=None, rows=None):
             f"the steps between dates differ: mostly {_span(step)}, {count:,} other{'s' * (count > 1)}, the first "
             f"at line {lines[row]}"
         )
-    return Table(values, moments, form, notes)
+    return Table(values, moments, form, notes, rows.delimiter, marks.decimal)
 
 
 def _marks(rows, facts, settings):
