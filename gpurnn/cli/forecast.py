@@ -68,10 +68,10 @@ def command(run, file, steps, out, png, escape, backend, as_json):
     if png:
         drawn = {"moments": coming and [*table.moments, *coming], "intervals": dict(zip(names, ends, strict=True))}
         _draw(trained, table, values, png, drawn, file is None)
+    numbers = np.array([values, *ends.reshape(-1, len(values))])
+    cells = np.reshape(write_numbers(numbers.ravel(), table.decimal), numbers.shape)
     if out:
         head = [f"{facts['target']}_{side}_{name}" for name in names for side in ("low", "high")]
-        numbers = np.array([values, *ends.reshape(-1, len(values))])
-        cells = np.reshape(write_numbers(numbers.ravel(), table.decimal), numbers.shape)
         rows = [(facts["date"] or "row", facts["target"], *head), *zip(labels, *cells.tolist(), strict=True)]
         write_text_atomic(out, csv_text(rows, escape, table.delimiter))
     if as_json:
@@ -85,9 +85,14 @@ def command(run, file, steps, out, png, escape, backend, as_json):
         return
     for note in table.notes:
         options.say(options.row("Note", note), err=True)
-    for k, (label, value) in enumerate(zip(labels, values, strict=True)):
-        within = [f"  {name} %: {low[k]:.6g} to {high[k]:.6g}" for name, (low, high) in zip(names, ends, strict=True)]
-        options.say(f"{label}  {value:.6g}{''.join(within)}")
+    size = max(map(len, cells.ravel()))
+    for label, value, *within in zip(labels, *cells.tolist(), strict=True):
+        bounds = zip(names, within[::2], within[1::2], strict=True)
+        line = [
+            f"{label}  {value:>{size}}",
+            *(f"{name} %: {low:>{size}} to {high:>{size}}" for name, low, high in bounds),
+        ]
+        options.say(options.wrapped("  ".join(line)))
     for made in filter(None, (out, png)):
         options.say(made)
 

@@ -34,6 +34,7 @@ from gpurnn.tasks.series import (
     split_rows,
     window_ends,
 )
+from gpurnn.tasks.series.forecasts import summary
 from gpurnn.tasks.series.intervals import IntervalLoss, bounds, calibrate, coverage
 from gpurnn.tasks.series.parts import choose_residual
 from gpurnn.tasks.trained import load
@@ -437,7 +438,9 @@ def test_a_decoder_goes_on_and_the_others_do_not():
     assert not np.allclose(long[7:], long[2:7])
     direct = trained()
     np.testing.assert_allclose(forecast(direct, data, 3), forecast(direct, data)[:3], rtol=1e-12)
-    with pytest.raises(ValueError, match="at most its horizon of 7 rows, got 8"):
+    with pytest.raises(
+        ValueError, match="at most 7, the horizon of this model, got 8. For more train one with --horizon 8"
+    ):
         forecast(direct, data, 8)
     with pytest.raises(ValueError, match="too short: 5 rows to read, at least 6"):
         forecast(direct, table(5))
@@ -593,7 +596,7 @@ def test_intervals_from_csv_to_forecast(tmp_path, mode):
     text = CliRunner().invoke(main, ["forecast", run]).output
     assert text.count("90 %:") == 4
     evaluated = CliRunner().invoke(main, ["evaluate", run, str(path)])
-    assert "90 % interval   covers" in evaluated.output and "calibrated on the validation part" in evaluated.output
+    assert "90 % interval: covers" in evaluated.output and "calibrated on the validation part" in evaluated.output
 
 
 @pytest.mark.parametrize("backend", ["numpy", "cpu"])
@@ -702,7 +705,7 @@ def test_from_csv_to_forecast(tmp_path):
     measured = CliRunner().invoke(main, ["evaluate", run, str(newer), "--json"])
     assert json.loads(measured.stdout)["windows"] == 200 - 20 - 8 + 1
     other = CliRunner().invoke(main, ["forecast", run, str(newer), "--steps", "9"])
-    assert other.exit_code == 2 and "at most its horizon of 8" in other.output
+    assert other.exit_code == 2 and "--steps should be at most 8" in other.output
     text = CliRunner().invoke(main, ["forecast", run, str(newer), "--steps", "2"])
     assert [line.split()[0] for line in text.output.splitlines()] == ["2006-09", "2006-10"]
 
@@ -763,3 +766,15 @@ def test_numbers_have_seven_digits():
     assert write_numbers([1234.5678901, -0.5], ",") == ["1234,568", "-0,500"]
     assert write_numbers([0.0, 0.0]) == ["0", "0"] and write_numbers([123456789.4]) == ["123456789"]
     assert write_numbers([1e-30, 0]) == ["1e-30", "0"] and write_numbers([-1.5e300]) == ["-1.5e+300"]
+
+
+@pytest.mark.parametrize("season", [1, 7])
+def test_the_table_of_scores_fits_into_45_columns(season):
+    """In columns, one below the other; without a season its naive forecast is the other one, and named once."""
+    row = {"mae": 1.23456e5, "rmse": 2.34567e-7, "mase": 123.456, "mse_standardised": 0.5, "mae_standardised": 0.25}
+    numbers = {"windows": 9, "season": season, "model": row, "seasonal_naive": row, "naive": row | {"mase": None}}
+    table = summary(numbers, "validation").splitlines()[:-1]
+    assert [line.split()[0] for line in table[1:]] == ["model", *["seasonal-naive"] * (season > 1), "naive"]
+    assert {len(line) for line in table} == {45}
+    for end, name, value in ((25, "MAE", "1.2346e+05"), (36, "RMSE", "2.3457e-07")):
+        assert table[0][:end].endswith(f" {name}") and all(line[:end].endswith(f" {value}") for line in table[1:])
