@@ -155,7 +155,10 @@ def _header(path, cells, comments, delimiter):
         names = [name.strip() for name in next(csv.reader([line.lstrip("# ")], delimiter=delimiter), [])]
         if len(names) == len(cells) and len(cells) > 1 and not any(count_numbers([name])[0] for name in names):
             return names, cells
-    raise ValueError(f"{path}: the first line should name the columns, got {', '.join(cells)}")
+    raise ValueError(
+        f"{path}: the first line should name the columns, got {', '.join(cells)}: write their names above it, "
+        f"separated by {delimiter!r}"
+    )
 
 
 def _fitted(cells, header, path, line):

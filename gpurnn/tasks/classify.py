@@ -28,6 +28,8 @@ from .seen import look_up, remember
 from .settings import Settings, changed, encoding_setting, recurrent, setting, strict_setting
 from .task import Data, Task, check_entries, check_strings, checksum, unknown_note
 
+_FEW_CLASSES = 20  # as many classes may have a text or two each; the error then names one
+
 
 @dataclass
 class ClassifySettings(Settings):
@@ -98,6 +100,11 @@ class ClassifyTask(Task):
         classes = known["classes"] if known else sorted({label for _, label in examples})
         if len(classes) < 2:
             raise one_class(files, how_of(settings), classes[0])
+        if not known and len(classes) > max(_FEW_CLASSES, len(examples) // 2):
+            raise ValueError(
+                f"{', '.join(files)}: {len(classes):,} different labels of {len(examples):,} texts, such as "
+                f"{classes[0][:40]!r}, are no classes. Which column holds the labels? --label; the texts? --text"
+            )
         texts, labels = zip(*examples, strict=True)
         labels = np.array([classes.index(label) for label in labels])
         train, valid, test = split(labels, classes, settings)

@@ -113,6 +113,12 @@ def test_dialects_and_dates(tmp_path, text, date):
         (b"a,b\n1,2\n1,2,3\n", "line 3: expected 2 columns, as the header has, got 3"),
         (b"a,b\n1,2\n2,\n", "line 3, column 'b': the value is missing: --fill previous, linear"),
         (b"a,b\n1,2\n3,x\n", "line 3, column 'b': expected a number, got 'x'"),
+        (b"a,b\nu,x\nv,y\n", "column 'b': expected a number, got 'x'. No column of this file holds numbers"),
+        (
+            "a;b\n2020-01-01;\u20ac5.00\n2020-01-02;\u20ac6.25\n".encode(),
+            "got '\u20ac5.00'. Take the currency sign '\u20ac' out",
+        ),
+        (b"a,b\n2020-01-01,5%\n2020-01-02,6%\n", "got '5%'. Take the sign '%' out of the column"),
         (b"a,b\n1,2\n3,inf\n", "line 3, column 'b': expected a number, got 'inf'"),
         (b"a,b\n1,NA\n3,4\n", "line 2, column 'b': the value is missing"),
         ("a,b\n1,2 \xb0\n".encode("latin-1"), "is not UTF-8 text .* in line 2, at byte 8"),
@@ -546,6 +552,15 @@ def test_intervals_of_a_model():
 def test_bad_intervals_are_refused(interval):
     with pytest.raises(ValueError, match="interval should be per cents"):
         SeriesSettings(interval=interval)
+
+
+@pytest.mark.parametrize("interval", ["0.8", "80,80", "0.8,0.95"])
+def test_an_interval_of_shares_is_refused_for_a_new_run(tmp_path, interval):
+    """An old run may have one, so it is no damage."""
+    path = save(tmp_path / "a.csv", {"y": growing(60)})
+    with pytest.raises(ValueError, match="interval should be different per cents, such as 80,95"):
+        prepare("series", [path], tmp_path / "run", interval=interval)
+    assert SeriesSettings(interval=interval).levels
 
 
 def test_levels_and_quantiles():

@@ -1,5 +1,6 @@
 """The columns of a file that make up a series: which they are, their values, their dates and the order of the dates."""
 
+import unicodedata
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -172,9 +173,9 @@ def read_table(path, facts, settings=None, rows=None):
         cells = rows.column(name)
         numbers, wrong = marks.numbers(cells)
         if wrong is not None:
-            cure = ". How are numbers written? --decimal, --thousands" if set(cells[wrong]) & set(".,' ") else ""
             raise ValueError(
-                f"{path}: line {rows.lines[wrong]}, column {name!r}: expected a number, got {cells[wrong]!r}{cure}"
+                f"{path}: line {rows.lines[wrong]}, column {name!r}: expected a number, got {cells[wrong]!r}"
+                f"{_number_cure(rows, cells[wrong])}"
             )
         values[:, n] = numbers
     if shown and marks.thousands:  # a number, as all cells are by now
@@ -194,6 +195,16 @@ def read_table(path, facts, settings=None, rows=None):
             f"at line {lines[row]}"
         )
     return Table(values, moments, form, notes, rows.delimiter, marks.decimal)
+
+
+def _number_cure(rows, cell):
+    """What to do about a cell that is no number, as a sentence after a point, or nothing."""
+    signs = [mark for mark in cell if unicodedata.category(mark) == "Sc" or mark == "%"]
+    if signs:
+        return f". Take the {'currency ' if signs[0] != '%' else ''}sign {signs[0]!r} out of the column"
+    if not rows.numeric():
+        return ". No column of this file holds numbers, which a series is made of"
+    return ". How are numbers written? --decimal, --thousands" if set(cell) & set(".,' ") else ""
 
 
 def _marks(rows, facts, settings):

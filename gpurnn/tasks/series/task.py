@@ -37,6 +37,8 @@ class SeriesTask(Task):
     def read(self, files, settings, facts=None, scratch=None):
         if len(files) != 1:
             raise ValueError(f"files: a series is one CSV file, got {len(files)}")
+        if facts is None:
+            settings.check_levels()
         rows = open_rows(files[0], settings)
         facts = facts or choose_columns(files[0], settings, rows)
         columns = 1 + len(facts["inputs"])

@@ -117,7 +117,7 @@ class SpeechSettings(Settings):
 class SpeechTask(Task):
     """Train a speech recognizer on FILEs.
 
-    A FILE is a table without a header: each line has the path of a sound file (relative to the table's folder), a tab
+    A FILE is a table: each line has the path of a sound file (relative to the table's folder), a tab
     (in a .csv file a comma) and its transcript. With --target class the transcript is the name of a class. Sound is
     WAV, or FLAC, OGG or MP3, which need soundfile (pip install 'gpurnn[audio]'). A bad line or sound file is skipped
     and counted, unless --strict is given.
