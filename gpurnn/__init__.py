@@ -1,4 +1,26 @@
-"""gpurnn: recurrent networks on NumPy and on CUDA kernels of their own."""
+"""gpurnn: recurrent networks on NumPy and on CUDA kernels of their own.
+
+A model, and how it learns; arrays are (timesteps, sequences, features):
+
+>>> x = np.random.default_rng(0).standard_normal((20, 64, 2)).astype("float32")
+>>> y = np.cumsum(x.sum(2, keepdims=True), axis=0) * 0.1                    # a target for every timestep
+>>> model = gpurnn.Sequential(gpurnn.LSTM(2, 32), gpurnn.Linear(32, 1))     # backend="cuda" for each: on a GPU
+>>> history = gpurnn.fit(model, gpurnn.mse, [(x, y)], optimizer="adam", lr=0.01, epochs=5, progress=False)
+>>> output, state = model(x)
+>>> output.shape
+(20, 64, 1)
+
+The same by hand: forward returns a backward function, and so does a loss.
+
+>>> adam = gpurnn.Adam(model, lr=0.01)
+>>> model.zero_grad()
+>>> output, state, backward = model.forward(x)
+>>> loss, dloss = gpurnn.mse(output, y)
+>>> dx, dstate = backward(dloss())
+>>> adam.step()
+
+``help(gpurnn.LSTM)`` explains a layer, ``help(gpurnn.fit)`` training. ``gpurnn --help`` on the shell trains on files.
+"""
 
 from typing import TYPE_CHECKING
 

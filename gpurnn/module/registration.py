@@ -283,6 +283,10 @@ def no_layer(value: Any) -> str:
     """What ``value`` is, for a message that expected a layer."""
     if isinstance(value, type):
         return f"the class {value.__name__}: call it, {value.__name__}(...)"
+    if callable(value):
+        return (
+            f"{type(value).__name__}. No layer applies a function: write a Module that does; docs/models.md shows how"
+        )
     return type(value).__name__
 
 

@@ -83,8 +83,10 @@ class FitSettings:
             value = getattr(self, name)
             setattr(self, name, None if value is None else check_size(name, value))
         self._check_watch()
-        if self.patience is not None and self.validation is None:
+        if self.validation is None and self.patience is not None:
             raise ValueError("patience watches the validation loss: give validation batches")
+        if self.validation is None and self.metrics:
+            raise ValueError("metrics are measured on validation batches, and there are none: give validation")
         self.loss_scaler = _scaler_for(self.loss_scaler, self.model)
         named = isinstance(self.optimizer, str)
         self.optimizer = optimizer_for(self.optimizer, self.lr, self.model)
@@ -116,7 +118,11 @@ class FitSettings:
             raise TypeError(
                 f"watch: expected a pair such as ('loss', 'min') or ('accuracy', 'max'), got {self.watch!r}"
             )
-        check_choice("watch", self.watch[0], ("loss", *self.metrics))
+        name = self.watch[0]
+        if name not in ("loss", *self.metrics) and isinstance(name, str):
+            raise ValueError(
+                f"watch: expected 'loss' or the name of a metric, got {name!r}: metrics={{{name!r}: ...}} measures it"
+            )
         check_choice("watch", self.watch[1], ("min", "max"))
 
 
@@ -153,7 +159,9 @@ def optimizer_for(optimizer: Any, lr: float | None, model: Module) -> Optimizer:
             f"{', '.join(OPTIMIZERS)}, got {got}"
         )
     if optimizer.model is not model:
-        raise ValueError("optimizer: was built for another model")
+        raise ValueError(
+            "optimizer: was built for another model: build one for this one, or give a name such as 'adam'"
+        )
     if lr is not None:
         raise ValueError("lr: belongs to an optimizer that is given by name; this one has a rate: set optimizer.lr")
     return optimizer
@@ -184,6 +192,9 @@ def explain_foreign_arguments(function: Callable[..., Any]) -> Callable[..., Any
                 "fit(model, loss, gpurnn.SequenceBatches(inputs, targets, batch_size=32), ...), or "
                 "fit(model, loss, [(x, y)], ...) for one batch"
             )
+        for name, example in (("optimizer", "'adam'"), ("epochs", "10")):
+            if name not in options:
+                raise TypeError(f"fit: {name} is missing: give {name}={example}, for example")
         unknown = [name for name in options if name not in known and name not in ("model", "loss", "batches")]
         for name in unknown:
             refuse_unknown("fit", [name], known, _WORDS.get(name))
