@@ -54,6 +54,8 @@ def command(run, file, steps, out, png, escape, backend, as_json):
     if not (file or document["files"]):
         raise FileError(f"{Path(run) / 'config.json'}: names no file that the model was trained on: give a CSV")
     path = file or document["files"][0]
+    if out and Path(out).suffix.lower() in (".xlsx", ".xls", ".ods"):
+        raise ValueError(f"out: {out} would hold CSV: name the file {Path(out).stem}.csv, which spreadsheets open")
     run_folder.check_outputs(run, [path, *document["files"]], out=out, plot=png)
     with naming([path]):
         table = read_table(path, facts, settings)

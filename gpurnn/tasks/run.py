@@ -139,6 +139,8 @@ class Run:
         try:
             with np.errstate(over="ignore", invalid="ignore"):
                 numbers, text = self.task.finish(trained, self.data, history)
+            if not numbers:  # neither a validation nor a test part
+                numbers, text = Task.finish(self.task, trained, self.data, history)
             if not _is_finite(numbers):
                 raise DivergedError
         except DivergedError:

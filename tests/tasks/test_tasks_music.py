@@ -549,7 +549,7 @@ def test_from_files_to_midi(tmp_path):
     test = result["test"]
     assert test["nll"] < 0.5 * min(test["baseline_repeat"], test["baseline_often"])
     again = CliRunner().invoke(main, ["evaluate", run, str(tmp_path / "a.json"), "--json"])
-    assert json.loads(again.stdout) == test
+    assert json.loads(again.stdout).items() >= test.items()
 
     options = ["compose", run, "--steps", "8", "--temperature", "0", "--out", str(tmp_path / "b.mid"), "--json"]
     made = CliRunner().invoke(main, [*options, "--prompt", str(tmp_path / "a.json"), "--prompt-steps", "8"])

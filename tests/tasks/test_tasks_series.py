@@ -118,6 +118,9 @@ def test_dialects_and_dates(tmp_path, text, date):
             "a;b\n2020-01-01;\u20ac5.00\n2020-01-02;\u20ac6.25\n".encode(),
             "got '\u20ac5.00'. Take the currency sign '\u20ac' out",
         ),
+        (b"month;b\n01.2020;5 %\n02.2020;6 %\n", "column 'b': expected a number, got '5 %'. Take the sign '%' out"),
+        (b"a,b,c\n2020-01-01,1,$5\n2020-01-02,2,$6\n", "column 'c': expected a number, got '.5'. Take the currency"),
+        (b"a,b\n2020-01-01,5\n2020-01-02,(1.5)\n", "got '.1.5.'. Write a negative number as -1.5"),
         (b"a,b\n2020-01-01,5%\n2020-01-02,6%\n", "got '5%'. Take the sign '%' out of the column"),
         (b"a,b\n1,2\n3,inf\n", "line 3, column 'b': expected a number, got 'inf'"),
         (b"a,b\n1,NA\n3,4\n", "line 2, column 'b': the value is missing"),
@@ -721,6 +724,12 @@ def test_from_csv_to_forecast(tmp_path):
     assert json.loads(measured.stdout)["windows"] == 200 - 20 - 8 + 1
     other = CliRunner().invoke(main, ["forecast", run, str(newer), "--steps", "9"])
     assert other.exit_code == 2 and "--steps should be at most 8" in other.output
+    for out, words in [
+        ("f.xlsx", "--out: f.xlsx would hold CSV: name the file f.csv"),
+        ("no/f.csv", "the folder no does not"),
+    ]:
+        refused = CliRunner().invoke(main, ["forecast", run, "--out", out])
+        assert refused.exit_code != 0 and words in refused.output
     text = CliRunner().invoke(main, ["forecast", run, str(newer), "--steps", "2"])
     assert [line.split()[0] for line in text.output.splitlines()] == ["2006-09", "2006-10"]
 

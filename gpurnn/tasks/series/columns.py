@@ -1,18 +1,21 @@
 """The columns of a file that make up a series: which they are, their values, their dates and the order of the dates."""
 
+import re
 import unicodedata
 from dataclasses import dataclass, field
 from datetime import timedelta
+from operator import ne
 
 import numpy as np
 
 from ...data.dates import DateForm, UnreadDates, date_share, has_date_name, read_dates
 from ...data.moments import CALENDAR, find_disorder, is_even, uneven_steps
-from ...data.numerals import Undecided, find_marks
+from ...data.numerals import Undecided, count_numbers, find_marks
 from ...data.tables import read_rows
 from .settings import SeriesSettings
 
 _TRIED = 100  # columns of text that are tried for dates
+_SIGNED = 20  # cells that are looked at to find a column of numbers with signs
 _DATE_NAMES = {"date", "datetime", "ds", "time", "timestamp", "day", "month", "quarter", "year", "week"}
 
 
@@ -56,12 +59,13 @@ def choose_columns(path, settings, rows=None):
         if name is not None:
             rows.column(name)
     date = _find_date(rows, settings, numeric, named)
-    numbers = [name for name in numeric if name != date]
+    known = set(numeric)
+    numbers = [name for name in rows.header if name != date and (name in known or _has_signs(rows.column(name)))]
     target = settings.target or (numbers or rows.header)[-1]
     if not settings.target and target != rows.header[-1]:
         rows.notes.append(f"the last column with numbers is forecast, {target!r}")
     if asked == ["all"]:
-        asked = [name for name in numbers if name != target]
+        asked = [name for name in numeric if name not in (date, target)]
         read = {target, date, *asked}
         left = [name for name in rows.header if name not in read]
         if left:
@@ -197,11 +201,24 @@ def read_table(path, facts, settings=None, rows=None):
     return Table(values, moments, form, notes, rows.delimiter, marks.decimal)
 
 
+def _is_sign(mark):
+    return mark == "%" or unicodedata.category(mark) == "Sc"
+
+
+def _has_signs(cells):
+    """Whether the first cells are numbers, but for a currency sign or a per-cent sign that each of them has."""
+    first = [cell for cell in cells[:_SIGNED] if cell]
+    bare = ["".join(mark for mark in cell if not _is_sign(mark)).strip() for cell in first]
+    return bool(first) and all(map(ne, first, bare)) and count_numbers(bare)[0] == len(bare)
+
+
 def _number_cure(rows, cell):
     """What to do about a cell that is no number, as a sentence after a point, or nothing."""
-    signs = [mark for mark in cell if unicodedata.category(mark) == "Sc" or mark == "%"]
+    signs = [mark for mark in cell if _is_sign(mark)]
     if signs:
         return f". Take the {'currency ' if signs[0] != '%' else ''}sign {signs[0]!r} out of the column"
+    if re.fullmatch(r"\([\d.,]+\)", cell):
+        return f". Write a negative number as -{cell[1:-1]}"
     if not rows.numeric():
         return ". No column of this file holds numbers, which a series is made of"
     return ". How are numbers written? --decimal, --thousands" if set(cell) & set(".,' ") else ""
@@ -263,8 +280,8 @@ def _order(rows, facts, settings, moments):
     if wrong == "doubled":
         first = moments.index(moments[row])
         raise ValueError(
-            f"{place} is the date of line {rows.lines[first]}, too: leave one row for each date. Was a clock set "
-            "back? Add the offset, as in 02:00+01:00. Or --date none takes the rows as they stand"
+            f"{place} is the date of line {rows.lines[first]}, too: leave one row for each date, one series in a "
+            "file. Was a clock set back? Add the offset, as in 02:00+01:00. Or --date none takes the rows as they stand"
         )
     if not settings.sort:
         raise ValueError(
