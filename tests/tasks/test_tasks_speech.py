@@ -595,3 +595,14 @@ def test_strings_have_no_class():
     with pytest.raises(ValueError, match="concatenate makes strings"):
         SpeechSettings(concatenate="1-3", target="class")
     assert SpeechSettings(concatenate="4").counts() == (4, 4)
+
+
+def test_a_model_trained_further_hears_sound_of_another_rate(tmp_path, letters):
+    """It is resampled to the rate that the model knows."""
+    prepare("speech", [letters], tmp_path / "old", **SMALL | {"epochs": 1}).train(progress=False)
+    for number in range(20):
+        write_wav(tmp_path / f"{number}.wav", tone(300, rate=16000), rate=16000)
+    (tmp_path / "new.tsv").write_text("".join(f"{number}.wav\ta\n" for number in range(20)))
+    run = prepare("speech", [tmp_path / "new.tsv"], tmp_path / "new", start=tmp_path / "old", epochs=1)
+    assert run.data.facts["rate"] == load(tmp_path / "old").facts["rate"] != 16000
+    run.train(progress=False)

@@ -136,7 +136,7 @@ class SpeechTask(Task):
     next = ("gpurnn transcribe {run} FILE.wav",)
 
     def read(self, files, settings, facts=None, scratch=None):
-        rate, known = settings.rate, facts
+        rate, known = settings.rate or (facts and facts["rate"]), facts
         utterances = []
         for file in files:
             more, rate = read_utterances(file, settings, rate)
