@@ -146,8 +146,9 @@ class SeriesTask(Task):
 
 
 def _window_rows(table, ends, settings):
-    """The values of each window that ends in one of the rows ``ends``, and of the horizon after it, as bytes."""
-    return (table.values[end + 1 - settings.window : end + 1 + settings.horizon].tobytes() for end in ends)
+    """The target's values in each window that ends in one of the rows ``ends``, and its horizon, as bytes."""
+    y = table.values[:, 0].tobytes()
+    return (y[8 * (end + 1 - settings.window) : 8 * (end + 1 + settings.horizon)] for end in ends.tolist())
 
 
 def _on_calibration(trained):
