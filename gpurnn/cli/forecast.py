@@ -94,7 +94,7 @@ def command(run, file, steps, out, png, escape, backend, as_json):
             f"{label}  {value:>{size}}",
             *(f"{name} %: {low:>{size}} to {high:>{size}}" for name, low, high in bounds),
         ]
-        options.say(options.wrapped("  ".join(line)))
+        options.say(options.joined(line))
     for made in filter(None, (out, png)):
         options.say(made)
 

@@ -44,9 +44,9 @@ class Progress(Callback):
         total = None if count is None else -(-count // training.settings.accumulate)  # updates in an epoch
         done = training.epoch * (total or 0) + -(-training.index // training.settings.accumulate)
         self._bar = progress_bar(
-            None, self._wanted, unit=" updates", leave=False, initial=done, total=total and total * training.epochs
-        )
-        self._bar.set_description_str(_epoch_of(training, training.epoch + 1))
+            None, self._wanted, unit=" updates", leave=False, initial=done, total=total and total * training.epochs,
+            desc=_epoch_of(training, training.epoch + 1),
+        )  # fmt: skip
 
     def on_update(self, record: Record, training: TrainingState) -> None:
         if self._bar.disable:
