@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from ..optim import SGD, Adam, AdamW, Optimizer, RMSprop, Schedule
 from .callbacks import Callbacks
 from .sources import Numbered, as_source
 
+_log = logging.getLogger("gpurnn")
 OPTIMIZERS = {"adam": Adam, "adamw": AdamW, "rmsprop": RMSprop, "sgd": SGD}
 _WORDS = {  # other libraries' argument -> a sentence on what fit takes instead
     "batch_size": "The batch source has the batch size: gpurnn.SequenceBatches(inputs, targets, batch_size)",
@@ -103,6 +105,7 @@ class FitSettings:
                 if isinstance(self.loss, str)
                 else f"loss: expected a function such as gpurnn.cross_entropy, got {type(self.loss).__name__}"
             )
+        _say_axes(self.model, self.batches)
         self.batches = as_source(self.batches, "batches")
         if self.validation is not None:
             self.validation = as_source(self.validation, "validation")
@@ -124,6 +127,20 @@ class FitSettings:
                 f"watch: expected 'loss' or the name of a metric, got {name!r}: metrics={{{name!r}: ...}} measures it"
             )
         check_choice("watch", self.watch[1], ("min", "max"))
+
+
+def _say_axes(model: Module, batches: Any) -> None:
+    """Log where a DataLoader as torch makes it, which puts the sequences first, meets layers that take timesteps first.
+
+    A model of one's own may swap the axes itself.
+    """
+    collate = getattr(getattr(batches, "collate_fn", None), "__name__", None)
+    orders = {layer.batch_first for _, layer in model.modules() if hasattr(layer, "batch_first")}
+    if collate == "default_collate" and orders == {False} and type(model).__module__.startswith("gpurnn."):
+        _log.warning(
+            "batches: this DataLoader gives (B, T, ...), sequences first, and the model takes (T, B, ...): build its "
+            "layers with batch_first=True"
+        )
 
 
 def check_metrics(metrics: Any) -> Mapping[str, Callable[..., Any]]:

@@ -392,3 +392,12 @@ def test_sequences_first_are_told_where_it_can_be_seen():
     with pytest.raises(gpurnn.ShapeError) as caught:
         train([(x.swapaxes(0, 1), y[:3])], model_of(pooled=True))
     assert "batch_first" not in str(caught.value)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_a_loader_that_gives_sequences_first_to_a_model_of_timesteps_first_is_said(batch_first, caplog):
+    x, y = np.zeros((8, 5, 3), "float32"), np.zeros((8, 5), int)
+    data = torch.utils.data.TensorDataset(torch.from_numpy(x), torch.from_numpy(y))
+    model, loss = model_of(batch_first=batch_first), functools.partial(gpurnn.cross_entropy, batch_first=batch_first)
+    train(torch.utils.data.DataLoader(data, batch_size=4), model, loss, epochs=1)
+    assert ("sequences first, and the model takes (T, B, ...)" in caplog.text) is not batch_first
