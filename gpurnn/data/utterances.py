@@ -114,6 +114,10 @@ def _cells(line, file):
         path, comma, text = cells[0], ",", cells[1]
     if not (comma and path.strip()) or "\0" in path:
         raise FileError(f"expected a path, a tab and a transcript, got {line[:60]!r}")
+    if "\t" in text:
+        raise FileError(
+            f"expected two columns, a path and a transcript, got {2 + text.count(chr(9))}: leave out the others"
+        )
     return path, text
 
 

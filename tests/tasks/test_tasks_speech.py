@@ -437,6 +437,7 @@ def test_a_table_of_comma_separated_values(tmp_path, caplog):
         ("no comma\ngood.wav,a\n", "line 1: expected a path, a comma and a transcript"),
         ('good.wav,a\ngood.wav,"a\n', "line 2: "),
         (",a\n", "line 1: expected a path"),
+        ("good.wav\tyes\tann\n", "line 1: expected two columns, a path and a transcript, got 3: leave out the others"),
     ]:
         table.write_text(text)
         with pytest.raises(FileError, match=message):
