@@ -22,6 +22,7 @@ The same by hand: forward returns a backward function, and so does a loss.
 ``help(gpurnn.LSTM)`` explains a layer, ``help(gpurnn.fit)`` training. ``gpurnn --help`` on the shell trains on files.
 """
 
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from . import _interrupt
@@ -65,7 +66,11 @@ from .seq2seq import EncoderDecoder, beam_search, greedy_search
 from .train import History, TrainingError, evaluate, fit, load_weights, save_weights
 
 _HINTS = {  # what other libraries have -> what to do here
-    "Dense": "use gpurnn.Linear(in_features, out_features)", "Model": "use gpurnn.Module",
+    "Bidirectional": "give the layer bidirectional=True", "Dense": "use gpurnn.Linear(in_features, out_features)",
+    "functional": "losses and layers are in gpurnn itself", "manual_seed": "give seed= to each layer",
+    "Model": "use gpurnn.Module", "no_grad": "calling a model saves nothing for a backward pass; only forward does",
+    "pack_padded_sequence": "nothing is packed: give lengths= to the layer and to the loss",
+    "TimeDistributed": "a layer acts on every timestep as it is",
     "ModuleList": "set a list of layers as an attribute of a gpurnn.Module", "nn": "the layers are in gpurnn itself",
     "load": "use gpurnn.load_weights(model, path), or gpurnn.load_checkpoint",
     "save": "use gpurnn.save_weights(model, path), or gpurnn.save_checkpoint",
@@ -76,8 +81,11 @@ _HINTS = {  # what other libraries have -> what to do here
 if not TYPE_CHECKING:  # which would take any name for an attribute
 
     def __getattr__(name):
-        hint = f"; {_HINTS[name]}" if name in _HINTS else ""
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
+        near = get_close_matches(name.casefold(), known := {one.casefold(): one for one in __all__}, 1)
+        hint = _HINTS.get(name) or (f"did you mean {known[near[0]]}?" if near else "")
+        if name.endswith("Loss"):
+            hint = "losses are functions, such as gpurnn.cross_entropy(logits, targets) and gpurnn.mse(output, target)"
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint and f'; {hint}'}")
 
 
 __version__ = "0.1.0"

@@ -115,6 +115,10 @@ def class_rows(logits, targets, mask, lengths, batch_first, ignore_index, name="
     """
     ops = loss_ops(name, logits)
     logits, targets = floats(logits, name, ops), ops.asarray(targets, "targets")
+    if targets.dtype.kind in "US":
+        raise DtypeError(
+            "targets: expected class numbers, got text. Number it: np.unique(targets, return_inverse=True)"
+        )
     if targets.dtype.kind not in "iu":
         raise DtypeError(
             f"targets: expected integers (class numbers), got {targets.dtype}{_one_hot_hint(targets, logits)}"

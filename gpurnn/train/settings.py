@@ -24,13 +24,17 @@ _log = logging.getLogger("gpurnn")
 OPTIMIZERS = {"adam": Adam, "adamw": AdamW, "rmsprop": RMSprop, "sgd": SGD}
 _WORDS = {  # other libraries' argument -> a sentence on what fit takes instead
     "batch_size": "The batch source has the batch size: gpurnn.SequenceBatches(inputs, targets, batch_size)",
+    "class_weight": "Give it to the loss: functools.partial(gpurnn.cross_entropy, weight=...)",
+    "device": "The model has one: backend='cuda' at the construction of each layer",
     "early_stopping": "Here it is called patience",
     "gradient_clip_val": "Here it is called clip_norm",
     "initial_epoch": "epochs counts those before a resume: give out= and resume=True",
     "learning_rate": "Here it is called lr, with optimizer='adam'",
     "lr_scheduler": "Here it is called schedule",
     "max_epochs": "Here it is called epochs",
+    "sample_weight": "Give it to the loss: a function that calls one with mask= or reduction='none'",
     "scheduler": "Here it is called schedule",
+    "shuffle": "The batch source shuffles: gpurnn.SequenceBatches(inputs, targets, batch_size, shuffle=True)",
     "val_data": "Here it is called validation",
     "validation_data": "Here it is called validation, a batch source as batches is",
     "validation_split": "Split the data first and give a part as validation",
