@@ -125,7 +125,7 @@ def call_loss(loss: Callable[..., Any], outputs: Any, batch: Batch) -> tuple[Any
     try:
         result = loss(outputs, batch.targets, **batch.loss_options)
     except ShapeError as error:
-        raise ShapeError(f"{error}{_axes_hint(batch)}") from error
+        raise ShapeError(f"{error}{_shape_hint(outputs, batch)}") from error
     if not isinstance(result, (tuple, list)) or len(result) != 2 or not callable(result[1]):
         got = type(result).__name__
         if isinstance(result, (tuple, list)):
@@ -137,9 +137,12 @@ def call_loss(loss: Callable[..., Any], outputs: Any, batch: Batch) -> tuple[Any
     return result
 
 
-def _axes_hint(batch: Batch) -> str:
-    """What to do where a batch seems to have the sequences first, from its inputs and one target for each; else ""."""
-    inputs, targets = (getattr(array, "shape", ()) for array in (batch.inputs, batch.targets))
+def _shape_hint(outputs: Any, batch: Batch) -> str:
+    """What to do where a batch seems to have the sequences first, from its inputs and one target for each, or where
+    the model gives more or fewer features than the targets have; else ""."""
+    inputs, targets, made = (getattr(array, "shape", ()) for array in (batch.inputs, batch.targets, outputs))
+    if len(made) == len(targets) > 1 and made[:-1] == targets[:-1]:
+        return f". End the model with {targets[-1]} features, as gpurnn.Linear({made[-1]}, {targets[-1]}) makes them"
     if len(inputs) != 3 or len(targets) != 1 or inputs[0] != targets[0] or inputs[1] == targets[0]:
         return ""
     return (

@@ -394,6 +394,12 @@ def test_sequences_first_are_told_where_it_can_be_seen():
     assert "batch_first" not in str(caught.value)
 
 
+def test_a_model_without_a_head_is_told():
+    x, y = np.zeros((5, 4, 3), "float32"), np.zeros((5, 4, 2), "float32")
+    with pytest.raises(gpurnn.ShapeError, match=r"End the model with 2 features, as gpurnn.Linear\(6, 2\) makes them"):
+        train([(x, y)], gpurnn.GRU(3, 6), gpurnn.mse)
+
+
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_a_loader_that_gives_sequences_first_to_a_model_of_timesteps_first_is_said(batch_first, caplog):
     x, y = np.zeros((8, 5, 3), "float32"), np.zeros((8, 5), int)
