@@ -1,7 +1,9 @@
-"""gpurnn: recurrent networks on NumPy and on CUDA kernels of their own.
+"""Recurrent networks on NumPy and on CUDA kernels of their own.
 
 A model, and how it learns; arrays are (timesteps, sequences, features):
 
+>>> import numpy as np
+>>> import gpurnn
 >>> x = np.random.default_rng(0).standard_normal((20, 64, 2)).astype("float32")
 >>> y = np.cumsum(x.sum(2, keepdims=True), axis=0) * 0.1                    # a target for every timestep
 >>> model = gpurnn.Sequential(gpurnn.LSTM(2, 32), gpurnn.Linear(32, 1))     # backend="cuda" for each: on a GPU
