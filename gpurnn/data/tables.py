@@ -168,7 +168,7 @@ def _fitted(cells, header, path, line):
     if len(cells) != len(header):
         raise ValueError(
             f"{path}: line {line}: expected {len(header)} columns, as the header has, got {len(cells)}. A title or a "
-            "remark? Delete it, or put # before it. Parted by something else? --delimiter"
+            "remark? Delete it, or put # before it. Another separator? --delimiter"
         )
     return cells
 

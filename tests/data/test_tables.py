@@ -254,7 +254,7 @@ def test_doubtful_marks_are_explained(tmp_path):
 def test_thousands_are_said(tmp_path):
     path = save(tmp_path / "a.csv", "a;b\nx;1,5\nx;2.007\n")
     assert read_table(path, choose_columns(path, SeriesSettings())).notes == [
-        "thousands are parted by '.': '2.007' is read as 2007"
+        "thousands are separated by '.': '2.007' is read as 2007"
     ]
 
 

@@ -183,7 +183,7 @@ def read_table(path, facts, settings=None, rows=None):
             )
         values[:, n] = numbers
     if shown and marks.thousands:  # a number, as all cells are by now
-        notes.append(f"thousands are parted by {marks.thousands!r}: {shown!r} is read as {marks.number(shown):g}")
+        notes.append(f"thousands are separated by {marks.thousands!r}: {shown!r} is read as {marks.number(shown):g}")
     lines, (moments, form) = np.array(rows.lines), _dates(rows, facts, settings)
     if moments is not None:
         order = _order(rows, facts, settings, moments)
