@@ -485,6 +485,16 @@ def test_transcribe_goes_on_after_a_bad_file(listener, strings, tmp_path):
     assert "is not WAV" in gpurnn("transcribe", listener, bad, code=2).stderr  # alone it is the command's error
 
 
+@pytest.mark.parametrize("text, said", [("", True), ("a", False)])
+def test_a_model_that_hears_nothing_is_named(listener, strings, tmp_path, monkeypatch, text, said):
+    """Bad files have no say in it."""
+    bad = tmp_path / "bad.mp3"
+    bad.write_bytes(b"not sound")
+    monkeypatch.setattr("gpurnn.cli.transcribe.transcribe", lambda *_: {"text": text})
+    done = gpurnn("transcribe", listener, bad, strings.parent / "0.wav", code=1)
+    assert ("nothing is heard in any file" in done.stderr) is said
+
+
 def test_posteriors_are_the_softmax_of_every_step(listener, strings):
     trained = load(listener, "cpu")
     features, _ = file_features(strings.parent / "2.wav", trained.settings, 4000)
