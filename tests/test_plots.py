@@ -164,6 +164,14 @@ def test_fonts_that_have_the_characters():
     assert fonts._code_points(__file__).size == 0  # no font
 
 
+def test_escapes_in_pictures_are_said_once(caplog):
+    fonts._say_missing.cache_clear()
+    assert fonts.drawable("plain") == "plain" and not caplog.records
+    fonts.drawable(LACKING), fonts.drawable(f"a{LACKING}")
+    (said,) = caplog.records
+    assert "it shows escapes such as" in said.getMessage()
+
+
 def test_nothing_to_draw(tmp_path):
     with pytest.raises(ValueError, match="history is empty"):
         plot_history([], tmp_path / "a.png")

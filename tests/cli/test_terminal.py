@@ -18,7 +18,7 @@ from helpers import ROOT
 
 from gpurnn._interrupt import is_command
 from gpurnn.checkpoint import load_checkpoint
-from gpurnn.cli import main
+from gpurnn.cli import main, options
 from gpurnn.cli.options import say_pieces
 from gpurnn.errors import one_line, printable
 from gpurnn.tasks.series import csv_text
@@ -95,6 +95,21 @@ def test_translations_and_columns_of_escapes(call):
     call("train", "series", "x.csv", "--window", 6, "--horizon", 2, "--out", "run", *TINY)
     call("forecast", "run", "--out", "y.csv", "--plot", "y.png")
     call("evaluate", "run", "x.csv")
+
+
+# ---- narrow terminals
+
+
+def test_lines_are_broken_under_their_values(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    long = "Perplexity  10.3 for each token given those before\nA sentence that goes on and on."
+    assert options.wrapped(long) == long and options.joined(["a" * 20, "b" * 20]) == "a" * 20 + "  " + "b" * 20
+    monkeypatch.setattr("gpurnn.cli.options.is_terminal", lambda stream: True)
+    broken = "Perplexity  10.3 for each\n            token given those\n            before"
+    assert options.wrapped(long) == f"{broken}\nA sentence that goes on and\non."
+    assert options.wrapped("     under a value, in words, too") == "     under a value, in words,\n     too"
+    assert options.joined(["2020-01-01  1.5", "80 %: 1 to 2"]) == "2020-01-01  1.5  80 %: 1 to 2"
+    assert options.joined(["2020-01-01  1.5", "80 %: 1.25 to 2"]) == "2020-01-01  1.5\n    80 %: 1.25 to 2"
 
 
 # ---- C12: spreadsheets

@@ -106,6 +106,10 @@ def test_a_plot_is_advised_where_it_can_be_drawn(call, monkeypatch, here):
         monkeypatch.setitem(sys.modules, "matplotlib", None)
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert ("gpurnn plot run" in call("train", "text", "book.txt", "--out", "run", *TINY).stdout) is here
+    Path("a.csv").write_text("n,y\n" + "".join(f"{n},{n % 7}\n" for n in range(90)))
+    sizes = ["--window", 5, "--horizon", 2, "--hidden", 4, "--epochs", 1, "--no-progress"]
+    said = call("train", "series", "a.csv", "--out", "series", *sizes).stdout
+    assert f"gpurnn forecast series {'--plot forecast.png ' * here}--out forecast.csv" in said
     if not here:
         said = call("plot", "run", code=1).stderr
         assert said == "Error: plots need Matplotlib: pip install 'gpurnn[plot]'\n"

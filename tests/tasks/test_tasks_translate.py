@@ -420,3 +420,12 @@ def test_the_command_that_trains_with_torch(trained, tmp_path):
     prepare("translate", [trained[0].parent / "train.tsv"], tmp_path / "two", settings, backend="cpu")
     done = CliRunner().invoke(translation.main, [str(tmp_path / "two"), str(trained[1])])
     assert done.exit_code == 2 and "teacher forcing only" in done.output
+
+
+@pytest.mark.parametrize(
+    "first, pairs", [("English,French", 1), ("id,en,fr", 1), ("en,en", 2), ("English,anglais", 2), ("Source,Target", 1)]
+)
+def test_a_header_names_languages(tmp_path, first, pairs):
+    path, wide = tmp_path / "a.csv", first.count(",") > 1
+    path.write_text(f"{first}\n{'1,' * wide}Go on.,Va.\n")
+    assert read_pairs(path).pairs[-1] == ("Go on.", "Va.") and len(read_pairs(path).pairs) == pairs
