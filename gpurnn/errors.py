@@ -211,6 +211,7 @@ class NamesArguments:
     """A class whose constructor answers an unknown argument with our word for it."""
 
     _elsewhere: dict[str, str] = {}  # argument that this class refuses -> a sentence on who takes it
+    _hints: dict[str, str] = {}  # attribute that other libraries have -> what to do here
 
     def __new__(cls: type[N], *args: Any, **options: Any) -> N:
         if options:
@@ -219,7 +220,17 @@ class NamesArguments:
                 for name in options:
                     if name not in known:
                         refuse_unknown(cls.__name__, [name], known, cls._hint(name, options[name], known))
+        required = _required_arguments(cls) if args or options else ()  # copies give none
+        missing = [name for name in required[len(args) :] if name not in options]
+        if missing:
+            raise TypeError(f"{cls.__name__}: {missing[0]} is missing: {cls.__name__}({', '.join(required)})")
         return super().__new__(cls)
+
+    if not TYPE_CHECKING:  # which would take any name for an attribute
+
+        def __getattr__(self, name):
+            hint = f"; {self._hints[name]}" if name in self._hints else ""
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
 
     @classmethod
     def _hint(cls, name, value, known):
@@ -244,6 +255,13 @@ def _known_arguments(cls):
         if owner.__module__.partition(".")[0] != __name__.partition(".")[0]:
             return None
     return tuple(dict.fromkeys(known))
+
+
+@functools.cache
+def _required_arguments(cls):
+    """The names of the arguments that the constructor of ``cls`` needs and that may be given by position."""
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty)
 
 
 # ---- what messages say

@@ -40,6 +40,7 @@ TESTS = {
     "gpurnn/backends/cuda/schedules/tun": ["test_tuning.py"],
     "gpurnn/backends/cuda/schedules": ["test_cuda_block.py", "test_cuda_grid.py", "test_tuning.py", "test_device.py"],
     "gpurnn/backends/cuda/": ["test_cuda_layers.py", "test_cuda_ops.py", "test_cuda_grid.py", "test_threads.py"],
+    "gpurnn/backends/cpu/cells.py": ["test_cell_cache.py", "test_cells.py"],
     "gpurnn/backends/cpu/": ["test_cpu_ops.py", "test_robust.py"],
     "gpurnn/backends/switch.py": ["test_backend.py"],
     "gpurnn/module/": ["test_module.py", "test_copies.py", "test_freeze.py", "test_between.py", "test_summary.py"],
@@ -102,7 +103,9 @@ TESTS = {
     "gpurnn/files/": ["test_files.py", "test_checkpoint.py"],
     "gpurnn/cli/": ["test_cli.py", "test_info.py", "test_terminal.py", "test_tasks_text.py", "test_tasks_run.py"],
     "gpurnn/recurrent/": ["test_recurrent.py", "test_recurrent_torch.py", "test_between.py"],
-    "kernels/cpu": ["test_cpu_ops.py"],
+    "kernels/cpu/functions.h": ["test_cpu_ops.py", "test_functions.py"],
+    "kernels/cpu/stages.h": ["test_cells.py"],
+    "kernels/cpu": ["test_cpu_ops.py", "test_cells.py"],
 }
 _LEFT_OUT = ("gpurnn/__main__.py", "gpurnn/_typing.py")
 _COMPARE = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,

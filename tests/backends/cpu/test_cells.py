@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cpu_ops import levels, results
+from helpers import cpu_levels, results
 
 import gpurnn
 from gpurnn.backends.cpu import ops as cpu_ops
@@ -84,19 +84,6 @@ NAMES = [cell.name for cell in TRACED]
 SIZES = ((1, 1, 1), (16, 7, 9), (33, 2, 13), (40, 1, 9))  # H, T, B; the last in a single step: nothing is packed
 
 
-@pytest.fixture
-def threads(monkeypatch):
-    """Sets how many threads a time loop takes, however little there is to do."""
-
-    def choose(count):
-        monkeypatch.setenv("GPURNN_NUM_THREADS", str(count))
-        monkeypatch.setattr(cpu_ops, "_WORK", 0)
-        monkeypatch.setattr(cpu_ops, "_ROWS", 1)
-        monkeypatch.setattr(cpu_ops, "_UNITS", 1)
-
-    return choose
-
-
 def layers(cell, dtype, H, **options):
     """The compiled layer, and with the same weights that of array code in the same dtype and in float64."""
     made = [
@@ -139,7 +126,7 @@ def test_a_compiled_cell_is_no_worse_than_array_code(cell, dtype, threads):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("level", levels()[:-1], ids=lambda level: cpu_ops.LEVELS[level])
+@pytest.mark.parametrize("level", cpu_levels()[:-1], ids=lambda level: cpu_ops.LEVELS[level])
 @pytest.mark.parametrize("cell", TRACED, ids=NAMES)
 def test_on_smaller_vectors(cell, level, threads, monkeypatch):
     monkeypatch.setattr(gpurnn.get_backend("cpu"), "level", level)
@@ -150,7 +137,9 @@ def test_on_smaller_vectors(cell, level, threads, monkeypatch):
 
 @pytest.mark.parametrize("T", [1, 6])
 @pytest.mark.parametrize("cell", TRACED, ids=NAMES)
-def test_equal_bits_for_any_number_of_threads(cell, T, threads):
+def test_equal_bits_for_any_number_of_threads(cell, T, threads, monkeypatch):
+    """Which share sequences, or of a single step units."""
+    monkeypatch.setattr(cpu_ops, "_UNITS", 1)
     rng = np.random.default_rng(0)
     layer = gpurnn.Recurrent(cell, 5, 37, bidirectional=True, backend="cpu", seed=1)
     x = rng.standard_normal((T, 9, 5)).astype(np.float32)

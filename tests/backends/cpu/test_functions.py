@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from test_cpu_ops import levels
 
 import gpurnn
 from gpurnn.backends.cpu import ops as cpu_ops
@@ -44,11 +43,6 @@ ULPS = {
 def functions(ax, ah, s):
     """Every function of the state h."""
     return ax.z, *(function(s.h) for function, _ in FUNCTIONS.values())
-
-
-@pytest.fixture(params=levels(), ids=lambda level: cpu_ops.LEVELS[level])
-def level(request, monkeypatch):
-    monkeypatch.setattr(gpurnn.get_backend("cpu"), "level", request.param)
 
 
 def values(dtype, x):
