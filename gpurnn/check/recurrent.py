@@ -49,7 +49,7 @@ def build(cell, backend, dtype, I=4, H=7, seed=5, **options):
         states = state if len(cell.states) > 1 else (state,)
         for index, _, _, suffix in layer._passes():
             for name, part in zip(cell.states, states, strict=True):
-                layer.params[f"initial_{name}{suffix}"] = part[index, 0].astype(layer.compute_dtype)
+                layer.params[f"initial_{name}{suffix}"][...] = part[index, 0].astype(layer.compute_dtype)
     return layer
 
 
