@@ -29,6 +29,7 @@ from gpurnn import (
     optim,
     testing,
 )  # fmt: skip
+from gpurnn.backends.cpu.native import load_native
 from gpurnn.backends.cuda import schedules
 from gpurnn.backends.cuda.launch import kernel_of, kernel_source
 from gpurnn.backends.cuda.ops import CudaOps
@@ -78,6 +79,21 @@ def cuda_ops(graphs=16, edits=(), **how):
 def backend_of(name):
     """What a layer takes as ``backend``: for "cuda" the emulated GPU."""
     return cuda_ops() if name == "cuda" else name
+
+
+def cpu_levels():
+    """Every kind of vector that this machine can run: 0 of 128 bits, 1 AVX2, 2 AVX-512."""
+    found = load_native()
+    return range(found[1] + 1) if found else ()
+
+
+def results(layer, x, doutput, lengths=None):
+    """Every array of one training call."""
+    layer.zero_grad()
+    output, state, backward = layer.forward(x, lengths=lengths)
+    dx, dstate = backward(doutput)
+    states = [part if isinstance(part, tuple) else (part,) for part in (state, dstate)]
+    return [output, *states[0], dx, *states[1], layer.flat_grads.copy()]
 
 
 def host(array):
