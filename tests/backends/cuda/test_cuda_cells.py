@@ -323,3 +323,10 @@ def test_a_planted_error_is_seen(mutation):
     ops = cuda_ops(edits=[(old, new)], **THREAD_ORDERS["random"])
     with pytest.raises((AssertionError, KernelError)), np.errstate(all="ignore"):
         compare(EVERY[kind], ops, "float32", 4, 3, 40 if kind in MEANS else 7, True, schedule, bidirectional=True)
+
+
+def test_no_steps_and_no_sequences():
+    for kind, schedule in (("zoneout and dropout", "step"), ("zoneout and dropout", "block"), ("mingru", "block"),
+                           ("everything", "step"), ("inner drawn", "step")):  # fmt: skip
+        for T, B in ((0, 2), (3, 0)):
+            compare(EVERY[kind], cuda_ops(), "float32", T, B, 5, False, schedule, I=40)
