@@ -241,7 +241,7 @@ class Ops:
 
     def accumulate_product(self, grad, d, x):
         """``grad += d^T x`` summed over all steps: one GEMM. grad: (M, N); d: (T, B, M) or (T*B, M); x alike."""
-        grad += upcast(flat(d)).T @ upcast(flat(x))
+        self.product(flat(d).T, flat(x), grad, accumulate=True)
 
     def sum_steps(self, d):
         """The sum of d, (T, B, M) or (T*B, M), over all steps, in a fixed order: (M,).

@@ -137,8 +137,8 @@ def _functions(cell, stages, which):
 
 def _stage(cell, stages, which, stage):
     given = _given(cell, stages, which)
-    kept = {node: f"out.local[{k}]" for k, node in enumerate(stages.locals)}
-    code = _statements(given | {node: text for node, text in kept.items() if stages.of[node] < stage})
+    held = {node: f"out.local[{k}]" for k, node in enumerate(stages.locals)}
+    code = _statements(given | {node: text for node, text in held.items() if stages.of[node] < stage})
     last = stage == stages.count - 1
     results = [node for node in stages.locals if stages.of[node] == stage and not last]
     sums = [(k, mean.args[0]) for k, mean in enumerate(stages.means) if stages.of[mean] == stage + 1]
@@ -148,7 +148,7 @@ def _stage(cell, stages, which, stage):
     code.compute([*results, *(node for _, node in sums), *(node for _, node in final)])
     yield from code.lines
     for node in results:
-        yield f"{kept[node]} = {code.expression(node)};"
+        yield f"{held[node]} = {code.expression(node)};"
     for k, node in sums:
         yield f"out.sum[{k}] = {code.expression(node)};"
     for target, node in final:

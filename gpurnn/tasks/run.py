@@ -107,8 +107,8 @@ class Run:
             overwrite=not self.resume,
             checkpoint_every=checkpoint_every,
             patience=settings.patience,
-            metrics=self.task.metrics(settings, data.facts),
-            watch=self.task.watch,
+            metrics=self.task.metrics(settings, data.facts) if data.valid is not None else None,
+            watch=self.task.watch if data.valid is not None else ("loss", "min"),
             callbacks=callbacks,
             progress=progress,
             flow=flow,
@@ -139,6 +139,8 @@ class Run:
         try:
             with np.errstate(over="ignore", invalid="ignore"):
                 numbers, text = self.task.finish(trained, self.data, history)
+            if not numbers:  # neither a validation nor a test part
+                numbers, text = Task.finish(self.task, trained, self.data, history)
             if not _is_finite(numbers):
                 raise DivergedError
         except DivergedError:

@@ -7,6 +7,7 @@ from ..dtypes import check_dtype
 from ..errors import check_number
 from ..files import check_room
 from ..losses import cross_entropy
+from ..train.progress import show_loss
 from . import get_task
 from .settings import Settings
 
@@ -98,7 +99,7 @@ class Task:
         text = (
             f"Best {kind} loss" if self.watch[0] == "loss" else f"Kept: epoch {best['epoch']}. {kind.capitalize()} loss"
         )
-        return {"loss": kind, "best": round(loss, 6)}, f"{text} {loss:.4f}."
+        return {"loss": kind, "best": round(loss, 6)}, f"{text} {show_loss(loss)}."
 
     def best_record(self, history):
         """The record of the epoch whose model is kept, as ``fit`` chooses it: the first that is best in ``watch``.

@@ -310,9 +310,6 @@ class CpuOps(HostOps):
         threads = 1 if M * N * K < _WORK else min(thread_count(), -(-M // 16))
         self._call("multiply", ctypes.byref(job), threads, self.level, threads=threads)
 
-    def accumulate_product(self, grad, d, x):
-        self.product(flat(d).T, flat(x), grad, accumulate=True)
-
     def sum_steps(self, d):
         rows = flat(d)
         N, M = rows.shape

@@ -77,7 +77,7 @@ class Loop:
                 for vectors in (array.reshape(-1, self.H) for array in w.own):
                     own[first : first + len(vectors)] = vectors
                     first += len(vectors)
-        if masks is not None:
+        if masks is not None and masks[0].size:
             self._load_masks(masks)
         if lengths is not None:
             self.lengths[...] = self.ops.xp.asarray(lengths.astype(np.int32))

@@ -270,9 +270,6 @@ class CudaOps(Ops):
         b = b if is_matrix(b) else self.xp.ascontiguousarray(b)
         self.device.gemm(a, b, out, accumulate, self.tf32)
 
-    def accumulate_product(self, grad, d, x):
-        self.product(flat(d).T, flat(x), grad, accumulate=True)
-
     def sum_steps(self, d):
         rows = flat(d)
         N, M = rows.shape

@@ -61,8 +61,10 @@ def test_columns_past_one_chunk(cell, level, threads):
     compare(cell, "cpu", "float32", 3, 5, H=300)
 
 
-@pytest.mark.parametrize("T, B, H", [(6, 11, 19), (1, 11, 19), (1, 1, 150)])
-@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize(
+    "T, B, H", [(6, 11, 19), *(pytest.param(1, B, H, marks=pytest.mark.long) for B, H in [(11, 19), (1, 150)])]
+)
+@pytest.mark.parametrize("bidirectional", [False, pytest.param(True, marks=pytest.mark.long)])
 @pytest.mark.parametrize("cell", CELLS)
 def test_equal_bits_for_any_number_of_threads(cell, bidirectional, T, B, H, level, threads, monkeypatch):
     """Which share sequences, or of a single step units."""
@@ -110,6 +112,7 @@ assert found == [True] * 5 and right()
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_threads_go_on_in_a_fork_and_beside_one_another():
     environment = os.environ | {"GPURNN_NUM_THREADS": "3", "PYTHONWARNINGS": "ignore"}  # of a fork beside threads

@@ -4,11 +4,13 @@ compared with NumPy to the same tolerance."""
 
 import numpy as np
 import pytest
+from cuda_on_cpu.emulator import KernelError
 from helpers import THREAD_ORDERS, cuda_ops
 
 import gpurnn
 from gpurnn import cells
 from gpurnn.backends.cuda import schedules
+from gpurnn.backends.cuda.launch import kernel_source
 from gpurnn.check import Batch
 from gpurnn.dtypes import ITEMSIZE
 from gpurnn.testing.allowed import worst_error
@@ -33,6 +35,45 @@ def inner_drawn(ax, ah, s, p):
     return n + r * (s.h - n), 0.5 * s.s + 0.5 * n * p.u
 
 
+class LeakyStep(cells.Cell):
+    """h' = h + leak (n - h), n = tanh(ax + ah): a cell that nothing else knows, written by hand as one record and one
+    struct."""
+
+    name, gates, inputs, saved, preactivations = "leaky", ("z",), ("z",), ("n",), ("z", "leak")
+    products, parameters = (cells.Product(("z",)),), (cells.Parameter("leak", initial=0.5),)
+    struct = """
+        template <typename real>
+        struct leaky : PointwiseCell {
+            static constexpr int gates = 1, states = 1, saved = 1, preactivations = 2, first_product = 1, products = 1;
+            static constexpr int parameters = 1;
+
+            DEVICE static void forward(const ForwardIn<leaky, real>& in, ForwardOut<leaky, real>& out) {
+                const real n = out.saved[0] = tanh(in.ax[0] + in.ah[0]);
+                out.state[0] = in.state[0] + in.p[0] * (n - in.state[0]);
+            }
+
+            DEVICE static void backward(const BackwardIn<leaky, real>& in, BackwardOut<leaky, real>& out) {
+                out.d[0] = in.dstate[0] * in.p[0] * dtanh(in.saved[0]);
+                out.d[1] = in.dstate[0] * (in.saved[0] - in.state[0]);
+                out.dstate[0] = in.dstate[0] * (real(1) - in.p[0]);
+            }
+        };
+    """
+
+    def forward(self, xp, w, ax, old, new, scratch):
+        n = scratch.z[: len(ax)]
+        n[...] = xp.tanh(w.hh @ old[0] + ax)
+        new[0][...] = old[0] + w.own[0] * (n - old[0])
+
+    def backward(self, xp, w, old, new, dstate, scratch, hook):
+        (h,), (dh,), H = old, dstate, len(old[0])
+        hook(dh)
+        n, d = scratch.z[:H], scratch.d
+        d[:H] = dh * w.own[0] * (1 - n * n)
+        d[H:] = dh * (n - h)
+        dh[...] = w.hh.T @ d[:H] + dh * (1 - w.own[0])
+
+
 def of(cell):
     """A function that makes a layer of a cell."""
     return lambda *sizes, **more: gpurnn.Recurrent(cell, *sizes, **more)
@@ -45,6 +86,7 @@ def option(kind, **options):
 
 DRAWN = {"recurrent_dropout": 0.3, "zoneout": (0.2, 0.1)}
 LAYERS = {
+    "by hand": of(LeakyStep()),
     "peephole": of(cells.peephole),
     "four states": of(cells.slstm),
     "zoneout and dropout": option(gpurnn.LSTM, **DRAWN),
@@ -209,3 +251,82 @@ def test_grid(kind, tensor_cores, only):
     only("grid", tile)
     dtype = SIXTEEN_BITS[kind] if tensor_cores else "float32"
     compare(LAYERS[kind], cuda_ops(), dtype, 3, 5, 33, True, "grid", bidirectional=True)
+
+
+def test_who_cannot_serve_a_cell_says_why():
+    """Schedules that refuse, and cells that run as array code."""
+    device = schedules.Device(90, 132, 227 * 1024)
+
+    def problem(make, **more):
+        layer = make(3, 8, backend="numpy", seed=0)
+        return schedules.Problem(layer.cell, 128, 100, 16, 1, "float32", False, False, **more)
+
+    refusals = schedules.candidates(problem(MEANS["lstm normalized"]), device)[1]
+    assert "takes a barrier more" in refusals["block"] and "an exchange of 0.65 us more" in refusals["grid"]
+    refusals = schedules.candidates(problem(TWO_PRODUCTS["mgu"]), device)[1]
+    assert all("second product" in refusals[name] for name in ("block", "grid"))
+    found, refusals = schedules.candidates(problem(NO_PRODUCT["indrnn"]), device)
+    assert "multiplies nothing by it" in refusals["grid"] and {one.schedule for one in found} == {"step", "block"}
+    (block,) = (one for one in found if one.schedule == "block")
+    assert block.parts == 2 and str(block) == "no recurrent weights, tiles of 4 sequences"
+    ops = cuda_ops()
+    layer = gpurnn.LSTM(3, 5, batch_norm=4, backend=ops, seed=1)
+    plan = layer.plan(4, 3)
+    assert plan.schedule == "array code" and "averages over the batch" in plan.reason
+    compare(option(gpurnn.LSTM, batch_norm=4), ops, "float64", 4, 3, 5, False, "auto", bidirectional=True)
+
+
+def test_cells_of_one_name_are_not_one_kernel():
+    """Kernels are remembered by what the equations are, and a name of ours is free for others."""
+
+    def own(sign):
+        @gpurnn.cell(gates="z", name="lstm")
+        def equations(ax, ah, s):
+            return cells.tanh(sign * (ax.z + ah.z))
+
+        return equations
+
+    ops, outputs = cuda_ops(), []
+    for schedule in ("step", "block"):
+        for sign in (1, -1):
+            layer = gpurnn.Recurrent(own(sign), 3, 5, backend=ops, dtype="float32", seed=1, schedule=schedule)
+            outputs.append(layer(ops.xp.ones((1, 2, 3), "float32"))[0].get())
+        np.testing.assert_array_equal(outputs[-1], -outputs[-2])
+    assert np.abs(outputs[0]).max() > 0
+
+
+MUTATIONS = {  # planted error -> layer, schedule, piece of the source, what it becomes
+    "a state of direction 0": ("four states", "step", "(d * (Cell::states - 2) + s) * size", "s * size"),
+    "a state of direction 0, block": ("four states", "block", "(d * (Cell::states - 2) + s) * size", "s * size"),
+    "masks of the first timestep": ("zoneout and dropout", "step", "(steps > 1 ? t : 0)", "0"),
+    "masks of the last timestep": ("zoneout and dropout", "block", "if (!Channel::waits) load_all_masks(t + on);", ""),
+    "masks of one sequence": ("zoneout and dropout", "block", "t, pos.sequence[k], B, H", "t, 0, B, H"),
+    "parameters of direction 0": ("peephole", "step", "a.own[((size_t)pos.d * Cell::parameters", "a.own[((size_t)0"),
+    "parameters of direction 0, block": ("peephole", "block", "pos.d * Cell::parameters + n", "n"),
+    "no b_hh without a product": ("mixed", "block", "else in.ax[g] += bias_r[g][u];", ""),
+    "no b_hh without a product, step": ("mixed", "step", "else in.ax[k] += r;", ""),
+    "the second product's rows": ("mgu", "step", "row[(size_t)k * a.H] = T(out.d[k]);\n    }", "}"),
+    "what the second product multiplies": ("inner drawn", "step", "inner_now[at.index] = T(inner);",
+                                           "inner_now[at.index] = h_now[at.index];"),
+    "a warp left out": ("lstm normalized", "step", "for (int w = 0; w < WARPS", "for (int w = 1; w < WARPS"),
+    "no barrier behind the parts": ("lstm normalized", "step", "    }\n    __syncthreads();\n#pragma unroll",
+                                    "    }\n#pragma unroll"),
+    "a mean of too many": ("gru normalized", "step", "x[k] /= real(H);", "x[k] /= real(H + 1);"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_planted_error_is_seen(mutation):
+    kind, schedule, old, new = MUTATIONS[mutation]
+    file = "block.cu" if schedule == "block" else "step_means.cu" if kind in MEANS else "step.cu"
+    assert kernel_source(file).count(old) == 1
+    ops = cuda_ops(edits=[(old, new)], **THREAD_ORDERS["random"])
+    with pytest.raises((AssertionError, KernelError)), np.errstate(all="ignore"):
+        compare(EVERY[kind], ops, "float32", 4, 3, 40 if kind in MEANS else 7, True, schedule, bidirectional=True)
+
+
+def test_no_steps_and_no_sequences():
+    for kind, schedule in (("zoneout and dropout", "step"), ("zoneout and dropout", "block"), ("mingru", "block"),
+                           ("everything", "step"), ("inner drawn", "step")):  # fmt: skip
+        for T, B in ((0, 2), (3, 0)):
+            compare(EVERY[kind], cuda_ops(), "float32", T, B, 5, False, schedule, I=40)

@@ -63,7 +63,7 @@ class Block(Candidate):
 
 def block_candidates(problem, device):
     """All tiles that fit, or a sentence that says why none does."""
-    refused = refusal(problem)
+    refused = refusal(problem, "a barrier")
     if refused:
         return f"block {refused}"
     if not problem.products:
