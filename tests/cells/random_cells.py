@@ -87,9 +87,13 @@ def random_cell(random, name="drawn", means=True, draws=True, second=True):
     rows = random.randint(first, len(gates)) if second else first
     joined = [random.choice(["sum", "sum", "product", "nested"]) for _ in gates]
     early = [("state", one) for one in states] + [("own", one) for one in own] + [("gate", g) for g in gates[:first]]
-    inner = ("binary", "mul", tree(random, 1, early, False, draws), random.choice(early))
+    inner = ("binary", "mul", tree(random, 1, early, means, draws), random.choice(early))
     late = early + [("gate", gate) for gate in gates[first:]]
     new = [tree(random, 3, late, means, draws) for _ in states]
+    carrier = random.randrange(len(states))  # the state that is made of every gate
+    bare = [random.choice(late) if k != carrier and random.random() < 0.4 else None for k in range(len(states))]
+
+    pairs = list(zip(new, bare, strict=True))
 
     def join(how, ax, ah):
         if how == "sum":
@@ -106,8 +110,9 @@ def random_cell(random, name="drawn", means=True, draws=True, second=True):
                 hidden = hidden(vector)
             leaves["gate", gate] = join(joined[k], getattr(ax, gate), hidden) if k < rows else getattr(ax, gate)
         everything = sum((leaves[one] for one in late if one[0] != "state"), 0.0)
-        results = [cells.tanh(0.5 * value(one, leaves)) for one in new]
-        return (cells.tanh(0.3 * everything) + 0.5 * results[0], *results[1:])
+        results = [cells.tanh(0.5 * value(one, leaves)) if raw is None else leaves[raw] for one, raw in pairs]
+        results[carrier] = cells.tanh(0.3 * everything) + 0.5 * results[carrier]
+        return tuple(results)
 
     made = gpurnn.cell(gates, states, own, name=name)(equations)
     made.recipe = {

@@ -16,19 +16,19 @@ st = optional("hypothesis.strategies")
 T, B, I, H = 3, 2, 2, 3
 
 
-def error(cell, seed=0):
-    """``(share, detail)`` of the gradients of a layer, the best of four draws of its input: a kink or a jump within the
-    step of a difference says nothing."""
-    layer = gpurnn.Recurrent(cell, I, H, backend="numpy", dtype="float64", seed=seed)
-    found = []
+def error(cell, seed=0, **options):
+    """``(share, detail)`` of the gradients of a layer: of the first draw of its input where that is right, else the
+    second best of four. A kink or a jump within the step of a difference spoils a draw; a wrong rule spoils all."""
+    layer = gpurnn.Recurrent(cell, I, H, backend="numpy", dtype="float64", seed=seed, **options)
+    passes, found = len(layer._passes()), []
     for draw in range(4):
         rng = np.random.default_rng(100 * seed + draw)
-        state = tuple(rng.standard_normal((1, B, H)) for _ in cell.states)
+        state = tuple(rng.standard_normal((passes, B, H)) for _ in cell.states)
         inputs = rng.standard_normal((T, B, I)), state if len(state) > 1 else state[0]
-        found.append(testing.gradient_error(layer, inputs, seed=draw))
-        if "there is no derivative" not in found[-1][1]:
-            return found[-1]
-    return found[-1]
+        found.append(testing.gradient_error(layer, inputs, seed=draw, lengths=[T, T - 1]))
+        if found[0][0] <= 1:
+            return found[0]
+    return sorted(found)[1]
 
 
 checked = []
@@ -59,18 +59,15 @@ def test_random_equations_have_the_derivatives_that_differences_have():
         assert len(what) > 0
 
 
-@pytest.mark.parametrize("evaluating", [False, True])
-def test_stacks_of_random_equations_in_both_directions(evaluating):
+def test_stacks_of_random_equations_in_both_directions():
     source = random.Random(1)
     for _ in range(20):
         cell = random_cell(source)
+        for one in (cell, cell.evaluating):
+            share, detail = error(one, num_layers=2, bidirectional=True)
+            assert share <= 1, f"{detail}; {cell.recipe}"
         layer = gpurnn.Recurrent(cell, I, H, 2, bidirectional=True, backend="numpy", dtype="float64", seed=1)
-        layer.training = not evaluating
-        x = np.random.default_rng(2).standard_normal((T, 3, I))
-        share, detail = testing.gradient_error(layer, (x, None), lengths=[2, 0, 3])
-        assert share <= 1 or "there is no derivative" in detail, f"{detail}; {cell.recipe}"
-        if evaluating:
-            testing.check_ragged(layer, x, [2, 0, 3])
+        testing.check_ragged(layer, np.random.default_rng(2).standard_normal((T, 3, I)), [2, 0, 3])
 
 
 @pytest.mark.parametrize("rule", ["mul", "tanh", "mean"])
@@ -83,7 +80,7 @@ def test_a_wrong_derivative_is_seen(rule, monkeypatch):
 
     def seen(source):
         shares = [error(random_cell(source)) for _ in range(30)]
-        return sum(share > 1 and "there is no derivative" not in detail for share, detail in shares)
+        return sum(share > 1 for share, _ in shares)
 
     assert seen(random.Random(3)) == 0
     monkeypatch.setattr(derivatives, "_backward", wrong)

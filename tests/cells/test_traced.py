@@ -284,6 +284,7 @@ def test_the_profiler_that_was_set_is_set_again():
 SMALL = {
     "a state as it was": ("h c", lambda ax, ah, s: (tanh(ax.z + ah.z + s.c), s.c)),
     "a state that is a number": ("h c", lambda ax, ah, s: (tanh(ax.z + ah.z + s.c), 0.5)),
+    "a state that becomes the output": ("h c", lambda ax, ah, s: (s.c, tanh(ax.z + ah.z))),
     "swapped states": ("h c", lambda ax, ah, s: (tanh(ax.z + ah.z + s.c), s.h)),
     "equal states": ("h c", lambda ax, ah, s: (tanh(ax.z + ah.z + s.c),) * 2),
     "nothing but products": ("h", lambda ax, ah, s: ax.z + ah.z),
@@ -299,6 +300,22 @@ SMALL = {
     "layer norm": ("h", lambda ax, ah, s: tanh(normalized(ax.z) + normalized(ah.z))),
     "layer norm of both": ("h", lambda ax, ah, s: tanh(sum(normalized_together(ax.z, ah.z)))),
 }
+
+
+VECTORS = {
+    "a parameter": lambda ax, ah, s, p: tanh(ax.n + ah.n(p.u) + ax.r + ah.r),
+    "one number for all units": lambda ax, ah, s, p: tanh(ax.n + ah.n(mean(s.h)) + ax.r + ah.r + p.u),
+    "of x alone": lambda ax, ah, s, p: tanh(ah.n(ax.r * p.u) + ah.r),
+    "with a mask": lambda ax, ah, s, p: tanh(ah.n(dropout(s.h, 0.5)) + ax.n + ax.r + ah.r + p.u),
+    "of a gate": lambda ax, ah, s, p: tanh(ah.n(sigmoid(ax.r + ah.r)) + ax.n * p.u),
+}
+
+
+@pytest.mark.parametrize("what", VECTORS)
+def test_what_a_second_product_may_multiply(what):
+    cell = gpurnn.cell("r n", parameters="u")(VECTORS[what])
+    assert len(cell.products) == 2
+    assert check(cell, num_layers=2) <= 1
 
 
 @pytest.mark.parametrize("what", SMALL)
