@@ -29,10 +29,10 @@ template <typename Position>
 struct Places {
     const Position& pos;
     static constexpr bool one = Position::per_thread == 1;
-    int H, gates_row, output_row, move;  // numbers of one sequence in h and c, in gates, in output; sequences to the next t
+    int H, gates_row, output_row, move;  // numbers of one sequence in a state, in gates, in output; sequences to the next t
     long long gates, slot, output;
 
-    // Of timestep t, where h and c are those after `slots` timesteps.
+    // Of timestep t, where the states are those after `slots` timesteps.
     DEVICE Places(const Position& pos_, int T_, int B, int H_, int W, int D, int t, int slots, bool forward)
         : pos(pos_), H(H_), gates_row(W * H_), output_row(D * H_), move(forward != pos_.reversed ? B : -B) {
         const int sequence = one ? pos.sequence[0] : 0;

@@ -1,5 +1,5 @@
-// Schedule `step` for cells that average over the units of a sequence (layer norm): one timestep of every direction of a layer.
-// A thread block computes one sequence; thread j has units j, j + THREADS, ...
+// Schedule `step` for cells that average over the units of a sequence (layer norm): one timestep of every direction of a
+// layer. A thread block computes one sequence; thread j has units j, j + THREADS, ...
 //
 //     step_means_forward<CELL, float, 2>      U 2: units of a thread, THREADS U >= H
 //

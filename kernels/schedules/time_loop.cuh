@@ -18,6 +18,8 @@
 //                loads_ahead  whether what a step reads is loaded in the step before, in flight while that one waits and
 //                           multiplies; false where it does not fit into registers beside the weights
 //
+// A cell has one product in a timestep, or none, and no means over the units.
+//
 // A block sends once for each step that it computes: the initial h before the first, nothing after the last. `channel` is
 // what the blocks of a group share; a block that is alone has none.
 
