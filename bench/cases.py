@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, replace
 
 from gpurnn.dtypes import ITEMSIZE
 
-CELLS = {"rnn": 1, "gru": 3, "lstm": 4}  # name -> gates
+from .cells import OPTIONS, PLAIN, record
+
 PASSES = ("inference", "forward", "train", "step")
 KINDS = (
     ("float32", "float32"),
@@ -19,6 +20,7 @@ KINDS = (
 class Case:
     """One layer or stack on x (T, B, I).
 
+    cell: one of ``cells.CELLS``.
     what: "inference"; "forward", which saves what the backward pass needs; "train", forward and backward to every
     gradient, dx included; "step", a whole training step of a language model with V words: embedding of size I, stack,
     linear layer, cross-entropy, backward pass, clipping of the global norm at 1, Adam.
@@ -71,17 +73,22 @@ class Case:
         one_way = self.T * self.L if self.bidirectional else self.T + self.L - 1
         return one_way * (2 if self.what in ("train", "step") else 1)
 
+    @property
+    def record(self):
+        """What the cell declares."""
+        return record(self.cell)
+
     def _layers(self):
-        """(inputs, directions) of each layer."""
-        D = 2 if self.bidirectional else 1
-        return [(self.I if layer == 0 else D * self.H, D) for layer in range(self.L)]
+        """(weights, inputs, directions) of each layer: of both directions, the numbers of W_ih and W_hh."""
+        D, cell = 2 if self.bidirectional else 1, self.record
+        inputs = [self.I if layer == 0 else D * self.H for layer in range(self.L)]
+        return [(D * self.H * (len(cell.gates) * I + len(cell.hidden) * self.H), I, D) for I in inputs]
 
     @property
     def flops(self):
         """Of the matrix products: 2 for each weight, step and sequence; three times that with backward (by x and h, and
         by the weights)."""
-        G = CELLS[self.cell]
-        forward = sum(2 * self.tokens * D * G * self.H * (inputs + self.H) for inputs, D in self._layers())
+        forward = sum(2 * self.tokens * weights for weights, _, _ in self._layers())
         D = 2 if self.bidirectional else 1
         forward += 2 * self.tokens * D * self.H * self.V
         return forward * (3 if self.what in ("train", "step") else 1)
@@ -91,12 +98,11 @@ class Case:
         """That must move if every array is read or written once and what stays on the chip costs nothing: x, output,
         weights; with backward dx, doutput, the weights' gradients, and what forward keeps, written and read; in a whole
         step the probabilities and what Adam reads and writes (weight, gradient, two averages), too."""
-        G, size = CELLS[self.cell], ITEMSIZE[self.dtype]
+        cell, size = self.record, ITEMSIZE[self.dtype]
         total = 0
-        for inputs, D in self._layers():
-            weights = D * G * self.H * (inputs + self.H)
+        for weights, inputs, D in self._layers():
             arrays = self.tokens * (inputs + D * self.H)
-            saved = self.tokens * D * self.H * (G + 1)
+            saved = self.tokens * D * self.H * (len(cell.saved) + len(cell.states) - 1)
             times = {"inference": (1, 1, 0), "forward": (1, 1, 1), "train": (3, 2, 2), "step": (10, 2, 2)}[self.what]
             total += sum(n * count for n, count in zip(times, (weights, arrays, saved), strict=True))
         D = 2 if self.bidirectional else 1
@@ -105,15 +111,16 @@ class Case:
 
     @property
     def parameters(self):
-        """How many weights and biases there are, those of embedding and linear layer included."""
-        G, D = CELLS[self.cell], 2 if self.bidirectional else 1
-        layers = sum(D * G * self.H * (inputs + self.H + 2) for inputs, _ in self._layers())
+        """How many weights, biases and other parameters there are, with those of embedding and linear layer."""
+        D, cell = 2 if self.bidirectional else 1, self.record
+        vectors = cell.vectors + (2 * len(cell.gates) if cell.biases else 0)
+        layers = sum(weights + D * self.H * vectors for weights, _, _ in self._layers())
         return layers + self.V * (self.I + D * self.H + 1)
 
     @property
     def recurrent_bytes(self):
         """Of one direction's recurrent weights: whether they fit on one multiprocessor."""
-        return CELLS[self.cell] * self.H**2 * ITEMSIZE[self.dtype]
+        return len(self.record.hidden) * self.H**2 * ITEMSIZE[self.dtype]
 
     def as_dict(self):
         return asdict(self)
@@ -123,7 +130,7 @@ def _house():
     sizes = (128, 129, 192, 256, 512, 768, 1024, 1536, 2048)
     return [
         Case(cell, 512, B, H, H, dtype=dtype, precision=precision, what=what)
-        for cell in CELLS
+        for cell in PLAIN
         for H in sizes
         for B in (1, 7, 8, 16, 64, 128)
         for dtype, precision in KINDS
@@ -135,14 +142,14 @@ def _small():
     """What one multiprocessor can hold: sizes with cuDNN's kernel for small H, those just past it; a small input."""
     return [
         Case(cell, 512, B, H, H, dtype=dtype, precision=precision, what=what)
-        for cell in CELLS
+        for cell in PLAIN
         for H in (32, 64, 128, 129, 192)
         for B in (1, 16, 128)
         for dtype, precision in KINDS
         for what in ("inference", "train")
     ] + [  # a small input: its product is made within the launch
         Case(cell, 512, B, 8, 128, dtype=dtype, precision=precision, what=what)
-        for cell in CELLS
+        for cell in PLAIN
         for B in (16, 128)
         for dtype, precision in KINDS
         for what in ("inference", "train")
@@ -152,7 +159,7 @@ def _small():
 def _quick():
     return [
         Case(cell, 32, B, H, H, what=what)
-        for cell in CELLS
+        for cell in PLAIN
         for B, H in ((1, 64), (16, 128), (32, 256))
         for what in ("inference", "train")
     ]
@@ -166,6 +173,12 @@ def _cpu():
         for B, H in ((1, 64), (1, 256), (16, 128), (32, 256), (64, 512), (128, 1024))
         for what in ("inference", "train")
     ]
+
+
+def _cells():
+    """Each option beside the cells without it. The first cases of a pass are of the plain cells."""
+    names = [*PLAIN, *(f"{option}_{kind}" for kind in ("lstm", "gru") for option in OPTIONS[kind])]
+    return [Case(name, 50, 32, 256, 256, what=what) for what in ("train", "inference") for name in names]
 
 
 def _applications():
@@ -209,7 +222,7 @@ def _flashrnn():
     sizes = [(B, 1024) for B in (2, 4, 8, 16, 32, 64, 128, 256)] + [(16, T) for T in (256, 512, 2048)]
     return [
         Case(cell, T, B, 768, 768, dtype=dtype, what=what)
-        for cell in CELLS
+        for cell in PLAIN
         for B, T in sizes
         for dtype in ("float16", "bfloat16")
         for what in ("forward", "train")
@@ -241,6 +254,7 @@ def _stacks():
 SUITES = {
     "quick": (_quick, "small sizes, under a minute on 2 cores"),
     "cpu": (_cpu, "B 1 to 128, H 64 to 1024, T 50: the table of gpurnn/docs/speed.md"),
+    "cells": (_cells, "each option of LSTM and GRU beside the plain cells: B 32, H 256, T 50"),
     "applications": (_applications, "whole training steps of language models: embedding to Adam"),
     "small": (_small, "H 32 to 192, T 512: schedule block beside step, cuDNN, FlashRNN"),
     "house": (_house, "cells x H x B x dtype x pass at T 512, with cuDNN's cliffs (H 129, B 7)"),

@@ -12,10 +12,11 @@ import click
 
 from gpurnn.cli.options import FullHelpGroup
 
-from .cases import CELLS, ITEMSIZE, PASSES, SUITES, select
+from .cases import ITEMSIZE, PASSES, SUITES, select
+from .cells import CELLS, PLAIN
 from .doubles import DOUBLES
 from .plots import KINDS
-from .rivals import HIDDEN, RIVALS, USUAL, missing, packages
+from .rivals import HIDDEN, RIVALS, USUAL, USUAL_OF_OPTIONS, missing, packages
 
 _STARTED = time.monotonic()  # of this process, nearly
 _PAGES = ("README.md", "gpurnn/docs/speed.md")  # with tables made from results
@@ -37,10 +38,11 @@ def main():
 
 @main.command("list")
 def list_():
-    """List the suites, the rivals, and what each lacks on this machine."""
+    """List the suites, the rivals with what each lacks on this machine, and the cells."""
     suites = {name: f"{len(cases()):5} cases  {text}" for name, (cases, text) in SUITES.items()}
     rivals = {name: f"{text}: {(missing(name) or 'ready').partition('. ')[0]}" for name, (_, _, text) in RIVALS.items()}
-    click.echo("\n".join([*_columns(suites, indent=14), "", *_columns(rivals)]))
+    cells = {"--cell": ", ".join(CELLS)}
+    click.echo("\n".join([*_columns(suites, indent=14), "", *_columns(rivals), "", *_columns(cells)]))
 
 
 def _columns(rows, indent=0):
@@ -72,7 +74,10 @@ Options such as -H replace the suite's own values; repeated ones are combined.""
     type=click.Choice(["cpu", "numpy", "cupy", "cuda"]),
     help="Short for --rival gpurnn-...",
 )
-@click.option("--cell", multiple=True, type=click.Choice(list(CELLS)))
+@click.option(
+    "--cell", multiple=True, type=click.Choice(list(CELLS)), metavar="NAME",
+    help="Such as lstm or layer_norm_lstm; `gpurnn bench list` names them.",
+)  # fmt: skip
 @click.option("-T", "T", multiple=True, type=click.IntRange(1))
 @click.option("-B", "B", multiple=True, type=click.IntRange(1))
 @click.option("-H", "H", multiple=True, type=click.IntRange(1))
@@ -100,7 +105,8 @@ def run(suite, names, backends, only, threads, rounds, seconds, out, bidirection
     if not cases:
         raise click.UsageError(f"--only: no case of this suite has {' or '.join(only)} in its name")
     names = [*names, *(f"gpurnn-{backend}" for backend in backends)]
-    names = names or [name for name in USUAL if missing(name) is None]
+    usual = USUAL if all(case.cell in PLAIN for case in cases) else (*USUAL, *USUAL_OF_OPTIONS)
+    names = names or [name for name in usual if missing(name) is None]
     out = out or str(fresh_path(time.strftime("bench-%Y%m%d-%H%M%S"), ".json"))
     document = run_cases(
         cases, names, threads=threads, rounds=rounds, seconds=seconds, out=out,

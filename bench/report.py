@@ -13,6 +13,7 @@ from .plots import KINDS, plot
 from .results_file import beats_floor, device, floor, interval, load, machine_line, ratio, rivals, timed, times
 
 _COLUMN = 28  # columns of a terminal for a rival: time, ratio and share
+_OURS, _PLAIN = "gpurnn-cpu", "gpurnn-cpu-plain"  # the columns of ``beside_plain``
 ABOVE = "!"  # marks a share of the floor above 100 %
 
 
@@ -165,12 +166,28 @@ def summary(document, base, other, bound=None, only=None):
         yield f"| {B}, {H} | " + " | ".join(cells.get(column, "-") for column in columns) + " |"
 
 
+def beside_plain(document, what="train"):
+    """Lines of a table of one pass: for each cell with an option the time of gpurnn-cpu, how many times that of the
+    plain cell it is, and how many times as fast gpurnn-cpu is as each other rival."""
+    rows = [row for row in document["cases"] if row["case"]["what"] == what and {_OURS, _PLAIN} <= timed(row).keys()]
+    others = [name for name in rivals(document) if name not in (_OURS, _PLAIN)]
+    yield f"| {what} | milliseconds | beside plain | " + " | ".join(others) + " |"
+    yield "|---|" + "---:|" * (len(others) + 2)
+    for row in rows:
+        found = timed(row)
+        ours = found[_OURS]["samples"]
+        cells = [f"{found[_OURS]['median_s'] * 1e3:.1f}", f"{ratio(ours, found[_PLAIN]['samples'])[0]:.2f}"]
+        cells += [f"{ratio(found[name]['samples'], ours)[0]:.2f}" if name in found else "-" for name in others]
+        yield f"| {row['case']['cell']} | " + " | ".join(cells) + " |"
+
+
 def fill(text, folder):
     """A page with the tables between its markers made anew from the results in ``folder``.
 
     A marker names a file and the arguments of ``summary``, or the file alone for ``markdown``:
-    ``<!-- bench cpu.json base other [bound [pass]] -->`` ... ``<!-- end -->``; with ``probe`` it shows what was
-    measured of the GPU itself. Raises ValueError for a marker without its end, and for results of a rehearsal.
+    ``<!-- bench cpu.json base other [bound [pass]] -->`` ... ``<!-- end -->``. With ``probe`` it shows what was measured
+    of the GPU itself, with ``cells`` and perhaps a pass the table of ``beside_plain``. Raises ValueError for a marker
+    without its end, and for results of a rehearsal.
     """
 
     def made(found):
@@ -180,6 +197,8 @@ def fill(text, folder):
             raise ValueError(f"{name}: a rehearsal measures nothing")
         if arguments == ["probe"]:
             lines = [machine_line(document), "", *probe_table(document)]
+        elif arguments[:1] == ["cells"]:
+            lines = [machine_line(document), "", *beside_plain(document, *arguments[1:])]
         else:
             lines = [machine_line(document), "", *summary(document, *arguments)] if arguments else markdown(document)
         return "\n".join([f"<!-- bench {found[1]} -->", *lines, "<!-- end -->"])

@@ -19,7 +19,7 @@ import click
 import torch
 from torch import nn
 
-CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+from gpurnn.recurrent import LAYERS
 
 
 class TorchAttention(nn.Module):
@@ -65,10 +65,11 @@ class Twin(nn.Module):
         self.kinds = ("h", "c") if cell == "lstm" else ("h",)
         self.source_embedding, self.target_embedding = nn.Embedding(source_size, E), nn.Embedding(target_size, E)
         between = dropout if L > 1 else 0.0
-        self.encoder = CELLS[cell](E, H // 2, L, bidirectional=True, dropout=between)
+        layer = getattr(nn, LAYERS[cell].__name__)
+        self.encoder = layer(E, H // 2, L, bidirectional=True, dropout=between)
         for kind in self.kinds:
             setattr(self, f"bridge_{kind}", nn.Linear(L * H, L * H))
-        self.decoder = CELLS[cell](E, H, L, dropout=between)
+        self.decoder = layer(E, H, L, dropout=between)
         self.attention = TorchAttention(H, H, score, H**-0.5)
         self.combine = nn.Linear(2 * H, E if tied else H, bias=False)
         self.output = nn.Linear(E if tied else H, target_size)

@@ -31,14 +31,13 @@ from .errors import ShapeError, check_choice, check_flag, check_number, check_si
 from .layers import Dropout, Embedding, Linear, TiedLinear
 from .masks import check_lengths
 from .module import Module
-from .recurrent import GRU, LSTM, RNN
+from .recurrent import LAYERS
 
 __all__ = [
     "END", "PADDING", "START", "UNKNOWN", "EncoderDecoder", "Hypothesis", "Sampling", "beam_search", "greedy_search",
     "length_penalty",
 ]  # fmt: skip
 
-CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 SAMPLING = ("linear", "sigmoid")
 
 
@@ -115,7 +114,7 @@ class EncoderDecoder(Module):
         if H % 2:
             raise ValueError(f"hidden should be even, half of it for each direction of the encoder; got {hidden}")
         E = H if embedding is None else check_size("embedding", embedding)
-        check_choice("cell", cell, CELLS)
+        check_choice("cell", cell, LAYERS)
         sizes = [
             check_size(name, size, END + 1)
             for name, size in (("source_size", source_size), ("target_size", target_size))
@@ -142,11 +141,11 @@ class EncoderDecoder(Module):
         children = {
             "source_embedding": Embedding(source_size, E, **options()),
             "target_embedding": Embedding(target_size, E, **options()),
-            "encoder": CELLS[cell](E, H // 2, L, bidirectional=True, **options(**stack)),
+            "encoder": LAYERS[cell](E, H // 2, L, bidirectional=True, **options(**stack)),
         }
         children |= {f"bridge_{kind}": Linear(L * H, L * H, **options()) for kind in self._kinds}
         children |= {
-            "decoder": CELLS[cell](E, H, L, **options(**stack)),
+            "decoder": LAYERS[cell](E, H, L, **options(**stack)),
             "attention": Attention(H, H, score, **options(scale=H**-0.5)),
             "combine": Linear(2 * H, E if self.tied else H, bias=False, **options()),
         }

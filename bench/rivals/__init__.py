@@ -7,12 +7,15 @@ the input GEMM, the time loop, in training every gradient (dx included), in a st
 
 import importlib.util
 
+from ..cells import CELLS, PLAIN
 from .flashrnn import flashrnn_rival
 from .gpurnn import gpurnn_rival, unavailable
 from .jax import jax_rival
 from .onnxruntime import onnxruntime_rival
+from .plain import plain_rival
 from .products import products_rival
 from .torch import torch_rival
+from .torch_loop import torch_loop_rival
 
 RIVALS = {  # name -> (prepare, device, what it is)
     "gpurnn-cpu": (gpurnn_rival("cpu"), "cpu", "gpurnn's compiled code on the CPU"),
@@ -24,6 +27,11 @@ RIVALS = {  # name -> (prepare, device, what it is)
     "products": (products_rival, "cpu", "the matrix products alone on NumPy: a bound, not a rival"),
     "torch-cpu": (torch_rival("cpu"), "cpu", "torch.nn on the CPU"),
     "torch-cpu-compile": (torch_rival("cpu", "compile"), "cpu", "torch.nn on the CPU under torch.compile"),
+    "gpurnn-cpu-plain": (plain_rival(gpurnn_rival("cpu")), "cpu", "gpurnn-cpu's cell without the option: a bound"),
+    "torch-cpu-plain": (plain_rival(torch_rival("cpu")), "cpu", "torch.nn's cell without the option: a bound"),
+    "torch-loop": (torch_loop_rival(), "cpu", "any cell as a loop over timesteps in torch"),
+    "torch-loop-compile": (torch_loop_rival("compile"), "cpu", "that loop under torch.compile"),
+    "haste-torch": (torch_loop_rival("script"), "cpu", "Haste's equations of layer norm, under torch.jit"),
     "torch-cuda": (torch_rival("cuda"), "gpu", "torch.nn on a GPU (cuDNN)"),
     "torch-cuda-graph": (torch_rival("cuda", "graph"), "gpu", "torch.nn on a GPU, recorded as a CUDA graph"),
     "torch-cuda-compile": (torch_rival("cuda", "compile"), "gpu", "torch.nn on a GPU under torch.compile"),
@@ -42,6 +50,8 @@ USUAL = (
     "onnxruntime",
     "jax",
 )  # if none is named
+USUAL_OF_OPTIONS = ("gpurnn-cpu-plain", "torch-cpu-plain", "torch-loop")  # these, too, where a cell has options
+_LOOPS = ("torch-loop", "torch-loop-compile", "haste-torch")  # float32, layers alone
 HIDDEN = {"flashrnn-vanilla": (flashrnn_rival("vanilla", "cpu"), "cpu", "")}  # for a test of "flashrnn" without a GPU
 
 
@@ -69,18 +79,26 @@ def refuses(name, case):
     """Why a rival does not take a case, or None."""
     if case.precision == "tf32" and not name.startswith(("gpurnn-cuda", "torch-cuda", "flashrnn")):
         return "computes float32 in float32"
-    if name in ("onnxruntime", "jax", "products") and case.dtype != "float32":
+    if name in ("onnxruntime", "jax", "products", *_LOOPS) and case.dtype != "float32":
         return "only float32 here"
     if name == "onnxruntime" and case.what != "inference":
         return "only inference"
+    option = case.cell not in PLAIN
+    if name.endswith("-plain"):
+        if not option or CELLS[case.cell].plain is None:
+            return "only for a cell with an option"
+    elif option and name.startswith(("torch-cpu", "torch-cuda", "flashrnn", "onnxruntime")):
+        return "has only the plain cells"
+    if name == "haste-torch" and "layer_norm" not in CELLS[case.cell].options:
+        return "only layer norm"
     if name == "jax" and case.what == "forward":
         return "keeps nothing for a later backward"
-    if case.ragged and not name.startswith("gpurnn-") and name not in ("torch-cpu", "torch-cuda"):
+    if case.ragged and not name.startswith("gpurnn-") and name not in ("torch-cpu", "torch-cpu-plain", "torch-cuda"):
         return "all sequences of one length"
     if name.startswith("flashrnn") and (case.L > 1 or case.bidirectional):
         return "one layer and one direction"
     if name == "gpurnn-cuda-wavefront" and (case.L == 1 or case.bidirectional):
         return "several layers and one direction"
-    if case.what == "step" and name.startswith(("flashrnn", "jax")):
+    if case.what == "step" and name.startswith(("flashrnn", "jax", *_LOOPS)):
         return "only layers, no whole training step"
     return None

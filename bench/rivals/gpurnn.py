@@ -3,8 +3,10 @@
 import numpy as np
 
 import gpurnn
+from gpurnn.recurrent import dropout
 
-from .prepared import RATE, Prepared
+from ..cells import CELLS
+from .prepared import RATE, Prepared, is_judged
 
 
 def unavailable(backend):
@@ -18,16 +20,31 @@ def unavailable(backend):
 
 def build(case, backend, dtype, schedule="auto", wavefront=0):
     """The gpurnn layer of a case, or for "step" the model: parts "embedding", "rnn", "linear"."""
-    kind = {"lstm": gpurnn.LSTM, "gru": gpurnn.GRU, "rnn": gpurnn.RNN}[case.cell]
     where = {"backend": backend, "dtype": dtype, "seed": 0}
     exact = {"precision": case.precision}
     more = {"bidirectional": case.bidirectional, "schedule": schedule, "wavefront": wavefront}
-    layer = kind(case.I, case.H, case.L, **more, **where, **exact)
+    layer = CELLS[case.cell].layer(case.I, case.H, case.L, **more, **where, **exact)
+    layer.train(case.what != "inference")
     if case.what != "step":
         return layer
     D = 2 if case.bidirectional else 1
     linear = gpurnn.Linear(D * case.H, case.V, **where, **exact)
     return gpurnn.Sequential({"embedding": gpurnn.Embedding(case.V, case.I, **where), "rnn": layer, "linear": linear})
+
+
+def first_draws(case):
+    """What the first call of a case draws: for each layer, for each direction ([the masks of the cell's draws, each
+    (steps, B, H)], the mask of W_hh or None)."""
+    layer = build(case, "numpy", "float32")
+    cells, weights = dropout.cell_masks(layer, case.T, case.B), dropout.weight_masks(layer)
+    count = len(layer.cell.draws)
+    return [
+        [
+            (np.split(cells[k][d], count, -1) if count else [], weights[k][d] if weights[k] else None)
+            for d in range(2 if case.bidirectional else 1)
+        ]
+        for k in range(case.L)
+    ]
 
 
 def gpurnn_rival(backend, schedule="auto", wavefront=0):
@@ -88,7 +105,7 @@ def _results(case, run, model):
     """Name -> float64 array, of the first run of a fresh model."""
     found = run()
     if case.what in ("train", "step"):
-        found |= {name: grad.copy() for name, grad in model.grads.items() if "_hh" in name}
+        found |= {name: grad.copy() for name, grad in model.grads.items() if is_judged(name)}
     if case.what == "step":  # the second loss shows whether the weights were changed rightly
         found["loss"] = [float(found["loss"]), float(run()["loss"])]
     return {

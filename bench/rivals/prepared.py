@@ -26,3 +26,8 @@ class Prepared:
 def threads():
     """Threads of BLAS and torch, from the environment of the process."""
     return int(os.environ.get("OMP_NUM_THREADS", "1"))
+
+
+def is_judged(name):
+    """Whether the gradient of a parameter is compared: those of recurrent layers, but for what W_ih x + b_ih has."""
+    return "_l" in name and not any(part in name for part in ("weight_ih", "bias_ih"))

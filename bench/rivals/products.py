@@ -6,7 +6,8 @@ from .prepared import Prepared
 
 
 def products_rival(case, *_):
-    G, D, dtype = {"rnn": 1, "gru": 3, "lstm": 4}[case.cell], 2 if case.bidirectional else 1, np.dtype(case.dtype)
+    cell, D, dtype = case.record, 2 if case.bidirectional else 1, np.dtype(case.dtype)
+    G, rows = len(cell.gates), len(cell.hidden)
 
     def ones(*shape):
         return np.full(shape, 0.01, dtype)
@@ -14,8 +15,8 @@ def products_rival(case, *_):
     passes, T, B, H = [], case.T, case.B, case.H
     for layer in range(case.L):
         inputs = case.I if layer == 0 else D * H
-        read = ones(T * B, inputs), ones(T, B, H), ones(G * H, inputs), ones(G * H, H)
-        written = ones(T, B, G * H), ones(B, G * H), ones(T, B, H), ones(T * B, inputs)
+        read = ones(T * B, inputs), ones(T, B, H), ones(G * H, inputs), ones(rows * H, H)
+        written = ones(T, B, G * H), ones(B, rows * H), ones(T, B, H), ones(T * B, inputs)
         passes += [(*read, *written)] * D
     linear = (ones(T * B, D * H), ones(case.V, D * H)) if case.what == "step" else None
 
@@ -26,10 +27,10 @@ def products_rival(case, *_):
                 np.matmul(h[t], W_hh.T, out=ah)
             if case.what in ("train", "step"):
                 for t in range(T):
-                    np.matmul(ax[t], W_hh, out=dh[t])
+                    np.matmul(ax[t, :, : rows * H], W_hh, out=dh[t])
                 dgates = ax.reshape(T * B, -1)
                 np.matmul(dgates, W_ih, out=dx)
-                _ = dgates.T @ x, dgates.T @ h.reshape(T * B, H)
+                _ = dgates.T @ x, dgates[:, : rows * H].T @ h.reshape(T * B, H)
         if linear:
             output, W = linear
             dlogits = output @ W.T

@@ -2,7 +2,7 @@
 
 import contextlib
 
-from .prepared import RATE, Prepared, threads
+from .prepared import RATE, Prepared, is_judged, threads
 
 
 def torch_prepared(device, run, results):
@@ -47,7 +47,7 @@ def torch_rival(device, mode="eager"):
             run = _step(case, layer, call, x, y, adam, same_memory)
         else:
             adam, x, y = None, x.to(dtype), y.to(dtype)
-            run = _layer_call(case, layer, call, x, y, same_memory)
+            run = layer_call(case, layer, call, x, y, same_memory)
         run = _recorded(run) if mode == "graph" else run
 
         def results():
@@ -55,7 +55,7 @@ def torch_rival(device, mode="eager"):
             for state in adam.state.values() if adam else ():
                 for tensor in state.values():
                     tensor.zero_()
-            return _results(case, layer, run)
+            return results_of(case, layer, run)
 
         return torch_prepared(device, run, results)
 
@@ -124,7 +124,7 @@ def _step(case, layer, call, words, targets, adam, same_memory):
     return run
 
 
-def _layer_call(case, layer, call, x, doutput, same_memory):
+def layer_call(case, layer, call, x, doutput, same_memory):
     """A layer's call, forward alone, or forward and backward. same_memory: whether gradients stay where they are."""
     import torch
 
@@ -169,13 +169,13 @@ def _recorded(run):
     return replay
 
 
-def _results(case, layer, run):
+def results_of(case, layer, run):
     """Name -> float64 array."""
     import torch
 
     found = {name: value.detach().clone() for name, value in run().items()}
     if case.what in ("train", "step"):
-        found |= {name: p.grad.clone() for name, p in layer.named_parameters() if "_hh" in name}
+        found |= {name: p.grad.clone() for name, p in layer.named_parameters() if is_judged(name)}
     if case.what == "step":  # the second loss shows whether the weights were changed rightly
         found["loss"] = torch.stack([found["loss"], run()["loss"].detach()])
     return {name: value.cpu().double().numpy() for name, value in found.items()}

@@ -7,10 +7,22 @@ unchanged.
 """
 
 from .init import INITIALIZERS
-from .kinds import GRU, LSTM, RNN
+from .kinds import GRU, LAYERS, LSTM, RNN
 from .layer import Recurrent
 from .one_step import GRUCell, LSTMCell, RNNCell
 from .plan import Plan
 from .steps import Steps
 
-__all__ = ["GRU", "INITIALIZERS", "LSTM", "RNN", "GRUCell", "LSTMCell", "Plan", "RNNCell", "Recurrent", "Steps"]
+__all__ = [
+    "GRU",
+    "INITIALIZERS",
+    "LAYERS",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "Plan",
+    "RNNCell",
+    "Recurrent",
+    "Steps",
+]

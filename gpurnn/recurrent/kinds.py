@@ -347,3 +347,6 @@ class GRU(Recurrent):
             learn_state=learn_state, init=init, weight_dropout=weight_dropout, residual=residual, chrono=chrono,
             schedule=schedule, wavefront=wavefront, backend=backend, dtype=dtype, precision=precision, seed=seed,
         )  # fmt: skip
+
+
+LAYERS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}  # by the names that settings and command lines use

@@ -8,10 +8,8 @@ from .. import rng
 from ..data.encodings import check_encoding
 from ..dtypes import DTYPES
 from ..errors import check_choice, check_number, check_size
-from ..recurrent import GRU, LSTM, RNN
+from ..recurrent import LAYERS
 from ..train.settings import OPTIMIZERS
-
-CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 
 
 def setting(default, help, **limits):
@@ -62,7 +60,7 @@ class Settings:
     are made from them. Raises ValueError and TypeError, naming the setting. seed: None draws one.
     """
 
-    cell: str = setting("lstm", "Recurrent cell.", choices=tuple(CELLS), of_model=True)
+    cell: str = setting("lstm", "Recurrent cell.", choices=tuple(LAYERS), of_model=True)
     layers: int = setting(1, "Recurrent layers on top of each other.", of_model=True)
     hidden: int = setting(256, "Hidden units in each layer.", of_model=True)
     dropout: float = setting(0.0, "Share of activations dropped between layers.", low=0, high=1, high_open=True)
@@ -127,6 +125,6 @@ def recurrent(settings, input_size, seed, backend=None, **options):
         options["dropout"] = settings.dropout
     if settings.cell == "lstm":
         options.setdefault("forget_bias", 1.0)  # remember at first: Jozefowicz et al., ICML 2015
-    return CELLS[settings.cell](
+    return LAYERS[settings.cell](
         input_size, settings.hidden, settings.layers, seed=seed, backend=backend, dtype=settings.dtype, **options
     )
