@@ -1,4 +1,4 @@
-"""``gpurnn bench``: list, run, show, compare, crossover, plot, report, on-gpu."""
+"""``gpurnn bench``: list, run, show, compare, crossover, plot, report, options, on-gpu."""
 
 import os
 import shlex
@@ -14,6 +14,7 @@ from gpurnn.cli.options import FullHelpGroup
 
 from .cases import CELLS, ITEMSIZE, PASSES, SUITES, select
 from .doubles import DOUBLES
+from .options import command as options_command
 from .plots import KINDS
 from .rivals import HIDDEN, RIVALS, USUAL, missing, packages
 
@@ -267,6 +268,9 @@ def _write_page(page, text, reads=()):
 
     refuse_same(page, reads, "html")
     write_text_atomic(page, text)
+
+
+main.add_command(options_command)
 
 
 @main.command()
