@@ -15,7 +15,6 @@ The protocol, which is the same for every option:
 A results file holds every training, also those that were not chosen.
 """
 
-import copy
 import json
 import statistics
 import time
@@ -174,7 +173,7 @@ def train(task, data, sizes, arguments, lr, seed):
         nonlocal best
         epochs.append({"train_loss": record["train_loss"], "validation": data.score(model, data.valid)})
         if best is None or epochs[-1]["validation"] < best[0]:
-            best = epochs[-1]["validation"], len(epochs), copy.deepcopy(model.state_dict())
+            best = epochs[-1]["validation"], len(epochs), model.state_dict()
 
     started = time.process_time()
     gpurnn.fit(

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from helpers import assert_close
 
 import gpurnn
 from bench import options
@@ -127,6 +128,25 @@ def test_the_best_epoch_counts_with_its_weights(files, monkeypatch):
     for name, value in tested.items():
         np.testing.assert_array_equal(value, second[name])
     assert any((value != third[name]).any() for name, value in tested.items())
+
+
+def test_scores_are_those_of_the_outputs(files):
+    """Percent of wrong classes, and bits per character, computed from the outputs by hand."""
+    data = read_rows(files["rows"], ROWS)
+    model = options.build("rows", data, 6, {}, 0)
+    (one, two) = (data.valid.batch(0, n) for n in range(2))
+    wrong = sum((np.argmax(model(batch.inputs)[0], axis=1) != batch.targets).sum() for batch in (one, two))
+    assert data.score(model, data.valid) == pytest.approx(5 * wrong, abs=1e-9)  # 20 images
+    data = read_characters(files["text"], TEXT)
+    model, state, nats = options.build("text", data, 6, {}, 0), None, []
+    for n in range(len(data.valid)):
+        batch = data.valid.batch(0, n)
+        logits, state = model(batch.inputs, state)
+        logits = logits.astype("float64")
+        p = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+        nats += list(-np.log(np.take_along_axis(p, batch.targets[..., None], -1)).ravel())
+    terms = 6 + data.classes + batch.targets.size  # of a logit, of its softmax, of a batch's mean
+    assert_close(data.score(model, data.valid), np.mean(nats) / np.log(2), terms, dtype="float32")
 
 
 def test_regularization_is_off_where_a_model_is_measured(files):
