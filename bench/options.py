@@ -23,10 +23,12 @@ from pathlib import Path
 
 import click
 
+from gpurnn.backends.batch_statistics import _MOMENTUM
 from gpurnn.files import FileError, make_folder, parse_json, read_bytes, write_text_atomic
 
 FORMAT, KIND = 1, "options"
 PLAIN = "none"
+POPULATION = "batch_norm, population"  # measured with the statistics of all training data
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ OPTIONS = {
     PLAIN: ({},),
     "layer_norm": ({"layer_norm": True},),
     "batch_norm": ({"batch_norm": True},),
+    POPULATION: ({"batch_norm": True},),
     "zoneout": ({"zoneout": (0.05, 0.5)}, {"zoneout": (0.15, 0.15)}),
     "recurrent_dropout, timestep": ({"recurrent_dropout": 0.25}, {"recurrent_dropout": 0.5}),
     "recurrent_dropout, sequence": tuple(
@@ -75,7 +78,7 @@ OPTIONS = {
     "peephole": ({"peephole": True},),
     "coupled": ({"coupled": True},),
 }
-LEFT_OUT = {"rows": (), "text": ("batch_norm", "peephole", "coupled")}  # slow array code; no regularizers
+LEFT_OUT = {"rows": (), "text": ("batch_norm", POPULATION, "peephole", "coupled")}  # slow array code; no regularizers
 
 
 # ---- the tasks
@@ -163,14 +166,16 @@ def build(task, data, hidden, arguments, seed):
     return gpurnn.Sequential(embedding, gpurnn.LSTM(hidden // 2, hidden, forget_bias=1.0, **lstm, **arguments), linear)
 
 
-def train(task, data, sizes, arguments, lr, seed):
-    """Train once; the record of it, without the option's name."""
+def train(task, data, sizes, arguments, lr, seed, population=False):
+    """Train once; the record of it, without the option's name. population: see ``set_population_statistics``."""
     import gpurnn
 
     model, epochs, best = build(task, data, sizes.hidden, arguments, seed), [], None
 
     def validate(record, training):
         nonlocal best
+        if population:
+            set_population_statistics(model, data.train)
         epochs.append({"train_loss": record["train_loss"], "validation": data.score(model, data.valid)})
         if best is None or epochs[-1]["validation"] < best[0]:
             best = epochs[-1]["validation"], len(epochs), model.state_dict()
@@ -185,6 +190,22 @@ def train(task, data, sizes, arguments, lr, seed):
         "arguments": arguments, "lr": lr, "seed": seed, "epochs": epochs, "best_epoch": best[1], "validation": best[0],
         "test": data.score(model, data.test), "cpu_seconds": round(time.process_time() - started, 1),
     }  # fmt: skip
+
+
+def set_population_statistics(model, batches):
+    """Make a model's running statistics those of all sequences of an epoch, taken as one batch.
+
+    So Cooijmans et al. 2017 measure at test time. Running means over the batches of training say something else where
+    a timestep is nearly the same in all sequences of most batches, such as a blank row at the border of an image.
+    """
+    import numpy as np
+
+    whole = np.concatenate([batches.batch(0, n).inputs for n in range(len(batches))], axis=1)
+    moved = {name: value for name, value in model.state_dict().items() if "running_" in name}
+    model.load_state_dict({name: 0 * value for name, value in moved.items()}, strict=False)
+    model.forward(whole)
+    state = model.state_dict()
+    model.load_state_dict({name: state[name] / _MOMENTUM for name in moved}, strict=False)
 
 
 # ---- the protocol
@@ -225,7 +246,7 @@ def run(files, document, seeds=3, options=None, save=lambda document: None, say=
             key = {"task": task, "option": option, "lr": lr, "arguments": arguments, "seed": seed}
             if any(all(run[name] == value for name, value in key.items()) for run in runs):
                 return
-            runs.append(key | train(task, data[seed], sizes, arguments, lr, seed))
+            runs.append(key | train(task, data[seed], sizes, arguments, lr, seed, option == POPULATION))
             save(document)
             say(_line(runs[-1]))
 

@@ -92,6 +92,21 @@ def test_every_option_is_one_of_the_layer_and_differs_from_the_plain_one():
         assert name == PLAIN or repr(gpurnn.LSTM(3, 4, backend="numpy", seed=0)) not in map(repr, layers), name
 
 
+def test_population_statistics_are_those_of_all_training_data(files):
+    data = read_rows(files["rows"], ROWS)
+    model = options.build("rows", data, 6, {"batch_norm": 4}, 0)
+    before = model.state_dict()
+    options.set_population_statistics(model, data.train)
+    state = model.state_dict()
+    for name, value in before.items():
+        assert (value != state[name]).any() == ("running_" in name), name
+    x = np.stack(data.train.inputs, axis=1).astype("float64")  # (T, N, I)
+    ax = np.split(x @ state["0.weight_ih_l0"].astype("float64").T, 4, axis=-1)
+    for k, part in enumerate(ax):  # each gate is normalized by itself
+        assert_close(state["0.running_mean_l0"][k], part.mean(axis=1), terms=4 + 40 + 2, dtype="float32")
+        assert_close(state["0.running_var_l0"][k], part.var(axis=1, ddof=1), terms=4 + 2 * 40 + 2, dtype="float32")
+
+
 def test_every_option_has_two_tries():
     for name, settings in OPTIONS.items():
         found = tries(name, [0.1, 0.2], 0.2)
@@ -128,6 +143,10 @@ def test_the_best_epoch_counts_with_its_weights(files, monkeypatch):
     for name, value in tested.items():
         np.testing.assert_array_equal(value, second[name])
     assert any((value != third[name]).any() for name, value in tested.items())
+    measured.clear()
+    options.train("rows", replace(data, score=score), sizes, {"batch_norm": True}, 0.1, 0, population=True)
+    for name, value in measured[4][1].items():  # the training is the same, its statistics are not
+        assert (value != second[name]).any() == ("running_" in name), name
 
 
 def test_scores_are_those_of_the_outputs(files):
