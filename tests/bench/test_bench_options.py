@@ -234,11 +234,14 @@ def test_the_command_writes_a_file_and_continues_it(files, tmp_path):
     again = CliRunner().invoke(main, [*ask, "--option", "zoneout"])
     assert len(load(out)["runs"]) == 6 and again.exit_code == 0
     assert load(out)["runs"][:4] == found["runs"]
+    before = out.read_bytes()
+    shown = CliRunner().invoke(main, ["options", "--out", str(out)])
+    assert shown.exit_code == 0 and "| zoneout |" in shown.output and out.read_bytes() == before
 
 
 def test_mistakes_are_one_line(files, tmp_path):
-    assert "give --mnist, --text or both" in CliRunner().invoke(main, ["options"]).output
     other = tmp_path / "other.json"
+    assert "give --mnist, --text or both" in CliRunner().invoke(main, ["options", "--out", str(other)]).output
     for text, said in (('{"format": 2}', "expected results of 'bench options'"), ("{", "other.json")):
         other.write_text(text)
         done = CliRunner().invoke(main, ["options", "--text", files["text"][0], "--out", str(other)])
