@@ -26,7 +26,7 @@ from ..layers import Dropout, Embedding, Linear, Pooling, Sequential
 from ..masks import refuse_no_distribution
 from .seen import look_up, remember
 from .settings import Settings, changed, encoding_setting, recurrent, setting, strict_setting
-from .task import Data, Task, check_entries, check_strings, checksum, unknown_note
+from .task import Data, Task, check_entries, check_strings, checksum, refuse_one, unknown_note
 
 _FEW_CLASSES = 20  # as many classes may have a text or two each; the error then names one
 
@@ -325,6 +325,7 @@ def predict(trained, texts):
 
     Raises DivergedError where the model's logits are NaN or infinite.
     """
+    refuse_one("texts", texts)
     ids = encode(texts, trained.settings, trained.facts)
     model, out = trained.model, np.zeros((len(ids), len(trained.facts["classes"])))
     order = np.argsort([len(x) for x in ids], kind="stable")

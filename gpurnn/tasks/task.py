@@ -174,6 +174,12 @@ def check_numbers(name, values, count=None, low=None, high=None):
         check_number(name, value, low, high)
 
 
+def refuse_one(name, texts):
+    """Raise TypeError for one text where a list of texts is meant, whose characters would be taken for them."""
+    if isinstance(texts, str):
+        raise TypeError(f"{name}: expected a list of texts, got one text: give [text]")
+
+
 def check_strings(name, values):
     """Raise TypeError unless ``values`` is a list of strings."""
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):

@@ -31,7 +31,7 @@ from ..seq2seq import SAMPLING, EncoderDecoder, Sampling, beam_search
 from ..train import measure
 from .seen import remember, say_seen
 from .settings import Settings, changed, encoding_setting, setting, strict_setting
-from .task import Data, Task, check_entries, check_strings, checksum
+from .task import Data, Task, check_entries, check_strings, checksum, refuse_one
 
 _SHOWN = 5  # sentences translated for people after training
 
@@ -332,6 +332,7 @@ def translate(trained, sentences, beam=None, length_penalty=None):
 
     Words that the model never saw are read as the unknown one. A sentence without any token gives an empty text.
     """
+    refuse_one("sentences", sentences)
     settings, (source, target) = trained.settings, vocabularies(trained)
     beam = settings.beam if beam is None else beam
     alpha = settings.length_penalty if length_penalty is None else length_penalty

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from ...errors import DivergedError, check_size
+from .columns import Table
 from .intervals import bounds, calibrate, coverage, saved_margins
 from .parts import reach_back, residual_of
 from .windows import Windows, season_before
@@ -46,6 +47,8 @@ def fit_margins(trained, table, ends):
 
 def _outputs(trained, table, steps, ends):
     """(the ``Windows``, the model's outputs on its own scale, float64 (W, steps, 1 + Q))."""
+    if not isinstance(table, Table):
+        raise TypeError(f"table: expected what read_table(path, trained.facts) returns, got {type(table).__name__}")
     settings = trained.settings
     steps = settings.horizon if steps is None else check_size("steps", steps)
     if steps > settings.horizon and settings.mode != "recursive":
