@@ -39,8 +39,9 @@ class LeakyStep(cells.Cell):
     """h' = h + leak (n - h), n = tanh(ax + ah): a cell that nothing else knows, written by hand as one record and one
     struct."""
 
-    name, gates, inputs, saved, preactivations = "leaky", ("z",), ("z",), ("n",), ("z", "leak")
+    name, gates, inputs, saved = "leaky", ("z",), ("z",), ("n",)
     products, parameters = (cells.Product(("z",)),), (cells.Parameter("leak", initial=0.5),)
+    preactivations = ("z", *parameters[0].blocks)
     struct = """
         template <typename real>
         struct leaky : PointwiseCell {

@@ -317,14 +317,14 @@ MMA_MUTATIONS = {
     "a warp's sum left out": ("rnn tanh", "int p = 0; p < WARPS; p++) sum", "int p = 1; p < WARPS; p++) sum"),
     "another sequence": ("rnn tanh", "return column % 4 * 2 + column / 4;", "return column;"),
     "words of the fragment": ("rnn tanh", "(part * 2 + w) * Fragment<T>::P", "(part * 2 + 1 - w) * Fragment<T>::P"),
-    "another gate, back": ("gru", "(size_t)(group / gate) * H_ + row", "(size_t)(G - 1 - group / gate) * H_ + row"),
+    "another gate, back": ("gru", "(size_t)(group / gate) * H_ + row", "(size_t)(Q - 1 - group / gate) * H_ + row"),
     "the group ends early": ("rnn tanh", "longest = steps > longest ? steps : longest", "longest = 1"),
     "length off by one": (
         "gru",
         f"if (t < pos.length[k]) {{\n{'float h_new':>27}",
         "if (t <= pos.length[k]) { float h_new",
     ),
-    "h of the step itself": ("rnn tanh", "h_new[k] = h_old[k], c_new", "c_new"),
+    "h of the step itself": ("rnn tanh", "if (ahead) h_new[k] = h_old[k];", ";"),
     "asked for the same again": (
         "gru",
         "here.move_on();\n        if (t + on != end) load_ahead(t + on);",
