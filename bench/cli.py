@@ -1,4 +1,4 @@
-"""``gpurnn bench``: list, run, show, compare, crossover, plot, report, on-gpu."""
+"""``gpurnn bench``: list, run, show, compare, crossover, plot, report, options, on-gpu."""
 
 import os
 import shlex
@@ -15,6 +15,7 @@ from gpurnn.cli.options import FullHelpGroup
 from .cases import ITEMSIZE, PASSES, SUITES, select
 from .cells import CELLS, PLAIN
 from .doubles import DOUBLES
+from .options import command as options_command
 from .plots import KINDS
 from .rivals import HIDDEN, RIVALS, USUAL, USUAL_OF_OPTIONS, missing, packages
 
@@ -273,6 +274,9 @@ def _write_page(page, text, reads=()):
 
     refuse_same(page, reads, "html")
     write_text_atomic(page, text)
+
+
+main.add_command(options_command)
 
 
 @main.command()

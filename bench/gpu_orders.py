@@ -109,7 +109,7 @@ class Session:
         return found | {"cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None}
 
     def do_kernels(self, cases):
-        """(file, name expression) of all kernels that cases need."""
+        """(file, name expression, struct) of all kernels that cases need."""
         from gpurnn.backends.cuda.ops import CudaOps
 
         from .gpu_smoke import kernels, make_ops
@@ -125,9 +125,9 @@ class Session:
 
     def do_compile(self, kernels):
         device, failed = self.device(), {}
-        for file, expression in kernels:
+        for file, expression, struct in kernels:
             try:
-                (device.load if self.rehearsal else device.compile)(file, expression)
+                (device.load if self.rehearsal else device.compile)(file, expression, struct)
             except Exception as error:
                 failed[expression] = str(error)[:500]
         return {"failed_kernels": failed}

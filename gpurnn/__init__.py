@@ -1,8 +1,33 @@
-"""gpurnn: recurrent networks on NumPy and on CUDA kernels of their own."""
+"""Recurrent networks on NumPy and on CUDA kernels of their own.
 
+A model, and how it learns; arrays are (timesteps, sequences, features):
+
+>>> import numpy as np
+>>> import gpurnn
+>>> x = np.random.default_rng(0).standard_normal((20, 64, 2)).astype("float32")
+>>> y = np.cumsum(x.sum(2, keepdims=True), axis=0) * 0.1                    # a target for every timestep
+>>> model = gpurnn.Sequential(gpurnn.LSTM(2, 32), gpurnn.Linear(32, 1))     # backend="cuda" for each: on a GPU
+>>> history = gpurnn.fit(model, gpurnn.mse, [(x, y)], optimizer="adam", lr=0.01, epochs=5, progress=False)
+>>> output, state = model(x)
+>>> output.shape
+(20, 64, 1)
+
+The same by hand: forward returns a backward function, and so does a loss.
+
+>>> adam = gpurnn.Adam(model, lr=0.01)
+>>> model.zero_grad()
+>>> output, state, backward = model.forward(x)
+>>> loss, dloss = gpurnn.mse(output, y)
+>>> dx, dstate = backward(dloss())
+>>> adam.step()
+
+``help(gpurnn.LSTM)`` explains a layer, ``help(gpurnn.fit)`` training. ``gpurnn --help`` on the shell trains on files.
+"""
+
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from . import _interrupt
+from . import _interrupt, testing
 from .attention import Attention
 from .backends import backends, empty_cache, get_backend, use_backend
 from .cells import cell
@@ -44,7 +69,11 @@ from .seq2seq import EncoderDecoder, beam_search, greedy_search
 from .train import History, TrainingError, evaluate, fit, load_weights, save_weights
 
 _HINTS = {  # what other libraries have -> what to do here
-    "Dense": "use gpurnn.Linear(in_features, out_features)", "Model": "use gpurnn.Module",
+    "Bidirectional": "give the layer bidirectional=True", "Dense": "use gpurnn.Linear(in_features, out_features)",
+    "functional": "losses and layers are in gpurnn itself", "manual_seed": "give seed= to each layer",
+    "Model": "use gpurnn.Module", "no_grad": "calling a model saves nothing for a backward pass; only forward does",
+    "pack_padded_sequence": "nothing is packed: give lengths= to the layer and to the loss",
+    "TimeDistributed": "a layer acts on every timestep as it is",
     "ModuleList": "set a list of layers as an attribute of a gpurnn.Module", "nn": "the layers are in gpurnn itself",
     "load": "use gpurnn.load_weights(model, path), or gpurnn.load_checkpoint",
     "save": "use gpurnn.save_weights(model, path), or gpurnn.save_checkpoint",
@@ -55,8 +84,11 @@ _HINTS = {  # what other libraries have -> what to do here
 if not TYPE_CHECKING:  # which would take any name for an attribute
 
     def __getattr__(name):
-        hint = f"; {_HINTS[name]}" if name in _HINTS else ""
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
+        near = get_close_matches(name.casefold(), known := {one.casefold(): one for one in __all__}, 1)
+        hint = _HINTS.get(name) or (f"did you mean {known[near[0]]}?" if near else "")
+        if name.endswith("Loss"):
+            hint = "losses are functions, such as gpurnn.cross_entropy(logits, targets) and gpurnn.mse(output, target)"
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint and f'; {hint}'}")
 
 
 __version__ = "0.1.0"

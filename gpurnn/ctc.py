@@ -22,9 +22,8 @@ import numpy as np
 
 from ._typing import Array, Backward, Lengths
 from .arrays import host_array
-from .backends import array_ops
 from .errors import DtypeError, ShapeError, check_choice, check_flag, check_shape, check_size
-from .losses import REDUCTIONS, floats, quiet, upstream
+from .losses import REDUCTIONS, floats, loss_ops, quiet, upstream
 from .masks import check_lengths, refuse_no_distribution, valid_steps
 
 
@@ -322,7 +321,7 @@ def _time_major(array, batch_first):
 def _check_logits(logits, lengths, blank, batch_first):
     """(ops, the caller's dtype, time-major logits in the compute dtype, lengths on the host, blank)."""
     check_flag("batch_first", batch_first)
-    ops = array_ops(logits)
+    ops = loss_ops("logits", logits)
     given = ops.asarray(logits, "logits").dtype
     logits = floats(logits, "logits", ops)
     check_shape("logits", logits, ("B", "T", "V") if batch_first else ("T", "B", "V"))
@@ -330,7 +329,13 @@ def _check_logits(logits, lengths, blank, batch_first):
     T, B, V = logits.shape
     if check_size("blank", blank, 0) >= V:
         raise ValueError(f"blank: expected a class from 0 to {V - 1} (logits have V = {V}), got {blank}")
-    return ops, given, logits, np.full(B, T) if lengths is None else check_lengths(lengths, T, B), int(blank)
+    return (
+        ops,
+        given,
+        logits,
+        np.full(B, T) if lengths is None else check_lengths(lengths, T, B, batch_first=batch_first),
+        int(blank),
+    )
 
 
 def _pad_targets(targets, target_lengths, B, V, blank):

@@ -132,6 +132,8 @@ class checked(Generic[T]):
 _WORDS = {  # what other libraries say -> our words, the first that a class knows
     "activation": ("nonlinearity",), "beta_1": ("betas",), "beta_2": ("betas",), "beta1": ("betas",),
     "beta2": ("betas",), "bi": ("bidirectional",), "decay": ("weight_decay",), "device": ("backend",),
+    "clip_grad": ("gradient_clip",), "dropconnect": ("weight_dropout",), "layernorm": ("layer_norm",),
+    "norm": ("layer_norm",), "normalize": ("layer_norm",), "use_peepholes": ("peephole",), "zoneout_prob": ("zoneout",),
     "dim": ("features", "embedding_dim"), "epsilon": ("eps",), "generator": ("seed",), "go_backwards": ("reverse",),
     "h0": ("state",), "h_0": ("state",), "hidden": ("hidden_size",), "hidden_dim": ("hidden_size",),
     "hidden_size": ("hidden",), "hx": ("state",), "in_channels": ("in_features", "input_size"),
@@ -152,15 +154,14 @@ _NO_MASK = (
     "that come after others are not supported"
 )
 _SENTENCES = {  # what has no word of ours, or one that needs a sentence
-    "activation": "The activations of LSTM and GRU are fixed; RNN has nonlinearity",
+    "activation": "That of an RNN is called nonlinearity",
     "h0": "The initial state is given to the call, as state",
     "hx": "The initial state is given to the call, as state",
     "initial_state": "The initial state is given to the call, as state",
-    "nonlinearity": "The nonlinearities of LSTM and GRU are fixed; RNN has a choice",
+    "nonlinearity": "RNN has one; LSTM and GRU have activation and recurrent_activation",
     "mask": _NO_MASK,
     "padding_mask": _NO_MASK,
-    "recurrent_activation": "The activations of LSTM and GRU are fixed",
-    "recurrent_dropout": "There is no dropout of the recurrent state; dropout acts between layers",
+    "recurrent_activation": "An RNN has no gates; its activation is called nonlinearity",
     "retain": "It belongs to forward(..., retain=True)",
     "retain_graph": "It belongs to forward(..., retain=True)",
     "return_sequences": "The outputs of all steps are always returned; the layer Pooling makes one vector of them",
@@ -210,6 +211,7 @@ class NamesArguments:
     """A class whose constructor answers an unknown argument with our word for it."""
 
     _elsewhere: dict[str, str] = {}  # argument that this class refuses -> a sentence on who takes it
+    _hints: dict[str, str] = {}  # attribute that other libraries have -> what to do here
 
     def __new__(cls: type[N], *args: Any, **options: Any) -> N:
         if options:
@@ -218,7 +220,17 @@ class NamesArguments:
                 for name in options:
                     if name not in known:
                         refuse_unknown(cls.__name__, [name], known, cls._hint(name, options[name], known))
+        required = _required_arguments(cls) if args or options else ()  # copies give none
+        missing = [name for name in required[len(args) :] if name not in options]
+        if missing:
+            raise TypeError(f"{cls.__name__}: {missing[0]} is missing: {cls.__name__}({', '.join(required)})")
         return super().__new__(cls)
+
+    if not TYPE_CHECKING:  # which would take any name for an attribute
+
+        def __getattr__(self, name):
+            hint = f"; {self._hints[name]}" if name in self._hints else ""
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
 
     @classmethod
     def _hint(cls, name, value, known):
@@ -243,6 +255,13 @@ def _known_arguments(cls):
         if owner.__module__.partition(".")[0] != __name__.partition(".")[0]:
             return None
     return tuple(dict.fromkeys(known))
+
+
+@functools.cache
+def _required_arguments(cls):
+    """The names of the arguments that the constructor of ``cls`` needs and that may be given by position."""
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty)
 
 
 # ---- what messages say

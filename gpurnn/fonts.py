@@ -1,9 +1,12 @@
 """Fonts for the text of pictures: Matplotlib's own, and others that are installed for the characters which it lacks."""
 
 import functools
+import logging
 import unicodedata
 
 import numpy as np
+
+_log = logging.getLogger("gpurnn")
 
 
 def families(text):
@@ -20,7 +23,14 @@ def drawable(text):
     Matplotlib."""
     text = "".join(" " if c.isspace() else "" if unicodedata.category(c) == "Cf" else c for c in text)
     missing = _covering(frozenset(text))[1]
+    if missing:
+        _say_missing()
     return "".join(c.encode("unicode_escape").decode() if c in missing else c for c in text)
+
+
+@functools.cache  # once in a process
+def _say_missing():
+    _log.warning("no installed font has some characters of a picture: it shows escapes such as \\u5c71")
 
 
 @functools.lru_cache(maxsize=256)

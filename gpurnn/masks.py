@@ -8,7 +8,7 @@ import numpy as np
 
 from ._typing import Array, Lengths
 from .arrays import host_array
-from .errors import DivergedError, DtypeError, ShapeError, check_flag
+from .errors import DivergedError, DtypeError, ShapeError, check_flag, described
 
 
 def check_lengths(lengths: Lengths, T: int, B: int, name: str = "lengths", *, batch_first: bool = False) -> np.ndarray:
@@ -32,11 +32,16 @@ def check_lengths(lengths: Lengths, T: int, B: int, name: str = "lengths", *, ba
     ShapeError
         For a wrong number of lengths, a negative length, or one past T.
     """
-    lengths = host_array(lengths, name)
+    given, lengths = lengths, host_array(lengths, name)
     if lengths.size == 0:
         lengths = lengths.astype(np.int64)
     if lengths.dtype.kind not in "iu":
-        raise DtypeError(f"{name}: expected integers, got {lengths.dtype}")
+        got, hint = lengths.dtype if lengths.dtype.kind in "bf" else described(given), ""
+        if lengths.dtype.kind == "b" and lengths.ndim == 2:
+            hint = f". Of a mask give how many steps count: mask.sum(axis={int(batch_first)})"
+        elif lengths.dtype.kind == "f" and (lengths == lengths.round()).all():
+            hint = f". Convert them: {name} = np.asarray({name}, int)"
+        raise DtypeError(f"{name}: expected integers, got {got}{hint}")
     if lengths.shape != (B,):
         hint = ""
         if lengths.shape == (T,):

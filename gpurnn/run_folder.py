@@ -112,6 +112,8 @@ def check_outputs(folder, reads, **outputs):
             )
     ordinary = set()
     for name, path in given.items():
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"--{name}: {path}: the folder {path.parent} does not exist: make it first")
         if not is_stream(path):
             ordinary.add(name)
         refuse_same(path, [*reads, *(Path(folder, file) for file in taken(folder))], name)

@@ -1,8 +1,9 @@
 // What every kernel file includes first: the legend, the qualifiers, the activations and their derivatives.
 //
 // Legend (the whole project)
-//     T  timesteps                G  gates (RNN 1, GRU 3, LSTM 4)
+//     T  timesteps                G  gates (RNN 1, GRU 3, LSTM 4); Q of them have a product with W_hh
 //     B  batch (sequences)        S  states (RNN, GRU 1; LSTM 2)
+//                                 N  vectors of a cell's own parameters; M  its random masks
 //     I  input size               L  layers
 //     H  hidden size              D  directions (1 or 2)
 //     V  vocabulary / classes

@@ -29,6 +29,7 @@ from gpurnn import (
     optim,
     testing,
 )  # fmt: skip
+from gpurnn.backends.cpu.native import load_native
 from gpurnn.backends.cuda import schedules
 from gpurnn.backends.cuda.launch import kernel_of, kernel_source
 from gpurnn.backends.cuda.ops import CudaOps
@@ -80,6 +81,21 @@ def backend_of(name):
     return cuda_ops() if name == "cuda" else name
 
 
+def cpu_levels():
+    """Every kind of vector that this machine can run: 0 of 128 bits, 1 AVX2, 2 AVX-512."""
+    found = load_native()
+    return range(found[1] + 1) if found else ()
+
+
+def results(layer, x, doutput, lengths=None):
+    """Every array of one training call."""
+    layer.zero_grad()
+    output, state, backward = layer.forward(x, lengths=lengths)
+    dx, dstate = backward(doutput)
+    states = [part if isinstance(part, tuple) else (part,) for part in (state, dstate)]
+    return [output, *states[0], dx, *states[1], layer.flat_grads.copy()]
+
+
 def host(array):
     return array.get() if hasattr(array, "get") else np.asarray(array)
 
@@ -108,9 +124,9 @@ def all_equal(first, second, name=""):
 # ---- compiled kernels
 
 
-def spilling(file, expressions, arch):
+def spilling(file, expressions, arch, struct=None):
     """Those of some kernels that keep registers in memory."""
-    program = nvrtc.compile(kernel_source(file), file=file, arch=arch, expressions=tuple(sorted(expressions)))
+    program = nvrtc.compile(kernel_source(file, struct), file=file, arch=arch, expressions=tuple(sorted(expressions)))
     report = parse_log(program.log)
     figures = {expression: report[program.lowered[expression]] for expression in expressions}
     return [name for name, r in figures.items() if r.spill_stores or r.spill_loads or r.stack]

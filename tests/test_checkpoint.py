@@ -340,6 +340,7 @@ assert len(list(folder.iterdir())) == 2
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_killed_at_every_system_call(tmp_path):
     result = subprocess.run(

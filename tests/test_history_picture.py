@@ -41,6 +41,7 @@ def epoch_ticks(axis):
     return dict(zip(above.get_xticks().tolist(), [label.get_text() for label in above.get_xticklabels()], strict=True))
 
 
+@pytest.mark.long
 def test_the_kept_epoch_is_marked_and_not_the_smallest_loss(drawn, tmp_path):
     plots.plot_history(records([3.0, 1.0, 2.0], [0.1, 0.2, 0.3]), tmp_path / "a.png", title="mine", best_epoch=3)
     (figure,) = drawn
@@ -50,6 +51,7 @@ def test_the_kept_epoch_is_marked_and_not_the_smallest_loss(drawn, tmp_path):
     assert epoch_ticks(loss) == {7: "1", 14: "2", 21: "3"}
 
 
+@pytest.mark.long
 def test_of_many_epochs_some_are_numbered_and_the_last_is(drawn, tmp_path):
     plots.plot_history(records(np.linspace(3, 1, 100)), tmp_path / "a.png")
     (figure,) = drawn
@@ -70,6 +72,7 @@ def test_a_run_says_what_it_is(drawn, tmp_path):
     assert kept(figure.axes[0]) == [(best["step"], f"kept: epoch {best['epoch']}, {best['validation_loss']:.4f}")]
 
 
+@pytest.mark.long
 def test_a_run_of_fit_and_a_folder_without_checkpoints(drawn, tmp_path, monkeypatch):
     batch = np.zeros((3, 2, 2), "float32"), np.ones((3, 2, 1), "float32")
     model = gpurnn.Linear(2, 1, backend="cpu")

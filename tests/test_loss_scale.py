@@ -146,6 +146,7 @@ def test_float16_is_scaled_unless_asked_otherwise():
         assert "loss_scale" not in history[-1]
 
 
+@pytest.mark.long
 def test_gradients_that_overflow_skip_the_update_and_are_counted():
     scaler = LossScaler(init_scale=2.0**30)
     seen = []

@@ -55,10 +55,14 @@ def test_empty_batch(lengths):
 @pytest.mark.parametrize(
     "lengths, error, message",
     [
-        ([1.0, 2.0], DtypeError, "sizes: expected integers, got float64"),
-        ([True, False], DtypeError, "sizes: expected integers, got bool"),
-        (["1", "2"], DtypeError, "sizes: expected integers, got <U1"),
-        (None, DtypeError, "sizes: expected integers, got object"),
+        ([1.0, 2.0], DtypeError, r"got float64. Convert them: sizes = np.asarray\(sizes, int\)$"),
+        ([1.5, 2.0], DtypeError, "sizes: expected integers, got float64$"),
+        ([1.0, np.nan], DtypeError, "sizes: expected integers, got float64$"),
+        ([True, False], DtypeError, "sizes: expected integers, got bool$"),
+        (np.ones((3, 2), bool), DtypeError, r"got bool. Of a mask give how many steps count: mask.sum\(axis=0\)"),
+        (["1", "2"], DtypeError, "sizes: expected integers, got a list of str$"),
+        ("1 2", DtypeError, "sizes: expected integers, got '1 2'$"),
+        (None, DtypeError, "sizes: expected integers, got None$"),
         ([1], ShapeError, r"sizes: expected one length for each of the 2 sequences, got shape \(1,\)"),
         ([], ShapeError, r"got shape \(0,\)"),
         (3, ShapeError, r"got shape \(\)"),

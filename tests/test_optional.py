@@ -119,6 +119,7 @@ def test_what_needs_more_skips_and_says_so(blocked):
 # ---- the helpers
 
 
+@pytest.mark.long
 @needs("hypothesis")
 def test_a_property_that_does_not_hold_fails():
     seen = []

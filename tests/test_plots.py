@@ -57,6 +57,7 @@ def test_run(tmp_path):
     assert is_png(tmp_path / "gradient_flow.png")
 
 
+@pytest.mark.long
 def test_the_gradient_flow_of_a_run_is_named(tmp_path, drawn):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "history.jsonl").write_text(json.dumps(RECORDS[1]) + "\n")
@@ -83,6 +84,7 @@ def labels_of(axis):
 LACKING = chr(0x10FFFD)  # of a private plane: no font has it
 
 
+@pytest.mark.long
 def test_attention(tmp_path, drawn):
     weights = np.full((2, 3), 1 / 3)
     source, written = ["caf\u00e9", "$x$", LACKING], ["\u0431", "(end)"]
@@ -160,6 +162,14 @@ def test_fonts_that_have_the_characters():
     assert ord(more[0]) in fonts._code_points(path)
     assert fonts.drawable("a\tb\u00a0c\u200dd") == "a b cd"
     assert fonts._code_points(__file__).size == 0  # no font
+
+
+def test_escapes_in_pictures_are_said_once(caplog):
+    fonts._say_missing.cache_clear()
+    assert fonts.drawable("plain") == "plain" and not caplog.records
+    fonts.drawable(LACKING), fonts.drawable(f"a{LACKING}")
+    (said,) = caplog.records
+    assert "it shows escapes such as" in said.getMessage()
 
 
 def test_nothing_to_draw(tmp_path):

@@ -13,7 +13,7 @@ from ..arrays import as_array, check_float
 from ..dtypes import compute_dtype, upcast
 from ..errors import ShapeError
 from .machine import host_machine
-from .records import SavedLayer, flat
+from .records import PassOptions, SavedLayer, flat
 from .streams import ONE_STREAM, Streams
 from .time_loop import hidden_weights, input_bias, sequence_backward, sequence_forward
 from .weight_gradients import add_weight_gradients
@@ -157,7 +157,8 @@ class Ops:
             if w.bias_ih is not None:
                 ax[:, :, :rows] += input_bias(cell, w).astype(x.dtype, copy=False)
             inner = hidden_weights(cell, w, x.dtype)
-            saved, final = sequence_forward(self, cell, ax, inner, state, lengths, reverse, options.save, *more)
+            how = PassOptions(reverse, options.save, *more)
+            saved, final = sequence_forward(self, cell, ax, inner, state, lengths, how)
             passes.append(saved)
             finals.append(final)
         outputs = [saved.h_new for saved in passes]
@@ -240,7 +241,7 @@ class Ops:
 
     def accumulate_product(self, grad, d, x):
         """``grad += d^T x`` summed over all steps: one GEMM. grad: (M, N); d: (T, B, M) or (T*B, M); x alike."""
-        grad += upcast(flat(d)).T @ upcast(flat(x))
+        self.product(flat(d).T, flat(x), grad, accumulate=True)
 
     def sum_steps(self, d):
         """The sum of d, (T, B, M) or (T*B, M), over all steps, in a fixed order: (M,).

@@ -33,6 +33,15 @@ class RunOptions(NamedTuple):
     statistics: tuple[BatchStatistics, ...] | None = None
 
 
+class PassOptions(NamedTuple):
+    """How ``sequence_forward`` runs one direction: the entries of ``RunOptions`` for it."""
+
+    reverse: bool = False
+    save: bool = True
+    masks: Array | None = None
+    statistics: BatchStatistics | None = None
+
+
 class Gradients(NamedTuple):
     """Where ``Ops.layer_backward`` adds the gradients of a layer's weights.
 

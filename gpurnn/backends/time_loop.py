@@ -5,7 +5,9 @@ import numpy as np
 from ..cells import HiddenWeights, Scratch
 from ..dtypes import compute_dtype, upcast
 from .batch_statistics import BatchStep
-from .records import PassGradients, SavedPass
+from .records import PassGradients, PassOptions, SavedPass
+
+_PLAIN = PassOptions()
 
 
 def input_bias(cell, w):
@@ -39,9 +41,7 @@ def _rounded(weight, dtype):
     return upcast(weight.astype(dtype, copy=False))
 
 
-def sequence_forward(
-    ops, cell, ax, weights, state, lengths=None, reverse=False, save=True, masks=None, statistics=None
-):
+def sequence_forward(ops, cell, ax, weights, state, lengths=None, options=_PLAIN):
     """Run the time loop of one cell.
 
     cell: a ``Cell``; weights: its ``HiddenWeights``.
@@ -49,12 +49,13 @@ def sequence_forward(
         hold the input pre-activations. Its memory becomes ``SavedPass.gates``.
     state: initial h (B, P) and the other states (B, H), arrays or numbers. lengths: integers (B,) or None; past its
         end a sequence's state does not change.
-    reverse: run from T - 1 to 0. masks, statistics: as in ``SavedPass``.
+    options: ``PassOptions``.
 
     Returns a ``SavedPass`` and the final state. States other than h are saved in float32 for 16-bit layers, and only
     where ``save``.
     """
     xp, dtype, real = ops.xp, ax.dtype, compute_dtype(ax.dtype)
+    reverse, save, masks, statistics = options
     T, B, columns = ax.shape
     H = columns // (cell.saved_blocks if save else len(cell.gates))
     rows, P = len(cell.gates) * H, H if weights.hh is None else weights.hh.shape[1]

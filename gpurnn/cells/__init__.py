@@ -1,6 +1,23 @@
 """Cells: the equations of one timestep, forward and backward."""
 
+from .functions import (
+    ACTIVATIONS,
+    clip,
+    dropout,
+    elu,
+    hard_sigmoid,
+    hard_sigmoid_2,
+    identity,
+    leaky_relu,
+    log_sigmoid,
+    normalized,
+    normalized_together,
+    silu,
+    softsign,
+    zoneout,
+)
 from .gru import GRUStep
+from .haste import weights_from_haste
 from .library import (
     cifg,
     cornn,
@@ -20,36 +37,22 @@ from .lstm import LSTMStep
 from .record import Cell, Draw, HiddenWeights, Parameter, Product, Scratch, Weights
 from .rnn import RNNStep
 from .symbols import (
-    ACTIVATIONS,
-    clip,
     clip_gradient,
-    dropout,
-    elu,
     exp,
     expm1,
     fabs,
-    hard_sigmoid,
-    hard_sigmoid_2,
-    identity,
-    leaky_relu,
     log,
     log1p,
-    log_sigmoid,
     maximum,
     mean,
     minimum,
-    normalized,
-    normalized_together,
     relu,
     sigmoid,
-    silu,
     softplus,
-    softsign,
     sqrt,
     stop_gradient,
     tanh,
     where,
-    zoneout,
 )
 from .traced import TracedCell, cell
 
@@ -98,6 +101,7 @@ __all__ = [
     "sqrt",
     "stop_gradient",
     "tanh",
+    "weights_from_haste",
     "where",
     "zoneout",
     # cells from the literature

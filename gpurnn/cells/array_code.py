@@ -121,7 +121,8 @@ def _forward(cell):
     if rows > first:
         code.compute([cell.inner_node])
         yield from _taken(code)
-        inner = code.expression(cell.inner_node)
+        inner = _block("z", len(cell.saved_nodes) - 1)  # all units have it there, also where it is one mean for all
+        yield f"    {inner} = {code.expression(cell.inner_node)}"
         yield f"    ah[{first} * H :] = xp.matmul(w.hh[{first} * H :], {inner})"
         if cell.separate and cell.biases:
             start = max(before, first)
@@ -134,7 +135,7 @@ def _forward(cell):
     for k, node in enumerate(cell.new_states):
         yield f"    new[{k}][...] = {code.expression(node)}"
     for k, node in enumerate(cell.saved_nodes):
-        if node is not None:
+        if node is not None and node is not cell.inner_node:
             yield f"    {_block('z', k)} = {code.expression(node)}"
     for both in statistics:
         yield f"    scratch.batch.found.append(({', '.join(code.expression(one) for one in both)}))"
@@ -154,7 +155,8 @@ def _backward(cell):
         yield f"    {_block('d', k)} = {code.expression(node)}"
     results = [code.variable(f"d{name}") for name in cell.states]
     for name, node in zip(results, cell.dstates, strict=True):
-        yield f"    {name} = {code.expression(node)}"
+        copied = ".copy()" if node.op == "dstate" else ""  # whose memory is written below
+        yield f"    {name} = {code.expression(node)}{copied}"
     if rows > first:
         yield f"    d_inner = xp.matmul(w.hh[{first} * H :].T, d[{first} * H : {rows} * H])"
         code.taken.add("d_inner")

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import check_choice, check_number
-from .symbols import ACTIVATIONS, exp, log_sigmoid, maximum, minimum, relu, sigmoid, softplus, tanh, where
+from .functions import ACTIVATIONS, log_sigmoid
+from .symbols import exp, maximum, minimum, relu, sigmoid, softplus, tanh, where
 from .traced import TracedCell, cell
 
 

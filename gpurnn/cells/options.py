@@ -24,17 +24,11 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..errors import check_choice, check_flag, check_number
-from . import symbols as f
+from . import functions as f
+from .functions import ACTIVATIONS
 from .record import Cell, Parameter
+from .symbols import clip_gradient
 from .traced import TracedCell
-
-ACTIVATIONS = {
-    name: f.FUNCTIONS[name]
-    for name in (
-        "tanh", "sigmoid", "hard_sigmoid", "hard_sigmoid_2", "relu", "leaky_relu", "softsign", "softplus", "elu",
-        "silu", "identity",
-    )
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -208,7 +202,7 @@ def _dropped(options, update):
 def _returned(options, *states):
     """The new states, whose gradients are clipped where the options say so."""
     if options.gradient_clip:
-        states = tuple(f.clip_gradient(state, options.gradient_clip) for state in states)
+        states = tuple(clip_gradient(state, options.gradient_clip) for state in states)
     return states
 
 

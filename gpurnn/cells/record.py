@@ -103,8 +103,8 @@ class Parameter(NamedTuple):
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """The blocks that its gradient is summed from."""
-        return tuple(f"{self.name}.{gate}" for gate in self.gates) or (self.name,)
+        """The blocks that its gradient is summed from; no gate has such a name."""
+        return tuple(f"p:{self.name}.{gate}" for gate in self.gates) or (f"p:{self.name}",)
 
 
 class Draw(NamedTuple):

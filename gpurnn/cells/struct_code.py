@@ -3,125 +3,11 @@
 from __future__ import annotations
 
 from .derivatives import below
+from .names import RESERVED
 from .written import Statements
 
 _LEAVES = ("ax", "ah", "state", "own", "mask", "constant", "dstate", "d_inner")
 _MEMBERS = {"ax": "in.ax", "ah": "in.ah", "state": "in.state", "own": "in.p", "mask": "in.mask", "dstate": "in.dstate"}
-_RESERVED = frozenset(
-    [
-        "alignas",
-        "alignof",
-        "and",
-        "asm",
-        "auto",
-        "bool",
-        "break",
-        "case",
-        "catch",
-        "char",
-        "class",
-        "const",
-        "constexpr",
-        "continue",
-        "decltype",
-        "default",
-        "delete",
-        "do",
-        "double",
-        "else",
-        "enum",
-        "explicit",
-        "export",
-        "extern",
-        "false",
-        "float",
-        "for",
-        "friend",
-        "goto",
-        "if",
-        "in",
-        "inline",
-        "int",
-        "long",
-        "mutable",
-        "namespace",
-        "new",
-        "not",
-        "operator",
-        "or",
-        "out",
-        "private",
-        "protected",
-        "public",
-        "real",
-        "register",
-        "return",
-        "short",
-        "signed",
-        "sizeof",
-        "stage",
-        "static",
-        "struct",
-        "switch",
-        "template",
-        "this",
-        "throw",
-        "true",
-        "try",
-        "typedef",
-        "typeid",
-        "typename",
-        "union",
-        "unsigned",
-        "using",
-        "virtual",
-        "void",
-        "volatile",
-        "while",
-        "xor",
-        "d_inner",
-        "some",
-        "sigmoid",
-        "tanh",
-        "relu",
-        "exp",
-        "expm1",
-        "log",
-        "log1p",
-        "sqrt",
-        "softplus",
-        "fabs",
-        "smaller",
-        "larger",
-        "where_greater",
-        "dsigmoid",
-        "dtanh",
-        "drelu",
-        "reciprocal",
-        "gates",
-        "states",
-        "parameters",
-        "draws",
-        "saved",
-        "preactivations",
-        "separate",
-        "first_product",
-        "products",
-        "inner",
-        "stages",
-        "means",
-        "locals",
-        "forward",
-        "backward",
-        "forward_inner",
-        "backward_inner",
-        "means_of",
-        "back_means_of",
-        "back_stages",
-        "back_means",
-        "back_locals",
-    ]
-)
 
 
 def write(cell):
@@ -131,7 +17,7 @@ def write(cell):
     forward = _Stages([*cell.new_states, *_saved(cell)], ())
     backward = _Stages([*cell.d, *cell.dstates], {*_saved(cell), *cell.free_states})
     lines = [
-        f"// {cell.name}: made from the equations of the Python function {cell.function.__name__}.",
+        f"// {cell.name}: made from equations in Python.",
         "template <typename real>",
         f"struct {cell.name} : PointwiseCell {{",
         f"    static constexpr int gates = {len(cell.gates)}, states = {len(cell.states)}, saved = {len(cell.saved)};",
@@ -180,7 +66,7 @@ class _Stages:
         for stage in reversed(range(self.count)):
             self.results[stage] += [mean.args[0] for mean in self.means if self.of[mean] == stage + 1]
             for node in below(self.results[stage], lambda node, stage=stage: self._is_before(node, stage)):
-                if self.of[node] < stage and self._is_kept(node) and node not in self.locals:
+                if self.of[node] < stage and self._is_local(node) and node not in self.locals:
                     self.locals.append(node)
                     self.results[self.of[node]].append(node)
         self.locals.sort(key=lambda node: node.index)
@@ -188,7 +74,7 @@ class _Stages:
     def _is_before(self, node, stage):
         return node in self.given or node.op == "mean" or (self.of[node] < stage and node.op not in _LEAVES)
 
-    def _is_kept(self, node):
+    def _is_local(self, node):
         """Whether a later stage cannot have a symbol but as a local."""
         return node.op not in _LEAVES and node.op != "mean" and node not in self.given
 
@@ -220,7 +106,7 @@ def _statements(given):
     def call(op, arguments, node):
         return f"{op}({', '.join(arguments)})"
 
-    return Statements(leaf, call, lambda name, text: f"const real {name} = {text};", _RESERVED)
+    return Statements(leaf, call, lambda name, text: f"const real {name} = {text};", RESERVED)
 
 
 def _given(cell, stages, which):
@@ -251,8 +137,8 @@ def _functions(cell, stages, which):
 
 def _stage(cell, stages, which, stage):
     given = _given(cell, stages, which)
-    kept = {node: f"out.local[{k}]" for k, node in enumerate(stages.locals)}
-    code = _statements(given | {node: text for node, text in kept.items() if stages.of[node] < stage})
+    held = {node: f"out.local[{k}]" for k, node in enumerate(stages.locals)}
+    code = _statements(given | {node: text for node, text in held.items() if stages.of[node] < stage})
     last = stage == stages.count - 1
     results = [node for node in stages.locals if stages.of[node] == stage and not last]
     sums = [(k, mean.args[0]) for k, mean in enumerate(stages.means) if stages.of[mean] == stage + 1]
@@ -262,7 +148,7 @@ def _stage(cell, stages, which, stage):
     code.compute([*results, *(node for _, node in sums), *(node for _, node in final)])
     yield from code.lines
     for node in results:
-        yield f"{kept[node]} = {code.expression(node)};"
+        yield f"{held[node]} = {code.expression(node)};"
     for k, node in sums:
         yield f"out.sum[{k}] = {code.expression(node)};"
     for target, node in final:

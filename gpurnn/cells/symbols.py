@@ -1,7 +1,8 @@
 """Symbols: what the equations of a cell are written over, and the functions that they may use.
 
 Equations are traced: a cell's function runs once, over symbols in place of numbers, and leaves a graph of ``Symbol``.
-Each function here exists as array code, in CUDA and in C++ on vectors, and has its derivative in derivatives.py.
+Each function here exists as array code, in CUDA and in C++ on vectors, and has its derivative in derivatives.py;
+functions.py has those that are made of them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
+
+from ..errors import check_number
 
 _IF = (
     "a cell's equations are traced once, before there are numbers, so that `if`, `while`, `and`, `or` and `not` cannot "
@@ -22,7 +25,7 @@ class Graph:
     """The symbols of one trace, in the order in which they were made; equal ones are one."""
 
     def __init__(self, training):
-        self.training = training
+        self.training, self.running = training, False  # running: the user's function is at work
         self.nodes, self._known, self.draws, self.inner = [], {}, [], None
         self.normalizations, self.timesteps = (
             [],
@@ -39,7 +42,14 @@ class Graph:
         return node
 
     def constant(self, value):
-        return self.make("constant", value=float(value))
+        """The symbol of a number. Raises ValueError where float has none for it."""
+        try:
+            value = float(value)
+        except OverflowError:
+            value = math.inf
+        if not math.isfinite(value):
+            raise ValueError(f"expected a finite number in a cell's equation, got {value}")
+        return self.make("constant", value=value)
 
     def draw(self, rate, each):
         """The symbol of a new mask."""
@@ -90,6 +100,8 @@ class Symbol:
 
     def __truediv__(self, other):
         a, b = self, symbol(self.graph, other)
+        if is_constant(b, 0):
+            raise ZeroDivisionError("a cell's equation divides by 0")
         if is_constant(b, 1) or is_constant(a, 0):
             return a
         return -(a.args[0] / b) if a.op == "neg" else _folded("div", a, b, lambda x, y: x / y)
@@ -118,7 +130,7 @@ class Symbol:
         return fabs(self)
 
     def __pow__(self, power):
-        if power == 0.5:
+        if isinstance(power, float) and power == 0.5:
             return sqrt(self)
         if not isinstance(power, int) or not 1 <= power <= 8:
             raise TypeError(f"a symbol can be raised to a whole power from 1 to 8, or to 0.5, got {power!r}")
@@ -137,23 +149,52 @@ class Symbol:
     def __le__(self, other):
         return Condition(self, symbol(self.graph, other), swapped=True)
 
+    def __eq__(self, other):
+        if self.graph.running:
+            raise TypeError(_IF.format("whether a symbol equals something") + " with > or <")
+        return self is other
+
+    __hash__ = object.__hash__
+
     def __bool__(self):
         raise TypeError(_IF.format("the value of a symbol"))
 
     def __iter__(self):
         raise TypeError("a symbol stands for one number of each unit: it has no parts to index or to loop over")
 
-    __getitem__ = __len__ = __iter__
+    def __getitem__(self, index):
+        self.__iter__()
+
+    __len__ = __iter__
 
     def __float__(self):
         raise TypeError("a symbol has no value yet: write the equation with gpurnn.cells' functions, not with math's")
 
+    __int__ = __index__ = __complex__ = __float__
+
+    def __call__(self, *arguments):
+        raise TypeError("only ah.gate can be called: ah.n(v) multiplies the vector v by W_hh's rows of gate n")
+
+    def __matmul__(self, other):
+        raise TypeError("a cell's products with matrices are ax, ah and ah.gate(vector): @ is none of its operations")
+
+    __rmatmul__ = __matmul__
+
+    def __getattr__(self, name):
+        if name.startswith("__"):  # what Python and NumPy ask for
+            raise AttributeError(name)
+        raise AttributeError(
+            f"a symbol has no {name!r}: it is a number, not an array; see the functions of gpurnn.cells"
+        )
+
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
         function = _UFUNCS.get(ufunc.__name__)
         if function is None or method != "__call__" or options:
-            names = ", ".join(sorted(FUNCTIONS))
-            raise TypeError(f"np.{ufunc.__name__} cannot take a symbol: a cell may use + - * / and {names}")
-        return function(*(float(x) if isinstance(x, (np.generic, np.ndarray)) else x for x in inputs))
+            raise TypeError(
+                f"np.{ufunc.__name__} cannot take a symbol: a cell's equations may use + - * / and the functions of "
+                "gpurnn.cells"
+            )
+        return function(*(x.item() if isinstance(x, np.ndarray) and not x.ndim else x for x in inputs))
 
     def __repr__(self):
         return self.name or f"<{self.op}>"
@@ -168,22 +209,26 @@ class Condition:
     def __bool__(self):
         raise TypeError(_IF.format("a condition"))
 
+    def __and__(self, other):
+        raise TypeError("conditions cannot be combined: write one gpurnn.cells.where inside another")
+
+    __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = __and__
+
 
 def symbol(graph, value):
     """``value`` as a symbol of ``graph``."""
     if isinstance(value, Symbol):
         if value.graph is not graph:
-            raise TypeError("a symbol of another trace: do not keep symbols outside of the cell's function")
+            raise TypeError("a symbol of another trace: a symbol is of use only inside the call of the cell's function")
         return value
     if isinstance(value, Condition):
         raise TypeError("a condition is no number: write gpurnn.cells.where(condition, 1, 0)")
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (Real, np.number)):
-        raise TypeError(
-            f"expected a symbol or a number in a cell's equation, got {type(value).__name__}: arrays are declared as "
-            "parameters, so that they are trained, saved and moved with the layer"
+        arrays = isinstance(value, (list, tuple)) or hasattr(value, "shape")
+        more = (
+            ": declare an array as a parameter, so that it is trained, saved and moved with the layer" if arrays else ""
         )
-    if not math.isfinite(value):
-        raise ValueError(f"expected a finite number in a cell's equation, got {value}")
+        raise TypeError(f"expected a symbol or a number in a cell's equation, got {type(value).__name__}{more}")
     return graph.constant(value)
 
 
@@ -198,19 +243,25 @@ def _folded(op, a, b, function):
     return a.graph.make(op, a, b)
 
 
-def _graph_of(values, name):
+def graph_of(values, name):
     for value in values:
         if isinstance(value, (Symbol, Condition)):
             return (value.a if isinstance(value, Condition) else value).graph
-    raise TypeError(f"{name}: expected a symbol of a cell's equations, got {', '.join(map(repr, values))}")
+    raise TypeError(
+        f"{name}: expected a symbol of a cell's equations, got {', '.join(map(repr, values))}; of numbers take math's"
+    )
 
 
 def _make(op, *values):
-    graph = _graph_of(values, op)
-    return graph.make(op, *(symbol(graph, value) for value in values))
+    graph = graph_of(values, op)
+    symbols = [symbol(graph, value) for value in values]
+    if all(is_constant(one) for one in symbols):
+        with np.errstate(all="ignore"):
+            return graph.constant(_OF_NUMBERS[op](*(one.value for one in symbols)))
+    return graph.make(op, *symbols)
 
 
-# ---- the functions of equations
+# ---- the functions that have a derivative of their own
 
 
 def sigmoid(x: Any) -> Symbol:
@@ -258,11 +309,6 @@ def softplus(x: Any) -> Symbol:
     return _make("softplus", x)
 
 
-def log_sigmoid(x: Any) -> Symbol:
-    """log(sigmoid(x)) = -softplus(-x)."""
-    return -softplus(-x)
-
-
 def fabs(x: Any) -> Symbol:
     """The absolute value, also ``abs(x)``; its derivative at 0 is 0."""
     return _make("fabs", x)
@@ -278,11 +324,6 @@ def maximum(a: Any, b: Any) -> Symbol:
     return _make("larger", a, b)
 
 
-def clip(x: Any, low: float, high: float) -> Symbol:
-    """x within [low, high]; the derivative is 1 inside and 0 outside and at the limits."""
-    return minimum(maximum(x, low), high)
-
-
 def where(condition: Any, a: Any, b: Any) -> Symbol:
     """a where the condition (``x > y`` and its like) holds, else b."""
     if not isinstance(condition, Condition):
@@ -292,122 +333,17 @@ def where(condition: Any, a: Any, b: Any) -> Symbol:
     return graph.make("where_greater", condition.a, condition.b, a, b)
 
 
-def hard_sigmoid(x: Any) -> Symbol:
-    """clip(x / 6 + 1/2, 0, 1): that of PyTorch and of Keras 3."""
-    return clip(x / 6 + 0.5, 0, 1)
-
-
-def hard_sigmoid_2(x: Any) -> Symbol:
-    """clip(x / 5 + 1/2, 0, 1): that of Keras 1 and 2 and of ONNX."""
-    return clip(0.2 * x + 0.5, 0, 1)
-
-
-def softsign(x: Any) -> Symbol:
-    """x / (1 + abs(x))."""
-    return x / (1 + fabs(x))
-
-
-def elu(x: Any) -> Symbol:
-    """x where it is positive, else e^x - 1 (Clevert 2016)."""
-    return where(x > 0, x, expm1(minimum(x, 0)))
-
-
-def leaky_relu(x: Any, slope: float = 0.01) -> Symbol:
-    """x where it is positive, else slope x."""
-    return where(x > 0, x, slope * x)
-
-
-def silu(x: Any) -> Symbol:
-    """x sigmoid(x)."""
-    return x * sigmoid(x)
-
-
-def identity(x: Any) -> Symbol:
-    """x itself."""
-    return x
-
-
 def mean(x: Any) -> Symbol:
     """The mean over all units of a sequence, the same for each of them."""
     node = _make("mean", x)
     return node.args[0] if node.args[0].op in ("constant", "mean") else node
 
 
-def normalized(x: Any, epsilon: float = 1e-5) -> Symbol:
-    """x less its mean over the units, by its standard deviation (Ba, Kiros, Hinton 2016)."""
-    return normalized_together(x, epsilon=epsilon)[0]
-
-
-def normalized_together(*parts: Any, epsilon: float = 1e-5) -> tuple[Symbol, ...]:
-    """As ``normalized``, with one mean and one deviation for all units of all parts."""
-    center = mean(_sum(parts) / len(parts))
-    centered = [part - center for part in parts]
-    deviation = sqrt(mean(_sum([part * part for part in centered]) / len(parts)) + epsilon)
-    scale = 1 / deviation
-    return tuple(part * scale for part in centered)
-
-
-def _sum(parts):
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
-
-
-def batch_normalized(x: Any, timesteps: int = 100, epsilon: float = 1e-5) -> Symbol:
-    """x less its mean over the batch, by its standard deviation, at each timestep (Cooijmans et al. 2017).
-
-    In evaluation they are running means of training, of each of the first ``timesteps`` ones; later ones have those of
-    the last. A cell with it is array code on every backend.
-    """
-    graph = _graph_of((x,), "batch_normalized")
-    place, graph.timesteps = len(graph.normalizations), max(graph.timesteps, timesteps)
-    if graph.training:
-        center = graph.make("batch_mean", symbol(graph, x))
-        centered = x - center
-        variance = graph.make("batch_mean", centered * centered)
-    else:
-        center, variance = graph.make("running", value=2 * place), graph.make("running", value=2 * place + 1)
-        centered = x - center
-    graph.normalizations.append((center, variance))
-    return centered / sqrt(variance + epsilon)
-
-
-def dropout(x: Any, rate: float, each: str = "timestep") -> Symbol:
-    """In training x / (1 - rate) with probability 1 - rate, else 0; in evaluation x.
-
-    each: "timestep" for a mask at each timestep (Semeniuta, Severyn, Barth 2016), "sequence" for one for all timesteps
-    of a sequence (Gal & Ghahramani 2016).
-    """
-    graph = _graph_of((x,), "dropout")
-    if not graph.training or not rate:
-        return x
-    scale = 0.0 if rate == 1 else 1 / (1 - rate)
-    return x * (graph.draw(_rate("dropout", rate), each) * scale)
-
-
-def zoneout(new: Any, old: Any, rate: float) -> Symbol:
-    """In training ``old`` with probability ``rate``, else ``new``; in evaluation the expected value (Krueger 2017)."""
-    graph = _graph_of((new, old), "zoneout")
-    if not rate:
-        return new
-    if not graph.training:
-        return old + (1 - rate) * (new - old)
-    return where(graph.draw(_rate("zoneout", rate), "timestep") > 0, new, old)
-
-
-def _rate(name, rate):
-    if not isinstance(rate, Real) or not 0 <= rate <= 1:
-        raise ValueError(f"{name}: expected a rate from 0 to 1, got {rate!r}")
-    return float(rate)
-
-
 def clip_gradient(x: Any, limit: float) -> Symbol:
     """x, whose gradient is clipped to [-limit, limit] on its way back."""
-    if not limit > 0:
-        raise ValueError(f"clip_gradient: expected a positive limit, got {limit!r}")
-    graph = _graph_of((x,), "clip_gradient")
-    return graph.make("clip_gradient", symbol(graph, x), value=float(limit))
+    limit = check_number("clip_gradient: limit", limit, 0, low_open=True)
+    graph = graph_of((x,), "clip_gradient")
+    return graph.make("clip_gradient", symbol(graph, x), value=limit)
 
 
 def stop_gradient(x: Any) -> Symbol:
@@ -415,31 +351,20 @@ def stop_gradient(x: Any) -> Symbol:
     return _make("stop_gradient", x)
 
 
-FUNCTIONS = {
-    function.__name__: function
-    for function in (
-        sigmoid, tanh, relu, exp, expm1, log, log1p, sqrt, softplus, log_sigmoid, fabs, minimum, maximum, clip, where,
-        hard_sigmoid, hard_sigmoid_2, softsign, elu, leaky_relu, silu, identity, mean, normalized, normalized_together,
-        batch_normalized, dropout, zoneout, clip_gradient, stop_gradient,
-    )
-}  # fmt: skip
-
-# Functions of one number that a cell may have for its activation, by name.
-ACTIVATIONS = {
-    function.__name__: function
-    for function in (
-        tanh, sigmoid, hard_sigmoid, hard_sigmoid_2, relu, leaky_relu, softsign, softplus, elu, silu, identity,
-    )
+_OF_NUMBERS = {
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)), "relu": lambda x: max(x, 0.0), "softplus": lambda x: np.logaddexp(0, x),
+    "tanh": np.tanh, "exp": np.exp, "expm1": np.expm1, "log": np.log, "log1p": np.log1p, "sqrt": np.sqrt, "fabs": abs,
+    "smaller": min, "larger": max, "mean": float, "stop_gradient": float,
 }  # fmt: skip
 
 _UFUNCS = {
     "add": lambda a, b: _operator(a, b, "__add__"), "subtract": lambda a, b: _operator(a, b, "__sub__"),
     "multiply": lambda a, b: _operator(a, b, "__mul__"), "divide": lambda a, b: _operator(a, b, "__truediv__"),
     "negative": lambda a: -a, "absolute": fabs, "fabs": fabs, "maximum": maximum, "minimum": minimum,
-    **{name: FUNCTIONS[name] for name in ("tanh", "exp", "expm1", "log", "log1p", "sqrt")},
+    "tanh": tanh, "exp": exp, "expm1": expm1, "log": log, "log1p": log1p, "sqrt": sqrt,
 }  # fmt: skip
 
 
 def _operator(a, b, name):
-    graph = _graph_of((a, b), "an operation")
+    graph = graph_of((a, b), "an operation")
     return getattr(symbol(graph, a), name)(symbol(graph, b))

@@ -3,54 +3,22 @@
 from __future__ import annotations
 
 import functools
-import inspect
-import keyword
+import pickle
 import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..errors import check_choice
+from ..errors import check_choice, check_flag
 from . import array_code, struct_code
 from .derivatives import LEAVES, below, gradients, needed_values, saved_values
+from .names import cell_name, is_name, words
+from .names import parameters as declared_parameters
 from .record import Cell, Draw, Parameter, Product
 from .symbols import Graph, Symbol, symbol
+from .trace import HiddenSymbol, Inner, Names, count_arguments, run
 
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-
-
-class Names:
-    """The symbols of one kind by name, as attributes."""
-
-    def __init__(self, what, symbols):
-        self.__dict__.update(symbols)
-        self.__dict__["_what"], self.__dict__["_names"] = what, tuple(symbols)
-
-    def __getattr__(self, name):
-        names = ", ".join(self._names) or "none"
-        raise AttributeError(f"{self._what} has no {name!r}; it has {names}")
-
-    def __setattr__(self, name, value):
-        raise AttributeError(f"{self._what}.{name} cannot be set: return the new states, in the order of `states`")
-
-
-class HiddenSymbol(Symbol):
-    """``ah.n``: W_n h + b_n; called with another vector, W_n v + b_n."""
-
-    __slots__ = ()
-
-    def __call__(self, vector):
-        graph = self.graph
-        inner = symbol(graph, vector)
-        if inner is graph.inner[0]:  # h itself
-            return self
-        if graph.inner[1] not in (None, inner):
-            raise ValueError("a timestep may have one second product: all gates of it have to multiply the same vector")
-        if any(node.op == "ah" and node.value in graph.inner[2] for node in below([inner], lambda node: False)):
-            raise ValueError("what a second product multiplies may not depend on a second product")
-        graph.inner[1] = inner
-        graph.inner[2].add(self.value)
-        return self
+_INNER = "inner:"  # the saved block that a second product reads; no gate can have this name
 
 
 class TracedCell(Cell):
@@ -81,10 +49,16 @@ class TracedCell(Cell):
     @functools.cached_property
     def evaluating(self) -> TracedCell:
         """The cell of evaluation mode: without random masks."""
-        return self._other(False) if self.draws or self.over_batch else self
+        if not (self.draws or self.over_batch):
+            return self
+        other = TracedCell(self.function, self.gates, self.states, self.parameters, self.name, False, **self._facts)
+        other.maker = getattr, (self, "evaluating")
+        return other
 
-    def _other(self, training):
-        return TracedCell(self.function, self.gates, self.states, self.parameters, self.name, training, **self._facts)
+    @functools.cached_property
+    def key(self) -> tuple:
+        """Equal for cells of the same equations."""
+        return self.name, self.struct or self.source("numpy"), self.saved, self.draws
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TracedCell:
         return self  # it never changes
@@ -92,16 +66,23 @@ class TracedCell(Cell):
     def __reduce__(self) -> tuple[Any, ...] | str:
         if self.maker:
             return self.maker
-        if not self.training:
-            return getattr, (self._other(True), "evaluating")
-        return self.function.__qualname__  # found by its name, as functions are
+        name = getattr(self.function, "__qualname__", self.name)  # found by its name, as functions are
+        found = sys.modules.get(self.__module__)
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        if found is not self:
+            raise pickle.PicklingError(
+                f"cell {self.name}: pickle finds a cell by name, as it does functions, and {self.__module__}.{name} is "
+                "not this one: put the decorator before a function at the top of a module"
+            )
+        return name
 
     # ---- tracing
 
     def _trace(self):
         graph = self.graph = Graph(self.training)
         states = {name: graph.make("state", value=k) for k, name in enumerate(self.states)}
-        graph.inner = [states[self.states[0]], None, set()]
+        graph.inner = Inner(states[self.states[0]])
         ah = {}
         for k, name in enumerate(self.gates):
             ah[name] = HiddenSymbol(graph, "ah", (), k, len(graph.nodes))
@@ -114,31 +95,41 @@ class TracedCell(Cell):
             gates = dict(zip(parameter.gates, own, strict=False))
             self._own[parameter.name] = Names(f"p.{parameter.name}", gates) if gates else own[0]
         arguments = (Names("ax", ax), Names("ah", ah), Names("s", states), Names("p", self._own))
-        returned, names = _run(self.function, arguments, len(inspect.signature(self.function).parameters), self.name)
+        count, graph.running = count_arguments(self.function, self.name), True
+        returned, names = run(self.function, arguments[:count])
+        graph.running = False
         self.new_states = self._new_states(returned)
-        self.inner_node = graph.inner[1]
+        self.inner_node = graph.inner.vector
         for name, node in names.items():
             self._name(name, node)
         self.draws = tuple(Draw(f"draw{k}", rate, each) for k, (rate, each) in enumerate(graph.draws))
         used = below([*self.new_states, *([] if self.inner_node is None else [self.inner_node])], lambda node: False)
         self._used = {(node.op, node.value) for node in used}
-        self._set_products(graph.inner[2])
+        for place, node in enumerate(ah.values()):
+            if place in graph.inner.products and node in used:
+                name = self.gates[place]
+                raise ValueError(
+                    f"cell {self.name}: ah.{name} multiplies h at one place, and ah.{name}(v) v at another"
+                )
+        self._set_products(graph.inner.products)
         self.means = any(node.op == "mean" for node in used)
         self.over_batch, self.timesteps = bool(graph.normalizations), graph.timesteps
         self.normalizations = len(graph.normalizations)
 
     def _new_states(self, returned):
-        values = returned if isinstance(returned, tuple) else (returned,)
-        if len(values) != len(self.states) or any(value is None for value in values):
+        values = returned if isinstance(returned, (tuple, list)) else (returned,)
+        missing = [name for name, value in zip(self.states, values, strict=False) if value is None]
+        if len(values) != len(self.states) or missing:
+            got = "1 value" if len(values) == 1 else f"{len(values)} values"
             raise ValueError(
                 f"cell {self.name}: expected it to return the new states {', '.join(self.states)}, in this order; got "
-                + ("None" if returned is None else "1 value" if len(values) == 1 else f"{len(values)} values")
+                + (f"None for {missing[0]}" if missing else got)
             )
         return [symbol(self.graph, value) for value in values]
 
     def _name(self, name, node):
         """Let generated code call a symbol as the function does."""
-        if isinstance(node, Symbol) and node.graph is self.graph and node.name is None and _NAME.fullmatch(name):
+        if isinstance(node, Symbol) and node.graph is self.graph and node.name is None and is_name(name):
             node.name = name
 
     def _set_products(self, second):
@@ -160,7 +151,10 @@ class TracedCell(Cell):
             own = self._own[parameter.name]
             symbols = [own] if isinstance(own, Symbol) else [getattr(own, gate) for gate in parameter.gates]
             if not any(("own", node.value) in self._used for node in symbols):
-                raise ValueError(f"cell {self.name}: its equations do not use the parameter {parameter.name!r}")
+                raise ValueError(
+                    f"cell {self.name}: its equations do not use the parameter {parameter.name!r}: leave it out of "
+                    "`parameters`"
+                )
         self._rows = len(first), len(order)  # row blocks of W_hh that multiply h, and all
 
     # ---- derivatives
@@ -190,7 +184,7 @@ class TracedCell(Cell):
             *zip(self.preactivations, self.d, strict=True),
         ]:
             if node.op not in LEAVES:
-                self._name("d_" + name.replace(".", "_"), node)
+                self._name("d_" + re.sub(r"\W+", "_", name.removeprefix("p:")), node)
         forward = [self.inner_node] if self.inner_node is not None else []
         self.free_states = {}  # symbol -> its place among the new states, which the backward pass has
         for k, node in enumerate(self.new_states):
@@ -225,7 +219,7 @@ class TracedCell(Cell):
         first = self._rows[0]
         products = [Product(self.gates[:first])] if first else []
         if rows > first:
-            products.append(Product(self.gates[first:rows], "inner"))
+            products.append(Product(self.gates[first:rows], _INNER))
         self.products = tuple(products)
         self.separate = len(apart)
 
@@ -239,9 +233,11 @@ class TracedCell(Cell):
         self.saved_nodes = [*early, *[None] * pads, *behind, *inner]
         names = [self._saved_name(node, k) for k, node in enumerate(self.saved_nodes)]
         if inner:
-            names[-1] = "inner"
+            names[-1] = _INNER
         self.saved = tuple(names)
-        self.shown = tuple(node.name for node in self.saved_nodes if node is not None and node.name)
+        self.shown = tuple(
+            name for name, node in zip(names, self.saved_nodes, strict=True) if node is not None and node.name == name
+        )
 
     def _saved_name(self, node, place):
         if node is None:
@@ -281,27 +277,15 @@ class TracedCell(Cell):
         return f"<cell {self.name}: gates {' '.join(self.gates)}, states {' '.join(self.states)}>"
 
 
-def _run(function, arguments, count, name):
-    """What the function returns over symbols, and its local variables when it ended."""
-    if count not in (3, 4):
-        raise TypeError(f"cell {name}: expected a function of (ax, ah, s, p), or of (ax, ah, s), got {count} arguments")
-    names, code = {}, getattr(function, "__code__", None)
-
-    def watch(frame, event, value):
-        if event == "return" and frame.f_code is code:
-            names.update(frame.f_locals)
-
-    before = sys.getprofile()
-    sys.setprofile(watch)
-    try:
-        returned = function(*arguments[:count])
-    finally:
-        sys.setprofile(before)
-    return returned, names
-
-
 def cell(
-    gates: str | Sequence[str], states: str | Sequence[str] = "h", parameters: Any = (), name: str = "", **facts: Any
+    gates: str | Sequence[str],
+    states: str | Sequence[str] = "h",
+    parameters: Any = (),
+    name: str = "",
+    *,
+    remembers: str | None = None,
+    writes: str | None = None,
+    biases: bool = True,
 ) -> Callable[[Callable[..., Any]], TracedCell]:
     """Make a cell of a function: the equations of one timestep.
 
@@ -322,8 +306,12 @@ def cell(
         (drawn as biases are, the default), or a number. A ``Parameter`` may have a vector for each gate.
     name : str
         By default that of the function.
-    **facts
-        ``remembers`` and ``writes``, the gates of ``forget_bias`` and ``chrono``; ``biases=False`` for no b_ih, b_hh.
+    remembers : str, optional
+        The gate that preserves the old state: that of the layer's ``forget_bias`` and ``chrono``.
+    writes : str, optional
+        The gate that lets the new state in; ``chrono`` sets it, too.
+    biases : bool
+        Whether there are b_ih and b_hh.
 
     Returns
     -------
@@ -349,43 +337,19 @@ def cell(
     >>> output.shape
     (5, 3, 8)
     """
-    gates, states = _words("gates", gates), _words("states", states)
-    if not states:
-        raise ValueError("states: expected at least one, the output")
-    declared = _parameters(parameters)
-    clash = {p.name for p in declared} & {"weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh"}
-    if clash and facts.get("biases", True):
-        raise ValueError(f"parameters: the layer has a {sorted(clash)[0]} already")
+    gates, states = words("gates", gates), words("states", states)
+    for what, given in (("gates", gates), ("states", states)):
+        if not given:
+            raise ValueError(f"{what}: expected at least one name")
+    declared = declared_parameters(parameters, states, check_flag("biases", biases))
+    for what, gate in (("remembers", remembers), ("writes", writes)):
+        if gate is not None:
+            check_choice(what, gate, gates)
 
     def made(function):
         if not callable(function):
             raise TypeError(f"cell: expected a function of the equations, got {type(function).__name__}")
-        own = _word("name", name or getattr(function, "__name__", "cell").strip("<>"))
-        return TracedCell(function, gates, states, declared, own, **facts)
+        facts = {"remembers": remembers, "writes": writes, "biases": bool(biases)}
+        return TracedCell(function, gates, states, declared, cell_name(name, function), **facts)
 
     return made
-
-
-def _words(what, words):
-    words = tuple(words.split() if isinstance(words, str) else words)
-    for word in words:
-        _word(what, word)
-    if len(set(words)) < len(words):
-        raise ValueError(f"{what}: expected different names, got {' '.join(words)}")
-    return words
-
-
-def _word(what, word):
-    if not isinstance(word, str) or not _NAME.fullmatch(word) or keyword.iskeyword(word):
-        raise ValueError(f"{what}: expected names of letters, digits and underscores, got {word!r}")
-    return word
-
-
-def _parameters(parameters):
-    if isinstance(parameters, str):
-        parameters = parameters.split()
-    if isinstance(parameters, dict):
-        parameters = [Parameter(name, (), initial) for name, initial in parameters.items()]
-    found = [one if isinstance(one, Parameter) else Parameter(one, (), "biases") for one in parameters]
-    _words("parameters", [one.name for one in found])
-    return tuple(one._replace(gates=_words("gates", one.gates)) for one in found)

@@ -26,14 +26,17 @@ from dataclasses import dataclass
 
 from ..backends import backends as available_backends
 from ..backends import get_backend
+from ..cells import Cell
 from ..dtypes import DTYPES, check_dtype
 from ..errors import check_choice
 from .other_layers import OTHER_CASES, check_other
+from .own_cells import differences_say_nothing, is_own_cell, load_cell
 from .recurrent import (
     CELLS,
     OPTIONS,
     Batch,
     build,
+    check_finite,
     check_gates,
     check_gradients,
     check_pieces,
@@ -68,30 +71,50 @@ class Result:
 def run_checks(backends=None, cells=None, dtypes=None, quick=False, progress=None):
     """Run the checks; returns a list of ``Result``, the worst of each backend, cell, dtype and check.
 
-    backends: names or ``Ops`` objects, by default all that work here. cells: of ``CELLS`` and ``OTHERS``, by default
-    all. dtypes: of ``DTYPES``. quick: two options instead of nine. progress: wraps the list of jobs, as ``tqdm`` does.
+    backends: names or ``Ops`` objects, by default all that work here. cells: of ``CELLS`` and ``OTHERS``, or cells of
+    one's own; by default all of ours. dtypes: of ``DTYPES``. quick: two options instead of nine. progress: wraps the
+    list of jobs, as ``tqdm`` does.
     Raises BackendError for a backend that does not work here, ValueError for an unknown cell or dtype.
     """
-    if not backends:
-        backends = [name for name, problem in available_backends().items() if problem is None]
-    backends = [get_backend(backend) for backend in backends]
+    backends = _backends(backends)
     cells = cells or (*CELLS, OTHERS)
     if not dtypes:  # bfloat16 is an extra: left out where it is not installed and nobody asked for it
         dtypes = [dtype for dtype in DTYPES if dtype != "bfloat16" or importlib.util.find_spec("ml_dtypes")]
     for cell in cells:
-        check_choice("cell", cell, (*CELLS, OTHERS))
+        if not isinstance(cell, Cell):
+            check_choice("cells", cell, (*CELLS, OTHERS))
     for dtype in dtypes:
         check_dtype(dtype)
     options = [(name, OPTIONS[name]) for name in (QUICK if quick else OPTIONS)]
-    jobs = list(itertools.product(backends, cells, dtypes))
     results = []
+    for cell in [cell for cell in cells if isinstance(cell, Cell)]:
+        share, detail = check_finite(cell)
+        if share:  # then no other check says anything
+            results.append(Result("numpy", cell.name, "float64", "reference", share, detail))
+            cells = [other for other in cells if other is not cell]
+    jobs = list(itertools.product(backends, cells, dtypes))
     for backend, cell, dtype in progress(jobs) if progress else jobs:
         found = {}
         for check, option, (worst, detail) in _checks(backend, cell, dtype, options):
             if check not in found or not worst <= found[check].worst:
-                found[check] = Result(backend.name, cell, dtype, check, worst, f"{option}: {detail}")
+                name = cell.name if isinstance(cell, Cell) else cell
+                found[check] = Result(backend.name, name, dtype, check, worst, f"{option}: {detail}")
         results += found.values()
     return results
+
+
+def plans(cells, backends=None):
+    """How each backend runs cells of one's own: (backend, cell, schedule, reason)."""
+    for cell in cells:
+        for backend in _backends(backends):
+            plan = build(cell, backend, "float32").plan(100, 32)
+            yield backend.name, cell.name, plan.schedule, plan.reason
+
+
+def _backends(chosen):
+    """``Ops`` objects; by default all that work here."""
+    chosen = chosen or [name for name, problem in available_backends().items() if problem is None]
+    return [get_backend(backend) for backend in chosen]
 
 
 def _checks(backend, cell, dtype, options):
@@ -102,11 +125,13 @@ def _checks(backend, cell, dtype, options):
             yield "reference", name, reference
             yield "repeat", name, repeat
         return
+    own = isinstance(cell, Cell)
+    differences = dtype == "float64" and not (own and differences_say_nothing(cell))
     for name, option in options:
         given = name != "learned state"
         for ragged in (False, True):
             full = f"{name}, ragged" if ragged else name
-            if dtype == "float64":
+            if differences:
                 yield (
                     "gradient",
                     full,
@@ -127,7 +152,7 @@ def _checks(backend, cell, dtype, options):
     if backend.name == "cpu" and dtype != "float64":
         yield "reference", "large", _caught(lambda: compare(cell, backend, dtype, 16, 64, **large))
     yield "pieces", "two layers", _caught(lambda: check_pieces(cell, backend, dtype))
-    if not cell.startswith("rnn"):
+    if not own and not cell.startswith("rnn"):
         yield "gates", "no recurrent weights", _caught(lambda: check_gates(cell, backend, dtype))
 
 
@@ -138,7 +163,7 @@ def _kernel_choices(backend, cell, dtype, option):
     choices = [(f", {schedule}", {"schedule": schedule}) for schedule in ("auto", "step")]
     if dtype == "float32":
         choices += [(f"{label}, tf32", more | {"precision": "tf32"}) for label, more in choices]
-    refused = not CELLS[cell][1].keys().isdisjoint(("proj_size", "reset_after"))
+    refused = isinstance(cell, Cell) or not CELLS[cell][1].keys().isdisjoint(("proj_size", "reset_after"))
     if dtype != "float64" and not refused and "hidden_size" not in option:
         choices.append((", grid", {"schedule": "grid", "H": 11}))  # units for more than one thread block
     return choices

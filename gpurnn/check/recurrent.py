@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from ..cells import Cell, TracedCell
 from ..dtypes import EPSILON
-from ..recurrent import GRU, LSTM, RNN
+from ..recurrent import GRU, LSTM, RNN, Recurrent
 from ..testing.allowed import equal_bits, worst_error
 from ..testing.call import results
 from ..testing.differences import gradient_error
@@ -31,11 +32,36 @@ OPTIONS = {
 }
 
 
+# Operations whose derivative jumps somewhere
+_JUMPS = {"relu", "fabs", "larger", "smaller", "where_greater"}
+
+
 def build(cell, backend, dtype, I=4, H=7, seed=5, **options):
-    """A layer of ``CELLS`` with options of ``OPTIONS``."""
-    layer, more = CELLS[cell]
-    options = {"hidden_size": H} | more | options
-    return layer(I, options.pop("hidden_size"), backend=backend, dtype=dtype, seed=seed, **options)
+    """A layer of ``CELLS``, or of a cell of the user's own, with options of ``OPTIONS``."""
+    if not isinstance(cell, Cell):
+        layer, more = CELLS[cell]
+        options = {"hidden_size": H} | more | options
+        return layer(I, options.pop("hidden_size"), backend=backend, dtype=dtype, seed=seed, **options)
+    H = options.pop("hidden_size", H)
+    layer = Recurrent(cell, I, H, backend=backend, dtype=dtype, seed=seed, **options)
+    if options.get("learn_state"):  # at a state that can occur: zeros may be where there is no derivative
+        _, state = layer(layer.xp.asarray(_random(layer, 3, 1, seed).astype(layer.dtype)))
+        states = state if len(cell.states) > 1 else (state,)
+        for index, _, _, suffix in layer._passes():
+            for name, part in zip(cell.states, states, strict=True):
+                layer.params[f"initial_{name}{suffix}"][...] = part[index, 0].astype(layer.compute_dtype)
+    return layer
+
+
+def _random(layer, T, B, seed):
+    """Random input of a layer."""
+    shape = (B, T, layer.input_size) if layer.batch_first else (T, B, layer.input_size)
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def jumps(cell):
+    """Whether a cell's derivative jumps somewhere."""
+    return cell == "rnn relu" or (isinstance(cell, Cell) and any(node.op in _JUMPS for node in cell.graph.nodes))
 
 
 class Batch:
@@ -48,6 +74,8 @@ class Batch:
         output, state = layer(self.x)
         self.doutput = rng.normal(size=output.shape)
         self.state = draw_like(state, rng) if given_state else None
+        if given_state and isinstance(layer.cell, TracedCell):  # a cell may have states that no others can follow
+            self.state = layer(self.x[:, ::-1] if layer.batch_first else self.x[::-1], lengths=None)[1]
         self.dstate = draw_like(state, rng)
 
     def run(self, layer):
@@ -87,11 +115,22 @@ def _compare_once(cell, layers, dtype, T, B, ragged, given_state, seed):
     like = plain.dtype.name
     # layers below may have crossed relu's kink without showing it in the output
     hidden = layer.num_layers > 1 and plain.dtype.itemsize == 2
-    if cell == "rnn relu" and (hidden or ((got["output"] > 0) != (expected["output"] > 0)).any()):
+    if jumps(cell) and (hidden or ((got["output"] > 0) != (expected["output"] > 0)).any()):
         expected = {"output": expected["output"]}  # past the kink the derivative is another one
     terms = T * (B + 2 * plain._sizes(0)[1] + 4) * layer.num_layers
     counted = terms if dtype == "float64" or layer.ops.name == "numpy" else None
     return worst_error(got, plain_got, expected, like, counted)
+
+
+def check_finite(cell):
+    """``(0, "")``, or infinity and the results of a cell that are NaN or infinite before any rounding matters."""
+    layer = build(cell, "numpy", "float64")
+    with np.errstate(all="ignore"):
+        found = Batch(layer, 4, 3, ragged=False).run(layer)
+    wrong = [name for name, value in found.items() if not np.isfinite(value).all()]
+    if not wrong:
+        return 0.0, ""
+    return float("inf"), f"the equations themselves, in float64, give NaN or infinity in {', '.join(wrong)}"
 
 
 def check_gradients(cell, backend, ragged, given_state=True, **options):
@@ -121,8 +160,9 @@ def check_pieces(cell, backend, dtype):
     layers = twins(cell, backend, dtype, num_layers=2, H=11)
     rng, T = np.random.default_rng(3), 120
     x = np.abs(rng.normal(size=(T, 2, 4)))
-    names, found = ("output", "h", "c"), []
+    names, found = ("output", *layers[0].cell.states), []
     for layer in layers:
+        layer.eval()  # each call has masks of its own
         if isinstance(layer, LSTM):
             for name in ("bias_ih_l0", "bias_ih_l1"):
                 layer.params[name][...] = layer.xp.asarray(

@@ -17,11 +17,14 @@ Examples:
   gpurnn check --quick                  seconds: two options of each layer
   gpurnn check --backend cuda           on a machine with a GPU
   gpurnn check --cell gru --dtype float32 --json
+  gpurnn check --cell cells.py:mine     a cell of your own, in a file or module
 Exit code 0: all right; 1: a wrong result, or a backend is missing.""",
 )
 @click.option("--backend", "backends", multiple=True, type=click.Choice(["cpu", "numpy", "cupy", "cuda"]),
               help="Backend to check; may be repeated  [default: all that work here]")  # fmt: skip
-@click.option("--cell", "cells", multiple=True, help="Cell, or 'other layers'; may be repeated  [default: all]")
+@click.option("--cell", "cells", multiple=True, metavar="NAME",
+              help="Cell, 'other layers', or module:name or file.py:name of your own; may be repeated  "
+                   "[default: all but your own]")  # fmt: skip
 @click.option("--dtype", "dtypes", multiple=True, type=click.Choice(DTYPES), help="May be repeated  [default: all]")
 @click.option("--quick", is_flag=True, help="Two options of each layer instead of eight.")
 @options.as_json
@@ -31,11 +34,15 @@ def command(backends, cells, dtypes, quick, as_json):
     Gradients are compared with finite differences, and results with NumPy in float64. Two runs must give equal bits.
     Sequences must give the same in a batch of different lengths, and in pieces, as they give alone and whole. Gates are
     checked in relative terms. Each number shown is the largest error, as a share of what is allowed.
+
+    A cell of your own is one made by gpurnn.cell; the module or file that it is in runs.
     """
     from tqdm import tqdm
 
-    from ..check import run_checks
+    from ..check import is_own_cell, load_cell, plans, run_checks
 
+    cells = [load_cell(cell) if is_own_cell(cell) else cell for cell in cells]
+    own = [cell for cell in cells if not isinstance(cell, str)]
     started = time.perf_counter()
     results = run_checks(
         backends, cells, dtypes, quick, lambda jobs: tqdm(jobs, unit=" layers", leave=False, disable=None)
@@ -46,6 +53,8 @@ def command(backends, cells, dtypes, quick, as_json):
         options.print_json({"right": not wrong, "seconds": time.perf_counter() - started, "results": rows})
     else:
         _print_checks(results, wrong)
+        for backend, cell, schedule, reason in plans(own, backends):
+            click.echo(_filled(f"{backend} runs {cell} as: {schedule}, {reason}"))
         click.echo(f"{len(results) - len(wrong)} of {len(results)} right, {time.perf_counter() - started:.0f} s")
     if wrong:
         click.get_current_context().exit(1)

@@ -33,7 +33,7 @@ def command(run, files, encoding, text, label, strict, backend, as_json):
     if as_json:
         options.print_json(result)
     else:
-        options.say(summary)
+        options.say(options.wrapped(summary))
 
 
 def with_reading(trained, **given):

@@ -6,6 +6,7 @@ import click
 import numpy as np
 
 from .. import run_folder
+from ..data.numerals import write_numbers
 from ..errors import FileError
 from ..files import naming, write_text_atomic
 from ..tasks.series import (
@@ -32,7 +33,7 @@ Examples:
 @options.run
 @click.argument("file", metavar="[CSV]", required=False, type=click.Path(exists=True, dir_okay=False))
 @click.option("--steps", type=int, help="Rows to forecast  [default: the horizon; more with --mode recursive only]")
-@click.option("--out", type=click.Path(dir_okay=False), help="CSV file to write.")
+@click.option("--out", type=click.Path(dir_okay=False), help="CSV file to write, in the form of the one that was read.")
 @click.option(
     "--plot", "png", type=click.Path(dir_okay=False), help="PNG file to draw: the truth, earlier forecasts, this one."
 )
@@ -53,6 +54,8 @@ def command(run, file, steps, out, png, escape, backend, as_json):
     if not (file or document["files"]):
         raise FileError(f"{Path(run) / 'config.json'}: names no file that the model was trained on: give a CSV")
     path = file or document["files"][0]
+    if out and Path(out).suffix.lower() in (".xlsx", ".xls", ".ods"):
+        raise ValueError(f"out: {out} would hold CSV: name the file {Path(out).stem}.csv, which spreadsheets open")
     run_folder.check_outputs(run, [path, *document["files"]], out=out, plot=png)
     with naming([path]):
         table = read_table(path, facts, settings)
@@ -67,11 +70,12 @@ def command(run, file, steps, out, png, escape, backend, as_json):
     if png:
         drawn = {"moments": coming and [*table.moments, *coming], "intervals": dict(zip(names, ends, strict=True))}
         _draw(trained, table, values, png, drawn, file is None)
+    numbers = np.array([values, *ends.reshape(-1, len(values))])
+    cells = np.reshape(write_numbers(numbers.ravel(), table.decimal), numbers.shape)
     if out:
         head = [f"{facts['target']}_{side}_{name}" for name in names for side in ("low", "high")]
-        columns = [labels, *(map(repr, column.tolist()) for column in (values, *ends.reshape(-1, len(values))))]
-        rows = [(facts["date"] or "row", facts["target"], *head), *zip(*columns, strict=True)]
-        write_text_atomic(out, csv_text(rows, escape))
+        rows = [(facts["date"] or "row", facts["target"], *head), *zip(labels, *cells.tolist(), strict=True)]
+        write_text_atomic(out, csv_text(rows, escape, table.delimiter))
     if as_json:
         said = {"target": facts["target"], "at": labels, "forecast": values.tolist(), "rows": len(table)}
         if names:
@@ -83,9 +87,14 @@ def command(run, file, steps, out, png, escape, backend, as_json):
         return
     for note in table.notes:
         options.say(options.row("Note", note), err=True)
-    for k, (label, value) in enumerate(zip(labels, values, strict=True)):
-        within = [f"  {name} %: {low[k]:.6g} to {high[k]:.6g}" for name, (low, high) in zip(names, ends, strict=True)]
-        options.say(f"{label}  {value:.6g}{''.join(within)}")
+    size = max(map(len, cells.ravel()))
+    for label, value, *within in zip(labels, *cells.tolist(), strict=True):
+        bounds = zip(names, within[::2], within[1::2], strict=True)
+        line = [
+            f"{label}  {value:>{size}}",
+            *(f"{name} %: {low:>{size}} to {high:>{size}}" for name, low, high in bounds),
+        ]
+        options.say(options.joined(line))
     for made in filter(None, (out, png)):
         options.say(made)
 

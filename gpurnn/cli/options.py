@@ -3,6 +3,7 @@
 import difflib
 import importlib.metadata
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -127,7 +128,16 @@ def wrapped(text):
     """Text with its lines broken between words where they are too long for the terminal; whole in a file or a pipe."""
     if not is_terminal(sys.stdout):
         return text
-    return "\n".join(_filled(line, "") for line in text.split("\n"))
+    return "\n".join(_filled(line, " " * len(_NAMED.match(line)[0])) for line in text.split("\n"))
+
+
+def joined(parts):
+    """Parts of a line, on one; on a terminal that is too narrow for it, the others below the first."""
+    line = "  ".join(parts)
+    return line if wrapped(line) == line else "\n    ".join(parts)
+
+
+_NAMED = re.compile(r" *(?:\S+(?: \S+){0,2} {2,})?")  # what stands before the value in "Name   value"
 
 
 def _filled(line, indent):

@@ -1,6 +1,7 @@
 """``gpurnn train TASK``: one command for each task, made of its settings."""
 
 import contextlib
+import re
 import time
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -168,8 +169,8 @@ def _note_the_schedule(say, task, folder, epochs):
         say(
             options.row(
                 "Note",
-                f"the {old.schedule} schedule of the learning rate was made for {ended} epochs: the rate stays low "
-                f"after them. A new schedule: --from {options.quoted(folder)} instead of --resume",
+                f"the {old.schedule} schedule of the learning rate was made for {ended} epoch{'s' * (ended != 1)}: the "
+                f"rate stays low after them. A new schedule: --from {options.quoted(folder)} instead of --resume",
             )
         )
 
@@ -253,9 +254,11 @@ def _train_prepared(ctx, say, run, asked, facts):
 def _say_next(say, run, again, stopped):
     """Print commands that are worth trying after a training, quoted for a shell."""
     say("\nNext:")
+    plots = options.can_plot()
     for line in run.task.next_commands(run.settings):
+        line = line if plots else re.sub(r" --plot \S+", "", line)
         say(f"  {line.format(run=options.quoted(run.folder))}")
-    if options.can_plot():
+    if plots:
         say(f"  gpurnn plot {options.quoted(run.folder)}")
     if run.settings.schedule in ("constant", "plateau") and stopped == "epochs":
         say(f"  {again} --epochs {2 * run.settings.epochs}")

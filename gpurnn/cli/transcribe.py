@@ -63,7 +63,8 @@ def command(ctx, run, files, beam, plot, backend, as_json):
         results.append({"file": file} | found | {"silent": silent})
         if not as_json:
             options.say(f"{file}\t{found['text']}")
-    if "vocabulary" in trained.facts and not any(result.get("text", " ") for result in results):
+    heard = [result["text"] for result in results if "text" in result]
+    if "vocabulary" in trained.facts and heard and not any(heard):
         options.say("Note: nothing is heard in any file. A model that is trained too little hears nothing.", err=True)
     if as_json:
         options.print_json(results)

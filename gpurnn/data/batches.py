@@ -16,7 +16,7 @@ import numpy as np
 from .. import rng
 from .._typing import Array
 from ..arrays import host_array, refuse_masked
-from ..errors import DtypeError, ShapeError, check_flag, check_size
+from ..errors import DtypeError, ShapeError, check_flag, check_size, described
 
 
 @dataclass
@@ -119,7 +119,8 @@ class TextBatches:
     def __init__(self, ids: Array, batch_size: int, steps: int) -> None:
         refuse_masked("ids", ids)
         if getattr(ids, "ndim", None) != 1:
-            raise ShapeError(f"ids: expected a 1-D array, got shape {getattr(ids, 'shape', type(ids).__name__)}")
+            got = f"shape {ids.shape}" if hasattr(ids, "shape") else described(ids)
+            raise ShapeError(f"ids: expected a 1-D array of character or word numbers, got {got}")
         if ids.dtype.kind not in "iu":
             raise DtypeError(f"ids: expected integers, got {ids.dtype}")
         self.ids = ids

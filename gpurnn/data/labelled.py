@@ -85,6 +85,8 @@ def one_class(files, how, label):
     """The FileError for files whose texts are all of one class: how the first of them begins, and what was expected."""
     file = _files_of(Path(files[0]))[0]
     begins = "" if file.is_dir() else f" {file.name} begins with {first_lines(file, how.encoding)}."
+    if begins.partition(" begins with ")[2].startswith(("'[", '"[')):
+        begins += " Is it a list in JSON? Write one object in each line, as jq -c '.[]' does."
     shown = ", ".join(map(str, files[:3]))
     return FileError(f"{shown}: there is only one class, {label!r}.{begins} {EXPECTED[0].upper()}{EXPECTED[1:]}")
 

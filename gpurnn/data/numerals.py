@@ -88,6 +88,18 @@ class Marks:
         return values, None
 
 
+def write_numbers(values, decimal="."):
+    """Numbers as strings, all with as many decimals as give the largest of them 7 digits, which is what float32 holds.
+
+    >>> write_numbers([1234.5678901, 0.5])
+    ['1234.568', '0.500']
+    """
+    most = float(np.abs(values).max())
+    places = 6 - math.floor(math.log10(most)) if most else 0
+    form = f".{max(places, 0)}f" if -9 <= places <= 20 else ".7g"  # beyond, a power of ten is shorter
+    return [format(value, form).replace(".", decimal) for value in values]
+
+
 def count_numbers(cells):
     """(how many cells hold a number however it is written, how many hold something)."""
     try:

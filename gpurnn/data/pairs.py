@@ -8,6 +8,11 @@ from .encodings import whole_text
 from .rows import first_lines, fitted, misfit, named_width, read_rows, skip_or_refuse
 
 _SOURCES, _TARGETS = {"source", "src"}, {"target", "tgt", "trg"}
+_LANGUAGES = (  # as a first row names them
+    "english french german spanish italian portuguese dutch polish russian ukrainian turkish greek chinese japanese "
+    "korean arabic hebrew hindi swedish danish norwegian finnish czech hungarian romanian vietnamese latin esperanto "
+    "en fr de es it pt nl pl ru uk tr el zh ja ko ar he hi sv da no fi cs hu ro vi la eo"
+)
 
 
 @dataclass
@@ -60,7 +65,7 @@ def read_pairs(path, reverse=False, encoding=None, strict=False):
 
 def _is_header(cells):
     names = {cell.strip().strip('"').casefold() for cell in cells}
-    return bool(names & _SOURCES and names & _TARGETS)
+    return bool(names & _SOURCES and names & _TARGETS) or len(names & set(_LANGUAGES.split())) > 1
 
 
 def _columns(first, rows):

@@ -155,7 +155,10 @@ def _header(path, cells, comments, delimiter):
         names = [name.strip() for name in next(csv.reader([line.lstrip("# ")], delimiter=delimiter), [])]
         if len(names) == len(cells) and len(cells) > 1 and not any(count_numbers([name])[0] for name in names):
             return names, cells
-    raise ValueError(f"{path}: the first line should name the columns, got {', '.join(cells)}")
+    raise ValueError(
+        f"{path}: the first line should name the columns, got {', '.join(cells)}: write their names above it, "
+        f"separated by {delimiter!r}"
+    )
 
 
 def _fitted(cells, header, path, line):
@@ -165,7 +168,7 @@ def _fitted(cells, header, path, line):
     if len(cells) != len(header):
         raise ValueError(
             f"{path}: line {line}: expected {len(header)} columns, as the header has, got {len(cells)}. A title or a "
-            "remark? Delete it, or put # before it. Parted by something else? --delimiter"
+            "remark? Delete it, or put # before it. Another separator? --delimiter"
         )
     return cells
 
@@ -205,8 +208,8 @@ def _refuse_row(rows, row, what):
     raise ValueError(f"{rows.path}: line {rows.lines[row]}: {what}: delete the line, or put # before it")
 
 
-def csv_text(rows, escape=True):
-    """Rows of strings as CSV, whose lines end with a line feed.
+def csv_text(rows, escape=True, delimiter=","):
+    """Rows of strings as CSV, whose lines end with a line feed; delimiter: the separator between cells.
 
     escape: text that a spreadsheet would take for a formula gets a ' in front: a cell, and what begins one where the
     spreadsheet's separator is another or no quote counts.
@@ -214,7 +217,9 @@ def csv_text(rows, escape=True):
     lines = []
     for row in rows:
         line = io.StringIO()
-        csv.writer(line).writerow(list(map(_inert, row)) if escape else row)  # by its \r\n it quotes either of them
+        csv.writer(line, delimiter=delimiter).writerow(
+            list(map(_inert, row)) if escape else row
+        )  # by its \r\n it quotes either of them
         lines.append(line.getvalue().removesuffix("\r\n") + "\n")
     return "".join(lines)
 
@@ -223,4 +228,4 @@ def _inert(cell):
     cell = re.sub(rf"([;\t\r\n]\s*)(?=[{''.join(map(re.escape, _FORMULA))}])", r"\1'", cell)
     if not cell.lstrip().startswith(_FORMULA) and not cell.startswith(("\t", "\r")):
         return cell
-    return cell if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", cell) else "'" + cell
+    return cell if re.fullmatch(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?", cell) else "'" + cell

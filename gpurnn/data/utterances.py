@@ -1,7 +1,9 @@
 """Utterances and their transcripts, from tables of sound files or from .npz files of features."""
 
 import csv
+import hashlib
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +24,20 @@ _UTTERANCE_COST = 1000  # bytes of memory for an utterance besides its features
 
 @dataclass
 class Utterance:
-    """features: (T, bands) float32, T of at least 1, not normalized."""
+    """features: (T, bands) float32, T of at least 1, not normalized. digest: a hash of the sound, or of the features
+    where there is none."""
 
     features: np.ndarray
     text: str
     is_test: bool = False
+    digest: bytes = b""
+
+    def __post_init__(self):
+        self.digest = self.digest or _digest(self.features)
+
+
+def _digest(array):
+    return hashlib.blake2b(np.ascontiguousarray(array), digest_size=32).digest()
 
 
 def read_utterances(file, settings, rate=None):
@@ -36,7 +47,8 @@ def read_utterances(file, settings, rate=None):
     ----------
     file : str or Path
         A table with the path of a sound file (relative to the table's folder), a tab and its transcript in each line;
-        a comma in a file that ends with .csv. Or an .npz of features; see ``SpeechTask``.
+        a comma in a file that ends with .csv. A first line
+        that names the columns is left out. Or an .npz of features; see ``SpeechTask``.
     settings : SpeechSettings
         How features are made, and ``strict``: whether a bad line or sound file is refused, instead of skipped with a
         warning that counts them.
@@ -61,27 +73,36 @@ def read_utterances(file, settings, rate=None):
     from tqdm import tqdm
 
     lines = [(n, line) for n, line in enumerate(read_lines(file, settings.encoding), 1) if line.strip()]
+    if lines and _is_header(lines[0][1], file.parent):
+        _log.warning("%s: line %d is taken for the names of the columns", file, lines.pop(0)[0])
     if not lines:
         raise FileError(f"{file}: is empty")
     utterances, silent = [], 0
     skipped = Skipped("lines", file, settings.strict)
     for n, line in tqdm(lines, desc="reading", unit=" files", leave=False, disable=None):
         with skipped.catching(f"line {n}"):
-            path, text = _cells(line, file, first=n == lines[0][0])
+            path, text = _cells(line, file)
             samples, given = read_audio(file.parent / path.strip())
             features, rate = sound_features(samples, given, settings, rate, path.strip())
             silent += is_silent(samples)
-            utterances.append(Utterance(features, text.strip()))
+            utterances.append(Utterance(features, text.strip(), digest=_digest(samples)))
     skipped.done()
     if silent:
         _log.warning("%s: silent recordings: %d of %d", file, silent, len(utterances))
     return utterances, rate
 
 
-def _cells(line, file, first):
+def _is_header(line, folder):
+    """Whether the first line of a table has a name of a column where others have a path."""
+    path, *others = re.split("[\t,]", line)
+    path = path.strip(' "')
+    return bool(others and path) and "\0" not in path and not Path(path).suffix and not (folder / path).exists()
+
+
+def _cells(line, file):
     """The path and the transcript of a line of a table, which is CSV where its name says so and there is no tab.
 
-    Raises FileError for what is no such line, and for a header, which only the first may be.
+    Raises FileError for what is no such line.
     """
     path, comma, text = line.partition("\t")
     if not comma and file.suffix.lower() == ".csv":
@@ -93,8 +114,10 @@ def _cells(line, file, first):
         path, comma, text = cells[0], ",", cells[1]
     if not (comma and path.strip()) or "\0" in path:
         raise FileError(f"expected a path, a tab and a transcript, got {line[:60]!r}")
-    if first and not Path(path.strip()).suffix and not (file.parent / path.strip()).exists():
-        raise FileError(f"{line[:60]!r} looks like a header, expected a path and a transcript: take the line out")
+    if "\t" in text:
+        raise FileError(
+            f"expected two columns, a path and a transcript, got {2 + text.count(chr(9))}: leave out the others"
+        )
     return path, text
 
 
@@ -117,11 +140,6 @@ def sound_features(samples, given, settings, rate=None, name="the sound"):
     options = {name: getattr(settings, name) for name in names}
     with naming([name]):
         return log_mel(resample(samples, given, rate), rate, **options), rate
-
-
-def file_features(path, settings, rate=None):
-    """``sound_features`` of a sound file."""
-    return sound_features(*read_audio(path), settings, rate, path)
 
 
 def _read_features(file, settings, rate):

@@ -32,7 +32,7 @@ What every loss here has in common:
 """
 
 from .classes import cross_entropy, nll_loss
-from .common import REDUCTIONS, class_rows, floats, quiet, upstream
+from .common import REDUCTIONS, class_rows, floats, loss_ops, quiet, upstream
 from .divergence import kl_div
 from .elementwise import binary_cross_entropy_with_logits, huber, mae, mse, smooth_l1
 from .quantile import quantile_loss
@@ -45,5 +45,5 @@ __all__ = [
     # of targets that are probabilities
     "binary_cross_entropy_with_logits", "kl_div",
     # for other losses and metrics
-    "REDUCTIONS", "class_rows", "floats", "quiet", "upstream",
+    "REDUCTIONS", "class_rows", "floats", "loss_ops", "quiet", "upstream",
 ]  # fmt: skip

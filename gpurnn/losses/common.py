@@ -115,6 +115,10 @@ def class_rows(logits, targets, mask, lengths, batch_first, ignore_index, name="
     """
     ops = loss_ops(name, logits)
     logits, targets = floats(logits, name, ops), ops.asarray(targets, "targets")
+    if targets.dtype.kind in "US":
+        raise DtypeError(
+            "targets: expected class numbers, got text. Number it: np.unique(targets, return_inverse=True)"
+        )
     if targets.dtype.kind not in "iu":
         raise DtypeError(
             f"targets: expected integers (class numbers), got {targets.dtype}{_one_hot_hint(targets, logits)}"
@@ -122,9 +126,10 @@ def class_rows(logits, targets, mask, lengths, batch_first, ignore_index, name="
     if logits.ndim == 0:
         raise ShapeError(f"{name}: expected shape (..., V), got ()")
     if targets.shape != logits.shape[:-1]:
-        raise ShapeError(
-            f"targets: expected shape {logits.shape[:-1]}, got {targets.shape}{_one_hot_hint(targets, logits)}"
-        )
+        hint = _one_hot_hint(targets, logits)
+        if logits.ndim > 2 and targets.shape == logits.shape[:1] + logits.shape[2:]:
+            hint = f". The classes are the last axis of {name}, not axis 1: give np.moveaxis({name}, 1, -1)"
+        raise ShapeError(f"targets: expected shape {logits.shape[:-1]}, got {targets.shape}{hint}")
     targets = targets.astype(np.int64, copy=False)
     counted = None if ignore_index is None else targets != check_size("ignore_index", ignore_index, minimum=-(2**63))
     rows = counting_rows(targets.shape, mask, lengths, batch_first, ops, counted)

@@ -19,12 +19,17 @@ from .views import Views
 _HELD = {"params": "parameters", "grads": "gradients"}
 _HINTS = {  # what other libraries call it -> what is there instead
     "backward": "forward(x) returns the backward function, behind the output",
+    "add": "give all layers to gpurnn.Sequential(...) at once",
     "compile": "nothing has to be compiled; loss and optimizer are given to gpurnn.fit",
+    "count_params": "the number of parameters is parameter_count",
     "cpu": "a backend is chosen at construction: backend='cpu'",
     "cuda": "a backend is chosen at construction: backend='cuda'",
     "double": "a dtype is chosen at construction: dtype='float64'",
     "evaluate": "gpurnn.evaluate(model, loss, batches) does that",
     "fit": "gpurnn.fit(model, loss, batches, optimizer='adam', epochs=10) trains a model",
+    "flatten_parameters": "the parameters lie in one buffer, always",
+    "float": "a dtype is chosen at construction: dtype='float32'",
+    "get_weights": "state_dict() returns the weights, load_state_dict(...) sets them",
     "half": "a dtype is chosen at construction: dtype='float16'",
     "layers": "the layers are in children, name -> layer; those of a Sequential are model[0], model[1], ...",
     "load": "gpurnn.load_weights(model, path) does that",
@@ -32,9 +37,12 @@ _HINTS = {  # what other libraries call it -> what is there instead
     "named_parameters": "the parameters are in params, name -> array",
     "parameters": "the parameters are in params, name -> array",
     "predict": "call the model: model(x), after model.eval()",
+    "requires_grad_": "freeze() and unfreeze() do that",
     "save": "gpurnn.save_weights(model, path) does that",
     "save_weights": "gpurnn.save_weights(model, path) does that",
+    "set_weights": "load_state_dict(...) sets the weights",
     "to": "backend and dtype are chosen at construction: backend='cuda', dtype='float16'",
+    "weights": "the parameters are in params, name -> array",
 }
 
 
@@ -283,6 +291,10 @@ def no_layer(value: Any) -> str:
     """What ``value`` is, for a message that expected a layer."""
     if isinstance(value, type):
         return f"the class {value.__name__}: call it, {value.__name__}(...)"
+    if callable(value):
+        return (
+            f"{type(value).__name__}. No layer applies a function: write a Module that does; docs/models.md shows how"
+        )
     return type(value).__name__
 
 

@@ -69,6 +69,7 @@ class Optimizer(NamesArguments):
     hyper: Mapping[str, Any]
     steps: int
     _kernel: str | None = None  # the compiled rule; None: array code on every backend
+    _hints = {"zero_grad": "model.zero_grad() does that", "param_groups": "lr may be set; groups= has those of parts"}
     _group_factor = 1.0  # of the groups' rates, by a schedule, where the first rate is 0
 
     def __init_subclass__(cls, **options: Any) -> None:

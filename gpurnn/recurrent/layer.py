@@ -19,10 +19,10 @@ from ..errors import (
     check_number,
     check_size,
     checked,
-    described,
 )
 from ..gradients import adding
 from ..module import Module
+from .cell_options import OPTIONS, CellOptions, check_cell
 from .forward import run_forward
 from .init import INITIALIZERS, check_memory, initial_values, running_statistics
 from .plan import Plan, make_plan
@@ -31,41 +31,9 @@ from .state import state_kinds
 _SHOWN = {  # attributes that ``repr`` shows where they differ from these
     "num_layers": 1, "nonlinearity": "tanh", "bias": True, "batch_first": False, "dropout": 0.0,
     "bidirectional": False, "proj_size": 0, "reset_after": True, "reverse": False, "learn_state": False,
-    "init": "uniform", "layer_norm": False, "batch_norm": False, "recurrent_dropout": 0.0,
-    "recurrent_dropout_each": "timestep", "zoneout": 0.0, "peephole": False, "coupled": False, "activation": "tanh",
-    "recurrent_activation": "sigmoid", "cell_clip": 0.0, "gradient_clip": 0.0, "weight_dropout": 0.0, "residual": False,
-    "schedule": "auto", "wavefront": 0, "precision": "float32",
+    "init": "uniform", **OPTIONS, "weight_dropout": 0.0, "residual": False, "schedule": "auto", "wavefront": 0,
+    "precision": "float32",
 }  # fmt: skip
-
-
-_OPTIONS = (  # of a cell, see cells/options.py
-    "layer_norm", "batch_norm", "recurrent_dropout", "recurrent_dropout_each", "zoneout", "peephole", "coupled",
-    "activation", "recurrent_activation", "cell_clip", "gradient_clip",
-)  # fmt: skip
-
-
-class _Option:
-    """An attribute that says which option a layer's cell was made with."""
-
-    def __set_name__(self, owner, name):
-        self.name = name
-
-    def __get__(self, layer, owner=None):
-        options = {} if layer is None else layer.__dict__.get("_options", {})
-        if self.name not in options:
-            raise AttributeError(f"{owner.__name__} has no option {self.name!r}")
-        return options[self.name]
-
-    def __set__(self, layer, value):
-        raise AttributeError(f"{self.name} is part of the cell, which a layer has for good: make another layer")
-
-
-def check_cell(cell):
-    """``cell``, or TypeError where it is none."""
-    if not isinstance(cell, cells.Cell):
-        what = "the function of a cell: put @gpurnn.cell(gates=...) before it" if callable(cell) else described(cell)
-        raise TypeError(f"cell: expected a cell made by gpurnn.cell, got {what}")
-    return cell
 
 
 class _Made(NamedTuple):
@@ -76,7 +44,7 @@ class _Made(NamedTuple):
     weights: list[list[cells.Weights]]
 
 
-class Recurrent(Module):
+class Recurrent(CellOptions, Module):
     """A stack of any cell: what ``RNN``, ``LSTM`` and ``GRU`` are for theirs.
 
     Parameters are ``weight_ih_l0`` (G*H, I), ``weight_hh_l0`` (rows*H, H) with a block of rows for each gate that has a
@@ -124,8 +92,6 @@ class Recurrent(Module):
     reverse: bool
     learn_state: bool
     init: str
-    layer_norm, batch_norm, recurrent_dropout, recurrent_dropout_each, zoneout = (_Option() for _ in range(5))
-    peephole, coupled, activation, recurrent_activation, cell_clip, gradient_clip = (_Option() for _ in range(6))
     stateful = True
     takes_lengths = True
     once = True
@@ -242,15 +208,6 @@ class Recurrent(Module):
                 "wavefront: with two directions a layer needs the whole output of the one below before it can begin"
             )
         return value
-
-    def _with_options(self, kind, plain, **options):
-        """The cell of a layer with options; they become attributes that cannot be set."""
-        cell = cells.options.cell_with(kind, plain, **options)
-        shown = {name: value for name, value in options.items() if name in _OPTIONS}
-        if kind == "rnn":  # its activation is called nonlinearity
-            shown = {k: value for k, value in shown.items() if k not in ("activation", "recurrent_dropout_each")}
-        self.__dict__["_options"] = shown
-        return cell
 
     # ---- passes and parameters
 

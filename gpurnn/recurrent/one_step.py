@@ -7,13 +7,14 @@ from numpy.typing import DTypeLike
 from .._typing import Array, Backend, Backward, State
 from ..errors import ShapeError, answers_unknown
 from ..module import backward_of
+from .cell_options import OPTIONS
 from .kinds import GRU, LSTM, RNN
 from .state import as_state, state_parts
 
 _NO_STACK = dict.fromkeys(
     ("num_layers", "batch_first", "dropout", "bidirectional", "reverse"),
     "It is a single step; RNN, LSTM and GRU have stacks and directions",
-)
+) | dict.fromkeys((*OPTIONS, "weight_dropout"), "RNN, LSTM and GRU have options; their method step takes single steps")
 
 
 class _SingleStep:

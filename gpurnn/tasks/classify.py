@@ -24,9 +24,11 @@ from ..data.labelled import ReadOptions, describe_classes, one_class, read_label
 from ..data.vocabulary import UNKNOWN, Vocabulary, check_vocabulary, count_words, vocabulary_of
 from ..layers import Dropout, Embedding, Linear, Pooling, Sequential
 from ..masks import refuse_no_distribution
-from .seen import check_trained_on, look_up, remember
+from .seen import look_up, remember
 from .settings import Settings, changed, encoding_setting, recurrent, setting, strict_setting
-from .task import Data, Task, check_entries, check_strings, checksum, unknown_note
+from .task import Data, Task, check_entries, check_strings, checksum, refuse_one, unknown_note
+
+_FEW_CLASSES = 20  # as many classes may have a text or two each; the error then names one
 
 
 @dataclass
@@ -98,6 +100,11 @@ class ClassifyTask(Task):
         classes = known["classes"] if known else sorted({label for _, label in examples})
         if len(classes) < 2:
             raise one_class(files, how_of(settings), classes[0])
+        if not known and len(classes) > max(_FEW_CLASSES, len(examples) // 2):
+            raise ValueError(
+                f"{', '.join(files)}: {len(classes):,} different labels of {len(examples):,} texts, such as "
+                f"{classes[0][:40]!r}, are no classes. Which column holds the labels? --label; the texts? --text"
+            )
         texts, labels = zip(*examples, strict=True)
         labels = np.array([classes.index(label) for label in labels])
         train, valid, test = split(labels, classes, settings)
@@ -155,7 +162,6 @@ class ClassifyTask(Task):
     def check_facts(self, settings, facts):
         check_strings("classes", facts["classes"])
         check_vocabulary(settings.level, facts["vocabulary"])
-        check_trained_on(facts)
 
     def sizes(self, settings, facts):
         return {"embedding": settings.embedding}
@@ -220,7 +226,7 @@ class ClassifyTask(Task):
             sentence = seen.sentence("texts")
             if seen.count and others.any():
                 sentence += f"; accuracy of the other {others.sum():,}: {numbers['accuracy_of_others']:.2%}"
-            lines.append(f"Seen      {sentence}")
+            lines.append(sentence + ".")
         lines.append("")
         lines.append(f"{'class':{width}}   texts  recall  precision")
         for name, row in rows.items():
@@ -319,6 +325,7 @@ def predict(trained, texts):
 
     Raises DivergedError where the model's logits are NaN or infinite.
     """
+    refuse_one("texts", texts)
     ids = encode(texts, trained.settings, trained.facts)
     model, out = trained.model, np.zeros((len(ids), len(trained.facts["classes"])))
     order = np.argsort([len(x) for x in ids], kind="stable")

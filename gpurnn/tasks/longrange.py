@@ -33,6 +33,7 @@ from ..losses import cross_entropy, mse
 from ..metrics import accuracy
 from ..recurrent import INITIALIZERS
 from ..train import measure
+from .seen import remember, say_seen
 from .settings import Settings, changed, recurrent, setting
 from .task import WEIGHT_COST, Data, Task, check_numbers, checksum, facts_for_model
 
@@ -129,7 +130,8 @@ class LongTask(Task):
         mean, deviation = _moments(sequences[:part])
         new = {"shape": list(images.shape[1:]), "steps": sequences.shape[1], "inputs": sequences.shape[2]}
         new |= {"outputs": classes, "mean": mean, "deviation": deviation}
-        facts = facts_for_model(files, facts, new, ("steps", "inputs", "outputs"))
+        trained_on = remember(map(bytes, sequences[:part]), facts)
+        facts = facts_for_model(files, facts, new, ("steps", "inputs", "outputs")) | {"trained_on": trained_on}
         return Data(
             ImageBatches(sequences[:part], labels[:part], settings, facts, shuffle=True),
             ImageBatches(sequences[part:], labels[part:], settings, facts) if held else None,
@@ -192,7 +194,10 @@ class LongTask(Task):
         if settings.problem in DRAWN:
             return self._test(trained, _draw(files, settings).rest, {})
         test = _image_test(*read_images(files, ("test",))["test"], settings, facts)
-        return self._test(trained, test, {f"accuracy_{label}": _right_of(label) for label in range(facts["outputs"])})
+        by_class = {f"accuracy_{label}": _right_of(label) for label in range(facts["outputs"])}
+        numbers, text = self._test(trained, test, by_class)
+        seen, sentence = say_seen(facts, map(bytes, test.pixels), "images")
+        return numbers | seen, "\n".join([text, *sentence])
 
     def _test(self, trained, batches, by_class):
         """(numbers, text) of a test: the loss, the metrics, and those of the trivial answer."""

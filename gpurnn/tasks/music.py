@@ -36,6 +36,7 @@ from ..files import check_room, max_memory
 from ..layers import Dropout, Linear, Sequential
 from ..losses import binary_cross_entropy_with_logits
 from ..masks import refuse_no_distribution
+from .seen import remember, say_seen
 from .settings import Settings, changed, recurrent, setting
 from .task import Data, Task, check_numbers, checksum
 from .text import eval_step, sample
@@ -99,7 +100,7 @@ class MusicTask(Task):
         return Data(
             RollBatches(parts["train"], transpose=settings.transpose, seed=settings.seed, **source),
             RollBatches(parts["valid"], shuffle=False, **source) if valid else None,
-            facts={"keys": key_statistics(parts["train"])},
+            facts={"keys": key_statistics(parts["train"]), "trained_on": remember(map(bytes, parts["train"]), facts)},
             fingerprint={name: checksum(*parts[name]) for name in SPLITS},
             summary=f"{pieces} pieces, {frames} frames (to train on, validate, test)",
             rest=parts,
@@ -143,7 +144,8 @@ class MusicTask(Task):
         parts = read_parts(files, trained.settings.step, trained.settings.strict)
         pieces = parts["test"] or [piece for name in SPLITS for piece in parts[name]]
         numbers = score(trained.model, pieces, trained.facts["keys"])
-        return numbers, _summary(numbers, "test" if parts["test"] else "all")
+        seen, sentence = say_seen(trained.facts, map(bytes, pieces), "pieces")
+        return numbers | seen, "\n".join([_summary(numbers, "test" if parts["test"] else "all"), *sentence])
 
 
 def _check_batches(files, pieces, batch):

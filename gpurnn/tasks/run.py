@@ -24,7 +24,7 @@ import numpy as np
 
 from .. import optim, run_folder
 from ..checkpoint import CheckpointError, checkpoint_document, remove_checkpoint
-from ..errors import DivergedError
+from ..errors import DivergedError, refuse_unknown
 from ..files import check_target, make_folder, naming, refuse_same
 from ..folder_lock import FolderLock, lock_folder, locked
 from ..train import find_lr, fit
@@ -107,8 +107,8 @@ class Run:
             overwrite=not self.resume,
             checkpoint_every=checkpoint_every,
             patience=settings.patience,
-            metrics=self.task.metrics(settings, data.facts),
-            watch=self.task.watch,
+            metrics=self.task.metrics(settings, data.facts) if data.valid is not None else None,
+            watch=self.task.watch if data.valid is not None else ("loss", "min"),
             callbacks=callbacks,
             progress=progress,
             flow=flow,
@@ -139,6 +139,8 @@ class Run:
         try:
             with np.errstate(over="ignore", invalid="ignore"):
                 numbers, text = self.task.finish(trained, self.data, history)
+            if not numbers:  # neither a validation nor a test part
+                numbers, text = Task.finish(self.task, trained, self.data, history)
             if not _is_finite(numbers):
                 raise DivergedError
         except DivergedError:
@@ -163,9 +165,9 @@ def prepare(
 ):
     """Read the data, build the model and write ``config.json``; returns the ``Run`` to ``train()``.
 
-    task: a name. folder: of the run, else ``runs/TASK``; one that holds a run already is refused unless ``resume`` or
-    ``overwrite``, and files that are not a run's are never replaced. From here on it is locked: see ``Run``. settings:
-    of the task's class; more: single ones, in place of ``settings`` or on top.
+    task: a name. files: paths, or one. folder: of the run, else ``runs/TASK``; one that holds a run already is refused
+    unless ``resume`` or ``overwrite``, and files that are not a run's are never replaced. From here on it is locked:
+    see ``Run``. settings: of the task's class; more: single ones, in place of ``settings`` or on top.
 
     resume: files, settings and backend may be left out; what is given and differs from the run in the folder, other
     than ``epochs`` and ``patience``, raises ValueError, and so do other data.
@@ -177,7 +179,9 @@ def prepare(
     Raises what the task's ``read`` raises besides, FolderInUseError, CheckpointError; a folder that was made for the
     run is then removed.
     """
-    task = get_task(task)
+    task, files = get_task(task), [files] if isinstance(files, (str, os.PathLike)) else files
+    names = [f.name for f in fields(task.Settings)]
+    refuse_unknown(f"prepare, task {task.name}", [name for name in more if name not in names], names)
     folder, files = Path(folder or Path("runs", task.name)), [os.path.abspath(file) for file in files]
     if resume and start is not None:
         raise ValueError("resume and start exclude each other: a resumed run has its own weights")

@@ -5,7 +5,7 @@ A run remembers what it was trained on by hashes of 8 bytes, so that the data th
 >>> facts = {"trained_on": remember(["a good film", "a dull film"])}
 >>> seen = look_up(facts, ["a dull film", "a new film", "another one"])
 >>> seen.mask.tolist(), seen.sentence("texts")
-([True, False, False], '1 of these 3 texts was trained on')
+([True, False, False], 'The model was trained on 1 of these 3 texts')
 
 Of more than ``LIMIT`` things only those of the smallest hashes are remembered. They are a random sample, and so are
 those of the smallest hashes among what is looked up: the share of these that was trained on stands for all.
@@ -48,10 +48,15 @@ class Seen:
 
     def sentence(self, what):
         """What ``count`` is, for people; what: the things, in the plural."""
-        if self.count is None:
-            return f"It is not known whether these {len(self.mask):,} {what} were trained on"
-        about, were = "" if self.exact else "About ", "was" if self.count == 1 else "were"
-        return f"{about}{self.count:,} of these {len(self.mask):,} {what} {were} trained on"
+        count, many = self.count, len(self.mask)
+        these = f"these {many:,} {what}" if many != 1 else f"this {what.removesuffix('s')}"
+        if count is None:
+            return f"It is not known whether the model was trained on {these}"
+        if many == 1 or not count and self.exact:
+            return f"The model was {'' if count else 'not '}trained on {these if many == 1 else f'any of {these}'}"
+        if count == many:
+            return f"The model was trained on {'all' if self.exact else 'almost all'} of {these}"
+        return f"The model was trained on {'' if self.exact else 'about '}{count:,} of {these}"
 
 
 def remember(things, facts=None):
@@ -94,6 +99,12 @@ def look_up(facts, things):
     complete = len(known) == facts["trained_on"]["different"]
     judged = np.full(len(hashes), True) if complete or not len(known) else hashes <= known[-1]
     return Seen(np.isin(hashes, known) & judged, judged)
+
+
+def say_seen(facts, things, what):
+    """({"trained_on": count}, [the sentence]) of ``look_up``, for ``Task.evaluate``; ({}, []) where it is None."""
+    seen = look_up(facts, things)
+    return ({}, []) if seen is None else ({"trained_on": seen.count}, [f"{seen.sentence(what)}."])
 
 
 def check_trained_on(facts):

@@ -7,6 +7,7 @@ from ..dtypes import check_dtype
 from ..errors import check_number
 from ..files import check_room
 from ..losses import cross_entropy
+from ..train.progress import show_loss
 from . import get_task
 from .settings import Settings
 
@@ -98,7 +99,7 @@ class Task:
         text = (
             f"Best {kind} loss" if self.watch[0] == "loss" else f"Kept: epoch {best['epoch']}. {kind.capitalize()} loss"
         )
-        return {"loss": kind, "best": round(loss, 6)}, f"{text} {loss:.4f}."
+        return {"loss": kind, "best": round(loss, 6)}, f"{text} {show_loss(loss)}."
 
     def best_record(self, history):
         """The record of the epoch whose model is kept, as ``fit`` chooses it: the first that is best in ``watch``.
@@ -171,6 +172,12 @@ def check_numbers(name, values, count=None, low=None, high=None):
         raise ValueError(f"{name} should be a list of {'numbers' if count is None else f'{count} numbers'}")
     for value in values:
         check_number(name, value, low, high)
+
+
+def refuse_one(name, texts):
+    """Raise TypeError for one text where a list of texts is meant, whose characters would be taken for them."""
+    if isinstance(texts, str):
+        raise TypeError(f"{name}: expected a list of texts, got one text: give [text]")
 
 
 def check_strings(name, values):

@@ -29,7 +29,7 @@ from ..layers import Dropout, Embedding, Linear, Sequential, TiedLinear
 from ..losses import cross_entropy
 from ..masks import refuse_no_distribution
 from ..metrics import accuracy, bits_per_character, perplexity
-from .seen import check_trained_on, file_digest, look_up, remember
+from .seen import file_digest, remember, say_seen
 from .settings import Settings, changed, encoding_setting, recurrent, setting
 from .task import Data, Task, check_entries, checksum, unknown_note
 
@@ -121,7 +121,6 @@ class TextTask(Task):
 
     def check_facts(self, settings, facts):
         check_vocabulary(settings.level, facts["vocabulary"])
-        check_trained_on(facts)
 
     def sizes(self, settings, facts):
         return {} if settings.tied or not settings.embedding else {"embedding": settings.embedding}
@@ -156,13 +155,10 @@ class TextTask(Task):
             f"Accuracy       {result['accuracy']:.2%} of the next {unit} were the likeliest",
             f"Text           {result[unit]:,} {unit}, {result['unknown']:,} unknown to the model",
         ]
-        seen = look_up(trained.facts, map(file_digest, text_files(files)))
-        if seen is not None:
-            result["trained_on"] = seen.count
-            if seen.count:
-                rest = f", but for its last {trained.settings.valid:.0%}" if trained.settings.valid else ""
-                lines.append(f"Seen           {seen.sentence('files')}{rest}")
-        return result, "\n".join(lines)
+        numbers, seen = say_seen(trained.facts, map(file_digest, text_files(files)), "files")
+        if numbers.get("trained_on") and trained.settings.valid:
+            seen.append(f"(The last {trained.settings.valid:.0%} of its training text was kept for validation.)")
+        return result | numbers, "\n".join(lines + seen)
 
 
 def _per(bits, nats, settings):

@@ -11,6 +11,7 @@ from ..errors import DtypeError
 from ..files import one_line, read_json, write_json_atomic
 from ..train import load_weights
 from . import get_task
+from .seen import check_trained_on
 from .settings import Settings
 
 
@@ -71,6 +72,7 @@ def read_run(folder, task=None):
         found_task = get_task(document["task"])
         settings = found_task.Settings(**document["settings"])
         found_task.check_facts(settings, document["facts"])
+        check_trained_on(document["facts"])
     except (ValueError, TypeError, LookupError, ArithmeticError) as error:
         raise CheckpointError(f"{path}: is damaged, or is not of a run: {one_line(error)}") from error
     if task not in (None, document["task"]):

@@ -29,9 +29,9 @@ from ..losses import cross_entropy
 from ..metrics import accuracy, perplexity
 from ..seq2seq import SAMPLING, EncoderDecoder, Sampling, beam_search
 from ..train import measure
-from .seen import check_trained_on, look_up, remember
+from .seen import remember, say_seen
 from .settings import Settings, changed, encoding_setting, setting, strict_setting
-from .task import Data, Task, check_entries, check_strings, checksum
+from .task import Data, Task, check_entries, check_strings, checksum, refuse_one
 
 _SHOWN = 5  # sentences translated for people after training
 
@@ -170,7 +170,6 @@ class TranslateTask(Task):
     def check_facts(self, settings, facts):
         for name in ("source", "target"):
             check_strings(name, facts[name])
-        check_trained_on(facts)
 
     def sizes(self, settings, facts):
         return {"embedding": settings.embedding or 1}
@@ -245,11 +244,8 @@ class TranslateTask(Task):
             f"Data        {len(pairs):,} pairs, {len(texts):,} different sources, {unknown:,} unknown target tokens",
             *notes,
         )
-        seen = look_up(trained.facts, map("\t".join, pairs))
-        if seen is not None:
-            numbers["trained_on"] = seen.count
-            lines += (f"Seen        {seen.sentence('pairs')}",)
-        return numbers, "\n".join(lines)
+        seen, sentence = say_seen(trained.facts, map("\t".join, pairs), "pairs")
+        return numbers | seen, "\n".join([*lines, *sentence])
 
 
 def _accuracy(outputs, targets, lengths):
@@ -336,6 +332,7 @@ def translate(trained, sentences, beam=None, length_penalty=None):
 
     Words that the model never saw are read as the unknown one. A sentence without any token gives an empty text.
     """
+    refuse_one("sentences", sentences)
     settings, (source, target) = trained.settings, vocabularies(trained)
     beam = settings.beam if beam is None else beam
     alpha = settings.length_penalty if length_penalty is None else length_penalty

@@ -31,6 +31,7 @@ epoch 2 of 2
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import os
 from collections.abc import Callable, Iterable
@@ -46,7 +47,9 @@ from .history import History, StopTraining
 __all__ = ["Callback", "StopTraining", "StopWhen", "CSVLog", "TensorBoard", "Training"]
 
 Record = dict[str, Any]
-_METHODS = ("on_start", "on_update", "on_epoch", "on_end")
+_ARGUMENTS = {"on_start": ("training",), "on_update": ("record", "training"), "on_epoch": ("record", "training"),
+              "on_end": ("training",)}  # fmt: skip
+_METHODS = tuple(_ARGUMENTS)
 
 
 class Training(Protocol):
@@ -158,6 +161,9 @@ def _end_each(callbacks: list[Any], training: Training) -> None:
 def _checked(number: int, callback: Any) -> Any:
     """A callback, or one made of a function."""
     if not isinstance(callback, type) and any(callable(getattr(callback, name, None)) for name in _METHODS):
+        for name in _METHODS:
+            if _overrides(callback, name):
+                _check_takes(f"callbacks[{number}].{name}", getattr(callback, name), _ARGUMENTS[name])
         return callback
     if isinstance(callback, type) or not callable(callback):
         what = f"the class {callback.__name__}: build one" if isinstance(callback, type) else type(callback).__name__
@@ -165,7 +171,20 @@ def _checked(number: int, callback: Any) -> Any:
             f"callbacks[{number}]: expected a function of (record, training), or an object with one of "
             f"{', '.join(_METHODS)}, got {what}"
         )
+    _check_takes(f"callbacks[{number}]", callback, _ARGUMENTS["on_epoch"])
     return _Function(callback)
+
+
+def _check_takes(name: str, function: Callable[..., Any], arguments: tuple[str, ...]) -> None:
+    """Raise TypeError where a function cannot be called with so many arguments."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of a compiled function
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        raise TypeError(f"{name}: expected a function of ({', '.join(arguments)}), got one of {signature}") from None
 
 
 def _overrides(callback: Any, name: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 
 class TrainingError(RuntimeError):
@@ -42,6 +42,14 @@ class History(list[dict[str, Any]]):
 
     stopped: str | None = None
     reason: str = ""
+
+    if not TYPE_CHECKING:  # which would take any name for an attribute
+
+        def __getattr__(self, name):
+            raise AttributeError(
+                f"'History' object has no attribute {name!r}; history.epochs lists the records of epochs: "
+                "[record['train_loss'] for record in history.epochs]"
+            )
 
     @property
     def epochs(self) -> list[dict[str, Any]]:

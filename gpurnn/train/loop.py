@@ -21,7 +21,7 @@ from ..module import Module
 from ..optim import clip_grad_norm, clip_grad_value
 from .callbacks import Callbacks
 from .history import StopTraining, TrainingError
-from .measure import batch_weight, call_loss, measure, model_context, model_inputs
+from .measure import batch_weight, call_loss, measure, model_context, model_inputs, unpack_forward
 from .progress import Progress
 from .settings import FitSettings
 from .snapshot import restore_snapshot, save_snapshot
@@ -148,10 +148,8 @@ class TrainingLoop(TrainingState):
         noise = noisy_weights(model, self.settings.weight_noise, self.step)
         with record_gradient_flow() if watch else contextlib.nullcontext() as flow, noise:
             for batch, weight in zip(group, weights, strict=True):
-                outputs, *last, backward = model.forward(
-                    model_inputs(model, batch), **model_context(model, batch, state)
-                )
-                state = last[0] if last else None
+                made = model.forward(model_inputs(model, batch), **model_context(model, batch, state))
+                outputs, state, backward = unpack_forward(model, made)
                 value, dloss = call_loss(self.settings.loss, outputs, batch)
                 fraction = weight / total if total else 0.0
                 with quiet() if self.scaler else contextlib.nullcontext():  # an overflow skips the update below

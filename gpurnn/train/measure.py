@@ -10,7 +10,7 @@ from typing import Any
 
 from .._typing import Array, State
 from ..data import Batch, BatchSource
-from ..errors import check_flag
+from ..errors import ShapeError, check_flag
 from ..losses.mean import all_options, is_one_of, mean_weight, places_weight
 from ..module import Module
 from .progress import progress_bar
@@ -122,13 +122,46 @@ def measure(
 def call_loss(loss: Callable[..., Any], outputs: Any, batch: Batch) -> tuple[Any, Callable[..., Any]]:
     """(value, backward) of a loss on a batch. Raises TypeError for a loss of another kind."""
     _check_takes("loss", loss, batch)
-    result = loss(outputs, batch.targets, **batch.loss_options)
+    try:
+        result = loss(outputs, batch.targets, **batch.loss_options)
+    except ShapeError as error:
+        raise ShapeError(f"{error}{_shape_hint(outputs, batch)}") from error
     if not isinstance(result, (tuple, list)) or len(result) != 2 or not callable(result[1]):
+        got = type(result).__name__
+        if isinstance(result, (tuple, list)):
+            got = f"({', '.join(type(part).__name__ for part in result)})"
         raise TypeError(
             "loss: expected it to return (value, backward), where backward(factor) returns the gradient with respect "
-            f"to the outputs, got {type(result).__name__}"
+            f"to the outputs, got {got}"
         )
     return result
+
+
+def _shape_hint(outputs: Any, batch: Batch) -> str:
+    """What to do where a batch seems to have the sequences first, from its inputs and one target for each, or where
+    the model gives more or fewer features than the targets have; else ""."""
+    inputs, targets, made = (getattr(array, "shape", ()) for array in (batch.inputs, batch.targets, outputs))
+    if len(made) == len(targets) > 1 and made[:-1] == targets[:-1]:
+        return f". End the model with {targets[-1]} features, as gpurnn.Linear({made[-1]}, {targets[-1]}) makes them"
+    if len(inputs) != 3 or len(targets) != 1 or inputs[0] != targets[0] or inputs[1] == targets[0]:
+        return ""
+    return (
+        f". Arrays are time-major, (T, B, ...): for (B, T, ...), here {inputs}, build the layers with batch_first=True"
+    )
+
+
+def unpack_forward(model: Module, made: Any) -> tuple[Any, State, Callable[..., Any]]:
+    """(outputs, state, backward) of what ``model.forward`` returned, the state None where it has none.
+
+    Raises TypeError where it returned something else, as that of a model of one's own may.
+    """
+    if not isinstance(made, tuple) or len(made) not in (2, 3) or not callable(made[-1]):
+        got = f"({', '.join(type(part).__name__ for part in made)})" if isinstance(made, tuple) else type(made).__name__
+        raise TypeError(
+            f"{type(model).__name__}.forward: expected it to return (outputs, backward), or (outputs, state, backward) "
+            f"of a stateful model, got {got}. docs/models.md shows a model of one's own"
+        )
+    return made[0], made[1] if len(made) == 3 else None, made[-1]
 
 
 def batch_weight(loss: Callable[..., Any], batch: Batch) -> float:

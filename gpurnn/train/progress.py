@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import re
 import shutil
 import sys
 import textwrap
@@ -17,6 +18,7 @@ from .callbacks import Callback, Record
 from .state import TrainingState
 
 _MEDIUM, _LARGE = 60, 100  # columns from which the bar's line has the learning rate, and the speed
+_SHARES = re.compile("(.* )?(accuracy|error rate)|(word |utterance )?error|close|recall")  # metrics shown in per cent
 
 
 class Progress(Callback):
@@ -42,15 +44,15 @@ class Progress(Callback):
         total = None if count is None else -(-count // training.settings.accumulate)  # updates in an epoch
         done = training.epoch * (total or 0) + -(-training.index // training.settings.accumulate)
         self._bar = progress_bar(
-            None, self._wanted, unit=" updates", leave=False, initial=done, total=total and total * training.epochs
-        )
-        self._bar.set_description_str(_epoch_of(training, training.epoch + 1))
+            None, self._wanted, unit=" updates", leave=False, initial=done, total=total and total * training.epochs,
+            desc=_epoch_of(training, training.epoch + 1),
+        )  # fmt: skip
 
     def on_update(self, record: Record, training: TrainingState) -> None:
         if self._bar.disable:
             return
         loss, weight = training.sums
-        shown = f"loss {loss / (weight or 1):.4f}"
+        shown = f"loss {show_loss(loss / (weight or 1))}"
         if self._bar.ncols >= _MEDIUM:
             shown += f", lr {record['lr']:.2g}"
         self._bar.set_description_str(_epoch_of(training, record["epoch"]), False)
@@ -85,13 +87,22 @@ def epoch_line(record: Record, epochs: int, best: bool) -> str:
     >>> epoch_line(record | {"seconds": 12.3}, epochs=10, best=True)
     'epoch 3/10  train 1.6234  valid 1.7512  accuracy 77.7%  best  12 s'
     """
-    parts = [f"epoch {record['epoch']}/{epochs}", f"train {record['train_loss']:.4f}"]
+    parts = [f"epoch {record['epoch']}/{epochs}", f"train {show_loss(record['train_loss'])}"]
     for name, value in record.items():
         if name.startswith("validation_") and value is not None:
             short = "valid" if name == "validation_loss" else name.removeprefix("validation_").replace("_", " ")
-            parts.append(f"{short} {value:.1%}" if short.endswith("accuracy") else f"{short} {value:.4f}")
+            parts.append(f"{short} {value:.1%}" if _SHARES.fullmatch(short) else f"{short} {show_loss(value)}")
     parts += ["best"] if best else []
     return "  ".join([*parts, duration(record["seconds"])])
+
+
+def show_loss(value: float) -> str:
+    """A loss with four decimals, or a large one by its power of ten.
+
+    >>> show_loss(1.62), show_loss(7.3447e31)
+    ('1.6200', '7.3e31')
+    """
+    return f"{value:.4f}" if abs(value) < 1e5 else f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
 
 
 def ended(training: TrainingState) -> str:

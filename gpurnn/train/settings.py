@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -19,16 +20,21 @@ from ..optim import SGD, Adam, AdamW, Optimizer, RMSprop, Schedule
 from .callbacks import Callbacks
 from .sources import Numbered, as_source
 
+_log = logging.getLogger("gpurnn")
 OPTIMIZERS = {"adam": Adam, "adamw": AdamW, "rmsprop": RMSprop, "sgd": SGD}
 _WORDS = {  # other libraries' argument -> a sentence on what fit takes instead
     "batch_size": "The batch source has the batch size: gpurnn.SequenceBatches(inputs, targets, batch_size)",
+    "class_weight": "Give it to the loss: functools.partial(gpurnn.cross_entropy, weight=...)",
+    "device": "The model has one: backend='cuda' at the construction of each layer",
     "early_stopping": "Here it is called patience",
     "gradient_clip_val": "Here it is called clip_norm",
     "initial_epoch": "epochs counts those before a resume: give out= and resume=True",
     "learning_rate": "Here it is called lr, with optimizer='adam'",
     "lr_scheduler": "Here it is called schedule",
     "max_epochs": "Here it is called epochs",
+    "sample_weight": "Give it to the loss: a function that calls one with mask= or reduction='none'",
     "scheduler": "Here it is called schedule",
+    "shuffle": "The batch source shuffles: gpurnn.SequenceBatches(inputs, targets, batch_size, shuffle=True)",
     "val_data": "Here it is called validation",
     "validation_data": "Here it is called validation, a batch source as batches is",
     "validation_split": "Split the data first and give a part as validation",
@@ -83,8 +89,10 @@ class FitSettings:
             value = getattr(self, name)
             setattr(self, name, None if value is None else check_size(name, value))
         self._check_watch()
-        if self.patience is not None and self.validation is None:
+        if self.validation is None and self.patience is not None:
             raise ValueError("patience watches the validation loss: give validation batches")
+        if self.validation is None and self.metrics:
+            raise ValueError("metrics are measured on validation batches, and there are none: give validation")
         self.loss_scaler = _scaler_for(self.loss_scaler, self.model)
         named = isinstance(self.optimizer, str)
         self.optimizer = optimizer_for(self.optimizer, self.lr, self.model)
@@ -101,6 +109,7 @@ class FitSettings:
                 if isinstance(self.loss, str)
                 else f"loss: expected a function such as gpurnn.cross_entropy, got {type(self.loss).__name__}"
             )
+        _say_axes(self.model, self.batches)
         self.batches = as_source(self.batches, "batches")
         if self.validation is not None:
             self.validation = as_source(self.validation, "validation")
@@ -116,8 +125,26 @@ class FitSettings:
             raise TypeError(
                 f"watch: expected a pair such as ('loss', 'min') or ('accuracy', 'max'), got {self.watch!r}"
             )
-        check_choice("watch", self.watch[0], ("loss", *self.metrics))
+        name = self.watch[0]
+        if name not in ("loss", *self.metrics) and isinstance(name, str):
+            raise ValueError(
+                f"watch: expected 'loss' or the name of a metric, got {name!r}: metrics={{{name!r}: ...}} measures it"
+            )
         check_choice("watch", self.watch[1], ("min", "max"))
+
+
+def _say_axes(model: Module, batches: Any) -> None:
+    """Log where a DataLoader as torch makes it, which puts the sequences first, meets layers that take timesteps first.
+
+    A model of one's own may swap the axes itself.
+    """
+    collate = getattr(getattr(batches, "collate_fn", None), "__name__", None)
+    orders = {layer.batch_first for _, layer in model.modules() if hasattr(layer, "batch_first")}
+    if collate == "default_collate" and orders == {False} and type(model).__module__.startswith("gpurnn."):
+        _log.warning(
+            "batches: this DataLoader gives (B, T, ...), sequences first, and the model takes (T, B, ...): build its "
+            "layers with batch_first=True"
+        )
 
 
 def check_metrics(metrics: Any) -> Mapping[str, Callable[..., Any]]:
@@ -153,7 +180,9 @@ def optimizer_for(optimizer: Any, lr: float | None, model: Module) -> Optimizer:
             f"{', '.join(OPTIMIZERS)}, got {got}"
         )
     if optimizer.model is not model:
-        raise ValueError("optimizer: was built for another model")
+        raise ValueError(
+            "optimizer: was built for another model: build one for this one, or give a name such as 'adam'"
+        )
     if lr is not None:
         raise ValueError("lr: belongs to an optimizer that is given by name; this one has a rate: set optimizer.lr")
     return optimizer
@@ -184,6 +213,9 @@ def explain_foreign_arguments(function: Callable[..., Any]) -> Callable[..., Any
                 "fit(model, loss, gpurnn.SequenceBatches(inputs, targets, batch_size=32), ...), or "
                 "fit(model, loss, [(x, y)], ...) for one batch"
             )
+        for name, example in (("optimizer", "'adam'"), ("epochs", "10")):
+            if name not in options:
+                raise TypeError(f"fit: {name} is missing: give {name}={example}, for example")
         unknown = [name for name in options if name not in known and name not in ("model", "loss", "batches")]
         for name in unknown:
             refuse_unknown("fit", [name], known, _WORDS.get(name))

@@ -106,6 +106,8 @@ def _check_settings(training: TrainingState, document: dict[str, Any]) -> None:
     different = [name for name in now if name in then and then[name] != now[name]]
     if None in (then.get("lr"), now["lr"]):  # an optimizer of the caller's may be at any point of its schedule
         different = [name for name in different if name != "lr"]
+    if not now["validation"]:  # then it is the loss in training that is watched
+        different = [name for name in different if name != "watch"]
     if different:
         was, has = (", ".join(f"{name}={values[name]!r}" for name in different) for values in (then, now))
         raise ValueError(f"it was made with {was}, this run has {has}. Give the same, or begin a new run")

@@ -67,9 +67,9 @@ void Layer<T, Cell>::differentiate_cell(int t, int count, Shard<T>& shard) {
     for (int i = 0; i < count; ++i) {
         BackwardRows<T, S> rows = backward_rows(t, shard.sequences[i]);
         if (pass.weight_hr) rows.dstate[0] = shard.products.data() + i * projection_transposed.row();
-        apply_to_units<BackwardStages<C, V>>(
-            shard, [&](BackwardIn<C, V>& in, int u, int n) INLINE_LAMBDA { load_backward(in, rows, u, n); },
-            [&](const BackwardOut<C, V>& out, int u, int n) INLINE_LAMBDA {
+        apply_to_units<BackwardStages<T, Cell>>(
+            shard, [&](auto& in, int u, int n) INLINE_LAMBDA { load_backward(in, rows, u, n); },
+            [&](const auto& out, int u, int n) INLINE_LAMBDA {
                 store_blocks<C::preactivations>(out.d, rows.gates, H, u, n);
                 UNROLL for (int s = 1; s < S; ++s) out.dstate[s].store(rows.dstate[s] + u, n);
                 if (!pass.weight_hr) out.dstate[0].store(rows.dstate[0] + u, n);

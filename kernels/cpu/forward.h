@@ -114,9 +114,9 @@ void Layer<T, Cell>::apply_cell(const Step& step, Shard<T>& shard) {
         T *gates = gates_at(step.t, b), *new_rows[S];
         new_rows[0] = pass.weight_hr ? projected_at(step.t, b) : h_at(step.new_slot, b);
         for (int s = 1; s < S; ++s) new_rows[s] = other_at(s, step.new_other, b);
-        apply_to_units<ForwardStages<C, V>>(
-            shard, [&](ForwardIn<C, V>& in, int u, int n) INLINE_LAMBDA { load_forward<true>(in, rows, u, n); },
-            [&](const ForwardOut<C, V>& out, int u, int n) INLINE_LAMBDA {
+        apply_to_units<ForwardStages<T, Cell>>(
+            shard, [&](auto& in, int u, int n) INLINE_LAMBDA { load_forward<true>(in, rows, u, n); },
+            [&](const auto& out, int u, int n) INLINE_LAMBDA {
                 UNROLL for (int s = 0; s < S; ++s) out.state[s].store(new_rows[s] + u, n);
                 if (pass.save) store_blocks<C::saved>(out.saved, gates, H, u, n);
             });

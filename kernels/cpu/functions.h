@@ -118,7 +118,8 @@ INLINE Vec<T> exp(Vec<T> x) {
     return (half + half * p) * power_of_two<T>(n - (n >> 1));
 }
 
-// exp(x) - 1, exact to 3 ulp, near 0 too. It halves the power, which may be beyond the largest number.
+// exp(x) - 1, exact to 3 ulp, near 0 too, down to twice the smallest normal number. It halves the power, which may be beyond the
+// largest number.
 template <typename T>
 INLINE Vec<T> expm1(Vec<T> x) {
     typedef typename Vec<T>::Lanes Lanes;

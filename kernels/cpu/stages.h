@@ -19,10 +19,11 @@ struct UnitSum {
 };
 
 // What the two passes of a cell call their stages.
-template <typename C, typename V>
+template <typename T, template <typename> class Cell>
 struct ForwardStages {
-    typedef ForwardIn<C, V> In;
-    typedef ForwardOut<C, V> Out;
+    typedef Cell<Vec<T>> C;
+    typedef ForwardIn<C, Vec<T>> In;
+    typedef ForwardOut<C, Vec<T>> Out;
     static constexpr int stages = C::stages, means = C::means;
     static constexpr int means_of(int stage) { return stages > 1 ? C::means_of(stage) : 0; }
     template <int stage>
@@ -30,10 +31,11 @@ struct ForwardStages {
         forward_stage<stage, C>(in, out);
     }
 };
-template <typename C, typename V>
+template <typename T, template <typename> class Cell>
 struct BackwardStages {
-    typedef BackwardIn<C, V> In;
-    typedef BackwardOut<C, V> Out;
+    typedef Cell<Vec<T>> C;
+    typedef BackwardIn<C, Vec<T>> In;
+    typedef BackwardOut<C, Vec<T>> Out;
     static constexpr int stages = C::back_stages, means = C::back_means;
     static constexpr int means_of(int stage) { return stages > 1 ? C::back_means_of(stage) : 0; }
     template <int stage>

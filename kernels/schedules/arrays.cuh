@@ -1,4 +1,4 @@
-// Where the arrays of a layer hold what is not h.
+// Where a thread reads and writes in the arrays of a layer. step.cu says what they are.
 
 // From where a state would lie if the cell had only this one besides h, to where state s + 1 lies. A direction has all of its
 // states besides h one after another, each of `size` numbers.
@@ -14,3 +14,42 @@ DEVICE const unsigned char* masks_of(const bool* mask, int steps, int d, int t, 
     const long long row = ((long long)d * steps + (steps > 1 ? t : 0)) * B + b;
     return (const unsigned char*)mask + row * Cell::draws * H + j;
 }
+
+// ---- in the schedules whose threads run the whole time loop
+
+// at + count * size in one instruction. The compiler would keep the product in two registers from one timestep to the next.
+DEVICE long long skip(long long at, int count, int size) {
+    asm("mad.wide.s32 %0, %1, %2, %0;" : "+l"(at) : "r"(count), "r"(size));
+    return at;
+}
+
+// Where a thread reads and writes in a timestep, moved on from step to step: the places of its unit in the rows of its
+// sequence, if it has one, or else of sequence 0.
+template <typename Position>
+struct Places {
+    const Position& pos;
+    static constexpr bool one = Position::per_thread == 1;
+    int H, gates_row, output_row, move;  // numbers of one sequence in a state, in gates, in output; sequences to the next t
+    long long gates, slot, output;
+
+    // Of timestep t, where the states are those after `slots` timesteps.
+    DEVICE Places(const Position& pos_, int T_, int B, int H_, int W, int D, int t, int slots, bool forward)
+        : pos(pos_), H(H_), gates_row(W * H_), output_row(D * H_), move(forward != pos_.reversed ? B : -B) {
+        const int sequence = one ? pos.sequence[0] : 0;
+        gates = (((long long)pos.d * T_ + t) * B + sequence) * gates_row + pos.j;
+        slot = (((long long)pos.d * (T_ + 1) + slots) * B + sequence) * H + pos.j;
+        output = ((long long)t * B + sequence) * output_row + pos.d * H + pos.j;
+    }
+
+    // Of the thread's k-th sequence.
+    DEVICE long long of(int k, long long at, int size) const { return one ? at : skip(at, pos.sequence[k], size); }
+    DEVICE long long gates_of(int k) const { return of(k, gates, gates_row); }
+    DEVICE long long slot_of(int k) const { return of(k, slot, H); }
+    DEVICE long long output_of(int k) const { return of(k, output, output_row); }
+
+    DEVICE void move_on() {
+        gates = skip(gates, move, gates_row);
+        slot = skip(slot, move, H);
+        output = skip(output, move, output_row);
+    }
+};

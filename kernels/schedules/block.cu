@@ -186,14 +186,14 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
 {
     extern __shared__ float4 memory[];
     typedef CellOf<float> Cell;
-    const TilePosition<HP, S, R> pos(T_, B, H, blockIdx.x, Cell::products ? 0 : blockIdx.y * HP, blockIdx.z, reverse, lengths, order);
+    constexpr int Q = Cell::products;
+    const TilePosition<HP, S, R> pos(T_, B, H, blockIdx.x, Q ? 0 : blockIdx.y * HP, blockIdx.z, reverse, lengths, order);
     Alone channel;
     const Forward<T> layer = {
         T_, B, H, W, (int)gridDim.z, save, mask_steps, bias_ih, bias_hh, own, mask, gates, h, others, output};
-    if constexpr (Cell::products) {
+    if constexpr (Q) {
         Gathered<Cell, T, HP, S, KREG, R, IP> product(
-            memory, weight_hh + (size_t)pos.d * Cell::products * H * H, weight_ih + (size_t)pos.d * Cell::gates * H * I, I, H,
-            B, x, order);
+            memory, weight_hh + (size_t)pos.d * Q * H * H, weight_ih + (size_t)pos.d * Cell::gates * H * I, I, H, B, x, order);
         time_loop_forward<CellOf>(layer, pos, channel, product);
     } else {
         NoProduct<Cell> product;

@@ -22,6 +22,16 @@ struct Position {
     }
 };
 
+// Own parameters and masks, forward and backward.
+template <typename Cell, typename Layer, typename In>
+DEVICE void read_more(const Layer& a, const Position& pos, In& in) {
+    for (int k = 0; k < Cell::parameters; k++) in.p[k] = a.own[((size_t)pos.d * Cell::parameters + k) * a.H + pos.j];
+    if constexpr (Cell::draws > 0) {
+        const unsigned char* masks = masks_of<Cell>(a.mask, a.mask_steps, pos.d, pos.t, pos.b, a.B, a.H, pos.j);
+        for (int k = 0; k < Cell::draws; k++) in.mask[k] = typename Layer::real(masks[(size_t)k * a.H]);
+    }
+}
+
 DEVICE int steps_before(int step, const int* done) { return step + (done ? *done : 0); }
 
 // ---- forward
@@ -81,11 +91,7 @@ DEVICE void read(const Forward<T>& a, const Position& pos, const ForwardPlace<T>
     }
     in.state[0] = a.h_now ? real(a.h_now[at.index]) : real(0);
     for (int k = 0; k < Cell::states - 1; k++) in.state[k + 1] = a.others[at.old_other + other<Cell>(a, pos, k)];
-    for (int k = 0; k < Cell::parameters; k++) in.p[k] = a.own[((size_t)pos.d * Cell::parameters + k) * H + j];
-    if constexpr (Cell::draws > 0) {
-        const unsigned char* masks = masks_of<Cell>(a.mask, a.mask_steps, pos.d, pos.t, pos.b, a.B, H, j);
-        for (int k = 0; k < Cell::draws; k++) in.mask[k] = real(masks[(size_t)k * H]);
-    }
+    read_more<Cell>(a, pos, in);
 }
 
 template <typename Cell, typename T, typename real>
@@ -154,11 +160,7 @@ DEVICE void read(const Backward<T>& a, const Position& pos, BackwardIn<Cell, rea
         in.state[k + 1] = a.others[old_slot + other];
         in.new_state[k + 1] = a.others[new_slot + other];
     }
-    for (int k = 0; k < Cell::parameters; k++) in.p[k] = a.own[((size_t)pos.d * Cell::parameters + k) * H + j];
-    if constexpr (Cell::draws > 0) {
-        const unsigned char* masks = masks_of<Cell>(a.mask, a.mask_steps, pos.d, pos.t, pos.b, a.B, H, j);
-        for (int k = 0; k < Cell::draws; k++) in.mask[k] = real(masks[(size_t)k * H]);
-    }
+    read_more<Cell>(a, pos, in);
 }
 
 template <typename Cell, typename T, typename real>

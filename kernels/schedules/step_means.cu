@@ -1,5 +1,5 @@
-// Schedule `step` for cells that average over the units of a sequence (layer norm): one timestep of every direction of a layer.
-// A thread block computes one sequence; thread j has units j, j + THREADS, ...
+// Schedule `step` for cells that average over the units of a sequence (layer norm): one timestep of every direction of a
+// layer. A thread block computes one sequence; thread j has units j, j + THREADS, ...
 //
 //     step_means_forward<CELL, float, 2>      U 2: units of a thread, THREADS U >= H
 //
@@ -12,7 +12,7 @@
 
 constexpr int THREADS = 256, WARPS = THREADS / 32;
 
-// The means over H units: x[k] is this thread's sum, then the mean of all. parts: of the block.
+// The means over H units: x[k] is this thread's sum, then the mean of all. parts: memory that nothing else uses.
 template <int COUNT, typename real>
 DEVICE void average(real (&x)[COUNT], real (&parts)[WARPS][COUNT], int H) {
 #pragma unroll
@@ -20,7 +20,6 @@ DEVICE void average(real (&x)[COUNT], real (&parts)[WARPS][COUNT], int H) {
 #pragma unroll
         for (int distance = 16; distance; distance /= 2) x[k] += __shfl_xor_sync(0xffffffffu, x[k], distance);
     }
-    __syncthreads();  // the parts of the stage before have been read
     if (threadIdx.x % 32 == 0) {
 #pragma unroll
         for (int k = 0; k < COUNT; k++) parts[threadIdx.x / 32][k] = x[k];

@@ -18,47 +18,12 @@
 //                loads_ahead  whether what a step reads is loaded in the step before, in flight while that one waits and
 //                           multiplies; false where it does not fit into registers beside the weights
 //
+// A cell has one product in a timestep, or none, and no means over the units.
+//
 // A block sends once for each step that it computes: the initial h before the first, nothing after the last. `channel` is
 // what the blocks of a group share; a block that is alone has none.
 
 #include "arrays.cuh"
-
-// at + count * size in one instruction. The compiler would keep the product in two registers from one timestep to the next.
-DEVICE long long skip(long long at, int count, int size) {
-    asm("mad.wide.s32 %0, %1, %2, %0;" : "+l"(at) : "r"(count), "r"(size));
-    return at;
-}
-
-// Where a thread reads and writes in a timestep, moved on from step to step: the places of its unit in the rows of its
-// sequence, if it has one, or else of sequence 0.
-template <typename Position>
-struct Places {
-    const Position& pos;
-    static constexpr bool one = Position::per_thread == 1;
-    int H, gates_row, output_row, move;  // numbers of one sequence in h and c, in gates, in output; sequences to the next t
-    long long gates, slot, output;
-
-    // Of timestep t, where h and c are those after `slots` timesteps.
-    DEVICE Places(const Position& pos_, int T_, int B, int H_, int W, int D, int t, int slots, bool forward)
-        : pos(pos_), H(H_), gates_row(W * H_), output_row(D * H_), move(forward != pos_.reversed ? B : -B) {
-        const int sequence = one ? pos.sequence[0] : 0;
-        gates = (((long long)pos.d * T_ + t) * B + sequence) * gates_row + pos.j;
-        slot = (((long long)pos.d * (T_ + 1) + slots) * B + sequence) * H + pos.j;
-        output = ((long long)t * B + sequence) * output_row + pos.d * H + pos.j;
-    }
-
-    // Of the thread's k-th sequence.
-    DEVICE long long of(int k, long long at, int size) const { return one ? at : skip(at, pos.sequence[k], size); }
-    DEVICE long long gates_of(int k) const { return of(k, gates, gates_row); }
-    DEVICE long long slot_of(int k) const { return of(k, slot, H); }
-    DEVICE long long output_of(int k) const { return of(k, output, output_row); }
-
-    DEVICE void move_on() {
-        gates = skip(gates, move, gates_row);
-        slot = skip(slot, move, H);
-        output = skip(output, move, output_row);
-    }
-};
 
 struct Alone {  // the channel of a block that waits for no other
     static constexpr bool waits = false;
@@ -131,6 +96,7 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
 {
     typedef CellOf<float> Cell;
     typedef typename Position::template Stored<T> Stored;
+    static_assert(Cell::first_product == Cell::products && Cell::stages == 1, "one product in a timestep, no means");
     constexpr int G = Cell::gates, Q = Cell::products, S = Cell::states - 1, K = Position::per_thread, U = Position::units;
     const int T_ = a.T_, H = a.H, j = pos.j, on = pos.reversed ? -1 : 1;  // from one t to the next
     const long long state_size = (long long)(a.save ? T_ + 1 : 2) * a.B * H;
@@ -285,6 +251,7 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
     typedef CellOf<float> Cell;
     typedef typename Position::template Stored<T> Stored;
     typedef typename Position::template Stored<float> StoredFloat;
+    static_assert(Cell::first_product == Cell::products && Cell::back_stages == 1, "one product in a timestep, no means");
     constexpr int K = Position::per_thread, U = Position::units, S = Cell::states - 1, P = Cell::preactivations;
     constexpr bool ahead = Product::loads_ahead;
     const int T_ = a.T_, H = a.H, on = pos.reversed ? 1 : -1;  // from one t to the next

@@ -92,6 +92,7 @@ def test_rivals_agree_with_the_reference(cell, what, dtype):
             assert np.abs(got[key] - value).max() <= allowed(case) * np.abs(value).max(), (name, key)
 
 
+@pytest.mark.long
 @needs("torch")
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_rivals_agree_on_sequences_of_different_lengths(cell):
@@ -366,6 +367,7 @@ def test_what_beats_its_floor_is_marked_wherever_it_is_shown(tmp_path, monkeypat
     assert rings == [("above the roof", [(1.0, 1.25e10)]), ("below the floor", [(0, 1e6 / 6)])]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind, text", [("size", "below the floor"), ("roofline", "above the roof")])
 @pytest.mark.parametrize("times_the_floor", [0.8, 2.0])
 def test_a_ring_says_to_measure_again(tmp_path, kind, text, times_the_floor):

@@ -109,6 +109,7 @@ def test_a_process_that_does_not_start_is_tried_again_after_a_while(tmp_path, mo
     assert "exit code 3 (at its start)" in rows[0]["reason"] and "not tried again" in rows[3]["reason"]
 
 
+@pytest.mark.long
 def test_an_error_of_the_script_itself_is_told(tmp_path):
     def broken(pool, seconds):
         raise KeyError("nothing")
@@ -193,6 +194,7 @@ def test_a_kill_at_any_moment_leaves_whole_lines(tmp_path, how):
             wait_for(lambda workers=workers: not any(Path(f"/proc/{pid}").exists() for pid in workers), 10)
 
 
+@pytest.mark.long
 def test_half_a_line_is_left_out_by_the_reader_and_cut_by_the_next_run(tmp_path):
     row = {"run": "1", "part": "A", "rehearsal": False, "group": "smoke", "name": "x", "status": "right"}
     (tmp_path / on_gpu.RESULTS).write_text(json.dumps(row) + "\n" + json.dumps(row)[:30])
@@ -298,6 +300,7 @@ def test_a_folder_that_is_emptied_between_two_commands_is_no_loss(tmp_path):
     assert [row["part"] for row in on_gpu.latest(on_gpu.read(mirror), "A", True)] == ["A"]
 
 
+@pytest.mark.long
 def test_what_is_imported_late_exists():
     """Branches that only a GPU reaches import inside functions: every name of ours that a file asks for is there."""
     root = Path(on_gpu.__file__).resolve().parents[1]

@@ -1,6 +1,7 @@
 """The cells of the literature against their papers' equations, written down once more, a sequence and a step at a time.
 
-Also gradients, lengths, directions, learned states, pieces, dtypes, and copies. ``BACKENDS`` says where.
+Also gradients, lengths, directions, learned states, pieces, dtypes, and copies. ``BACKENDS`` and ``EVERYWHERE`` say
+where; a cell is compiled for the CPU at its first use, which takes seconds, and the emulator is slow.
 """
 
 import copy
@@ -8,14 +9,15 @@ import pickle
 
 import numpy as np
 import pytest
-from helpers import assert_close
+from helpers import assert_close, backend_of
 
 import gpurnn
 from gpurnn import testing
 from gpurnn.cells import CELLS as WRITTEN
 from gpurnn.cells import library
 
-BACKENDS = ["numpy"]
+BACKENDS = ["numpy", pytest.param("cpu", marks=pytest.mark.slow)]
+EVERYWHERE = [*BACKENDS, pytest.param("cuda", marks=[pytest.mark.slow, pytest.mark.emulated])]
 CELLS = {
     **{name: value for name, value in vars(library).items() if isinstance(value, gpurnn.cells.TracedCell)},
     "elman": library.elman("softsign"),
@@ -190,7 +192,7 @@ def test_every_cell_of_the_library_is_checked_here_and_public():
 # ---- gradients, lengths, directions, states
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EVERYWHERE)
 @pytest.mark.parametrize(
     "options",
     [{}, {"num_layers": 2, "bidirectional": True}, {"reverse": True, "bias": False}, {"learn_state": True}],
@@ -198,27 +200,27 @@ def test_every_cell_of_the_library_is_checked_here_and_public():
 )
 @pytest.mark.parametrize("name", CELLS)
 def test_gradients(name, options, backend):
-    layer = layer_of(name, backend, **options)
+    layer = layer_of(name, backend_of(backend), **options)
     x, state = np.random.default_rng(3).standard_normal((T, B, I)), states_of(name, layer)
     if "learn_state" in options:
         state = None
         for key in layer.params:
             if key.startswith("initial"):  # not at 0, where n of the sLSTM has no derivative
-                layer.params[key] = 0.5 + np.random.default_rng(4).random(H)
+                layer.params[key][...] = layer.xp.asarray(0.5 + np.random.default_rng(4).random(H))
     assert testing.check_gradients(layer, x, state, lengths=LENGTHS) <= 1
     assert testing.check_gradients(layer, x, state) <= 1
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EVERYWHERE)
 @pytest.mark.parametrize("name", CELLS)
 def test_ragged_batches_and_repetition(name, backend):
-    layer = layer_of(name, backend, bidirectional=True)
+    layer = layer_of(name, backend_of(backend), bidirectional=True)
     x, state = np.random.default_rng(5).standard_normal((T, B, I)), states_of(name, layer)
     testing.check_ragged(layer, x, LENGTHS, state)
     testing.check_repeat(layer, x, state, lengths=LENGTHS)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EVERYWHERE)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("name", CELLS)
 def test_other_dtypes(name, dtype, backend):
@@ -227,7 +229,12 @@ def test_other_dtypes(name, dtype, backend):
     sample = layer_of(name)
     x, state = np.random.default_rng(6).standard_normal((T, B, I)), states_of(name, sample)
     testing.check_parity(
-        lambda backend, dtype: layer_of(name, backend, dtype), x, state, backend=backend, dtype=dtype, lengths=LENGTHS
+        lambda backend, dtype: layer_of(name, backend, dtype),
+        x,
+        state,
+        backend=backend_of(backend),
+        dtype=dtype,
+        lengths=LENGTHS,
     )
 
 

@@ -45,6 +45,7 @@ def test_the_cuda_backend_is_right_on_the_emulated_device(monkeypatch):
     assert len(results) == 4 * (4 * len(CELLS) + len(gated)) + len(CELLS) + 8  # gradient in float64 only
 
 
+@pytest.mark.long
 def test_a_wrong_derivative_is_named(monkeypatch):
     backward = cells.GRUStep.backward
 
@@ -72,10 +73,11 @@ def test_gates_that_are_right_only_near_0_are_seen(dtype, monkeypatch):
     def halves(xp, z):
         z[...] = 0.5 + 0.5 * xp.tanh(0.5 * z)
 
-    monkeypatch.setattr(cells, "sigmoid_", halves)
+    monkeypatch.setattr(cells.gru, "sigmoid_", halves)
     assert wrong_checks(["numpy"], ["gru", "rnn tanh"], [dtype]) == {("gru", "gates")}
 
 
+@pytest.mark.long
 @needs("ml_dtypes")
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_c_that_is_rounded_between_calls_is_seen(dtype, monkeypatch):
@@ -124,6 +126,7 @@ def test_json_is_one_document():
     }  # fmt: skip
 
 
+@pytest.mark.long
 def test_bfloat16_is_left_out_where_it_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)  # import raises ImportError
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -117,11 +117,13 @@ def test_train_text_without_validation(call):
     call("sample", "run")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("option", ["--layers 2 --dropout 0.2", "--cell gru --flow", "--optimizer sgd --accumulate 2"])
 def test_train_text_options(call, option):
     call("train", "text", "book.txt", "--out", "run", *TINY, *option.split())
 
 
+@pytest.mark.long
 def test_resume(trained):
     result = trained("train", "text", "--out", "run", "--resume", "--epochs", 3, "--no-progress")
     assert "book.txt" in result.output
@@ -140,6 +142,7 @@ def test_a_run_is_not_overwritten_by_accident(trained):
     trained("train", "text", "book.txt", "--out", "run", "--overwrite", *TINY)
 
 
+@pytest.mark.long
 def test_sample(trained):
     arguments = ("sample", "run", "--seed", 3, "--length", 50)
     text = trained(*arguments, "--prompt", "gate ").stdout
@@ -171,6 +174,7 @@ def test_info(call):
         assert any(line.startswith(f"'{name}'") and ("works" in line) == (reason is None) for line in lines)
 
 
+@pytest.mark.long
 @needs("matplotlib")
 def test_plot(trained):
     paths = trained("plot", "run").output.split()

@@ -368,6 +368,7 @@ def test_half_a_million_events_of_midi_are_read(place):
     assert done["code"] == 0 and complaints(done, seconds=3 * parsing + 3) == []
 
 
+@pytest.mark.long
 @needs("mido")
 @pytest.mark.parametrize("name", SPARSE)
 def test_files_of_fifty_gigabytes(place, name):

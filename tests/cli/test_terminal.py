@@ -18,7 +18,7 @@ from helpers import ROOT
 
 from gpurnn._interrupt import is_command
 from gpurnn.checkpoint import load_checkpoint
-from gpurnn.cli import main
+from gpurnn.cli import main, options
 from gpurnn.cli.options import say_pieces
 from gpurnn.errors import one_line, printable
 from gpurnn.tasks.series import csv_text
@@ -57,6 +57,7 @@ def test_text_in_pieces(capsys):
 # ---- C12: text of data and models
 
 
+@pytest.mark.long
 def test_a_language_model_of_escapes(call):
     Path("book.txt").write_text(BAD * 60, encoding="utf-8", newline="")
     done = call("train", "text", "book.txt", "--out", "run", "--steps", 8, "--batch", 4, *TINY)
@@ -84,6 +85,7 @@ def test_names_of_escapes(call):
     assert r"\x1b" in call("train", "\x1b[2J", code=2).output
 
 
+@pytest.mark.long
 def test_translations_and_columns_of_escapes(call):
     Path("pairs.tsv").write_text(f"word {BAD}\tmot {BAD}\n" * 12, encoding="utf-8", newline="")
     call("train", "translate", "pairs.tsv", "--out", "words", "--valid", 0, "--batch", 4, *TINY)
@@ -93,6 +95,21 @@ def test_translations_and_columns_of_escapes(call):
     call("train", "series", "x.csv", "--window", 6, "--horizon", 2, "--out", "run", *TINY)
     call("forecast", "run", "--out", "y.csv", "--plot", "y.png")
     call("evaluate", "run", "x.csv")
+
+
+# ---- narrow terminals
+
+
+def test_lines_are_broken_under_their_values(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    long = "Perplexity  10.3 for each token given those before\nA sentence that goes on and on."
+    assert options.wrapped(long) == long and options.joined(["a" * 20, "b" * 20]) == "a" * 20 + "  " + "b" * 20
+    monkeypatch.setattr("gpurnn.cli.options.is_terminal", lambda stream: True)
+    broken = "Perplexity  10.3 for each\n            token given those\n            before"
+    assert options.wrapped(long) == f"{broken}\nA sentence that goes on and\non."
+    assert options.wrapped("     under a value, in words, too") == "     under a value, in words,\n     too"
+    assert options.joined(["2020-01-01  1.5", "80 %: 1 to 2"]) == "2020-01-01  1.5  80 %: 1 to 2"
+    assert options.joined(["2020-01-01  1.5", "80 %: 1.25 to 2"]) == "2020-01-01  1.5\n    80 %: 1.25 to 2"
 
 
 # ---- C12: spreadsheets

@@ -83,6 +83,7 @@ def commands(text):
     return [shlex.split(line) for line in text.partition("\nNext:\n")[2].splitlines()]
 
 
+@pytest.mark.long
 def test_advice_can_be_pasted_into_a_shell(call):
     Path("my book é.txt").write_bytes(Path("book.txt").read_bytes())
     found = commands(call("train", "text", "my book é.txt", "--out", "my run", *TINY).stdout)
@@ -92,6 +93,7 @@ def test_advice_can_be_pasted_into_a_shell(call):
     assert "From        my run" in done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("schedule, helps", [("constant", True), ("plateau", True), ("cosine", False), ("step", False)])
 def test_more_epochs_are_advised_where_they_help(call, schedule, helps):
     text = call("train", "text", "book.txt", "--out", "run", *TINY, "--schedule", schedule).stdout
@@ -104,6 +106,10 @@ def test_a_plot_is_advised_where_it_can_be_drawn(call, monkeypatch, here):
         monkeypatch.setitem(sys.modules, "matplotlib", None)
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert ("gpurnn plot run" in call("train", "text", "book.txt", "--out", "run", *TINY).stdout) is here
+    Path("a.csv").write_text("n,y\n" + "".join(f"{n},{n % 7}\n" for n in range(90)))
+    sizes = ["--window", 5, "--horizon", 2, "--hidden", 4, "--epochs", 1, "--no-progress"]
+    said = call("train", "series", "a.csv", "--out", "series", *sizes).stdout
+    assert f"gpurnn forecast series {'--plot forecast.png ' * here}--out forecast.csv" in said
     if not here:
         said = call("plot", "run", code=1).stderr
         assert said == "Error: plots need Matplotlib: pip install 'gpurnn[plot]'\n"
@@ -120,6 +126,7 @@ def test_fewer_epochs_than_there_were_are_refused(call):
     assert Path("run/config.json").read_bytes() == before
 
 
+@pytest.mark.long
 def test_the_end_of_the_schedule_is_that_of_its_beginning(call):
     """Whatever --epochs was said since. The note is there where the rate stays low, and only there."""
     for schedule, options in (("cosine", []), ("step", []), ("cosine", ["--warmup", 15, "--accumulate", 2])):
@@ -156,6 +163,7 @@ def of_the_model(run):
     return {name: fact for name, fact in run[1]["facts"].items() if name != "trained_on"}
 
 
+@pytest.mark.long
 def test_a_model_is_trained_further_on_other_text(call):
     call("train", "text", "book.txt", "--out", "run", *TINY)
     done = call("train", "text", "more.txt", "--from", "run", "--out", "next", "--epochs", 3)
@@ -195,6 +203,7 @@ def test_a_run_from_another_resumes_with_the_same_bits(call):
     call("train", "text", "--out", "whole", "--resume", "--epochs", 3)  # which has a checkpoint of its own
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "arguments, expected",
     [
@@ -258,6 +267,7 @@ def test_appended_rows_of_a_series(call):
 # ---- the learning-rate finder
 
 
+@pytest.mark.long
 def test_a_rate_is_found(call):
     done = call("train", "text", "book.txt", "--out", "run", *TINY, "--lr", "find", "--schedule", "constant")
     rate = read_run("run")[0].lr
@@ -313,6 +323,7 @@ def test_the_environment_has_a_width(call, monkeypatch):
 # ---- 16 bits
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype, slow", [("float16", True), ("float32", False)])
 def test_16_bits_on_a_cpu_are_advised_against(call, dtype, slow):
     said = " ".join(call("train", "text", "book.txt", "--out", "run", *TINY, "--dtype", dtype).stdout.split())

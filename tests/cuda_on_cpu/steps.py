@@ -19,6 +19,7 @@ from gpurnn.backends.cuda import schedules
 from gpurnn.backends.cuda.launch import kernel_of, kernel_source
 from gpurnn.backends.cuda.libraries import wheel_folders
 from gpurnn.backends.cuda.schedules.cost import BARRIERS
+from gpurnn.cells import CELLS
 from gpurnn.dtypes import ITEMSIZE
 
 from . import nvrtc
@@ -26,11 +27,11 @@ from .gate import parse_log
 
 CLOCK = 1.98e9
 H200 = schedules.Device(90, 132, 227 * 1024, CLOCK)
-GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1}
+NAMES = "lstm", "gru", "rnn_tanh"
 KINDS = {"float32": ("float32", False), "tf32": ("float32", True), "bfloat16": ("bfloat16", False)}
 CASES = [
-    *((cell, 128, I, kind, False) for cell in GATES for kind in KINDS for I in (0, 8)),
-    *((cell, 128, 0, kind, True) for cell in GATES for kind in KINDS),
+    *((cell, 128, I, kind, False) for cell in NAMES for kind in KINDS for I in (0, 8)),
+    *((cell, 128, 0, kind, True) for cell in NAMES for kind in KINDS),
     *(("lstm", 192, 0, "bfloat16", backward) for backward in (False, True)),
     *(("gru", 224, 0, "bfloat16", backward) for backward in (False, True)),
 ]
@@ -96,22 +97,25 @@ def of_a_step(candidate, problem, operations, jumps):
         for loop in inner:
             quads = -(-candidate.inputs // 4 // S) if candidate.inputs and KREG * S == HP else (HP // S - KREG) // 4
             if products(loop) >= 4:
-                count += (quads * 4 * problem.gates * R / products(loop) - 1) * len(loop)
+                count += (quads * 4 * problem.products * R / products(loop) - 1) * len(loop)
     rest = len(body) - len(product)
     return round(count + rest), count + share * rest
 
 
 def row(cell, H, I, kind, backward):
     dtype, tf32 = KINDS[kind]
-    problem = schedules.Problem(cell, GATES[cell], H, 512, 16, 1, dtype, False, backward, tf32, I)
+    problem = schedules.Problem(CELLS[cell], H, 512, 16, 1, dtype, False, backward, tf32, I)
     found = [candidate for candidate in schedules.block_candidates(problem, H200) if bool(candidate.inputs) == bool(I)]
     found = [candidate for candidate in found if not tf32 or candidate.kernel == "block_mma"]
     candidate = min(found, key=lambda candidate: candidate.total(problem.T))
-    file, expression = kernel_of(problem, candidate)
-    program = nvrtc.compile(kernel_source(file), file=file, arch=90, expressions=(expression,))
+    file, expression, struct = kernel_of(problem, candidate)
+    program = nvrtc.compile(kernel_source(file, struct), file=file, arch=90, expressions=(expression,))
     name = program.lowered[expression]
     count, average = of_a_step(candidate, problem, *instructions(nvdisasm(program.cubin), name))
-    warps, multiplied = candidate.threads // 32, GATES[cell] * H * (H + candidate.inputs) * candidate.rows
+    warps, multiplied = (
+        candidate.threads // 32,
+        H * (problem.products * H + problem.gates * candidate.inputs) * candidate.rows,
+    )
     issue = average * warps / 4
     tensor = candidate.kernel == "block_mma"
     arithmetic = 2 * multiplied / TENSOR[ITEMSIZE[dtype]] if tensor else multiplied / 128

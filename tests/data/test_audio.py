@@ -97,6 +97,7 @@ def test_no_bytes_raise_anything_but_a_file_error(tmp_path, start):
     check()
 
 
+@pytest.mark.long
 @needs("soundfile")
 def test_changed_bytes_raise_nothing_but_a_file_error(tmp_path):
     path = tmp_path / "a.wav"

@@ -172,6 +172,7 @@ def test_a_run_keeps_the_encoding_of_its_files(tmp_path, monkeypatch):
     assert "encoding should be" in gpurnn("train", "text", "old.txt", "--out=other", "--encoding=hex", code=2).stderr
 
 
+@pytest.mark.long
 def test_a_folder_of_texts_and_no_standard_input(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("books").mkdir()
@@ -183,6 +184,7 @@ def test_a_folder_of_texts_and_no_standard_input(tmp_path, monkeypatch):
     assert "Leave out the quotes" in gpurnn("evaluate", "run", "books/*.txt", code=2).stderr
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="needs os.wait4")
 def test_a_large_text_takes_little_memory(tmp_path):
     """A text of 41 MB is never in memory as a whole, nor are its ids, where only 10 MB may be."""

@@ -176,7 +176,7 @@ def test_a_table_is_read_right_or_refused(tmp_path, number):
     assert table.values[:, 0].tolist() == made.values, made.about
     assert table.moments == made.moments, made.about
     if "newest first" in made.about:
-        assert table.notes[-1] == "the rows were newest first: turned round"
+        assert table.notes[-1] == "the rows were newest first: reversed"
     coming = continue_moments(table.moments, 2)  # what is forecast is written as the file writes it
     read = read_rows(path, encoding=settings.encoding).column(facts["date"])
     assert {table.form.write(moment) for moment in table.moments} <= set(read), made.about
@@ -254,7 +254,7 @@ def test_doubtful_marks_are_explained(tmp_path):
 def test_thousands_are_said(tmp_path):
     path = save(tmp_path / "a.csv", "a;b\nx;1,5\nx;2.007\n")
     assert read_table(path, choose_columns(path, SeriesSettings())).notes == [
-        "thousands are parted by '.': '2.007' is read as 2007"
+        "thousands are separated by '.': '2.007' is read as 2007"
     ]
 
 
@@ -609,12 +609,14 @@ def _refuses_or_reads(path, settings):
     assert table.moments is None or all(a < b for a, b in zip(table.moments, table.moments[1:], strict=False))
 
 
+@pytest.mark.long
 def test_damaged_tables_raise_nothing_else():
     for number in range(300):
         made = make_table(number)
         refuses_or_reads(hostile.mutated(made.data, "table.csv", random.Random(number)), **made.options)
 
 
+@pytest.mark.long
 @given(lambda: st.binary(max_size=200), max_examples=300)
 def test_no_bytes_raise_anything_else(data):
     refuses_or_reads(data)

@@ -220,6 +220,7 @@ def changed_files():
     return st.builds(apply, st.sampled_from(good), change, st.integers(0, 160))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("strategy", [lambda: st.binary(max_size=200), headers, changed_files])
 def test_no_bytes_raise_anything_but_a_file_error(tmp_path, strategy):
     path, outcomes = tmp_path / "a.wav", set()

@@ -339,6 +339,7 @@ def test_runs_that_start_together_have_folders_of_their_own(copied):
         load(folder, "cpu")
 
 
+@pytest.mark.long
 def test_a_folder_serves_one_training_at_a_time(copied):
     long = ["--out", "one", "--steps", 8, "--batch", 4, *TINY, "--epochs", 100000, "--schedule", "constant"]
     first = start(copied, "train", "text", "book.txt", *long)
@@ -617,6 +618,7 @@ def test_midi_that_ends_too_early(copied):
     assert "short.mid: is damaged MIDI: it ends too early" in text
 
 
+@pytest.mark.long
 def test_the_result_of_a_run_whose_records_are_missing(copied):
     call("train", "text", "--out", "text", "--resume", "--epochs", 3, "--no-progress")
     log = Path("text", "history.jsonl")

@@ -94,6 +94,7 @@ def check_against_torch(layer_class, arguments, module, x, order=np.array, singl
                 assert_no_worse(mine[name], value, exact_results[name])
 
 
+@pytest.mark.long
 def test_a_broken_gradient_is_seen():
     """Both checks can fail: one percent on one gradient must not pass."""
 

@@ -8,7 +8,7 @@ import pytest
 from optional import optional
 
 import gpurnn
-from gpurnn import GRU, LSTM, Dropout, DtypeError, Linear, Sequential, ShapeError
+from gpurnn import GRU, LSTM, RNN, Dropout, DtypeError, Linear, Sequential, ShapeError
 
 torch = optional("torch")
 
@@ -87,9 +87,36 @@ MISTAKES = {
         lambda: gpurnn.Pooling(4, batch_first=True)(f32(5, 3, 4), lengths=[5, 5, 5]), ShapeError,
         "with batch_first=True arrays are (B, T, ...), here (5, 3, ...)",
     ),
+    "time major, lengths of CTC": (
+        lambda: gpurnn.ctc_loss(f32(5, 3, 2), [[1]] * 5, lengths=[5, 5, 5], batch_first=True), ShapeError,
+        "with batch_first=True arrays are (B, T, ...), here (5, 3, ...)",
+    ),
+    "a mask as lengths": (
+        lambda: LSTM(4, 8, batch_first=True)(f32(3, 5, 4), lengths=np.ones((3, 5), bool)), DtypeError,
+        "lengths: expected integers, got bool. Of a mask give how many steps count: mask.sum(axis=1)",
+    ),
     "time major, lengths of a loss": (
         lambda: gpurnn.mse(f32(5, 3, 2), f32(5, 3, 2), lengths=[5, 5, 5], batch_first=True), ShapeError,
         "with batch_first=True arrays are (B, T, ...), here (5, 3, ...)",
+    ),
+    # arguments
+    "LSTM(8)": (lambda: LSTM(8), TypeError, "LSTM: hidden_size is missing: LSTM(input_size, hidden_size)"),
+    "SGD(m)": (lambda: gpurnn.SGD(LSTM(4, 8)), TypeError, "SGD: lr is missing: SGD(model, lr)"),
+    "CosineSchedule(opt)": (
+        lambda: gpurnn.CosineSchedule(gpurnn.Adam(LSTM(4, 8))), TypeError, "CosineSchedule: total is missing: Cos",
+    ),
+    "Linear(out_features=)": (
+        lambda: Linear(out_features=8), TypeError, "Linear: in_features is missing: Linear(in_features, out_features)",
+    ),
+    "a function as a layer": (
+        lambda: Sequential(LSTM(4, 8), np.tanh), TypeError,
+        "1: expected a gpurnn layer, got ufunc. No layer applies a function: write a Module that does",
+    ),
+    "Adam.zero_grad": (
+        lambda: gpurnn.Adam(LSTM(4, 8)).zero_grad(), AttributeError, "no attribute 'zero_grad'; model.zero_grad() does",
+    ),
+    "TextBatches(text)": (
+        lambda: gpurnn.TextBatches("hello", 4, 8), ShapeError, "1-D array of character or word numbers, got 'hello'",
     ),
     # losses
     "target list": (
@@ -114,8 +141,15 @@ MISTAKES = {
             "huber": lambda output: gpurnn.huber(output, f32(5, 3, 2)),
             "smooth_l1": lambda output: gpurnn.smooth_l1(output, f32(5, 3, 2)),
             "quantile_loss": lambda output: gpurnn.quantile_loss(output, f32(5, 3), [0.1, 0.9]),
+            "ctc_loss": lambda output: gpurnn.ctc_loss(output, [[1]] * 3),
+            "ctc_greedy": lambda output: gpurnn.ctc_greedy(output),
+            "ctc_beam_search": lambda output: gpurnn.ctc_beam_search(output),
         }.items()
     },
+    "classes on axis 1": (
+        lambda: gpurnn.cross_entropy(f32(5, 2, 3), CLASSES), ShapeError,
+        "got (5, 3). The classes are the last axis of logits, not axis 1: give np.moveaxis(logits, 1, -1)",
+    ),
     "one-hot integers": (
         lambda: gpurnn.cross_entropy(f32(5, 3, 2), np.eye(2, dtype=int)[CLASSES]), ShapeError,
         "targets: expected shape (5, 3), got (5, 3, 2). Of one-hot targets give the classes: targets = targets.argmax",
@@ -197,7 +231,8 @@ MISTAKES = {
         lambda: Linear(8, 2, activation="relu"), TypeError,
         "Linear: unknown argument 'activation'. No layer applies one: write a Module that does",
     ),
-    "activation, LSTM": (lambda: LSTM(8, 2, activation="relu"), TypeError, "The activations of LSTM and GRU are fixed"),
+    "activation, RNN": (lambda: RNN(8, 2, activation="relu"), TypeError, "That of an RNN is called nonlinearity"),
+    "dropconnect": (lambda: LSTM(8, 2, dropconnect=0.1), TypeError, "Here it is called weight_dropout"),
     "Sequential(lstm=)": (
         lambda: Sequential(lstm=LSTM(4, 8)), TypeError,
         "Sequential: unknown argument 'lstm'. Names of layers are given in a dict: Sequential({'lstm': ...})",

@@ -158,6 +158,7 @@ def test_a_layer_placed_twice_is_one_module():
     assert int(model.state_dict()["1.num_batches_tracked"]) == 2
 
 
+@pytest.mark.long
 def test_a_layer_of_another_model_is_refused():
     """It could lie in one buffer only: the other model would go on with stale parameters."""
     shared = Linear(3, 3, **F64)

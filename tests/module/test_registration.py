@@ -302,6 +302,7 @@ def test_what_is_set_between_forward_and_backward(what):
         backward(outputs)
 
 
+@pytest.mark.long
 def test_layers_whose_model_is_gone_are_free():
     model = Reader(**F64)
     rnn = model.rnn

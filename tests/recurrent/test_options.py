@@ -291,3 +291,53 @@ def test_attributes_and_repr():
 def test_errors(kind, options, message):
     with pytest.raises((ValueError, TypeError), match=message):
         LAYERS[kind](3, 4, backend="numpy", **options)
+
+
+# ---- Haste's weights
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_haste(kind, norm):
+    """Its documented equations, over its layout: gates i g f o and z r n, kernels that multiply from the right."""
+    rng, G, T, B, inputs = np.random.default_rng(0), 4 if kind == "lstm" else 3, 5, 3, 2
+    given = {"kernel": rng.standard_normal((inputs, G * H)), "recurrent_kernel": rng.standard_normal((H, G * H))}
+    given["bias"] = rng.standard_normal(G * H)
+    if kind == "gru":
+        given["recurrent_bias"] = rng.standard_normal(G * H)
+    if norm:
+        given["gamma"] = rng.standard_normal((2, G * H))
+        if kind == "lstm":
+            given |= {"gamma_h": rng.standard_normal(H), "beta_h": rng.standard_normal(H)}
+    w = {name: torch.tensor(array) for name, array in given.items()}
+    x = rng.standard_normal((T, B, inputs))
+
+    def normed(v, k):
+        return torch.nn.functional.layer_norm(v, v.shape[1:], w["gamma"][k]) if norm else v
+
+    h, c, outputs = torch.zeros(B, H, dtype=torch.float64), torch.zeros(B, H, dtype=torch.float64), []
+    for t in range(T):
+        v, u = normed(torch.tensor(x[t]) @ w["kernel"], 0) + w["bias"], normed(h @ w["recurrent_kernel"], 1)
+        if kind == "lstm":
+            i, g, f, o = (v + u).chunk(4, 1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            shown = torch.nn.functional.layer_norm(c, (H,), w["gamma_h"], w["beta_h"]) if norm else c
+            h = torch.sigmoid(o) * torch.tanh(shown)
+        else:
+            u = u + w["recurrent_bias"]
+            (vz, vr, vn), (uz, ur, un) = v.chunk(3, 1), u.chunk(3, 1)
+            z, r = torch.sigmoid(vz + uz), torch.sigmoid(vr + ur)
+            h = z * h + (1 - z) * torch.tanh(vn + r * un)
+        outputs.append(h)
+    layer = LAYERS[kind](inputs, H, layer_norm=norm, backend="numpy", dtype="float64")
+    layer.load_state_dict(gpurnn.cells.weights_from_haste(given))
+    assert_close(layer(x)[0], torch.stack(outputs), count_terms(layer, T))
+
+
+def test_haste_errors():
+    with pytest.raises(ValueError, match="does not have 'weight'"):
+        gpurnn.cells.weights_from_haste({"weight": np.ones(3)})
+    with pytest.raises(ValueError, match="which are missing"):
+        gpurnn.cells.weights_from_haste({})
+    with pytest.raises(gpurnn.ShapeError, match=r"expected \(H, 3H\) or \(H, 4H\), got \(2, 5\)"):
+        gpurnn.cells.weights_from_haste({"kernel": np.ones((2, 5)), "recurrent_kernel": np.ones((2, 5))})

@@ -25,6 +25,7 @@ def first_run(name, **more):
     return files
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TINY_TASKS)
 def test_every_task_can_be_trained_further(place, name):
     """The weights are those of the best epoch, the facts and the settings stay, and what is given differs."""
@@ -40,6 +41,7 @@ def test_every_task_can_be_trained_further(place, name):
     assert changed == {"epochs", "lr"} and new.weight_decay == 0.25 and len(history.epochs) == 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 def test_cells_and_precisions(place, cell, dtype):
@@ -63,6 +65,7 @@ def test_what_start_excludes(place):
     assert not (place / "next").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name, changes",
     [

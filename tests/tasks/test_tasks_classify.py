@@ -75,7 +75,15 @@ def test_tables_files_and_folders(tmp_path):
         (b"\tpos\n\tneg\nfine\tpos\n", r"line 1 should be a text, a tab and a label, got .\\tpos.\. 2 of 3 rows"),
         (b"fine\tpos\ndull neg\npoor\n", "line 2 should be a text, a tab and a label, got 'dull neg'. 2 of 3 rows"),
         (b"fine\tpos\ndull\tpos\n", "only one class, 'pos'"),
+        (
+            b'[{"text": "a", "label": 1},\n {"text": "b", "label": 0}]\n',
+            "begins with .*list in JSON. Write one object in",
+        ),
         (b"fine\tpos\nwarm\tpos\ngood\tpos\ndull\tneg\npoor\tneg\n", "class 'neg' has too few different texts, 2"),
+        (
+            "".join(f"a text {n}\tnumber {n}\n" for n in range(60)).encode(),
+            "60 different labels of 60 texts, such as 'number 0', are no classes.*--label; the texts. --text",
+        ),
         (b"a\tpos\n" * 9 + b"b\tneg\n" * 9, "class 'neg' has too few different texts, 1"),
     ],
 )
@@ -169,6 +177,7 @@ def trained(table, tmp_path):
     return load(tmp_path / "run", "cpu")
 
 
+@pytest.mark.long
 @needs("matplotlib")
 def test_evaluation(trained, tmp_path):
     other = tmp_path / "other.tsv"

@@ -36,7 +36,7 @@ def undrawn(monkeypatch):
 
 
 def tunes(count=24, T=24):
-    """Pieces of a rule that has to be learnt: a bass that walks through four keys, and a chord every fourth frame."""
+    """Pieces of a rule that has to be learned: a bass that walks through four keys, and a chord every fourth frame."""
     made = []
     for n in range(count):
         roll = np.zeros((T + n % 5, KEYS), np.uint8)
@@ -534,6 +534,7 @@ def test_whole_tunes_are_kept_and_others_thrown_away():
 # ---- whole runs
 
 
+@pytest.mark.long
 @needs("mido")
 @needs("matplotlib")
 def test_from_files_to_midi(tmp_path):
@@ -549,7 +550,7 @@ def test_from_files_to_midi(tmp_path):
     test = result["test"]
     assert test["nll"] < 0.5 * min(test["baseline_repeat"], test["baseline_often"])
     again = CliRunner().invoke(main, ["evaluate", run, str(tmp_path / "a.json"), "--json"])
-    assert json.loads(again.stdout) == test
+    assert json.loads(again.stdout).items() >= test.items()
 
     options = ["compose", run, "--steps", "8", "--temperature", "0", "--out", str(tmp_path / "b.mid"), "--json"]
     made = CliRunner().invoke(main, [*options, "--prompt", str(tmp_path / "a.json"), "--prompt-steps", "8"])

@@ -1,5 +1,6 @@
 """The frame of the tasks: settings that check themselves and become options, the table of tasks, damaged runs."""
 
+import json
 from dataclasses import dataclass, fields
 from types import SimpleNamespace
 
@@ -139,3 +140,13 @@ def test_the_result_is_of_the_epoch_that_is_kept(task, valid, best):
     numbers, text = Task.finish(task, None, SimpleNamespace(valid=[] if valid else None), history)
     loss = epochs[best - 1]["validation_loss" if valid else "train_loss"]
     assert numbers == {"loss": "validation" if valid else "training", "best": loss} and f"{loss:.4f}" in text
+
+
+@pytest.mark.parametrize("task", ["music", "classify"])
+def test_a_run_without_validation_and_test_says_its_loss(tmp_path, task):
+    path = tmp_path / ("a.json" if task == "music" else "a.tsv")
+    path.write_text(json.dumps([[[60], [62, 64]]] * 4) if task == "music" else "fine a\tp\nfine b\tp\ndull c\tn\n")
+    more = {"test": 0.0, "patience": None} if task == "classify" else {}
+    run = prepare(task, [path], tmp_path / "run", valid=0.0, hidden=4, epochs=1, seed=1, backend="cpu", **more)
+    numbers, text = run.finish(run.train(progress=False))
+    assert numbers["loss"] == "training" and f"training loss {numbers['best']:.4f}" in text.lower()

@@ -14,6 +14,7 @@ from optional import needs
 
 from gpurnn.checkpoint import CheckpointError
 from gpurnn.cli import main
+from gpurnn.data.numerals import write_numbers
 from gpurnn.errors import ShapeError
 from gpurnn.losses import mse
 from gpurnn.tasks.run import prepare
@@ -33,6 +34,7 @@ from gpurnn.tasks.series import (
     split_rows,
     window_ends,
 )
+from gpurnn.tasks.series.forecasts import summary
 from gpurnn.tasks.series.intervals import IntervalLoss, bounds, calibrate, coverage
 from gpurnn.tasks.series.parts import choose_residual
 from gpurnn.tasks.trained import load
@@ -111,6 +113,15 @@ def test_dialects_and_dates(tmp_path, text, date):
         (b"a,b\n1,2\n1,2,3\n", "line 3: expected 2 columns, as the header has, got 3"),
         (b"a,b\n1,2\n2,\n", "line 3, column 'b': the value is missing: --fill previous, linear"),
         (b"a,b\n1,2\n3,x\n", "line 3, column 'b': expected a number, got 'x'"),
+        (b"a,b\nu,x\nv,y\n", "column 'b': expected a number, got 'x'. No column of this file holds numbers"),
+        (
+            "a;b\n2020-01-01;\u20ac5.00\n2020-01-02;\u20ac6.25\n".encode(),
+            "got '\u20ac5.00'. Take the currency sign '\u20ac' out",
+        ),
+        (b"month;b\n01.2020;5 %\n02.2020;6 %\n", "column 'b': expected a number, got '5 %'. Take the sign '%' out"),
+        (b"a,b,c\n2020-01-01,1,$5\n2020-01-02,2,$6\n", "column 'c': expected a number, got '.5'. Take the currency"),
+        (b"a,b\n2020-01-01,5\n2020-01-02,(1.5)\n", "got '.1.5.'. Write a negative number as -1.5"),
+        (b"a,b\n2020-01-01,5%\n2020-01-02,6%\n", "got '5%'. Take the sign '%' out of the column"),
         (b"a,b\n1,2\n3,inf\n", "line 3, column 'b': expected a number, got 'inf'"),
         (b"a,b\n1,NA\n3,4\n", "line 2, column 'b': the value is missing"),
         ("a,b\n1,2 \xb0\n".encode("latin-1"), "is not UTF-8 text .* in line 2, at byte 8"),
@@ -436,7 +447,9 @@ def test_a_decoder_goes_on_and_the_others_do_not():
     assert not np.allclose(long[7:], long[2:7])
     direct = trained()
     np.testing.assert_allclose(forecast(direct, data, 3), forecast(direct, data)[:3], rtol=1e-12)
-    with pytest.raises(ValueError, match="at most its horizon of 7 rows, got 8"):
+    with pytest.raises(
+        ValueError, match="at most 7, the horizon of this model, got 8. For more train one with --horizon 8"
+    ):
         forecast(direct, data, 8)
     with pytest.raises(ValueError, match="too short: 5 rows to read, at least 6"):
         forecast(direct, table(5))
@@ -534,7 +547,7 @@ def test_intervals_of_a_model():
             with pytest.raises(CheckpointError, match="margins"):
                 forecast_intervals(replace(one, result={"margins": margins}), data)
     assert forecast_intervals(trained("recursive", "season", interval="80"), data, 12).shape == (1, 2, 12)
-    with pytest.raises(ValueError, match="has learnt none"):
+    with pytest.raises(ValueError, match="has learned none"):
         forecast_intervals(trained(), data)
 
 
@@ -542,6 +555,15 @@ def test_intervals_of_a_model():
 def test_bad_intervals_are_refused(interval):
     with pytest.raises(ValueError, match="interval should be per cents"):
         SeriesSettings(interval=interval)
+
+
+@pytest.mark.parametrize("interval", ["0.8", "80,80", "0.8,0.95"])
+def test_an_interval_of_shares_is_refused_for_a_new_run(tmp_path, interval):
+    """An old run may have one, so it is no damage."""
+    path = save(tmp_path / "a.csv", {"y": growing(60)})
+    with pytest.raises(ValueError, match="interval should be different per cents, such as 80,95"):
+        prepare("series", [path], tmp_path / "run", interval=interval)
+    assert SeriesSettings(interval=interval).levels
 
 
 def test_levels_and_quantiles():
@@ -554,6 +576,7 @@ def test_levels_and_quantiles():
 # ---- whole runs
 
 
+@pytest.mark.long
 @needs("matplotlib")
 @pytest.mark.parametrize("mode", ["direct", "every", "recursive"])
 def test_intervals_from_csv_to_forecast(tmp_path, mode):
@@ -587,17 +610,19 @@ def test_intervals_from_csv_to_forecast(tmp_path, mode):
     for k, row in enumerate(rows[1:]):
         value, low50, high50, low90, high90 = map(float, row[1:])
         assert low90 <= low50 <= value <= high50 <= high90
-        assert [low90, high90] == [said["intervals"]["90"][side][k] for side in ("low", "high")]
+        exact = [said["intervals"]["90"][side][k] for side in ("low", "high")]
+        assert [low90, high90] == pytest.approx(exact, abs=0.5e-6 * max(map(float, rows[-1][1:])))  # 7 digits of it
     text = CliRunner().invoke(main, ["forecast", run]).output
     assert text.count("90 %:") == 4
     evaluated = CliRunner().invoke(main, ["evaluate", run, str(path)])
-    assert "90 % interval   covers" in evaluated.output and "calibrated on the validation part" in evaluated.output
+    assert "90 % interval: covers" in evaluated.output and "calibrated on the validation part" in evaluated.output
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["numpy", "cpu"])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", pytest.param("bfloat16", marks=needs("ml_dtypes"))])
 @pytest.mark.parametrize("mode", ["every", "recursive"])
-def test_intervals_are_learnt_in_each_dtype(tmp_path, backend, dtype, mode):
+def test_intervals_are_learned_in_each_dtype(tmp_path, backend, dtype, mode):
     path = save(tmp_path / "a.csv", {"y": growing(100)})
     same = dict(window=6, horizon=3, hidden=4, epochs=2, seed=1, interval="80", mode=mode, lr=0.01)
     run = prepare("series", [path], tmp_path / "run", backend=backend, dtype=dtype, **same)
@@ -607,6 +632,7 @@ def test_intervals_are_learnt_in_each_dtype(tmp_path, backend, dtype, mode):
     assert (low < high).all()
 
 
+@pytest.mark.long
 def test_the_plain_command_beats_the_seasonal_naive_forecast(tmp_path):
     """And where a choice makes the model worse, it is said with what to try."""
     path = save(tmp_path / "a.csv", {"y": growing(200)})
@@ -622,7 +648,7 @@ def test_the_plain_command_beats_the_seasonal_naive_forecast(tmp_path):
     assert numbers["advice"].startswith("The model is worse")
 
 
-def test_what_is_learnt_is_chosen():
+def test_what_is_learned_is_chosen():
     n = np.arange(200)
     wave, walk = np.sin(2 * np.pi * n / 12), np.cumsum(np.random.default_rng(0).standard_normal(200))
     settings = SeriesSettings(window=20, horizon=12)
@@ -672,9 +698,10 @@ def test_forecast_and_evaluate_look_at_the_order(tmp_path, order):
             assert done.exit_code != 0 and "b.csv: line 42, column 'month'" in done.output and "--sort" in done.output
         else:
             assert done.stdout.splitlines()[-4:] == expected.stdout.splitlines()[-4:]
-            assert "the rows were newest first: turned round" in done.output
+            assert "the rows were newest first: reversed" in done.output
 
 
+@pytest.mark.long
 @needs("matplotlib")
 def test_from_csv_to_forecast(tmp_path):
     """The command line on a generated series: better than both naive forecasts, drawn, written, continued."""
@@ -694,13 +721,19 @@ def test_from_csv_to_forecast(tmp_path):
     said = json.loads(made.stdout)
     assert said["at"][:2] == ["2005-11", "2005-12"] and png.stat().st_size > 5000
     rows = list(csv.reader(out.read_text(encoding="utf-8").splitlines()))
-    assert rows[0] == ["month", "y"] and [float(row[1]) for row in rows[1:]] == said["forecast"]
+    assert rows[0] == ["month", "y"] and [row[1] for row in rows[1:]] == [f"{value:.4f}" for value in said["forecast"]]
     assert np.abs(np.array(said["forecast"]) - growing(198)[190:]).mean() < 10  # the season before misses by 16
     newer = save(tmp_path / "b.csv", {"y": y})
     measured = CliRunner().invoke(main, ["evaluate", run, str(newer), "--json"])
     assert json.loads(measured.stdout)["windows"] == 200 - 20 - 8 + 1
     other = CliRunner().invoke(main, ["forecast", run, str(newer), "--steps", "9"])
-    assert other.exit_code == 2 and "at most its horizon of 8" in other.output
+    assert other.exit_code == 2 and "--steps should be at most 8" in other.output
+    for out, words in [
+        ("f.xlsx", "--out: f.xlsx would hold CSV: name the file f.csv"),
+        ("no/f.csv", "the folder no does not"),
+    ]:
+        refused = CliRunner().invoke(main, ["forecast", run, "--out", out])
+        assert refused.exit_code != 0 and words in refused.output
     text = CliRunner().invoke(main, ["forecast", run, str(newer), "--steps", "2"])
     assert [line.split()[0] for line in text.output.splitlines()] == ["2006-09", "2006-10"]
 
@@ -730,3 +763,46 @@ def test_a_run_that_names_no_file_needs_one(tmp_path):
     done = CliRunner().invoke(main, ["forecast", out])
     assert done.exit_code != 0 and "config.json: names no file" in done.output
     assert CliRunner().invoke(main, ["forecast", out, str(tmp_path / "a.csv")]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "delimiter, form, quote", [(";", "%d.%m.%Y", ""), ("\t", "%m/%d/%Y", ""), (",", "%Y-%m-%d", '"')]
+)
+def test_a_forecast_is_written_as_the_file_is(tmp_path, delimiter, form, quote):
+    """The delimiter, the decimal comma, the form of dates: below the file's own rows it continues the file."""
+    days = (np.datetime64("2020-01-01") + np.arange(61)).tolist()
+    values = [f"{quote}{value:.2f}{quote}".replace(".", ",") for value in np.random.default_rng(1).normal(size=61)]
+    path, out = tmp_path / "a.csv", tmp_path / "f.csv"
+    rows = [f"{day:{form}}{delimiter}{value}" for day, value in zip(days, values, strict=True)]
+    path.write_text("\n".join([f"date{delimiter}sales", *rows, ""]))
+    settings = {"hidden": 4, "epochs": 1, "window": 6, "horizon": 2, "season": 1, "backend": "cpu"}
+    run = prepare("series", [path], tmp_path / "run", seed=1, **settings)
+    run.train(progress=False)
+    before = read_table(path, run.data.facts, run.settings)
+    coming = forecast(load(tmp_path / "run"), before)
+    done = CliRunner().invoke(main, ["forecast", str(tmp_path / "run"), "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    header, *made = out.read_text().splitlines(keepends=True)
+    assert header == f"date{delimiter}sales\n"
+    path.write_text(path.read_text() + "".join(made))
+    after = read_table(path, run.data.facts, run.settings)
+    assert after.moments == [*before.moments, *continue_moments(before.moments, 2)]
+    np.testing.assert_allclose(after.values[-2:, 0], coming, rtol=0, atol=0.5e-6 * 10)  # 7 digits of what is below 10
+
+
+def test_numbers_have_seven_digits():
+    assert write_numbers([1234.5678901, -0.5], ",") == ["1234,568", "-0,500"]
+    assert write_numbers([0.0, 0.0]) == ["0", "0"] and write_numbers([123456789.4]) == ["123456789"]
+    assert write_numbers([1e-30, 0]) == ["1e-30", "0"] and write_numbers([-1.5e300]) == ["-1.5e+300"]
+
+
+@pytest.mark.parametrize("season", [1, 7])
+def test_the_table_of_scores_fits_into_45_columns(season):
+    """In columns, one below the other; without a season its naive forecast is the other one, and named once."""
+    row = {"mae": 1.23456e5, "rmse": 2.34567e-7, "mase": 123.456, "mse_standardised": 0.5, "mae_standardised": 0.25}
+    numbers = {"windows": 9, "season": season, "model": row, "seasonal_naive": row, "naive": row | {"mase": None}}
+    table = summary(numbers, "validation").splitlines()[:-1]
+    assert [line.split()[0] for line in table[1:]] == ["model", *["seasonal-naive"] * (season > 1), "naive"]
+    assert {len(line) for line in table} == {45}
+    for end, name, value in ((25, "MAE", "1.2346e+05"), (36, "RMSE", "2.3457e-07")):
+        assert table[0][:end].endswith(f" {name}") and all(line[:end].endswith(f" {value}") for line in table[1:])

@@ -14,7 +14,8 @@ from sounds import tone, word, write_wav, write_words
 from gpurnn import testing
 from gpurnn.cli import main
 from gpurnn.data import wav
-from gpurnn.data.utterances import Utterance, file_features, read_utterances
+from gpurnn.data.audio import read_audio
+from gpurnn.data.utterances import Utterance, read_utterances, sound_features
 from gpurnn.data.vocabulary import Vocabulary
 from gpurnn.errors import FileError
 from gpurnn.metrics import error_rate
@@ -108,7 +109,7 @@ def test_classes_are_learned(letters, strings, tmp_path):
     numbers, text = TASK.evaluate(trained, [table])
     assert numbers["accuracy"] > 0.9  # by chance 1/3
     assert f"{numbers['accuracy']:.2%} of the classes are right" in text
-    found = transcribe(trained, file_features(tmp_path / "more" / "0.wav", trained.settings, 4000)[0])
+    found = transcribe(trained, sound_features(*read_audio(tmp_path / "more" / "0.wav"), trained.settings, 4000)[0])
     assert found["text"] == "a" and 0.5 < found["probability"] <= 1
     with pytest.raises(ValueError, match="the model never saw the class '[abc]+': it knows a, b, c"):
         TASK.evaluate(trained, [strings])
@@ -133,6 +134,7 @@ def test_the_command_line(letters, listener, tmp_path, strings):
     assert numbers["error"] < 0.1
 
 
+@pytest.mark.long
 def test_a_run_from_before_strict_was_a_setting(listener, tmp_path):
     shutil.copytree(listener, tmp_path / "run")
     config = tmp_path / "run" / "config.json"
@@ -407,17 +409,20 @@ def test_a_bad_line_of_many_is_skipped_and_counted(tmp_path, caplog):
         read_utterances(table, SpeechSettings())
 
 
-def test_a_header_is_named(tmp_path, caplog):
+def test_a_header_is_left_out(tmp_path, caplog):
     write_wav(tmp_path / "good.wav", tone(300))
     write_wav(tmp_path / "bare", tone(300))
     table = tmp_path / "a.tsv"
     table.write_text("path\ttext\ngood.wav\ta\n")
     utterances, _ = read_utterances(table, SpeechSettings())
     assert [utterance.text for utterance in utterances] == ["a"]
-    assert r"line 1: 'path\ttext' looks like a header" in caplog.text and "take the line out" in caplog.text
+    assert "a.tsv: line 1 is taken for the names of the columns" in caplog.text
     table.write_text("bare\ta\nnone\tb\n")  # a file without a suffix is no header, nor is a later line
     caplog.clear()
-    assert len(read_utterances(table, SpeechSettings())[0]) == 1 and "looks like a header" not in caplog.text
+    assert len(read_utterances(table, SpeechSettings())[0]) == 1 and "names of the columns" not in caplog.text
+    table.write_text("path\ttext\n")
+    with pytest.raises(FileError, match="is empty"):
+        read_utterances(table, SpeechSettings())
 
 
 def test_a_table_of_comma_separated_values(tmp_path, caplog):
@@ -425,19 +430,23 @@ def test_a_table_of_comma_separated_values(tmp_path, caplog):
     table, settings = tmp_path / "a.csv", SpeechSettings(strict=True)
     table.write_text('good.wav,yes\n"good.wav","no, never"\n')
     assert [one.text for one in read_utterances(table, settings)[0]] == ["yes", "no, never"]
+    table.write_text('"file","text"\ngood.wav,a\n')
+    assert [one.text for one in read_utterances(table, settings)[0]] == ["a"]
     table.write_text("good.wav\tyes, sir\n")
     assert [one.text for one in read_utterances(table, settings)[0]] == ["yes, sir"]
     for text, message in [
         ("good.wav,no, never\n", "line 1: expected a path, a comma and a transcript .in double quotes"),
-        ("path,text\ngood.wav,a\n", "line 1: 'path,text' looks like a header"),
+        ("no comma\ngood.wav,a\n", "line 1: expected a path, a comma and a transcript"),
         ('good.wav,a\ngood.wav,"a\n', "line 2: "),
         (",a\n", "line 1: expected a path"),
+        ("good.wav\tyes\tann\n", "line 1: expected two columns, a path and a transcript, got 3: leave out the others"),
     ]:
         table.write_text(text)
         with pytest.raises(FileError, match=message):
             read_utterances(table, settings)
 
 
+@pytest.mark.long
 def test_a_model_that_writes_nothing_is_named(letters, tmp_path):
     """Its error is 100 %; of classes the share of the commonest stands beside what is right."""
     for target in ("transcript", "class"):
@@ -479,9 +488,19 @@ def test_transcribe_goes_on_after_a_bad_file(listener, strings, tmp_path):
     assert "is not WAV" in gpurnn("transcribe", listener, bad, code=2).stderr  # alone it is the command's error
 
 
+@pytest.mark.parametrize("text, said", [("", True), ("a", False)])
+def test_a_model_that_hears_nothing_is_named(listener, strings, tmp_path, monkeypatch, text, said):
+    """Bad files have no say in it."""
+    bad = tmp_path / "bad.mp3"
+    bad.write_bytes(b"not sound")
+    monkeypatch.setattr("gpurnn.cli.transcribe.transcribe", lambda *_: {"text": text})
+    done = gpurnn("transcribe", listener, bad, strings.parent / "0.wav", code=1)
+    assert ("nothing is heard in any file" in done.stderr) is said
+
+
 def test_posteriors_are_the_softmax_of_every_step(listener, strings):
     trained = load(listener, "cpu")
-    features, _ = file_features(strings.parent / "2.wav", trained.settings, 4000)
+    features, _ = sound_features(*read_audio(strings.parent / "2.wav"), trained.settings, 4000)
     found = transcribe(trained, features)
     p = found["posteriors"]
     assert p.shape == (-(-len(features) // 2), 4) and p.dtype == np.float64  # two frames a step; the blank and a, b, c
@@ -590,3 +609,14 @@ def test_strings_have_no_class():
     with pytest.raises(ValueError, match="concatenate makes strings"):
         SpeechSettings(concatenate="1-3", target="class")
     assert SpeechSettings(concatenate="4").counts() == (4, 4)
+
+
+def test_a_model_trained_further_hears_sound_of_another_rate(tmp_path, letters):
+    """It is resampled to the rate that the model knows."""
+    prepare("speech", [letters], tmp_path / "old", **SMALL | {"epochs": 1}).train(progress=False)
+    for number in range(20):
+        write_wav(tmp_path / f"{number}.wav", tone(300, rate=16000), rate=16000)
+    (tmp_path / "new.tsv").write_text("".join(f"{number}.wav\ta\n" for number in range(20)))
+    run = prepare("speech", [tmp_path / "new.tsv"], tmp_path / "new", start=tmp_path / "old", epochs=1)
+    assert run.data.facts["rate"] == load(tmp_path / "old").facts["rate"] != 16000
+    run.train(progress=False)

@@ -244,6 +244,7 @@ def test_resumed_equals_uninterrupted(book, tmp_path, cell, optimizer):
         np.testing.assert_array_equal(array, parts[name], err_msg=name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "schedule, warmup", [("cosine", 0), ("cosine", 5), ("step", 3), ("plateau", 0), ("constant", 4)]
 )
@@ -330,6 +331,7 @@ def test_settings_are_checked(wrong):
         TextSettings(**wrong)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("tied", [False, True])
 def test_words(tmp_path, tied):
     """Trained on words, written as readable text; the commonest are known."""

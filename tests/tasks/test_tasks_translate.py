@@ -275,6 +275,7 @@ def test_without_sacrebleu_it_says_what_to_install(trained, monkeypatch):
     assert done.exit_code == 1 and "pip install 'gpurnn[translate]'" in done.output
 
 
+@pytest.mark.long
 def test_the_command_translates(trained):
     folder = trained[0]
     done = command("translate", folder, "a b c", "c  b", "", "--backend", "cpu")
@@ -290,6 +291,7 @@ def test_words_it_never_saw(trained):
     assert "never saw zebra, ,:" in done.stderr  # A is read as a
 
 
+@pytest.mark.long
 @needs("matplotlib")
 def test_json_and_attention(trained, tmp_path):
     png = tmp_path / "alignment.png"
@@ -335,6 +337,7 @@ def test_in_the_other_direction_and_in_small_letters(trained, tmp_path):
 # ---- training
 
 
+@pytest.mark.long
 def test_a_killed_run_with_sampling_and_dropout_ends_in_the_same_bits(tmp_path, monkeypatch):
     pairs = write(tmp_path / "pairs.tsv", list(reversals(80, 3)))
     settings = dataclasses.replace(TINY, epochs=2, dropout=0.2, sampling=0.5, sampling_schedule="sigmoid", layers=2)
@@ -406,6 +409,7 @@ def test_torch_trained_alike_goes_the_same_way(tmp_path, attention, tied):
     assert both[0]["bleu"] == both[1]["bleu"] and both[0]["nats"] == pytest.approx(both[1]["nats"], rel=1e-7)
 
 
+@pytest.mark.long
 def test_the_command_that_trains_with_torch(trained, tmp_path):
     settings = dataclasses.replace(load(trained[0], "cpu").settings, epochs=1)
     prepare("translate", [trained[0].parent / "train.tsv"], tmp_path / "one", settings, backend="cpu")
@@ -416,3 +420,12 @@ def test_the_command_that_trains_with_torch(trained, tmp_path):
     prepare("translate", [trained[0].parent / "train.tsv"], tmp_path / "two", settings, backend="cpu")
     done = CliRunner().invoke(translation.main, [str(tmp_path / "two"), str(trained[1])])
     assert done.exit_code == 2 and "teacher forcing only" in done.output
+
+
+@pytest.mark.parametrize(
+    "first, pairs", [("English,French", 1), ("id,en,fr", 1), ("en,en", 2), ("English,anglais", 2), ("Source,Target", 1)]
+)
+def test_a_header_names_languages(tmp_path, first, pairs):
+    path, wide = tmp_path / "a.csv", first.count(",") > 1
+    path.write_text(f"{first}\n{'1,' * wide}Go on.,Va.\n")
+    assert read_pairs(path).pairs[-1] == ("Go on.", "Va.") and len(read_pairs(path).pairs) == pairs

@@ -169,6 +169,7 @@ def test_an_interrupt_between_epochs_waits_for_no_update(tmp_path):
     assert (document["epoch"], document["index"], document["step"]) == (1, 0, UPDATES)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
 @pytest.mark.parametrize("number, kind", [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
 @pytest.mark.parametrize("place", ["on_start", "on_update", "on_epoch", "on_end"])
@@ -268,6 +269,7 @@ def test_other_errors_of_callbacks_reach_the_caller_and_all_ends_are_called():
     assert str(caught.value.__context__) == "mine" and seen.calls[-1] == ("end", "error", UPDATES)
 
 
+@pytest.mark.long
 def test_an_epoch_in_which_a_callback_failed_is_trained_and_shown_again(tmp_path):
     """So that the callback, and those after it, get to see it."""
     failing, seen = [True], []
@@ -348,6 +350,7 @@ def test_a_table_goes_on_after_a_resume(tmp_path):
     assert len(rows(path)) == 1
 
 
+@pytest.mark.long
 def test_a_table_shows_an_epoch_once_that_was_trained_again(tmp_path):
     """As after a kill: the checkpoint is older than the table."""
     path = tmp_path / "epochs.csv"

@@ -57,6 +57,22 @@ class Again:
         return iter(self.batches)
 
 
+class Wrong:
+    def on_end(self):
+        """Without the argument ``training``."""
+
+
+class OnlyOutputs(gpurnn.Module):
+    """As a model of torch is written."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = gpurnn.LSTM(3, 4)
+
+    def forward(self, x):
+        return self.layer(x)[0]
+
+
 # ---- data
 
 
@@ -267,6 +283,19 @@ def test_numbers_are_averaged_by_weight_and_nan_counts_for_nothing():
         ({"model": "lstm"}, "model: expected a gpurnn layer or model, got str"),
         ({"optimizer": gpurnn.Adam, "lr": None}, "optimizer: expected one built for the model, .* got the class Adam"),
         ({"optimizer": 3, "lr": None}, "optimizer: expected .* got int"),
+        (
+            {"loss": lambda *_, lengths: (1.0, np.ones(3))},
+            r"gradient with respect to the outputs, got \(float, ndarray\)",
+        ),
+        (
+            {"callbacks": [lambda record: None]},
+            r"callbacks\[0\]: expected a function of \(record, training\), got one of",
+        ),
+        (
+            {"callbacks": [print, Wrong()]},
+            r"callbacks\[1\].on_end: expected a function of \(training\), got one of \(\)",
+        ),
+        ({"model": OnlyOutputs()}, r"OnlyOutputs.forward: expected it to return \(outputs, backward\), .* got ndarray"),
         ({"schedule": "cosine"}, "schedule: expected a learning-rate schedule .* got str"),
         ({"watch": "loss"}, r"watch: expected a pair such as \('loss', 'min'\)"),
         ({"epochs": "3"}, "epochs should be an int"),
@@ -289,6 +318,12 @@ def test_wrong_arguments(options, words):
         ({"optimizer": "adamax"}, "optimizer should be one of 'adam', 'adamw', 'rmsprop', 'sgd', got 'adamax'"),
         ({"optimizer": "sgd", "lr": None}, "lr: optimizer='sgd' has no usual rate"),
         ({"lr": -1.0}, "lr should be a finite number"),
+        ({"metrics": {"acc": gpurnn.accuracy}}, "metrics are measured on validation batches, and there are none"),
+        (
+            {"validation": drawn(1), "watch": ("acc", "max")},
+            "name of a metric, got 'acc': metrics={'acc': ...} measures",
+        ),
+        ({"optimizer": gpurnn.Adam(model_of()), "lr": None}, "optimizer: was built for another model: build one for"),
     ],
 )
 def test_wrong_values(options, words):
@@ -315,6 +350,7 @@ def test_optimizers_by_name(name):
         train(drawn(), model, optimizer=classes[name](model, lr=0.02), lr=0.1)
 
 
+@pytest.mark.long
 def test_a_schedule_of_an_optimizer_by_name(tmp_path):
     model = model_of()
     adam = gpurnn.Adam(model, lr=0.01)
@@ -339,3 +375,36 @@ def test_text_batches_still_carry():
         total += float(gpurnn.cross_entropy(logits, batch.targets)[0]) * batch.weight
     weights = sum(source.batch(0, index).weight for index in range(len(source)))
     assert evaluate(model, gpurnn.cross_entropy, source) == pytest.approx(total / weights, rel=1e-12)
+
+
+def test_what_fit_cannot_do_without():
+    for name, example in (("optimizer", "'adam'"), ("epochs", "10")):
+        options = {"optimizer": "adam", "epochs": 1, "progress": False}
+        del options[name]
+        with pytest.raises(TypeError, match=f"fit: {name} is missing: give {name}={example}"):
+            fit(model_of(), gpurnn.cross_entropy, drawn(1), **options)
+
+
+def test_sequences_first_are_told_where_it_can_be_seen():
+    """One target for each of 4 sequences of 5 steps; the model takes the 4 for steps."""
+    x, y = np.zeros((4, 5, 3), "float32"), np.zeros(4, int)
+    with pytest.raises(gpurnn.ShapeError, match=r"here \(4, 5, 3\), build the layers with batch_first=True"):
+        train([(x, y)], model_of(pooled=True))
+    with pytest.raises(gpurnn.ShapeError) as caught:
+        train([(x[:, :4], y)], model_of())  # 4 steps of 4 sequences: nothing shows which are which
+    assert "batch_first" not in str(caught.value)
+
+
+def test_a_model_without_a_head_is_told():
+    x, y = np.zeros((5, 4, 3), "float32"), np.zeros((5, 4, 2), "float32")
+    with pytest.raises(gpurnn.ShapeError, match=r"End the model with 2 features, as gpurnn.Linear\(6, 2\) makes them"):
+        train([(x, y)], gpurnn.GRU(3, 6), gpurnn.mse)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_a_loader_that_gives_sequences_first_to_a_model_of_timesteps_first_is_said(batch_first, caplog):
+    x, y = np.zeros((8, 5, 3), "float32"), np.zeros((8, 5), int)
+    data = torch.utils.data.TensorDataset(torch.from_numpy(x), torch.from_numpy(y))
+    model, loss = model_of(batch_first=batch_first), functools.partial(gpurnn.cross_entropy, batch_first=batch_first)
+    train(torch.utils.data.DataLoader(data, batch_size=4), model, loss, epochs=1)
+    assert ("sequences first, and the model takes (T, B, ...)" in caplog.text) is not batch_first

@@ -13,7 +13,7 @@ import pytest
 from helpers import ROOT
 
 import gpurnn
-from gpurnn.train.progress import Progress, duration, epoch_line, fitted
+from gpurnn.train.progress import Progress, duration, epoch_line, fitted, show_loss
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 FIT = """
@@ -64,6 +64,7 @@ def screen(text):
 EPOCH = r"epoch (\d)/9  train 1\.\d{4}  valid 1\.\d{4}  accuracy \d+\.\d%(  best)?  \d s"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("columns", [120, 80, 45])
 def test_fit_in_a_terminal(tmp_path, columns):
     code, text = in_terminal([sys.executable, "-W", "error", "-c", FIT], columns, tmp_path)
@@ -125,6 +126,7 @@ def test_the_command_in_a_terminal(tmp_path, columns):
     assert "|" not in quiet and words("\n".join(screen(quiet))) == words(pipe.stdout)
 
 
+@pytest.mark.long
 def test_in_a_notebook_lines_go_to_standard_output(tmp_path):
     code = f"import builtins\nbuiltins.__IPYTHON__ = True\n{FIT}"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
@@ -135,7 +137,7 @@ def test_lines():
     record = {"epoch": 1, "train_loss": 2.0, "validation_loss": None, "seconds": 75.2}
     assert epoch_line(record, 2, False) == "epoch 1/2  train 2.0000  1 min 15 s"
     record |= {"validation_loss": 1.5, "validation_word_error": 0.25}
-    assert epoch_line(record, 2, True) == "epoch 1/2  train 2.0000  valid 1.5000  word error 0.2500  best  1 min 15 s"
+    assert epoch_line(record, 2, True) == "epoch 1/2  train 2.0000  valid 1.5000  word error 25.0%  best  1 min 15 s"
     assert [duration(seconds) for seconds in (0.4, 59.4, 59.6, 3599.7, 86400)] == [
         "0 s", "59 s", "1 min 0 s", "1 h 0 min", "24 h 0 min"
     ]  # fmt: skip
@@ -162,6 +164,7 @@ def test_lines_go_where_they_are_wanted(capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.long
 def test_nothing_else_prints():
     """What people read comes from cli/; fit's lines are the one exception."""
     printing = set()
@@ -184,3 +187,12 @@ def test_a_line_that_cannot_be_written_ends_no_training(monkeypatch):
     for stream in ("stdout", "stderr"):
         monkeypatch.setattr(sys, stream, None)  # a program without a console
     assert len(gpurnn.fit(model, gpurnn.mse, [batch], progress=True, **options).epochs) == 2
+
+
+def test_shares_are_per_cent_and_large_losses_short():
+    values = {"error": 0.41667, "utterance_error": 1.0, "accuracy": 0.5, "word_error_rate": 1.25, "squared_error": 0.5}
+    record = {"epoch": 1, "train_loss": -7.3447e31, "validation_loss": 123456.7, "seconds": 1}
+    line = epoch_line(record | {f"validation_{name}": value for name, value in values.items()}, 2, False)
+    shares = "error 41.7%  utterance error 100.0%  accuracy 50.0%  word error rate 125.0%  squared error 0.5000"
+    assert line == f"epoch 1/2  train -7.3e31  valid 1.2e5  {shares}  1 s"
+    assert [show_loss(value) for value in (99999.0, float("inf"), float("nan"))] == ["99999.0000", "inf", "nan"]

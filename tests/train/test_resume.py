@@ -7,6 +7,8 @@ import gpurnn
 from gpurnn import CheckpointError, fit
 from gpurnn.checkpoint import load_checkpoint, save_checkpoint
 
+pytestmark = pytest.mark.long  # each trains twice
+
 SHARED = {"backend": "numpy", "seed": 1}
 
 
@@ -39,7 +41,7 @@ def decay(optimizer):
         ({"weight_noise": 0.1}, {}, "weight_noise=0.1, this run has weight_noise=0.0"),
         ({}, {"lr": 0.001}, "lr=0.01, this run has lr=0.001"),
         ({}, {"lr": None}, "lr=0.01, this run has lr=0.001"),
-        ({"validation": None}, {}, "validation=False, this run has validation=True"),
+        ({"validation": None, "metrics": None}, {}, "validation=False, this run has validation=True"),
         ({"schedule": decay}, {"schedule": decay, "schedule_every": "step"}, "schedule_every='epoch', .*'step'"),
         ({"accumulate": 2}, {}, "'accumulate': 2.*, this run has .*'accumulate': 1"),
         ({"schedule": decay}, {"schedule": gpurnn.ConstantSchedule}, "kind"),
@@ -52,6 +54,15 @@ def test_what_differs_is_refused_and_changes_nothing(tmp_path, before, after, wo
     with pytest.raises(CheckpointError, match=f"does not fit this run: .*{words}"):
         train(tmp_path, resume=True, **after)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+
+
+def test_a_run_without_validation_watches_its_loss_whatever_it_was_told(tmp_path, monkeypatch):
+    """Older runs of tasks have the name of a metric there."""
+    alone = {"validation": None, "metrics": None}
+    with monkeypatch.context() as patch:
+        patch.setattr("gpurnn.train.settings.FitSettings._check_watch", lambda settings: None)
+        train(tmp_path, epochs=1, watch=("acc", "max"), **alone)
+    assert np.array_equal(train(tmp_path, resume=True, **alone)[0], train(None, **alone)[0])
 
 
 def test_what_may_change(tmp_path):

@@ -203,6 +203,7 @@ def count_right(logits, targets, lengths):
     return gpurnn.accuracy(logits, targets, lengths=lengths) * lengths.sum(), lengths.sum()
 
 
+@pytest.mark.long
 def test_several_inputs_metrics_and_what_is_watched(tmp_path):
     model = Pair()
     adam = gpurnn.Adam(model, lr=0.05)
@@ -254,6 +255,7 @@ def test_stateless_models_with_lengths():
     assert history.epochs[-1]["train_loss"] < 0.3 < history.epochs[0]["train_loss"]
 
 
+@pytest.mark.long
 def test_patience_keeps_the_best(tmp_path):
     """With a rate of 0 nothing gets better: training stops after the first epoch and two more."""
     model = text_model(dropout=0.0)
@@ -309,6 +311,7 @@ class Stop(Exception):
     pass
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stop", [1, 17, 30, 31, 44])
 def test_stopped_anywhere(tmp_path, stop, monkeypatch):
     """An exception in any step, at any place of a checkpoint's period: resumed, the bits are the same."""
@@ -460,6 +463,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, poison):
     assert document["epoch"] == 1
 
 
+@pytest.mark.long
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     import errno
 
@@ -508,6 +512,7 @@ def test_resume_with_something_else_changes_nothing(tmp_path):
     assert np.array_equal(model.flat_params, before)
 
 
+@pytest.mark.long
 def test_a_damaged_checkpoint_is_named(tmp_path):
     train(tmp_path, epochs=1)
     tensors = next(tmp_path.glob("last-*.safetensors"))
@@ -529,6 +534,7 @@ def test_a_folder_in_use(tmp_path):
     assert (tmp_path / "history.jsonl").read_text().count('"epoch"') == len(history) + 1
 
 
+@pytest.mark.long
 def test_resume_without_a_checkpoint_starts(tmp_path):
     _, history = train(tmp_path / "new", epochs=1, resume=True)
     assert len(history.epochs) == 1

@@ -45,6 +45,7 @@ def assert_loaded(model, path, expected):
         np.testing.assert_array_equal(model.state_dict()[name], value)
 
 
+@pytest.mark.long
 def test_every_file_with_weights_goes_in_the_same_way(run, tmp_path):
     folder, model = run
     for path in (folder / "last.json", str(folder / "best.json"), folder):

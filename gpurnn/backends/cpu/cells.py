@@ -31,8 +31,9 @@ from .native import ISAS, LEVELS, Pass
 
 # Those of gpurnn._native in pyproject.toml, and what makes a shared library
 _FLAGS = (
-    "-std=c++17 -O2 -g0 -fvisibility=hidden -fno-math-errno -fwrapv -pthread -Wno-psabi -w -fPIC -shared -x c++ -"
-).split()
+    "-std=c++17", "-O2", "-g0", "-fvisibility=hidden", "-fno-math-errno", "-fwrapv", "-pthread", "-Wno-psabi", "-w",
+    "-fPIC", "-shared", "-x", "c++", "-",
+)  # fmt: skip
 _SETS = ((), ("-mavx2", "-mfma"), ("-mavx512f", "-mavx512dq", "-mavx2", "-mfma"))  # of each level
 _PLACE = "//@ the struct\n"  # in cell.cpp
 _PATIENCE = 300  # seconds for one compilation, on a machine that is busy
@@ -116,12 +117,14 @@ def _run(command, text=b""):
     """Run the compiler. Raises CellError where it fails, with the first line that says why."""
     try:
         done = subprocess.run(command, input=text, capture_output=True, timeout=_PATIENCE, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except OSError as error:
         raise CellError(f"{command[0]} failed: {one_line(error)}") from error
+    except subprocess.TimeoutExpired as error:
+        raise CellError(f"{command[0]} took more than {_PATIENCE} s") from error
     if done.returncode:
         lines = done.stderr.decode(errors="replace").splitlines() or [f"exit code {done.returncode}"]
-        told = next((line for line in lines if "error" in line), lines[-1])
-        raise CellError(f"{command[0]} failed: {one_line(told)}")
+        what = next((line for line in lines if "error" in line), lines[-1])
+        raise CellError(f"{command[0]} failed: {one_line(what)}")
     return done
 
 

@@ -183,21 +183,27 @@ class CpuOps(HostOps):
         finals = []
         for one in saved.passes:
             end = 0 if one.reverse else T
-            finals.append((one.h[end].copy(), *(steps[end if save else T % 2].copy() for steps in one.others)))
+            finals.append((one.h[end].copy(), *[steps[end if save else T % 2].copy() for steps in one.others]))
             if not save:
                 one.gates, one.others = None, ()
         return saved, finals, saved.passes[0].h_new if output is None else output
 
     def _compiled(self, cell, dtype):
         """Whether a cell has a compiled time loop. The first call for a traced cell compiles it."""
-        if dtype.itemsize == 2 or cell.over_batch or cell.struct == "":
+        if dtype.itemsize == 2 or cell.over_batch:
             return False
-        return cell.struct is None or cells.time_loop(cell, dtype.name, self.level) is not None
+        return cell.struct is None or self._traced_loop(cell, dtype.itemsize == 8) is not None
+
+    def _traced_loop(self, cell, is_double):
+        """The compiled time loop of a traced cell, or None."""
+        return cells.time_loop(cell, "float64" if is_double else "float32", self.level) if cell.struct else None
 
     def _state_slots(self, cell, slots, B, H, dtype):
         """For each state but h its (slots, B, H), all in one array."""
         count = len(cell.states) - 1
-        return tuple(self.empty(count * slots, B, H, dtype).reshape(count, slots, B, H)) if count else ()
+        if count < 2:
+            return (self.empty(slots, B, H, dtype),) if count else ()
+        return tuple(self.empty(count * slots, B, H, dtype).reshape(count, slots, B, H))
 
     def time_loop_backward(self, saved, doutput, dstates, hooks):
         cell = saved.cell
@@ -206,17 +212,17 @@ class CpuOps(HostOps):
                 self.zero_past_end(one.gates, saved.lengths)
             return self.array_code.time_loop_backward(saved, doutput, dstates, hooks)
         (T, B, P), dtype = saved.passes[0].h_new.shape, saved.x.dtype
-        H, others = len(saved.weights[0].ih) // len(cell.gates), len(cell.states) - 1
+        H, S = len(saved.weights[0].ih) // len(cell.gates), len(cell.states)
         doutput = None if doutput is None else np.ascontiguousarray(doutput)
         jobs, done = [], []
         for d, (one, w) in enumerate(zip(saved.passes, saved.weights, strict=True)):
-            dstate = np.zeros((B, P), dtype), *np.zeros((others, B, H), dtype)
-            for gradient, final in zip(dstate, dstates[d] or (None,) * len(dstate), strict=True):
-                if final is not None:
-                    gradient[...] = final
+            final = dstates[d] or (None,) * S
+            dstate = (_gradient(final[0], (B, P), dtype), *[_gradient(part, (B, H), dtype) for part in final[1:]])
+            if S > 2:  # those of the states besides h in one array
+                dstate = dstate[0], *np.stack(dstate[1:])
             dh_steps = None if w.hr is None else self.empty(T, B, P, dtype)
             job = self._pass(saved, w, one, save=True)
-            job.dh, job.dothers = address(dstate[0]), address(dstate[1]) if others else None
+            job.dh, job.dothers = address(dstate[0]), address(dstate[1]) if S > 1 else None
             job.dh_steps = address(dh_steps)
             if doutput is not None:
                 job.doutput, job.doutput_row = address(doutput) + d * P * dtype.itemsize, len(saved.passes) * P
@@ -245,9 +251,11 @@ class CpuOps(HostOps):
             )  # fmt: skip
         job = Pass.from_buffer_copy(template)
         lengths = None if layer.lengths is None else layer.lengths.astype(np.int32)
-        own = np.concatenate(w.own, dtype=saved.h.dtype) if w.own else None
-        job.lengths, job.gates, job.own = address(lengths), address(saved.gates), address(own)
-        job.h, masks = address(saved.h), None
+        job.lengths, job.gates, job.h = address(lengths), address(saved.gates), address(saved.h)
+        own = masks = None
+        if w.own:
+            own = np.concatenate(w.own, dtype=saved.h.dtype)
+            job.own = address(own)
         if saved.others:  # one after another in one array
             job.others, job.state_stride = address(saved.others[0]), saved.others[0].size
         if saved.masks is not None:
@@ -266,8 +274,7 @@ class CpuOps(HostOps):
         if cell.struct is None:
             self._call("time_loop", *arguments, self.level, threads=threads)
         else:
-            dtype = "float64" if job.is_double else "float32"
-            self._raise(cells.time_loop(cell, dtype, self.level)(*arguments), "time_loop", threads)
+            self._raise(self._traced_loop(cell, job.is_double)(*arguments), "time_loop", threads)
 
     def _threads(self, T, B, units, multiplications, directions):
         """Threads of a time loop. units: from ``shared_units``.
@@ -302,9 +309,6 @@ class CpuOps(HostOps):
         job = Product(is_double, accumulate, M, N, K, *strides[:5], *(array.ctypes.data for array in (a, b, out)))
         threads = 1 if M * N * K < _WORK else min(thread_count(), -(-M // 16))
         self._call("multiply", ctypes.byref(job), threads, self.level, threads=threads)
-
-    def accumulate_product(self, grad, d, x):
-        self.product(flat(d).T, flat(x), grad, accumulate=True)
 
     def sum_steps(self, d):
         rows = flat(d)
@@ -373,6 +377,11 @@ class CpuOps(HostOps):
             threads=threads,
         )
         return sums.sum()
+
+
+def _gradient(final, shape, dtype):
+    """The gradient with respect to a final state, as an array of its own; zeros for None."""
+    return np.zeros(shape, dtype) if final is None else np.array(final, dtype, order="C")
 
 
 def shared_units(cell, projected, back, H):

@@ -156,8 +156,8 @@ class Kernels:
 
         args: for scalars Python numbers, which are cast to the declared type; for pointers C-contiguous arrays of the
         declared dtype, ``Rows(array)`` for a strided one, or None where it may be null. cooperative: all blocks run at
-        once. struct: as in ``kernel_source``. Raises TypeError for a wrong number of arguments; DtypeError, ShapeError and OverflowError, which name the
-        argument.
+        once. struct: as in ``kernel_source``. Raises TypeError for a wrong number of arguments; DtypeError, ShapeError
+        and OverflowError, which name the argument.
         """
         ready = self._ready.get((file, kernel, types, struct))
         if ready is None or len(args) != len(ready[1]) or max(grid) > 65535:
@@ -274,6 +274,7 @@ class Rows:
 # ---- the list of kernels
 
 MEANS_THREADS = 256  # of a thread block in step_means.cu
+_CELLS = tuple(CELLS.values())
 
 
 def c_type(dtype):
@@ -300,7 +301,7 @@ def step_names(cell, storage, H=1):
     return [(file, f"{kernel}<{cell_type(cell)}, {storage}{more}>", cell.struct) for kernel in kernels]
 
 
-def kernel_names(dtypes=tuple(C_NAMES), cells=tuple(CELLS.values())):
+def kernel_names(dtypes=tuple(C_NAMES), cells=_CELLS):
     """(file, name expression, struct) of every kernel that layers of these dtypes and cells use at any size.
 
     Of a cell with means those for H up to ``MEANS_THREADS``.

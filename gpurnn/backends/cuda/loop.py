@@ -77,7 +77,7 @@ class Loop:
                 for vectors in (array.reshape(-1, self.H) for array in w.own):
                     own[first : first + len(vectors)] = vectors
                     first += len(vectors)
-        if masks is not None:
+        if masks is not None and masks[0].size:
             self._load_masks(masks)
         if lengths is not None:
             self.lengths[...] = self.ops.xp.asarray(lengths.astype(np.int32))
@@ -263,7 +263,8 @@ class Loop:
                 self._bind("step_project_backward", self.P, EACH, done, self.reverse, self.lengths, self.doutput,
                            self.dh, self.dh_steps, self.dh_now),
                 self._product(self.dh_now, self.w.hr, self.d_inner),
-                self._bind("step_backward", *how, None, self.others, None, self.d_inner, None, self.dothers, self.d_now),
+                self._bind("step_backward", *how, None, self.others, None, self.d_inner, None, self.dothers,
+                           self.d_now),
             ]  # fmt: skip
         else:
             to = self.doutput, None, self.dh, self.dothers, self.d_now
@@ -338,7 +339,11 @@ class Loop:
         if "project" not in kernel:
             types, struct = (cell_type(self.cell), *types), self.cell.struct
             if self.cell.means:
-                file, kernel, types = "step_means.cu", kernel.replace("step", "step_means"), (*types, means_units(size))
+                file, kernel, types = (
+                    "step_means.cu",
+                    kernel.replace("step", "step_means"),
+                    (*types, str(means_units(size))),
+                )
                 grid, block = (self.B, 1, self.D), (MEANS_THREADS,)
         return self.ops.kernels.bind(file, kernel, types, grid, block, self.T, self.B, size, *args, struct=struct)
 

@@ -85,6 +85,9 @@ class LoopPlan:
         numbers = math.prod(self.h_shape) + 2 * math.prod(self.output_shape) + math.prod(self.gates_shape or (0,))
         self.nbytes = numbers * self.dtype.itemsize  # with doutput, which is as large as the output
         self.nbytes += math.prod(self.others_shape or (0,)) * self.real.itemsize
+        # one byte for each mask; drawn for every timestep unless all are drawn once
+        self.mask_steps = T if any(draw.each == "timestep" for draw in cell.draws) else min(T, 1)
+        self.nbytes += self.D * self.mask_steps * B * len(cell.draws) * H
 
     def use(self, candidates):
         """Run each pass by its candidate, "forward" or "backward" -> ``schedules.Candidate``."""

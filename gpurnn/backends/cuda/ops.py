@@ -235,7 +235,8 @@ class CudaOps(Ops):
         rows, hh = len(weights[0].ih), weights[0].hh
         H = rows // len(cell.gates)
         shape = LoopShape(
-            T, B, I, H, H if hh is None else hh.shape[1], x.dtype, options.directions, options.save, lengths is not None,
+            T, B, I, H, H if hh is None else hh.shape[1], x.dtype, options.directions, options.save,
+            lengths is not None,
             weights[0].bias_ih is not None, options.schedule, options.concurrent,
         )  # fmt: skip
         plan = self.loop_plan(cell, shape)
@@ -268,9 +269,6 @@ class CudaOps(Ops):
         a = a if is_matrix(a) else self.xp.ascontiguousarray(a)
         b = b if is_matrix(b) else self.xp.ascontiguousarray(b)
         self.device.gemm(a, b, out, accumulate, self.tf32)
-
-    def accumulate_product(self, grad, d, x):
-        self.product(flat(d).T, flat(x), grad, accumulate=True)
 
     def sum_steps(self, d):
         rows = flat(d)

@@ -1,17 +1,21 @@
 """The columns of a file that make up a series: which they are, their values, their dates and the order of the dates."""
 
+import re
+import unicodedata
 from dataclasses import dataclass, field
 from datetime import timedelta
+from operator import ne
 
 import numpy as np
 
 from ...data.dates import DateForm, UnreadDates, date_share, has_date_name, read_dates
 from ...data.moments import CALENDAR, find_disorder, is_even, uneven_steps
-from ...data.numerals import Undecided, find_marks
+from ...data.numerals import Undecided, count_numbers, find_marks
 from ...data.tables import read_rows
 from .settings import SeriesSettings
 
 _TRIED = 100  # columns of text that are tried for dates
+_SIGNED = 20  # cells that are looked at to find a column of numbers with signs
 _DATE_NAMES = {"date", "datetime", "ds", "time", "timestamp", "day", "month", "quarter", "year", "week"}
 
 
@@ -19,12 +23,15 @@ _DATE_NAMES = {"date", "datetime", "ds", "time", "timestamp", "day", "month", "q
 class Table:
     """Rows of a file in order of time. values: (N, 1 + number of inputs), float64, the target first; moments: N
     datetimes, or None where there are no dates; form: how the file writes them, a ``DateForm``; notes: what a user
-    should know about how it was read, a sentence each."""
+    should know about how it was read, a sentence each; delimiter, decimal: how the file separates cells, and the
+    decimals of a number."""
 
     values: np.ndarray
     moments: list | None
     form: DateForm | None
     notes: list = field(default_factory=list)
+    delimiter: str = ","
+    decimal: str = "."
 
     def __len__(self):
         return len(self.values)
@@ -52,12 +59,13 @@ def choose_columns(path, settings, rows=None):
         if name is not None:
             rows.column(name)
     date = _find_date(rows, settings, numeric, named)
-    numbers = [name for name in numeric if name != date]
+    known = set(numeric)
+    numbers = [name for name in rows.header if name != date and (name in known or _has_signs(rows.column(name)))]
     target = settings.target or (numbers or rows.header)[-1]
     if not settings.target and target != rows.header[-1]:
         rows.notes.append(f"the last column with numbers is forecast, {target!r}")
     if asked == ["all"]:
-        asked = [name for name in numbers if name != target]
+        asked = [name for name in numeric if name not in (date, target)]
         read = {target, date, *asked}
         left = [name for name in rows.header if name not in read]
         if left:
@@ -152,7 +160,7 @@ def read_table(path, facts, settings=None, rows=None):
     """The ``Table`` of a CSV file's columns that ``facts`` name.
 
     settings: how the file is written, whether rows are sorted, and what becomes of missing values, see
-    ``SeriesSettings``. rows: of the file, where they were read already. Rows that are newest first are turned round.
+    ``SeriesSettings``. rows: of the file, where they were read already. Rows that are newest first are reversed.
     Raises ValueError naming file, line and column for what is no number, is missing, or does not fit the header, and
     for dates that are doubled or, without ``sort``, in no order.
     """
@@ -169,13 +177,13 @@ def read_table(path, facts, settings=None, rows=None):
         cells = rows.column(name)
         numbers, wrong = marks.numbers(cells)
         if wrong is not None:
-            cure = ". How are numbers written? --decimal, --thousands" if set(cells[wrong]) & set(".,' ") else ""
             raise ValueError(
-                f"{path}: line {rows.lines[wrong]}, column {name!r}: expected a number, got {cells[wrong]!r}{cure}"
+                f"{path}: line {rows.lines[wrong]}, column {name!r}: expected a number, got {cells[wrong]!r}"
+                f"{_number_cure(rows, cells[wrong])}"
             )
         values[:, n] = numbers
     if shown and marks.thousands:  # a number, as all cells are by now
-        notes.append(f"thousands are parted by {marks.thousands!r}: {shown!r} is read as {marks.number(shown):g}")
+        notes.append(f"thousands are separated by {marks.thousands!r}: {shown!r} is read as {marks.number(shown):g}")
     lines, (moments, form) = np.array(rows.lines), _dates(rows, facts, settings)
     if moments is not None:
         order = _order(rows, facts, settings, moments)
@@ -190,7 +198,30 @@ def read_table(path, facts, settings=None, rows=None):
             f"the steps between dates differ: mostly {_span(step)}, {count:,} other{'s' * (count > 1)}, the first "
             f"at line {lines[row]}"
         )
-    return Table(values, moments, form, notes)
+    return Table(values, moments, form, notes, rows.delimiter, marks.decimal)
+
+
+def _is_sign(mark):
+    return mark == "%" or unicodedata.category(mark) == "Sc"
+
+
+def _has_signs(cells):
+    """Whether the first cells are numbers, but for a currency sign or a per-cent sign that each of them has."""
+    first = [cell for cell in cells[:_SIGNED] if cell]
+    bare = ["".join(mark for mark in cell if not _is_sign(mark)).strip() for cell in first]
+    return bool(first) and all(map(ne, first, bare)) and count_numbers(bare)[0] == len(bare)
+
+
+def _number_cure(rows, cell):
+    """What to do about a cell that is no number, as a sentence after a point, or nothing."""
+    signs = [mark for mark in cell if _is_sign(mark)]
+    if signs:
+        return f". Take the {'currency ' if signs[0] != '%' else ''}sign {signs[0]!r} out of the column"
+    if re.fullmatch(r"\([\d.,]+\)", cell):
+        return f". Write a negative number as -{cell[1:-1]}"
+    if not rows.numeric():
+        return ". No column of this file holds numbers, which a series is made of"
+    return ". How are numbers written? --decimal, --thousands" if set(cell) & set(".,' ") else ""
 
 
 def _marks(rows, facts, settings):
@@ -242,15 +273,15 @@ def _order(rows, facts, settings, moments):
     if wrong is None:
         return None
     if wrong == "descending":
-        rows.notes.append("the rows were newest first: turned round")
+        rows.notes.append("the rows were newest first: reversed")
         return np.arange(len(rows))[::-1]
     cells = rows.column(facts["date"])
     place = f"{rows.path}: line {rows.lines[row]}, column {facts['date']!r}: {cells[row]!r}"
     if wrong == "doubled":
         first = moments.index(moments[row])
         raise ValueError(
-            f"{place} is the date of line {rows.lines[first]}, too: leave one row for each date. Was a clock set "
-            "back? Add the offset, as in 02:00+01:00. Or --date none takes the rows as they stand"
+            f"{place} is the date of line {rows.lines[first]}, too: leave one row for each date, one series in a "
+            "file. Was a clock set back? Add the offset, as in 02:00+01:00. Or --date none takes the rows as they stand"
         )
     if not settings.sort:
         raise ValueError(

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from ...errors import DivergedError, check_size
+from .columns import Table
 from .intervals import bounds, calibrate, coverage, saved_margins
 from .parts import reach_back, residual_of
 from .windows import Windows, season_before
@@ -30,7 +31,7 @@ def forecast_intervals(trained, table, steps=None, ends=None):
     had a validation part. Raises ValueError for a model without intervals, and what ``forecast`` raises.
     """
     if not trained.settings.levels:
-        raise ValueError("intervals: this model has learnt none: train it with interval='80,95'")
+        raise ValueError("intervals: this model has learned none: train it with interval='80,95'")
     source, z = _outputs(trained, table, steps, ends)
     made = _finite(source.unscale(bounds(z, saved_margins(trained))))
     return made[:, :, 0] if ends is None else made
@@ -46,11 +47,14 @@ def fit_margins(trained, table, ends):
 
 def _outputs(trained, table, steps, ends):
     """(the ``Windows``, the model's outputs on its own scale, float64 (W, steps, 1 + Q))."""
+    if not isinstance(table, Table):
+        raise TypeError(f"table: expected what read_table(path, trained.facts) returns, got {type(table).__name__}")
     settings = trained.settings
     steps = settings.horizon if steps is None else check_size("steps", steps)
     if steps > settings.horizon and settings.mode != "recursive":
         raise ValueError(
-            f"steps: the mode {settings.mode!r} forecasts at most its horizon of {settings.horizon} rows, got {steps}"
+            f"steps should be at most {settings.horizon}, the horizon of this model, got {steps}. For more train one "
+            f"with --horizon {steps}, or with --mode recursive"
         )
     rows = np.array([len(table) - 1]) if ends is None else np.asarray(ends)
     reach = reach_back(settings, trained.facts)
@@ -80,7 +84,7 @@ def score(trained, table, ends):
     mae, rmse: in the units of the target, over all windows and steps. mase: mae over that of seasonal-naive forecasts
     of one season ahead in the training part (Hyndman and Koehler, Int. J. Forecasting 22, 2006). mse_standardised,
     mae_standardised: of values divided by the deviation of the training part, as papers give them. Where the model has
-    learnt intervals, "intervals" says what each covers, see ``coverage``; "calibrated" whether they were.
+    learned intervals, "intervals" says what each covers, see ``coverage``; "calibrated" whether they were.
     """
     y, facts = table.values[:, 0], trained.facts
     ahead = np.arange(1, trained.settings.horizon + 1)
@@ -109,18 +113,18 @@ def score(trained, table, ends):
 
 
 def summary(numbers, part):
-    """What ``score`` returns, as lines for people."""
-    lines = [f"{part.capitalize():<15} {'MAE':>11} {'RMSE':>11} {'MASE':>8}   {numbers['windows']:,} forecasts"]
+    """What ``score`` returns, as lines for people; the table fits into 45 columns."""
+    lines = [f"{part.capitalize():<14} {'MAE':>10} {'RMSE':>10} {'MASE':>8}"]
     for name in ("model", "seasonal_naive", "naive"):
         n = numbers[name]
-        mase = "-" if n["mase"] is None else f"{n['mase']:.4f}"
-        lines.append(f"{name.replace('_', '-'):<15} {n['mae']:11.5g} {n['rmse']:11.5g} {mase:>8}")
+        mase = "-" if n["mase"] is None else f"{n['mase']:.4g}"
+        if name != "seasonal_naive" or numbers["season"] > 1:  # of one row it is the naive one
+            lines.append(f"{name.replace('_', '-'):<14} {n['mae']:10.5g} {n['rmse']:10.5g} {mase:>8}")
     n = numbers["model"]
-    lines.append(f"{'':<15} standardised: MSE {n['mse_standardised']:.4f}, MAE {n['mae_standardised']:.4f}")
+    standardized = f"MSE {n['mse_standardised']:.4g}, MAE {n['mae_standardised']:.4g}"
+    lines.append(f"{numbers['windows']:,} forecasts; standardized: {standardized}")
     for name, found in numbers.get("intervals", {}).items():
-        lines.append(
-            f"{name + ' % interval':<15} covers {100 * found['coverage']:.1f} %, {found['extent']:.5g} from end to end"
-        )
+        lines.append(f"{name} % interval: covers {100 * found['coverage']:.1f} %, mean width {found['extent']:.5g}")
     return "\n".join(lines)
 
 

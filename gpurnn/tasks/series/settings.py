@@ -99,6 +99,15 @@ class SeriesSettings(Settings):
             raise ValueError(f"interval should be per cents between 0 and 100, such as 80,95, got {self.interval!r}")
         return levels
 
+    def check_levels(self):
+        """Raise ValueError for levels that mean another thing than they say; old runs may have such."""
+        given = [part for part in (self.interval or "").split(",") if part.strip()]
+        if given and (self.levels[0] < 0.01 or len(self.levels) < len(given)):
+            raise ValueError(
+                "interval should be different per cents, such as 80,95 for intervals of 80 % and of 95 %, got "
+                f"{self.interval!r}"
+            )
+
     @property
     def quantiles(self):
         """The quantiles at the ends of the intervals, ascending."""

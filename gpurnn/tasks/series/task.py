@@ -7,6 +7,7 @@ from ...data.dates import check_date_format
 from ...data.moments import CALENDAR
 from ...errors import check_choice, check_size
 from ...files import check_room
+from ..seen import remember, say_seen
 from ..task import WEIGHT_COST, Data, Task, check_numbers, check_strings, checksum
 from .columns import choose_columns, open_rows, read_table
 from .forecasts import advice, fit_margins, score, summary
@@ -36,6 +37,8 @@ class SeriesTask(Task):
     def read(self, files, settings, facts=None, scratch=None):
         if len(files) != 1:
             raise ValueError(f"files: a series is one CSV file, got {len(files)}")
+        if facts is None:
+            settings.check_levels()
         rows = open_rows(files[0], settings)
         facts = facts or choose_columns(files[0], settings, rows)
         columns = 1 + len(facts["inputs"])
@@ -60,6 +63,7 @@ class SeriesTask(Task):
                     f"{files[0]}: too short: the {'validation' if name == 'valid' else 'test'} part has "
                     f"{len(parts[name])} rows, a horizon of {settings.horizon} needs as many"
                 )
+        facts = facts | {"trained_on": remember(_window_rows(table, ends["train"], settings), facts)}
         sources = {
             name: Windows(table, ends[name], settings, facts, training=name == "train")
             for name in ends
@@ -137,7 +141,14 @@ class SeriesTask(Task):
         lines = [*(f"Note        {note}" for note in table.notes), summary(numbers, "all")]
         if settings.levels:
             lines.append(_on_calibration(trained))
-        return numbers | {"notes": table.notes}, "\n".join(lines)
+        seen, sentence = say_seen(facts, _window_rows(table, ends, settings), "windows")
+        return numbers | {"notes": table.notes} | seen, "\n".join([*lines, *sentence])
+
+
+def _window_rows(table, ends, settings):
+    """The target's values in each window that ends in one of the rows ``ends``, and its horizon, as bytes."""
+    y = table.values[:, 0].tobytes()
+    return (y[8 * (end + 1 - settings.window) : 8 * (end + 1 + settings.horizon)] for end in ends.tolist())
 
 
 def _on_calibration(trained):

@@ -27,6 +27,7 @@ from ...errors import check_number, check_size
 from ...layers import BatchNorm, Dropout, Linear, Pooling, Sequential
 from ...losses import cross_entropy
 from ...train import measure
+from ..seen import remember, say_seen
 from ..settings import Settings, changed, encoding_setting, recurrent, setting
 from ..task import Data, Task, check_entries, check_numbers, check_strings, checksum, facts_for_model
 from .batches import Utterances, known_classes
@@ -116,7 +117,7 @@ class SpeechSettings(Settings):
 class SpeechTask(Task):
     """Train a speech recognizer on FILEs.
 
-    A FILE is a table without a header: each line has the path of a sound file (relative to the table's folder), a tab
+    A FILE is a table: each line has the path of a sound file (relative to the table's folder), a tab
     (in a .csv file a comma) and its transcript. With --target class the transcript is the name of a class. Sound is
     WAV, or FLAC, OGG or MP3, which need soundfile (pip install 'gpurnn[audio]'). A bad line or sound file is skipped
     and counted, unless --strict is given.
@@ -135,7 +136,7 @@ class SpeechTask(Task):
     next = ("gpurnn transcribe {run} FILE.wav",)
 
     def read(self, files, settings, facts=None, scratch=None):
-        rate, known = settings.rate, facts
+        rate, known = settings.rate or (facts and facts["rate"]), facts
         utterances = []
         for file in files:
             more, rate = read_utterances(file, settings, rate)
@@ -170,6 +171,7 @@ class SpeechTask(Task):
         mean, std = frames.mean(axis=0), np.maximum(frames.std(axis=0), 1e-3)
         facts |= {"rate": rate, "mean": mean.astype(np.float32).tolist(), "std": std.astype(np.float32).tolist()}
         facts = facts_for_model(files, known, facts, ("rate", "mean"), facts.keys() & {"classes", "vocabulary"})
+        facts = facts | {"trained_on": remember((utterance.digest for utterance in train), known)}
         texts, features = ([getattr(utterance, name) for utterance in utterances] for name in ("text", "features"))
         kind = f"{len(facts['classes'])} classes" if "classes" in facts else f"{len(facts['vocabulary'])} characters"
         return Data(
@@ -250,7 +252,10 @@ class SpeechTask(Task):
         utterances = []
         for file in files:
             utterances += read_utterances(file, trained.settings, known_rate(trained, file))[0]
-        return self._measure(trained, [u for u in utterances if u.is_test] or utterances)
+        utterances = [u for u in utterances if u.is_test] or utterances
+        numbers, text = self._measure(trained, utterances)
+        seen, sentence = say_seen(trained.facts, (utterance.digest for utterance in utterances), "utterances")
+        return numbers | seen, "\n".join([text, *sentence])
 
     def _measure(self, trained, utterances):
         settings, facts = trained.settings, trained.facts

@@ -6,6 +6,7 @@ import numpy as np
 
 from ...ctc import ctc_beam_search, ctc_greedy, ctc_loss
 from ...data.vocabulary import Vocabulary
+from ...errors import described
 from ...files import check_room
 from ...masks import refuse_no_distribution
 from .batches import normalized, stacked
@@ -47,6 +48,11 @@ def transcribe(trained, features, beam=None):
     DivergedError
         Where its logits are not finite.
     """
+    if getattr(features, "ndim", None) != 2:
+        raise TypeError(
+            f"features: expected an array (T, bands), got {described(features)}. Of a file they are "
+            "gpurnn.data.utterances.file_features(path, trained.settings, trained.facts['rate'])[0]"
+        )
     model, facts = trained.model, trained.facts
     x = stacked(normalized(features, facts), trained.settings.stack)[:, None]
     logits, _ = model(model.xp.asarray(x.astype(model.dtype)), lengths=[len(x)])

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import OPTIMIZERS, compare
+from helpers import OPTIMIZERS, compare, results
 
 import gpurnn
 from gpurnn import BackendError, get_backend, rng
@@ -25,30 +25,6 @@ if cpu_ops.load_native() is None and not shutil.which("c++"):
 
 def test_it_was_built():
     assert cpu_ops.load_native(), "there is a C++ compiler: run pip install -e ."
-
-
-@pytest.fixture
-def threads(monkeypatch):
-    """Sets how many threads a time loop takes, however little there is to do."""
-
-    def choose(count):
-        monkeypatch.setenv("GPURNN_NUM_THREADS", str(count))
-        monkeypatch.setattr(cpu_ops, "_WORK", 0)
-        monkeypatch.setattr(cpu_ops, "_ROWS", 1)
-        monkeypatch.setattr(cpu_ops, "_SMALL", 0)
-
-    return choose
-
-
-def levels():
-    """Every kind of vector that this machine can run: 0 of 128 bits, 1 AVX2, 2 AVX-512."""
-    found = cpu_ops.load_native()
-    return range(found[1] + 1) if found else ()
-
-
-@pytest.fixture(params=levels(), ids=lambda level: cpu_ops.LEVELS[level])
-def level(request, monkeypatch):
-    monkeypatch.setattr(get_backend("cpu"), "level", request.param)
 
 
 SIZES = ((1, 1, 1), (16, 5, 7), (33, 3, 13), (40, 1, 3))  # H, T, B; the last in a single step: nothing is packed
@@ -85,16 +61,10 @@ def test_columns_past_one_chunk(cell, level, threads):
     compare(cell, "cpu", "float32", 3, 5, H=300)
 
 
-def results(layer, x, doutput, lengths=None):
-    layer.zero_grad()
-    output, state, backward = layer.forward(x, lengths=lengths)
-    dx, dstate = backward(doutput)
-    states = [part if isinstance(part, tuple) else (part,) for part in (state, dstate)]
-    return [output, *states[0], dx, *states[1], layer.flat_grads.copy()]
-
-
-@pytest.mark.parametrize("T, B, H", [(6, 11, 19), (1, 11, 19), (1, 1, 150)])
-@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize(
+    "T, B, H", [(6, 11, 19), *(pytest.param(1, B, H, marks=pytest.mark.long) for B, H in [(11, 19), (1, 150)])]
+)
+@pytest.mark.parametrize("bidirectional", [False, pytest.param(True, marks=pytest.mark.long)])
 @pytest.mark.parametrize("cell", CELLS)
 def test_equal_bits_for_any_number_of_threads(cell, bidirectional, T, B, H, level, threads, monkeypatch):
     """Which share sequences, or of a single step units."""
@@ -142,6 +112,7 @@ assert found == [True] * 5 and right()
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_threads_go_on_in_a_fork_and_beside_one_another():
     environment = os.environ | {"GPURNN_NUM_THREADS": "3", "PYTHONWARNINGS": "ignore"}  # of a fork beside threads

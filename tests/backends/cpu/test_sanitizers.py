@@ -45,16 +45,32 @@ def place():
     copies.close()
 
 
-def watched(place, *arguments):
+def watched(place, *arguments, **environment):
     preload = " ".join(filter(None, (library("libasan.so"), library("libubsan.so"))))
     # Python itself keeps memory to its end; what the library leaks shows in the tests of its pool
-    return run(place, *arguments, LD_PRELOAD=preload, ASAN_OPTIONS="detect_leaks=0", UBSAN_OPTIONS="print_stacktrace=1")
+    environment |= {"LD_PRELOAD": preload, "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
+    return run(place, *arguments, **environment)
 
 
 @pytest.mark.slow
 def test_the_compiled_code_reads_and_writes_what_is_its_own(place):
     tests = "tests/backends/cpu/test_cpu_ops.py", "-k", "not fork and not sleep and not stress and not no_vector"
     code, told = watched(place, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", *tests)
+    assert code == 0 and "passed" in told, told[-6000:]
+    assert "runtime error" not in told and "AddressSanitizer" not in told, told[-6000:]
+
+
+@pytest.mark.slow
+def test_cells_compiled_at_their_first_use_do_so_too(place, tmp_path):
+    compiler = tmp_path / "watching"
+    watch = " ".join(flag for flag in FLAGS.split() if "sanitize" in flag or flag == "-O0")
+    compiler.write_text(f'#!/bin/sh\nexec g++ "$@" {watch}\n')
+    compiler.chmod(0o700)
+    tests = "tests/backends/cpu/test_cells.py", "-k", "no_worse"
+    code, told = watched(
+        place, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", *tests,
+        CXX=str(compiler), GPURNN_CACHE=str(tmp_path / "cache"),
+    )  # fmt: skip
     assert code == 0 and "passed" in told, told[-6000:]
     assert "runtime error" not in told and "AddressSanitizer" not in told, told[-6000:]
 

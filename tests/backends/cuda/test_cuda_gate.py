@@ -1,14 +1,19 @@
 """The compile gate over kernels/, and the gate's own rules."""
 
 import dataclasses
+import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from cuda_on_cpu import gate, nvrtc
 from cuda_on_cpu.kernel_list import FIRST, KERNELS
 from helpers import needs_nvrtc
 
+from gpurnn import LSTM, cells
 from gpurnn.backends.cuda import nvrtc as _nvrtc
-from gpurnn.backends.cuda.launch import kernel_dir, kernel_files, kernel_path, kernel_source
+from gpurnn.backends.cuda import schedules
+from gpurnn.backends.cuda.launch import kernel_dir, kernel_files, kernel_of, kernel_path, kernel_source, step_names
 
 PLAIN = gate.Resources(registers=32, stack=0, spill_stores=0, spill_loads=0, shared=0)
 
@@ -71,6 +76,59 @@ def test_all_kernels_compile_for_all_architectures_and_need_no_more_than_before(
     assert gate.growth(table, accepted) == []
     assert accepted.keys() == table.keys()
     assert all(gate.blocks_per_multiprocessor(r, gate.BLOCK, key[2]) >= 1 for key, r in table.items())
+
+
+# One of each kind: many states, own parameters and masks, a second product, none, means over the units
+GENERATED = {
+    "four states": cells.slstm,
+    "drawn": LSTM(1, 1, zoneout=(0.1, 0.1), recurrent_dropout=0.1, peephole=True, backend="numpy").cell,
+    "second product": cells.mgu,
+    "no product": cells.indrnn,
+    "means": LSTM(1, 1, layer_norm=True, backend="numpy").cell,
+}
+LIMITS = {75: (40, 64), 80: (108, 163), 86: (84, 99), 89: (128, 99), 90: (132, 227), 100: (148, 227), 120: (170, 99)}
+
+
+def generated_kernels(cell, arch):
+    """file -> name expressions of a generated cell: those of `step`, and the best tile of the other schedules."""
+    found = {}
+    for storage in (
+        ("float", "__half") if cell.means else ("float", "double", "__half")
+    ):  # double spills 8 bytes on sm_80
+        for file, expression, _ in step_names(cell, storage):
+            found.setdefault(file, []).append(expression)
+    multiprocessors, kilobytes = LIMITS[arch]
+    device = schedules.Device(arch, multiprocessors, kilobytes << 10)
+    sizes = {"block": 64, "grid": 256}
+    for dtype, schedule, backward in itertools.product(("float32", "bfloat16"), sizes, (False, True)):
+        problem = schedules.Problem(cell, sizes[schedule], 100, 16, 1, dtype, False, backward)
+        best = next((one for one in schedules.candidates(problem, device)[0] if one.schedule == schedule), None)
+        if best:
+            file, expression, _ = kernel_of(problem, best)
+            found.setdefault(file, []).append(expression)
+    return {file: list(dict.fromkeys(expressions)) for file, expressions in found.items()}
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("kind", GENERATED)
+def test_generated_kernels_compile_for_all_architectures_and_do_not_spill(kind):
+    """For tensor cores and without; what is held in registers is right at once (``cost.extra_registers``)."""
+    cell = GENERATED[kind]
+    jobs = [
+        (file, kernel_source(file, cell.struct), expressions, arch)
+        for arch in nvrtc.ARCHITECTURES
+        for file, expressions in generated_kernels(cell, arch).items()
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        tables = list(pool.map(lambda job: gate.measure(*job), jobs))
+    table = {
+        (file, expression, arch): resources
+        for (file, _, _, arch), found in zip(jobs, tables, strict=True)
+        for expression, resources in found.items()
+    }
+    assert len({file for file, _, _ in table}) == {"second product": 1, "no product": 2, "means": 1}.get(kind, 5)
+    if nvrtc.version() == gate.read_accepted()[0]:  # of another compiler `CudaOps.without_spills` takes care
+        assert gate.spills(table) == []
 
 
 @needs_nvrtc

@@ -13,6 +13,7 @@ from gpurnn.backends.cuda import schedules
 from gpurnn.backends.cuda.exchange import Exchange
 from gpurnn.backends.cuda.launch import kernel_of, kernel_source
 from gpurnn.backends.cuda.schedules import Device, Grid, Problem
+from gpurnn.cells import CELLS as RECORDS
 from gpurnn.check import OPTIONS, Batch, build, twins
 from gpurnn.errors import BackendError
 
@@ -284,7 +285,7 @@ MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
     "no barrier behind the last sums": ("lstm", "return !__syncthreads_or(channel.timed_out);", "return true;"),
     "a part left out": ("gru", "for (int p = 0; p < S; p++) sum", "for (int p = 1; p < S; p++) sum"),
     "another block's part": ("gru", "(k / U * N + blockIdx.y) * OWNED", "(k / U * N + k / U) * OWNED"),
-    "rows of another slice": ("rnn tanh", "thread / Q * RS + k / 4, u", "(S - 1 - thread / Q) * RS + k / 4, u"),
+    "rows of another slice": ("rnn tanh", "thread / QUADS * RS + k / 4, u", "(S - 1 - thread / QUADS) * RS + k / 4, u"),
     "columns of another slice": ("lstm", "= thread / U * KS + k", "= (S - 1 - thread / U) * KS + k"),
     "unit of the next block": ("gru", "int row = unit + thread % U", "int row = unit + U + thread % U"),
 }
@@ -407,12 +408,12 @@ DEVICES = {
     90: Device(90, 132, 227 * 1024),
     120: Device(120, 170, 99 * 1024),
 }
-GATES = {"rnn_tanh": 1, "lstm": 4, "gru": 3}
+KERNELS = "rnn_tanh", "lstm", "gru"
 
 
 def problem(kernel="lstm", H=512, B=1, dtype="float32", backward=False, **more):
     more = {"T": 512, "directions": 1, "projected": False} | more
-    return Problem(kernel, GATES[kernel], H, B=B, dtype=dtype, backward=backward, **more)
+    return Problem(RECORDS[kernel], H, B=B, dtype=dtype, backward=backward, **more)
 
 
 # ptxas keeps so many addresses in registers here, whatever is left to them: 20 bytes a thread
@@ -424,14 +425,14 @@ def test_tiles_that_are_chosen_do_not_spill(arch):
     names = {}
     kinds = ("float32", 1), ("float32", 64), ("bfloat16", 1), ("bfloat16", 64), ("tf32", 16)
     sizes = {75: (256,), 90: (256, 1024, 1536)}.get(arch, (1024,))
-    for kernel, (dtype, B), H, backward in itertools.product(GATES, kinds, sizes, (False, True)):
+    for kernel, (dtype, B), H, backward in itertools.product(KERNELS, kinds, sizes, (False, True)):
         if (kernel, dtype, H, backward) == KNOWN_SPILLS.get(arch):
             continue
         asked = problem(kernel, H, B, *precise(dtype), backward, tf32=dtype == "tf32")
         found = schedules.grid_candidates(asked, DEVICES[arch])
         if not isinstance(found, str):
             best = min(found, key=lambda candidate: candidate.seconds)
-            file, expression = kernel_of(asked, best)
+            file, expression, _ = kernel_of(asked, best)
             names.setdefault(file, {})[expression] = asked, best
     assert set(names) == ({"grid.cu"} if arch == 75 else {"grid.cu", "grid_mma.cu"})  # mma.m16n8k16 is sm_80's
     for name, chosen in names.items():

@@ -408,7 +408,7 @@ def test_layers_of_a_wavefront_share_the_multiprocessors():
     """All thread blocks of schedule grid of all layers are there at once."""
     ops = cuda_ops()
     limits = ops.device.limits = replace(ops.device.limits, multiprocessors=12)
-    problem = Problem("lstm", 4, 64, 5, 2, 1, "float32", False, False)
+    problem = Problem(gpurnn.cells.CELLS["lstm"], 64, 5, 2, 1, "float32", False, False)
     for share in (1, 2, 3):
         candidate, _ = ops.choose(replace(problem, concurrent=share), "grid")
         assert candidate.blocks * candidate.groups * share <= limits.multiprocessors
@@ -511,7 +511,7 @@ def test_what_is_chosen_once_is_chosen_again_where_it_must_be():
     """Other precision, another device's limits, other measurements: each its own choice for the same sizes."""
     ops = cuda_ops()
     ops.device.limits = Device(90, 132, 227 * 1024)
-    problem = Problem("lstm", 4, 512, 100, 16, 1, "float32", projected=False, backward=False, I=64)
+    problem = Problem(gpurnn.cells.CELLS["lstm"], 512, 100, 16, 1, "float32", projected=False, backward=False, I=64)
     plain, tf32 = (some.candidates(problem, True, "auto").candidates for some in (ops, ops.with_tf32()))
     assert plain["forward"].kernel == "grid" and tf32["forward"].kernel == "grid_mma"
     assert ops.with_tf32() is ops.with_tf32() and ops.candidates(problem, True, "auto").candidates is plain
@@ -540,9 +540,8 @@ def test_the_bytes_of_a_loop_are_those_of_its_arrays(kind):
     backward(None)
     del backward
     ((_, loop),) = ops.pool.free.values()
-    arrays = [loop.h, loop.output, loop.output, loop.gates] + (
-        [] if loop.c is None else [loop.c]
-    )  # doutput is as output
+    others = [] if loop.others is None else [loop.others]
+    arrays = [loop.h, loop.output, loop.output, loop.gates, *others]  # doutput is as output
     assert loop.nbytes == sum(array.nbytes for array in arrays)
 
 
@@ -647,29 +646,31 @@ def test_arrays_that_start_anywhere(schedule, dtype, precision):
 
 
 MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
-    "sign, rnn": ("rnn tanh", "d[0] = dh * (RELU", "d[0] = -dh * (RELU"),
-    "derivative of tanh": ("rnn tanh", "drelu(h_new) : dtanh(h_new)", "drelu(h_new) : dsigmoid(h_new)"),
-    "derivative of relu": ("rnn relu", "RELU ? drelu(h_new)", "RELU ? relu(h_new)"),
+    "sign, rnn": ("rnn tanh", "d[0] = in.dstate[0] * (RELU", "d[0] = -in.dstate[0] * (RELU"),
+    "derivative of tanh": ("rnn tanh", "drelu(h) : dtanh(h)", "drelu(h) : dsigmoid(h)"),
+    "derivative of relu": ("rnn relu", "RELU ? drelu(h)", "RELU ? relu(h)"),
     "sign, lstm i": ("lstm", "d[0] = dc * g", "d[0] = -dc * g"),
-    "sign, lstm f": ("lstm", "d[1] = dc * c", "d[1] = -dc * c"),
-    "sign, lstm g": ("lstm", "d[2] = dc * i", "d[2] = -dc * i"),
+    "sign, lstm f": ("lstm", "d[1] = dc * in.state[1]", "d[1] = -dc * in.state[1]"),
+    "sign, lstm g": ("lstm", "d[2] = dc * i *", "d[2] = -dc * i *"),
     "sign, lstm o": ("lstm", "d[3] = dh * m", "d[3] = -dh * m"),
-    "sign, lstm c": ("lstm", "dc += dh * o", "dc -= dh * o"),
-    "dc before its own share": ("lstm", "dc += dh * o * dtanh(m)", "dc += dh * dtanh(m)"),
-    "forget gate's derivative": ("lstm", "d[1] = dc * c * dsigmoid(f)", "d[1] = dc * m * dsigmoid(f)"),
-    "gates in another order": ("lstm", "f = saved[1] = sigmoid(ax[1]", "f = saved[1] = sigmoid(ax[3]"),
-    "sign, gru n": ("gru", "d[3] = dh * (real(1) - z)", "d[3] = -dh * (real(1) - z)"),
-    "sign, gru q": ("gru", "d[2] = d[3] * r", "d[2] = -d[3] * r"),
-    "derivative by z": ("gru", "d[3] * r;\n        d[1] = dh * (h - n)", "d[3] * r;\n        d[1] = dh * (n - h)"),
-    "sign, gru r": ("gru", "d[0] = d[3] * q", "d[0] = -d[3] * q"),
-    "sign, original r": ("gru original", "d_r = d_p * h", "d_r = -d_p * h"),
+    "sign, lstm c": ("lstm", "in.dstate[1] + dh * o", "in.dstate[1] - dh * o"),
+    "dc before its own share": ("lstm", "dh * o * dtanh(m)", "dh * dtanh(m)"),
+    "forget gate's derivative": ("lstm", "dc * in.state[1] * dsigmoid(f)", "dc * m * dsigmoid(f)"),
+    "gates in another order": ("lstm", "f = out.saved[1] = sigmoid(in.ax[1]", "f = out.saved[1] = sigmoid(in.ax[3]"),
+    "sign, gru n": ("gru", "d_n = dh * (real(1) - z)", "d_n = -dh * (real(1) - z)"),
+    "sign, gru q": ("gru", "d[2] = d_n * r", "d[2] = -d_n * r"),
+    "derivative by z": ("gru", "d_n * r;\n        out.d[1] = dh * (in.state[0] - n)",
+                        "d_n * r; out.d[1] = dh * (n - in.state[0])"),
+    "sign, gru r": ("gru", "d[0] = d_n * q", "d[0] = -d_n * q"),
+    "sign, original r": ("gru original", "d[0] = d_inner * in.state[0]", "d[0] = -d_inner * in.state[0]"),
     "sign, original n": ("gru original", "d[2] = dh * (real(1) - z)", "d[2] = -dh * (real(1) - z)"),
-    "original, p's way": ("gru original", "dh += d_p * r", "dh += d_p * h"),
-    "derivative past the end": ("gru", "dgates[k] = real(0);", "dgates[k] = real(1);"),
+    "original, p's way": ("gru original", "dstate[0] += d_inner * r", "dstate[0] += d_inner * in.state[0]"),
+    "original, past the end": ("gru original", "at.row[(size_t)Cell::inner * a.H] = zero;", ";"),
+    "derivative past the end": ("gru", "out.d[k] = real(0);", "out.d[k] = real(1);"),
     "slot of the reverse direction": ("gru", "reversed ? t + 1 : t)", "reversed ? t : t)"),
-    "index of saved gates": ("lstm", "row[(size_t)k * H] = T(saved[k])", "row[(size_t)k * H + 1] = T(saved[k])"),
-    "unit past the end": ("rnn tanh", "inside = j < n", "inside = j <= n"),
-    "length off by one": ("rnn tanh", ">= lengths[b]) {\n        if (Cell", "> lengths[b]) {\n        if (Cell"),
+    "index of saved gates": ("lstm", "k * a.H] = T(out.saved[k])", "k * a.H + 1] = T(out.saved[k])"),
+    "unit past the end": ("rnn tanh", "inside(j_ < n)", "inside(j_ <= n)"),
+    "length off by one": ("rnn tanh", ">= lengths[pos.b]) return hold", "> lengths[pos.b]) return hold"),
     "projection forgets the end": ("lstm projected", "held ? h_now[index] : product", "!held ? h_now[index] : product"),
 }  # fmt: skip
 

@@ -19,7 +19,7 @@ class Device:
     def __init__(self):
         self.launches, self.loads = [], []
 
-    def load(self, file, expression):
+    def load(self, file, expression, struct=None):
         self.loads.append((file, expression))
         return lambda grid, block, args, shared_mem=0: self.launches.append((grid, block, args, shared_mem))
 
@@ -32,7 +32,8 @@ def test_signatures_come_from_the_source():
     assert found["T_"] == Argument("T_", "int32", pointer=False, optional=False)
     assert found["gates"] == Argument("gates", "float16", pointer=True, optional=False)
     assert found["lengths"] == Argument("lengths", "int32", pointer=True, optional=True)
-    assert found["ah"] == Argument("ah", "float32", pointer=True, optional=False)
+    assert found["ah"] == Argument("ah", "float32", pointer=True, optional=True)
+    assert found["mask"] == Argument("mask", "bool", pointer=True, optional=True)
     assert signature("step.cu", "step_forward", ("lstm", "double"))[10].dtype == "float64"
 
 

@@ -12,6 +12,7 @@ from helpers import cuda_ops
 from gpurnn.backends import switch as backend
 from gpurnn.backends.cuda import schedules
 from gpurnn.backends.cuda.schedules import Device, Problem, tuned_table, tuning
+from gpurnn.cells import CELLS
 from gpurnn.check import build
 from gpurnn.cli import main
 from gpurnn.errors import BackendError
@@ -25,7 +26,7 @@ def own_file(tmp_path, monkeypatch):
 
 
 def problem(**more):
-    return Problem(**{"kernel": "lstm", "gates": 4, "H": 128, "T": 512, "B": 16, "directions": 1,
+    return Problem(**{"cell": CELLS["lstm"], "H": 128, "T": 512, "B": 16, "directions": 1,
                    "dtype": "float32",
                    "projected": False, "backward": False} | more)  # fmt: skip
 
@@ -67,8 +68,6 @@ def test_where_nothing_was_measured_estimates_count():
     assert schedules.choose(problem(), Device(90, 132, 227 * 1024, name="another"), measured=table) == estimated
     assert schedules.choose(problem(), H200, measured=known({"a way of an older version": (0.01, 0)})) == estimated
     assert schedules.choose(problem(B=9), H200, measured=table)[0].schedule == "step"  # up to the next power of two
-    assert schedules.choose(problem(kernel="rnn_relu", gates=1), H200, measured=known({"step": (0.01, 0)}, problem(
-        kernel="rnn_tanh", gates=1)))[0].measured  # fmt: skip
     # only one schedule was measured: the other's estimate stands beside it
     candidates, _ = schedules.candidates(problem(), H200, known({"step": (1.5, 0)}))
     assert {candidate.measured for candidate in candidates if candidate.schedule == "step"} == {True}
@@ -94,7 +93,7 @@ def test_buckets():
 
 
 def test_works():
-    found = tuning.problems(["lstm", "rnn"], [7, 8], [3], ["float32", "float16"], directions=2, tf32=True)
+    found = tuning.problems(["lstm", "rnn_tanh"], [7, 8], [3], ["float32", "float16"], directions=2, tf32=True)
     assert len(found) == 16 and {one.B for one in found} == {4} and {one.directions for one in found} == {2}
     assert {(one.dtype, one.tf32) for one in found} == {("float32", True), ("float16", False)}
     with pytest.raises(ValueError, match="cell should be one of"):
@@ -109,8 +108,8 @@ class Clock:
         device = ops.device
         load, product = device.load, device.product
 
-        def priced(file, expression):
-            kernel = load(file, expression)
+        def priced(file, expression, struct=None):
+            kernel = load(file, expression, struct)
 
             def launch(grid, block, args, shared_mem=0):
                 T = int(args[0])
@@ -160,13 +159,13 @@ def test_a_way_that_does_not_run_is_left_out(monkeypatch):
     ops = cuda_ops(checked=False)
     load = ops.device.load
 
-    def failing(file, expression):
+    def failing(file, expression, struct):
         if file == "block.cu":
             raise BackendError("does not compile")
-        return load(file, expression)
+        return load(file, expression, struct)
 
     monkeypatch.setattr(ops.device, "load", failing)
-    problems = tuning.problems(["rnn"], [5], [1], ["float32"])
+    problems = tuning.problems(["rnn_tanh"], [5], [1], ["float32"])
     table = tuning.tune(ops, problems, lengths=(1, 2), least=0.0)
     assert [set(table.known(problem, ops.device.limits)) for problem in problems] == [{"step"}, {"step"}]
 
@@ -193,12 +192,12 @@ def test_the_command(monkeypatch):
     ticks = iter(range(10**9))
     monkeypatch.setattr(sys.modules["gpurnn.backends"], "get_backend", lambda name=None: ops)
     monkeypatch.setattr(tuning.measure, "__defaults__", ((1, 2), 0.0, lambda: next(ticks) * 1e-6))
-    told = call("tune", "--cell", "rnn", "--hidden", 5, "--batch", 1)
+    told = call("tune", "--cell", "rnn_tanh", "--hidden", 5, "--batch", 1)
     assert "rnn_tanh H5 B1 float32 forward" in told and "2 time loops are known" in told
     assert max(map(len, told.splitlines()[:-1])) <= 80
     rows = json.loads(call("tune", "--show", "--json"))["rows"]
     assert len(rows) == 2 and {"step"} < set(rows[0]["ways"])
-    assert "kernels are ready for sm_90" in call("warmup", "--dtype", "float32", "--cell", "rnn", "--hidden", 5)
+    assert "kernels are ready for sm_90" in call("warmup", "--dtype", "float32", "--cell", "rnn_tanh", "--hidden", 5)
     assert "Forgotten" in call("tune", "--forget") and "Nothing is known" in call("tune", "--show")
 
 

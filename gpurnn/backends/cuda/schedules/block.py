@@ -8,8 +8,16 @@ from dataclasses import dataclass, replace
 
 from ....dtypes import ITEMSIZE
 from .cost import (
-    BARRIERS, EFFICIENCY, LOAD_SECONDS, extra_registers, padded, refusal, step_seconds, takes_inputs, thread_registers,
-)  # fmt: skip
+    BARRIERS,
+    EFFICIENCY,
+    LOAD_SECONDS,
+    extra_registers,
+    padded,
+    refusal,
+    step_seconds,
+    takes_inputs,
+    thread_registers,
+)
 from .problem import Candidate
 
 LATENCY = 30  # exposed latency of one shared-memory load, in cycles
@@ -55,7 +63,7 @@ class Block(Candidate):
 
 def block_candidates(problem, device):
     """All tiles that fit, or a sentence that says why none does."""
-    refused = refusal(problem)
+    refused = refusal(problem, "a barrier")
     if refused:
         return f"block {refused}"
     if not problem.products:

@@ -17,14 +17,17 @@ def gemm_rate(problem, device):
     return device.multiprocessors * device.clock * peak * EFFICIENCY
 
 
-def refusal(problem):
-    """Why a schedule with one launch for the whole sequence cannot serve this problem, or None."""
+def refusal(problem, wait):
+    """Why a schedule with one launch for the whole sequence cannot serve this problem, or None.
+
+    wait: what each stage of means over the units would cost, in words.
+    """
     if problem.dtype == "float64":
         return "computes in float32"
     if problem.projected:
         return "has no projection"
     if problem.cell.means:
-        return "has no means over the units of a sequence: each would take two more barriers in every timestep"
+        return f"has no means over the units of a sequence: each stage of them takes {wait} more in every timestep"
     return "has no second product in a timestep" if problem.cell.first < problem.products else None
 
 

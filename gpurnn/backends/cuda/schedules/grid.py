@@ -35,7 +35,7 @@ class Grid(Block):
 
 def grid_candidates(problem, device):
     """All tiles that fit, or a sentence that says why none does."""
-    refused = refusal(problem)
+    refused = refusal(problem, f"an exchange of {HOP_SECONDS * 1e6:.2f} us")
     if refused:
         return f"grid {refused}"
     if not problem.products:

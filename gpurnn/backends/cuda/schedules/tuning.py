@@ -72,8 +72,7 @@ def _time_loop(ops, problem, candidate, T):
     plan.use(plan.candidates | {"backward" if problem.backward else "forward": candidate})
     loop = Loop(ops, plan)
     compute_dtype = np.dtype("float32" if dtype.itemsize < 4 else dtype)
-    steps = 1 if all(draw.each == "sequence" for draw in cell.draws) else T
-    masks = [xp.ones((steps, B, len(cell.draws) * H), np.bool_)] * D if cell.draws else None
+    masks = [xp.ones((plan.mask_steps, B, len(cell.draws) * H), np.bool_)] * D if cell.draws else None
     weights = [_zero_weights(xp, cell, H, compute_dtype) for _ in range(D)]
     for array in (loop.gates, loop.h, loop.others):
         if array is not None:
