@@ -51,8 +51,8 @@ def own_torch(mode="eager"):
         run = torch_call(case, module, call, torch.from_numpy(x), torch.from_numpy(y), same_memory=False)
 
         def results():
-            found = {name: value.detach() for name, value in run().items()}
-            return _float64(found | {names[own]: parameter.grad for own, parameter in module.named_parameters()})
+            found = run() | {names[own]: parameter.grad for own, parameter in module.named_parameters()}
+            return _float64({name: value.detach().numpy() for name, value in found.items()})
 
         return Prepared(run, results)
 
