@@ -319,7 +319,9 @@ def table(document, task):
 
 @click.command("options")
 @click.option("--mnist", type=click.Path(exists=True, dir_okay=False), help="MNIST as an .npz file.")
-@click.option("--text", type=click.Path(exists=True, dir_okay=False), help="A text file, of at least 100,000 characters.")
+@click.option(
+    "--text", type=click.Path(exists=True, dir_okay=False), help="A text file, of at least 100,000 characters."
+)
 @click.option("--option", "names", multiple=True, type=click.Choice([*OPTIONS]), help="[default: all]")
 @click.option("--seeds", type=click.IntRange(1), default=3)
 @click.option("--out", type=click.Path(dir_okay=False), default="options.json", help="What it has is not done again.")

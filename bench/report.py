@@ -185,9 +185,9 @@ def fill(text, folder):
     """A page with the tables between its markers made anew from the results in ``folder``.
 
     A marker names a file and the arguments of ``summary``, or the file alone for ``markdown``:
-    ``<!-- bench cpu.json base other [bound [pass]] -->`` ... ``<!-- end -->``. With ``probe`` it shows what was measured
-    of the GPU itself, with ``cells`` and perhaps a pass the table of ``beside_plain``. Raises ValueError for a marker
-    without its end, and for results of a rehearsal.
+    ``<!-- bench cpu.json base other [bound [pass]] -->`` ... ``<!-- end -->``. With ``probe`` it shows what was
+    measured of the GPU itself, with ``cells`` and perhaps a pass the table of ``beside_plain``. Raises ValueError for
+    a marker without its end, and for results of a rehearsal.
     """
 
     def made(found):

@@ -12,6 +12,7 @@ from .flashrnn import flashrnn_rival
 from .gpurnn import gpurnn_rival, unavailable
 from .jax import jax_rival
 from .onnxruntime import onnxruntime_rival
+from .own_cell import own_gpurnn, own_jax, own_keras, own_torch
 from .plain import plain_rival
 from .products import products_rival
 from .torch import torch_rival
@@ -52,7 +53,14 @@ USUAL = (
 )  # if none is named
 USUAL_OF_OPTIONS = ("gpurnn-cpu-plain", "torch-cpu-plain", "torch-loop")  # these, too, where a cell has options
 _LOOPS = ("torch-loop", "torch-loop-compile", "haste-torch")  # float32, layers alone
-HIDDEN = {"flashrnn-vanilla": (flashrnn_rival("vanilla", "cpu"), "cpu", "")}  # for a test of "flashrnn" without a GPU
+HIDDEN = {
+    "flashrnn-vanilla": (flashrnn_rival("vanilla", "cpu"), "cpu", ""),  # for a test of "flashrnn" without a GPU
+    "own-gpurnn": (own_gpurnn, "cpu", ""),  # these for ``python -m bench.own_cell``
+    "own-torch": (own_torch(), "cpu", ""),
+    "own-torch-compile": (own_torch("compile"), "cpu", ""),
+    "own-jax": (own_jax, "cpu", ""),
+    "own-keras": (own_keras, "cpu", ""),
+}
 
 
 def missing(name):

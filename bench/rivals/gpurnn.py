@@ -53,7 +53,7 @@ def gpurnn_rival(backend, schedule="auto", wavefront=0):
             """(one run, which returns name -> array; the model)."""
             model = build(case, backend, case.dtype, schedule, wavefront)
             model.load_state_dict(weights)
-            return (_step if case.what == "step" else _layer_call)(case, model, x, y), model
+            return (_step if case.what == "step" else layer_call)(case, model, x, y), model
 
         run, model = fresh()
 
@@ -85,7 +85,7 @@ def _step(case, model, words, targets):
     return run
 
 
-def _layer_call(case, layer, x, doutput):
+def layer_call(case, layer, x, doutput):
     """A layer's call, forward alone, or forward and backward."""
     x, doutput = (layer.xp.asarray(array.astype(layer.dtype)) for array in (x, doutput))
 

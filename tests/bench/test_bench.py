@@ -18,8 +18,9 @@ from helpers import ROOT
 from optional import needs
 
 from bench import plots, report
-from bench.cases import CELLS, PASSES, SUITES, Case, select
+from bench.cases import PASSES, SUITES, Case, select
 from bench.ceilings import floor_seconds
+from bench.cells import PLAIN
 from bench.cli import main
 from bench.judge import allowed, inputs, reference
 from bench.plots import KINDS, plot
@@ -72,7 +73,7 @@ def test_flops_are_those_of_the_products():
 @pytest.mark.long
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("what", PASSES)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", PLAIN)
 def test_rivals_agree_with_the_reference(cell, what, dtype):
     case = Case(cell, 6, 3, 9, 5, L=2, bidirectional=True, dtype=dtype, what=what, V=11 * (what == "step"))
     expected = reference(case, *inputs(case))
@@ -122,7 +123,7 @@ def test_torch_compile_agrees():
 
 @pytest.mark.skipif(missing("flashrnn-vanilla") is not None, reason=str(missing("flashrnn-vanilla")))
 @pytest.mark.parametrize("what", ["inference", "forward", "train"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", PLAIN)
 def test_flashrnn_gets_our_weights(cell, what):
     """Through its backend for the CPU: the order of gates, biases and axes."""
     case = Case(cell, 6, 3, 9, 5, what=what)

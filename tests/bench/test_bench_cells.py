@@ -1,27 +1,35 @@
 """Cells with options in the benchmark: what a case needs, and rivals written by hand that agree with gpurnn."""
 
+import importlib.util
+import io
+import tokenize
+
 import pytest
 from click.testing import CliRunner
+from helpers import ROOT
 from optional import needs
 
-from bench import report
+from bench import own_cell, report
 from bench.cases import Case, select
 from bench.cells import CELLS, OPTIONS, PLAIN, record
 from bench.cli import main
 from bench.judge import allowed, furthest, inputs, reference
-from bench.rivals import RIVALS, missing, refuses
+from bench.rivals import HIDDEN, RIVALS, missing, refuses
 from bench.rivals.gpurnn import build, first_draws
+from bench.rivals.own_cell import LIBRARIES, code_lines
 from bench.rivals.prepared import is_judged
 from bench.run import run as run_cases
 from gpurnn.cells import library
 
 DRAWING = ("zoneout_lstm", "recurrent_dropout_gru", "variational_dropout_rnn", "weight_dropout_lstm")
 
+needs_jax = pytest.mark.skipif(missing("jax") is not None, reason="needs jax")
+
 
 def agrees(name, case):
     """The largest error of a rival as a share of what is allowed; its results have every gradient that is judged."""
     expected = reference(case, *inputs(case))
-    return furthest(RIVALS[name][0](case, *inputs(case)).results(), expected)[0] / allowed(case)
+    return furthest((RIVALS | HIDDEN)[name][0](case, *inputs(case)).results(), expected)[0] / allowed(case)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -59,7 +67,7 @@ def test_a_loop_in_torch_agrees(cell, what):
 
 
 @pytest.mark.long
-@needs("jax")
+@needs_jax
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_scan_in_jax_agrees(cell):
     for what in ("train", "inference"):
@@ -143,3 +151,55 @@ def test_the_plain_cell_is_a_bound_and_is_not_judged():
     document = run_cases([case], ["gpurnn-cpu-plain"], threads=1, rounds=1, seconds=0.001)
     result = document["cases"][0]["results"]["gpurnn-cpu-plain"]
     assert result["status"] == "timed" and result["bound"] and "error" not in result
+
+
+# ---- a cell of one's own in four libraries
+
+OWN = Case("peephole", 6, 3, 9, 5, what="train")
+
+
+def test_a_cell_of_ones_own_in_gpurnn_agrees():
+    assert agrees("own-gpurnn", OWN) <= 1
+
+
+@needs("torch")
+def test_a_cell_of_ones_own_in_torch_agrees(monkeypatch):
+    assert agrees("own-torch", OWN) <= 1
+    monkeypatch.setattr("torch.nn.Linear.forward", lambda self, x: x @ self.weight.T - self.bias)
+    assert agrees("own-torch", OWN) > 100
+
+
+@pytest.mark.long
+@needs_jax
+def test_a_cell_of_ones_own_in_jax_agrees():
+    assert agrees("own-jax", OWN) <= 1
+
+
+@pytest.mark.long
+@needs_jax
+@pytest.mark.skipif(importlib.util.find_spec("keras") is None, reason="needs keras")
+def test_a_cell_of_ones_own_in_keras_agrees():
+    assert agrees("own-keras", OWN) <= 1
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_lines_of_code_are_counted(library):
+    text = (ROOT / f"bench/rivals/own_{library}.py").read_text(encoding="utf-8")
+    ignored = tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER
+    tokens = [token for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type not in ignored]
+    assert code_lines(library) == len({token.start[0] for token in tokens if token.start[0] > 1}) > 8
+
+
+@pytest.mark.long
+def test_the_comparison_of_own_cells_has_lines_and_times(tmp_path, monkeypatch):
+    monkeypatch.setattr(own_cell, "RIVALS", ("own-gpurnn",))
+    out = tmp_path / "x.json"
+    sizes = ("-T", "3", "-B", "2", "-H", "4", "--rounds", "2", "--seconds", "0.001", "--threads", "1")
+    done = CliRunner().invoke(own_cell.main, [*sizes, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    name, lines, milliseconds = done.output.splitlines()[1].split()
+    assert (name, lines) == ("gpurnn", str(code_lines("gpurnn"))) and float(milliseconds) > 0
+    document = report.load(out)
+    assert document["lines"].keys() == set(LIBRARIES)
+    document["cases"][0]["results"] |= {"own-keras": {"status": "failed", "reason": "No module named 'keras'"}}
+    assert list(own_cell.table(document))[-1].endswith("  No module named 'keras'")

@@ -1,0 +1,53 @@
+"""A cell of one's own in four libraries: how many lines it takes, and how long a training step.
+
+  python -m bench.own_cell --out bench/results/own_cell_cpu.json
+
+The cell is an LSTM with peepholes; its four texts are ``bench/rivals/own_*.py``. All compute the same numbers, which
+``bench run`` judges. Keras runs on JAX.
+"""
+
+import os
+import sys
+
+import click
+
+from .cases import Case
+from .results_file import times, write
+from .rivals.own_cell import LIBRARIES, code_lines
+from .run import run
+
+RIVALS = ("own-gpurnn", "own-torch", "own-torch-compile", "own-jax", "own-keras")
+
+
+@click.command()
+@click.option("--threads", type=click.IntRange(1), default=os.cpu_count(), show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=12, show_default=True, help="Turns of each library.")
+@click.option("--seconds", type=float, default=0.3, show_default=True, help="Least duration of a turn.")
+@click.option("-T", "T", type=click.IntRange(1), default=50, show_default=True)
+@click.option("-B", "B", type=click.IntRange(1), default=32, show_default=True)
+@click.option("-H", "H", type=click.IntRange(1), default=256, show_default=True)
+@click.option("--out", type=click.Path(dir_okay=False), help="JSON file.")
+def main(threads, rounds, seconds, T, B, H, out):
+    """Count the lines of a cell of one's own in four libraries, and time a training step of each."""
+    command = " ".join(["python -m bench.own_cell", *sys.argv[1:]])
+    case = Case("peephole", T, B, H, H, what="train")
+    document = run([case], RIVALS, threads=threads, rounds=rounds, seconds=seconds, command=command)
+    document["lines"] = {library: code_lines(library) for library in LIBRARIES}
+    if out:
+        write(out, document)
+    for line in table(document):
+        click.echo(line)
+
+
+def table(document):
+    """Lines of text: for each library its lines of code, and milliseconds of a training step, the least of its turns,
+    as other work on the machine only adds to it."""
+    yield f"{'':20}{'lines':>6}{'ms':>9}"
+    for name, result in document["cases"][0]["results"].items():
+        library, timed = name.split("-")[1], result["status"] == "timed"
+        shown = f"{min(times(result['samples'])) * 1e3:9.2f}" if timed else f"  {result['reason']}"
+        yield f"{name.removeprefix('own-'):20}{document['lines'][library]:6}{shown}"
+
+
+if __name__ == "__main__":
+    main()
