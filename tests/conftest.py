@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from cuda_on_cpu import emulator
@@ -10,6 +11,8 @@ from optional import missing_package
 import gpurnn
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+# what cells are compiled to stays in the checkout, for the next run
+os.environ.setdefault("GPURNN_CACHE", str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "gpurnn"))
 
 # A shell's background job ignores Ctrl-C and hands that down; the tests that press it need it heard.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
