@@ -91,7 +91,9 @@ class Recurrent(CellOptions, Module):
     bidirectional: bool
     reverse: bool
     learn_state: bool
+    residual: bool
     init: str
+    buffers: dict[str, Array]
     stateful = True
     takes_lengths = True
     once = True
