@@ -66,6 +66,7 @@ def sequence_forward(ops, cell, ax, weights, state, lengths=None, options=_PLAIN
     for steps, first in zip(others, state[1:], strict=True):
         steps[start if save else 0] = first
     scratch = Scratch(_step_buffer(ops, B, cell.saved_blocks * H, real), _step_buffer(ops, B, H, real))
+    scratch.z[...] = 0  # blocks that the cell leaves empty are saved, too
     h_computed = None if real == dtype else _step_buffer(ops, B, P, real)  # 16-bit: h' before it is rounded
     gates = ax  # timestep by timestep what the cell saves takes the place of its pre-activations
     axT, gatesT, hT = _feature_major(ax), _feature_major(gates), _feature_major(h)

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .._typing import Array
 
@@ -156,6 +156,8 @@ class Cell:
         Whether it averages over the units of a sequence (layer norm).
     over_batch : bool
         Whether it normalizes over the sequences of the batch.
+    array_only : str or None
+        Why it is array code on every backend; None where it is not.
     normalizations, timesteps : int
         How many numbers it normalizes so, and for how many timesteps it has statistics.
     struct : str or None
@@ -172,18 +174,20 @@ class Cell:
     products: tuple[Product, ...]
     parameters: tuple[Parameter, ...] = ()
     draws: tuple[Draw, ...] = ()
-    biases = True
+    biases: bool = True
     projects: str | None = None
-    may_project = False
+    may_project: bool = False
     remembers: str | None = None
     writes: str | None = None
-    means = False
-    over_batch = False
-    normalizations, timesteps = 0, 0
+    means: bool = False
+    over_batch: bool = False
+    array_only: str | None = None
+    normalizations: int = 0
+    timesteps: int = 0
     struct: str | None = None
 
     @functools.cached_property
-    def key(self) -> tuple:
+    def key(self) -> tuple[Any, ...]:
         """Equal for cells of the same equations."""
         return self.name, self.struct, self.saved, self.draws
 

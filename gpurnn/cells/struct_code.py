@@ -12,7 +12,7 @@ _MEMBERS = {"ax": "in.ax", "ah": "in.ah", "state": "in.state", "own": "in.p", "m
 
 def write(cell):
     """The text of the struct; "" where a cell can only be array code."""
-    if cell.over_batch or (cell.inner_node is not None and cell.means):
+    if cell.array_only:
         return ""
     forward = _Stages([*cell.new_states, *_saved(cell)], ())
     backward = _Stages([*cell.d, *cell.dstates], {*_saved(cell), *cell.free_states})

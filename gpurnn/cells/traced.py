@@ -56,7 +56,7 @@ class TracedCell(Cell):
         return other
 
     @functools.cached_property
-    def key(self) -> tuple:
+    def key(self) -> tuple[Any, ...]:
         """Equal for cells of the same equations."""
         return self.name, self.struct or self.source("numpy"), self.saved, self.draws
 
@@ -115,6 +115,10 @@ class TracedCell(Cell):
         self.means = any(node.op == "mean" for node in used)
         self.over_batch, self.timesteps = bool(graph.normalizations), graph.timesteps
         self.normalizations = len(graph.normalizations)
+        if self.over_batch:
+            self.array_only = "it normalizes over the batch"
+        elif self.means and self.inner_node is not None:
+            self.array_only = "it has a mean over the units and a second product in one timestep"
 
     def _new_states(self, returned):
         values = returned if isinstance(returned, (tuple, list)) else (returned,)

@@ -49,6 +49,8 @@ def run_forward(layer, x, state, lengths, return_all, *, save, retain=False):
     x, single = check_input(layer, x)
     T, B, _ = x.shape
     layer.ops.refuse_sizes(T, B, lambda: [(one, save, layer.schedule) for one in layer_problems(layer, T, B)])
+    if layer.cell.over_batch and layer.training and B == 1:
+        raise ValueError("batch_norm: one sequence has no statistics to train with: give more, or call eval() first")
     initial = given = initial_state(layer, state, B, single)
     lengths = _checked_lengths(lengths, T, B, single, layer.batch_first)
     if lengths is not None:  # padding may hold anything, even NaN, and must not reach the weights' gradient

@@ -377,6 +377,10 @@ class Recurrent(CellOptions, Module):
         """
         if True in self._directions:
             raise ValueError("step: a layer that runs backwards in time needs the whole sequence")
+        if self._cell.over_batch:
+            raise ValueError(
+                "step: batch_norm has statistics of each timestep of a call, and a step alone is the first"
+            )
         x = self.ops.asfloat(x, self.dtype, "x")
         if x.ndim not in (1, 2):
             raise ShapeError(f"x: expected one step, (B, {self.input_size}) or ({self.input_size},), got {x.shape}")

@@ -64,12 +64,10 @@ def time_loop(cell, dtype, level):
 
 def refusal(cell, dtype, level):
     """Why a cell is not compiled, as far as it is known without compiling it; None where nothing speaks against it."""
-    if cell.over_batch:
-        return f"the cell {cell.name} averages over the batch, which is array code on every backend"
+    if cell.array_only:
+        return f"the cell {cell.name} is array code on every backend, because {cell.array_only}"
     if cell.struct is None:
         return None
-    if not cell.struct:
-        return f"the equations of the cell {cell.name} have only an array form"
     found = _known.get((cell.struct, cell.name, dtype, level))
     if found is not None:
         return found if isinstance(found, str) else None

@@ -190,7 +190,7 @@ class CpuOps(HostOps):
 
     def _compiled(self, cell, dtype):
         """Whether a cell has a compiled time loop. The first call for a traced cell compiles it."""
-        if dtype.itemsize == 2 or cell.over_batch:
+        if dtype.itemsize == 2 or cell.array_only:
             return False
         return cell.struct is None or self._traced_loop(cell, dtype.itemsize == 8) is not None
 

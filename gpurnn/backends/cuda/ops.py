@@ -43,11 +43,9 @@ class Chosen(NamedTuple):
 
 def array_code(cell):
     """Why the kernels cannot serve a cell, so that it runs as array code over CuPy; None where they can."""
-    if cell.over_batch:
-        return "the cell averages over the batch, whose sequences are in different thread blocks"
+    if cell.array_only:
+        return f"the cell {cell.name} is array code on every backend, because {cell.array_only}"
     inner = {product.reads for product in cell.products} - {"h"}
-    if cell.means and inner:
-        return "the cell has means over the units, and a second product in a timestep"
     return "the cell has more than two products in a timestep" if len(inner) > 1 else None
 
 

@@ -273,7 +273,7 @@ def test_who_cannot_serve_a_cell_says_why():
     ops = cuda_ops()
     layer = gpurnn.LSTM(3, 5, batch_norm=4, backend=ops, seed=1)
     plan = layer.plan(4, 3)
-    assert plan.schedule == "array code" and "averages over the batch" in plan.reason
+    assert plan.schedule == "array code" and "normalizes over the batch" in plan.reason
     compare(option(gpurnn.LSTM, batch_norm=4), ops, "float64", 4, 3, 5, False, "auto", bidirectional=True)
 
 
