@@ -12,7 +12,8 @@ The protocol, which is the same for every option:
 - Of each training the epoch that is best on the validation data counts. Its weights are measured once on the test data.
 - The choice is trained with further seeds. All are shown: the mean, the lowest and the highest test result.
 
-A results file holds every training, also those that were not chosen.
+Sizes and learning rates were set by trainings of the plain LSTM with seed 0. A results file holds every training of the
+protocol, also those that were not chosen.
 """
 
 import json
@@ -319,7 +320,9 @@ def table(document, task):
 
 @click.command("options")
 @click.option("--mnist", type=click.Path(exists=True, dir_okay=False), help="MNIST as an .npz file.")
-@click.option("--text", type=click.Path(exists=True, dir_okay=False), help="A text file, of at least 100,000 characters.")
+@click.option(
+    "--text", type=click.Path(exists=True, dir_okay=False), help="A text file, of at least 100,000 characters."
+)
 @click.option("--option", "names", multiple=True, type=click.Choice([*OPTIONS]), help="[default: all]")
 @click.option("--seeds", type=click.IntRange(1), default=3)
 @click.option("--out", type=click.Path(dir_okay=False), default="options.json", help="What it has is not done again.")
