@@ -12,7 +12,8 @@ The protocol, which is the same for every option:
 - Of each training the epoch that is best on the validation data counts. Its weights are measured once on the test data.
 - The choice is trained with further seeds. All are shown: the mean, the lowest and the highest test result.
 
-A results file holds every training, also those that were not chosen.
+Sizes and learning rates were set by trainings of the plain LSTM with seed 0. A results file holds every training of the
+protocol, also those that were not chosen.
 """
 
 import json

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers import assert_close
+from helpers import ROOT, assert_close
 
 import gpurnn
 from bench import options
@@ -220,6 +220,18 @@ def test_the_table_shows_mean_and_range(files):
     assert lines[3] == "| layer_norm | lr 0.1 | 4.00 | 4.00 to 4.00 | 4.00 | 4.00 | 9.00 | 2.0 |"
     assert lines[4] == "| zoneout | [0.1, 0.5], lr 0.1 | 8.00 | 8.00 to 8.00 | 4.50 | 4.50 | 4.50 | 1.0 |"
     assert len(list(table(made, "text"))) == 2
+
+
+def test_the_committed_results_are_whole():
+    found = load(ROOT / "bench" / "results" / "options_cpu.json")["runs"]
+    for task, left_out in options.LEFT_OUT.items():
+        for option in set(OPTIONS) - set(left_out):
+            best = chosen(found, task, option)
+            assert [one["seed"] for one in best] == [0, 1, 2], (task, option)
+            plain_lr = chosen(found, task, PLAIN)[0]["lr"]
+            wanted = tries(option, options.SIZES[task].rates, plain_lr)
+            first = [one for one in found if (one["task"], one["option"], one["seed"]) == (task, option, 0)]
+            assert [[one["lr"], one["arguments"]] for one in first] == json.loads(json.dumps(wanted)), (task, option)
 
 
 @pytest.mark.long
