@@ -111,7 +111,8 @@ def test_what_takes_which_cell():
     assert not any(refuses(name, case) for name in takers)
     for cell in ("lstm", "peephole"):  # one without an option, one whose cell has no plain form
         assert refuses("torch-cpu-plain", Case(cell, 6, 3, 9, 5)) == "only for a cell with an option"
-    assert refuses("haste-torch", Case("zoneout_lstm", 6, 3, 9, 5)) == "only layer norm"
+    for cell in ("zoneout_lstm", "layer_norm_rnn"):
+        assert refuses("haste-torch", Case(cell, 6, 3, 9, 5)) == "only layer norm in LSTM and GRU"
     assert refuses("torch-loop", Case("lstm", 6, 3, 9, 5, what="step")) == "only layers, no whole training step"
 
 
