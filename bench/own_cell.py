@@ -2,8 +2,8 @@
 
   python -m bench.own_cell --out bench/results/own_cell_cpu.json
 
-The cell is an LSTM with peepholes; its four texts are ``bench/rivals/own_*.py``. All compute the same numbers, which
-``bench run`` judges. Keras runs on JAX.
+The cell is an LSTM with peepholes; its four texts are ``bench/rivals/own_*.py``. All have to give the same numbers. Keras
+runs on JAX.
 """
 
 import os
@@ -12,11 +12,11 @@ import sys
 import click
 
 from .cases import Case
-from .results_file import times, write
+from .results_file import write
 from .rivals.own_cell import LIBRARIES, code_lines
 from .run import run
 
-RIVALS = ("own-gpurnn", "own-torch", "own-torch-compile", "own-jax", "own-keras")
+RIVALS = tuple(f"own-{library}" for library in LIBRARIES)
 
 
 @click.command()
@@ -26,12 +26,14 @@ RIVALS = ("own-gpurnn", "own-torch", "own-torch-compile", "own-jax", "own-keras"
 @click.option("-T", "T", type=click.IntRange(1), default=50, show_default=True)
 @click.option("-B", "B", type=click.IntRange(1), default=32, show_default=True)
 @click.option("-H", "H", type=click.IntRange(1), default=256, show_default=True)
+@click.option("--compile", is_flag=True, help="Also torch.compile, which takes minutes for a loop of 50 timesteps.")
 @click.option("--out", type=click.Path(dir_okay=False), help="JSON file.")
-def main(threads, rounds, seconds, T, B, H, out):
+def main(threads, rounds, seconds, T, B, H, compile, out):
     """Count the lines of a cell of one's own in four libraries, and time a training step of each."""
     command = " ".join(["python -m bench.own_cell", *sys.argv[1:]])
     case = Case("peephole", T, B, H, H, what="train")
-    document = run([case], RIVALS, threads=threads, rounds=rounds, seconds=seconds, command=command)
+    names = [*RIVALS, *(["own-torch-compile"] if compile else [])]
+    document = run([case], names, threads=threads, rounds=rounds, seconds=seconds, command=command)
     document["lines"] = {library: code_lines(library) for library in LIBRARIES}
     if out:
         write(out, document)
@@ -40,13 +42,15 @@ def main(threads, rounds, seconds, T, B, H, out):
 
 
 def table(document):
-    """Lines of text: for each library its lines of code, and milliseconds of a training step, the least of its turns,
-    as other work on the machine only adds to it."""
-    yield f"{'':20}{'lines':>6}{'ms':>9}"
+    """Lines of text: for each library its lines of code, milliseconds of a training step, and those of processor time
+    of all threads; the least of all turns, as other work on the machine only adds to it."""
+    yield f"{'':20}{'lines':>6}{'ms':>9}{'processor ms':>14}"
     for name, result in document["cases"][0]["results"].items():
-        library, timed = name.split("-")[1], result["status"] == "timed"
-        shown = f"{min(times(result['samples'])) * 1e3:9.2f}" if timed else f"  {result['reason']}"
-        yield f"{name.removeprefix('own-'):20}{document['lines'][library]:6}{shown}"
+        shown = f"  {result.get('reason')}"
+        if result["status"] == "timed":
+            wall, processor = (min(sample[clock] for sample in result["samples"]) for clock in ("host_s", "cpu_s"))
+            shown = f"{wall * 1e3:9.2f}{processor * 1e3:14.2f}"
+        yield f"{name.removeprefix('own-'):20}{document['lines'][name.split('-')[1]]:6}{shown}"
 
 
 if __name__ == "__main__":

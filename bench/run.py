@@ -91,7 +91,8 @@ def _errors(prepared, path):
 
 
 def time_runs(prepared, seconds):
-    """One sample: seconds of one run, over as many runs as fill the given time; on a GPU the device's own time too.
+    """One sample: seconds of one run, over as many runs as fill the given time; on a GPU the device's own time too, and
+    the processor time of all threads, which other processes do not add to.
 
     A third of that time goes before, not measured: the threads of a process that waited for its turn must wake up.
     """
@@ -102,7 +103,7 @@ def time_runs(prepared, seconds):
     speed = clocks() if prepared.events else {}  # while the device works
     prepared.wait()
     warm_s = time.perf_counter() - start
-    count, start = 0, time.perf_counter()
+    count, start, processor = 0, time.perf_counter(), time.process_time()
     while True:
         prepared.run()
         count += 1
@@ -112,6 +113,7 @@ def time_runs(prepared, seconds):
     prepared.wait()
     answer = {
         "host_s": (time.perf_counter() - start) / count,
+        "cpu_s": (time.process_time() - processor) / count,
         "launch_s": launched / count,
         "runs": count,
         "warm": warm,

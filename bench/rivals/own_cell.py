@@ -65,15 +65,13 @@ def own_jax(case, weights, x, y):
 
     from .own_jax import make, peephole
 
-    params = make(case.I, case.H, jax.random.key(0))
-    own = _transposed(weights)
-    assert {name: value.shape for name, value in own.items()} == {name: value.shape for name, value in params.items()}
+    params = make(case.I, case.H, jax.random.key(0)) | _transposed(weights)
 
     def loss(params, x):
         output, _ = peephole(params, x)
         return (output * y).sum(), output
 
-    return _jax_prepared(loss, own, x)
+    return _jax_prepared(loss, params, x)
 
 
 def own_keras(case, weights, x, y):

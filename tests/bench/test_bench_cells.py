@@ -111,7 +111,8 @@ def test_what_takes_which_cell():
     assert not any(refuses(name, case) for name in takers)
     for cell in ("lstm", "peephole"):  # one without an option, one whose cell has no plain form
         assert refuses("torch-cpu-plain", Case(cell, 6, 3, 9, 5)) == "only for a cell with an option"
-    assert refuses("haste-torch", Case("zoneout_lstm", 6, 3, 9, 5)) == "only layer norm"
+    for cell in ("zoneout_lstm", "layer_norm_rnn"):
+        assert refuses("haste-torch", Case(cell, 6, 3, 9, 5)) == "only layer norm in LSTM and GRU"
     assert refuses("torch-loop", Case("lstm", 6, 3, 9, 5, what="step")) == "only layers, no whole training step"
 
 
@@ -126,13 +127,19 @@ def test_the_command_takes_a_cell_with_an_option(tmp_path):
     table = list(report.beside_plain(report.load(out), "train"))
     assert table[0].startswith("| train | milliseconds | beside plain |") and "torch-loop" in table[0]
     assert table[2].startswith("| layer_norm_lstm | ") and len(table) == 3
+    assert all(
+        sample["cpu_s"] > 0
+        for row in report.load(out)["cases"]
+        for sample in report.timed(row)["gpurnn-cpu"]["samples"]
+    )
     bad = CliRunner().invoke(main, ["run", "--cell", "layer_norm_lstn"])
     assert bad.exit_code == 2 and "layer_norm_lstn" in bad.output
 
 
 def test_the_table_of_options_says_how_many_times_the_plain_cell_an_option_takes(tmp_path):
     def timed(seconds):
-        return {"status": "timed", "samples": [{"host_s": seconds}] * 3, "median_s": seconds}
+        samples = [{"host_s": seconds * k, "cpu_s": seconds * k * k} for k in (4, 1, 2)]
+        return {"status": "timed", "samples": samples, "median_s": seconds}
 
     case = Case("zoneout_lstm", 6, 3, 9, 5, what="train")
     results = {"gpurnn-cpu": timed(0.003), "gpurnn-cpu-plain": timed(0.002), "torch-loop": timed(0.012)}
@@ -143,6 +150,8 @@ def test_the_table_of_options_says_how_many_times_the_plain_cell_an_option_takes
         "| train | milliseconds | beside plain | torch-loop |", "|---|---:|---:|---:|",
         "| zoneout_lstm | 3.0 | 1.50 | 4.00 |",
     ]  # fmt: skip
+    rows[0]["results"]["torch-loop"]["samples"][1]["cpu_s"] = 0.006
+    assert list(report.beside_plain({"cases": rows}, "train", "cpu_s"))[2].endswith("| 1.50 | 2.00 |")
 
 
 @pytest.mark.long
@@ -197,8 +206,8 @@ def test_the_comparison_of_own_cells_has_lines_and_times(tmp_path, monkeypatch):
     sizes = ("-T", "3", "-B", "2", "-H", "4", "--rounds", "2", "--seconds", "0.001", "--threads", "1")
     done = CliRunner().invoke(own_cell.main, [*sizes, "--out", str(out)])
     assert done.exit_code == 0, done.output
-    name, lines, milliseconds = done.output.splitlines()[1].split()
-    assert (name, lines) == ("gpurnn", str(code_lines("gpurnn"))) and float(milliseconds) > 0
+    name, lines, wall, processor = done.output.splitlines()[1].split()
+    assert (name, lines) == ("gpurnn", str(code_lines("gpurnn"))) and float(wall) > 0 and float(processor) > 0
     document = report.load(out)
     assert document["lines"].keys() == set(LIBRARIES)
     document["cases"][0]["results"] |= {"own-keras": {"status": "failed", "reason": "No module named 'keras'"}}
