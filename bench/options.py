@@ -24,7 +24,6 @@ from pathlib import Path
 
 import click
 
-from gpurnn.backends.batch_statistics import _MOMENTUM
 from gpurnn.files import FileError, make_folder, parse_json, read_bytes, write_text_atomic
 
 FORMAT, KIND = 1, "options"
@@ -168,7 +167,9 @@ def build(task, data, hidden, arguments, seed):
 
 
 def train(task, data, sizes, arguments, lr, seed, population=False):
-    """Train once; the record of it, without the option's name. population: see ``set_population_statistics``."""
+    """Train once; the record of it, without the option's name. population: as Cooijmans et al. 2017 measure."""
+    import numpy as np
+
     import gpurnn
 
     model, epochs, best = build(task, data, sizes.hidden, arguments, seed), [], None
@@ -176,7 +177,8 @@ def train(task, data, sizes, arguments, lr, seed, population=False):
     def validate(record, training):
         nonlocal best
         if population:
-            set_population_statistics(model, data.train)
+            whole = [data.train.batch(0, n).inputs for n in range(len(data.train))]
+            gpurnn.recurrent.set_population_statistics(model, np.concatenate(whole, axis=1))
         epochs.append({"train_loss": record["train_loss"], "validation": data.score(model, data.valid)})
         if best is None or epochs[-1]["validation"] < best[0]:
             best = epochs[-1]["validation"], len(epochs), model.state_dict()
@@ -191,22 +193,6 @@ def train(task, data, sizes, arguments, lr, seed, population=False):
         "arguments": arguments, "lr": lr, "seed": seed, "epochs": epochs, "best_epoch": best[1], "validation": best[0],
         "test": data.score(model, data.test), "cpu_seconds": round(time.process_time() - started, 1),
     }  # fmt: skip
-
-
-def set_population_statistics(model, batches):
-    """Make a model's running statistics those of all sequences of an epoch, taken as one batch.
-
-    So Cooijmans et al. 2017 measure at test time. Running means over the batches of training say something else where
-    a timestep is nearly the same in all sequences of most batches, such as a blank row at the border of an image.
-    """
-    import numpy as np
-
-    whole = np.concatenate([batches.batch(0, n).inputs for n in range(len(batches))], axis=1)
-    moved = {name: value for name, value in model.state_dict().items() if "running_" in name}
-    model.load_state_dict({name: 0 * value for name, value in moved.items()}, strict=False)
-    model.forward(whole)
-    state = model.state_dict()
-    model.load_state_dict({name: state[name] / _MOMENTUM for name in moved}, strict=False)
 
 
 # ---- the protocol

@@ -33,6 +33,7 @@ TESTS = {
     "gpurnn/backends/cuda/nvrtc.py": ["test_device.py", "test_cuda_gate.py"],
     "gpurnn/check/own_cells.py": ["test_own_cells.py"],
     "gpurnn/cells/library.py": ["test_library.py"],
+    "gpurnn/recurrent/population.py": ["test_options.py"],
     "gpurnn/cells/options.py": ["test_options.py"],
     "gpurnn/cells/haste.py": ["test_options.py"],
     "gpurnn/backends/batch_statistics.py": ["test_options.py"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .._typing import Array
 
-_MOMENTUM = 0.1  # of a running statistic, the share of the newest
+MOMENTUM = 0.1  # of a running statistic, the share of the newest
 
 
 class BatchStatistics:
@@ -30,7 +30,7 @@ class BatchStatistics:
         for k, (mean, variance) in enumerate(found):
             for running, value in ((self.mean, mean), (self.variance, variance * unbiased)):
                 change = value[:, 0] - running[k, place]
-                running[k, place] += _MOMENTUM * xp.where(xp.isfinite(change), change, 0)
+                running[k, place] += MOMENTUM * xp.where(xp.isfinite(change), change, 0)
 
 
 class BatchStep:

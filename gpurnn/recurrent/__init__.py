@@ -11,6 +11,7 @@ from .kinds import GRU, LAYERS, LSTM, RNN
 from .layer import Recurrent
 from .one_step import GRUCell, LSTMCell, RNNCell
 from .plan import Plan
+from .population import set_population_statistics
 from .steps import Steps
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "RNNCell",
     "Recurrent",
     "Steps",
+    "set_population_statistics",
 ]

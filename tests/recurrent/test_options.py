@@ -241,6 +241,27 @@ def test_running_statistics():
         assert not gpurnn.RNN(2, 3, **{name: 0.5 if name == "zoneout" else True}, backend="numpy").buffers
 
 
+def test_population_statistics():
+    """Those of one batch, as a model of several layers meets them; an error leaves them as they were."""
+    model = gpurnn.Sequential(
+        gpurnn.GRU(2, 3, 2, batch_norm=4, backend="numpy", dtype="float64", seed=1),
+        gpurnn.RNN(3, 2, batch_norm=4, backend="numpy", dtype="float64", seed=2),
+    )
+    x = np.random.default_rng(0).standard_normal((4, 200, 2))
+    model.forward(x)
+    layer = next(module for _, module in model.modules() if isinstance(module, gpurnn.GRU))
+    gpurnn.recurrent.set_population_statistics(model.eval(), x)
+    assert not model.training and not layer.training
+    sums = x[0] @ layer.params["weight_ih_l0"][:3].T
+    assert_close(layer.buffers["running_mean_l0"][0, 0], sums.mean(0), count_terms(layer, 200))
+    assert_close(layer.buffers["running_var_l0"][0, 0], sums.var(0, ddof=1), count_terms(layer, 200))
+    before = {name: array.copy() for name, array in layer.buffers.items()}
+    with pytest.raises(gpurnn.ShapeError):
+        gpurnn.recurrent.set_population_statistics(model, x[..., :1])
+    for name, array in layer.buffers.items():
+        np.testing.assert_array_equal(array, before[name])
+
+
 def test_what_batch_norm_refuses():
     layer = gpurnn.RNN(2, 3, batch_norm=True, backend="numpy")
     with pytest.raises(ValueError, match="batch_norm: one sequence has no statistics to train with"):
