@@ -237,6 +237,12 @@ class NamesArguments:
         """A sentence on an argument that this class does not take; None where our word for it is enough."""
         if not known and isinstance(value, NamesArguments):
             return f"Names of layers are given in a dict: {cls.__name__}({{{name!r}: ...}})"
+        words = _WORDS.get(name, ())
+        if any(word in known for word in words):
+            return None
+        word = next((word for word in words if word in cls._elsewhere), None)
+        if word and name not in cls._elsewhere:
+            return f"Here it is called {word}. {cls._elsewhere[word]}"
         return cls._elsewhere.get(name)
 
 
