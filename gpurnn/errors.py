@@ -94,7 +94,7 @@ def check_choice(name: str, value: T, choices: Iterable[Any]) -> T:
     """Return ``value``; raise ValueError unless it is one of ``choices``."""
     if value not in tuple(choices):  # a list cannot be looked up in a dict
         ours = _CHOICES.get(value) if isinstance(value, str) else None
-        more = f": here it is called {ours!r}" if ours in choices else ""
+        more = f": here it is called {ours!r}" if ours and ours in choices else ""
         raise ValueError(f"{name} should be one of {', '.join(map(repr, choices))}, got {value!r}{more}")
     return value
 

@@ -148,8 +148,9 @@ class LSTM(Recurrent):
     recurrent_dropout : float
         Rate of dropout inside the loop, in training.
     recurrent_dropout_each : {"timestep", "sequence"}
-        "timestep": what is written to c is dropped, with masks for each timestep (Semeniuta, Severyn, Barth 2016).
-        "sequence": the h that W_hh multiplies is, with one mask for all timesteps (Gal & Ghahramani 2016).
+        "timestep", the default: what is written to c is dropped, with masks for each timestep (Semeniuta,
+        Severyn, Barth 2016).
+        "sequence", Keras's: the h that W_hh multiplies is, with one mask for all timesteps (Gal & Ghahramani 2016).
     zoneout : float or (float, float)
         Rate at which units of h and of c keep their old value, in training; in evaluation both are mixed (Krueger
         2017).

@@ -430,5 +430,7 @@ def test_glorot_is_xavier():
         ValueError, match=r"^init should be one of 'uniform', .*, got 'glorot': here it is called 'xavier'$"
     ):
         gpurnn.LSTM(3, 4, init="glorot")
+    with pytest.raises(ValueError, match="got 'other'$"):
+        gpurnn.errors.check_choice("name", "other", (None, "one"))
     with pytest.raises(ValueError, match=r"^schedule should be one of .*, got 'glorot'$"):
         gpurnn.LSTM(3, 4, schedule="glorot")
