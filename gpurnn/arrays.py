@@ -131,6 +131,14 @@ def conversion(name: str, value: Any, dtype: str) -> str:
     return f"np.asarray({name}, {dtype!r})"
 
 
+def without_torch(value: Any) -> Any:
+    """A torch tensor as a NumPy array, numbers of it in float64, as NumPy has no bfloat16; anything else as it is."""
+    if not hasattr(value, "detach"):
+        return value
+    value = value.detach().cpu()
+    return (value.double() if value.is_floating_point() else value).numpy()
+
+
 def host_array(value: Array, name: str) -> np.ndarray:
     """``value`` as a plain NumPy array; arrays on a device are copied to the host.
 

@@ -93,7 +93,9 @@ def check_number(
 def check_choice(name: str, value: T, choices: Iterable[Any]) -> T:
     """Return ``value``; raise ValueError unless it is one of ``choices``."""
     if value not in tuple(choices):  # a list cannot be looked up in a dict
-        raise ValueError(f"{name} should be one of {', '.join(map(repr, choices))}, got {value!r}")
+        ours = _CHOICES.get(value) if isinstance(value, str) else None
+        more = f": here it is called {ours!r}" if ours and ours in choices else ""
+        raise ValueError(f"{name} should be one of {', '.join(map(repr, choices))}, got {value!r}{more}")
     return value
 
 
@@ -127,12 +129,15 @@ class checked(Generic[T]):
         instance.__dict__[self._name] = self._check(instance, value)  # where it is read, as there is no __get__
 
 
-# ---- unknown arguments
+# ---- unknown arguments, and values
+
+_CHOICES = {name: "xavier" for name in ("glorot", "glorot_normal", "glorot_uniform", "xavier_normal", "xavier_uniform")}
 
 _WORDS = {  # what other libraries say -> our words, the first that a class knows
     "activation": ("nonlinearity",), "beta_1": ("betas",), "beta_2": ("betas",), "beta1": ("betas",),
     "beta2": ("betas",), "bi": ("bidirectional",), "decay": ("weight_decay",), "device": ("backend",),
-    "clip_grad": ("gradient_clip",), "dropconnect": ("weight_dropout",), "layernorm": ("layer_norm",),
+    "cifg": ("coupled",), "clip_grad": ("gradient_clip",), "dropconnect": ("weight_dropout",),
+    "layernorm": ("layer_norm",),
     "norm": ("layer_norm",), "normalize": ("layer_norm",), "use_peepholes": ("peephole",), "zoneout_prob": ("zoneout",),
     "dim": ("features", "embedding_dim"), "epsilon": ("eps",), "generator": ("seed",), "go_backwards": ("reverse",),
     "h0": ("state",), "h_0": ("state",), "hidden": ("hidden_size",), "hidden_dim": ("hidden_size",),
@@ -145,7 +150,9 @@ _WORDS = {  # what other libraries say -> our words, the first that a class know
     "num_units": ("hidden_size", "out_features"), "optimizer": ("opt",), "out_channels": ("out_features",),
     "output_dim": ("embedding_dim", "out_features"), "output_size": ("out_features",), "p": ("rate", "dropout"),
     "params": ("model",), "parameters": ("model",), "prob": ("rate", "dropout"),
-    "random_state": ("seed",), "retain_graph": ("retain",), "seq_len": ("lengths",), "seq_lengths": ("lengths",),
+    "random_state": ("seed",), "recurrent_initializer": ("init",), "residual_connections": ("residual",),
+    "retain_graph": ("retain",), "skip": ("residual",), "variational_dropout": ("variational",),
+    "wdrop": ("weight_dropout",), "seq_len": ("lengths",), "seq_lengths": ("lengths",),
     "sequence_length": ("lengths",), "T_max": ("total",), "units": ("hidden_size", "out_features", "hidden"),
     "use_bias": ("bias",), "vocab_size": ("num_embeddings",), "weight_init": ("init",),
 }  # fmt: skip
@@ -170,6 +177,7 @@ _SENTENCES = {  # what has no word of ours, or one that needs a sentence
     "time_major": "Arrays are time-major, (T, B, ...), unless batch_first=True",
     "training": "Modes are set by train() and eval()",
     "unit_forget_bias": "Give forget_bias=1.0",
+    "variational_dropout": 'It is recurrent_dropout with recurrent_dropout_each="sequence", on h inside the time loop',
     "unroll": "There is nothing to unroll: the schedule decides",
 }
 
@@ -237,6 +245,12 @@ class NamesArguments:
         """A sentence on an argument that this class does not take; None where our word for it is enough."""
         if not known and isinstance(value, NamesArguments):
             return f"Names of layers are given in a dict: {cls.__name__}({{{name!r}: ...}})"
+        words = _WORDS.get(name, ())
+        if any(word in known for word in words):
+            return None
+        word = next((word for word in words if word in cls._elsewhere), None)
+        if word and name not in cls._elsewhere:
+            return f"Here it is called {word}. {cls._elsewhere[word]}"
         return cls._elsewhere.get(name)
 
 

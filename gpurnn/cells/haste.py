@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ShapeError
+from ..arrays import without_torch
+from ..errors import ShapeError, check_shape
 
 _ORDER = {4: (0, 2, 1, 3), 3: (1, 0, 2)}  # Haste's gates i g f o and z r n -> the places of i f g o and r z n
 _NAMES = {"kernel", "recurrent_kernel", "bias", "recurrent_bias", "gamma", "gamma_h", "beta_h"}
@@ -21,7 +22,7 @@ def weights_from_haste(arrays: Mapping[str, Any], suffix: str = "_l0") -> dict[s
     arrays : mapping
         Name -> array: kernel (I, G*H), recurrent_kernel (H, G*H), bias (G*H,), of a GRU recurrent_bias (3H,); with
         layer normalization gamma (2, G*H), of an LSTM also gamma_h and beta_h (H,). Such as the ``state_dict`` of a
-        LayerNormLSTM, as NumPy arrays.
+        LayerNormLSTM; tensors of torch are taken, too.
     suffix : str
         Of the layer and direction.
 
@@ -33,9 +34,9 @@ def weights_from_haste(arrays: Mapping[str, Any], suffix: str = "_l0") -> dict[s
     Raises
     ------
     ValueError
-        For names that Haste does not have, or where the kernels are missing.
+        For names that Haste does not have, or where the kernels, or gamma_h and beta_h, are missing.
     ShapeError
-        Where the kernels do not have 3H or 4H columns.
+        For other shapes than these.
 
     Examples
     --------
@@ -46,15 +47,21 @@ def weights_from_haste(arrays: Mapping[str, Any], suffix: str = "_l0") -> dict[s
     >>> layer = gpurnn.LSTM(3, 4, backend="numpy", dtype="float64")
     >>> layer.load_state_dict(ours)
     """
-    given = {name: np.asarray(array) for name, array in arrays.items()}
+    given = {name: np.asarray(without_torch(array)) for name, array in arrays.items()}
     unknown = sorted(set(given) - _NAMES)
     if unknown or not {"kernel", "recurrent_kernel"} <= set(given):
         problem = f"does not have {unknown[0]!r}" if unknown else "has kernel and recurrent_kernel, which are missing"
         raise ValueError(f"arrays: a layer of Haste {problem}")
-    H, columns = given["recurrent_kernel"].shape
-    if columns not in (3 * H, 4 * H):
+    H, columns = (*given["recurrent_kernel"].shape, 0, 0)[:2]
+    if given["recurrent_kernel"].ndim != 2 or not H or columns not in (3 * H, 4 * H):
         raise ShapeError(f"recurrent_kernel: expected (H, 3H) or (H, 4H), got {given['recurrent_kernel'].shape}")
     G = columns // H
+    if "gamma" in given and G == 4 and not {"gamma_h", "beta_h"} <= set(given):
+        raise ValueError("arrays: a LayerNormLSTM of Haste has gamma_h and beta_h besides gamma, which are missing")
+    shapes = {"kernel": ("I", columns), "recurrent_kernel": (H, columns), "gamma": (2, columns)}
+    shapes |= dict.fromkeys(("bias", "recurrent_bias"), (columns,)) | dict.fromkeys(("gamma_h", "beta_h"), (H,))
+    for name, array in given.items():
+        check_shape(name, array, shapes[name])
 
     def by_gate(array):
         """The last axis in our order of gates."""

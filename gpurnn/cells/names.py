@@ -57,10 +57,13 @@ def cell_name(given, function):
     """The name of a cell: ``given``, or that of its function."""
     name = given or getattr(function, "__name__", "cell")
     name = "cell" if name == "<lambda>" else name
-    if not is_name(name) or name in RESERVED:
+    if name in RESERVED or not is_name(name):
+        why = (
+            "is a word of C++ or of the code that is generated" if name in RESERVED else "generated code could not use"
+        )
         raise ValueError(
-            f"name: a cell cannot be called {name!r}, which its generated code could not use: rename the function, or "
-            "give cell(..., name=...) a name of letters, digits and underscores"
+            f"name: a cell cannot be called {name!r}, which {why}: rename the function, or "
+            "give cell(..., name=...) a name of letters, digits and underscores, such as 'my_cell'"
         )
     return name
 

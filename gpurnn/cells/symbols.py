@@ -19,6 +19,10 @@ _IF = (
     "a cell's equations are traced once, before there are numbers, so that `if`, `while`, `and`, `or` and `not` cannot "
     "look at {}: write gpurnn.cells.where(condition, a, b)"
 )
+_MAX = ", and gpurnn.cells.maximum and minimum for Python's max and min"
+
+_FOREIGN = "{} cannot take a symbol: a cell's equations may use + - * / and the functions of gpurnn.cells"
+_SIGNS = {"add": " + ", "sub": " - ", "mul": " * ", "div": " / "}
 
 
 class Graph:
@@ -27,10 +31,8 @@ class Graph:
     def __init__(self, training):
         self.training, self.running = training, False  # running: the user's function is at work
         self.nodes, self._known, self.draws, self.inner = [], {}, [], None
-        self.normalizations, self.timesteps = (
-            [],
-            0,
-        )  # (mean, variance) of each over the batch; timesteps of their statistics
+        self.normalizations, self.timesteps = [], 0  # (mean, variance) over the batch; timesteps of their statistics
+        self.called = {}  # (operation, value) of a leaf -> what the function calls it
 
     def make(self, op, *args, value=None):
         """The symbol of an operation; an equal one that exists already is it."""
@@ -133,9 +135,20 @@ class Symbol:
         if isinstance(power, float) and power == 0.5:
             return sqrt(self)
         if not isinstance(power, int) or not 1 <= power <= 8:
-            raise TypeError(f"a symbol can be raised to a whole power from 1 to 8, or to 0.5, got {power!r}")
+            other = (
+                "1 / x" if isinstance(power, Real) and power == -1 else "gpurnn.cells.exp(power * gpurnn.cells.log(x))"
+            )
+            raise TypeError(
+                f"a symbol can be raised to a whole power from 1 to 8, or to 0.5, got {power!r}: write {other}"
+            )
         half = self ** (power // 2) if power > 1 else None
         return self if power == 1 else half * half * self if power % 2 else half * half
+
+    def __rpow__(self, base):
+        raise TypeError(
+            f"a number cannot be raised to the power of a symbol, got {base!r}: write gpurnn.cells.exp(x * "
+            "math.log(base))"
+        )
 
     def __gt__(self, other):
         return Condition(self, symbol(self.graph, other))
@@ -187,17 +200,30 @@ class Symbol:
             f"a symbol has no {name!r}: it is a number, not an array; see the functions of gpurnn.cells"
         )
 
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), options=None):
+        raise TypeError(_FOREIGN.format(f"torch.{getattr(function, '__name__', function)}"))
+
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
         function = _UFUNCS.get(ufunc.__name__)
         if function is None or method != "__call__" or options:
-            raise TypeError(
-                f"np.{ufunc.__name__} cannot take a symbol: a cell's equations may use + - * / and the functions of "
-                "gpurnn.cells"
-            )
-        return function(*(x.item() if isinstance(x, np.ndarray) and not x.ndim else x for x in inputs))
+            raise TypeError(_FOREIGN.format(f"np.{ufunc.__name__}"))
+        return function(*inputs)
 
     def __repr__(self):
-        return self.name or f"<{self.op}>"
+        return self._shown(4)
+
+    def _shown(self, depth):
+        """Its name, or its equation down to ``depth``."""
+        if self.op == "constant":
+            return f"{self.value:g}"
+        name = self.name or self.graph.called.get((self.op, self.value))
+        if name or not self.args or not depth:
+            return name or (f"{self.op}(...)" if self.args else f"<{self.op}>")
+        parts = [arg._shown(depth - 1) for arg in self.args]
+        if self.op in _SIGNS:
+            return _SIGNS[self.op].join(f"({part})" if " " in part else part for part in parts)
+        return f"{self.op}({', '.join(parts)})"
 
 
 class Condition:
@@ -207,7 +233,7 @@ class Condition:
         self.a, self.b, self.swapped = a, b, swapped
 
     def __bool__(self):
-        raise TypeError(_IF.format("a condition"))
+        raise TypeError(_IF.format("a condition") + _MAX)
 
     def __and__(self, other):
         raise TypeError("conditions cannot be combined: write one gpurnn.cells.where inside another")
@@ -221,6 +247,8 @@ def symbol(graph, value):
         if value.graph is not graph:
             raise TypeError("a symbol of another trace: a symbol is of use only inside the call of the cell's function")
         return value
+    if isinstance(value, np.ndarray) and not value.ndim:
+        value = value.item()
     if isinstance(value, Condition):
         raise TypeError("a condition is no number: write gpurnn.cells.where(condition, 1, 0)")
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (Real, np.number)):

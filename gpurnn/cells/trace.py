@@ -11,11 +11,11 @@ from .symbols import Symbol, symbol
 
 
 class Names:
-    """The symbols of one kind by name, as attributes."""
+    """The symbols of one kind by name, as attributes. cell: the name of the cell, for messages."""
 
-    def __init__(self, what, symbols):
+    def __init__(self, cell, what, symbols):
         self.__dict__.update(symbols)
-        self.__dict__["_what"], self.__dict__["_names"] = what, tuple(symbols)
+        self.__dict__["_what"], self.__dict__["_names"] = f"cell {cell}: {what}", tuple(symbols)
 
     def __getattr__(self, name):
         if name.startswith("__"):  # what Python itself asks for
@@ -61,6 +61,8 @@ def count_arguments(function, name):
     expected = f"cell {name}: expected a function of (ax, ah, s, p), or of (ax, ah, s)"
     if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function) or inspect.isclass(function):
         raise TypeError(f"{expected}, which returns the new states; got a class, a generator or a coroutine")
+    if next(iter(inspect.signature(function).parameters), None) == "self":
+        raise TypeError(f"{expected}; got one that begins with self: a cell is no method, write it outside the class")
     try:
         inspect.signature(function).bind(*range(4))
         return 4

@@ -93,8 +93,16 @@ class TracedCell(Cell):
             own = [graph.make("own", value=vector + k) for k in range(parameter.vectors)]
             vector += len(own)
             gates = dict(zip(parameter.gates, own, strict=False))
-            self._own[parameter.name] = Names(f"p.{parameter.name}", gates) if gates else own[0]
-        arguments = (Names("ax", ax), Names("ah", ah), Names("s", states), Names("p", self._own))
+            graph.called |= {("own", node.value): f"p.{parameter.name}.{gate}" for gate, node in gates.items()}
+            self._own[parameter.name] = Names(self.name, f"p.{parameter.name}", gates) if gates else own[0]
+        given = {"ax": ax, "ah": ah, "s": states, "p": self._own}
+        graph.called |= {
+            (node.op, node.value): f"{what}.{name}"
+            for what, symbols in given.items()
+            for name, node in symbols.items()
+            if isinstance(node, Symbol)
+        }
+        arguments = tuple(Names(self.name, what, symbols) for what, symbols in given.items())
         count, graph.running = count_arguments(self.function, self.name), True
         returned, names = run(self.function, arguments[:count])
         graph.running = False
@@ -128,6 +136,7 @@ class TracedCell(Cell):
             raise ValueError(
                 f"cell {self.name}: expected it to return the new states {', '.join(self.states)}, in this order; got "
                 + (f"None for {missing[0]}" if missing else got)
+                + (": did you forget return?" if returned is None else "")
             )
         return [symbol(self.graph, value) for value in values]
 
@@ -278,7 +287,9 @@ class TracedCell(Cell):
         return array_code.write(self) if language == "numpy" else self.struct
 
     def __repr__(self) -> str:
-        return f"<cell {self.name}: gates {' '.join(self.gates)}, states {' '.join(self.states)}>"
+        own = [f"parameters {' '.join(one.name for one in self.parameters)}"] if self.parameters else []
+        parts = [f"gates {' '.join(self.gates)}", f"states {' '.join(self.states)}", *own]
+        return f"<cell {self.name}: {', '.join(parts)}>"
 
 
 def cell(

@@ -12,8 +12,8 @@ from ..errors import one_line
 
 
 def is_own_cell(text):
-    """Whether the text names a user's cell."""
-    return ":" in text
+    """Whether the text names a user's cell, or what one is in; none of ours has a dot or a slash."""
+    return any(sign in text for sign in (":", ".", "/", os.sep))
 
 
 def differences_say_nothing(cell):
@@ -26,20 +26,40 @@ def load_cell(text):
 
     Raises ValueError, which says what is missing, or in which line of the user's file an error is.
     """
+    if ":" not in text:
+        raise ValueError(_without_colon(text))
     source, _, name = text.rpartition(":")
     if not source or not name.isidentifier():
         raise ValueError(f"cells: expected module:name or file.py:name, got {text!r}")
-    module = _module_of_file(source) if source.endswith(".py") or os.sep in source else _module_by_name(source)
+    module = _module(source)
     found = getattr(module, name, None)
     if isinstance(found, TracedCell):
         return found
-    others = ", ".join(other for other, value in vars(module).items() if isinstance(value, TracedCell)) or "none"
+    others = _cells_in(module)
     if not hasattr(module, name):
         raise ValueError(f"cells: {source} has no {name!r}; cells in it: {others}")
     put = ": put @gpurnn.cell(gates=...) before the function" if callable(found) else ""
     raise ValueError(
         f"cells: {name} of {source} is no cell but of type {type(found).__name__}{put}; cells in it: {others}"
     )
+
+
+def _without_colon(text):
+    """What to write in place of a file alone, or of module.name."""
+    if text.endswith(".py") or "/" in text or os.sep in text:
+        return f"cells: write {text}:NAME; cells in it: {_cells_in(_module(text))}"
+    source, _, name = text.rpartition(".")
+    cells = _cells_in(_module(source))
+    return f"cells: write {source}:{name if name in cells.split(', ') else 'NAME'}; cells in it: {cells}"
+
+
+def _cells_in(module):
+    """The names of a module's cells, for a message."""
+    return ", ".join(name for name, value in vars(module).items() if isinstance(value, TracedCell)) or "none"
+
+
+def _module(source):
+    return _module_of_file(source) if source.endswith(".py") or os.sep in source else _module_by_name(source)
 
 
 def _module_by_name(name):

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import rng
 from .._typing import Array
-from ..arrays import host_array
+from ..arrays import host_array, without_torch
 from ..dtypes import is_float
 from ..errors import DtypeError, ShapeError, check_flag, check_size
 
@@ -113,10 +113,7 @@ class States:
 
 def _converted(name: str, value: Any, target: Array) -> Array:
     """``value`` on the host in the target's dtype, checked."""
-    if hasattr(value, "detach"):  # a torch tensor; NumPy has no bfloat16
-        value = value.detach().cpu()
-        value = (value.double() if value.is_floating_point() else value).numpy()
-    value = host_array(value, name)
+    value = host_array(without_torch(value), name)
     if not (value.dtype.kind in "iu" or is_float(value.dtype)):
         raise DtypeError(f"{name}: expected numbers, got {value.dtype}")
     if value.shape != target.shape:

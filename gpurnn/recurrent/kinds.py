@@ -13,9 +13,6 @@ from ..cells.options import check_activation
 from ..errors import check_flag
 from .layer import Recurrent
 
-_NO_GATES = "It has no gates and no projection, as LSTM has"
-_NO_PROJECTION = "LSTM has it; GRU has chrono, and no projection"
-
 
 class RNN(Recurrent):
     """Elman network (Elman 1990), equations and parameters of ``torch.nn.RNN``.
@@ -50,7 +47,14 @@ class RNN(Recurrent):
     """
 
     nonlinearity: str
-    _elsewhere = dict.fromkeys(("proj_size", "forget_bias", "chrono"), _NO_GATES)
+    _elsewhere = dict.fromkeys(
+        ("forget_bias", "unit_forget_bias", "chrono", "peephole", "coupled"), "It is of gates, and an RNN has none"
+    ) | {
+        "cell_clip": "LSTM has it; an RNN has no c",
+        "proj_size": "LSTM has it; RNN has no projection",
+        "recurrent_dropout_each": "An RNN has the form for each sequence alone: give recurrent_dropout",
+        "variational_dropout": "Here it is called recurrent_dropout",
+    }
 
     def __init__(
         self,
@@ -144,8 +148,9 @@ class LSTM(Recurrent):
     recurrent_dropout : float
         Rate of dropout inside the loop, in training.
     recurrent_dropout_each : {"timestep", "sequence"}
-        "timestep": what is written to c is dropped, with masks for each timestep (Semeniuta, Severyn, Barth 2016).
-        "sequence": the h that W_hh multiplies is, with one mask for all timesteps (Gal & Ghahramani 2016).
+        "timestep", the default: what is written to c is dropped, with masks for each timestep (Semeniuta,
+        Severyn, Barth 2016).
+        "sequence", Keras's: the h that W_hh multiplies is, with one mask for all timesteps (Gal & Ghahramani 2016).
     zoneout : float or (float, float)
         Rate at which units of h and of c keep their old value, in training; in evaluation both are mixed (Krueger
         2017).
@@ -300,7 +305,15 @@ class GRU(Recurrent):
     """
 
     reset_after: bool
-    _elsewhere = dict.fromkeys(("proj_size", "forget_bias"), _NO_PROJECTION)
+    _elsewhere = dict.fromkeys(
+        ("forget_bias", "unit_forget_bias"),
+        "A GRU has no forget gate; chrono sets the bias of z, which preserves the old state",
+    ) | {
+        "cell_clip": "LSTM has it; a GRU has no c",
+        "coupled": "LSTM has it; a GRU always writes 1 - z",
+        "peephole": "LSTM has it; a GRU has no c",
+        "proj_size": "LSTM has it; GRU has no projection",
+    }
 
     def __init__(
         self,

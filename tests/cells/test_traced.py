@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+from optional import optional
 
 import gpurnn
 from gpurnn import testing
@@ -451,19 +452,31 @@ def one(gates="z", states="h", parameters=(), **options):
 
 IF = "traced once, before there are numbers"
 MISTAKES = {
-    "a gate that is not there": (one("i f")(lambda ax, ah, s: ax.g), AttributeError, "^ax has no 'g'; it has i, f$"),
-    "its hidden part": (one()(lambda ax, ah, s: ax.z + ah.q), AttributeError, "^ah has no 'q'; it has z$"),
-    "a state that is not there": (one()(lambda ax, ah, s: ax.z + s.c), AttributeError, "^s has no 'c'; it has h$"),
-    "no parameters": (one()(lambda ax, ah, s, p: ax.z + p.u), AttributeError, "^p has no 'u'; it has none$"),
-    "a gate by number": (one()(lambda ax, ah, s: ax[0]), AttributeError, "^ax has no '0'; it has z$"),
-    "nothing returned": (one()(lambda ax, ah, s: None), ValueError, "return the new states h, .* got None for h$"),
+    "a gate that is not there": (
+        one("i f")(lambda ax, ah, s: ax.g),
+        AttributeError,
+        "^cell cell: ax has no 'g'; it has i, f$",
+    ),
+    "its hidden part": (one()(lambda ax, ah, s: ax.z + ah.q), AttributeError, "^cell cell: ah has no 'q'; it has z$"),
+    "a state that is not there": (
+        one()(lambda ax, ah, s: ax.z + s.c),
+        AttributeError,
+        "^cell cell: s has no 'c'; it has h$",
+    ),
+    "no parameters": (one()(lambda ax, ah, s, p: ax.z + p.u), AttributeError, "^cell cell: p has no 'u'; it has none$"),
+    "a gate by number": (one()(lambda ax, ah, s: ax[0]), AttributeError, "^cell cell: ax has no '0'; it has z$"),
+    "nothing returned": (
+        one()(lambda ax, ah, s: None),
+        ValueError,
+        "return the new states h, .* got None for h: did you forget return[?]$",
+    ),
     "too few states": (
         one(states="h c")(lambda ax, ah, s: ax.z),
         ValueError,
         "states h, c, in this order; got 1 value$",
     ),
     "too many": (one()(lambda ax, ah, s: (ax.z, s.h)), ValueError, "states h, in this order; got 2 values"),
-    "a state of None": (one(states="h c")(lambda ax, ah, s: (ax.z, None)), ValueError, "got None for c"),
+    "a state of None": (one(states="h c")(lambda ax, ah, s: (ax.z, None)), ValueError, "got None for c$"),
     "a state that is set": (
         one(states="h c")(lambda ax, ah, s: setattr(s, "c", ax.z)),
         AttributeError,
@@ -482,6 +495,28 @@ MISTAKES = {
     "&": (one()(lambda ax, ah, s: where((ax.z > 0) & (s.h > 0), 1, ax.z)), TypeError, "one gpurnn.cells.where inside"),
     "a chain": (one()(lambda ax, ah, s: where(0 < ax.z < 1, 1, ax.z)), TypeError, IF),
     "max of Python": (one()(lambda ax, ah, s: max(ax.z, s.h)), TypeError, IF),
+    "max with a number": (
+        one()(lambda ax, ah, s: max(ax.z, 0)),
+        TypeError,
+        r"and gpurnn\.cells\.maximum and minimum for",
+    ),
+    "a method of a class": (
+        one()(lambda self, ax, ah, s: ax.z),
+        TypeError,
+        "^cell cell: .*begins with self: a cell is no method",
+    ),
+    "2**x": (
+        one()(lambda ax, ah, s: 2**ax.z),
+        TypeError,
+        r"power of a symbol, got 2: write gpurnn\.cells\.exp\(x \* math",
+    ),
+    "x**-1": (one()(lambda ax, ah, s: ax.z**-1), TypeError, "to 0.5, got -1: write 1 / x$"),
+    "an array of one": (one()(lambda ax, ah, s: ax.z * np.ones(1)), TypeError, "got ndarray: declare an array"),
+    "a cell called inner": (
+        one(name="inner")(lambda ax, ah, s: ax.z),
+        ValueError,
+        "'inner', which is a word of C[+]+ or",
+    ),
     "where of a number": (
         one()(lambda ax, ah, s: where(ax.z, 1, s.h)),
         TypeError,
@@ -514,7 +549,7 @@ MISTAKES = {
     "a root of 3": (
         one()(lambda ax, ah, s: ax.z ** (1 / 3)),
         TypeError,
-        "whole power from 1 to 8, or to 0.5, got 0.33",
+        "whole power from 1 to 8, or to 0.5, got 0.33.*: write gpurnn.cells.exp",
     ),
     "a power of a symbol": (one()(lambda ax, ah, s: ax.z**s.h), TypeError, "whole power from 1 to 8"),
     "a function of numbers": (
@@ -650,6 +685,39 @@ def test_mistakes_are_named_in_the_words_of_the_user(mistake):
     make, error, message = MISTAKES[mistake]
     with pytest.raises(error, match=message):
         make()
+
+
+def test_functions_of_torch():
+    torch = optional("torch")
+    for function in (lambda ax, ah, s: torch.tanh(ax.z), lambda ax, ah, s: torch.tanh(input=ax.z)):
+        with pytest.raises(TypeError, match=r"^torch.tanh cannot take a symbol: .* the functions of gpurnn\.cells$"):
+            gpurnn.cell("z")(function)
+
+
+def test_an_array_of_no_axes_is_a_number():
+    given, number = (
+        gpurnn.cell("z")(lambda ax, ah, s, *, half=half: half * ax.z + s.h / half + half)
+        for half in (np.array(0.5), 0.5)
+    )
+    assert given.source("numpy") == number.source("numpy")
+
+
+def test_symbols_and_cells_show_what_they_are():
+    shown = []
+
+    def equations(ax, ah, s, p):
+        z = tanh(ax.z + ah.z * 0.5)
+        shown.extend([z, 1 - s.h * (p.u - 2), -p.gain.z, where(s.h > 0, exp(exp(exp(exp(exp(s.h))))), p.u)])
+        shown[:] = map(repr, shown)
+        return z * p.u * p.gain.z
+
+    made = gpurnn.cell("z", parameters=["u", gpurnn.cells.Parameter("gain", ("z",), "ones")])(equations)
+    assert shown == [
+        "tanh(ax.z + (ah.z * 0.5))", "1 - (s.h * (p.u - 2))", "neg(p.gain.z)",
+        "where_greater(s.h, 0, exp(exp(exp(exp(...)))), p.u)",
+    ]  # fmt: skip
+    assert repr(made) == "<cell equations: gates z, states h, parameters u gain>"
+    assert repr(gpurnn.cells.cifg) == "<cell cifg: gates f g o, states h c>"
 
 
 def test_a_symbol_from_another_trace_is_refused():

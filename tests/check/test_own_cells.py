@@ -118,12 +118,18 @@ MISTAKES = {
     "no_module_here:x": "there is no module 'no_module_here' here, nor is one installed",
     "my_cells.deeper:x": "there is no module 'my_cells.deeper' here",
     "no_file.py:x": "there is no file no_file.py",
+    "my_cells.py": "write my_cells.py:NAME; cells in it: peephole, positive, without_numbers, clipped",
+    "deeper/cells.py": "write deeper/cells.py:NAME; cells in it: none",
+    "my_cells.positive": "write my_cells:positive; cells in it: peephole, positive, without_numbers, clipped",
+    "my_cells.nothing": "write my_cells:NAME; cells in it: peephole, positive",
+    "no_file.py": "there is no file no_file.py",
+    "no_module_here.x": "there is no module 'no_module_here' here",
     "my_cells:": "expected module:name or file.py:name, got 'my_cells:'",
     ":x": "expected module:name or file.py:name, got ':x'",
     "empty.py:x": "empty.py has no 'x'; cells in it: none",
-    "wrong_gate.py:x": "wrong_gate.py, line 5: AttributeError: ax has no 'q'; it has z",
-    "wrong_gate:x": "wrong_gate.py, line 5: AttributeError: ax has no 'q'; it has z",
-    "imports_it.py:x": "wrong_gate.py, line 5: AttributeError: ax has no 'q'; it has z",
+    "wrong_gate.py:x": "wrong_gate.py, line 5: AttributeError: cell x: ax has no 'q'; it has z",
+    "wrong_gate:x": "wrong_gate.py, line 5: AttributeError: cell x: ax has no 'q'; it has z",
+    "imports_it.py:x": "wrong_gate.py, line 5: AttributeError: cell x: ax has no 'q'; it has z",
     "syntax.py:x": "syntax.py, line 2: SyntaxError: ",
     "missing.py:x": "missing.py, line 1: ModuleNotFoundError: No module named 'a_module_that_is_not_here'",
     "missing:x": "missing.py, line 1: ModuleNotFoundError: No module named 'a_module_that_is_not_here'",
@@ -133,6 +139,8 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes_end_with_2_and_say_where(name, folder):
     (folder / "empty.py").write_text("")
+    (folder / "deeper").mkdir()
+    (folder / "deeper" / "cells.py").write_text("")
     (folder / "wrong_gate.py").write_text('import gpurnn\n\n@gpurnn.cell("z")\ndef x(ax, ah, s):\n    return ax.q\n')
     (folder / "imports_it.py").write_text("import wrong_gate\n")
     (folder / "syntax.py").write_text("x = 1\ndef f(:\n")

@@ -44,9 +44,21 @@ def forward(make):
 
 # Every public class and function with flags -> (a call that takes them by name, the flags).
 FLAGS = {
-    "LSTM": (lambda **o: gpurnn.LSTM(6, 5, **o), "bias batch_first bidirectional reverse learn_state"),
-    "GRU": (lambda **o: gpurnn.GRU(6, 5, **o), "bias batch_first bidirectional reverse learn_state reset_after"),
-    "RNN": (lambda **o: gpurnn.RNN(6, 5, **o), "bias batch_first bidirectional reverse learn_state"),
+    "LSTM": (
+        lambda **o: gpurnn.LSTM(6, 5, 2, **o),
+        "bias batch_first bidirectional reverse learn_state layer_norm peephole coupled residual",
+    ),
+    "GRU": (
+        lambda **o: gpurnn.GRU(6, 5, 2, **o),
+        "bias batch_first bidirectional reverse learn_state reset_after layer_norm residual",
+    ),
+    "RNN": (
+        lambda **o: gpurnn.RNN(6, 5, 2, **o), "bias batch_first bidirectional reverse learn_state layer_norm residual",
+    ),
+    "Recurrent": (
+        lambda **o: gpurnn.Recurrent(gpurnn.cells.mgu, 6, 5, 2, **o),
+        "bias batch_first bidirectional reverse learn_state residual",
+    ),
     "LSTMCell": (lambda **o: gpurnn.LSTMCell(6, 5, **o), "bias"),
     "GRUCell": (lambda **o: gpurnn.GRUCell(6, 5, **o), "bias reset_after"),
     "RNNCell": (lambda **o: gpurnn.RNNCell(6, 5, **o), "bias"),
@@ -93,6 +105,7 @@ FLAGS = {
     "ctc_loss": (lambda **o: gpurnn.ctc_loss(X[:2], [[1], [1]], **o), "batch_first zero_infinity"),
     "ctc_greedy": (lambda **o: gpurnn.ctc_greedy(X, **o), "batch_first"),
     "ctc_beam_search": (lambda **o: gpurnn.ctc_beam_search(X, **o), "batch_first"),
+    "cell": (lambda **o: gpurnn.cell("z", **o), "biases"),
     "fit": (fit, "resume overwrite progress flow"),
     "evaluate": (evaluate, "progress"),
 }  # fmt: skip
@@ -126,7 +139,8 @@ def test_the_table_of_flags_is_whole():
                 for p in inspect.signature(owner.__init__).parameters.values()
                 if isinstance(p.default, bool)
             ]
-        assert set(flags) <= set(FLAGS.get(name, (None, ""))[1].split()), name
+        flags = set(flags) - {"batch_norm"}  # which may be a number, too
+        assert flags <= set(FLAGS.get(name, (None, ""))[1].split()), name
 
 
 def test_every_forward_looks_at_retain():
@@ -152,7 +166,10 @@ def test_recurrent_layers_speak_of_themselves(cls):
     assert "cell" not in listed
     values = {"init": "xavier", "schedule": "auto", "backend": "cpu", "dtype": "float64", "precision": "float32"}
     values |= {"nonlinearity": "relu", "hidden_size": 5, "input_size": 3, "num_layers": 2, "proj_size": 2, "chrono": 9}
-    values |= {"seed": 1, "forget_bias": 1.0, "wavefront": 1, "dropout": 0.0}  # else True
+    values |= {"seed": 1, "forget_bias": 1.0, "wavefront": 1, "dropout": 0.0, "residual": False}
+    values |= dict.fromkeys(("recurrent_dropout", "zoneout", "weight_dropout", "cell_clip", "gradient_clip"), 0.5)
+    values |= {"recurrent_dropout_each": "sequence", "activation": "relu", "recurrent_activation": "hard_sigmoid"}
+    # else True
     least = {"input_size": 3, "hidden_size": 4}
     for name in listed:  # each can be given
         cls(**least | {name: values.get(name, True)})
@@ -248,7 +265,6 @@ def test_a_number_in_the_place_of_a_flag():
         (lambda: gpurnn.GRU(3, 4, device="cpu"), "device", "backend"),
         (lambda: gpurnn.RNN(3, 4, n_layers=2), "n_layers", "num_layers"),
         (lambda: gpurnn.LSTM(3, 4, nonlinearity="relu"), "nonlinearity", "RNN"),
-        (lambda: gpurnn.GRU(3, 4, activation="relu"), "activation", "RNN"),
         (lambda: gpurnn.RNN(3, 4, activation="relu"), "activation", "nonlinearity"),
         (lambda: gpurnn.LSTM(3, 4, return_sequences=True), "return_sequences", "Pooling"),
         (lambda: gpurnn.LSTM(3, 4, return_state=True), "return_state", "state"),
@@ -256,11 +272,34 @@ def test_a_number_in_the_place_of_a_flag():
         (lambda: gpurnn.LSTM(3, 4, go_backwards=True), "go_backwards", "reverse"),
         (lambda: gpurnn.LSTM(3, 4, time_major=True), "time_major", "batch_first"),
         (lambda: gpurnn.LSTM(3, 4, use_bias=True), "use_bias", "bias"),
-        (lambda: gpurnn.LSTM(3, 4, recurrent_dropout=0.1), "recurrent_dropout", "dropout"),
+        (
+            lambda: gpurnn.LSTM(3, 4, variational_dropout=0.1),
+            "variational_dropout",
+            'recurrent_dropout with recurrent_dropout_each="sequence"',
+        ),
+        (lambda: gpurnn.RNN(3, 4, variational_dropout=0.1), "variational_dropout", "is called recurrent_dropout"),
+        (lambda: gpurnn.Dropout(0.5, variational_dropout=True), "variational_dropout", "is called variational"),
+        (lambda: gpurnn.RNN(3, 4, recurrent_dropout_each="sequence"), "recurrent_dropout_each", "sequence alone: give"),
+        (lambda: gpurnn.LSTM(3, 4, wdrop=0.1), "wdrop", "Here it is called weight_dropout"),
+        (lambda: gpurnn.LSTM(3, 4, recurrent_initializer="x"), "recurrent_initializer", "Here it is called init"),
+        (lambda: gpurnn.LSTM(3, 4, cifg=True), "cifg", "Here it is called coupled"),
+        (lambda: gpurnn.GRU(3, 4, cifg=True), "cifg", "Here it is called coupled. LSTM has it; a GRU always"),
+        (lambda: gpurnn.LSTM(3, 4, skip=True), "skip", "Here it is called residual"),
+        (lambda: gpurnn.RNN(3, 4, residual_connections=True), "residual_connections", "Here it is called residual"),
+        (lambda: gpurnn.GRU(3, 4, peephole=True), "peephole", "LSTM has it; a GRU has no c"),
+        (lambda: gpurnn.GRU(3, 4, coupled=True), "coupled", "LSTM has it; a GRU always writes 1 - z"),
+        (lambda: gpurnn.GRU(3, 4, cell_clip=1.0), "cell_clip", "LSTM has it; a GRU has no c"),
+        (lambda: gpurnn.RNN(3, 4, cell_clip=1.0), "cell_clip", "LSTM has it; an RNN has no c"),
+        (lambda: gpurnn.RNNCell(3, 4, activation="relu"), "activation", "Here it is called nonlinearity"),
         (lambda: gpurnn.LSTM(3, 4, bidirectionel=True), "bidirectionel", "bidirectional"),
         (lambda: gpurnn.LSTM(3, 4, colour=1), "colour", "hidden_size"),
         (lambda: gpurnn.GRU(3, 4, proj_size=2), "proj_size", "LSTM"),
-        (lambda: gpurnn.RNN(3, 4, forget_bias=1.0), "forget_bias", "LSTM"),
+        (lambda: gpurnn.RNN(3, 4, forget_bias=1.0), "forget_bias", "It is of gates, and an RNN has none"),
+        (lambda: gpurnn.RNN(3, 4, unit_forget_bias=True), "unit_forget_bias", "It is of gates, and an RNN has none"),
+        (lambda: gpurnn.RNN(3, 4, proj_size=2), "proj_size", "LSTM has it; RNN has no projection"),
+        (lambda: gpurnn.GRU(3, 4, forget_bias=1.0), "forget_bias", "A GRU has no forget gate; chrono sets"),
+        (lambda: gpurnn.GRU(3, 4, unit_forget_bias=True), "unit_forget_bias", "A GRU has no forget gate; chrono sets"),
+        (lambda: gpurnn.LSTM(3, 4, unit_forget_bias=True), "unit_forget_bias", "Give forget_bias=1.0"),
         (lambda: gpurnn.LSTMCell(3, 4, num_layers=2), "num_layers", "LSTM"),
         (lambda: gpurnn.GRUCell(3, 4, units=2), "units", "hidden_size"),
         (lambda: gpurnn.Linear(3, units=4), "units", "out_features"),
@@ -384,3 +423,14 @@ def test_classes_of_ones_own_take_what_they_like():
         Mine(units=4, colour=1)
     assert copy.deepcopy(linear()).in_features == 6
     assert pickle is not None
+
+
+def test_glorot_is_xavier():
+    with pytest.raises(
+        ValueError, match=r"^init should be one of 'uniform', .*, got 'glorot': here it is called 'xavier'$"
+    ):
+        gpurnn.LSTM(3, 4, init="glorot")
+    with pytest.raises(ValueError, match="got 'other'$"):
+        gpurnn.errors.check_choice("name", "other", (None, "one"))
+    with pytest.raises(ValueError, match=r"^schedule should be one of .*, got 'glorot'$"):
+        gpurnn.LSTM(3, 4, schedule="glorot")

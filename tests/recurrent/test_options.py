@@ -304,6 +304,8 @@ def test_attributes_and_repr():
     [
         ("lstm", {"zoneout": 1.5}, "zoneout"),
         ("lstm", {"zoneout": (0.1, 0.1, 0.1)}, "zoneout: expected a rate, or a pair of rates of h and c, got 3"),
+        ("gru", {"zoneout": (0.1, 0.9)}, r"^zoneout: expected one rate, as GRU has one state, h; got \(0.1, 0.9\)$"),
+        ("rnn", {"zoneout": [0.1, 0.1]}, r"^zoneout: expected one rate, as RNN has one state, h; got \[0.1, 0.1\]$"),
         ("lstm", {"layer_norm": True, "batch_norm": True}, "layer_norm and batch_norm normalize the same"),
         ("lstm", {"activation": "tahn"}, "activation.*tanh"),
         ("lstm", {"recurrent_dropout_each": "step"}, "recurrent_dropout_each"),
@@ -369,3 +371,28 @@ def test_haste_errors():
         gpurnn.cells.weights_from_haste({})
     with pytest.raises(gpurnn.ShapeError, match=r"expected \(H, 3H\) or \(H, 4H\), got \(2, 5\)"):
         gpurnn.cells.weights_from_haste({"kernel": np.ones((2, 5)), "recurrent_kernel": np.ones((2, 5))})
+    right = {"kernel": (2, 12), "recurrent_kernel": (3, 12), "bias": (12,), "gamma": (2, 12), "gamma_h": (3,)}
+    right = {name: np.ones(shape) for name, shape in (right | {"beta_h": (3,)}).items()}
+    assert gpurnn.cells.weights_from_haste(right)
+    for name, shape in (
+        ("kernel", (2, 10)), ("bias", (9,)), ("gamma", (12,)), ("gamma_h", (4,)), ("beta_h", ()),
+        ("recurrent_kernel", (3,)), ("recurrent_kernel", (0, 0)), ("recurrent_bias", (3,)),
+    ):  # fmt: skip
+        with pytest.raises(gpurnn.ShapeError, match=rf"^{name}: expected .*, got "):
+            gpurnn.cells.weights_from_haste(right | {name: np.ones(shape)})
+    with pytest.raises(ValueError, match="gamma_h and beta_h besides gamma, which are missing"):
+        gpurnn.cells.weights_from_haste({name: right[name] for name in right if name != "beta_h"})
+
+
+def test_haste_from_tensors():
+    """Parameters that require a gradient, and bfloat16, which NumPy does not have."""
+    rng = np.random.default_rng(0)
+    arrays = {"kernel": rng.standard_normal((2, 12)), "recurrent_kernel": rng.standard_normal((3, 12))}
+    expected = gpurnn.cells.weights_from_haste(arrays)
+    for name, array in gpurnn.cells.weights_from_haste(
+        {name: torch.nn.Parameter(torch.tensor(array)) for name, array in arrays.items()}
+    ).items():
+        np.testing.assert_array_equal(array, expected[name])
+    halved = {name: torch.nn.Parameter(torch.tensor(array).bfloat16()) for name, array in arrays.items()}
+    got = gpurnn.cells.weights_from_haste(halved)
+    np.testing.assert_array_equal(got["weight_ih_l0"][:3], halved["kernel"].detach().double().numpy()[:, :3].T)
