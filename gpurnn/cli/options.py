@@ -30,6 +30,7 @@ backend = click.option(
     help="Where to compute; 'auto' is the GPU where one works, else the CPU.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+overwrite = click.option("--overwrite", is_flag=True, help="Replace a file that this command did not write.")
 run = click.argument("run", type=click.Path(exists=True, file_okay=False))
 
 
