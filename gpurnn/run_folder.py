@@ -109,6 +109,8 @@ def check_outputs(folder, reads, overwrite, ours=is_our_file, **outputs):
     that may be replaced. A picture may be replaced if gpurnn drew it.
     """
     given = {name: Path(path) for name, path in outputs.items() if path}
+    if dashes := [name for name in given if str(outputs[name]) == "-"]:
+        raise ValueError(f"--{dashes[0]}: '-' is not standard output here: expected the name of a file, or /dev/stdout")
     for name in _DRAWN & set(given):
         suffix = given[name].suffix.lower()
         if suffix not in ("", *_DRAWN_AS):

@@ -37,7 +37,11 @@ Examples:
 @options.run
 @click.argument("file", metavar="[CSV]", required=False, type=click.Path(exists=True, dir_okay=False))
 @click.option("--steps", type=int, help="Rows to forecast  [default: the horizon; more with --mode recursive only]")
-@click.option("--out", type=click.Path(dir_okay=False), help="CSV file to write, in the form of the one that was read.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False),
+    help="CSV file to write, in the form of the one that was read; - writes to standard output.",
+)
 @click.option(
     "--plot", "png", type=click.Path(dir_okay=False), help="PNG file to draw: the truth, earlier forecasts, this one."
 )
@@ -59,12 +63,14 @@ def command(run, file, steps, out, png, escape, overwrite, backend, as_json):
     if not (file or document["files"]):
         raise FileError(f"{Path(run) / 'config.json'}: names no file that the model was trained on: give a CSV")
     path = file or document["files"][0]
+    if out == "-" and as_json:
+        raise click.UsageError("--out - and --json would both be standard output: give one of them.")
     if out and Path(out).suffix.lower() in (".xlsx", ".xls", ".ods"):
         raise ValueError(f"out: {out} would hold CSV: name the file {Path(out).stem}.csv, which spreadsheets open")
     names = list(map(name_level, settings.levels))
     head = facts["date"] or "row", facts["target"], *(f"{facts['target']}_{end}_{n}" for n in names for end in _ENDS)
     reads, ours = [path, *document["files"]], partial(_is_forecast, head, max(settings.horizon, steps or 0))
-    run_folder.check_outputs(run, reads, overwrite, ours, out=out, plot=png)
+    run_folder.check_outputs(run, reads, overwrite, ours, out=None if out == "-" else out, plot=png)
     with naming([path]):
         table = read_table(path, facts, settings)
         values = forecast(trained, table, steps)
@@ -81,7 +87,8 @@ def command(run, file, steps, out, png, escape, overwrite, backend, as_json):
     cells = np.reshape(write_numbers(numbers.ravel(), table.decimal), numbers.shape)
     if out:
         rows = [head, *zip(labels, *cells.tolist(), strict=True)]
-        write_text_atomic(out, csv_text(rows, escape, table.delimiter))
+        text = csv_text(rows, escape, table.delimiter)
+        click.echo(text.encode(), nl=False) if out == "-" else write_text_atomic(out, text)
     if as_json:
         said = {"target": facts["target"], "at": labels, "forecast": values.tolist(), "rows": len(table)}
         if names:
@@ -93,6 +100,8 @@ def command(run, file, steps, out, png, escape, overwrite, backend, as_json):
         return
     for note in table.notes:
         options.say(options.row("Note", note), err=True)
+    if out == "-":
+        return
     size = max(map(len, cells.ravel()))
     for label, value, *within in zip(labels, *cells.tolist(), strict=True):
         bounds = zip(names, within[::2], within[1::2], strict=True)

@@ -206,6 +206,16 @@ def test_a_file_of_others_is_replaced_only_where_that_is_said(copied, name):
     assert Path(name).read_bytes() == written or name == "a.png"
 
 
+@needs("matplotlib")
+def test_a_dash_is_standard_output_where_text_is_written(copied):
+    call("forecast", "series", "--out", "f.csv")
+    assert call("forecast", "series", "--out", "-", "--plot", "a.png").stdout == Path("f.csv").read_text()
+    assert "--out - and --json" in refused("forecast", "series", "--out", "-", "--json")
+    for how in (["forecast", "series", "--plot", "-"], ["compose", "music", "--steps", 2, "--out", "-"]):
+        assert "'-' is not standard output here" in refused(*how)
+    assert not Path("-").exists()
+
+
 @needs("mido")
 def test_a_tune_of_others_is_replaced_only_where_that_is_said(copied):
     import mido
