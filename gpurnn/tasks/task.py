@@ -61,6 +61,9 @@ class Task:
     def __reduce__(self):
         return get_task, (self.name,)
 
+    def check_new(self, settings):
+        """Raise ValueError for settings that a new run may not have, though old ones may."""
+
     def read(self, files, settings, facts=None, scratch=None):
         """``Data`` of the files (absolute paths as str); facts: those of the run that is resumed, or whose model is
         trained further, which the data then must fit; scratch: a folder on the disk of the run, for what does not fit

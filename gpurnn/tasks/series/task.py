@@ -34,11 +34,12 @@ class SeriesTask(Task):
   gpurnn train series ETTh1.csv --target OT --horizon 96"""
     next = ("gpurnn forecast {run} --plot forecast.png --out forecast.csv",)
 
+    def check_new(self, settings):
+        settings.check_levels()
+
     def read(self, files, settings, facts=None, scratch=None):
         if len(files) != 1:
             raise ValueError(f"files: a series is one CSV file, got {len(files)}")
-        if facts is None:
-            settings.check_levels()
         rows = open_rows(files[0], settings)
         facts = facts or choose_columns(files[0], settings, rows)
         columns = 1 + len(facts["inputs"])
