@@ -7,7 +7,7 @@ from ...data.dates import check_date_format
 from ...data.moments import CALENDAR
 from ...errors import check_choice, check_size
 from ...files import check_room
-from ..seen import remember, say_seen
+from ..seen import look_up, remember
 from ..task import WEIGHT_COST, Data, Task, check_numbers, check_strings, checksum
 from .columns import choose_columns, open_rows, read_table
 from .forecasts import advice, fit_margins, score, summary
@@ -142,8 +142,14 @@ class SeriesTask(Task):
         lines = [*(f"Note        {note}" for note in table.notes), summary(numbers, "all")]
         if settings.levels:
             lines.append(_on_calibration(trained))
-        seen, sentence = say_seen(facts, _window_rows(table, ends, settings), "windows")
-        return numbers | {"notes": table.notes} | seen, "\n".join([*lines, *sentence])
+        seen = look_up(facts, _window_rows(table, ends, settings))
+        if seen is not None:
+            numbers["trained_on"], others = seen.count, ends[seen.judged & ~seen.mask]
+            lines.append(f"{seen.sentence('windows')}.")
+            if seen.count and len(others):
+                numbers["others"] = score(trained, table, others)
+                lines.append(summary(numbers["others"], f"other {len(others):,}"))
+        return numbers | {"notes": table.notes}, "\n".join(lines)
 
 
 def _window_rows(table, ends, settings):
