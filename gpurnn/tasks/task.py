@@ -122,6 +122,13 @@ class Task:
         """The commands of ``next`` that fit a run with these settings."""
         return self.next
 
+    def result_rows(self, result):
+        """Name -> text for people of what ``finish`` gave as numbers, for ``gpurnn info RUN``; None lists them all.
+
+        Raises LookupError, TypeError or ValueError for other numbers.
+        """
+        return None
+
     def evaluate(self, trained, files):
         """How good the model is on other files: (numbers, text for people)."""
         raise NotImplementedError

@@ -10,7 +10,7 @@ from ...files import check_room
 from ..seen import look_up, remember
 from ..task import WEIGHT_COST, Data, Task, check_numbers, check_strings, checksum
 from .columns import choose_columns, open_rows, read_table
-from .forecasts import advice, fit_margins, score, summary
+from .forecasts import advice, fit_margins, in_words, score, summary
 from .intervals import IntervalLoss, saved_margins
 from .models import Direct, Recursive
 from .parts import choose_residual, fit_scaling, reach_back, residual_of, split_rows, window_ends
@@ -125,6 +125,10 @@ class SeriesTask(Task):
             numbers["advice"] = said
             lines.append(textwrap.fill(said, 80, break_on_hyphens=False))
         return numbers, "\n".join(lines)
+
+    def result_rows(self, result):
+        parts = {"valid": "Validation", "test": "Test"}
+        return {name: in_words(result[part]) for part, name in parts.items() if part in result}
 
     def evaluate(self, trained, files):
         """How good the forecasts are in another file, from every row that has enough rows before and after it."""
