@@ -17,6 +17,7 @@ from ..tasks.series import (
     forecast,
     forecast_intervals,
     name_level,
+    note_ends,
     reach_back,
     read_table,
     split_rows,
@@ -75,6 +76,7 @@ def command(run, file, steps, out, png, escape, overwrite, backend, as_json):
         table = read_table(path, facts, settings)
         values = forecast(trained, table, steps)
     ends = forecast_intervals(trained, table, steps) if settings.levels else np.empty((0, 2, len(values)))
+    table.notes += note_ends(values, ends)
     coming = continue_moments(table.moments, len(values)) if table.moments else None
     if coming is None:
         labels = [f"+{k}" for k in range(1, len(values) + 1)]

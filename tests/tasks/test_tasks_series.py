@@ -36,7 +36,7 @@ from gpurnn.tasks.series import (
     window_ends,
 )
 from gpurnn.tasks.series.forecasts import summary
-from gpurnn.tasks.series.intervals import IntervalLoss, bounds, calibrate, coverage
+from gpurnn.tasks.series.intervals import IntervalLoss, bounds, calibrate, coverage, note_ends
 from gpurnn.tasks.series.parts import choose_residual
 from gpurnn.tasks.trained import load
 from gpurnn.testing import check_gradients
@@ -574,6 +574,15 @@ def test_an_interval_of_shares_is_refused_for_a_new_run(tmp_path, interval, word
         prepare("series", [path], tmp_path / "run", interval=interval)
     assert "a.csv" not in str(raised.value)  # which is not at fault
     assert SeriesSettings(interval=interval).levels
+
+
+def test_a_note_where_an_interval_ends_at_the_forecast():
+    outputs = np.array([[5.0, 4, 6], [5, 6, 7], [5, 3, 4]])  # forecast and two quantiles of three steps
+    ends = bounds(outputs)
+    assert ends[0, :, 1:].tolist() == [[5, 3], [7, 5]]
+    (note,) = note_ends(outputs[:, 0], ends)
+    assert note.startswith("an interval ends at the forecast itself at 2 of 3 steps")
+    assert note_ends(outputs[:1, 0], ends[..., :1]) == [] == note_ends(outputs[:, 0], np.empty((0, 2, 3)))
 
 
 def test_levels_and_quantiles():
