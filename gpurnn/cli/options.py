@@ -3,6 +3,7 @@
 import difflib
 import importlib.metadata
 import json
+import os
 import re
 import shlex
 import shutil
@@ -126,8 +127,9 @@ def row(name, value):
 
 
 def wrapped(text):
-    """Text with its lines broken between words where they are too long for the terminal; whole in a file or a pipe."""
-    if not is_terminal(sys.stdout):
+    """Text with its lines broken between words where they are too long for the terminal or COLUMNS; whole in a file or
+    a pipe without COLUMNS."""
+    if not (is_terminal(sys.stdout) or os.environ.get("COLUMNS")):
         return text
     return "\n".join(_filled(line, " " * len(_NAMED.match(line)[0])) for line in text.split("\n"))
 

@@ -1,6 +1,5 @@
 """The task ``series``: from files to batches, a model and its scores."""
 
-import textwrap
 from dataclasses import replace
 
 from ...data.dates import check_date_format
@@ -123,7 +122,7 @@ class SeriesTask(Task):
         said = last and advice(last, trained.settings, trained.facts)
         if said:
             numbers["advice"] = said
-            lines.append(textwrap.fill(said, 80, break_on_hyphens=False))
+            lines.append(said)
         return numbers, "\n".join(lines)
 
     def result_rows(self, result):
