@@ -14,7 +14,8 @@ PICTURES = ("history.png", "gradient_flow.png")
 FILES = (CONFIG, *CHECKPOINTS, HISTORY, FLOW, *PICTURES)
 _DRAWN = {"plot", "attention"}  # options that name a picture
 _DRAWN_AS = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".eps", ".ps")
-SOFTWARE = "gpurnn"  # what the pictures say of who drew them
+SOFTWARE = "gpurnn"  # what pictures and tunes say of who made them
+_MARKED = (b"\x89PNG", b"MThd")  # how the files begin that say it
 _TENSORS = re.compile(r"(last|best)-[0-9a-f]{16}\.safetensors")
 _CONFIG_KEYS = {"task", "backend", "settings", "files", "data", "facts"}
 _RECORDS = {  # kind of a record of the history -> the numbers it has at least
@@ -66,7 +67,7 @@ def _is_ours(path):
     if _TENSORS.fullmatch(path.name):
         return True
     if path.name in PICTURES:
-        return True if is_our_picture(path) else None
+        return True if is_our_file(path) else None
     if path.name in CHECKPOINTS and is_checkpoint(path):
         return True
     try:
@@ -85,24 +86,31 @@ def _is_ours(path):
     return isinstance(document, dict) and keys <= set(document)
 
 
-def is_our_picture(path):
-    """Whether gpurnn drew this PNG, which its first bytes say. True if there is no file, False for a link."""
+def is_our_file(path):
+    """Whether gpurnn made this PNG or MIDI file, as its first bytes say. True if there is none, False for a link."""
     if os.path.islink(path):
         return False
     try:
         with open_regular(path) as file:
-            return SOFTWARE.encode() in file.read(512)
+            begin = file.read(512)
+        return begin.startswith(_MARKED) and SOFTWARE.encode() in begin
     except FileNotFoundError:
         return True
     except (OSError, ValueError):
         return False
 
 
-def check_outputs(folder, reads, **outputs):
+def check_outputs(folder, reads, overwrite, ours=is_our_file, **outputs):
     """Raise ValueError where a file to write, name of its option -> path or None, is one that is read or another one
     of them, belongs to the run in ``folder``, or is a picture of a kind that is not drawn; OSError where it may not be
-    written. Returns the names of those that are ordinary files, or will be."""
+    written. Returns the names of those that are ordinary files, or will be.
+
+    overwrite: False refuses a file that is there, is not empty, and is not by ``ours``, a function of its path, one
+    that may be replaced. A picture may be replaced if gpurnn drew it.
+    """
     given = {name: Path(path) for name, path in outputs.items() if path}
+    if dashes := [name for name in given if str(outputs[name]) == "-"]:
+        raise ValueError(f"--{dashes[0]}: '-' is not standard output here: expected the name of a file, or /dev/stdout")
     for name in _DRAWN & set(given):
         suffix = given[name].suffix.lower()
         if suffix not in ("", *_DRAWN_AS):
@@ -117,6 +125,12 @@ def check_outputs(folder, reads, **outputs):
         if not is_stream(path):
             ordinary.add(name)
         refuse_same(path, [*reads, *(Path(folder, file) for file in taken(folder))], name)
+        free = overwrite or name not in ordinary or not path.exists() or not path.stat().st_size
+        if not free and not (is_our_file if name in _DRAWN else ours)(path):
+            raise ValueError(
+                f"--{name}: {path} is there already and was not written by this command: choose another name, or "
+                "replace it with --overwrite"
+            )
     places = [os.path.realpath(given[name]) for name in ordinary]
     if len(set(places)) < len(places):
         raise ValueError(f"{' and '.join(sorted(ordinary))} name the same file, {places[0]}: give each one of its own")

@@ -37,10 +37,13 @@ Examples:
 @click.option("--seed", type=int, help="Seed of the draws  [default: a fresh one]")
 @click.option("--out", type=click.Path(dir_okay=False),
               help="File to write  [default: a new tune.mid or tune.abc in RUN]")  # fmt: skip
+@options.overwrite
 @options.backend
 @options.max_memory
 @options.as_json
-def command(run, steps, temperature, voices, prompt, prompt_steps, tempo, tunes, length, seed, out, backend, as_json):
+def command(
+    run, steps, temperature, voices, prompt, prompt_steps, tempo, tunes, length, seed, out, overwrite, backend, as_json
+):
     """Compose music with the trained model in the folder RUN.
 
     A run of the task music writes a MIDI file, and a picture beside it if Matplotlib is installed. A run of the task
@@ -55,7 +58,7 @@ def command(run, steps, temperature, voices, prompt, prompt_steps, tempo, tunes,
         )
     out = Path(out) if out else _fresh(run, ".abc" if abc else ".mid")
     reads = [*read_run(run)[1]["files"], *([prompt] if prompt and not abc else ())]
-    ordinary = run_folder.check_outputs(run, reads, out=out)
+    ordinary = run_folder.check_outputs(run, reads, overwrite, out=out)
     if abc:
         if trained.settings.level != "characters":
             raise ValueError(f"{run} was trained on words: ABC tunes need a model of characters")
@@ -82,7 +85,7 @@ def command(run, steps, temperature, voices, prompt, prompt_steps, tempo, tunes,
     roll = compose(trained.model, steps, temperature, voices, start, seed)
     write_midi(out, roll, step, tempo)
     files, picture = [str(out)], out.with_suffix(".png")
-    if ordinary and not run_folder.is_our_picture(picture):
+    if ordinary and not run_folder.is_our_file(picture):
         options.say(f"No picture is drawn: {picture} is not one of gpurnn's, and stays.", err=True)
     elif ordinary:
         try:

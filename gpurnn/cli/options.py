@@ -3,6 +3,7 @@
 import difflib
 import importlib.metadata
 import json
+import os
 import re
 import shlex
 import shutil
@@ -30,6 +31,7 @@ backend = click.option(
     help="Where to compute; 'auto' is the GPU where one works, else the CPU.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+overwrite = click.option("--overwrite", is_flag=True, help="Replace a file that this command did not write.")
 run = click.argument("run", type=click.Path(exists=True, file_okay=False))
 
 
@@ -125,8 +127,9 @@ def row(name, value):
 
 
 def wrapped(text):
-    """Text with its lines broken between words where they are too long for the terminal; whole in a file or a pipe."""
-    if not is_terminal(sys.stdout):
+    """Text with its lines broken between words where they are too long for the terminal or COLUMNS; whole in a file or
+    a pipe without COLUMNS."""
+    if not (is_terminal(sys.stdout) or os.environ.get("COLUMNS")):
         return text
     return "\n".join(_filled(line, " " * len(_NAMED.match(line)[0])) for line in text.split("\n"))
 

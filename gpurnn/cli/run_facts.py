@@ -80,7 +80,7 @@ def rows_of(facts):
         )
         if trained["best"]:
             rows["Best"] = "{score} {value:.4f}, in epoch {epoch}".format(**trained["best"])
-    rows |= _results(facts["result"] or {})
+    rows |= _of_task(facts) or _results(facts["result"] or {})
     whole = show_size(sum(sizes.values()))
     rows["Size"] = f"{whole}: " + ", ".join(f"{name} {show_size(size)}" for name, size in sizes.items())
     return rows
@@ -99,6 +99,14 @@ def _settings(facts):
         return "the defaults"
     changed = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in facts["changed"].items())
     return f"{changed}; the others are the defaults"
+
+
+def _of_task(facts):
+    """What the task says of the result; None where it says nothing, or the result is not one that it gave."""
+    try:
+        return get_task(facts["task"]).result_rows(facts["result"] or {})
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def _results(result):

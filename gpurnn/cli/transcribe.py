@@ -27,11 +27,12 @@ Examples:
     "--beam", type=click.IntRange(1), help="Width of the beam: texts followed at once  [default: the best path alone]"
 )
 @click.option("--plot", type=click.Path(dir_okay=False), help="PNG file to draw: the first FILE and its characters.")
+@options.overwrite
 @options.backend
 @options.max_memory
 @options.as_json
 @click.pass_context
-def command(ctx, run, files, beam, plot, backend, as_json):
+def command(ctx, run, files, beam, plot, overwrite, backend, as_json):
     """Write down what is said in each sound FILE, with the trained model in the folder RUN.
 
     A FILE is WAV; or FLAC, OGG or MP3, which needs soundfile (pip install 'gpurnn[audio]'). A bad file among several is
@@ -40,7 +41,7 @@ def command(ctx, run, files, beam, plot, backend, as_json):
     trained = load(run, backend, "speech")
     if plot and "classes" in trained.facts:
         raise click.UsageError("--plot shows characters over time: this model knows only classes.")
-    run_folder.check_outputs(run, [*files, *read_run(run)[1]["files"]], plot=plot)
+    run_folder.check_outputs(run, [*files, *read_run(run)[1]["files"]], overwrite, plot=plot)
     rates = [known_rate(trained, file) for file in files]
     results = []
     for file, rate in zip(files, rates, strict=True):

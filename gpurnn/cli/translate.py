@@ -33,14 +33,15 @@ Examples:
     "--attention", type=click.Path(dir_okay=False), help="PNG file to draw: which source words were read for each word."
 )
 @click.option("--encoding", help="Encoding of the standard input  [default: UTF-8]")
+@options.overwrite
 @options.backend
 @options.max_memory
 @options.as_json
-def command(run, text, beam, length_penalty, attention, encoding, backend, as_json):
+def command(run, text, beam, length_penalty, attention, overwrite, encoding, backend, as_json):
     """Translate each TEXT with the model in the folder RUN, or each line of the standard input."""
     trained = load(run, backend, "translate")
     known, _ = vocabularies(trained)
-    run_folder.check_outputs(run, read_run(run)[1]["files"], attention=attention)
+    run_folder.check_outputs(run, read_run(run)[1]["files"], overwrite, attention=attention)
     shown = []
     size = None if as_json or attention else 1 if sys.stdin.isatty() else 8 * trained.settings.batch
     for sentences in [text] if text else input_lines(size, encoding):

@@ -180,7 +180,7 @@ class _Reader:
         return text
 
     def _table(self, table):
-        path, wrong, count = table.path, list(table.bad), 0
+        path, wrong, count = table.path, [(*bad, "") for bad in table.bad], 0
         if not table.rows:
             raise FileError(f"{path}: line {wrong[0][0]} {wrong[0][1]}" if wrong else f"{path}: is empty")
         text, label, header = _columns(table, self)
@@ -197,7 +197,7 @@ class _Reader:
             else:
                 expected = _expected(table) if self.labels else f"{_count(width, 'cell')}, as other rows have"
                 more = misfit(cells, width, table.delimiter)
-                wrong.append((line, f"should be {expected}, got {_shown(cells, table)}{more}"))
+                wrong.append((line, f"should be {expected}, got {_shown(cells, table)}", more))
         note = skip_or_refuse(path, wrong, count, self.how.strict or not self.labels, "a text and a label")
         if table.blank and not self.labels:
             shown = _few([f"{line:,}" for line in table.blank], 20)

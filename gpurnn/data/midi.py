@@ -7,6 +7,7 @@ import numpy as np
 
 from ..errors import FileError, ShapeError, check_number
 from ..files import check_room, max_memory, one_line, read_bytes, write_bytes_atomic
+from ..run_folder import SOFTWARE
 
 _log = logging.getLogger("gpurnn")
 KEYS, LOWEST = 88, 21  # keys of a piano, and the MIDI number of the first, A0
@@ -153,6 +154,7 @@ def write_midi(path, roll, step=1.0, tempo=90.0):
     file.tracks.append(track)
     beat = mido.bpm2tempo(check_number("tempo", tempo, 4, 1e6))  # the limits of the MIDI format
     track.append(mido.MetaMessage("set_tempo", tempo=beat))
+    track.append(mido.MetaMessage("text", text=SOFTWARE))
     silence = np.zeros((1, KEYS), np.int8)
     changes = np.diff(np.vstack([silence, (roll != 0).astype(np.int8), silence]), axis=0)
     now = 0

@@ -44,7 +44,7 @@ def read_pairs(path, reverse=False, encoding=None, strict=False):
         )
     header = not table.names and _is_header(table.rows[0][1])
     width = named_width(table.rows[0][1]) if header else table.width
-    rows, wrong, pairs = table.rows[header:], list(table.bad), []
+    rows, wrong, pairs = table.rows[header:], [(*bad, "") for bad in table.bad], []
     whole = [row for _, cells in rows if (row := fitted(cells, width)) is not None]
     columns = _columns(table.names or table.rows[0][1], whole)
     for line, cells in rows:
@@ -52,7 +52,7 @@ def read_pairs(path, reverse=False, encoding=None, strict=False):
         sides = tuple(row[n].strip() for n in columns) if row else ()
         if not sides or not all(sides):
             shown, more = "\t".join(cells)[:60], misfit(cells, width, table.delimiter)
-            wrong.append((line, f"should be a source and a target with a tab between them, got {shown!r}{more}"))
+            wrong.append((line, f"should be a source and a target with a tab between them, got {shown!r}", more))
         else:
             pairs.append(sides[::-1] if reverse else sides)
     note = skip_or_refuse(path, wrong, len(pairs), strict, "a source and a target")

@@ -94,17 +94,18 @@ def read_rows(path, text, is_header=lambda cells: False, *, tabs=False):
 def skip_or_refuse(path, wrong, good, strict, expected):
     """A sentence about the bad rows of a file, None where there are none.
 
-    wrong: (number of the line, what is wrong) of each. good: number of the others. Raises FileError, with the first of
-    them, where ``strict``, and where most of the rows are bad: the file is of another kind then.
+    wrong: (number of the line, what is wrong, ``misfit`` or "") of each. good: number of the others. Raises FileError,
+    with the first of them, where ``strict``, and where most of the rows are bad: the file is of another kind then.
     """
     if not wrong:
         return None
-    line, what = min(wrong)
+    line, what, cause = min(wrong)
     if strict or len(wrong) > good:
         many = f". {len(wrong):,} of {len(wrong) + good:,} rows are like that" if len(wrong) > 1 else ""
-        raise FileError(f"{path}: line {line} {what}{many}")
+        raise FileError(f"{path}: line {line} {what}{cause}{many}")
     rows = f"{len(wrong):,} row{'s' * (len(wrong) > 1)}"
-    return f"{path.name}: {rows} without {expected} skipped, the first in line {line}"
+    lacking = "" if cause else f" without {expected}"
+    return f"{path.name}: {rows}{lacking} skipped, the first in line {line}{cause}"
 
 
 def first_lines(path, encoding=None):

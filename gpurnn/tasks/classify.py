@@ -234,7 +234,7 @@ class ClassifyTask(Task):
             lines.append(f"{name:{width}}{row['texts']:8,}{recall:>8}{precision:>11}")
         lines += ["", *examples.notes] if examples.notes else []
         path = trained.folder / "confusion.png"
-        if not run_folder.is_our_picture(path):
+        if not run_folder.is_our_file(path):
             return numbers, "\n".join([*lines, "", f"No picture: {path} is not one that gpurnn drew, and stays."])
         from ..plots import plot_confusion
 

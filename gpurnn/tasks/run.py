@@ -226,6 +226,8 @@ class _Request:
         """The task's ``Data``."""
         if self.task.train_needs_files and not self.files:
             raise ValueError(f"the task {self.task.name} needs files to train on")
+        if facts is None:
+            self.task.check_new(settings)
         with naming(self.files):
             return self.task.read(self.files, settings, facts, self.folder.resolve())
 

@@ -61,6 +61,9 @@ class Task:
     def __reduce__(self):
         return get_task, (self.name,)
 
+    def check_new(self, settings):
+        """Raise ValueError for settings that a new run may not have, though old ones may."""
+
     def read(self, files, settings, facts=None, scratch=None):
         """``Data`` of the files (absolute paths as str); facts: those of the run that is resumed, or whose model is
         trained further, which the data then must fit; scratch: a folder on the disk of the run, for what does not fit
@@ -118,6 +121,13 @@ class Task:
     def next_commands(self, settings):
         """The commands of ``next`` that fit a run with these settings."""
         return self.next
+
+    def result_rows(self, result):
+        """Name -> text for people of what ``finish`` gave as numbers, for ``gpurnn info RUN``; None lists them all.
+
+        Raises LookupError, TypeError or ValueError for other numbers.
+        """
+        return None
 
     def evaluate(self, trained, files):
         """How good the model is on other files: (numbers, text for people)."""

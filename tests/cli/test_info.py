@@ -108,6 +108,25 @@ def test_a_result_is_shown_in_short():
     assert rows["Data"] == "0.txt, 4 more files: d"
 
 
+def test_the_result_of_a_series_is_shown_in_words():
+    one = {"mae": 9.0434, "rmse": 12.5, "mase": 0.5, "mse_standardised": 0.1, "mae_standardised": 0.2}
+    part = {"windows": 13, "season": 12, "model": one, "naive": one | {"mae": 30.0}}
+    part |= {"seasonal_naive": one | {"mae": 20.0}, "calibrated": True}
+    part["intervals"] = {"80": {"coverage": 0.8205, "extent": 36.26}}
+    settings = {"cell": "gru", "layers": 2, "hidden": 3, "dtype": "float32", "seed": 1}
+    facts = {"run": "r", "task": "series", "data": "d", "files": [], "backend": "cpu", "parameters": None, "bytes": {}}
+    facts |= {"settings": settings, "changed": {}, "trained": None, "result": {"margins": [1.311], "test": part}}
+    rows = rows_of(facts)
+    assert "Result" not in rows and rows["Test"] == (
+        "13 forecasts, MAE 9.0434, RMSE 12.5, MASE 0.5; seasonal-naive MAE 20, naive MAE 30; "
+        "80 % interval: covers 82.0 %, mean width 36.26"
+    )
+    part |= {"season": 1, "model": one | {"mase": None}, "intervals": {}}
+    assert rows_of(facts)["Test"] == "13 forecasts, MAE 9.0434, RMSE 12.5; naive MAE 30"
+    del part["naive"]  # not what the task gave: listed
+    assert "model (mae 9.043" in rows_of(facts)["Test"]
+
+
 def test_without_the_last_checkpoint_the_best_one_counts(copied):
     best = json.loads(Path("text", "best.json").read_text())["document"]
     Path("text", "last.json").unlink()

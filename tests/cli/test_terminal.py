@@ -101,15 +101,19 @@ def test_translations_and_columns_of_escapes(call):
 
 
 def test_lines_are_broken_under_their_values(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "30")
+    monkeypatch.delenv("COLUMNS", raising=False)
     long = "Perplexity  10.3 for each token given those before\nA sentence that goes on and on."
     assert options.wrapped(long) == long and options.joined(["a" * 20, "b" * 20]) == "a" * 20 + "  " + "b" * 20
-    monkeypatch.setattr("gpurnn.cli.options.is_terminal", lambda stream: True)
+    monkeypatch.setenv("COLUMNS", "30")  # which asks for it without a terminal, too
     broken = "Perplexity  10.3 for each\n            token given those\n            before"
     assert options.wrapped(long) == f"{broken}\nA sentence that goes on and\non."
     assert options.wrapped("     under a value, in words, too") == "     under a value, in words,\n     too"
     assert options.joined(["2020-01-01  1.5", "80 %: 1 to 2"]) == "2020-01-01  1.5  80 %: 1 to 2"
     assert options.joined(["2020-01-01  1.5", "80 %: 1.25 to 2"]) == "2020-01-01  1.5\n    80 %: 1.25 to 2"
+    monkeypatch.delenv("COLUMNS")
+    monkeypatch.setattr("gpurnn.cli.options.is_terminal", lambda stream: True)
+    monkeypatch.setattr("gpurnn.cli.options.width", lambda: 30)
+    assert options.wrapped(long) == f"{broken}\nA sentence that goes on and\non."
 
 
 # ---- C12: spreadsheets

@@ -197,7 +197,9 @@ def test_a_row_has_as_many_cells_as_the_header(read, name, header, good, bad, ce
     content, line = "\n".join([*start, *rows, bad]), len(start) + 13
     found = read(name, content)
     assert found.pairs == [(f"the {n} {label}", label) for n in range(12) for label in [["pos", "neg"][n % 2]]]
-    assert found.skipped == 1 and any(note.endswith(f"skipped, the first in line {line}") for note in found.notes)
+    assert found.skipped == 1 and any(
+        note.startswith(f"{name}: 1 row skipped, the first in line {line} (its cells: {cells}") for note in found.notes
+    )
     with pytest.raises(FileError, match=f"line {line} should be .*" + re.escape(f"(its cells: {cells}")):
         read(name, content, ReadOptions(strict=True))
     if header:

@@ -514,6 +514,24 @@ def test_totals_are_refused_wherever_they_stand(tmp_path, text, line, words):
         read_rows(save(tmp_path / "a.csv", text))
 
 
+@pytest.mark.parametrize("total, refused", [("320.5", True), ("320.4", False), ("28.5", False)])
+def test_a_total_without_a_name_is_refused_where_there_are_no_dates(tmp_path, total, refused):
+    path = save(tmp_path / "a.csv", "y\n" + "".join(f"{n}.5\n" for n in range(5, 25)) + "20.5\n" + f"{total}\n")
+    facts = choose_columns(path, SeriesSettings(seed=0))
+    if not refused:
+        assert len(read_table(path, facts)) == 22
+        return
+    with pytest.raises(
+        ValueError, match=r"line 23, column 'y': 320.5 is the sum of the rows above .*: delete the line"
+    ):
+        read_table(path, facts)
+
+
+def test_rows_of_zeros_are_no_totals(tmp_path):
+    path = save(tmp_path / "a.csv", "y\n" + "0\n" * 9)
+    assert len(read_table(path, choose_columns(path, SeriesSettings(seed=0)))) == 9
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -183,6 +183,55 @@ def test_outputs_are_no_inputs(copied, runs):
     load("series", "cpu")
 
 
+@needs("matplotlib")
+@pytest.mark.parametrize("name", ["notes.txt", "month,sales", "few.csv", "other.csv", "a.png"])
+def test_a_file_of_others_is_replaced_only_where_that_is_said(copied, name):
+    """A series of the user's own has the header of its forecast, and other rows."""
+    texts = {
+        "notes.txt": "notes on gpurnn\n",
+        "month,sales": Path("x.csv").read_text(),
+        "few.csv": "month,sales\n1960-01,3.25\n",
+        "other.csv": "month,cost\n1960-01,3.250000\n",
+        "a.png": "\x89PNG",
+    }
+    Path(name).write_text(texts[name], encoding="latin-1")
+    before = Path(name).read_bytes()
+    how = ["forecast", "series", "--plot" if name == "a.png" else "--out", name]
+    assert f"{name} is there already and was not written by this command" in refused(*how)
+    assert Path(name).read_bytes() == before
+    call(*how, "--overwrite")
+    written = Path(name).read_bytes()
+    assert written != before
+    call(*how)  # by now it is the command's own
+    assert Path(name).read_bytes() == written or name == "a.png"
+
+
+@needs("matplotlib")
+def test_a_dash_is_standard_output_where_text_is_written(copied):
+    call("forecast", "series", "--out", "f.csv")
+    assert call("forecast", "series", "--out", "-", "--plot", "a.png").stdout == Path("f.csv").read_text()
+    assert "--out - and --json" in refused("forecast", "series", "--out", "-", "--json")
+    for how in (["forecast", "series", "--plot", "-"], ["compose", "music", "--steps", 2, "--out", "-"]):
+        assert "'-' is not standard output here" in refused(*how)
+    assert not Path("-").exists()
+
+
+@needs("mido")
+def test_a_tune_of_others_is_replaced_only_where_that_is_said(copied):
+    import mido
+
+    mido.MidiFile().save("mine.mid")
+    before = Path("mine.mid").read_bytes()
+    Path("mine.abc").write_text("X:1\nT:mine\n")
+    assert "--out: mine.mid is there already" in refused("compose", "music", "--steps", 2, "--out", "mine.mid")
+    assert "--out: mine.abc is there already" in refused("compose", "text", "--length", 9, "--out", "mine.abc")
+    assert Path("mine.mid").read_bytes() == before and Path("mine.abc").read_text() == "X:1\nT:mine\n"
+    for more in (["--overwrite"], []):
+        call("compose", "music", "--steps", 2, "--out", "mine.mid", *more)
+    said = refused("compose", "text", "--length", 9, "--out", "mine.abc", "--overwrite")
+    assert "no whole ABC tune" in said and "is there already" not in said
+
+
 def test_a_run_does_not_replace_its_data(copied):
     Path("data").mkdir()
     Path("tunes.json").rename(Path("data", "last.json"))

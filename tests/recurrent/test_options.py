@@ -191,6 +191,12 @@ def test_masks_of_timesteps_and_sequences():
     assert cell_masks(layer.eval(), 4, 8) == [None, None]
 
 
+@pytest.mark.parametrize("layer", [gpurnn.RNN, gpurnn.GRU])
+def test_a_pair_of_zoneout_rates_needs_two_states(layer):
+    with pytest.raises(ValueError, match=r"zoneout: expected one rate, as \w+ has one state, h, got \(0.1, 0.9\)"):
+        layer(2, 4, zoneout=(0.1, 0.9), backend="numpy")
+
+
 def test_zoneout_keeps_the_old_state():
     layer = gpurnn.GRU(3, 50, zoneout=0.5, backend="numpy", dtype="float64", seed=1)
     x, h = np.random.default_rng(0).standard_normal((1, 2, 3)), np.random.default_rng(1).standard_normal((1, 2, 50))

@@ -11,6 +11,8 @@ from gpurnn.data.utterances import read_utterances
 from gpurnn.tasks import seen
 from gpurnn.tasks.run import prepare
 from gpurnn.tasks.seen import check_trained_on, file_digest, look_up, remember
+from gpurnn.tasks.series import read_table, score
+from gpurnn.tasks.series.forecasts import summary
 from gpurnn.tasks.speech import SpeechSettings
 from gpurnn.tasks.trained import load, read_run, write_config
 
@@ -248,6 +250,18 @@ def test_every_task_counts_what_it_was_trained_on(task, tmp_path):
     assert [second.task.evaluate(second, [str(file)])[0]["trained_on"] for file in (old, new)] == [count, count]
     before = forget(tmp_path / "one")  # as an earlier edition wrote it
     assert "trained_on" not in before.task.evaluate(before, [str(old)])[0]
+
+
+def test_a_series_is_scored_on_the_windows_it_was_not_trained_on(tmp_path):
+    path = tmp_path / "a.csv"
+    write_series(path, np.random.default_rng(0))
+    model = trained("series", path, tmp_path / "run", window=5, horizon=2, season=1)
+    numbers, text = model.task.evaluate(model, [str(path)])
+    table = read_table(path, model.facts)
+    others = score(model, table, np.arange(46, 58))  # of 54 windows the first 42, which end in rows 4 to 45, are known
+    assert numbers["others"] == others and others["windows"] == 12 and others["model"] != numbers["model"]
+    assert f"Other 12       {'MAE':>10}" in text
+    assert text.endswith(summary(others, "other 12"))
 
 
 def test_an_utterance_is_known_by_its_sound(tmp_path):

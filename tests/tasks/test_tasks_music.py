@@ -109,8 +109,8 @@ def test_midi_times_are_exact_to_the_tick(tmp_path):
         told.append((message.type, getattr(message, "note", None), now))
     frame = 120  # a quarter of 480 ticks
     assert told == [
-        ("set_tempo", None, 0), ("note_on", 51, 2 * frame), ("note_on", 61, 4 * frame), ("note_off", 51, 5 * frame),
-        ("note_off", 61, 7 * frame), ("end_of_track", None, 7 * frame),
+        ("set_tempo", None, 0), ("text", None, 0), ("note_on", 51, 2 * frame), ("note_on", 61, 4 * frame),
+        ("note_off", 51, 5 * frame), ("note_off", 61, 7 * frame), ("end_of_track", None, 7 * frame),
     ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -35,7 +36,7 @@ from gpurnn.tasks.series import (
     window_ends,
 )
 from gpurnn.tasks.series.forecasts import summary
-from gpurnn.tasks.series.intervals import IntervalLoss, bounds, calibrate, coverage
+from gpurnn.tasks.series.intervals import IntervalLoss, bounds, calibrate, coverage, note_ends
 from gpurnn.tasks.series.parts import choose_residual
 from gpurnn.tasks.trained import load
 from gpurnn.testing import check_gradients
@@ -557,17 +558,35 @@ def test_bad_intervals_are_refused(interval):
         SeriesSettings(interval=interval)
 
 
-@pytest.mark.parametrize("interval", ["0.8", "80,80", "0.8,0.95"])
-def test_an_interval_of_shares_is_refused_for_a_new_run(tmp_path, interval):
+@pytest.mark.parametrize(
+    "interval, words",
+    [
+        ("0.8", "above 1, got '0.8': 0.8 is a share: write 80 for 80 %"),
+        ("0.95,80%", "above 1, got '0.95,80%': 0.95 is a share: write 95"),
+        ("1", "above 1, such as 80, got '1'"),
+        ("80,80%", "that differ from one another, got '80,80%'"),
+    ],
+)
+def test_an_interval_of_shares_is_refused_for_a_new_run(tmp_path, interval, words):
     """An old run may have one, so it is no damage."""
     path = save(tmp_path / "a.csv", {"y": growing(60)})
-    with pytest.raises(ValueError, match="interval should be different per cents, such as 80,95"):
+    with pytest.raises(ValueError, match=re.escape(f"interval should be per cents {words}")) as raised:
         prepare("series", [path], tmp_path / "run", interval=interval)
+    assert "a.csv" not in str(raised.value)  # which is not at fault
     assert SeriesSettings(interval=interval).levels
 
 
+def test_a_note_where_an_interval_ends_at_the_forecast():
+    outputs = np.array([[5.0, 4, 6], [5, 6, 7], [5, 3, 4]])  # forecast and two quantiles of three steps
+    ends = bounds(outputs)
+    assert ends[0, :, 1:].tolist() == [[5, 3], [7, 5]]
+    (note,) = note_ends(outputs[:, 0], ends)
+    assert note.startswith("an interval ends at the forecast itself at 2 of 3 steps")
+    assert note_ends(outputs[:1, 0], ends[..., :1]) == [] == note_ends(outputs[:, 0], np.empty((0, 2, 3)))
+
+
 def test_levels_and_quantiles():
-    settings = SeriesSettings(interval="95, 80")
+    settings = SeriesSettings(interval="95, 80 %")
     assert settings.levels == [0.8, 0.95]
     assert settings.quantiles == pytest.approx([0.025, 0.1, 0.9, 0.975])
     assert SeriesSettings().quantiles == []

@@ -29,7 +29,7 @@ from ...data.moments import calendar_features, continue_moments
 from ...data.tables import csv_text
 from .columns import Table, choose_columns, read_table
 from .forecasts import forecast, forecast_intervals, score
-from .intervals import name_level
+from .intervals import name_level, note_ends
 from .models import Direct, Recursive
 from .parts import fit_scaling, guess_season, reach_back, split_rows, window_ends
 from .settings import SeriesSettings
@@ -39,7 +39,7 @@ from .windows import Windows
 __all__ = [
     "TASK", "SeriesSettings", "SeriesTask",
     "Table", "calendar_features", "choose_columns", "continue_moments", "csv_text", "read_table",
-    "name_level",
+    "name_level", "note_ends",
     "Direct", "Recursive", "Windows",
     "fit_scaling", "forecast", "forecast_intervals", "guess_season", "reach_back", "score", "split_rows", "window_ends",
 ]  # fmt: skip

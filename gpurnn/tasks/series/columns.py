@@ -1,5 +1,6 @@
 """The columns of a file that make up a series: which they are, their values, their dates and the order of the dates."""
 
+import math
 import re
 import unicodedata
 from dataclasses import dataclass, field
@@ -182,6 +183,7 @@ def read_table(path, facts, settings=None, rows=None):
                 f"{_number_cure(rows, cells[wrong])}"
             )
         values[:, n] = numbers
+    _refuse_sum(rows, values[:, 0], facts)
     if shown and marks.thousands:  # a number, as all cells are by now
         notes.append(f"thousands are separated by {marks.thousands!r}: {shown!r} is read as {marks.number(shown):g}")
     lines, (moments, form) = np.array(rows.lines), _dates(rows, facts, settings)
@@ -199,6 +201,16 @@ def read_table(path, facts, settings=None, rows=None):
             f"at line {lines[row]}"
         )
     return Table(values, moments, form, notes, rows.delimiter, marks.decimal)
+
+
+def _refuse_sum(rows, y, facts):
+    """Raise ValueError where rows without dates end with the sum of those before, in the target column ``y``."""
+    above = np.nansum(y[:-1])
+    if facts["date"] is None and len(y) > 3 and above and math.isclose(y[-1], above, rel_tol=1e-9):
+        raise ValueError(
+            f"{rows.path}: line {rows.lines[-1]}, column {facts['target']!r}: {y[-1]:g} is the sum of the rows above "
+            "and no row of the series: delete the line, or put # before it"
+        )
 
 
 def _is_sign(mark):

@@ -123,9 +123,27 @@ def summary(numbers, part):
     n = numbers["model"]
     standardized = f"MSE {n['mse_standardised']:.4g}, MAE {n['mae_standardised']:.4g}"
     lines.append(f"{numbers['windows']:,} forecasts; standardized: {standardized}")
-    for name, found in numbers.get("intervals", {}).items():
-        lines.append(f"{name} % interval: covers {100 * found['coverage']:.1f} %, mean width {found['extent']:.5g}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_on_intervals(numbers)])
+
+
+def _on_intervals(numbers):
+    return [
+        f"{name} % interval: covers {100 * found['coverage']:.1f} %, mean width {found['extent']:.5g}"
+        for name, found in numbers.get("intervals", {}).items()
+    ]
+
+
+def in_words(numbers):
+    """What ``score`` returns, in one line: the model, the MAE of the naive forecasts, the intervals."""
+    model = numbers["model"]
+    mase = [] if model["mase"] is None else [f"MASE {model['mase']:.4g}"]
+    errors = ", ".join([f"MAE {model['mae']:.5g}", f"RMSE {model['rmse']:.5g}", *mase])
+    naive = [
+        f"{name.replace('_', '-')} MAE {numbers[name]['mae']:.5g}"
+        for name in ("seasonal_naive", "naive")
+        if name == "naive" or numbers["season"] > 1
+    ]
+    return "; ".join([f"{numbers['windows']:,} forecasts, {errors}", ", ".join(naive), *_on_intervals(numbers)])
 
 
 def advice(numbers, settings, facts):

@@ -75,6 +75,14 @@ def coverage(ends, truth, levels):
     }
 
 
+def note_ends(values, ends):
+    """A list of the note that some intervals, (L, 2, steps), end at the forecast, (steps,), itself; empty for none."""
+    count = int((ends == values).any(axis=(0, 1)).sum())
+    where = f"at {count:,} of {len(values):,} steps" if len(values) > 1 else "here"
+    why = "by the model, the true value then lies on the other side of the forecast"
+    return [f"an interval ends at the forecast itself {where}: {why}"] if count else []
+
+
 def name_level(level):
     """A level as text: 0.8 is "80"."""
     return f"{100 * level:g}"

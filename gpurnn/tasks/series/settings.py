@@ -92,21 +92,29 @@ class SeriesSettings(Settings):
     def levels(self):
         """The shares that prediction intervals should cover, ascending: [0.8, 0.95] of "80,95"."""
         try:
-            levels = sorted({float(part) / 100 for part in (self.interval or "").split(",") if part.strip()})
+            levels = sorted({float(part) / 100 for part in self._level_parts})
         except ValueError:
             levels = [0.0]
         if self.interval is not None and not (levels and levels[0] > 0 and levels[-1] < 1):
             raise ValueError(f"interval should be per cents between 0 and 100, such as 80,95, got {self.interval!r}")
         return levels
 
+    @property
+    def _level_parts(self):
+        return [part.strip().removesuffix("%") for part in (self.interval or "").split(",") if part.strip()]
+
     def check_levels(self):
         """Raise ValueError for levels that mean another thing than they say; old runs may have such."""
-        given = [part for part in (self.interval or "").split(",") if part.strip()]
-        if given and (self.levels[0] < 0.01 or len(self.levels) < len(given)):
+        if self.levels and self.levels[0] <= 0.01:
+            share = min(self._level_parts, key=float)
             raise ValueError(
-                "interval should be different per cents, such as 80,95 for intervals of 80 % and of 95 %, got "
-                f"{self.interval!r}"
+                f"interval should be per cents above 1, got {self.interval!r}: {share} is a share: write "
+                f"{100 * float(share):g} for {100 * float(share):g} %"
+                if float(share) < 1
+                else f"interval should be per cents above 1, such as 80, got {self.interval!r}"
             )
+        if len(self.levels) < len(self._level_parts):
+            raise ValueError(f"interval should be per cents that differ from one another, got {self.interval!r}")
 
     @property
     def quantiles(self):

@@ -1,16 +1,15 @@
 """The task ``series``: from files to batches, a model and its scores."""
 
-import textwrap
 from dataclasses import replace
 
 from ...data.dates import check_date_format
 from ...data.moments import CALENDAR
 from ...errors import check_choice, check_size
 from ...files import check_room
-from ..seen import remember, say_seen
+from ..seen import look_up, remember
 from ..task import WEIGHT_COST, Data, Task, check_numbers, check_strings, checksum
 from .columns import choose_columns, open_rows, read_table
-from .forecasts import advice, fit_margins, score, summary
+from .forecasts import advice, fit_margins, in_words, score, summary
 from .intervals import IntervalLoss, saved_margins
 from .models import Direct, Recursive
 from .parts import choose_residual, fit_scaling, reach_back, residual_of, split_rows, window_ends
@@ -34,11 +33,12 @@ class SeriesTask(Task):
   gpurnn train series ETTh1.csv --target OT --horizon 96"""
     next = ("gpurnn forecast {run} --plot forecast.png --out forecast.csv",)
 
+    def check_new(self, settings):
+        settings.check_levels()
+
     def read(self, files, settings, facts=None, scratch=None):
         if len(files) != 1:
             raise ValueError(f"files: a series is one CSV file, got {len(files)}")
-        if facts is None:
-            settings.check_levels()
         rows = open_rows(files[0], settings)
         facts = facts or choose_columns(files[0], settings, rows)
         columns = 1 + len(facts["inputs"])
@@ -122,8 +122,12 @@ class SeriesTask(Task):
         said = last and advice(last, trained.settings, trained.facts)
         if said:
             numbers["advice"] = said
-            lines.append(textwrap.fill(said, 80, break_on_hyphens=False))
+            lines.append(said)
         return numbers, "\n".join(lines)
+
+    def result_rows(self, result):
+        parts = {"valid": "Validation", "test": "Test"}
+        return {name: in_words(result[part]) for part, name in parts.items() if part in result}
 
     def evaluate(self, trained, files):
         """How good the forecasts are in another file, from every row that has enough rows before and after it."""
@@ -141,8 +145,14 @@ class SeriesTask(Task):
         lines = [*(f"Note        {note}" for note in table.notes), summary(numbers, "all")]
         if settings.levels:
             lines.append(_on_calibration(trained))
-        seen, sentence = say_seen(facts, _window_rows(table, ends, settings), "windows")
-        return numbers | {"notes": table.notes} | seen, "\n".join([*lines, *sentence])
+        seen = look_up(facts, _window_rows(table, ends, settings))
+        if seen is not None:
+            numbers["trained_on"], others = seen.count, ends[seen.judged & ~seen.mask]
+            lines.append(f"{seen.sentence('windows')}.")
+            if seen.count and len(others):
+                numbers["others"] = score(trained, table, others)
+                lines.append(summary(numbers["others"], f"other {len(others):,}"))
+        return numbers | {"notes": table.notes}, "\n".join(lines)
 
 
 def _window_rows(table, ends, settings):
