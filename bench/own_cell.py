@@ -2,12 +2,16 @@
 
   python -m bench.own_cell --out bench/results/own_cell_cpu.json
 
-The cell is an LSTM with peepholes; its four texts are ``bench/rivals/own_*.py``. All have to give the same numbers. Keras
-runs on JAX.
+The cell is an LSTM with peepholes; its four texts are ``bench/rivals/own_*.py``. All have to give the same numbers.
+Keras runs on JAX.
 """
 
+import contextlib
 import os
+import shlex
 import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import click
 
@@ -30,10 +34,13 @@ RIVALS = tuple(f"own-{library}" for library in LIBRARIES)
 @click.option("--out", type=click.Path(dir_okay=False), help="JSON file.")
 def main(threads, rounds, seconds, T, B, H, compile, out):
     """Count the lines of a cell of one's own in four libraries, and time a training step of each."""
-    command = " ".join(["python -m bench.own_cell", *sys.argv[1:]])
+    given = [Path(part).name if part == out else part for part in sys.argv[1:]]  # results are committed: no folder
+    command = shlex.join(["python", "-m", "bench.own_cell", *given])
     case = Case("peephole", T, B, H, H, what="train")
     names = [*RIVALS, *(["own-torch-compile"] if compile else [])]
     document = run([case], names, threads=threads, rounds=rounds, seconds=seconds, command=command)
+    with contextlib.suppress(PackageNotFoundError):
+        document["environment"]["keras"] = version("keras")
     document["lines"] = {library: code_lines(library) for library in LIBRARIES}
     if out:
         write(out, document)

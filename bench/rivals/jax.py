@@ -1,17 +1,16 @@
 """JAX: ``lax.scan`` over the cell's equations under ``jit``, on the CPU."""
 
-import os
 from types import SimpleNamespace
 
 import numpy as np
 
 from .equations import Equations
 from .gpurnn import first_draws
-from .prepared import Prepared, is_judged
+from .prepared import Prepared, is_judged, prepare_jax
 
 
 def jax_rival(case, weights, x, doutput):
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    prepare_jax()
     import jax
     import jax.numpy as jnp
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from .gpurnn import layer_call as gpurnn_call
-from .prepared import Prepared, threads
+from .prepared import Prepared, prepare_jax, threads
 from .torch import layer_call as torch_call
 
 LIBRARIES = ("gpurnn", "torch", "jax", "keras")
@@ -60,7 +60,7 @@ def own_torch(mode="eager"):
 
 
 def own_jax(case, weights, x, y):
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    prepare_jax()
     import jax
 
     from .own_jax import make, peephole
@@ -76,7 +76,7 @@ def own_jax(case, weights, x, y):
 
 def own_keras(case, weights, x, y):
     """On its JAX backend, under ``jit``."""
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    prepare_jax()
     os.environ["KERAS_BACKEND"] = "jax"
     from .own_keras import make
 

@@ -28,6 +28,13 @@ def threads():
     return int(os.environ.get("OMP_NUM_THREADS", "1"))
 
 
+def prepare_jax():
+    """Tell JAX, before it is imported, to run on the CPU, and on one thread where torch and BLAS do."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if threads() == 1:
+        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+
+
 def is_judged(name):
     """Whether the gradient of a parameter is compared: those of recurrent layers, but for what W_ih x + b_ih has."""
     return "_l" in name and not any(part in name for part in ("weight_ih", "bias_ih"))
