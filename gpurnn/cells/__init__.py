@@ -2,6 +2,7 @@
 
 from .functions import (
     ACTIVATIONS,
+    batch_normalized,
     clip,
     dropout,
     elu,
@@ -74,6 +75,7 @@ __all__ = [
     "TracedCell",
     "Weights",
     "cell",
+    "batch_normalized",
     "clip",
     "clip_gradient",
     "dropout",

@@ -14,7 +14,23 @@ _CALLS = {
     "where_greater": "where_greater(xp, {0}, {1}, {2}, {3})", "mean": "xp.mean({0}, axis=0, keepdims=True)",
     "batch_mean": "batch_mean(xp, {0}, scratch.batch.valid)",
 }  # fmt: skip
-_ARGUMENTS = ("xp", "w", "ax", "ah", "old", "new", "dstate", "scratch", "hook", "z", "d", "masks", "H")
+_ARGUMENTS = (
+    "xp",
+    "w",
+    "ax",
+    "ah",
+    "old",
+    "new",
+    "dstate",
+    "scratch",
+    "hook",
+    "z",
+    "d",
+    "masks",
+    "H",
+    "d_inner",
+    "len",
+)
 
 
 # ---- the functions that generated code calls

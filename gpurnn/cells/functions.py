@@ -133,6 +133,8 @@ def zoneout(new: Any, old: Any, rate: float) -> Symbol:
     graph, rate = graph_of((new, old), "zoneout"), check_number("zoneout: rate", rate, 0, 1)
     if not rate:
         return new
+    if rate == 1:
+        raise ValueError("zoneout: a rate of 1 keeps the old state for ever: give less than 1")
     if not graph.training:
         return old + (1 - rate) * (new - old)
     return where(graph.draw(rate, "timestep") > 0, new, old)

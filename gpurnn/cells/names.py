@@ -77,7 +77,14 @@ def parameters(given, states, biases):
     given = given.split() if isinstance(given, str) else given
     found = [one if isinstance(one, Parameter) else Parameter(one, (), "biases") for one in given]
     words("parameters", [one.name for one in found])
-    taken = {"weight_ih", "weight_hh", "weight_hr", *(f"initial_{state}" for state in states)}
+    taken = {
+        "weight_ih",
+        "weight_hh",
+        "weight_hr",
+        "running_mean",
+        "running_var",
+        *(f"initial_{state}" for state in states),
+    }
     taken |= {"bias_ih", "bias_hh"} if biases else set()
     for one in found:
         if one.name in taken:

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from ..errors import check_choice, check_flag, check_number
+from ..errors import check_choice, check_flag, check_number, check_size
 from . import functions as f
 from .functions import ACTIVATIONS
 from .record import Cell, Parameter
@@ -107,7 +107,7 @@ def _timesteps(value):
         return 100
     if isinstance(value, bool):
         return 0
-    return int(check_number("batch_norm", value, 0))
+    return check_size("batch_norm", value, 0)
 
 
 def cell_with(kind: str, plain: Cell | None, **given: Any) -> Cell:

@@ -1,8 +1,7 @@
 """Symbols: what the equations of a cell are written over, and the functions that they may use.
 
 Equations are traced: a cell's function runs once, over symbols in place of numbers, and leaves a graph of ``Symbol``.
-Each function here exists as array code, in CUDA and in C++ on vectors, and has its derivative in derivatives.py;
-functions.py has those that are made of them.
+Each function here exists as array code, in CUDA and in C++ on vectors; functions.py has those that are made of them.
 """
 
 from __future__ import annotations
@@ -358,13 +357,16 @@ def where(condition: Any, a: Any, b: Any) -> Symbol:
         raise TypeError(f"where: expected a comparison of symbols, such as x > 0, got {type(condition).__name__}")
     graph = condition.a.graph
     a, b = (symbol(graph, value) for value in ((b, a) if condition.swapped else (a, b)))
+    if is_constant(condition.a) and is_constant(condition.b):
+        return (b, a)[condition.a.value > condition.b.value]
     return graph.make("where_greater", condition.a, condition.b, a, b)
 
 
 def mean(x: Any) -> Symbol:
     """The mean over all units of a sequence, the same for each of them."""
-    node = _make("mean", x)
-    return node.args[0] if node.args[0].op in ("constant", "mean") else node
+    graph = graph_of((x,), "mean")
+    x = symbol(graph, x)
+    return x if x.op in ("constant", "mean") else graph.make("mean", x)
 
 
 def clip_gradient(x: Any, limit: float) -> Symbol:

@@ -215,11 +215,30 @@ class TracedCell(Cell):
         by_place = {node.value: node for node in self.graph.nodes[: self.count] if node.op == op}
         return [by_place[k] for k in range(len(self.gates))]
 
+    def _is_summed(self, gate):
+        """Whether the equations read nothing but the sum of a gate's ax and ah, to which other terms may be added."""
+        results = [*self.new_states, *([] if self.inner_node is None else [self.inner_node])]
+        readers = {}
+        for node in below(results, lambda node: False):
+            for arg in node.args:
+                readers.setdefault(arg, []).append(node)
+
+        def sums(node):
+            """The sums that a symbol goes into, as long as one alone reads it."""
+            found = []
+            while node not in results and len(readers.get(node, ())) == 1 and readers[node][0].op == "add":
+                node = readers[node][0]
+                found.append(node)
+            return found
+
+        ax, ah = (self._leaves(op)[gate] for op in ("ax", "ah"))
+        return not set(sums(ax)).isdisjoint(sums(ah))
+
     def _lay_out(self, ah, ax, dp, through):
         """Set ``preactivations`` and the gradients ``d`` in their order; ``d_inner`` is what the second one adds."""
         rows, G, zero = self._rows[1], len(self.gates), self.graph.constant(0)
         ah_in, ax_in, self.dstates_inner, dp_in = through or ([zero] * G, [zero] * G, [], [zero] * len(dp))
-        apart = [g for g in range(rows) if (ah[g], ah_in[g]) != (ax[g], ax_in[g])]
+        apart = [g for g in range(rows) if not self._is_summed(g) or (ah[g], ah_in[g]) != (ax[g], ax_in[g])]
         if apart:
             apart = list(range(apart[0], rows))  # the last ones
         self.d = [ah[g] if g < rows else ax[g] for g in range(G)] + [ax[g] for g in apart] + dp

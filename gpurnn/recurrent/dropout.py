@@ -86,14 +86,16 @@ def dropped_weights(layer, k, masks):
 def dropped_gradients(layer, k, masks):
     """The ``Gradients`` of layer ``k``: those of dropped weights are zero."""
     gradients = layer._gradients(k)
-    if masks is None or gradients.weights[0].hh is None:
+    if masks is None:
         yield gradients
         return
-    whole = [replace(g, hh=layer.xp.zeros_like(g.hh)) for g in gradients.weights]
+    # W_hh of a direction may be frozen, and then has no gradient
+    whole = [g if g.hh is None else replace(g, hh=layer.xp.zeros(g.hh.shape, g.hh.dtype)) for g in gradients.weights]
     yield gradients._replace(weights=whole)
     with gradients.lock:
         for g, part, mask in zip(gradients.weights, whole, masks, strict=True):
-            g.hh += _masked(layer, part.hh, mask)
+            if g.hh is not None:
+                g.hh += _masked(layer, part.hh, mask)
 
 
 def _masked(layer, weight, mask):

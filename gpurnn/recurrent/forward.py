@@ -133,8 +133,10 @@ def batch_statistics(layer, k, update):
     """For each direction of a layer its ``BatchStatistics``; None for a cell that does not normalize over the batch."""
     if not layer.cell.over_batch:
         return None
-    suffixes = [layer._suffix(k, d) for d in range(len(layer._directions))]
-    return tuple(
-        BatchStatistics(layer.buffers["running_mean" + name], layer.buffers["running_var" + name], update)
-        for name in suffixes
-    )
+    found = []
+    for d in range(len(layer._directions)):
+        both = [layer.buffers[name + layer._suffix(k, d)] for name in ("running_mean", "running_var")]
+        if update and not layer.training:  # backward reads them, too, and training may move them until then
+            both = [array.copy() for array in both]
+        found.append(BatchStatistics(*both, update and layer.training))
+    return tuple(found)

@@ -46,7 +46,7 @@ def initial_values(layer, forget_bias, chrono):
             values[name + suffix] = block.reshape(-1, *shape[2:])
         if layer.learn_state:
             for kind in cell.states:
-                values[f"initial_{kind}{suffix}"] = np.zeros(P if kind == "h" else H)
+                values[f"initial_{kind}{suffix}"] = np.zeros(P if kind == cell.states[0] else H)
     return values
 
 

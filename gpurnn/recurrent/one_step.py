@@ -97,7 +97,7 @@ class _SingleStep:
     def _raise_state(self, state, name):
         """A state, or gradients with respect to one, with an axis for the one layer."""
         if len(self.cell.states) == 1:
-            return as_state(self, state, "h", name)[None]
+            return as_state(self, state, self.cell.states[0], name)[None]
 
         def raised(part, kind):
             if part is None and name == "dstate":

@@ -26,15 +26,15 @@ def state_kinds(cell, layer_sizes):
     layer."""
     kinds = []
     for name in cell.states:
-        sizes = tuple(P if name == "h" else H for _, H, P in layer_sizes)
+        sizes = tuple(P if name == cell.states[0] else H for _, H, P in layer_sizes)
         kinds.append(StateKind(name, sizes, len(set(sizes)) == 1))
     return tuple(kinds)
 
 
 def state_dtype(layer, kind):
-    """The dtype in which a state is stored, within a call and between calls: h is rounded to the layer's dtype at every
-    timestep, the others are sums over time."""
-    return layer.dtype if kind == "h" else layer.compute_dtype
+    """The dtype in which a state is stored, within a call and between calls: the output is rounded to the layer's dtype
+    at every timestep, the others are sums over time."""
+    return layer.dtype if kind == layer.cell.states[0] else layer.compute_dtype
 
 
 def as_state(layer, array, kind, name):

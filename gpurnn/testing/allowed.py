@@ -43,7 +43,7 @@ def worst_error(got, plain, expected, dtype, terms):
             return float("inf"), f"{name}: expected shape {np.shape(value)}, got {np.shape(got[name])}"
         allowed = allowed_rounding(value, dtype, terms)
         error = np.abs(got[name] - value).max(initial=0)
-        share = nan_is_worst(error / allowed)
+        share = nan_is_worst(error / allowed) if error or allowed else 0.0
         if share > worst:
             worst, detail = share, f"{name}: off by {error:.3g}, allowed {allowed:.3g}"
     return worst, detail

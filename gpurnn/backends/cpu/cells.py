@@ -82,8 +82,8 @@ def _first_use(cell, dtype, level):
     """The function of a cell, or the reason why there is none, which the log tells once."""
     try:
         return _load(cell, dtype, level)
-    except CellError as problem:
-        reason = f"the cell {cell.name} is not compiled: {problem}"
+    except (CellError, OSError, ValueError, RuntimeError) as problem:  # no home, no folder for temporary files, ...
+        reason = f"the cell {cell.name} is not compiled: {one_line(problem)}"
         _log.warning("%s. It runs as array code, which is slower", reason)
         return reason
 
@@ -141,7 +141,7 @@ def folder():
     """The folder of compiled cells."""
     chosen = os.environ.get("GPURNN_CACHE")
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpurnn"
-    return (Path(chosen) if chosen else home) / "cells"
+    return (Path(chosen).expanduser() if chosen else home) / "cells"
 
 
 def _load(cell, dtype, level):

@@ -238,7 +238,8 @@ class CpuOps(HostOps):
         """
         slots, B, P = saved.h.shape
         ready = w.ready or NativeWeights(w)
-        key = slots, B, saved.reverse, save
+        # evaluation may run another cell, which saves other blocks
+        key = slots, B, saved.reverse, save, layer.cell
         template = ready.templates.get(key)
         if template is None:
             if len(ready.templates) >= _TEMPLATES:
