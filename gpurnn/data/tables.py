@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+import unicodedata
 from array import array
 from dataclasses import dataclass, field
 
@@ -10,7 +11,7 @@ from ..errors import FileError
 from ..files import check_room
 from .dates import date_share
 from .encodings import whole_text
-from .numerals import count_numbers
+from .numerals import MISSING, count_numbers
 
 _BYTE_COST, _ROW_COST, _CELL_COST = 6, 200, 80  # bytes of memory for a byte of a table, a row of it and a cell
 _DELIMITERS = ";\t|,"  # the comma last, as numbers may contain it
@@ -101,6 +102,7 @@ def read_rows(path, delimiter=None, encoding=None):
     rows = Rows(str(path), *_without_empty(header, columns), lines, delimiter)
     if len(set(rows.header)) < len(rows.header):
         raise ValueError(f"{path}: two columns have the same name: {', '.join(rows.header)}")
+    _take_currency(rows)
     _refuse_total(rows)
     return rows
 
@@ -179,6 +181,24 @@ def _without_empty(header, columns):
     while size > 1 and not header[size - 1] and not any(columns[size - 1]):
         size -= 1
     return header[:size], columns[:size]
+
+
+def _take_currency(rows):
+    """Take a currency sign out of the columns in which each cell that is not missing is a number with that sign."""
+    found = {}
+    for name, cells in zip(rows.header, rows.columns, strict=True):
+        first = next((cell for cell in cells if cell.lower() not in MISSING), "")
+        sign = next((mark for mark in first if unicodedata.category(mark) == "Sc"), None)
+        if sign is None or not all(cell.count(sign) == 1 or cell.lower() in MISSING for cell in cells):
+            continue
+        end = rf"^([+-]?)\s*{re.escape(sign)}\s*|\s*{re.escape(sign)}$"
+        bare = [re.sub(end, r"\1", cell) for cell in cells]
+        numbers, others = count_numbers(bare)
+        if numbers == others:
+            cells[:] = bare
+            found.setdefault(sign, []).append(name)
+    for sign, names in found.items():
+        rows.notes.append(f"the sign {sign!r} is left out of the numbers in {', '.join(names)}")
 
 
 def _refuse_total(rows):

@@ -514,6 +514,32 @@ def test_totals_are_refused_wherever_they_stand(tmp_path, text, line, words):
         read_rows(save(tmp_path / "a.csv", text))
 
 
+@pytest.mark.parametrize(
+    "cells, values, sign",
+    [
+        (["$1,234.50", "-$2.25", "$ 3"], [1234.5, -2.25, 3], "$"),
+        (["1.234,50 €", "2,25€", "-3,00 €"], [1234.5, 2.25, -3], "€"),
+        (["£1.5", "n/a", "£3.5"], [1.5, np.nan, 3.5], "£"),
+    ],
+)
+def test_one_currency_sign_in_a_whole_column_is_left_out(tmp_path, cells, values, sign):
+    path = save(tmp_path / "a.csv", "n;price\n" + "".join(f"{n};{cell}\n" for n, cell in enumerate(cells * 4)))
+    settings = SeriesSettings(seed=0, fill="previous")
+    rows = read_rows(path)
+    assert rows.notes == [f"the sign {sign!r} is left out of the numbers in price"]
+    table = read_table(path, choose_columns(path, settings), settings)
+    whole = np.array(values)
+    whole[np.isnan(whole)] = whole[0]
+    assert table.values[:, 0].tolist() == np.tile(whole, 4).tolist()
+
+
+@pytest.mark.parametrize("last", ["€3", "3", "$3$", "$x", "($3)"])
+def test_other_currency_signs_stay(tmp_path, last):
+    path = save(tmp_path / "a.csv", f"n,price\n1,$1\n2,$2\n3,{last}\n")
+    rows = read_rows(path)
+    assert rows.column("price") == ["$1", "$2", last] and not rows.notes
+
+
 @pytest.mark.parametrize("total, refused", [("320.5", True), ("320.4", False), ("28.5", False)])
 def test_a_total_without_a_name_is_refused_where_there_are_no_dates(tmp_path, total, refused):
     path = save(tmp_path / "a.csv", "y\n" + "".join(f"{n}.5\n" for n in range(5, 25)) + "20.5\n" + f"{total}\n")

@@ -184,13 +184,14 @@ def test_outputs_are_no_inputs(copied, runs):
 
 
 @needs("matplotlib")
-@pytest.mark.parametrize("name", ["notes.txt", "month,sales", "few.csv", "other.csv", "a.png"])
+@pytest.mark.parametrize("name", ["notes.txt", "month,sales", "few.csv", "long.csv", "other.csv", "a.png"])
 def test_a_file_of_others_is_replaced_only_where_that_is_said(copied, name):
     """A series of the user's own has the header of its forecast, and other rows."""
     texts = {
         "notes.txt": "notes on gpurnn\n",
         "month,sales": Path("x.csv").read_text(),
         "few.csv": "month,sales\n1960-01,3.25\n",
+        "long.csv": "month,sales\n1960-01,3.250000\n1960-02,3.250000\n1960-03,3.250000\n",  # of 2 rows to forecast
         "other.csv": "month,cost\n1960-01,3.250000\n",
         "a.png": "\x89PNG",
     }
@@ -214,6 +215,16 @@ def test_a_dash_is_standard_output_where_text_is_written(copied):
     for how in (["forecast", "series", "--plot", "-"], ["compose", "music", "--steps", 2, "--out", "-"]):
         assert "'-' is not standard output here" in refused(*how)
     assert not Path("-").exists()
+
+
+@needs("matplotlib")
+def test_plotting_leaves_pictures_of_others(copied):
+    Path("text", "history.png").write_bytes(b"\x89PNG mine")
+    assert "history.png is not a picture that gpurnn drew, and stays" in refused("plot", "text")
+    assert Path("text", "history.png").read_bytes() == b"\x89PNG mine"
+    Path("text", "history.png").unlink()
+    for _ in range(2):
+        call("plot", "text")
 
 
 @needs("mido")
