@@ -267,6 +267,10 @@ def test_attributes_and_repr():
     with pytest.raises(AttributeError, match="zoneout is part of the cell, .*: make another layer"):
         layer.zoneout = 0.3
     assert not hasattr(gpurnn.GRU(3, 4, backend="numpy"), "peephole")
+    own = gpurnn.LSTM(3, 4, activation=lambda x: x, recurrent_activation=gpurnn.cells.softsign, backend="numpy")
+    assert "activation=<lambda>, recurrent_activation=softsign;" in repr(own)
+    with pytest.raises(ValueError, match=r"one size for each of 1 layers, got \[4, 3\]: num_layers=2 goes with them$"):
+        gpurnn.LSTM(2, [4, 3])
     assert gpurnn.LSTM(3, 4, backend="numpy").cell is not layer.cell
     assert layer.cell is gpurnn.LSTM(7, 9, layer_norm=True, zoneout=(0.1, 0.2), backend="numpy").cell
 
@@ -280,6 +284,9 @@ def test_attributes_and_repr():
         ("rnn", {"zoneout": [0.1, 0.1]}, r"^zoneout: expected one rate, as RNN has one state, h; got \[0.1, 0.1\]$"),
         ("lstm", {"layer_norm": True, "batch_norm": True}, "layer_norm and batch_norm normalize the same"),
         ("lstm", {"activation": "tahn"}, "activation.*tanh"),
+        ("gru", {"activation": "gelu"}, "activation should be one of .*, got 'gelu'; a function of symbols, such as"),
+        ("lstm", {"residual": True}, r"^residual adds the input of .* needs num_layers > 1$"),
+        ("rnn", {"residual": "yes", "num_layers": 2}, "residual should be True or False, got 'yes'"),
         ("lstm", {"recurrent_dropout_each": "step"}, "recurrent_dropout_each"),
         ("lstm", {"peephole": True, "proj_size": 2}, "proj_size: options of the cell do not go together"),
         ("lstm", {"cell_clip": -1}, "cell_clip"),
