@@ -2,14 +2,18 @@
 
 import copy
 import pickle
+import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import assert_close
+from helpers import ROOT, assert_close
 from optional import optional
 
 import gpurnn
+from gpurnn.backends.cuda.schedules.cost import refusal
 from gpurnn.cells.options import ACTIVATIONS
+from gpurnn.recurrent.cell_options import OPTIONS
 from gpurnn.recurrent.dropout import cell_masks, weight_masks
 from gpurnn.testing import check_gradients, check_parity, check_ragged, check_repeat, count_terms, draw_like
 
@@ -300,6 +304,41 @@ def test_attributes_and_repr():
 def test_errors(kind, options, message):
     with pytest.raises((ValueError, TypeError), match=message):
         LAYERS[kind](3, 4, backend="numpy", **options)
+
+
+# ---- what they cost
+
+ROW = re.compile(r"^\| (none|`(\w+=[^`]*)`) \| (.*) \| (.*) \| (.*) \| (.*) \|$", re.M)
+PAGE = (ROOT / "gpurnn" / "docs" / "options.md").read_text(encoding="utf-8")
+COSTS = ROW.findall(PAGE[PAGE.index("## What they cost") : PAGE.index("## Together")])
+
+
+@pytest.mark.parametrize("row", COSTS, ids=lambda row: row[0])
+def test_the_table_of_costs(row):
+    """Bytes as ``plan`` counts them, blocks as the cell saves them, schedules as they refuse a cell themselves."""
+    _, text, *costs, schedules = row
+    given, T, B, tested = eval(f"dict({text})"), 7, 3, 0
+    for kind, cost in zip(("lstm", "gru", "rnn"), costs, strict=True):
+        if cost == "-":
+            continue
+        options = dict(given)
+        if kind == "rnn":
+            options = {"nonlinearity" if name == "activation" else name: value for name, value in options.items()}
+            options.pop("recurrent_dropout_each", None)
+        layer = LAYERS[kind](2, H, backend="numpy", **options)
+        cell, tested = layer.cell, tested + 1
+        count = cell.saved_blocks + len(cell.states)
+        assert cost == f"{4 * count} ({cell.saved_blocks})", kind
+        assert layer.plan(T, B).cache_bytes == 4 * (T * B * H * count + B * H * len(cell.states))
+        problem = SimpleNamespace(dtype="float32", projected=False, cell=cell, products=len(cell.hidden))
+        several = "step" if refusal(problem, "") else "step, block, grid"
+        assert schedules == ("array code" if cell.over_batch else several), kind
+    assert tested
+
+
+def test_the_table_of_costs_has_every_option_of_cells():
+    names = {name for row in COSTS for name in eval(f"dict({row[1]})")}
+    assert names == {*OPTIONS, "reset_after"}
 
 
 # ---- Haste's weights
