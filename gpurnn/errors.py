@@ -28,6 +28,13 @@ class ShapeError(ValueError):
     """An array has the wrong rank or size, or lengths do not fit the array they describe."""
 
 
+class MissingError(KeyError):
+    """A KeyError whose message is a sentence, which KeyError itself would show in quotes."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class DtypeError(TypeError):
     """An array has a data type that the receiving layer or loss does not take."""
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import check_number, check_size, checked
+from .errors import MissingError, check_number, check_size, checked
 from .losses import quiet
 from .module import Module
 
@@ -134,7 +134,9 @@ class LossScaler:
             For a state that does not fit; nothing changes then.
         """
         if not isinstance(state, Mapping) or set(state) != set(self.state_dict()):
-            raise KeyError(f"state of a loss scaler: expected the entries {sorted(self.state_dict())}, got {state!r}")
+            raise MissingError(
+                f"state of a loss scaler: expected the entries {sorted(self.state_dict())}, got {state!r}"
+            )
         factors = {name: state[name] for name in ("growth_factor", "backoff_factor", "growth_interval")}
         loaded = LossScaler(state["scale"], **factors)
         loaded.good, loaded.skipped = (check_size(name, state[name], 0) for name in ("good", "skipped"))

@@ -1,5 +1,8 @@
 """Cells: the equations of one timestep, forward and backward."""
 
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
 from .functions import (
     ACTIVATIONS,
     batch_normalized,
@@ -56,6 +59,18 @@ from .symbols import (
     where,
 )
 from .traced import TracedCell, cell
+
+if not TYPE_CHECKING:  # which would take any name for a part of this module
+
+    def __getattr__(name):
+        if name.startswith("__"):  # what Python asks for
+            raise AttributeError(name)
+        known = {one.casefold(): one for one in __all__}
+        near = get_close_matches(name.casefold().replace("_", ""), known, 1, 0.8)
+        made = [one for one, value in globals().items() if isinstance(value, TracedCell)] + ["cornn()", "elman()"]
+        hint = f"did you mean {known[near[0]]}?" if near else f"cells in it: {', '.join(sorted(made))}"
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; {hint}")
+
 
 # name -> hand-written cell; of the LSTM the one without a projection
 CELLS = {cell.name: cell for cell in (RNNStep("tanh"), RNNStep("relu"), LSTMStep(), GRUStep(), GRUStep(False))}

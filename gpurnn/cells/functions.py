@@ -147,3 +147,13 @@ ACTIVATIONS = {
         tanh, sigmoid, hard_sigmoid, hard_sigmoid_2, relu, leaky_relu, softsign, softplus, elu, silu, identity,
     )
 }  # fmt: skip
+
+
+def check_activation(name: str, value: Any) -> Any:
+    """``value``, the name of an activation or a function. Raises ValueError."""
+    if callable(value):
+        return value
+    try:
+        return check_choice(name, value, tuple(ACTIVATIONS))
+    except ValueError as error:
+        raise ValueError(f"{error}; a function of symbols, such as gpurnn.cells.tanh, is taken, too") from None

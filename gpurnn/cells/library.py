@@ -10,8 +10,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import check_choice, check_number
-from .functions import ACTIVATIONS, log_sigmoid
+from ..errors import check_number
+from .functions import ACTIVATIONS, check_activation, log_sigmoid
 from .symbols import exp, maximum, minimum, relu, sigmoid, softplus, tanh, where
 from .traced import TracedCell, cell
 
@@ -207,7 +207,8 @@ def elman(activation: str | Callable[..., Any] = "tanh") -> TracedCell:
     >>> gpurnn.Recurrent(gpurnn.cells.elman("softsign"), 4, 8, backend="numpy")
     Recurrent(elman_softsign, 4, 8; 112 parameters, numpy, float32)
     """
-    function = activation if callable(activation) else ACTIVATIONS[check_choice("activation", activation, ACTIVATIONS)]
+    activation = check_activation("activation", activation)
+    function = activation if callable(activation) else ACTIVATIONS[activation]
     name = activation if isinstance(activation, str) else getattr(activation, "__name__", "").strip("<>") or "own"
 
     @cell(gates="z", name=f"elman_{name}")

@@ -25,7 +25,7 @@ from typing import Any
 
 from ..errors import check_choice, check_flag, check_number, check_size
 from . import functions as f
-from .functions import ACTIVATIONS
+from .functions import ACTIVATIONS, check_activation
 from .record import Cell, Parameter
 from .symbols import clip_gradient
 from .traced import TracedCell
@@ -63,11 +63,6 @@ class Options:
             if value != one.default and one.name not in ("bias", "recurrent_dropout_each"):
                 words.append(value if isinstance(value, str) else getattr(value, "__name__", one.name))
         return "_".join(words).replace("<lambda>", "own")
-
-
-def check_activation(name: str, value: Any) -> Any:
-    """``value``, the name of an activation or a function. Raises ValueError."""
-    return value if callable(value) else check_choice(name, value, tuple(ACTIVATIONS))
 
 
 def checked_options(**given: Any) -> Options:

@@ -17,7 +17,7 @@ from .. import rng
 from .._typing import Array
 from ..backends import get_backend
 from ..dtypes import check_dtype, compute_dtype
-from ..errors import DtypeError, NamesArguments, check_choice, check_flag, checked
+from ..errors import DtypeError, MissingError, NamesArguments, check_choice, check_flag, checked
 from .freezing import Freezing
 from .modes import Modes
 from .registration import Registration
@@ -274,7 +274,7 @@ class Layers(Module):
         names = list(self.children)
         gone = key if isinstance(key, str) else names[operator.index(key)]
         if gone not in names:
-            raise KeyError(f"{gone}: no layer is called so, there are {', '.join(names)}")
+            raise MissingError(f"{gone}: no layer is called so, there are {', '.join(names)}")
         rest = {name: child for name, child in self.children.items() if name != gone}
         is_list = names == [str(number) for number in range(len(names))]
         self._set_children({str(number): child for number, child in enumerate(rest.values())} if is_list else rest)

@@ -6,6 +6,7 @@ import fnmatch
 from collections.abc import Mapping
 from typing import TypeVar
 
+from ..errors import MissingError
 from .views import padded_size
 
 M = TypeVar("M", bound="Freezing")  # the class of the module
@@ -78,7 +79,7 @@ class Freezing:
             layers = (name for name, _ in self.modules() if name)
             if not matched and not any(fnmatch.fnmatchcase(name, pattern) for name in layers):
                 known = ", ".join(self.params) or "none"
-                raise KeyError(f"{method}: no parameter or layer is called {pattern!r}, there are {known}")
+                raise MissingError(f"{method}: no parameter or layer is called {pattern!r}, there are {known}")
             found |= matched
         return [name for name in self.params if name in found]
 

@@ -11,7 +11,7 @@ from .. import rng
 from .._typing import Array
 from ..arrays import host_array, without_torch
 from ..dtypes import is_float
-from ..errors import DtypeError, ShapeError, check_flag, check_size
+from ..errors import DtypeError, MissingError, ShapeError, check_flag, check_size
 
 
 class States:
@@ -64,7 +64,7 @@ class States:
             hint = ""
             if any(name.startswith("model/") for name in unknown):
                 hint = "; these are the arrays of a checkpoint of fit: load_weights(model, path) reads that"
-            raise KeyError(f"state_dict does not fit: missing {missing}, unknown {unknown}{hint}")
+            raise MissingError(f"state_dict does not fit: missing {missing}, unknown {unknown}{hint}")
         loaded = {name: _converted(name, mapping[name], target) for name, target in targets.items() if name in mapping}
         for name, value in loaded.items():
             targets[name][...] = self.xp.asarray(value)
@@ -102,7 +102,7 @@ class States:
         """
         modules = dict(self.modules())
         if set(state) != set(modules):
-            raise KeyError(f"random state is of another model: expected {sorted(modules)}, got {sorted(state)}")
+            raise MissingError(f"random state is of another model: expected {sorted(modules)}, got {sorted(state)}")
         loaded = [
             (modules[name], rng.check_seed(seed), check_size("key", key, 0), check_size("calls", calls, 0))
             for name, (seed, key, calls) in state.items()

@@ -11,7 +11,7 @@ import numpy as np
 
 from .._typing import Array
 from ..arrays import refuse_graph, refuse_masked
-from ..errors import ShapeError
+from ..errors import MissingError, ShapeError
 
 # Numbers: every parameter starts at a multiple of it in a flat buffer, so that kernels may load four at once.
 ALIGNMENT = 16
@@ -43,7 +43,7 @@ class Views(Mapping[str, Any]):
         except KeyError:
             near = difflib.get_close_matches(str(name), self._arrays, 4)
             known = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(self._arrays) or 'none'}"
-            raise KeyError(f"no parameter is called {name!r}; {known}") from None
+            raise MissingError(f"no parameter is called {name!r}; {known}") from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._arrays

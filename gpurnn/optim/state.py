@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from ..errors import MissingError
+
 
 def check_names(what: str, got: Mapping[str, Any], expected: Collection[str]) -> None:
     """Raise TypeError unless ``got`` is a mapping, KeyError unless it has exactly the expected names."""
@@ -12,7 +14,7 @@ def check_names(what: str, got: Mapping[str, Any], expected: Collection[str]) ->
         raise TypeError(f"{what} should be a dict, got {type(got).__name__}")
     missing, unknown = sorted(set(expected) - set(got)), sorted(set(got) - set(expected))
     if missing or unknown:
-        raise KeyError(f"{what} does not fit: missing {missing}, unknown {unknown}")
+        raise MissingError(f"{what} does not fit: missing {missing}, unknown {unknown}")
 
 
 def check_kind(what: str, state: Any, owner: object) -> None:

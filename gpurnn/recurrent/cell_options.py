@@ -6,7 +6,7 @@ from typing import Any
 
 from .. import cells
 from ..cells.options import Options, cell_with
-from ..errors import described
+from ..errors import check_flag, described
 
 # option -> its value where it is not set
 OPTIONS = {name: field.default for name, field in Options.__dataclass_fields__.items()}
@@ -21,6 +21,18 @@ def check_cell(cell: Any) -> cells.Cell:
         what = "the function of a cell: put @gpurnn.cell(gates=...) before it" if callable(cell) else described(cell)
         raise TypeError(f"cell: expected a cell made by gpurnn.cell, got {what}")
     return cell
+
+
+def check_residual(value: Any, num_layers: int) -> bool:
+    """``value`` as bool; TypeError where it is no flag, ValueError where no layer has another below it."""
+    if check_flag("residual", value) and num_layers == 1:
+        raise ValueError("residual adds the input of the second layer on to its output: it needs num_layers > 1")
+    return bool(value)
+
+
+def shown(value: Any) -> str:
+    """An option's value for ``repr``: functions by their names."""
+    return getattr(value, "__name__", type(value).__name__) if callable(value) else repr(value)
 
 
 class _Option:

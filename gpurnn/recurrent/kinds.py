@@ -9,7 +9,7 @@ from numpy.typing import DTypeLike
 
 from .. import cells
 from .._typing import Backend
-from ..cells.options import check_activation
+from ..cells.functions import check_activation
 from ..errors import check_flag
 from .layer import Recurrent
 
@@ -169,7 +169,8 @@ class LSTM(Recurrent):
     weight_dropout : float
         Rate at which weights of W_hh are dropped, in training, for a whole call (Merity, Keskar, Socher 2018).
     residual : bool
-        From the second layer on, a layer's input is added to its output, where they have one size.
+        From the second layer on, a layer's input is added to its output, where they have one size. Needs
+        num_layers > 1.
     forget_bias : float, optional
         Initial value of b_ih's forget block, while b_hh's is 0; 1 is customary. None leaves both to ``init``.
     chrono : int, optional

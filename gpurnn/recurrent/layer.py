@@ -22,7 +22,7 @@ from ..errors import (
 )
 from ..gradients import adding
 from ..module import Module
-from .cell_options import OPTIONS, CellOptions, check_cell
+from .cell_options import OPTIONS, CellOptions, check_cell, check_residual, shown
 from .forward import run_forward
 from .init import INITIALIZERS, check_memory, initial_values, running_statistics
 from .plan import Plan, make_plan
@@ -135,7 +135,7 @@ class Recurrent(CellOptions, Module):
         if bidirectional and reverse:
             raise ValueError("reverse means one direction, backwards in time: it excludes bidirectional")
         self.wavefront = wavefront
-        self.weight_dropout, self.residual = weight_dropout, check_flag("residual", residual)
+        self.weight_dropout, self.residual = weight_dropout, check_residual(residual, self.num_layers)
         self.proj_size = check_size("proj_size", proj_size, minimum=0)
         if self.proj_size and self.proj_size >= min(self.hidden_sizes):
             raise ValueError(f"proj_size has to be smaller than hidden_size, got {proj_size} and {hidden_size}")
@@ -154,7 +154,8 @@ class Recurrent(CellOptions, Module):
         self.num_layers = check_size("num_layers", num_layers)
         if isinstance(hidden_size, (list, tuple)):
             if len(hidden_size) != self.num_layers:
-                raise ValueError(f"hidden_size: expected one size for each of {num_layers} layers, got {hidden_size}")
+                more = f"got {hidden_size}: num_layers={len(hidden_size)} goes with them"
+                raise ValueError(f"hidden_size: expected one size for each of {num_layers} layers, {more}")
             self.hidden_sizes = tuple(check_size("hidden_size", size) for size in hidden_size)
         else:
             self.hidden_sizes = (check_size("hidden_size", hidden_size),) * self.num_layers
@@ -258,14 +259,14 @@ class Recurrent(CellOptions, Module):
         return [[weights(self._suffix(k, d)) for d in directions] for k in range(self.num_layers)]
 
     def _sizes_text(self):
-        shown = [str(self.input_size), str(self.hidden_size)]
+        words = [str(self.input_size), str(self.hidden_size)]
         if type(self) is Recurrent:
-            shown.insert(0, self._cell.name)
+            words.insert(0, self._cell.name)
         for name, default in _SHOWN.items():
             value = getattr(self, name, default)
             if value != default:
-                shown.append(f"{name}={value!r}")
-        return ", ".join(shown)
+                words.append(f"{name}={shown(value)}")
+        return ", ".join(words)
 
     # ---- calling
 

@@ -1,5 +1,7 @@
 """Names of other libraries: what each of them is answered."""
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -17,6 +19,14 @@ HISTORY = gpurnn.History()
         (gpurnn, "pack_padded_sequence", "nothing is packed: give lengths= to the layer and"),
         (gpurnn, "Lstm", "did you mean LSTM?"),
         (gpurnn, "crossentropy", "did you mean cross_entropy?"),
+        (gpurnn.cells, "minGRU", "did you mean mingru?"),
+        (gpurnn.cells, "IndRNN", "did you mean indrnn?"),
+        (gpurnn.cells, "hardsigmoid", "did you mean hard_sigmoid?"),
+        (
+            gpurnn.cells,
+            "qrnn",
+            "cells in it: cifg, cornn(), elman(), indrnn, ligru, mgu, mingru, ",
+        ),
         (MODEL, "count_params", "the number of parameters is parameter_count"),
         (MODEL, "get_weights", "state_dict"),
         (MODEL, "requires_grad_", "freeze"),
@@ -32,6 +42,20 @@ def test_a_name_of_another_library_is_answered(thing, name, hint):
 def test_what_is_said_is_there():
     assert MODEL.parameter_count == 9 and MODEL.state_dict() and callable(MODEL.freeze) and callable(MODEL.unfreeze)
     assert HISTORY.epochs == [] and HISTORY.stopped is None
+
+
+def test_a_missing_name_is_a_sentence_without_quotes():
+    for call, start in (
+        (lambda: MODEL.load_state_dict({}), "state_dict does not fit: missing ['0.weight', '0.bias'], unknown []"),
+        (lambda: MODEL.params["weigt"], "no parameter is called 'weigt'; "),
+        (lambda: MODEL.freeze("q"), "freeze: no parameter or layer is called 'q'"),
+        (lambda: gpurnn.LossScaler().load_state_dict({}), "state of a loss scaler: expected the entries"),
+        (lambda: gpurnn.SGD(MODEL, 0.1).load_state_dict({}), ""),
+    ):
+        with pytest.raises(KeyError) as caught:
+            call()
+        assert str(caught.value) == caught.value.args[0] and str(caught.value).startswith(start)
+        assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
 def test_a_name_like_no_other_has_no_hint():

@@ -2,14 +2,18 @@
 
 import copy
 import pickle
+import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import assert_close
+from helpers import ROOT, assert_close
 from optional import optional
 
 import gpurnn
+from gpurnn.backends.cuda.schedules.cost import refusal
 from gpurnn.cells.options import ACTIVATIONS
+from gpurnn.recurrent.cell_options import OPTIONS
 from gpurnn.recurrent.dropout import cell_masks, weight_masks
 from gpurnn.testing import check_gradients, check_parity, check_ragged, check_repeat, count_terms, draw_like
 
@@ -301,6 +305,10 @@ def test_attributes_and_repr():
     with pytest.raises(AttributeError, match="zoneout is part of the cell, .*: make another layer"):
         layer.zoneout = 0.3
     assert not hasattr(gpurnn.GRU(3, 4, backend="numpy"), "peephole")
+    own = gpurnn.LSTM(3, 4, activation=lambda x: x, recurrent_activation=gpurnn.cells.softsign, backend="numpy")
+    assert "activation=<lambda>, recurrent_activation=softsign;" in repr(own)
+    with pytest.raises(ValueError, match=r"one size for each of 1 layers, got \[4, 3\]: num_layers=2 goes with them$"):
+        gpurnn.LSTM(2, [4, 3])
     assert gpurnn.LSTM(3, 4, backend="numpy").cell is not layer.cell
     assert layer.cell is gpurnn.LSTM(7, 9, layer_norm=True, zoneout=(0.1, 0.2), backend="numpy").cell
 
@@ -314,6 +322,9 @@ def test_attributes_and_repr():
         ("rnn", {"zoneout": [0.1, 0.1]}, r"^zoneout: expected one rate, as RNN has one state, h; got \[0.1, 0.1\]$"),
         ("lstm", {"layer_norm": True, "batch_norm": True}, "layer_norm and batch_norm normalize the same"),
         ("lstm", {"activation": "tahn"}, "activation.*tanh"),
+        ("gru", {"activation": "gelu"}, "activation should be one of .*, got 'gelu'; a function of symbols, such as"),
+        ("lstm", {"residual": True}, r"^residual adds the input of .* needs num_layers > 1$"),
+        ("rnn", {"residual": "yes", "num_layers": 2}, "residual should be True or False, got 'yes'"),
         ("lstm", {"recurrent_dropout_each": "step"}, "recurrent_dropout_each"),
         ("lstm", {"peephole": True, "proj_size": 2}, "proj_size: options of the cell do not go together"),
         ("lstm", {"cell_clip": -1}, "cell_clip"),
@@ -327,6 +338,41 @@ def test_attributes_and_repr():
 def test_errors(kind, options, message):
     with pytest.raises((ValueError, TypeError), match=message):
         LAYERS[kind](3, 4, backend="numpy", **options)
+
+
+# ---- what they cost
+
+ROW = re.compile(r"^\| (none|`(\w+=[^`]*)`) \| (.*) \| (.*) \| (.*) \| (.*) \|$", re.M)
+PAGE = (ROOT / "gpurnn" / "docs" / "options.md").read_text(encoding="utf-8")
+COSTS = ROW.findall(PAGE[PAGE.index("## What they cost") : PAGE.index("## Together")])
+
+
+@pytest.mark.parametrize("row", COSTS, ids=lambda row: row[0])
+def test_the_table_of_costs(row):
+    """Bytes as ``plan`` counts them, blocks as the cell saves them, schedules as they refuse a cell themselves."""
+    _, text, *costs, schedules = row
+    given, T, B, tested = eval(f"dict({text})"), 7, 3, 0
+    for kind, cost in zip(("lstm", "gru", "rnn"), costs, strict=True):
+        if cost == "-":
+            continue
+        options = dict(given)
+        if kind == "rnn":
+            options = {"nonlinearity" if name == "activation" else name: value for name, value in options.items()}
+            options.pop("recurrent_dropout_each", None)
+        layer = LAYERS[kind](2, H, backend="numpy", **options)
+        cell, tested = layer.cell, tested + 1
+        count = cell.saved_blocks + len(cell.states)
+        assert cost == f"{4 * count} ({cell.saved_blocks})", kind
+        assert layer.plan(T, B).cache_bytes == 4 * (T * B * H * count + B * H * len(cell.states))
+        problem = SimpleNamespace(dtype="float32", projected=False, cell=cell, products=len(cell.hidden))
+        several = "step" if refusal(problem, "") else "step, block, grid"
+        assert schedules == ("array code" if cell.over_batch else several), kind
+    assert tested
+
+
+def test_the_table_of_costs_has_every_option_of_cells():
+    names = {name for row in COSTS for name in eval(f"dict({row[1]})")}
+    assert names == {*OPTIONS, "reset_after"}
 
 
 # ---- Haste's weights
