@@ -201,7 +201,7 @@ def fill(text, folder):
         if arguments == ["probe"]:
             lines = [machine_line(document), "", *probe_table(document)]
         elif arguments[:1] == ["cells"]:
-            lines = [machine_line(document), "", *beside_plain(document, *arguments[1:])]
+            lines = [machine_line(document, "least"), "", *beside_plain(document, *arguments[1:])]
         else:
             lines = [machine_line(document), "", *summary(document, *arguments)] if arguments else markdown(document)
         return "\n".join([f"<!-- bench {found[1]} -->", *lines, "<!-- end -->"])

@@ -78,8 +78,8 @@ def interval(draw_one, middle):
     return middle, drawn[50], drawn[-51]
 
 
-def machine_line(document):
-    """One sentence: the machine, versions, date, how it was timed."""
+def machine_line(document, counted="median"):
+    """One sentence: the machine, versions, date, how it was timed. counted: which of a rival's turns."""
     machine = document["environment"]
     gpu = machine["gpu"]
     parts = [f"{machine['cpu']}, {document['threads']} threads"]
@@ -88,4 +88,4 @@ def machine_line(document):
     parts.append(f"NumPy {machine['numpy']} with {machine['blas']}")
     names = (("torch", "torch"), ("cudnn", "cuDNN"), ("jax", "JAX"), ("onnxruntime", "ONNX Runtime"))
     parts += [f"{text} {machine[key]}" for key, text in names if machine.get(key)]
-    return f"{'; '.join(parts)}; {document['started'][:10]}; median of {document['rounds']} turns each."
+    return f"{'; '.join(parts)}; {document['started'][:10]}; {counted} of {document['rounds']} turns each."
