@@ -54,11 +54,9 @@ class Recurrent(CellOptions, Module):
     ----------
     cell : TracedCell
         From the decorator ``gpurnn.cell``, or one of ``gpurnn.cells``.
-    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional :
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, weight_dropout, residual :
         As ``LSTM``.
     reverse, learn_state, init, schedule, wavefront, backend, dtype, precision, seed :
-        As ``LSTM``.
-    weight_dropout, residual :
         As ``LSTM``.
     forget_bias, chrono :
         As ``LSTM``, for a cell that says which gate ``remembers``.
@@ -134,8 +132,11 @@ class Recurrent(CellOptions, Module):
         self.dropout = dropout
         if bidirectional and reverse:
             raise ValueError("reverse means one direction, backwards in time: it excludes bidirectional")
-        self.wavefront = wavefront
-        self.weight_dropout, self.residual = weight_dropout, check_residual(residual, self.num_layers)
+        self.wavefront, self.weight_dropout, self.residual = (
+            wavefront,
+            weight_dropout,
+            check_residual(residual, self.num_layers),
+        )
         self.proj_size = check_size("proj_size", proj_size, minimum=0)
         if self.proj_size and self.proj_size >= min(self.hidden_sizes):
             raise ValueError(f"proj_size has to be smaller than hidden_size, got {proj_size} and {hidden_size}")
