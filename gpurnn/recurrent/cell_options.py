@@ -6,7 +6,7 @@ from typing import Any
 
 from .. import cells
 from ..cells.options import Options, cell_with
-from ..errors import check_flag, described
+from ..errors import check_flag, check_size, described
 
 # option -> its value where it is not set
 OPTIONS = {name: field.default for name, field in Options.__dataclass_fields__.items()}
@@ -33,6 +33,16 @@ def check_residual(value: Any, num_layers: int) -> bool:
 def shown(value: Any) -> str:
     """An option's value for ``repr``: functions by their names."""
     return getattr(value, "__name__", type(value).__name__) if callable(value) else repr(value)
+
+
+def check_projection(proj_size: int, hidden_sizes: tuple[int, ...], cell: cells.Cell) -> int:
+    """``proj_size``, 0 for no projection. Raises ValueError."""
+    size = check_size("proj_size", proj_size, minimum=0)
+    if size and size >= min(hidden_sizes):
+        raise ValueError(f"proj_size has to be smaller than hidden_size, got {size} and {min(hidden_sizes)}")
+    if size and not cell.projects:
+        raise ValueError(f"proj_size: the cell {cell.name} has no form with a projection")
+    return size
 
 
 class _Option:

@@ -22,7 +22,7 @@ from ..errors import (
 )
 from ..gradients import adding
 from ..module import Module
-from .cell_options import OPTIONS, CellOptions, check_cell, check_residual, shown
+from .cell_options import OPTIONS, CellOptions, check_cell, check_projection, check_residual, shown
 from .forward import run_forward
 from .init import INITIALIZERS, check_memory, initial_values, running_statistics
 from .plan import Plan, make_plan
@@ -132,16 +132,9 @@ class Recurrent(CellOptions, Module):
         self.dropout = dropout
         if bidirectional and reverse:
             raise ValueError("reverse means one direction, backwards in time: it excludes bidirectional")
-        self.wavefront, self.weight_dropout, self.residual = (
-            wavefront,
-            weight_dropout,
-            check_residual(residual, self.num_layers),
-        )
-        self.proj_size = check_size("proj_size", proj_size, minimum=0)
-        if self.proj_size and self.proj_size >= min(self.hidden_sizes):
-            raise ValueError(f"proj_size has to be smaller than hidden_size, got {proj_size} and {hidden_size}")
-        if self.proj_size and not cell.projects:
-            raise ValueError(f"proj_size: the cell {cell.name} has no form with a projection")
+        self.wavefront = wavefront
+        self.weight_dropout, self.residual = weight_dropout, check_residual(residual, self.num_layers)
+        self.proj_size = check_projection(proj_size, self.hidden_sizes, cell)
         check_memory(forget_bias, chrono, bias)
         self.init = check_choice("init", init, INITIALIZERS)
         self._directions = (False, True) if bidirectional else (self.reverse,)
