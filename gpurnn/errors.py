@@ -168,7 +168,6 @@ _NO_MASK = (
     "that come after others are not supported"
 )
 _SENTENCES = {  # what has no word of ours, or one that needs a sentence
-    "activation": "That of an RNN is called nonlinearity",
     "h0": "The initial state is given to the call, as state",
     "hx": "The initial state is given to the call, as state",
     "initial_state": "The initial state is given to the call, as state",

@@ -231,7 +231,7 @@ MISTAKES = {
         lambda: Linear(8, 2, activation="relu"), TypeError,
         "Linear: unknown argument 'activation'. No layer applies one: write a Module that does",
     ),
-    "activation, RNN": (lambda: RNN(8, 2, activation="relu"), TypeError, "That of an RNN is called nonlinearity"),
+    "activation, RNN": (lambda: RNN(8, 2, activation="relu"), TypeError, "Here it is called nonlinearity"),
     "dropconnect": (lambda: LSTM(8, 2, dropconnect=0.1), TypeError, "Here it is called weight_dropout"),
     "Sequential(lstm=)": (
         lambda: Sequential(lstm=LSTM(4, 8)), TypeError,
