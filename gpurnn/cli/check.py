@@ -17,7 +17,7 @@ Examples:
   gpurnn check --quick                  seconds: two options of each layer
   gpurnn check --backend cuda           on a machine with a GPU
   gpurnn check --cell gru --dtype float32 --json
-  gpurnn check --cell cells.py:mine    a cell of yours, in a file or a module
+  gpurnn check --cell cells.py:mine     a cell of yours, in a file or a module
 Exit code 0: all right; 1: a wrong result, or a backend is missing.""",
 )
 @click.option("--backend", "backends", multiple=True, type=click.Choice(["cpu", "numpy", "cupy", "cuda"]),
