@@ -74,7 +74,7 @@ class Recurrent(CellOptions, Module):
     ...     return s.h + p.leak * (tanh(ax.z + ah.z) - s.h)
     >>> layer = gpurnn.Recurrent(leaky, 4, 8, num_layers=2, bidirectional=True, backend="numpy")
     >>> layer
-    Recurrent(leaky, 4, 8, num_layers=2, bidirectional=True; 736 parameters, numpy, float32)
+    Recurrent(leaky, 4, 8, num_layers=2, bidirectional=True; 672 parameters, numpy, float32)
     >>> output, h = layer(np.zeros((5, 3, 4), "float32"), lengths=[5, 0, 2])
     >>> output.shape, h.shape
     ((5, 3, 16), (4, 3, 8))
