@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 from cuda_on_cpu import emulator
+from helpers import cpu_levels
 from optional import missing_package
 
 import gpurnn
+from gpurnn.backends.cpu import ops as cpu_ops
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 # what cells are compiled to stays in the checkout, for the next run
@@ -81,3 +83,25 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setattr("gpurnn.train.run_files.RunFiles.draw", lambda files: None)
     hostile.good_files(tmp_path)
     return tmp_path
+
+
+# ---- the compiled code of the backend "cpu"
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    """Sets how many threads a time loop takes, however little there is to do."""
+
+    def choose(count):
+        monkeypatch.setenv("GPURNN_NUM_THREADS", str(count))
+        monkeypatch.setattr(cpu_ops, "_WORK", 0)
+        monkeypatch.setattr(cpu_ops, "_ROWS", 1)
+        monkeypatch.setattr(cpu_ops, "_SMALL", 0)
+
+    return choose
+
+
+@pytest.fixture(params=cpu_levels(), ids=lambda level: cpu_ops.LEVELS[level])
+def level(request, monkeypatch):
+    """Each kind of vectors that this processor has."""
+    monkeypatch.setattr(gpurnn.get_backend("cpu"), "level", request.param)
