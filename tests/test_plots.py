@@ -38,7 +38,7 @@ def test_history(tmp_path, records):
 @pytest.mark.long
 def test_gradient_flow_with_zeros_and_missing_c(tmp_path):
     flow = gpurnn.GradientFlow(
-        l0=StepNorms(np.geomspace(1e-30, 1, 40)[:, None]), l1=StepNorms(np.zeros((40, 2)), np.ones((40, 2)))
+        l0=StepNorms(np.geomspace(1e-30, 1, 40)[:, None]), l1=StepNorms(np.zeros((40, 2)), {"c": np.ones((40, 2))})
     )
     plot_gradient_flow(flow, tmp_path / "flow.png")
     assert is_png(tmp_path / "flow.png")

@@ -112,7 +112,7 @@ def cell_with(kind: str, plain: Cell | None, **given: Any) -> Cell:
     """
     bias, reset_after = given.pop("bias"), given.pop("reset_after", True)
     if kind != "lstm" and isinstance(given.get("zoneout"), (tuple, list)):
-        raise ValueError(f"zoneout: expected one rate, as {kind.upper()} has one state, h; got {given['zoneout']!r}")
+        raise ValueError(f"zoneout: expected one rate, as {kind.upper()} has one state, h, got {given['zoneout']!r}")
     options = checked_options(**given)
     unset = Options(recurrent_dropout_each=options.recurrent_dropout_each)
     if plain is not None and replace(options, activation="tanh") == unset and (kind == "rnn" or options == unset):

@@ -314,7 +314,12 @@ def test_what_is_imported_late_exists():
             name = ".".join(filter(None, (*up, node.module)))
             if name.partition(".")[0] not in ("gpurnn", "bench"):
                 continue
-            module = importlib.import_module(name)
+            try:
+                module = importlib.import_module(name)
+            except ModuleNotFoundError as error:  # a rival's package, which need not be here
+                if error.name in ("jax", "keras"):
+                    continue
+                raise
             for alias in node.names:
                 if not hasattr(module, alias.name) and importlib.util.find_spec(f"{name}.{alias.name}") is None:
                     missing.append(f"{path.name}:{node.lineno}: {name}.{alias.name}")

@@ -83,7 +83,7 @@ def _first_use(cell, dtype, level):
     try:
         return _load(cell, dtype, level)
     except (CellError, OSError, ValueError, RuntimeError) as problem:  # no home, no folder for temporary files, ...
-        reason = f"the cell {cell.name} is not compiled: {one_line(problem)}"
+        reason = f"the cell {cell.name} is not compiled: {one_line(problem, 1000)}"
         _log.warning("%s. It runs as array code, which is slower", reason)
         return reason
 

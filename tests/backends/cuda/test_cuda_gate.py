@@ -21,6 +21,7 @@ PLAIN = gate.Resources(registers=32, stack=0, spill_stores=0, spill_loads=0, sha
 def test_every_kernel_is_on_the_list():
     sources = {name: (kernel_dir() / name).read_text() for name in kernel_files()}
     files = {name.rpartition("/")[2]: text for name, text in sources.items() if name.endswith(".cu")}
+    del files["step_means.cu"]  # of generated cells alone: GENERATED has one
     assert gate.list_problems(KERNELS, files) == []
     headers = [name for name in sources if not name.endswith(".cu")]
     assert [name for name in headers if gate.global_functions(sources[name])] == []  # nothing would compile it

@@ -385,8 +385,8 @@ def test_where_the_device_refuses_a_launch_of_all_blocks_step_does_it(forced, mo
     ops = cuda_ops()
     load = ops.device.load
 
-    def refusing(file, expression):
-        kernel = load(file, expression)
+    def refusing(file, *kernel):
+        kernel = load(file, *kernel)
 
         def launch(*args, cooperative=False, **more):
             if cooperative:
