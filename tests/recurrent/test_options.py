@@ -318,8 +318,8 @@ def test_attributes_and_repr():
     [
         ("lstm", {"zoneout": 1.5}, "zoneout"),
         ("lstm", {"zoneout": (0.1, 0.1, 0.1)}, "zoneout: expected a rate, or a pair of rates of h and c, got 3"),
-        ("gru", {"zoneout": (0.1, 0.9)}, r"^zoneout: expected one rate, as GRU has one state, h; got \(0.1, 0.9\)$"),
-        ("rnn", {"zoneout": [0.1, 0.1]}, r"^zoneout: expected one rate, as RNN has one state, h; got \[0.1, 0.1\]$"),
+        ("gru", {"zoneout": (0.1, 0.9)}, r"^zoneout: expected one rate, as GRU has one state, h, got \(0.1, 0.9\)$"),
+        ("rnn", {"zoneout": [0.1, 0.1]}, r"^zoneout: expected one rate, as RNN has one state, h, got \[0.1, 0.1\]$"),
         ("lstm", {"layer_norm": True, "batch_norm": True}, "layer_norm and batch_norm normalize the same"),
         ("lstm", {"activation": "tahn"}, "activation.*tanh"),
         ("gru", {"activation": "gelu"}, "activation should be one of .*, got 'gelu'; a function of symbols, such as"),
