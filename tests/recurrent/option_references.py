@@ -3,32 +3,46 @@
 Written apart from gpurnn: a loop over time, whole gates, torch's own layer_norm; its autograd makes the derivatives.
 """
 
-import torch
+import functools
 
-ACTIVATIONS = {
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "relu": torch.relu,
-    "hard_sigmoid": lambda x: torch.clamp(x / 6 + 0.5, 0, 1),  # torch's own is exact to float32 alone
-    "hard_sigmoid_2": lambda x: torch.clamp(0.2 * x + 0.5, 0, 1),
-    "leaky_relu": torch.nn.functional.leaky_relu,
-    "softsign": torch.nn.functional.softsign,
-    "softplus": torch.nn.functional.softplus,
-    "elu": torch.nn.functional.elu,
-    "silu": torch.nn.functional.silu,
-    "identity": lambda x: x,
-}
+from optional import optional
+
+torch = optional("torch")
 
 
-class ClippedGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, limit):
-        ctx.limit = limit
-        return x.clone()
+@functools.cache
+def activations():
+    """Name -> torch's function."""
+    return {
+        "tanh": torch.tanh,
+        "sigmoid": torch.sigmoid,
+        "relu": torch.relu,
+        "hard_sigmoid": lambda x: torch.clamp(x / 6 + 0.5, 0, 1),  # torch's own is exact to float32 alone
+        "hard_sigmoid_2": lambda x: torch.clamp(0.2 * x + 0.5, 0, 1),
+        "leaky_relu": torch.nn.functional.leaky_relu,
+        "softsign": torch.nn.functional.softsign,
+        "softplus": torch.nn.functional.softplus,
+        "elu": torch.nn.functional.elu,
+        "silu": torch.nn.functional.silu,
+        "identity": lambda x: x,
+    }
 
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient.clamp(-ctx.limit, ctx.limit), None
+
+@functools.cache
+def clipped_gradient():
+    """The identity whose gradient is clipped, as a torch function of (x, limit)."""
+
+    class ClippedGradient(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, limit):
+            ctx.limit = limit
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient.clamp(-ctx.limit, ctx.limit), None
+
+    return ClippedGradient.apply
 
 
 def run(kind, p, x, state, lengths, options, masks=None, running=None, training=True):
@@ -44,7 +58,7 @@ def run(kind, p, x, state, lengths, options, masks=None, running=None, training=
         norm = Norm(options, active, training, running, t)
         new = {"rnn": rnn, "lstm": lstm, "gru": gru}[kind](p, x[t], states, options, Draws(drawn), norm, training)
         if options.get("gradient_clip"):
-            new = [ClippedGradient.apply(part, options["gradient_clip"]) for part in new]
+            new = [clipped_gradient()(part, options["gradient_clip"]) for part in new]
         states = [torch.where(active, after, before) for after, before in zip(new, states, strict=True)]
         outputs.append(torch.where(active, states[0], 0))
     return torch.stack(outputs), states
@@ -106,7 +120,7 @@ def bias(p, name):
 def rnn(p, x, states, options, draws, norm, training):
     (h,) = states
     read = dropped(h, options.get("recurrent_dropout", 0), draws, training)
-    act = ACTIVATIONS[options.get("nonlinearity", "tanh")]
+    act = activations()[options.get("nonlinearity", "tanh")]
     z = x @ p["weight_ih"].T + read @ p["weight_hh"].T
     z = p["gain"] * norm(z, 1) + bias(p, "bias") if norm else z + bias(p, "bias_ih") + bias(p, "bias_hh")
     return [zoned(act(z), h, options.get("zoneout", 0), draws, training)]
@@ -134,8 +148,8 @@ def lstm(p, x, states, options, draws, norm, training):
     ax, ah = preactivations(p, x, h, options, draws, norm, training, 3 if coupled else 4)
     z = (ax + ah).chunk(3 if coupled else 4, 1)
     z_f, z_g, z_o = z[-3:]
-    act = ACTIVATIONS[options.get("activation", "tanh")]
-    gate = ACTIVATIONS[options.get("recurrent_activation", "sigmoid")]
+    act = activations()[options.get("activation", "tanh")]
+    gate = activations()[options.get("recurrent_activation", "sigmoid")]
     f = gate(z_f + p["p_f"] * c if peephole else z_f)
     i = 1 - f if coupled else gate(z[0] + p["p_i"] * c if peephole else z[0])
     c_new = f * c + i * update(act(z_g), options, draws, training)
@@ -151,8 +165,8 @@ def lstm(p, x, states, options, draws, norm, training):
 
 def gru(p, x, states, options, draws, norm, training):
     (h,) = states
-    act = ACTIVATIONS[options.get("activation", "tanh")]
-    gate = ACTIVATIONS[options.get("recurrent_activation", "sigmoid")]
+    act = activations()[options.get("activation", "tanh")]
+    gate = activations()[options.get("recurrent_activation", "sigmoid")]
     H = h.shape[1]
     if options.get("reset_after", True):
         ax, ah = preactivations(p, x, h, options, draws, norm, training, 3)
