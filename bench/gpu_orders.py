@@ -322,7 +322,7 @@ def sources():
     import hashlib
 
     import gpurnn
-    from gpurnn.backends.cuda.launch import kernel_dir
+    from gpurnn.backends.sources import kernel_dir
 
     folders = Path(gpurnn.__file__).parent, kernel_dir(), Path(__file__).parent
     found, count = hashlib.sha256(), 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpurnn.backends.cuda.launch import kernel_source
+from gpurnn.backends.sources import kernel_source
 
 SOURCE, RING = (Path(__file__).with_name(name) for name in ("probe.cu", "probe_ring.cu"))
 STEPS = 100, 1100  # of a short and of a long launch

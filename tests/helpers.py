@@ -31,8 +31,9 @@ from gpurnn import (
 )  # fmt: skip
 from gpurnn.backends.cpu.native import load_native
 from gpurnn.backends.cuda import schedules
-from gpurnn.backends.cuda.launch import kernel_of, kernel_source
+from gpurnn.backends.cuda.launch import kernel_of
 from gpurnn.backends.cuda.ops import CudaOps
+from gpurnn.backends.sources import kernel_source
 from gpurnn.dtypes import EPSILON
 
 needs_nvrtc = pytest.mark.skipif(nvrtc.missing() is not None, reason=str(nvrtc.missing()))

@@ -28,6 +28,7 @@ TESTS = {
     "gpurnn/backends/cuda/cublas.py": ["test_cublas.py", "test_cuda_layers.py"],
     "gpurnn/backends/cuda/cubins.py": ["test_device.py"],
     "gpurnn/backends/cuda/device.py": ["test_device.py", "test_cublas.py", "test_cuda_device.py"],
+    "gpurnn/backends/sources.py": ["test_kernels.py", "test_packaging.py"],
     "gpurnn/backends/cuda/launch.py": ["test_kernels.py", "test_cuda_gate.py"],
     "gpurnn/backends/cuda/libraries.py": ["test_backend.py", "test_cuda_gate.py", "test_device.py"],
     "gpurnn/backends/cuda/nvrtc.py": ["test_device.py", "test_cuda_gate.py"],

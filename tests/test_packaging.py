@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
-from gpurnn.backends.cuda import launch
+from gpurnn.backends import sources as kernel_sources
 
 PARTS = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", ".ci", ".docs", "gpurnn", "kernels", "bench", "tests")
 
@@ -98,7 +98,7 @@ def test_sdist_holds_the_tests(built, tree):
 
 @pytest.mark.slow
 def test_installed_kernels_are_those_of_the_folder(installed, tree, tmp_path):
-    code = "from gpurnn.backends.cuda import launch; print(launch.kernel_dir(), *launch.kernel_files())"
+    code = "from gpurnn.backends import sources; print(sources.kernel_dir(), *sources.kernel_files())"
     folder, *names = isolated(code, installed, tmp_path).split()
     assert Path(folder) == installed / "gpurnn" / "kernels"
     assert names == sources(tree / "kernels", ".cu", ".cuh")
@@ -136,9 +136,9 @@ def test_requirements(installed):
 
 
 def test_bare_checkout_finds_its_kernels(tmp_path):
-    folder = isolated("from gpurnn.backends.cuda import launch; print(launch.kernel_dir())", ROOT, tmp_path)
+    folder = isolated("from gpurnn.backends import sources; print(sources.kernel_dir())", ROOT, tmp_path)
     assert Path(folder.strip()) == ROOT / "kernels"
-    assert launch.kernel_files() == sources(ROOT / "kernels", ".cu", ".cuh")
+    assert kernel_sources.kernel_files() == sources(ROOT / "kernels", ".cu", ".cuh")
 
 
 @pytest.mark.slow
@@ -147,19 +147,17 @@ def test_editable_install_finds_its_kernels(tree, tmp_path):
     options = ["--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check"]
     command = [sys.executable, "-m", "pip", "install", *options, "--target", str(target), "-e", str(tree)]
     run(*command, cwd=tmp_path, CC="false", CXX="false")  # no compiler: gpurnn installs all the same
-    code = (
-        f"import site; site.addsitedir({str(target)!r}); import gpurnn.bench; from gpurnn.backends.cuda import launch\n"
-    )
-    code += "print(gpurnn.bench.__file__, launch.kernel_dir())"
+    code = f"import site; site.addsitedir({str(target)!r}); import gpurnn.bench; from gpurnn.backends import sources\n"
+    code += "print(gpurnn.bench.__file__, sources.kernel_dir())"
     bench, kernels = isolated(code, target, tmp_path).split()
     assert Path(bench).parent == tree / "bench"
     assert Path(kernels) == tree / "kernels"
 
 
 def test_missing_kernels_are_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(launch, "__file__", str(tmp_path / "gpurnn/backends/cuda/launch.py"))
+    monkeypatch.setattr(kernel_sources, "__file__", str(tmp_path / "gpurnn/backends/sources.py"))
     with pytest.raises(FileNotFoundError, match="CUDA sources of gpurnn are missing from .*install gpurnn again"):
-        launch.kernel_dir()
+        kernel_sources.kernel_dir()
 
 
 @pytest.mark.long

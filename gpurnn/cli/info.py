@@ -36,7 +36,7 @@ def _installation(as_json):
 
     from ..backends import backends, get_backend
     from ..backends.cpu.ops import describe
-    from ..backends.cuda.launch import kernel_files
+    from ..backends.sources import kernel_files
 
     build = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     blas = {"name": build.get("name"), "version": build.get("version"), "threads": None}

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from gpurnn.backends.cuda.launch import kernel_path
+from gpurnn.backends.sources import kernel_path
 from gpurnn.cells import CELLS
 
 STRUCT = re.compile(r"struct (\w+) : PointwiseCell \{(.*?)\n\};", re.S)

@@ -10,7 +10,7 @@ import numpy as np
 
 from gpurnn.backends.cuda import schedules
 from gpurnn.backends.cuda.device import CupyDevice
-from gpurnn.backends.cuda.launch import kernel_source
+from gpurnn.backends.sources import kernel_source
 
 from .cuda import Cuda, Pointer, StubCublas
 from .cupy_types import Types

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from gpurnn.backends.cuda.launch import kernel_source
+from gpurnn.backends.sources import kernel_source
 
 from . import nvrtc
 from .kernel_list import FIRST, KERNELS

@@ -16,9 +16,10 @@ import tempfile
 from pathlib import Path
 
 from gpurnn.backends.cuda import schedules
-from gpurnn.backends.cuda.launch import kernel_of, kernel_source
+from gpurnn.backends.cuda.launch import kernel_of
 from gpurnn.backends.cuda.libraries import wheel_folders
 from gpurnn.backends.cuda.schedules.cost import BARRIERS
+from gpurnn.backends.sources import kernel_source
 from gpurnn.cells import CELLS
 from gpurnn.dtypes import ITEMSIZE
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from ...dtypes import C_NAMES
 from ...errors import one_line
 from ...files import make_folder, write_bytes_atomic
+from ..sources import kernel_source
 from .native import ISAS, LEVELS, Pass
 
 # Those of gpurnn._native in pyproject.toml, and what makes a shared library
@@ -129,8 +130,6 @@ def _run(command, text=b""):
 @functools.cache
 def _sources():
     """The text of cell.cpp with all headers."""
-    from ..cuda.launch import kernel_source
-
     return kernel_source("cell.cpp")
 
 

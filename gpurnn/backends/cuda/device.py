@@ -7,7 +7,8 @@ import threading
 import numpy as np
 
 from ...errors import BackendError
-from . import cubins, cublas, launch, nvrtc
+from .. import sources
+from . import cubins, cublas, nvrtc
 from .schedules.problem import Device
 
 COOPERATIVE = ("grid.cu", "grid_mma.cu")  # their kernels need all blocks to run at once
@@ -65,11 +66,11 @@ class CupyDevice:
     def compile(self, file, expression, struct=None):
         """``cubins.find`` of a kernel for this device: compile it now unless it is on disk, and load nothing.
 
-        struct: as in ``launch.kernel_source``. Several threads may compile at the same time. Raises BackendError with
+        struct: as in ``sources.kernel_source``. Several threads may compile at the same time. Raises BackendError with
         the compiler's first errors, which name our files and lines.
         """
         try:
-            return cubins.find(launch.kernel_source(file, struct), expression, self.arch, file)
+            return cubins.find(sources.kernel_source(file, struct), expression, self.arch, file)
         except (nvrtc.CompileError, OSError) as error:
             raise self._refused(file, expression, error) from error
 

@@ -11,7 +11,7 @@ from helpers import cpu_levels, results
 
 import gpurnn
 from gpurnn.backends.cpu import ops as cpu_ops
-from gpurnn.backends.cuda.launch import kernel_dir
+from gpurnn.backends.sources import kernel_dir
 from gpurnn.cells import CELLS, dropout, exp, maximum, normalized, sigmoid, tanh, zoneout
 from gpurnn.check.recurrent import Batch
 from gpurnn.testing.allowed import count_terms, worst_error

@@ -10,11 +10,12 @@ from cuda_on_cpu import emulator
 from helpers import THREAD_ORDERS, check_spills, compare, cuda_ops
 
 from gpurnn.backends.cuda import schedules
-from gpurnn.backends.cuda.launch import kernel_of, kernel_source
+from gpurnn.backends.cuda.launch import kernel_of
 from gpurnn.backends.cuda.loop import Loop
 from gpurnn.backends.cuda.loop_plan import LoopShape
 from gpurnn.backends.cuda.schedules import Block, Device, Problem, cost, step
 from gpurnn.backends.cuda.schedules.tuned_table import Table, key
+from gpurnn.backends.sources import kernel_source
 from gpurnn.cells import CELLS as RECORDS
 from gpurnn.check import OPTIONS, Batch, build, twins
 from gpurnn.dtypes import ITEMSIZE

@@ -10,9 +10,10 @@ from helpers import THREAD_ORDERS, cuda_ops
 import gpurnn
 from gpurnn import cells
 from gpurnn.backends.cuda import schedules
-from gpurnn.backends.cuda.launch import kernel_source
+from gpurnn.backends.sources import kernel_source
 from gpurnn.check import Batch
 from gpurnn.dtypes import ITEMSIZE
+from gpurnn.testing import check_parity
 from gpurnn.testing.allowed import worst_error
 
 pytestmark = pytest.mark.emulated
@@ -331,3 +332,22 @@ def test_no_steps_and_no_sequences():
                            ("everything", "step"), ("inner drawn", "step")):  # fmt: skip
         for T, B in ((0, 2), (3, 0)):
             compare(EVERY[kind], cuda_ops(), "float32", T, B, 5, False, schedule, I=40)
+
+
+@pytest.mark.parametrize(
+    "layer, options",
+    [
+        (gpurnn.LSTM, {"weight_dropout": 0.4}),
+        (gpurnn.GRU, {"weight_dropout": 0.4, "residual": True, "num_layers": 3}),
+        (gpurnn.LSTM, {"layer_norm": True, "weight_dropout": 0.3, "zoneout": (0.1, 0.2)}),
+        (gpurnn.RNN, {"batch_norm": 3}),
+    ],
+)
+def test_what_stands_around_the_cell(layer, options):
+    """Dropped weights, residuals and the array code of what the kernels refuse."""
+
+    def make(backend, dtype):
+        return layer(3, 6, bidirectional=True, backend=backend, dtype=dtype, seed=1, **options)
+
+    x = np.random.default_rng(0).standard_normal((4, 3, 3))
+    check_parity(make, x, backend=cuda_ops(), dtype="float32", lengths=[4, 3, 4])

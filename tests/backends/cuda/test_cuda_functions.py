@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from cuda_on_cpu.emulator import Emulator
 
-from gpurnn.backends.cuda.launch import kernel_source
+from gpurnn.backends.sources import kernel_source
 
 pytestmark = pytest.mark.emulated
 

@@ -13,7 +13,8 @@ from helpers import needs_nvrtc
 from gpurnn import LSTM, cells
 from gpurnn.backends.cuda import nvrtc as _nvrtc
 from gpurnn.backends.cuda import schedules
-from gpurnn.backends.cuda.launch import kernel_dir, kernel_files, kernel_of, kernel_path, kernel_source, step_names
+from gpurnn.backends.cuda.launch import kernel_of, step_names
+from gpurnn.backends.sources import kernel_dir, kernel_files, kernel_path, kernel_source
 
 PLAIN = gate.Resources(registers=32, stack=0, spill_stores=0, spill_loads=0, shared=0)
 

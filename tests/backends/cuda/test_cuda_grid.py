@@ -11,8 +11,9 @@ from helpers import THREAD_ORDERS, check_spills, compare, cuda_ops
 
 from gpurnn.backends.cuda import schedules
 from gpurnn.backends.cuda.exchange import Exchange
-from gpurnn.backends.cuda.launch import kernel_of, kernel_source
+from gpurnn.backends.cuda.launch import kernel_of
 from gpurnn.backends.cuda.schedules import Device, Grid, Problem
+from gpurnn.backends.sources import kernel_source
 from gpurnn.cells import CELLS as RECORDS
 from gpurnn.check import OPTIONS, Batch, build, twins
 from gpurnn.errors import BackendError

@@ -16,10 +16,10 @@ from helpers import THREAD_ORDERS, assert_close, cuda_ops
 import gpurnn
 from gpurnn import check
 from gpurnn.backends.cuda import loop as loop_module
-from gpurnn.backends.cuda.launch import kernel_source
 from gpurnn.backends.cuda.loop_plan import LoopShape
 from gpurnn.backends.cuda.schedules import Device, Problem
 from gpurnn.backends.cuda.streams import CudaStreams
+from gpurnn.backends.sources import kernel_source
 from gpurnn.check import CELLS, OPTIONS, Batch
 from gpurnn.dtypes import DTYPES
 from gpurnn.errors import BackendError

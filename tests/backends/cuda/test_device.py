@@ -13,12 +13,14 @@ import pytest
 from cuda_on_cpu.cuda import Cuda
 from helpers import needs_nvrtc
 
-from gpurnn.backends.cuda import cubins, launch, schedules
+from gpurnn.backends import sources
+from gpurnn.backends.cuda import cubins, schedules
 from gpurnn.backends.cuda import nvrtc as _nvrtc
 from gpurnn.backends.cuda.device import CupyDevice
-from gpurnn.backends.cuda.launch import kernel_files, kernel_of, kernel_source
+from gpurnn.backends.cuda.launch import kernel_of
 from gpurnn.backends.cuda.ops import CudaOps
 from gpurnn.backends.cuda.schedules import Device, Problem
+from gpurnn.backends.sources import kernel_files, kernel_source
 from gpurnn.cells import CELLS
 from gpurnn.errors import BackendError
 
@@ -137,7 +139,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_processes_that_compile_the_same_kernel_at_once(cache):
     code = (
-        "from gpurnn.backends.cuda import cubins; from gpurnn.backends.cuda.launch import kernel_source\n"
+        "from gpurnn.backends.cuda import cubins; from gpurnn.backends.sources import kernel_source\n"
         "path, name, _ = cubins.find(kernel_source('step.cu'), 'step_forward<lstm, float>', 90)\n"
         "assert path.read_bytes()[:4] == bytes([127]) + b'ELF'; print(path)"
     )
@@ -220,7 +222,7 @@ def test_the_target_is_machine_code_where_the_compiler_knows_it(monkeypatch):
 def test_a_compiler_error_is_a_backend_error_with_its_line(monkeypatch):
 
     text = kernel_source("step.cu") + '\n#line 7 "broken.cu"\n__global__ void broken() { nothing; }\n'
-    monkeypatch.setattr(launch, "kernel_source", lambda file, struct: text)
+    monkeypatch.setattr(sources, "kernel_source", lambda file, struct: text)
     with pytest.raises(BackendError, match=r"for sm_75 with CuPy 14.0:\nbroken\.cu\(7\): error.*nothing"):
         device_of(Modules(), 75).load("step.cu", "broken")
 

@@ -83,10 +83,10 @@ def test_products_in_every_layout(ops, dtype, batch):
 
 
 def test_a_broken_kernel_names_its_line(ops, monkeypatch):
-    from gpurnn.backends.cuda import launch
+    from gpurnn.backends import sources
 
-    text = launch.kernel_source("dropout.cu") + '\n#line 7 "broken.cu"\n__global__ void broken() { nothing; }\n'
-    monkeypatch.setattr(launch, "kernel_source", lambda file, struct: text)
+    text = sources.kernel_source("dropout.cu") + '\n#line 7 "broken.cu"\n__global__ void broken() { nothing; }\n'
+    monkeypatch.setattr(sources, "kernel_source", lambda file, struct: text)
     with pytest.raises(BackendError, match=r"broken\.cu\(7\).*nothing"):
         ops.device.load("dropout.cu", "broken")
 

@@ -1,11 +1,11 @@
-"""gpurnn/backends/cuda/launch.py without a GPU: sources, signatures, checked launches."""
+"""Sources, signatures and checked launches, without a GPU."""
 
 import types
 
 import numpy as np
 import pytest
 
-from gpurnn.backends.cuda import launch
+from gpurnn.backends import sources
 from gpurnn.backends.cuda.launch import EACH, Argument, Kernels, Rows, signature
 from gpurnn.errors import DtypeError, ShapeError
 
@@ -176,6 +176,6 @@ def test_what_a_kernel_reads_in_vectors_starts_at_16_bytes():
 
 
 def test_the_sources_are_one_text():
-    text = launch.kernel_source("step.cu")
+    text = sources.kernel_source("step.cu")
     assert '\n#include "' not in text
     assert text.count("struct lstm") == 1
