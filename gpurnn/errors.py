@@ -163,17 +163,14 @@ _WORDS = {  # what other libraries say -> our words, the first that a class know
     "sequence_length": ("lengths",), "T_max": ("total",), "units": ("hidden_size", "out_features", "hidden"),
     "use_bias": ("bias",), "vocab_size": ("num_embeddings",), "weight_init": ("init",),
 }  # fmt: skip
-_NO_MASK = (
-    "Layers take no masks, only how many valid steps each sequence begins with: give lengths to the call. Valid steps "
-    "that come after others are not supported"
-)
 _SENTENCES = {  # what has no word of ours, or one that needs a sentence
     "h0": "The initial state is given to the call, as state",
     "hx": "The initial state is given to the call, as state",
     "initial_state": "The initial state is given to the call, as state",
     "nonlinearity": "RNN has one; LSTM and GRU have activation and recurrent_activation",
-    "mask": _NO_MASK,
-    "padding_mask": _NO_MASK,
+    "mask": "It belongs to a recurrent layer's call: booleans (T, B), True where a timestep happens",
+    "padding_mask": "Give mask=~padding_mask to a recurrent layer's call, or lengths",
+    "reset": "It belongs to a recurrent layer's call: booleans (T, B), True where a sequence begins again",
     "recurrent_activation": "An RNN has no gates; its activation is called nonlinearity",
     "retain": "It belongs to forward(..., retain=True)",
     "retain_graph": "It belongs to forward(..., retain=True)",

@@ -149,8 +149,9 @@ class Ops:
         passes, finals = [], []
         T, B, _ = x.shape
         nothing = (None,) * len(weights)
-        random = zip(options.masks or nothing, options.statistics or nothing, strict=True)
-        for w, state, reverse, more in zip(weights, states, options.directions, random, strict=True):
+        by_direction = (each or nothing for each in (options.masks, options.statistics, options.marks))
+        rest = zip(*by_direction, strict=True)
+        for w, state, reverse, more in zip(weights, states, options.directions, rest, strict=True):
             rows, G = len(w.ih), len(cell.gates)
             ax = self.empty_steps(T, B, rows // G * (cell.saved_blocks if options.save else G), x.dtype)
             self.product(flat(x), w.ih.astype(x.dtype, copy=False).T, flat(ax)[:, :rows])
@@ -163,7 +164,7 @@ class Ops:
             finals.append(final)
         outputs = [saved.h_new for saved in passes]
         if options.fresh_output:
-            output = self.zero_past_end(self.side_by_side(outputs, self.empty), lengths)
+            output = self.zero_silent(self.side_by_side(outputs, self.empty), lengths, passes[0].marks)
         else:
             output = outputs[0] if len(outputs) == 1 else self.side_by_side(outputs, self.empty_steps)
         return SavedLayer(cell, weights, x, lengths, passes), finals, output
@@ -177,7 +178,7 @@ class Ops:
         memory order of ``empty_steps``.
 
         Returns dx (T, B, I), and for each direction the gradients with respect to its initial state, float32 for 16-bit
-        layers.
+        layers; and those with respect to the state that resets give, or None.
         """
         done, dx = self.time_loop_backward(saved, doutput, dstates, hooks), None
         for one, weights, weight_grads, gradients in zip(saved.passes, saved.weights, grads.weights, done, strict=True):
@@ -188,7 +189,7 @@ class Ops:
             if not accumulate:
                 dx = (self.empty if fresh_dx else self.empty_steps)(*saved.x.shape, saved.x.dtype)
             self.product(dax, weight_ih, flat(dx), accumulate)
-        return dx, [gradients.dstate for gradients in done]
+        return dx, [gradients.dstate for gradients in done], [gradients.dreset for gradients in done]
 
     def time_loop_backward(self, saved, doutput, dstates, hooks):
         """The part of ``layer_backward`` that goes through time: ``PassGradients`` for each direction."""
@@ -212,12 +213,18 @@ class Ops:
 
         It does not use ``where``, because CuPy's turns bfloat16 into float32.
         """
-        if lengths is not None:
-            past_end = np.arange(len(steps))[:, None] >= lengths
-            if self.xp is np:
-                steps[past_end] = 0
-            else:  # CuPy waits for the GPU to count the booleans of an index
-                self.xp.copyto(steps, 0, where=self.xp.asarray(past_end[:, :, None]))
+        return steps if lengths is None else self._zero(steps, np.arange(len(steps))[:, None] >= lengths)
+
+    def zero_silent(self, steps, lengths, marks):
+        """Set ``steps`` (T, B, F) to zero in place where an output is zero; return it. marks: of any direction."""
+        return self.zero_past_end(steps, lengths) if marks is None else self._zero(steps, marks.silent())
+
+    def _zero(self, steps, where):
+        """``steps`` (T, B, F), zero ``where`` (T, B)."""
+        if self.xp is np:
+            steps[where] = 0
+        else:  # CuPy waits for the GPU to count the booleans of an index
+            self.xp.copyto(steps, 0, where=self.xp.asarray(where)[:, :, None])
         return steps
 
     def empty(self, T, B, F, dtype):

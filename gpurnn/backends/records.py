@@ -11,6 +11,7 @@ import numpy as np
 from .._typing import Array
 from ..cells import Cell, Weights
 from .batch_statistics import BatchStatistics
+from .marks import Marks
 
 
 class RunOptions(NamedTuple):
@@ -21,7 +22,8 @@ class RunOptions(NamedTuple):
     schedule: one of ``schedules.SCHEDULES``; array code has only one. concurrent: how many layers run at once on the
     device. masks: None for a cell without draws, else for each direction the booleans (T, B, M*H) of its M draws, or
     (1, B, M*H) where all are drawn once for a sequence. statistics: None, or for each direction the
-    ``BatchStatistics`` of a cell that normalizes over the batch.
+    ``BatchStatistics`` of a cell that normalizes over the batch. marks: None, or for each direction its ``Marks``,
+    which know the lengths, too.
     """
 
     directions: tuple[bool, ...]
@@ -31,6 +33,7 @@ class RunOptions(NamedTuple):
     concurrent: int = 1
     masks: tuple[Array, ...] | None = None
     statistics: tuple[BatchStatistics, ...] | None = None
+    marks: tuple[Marks, ...] | None = None
 
 
 class PassOptions(NamedTuple):
@@ -40,6 +43,7 @@ class PassOptions(NamedTuple):
     save: bool = True
     masks: Array | None = None
     statistics: BatchStatistics | None = None
+    marks: Marks | None = None
 
 
 class Gradients(NamedTuple):
@@ -60,8 +64,8 @@ class SavedPass:
     gates: (T, B, K*H), the blocks that the cell saves; the backward pass overwrites them. None after inference. h (T+1,
     B, P) and others, each (T+1, B, H): the states in slots, h and the cell's other ones. reverse: whether the pass runs
     from T - 1 to 0. Timestep t reads slot t and writes slot t + 1; with reverse it reads t + 1 and writes t. So the
-    initial state is at the end where the loop begins. masks: those of ``RunOptions`` for this direction, or None; and
-    statistics.
+    initial state is at the end where the loop begins; but for a reset it reads the state of ``marks`` instead. masks,
+    statistics, marks: those of ``RunOptions`` for this direction, or None.
     """
 
     gates: Array | None
@@ -70,6 +74,7 @@ class SavedPass:
     reverse: bool
     masks: Array | None = None
     statistics: BatchStatistics | None = None
+    marks: Marks | None = None
 
     @property
     def h_new(self) -> Array:
@@ -109,12 +114,14 @@ class PassGradients(NamedTuple):
     dgates: (T, B, K*H), the memory of ``SavedPass.gates``. It begins with the gradients with respect to the cell's
     pre-activations, zero past the end; blocks behind them are as saved. dstate: the gradients with respect to the
     initial state, dh (B, P) and one (B, H) for each other state, float32 for 16-bit layers. dh_steps: with a projection
-    the gradients with respect to every h_t, (T, B, P), zero past the end; otherwise None.
+    the gradients with respect to every h_t, (T, B, P), zero past the end; otherwise None. dreset: like dstate, with
+    respect to the state that resets give, the sum over all of them; None where nothing is reset.
     """
 
     dgates: Array
     dstate: tuple[Array, ...]
     dh_steps: Array | None
+    dreset: tuple[Array, ...] | None = None
 
 
 def flat(steps):

@@ -5,6 +5,7 @@ import numpy as np
 from ..cells import HiddenWeights, Scratch
 from ..dtypes import compute_dtype, upcast
 from .batch_statistics import BatchStep
+from .marks import after_reset, feature_major_state, step_marks
 from .records import PassGradients, PassOptions, SavedPass
 
 _PLAIN = PassOptions()
@@ -49,13 +50,13 @@ def sequence_forward(ops, cell, ax, weights, state, lengths=None, options=_PLAIN
         hold the input pre-activations. Its memory becomes ``SavedPass.gates``.
     state: initial h (B, P) and the other states (B, H), arrays or numbers. lengths: integers (B,) or None; past its
         end a sequence's state does not change.
-    options: ``PassOptions``.
+    options: ``PassOptions``, whose ``marks`` know the lengths, too.
 
     Returns a ``SavedPass`` and the final state. States other than h are saved in float32 for 16-bit layers, and only
     where ``save``.
     """
     xp, dtype, real = ops.xp, ax.dtype, compute_dtype(ax.dtype)
-    reverse, save, masks, statistics = options
+    reverse, save, masks, statistics, marks = options
     T, B, columns = ax.shape
     H = columns // (cell.saved_blocks if save else len(cell.gates))
     rows, P = len(cell.gates) * H, H if weights.hh is None else weights.hh.shape[1]
@@ -71,30 +72,31 @@ def sequence_forward(ops, cell, ax, weights, state, lengths=None, options=_PLAIN
     gates = ax  # timestep by timestep what the cell saves takes the place of its pre-activations
     axT, gatesT, hT = _feature_major(ax), _feature_major(gates), _feature_major(h)
     othersT, saves = [_feature_major(steps) for steps in others], len(cell.saved) * H if save else 0
-    held, drawn = _ragged_steps(ops, lengths, T), _step_masks(masks, T, real)
-    with _quiet(lengths, over="ignore" if cell.saved else None):  # sigmoid_: a closed gate
+    (held, reset, _), firsts = step_marks(xp, marks, lengths, T), feature_major_state(marks)
+    drawn = _step_masks(masks, T, real)
+    with _quiet(held, over="ignore" if cell.saved else None):  # sigmoid_: a closed gate
         for count, t in enumerate(range(T - 1, -1, -1) if reverse else range(T)):
             old, new = (t + 1, t) if reverse else (t, t + 1)
             old_slot, new_slot = (old, new) if save else (count % 2, 1 - count % 2)
-            others_old, others_new = [s[old_slot] for s in othersT], [s[new_slot] for s in othersT]
+            before = after_reset(xp, reset[t], [hT[old], *(s[old_slot] for s in othersT)], firsts)
+            after = [hT[new], *(s[new_slot] for s in othersT)]
             h_new = hT[new] if h_computed is None else h_computed
-            states = (upcast(hT[old]), *others_old), (h_new, *others_new)
+            states = (upcast(before[0]), *before[1:]), (h_new, *after[1:])
             batch = _batch_step(xp, statistics, count, held[t])
             step_scratch = scratch._replace(masks=drawn(t), batch=batch)
             cell.forward(xp, weights, upcast(axT[t, :rows]), *states, step_scratch)
             if batch is not None:
-                statistics.add(xp, count, batch.found, B if lengths is None else int((lengths > t).sum()))
+                statistics.add(xp, count, batch.found, B if held[t] is None else B - int(held[t].sum()))
             if h_computed is not None:
                 hT[new] = h_computed
             if held[t] is not None:
-                xp.copyto(hT[new], hT[old], where=held[t])
-                for after, before in zip(others_new, others_old, strict=True):
-                    xp.copyto(after, before, where=held[t])
+                for new_state, old_state in zip(after, before, strict=True):
+                    xp.copyto(new_state, old_state, where=held[t])
             if saves:
                 gatesT[t, :saves] = scratch.z[:saves]
     end = 0 if reverse else T
     final = (h[end].copy(), *(steps[end if save else T % 2].copy() for steps in others))  # the caller may write to it
-    return SavedPass(gates if save else None, h, others if save else (), reverse, masks, statistics), final
+    return SavedPass(gates if save else None, h, others if save else (), reverse, masks, statistics, marks), final
 
 
 def sequence_backward(ops, cell, saved, weights, doutput, dstate, lengths=None, hook=None):
@@ -124,28 +126,36 @@ def sequence_backward(ops, cell, saved, weights, doutput, dstate, lengths=None, 
     othersT = [_feature_major(steps) for steps in saved.others]
     incoming = _Incoming(ops, doutput, saved)
     dh_steps = None if weights.hr is None else ops.empty_steps(T, B, P, dtype)
-    held, drawn = _ragged_steps(ops, lengths, T), _step_masks(saved.masks, T, real)
+    (held, reset, silent), firsts = step_marks(xp, saved.marks, lengths, T), feature_major_state(saved.marks)
+    drawn, dreset = _step_masks(saved.masks, T, real), None if firsts is None else [xp.zeros_like(d) for d in running]
     for t in range(T) if reverse else range(T - 1, -1, -1):
         old, new = (t + 1, t) if reverse else (t, t + 1)
         if doutput is not None:
             arrived = upcast(incoming.at(t))
-            xp.add(dh, arrived if held[t] is None else xp.where(held[t], 0, arrived), out=dh)
+            xp.add(dh, arrived if silent[t] is None else xp.where(silent[t], 0, arrived), out=dh)
         if held[t] is not None:
-            before = [gradient.copy() for gradient in running]
+            arriving = [gradient.copy() for gradient in running]
         if dh_steps is not None:
             dh_steps[t] = dh.T if held[t] is None else xp.where(held[t], 0, dh).T
         z[...] = gatesT[t]
-        states = ((upcast(hT[slot]), *(steps[slot] for steps in othersT)) for slot in (old, new))
+        before, after = ([hT[slot], *(steps[slot] for steps in othersT)] for slot in (old, new))
+        before = after_reset(xp, reset[t], before, firsts)
+        states = ((upcast(parts[0]), *parts[1:]) for parts in (before, after))
         batch = _batch_step(xp, saved.statistics, T - 1 - t if reverse else t, held[t])
         step_scratch = scratch._replace(masks=drawn(t), batch=batch)
-        with _quiet(lengths):
+        with _quiet(held):
             cell.backward(xp, weights, *states, running, step_scratch, _timestep_hook(xp, hook, t, held[t]))
         if held[t] is not None:  # the state did not change, so neither does its gradient
-            for gradient, unchanged in zip(running, before, strict=True):
+            for gradient, unchanged in zip(running, arriving, strict=True):
                 xp.copyto(gradient, unchanged, where=held[t])
             xp.copyto(d, 0, where=held[t])
         dgatesT[t, :columns] = d
-    return PassGradients(dgates, tuple(part.T for part in running), dh_steps)
+        if reset[t] is not None:  # the state of the timestep before has no part in what comes after
+            for total, gradient in zip(dreset, running, strict=True):
+                total += xp.where(reset[t], gradient, 0)
+                xp.copyto(gradient, 0, where=reset[t])
+    dreset = None if dreset is None else tuple(part.T for part in dreset)
+    return PassGradients(dgates, tuple(part.T for part in running), dh_steps, dreset)
 
 
 class _Incoming:
@@ -184,9 +194,10 @@ def _batch_step(xp, statistics, count, held):
     return BatchStep(None if held is None else xp.logical_not(held), statistics.at(count))
 
 
-def _quiet(lengths, **more):
-    """NumPy's warnings, silenced for what is computed past the end of a sequence: it is not used."""
-    return np.errstate(**dict.fromkeys(("over", "divide", "invalid"), "ignore") if lengths is not None else more)
+def _quiet(held, **more):
+    """NumPy's warnings, silenced for what is computed where a sequence is held: it is not used."""
+    some = any(step is not None for step in held)
+    return np.errstate(**dict.fromkeys(("over", "divide", "invalid"), "ignore") if some else more)
 
 
 def _step_masks(masks, T, real):
@@ -197,15 +208,6 @@ def _step_masks(masks, T, real):
         same = masks[0].T.astype(real)
         return lambda t: same
     return lambda t: masks[t].T.astype(real)
-
-
-def _ragged_steps(ops, lengths, T):
-    """For each step, the boolean (B,) of sequences that are past their end, or None where there are none."""
-    if lengths is None:
-        return [None] * T
-    held = np.arange(T)[:, None] >= lengths
-    on_device = ops.xp.asarray(held)
-    return [on_device[t] if some else None for t, some in enumerate(held.any(axis=1))]
 
 
 def _ignore(*dstate):

@@ -1,5 +1,6 @@
 """The gradients of one pass's weights: one product over all of time for each product that the cell declares."""
 
+from .marks import settle_reads
 from .records import flat
 
 
@@ -12,6 +13,8 @@ def add_weight_gradients(ops, layer, saved, grads, done):
     """
     cell, dgates, dbias = layer.cell, flat(done.dgates), None
     H = dgates.shape[1] // cell.saved_blocks
+    reads = {product.reads for product in cell.products} - {"h"}
+    settle_reads(ops.xp, saved, [done.dgates[:, :, cell.columns((name,), H)] for name in reads])
     if grads.hh is not None:
         _add_hidden(ops, cell, flat(saved.h_old), grads.hh, dgates)
     if grads.hr is not None:

@@ -39,11 +39,15 @@ def make_backward(layer, call, output_shape, retain):
             if not retain:
                 spent.append(True)
             with _retained(call) if retain else _spent(call) as saved:
-                dx, dinitial = _time_loop(then, saved, doutput, dfinal, call)
+                dx, dinitial, dresets = _time_loop(then, saved, doutput, dfinal, call)
+        if call.resets is not None and call.reset_to_given:
+            dinitial = dresets = [_sums(*parts) for parts in zip(dinitial, dresets, strict=True)]
         if dfinal is not given:
             dinitial = restore_unused(then, dinitial, given, call.lengths)
         if then.learn_state and not call.state_given:
             _add_initial_gradients(then, dinitial)
+        elif then.learn_state and call.resets is not None and not call.reset_to_given:
+            _add_initial_gradients(then, dresets)
         return outward(then, dx, call.single), pack_state(then, dinitial, call.single)
 
     backward.check = check
@@ -54,12 +58,14 @@ def make_backward(layer, call, output_shape, retain):
 def _retained(call):
     """Lists of what the call saved, for a backward to use up; afterwards the arrays are what they were."""
     passes = [one for layers in call.saved for layer in layers for one in layer.passes]
-    copies = [(one, one.gates.copy(), one.others) for one in passes]
+    copies = [(one, one.gates.copy(), one.others, one.marks and one.h.copy()) for one in passes]
     try:
         yield [list(layers) for layers in call.saved]
     finally:
-        for one, gates, others in copies:
+        for one, gates, others, h in copies:
             one.gates[...], one.others = gates, others
+            if h is not None:
+                one.h[...] = h
 
 
 def _spent(call):
@@ -78,23 +84,34 @@ def _add_initial_gradients(layer, dinitial):
                     layer.grads[name] += upcast(part).sum(axis=0)
 
 
+def _sums(parts, more):
+    """The sums of two gradients with respect to a state."""
+    return tuple(a + b for a, b in zip(parts, more, strict=True))
+
+
 def _time_loop(layer, all_saved, doutput, dfinal, call):
-    """The gradients with respect to the input (T, B, I) and to the initial states; uses up ``all_saved``."""
+    """The gradients with respect to the input (T, B, I), to the initial states, and to those that resets give; uses up
+    ``all_saved``."""
     D = len(layer._directions)
     dstates = [dfinal[k * D : (k + 1) * D] for k in range(layer.num_layers)]  # where each layer has arrived
+    dresets = [[None] * D for _ in range(layer.num_layers)]
     dxs, in_use = [], []
     with layer.ops.streams(concurrent_layers(layer, call.segments)) as streams:
         for segment in reversed(call.segments):
             dy = doutput[segment] if doutput is not None and len(call.segments) > 1 else doutput
-            dx, used = _stack(layer, all_saved.pop(), dy, dstates, segment, call, streams)
+            dx, used = _stack(layer, all_saved.pop(), dy, (dstates, dresets), segment, call, streams)
             dxs.append(dx)
             in_use.append(used)
-    return joined(layer, dxs[::-1]), [state for layer_states in dstates for state in layer_states]
+    every = ([state for layer_states in states for state in layer_states] for states in (dstates, dresets))
+    return joined(layer, dxs[::-1]), *every
 
 
-def _stack(layer, all_saved, dy, dstates, segment, call, streams):
-    """One segment back through all layers: dx, and the arrays that streams may still read; moves ``dstates`` on."""
-    in_use, L = [], layer.num_layers
+def _stack(layer, all_saved, dy, arrived, segment, call, streams):
+    """One segment back through all layers: dx, and the arrays that streams may still read.
+
+    arrived: the gradients with respect to states, which move on, and to those that resets give, which add up.
+    """
+    in_use, L, (dstates, dresets) = [], layer.num_layers, arrived
     for k in reversed(range(L)):
         saved = all_saved.pop()
         with streams.on(k, after=k + 1 if k < L - 1 else -1):
@@ -103,9 +120,11 @@ def _stack(layer, all_saved, dy, dstates, segment, call, streams):
             hooks = gradient_flow_hooks(layer, k, saved)
             above = dy
             with dropped_gradients(layer, k, call.weight_masks[k]) as gradients:
-                dy, dstates[k] = layer.ops.layer_backward(saved, gradients, dy, dstates[k], hooks, fresh_dx=k == 0)
+                dy, dstates[k], more = layer.ops.layer_backward(saved, gradients, dy, dstates[k], hooks, k == 0)
+            dresets[k] = [_sums(a, b) if a and b else b for a, b in zip(dresets[k], more, strict=True)]
             if layer.residual and k and above is not None and above.shape == dy.shape:
-                dy = dy + (above if k < L - 1 else layer.ops.zero_past_end(above.copy(), saved.lengths))
+                marks = saved.passes[0].marks
+                dy = dy + (above if k < L - 1 else layer.ops.zero_silent(above.copy(), saved.lengths, marks))
         if streams.count > 1:  # a stream may still read what another has written
             in_use.append((saved, dy))
     return dy, in_use

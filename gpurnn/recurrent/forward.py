@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .._typing import Array
 from ..backends.batch_statistics import BatchStatistics
+from ..backends.marks import Marks
 from ..backends.records import RunOptions, SavedLayer
 from ..errors import check_flag
 from ..gradients import active_flow
@@ -15,9 +17,19 @@ from ..masks import check_lengths
 from .axes import check_input, outward
 from .backward import make_backward
 from .dropout import cell_masks, drop, dropout_masks, dropped_weights, masks_within, weight_masks
+from .marks import check_steps, direction_bits, layer_marks
 from .segments import concurrent_layers, joined, layer_problems, lengths_within, time_segments
-from .state import initial_state, pack_state, restore_unused, zero_unused
+from .state import initial_state, own_state, pack_state, restore_unused, zero_unused
 from .steps import copied_steps, outward_steps
+
+
+class Given(NamedTuple):
+    """What a call was given besides x."""
+
+    state: Any = None
+    lengths: Any = None
+    reset: Any = None
+    mask: Any = None
 
 
 @dataclass(slots=True)
@@ -26,9 +38,11 @@ class Call:
 
     segments: slices of time in the order of the time loop. masks: for each layer the dropout mask of its outputs,
     or None. cell_masks: for each layer, for each direction the masks of the cell's draws, or None; weight_masks: of
-    W_hh. lengths: (B,), None where all sequences have T timesteps. single: whether x came as one sequence.
-    state_given: whether the caller gave the initial state. save: whether a backward will follow. return_all:
-    whether the caller wants all ``Steps``. saved: for each segment, for each layer, its ``SavedLayer``.
+    W_hh. lengths: (B,), None where all sequences have T timesteps. bits: for each direction those of its ``Marks``, or
+    None; resets: for each pass the state that a reset gives, or None. single: whether x came as one sequence.
+    state_given: whether the caller gave the initial state; reset_to_given: whether resets give it again, too. save:
+    whether a backward will follow. return_all: whether the caller wants all ``Steps``. saved: for each segment, for
+    each layer, its ``SavedLayer``.
     """
 
     segments: list[slice]
@@ -36,49 +50,76 @@ class Call:
     cell_masks: list[tuple[Array, ...] | None]
     weight_masks: list[list[Array] | None]
     lengths: Array | None
+    bits: list[Array] | None
+    resets: list[tuple[Any, ...]] | None
     single: bool
     state_given: bool
+    reset_to_given: bool
     save: bool
     return_all: bool
     saved: list[list[SavedLayer]] | None = field(default_factory=list)
 
 
-def run_forward(layer, x, state, lengths, return_all, *, save, retain=False):
-    """A call of ``layer``: (output, state), then ``backward`` with ``save``, then the steps with ``return_all``."""
+def run_forward(layer, x, given, return_all, *, save, retain=False, reset_to=None):
+    """A call of ``layer``: (output, state), then ``backward`` with ``save``, then the steps with ``return_all``.
+
+    given: ``Given``. reset_to: instead of the layer's.
+    """
     return_all, retain = check_flag("return_all", return_all), check_flag("retain", retain)
     x, single = check_input(layer, x)
     T, B, _ = x.shape
     layer.ops.refuse_sizes(T, B, lambda: [(one, save, layer.schedule) for one in layer_problems(layer, T, B)])
     if layer.cell.over_batch and layer.training and B == 1:
         raise ValueError("batch_norm: one sequence has no statistics to train with: give more, or call eval() first")
-    initial = given = initial_state(layer, state, B, single)
-    lengths = _checked_lengths(lengths, T, B, single, layer.batch_first)
-    if lengths is not None:  # padding may hold anything, even NaN, and must not reach the weights' gradient
-        x = layer.ops.zero_past_end(x.copy(), lengths)
-        if state is not None:
-            initial = zero_unused(layer, given, lengths)
-    call = Call(
-        segments=time_segments(layer, T, watched=return_all or active_flow() is not None),
-        masks=dropout_masks(layer, T, B),
-        cell_masks=cell_masks(layer, T, B),
-        weight_masks=weight_masks(layer),
-        lengths=lengths,
-        single=single,
-        state_given=state is not None,
-        save=save,
-        return_all=return_all,
-    )
-    y, final, steps = _time_loop(layer, x, initial, call)
+    call = _new_call(layer, x.shape, given, single, save, return_all)
+    initial = before = initial_state(layer, given.state, B, single)
+    if call.lengths is not None and given.state is not None:
+        initial = zero_unused(layer, before, call.lengths)
+    if given.reset is not None:
+        call.reset_to_given = given.state is None or (reset_to or layer.reset_to) == "given"
+        call.resets = initial if call.reset_to_given else own_state(layer, B)
+    y, final, steps = _time_loop(layer, _without_unread(layer, x, call), initial, call)
     if any(one[0] is not None for one in (call.masks, call.cell_masks, call.weight_masks)):
         layer.calls += 1
-    if initial is not given:
-        final = restore_unused(layer, final, given, lengths)
+    if initial is not before:
+        final = restore_unused(layer, final, before, call.lengths)
     returned = [outward(layer, y, single), pack_state(layer, final, single)]
     if save:
         returned.append(make_backward(layer, call, y.shape, retain))
     if return_all:
         returned.append([outward_steps(layer, one, single) for one in steps])
     return tuple(returned)
+
+
+def _new_call(layer, shape, given, single, save, return_all):
+    """The ``Call`` for x of this shape (T, B, I), checked; without ``resets``."""
+    T, B, _ = shape
+    lengths = _checked_lengths(given.lengths, T, B, single, layer.batch_first)
+    reset, mask = (check_steps(layer, getattr(given, name), T, B, single, name) for name in ("reset", "mask"))
+    if reset is not None and layer.cell.over_batch:
+        raise ValueError("reset: batch_norm has statistics of each timestep from the beginning of a call")
+    return Call(
+        segments=time_segments(layer, T, watched=return_all or active_flow() is not None),
+        masks=dropout_masks(layer, T, B),
+        cell_masks=cell_masks(layer, T, B),
+        weight_masks=weight_masks(layer),
+        lengths=lengths,
+        bits=direction_bits(layer, reset, mask, lengths, (T, B)),
+        resets=None,
+        single=single,
+        state_given=given.state is not None,
+        reset_to_given=True,
+        save=save,
+        return_all=return_all,
+    )
+
+
+def _without_unread(layer, x, call):
+    """``x``, zero where no timestep reads it: padding may hold anything, even NaN, and must not reach the weights'
+    gradient."""
+    if call.bits is not None:
+        return layer.ops.zero_silent(x.copy(), None, Marks(call.bits[0]))
+    return x if call.lengths is None else layer.ops.zero_past_end(x.copy(), call.lengths)
 
 
 def _checked_lengths(lengths, T, B, single, batch_first):
@@ -113,7 +154,10 @@ def _stack(layer, x, states, segment, call, streams):
         last = k == layer.num_layers - 1
         cell_masks = masks_within(call.cell_masks[k], segment)
         statistics = batch_statistics(layer, k, update=call.save)
-        options = RunOptions(layer._directions, save, last, layer.schedule, streams.count, cell_masks, statistics)
+        marks = layer_marks(layer, call.bits, call.resets, k, segment)
+        options = RunOptions(
+            layer._directions, save, last, layer.schedule, streams.count, cell_masks, statistics, marks
+        )
         with streams.on(k, after=k - 1):
             weights, below = dropped_weights(layer, k, call.weight_masks[k]), y
             saved, states[k], y = layer.ops.layer_forward(layer.cell, y, weights, states[k], lengths, options)
@@ -121,7 +165,7 @@ def _stack(layer, x, states, segment, call, streams):
                 steps += [copied_steps(layer, one, lengths) for one in saved.passes]
             if layer.residual and k and below.shape == y.shape:
                 y = y + below
-                y = layer.ops.zero_past_end(y, lengths) if last else y
+                y = layer.ops.zero_silent(y, lengths, marks and marks[0]) if last else y
             if call.masks[k] is not None:
                 y = drop(layer, y, call.masks[k][segment])
         if call.save or streams.count > 1:  # a stream may still read what another has written

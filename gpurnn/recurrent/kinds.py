@@ -26,7 +26,7 @@ class RNN(Recurrent):
         The activation act: "tanh", "relu", or another one of LSTM's ``activation``.
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional :
         As ``LSTM``.
-    layer_norm, batch_norm, zoneout, gradient_clip, weight_dropout, residual :
+    layer_norm, batch_norm, zoneout, gradient_clip, weight_dropout, residual, masked_output, reset_to :
         As ``LSTM``; the sum W_ih x + W_hh h is normalized, with ``gain_l0`` and ``bias_l0`` (H,).
     recurrent_dropout : float
         As ``LSTM`` for each sequence: an RNN writes nothing to its state but the state itself.
@@ -77,6 +77,8 @@ class RNN(Recurrent):
         gradient_clip: float = 0.0,
         weight_dropout: float = 0.0,
         residual: bool = False,
+        masked_output: str = "zero",
+        reset_to: str = "given",
         schedule: str = "auto",
         wavefront: int = 0,
         backend: str | Backend | None = "auto",
@@ -94,7 +96,8 @@ class RNN(Recurrent):
         super().__init__(
             cell, input_size, hidden_size, num_layers=num_layers, bias=bias,
             batch_first=batch_first, dropout=dropout, bidirectional=bidirectional, reverse=reverse,
-            learn_state=learn_state, init=init, weight_dropout=weight_dropout, residual=residual, schedule=schedule,
+            learn_state=learn_state, init=init, weight_dropout=weight_dropout, residual=residual,
+            masked_output=masked_output, reset_to=reset_to, schedule=schedule,
             wavefront=wavefront, backend=backend, dtype=dtype, precision=precision, seed=seed,
         )  # fmt: skip
 
@@ -171,6 +174,12 @@ class LSTM(Recurrent):
     residual : bool
         From the second layer on, a layer's input is added to its output, where they have one size. Needs
         num_layers > 1.
+    masked_output : {"zero", "repeat"}
+        The output of a timestep that ``mask`` leaves out: zero, or h as it is (Keras calls these
+        ``zero_output_for_mask=True`` and False).
+    reset_to : {"given", "initial"}
+        The state that ``reset`` gives: the one given to the call, as if the sequence began again; or the layer's own
+        initial state, learned or zero, which is right where the state given is the end of the call before.
     forget_bias : float, optional
         Initial value of b_ih's forget block, while b_hh's is 0; 1 is customary. None leaves both to ``init``.
     chrono : int, optional
@@ -238,6 +247,8 @@ class LSTM(Recurrent):
         gradient_clip: float = 0.0,
         weight_dropout: float = 0.0,
         residual: bool = False,
+        masked_output: str = "zero",
+        reset_to: str = "given",
         forget_bias: float | None = None,
         chrono: int | None = None,
         schedule: str = "auto",
@@ -257,7 +268,7 @@ class LSTM(Recurrent):
             cell, input_size, hidden_size, num_layers=num_layers, bias=bias,
             batch_first=batch_first, dropout=dropout, bidirectional=bidirectional, proj_size=proj_size,
             reverse=reverse, learn_state=learn_state, init=init, weight_dropout=weight_dropout,
-            residual=residual, forget_bias=forget_bias, chrono=chrono,
+            residual=residual, masked_output=masked_output, reset_to=reset_to, forget_bias=forget_bias, chrono=chrono,
             schedule=schedule, wavefront=wavefront, backend=backend, dtype=dtype, precision=precision, seed=seed,
         )  # fmt: skip
 
@@ -282,6 +293,8 @@ class GRU(Recurrent):
     chrono : int, optional
         As ``LSTM``; it sets b_z, because z is the gate that preserves the old state here.
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional :
+        As ``LSTM``.
+    masked_output, reset_to :
         As ``LSTM``.
     layer_norm, batch_norm, recurrent_dropout, recurrent_dropout_each, gradient_clip, weight_dropout, residual :
         As ``LSTM``. Dropped is n; normalizations and dropout for each sequence need reset_after.
@@ -340,6 +353,8 @@ class GRU(Recurrent):
         gradient_clip: float = 0.0,
         weight_dropout: float = 0.0,
         residual: bool = False,
+        masked_output: str = "zero",
+        reset_to: str = "given",
         chrono: int | None = None,
         schedule: str = "auto",
         wavefront: int = 0,
@@ -358,7 +373,8 @@ class GRU(Recurrent):
         super().__init__(
             cell, input_size, hidden_size, num_layers=num_layers, bias=bias,
             batch_first=batch_first, dropout=dropout, bidirectional=bidirectional, reverse=reverse,
-            learn_state=learn_state, init=init, weight_dropout=weight_dropout, residual=residual, chrono=chrono,
+            learn_state=learn_state, init=init, weight_dropout=weight_dropout, residual=residual,
+            masked_output=masked_output, reset_to=reset_to, chrono=chrono,
             schedule=schedule, wavefront=wavefront, backend=backend, dtype=dtype, precision=precision, seed=seed,
         )  # fmt: skip
 

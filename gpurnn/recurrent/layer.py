@@ -1,4 +1,4 @@
-"""What RNN, LSTM and GRU share: arguments, passes, weights, calls."""
+"""What RNN, LSTM and GRU share: arguments, passes, weights."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from typing import Any, NamedTuple
 from numpy.typing import DTypeLike
 
 from .. import cells
-from .._typing import Array, Backend, Lengths, State
+from .._typing import Array, Backend
 from ..backends.cuda.schedules import SCHEDULES
 from ..backends.records import Gradients
 from ..errors import (
-    ShapeError,
-    answers_unknown,
     check_choice,
     check_flag,
     check_number,
@@ -22,16 +20,16 @@ from ..errors import (
 )
 from ..gradients import adding
 from ..module import Module
+from .calls import Calls
 from .cell_options import OPTIONS, CellOptions, check_cell, check_projection, check_residual, shown
-from .forward import run_forward
 from .init import INITIALIZERS, check_memory, initial_values, running_statistics
-from .plan import Plan, make_plan
 from .state import state_kinds
 
 _SHOWN = {  # attributes that ``repr`` shows where they differ from these
     "num_layers": 1, "nonlinearity": "tanh", "bias": True, "batch_first": False, "dropout": 0.0,
     "bidirectional": False, "proj_size": 0, "reset_after": True, "reverse": False, "learn_state": False,
-    "init": "uniform", **OPTIONS, "weight_dropout": 0.0, "residual": False, "schedule": "auto", "wavefront": 0,
+    "init": "uniform", **OPTIONS, "weight_dropout": 0.0, "residual": False, "masked_output": "zero",
+    "reset_to": "given", "schedule": "auto", "wavefront": 0,
     "precision": "float32",
 }  # fmt: skip
 
@@ -44,7 +42,7 @@ class _Made(NamedTuple):
     weights: list[list[cells.Weights]]
 
 
-class Recurrent(CellOptions, Module):
+class Recurrent(Calls, CellOptions, Module):
     """A stack of any cell: what ``RNN``, ``LSTM`` and ``GRU`` are for theirs.
 
     Parameters are ``weight_ih_l0`` (G*H, I), ``weight_hh_l0`` (rows*H, H) with a block of rows for each gate that has a
@@ -55,6 +53,8 @@ class Recurrent(CellOptions, Module):
     cell : TracedCell
         From the decorator ``gpurnn.cell``, or one of ``gpurnn.cells``.
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, weight_dropout, residual :
+        As ``LSTM``.
+    masked_output, reset_to :
         As ``LSTM``.
     reverse, learn_state, init, schedule, wavefront, backend, dtype, precision, seed :
         As ``LSTM``.
@@ -113,6 +113,8 @@ class Recurrent(CellOptions, Module):
         init: str = "uniform",
         weight_dropout: float = 0.0,
         residual: bool = False,
+        masked_output: str = "zero",
+        reset_to: str = "given",
         forget_bias: float | None = None,
         chrono: int | None = None,
         schedule: str = "auto",
@@ -134,6 +136,7 @@ class Recurrent(CellOptions, Module):
             raise ValueError("reverse means one direction, backwards in time: it excludes bidirectional")
         self.wavefront = wavefront
         self.weight_dropout, self.residual = weight_dropout, check_residual(residual, self.num_layers)
+        self.masked_output, self.reset_to = masked_output, reset_to
         self.proj_size = check_projection(proj_size, self.hidden_sizes, cell)
         check_memory(forget_bias, chrono, bias)
         self.init = check_choice("init", init, INITIALIZERS)
@@ -206,6 +209,16 @@ class Recurrent(CellOptions, Module):
             )
         return value
 
+    @checked
+    def masked_output(self, value: Any) -> str:
+        if check_choice("masked_output", value, ("zero", "repeat")) == "repeat" and self.residual:
+            raise ValueError("masked_output: with residual an output is more than h, so that h cannot repeat it")
+        return value
+
+    @checked
+    def reset_to(self, value: Any) -> str:
+        return check_choice("reset_to", value, ("given", "initial"))
+
     # ---- passes and parameters
 
     def __getstate__(self) -> dict[str, Any]:
@@ -261,137 +274,3 @@ class Recurrent(CellOptions, Module):
             if value != default:
                 words.append(f"{name}={shown(value)}")
         return ", ".join(words)
-
-    # ---- calling
-
-    @answers_unknown
-    def __call__(
-        self, x: Array, state: State = None, lengths: Lengths = None, *, return_all: bool = False
-    ) -> tuple[Any, ...]:
-        """Output and final state. Nothing is saved for backward.
-
-        Parameters
-        ----------
-        x : Array
-            (T, B, I), or (B, T, I) with ``batch_first``, or (T, I) for one sequence; of the layer's dtype. What it
-            holds past the end of a sequence is not read.
-        state : Array or pair of Arrays, optional
-            Initial state: (L*D, B, P), the LSTM's a pair (h (L*D, B, P), c (L*D, B, H)); without the B axis for one
-            sequence. Where layers differ in size, a tuple of (D, B, P) arrays, one for each layer (the LSTM: a pair of
-            such tuples). None: the learned initial state, or zeros. c of a 16-bit layer, and the gradient with respect
-            to it, are returned as float32, so that a sequence in pieces is what it is in one call; they are also taken
-            in the layer's dtype.
-        lengths : sequence of int, optional
-            (B,), each 0..T in any order, on the host or the device. None: all sequences have T timesteps.
-        return_all : bool
-            Return every h, c and gate, too.
-
-        Returns
-        -------
-        output : Array
-            (T, B, D*P), with the axes of x; zero past the end of a sequence (TensorFlow repeats the last output).
-        state : Array or pair of Arrays
-            The state at each sequence's end, where the reverse direction begins; shaped as the initial state. Of a
-            sequence of length 0 it is the initial state (ONNX Runtime returns zeros).
-        steps : list of Steps
-            Only with ``return_all``: one ``Steps`` for each layer and direction.
-
-        Raises
-        ------
-        ShapeError, DtypeError, BackendError
-            Before anything is computed.
-        """
-        return run_forward(self, x, state, lengths, return_all, save=False)
-
-    @answers_unknown
-    def forward(
-        self, x: Array, state: State = None, lengths: Lengths = None, *, return_all: bool = False, retain: bool = False
-    ) -> tuple[Any, ...]:
-        """As calling the layer, for training: saves what backward needs.
-
-        ``dx, dstate = backward(doutput=None, dstate=None)`` takes the gradients of the loss with respect to output and
-        final state, and returns those with respect to x and initial state, shaped alike. None means zeros, also for one
-        of the LSTM's pair. Gradients of parameters are added to ``grads``; with ``state=None`` and ``learn_state`` also
-        those of the initial state.
-
-        ``backward`` works inside what forward saved, so it may run once; the layer itself may run many times before.
-        Threads that call one ``backward`` take turns. x is saved by reference: do not change it until then.
-
-        Parameters
-        ----------
-        x, state, lengths, return_all :
-            As in a call of the layer.
-        retain : bool
-            Allow backward to run many times. It then copies what it overwrites while it runs, ``Plan.cache_bytes`` at
-            most.
-
-        Returns
-        -------
-        output, state :
-            As from a call of the layer.
-        backward : function
-            See above.
-        steps : list of Steps
-            Only with ``return_all``.
-
-        Raises
-        ------
-        ShapeError, DtypeError, BackendError
-            Before anything is computed.
-        RuntimeError
-            From backward: where it ran already, or a parameter was changed since forward.
-        """
-        return run_forward(self, x, state, lengths, return_all, save=True, retain=retain)
-
-    @answers_unknown
-    def step(self, x: Array, state: State = None) -> tuple[Array, State]:
-        """One timestep, for streaming: what a call with a sequence of this one timestep returns.
-
-        In training mode each step draws dropout masks, as each call does.
-
-        Parameters
-        ----------
-        x : Array
-            (B, I) or (I,), of the layer's dtype.
-        state :
-            As in a call of the layer.
-
-        Returns
-        -------
-        output : Array
-            (B, P), or (P,).
-        state :
-            For the next step.
-
-        Raises
-        ------
-        ValueError
-            For layers that need the future (``bidirectional``, ``reverse``).
-        ShapeError, DtypeError
-            As a call of the layer.
-        """
-        if True in self._directions:
-            raise ValueError("step: a layer that runs backwards in time needs the whole sequence")
-        if self._cell.over_batch:
-            raise ValueError(
-                "step: batch_norm has statistics of each timestep of a call, and a step alone is the first"
-            )
-        x = self.ops.asfloat(x, self.dtype, "x")
-        if x.ndim not in (1, 2):
-            raise ShapeError(f"x: expected one step, (B, {self.input_size}) or ({self.input_size},), got {x.shape}")
-        if self.batch_first and x.ndim == 2:
-            output, state = self(x[:, None], state)
-            return output[:, 0], state
-        output, state = self(x[None], state)
-        return output[0], state
-
-    def plan(self, T: int, B: int) -> Plan:
-        """The ``Plan`` of a training call with x (T, B, I): its schedule and the memory it needs.
-
-        Raises ShapeError for sizes that the call refuses.
-
-        >>> plan = gpurnn.LSTM(10, 20, backend="cpu").plan(T=100, B=16)
-        >>> plan.output_bytes          # 100 * 16 * 20 numbers of 4 bytes
-        128000
-        """
-        return make_plan(self, T, B)

@@ -8,6 +8,7 @@ from .._typing import Array, Backend, Backward, State
 from ..errors import ShapeError, answers_unknown
 from ..module import backward_of
 from .cell_options import OPTIONS
+from .forward import Given, run_forward
 from .kinds import GRU, LSTM, RNN
 from .state import as_state, state_parts
 
@@ -24,7 +25,9 @@ class _SingleStep:
         return ""
 
     @answers_unknown
-    def __call__(self, x: Array, state: State = None) -> State:
+    def __call__(
+        self, x: Array, state: State = None, *, reset: Array | None = None, mask: Array | None = None
+    ) -> State:
         """The new state. Nothing is saved for backward.
 
         Parameters
@@ -33,6 +36,10 @@ class _SingleStep:
             (B, I) or (I,), of the layer's dtype.
         state : Array or pair of Arrays, optional
             (B, H) or (H,), the LSTM's a pair (h (B, P), c (B, H)); None: the learned initial state, or zeros.
+        reset : Array of bool, optional
+            (B,), or a bool for one sequence: before the timestep the state becomes the learned initial state, or zeros.
+        mask : Array of bool, optional
+            Likewise: False for sequences whose state stays as it is.
 
         Returns
         -------
@@ -44,16 +51,24 @@ class _SingleStep:
         ShapeError, DtypeError
             Before anything is computed.
         """
-        x, state = self._lift(x, state)
-        return self._lower(super().__call__(x, state)[1])
+        x, given = self._lift(x, state, reset, mask)
+        return self._lower(run_forward(self, x, given, False, save=False, reset_to="initial")[1])
 
     @answers_unknown
-    def forward(self, x: Array, state: State = None, *, retain: bool = False) -> tuple[State, Backward]:
+    def forward(
+        self,
+        x: Array,
+        state: State = None,
+        *,
+        reset: Array | None = None,
+        mask: Array | None = None,
+        retain: bool = False,
+    ) -> tuple[State, Backward]:
         """As calling the cell, for training: saves what backward needs.
 
         Parameters
         ----------
-        x, state :
+        x, state, reset, mask :
             As in a call of the cell.
         retain : bool
             Allow backward to run many times, as in a layer's ``forward``.
@@ -71,8 +86,8 @@ class _SingleStep:
         ShapeError, DtypeError
             Before anything is computed.
         """
-        x, state = self._lift(x, state)
-        _, new, inner = super().forward(x, state, retain=retain)
+        x, given = self._lift(x, state, reset, mask)
+        _, new, inner = run_forward(self, x, given, False, save=True, retain=retain, reset_to="initial")
 
         @backward_of(self)
         def backward(dstate):
@@ -82,17 +97,22 @@ class _SingleStep:
         return self._lower(new), backward
 
     @answers_unknown
-    def step(self, x: Array, state: State = None) -> tuple[Array, State]:
+    def step(
+        self, x: Array, state: State = None, *, reset: Array | None = None, mask: Array | None = None
+    ) -> tuple[Array, State]:
         """(output, state), as a layer's ``step`` returns them: the output is h."""
-        state = self(x, state)
+        state = self(x, state, reset=reset, mask=mask)
         return (state if len(self.cell.states) == 1 else state[0]), state
 
-    def _lift(self, x, state):
-        """x and state with an axis for the one timestep and the one layer."""
+    def _lift(self, x, state, reset, mask):
+        """x, and the rest as ``Given``, with an axis for the one timestep and the one layer."""
         x = self.ops.asfloat(x, self.dtype, "x")
         if x.ndim not in (1, 2):
             raise ShapeError(f"x: expected (B, {self.input_size}) or ({self.input_size},), got {x.shape}")
-        return x[None], None if state is None else self._raise_state(state, "state")
+        state = None if state is None else self._raise_state(state, "state")
+        marks = {"reset": reset, "mask": mask}
+        marks = {name: None if one is None else self.ops.asarray(one, name)[None] for name, one in marks.items()}
+        return x[None], Given(state, **marks)
 
     def _raise_state(self, state, name):
         """A state, or gradients with respect to one, with an axis for the one layer."""

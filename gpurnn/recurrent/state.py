@@ -57,8 +57,11 @@ def state_parts(cell, state, name):
 
 def initial_state(layer, state, B, single):
     """For each pass the initial state: the caller's, the learned one, or zeros."""
-    if state is not None:
-        return unpack_state(layer, state, B, single, "state")
+    return own_state(layer, B) if state is None else unpack_state(layer, state, B, single, "state")
+
+
+def own_state(layer, B):
+    """For each pass the initial state that the layer itself has: the learned one, or zeros."""
     if not layer.learn_state:
         return [(0.0,) * len(layer.cell.states)] * len(layer._passes())
     initial = []

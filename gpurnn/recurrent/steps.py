@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from .._typing import Array
+from ..backends.marks import HELD, Marks
 from .axes import outward
 
 
@@ -13,7 +16,8 @@ class Steps:
     """All timesteps of one layer and direction, as a call with ``return_all`` returns them.
 
     Arrays have the layer's dtype (states besides h are float32 beside 16-bit numbers), are zero past the end of a
-    sequence, and have the axes of the output: (B, T, ...) with ``batch_first``, (T, ...) for one sequence.
+    sequence and where it is masked, and have the axes of the output: (B, T, ...) with ``batch_first``, (T, ...) for one
+    sequence.
 
     Attributes
     ----------
@@ -43,7 +47,7 @@ def copied_steps(layer, saved, lengths):
 
     def copied(array):
         whole = layer.ops.side_by_side([array], layer.ops.empty)
-        return layer.ops.zero_past_end(whole, lengths)
+        return layer.ops.zero_silent(whole, lengths, saved.marks and Marks(saved.marks.bits & np.uint8(HELD)))
 
     others = {name: copied(steps) for name, steps in zip(cell.states[1:], saved.others_new, strict=True)}
     blocks = {name: saved.gates[:, :, k * H : (k + 1) * H] for k, name in enumerate(cell.saved)}

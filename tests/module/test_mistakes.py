@@ -221,12 +221,22 @@ MISTAKES = {
     ),
     "hx, built": (lambda: GRU(4, 8, hx=None), TypeError, "The initial state is given to the call, as state"),
     "mask": (
-        lambda: LSTM(4, 8)(f32(5, 3, 4), mask=None), TypeError, "LSTM: unknown argument 'mask'. Layers take no ma",
+        lambda: LSTM(4, 8)(f32(5, 3, 4), mask=[1, 0]), DtypeError, "mask: expected booleans, got a list of numbers",
+    ),
+    "mask, shape": (
+        lambda: LSTM(4, 8)(f32(5, 3, 4), mask=np.ones(3, bool)),
+        ShapeError,
+        "mask: expected one boolean for each timestep, (T, B) = (5, 3), got (3,)",
+    ),
+    "reset, batch_first": (
+        lambda: LSTM(4, 8, batch_first=True)(f32(5, 3, 4), reset=np.ones((3, 5), bool)),
+        ShapeError,
+        "reset: expected one boolean for each timestep, (B, T) = (5, 3), got (3, 5)",
     ),
     "mask, Sequential": (
-        lambda: Sequential(LSTM(4, 8))(f32(5, 3, 4), mask=None), TypeError, "Sequential: unknown argument 'mask'. La",
+        lambda: Sequential(LSTM(4, 8))(f32(5, 3, 4), mask=None), TypeError, "Sequential: unknown argument 'mask'. It",
     ),
-    "mask, built": (lambda: LSTM(4, 8, mask=None), TypeError, "Layers take no masks"),
+    "mask, built": (lambda: LSTM(4, 8, mask=None), TypeError, "It belongs to a recurrent layer's call"),
     "activation, Linear": (
         lambda: Linear(8, 2, activation="relu"), TypeError,
         "Linear: unknown argument 'activation'. No layer applies one: write a Module that does",

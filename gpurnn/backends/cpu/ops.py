@@ -154,7 +154,7 @@ class CpuOps(HostOps):
         return self.store.empty((T, B, F), dtype)
 
     def layer_forward(self, cell, x, weights, states, lengths, options):
-        if not self._compiled(cell, x.dtype):
+        if options.marks is not None or not self._compiled(cell, x.dtype):
             return self.array_code.layer_forward(cell, x, weights, states, lengths, options)
         T, B, I = x.shape
         directions, save = options.directions, options.save
@@ -207,7 +207,10 @@ class CpuOps(HostOps):
 
     def time_loop_backward(self, saved, doutput, dstates, hooks):
         cell = saved.cell
-        if hooks is not None or not self._compiled(cell, saved.x.dtype):  # only array code calls hooks
+        marks = saved.passes[0].marks
+        if (
+            hooks is not None or marks is not None or not self._compiled(cell, saved.x.dtype)
+        ):  # only array code calls hooks
             for one in saved.passes:  # the compiled pass leaves padding uninitialised, possibly NaN
                 self.zero_past_end(one.gates, saved.lengths)
             return self.array_code.time_loop_backward(saved, doutput, dstates, hooks)

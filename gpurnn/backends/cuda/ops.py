@@ -227,7 +227,7 @@ class CudaOps(Ops):
         return ONE_STREAM if count == 1 else CudaStreams(self.device, count)
 
     def layer_forward(self, cell, x, weights, states, lengths, options):
-        if array_code(cell):
+        if array_code(cell) or options.marks is not None:
             return super().layer_forward(cell, x, weights, states, lengths, options)
         T, B, I = x.shape
         rows, hh = len(weights[0].ih), weights[0].hh
