@@ -38,6 +38,10 @@ TESTS = {
     "gpurnn/cells/options.py": ["test_options.py"],
     "gpurnn/cells/haste.py": ["test_options.py"],
     "gpurnn/backends/batch_statistics.py": ["test_options.py"],
+    "gpurnn/recurrent/marks.py": ["test_marks.py"],
+    "gpurnn/backends/marks.py": ["test_marks.py"],
+    "gpurnn/backends/cpu/state_arrays.py": ["test_marks.py"],
+    "gpurnn/recurrent/calls.py": ["test_recurrent.py", "test_marks.py"],
     "gpurnn/recurrent/dropout.py": ["test_options.py", "test_recurrent.py"],
     "gpurnn/cells/struct_code.py": ["test_struct.py"],
     "gpurnn/cells/": [
