@@ -41,7 +41,7 @@ class Piecewise:
                     total[ends, b] = part[ends, 0]
                 for total, part in zip(leaves(dinitial), leaves(dfirst), strict=True):
                     total[:, b] += part[:, 0]
-        return found | {"state": final, "dstate": dinitial} | {f"d {name}": g for name, g in layer.grads.items()}
+        return found | {"state": final, "dstate": dinitial} | {f"d {name}": g.copy() for name, g in layer.grads.items()}
 
 
 def whole(layer, x, state, lengths, reset, mask, doutput, dstate):
