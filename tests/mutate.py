@@ -39,6 +39,7 @@ TESTS = {
     "gpurnn/cells/haste.py": ["test_options.py"],
     "gpurnn/backends/batch_statistics.py": ["test_options.py"],
     "gpurnn/recurrent/marks.py": ["test_marks.py"],
+    "gpurnn/recurrent/heads.py": ["test_heads.py"],
     "gpurnn/backends/marks.py": ["test_marks.py"],
     "gpurnn/backends/cpu/state_arrays.py": ["test_marks.py"],
     "gpurnn/recurrent/calls.py": ["test_recurrent.py", "test_marks.py"],

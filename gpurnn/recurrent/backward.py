@@ -8,6 +8,7 @@ from ..gradients import active_flow, adding
 from ..module import backward_of, check_unspent
 from .axes import check_doutput, outward
 from .dropout import drop, dropped_gradients
+from .heads import join_states
 from .hooks import gradient_flow_hooks
 from .segments import concurrent_layers, joined
 from .state import pack_state, restore_unused, unpack_state, zero_unused
@@ -23,7 +24,7 @@ def make_backward(layer, call, output_shape, retain):
         if len(call.segments) > 1 and active_flow() is not None:
             raise RuntimeError("gradient flow: forward ran as a wavefront. Call forward, too, while it is recorded")
         if dstate is None:
-            return [None] * (then.num_layers * len(then._directions))
+            return [None] * (then.num_layers * len(then._walks))
         return unpack_state(then, dstate, output_shape[1], call.single, name)
 
     @backward_of(layer)
@@ -76,7 +77,8 @@ def _spent(call):
 
 def _add_initial_gradients(layer, dinitial):
     """Add the gradients of the learned initial state."""
-    for (_, _, _, suffix), parts in zip(layer._passes(), dinitial, strict=True):
+    whole = join_states(layer.xp, dinitial, layer.heads)
+    for (_, _, _, suffix), parts in zip(layer._passes(), whole, strict=True):
         for kind, part in zip(layer.cell.states, parts, strict=True):
             name = f"initial_{kind}{suffix}"
             if layer._trains(name):
@@ -92,7 +94,7 @@ def _sums(parts, more):
 def _time_loop(layer, all_saved, doutput, dfinal, call):
     """The gradients with respect to the input (T, B, I), to the initial states, and to those that resets give; uses up
     ``all_saved``."""
-    D = len(layer._directions)
+    D = len(layer._walks)
     dstates = [dfinal[k * D : (k + 1) * D] for k in range(layer.num_layers)]  # where each layer has arrived
     dresets = [[None] * D for _ in range(layer.num_layers)]
     dxs, in_use = [], []

@@ -4,6 +4,7 @@ import contextlib
 from dataclasses import replace
 
 from .. import rng
+from .heads import split_masks
 
 
 def dropout_masks(layer, T, B):
@@ -35,7 +36,7 @@ def drop(layer, x, mask):
 
 
 def cell_masks(layer, T, B):
-    """For each layer the ``masks`` of ``RunOptions``: for each direction those of the cell's draws. None without."""
+    """For each layer the ``masks`` of ``RunOptions``: for each walk those of the cell's draws. None without."""
     draws = layer.cell.draws
     if not draws:
         return [None] * layer.num_layers
@@ -48,7 +49,7 @@ def cell_masks(layer, T, B):
             shape = (steps if draw.each == "timestep" else min(T, 1), B, H)
             key = rng.name_key(f"{layer.name}.{draw.name}{suffix}")
             whole[:, :, n * H : (n + 1) * H] = layer.ops.dropout_mask(shape, draw.rate, layer.seed, key, layer.calls)
-        masks[k].append(whole)
+        masks[k] += split_masks(whole, len(draws), layer.heads)
     return [tuple(directions) for directions in masks]
 
 
@@ -61,7 +62,7 @@ def masks_within(masks, segment):
 
 
 def weight_masks(layer):
-    """For each layer, for each direction which of W_hh's weights are there in this call; None where all are."""
+    """For each layer, for each walk which of W_hh's weights are there in this call; None where all are."""
     if not (layer.training and layer.weight_dropout):
         return [None] * layer.num_layers
     masks = [[] for _ in range(layer.num_layers)]
@@ -70,7 +71,8 @@ def weight_masks(layer):
         if name in layer.params:
             key = rng.name_key(f"{layer.name}.{name}.dropped")
             shape = layer.params[name].shape
-            masks[k].append(layer.ops.dropout_mask(shape, layer.weight_dropout, layer.seed, key, layer.calls))
+            mask = layer.ops.dropout_mask(shape, layer.weight_dropout, layer.seed, key, layer.calls)
+            masks[k] += [mask] if layer.heads == 1 else list(mask)
     return [directions or None for directions in masks]
 
 

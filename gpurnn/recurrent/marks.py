@@ -49,17 +49,14 @@ def direction_bits(layer, reset, mask, lengths, shape):
 
 
 def layer_marks(layer, bits, states, k, segment):
-    """The ``Marks`` of each direction of layer ``k`` in a segment of time, or None.
+    """The ``Marks`` of each walk of layer ``k`` in a segment of time, or None.
 
-    bits: from ``direction_bits``. states: for each pass the state that a reset gives, or None without resets.
+    bits: from ``direction_bits``. states: for each walk the state that a reset gives, or None without resets.
     """
     if bits is None:
         return None
-    D, shown = len(layer._directions), layer.masked_output == "repeat" and k == layer.num_layers - 1
-    found = []
-    for d, one in enumerate(bits):
-        part = one[segment]
-        if shown:
-            part = part | np.uint8(SHOWN)
-        found.append(Marks(part, None if states is None else states[k * D + d]))
-    return tuple(found)
+    shown = layer.masked_output == "repeat" and k == layer.num_layers - 1
+    parts = [one[segment] | np.uint8(SHOWN) if shown else one[segment] for one in bits]
+    walks = len(layer._walks)
+    own = [None] * walks if states is None else states[k * walks : (k + 1) * walks]
+    return tuple(Marks(parts[walk // layer.heads], state) for walk, state in enumerate(own))

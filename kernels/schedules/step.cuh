@@ -14,7 +14,7 @@ struct Position {
         inside = inside && b < B;
     }
     DEVICE Position(int T_, int n, int s, int reverse, int j_, int b_) : j(j_), b(b_), d(blockIdx.z), inside(j_ < n) {
-        const bool reversed = reverse >> d & 1;
+        const bool reversed = d >= reverse;
         t = reversed ? T_ - 1 - s : s;
         const size_t first = (size_t)d * (T_ + 1);
         old_slot = first + (reversed ? t + 1 : t);
