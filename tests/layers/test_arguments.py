@@ -332,7 +332,7 @@ def test_a_number_in_the_place_of_a_flag():
         (lambda: gpurnn.GRUCell(6, 5)(X[0], hx=None), "hx", "state"),
         (lambda: gpurnn.GRUCell(6, 5).forward(X[0], hx=None), "hx", "state"),
         (lambda: gpurnn.Sequential(gpurnn.GRU(6, 5))(X, hx=None), "hx", "state"),
-        (lambda: gpurnn.Sequential(gpurnn.GRU(6, 5)).forward(X, mask=None), "mask", "lengths"),
+        (lambda: gpurnn.Sequential(gpurnn.GRU(6, 5)).forward(X, masks=None), "masks", "mask"),
     ],
 )
 def test_an_unknown_argument_is_answered_with_our_word(make, word, answer):
