@@ -16,7 +16,7 @@ from .machine import host_machine
 from .records import PassOptions, SavedLayer, flat
 from .streams import ONE_STREAM, Streams
 from .time_loop import hidden_weights, input_bias, sequence_backward, sequence_forward
-from .weight_gradients import add_weight_gradients
+from .weight_gradients import add_weight_gradients, weight_terms
 
 _TILE_FEATURES, _TILE_ROWS = 128, 16  # tile of a transposing copy, to rows and from rows: it halves the time
 _MOST = (1 << 31) - 1  # most timesteps or sequences that compiled code counts: an int
@@ -180,9 +180,13 @@ class Ops:
         layers.
         """
         done, dx = self.time_loop_backward(saved, doutput, dstates, hooks), None
-        for one, weights, weight_grads, gradients in zip(saved.passes, saved.weights, grads.weights, done, strict=True):
-            with grads.lock:
-                dax = add_weight_gradients(self, saved, one, weight_grads, gradients)
+        for d, (one, weights, gradients) in enumerate(zip(saved.passes, saved.weights, done, strict=True)):
+            if grads.record is None:
+                with grads.lock:
+                    dax = add_weight_gradients(self, saved, one, grads.weights[d], gradients)
+            else:
+                dax, terms = weight_terms(self, saved, one, grads.weights[d], gradients)
+                grads.record(d, terms)
             one.others = ()  # freed before dx is made
             weight_ih, accumulate = weights.ih.astype(saved.x.dtype, copy=False), dx is not None
             if not accumulate:

@@ -6,8 +6,9 @@ import threading
 from ..dtypes import upcast
 from ..gradients import active_flow, adding
 from ..module import backward_of, check_unspent
+from ..per_sample.recording import recorded, recording_of, refuse_mixing
 from .axes import check_doutput, outward
-from .dropout import drop, dropped_gradients
+from .dropout import drop, dropped_gradients, recorded_gradients
 from .hooks import gradient_flow_hooks
 from .segments import concurrent_layers, joined
 from .state import pack_state, restore_unused, unpack_state, zero_unused
@@ -34,6 +35,8 @@ def make_backward(layer, call, output_shape, retain):
         if dstate is not None and call.lengths is not None:
             dfinal = zero_unused(then, given, call.lengths)
         then.check_versions(versions)
+        if then.cell.over_batch and then.training:
+            refuse_mixing(then)
         with turn:
             check_unspent(spent)
             if not retain:
@@ -73,7 +76,7 @@ def _add_initial_gradients(layer, dinitial):
     for (_, _, _, suffix), parts in zip(layer._passes(), dinitial, strict=True):
         for kind, part in zip(layer.cell.states, parts, strict=True):
             name = f"initial_{kind}{suffix}"
-            if layer._trains(name):
+            if layer._trains(name) and not recorded(layer, name, part):
                 with adding(layer.grads):
                     layer.grads[name] += upcast(part).sum(axis=0)
 
@@ -102,7 +105,8 @@ def _stack(layer, all_saved, dy, dstates, segment, call, streams):
                 dy = drop(layer, dy, call.masks[k][segment])
             hooks = gradient_flow_hooks(layer, k, saved)
             above = dy
-            with dropped_gradients(layer, k, call.weight_masks[k]) as gradients:
+            into = dropped_gradients if recording_of(layer) is None else recorded_gradients
+            with into(layer, k, call.weight_masks[k]) as gradients:
                 dy, dstates[k] = layer.ops.layer_backward(saved, gradients, dy, dstates[k], hooks, fresh_dx=k == 0)
             if layer.residual and k and above is not None and above.shape == dy.shape:
                 dy = dy + (above if k < L - 1 else layer.ops.zero_past_end(above.copy(), saved.lengths))

@@ -4,6 +4,7 @@ import contextlib
 from dataclasses import replace
 
 from .. import rng
+from ..per_sample.recording import recording_of
 
 
 def dropout_masks(layer, T, B):
@@ -98,6 +99,27 @@ def dropped_gradients(layer, k, masks):
                 g.hh += _masked(layer, part.hh, mask)
 
 
+@contextlib.contextmanager
+def recorded_gradients(layer, k, masks):
+    """``Gradients`` of layer ``k`` that are recorded for each sequence instead of added."""
+    recording = recording_of(layer)
+
+    def record(d, terms):
+        suffix = layer._suffix(k, d)
+        for name, gradient, read, start in terms:
+            mask = None
+            if name == "weight_hh" and masks is not None:
+                mask = _scaled_mask(layer, masks[d])[start : start + gradient.shape[2]]
+            recording.add(layer, name + suffix, gradient, read, start, mask)
+
+    yield layer._gradients(k)._replace(record=record)
+
+
 def _masked(layer, weight, mask):
+    return weight * _scaled_mask(layer, mask)
+
+
+def _scaled_mask(layer, mask):
+    """What weights and their gradients are multiplied by: 0, or 1 / (1 - rate)."""
     scale = 0.0 if layer.weight_dropout == 1 else 1 / (1 - layer.weight_dropout)
-    return weight * (mask * weight.dtype.type(scale))
+    return mask * layer.compute_dtype.type(scale)

@@ -95,6 +95,7 @@ class Recurrent(CellOptions, Module):
     stateful = True
     takes_lengths = True
     once = True
+    _records_terms = True
 
     def __init__(
         self,
