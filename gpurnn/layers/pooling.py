@@ -14,6 +14,7 @@ from ..errors import ShapeError, check_choice, check_flag, check_size, checked
 from ..gradients import adding
 from ..masks import check_lengths, valid_steps
 from ..module import Module, backward_of
+from ..per_sample.recording import recording_of
 from ..recurrent.marks import check_steps
 from .common import check_features, check_gradient, rows_of, sizes_text
 
@@ -74,6 +75,7 @@ class Pooling(Module):
     attention_size: int
     takes_lengths = True
     _pools = True
+    _records_terms = True
 
     def __init__(
         self,
@@ -274,19 +276,27 @@ class Pooling(Module):
             dy = xp.where(has_steps, dy, 0)
             da = (dy * x).sum(axis=2, keepdims=True)
             dscore = a * (da - (a * da).sum(axis=0))
-            du = rows_of(dscore * query * (1 - u * u))
-            with adding(self.grads):
-                if self._trains("query"):
-                    self.grads["query"] += self.ops.sum_steps(rows_of(dscore * u))
-                if self._trains("bias"):
-                    self.grads["bias"] += self.ops.sum_steps(du)
-                if self._trains("weight"):
-                    self.ops.accumulate_product(self.grads["weight"], du, rows_of(x))
+            du, dquery = dscore * query * (1 - u * u), dscore * u  # (T, B, attention_size)
+            self._add_attention(du, dquery, x)
             dx = xp.empty((T * B, F), x.dtype)
-            self.ops.product(du, self.params["weight"], dx)
+            self.ops.product(rows_of(du), self.params["weight"], dx)
             return dx.reshape(T, B, F) + a * dy
 
         return y, backward
+
+    def _add_attention(self, du, dquery, x):
+        """Add the gradients of the parameters, which are summed over all steps of these (T, B, ...) arrays."""
+        recording = recording_of(self)
+        with adding(self.grads):
+            for name, d, read in (("query", dquery, None), ("bias", du, None), ("weight", du, x)):
+                if not self._trains(name):
+                    continue
+                if recording is not None:
+                    recording.add(self, name, d, read)
+                elif read is None:
+                    self.grads[name] += self.ops.sum_steps(rows_of(d))
+                else:
+                    self.ops.accumulate_product(self.grads[name], rows_of(d), rows_of(read))
 
     def _sizes_text(self):
         options = {"mode": "last", "directions": 1}

@@ -6,7 +6,7 @@ and then multiplies once over all of time for each weight. Names, shapes and equ
 unchanged.
 """
 
-from .heads import with_heads
+from .conversion import with_heads
 from .init import INITIALIZERS
 from .kinds import GRU, LAYERS, LSTM, RNN
 from .layer import Recurrent

@@ -4,6 +4,7 @@ import contextlib
 from dataclasses import replace
 
 from .. import rng
+from ..per_sample.recording import recording_of
 from .heads import split_masks
 
 
@@ -36,7 +37,7 @@ def drop(layer, x, mask):
 
 
 def cell_masks(layer, T, B):
-    """For each layer the ``masks`` of ``RunOptions``: for each walk those of the cell's draws. None without."""
+    """For each layer the ``masks`` of ``RunOptions``: for each strand those of the cell's draws. None without."""
     draws = layer.cell.draws
     if not draws:
         return [None] * layer.num_layers
@@ -62,7 +63,7 @@ def masks_within(masks, segment):
 
 
 def weight_masks(layer):
-    """For each layer, for each walk which of W_hh's weights are there in this call; None where all are."""
+    """For each layer, for each strand which of W_hh's weights are there in this call; None where all are."""
     if not (layer.training and layer.weight_dropout):
         return [None] * layer.num_layers
     masks = [[] for _ in range(layer.num_layers)]
@@ -100,6 +101,29 @@ def dropped_gradients(layer, k, masks):
                 g.hh += _masked(layer, part.hh, mask)
 
 
+@contextlib.contextmanager
+def recorded_gradients(layer, k, masks):
+    """``Gradients`` of layer ``k`` that are recorded for each sequence instead of added."""
+    recording = recording_of(layer)
+
+    def record(strand, terms):
+        d, head = divmod(strand, layer.heads)
+        for name, gradient, read, start in terms:
+            mask, rows, name = None, slice(start, start + gradient.shape[2]), name + layer._suffix(k, d)
+            if name.startswith("weight_hh") and masks is not None:
+                mask = _scaled_mask(layer, masks[strand])[rows]
+            if layer.heads > 1:
+                start += recording.one_of_heads(layer, name, head)
+            recording.add(layer, name, gradient, read, start, mask)
+
+    yield layer._gradients(k)._replace(record=record)
+
+
 def _masked(layer, weight, mask):
+    return weight * _scaled_mask(layer, mask)
+
+
+def _scaled_mask(layer, mask):
+    """What weights and their gradients are multiplied by: 0, or 1 / (1 - rate)."""
     scale = 0.0 if layer.weight_dropout == 1 else 1 / (1 - layer.weight_dropout)
-    return weight * (mask * weight.dtype.type(scale))
+    return mask * layer.compute_dtype.type(scale)

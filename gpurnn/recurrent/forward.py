@@ -38,7 +38,7 @@ class Call:
     """One call of a layer, as its forward and backward passes share it.
 
     segments: slices of time in the order of the time loop. masks: for each layer the dropout mask of its outputs,
-    or None. cell_masks: for each layer, for each walk the masks of the cell's draws, or None; weight_masks: of
+    or None. cell_masks: for each layer, for each strand the masks of the cell's draws, or None; weight_masks: of
     W_hh. lengths: (B,), None where all sequences have T timesteps. bits: for each direction those of its ``Marks``, or
     None; resets: for each pass the state that a reset gives, or None. single: whether x came as one sequence.
     state_given: whether the caller gave the initial state; reset_to_given: whether resets give it again, too. save:
@@ -134,7 +134,7 @@ def _checked_lengths(lengths, T, B, single, batch_first):
 
 def _time_loop(layer, x, initial, call):
     """The output (T, B, D*P), the final states, and the ``Steps`` of every pass; fills ``call.saved``."""
-    D = len(layer._walks)
+    D = len(layer._strands)
     states = [initial[k * D : (k + 1) * D] for k in range(layer.num_layers)]  # where each layer has arrived
     outputs, steps = [], []
     with layer.ops.streams(concurrent_layers(layer, call.segments)) as streams:
@@ -156,7 +156,7 @@ def _stack(layer, x, states, segment, call, streams):
         cell_masks = masks_within(call.cell_masks[k], segment)
         statistics = batch_statistics(layer, k, update=call.save)
         marks = layer_marks(layer, call.bits, call.resets, k, segment)
-        options = RunOptions(layer._walks, save, last, layer.schedule, streams.count, cell_masks, statistics, marks)
+        options = RunOptions(layer._strands, save, last, layer.schedule, streams.count, cell_masks, statistics, marks)
         with streams.on(k, after=k - 1):
             weights, below = dropped_weights(layer, k, call.weight_masks[k]), y
             saved, states[k], y = layer.ops.layer_forward(layer.cell, y, weights, states[k], lengths, options)
@@ -173,7 +173,7 @@ def _stack(layer, x, states, segment, call, streams):
 
 
 def batch_statistics(layer, k, update):
-    """For each walk of a layer its ``BatchStatistics``; None for a cell that does not normalize over the batch."""
+    """For each strand of a layer its ``BatchStatistics``; None for a cell that does not normalize over the batch."""
     if not layer.cell.over_batch:
         return None
     found = []

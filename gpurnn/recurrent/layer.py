@@ -162,9 +162,9 @@ class Recurrent(Calls, CellOptions, Module):
         self.hidden_size = hidden_size
 
     def _set_heads(self, heads):
-        """What sizes decide for every call: (I, H, P) of each layer, the passes, their walks, and how states look."""
+        """What sizes decide for every call: (I, H, P) of each layer, the passes, their strands, and how states look."""
         self.heads = heads
-        self._walks = tuple(reverse for reverse in self._directions for _ in range(heads))
+        self._strands = tuple(reverse for reverse in self._directions for _ in range(heads))
         self._made = {}  # "params" and "grads" -> what ``_weights`` and ``_gradients`` have made of them
         D, P = len(self._directions), self.proj_size
         below = (self.input_size, *(D * (P or H) for H in self.hidden_sizes))
@@ -233,7 +233,7 @@ class Recurrent(Calls, CellOptions, Module):
     def _passes(self):
         """(index in the state, layer, runs in reverse, name suffix) of every pass, in the order of the state.
 
-        A pass has a walk through time for each head: ``_walks`` says of those of one layer which run in reverse.
+        A pass has a strand through time for each head: ``_strands`` says of those of one layer which run in reverse.
         """
         return self._all_passes
 
@@ -245,7 +245,7 @@ class Recurrent(Calls, CellOptions, Module):
         return self._layer_sizes[layer]
 
     def _weights(self, layer):
-        """The ``cells.Weights`` of a layer's walks: of each direction, of each head."""
+        """The ``cells.Weights`` of a layer's strands: of each direction, of each head."""
         made, views = self._made.get("params"), self.params._arrays
         if made is None or made.views is not views:  # there are others after the layer has moved into a model
             # in one assignment, for other threads that call the layer now
@@ -253,7 +253,7 @@ class Recurrent(Calls, CellOptions, Module):
         return made.weights[layer]
 
     def _gradients(self, layer):
-        """Where the gradients of a layer's weights are added: the ``Gradients`` of its walks."""
+        """Where the gradients of a layer's weights are added: the ``Gradients`` of its strands."""
         made, views, frozen = self._made.get("grads"), self.grads._arrays, self._frozen[0]
         if made is None or made.views is not views or made.frozen != frozen:
             left_out = frozenset(frozen)
@@ -262,13 +262,13 @@ class Recurrent(Calls, CellOptions, Module):
         return Gradients(made.weights[layer], adding(self.grads))
 
     def _by_layer(self, arrays):
-        """Arrays by name -> for each layer, for each of its walks the ``Weights``."""
+        """Arrays by name -> for each layer, for each of its strands the ``Weights``."""
         names, own = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"), self._cell.parameters
         if not self._cell.biases:  # parameters of these names are the cell's own
             names = ("weight_ih", "weight_hh", "", "", "weight_hr")
 
-        def weights(k, walk):
-            d, head = divmod(walk, self.heads)
+        def weights(k, strand):
+            d, head = divmod(strand, self.heads)
             suffix = self._suffix(k, d)
 
             def part(name):
@@ -278,7 +278,7 @@ class Recurrent(Calls, CellOptions, Module):
             rest = tuple(part(parameter.name) for parameter in own)
             return cells.Weights(*(part(name) if name else None for name in names), rest)
 
-        return [[weights(k, walk) for walk in range(len(self._walks))] for k in range(self.num_layers)]
+        return [[weights(k, strand) for strand in range(len(self._strands))] for k in range(self.num_layers)]
 
     def _sizes_text(self):
         words = [str(self.input_size), str(self.hidden_size)]

@@ -49,14 +49,14 @@ def direction_bits(layer, reset, mask, lengths, shape):
 
 
 def layer_marks(layer, bits, states, k, segment):
-    """The ``Marks`` of each walk of layer ``k`` in a segment of time, or None.
+    """The ``Marks`` of each strand of layer ``k`` in a segment of time, or None.
 
-    bits: from ``direction_bits``. states: for each walk the state that a reset gives, or None without resets.
+    bits: from ``direction_bits``. states: for each strand the state that a reset gives, or None without resets.
     """
     if bits is None:
         return None
     shown = layer.masked_output == "repeat" and k == layer.num_layers - 1
     parts = [one[segment] | np.uint8(SHOWN) if shown else one[segment] for one in bits]
-    walks = len(layer._walks)
-    own = [None] * walks if states is None else states[k * walks : (k + 1) * walks]
-    return tuple(Marks(parts[walk // layer.heads], state) for walk, state in enumerate(own))
+    strands = len(layer._strands)
+    own = [None] * strands if states is None else states[k * strands : (k + 1) * strands]
+    return tuple(Marks(parts[strand // layer.heads], state) for strand, state in enumerate(own))

@@ -79,7 +79,7 @@ def _cache_bytes(layer, T, B, segments):
         cache += T * B * layer.cell.saved_blocks * H * size + slots * B * P * size
         cache += slots * B * H * compute_size * (len(layer.cell.states) - 1)
     # a kernel writes its output to a fresh array, besides the states
-    if len(layer._walks) > 1 or layer.dropout or layer.ops.name == "cuda":
+    if len(layer._strands) > 1 or layer.dropout or layer.ops.name == "cuda":
         cache += sum(T * B * layer._sizes(k)[0] * size for k in range(1, layer.num_layers))
     return cache
 

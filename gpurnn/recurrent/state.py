@@ -1,6 +1,6 @@
-"""States: from the caller's form to one tuple a walk, and back.
+"""States: from the caller's form to one tuple a strand, and back.
 
-Inside, a state is a list with one entry for each walk (layer, direction, head), in the order of the state: a tuple of
+Inside, a state is a list with one entry for each strand (layer, direction, head), in the order of the state: a tuple of
 arrays (B, size), one for each state of the cell. Gradients with respect to a state have the same form, and None stands
 for zeros.
 """
@@ -57,14 +57,14 @@ def state_parts(cell, state, name):
 
 
 def initial_state(layer, state, B, single):
-    """For each walk the initial state: the caller's, the learned one, or zeros."""
+    """For each strand the initial state: the caller's, the learned one, or zeros."""
     return own_state(layer, B) if state is None else unpack_state(layer, state, B, single, "state")
 
 
 def own_state(layer, B):
-    """For each walk the initial state that the layer itself has: the learned one, or zeros."""
+    """For each strand the initial state that the layer itself has: the learned one, or zeros."""
     if not layer.learn_state:
-        return [(0.0,) * len(layer.cell.states)] * (layer.num_layers * len(layer._walks))
+        return [(0.0,) * len(layer.cell.states)] * (layer.num_layers * len(layer._strands))
     initial = []
     for _, _, _, suffix in layer._passes():
         rows = [
@@ -102,7 +102,7 @@ def restore_unused(layer, final, given, lengths):
 
 
 def unpack_state(layer, state, B, single, name):
-    """The caller's state -> for each walk a tuple of (B, size) arrays. ``name`` begins with "dstate" for gradients,
+    """The caller's state -> for each strand a tuple of (B, size) arrays. ``name`` begins with "dstate" for gradients,
     where a part may be None. Raises ShapeError."""
     kinds, D = layer._state_kinds, len(layer._directions)
     paired = len(kinds) > 1
@@ -143,7 +143,7 @@ def _unpack_unequal(layer, part, kind, sizes, B, single, name):
 
 
 def pack_state(layer, parts, single):
-    """For each walk a tuple of (B, size) arrays -> the caller's state."""
+    """For each strand a tuple of (B, size) arrays -> the caller's state."""
     parts, packed = join_states(layer.xp, parts, layer.heads), []
     for k, (kind, _, equal) in enumerate(layer._state_kinds):
         dtype = state_dtype(layer, kind)

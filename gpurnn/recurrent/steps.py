@@ -41,7 +41,7 @@ class Steps:
 
 
 def copied_steps(layer, passes, lengths):
-    """For each direction the ``Steps`` (T, B, ...). passes: the ``SavedPass`` of each walk."""
+    """For each direction the ``Steps`` (T, B, ...). passes: the ``SavedPass`` of each strand."""
     return [_copied(layer, passes[n : n + layer.heads], lengths) for n in range(0, len(passes), layer.heads)]
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gpurnn.testing import leaves, map_leaves
+from gpurnn.testing import count_terms, draw_like, leaves, map_leaves, worst_error
 
 
 class Piecewise:
@@ -31,7 +31,7 @@ class Piecewise:
         for b, pieces in enumerate(self.pieces):
             for number, steps in enumerate(pieces):
                 first = map_leaves(lambda part, b=b: part[:, b : b + 1], self.state)
-                # the walk of a direction ends in the last piece, or in the first one
+                # the loop of a direction ends in the last piece, or in the first one
                 ends = np.array([number == (0 if back else len(pieces) - 1) for back in backwards])
                 given = map_leaves(lambda part, b=b, ends=ends: part[:, b : b + 1] * ends[:, None, None], dstate)
                 output, state, backward = layer.forward(self.x[steps, b : b + 1], first)
@@ -60,3 +60,26 @@ def flat(results):
         for n, part in enumerate(leaves(value)):
             plain[f"{name} {n}"] = np.asarray(part, np.float64)
     return plain
+
+
+def case(layer, T=8, B=5, seed=0):
+    """Arguments of ``whole``: resets, holes, padding on both sides, a sequence without a timestep, one of length 0."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((T, B, 3)).astype(layer.dtype)
+    reset, mask = rng.random((T, B)) < 0.3, rng.random((T, B)) < 0.7
+    mask[:, 0], mask[:3, 1], reset[2, 1], lengths = False, False, True, [T, T, 0, T - 2, T - 1]
+    output, final = layer(x)
+    state = draw_like(final, rng)
+    doutput, dstate = draw_like(output, rng).astype(layer.dtype), draw_like(final, rng)
+    state, dstate = (map_leaves(lambda part: part.astype(layer.dtype), one) for one in (state, dstate))
+    return x, state, lengths, reset, mask, doutput, dstate
+
+
+def compare(layer, arguments):
+    """Every result within the rounding that sums of these sizes may have."""
+    *inputs, doutput, dstate = arguments
+    expected = flat(Piecewise(layer, *inputs).run(doutput, dstate))
+    got = flat(whole(layer, *arguments))
+    share, detail = worst_error(got, None, expected, layer.dtype.name, count_terms(layer, inputs[0].shape[0]))
+    assert share <= 1, detail
+    return got, expected

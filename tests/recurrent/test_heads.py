@@ -5,8 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from piecewise import flat, whole
-from test_marks import case, compare
+from piecewise import case, compare, flat, whole
 
 import gpurnn
 from gpurnn.recurrent import with_heads

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from optional import given, optional
-from piecewise import Piecewise, flat, whole
+from piecewise import Piecewise, case, compare, flat, whole
 
 import gpurnn
 from gpurnn.testing import check_gradients, count_terms, draw_like, map_leaves, worst_error
@@ -34,29 +34,6 @@ def build(name, **more):
     layer = MAKERS[name](**{"dtype": "float64", "seed": 1} | more)
     layer.flat_params += (0.3 * np.random.default_rng(5).standard_normal(layer.flat_params.shape)).astype(layer.dtype)
     return layer.eval()
-
-
-def case(layer, T=8, B=5, seed=0):
-    """Arguments of ``whole``: resets, holes, padding on both sides, a sequence without a timestep, one of length 0."""
-    rng = np.random.default_rng(seed)
-    x = rng.standard_normal((T, B, 3)).astype(layer.dtype)
-    reset, mask = rng.random((T, B)) < 0.3, rng.random((T, B)) < 0.7
-    mask[:, 0], mask[:3, 1], reset[2, 1], lengths = False, False, True, [T, T, 0, T - 2, T - 1]
-    output, final = layer(x)
-    state = draw_like(final, rng)
-    doutput, dstate = draw_like(output, rng).astype(layer.dtype), draw_like(final, rng)
-    state, dstate = (map_leaves(lambda part: part.astype(layer.dtype), one) for one in (state, dstate))
-    return x, state, lengths, reset, mask, doutput, dstate
-
-
-def compare(layer, arguments):
-    """Every result within the rounding that sums of these sizes may have."""
-    *inputs, doutput, dstate = arguments
-    expected = flat(Piecewise(layer, *inputs).run(doutput, dstate))
-    got = flat(whole(layer, *arguments))
-    share, detail = worst_error(got, None, expected, layer.dtype.name, count_terms(layer, inputs[0].shape[0]))
-    assert share <= 1, detail
-    return got, expected
 
 
 @pytest.mark.parametrize("backend", ["numpy", "cpu"])

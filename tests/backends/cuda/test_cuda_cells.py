@@ -212,9 +212,9 @@ SIXTEEN_BITS = dict(zip(POINTWISE, ("float16", "bfloat16") * len(POINTWISE), str
 def test_heads(kind, schedule):
     """Heads are to a schedule what directions are."""
     ops = cuda_ops(**THREAD_ORDERS["ascending"])
-    both = schedule != "grid"  # of which four walks do not fit on the multiprocessors here
+    both = schedule != "grid"  # of which four strands do not fit on the multiprocessors here
     compare(kind, ops, "float32", 5, 5, 22, True, schedule, heads=2, bidirectional=both)
-    if both:  # more walks than a word has bits
+    if both:  # more strands than a word has bits
         compare(kind, ops, "float32", 4, 3, 38, False, schedule, heads=19, bidirectional=True)
 
 
