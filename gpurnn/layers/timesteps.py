@@ -35,9 +35,11 @@ def _parameters(function):
 
 
 def accepts(layer, name, method="forward"):
-    """Whether a layer has an argument for "lengths", "reset" or "mask"."""
+    """Whether a layer has a use for "lengths", "reset" or "mask"; dropout that is not variational has none."""
     if name == "lengths":
         return getattr(layer, "takes_lengths", False)
+    if not getattr(layer, "variational", True):
+        return False
     function = getattr(type(layer), method, None)
     return name in _parameters(function if function else type(layer).forward)
 

@@ -193,8 +193,11 @@ def test_a_mask_of_holes_trains_on_what_is_there():
     x[mask.nonzero()[0][0], mask.nonzero()[1][0]] = np.nan
     with pytest.raises(gpurnn.TrainingError, match="data hold values that are not finite"):
         gpurnn.fit(model, gpurnn.mse, [batch], optimizer="sgd", lr=0.1, epochs=2, progress=False)
+    x[mask] = 1.0
+    model.flat_params[...] = np.nan
+    with pytest.raises(gpurnn.TrainingError, match="It is the first step"):
+        gpurnn.fit(model, gpurnn.mse, [batch], optimizer="sgd", lr=0.1, epochs=2, progress=False)
     plain = gpurnn.Sequential(gpurnn.Linear(3, 2, **SHARED))
-    x[~mask], x[mask] = np.nan, 1.0
     gpurnn.fit(plain, gpurnn.mse, [batch], optimizer="sgd", lr=0.1, epochs=1, progress=False)
     assert np.isfinite(plain.flat_params).all()
 
