@@ -111,6 +111,11 @@ class TextBatches:
         Sequences in a batch, B.
     steps : int
         Timesteps of a batch, T.
+    begins : int, optional
+        The id that begins a document, such as that of a line end: batches then have resets, and before each timestep
+        that reads this id the state becomes the initial one. So the first id of a document is predicted from
+        ``begins`` alone, and the last id of a document predicts ``begins``. Recurrent layers need
+        ``reset_to="initial"``, or a reset would give the carried state again.
 
     Raises
     ------
@@ -124,14 +129,18 @@ class TextBatches:
     >>> text = gpurnn.TextBatches(np.arange(9), batch_size=2, steps=3)
     >>> len(text), text.batch(epoch=0, index=0).inputs.tolist()
     (2, [[0, 4], [1, 5], [2, 6]])
+    >>> text = gpurnn.TextBatches(np.array([0, 5, 6, 0, 7, 8, 9, 0, 5]), batch_size=1, steps=8, begins=0)
+    >>> text.batch(epoch=0, index=0).reset.ravel().astype(int).tolist()
+    [1, 0, 0, 1, 0, 0, 0, 1]
     """
 
     ids: Array
     batch_size: int
     steps: int
+    begins: int | None
     stream: int
 
-    def __init__(self, ids: Array, batch_size: int, steps: int) -> None:
+    def __init__(self, ids: Array, batch_size: int, steps: int, *, begins: int | None = None) -> None:
         refuse_masked("ids", ids)
         if getattr(ids, "ndim", None) != 1:
             got = f"shape {ids.shape}" if hasattr(ids, "shape") else described(ids)
@@ -140,6 +149,7 @@ class TextBatches:
             raise DtypeError(f"ids: expected integers, got {ids.dtype}")
         self.ids = ids
         self.batch_size, self.steps = check_size("batch_size", batch_size), check_size("steps", steps)
+        self.begins = None if begins is None else check_size("begins", begins, minimum=0)
         self.stream = (len(ids) - 1) // self.batch_size
         if self.stream < 1:
             raise ValueError(
@@ -156,7 +166,8 @@ class TextBatches:
         T = min(self.steps, self.stream - first)
         rows = [self.ids[start : start + T + 1] for start in np.arange(self.batch_size) * self.stream + first]
         both = np.ascontiguousarray(np.stack(rows, axis=1), dtype=np.int64)
-        return Batch(both[:-1], both[1:], carry=index > 0)
+        reset = None if self.begins is None else both[:-1] == self.begins
+        return Batch(both[:-1], both[1:], carry=index > 0, reset=reset)
 
 
 class SequenceBatches:

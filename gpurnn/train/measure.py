@@ -235,8 +235,16 @@ def model_context(model: Module, batch: Batch, state: State) -> dict[str, Any]:
     """The arguments of a model's call besides its inputs: the carried state, and where it takes them lengths, resets
     and mask.
 
-    Raises TypeError for resets, and for a mask, that a model should take and does not.
+    Raises TypeError for resets, and for a mask, that a model should take and does not; ValueError where a reset would
+    give the carried state again.
     """
+    if batch.carry and batch.reset is not None:
+        for name, layer in model.modules():
+            if getattr(layer, "reset_to", "initial") == "given":
+                raise ValueError(
+                    f"reset: {name or 'the model'} would be reset to the state that is carried from the batch before. "
+                    'Build the layer with reset_to="initial"'
+                )
     context = {"state": state if batch.carry else None} if model.stateful else {}
     given = Timesteps(batch.lengths, batch.reset, batch.mask)
     given.check_taken({"model": model})

@@ -227,3 +227,27 @@ def test_an_empty_sequence_is_not_packed():
     inputs = [np.ones((2, 3)), np.ones((0, 3))]
     with pytest.raises(gpurnn.ShapeError, match=r"^inputs\[1\]: a sequence without timesteps"):
         SequenceBatches(inputs, [0, 1], 2, per_step=False, packed=True)
+
+
+@pytest.mark.parametrize("begins", [0, 3])
+def test_documents_in_a_stream(begins):
+    """Nothing that a document holds is known in the next one, and what is known within one crosses batches."""
+    rng = np.random.default_rng(begins)
+    ids = np.concatenate([np.r_[begins, rng.choice([1, 2, 4, 5], n)] for n in rng.integers(1, 12, 30)])
+    text = gpurnn.TextBatches(ids, 1, 4, begins=begins)
+    o = {"backend": "cpu", "dtype": "float64", "seed": 1}
+    gru = gpurnn.GRU(3, 4, reset_to="initial", **o)
+    model = gpurnn.Sequential(gpurnn.Embedding(6, 3, **o), gru, gpurnn.Linear(4, 6, **o))
+    starts = np.flatnonzero(ids == begins)
+    total = 0.0
+    for start, end in zip(starts, [*starts[1:], len(ids) - 1], strict=True):
+        logits, _ = model(ids[start:end])
+        total += float(gpurnn.cross_entropy(logits, ids[start + 1 : end + 1], reduction="sum")[0])
+    terms = gpurnn.testing.count_terms(model, len(ids))
+    assert evaluate(model, gpurnn.cross_entropy, text) == pytest.approx(total / (len(ids) - 1), rel=terms * EPS)
+    assert gpurnn.TextBatches(ids, 1, 4).batch(0, 0).reset is None
+    with pytest.raises(ValueError, match="^begins "):
+        gpurnn.TextBatches(ids, 1, 4, begins=-1)
+    other = gpurnn.Sequential(gpurnn.Embedding(6, 3, **o), gpurnn.GRU(3, 4, **o), gpurnn.Linear(4, 6, **o))
+    with pytest.raises(ValueError, match='^reset: 1 would be reset to the state that is carried.*reset_to="initial"'):
+        evaluate(other, gpurnn.cross_entropy, text)
