@@ -34,17 +34,24 @@ def _parameters(function):
     return frozenset(inspect.signature(function).parameters)
 
 
+def accepts(layer, name, method="forward"):
+    """Whether a layer has a use for "lengths", "reset" or "mask"; dropout that is not variational has none."""
+    if name == "lengths":
+        return getattr(layer, "takes_lengths", False)
+    if not getattr(layer, "variational", True):
+        return False
+    function = getattr(type(layer), method, None)
+    return name in _parameters(function if function else type(layer).forward)
+
+
 def takes(layer, name, method="forward"):
-    """Whether a layer is given ``name``: "lengths", "reset" or "mask".
+    """Whether a layer of a chain is given ``name``: "lengths", "reset" or "mask".
 
     A Sequential of layers that do not take it is not: it could not know which axis is time, or whether there is one.
     """
     if layer._chain and not any(takes(one, name, method) for one in layer.children.values()):
         return False
-    if name == "lengths":
-        return getattr(layer, "takes_lengths", False)
-    function = getattr(type(layer), method, None)
-    return name in _parameters(function if function else type(layer).forward)
+    return accepts(layer, name, method)
 
 
 def without_time(layer):
@@ -59,10 +66,10 @@ class Timesteps(NamedTuple):
     reset: Any = None
     mask: Any = None
 
-    def given_to(self, layer, method="forward"):
-        """What a layer takes of it, by name."""
+    def given_to(self, layer, method="forward", taken=takes):
+        """What a layer takes of it, by name. taken: ``takes``, or ``accepts`` for what is no layer of a chain."""
         given = {name: one for name, one in self._asdict().items() if one is not None}
-        return {name: one for name, one in given.items() if takes(layer, name, method)}
+        return {name: one for name, one in given.items() if taken(layer, name, method)}
 
     def check_taken(self, layers, method="forward", place=""):
         """Raise TypeError where a layer would ignore a reset or a mask that it must know. layers: by name.

@@ -340,3 +340,35 @@ def test_other_shapes_are_refused(name):
             layer.forward(numbers(T, B, 3), **{name: np.ones((B, T), bool)})
         with pytest.raises(gpurnn.DtypeError, match=f"^{name}: expected booleans"):
             layer.forward(numbers(T, B, 3), **{name: np.ones((T, B), int)})
+
+
+# ---- variational dropout
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_variational_dropout_has_a_mask_for_each_sequence(batch_first):
+    reset, mask = marks(ROWS["holes"])
+    layer = Dropout(0.5, True, batch_first=batch_first, **options())
+    turn = (lambda a: a.swapaxes(0, 1)) if batch_first else (lambda a: a)
+    y, backward = layer.forward(turn(np.ones((T, B, 50))), reset=turn(reset))
+    y, dx = turn(y), turn(backward(y))
+    np.testing.assert_array_equal(dx, 2 * y)
+    drawn = []
+    for b, steps in parts(reset, np.ones_like(mask)):
+        assert (y[steps, b] == y[steps[0], b]).all()
+        drawn.append(y[steps[0], b].tobytes())
+    assert len(set(drawn)) == len(drawn) > B and set(np.unique(y)) == {0, 2}
+    without = Dropout(0.5, True, batch_first=batch_first, **options())(turn(np.ones((T, B, 50))))
+    begun = layer.__class__(0.5, True, batch_first=batch_first, **options())
+    again = begun(turn(np.ones((T, B, 50))), reset=turn(np.zeros_like(reset)))
+    np.testing.assert_array_equal(again, without)
+    assert layer.eval()(turn(y), reset=turn(reset)).shape == turn(y).shape
+
+
+def test_only_variational_dropout_takes_resets():
+    o, x = options(), numbers(T, B, 3)
+    Sequential(Dropout(0.5, True, **o)).forward(x, reset=RESET)
+    with pytest.raises(TypeError, match="^reset: no layer here takes it"):
+        Sequential(Dropout(0.5, **o)).forward(x, reset=RESET)
+    with pytest.raises(ShapeError, match="^reset: expected one boolean for each timestep"):
+        Dropout(0.5, True, **o)(x, reset=RESET.T)
