@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from .._typing import Array, Backward
 from ..errors import ShapeError, check_flag, check_number, checked
+from ..masks import check_steps
 from ..module import Module, backward_of
-from ..recurrent.marks import check_steps
 from .common import check_gradient, sizes_text
 
 

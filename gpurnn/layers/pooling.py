@@ -12,10 +12,9 @@ from .._typing import Array, Backward, Lengths
 from ..dtypes import upcast
 from ..errors import ShapeError, check_choice, check_flag, check_size, checked
 from ..gradients import adding
-from ..masks import check_lengths, valid_steps
+from ..masks import check_lengths, check_steps, valid_steps
 from ..module import Module, backward_of
 from ..per_sample.recording import recording_of
-from ..recurrent.marks import check_steps
 from .common import check_features, check_gradient, rows_of, sizes_text
 
 

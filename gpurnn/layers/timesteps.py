@@ -10,9 +10,8 @@ import numpy as np
 
 from ..arrays import host_array
 from ..backends.marks import HELD, Marks
-from ..masks import check_lengths
+from ..masks import check_lengths, check_steps
 from ..module import Module
-from ..recurrent.marks import check_steps
 
 
 class Axes(NamedTuple):

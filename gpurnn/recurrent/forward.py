@@ -13,12 +13,12 @@ from ..backends.marks import Marks
 from ..backends.records import RunOptions, SavedLayer
 from ..errors import check_flag
 from ..gradients import active_flow
-from ..masks import check_lengths
+from ..masks import check_lengths, check_steps
 from .axes import check_input, outward
 from .backward import make_backward
 from .dropout import cell_masks, drop, dropout_masks, dropped_weights, masks_within, weight_masks
 from .heads import split
-from .marks import check_steps, direction_bits, layer_marks
+from .marks import direction_bits, layer_marks
 from .segments import concurrent_layers, joined, layer_problems, lengths_within, time_segments
 from .state import initial_state, own_state, pack_state, restore_unused, zero_unused
 from .steps import copied_steps, outward_steps

@@ -132,6 +132,10 @@ def test_repeat(backend):
         np.testing.assert_array_equal(output[t][~mask[t]], before[~mask[t]])
         before = output[t]
     np.testing.assert_array_equal(before, h[0])
+    lengths = [5, 8, 0, 3, 8]
+    past = np.arange(len(x))[:, None] >= lengths
+    for more in ({}, {"mask": mask}, {"reset": reset}):  # past the end of a sequence there is no output to repeat
+        assert not layer(x, state, lengths, **more)[0][past].any()
 
 
 @pytest.mark.parametrize("backend", ["numpy", "cpu"])
