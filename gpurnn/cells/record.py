@@ -154,6 +154,10 @@ class Cell:
         The gate that preserves the old state, and the one that lets the new state in, where that is another.
     means : bool
         Whether it averages over the units of a sequence (layer norm).
+    stages : tuple of two tuples of int
+        How many means each stage of the struct makes but the last: forward, then backward. () has no means.
+    locals : tuple of two int
+        How many numbers of a unit these stages hand on, forward and backward.
     over_batch : bool
         Whether it normalizes over the sequences of the batch.
     array_only : str or None
@@ -180,6 +184,8 @@ class Cell:
     remembers: str | None = None
     writes: str | None = None
     means: bool = False
+    stages: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    locals: tuple[int, int] = (0, 0)
     over_batch: bool = False
     array_only: str | None = None
     normalizations: int = 0

@@ -44,7 +44,7 @@ class TracedCell(Cell):
             setattr(self, fact, value)
         self._trace()
         self._differentiate()
-        self.struct = struct_code.write(self)
+        self.struct, self.stages, self.locals = struct_code.write(self)
 
     @functools.cached_property
     def evaluating(self) -> TracedCell:

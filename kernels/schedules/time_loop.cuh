@@ -18,15 +18,18 @@
 //                loads_ahead  whether what a step reads is loaded in the step before, in flight while that one waits and
 //                           multiplies; false where it does not fit into registers beside the weights
 //
-// A cell has one product in a timestep, or none, and no means over the units.
+// A cell has one product in a timestep, or none. Where it has means over the units (means.cuh), all units of a sequence are in
+// one block, and a thread reads for all of its sequences, n < 0, before it computes for any.
 //
 // A block sends once for each step that it computes: the initial h before the first, nothing after the last. `channel` is
 // what the blocks of a group share; a block that is alone has none.
 
 #include "arrays.cuh"
+#include "means.cuh"
 
 struct Alone {  // the channel of a block that waits for no other
     static constexpr bool waits = false;
+    float* parts;  // of means, in shared memory
 };
 
 // Where the product makes W_ih x as well: the first gate whose W_ih x has a sum of its own. W_ih x of the gates before it is
@@ -62,41 +65,14 @@ struct Backward {
     float *dh, *dothers;
 };
 
-// The masks of this thread's k-th sequence.
-template <typename Cell, typename Position>
-DEVICE void load_masks(unsigned char (&to)[some(Cell::draws)][Position::units], const Position& pos, int k, const bool* mask,
-                       int steps, int t, int B, int H) {
-    if (!Cell::draws) return;
-    const unsigned char* from = masks_of<Cell>(mask, steps, pos.d, t, pos.sequence[k], B, H, pos.j);
-#pragma unroll
-    for (int m = 0; m < Cell::draws; m++) {
-#pragma unroll
-        for (int u = 0; u < Position::units; u++) {
-            if (pos.has(u, H)) to[m][u] = from[(size_t)m * H + u];
-        }
-    }
-}
-
-// The cell's own parameters, of this thread's units.
-template <typename Cell, typename Position>
-DEVICE void load_own(float (&to)[some(Cell::parameters)][Position::units], const Position& pos, const float* own, int H) {
-#pragma unroll
-    for (int n = 0; n < Cell::parameters; n++) {
-#pragma unroll
-        for (int u = 0; u < Position::units; u++) {
-            const bool valid = pos.j + u < H;
-            to[n][u] = valid ? own[((size_t)pos.d * Cell::parameters + n) * H + pos.j + u] : 0.0f;
-        }
-    }
-}
-
 // Of one tile; false where the block must give up.
 template <template <typename> class CellOf, typename T, typename Position, typename Channel, typename Product>
 DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel& channel, Product& product)
 {
     typedef CellOf<float> Cell;
     typedef typename Position::template Stored<T> Stored;
-    static_assert(Cell::first_product == Cell::products && Cell::stages == 1, "one product in a timestep, no means");
+    constexpr bool staged = Cell::stages > 1;
+    static_assert(Cell::first_product == Cell::products && !(staged && Channel::waits), "one product, means in one block");
     constexpr int G = Cell::gates, Q = Cell::products, S = Cell::states - 1, K = Position::per_thread, U = Position::units;
     const int T_ = a.T_, H = a.H, j = pos.j, on = pos.reversed ? -1 : 1;  // from one t to the next
     const long long state_size = (long long)(a.save ? T_ + 1 : 2) * a.B * H;
@@ -164,8 +140,15 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
             if (!product.run(channel, pos)) return false;
         }
         Stored saved[K][some(Cell::saved)];
+        ForwardIn<Cell, float> ins[K][U];
+        ForwardOut<Cell, float> outs[K][U];
 #pragma unroll
-        for (int k = 0; k < K; k++) {
+        for (int n = staged ? -K : 0; n < K; n++) {
+            const int k = staged && n < 0 ? n + K : n;
+            if constexpr (staged) {
+                auto valid = [&](int k, int u) { return t < pos.length[k] && pos.has(u, H); };
+                if (n == 0 && active) forward_means<Position>(ins, outs, valid, channel.parts, H);
+            }
             if (t < pos.length[k]) {
                 float h_new[U] = {}, saved_now[some(Cell::saved)][U] = {};
 #pragma unroll
@@ -189,17 +172,24 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
                     for (int n = 0; n < Cell::parameters; n++) in.p[n] = own[n][u];
 #pragma unroll
                     for (int m = 0; m < Cell::draws; m++) in.mask[m] = float(masks[k][m][u]);
-                    Cell::forward(in, out);
+                    if constexpr (staged) {
+                        if (n < 0) ins[k][u] = in;
+                        if (n < 0) continue;
+                        in = ins[k][u], out = outs[k][u];  // nothing of what was read above is needed
+                    }
+                    forward_stage<Cell::stages - 1, Cell, float>(in, out);
                     h_new[u] = out.state[0];
 #pragma unroll
                     for (int s = 0; s < S; s++) others[s][k][u] = out.state[s + 1];
 #pragma unroll
                     for (int g = 0; g < Cell::saved; g++) saved_now[g][u] = out.saved[g];
                 }
+                if (staged && n < 0) continue;
                 h_old[k] = pos.stored(h_new, T());  // the state is what is stored
 #pragma unroll
                 for (int g = 0; g < Cell::saved; g++) saved[k][g] = pos.stored(saved_now[g], T());
             }
+            if (staged && n < 0) continue;
             if (sends) product.send(channel, pos, k, h_old[k]);  // before any store: the others wait for it
         }
         if (sends) {
@@ -251,7 +241,8 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
     typedef CellOf<float> Cell;
     typedef typename Position::template Stored<T> Stored;
     typedef typename Position::template Stored<float> StoredFloat;
-    static_assert(Cell::first_product == Cell::products && Cell::back_stages == 1, "one product in a timestep, no means");
+    constexpr bool staged = Cell::back_stages > 1;
+    static_assert(Cell::first_product == Cell::products && !(staged && Channel::waits), "one product, means in one block");
     constexpr int K = Position::per_thread, U = Position::units, S = Cell::states - 1, P = Cell::preactivations;
     constexpr bool ahead = Product::loads_ahead;
     const int T_ = a.T_, H = a.H, on = pos.reversed ? 1 : -1;  // from one t to the next
@@ -311,11 +302,18 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
     if (T_) load_ahead(t);
     for (; t != end; t += on) {
         const bool active = t < pos.longest;  // the same in all threads of the group
+        BackwardIn<Cell, float> ins[K][U];
+        BackwardOut<Cell, float> outs[K][U];
 #pragma unroll
-        for (int k = 0; k < K; k++) {
+        for (int n = staged ? -K : 0; n < K; n++) {
+            const int k = staged && n < 0 ? n + K : n;
+            if constexpr (staged) {
+                auto valid = [&](int k, int u) { return t < pos.length[k] && pos.has(u, H); };
+                if (n == 0 && active) backward_means<Position>(ins, outs, valid, channel.parts, H);
+            }
             Stored dgates[P] = {};
             if (t < pos.length[k]) {
-                if (!ahead) load_now(k);
+                if (!ahead && !(staged && n >= 0)) load_now(k);
                 float d[P][U] = {};
 #pragma unroll
                 for (int u = 0; u < U; u++) {
@@ -337,7 +335,12 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
                     for (int n = 0; n < Cell::parameters; n++) in.p[n] = own[n][u];
 #pragma unroll
                     for (int m = 0; m < Cell::draws; m++) in.mask[m] = float(masks[k][m][u]);
-                    Cell::backward(in, out);
+                    if constexpr (staged) {
+                        if (n < 0) ins[k][u] = in;
+                        if (n < 0) continue;
+                        in = ins[k][u], out = outs[k][u];  // nothing of what was read above is needed
+                    }
+                    backward_stage<Cell::back_stages - 1, Cell, float>(in, out);
                     dh_now[k][u] = out.dstate[0];
 #pragma unroll
                     for (int s = 0; s < S; s++) dothers[s][k][u] = out.dstate[s + 1];
@@ -347,6 +350,7 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
 #pragma unroll
                 for (int g = 0; g < P; g++) dgates[g] = pos.stored(d[g], T());
             }
+            if (staged && n < 0) continue;
             if (ahead) h_new[k] = h_old[k];
 #pragma unroll
             for (int s = 0; s < S && ahead; s++) others_new[k][s] = others_old[k][s];

@@ -36,6 +36,12 @@ def inner_drawn(ax, ah, s, p):
     return n + r * (s.h - n), 0.5 * s.s + 0.5 * n * p.u
 
 
+@gpurnn.cell(gates="z", states="h")
+def centered(ax, ah, s):
+    """One mean, and nothing that multiplies h."""
+    return cells.tanh(ax.z + s.h - cells.mean(s.h * ax.z))
+
+
 class LeakyStep(cells.Cell):
     """h' = h + leak (n - h), n = tanh(ax + ah): a cell that nothing else knows, written by hand as one record and one
     struct."""
@@ -110,7 +116,8 @@ MEANS = {
     "everything": option(gpurnn.LSTM, layer_norm=True, peephole=True, **DRAWN),
 }
 POINTWISE = LAYERS | NO_PRODUCT
-EVERY = POINTWISE | TWO_PRODUCTS | MEANS
+FUSABLE = POINTWISE | MEANS | {"centered": of(centered)}
+EVERY = FUSABLE | TWO_PRODUCTS
 
 
 def compare(make, ops, dtype, T, B, H, ragged, schedule, I=3, **options):
@@ -204,15 +211,37 @@ def only(monkeypatch):
 FUSED = [  # T, B, H, ragged, both directions
     (1, 1, 1, False, False), (5, 5, 19, True, True),
 ]  # fmt: skip
-SIXTEEN_BITS = dict(zip(POINTWISE, ("float16", "bfloat16") * len(POINTWISE), strict=False))
+SIXTEEN_BITS = dict(zip(FUSABLE, ("float16", "bfloat16") * len(FUSABLE), strict=False))
 
 
-@pytest.mark.parametrize("kind", POINTWISE)
+@pytest.mark.parametrize("kind", FUSABLE)
 def test_block(kind):
     for dtype, sizes in (("float32", FUSED), (SIXTEEN_BITS[kind], FUSED[1:])):
         ops = cuda_ops(**THREAD_ORDERS["ascending" if dtype == "float32" else "random"])
         for T, B, H, ragged, both in sizes:
-            compare(POINTWISE[kind], ops, dtype, T, B, H, ragged, "block", bidirectional=both)
+            compare(FUSABLE[kind], ops, dtype, T, B, H, ragged, "block", bidirectional=both)
+
+
+MEANS_TILES = {  # sequences in slices of their own and in one; more slices than sequences; two groups of columns
+    "float32": [(4, 4), (1, 2), (2, 4), (8, 2)],
+    "bfloat16": [(2,), (1,)],
+}
+
+
+@pytest.mark.parametrize("kind", MEANS)
+@pytest.mark.parametrize("dtype", MEANS_TILES)
+def test_block_averages_in_every_tile(kind, dtype, only):
+    """Of several warps, with units past H in the last one, and more sequences than a tile has."""
+    for which in MEANS_TILES[dtype]:
+
+        def tile(problem, device, which=which):
+            if dtype == "float32":
+                return schedules.fma_tile(problem, 64, which[0], 4, which[1])
+            return schedules.mma_tile(problem, 64, 2, *which)
+
+        only("block", tile)
+        ops = cuda_ops(**THREAD_ORDERS["random"])
+        compare(MEANS[kind], ops, dtype, 3, 5, 45, True, "block", bidirectional=True)
 
 
 def test_block_without_a_product_shares_the_units():
@@ -263,8 +292,16 @@ def test_who_cannot_serve_a_cell_says_why():
         layer = make(3, 8, backend="numpy", seed=0)
         return schedules.Problem(layer.cell, 128, 100, 16, 1, "float32", False, False, **more)
 
-    refusals = schedules.candidates(problem(MEANS["lstm normalized"]), device)[1]
-    assert "takes a barrier more" in refusals["block"] and "an exchange of 0.65 us more" in refusals["grid"]
+    found, refusals = schedules.candidates(problem(MEANS["lstm normalized"]), device)
+    assert found[0].schedule == "block" and found[-1].schedule == "step"
+    plain = schedules.candidates(problem(option(gpurnn.LSTM)), device)[0][0]
+    assert (found[0].seconds - plain.seconds) * device.clock > 4 * schedules.cost.MEANS  # four stages
+    assert list(refusals) == ["grid"] and "take 4 more exchanges of 0.65 us in every timestep" in refusals["grid"]
+    refusals = schedules.candidates(problem(MEANS["rnn normalized"]), device)[1]
+    assert "take 2 more exchanges of" in refusals["grid"]
+    refusals = schedules.candidates(problem(of(centered)), device)[1]
+    assert "128 of a cell without recurrent weights are spread over 2" in refusals["block"]
+    assert "take 1 more exchange of" in refusals["grid"]
     refusals = schedules.candidates(problem(TWO_PRODUCTS["mgu"]), device)[1]
     assert all("second product" in refusals[name] for name in ("block", "grid"))
     found, refusals = schedules.candidates(problem(NO_PRODUCT["indrnn"]), device)
@@ -311,15 +348,21 @@ MUTATIONS = {  # planted error -> layer, schedule, piece of the source, what it 
     "what the second product multiplies": ("inner drawn", "step", "inner_now[at.index] = T(inner);",
                                            "inner_now[at.index] = h_now[at.index];"),
     "a warp left out": ("lstm normalized", "step", "for (int w = 0; w < WARPS", "for (int w = 1; w < WARPS"),
-    "no barrier behind the parts": ("lstm normalized", "step", "    }\n    __syncthreads();\n#pragma unroll",
-                                    "    }\n#pragma unroll"),
+    "no barrier behind the parts": ("lstm normalized", "step", "__syncthreads();\n    if (warp >=", "if (warp >="),
     "a mean of too many": ("gru normalized", "step", "x[k] /= real(H);", "x[k] /= real(H + 1);"),
+    "no barrier in block": ("gru normalized", "block", "__syncthreads();\n    if (warp >=", "if (warp >="),
+    "no barrier between steps": ("centered", "block", "if (Cell::means) __syncthreads();", ""),
+    "units of another sequence": ("rnn normalized", "block", "parts + warp / WARPS * WARPS * row", "parts"),
+    "units that are not there": ("lstm normalized", "block", "x[k] /= real(H);", "x[k] /= real(WARPS * 32 / APART);"),
+    "parts of another stage": ("lstm normalized", "block", "parts + K * first * Units::apart", "parts"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_a_planted_error_is_seen(mutation):
+def test_a_planted_error_is_seen(mutation, only):
     kind, schedule, old, new = MUTATIONS[mutation]
+    if schedule == "block" and kind in MEANS:  # two warps for each of four sequences
+        only("block", lambda problem, device: schedules.fma_tile(problem, 64, 4, 4, 4))
     file = "block.cu" if schedule == "block" else "step_means.cu" if kind in MEANS else "step.cu"
     assert kernel_source(file).count(old) == 1
     ops = cuda_ops(edits=[(old, new)], **THREAD_ORDERS["random"])
