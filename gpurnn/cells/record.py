@@ -144,6 +144,9 @@ class Cell:
         What it has besides weights and biases.
     draws : tuple of Draw
         Its random masks, in training mode.
+    inner_first : bool
+        Whether all rows of W_hh multiply one block that the struct makes of the old state and masks of a sequence
+        alone, so that it is known before the timestep.
     biases : bool
         Whether b_ih and b_hh are added to W_ih x and W_hh h, before anything else.
     projects : str or None
@@ -178,6 +181,7 @@ class Cell:
     products: tuple[Product, ...]
     parameters: tuple[Parameter, ...] = ()
     draws: tuple[Draw, ...] = ()
+    inner_first: bool = False
     biases: bool = True
     projects: str | None = None
     may_project: bool = False

@@ -31,6 +31,8 @@ def write(cell):
         lines.append(f"    static constexpr int parameters = {cell.vectors}, draws = {len(cell.draws)};")
     if cell.inner_node is not None:
         lines.append(f"    static constexpr int inner = {len(cell.saved) - 1};")
+    if cell.inner_first:
+        lines.append("    static constexpr bool inner_first = true;")
     lines += [*forward.constants(""), *backward.constants("back_"), ""]
     if cell.inner_node is not None:
         lines += [*_inner(cell), ""]

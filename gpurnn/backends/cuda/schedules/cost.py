@@ -24,7 +24,8 @@ def refusal(problem):
         return "computes in float32"
     if problem.projected:
         return "has no projection"
-    return "has no second product in a timestep" if problem.cell.first < problem.products else None
+    second = problem.cell.first < problem.products and not problem.cell.inner_first
+    return "has no second product in a timestep" if second else None
 
 
 def padded(H, to=32):
