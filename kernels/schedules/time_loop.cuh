@@ -18,15 +18,19 @@
 //                loads_ahead  whether what a step reads is loaded in the step before, in flight while that one waits and
 //                           multiplies; false where it does not fit into registers beside the weights
 //
-// A cell has one product in a timestep, or none, and no means over the units.
+// A cell has one product in a timestep, or none; it may make what that multiplies of h (inner.cuh). Where it has means over the
+// units (means.cuh), all of a sequence are in one block, and a thread reads for all sequences, turn < 0, before it computes.
 //
 // A block sends once for each step that it computes: the initial h before the first, nothing after the last. `channel` is
 // what the blocks of a group share; a block that is alone has none.
 
 #include "arrays.cuh"
+#include "means.cuh"
+#include "inner.cuh"
 
 struct Alone {  // the channel of a block that waits for no other
     static constexpr bool waits = false;
+    float* parts;  // of means, in shared memory
 };
 
 // Where the product makes W_ih x as well: the first gate whose W_ih x has a sum of its own. W_ih x of the gates before it is
@@ -62,41 +66,14 @@ struct Backward {
     float *dh, *dothers;
 };
 
-// The masks of this thread's k-th sequence.
-template <typename Cell, typename Position>
-DEVICE void load_masks(unsigned char (&to)[some(Cell::draws)][Position::units], const Position& pos, int k, const bool* mask,
-                       int steps, int t, int B, int H) {
-    if (!Cell::draws) return;
-    const unsigned char* from = masks_of<Cell>(mask, steps, pos.d, t, pos.sequence[k], B, H, pos.j);
-#pragma unroll
-    for (int m = 0; m < Cell::draws; m++) {
-#pragma unroll
-        for (int u = 0; u < Position::units; u++) {
-            if (pos.has(u, H)) to[m][u] = from[(size_t)m * H + u];
-        }
-    }
-}
-
-// The cell's own parameters, of this thread's units.
-template <typename Cell, typename Position>
-DEVICE void load_own(float (&to)[some(Cell::parameters)][Position::units], const Position& pos, const float* own, int H) {
-#pragma unroll
-    for (int n = 0; n < Cell::parameters; n++) {
-#pragma unroll
-        for (int u = 0; u < Position::units; u++) {
-            const bool valid = pos.j + u < H;
-            to[n][u] = valid ? own[((size_t)pos.d * Cell::parameters + n) * H + pos.j + u] : 0.0f;
-        }
-    }
-}
-
 // Of one tile; false where the block must give up.
 template <template <typename> class CellOf, typename T, typename Position, typename Channel, typename Product>
 DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel& channel, Product& product)
 {
     typedef CellOf<float> Cell;
     typedef typename Position::template Stored<T> Stored;
-    static_assert(Cell::first_product == Cell::products && Cell::stages == 1, "one product in a timestep, no means");
+    constexpr bool staged = Cell::stages > 1;
+    static_assert((Cell::first_product == Cell::products || Cell::inner_first) && !(staged && Channel::waits), "see above");
     constexpr int G = Cell::gates, Q = Cell::products, S = Cell::states - 1, K = Position::per_thread, U = Position::units;
     const int T_ = a.T_, H = a.H, j = pos.j, on = pos.reversed ? -1 : 1;  // from one t to the next
     const long long state_size = (long long)(a.save ? T_ + 1 : 2) * a.B * H;
@@ -146,7 +123,10 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
     }
     if (pos.longest > 0) {
 #pragma unroll
-        for (int k = 0; k < K; k++) product.send(channel, pos, k, h_old[k]);
+        for (int k = 0; k < K; k++) {
+            if (Cell::inner_first && pos.sequence[k] >= 0) load_masks<Cell>(masks[k], pos, k, a.mask, a.mask_steps, 0, a.B, H);
+            send_operand<Cell, T>(product, channel, pos, k, h_old[k], others, masks, H);
+        }
         const int first = pos.reversed ? pos.longest - 1 : 0;
         if constexpr (Product::makes_ax) product.prefetch(first);
         else load_ax(first, here.gates + (long long)(first - t) * a.B * here.gates_row);
@@ -164,8 +144,15 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
             if (!product.run(channel, pos)) return false;
         }
         Stored saved[K][some(Cell::saved)];
+        ForwardIn<Cell, float> ins[K][U];
+        ForwardOut<Cell, float> outs[K][U];
 #pragma unroll
-        for (int k = 0; k < K; k++) {
+        for (int turn = staged ? -K : 0; turn < K; turn++) {
+            const int k = staged && turn < 0 ? turn + K : turn;
+            if constexpr (staged) {
+                auto valid = [&](int k, int u) { return t < pos.length[k] && pos.has(u, H); };
+                if (turn == 0 && active) forward_means<Position>(ins, outs, valid, channel.parts, H);
+            }
             if (t < pos.length[k]) {
                 float h_new[U] = {}, saved_now[some(Cell::saved)][U] = {};
 #pragma unroll
@@ -189,18 +176,26 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
                     for (int n = 0; n < Cell::parameters; n++) in.p[n] = own[n][u];
 #pragma unroll
                     for (int m = 0; m < Cell::draws; m++) in.mask[m] = float(masks[k][m][u]);
-                    Cell::forward(in, out);
+                    if constexpr (staged) {
+                        if (turn < 0) ins[k][u] = in;
+                        if (turn < 0) continue;
+                        in = ins[k][u], out = outs[k][u];  // nothing of what was read above is needed
+                    }
+                    forward_stage<Cell::stages - 1, Cell, float>(in, out);
                     h_new[u] = out.state[0];
 #pragma unroll
                     for (int s = 0; s < S; s++) others[s][k][u] = out.state[s + 1];
 #pragma unroll
                     for (int g = 0; g < Cell::saved; g++) saved_now[g][u] = out.saved[g];
                 }
+                if (staged && turn < 0) continue;
                 h_old[k] = pos.stored(h_new, T());  // the state is what is stored
 #pragma unroll
                 for (int g = 0; g < Cell::saved; g++) saved[k][g] = pos.stored(saved_now[g], T());
             }
-            if (sends) product.send(channel, pos, k, h_old[k]);  // before any store: the others wait for it
+            if (staged && turn < 0) continue;
+            // before any store: the others wait for it
+            if (sends) send_operand<Cell, T>(product, channel, pos, k, h_old[k], others, masks, H);
         }
         if (sends) {
             // In flight during the product, too. A block that waits for others has time enough behind its stores.
@@ -225,6 +220,8 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
                 T* row = a.gates + here.gates_of(k);
 #pragma unroll
                 for (int g = 0; g < Cell::saved; g++) pos.store(row + (size_t)g * H, saved[k][g], H);
+            } else if constexpr (Cell::inner_first) {  // which the gradient of W_hh is multiplied by
+                pos.store(a.gates + here.gates_of(k) + (size_t)Cell::inner * H, Stored(), H);
             }
         }
         here.gates = skip(here.gates, here.move, here.gates_row);
@@ -251,7 +248,8 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
     typedef CellOf<float> Cell;
     typedef typename Position::template Stored<T> Stored;
     typedef typename Position::template Stored<float> StoredFloat;
-    static_assert(Cell::first_product == Cell::products && Cell::back_stages == 1, "one product in a timestep, no means");
+    constexpr bool staged = Cell::back_stages > 1;
+    static_assert((Cell::first_product == Cell::products || Cell::inner_first) && !(staged && Channel::waits), "see above");
     constexpr int K = Position::per_thread, U = Position::units, S = Cell::states - 1, P = Cell::preactivations;
     constexpr bool ahead = Product::loads_ahead;
     const int T_ = a.T_, H = a.H, on = pos.reversed ? 1 : -1;  // from one t to the next
@@ -311,11 +309,18 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
     if (T_) load_ahead(t);
     for (; t != end; t += on) {
         const bool active = t < pos.longest;  // the same in all threads of the group
+        BackwardIn<Cell, float> ins[K][U];
+        BackwardOut<Cell, float> outs[K][U];
 #pragma unroll
-        for (int k = 0; k < K; k++) {
+        for (int turn = staged ? -K : 0; turn < K; turn++) {
+            const int k = staged && turn < 0 ? turn + K : turn;
+            if constexpr (staged) {
+                auto valid = [&](int k, int u) { return t < pos.length[k] && pos.has(u, H); };
+                if (turn == 0 && active) backward_means<Position>(ins, outs, valid, channel.parts, H);
+            }
             Stored dgates[P] = {};
             if (t < pos.length[k]) {
-                if (!ahead) load_now(k);
+                if (!ahead && !(staged && turn >= 0)) load_now(k);
                 float d[P][U] = {};
 #pragma unroll
                 for (int u = 0; u < U; u++) {
@@ -337,7 +342,13 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
                     for (int n = 0; n < Cell::parameters; n++) in.p[n] = own[n][u];
 #pragma unroll
                     for (int m = 0; m < Cell::draws; m++) in.mask[m] = float(masks[k][m][u]);
-                    Cell::backward(in, out);
+                    if constexpr (staged) {
+                        if (turn < 0) ins[k][u] = in;
+                        if (turn < 0) continue;
+                        in = ins[k][u], out = outs[k][u];  // nothing of what was read above is needed
+                    }
+                    backward_stage<Cell::back_stages - 1, Cell, float>(in, out);
+                    if constexpr (Cell::inner_first) ins[k][u] = in, outs[k][u] = out;
                     dh_now[k][u] = out.dstate[0];
 #pragma unroll
                     for (int s = 0; s < S; s++) dothers[s][k][u] = out.dstate[s + 1];
@@ -347,6 +358,7 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
 #pragma unroll
                 for (int g = 0; g < P; g++) dgates[g] = pos.stored(d[g], T());
             }
+            if (staged && turn < 0) continue;
             if (ahead) h_new[k] = h_old[k];
 #pragma unroll
             for (int s = 0; s < S && ahead; s++) others_new[k][s] = others_old[k][s];
@@ -363,7 +375,10 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
 #pragma unroll
         for (int k = 0; k < K; k++) {
 #pragma unroll
-            for (int u = 0; u < U; u++) dh_now[k][u] += product.sum(k, u);
+            for (int u = 0; u < U; u++) {
+                if constexpr (!Cell::inner_first) dh_now[k][u] += product.sum(k, u);
+                else if (t < pos.length[k]) from_operand(ins[k][u], outs[k][u], product.sum(k, u), k, u, dh_now, dothers);
+            }
         }
     }
     // Counted from where the loop has ended: the compiler would keep the pointers of the beginning in registers till here.
