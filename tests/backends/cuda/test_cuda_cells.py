@@ -24,6 +24,7 @@ import gpurnn
 from gpurnn import cells
 from gpurnn.backends.cuda import schedules
 from gpurnn.backends.sources import kernel_source
+from gpurnn.cells import LSTMStep
 from gpurnn.check import Batch
 from gpurnn.dtypes import ITEMSIZE
 from gpurnn.testing import check_parity
@@ -191,6 +192,10 @@ def test_who_cannot_serve_a_cell_says_why():
     plain = schedules.candidates(problem(option(gpurnn.LSTM)), device)[0][0]
     assert (found[0].seconds - plain.seconds) * device.clock > 4 * schedules.cost.MEANS  # four stages
     assert list(refusals) == ["grid"] and "take 4 more exchanges of 0.65 us in every timestep" in refusals["grid"]
+    long = LSTMStep(False)
+    long.stages, long.locals = ((1,), (1,)), (400, 300)
+    refusals = schedules.candidates(schedules.Problem(long, 64, 9, 1, 1, "float32", False, True), device)[1]
+    assert "hands on from mean to mean does not fit into its registers" in refusals["block"]
     refusals = schedules.candidates(problem(MEANS["rnn normalized"]), device)[1]
     assert "take 2 more exchanges of" in refusals["grid"]
     refusals = schedules.candidates(problem(of(centered)), device)[1]

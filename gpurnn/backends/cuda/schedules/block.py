@@ -78,12 +78,12 @@ def block_candidates(problem, device):
     tiles = list(_fma_tiles(problem, device))
     if (ITEMSIZE[problem.dtype] == 2 or problem.tf32) and device.capability >= 80:
         tiles += _mma_tiles(problem, device)
-    if not tiles:
-        return "block: what a thread hands on from mean to mean does not fit into its registers"
     fitting = [tile for tile in tiles if tile.shared <= device.shared_bytes]
     if not fitting:
         HP = padded(problem.H)
         size = problem.products * HP * HP * ITEMSIZE[problem.dtype]
+        if problem.stages and not tiles and size <= device.shared_bytes:
+            return "block: what a thread hands on from mean to mean does not fit into its registers"
         return f"block: {size / 1024:.0f} KB of recurrent weights do not fit on one multiprocessor"
     return fitting
 
