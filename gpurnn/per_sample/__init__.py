@@ -127,7 +127,7 @@ def per_sample_gradients(model: Any, *, batch_first: bool | None = None) -> Iter
     ----------
     model : Module
         A layer or a model. Its parameters must be in recurrent layers, ``Linear``, ``TiedLinear``, ``Embedding``,
-        ``LayerNorm``, ``BatchNorm`` or ``Pooling``, or be frozen.
+        ``LayerNorm``, ``BatchNorm``, ``Pooling`` or ``Attention``, or be frozen.
     batch_first : bool, optional
         Whether arrays of three and more axes begin with that of the sequences, for layers without such an argument.
         None: as the layers in the model that have it. Arrays of two axes always do.

@@ -234,6 +234,18 @@ def test_models(backend, dtype):
     assert "out.bias" not in expected
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("score", ["dot", "general", "additive"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_encoder_decoder(score, tied, backend):
+    how = {"score": score, "tied": tied, "backend": backend_of(backend), "dtype": "float64", "seed": 0}
+    model, rng = gpurnn.EncoderDecoder(9, 8, 6, **how), np.random.default_rng(0)
+    model.flat_params *= 5  # they begin within +-0.1
+    source, target = (model.xp.asarray(rng.integers(4, 8, (steps, B))) for steps in (T, 4))
+    backward, gradients = call(model, (source, target), lengths=([6, 1, 3, 5], [4, 2, 0, 1]))
+    check(model, backward, gradients, count_terms(model, T))
+
+
 @pytest.mark.parametrize("mode", ["last", "attention"])
 def test_pooled_models(mode):
     layers = (gpurnn.LSTM(I, H), gpurnn.Pooling(H, mode), gpurnn.Linear(H, 2))

@@ -232,6 +232,8 @@ def _where(condition, a, b):
 
 
 def _copyto(out, array, where=True):
+    if not isinstance(out, Dual):
+        array.__array__()  # it refuses
     for one, part in zip((out.value, out.tangent), parts(array), strict=True):
         np.copyto(one, part, where=where)
 
