@@ -263,7 +263,7 @@ def test_rules(function, at, slope):
     assert tangent.item() == 2 * slope
 
 
-@pytest.mark.parametrize("activation", ["softplus", "silu", "sigmoid", "softsign"])
+@pytest.mark.parametrize("activation", ["softplus", "silu", "sigmoid", "softsign", "elu"])
 def test_activations_have_no_kink_at_zero(activation):
     """The first timestep of a layer whose parameters are 0: its output moves as its gradient says."""
     layer = gpurnn.RNN(2, 3, nonlinearity=activation, backend="numpy", dtype="float64")
