@@ -117,8 +117,8 @@ class PerSampleGradients:
 def per_sample_gradients(model: Any, *, batch_first: bool | None = None) -> Iterator[PerSampleGradients]:
     """Record the gradients of each sequence in the backward pass inside the ``with`` block.
 
-    Such a backward pass returns what it always does, and leaves the ``grads`` of the model as they are. Only this
-    thread records.
+    Such a backward pass returns what it always does, and leaves the ``grads`` of the model as they are. Several of them
+    add up, sequence by sequence, such as those of the segments of truncated back-propagation. Only this thread records.
 
     The gradient of a sequence is that of its part of the loss: give losses ``reduction="sum"``. With "mean" each is
     divided by what the mean divides by.

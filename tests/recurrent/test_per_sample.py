@@ -199,6 +199,24 @@ def test_a_ragged_batch_is_its_sequences_one_by_one(kind):
             assert_close(found[name][b], array, count_terms(layer, T), name)
 
 
+def test_several_backward_passes_add_up():
+    """A sequence in two pieces, each with a backward pass of its own."""
+    layer = build("lstm", {"num_layers": 2})
+    x, d = np.random.default_rng(0).standard_normal((T, B, I)), np.random.default_rng(1).standard_normal((T, B, H))
+    found = []
+    for pieces in ([slice(0, 2), slice(2, T)], [slice(0, 2)], [slice(2, T)]):
+        with gpurnn.per_sample_gradients(layer) as per_sample:
+            for piece in pieces:
+                state = layer(x[: piece.start])[1]
+                layer.forward(x[piece], state)[-1](d[piece])
+        found.append(per_sample)
+    both, first, second = (one.gradients() for one in found)
+    expected = {name: first[name] + second[name] for name in both}
+    for name, array in both.items():
+        assert_close(array, expected[name], count_terms(layer, T), name)
+    check_norms(found[0], expected, count_terms(layer, T), "float64")
+
+
 # ---- other layers, and models
 
 
