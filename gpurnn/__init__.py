@@ -67,6 +67,7 @@ from .optim import (
 from .per_sample import PerSampleGradients, per_sample_gradients
 from .recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, Recurrent, RNNCell
 from .seq2seq import EncoderDecoder, beam_search, greedy_search
+from .tangents import hvp, jvp
 from .train import History, TrainingError, evaluate, fit, load_weights, save_weights
 
 _HINTS = {  # what other libraries have -> what to do here
@@ -122,6 +123,8 @@ __all__ = [
     "record_gradient_flow", "GradientFlow",
     # the gradients of each sequence
     "per_sample_gradients", "PerSampleGradients",
+    # Hessian-vector products, derivatives along a direction
+    "hvp", "jvp",
     # files of weights and checkpoints
     "save_weights", "load_weights", "save_checkpoint", "load_checkpoint", "CheckpointError",
     # the backend switch

@@ -26,6 +26,7 @@ from .gradients import adding
 from .layers.common import sizes_text
 from .masks import check_lengths, valid_steps
 from .module import Module
+from .per_sample.recording import recording_of
 
 SCORES = ("dot", "general", "additive")
 _BLOCK = 1 << 20  # numbers of tanh(W_q q + W_m m) that "additive" holds at once: memory stays bounded for any U
@@ -91,6 +92,7 @@ class Attention(Module):
     memory_size: int
     attention_size: int
     score: str
+    _records_terms = True
 
     def __init__(
         self,
@@ -309,12 +311,20 @@ class Attention(Module):
         for part in self._query_blocks(queries.shape[1], keys):
             y, dscore = self._tanh(queries[:, part], keys), dscores[:, part, :, None]
             if self._trains("weight_score"):
-                with adding(self.grads):
-                    self.grads["weight_score"] += dscore.reshape(-1) @ y.reshape(-1, y.shape[-1])
+                self._add_score(dscore, y)
             dsum = (1 - y * y) * v * dscore
             dqueries[:, part] = dsum.sum(axis=2)
             dkeys += dsum.sum(axis=1)
         return dqueries, dkeys
+
+    def _add_score(self, dscore, y):
+        """Add to the gradient of v. dscore: (B, U, T, 1). y: (B, U, T, A)."""
+        recording = recording_of(self)
+        if recording is not None:
+            recording.add_any(self, "weight_score", (dscore * y).sum(axis=(1, 2)))
+            return
+        with adding(self.grads):
+            self.grads["weight_score"] += dscore.reshape(-1) @ y.reshape(-1, y.shape[-1])
 
     def _tanh(self, queries, keys):
         """tanh(queries + keys), (B, U, T, A)."""
@@ -338,7 +348,10 @@ class Attention(Module):
 
     def _project_backward(self, dy, x, name):
         """The gradient with respect to x; adds to that of the weight."""
-        if self._trains(name):
+        recording = recording_of(self)
+        if self._trains(name) and recording is not None:
+            recording.add(self, name, dy, x)
+        elif self._trains(name):
             with adding(self.grads):
                 self.ops.accumulate_product(self.grads[name], dy, x)
         dx = self.xp.empty(x.shape, self.dtype)

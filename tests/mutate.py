@@ -104,6 +104,7 @@ TESTS = {
     "gpurnn/errors.py": ["test_module.py", "test_optim.py", "test_layers.py", "test_recurrent.py"],
     "gpurnn/layers": ["test_layers.py", "test_unused.py"],
     "gpurnn/per_sample/": ["test_per_sample.py"],
+    "gpurnn/backends/dual/": ["test_tangents.py"],
     "gpurnn/gradients.py": ["test_recurrent.py", "test_training.py"],
     "gpurnn/backends/ops.py": ["test_between.py", "test_recurrent.py", "test_losses.py", "test_layers.py"],
     "gpurnn/backends/machine.py": ["test_robust.py", "test_checkpoint.py"],

@@ -28,6 +28,8 @@ import numpy as np
 
 from .._typing import Array, Backend
 from ..errors import BackendError
+from .dual.array import Dual
+from .dual.ops import DUAL_OPS
 
 if TYPE_CHECKING:
     from .ops import Ops
@@ -162,6 +164,8 @@ def array_ops(*arrays: Array) -> Ops:
 
     CuPy arrays give ``"cuda"``, everything else ``"cpu"``. Raises BackendError for a mixture.
     """
+    if any(isinstance(array, Dual) for array in arrays):
+        return DUAL_OPS
     cupy = sys.modules.get("cupy")  # an array of CuPy cannot exist before somebody has imported it
     on_gpu = [cupy is not None and isinstance(array, cupy.ndarray) for array in arrays]
     if any(on_gpu) and not all(on_gpu):

@@ -44,7 +44,7 @@ def sigmoid(xp, x):
 
 def softplus(xp, x):
     """log(1 + exp(x)) without overflow."""
-    return xp.maximum(x, 0) + xp.log1p(xp.exp(-xp.abs(x)))
+    return xp.maximum(x, 0) + xp.log1p(xp.exp(xp.minimum(-x, x)))  # not -abs(x): a Dual needs one branch at 0
 
 
 def dsigmoid(y):

@@ -53,7 +53,7 @@ def softsign(x: Any) -> Symbol:
 
 def elu(x: Any) -> Symbol:
     """x where it is positive, else e^x - 1 (Clevert 2016)."""
-    return where(x > 0, x, expm1(minimum(x, 0)))
+    return where(x > 0, x, expm1(minimum(0, x)))  # at 0 the derivative goes to the second: it is 1
 
 
 def leaky_relu(x: Any, slope: float = 0.01) -> Symbol:

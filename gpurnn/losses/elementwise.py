@@ -264,11 +264,11 @@ def _smooth_gradient(beta, x, y, xp):
 
 def _binary(x, y, xp):
     other = xp.where(x > 0, 1 - y, -y)  # the target's probability of the answer that x speaks against, with x's sign
-    return xp.where(other == 0, 0, x * other) + xp.log1p(xp.exp(-xp.abs(x)))
+    return xp.where(other == 0, 0, x * other) + xp.log1p(xp.exp(xp.minimum(-x, x)))  # of 0 the branch of x <= 0
 
 
 def _binary_gradient(x, y, xp):
     # For positive x this is (1 - y) - sigmoid(-x): 1 - sigmoid(x) would cancel to zero where x is large.
-    e = xp.exp(-xp.abs(x))
+    e = xp.exp(xp.minimum(x, -x))  # -|x|; at 0 with the derivative of the branch that is taken below
     small = e / (1 + e)  # sigmoid(-|x|)
     return xp.where(x < 0, small - y, (1 - y) - small)

@@ -123,8 +123,8 @@ class PerSampleGradients:
 def per_sample_gradients(model: Any, *, batch_first: bool | None = None) -> Iterator[PerSampleGradients]:
     """Record the gradients of each sequence in the backward pass inside the ``with`` block.
 
-    Such a backward pass returns what it always does, and leaves the ``grads`` of the model as they are. Only this
-    thread records.
+    Such a backward pass returns what it always does, and leaves the ``grads`` of the model as they are. Several of them
+    add up, sequence by sequence, such as those of the segments of truncated back-propagation. Only this thread records.
 
     The gradient of a sequence is that of its part of the loss: give losses ``reduction="sum"``. With "mean" each is
     divided by what the mean divides by.
@@ -133,7 +133,7 @@ def per_sample_gradients(model: Any, *, batch_first: bool | None = None) -> Iter
     ----------
     model : Module
         A layer or a model. Its parameters must be in recurrent layers, ``Linear``, ``TiedLinear``, ``Embedding``,
-        ``LayerNorm``, ``BatchNorm`` or ``Pooling``, or be frozen.
+        ``LayerNorm``, ``BatchNorm``, ``Pooling`` or ``Attention``, or be frozen.
     batch_first : bool, optional
         Whether arrays of three and more axes begin with that of the sequences, for layers without such an argument.
         None: as the layers in the model that have it. Arrays of two axes always do.

@@ -81,7 +81,9 @@ def _dots(xp, a, b):
     if _is_ids(a):
         places = xp.broadcast_to(a.swapaxes(1, 2), (len(b), b.shape[1], a.shape[1]))
         return xp.take_along_axis(b, places, axis=2).swapaxes(1, 2).astype(np.float64)
-    return a.astype(np.float64, copy=False) @ b.astype(np.float64, copy=False).swapaxes(1, 2)
+    rows = a.astype(np.float64, copy=False)
+    others = rows if b is a else b.astype(np.float64, copy=False)  # of one array NumPy makes half of the products
+    return rows @ others.swapaxes(1, 2)
 
 
 def add_weighted(ops, grad, terms, factors):

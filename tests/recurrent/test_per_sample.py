@@ -211,6 +211,24 @@ def test_a_ragged_batch_is_its_sequences_one_by_one(kind):
             assert_close(found[name][b], array, count_terms(layer, T), name)
 
 
+def test_several_backward_passes_add_up():
+    """A sequence in two pieces, each with a backward pass of its own."""
+    layer = build("lstm", {"num_layers": 2})
+    x, d = np.random.default_rng(0).standard_normal((T, B, I)), np.random.default_rng(1).standard_normal((T, B, H))
+    found = []
+    for pieces in ([slice(0, 2), slice(2, T)], [slice(0, 2)], [slice(2, T)]):
+        with gpurnn.per_sample_gradients(layer) as per_sample:
+            for piece in pieces:
+                state = layer(x[: piece.start])[1]
+                layer.forward(x[piece], state)[-1](d[piece])
+        found.append(per_sample)
+    both, first, second = (one.gradients() for one in found)
+    expected = {name: first[name] + second[name] for name in both}
+    for name, array in both.items():
+        assert_close(array, expected[name], count_terms(layer, T), name)
+    check_norms(found[0], expected, count_terms(layer, T), "float64")
+
+
 # ---- other layers, and models
 
 
@@ -244,6 +262,18 @@ def test_models(backend, dtype):
     backward, gradients = call(model, ids)
     per_sample, expected = check(model, backward, gradients, count_terms(model, T))
     assert "out.bias" not in expected
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("score", ["dot", "general", "additive"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_encoder_decoder(score, tied, backend):
+    how = {"score": score, "tied": tied, "backend": backend_of(backend), "dtype": "float64", "seed": 0}
+    model, rng = gpurnn.EncoderDecoder(9, 8, 6, **how), np.random.default_rng(0)
+    model.flat_params *= 5  # they begin within +-0.1
+    source, target = (model.xp.asarray(rng.integers(4, 8, (steps, B))) for steps in (T, 4))
+    backward, gradients = call(model, (source, target), lengths=([6, 1, 3, 5], [4, 2, 0, 1]))
+    check(model, backward, gradients, count_terms(model, T))
 
 
 @pytest.mark.parametrize("mode", ["last", "attention"])
