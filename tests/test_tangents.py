@@ -23,6 +23,7 @@ OPTIONS = {
     "residual": {"num_layers": 3, "residual": True},
     "layer norm": {"layer_norm": True, "zoneout": 0.2},
     "batch norm": {"batch_norm": True},
+    "heads": {"heads": 5, "num_layers": 2, "bidirectional": True, "learn_state": True, "weight_dropout": 0.3},
 }
 OF_ONE = {
     "relu": ("rnn", {"nonlinearity": "relu"}),
@@ -91,6 +92,16 @@ def test_recurrent(kind, options):
     layer = shake(LAYERS[kind](I, H, backend="numpy", dtype="float64", seed=1, **options))
     x = np.random.default_rng(0).standard_normal((B, T, I) if layer.batch_first else (T, B, I))
     check(layer, x, lengths=LENGTHS)
+
+
+@pytest.mark.parametrize("more", [{}, {"reset_to": "initial", "masked_output": "repeat"}, {"heads": 5}], ids=str)
+@pytest.mark.parametrize("kind, options", [(kind, {}) for kind in LAYERS] + [("gru", {"reset_after": False})], ids=str)
+def test_resets_and_masks(kind, options, more):
+    options = {"bidirectional": True, "learn_state": True, "backend": "numpy", "dtype": "float64", **options, **more}
+    layer, rng = shake(LAYERS[kind](I, H, seed=1, **options)), np.random.default_rng(0)
+    x = rng.standard_normal((T, B, I))
+    state = map_leaves(lambda part: rng.standard_normal(part.shape), layer(x)[1])
+    check(layer, x, state=state, lengths=LENGTHS, reset=rng.random((T, B)) < 0.4, mask=rng.random((T, B)) < 0.7)
 
 
 @pytest.mark.parametrize("name", [n for n, one in vars(library).items() if isinstance(one, gpurnn.cells.TracedCell)])
