@@ -23,7 +23,7 @@
 // A block sends once for each step that it computes: the initial h before the first, nothing after the last. `channel` is
 // what the blocks of a group share; a block that is alone has none.
 
-#include "arrays.cuh"
+#include "layer.cuh"
 
 struct Alone {  // the channel of a block that waits for no other
     static constexpr bool waits = false;
@@ -40,58 +40,9 @@ DEVICE constexpr int sums_of(bool makes_ax) {
     return Cell::products + (makes_ax ? Cell::gates - first_apart<Cell> : 0);
 }
 
-template <typename T>
-struct Forward {  // the kernels say what each is
-    int T_, B, H, W, D, save, mask_steps;
-    const float *bias_ih, *bias_hh, *own;
-    const bool* mask;
-    T *gates, *h;
-    float* others;
-    T* output;
-};
-
-template <typename T>
-struct Backward {
-    int T_, B, H, W, D, mask_steps;
-    const float* own;
-    const bool* mask;
-    T* gates;
-    const T* h;
-    const float* others;
-    const T* doutput;
-    float *dh, *dothers;
-};
-
-// The masks of this thread's k-th sequence.
-template <typename Cell, typename Position>
-DEVICE void load_masks(unsigned char (&to)[some(Cell::draws)][Position::units], const Position& pos, int k, const bool* mask,
-                       int steps, int t, int B, int H) {
-    if (!Cell::draws) return;
-    const unsigned char* from = masks_of<Cell>(mask, steps, pos.d, t, pos.sequence[k], B, H, pos.j);
-#pragma unroll
-    for (int m = 0; m < Cell::draws; m++) {
-#pragma unroll
-        for (int u = 0; u < Position::units; u++) {
-            if (pos.has(u, H)) to[m][u] = from[(size_t)m * H + u];
-        }
-    }
-}
-
-// The cell's own parameters, of this thread's units.
-template <typename Cell, typename Position>
-DEVICE void load_own(float (&to)[some(Cell::parameters)][Position::units], const Position& pos, const float* own, int H) {
-#pragma unroll
-    for (int n = 0; n < Cell::parameters; n++) {
-#pragma unroll
-        for (int u = 0; u < Position::units; u++) {
-            const bool valid = pos.j + u < H;
-            to[n][u] = valid ? own[((size_t)pos.d * Cell::parameters + n) * H + pos.j + u] : 0.0f;
-        }
-    }
-}
-
-// Of one tile; false where the block must give up.
-template <template <typename> class CellOf, typename T, typename Position, typename Channel, typename Product>
+// Of one tile; false where the block must give up. MARKED: what is held and where the output is 0 is in the marks, which know
+// the lengths, too; and a state may be reset before a timestep.
+template <template <typename> class CellOf, bool MARKED, typename T, typename Position, typename Channel, typename Product>
 DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel& channel, Product& product)
 {
     typedef CellOf<float> Cell;
@@ -105,11 +56,12 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
     Places<Position> here(pos, T_, a.B, H, a.W, a.D, t, pos.reversed ? T_ : 0, true);
     float others[some(S)][K][U], bias_a[G][U], bias_r[G][U], own[some(Cell::parameters)][U];
     Stored h_old[K] = {}, ax[K][G];
-    unsigned char masks[K][some(Cell::draws)][U];
+    unsigned char masks[K][some(Cell::draws)][U], mark[K], next_mark[K];
+    auto within = [&](int k, int t) { return MARKED ? pos.sequence[k] >= 0 : t < pos.length[k]; };
     auto load_ax = [&](int t, long long gates) {
 #pragma unroll
         for (int k = 0; k < K; k++) {
-            if (t >= pos.length[k]) continue;
+            if (!within(k, t)) continue;
             const T* row = a.gates + here.of(k, gates, here.gates_row);
 #pragma unroll
             for (int g = 0; g < G; g++) ax[k][g] = pos.load(row + (size_t)g * H, H);
@@ -118,7 +70,24 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
     auto load_all_masks = [&](int t) {
 #pragma unroll
         for (int k = 0; k < K; k++) {
-            if (t < pos.length[k]) load_masks<Cell>(masks[k], pos, k, a.mask, a.mask_steps, t, a.B, H);
+            if (within(k, t)) load_masks<Cell>(masks[k], pos, k, a.mask, a.mask_steps, t, a.B, H);
+        }
+    };
+    auto lives = [&](int k, int t) { return MARKED ? !(mark[k] & Mark::held) : t < pos.length[k]; };
+    auto send = [&](int k) {  // the h that the next timestep reads
+        const bool reset = MARKED && (next_mark[k] & Mark::reset);
+        product.send(channel, pos, k, reset ? pos.load(a.marks.h + reset_place(pos, k, a.B, H), H) : h_old[k]);
+    };
+    auto reset = [&](int k) {
+        const long long from = reset_place(pos, k, a.B, H);
+        h_old[k] = pos.load(a.marks.h + from, H);
+#pragma unroll
+        for (int s = 0; s < S; s++) {
+            const long long place = from + other_state<Cell>(pos.d, s, (long long)a.B * H);
+#pragma unroll
+            for (int u = 0; u < U; u++) {
+                if (pos.has(u, H)) others[s][k][u] = a.marks.others[place + u];
+            }
         }
     };
     load_own<Cell>(own, pos, a.own, H);
@@ -144,9 +113,11 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
     for (int k = 0; k < K; k++) {
         if (pos.sequence[k] >= 0) h_old[k] = pos.load(a.h + here.slot_of(k), H);
     }
+    if (MARKED && T_) load_marks(mark, pos, a.marks, t, T_, a.B);
     if (pos.longest > 0) {
+        if (MARKED) load_marks(next_mark, pos, a.marks, pos.reversed ? pos.longest - 1 : 0, T_, a.B);
 #pragma unroll
-        for (int k = 0; k < K; k++) product.send(channel, pos, k, h_old[k]);
+        for (int k = 0; k < K; k++) send(k);
         const int first = pos.reversed ? pos.longest - 1 : 0;
         if constexpr (Product::makes_ax) product.prefetch(first);
         else load_ax(first, here.gates + (long long)(first - t) * a.B * here.gates_row);
@@ -157,6 +128,7 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
     for (; t != end; t += on) {
         const bool active = t < pos.longest;  // the same in all threads of the group
         const bool sends = active && t + on >= 0 && t + on < pos.longest;
+        if (MARKED && t + on != end) load_marks(next_mark, pos, a.marks, t + on, T_, a.B);
         if (active) {
             if constexpr (Product::makes_ax) {
                 if (sends) product.prefetch(t + on);
@@ -166,7 +138,8 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
         Stored saved[K][some(Cell::saved)];
 #pragma unroll
         for (int k = 0; k < K; k++) {
-            if (t < pos.length[k]) {
+            if (MARKED && (mark[k] & Mark::reset)) reset(k);
+            if (lives(k, t)) {
                 float h_new[U] = {}, saved_now[some(Cell::saved)][U] = {};
 #pragma unroll
                 for (int u = 0; u < U; u++) {
@@ -200,7 +173,7 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
 #pragma unroll
                 for (int g = 0; g < Cell::saved; g++) saved[k][g] = pos.stored(saved_now[g], T());
             }
-            if (sends) product.send(channel, pos, k, h_old[k]);  // before any store: the others wait for it
+            if (sends) send(k);  // before any store: the others wait for it
         }
         if (sends) {
             // In flight during the product, too. A block that waits for others has time enough behind its stores.
@@ -212,8 +185,8 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
 #pragma unroll
         for (int k = 0; k < K; k++) {
             if (pos.sequence[k] < 0) continue;
-            const bool live = t < pos.length[k];
-            pos.store(a.output + here.output_of(k), live ? h_old[k] : Stored(), H);
+            const bool live = lives(k, t), heard = live || (MARKED && (mark[k] & Mark::shown));
+            pos.store(a.output + here.output_of(k), heard ? h_old[k] : Stored(), H);
             if (!a.save) continue;
             pos.store(a.h + here.slot_of(k), h_old[k], H);
 #pragma unroll
@@ -221,16 +194,20 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
                 const long long place = here.slot_of(k) + other_state<Cell>(pos.d, s, state_size);
                 pos.store(a.others + place, pos.stored(others[s][k], 0.0f), H);
             }
-            if (live) {
+            if (MARKED || live) {  // where it is held, too: backward loads it before it knows the marks
                 T* row = a.gates + here.gates_of(k);
 #pragma unroll
-                for (int g = 0; g < Cell::saved; g++) pos.store(row + (size_t)g * H, saved[k][g], H);
+                for (int g = 0; g < Cell::saved; g++) {
+                    pos.store(row + (size_t)g * H, MARKED && !live ? Stored() : saved[k][g], H);
+                }
             }
         }
         here.gates = skip(here.gates, here.move, here.gates_row);
         here.output = skip(here.output, here.move, here.output_row);
         if (!Product::makes_ax && Channel::waits && sends) load_ax(t + on, here.gates);
         if (Channel::waits && sends) load_all_masks(t + on);
+#pragma unroll
+        for (int k = 0; k < K && MARKED; k++) mark[k] = next_mark[k];
     }
 #pragma unroll
     for (int k = 0; k < K; k++) {
@@ -245,7 +222,7 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
     return true;
 }
 
-template <template <typename> class CellOf, typename T, typename Position, typename Channel, typename Product>
+template <template <typename> class CellOf, bool MARKED, typename T, typename Position, typename Channel, typename Product>
 DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channel& channel, Product& product)
 {
     typedef CellOf<float> Cell;
@@ -262,11 +239,12 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
     float dh_now[K][U], dothers[some(S)][K][U], own[some(Cell::parameters)][U];
     Stored gates[K][some(Cell::saved)], doutput[K] = {}, h_old[K] = {}, h_new[K] = {};
     StoredFloat others_old[K][some(S)] = {}, others_new[K][some(S)] = {};
-    unsigned char masks[K][some(Cell::draws)][U];
+    unsigned char masks[K][some(Cell::draws)][U], mark[K];
     int given[K];
     load_own<Cell>(own, pos, a.own, H);
+    auto within = [&](int k, int t) { return MARKED ? pos.sequence[k] >= 0 : t < pos.length[k]; };
 #pragma unroll
-    for (int k = 0; k < K; k++) given[k] = a.doutput ? pos.length[k] : 0;
+    for (int k = 0; k < K; k++) given[k] = !a.doutput ? 0 : !MARKED ? pos.length[k] : pos.sequence[k] < 0 ? 0 : T_;
     auto load_states = [&](long long from, Stored& h, StoredFloat (&others)[some(S)]) {
         h = pos.load(a.h + from, H);
 #pragma unroll
@@ -282,7 +260,7 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
 #pragma unroll
         for (int k = 0; k < K && ahead; k++) {
             if (pos.sequence[k] >= 0) load_states(here.slot_of(k), h_old[k], others_old[k]);
-            if (t < pos.length[k]) load_gates(k, t);
+            if (within(k, t)) load_gates(k, t);
             if (t < given[k]) doutput[k] = pos.load(a.doutput + here.output_of(k), H);
         }
     };
@@ -309,12 +287,16 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
     }
     here.slot = skip(here.slot, here.move, H);
     if (T_) load_ahead(t);
+    if (MARKED && T_) load_marks(mark, pos, a.marks, t, T_, a.B);
     for (; t != end; t += on) {
         const bool active = t < pos.longest;  // the same in all threads of the group
+        unsigned resets = 0;  // bit k: whether sequence k is reset before this timestep
 #pragma unroll
         for (int k = 0; k < K; k++) {
             Stored dgates[P] = {};
-            if (t < pos.length[k]) {
+            const bool reset = MARKED && (mark[k] & Mark::reset), live = MARKED ? !(mark[k] & Mark::held) : t < pos.length[k];
+            if (reset) resets |= 1u << k;
+            if (live) {
                 if (!ahead) load_now(k);
                 float d[P][U] = {};
 #pragma unroll
@@ -333,6 +315,14 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
                         in.new_state[s + 1] = pos.number(others_new[k][s], u, 0.0f);
                         in.dstate[s + 1] = dothers[s][k][u];
                     }
+                    if (reset) {
+                        const long long from = reset_place(pos, k, a.B, H) + u;
+                        in.state[0] = float(a.marks.h[from]);
+#pragma unroll
+                        for (int s = 0; s < S; s++) {
+                            in.state[s + 1] = a.marks.others[from + other_state<Cell>(pos.d, s, (long long)a.B * H)];
+                        }
+                    }
 #pragma unroll
                     for (int n = 0; n < Cell::parameters; n++) in.p[n] = own[n][u];
 #pragma unroll
@@ -346,6 +336,10 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
                 }
 #pragma unroll
                 for (int g = 0; g < P; g++) dgates[g] = pos.stored(d[g], T());
+            } else if (MARKED && a.doutput && (mark[k] & Mark::shown)) {  // the output is the h before
+                if (!ahead) doutput[k] = pos.load(a.doutput + here.output_of(k), H);
+#pragma unroll
+                for (int u = 0; u < U; u++) dh_now[k][u] += pos.number(doutput[k], u, T());
             }
             if (ahead) h_new[k] = h_old[k];
 #pragma unroll
@@ -358,12 +352,29 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
         }
         here.move_on();
         if (t + on != end) load_ahead(t + on);
+        if (MARKED && t + on != end) load_marks(mark, pos, a.marks, t + on, T_, a.B);
         if (!active) continue;
         if (!product.run(channel, pos)) return false;
 #pragma unroll
         for (int k = 0; k < K; k++) {
 #pragma unroll
             for (int u = 0; u < U; u++) dh_now[k][u] += product.sum(k, u);
+        }
+#pragma unroll
+        for (int k = 0; k < K && MARKED; k++) {  // the gradient goes to what the reset gives, and not across
+            if (!(resets >> k & 1)) continue;
+            const long long to = reset_place(pos, k, a.B, H);
+#pragma unroll
+            for (int u = 0; u < U; u++) {
+                if (!pos.has(u, H)) continue;
+                a.marks.dh[to + u] += dh_now[k][u];
+                dh_now[k][u] = 0.0f;
+#pragma unroll
+                for (int s = 0; s < S; s++) {
+                    a.marks.dothers[to + u + other_state<Cell>(pos.d, s, (long long)a.B * H)] += dothers[s][k][u];
+                    dothers[s][k][u] = 0.0f;
+                }
+            }
         }
     }
     // Counted from where the loop has ended: the compiler would keep the pointers of the beginning in registers till here.
