@@ -64,6 +64,7 @@ from .optim import (
     clip_grad_norm,
     clip_grad_value,
 )
+from .per_sample import PerSampleGradients, per_sample_gradients
 from .recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, Recurrent, RNNCell
 from .seq2seq import EncoderDecoder, beam_search, greedy_search
 from .train import History, TrainingError, evaluate, fit, load_weights, save_weights
@@ -119,6 +120,8 @@ __all__ = [
     "Batch", "TextBatches", "SequenceBatches",
     # the gradient at every timestep
     "record_gradient_flow", "GradientFlow",
+    # the gradients of each sequence
+    "per_sample_gradients", "PerSampleGradients",
     # files of weights and checkpoints
     "save_weights", "load_weights", "save_checkpoint", "load_checkpoint", "CheckpointError",
     # the backend switch

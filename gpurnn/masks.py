@@ -81,6 +81,22 @@ def valid_steps(
     return xp.asarray(np.arange(T)[:, None] < lengths[None, :])
 
 
+def check_steps(layer, given, T, B, single, name):
+    """``reset`` or ``mask`` as booleans (T, B) of the layer's backend; None for None. Raises ShapeError, DtypeError."""
+    if given is None:
+        return None
+    steps = layer.ops.asarray(given, name)
+    if steps.dtype.kind != "b":
+        hint = f": {name} = {name}.astype(bool)" if hasattr(given, "astype") else ""
+        raise DtypeError(f"{name}: expected booleans, got {getattr(given, 'dtype', None) or described(given)}{hint}")
+    axes, shape = ("(T,)", (T,)) if single else ("(B, T)", (B, T)) if layer.batch_first else ("(T, B)", (T, B))
+    if steps.shape != shape:
+        raise ShapeError(f"{name}: expected one boolean for each timestep, {axes} = {shape}, got {steps.shape}")
+    if single:
+        return steps[:, None]
+    return steps.T if layer.batch_first else steps
+
+
 def valid_places(shape, mask, lengths, batch_first, ops):
     """Booleans over some leading axes of ``shape``, True where ``mask`` and ``lengths`` say that a place counts.
 

@@ -27,7 +27,7 @@ from ._typing import Array, Backward, Lengths, State
 from .attention import Attention, Memory
 from .data.tokens import END, PADDING, START, UNKNOWN
 from .decoding import NEVER_WRITTEN, Hypothesis, beam_search, greedy_search, length_penalty
-from .errors import ShapeError, check_choice, check_flag, check_number, check_size, checked
+from .errors import ShapeError, answers_unknown, check_choice, check_flag, check_number, check_size, checked
 from .layers import Dropout, Embedding, Linear, TiedLinear
 from .masks import check_lengths
 from .module import Module
@@ -161,12 +161,14 @@ class EncoderDecoder(Module):
             raise TypeError(f"sampling should be a Sampling or None, got {value!r}")
         return value
 
+    @answers_unknown
     def __call__(self, inputs: tuple[Array, Array], lengths: tuple[Lengths, Lengths] | None = None) -> Array:
         """Logits (U, B, target_size) of a whole target, for inference. Takes and raises what ``forward`` does."""
         source, target, (source_lengths, target_lengths) = self._check(inputs, lengths)
         memory, state, _ = self._encode(source, source_lengths, save=False)
         return self._decode(target, target_lengths, memory, state, source_lengths)
 
+    @answers_unknown
     def forward(
         self, inputs: tuple[Array, Array], lengths: tuple[Lengths, Lengths] | None = None, *, retain: bool = False
     ) -> tuple[Array, Backward]:

@@ -12,11 +12,12 @@ from .. import rng
 from ..arrays import as_array, check_float
 from ..dtypes import compute_dtype, upcast
 from ..errors import ShapeError
+from .blocks import blocks
 from .machine import host_machine
 from .records import PassOptions, SavedLayer, flat
 from .streams import ONE_STREAM, Streams
 from .time_loop import hidden_weights, input_bias, sequence_backward, sequence_forward
-from .weight_gradients import add_weight_gradients
+from .weight_gradients import add_weight_gradients, weight_terms
 
 _TILE_FEATURES, _TILE_ROWS = 128, 16  # tile of a transposing copy, to rows and from rows: it halves the time
 _MOST = (1 << 31) - 1  # most timesteps or sequences that compiled code counts: an int
@@ -181,9 +182,13 @@ class Ops:
         layers; and those with respect to the state that resets give, or None.
         """
         done, dx = self.time_loop_backward(saved, doutput, dstates, hooks), None
-        for one, weights, weight_grads, gradients in zip(saved.passes, saved.weights, grads.weights, done, strict=True):
-            with grads.lock:
-                dax = add_weight_gradients(self, saved, one, weight_grads, gradients)
+        for d, (one, weights, gradients) in enumerate(zip(saved.passes, saved.weights, done, strict=True)):
+            if grads.record is None:
+                with grads.lock:
+                    dax = add_weight_gradients(self, saved, one, grads.weights[d], gradients)
+            else:
+                dax, terms = weight_terms(self, saved, one, grads.weights[d], gradients)
+                grads.record(d, terms)
             one.others = ()  # freed before dx is made
             weight_ih, accumulate = weights.ih.astype(saved.x.dtype, copy=False), dx is not None
             if not accumulate:
@@ -384,15 +389,3 @@ def refuse_uncountable(T, B, backend):
     for name, count, most in (("T", T, _MOST - 1), ("B", B, _MOST)):  # there is one more state than timesteps
         if count > most:
             raise ShapeError(f"x: {name} = {count} is more than the {most} that backend {backend!r} takes in one call")
-
-
-def blocks(rows, count, width, xp):
-    """Cut ``count`` rows of ``width`` elements into blocks; yields ``(part, index)``.
-
-    ``part`` is the slice within the rows that count; ``index`` selects the same rows from all of them. On the host a
-    block and its temporaries fit in cache. On a GPU blocks are large: few launches, yet bounded memory.
-    """
-    size = max(1, (1 << 17 if xp is np else 1 << 26) // max(width, 1))
-    for start in range(0, count, size):
-        part = slice(start, min(start + size, count))
-        yield part, part if rows is None else rows[part]

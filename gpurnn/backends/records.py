@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -50,11 +51,13 @@ class Gradients(NamedTuple):
     """Where ``Ops.layer_backward`` adds the gradients of a layer's weights.
 
     weights: for each direction the ``cells.Weights`` to add to. lock: held while they are added to, as several threads
-    may run backward passes of one layer.
+    may run backward passes of one layer. record: None, or a function that takes what would be added instead: the
+    number of the direction, and the list that ``weight_terms`` makes.
     """
 
     weights: list[Weights]
     lock: threading.RLock
+    record: Callable[..., None] | None = None
 
 
 @dataclass(slots=True)

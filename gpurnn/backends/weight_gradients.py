@@ -11,10 +11,9 @@ def add_weight_gradients(ops, layer, saved, grads, done):
 
     Returns dax (T*B, G*H), the gradients with respect to W_ih x + b_ih, in the memory of ``done.dgates``.
     """
+    _settle(ops, layer.cell, saved, done)
     cell, dgates, dbias = layer.cell, flat(done.dgates), None
     H = dgates.shape[1] // cell.saved_blocks
-    reads = {product.reads for product in cell.products} - {"h"}
-    settle_reads(ops.xp, saved, [done.dgates[:, :, cell.columns((name,), H)] for name in reads])
     if grads.hh is not None:
         _add_hidden(ops, cell, flat(saved.h_old), grads.hh, dgates)
     if grads.hr is not None:
@@ -40,11 +39,50 @@ def add_weight_gradients(ops, layer, saved, grads, done):
     return dax
 
 
+def _settle(ops, cell, saved, done):
+    """Make what products with W_hh read what each timestep has read, where there are resets and masks."""
+    H, reads = done.dgates.shape[2] // cell.saved_blocks, {product.reads for product in cell.products} - {"h"}
+    settle_reads(ops.xp, saved, [done.dgates[:, :, cell.columns((name,), H)] for name in reads])
+
+
 def _add_hidden(ops, cell, h_old, dweight_hh, dgates):
     """Add the gradient of W_hh: for each of its products that of the rows, times what they read."""
-    H, start = dgates.shape[1] // cell.saved_blocks, 0
+    for rows, d, read in _hidden_products(cell, h_old, dgates):
+        ops.accumulate_product(dweight_hh[rows], d, read)
+
+
+def _hidden_products(cell, h_old, dgates):
+    """For each product with W_hh its rows, the gradients of what these make, and what they read: (..., F) arrays."""
+    H, start = dgates.shape[-1] // cell.saved_blocks, 0
     for product in cell.products:
         stop = start + len(product.rows) * H
-        read = h_old if product.reads == "h" else dgates[:, cell.columns((product.reads,), H)]
-        ops.accumulate_product(dweight_hh[start:stop], dgates[:, cell.columns(product.rows, H)], read)
+        read = h_old if product.reads == "h" else dgates[..., cell.columns((product.reads,), H)]
+        yield slice(start, stop), dgates[..., cell.columns(product.rows, H)], read
         start = stop
+
+
+def weight_terms(ops, layer, saved, grads, done):
+    """What ``add_weight_gradients`` sums over time and sequences, with the same arguments: views of what it would read.
+
+    Returns dax (T*B, G*H), and for each parameter, or some of its rows: its name, d (T, B, M), x (T, B, N) or None, and
+    the first row. The gradient is the sum of all d x^T, or of d.
+    """
+    _settle(ops, layer.cell, saved, done)
+    cell, dgates = layer.cell, done.dgates
+    H = dgates.shape[2] // cell.saved_blocks
+    dax = hidden = dgates[:, :, : len(cell.gates) * H]
+    if cell.apart:
+        dax = ops.xp.concatenate([dgates[:, :, cell.columns((name,), H)] for name in cell.inputs], axis=2)
+    found = []
+    if grads.hh is not None:
+        for rows, d, read in _hidden_products(cell, saved.h_old, dgates):
+            found.append(("weight_hh", d, read, rows.start))
+    if grads.hr is not None:
+        found.append(("weight_hr", done.dh_steps, dgates[:, :, cell.columns((cell.projects,), H)], 0))
+    sums = [("bias_hh", grads.bias_hh, hidden), ("bias_ih", grads.bias_ih, dax)]
+    for parameter, gradient in zip(cell.parameters, grads.own, strict=True):
+        sums.append((parameter.name, gradient, dgates[:, :, cell.columns(parameter.blocks, H)]))
+    found += [(name, d, None, 0) for name, gradient, d in sums if gradient is not None]
+    if grads.ih is not None:
+        found.append(("weight_ih", dax, layer.x, 0))
+    return flat(dax), found

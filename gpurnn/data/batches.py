@@ -17,6 +17,8 @@ from .. import rng
 from .._typing import Array
 from ..arrays import host_array, refuse_masked
 from ..errors import DtypeError, ShapeError, check_flag, check_size, described
+from ..masks import valid_steps
+from .packing import pack
 
 
 @dataclass
@@ -35,10 +37,12 @@ class Batch:
         Continue from the recurrent state of the previous batch (truncated BPTT) instead of starting from the initial
         state.
     loss_options : dict, optional
-        Keyword arguments of the loss. By default ``lengths``, if there are any.
+        Keyword arguments of the loss. By default ``lengths`` and ``mask``, where they are given.
     weight : int, optional
         Weight of this batch's mean loss in a mean over batches. By default the number of valid timesteps; with a loss
         of this package that has ``mask``, ``ignore_index`` or class weights, what its mean divides by.
+    reset, mask : Array of bool, optional
+        (T, B) for the model, as a recurrent layer takes them: where a sequence begins, and which timesteps are there.
 
     With several inputs, ``loss_options`` and ``weight`` must be given.
 
@@ -59,16 +63,27 @@ class Batch:
     carry: bool = False
     loss_options: dict[str, Any] | None = None
     weight: float | None = None
+    reset: Array | None = None
+    mask: Array | None = None
     weight_is_given: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self.weight_is_given = self.weight is not None
         self.carry = check_flag("carry", self.carry)
         if self.loss_options is None:
-            self.loss_options = {} if self.lengths is None else {"lengths": self.lengths}
+            given = {"lengths": self.lengths, "mask": self.mask}
+            self.loss_options = {name: one for name, one in given.items() if one is not None}
         if self.weight is None:
+            self.weight = self._valid_timesteps()
+
+    def _valid_timesteps(self):
+        if self.mask is None:
             shape = np.shape(self.inputs)
-            self.weight = int(shape[0] * shape[1] if self.lengths is None else np.sum(self.lengths))
+            return int(shape[0] * shape[1] if self.lengths is None else np.sum(self.lengths))
+        there = host_array(self.mask, "mask")
+        if self.lengths is not None:
+            there = there & valid_steps(self.lengths, *there.shape)
+        return int(there.sum())
 
 
 class BatchSource(Protocol):
@@ -96,6 +111,11 @@ class TextBatches:
         Sequences in a batch, B.
     steps : int
         Timesteps of a batch, T.
+    begins : int, optional
+        The id that begins a document, such as that of a line end: batches then have resets, and before each timestep
+        that reads this id the state becomes the initial one. So the first id of a document is predicted from
+        ``begins`` alone, and the last id of a document predicts ``begins``. Recurrent layers need
+        ``reset_to="initial"``, or a reset would give the carried state again.
 
     Raises
     ------
@@ -109,14 +129,18 @@ class TextBatches:
     >>> text = gpurnn.TextBatches(np.arange(9), batch_size=2, steps=3)
     >>> len(text), text.batch(epoch=0, index=0).inputs.tolist()
     (2, [[0, 4], [1, 5], [2, 6]])
+    >>> text = gpurnn.TextBatches(np.array([0, 5, 6, 0, 7, 8, 9, 0, 5]), batch_size=1, steps=8, begins=0)
+    >>> text.batch(epoch=0, index=0).reset.ravel().astype(int).tolist()
+    [1, 0, 0, 1, 0, 0, 0, 1]
     """
 
     ids: Array
     batch_size: int
     steps: int
+    begins: int | None
     stream: int
 
-    def __init__(self, ids: Array, batch_size: int, steps: int) -> None:
+    def __init__(self, ids: Array, batch_size: int, steps: int, *, begins: int | None = None) -> None:
         refuse_masked("ids", ids)
         if getattr(ids, "ndim", None) != 1:
             got = f"shape {ids.shape}" if hasattr(ids, "shape") else described(ids)
@@ -125,6 +149,7 @@ class TextBatches:
             raise DtypeError(f"ids: expected integers, got {ids.dtype}")
         self.ids = ids
         self.batch_size, self.steps = check_size("batch_size", batch_size), check_size("steps", steps)
+        self.begins = None if begins is None else check_size("begins", begins, minimum=0)
         self.stream = (len(ids) - 1) // self.batch_size
         if self.stream < 1:
             raise ValueError(
@@ -141,11 +166,12 @@ class TextBatches:
         T = min(self.steps, self.stream - first)
         rows = [self.ids[start : start + T + 1] for start in np.arange(self.batch_size) * self.stream + first]
         both = np.ascontiguousarray(np.stack(rows, axis=1), dtype=np.int64)
-        return Batch(both[:-1], both[1:], carry=index > 0)
+        reset = None if self.begins is None else both[:-1] == self.begins
+        return Batch(both[:-1], both[1:], carry=index > 0, reset=reset)
 
 
 class SequenceBatches:
-    """Sequences of different length, shuffled, padded with zeros to the longest of their batch.
+    """Sequences of different length, shuffled, padded with zeros to the longest of their batch, or packed.
 
     A subclass may override ``collate``, which makes a batch from the numbers of its sequences.
 
@@ -165,14 +191,18 @@ class SequenceBatches:
         Use another order in every epoch.
     bucket : bool
         Put sequences of similar length together, so that there is little padding: they are sorted within windows of
-        32 batches.
+        32 batches. Of no effect on packed batches, which have hardly any.
     seed : int
         Key of the order.
+    packed : bool
+        Put the sequences of a batch one behind another into rows as long as the longest of them; see
+        ``gpurnn.data.pack``. A batch then has resets and a mask, and with ``per_step=False`` the targets in the order
+        in which ``Pooling`` gives the vectors.
 
     Raises
     ------
     ShapeError
-        For targets that do not fit the inputs.
+        For targets that do not fit the inputs, and for an empty sequence that should be packed.
     TypeError, ValueError
         For other arguments of the wrong type or value, and for no sequences.
 
@@ -193,6 +223,7 @@ class SequenceBatches:
     shuffle: bool
     bucket: bool
     seed: int
+    packed: bool
 
     def __init__(
         self,
@@ -204,7 +235,9 @@ class SequenceBatches:
         shuffle: bool = True,
         bucket: bool = True,
         seed: int = 0,
+        packed: bool = False,
     ) -> None:
+        self.packed = check_flag("packed", packed)
         self.per_step, self.seed = check_flag("per_step", per_step), rng.check_seed(seed)
         self.shuffle, self.bucket = check_flag("shuffle", shuffle), check_flag("bucket", bucket)
         refuse_masked("inputs", inputs)
@@ -217,6 +250,8 @@ class SequenceBatches:
         if len(self.targets) != len(self.inputs):
             raise ShapeError(f"targets: expected {len(self.inputs)} entries, as inputs has, got {len(self.targets)}")
         self.lengths = np.array([len(x) for x in self.inputs], np.int64)
+        if packed and not self.lengths.all():
+            raise ShapeError(f"inputs[{self.lengths.argmin()}]: a sequence without timesteps cannot be packed")
         self._last = (None, None)  # (epoch, its order), so that an epoch is sorted once
         for n, (x, y) in enumerate(zip(self.inputs, self.targets, strict=True)):
             if per_step and np.ndim(y) == 0:
@@ -234,9 +269,8 @@ class SequenceBatches:
         """Batch number ``index`` of an epoch. Raises IndexError for a number that there is not."""
         index = check_index(self, index)
         if self._last[0] != epoch:
-            order = order_batches(
-                self.lengths, self.batch_size, self.seed, epoch, shuffle=self.shuffle, bucket=self.bucket
-            )
+            bucket = self.bucket and not self.packed
+            order = order_batches(self.lengths, self.batch_size, self.seed, epoch, shuffle=self.shuffle, bucket=bucket)
             self._last = (epoch, order)
         return self.collate(self._last[1][index], epoch)
 
@@ -250,10 +284,22 @@ class SequenceBatches:
         epoch : int
             For subclasses whose batches differ between epochs.
         """
+        if self.packed:
+            return self._pack(chosen)
         inputs, lengths = pad([self.inputs[n] for n in chosen]), self.lengths[chosen]
         if self.per_step:
             return Batch(inputs, pad([self.targets[n] for n in chosen]), lengths)
         batch = Batch(inputs, self.targets[chosen], lengths, loss_options={}, weight=len(chosen))
+        batch.weight_is_given = False
+        return batch
+
+    def _pack(self, chosen):
+        """The batch of the sequences with these numbers, packed."""
+        rows, reset, mask, where = pack([self.inputs[n] for n in chosen])
+        marks = {"reset": reset, "mask": mask}
+        if self.per_step:
+            return Batch(rows, pack([self.targets[n] for n in chosen]).rows, **marks)
+        batch = Batch(rows, self.targets[chosen][where.order], loss_options={}, weight=len(chosen), **marks)
         batch.weight_is_given = False
         return batch
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .._typing import Array, Backward
 from ..errors import ShapeError, check_flag, check_number, checked
+from ..masks import check_steps
 from ..module import Module, backward_of
 from .common import check_gradient, sizes_text
 
@@ -64,13 +65,16 @@ class Dropout(Module):
     def batch_first(self, value):
         return check_flag("batch_first", value)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, *, reset: Array | None = None) -> Array:
         """The output alone. In training mode this draws a mask, as ``forward`` does.
 
         Parameters
         ----------
         x : Array
             Any shape, of the layer's dtype; (T, B, F) or (B, T, F) for a variational layer.
+        reset : Array of bool, optional
+            (T, B), or (B, T) with ``batch_first``, for a variational layer in training: a sequence begins at these
+            timesteps, and has a mask of its own.
 
         Returns
         -------
@@ -82,14 +86,14 @@ class Dropout(Module):
         ShapeError, DtypeError
             x is not 3-D in a variational layer, or is not of the layer's dtype.
         """
-        return self._apply(x)[0]
+        return self._apply(x, reset)[0]
 
-    def forward(self, x: Array, *, retain: bool = False) -> tuple[Array, Backward]:
+    def forward(self, x: Array, *, reset: Array | None = None, retain: bool = False) -> tuple[Array, Backward]:
         """The output and its backward, for training.
 
         Parameters
         ----------
-        x : Array
+        x, reset : Array
             As for a call.
         retain : bool
             Accepted by every layer; without effect here.
@@ -107,7 +111,7 @@ class Dropout(Module):
             As for a call.
         """
         check_flag("retain", retain)
-        y, scaled_mask = self._apply(x)
+        y, scaled_mask = self._apply(x, reset)
         shape = y.shape
 
         @backward_of(self)
@@ -117,21 +121,32 @@ class Dropout(Module):
 
         return y, backward
 
-    def _apply(self, x):
+    def _apply(self, x, reset):
         """y, and the mask times 1 / (1 - rate), or None where nothing is dropped."""
         x = self.ops.asfloat(x, self.dtype, "x")
         if not self.training or self.rate == 0:
             return x.copy(), None
-        shape = list(x.shape)
-        if self.variational:
-            if x.ndim != 3:
-                raise ShapeError(f"x: variational dropout expects 3-D input with a time axis, got shape {x.shape}")
-            shape[1 if self.batch_first else 0] = 1
-        mask = self.ops.dropout_mask(tuple(shape), self.rate, self.seed, self.key, self.calls)
+        mask = self._variational_mask(x.shape, reset) if self.variational else self._drawn(x.shape)
         self.calls += 1
         scaled_mask = mask.astype(self.dtype)
         scaled_mask *= 0 if self.rate == 1 else 1 / (1 - self.rate)
         return x * scaled_mask, scaled_mask
+
+    def _drawn(self, shape):
+        return self.ops.dropout_mask(tuple(shape), self.rate, self.seed, self.key, self.calls)
+
+    def _variational_mask(self, shape, reset):
+        """A mask for x of this shape: one for each row, or for each sequence that begins in it."""
+        if len(shape) != 3:
+            raise ShapeError(f"x: variational dropout expects 3-D input with a time axis, got shape {shape}")
+        time = 1 if self.batch_first else 0
+        T, B = shape[time], shape[1 - time]
+        if reset is None:
+            return self._drawn([*shape[:time], 1, *shape[time + 1 :]])
+        number = self.xp.cumsum(check_steps(self, reset, T, B, False, "reset"), axis=0)  # of the sequence in its row
+        masks = self._drawn([int(number.max()) + 1 if number.size else 1, B, shape[2]])
+        mask = masks[number, self.xp.arange(B)]
+        return mask.swapaxes(0, 1) if self.batch_first else mask
 
     def _sizes_text(self):
         return sizes_text(self, "rate", variational=False, batch_first=False)

@@ -6,9 +6,11 @@ import numpy as np
 
 from .. import rng
 from .._typing import Array, Backward
+from ..dtypes import upcast
 from ..errors import DtypeError, check_flag, check_number, check_size
 from ..gradients import adding
 from ..module import Module, backward_of
+from ..per_sample.recording import recording_of
 from .common import check_gradient, rows_of, sizes_text
 
 
@@ -44,6 +46,7 @@ class Embedding(Module):
     num_embeddings: int
     embedding_dim: int
     padding_idx: int | None
+    _records_terms = True
 
     def __init__(
         self,
@@ -121,10 +124,17 @@ class Embedding(Module):
 
         @backward_of(self)
         def backward(doutput):
-            dy, index = rows_of(check_gradient(self, doutput, shape)), ids.reshape(-1)
+            dy_steps = check_gradient(self, doutput, shape)
             self.check_versions(versions)
             if not self._trains("weight"):
                 return
+            recording = recording_of(self)
+            if recording is not None:
+                if padding_idx is not None:
+                    dy_steps = self.xp.where(ids[..., None] == padding_idx, 0, upcast(dy_steps))
+                recording.add_any(self, "weight", ids[..., None], dy_steps)
+                return
+            dy, index = rows_of(dy_steps), ids.reshape(-1)
             if padding_idx is not None:
                 counted = self.xp.flatnonzero(index != padding_idx)
                 dy, index = dy[counted], index[counted]

@@ -11,6 +11,7 @@ from .._typing import Array, Backward
 from ..errors import check_flag, check_size
 from ..gradients import adding
 from ..module import Module, backward_of
+from ..per_sample.recording import recorded
 from .common import check_features, check_gradient, rows_of, sizes_text
 from .embedding import Embedding
 
@@ -45,6 +46,7 @@ class Linear(Module):
     in_features: int
     out_features: int
     bias: bool
+    _records_terms = True
     _elsewhere = dict.fromkeys(
         ("activation", "nonlinearity"), "No layer applies one: write a Module that does; docs/models.md shows how"
     )
@@ -123,14 +125,15 @@ class Linear(Module):
 
         @backward_of(self)
         def backward(doutput):
-            dy = rows_of(check_gradient(self, doutput, shape))
+            dy_steps = check_gradient(self, doutput, shape)
+            dy = rows_of(dy_steps)
             self.check_versions(versions)
             table.check_versions(table_versions)
-            if table._trains("weight"):
+            if table._trains("weight") and not recorded(table, "weight", dy_steps, x):
                 weight_grad = table.grads["weight"]
                 with adding(weight_grad):
                     self.ops.accumulate_product(weight_grad, dy, rows_of(x))
-            if bias and self._trains("bias"):
+            if bias and self._trains("bias") and not recorded(self, "bias", dy_steps):
                 with adding(self.grads):
                     self.grads["bias"] += self.ops.sum_steps(dy)
             dx = self.xp.empty((len(dy), x.shape[-1]), self.dtype)

@@ -12,6 +12,7 @@ from ..errors import DtypeError, ShapeError, check_flag, check_number, check_sha
 from ..gradients import adding
 from ..masks import valid_steps
 from ..module import Module, backward_of
+from ..per_sample.recording import recorded, recording_of, refuse_mixing
 from .common import check_features, check_gradient, mean_features, rows_of, sizes_text, sum_rows
 
 
@@ -47,6 +48,7 @@ class LayerNorm(Module):
 
     features: int
     bias: bool
+    _records_terms = True
 
     def __init__(
         self,
@@ -109,9 +111,9 @@ class LayerNorm(Module):
             dy = upcast(check_gradient(self, doutput, normal.shape))
             self.check_versions(versions)
             with adding(self.grads):
-                if self._trains("weight"):
+                if self._trains("weight") and not recorded(self, "weight", dy * normal):
                     self.grads["weight"] += sum_rows(dy * normal)
-                if bias and self._trains("bias"):
+                if bias and self._trains("bias") and not recorded(self, "bias", dy):
                     self.grads["bias"] += sum_rows(dy)
             dnormal = dy * self.params["weight"]
             dx = (dnormal - mean_features(dnormal) - normal * mean_features(dnormal * normal)) * inverse
@@ -161,6 +163,7 @@ class BatchNorm(Module):
     affine: bool
     buffers: dict[str, Array]
     takes_lengths = True
+    _records_terms = True
 
     def __init__(
         self,
@@ -243,17 +246,21 @@ class BatchNorm(Module):
         def backward(doutput):
             dvalid = upcast(self._gather(rows_of(check_gradient(self, doutput, shape)), rows))
             self.check_versions(versions)
-            dnormal = dvalid
+            if batch_statistics:
+                refuse_mixing(self)
+            dnormal, recording = dvalid, recording_of(self)
             if affine:
                 with adding(self.grads):
-                    if self._trains("weight"):
-                        self.grads["weight"] += sum_rows(dvalid * normal)
-                    if self._trains("bias"):
-                        self.grads["bias"] += sum_rows(dvalid)
+                    for name in filter(self._trains, ("weight", "bias")):
+                        d = dvalid * normal if name == "weight" else dvalid
+                        if recording is None:
+                            self.grads[name] += sum_rows(d)
+                        else:
+                            recording.add_any(self, name, self._scatter(d, rows, shape, d.dtype))
                 dnormal = dvalid * self.params["weight"]
             if batch_statistics:
                 dnormal = dnormal - self._mean(dnormal) - normal * self._mean(dnormal * normal)
-            return self._scatter(dnormal * inverse, rows, shape)
+            return self._scatter(dnormal * inverse, rows, shape, self.dtype)
 
         return y, backward
 
@@ -276,7 +283,7 @@ class BatchNorm(Module):
             mean, variance = self.buffers["running_mean"], self.buffers["running_var"]
         normal, inverse = _normalize(xp, valid, mean, variance, self.eps)
         y = normal * self.params["weight"] + self.params["bias"] if self.affine else normal.copy()
-        return self._scatter(y, rows, x.shape), normal, inverse, rows
+        return self._scatter(y, rows, x.shape, self.dtype), normal, inverse, rows
 
     def _update_statistics(self, mean, variance, count):
         """Move the running statistics towards those of a batch of ``count`` steps, if these are finite."""
@@ -312,12 +319,12 @@ class BatchNorm(Module):
     def _gather(self, array, rows):
         return array if rows is None else array[rows]
 
-    def _scatter(self, values, rows, shape):
-        """``values`` at ``rows`` of an array of ``shape`` that is zero elsewhere, in the layer's dtype."""
-        values = values.astype(self.dtype, copy=False)
+    def _scatter(self, values, rows, shape, dtype):
+        """``values`` at ``rows`` of an array of ``shape`` and ``dtype`` that is zero elsewhere."""
+        values = values.astype(dtype, copy=False)
         if rows is None:
             return values.reshape(shape)
-        whole = self.xp.zeros((math.prod(shape[:-1]), shape[-1]), self.dtype)
+        whole = self.xp.zeros((math.prod(shape[:-1]), shape[-1]), dtype)
         whole[rows] = values
         return whole.reshape(shape)
 

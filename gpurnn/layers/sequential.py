@@ -5,32 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from .._typing import Array, Lengths, State
-from ..arrays import host_array, refuse_function
+from ..arrays import refuse_function
 from ..errors import ShapeError, answers_unknown, check_flag
-from ..masks import check_lengths
 from ..module import Layers, Module, backward_of, check_unspent, no_layer
 from ..recurrent import GRUCell, LSTMCell, RNNCell
 from .common import feature_sizes
-
-
-def _axis_orders(layer):
-    """``batch_first`` of every layer inside ``layer`` that knows the time axis."""
-    for _, module in layer.modules() if isinstance(layer, Module) else ():
-        if hasattr(module, "batch_first") and getattr(module, "variational", True):
-            yield module.batch_first
-
-
-def _reads_lengths(layer):
-    """Whether a layer inside a Sequential is given the lengths.
-
-    A Sequential of layers that take no lengths is not: it could not know which axis is time, or whether there is one.
-    """
-    if isinstance(layer, Sequential):
-        return any(map(_reads_lengths, layer))
-    return getattr(layer, "takes_lengths", False)
+from .timesteps import Timesteps, axis_orders, repeats, without_time
 
 
 def _follow_features(layers, size=None, before=None, place=""):
@@ -54,7 +35,7 @@ def _follow_features(layers, size=None, before=None, place=""):
 
 
 class Sequential(Module):
-    """Layers one after another, with one flat buffer for all parameters; passes recurrent state and lengths on.
+    """Layers one after another, with one flat buffer for all parameters; passes state, lengths, resets and masks on.
 
     A layer is stateful if it takes and returns a recurrent state (LSTM, GRU, RNN, and a Sequential with one of them).
 
@@ -63,8 +44,9 @@ class Sequential(Module):
       ``dx, dstate = backward(doutput)``. The state is a tuple with one entry for each stateful layer, in order; as an
       argument it may be None for zeros.
 
-    ``lengths`` goes to every layer that takes it. Past them x and doutput may hold anything, NaN too, whichever layers
-    come first and last.
+    ``lengths``, ``reset`` and ``mask`` go to every layer that takes them. Where no timestep is, x and doutput may hold
+    anything, NaN too, whichever layers come first and last. (doutput counts there if the last layer that knows masks
+    has ``masked_output="repeat"``.)
 
     Parameters
     ----------
@@ -121,7 +103,7 @@ class Sequential(Module):
                 raise TypeError(f"{name}: {type(layer).__name__} has no sequence form; the whole layer has step() too")
             if isinstance(layer, Layers):
                 raise TypeError(f"{name}: a list of layers does not say how it runs. Give a gpurnn.Sequential")
-        if len({order for layer in children.values() for order in _axis_orders(layer)}) > 1:
+        if len({order for layer in children.values() for order in axis_orders(layer)}) > 1:
             raise ValueError(
                 "batch_first: some of these layers take (T, B, F) and some (B, T, F); give it to all or none"
             )
@@ -133,7 +115,15 @@ class Sequential(Module):
         self.once = any(layer.once for layer in self.children.values())
 
     @answers_unknown
-    def __call__(self, x: Array, state: State = None, lengths: Lengths = None) -> Array | tuple[Array, State]:
+    def __call__(
+        self,
+        x: Array,
+        state: State = None,
+        lengths: Lengths = None,
+        *,
+        reset: Array | None = None,
+        mask: Array | None = None,
+    ) -> Array | tuple[Array, State]:
         """The output, for inference; with a stateful layer ``(y, state)``.
 
         Parameters
@@ -144,29 +134,46 @@ class Sequential(Module):
             One entry for each stateful layer; None means zeros.
         lengths : Lengths
             (B,) integers: the valid steps of each sequence.
+        reset : Array of bool, optional
+            (T, B), or (B, T) with ``batch_first``, or (T,) for one sequence: before these timesteps the states of all
+            recurrent layers become their initial states. A Pooling then makes one vector of each part.
+        mask : Array of bool, optional
+            Likewise: False where no timestep is, as in recurrent layers, Pooling and BatchNorm.
 
         Raises
         ------
         ShapeError, DtypeError
             Those of the layers; ShapeError for a state with another number of entries.
+        TypeError
+            A layer of your own has a state and does not take ``reset`` or ``mask``, or no layer takes ``reset``.
         """
-        states, final, x = self._unpack(state), [], self._without_padding(x, lengths)
+        given = Timesteps(lengths, reset, mask)
+        given.check_taken(self.children)
+        states, final, x = self._unpack(state), [], self._without_absent(x, given)
         for layer in self.children.values():
-            x = layer(x, **self._context(layer, states, lengths))
+            x = layer(x, **self._context(layer, states, given))
             if layer.stateful:
                 x, last = x
                 final.append(last)
+            given = Timesteps() if without_time(layer) else given
         return (x, tuple(final)) if self.stateful else x
 
     @answers_unknown
     def forward(
-        self, x: Array, state: State = None, lengths: Lengths = None, *, retain: bool = False
+        self,
+        x: Array,
+        state: State = None,
+        lengths: Lengths = None,
+        *,
+        reset: Array | None = None,
+        mask: Array | None = None,
+        retain: bool = False,
     ) -> tuple[Any, ...]:
         """The output and its backward, for training.
 
         Parameters
         ----------
-        x, state, lengths
+        x, state, lengths, reset, mask
             As for a call.
         retain : bool
             Whether ``backward`` may be called more than once where a layer is recurrent; it always may where none is.
@@ -183,27 +190,30 @@ class Sequential(Module):
 
         Raises
         ------
-        ShapeError, DtypeError
+        ShapeError, DtypeError, TypeError
             As for a call.
         """
         check_flag("retain", retain)
-        states, final, backwards, given = self._unpack(state), [], [], x
-        x = self._without_padding(x, lengths)
+        everything = given = Timesteps(lengths, reset, mask)
+        given.check_taken(self.children)
+        states, final, backwards, first = self._unpack(state), [], [], x
+        x = self._without_absent(x, given)
         for layer in self.children.values():
-            context = self._context(layer, states, lengths)
+            context = self._context(layer, states, given)
             if retain and layer.once:
                 context["retain"] = True
             x, *last, layer_backward = layer.forward(x, **context)
             final += last
             backwards.append((layer.stateful, layer_backward))
-        ends = self._output_lengths(given, x, lengths)
-        backward = self._as_now()._make_backward(backwards, self.versions(), x.shape, ends, retain)
+            given = Timesteps() if without_time(layer) else given
+        absent = self._absent_in_output(first, x, everything)
+        backward = self._as_now()._make_backward(backwards, self.versions(), x.shape, absent, retain)
         return (x, tuple(final), backward) if self.stateful else (x, backward)
 
-    def _make_backward(self, backwards, versions, shape, ends, retain):
+    def _make_backward(self, backwards, versions, shape, absent, retain):
         """The backward of one forward, whose attributes ``self`` has (see ``_as_now``).
 
-        backwards: (stateful, backward) of each layer. shape: of y. ends: see ``_output_lengths``.
+        backwards: (stateful, backward) of each layer. shape: of y. absent: see ``_absent_in_output``.
         """
         spent = []
 
@@ -222,9 +232,9 @@ class Sequential(Module):
             self.check_versions(versions)  # before a layer adds to its gradients
             check_unspent(spent)
             d = doutput
-            if ends is not None:
+            if absent is not None:
                 d = self.ops.asarray(d, "doutput")
-                d = self._zero_past_end(d, ends) if d.shape == shape else d  # the last layer refuses another shape
+                d = absent.zeroed(self, d) if d.shape == shape else d  # the last layer refuses another shape
             dinitial = []
             for stateful, layer_backward in reversed(backwards):
                 if stateful:
@@ -239,7 +249,9 @@ class Sequential(Module):
         backward.check = check
         return backward
 
-    def step(self, x: Array, state: State = None) -> tuple[Array, State]:
+    def step(
+        self, x: Array, state: State = None, *, reset: Array | None = None, mask: Array | None = None
+    ) -> tuple[Array, State]:
         """One timestep, for streaming.
 
         Parameters
@@ -248,6 +260,8 @@ class Sequential(Module):
             The input of one step, (B, features), or integers (B,) for an Embedding.
         state : tuple, optional
             What the step before returned; None means zeros.
+        reset, mask : Array of bool, optional
+            (B,): as in the ``step`` of a recurrent layer.
 
         Returns
         -------
@@ -256,54 +270,46 @@ class Sequential(Module):
         state : tuple
             One entry for each stateful layer, for the next step.
         """
+        given = Timesteps(None, reset, mask)
+        given.check_taken(self.children, "step")
         states, final = self._unpack(state), []
         for layer in self.children.values():
             if layer.stateful:
-                x, last = layer.step(x, states.pop(0))
+                x, last = layer.step(x, states.pop(0), **given.given_to(layer, "step"))
                 final.append(last)
             else:
-                x = layer(x)
+                x = layer(x, **given.given_to(layer))
         return x, tuple(final)
 
-    def _without_padding(self, x, lengths):
-        """``x``, with zeros past the sequences' ends if the first layer takes no lengths.
-
-        Such a layer would carry what stands there, which may be NaN, into the gradient of its weights.
-        """
-        if lengths is None or _reads_lengths(self[0]):
+    def _without_absent(self, x, given):
+        """``x``, zero where no timestep is, if the first layer does not know where that is."""
+        unread = given.read_by_none(self)
+        if unread is None:
             return x
         x = self.ops.asarray(x, "x")
         if x.dtype.kind in "iub" or x.ndim not in (2, 3):
             return x
-        return self._zero_past_end(x, lengths)
+        return unread.zeroed(self, x)
 
-    def _output_lengths(self, x, y, lengths):
-        """``lengths`` if doutput needs zeros past them, else None.
+    def _absent_in_output(self, x, y, given):
+        """``Timesteps`` where doutput needs zeros, or None.
 
-        It does if the last layer takes no lengths and gives a y for each step of x: that layer would carry what stands
-        past a sequence's end into the gradient of its weights.
+        It does where the last layer does not know which timesteps there are, and gives a y for each of them.
         """
-        if lengths is None or _reads_lengths(self[-1]):
+        layers = list(self)
+        unread = given.read_by_none(layers[::-1])
+        if unread is not None and unread.mask is not None and repeats(layers):
+            unread = unread._replace(mask=None)
+        if unread is None:
             return None
         x = self.ops.asarray(x, "x")
         steps = x.shape if x.dtype.kind in "iu" else x.shape[:-1]
-        return host_array(lengths, "lengths").copy() if steps == y.shape[:-1] and y.ndim in (2, 3) else None
+        return unread.copied(self.ops) if steps == y.shape[:-1] and y.ndim in (2, 3) else None
 
-    def _zero_past_end(self, x, lengths):
-        """A copy of x (T, B, F), or (B, T, F) with ``batch_first``, or (T, F), zero past the end of each sequence."""
-        x = x.copy()
-        batch_first = True in _axis_orders(self)
-        steps = x[:, None] if x.ndim == 2 else x.swapaxes(0, 1) if batch_first else x
-        given = [lengths] if x.ndim == 2 and np.ndim(lengths) == 0 else lengths
-        self.ops.zero_past_end(steps, check_lengths(given, *steps.shape[:2], batch_first=batch_first))
-        return x
-
-    def _context(self, layer, states, lengths):
+    def _context(self, layer, states, given):
         """What a layer's call takes besides x; the state of a stateful layer is taken from the front of ``states``."""
         context = {"state": states.pop(0)} if layer.stateful else {}
-        if lengths is not None and _reads_lengths(layer):
-            context["lengths"] = lengths
-        return context
+        return context | given.given_to(layer)
 
     def _unpack(self, state, name="state"):
         """A list with one entry for each stateful layer; raises ShapeError if the number of entries is another."""

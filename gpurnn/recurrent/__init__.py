@@ -1,11 +1,12 @@
 """The recurrent layers: RNN, LSTM, GRU and their single-step cells.
 
 A layer is a stack of passes, one for each layer and direction. A pass multiplies the whole input by W_ih, then runs the
-time loop (``Ops.layer_forward`` with a cell of cells.py). Its backward pass runs the loop in reverse and then
-multiplies once over all of time for each weight. Names, shapes and equations follow ``torch.nn``; weights load
+time loop, one for each head (``Ops.layer_forward`` with a cell of cells.py). Its backward pass runs the loop in reverse
+and then multiplies once over all of time for each weight. Names, shapes and equations follow ``torch.nn``; weights load
 unchanged.
 """
 
+from .conversion import with_heads
 from .init import INITIALIZERS
 from .kinds import GRU, LAYERS, LSTM, RNN
 from .layer import Recurrent
@@ -27,4 +28,5 @@ __all__ = [
     "Recurrent",
     "Steps",
     "set_population_statistics",
+    "with_heads",
 ]

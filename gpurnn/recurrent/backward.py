@@ -6,8 +6,10 @@ import threading
 from ..dtypes import upcast
 from ..gradients import active_flow, adding
 from ..module import backward_of, check_unspent
+from ..per_sample.recording import recorded, recording_of, refuse_mixing
 from .axes import check_doutput, outward
-from .dropout import drop, dropped_gradients
+from .dropout import drop, dropped_gradients, recorded_gradients
+from .heads import join_states
 from .hooks import gradient_flow_hooks
 from .segments import concurrent_layers, joined
 from .state import pack_state, restore_unused, unpack_state, zero_unused
@@ -23,7 +25,7 @@ def make_backward(layer, call, output_shape, retain):
         if len(call.segments) > 1 and active_flow() is not None:
             raise RuntimeError("gradient flow: forward ran as a wavefront. Call forward, too, while it is recorded")
         if dstate is None:
-            return [None] * (then.num_layers * len(then._directions))
+            return [None] * (then.num_layers * len(then._strands))
         return unpack_state(then, dstate, output_shape[1], call.single, name)
 
     @backward_of(layer)
@@ -34,6 +36,8 @@ def make_backward(layer, call, output_shape, retain):
         if dstate is not None and call.lengths is not None:
             dfinal = zero_unused(then, given, call.lengths)
         then.check_versions(versions)
+        if then.cell.over_batch and then.training:
+            refuse_mixing(then)
         with turn:
             check_unspent(spent)
             if not retain:
@@ -76,10 +80,11 @@ def _spent(call):
 
 def _add_initial_gradients(layer, dinitial):
     """Add the gradients of the learned initial state."""
-    for (_, _, _, suffix), parts in zip(layer._passes(), dinitial, strict=True):
+    whole = join_states(layer.xp, dinitial, layer.heads)
+    for (_, _, _, suffix), parts in zip(layer._passes(), whole, strict=True):
         for kind, part in zip(layer.cell.states, parts, strict=True):
             name = f"initial_{kind}{suffix}"
-            if layer._trains(name):
+            if layer._trains(name) and not recorded(layer, name, part):
                 with adding(layer.grads):
                     layer.grads[name] += upcast(part).sum(axis=0)
 
@@ -92,7 +97,7 @@ def _sums(parts, more):
 def _time_loop(layer, all_saved, doutput, dfinal, call):
     """The gradients with respect to the input (T, B, I), to the initial states, and to those that resets give; uses up
     ``all_saved``."""
-    D = len(layer._directions)
+    D = len(layer._strands)
     dstates = [dfinal[k * D : (k + 1) * D] for k in range(layer.num_layers)]  # where each layer has arrived
     dresets = [[None] * D for _ in range(layer.num_layers)]
     dxs, in_use = [], []
@@ -119,7 +124,8 @@ def _stack(layer, all_saved, dy, arrived, segment, call, streams):
                 dy = drop(layer, dy, call.masks[k][segment])
             hooks = gradient_flow_hooks(layer, k, saved)
             above = dy
-            with dropped_gradients(layer, k, call.weight_masks[k]) as gradients:
+            into = dropped_gradients if recording_of(layer) is None else recorded_gradients
+            with into(layer, k, call.weight_masks[k]) as gradients:
                 dy, dstates[k], more = layer.ops.layer_backward(saved, gradients, dy, dstates[k], hooks, k == 0)
             dresets[k] = [_sums(a, b) if a and b else b for a, b in zip(dresets[k], more, strict=True)]
             if layer.residual and k and above is not None and above.shape == dy.shape:

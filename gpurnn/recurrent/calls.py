@@ -13,6 +13,8 @@ from .plan import Plan, make_plan
 class Calls:
     """The part of a layer that runs it."""
 
+    _records_terms = True
+
     @answers_unknown
     def __call__(
         self,

@@ -4,6 +4,8 @@ import contextlib
 from dataclasses import replace
 
 from .. import rng
+from ..per_sample.recording import recording_of
+from .heads import split_masks
 
 
 def dropout_masks(layer, T, B):
@@ -35,7 +37,7 @@ def drop(layer, x, mask):
 
 
 def cell_masks(layer, T, B):
-    """For each layer the ``masks`` of ``RunOptions``: for each direction those of the cell's draws. None without."""
+    """For each layer the ``masks`` of ``RunOptions``: for each strand those of the cell's draws. None without."""
     draws = layer.cell.draws
     if not draws:
         return [None] * layer.num_layers
@@ -48,7 +50,7 @@ def cell_masks(layer, T, B):
             shape = (steps if draw.each == "timestep" else min(T, 1), B, H)
             key = rng.name_key(f"{layer.name}.{draw.name}{suffix}")
             whole[:, :, n * H : (n + 1) * H] = layer.ops.dropout_mask(shape, draw.rate, layer.seed, key, layer.calls)
-        masks[k].append(whole)
+        masks[k] += split_masks(whole, len(draws), layer.heads)
     return [tuple(directions) for directions in masks]
 
 
@@ -61,7 +63,7 @@ def masks_within(masks, segment):
 
 
 def weight_masks(layer):
-    """For each layer, for each direction which of W_hh's weights are there in this call; None where all are."""
+    """For each layer, for each strand which of W_hh's weights are there in this call; None where all are."""
     if not (layer.training and layer.weight_dropout):
         return [None] * layer.num_layers
     masks = [[] for _ in range(layer.num_layers)]
@@ -70,7 +72,8 @@ def weight_masks(layer):
         if name in layer.params:
             key = rng.name_key(f"{layer.name}.{name}.dropped")
             shape = layer.params[name].shape
-            masks[k].append(layer.ops.dropout_mask(shape, layer.weight_dropout, layer.seed, key, layer.calls))
+            mask = layer.ops.dropout_mask(shape, layer.weight_dropout, layer.seed, key, layer.calls)
+            masks[k] += [mask] if layer.heads == 1 else list(mask)
     return [directions or None for directions in masks]
 
 
@@ -98,6 +101,29 @@ def dropped_gradients(layer, k, masks):
                 g.hh += _masked(layer, part.hh, mask)
 
 
+@contextlib.contextmanager
+def recorded_gradients(layer, k, masks):
+    """``Gradients`` of layer ``k`` that are recorded for each sequence instead of added."""
+    recording = recording_of(layer)
+
+    def record(strand, terms):
+        d, head = divmod(strand, layer.heads)
+        for name, gradient, read, start in terms:
+            mask, rows, name = None, slice(start, start + gradient.shape[2]), name + layer._suffix(k, d)
+            if name.startswith("weight_hh") and masks is not None:
+                mask = _scaled_mask(layer, masks[strand])[rows]
+            if layer.heads > 1:
+                start += recording.one_of_heads(layer, name, head)
+            recording.add(layer, name, gradient, read, start, mask)
+
+    yield layer._gradients(k)._replace(record=record)
+
+
 def _masked(layer, weight, mask):
+    return weight * _scaled_mask(layer, mask)
+
+
+def _scaled_mask(layer, mask):
+    """What weights and their gradients are multiplied by: 0, or 1 / (1 - rate)."""
     scale = 0.0 if layer.weight_dropout == 1 else 1 / (1 - layer.weight_dropout)
-    return weight * (mask * weight.dtype.type(scale))
+    return mask * layer.compute_dtype.type(scale)

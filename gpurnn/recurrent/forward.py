@@ -13,11 +13,12 @@ from ..backends.marks import Marks
 from ..backends.records import RunOptions, SavedLayer
 from ..errors import check_flag
 from ..gradients import active_flow
-from ..masks import check_lengths
+from ..masks import check_lengths, check_steps
 from .axes import check_input, outward
 from .backward import make_backward
 from .dropout import cell_masks, drop, dropout_masks, dropped_weights, masks_within, weight_masks
-from .marks import check_steps, direction_bits, layer_marks
+from .heads import split
+from .marks import direction_bits, layer_marks
 from .segments import concurrent_layers, joined, layer_problems, lengths_within, time_segments
 from .state import initial_state, own_state, pack_state, restore_unused, zero_unused
 from .steps import copied_steps, outward_steps
@@ -37,7 +38,7 @@ class Call:
     """One call of a layer, as its forward and backward passes share it.
 
     segments: slices of time in the order of the time loop. masks: for each layer the dropout mask of its outputs,
-    or None. cell_masks: for each layer, for each direction the masks of the cell's draws, or None; weight_masks: of
+    or None. cell_masks: for each layer, for each strand the masks of the cell's draws, or None; weight_masks: of
     W_hh. lengths: (B,), None where all sequences have T timesteps. bits: for each direction those of its ``Marks``, or
     None; resets: for each pass the state that a reset gives, or None. single: whether x came as one sequence.
     state_given: whether the caller gave the initial state; reset_to_given: whether resets give it again, too. save:
@@ -133,7 +134,7 @@ def _checked_lengths(lengths, T, B, single, batch_first):
 
 def _time_loop(layer, x, initial, call):
     """The output (T, B, D*P), the final states, and the ``Steps`` of every pass; fills ``call.saved``."""
-    D = len(layer._directions)
+    D = len(layer._strands)
     states = [initial[k * D : (k + 1) * D] for k in range(layer.num_layers)]  # where each layer has arrived
     outputs, steps = [], []
     with layer.ops.streams(concurrent_layers(layer, call.segments)) as streams:
@@ -155,14 +156,12 @@ def _stack(layer, x, states, segment, call, streams):
         cell_masks = masks_within(call.cell_masks[k], segment)
         statistics = batch_statistics(layer, k, update=call.save)
         marks = layer_marks(layer, call.bits, call.resets, k, segment)
-        options = RunOptions(
-            layer._directions, save, last, layer.schedule, streams.count, cell_masks, statistics, marks
-        )
+        options = RunOptions(layer._strands, save, last, layer.schedule, streams.count, cell_masks, statistics, marks)
         with streams.on(k, after=k - 1):
             weights, below = dropped_weights(layer, k, call.weight_masks[k]), y
             saved, states[k], y = layer.ops.layer_forward(layer.cell, y, weights, states[k], lengths, options)
             if call.return_all:
-                steps += [copied_steps(layer, one, lengths) for one in saved.passes]
+                steps += copied_steps(layer, saved.passes, lengths)
             if layer.residual and k and below.shape == y.shape:
                 y = y + below
                 y = layer.ops.zero_silent(y, lengths, marks and marks[0]) if last else y
@@ -174,7 +173,7 @@ def _stack(layer, x, states, segment, call, streams):
 
 
 def batch_statistics(layer, k, update):
-    """For each direction of a layer its ``BatchStatistics``; None for a cell that does not normalize over the batch."""
+    """For each strand of a layer its ``BatchStatistics``; None for a cell that does not normalize over the batch."""
     if not layer.cell.over_batch:
         return None
     found = []
@@ -182,5 +181,6 @@ def batch_statistics(layer, k, update):
         both = [layer.buffers[name + layer._suffix(k, d)] for name in ("running_mean", "running_var")]
         if update and not layer.training:  # backward reads them, too, and training may move them until then
             both = [array.copy() for array in both]
-        found.append(BatchStatistics(*both, update and layer.training))
+        for parts in zip(*(split(array, layer.heads) for array in both), strict=True):
+            found.append(BatchStatistics(*parts, update and layer.training))
     return tuple(found)

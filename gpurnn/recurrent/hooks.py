@@ -6,11 +6,13 @@ from ..gradients import StepNorms, active_flow
 
 
 def gradient_flow_hooks(layer, k, saved):
-    """A hook for each direction of layer ``k``, which saved ``saved``; None while no gradient flow is recorded."""
+    """A hook for each strand of layer ``k``, which saved ``saved``; None while no gradient flow is recorded."""
     flow = active_flow()
     if flow is None:
         return None
-    return [_hook(layer, flow, layer._suffix(k, d)[1:], one) for d, one in enumerate(saved.passes)]
+    places = [divmod(strand, layer.heads) for strand in range(len(saved.passes))]
+    ends = [layer._suffix(k, d)[1:] + (f"_head{head}" if layer.heads > 1 else "") for d, head in places]
+    return [_hook(layer, flow, end, one) for end, one in zip(ends, saved.passes, strict=True)]
 
 
 def _hook(layer, flow, place, saved):

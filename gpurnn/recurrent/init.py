@@ -27,6 +27,7 @@ def initial_values(layer, forget_bias, chrono):
         raise ValueError(f"forget_bias and chrono: the cell {cell.name} does not say which of its gates remembers")
     for _, k, _, suffix in layer._passes():
         inputs, H, P = layer._sizes(k)
+        H, P = H // layer.heads, P // layer.heads  # each head begins as a layer of its size
         blocks = {"weight_ih": (G, H, inputs), "weight_hh": (rows, H, P)}
         if layer.bias and cell.biases:
             blocks |= {"bias_ih": (G, H), "bias_hh": (G, H)}
@@ -35,18 +36,21 @@ def initial_values(layer, forget_bias, chrono):
         blocks |= {one.name: (one.vectors, H) for one in cell.parameters}
         constant = {one.name: one.initial for one in cell.parameters if one.initial != "biases"}
         for name, shape in blocks.items():
-            if not shape[0]:
-                continue
-            if name in constant:
-                block = np.full(shape, {"zeros": 0.0, "ones": 1.0}.get(constant[name], constant[name]), np.float64)
-            else:
-                block = _draw(layer, name + suffix, shape, H)
-            if name in ("bias_ih", "bias_hh"):
-                _set_memory(layer, block, name + suffix, forget_bias, chrono)
-            values[name + suffix] = block.reshape(-1, *shape[2:])
+            heads = []
+            for head in range(layer.heads if shape[0] else 0):
+                place = name + suffix + (f".head{head}" if head else "")
+                if name in constant:
+                    block = np.full(shape, {"zeros": 0.0, "ones": 1.0}.get(constant[name], constant[name]), np.float64)
+                else:
+                    block = _draw(layer, place, shape, H)
+                if name in ("bias_ih", "bias_hh"):
+                    _set_memory(layer, block, place, forget_bias, chrono)
+                heads.append(block.reshape(-1, *shape[2:]))
+            if heads:
+                values[name + suffix] = heads[0] if layer.heads == 1 else np.stack(heads)
         if layer.learn_state:
             for kind in cell.states:
-                values[f"initial_{kind}{suffix}"] = np.zeros(P if kind == cell.states[0] else H)
+                values[f"initial_{kind}{suffix}"] = np.zeros((P if kind == cell.states[0] else H) * layer.heads)
     return values
 
 

@@ -26,7 +26,7 @@ class RNN(Recurrent):
         The activation act: "tanh", "relu", or another one of LSTM's ``activation``.
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional :
         As ``LSTM``.
-    layer_norm, batch_norm, zoneout, gradient_clip, weight_dropout, residual, masked_output, reset_to :
+    layer_norm, batch_norm, zoneout, gradient_clip, weight_dropout, residual, heads, masked_output, reset_to :
         As ``LSTM``; the sum W_ih x + W_hh h is normalized, with ``gain_l0`` and ``bias_l0`` (H,).
     recurrent_dropout : float
         As ``LSTM`` for each sequence: an RNN writes nothing to its state but the state itself.
@@ -77,6 +77,7 @@ class RNN(Recurrent):
         gradient_clip: float = 0.0,
         weight_dropout: float = 0.0,
         residual: bool = False,
+        heads: int = 1,
         masked_output: str = "zero",
         reset_to: str = "given",
         schedule: str = "auto",
@@ -97,7 +98,7 @@ class RNN(Recurrent):
             cell, input_size, hidden_size, num_layers=num_layers, bias=bias,
             batch_first=batch_first, dropout=dropout, bidirectional=bidirectional, reverse=reverse,
             learn_state=learn_state, init=init, weight_dropout=weight_dropout, residual=residual,
-            masked_output=masked_output, reset_to=reset_to, schedule=schedule,
+            heads=heads, masked_output=masked_output, reset_to=reset_to, schedule=schedule,
             wavefront=wavefront, backend=backend, dtype=dtype, precision=precision, seed=seed,
         )  # fmt: skip
 
@@ -174,6 +175,11 @@ class LSTM(Recurrent):
     residual : bool
         From the second layer on, a layer's input is added to its output, where they have one size. Needs
         num_layers > 1.
+    heads : int
+        N parts of the hidden units, each with recurrent weights of its own, so that W_hh is block-diagonal. Each reads
+        all of x. A parameter has one more axis in front, (N, ...), and behind it what a layer of H/N units has:
+        ``weight_hh_l0`` is (N, 4H/N, H/N). Outputs and states have the heads side by side. Layer norm has means over
+        the units of a head. See ``gpurnn.recurrent.with_heads``. Excludes proj_size.
     masked_output : {"zero", "repeat"}
         The output of a timestep that ``mask`` leaves out: zero, or h as it is (Keras calls these
         ``zero_output_for_mask=True`` and False).
@@ -247,6 +253,7 @@ class LSTM(Recurrent):
         gradient_clip: float = 0.0,
         weight_dropout: float = 0.0,
         residual: bool = False,
+        heads: int = 1,
         masked_output: str = "zero",
         reset_to: str = "given",
         forget_bias: float | None = None,
@@ -268,8 +275,9 @@ class LSTM(Recurrent):
             cell, input_size, hidden_size, num_layers=num_layers, bias=bias,
             batch_first=batch_first, dropout=dropout, bidirectional=bidirectional, proj_size=proj_size,
             reverse=reverse, learn_state=learn_state, init=init, weight_dropout=weight_dropout,
-            residual=residual, masked_output=masked_output, reset_to=reset_to, forget_bias=forget_bias, chrono=chrono,
-            schedule=schedule, wavefront=wavefront, backend=backend, dtype=dtype, precision=precision, seed=seed,
+            residual=residual, heads=heads, masked_output=masked_output, reset_to=reset_to,
+            forget_bias=forget_bias, chrono=chrono, schedule=schedule, wavefront=wavefront, backend=backend,
+            dtype=dtype, precision=precision, seed=seed,
         )  # fmt: skip
 
 
@@ -294,7 +302,7 @@ class GRU(Recurrent):
         As ``LSTM``; it sets b_z, because z is the gate that preserves the old state here.
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional :
         As ``LSTM``.
-    masked_output, reset_to :
+    heads, masked_output, reset_to :
         As ``LSTM``.
     layer_norm, batch_norm, recurrent_dropout, recurrent_dropout_each, gradient_clip, weight_dropout, residual :
         As ``LSTM``. Dropped is n; normalizations and dropout for each sequence need reset_after.
@@ -353,6 +361,7 @@ class GRU(Recurrent):
         gradient_clip: float = 0.0,
         weight_dropout: float = 0.0,
         residual: bool = False,
+        heads: int = 1,
         masked_output: str = "zero",
         reset_to: str = "given",
         chrono: int | None = None,
@@ -374,7 +383,7 @@ class GRU(Recurrent):
             cell, input_size, hidden_size, num_layers=num_layers, bias=bias,
             batch_first=batch_first, dropout=dropout, bidirectional=bidirectional, reverse=reverse,
             learn_state=learn_state, init=init, weight_dropout=weight_dropout, residual=residual,
-            masked_output=masked_output, reset_to=reset_to, chrono=chrono,
+            heads=heads, masked_output=masked_output, reset_to=reset_to, chrono=chrono,
             schedule=schedule, wavefront=wavefront, backend=backend, dtype=dtype, precision=precision, seed=seed,
         )  # fmt: skip
 

@@ -22,13 +22,14 @@ from ..gradients import adding
 from ..module import Module
 from .calls import Calls
 from .cell_options import OPTIONS, CellOptions, check_cell, check_projection, check_residual, shown
+from .heads import check_heads
 from .init import INITIALIZERS, check_memory, initial_values, running_statistics
 from .state import state_kinds
 
 _SHOWN = {  # attributes that ``repr`` shows where they differ from these
     "num_layers": 1, "nonlinearity": "tanh", "bias": True, "batch_first": False, "dropout": 0.0,
     "bidirectional": False, "proj_size": 0, "reset_after": True, "reverse": False, "learn_state": False,
-    "init": "uniform", **OPTIONS, "weight_dropout": 0.0, "residual": False, "masked_output": "zero",
+    "init": "uniform", **OPTIONS, "weight_dropout": 0.0, "residual": False, "heads": 1, "masked_output": "zero",
     "reset_to": "given", "schedule": "auto", "wavefront": 0,
     "precision": "float32",
 }  # fmt: skip
@@ -54,7 +55,7 @@ class Recurrent(Calls, CellOptions, Module):
         From the decorator ``gpurnn.cell``, or one of ``gpurnn.cells``.
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, weight_dropout, residual :
         As ``LSTM``.
-    masked_output, reset_to :
+    heads, masked_output, reset_to :
         As ``LSTM``.
     reverse, learn_state, init, schedule, wavefront, backend, dtype, precision, seed :
         As ``LSTM``.
@@ -90,6 +91,7 @@ class Recurrent(Calls, CellOptions, Module):
     reverse: bool
     learn_state: bool
     residual: bool
+    heads: int
     init: str
     buffers: dict[str, Array]
     stateful = True
@@ -113,6 +115,7 @@ class Recurrent(Calls, CellOptions, Module):
         init: str = "uniform",
         weight_dropout: float = 0.0,
         residual: bool = False,
+        heads: int = 1,
         masked_output: str = "zero",
         reset_to: str = "given",
         forget_bias: float | None = None,
@@ -139,10 +142,10 @@ class Recurrent(Calls, CellOptions, Module):
         self.masked_output, self.reset_to = masked_output, reset_to
         self.proj_size = check_projection(proj_size, self.hidden_sizes, cell)
         check_memory(forget_bias, chrono, bias)
+        heads = check_heads(heads, self.hidden_sizes, self.proj_size)
         self.init = check_choice("init", init, INITIALIZERS)
         self._directions = (False, True) if bidirectional else (self.reverse,)
-        self._made = {}  # "params" and "grads" -> what ``_weights`` and ``_gradients`` have made of them
-        self._settle_passes()
+        self._set_heads(heads)
         self._declare(initial_values(self, forget_bias, chrono))
         self.buffers = running_statistics(self)
 
@@ -158,8 +161,11 @@ class Recurrent(Calls, CellOptions, Module):
             self.hidden_sizes = (check_size("hidden_size", hidden_size),) * self.num_layers
         self.hidden_size = hidden_size
 
-    def _settle_passes(self):
-        """What sizes decide for every call: (I, H, P) of each layer, the passes, and how states look."""
+    def _set_heads(self, heads):
+        """What sizes decide for every call: (I, H, P) of each layer, the passes, their strands, and how states look."""
+        self.heads = heads
+        self._strands = tuple(reverse for reverse in self._directions for _ in range(heads))
+        self._made = {}  # "params" and "grads" -> what ``_weights`` and ``_gradients`` have made of them
         D, P = len(self._directions), self.proj_size
         below = (self.input_size, *(D * (P or H) for H in self.hidden_sizes))
         self._layer_sizes = tuple((I, H, P or H) for I, H in zip(below, self.hidden_sizes, strict=False))
@@ -225,7 +231,10 @@ class Recurrent(Calls, CellOptions, Module):
         return super().__getstate__() | {"_made": {}}
 
     def _passes(self):
-        """(index in the state, layer, runs in reverse, name suffix) of every pass, in the order of the state."""
+        """(index in the state, layer, runs in reverse, name suffix) of every pass, in the order of the state.
+
+        A pass has a strand through time for each head: ``_strands`` says of those of one layer which run in reverse.
+        """
         return self._all_passes
 
     def _suffix(self, layer, direction):
@@ -236,7 +245,7 @@ class Recurrent(Calls, CellOptions, Module):
         return self._layer_sizes[layer]
 
     def _weights(self, layer):
-        """The ``cells.Weights`` of a layer's directions."""
+        """The ``cells.Weights`` of a layer's strands: of each direction, of each head."""
         made, views = self._made.get("params"), self.params._arrays
         if made is None or made.views is not views:  # there are others after the layer has moved into a model
             # in one assignment, for other threads that call the layer now
@@ -244,7 +253,7 @@ class Recurrent(Calls, CellOptions, Module):
         return made.weights[layer]
 
     def _gradients(self, layer):
-        """Where the gradients of a layer's weights are added: the ``Gradients`` of its directions."""
+        """Where the gradients of a layer's weights are added: the ``Gradients`` of its strands."""
         made, views, frozen = self._made.get("grads"), self.grads._arrays, self._frozen[0]
         if made is None or made.views is not views or made.frozen != frozen:
             left_out = frozenset(frozen)
@@ -253,17 +262,23 @@ class Recurrent(Calls, CellOptions, Module):
         return Gradients(made.weights[layer], adding(self.grads))
 
     def _by_layer(self, arrays):
-        """Arrays by name -> for each layer, for each direction its ``Weights``."""
+        """Arrays by name -> for each layer, for each of its strands the ``Weights``."""
         names, own = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"), self._cell.parameters
         if not self._cell.biases:  # parameters of these names are the cell's own
             names = ("weight_ih", "weight_hh", "", "", "weight_hr")
 
-        def weights(suffix):
-            rest = tuple(arrays.get(parameter.name + suffix) for parameter in own)
-            return cells.Weights(*(arrays.get(name + suffix) if name else None for name in names), rest)
+        def weights(k, strand):
+            d, head = divmod(strand, self.heads)
+            suffix = self._suffix(k, d)
 
-        directions = range(len(self._directions))
-        return [[weights(self._suffix(k, d)) for d in directions] for k in range(self.num_layers)]
+            def part(name):
+                array = arrays.get(name + suffix)
+                return array if self.heads == 1 or array is None else array[head]
+
+            rest = tuple(part(parameter.name) for parameter in own)
+            return cells.Weights(*(part(name) if name else None for name in names), rest)
+
+        return [[weights(k, strand) for strand in range(len(self._strands))] for k in range(self.num_layers)]
 
     def _sizes_text(self):
         words = [str(self.input_size), str(self.hidden_size)]

@@ -21,6 +21,8 @@ _NO_STACK = dict.fromkeys(
 class _SingleStep:
     """Makes a layer torch's cell: one timestep, arrays (B, I) and (B, H), parameters without a layer's suffix."""
 
+    _records_terms = True
+
     def _suffix(self, layer, direction):
         return ""
 

@@ -79,7 +79,7 @@ def _cache_bytes(layer, T, B, segments):
         cache += T * B * layer.cell.saved_blocks * H * size + slots * B * P * size
         cache += slots * B * H * compute_size * (len(layer.cell.states) - 1)
     # a kernel writes its output to a fresh array, besides the states
-    if len(layer._directions) == 2 or layer.dropout or layer.ops.name == "cuda":
+    if len(layer._strands) > 1 or layer.dropout or layer.ops.name == "cuda":
         cache += sum(T * B * layer._sizes(k)[0] * size for k in range(1, layer.num_layers))
     return cache
 
@@ -91,7 +91,7 @@ def _schedules(layer, T, B, segments):
     for k, forward in enumerate(layer_problems(layer, T, B)):
         for backward in (False, True):
             problem = replace(forward, backward=backward)
-            packed = max(packed, layer.ops.packed_bytes(problem, layer._sizes(k)[2], longest))
+            packed = max(packed, layer.ops.packed_bytes(problem, layer._sizes(k)[2] // layer.heads, longest))
             name, why = layer.ops.schedule(problem, layer.schedule)
             schedules.setdefault((name, why), []).append(f"layer {k} {'backward' if backward else 'forward'}")
     lines = [f"{', '.join(passes)}: {name}, {why}" for (name, why), passes in schedules.items()]

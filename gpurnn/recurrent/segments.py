@@ -46,6 +46,6 @@ def layer_problems(layer, T, B):
     for k in range(layer.num_layers):
         inputs, H, P = layer._sizes(k)
         yield Problem(
-            layer.cell, H, longest, B, len(layer._directions), layer.dtype.name,
+            layer.cell, H // layer.heads, longest, B, len(layer._strands), layer.dtype.name,
             projected=P != H, backward=False, I=inputs, concurrent=concurrent,
         )  # fmt: skip

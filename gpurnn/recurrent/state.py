@@ -1,6 +1,6 @@
-"""States: from the caller's form to one tuple a pass, and back.
+"""States: from the caller's form to one tuple a strand, and back.
 
-Inside, a state is a list with one entry for each pass (layer and direction), in the order of the state: a tuple of
+Inside, a state is a list with one entry for each strand (layer, direction, head), in the order of the state: a tuple of
 arrays (B, size), one for each state of the cell. Gradients with respect to a state have the same form, and None stands
 for zeros.
 """
@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ..arrays import refuse_function
 from ..errors import ShapeError, check_shape
+from .heads import join_states, split_states
 
 
 class StateKind(NamedTuple):
@@ -56,14 +57,14 @@ def state_parts(cell, state, name):
 
 
 def initial_state(layer, state, B, single):
-    """For each pass the initial state: the caller's, the learned one, or zeros."""
+    """For each strand the initial state: the caller's, the learned one, or zeros."""
     return own_state(layer, B) if state is None else unpack_state(layer, state, B, single, "state")
 
 
 def own_state(layer, B):
-    """For each pass the initial state that the layer itself has: the learned one, or zeros."""
+    """For each strand the initial state that the layer itself has: the learned one, or zeros."""
     if not layer.learn_state:
-        return [(0.0,) * len(layer.cell.states)] * len(layer._passes())
+        return [(0.0,) * len(layer.cell.states)] * (layer.num_layers * len(layer._strands))
     initial = []
     for _, _, _, suffix in layer._passes():
         rows = [
@@ -71,7 +72,7 @@ def own_state(layer, B):
             for kind in layer.cell.states
         ]
         initial.append(tuple(layer.xp.broadcast_to(row, (B, row.size)) for row in rows))
-    return initial
+    return split_states(initial, layer.heads)
 
 
 def zero_unused(layer, states, lengths):
@@ -101,7 +102,7 @@ def restore_unused(layer, final, given, lengths):
 
 
 def unpack_state(layer, state, B, single, name):
-    """The caller's state -> for each pass a tuple of (B, size) arrays. ``name`` begins with "dstate" for gradients,
+    """The caller's state -> for each strand a tuple of (B, size) arrays. ``name`` begins with "dstate" for gradients,
     where a part may be None. Raises ShapeError."""
     kinds, D = layer._state_kinds, len(layer._directions)
     paired = len(kinds) > 1
@@ -118,7 +119,7 @@ def unpack_state(layer, state, B, single, name):
             columns.append(_checked_state(layer, part, kind, what, shape, single))
         else:
             columns.append(_unpack_unequal(layer, part, kind, sizes, B, single, what))
-    return list(zip(*columns, strict=True))
+    return split_states(list(zip(*columns, strict=True)), layer.heads)
 
 
 def _refuse_pair(layer, state, rank, name):
@@ -142,8 +143,8 @@ def _unpack_unequal(layer, part, kind, sizes, B, single, name):
 
 
 def pack_state(layer, parts, single):
-    """For each pass a tuple of (B, size) arrays -> the caller's state."""
-    packed = []
+    """For each strand a tuple of (B, size) arrays -> the caller's state."""
+    parts, packed = join_states(layer.xp, parts, layer.heads), []
     for k, (kind, _, equal) in enumerate(layer._state_kinds):
         dtype = state_dtype(layer, kind)
         rows = [part[k][0] if single else part[k] for part in parts]

@@ -40,18 +40,26 @@ class Steps:
         return self.others.get("c")
 
 
-def copied_steps(layer, saved, lengths):
-    """``Steps`` (T, B, ...) of a ``SavedPass``."""
-    cell = layer.cell
-    H = saved.gates.shape[2] // cell.saved_blocks
+def copied_steps(layer, passes, lengths):
+    """For each direction the ``Steps`` (T, B, ...). passes: the ``SavedPass`` of each strand."""
+    return [_copied(layer, passes[n : n + layer.heads], lengths) for n in range(0, len(passes), layer.heads)]
 
-    def copied(array):
-        whole = layer.ops.side_by_side([array], layer.ops.empty)
-        return layer.ops.zero_silent(whole, lengths, saved.marks and Marks(saved.marks.bits & np.uint8(HELD)))
 
-    others = {name: copied(steps) for name, steps in zip(cell.states[1:], saved.others_new, strict=True)}
-    blocks = {name: saved.gates[:, :, k * H : (k + 1) * H] for k, name in enumerate(cell.saved)}
-    return Steps(copied(saved.h_new), others, {name: copied(blocks[name]) for name in cell.shown})
+def _copied(layer, heads, lengths):
+    """The ``Steps`` of one direction. heads: the ``SavedPass`` of each."""
+    cell, marks = layer.cell, heads[0].marks
+    H = heads[0].gates.shape[2] // cell.saved_blocks
+
+    def copied(arrays):
+        whole = layer.ops.side_by_side(arrays, layer.ops.empty)
+        return layer.ops.zero_silent(whole, lengths, marks and Marks(marks.bits & np.uint8(HELD)))
+
+    def block(name):
+        k = cell.saved.index(name)
+        return copied([one.gates[:, :, k * H : (k + 1) * H] for one in heads])
+
+    others = {name: copied([one.others_new[k] for one in heads]) for k, name in enumerate(cell.states[1:])}
+    return Steps(copied([one.h_new for one in heads]), others, {name: block(name) for name in cell.shown})
 
 
 def outward_steps(layer, steps, single):

@@ -59,6 +59,7 @@ class ClassifySettings(Settings):
     word_dropout: float = setting(
         0.4, "Share of words (not characters) made unknown at random in training.", low=0, high=1, high_open=True
     )
+    packed: bool = setting(False, "Put the texts of a batch one behind another, instead of padding them.")
     test: float = setting(0.1, "Share of each class kept for the test.", low=0, high=1, high_open=True)
     split: int = setting(0, "Seed of the split into training, validation and test texts.", minimum=0)
     valid: float = changed(Settings, "valid", 0.1, "Share of each class kept for validation.")
@@ -117,12 +118,14 @@ class ClassifyTask(Task):
             entries = Vocabulary("".join(trained_on)).entries
             check_entries(files, len(entries), settings, settings.embedding)
         facts = {"classes": classes, "vocabulary": entries, "trained_on": remember((texts[n] for n in train), known)}
-        ids = encode(texts, settings, facts)
+        ids, nothing = encode(texts, settings, facts), np.array([UNKNOWN])  # nothing cannot be packed
 
         def part(chosen, **more):
             if not len(chosen):
                 return None
-            return Labelled([ids[n] for n in chosen], labels[chosen], settings.batch, seed=settings.seed, **more)
+            chosen_ids = [ids[n] if len(ids[n]) or not settings.packed else nothing for n in chosen]
+            more |= {"seed": settings.seed, "packed": settings.packed}
+            return Labelled(chosen_ids, labels[chosen], settings.batch, **more)
 
         counts = f"{len(train):,} to train on, {len(valid):,} to validate, {len(test):,} to test"
         return Data(

@@ -9,7 +9,8 @@ The model must be a ``Module`` with
 - ``outputs, *state, backward = model.forward(inputs, **context)`` for training, ``outputs`` or, if ``model.stateful``,
   ``outputs, state = model(inputs, **context)`` in evaluation. ``inputs`` is an array of the model's backend, or a tuple
   of them where the batch has a tuple (an encoder-decoder's source and target). ``context`` holds ``state`` if
-  ``model.stateful``, and ``lengths`` if ``model.takes_lengths`` and the batch has lengths.
+  ``model.stateful``, ``lengths`` if ``model.takes_lengths`` and the batch has lengths, and ``reset`` and ``mask`` if
+  ``forward`` has arguments of these names and the batch has them.
 - ``backward(doutputs)``, which adds to ``model.grads``. ``fit`` ignores what it returns.
 
 ``outputs`` is whatever the loss takes: ``loss(outputs, batch.targets, **batch.loss_options)`` -> (value, backward),
@@ -83,7 +84,7 @@ def fit(
         The model to train; gpurnn/train/fit.py says what it must offer.
     loss : callable
         ``loss(outputs, targets)`` -> (value, backward), a mean over valid timesteps, such as ``gpurnn.cross_entropy``.
-        It also gets the batch's ``loss_options`` by name: ``lengths=`` for a batch with lengths, by default.
+        It also gets the batch's ``loss_options`` by name: by default the batch's ``lengths`` and ``mask``.
     batches, validation : batch source, or iterable of batches
         A batch source has ``len`` and ``batch(epoch, index)``, see gpurnn/data/batches.py. Or a list of batches, or an
         object that can be iterated over again and again, such as torch's DataLoader. Its batches are ``Batch``, (x, y)

@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import rng
 from .._typing import State
+from ..arrays import host_array
 from ..data import Batch
 from ..dtypes import is_float
 from ..gradients import GradientFlow, record_gradient_flow
@@ -325,9 +326,15 @@ def _is_finite(batch: Batch) -> bool:
         array = array.get() if hasattr(array, "get") and not isinstance(array, np.ndarray) else array
         if not isinstance(array, np.ndarray) or not is_float(array.dtype):
             continue
-        padded = batch.lengths is not None and not isinstance(batch.lengths, tuple) and array.ndim > 1
-        if padded and array.shape[1] == len(batch.lengths):
-            array = array[np.arange(len(array))[:, None] < np.asarray(batch.lengths)]
-        if not np.isfinite(array).all():
+        if not np.isfinite(array if array.ndim < 2 else array[_counted(batch, array.shape[:2])]).all():
             return False
     return True
+
+
+def _counted(batch: Batch, axes: tuple[int, ...]) -> Any:
+    """Booleans (T, B) = ``axes``: the timesteps that lengths and mask of a batch leave, where they fit."""
+    counted = np.ones(axes, bool)
+    if batch.lengths is not None and not isinstance(batch.lengths, tuple) and axes[1] == len(batch.lengths):
+        counted &= np.arange(axes[0])[:, None] < host_array(batch.lengths, "lengths")
+    mask = None if batch.mask is None else host_array(batch.mask, "mask")
+    return counted & mask if mask is not None and mask.shape == axes else counted

@@ -11,6 +11,7 @@ from typing import Any
 from .._typing import Array, State
 from ..data import Batch, BatchSource
 from ..errors import ShapeError, check_flag
+from ..layers.timesteps import Timesteps, accepts
 from ..losses.mean import all_options, is_one_of, mean_weight, places_weight
 from ..module import Module
 from .progress import progress_bar
@@ -231,8 +232,20 @@ def model_inputs(model: Module, batch: Batch) -> Array | tuple[Array, ...]:
 
 
 def model_context(model: Module, batch: Batch, state: State) -> dict[str, Any]:
-    """The arguments of a model's call besides its inputs: the carried state and the lengths, where it takes them."""
+    """The arguments of a model's call besides its inputs: the carried state, and where it takes them lengths, resets
+    and mask.
+
+    Raises TypeError for resets, and for a mask, that a model should take and does not; ValueError where a reset would
+    give the carried state again.
+    """
+    if batch.carry and batch.reset is not None:
+        for name, layer in model.modules():
+            if getattr(layer, "reset_to", "initial") == "given":
+                raise ValueError(
+                    f"reset: {name or 'the model'} would be reset to the state that is carried from the batch before. "
+                    'Build the layer with reset_to="initial"'
+                )
     context = {"state": state if batch.carry else None} if model.stateful else {}
-    if batch.lengths is not None and getattr(model, "takes_lengths", False):
-        context["lengths"] = batch.lengths
-    return context
+    given = Timesteps(batch.lengths, batch.reset, batch.mask)
+    given.check_taken({"model": model})
+    return context | given.given_to(model, taken=accepts)

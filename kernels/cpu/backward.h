@@ -2,7 +2,7 @@
 
 template <typename T, template <typename> class Cell>
 void Layer<T, Cell>::backward(int t, Shard<T>& shard) {
-    const int count = shard.active(pass, t);
+    const int count = shard.arrange(pass, t);
     add_output_gradient(t, count, shard);
     if (pass.weight_hr) product(projection_transposed, count, shard.operands.data(), shard.products.data());
     differentiate_cell(t, count, shard);
@@ -19,23 +19,44 @@ void Layer<T, Cell>::backward(int t, Shard<T>& shard) {
                 for (int p = 0; p < P; ++p) dh_row[p] += product_row[p];
         }
     }
+    if (pass.marks && pass.dreset_h) reset_gradients(t, shard);
 }
 
-// Adds the output's gradient to dh. Past a sequence's end, dgates and dh_steps are zero.
+// Where a sequence was reset, moves the gradients of the state to what the reset gave: they do not go further back.
+template <typename T, template <typename> class Cell>
+void Layer<T, Cell>::reset_gradients(int t, const Shard<T>& shard) {
+    for (int b : shard.sequences) {
+        if (!is_marked(pass, t, b, RESET)) continue;
+        for (int s = 0; s < S; ++s) {
+            T *from = dstate_at(s, b), *to = dreset_at(s, b);
+            const int size = s ? H : P;
+            for (int u = 0; u < size; ++u) to[u] += from[u];
+            std::memset(from, 0, size * sizeof(T));
+        }
+    }
+}
+
+template <typename T, template <typename> class Cell>
+void Layer<T, Cell>::add_output_gradient(int t, int b) const {
+    if (!pass.doutput) return;
+    T* dh_row = dstate_at(0, b);
+    const T* doutput_row = row_at<T>(pass.doutput, pass, t, b, pass.doutput_row);
+    for (int p = 0; p < P; ++p) dh_row[p] += doutput_row[p];
+}
+
+// Adds the output's gradient to dh. Where a sequence is held, dgates and dh_steps are zero.
 template <typename T, template <typename> class Cell>
 void Layer<T, Cell>::add_output_gradient(int t, int count, Shard<T>& shard) {
     for (int i = count; i < (int)shard.sequences.size(); ++i) {
         const int b = shard.sequences[i];
         std::memset(gates_at(t, b), 0, (size_t)C::preactivations * H * sizeof(T));
         if (pass.dh_steps) std::memset(row_at<T>(pass.dh_steps, pass, t, b, P), 0, P * sizeof(T));
+        if (is_marked(pass, t, b, SHOWN)) add_output_gradient(t, b);
     }
     for (int i = 0; i < count; ++i) {
         const int b = shard.sequences[i];
         T* dh_row = dstate_at(0, b);
-        if (pass.doutput) {
-            const T* doutput_row = row_at<T>(pass.doutput, pass, t, b, pass.doutput_row);
-            for (int p = 0; p < P; ++p) dh_row[p] += doutput_row[p];
-        }
+        add_output_gradient(t, b);
         if (pass.dh_steps) std::memcpy(row_at<T>(pass.dh_steps, pass, t, b, P), dh_row, P * sizeof(T));
         shard.operands[i] = dh_row;
     }
@@ -46,9 +67,9 @@ BackwardRows<T, Layer<T, Cell>::S> Layer<T, Cell>::backward_rows(int t, int b) c
     const int old_slot = pass.reverse ? t + 1 : t, new_slot = pass.reverse ? t : t + 1;
     BackwardRows<T, S> rows;
     rows.gates = gates_at(t, b), rows.masks = masks_at(t, b);
-    rows.state[0] = h_at(old_slot, b), rows.new_state[0] = h_at(new_slot, b);
-    for (int s = 1; s < S; ++s) rows.state[s] = other_at(s, old_slot, b), rows.new_state[s] = other_at(s, new_slot, b);
-    for (int s = 0; s < S; ++s) rows.dstate[s] = dstate_at(s, b);
+    rows.new_state[0] = h_at(new_slot, b);
+    for (int s = 1; s < S; ++s) rows.new_state[s] = other_at(s, new_slot, b);
+    for (int s = 0; s < S; ++s) rows.state[s] = old_state_at(s, t, old_slot, b), rows.dstate[s] = dstate_at(s, b);
     return rows;
 }
 

@@ -12,11 +12,11 @@ void Layer<T, Cell>::forward(int t, int number, Shard<T>& shard) {
     Step step;
     step.t = t, step.old_slot = pass.reverse ? t + 1 : t, step.new_slot = pass.reverse ? t : t + 1;
     step.old_other = pass.save ? step.old_slot : number % 2, step.new_other = pass.save ? step.new_slot : 1 - number % 2;
-    step.count = shard.active(pass, t);
     const int size = (int)shard.sequences.size(), ahead = (AHEAD + size - 1) / size;
     if (number % ahead == 0) multiply_inputs(number, shard);
+    step.count = shard.arrange(pass, t);
     step.inputs = shard.input_products.data() + shard.first_row[number % ahead] * input.row();
-    for (int i = 0; i < step.count; ++i) shard.operands[i] = h_at(step.old_slot, shard.sequences[i]);
+    for (int i = 0; i < step.count; ++i) shard.operands[i] = old_state(step, 0, shard.sequences[i]);
     if constexpr (F > 0 && R == 0) {
         static_assert(HU == U, "a block of both products has the same units");
         product(hidden, shard.first_block, shard.end_block, step.count, shard.operands.data(), shard.products.data());
@@ -41,7 +41,8 @@ void Layer<T, Cell>::multiply_inputs(int step, Shard<T>& shard) {
     for (int s = step; s < step + steps; ++s) {
         const int t = pass.reverse ? timesteps - 1 - s : s;
         shard.first_row.push_back((int)rows.size());
-        for (int i = 0; i < shard.active(pass, t); ++i)
+        const int count = shard.arrange(pass, t);
+        for (int i = 0; i < count; ++i)
             rows.push_back(row_at<T>((void*)pass.x, pass, t, shard.sequences[i], pass.I));
     }
     shard.input_products.resize(std::max(shard.input_products.size(), rows.size() * input.row()));
@@ -75,6 +76,12 @@ INLINE void Layer<T, Cell>::load_forward(ForwardIn<C, V>& in, const ForwardRows<
     load_constants(in, rows.masks, u, n);
 }
 
+// The state s that a timestep reads.
+template <typename T, template <typename> class Cell>
+const T* Layer<T, Cell>::old_state(const Step& step, int s, int b) const {
+    return old_state_at(s, step.t, s ? step.old_other : step.old_slot, b);
+}
+
 // The rows of sequence number i of the shard.
 template <typename T, template <typename> class Cell>
 ForwardRows<T, Layer<T, Cell>::S> Layer<T, Cell>::forward_rows(const Step& step, const Shard<T>& shard, int i) const {
@@ -82,8 +89,7 @@ ForwardRows<T, Layer<T, Cell>::S> Layer<T, Cell>::forward_rows(const Step& step,
     ForwardRows<T, S> rows;
     rows.ax = step.inputs + i * input.row(), rows.ah = shard.products.data() + i * hidden.row();
     rows.inner_ah = R ? shard.inner_products.data() + i * inner.row() : nullptr;
-    rows.state[0] = h_at(step.old_slot, b);
-    for (int s = 1; s < S; ++s) rows.state[s] = other_at(s, step.old_other, b);
+    for (int s = 0; s < S; ++s) rows.state[s] = old_state(step, s, b);
     rows.masks = masks_at(step.t, b);
     return rows;
 }
@@ -132,21 +138,21 @@ void Layer<T, Cell>::project(const Step& step, Shard<T>& shard) {
         std::memcpy(h_at(step.new_slot, shard.sequences[i]), shard.products.data() + i * projection.row(), P * sizeof(T));
 }
 
-// Past a sequence's end, holds its states. What the weights' gradients read there is zero.
+// Past a sequence's end, and where a mask says so, holds its states. What the weights' gradients read there is zero.
 template <typename T, template <typename> class Cell>
 void Layer<T, Cell>::hold_states(const Step& step, const Shard<T>& shard) {
     for (int i = step.count; i < (int)shard.sequences.size(); ++i) {
         const int b = shard.sequences[i];
-        std::memcpy(h_at(step.new_slot, b), h_at(step.old_slot, b), P * sizeof(T));
+        std::memcpy(h_at(step.new_slot, b), old_state(step, 0, b), P * sizeof(T));
         for (int s = 1; s < S; ++s)
-            std::memcpy(other_at(s, step.new_other, b), other_at(s, step.old_other, b), H * sizeof(T));
+            std::memcpy(other_at(s, step.new_other, b), old_state(step, s, b), H * sizeof(T));
         if constexpr (R > 0)
             if (pass.save) std::memset(gates_at(step.t, b) + (size_t)C::inner * H, 0, H * sizeof(T));
         if (pass.save && pass.weight_hr) std::memset(projected_at(step.t, b), 0, H * sizeof(T));
     }
 }
 
-// Copies elements [first, end) of each new h to the output; past a sequence's end the output is zero.
+// Copies elements [first, end) of each new h to the output. Where a sequence is held, the output is zero unless it is shown.
 template <typename T, template <typename> class Cell>
 void Layer<T, Cell>::write_output(const Step& step, const Shard<T>& shard, int first, int end) {
     for (int i = 0; i < (int)shard.sequences.size(); ++i) {
@@ -154,6 +160,8 @@ void Layer<T, Cell>::write_output(const Step& step, const Shard<T>& shard, int f
         T* to = row_at<T>(pass.output, pass, step.t, b, pass.output_row) + first;
         if (i < step.count)
             std::memcpy(to, h_at(step.new_slot, b) + first, (end - first) * sizeof(T));
+        else if (is_marked(pass, step.t, b, SHOWN))
+            std::memcpy(to, old_state(step, 0, b) + first, (end - first) * sizeof(T));
         else
             std::memset(to, 0, (end - first) * sizeof(T));
     }

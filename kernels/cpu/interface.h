@@ -42,16 +42,24 @@ struct Pass {
     const void* bias_hh;    // [G*H] or null
     const void* own;        // [N, H], the cell's own parameters, or null
     const bool* masks;      // [T, B, M*H] or [1, B, M*H] or null
+    const uint8_t* marks;     // [T, B] or null: sums of HELD, RESET, SHOWN. With them lengths are not read
+    const void* reset_h;      // [B, P], what a reset gives, or null
+    const void* reset_others; // [S-1, B, H] or null; likewise
     void* gates;     // [T, B, gates_row], K*H and more; without save one timestep, [1, B, gates_row]. forward, out: what the cell
                      // saves, and behind K blocks what a projection multiplies; backward, out: dgates in their place
     void* h;         // [T+1, B, P], with the initial state in its slot
     void* others;    // [S-1, T+1, B, H] or null; without save two slots in turn, [S-1, 2, B, H], the first holds the initial state
-    void* output;    // forward, out: [T, B, output_row] or null, zero past each sequence's end
+    void* output;    // forward, out: [T, B, output_row] or null, zero past each sequence's end and where it is held
     void* doutput;   // backward, in: [T, B, doutput_row] or null
     void* dh;        // [B, P]; backward, in: gradient of the final state, out: of the initial state
     void* dothers;   // [S-1, B, H] or null; likewise
     void* dh_steps;  // backward, out: [T, B, P], the gradient of every h of a projection, else null
+    void* dreset_h;      // [B, P] or null; backward, in: zeros, out: the gradient of reset_h
+    void* dreset_others; // [S-1, B, H] or null; likewise
 };
+
+// Marks of a timestep and sequence: ../../gpurnn/backends/marks.py says what they mean.
+enum { HELD = 1, RESET = 2, SHOWN = 4 };
 
 // A matrix product, C[M, N] = A[M, K] B[K, N] or C += A B. Strides are any, in elements; those of C's columns are 1.
 struct Product {

@@ -111,6 +111,18 @@ struct Layer {
     T* other_at(int s, int slot, int b) const {
         return row_at<T>((T*)pass.others + (s - 1) * pass.state_stride, pass, slot, b, H);
     }
+    // What state s is before timestep t: that in a slot, or what a reset gives.
+    const T* old_state_at(int s, int t, int slot, int b) const {
+        if (is_marked(pass, t, b, RESET)) {
+            const ptrdiff_t other = ((ptrdiff_t)(s - 1) * B + b) * H;
+            return s ? (const T*)pass.reset_others + other : (const T*)pass.reset_h + (ptrdiff_t)b * P;
+        }
+        return s ? other_at(s, slot, b) : h_at(slot, b);
+    }
+    // The gradient of what a reset gives as state s.
+    T* dreset_at(int s, int b) const {
+        return s ? (T*)pass.dreset_others + ((ptrdiff_t)(s - 1) * B + b) * H : (T*)pass.dreset_h + (ptrdiff_t)b * P;
+    }
     // The gradient of state s, where the pass has arrived.
     T* dstate_at(int s, int b) const {
         return s ? (T*)pass.dothers + ((ptrdiff_t)(s - 1) * B + b) * H : (T*)pass.dh + (ptrdiff_t)b * P;
@@ -134,6 +146,7 @@ struct Layer {
     struct Step;
     void forward(int t, int number, Shard<T>& shard);
     void multiply_inputs(int step, Shard<T>& shard);
+    const T* old_state(const Step& step, int s, int b) const;
     ForwardRows<T, S> forward_rows(const Step& step, const Shard<T>& shard, int i) const;
     template <bool after_inner>
     void load_forward(ForwardIn<C, V>& in, const ForwardRows<T, S>& rows, int u, int n) const;
@@ -147,6 +160,8 @@ struct Layer {
 
     void backward(int t, Shard<T>& shard);
     void add_output_gradient(int t, int count, Shard<T>& shard);
+    void add_output_gradient(int t, int b) const;
+    void reset_gradients(int t, const Shard<T>& shard);
     BackwardRows<T, S> backward_rows(int t, int b) const;
     void load_backward(BackwardIn<C, V>& in, const BackwardRows<T, S>& rows, int u, int n) const;
     void differentiate_cell(int t, int count, Shard<T>& shard);

@@ -6,10 +6,15 @@ INLINE T* row_at(void* array, const Pass& pass, int t, int b, ptrdiff_t F) {
     return (T*)array + ((ptrdiff_t)t * pass.B + b) * F;
 }
 
-// The sequences and units of one thread, and its scratch memory. Sequences are sorted by length, the longest first.
+INLINE bool is_marked(const Pass& pass, int t, int b, int bits) {
+    return pass.marks && pass.marks[(ptrdiff_t)t * pass.B + b] & bits;
+}
+
+// The sequences and units of one thread, and its scratch memory. Sequences are sorted by length, the longest first; where there
+// are marks, in each timestep anew.
 template <typename T>
 struct Shard {
-    std::vector<int> sequences;
+    std::vector<int> sequences, in_order;  // of this timestep, and as they were dealt
     std::vector<const T*> operands;  // the rows that the next product reads
     std::vector<T> products, inner_products;
     // W_ih x of several timesteps. A product of many rows is faster, and its results stay in cache until they are used.
@@ -24,9 +29,10 @@ struct Shard {
         : first_block(0), end_block(blocks), first_unit(0), end_unit(pass.H) {
         std::vector<int> order(pass.B);
         for (int b = 0; b < pass.B; ++b) order[b] = b;
-        if (pass.lengths)
+        if (pass.lengths && !pass.marks)
             std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return pass.lengths[a] > pass.lengths[b]; });
         for (int i = shard; i < pass.B; i += shards) sequences.push_back(order[i]);
+        in_order = sequences;
         operands.resize(sequences.size());
     }
 
@@ -37,9 +43,15 @@ struct Shard {
         first_unit = first_block * units, end_unit = std::min(end_unit, end_block * units);
     }
 
-    // The number of sequences that have a timestep t. They come first.
-    int active(const Pass& pass, int t) const {
+    // Puts the sequences that have a timestep t first, and returns their number.
+    int arrange(const Pass& pass, int t) {
         int count = (int)sequences.size();
+        if (pass.marks) {
+            int from_end = count;
+            count = 0;
+            for (int b : in_order) sequences[is_marked(pass, t, b, HELD) ? --from_end : count++] = b;
+            return count;
+        }
         while (pass.lengths && count && pass.lengths[sequences[count - 1]] <= t) --count;
         return count;
     }

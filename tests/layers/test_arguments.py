@@ -166,7 +166,8 @@ def test_recurrent_layers_speak_of_themselves(cls):
     assert "cell" not in listed
     values = {"init": "xavier", "schedule": "auto", "backend": "cpu", "dtype": "float64", "precision": "float32"}
     values |= {"nonlinearity": "relu", "hidden_size": 5, "input_size": 3, "num_layers": 2, "proj_size": 2, "chrono": 9}
-    values |= {"seed": 1, "forget_bias": 1.0, "wavefront": 1, "dropout": 0.0, "residual": False}
+    values |= {"seed": 1, "forget_bias": 1.0, "wavefront": 1, "dropout": 0.0, "residual": False, "heads": 2}
+    values |= {"masked_output": "repeat", "reset_to": "initial"}
     values |= dict.fromkeys(("recurrent_dropout", "zoneout", "weight_dropout", "cell_clip", "gradient_clip"), 0.5)
     values |= {"recurrent_dropout_each": "sequence", "activation": "relu", "recurrent_activation": "hard_sigmoid"}
     # else True
@@ -325,14 +326,14 @@ def test_a_number_in_the_place_of_a_flag():
         (lambda: gpurnn.LSTM(6, 5).forward(X, colour=1), "colour", "retain"),
         (lambda: gpurnn.LSTM(6, 5)(X, retain=True), "retain", "forward(..., retain=True)"),
         (lambda: gpurnn.LSTM(6, 5)(X, retain_graph=True), "retain_graph", "forward(..., retain=True)"),
-        (lambda: gpurnn.GRU(6, 5)(X, mask=None), "mask", "lengths"),
+        (lambda: gpurnn.GRU(6, 5)(X, padding_mask=None), "padding_mask", "mask=~padding_mask"),
         (lambda: gpurnn.GRU(6, 5)(X, sequence_length=None), "sequence_length", "lengths"),
         (lambda: gpurnn.GRU(6, 5)(X, training=True), "training", "train()"),
         (lambda: gpurnn.GRU(6, 5).step(X[0], hx=None), "hx", "state"),
         (lambda: gpurnn.GRUCell(6, 5)(X[0], hx=None), "hx", "state"),
         (lambda: gpurnn.GRUCell(6, 5).forward(X[0], hx=None), "hx", "state"),
         (lambda: gpurnn.Sequential(gpurnn.GRU(6, 5))(X, hx=None), "hx", "state"),
-        (lambda: gpurnn.Sequential(gpurnn.GRU(6, 5)).forward(X, mask=None), "mask", "lengths"),
+        (lambda: gpurnn.Sequential(gpurnn.GRU(6, 5)).forward(X, masks=None), "masks", "mask"),
     ],
 )
 def test_an_unknown_argument_is_answered_with_our_word(make, word, answer):

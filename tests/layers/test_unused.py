@@ -299,6 +299,6 @@ def test_the_ragged_check_sees_a_state_that_reaches_the_weights(backend, monkeyp
 
 
 def test_the_other_checks_see_padding_that_reaches_the_weights(monkeypatch):
-    monkeypatch.setattr(gpurnn.Sequential, "_without_padding", lambda self, x, lengths: x)
+    monkeypatch.setattr(gpurnn.Sequential, "_without_absent", lambda self, x, given: x)
     worst, _ = check.check_other("padding in front", "cpu", "float32")[0]
     assert not worst <= 1

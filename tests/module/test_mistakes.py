@@ -234,9 +234,13 @@ MISTAKES = {
         "reset: expected one boolean for each timestep, (B, T) = (5, 3), got (3, 5)",
     ),
     "mask, Sequential": (
-        lambda: Sequential(LSTM(4, 8))(f32(5, 3, 4), mask=None), TypeError, "Sequential: unknown argument 'mask'. It",
+        lambda: Sequential(Linear(4, 4))(f32(5, 3, 4), mask=[1, 0]), DtypeError, "mask: expected booleans, got a list",
     ),
-    "mask, built": (lambda: LSTM(4, 8, mask=None), TypeError, "It belongs to a recurrent layer's call"),
+    "mask, EncoderDecoder": (
+        lambda: gpurnn.EncoderDecoder(9, 9, 4)((np.ones((3, 2), int), np.ones((2, 2), int)), mask=np.ones((3, 2))),
+        TypeError, "EncoderDecoder: unknown argument 'mask'. It belongs to a call of a recurrent layer or a Sequential",
+    ),
+    "mask, built": (lambda: LSTM(4, 8, mask=None), TypeError, "It belongs to a call of a recurrent layer"),
     "activation, Linear": (
         lambda: Linear(8, 2, activation="relu"), TypeError,
         "Linear: unknown argument 'activation'. No layer applies one: write a Module that does",

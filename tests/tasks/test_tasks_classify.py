@@ -10,11 +10,13 @@ from click.testing import CliRunner
 from helpers import assert_close
 from optional import needs
 
+import gpurnn
 from gpurnn.cli import main
-from gpurnn.tasks.classify import TASK, ClassifySettings, Labelled, predict, read_examples, split
+from gpurnn.tasks.classify import TASK, ClassifySettings, Labelled, predict, read_examples, right_and_all, split
 from gpurnn.tasks.run import prepare
 from gpurnn.tasks.trained import load
 from gpurnn.testing import count_terms
+from gpurnn.train.measure import model_context
 
 TINY = {"hidden": 8, "embedding": 8, "batch": 16, "epochs": 10, "lr": 2e-2, "dropout": 0.1, "patience": None, "seed": 1}
 GOOD, BAD = ["fine", "good", "moving", "warm"], ["dull", "poor", "empty", "cold"]
@@ -226,3 +228,77 @@ def test_the_commands(table, tmp_path):
     assert json.loads(call("evaluate", run, table, "--json").stdout)["texts"] == 240
     assert "Missing argument" in call("train", "classify", code=2).stderr
     assert "task classify, not text" in call("sample", run, code=2).stderr
+
+
+# ---- packed
+
+
+def test_packed_batches_hold_the_same_texts(table):
+    """One label a text, at the place where its vector comes out; with as many timesteps as there are words."""
+    settings = [ClassifySettings(**TINY, word_dropout=0.0, packed=packed) for packed in (False, True)]
+    (padded, valid, *_), (packed, other, *_) = ((d.train, d.valid) for d in (TASK.read([table], s) for s in settings))
+    for plain, rows in ((padded, packed), (valid, other)):
+        texts = collections.Counter(
+            (tuple(batch.inputs[:n, b]), batch.targets[b])
+            for batch in (plain.batch(0, k) for k in range(len(plain)))
+            for b, n in enumerate(batch.lengths)
+        )
+        found = collections.Counter()
+        for k in range(len(rows)):
+            batch = rows.batch(0, k)
+            starts = np.flatnonzero(batch.reset.T)  # row by row
+            ends = [*starts[1:], batch.reset.size]
+            there, ids = batch.mask.T.ravel(), batch.inputs.T.ravel()
+            for start, end, target in zip(starts, ends, batch.targets, strict=True):
+                found[tuple(ids[start:end][there[start:end]]), target] += 1
+        assert found == texts
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "max", "attention"])
+def test_packed_batches_have_the_gradients_of_padded_ones(table, pooling):
+    found = []
+    for packed in (False, True):
+        settings = ClassifySettings(**TINY | {"dropout": 0.0, "dtype": "float64"}, word_dropout=0.0)
+        settings.pooling, settings.packed = pooling, packed
+        data = TASK.read([table], settings)
+        data.train.bucket, model = False, TASK.build(settings, data.facts, "cpu")
+        for index in range(3):
+            batch = data.train.batch(0, index)
+            model.zero_grad()
+            logits, _, backward = model.forward(batch.inputs, **model_context(model, batch, None))
+            loss, dloss = gpurnn.cross_entropy(logits, batch.targets)
+            backward(dloss())
+            found.append((float(loss), right_and_all(logits, batch.targets), model.flat_grads.copy()))
+    for padded, rows in zip(found[:3], found[3:], strict=True):
+        terms = count_terms(model, int(data.train.lengths.max()) * TINY["batch"])
+        assert_close(rows[0], padded[0], terms)
+        assert rows[1] == padded[1]
+        assert_close(rows[2], padded[2], terms)
+
+
+def test_a_packed_run_learns_and_is_loaded(table, tmp_path):
+    run = prepare("classify", [table], tmp_path / "run", packed=True, **TINY)
+    history = run.train()
+    assert history.epochs[-1]["validation_accuracy"] > 0.9
+    trained = load(tmp_path / "run")
+    assert trained.settings.packed
+    texts, labels = zip(*reviews(), strict=True)
+    found = predict(trained, texts).argmax(axis=1)
+    assert np.mean([trained.facts["classes"][n] == label for n, label in zip(found, labels, strict=True)]) > 0.9
+
+
+def test_a_text_without_words_is_packed(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text(
+        "".join(f"{text}\t{label}\n" for text, label in [*reviews(60), ("\u200b", "pos"), ("\u0301", "neg")])
+    )
+    data = TASK.read([path], ClassifySettings(**TINY, packed=True))
+    assert all(data.train.lengths > 0)
+
+
+def test_packed_on_the_shell(table, tmp_path):
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items() if value is not None]
+    result = CliRunner().invoke(
+        main, ["train", "classify", str(table), "--packed", "--out", str(tmp_path / "r"), "--epochs", "1", *options[:3]]
+    )
+    assert result.exit_code == 0, result.output

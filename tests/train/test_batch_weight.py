@@ -128,3 +128,126 @@ def test_weights_of_targets():
     assert mean_weight(gpurnn.mse, np.ones((2, 3, 4)), {"mask": y == 3}) == 2
     for loss in (gpurnn.cross_entropy, lambda outputs, targets: None, functools.partial(weighted, reduction="sum")):
         assert mean_weight(loss, y, {}) is None
+
+
+# ---- resets and masks
+
+
+def sequences():
+    """(inputs, targets of every timestep, a class of each) of nine sequences."""
+    rng = np.random.default_rng(7)
+    inputs = [rng.standard_normal((n, 3)) for n in (5, 1, 3, 9, 2, 2, 4, 1, 6)]
+    return inputs, [rng.integers(0, 4, len(x)) for x in inputs], rng.integers(0, 4, len(inputs))
+
+
+def sequence_model(per_step):
+    layers = [gpurnn.GRU(3, 3, bidirectional=True, **SHARED), gpurnn.Pooling(6, "last", 2, **SHARED)]
+    return gpurnn.Sequential(*layers[: 1 if per_step else 2], gpurnn.Linear(6, 4, **SHARED))
+
+
+@pytest.mark.parametrize("per_step", [True, False])
+def test_packed_batches_train_what_padded_ones_train(per_step):
+    """The same weights, training loss, validation loss and metric."""
+    inputs, steps, classes = sequences()
+
+    def trained(packed):
+        data = SequenceBatches(
+            inputs, steps if per_step else classes, 4, per_step=per_step, bucket=False, packed=packed, seed=1
+        )
+        assert all((batch.mask is not None) == packed for batch in (data.batch(0, n) for n in range(3)))
+        model, metrics = sequence_model(per_step), {"accuracy": gpurnn.accuracy}
+        history = gpurnn.fit(
+            model, gpurnn.cross_entropy, data, optimizer="sgd", lr=0.1, epochs=2, validation=data, metrics=metrics,
+            progress=False, accumulate=2,
+        )  # fmt: skip
+        return model.flat_params, history.epochs[-1]
+
+    (weights, record), (expected, other) = trained(True), trained(False)
+    np.testing.assert_allclose(weights, expected, rtol=0, atol=1000 * EPS)
+    for name in ("train_loss", "validation_loss", "validation_accuracy"):
+        assert record[name] == pytest.approx(other[name], rel=1000 * EPS)
+
+
+def test_weight_of_a_batch_with_a_mask():
+    mask = np.array([[1, 1, 0], [1, 0, 0], [0, 1, 1]], bool)
+    x = np.zeros((3, 3, 2))
+    assert Batch(x, x, mask=mask).weight == 5 and Batch(x, x, mask=mask, lengths=[2, 3, 1]).weight == 4
+    assert Batch(x, x, mask=mask).loss_options.keys() == {"mask"}
+    assert Batch(x, x, reset=mask).weight == 9 and Batch(x, x, reset=mask).loss_options == {}
+
+
+def test_a_mask_of_holes_trains_on_what_is_there():
+    """NaN in data that are masked is no reason to stop, and counts in nothing."""
+    rng = np.random.default_rng(3)
+    mask = rng.random((6, 4)) < 0.6
+    x, y = rng.standard_normal((6, 4, 3)), rng.standard_normal((6, 4, 2))
+    x[~mask], y[~mask] = np.nan, np.nan
+    model = gpurnn.Sequential(gpurnn.GRU(3, 6, **SHARED), gpurnn.Linear(6, 2, **SHARED))
+    batch = Batch(x, y, mask=mask)
+    output, _ = model(x, mask=mask)
+    wanted = np.square(output - y)[mask].mean()
+    assert evaluate(model, gpurnn.mse, [batch]) == pytest.approx(wanted, rel=100 * EPS)
+    history = gpurnn.fit(model, gpurnn.mse, [batch], optimizer="sgd", lr=0.1, epochs=2, progress=False)
+    assert history.epochs[0]["train_loss"] == pytest.approx(wanted, rel=100 * EPS)
+    assert history.epochs[1]["train_loss"] < wanted
+    x[mask.nonzero()[0][0], mask.nonzero()[1][0]] = np.nan
+    with pytest.raises(gpurnn.TrainingError, match="data hold values that are not finite"):
+        gpurnn.fit(model, gpurnn.mse, [batch], optimizer="sgd", lr=0.1, epochs=2, progress=False)
+    x[mask] = 1.0
+    model.flat_params[...] = np.nan
+    with pytest.raises(gpurnn.TrainingError, match="It is the first step"):
+        gpurnn.fit(model, gpurnn.mse, [batch], optimizer="sgd", lr=0.1, epochs=2, progress=False)
+    plain = gpurnn.Sequential(gpurnn.Linear(3, 2, **SHARED))
+    gpurnn.fit(plain, gpurnn.mse, [batch], optimizer="sgd", lr=0.1, epochs=1, progress=False)
+    assert np.isfinite(plain.flat_params).all()
+
+
+class Forgetful(gpurnn.Sequential):
+    def forward(self, x, state=None, lengths=None):
+        return super().forward(x, state, lengths)
+
+
+@pytest.mark.parametrize("name", ["reset", "mask"])
+def test_a_model_that_ignores_them_is_refused(name):
+    model = Forgetful(gpurnn.GRU(3, 4, **SHARED))
+    batch = Batch(np.zeros((5, 2, 3)), np.zeros((5, 2, 4)), **{name: np.ones((5, 2), bool)})
+    for run in (
+        lambda: evaluate(model, gpurnn.mse, [batch]),
+        lambda: gpurnn.fit(model, gpurnn.mse, [batch], optimizer="sgd", lr=0.1, epochs=1, progress=False),
+    ):
+        with pytest.raises(TypeError, match=f"^{name}: model: Forgetful.forward does not take it"):
+            run()
+    if name == "reset":
+        plain = gpurnn.Sequential(gpurnn.Linear(3, 4, **SHARED))
+        with pytest.raises(TypeError, match="^reset: no layer here takes it"):
+            evaluate(plain, gpurnn.mse, [batch])
+
+
+def test_an_empty_sequence_is_not_packed():
+    inputs = [np.ones((2, 3)), np.ones((0, 3))]
+    with pytest.raises(gpurnn.ShapeError, match=r"^inputs\[1\]: a sequence without timesteps"):
+        SequenceBatches(inputs, [0, 1], 2, per_step=False, packed=True)
+
+
+@pytest.mark.parametrize("begins", [0, 3])
+def test_documents_in_a_stream(begins):
+    """Nothing that a document holds is known in the next one, and what is known within one crosses batches."""
+    rng = np.random.default_rng(begins)
+    ids = np.concatenate([np.r_[begins, rng.choice([1, 2, 4, 5], n)] for n in rng.integers(1, 12, 30)])
+    text = gpurnn.TextBatches(ids, 1, 4, begins=begins)
+    o = {"backend": "cpu", "dtype": "float64", "seed": 1}
+    gru = gpurnn.GRU(3, 4, reset_to="initial", **o)
+    model = gpurnn.Sequential(gpurnn.Embedding(6, 3, **o), gru, gpurnn.Linear(4, 6, **o))
+    starts = np.flatnonzero(ids == begins)
+    total = 0.0
+    for start, end in zip(starts, [*starts[1:], len(ids) - 1], strict=True):
+        logits, _ = model(ids[start:end])
+        total += float(gpurnn.cross_entropy(logits, ids[start + 1 : end + 1], reduction="sum")[0])
+    terms = gpurnn.testing.count_terms(model, len(ids))
+    assert evaluate(model, gpurnn.cross_entropy, text) == pytest.approx(total / (len(ids) - 1), rel=terms * EPS)
+    assert gpurnn.TextBatches(ids, 1, 4).batch(0, 0).reset is None
+    with pytest.raises(ValueError, match="^begins "):
+        gpurnn.TextBatches(ids, 1, 4, begins=-1)
+    other = gpurnn.Sequential(gpurnn.Embedding(6, 3, **o), gpurnn.GRU(3, 4, **o), gpurnn.Linear(4, 6, **o))
+    with pytest.raises(ValueError, match='^reset: 1 would be reset to the state that is carried.*reset_to="initial"'):
+        evaluate(other, gpurnn.cross_entropy, text)

@@ -16,6 +16,7 @@ import numpy as np
 
 from ... import rng
 from ...errors import BackendError
+from ..marks import HELD, Marks
 from ..ops import UPDATE_STATES, Ops, flat, refuse_uncountable
 from ..records import PassGradients, SavedLayer, SavedPass
 from . import cells
@@ -32,6 +33,7 @@ from .native import (
     load_native,
     struct_name,
 )
+from .state_arrays import own_gradient, state_arrays
 from .threads import thread_count
 
 _ROWS = 4  # fewest sequences per thread; with fewer, loading the weights dominates
@@ -154,7 +156,7 @@ class CpuOps(HostOps):
         return self.store.empty((T, B, F), dtype)
 
     def layer_forward(self, cell, x, weights, states, lengths, options):
-        if options.marks is not None or not self._compiled(cell, x.dtype):
+        if not self._compiled(cell, x.dtype):
             return self.array_code.layer_forward(cell, x, weights, states, lengths, options)
         T, B, I = x.shape
         directions, save = options.directions, options.save
@@ -164,7 +166,7 @@ class CpuOps(HostOps):
         output = self.empty(T, B, D * P, x.dtype) if fresh else None
         x = np.ascontiguousarray(x)
         saved, jobs = SavedLayer(cell, weights, x, lengths, []), []
-        masks = options.masks or (None,) * D
+        masks, marks = options.masks or (None,) * D, options.marks or (None,) * D
         for d, (w, state, reverse) in enumerate(zip(weights, states, directions, strict=True)):
             gates = self.empty(T if save else 1, B, cell.saved_blocks * H, x.dtype)
             h = self.empty(T + 1, B, P, x.dtype)
@@ -172,7 +174,7 @@ class CpuOps(HostOps):
             others = self._state_slots(cell, T + 1 if save else 2, B, H, x.dtype)
             for steps, first in zip(others, state[1:], strict=True):
                 steps[T if reverse and save else 0] = first
-            one = SavedPass(gates, h, others, reverse, masks[d])
+            one = SavedPass(gates, h, others, reverse, masks[d], marks=marks[d])
             job = self._pass(saved, w, one, save)
             job.x, job.I = address(x), I
             if output is not None:
@@ -207,12 +209,10 @@ class CpuOps(HostOps):
 
     def time_loop_backward(self, saved, doutput, dstates, hooks):
         cell = saved.cell
-        marks = saved.passes[0].marks
-        if (
-            hooks is not None or marks is not None or not self._compiled(cell, saved.x.dtype)
-        ):  # only array code calls hooks
+        if hooks is not None or not self._compiled(cell, saved.x.dtype):  # only array code calls hooks
             for one in saved.passes:  # the compiled pass leaves padding uninitialised, possibly NaN
-                self.zero_past_end(one.gates, saved.lengths)
+                held = None if one.marks is None else Marks(one.marks.bits & HELD)
+                self.zero_silent(one.gates, saved.lengths, held)
             return self.array_code.time_loop_backward(saved, doutput, dstates, hooks)
         (T, B, P), dtype = saved.passes[0].h_new.shape, saved.x.dtype
         H, S = len(saved.weights[0].ih) // len(cell.gates), len(cell.states)
@@ -220,17 +220,21 @@ class CpuOps(HostOps):
         jobs, done = [], []
         for d, (one, w) in enumerate(zip(saved.passes, saved.weights, strict=True)):
             final = dstates[d] or (None,) * S
-            dstate = (_gradient(final[0], (B, P), dtype), *[_gradient(part, (B, H), dtype) for part in final[1:]])
+            dstate = (own_gradient(final[0], (B, P), dtype), *[own_gradient(part, (B, H), dtype) for part in final[1:]])
             if S > 2:  # those of the states besides h in one array
                 dstate = dstate[0], *np.stack(dstate[1:])
             dh_steps = None if w.hr is None else self.empty(T, B, P, dtype)
             job = self._pass(saved, w, one, save=True)
             job.dh, job.dothers = address(dstate[0]), address(dstate[1]) if S > 1 else None
             job.dh_steps = address(dh_steps)
+            dreset = None
+            if job.reset is not None:
+                dh, dothers = map(np.zeros_like, job.reset)
+                job.dreset_h, job.dreset_others, dreset = address(dh), address(dothers), (dh, *dothers)
             if doutput is not None:
                 job.doutput, job.doutput_row = address(doutput) + d * P * dtype.itemsize, len(saved.passes) * P
             jobs.append(job)
-            done.append(PassGradients(one.gates, dstate, dh_steps))
+            done.append(PassGradients(one.gates, dstate, dh_steps, dreset))
         self._run_time_loop(cell, jobs, T * B * H * len(cell.hidden) * P, back=True)
         return done
 
@@ -265,6 +269,12 @@ class CpuOps(HostOps):
         if saved.masks is not None:
             masks = np.ascontiguousarray(saved.masks)
             job.masks, job.mask_step = address(masks), masks[0].size if len(masks) > 1 else 0
+        job.reset = None
+        if saved.marks is not None:
+            job.marks = address(saved.marks.bits)
+            if saved.marks.state is not None:
+                job.reset = state_arrays(saved.marks.state, B, P, job.H, saved.h.dtype)
+                job.reset_h, job.reset_others = map(address, job.reset)
         job.arrays = ready, lengths, own, masks, layer.x, saved.gates, saved.h, saved.others
         return job
 
@@ -381,11 +391,6 @@ class CpuOps(HostOps):
             threads=threads,
         )
         return sums.sum()
-
-
-def _gradient(final, shape, dtype):
-    """The gradient with respect to a final state, as an array of its own; zeros for None."""
-    return np.zeros(shape, dtype) if final is None else np.array(final, dtype, order="C")
 
 
 def shared_units(cell, projected, back, H):

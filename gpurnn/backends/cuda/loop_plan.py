@@ -66,7 +66,7 @@ class LoopPlan:
         self.dtype = np.dtype(dtype)
         self.real = DOUBLE if self.dtype == DOUBLE else SINGLE
         self.width = cell.saved_blocks if save else G
-        self.reverse = sum(reverse << d for d, reverse in enumerate(directions))
+        self.reverse = self.D - sum(directions)  # the first that runs backwards in time: such come last
         name = dtype_name(self.dtype)
         problem = Problem(cell, H, T, B, self.D, name, self.projected, False, I=I, concurrent=concurrent, marked=marked)
         self.problems, candidates = ops.candidates(problem, save, schedule)

@@ -207,6 +207,17 @@ FUSED = [  # T, B, H, ragged, both directions
 SIXTEEN_BITS = dict(zip(POINTWISE, ("float16", "bfloat16") * len(POINTWISE), strict=False))
 
 
+@pytest.mark.parametrize("schedule", schedules.SCHEDULES[1:])
+@pytest.mark.parametrize("kind", [gpurnn.LSTM, gpurnn.GRU])
+def test_heads(kind, schedule):
+    """Heads are to a schedule what directions are."""
+    ops = cuda_ops(**THREAD_ORDERS["ascending"])
+    both = schedule != "grid"  # of which four strands do not fit on the multiprocessors here
+    compare(kind, ops, "float32", 5, 5, 22, True, schedule, heads=2, bidirectional=both)
+    if both:  # more strands than a word has bits
+        compare(kind, ops, "float32", 4, 3, 38, False, schedule, heads=19, bidirectional=True)
+
+
 @pytest.mark.parametrize("kind", POINTWISE)
 def test_block(kind):
     for dtype, sizes in (("float32", FUSED), (SIXTEEN_BITS[kind], FUSED[1:])):
