@@ -26,6 +26,8 @@ class Case:
     linear layer, cross-entropy, backward pass, clipping of the global norm at 1, Adam.
     precision: "float32" or "tf32", for float32 on a GPU. The input GEMM is always part of the work.
     ragged: the sequences have lengths between T/4 and T, the first of them T.
+    heads: into how many the hidden units are divided. resets: the share of timesteps before which a sequence begins
+    again, from zeros.
     """
 
     cell: str
@@ -40,6 +42,8 @@ class Case:
     what: str = "inference"
     V: int = 0
     ragged: bool = False
+    heads: int = 1
+    resets: float = 0.0
 
     @property
     def name(self):
@@ -50,6 +54,8 @@ class Case:
             "tf32": self.precision == "tf32",
             f"V{self.V}": self.V > 0,
             "ragged": self.ragged,
+            f"heads{self.heads}": self.heads > 1,
+            f"resets{100 * self.resets:g}%": self.resets > 0,
         }
         extra = [text for text, applies in options.items() if applies]
         sizes = (f"{axis}{getattr(self, axis)}" for axis in "TBIH")
@@ -60,6 +66,13 @@ class Case:
         """The lengths of the sequences, the same at every call; None where all are T."""
         draw = random.Random(2)
         return [self.T, *(draw.randint(self.T // 4, self.T) for _ in range(self.B - 1))] if self.ragged else None
+
+    @property
+    def reset(self):
+        """For each timestep, for each sequence whether it begins again, always the same; None where none does."""
+        draw = random.Random(3)
+        steps = [[draw.random() < self.resets for _ in range(self.B)] for _ in range(self.T)]
+        return steps if self.resets else None
 
     @property
     def tokens(self):
@@ -82,7 +95,7 @@ class Case:
         """(weights, inputs, directions) of each layer: of both directions, the numbers of W_ih and W_hh."""
         D, cell = 2 if self.bidirectional else 1, self.record
         inputs = [self.I if layer == 0 else D * self.H for layer in range(self.L)]
-        return [(D * self.H * (len(cell.gates) * I + len(cell.hidden) * self.H), I, D) for I in inputs]
+        return [(D * self.H * (len(cell.gates) * I + len(cell.hidden) * self.H // self.heads), I, D) for I in inputs]
 
     @property
     def flops(self):
@@ -120,7 +133,7 @@ class Case:
     @property
     def recurrent_bytes(self):
         """Of one direction's recurrent weights: whether they fit on one multiprocessor."""
-        return len(self.record.hidden) * self.H**2 * ITEMSIZE[self.dtype]
+        return len(self.record.hidden) * self.H**2 // self.heads * ITEMSIZE[self.dtype]
 
     def as_dict(self):
         return asdict(self)
@@ -251,6 +264,26 @@ def _stacks():
     ]
 
 
+def _reset():
+    """Rollouts of reinforcement learning, whose episodes end anywhere; beside the same without an end."""
+    sizes = ((128, 0.03), (16, 0.001), (16, 0.03), (16, 0.11), (64, 0.001), (64, 0.03), (64, 0.11))
+    return [
+        Case("lstm", T, 128, 256, 256, what=what, resets=rate)
+        for what in ("train", "inference")
+        for T, rate in ((128, 0.0), *sizes)
+    ]
+
+
+def _heads():
+    """Heads of 16 to 256 units, FlashRNN's H among them, beside one head."""
+    return [
+        Case("lstm", T, 16, H, H, what=what, heads=heads)
+        for what in ("train", "inference")
+        for T in (64, 512)
+        for H, heads in ((512, 1), (512, 8), (768, 1), (768, 3), (768, 12), (768, 48))
+    ]
+
+
 SUITES = {
     "quick": (_quick, "small sizes, under a minute on 2 cores"),
     "cpu": (_cpu, "B 1 to 128, H 64 to 1024, T 50: the table of gpurnn/docs/speed.md"),
@@ -261,6 +294,8 @@ SUITES = {
     "deepbench": (_deepbench, "Baidu's training and inference lists"),
     "flashrnn": (_flashrnn, "FlashRNN's grid: H 768, T and B swept, 16-bit"),
     "stacks": (_stacks, "2 to 8 layers, T 1024: one after the other, as a wavefront, cuDNN"),
+    "reset": (_reset, "states that are reset in the middle of a sequence: B 128, H 256, 0.1 to 11 % of timesteps"),
+    "heads": (_heads, "block-diagonal recurrent weights: H 512 and 768 in heads of 16 to 256 units"),
     "kernelbench": (_kernelbench, "KernelBench level 3: six layers, B 10, T 512"),
 }
 

@@ -103,6 +103,11 @@ def refuses(name, case):
         return "keeps nothing for a later backward"
     if case.ragged and not name.startswith("gpurnn-") and name not in ("torch-cpu", "torch-cpu-plain", "torch-cuda"):
         return "all sequences of one length"
+    others = ("torch-cpu", "torch-cpu-compile", "torch-cuda")
+    if case.resets and not name.startswith("gpurnn-") and name not in others:
+        return "no resets"
+    if case.heads > 1 and not name.startswith("gpurnn-") and (name not in others or case.L > 1 or case.bidirectional):
+        return "no heads"
     if name.startswith("flashrnn") and (case.L > 1 or case.bidirectional):
         return "one layer and one direction"
     if name == "gpurnn-cuda-wavefront" and (case.L == 1 or case.bidirectional):

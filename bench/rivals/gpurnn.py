@@ -22,7 +22,7 @@ def build(case, backend, dtype, schedule="auto", wavefront=0):
     """The gpurnn layer of a case, or for "step" the model: parts "embedding", "rnn", "linear"."""
     where = {"backend": backend, "dtype": dtype, "seed": 0}
     exact = {"precision": case.precision}
-    more = {"bidirectional": case.bidirectional, "schedule": schedule, "wavefront": wavefront}
+    more = {"bidirectional": case.bidirectional, "schedule": schedule, "wavefront": wavefront, "heads": case.heads}
     layer = CELLS[case.cell].layer(case.I, case.H, case.L, **more, **where, **exact)
     layer.train(case.what != "inference")
     if case.what != "step":
@@ -88,11 +88,13 @@ def _step(case, model, words, targets):
 def layer_call(case, layer, x, doutput):
     """A layer's call, forward alone, or forward and backward."""
     x, doutput = (layer.xp.asarray(array.astype(layer.dtype)) for array in (x, doutput))
+    lengths, reset = case.lengths, case.reset
+    reset = None if reset is None else layer.xp.asarray(np.array(reset))
 
     def run():
         if case.what == "inference":
-            return {"output": layer(x, lengths=case.lengths)[0]}
-        output, _, backward = layer.forward(x, lengths=case.lengths)
+            return {"output": layer(x, lengths=lengths, reset=reset)[0]}
+        output, _, backward = layer.forward(x, lengths=lengths, reset=reset)
         if case.what == "forward":
             return {"output": output}
         layer.zero_grad()

@@ -40,6 +40,7 @@ def torch_rival(device, mode="eager"):
         layer = layer.to(device, dtype).train(case.what != "inference")
         call = torch.compile(layer) if mode == "compile" else layer
         call = _packed(call, case.lengths) if case.ragged else call
+        call = _in_pieces(call, case.reset, device) if case.resets else call
         x, y = torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)
         same_memory = mode == "graph"  # a recorded run finds its gradients at the same addresses, zeroed
         if case.what == "step":
@@ -65,6 +66,10 @@ def torch_rival(device, mode="eager"):
 def _layer(case):
     import torch
 
+    if case.heads > 1:
+        from .torch_heads import Heads
+
+        return Heads(case)
     return getattr(torch.nn, case.cell.upper())(case.I, case.H, case.L, bidirectional=case.bidirectional)
 
 
@@ -98,6 +103,33 @@ def _packed(layer, lengths):
     def call(x):
         output, state = layer(rnn.pack_padded_sequence(x, lengths, enforce_sorted=False))
         return rnn.pad_packed_sequence(output, total_length=len(x))[0], state
+
+    return call
+
+
+def _in_pieces(layer, reset, device):
+    """A layer of torch over each piece between two resets, as torch's users do: cut, padded, packed, put back."""
+    import torch
+    from torch.nn.utils import rnn
+
+    T, B = len(reset), len(reset[0])
+    pieces = []
+    for b in range(B):
+        borders = [0, *(t for t in range(1, T) if reset[t][b]), T]
+        pieces += [(b, first, end) for first, end in zip(borders, borders[1:], strict=False)]
+    lengths, longest = [end - first for _, first, end in pieces], max(end - first for _, first, end in pieces)
+    take = torch.zeros((longest, len(pieces)), dtype=torch.long)
+    back = torch.empty((T, B), dtype=torch.long)
+    for n, (b, first, end) in enumerate(pieces):
+        take[: end - first, n] = torch.arange(first, end) * B + b
+        back[first:end, b] = torch.arange(end - first) * len(pieces) + n
+    take, back = take.flatten().to(device), back.flatten().to(device)
+
+    def call(x):
+        rows = x.flatten(0, 1).index_select(0, take).view(longest, len(pieces), -1)
+        packed = rnn.pack_padded_sequence(rows, lengths, enforce_sorted=False)
+        output = rnn.pad_packed_sequence(layer(packed)[0], total_length=longest)[0]
+        return output.flatten(0, 1).index_select(0, back).view(T, B, -1), None
 
     return call
 
@@ -175,7 +207,8 @@ def results_of(case, layer, run):
 
     found = {name: value.detach().clone() for name, value in run().items()}
     if case.what in ("train", "step"):
-        found |= {name: p.grad.clone() for name, p in layer.named_parameters() if is_judged(name)}
+        gradients = layer.gradients() if case.heads > 1 else {name: p.grad for name, p in layer.named_parameters()}
+        found |= {name: gradient.clone() for name, gradient in gradients.items() if is_judged(name)}
     if case.what == "step":  # the second loss shows whether the weights were changed rightly
         found["loss"] = torch.stack([found["loss"], run()["loss"].detach()])
     return {name: value.cpu().double().numpy() for name, value in found.items()}

@@ -144,6 +144,9 @@ class Cell:
         What it has besides weights and biases.
     draws : tuple of Draw
         Its random masks, in training mode.
+    inner_first : bool
+        Whether all rows of W_hh multiply one block that the struct makes of the old state and masks of a sequence
+        alone, so that it is known before the timestep.
     biases : bool
         Whether b_ih and b_hh are added to W_ih x and W_hh h, before anything else.
     projects : str or None
@@ -154,6 +157,10 @@ class Cell:
         The gate that preserves the old state, and the one that lets the new state in, where that is another.
     means : bool
         Whether it averages over the units of a sequence (layer norm).
+    stages : tuple of two tuples of int
+        How many means each stage of the struct makes but the last: forward, then backward. () has no means.
+    locals : tuple of two int
+        How many numbers of a unit these stages hand on, forward and backward.
     over_batch : bool
         Whether it normalizes over the sequences of the batch.
     array_only : str or None
@@ -174,12 +181,15 @@ class Cell:
     products: tuple[Product, ...]
     parameters: tuple[Parameter, ...] = ()
     draws: tuple[Draw, ...] = ()
+    inner_first: bool = False
     biases: bool = True
     projects: str | None = None
     may_project: bool = False
     remembers: str | None = None
     writes: str | None = None
     means: bool = False
+    stages: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    locals: tuple[int, int] = (0, 0)
     over_batch: bool = False
     array_only: str | None = None
     normalizations: int = 0

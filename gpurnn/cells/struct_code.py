@@ -11,9 +11,12 @@ _MEMBERS = {"ax": "in.ax", "ah": "in.ah", "state": "in.state", "own": "in.p", "m
 
 
 def write(cell):
-    """The text of the struct; "" where a cell can only be array code."""
+    """The text of the struct, and what its stages make: ``Cell.stages`` and ``Cell.locals``.
+
+    The text is "" where a cell can only be array code.
+    """
     if cell.array_only:
-        return ""
+        return "", ((), ()), (0, 0)
     forward = _Stages([*cell.new_states, *_saved(cell)], ())
     backward = _Stages([*cell.d, *cell.dstates], {*_saved(cell), *cell.free_states})
     lines = [
@@ -28,13 +31,17 @@ def write(cell):
         lines.append(f"    static constexpr int parameters = {cell.vectors}, draws = {len(cell.draws)};")
     if cell.inner_node is not None:
         lines.append(f"    static constexpr int inner = {len(cell.saved) - 1};")
+    if cell.inner_first:
+        lines.append("    static constexpr bool inner_first = true;")
     lines += [*forward.constants(""), *backward.constants("back_"), ""]
     if cell.inner_node is not None:
         lines += [*_inner(cell), ""]
     lines += [*_functions(cell, forward, "Forward"), "", *_functions(cell, backward, "Backward")]
     if cell.inner_node is not None:
         lines += ["", *_backward_inner(cell)]
-    return "\n".join([*lines, "};"]) + "\n"
+    passes = forward, backward
+    text = "\n".join([*lines, "};"]) + "\n"
+    return text, tuple(one.counts for one in passes), tuple(len(one.locals) for one in passes)
 
 
 def _saved(cell):
@@ -78,12 +85,16 @@ class _Stages:
         """Whether a later stage cannot have a symbol but as a local."""
         return node.op not in _LEAVES and node.op != "mean" and node not in self.given
 
+    @property
+    def counts(self):
+        """How many means each stage makes, but the last one, which makes none."""
+        return tuple(sum(self.of[mean] == stage for mean in self.means) for stage in range(1, self.count))
+
     def constants(self, prefix):
         """The members of the struct that say how many stages, means and locals there are."""
         if self.count == 1:
             return []
-        counts = [sum(self.of[mean] == stage + 1 for mean in self.means) for stage in range(self.count)]
-        values = " : ".join([f"stage == {stage} ? {count}" for stage, count in enumerate(counts) if count] + ["0"])
+        values = " : ".join([f"stage == {stage} ? {count}" for stage, count in enumerate(self.counts)] + ["0"])
         return [
             f"    static constexpr int {prefix}stages = {self.count}, {prefix}means = {len(self.means)}, "
             f"{prefix}locals = {len(self.locals)};",

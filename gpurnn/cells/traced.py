@@ -44,7 +44,7 @@ class TracedCell(Cell):
             setattr(self, fact, value)
         self._trace()
         self._differentiate()
-        self.struct = struct_code.write(self)
+        self.struct, self.stages, self.locals = struct_code.write(self)
 
     @functools.cached_property
     def evaluating(self) -> TracedCell:
@@ -210,6 +210,17 @@ class TracedCell(Cell):
         inner_needed = needed_values([*self.d_inner, *self.dstates_inner], count)
         saved = saved_values(sorted({*self.needed, *inner_needed}, key=lambda node: node.index), new)
         self._place_saved(saved, inner_needed, forward, new)
+        self.inner_first = self._is_inner_first()
+
+    def _is_inner_first(self):
+        """As ``Cell.inner_first``: the old state and masks of a sequence make it, and its gradient goes only there."""
+        if self.inner_node is None or self._rows[0]:
+            return False
+        leaves = [
+            node for node in below([self.inner_node], lambda node: False) if node.op in ("ax", "ah", "own", "mask")
+        ]
+        drawn = [node.op == "mask" and self.draws[node.value].each == "sequence" for node in leaves]
+        return all(drawn) and not self.means
 
     def _leaves(self, op):
         by_place = {node.value: node for node in self.graph.nodes[: self.count] if node.op == op}

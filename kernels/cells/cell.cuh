@@ -11,6 +11,8 @@
 //     separate                 how many gates differ so: the last `separate` ones. Their ax and ah meet only after an equation
 //     first_product, products  gates whose ah is W_hh h, the first ones; all gates with an ah. Those between multiply `inner`
 //                              instead, which `forward_inner` makes from the first ones: a second product in the timestep
+//     inner_first              whether all gates with an ah multiply `inner`, and the old state and masks that a sequence has
+//                              in all timesteps make it: one product, whose vector is known before the timestep
 //     stages, means, locals    see below
 //
 //     forward          in: ax ah state p mask         out: state saved
@@ -54,6 +56,7 @@ struct BackwardOut {
 // What a cell has none of unless it says so.
 struct PointwiseCell {
     static constexpr int parameters = 0, draws = 0, separate = 0;
+    static constexpr bool inner_first = false;
     static constexpr int stages = 1, means = 0, locals = 0, back_stages = 1, back_means = 0, back_locals = 0;
     DEVICE static constexpr int means_of(int stage) { return 0; }
     DEVICE static constexpr int back_means_of(int stage) { return 0; }

@@ -71,3 +71,31 @@ struct Places {
         output = skip(output, move, output_row);
     }
 };
+
+// The masks of this thread's k-th sequence.
+template <typename Cell, typename Position>
+DEVICE void load_masks(unsigned char (&to)[some(Cell::draws)][Position::units], const Position& pos, int k, const bool* mask,
+                       int steps, int t, int B, int H) {
+    if (!Cell::draws) return;
+    const unsigned char* from = masks_of<Cell>(mask, steps, pos.d, t, pos.sequence[k], B, H, pos.j);
+#pragma unroll
+    for (int m = 0; m < Cell::draws; m++) {
+#pragma unroll
+        for (int u = 0; u < Position::units; u++) {
+            if (pos.has(u, H)) to[m][u] = from[(size_t)m * H + u];
+        }
+    }
+}
+
+// The cell's own parameters, of this thread's units.
+template <typename Cell, typename Position>
+DEVICE void load_own(float (&to)[some(Cell::parameters)][Position::units], const Position& pos, const float* own, int H) {
+#pragma unroll
+    for (int n = 0; n < Cell::parameters; n++) {
+#pragma unroll
+        for (int u = 0; u < Position::units; u++) {
+            const bool valid = pos.j + u < H;
+            to[n][u] = valid ? own[((size_t)pos.d * Cell::parameters + n) * H + pos.j + u] : 0.0f;
+        }
+    }
+}

@@ -12,7 +12,8 @@
 //     IP  I rounded up to a multiple of 4, if this kernel multiplies W_ih x itself; 0: `gates` holds ax
 //
 // A step has two barriers: after the sums of the slices, and after what the next product reads. A cell without a product has
-// neither; its thread blocks share the units, HP of them each, and need no more than S = R.
+// neither; its thread blocks share the units, HP of them each, and need no more than S = R. Means over the units take a barrier
+// more for each stage of them, and shared memory ahead of everything else.
 //
 // step.cu explains the arrays and what happens past the end of a sequence. order [B] sorts the sequences by length, so that
 // a tile's sequences end together; past the longest one of a tile there is no product.
@@ -155,7 +156,11 @@ struct NoProduct {
     template <typename... Any> DEVICE void send(Any&&...) const {}
     template <typename... Any> DEVICE void stage(Any&&...) const {}
     DEVICE void next(Alone&) const {}
-    template <typename Position> DEVICE bool run(Alone&, const Position&) const { return true; }
+    template <typename Position>
+    DEVICE bool run(Alone&, const Position&) const {
+        if (Cell::means) __syncthreads();  // no other barrier divides the means of two steps
+        return true;
+    }
     DEVICE float add(float start, int, int, int) const { return start; }
     DEVICE float sum(int, int) const { return 0.0f; }
 };
@@ -190,14 +195,16 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
     extern __shared__ float4 memory[];
     typedef CellOf<float> Cell;
     constexpr int Q = Cell::products;
-    const TilePosition<HP, S, R> pos(T_, B, H, blockIdx.x, Q ? 0 : blockIdx.y * HP, blockIdx.z, reverse, lengths, order);
-    Alone channel;
+    typedef TilePosition<HP, S, R> Position;
+    const Position pos(T_, B, H, blockIdx.x, Q ? 0 : blockIdx.y * HP, blockIdx.z, reverse, lengths, order);
+    Alone channel = {(float*)memory};
     const Forward<T> layer = {
         T_, B, H, W, (int)gridDim.z, save, mask_steps, bias_ih, bias_hh, own, mask, gates, h, others, output,
         {marks, reset_h, reset_others}};
     if constexpr (Q) {
         Gathered<Cell, T, HP, S, KREG, R, IP> product(
-            memory, weight_hh + (size_t)pos.d * Q * H * H, weight_ih + (size_t)pos.d * Cell::gates * H * I, I, H, B, x, order);
+            memory + vectors_of_means<Position, HP * S>(Cell::means), weight_hh + (size_t)pos.d * Q * H * H,
+            weight_ih + (size_t)pos.d * Cell::gates * H * I, I, H, B, x, order);
         time_loop_forward<CellOf, MARKED>(layer, pos, channel, product);
     } else {
         NoProduct<Cell> product;
@@ -288,12 +295,14 @@ __global__ void __launch_bounds__(HP * S, 1) block_backward(
     extern __shared__ float4 memory[];
     typedef CellOf<float> Cell;
     constexpr int Q = Cell::products;
-    const TilePosition<HP, S, R> pos(T_, B, H, blockIdx.x, Q ? 0 : blockIdx.y * HP, blockIdx.z, reverse, lengths, order);
-    Alone channel;
+    typedef TilePosition<HP, S, R> Position;
+    const Position pos(T_, B, H, blockIdx.x, Q ? 0 : blockIdx.y * HP, blockIdx.z, reverse, lengths, order);
+    Alone channel = {(float*)memory};
     const Backward<T> layer = {T_, B, H, W, (int)gridDim.z, mask_steps, own, mask, gates, h, others, doutput, dh, dothers,
                                {marks, reset_h, reset_others, dreset_h, dreset_others}};
     if constexpr (Q) {
-        Returned<Q, T, HP, S, KREG, R> product(memory, weight_hh + (size_t)pos.d * Q * H * H, H);
+        Returned<Q, T, HP, S, KREG, R> product(
+            memory + vectors_of_means<Position, HP * S>(Cell::back_means), weight_hh + (size_t)pos.d * Q * H * H, H);
         time_loop_backward<CellOf, MARKED>(layer, pos, channel, product);
     } else {
         NoProduct<Cell> product;

@@ -32,9 +32,10 @@ DEVICE uint4 tile_of(int j, int k, Weights weights) {
 
 // ---- a lane's position: units j and j + 1 of two sequences of each group
 
-template <int N, bool EVEN>
+template <int HP, int N, bool EVEN>
 struct LanePosition {
     static constexpr int per_thread = 2 * N, units = 2;
+    static constexpr int warps = HP / 16, apart = 4, working = warps;  // as means.cuh has them
     static constexpr bool even = EVEN;
     template <typename T> using Stored = typename Pair<T>::stored;
     int lane, j, d, longest;
@@ -247,11 +248,12 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
 {
     extern __shared__ uint4 memory[];
     typedef CellOf<float> Cell;
-    const LanePosition<N, EVEN> pos(T_, B, H, reverse, lengths, order);
+    typedef LanePosition<HP, N, EVEN> Position;
+    const Position pos(T_, B, H, reverse, lengths, order);
     Gathered<Cell, T, HP, HELD, N, IP> product(
-        pos, memory, weight_hh + (size_t)pos.d * Cell::products * H * H, weight_ih + (size_t)pos.d * Cell::gates * H * I, I, H,
-        B, x, order);
-    Alone channel;
+        pos, memory + vectors_of_means<Position, HP * 2>(Cell::means), weight_hh + (size_t)pos.d * Cell::products * H * H,
+        weight_ih + (size_t)pos.d * Cell::gates * H * I, I, H, B, x, order);
+    Alone channel = {(float*)memory};
     const Forward<T> layer = {
         T_, B, H, W, (int)gridDim.z, save, mask_steps, bias_ih, bias_hh, own, mask, gates, h, others, output,
         {marks, reset_h, reset_others}};
@@ -341,10 +343,13 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
     float* __restrict__ dreset_others)  // [D, S-1, B, H]  likewise; or null
 {
     extern __shared__ uint4 memory[];
-    constexpr int Q = CellOf<float>::products;
-    const LanePosition<N, EVEN> pos(T_, B, H, reverse, lengths, order);
-    Returned<Q, T, HP, HELD, N> product(pos, memory, weight_hh + (size_t)pos.d * Q * H * H, H);
-    Alone channel;
+    typedef CellOf<float> Cell;
+    typedef LanePosition<HP, N, EVEN> Position;
+    constexpr int Q = Cell::products;
+    const Position pos(T_, B, H, reverse, lengths, order);
+    Returned<Q, T, HP, HELD, N> product(
+        pos, memory + vectors_of_means<Position, HP * 2>(Cell::back_means), weight_hh + (size_t)pos.d * Q * H * H, H);
+    Alone channel = {(float*)memory};
     const Backward<T> layer = {T_, B, H, W, (int)gridDim.z, mask_steps, own, mask, gates, h, others, doutput, dh, dothers,
                                {marks, reset_h, reset_others, dreset_h, dreset_others}};
     time_loop_backward<CellOf, MARKED>(layer, pos, channel, product);

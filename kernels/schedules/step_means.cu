@@ -3,89 +3,19 @@
 //
 //     step_means_forward<CELL, float, 2>      U 2: units of a thread, THREADS U >= H
 //
-// Between two stages of the cell the block adds up what the stage has put into out.sum. The order is fixed: a thread's own
-// units, the lanes of a warp, the warps. What the stages hand on stays in registers. The arrays are those of step.cu.
+// Between two stages of the cell the block averages (means.cuh). What the stages hand on stays in registers. The arrays are
+// those of step.cu.
 
 #include "../common.cuh"
 #include "../cells/all.cuh"
 #include "step.cuh"
+#include "means.cuh"
 
 constexpr int THREADS = 256, WARPS = THREADS / 32;
 
-// The means over H units: x[k] is this thread's sum, then the mean of all. parts: memory that nothing else uses.
-template <int COUNT, typename real>
-DEVICE void average(real (&x)[COUNT], real (&parts)[WARPS][COUNT], int H) {
-#pragma unroll
-    for (int k = 0; k < COUNT; k++) {
-#pragma unroll
-        for (int distance = 16; distance; distance /= 2) x[k] += __shfl_xor_sync(0xffffffffu, x[k], distance);
-    }
-    if (threadIdx.x % 32 == 0) {
-#pragma unroll
-        for (int k = 0; k < COUNT; k++) parts[threadIdx.x / 32][k] = x[k];
-    }
-    __syncthreads();
-#pragma unroll
-    for (int k = 0; k < COUNT; k++) {
-        x[k] = real(0);
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) x[k] += parts[w][k];
-        x[k] /= real(H);
-    }
-}
-
-// Sets in.mean[first + k] of every unit to the mean of out.sum[first + k], k < COUNT.
-template <int COUNT, int U, typename In, typename Out, typename real>
-DEVICE void average_sums(In (&in)[U], const Out (&out)[U], int first, real (&parts)[WARPS][COUNT], int H) {
-    real x[COUNT];
-#pragma unroll
-    for (int k = 0; k < COUNT; k++) {
-        x[k] = real(0);
-#pragma unroll
-        for (int u = 0; u < U; u++) {
-            if (int(threadIdx.x) + u * THREADS < H) x[k] += out[u].sum[first + k];
-        }
-    }
-    average(x, parts, H);
-#pragma unroll
-    for (int u = 0; u < U; u++) {
-#pragma unroll
-        for (int k = 0; k < COUNT; k++) in[u].mean[first + k] = x[k];
-    }
-}
-
-// The stages from `stage` on; `first` means are known.
-template <int stage, int first, typename Cell, typename real, int U>
-DEVICE void forward_stages(ForwardIn<Cell, real> (&in)[U], ForwardOut<Cell, real> (&out)[U], int H) {
-#pragma unroll
-    for (int u = 0; u < U; u++) {
-        if (int(threadIdx.x) + u * THREADS < H) forward_stage<stage, Cell, real>(in[u], out[u]);
-    }
-    if constexpr (stage + 1 < Cell::stages) {
-        constexpr int count = Cell::means_of(stage);
-        if constexpr (count > 0) {
-            __shared__ real parts[WARPS][count];
-            average_sums<count>(in, out, first, parts, H);
-        }
-        forward_stages<stage + 1, first + count, Cell, real>(in, out, H);
-    }
-}
-
-template <int stage, int first, typename Cell, typename real, int U>
-DEVICE void backward_stages(BackwardIn<Cell, real> (&in)[U], BackwardOut<Cell, real> (&out)[U], int H) {
-#pragma unroll
-    for (int u = 0; u < U; u++) {
-        if (int(threadIdx.x) + u * THREADS < H) backward_stage<stage, Cell, real>(in[u], out[u]);
-    }
-    if constexpr (stage + 1 < Cell::back_stages) {
-        constexpr int count = Cell::back_means_of(stage);
-        if constexpr (count > 0) {
-            __shared__ real parts[WARPS][count];
-            average_sums<count>(in, out, first, parts, H);
-        }
-        backward_stages<stage + 1, first + count, Cell, real>(in, out, H);
-    }
-}
+struct SequenceUnits {  // as means.cuh has it: a thread block has one sequence
+    static constexpr int warps = WARPS, apart = 1, working = WARPS;
+};
 
 template <template <typename> class CellOf, typename T, int U, bool MARKED = false>
 __global__ void __launch_bounds__(THREADS) step_means_forward(
@@ -121,22 +51,25 @@ __global__ void __launch_bounds__(THREADS) step_means_forward(
     const int s = steps_before(step, done), b = blockIdx.x;
     const Position first(T_, H, s, reverse, threadIdx.x, b);
     const StepMarks now = marks_of<MARKED>(first, lengths, marks, T_, B, reverse);  // the same in all threads
-    ForwardIn<Cell, real> in[U];
-    ForwardOut<Cell, real> out[U];
+    ForwardIn<Cell, real> in[1][U];
+    ForwardOut<Cell, real> out[1][U];
+    __shared__ real parts[WARPS * some(Cell::means)];
 #pragma unroll
     for (int u = 0; u < U; u++) {
         const Position pos(T_, H, s, reverse, threadIdx.x + u * THREADS, b);
         if (!pos.inside) continue;
         const ForwardPlace<T> at(a, pos, s);
         if (now.held) hold<Cell>(a, pos, now, at);
-        else read(a, pos, now, at, in[u]);
+        else read(a, pos, now, at, in[0][u]);
     }
     if (now.held) return;
-    forward_stages<0, 0, Cell, real>(in, out, H);
+    forward_means<SequenceUnits>(in, out, [&](int, int u) { return int(threadIdx.x) + u * THREADS < H; }, parts, H);
 #pragma unroll
     for (int u = 0; u < U; u++) {
         const Position pos(T_, H, s, reverse, threadIdx.x + u * THREADS, b);
-        if (pos.inside) write(a, pos, now, ForwardPlace<T>(a, pos, s), out[u]);
+        if (!pos.inside) continue;
+        forward_stage<Cell::stages - 1, Cell, real>(in[0][u], out[0][u]);
+        write(a, pos, now, ForwardPlace<T>(a, pos, s), out[0][u]);
     }
 }
 
@@ -174,23 +107,28 @@ __global__ void __launch_bounds__(THREADS) step_means_backward(
     const int s = T_ - 1 - steps_before(step, done), b = blockIdx.x;
     const Position first(T_, H, s, reverse, threadIdx.x, b);
     const StepMarks now = marks_of<MARKED>(first, lengths, marks, T_, B, reverse);  // the same in all threads
-    BackwardIn<Cell, real> in[U];
-    BackwardOut<Cell, real> out[U];
+    BackwardIn<Cell, real> in[1][U];
+    BackwardOut<Cell, real> out[1][U];
+    __shared__ real parts[WARPS * some(Cell::back_means)];
 #pragma unroll
     for (int u = 0; u < U; u++) {
         const Position pos(T_, H, s, reverse, threadIdx.x + u * THREADS, b);
-        for (int k = 0; k < Cell::preactivations; k++) out[u].d[k] = real(0);
+        for (int k = 0; k < Cell::preactivations; k++) out[0][u].d[k] = real(0);
         if (!pos.inside) continue;
         if (now.next_reset) reset_gradients<Cell>(a, pos);
-        if (!now.held) read(a, pos, now, in[u]);
+        if (!now.held) read(a, pos, now, in[0][u]);
         else if (now.shown) add_shown(a, pos);
     }
-    if (!now.held) backward_stages<0, 0, Cell, real>(in, out, H);
+    auto valid = [&](int, int u) { return int(threadIdx.x) + u * THREADS < H; };
+    if (!now.held) backward_means<SequenceUnits>(in, out, valid, parts, H);
 #pragma unroll
     for (int u = 0; u < U; u++) {
         const Position pos(T_, H, s, reverse, threadIdx.x + u * THREADS, b);
         if (!pos.inside) continue;
-        if (!now.held) write_dstate(a, pos, out[u]);
-        write_d(a, pos, out[u]);
+        if (!now.held) {
+            backward_stage<Cell::back_stages - 1, Cell, real>(in[0][u], out[0][u]);
+            write_dstate(a, pos, out[0][u]);
+        }
+        write_d(a, pos, out[0][u]);
     }
 }

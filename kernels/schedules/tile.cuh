@@ -179,6 +179,7 @@ struct Weights {
 template <int HP, int S, int R>
 struct TilePosition {
     static constexpr int rows = R, slices = S, per_thread = (R + S - 1) / S, units = 1;
+    static constexpr int warps = HP / 32, apart = 1, working = HP / 32 * (R < S ? R : S);  // as means.cuh has them
     template <typename T> using Stored = T;
     int j, s, d, count, longest;
     bool reversed;

@@ -18,27 +18,15 @@
 //                loads_ahead  whether what a step reads is loaded in the step before, in flight while that one waits and
 //                           multiplies; false where it does not fit into registers beside the weights
 //
-// A cell has one product in a timestep, or none, and no means over the units.
+// A cell has one product in a timestep, or none; it may make what that multiplies of h (inner.cuh). Where it has means over the
+// units (means.cuh), all of a sequence are in one block, and a thread reads for all sequences, turn < 0, before it computes.
 //
 // A block sends once for each step that it computes: the initial h before the first, nothing after the last. `channel` is
 // what the blocks of a group share; a block that is alone has none.
 
 #include "layer.cuh"
-
-struct Alone {  // the channel of a block that waits for no other
-    static constexpr bool waits = false;
-};
-
-// Where the product makes W_ih x as well: the first gate whose W_ih x has a sum of its own. W_ih x of the gates before it is
-// added to W_hh h.
-template <typename Cell>
-constexpr int first_apart = Cell::products > Cell::separate ? Cell::products - Cell::separate : 0;
-
-// How many sums a product makes for each unit.
-template <typename Cell>
-DEVICE constexpr int sums_of(bool makes_ax) {
-    return Cell::products + (makes_ax ? Cell::gates - first_apart<Cell> : 0);
-}
+#include "means.cuh"
+#include "inner.cuh"
 
 // Of one tile; false where the block must give up. MARKED: what is held and where the output is 0 is in the marks, which know
 // the lengths, too; and a state may be reset before a timestep.
@@ -47,7 +35,8 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
 {
     typedef CellOf<float> Cell;
     typedef typename Position::template Stored<T> Stored;
-    static_assert(Cell::first_product == Cell::products && Cell::stages == 1, "one product in a timestep, no means");
+    constexpr bool staged = Cell::stages > 1;
+    static_assert((Cell::first_product == Cell::products || Cell::inner_first) && !(staged && Channel::waits), "see above");
     constexpr int G = Cell::gates, Q = Cell::products, S = Cell::states - 1, K = Position::per_thread, U = Position::units;
     const int T_ = a.T_, H = a.H, j = pos.j, on = pos.reversed ? -1 : 1;  // from one t to the next
     const long long state_size = (long long)(a.save ? T_ + 1 : 2) * a.B * H;
@@ -58,6 +47,7 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
     Stored h_old[K] = {}, ax[K][G];
     unsigned char masks[K][some(Cell::draws)][U], mark[K], next_mark[K];
     auto within = [&](int k, int t) { return MARKED ? pos.sequence[k] >= 0 : t < pos.length[k]; };
+    auto lives = [&](int k, int t) { return MARKED ? !(mark[k] & Mark::held) : t < pos.length[k]; };
     auto load_ax = [&](int t, long long gates) {
 #pragma unroll
         for (int k = 0; k < K; k++) {
@@ -73,21 +63,16 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
             if (within(k, t)) load_masks<Cell>(masks[k], pos, k, a.mask, a.mask_steps, t, a.B, H);
         }
     };
-    auto lives = [&](int k, int t) { return MARKED ? !(mark[k] & Mark::held) : t < pos.length[k]; };
-    auto send = [&](int k) {  // the h that the next timestep reads
-        const bool reset = MARKED && (next_mark[k] & Mark::reset);
-        product.send(channel, pos, k, reset ? pos.load(a.marks.h + reset_place(pos, k, a.B, H), H) : h_old[k]);
-    };
-    auto reset = [&](int k) {
-        const long long from = reset_place(pos, k, a.B, H);
-        h_old[k] = pos.load(a.marks.h + from, H);
+    auto send = [&](int k) {  // of what the next timestep reads
+        if constexpr (MARKED) {
+            Stored h = h_old[k];
+            float states[some(S)][K][U];
 #pragma unroll
-        for (int s = 0; s < S; s++) {
-            const long long place = from + other_state<Cell>(pos.d, s, (long long)a.B * H);
-#pragma unroll
-            for (int u = 0; u < U; u++) {
-                if (pos.has(u, H)) others[s][k][u] = a.marks.others[place + u];
-            }
+            for (int i = 0; i < some(S) * U; i++) states[i / U][k][i % U] = others[i / U][k][i % U];
+            if (next_mark[k] & Mark::reset) load_reset<Cell>(h, states, pos, k, a.marks, a.B, H);
+            send_operand<Cell, T>(product, channel, pos, k, h, states, masks, H);
+        } else {
+            send_operand<Cell, T>(product, channel, pos, k, h_old[k], others, masks, H);
         }
     };
     load_own<Cell>(own, pos, a.own, H);
@@ -117,7 +102,10 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
     if (pos.longest > 0) {
         if (MARKED) load_marks(next_mark, pos, a.marks, pos.reversed ? pos.longest - 1 : 0, T_, a.B);
 #pragma unroll
-        for (int k = 0; k < K; k++) send(k);
+        for (int k = 0; k < K; k++) {
+            if (Cell::inner_first && pos.sequence[k] >= 0) load_masks<Cell>(masks[k], pos, k, a.mask, a.mask_steps, 0, a.B, H);
+            send(k);
+        }
         const int first = pos.reversed ? pos.longest - 1 : 0;
         if constexpr (Product::makes_ax) product.prefetch(first);
         else load_ax(first, here.gates + (long long)(first - t) * a.B * here.gates_row);
@@ -136,9 +124,17 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
             if (!product.run(channel, pos)) return false;
         }
         Stored saved[K][some(Cell::saved)];
+        ForwardIn<Cell, float> ins[K][U];
+        ForwardOut<Cell, float> outs[K][U];
 #pragma unroll
-        for (int k = 0; k < K; k++) {
-            if (MARKED && (mark[k] & Mark::reset)) reset(k);
+        for (int turn = staged ? -K : 0; turn < K; turn++) {
+            const int k = staged && turn < 0 ? turn + K : turn;
+            if constexpr (staged) {
+                auto valid = [&](int k, int u) { return lives(k, t) && pos.has(u, H); };
+                if (turn == 0 && active) forward_means<Position>(ins, outs, valid, channel.parts, H);
+            }
+            const bool reset = MARKED && (!staged || turn < 0) && (mark[k] & Mark::reset);
+            if (reset) load_reset<Cell>(h_old[k], others, pos, k, a.marks, a.B, H);
             if (lives(k, t)) {
                 float h_new[U] = {}, saved_now[some(Cell::saved)][U] = {};
 #pragma unroll
@@ -162,17 +158,24 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
                     for (int n = 0; n < Cell::parameters; n++) in.p[n] = own[n][u];
 #pragma unroll
                     for (int m = 0; m < Cell::draws; m++) in.mask[m] = float(masks[k][m][u]);
-                    Cell::forward(in, out);
+                    if constexpr (staged) {
+                        if (turn < 0) ins[k][u] = in;
+                        if (turn < 0) continue;
+                        in = ins[k][u], out = outs[k][u];  // nothing of what was read above is needed
+                    }
+                    forward_stage<Cell::stages - 1, Cell, float>(in, out);
                     h_new[u] = out.state[0];
 #pragma unroll
                     for (int s = 0; s < S; s++) others[s][k][u] = out.state[s + 1];
 #pragma unroll
                     for (int g = 0; g < Cell::saved; g++) saved_now[g][u] = out.saved[g];
                 }
+                if (staged && turn < 0) continue;
                 h_old[k] = pos.stored(h_new, T());  // the state is what is stored
 #pragma unroll
                 for (int g = 0; g < Cell::saved; g++) saved[k][g] = pos.stored(saved_now[g], T());
             }
+            if (staged && turn < 0) continue;
             if (sends) send(k);  // before any store: the others wait for it
         }
         if (sends) {
@@ -200,6 +203,8 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
                 for (int g = 0; g < Cell::saved; g++) {
                     pos.store(row + (size_t)g * H, MARKED && !live ? Stored() : saved[k][g], H);
                 }
+            } else if constexpr (Cell::inner_first) {  // which the gradient of W_hh is multiplied by
+                pos.store(a.gates + here.gates_of(k) + (size_t)Cell::inner * H, Stored(), H);
             }
         }
         here.gates = skip(here.gates, here.move, here.gates_row);
@@ -228,7 +233,8 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
     typedef CellOf<float> Cell;
     typedef typename Position::template Stored<T> Stored;
     typedef typename Position::template Stored<float> StoredFloat;
-    static_assert(Cell::first_product == Cell::products && Cell::back_stages == 1, "one product in a timestep, no means");
+    constexpr bool staged = Cell::back_stages > 1;
+    static_assert((Cell::first_product == Cell::products || Cell::inner_first) && !(staged && Channel::waits), "see above");
     constexpr int K = Position::per_thread, U = Position::units, S = Cell::states - 1, P = Cell::preactivations;
     constexpr bool ahead = Product::loads_ahead;
     const int T_ = a.T_, H = a.H, on = pos.reversed ? 1 : -1;  // from one t to the next
@@ -243,6 +249,7 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
     int given[K];
     load_own<Cell>(own, pos, a.own, H);
     auto within = [&](int k, int t) { return MARKED ? pos.sequence[k] >= 0 : t < pos.length[k]; };
+    auto lives = [&](int k, int t) { return MARKED ? !(mark[k] & Mark::held) : t < pos.length[k]; };
 #pragma unroll
     for (int k = 0; k < K; k++) given[k] = !a.doutput ? 0 : !MARKED ? pos.length[k] : pos.sequence[k] < 0 ? 0 : T_;
     auto load_states = [&](long long from, Stored& h, StoredFloat (&others)[some(S)]) {
@@ -290,14 +297,22 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
     if (MARKED && T_) load_marks(mark, pos, a.marks, t, T_, a.B);
     for (; t != end; t += on) {
         const bool active = t < pos.longest;  // the same in all threads of the group
-        unsigned resets = 0;  // bit k: whether sequence k is reset before this timestep
+        unsigned resets = 0, lived = 0;  // bit k: whether sequence k is reset before this timestep, is not held in it
+        BackwardIn<Cell, float> ins[K][U];
+        BackwardOut<Cell, float> outs[K][U];
 #pragma unroll
-        for (int k = 0; k < K; k++) {
+        for (int turn = staged ? -K : 0; turn < K; turn++) {
+            const int k = staged && turn < 0 ? turn + K : turn;
+            if constexpr (staged) {
+                auto valid = [&](int k, int u) { return lives(k, t) && pos.has(u, H); };
+                if (turn == 0 && active) backward_means<Position>(ins, outs, valid, channel.parts, H);
+            }
             Stored dgates[P] = {};
-            const bool reset = MARKED && (mark[k] & Mark::reset), live = MARKED ? !(mark[k] & Mark::held) : t < pos.length[k];
+            const bool reset = MARKED && (mark[k] & Mark::reset), live = lives(k, t);
             if (reset) resets |= 1u << k;
             if (live) {
-                if (!ahead) load_now(k);
+                lived |= 1u << k;
+                if (!ahead && !(staged && turn >= 0)) load_now(k);
                 float d[P][U] = {};
 #pragma unroll
                 for (int u = 0; u < U; u++) {
@@ -315,19 +330,18 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
                         in.new_state[s + 1] = pos.number(others_new[k][s], u, 0.0f);
                         in.dstate[s + 1] = dothers[s][k][u];
                     }
-                    if (reset) {
-                        const long long from = reset_place(pos, k, a.B, H) + u;
-                        in.state[0] = float(a.marks.h[from]);
-#pragma unroll
-                        for (int s = 0; s < S; s++) {
-                            in.state[s + 1] = a.marks.others[from + other_state<Cell>(pos.d, s, (long long)a.B * H)];
-                        }
-                    }
+                    if (reset) read_reset(in, pos, k, u, a.marks, a.B, H);
 #pragma unroll
                     for (int n = 0; n < Cell::parameters; n++) in.p[n] = own[n][u];
 #pragma unroll
                     for (int m = 0; m < Cell::draws; m++) in.mask[m] = float(masks[k][m][u]);
-                    Cell::backward(in, out);
+                    if constexpr (staged) {
+                        if (turn < 0) ins[k][u] = in;
+                        if (turn < 0) continue;
+                        in = ins[k][u], out = outs[k][u];  // nothing of what was read above is needed
+                    }
+                    backward_stage<Cell::back_stages - 1, Cell, float>(in, out);
+                    if constexpr (Cell::inner_first) ins[k][u] = in, outs[k][u] = out;
                     dh_now[k][u] = out.dstate[0];
 #pragma unroll
                     for (int s = 0; s < S; s++) dothers[s][k][u] = out.dstate[s + 1];
@@ -336,7 +350,9 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
                 }
 #pragma unroll
                 for (int g = 0; g < P; g++) dgates[g] = pos.stored(d[g], T());
-            } else if (MARKED && a.doutput && (mark[k] & Mark::shown)) {  // the output is the h before
+            }
+            if (staged && turn < 0) continue;
+            if (MARKED && !live && a.doutput && (mark[k] & Mark::shown)) {  // the output is the h before
                 if (!ahead) doutput[k] = pos.load(a.doutput + here.output_of(k), H);
 #pragma unroll
                 for (int u = 0; u < U; u++) dh_now[k][u] += pos.number(doutput[k], u, T());
@@ -358,23 +374,12 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
 #pragma unroll
         for (int k = 0; k < K; k++) {
 #pragma unroll
-            for (int u = 0; u < U; u++) dh_now[k][u] += product.sum(k, u);
-        }
-#pragma unroll
-        for (int k = 0; k < K && MARKED; k++) {  // the gradient goes to what the reset gives, and not across
-            if (!(resets >> k & 1)) continue;
-            const long long to = reset_place(pos, k, a.B, H);
-#pragma unroll
             for (int u = 0; u < U; u++) {
-                if (!pos.has(u, H)) continue;
-                a.marks.dh[to + u] += dh_now[k][u];
-                dh_now[k][u] = 0.0f;
-#pragma unroll
-                for (int s = 0; s < S; s++) {
-                    a.marks.dothers[to + u + other_state<Cell>(pos.d, s, (long long)a.B * H)] += dothers[s][k][u];
-                    dothers[s][k][u] = 0.0f;
-                }
+                if constexpr (!Cell::inner_first) dh_now[k][u] += product.sum(k, u);
+                else if (MARKED ? lived >> k & 1 : t < pos.length[k])
+                    from_operand(ins[k][u], outs[k][u], product.sum(k, u), k, u, dh_now, dothers);
             }
+            if (resets >> k & 1) send_reset<Cell>(dh_now, dothers, pos, k, a.marks, a.B, H);
         }
     }
     // Counted from where the loop has ended: the compiler would keep the pointers of the beginning in registers till here.

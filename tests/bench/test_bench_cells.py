@@ -44,6 +44,19 @@ def test_what_a_case_needs_is_what_the_layer_has(cell):
         assert grads and case.flops == products * (3 if case.what == "step" else 1)
 
 
+@needs("torch")
+@pytest.mark.parametrize("what", ["train", "inference"])
+@pytest.mark.parametrize("more", [{"resets": 0.2}, {"heads": 4}], ids=str)
+def test_resets_and_heads_in_torch_agree(more, what):
+    case = Case("lstm", 9, 6, 8, 5, what=what, **more)
+    assert all(agrees(name, case) <= 1 for name in ("gpurnn-cpu", "torch-cpu"))
+    assert refuses("jax", case) in ("no resets", "no heads") and refuses("gpurnn-cuda", case) is None
+    plain = Case("lstm", 9, 6, 8, 5, what=what)
+    assert (case.flops < plain.flops) == ("heads" in more) and case.name != plain.name
+    model = build(case, "numpy", "float32")
+    assert case.parameters == model.parameter_count
+
+
 def test_every_option_and_every_cell_of_the_library_has_a_name():
     for kind in PLAIN:
         assert {f"{option}_{kind}" for option in OPTIONS[kind]} <= CELLS.keys()

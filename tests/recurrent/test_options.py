@@ -365,7 +365,8 @@ def test_the_table_of_costs(row):
         assert cost == f"{4 * count} ({cell.saved_blocks})", kind
         assert layer.plan(T, B).cache_bytes == 4 * (T * B * H * count + B * H * len(cell.states))
         problem = SimpleNamespace(dtype="float32", projected=False, cell=cell, products=len(cell.hidden))
-        several = "step" if refusal(problem, "") else "step, block, grid"
+        fused = "step, block" if cell.means else "step, block, grid"
+        several = "step" if refusal(problem) else fused
         assert schedules == ("array code" if cell.over_batch else several), kind
     assert tested
 

@@ -4,6 +4,19 @@ compared with NumPy to the same tolerance."""
 
 import numpy as np
 import pytest
+from cuda_cells import (
+    EVERY,
+    FUSABLE,
+    INNER_FIRST,
+    LAYERS,
+    MEANS,
+    NO_PRODUCT,
+    TWO_PRODUCTS,
+    centered,
+    compare,
+    of,
+    option,
+)
 from cuda_on_cpu.emulator import KernelError
 from helpers import THREAD_ORDERS, cuda_ops
 
@@ -14,131 +27,8 @@ from gpurnn.backends.sources import kernel_source
 from gpurnn.check import Batch
 from gpurnn.dtypes import ITEMSIZE
 from gpurnn.testing import check_parity
-from gpurnn.testing.allowed import worst_error
 
 pytestmark = pytest.mark.emulated
-
-
-@gpurnn.cell(gates="a b c", states="h s", parameters="u v", remembers="a")
-def mixed(ax, ah, s, p):
-    """Gates whose two products meet after an equation, and one without a product."""
-    a = cells.sigmoid(ax.a + ah.a + p.u * s.s)
-    b = cells.tanh(ax.b + a * ah.b)
-    slow = s.s + cells.softplus(ax.c) * (b - s.s) * 0.1
-    return a * s.h + (1 - a) * cells.tanh(slow + p.v), slow
-
-
-@gpurnn.cell(gates="r n", states="h s", parameters="u", remembers="r")
-def inner_drawn(ax, ah, s, p):
-    """A second product of what an own parameter, another state and a mask make."""
-    r = cells.sigmoid(ax.r + ah.r + p.u * s.s)
-    n = cells.tanh(ax.n + ah.n(cells.dropout(r * s.h, 0.25) + s.s))
-    return n + r * (s.h - n), 0.5 * s.s + 0.5 * n * p.u
-
-
-class LeakyStep(cells.Cell):
-    """h' = h + leak (n - h), n = tanh(ax + ah): a cell that nothing else knows, written by hand as one record and one
-    struct."""
-
-    name, gates, inputs, saved = "leaky", ("z",), ("z",), ("n",)
-    products, parameters = (cells.Product(("z",)),), (cells.Parameter("leak", initial=0.5),)
-    preactivations = ("z", *parameters[0].blocks)
-    struct = """
-        template <typename real>
-        struct leaky : PointwiseCell {
-            static constexpr int gates = 1, states = 1, saved = 1, preactivations = 2, first_product = 1, products = 1;
-            static constexpr int parameters = 1;
-
-            DEVICE static void forward(const ForwardIn<leaky, real>& in, ForwardOut<leaky, real>& out) {
-                const real n = out.saved[0] = tanh(in.ax[0] + in.ah[0]);
-                out.state[0] = in.state[0] + in.p[0] * (n - in.state[0]);
-            }
-
-            DEVICE static void backward(const BackwardIn<leaky, real>& in, BackwardOut<leaky, real>& out) {
-                out.d[0] = in.dstate[0] * in.p[0] * dtanh(in.saved[0]);
-                out.d[1] = in.dstate[0] * (in.saved[0] - in.state[0]);
-                out.dstate[0] = in.dstate[0] * (real(1) - in.p[0]);
-            }
-        };
-    """
-
-    def forward(self, xp, w, ax, old, new, scratch):
-        n = scratch.z[: len(ax)]
-        n[...] = xp.tanh(w.hh @ old[0] + ax)
-        new[0][...] = old[0] + w.own[0] * (n - old[0])
-
-    def backward(self, xp, w, old, new, dstate, scratch, hook):
-        (h,), (dh,), H = old, dstate, len(old[0])
-        hook(dh)
-        n, d = scratch.z[:H], scratch.d
-        d[:H] = dh * w.own[0] * (1 - n * n)
-        d[H:] = dh * (n - h)
-        dh[...] = w.hh.T @ d[:H] + dh * (1 - w.own[0])
-
-
-def of(cell):
-    """A function that makes a layer of a cell."""
-    return lambda *sizes, **more: gpurnn.Recurrent(cell, *sizes, **more)
-
-
-def option(kind, **options):
-    """A function that makes a layer with options."""
-    return lambda *sizes, **more: kind(*sizes, **options, **more)
-
-
-DRAWN = {"recurrent_dropout": 0.3, "zoneout": (0.2, 0.1)}
-LAYERS = {
-    "by hand": of(LeakyStep()),
-    "peephole": of(cells.peephole),
-    "four states": of(cells.slstm),
-    "zoneout and dropout": option(gpurnn.LSTM, **DRAWN),
-    "mixed": of(mixed),
-    "clips": option(gpurnn.LSTM, cell_clip=0.5, gradient_clip=0.1, peephole=True, coupled=True),
-}
-NO_PRODUCT = {"indrnn": of(cells.indrnn), "mingru": of(cells.mingru)}
-TWO_PRODUCTS = {
-    "mgu": of(cells.mgu),
-    "two coupled states": of(cells.cornn()),
-    "mut1": of(cells.mut1),
-    "inner drawn": of(inner_drawn),
-    "dropout of a sequence": option(gpurnn.GRU, recurrent_dropout=0.3, recurrent_dropout_each="sequence"),
-}
-MEANS = {
-    "lstm normalized": option(gpurnn.LSTM, layer_norm=True),
-    "gru normalized": option(gpurnn.GRU, layer_norm=True),
-    "rnn normalized": option(gpurnn.RNN, layer_norm=True),
-    "everything": option(gpurnn.LSTM, layer_norm=True, peephole=True, **DRAWN),
-}
-POINTWISE = LAYERS | NO_PRODUCT
-EVERY = POINTWISE | TWO_PRODUCTS | MEANS
-
-
-def compare(make, ops, dtype, T, B, H, ragged, schedule, I=3, **options):
-    """Every result of a training call and the output of inference, within twice the error of NumPy's."""
-    first = make(I, H, backend=ops, dtype=dtype, seed=1, schedule=schedule, **options)
-    like = "float16" if options.pop("precision", None) == "tf32" else dtype
-    plain, exact = (make(I, H, backend="numpy", dtype=kind, seed=1, **options) for kind in (like, "float64"))
-    for other in (plain, exact):
-        other.load_state_dict(first.state_dict())
-    worst = []
-    for seed in (T + 31 * B, 1, 2):
-        batch = Batch(exact, T, B, ragged, seed=seed)
-        got, plain_got, expected = (batch.run(layer) for layer in (first, plain, exact))
-        for layer, results in ((first, got), (plain, plain_got), (exact, expected)):
-            layer.eval()
-            output, state = layer(
-                layer.xp.asarray(batch.x.astype(np.float32)).astype(layer.dtype), lengths=batch.lengths
-            )
-            layer.train()
-            states = state if isinstance(state, tuple) else (state,)
-            for k, array in enumerate((output, *states)):
-                results[f"inference {k}"] = np.asarray(layer.ops.to_numpy(array), np.float64)
-        terms = T * (B + 2 * H + 4) if dtype == "float64" else None
-        worst.append(worst_error(got, plain_got, expected, like, terms))
-        if worst[-1][0] <= 1:  # NumPy may have been exact by luck: the middle one of three draws counts
-            return
-    error, detail = sorted(worst)[1]
-    assert error <= 1, detail
 
 
 SIZES = [  # T, B, H, ragged, both directions
@@ -163,7 +53,7 @@ def test_step_with_several_units_a_thread():
 
 def test_a_recorded_loop_takes_new_masks_and_parameters():
     """The second call of a shape is recorded, later ones are replayed."""
-    for make in (LAYERS["zoneout and dropout"], TWO_PRODUCTS["dropout of a sequence"], MEANS["everything"]):
+    for make in (LAYERS["zoneout and dropout"], INNER_FIRST["dropout of a sequence"], MEANS["everything"]):
         ops = cuda_ops()
         layer, once, exact = (
             make(3, 5, backend=backend, dtype=dtype, seed=1, bidirectional=True, num_layers=2, schedule="step")
@@ -204,7 +94,7 @@ def only(monkeypatch):
 FUSED = [  # T, B, H, ragged, both directions
     (1, 1, 1, False, False), (5, 5, 19, True, True),
 ]  # fmt: skip
-SIXTEEN_BITS = dict(zip(POINTWISE, ("float16", "bfloat16") * len(POINTWISE), strict=False))
+SIXTEEN_BITS = dict(zip(FUSABLE, ("float16", "bfloat16") * len(FUSABLE), strict=False))
 
 
 @pytest.mark.parametrize("schedule", schedules.SCHEDULES[1:])
@@ -218,12 +108,34 @@ def test_heads(kind, schedule):
         compare(kind, ops, "float32", 4, 3, 38, False, schedule, heads=19, bidirectional=True)
 
 
-@pytest.mark.parametrize("kind", POINTWISE)
+@pytest.mark.parametrize("kind", FUSABLE)
 def test_block(kind):
     for dtype, sizes in (("float32", FUSED), (SIXTEEN_BITS[kind], FUSED[1:])):
         ops = cuda_ops(**THREAD_ORDERS["ascending" if dtype == "float32" else "random"])
         for T, B, H, ragged, both in sizes:
-            compare(POINTWISE[kind], ops, dtype, T, B, H, ragged, "block", bidirectional=both)
+            compare(FUSABLE[kind], ops, dtype, T, B, H, ragged, "block", bidirectional=both)
+
+
+MEANS_TILES = {  # sequences in slices of their own and in one; more slices than sequences; two groups of columns
+    "float32": [(4, 4), (1, 2), (2, 4), (8, 2)],
+    "bfloat16": [(2,), (1,)],
+}
+
+
+@pytest.mark.parametrize("kind", MEANS)
+@pytest.mark.parametrize("dtype", MEANS_TILES)
+def test_block_averages_in_every_tile(kind, dtype, only):
+    """Of several warps, with units past H in the last one, and more sequences than a tile has."""
+    for which in MEANS_TILES[dtype]:
+
+        def tile(problem, device, which=which):
+            if dtype == "float32":
+                return schedules.fma_tile(problem, 64, which[0], 4, which[1])
+            return schedules.mma_tile(problem, 64, 2, *which)
+
+        only("block", tile)
+        ops = cuda_ops(**THREAD_ORDERS["random"])
+        compare(MEANS[kind], ops, dtype, 3, 5, 45, True, "block", bidirectional=True)
 
 
 def test_block_without_a_product_shares_the_units():
@@ -249,7 +161,7 @@ def test_block_makes_the_input_products(kind, only):
         compare(LAYERS[kind], cuda_ops(), dtype, 3, 5, 19, True, "block", bidirectional=True, **precision)
 
 
-@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("kind", GRID := LAYERS | INNER_FIRST)
 @pytest.mark.parametrize("tensor_cores", [False, True], ids=["", "tensor cores"])
 def test_grid(kind, tensor_cores, only):
     """Groups of several blocks, tiles that queue; weights in registers and in shared memory."""
@@ -263,7 +175,7 @@ def test_grid(kind, tensor_cores, only):
 
     only("grid", tile)
     dtype = SIXTEEN_BITS[kind] if tensor_cores else "float32"
-    compare(LAYERS[kind], cuda_ops(), dtype, 3, 5, 33, True, "grid", bidirectional=True)
+    compare(GRID[kind], cuda_ops(), dtype, 3, 5, 33, True, "grid", bidirectional=True)
 
 
 def test_who_cannot_serve_a_cell_says_why():
@@ -274,10 +186,21 @@ def test_who_cannot_serve_a_cell_says_why():
         layer = make(3, 8, backend="numpy", seed=0)
         return schedules.Problem(layer.cell, 128, 100, 16, 1, "float32", False, False, **more)
 
-    refusals = schedules.candidates(problem(MEANS["lstm normalized"]), device)[1]
-    assert "takes a barrier more" in refusals["block"] and "an exchange of 0.65 us more" in refusals["grid"]
-    refusals = schedules.candidates(problem(TWO_PRODUCTS["mgu"]), device)[1]
-    assert all("second product" in refusals[name] for name in ("block", "grid"))
+    found, refusals = schedules.candidates(problem(MEANS["lstm normalized"]), device)
+    assert found[0].schedule == "block" and found[-1].schedule == "step"
+    plain = schedules.candidates(problem(option(gpurnn.LSTM)), device)[0][0]
+    assert (found[0].seconds - plain.seconds) * device.clock > 4 * schedules.cost.MEANS  # four stages
+    assert list(refusals) == ["grid"] and "take 4 more exchanges of 0.65 us in every timestep" in refusals["grid"]
+    refusals = schedules.candidates(problem(MEANS["rnn normalized"]), device)[1]
+    assert "take 2 more exchanges of" in refusals["grid"]
+    refusals = schedules.candidates(problem(of(centered)), device)[1]
+    assert "128 of a cell without recurrent weights are spread over 2" in refusals["block"]
+    assert "take 1 more exchange of" in refusals["grid"]
+    for kind in ("mgu", "inner drawn", "drawn each", "weighted"):
+        refusals = schedules.candidates(problem(TWO_PRODUCTS[kind]), device)[1]
+        assert all("second product" in refusals[name] for name in ("block", "grid"))
+    found, refusals = schedules.candidates(problem(INNER_FIRST["dropout of a sequence"]), device)
+    assert not refusals and found[0].schedule == "block"
     found, refusals = schedules.candidates(problem(NO_PRODUCT["indrnn"]), device)
     assert "multiplies nothing by it" in refusals["grid"] and {one.schedule for one in found} == {"step", "block"}
     (block,) = (one for one in found if one.schedule == "block")
@@ -322,15 +245,26 @@ MUTATIONS = {  # planted error -> layer, schedule, piece of the source, what it 
     "what the second product multiplies": ("inner drawn", "step", "inner_now[at.index] = T(inner);",
                                            "inner_now[at.index] = h_now[at.index];"),
     "a warp left out": ("lstm normalized", "step", "for (int w = 0; w < WARPS", "for (int w = 1; w < WARPS"),
-    "no barrier behind the parts": ("lstm normalized", "step", "    }\n    __syncthreads();\n#pragma unroll",
-                                    "    }\n#pragma unroll"),
+    "no barrier behind the parts": ("lstm normalized", "step", "__syncthreads();\n    if (warp >=", "if (warp >="),
     "a mean of too many": ("gru normalized", "step", "x[k] /= real(H);", "x[k] /= real(H + 1);"),
+    "no barrier in block": ("gru normalized", "block", "__syncthreads();\n    if (warp >=", "if (warp >="),
+    "no barrier between steps": ("centered", "block", "if (Cell::means) __syncthreads();", ""),
+    "units of another sequence": ("rnn normalized", "block", "parts + warp / WARPS * WARPS * row", "parts"),
+    "units that are not there": ("lstm normalized", "block", "x[k] /= real(H);", "x[k] /= real(WARPS * 32 / APART);"),
+    "h in place of what is made of it": ("of both states", "block", "h = pos.stored(inner, T());", ""),
+    "masks not loaded": ("dropout of a sequence", "block", "if (Cell::inner_first && pos", "if (false && pos"),
+    "nothing back through it": ("dropout of a sequence", "block", "Cell::backward_inner(in, d_inner, out);", ""),
+    "nothing past the end": ("dropout of a sequence", "block", "} else if constexpr (Cell::inner_first) {",
+                             "} else if constexpr (false) {"),
+    "parts of another stage": ("lstm normalized", "block", "parts + K * first * Units::apart", "parts"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_a_planted_error_is_seen(mutation):
+def test_a_planted_error_is_seen(mutation, only):
     kind, schedule, old, new = MUTATIONS[mutation]
+    if schedule == "block" and kind in MEANS:  # two warps for each of four sequences
+        only("block", lambda problem, device: schedules.fma_tile(problem, 64, 4, 4, 4))
     file = "block.cu" if schedule == "block" else "step_means.cu" if kind in MEANS else "step.cu"
     assert kernel_source(file).count(old) == 1
     ops = cuda_ops(edits=[(old, new)], **THREAD_ORDERS["random"])

@@ -35,14 +35,15 @@ POINTWISE = {
     "rnn": gpurnn.RNN,
     "four states": lambda *sizes, **more: gpurnn.Recurrent(cells.slstm, *sizes, **more),
     "drawn": option(gpurnn.LSTM, zoneout=(0.2, 0.1), recurrent_dropout=0.3, peephole=True),
+    "one mask": option(gpurnn.LSTM, recurrent_dropout=0.3, recurrent_dropout_each="sequence"),
 }
 NO_PRODUCT = {"indrnn": lambda *sizes, **more: gpurnn.Recurrent(cells.indrnn, *sizes, **more)}
 BY_STEP = {
     "gru original": option(gpurnn.GRU, reset_after=False),
     "inner drawn": option(gpurnn.GRU, reset_after=False, recurrent_dropout=0.3),
     "projected": option(gpurnn.LSTM, proj_size=3),
-    "normalized": option(gpurnn.LSTM, layer_norm=True),
 }
+MEANS = {"normalized": option(gpurnn.LSTM, layer_norm=True)}
 DIRECTIONS = ({}, {"bidirectional": True}, {"reverse": True})
 
 
@@ -111,7 +112,8 @@ def compare_patterns(make, ops, dtype, schedule, patterns=tuple(PATTERNS), **siz
         compare(make, ops, dtype, pattern, schedule, seed=k, **more, **sizes)
 
 
-STEP = POINTWISE | NO_PRODUCT | BY_STEP
+BLOCK = POINTWISE | NO_PRODUCT | MEANS
+STEP = BLOCK | BY_STEP
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
@@ -123,10 +125,10 @@ def test_step(kind, dtype):
 
 def test_step_with_several_units_a_thread():
     """A thread block of step_means.cu has 256 threads."""
-    compare(BY_STEP["normalized"], cuda_ops(checked=False), "float32", "shown", "step", H=300, bidirectional=True)
+    compare(MEANS["normalized"], cuda_ops(checked=False), "float32", "shown", "step", H=300, bidirectional=True)
 
 
-SIXTEEN_BITS = dict(zip(POINTWISE | NO_PRODUCT, ("float16", "bfloat16") * 4, strict=False))
+SIXTEEN_BITS = dict(zip(BLOCK, ("float16", "bfloat16") * 4, strict=True))
 
 
 @pytest.fixture
@@ -141,24 +143,26 @@ def only(monkeypatch):
     schedules.candidates.cache_clear()
 
 
-@pytest.mark.parametrize("kind", POINTWISE | NO_PRODUCT)
+@pytest.mark.parametrize("kind", BLOCK)
 def test_block(kind):
     for dtype, order in (("float32", "ascending"), (SIXTEEN_BITS[kind], "random")):
-        compare_patterns((POINTWISE | NO_PRODUCT)[kind], cuda_ops(**THREAD_ORDERS[order]), dtype, "block")
+        compare_patterns(BLOCK[kind], cuda_ops(**THREAD_ORDERS[order]), dtype, "block")
 
 
-@pytest.mark.parametrize("kind, S, R, IP", [("lstm", 2, 4, 0), ("gru", 8, 2, 4), ("rnn", 2, 2, 0), ("drawn", 4, 4, 4)])
+@pytest.mark.parametrize("kind, S, R, IP", [
+    ("lstm", 2, 4, 0), ("gru", 8, 2, 4), ("rnn", 2, 2, 0), ("drawn", 4, 4, 4),
+    ("normalized", 2, 4, 0), ("one mask", 4, 2, 4)])  # fmt: skip
 def test_tiles(kind, S, R, IP, only):
     """Several sequences of a thread and threads without one; units and sequences that fill no tile; W_ih x made before
     the launch and within."""
     only("block", lambda problem, device: schedules.fma_tile(
         problem, -(-problem.H // 32) * 32, S, 4, R, IP=0 if problem.backward else IP))  # fmt: skip
-    compare_patterns(POINTWISE[kind], cuda_ops(), "float32", "block", ("shown", "resets", "all masked"), B=5, H=33)
+    compare_patterns(BLOCK[kind], cuda_ops(), "float32", "block", ("shown", "resets", "all masked"), B=5, H=33)
 
 
 @pytest.mark.parametrize("kind, dtype, N, inputs, H", [
     ("lstm", "float16", 1, True, 7), ("gru", "bfloat16", 2, False, 32), ("rnn", "tf32", 1, False, 19),
-    ("drawn", "float16", 2, False, 33),
+    ("drawn", "float16", 2, False, 33), ("normalized", "bfloat16", 1, False, 19), ("one mask", "tf32", 1, False, 32),
 ])  # fmt: skip
 def test_tensor_cores(kind, dtype, N, inputs, H, only):
     def tile(problem, device):
@@ -168,7 +172,7 @@ def test_tensor_cores(kind, dtype, N, inputs, H, only):
     only("block", tile)
     dtype, more = ("float32", {"precision": "tf32"}) if dtype == "tf32" else (dtype, {})
     patterns = ("shown", "first and last", "every step", "reset where held")
-    compare_patterns(POINTWISE[kind], cuda_ops(), dtype, "block", patterns, B=8 * N + 1, H=H, **more)
+    compare_patterns(BLOCK[kind], cuda_ops(), dtype, "block", patterns, B=8 * N + 1, H=H, **more)
 
 
 def grid_tile(problem, device, tensor_cores):
@@ -334,8 +338,8 @@ def marked_kernels(arch, records):
     return {key: list(dict.fromkeys(names)) for key, names in found.items()}
 
 
-GENERATED = (cells.slstm, STEP["drawn"](1, 1, backend="numpy").cell, cells.mgu, cells.indrnn,
-             STEP["normalized"](1, 1, backend="numpy").cell)  # fmt: skip
+GENERATED = (cells.slstm, cells.mgu, cells.indrnn, *(
+    STEP[kind](1, 1, backend="numpy").cell for kind in ("drawn", "one mask", "normalized")))  # fmt: skip
 
 
 @needs_nvrtc
@@ -356,20 +360,20 @@ def test_kernels_with_marks_compile_and_do_not_spill(arch):
 
 # planted error -> layer, schedule, piece of the source, what it becomes
 MUTATIONS = {
-    "a reset one step late": ("lstm", "block", "reset = MARKED && (next_mark[k]", "reset = MARKED && (mark[k]"),
+    "a reset one step late": ("lstm", "block", "if (next_mark[k] & Mark::reset)", "if (mark[k] & Mark::reset)"),
     "a reset one step late, step": ("lstm", "step", "bool(then & Mark::reset)", "bool(now & Mark::reset)"),
-    "a reset of h alone": ("lstm", "block", "others[s][k][u] = a.marks.others[place + u];", ";"),
+    "a reset of h alone": ("lstm", "block", "others[s][k][u] = marks.others[place + u];", ";"),
     "a reset of h alone, step": ("lstm", "step", "if (m.reset) return", "if (false) return"),
     "a hold that leaks into dh": (
-        "lstm", "block", "live = MARKED ? !(mark[k] & Mark::held) : t < pos.length[k];", "live = t < pos.length[k];",
+        "lstm", "block", "live = lives(k, t);", "live = within(k, t);",
     ),
     "a hold that leaks into dh, step": (
         "gru", "step", "if (now.shown) add_shown(a, pos);", "add_shown(a, pos);",
     ),
-    "a gradient that crosses a reset": ("gru", "block", "dh_now[k][u] = 0.0f;", ""),
+    "a gradient that crosses a reset": ("gru", "block", "dh[k][u] = 0.0f;", ""),
     "a gradient that crosses a reset, step": ("gru", "step", "        a.dh[index] = real(0);\n", ""),
-    "a sum that a reset does not reach": ("gru", "block", "a.marks.dh[to + u] += dh_now[k][u];", ""),
-    "the old h of backward": ("gru", "block", "in.state[0] = float(a.marks.h[from]);", ""),
+    "a sum that a reset does not reach": ("gru", "block", "marks.dh[to + u] += dh[k][u];", ""),
+    "the old h of backward": ("gru", "block", "in.state[0] = float(marks.h[from]);", ""),
     "the old h of backward, step": (
         "gru", "step", "m.reset ? a.marks.h[index] : a.h[old_slot]", "a.h[old_slot]",
     ),

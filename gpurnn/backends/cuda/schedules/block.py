@@ -11,6 +11,7 @@ from .cost import (
     BARRIERS,
     EFFICIENCY,
     LOAD_SECONDS,
+    MEANS,
     extra_registers,
     padded,
     refusal,
@@ -30,8 +31,8 @@ class Block(Candidate):
 
     kernel: "block" or "block_mma", the .cu file and the start of the kernels' names. numbers: its template arguments
     after cell and storage. rows: sequences of a tile. threads: of a block. shared: bytes of shared memory. held:
-    fraction of the weights that is in registers. like: for a kernel that multiplies x itself, the key of the same
-    kernel without that. parts: thread blocks that share the units of a tile.
+    fraction of the weights that is in registers, or None where there are none. like: for a kernel that multiplies x
+    itself, the key of the same kernel without that. parts: thread blocks that share the units of a tile.
     """
 
     kernel: str = ""
@@ -39,7 +40,7 @@ class Block(Candidate):
     rows: int = 0
     threads: int = 0
     shared: int = 0
-    held: float = 0.0
+    held: float | None = 0.0
     inputs: int = 0
     like: str = ""
     parts: int = 1
@@ -54,7 +55,7 @@ class Block(Candidate):
         return self.like or f"{self.kernel}<{', '.join(self.types)}>"
 
     def __str__(self):
-        if not self.shared:
+        if self.held is None:
             return f"no recurrent weights, tiles of {self.rows} sequences"
         held = math.floor(100 * self.held)
         inputs = ", W_ih x within the launch" if self.inputs else ""
@@ -63,20 +64,53 @@ class Block(Candidate):
 
 def block_candidates(problem, device):
     """All tiles that fit, or a sentence that says why none does."""
-    refused = refusal(problem, "a barrier")
+    refused = refusal(problem)
     if refused:
         return f"block {refused}"
     if not problem.products:
-        return [_without_product(problem, device)]
+        one = _without_product(problem, device)
+        if problem.stages and one.parts > 1:
+            return (
+                f"block: means need all units of a sequence in one thread block, and {problem.H} of a cell without "
+                f"recurrent weights are spread over {one.parts}"
+            )
+        return [one]
     tiles = list(_fma_tiles(problem, device))
     if (ITEMSIZE[problem.dtype] == 2 or problem.tf32) and device.capability >= 80:
         tiles += _mma_tiles(problem, device)
+    if not tiles:
+        return "block: what a thread hands on from mean to mean does not fit into its registers"
     fitting = [tile for tile in tiles if tile.shared <= device.shared_bytes]
     if not fitting:
         HP = padded(problem.H)
         size = problem.products * HP * HP * ITEMSIZE[problem.dtype]
         return f"block: {size / 1024:.0f} KB of recurrent weights do not fit on one multiprocessor"
     return fitting
+
+
+# ---- means over the units (means.cuh)
+
+
+def _means_bytes(problem, threads, sequences, apart=1):
+    """Shared memory for the sums of warps; sequences: of a thread. As vectors_of_means in means.cuh."""
+    return -(-(threads // 32 * sequences * sum(problem.stages) * apart) // 4) * 16
+
+
+def _means_registers(problem, units):
+    """Registers of a thread for what stages hand on, besides ``extra_registers``. units: of all its sequences.
+
+    Found by compiling layer-normalized cells: forward most of it is what is saved anyhow.
+    """
+    forward, backward = problem.cell.locals
+    if not problem.backward:
+        return units * forward // 2
+    return units * backward + (16 if units > 1 else 0)
+
+
+def _means_cycles(problem, warps, sequences, of_a_sequence):
+    """Cycles of all stages of means in a timestep. warps: that have sequences. of_a_sequence: warps that share one."""
+    each = 10 + 2 * of_a_sequence + 12  # instructions: shuffles and sums of lanes, loads and sums of warps, a division
+    return len(problem.stages) * MEANS + warps * sequences * sum(problem.stages) * each / 4
 
 
 # ---- block_mma.cu
@@ -92,11 +126,12 @@ def _mma_tiles(problem, device):
         plain = None
         for IP in (0, padded(problem.I, 32 // size)) if takes_inputs(problem) else (0,):
             tiles = (Q * HP + G * IP) * size // 32  # weight tiles of one warp
-            other = _mma_registers(problem) + (N - 1) * 60 + 4 * (size == 4)
+            other = _mma_registers(problem, N) + (N - 1) * 60 + 4 * (size == 4)
             other += 3 * -(-8 * N * padded(IP, 64 // size) // threads) if IP else 0  # x and its addresses
             other += 4 * (problem.H % 2 or device.capability < 90) if IP else 0
-            held = max(0, min(tiles, (thread_registers(threads) - other) // 4))
-            if N > 1 and not held:
+            room = thread_registers(threads) - other
+            held = max(0, min(tiles, room // 4))
+            if (N > 1 and not held) or (problem.stages and room < 0):
                 continue
             warps = HP // 16
             products = (
@@ -105,7 +140,8 @@ def _mma_tiles(problem, device):
             operands = warps * N * tiles / (1 if problem.backward else Q) / 2 * 4
             rest = warps * (tiles - held) * 4
             moved = warps * N * 4 * ((1 if IP else 2) * G + 3) * size  # the SASS agrees (steps.py)
-            seconds = step_seconds(problem, device, 8 * N, max(products, operands + rest) + moved + BARRIERS)
+            means = _means_cycles(problem, warps, 2 * N, warps)
+            seconds = step_seconds(problem, device, 8 * N, max(products, operands + rest) + moved + means + BARRIERS)
             if not IP:
                 plain = mma_tile(problem, HP, held, N, seconds)
                 yield plain
@@ -114,7 +150,7 @@ def _mma_tiles(problem, device):
                 yield replace(mma_tile(problem, HP, held, N, plain.seconds, IP), product=more, like=plain.key)
 
 
-def _mma_registers(problem):
+def _mma_registers(problem, N):
     """Registers of a thread besides the weights: accumulators, one row of gates in flight (or x), states, addresses.
 
     Found by compiling RNN, LSTM and GRU; ``CudaOps.without_spills`` corrects what does not fit for another cell.
@@ -124,6 +160,8 @@ def _mma_registers(problem):
         registers = 84 if chained or len(cell.states) > 1 else 72
     else:
         registers = 120 if len(cell.states) > 1 else 92 if chained else 84
+    if problem.stages:
+        return registers + extra_registers(cell, 2 * N, 2) + _means_registers(problem, 4 * N)
     return registers + extra_registers(cell, 2, 2)
 
 
@@ -138,6 +176,7 @@ def mma_tile(problem, HP, held, N=1, seconds=0.0, IP=0):
     columns = problem.products * HP if problem.backward else HP + (padded(IP, 64 // size) if IP else 0)
     read = 2 * 8 * N * (columns * size + 16)
     shared = max(read + (tiles - held) * threads * 16, min(held, 8) * threads * 16)
+    shared += _means_bytes(problem, threads, 2 * N, 4)
     even = "true" if problem.H % 2 == 0 else "false"
     numbers = (HP, held, N, even) if problem.backward else (HP, held, N, IP, even)
     in_registers = held / tiles
@@ -157,6 +196,8 @@ def _fma_tiles(problem, device):
             if not 64 <= HP * S <= 512 or HP // S % 4:
                 continue
             KREG = _in_registers(problem, HP, S, R)
+            if KREG is None:
+                continue
             plain = fma_tile(
                 problem, HP, S, KREG, R, step_seconds(problem, device, R, _cycles(problem, HP, S, KREG, R))
             )
@@ -180,13 +221,16 @@ def fma_tile(problem, HP, S, KREG, R, seconds=0.0, IP=0):
     four, sums = 4 * size * HP * S, Q + (G - max(0, Q - len(problem.cell.apart)) if IP else 0)
     operand, partial_sums = (R * Q * HP, S * R * HP) if problem.backward else (R * (HP + IP), S * sums * R * HP)
     shared = 4 * (operand + partial_sums) + G * IP * HP * size + (HP // S - KREG) // 4 * Q * four
-    shared = max(shared, min(KREG // 4, 8) * four)
+    shared = max(shared, min(KREG // 4, 8) * four) + _means_bytes(problem, HP * S, -(-R // S))
     numbers, held = (HP, S, KREG, R) if problem.backward else (HP, S, KREG, R, IP), KREG / (HP // S)
     return Block("block", seconds, LOAD_SECONDS, False, 0.0, "block", numbers, R, HP * S, shared, held, IP)
 
 
 def _in_registers(problem, HP, S, R):
-    """KREG: how many columns of weights fit into a thread's registers without spills."""
+    """KREG: how many columns of weights fit into a thread's registers without spills.
+
+    None where not even the stages of a cell with means do.
+    """
     G, Q, sequences = problem.gates, problem.products, -(-R // S)
     chains = 1 if Q * R >= 4 else 4
     # accumulators twice, one row of gates in flight and the cell state for each sequence of the thread, biases,
@@ -194,15 +238,20 @@ def _in_registers(problem, HP, S, R):
     other = (70 if Q * R > 1 else 32) + 2 * Q * R * chains + sequences * (G + 8) + 2 * G
     other += 8 * problem.backward + (16 if ITEMSIZE[problem.dtype] == 2 else 0)
     registers = thread_registers(HP * S) - other - extra_registers(problem.cell, sequences)
+    if problem.stages:
+        registers -= _means_registers(problem, sequences)
+        if registers < 0:
+            return None
     return max(0, min(HP // S, registers // (Q * ITEMSIZE[problem.dtype]) * 4))
 
 
 def _without_product(problem, device):
     """The ``Block`` of a cell that multiplies nothing by W_hh: 64 units of 4 sequences, a thread for each."""
-    cycles = BARRIERS + 4 * FETCH * problem.gates
+    cycles = BARRIERS + 4 * FETCH * problem.gates + _means_cycles(problem, 8, 1, 2)
     parts = -(-problem.H // 64)
     seconds = step_seconds(problem, device, 4 / parts, cycles)
-    return replace(fma_tile(problem, 64, 4, 0, 4, seconds), shared=0, parts=parts)
+    shared = _means_bytes(problem, 256, 1)
+    return replace(fma_tile(problem, 64, 4, 0, 4, seconds), shared=shared, held=None, parts=parts)
 
 
 def _cycles(problem, HP, S, KREG, R):
@@ -214,4 +263,5 @@ def _cycles(problem, HP, S, KREG, R):
     operands = warps * KS / 4 * R * (G if problem.backward else 1)  # 16 bytes, the same for a warp
     weights = (KS - KREG) * G * HP * S * size / 128
     sums = warps * S * R * G
-    return max(products, operands + weights) + sums + BARRIERS
+    means = _means_cycles(problem, HP // 32 * min(R, S), -(-R // S), HP // 32)
+    return max(products, operands + weights) + sums + means + BARRIERS

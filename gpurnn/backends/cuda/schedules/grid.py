@@ -35,9 +35,15 @@ class Grid(Block):
 
 def grid_candidates(problem, device):
     """All tiles that fit, or a sentence that says why none does."""
-    refused = refusal(problem, f"an exchange of {HOP_SECONDS * 1e6:.2f} us")
+    refused = refusal(problem)
     if refused:
         return f"grid {refused}"
+    if problem.stages:
+        exchanges = "1 more exchange" if len(problem.stages) == 1 else f"{len(problem.stages)} more exchanges"
+        return (
+            "grid has no means over the units of a sequence, which its thread blocks share: they would take "
+            f"{exchanges} of {HOP_SECONDS * 1e6:.2f} us in every timestep"
+        )
     if not problem.products:
         return "grid spreads W_hh over thread blocks, and this cell multiplies nothing by it"
     if not device.cooperative:

@@ -53,6 +53,12 @@ class Problem:
         """Q, the row blocks of W_hh."""
         return len(self.cell.hidden)
 
+    @property
+    def stages(self):
+        """How many means over the units of a sequence each stage of this pass makes but the last; () has none."""
+        forward, backward = self.cell.stages
+        return backward if self.backward else forward
+
     def __str__(self):
         both, which = ", both directions" if self.directions == 2 else "", "backward" if self.backward else "forward"
         sizes, marked = f"T {self.T}, B {self.B}, I {self.I}, H {self.H}", ", masks and resets" if self.marked else ""
