@@ -16,10 +16,12 @@ Six checks of each recurrent layer, two of everything else:
 - ``gates`` (LSTM, GRU): the logistic function over its whole range, in relative terms: four last places in float32 and
   float64, one rounding in 16 bits.
 
-``reference`` has, among others, one call that is large enough for the memory pool of the backend ``cpu``. Of everything
+``reference`` has, among others, one call that is large enough for the memory pool of the backend ``cpu``; each batch of
+sequences of different lengths is computed with random resets and masks, too. Of everything
 else "padding in front" has NaN in the padding that Linear and LayerNorm read before a recurrent layer.
 """
 
+import functools
 import importlib.util
 import itertools
 from dataclasses import dataclass
@@ -138,14 +140,7 @@ def _checks(backend, cell, dtype, options):
                     _caught(lambda r=ragged, o=option, g=given: check_gradients(cell, backend, r, g, **o)),
                 )
             if dtype != "float64" or backend.name != "numpy":
-                for label, more in _kernel_choices(backend, cell, dtype, option):
-                    yield (
-                        "reference",
-                        full + label,
-                        _caught(
-                            lambda r=ragged, o=option | more, g=given: compare(cell, backend, dtype, 5, 3, r, g, **o)
-                        ),
-                    )
+                yield from _references(backend, cell, dtype, full, option, ragged, given)
         yield "repeat", name, _caught(lambda o=option: check_repeat(cell, backend, dtype, **o))
         yield "ragged", name, _caught(lambda o=option: check_ragged(cell, backend, dtype, **o))
     large = {"I": 64, "H": 32, "bidirectional": True}  # all arrays of 128 KiB and more, in 16 bits, too
@@ -154,6 +149,19 @@ def _checks(backend, cell, dtype, options):
     yield "pieces", "two layers", _caught(lambda: check_pieces(cell, backend, dtype))
     if not own and not cell.startswith("rnn"):
         yield "gates", "no recurrent weights", _caught(lambda: check_gates(cell, backend, dtype))
+
+
+def _references(backend, cell, dtype, name, option, ragged, given):
+    """Of ``_checks``: those against the reference of one option, by every schedule."""
+    shown = {"marked": True, "masked_output": "repeat" if given else "zero"}
+    for label, more in _kernel_choices(backend, cell, dtype, option):
+        for what, marks in (("", {}), (", resets and masks", shown))[: 1 + ragged]:
+            options = option | more | marks
+            yield (
+                "reference",
+                f"{name}{what}{label}",
+                _caught(functools.partial(compare, cell, backend, dtype, 5, 3, ragged, given, **options)),
+            )
 
 
 def _kernel_choices(backend, cell, dtype, option):

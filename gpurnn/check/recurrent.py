@@ -65,9 +65,12 @@ def jumps(cell):
 
 
 class Batch:
-    """Random inputs of a layer, float64 on the host; ``run`` gives every result of one training call."""
+    """Random inputs of a layer, float64 on the host; ``run`` gives every result of one training call.
 
-    def __init__(self, layer, T, B, ragged, given_state=True, seed=0):
+    marked: with random resets and masks.
+    """
+
+    def __init__(self, layer, T, B, ragged, given_state=True, seed=0, marked=False):
         rng = np.random.default_rng(seed)
         self.x = rng.normal(size=(B, T, layer.input_size) if layer.batch_first else (T, B, layer.input_size))
         self.lengths = rng.integers(0, T + 1, B) if ragged else None
@@ -77,11 +80,16 @@ class Batch:
         if given_state and isinstance(layer.cell, TracedCell):  # a cell may have states that no others can follow
             self.state = layer(self.x[:, ::-1] if layer.batch_first else self.x[::-1], lengths=None)[1]
         self.dstate = draw_like(state, rng)
+        self.size = T, B
+        self.marks = {}
+        if marked:
+            shape = (B, T) if layer.batch_first else (T, B)
+            self.marks = {"reset": rng.random(shape) < 0.3, "mask": rng.random(shape) < 0.7}
 
     def run(self, layer):
         """Name -> float64 NumPy array: output, state, dx, dstate, and ``d`` + name of every parameter."""
         layer.calls = 0  # the same dropout in every run
-        return results(layer, (self.x, self.state), (self.doutput, self.dstate), lengths=self.lengths)
+        return results(layer, (self.x, self.state), (self.doutput, self.dstate), lengths=self.lengths, **self.marks)
 
 
 def twins(cell, backend, dtype, **options):
@@ -97,20 +105,24 @@ def twins(cell, backend, dtype, **options):
     return layer, *others
 
 
-def compare(cell, backend, dtype, T, B, ragged=False, given_state=True, **options):
+def compare(cell, backend, dtype, T, B, ragged=False, given_state=True, marked=False, **options):
     """``(worst, detail)`` of one layer against the reference."""
     layers = twins(cell, backend, dtype, **options)
-    first = _compare_once(cell, layers, dtype, T, B, ragged, given_state, seed=T + 31 * B)
+
+    def once(seed):
+        return _compare_once(cell, layers, dtype, Batch(layers[2], T, B, ragged, given_state, seed, marked))
+
+    first = once(T + 31 * B)
     if first[0] <= 1:
         return first
     # NumPy may have been exact by luck where there are few numbers: the middle one of three draws counts.
-    more = [_compare_once(cell, layers, dtype, T, B, ragged, given_state, seed) for seed in (1, 2)]
+    more = [once(seed) for seed in (1, 2)]
     return sorted([first, *more], key=lambda found: found[0] if found[0] <= float("inf") else float("inf"))[1]
 
 
-def _compare_once(cell, layers, dtype, T, B, ragged, given_state, seed):
+def _compare_once(cell, layers, dtype, batch):
     layer, plain, exact = layers
-    batch = Batch(exact, T, B, ragged, given_state, seed)
+    T, B = batch.size
     got, plain_got, expected = batch.run(layer), batch.run(plain), batch.run(exact)
     like = plain.dtype.name
     # layers below may have crossed relu's kink without showing it in the output

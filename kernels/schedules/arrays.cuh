@@ -15,6 +15,24 @@ DEVICE const unsigned char* masks_of(const bool* mask, int steps, int d, int t, 
     return (const unsigned char*)mask + row * Cell::draws * H + j;
 }
 
+// ---- masks and resets: a kernel is MARKED where its call has some; otherwise it knows only the lengths
+
+// What stands in a mark, as in gpurnn/backends/marks.py, which says what each means.
+struct Mark {
+    static constexpr unsigned char held = 1, reset = 2, shown = 4;
+};
+
+// The marks of a layer, and what resets give. Backward adds the gradients with respect to that up: each number belongs to one
+// thread.
+template <typename T>
+struct Marks {
+    typedef typename Compute<T>::real real;
+    const unsigned char* bits;  // [D, T, B]
+    const T* h;                 // [D, B, H]
+    const real* others;         // [D, S-1, B, H]
+    real *dh, *dothers;         // likewise
+};
+
 // ---- in the schedules whose threads run the whole time loop
 
 // at + count * size in one instruction. The compiler would keep the product in two registers from one timestep to the next.

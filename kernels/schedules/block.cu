@@ -165,7 +165,7 @@ struct NoProduct {
     DEVICE float sum(int, int) const { return 0.0f; }
 };
 
-template <template <typename> class CellOf, typename T, int HP, int S, int KREG, int R, int IP>
+template <template <typename> class CellOf, typename T, int HP, int S, int KREG, int R, int IP, bool MARKED = false>
 __global__ void __launch_bounds__(HP * S, 1) block_forward(
     const int T_,
     const int B,
@@ -187,7 +187,10 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
     T* gates,                           // [D, T, B, W*H]  in: ax where IP is 0; out: what the cell saves; or null
     T* h,                               // [D, T+1, B, H]  in: the first slot; out: the others
     float* others,                      // [D, S-1, T+1 or 2, B, H]  likewise; or null where the cell has none
-    T* __restrict__ output)             // [T, B, D*H]
+    T* __restrict__ output,             // [T, B, D*H]
+    const unsigned char* __restrict__ marks,  // [D, T, B]  or null unless MARKED
+    const T* __restrict__ reset_h,      // [D, B, H]  what a reset gives; or null
+    const float* __restrict__ reset_others)  // [D, S-1, B, H]  likewise; or null
 {
     extern __shared__ float4 memory[];
     typedef CellOf<float> Cell;
@@ -196,15 +199,16 @@ __global__ void __launch_bounds__(HP * S, 1) block_forward(
     const Position pos(T_, B, H, blockIdx.x, Q ? 0 : blockIdx.y * HP, blockIdx.z, reverse, lengths, order);
     Alone channel = {(float*)memory};
     const Forward<T> layer = {
-        T_, B, H, W, (int)gridDim.z, save, mask_steps, bias_ih, bias_hh, own, mask, gates, h, others, output};
+        T_, B, H, W, (int)gridDim.z, save, mask_steps, bias_ih, bias_hh, own, mask, gates, h, others, output,
+        {marks, reset_h, reset_others}};
     if constexpr (Q) {
         Gathered<Cell, T, HP, S, KREG, R, IP> product(
             memory + vectors_of_means<Position, HP * S>(Cell::means), weight_hh + (size_t)pos.d * Q * H * H,
             weight_ih + (size_t)pos.d * Cell::gates * H * I, I, H, B, x, order);
-        time_loop_forward<CellOf>(layer, pos, channel, product);
+        time_loop_forward<CellOf, MARKED>(layer, pos, channel, product);
     } else {
         NoProduct<Cell> product;
-        time_loop_forward<CellOf>(layer, pos, channel, product);
+        time_loop_forward<CellOf, MARKED>(layer, pos, channel, product);
     }
 }
 
@@ -263,7 +267,7 @@ struct Returned {
     }
 };
 
-template <template <typename> class CellOf, typename T, int HP, int S, int KREG, int R>
+template <template <typename> class CellOf, typename T, int HP, int S, int KREG, int R, bool MARKED = false>
 __global__ void __launch_bounds__(HP * S, 1) block_backward(
     const int T_,
     const int B,
@@ -281,7 +285,12 @@ __global__ void __launch_bounds__(HP * S, 1) block_backward(
     const bool* __restrict__ mask,    // [D, mask_steps, B, M*H]  or null where the cell draws none
     const T* __restrict__ doutput,    // [T, B, D*H]  or null
     float* __restrict__ dh,           // [D, B, H]  in: of the last h; out: of the first
-    float* __restrict__ dothers)      // [D, S-1, B, H]  likewise; or null where the cell has none
+    float* __restrict__ dothers,      // [D, S-1, B, H]  likewise; or null where the cell has none
+    const unsigned char* __restrict__ marks,  // [D, T, B]  or null unless MARKED
+    const T* __restrict__ reset_h,    // [D, B, H]  what a reset gives; or null
+    const float* __restrict__ reset_others,  // [D, S-1, B, H]  likewise; or null
+    float* __restrict__ dreset_h,     // [D, B, H]  in, out: sums of gradients; or null
+    float* __restrict__ dreset_others)  // [D, S-1, B, H]  likewise; or null
 {
     extern __shared__ float4 memory[];
     typedef CellOf<float> Cell;
@@ -289,13 +298,14 @@ __global__ void __launch_bounds__(HP * S, 1) block_backward(
     typedef TilePosition<HP, S, R> Position;
     const Position pos(T_, B, H, blockIdx.x, Q ? 0 : blockIdx.y * HP, blockIdx.z, reverse, lengths, order);
     Alone channel = {(float*)memory};
-    const Backward<T> layer = {T_, B, H, W, (int)gridDim.z, mask_steps, own, mask, gates, h, others, doutput, dh, dothers};
+    const Backward<T> layer = {T_, B, H, W, (int)gridDim.z, mask_steps, own, mask, gates, h, others, doutput, dh, dothers,
+                               {marks, reset_h, reset_others, dreset_h, dreset_others}};
     if constexpr (Q) {
         Returned<Q, T, HP, S, KREG, R> product(
             memory + vectors_of_means<Position, HP * S>(Cell::back_means), weight_hh + (size_t)pos.d * Q * H * H, H);
-        time_loop_backward<CellOf>(layer, pos, channel, product);
+        time_loop_backward<CellOf, MARKED>(layer, pos, channel, product);
     } else {
         NoProduct<Cell> product;
-        time_loop_backward<CellOf>(layer, pos, channel, product);
+        time_loop_backward<CellOf, MARKED>(layer, pos, channel, product);
     }
 }

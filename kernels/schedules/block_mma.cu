@@ -219,7 +219,7 @@ struct Gathered {
     }
 };
 
-template <template <typename> class CellOf, typename T, int HP, int HELD, int N, int IP, bool EVEN>
+template <template <typename> class CellOf, typename T, int HP, int HELD, int N, int IP, bool EVEN, bool MARKED = false>
 __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
     const int T_,
     const int B,
@@ -241,7 +241,10 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
     T* gates,                           // [D, T, B, W*H]  aligned; in: ax where IP is 0; out: what the cell saves; or null
     T* h,                               // [D, T+1, B, H]  aligned; in: the first slot; out: the others
     float* others,                      // [D, S-1, T+1 or 2, B, H]  likewise; or null where the cell has none
-    T* __restrict__ output)             // [T, B, D*H]  aligned
+    T* __restrict__ output,             // [T, B, D*H]  aligned
+    const unsigned char* __restrict__ marks,  // [D, T, B]  or null unless MARKED
+    const T* __restrict__ reset_h,      // [D, B, H]  aligned; what a reset gives; or null
+    const float* __restrict__ reset_others)  // [D, S-1, B, H]  aligned; likewise; or null
 {
     extern __shared__ uint4 memory[];
     typedef CellOf<float> Cell;
@@ -252,8 +255,9 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
         weight_ih + (size_t)pos.d * Cell::gates * H * I, I, H, B, x, order);
     Alone channel = {(float*)memory};
     const Forward<T> layer = {
-        T_, B, H, W, (int)gridDim.z, save, mask_steps, bias_ih, bias_hh, own, mask, gates, h, others, output};
-    time_loop_forward<CellOf>(layer, pos, channel, product);
+        T_, B, H, W, (int)gridDim.z, save, mask_steps, bias_ih, bias_hh, own, mask, gates, h, others, output,
+        {marks, reset_h, reset_others}};
+    time_loop_forward<CellOf, MARKED>(layer, pos, channel, product);
 }
 
 // ---- backward: the mirror. A tile's rows are columns of W_hh, its columns are K rows of one gate.
@@ -313,7 +317,7 @@ struct Returned {
     }
 };
 
-template <template <typename> class CellOf, typename T, int HP, int HELD, int N, bool EVEN>
+template <template <typename> class CellOf, typename T, int HP, int HELD, int N, bool EVEN, bool MARKED = false>
 __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
     const int T_,
     const int B,
@@ -331,7 +335,12 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
     const bool* __restrict__ mask,    // [D, mask_steps, B, M*H]  or null where the cell draws none
     const T* __restrict__ doutput,    // [T, B, D*H]  aligned; or null
     float* __restrict__ dh,           // [D, B, H]  in: of the last h; out: of the first
-    float* __restrict__ dothers)      // [D, S-1, B, H]  likewise; or null where the cell has none
+    float* __restrict__ dothers,      // [D, S-1, B, H]  likewise; or null where the cell has none
+    const unsigned char* __restrict__ marks,  // [D, T, B]  or null unless MARKED
+    const T* __restrict__ reset_h,    // [D, B, H]  aligned; what a reset gives; or null
+    const float* __restrict__ reset_others,  // [D, S-1, B, H]  aligned; likewise; or null
+    float* __restrict__ dreset_h,     // [D, B, H]  in, out: sums of gradients; or null
+    float* __restrict__ dreset_others)  // [D, S-1, B, H]  likewise; or null
 {
     extern __shared__ uint4 memory[];
     typedef CellOf<float> Cell;
@@ -341,6 +350,7 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
     Returned<Q, T, HP, HELD, N> product(
         pos, memory + vectors_of_means<Position, HP * 2>(Cell::back_means), weight_hh + (size_t)pos.d * Q * H * H, H);
     Alone channel = {(float*)memory};
-    const Backward<T> layer = {T_, B, H, W, (int)gridDim.z, mask_steps, own, mask, gates, h, others, doutput, dh, dothers};
-    time_loop_backward<CellOf>(layer, pos, channel, product);
+    const Backward<T> layer = {T_, B, H, W, (int)gridDim.z, mask_steps, own, mask, gates, h, others, doutput, dh, dothers,
+                               {marks, reset_h, reset_others, dreset_h, dreset_others}};
+    time_loop_backward<CellOf, MARKED>(layer, pos, channel, product);
 }

@@ -97,7 +97,7 @@ struct Gathered {
     }
 };
 
-template <template <typename> class CellOf, typename T, int U, int KP, int S, int KREG, int R>
+template <template <typename> class CellOf, typename T, int U, int KP, int S, int KREG, int R, bool MARKED = false>
 __global__ void __launch_bounds__(U * S, 1) grid_forward(
     const int T_,
     const int B,
@@ -120,7 +120,10 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
     const unsigned epoch,               // neither it nor the next tiles * T epochs occur in `words` yet
     const int poll_limit,               // of one wait
     unsigned long long* words,          // [groups, 2, H*R]
-    int* failed)                        // [1]
+    int* failed,                        // [1]
+    const unsigned char* __restrict__ marks,  // [D, T, B]  or null unless MARKED
+    const T* __restrict__ reset_h,      // [D, B, H]  what a reset gives; or null
+    const float* __restrict__ reset_others)  // [D, S-1, B, H]  likewise; or null
 {
     extern __shared__ float4 memory[];
     typedef Gathered<CellOf<float>::products, T, U, KP, S, KREG, R> Product;
@@ -128,10 +131,11 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
     Product product(memory, weight_hh + (size_t)d * CellOf<float>::products * H * H, unit, H);
     Exchange channel(words, d * gridDim.z + blockIdx.z, R * H, epoch, poll_limit, failed);
     const Forward<T> layer = {
-        T_, B, H, W, (int)gridDim.x, save, mask_steps, bias_ih, bias_hh, own, mask, gates, h, others, output};
+        T_, B, H, W, (int)gridDim.x, save, mask_steps, bias_ih, bias_hh, own, mask, gates, h, others, output,
+        {marks, reset_h, reset_others}};
     for (int tile = blockIdx.z; tile * R < B; tile += gridDim.z) {
         const TilePosition<U, S, R> pos(T_, B, H, tile, unit, d, reverse, lengths, order);
-        if (!time_loop_forward<CellOf>(layer, pos, channel, product)) return;
+        if (!time_loop_forward<CellOf, MARKED>(layer, pos, channel, product)) return;
     }
 }
 
@@ -209,7 +213,7 @@ struct Scattered {
     }
 };
 
-template <template <typename> class CellOf, typename T, int U, int KP, int S, int KREG, int R>
+template <template <typename> class CellOf, typename T, int U, int KP, int S, int KREG, int R, bool MARKED = false>
 __global__ void __launch_bounds__(KP / 4 * S, 1) grid_backward(
     const int T_,
     const int B,
@@ -231,16 +235,22 @@ __global__ void __launch_bounds__(KP / 4 * S, 1) grid_backward(
     const unsigned epoch,
     const int poll_limit,
     unsigned long long* words,        // [groups, 2, N*N*R*U], N = gridDim.y
-    int* failed)                      // [1]
+    int* failed,                      // [1]
+    const unsigned char* __restrict__ marks,  // [D, T, B]  or null unless MARKED
+    const T* __restrict__ reset_h,    // [D, B, H]  what a reset gives; or null
+    const float* __restrict__ reset_others,  // [D, S-1, B, H]  likewise; or null
+    float* __restrict__ dreset_h,     // [D, B, H]  in, out: sums of gradients; or null
+    float* __restrict__ dreset_others)  // [D, S-1, B, H]  likewise; or null
 {
     extern __shared__ float4 memory[];
     typedef Scattered<CellOf<float>::products, T, U, KP, S, KREG, R> Product;
     const int unit = blockIdx.y * U, d = blockIdx.x, N = gridDim.y;
     Product product(memory, weight_hh + (size_t)d * CellOf<float>::products * H * H, unit, H);
     Exchange channel(words, d * gridDim.z + blockIdx.z, N * N * R * U, epoch, poll_limit, failed);
-    const Backward<T> layer = {T_, B, H, W, (int)gridDim.x, mask_steps, own, mask, gates, h, others, doutput, dh, dothers};
+    const Backward<T> layer = {T_, B, H, W, (int)gridDim.x, mask_steps, own, mask, gates, h, others, doutput, dh, dothers,
+                               {marks, reset_h, reset_others, dreset_h, dreset_others}};
     for (int tile = blockIdx.z; tile * R < B; tile += gridDim.z) {
         const TilePosition<U, Product::threads / U, R> pos(T_, B, H, tile, unit, d, reverse, lengths, order);
-        if (!time_loop_backward<CellOf>(layer, pos, channel, product)) return;
+        if (!time_loop_backward<CellOf, MARKED>(layer, pos, channel, product)) return;
     }
 }

@@ -197,7 +197,7 @@ struct Gathered {
     }
 };
 
-template <template <typename> class CellOf, typename T, int U, int KP, int HELD, int R, int P>
+template <template <typename> class CellOf, typename T, int U, int KP, int HELD, int R, int P, bool MARKED = false>
 __global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
     const int T_,
     const int B,
@@ -219,7 +219,10 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
     T* __restrict__ output,             // [T, B, D*H]
     const int poll_limit,               // of one wait
     unsigned* words,                    // [groups, 32, slot] of WarpProduct, aligned; all bits set
-    int* failed)                        // [1]
+    int* failed,                        // [1]
+    const unsigned char* __restrict__ marks,  // [D, T, B]  or null unless MARKED
+    const T* __restrict__ reset_h,      // [D, B, H]  what a reset gives; or null
+    const float* __restrict__ reset_others)  // [D, S-1, B, H]  likewise; or null
 {
     extern __shared__ float4 memory[];
     const int unit = blockIdx.y * U, d = blockIdx.x;
@@ -228,10 +231,11 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
     typedef TilePosition<U, THREADS / U, R> Position;
     Ring<Position::per_thread> channel(words, d * gridDim.z + blockIdx.z, product.inner.slot_words, poll_limit, failed);
     const Forward<T> layer = {
-        T_, B, H, W, (int)gridDim.x, save, mask_steps, bias_ih, bias_hh, own, mask, gates, h, others, output};
+        T_, B, H, W, (int)gridDim.x, save, mask_steps, bias_ih, bias_hh, own, mask, gates, h, others, output,
+        {marks, reset_h, reset_others}};
     for (int tile = blockIdx.z; tile * R < B; tile += gridDim.z) {
         const Position pos(T_, B, H, tile, unit, d, reverse, lengths, order);
-        if (!time_loop_forward<CellOf>(layer, pos, channel, product)) return;
+        if (!time_loop_forward<CellOf, MARKED>(layer, pos, channel, product)) return;
     }
 }
 
@@ -270,7 +274,7 @@ struct Returned {
     DEVICE float sum(int k, int) const { return inner.sum(threadIdx.x % U, threadIdx.x / U + k * (THREADS / U)); }
 };
 
-template <template <typename> class CellOf, typename T, int U, int KP, int HELD, int R, int P>
+template <template <typename> class CellOf, typename T, int U, int KP, int HELD, int R, int P, bool MARKED = false>
 __global__ void __launch_bounds__(THREADS, P) grid_mma_backward(
     const int T_,
     const int B,
@@ -291,7 +295,12 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_backward(
     float* __restrict__ dothers,      // [D, S-1, B, H]  likewise; or null where the cell has none
     const int poll_limit,
     unsigned* words,                  // [groups, 32, slot] of WarpProduct, aligned; all bits set
-    int* failed)                      // [1]
+    int* failed,                      // [1]
+    const unsigned char* __restrict__ marks,  // [D, T, B]  or null unless MARKED
+    const T* __restrict__ reset_h,    // [D, B, H]  what a reset gives; or null
+    const float* __restrict__ reset_others,  // [D, S-1, B, H]  likewise; or null
+    float* __restrict__ dreset_h,     // [D, B, H]  in, out: sums of gradients; or null
+    float* __restrict__ dreset_others)  // [D, S-1, B, H]  likewise; or null
 {
     extern __shared__ float4 memory[];
     const int unit = blockIdx.y * U, d = blockIdx.x;
@@ -300,9 +309,10 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_backward(
     typedef TilePosition<U, THREADS / U, R> Position;
     constexpr int words_sent = Position::per_thread * CellOf<float>::products;
     Ring<words_sent> channel(words, d * gridDim.z + blockIdx.z, product.inner.slot_words, poll_limit, failed);
-    const Backward<T> layer = {T_, B, H, W, (int)gridDim.x, mask_steps, own, mask, gates, h, others, doutput, dh, dothers};
+    const Backward<T> layer = {T_, B, H, W, (int)gridDim.x, mask_steps, own, mask, gates, h, others, doutput, dh, dothers,
+                               {marks, reset_h, reset_others, dreset_h, dreset_others}};
     for (int tile = blockIdx.z; tile * R < B; tile += gridDim.z) {
         const Position pos(T_, B, H, tile, unit, d, reverse, lengths, order);
-        if (!time_loop_backward<CellOf>(layer, pos, channel, product)) return;
+        if (!time_loop_backward<CellOf, MARKED>(layer, pos, channel, product)) return;
     }
 }

@@ -14,7 +14,9 @@
 // parameters add up. What a GEMM reads is in a separate array at the same address in every step: h_now, inner_now, d_now,
 // dh_now.
 //
-// Past the end of a sequence (t >= lengths[b]) the states are held, h' = h, the output is 0, and gradients pass unchanged.
+// Past the end of a sequence (t >= lengths[b]) the states are held, h' = h, the output is 0, and gradients pass unchanged. So
+// it is where `marks` say so, which know the lengths, too. Where they say that a timestep is reset, it reads the state that a
+// reset gives instead of the one in its slot: who writes h_now looks whether the next timestep is reset.
 //
 // step_means.cu has the same for cells that average over units.
 
@@ -34,7 +36,7 @@ __global__ void step_done(
 
 // ---- forward
 
-template <template <typename> class CellOf, typename T>
+template <template <typename> class CellOf, typename T, bool MARKED = false>
 __global__ void step_forward(
     const int T_,
     const int B,
@@ -56,26 +58,31 @@ __global__ void step_forward(
     T* h_now,                          // [D, B, H]  in: h; out: h'; or null with a projection
     typename Compute<T>::real* others, // [D, S-1, T+1 or 2, B, H]  out: the new slot; or null where the cell has none
     T* __restrict__ m,                 // [D, B, H]  out, with a projection in place of h; or null
-    T* __restrict__ output)            // [T, B, D*H]  out; or null
+    T* __restrict__ output,            // [T, B, D*H]  out; or null
+    const unsigned char* __restrict__ marks,               // [D, T, B]  or null unless MARKED
+    const T* __restrict__ reset_h,                         // [D, B, H]  what a reset gives; or null
+    const typename Compute<T>::real* __restrict__ reset_others) // [D, S-1, B, H]  likewise; or null
 {
     typedef typename Compute<T>::real real;
     typedef CellOf<real> Cell;
     const int s = steps_before(step, done);
     const Position pos(T_, B, H, s, reverse);
     if (!pos.inside) return;
-    const Forward<T> a = {T_, B, H, W, save, mask_steps, bias_ih, bias_hh, own, mask, ah, gates, h, h_now, others, m, output};
+    const Forward<T> a = {T_, B, H, W, save, mask_steps, bias_ih, bias_hh, own, mask, ah, gates, h, h_now, others, m, output,
+                          {marks, reset_h, reset_others}};
     const ForwardPlace<T> at(a, pos, s);
-    if (lengths && pos.t >= lengths[pos.b]) return hold<Cell>(a, pos, at);
+    const StepMarks now = marks_of<MARKED>(pos, lengths, marks, T_, B, reverse);
+    if (now.held) return hold<Cell>(a, pos, now, at);
     ForwardIn<Cell, real> in;
     ForwardOut<Cell, real> out;
-    read(a, pos, at, in);
+    read(a, pos, now, at, in);
     Cell::forward(in, out);
-    write(a, pos, at, out);
+    write(a, pos, now, at, out);
 }
 
 // The part of a step before a cell's second product (the original GRU): what the product reads. Past the end of a sequence it
 // is 0.
-template <template <typename> class CellOf, typename T>
+template <template <typename> class CellOf, typename T, bool MARKED = false>
 __global__ void step_inner(
     const int T_,
     const int B,
@@ -95,27 +102,31 @@ __global__ void step_inner(
     T* gates,                          // [D, T, B, W*H]  in: ax
     T* h_now,                          // [D, B, H]  in
     typename Compute<T>::real* others, // [D, S-1, T+1 or 2, B, H]  in; or null where the cell has none
-    T* __restrict__ inner_now)         // [D, B, H]  out
+    T* __restrict__ inner_now,         // [D, B, H]  out
+    const unsigned char* __restrict__ marks,               // [D, T, B]  or null unless MARKED
+    const T* __restrict__ reset_h,                         // [D, B, H]  what a reset gives; or null
+    const typename Compute<T>::real* __restrict__ reset_others) // [D, S-1, B, H]  likewise; or null
 {
     typedef typename Compute<T>::real real;
     typedef CellOf<real> Cell;
     const int s = steps_before(step, done);
     const Position pos(T_, B, H, s, reverse);
     if (!pos.inside) return;
-    const Forward<T> a = {T_, B, H, W, save, mask_steps, bias_ih, bias_hh, own, mask, ah, gates, nullptr, h_now, others};
+    const Forward<T> a = {T_, B, H, W, save, mask_steps, bias_ih, bias_hh, own, mask, ah, gates, nullptr, h_now, others,
+                          nullptr, nullptr, {marks, reset_h, reset_others}};
     const ForwardPlace<T> at(a, pos, s);
+    const StepMarks now = marks_of<MARKED>(pos, lengths, marks, T_, B, reverse);
     real inner = real(0);
-    if (!(lengths && pos.t >= lengths[pos.b])) {
+    if (!now.held) {
         ForwardIn<Cell, real> in;
-        read(a, pos, at, in);
+        read(a, pos, now, at, in);
         inner = Cell::forward_inner(in);
     }
     inner_now[at.index] = T(inner);
 }
 
-// The part of a step after the product W_hr m of a projection. The product is h', except past the end of a sequence, which
-// holds its h.
-template <typename T>
+// The part of a step after the product W_hr m of a projection. The product is h', except where the timestep is held.
+template <typename T, bool MARKED = false>
 __global__ void step_project(
     const int T_,
     const int B,
@@ -127,25 +138,29 @@ __global__ void step_project(
     const T* __restrict__ product,    // [D, B, P]  W_hr m
     T* h,                             // [D, T+1, B, P]  out: the new slot
     T* h_now,                         // [D, B, P]  in: h; out: h'
-    T* __restrict__ output)           // [T, B, D*P]  out; or null
+    T* __restrict__ output,           // [T, B, D*P]  out; or null
+    const unsigned char* __restrict__ marks,  // [D, T, B]  or null unless MARKED
+    const T* __restrict__ reset_h)    // [D, B, P]  what a reset gives; or null
 {
     typedef typename Compute<T>::real real;
     const Position pos(T_, B, P, steps_before(step, done), reverse);
     const int j = pos.j, b = pos.b, d = pos.d;
     if (!pos.inside) return;
     const size_t index = ((size_t)d * B + b) * P + j;
-    const bool held = lengths && pos.t >= lengths[b];
-    const T h_new = held ? h_now[index] : product[index];
-    h[(pos.new_slot * B + b) * P + j] = h_now[index] = h_new;
-    if (output) output[((size_t)pos.t * B + b) * gridDim.z * P + (size_t)d * P + j] = held ? T(real(0)) : h_new;
+    const StepMarks now = marks_of<MARKED>(pos, lengths, marks, T_, B, reverse);
+    const T h_new = now.held ? h_now[index] : product[index];
+    h_now[index] = now.next_reset ? reset_h[index] : h_new;
+    h[(pos.new_slot * B + b) * P + j] = h_new;
+    const bool heard = !now.held || now.shown;
+    if (output) output[((size_t)pos.t * B + b) * gridDim.z * P + (size_t)d * P + j] = heard ? h_new : T(real(0));
 }
 
 // ---- backward
 //
-// dh is left with the part that does not pass through W_hh; the GEMM that follows adds d W_hh. Timesteps are counted from the
-// last one.
+// dh is left with the part that does not pass through W_hh; the GEMM that follows adds d W_hh. So it is complete when the
+// timestep before begins, which is where the gradient of a reset goes its own way. Timesteps are counted from the last one.
 
-template <template <typename> class CellOf, typename T>
+template <template <typename> class CellOf, typename T, bool MARKED = false>
 __global__ void step_backward(
     const int T_,
     const int B,
@@ -165,19 +180,28 @@ __global__ void step_backward(
     const typename Compute<T>::real* __restrict__ dm,      // [D, B, H]  with a projection, in place of dh; or null
     typename Compute<T>::real* __restrict__ dh,            // [D, B, H]  in: of h'; out: of h; or null with a projection
     typename Compute<T>::real* __restrict__ dothers,       // [D, S-1, B, H]  likewise; or null where the cell has none
-    T* __restrict__ d_now)            // [D, B, Q*H]  out: d of this step; or null where the cell has no product
+    T* __restrict__ d_now,            // [D, B, Q*H]  out: d of this step; or null where the cell has no product
+    const unsigned char* __restrict__ marks,               // [D, T, B]  or null unless MARKED
+    const T* __restrict__ reset_h,                         // [D, B, H]  what a reset gives; or null
+    const typename Compute<T>::real* __restrict__ reset_others, // [D, S-1, B, H]  likewise; or null
+    typename Compute<T>::real* __restrict__ dreset_h,      // [D, B, H]  in, out: sums of gradients; or null
+    typename Compute<T>::real* __restrict__ dreset_others) // [D, S-1, B, H]  likewise; or null
 {
     typedef typename Compute<T>::real real;
     typedef CellOf<real> Cell;
     const Position pos(T_, B, H, T_ - 1 - steps_before(step, done), reverse);
     if (!pos.inside) return;
-    const Backward<T> a = {T_, B, H, W, mask_steps, own, mask, gates, h, others, doutput, dm, dh, dothers, d_now};
+    const Backward<T> a = {T_, B, H, W, mask_steps, own, mask, gates, h, others, doutput, dm, dh, dothers, d_now,
+                           {marks, reset_h, reset_others, dreset_h, dreset_others}};
+    const StepMarks now = marks_of<MARKED>(pos, lengths, marks, T_, B, reverse);
     BackwardOut<Cell, real> out;
-    if (lengths && pos.t >= lengths[pos.b]) {
+    if (now.next_reset) reset_gradients<Cell>(a, pos);
+    if (now.held) {
+        if (now.shown) add_shown(a, pos);
         for (int k = 0; k < Cell::preactivations; k++) out.d[k] = real(0);
     } else {
         BackwardIn<Cell, real> in;
-        read(a, pos, in);
+        read(a, pos, now, in);
         Cell::backward(in, out);
         write_dstate(a, pos, out);
     }
@@ -186,7 +210,7 @@ __global__ void step_backward(
 
 // The mirror of step_inner, after the product d W that gives the gradient of what step_inner made. Past the end nothing
 // changes.
-template <template <typename> class CellOf, typename T>
+template <template <typename> class CellOf, typename T, bool MARKED = false>
 __global__ void step_inner_backward(
     const int T_,
     const int B,
@@ -205,16 +229,22 @@ __global__ void step_inner_backward(
     const typename Compute<T>::real* __restrict__ d_inner, // [D, B, H]
     typename Compute<T>::real* __restrict__ dh,            // [D, B, H]  in, out
     typename Compute<T>::real* __restrict__ dothers,       // [D, S-1, B, H]  in, out; or null where the cell has none
-    T* __restrict__ d_now)            // [D, B, Q*H]  out: d of the first product
+    T* __restrict__ d_now,            // [D, B, Q*H]  out: d of the first product
+    const unsigned char* __restrict__ marks,               // [D, T, B]  or null unless MARKED
+    const T* __restrict__ reset_h,                         // [D, B, H]  what a reset gives; or null
+    const typename Compute<T>::real* __restrict__ reset_others) // [D, S-1, B, H]  likewise; or null
 {
     typedef typename Compute<T>::real real;
     typedef CellOf<real> Cell;
     const Position pos(T_, B, H, T_ - 1 - steps_before(step, done), reverse);
-    if (!pos.inside || (lengths && pos.t >= lengths[pos.b])) return;
-    const Backward<T> a = {T_, B, H, W, mask_steps, own, mask, gates, h, others, nullptr, nullptr, dh, dothers, d_now};
+    if (!pos.inside) return;
+    const StepMarks now = marks_of<MARKED>(pos, lengths, marks, T_, B, reverse);
+    if (now.held) return;
+    const Backward<T> a = {T_, B, H, W, mask_steps, own, mask, gates, h, others, nullptr, nullptr, dh, dothers, d_now,
+                           {marks, reset_h, reset_others}};
     BackwardIn<Cell, real> in;
     BackwardOut<Cell, real> out;
-    read(a, pos, in);
+    read(a, pos, now, in);
     const T* row = a.row(pos);
     for (int k = 0; k < Cell::preactivations; k++) out.d[k] = real(row[(size_t)k * H]);
     for (int k = 0; k < Cell::states; k++) out.dstate[k] = in.dstate[k];
@@ -224,8 +254,8 @@ __global__ void step_inner_backward(
 }
 
 // The mirror of step_project, before the product dm = dh' W_hr. The complete gradient with respect to h' moves from dh to
-// dh_steps and dh_now. Past the end of a sequence it stays in dh.
-template <typename T>
+// dh_steps and dh_now. Where the timestep is held it stays in dh.
+template <typename T, bool MARKED = false>
 __global__ void step_project_backward(
     const int T_,
     const int B,
@@ -237,18 +267,28 @@ __global__ void step_project_backward(
     const T* __restrict__ doutput,    // [T, B, D*P]  or null
     typename Compute<T>::real* __restrict__ dh,  // [D, B, P]  in, out
     T* __restrict__ dh_steps,         // [D, T, B, P]  out
-    T* __restrict__ dh_now)           // [D, B, P]  out
+    T* __restrict__ dh_now,           // [D, B, P]  out
+    const unsigned char* __restrict__ marks,  // [D, T, B]  or null unless MARKED
+    typename Compute<T>::real* __restrict__ dreset_h)  // [D, B, P]  in, out: sums of gradients; or null
 {
     typedef typename Compute<T>::real real;
     const Position pos(T_, B, P, T_ - 1 - steps_before(step, done), reverse);
     const int j = pos.j, b = pos.b, d = pos.d;
     if (!pos.inside) return;
     const size_t index = ((size_t)d * B + b) * P + j;
-    real complete = real(0);
-    if (!(lengths && pos.t >= lengths[b])) {
-        complete = dh[index];
-        if (doutput) complete += real(doutput[((size_t)pos.t * B + b) * gridDim.z * P + (size_t)d * P + j]);
+    const StepMarks now = marks_of<MARKED>(pos, lengths, marks, T_, B, reverse);
+    if (now.next_reset) {
+        dreset_h[index] += dh[index];
         dh[index] = real(0);
+    }
+    real complete = real(0);
+    auto arrived = [&] { return real(doutput[((size_t)pos.t * B + b) * gridDim.z * P + (size_t)d * P + j]); };
+    if (!now.held) {
+        complete = dh[index];
+        if (doutput) complete += arrived();
+        dh[index] = real(0);
+    } else if (now.shown && doutput) {
+        dh[index] += arrived();
     }
     dh_steps[(((size_t)d * T_ + pos.t) * B + b) * P + j] = dh_now[index] = T(complete);
 }

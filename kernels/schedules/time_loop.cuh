@@ -24,50 +24,13 @@
 // A block sends once for each step that it computes: the initial h before the first, nothing after the last. `channel` is
 // what the blocks of a group share; a block that is alone has none.
 
-#include "arrays.cuh"
+#include "layer.cuh"
 #include "means.cuh"
 #include "inner.cuh"
 
-struct Alone {  // the channel of a block that waits for no other
-    static constexpr bool waits = false;
-    float* parts;  // of means, in shared memory
-};
-
-// Where the product makes W_ih x as well: the first gate whose W_ih x has a sum of its own. W_ih x of the gates before it is
-// added to W_hh h.
-template <typename Cell>
-constexpr int first_apart = Cell::products > Cell::separate ? Cell::products - Cell::separate : 0;
-
-// How many sums a product makes for each unit.
-template <typename Cell>
-DEVICE constexpr int sums_of(bool makes_ax) {
-    return Cell::products + (makes_ax ? Cell::gates - first_apart<Cell> : 0);
-}
-
-template <typename T>
-struct Forward {  // the kernels say what each is
-    int T_, B, H, W, D, save, mask_steps;
-    const float *bias_ih, *bias_hh, *own;
-    const bool* mask;
-    T *gates, *h;
-    float* others;
-    T* output;
-};
-
-template <typename T>
-struct Backward {
-    int T_, B, H, W, D, mask_steps;
-    const float* own;
-    const bool* mask;
-    T* gates;
-    const T* h;
-    const float* others;
-    const T* doutput;
-    float *dh, *dothers;
-};
-
-// Of one tile; false where the block must give up.
-template <template <typename> class CellOf, typename T, typename Position, typename Channel, typename Product>
+// Of one tile; false where the block must give up. MARKED: what is held and where the output is 0 is in the marks, which know
+// the lengths, too; and a state may be reset before a timestep.
+template <template <typename> class CellOf, bool MARKED, typename T, typename Position, typename Channel, typename Product>
 DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel& channel, Product& product)
 {
     typedef CellOf<float> Cell;
@@ -82,11 +45,13 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
     Places<Position> here(pos, T_, a.B, H, a.W, a.D, t, pos.reversed ? T_ : 0, true);
     float others[some(S)][K][U], bias_a[G][U], bias_r[G][U], own[some(Cell::parameters)][U];
     Stored h_old[K] = {}, ax[K][G];
-    unsigned char masks[K][some(Cell::draws)][U];
+    unsigned char masks[K][some(Cell::draws)][U], mark[K], next_mark[K];
+    auto within = [&](int k, int t) { return MARKED ? pos.sequence[k] >= 0 : t < pos.length[k]; };
+    auto lives = [&](int k, int t) { return MARKED ? !(mark[k] & Mark::held) : t < pos.length[k]; };
     auto load_ax = [&](int t, long long gates) {
 #pragma unroll
         for (int k = 0; k < K; k++) {
-            if (t >= pos.length[k]) continue;
+            if (!within(k, t)) continue;
             const T* row = a.gates + here.of(k, gates, here.gates_row);
 #pragma unroll
             for (int g = 0; g < G; g++) ax[k][g] = pos.load(row + (size_t)g * H, H);
@@ -95,7 +60,19 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
     auto load_all_masks = [&](int t) {
 #pragma unroll
         for (int k = 0; k < K; k++) {
-            if (t < pos.length[k]) load_masks<Cell>(masks[k], pos, k, a.mask, a.mask_steps, t, a.B, H);
+            if (within(k, t)) load_masks<Cell>(masks[k], pos, k, a.mask, a.mask_steps, t, a.B, H);
+        }
+    };
+    auto send = [&](int k) {  // of what the next timestep reads
+        if constexpr (MARKED) {
+            Stored h = h_old[k];
+            float states[some(S)][K][U];
+#pragma unroll
+            for (int i = 0; i < some(S) * U; i++) states[i / U][k][i % U] = others[i / U][k][i % U];
+            if (next_mark[k] & Mark::reset) load_reset<Cell>(h, states, pos, k, a.marks, a.B, H);
+            send_operand<Cell, T>(product, channel, pos, k, h, states, masks, H);
+        } else {
+            send_operand<Cell, T>(product, channel, pos, k, h_old[k], others, masks, H);
         }
     };
     load_own<Cell>(own, pos, a.own, H);
@@ -121,11 +98,13 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
     for (int k = 0; k < K; k++) {
         if (pos.sequence[k] >= 0) h_old[k] = pos.load(a.h + here.slot_of(k), H);
     }
+    if (MARKED && T_) load_marks(mark, pos, a.marks, t, T_, a.B);
     if (pos.longest > 0) {
+        if (MARKED) load_marks(next_mark, pos, a.marks, pos.reversed ? pos.longest - 1 : 0, T_, a.B);
 #pragma unroll
         for (int k = 0; k < K; k++) {
             if (Cell::inner_first && pos.sequence[k] >= 0) load_masks<Cell>(masks[k], pos, k, a.mask, a.mask_steps, 0, a.B, H);
-            send_operand<Cell, T>(product, channel, pos, k, h_old[k], others, masks, H);
+            send(k);
         }
         const int first = pos.reversed ? pos.longest - 1 : 0;
         if constexpr (Product::makes_ax) product.prefetch(first);
@@ -137,6 +116,7 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
     for (; t != end; t += on) {
         const bool active = t < pos.longest;  // the same in all threads of the group
         const bool sends = active && t + on >= 0 && t + on < pos.longest;
+        if (MARKED && t + on != end) load_marks(next_mark, pos, a.marks, t + on, T_, a.B);
         if (active) {
             if constexpr (Product::makes_ax) {
                 if (sends) product.prefetch(t + on);
@@ -150,10 +130,12 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
         for (int turn = staged ? -K : 0; turn < K; turn++) {
             const int k = staged && turn < 0 ? turn + K : turn;
             if constexpr (staged) {
-                auto valid = [&](int k, int u) { return t < pos.length[k] && pos.has(u, H); };
+                auto valid = [&](int k, int u) { return lives(k, t) && pos.has(u, H); };
                 if (turn == 0 && active) forward_means<Position>(ins, outs, valid, channel.parts, H);
             }
-            if (t < pos.length[k]) {
+            const bool reset = MARKED && (!staged || turn < 0) && (mark[k] & Mark::reset);
+            if (reset) load_reset<Cell>(h_old[k], others, pos, k, a.marks, a.B, H);
+            if (lives(k, t)) {
                 float h_new[U] = {}, saved_now[some(Cell::saved)][U] = {};
 #pragma unroll
                 for (int u = 0; u < U; u++) {
@@ -194,8 +176,7 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
                 for (int g = 0; g < Cell::saved; g++) saved[k][g] = pos.stored(saved_now[g], T());
             }
             if (staged && turn < 0) continue;
-            // before any store: the others wait for it
-            if (sends) send_operand<Cell, T>(product, channel, pos, k, h_old[k], others, masks, H);
+            if (sends) send(k);  // before any store: the others wait for it
         }
         if (sends) {
             // In flight during the product, too. A block that waits for others has time enough behind its stores.
@@ -207,8 +188,8 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
 #pragma unroll
         for (int k = 0; k < K; k++) {
             if (pos.sequence[k] < 0) continue;
-            const bool live = t < pos.length[k];
-            pos.store(a.output + here.output_of(k), live ? h_old[k] : Stored(), H);
+            const bool live = lives(k, t), heard = live || (MARKED && (mark[k] & Mark::shown));
+            pos.store(a.output + here.output_of(k), heard ? h_old[k] : Stored(), H);
             if (!a.save) continue;
             pos.store(a.h + here.slot_of(k), h_old[k], H);
 #pragma unroll
@@ -216,10 +197,12 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
                 const long long place = here.slot_of(k) + other_state<Cell>(pos.d, s, state_size);
                 pos.store(a.others + place, pos.stored(others[s][k], 0.0f), H);
             }
-            if (live) {
+            if (MARKED || live) {  // where it is held, too: backward loads it before it knows the marks
                 T* row = a.gates + here.gates_of(k);
 #pragma unroll
-                for (int g = 0; g < Cell::saved; g++) pos.store(row + (size_t)g * H, saved[k][g], H);
+                for (int g = 0; g < Cell::saved; g++) {
+                    pos.store(row + (size_t)g * H, MARKED && !live ? Stored() : saved[k][g], H);
+                }
             } else if constexpr (Cell::inner_first) {  // which the gradient of W_hh is multiplied by
                 pos.store(a.gates + here.gates_of(k) + (size_t)Cell::inner * H, Stored(), H);
             }
@@ -228,6 +211,8 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
         here.output = skip(here.output, here.move, here.output_row);
         if (!Product::makes_ax && Channel::waits && sends) load_ax(t + on, here.gates);
         if (Channel::waits && sends) load_all_masks(t + on);
+#pragma unroll
+        for (int k = 0; k < K && MARKED; k++) mark[k] = next_mark[k];
     }
 #pragma unroll
     for (int k = 0; k < K; k++) {
@@ -242,7 +227,7 @@ DEVICE bool time_loop_forward(const Forward<T>& a, const Position& pos, Channel&
     return true;
 }
 
-template <template <typename> class CellOf, typename T, typename Position, typename Channel, typename Product>
+template <template <typename> class CellOf, bool MARKED, typename T, typename Position, typename Channel, typename Product>
 DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channel& channel, Product& product)
 {
     typedef CellOf<float> Cell;
@@ -260,11 +245,13 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
     float dh_now[K][U], dothers[some(S)][K][U], own[some(Cell::parameters)][U];
     Stored gates[K][some(Cell::saved)], doutput[K] = {}, h_old[K] = {}, h_new[K] = {};
     StoredFloat others_old[K][some(S)] = {}, others_new[K][some(S)] = {};
-    unsigned char masks[K][some(Cell::draws)][U];
+    unsigned char masks[K][some(Cell::draws)][U], mark[K];
     int given[K];
     load_own<Cell>(own, pos, a.own, H);
+    auto within = [&](int k, int t) { return MARKED ? pos.sequence[k] >= 0 : t < pos.length[k]; };
+    auto lives = [&](int k, int t) { return MARKED ? !(mark[k] & Mark::held) : t < pos.length[k]; };
 #pragma unroll
-    for (int k = 0; k < K; k++) given[k] = a.doutput ? pos.length[k] : 0;
+    for (int k = 0; k < K; k++) given[k] = !a.doutput ? 0 : !MARKED ? pos.length[k] : pos.sequence[k] < 0 ? 0 : T_;
     auto load_states = [&](long long from, Stored& h, StoredFloat (&others)[some(S)]) {
         h = pos.load(a.h + from, H);
 #pragma unroll
@@ -280,7 +267,7 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
 #pragma unroll
         for (int k = 0; k < K && ahead; k++) {
             if (pos.sequence[k] >= 0) load_states(here.slot_of(k), h_old[k], others_old[k]);
-            if (t < pos.length[k]) load_gates(k, t);
+            if (within(k, t)) load_gates(k, t);
             if (t < given[k]) doutput[k] = pos.load(a.doutput + here.output_of(k), H);
         }
     };
@@ -307,19 +294,24 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
     }
     here.slot = skip(here.slot, here.move, H);
     if (T_) load_ahead(t);
+    if (MARKED && T_) load_marks(mark, pos, a.marks, t, T_, a.B);
     for (; t != end; t += on) {
         const bool active = t < pos.longest;  // the same in all threads of the group
+        unsigned resets = 0, lived = 0;  // bit k: whether sequence k is reset before this timestep, is not held in it
         BackwardIn<Cell, float> ins[K][U];
         BackwardOut<Cell, float> outs[K][U];
 #pragma unroll
         for (int turn = staged ? -K : 0; turn < K; turn++) {
             const int k = staged && turn < 0 ? turn + K : turn;
             if constexpr (staged) {
-                auto valid = [&](int k, int u) { return t < pos.length[k] && pos.has(u, H); };
+                auto valid = [&](int k, int u) { return lives(k, t) && pos.has(u, H); };
                 if (turn == 0 && active) backward_means<Position>(ins, outs, valid, channel.parts, H);
             }
             Stored dgates[P] = {};
-            if (t < pos.length[k]) {
+            const bool reset = MARKED && (mark[k] & Mark::reset), live = lives(k, t);
+            if (reset) resets |= 1u << k;
+            if (live) {
+                lived |= 1u << k;
                 if (!ahead && !(staged && turn >= 0)) load_now(k);
                 float d[P][U] = {};
 #pragma unroll
@@ -338,6 +330,7 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
                         in.new_state[s + 1] = pos.number(others_new[k][s], u, 0.0f);
                         in.dstate[s + 1] = dothers[s][k][u];
                     }
+                    if (reset) read_reset(in, pos, k, u, a.marks, a.B, H);
 #pragma unroll
                     for (int n = 0; n < Cell::parameters; n++) in.p[n] = own[n][u];
 #pragma unroll
@@ -359,6 +352,11 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
                 for (int g = 0; g < P; g++) dgates[g] = pos.stored(d[g], T());
             }
             if (staged && turn < 0) continue;
+            if (MARKED && !live && a.doutput && (mark[k] & Mark::shown)) {  // the output is the h before
+                if (!ahead) doutput[k] = pos.load(a.doutput + here.output_of(k), H);
+#pragma unroll
+                for (int u = 0; u < U; u++) dh_now[k][u] += pos.number(doutput[k], u, T());
+            }
             if (ahead) h_new[k] = h_old[k];
 #pragma unroll
             for (int s = 0; s < S && ahead; s++) others_new[k][s] = others_old[k][s];
@@ -370,6 +368,7 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
         }
         here.move_on();
         if (t + on != end) load_ahead(t + on);
+        if (MARKED && t + on != end) load_marks(mark, pos, a.marks, t + on, T_, a.B);
         if (!active) continue;
         if (!product.run(channel, pos)) return false;
 #pragma unroll
@@ -377,8 +376,10 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position& pos, Channe
 #pragma unroll
             for (int u = 0; u < U; u++) {
                 if constexpr (!Cell::inner_first) dh_now[k][u] += product.sum(k, u);
-                else if (t < pos.length[k]) from_operand(ins[k][u], outs[k][u], product.sum(k, u), k, u, dh_now, dothers);
+                else if (MARKED ? lived >> k & 1 : t < pos.length[k])
+                    from_operand(ins[k][u], outs[k][u], product.sum(k, u), k, u, dh_now, dothers);
             }
+            if (resets >> k & 1) send_reset<Cell>(dh_now, dothers, pos, k, a.marks, a.B, H);
         }
     }
     // Counted from where the loop has ended: the compiler would keep the pointers of the beginning in registers till here.

@@ -246,7 +246,7 @@ class Xp:
             return result
         result = np.asarray(result)
         emulator = self.emulator
-        if fresh or (result.size and not emulator.runtime.emulator_knows(result.ctypes.data, result.itemsize)):
+        if fresh or not emulator.runtime.emulator_knows(result.ctypes.data, result.itemsize):
             order = sorted(range(result.ndim), key=lambda axis: -abs(result.strides[axis]))  # keep the memory order
             moved = emulator.array(result.transpose(order), "result")
             result = moved.transpose(np.argsort(order)) if result.ndim else moved

@@ -44,6 +44,7 @@ class Argument:
 def signature(file, kernel, types):
     """The arguments of a kernel of a ``.cu`` file with the template arguments ``types``: a tuple of ``Argument``.
 
+    types: those at the end may be missing where the kernel has a default.
     A pointer may be null where the comment after it says "or null", and must be aligned where it says "aligned".
     Raises KeyError where the file has no such kernel.
 
@@ -56,10 +57,11 @@ def signature(file, kernel, types):
     if not found:
         raise KeyError(f"{file} has no kernel {kernel}")
     template = re.sub(r"<[^<>]*>", "", found[1] or "")
-    parameters = [part.split()[-1] for part in template.split(",") if part.strip()]
-    if len(parameters) != len(types):
+    parts = [part.partition("=") for part in template.split(",") if part.strip()]
+    parameters, defaults = [part[0].split()[-1] for part in parts], sum(bool(part[1]) for part in parts)
+    if not 0 <= len(parameters) - len(types) <= defaults:
         raise TypeError(f"{kernel}: expected template arguments for {', '.join(parameters)}, got {types}")
-    bound = dict(zip(parameters, types, strict=True))
+    bound = dict(zip(parameters, types, strict=False))
     arguments = []
     for line in text[found.end() :].splitlines():
         code, _, comment = line.partition("//")
@@ -220,6 +222,11 @@ def cell_type(cell):
     return cell.name if cell.struct is None else f"generated::{cell.name}"
 
 
+def marked_types(marked):
+    """The last template argument of a kernel of a time loop: none where a call has no marks."""
+    return ("true",) if marked else ()
+
+
 def means_units(H):
     """Units of a thread in step_means.cu: the fewest, of powers of two, that make ``MEANS_THREADS`` threads enough."""
     return 1 << max(0, -(-H // MEANS_THREADS) - 1).bit_length()
@@ -261,5 +268,6 @@ def kernel_of(problem, candidate):
     if candidate.schedule == "step":
         return None
     which = "backward" if problem.backward else "forward"
-    types = ", ".join((cell_type(problem.cell), C_NAMES[problem.dtype], *candidate.types))
+    own = cell_type(problem.cell), C_NAMES[problem.dtype], *candidate.types, *marked_types(problem.marked)
+    types = ", ".join(own)
     return f"{candidate.kernel}.cu", f"{candidate.kernel}_{which}<{types}>", problem.cell.struct

@@ -7,8 +7,9 @@ import numpy as np
 from ...cells import Weights
 from ...errors import BackendError
 from ..records import PassGradients, SavedPass
-from .launch import EACH, MEANS_THREADS, c_type, cell_type, means_units
+from .launch import EACH, MEANS_THREADS, c_type, cell_type, marked_types, means_units
 from .loop_plan import BLOCK
+from .marks import NO_MARKS, LoopMarks
 
 _RECORDED = 64  # timesteps of a graph: longer sequences launch it again
 _log = logging.getLogger("gpurnn")
@@ -48,6 +49,7 @@ class Loop:
         self.output = empty(plan.output_shape, self.dtype)
         if shape.ragged:  # order: the longest first, so that the sequences of a block end at about the same time
             self.lengths, self.order = empty(self.B, np.int32), empty(self.B, np.int32)
+        self.marks = LoopMarks(self) if shape.marked else NO_MARKS
 
     # ---- what a call brings
 
@@ -60,8 +62,8 @@ class Loop:
             self.x = self.ops.xp.empty(x.shape, x.dtype)
         self.x[...] = x
 
-    def load(self, weights, lengths, masks=None):
-        """Take the weights, (D, rows, columns) and (D, rows), and the masks, for one forward and backward pass.
+    def load(self, weights, lengths, masks=None, marks=None):
+        """Take the weights, (D, rows, columns) and (D, rows), masks and marks, for one forward and backward pass.
 
         A recorded loop reads at fixed addresses, so it copies them. 16-bit copies are refreshed on every call:
         parameters may be written in place, and nothing tells us when.
@@ -79,6 +81,8 @@ class Loop:
                     first += len(vectors)
         if masks is not None and masks[0].size:
             self._load_masks(masks)
+        if marks is not None:
+            self.marks.load(marks, self.recorded)
         if lengths is not None:
             self.lengths[...] = self.ops.xp.asarray(lengths.astype(np.int32))
             order = np.argsort(-lengths, kind="stable")
@@ -133,7 +137,7 @@ class Loop:
         for d, reverse in enumerate(self.directions):
             others = tuple(self.others[d]) if self.save and self.others is not None else ()
             gates, masks = self.gates[d] if self.save else None, None if self.masks is None else self.masks[d]
-            passes.append(SavedPass(gates, self.h[d], others, reverse, masks))
+            passes.append(SavedPass(gates, self.h[d], others, reverse, masks, marks=self.marks.given[d]))
         return passes
 
     # ---- forward
@@ -165,7 +169,7 @@ class Loop:
         how = self.width, self.reverse, int(self.save), *ragged, w.hh, w.bias_ih, w.bias_hh, *self._more()
         if self.candidates["forward"].schedule == "block":
             how = w.ih.shape[-1] if self.inputs else 0, *how, w.ih if self.inputs else None, self.x
-        self._launch_block("forward", *how, self.gates, self.h, self.others, self.output)
+        self._launch_block("forward", *how, self.gates, self.h, self.others, self.output, marks=self.marks.read)
 
     def _more(self):
         """The arguments that every kernel of a cell takes for own parameters and masks."""
@@ -182,11 +186,12 @@ class Loop:
                 self.m, self.projection = xp.empty((D, B, H), self.dtype), xp.empty((D, B, P), self.dtype)
         for d, reverse in enumerate(self.directions):
             self.h_now[d] = self.h[d, self.T if reverse else 0]
+        self.marks.reset_first(self.h_now)
         self._run("forward", self._forward_launches)
 
     def _forward_launches(self, done):
         """What a timestep launches, in order: functions of the timestep, counted from ``done`` on."""
-        w, first, launches = self.w, self.first_rows, []
+        w, first, launches, marks = self.w, self.first_rows, [], self.marks.read
         how = (
             self.H, self.width, EACH, done, self.reverse, int(self.save), self.lengths, w.bias_ih, w.bias_hh,
             *self._more(), self.ah, self.gates,
@@ -195,17 +200,18 @@ class Loop:
             launches.append(self._product(self.h_now, w.hh[:, :first].swapaxes(1, 2), self.ah[..., :first]))
         if first < self.rows:
             launches += [
-                self._bind("step_inner", *how, self.h_now, self.others, self.inner_now),
+                self._bind("step_inner", *how, self.h_now, self.others, self.inner_now, *marks),
                 self._product(self.inner_now, w.hh[:, first:].swapaxes(1, 2), self.ah[..., first:]),
             ]
         if not self.projected:
-            return [*launches, self._bind("step_forward", *how, self.h, self.h_now, self.others, None, self.output)]
+            to = self.h, self.h_now, self.others, None, self.output
+            return [*launches, self._bind("step_forward", *how, *to, *marks)]
         return [
             *launches,
-            self._bind("step_forward", *how, None, None, self.others, self.m, None),
+            self._bind("step_forward", *how, None, None, self.others, self.m, None, *marks),
             self._product(self.m, self.w.hr.swapaxes(1, 2), self.projection),
             self._bind("step_project", self.P, EACH, done, self.reverse, self.lengths, self.projection, self.h,
-                       self.h_now, self.output),
+                       self.h_now, self.output, *marks[:2]),
         ]  # fmt: skip
 
     # ---- backward
@@ -220,6 +226,7 @@ class Loop:
             self.d_inner = xp.empty((D, B, H), self.real) if inner else None  # of what W_hr or a second product reads
             self.dh_steps = xp.empty((D, T, B, P), self.dtype) if self.projected else None
             self.dh_now = xp.empty((D, B, P), self.dtype) if self.projected else None
+        self.marks.start_backward(self.recorded)
         running = [(self.dh[d], *(() if self.dothers is None else self.dothers[d])) for d in range(D)]
         for gradients, dstate in zip(running, dstates, strict=True):
             for gradient, final in zip(gradients, dstate or (None,) * len(gradients), strict=True):
@@ -239,13 +246,13 @@ class Loop:
         for d in range(D):
             dstate = tuple(part.copy() for part in running[d]) if self.recorded else running[d]
             dh_steps = None if self.dh_steps is None else self.dh_steps[d]
-            done.append(PassGradients(self.gates[d], dstate, dh_steps))
+            done.append(PassGradients(self.gates[d], dstate, dh_steps, self.marks.gradients(d, self.recorded)))
         return done
 
     def _backward_block(self):
         self._launch_block(
             "backward", self.width, self.reverse, self.lengths, self.order, self.w.hh, self.gates, self.h, self.others,
-            *self._more(), self.doutput, self.dh, self.dothers,
+            *self._more(), self.doutput, self.dh, self.dothers, marks=(*self.marks.read, *self.marks.sums),
         )  # fmt: skip
 
     def _backward_step(self):
@@ -253,24 +260,26 @@ class Loop:
             self.d_now = self.ops.xp.empty((self.D, self.B, self.rows), self.dtype)
         name = "backward" if self.doutput is not None else "backward of the state"
         self._run(name, self._backward_launches)
+        self.marks.reset_last(self.dh, self.dothers)
 
     def _backward_launches(self, done):
         """As ``_forward_launches``."""
         H, hh, first, launches = self.H, self.w.hh, self.first_rows, []
+        marks, sums = self.marks.read, self.marks.sums
         how = H, self.width, EACH, done, self.reverse, self.lengths, *self._more(), self.gates
         if self.projected:
             launches = [
                 self._bind("step_project_backward", self.P, EACH, done, self.reverse, self.lengths, self.doutput,
-                           self.dh, self.dh_steps, self.dh_now),
+                           self.dh, self.dh_steps, self.dh_now, marks[0], sums[0]),
                 self._product(self.dh_now, self.w.hr, self.d_inner),
                 self._bind("step_backward", *how, None, self.others, None, self.d_inner, None, self.dothers,
-                           self.d_now),
+                           self.d_now, *marks, *sums),
             ]  # fmt: skip
         else:
-            to = self.doutput, None, self.dh, self.dothers, self.d_now
+            to = self.doutput, None, self.dh, self.dothers, self.d_now, *marks, *sums
             launches = [self._bind("step_backward", *how, self.h, self.others, *to)]
         if first < self.rows:
-            to = self.d_inner, self.dh, self.dothers, self.d_now
+            to = self.d_inner, self.dh, self.dothers, self.d_now, *marks
             launches += [
                 self._product(self.d_now[..., first:], hh[:, first:], self.d_inner),
                 self._bind("step_inner_backward", *how, self.h, self.others, *to),
@@ -345,6 +354,7 @@ class Loop:
                     (*types, str(means_units(size))),
                 )
                 grid, block = (self.B, 1, self.D), (MEANS_THREADS,)
+        types += marked_types(self.plan.shape.marked)
         return self.ops.kernels.bind(file, kernel, types, grid, block, self.T, self.B, size, *args, struct=struct)
 
     def _product(self, a, b, out, accumulate=False):
@@ -359,15 +369,18 @@ class Loop:
         both = ", both directions" if self.D == 2 else ""
         return f"{self.cell.name} T {self.T}, B {self.B}, H {self.H}, {self.dtype}{both}"
 
-    def _launch_block(self, which, *args):
-        """Launch the one kernel of a ``block`` or ``grid`` candidate for the whole sequence."""
+    def _launch_block(self, which, *args, marks):
+        """Launch the one kernel of a ``block`` or ``grid`` candidate for the whole sequence.
+
+        marks: its last arguments.
+        """
         first, options, words, epochs = self.plan.launches[which]
         launch, sizes = self.ops.kernels.launch, (self.T, self.B, self.H)
         if not words:
-            launch(*first, *sizes, *args, **options)
+            launch(*first, *sizes, *args, *marks, **options)
             return
         exchange = self.ops.exchange()
         with exchange.lock:  # no other launch comes between preparing the exchange and the kernel that uses it
             args += exchange.empty(words) if epochs is None else exchange.take(words, epochs)
-            launch(*first, *sizes, *args, **options)
+            launch(*first, *sizes, *args, *marks, **options)
             exchange.refresh()

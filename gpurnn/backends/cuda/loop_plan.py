@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...dtypes import dtype_name
-from .launch import c_type, cell_type
+from .launch import c_type, cell_type, marked_types
 from .schedules import Problem
 
 BLOCK = (32, 4)  # units, sequences: a warp reads along the units
@@ -19,7 +19,8 @@ class LoopShape(NamedTuple):
     """What two calls of a cell share where they can use the same ``Loop``, one after another.
 
     directions: for each, whether it runs backwards in time. save: whether a backward pass will follow. ragged: whether
-    sequences differ in length. biased: whether there are biases. schedule, concurrent: as in ``RunOptions``.
+    sequences differ in length. biased: whether there are biases. schedule, concurrent: as in ``RunOptions``. marked:
+    whether there are ``Marks``.
     """
 
     T: int
@@ -34,6 +35,7 @@ class LoopShape(NamedTuple):
     biased: bool
     schedule: str
     concurrent: int = 1
+    marked: bool = False
 
 
 class Launch(NamedTuple):
@@ -57,7 +59,7 @@ class LoopPlan:
     """
 
     def __init__(self, ops, cell, shape):
-        T, B, I, H, P, dtype, directions, save, ragged, biased, schedule, concurrent = shape
+        T, B, I, H, P, dtype, directions, save, ragged, biased, schedule, concurrent, marked = shape
         self.cell, self.shape, self.D, G = cell, shape, len(directions), len(cell.gates)
         self.limits, self.measured = ops.device.limits, ops.measured
         self.projected, self.first_rows, self.rows = P != H, cell.first * H, len(cell.hidden) * H
@@ -66,7 +68,7 @@ class LoopPlan:
         self.width = cell.saved_blocks if save else G
         self.reverse = self.D - sum(directions)  # the first that runs backwards in time: such come last
         name = dtype_name(self.dtype)
-        problem = Problem(cell, H, T, B, self.D, name, self.projected, False, I=I, concurrent=concurrent)
+        problem = Problem(cell, H, T, B, self.D, name, self.projected, False, I=I, concurrent=concurrent, marked=marked)
         self.problems, candidates = ops.candidates(problem, save, schedule)
         self.use(candidates)
         # columns of W_ih that the kernel multiplies itself. With 0, ``gates`` holds W_ih x when it begins
@@ -88,6 +90,8 @@ class LoopPlan:
         # one byte for each mask; drawn for every timestep unless all are drawn once
         self.mask_steps = T if any(draw.each == "timestep" for draw in cell.draws) else min(T, 1)
         self.nbytes += self.D * self.mask_steps * B * len(cell.draws) * H
+        if marked:  # for each state that resets give the sum of its gradients, too
+            self.nbytes += self.D * B * (T + P * self.dtype.itemsize + (P + 2 * others * H) * self.real.itemsize)
 
     def use(self, candidates):
         """Run each pass by its candidate, "forward" or "backward" -> ``schedules.Candidate``."""
@@ -99,7 +103,7 @@ class LoopPlan:
     def _launch(self, which, block):
         """The ``Launch`` of one pass."""
         T, B = self.shape.T, self.shape.B
-        types = (cell_type(self.cell), c_type(self.dtype), *block.types)
+        types = (cell_type(self.cell), c_type(self.dtype), *block.types, *marked_types(self.shape.marked))
         tiles, options = -(-B // block.rows), {"shared": block.shared, "struct": self.cell.struct}
         where = f"{block.kernel}.cu", f"{block.kernel}_{which}", types
         if block.schedule != "grid" or not tiles:

@@ -227,7 +227,7 @@ class CudaOps(Ops):
         return ONE_STREAM if count == 1 else CudaStreams(self.device, count)
 
     def layer_forward(self, cell, x, weights, states, lengths, options):
-        if array_code(cell) or options.marks is not None:
+        if array_code(cell):
             return super().layer_forward(cell, x, weights, states, lengths, options)
         T, B, I = x.shape
         rows, hh = len(weights[0].ih), weights[0].hh
@@ -235,7 +235,7 @@ class CudaOps(Ops):
         shape = LoopShape(
             T, B, I, H, H if hh is None else hh.shape[1], x.dtype, options.directions, options.save,
             lengths is not None,
-            weights[0].bias_ih is not None, options.schedule, options.concurrent,
+            weights[0].bias_ih is not None, options.schedule, options.concurrent, options.marks is not None,
         )  # fmt: skip
         plan = self.loop_plan(cell, shape)
         if plan.by_step:
@@ -244,7 +244,7 @@ class CudaOps(Ops):
         else:  # nothing to record
             loop = Loop(self, plan)
             lease = Lease(loop)
-        loop.load(weights, lengths, options.masks)
+        loop.load(weights, lengths, options.masks, options.marks)
         x = self.xp.ascontiguousarray(x)
         if loop.inputs:
             loop.take(x)

@@ -49,8 +49,12 @@ def test_every_kernel_has_a_signature():
 def test_unknown_kernels_and_wrong_template_arguments():
     with pytest.raises(KeyError, match="no kernel step_sideways"):
         signature("step.cu", "step_sideways", ("float",))
-    with pytest.raises(TypeError, match="CellOf, T"):
-        signature("step.cu", "step_forward", ("float",))
+    for wrong in (("float",), ("lstm", "float", "true", "true")):
+        with pytest.raises(TypeError, match="CellOf, T, MARKED"):
+            signature("step.cu", "step_forward", wrong)
+    assert signature("step.cu", "step_forward", ("lstm", "float", "true")) == signature(
+        "step.cu", "step_forward", ("lstm", "float")
+    )
 
 
 # ---- launches
@@ -60,7 +64,7 @@ PROJECT = ("step.cu", "step_project", ("float",), (1, 1, 1), (32, 4))
 
 def arguments():
     h, now, output = (np.zeros(shape, np.float32) for shape in ((1, 4, 2, 3), (1, 2, 3), (3, 2, 3)))
-    return [3, 2, 3, 0, None, 0, None, now, h, now.copy(), output]
+    return [3, 2, 3, 0, None, 0, None, now, h, now.copy(), output, None, None]
 
 
 def project(*changes):
@@ -94,7 +98,7 @@ def test_what_does_not_fit_is_refused_by_name():
         project((8, None))
     with pytest.raises(TypeError, match="should be an array on the device, got list"):
         project((8, [1.0]))
-    with pytest.raises(TypeError, match="expected 11 arguments, got 1"):
+    with pytest.raises(TypeError, match="expected 13 arguments, got 1"):
         Kernels(Device()).launch(*PROJECT, 1)
 
 
@@ -145,7 +149,7 @@ def test_a_bound_launch_takes_one_number():
     for step in (0, 7):
         run(step)
     assert [launch[2][3] for launch in device.launches] == [0, 7] and type(device.launches[0][2][3]) is np.int32
-    assert all(a is b for a, b in zip(device.launches[0][2][7:], args[7:], strict=True))
+    assert all(a is b for a, b in zip(device.launches[0][2][7:11], args[7:11], strict=True))
     with pytest.raises(OverflowError, match="step = 2147483648 does not fit into int32"):
         run(2**31)
     with pytest.raises(ShapeError, match="h should be C-contiguous"):

@@ -75,7 +75,7 @@ def grid_tile(problem, device, U, R, threads, KREG=None):
         return None
     # registers besides the weights, found by compiling
     other = (92 if problem.backward else 116) if G * R > 1 else 64
-    other += 16 * (G == 1 and R > 1) + 2 * G * R + (16 if size == 2 else 0)
+    other += 16 * (G == 1 and R > 1) + 2 * G * R + (16 if size == 2 else 0) + 4 * problem.marked
     if not problem.backward:
         other += 16 * (device.capability < 90 and G > 1) + 24 * (size == 4 and len(problem.cell.apart) > 0 and R == 1)
     room = thread_registers(threads) - other - extra_registers(problem.cell, -(-R * U // threads))

@@ -27,7 +27,7 @@ class Problem:
 
     directions: how many run at once. tf32: whether float32 may be multiplied as tf32. I: size of its input; with 0 the
     product W_ih x is not counted. concurrent: how many time loops run on the device at once, each on its part of the
-    multiprocessors.
+    multiprocessors. marked: whether timesteps may be held or reset.
     """
 
     cell: Cell
@@ -41,6 +41,7 @@ class Problem:
     tf32: bool = False
     I: int = 0
     concurrent: int = 1
+    marked: bool = False
 
     @property
     def gates(self):
@@ -60,8 +61,8 @@ class Problem:
 
     def __str__(self):
         both, which = ", both directions" if self.directions == 2 else "", "backward" if self.backward else "forward"
-        sizes = f"T {self.T}, B {self.B}, I {self.I}, H {self.H}"
-        return f"{self.cell.name} {sizes}, {'tf32' if self.tf32 else self.dtype}{both}, {which}"
+        sizes, marked = f"T {self.T}, B {self.B}, I {self.I}, H {self.H}", ", masks and resets" if self.marked else ""
+        return f"{self.cell.name} {sizes}, {'tf32' if self.tf32 else self.dtype}{both}{marked}, {which}"
 
 
 @dataclass(frozen=True)
