@@ -114,6 +114,7 @@ TESTS = {
     "gpurnn/data/batches.py": ["test_data.py"],
     "gpurnn/data/synthetic.py": ["test_data.py", "test_tasks_longrange.py"],
     "gpurnn/tasks/settings.py": ["test_tasks_run.py"],
+    "gpurnn/tasks/text.py": ["test_tasks_text.py", "test_text_documents.py"],
     "gpurnn/tasks/task.py": ["test_tasks_run.py", "test_tasks_text.py"],
     "gpurnn/tasks/trained.py": ["test_tasks_run.py"],
     "gpurnn/testing/": ["test_testing.py"],

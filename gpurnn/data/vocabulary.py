@@ -21,6 +21,7 @@ _PIECE = 1 << 20  # bytes of text that are in memory at once
 _WORD_COST = 150  # bytes of memory for each different word that is counted
 _LONGEST_WORD = 1 << 24  # characters; a longer piece without white space is cut
 UNKNOWN = 0  # id of every character or word that is not in the vocabulary
+START_OF_TEXT = "\x02"  # ASCII's character of that name, which no text file has; one word, too
 _WORD = re.compile(r"<\w+>|\w+(?:['\u2019]\w+)*|\n|[^\w\s]")
 
 
@@ -28,14 +29,15 @@ class Vocabulary:
     """The characters of a text in code-point order, after one entry (id 0) for all unknown characters.
 
     characters: a string; order and repetition do not matter. ``Vocabulary(vocabulary.entries)`` is the same vocabulary
-    again, so this one string is what a JSON file needs to hold.
+    again, so this one string is what a JSON file needs to hold. begins: the character that stands before each document
+    of a text; the attribute ``begins`` is its id, or None. Raises ValueError for one that the vocabulary does not have.
 
     >>> vocabulary = Vocabulary("banana")
     >>> vocabulary.encode("nabx")
     array([3, 1, 2, 0], dtype=uint8)
     """
 
-    def __init__(self, characters):
+    def __init__(self, characters, begins=None):
         self.entries = "".join(sorted(set(characters)))
         if not self.entries:
             raise ValueError("a vocabulary needs at least one character")
@@ -44,6 +46,7 @@ class Vocabulary:
         self._ids = np.zeros(int(points[-1]) + 2, self.dtype)  # by code point; the last entry is for all beyond
         self._ids[points] = np.arange(1, len(points) + 1)
         self._points = np.concatenate([[ord("\N{REPLACEMENT CHARACTER}")], points]).astype("<u4")
+        self.begins = _begins_id(self, begins)
 
     def __len__(self):
         return len(self._points)
@@ -78,20 +81,22 @@ def words(text):
 class WordVocabulary:
     """Words and punctuation marks (see ``words``) after one entry (id 0) for all unknown words.
 
-    entries: a list of different words, what a JSON file needs to hold; ``count_words`` makes one from a text.
+    entries: a list of different words, what a JSON file needs to hold; ``count_words`` makes one from a text. begins:
+    as of ``Vocabulary``.
 
     >>> vocabulary = WordVocabulary(["the", "end", "."])
     >>> vocabulary.encode("the  end of it.")
     array([1, 2, 0, 0, 3], dtype=uint8)
     """
 
-    def __init__(self, entries):
+    def __init__(self, entries, begins=None):
         self.entries = list(entries)
         if not self.entries:
             raise ValueError("a vocabulary needs at least one word")
         self.dtype = np.min_scalar_type(len(self.entries))
         self._ids = {word: number for number, word in enumerate(self.entries, 1)}
         self._ids["<unk>"] = UNKNOWN
+        self.begins = _begins_id(self, begins)
 
     def __len__(self):
         return len(self.entries) + 1
@@ -105,8 +110,8 @@ class WordVocabulary:
         text, before, quoted = [], "\n", False
         for index in np.asarray(ids, dtype=np.int64).reshape(-1).tolist():
             word = self.entries[index - 1] if index else "<unk>"
-            closes = word in ".,;:!?)]}%\u2026\u201d\u2019\n" or (word == '"' and quoted)
-            opened = before in "([{$\u201c\u2018\n" or (before == '"' and quoted)
+            closes = word in ".,;:!?)]}%\u2026\u201d\u2019\n\x02" or (word == '"' and quoted)
+            opened = before in "([{$\u201c\u2018\n\x02" or (before == '"' and quoted)
             text.append(word if closes or opened else " " + word)
             quoted ^= word == '"'
             before = word
@@ -127,16 +132,47 @@ def count_words(texts, size=None):
     return sorted(counts, key=lambda word: (-counts[word], word))[:size]
 
 
-def vocabulary_of(entries):
-    """The vocabulary that has these ``entries``: of characters for a string, of words for a list."""
-    return Vocabulary(entries) if isinstance(entries, str) else WordVocabulary(entries)
+def vocabulary_of(saved):
+    """The vocabulary that ``saved_vocabulary`` was given. Entries alone will do, too: a string of characters, or a list
+    of words."""
+    entries, begins = _entries_and_begins(saved)
+    return (Vocabulary if isinstance(entries, str) else WordVocabulary)(entries, begins)
 
 
-def check_vocabulary(level, entries):
-    """Raise TypeError unless ``entries`` can be those of a vocabulary of the ``level``: characters or words."""
+def saved_vocabulary(vocabulary):
+    """What a JSON file needs to hold of a vocabulary: its entries, with the one that begins a document where one does.
+
+    >>> saved_vocabulary(Vocabulary("ab\\n")), saved_vocabulary(Vocabulary("ab\\n", begins="\\n"))
+    ('\\nab', {'entries': '\\nab', 'begins': '\\n'})
+    """
+    if vocabulary.begins is None:
+        return vocabulary.entries
+    return {"entries": vocabulary.entries, "begins": vocabulary.entries[vocabulary.begins - 1]}
+
+
+def check_vocabulary(level, saved, begins=None):
+    """Raise TypeError unless ``saved`` can be that of a vocabulary of the ``level``, characters or words; ValueError
+    unless ``begins`` begins a document in it."""
+    entries, found = _entries_and_begins(saved)
     words = isinstance(entries, list) and all(isinstance(word, str) for word in entries)
     if not (words if level == "words" else isinstance(entries, str)):
         raise TypeError(f"vocabulary should be {'a list of strings' if level == 'words' else 'a string'}")
+    if found != begins or (begins is not None and begins not in entries):
+        raise ValueError(f"vocabulary should have {begins!r} before each document, and has {found!r}")
+
+
+def _entries_and_begins(saved):
+    return (saved["entries"], saved["begins"]) if isinstance(saved, dict) else (saved, None)
+
+
+def _begins_id(vocabulary, begins):
+    """The id of the entry ``begins``; None for None."""
+    if begins is None:
+        return None
+    ids = vocabulary.encode(begins).tolist()
+    if len(ids) != 1 or ids[0] == UNKNOWN:
+        raise ValueError(f"begins: expected an entry of the vocabulary, got {begins!r}")
+    return ids[0]
 
 
 def _code_points(text):
@@ -155,11 +191,13 @@ def builtin_text():
     return "\n".join(prose) + "\n"
 
 
-def read_text(files=(), vocabulary=None, folder=None, *, level="characters", size=None, encoding=None):
+def read_text(files=(), vocabulary=None, folder=None, *, level="characters", size=None, encoding=None, begins=None):
     """Ids and vocabulary of text files joined in order, or of ``builtin_text()`` where there is none.
 
     vocabulary: the one to use; None makes one of all characters in the files, or with ``level="words"`` of their
-    commonest ``size`` words (a second pass over them). encoding: as of ``text_pieces``.
+    commonest ``size`` words (a second pass over them). encoding: as of ``text_pieces``. begins: a character that begins
+    a document, where no vocabulary is given, which has its own. It is put before each file unless the file before ends
+    with it, so that every document has it.
     folder: where ids that take more than ``IN_MEMORY`` bytes are put, or more than a file may take, in a temporary
     file that goes away with the returned array; None is the system's folder for such files.
 
@@ -167,11 +205,17 @@ def read_text(files=(), vocabulary=None, folder=None, *, level="characters", siz
     raises, ValueError where there is no text.
     """
 
+    if vocabulary is not None:
+        begins = None if vocabulary.begins is None else vocabulary.entries[vocabulary.begins - 1]
+
     def pieces():
-        if not files:
-            yield builtin_text()
-        for path in files:
-            yield from text_pieces(path, encoding)
+        last = None
+        for one in [text_pieces(path, encoding) for path in files] or [[builtin_text()]]:
+            if begins not in (None, last):
+                yield (last := begins)
+            for piece in one:
+                yield piece
+                last = piece[-1]
 
     def texts():
         return _unbroken(pieces()) if level == "words" else pieces()
@@ -183,6 +227,8 @@ def read_text(files=(), vocabulary=None, folder=None, *, level="characters", siz
         if level == "words":
             with naming(files):
                 entries = count_words(texts(), size)
+            if begins is not None and begins not in entries:
+                entries[-1] = begins  # it is rarer than ``size`` words
         else:
             seen = np.zeros(0x110000, dtype=bool)
             for piece in texts():
@@ -190,7 +236,7 @@ def read_text(files=(), vocabulary=None, folder=None, *, level="characters", siz
             entries = "".join(map(chr, np.flatnonzero(seen)))
         if not entries:
             raise ValueError(f"the text is empty: {', '.join(map(str, files))}")
-        vocabulary = vocabulary_of(entries)
+        vocabulary = (WordVocabulary if level == "words" else Vocabulary)(entries, begins)
     return _joined(map(vocabulary.encode, texts()), vocabulary.dtype, folder), vocabulary
 
 

@@ -12,7 +12,8 @@
 
 The model predicts each character, or word, from those before it: embedding, recurrent layers, linear layer, softmax. It
 is trained by truncated back-propagation through time: B parts of the text are read side by side, T characters at a
-time, and the recurrent state is carried on from each T characters to the next.
+time, and the recurrent state is carried on from each T characters to the next. Where the text is documents, the state
+is reset before each of them.
 """
 
 import itertools
@@ -23,7 +24,15 @@ import numpy as np
 from .. import rng
 from ..data import TextBatches
 from ..data.encodings import text_files
-from ..data.vocabulary import UNKNOWN, check_vocabulary, read_text, split, vocabulary_of
+from ..data.vocabulary import (
+    START_OF_TEXT,
+    UNKNOWN,
+    check_vocabulary,
+    read_text,
+    saved_vocabulary,
+    split,
+    vocabulary_of,
+)
 from ..errors import check_number, check_size
 from ..layers import Dropout, Embedding, Linear, Sequential, TiedLinear
 from ..losses import cross_entropy
@@ -32,6 +41,8 @@ from ..metrics import accuracy, bits_per_character, perplexity
 from .seen import file_digest, remember, say_seen
 from .settings import Settings, changed, encoding_setting, recurrent, setting
 from .task import Data, Task, check_entries, checksum, unknown_note
+
+BEGINS = {"none": None, "lines": "\n", "files": START_OF_TEXT}  # what stands before a document
 
 
 @dataclass
@@ -50,6 +61,10 @@ class TextSettings(Settings):
         None, "Size of a character's or word's vector.", shown="--hidden, at most the vocabulary's size", of_model=True
     )
     tied: bool = setting(False, "The output layer shares the embedding's weights.", of_model=True)
+    documents: str = setting(
+        "none", "Parts of the text that have nothing to do with one another: the state is reset before each.",
+        choices=tuple(BEGINS),
+    )  # fmt: skip
     steps: int = setting(64, "Sequence length: characters or words that the gradient flows back through.")
     encoding: str | None = encoding_setting()
     valid: float = changed(Settings, "valid", 0.1, "Share of the text, at its end, kept for validation.")
@@ -75,30 +90,32 @@ class TextTask(Task):
   gpurnn train text                              about a minute on a laptop
   gpurnn train text book1.txt book2.txt --epochs 10 --out runs/books
   gpurnn train text book.txt --cell gru --layers 2 --dropout 0.2
-  gpurnn train text book.txt --level words --tied --dropout 0.5"""
+  gpurnn train text book.txt --level words --tied --dropout 0.5
+  gpurnn train text names.txt --documents lines"""
     next = ("gpurnn sample {run} --length 1000",)
 
     def read(self, files, settings, facts=None, scratch=None):
-        known, unit = facts and vocabulary_of(facts["vocabulary"]), settings.level
-        paths = text_files(files)
+        known, unit = facts and _known(facts, settings), settings.level
+        paths, begins = text_files(files), BEGINS[settings.documents]
         ids, vocabulary = read_text(
-            paths, known, scratch, level=unit, size=settings.vocabulary_size, encoding=settings.encoding
+            paths, known, scratch, level=unit, size=settings.vocabulary_size, encoding=settings.encoding, begins=begins
         )
         if unit == "characters" and not known:
             V = len(vocabulary)
             width = settings.hidden + (settings.embedding or min(settings.hidden, V))
             check_entries(files, V, settings, width, settings.steps)
-        train, valid = _batches(ids, settings)
+        train, valid = _batches(ids, settings, vocabulary.begins)
+        opening = "".join(vocabulary.decode(ids[:20]).partition(" ")[: 2 if unit == "characters" else 1])  # a word
         return Data(
             train,
             valid,
             facts={
-                "vocabulary": vocabulary.entries,
+                "vocabulary": saved_vocabulary(vocabulary),
                 "trained_on": remember(map(file_digest, paths), facts) if paths else facts and facts.get("trained_on"),
             },
             fingerprint={unit: len(ids), "crc32": checksum(ids)},
             summary=f"{len(ids):,} {unit}, a vocabulary of {len(vocabulary) - 1:,}",
-            rest="".join(vocabulary.decode(ids[:20]).partition(" ")[: 2 if unit == "characters" else 1]),  # a word
+            rest=opening if begins is None else "",
             notes=unknown_note(_unknown(ids), unit) if known else (),
         )
 
@@ -111,7 +128,7 @@ class TextTask(Task):
         embedding = Embedding(V, inside, std=std, seed=next(seeds), **shared)
         layers = {
             "embedding": embedding,
-            "recurrent": recurrent(settings, inside, next(seeds), backend),
+            "recurrent": recurrent(settings, inside, next(seeds), backend, reset_to="initial"),
             "dropout": Dropout(settings.dropout, seed=next(seeds), **shared),
             "linear": TiedLinear(embedding) if settings.tied else Linear(inner, V, seed=next(seeds), **shared),
         }
@@ -120,7 +137,7 @@ class TextTask(Task):
         return Sequential(layers)
 
     def check_facts(self, settings, facts):
-        check_vocabulary(settings.level, facts["vocabulary"])
+        check_vocabulary(settings.level, facts["vocabulary"], BEGINS[settings.documents])
 
     def sizes(self, settings, facts):
         return {} if settings.tied or not settings.embedding else {"embedding": settings.embedding}
@@ -145,7 +162,8 @@ class TextTask(Task):
         but the first are predicted; unknown: how many of them the vocabulary does not have (they count as the unknown
         entry).
 
-        Up to ``settings.batch`` pieces of the text are read side by side, each from a zero state.
+        Up to ``settings.batch`` pieces of the text are read side by side, each from a zero state. Where the run has
+        documents the state is reset before each, and what begins a document counts as one of the characters.
         Raises what ``read_text`` raises, ValueError for less than two characters.
         """
         result, unit = _measure(trained, files), trained.settings.level
@@ -166,7 +184,19 @@ def _per(bits, nats, settings):
     return f"perplexity {perplexity(nats):.2f}" if settings.level == "words" else f"{bits} bits per character"
 
 
-def _batches(ids, settings):
+def _known(facts, settings):
+    """The vocabulary of a model, with what begins a document in this run; the model's own run may have had others."""
+    entries = vocabulary_of(facts["vocabulary"]).entries
+    try:
+        return vocabulary_of({"entries": entries, "begins": BEGINS[settings.documents]})
+    except ValueError:
+        raise ValueError(
+            f"documents should be 'none', got {settings.documents!r}: {BEGINS[settings.documents]!r}, which stands "
+            "before each document, is not in the model's vocabulary. Leave it out, or train a new model"
+        ) from None
+
+
+def _batches(ids, settings, begins):
     """Training and validation batches; the validation part may be read with fewer sequences side by side."""
     batch, steps, valid = settings.batch, settings.steps, settings.valid
 
@@ -183,7 +213,8 @@ def _batches(ids, settings):
         )
     train_ids, valid_ids = split(ids, valid)
     rows = min(batch, (len(valid_ids) - 1) // steps)
-    return TextBatches(train_ids, batch, steps), TextBatches(valid_ids, rows, steps) if valid else None
+    train = TextBatches(train_ids, batch, steps, begins=begins)
+    return train, TextBatches(valid_ids, rows, steps, begins=begins) if valid else None
 
 
 # ---- sampling and measuring
@@ -198,8 +229,12 @@ def sample(model, vocabulary, prompt="", length=300, temperature=0.8, top_k=None
     only the smallest set of likeliest characters with at least this probability together (Holtzman et al., ICLR 2020),
     after top_k. seed: character n is drawn with a number keyed by (seed, n), whatever the backend.
 
-    An empty prompt is taken as a line end. Characters of the prompt that the vocabulary does not have count as unknown
-    (``vocabulary.unknown(prompt)`` names them); the unknown entry is never drawn. Raises ValueError and TypeError.
+    A vocabulary with ``begins`` is that of a model of documents. The text then begins as a document does: the initial
+    state reads what stands before one, and then the prompt. Where the model writes that again, another document begins.
+    Otherwise an empty prompt is taken as a line end.
+
+    Characters of the prompt that the vocabulary does not have count as unknown (``vocabulary.unknown(prompt)`` names
+    them); the unknown entry is never drawn. Raises ValueError and TypeError.
     """
     check_size("length", length, minimum=0)
     check_number("temperature", temperature, 0)
@@ -208,16 +243,20 @@ def sample(model, vocabulary, prompt="", length=300, temperature=0.8, top_k=None
     if top_p is not None:
         check_number("top_p", top_p, 0, 1, low_open=True)
     draws = rng.uniform((length,), 0, 1, rng.check_seed(seed), rng.name_key("sample"), dtype=np.float64)
-    return _sample(model, vocabulary, vocabulary.encode(prompt or "\n"), draws, temperature, top_k, top_p)
+    if vocabulary.begins is None:
+        ids = vocabulary.encode(prompt or "\n").tolist()
+    else:
+        ids = [vocabulary.begins, *vocabulary.encode(prompt).tolist()]
+    return _sample(model, vocabulary, ids, draws, temperature, top_k, top_p)
 
 
 def _sample(model, vocabulary, ids, draws, temperature, top_k, top_p):
     state = None
-    waiting, written = list(ids), list(ids)
+    waiting, written = ids, list(ids)
     shown = vocabulary.decode(written)
     for draw in draws:
         for index in waiting:
-            logits, state = eval_step(model, [int(index)], state)
+            logits, state = eval_step(model, [index], None if index == vocabulary.begins else state)
         p = probabilities(logits, temperature, top_k, top_p)
         total = np.cumsum(p)  # in vocabulary order: rounding of the logits hardly moves the borders
         index = min(int(np.searchsorted(total, draw * total[-1], side="right")), int(np.flatnonzero(p)[-1]))
@@ -278,7 +317,8 @@ def _measure(trained, files):
         lengths = np.clip(np.minimum(predicted - starts, size) - t, 0, T)
         places = np.minimum(places, predicted - 1)  # past a sequence's end: not read
         inputs, targets = (model.xp.asarray(ids[p].astype(np.int64)) for p in (places, places + 1))
-        logits, state = model(inputs, state, lengths)
+        reset = None if vocabulary.begins is None else inputs == vocabulary.begins
+        logits, state = model(inputs, state, lengths, reset=reset)
         nats += float(cross_entropy(logits, targets, lengths=lengths, reduction="sum")[0])
         count = int(lengths.sum())
         right += round(accuracy(logits, targets, lengths=lengths) * count)

@@ -150,6 +150,29 @@ def test_other_data_are_refused_and_the_cure_is_named(call):
     assert "run has --lr 0.004" in done.stderr and "--from run" in done.stderr
 
 
+# ---- documents
+
+
+def test_documents_of_a_text(call):
+    """Their beginnings count; they are known to a run that begins from this one, and to a sample."""
+    done = call("train", "text", "book.txt", "more.txt", "--documents", "files", "--out", "run", *TINY)
+    size = sum(len(Path(name).read_text()) + 1 for name in ("book.txt", "more.txt"))
+    assert f"{size:,} characters" in done.stdout
+    assert json.loads(Path("run/config.json").read_text())["settings"]["documents"] == "files"
+    assert json.loads(call("info", "run", "--json").stdout)["changed"]["documents"] == "files"
+    found = json.loads(call("evaluate", "run", "more.txt", "--json").stdout)
+    assert found["characters"] == len(Path("more.txt").read_text()) + 1
+    text = json.loads(call("sample", "run", "--length", 400, "--temperature", 5, "--seed", 1, "--json").stdout)["text"]
+    shown = call("sample", "run", "--length", 400, "--temperature", 5, "--seed", 1).stdout
+    assert "\x02" in text and shown == text.replace("\x02", r"\x02") + "\n"
+    call("train", "text", "more.txt", "--from", "run", "--out", "next", "--epochs", 1)
+    assert read_run("next")[0].documents == "files"
+    call("train", "text", "book.txt", "--out", "plain", *TINY)
+    done = call("train", "text", "more.txt", "--from", "plain", "--out", "x", "--documents", "files", code=2)
+    assert "--documents should be 'none', got 'files'" in done.stderr and not Path("x").exists()
+    assert "'none', 'lines', 'files'" in call("train", "text", "--documents", "pages", code=2).stderr
+
+
 # ---- --from
 
 

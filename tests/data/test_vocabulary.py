@@ -8,11 +8,14 @@ import pytest
 from gpurnn.data import encodings
 from gpurnn.data import vocabulary as reading
 from gpurnn.data.vocabulary import (
+    START_OF_TEXT,
     Vocabulary,
     WordVocabulary,
     builtin_text,
+    check_vocabulary,
     count_words,
     read_text,
+    saved_vocabulary,
     split,
     vocabulary_of,
     words,
@@ -186,3 +189,64 @@ def test_read_lines(write):
     assert encodings.read_lines(write("")) == []
     with pytest.raises(ValueError, match="not UTF-8"):
         encodings.read_lines(write(b"a\n\xff\n"))
+
+
+# ---- documents
+
+
+@pytest.mark.parametrize("entries", ["ab\n", ["a", "b", "\n"]])
+def test_a_vocabulary_with_documents_round_trips_through_json(entries):
+    plain, vocabulary = type(vocabulary_of(entries))(entries), type(vocabulary_of(entries))(entries, "\n")
+    assert plain.begins is None and saved_vocabulary(plain) == plain.entries
+    assert vocabulary.begins == vocabulary.encode("\n")[0]
+    again = vocabulary_of(json.loads(json.dumps(saved_vocabulary(vocabulary))))
+    assert type(again) is type(vocabulary)
+    assert (again.entries, again.begins) == (vocabulary.entries, vocabulary.begins)
+    for wrong in ("x", "", "ab"):
+        with pytest.raises(ValueError, match="begins: expected an entry of the vocabulary"):
+            type(vocabulary)(entries, wrong)
+
+
+@pytest.mark.parametrize(
+    "level, saved, begins, error",
+    [
+        ("words", "ab", None, TypeError),
+        ("characters", {"entries": ["a"], "begins": "a"}, "a", TypeError),
+        ("characters", {"entries": "ab", "begins": "a"}, None, ValueError),
+        ("characters", "ab", "a", ValueError),
+        ("characters", {"entries": "bc", "begins": "a"}, "a", ValueError),
+        ("characters", {"entries": "bc"}, "b", LookupError),
+    ],
+)
+def test_damaged_vocabularies_are_refused(level, saved, begins, error):
+    with pytest.raises(error):
+        check_vocabulary(level, saved, begins)
+    check_vocabulary("characters", "ab")
+    check_vocabulary("characters", {"entries": "ab", "begins": "a"}, "a")
+
+
+@pytest.mark.parametrize("piece", [1, 3, 1 << 20])
+def test_every_document_has_what_begins_it(write, monkeypatch, piece):
+    """Once before each file, unless the file before ends with it; not for empty files again and again."""
+    monkeypatch.setattr(encodings, "_PIECE", piece)
+    files = [write("one\n", "a"), write("", "b"), write("two", "c"), write("", "d"), write("\nthree\n", "e")]
+    ids, vocabulary = read_text(files, begins="\n")
+    assert vocabulary.decode(ids) == "\none\ntwo\n\nthree\n"
+    ids, vocabulary = read_text(files, begins=START_OF_TEXT)
+    assert vocabulary.decode(ids) == "\x02one\n\x02two\x02\nthree\n"
+    again, same = read_text(files, vocabulary)  # which knows what begins a document
+    assert same is vocabulary and again.tolist() == ids.tolist()
+    ids, _ = read_text(files, Vocabulary("onetwhr\n\x02"), begins="\n")
+    assert vocabulary.decode(ids) == "one\ntwo\nthree\n"
+    assert vocabulary.begins == 1  # it comes before the line end
+
+
+def test_words_have_what_begins_a_document(write):
+    """It is known however rare it is, and separates the last word of a file from the first of the next."""
+    files = [write("the state the gate the state gate", "a"), write("the gate state", "b")]
+    ids, vocabulary = read_text(files, level="words", size=3, begins=START_OF_TEXT)
+    assert vocabulary.entries == ["the", "gate", START_OF_TEXT] and vocabulary.begins == 3
+    assert ids.tolist() == [3, 1, 0, 1, 2, 1, 0, 2, 3, 1, 2, 0]
+    assert vocabulary.decode(ids[6:]) == "<unk> gate\x02the gate <unk>"
+    ids, vocabulary = read_text(files, level="words", size=9, begins=START_OF_TEXT)
+    assert sorted(vocabulary.entries) == [START_OF_TEXT, "gate", "state", "the"]
