@@ -12,6 +12,7 @@ from .. import rng
 from ..arrays import as_array, check_float
 from ..dtypes import compute_dtype, upcast
 from ..errors import ShapeError
+from .chunks import InChunks
 from .machine import host_machine
 from .records import PassOptions, SavedLayer, flat
 from .streams import ONE_STREAM, Streams
@@ -30,7 +31,7 @@ UPDATE_STATES = {
 }
 
 
-class Ops:
+class Ops(InChunks):
     """The primitives over ``xp``; the reference for every other backend."""
 
     tf32 = False  # whether float32 may be multiplied as tf32
@@ -154,7 +155,7 @@ class Ops:
         for w, state, reverse, more in zip(weights, states, options.directions, rest, strict=True):
             rows, G = len(w.ih), len(cell.gates)
             ax = self.empty_steps(T, B, rows // G * (cell.saved_blocks if options.save else G), x.dtype)
-            self.product(flat(x), w.ih.astype(x.dtype, copy=False).T, flat(ax)[:, :rows])
+            self.multiply_inputs(x, w.ih, ax[:, :, :rows])
             if w.bias_ih is not None:
                 ax[:, :, :rows] += input_bias(cell, w).astype(x.dtype, copy=False)
             inner = hidden_weights(cell, w, x.dtype)
@@ -188,7 +189,8 @@ class Ops:
             weight_ih, accumulate = weights.ih.astype(saved.x.dtype, copy=False), dx is not None
             if not accumulate:
                 dx = (self.empty if fresh_dx else self.empty_steps)(*saved.x.shape, saved.x.dtype)
-            self.product(dax, weight_ih, flat(dx), accumulate)
+            for chunk in self.time_chunks(*dx.shape[:2]):
+                self.product(flat(dax[chunk]), weight_ih, flat(dx[chunk]), accumulate)
         return dx, [gradients.dstate for gradients in done], [gradients.dreset for gradients in done]
 
     def time_loop_backward(self, saved, doutput, dstates, hooks):

@@ -33,8 +33,8 @@ class Plan:
         A wavefront holds the dx of all layers until the end.
     packed_bytes : int
         What compiled code on a CPU uses, for a while, to copy weights, inputs and states into the order in which its
-        products read them: the largest of all layers. In long calls these are x or h of all timesteps, T*B rows of I
-        or P numbers, each padded to whole vectors, because the weight gradients are products over all of time.
+        products read them: the largest of all layers. In long calls these are x or h of a chunk of timesteps, some
+        thousand rows of I or P numbers, each padded to whole vectors, for the weight gradients.
     """
 
     schedule: str

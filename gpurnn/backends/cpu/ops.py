@@ -144,7 +144,8 @@ class CpuOps(HostOps):
         forward = (weights if T > 1 else 0) * D + (products * B + ahead) * min(D, threads)
         backward = row(P) * first * H + row(P) * second * H + (row(H) * P if P < H else 0)
         through_time = backward * D + B * max(row(P), row(H)) * min(D, threads)
-        gradients = T * B * max(row(I), row(P))  # x and h, for the weight gradients
+        rows = B * max((part.stop - part.start for part in self.time_chunks(T, B)), default=0)
+        gradients = rows * max(row(I), row(P))  # x and h, for the weight gradients
         return size * max(forward, through_time, gradients, G * H * row(I))
 
     def empty_steps(self, T, B, F, dtype):

@@ -250,7 +250,7 @@ class CudaOps(Ops):
             loop.take(x)
         else:
             for w, gates in zip(weights, loop.gates, strict=True):
-                self.product(flat(x), w.ih.astype(x.dtype, copy=False).T, flat(gates)[:, :rows])
+                self.multiply_inputs(x, w.ih, gates[:, :, :rows])
         loop.start(states)
         loop.forward()
         output = loop.output.copy() if options.fresh_output and loop.recorded else loop.output
