@@ -30,6 +30,9 @@ def time_chunks(T, steps, reverse=False):
 class InChunks:
     """The part of ``Ops`` that cuts time into chunks."""
 
+    def trim(self):
+        """Return the memory of segments of another length to the system: those that follow cannot use it."""
+
     @property
     def chunk_rows(self):
         """Rows of a product over time that are multiplied at once."""

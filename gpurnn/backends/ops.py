@@ -170,18 +170,18 @@ class Ops(InChunks):
             output = outputs[0] if len(outputs) == 1 else self.side_by_side(outputs, self.empty_steps)
         return SavedLayer(cell, weights, x, lengths, passes), finals, output
 
-    def layer_backward(self, saved, grads, doutput, dstates, hooks=None, fresh_dx=True):
+    def layer_backward(self, saved, grads, doutput, dstates, hooks=None, fresh_dx=True, dx=None):
         """The backward pass of ``layer_forward``: its mirror.
 
         saved: the ``SavedLayer``, which is used up. grads: the ``Gradients`` to add to. doutput: (T, B, D*P) or None.
         dstates: for each direction the gradients with respect to its final state, or None. hooks: None, or for each
         direction a ``hook`` as in ``sequence_backward``. fresh_dx: return a C-contiguous dx; otherwise it has the
-        memory order of ``empty_steps``.
+        memory order of ``empty_steps``. dx: an array to add dx to instead, or None.
 
         Returns dx (T, B, I), and for each direction the gradients with respect to its initial state, float32 for 16-bit
         layers; and those with respect to the state that resets give, or None.
         """
-        done, dx = self.time_loop_backward(saved, doutput, dstates, hooks), None
+        done = self.time_loop_backward(saved, doutput, dstates, hooks)
         for one, weights, weight_grads, gradients in zip(saved.passes, saved.weights, grads.weights, done, strict=True):
             with grads.lock:
                 dax = add_weight_gradients(self, saved, one, weight_grads, gradients)
