@@ -43,6 +43,7 @@ TESTS = {
     "gpurnn/recurrent/conversion.py": ["test_heads.py"],
     "gpurnn/backends/marks.py": ["test_marks.py"],
     "gpurnn/backends/blocks.py": ["test_losses.py"],
+    "gpurnn/backends/chunks.py": ["test_chunks.py"],
     "gpurnn/data/packing.py": ["test_pack.py"],
     "gpurnn/backends/cpu/state_arrays.py": ["test_marks.py"],
     "gpurnn/recurrent/calls.py": ["test_recurrent.py", "test_marks.py"],

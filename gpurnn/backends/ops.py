@@ -13,6 +13,7 @@ from ..arrays import as_array, check_float
 from ..dtypes import compute_dtype, upcast
 from ..errors import ShapeError
 from .blocks import blocks
+from .chunks import InChunks
 from .machine import host_machine
 from .records import PassOptions, SavedLayer, flat
 from .streams import ONE_STREAM, Streams
@@ -31,7 +32,7 @@ UPDATE_STATES = {
 }
 
 
-class Ops:
+class Ops(InChunks):
     """The primitives over ``xp``; the reference for every other backend."""
 
     tf32 = False  # whether float32 may be multiplied as tf32
@@ -155,7 +156,7 @@ class Ops:
         for w, state, reverse, more in zip(weights, states, options.directions, rest, strict=True):
             rows, G = len(w.ih), len(cell.gates)
             ax = self.empty_steps(T, B, rows // G * (cell.saved_blocks if options.save else G), x.dtype)
-            self.product(flat(x), w.ih.astype(x.dtype, copy=False).T, flat(ax)[:, :rows])
+            self.multiply_inputs(x, w.ih, ax[:, :, :rows])
             if w.bias_ih is not None:
                 ax[:, :, :rows] += input_bias(cell, w).astype(x.dtype, copy=False)
             inner = hidden_weights(cell, w, x.dtype)
@@ -170,18 +171,18 @@ class Ops:
             output = outputs[0] if len(outputs) == 1 else self.side_by_side(outputs, self.empty_steps)
         return SavedLayer(cell, weights, x, lengths, passes), finals, output
 
-    def layer_backward(self, saved, grads, doutput, dstates, hooks=None, fresh_dx=True):
+    def layer_backward(self, saved, grads, doutput, dstates, hooks=None, fresh_dx=True, dx=None):
         """The backward pass of ``layer_forward``: its mirror.
 
         saved: the ``SavedLayer``, which is used up. grads: the ``Gradients`` to add to. doutput: (T, B, D*P) or None.
         dstates: for each direction the gradients with respect to its final state, or None. hooks: None, or for each
         direction a ``hook`` as in ``sequence_backward``. fresh_dx: return a C-contiguous dx; otherwise it has the
-        memory order of ``empty_steps``.
+        memory order of ``empty_steps``. dx: an array to add dx to instead, or None.
 
         Returns dx (T, B, I), and for each direction the gradients with respect to its initial state, float32 for 16-bit
         layers; and those with respect to the state that resets give, or None.
         """
-        done, dx = self.time_loop_backward(saved, doutput, dstates, hooks), None
+        done = self.time_loop_backward(saved, doutput, dstates, hooks)
         for d, (one, weights, gradients) in enumerate(zip(saved.passes, saved.weights, done, strict=True)):
             if grads.record is None:
                 with grads.lock:
@@ -193,7 +194,8 @@ class Ops:
             weight_ih, accumulate = weights.ih.astype(saved.x.dtype, copy=False), dx is not None
             if not accumulate:
                 dx = (self.empty if fresh_dx else self.empty_steps)(*saved.x.shape, saved.x.dtype)
-            self.product(dax, weight_ih, flat(dx), accumulate)
+            for chunk in self.time_chunks(*dx.shape[:2]):
+                self.product(flat(dax[chunk]), weight_ih, flat(dx[chunk]), accumulate)
         return dx, [gradients.dstate for gradients in done], [gradients.dreset for gradients in done]
 
     def time_loop_backward(self, saved, doutput, dstates, hooks):

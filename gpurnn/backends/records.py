@@ -68,7 +68,8 @@ class SavedPass:
     B, P) and others, each (T+1, B, H): the states in slots, h and the cell's other ones. reverse: whether the pass runs
     from T - 1 to 0. Timestep t reads slot t and writes slot t + 1; with reverse it reads t + 1 and writes t. So the
     initial state is at the end where the loop begins; but for a reset it reads the state of ``marks`` instead. masks,
-    statistics, marks: those of ``RunOptions`` for this direction, or None.
+    statistics, marks: those of ``RunOptions`` for this direction, or None. dreset: what ``PassGradients.dreset`` begins
+    with, from later segments of the same call; None for zeros.
     """
 
     gates: Array | None
@@ -78,6 +79,7 @@ class SavedPass:
     masks: Array | None = None
     statistics: BatchStatistics | None = None
     marks: Marks | None = None
+    dreset: tuple[Array, ...] | None = None
 
     @property
     def h_new(self) -> Array:

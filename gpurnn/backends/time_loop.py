@@ -9,6 +9,7 @@ from .marks import after_reset, feature_major_state, step_marks
 from .records import PassGradients, PassOptions, SavedPass
 
 _PLAIN = PassOptions()
+INCOMING = 1 << 18  # numbers of doutput that the backward pass reorders at once, about
 
 
 def input_bias(cell, w):
@@ -128,6 +129,8 @@ def sequence_backward(ops, cell, saved, weights, doutput, dstate, lengths=None, 
     dh_steps = None if weights.hr is None else ops.empty_steps(T, B, P, dtype)
     (held, reset, silent), firsts = step_marks(xp, saved.marks, lengths, T), feature_major_state(saved.marks)
     drawn, dreset = _step_masks(saved.masks, T, real), None if firsts is None else [xp.zeros_like(d) for d in running]
+    for total, later in zip(dreset or (), saved.dreset or (), strict=False):
+        total[...] = later.T
     for t in range(T) if reverse else range(T - 1, -1, -1):
         old, new = (t + 1, t) if reverse else (t, t + 1)
         if doutput is not None:
@@ -164,7 +167,7 @@ class _Incoming:
     def __init__(self, ops, doutput, saved):
         T, B, P = saved.h_new.shape
         self.ops, self.doutput, self.reverse = ops, doutput, saved.reverse
-        self.count = max(1, min(T, (1 << 18) // max(1, B * P)))  # timesteps of a block
+        self.count = max(1, min(T, INCOMING // max(1, B * P)))  # timesteps of a block
         self.block = None if doutput is None else ops.empty_steps(self.count, B, P, saved.gates.dtype)
         self.first = self.last = 0  # the timesteps that the block holds
 

@@ -1,23 +1,44 @@
-"""The gradients of one pass's weights: one product over all of time for each product that the cell declares."""
+"""The gradients of one pass's weights: a product over all of time for each product that the cell declares."""
+
+from typing import Any, NamedTuple
 
 from .marks import settle_reads
 from .records import flat
 
 
 def add_weight_gradients(ops, layer, saved, grads, done):
-    """Add the gradients of one pass's weights.
+    """Add the gradients of one pass's weights, chunk by chunk in the order of the backward pass.
 
     layer: the ``SavedLayer``. saved: its ``SavedPass``. grads: the ``Weights`` to add to. done: the ``PassGradients``.
 
-    Returns dax (T*B, G*H), the gradients with respect to W_ih x + b_ih, in the memory of ``done.dgates``.
+    Returns dax (T, B, G*H), the gradients with respect to W_ih x + b_ih, in the memory of ``done.dgates``.
     """
-    _settle(ops, layer.cell, saved, done)
-    cell, dgates, dbias = layer.cell, flat(done.dgates), None
+    cell, dgates = layer.cell, done.dgates
+    _settle(ops, cell, saved, done)
+    for chunk in ops.time_chunks(*dgates.shape[:2], saved.reverse):
+        dh = None if done.dh_steps is None else flat(done.dh_steps[chunk])
+        rows = _Rows(flat(dgates[chunk]), flat(saved.h_old[chunk]), flat(layer.x[chunk]), dh)
+        _add_chunk(ops, cell, rows, grads)
+    return dgates[:, :, : len(cell.gates) * (dgates.shape[2] // cell.saved_blocks)]
+
+
+class _Rows(NamedTuple):
+    """The rows of a chunk: dgates, the h and x that its timesteps read, and with a projection dh."""
+
+    dgates: Any
+    h_old: Any
+    x: Any
+    dh: Any
+
+
+def _add_chunk(ops, cell, rows, grads):
+    """Add what one chunk gives; makes dax of its gradients with respect to W_ih x + W_hh h."""
+    dgates, dbias = rows.dgates, None
     H = dgates.shape[1] // cell.saved_blocks
     if grads.hh is not None:
-        _add_hidden(ops, cell, flat(saved.h_old), grads.hh, dgates)
+        _add_hidden(ops, cell, rows.h_old, grads.hh, dgates)
     if grads.hr is not None:
-        ops.accumulate_product(grads.hr, flat(done.dh_steps), dgates[:, cell.columns((cell.projects,), H)])
+        ops.accumulate_product(grads.hr, rows.dh, dgates[:, cell.columns((cell.projects,), H)])
     hidden = dgates[:, : len(cell.gates) * H]
     if grads.bias_hh is not None or grads.bias_ih is not None:
         dbias = ops.sum_steps(hidden)
@@ -35,8 +56,7 @@ def add_weight_gradients(ops, layer, saved, grads, done):
         if grad is not None:
             grad += ops.sum_steps(dgates[:, cell.columns(parameter.blocks, H)])
     if grads.ih is not None:
-        ops.accumulate_product(grads.ih, dax, flat(layer.x))
-    return dax
+        ops.accumulate_product(grads.ih, dax, rows.x)
 
 
 def _settle(ops, cell, saved, done):
@@ -64,8 +84,8 @@ def _hidden_products(cell, h_old, dgates):
 def weight_terms(ops, layer, saved, grads, done):
     """What ``add_weight_gradients`` sums over time and sequences, with the same arguments: views of what it would read.
 
-    Returns dax (T*B, G*H), and for each parameter, or some of its rows: its name, d (T, B, M), x (T, B, N) or None, and
-    the first row. The gradient is the sum of all d x^T, or of d.
+    Returns dax (T, B, G*H), and for each parameter, or some of its rows: its name, d (T, B, M), x (T, B, N) or None,
+    and the first row. The gradient is the sum of all d x^T, or of d.
     """
     _settle(ops, layer.cell, saved, done)
     cell, dgates = layer.cell, done.dgates
@@ -85,4 +105,4 @@ def weight_terms(ops, layer, saved, grads, done):
     found += [(name, d, None, 0) for name, gradient, d in sums if gradient is not None]
     if grads.ih is not None:
         found.append(("weight_ih", dax, layer.x, 0))
-    return flat(dax), found
+    return dax, found

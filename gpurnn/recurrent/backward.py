@@ -2,16 +2,20 @@
 
 import contextlib
 import threading
+from functools import partial
 
 from ..dtypes import upcast
 from ..gradients import active_flow, adding
 from ..module import backward_of, check_unspent
-from ..per_sample.recording import recorded, recording_of, refuse_mixing
+from ..per_sample.recording import recorded, refuse_mixing
 from .axes import check_doutput, outward
-from .dropout import drop, dropped_gradients, recorded_gradients
+from .between import with_residual
+from .checkpoints import Arrived, Border, Whole
+from .directions import backward_by_direction
+from .dropout import all_gradients, drop
 from .heads import join_states
 from .hooks import gradient_flow_hooks
-from .segments import concurrent_layers, joined
+from .segments import concurrent_layers, steps_of, trimmed
 from .state import pack_state, restore_unused, unpack_state, zero_unused
 
 
@@ -23,7 +27,8 @@ def make_backward(layer, call, output_shape, retain):
     def check(dstate, name="dstate"):
         """``dstate`` for each pass; raises, before anything is changed, where backward cannot run."""
         if len(call.segments) > 1 and active_flow() is not None:
-            raise RuntimeError("gradient flow: forward ran as a wavefront. Call forward, too, while it is recorded")
+            how = "as a wavefront" if then.memory is None else "in segments"
+            raise RuntimeError(f"gradient flow: forward ran {how}. Call forward, too, while it is recorded")
         if dstate is None:
             return [None] * (then.num_layers * len(then._strands))
         return unpack_state(then, dstate, output_shape[1], call.single, name)
@@ -61,10 +66,11 @@ def make_backward(layer, call, output_shape, retain):
 @contextlib.contextmanager
 def _retained(call):
     """Lists of what the call saved, for a backward to use up; afterwards the arrays are what they were."""
-    passes = [one for layers in call.saved for layer in layers for one in layer.passes]
+    layers = [layer for saved in call.saved if isinstance(saved, list) for layer in saved]
+    passes = [one for layer in layers for one in layer.passes]
     copies = [(one, one.gates.copy(), one.others, one.marks and one.h.copy()) for one in passes]
     try:
-        yield [list(layers) for layers in call.saved]
+        yield [list(saved) if isinstance(saved, list) else saved for saved in call.saved]
     finally:
         for one, gates, others, h in copies:
             one.gates[...], one.others = gates, others
@@ -100,23 +106,33 @@ def _time_loop(layer, all_saved, doutput, dfinal, call):
     D = len(layer._strands)
     dstates = [dfinal[k * D : (k + 1) * D] for k in range(layer.num_layers)]  # where each layer has arrived
     dresets = [[None] * D for _ in range(layer.num_layers)]
-    dxs, in_use = [], []
+    with all_gradients(layer, call.weight_masks) as gradients:
+        arrived = Arrived(gradients, dstates, dresets)
+        if len(call.segments) > 1 and len(set(layer._directions)) > 1:
+            dx = backward_by_direction(layer, all_saved, doutput, arrived, call)
+        else:
+            dx = _by_segment(layer, all_saved, doutput, arrived, call)
+    return dx, *([state for layer_states in states for state in layer_states] for states in (dstates, dresets))
+
+
+def _by_segment(layer, all_saved, doutput, arrived, call):
+    """The gradient with respect to the input, segment by segment back through all layers."""
+    dx, in_use = Whole(layer, call.segments, steps_of(call.segments)), []
     with layer.ops.streams(concurrent_layers(layer, call.segments)) as streams:
-        for segment in reversed(call.segments):
+        for segment in trimmed(layer, call.segments[::-1]):
             dy = doutput[segment] if doutput is not None and len(call.segments) > 1 else doutput
-            dx, used = _stack(layer, all_saved.pop(), dy, (dstates, dresets), segment, call, streams)
-            dxs.append(dx)
+            saved = all_saved.pop()
+            saved = saved.rebuild(layer, segment, call) if isinstance(saved, Border) else saved
+            part, used = _stack(layer, saved, dy, arrived, segment, call, streams)
+            dx.add(segment, part)
             in_use.append(used)
-    every = ([state for layer_states in states for state in layer_states] for states in (dstates, dresets))
-    return joined(layer, dxs[::-1]), *every
+            del saved, part  # before the next segment needs memory
+    return dx.array
 
 
 def _stack(layer, all_saved, dy, arrived, segment, call, streams):
-    """One segment back through all layers: dx, and the arrays that streams may still read.
-
-    arrived: the gradients with respect to states, which move on, and to those that resets give, which add up.
-    """
-    in_use, L, (dstates, dresets) = [], layer.num_layers, arrived
+    """One segment back through all layers: dx, and the arrays that streams may still read."""
+    in_use, L, (gradients, dstates, dresets) = [], layer.num_layers, arrived
     for k in reversed(range(L)):
         saved = all_saved.pop()
         with streams.on(k, after=k + 1 if k < L - 1 else -1):
@@ -124,13 +140,11 @@ def _stack(layer, all_saved, dy, arrived, segment, call, streams):
                 dy = drop(layer, dy, call.masks[k][segment])
             hooks = gradient_flow_hooks(layer, k, saved)
             above = dy
-            into = dropped_gradients if recording_of(layer) is None else recorded_gradients
-            with into(layer, k, call.weight_masks[k]) as gradients:
-                dy, dstates[k], more = layer.ops.layer_backward(saved, gradients, dy, dstates[k], hooks, k == 0)
-            dresets[k] = [_sums(a, b) if a and b else b for a, b in zip(dresets[k], more, strict=True)]
-            if layer.residual and k and above is not None and above.shape == dy.shape:
-                marks = saved.passes[0].marks
-                dy = dy + (above if k < L - 1 else layer.ops.zero_silent(above.copy(), saved.lengths, marks))
+            for one, dreset in zip(saved.passes, dresets[k], strict=True):
+                one.dreset = dreset
+            dy, dstates[k], dresets[k] = layer.ops.layer_backward(saved, gradients[k], dy, dstates[k], hooks, k == 0)
+            silent = partial(layer.ops.zero_silent, lengths=saved.lengths, marks=saved.passes[0].marks)
+            dy = with_residual(layer, k, dy, above, silent)
         if streams.count > 1:  # a stream may still read what another has written
             in_use.append((saved, dy))
     return dy, in_use

@@ -86,6 +86,17 @@ def dropped_weights(layer, k, masks):
 
 
 @contextlib.contextmanager
+def all_gradients(layer, masks):
+    """The ``Gradients`` of all layers, for a backward pass from its beginning to its end. masks: from ``weight_masks``.
+
+    Dropped weights are left out at the end alone, so that a gradient is one sum over time whatever its segments are.
+    """
+    with contextlib.ExitStack() as stack:
+        into = dropped_gradients if recording_of(layer) is None else recorded_gradients
+        yield [stack.enter_context(into(layer, k, one)) for k, one in enumerate(masks)]
+
+
+@contextlib.contextmanager
 def dropped_gradients(layer, k, masks):
     """The ``Gradients`` of layer ``k``: those of dropped weights are zero."""
     gradients = layer._gradients(k)

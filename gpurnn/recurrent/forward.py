@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,16 +11,20 @@ import numpy as np
 from .._typing import Array
 from ..backends.batch_statistics import BatchStatistics
 from ..backends.marks import Marks
-from ..backends.records import RunOptions, SavedLayer
+from ..backends.records import RunOptions
+from ..backends.streams import ONE_STREAM
 from ..errors import check_flag
 from ..gradients import active_flow
 from ..masks import check_lengths, check_steps
 from .axes import check_input, outward
 from .backward import make_backward
-from .dropout import cell_masks, drop, dropout_masks, dropped_weights, masks_within, weight_masks
+from .between import to_next
+from .checkpoints import Border, Whole
+from .directions import forward_by_direction
+from .dropout import cell_masks, dropout_masks, dropped_weights, masks_within, weight_masks
 from .heads import split
 from .marks import direction_bits, layer_marks
-from .segments import concurrent_layers, joined, layer_problems, lengths_within, time_segments
+from .segments import concurrent_layers, layer_problems, lengths_within, time_segments, trimmed
 from .state import initial_state, own_state, pack_state, restore_unused, zero_unused
 from .steps import copied_steps, outward_steps
 
@@ -43,7 +48,8 @@ class Call:
     None; resets: for each pass the state that a reset gives, or None. single: whether x came as one sequence.
     state_given: whether the caller gave the initial state; reset_to_given: whether resets give it again, too. save:
     whether a backward will follow. return_all: whether the caller wants all ``Steps``. saved: for each segment, for
-    each layer, its ``SavedLayer``.
+    each layer, its ``SavedLayer``, or the ``Border`` from which the segment is run again; with two directions, where
+    ``memory`` cuts time, for each layer its ``SavedInput``.
     """
 
     segments: list[slice]
@@ -58,7 +64,7 @@ class Call:
     reset_to_given: bool
     save: bool
     return_all: bool
-    saved: list[list[SavedLayer]] | None = field(default_factory=list)
+    saved: list[Any] | None = field(default_factory=list)
 
 
 def run_forward(layer, x, given, return_all, *, save, retain=False, reset_to=None):
@@ -100,7 +106,7 @@ def _new_call(layer, shape, given, single, save, return_all):
     if reset is not None and layer.cell.over_batch:
         raise ValueError("reset: batch_norm has statistics of each timestep from the beginning of a call")
     return Call(
-        segments=time_segments(layer, T, watched=return_all or active_flow() is not None),
+        segments=time_segments(layer, T, B, watched=return_all or active_flow() is not None),
         masks=dropout_masks(layer, T, B),
         cell_masks=cell_masks(layer, T, B),
         weight_masks=weight_masks(layer),
@@ -134,40 +140,56 @@ def _checked_lengths(lengths, T, B, single, batch_first):
 
 def _time_loop(layer, x, initial, call):
     """The output (T, B, D*P), the final states, and the ``Steps`` of every pass; fills ``call.saved``."""
-    D = len(layer._strands)
+    D, cut = len(layer._strands), layer.memory is not None and len(call.segments) > 1
+    if cut and len(set(layer._directions)) > 1:
+        return *forward_by_direction(layer, x, initial, call), []
     states = [initial[k * D : (k + 1) * D] for k in range(layer.num_layers)]  # where each layer has arrived
-    outputs, steps = [], []
+    output, steps = Whole(layer, call.segments, len(x)), []
     with layer.ops.streams(concurrent_layers(layer, call.segments)) as streams:
-        for segment in call.segments:
-            y, saved, part_steps = _stack(layer, x, states, segment, call, streams)
-            outputs.append(y)
-            call.saved.append(saved)
+        for segment in trimmed(layer, call.segments):
+            again = (
+                cut and segment is not call.segments[-1]
+            )  # backward begins with the last one, so its gates are saved
+            border = Border(x, [list(one) for one in states], _saved_again) if again else None
+            y, saved, part_steps = _stack(layer, x, states, segment, call, streams, save=not again)
+            output.add(segment, y)
+            call.saved.append(border or saved)
             steps += part_steps
-    return joined(layer, outputs), [state for layer_states in states for state in layer_states], steps
+            del y, saved  # before the next segment needs memory
+    return output.array, [state for layer_states in states for state in layer_states], steps
 
 
-def _stack(layer, x, states, segment, call, streams):
-    """One segment through all layers: output, the ``SavedLayer`` of each, and the ``Steps``; moves ``states`` on."""
+def _saved_again(layer, border, segment, call):
+    """The ``SavedLayer`` of every layer in a segment that is run again from its ``Border``."""
+    states = [list(one) for one in border.states]
+    return _stack(layer, border.x, states, segment, call, ONE_STREAM, save=True, fresh_output=False)[1]
+
+
+def _stack(layer, x, states, segment, call, streams, save, fresh_output=True):
+    """One segment through all layers: output, the ``SavedLayer`` of each, and the ``Steps``; moves ``states`` on.
+
+    save: whether backward may follow without running the segment again.
+    """
     y = x if len(call.segments) == 1 else x[segment]
     lengths = lengths_within(call.lengths, segment)
-    all_saved, steps, save = [], [], call.save or call.return_all
+    all_saved, steps, save = [], [], save and (call.save or call.return_all)
     for k in range(layer.num_layers):
         last = k == layer.num_layers - 1
         cell_masks = masks_within(call.cell_masks[k], segment)
         statistics = batch_statistics(layer, k, update=call.save)
         marks = layer_marks(layer, call.bits, call.resets, k, segment)
-        options = RunOptions(layer._strands, save, last, layer.schedule, streams.count, cell_masks, statistics, marks)
+        options = RunOptions(
+            layer._strands, save, last and fresh_output, layer.schedule, streams.count, cell_masks, statistics, marks
+        )
         with streams.on(k, after=k - 1):
             weights, below = dropped_weights(layer, k, call.weight_masks[k]), y
             saved, states[k], y = layer.ops.layer_forward(layer.cell, y, weights, states[k], lengths, options)
             if call.return_all:
                 steps += copied_steps(layer, saved.passes, lengths)
-            if layer.residual and k and below.shape == y.shape:
-                y = y + below
-                y = layer.ops.zero_silent(y, lengths, marks and marks[0]) if last else y
-            if call.masks[k] is not None:
-                y = drop(layer, y, call.masks[k][segment])
-        if call.save or streams.count > 1:  # a stream may still read what another has written
+            silent = partial(layer.ops.zero_silent, lengths=lengths, marks=marks and marks[0])
+            mask = None if call.masks[k] is None else call.masks[k][segment]
+            y = to_next(layer, k, y, below, silent, mask)
+        if save or streams.count > 1:  # a stream may still read what another has written
             all_saved.append(saved)
     return y, all_saved, steps
 

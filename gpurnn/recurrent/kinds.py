@@ -30,7 +30,7 @@ class RNN(Recurrent):
         As ``LSTM``; the sum W_ih x + W_hh h is normalized, with ``gain_l0`` and ``bias_l0`` (H,).
     recurrent_dropout : float
         As ``LSTM`` for each sequence: an RNN writes nothing to its state but the state itself.
-    reverse, learn_state, init, schedule, wavefront, backend, dtype, precision, seed :
+    reverse, learn_state, init, schedule, wavefront, memory, backend, dtype, precision, seed :
         As ``LSTM``.
 
     Raises
@@ -82,6 +82,7 @@ class RNN(Recurrent):
         reset_to: str = "given",
         schedule: str = "auto",
         wavefront: int = 0,
+        memory: str | int | None = None,
         backend: str | Backend | None = "auto",
         dtype: DTypeLike = "float32",
         precision: str = "float32",
@@ -99,7 +100,7 @@ class RNN(Recurrent):
             batch_first=batch_first, dropout=dropout, bidirectional=bidirectional, reverse=reverse,
             learn_state=learn_state, init=init, weight_dropout=weight_dropout, residual=residual,
             heads=heads, masked_output=masked_output, reset_to=reset_to, schedule=schedule,
-            wavefront=wavefront, backend=backend, dtype=dtype, precision=precision, seed=seed,
+            wavefront=wavefront, memory=memory, backend=backend, dtype=dtype, precision=precision, seed=seed,
         )  # fmt: skip
 
 
@@ -200,6 +201,11 @@ class LSTM(Recurrent):
         run at the same time (GPU only). 0 means no segments. It is faster where this many timesteps of a layer take
         longer than Python needs for a call, about 0.1 ms. Not with bidirectional. Results are the same, except for the
         order of sums over time.
+    memory : str or int, optional
+        None saves for backward all that it reads. "sqrt": segments of about sqrt(T) timesteps; only the states at their
+        borders are saved, and backward runs each segment again. A number of bytes, or text such as "1GiB" or "200MB":
+        the longest segments for which forward and backward fit, so that the least is computed twice. Gradients are the
+        same to the bit on a CPU. Not with wavefront. ``plan`` tells ``peak_bytes`` and ``recompute``.
     backend : str or Ops, optional
         "numpy", "cpu", "cupy", "cuda", or "auto"; see ``get_backend``.
     dtype : str or dtype
@@ -260,6 +266,7 @@ class LSTM(Recurrent):
         chrono: int | None = None,
         schedule: str = "auto",
         wavefront: int = 0,
+        memory: str | int | None = None,
         backend: str | Backend | None = "auto",
         dtype: DTypeLike = "float32",
         precision: str = "float32",
@@ -276,8 +283,8 @@ class LSTM(Recurrent):
             batch_first=batch_first, dropout=dropout, bidirectional=bidirectional, proj_size=proj_size,
             reverse=reverse, learn_state=learn_state, init=init, weight_dropout=weight_dropout,
             residual=residual, heads=heads, masked_output=masked_output, reset_to=reset_to,
-            forget_bias=forget_bias, chrono=chrono, schedule=schedule, wavefront=wavefront, backend=backend,
-            dtype=dtype, precision=precision, seed=seed,
+            forget_bias=forget_bias, chrono=chrono, schedule=schedule, wavefront=wavefront, memory=memory,
+            backend=backend, dtype=dtype, precision=precision, seed=seed,
         )  # fmt: skip
 
 
@@ -310,7 +317,7 @@ class GRU(Recurrent):
         As ``LSTM``, of h.
     activation, recurrent_activation :
         As ``LSTM``; of n, and of r and z.
-    reverse, learn_state, init, schedule, wavefront, backend, dtype, precision, seed :
+    reverse, learn_state, init, schedule, wavefront, memory, backend, dtype, precision, seed :
         As ``LSTM``.
 
     Raises
@@ -367,6 +374,7 @@ class GRU(Recurrent):
         chrono: int | None = None,
         schedule: str = "auto",
         wavefront: int = 0,
+        memory: str | int | None = None,
         backend: str | Backend | None = "auto",
         dtype: DTypeLike = "float32",
         precision: str = "float32",
@@ -384,7 +392,8 @@ class GRU(Recurrent):
             batch_first=batch_first, dropout=dropout, bidirectional=bidirectional, reverse=reverse,
             learn_state=learn_state, init=init, weight_dropout=weight_dropout, residual=residual,
             heads=heads, masked_output=masked_output, reset_to=reset_to, chrono=chrono,
-            schedule=schedule, wavefront=wavefront, backend=backend, dtype=dtype, precision=precision, seed=seed,
+            schedule=schedule, wavefront=wavefront, memory=memory, backend=backend, dtype=dtype,
+            precision=precision, seed=seed,
         )  # fmt: skip
 
 

@@ -24,13 +24,14 @@ from .calls import Calls
 from .cell_options import OPTIONS, CellOptions, check_cell, check_projection, check_residual, shown
 from .heads import check_heads
 from .init import INITIALIZERS, check_memory, initial_values, running_statistics
+from .memory import check_memory_limit
 from .state import state_kinds
 
 _SHOWN = {  # attributes that ``repr`` shows where they differ from these
     "num_layers": 1, "nonlinearity": "tanh", "bias": True, "batch_first": False, "dropout": 0.0,
     "bidirectional": False, "proj_size": 0, "reset_after": True, "reverse": False, "learn_state": False,
     "init": "uniform", **OPTIONS, "weight_dropout": 0.0, "residual": False, "heads": 1, "masked_output": "zero",
-    "reset_to": "given", "schedule": "auto", "wavefront": 0,
+    "reset_to": "given", "schedule": "auto", "wavefront": 0, "memory": None,
     "precision": "float32",
 }  # fmt: skip
 
@@ -57,7 +58,7 @@ class Recurrent(Calls, CellOptions, Module):
         As ``LSTM``.
     heads, masked_output, reset_to :
         As ``LSTM``.
-    reverse, learn_state, init, schedule, wavefront, backend, dtype, precision, seed :
+    reverse, learn_state, init, schedule, wavefront, memory, backend, dtype, precision, seed :
         As ``LSTM``.
     forget_bias, chrono :
         As ``LSTM``, for a cell that says which gate ``remembers``.
@@ -122,6 +123,7 @@ class Recurrent(Calls, CellOptions, Module):
         chrono: int | None = None,
         schedule: str = "auto",
         wavefront: int = 0,
+        memory: str | int | None = None,
         backend: str | Backend | None = "auto",
         dtype: DTypeLike = "float32",
         precision: str = "float32",
@@ -137,7 +139,7 @@ class Recurrent(Calls, CellOptions, Module):
         self.dropout = dropout
         if bidirectional and reverse:
             raise ValueError("reverse means one direction, backwards in time: it excludes bidirectional")
-        self.wavefront = wavefront
+        self._set_segments(wavefront, memory)
         self.weight_dropout, self.residual = weight_dropout, check_residual(residual, self.num_layers)
         self.masked_output, self.reset_to = masked_output, reset_to
         self.proj_size = check_projection(proj_size, self.hidden_sizes, cell)
@@ -160,6 +162,10 @@ class Recurrent(Calls, CellOptions, Module):
         else:
             self.hidden_sizes = (check_size("hidden_size", hidden_size),) * self.num_layers
         self.hidden_size = hidden_size
+
+    def _set_segments(self, wavefront, memory):
+        self.__dict__.update(wavefront=0, memory=None)  # each is checked beside the other
+        self.wavefront, self.memory = wavefront, memory
 
     def _set_heads(self, heads):
         """What sizes decide for every call: (I, H, P) of each layer, the passes, their strands, and how states look."""
@@ -209,11 +215,17 @@ class Recurrent(Calls, CellOptions, Module):
         value = check_size("wavefront", value, minimum=0)
         if value and self._cell.over_batch:
             raise ValueError("wavefront: batch_norm counts timesteps from the beginning of a call, not of a segment")
+        if value and self.memory is not None:
+            raise ValueError("wavefront: memory has segments of its own: leave out one of the two")
         if value and self.bidirectional:
             raise ValueError(
                 "wavefront: with two directions a layer needs the whole output of the one below before it can begin"
             )
         return value
+
+    @checked
+    def memory(self, value: Any) -> str | int | None:
+        return check_memory_limit(self, value)
 
     @checked
     def masked_output(self, value: Any) -> str:

@@ -1,28 +1,49 @@
-"""Segments of the time loop: after each of them the next layer of a wavefront may begin."""
+"""Segments of the time loop: where the next layer of a wavefront may begin, and where ``memory`` saves states."""
 
 import numpy as np
 
-from ..backends.cuda.schedules import Problem
+from .memory import chunks_of_segment, cut, longest_segment, problems
 
 
-def time_segments(layer, T, watched):
-    """The segments of T timesteps, slices in the order of the time loop. watched: all of time is wanted at once, for
-    ``return_all`` or the gradient flow."""
+def time_segments(layer, T, B, watched):
+    """The segments of T timesteps of B sequences, slices in the order of the time loop; with two directions, in that of
+    the first. watched: all of time is wanted at once, for ``return_all`` or the gradient flow."""
+    if watched or T == 0:
+        return [slice(0, T)]
+    if layer.memory is not None:
+        return cut(layer.ops.time_chunks(T, B, reverse=True), chunks_of_segment(layer, T, B), layer.reverse)
     size = layer.wavefront
-    if not size or watched or layer.num_layers == 1 or size >= T:
+    if not size or layer.num_layers == 1 or size >= T:
         return [slice(0, T)]
     segments = [slice(t, min(t + size, T)) for t in range(0, T, size)]
     return segments[::-1] if layer.reverse else segments
 
 
+def in_order(segments, reverse):
+    """The segments of a call with two directions, in the order of one direction's time loop."""
+    return segments[::-1] if reverse else segments
+
+
+def trimmed(layer, segments):
+    """The ``segments`` one after another, where ``memory`` cuts time. Memory that one leaves and none of those to come
+    can use, as their length is another, is given back before the next begins."""
+    before = None
+    for segment in segments:
+        length = segment.stop - segment.start
+        if layer.memory is not None and len(segments) > 1 and length != before:
+            layer.ops.trim()
+        before = length
+        yield segment
+
+
+def steps_of(segments):
+    """T, the timesteps of all segments."""
+    return max(segment.stop for segment in segments)
+
+
 def concurrent_layers(layer, segments):
     """How many layers run at once: all of them in a wavefront."""
-    return layer.num_layers if len(segments) > 1 else 1
-
-
-def longest_segment(segments):
-    """Timesteps of the longest segment."""
-    return max(segment.stop - segment.start for segment in segments)
+    return layer.num_layers if len(segments) > 1 and layer.memory is None else 1
 
 
 def lengths_within(lengths, segment):
@@ -32,20 +53,7 @@ def lengths_within(lengths, segment):
     return np.clip(lengths - segment.start, 0, segment.stop - segment.start)
 
 
-def joined(layer, parts):
-    """The arrays of all segments, in the order of the time loop, as one over all of time."""
-    if len(parts) == 1:
-        return parts[0]
-    return layer.xp.concatenate(parts[::-1] if layer.reverse else parts)
-
-
 def layer_problems(layer, T, B):
     """For each layer the ``schedules.Problem`` of its forward pass in a call with (T, B)."""
-    segments = time_segments(layer, T, watched=False)
-    longest, concurrent = longest_segment(segments), concurrent_layers(layer, segments)
-    for k in range(layer.num_layers):
-        inputs, H, P = layer._sizes(k)
-        yield Problem(
-            layer.cell, H // layer.heads, longest, B, len(layer._strands), layer.dtype.name,
-            projected=P != H, backward=False, I=inputs, concurrent=concurrent,
-        )  # fmt: skip
+    segments = time_segments(layer, T, B, watched=False)
+    return problems(layer, longest_segment(segments), B, concurrent_layers(layer, segments))

@@ -74,7 +74,7 @@ FLAGS = {
     "Adam": (lambda **o: gpurnn.Adam(linear(), **o), "amsgrad decay_biases maximize"),
     "AdamW": (lambda **o: gpurnn.AdamW(linear(), **o), "amsgrad decay_biases maximize"),
     "Batch": (lambda **o: gpurnn.Batch(X, X, **o), "carry"),
-    "SequenceBatches": (lambda **o: gpurnn.SequenceBatches([X], [X], 1, **o), "per_step shuffle bucket"),
+    "SequenceBatches": (lambda **o: gpurnn.SequenceBatches([X], [X], 1, **o), "per_step shuffle bucket packed"),
     "LSTM.__call__": (lambda **o: gpurnn.LSTM(6, 5)(X, **o), "return_all"),
     "LSTM.forward": (lambda **o: gpurnn.LSTM(6, 5).forward(X, **o), "return_all retain"),
     "GRUCell.forward": (lambda **o: gpurnn.GRUCell(6, 5).forward(X[0], **o), "retain"),
@@ -167,7 +167,7 @@ def test_recurrent_layers_speak_of_themselves(cls):
     values = {"init": "xavier", "schedule": "auto", "backend": "cpu", "dtype": "float64", "precision": "float32"}
     values |= {"nonlinearity": "relu", "hidden_size": 5, "input_size": 3, "num_layers": 2, "proj_size": 2, "chrono": 9}
     values |= {"seed": 1, "forget_bias": 1.0, "wavefront": 1, "dropout": 0.0, "residual": False, "heads": 2}
-    values |= {"masked_output": "repeat", "reset_to": "initial"}
+    values |= {"masked_output": "repeat", "reset_to": "initial", "memory": "1GB"}
     values |= dict.fromkeys(("recurrent_dropout", "zoneout", "weight_dropout", "cell_clip", "gradient_clip"), 0.5)
     values |= {"recurrent_dropout_each": "sequence", "activation": "relu", "recurrent_activation": "hard_sigmoid"}
     # else True
@@ -371,6 +371,7 @@ SET_LATER = [  # kind, attribute, a value that is taken, some that are refused
     ("LSTM", "wavefront", 3, (-1, 0.5, "a")),
     ("GRU", "dropout", 0, (0.5, 2)),
     ("RNN", "wavefront", 0, (1, -1)),
+    ("LSTM", "memory", "sqrt", ("root", 0, -1, 0.5, True)),
     ("LossScaler", "growth_factor", 3, (1, "a")),
     ("LossScaler", "backoff_factor", 0.25, (0, 1, "a")),
     ("LossScaler", "growth_interval", 7, (0, 0.5)),

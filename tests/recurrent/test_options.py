@@ -363,7 +363,9 @@ def test_the_table_of_costs(row):
         cell, tested = layer.cell, tested + 1
         count = cell.saved_blocks + len(cell.states)
         assert cost == f"{4 * count} ({cell.saved_blocks})", kind
-        assert layer.plan(T, B).cache_bytes == 4 * (T * B * H * count + B * H * len(cell.states))
+        drawn = T if any(draw.each == "timestep" for draw in cell.draws) else 1
+        masks = drawn * B * H * len(cell.draws)
+        assert layer.plan(T, B).cache_bytes == 4 * (T * B * H * count + B * H * len(cell.states)) + masks
         problem = SimpleNamespace(dtype="float32", projected=False, cell=cell, products=len(cell.hidden))
         fused = "step, block" if cell.means else "step, block, grid"
         several = "step" if refusal(problem) else fused

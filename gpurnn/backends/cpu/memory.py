@@ -10,7 +10,19 @@ import numpy as np
 
 _PATIENCE = 0.01  # seconds to wait for the lock: fresh memory takes less than that
 _STRETCH = 256  # arrays after which the oldest peak of use is forgotten: some training steps
+_LIMIT = 1 << 29  # bytes that a pool may hold unused
 _PAGES = 1 << 17  # bytes of the smallest array whose memory is worth saving
+
+
+def pool_room(size, limit=_LIMIT):
+    """Bytes of the memory in a pool that an array of ``size`` bytes takes; None for one that is not pooled.
+
+    It is up to 3 % more, so that arrays of T and T + 1 timesteps fit into the same memory.
+    """
+    if not _PAGES <= size <= limit:
+        return None
+    step = 1 << (size.bit_length() - 6)
+    return -(-size // step) * step
 
 
 class MemoryPool:
@@ -26,7 +38,7 @@ class MemoryPool:
     signal handler; then it takes memory from the system.
     """
 
-    def __init__(self, limit=1 << 29):
+    def __init__(self, limit=_LIMIT):
         self.limit = limit
         self.peaks = [
             0,
@@ -49,12 +61,9 @@ class MemoryPool:
     def empty(self, shape, dtype):
         """As ``np.empty``. The memory comes back when the last view of the array is gone."""
         size = math.prod(shape) * dtype.itemsize
-        if not _PAGES <= size <= self.limit:
+        room = pool_room(size, self.limit)
+        if room is None:
             return np.empty(shape, dtype)
-        step = 1 << (size.bit_length() - 6)
-        room = (
-            -(-size // step) * step
-        )  # up to 3 % more, so that arrays of T and T + 1 timesteps fit into the same memory
         if not self.lock.acquire(timeout=_PATIENCE):
             return np.empty(shape, dtype)
         try:

@@ -108,6 +108,8 @@ class CpuOps(HostOps):
     def empty_cache(self):
         self.store.clear()
 
+    trim = empty_cache
+
     def schedule(self, problem, wanted="auto"):
         if problem.dtype not in ("float32", "float64"):
             return "array code", (
@@ -146,7 +148,8 @@ class CpuOps(HostOps):
         forward = (weights if T > 1 else 0) * D + (products * B + ahead) * min(D, threads)
         backward = row(P) * first * H + row(P) * second * H + (row(H) * P if P < H else 0)
         through_time = backward * D + B * max(row(P), row(H)) * min(D, threads)
-        gradients = T * B * max(row(I), row(P))  # x and h, for the weight gradients
+        rows = B * max((part.stop - part.start for part in self.time_chunks(T, B)), default=0)
+        gradients = rows * max(row(I), row(P))  # x and h, for the weight gradients
         return size * max(forward, through_time, gradients, G * H * row(I))
 
     def empty_steps(self, T, B, F, dtype):
@@ -211,8 +214,7 @@ class CpuOps(HostOps):
         cell = saved.cell
         if hooks is not None or not self._compiled(cell, saved.x.dtype):  # only array code calls hooks
             for one in saved.passes:  # the compiled pass leaves padding uninitialised, possibly NaN
-                held = None if one.marks is None else Marks(one.marks.bits & HELD)
-                self.zero_silent(one.gates, saved.lengths, held)
+                self.zero_silent(one.gates, saved.lengths, one.marks and Marks(one.marks.bits & HELD))
             return self.array_code.time_loop_backward(saved, doutput, dstates, hooks)
         (T, B, P), dtype = saved.passes[0].h_new.shape, saved.x.dtype
         H, S = len(saved.weights[0].ih) // len(cell.gates), len(cell.states)
@@ -227,10 +229,10 @@ class CpuOps(HostOps):
             job = self._pass(saved, w, one, save=True)
             job.dh, job.dothers = address(dstate[0]), address(dstate[1]) if S > 1 else None
             job.dh_steps = address(dh_steps)
-            dreset = None
             if job.reset is not None:
-                dh, dothers = map(np.zeros_like, job.reset)
-                job.dreset_h, job.dreset_others, dreset = address(dh), address(dothers), (dh, *dothers)
+                dh, dothers = job.dreset = state_arrays(one.dreset or (0,) * S, B, P, H, dtype)
+                job.dreset_h, job.dreset_others = address(dh), address(dothers)
+            dreset = job.reset and (dh, *dothers)
             if doutput is not None:
                 job.doutput, job.doutput_row = address(doutput) + d * P * dtype.itemsize, len(saved.passes) * P
             jobs.append(job)

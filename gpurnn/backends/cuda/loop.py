@@ -137,7 +137,8 @@ class Loop:
         for d, reverse in enumerate(self.directions):
             others = tuple(self.others[d]) if self.save and self.others is not None else ()
             gates, masks = self.gates[d] if self.save else None, None if self.masks is None else self.masks[d]
-            passes.append(SavedPass(gates, self.h[d], others, reverse, masks, marks=self.marks.given[d]))
+            marks = self.marks.given and self.marks.given[d]
+            passes.append(SavedPass(gates, self.h[d], others, reverse, masks, marks=marks))
         return passes
 
     # ---- forward
@@ -216,8 +217,8 @@ class Loop:
 
     # ---- backward
 
-    def backward(self, doutput, dstates):
-        """As ``Ops.time_loop_backward``."""
+    def backward(self, doutput, dstates, later):
+        """As ``Ops.time_loop_backward``. later: ``SavedPass.dreset`` of each direction."""
         xp, D, T, B, H, P = self.ops.xp, self.D, self.T, self.B, self.H, self.P
         if self.dh is None or not self.recorded:  # the caller takes those of a loop that is not recorded
             self.dh = xp.empty((D, B, P), self.real)
@@ -226,7 +227,7 @@ class Loop:
             self.d_inner = xp.empty((D, B, H), self.real) if inner else None  # of what W_hr or a second product reads
             self.dh_steps = xp.empty((D, T, B, P), self.dtype) if self.projected else None
             self.dh_now = xp.empty((D, B, P), self.dtype) if self.projected else None
-        self.marks.start_backward(self.recorded)
+        self.marks.start_backward(self.recorded, later)
         running = [(self.dh[d], *(() if self.dothers is None else self.dothers[d])) for d in range(D)]
         for gradients, dstate in zip(running, dstates, strict=True):
             for gradient, final in zip(gradients, dstate or (None,) * len(gradients), strict=True):

@@ -61,13 +61,15 @@ class LoopMarks:
             if self.T and one.state is not None:
                 yield d, (self.bits[d, -1 if reverse else 0, :, None] & np.uint8(RESET)) != 0
 
-    def start_backward(self, recorded):
-        """Set the sums to zero; a loop that is not recorded gets new ones, as the caller takes them."""
+    def start_backward(self, recorded, later):
+        """Set the sums to those of later segments, ``SavedPass.dreset`` of each direction, or zero. A loop that is not
+        recorded gets new ones, as the caller takes them."""
         if self.sums is None or not recorded:
             self.sums = self._empty(self.real, self.real)
-        for total in self.sums:
-            if total is not None:
-                total[...] = 0
+        for d, parts in enumerate(later):
+            totals = self._states(*self.sums, d)
+            for total, part in zip(totals, parts or (0,) * len(totals), strict=True):
+                total[...] = part
 
     def reset_last(self, dh, dothers):
         """Of schedule ``step``: after its last launch, what a timestep before it would have done with a reset."""
@@ -86,12 +88,12 @@ class LoopMarks:
 class _NoMarks:
     """The marks of a loop whose calls have none."""
 
-    bits, read, sums, given = None, (None, None, None), (None, None), (None, None)
+    bits, read, sums, given = None, (None, None, None), (None, None), None
 
     def reset_first(self, h_now):
         """Nothing is reset."""
 
-    def start_backward(self, recorded):
+    def start_backward(self, recorded, later):
         """There are no sums."""
 
     def reset_last(self, dh, dothers):

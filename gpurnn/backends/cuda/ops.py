@@ -250,7 +250,7 @@ class CudaOps(Ops):
             loop.take(x)
         else:
             for w, gates in zip(weights, loop.gates, strict=True):
-                self.product(flat(x), w.ih.astype(x.dtype, copy=False).T, flat(gates)[:, :rows])
+                self.multiply_inputs(x, w.ih, gates[:, :, :rows])
         loop.start(states)
         loop.forward()
         output = loop.output.copy() if options.fresh_output and loop.recorded else loop.output
@@ -259,7 +259,8 @@ class CudaOps(Ops):
     def time_loop_backward(self, saved, doutput, dstates, hooks):
         if hooks is not None or saved.lease is None:  # only the array code calls hooks
             return super().time_loop_backward(saved, doutput, dstates, hooks)
-        return saved.lease.loop.backward(doutput, dstates)  # uses the weights that the forward pass loaded
+        later = [one.dreset for one in saved.passes]
+        return saved.lease.loop.backward(doutput, dstates, later)  # uses the weights that the forward pass loaded
 
     # ---- products and sums
 

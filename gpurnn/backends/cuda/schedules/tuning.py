@@ -83,7 +83,7 @@ def _time_loop(ops, problem, candidate, T):
         return loop.forward
     doutput, nothing = xp.zeros((T, B, D * H), dtype), [None] * D
     loop.forward()
-    return lambda: loop.backward(doutput, nothing)
+    return lambda: loop.backward(doutput, nothing, nothing)
 
 
 def _zero_weights(xp, cell, H, dtype):

@@ -1,0 +1,73 @@
+"""What a call saves where ``memory`` cuts time into segments, and the arrays over all of time that segments fill."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from .._typing import Array
+from ..backends.records import Gradients
+
+
+@dataclass(slots=True)
+class Border:
+    """The states before a segment, from which backward runs it again through all layers.
+
+    x: (T, B, I), the input of the call. states: for each layer those of its directions. run: makes the segment's
+    ``SavedLayer`` of every layer, as ``run(layer, border, segment, call)``.
+    """
+
+    x: Array
+    states: list[Any]
+    run: Callable[..., list[Any]]
+
+    def rebuild(self, layer, segment, call):
+        """The ``SavedLayer`` of every layer."""
+        return self.run(layer, self, segment, call)
+
+
+class Arrived(NamedTuple):
+    """Where a backward pass has arrived, for each layer.
+
+    gradients: where those of the weights are added. dstates: for each direction the gradients with respect to its
+    state. dresets: likewise to the state that resets give, summed over the timesteps so far, or None.
+    """
+
+    gradients: list[Gradients]
+    dstates: list[Any]
+    dresets: list[Any]
+
+
+class Whole:
+    """An array over all of T timesteps, from those of the segments.
+
+    Layers of a wavefront may still be writing to theirs, so these are copied at the end.
+    """
+
+    def __init__(self, layer, segments, T):
+        self._layer, self._count, self._T = layer, len(segments), T
+        self._late = layer.memory is None
+        self._parts, self._array = [], None
+
+    def add(self, segment, part):
+        """Take the array (t, B, F) of a segment."""
+        if self._count == 1:
+            self._array = part
+        elif self._late:
+            self._parts.append((segment, part))
+        else:
+            self._copy(segment, part)
+
+    def _copy(self, segment, part):
+        if self._array is None:
+            self._array = self._layer.ops.empty(self._T, *part.shape[1:], part.dtype)
+        self._layer.ops.copy_steps(self._array[segment], part)
+
+    @property
+    def array(self):
+        """(T, B, F)."""
+        for segment, part in self._parts:
+            self._copy(segment, part)
+        self._parts.clear()
+        return self._array
