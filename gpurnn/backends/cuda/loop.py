@@ -137,7 +137,8 @@ class Loop:
         for d, reverse in enumerate(self.directions):
             others = tuple(self.others[d]) if self.save and self.others is not None else ()
             gates, masks = self.gates[d] if self.save else None, None if self.masks is None else self.masks[d]
-            passes.append(SavedPass(gates, self.h[d], others, reverse, masks, marks=self.marks.given[d]))
+            marks = self.marks.given and self.marks.given[d]
+            passes.append(SavedPass(gates, self.h[d], others, reverse, masks, marks=marks))
         return passes
 
     # ---- forward
