@@ -88,7 +88,7 @@ class LoopMarks:
 class _NoMarks:
     """The marks of a loop whose calls have none."""
 
-    bits, read, sums, given = None, (None, None, None), (None, None), None
+    given, read, sums = None, (None, None, None), (None, None)
 
     def reset_first(self, h_now):
         """Nothing is reset."""

@@ -326,7 +326,7 @@ MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
     "weights not transposed": ("rnn tanh", "row) * H + column, H, column", "column) * H + row, 1, column"),
     "units past H": ("rnn relu", "rank < B && j < H", "rank < B"),
     "another sequence's place": ("gru", "-1 : order ? order[rank] : rank", "-1 : rank"),
-    "length off by one": ("lstm", f"if (t < pos.length[k]) {{\n{'float h_new':>27}",
+    "length off by one": ("lstm", f"if (lives(k, t)) {{\n{'float h_new':>27}",
                           "if (t <= pos.length[k]) { float h_new"),
     "the tile ends early": ("lstm", "longest = steps > longest ? steps : longest", "longest = 1"),
     "slot of the reverse direction": ("gru", "t, pos.reversed ? 0 : T_, false)", "t, T_, false)"),

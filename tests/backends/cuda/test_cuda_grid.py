@@ -322,7 +322,7 @@ MMA_MUTATIONS = {
     "the group ends early": ("rnn tanh", "longest = steps > longest ? steps : longest", "longest = 1"),
     "length off by one": (
         "gru",
-        f"if (t < pos.length[k]) {{\n{'float h_new':>27}",
+        f"if (lives(k, t)) {{\n{'float h_new':>27}",
         "if (t <= pos.length[k]) { float h_new",
     ),
     "h of the step itself": ("rnn tanh", "if (ahead) h_new[k] = h_old[k];", ";"),

@@ -670,8 +670,8 @@ MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
     "slot of the reverse direction": ("gru", "reversed ? t + 1 : t)", "reversed ? t : t)"),
     "index of saved gates": ("lstm", "k * a.H] = T(out.saved[k])", "k * a.H + 1] = T(out.saved[k])"),
     "unit past the end": ("rnn tanh", "inside(j_ < n)", "inside(j_ <= n)"),
-    "length off by one": ("rnn tanh", ">= lengths[pos.b]) return hold", "> lengths[pos.b]) return hold"),
-    "projection forgets the end": ("lstm projected", "held ? h_now[index] : product", "!held ? h_now[index] : product"),
+    "length off by one": ("rnn tanh", ">= lengths[pos.b], false", "> lengths[pos.b], false"),
+    "projection forgets the end": ("lstm projected", "now.held ? h_now[index]", "!now.held ? h_now[index]"),
 }  # fmt: skip
 
 

@@ -213,11 +213,12 @@ def test_no_sequence_no_timestep_and_no_unit_to_spare():
 
 
 @pytest.mark.parametrize("schedule", ["step", "block"])
-def test_stacks_wavefronts_and_learned_states(schedule):
+def test_stacks_wavefronts_heads_and_learned_states(schedule):
     """What a layer above reads is 0 where the timestep is held; the state that resets give is learned from all."""
     for more in (
         {"num_layers": 2, "bidirectional": True, "residual": True},
         {"num_layers": 2, "wavefront": 2, "learn_state": True},
+        {"heads": 2, "bidirectional": True, "H": 10},
     ):
         pattern, given = "reset where held" if "residual" in more else "every step", "learn_state" not in more
         compare(gpurnn.LSTM, cuda_ops(), "float32", pattern, schedule, ragged=True, given=given, **more)
