@@ -299,6 +299,24 @@ def test_peak_is_what_plan_says(name, backend, monkeypatch):
         del output, backward, dx
 
 
+# ---- training
+
+
+def test_a_training_has_the_same_bits(small_chunks):
+    """Weights after some updates, with dropout whose draws are counted, and with a carried state."""
+    found = []
+    for memory in (None, "sqrt"):
+        text = gpurnn.TextBatches(np.arange(201) % 5, batch_size=4, steps=10)
+        lstm = gpurnn.LSTM(8, 16, 2, dropout=0.3, zoneout=0.1, memory=memory, seed=1, backend="cpu")
+        layers = gpurnn.Embedding(5, 8, seed=1, backend="cpu"), lstm, gpurnn.Linear(16, 5, seed=1, backend="cpu")
+        model = gpurnn.Sequential(*layers)
+        adam = gpurnn.Adam(model, lr=0.01)
+        gpurnn.fit(model, gpurnn.cross_entropy, text, optimizer=adam, epochs=2, progress=False)
+        found.append(model.flat_params.copy())
+    assert lstm.plan(10, 4).recompute > 0
+    np.testing.assert_array_equal(*found)
+
+
 # ---- planted errors: what these tests are for
 
 
