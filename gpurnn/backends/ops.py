@@ -156,7 +156,7 @@ class Ops(InChunks):
         for w, state, reverse, more in zip(weights, states, options.directions, rest, strict=True):
             rows, G = len(w.ih), len(cell.gates)
             ax = self.empty_steps(T, B, rows // G * (cell.saved_blocks if options.save else G), x.dtype)
-            self.multiply_inputs(x, w.ih, ax[:, :, :rows])
+            self.multiply_inputs(w.read(x), w.ih, ax[:, :, :rows])
             if w.bias_ih is not None:
                 ax[:, :, :rows] += input_bias(cell, w).astype(x.dtype, copy=False)
             inner = hidden_weights(cell, w, x.dtype)
@@ -183,6 +183,8 @@ class Ops(InChunks):
         layers; and those with respect to the state that resets give, or None.
         """
         done = self.time_loop_backward(saved, doutput, dstates, hooks)
+        if dx is None and saved.weights[0].reads is not None:
+            dx = self.xp.zeros(saved.x.shape, saved.x.dtype)
         for d, (one, weights, gradients) in enumerate(zip(saved.passes, saved.weights, done, strict=True)):
             if grads.record is None:
                 with grads.lock:
@@ -195,7 +197,7 @@ class Ops(InChunks):
             if not accumulate:
                 dx = (self.empty if fresh_dx else self.empty_steps)(*saved.x.shape, saved.x.dtype)
             for chunk in self.time_chunks(*dx.shape[:2]):
-                self.product(flat(dax[chunk]), weight_ih, flat(dx[chunk]), accumulate)
+                self.product(flat(dax[chunk]), weight_ih, flat(weights.read(dx[chunk])), accumulate)
         return dx, [gradients.dstate for gradients in done], [gradients.dreset for gradients in done]
 
     def time_loop_backward(self, saved, doutput, dstates, hooks):

@@ -17,7 +17,7 @@ def add_weight_gradients(ops, layer, saved, grads, done):
     _settle(ops, cell, saved, done)
     for chunk in ops.time_chunks(*dgates.shape[:2], saved.reverse):
         dh = None if done.dh_steps is None else flat(done.dh_steps[chunk])
-        rows = _Rows(flat(dgates[chunk]), flat(saved.h_old[chunk]), flat(layer.x[chunk]), dh)
+        rows = _Rows(flat(dgates[chunk]), flat(saved.h_old[chunk]), flat(grads.read(layer.x[chunk])), dh)
         _add_chunk(ops, cell, rows, grads)
     return dgates[:, :, : len(cell.gates) * (dgates.shape[2] // cell.saved_blocks)]
 
@@ -104,5 +104,5 @@ def weight_terms(ops, layer, saved, grads, done):
         sums.append((parameter.name, gradient, dgates[:, :, cell.columns(parameter.blocks, H)]))
     found += [(name, d, None, 0) for name, gradient, d in sums if gradient is not None]
     if grads.ih is not None:
-        found.append(("weight_ih", dax, layer.x, 0))
+        found.append(("weight_ih", dax, grads.read(layer.x), 0))
     return dax, found

@@ -33,7 +33,8 @@ class Weights:
     None, hr (P, H) of a projection or None, and own, those that the cell has besides, in the order of
     ``Cell.parameters``. Of gradients: the arrays to add to, None where a parameter is not trained.
 
-    ready: for a backend, what it has made of these arrays for its calls, without copying them; None at first.
+    reads: the columns of x that ih multiplies, None for all. ready: for a backend, what it has made of these arrays for
+    its calls, without copying them; None at first.
     """
 
     ih: Array | None
@@ -42,7 +43,12 @@ class Weights:
     bias_hh: Array | None = None
     hr: Array | None = None
     own: tuple[Array | None, ...] = ()
+    reads: slice | None = None
     ready: object = field(default=None, repr=False)
+
+    def read(self, x: Array) -> Array:
+        """What is read of x (..., I): a view."""
+        return x if self.reads is None else x[..., self.reads]
 
 
 @dataclass(slots=True)

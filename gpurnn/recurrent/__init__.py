@@ -7,12 +7,15 @@ unchanged.
 """
 
 from .conversion import with_heads
+from .gru import GRU
 from .init import INITIALIZERS
-from .kinds import GRU, LAYERS, LSTM, RNN
+from .kinds import LAYERS
 from .layer import Recurrent
+from .lstm import LSTM
 from .one_step import GRUCell, LSTMCell, RNNCell
 from .plan import Plan
 from .population import set_population_statistics
+from .rnn import RNN
 from .steps import Steps
 
 __all__ = [

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+from typing import NamedTuple
 
 import numpy as np
 
+from ..errors import check_flag
 from .heads import check_heads
 from .layer import Recurrent
 
 
-def with_heads(layer: Recurrent, heads: int) -> Recurrent:
+def with_heads(layer: Recurrent, heads: int, *, mix_heads: bool = True) -> Recurrent:
     """A layer with so many heads that has the weights of another one.
 
     To more heads, it has the blocks on the diagonals of the recurrent weights, and drops the others. To fewer heads,
@@ -23,6 +25,8 @@ def with_heads(layer: Recurrent, heads: int) -> Recurrent:
         It stays as it is.
     heads : int
         N; one number of heads has to divide the other.
+    mix_heads : bool
+        As the argument of the layer. Without it the input weights, too, are left with the blocks on their diagonals.
 
     Raises
     ------
@@ -46,33 +50,45 @@ def with_heads(layer: Recurrent, heads: int) -> Recurrent:
     if layer._cell.means:
         raise ValueError(f"heads: the cell {layer._cell.name} has means over the units of a head")
     made, values = copy.deepcopy(layer), {}
+    before, after = (_Division(one, mixes) for one, mixes in ((layer.heads, layer.mix_heads), (heads, mix_heads)))
     for _, k, _, suffix in layer._passes():
         for name in [name for name in layer.params if name.endswith(suffix)]:
             array = layer.ops.to_numpy(layer.params[name])
             if not name.startswith("initial_"):
-                square = name.startswith("weight_hh")
-                array = _in_heads(_whole(array, layer.heads, layer.hidden_sizes[k], square), heads, square)
+                array = after.divided(before.whole(array, layer.hidden_sizes[k], name), name)
             values[name] = array
+    made.mix_heads = check_flag("mix_heads", mix_heads)
     made._set_heads(heads)
     made._declare(values)
     return made
 
 
-def _whole(array, heads, H, square):
-    """A parameter of so many heads by gate and unit: (gates, H, ...). square: a product with h, (gates, H, H)."""
-    parts = array.reshape(heads, -1, H // heads, *array.shape[1 + (heads > 1) :])  # (heads, gates, H / heads, ...)
-    if not square:
-        return np.concatenate(list(parts), axis=1)
-    whole, h = np.zeros((parts.shape[1], H, H), array.dtype), H // heads
-    for n, part in enumerate(parts):
-        whole[:, n * h : (n + 1) * h, n * h : (n + 1) * h] = part
-    return whole
+class _Division(NamedTuple):
+    """How the units of a layer are divided into heads."""
 
+    heads: int
+    mix_heads: bool
 
-def _in_heads(whole, heads, square):
-    """The reverse of ``_whole``."""
-    parts = np.split(whole, heads, axis=1)
-    if square:
-        parts = [np.split(part, heads, axis=2)[n] for n, part in enumerate(parts)]
-    flat = [part.reshape(-1, *part.shape[2:]) for part in parts]
-    return flat[0] if heads == 1 else np.stack(flat)
+    def _by_head(self, name):
+        """Whether the columns of a parameter are divided, too: of W_hh, and of W_ih where heads read parts of x."""
+        return name.startswith("weight_hh") or (name.startswith("weight_ih") and not self.mix_heads)
+
+    def whole(self, array, H, name):
+        """A parameter by gate and unit: (gates, H, ...), with zeros between the heads."""
+        N = self.heads
+        parts = array.reshape(N, -1, H // N, *array.shape[1 + (N > 1) :])  # (heads, gates, H / heads, ...)
+        if not self._by_head(name):
+            return np.concatenate(list(parts), axis=1)
+        rows, columns = parts.shape[2:]
+        whole = np.zeros((parts.shape[1], H, N * columns), array.dtype)
+        for n, part in enumerate(parts):
+            whole[:, n * rows : (n + 1) * rows, n * columns : (n + 1) * columns] = part
+        return whole
+
+    def divided(self, whole, name):
+        """The reverse of ``whole``."""
+        parts = np.split(whole, self.heads, axis=1)
+        if self._by_head(name):
+            parts = [np.split(part, self.heads, axis=2)[n] for n, part in enumerate(parts)]
+        flat = [part.reshape(-1, *part.shape[2:]) for part in parts]
+        return flat[0] if self.heads == 1 else np.stack(flat)

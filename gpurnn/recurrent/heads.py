@@ -16,6 +16,32 @@ def check_heads(heads, hidden_sizes, proj_size):
     return heads
 
 
+def check_parts(layer):
+    """Raise ValueError where the heads of a layer read equal parts of an input that cannot be divided so."""
+    if layer.mix_heads or layer.heads == 1:
+        return
+    for k in range(layer.num_layers):
+        inputs = layer._sizes(k)[0]
+        if inputs % layer.heads:
+            raise ValueError(
+                f"mix_heads: the {inputs} inputs of layer {k} cannot be divided into {layer.heads} parts of one size"
+            )
+
+
+def inputs_of(layer, k):
+    """How many inputs a head of layer ``k`` reads."""
+    inputs = layer._sizes(k)[0]
+    return inputs if layer.mix_heads else inputs // layer.heads
+
+
+def columns_of(layer, k, head):
+    """Which columns of its input a head of layer ``k`` reads, None for all."""
+    if layer.mix_heads or layer.heads == 1:
+        return None
+    size = inputs_of(layer, k)
+    return slice(head * size, (head + 1) * size)
+
+
 def split(array, heads):
     """Views of the last axis, one for each head."""
     size = array.shape[-1] // heads

@@ -6,6 +6,7 @@ import numpy as np
 
 from .. import rng
 from ..errors import check_number, check_size
+from .heads import inputs_of
 
 INITIALIZERS = ("uniform", "xavier", "orthogonal", "identity")
 
@@ -26,9 +27,9 @@ def initial_values(layer, forget_bias, chrono):
     if (forget_bias is not None or chrono is not None) and cell.remembers is None:
         raise ValueError(f"forget_bias and chrono: the cell {cell.name} does not say which of its gates remembers")
     for _, k, _, suffix in layer._passes():
-        inputs, H, P = layer._sizes(k)
+        _, H, P = layer._sizes(k)
         H, P = H // layer.heads, P // layer.heads  # each head begins as a layer of its size
-        blocks = {"weight_ih": (G, H, inputs), "weight_hh": (rows, H, P)}
+        blocks = {"weight_ih": (G, H, inputs_of(layer, k)), "weight_hh": (rows, H, P)}
         if layer.bias and cell.biases:
             blocks |= {"bias_ih": (G, H), "bias_hh": (G, H)}
         if layer.proj_size:

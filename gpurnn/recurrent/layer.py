@@ -22,7 +22,7 @@ from ..gradients import adding
 from ..module import Module
 from .calls import Calls
 from .cell_options import OPTIONS, CellOptions, check_cell, check_projection, check_residual, shown
-from .heads import check_heads
+from .heads import check_heads, check_parts, columns_of
 from .init import INITIALIZERS, check_memory, initial_values, running_statistics
 from .memory import check_memory_limit
 from .state import state_kinds
@@ -30,7 +30,8 @@ from .state import state_kinds
 _SHOWN = {  # attributes that ``repr`` shows where they differ from these
     "num_layers": 1, "nonlinearity": "tanh", "bias": True, "batch_first": False, "dropout": 0.0,
     "bidirectional": False, "proj_size": 0, "reset_after": True, "reverse": False, "learn_state": False,
-    "init": "uniform", **OPTIONS, "weight_dropout": 0.0, "residual": False, "heads": 1, "masked_output": "zero",
+    "init": "uniform", **OPTIONS, "weight_dropout": 0.0, "residual": False, "heads": 1, "mix_heads": True,
+    "masked_output": "zero",
     "reset_to": "given", "schedule": "auto", "wavefront": 0, "memory": None,
     "precision": "float32",
 }  # fmt: skip
@@ -56,7 +57,7 @@ class Recurrent(Calls, CellOptions, Module):
         From the decorator ``gpurnn.cell``, or one of ``gpurnn.cells``.
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, weight_dropout, residual :
         As ``LSTM``.
-    heads, masked_output, reset_to :
+    heads, mix_heads, masked_output, reset_to :
         As ``LSTM``.
     reverse, learn_state, init, schedule, wavefront, memory, backend, dtype, precision, seed :
         As ``LSTM``.
@@ -93,6 +94,7 @@ class Recurrent(Calls, CellOptions, Module):
     learn_state: bool
     residual: bool
     heads: int
+    mix_heads: bool
     init: str
     buffers: dict[str, Array]
     stateful = True
@@ -117,6 +119,7 @@ class Recurrent(Calls, CellOptions, Module):
         weight_dropout: float = 0.0,
         residual: bool = False,
         heads: int = 1,
+        mix_heads: bool = True,
         masked_output: str = "zero",
         reset_to: str = "given",
         forget_bias: float | None = None,
@@ -145,6 +148,7 @@ class Recurrent(Calls, CellOptions, Module):
         self.proj_size = check_projection(proj_size, self.hidden_sizes, cell)
         check_memory(forget_bias, chrono, bias)
         heads = check_heads(heads, self.hidden_sizes, self.proj_size)
+        self.mix_heads = check_flag("mix_heads", mix_heads)
         self.init = check_choice("init", init, INITIALIZERS)
         self._directions = (False, True) if bidirectional else (self.reverse,)
         self._set_heads(heads)
@@ -181,6 +185,7 @@ class Recurrent(Calls, CellOptions, Module):
             for d, reverse in enumerate(self._directions)
         )
         self._state_kinds = state_kinds(self.cell, self._layer_sizes)
+        check_parts(self)
 
     @property
     def cell(self) -> cells.Cell:
@@ -288,7 +293,8 @@ class Recurrent(Calls, CellOptions, Module):
                 return array if self.heads == 1 or array is None else array[head]
 
             rest = tuple(part(parameter.name) for parameter in own)
-            return cells.Weights(*(part(name) if name else None for name in names), rest)
+            reads = columns_of(self, k, head)
+            return cells.Weights(*(part(name) if name else None for name in names), rest, reads)
 
         return [[weights(k, strand) for strand in range(len(self._strands))] for k in range(self.num_layers)]
 

@@ -9,6 +9,7 @@ from typing import Any
 from ..backends.cuda.schedules import Problem
 from ..errors import check_size, show_size
 from ..files.limits import parse_size
+from .heads import inputs_of
 from .peak import Rehearsal, Shape
 
 
@@ -90,7 +91,10 @@ def longest_segment(segments):
 def problems(layer, T, B, concurrent=1):
     """For each layer the ``schedules.Problem`` of a forward pass of T timesteps."""
     for k in range(layer.num_layers):
-        inputs, H, P = layer._sizes(k)
+        _, H, P = layer._sizes(k)
+        inputs = inputs_of(layer, k)
+        if layer.ops.name == "cuda" and inputs < layer._sizes(k)[0]:
+            inputs = 0  # what a kernel multiplies is all of x
         yield Problem(
             layer.cell, H // layer.heads, T, B, len(layer._strands), layer.dtype.name,
             projected=P != H, backward=False, I=inputs, concurrent=concurrent,

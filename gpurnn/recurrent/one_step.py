@@ -9,7 +9,9 @@ from ..errors import ShapeError, answers_unknown
 from ..module import backward_of
 from .cell_options import OPTIONS
 from .forward import Given, run_forward
-from .kinds import GRU, LSTM, RNN
+from .gru import GRU
+from .lstm import LSTM
+from .rnn import RNN
 from .state import as_state, state_parts
 
 _NO_STACK = dict.fromkeys(

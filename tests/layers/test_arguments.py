@@ -46,18 +46,18 @@ def forward(make):
 FLAGS = {
     "LSTM": (
         lambda **o: gpurnn.LSTM(6, 5, 2, **o),
-        "bias batch_first bidirectional reverse learn_state layer_norm peephole coupled residual",
+        "bias batch_first bidirectional reverse learn_state layer_norm peephole coupled residual mix_heads",
     ),
     "GRU": (
         lambda **o: gpurnn.GRU(6, 5, 2, **o),
-        "bias batch_first bidirectional reverse learn_state reset_after layer_norm residual",
+        "bias batch_first bidirectional reverse learn_state reset_after layer_norm residual mix_heads",
     ),
     "RNN": (
-        lambda **o: gpurnn.RNN(6, 5, 2, **o), "bias batch_first bidirectional reverse learn_state layer_norm residual",
+        lambda **o: gpurnn.RNN(6, 5, 2, **o), "bias batch_first bidirectional reverse learn_state layer_norm residual mix_heads",
     ),
     "Recurrent": (
         lambda **o: gpurnn.Recurrent(gpurnn.cells.mgu, 6, 5, 2, **o),
-        "bias batch_first bidirectional reverse learn_state residual",
+        "bias batch_first bidirectional reverse learn_state residual mix_heads",
     ),
     "LSTMCell": (lambda **o: gpurnn.LSTMCell(6, 5, **o), "bias"),
     "GRUCell": (lambda **o: gpurnn.GRUCell(6, 5, **o), "bias reset_after"),

@@ -27,6 +27,7 @@ STACKS = {
     "one": {},
     "both, two": {"bidirectional": True, "num_layers": 2, "learn_state": True},
     "segments": {"num_layers": 2, "residual": True, "wavefront": 3},
+    "own inputs": {"mix_heads": False, "bidirectional": True, "num_layers": 2, "memory": "sqrt"},
 }
 
 
@@ -41,7 +42,7 @@ def build(name, **more):
 @pytest.mark.parametrize("stack", STACKS)
 @pytest.mark.parametrize("name", KINDS)
 def test_gradients(name, stack, backend):
-    if name == "batch norm" and stack == "segments":
+    if name == "batch norm" and stack in ("segments", "own inputs"):
         pytest.skip("batch norm has no segments")
     layer = build(name, backend=backend, **STACKS[stack])
     x, state, lengths, reset, mask, *_ = case(copy.deepcopy(layer).eval())
@@ -91,13 +92,14 @@ def test_dense(name, stack):
     same = {key: value for key, value in expected.items() if not key.startswith("d ")}
     share, detail = worst_error(got, None, same, "float64", count_terms(dense, len(x)))
     assert share <= 1, detail
-    for back in (with_heads(dense, N), with_heads(layer, N)):
+    mixes = {"mix_heads": layer.mix_heads}
+    for back in (with_heads(dense, N, **mixes), with_heads(layer, N, **mixes)):
         for key, array in layer.params.items():
             np.testing.assert_array_equal(back.params[key], array, key)
     gradients = with_heads(dense, 1)  # the blocks of the dense layer's gradient are those of the heads
     for key in gradients.params:
         gradients.params[key][...] = dense.grads[key]
-    for key, array in with_heads(gradients, N).params.items():
+    for key, array in with_heads(gradients, N, **mixes).params.items():
         allowed = count_terms(dense, len(x)) * np.finfo("f8").eps * max(1, np.abs(array).max())
         assert np.abs(array - layer.grads[key]).max() <= allowed, key
     assert layer.heads == N and with_heads(dense, 2).params["weight_hh_l0"].shape[0] == 2
@@ -146,6 +148,8 @@ def test_streaming_and_flow():
 def test_refusals():
     with pytest.raises(ValueError, match="heads: hidden_size = 6 cannot be divided into 4 heads"):
         gpurnn.LSTM(3, 6, heads=4, backend="numpy")
+    with pytest.raises(ValueError, match="mix_heads: the 3 inputs of layer 0 cannot be divided into 2 parts"):
+        gpurnn.LSTM(3, 6, heads=2, mix_heads=False, backend="numpy")
     with pytest.raises(ValueError, match="heads: proj_size mixes"):
         gpurnn.LSTM(3, 6, heads=2, proj_size=4, backend="numpy")
     with pytest.raises(ValueError, match="heads: the cell"):

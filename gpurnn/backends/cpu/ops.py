@@ -161,8 +161,7 @@ class CpuOps(HostOps):
     def layer_forward(self, cell, x, weights, states, lengths, options):
         if not self._compiled(cell, x.dtype):
             return self.array_code.layer_forward(cell, x, weights, states, lengths, options)
-        T, B, I = x.shape
-        directions, save = options.directions, options.save
+        (T, B, I), directions, save = x.shape, options.directions, options.save
         D, H = len(directions), len(weights[0].ih) // len(cell.gates)
         P = H if weights[0].hr is None else len(weights[0].hr)
         fresh = options.fresh_output or D > 1  # otherwise the output is a view of h
@@ -179,7 +178,8 @@ class CpuOps(HostOps):
                 steps[T if reverse and save else 0] = first
             one = SavedPass(gates, h, others, reverse, masks[d], marks=marks[d])
             job = self._pass(saved, w, one, save)
-            job.x, job.I = address(x), I
+            job.read = np.ascontiguousarray(w.read(x))
+            job.x, job.I = address(job.read), job.read.shape[2]
             if output is not None:
                 job.output, job.output_row = address(output) + d * P * x.itemsize, D * P
             jobs.append(job)

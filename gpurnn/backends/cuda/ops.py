@@ -229,7 +229,7 @@ class CudaOps(Ops):
     def layer_forward(self, cell, x, weights, states, lengths, options):
         if array_code(cell):
             return super().layer_forward(cell, x, weights, states, lengths, options)
-        T, B, I = x.shape
+        T, B, I = x.shape if weights[0].reads is None else (*x.shape[:2], 0)  # 0: multiplied before the loop
         rows, hh = len(weights[0].ih), weights[0].hh
         H = rows // len(cell.gates)
         shape = LoopShape(
@@ -250,7 +250,7 @@ class CudaOps(Ops):
             loop.take(x)
         else:
             for w, gates in zip(weights, loop.gates, strict=True):
-                self.multiply_inputs(x, w.ih, gates[:, :, :rows])
+                self.multiply_inputs(w.read(x), w.ih, gates[:, :, :rows])
         loop.start(states)
         loop.forward()
         output = loop.output.copy() if options.fresh_output and loop.recorded else loop.output

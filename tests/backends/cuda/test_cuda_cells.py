@@ -105,6 +105,7 @@ def test_heads(kind, schedule):
     ops = cuda_ops(**THREAD_ORDERS["ascending"])
     both = schedule != "grid"  # of which four strands do not fit on the multiprocessors here
     compare(kind, ops, "float32", 5, 5, 22, True, schedule, heads=2, bidirectional=both)
+    compare(kind, ops, "float32", 5, 5, 22, True, schedule, I=4, heads=2, mix_heads=False, bidirectional=both)
     if both:  # more strands than a word has bits
         compare(kind, ops, "float32", 4, 3, 38, False, schedule, heads=19, bidirectional=True)
 
