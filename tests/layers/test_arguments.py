@@ -53,7 +53,8 @@ FLAGS = {
         "bias batch_first bidirectional reverse learn_state reset_after layer_norm residual mix_heads",
     ),
     "RNN": (
-        lambda **o: gpurnn.RNN(6, 5, 2, **o), "bias batch_first bidirectional reverse learn_state layer_norm residual mix_heads",
+        lambda **o: gpurnn.RNN(6, 5, 2, **o),
+        "bias batch_first bidirectional reverse learn_state layer_norm residual mix_heads",
     ),
     "Recurrent": (
         lambda **o: gpurnn.Recurrent(gpurnn.cells.mgu, 6, 5, 2, **o),
