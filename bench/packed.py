@@ -33,7 +33,7 @@ from gpurnn.files import make_folder, write_text_atomic
 
 from .cases import Case
 from .judge import allowed, furthest, inputs
-from .layouts import layouts_of
+from .layouts import LAYOUTS, RESET_LAYOUTS, layouts_of
 from .machine import environment
 from .results_file import ratio
 from .run import environment_of
@@ -226,16 +226,41 @@ def table(row):
         f"{row['name']}, H {row['H']}: {row['sequences']} sequences, median {row['median_length']}, longest "
         f"{row['longest']}, {row['tokens']:,} timesteps{shares}"
     )
-    timed = {name: result for name, result in row["results"].items() if result["status"] == "timed"}
+    found = compared(row)
     for name, result in row["results"].items():
-        if name not in timed:
+        if name in found:
+            nanoseconds, (middle, low, high) = found[name]
+            yield f"  {name:24}{nanoseconds:10,.0f} ns{middle:8.2f} ({low:.2f} to {high:.2f})"
+        else:
             yield f"  {name:24}{result['status']}: {result.get('reason') or result['where']}"
-            continue
-        cpu = [{"host_s": one["cpu_s"]} for one in result["samples"]]
-        first = [{"host_s": one["cpu_s"]} for one in next(iter(timed.values()))["samples"]]
-        middle, low, high = ratio(cpu, first)
-        nanoseconds = np.median([one["host_s"] for one in cpu]) / row["tokens"] * 1e9
-        yield f"  {name:24}{nanoseconds:10,.0f} ns{middle:8.2f} ({low:.2f} to {high:.2f})"
+
+
+def compared(row):
+    """Layout -> (nanoseconds of processor time for a timestep, (how many times that of the first one, its interval)),
+    of those that were timed."""
+    samples = {
+        name: [{"host_s": one["cpu_s"]} for one in result["samples"]]
+        for name, result in row["results"].items()
+        if result["status"] == "timed"
+    }
+    first = next(iter(samples.values()), None)
+    return {
+        name: (float(np.median([one["host_s"] for one in cpu])) / row["tokens"] * 1e9, ratio(cpu, first))
+        for name, cpu in samples.items()
+    }
+
+
+def markdown(document, resets):
+    """Lines of a table: the problems with resets, or the others; microseconds of the first layout, the others beside
+    it."""
+    rows = [row for row in document["problems"] if (row["name"] == RESETS) is resets]
+    names = list(RESET_LAYOUTS if resets else LAYOUTS)
+    yield f"| H | sequences | full | {names[0]} | {' | '.join(names[1:])} |"
+    yield f"|---:|---|---|{'---:|' * len(names)}"
+    for row in rows:
+        found, full = compared(row), ", ".join(f"{share:.0%}" for share in row["filled"].values()) or "100%"
+        others = (f"{found[name][1][0]:.2f}" if name in found else "-" for name in names[1:])
+        yield f"| {row['H']} | {row['name']} | {full} | {found[names[0]][0] / 1e3:.1f} | {' | '.join(others)} |"
 
 
 def problems(word_files, character_files, sizes):

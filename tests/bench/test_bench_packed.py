@@ -1,6 +1,7 @@
 """``bench.packed``: all layouts of sequences give what each sequence gives alone; what is wrong is not timed."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import gpurnn
 from bench import layouts, packed
 from bench.judge import furthest, inputs
 
+ROOT = Path(__file__).resolve().parents[2]
 OURS = ("gpurnn packed", "gpurnn padded", "gpurnn bucketed", "gpurnn resets")
 
 
@@ -125,3 +127,15 @@ def test_the_command_writes_and_prints(tmp_path, monkeypatch):
     lines.write_text("too few\n")
     done = CliRunner().invoke(packed.main, arguments)
     assert done.exit_code == 1 and "expected at least 10 sequences, got 1" in done.output
+
+
+def test_the_page_has_the_figures_of_the_results():
+    document = json.loads((ROOT / "bench/results/packed_cpu.json").read_text(encoding="utf-8"))
+    page = (ROOT / "gpurnn/docs/lengths.md").read_text(encoding="utf-8")
+    for name, resets in (("packed", False), ("resets", True)):
+        shown = page.partition(f"<!-- {name} -->\n")[2].partition("<!-- end -->")[0]
+        lines = list(packed.markdown(document, resets))
+        assert len(lines) > 2 and shown.splitlines() == lines
+    for row in document["problems"]:
+        assert all(result["status"] == "timed" and len(result["samples"]) == 4 for result in row["results"].values())
+    assert document["threads"] == 1 and document["rounds"] == 4
