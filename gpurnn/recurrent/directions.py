@@ -89,10 +89,11 @@ def _back(layer, saved, place, outer, segment, arrived):
     P = saved.passes[0].h.shape[2]
     saved.passes[0].dreset = dresets[d]
     part = None if dy is None else dy[segment, :, d * P : (d + 1) * P]
-    gradients = gradients._replace(weights=gradients.weights[d : d + 1])
+    record = None if gradients.record is None else lambda _, terms: gradients.record(d, terms)
+    of_strand = gradients._replace(weights=gradients.weights[d : d + 1], record=record)
     into = dx[segment] if d else None
     dx_part, (dstates[d],), (dresets[d],) = layer.ops.layer_backward(
-        saved, gradients, part, dstates[d : d + 1], None, k == 0, into
+        saved, of_strand, part, dstates[d : d + 1], None, k == 0, into
     )
     if not d:
         layer.ops.copy_steps(dx[segment], dx_part)

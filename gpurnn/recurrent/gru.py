@@ -42,7 +42,7 @@ class GRU(Recurrent):
         As ``LSTM``, of h.
     activation, recurrent_activation :
         As ``LSTM``; of n, and of r and z.
-    reverse, learn_state, init, schedule, wavefront, memory, backend, dtype, precision, seed :
+    reverse, learn_state, init, schedule, wavefront, memory, save, backend, dtype, precision, seed :
         As ``LSTM``.
 
     Raises
@@ -101,6 +101,7 @@ class GRU(Recurrent):
         schedule: str = "auto",
         wavefront: int = 0,
         memory: str | int | None = None,
+        save: str = "all",
         backend: str | Backend | None = "auto",
         dtype: DTypeLike = "float32",
         precision: str = "float32",
@@ -118,6 +119,6 @@ class GRU(Recurrent):
             batch_first=batch_first, dropout=dropout, bidirectional=bidirectional, reverse=reverse,
             learn_state=learn_state, init=init, weight_dropout=weight_dropout, residual=residual,
             heads=heads, mix_heads=mix_heads, masked_output=masked_output, reset_to=reset_to, chrono=chrono,
-            schedule=schedule, wavefront=wavefront, memory=memory, backend=backend, dtype=dtype,
+            schedule=schedule, wavefront=wavefront, memory=memory, save=save, backend=backend, dtype=dtype,
             precision=precision, seed=seed,
         )  # fmt: skip

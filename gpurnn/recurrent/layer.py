@@ -59,7 +59,7 @@ class Recurrent(Calls, CellOptions, Module):
         As ``LSTM``.
     heads, mix_heads, masked_output, reset_to :
         As ``LSTM``.
-    reverse, learn_state, init, schedule, wavefront, memory, backend, dtype, precision, seed :
+    reverse, learn_state, init, schedule, wavefront, memory, save, backend, dtype, precision, seed :
         As ``LSTM``.
     forget_bias, chrono :
         As ``LSTM``, for a cell that says which gate ``remembers``.
@@ -127,6 +127,7 @@ class Recurrent(Calls, CellOptions, Module):
         schedule: str = "auto",
         wavefront: int = 0,
         memory: str | int | None = None,
+        save: str = "all",
         backend: str | Backend | None = "auto",
         dtype: DTypeLike = "float32",
         precision: str = "float32",
@@ -142,7 +143,7 @@ class Recurrent(Calls, CellOptions, Module):
         self.dropout = dropout
         if bidirectional and reverse:
             raise ValueError("reverse means one direction, backwards in time: it excludes bidirectional")
-        self._set_segments(wavefront, memory)
+        self._set_segments(wavefront, memory, save)
         self.weight_dropout, self.residual = weight_dropout, check_residual(residual, self.num_layers)
         self.masked_output, self.reset_to = masked_output, reset_to
         self.proj_size = check_projection(proj_size, self.hidden_sizes, cell)
@@ -167,7 +168,11 @@ class Recurrent(Calls, CellOptions, Module):
             self.hidden_sizes = (check_size("hidden_size", hidden_size),) * self.num_layers
         self.hidden_size = hidden_size
 
-    def _set_segments(self, wavefront, memory):
+    def _set_segments(self, wavefront, memory, save):
+        if check_choice("save", save, ("all", "states")) == "states":
+            if memory is not None:
+                raise ValueError("save: memory says what is saved, too: leave out one of the two")
+            memory = "states"
         self.__dict__.update(wavefront=0, memory=None)  # each is checked beside the other
         self.wavefront, self.memory = wavefront, memory
 
@@ -227,6 +232,11 @@ class Recurrent(Calls, CellOptions, Module):
                 "wavefront: with two directions a layer needs the whole output of the one below before it can begin"
             )
         return value
+
+    @property
+    def save(self) -> str:
+        """What forward saves for backward: "all", or "states", which is ``memory="states"``."""
+        return "states" if self.memory == "states" else "all"
 
     @checked
     def memory(self, value: Any) -> str | int | None:

@@ -116,7 +116,10 @@ class LSTM(Recurrent):
         None saves for backward all that it reads. "sqrt": segments of about sqrt(T) timesteps; only the states at their
         borders are saved, and backward runs each segment again. A number of bytes, or text such as "1GiB" or "200MB":
         the longest segments for which forward and backward fit, so that the least is computed twice. Gradients are the
-        same to the bit on a CPU. Not with wavefront. ``plan`` tells ``peak_bytes`` and ``recompute``.
+        same to the bit on a CPU. "states": the shortest segments there are, of some thousand rows (timesteps times
+        sequences). Not with wavefront. ``plan`` tells ``peak_bytes`` and ``recompute``.
+    save : {"all", "states"}
+        "states" is another name for ``memory="states"``: no gates are saved, but states.
     backend : str or Ops, optional
         "numpy", "cpu", "cupy", "cuda", or "auto"; see ``get_backend``.
     dtype : str or dtype
@@ -179,6 +182,7 @@ class LSTM(Recurrent):
         schedule: str = "auto",
         wavefront: int = 0,
         memory: str | int | None = None,
+        save: str = "all",
         backend: str | Backend | None = "auto",
         dtype: DTypeLike = "float32",
         precision: str = "float32",
@@ -195,6 +199,6 @@ class LSTM(Recurrent):
             batch_first=batch_first, dropout=dropout, bidirectional=bidirectional, proj_size=proj_size,
             reverse=reverse, learn_state=learn_state, init=init, weight_dropout=weight_dropout,
             residual=residual, heads=heads, mix_heads=mix_heads, masked_output=masked_output, reset_to=reset_to,
-            forget_bias=forget_bias, chrono=chrono, schedule=schedule, wavefront=wavefront, memory=memory,
+            forget_bias=forget_bias, chrono=chrono, schedule=schedule, wavefront=wavefront, memory=memory, save=save,
             backend=backend, dtype=dtype, precision=precision, seed=seed,
         )  # fmt: skip

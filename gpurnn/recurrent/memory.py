@@ -14,20 +14,20 @@ from .peak import Rehearsal, Shape
 
 
 def check_memory_limit(layer, value: Any) -> str | int | None:
-    """The argument ``memory``: None, "sqrt", or a number of bytes, which may be text. Raises TypeError, ValueError."""
+    """The argument ``memory``: None, "sqrt", "states", or bytes, which may be text. Raises TypeError, ValueError."""
     if value is None:
         return None
     if layer._cell.over_batch:
         raise ValueError("memory: batch_norm counts timesteps from the beginning of a call, not of a segment")
     if layer.wavefront:
         raise ValueError("memory: a wavefront has segments of its own: leave out one of the two")
-    if value == "sqrt":
+    if value in ("sqrt", "states"):
         return value
     if not isinstance(value, str):
         return check_size("memory", value)
     size = parse_size(value, "memory") if value[:1].isdigit() else math.inf
     if not 0 < size < math.inf:
-        raise ValueError(f"memory should be None, 'sqrt', or bytes such as '1GiB' or '200MB', got {value!r}")
+        raise ValueError(f"memory should be None, 'sqrt', 'states', or bytes such as '1GiB' or '200MB', got {value!r}")
     return size
 
 
@@ -37,6 +37,8 @@ def chunks_of_segment(layer, T, B):
     Raises ValueError where no segments are short enough; the message names the least that is enough.
     """
     chunks = layer.ops.time_chunks(T, B, reverse=True)
+    if layer.memory == "states":
+        return 1
     if layer.memory == "sqrt":
         return max(1, math.ceil(math.sqrt(T) / max(chunks[0].stop, 1)))
     count, least = len(chunks), math.inf

@@ -31,7 +31,7 @@ class RNN(Recurrent):
         As ``LSTM``; the sum W_ih x + W_hh h is normalized, with ``gain_l0`` and ``bias_l0`` (H,).
     recurrent_dropout : float
         As ``LSTM`` for each sequence: an RNN writes nothing to its state but the state itself.
-    reverse, learn_state, init, schedule, wavefront, memory, backend, dtype, precision, seed :
+    reverse, learn_state, init, schedule, wavefront, memory, save, backend, dtype, precision, seed :
         As ``LSTM``.
 
     Raises
@@ -85,6 +85,7 @@ class RNN(Recurrent):
         schedule: str = "auto",
         wavefront: int = 0,
         memory: str | int | None = None,
+        save: str = "all",
         backend: str | Backend | None = "auto",
         dtype: DTypeLike = "float32",
         precision: str = "float32",
@@ -102,5 +103,5 @@ class RNN(Recurrent):
             batch_first=batch_first, dropout=dropout, bidirectional=bidirectional, reverse=reverse,
             learn_state=learn_state, init=init, weight_dropout=weight_dropout, residual=residual,
             heads=heads, mix_heads=mix_heads, masked_output=masked_output, reset_to=reset_to, schedule=schedule,
-            wavefront=wavefront, memory=memory, backend=backend, dtype=dtype, precision=precision, seed=seed,
+            wavefront=wavefront, memory=memory, save=save, backend=backend, dtype=dtype, precision=precision, seed=seed,
         )  # fmt: skip

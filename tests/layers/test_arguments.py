@@ -168,7 +168,7 @@ def test_recurrent_layers_speak_of_themselves(cls):
     values = {"init": "xavier", "schedule": "auto", "backend": "cpu", "dtype": "float64", "precision": "float32"}
     values |= {"nonlinearity": "relu", "hidden_size": 5, "input_size": 3, "num_layers": 2, "proj_size": 2, "chrono": 9}
     values |= {"seed": 1, "forget_bias": 1.0, "wavefront": 1, "dropout": 0.0, "residual": False, "heads": 2}
-    values |= {"masked_output": "repeat", "reset_to": "initial", "memory": "1GB"}
+    values |= {"masked_output": "repeat", "reset_to": "initial", "memory": "1GB", "save": "states"}
     values |= dict.fromkeys(("recurrent_dropout", "zoneout", "weight_dropout", "cell_clip", "gradient_clip"), 0.5)
     values |= {"recurrent_dropout_each": "sequence", "activation": "relu", "recurrent_activation": "hard_sigmoid"}
     # else True
