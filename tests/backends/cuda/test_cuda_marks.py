@@ -346,12 +346,14 @@ GENERATED = (cells.slstm, cells.mgu, cells.indrnn, *(
 @needs_nvrtc
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_kernels_with_marks_compile_and_do_not_spill(arch):
-    table = {}
-    for (file, struct), expressions in marked_kernels(arch, (*RECORDS.values(), *GENERATED)).items():
+    """Of all cells on one architecture, of the LSTM on the others: compiling takes minutes."""
+    table, records = {}, (*RECORDS.values(), *GENERATED) if arch == 90 else (RECORDS["lstm"],)
+    for (file, struct), expressions in marked_kernels(arch, records).items():
         assert arch >= FIRST.get(file, 0)
         found = gate.measure(file, kernel_source(file, struct), expressions, arch)
         table |= {(file, expression, arch): resources for expression, resources in found.items()}
-    assert {file for file, _, _ in table} >= {"step.cu", "step_means.cu", "block.cu", "block_mma.cu", "grid.cu"}
+    files = {"step.cu", "block.cu", "block_mma.cu", "grid.cu"} | ({"step_means.cu"} if arch == 90 else set())
+    assert {file for file, _, _ in table} >= files
     if nvrtc.version() == gate.read_accepted()[0]:  # of another compiler `CudaOps.without_spills` takes care
         assert gate.spills(table) == []
 
