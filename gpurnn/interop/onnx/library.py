@@ -17,6 +17,7 @@ def onnx_library() -> ModuleType:
         import onnx.defs
         import onnx.helper
         import onnx.numpy_helper
+        import onnx.shape_inference
     except ImportError as error:
         raise ImportError("ONNX files need the package onnx: pip install 'gpurnn[onnx]'") from error
     return onnx

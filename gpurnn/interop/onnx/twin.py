@@ -204,6 +204,16 @@ def import_onnx(path: str | os.PathLike[str] | Any, *, backend: str | Backend | 
         The file is damaged, too large, or has operators that are not known; the message names them.
     OSError
         It cannot be read.
+
+    Examples
+    --------
+    >>> from gpurnn.interop.onnx import export_onnx, import_onnx
+    >>> model = gpurnn.GRU(4, 8, backend="numpy")
+    >>> export_onnx(model, "model.onnx")
+    >>> twin = import_onnx("model.onnx", backend="numpy")
+    >>> output, h = twin(np.zeros((5, 3, 4), "float32"), lengths=[5, 2, 0])
+    >>> output.shape, h.shape
+    ((5, 3, 8), (1, 3, 8))
     """
     ops = get_backend(backend)
     model, place = read_model(path)
