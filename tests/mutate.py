@@ -104,6 +104,7 @@ TESTS = {
     "gpurnn/dtypes.py": ["test_module.py", "test_16_bit.py", "test_kernels.py"],
     "gpurnn/decoding.py": ["test_seq2seq.py"],
     "gpurnn/errors.py": ["test_module.py", "test_optim.py", "test_layers.py", "test_recurrent.py"],
+    "gpurnn/interop/onnx/": ["test_onnx_import.py", "test_onnx_export.py"],
     "gpurnn/layers": ["test_layers.py", "test_unused.py"],
     "gpurnn/per_sample/": ["test_per_sample.py"],
     "gpurnn/backends/dual/": ["test_tangents.py"],

@@ -18,7 +18,7 @@ import pytest
 PACKAGES = (
     "build", "setuptools", "pip", "tensorboardX",
     "torch", "ml_dtypes", "matplotlib", "scipy", "sacrebleu", "mido", "soundfile", "hypothesis", "threadpoolctl",
-    "xdist", "nvidia", "build", "setuptools", "pip",
+    "onnx", "xdist", "nvidia", "build", "setuptools", "pip",
 )  # fmt: skip
 
 

@@ -179,3 +179,16 @@ def test_dropped_weights_of_a_frozen_direction(frozen):
 def test_no_error_where_none_is_allowed():
     nothing = {"c": np.zeros(3)}
     assert worst_error(nothing, nothing, nothing, "float64", 0) == (0.0, "")
+
+
+# ---- one hidden unit in float32: where NumPy's negative is wrong in place
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("B", [2, 3])
+def test_one_unit_is_what_torch_has(kind, B):
+    x = np.random.default_rng(B).standard_normal((4, B, 3)).astype("float32")
+    layer, other = getattr(gpurnn, kind)(3, 1, backend="numpy", seed=1), getattr(torch.nn, kind)(3, 1)
+    other.load_state_dict({name: torch.from_numpy(array) for name, array in layer.state_dict().items()})
+    expected = other(torch.from_numpy(x))[0].detach().numpy()
+    assert_close(layer(x)[0], expected, count_terms(layer, 4), dtype="float32")

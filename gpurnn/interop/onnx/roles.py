@@ -1,0 +1,134 @@
+"""Which inputs and outputs of a graph are states, and which one is the lengths of the sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...errors import ShapeError
+
+
+class Roles(NamedTuple):
+    """x: the inputs that are neither states nor lengths. lengths: an input or None. state, final: the names of states,
+    a name or tuples of them as a call's state is; None for none. initial: state -> the initializer of its learned
+    initial value. time: which axis of x is time. optional: whether states and lengths may be absent."""
+
+    x: tuple[str, ...]
+    lengths: str | None
+    state: Any
+    final: Any
+    initial: Mapping[str, str]
+    time: int = 0
+    optional: bool = True
+
+    @property
+    def final_names(self) -> set[str]:
+        """The outputs that are states."""
+        return set(names_in(self.final))
+
+    def final_state(self, found: Mapping[str, Any]) -> Any:
+        """The state that a call returns, of the outputs by name."""
+        return _mapped(self.final, found.__getitem__)
+
+    def lengths_given(self, lengths: Any, sizes: Mapping[str, int]) -> dict[str, Any]:
+        """The input for the lengths. Raises ValueError where the graph has none."""
+        if self.lengths is None:
+            if lengths is not None:
+                raise ValueError("lengths: this graph takes none; give a batch of sequences of one length")
+            return {}
+        if lengths is None:
+            return {self.lengths: None if self.optional else np.full(sizes["B"], sizes["T"], np.int32)}
+        return {self.lengths: np.asarray(lengths, np.int32)}
+
+    def states_given(self, state: Any, sizes: Any, inputs: Any, initializers: Mapping[str, Any]) -> dict[str, Any]:
+        """The inputs for a state, as a call takes it. Raises ShapeError where it has another form."""
+        if self.state is None:
+            if state is not None:
+                raise ValueError("state: this graph takes none")
+            return {}
+        if state is not None:
+            return dict(_paired(self.state, state, "state"))
+        if self.optional:
+            return dict.fromkeys(names_in(self.state))
+        given = {}
+        for name in names_in(self.state):
+            dtype, shape = inputs[name]
+            shape = [sizes[size] if isinstance(size, str) else size for size in shape]
+            learned = initializers.get(self.initial.get(name))
+            given[name] = np.zeros(shape, dtype) if learned is None else np.broadcast_to(learned, shape)
+        return given
+
+
+def names_in(structure: Any) -> list[str]:
+    """The names in a name or in tuples of names."""
+    if structure is None:
+        return []
+    return [structure] if isinstance(structure, str) else [name for part in structure for name in names_in(part)]
+
+
+def _mapped(structure, function):
+    if structure is None:
+        return None
+    return function(structure) if isinstance(structure, str) else tuple(_mapped(part, function) for part in structure)
+
+
+def _paired(structure, state, place):
+    """(name, array) pairs of a state of the form of ``structure``; None stays None."""
+    if isinstance(structure, str):
+        return [(structure, state)]
+    if not isinstance(state, (tuple, list)) or len(state) != len(structure):
+        got = f"{len(state)} parts" if isinstance(state, (tuple, list)) else type(state).__name__
+        raise ShapeError(f"{place}: expected {len(structure)} parts, got {got}")
+    parts = zip(structure, state, strict=True)
+    return [pair for k, (inner, part) in enumerate(parts) for pair in _paired(inner, part, f"{place}[{k}]")]
+
+
+def roles_of_document(document: Any, inputs: Any, outputs: Any, initializers: Any) -> Roles:
+    """The roles that gpurnn wrote into a file. Raises ValueError, TypeError or LookupError for others."""
+    given = document["roles"]
+    state, final = (_structure(given[name], known) for name, known in (("state", inputs), ("final", outputs)))
+    lengths, time = given["lengths"], given["time"]
+    if lengths is not None and lengths not in inputs:
+        raise LookupError("lengths")
+    if time not in (0, 1):
+        raise ValueError("time")
+    initial = {str(name): str(one) for name, one in given["initial"].items()}
+    if not set(initial) <= set(names_in(state)) or not set(initial.values()) <= set(initializers):
+        raise LookupError("initial")
+    roles = {lengths, *names_in(state)}
+    return Roles(tuple(name for name in inputs if name not in roles), lengths, state, final, initial, time, False)
+
+
+def _structure(value, known):
+    """Lists of names from JSON as tuples. Raises LookupError for an unknown name."""
+    if value is None or isinstance(value, str):
+        if value is not None and value not in known:
+            raise LookupError(value)
+        return value
+    return tuple(_structure(part, known) for part in list(value))
+
+
+def roles_by_use(graph: Any, inputs: Any, outputs: Any) -> Roles:
+    """The roles in a file of others: what recurrent nodes read and write as states and lengths, directly."""
+    lengths, states, finals, elsewhere = [], [], [], set()
+    for node in graph.node:
+        if node.op_type not in ("RNN", "GRU", "LSTM"):
+            elsewhere |= set(node.input)
+            continue
+        read = list(node.input)
+        elsewhere |= set(read[:4])
+        lengths += [name for name in read[4:5] if name in inputs and name not in lengths]
+        states += [name for name in read[5:7] if name in inputs and name not in states]
+        finals += [name for name in node.output[1:] if name in outputs]
+    states = [name for name in states if name not in elsewhere]
+    lengths = [name for name in lengths if name not in elsewhere][:1]
+    if len(finals) == len(outputs):  # a graph that gives nothing but final states: they are its output
+        finals = []
+    x = tuple(name for name in inputs if name not in {*states, *lengths})
+    return Roles(x, lengths[0] if lengths else None, _few(states), _few(finals), {})
+
+
+def _few(names):
+    return None if not names else names[0] if len(names) == 1 else tuple(names)
