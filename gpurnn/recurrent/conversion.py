@@ -50,7 +50,7 @@ def with_heads(layer: Recurrent, heads: int, *, mix_heads: bool = True) -> Recur
     if layer._cell.means:
         raise ValueError(f"heads: the cell {layer._cell.name} has means over the units of a head")
     made, values = copy.deepcopy(layer), {}
-    before, after = (_Division(one, mixes) for one, mixes in ((layer.heads, layer.mix_heads), (heads, mix_heads)))
+    before, after = (Division(one, mixes) for one, mixes in ((layer.heads, layer.mix_heads), (heads, mix_heads)))
     for _, k, _, suffix in layer._passes():
         for name in [name for name in layer.params if name.endswith(suffix)]:
             array = layer.ops.to_numpy(layer.params[name])
@@ -63,7 +63,7 @@ def with_heads(layer: Recurrent, heads: int, *, mix_heads: bool = True) -> Recur
     return made
 
 
-class _Division(NamedTuple):
+class Division(NamedTuple):
     """How the units of a layer are divided into heads."""
 
     heads: int

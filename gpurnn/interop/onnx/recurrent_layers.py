@@ -9,7 +9,7 @@ import numpy as np
 from ...cells import GRUStep, LSTMStep, RNNStep
 from ...cells import options as cell_options
 from ...recurrent import Recurrent
-from ...recurrent.conversion import _whole
+from ...recurrent.conversion import Division
 from .activations import ONNX_NAMES
 from .building import Builder
 from .flow import Flow
@@ -173,10 +173,12 @@ def _activations(form, D):
 def _node_weights(b, layer, form, suffix, H):
     """W, R, B and P of one direction in ONNX's order; None for what there is not."""
 
-    def blocks(name, square=False):
+    division = Division(layer.heads, layer.mix_heads)
+
+    def blocks(name):
         if name + suffix not in layer.params:
             return None
-        array = _whole(b.read(layer, name + suffix), layer.heads, H, square)  # (gates, H, ...)
+        array = division.whole(b.read(layer, name + suffix), H, name)  # (gates, H, ...)
         if form.coupled:  # f g o: the gate i is 1 - f
             array = np.stack([-array[0], *array])
         return array[list(_ORDER[form.kind])].reshape(-1, *array.shape[2:])
@@ -184,8 +186,8 @@ def _node_weights(b, layer, form, suffix, H):
     biases = [blocks("bias_ih"), blocks("bias_hh")]
     P = None
     if form.peephole:
-        own = {name: _whole(b.read(layer, f"p_{name}{suffix}"), layer.heads, H, False)[0]
+        own = {name: division.whole(b.read(layer, f"p_{name}{suffix}"), H, name)[0]
                for name in ("f", "o", *(() if form.coupled else "i"))}  # fmt: skip
         P = np.concatenate([own["i"] if "i" in own else -own["f"], own["o"], own["f"]])
     bias = None if biases[0] is None else np.concatenate(biases)
-    return blocks("weight_ih"), blocks("weight_hh", square=True), bias, P
+    return blocks("weight_ih"), blocks("weight_hh"), bias, P
