@@ -136,6 +136,21 @@ class checked(Generic[T]):
         instance.__dict__[self._name] = self._check(instance, value)  # where it is read, as there is no __get__
 
 
+class Settled:
+    """Makes an attribute that is set once, when its object is made. Reading costs nothing."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        if self._name in instance.__dict__:
+            raise AttributeError(
+                f"{self._name}: parameters and sizes follow from it, so that a {type(instance).__name__} has it for "
+                "good: make another one"
+            )
+        instance.__dict__[self._name] = value  # where it is read, as there is no __get__
+
+
 # ---- unknown arguments, and values
 
 _CHOICES = {name: "xavier" for name in ("glorot", "glorot_normal", "glorot_uniform", "xavier_normal", "xavier_uniform")}
@@ -152,7 +167,8 @@ _WORDS = {  # what other libraries say -> our words, the first that a class know
     "in_features": ("input_size",), "init_state": ("state",), "initial_state": ("state",),
     "input_dim": ("num_embeddings", "in_features", "input_size"), "input_size": ("in_features",),
     "kernel_initializer": ("init",), "l2": ("weight_decay",), "layers": ("num_layers",), "learning_rate": ("lr",),
-    "n_features": ("features",), "n_layers": ("num_layers",), "normalized_shape": ("features",),
+    "n_features": ("features",), "n_layers": ("num_layers",), "num_heads": ("heads",), "n_heads": ("heads",),
+    "normalized_shape": ("features",),
     "num_classes": ("out_features",), "num_features": ("features",), "num_hiddens": ("hidden_size",),
     "num_units": ("hidden_size", "out_features"), "optimizer": ("opt",), "out_channels": ("out_features",),
     "output_dim": ("embedding_dim", "out_features"), "output_size": ("out_features",), "p": ("rate", "dropout"),
@@ -169,6 +185,11 @@ _SENTENCES = {  # what has no word of ours, or one that needs a sentence
     "initial_state": "The initial state is given to the call, as state",
     "nonlinearity": "RNN has one; LSTM and GRU have activation and recurrent_activation",
     "mask": "It belongs to a call of a recurrent layer or a Sequential: booleans (T, B), True where a timestep happens",
+    "key_padding_mask": "Give mask=~key_padding_mask to a recurrent layer's call, or lengths",
+    "done": "Give reset to a recurrent layer's call: a timestep before which a sequence begins again, which is the one "
+    "behind a done",
+    "dones": "Give reset to a recurrent layer's call, True one timestep behind each done",
+    "zero_output_for_mask": "It is masked_output: 'zero', or 'repeat' for Keras's False",
     "padding_mask": "Give mask=~padding_mask to a recurrent layer's call, or lengths",
     "reset": "It belongs to a call of a recurrent layer or a Sequential: booleans (T, B), True where a sequence begins",
     "recurrent_activation": "An RNN has no gates; its activation is called nonlinearity",

@@ -81,6 +81,20 @@ def valid_steps(
     return xp.asarray(np.arange(T)[:, None] < lengths[None, :])
 
 
+def lift_step(layer, given, shape, place, name):
+    """``reset`` or ``mask`` of one timestep, (B,) or a bool, with an axis for it; None for None. Raises ShapeError.
+
+    shape: () or (B,). place: the index that adds the axis.
+    """
+    if given is None:
+        return None
+    one = layer.ops.asarray(given, name)
+    if one.shape != shape:
+        wanted = f"for each sequence, (B,) = {shape}" if shape else "for the sequence"
+        raise ShapeError(f"{name}: expected one boolean {wanted}, got shape {one.shape}")
+    return one[place]
+
+
 def check_steps(layer, given, T, B, single, name):
     """``reset`` or ``mask`` as booleans (T, B) of the layer's backend; None for None. Raises ShapeError, DtypeError."""
     if given is None:

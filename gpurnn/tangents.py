@@ -48,6 +48,8 @@ def hvp(model: Module, function: Callable[[Module], Any], vector: Mapping[str, A
 
     Raises
     ------
+    RuntimeError
+        Where the function leaves no gradients in the model that it gets.
     KeyError, ShapeError
         For a vector of an unknown name, or of another shape than the parameter.
     TypeError
@@ -69,6 +71,11 @@ def hvp(model: Module, function: Callable[[Module], Any], vector: Mapping[str, A
 
     def gradients(copied):
         function(copied)
+        if not np.any(copied.flat_grads.value) and not np.any(copied.flat_grads.tangent):
+            raise RuntimeError(
+                "function: the model that it got has no gradients. It should run forward and backward on that model, "
+                "its argument, and not on another one"
+            )
         frozen = set(copied.frozen)
         return {name: array for name, array in copied.grads.items() if name not in frozen}
 
@@ -118,6 +125,9 @@ def jvp(
     ([39.0], [9.0])
     """
     copied = _dual_copy(model, vector)
+    for name, given in (("inputs", inputs), ("input_vectors", input_vectors)):
+        if not isinstance(given, (list, tuple)):
+            raise TypeError(f"{name}: expected a list or tuple of arrays, got {described(given)}: give [{name[:-1]}]")
     if input_vectors and len(input_vectors) != len(inputs):
         raise TypeError(f"input_vectors: expected one for each of {len(inputs)} inputs, got {len(input_vectors)}")
     given = []

@@ -422,3 +422,18 @@ def test_errors():
         gpurnn.jvp(layer, function, {}, [np.ones(2)], [None, None])
     with pytest.raises(gpurnn.ShapeError, match=r"input_vectors\[0\]"):
         gpurnn.jvp(layer, function, {}, [np.ones(2)], [np.ones(3)])
+
+
+def test_functions_that_leave_the_model_alone():
+    """A function that runs another model than its argument."""
+    model = shake(gpurnn.GRU(I, H, backend="numpy", seed=1))
+    x = np.ones((T, B, I), "float32")
+
+    def outer(_):
+        output, _, backward = model.forward(x)
+        backward(output)
+
+    with pytest.raises(RuntimeError, match="function: the model that it got has no gradients"):
+        gpurnn.hvp(model, outer, directions(model))
+    with pytest.raises(TypeError, match="inputs: expected a list or tuple of arrays"):
+        gpurnn.jvp(model, lambda model, x: model(x), {}, x, [x])

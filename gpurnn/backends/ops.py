@@ -168,7 +168,9 @@ class Ops(InChunks):
         if options.fresh_output:
             output = self.zero_silent(self.side_by_side(outputs, self.empty), lengths, passes[0].marks)
         else:
-            output = outputs[0] if len(outputs) == 1 else self.side_by_side(outputs, self.empty_steps)
+            output = outputs[0]
+            if len(outputs) > 1 or passes[0].marks is not None:  # what is held may be NaN, and the next layer reads it
+                output = self.zero_silent(self.side_by_side(outputs, self.empty_steps), None, passes[0].marks)
         return SavedLayer(cell, weights, x, lengths, passes), finals, output
 
     def layer_backward(self, saved, grads, doutput, dstates, hooks=None, fresh_dx=True, dx=None):

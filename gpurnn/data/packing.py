@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from .._typing import Array
 from ..arrays import host_array, refuse_masked
-from ..errors import DtypeError, ShapeError, check_flag, check_size
+from ..errors import DtypeError, ShapeError, check_flag, check_size, described
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,8 @@ def pack(sequences: Sequence[Array], T: int | None = None, *, batch_first: bool 
     ([1, 0, 1], [0, 0, 2], 1.0)
     """
     check_flag("batch_first", batch_first)
+    if not isinstance(sequences, Iterable) or getattr(sequences, "shape", None) == ():
+        raise TypeError(f"sequences: expected a list of arrays, got {described(sequences)}")
     refuse_masked("sequences", sequences)
     arrays = [host_array(one, f"sequences[{n}]") for n, one in enumerate(sequences)]
     if not arrays:
@@ -148,6 +150,10 @@ def unpack(output: Array, where: Places) -> list[Array]:
     >>> [part.shape for part in gpurnn.data.unpack(rows, where)]
     [(2, 3), (5, 3), (3, 3)]
     """
+    if not isinstance(where, Places):
+        raise TypeError(f"where: expected the Places that pack has returned, its fourth result, got {described(where)}")
+    if not hasattr(output, "shape"):
+        raise TypeError(f"output: expected an array, got {described(output)}")
     expected = where.shape[::-1] if where.batch_first else where.shape
     if tuple(np.shape(output)[:2]) != expected:
         axes = "(B, T, ...)" if where.batch_first else "(T, B, ...)"

@@ -6,6 +6,7 @@ from typing import Any
 
 from .._typing import Array, Lengths, State
 from ..errors import ShapeError, answers_unknown
+from ..masks import lift_step
 from .forward import Given, run_forward
 from .plan import Plan, make_plan
 
@@ -164,12 +165,14 @@ class Calls:
         lifted = self.batch_first and x.ndim == 2  # to (B, 1, I), otherwise (1, B, I) or (1, I)
         place = (slice(None), None) if lifted else None
         marks = {"reset": reset, "mask": mask}
-        marks = {name: None if one is None else self.ops.asarray(one, name)[place] for name, one in marks.items()}
+        marks = {name: lift_step(self, one, x.shape[:-1], place, name) for name, one in marks.items()}
         output, state = run_forward(self, x[place], Given(state, **marks), False, save=False, reset_to="initial")
         return output[:, 0] if lifted else output[0], state
 
-    def plan(self, T: int, B: int) -> Plan:
+    def plan(self, T: int, B: int, *, marked: bool = False) -> Plan:
         """The ``Plan`` of a training call with x (T, B, I): its schedule and the memory it needs.
+
+        marked: whether the call has lengths, resets or masks, for which x is copied.
 
         Raises ShapeError for sizes that the call refuses.
 
@@ -177,4 +180,4 @@ class Calls:
         >>> plan.output_bytes          # 100 * 16 * 20 numbers of 4 bytes
         128000
         """
-        return make_plan(self, T, B)
+        return make_plan(self, T, B, marked)

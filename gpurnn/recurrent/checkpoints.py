@@ -6,8 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from .._typing import Array
+from ..backends.marks import HELD, Marks
 from ..backends.records import Gradients
+from .segments import lengths_within
 
 
 @dataclass(slots=True)
@@ -25,6 +29,16 @@ class Border:
     def rebuild(self, layer, segment, call):
         """The ``SavedLayer`` of every layer."""
         return self.run(layer, self, segment, call)
+
+
+def without_unread(layer, x, segment, call):
+    """A segment of the input x (T, B, I) of a call, zero where no timestep reads it: padding may hold anything, even
+    NaN, and must not reach the weights' gradient."""
+    y = x if len(call.segments) == 1 else x[segment]
+    lengths = lengths_within(call.lengths, segment)
+    if call.bits is not None:
+        return layer.ops.zero_silent(y.copy(), None, Marks(call.bits[0][segment] & np.uint8(HELD)))
+    return y if lengths is None else layer.ops.zero_past_end(y.copy(), lengths)
 
 
 class Arrived(NamedTuple):

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import check_flag
+from ..errors import check_flag, described
 from .heads import check_heads
 from .layer import Recurrent
+from .one_step import SingleStep
 
 
 def with_heads(layer: Recurrent, heads: int, *, mix_heads: bool = True) -> Recurrent:
@@ -30,6 +31,8 @@ def with_heads(layer: Recurrent, heads: int, *, mix_heads: bool = True) -> Recur
 
     Raises
     ------
+    TypeError
+        For what is no recurrent layer, or a single step.
     ValueError
         If heads do not divide the units, or neither number divides the other; for a cell with means over its units
         (layer norm), whose heads have means of their own, so that the results would be others.
@@ -44,6 +47,8 @@ def with_heads(layer: Recurrent, heads: int, *, mix_heads: bool = True) -> Recur
     >>> int((again.params["weight_hh_l0"] == 0).sum())        # 4 * 6 * 6, without 3 blocks of 4 * 2 * 2
     96
     """
+    if not isinstance(layer, Recurrent) or isinstance(layer, SingleStep):
+        raise TypeError(f"layer: expected a recurrent layer, got {described(layer)}")
     heads = check_heads(heads, layer.hidden_sizes, layer.proj_size)
     if max(heads, layer.heads) % min(heads, layer.heads):
         raise ValueError(f"heads: {layer.heads} and {heads} heads have no common blocks: one has to divide the other")
@@ -57,7 +62,7 @@ def with_heads(layer: Recurrent, heads: int, *, mix_heads: bool = True) -> Recur
             if not name.startswith("initial_"):
                 array = after.divided(before.whole(array, layer.hidden_sizes[k], name), name)
             values[name] = array
-    made.mix_heads = check_flag("mix_heads", mix_heads)
+    made.__dict__["mix_heads"] = check_flag("mix_heads", mix_heads)
     made._set_heads(heads)
     made._declare(values)
     return made

@@ -12,6 +12,7 @@ from typing import Any
 from .._typing import Array
 from ..backends.records import RunOptions
 from .between import to_next, with_residual
+from .checkpoints import without_unread
 from .dropout import drop, dropped_weights, masks_within
 from .marks import layer_marks
 from .segments import in_order, lengths_within, steps_of, trimmed
@@ -78,7 +79,8 @@ def _run(layer, x, place, segment, state, call, save):
     )  # fmt: skip
     weights = dropped_weights(layer, k, call.weight_masks[k])[d : d + 1]
     lengths = lengths_within(call.lengths, segment)
-    return layer.ops.layer_forward(layer.cell, x[segment], weights, [state], lengths, options)
+    part = x[segment] if k else without_unread(layer, x, segment, call)
+    return layer.ops.layer_forward(layer.cell, part, weights, [state], lengths, options)
 
 
 def _back(layer, saved, place, outer, segment, arrived):

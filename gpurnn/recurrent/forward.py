@@ -10,7 +10,6 @@ import numpy as np
 
 from .._typing import Array
 from ..backends.batch_statistics import BatchStatistics
-from ..backends.marks import Marks
 from ..backends.records import RunOptions
 from ..backends.streams import ONE_STREAM
 from ..errors import check_flag
@@ -19,7 +18,7 @@ from ..masks import check_lengths, check_steps
 from .axes import check_input, outward
 from .backward import make_backward
 from .between import to_next
-from .checkpoints import Border, Whole
+from .checkpoints import Border, Whole, without_unread
 from .directions import forward_by_direction
 from .dropout import cell_masks, dropout_masks, dropped_weights, masks_within, weight_masks
 from .heads import split
@@ -75,17 +74,20 @@ def run_forward(layer, x, given, return_all, *, save, retain=False, reset_to=Non
     return_all, retain = check_flag("return_all", return_all), check_flag("retain", retain)
     x, single = check_input(layer, x)
     T, B, _ = x.shape
-    layer.ops.refuse_sizes(T, B, lambda: [(one, save, layer.schedule) for one in layer_problems(layer, T, B)])
+    layer.ops.refuse_sizes(T, B, lambda: [(one, save, layer.schedule) for one in layer_problems(layer, T, B, save)])
     if layer.cell.over_batch and layer.training and B == 1:
         raise ValueError("batch_norm: one sequence has no statistics to train with: give more, or call eval() first")
     call = _new_call(layer, x.shape, given, single, save, return_all)
     initial = before = initial_state(layer, given.state, B, single)
+    if save and given.state is not None and (call.bits is not None or layer.memory is not None):
+        # backward reads it again, and the caller may write the new state into it
+        initial = before = [tuple(part.copy() for part in parts) for parts in before]
     if call.lengths is not None and given.state is not None:
         initial = zero_unused(layer, before, call.lengths)
     if given.reset is not None:
         call.reset_to_given = given.state is None or (reset_to or layer.reset_to) == "given"
         call.resets = initial if call.reset_to_given else own_state(layer, B)
-    y, final, steps = _time_loop(layer, _without_unread(layer, x, call), initial, call)
+    y, final, steps = _time_loop(layer, x, initial, call)
     if any(one[0] is not None for one in (call.masks, call.cell_masks, call.weight_masks)):
         layer.calls += 1
     if initial is not before:
@@ -103,10 +105,11 @@ def _new_call(layer, shape, given, single, save, return_all):
     T, B, _ = shape
     lengths = _checked_lengths(given.lengths, T, B, single, layer.batch_first)
     reset, mask = (check_steps(layer, getattr(given, name), T, B, single, name) for name in ("reset", "mask"))
+    marked = any(one is not None for one in (lengths, reset, mask))
     if reset is not None and layer.cell.over_batch:
         raise ValueError("reset: batch_norm has statistics of each timestep from the beginning of a call")
     return Call(
-        segments=time_segments(layer, T, B, watched=return_all or active_flow() is not None),
+        segments=time_segments(layer, T, B, return_all or active_flow() is not None, marked, save),
         masks=dropout_masks(layer, T, B),
         cell_masks=cell_masks(layer, T, B),
         weight_masks=weight_masks(layer),
@@ -119,14 +122,6 @@ def _new_call(layer, shape, given, single, save, return_all):
         save=save,
         return_all=return_all,
     )
-
-
-def _without_unread(layer, x, call):
-    """``x``, zero where no timestep reads it: padding may hold anything, even NaN, and must not reach the weights'
-    gradient."""
-    if call.bits is not None:
-        return layer.ops.zero_silent(x.copy(), None, Marks(call.bits[0]))
-    return x if call.lengths is None else layer.ops.zero_past_end(x.copy(), call.lengths)
 
 
 def _checked_lengths(lengths, T, B, single, batch_first):
@@ -170,7 +165,7 @@ def _stack(layer, x, states, segment, call, streams, save, fresh_output=True):
 
     save: whether backward may follow without running the segment again.
     """
-    y = x if len(call.segments) == 1 else x[segment]
+    y = without_unread(layer, x, segment, call)
     lengths = lengths_within(call.lengths, segment)
     all_saved, steps, save = [], [], save and (call.save or call.return_all)
     for k in range(layer.num_layers):

@@ -73,4 +73,4 @@ def split_masks(mask, draws, heads):
         return [mask]
     T, B, columns = mask.shape
     by_draw = mask.reshape(T, B, draws, columns // draws)
-    return [part.reshape(T, B, -1) for part in split(by_draw, heads)]
+    return [part.reshape(T, B, columns // heads) for part in split(by_draw, heads)]

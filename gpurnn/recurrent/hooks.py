@@ -10,23 +10,29 @@ def gradient_flow_hooks(layer, k, saved):
     flow = active_flow()
     if flow is None:
         return None
-    places = [divmod(strand, layer.heads) for strand in range(len(saved.passes))]
-    ends = [layer._suffix(k, d)[1:] + (f"_head{head}" if layer.heads > 1 else "") for d, head in places]
-    return [_hook(layer, flow, end, one) for end, one in zip(ends, saved.passes, strict=True)]
+    hooks = []
+    for d in range(len(layer._directions)):
+        squares = _squares(layer, saved.passes[d * layer.heads])
+        hooks += [_hook(layer, flow, layer._suffix(k, d)[1:], squares, head) for head in range(layer.heads)]
+    return hooks
 
 
-def _hook(layer, flow, place, saved):
-    """The hook of one pass, which writes to ``flow`` under the name of the layer and ``place``."""
-    xp, (T, B, _) = layer.xp, saved.h_new.shape
-    norms = [xp.zeros((T, B)) for _ in layer.cell.states]
-    name = f"{layer.name}.{place}" if layer.name else place
-    last = T - 1 if saved.reverse else 0  # the timestep that the backward pass reaches last
+def _squares(layer, saved):
+    """For each state the squared norms (T, B) of a direction, all heads together, and the timestep that comes last."""
+    T, B, _ = saved.h_new.shape
+    return [layer.xp.zeros((T, B)) for _ in layer.cell.states], T - 1 if saved.reverse else 0
+
+
+def _hook(layer, flow, place, squares, head):
+    """The hook of one head, which writes to ``flow`` under the name of the layer and ``place``."""
+    name, (squares, last) = f"{layer.name}.{place}" if layer.name else place, squares
 
     def hook(t, *gradients):
-        for norm, gradient in zip(norms, gradients, strict=True):
-            norm[t] = xp.sqrt(xp.square(gradient.astype(np.float64)).sum(axis=0))
-        if t == last:
-            dh, *others = (layer.ops.to_numpy(norm) for norm in norms)
+        for square, gradient in zip(squares, gradients, strict=True):
+            part = layer.xp.square(gradient.astype(np.float64)).sum(axis=0)
+            square[t] = part if head == 0 else square[t] + part
+        if t == last and head == layer.heads - 1:
+            dh, *others = (np.sqrt(layer.ops.to_numpy(square)) for square in squares)
             flow[name] = StepNorms(dh, dict(zip(layer.cell.states[1:], others, strict=True)))
 
     return hook

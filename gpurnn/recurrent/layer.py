@@ -12,6 +12,7 @@ from .._typing import Array, Backend
 from ..backends.cuda.schedules import SCHEDULES
 from ..backends.records import Gradients
 from ..errors import (
+    Settled,
     check_choice,
     check_flag,
     check_number,
@@ -178,7 +179,7 @@ class Recurrent(Calls, CellOptions, Module):
 
     def _set_heads(self, heads):
         """What sizes decide for every call: (I, H, P) of each layer, the passes, their strands, and how states look."""
-        self.heads = heads
+        self.__dict__["heads"] = heads
         self._strands = tuple(reverse for reverse in self._directions for _ in range(heads))
         self._made = {}  # "params" and "grads" -> what ``_weights`` and ``_gradients`` have made of them
         D, P = len(self._directions), self.proj_size
@@ -317,3 +318,10 @@ class Recurrent(Calls, CellOptions, Module):
             if value != default:
                 words.append(f"{name}={shown(value)}")
         return ", ".join(words)
+
+
+for _name in (
+    "input_size", "hidden_size", "hidden_sizes", "num_layers", "proj_size", "bias", "bidirectional", "reverse",
+    "learn_state", "residual", "heads", "mix_heads", "init",
+):  # fmt: skip
+    setattr(Recurrent, _name, Settled(_name))

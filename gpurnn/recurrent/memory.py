@@ -31,10 +31,11 @@ def check_memory_limit(layer, value: Any) -> str | int | None:
     return size
 
 
-def chunks_of_segment(layer, T, B):
+def chunks_of_segment(layer, T, B, marked=False, save=True):
     """How many chunks of time a segment has, for the ``memory`` of a layer that has one.
 
-    Raises ValueError where no segments are short enough; the message names the least that is enough.
+    Raises ValueError where no segments are short enough for a training call; the message names the least that is
+    enough. marked, save: as in ``time_segments``.
     """
     chunks = layer.ops.time_chunks(T, B, reverse=True)
     if layer.memory == "states":
@@ -46,18 +47,21 @@ def chunks_of_segment(layer, T, B):
         size = -(-count // segments)
         if segments > 1 and size == -(-count // (segments - 1)):
             continue
-        needed = peak_bytes(layer, B, cut(chunks, size, layer.reverse))
+        needed = peak_bytes(layer, B, cut(chunks, size, layer.reverse), marked)
         if needed <= layer.memory:
             return size
         least = min(least, needed)
+    if not save:
+        return 1
     raise ValueError(
         f"memory: a training call with T = {T}, B = {B} takes at least {least} bytes ({show_size(least)}) even in the "
         f"best segments, the limit is {layer.memory}. Allow more, or make T or B smaller"
     )
 
 
-def peak_bytes(layer, B, segments):
-    """Bytes that a training call takes at its peak in these segments, beyond what the caller holds."""
+def peak_bytes(layer, B, segments, marked=False):
+    """Bytes that a training call takes at its peak in these segments, beyond what the caller holds. marked: whether it
+    has lengths, resets or masks."""
     lengths = [segment.stop - segment.start for segment in segments]
     longest = max(lengths)
     compiled, packed = False, 0
@@ -68,7 +72,7 @@ def peak_bytes(layer, B, segments):
             packed = max(packed, layer.ops.packed_bytes(one, layer._sizes(k)[2] // layer.heads, longest))
     return (
         Rehearsal(
-            layer, Shape(sum(lengths), B, len(segments), lengths[-1], max(lengths[:-1], default=0)), compiled
+            layer, Shape(sum(lengths), B, len(segments), lengths[-1], max(lengths[:-1], default=0), marked), compiled
         ).peak()
         + packed
     )

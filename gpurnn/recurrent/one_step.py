@@ -6,6 +6,7 @@ from numpy.typing import DTypeLike
 
 from .._typing import Array, Backend, Backward, State
 from ..errors import ShapeError, answers_unknown
+from ..masks import lift_step
 from ..module import backward_of
 from .cell_options import OPTIONS
 from .forward import Given, run_forward
@@ -20,7 +21,7 @@ _NO_STACK = dict.fromkeys(
 ) | dict.fromkeys((*OPTIONS, "weight_dropout"), "RNN, LSTM and GRU have options; their method step takes single steps")
 
 
-class _SingleStep:
+class SingleStep:
     """Makes a layer torch's cell: one timestep, arrays (B, I) and (B, H), parameters without a layer's suffix."""
 
     _records_terms = True
@@ -115,7 +116,7 @@ class _SingleStep:
             raise ShapeError(f"x: expected (B, {self.input_size}) or ({self.input_size},), got {x.shape}")
         state = None if state is None else self._raise_state(state, "state")
         marks = {"reset": reset, "mask": mask}
-        marks = {name: None if one is None else self.ops.asarray(one, name)[None] for name, one in marks.items()}
+        marks = {name: lift_step(self, one, x.shape[:-1], None, name) for name, one in marks.items()}
         return x[None], Given(state, **marks)
 
     def _raise_state(self, state, name):
@@ -136,7 +137,7 @@ class _SingleStep:
         return state[0] if len(self.cell.states) == 1 else tuple(part[0] for part in state)
 
 
-class RNNCell(_SingleStep, RNN):
+class RNNCell(SingleStep, RNN):
     """One timestep of ``RNN`` (``torch.nn.RNNCell``), with parameters weight_ih, weight_hh, bias_ih, bias_hh.
 
     Parameters
@@ -178,7 +179,7 @@ class RNNCell(_SingleStep, RNN):
         )  # fmt: skip
 
 
-class LSTMCell(_SingleStep, LSTM):
+class LSTMCell(SingleStep, LSTM):
     """One timestep of ``LSTM`` (``torch.nn.LSTMCell``), with state (h, c).
 
     Parameters
@@ -223,7 +224,7 @@ class LSTMCell(_SingleStep, LSTM):
         )  # fmt: skip
 
 
-class GRUCell(_SingleStep, GRU):
+class GRUCell(SingleStep, GRU):
     """One timestep of ``GRU`` (``torch.nn.GRUCell``), with parameters weight_ih, weight_hh, bias_ih, bias_hh.
 
     Parameters

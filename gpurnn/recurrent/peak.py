@@ -10,13 +10,15 @@ from ..backends.time_loop import INCOMING
 
 
 class Shape(NamedTuple):
-    """How a call is cut. segments: how many. last: timesteps of the last of them. rest: of the longest of the rest."""
+    """How a call is cut. segments: how many. last: timesteps of the last of them. rest: of the longest of the rest.
+    marked: whether there are lengths, resets or masks, for which the input is copied."""
 
     T: int
     B: int
     segments: int
     last: int
     rest: int
+    marked: bool = False
 
 
 def mask_bytes(layer: Any, T: int, B: int) -> int:
@@ -112,6 +114,7 @@ class Rehearsal:
         """The masks of the whole call."""
         layer, ledger = self.layer, self.ledger
         ledger.now += mask_bytes(layer, self.shape.T, self.shape.B)
+        ledger.now += self.shape.marked * len(layer._directions) * self.shape.T * self.shape.B
         if layer.weight_dropout:  # the weights without the dropped ones, and their gradients
             hh = [array for name, array in layer.params.items() if name.startswith("weight_hh")]
             ledger.now += sum(2 * array.size * array.itemsize for array in hh)
@@ -124,7 +127,9 @@ class Rehearsal:
         slots, blocks = t + 1 if save else 2, cell.saved_blocks if save else len(cell.gates)
         copied = self.compiled and self.layer.batch_first and not k
         saved = Saved([take(t * B * I * self.size)] if copied else [], [], [], [], [])
-        wanted = fresh or D > 1
+        if self.shape.marked and not k:
+            saved.x.append(take(t * B * I * self.size, own=False))
+        wanted = fresh or D > 1 or self.shape.marked
         if wanted and self.compiled:
             saved.output.append(take(t * B * D * P * self.size))
         for _ in range(D):
@@ -248,7 +253,7 @@ class Rehearsal:
 
     def _segments(self):
         """Segments through the whole stack: the last of them is saved; the one before has the most others' borders."""
-        (T, B, count, last, rest), ledger = self.shape, self.ledger
+        (T, B, count, last, rest, _), ledger = self.shape, self.ledger
         above, border = self.D * self._sizes(self.layer.num_layers - 1)[2], self._border()
         ledger.take(T * B * above * self.size)
         ledger.now += border * (count - 1)
@@ -271,7 +276,7 @@ class Rehearsal:
 
     def _directions(self):
         """Layer by layer, each direction in segments; the inputs of all layers are saved whole."""
-        (T, B, count, last, rest), ledger, layer = self.shape, self.ledger, self.layer
+        (T, B, count, last, rest, _), ledger, layer = self.shape, self.ledger, self.layer
         t = max(last, rest)
         inputs = [[]]
         for k in range(layer.num_layers):

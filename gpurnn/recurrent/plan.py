@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..errors import check_size
+from ..errors import check_flag, check_size
 from .memory import longest_segment, peak_bytes
 from .peak import added, mask_bytes
 from .segments import concurrent_layers, layer_problems, time_segments
@@ -41,8 +41,8 @@ class Plan:
         thousand rows of I or P numbers, each padded to whole vectors, for the weight gradients.
     peak_bytes : int
         The most that a call with its backward takes at once, besides x, doutput, parameters and their gradients, where
-        the output is held to the end. On "numpy" and "cpu" it is within 5 % of what is measured, for a first call; for
-        other backends and wavefronts it is an estimate.
+        the output is held to the end. On "numpy" and "cpu" it is within 5 % of what is measured, for a first call (10 %
+        with heads); for other backends and wavefronts it is an estimate.
     recompute : float
         The share of the time loop that backward runs again, from 0.0 to 1.0; 0.0 without ``memory``.
     """
@@ -62,12 +62,12 @@ class Plan:
         return self.cache_bytes + self.output_bytes + self.backward_bytes + self.packed_bytes
 
 
-def make_plan(layer, T, B):
+def make_plan(layer, T, B, marked):
     """The ``Plan`` of a training call of ``layer`` with x (T, B, I)."""
     T, B, D = check_size("T", T, 0), check_size("B", B, 0), len(layer._directions)
     layer.ops.refuse_sizes(T, B, lambda: [(one, True, layer.schedule) for one in layer_problems(layer, T, B)])
     size = layer.dtype.itemsize
-    segments = time_segments(layer, T, B, watched=False)
+    segments = time_segments(layer, T, B, marked=check_flag("marked", marked))
     schedule, reason, packed = _schedules(layer, T, B, segments)
     most_inputs = max(layer._sizes(k)[0] for k in range(layer.num_layers))
     H = max(layer.hidden_sizes)
@@ -79,7 +79,7 @@ def make_plan(layer, T, B):
         output_bytes=T * B * D * layer._sizes(layer.num_layers - 1)[2] * size,
         backward_bytes=T * B * most_inputs * D * size + scratch * layer.compute_dtype.itemsize,
         packed_bytes=packed,
-        peak_bytes=peak_bytes(layer, B, segments),
+        peak_bytes=peak_bytes(layer, B, segments, marked),
         recompute=_recompute(layer, segments),
     )
 

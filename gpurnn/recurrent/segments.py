@@ -5,13 +5,15 @@ import numpy as np
 from .memory import chunks_of_segment, cut, longest_segment, problems
 
 
-def time_segments(layer, T, B, watched):
+def time_segments(layer, T, B, watched=False, marked=False, save=True):
     """The segments of T timesteps of B sequences, slices in the order of the time loop; with two directions, in that of
-    the first. watched: all of time is wanted at once, for ``return_all`` or the gradient flow."""
+    the first. watched: all of time is wanted at once, for ``return_all`` or the gradient flow. marked: whether there
+    are lengths, resets or masks. save: whether backward will follow."""
     if watched or T == 0:
         return [slice(0, T)]
     if layer.memory is not None:
-        return cut(layer.ops.time_chunks(T, B, reverse=True), chunks_of_segment(layer, T, B), layer.reverse)
+        count = chunks_of_segment(layer, T, B, marked, save)
+        return cut(layer.ops.time_chunks(T, B, reverse=True), count, layer.reverse)
     size = layer.wavefront
     if not size or layer.num_layers == 1 or size >= T:
         return [slice(0, T)]
@@ -53,7 +55,7 @@ def lengths_within(lengths, segment):
     return np.clip(lengths - segment.start, 0, segment.stop - segment.start)
 
 
-def layer_problems(layer, T, B):
+def layer_problems(layer, T, B, save=True):
     """For each layer the ``schedules.Problem`` of its forward pass in a call with (T, B)."""
-    segments = time_segments(layer, T, B, watched=False)
+    segments = time_segments(layer, T, B, save=save)
     return problems(layer, longest_segment(segments), B, concurrent_layers(layer, segments))

@@ -220,13 +220,11 @@ ATTRIBUTES = {  # kind of layer -> attributes that may be set on it, and to what
     "attention, general": {"score": "dot", "scale": 3.0, "memory_size": 1, "query_size": 1},
     "attention, additive": {"score": "general", "scale": 3.0, "attention_size": 1},
     "lstm": {
-        "dropout": 0.1, "training": False, "bias": False, "batch_first": True, "learn_state": False, "num_layers": 1,
-        "_directions": (False,), "bidirectional": False, "hidden_sizes": (1, 1), "proj_size": 1,
-        "reverse": True, "input_size": 1, "schedule": "step",
+        "dropout": 0.1, "training": False, "batch_first": True, "_directions": (False,), "schedule": "step",
+        "memory": "sqrt", "reset_to": "initial", "masked_output": "repeat",
     },
-    "lstm, projected": {"proj_size": 0, "bias": False},
     "lstm, wavefront": {"wavefront": 0},
-    "gru": {"reset_after": False, "bias": False, "_directions": (True,)},
+    "gru": {"reset_after": False, "_directions": (True,)},
     "encoder-decoder": {"hidden": 2, "tied": False, "sampling": None, "_kinds": ("h",), "layers": 3},
     "sequential": {"stateful": False},
 }  # fmt: skip

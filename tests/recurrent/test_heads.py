@@ -142,7 +142,32 @@ def test_streaming_and_flow():
     with gpurnn.record_gradient_flow() as flow:
         *_, backward = layer.forward(x)
         backward(np.ones_like(output))
-    assert set(flow) == {f"l{k}_head{n}" for k in range(2) for n in range(N)}
+    dense = with_heads(layer, 1)  # norms are of all heads together
+    with gpurnn.record_gradient_flow() as expected:
+        *_, backward = dense.forward(x)
+        backward(np.ones_like(output))
+    assert set(flow) == set(expected) == {"l0", "l1"}
+    for name, one in flow.items():
+        share, detail = worst_error({"dh": one.dh}, None, {"dh": expected[name].dh}, "float64", 2 * terms)
+        assert share <= 1, detail
+
+
+def test_sizes_that_are_zero():
+    layer = build("random", backend="numpy")
+    for shape in ((0, 3, 3), (4, 0, 3)):
+        y, _, backward = layer.forward(np.zeros(shape))
+        assert backward(y)[0].shape == shape
+
+
+def test_what_is_settled():
+    layer = build("lstm", backend="numpy")
+    for name in ("heads", "mix_heads", "bidirectional", "num_layers", "hidden_size", "reverse", "learn_state"):
+        with pytest.raises(AttributeError, match=f"{name}: parameters and sizes follow from it"):
+            setattr(layer, name, 2)
+    with pytest.raises(TypeError, match="layer: expected a recurrent layer"):
+        with_heads(gpurnn.Linear(3, 4, backend="numpy"), 2)
+    with pytest.raises(TypeError, match="layer: expected a recurrent layer"):
+        with_heads(gpurnn.LSTMCell(3, 4, backend="numpy"), 2)
 
 
 def test_refusals():

@@ -6,6 +6,7 @@ from optional import given, optional
 from piecewise import Piecewise, case, compare, flat, whole
 
 import gpurnn
+from gpurnn.backends import chunks
 from gpurnn.testing import check_gradients, count_terms, draw_like, map_leaves, worst_error
 
 st = optional("hypothesis.strategies")
@@ -118,6 +119,45 @@ def test_nothing_unread_arrives(name, backend):
         if one.startswith("state"):  # of sequences of length 0 it is the initial state as it came
             value, got[one] = value[:, np.array(lengths) > 0], got[one][:, np.array(lengths) > 0]
         np.testing.assert_array_equal(got[one], value, one)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "cpu"])
+@pytest.mark.parametrize(
+    "more", [{}, {"masked_output": "repeat"}, {"bidirectional": True}, {"memory": "sqrt"}, {"heads": 5}], ids=str
+)
+def test_nothing_unread_arrives_in_a_stack(more, backend, monkeypatch):
+    """NaN at masked timesteps, and as the state of a sequence that is masked whole, changes no gradient."""
+    monkeypatch.setattr(chunks, "ROWS", 6)
+    layer = build("gru", backend=backend, num_layers=2, **more)
+    x, state, _, _, mask, doutput, dstate = case(layer, T=12)
+    assert not mask[:, 0].any()
+    expected = flat(whole(layer, x, state, None, None, mask, doutput, dstate))
+    x, state = x.copy(), state.copy()
+    x[~mask], state[:, 0] = np.nan, np.nan
+    if layer.masked_output == "zero":
+        doutput = np.where(mask[..., None], doutput, np.nan)
+    got = flat(whole(layer, x, state, None, None, mask, doutput, dstate))
+    for one, value in expected.items():
+        if one.startswith(("state", "output")):  # of the sequence without a timestep both are the state as it came
+            value, got[one] = value[:, 1:], got[one][:, 1:]
+        np.testing.assert_array_equal(got[one], value, one)
+
+
+@pytest.mark.parametrize("more", [{}, {"memory": "sqrt"}])
+def test_a_state_may_be_written_to_before_backward(more, monkeypatch):
+    monkeypatch.setattr(chunks, "ROWS", 6)
+    layer = build("lstm", backend="cpu", **more)
+    x, state, _, reset, mask, doutput, dstate = case(layer)
+    marks = {} if more else {"reset": reset}
+    expected = flat(whole(layer, x, state, None, marks.get("reset"), None, doutput, dstate))
+    _, final, backward = layer.forward(x, state, **marks)
+    for part, one in zip(state, final, strict=True):
+        part[...] = one
+    layer.zero_grad()
+    dx, _ = backward(doutput, dstate)
+    np.testing.assert_array_equal(dx, expected["dx 0"])
+    for name, gradient in layer.grads.items():
+        np.testing.assert_array_equal(gradient, expected[f"d {name} 0"], name)
 
 
 @pytest.mark.parametrize("backend", ["numpy", "cpu"])
@@ -247,6 +287,16 @@ def test_refusals(message, more, call):
         layer.forward(np.zeros((8, 5, 3), "f4"), **call)
     with pytest.raises(ValueError, match="masked_output: with residual"):
         gpurnn.LSTM(3, 3, num_layers=2, residual=True, masked_output="repeat", backend="numpy")
+
+
+def test_shapes_of_a_single_step():
+    message = r"reset: expected one boolean for each sequence, \(B,\) = \(5,\)"
+    for layer in (gpurnn.GRU(3, 5, backend="cpu"), gpurnn.GRU(3, 5, batch_first=True, backend="cpu")):
+        for wrong in (True, np.ones((5, 3), bool), np.ones((1, 5), bool)):
+            with pytest.raises(gpurnn.ShapeError, match=message):
+                layer.step(np.zeros((5, 3), "f4"), reset=wrong)
+    with pytest.raises(gpurnn.ShapeError, match="mask: expected one boolean for the sequence, got shape"):
+        gpurnn.GRUCell(3, 5, backend="cpu")(np.zeros(3, "f4"), mask=np.ones(1, bool))
 
 
 def test_masked_batch_norm():

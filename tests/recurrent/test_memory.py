@@ -256,6 +256,16 @@ def test_what_plan_says_of_two_directions(small_chunks):
     assert gpurnn.GRU(4, 16, backend="numpy").plan(60, 3).recompute == 0
 
 
+def test_inference_needs_no_room_for_gates(small_chunks):
+    layer = gpurnn.LSTM(4, 4, memory=5000, backend="numpy", seed=0)
+    x = np.random.default_rng(0).standard_normal((50, 3, 4)).astype("float32")
+    with pytest.raises(ValueError, match="memory: a training call"):
+        layer.forward(x)
+    output, _ = layer(x)
+    layer.memory = None
+    np.testing.assert_array_equal(layer(x)[0], output)
+
+
 def test_plan_without_timesteps():
     for memory in (None, "sqrt", 10**6):
         layer = gpurnn.GRU(4, 16, memory=memory, backend="numpy")
@@ -309,6 +319,25 @@ def test_peak_is_what_plan_says(name, backend, monkeypatch):
         assert abs(predicted - measured) <= 0.05 * measured, f"memory={memory}: {predicted} instead of {measured}"
         assert memory != budget or measured <= budget
         del output, backward, dx
+    if name in ("lstm", "stack"):
+        marked(layer, x, doutput)
+
+
+def marked(layer, x, doutput):
+    """The peak with resets and a mask, in a budget."""
+    rng, (T, B, _) = np.random.default_rng(0), x.shape
+    reset, mask = rng.random((T, B)) < 0.1, rng.random((T, B)) < 0.9
+    layer.memory = "sqrt"
+    layer.memory = budget = layer.plan(T, B, marked=True).peak_bytes * 5 // 4
+    layer.ops.empty_cache()
+    plan = layer.plan(T, B, marked=True)
+    tracemalloc.start()
+    output, _, backward = layer.forward(x, reset=reset, mask=mask)
+    backward(doutput)
+    _, measured = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert abs(plan.peak_bytes - plan.packed_bytes - measured) <= 0.05 * measured, (plan.peak_bytes, measured)
+    assert measured <= budget
 
 
 # ---- training

@@ -164,7 +164,7 @@ class CpuOps(HostOps):
         (T, B, I), directions, save = x.shape, options.directions, options.save
         D, H = len(directions), len(weights[0].ih) // len(cell.gates)
         P = H if weights[0].hr is None else len(weights[0].hr)
-        fresh = options.fresh_output or D > 1  # otherwise the output is a view of h
+        fresh = options.fresh_output or D > 1 or options.marks is not None  # otherwise the output is a view of h
         output = self.empty(T, B, D * P, x.dtype) if fresh else None
         x = np.ascontiguousarray(x)
         saved, jobs = SavedLayer(cell, weights, x, lengths, []), []
