@@ -1,0 +1,71 @@
+"""Tensors of torch as arrays of a backend, and back: without copies wherever the memory allows it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..._typing import Array
+from ...dtypes import check_dtype
+
+_VECTOR = 16  # bytes that kernels load at once
+
+
+def array_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    """The NumPy dtype of a floating-point dtype of torch. Raises DtypeError for one that the library has not."""
+    return check_dtype(str(dtype).removeprefix("torch."))
+
+
+def to_array(ops: Any, tensor: torch.Tensor) -> Array:
+    """``tensor`` as an array of the backend ``ops``: its own memory, unless host memory goes to a device."""
+    tensor = tensor.detach()
+    if tensor.is_cuda:
+        tensor = tensor.contiguous()
+        if tensor.data_ptr() % _VECTOR:
+            tensor = tensor.clone()
+        return _from_device(ops.xp, tensor)
+    if tensor.dtype == torch.bfloat16:  # NumPy's bfloat16 is that of ml_dtypes, which torch does not know
+        return ops.xp.asarray(tensor.view(torch.int16).numpy().view(array_dtype(torch.bfloat16)))
+    return ops.xp.asarray(tensor.numpy())
+
+
+def to_tensor(ops: Any, array: Array, like: torch.Tensor) -> torch.Tensor:
+    """``array`` as a contiguous tensor on the device of ``like``. The tensor has its memory, and is the only one to
+    have it if the array is."""
+    if like.is_cuda:
+        return _to_device(ops.xp.ascontiguousarray(array))
+    array = np.ascontiguousarray(ops.to_numpy(array))
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _from_device(xp, tensor):
+    """A CUDA tensor as an array of CuPy, which shares its memory."""
+    if tensor.dtype == torch.bfloat16:
+        return xp.from_dlpack(tensor.view(torch.int16)).view(array_dtype(torch.bfloat16))
+    if tensor.dtype == torch.bool:  # older versions of DLPack have none
+        return xp.from_dlpack(tensor.view(torch.uint8)).view(np.bool_)
+    return xp.from_dlpack(tensor)
+
+
+def _to_device(array):
+    """An array of CuPy as a CUDA tensor, which shares its memory."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_dlpack(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_dlpack(array)
+
+
+@contextlib.contextmanager
+def torch_stream(xp: Any, tensor: torch.Tensor) -> Iterator[None]:
+    """Run the block on the device of ``tensor`` and on torch's current stream there; on the host it changes nothing."""
+    if not tensor.is_cuda:
+        yield
+        return
+    stream = torch.cuda.current_stream(tensor.device)
+    with xp.cuda.Device(tensor.device.index), xp.cuda.ExternalStream(stream.cuda_stream):
+        yield
