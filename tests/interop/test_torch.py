@@ -13,6 +13,7 @@ from helpers import ROOT, cuda_ops
 from optional import needs, optional
 
 import gpurnn
+from gpurnn.backends.cpu import ops as cpu_ops
 from gpurnn.testing import count_terms, worst_error
 
 torch = optional("torch")
@@ -486,6 +487,32 @@ def test_attributes_that_change():
     assert [one.shape for one in layer.all_weights[1]] == [one.shape for one in torch.nn.LSTM(3, 4, 2).all_weights[1]]
     with pytest.warns(UserWarning, match="num_layers=1"):
         gt.LSTM(3, 4, dropout=0.5)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_no_more_threads_than_torch_takes(threads, monkeypatch):
+    monkeypatch.setenv("GPURNN_NUM_THREADS", "2")
+    layer, found, count = gt.LSTM(64, 128), [], cpu_ops.thread_count
+    monkeypatch.setattr(cpu_ops, "thread_count", lambda: found.append(count()) or found[-1])
+    torch.set_num_threads(threads)
+    layer(torch.randn(8, 16, 64))[0].sum().backward()
+    assert set(found) == {min(threads, 2)} and count() == 2
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_operators_keep_torchs_rules(name):
+    """Schemas, fakes, aliases, and what compiled graphs make of them, as torch checks operators."""
+    layer, x = getattr(gt, name)(3, 4, 2), torch.randn(5, 2, 3)
+    weights = [one.detach() for one in layer.parameters()]
+    state = [torch.randn(2, 2, 4) for _ in range(1 + (name == "LSTM"))]
+    marks = [torch.tensor([5, 3]), None, torch.rand(5, 2) > 0.2, None]
+    given = (x, weights, state, marks, layer._texts[1])
+    torch.library.opcheck(operators.recurrent, (*given, False))
+    doutputs = [torch.randn(5, 2, 4), *(torch.randn(2, 2, 4) for _ in state)]
+    token = torch.empty(0, dtype=torch.int64)
+    torch.library.opcheck(operators.recurrent_backward, (token, doutputs, *given, [True, False] * (len(weights) // 2)))
+    vectors = [x.clone(), *(one.clone() for one in weights), *(one.clone() for one in state)]
+    torch.library.opcheck(operators.recurrent_second_backward, (vectors, doutputs, *given))
 
 
 def test_autocast_on_a_cpu_stays_in_float32():

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
 from ..._typing import Array
-from ...dtypes import check_dtype
+from ...backends.cpu.threads import at_most
+from ...dtypes import check_dtype, dtype_name
 
 _VECTOR = 16  # bytes that kernels load at once
 
@@ -34,14 +34,15 @@ def to_array(ops: Any, tensor: torch.Tensor) -> Array:
 
 
 def to_tensor(ops: Any, array: Array, like: torch.Tensor) -> torch.Tensor:
-    """``array`` as a contiguous tensor on the device of ``like``. The tensor has its memory, and is the only one to
-    have it if the array is."""
+    """``array`` as a contiguous tensor of the device and the dtype of ``like``, in the array's memory if that allows
+    it."""
     if like.is_cuda:
-        return _to_device(ops.xp.ascontiguousarray(array))
-    array = np.ascontiguousarray(ops.to_numpy(array))
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
+        tensor = _to_device(ops.xp.ascontiguousarray(array))
+    else:
+        array = np.ascontiguousarray(ops.to_numpy(array))
+        narrow = dtype_name(array.dtype) == "bfloat16"
+        tensor = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16) if narrow else torch.from_numpy(array)
+    return tensor if tensor.dtype == like.dtype else tensor.to(like.dtype)
 
 
 def _from_device(xp, tensor):
@@ -55,17 +56,19 @@ def _from_device(xp, tensor):
 
 def _to_device(array):
     """An array of CuPy as a CUDA tensor, which shares its memory."""
-    if array.dtype.name == "bfloat16":
+    if dtype_name(array.dtype) == "bfloat16":
         return torch.from_dlpack(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_dlpack(array)
 
 
+def as_torch_runs(xp: Any, tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Runs a block on the device of ``tensor`` and on torch's current stream there; on the host with no more threads
+    than torch takes."""
+    return _device_stream(xp, tensor) if tensor.is_cuda else at_most(torch.get_num_threads())
+
+
 @contextlib.contextmanager
-def torch_stream(xp: Any, tensor: torch.Tensor) -> Iterator[None]:
-    """Run the block on the device of ``tensor`` and on torch's current stream there; on the host it changes nothing."""
-    if not tensor.is_cuda:
-        yield
-        return
+def _device_stream(xp, tensor):
     stream = torch.cuda.current_stream(tensor.device)
     with xp.cuda.Device(tensor.device.index), xp.cuda.ExternalStream(stream.cuda_stream):
         yield

@@ -20,7 +20,7 @@ from torch import Tensor
 from ... import tangents
 from ...backends import get_backend
 from ...recurrent import Recurrent
-from .arrays import array_dtype, to_array, to_tensor, torch_stream
+from .arrays import array_dtype, as_torch_runs, to_array, to_tensor
 from .configuration import arguments_of, build, find, flat_state, nested_state, stand_in
 
 
@@ -44,13 +44,13 @@ class Marks(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A forward pass that has been run for training."""
+    """What a forward pass for training leaves: the layer of that call, and its backward function."""
 
     layer: Recurrent
-    results: tuple[Any, Any]
     backward: Callable[..., Any]
 
 
+_library = torch.library.Library("gpurnn", "DEF")
 _saved: dict[int, Run] = {}  # number in a token -> what its forward pass saved
 
 
@@ -81,52 +81,61 @@ def _prepared(found, x, weights, state, marks):
 
 
 def _run(layer, x, given):
+    """The output, the final state, and the ``Run``."""
     output, state, backward = layer.forward(x, **given)
-    return Run(layer, (output, state), backward)
+    return output, state, Run(layer, backward)
 
 
-@torch.library.custom_op(
-    "gpurnn::recurrent",
-    mutates_args=(),
-    schema="(Tensor x, Tensor[] weights, Tensor[] state, Tensor?[] marks, str layer, bool save) -> Tensor[]",
-)
+def _operator(schema):
+    """Registers the function of an operator for all devices."""
+
+    def registered(function):
+        _library.define(f"{function.__name__}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+        _library.impl(function.__name__, function, "CompositeExplicitAutograd")
+        return getattr(torch.ops.gpurnn, function.__name__).default
+
+    return registered
+
+
+def _fake(operator):
+    """Registers what an operator returns, but for the values."""
+    return torch.library.register_fake(operator.name(), lib=_library)
+
+
+@_operator("(Tensor x, Tensor[] weights, Tensor[] state, Tensor?[] marks, str layer, bool save) -> Tensor[]")
 def recurrent(x, weights, state, marks, layer, save):
     """The output (T, B, D*P), the parts of the final state, and a token: empty unless a backward will follow."""
     found, marks = find(layer), Marks(*marks)
-    with torch_stream(_ops(found, x).xp, x):
+    with as_torch_runs(_ops(found, x).xp, x):
         made, array, given = _prepared(found, x, weights, state, marks)
         token = torch.empty(0, dtype=torch.int64)
         if save:
-            run = _run(made, array, given)
-            output, final = run.results
-            output = output.copy()  # backward works in the memory of the other one
-            token = _hold(run._replace(results=()))
+            output, final, run = _run(made, array, given)
+            output, token = output.copy(), _hold(run)  # backward works in the memory of the other output
         else:
             output, final = made(array, **given)
-        parts = [to_tensor(made.ops, part.copy(), x).to(x.dtype) for part in flat_state(found.state, final)]
+        parts = [to_tensor(made.ops, part.copy(), x) for part in flat_state(found.state, final)]
         return [to_tensor(made.ops, output, x), *parts, token]
 
 
-@recurrent.register_fake
+@_fake(recurrent)
 def _(x, weights, state, marks, layer, save):
     found, (T, B, _) = find(layer), x.shape
     parts = [x.new_empty((part.rows, B, part.size)) for parts in found.state for part in parts]
     return [x.new_empty((T, B, found.features)), *parts, torch.empty(int(save), dtype=torch.int64)]
 
 
-@torch.library.custom_op(
-    "gpurnn::recurrent_backward",
-    mutates_args=(),
-    schema="(Tensor token, Tensor[] doutputs, Tensor x, Tensor[] weights, Tensor[] state, Tensor?[] marks, str layer, "
-    "bool[] trains) -> Tensor[]",
+@_operator(
+    "(Tensor token, Tensor[] doutputs, Tensor x, Tensor[] weights, Tensor[] state, Tensor?[] marks, str layer, "
+    "bool[] trains) -> Tensor[]"
 )
 def recurrent_backward(token, doutputs, x, weights, state, marks, layer, trains):
     """The gradients with respect to x, to the weights (empty where they are not trained), and to the initial state."""
     found, marks = find(layer), Marks(*marks)
-    with torch_stream(_ops(found, x).xp, x):
+    with as_torch_runs(_ops(found, x).xp, x):
         run = _saved.pop(int(token), None) if token.numel() else None
         if run is None:
-            run = _run(*_prepared(found, x, weights, state, marks))
+            run = _run(*_prepared(found, x, weights, state, marks))[-1]
         layer = run.layer
         grads = {
             name: layer.xp.zeros(shape, layer.compute_dtype)
@@ -138,24 +147,22 @@ def recurrent_backward(token, doutputs, x, weights, state, marks, layer, trains)
         doutput, *dfinal = (to_array(layer.ops, one) for one in doutputs)
         dx, dstate = run.backward(doutput, nested_state(found.state, dfinal))
         dweights = [
-            to_tensor(layer.ops, grads[name], x).to(weight.dtype) if name in grads else weight.new_empty(0)
+            to_tensor(layer.ops, grads[name], weight) if name in grads else weight.new_empty(0)
             for name, weight in zip(found.names, weights, strict=True)
         ]
         dparts = [part.copy() for part in flat_state(found.state, dstate)] if state else []
-        return [to_tensor(layer.ops, dx, x), *dweights, *(to_tensor(layer.ops, part, x).to(x.dtype) for part in dparts)]
+        return [to_tensor(layer.ops, dx, x), *dweights, *(to_tensor(layer.ops, part, x) for part in dparts)]
 
 
-@recurrent_backward.register_fake
+@_fake(recurrent_backward)
 def _(token, doutputs, x, weights, state, marks, layer, trains):
     made = [_empty(w) if trained else w.new_empty(0) for w, trained in zip(weights, trains, strict=True)]
     return [_empty(x), *made, *map(_empty, state)]
 
 
-@torch.library.custom_op(
-    "gpurnn::recurrent_second_backward",
-    mutates_args=(),
-    schema="(Tensor[] vectors, Tensor[] doutputs, Tensor x, Tensor[] weights, Tensor[] state, Tensor?[] marks, "
-    "str layer) -> Tensor[]",
+@_operator(
+    "(Tensor[] vectors, Tensor[] doutputs, Tensor x, Tensor[] weights, Tensor[] state, Tensor?[] marks, str layer) "
+    "-> Tensor[]"
 )
 def recurrent_second_backward(vectors, doutputs, x, weights, state, marks, layer):
     """The gradients with respect to doutputs, x, weights and state of the product of ``vectors`` with the results of
@@ -189,7 +196,7 @@ def recurrent_second_backward(vectors, doutputs, x, weights, state, marks, layer
     return [torch.tensor(array, dtype=one.dtype, device=one.device) for array, one in zip(made, like, strict=True)]
 
 
-@recurrent_second_backward.register_fake
+@_fake(recurrent_second_backward)
 def _(vectors, doutputs, x, weights, state, marks, layer):
     return [_empty(one) for one in (*doutputs, x, *weights, *state)]
 
@@ -210,64 +217,123 @@ class Arguments(NamedTuple):
     marks: list[Tensor | None]
     layer: str
 
-
-def _save(ctx, given, *more):
-    """Save ``given`` for the formula, and more tensors. torch refuses a backward after one of them was changed."""
-    marks = [one for one in given.marks if one is not None]
-    ctx.save_for_backward(given.x, *given.weights, *given.state, *marks, *more)
-    ctx.counts, ctx.layer = (len(given.weights), len(given.state)), given.layer
-    ctx.is_given = [one is not None for one in given.marks]
+    def flat(self) -> tuple[Form, list[Tensor]]:
+        """What is no tensor, and all tensors one after another, as autograd takes them."""
+        present = [one for one in self.marks if one is not None]
+        form = Form(self.layer, len(self.weights), len(self.state), tuple(one is not None for one in self.marks))
+        return form, [self.x, *self.weights, *self.state, *present]
 
 
-def _saved_arguments(ctx):
-    """The ``Arguments`` that ``_save`` was given, and the other tensors."""
-    x, *rest = ctx.saved_tensors
-    weights, state = ctx.counts
-    rest, marks = rest[weights + state :], rest[: weights + state]
-    weights, state = marks[:weights], marks[weights:]
-    marks = [rest.pop(0) if given else None for given in ctx.is_given]
-    return Arguments(x, weights, state, marks, ctx.layer), rest
+class Form(NamedTuple):
+    """``Arguments`` without the tensors: how many weights and parts of a state there are, and which marks."""
+
+    layer: str
+    weights: int
+    state: int
+    marks: tuple[bool, ...]
+
+    def arguments(self, tensors: list[Tensor]) -> tuple[Arguments, list[Tensor]]:
+        """The reverse of ``Arguments.flat``, and the tensors that are left."""
+        first, second = 1 + self.weights, 1 + self.weights + self.state
+        rest = iter(tensors[second:])
+        marks = [next(rest) if present else None for present in self.marks]
+        given = Arguments(tensors[0], list(tensors[1:first]), list(tensors[first:second]), marks, self.layer)
+        return given, list(rest)
+
+    def gradients(self, made: list[Tensor | None]) -> tuple[Tensor | None, ...]:
+        """Those with respect to ``Arguments.flat``, of those with respect to x, weights and state."""
+        return *made, *([None] * sum(self.marks))
 
 
-def _no_gradients(marks):
-    """What a formula returns for marks: torch takes a list for a list of tensors, where none is missing."""
-    return None if None in [one if one is None else 0 for one in marks] else [None] * len(marks)
+class _Recurrent(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, form, save, *tensors):
+        with _below_autograd():
+            results = recurrent(*form.arguments(tensors)[0], save)
+        ctx.form = form
+        ctx.save_for_backward(*tensors, results[-1])  # torch refuses a backward after one of them was changed
+        ctx.mark_non_differentiable(results[-1])
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        given, (token,) = ctx.form.arguments(ctx.saved_tensors)
+        trains = list(ctx.needs_input_grad[3 : 3 + ctx.form.weights])
+        made = recurrent_backward(token, gradients[:-1], *given, trains)
+        made[1 : 1 + len(trains)] = [one if trained else None for one, trained in zip(made[1:], trains, strict=False)]
+        made += [None] * (ctx.form.state - len(made) + 1 + len(trains))
+        return None, None, *ctx.form.gradients(made)
 
 
-def _save_forward(ctx, inputs, output):
-    x, weights, state, marks, layer, _ = inputs
-    _save(ctx, Arguments(x, weights, state, marks, layer), output[-1])
+class _RecurrentBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, form, trains, token, *tensors):
+        given, doutputs = form.arguments(tensors)
+        with _below_autograd():
+            results = recurrent_backward(token, doutputs, *given, trains)
+        ctx.form = form
+        ctx.save_for_backward(*tensors)
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx, *vectors):
+        given, doutputs = ctx.form.arguments(ctx.saved_tensors)
+        made = recurrent_second_backward(vectors, doutputs, *given)
+        return None, None, None, *ctx.form.gradients(made[len(doutputs) :]), *made[: len(doutputs)]
 
 
-def _differentiate_forward(ctx, gradients):
-    given, (token,) = _saved_arguments(ctx)
-    trains = list(ctx.needs_input_grad[1])
-    made = recurrent_backward(token, gradients[:-1], *given, trains)
-    count = 1 + len(trains)
-    dweights = [one if trained else None for one, trained in zip(made[1:count], trains, strict=True)]
-    return made[0], dweights, made[count:], _no_gradients(given.marks), None, None
+class _RecurrentSecondBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, form, count, *tensors):
+        given, rest = form.arguments(tensors)
+        with _below_autograd():
+            return tuple(recurrent_second_backward(rest[:count], rest[count:], *given))
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        raise RuntimeError(
+            "gpurnn.interop.torch: a recurrent layer has first and second derivatives, and this needs third ones. For "
+            "Hessian-vector products gpurnn.hvp needs no graph of the second derivative"
+        )
 
 
-def _save_backward(ctx, inputs, output):
-    _, doutputs, x, weights, state, marks, layer, _ = inputs
-    _save(ctx, Arguments(x, weights, state, marks, layer), *doutputs)
+_below_autograd = torch._C._AutoDispatchBelowAutograd
 
 
-def _differentiate_backward(ctx, vectors):
-    given, doutputs = _saved_arguments(ctx)
-    made = recurrent_second_backward(vectors, doutputs, *given)
-    first, second = len(doutputs), len(doutputs) + 1 + len(given.weights)
-    dx, dweights, dstate = made[first], made[first + 1 : second], made[second:]
-    return None, made[:first], dx, dweights, dstate, _no_gradients(given.marks), None, None
+def _differentiated(operator):
+    """Registers the function that runs in an operator's place where autograd looks on."""
+    return lambda function: _library.impl(operator.name().partition("::")[2], function, "Autograd")
 
 
-def _refuse_third(ctx, gradients):
-    raise RuntimeError(
-        "gpurnn.interop.torch: a recurrent layer has first and second derivatives, and this needs third ones. For "
-        "Hessian-vector products gpurnn.hvp needs no graph of the second derivative"
-    )
+@_differentiated(recurrent)
+def _(x, weights, state, marks, layer, save):
+    given = Arguments(x, weights, state, marks, layer)
+    form, tensors = given.flat()
+    if _is_recorded(tensors):
+        return list(_Recurrent.apply(form, save, *tensors))
+    with _below_autograd():
+        return recurrent(*given, save)
 
 
-recurrent.register_autograd(_differentiate_forward, setup_context=_save_forward)
-recurrent_backward.register_autograd(_differentiate_backward, setup_context=_save_backward)
-recurrent_second_backward.register_autograd(_refuse_third)
+@_differentiated(recurrent_backward)
+def _(token, doutputs, x, weights, state, marks, layer, trains):
+    given = Arguments(x, weights, state, marks, layer)
+    form, tensors = given.flat()
+    if _is_recorded([*tensors, *doutputs]):
+        return list(_RecurrentBackward.apply(form, trains, token, *tensors, *doutputs))
+    with _below_autograd():
+        return recurrent_backward(token, doutputs, *given, trains)
+
+
+@_differentiated(recurrent_second_backward)
+def _(vectors, doutputs, x, weights, state, marks, layer):
+    given = Arguments(x, weights, state, marks, layer)
+    form, tensors = given.flat()
+    if _is_recorded([*tensors, *vectors, *doutputs]):
+        return list(_RecurrentSecondBackward.apply(form, len(vectors), *tensors, *vectors, *doutputs))
+    with _below_autograd():
+        return recurrent_second_backward(vectors, doutputs, *given)
+
+
+def _is_recorded(tensors):
+    return torch.is_grad_enabled() and any(one.requires_grad for one in tensors)
