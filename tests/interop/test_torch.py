@@ -1,6 +1,8 @@
 """Layers for torch against torch.nn: values, gradients, and everything that torch does with its modules."""
 
+import contextlib
 import copy
+import io
 import pickle
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from gpurnn.testing import count_terms, worst_error
 torch = optional("torch")
 gt = optional("gpurnn.interop.torch")
 operators = optional("gpurnn.interop.torch.operators")
+arrays_module = optional("gpurnn.interop.torch.arrays")
 pytestmark = [
     needs("torch"),
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported", "ignore:`torch.jit:DeprecationWarning"),
@@ -348,6 +351,35 @@ def test_results_belong_to_nobody_else():
         assert torch.equal(x.grad, expected)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16", "bool", "int64"])
+def test_arrays_of_a_gpu_share_memory(dtype):
+    """Both ways through DLPack, with NumPy in CuPy's place."""
+    tensor = torch.tensor([[0, 1, 2], [3, 4, 5]]).to(getattr(torch, dtype))
+    array = arrays_module._from_device(np, tensor)
+    assert array.dtype.name == dtype and array.shape == (2, 3) and array.ctypes.data == tensor.data_ptr()
+    np.testing.assert_array_equal(array.astype(float), tensor.double().numpy())
+    if dtype in ("bool", "int64"):
+        return
+    back = arrays_module._to_device(array)
+    assert back.dtype == tensor.dtype and back.data_ptr() == tensor.data_ptr() and torch.equal(back, tensor)
+
+
+def test_a_gpu_runs_on_torchs_stream(monkeypatch):
+    """The device and the stream that CuPy is given, with stand-ins for both libraries."""
+    entered = []
+
+    @contextlib.contextmanager
+    def enter(*what):
+        entered.append(what)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=(77, device.index)))
+    cuda = SimpleNamespace(Device=lambda n: enter("device", n), ExternalStream=lambda s: enter("stream", s))
+    tensor = SimpleNamespace(is_cuda=True, device=SimpleNamespace(index=3))
+    with arrays_module.as_torch_runs(SimpleNamespace(cuda=cuda), tensor):
+        assert entered == [("device", 3), ("stream", (77, 3))]
+
+
 # ---- what torch does with modules
 
 
@@ -570,9 +602,16 @@ def test_exported_graphs():
     exported = torch.export.export(layer, (torch.randn(5, 2, 3),), dynamic_shapes=(sizes,))
     calls = [one for one in exported.graph.nodes if one.op == "call_function" and "recurrent" in str(one.target)]
     assert len(calls) == 1
+    file = io.BytesIO()
+    torch.export.save(exported, file)
+    file.seek(0)
     x = torch.randn(7, 3, 3)
-    output, h = exported.module()(x)
-    assert torch.equal(output, layer(x)[0]) and torch.equal(h, layer(x)[1])
+    for program in (exported.module(), torch.export.load(file).module()):
+        output, h = program(x)
+        assert torch.equal(output, layer(x)[0]) and torch.equal(h, layer(x)[1])
+    x = torch.randn(4, 2, 3, requires_grad=True)
+    gradients = [torch.autograd.grad(run(x)[0].sum(), x)[0] for run in (layer, exported.module())]
+    assert torch.equal(*gradients)  # the exported program saves nothing, so its forward pass runs again for them
 
 
 def test_convert():

@@ -8,6 +8,7 @@ saved, or when something has put a copy in the token's place, the forward pass r
 
 from __future__ import annotations
 
+import math
 import secrets
 import weakref
 from collections.abc import Callable
@@ -80,6 +81,11 @@ def _prepared(found, x, weights, state, marks):
     return layer, to_array(ops, x), given
 
 
+def _empty_array(ops, shape, dtype):
+    """A contiguous array, of memory that the backend has at hand."""
+    return ops.empty_steps(1, 1, math.prod(shape), dtype).reshape(shape)
+
+
 def _run(layer, x, given):
     """The output, the final state, and the ``Run``."""
     output, state, backward = layer.forward(x, **given)
@@ -111,7 +117,8 @@ def recurrent(x, weights, state, marks, layer, save):
         token = torch.empty(0, dtype=torch.int64)
         if save:
             output, final, run = _run(made, array, given)
-            output, token = output.copy(), _hold(run)  # backward works in the memory of the other output
+            token, returned = _hold(run), _empty_array(made.ops, output.shape, output.dtype)
+            returned[...], output = output, returned  # backward works in the memory of the other one
         else:
             output, final = made(array, **given)
         parts = [to_tensor(made.ops, part.copy(), x) for part in flat_state(found.state, final)]
@@ -138,10 +145,12 @@ def recurrent_backward(token, doutputs, x, weights, state, marks, layer, trains)
             run = _run(*_prepared(found, x, weights, state, marks))[-1]
         layer = run.layer
         grads = {
-            name: layer.xp.zeros(shape, layer.compute_dtype)
+            name: _empty_array(layer.ops, shape, layer.compute_dtype)
             for name, shape, trained in zip(found.names, found.shapes, trains, strict=True)
             if trained
         }
+        for array in grads.values():
+            array[...] = 0
         layer.grads._arrays = grads
         layer._frozen[0].update(name for name in found.names if name not in grads)
         doutput, *dfinal = (to_array(layer.ops, one) for one in doutputs)
