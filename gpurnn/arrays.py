@@ -60,8 +60,8 @@ def refuse_graph(name: str, value: Any) -> None:
     """Raise TypeError for a tensor that requires grad: its graph would be lost silently."""
     if getattr(value, "requires_grad", False) is True:
         raise TypeError(
-            f"{name}: this tensor requires grad, and no gradient would come back to it: there is no torch layer yet. "
-            f"Give {name.split()[-1]}.detach(), and pass on the gradients that backward returns yourself"
+            f"{name}: this tensor requires grad, and no gradient would come back to it. In a model of torch use "
+            f"the layers of gpurnn.interop.torch. Give {name.split()[-1]}.detach() where no gradient is needed"
         )
 
 

@@ -17,8 +17,8 @@ import pytest
 # CuPy is not among them: tests that need it are marked gpu, or ask for it themselves.
 PACKAGES = (
     "build", "setuptools", "pip", "tensorboardX",
-    "torch", "ml_dtypes", "matplotlib", "scipy", "sacrebleu", "mido", "soundfile", "hypothesis", "threadpoolctl",
-    "onnx", "xdist", "nvidia", "build", "setuptools", "pip",
+    "torch", "expecttest", "ml_dtypes", "matplotlib", "scipy", "sacrebleu", "mido", "soundfile", "hypothesis",
+    "threadpoolctl", "onnx", "xdist", "nvidia", "build", "setuptools", "pip",
 )  # fmt: skip
 
 

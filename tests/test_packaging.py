@@ -71,6 +71,14 @@ def installed(built, tmp_path_factory):
     return target
 
 
+def test_every_package_is_listed():
+    """Quickly, what the wheel's tests would find: a folder that pyproject.toml does not name is in no wheel."""
+    listed = re.search(r"^packages = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M | re.S)[1]
+    found = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "gpurnn").rglob("__init__.py")}
+    elsewhere = {"gpurnn.bench", "gpurnn.bench.rivals", "gpurnn.kernels"}
+    assert set(re.findall(r'"(.*?)"', listed)) == {name.replace("/", ".") for name in found} | elsewhere
+
+
 @pytest.mark.slow
 def test_wheel_holds_every_source_and_nothing_else(built, tree):
     with zipfile.ZipFile(built[1]) as wheel:

@@ -1,5 +1,7 @@
 """How many threads the compiled code takes."""
 
+import contextlib
+import contextvars
 import functools
 import math
 import os
@@ -8,6 +10,7 @@ from pathlib import Path
 from ...errors import one_line
 
 _MOST_THREADS = 4096
+_most = contextvars.ContextVar("gpurnn_threads", default=_MOST_THREADS)
 QUOTA = ("/sys/fs/cgroup", "/proc/self/cgroup")  # the arguments of ``quota`` on a Linux system
 
 
@@ -16,8 +19,24 @@ def thread_count():
 
     Under a cgroup CPU quota these are no more than the quota: with more, the kernel throttles all of them until the
     next period. Raises ValueError for a GPURNN_NUM_THREADS that is no number from 1 to 4096; of
-    OMP_NUM_THREADS, which is other libraries', no more than that is taken, and nothing where it makes no sense.
+    OMP_NUM_THREADS, which is other libraries', no more than that is taken, and nothing where it makes no sense. Inside
+    ``at_most`` there are no more than it says.
     """
+    return min(_wanted(), _most.get())
+
+
+@contextlib.contextmanager
+def at_most(count):
+    """Let time loops take no more threads than ``count`` inside the block."""
+    token = _most.set(count)
+    try:
+        yield
+    finally:
+        _most.reset(token)
+
+
+def _wanted():
+    """The threads that the environment asks for, or that there are processors for."""
     text = os.environ.get("GPURNN_NUM_THREADS", "")
     if text:
         count = _whole(text)
