@@ -117,7 +117,7 @@ def _matmul(node, a, b):
     xp, a, b = node.together(a, b)
     if a.ndim > 1 and b.ndim > 1:
         batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-        node.check_room((*batch, a.shape[-2], b.shape[-1]), a.dtype.itemsize)
+        node.check_product((*batch, a.shape[-2], b.shape[-1]), a.dtype.itemsize)
     return xp.matmul(upcast(a), upcast(b)).astype(a.dtype, copy=False)
 
 
@@ -127,7 +127,7 @@ def _gemm(node, a, b, c=None):
     a, b = (x.T if given.get(name) else x for name, x in (("transA", a), ("transB", b)))
     if a.ndim != 2 or b.ndim != 2:
         raise ValueError(f"expected matrices, got shapes {a.shape} and {b.shape}")
-    node.check_room((len(a), b.shape[1]), a.dtype.itemsize)
+    node.check_product((len(a), b.shape[1]), a.dtype.itemsize)
     y = given.get("alpha", 1.0) * (upcast(a) @ upcast(b))
     if c is not None:
         y = y + given.get("beta", 1.0) * upcast(xp.asarray(c))

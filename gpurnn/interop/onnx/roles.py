@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...errors import ShapeError
+from ...files import check_room
 
 
 class Roles(NamedTuple):
@@ -39,7 +41,10 @@ class Roles(NamedTuple):
                 raise ValueError("lengths: this graph takes none; give a batch of sequences of one length")
             return {}
         if lengths is None:
-            return {self.lengths: None if self.optional else np.full(sizes["B"], sizes["T"], np.int32)}
+            if self.optional:
+                return {self.lengths: None}
+            B, T = (_known(self.lengths, size, sizes) for size in ("B", "T"))
+            return {self.lengths: np.full(B, T, np.int32)}
         return {self.lengths: np.asarray(lengths, np.int32)}
 
     def states_given(self, state: Any, sizes: Any, inputs: Any, initializers: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,10 +60,19 @@ class Roles(NamedTuple):
         given = {}
         for name in names_in(self.state):
             dtype, shape = inputs[name]
-            shape = [sizes[size] if isinstance(size, str) else size for size in shape]
+            shape = [_known(name, size, sizes) for size in shape or [None]]
+            check_room(name, math.prod(shape) * np.dtype(dtype).itemsize, "an initial state")
             learned = initializers.get(self.initial.get(name))
             given[name] = np.zeros(shape, dtype) if learned is None else np.broadcast_to(learned, shape)
         return given
+
+
+def _known(name, size, sizes):
+    """The number that a size is. Raises ValueError where x does not say it."""
+    size = sizes.get(size) if isinstance(size, str) else size
+    if size is None:
+        raise ValueError(f"{name}: its shape does not follow from x: give it")
+    return size
 
 
 def names_in(structure: Any) -> list[str]:

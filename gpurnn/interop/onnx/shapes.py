@@ -91,7 +91,7 @@ def _gather(node, x, indices):
     if indices.size and not (-size <= int(indices.min()) and int(indices.max()) < size):
         raise ValueError(f"indices: expected numbers from {-size} to {size - 1}")
     shape = x.shape[:axis] + indices.shape + x.shape[axis % x.ndim + 1 :]
-    node.check_room(shape, x.dtype.itemsize)
+    node.check_product(shape, x.dtype.itemsize)
     return xp.take(x, indices, axis=axis)
 
 
