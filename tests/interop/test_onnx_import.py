@@ -126,6 +126,84 @@ def test_a_call_knows_states_and_lengths(backend):
     assert repr(twin) == "Twin(the model: X, sequence_lens, initial_h, initial_c -> Y, Y_h, Y_c)"
 
 
+@pytest.mark.parametrize("fed", ["W", "R", "B", "P"])
+def test_weights_may_be_inputs(fed):
+    """What one call made of them is nothing to the next."""
+    rng = np.random.default_rng(6)
+    shapes = {"X": (3, 2, 2), "W": (1, 12, 2), "R": (1, 12, 3), "B": (1, 24), "P": (1, 9)}
+    inputs = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    names = ["X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P"]
+    model, given = nodes.node_model("LSTM", {"hidden_size": 3}, inputs, names), {"direction": "forward"}
+    weights = [one for one in model.graph.initializer if one.name != fed]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(weights)
+    model.graph.input.append(onnx.helper.make_tensor_value_info(fed, 11, inputs[fed].shape))
+    twin = import_onnx(model, backend="numpy")
+    for _ in range(2):
+        inputs[fed] = rng.normal(size=shapes[fed])
+        found = twin.run({"X": inputs["X"], fed: inputs[fed]})
+        for got, expected in zip(found.values(), nodes.specified("LSTM", given, inputs), strict=True):
+            assert_close(got, expected, 3 * 16, fed)
+
+
+def stacked(kind, D):
+    """A file as others write it: two layers, each with a part of one state, batch first; (model, weights by name)."""
+    rng, H, G = np.random.default_rng(4), 3, nodes.GATES[kind]
+    names = ("h", "c") if kind == "LSTM" else ("h",)
+    direction, made, weights = ("bidirectional" if D == 2 else "forward"), [], {}
+    make, below = onnx.helper.make_node, "x_t"
+    made.append(make("Transpose", ["x"], ["x_t"], perm=[1, 0, 2]))
+    made += [make("Split", [f"{name}0", "parts"], [f"{name}0_0", f"{name}0_1"], axis=0) for name in names]
+    for k in (0, 1):
+        size = 2 if not k else D * H
+        shapes = {"W": (D, G * H, size), "R": (D, G * H, H), "B": (D, 2 * G * H)}
+        weights |= {f"{name}{k}": rng.normal(size=shape).astype("float32") for name, shape in shapes.items()}
+        inputs = [below, f"W{k}", f"R{k}", f"B{k}", "", *(f"{name}0_{k}" for name in names)]
+        outputs = [f"y{k}", *(f"{name}n_{k}" for name in names)]
+        made.append(make(kind, inputs, outputs, hidden_size=H, direction=direction))
+        made.append(make("Transpose", [f"y{k}"], [f"t{k}"], perm=[0, 2, 1, 3]))
+        below = f"above{k}"
+        made.append(make("Reshape", [f"t{k}", "flat"], [below]))
+    made.append(make("Transpose", [below], ["y"], perm=[1, 0, 2]))
+    made += [make("Concat", [f"{name}n_0", f"{name}n_1"], [f"{name}n"], axis=0) for name in names]
+    info = onnx.helper.make_tensor_value_info
+    arrays = weights | {"parts": _i(D, D), "flat": _i(0, 0, D * H)}
+    graph = onnx.helper.make_graph(
+        made, "stack",
+        [info("x", 1, ["batch", "time", 2]), *(info(f"{name}0", 1, [2 * D, "batch", H]) for name in names)],
+        [info(name, 1, [None] * 3) for name in ("y", *(f"{name}n" for name in names))],
+        [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )  # fmt: skip
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), weights
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+@pytest.mark.parametrize("D", [1, 2])
+def test_a_state_of_several_layers(kind, D):
+    """A call finds the state, although nodes read and write parts of it; without one it is zero."""
+    model, weights = stacked(kind, D)
+    twin, rng = import_onnx(model, backend="numpy"), np.random.default_rng(5)
+    x = rng.normal(size=(2, 5, 2)).astype("float32")
+    count = 2 if kind == "LSTM" else 1
+    for given in (0, 1):
+        parts = tuple(given * rng.normal(size=(2 * D, 2, 3)).astype("float32") for _ in range(count))
+        state = None if not given else parts if count == 2 else parts[0]
+        y, final = twin(x, state)
+        below, finals = x.swapaxes(0, 1), []
+        for k in (0, 1):
+            inputs = {name: weights[f"{name}{k}"] for name in "WRB"} | {"X": below}
+            inputs |= {f"initial_{name}": part[k * D : (k + 1) * D] for name, part in zip("hc", parts, strict=False)}
+            direction = {"direction": "bidirectional" if D == 2 else "forward"}
+            above, *last = nodes.specified(kind, direction, inputs)
+            below = above.transpose(0, 2, 1, 3).reshape(5, 2, D * 3).astype("float32")
+            finals.append(last)
+        allowed = 2 * 5 * 14  # roundings of two layers
+        assert_close(y, below.swapaxes(0, 1), allowed, dtype="float32")
+        final = final if count == 2 else (final,)
+        for got, exact in zip(final, zip(*finals, strict=True), strict=True):
+            assert_close(got, np.concatenate(exact), allowed, dtype="float32")
+
+
 # ---- the nodes around them
 
 
@@ -207,6 +285,9 @@ def single_nodes():
     yield "Pad", op("Pad", 1, x=y, p=_i(1, 0, 0, 2), v=np.array(9.0))
     yield "ReverseSequence", op("ReverseSequence", 1, {"time_axis": 1, "batch_axis": 0}, x=x, n=_i(3, 2))
     yield "CastLike", op("CastLike", 1, x=x, y=np.zeros(1, np.float32))
+    for name, value in {"value_float": 0.5, "value_floats": [0.5, 2.0], "value_int": 3, "value_ints": [3, 4]}.items():
+        yield f"Constant, {name}", op("Constant", 1, {name: value})
+    yield "Constant", op("Constant", 1, {"value": onnx.numpy_helper.from_array(wide)})
     yield "Shape of some", op("Shape", 1, {"start": 1}, x=x)
 
 
@@ -224,9 +305,10 @@ def test_each_operator_gives_what_the_reference_gives():
                 np.testing.assert_array_equal(got, exact, err_msg=name)
 
 
-def test_softmax_before_version_13_has_one_axis_of_the_rest():
+@pytest.mark.parametrize("given", [{"axis": 1}, {}, {"axis": -2}])
+def test_softmax_before_version_13_has_one_axis_of_the_rest(given):
     x = np.random.default_rng(2).normal(size=(2, 3, 4))
-    model, inputs = op("Softmax", 1, {"axis": 1}, opset=11, x=x)
+    model, inputs = op("Softmax", 1, given, opset=11, x=x)
     exps = np.exp(x.reshape(2, 12))
     expected = (exps / exps.sum(axis=1, keepdims=True)).reshape(x.shape)
     assert_close(import_onnx(model, backend="numpy").run(inputs)["y0"], expected, 40)
@@ -291,7 +373,7 @@ def test_wrong_inputs_are_named():
 )
 def test_wrong_attributes_are_named(given, message):
     inputs = {"X": np.zeros((2, 1, 2)), "W": np.zeros((1, 6, 2)), "R": np.zeros((1, 6, 2))}
-    with pytest.raises(ValueError, match=r"node '' \(GRU\): " + message):
+    with pytest.raises(FileError, match=r"node '' \(GRU\): " + message):
         import_onnx(nodes.node_model("GRU", given, inputs, ["X", "W", "R"]))
 
 

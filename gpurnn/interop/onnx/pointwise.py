@@ -145,14 +145,10 @@ def _reduce(node, x, axes=None):
     name, xp = node.op.removeprefix("Reduce"), node.xp(x)
     axes, raised = tuple(axes) if axes else None, upcast(x)
     how = {"axis": axes, "keepdims": bool(given.get("keepdims", 1))}
-    if name in ("Max", "Min", "Mean"):
-        y = getattr(xp, name.lower())(raised, **how)
-    elif name == "Prod":
-        y = xp.prod(raised, **how)
-    else:
-        raised = xp.abs(raised) if name == "L1" else raised * raised if name in ("L2", "SumSquare") else raised
-        y = xp.sum(raised, **how)
-        y = xp.sqrt(y) if name == "L2" else y
+    if name in ("L1", "L2", "SumSquare"):
+        raised = xp.abs(raised) if name == "L1" else raised * raised
+    y = getattr(raised, name.lower() if name in ("Max", "Min", "Mean", "Prod") else "sum")(**how)
+    y = xp.sqrt(y) if name == "L2" else y
     return xp.asarray(y).astype(x.dtype, copy=False)
 
 
@@ -173,8 +169,8 @@ def _softmax(node, x):
 def _arg(node, x):
     given, xp = node.attributes, node.xp(x)
     axis, last = given.get("axis", 0), given.get("select_last_index", 0)
-    find = xp.argmax if node.op == "ArgMax" else xp.argmin
-    found = find(xp.flip(x, axis) if last else x, axis=axis)
+    x = xp.flip(x, axis) if last else x
+    found = x.argmax(axis=axis) if node.op == "ArgMax" else x.argmin(axis=axis)
     found = x.shape[axis] - 1 - found if last else found
     return (xp.expand_dims(found, axis) if given.get("keepdims", 1) else found).astype(np.int64)
 
