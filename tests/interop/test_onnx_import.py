@@ -314,6 +314,16 @@ def test_softmax_before_version_13_has_one_axis_of_the_rest(given):
     assert_close(import_onnx(model, backend="numpy").run(inputs)["y0"], expected, 40)
 
 
+def test_what_a_call_returns_may_be_written_to():
+    values = onnx.numpy_helper.from_array(np.ones(2, np.float32), "w")
+    made = [onnx.helper.make_node("Relu", ["x"], ["z"]), onnx.helper.make_node("Neg", ["w"], ["y"])]
+    twin = import_onnx(chain(*made, initial=[values]), backend="numpy")
+    for _ in range(2):
+        y, _ = twin(np.ones((1, 1, 2), "float32"))
+        assert y.tolist() == [-1, -1]
+        y[:] = 5
+
+
 # ---- what does not fit
 
 
@@ -334,6 +344,22 @@ def test_unknown_operators_are_named():
     model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
     with pytest.raises(FileError, match="operators that gpurnn does not know: Einsum, com.microsoft.Gelu"):
         import_onnx(model)
+
+
+def test_what_older_versions_mean_otherwise_is_refused():
+    model = chain(onnx.helper.make_node("Relu", ["x"], ["y"]))
+    scan = onnx.helper.make_node("Scan", ["x"], ["y"], body=model.graph, num_scan_inputs=1)
+    old = chain(scan)
+    old.opset_import[0].version = 8
+    with pytest.raises(FileError, match=r"\(Scan\): expected a Scan of opset 9 or later, got one of 8|is no valid"):
+        import_onnx(old)
+    x = np.ones((2, 3), np.float32)
+    made, inputs = op("BatchNormalization", 1, {"spatial": 0}, 7, x=x, s=x[0], b=x[0], m=x[0], v=x[0])
+    with pytest.raises(ValueError, match="spatial: expected 1"):
+        import_onnx(made, backend="numpy").run(inputs)
+    made, inputs = op("BatchNormalization", 3, {"training_mode": 1}, 17, x=x, s=x[0], b=x[0], m=x[0], v=x[0])
+    with pytest.raises(ValueError, match="statistics of the batch, as in training, are not computed here"):
+        import_onnx(made, backend="numpy").run(inputs)
 
 
 def test_wrong_inputs_are_named():

@@ -194,6 +194,8 @@ def _layer_norm(node, x, scale, bias=None):
 def _batch_norm(node, x, scale, bias, mean, variance):
     if node.attributes.get("training_mode") or len(node.outputs) > 1:
         raise ValueError("statistics of the batch, as in training, are not computed here")
+    if not node.attributes.get("spatial", 1):
+        raise ValueError("spatial: expected 1: one mean and deviation for each channel")
     xp, shape = node.ops.xp, (-1, *[1] * (x.ndim - 2))
     scale, bias, mean, variance = (xp.asarray(array).reshape(shape) for array in (scale, bias, mean, variance))
     epsilon = np.asarray(node.attributes.get("epsilon", 1e-5), compute_dtype(x.dtype))

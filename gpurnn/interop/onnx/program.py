@@ -54,6 +54,8 @@ class Node:
         self.shown = f"{context.place}: node {proto.name[:80]!r} ({self.op})"
         self.attributes = {one.name: self._attribute(one, constants) for one in proto.attribute}
         self._function = _OPERATORS[self.op]
+        if self.op == "Scan" and self.version < 9:
+            raise FileError(f"{self.shown}: expected a Scan of opset 9 or later, got one of {self.version}")
         self.constant = set(self.inputs) <= constants | {""} and self.op != "Scan"
         self._fixed = set(self.inputs[1:4] + self.inputs[7:8]) <= constants | {""}
         self._made: Any = None
@@ -186,7 +188,8 @@ class Program:
             for name in node.inputs:
                 if self._last.get(name) == place and name not in wanted and name not in self.initial:
                     values.pop(name, None)
-        return {name: values[name] for name in wanted}
+        own = self.initial.keys() | self._constants.keys()  # what the caller may not write to
+        return {name: values[name].copy() if name in own else values[name] for name in wanted}
 
 
 def names_read(proto: Any) -> set[str]:
