@@ -291,9 +291,42 @@ def single_nodes():
     yield "Shape of some", op("Shape", 1, {"start": 1}, x=x)
 
 
-def test_each_operator_gives_what_the_reference_gives():
+def nodes_without_attributes():
+    """What holds where an attribute is left out, or an axis is counted from the end."""
+    rng = np.random.default_rng(8)
+    x, y, square = (rng.normal(size=shape) for shape in ((2, 3, 4), (3, 1), (3, 3)))
+    for name in ("ArgMax", "ArgMin", "Softmax", "LogSoftmax", "ReduceMean", "ReduceMin"):
+        yield name, op(name, 1, x=x)
+    for name in ("ArgMax", "ReduceProd"):
+        yield f"{name}, from the end", op(name, 1, {"axis": -1} if name == "ArgMax" else {"axes": [-2]}, x=x)
+    yield "ReverseSequence", op("ReverseSequence", 1, x=square, n=_i(3, 1, 2))
+    yield "Split", op("Split", 2, x=x)
+    yield "Split 11", op("Split", 2, {"split": [1, 3], "axis": -1}, 11, x=x)
+    yield "Gather", op("Gather", 1, x=x, i=_i(1, -2))
+    yield "Gather, from the end", op("Gather", 1, {"axis": -1}, x=x, i=_i(3, 0).reshape(1, 2))
+    yield "GatherElements", op("GatherElements", 1, x=square, i=np.array([[0, -1, 1]]))
+    yield "Flatten, from the end", op("Flatten", 1, {"axis": -1}, x=x)
+    yield "Transpose", op("Transpose", 1, {"perm": [2, 0, 1]}, x=x)
+    yield "Gemm", op("Gemm", 1, a=square, b=square, c=y)
+    yield "Slice", op("Slice", 1, x=x, s=_i(1, 0), e=_i(2, -1))
+    yield "Slice 9", op("Slice", 1, {"starts": [0, 1], "ends": [2, 9], "axes": [-1, 1]}, 9, x=x)
+    yield "Pad 18, axes", op("Pad", 1, None, 18, x=x, p=_i(1, 0, 0, 2), v=np.array(7.0), a=_i(-1, 0))
+    yield "Pad 10", op("Pad", 1, {"pads": [0, 1, 2, 0], "value": 0.5}, 10, x=y.astype("float32"))
+    yield "Clip, low", op("Clip", 1, x=x, low=np.array(0.25))
+    yield "Clip 6", op("Clip", 1, {"min": -0.5, "max": 0.25}, 6 + 1, x=x.astype("float32"))
+    yield "Unsqueeze 11", op("Unsqueeze", 1, {"axes": [1]}, 11, x=x)
+    yield "Squeeze of all", op("Squeeze", 1, x=x[:1, :, :1])
+    yield "LayerNormalization", op("LayerNormalization", 1, {"epsilon": 2.0**-10, "axis": 1}, x=x, s=x[0])
+    yield "Reshape, allowzero", op("Reshape", 1, {"allowzero": 1}, x=x[:0], s=_i(3, 0))
+    yield "MatMul of vectors", op("MatMul", 1, x=x, y=x[0, 0])
+    yield "Dropout 7", op("Dropout", 1, {"ratio": 0.5}, 7, x=x)
+    yield "Constant of a shape", op("ConstantOfShape", 1, {"value": onnx.numpy_helper.from_array(_i(5))}, x=_i(2))
+
+
+@pytest.mark.parametrize("made", [single_nodes, nodes_without_attributes])
+def test_each_operator_gives_what_the_reference_gives(made):
     reference = importlib.import_module("onnx.reference")
-    for name, (model, inputs) in single_nodes():
+    for name, (model, inputs) in made():
         expected = reference.ReferenceEvaluator(model).run(None, inputs)
         found = import_onnx(model, backend="numpy").run(inputs)
         for got, exact in zip(found.values(), expected, strict=True):
