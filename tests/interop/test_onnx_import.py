@@ -8,6 +8,7 @@ import pytest
 from helpers import assert_close
 from optional import needs, optional
 
+from gpurnn.dtypes import check_dtype
 from gpurnn.errors import DtypeError, FileError, ShapeError
 from gpurnn.interop.onnx import import_onnx
 
@@ -91,6 +92,22 @@ def test_three_hundred_random_nodes_against_onnx_runtime():
             allowed = 2 * (np.abs(theirs - true) / size).max() + terms(inputs, given) * 2.0**-23
             assert (np.abs(got - true) / size).max() <= allowed, f"{given} {list(inputs)}"
         compared += 1
+
+
+@pytest.mark.parametrize("backend", ["numpy", "cpu"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_random_nodes_of_other_dtypes(dtype, backend):
+    rng, array_dtype = np.random.default_rng(11), check_dtype(dtype)
+    for kind in RECURRENT * 8:
+        model, inputs, given = nodes.random_node(rng, kind, array_dtype)
+        if "activations" in given:  # some jump
+            continue
+        if backend == "cpu" and ("clip" in given or "P" in inputs or "input_forget" in given):
+            continue  # each would be a cell to compile
+        found = import_onnx(model, backend=backend).run(nodes.fed(inputs))
+        for got, expected in zip(found.values(), nodes.specified(kind, given, inputs), strict=True):
+            assert got.dtype == array_dtype
+            assert_close(got.astype("float64"), expected, terms(inputs, given), str(given), dtype, each=True)
 
 
 def test_numbers_of_activations_are_taken_in_turn():
