@@ -15,10 +15,11 @@ from ..errors import one_line, printable
 from . import options
 from .messages import as_options
 
-COMMANDS = (  # each has a module of its name
-    "check", "classify", "compose", "evaluate", "forecast", "info", "plot", "sample", "train", "transcribe",
-    "translate", "tune", "warmup",
+COMMANDS = (  # each has a module of its name, or of the one in _MODULES
+    "check", "classify", "compose", "evaluate", "export", "forecast", "import", "info", "plot", "sample", "train",
+    "transcribe", "translate", "tune", "warmup",
 )  # fmt: skip
+_MODULES = {"import": "import_"}  # a keyword of Python
 
 
 class _Commands(options.FullHelpGroup):
@@ -29,7 +30,7 @@ class _Commands(options.FullHelpGroup):
 
     def get_command(self, ctx, name):
         if name in COMMANDS:
-            return importlib.import_module(f".{name}", __package__).command
+            return importlib.import_module(f".{_MODULES.get(name, name)}", __package__).command
         if name != "bench":
             return None
         try:

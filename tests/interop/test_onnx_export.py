@@ -4,7 +4,7 @@ import importlib
 
 import numpy as np
 import pytest
-from helpers import assert_close
+from helpers import assert_close, cuda_ops
 from optional import needs, optional
 
 import gpurnn
@@ -229,9 +229,10 @@ def test_without_states_and_lengths(tmp_path):
     output, state = twin(x)
     assert state is None
     np.testing.assert_allclose(output, layer(x)[0], rtol=0, atol=CLOSE)
-    scan = layer_of("learned state, scan")
-    twin = import_onnx(proto_of(scan, tmp_path, states=False), backend="numpy")
-    np.testing.assert_allclose(twin(x, None, [5, 2])[0], scan(x, None, [5, 2])[0], rtol=0, atol=CLOSE)
+    for name in ("learned state, scan", "projection", "layer norm, heads"):
+        scan = layer_of(name)
+        twin = import_onnx(proto_of(scan, tmp_path, states=False), backend="numpy")
+        np.testing.assert_allclose(twin(x, None, [5, 2])[0], scan(x, None, [5, 2])[0], rtol=0, atol=CLOSE)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -307,6 +308,19 @@ def test_forecasts(mode, interval, tmp_path):
         if mode == "recursive":
             x = x, rng.normal(size=(T, B, model.children["decoder"].input_size - 1)).astype("float32")
         np.testing.assert_allclose(twin(x)[0], model(x), rtol=0, atol=CLOSE)
+
+
+@pytest.mark.emulated
+def test_on_the_emulated_gpu(tmp_path):
+    """Layers as kernels, and the nodes around them as CuPy's functions."""
+    ops = cuda_ops()
+    models = {name: one for name, one in chains().items() if name not in ("batch first", "plain norm")}
+    for name, model in models.items():
+        twin = import_onnx(proto_of(model, tmp_path), backend=ops)
+        x = np.array([[0, 1], [2, 3], [4, 0]]) if name == "words" else np.ones((3, 2, 3), "float32")
+        got, _ = twin(ops.asarray(x, "x"), None, [3, 1])
+        assert not isinstance(got, np.ndarray)
+        np.testing.assert_allclose(ops.to_numpy(got), model.eval()(x, None, [3, 1])[0], rtol=0, atol=CLOSE)
 
 
 # ---- what cannot be exported

@@ -117,7 +117,7 @@ def _matmul(node, a, b):
     xp, a, b = node.together(a, b)
     if a.ndim > 1 and b.ndim > 1:
         batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-        node.check_room((*batch, a.shape[-2], b.shape[-1]), a.dtype.itemsize)
+        node.check_product((*batch, a.shape[-2], b.shape[-1]), a.dtype.itemsize)
     return xp.matmul(upcast(a), upcast(b)).astype(a.dtype, copy=False)
 
 
@@ -127,7 +127,7 @@ def _gemm(node, a, b, c=None):
     a, b = (x.T if given.get(name) else x for name, x in (("transA", a), ("transB", b)))
     if a.ndim != 2 or b.ndim != 2:
         raise ValueError(f"expected matrices, got shapes {a.shape} and {b.shape}")
-    node.check_room((len(a), b.shape[1]), a.dtype.itemsize)
+    node.check_product((len(a), b.shape[1]), a.dtype.itemsize)
     y = given.get("alpha", 1.0) * (upcast(a) @ upcast(b))
     if c is not None:
         y = y + given.get("beta", 1.0) * upcast(xp.asarray(c))
@@ -145,14 +145,10 @@ def _reduce(node, x, axes=None):
     name, xp = node.op.removeprefix("Reduce"), node.xp(x)
     axes, raised = tuple(axes) if axes else None, upcast(x)
     how = {"axis": axes, "keepdims": bool(given.get("keepdims", 1))}
-    if name in ("Max", "Min", "Mean"):
-        y = getattr(xp, name.lower())(raised, **how)
-    elif name == "Prod":
-        y = xp.prod(raised, **how)
-    else:
-        raised = xp.abs(raised) if name == "L1" else raised * raised if name in ("L2", "SumSquare") else raised
-        y = xp.sum(raised, **how)
-        y = xp.sqrt(y) if name == "L2" else y
+    if name in ("L1", "L2", "SumSquare"):
+        raised = xp.abs(raised) if name == "L1" else raised * raised
+    y = getattr(raised, name.lower() if name in ("Max", "Min", "Mean", "Prod") else "sum")(**how)
+    y = xp.sqrt(y) if name == "L2" else y
     return xp.asarray(y).astype(x.dtype, copy=False)
 
 
@@ -173,8 +169,8 @@ def _softmax(node, x):
 def _arg(node, x):
     given, xp = node.attributes, node.xp(x)
     axis, last = given.get("axis", 0), given.get("select_last_index", 0)
-    find = xp.argmax if node.op == "ArgMax" else xp.argmin
-    found = find(xp.flip(x, axis) if last else x, axis=axis)
+    x = xp.flip(x, axis) if last else x
+    found = x.argmax(axis=axis) if node.op == "ArgMax" else x.argmin(axis=axis)
     found = x.shape[axis] - 1 - found if last else found
     return (xp.expand_dims(found, axis) if given.get("keepdims", 1) else found).astype(np.int64)
 
@@ -198,6 +194,8 @@ def _layer_norm(node, x, scale, bias=None):
 def _batch_norm(node, x, scale, bias, mean, variance):
     if node.attributes.get("training_mode") or len(node.outputs) > 1:
         raise ValueError("statistics of the batch, as in training, are not computed here")
+    if not node.attributes.get("spatial", 1):
+        raise ValueError("spatial: expected 1: one mean and deviation for each channel")
     xp, shape = node.ops.xp, (-1, *[1] * (x.ndim - 2))
     scale, bias, mean, variance = (xp.asarray(array).reshape(shape) for array in (scale, bias, mean, variance))
     epsilon = np.asarray(node.attributes.get("epsilon", 1e-5), compute_dtype(x.dtype))

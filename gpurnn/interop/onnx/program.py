@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,22 +21,30 @@ _OPERATORS: dict[str, Callable[..., Any] | None] = {
     **pointwise.OPERATORS,
     **shapes.OPERATORS,
     **recurrent_nodes.OPERATORS,
-    "Scan": None,  # which Node.run hands the values around it
+    "Scan": None,  # Node.run hands it the values around it, too
 }
 
 
-class Context(NamedTuple):
-    """What all nodes of a model share. place: what messages call the model. version: of ONNX's operators."""
+@dataclass
+class Context:
+    """What all nodes of a model share. place: what messages call the model. version: of ONNX's operators. constants:
+    bytes of the values that the file alone decides, which stay from one call to the next."""
 
     ops: Any
     place: str
     version: int
+    constants: int = 0
+
+    def hold(self, arrays: Iterable[Any]) -> None:
+        """Count more such values. Raises FileError where they take too much memory."""
+        self.constants += sum(array.nbytes for array in arrays)
+        check_room(self.place, self.constants, "its constants")
 
 
 class Node:
     """A node that runs: ``op`` its operator, ``attributes`` by name, ``inputs`` and ``outputs`` the names of values.
 
-    weights: the names of what a recurrent node may read once for all calls, where it never changes.
+    constant: whether the file alone decides its outputs.
     """
 
     def __init__(self, proto: Any, context: Context, constants: set[str]) -> None:
@@ -45,10 +54,16 @@ class Node:
         self.shown = f"{context.place}: node {proto.name[:80]!r} ({self.op})"
         self.attributes = {one.name: self._attribute(one, constants) for one in proto.attribute}
         self._function = _OPERATORS[self.op]
+        if self.op == "Scan" and self.version < 9:
+            raise FileError(f"{self.shown}: expected a Scan of opset 9 or later, got one of {self.version}")
+        self.constant = set(self.inputs) <= constants | {""} and self.op != "Scan"
         self._fixed = set(self.inputs[1:4] + self.inputs[7:8]) <= constants | {""}
         self._made: Any = None
         if self.op in recurrent_nodes.OPERATORS:
-            self._named(recurrent_nodes.settings, self)
+            try:
+                recurrent_nodes.settings(self)
+            except (ValueError, TypeError) as error:
+                raise FileError(f"{self.shown}: {one_line(error)}") from error
 
     def _attribute(self, proto, constants):
         if proto.type == self.onnx.AttributeProto.GRAPH:
@@ -119,10 +134,17 @@ class Node:
         check_room(self.shown, math.prod(shape) * itemsize, "what it makes")
 
     def check_broadcast(self, *arrays: Any) -> None:
-        """As ``check_room``, of arrays that are broadcast together."""
+        """As ``check_room``, of arrays that are broadcast together to more than each of them is."""
         sizes = {array.shape for array in arrays}
         if len(sizes) > 1:
-            self.check_room(np.broadcast_shapes(*sizes), max(array.dtype.itemsize for array in arrays))
+            size = np.broadcast_shapes(*sizes)
+            if math.prod(size) > max(array.size for array in arrays):
+                self.check_room(size, max(array.dtype.itemsize for array in arrays))
+
+    def check_product(self, shape: Iterable[int], itemsize: int) -> None:
+        """As ``check_room``, of what the size of the caller's arrays decides as well, unless there are none."""
+        if self.constant:
+            self.check_room(shape, itemsize)
 
 
 class Program:
@@ -140,9 +162,8 @@ class Program:
         for proto in graph.node:
             node = Node(proto, context, constants)
             self.nodes.append(node)
-            if set(node.inputs) <= constants | {""} and node.op != "Scan":
+            if node.constant:
                 constants |= set(node.outputs)
-        self._constant_names = constants
         self._last = {}
         for place, proto in enumerate(graph.node):
             for name in names_read(proto):
@@ -161,12 +182,14 @@ class Program:
             if missing:
                 raise FileError(f"{node.shown}: it has no output {missing[0]!r}")
             values |= made
-            if made and set(made) <= self._constant_names:
+            if node.constant:
+                self.context.hold(made.values())
                 self._constants |= made
             for name in node.inputs:
                 if self._last.get(name) == place and name not in wanted and name not in self.initial:
                     values.pop(name, None)
-        return {name: values[name] for name in wanted}
+        own = self.initial.keys() | self._constants.keys()  # what the caller may not write to
+        return {name: values[name].copy() if name in own else values[name] for name in wanted}
 
 
 def names_read(proto: Any) -> set[str]:

@@ -46,6 +46,9 @@ def checked(model: Any, place: str, folder: Path | None) -> Any:
     """``model`` with its external data inside, after onnx's own checks. Raises FileError that begins with ``place``."""
     onnx = onnx_library()
     opset_of(model, place)
+    if model.functions or any(graph.sparse_initializer for graph in graphs_of(model.graph)):
+        what = "functions of its own" if model.functions else "sparse weights"
+        raise FileError(f"{place}: it has {what}, which gpurnn does not read: write it without, by onnx's own tools")
     room = 0
     for tensor in tensors_of(model.graph):
         room += _tensor_size(tensor, place)
@@ -135,7 +138,7 @@ def _take_in(tensor, place, folder):
         with open_regular(path) as file:
             file.seek(offset)
             data = file.read(needed)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, FileError) as error:
         raise FileError(f"{what}: {one_line(error)}") from error
     if len(data) != needed:
         raise FileError(f"{what}: {location[:80]!r} ends after {len(data)} of {needed} bytes")

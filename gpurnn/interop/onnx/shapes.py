@@ -49,7 +49,8 @@ def _squeeze(node, x, axes=None):
 
 def _unsqueeze(node, x, axes=None):
     given = node.attributes["axes"] if axes is None else _integers(node, axes)
-    return node.xp(x).expand_dims(x, _axes(node, np.array(given), x.ndim + len(given)))
+    axes, sizes = _axes(node, np.array(given), x.ndim + len(given)), iter(x.shape)
+    return x.reshape([1 if axis in axes else next(sizes) for axis in range(x.ndim + len(given))])
 
 
 def _concat(node, *arrays):
@@ -65,7 +66,8 @@ def _split(node, x, sizes=None):
         sizes = [each] * (count - 1) + [x.shape[axis] - each * (count - 1)]
     if len(sizes) != count or min(sizes) < 0 or sum(sizes) != x.shape[axis]:
         raise ValueError(f"split: {x.shape[axis]} is not divided by {sizes} into {count} parts")
-    return tuple(node.xp(x).split(x, np.cumsum(sizes)[:-1].tolist(), axis=axis))
+    before, ends = (slice(None),) * (axis % x.ndim), np.cumsum(sizes).tolist()
+    return tuple(x[(*before, slice(end - size, end))] for size, end in zip(sizes, ends, strict=True))
 
 
 def _slice(node, x, starts=None, ends=None, axes=None, steps=None):
@@ -85,14 +87,13 @@ def _slice(node, x, starts=None, ends=None, axes=None, steps=None):
 
 
 def _gather(node, x, indices):
-    axis, xp = node.attributes.get("axis", 0), node.xp(x)
-    indices = node.like(x, indices)
+    axis, indices = node.attributes.get("axis", 0), node.like(x, indices)
     size = x.shape[axis]
     if indices.size and not (-size <= int(indices.min()) and int(indices.max()) < size):
         raise ValueError(f"indices: expected numbers from {-size} to {size - 1}")
     shape = x.shape[:axis] + indices.shape + x.shape[axis % x.ndim + 1 :]
-    node.check_room(shape, x.dtype.itemsize)
-    return xp.take(x, indices, axis=axis)
+    node.check_product(shape, x.dtype.itemsize)
+    return x[(*(slice(None),) * (axis % x.ndim), indices)]
 
 
 def _gather_elements(node, x, indices):
