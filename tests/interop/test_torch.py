@@ -111,6 +111,7 @@ def call(rng, layer, form, with_state):
     return made, T
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("part", range(6))
 def test_random_configurations(part):
     """50 of 300: values and gradients. The reference is torch in float64 with the same rounded weights."""
@@ -192,6 +193,7 @@ def checked_layers():
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["LSTM", "GRU with lengths", "RNN with resets and masks", "own cell", "dropout"])
 def test_first_and_second_derivatives(name):
     layer, given = checked_layers()[name]
@@ -380,6 +382,28 @@ def test_a_gpu_runs_on_torchs_stream(monkeypatch):
         assert entered == [("device", 3), ("stream", (77, 3))]
 
 
+@pytest.mark.parametrize("kind, options", [("LSTM", {"proj_size": 2}), ("GRU", {"bidirectional": True}), ("RNN", {})])
+def test_initial_values_are_torchs(kind, options):
+    found = []
+    for library in (torch.nn, gt):
+        torch.manual_seed(1)
+        found.append(getattr(library, kind)(5, 4, 2, **options).state_dict())
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(one, found[1][name]) for name, one in found[0].items())
+
+
+@pytest.mark.parametrize("name", ["layer norm", "heads", "peephole", "unequal layers", "chrono"])
+def test_initial_values_are_those_of_gpurnn(name):
+    kind, options = OPTIONS[name]
+    options = {"input_size": 5, "hidden_size": 4} | options
+    torch.manual_seed(1)
+    layer = getattr(gt, kind)(**options)
+    torch.manual_seed(1)
+    expected = getattr(gpurnn, kind)(**options, seed=int(torch.randint(2**62, ()))).params
+    for name, one in layer.named_parameters():
+        np.testing.assert_array_equal(one.detach().numpy(), expected[name])
+
+
 # ---- what torch does with modules
 
 
@@ -531,6 +555,7 @@ def test_no_more_threads_than_torch_takes(threads, monkeypatch):
     assert set(found) == {min(threads, 2)} and count() == 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", KINDS)
 def test_the_operators_keep_torchs_rules(name):
     """Schemas, fakes, aliases, and what compiled graphs make of them, as torch checks operators."""
@@ -574,6 +599,7 @@ def test_distributed_data_parallel(tmp_path):
         distributed.destroy_process_group()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_graphs(compiler):
     """One graph for forward and backward, with equal results; and no graph for each sequence length."""
@@ -596,6 +622,7 @@ def test_compiled_graphs(compiler):
     assert not operators._saved
 
 
+@pytest.mark.long
 def test_exported_graphs():
     layer = gt.GRU(3, 4, 2, bidirectional=True)
     sizes = {0: torch.export.Dim("T", min=2, max=50), 1: torch.export.Dim("B", min=2, max=50)}
@@ -686,6 +713,7 @@ def mistakes():
         "axes": (lambda: lstm(x[0, 0]), "input: expected 2 axes"),
         "axes of hx": (lambda: lstm(x, (h[0], h[0])), "hx: expected 3 axes"),
         "features": (lambda: lstm(torch.zeros(5, 2, 4)), "input: expected input_size = 3"),
+        "packed features": (lambda: gt.LSTM(4, 4)(packed), "input: expected input_size = 4"),
         "shape of hx": (lambda: lstm(x, (h, h[:, :1])), r"hx: expected c of shape \(1, 2, 4\), got \(1, 1, 4\)"),
         "dtype": (lambda: lstm(x.double()), "input: expected dtype torch.float32"),
         "dtype of hx": (lambda: lstm(x, (h, h.double())), "hx: expected dtype torch.float32"),
@@ -704,7 +732,8 @@ def mistakes():
 
 
 @pytest.mark.parametrize("name", [
-    "no tuple", "a pair", "axes", "axes of hx", "features", "shape of hx", "dtype", "dtype of hx", "dtype of the layer",
+    "no tuple", "a pair", "axes", "axes of hx", "features", "packed features", "shape of hx",
+    "dtype", "dtype of hx", "dtype of the layer",
     "device", "lengths", "packed", "reset", "seed", "batch_norm", "unknown", "stack", "cell", "backend",
 ])  # fmt: skip
 def test_mistakes(name):

@@ -154,14 +154,10 @@ def initial_values(text: str, seed: int) -> dict[str, Any]:
 
 def uniform_bound(text: str) -> float | None:
     """Where all parameters begin as torch's do, uniform up to plus and minus this number; else None."""
-    kind, arguments = arguments_of(text)
-    layer = find(text).layer
-    as_torch = ("forget_bias", "chrono", "learn_state")
-    if layer.init != "uniform" or layer.cell.parameters or any(arguments.get(name) for name in as_torch):
-        return None
-    if layer.heads > 1 or arguments.get("forget_bias") is not None or not isinstance(layer.hidden_size, int):
-        return None
-    return 1 / math.sqrt(layer.hidden_size)
+    arguments, layer = arguments_of(text)[1], find(text).layer
+    set_gates = any(arguments.get(name) is not None for name in ("forget_bias", "chrono"))
+    others = bool(layer.cell.parameters) or layer.learn_state or layer.heads > 1 or len(set(layer.hidden_sizes)) > 1
+    return None if set_gates or others or layer.init != "uniform" else 1 / math.sqrt(layer.hidden_sizes[0])
 
 
 def stand_in(found: Configuration, ops: Any, dtype: Any, weights: Sequence[Array], seed: int) -> Recurrent:
