@@ -364,6 +364,12 @@ def test_softmax_before_version_13_has_one_axis_of_the_rest(given):
     assert_close(import_onnx(model, backend="numpy").run(inputs)["y0"], expected, 40)
 
 
+def test_a_division_by_zero_is_no_warning():
+    model, inputs = op("Div", 1, x=np.array([1.0, -1.0, 0.0]), y=np.zeros(1))
+    found = import_onnx(model, backend="numpy").run(inputs)["y0"]
+    np.testing.assert_array_equal(found, [np.inf, -np.inf, np.nan])
+
+
 def test_what_a_call_returns_may_be_written_to():
     values = onnx.numpy_helper.from_array(np.ones(2, np.float32), "w")
     made = [onnx.helper.make_node("Relu", ["x"], ["z"]), onnx.helper.make_node("Neg", ["w"], ["y"])]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...dtypes import is_float
-from ...errors import FileError, ShapeError, one_line
+from ...errors import BackendError, FileError, ShapeError, one_line
 from ...files import check_room
 from . import pointwise, recurrent_nodes, shapes
 from .library import onnx_library
@@ -80,7 +80,7 @@ class Node:
     def _named(self, function, *arguments):
         try:
             return function(*arguments)
-        except FileError:
+        except (FileError, BackendError):
             raise
         except MemoryError as error:
             raise MemoryError(f"{self.shown}: {one_line(error)}") from error

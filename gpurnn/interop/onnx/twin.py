@@ -120,7 +120,8 @@ class Twin:
             raise ValueError(f"outputs: expected some of {', '.join(self.outputs)}, got {wrong[0]!r}")
         given = {name: None if one is None else self._asked(name, one) for name, one in inputs.items()}
         self._sizes(given)
-        return self._program.run(given, outputs)
+        with np.errstate(all="ignore"):  # a division by zero gives what IEEE 754 says
+            return self._program.run(given, outputs)
 
     def _asked(self, name, array):
         """An input in the dtype that the graph asks for. Raises DtypeError for one of another kind."""
