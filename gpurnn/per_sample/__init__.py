@@ -21,7 +21,7 @@ class PerSampleGradients:
     the memory of the parameters. Frozen parameters have none.
     """
 
-    def __init__(self, model: Any, recording: Recording) -> None:
+    def __init__(self, model: Any, recording: Any) -> None:
         self._model, self._recording = model, recording
         frozen = set(model.frozen)
         self._shapes = {name: array.shape for name, array in model.params.items() if name not in frozen}

@@ -63,7 +63,7 @@ class Recording:
         arrays = [None if array is None else _by_sequence(self.xp, array, axis) for array in (d, x)]
         self._add(layer, name, Term(*arrays))
 
-    def _add(self, layer, name, term):
+    def _add(self, layer: Any, name: str, term: Term) -> None:
         name, count = self.names[id(layer.grads)] + name, len(term.d)
         if self.count not in (None, count):
             raise ShapeError(
