@@ -315,6 +315,29 @@ def test_options(name):
     np.testing.assert_array_equal(mine(x)[0].detach().numpy(), other(x.numpy())[0])
 
 
+def test_resets_and_masks_have_the_axes_of_the_input():
+    layer, x = gt.GRU(3, 4), torch.randn(6, 2, 3)
+    reset, mask = torch.rand(6, 2) > 0.6, torch.rand(6, 2) > 0.3
+    expected = layer(x, reset=reset, mask=mask)[0]
+    layer.batch_first = True
+    output = layer(x.transpose(0, 1), reset=reset.T, mask=mask.T)[0]
+    assert torch.equal(output.transpose(0, 1), expected)
+    single = layer(x[:, 1], reset=reset[:, 1], mask=mask[:, 1], lengths=6)[0]
+    torch.testing.assert_close(single, expected[:, 1])
+
+
+@pytest.mark.parametrize("name", [f"{kind}Cell" for kind in KINDS])
+def test_cells_equal_torchs(name):
+    theirs, ours = getattr(torch.nn, name)(3, 4), getattr(gt, name)(3, 4)
+    ours.load_state_dict(theirs.state_dict())
+    state = [torch.randn(2, 4) for _ in range(1 + (name == "LSTMCell"))]
+    x, hx = torch.randn(2, 3), tuple(state) if len(state) > 1 else state[0]
+    torch.testing.assert_close(ours(x, hx), theirs(x, hx))
+    reset = torch.tensor([True, False])
+    assert torch.equal(as_tuple(ours(x, hx, reset=reset))[0][0], as_tuple(ours(x))[0][0])
+    assert torch.equal(as_tuple(ours(x, hx, mask=reset))[0][1], state[0][1])
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_16_bit(dtype):
     mine, other = twins("LSTM", {"num_layers": 2}, dtype)

@@ -24,7 +24,7 @@ class SingleStep(Layer):
         for name in _NO_STACK:
             if name in arguments:
                 raise TypeError(f"{type(self).__name__}() takes no argument {name!r}: {kind} has it")
-        super().__init__(kind, arguments, device, dtype)
+        super().__init__(kind, arguments | {"reset_to": "initial"}, device, dtype)
 
     def forward(self, input: Tensor, hx: Any = None, *, reset: Tensor | None = None, mask: Tensor | None = None) -> Any:
         """The new state, as torch.nn's cells return it.
