@@ -73,7 +73,7 @@ def after_reset(xp, where, states, firsts):
     """
     if where is None:
         return states
-    copies = [xp.copy(part, order="K") for part in states]
+    copies = [part.copy(order="K") for part in states]
     for part, first in zip(copies, firsts, strict=True):
         xp.copyto(part, first, where=where)
     return copies

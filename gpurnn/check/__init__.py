@@ -16,8 +16,8 @@ Six checks of each recurrent layer, two of everything else:
 - ``gates`` (LSTM, GRU): the logistic function over its whole range, in relative terms: four last places in float32 and
   float64, one rounding in 16 bits.
 
-``reference`` has, among others, one call that is large enough for the memory pool of the backend ``cpu``; each batch of
-sequences of different lengths is computed with random resets and masks, too. Of everything
+``reference`` has, among others, one call that is large enough for the memory pool of the backend ``cpu``; batches of
+sequences of different lengths with a given state are computed with random resets and masks, too. Of everything
 else "padding in front" has NaN in the padding that Linear and LayerNorm read before a recurrent layer.
 """
 
@@ -153,9 +153,9 @@ def _checks(backend, cell, dtype, options):
 
 def _references(backend, cell, dtype, name, option, ragged, given):
     """Of ``_checks``: those against the reference of one option, by every schedule."""
-    shown = {"marked": True, "masked_output": "repeat" if given else "zero"}
+    shown = {"marked": True, "masked_output": "zero" if option.get("bidirectional") else "repeat"}
     for label, more in _kernel_choices(backend, cell, dtype, option):
-        for what, marks in (("", {}), (", resets and masks", shown))[: 1 + ragged]:
+        for what, marks in (("", {}), (", resets and masks", shown))[: 1 + (ragged and given)]:
             options = option | more | marks
             yield (
                 "reference",

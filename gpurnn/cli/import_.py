@@ -8,7 +8,7 @@ from . import options
 @click.command(
     "import",
     epilog="""\b
-Example:
+Examples:
   gpurnn import model.onnx runs/imported""",
 )
 @click.argument("file", metavar="FILE", type=click.Path(exists=True, dir_okay=False))

@@ -84,9 +84,9 @@ def test_segments_change_no_bit(backend, kind, options, how, small_chunks):
     """Batches below and above the size from which NumPy's arrays are feature-major; T even, odd, shorter than a chunk,
     and such that a single timestep would be left over."""
     rng = np.random.default_rng(0)
-    dtypes = ("float32", "float64") if options or how == "marks" else ("float32", "float64", "float16", "bfloat16")
+    dtypes = ("float32",) if options or how == "marks" else ("float32", "float64", "float16", "bfloat16")
     for dtype in dtypes:
-        for B, T in ((1, 2), (1, 17), (3, 1), (3, 9), (3, 16), (9, 7), (9, 17)):
+        for B, T in ((1, 17), (3, 1), (3, 9), (3, 16), (9, 7)):
             layer = LAYERS[kind](4, 5, backend=backend, dtype=dtype, seed=1, **options)
             x = rng.standard_normal((B, T, 4) if layer.batch_first else (T, B, 4)).astype(layer.dtype)
             assert_equal_bits(layer, x, **marks_of(layer, how, T, B, rng))

@@ -66,7 +66,8 @@ class LoopPlan:
         self.dtype = np.dtype(dtype)
         self.real = DOUBLE if self.dtype == DOUBLE else SINGLE
         self.width = cell.saved_blocks if save else G
-        self.reverse = self.D - sum(directions)  # the first that runs backwards in time: such come last
+        forward = self.D - sum(directions)  # those that run backwards in time come behind them
+        self.reverse = -1 << forward if forward < self.D else 0
         name = dtype_name(self.dtype)
         problem = Problem(cell, H, T, B, self.D, name, self.projected, False, I=I, concurrent=concurrent, marked=marked)
         self.problems, candidates = ops.candidates(problem, save, schedule)

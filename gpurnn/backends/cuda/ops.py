@@ -227,7 +227,8 @@ class CudaOps(Ops):
         return ONE_STREAM if count == 1 else CudaStreams(self.device, count)
 
     def layer_forward(self, cell, x, weights, states, lengths, options):
-        if array_code(cell):
+        mixed = len(set(options.directions)) > 1 and len(options.directions) > 32  # bits of `reverse` in the kernels
+        if array_code(cell) or mixed:
             return super().layer_forward(cell, x, weights, states, lengths, options)
         T, B, I = x.shape if weights[0].reads is None else (*x.shape[:2], 0)  # 0: multiplied before the loop
         rows, hh = len(weights[0].ih), weights[0].hh

@@ -89,8 +89,8 @@ class Dual(NDArrayOperatorsMixin):
     def swapaxes(self, first: int, second: int) -> Dual:
         return self._both("swapaxes", first, second)
 
-    def copy(self) -> Dual:
-        return self._both("copy")
+    def copy(self, order: Any = "C") -> Dual:
+        return self._both("copy", order)
 
     def fill(self, number: float) -> None:
         self[...] = number
@@ -247,7 +247,7 @@ FUNCTIONS = {
     **{one: _of_parts(one) for one in (np.concatenate, np.stack, np.broadcast_to, np.moveaxis, np.take_along_axis,
                                        np.mean, np.sum, np.cumsum)},
     **{one: lambda array, make=one, **options: Dual(*(make(part, **options) for part in parts(array)))
-       for one in (np.copy, np.zeros_like, np.empty_like)},
+       for one in (np.zeros_like, np.empty_like)},
     np.where: _where,
     np.copyto: _copyto,
     np.clip: _clip,
