@@ -47,7 +47,7 @@ struct LanePosition {
         lane = threadIdx.x % 32;
         j = threadIdx.x / 32 * 16 + lane / 4 * 2;
         d = blockIdx.z;
-        reversed = reverse >> (d & 31) & 1;
+        reversed = reverse >> d & 1;
         longest = 0;
         for (int r = 0; r < 8 * N; r++) {
             const int rank = blockIdx.x * 8 * N + r;

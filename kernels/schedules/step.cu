@@ -6,7 +6,7 @@
 //
 // Timesteps are counted in the order of the time loop: `step` + `*done` of them come before this one. A CUDA graph holds
 // launches with steps 0, 1, 2, ... and adds their number to `done` at its end, so that the same graph computes the timesteps
-// that follow. Direction d (blockIdx.z) runs backwards in time if bit d % 32 of `reverse` is set. States have one slot more than
+// that follow. Direction d (blockIdx.z) runs backwards in time if bit d of `reverse` is set. States have one slot more than
 // there are timesteps: a forward direction reads slot t and writes t + 1, a reverse one reads t + 1 and writes t.
 //
 // gates [D, T, B, W*H] is overwritten in place. Forward reads ax = W_ih x from the first G blocks of a row and writes what

@@ -14,7 +14,7 @@ struct Position {
         inside = inside && b < B;
     }
     DEVICE Position(int T_, int n, int s, int reverse, int j_, int b_) : j(j_), b(b_), d(blockIdx.z), inside(j_ < n) {
-        const bool reversed = reverse >> (d & 31) & 1;
+        const bool reversed = reverse >> d & 1;
         t = reversed ? T_ - 1 - s : s;
         const size_t first = (size_t)d * (T_ + 1);
         old_slot = first + (reversed ? t + 1 : t);
@@ -43,7 +43,7 @@ struct StepMarks {
 template <bool MARKED>
 DEVICE StepMarks marks_of(const Position& pos, const int* lengths, const unsigned char* marks, int T_, int B, int reverse) {
     if constexpr (MARKED) {
-        const int on = reverse >> (pos.d & 31) & 1 ? -1 : 1, next = pos.t + on;
+        const int on = reverse >> pos.d & 1 ? -1 : 1, next = pos.t + on;
         const unsigned char* mark = marks + ((size_t)pos.d * T_ + pos.t) * B + pos.b;
         const int now = *mark, then = next < 0 || next == T_ ? 0 : mark[on * B];
         return {bool(now & Mark::held), bool(now & Mark::shown), bool(now & Mark::reset), bool(then & Mark::reset)};

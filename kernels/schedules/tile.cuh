@@ -193,7 +193,7 @@ struct TilePosition {
         j = unit + threadIdx.x % HP;
         s = threadIdx.x / HP;
         d = d_;
-        reversed = reverse >> (d & 31) & 1;
+        reversed = reverse >> d & 1;
         count = B - tile * R < R ? B - tile * R : R;
         longest = 0;
         for (int r = 0; r < R; r++) {

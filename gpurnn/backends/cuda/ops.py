@@ -41,8 +41,11 @@ class Chosen(NamedTuple):
     candidates: dict
 
 
-def array_code(cell):
-    """Why the kernels cannot serve a cell, so that it runs as array code over CuPy; None where they can."""
+def array_code(cell, strands):
+    """Why the kernels cannot serve a cell, so that it runs as array code over CuPy; None where they can. strands: of a
+    layer, its directions times its heads."""
+    if strands > 32:
+        return "kernels know the directions of 32 heads at most"  # by the bits of a word
     if cell.array_only:
         return f"the cell {cell.name} is array code on every backend, because {cell.array_only}"
     inner = {product.reads for product in cell.products} - {"h"}
@@ -119,7 +122,7 @@ class CudaOps(Ops):
             )
 
     def schedule(self, problem, wanted="auto"):
-        reason = array_code(problem.cell)
+        reason = array_code(problem.cell, problem.directions)
         if reason:
             return "array code", f"one timestep after another over CuPy: {reason}"
         candidate, reason = self.choose(problem, wanted)
@@ -227,8 +230,7 @@ class CudaOps(Ops):
         return ONE_STREAM if count == 1 else CudaStreams(self.device, count)
 
     def layer_forward(self, cell, x, weights, states, lengths, options):
-        mixed = len(set(options.directions)) > 1 and len(options.directions) > 32  # bits of `reverse` in the kernels
-        if array_code(cell) or mixed:
+        if array_code(cell, len(options.directions)):
             return super().layer_forward(cell, x, weights, states, lengths, options)
         T, B, I = x.shape if weights[0].reads is None else (*x.shape[:2], 0)  # 0: multiplied before the loop
         rows, hh = len(weights[0].ih), weights[0].hh
