@@ -128,9 +128,9 @@ def sequence_backward(ops, cell, saved, weights, doutput, dstate, lengths=None, 
     incoming = _Incoming(ops, doutput, saved)
     dh_steps = None if weights.hr is None else ops.empty_steps(T, B, P, dtype)
     (held, reset, silent), firsts = step_marks(xp, saved.marks, lengths, T), feature_major_state(saved.marks)
-    drawn, dreset = _step_masks(saved.masks, T, real), None if firsts is None else [xp.zeros_like(d) for d in running]
-    for total, later in zip(dreset or (), saved.dreset or (), strict=False):
-        total[...] = later.T
+    drawn, dreset = _step_masks(saved.masks, T, real), None if firsts is None else [d.copy() for d in running]
+    for total, later in zip(dreset or (), saved.dreset or (None,) * len(running), strict=False):
+        total[...] = 0 if later is None else later.T
     for t in range(T) if reverse else range(T - 1, -1, -1):
         old, new = (t + 1, t) if reverse else (t, t + 1)
         if doutput is not None:
