@@ -36,7 +36,7 @@ def without_unread(layer, x, segment, call):
     NaN, and must not reach the weights' gradient."""
     y = x if len(call.segments) == 1 else x[segment]
     lengths = lengths_within(call.lengths, segment)
-    if call.bits is not None:
+    if call.masked:
         return layer.ops.zero_silent(y.copy(), None, Marks(call.bits[0][segment] & np.uint8(HELD)))
     return y if lengths is None else layer.ops.zero_past_end(y.copy(), lengths)
 

@@ -43,12 +43,12 @@ class Call:
 
     segments: slices of time in the order of the time loop. masks: for each layer the dropout mask of its outputs,
     or None. cell_masks: for each layer, for each strand the masks of the cell's draws, or None; weight_masks: of
-    W_hh. lengths: (B,), None where all sequences have T timesteps. bits: for each direction those of its ``Marks``, or
-    None; resets: for each pass the state that a reset gives, or None. single: whether x came as one sequence.
-    state_given: whether the caller gave the initial state; reset_to_given: whether resets give it again, too. save:
-    whether a backward will follow. return_all: whether the caller wants all ``Steps``. saved: for each segment, for
-    each layer, its ``SavedLayer``, or the ``Border`` from which the segment is run again; with two directions, where
-    ``memory`` cuts time, for each layer its ``SavedInput``.
+    W_hh. lengths: (B,), None where all sequences have T timesteps. masked: whether there is a mask. bits: for each
+    direction those of its ``Marks``, or None; resets: for each pass the state that a reset gives, or None. single:
+    whether x came as one sequence. state_given: whether the caller gave the initial state; reset_to_given: whether
+    resets give it again, too. save: whether a backward will follow. return_all: whether the caller wants all ``Steps``.
+    saved: for each segment, for each layer, its ``SavedLayer``, or the ``Border`` from which the segment is run again;
+    with two directions, where ``memory`` cuts time, for each layer its ``SavedInput``.
     """
 
     segments: list[slice]
@@ -56,6 +56,7 @@ class Call:
     cell_masks: list[tuple[Array, ...] | None]
     weight_masks: list[list[Array] | None]
     lengths: Array | None
+    masked: bool
     bits: list[Array] | None
     resets: list[tuple[Any, ...]] | None
     single: bool
@@ -114,6 +115,7 @@ def _new_call(layer, shape, given, single, save, return_all):
         cell_masks=cell_masks(layer, T, B),
         weight_masks=weight_masks(layer),
         lengths=lengths,
+        masked=mask is not None,
         bits=direction_bits(layer, reset, mask, lengths, (T, B)),
         resets=None,
         single=single,
