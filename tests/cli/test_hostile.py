@@ -514,5 +514,5 @@ def test_a_sample_of_mutations(place):
 @needs("scipy")
 @needs("matplotlib")
 def test_many_mutations(place):
-    wrong, _ = mutate_all(place, 60, int(os.environ.get("GPURNN_SEED", 2)))
+    wrong, _ = mutate_all(place, int(os.environ.get("GPURNN_MUTATIONS", 15)), int(os.environ.get("GPURNN_SEED", 2)))
     assert wrong == [], "\n".join(wrong)

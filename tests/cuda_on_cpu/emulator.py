@@ -29,7 +29,8 @@ POLICIES = ("ascending", "descending", "random")
 
 # Largest shared memory of a block: CUDA C++ Programming Guide, technical specifications per compute capability.
 SHARED_LIMIT = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KB
-# -Og: -O2 takes minutes on long unrolled kernels. No contraction: PTX says itself where a multiply-add is fused.
+# Kernels are compiled with -O0, as compiling takes most of the time of their tests and running little. No contraction:
+# PTX says itself where a multiply-add is fused.
 FLAGS = ("-std=c++17", "-fPIC", "-fwrapv", "-ffp-contract=off", "-frounding-math", "-w")
 
 
@@ -153,7 +154,7 @@ class Emulator:
         return program.ptx, program.lowered[name]
 
     def _library(self, module):
-        return _build("module", module.code, "-Og", f"-DCHECKED={int(self.checked)}", libraries=(self.runtime_path,))
+        return _build("module", module.code, "-O0", f"-DCHECKED={int(self.checked)}", libraries=(self.runtime_path,))
 
 
 class Kernel:

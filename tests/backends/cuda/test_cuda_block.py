@@ -95,7 +95,7 @@ TILED_B = {  # B -> direction, whether ragged
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize("kind", ("rnn tanh", "lstm", "gru"))
 def test_sizes_that_cross_tiles(kind):
     ops = cuda_ops(checked=False)
     for T, B, (k, H) in itertools.product(TILED_DTYPES, TILED_B, enumerate(TILED_H)):
@@ -419,7 +419,7 @@ def problem(kernel="lstm", H=128, B=16, dtype="float32", backward=False, directi
     return Problem(RECORDS[kernel], H, 512, B, directions, dtype, projected, backward, I=I)
 
 
-@pytest.mark.parametrize("arch", [75, 90, *(pytest.param(arch, marks=pytest.mark.slow) for arch in (80, 89))])
+@pytest.mark.parametrize("arch", [75, 90, pytest.param(80, marks=pytest.mark.slow)])
 def test_tiles_that_are_chosen_do_not_spill(arch):
     names = {}
     for kernel, dtype, H, B, backward in itertools.product(
