@@ -11,6 +11,7 @@ from optional import missing_package
 
 import gpurnn
 from gpurnn.backends.cpu import ops as cpu_ops
+from gpurnn.backends.cpu import sharing
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 # what cells are compiled to stays in the checkout, for the next run
@@ -90,12 +91,14 @@ def place(tmp_path, monkeypatch):
 
 @pytest.fixture
 def threads(monkeypatch):
-    """Sets how many threads a time loop takes, however little there is to do."""
+    """Sets how many threads a time loop takes, however little there is to do, and whether they divide the units."""
 
-    def choose(count):
+    def choose(count, by_units=False):
         monkeypatch.setenv("GPURNN_NUM_THREADS", str(count))
-        monkeypatch.setattr(cpu_ops, "_WORK", 0)
-        monkeypatch.setattr(cpu_ops, "_ROWS", 1)
+        monkeypatch.setattr(sharing, "WORK", 0)
+        monkeypatch.setattr(sharing, "_ROWS", 1 << 30 if by_units else 1)
+        monkeypatch.setattr(sharing, "_UNITS", 1 if by_units else 1 << 30)
+        monkeypatch.setattr(sharing, "_STEP", 0)
         monkeypatch.setattr(cpu_ops, "_SMALL", 0)
 
     return choose

@@ -45,6 +45,7 @@ TESTS = {
     "gpurnn/backends/blocks.py": ["test_losses.py"],
     "gpurnn/backends/chunks.py": ["test_chunks.py"],
     "gpurnn/data/packing.py": ["test_pack.py"],
+    "gpurnn/backends/cpu/sharing.py": ["test_cpu_ops.py", "test_cells.py"],
     "gpurnn/backends/cpu/state_arrays.py": ["test_marks.py"],
     "gpurnn/recurrent/calls.py": ["test_recurrent.py", "test_marks.py"],
     "gpurnn/recurrent/dropout.py": ["test_options.py", "test_recurrent.py"],

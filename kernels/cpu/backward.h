@@ -9,14 +9,16 @@ void Layer<T, Cell>::backward(int t, Shard<T>& shard) {
     if constexpr (R > 0) differentiate_inner(t, count, shard);
     if constexpr (F > 0) {
         for (int i = 0; i < count; ++i) shard.operands[i] = gates_at(t, shard.sequences[i]);
-        product(hidden_transposed, count, shard.operands.data(), shard.products.data());
+        shard.meet();  // the product reads the dgates of all units
+        product(hidden_transposed, shard.first_block(hidden_transposed), shard.end_block(hidden_transposed), count,
+                shard.operands.data(), shard.products.data());
         for (int i = 0; i < count; ++i) {
             T* dh_row = dstate_at(0, shard.sequences[i]);
             const T* product_row = shard.products.data() + i * hidden_transposed.row();
             if (pass.weight_hr)
                 std::memcpy(dh_row, product_row, P * sizeof(T));
             else
-                for (int p = 0; p < P; ++p) dh_row[p] += product_row[p];
+                for (int p = shard.first_unit; p < shard.end_of_h(P); ++p) dh_row[p] += product_row[p];
         }
     }
     if (pass.marks && pass.dreset_h) reset_gradients(t, shard);
@@ -29,19 +31,19 @@ void Layer<T, Cell>::reset_gradients(int t, const Shard<T>& shard) {
         if (!is_marked(pass, t, b, RESET)) continue;
         for (int s = 0; s < S; ++s) {
             T *from = dstate_at(s, b), *to = dreset_at(s, b);
-            const int size = s ? H : P;
-            for (int u = 0; u < size; ++u) to[u] += from[u];
-            std::memset(from, 0, size * sizeof(T));
+            const int first = shard.first_unit, end = s ? shard.end_unit : shard.end_of_h(P);
+            for (int u = first; u < end; ++u) to[u] += from[u];
+            std::fill(from + first, from + end, T(0));
         }
     }
 }
 
 template <typename T, template <typename> class Cell>
-void Layer<T, Cell>::add_output_gradient(int t, int b) const {
+void Layer<T, Cell>::add_doutput(int t, int b, const Shard<T>& shard) const {
     if (!pass.doutput) return;
     T* dh_row = dstate_at(0, b);
     const T* doutput_row = row_at<T>(pass.doutput, pass, t, b, pass.doutput_row);
-    for (int p = 0; p < P; ++p) dh_row[p] += doutput_row[p];
+    for (int p = shard.first_unit; p < shard.end_of_h(P); ++p) dh_row[p] += doutput_row[p];
 }
 
 // Adds the output's gradient to dh. Where a sequence is held, dgates and dh_steps are zero.
@@ -49,14 +51,17 @@ template <typename T, template <typename> class Cell>
 void Layer<T, Cell>::add_output_gradient(int t, int count, Shard<T>& shard) {
     for (int i = count; i < (int)shard.sequences.size(); ++i) {
         const int b = shard.sequences[i];
-        std::memset(gates_at(t, b), 0, (size_t)C::preactivations * H * sizeof(T));
+        for (int g = 0; g < C::preactivations; ++g) {
+            T* gate = gates_at(t, b) + (size_t)g * H;
+            std::fill(gate + shard.first_unit, gate + shard.end_unit, T(0));
+        }
         if (pass.dh_steps) std::memset(row_at<T>(pass.dh_steps, pass, t, b, P), 0, P * sizeof(T));
-        if (is_marked(pass, t, b, SHOWN)) add_output_gradient(t, b);
+        if (is_marked(pass, t, b, SHOWN)) add_doutput(t, b, shard);
     }
     for (int i = 0; i < count; ++i) {
         const int b = shard.sequences[i];
         T* dh_row = dstate_at(0, b);
-        add_output_gradient(t, b);
+        add_doutput(t, b, shard);
         if (pass.dh_steps) std::memcpy(row_at<T>(pass.dh_steps, pass, t, b, P), dh_row, P * sizeof(T));
         shard.operands[i] = dh_row;
     }

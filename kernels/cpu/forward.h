@@ -17,12 +17,9 @@ void Layer<T, Cell>::forward(int t, int number, Shard<T>& shard) {
     step.count = shard.arrange(pass, t);
     step.inputs = shard.input_products.data() + shard.first_row[number % ahead] * input.row();
     for (int i = 0; i < step.count; ++i) shard.operands[i] = old_state(step, 0, shard.sequences[i]);
-    if constexpr (F > 0 && R == 0) {
-        static_assert(HU == U, "a block of both products has the same units");
-        product(hidden, shard.first_block, shard.end_block, step.count, shard.operands.data(), shard.products.data());
-    } else if constexpr (F > 0) {
-        product(hidden, step.count, shard.operands.data(), shard.products.data());
-    }
+    if constexpr (F > 0)
+        product(hidden, shard.first_block(hidden), shard.end_block(hidden), step.count, shard.operands.data(),
+                shard.products.data());
     if constexpr (R > 0) multiply_inner(step, shard);
     apply_cell(step, shard);
     if (pass.weight_hr) project(step, shard);
@@ -30,6 +27,7 @@ void Layer<T, Cell>::forward(int t, int number, Shard<T>& shard) {
     const bool has_last_unit = shard.end_unit == H;
     if (has_last_unit) hold_states(step, shard);
     if (pass.output) write_output(step, shard, shard.first_unit, has_last_unit ? P : shard.end_unit);
+    shard.meet();
 }
 
 // Computes W_ih x for this timestep and the next ones of the loop.
@@ -47,7 +45,8 @@ void Layer<T, Cell>::multiply_inputs(int step, Shard<T>& shard) {
     }
     shard.input_products.resize(std::max(shard.input_products.size(), rows.size() * input.row()));
     if (!rows.empty())
-        product(input, shard.first_block, shard.end_block, (int)rows.size(), rows.data(), shard.input_products.data());
+        product(input, shard.first_block(input), shard.end_block(input), (int)rows.size(), rows.data(),
+                shard.input_products.data());
 }
 
 // Gate g of a row of products of packed weights, plus the bias, [.., H] or null, of gate `of`.

@@ -71,21 +71,31 @@ struct Layer {
         }
     }
 
-    // Packs this thread's blocks of the weights.
+    // Packs this thread's blocks of the weights, where threads divide the sequences.
     void pack(int thread, int threads) {
         for_each_product([&](auto& packed, auto...) {
             for (int block = thread; block < packed.blocks && !packed.in_place; block += threads) packed.pack(block);
         });
     }
 
-    // Runs the time loop for one of `shards` shards.
-    void run(int number, int shards) {
-        // Threads divide a single timestep by units: each weight is read by one thread, and no thread waits for another's
-        // results.
-        const bool by_units = timesteps == 1 && !is_backward && R == 0 && C::stages == 1 && !pass.weight_hr;
-        Shard<T> shard(pass, by_units ? 0 : number, by_units ? 1 : shards, input.blocks);
-        if (by_units) shard.divide_units(number, shards, input.units);
-        if (shard.sequences.empty() || shard.first_block == shard.end_block) return;
+    // Packs the blocks of a shard's units, which no other thread reads.
+    void pack(const Shard<T>& shard) {
+        for_each_product([&](auto& packed, auto...) {
+            for (int block = shard.first_block(packed); block < shard.end_block(packed) && !packed.in_place; ++block)
+                packed.pack(block);
+        });
+    }
+
+    // Runs the time loop for one of `shards` shards. meeting: of their threads, where they divide the units: in each timestep
+    // every thread reads what all of them have computed.
+    void run(int number, int shards, Meeting& meeting) {
+        Shard<T> shard(pass, pass.by_units ? 0 : number, pass.by_units ? 1 : shards);
+        if (pass.by_units) {
+            shard.divide_units(number, shards);
+            pack(shard);
+            shard.meeting = timesteps > 1 || is_backward ? &meeting : nullptr;
+        }
+        if (shard.sequences.empty()) return;
         shard.products.resize(shard.sequences.size() * product_row);
         if (R && !is_backward) shard.inner_products.resize(shard.sequences.size() * inner.row());
         const size_t held = is_backward ? C::back_stages > 1 ? sizeof(BackwardOut<C, V>) : 0
@@ -160,7 +170,7 @@ struct Layer {
 
     void backward(int t, Shard<T>& shard);
     void add_output_gradient(int t, int count, Shard<T>& shard);
-    void add_output_gradient(int t, int b) const;
+    void add_doutput(int t, int b, const Shard<T>& shard) const;
     void reset_gradients(int t, const Shard<T>& shard);
     BackwardRows<T, S> backward_rows(int t, int b) const;
     void load_backward(BackwardIn<C, V>& in, const BackwardRows<T, S>& rows, int u, int n) const;

@@ -21,12 +21,11 @@ struct Shard {
     std::vector<T> input_products;
     std::vector<int> first_row;  // of each of these timesteps in input_products
     AlignedBuffer<T> stages;     // of one sequence: what a cell with means holds from stage to stage
-    int first_block, end_block;  // blocks of units, [first_block, end_block)
-    int first_unit, end_unit;    // the units in them
+    int first_unit, end_unit;    // [first_unit, end_unit)
+    Meeting* meeting = nullptr;  // of the threads that have the other units of the same sequences
 
     // Deals the sequences out in turn, so that every shard gets some of every length. It takes all units.
-    Shard(const Pass& pass, int shard, int shards, int blocks)
-        : first_block(0), end_block(blocks), first_unit(0), end_unit(pass.H) {
+    Shard(const Pass& pass, int shard, int shards) : first_unit(0), end_unit(pass.H) {
         std::vector<int> order(pass.B);
         for (int b = 0; b < pass.B; ++b) order[b] = b;
         if (pass.lengths && !pass.marks)
@@ -36,12 +35,27 @@ struct Shard {
         operands.resize(sequences.size());
     }
 
-    // Takes only blocks of `units` units, part `number` of `shards`.
-    void divide_units(int number, int shards, int units) {
-        const int blocks = end_block;
-        first_block = (int)((ptrdiff_t)blocks * number / shards), end_block = (int)((ptrdiff_t)blocks * (number + 1) / shards);
-        first_unit = first_block * units, end_unit = std::min(end_unit, end_block * units);
+    // Takes only part `number` of `shards` of the units, in whole blocks of every `Packed`.
+    void divide_units(int number, int shards) {
+        constexpr int units = 2 * Vec<T>::lanes;
+        const ptrdiff_t blocks = (end_unit + units - 1) / units;
+        first_unit = std::min(end_unit, (int)(blocks * number / shards) * units);
+        end_unit = std::min(end_unit, (int)(blocks * (number + 1) / shards) * units);
     }
+
+    // Waits until every unit's results of this timestep are there.
+    void meet() {
+        if (meeting) meeting->wait();
+    }
+
+    // The end of the shard's elements of h, of which a projection has P.
+    int end_of_h(int P) const { return std::min(end_unit, P); }
+
+    // The blocks of a matrix whose outputs are the units, or the elements of h.
+    template <typename Matrix>
+    int first_block(const Matrix& packed) const { return first_unit / packed.units; }
+    template <typename Matrix>
+    int end_block(const Matrix& packed) const { return std::min(packed.blocks, (end_unit + packed.units - 1) / packed.units); }
 
     // Puts the sequences that have a timestep t first, and returns their number.
     int arrange(const Pass& pass, int t) {

@@ -7,6 +7,7 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <stdexcept>
 #include <thread>
 #include <vector>
 
@@ -45,6 +46,43 @@ public:
         missing.fetch_sub(1, std::memory_order_acq_rel);
         while (missing.load(std::memory_order_acquire) > 0) std::this_thread::yield();
     }
+};
+
+// Tells the processor that this thread waits in a loop.
+inline void pause() {
+#if defined(__x86_64__) || defined(_M_X64)
+    _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+// Each of `threads` threads waits here again and again: in every round until all of them have arrived. A waiting thread spins for
+// some microseconds, which is longer than the others take where each has a processor of its own, and then lets others run.
+class alignas(CACHE_LINE) Meeting {
+    static constexpr int SPINS = 2000;
+    const int threads;
+    std::atomic<int> arrived{0};
+    alignas(CACHE_LINE) std::atomic<int> round{0};
+    std::atomic<bool> abandoned{false};
+
+public:
+    explicit Meeting(int threads) : threads(threads) {}
+    // Throws if a thread will not come.
+    void wait() {
+        const int now = round.load(std::memory_order_relaxed);
+        if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
+            arrived.store(0, std::memory_order_relaxed);
+            round.store(now + 1, std::memory_order_release);
+            return;
+        }
+        for (int spins = 0; round.load(std::memory_order_acquire) == now; ++spins) {
+            if (abandoned.load(std::memory_order_relaxed)) throw std::runtime_error("another thread has failed");
+            spins < SPINS ? pause() : std::this_thread::yield();
+        }
+    }
+    // Called by a thread that fails, so that no other waits for it.
+    void abandon() { abandoned.store(true, std::memory_order_relaxed); }
 };
 
 // The system often starts a thread on its parent's processor, and may leave it there for longer than a whole time loop takes.

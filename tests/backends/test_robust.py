@@ -128,7 +128,7 @@ LIMITED = """
 import resource, sys
 import numpy as np
 import gpurnn
-from gpurnn.backends.cpu import ops as cpu_ops
+from gpurnn.backends.cpu import ops as cpu_ops, sharing
 
 def limit(megabytes):
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
@@ -151,7 +151,7 @@ def refused(kind, match, call):
 def test_threads_that_the_system_refuses():
     """Each needs address space for a stack. Afterwards, with fewer of them, all is as before."""
     python(LIMITED + """
-cpu_ops._WORK, cpu_ops._ROWS, cpu_ops._SMALL = 0, 1, 0
+sharing.WORK, sharing._ROWS, cpu_ops._SMALL = 0, 1, 0
 layer = gpurnn.LSTM(5, 40, backend="cpu", seed=1)
 x = np.ones((3, 512, 5), "float32")
 import os
@@ -174,7 +174,7 @@ assert np.array_equal(layer(x)[0], expected)
 def test_memory_that_the_system_refuses(threads):
     """For packed weights before the threads begin, and for the products of each thread."""
     python(LIMITED + """
-cpu_ops._WORK, cpu_ops._ROWS = 0, 1
+sharing.WORK, sharing._ROWS = 0, 1
 large = gpurnn.LSTM(64, 2000, backend="cpu", seed=1)
 many = gpurnn.LSTM(8, 64, backend="cpu", seed=1)
 small = gpurnn.LSTM(8, 64, backend="cpu", seed=1)
@@ -188,6 +188,8 @@ def walk(*arguments):
     return native(*arguments)
 large.ops.library.gpurnn_native_time_loop = walk
 refused(MemoryError, "backend 'cpu'", lambda: many(x))
+sharing._ROWS = 1 << 30  # threads divide the units, and no other waits for one that fails
+refused(MemoryError, "backend 'cpu'", lambda: many(x))
 large.ops.library.gpurnn_native_time_loop = native
 assert np.array_equal(small(x[:, :10])[0], expected)
 """, GPURNN_NUM_THREADS=threads)  # fmt: skip
@@ -199,10 +201,10 @@ FORK = """
 import os, sys, threading, time
 import numpy as np
 import gpurnn
-from gpurnn.backends.cpu import ops as cpu_ops
+from gpurnn.backends.cpu import sharing
 
 sys.setswitchinterval(1e-6)
-cpu_ops._WORK, cpu_ops._ROWS = 0, 1
+sharing.WORK, sharing._ROWS = 0, 1
 layers = [make(64, 64, backend="cpu", seed=0) for make in (gpurnn.LSTM, gpurnn.GRU)]
 x = np.random.default_rng(0).standard_normal((20, 32, 64)).astype("float32")
 

@@ -19,7 +19,7 @@ from ...errors import BackendError
 from ..marks import HELD, Marks
 from ..ops import UPDATE_STATES, Ops, flat, refuse_uncountable
 from ..records import PassGradients, SavedLayer, SavedPass
-from . import cells
+from . import cells, sharing
 from .memory import MemoryPool
 from .native import (
     ISAS,
@@ -36,14 +36,11 @@ from .native import (
 from .state_arrays import own_gradient, state_arrays
 from .threads import thread_count
 
-_ROWS = 4  # fewest sequences per thread; with fewer, loading the weights dominates
 _SMALL = 1 << 14  # below this many multiply-adds NumPy finishes before our operands are packed
 _SQUARES = 1 << 12  # SQUARES of update.h
 _AHEAD = 48  # AHEAD of layer.h
-_UNITS = 64  # fewest units per thread in a single timestep
 _MOST = 2**31 - 1  # of an int in api.cpp
 _TEMPLATES = 64  # most shapes whose ``Pass`` is remembered with the weights
-_WORK = 1 << 23  # fewest multiplications that are worth a second thread: a fifth of a millisecond
 
 
 def describe():
@@ -78,7 +75,7 @@ class HostOps(Ops):
 
     def _flat_threads(self, array):
         """Threads for work on every number of an array."""
-        return 1 if array.size < _WORK // 64 else thread_count()
+        return 1 if array.size < sharing.WORK // 64 else thread_count()
 
     def _call(self, name, *arguments, threads):
         """Call a function of the library; raise what it reports. threads: how many it takes, for the message."""
@@ -119,10 +116,10 @@ class CpuOps(HostOps):
         refusal = cells.refusal(problem.cell, problem.dtype, self.level)
         if refusal:
             return "array code", f"one timestep after another: {refusal}"
-        units = shared_units(problem.cell, problem.projected, problem.backward, problem.H)
+        units = sharing.units_to_share(problem.cell, problem.projected, problem.H)
         multiplications = problem.T * problem.B * len(problem.cell.gates) * problem.H**2
-        threads = self._threads(problem.T, problem.B, units, multiplications, problem.directions)
-        how_many = "1 thread" if threads == 1 else f"{threads} threads"
+        threads, by_units = sharing.share(problem.T, problem.B, units, multiplications, problem.directions)
+        how_many = "1 thread" if threads == 1 else f"{threads} threads" + " that divide the units" * by_units
         return "compiled", f"for {LEVELS[self.level]}, {how_many}, no array code in it"
 
     def refuse_sizes(self, T, B, layers):
@@ -142,12 +139,13 @@ class CpuOps(HostOps):
             return -(-outputs // units) * units * gates
 
         weights = row(H, G) * I + row(H, first) * P + row(H, second) * H + (row(P) * H if P < H else 0)
-        threads = self._threads(T, B, shared_units(cell, P < H, False, H), T * B * G * H * (P + I), D)
+        threads, by_units = sharing.share(T, B, sharing.units_to_share(cell, P < H, H), T * B * G * H * (P + I), D)
         ahead = min(T * B, max(B, threads * _AHEAD)) * row(H, G)  # W_ih x of some timesteps
+        at_once = threads if by_units else min(D, threads)  # how many have room for all sequences
         products = max(row(H, first), row(P)) + row(H, second)
-        forward = (weights if T > 1 else 0) * D + (products * B + ahead) * min(D, threads)
+        forward = (weights if T > 1 else 0) * D + (products * B + ahead) * at_once
         backward = row(P) * first * H + row(P) * second * H + (row(H) * P if P < H else 0)
-        through_time = backward * D + B * max(row(P), row(H)) * min(D, threads)
+        through_time = backward * D + B * max(row(P), row(H)) * at_once
         rows = B * max((part.stop - part.start for part in self.time_chunks(T, B)), default=0)
         gradients = rows * max(row(I), row(P))  # x and h, for the weight gradients
         return size * max(forward, through_time, gradients, G * H * row(I))
@@ -285,24 +283,15 @@ class CpuOps(HostOps):
         job, D = jobs[0], len(jobs)
         if job.B == 0:
             return
-        threads = self._threads(job.T, job.B, shared_units(cell, job.P != job.H, back, job.H), multiplications, D)
+        units = sharing.units_to_share(cell, job.P != job.H, job.H)
+        threads, by_units = sharing.share(job.T, job.B, units, multiplications, D)
+        for one in jobs:
+            one.by_units = by_units
         arguments = (Pass * D)(*jobs), D, threads, int(back)
         if cell.struct is None:
             self._call("time_loop", *arguments, self.level, threads=threads)
         else:
             self._raise(self._traced_loop(cell, job.is_double)(*arguments), "time_loop", threads)
-
-    def _threads(self, T, B, units, multiplications, directions):
-        """Threads of a time loop. units: from ``shared_units``.
-
-        A single timestep reads the weights from memory for one product, so that less work pays for a second thread.
-        """
-        shares, least = -(-B // _ROWS), _WORK
-        if T == 1:
-            shares, least = max(shares, units // _UNITS), _WORK // 2
-        if multiplications * directions < least:
-            return 1
-        return max(1, min(thread_count(), directions * shares))
 
     def product(self, a, b, out, accumulate=False):
         is_double = a.dtype == np.float64
@@ -323,7 +312,7 @@ class CpuOps(HostOps):
             a, b, out, M, N = b.T, a.T, out.T, N, M
         strides = [stride // a.itemsize for array in (a, b, out) for stride in array.strides]
         job = Product(is_double, accumulate, M, N, K, *strides[:5], *(array.ctypes.data for array in (a, b, out)))
-        threads = 1 if M * N * K < _WORK else min(thread_count(), -(-M // 16))
+        threads = 1 if M * N * K < sharing.WORK else min(thread_count(), -(-M // 16))
         self._call("multiply", ctypes.byref(job), threads, self.level, threads=threads)
 
     def sum_steps(self, d):
@@ -332,7 +321,7 @@ class CpuOps(HostOps):
         if rows.dtype.itemsize == 2 or not N or rows.strides[1] != rows.itemsize:
             return super().sum_steps(d)
         sums = np.empty(M, rows.dtype)
-        threads = 1 if rows.size < _WORK // 8 else thread_count()
+        threads = 1 if rows.size < sharing.WORK // 8 else thread_count()
         self._call(
             "add_rows", rows.ctypes.data, N, M, rows.strides[0] // rows.itemsize, rows.dtype == np.float64,
             sums.ctypes.data, threads, self.level, threads=threads,
@@ -365,7 +354,7 @@ class CpuOps(HostOps):
         arrays |= more | {"rows": None if rows is None else np.ascontiguousarray(rows, np.int64)}
         addresses = {name: address(array) for name, array in arrays.items()}
         job = CrossEntropy(logits.dtype == np.float64, labels.size, logits.shape[1], smoothing, **addresses)
-        threads = 1 if labels.size * logits.shape[1] < _WORK // 64 else thread_count()
+        threads = 1 if labels.size * logits.shape[1] < sharing.WORK // 64 else thread_count()
         self._call("cross_entropy", ctypes.byref(job), threads, int(back), self.level, threads=threads)
 
     def optimize(self, kernel, params, grads, arrays, scalars, array_code):
@@ -393,8 +382,3 @@ class CpuOps(HostOps):
             threads=threads,
         )
         return sums.sum()
-
-
-def shared_units(cell, projected, back, H):
-    """Units that threads share in a single timestep without waiting for one another: ``by_units`` of layer.h."""
-    return 0 if back or projected or cell.means or cell.first < len(cell.hidden) else H

@@ -137,17 +137,16 @@ def test_on_smaller_vectors(cell, level, threads, monkeypatch):
 
 @pytest.mark.parametrize("T", [1, 6])
 @pytest.mark.parametrize("cell", TRACED, ids=NAMES)
-def test_equal_bits_for_any_number_of_threads(cell, T, threads, monkeypatch):
-    """Which share sequences, or of a single step units."""
-    monkeypatch.setattr(cpu_ops, "_UNITS", 1)
+def test_equal_bits_for_any_number_of_threads(cell, T, threads):
+    """Which share sequences or units."""
     rng = np.random.default_rng(0)
     layer = gpurnn.Recurrent(cell, 5, 37, bidirectional=True, backend="cpu", seed=1)
     x = rng.standard_normal((T, 9, 5)).astype(np.float32)
     doutput = rng.standard_normal(layer(x)[0].shape).astype(np.float32)
     lengths = rng.integers(0, T + 1, 9)
     found = []
-    for count in (1, 2, 3):
-        threads(count)
+    for count, by_units in ((1, False), (2, False), (2, True), (3, False), (3, True)):
+        threads(count, by_units)
         layer.calls = 0  # the same masks
         found.append(results(layer, x, doutput, lengths))
     for other in found[1:]:

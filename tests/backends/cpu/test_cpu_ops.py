@@ -66,17 +66,16 @@ def test_columns_past_one_chunk(cell, level, threads):
 )
 @pytest.mark.parametrize("bidirectional", [False, pytest.param(True, marks=pytest.mark.long)])
 @pytest.mark.parametrize("cell", CELLS)
-def test_equal_bits_for_any_number_of_threads(cell, bidirectional, T, B, H, level, threads, monkeypatch):
-    """Which share sequences, or of a single step units."""
-    monkeypatch.setattr(cpu_ops, "_UNITS", 1)
+def test_equal_bits_for_any_number_of_threads(cell, bidirectional, T, B, H, level, threads):
+    """Which share sequences or units."""
     rng, (layer_class, own) = np.random.default_rng(0), CELLS[cell]
     layer = layer_class(5, H, 2, bidirectional=bidirectional, backend="cpu", seed=1, **own)
     x = rng.standard_normal((T, B, 5)).astype(np.float32)
     doutput = rng.standard_normal(layer(x)[0].shape).astype(np.float32)
     lengths = rng.integers(0, T + 1, B) if B > 1 else None
     found = []
-    for count in (1, 2, 3, 16):
-        threads(count)
+    for count, by_units in ((1, False), (2, False), (2, True), (3, False), (3, True), (16, False), (16, True)):
+        threads(count, by_units)
         found.append(results(layer, x, doutput, lengths))
     for other in found[1:]:
         for one, two in zip(found[0], other, strict=True):
@@ -87,9 +86,9 @@ FORK = """
 import os, threading
 import numpy as np
 import gpurnn
-from gpurnn.backends.cpu import ops as cpu_ops
+from gpurnn.backends.cpu import sharing
 
-cpu_ops._WORK, cpu_ops._ROWS = 0, 1
+sharing.WORK, sharing._ROWS = 0, 1
 lstm = gpurnn.LSTM(20, 30, backend="cpu", seed=0)
 x = np.random.default_rng(0).standard_normal((9, 12, 20)).astype("float32")
 expected = lstm(x)[0]
@@ -373,6 +372,7 @@ def test_plan_says_which_loop_runs(monkeypatch):
     monkeypatch.setenv("GPURNN_NUM_THREADS", "3")
     plan = gpurnn.LSTM(64, 128, backend="cpu").plan(50, 32)
     assert plan.schedule == "compiled" and "3 threads" in plan.reason
+    assert "3 threads that divide the units" in gpurnn.LSTM(512, 512, backend="cpu").plan(50, 1).reason
     assert gpurnn.LSTM(8, 8, backend="cpu", dtype="float16").plan(5, 2).schedule == "array code"
 
 

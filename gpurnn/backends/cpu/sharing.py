@@ -1,0 +1,39 @@
+"""How the compiled time loop shares its work among threads."""
+
+from typing import NamedTuple
+
+from .threads import thread_count
+
+_ROWS = 4  # fewest sequences per thread; with fewer, loading the weights dominates
+_UNITS = 64  # fewest units per thread
+WORK = 1 << 23  # fewest multiplications that are worth a second thread: a fifth of a millisecond
+_STEP = 1 << 17  # fewest multiplications of a timestep in which threads meet, which takes less than a microsecond
+
+
+class Sharing(NamedTuple):
+    """threads: how many. by_units: whether they divide the units of all sequences, or else the sequences."""
+
+    threads: int
+    by_units: bool
+
+
+def share(T, B, units, multiplications, directions):
+    """The ``Sharing`` of a time loop. units: from ``units_to_share``. multiplications: of one direction.
+
+    Where there are few sequences, threads divide the units: each reads its share of the weights, and they meet once in
+    a timestep. A single timestep reads the weights from memory for one product, so that less work pays for a second
+    thread.
+    """
+    if multiplications * directions < (WORK if T > 1 else WORK // 2):
+        return Sharing(1, False)
+    if T > 1 and multiplications < T * _STEP:
+        units = 0
+    by_sequences = min(thread_count(), directions * -(-B // _ROWS))
+    by_units = min(thread_count(), directions * (units // _UNITS))
+    return Sharing(by_units, True) if by_units > by_sequences else Sharing(max(1, by_sequences), False)
+
+
+def units_to_share(cell, projected, H):
+    """The units that threads can divide: none where a timestep has a projection, a second product, or means over the
+    units."""
+    return 0 if projected or cell.means or cell.first < len(cell.hidden) else H
