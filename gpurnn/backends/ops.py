@@ -173,6 +173,9 @@ class Ops(InChunks):
                 output = self.zero_silent(self.side_by_side(outputs, self.empty_steps), None, passes[0].marks)
         return SavedLayer(cell, weights, x, lengths, passes), finals, output
 
+    def step_program(self, parts, B, dtype):
+        """One timestep of ``parts`` for B sequences in one call, or None: see backends/steps.py."""
+
     def layer_backward(self, saved, grads, doutput, dstates, hooks=None, fresh_dx=True, dx=None):
         """The backward pass of ``layer_forward``: its mirror.
 

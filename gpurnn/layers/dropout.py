@@ -121,6 +121,9 @@ class Dropout(Module):
 
         return y, backward
 
+    def _step_parts(self):
+        return []  # in inference it does nothing
+
     def _apply(self, x, reset):
         """y, and the mask times 1 / (1 - rate), or None where nothing is dropped."""
         x = self.ops.asfloat(x, self.dtype, "x")

@@ -6,6 +6,7 @@ import numpy as np
 
 from .. import rng
 from .._typing import Array, Backward
+from ..backends.steps import TableStep
 from ..dtypes import upcast
 from ..errors import DtypeError, check_flag, check_number, check_size
 from ..gradients import adding
@@ -142,6 +143,9 @@ class Embedding(Module):
                 self.ops.accumulate_rows(self.grads["weight"], index, dy)
 
         return y, backward
+
+    def _step_parts(self):
+        return [TableStep(self.params["weight"])]
 
     def _check(self, ids, name="ids"):
         ids = self.ops.asarray(ids, name)

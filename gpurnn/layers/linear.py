@@ -8,6 +8,7 @@ import numpy as np
 
 from .. import rng
 from .._typing import Array, Backward
+from ..backends.steps import LinearStep
 from ..errors import check_flag, check_size
 from ..gradients import adding
 from ..module import Module, backward_of
@@ -141,6 +142,9 @@ class Linear(Module):
             return dx.reshape(x.shape)
 
         return y, backward
+
+    def _step_parts(self):
+        return [LinearStep(self._table().params["weight"], self.params["bias"] if self.bias else None)]
 
     def _apply(self, x):
         rows = rows_of(x)

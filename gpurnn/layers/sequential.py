@@ -281,6 +281,12 @@ class Sequential(Module):
                 x = layer(x, **given.given_to(layer))
         return x, tuple(final)
 
+    def _step_parts(self):
+        if type(self).step is not Sequential.step:
+            return None
+        parts = [layer._step_parts() for layer in self.children.values()]
+        return None if None in parts else [one for some in parts for one in some]
+
     def _without_absent(self, x, given):
         """``x``, zero where no timestep is, if the first layer does not know where that is."""
         unread = given.read_by_none(self)

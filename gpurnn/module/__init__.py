@@ -2,12 +2,13 @@
 
 from .base import PRECISIONS, Layers, Module
 from .registration import no_layer
+from .stepper import Stepper
 from .versions import backward_of, check_unspent
 from .views import ALIGNMENT, Views, writable
 
 __all__ = [
     # the base class, and what its parameters are
-    "Module", "Layers", "Views", "ALIGNMENT", "PRECISIONS",
+    "Module", "Layers", "Stepper", "Views", "ALIGNMENT", "PRECISIONS",
     # for layers and optimizers
     "backward_of", "check_unspent", "no_layer", "writable",
 ]  # fmt: skip

@@ -22,6 +22,7 @@ from .freezing import Freezing
 from .modes import Modes
 from .registration import Registration
 from .states import States
+from .stepper import Stepper
 from .summary import summary_table
 from .versions import Versions
 from .views import Views
@@ -212,6 +213,31 @@ class Module(Registration, Freezing, Versions, Modes, States, NamesArguments):
         total                                2,498
         """
         return summary_table(self, T, B)
+
+    def stepper(self, batch: int = 1) -> Stepper:
+        """A ``Stepper``: this model reading ``batch`` sequences one timestep at a time, in evaluation mode.
+
+        Parameters
+        ----------
+        batch : int
+            How many sequences there is room for.
+
+        Raises
+        ------
+        ValueError, TypeError
+            The model needs the future, or has no state.
+
+        Examples
+        --------
+        >>> stepper = gpurnn.GRU(3, 5).stepper(batch=2)
+        >>> [stepper.step(np.ones((2, 3), "float32")).shape for _ in range(2)]
+        [(2, 5), (2, 5)]
+        """
+        return Stepper(self, batch)
+
+    def _step_parts(self) -> list[Any] | None:
+        """This module in inference as parts of ``backends.steps``, or None where it is none of them."""
+        return None
 
     def _group(self, layers: Sequence[Any] | Mapping[str, Any]) -> Layers:
         """A list, tuple or dict of layers as one module."""

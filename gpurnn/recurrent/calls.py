@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from .._typing import Array, Lengths, State
+from ..backends.steps import LoopStep
 from ..errors import ShapeError, answers_unknown
 from ..masks import lift_step
 from .forward import Given, run_forward
 from .plan import Plan, make_plan
+from .state import own_arrays, pack_state, unpack_state
 
 
 class Calls:
@@ -153,12 +155,7 @@ class Calls:
         ShapeError, DtypeError
             As a call of the layer.
         """
-        if True in self._directions:
-            raise ValueError("step: a layer that runs backwards in time needs the whole sequence")
-        if self._cell.over_batch:
-            raise ValueError(
-                "step: batch_norm has statistics of each timestep of a call, and a step alone is the first"
-            )
+        self._check_steppable("step")
         x = self.ops.asfloat(x, self.dtype, "x")
         if x.ndim not in (1, 2):
             raise ShapeError(f"x: expected one step, (B, {self.input_size}) or ({self.input_size},), got {x.shape}")
@@ -168,6 +165,30 @@ class Calls:
         marks = {name: lift_step(self, one, x.shape[:-1], place, name) for name, one in marks.items()}
         output, state = run_forward(self, x[place], Given(state, **marks), False, save=False, reset_to="initial")
         return output[:, 0] if lifted else output[0], state
+
+    def _check_steppable(self, what):
+        """Raise ValueError where a timestep alone says too little. what: the caller's function."""
+        if True in self._directions:
+            raise ValueError(f"{what}: a layer that runs backwards in time needs the whole sequence")
+        if self._cell.over_batch:
+            raise ValueError(
+                f"{what}: batch_norm has statistics of each timestep of a call, and a step alone is the first"
+            )
+
+    def _step_parts(self):
+        if type(self).step is not Calls.step or (self.residual and self.num_layers > 1):
+            return None
+        return [LoopStep(self._cell.evaluating, self._weights(k)) for k in range(self.num_layers)]
+
+    def _strand_states(self, state, B, name="state"):
+        """For each strand its states, arrays (B, size): those given, or where that is None the layer's own."""
+        if state is not None:
+            return unpack_state(self, state, B, False, name)
+        return own_arrays(self, B)
+
+    def _state_of(self, strands):
+        """The layer's state from those of its strands, as a call returns it."""
+        return pack_state(self, strands, False)
 
     def plan(self, T: int, B: int, *, marked: bool = False) -> Plan:
         """The ``Plan`` of a training call with x (T, B, I): its schedule and the memory it needs.

@@ -75,6 +75,20 @@ def own_state(layer, B):
     return split_states(initial, layer.heads)
 
 
+def own_arrays(layer, B):
+    """``own_state`` with an array (B, size) for each state."""
+    found = []
+    for number, own in enumerate(own_state(layer, B)):
+        _, H, P = layer._sizes(number // len(layer._strands))
+        sizes = (P // layer.heads, *[H // layer.heads] * (len(own) - 1))
+        dtypes = [state_dtype(layer, kind) for kind in layer.cell.states]
+        parts = zip(own, dtypes, sizes, strict=True)
+        found.append(
+            tuple(layer.xp.broadcast_to(layer.xp.asarray(one, dtype), (B, size)) for one, dtype, size in parts)
+        )
+    return found
+
+
 def zero_unused(layer, states, lengths):
     """The initial states, zero for the sequences of length 0.
 

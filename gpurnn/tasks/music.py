@@ -39,7 +39,7 @@ from ..masks import refuse_no_distribution
 from .seen import remember, say_seen
 from .settings import Settings, changed, recurrent, setting
 from .task import Data, Task, check_numbers, checksum
-from .text import eval_step, sample
+from .text import sample
 
 
 @dataclass
@@ -309,9 +309,9 @@ def compose(model, steps=64, temperature=0.8, voices=None, prompt=None, seed=Non
     drawn = rng.uniform((steps, KEYS), 0, 1, rng.check_seed(seed), rng.name_key("compose"), dtype=np.float64)
     with np.errstate(divide="ignore"):
         noise = np.log(drawn) - np.log1p(-drawn)
-    frame, state = np.zeros((1, KEYS)), None
+    frame, stepper = np.zeros((1, KEYS)), model.stepper(1)
     for t in range(start + steps):
-        logits, state = eval_step(model, frame.astype(model.dtype), state)
+        logits = model.ops.to_numpy(stepper.step(model.xp.asarray(frame.astype(model.dtype))))[0]
         if t >= start:
             refuse_no_distribution(logits)
             chances = logits.astype(np.float64)

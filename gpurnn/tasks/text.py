@@ -251,12 +251,14 @@ def sample(model, vocabulary, prompt="", length=300, temperature=0.8, top_k=None
 
 
 def _sample(model, vocabulary, ids, draws, temperature, top_k, top_p):
-    state = None
+    stepper = model.stepper(1)
     waiting, written = ids, list(ids)
     shown = vocabulary.decode(written)
     for draw in draws:
         for index in waiting:
-            logits, state = eval_step(model, [index], None if index == vocabulary.begins else state)
+            if index == vocabulary.begins:
+                stepper.reset()
+            logits = model.ops.to_numpy(stepper.step(model.xp.asarray([index])))[0]
         p = probabilities(logits, temperature, top_k, top_p)
         total = np.cumsum(p)  # in vocabulary order: rounding of the logits hardly moves the borders
         index = min(int(np.searchsorted(total, draw * total[-1], side="right")), int(np.flatnonzero(p)[-1]))
@@ -264,14 +266,6 @@ def _sample(model, vocabulary, ids, draws, temperature, top_k, top_p):
         before, shown = shown, vocabulary.decode(written)  # the space before a word depends on what it follows
         yield shown[len(before) :]
         waiting = [index]
-
-
-def eval_step(model, x, state):
-    """Output of one sequence's next step, on the host, and the new state; x (1, ...); without dropout, whatever the
-    mode."""
-    with model.evaluation():
-        logits, state = model.step(model.xp.asarray(x), state)
-    return model.ops.to_numpy(logits)[0], state
 
 
 def probabilities(logits, temperature=1.0, top_k=None, top_p=None):

@@ -73,7 +73,7 @@ EXPORT int gpurnn_native_level() {
 // The sizes of the structs, then the interface's number, which changes with every struct and function here. The caller compares
 // them with its own, and refuses a library built from other sources.
 EXPORT int gpurnn_native_bytes(int which) {
-    const size_t sizes[] = {sizeof(Pass), sizeof(Product), sizeof(Update), sizeof(CrossEntropy), 8};
+    const size_t sizes[] = {sizeof(Pass), sizeof(Product), sizeof(Update), sizeof(CrossEntropy), sizeof(Stage), 9};
     return (int)sizes[which];
 }
 
@@ -85,6 +85,10 @@ EXPORT int gpurnn_native_bytes(int which) {
 
 EXPORT int gpurnn_native_time_loop(const Pass* passes, int directions, int threads, int backward, int level) {
     return guarded([=] { DISPATCH(time_loop)(passes, directions, threads, backward); });
+}
+
+EXPORT int gpurnn_native_step(const Stage* stages, int count, int level) {
+    return guarded([=] { DISPATCH(run_step)(stages, count); });
 }
 
 EXPORT int gpurnn_native_multiply(const Product* job, int threads, int level) {

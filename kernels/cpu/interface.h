@@ -97,8 +97,22 @@ struct CrossEntropy {
     void* dlogits;           // backward, out: [N, V]; may be logits
 };
 
+// A part of one timestep of a whole model: a lookup in a table, a recurrent layer, or a linear one.
+enum { TABLE, LOOP, LINEAR };
+struct Stage {
+    int kind, is_double;
+    int rows, in, out;       // sequences; columns of the weight, or rows of the table; columns of y
+    int directions, threads; // of a recurrent layer
+    const void* x;           // [rows, in]; of a table the numbers [rows], int64
+    const void* weight;      // [out, in], or [in, out] of a table
+    const void* bias;        // [out] or null
+    void* y;                 // [rows, out]
+    const Pass* passes;      // [directions], of one timestep
+    int (*generated)(const Pass*, int directions, int threads, int backward);  // the time loop of a generated cell, or null
+};
+
 // What the functions return. No exception may leave them: it would end the Python process.
-enum { DONE, NO_MEMORY, NO_THREAD, OTHER_ERROR };
+enum { DONE, NO_MEMORY, NO_THREAD, OTHER_ERROR, NO_ROW };
 
 template <typename Work>
 static int guarded(const Work& work) {
@@ -111,6 +125,10 @@ static int guarded(const Work& work) {
         return NO_MEMORY;
     } catch (const std::system_error&) {  // from a thread
         return NO_THREAD;
+    } catch (const std::out_of_range&) {  // from a lookup in a table
+        return NO_ROW;
+    } catch (const int problem) {  // what the time loop of a generated cell has returned
+        return problem;
     } catch (...) {
         return OTHER_ERROR;
     }

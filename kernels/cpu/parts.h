@@ -27,3 +27,5 @@ void time_loop(const Pass* passes, int directions, int threads, bool backward) {
     else
         run_cell<float>(passes, directions, threads, backward);
 }
+
+#include "step.h"

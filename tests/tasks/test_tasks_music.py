@@ -1,6 +1,5 @@
 """Music: reading and writing rolls, batches, loss and score, composing, and a run from files to a MIDI file."""
 
-import contextlib
 import json
 
 import hostile
@@ -435,25 +434,20 @@ def test_the_model_begins_with_the_frequencies():
 class Fixed:
     """A model that always says the same logits, and remembers what it read."""
 
-    training, xp, dtype = False, np, np.dtype("float64")
+    xp, dtype = np, np.dtype("float64")
 
     class ops:
         to_numpy = staticmethod(np.asarray)
 
-    def evaluation(self):
-        return contextlib.nullcontext()
-
     def __init__(self, logits):
         self.logits, self.read = np.asarray(logits, float), []
 
-    def step(self, x, state):
-        self.read.append(x[0])
-        return self.logits[None], state
-
-    def train(self, mode=True):
+    def stepper(self, batch):
         return self
 
-    eval = train
+    def step(self, x):
+        self.read.append(x[0])
+        return self.logits[None]
 
 
 def test_keys_are_drawn_with_their_probability():
@@ -509,16 +503,18 @@ class Reciting(Fixed):
         self.vocabulary = Vocabulary(text + "X: 0123456789")
         self.text, self.place = text, 0
 
-    def step(self, x, state):
-        if state is None:
-            self.waiting = True
+    def stepper(self, batch):
+        self.waiting = True
+        return self
+
+    def step(self, x):
         if self.waiting and self.vocabulary.decode(x[:1]) == ":":
             self.waiting = False
         logits = np.full(len(self.vocabulary), -1e9)
         if not self.waiting:
             logits[self.vocabulary.encode(self.text[self.place % len(self.text)])] = 0
             self.place += 1
-        return logits[None], 1
+        return logits[None]
 
 
 def test_whole_tunes_are_kept_and_others_thrown_away():

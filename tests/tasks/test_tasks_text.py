@@ -1,7 +1,6 @@
 """The character model: what it draws, how it is trained, resumed, loaded and measured."""
 
 import collections
-import contextlib
 import dataclasses
 import itertools
 import json
@@ -17,7 +16,7 @@ from gpurnn.data import vocabulary as reading
 from gpurnn.data.vocabulary import Vocabulary, vocabulary_of
 from gpurnn.losses import cross_entropy
 from gpurnn.tasks.run import prepare
-from gpurnn.tasks.text import TASK, TextSettings, eval_step, probabilities, sample
+from gpurnn.tasks.text import TASK, TextSettings, probabilities, sample
 from gpurnn.tasks.trained import load
 
 TINY = TextSettings(hidden=12, steps=8, batch=4, epochs=2, schedule="constant", seed=7)
@@ -109,20 +108,17 @@ def test_top_p_counts_after_top_k():
 class Fixed:
     """A model whose logits never change."""
 
-    training, xp = True, np
+    xp = np
 
     class ops:
         to_numpy = staticmethod(np.asarray)
 
-    def step(self, x, state):
-        assert not self.training and x.shape == (1,)
-        return LOGITS[None], state
+    def stepper(self, batch):
+        return self
 
-    @contextlib.contextmanager
-    def evaluation(self):
-        self.training = False
-        yield
-        self.training = True
+    def step(self, x):
+        assert x.shape == (1,)
+        return LOGITS[None]
 
 
 @pytest.mark.long
@@ -132,7 +128,6 @@ def test_draws_follow_the_distribution():
     expected = dict(zip("abcde", n * np.exp(LOGITS[1:]), strict=True))
     chi_square = sum((drawn[c] - expected[c]) ** 2 / expected[c] for c in expected)
     assert set(drawn) == set("abcde") and chi_square < 18.5  # 4 degrees of freedom: exceeded once in 1000 seeds
-    assert model.training
 
 
 def test_sampling_leaves_every_part_in_its_mode():
@@ -150,7 +145,7 @@ def test_sampling_leaves_every_part_in_its_mode():
     "".join(sample(model, vocabulary, "ab", 5, seed=1))
     assert [module.training for _, module in model.modules()] == modes
     with pytest.raises(ValueError, match="ids: expected numbers from 0 to 5, got 6"):
-        eval_step(model, [6], None)
+        model.stepper(1).step([6])
     assert [module.training for _, module in model.modules()] == modes
 
 
@@ -188,7 +183,6 @@ def test_sampling_equals_the_whole_sequence(cell):
     vocabulary = Vocabulary("abcdefg")
     model = build_model(config, vocabulary).train()
     text = "cab" + "".join(sample(model, vocabulary, "cab", 20, temperature=0))
-    assert model.training
     ids = vocabulary.encode(text).astype(np.int64)
     logits = model.eval()(ids[:, None])[0][:, 0]
     np.testing.assert_array_equal(logits[2:-1, 1:].argmax(axis=1) + 1, ids[3:])

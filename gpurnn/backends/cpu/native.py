@@ -16,7 +16,7 @@ from ...errors import BackendError, check_choice
 
 LEVELS = ("vectors of 128 bits", "AVX2", "AVX-512")
 ISAS = ("baseline", "avx2", "avx512")  # what GPURNN_ISA calls the levels
-_INTERFACE = 8  # of gpurnn_native_bytes in api.cpp
+_INTERFACE = 9  # of gpurnn_native_bytes in api.cpp
 
 _pointer, _stride = ctypes.c_void_p, ctypes.c_ssize_t
 
@@ -83,6 +83,17 @@ class CrossEntropy(ctypes.Structure):
     ]
 
 
+class Stage(ctypes.Structure):
+    """``Stage`` of interface.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int) for name in ("kind", "is_double", "rows", "in_", "out", "directions", "threads")),
+        *((name, _pointer) for name in ("x", "weight", "bias", "y")),
+        ("passes", ctypes.POINTER(Pass)),
+        ("generated", _pointer),
+    ]
+
+
 @functools.cache
 def struct_name(name):
     """The name of a cell's struct as the library takes it. It stays alive: copies of a ``Pass`` hold its address."""
@@ -105,7 +116,7 @@ def load_native():
         return None
     library = ctypes.CDLL(str(path))
     number = ctypes.c_int
-    structs = (Pass, Product, Update, CrossEntropy)
+    structs = (Pass, Product, Update, CrossEntropy, Stage)
     expected = (*map(ctypes.sizeof, structs), _INTERFACE)
     if any(library.gpurnn_native_bytes(n) != size for n, size in enumerate(expected)):
         raise BackendError(f"{path} was built from other sources than these: install gpurnn again")

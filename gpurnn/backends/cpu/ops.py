@@ -34,6 +34,7 @@ from .native import (
     struct_name,
 )
 from .state_arrays import own_gradient, state_arrays
+from .step_program import StepProgram, refused
 from .threads import thread_count
 
 _SMALL = 1 << 14  # below this many multiply-adds NumPy finishes before our operands are packed
@@ -207,6 +208,9 @@ class CpuOps(HostOps):
         if count < 2:
             return (self.empty(slots, B, H, dtype),) if count else ()
         return tuple(self.empty(count * slots, B, H, dtype).reshape(count, slots, B, H))
+
+    def step_program(self, parts, B, dtype):
+        return None if refused(self, parts, dtype) else StepProgram(self, parts, B, dtype)
 
     def time_loop_backward(self, saved, doutput, dstates, hooks):
         cell = saved.cell
