@@ -48,6 +48,7 @@ TESTS = {
     "gpurnn/backends/cpu/sharing.py": ["test_cpu_ops.py", "test_cells.py"],
     "gpurnn/backends/cpu/step_program.py": ["test_stepper.py"],
     "gpurnn/backends/steps.py": ["test_stepper.py"],
+    "gpurnn/backends/cpu/uncompiled.py": ["test_arguments.py", "test_cpu_ops.py"],
     "gpurnn/module/stepper.py": ["test_stepper.py"],
     "gpurnn/backends/cpu/state_arrays.py": ["test_marks.py"],
     "gpurnn/recurrent/calls.py": ["test_recurrent.py", "test_marks.py"],

@@ -212,11 +212,15 @@ def _make(name):
     if name in ("numpy", "cpu"):
         from .cpu.native import load_native
         from .cpu.ops import CpuOps, HostOps
+        from .cpu.uncompiled import UncompiledOps, why_uncompiled
 
         native = load_native()
+        if native:
+            return CpuOps(*native) if name == "cpu" else HostOps(name, *native)
         if name == "cpu":
-            return CpuOps(*native) if native else _build("numpy")
-        return HostOps(name, *native) if native else Ops(np, name)
+            _log.warning("backend 'cpu' is array code: %s", why_uncompiled())
+            return _build("numpy")
+        return UncompiledOps(np, name)
     problem = _cuda_problem() if name == "cuda" else _gpu_problem()
     if problem:
         raise BackendError(f"backend {name!r} cannot work here: {problem}")

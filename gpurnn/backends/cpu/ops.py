@@ -10,7 +10,6 @@ BLAS libraries. Subnormal numbers are flushed to zero: below 2^-126 in float32, 
 """
 
 import ctypes
-from pathlib import Path
 
 import numpy as np
 
@@ -36,6 +35,7 @@ from .native import (
 from .state_arrays import own_gradient, state_arrays
 from .step_program import StepProgram, refused
 from .threads import thread_count
+from .uncompiled import why_uncompiled
 
 _SMALL = 1 << 14  # below this many multiply-adds NumPy finishes before our operands are packed
 _SQUARES = 1 << 12  # SQUARES of update.h
@@ -48,9 +48,7 @@ def describe():
     """Say what the backend "cpu" is on this machine."""
     native = load_native()
     if native is None:
-        if (Path(__file__).parents[3] / "pyproject.toml").is_file():
-            return "array code, as 'numpy': this checkout was not built: run pip install -e . with a C++ compiler here"
-        return "array code, as 'numpy': gpurnn was installed without a C++ compiler"
+        return f"array code, as 'numpy': {why_uncompiled()}"
     return f"works, compiled for {LEVELS[native[1]]}, up to {thread_count()} threads"
 
 

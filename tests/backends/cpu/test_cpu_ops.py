@@ -385,7 +385,7 @@ def test_threads_come_from_the_environment(monkeypatch):
     assert cpu_ops.thread_count() == 2
 
 
-def test_without_the_library_the_backend_is_numpy(monkeypatch, tmp_path):
+def test_without_the_library_the_backend_is_numpy(monkeypatch, tmp_path, caplog):
     cpu_ops.load_native.cache_clear()
     monkeypatch.setattr(native, "__file__", str(tmp_path / "gpurnn/backends/cpu/native.py"))
     try:
@@ -394,7 +394,12 @@ def test_without_the_library_the_backend_is_numpy(monkeypatch, tmp_path):
         cpu_ops.load_native.cache_clear()
     monkeypatch.setattr(switch, "_built", {})
     monkeypatch.setattr(native, "load_native", lambda: None)
-    assert get_backend("cpu").name == "numpy"
+    for _ in range(2):
+        assert get_backend("cpu").name == "numpy"
+    assert [record.levelname for record in caplog.records] == ["WARNING"]  # once
+    assert "backend 'cpu' is array code: this checkout was not built" in caplog.text
+    reason = gpurnn.LSTM(3, 4, backend="cpu").plan(5, 2).reason
+    assert "this checkout was not built" in reason and "run pip install -e . with a C++ compiler here" in reason
 
 
 def test_a_library_of_other_sources_is_refused(monkeypatch):
