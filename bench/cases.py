@@ -274,6 +274,16 @@ def _reset():
     ]
 
 
+def _streaming():
+    """One timestep, as in sampling and streaming."""
+    return [
+        Case(cell, 1, B, H, H, what="inference")
+        for cell in ("lstm", "gru")
+        for B in (1, 8, 32)
+        for H in (64, 128, 256, 512, 1024)
+    ]
+
+
 def _heads():
     """Heads of 16 to 256 units, FlashRNN's H among them, beside one head."""
     return [
@@ -295,6 +305,7 @@ SUITES = {
     "flashrnn": (_flashrnn, "FlashRNN's grid: H 768, T and B swept, 16-bit"),
     "stacks": (_stacks, "2 to 8 layers, T 1024: one after the other, as a wavefront, cuDNN"),
     "reset": (_reset, "states that are reset in the middle of a sequence: B 128, H 256, 0.1 to 11 % of timesteps"),
+    "streaming": (_streaming, "one timestep: B 1 to 32, H 64 to 1024; with gpurnn-cpu-stepper and torch-cell"),
     "heads": (_heads, "block-diagonal recurrent weights: H 512 and 768 in heads of 16 to 256 units"),
     "kernelbench": (_kernelbench, "KernelBench level 3: six layers, B 10, T 512"),
 }

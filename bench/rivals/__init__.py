@@ -9,13 +9,13 @@ import importlib.util
 
 from ..cells import CELLS, PLAIN
 from .flashrnn import flashrnn_rival
-from .gpurnn import gpurnn_rival, unavailable
+from .gpurnn import gpurnn_rival, stepper_rival, unavailable
 from .jax import jax_rival
 from .onnxruntime import onnxruntime_rival
 from .own_cell import own_gpurnn, own_jax, own_keras, own_torch
 from .plain import plain_rival
 from .products import products_rival
-from .torch import torch_rival
+from .torch import torch_cell_rival, torch_rival
 from .torch_loop import torch_loop_rival
 
 RIVALS = {  # name -> (prepare, device, what it is)
@@ -30,6 +30,8 @@ RIVALS = {  # name -> (prepare, device, what it is)
     "torch-cpu-compile": (torch_rival("cpu", "compile"), "cpu", "torch.nn on the CPU under torch.compile"),
     "gpurnn-cpu-plain": (plain_rival(gpurnn_rival("cpu")), "cpu", "gpurnn-cpu's cell without the option: a bound"),
     "torch-cpu-plain": (plain_rival(torch_rival("cpu")), "cpu", "torch.nn's cell without the option: a bound"),
+    "gpurnn-cpu-stepper": (stepper_rival("cpu"), "cpu", "gpurnn's compiled code one timestep at a time"),
+    "torch-cell": (torch_cell_rival, "cpu", "torch.nn.LSTMCell and its kin, one timestep at a time"),
     "torch-loop": (torch_loop_rival(), "cpu", "any cell as a loop over timesteps in torch"),
     "torch-loop-compile": (torch_loop_rival("compile"), "cpu", "that loop under torch.compile"),
     "haste-torch": (torch_loop_rival("script"), "cpu", "Haste's equations of layer norm, under torch.jit"),
@@ -52,6 +54,7 @@ USUAL = (
     "jax",
 )  # if none is named
 USUAL_OF_OPTIONS = ("gpurnn-cpu-plain", "torch-cpu-plain", "torch-loop")  # these, too, where a cell has options
+_STEPS = ("gpurnn-cpu-stepper", "torch-cell")
 _LOOPS = ("torch-loop", "torch-loop-compile", "haste-torch")  # float32, layers alone
 HIDDEN = {
     "flashrnn-vanilla": (flashrnn_rival("vanilla", "cpu"), "cpu", ""),  # for a test of "flashrnn" without a GPU
@@ -91,11 +94,14 @@ def refuses(name, case):
         return "only float32 here"
     if name == "onnxruntime" and case.what != "inference":
         return "only inference"
+    single = case.T == 1 and case.what == "inference" and not case.bidirectional and not case.resets
+    if name in _STEPS and not (single and (case.L == 1 or name.startswith("gpurnn-"))):
+        return "only one timestep of one direction in inference"
     option = case.cell not in PLAIN
     if name.endswith("-plain"):
         if not option or CELLS[case.cell].plain is None:
             return "only for a cell with an option"
-    elif option and name.startswith(("torch-cpu", "torch-cuda", "flashrnn", "onnxruntime")):
+    elif option and name.startswith(("torch-cpu", "torch-cuda", "torch-cell", "flashrnn", "onnxruntime")):
         return "has only the plain cells"
     if name == "haste-torch" and case.cell not in ("layer_norm_lstm", "layer_norm_gru"):
         return "only layer norm in LSTM and GRU"

@@ -68,6 +68,23 @@ def gpurnn_rival(backend, schedule="auto", wavefront=0):
     return prepare
 
 
+def stepper_rival(backend):
+    """A stepper in a case of one timestep in inference. The model's state is its initial one in every run."""
+
+    def prepare(case, weights, x, y):
+        model = build(case, backend, case.dtype)
+        model.load_state_dict(weights)
+        stepper, x = model.stepper(case.B), x[0].astype(model.dtype)
+
+        def results():
+            stepper.reset()
+            return {"output": np.asarray(stepper.step(x), np.float64)[None]}
+
+        return Prepared(lambda: stepper.step(x), results)
+
+    return prepare
+
+
 def _step(case, model, words, targets):
     """A whole training step, forward to Adam."""
     adam = gpurnn.Adam(model, lr=RATE)

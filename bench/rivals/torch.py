@@ -63,6 +63,29 @@ def torch_rival(device, mode="eager"):
     return prepare
 
 
+def torch_cell_rival(case, weights, x, y):
+    """torch's layer of a single step, where a case has one timestep. Every run goes on from the state before."""
+    import torch
+
+    torch.set_num_threads(threads())
+    cell = getattr(torch.nn, f"{case.cell.upper()}Cell")(case.I, case.H).to(getattr(torch, case.dtype)).eval()
+    cell.load_state_dict({name.removesuffix("_l0"): torch.from_numpy(value) for name, value in weights.items()})
+    x, state = torch.from_numpy(x[0]).to(getattr(torch, case.dtype)), None
+
+    def run():
+        nonlocal state
+        with torch.inference_mode():
+            state = cell(x, state)
+        return {"output": (state[0] if isinstance(state, tuple) else state)[None]}
+
+    def results():
+        nonlocal state
+        state = None
+        return {name: value.to(torch.float64).numpy() for name, value in run().items()}
+
+    return Prepared(run, results)
+
+
 def _layer(case):
     import torch
 
