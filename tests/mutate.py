@@ -71,6 +71,7 @@ TESTS = {
     "gpurnn/backends/cpu/": ["test_cpu_ops.py", "test_robust.py"],
     "gpurnn/backends/switch.py": ["test_backend.py"],
     "gpurnn/interop/torch/": ["test_torch.py"],
+    "gpurnn/interop/sklearn/": ["test_sklearn.py"],
     "gpurnn/module/": ["test_module.py", "test_copies.py", "test_freeze.py", "test_between.py", "test_summary.py"],
     "gpurnn/optim/": ["test_optim.py", "test_freeze.py", "test_copies.py"],
     "gpurnn/tasks/run.py": ["test_tasks_run.py", "test_train_command.py", "test_start.py"],

@@ -259,6 +259,18 @@ def test_wrong_headers(change, words, good, tmp_path):
     refused(path, words)
 
 
+def test_arrays_of_other_names(good, tmp_path):
+    path = tmp_path / "bad.safetensors"
+    header, arrays = parts(good)
+    header["x"] = header.pop("0.weight")
+    path.write_bytes(joined(header, arrays))
+    refused(path, "the array '0.weight' is missing")
+    header["0.weight"], end = header["x"], len(arrays)
+    header["x"] = {"dtype": "F32", "shape": [1], "data_offsets": [end, end + 4]}
+    path.write_bytes(joined(header, arrays + bytes(4)))
+    refused(path, "the array 'x' is unknown")
+
+
 def test_too_many_layers_and_too_deep(good, tmp_path):
     path = tmp_path / "bad.safetensors"
     many = {str(n): {"layer": "Dropout", "arguments": {"rate": 0}} for n in range(10_001)}
