@@ -54,7 +54,7 @@ _OF_WEIGHTS = ("hidden", "normalizations", "timesteps")  # what shapes follow fr
 
 def cell_document(cell: Cell) -> dict[str, Any]:
     """The document of a traced cell. Raises TypeError for another one, ValueError for one that is too large."""
-    if not isinstance(cell, TracedCell):
+    if type(cell) is not TracedCell:
         raise TypeError(f"cell: {described(cell)} is code in Python, which no file holds: make it with gpurnn.cell")
     evaluating = cell.evaluating
     document = {

@@ -20,7 +20,7 @@ from ..cells import CELLS, LSTMStep
 from ..cells.stored import cell_document, cell_from, function_document, function_from
 from ..errors import check_choice, check_size, described
 from ..module import Module
-from .kinds import COMPOSITES, LAYERS, class_of, restored
+from .kinds import COMPOSITES, LAYERS, check_parts, class_of, restored
 
 MOST_LAYERS, DEEPEST = 10_000, 50  # of a model; how deep chains may stand in one another
 _LEFT_OUT = frozenset(  # who loads a file decides on it, or it decides on nothing but initial values
@@ -51,6 +51,7 @@ def _layer_document(layer, place, places):
     if kind in COMPOSITES:
         if layer._own:
             raise ValueError(f"{shown} has a parameter of its own, {layer._own[0][0]!r}, which no file can describe")
+        check_parts(kind, layer.children)
         document["layers"] = {name: child for name, child in _children(layer, place, places)}
         document["arguments"] = COMPOSITES[kind].arguments_of(layer)
     else:
@@ -89,7 +90,8 @@ def _arguments(layer: Module, places: dict[int, str]) -> Iterator[tuple[str, Any
 
 
 def _cell(cell):
-    if _BUILT_IN.get(cell.name) == cell:
+    built_in = _BUILT_IN.get(cell.name)
+    if built_in == cell and type(built_in) is type(cell):  # not one of a class of the user's, which computes otherwise
         return {"built_in": cell.name}
     return {"cell": cell_document(cell)}
 

@@ -42,8 +42,8 @@ def save(model: Module, path: str | os.PathLike[str]) -> None:
 
     The file is a safetensors file, which other libraries read, too, and holds no code. A cell of your own is saved as
     the graph of its equations. Saved are also running statistics, counters of random draws and which parameters are
-    frozen; not gradients, nor anything of an optimizer: for these there are ``fit(..., out=folder)`` and
-    ``save_checkpoint``.
+    frozen; not gradients, an encoder-decoder's ``sampling``, or anything of an optimizer: for these there are
+    ``fit(..., out=folder)`` and ``save_checkpoint``.
 
     Parameters
     ----------

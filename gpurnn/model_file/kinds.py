@@ -56,6 +56,16 @@ def class_of(kind: str) -> type[Module] | None:
     return LAYERS.get(kind)
 
 
+def check_parts(kind: str, parts: Mapping[str, Module]) -> None:
+    """Raise ValueError unless a composite can be made of these parts."""
+    known = COMPOSITES[kind].parts
+    for name, cls in known.items():
+        if not isinstance(parts.get(name), cls) and not (name == "bridge_c" and name not in parts):
+            raise ValueError(f"{kind}: its part {name!r} should be a layer of the kind {cls.__name__}")
+    if known and not set(parts) <= set(known):
+        raise ValueError(f"{kind}: it has no part {sorted(set(parts) - set(known))[0]!r}")
+
+
 def restored(kind: str, parts: Mapping[str, Module], arguments: Mapping[str, Any], options: dict[str, Any]) -> Module:
     """A composite of its parts. options: backend and dtype. Raises ValueError and its like where they do not fit."""
     known = COMPOSITES[kind]
@@ -63,11 +73,7 @@ def restored(kind: str, parts: Mapping[str, Module], arguments: Mapping[str, Any
         raise ValueError(f"{kind}: expected the arguments {', '.join(known.arguments) or 'none'}")
     if kind == "Sequential":
         return Sequential(dict(parts))
-    for name, cls in known.parts.items():
-        if not isinstance(parts.get(name), cls) and not (name == "bridge_c" and name not in parts):
-            raise ValueError(f"{kind}: its part {name!r} should be a layer of the kind {cls.__name__}")
-    if not set(parts) <= set(known.parts):
-        raise ValueError(f"{kind}: it has no part {sorted(set(parts) - set(known.parts))[0]!r}")
+    check_parts(kind, parts)
     cls = class_of(kind)
     model = cls.__new__(cls)
     Module.__init__(model, options["backend"], options["dtype"], 0)

@@ -163,6 +163,16 @@ def test_shared_layers_tied_tables_and_nested_chains(tmp_path):
     assert other["head"].embedding is other["table"] and other["head first"].embedding is other["table"]
 
 
+@pytest.mark.parametrize("head_first", [False, True])
+def test_a_tied_table_in_an_inner_chain(head_first, tmp_path):
+    table = Embedding(6, 6, **KW)
+    parts = {"inner": Sequential({"table": table, "norm": LayerNorm(6, **KW)}), "head": Sequential(TiedLinear(table))}
+    model = Sequential({name: parts[name] for name in (reversed(parts) if head_first else parts)})
+    other = through_file(model, tmp_path, backend="numpy")
+    assert_same(model, other)
+    assert other["head"][0].embedding is other["inner"]["table"]
+
+
 def test_a_model_that_was_loaded_can_be_trained_saved_and_copied(tmp_path):
     model = Sequential(Embedding(5, 4, **KW), gpurnn.Recurrent(leaky, 4, 6, **KW), Linear(6, 5, **KW))
     other = through_file(through_file(model, tmp_path, backend="numpy"), tmp_path, backend="numpy")
@@ -270,6 +280,20 @@ class MyLSTM(LSTM):
     pass
 
 
+class MyStep(cells.RNNStep):
+    """As RNN's cell by all that it declares, but for its equations."""
+
+
+class MyTraced(cells.TracedCell):
+    pass
+
+
+def translation_with(**parts):
+    model = gpurnn.EncoderDecoder(6, 7, 4, **KW)
+    model.add_layers(parts)
+    return model
+
+
 def with_parameter(layer):
     layer.parameter("gain", np.ones(2))
     return layer
@@ -288,6 +312,15 @@ REFUSED = {
     "parameter of a chain": (
         lambda: with_parameter(Sequential(GRU(2, 3, **KW))), ValueError, "has a parameter of its own, 'gain'",
     ),
+    "own step": (lambda: gpurnn.Recurrent(MyStep("tanh"), 2, 3, **KW), TypeError, "cell: MyStep is code in Python"),
+    "own kind of traced cell": (
+        lambda: gpurnn.Recurrent(MyTraced(lambda ax, ah, s: ax.z + ah.z, "z", "h", name="one"), 2, 3, **KW), TypeError,
+        "cell: MyTraced is code in Python, which no file holds: make it with gpurnn.cell",
+    ),
+    "another encoder": (
+        lambda: translation_with(encoder=Dropout(0.5, **KW)), ValueError, "its part 'encoder' should be a layer of the",
+    ),
+    "more parts": (lambda: translation_with(more=Dropout(0.5, **KW)), ValueError, "it has no part .more."),
     "table elsewhere": (lambda: TiedLinear(Embedding(3, 2, **KW)), ValueError, "TiedLinear: its embedding is no part"),
     "not finite": (lambda: with_value(Linear(2, 2, **KW), np.inf), CheckpointError, "'bias' holds values that are not"),
     "array": (lambda: np.ones(3), TypeError, "model: expected a gpurnn layer or model, got ndarray"),
