@@ -256,7 +256,10 @@ def _json_path(path: Any, save: bool = False) -> Path:
     if save:
         raise ValueError(f"path should end in .json, with the arrays in a file beside it, got {str(path)!r}")
     if path.suffix in _READERS:
-        raise ValueError(f"{path}: is no checkpoint of gpurnn: model.load_state_dict({_READERS[path.suffix]}) reads it")
+        more = "; gpurnn.load(path) makes the model of one by gpurnn.save" if path.suffix == ".safetensors" else ""
+        raise ValueError(
+            f"{path}: is no checkpoint of gpurnn: model.load_state_dict({_READERS[path.suffix]}) reads it{more}"
+        )
     raise ValueError(f"path should name the checkpoint's .json file, got {str(path)!r}")
 
 

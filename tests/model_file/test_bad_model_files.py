@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 from helpers import all_equal
-from hostile import mutated
+from hostile import mutated, sparse
 from safetensors.numpy import save
 
 import gpurnn
@@ -117,6 +117,18 @@ def test_truncated(good, tmp_path):
     for length in (0, 1, 7, 8, 9, 100, len(good) // 2, len(good) - 1):
         path.write_bytes(good[:length])
         refused(path, "is not a safetensors file, or is cut off|is not JSON|is damaged: ")
+
+
+@pytest.mark.parametrize(
+    "length, words",
+    [(1 << 60, "or is cut off"), (40 << 30, "its header would take .* of memory, the limit is"), (0, "JSON")],
+)
+def test_a_file_of_50_gigabytes(length, words, tmp_path):
+    path = tmp_path / "bad.safetensors"
+    sparse(path, length.to_bytes(8, "little"))
+    with pytest.raises(files.FileError, match=words) as error:
+        gpurnn.load(path, "numpy")
+    assert str(error.value).startswith(f"{path}: ")
 
 
 def test_pickles_are_not_loaded(tmp_path):

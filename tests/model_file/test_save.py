@@ -361,6 +361,8 @@ def test_wrong_arguments(tmp_path):
     with pytest.raises(CheckpointError, match="m.safetensors: cannot be read: .*No such file"):
         gpurnn.load(tmp_path / "m.safetensors")
     gpurnn.save(layer, tmp_path / "m.safetensors")
+    with pytest.raises(ValueError, match="is no checkpoint of gpurnn: .*; gpurnn.load.path. makes the model of one"):
+        gpurnn.load_weights(layer, tmp_path / "m.safetensors")
     with pytest.raises(gpurnn.DtypeError, match="dtype should be one of"):
         gpurnn.load(tmp_path / "m.safetensors", dtype="int8")
     with pytest.raises(ValueError, match="nothing"):
