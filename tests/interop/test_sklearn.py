@@ -115,6 +115,26 @@ def test_the_model_is_the_one_that_fit_trains():
     assert not model.model_.training and isinstance(model.model_, gpurnn.Sequential)
 
 
+def test_one_sequence_alone():
+    X, y = sequences(20)
+    model = ours.SequenceClassifier(**SMALL | {"dtype": "float64", "backend": "numpy"}).fit(X, y)
+    np.testing.assert_allclose(model.predict_proba(X[7:8]), model.predict_proba(X)[7:8], rtol=1e-12)
+    assert ours.SequenceRegressor(**SMALL).fit(X[:1], [3.0]).predict(X[:1]).shape == (1,)
+
+
+def test_large_logits_overflow_nothing():
+    X, y = sequences(20)
+    model = ours.SequenceClassifier(**SMALL | {"epochs": 1, "backend": "numpy"}).fit(X, y)
+    model.model_.params["linear.bias"] = [5000, -5000]
+    assert model.predict_proba(X).tolist() == [[1.0, 0.0]] * 20
+
+
+def test_both_have_the_same_defaults():
+    one, two = (getattr(ours, name)().get_params() for name in ("SequenceClassifier", "SequenceRegressor"))
+    assert one.pop("class_weight") is None and one == two
+    assert not any(one[name] for name in ("bidirectional", "early_stopping", "verbose", "dropout"))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 def test_every_dtype(dtype):
     optional("ml_dtypes").bfloat16  # noqa: B018 - skips where it is not here
@@ -267,6 +287,11 @@ REFUSED = {
     "numbers as labels": (lambda X, y: (X, np.linspace(0, 1, 20)), "Unknown label type: continuous"),
     "fewer labels": (lambda X, y: (X, y[:5]), "inconsistent numbers of samples: X has 20, y has 5"),
     "no labels": (lambda X, y: (X, None), "SequenceClassifier requires y to be passed, but the target y is None"),
+    "fewer of steps": (lambda X, y: (X, [np.zeros(len(x), int) for x in X[:5]]), "X has 20, y has 5"),
+    "one value": (
+        lambda X, y: (X, [np.zeros(len(X[0]), int), np.array(1), *y[2:]]),
+        r"y\[1\]: .* timesteps of X\[1\], got one",
+    ),
     "steps": (lambda X, y: (X, [np.zeros(30, int)] * 20), r"y\[0\]: expected a value for each of the \d timesteps"),
 }
 
