@@ -50,6 +50,7 @@ from .losses import (
     smooth_l1,
 )
 from .metrics import accuracy, bits_per_character, edit_distance, error_rate, perplexity
+from .model_file import load, save
 from .module import Module
 from .optim import (
     SGD,
@@ -77,8 +78,6 @@ _HINTS = {  # what other libraries have -> what to do here
     "pack_padded_sequence": "nothing is packed: give lengths= to the layer and to the loss",
     "TimeDistributed": "a layer acts on every timestep as it is",
     "ModuleList": "set a list of layers as an attribute of a gpurnn.Module", "nn": "the layers are in gpurnn itself",
-    "load": "use gpurnn.load_weights(model, path), or gpurnn.load_checkpoint",
-    "save": "use gpurnn.save_weights(model, path), or gpurnn.save_checkpoint",
     "tensor": "give arrays of NumPy or CuPy", "Tensor": "give arrays of NumPy or CuPy",
 }  # fmt: skip
 
@@ -125,8 +124,8 @@ __all__ = [
     "per_sample_gradients", "PerSampleGradients",
     # Hessian-vector products, derivatives along a direction
     "hvp", "jvp",
-    # files of weights and checkpoints
-    "save_weights", "load_weights", "save_checkpoint", "load_checkpoint", "CheckpointError",
+    # files of models, of weights, and checkpoints
+    "save", "load", "save_weights", "load_weights", "save_checkpoint", "load_checkpoint", "CheckpointError",
     # the backend switch
     "use_backend", "get_backend", "backends", "empty_cache",
     # errors

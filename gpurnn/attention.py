@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from .errors import ShapeError, check_choice, check_flag, check_number, check_sh
 from .gradients import adding
 from .layers.common import sizes_text
 from .masks import check_lengths, valid_steps
-from .module import Module
+from .module import Later, Module
 from .per_sample.recording import recording_of
 
 SCORES = ("dot", "general", "additive")
@@ -128,11 +129,12 @@ class Attention(Module):
             "general": {"weight": (H, E)},
             "additive": {"weight_query": (A, H), "weight_memory": (A, E), "weight_score": (A,)},
         }[score]
-        values = {}
-        for name, shape in shapes.items():
+
+        def uniform(name, shape):
             bound = 1 / math.sqrt(shape[-1])
-            values[name] = rng.uniform(shape, -bound, bound, self.seed, rng.name_key(name), dtype=np.float64)
-        self._declare(values)
+            return rng.uniform(shape, -bound, bound, self.seed, rng.name_key(name), dtype=np.float64)
+
+        self._declare({name: Later(shape, partial(uniform, name)) for name, shape in shapes.items()})
 
     @checked
     def scale(self, value):

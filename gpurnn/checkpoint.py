@@ -7,6 +7,7 @@ names are removed afterwards; those of a killed process are removed by the next 
 
 | to | call |
 |---|---|
+| save a whole model, and make it again | ``gpurnn.save``, ``gpurnn.load`` (model_file/) |
 | save a model's weights, and give them to a model | ``save_weights``, ``load_weights`` (train/weights.py) |
 | give a model the weights of a run of ``fit`` | ``load_weights`` |
 | continue a run of ``fit`` | ``fit(..., out=folder, resume=True)`` |
@@ -33,19 +34,19 @@ from safetensors.numpy import save as tensors_to_bytes
 
 from ._typing import Array
 from .arrays import host_array
-from .dtypes import check_dtype, is_float
+from .dtypes import is_float
 from .errors import DtypeError, FileError
 from .files import (
     check_target,
     file_size,
     one_line,
     open_regular,
-    parse_json,
     read_json,
     temporary_target,
     write_bytes_atomic,
     write_json_atomic,
 )
+from .tensors import DTYPES, array_of, read_header
 
 _FORMAT, _VERSION = "gpurnn-checkpoint", 1
 _READERS = {  # suffix of another library's file -> the call that makes a state dictionary of it
@@ -54,15 +55,10 @@ _READERS = {  # suffix of another library's file -> the call that makes a state 
     ".pth": "torch.load(path)",
     ".npz": "numpy.load(path)",
 }
-_DTYPES = {  # name of a dtype in safetensors -> in NumPy
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
-    "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
-    "C64": "complex64",
-}  # fmt: skip
 
 
 class CheckpointError(FileError, RuntimeError):
-    """A file of a run cannot be written, is damaged, or does not fit. The message names the file."""
+    """A file of a run or of a model cannot be written, is damaged, or does not fit. The message names the file."""
 
 
 def save_checkpoint(
@@ -109,7 +105,7 @@ def save_checkpoint(
     arrays = {name: np.asarray(host_array(array, name), order="C") for name, array in arrays.items()}
     _check_saveable(path, arrays)
     infinite = [name for name in infinite if np.isposinf(arrays[name]).any()]
-    _check_finite(path, arrays, infinite)
+    check_finite(path, arrays, infinite)
     try:
         text = _canonical(document)
     except (TypeError, ValueError) as error:
@@ -194,26 +190,13 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Array], Any
     if _sha256(data) != header["tensors"]["sha256"]:
         raise CheckpointError(f"{tensors}: is damaged: its SHA-256 is not the one in {path.name}")
     try:
-        arrays = {name: _from_entry(tensors, name, entry) for name, entry in deserialize(data)}
+        arrays = {name: array_of(name, entry, tensors, CheckpointError) for name, entry in deserialize(data)}
     except CheckpointError:
         raise
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{tensors}: is not a safetensors file: {one_line(error)}") from error
-    _check_finite(tensors, arrays, header["tensors"].get("infinite", ()))  # older files have none
+    check_finite(tensors, arrays, header["tensors"].get("infinite", ()))  # older files have none
     return arrays, header["document"]
-
-
-def _from_entry(tensors: Path, name: str, entry: dict[str, Any]) -> Array:
-    """The array ``name`` from its entry in a safetensors file: dtype, shape and bytes."""
-    if entry["dtype"] not in _DTYPES:
-        raise CheckpointError(
-            f"{tensors}: array {name!r} is of the dtype {entry['dtype']}; expected one of {', '.join(_DTYPES)}"
-        )
-    try:
-        dtype = np.dtype(_DTYPES[entry["dtype"]]) if entry["dtype"] != "BF16" else check_dtype("bfloat16")
-    except DtypeError as error:
-        raise CheckpointError(f"{tensors}: array {name!r} cannot be read: {error}") from error
-    return np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
 
 
 def _check_size(file: Any, tensors: Path, header: dict[str, Any], path: Path) -> None:
@@ -231,13 +214,10 @@ def checkpoint_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[int, ...]
     try:
         with open_regular(tensors, CheckpointError) as file:
             _check_size(file, tensors, header, path)
-            length = int.from_bytes(file.read(8), "little")
-            entries = parse_json(file.read(min(length, header["tensors"]["size"])), tensors, CheckpointError)
-        return {name: tuple(entry["shape"]) for name, entry in entries.items() if name != "__metadata__"}
+            _, entries = read_header(file, tensors, CheckpointError, own=True)
+        return {name: entry.shape for name, entry in entries.items()}
     except OSError as error:
         raise CheckpointError(f"{tensors}: cannot be read: {error}") from error
-    except (TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{tensors}: is not a safetensors file: {one_line(error)}") from error
 
 
 def checkpoint_document(path: str | os.PathLike[str]) -> Any:
@@ -276,7 +256,10 @@ def _json_path(path: Any, save: bool = False) -> Path:
     if save:
         raise ValueError(f"path should end in .json, with the arrays in a file beside it, got {str(path)!r}")
     if path.suffix in _READERS:
-        raise ValueError(f"{path}: is no checkpoint of gpurnn: model.load_state_dict({_READERS[path.suffix]}) reads it")
+        more = "; gpurnn.load(path) makes the model of one by gpurnn.save" if path.suffix == ".safetensors" else ""
+        raise ValueError(
+            f"{path}: is no checkpoint of gpurnn: model.load_state_dict({_READERS[path.suffix]}) reads it{more}"
+        )
     raise ValueError(f"path should name the checkpoint's .json file, got {str(path)!r}")
 
 
@@ -341,14 +324,14 @@ def _check_saveable(path: Path, arrays: dict[str, Array]) -> None:
             raise ValueError(
                 f"{path}: no array can be called '__metadata__', which the file format reserves: rename it"
             )
-        if array.dtype.name not in _DTYPES.values():
+        if array.dtype.name not in DTYPES.values():
             raise DtypeError(
-                f"{path}: array {name!r} should be of one of the dtypes {', '.join(_DTYPES.values())}, got "
+                f"{path}: array {name!r} should be of one of the dtypes {', '.join(DTYPES.values())}, got "
                 f"{array.dtype}: convert it"
             )
 
 
-def _check_finite(path: Path, arrays: dict[str, Array], infinite: Iterable[str]) -> None:
+def check_finite(path: Path, arrays: dict[str, Array], infinite: Iterable[str]) -> None:
     """Raise CheckpointError for NaN or infinity, other than +inf in the arrays named in ``infinite``."""
     for name, array in arrays.items():
         if not is_float(array.dtype):

@@ -168,7 +168,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path, bad, monkeypatch):
         save_checkpoint(tmp_path / "last.json", arrays, document)
     load_checkpoint(tmp_path / "last.json")
     with monkeypatch.context() as patch:  # written by something that did not check
-        patch.setattr("gpurnn.checkpoint._check_finite", lambda *arguments: None)
+        patch.setattr("gpurnn.checkpoint.check_finite", lambda *arguments: None)
         save_checkpoint(tmp_path / "last.json", arrays, document)
     with pytest.raises(CheckpointError, match=r"last-.*\.safetensors: array 'w'"):
         load_checkpoint(tmp_path / "last.json")

@@ -13,7 +13,18 @@ def _onnx(run, path, given):
     export_run(run, path, weights=given["weights"], states=given["states"], part=given["part"])
 
 
-WRITERS = {".onnx": _onnx}  # the end of a file's name -> (run, path, options by name) -> None
+def _safetensors(run, path, given):
+    from ..model_file.runs import export_run
+
+    plain = {"weights": None, "states": True, "part": None}
+    for name in plain:
+        if given[name] != plain[name]:
+            raise ValueError(f"--{name}: a .safetensors holds the whole model as it is; it is an option of an .onnx")
+    export_run(run, path)
+
+
+# the end of a file's name -> (run, path, options by name) -> None
+WRITERS = {".onnx": _onnx, ".safetensors": _safetensors}
 
 
 @click.command(
@@ -22,6 +33,7 @@ WRITERS = {".onnx": _onnx}  # the end of a file's name -> (run, path, options by
 Examples:
   gpurnn export runs/text-1 model.onnx
   gpurnn export runs/text-1 small.onnx --weights float16
+  gpurnn export runs/text-1 weights.safetensors
   gpurnn export runs/translate-1 encoder.onnx --part encoder""",
 )
 @options.run
@@ -40,10 +52,11 @@ Examples:
 @options.overwrite
 @options.max_memory
 def command(run, file, overwrite, **given):
-    """Write the trained model in the folder RUN to FILE, whose name says what it becomes: .onnx.
+    """Write the trained model in the folder RUN to FILE, whose name says what it becomes: .onnx or .safetensors.
 
     An .onnx holds the model, its vocabulary or classes, and what 'gpurnn import' needs to make a run of it again. It
-    needs gpurnn[onnx].
+    needs gpurnn[onnx]. A .safetensors holds the model and its vocabulary, too, without what only training needs:
+    gpurnn.load(FILE) in Python makes a model of it, and 'gpurnn info FILE' describes it.
     """
     path = Path(file)
     write = WRITERS.get(path.suffix.lower())

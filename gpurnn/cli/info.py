@@ -1,4 +1,4 @@
-"""``gpurnn info``: what this installation is and what it can use, or what a run is."""
+"""``gpurnn info``: what this installation is and what it can use, or what a run or a model file is."""
 
 import os
 import platform
@@ -9,7 +9,7 @@ from . import options
 
 
 @click.command("info")
-@click.argument("run", required=False, type=click.Path(exists=True, file_okay=False))
+@click.argument("run", required=False, metavar="[RUN|FILE]", type=click.Path(exists=True))
 @options.max_memory
 @options.as_json
 def command(run, as_json):
@@ -17,11 +17,16 @@ def command(run, as_json):
 
     With the folder RUN: describe that run. Its task and data, the settings that differ from the defaults, the size of
     the model, how far it is trained, its best score, its files.
+
+    With a FILE of gpurnn.save or of 'gpurnn export RUN FILE.safetensors': describe the model in it.
     """
     if run is None:
         _installation(as_json)
         return
-    from .run_facts import facts_of, rows_of
+    if os.path.isdir(run):
+        from .run_facts import facts_of, rows_of
+    else:
+        from .file_facts import facts_of, rows_of
 
     facts = facts_of(run)
     if as_json:

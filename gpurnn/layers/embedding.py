@@ -10,7 +10,7 @@ from ..backends.steps import TableStep
 from ..dtypes import upcast
 from ..errors import DtypeError, check_flag, check_number, check_size
 from ..gradients import adding
-from ..module import Module, backward_of
+from ..module import Later, Module, backward_of
 from ..per_sample.recording import recording_of
 from .common import check_gradient, rows_of, sizes_text
 
@@ -68,11 +68,15 @@ class Embedding(Module):
             if padding_idx >= self.num_embeddings:
                 raise ValueError(f"padding_idx should be below num_embeddings {num_embeddings}, got {padding_idx}")
         self.padding_idx = padding_idx
-        shape = (self.num_embeddings, self.embedding_dim)
-        weight = rng.normal(shape, self.seed, rng.name_key("weight"), dtype=np.float64) * check_number("std", std, 0)
-        if padding_idx is not None:
-            weight[padding_idx] = 0
-        self._declare({"weight": weight})
+        std = check_number("std", std, 0)
+
+        def normal(shape):
+            weight = rng.normal(shape, self.seed, rng.name_key("weight"), dtype=np.float64) * std
+            if padding_idx is not None:
+                weight[padding_idx] = 0
+            return weight
+
+        self._declare({"weight": Later((self.num_embeddings, self.embedding_dim), normal)})
 
     def __call__(self, ids: Array) -> Array:
         """The output alone, for inference.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from .._typing import Array, Backward
 from ..backends.steps import LinearStep
 from ..errors import check_flag, check_size
 from ..gradients import adding
-from ..module import Module, backward_of
+from ..module import Later, Module, backward_of
 from ..per_sample.recording import recorded
 from .common import check_features, check_gradient, rows_of, sizes_text
 from .embedding import Embedding
@@ -69,12 +70,11 @@ class Linear(Module):
         self.bias = check_flag("bias", bias)
         shapes = {"weight": (self.out_features, self.in_features)} | ({"bias": (self.out_features,)} if bias else {})
         bound = 1 / math.sqrt(self.in_features)
-        self._declare(
-            {
-                name: rng.uniform(shape, -bound, bound, self.seed, rng.name_key(name), dtype=np.float64)
-                for name, shape in shapes.items()
-            }
-        )
+
+        def uniform(name, shape):
+            return rng.uniform(shape, -bound, bound, self.seed, rng.name_key(name), dtype=np.float64)
+
+        self._declare({name: Later(shape, partial(uniform, name)) for name, shape in shapes.items()})
 
     def __call__(self, x: Array) -> Array:
         """The output alone, for inference.
@@ -209,7 +209,7 @@ class TiedLinear(Linear):
         self.in_features, self.out_features = embedding.embedding_dim, embedding.num_embeddings
         self.bias = check_flag("bias", bias)
         if bias:
-            self._declare({"bias": np.zeros(self.out_features)})
+            self._declare({"bias": Later((self.out_features,), np.zeros)})
 
     def _table(self):
         return self.embedding

@@ -11,7 +11,7 @@ from ..dtypes import upcast
 from ..errors import DtypeError, ShapeError, check_flag, check_number, check_shape, check_size, checked
 from ..gradients import adding
 from ..masks import valid_steps
-from ..module import Module, backward_of
+from ..module import Later, Module, backward_of, need_values
 from ..per_sample.recording import recorded, recording_of, refuse_mixing
 from .common import check_features, check_gradient, mean_features, rows_of, sizes_text, sum_rows
 
@@ -64,7 +64,8 @@ class LayerNorm(Module):
         self.features = check_size("features", features)
         self.eps = eps
         self.bias = check_flag("bias", bias)
-        self._declare({"weight": np.ones(self.features)} | ({"bias": np.zeros(self.features)} if bias else {}))
+        shape = (self.features,)
+        self._declare({"weight": Later(shape, np.ones)} | ({"bias": Later(shape, np.zeros)} if bias else {}))
 
     @checked
     def eps(self, value):
@@ -181,8 +182,10 @@ class BatchNorm(Module):
         self.features = check_size("features", features)
         self.eps, self.momentum, self.batch_first = eps, momentum, batch_first
         self.affine = check_flag("affine", affine)
+        shape = (self.features,)
         if affine:
-            self._declare({"weight": np.ones(self.features), "bias": np.zeros(self.features)})
+            self._declare({"weight": Later(shape, np.ones), "bias": Later(shape, np.zeros)})
+        need_values(shape, shape, ())  # these do not depend on it, but they count
         self.buffers = {
             "running_mean": self.xp.zeros(self.features, self.compute_dtype),
             "running_var": self.xp.ones(self.features, self.compute_dtype),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from ..dtypes import upcast
 from ..errors import ShapeError, check_choice, check_flag, check_size, checked
 from ..gradients import adding
 from ..masks import check_lengths, check_steps, valid_steps
-from ..module import Module, backward_of
+from ..module import Later, Module, backward_of
 from ..per_sample.recording import recording_of
 from .common import check_features, check_gradient, rows_of, sizes_text
 
@@ -100,11 +101,13 @@ class Pooling(Module):
                 self.features if attention_size is None else check_size("attention_size", attention_size)
             )
             shapes = {"weight": (self.attention_size, self.features), "query": (self.attention_size,)}
-            drawn = {
-                name: rng.uniform(shape, -1, 1, self.seed, rng.name_key(name), dtype=np.float64) / math.sqrt(shape[-1])
-                for name, shape in shapes.items()
-            }
-            self._declare({**drawn, "bias": np.zeros(self.attention_size)})
+
+            def uniform(name, shape):
+                drawn = rng.uniform(shape, -1, 1, self.seed, rng.name_key(name), dtype=np.float64)
+                return drawn / math.sqrt(shape[-1])
+
+            drawn = {name: Later(shape, partial(uniform, name)) for name, shape in shapes.items()}
+            self._declare({**drawn, "bias": Later((self.attention_size,), np.zeros)})
 
     @checked
     def batch_first(self, value):

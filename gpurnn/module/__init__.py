@@ -1,6 +1,7 @@
 """The base of every layer and model."""
 
 from .base import PRECISIONS, Layers, Module
+from .building import Later, need_values, without_values
 from .registration import no_layer
 from .stepper import Stepper
 from .versions import backward_of, check_unspent
@@ -10,5 +11,5 @@ __all__ = [
     # the base class, and what its parameters are
     "Module", "Layers", "Stepper", "Views", "ALIGNMENT", "PRECISIONS",
     # for layers and optimizers
-    "backward_of", "check_unspent", "no_layer", "writable",
+    "Later", "backward_of", "check_unspent", "need_values", "no_layer", "without_values", "writable",
 ]  # fmt: skip

@@ -66,7 +66,7 @@ class Module(Registration, Freezing, Versions, Modes, States, NamesArguments):
     ``copy.deepcopy`` and ``pickle`` make independent copies with equal bits: parameters, gradients, buffers, modes and
     the counters of random draws. A layer in two places, or a table with two uses, stays one. A pickle names its
     backend, and loading it where that backend cannot work raises BackendError. Loading a pickle can run any code; for
-    files there is ``gpurnn.save_weights``.
+    files there is ``gpurnn.save``.
 
     Parameters
     ----------

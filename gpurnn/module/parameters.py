@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from .. import rng
 from .._typing import Array
+from .building import Later, need_values
 from .views import Views, padded_size, writable
 
 Layout = list[tuple[str, tuple[int, ...]]]  # (name, shape) of each parameter, in the order of the flat buffer
@@ -33,8 +34,9 @@ class FlatParameters:
     seed: int
     _drawn_seed: int | None = None
 
-    def _declare(self, arrays: Mapping[str, Array]) -> None:
+    def _declare(self, arrays: Mapping[str, Array | Later]) -> None:
         """Make the mapping name -> initial value this module's own parameters, in place of those that it had."""
+        needed = need_values(*(array.shape for array in arrays.values()))
         counts = self._counts[0]
         for name in arrays:
             counts[name] = counts.get(name, 0) + 1
@@ -43,8 +45,9 @@ class FlatParameters:
         self.flat_params = self.xp.zeros(size, self.compute_dtype)
         self.flat_grads = self.xp.zeros(size, self.compute_dtype)
         self._join()
-        for name, array in arrays.items():
-            self.params[name][...] = self.xp.asarray(array, dtype=self.compute_dtype)
+        for name, array in arrays.items() if needed else ():
+            value = array.draw(array.shape) if isinstance(array, Later) else array
+            self.params[name][...] = self.xp.asarray(value, dtype=self.compute_dtype)
 
     def _extend(self, name: str, array: Array) -> None:
         """Add one more parameter of this module's own; the others keep values and gradients."""

@@ -1,11 +1,13 @@
 """Initial values of a layer's parameters."""
 
 import math
+from functools import partial
 
 import numpy as np
 
 from .. import rng
 from ..errors import check_number, check_size
+from ..module import Later, need_values
 from .heads import inputs_of
 
 INITIALIZERS = ("uniform", "xavier", "orthogonal", "identity")
@@ -21,7 +23,7 @@ def check_memory(forget_bias, chrono, bias):
 
 
 def initial_values(layer, forget_bias, chrono):
-    """Name -> initial NumPy array of every parameter, in torch's order; then what the cell has besides."""
+    """Name -> ``Later`` of every parameter, in torch's order; then what the cell has besides."""
     values, cell = {}, layer.cell
     G, rows = len(cell.gates), len(cell.hidden)
     if (forget_bias is not None or chrono is not None) and cell.remembers is None:
@@ -36,23 +38,33 @@ def initial_values(layer, forget_bias, chrono):
             blocks["weight_hr"] = (1, P, H)
         blocks |= {one.name: (one.vectors, H) for one in cell.parameters}
         constant = {one.name: one.initial for one in cell.parameters if one.initial != "biases"}
-        for name, shape in blocks.items():
-            heads = []
-            for head in range(layer.heads if shape[0] else 0):
-                place = name + suffix + (f".head{head}" if head else "")
-                if name in constant:
-                    block = np.full(shape, {"zeros": 0.0, "ones": 1.0}.get(constant[name], constant[name]), np.float64)
-                else:
-                    block = _draw(layer, place, shape, H)
-                if name in ("bias_ih", "bias_hh"):
-                    _set_memory(layer, block, place, forget_bias, chrono)
-                heads.append(block.reshape(-1, *shape[2:]))
-            if heads:
-                values[name + suffix] = heads[0] if layer.heads == 1 else np.stack(heads)
+        for name, of_head in blocks.items():
+            shape = (of_head[0] * of_head[1], *of_head[2:])
+            if shape[0]:
+                draw = partial(_block, layer, name, constant.get(name), (forget_bias, chrono), H)
+                shape = shape if layer.heads == 1 else (layer.heads, *shape)
+                values[name + suffix] = Later(shape, partial(_by_head, layer.heads, name + suffix, of_head, draw))
         if layer.learn_state:
             for kind in cell.states:
-                values[f"initial_{kind}{suffix}"] = np.zeros((P if kind == cell.states[0] else H) * layer.heads)
+                size = (P if kind == cell.states[0] else H) * layer.heads
+                values[f"initial_{kind}{suffix}"] = Later((size,), np.zeros)
     return values
+
+
+def _by_head(heads, name, of_head, draw, shape):
+    """The initial values of a parameter: ``draw(name, of_head)`` for each head, together of the shape."""
+    places = [name + (f".head{head}" if head else "") for head in range(heads)]
+    return np.concatenate([draw(place, of_head) for place in places]).reshape(shape)
+
+
+def _block(layer, name, constant, memory, H, place, shape):
+    """Initial values of one head. constant: that of the cell's parameter, or None. memory: forget_bias and chrono."""
+    if constant is not None:
+        return np.full(shape, {"zeros": 0.0, "ones": 1.0}.get(constant, constant), np.float64)
+    block = _draw(layer, place, shape, H)
+    if name in ("bias_ih", "bias_hh"):
+        _set_memory(layer, block, place, *memory)
+    return block
 
 
 def running_statistics(layer):
@@ -61,6 +73,7 @@ def running_statistics(layer):
     if cell.over_batch:
         for _, k, _, suffix in layer._passes():
             shape = cell.normalizations, cell.timesteps, layer._sizes(k)[1]
+            need_values(shape, shape)  # these do not depend on it, but they count
             buffers["running_mean" + suffix] = layer.xp.zeros(shape, layer.compute_dtype)
             buffers["running_var" + suffix] = layer.xp.ones(shape, layer.compute_dtype)
     return buffers

@@ -299,9 +299,9 @@ MISTAKES = {
     ".predict": (lambda: Linear(2, 2).predict(), AttributeError, "; call the model: model(x), after model.eval()"),
     ".to": (lambda: Linear(2, 2).to("cuda"), AttributeError, "; backend and dtype are chosen at construction:"),
     ".cuda": (lambda: Linear(2, 2).cuda(), AttributeError, "; a backend is chosen at construction: backend='cuda'"),
-    ".save": (lambda: Linear(2, 2).save("x"), AttributeError, "; gpurnn.save_weights(model, path) does that"),
+    ".save": (lambda: Linear(2, 2).save("x"), AttributeError, "; gpurnn.save(model, path) saves a model"),
     ".compile": (lambda: Linear(2, 2).compile(), AttributeError, "; nothing has to be compiled"),
-    "gpurnn.load": (lambda: gpurnn.load("x"), AttributeError, "no attribute 'load'; use gpurnn.load_weights(model,"),
+    "gpurnn.load": (lambda: gpurnn.load("x"), ValueError, "path should name a .safetensors file, got 'x'"),
     "gpurnn.Dense": (lambda: gpurnn.Dense(8), AttributeError, "no attribute 'Dense'; use gpurnn.Linear(in_features,"),
     "gpurnn.nn": (lambda: gpurnn.nn.LSTM, AttributeError, "no attribute 'nn'; the layers are in gpurnn itself"),
     "append": (
@@ -386,7 +386,7 @@ def test_hints_do_not_make_attributes():
         assert not hasattr(model, name)
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         np.testing.assert_array_equal(copied(f32(4, 2)), model(f32(4, 2)))
-    assert not hasattr(gpurnn, "load") and "load" not in dir(gpurnn)
+    assert not hasattr(gpurnn, "nn") and "nn" not in dir(gpurnn)
     two = GRU(4, 8, 2)  # a state of two layers may still be a list of two arrays
     state = [f32(3, 8), f32(3, 8)]
     np.testing.assert_array_equal(two(f32(5, 3, 4), state)[0], two(f32(5, 3, 4), np.array(state))[0])

@@ -12,20 +12,19 @@ import numpy as np
 
 from ... import run_folder
 from ..._typing import Array
-from ...checkpoint import checkpoint_document, save_checkpoint
+from ...checkpoint import save_checkpoint
 from ...errors import FileError, check_number, one_line
 from ...files import make_folder, write_bytes_atomic
 from ...folder_lock import locked
 from ...module import Module
 from ...tasks import get_task
+from ...tasks.exported import PROGRESS, run_document
 from ...tasks.seen import check_trained_on
 from ...tasks.task import check_strings
-from ...tasks.trained import load, read_run, write_config
+from ...tasks.trained import load, write_config
 from .export import model_proto
 from .reading import array_of, read_model
 from .twin import DOCUMENT
-
-_PROGRESS = {"epoch": 0, "step": 0, "seconds": 0, "best": None}  # what ``gpurnn info`` tells of a checkpoint; the least
 
 
 def export_run(folder: str | os.PathLike[str], path: str | os.PathLike[str], **options: Any) -> None:
@@ -35,17 +34,11 @@ def export_run(folder: str | os.PathLike[str], path: str | os.PathLike[str], **o
     """
     options = {"lengths": True, "states": True, "weights": None, "part": None} | options
     trained = load(folder, "numpy")
-    _, config = read_run(folder)
-    document = {name: config[name] for name in ("task", "settings", "data", "facts")}
-    document["files"] = [Path(file).name for file in config["files"]]  # their places are nobody else's business
-    checkpoint = checkpoint_document(
-        next(Path(folder, name) for name in reversed(run_folder.CHECKPOINTS) if Path(folder, name).exists())
-    )
-    document["progress"] = {name: checkpoint.get(name) for name in _PROGRESS}
+    document = run_document(folder)
     facts = {
         name: trained.facts[name] for name in ("vocabulary", "classes", "source", "target") if name in trained.facts
     }
-    metadata = {"task": config["task"]} | {name: json.dumps(value) for name, value in facts.items()}
+    metadata = {"task": document["task"]} | {name: json.dumps(value) for name, value in facts.items()}
     proto, _ = model_proto(trained.model, options, metadata, run=document)
     write_bytes_atomic(Path(path), proto.SerializeToString())
 
@@ -95,7 +88,7 @@ def _described(proto, place):
         check_strings("data and files", [run["data"]["summary"], *run["files"]])
         run["data"]["fingerprint"]
         options = {name: options[name] for name in ("lengths", "states", "weights", "part")}
-        progress = {name: check_number(name, run["progress"][name], low) for name, low in _PROGRESS.items()}
+        progress = {name: check_number(name, run["progress"][name], low) for name, low in PROGRESS.items()}
     except (LookupError, ValueError, TypeError, ArithmeticError) as error:
         raise FileError(f"{place}: what it says of its run is damaged: {one_line(error)}") from error
     if options["part"] is not None:

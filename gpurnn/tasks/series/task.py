@@ -46,23 +46,7 @@ class SeriesTask(Task):
         check_room(files[0], column * columns, f"a model of {columns:,} columns")
         table = read_table(files[0], facts, settings, rows)
         del rows
-        parts = split_rows(len(table), settings)
-        if "mean" not in facts:
-            facts = facts | fit_scaling(table, parts["train"].stop, settings, files[0])
-            facts["residual"] = choose_residual(settings, facts["season"], table.values[: len(parts["train"]), 0])
-        reach = reach_back(settings, facts)
-        ends = {name: window_ends(part, reach, settings.horizon) for name, part in parts.items()}
-        if not len(ends["train"]):
-            raise ValueError(
-                f"{files[0]}: too short: {len(parts['train'])} rows to train on, a window of {settings.window} rows "
-                f"and a horizon of {settings.horizon} need {reach + settings.horizon}"
-            )
-        for name in ("valid", "test"):
-            if len(parts[name]) and not len(ends[name]):
-                raise ValueError(
-                    f"{files[0]}: too short: the {'validation' if name == 'valid' else 'test'} part has "
-                    f"{len(parts[name])} rows, a horizon of {settings.horizon} needs as many"
-                )
+        facts, parts, ends = fit_facts(table, facts, settings, files[0])
         facts = facts | {"trained_on": remember(_window_rows(table, ends["train"], settings), facts)}
         sources = {
             name: Windows(table, ends[name], settings, facts, training=name == "train")
@@ -153,6 +137,29 @@ class SeriesTask(Task):
                 numbers["others"] = score(trained, table, others)
                 lines.append(summary(numbers["others"], f"other {len(others):,}"))
         return numbers | {"notes": table.notes}, "\n".join(lines)
+
+
+def fit_facts(table, facts, settings, name):
+    """(facts with scaling, season and residual of the training part, unless they are there; the parts; the last rows of
+    the windows of each). name: of the data, for messages. Raises ValueError where they are too short."""
+    parts = split_rows(len(table), settings)
+    if "mean" not in facts:
+        facts = facts | fit_scaling(table, parts["train"].stop, settings, name)
+        facts["residual"] = choose_residual(settings, facts["season"], table.values[: len(parts["train"]), 0])
+    reach = reach_back(settings, facts)
+    ends = {part: window_ends(rows, reach, settings.horizon) for part, rows in parts.items()}
+    if not len(ends["train"]):
+        raise ValueError(
+            f"{name}: too short: {len(parts['train'])} rows to train on, a window of {settings.window} rows "
+            f"and a horizon of {settings.horizon} need {reach + settings.horizon}"
+        )
+    for part in ("valid", "test"):
+        if len(parts[part]) and not len(ends[part]):
+            raise ValueError(
+                f"{name}: too short: the {'validation' if part == 'valid' else 'test'} part has "
+                f"{len(parts[part])} rows, a horizon of {settings.horizon} needs as many"
+            )
+    return facts, parts, ends
 
 
 def _window_rows(table, ends, settings):

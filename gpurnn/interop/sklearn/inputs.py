@@ -1,0 +1,106 @@
+"""What the estimators take as X and y: checked, and made into one array for each sequence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.utils.validation import check_array, validate_data
+
+from ..._typing import Array
+from ...arrays import refuse_masked
+from ...errors import described
+
+
+def read_sequences(estimator: Any, X: Any, *, reset: bool) -> list[Array]:
+    """X as a list of float64 arrays (T_n, I).
+
+    X is a table (N, T), one number for each timestep; or sequences: an array (N, T, I), or a list of arrays (T_n, I) or
+    (T_n,). reset: whether this is the X of ``fit``, which sets ``n_features_in_`` and, for a table with named columns,
+    ``feature_names_in_``; otherwise X has to be as that was. Raises ValueError or TypeError.
+    """
+    if not is_sequences(X):
+        same = reset or estimator._is_table
+        table = validate_data(estimator, X, reset=reset, dtype=np.float64) if same else check_array(X, dtype=np.float64)
+        found = list(table[:, :, None])
+    else:
+        found = _checked(X)
+    if reset:
+        estimator._is_table = not is_sequences(X)
+        estimator._input_size = found[0].shape[1]
+        if not estimator._is_table:
+            estimator.n_features_in_ = estimator._input_size
+            if hasattr(estimator, "feature_names_in_"):
+                del estimator.feature_names_in_
+    elif found[0].shape[1] != estimator._input_size:
+        raise ValueError(
+            f"X has {found[0].shape[1]} features at each timestep, but {type(estimator).__name__} is expecting "
+            f"{estimator._input_size}, as the X of fit had"
+        )
+    return found
+
+
+def is_sequences(X: Any) -> bool:
+    """Whether X, or y, is a list of arrays, or an array of three axes; not one array (N,) or (N, T)."""
+    if hasattr(X, "shape"):
+        return len(X.shape) == 3 or (len(X.shape) == 1 and X.dtype == object and _holds_arrays(X))
+    return isinstance(X, (list, tuple)) and _holds_arrays(X)
+
+
+def _holds_arrays(X):
+    if not len(X):
+        return False
+    first = X[0]
+    if isinstance(first, (list, tuple)):  # a row of a table, or timesteps
+        return bool(first) and isinstance(first[0], (list, tuple, np.ndarray))
+    return getattr(first, "ndim", 0) in (1, 2)
+
+
+def _checked(X):
+    if not len(X):
+        raise ValueError("X: found array with 0 sample(s) while a minimum of 1 is required")
+    found = []
+    for n, x in enumerate(X):
+        name = f"X[{n}]"
+        refuse_masked(name, x)
+        try:
+            x = np.asarray(x)
+        except ValueError as error:
+            raise ValueError(f"{name}: expected an array (T, I) or (T,), got {described(x)}") from error
+        if x.dtype == object or x.dtype.kind not in "iufb":
+            raise TypeError(f"{name}: expected numbers, got {x.dtype}")
+        x = x.astype(np.float64)
+        x = x[:, None] if x.ndim == 1 else x
+        if x.ndim != 2 or not x.shape[1]:
+            raise ValueError(f"{name}: expected an array (T, I) or (T,), got shape {x.shape}")
+        if not len(x):
+            raise ValueError(f"{name}: expected at least one timestep, got none")
+        if found and x.shape[1] != found[0].shape[1]:
+            raise ValueError(f"{name}: expected {found[0].shape[1]} features, as X[0] has, got {x.shape[1]}")
+        if not np.isfinite(x).all():
+            t, k = np.argwhere(~np.isfinite(x))[0]
+            kind = "NaN" if np.isnan(x[t, k]) else "infinity"
+            raise ValueError(f"{name}: feature {k} of timestep {t} is {kind}: fill it, or leave the sequence out")
+        found.append(x)
+    return found
+
+
+def read_steps(y: Any, sequences: list[Array]) -> list[Array]:
+    """y as an array for each sequence, one entry for each of its timesteps. Raises ValueError where they do not fit."""
+    check_count(y, sequences)
+    found = []
+    for n, (steps, x) in enumerate(zip(y, sequences, strict=True)):
+        steps = np.asarray(steps)
+        if not steps.ndim or len(steps) != len(x):
+            got = f"{len(steps)}" if steps.ndim else "one value"
+            raise ValueError(f"y[{n}]: expected a value for each of the {len(x)} timesteps of X[{n}], got {got}")
+        found.append(steps)
+    return found
+
+
+def check_count(y: Any, sequences: list[Array]) -> None:
+    """Raise ValueError unless y has as many entries as there are sequences."""
+    if len(y) != len(sequences):
+        raise ValueError(
+            f"Found input variables with inconsistent numbers of samples: X has {len(sequences)}, y has {len(y)}"
+        )
