@@ -72,7 +72,15 @@ def stacked(trees):
 
 # ---- what layers of gpurnn compute
 
-SIZES = ("bidirectional", "heads", "bias", "learn_state", "proj_size", "cell")  # read from the parameters
+SIZES = (
+    "hidden_size",
+    "bidirectional",
+    "heads",
+    "bias",
+    "learn_state",
+    "proj_size",
+    "cell",
+)  # read from the parameters
 
 
 def function(kind, options):
@@ -87,7 +95,8 @@ def compare(
 ):
     """Equal bits of results and gradients of a call: of the function, and of the layer with the same parameters."""
     rng, (T, B), (I, H, L) = np.random.default_rng(sum(shape)), shape, sizes
-    layer = getattr(gpurnn, kind)(input_size=I, hidden_size=H, num_layers=L, dtype=dtype, seed=4, **options)
+    sized = {"input_size": I, "hidden_size": H, "num_layers": L} | options
+    layer = getattr(gpurnn, kind)(**sized, dtype=dtype, seed=4)
     params = {name: np.array(one) for name, one in layer.params.items()}
     given = {"lengths": rng.integers(0, T + 1, B), "reset": rng.random((T, B)) < 0.3, "mask": rng.random((T, B)) < 0.7}
     given = {name: given[name] for name in marks}
@@ -133,6 +142,7 @@ OPTIONS = {
     "unmixed heads": ("LSTM", {"heads": 2, "mix_heads": False, "coupled": True, "backend": "numpy"}),
     "peephole": ("LSTM", {"peephole": True, "learn_state": True, "reset_to": "initial", "backend": "numpy"}),
     "reset_before": ("GRU", {"reset_after": False, "masked_output": "repeat", "backend": "numpy"}),
+    "unequal layers": ("GRU", {"hidden_size": [4, 6], "bidirectional": True}),
     "projection": ("LSTM", {"proj_size": 2, "bidirectional": True}),
     "activation": ("RNN", {"nonlinearity": "relu", "bias": False, "reverse": True, "backend": "numpy"}),
     "own cell": ("Recurrent", {"cell": gpurnn.cells.slstm, "residual": True, "backend": "numpy"}),
@@ -206,15 +216,17 @@ def test_axes():
     reset, lengths = np.arange(10).reshape(5, 2) % 3 == 0, [5, 3]
 
     @jax.jit
-    def run(x):
+    def run(x, length):
         output, state = gj.lstm(params, x, lengths=lengths, reset=reset)
         one = jax.tree.map(lambda part: part[:, 1], state)
         first = gj.lstm(params, x.swapaxes(0, 1), lengths=lengths, reset=reset.T, batch_first=True)
         longer = gj.lstm(params, x, state, lengths=lengths, reset=reset)
         single = gj.lstm(params, x[:, 1], one, lengths=3, reset=reset[:, 1])
-        return (output, state), first, longer, single
+        traced = gj.lstm(params, x[:, 1], one, lengths=length, reset=reset[:, 1])
+        return (output, state), first, longer, single, traced
 
-    (output, state), first, (longer, final), single = run(x)
+    (output, state), first, (longer, final), single, traced = run(x, 3)
+    trees_equal(traced, single)
     trees_equal((first[0].swapaxes(0, 1), first[1]), (output, state))
     close(single, (longer[:, 1], jax.tree.map(lambda part: part[:, 1], final)))
 

@@ -210,6 +210,11 @@ def test_equinox_and_back(gates, bias):
         f"{name}_l2" for name in ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if bias else ()))
     }
     jax.tree.map(np.testing.assert_array_equal, gj.to_equinox(params, cell, layer=2), cell)
+    first, second = gj.from_equinox(cell), gj.from_equinox(cell, reverse=True)
+    assert {name.replace("_l0", "_l2") for name in first} == set(params)
+    assert set(second) == {f"{name}_reverse" for name in first}
+    jax.tree.map(np.testing.assert_array_equal, gj.to_equinox(first, cell), cell)
+    jax.tree.map(np.testing.assert_array_equal, gj.to_equinox(second, cell, reverse=True), cell)
 
 
 def test_a_stack_of_cells():

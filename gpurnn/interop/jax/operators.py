@@ -59,8 +59,7 @@ def _shapes_of_second(*arrays, form):
 
 
 def _call_forward(*arrays, form, save):
-    text = passes.written(form, save=save)
-    return _call("forward", arrays, _shapes_of_forward(*arrays, form=form, save=save), text)
+    return _call("forward", arrays, _shapes_of_forward(*arrays, form=form, save=save), passes.written(form))
 
 
 def _call_backward(*arrays, form, wanted):
@@ -70,7 +69,7 @@ def _call_backward(*arrays, form, wanted):
     first = len(arrays) - len(saved)
     aliases = {first + k: len(shapes) + k for k in range(len(saved))}
     made = [*shapes, *((one.shape, one.dtype) for one in saved)]
-    return _call("backward", arrays, made, passes.written(form, wanted=wanted), aliases)[: len(shapes)]
+    return _call("backward", arrays, made, passes.written(form, wanted), aliases)[: len(shapes)]
 
 
 def _call_second(*arrays, form):

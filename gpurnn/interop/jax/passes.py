@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -17,24 +16,17 @@ from ..derivatives import second_derivatives
 from .saved import Recording, Replaying
 
 
-class _Read(NamedTuple):
-    """What ``written`` has written."""
-
-    form: Form
-    save: bool
-    wanted: tuple[bool, ...]
-
-
-def written(form: Form, save: bool = False, wanted: Sequence[bool] = ()) -> str:
-    """The text from which a pass knows what to do: ``form``; whether to save; whether a gradient with respect to x is
-    wanted, and to each of the weights."""
-    return json.dumps([*form, save, list(wanted)])
+def written(form: Form, wanted: Sequence[bool] = ()) -> str:
+    """The text from which a pass knows what to do: ``form``; whether a gradient with respect to x is wanted, and to
+    each of the weights."""
+    return json.dumps([*form, wanted])
 
 
 @functools.lru_cache(maxsize=1024)
 def _read(text):
-    *form, save, wanted = json.loads(text)
-    return _Read(Form(*form[:3], tuple(form[3])), save, tuple(wanted))
+    """The ``Form``, and what is wanted."""
+    *form, marks, wanted = json.loads(text)
+    return Form(*form, tuple(marks)), wanted
 
 
 def result_count(form: Form) -> int:
@@ -70,7 +62,7 @@ def _fill(results, made):
 
 def forward(text: str, arrays: list[Array], results: list[Array]) -> None:
     """Output and parts of the final state, and what ``backward`` needs."""
-    form, save, _ = _read(text)
+    form, _ = _read(text)
     state, count = find(form.layer).state, result_count(form)
     saved = results[count:]
     layer, given, _ = _prepared(form, arrays, lambda ops: Recording(ops, saved) if saved else ops)
@@ -84,7 +76,7 @@ def backward(text: str, arrays: list[Array], results: list[Array]) -> None:
     It works in the memory of what was saved, which is at the end of ``results``. Where nothing was saved, the forward
     pass runs again.
     """
-    form, _, (wants_dx, *trained) = _read(text)
+    form, (wants_dx, *trained) = _read(text)
     found = find(form.layer)
     names = [name for name, wanted in zip(found.names, trained, strict=True) if wanted]
     dx, rest = results[:wants_dx], results[wants_dx:]
@@ -104,7 +96,7 @@ def backward(text: str, arrays: list[Array], results: list[Array]) -> None:
 
 def second(text: str, arrays: list[Array], results: list[Array]) -> None:
     """The gradients of a product with the results of ``backward``: see ``second_derivatives``."""
-    form = _read(text).form
+    form, _ = _read(text)
     (x, weights, state, marks, layer), rest = form.arguments(arrays)
     count = result_count(form)
     doubles = [one.astype(np.float64) for one in (x, *weights, *state, *rest[:count])]
