@@ -16,6 +16,7 @@ import gpurnn
 
 jax = optional("jax")
 jnp = optional("jax.numpy")
+export = optional("jax.export")
 gj = optional("gpurnn.interop.jax")
 ffi = optional("gpurnn.interop.jax.ffi")
 passes = optional("gpurnn.interop.jax.passes")
@@ -525,8 +526,8 @@ def test_initial_values():
 
 def test_an_exported_program():
     params, x = parameters("GRU", 3, 4), normal(1, 5, 2, 3)
-    allowed = [jax.export.DisabledSafetyCheck.custom_call("gpurnn_forward")]
-    exported = jax.export.export(jax.jit(gj.gru), disabled_checks=allowed)(params, x)
+    allowed = [export.DisabledSafetyCheck.custom_call("gpurnn_forward")]
+    exported = export.export(jax.jit(gj.gru), disabled_checks=allowed)(params, x)
     trees_equal(exported.call(params, x), gj.gru(params, x))
 
 
