@@ -13,12 +13,13 @@ import importlib.util
 
 import pytest
 
-# What the extra "test" installs, by import name; "nvidia" is NVRTC. CI has them all: nothing skips there.
+# What the extra "test" installs, by import name; "nvidia" is NVRTC. CI has them all but flax and equinox, which bring
+# much with them: the tests with their cells skip there.
 # CuPy is not among them: tests that need it are marked gpu, or ask for it themselves.
 PACKAGES = (
     "build", "setuptools", "pip", "tensorboardX",
-    "torch", "expecttest", "ml_dtypes", "matplotlib", "scipy", "sacrebleu", "mido", "soundfile", "hypothesis",
-    "threadpoolctl", "sklearn", "onnx", "xdist", "nvidia", "build", "setuptools", "pip",
+    "torch", "jax", "flax", "equinox", "expecttest", "ml_dtypes", "matplotlib", "scipy", "sacrebleu", "mido",
+    "soundfile", "hypothesis", "threadpoolctl", "sklearn", "onnx", "xdist", "nvidia",
 )  # fmt: skip
 
 

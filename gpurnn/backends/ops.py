@@ -182,10 +182,10 @@ class Ops(InChunks):
         saved: the ``SavedLayer``, which is used up. grads: the ``Gradients`` to add to. doutput: (T, B, D*P) or None.
         dstates: for each direction the gradients with respect to its final state, or None. hooks: None, or for each
         direction a ``hook`` as in ``sequence_backward``. fresh_dx: return a C-contiguous dx; otherwise it has the
-        memory order of ``empty_steps``. dx: an array to add dx to instead, or None.
+        memory order of ``empty_steps``. dx: an array to add dx to instead, or None; False where nobody wants dx.
 
-        Returns dx (T, B, I), and for each direction the gradients with respect to its initial state, float32 for 16-bit
-        layers; and those with respect to the state that resets give, or None.
+        Returns dx (T, B, I) or False, and for each direction the gradients with respect to its initial state, float32
+        for 16-bit layers; and those with respect to the state that resets give, or None.
         """
         done = self.time_loop_backward(saved, doutput, dstates, hooks)
         if dx is None and saved.weights[0].reads is not None:
@@ -198,6 +198,8 @@ class Ops(InChunks):
                 dax, terms = weight_terms(self, saved, one, grads.weights[d], gradients)
                 grads.record(d, terms)
             one.others = ()  # freed before dx is made
+            if dx is False:
+                continue
             weight_ih, accumulate = weights.ih.astype(saved.x.dtype, copy=False), dx is not None
             if not accumulate:
                 dx = (self.empty if fresh_dx else self.empty_steps)(*saved.x.shape, saved.x.dtype)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ShapeError
-from .configuration import nested_state
+from ..configuration import nested_state
 from .layer import Layer
 
 _NO_STACK = ("num_layers", "dropout", "bidirectional", "reverse", "wavefront", "residual", "reset_to", "masked_output")

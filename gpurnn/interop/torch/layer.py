@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from ...dtypes import DTYPES
 from ...errors import DtypeError, ShapeError, check_flag
-from .configuration import configure, evaluating, find, flat_state, initial_values, nested_state, uniform_bound
+from ..configuration import configure, evaluating, find, flat_state, initial_values, nested_state, uniform_bound
 from .operators import recurrent
 
 _ELSEWHERE = {
@@ -25,7 +25,7 @@ _ELSEWHERE = {
 class Layer(torch.nn.Module):
     """What all modules here share: parameters of torch's names, the configured layer, and the call of its operator.
 
-    kind: a name in ``configuration.KINDS``. arguments: of that layer. _suffix: what its parameters' names lose.
+    kind: a name in ``interop.configuration.KINDS``. arguments: of that layer. _suffix: what its parameters' names lose.
     """
 
     _suffix = ""
@@ -100,7 +100,7 @@ class Layer(torch.nn.Module):
 
     def _parts_of(self, hx: Any, axes: int) -> list[Tensor]:
         """The parts of a state that was given, each with this many axes."""
-        parts = [] if hx is None else flat_state(self._state, hx)
+        parts = [] if hx is None else flat_state(self._state, hx, "hx", "tensor")
         for part in parts:
             if not isinstance(part, Tensor):
                 raise TypeError(f"hx: expected a tensor for each state, got {type(part).__name__}")

@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ... import tangents
 from ...backends import get_backend
 from ...recurrent import Recurrent
+from ..arguments import Arguments
+from ..configuration import find, flat_state, nested_state, stand_in
+from ..derivatives import second_derivatives
 from .arrays import array_dtype, as_torch_runs, to_array, to_tensor
-from .configuration import arguments_of, build, find, flat_state, nested_state, stand_in
 
 
 class Marks(NamedTuple):
@@ -175,32 +176,12 @@ def _(token, doutputs, x, weights, state, marks, layer, trains):
 )
 def recurrent_second_backward(vectors, doutputs, x, weights, state, marks, layer):
     """The gradients with respect to doutputs, x, weights and state of the product of ``vectors`` with the results of
-    ``recurrent_backward``.
-
-    That product is <v, J'u>, with J the derivative of the forward pass and u = doutputs. With respect to u its gradient
-    is Jv, the tangent of the forward pass along v. With respect to everything else it is the tangent of the backward
-    pass along v, because second derivatives are symmetric. So one pass in forward mode over both gives all of it.
-    """
-    found, marks = find(layer), Marks(*marks)
-    model = build(*arguments_of(layer), marks.seed(), dtype="float64", precision="float32")
-    model.training, model.schedule = found.layer.training, "auto"
-    on_host = [one.detach().cpu().double().numpy() for one in (*weights, x, *state, *doutputs)]
-    params, inputs = dict(zip(found.names, on_host, strict=False)), on_host[len(weights) :]
-    model.load_state_dict(params)
+    ``recurrent_backward``."""
+    marks = Marks(*marks)
+    on_host = [one.detach().cpu().double().numpy() for one in (x, *weights, *state, *doutputs)]
     along = [one.detach().cpu().double().numpy() if one.numel() else None for one in vectors]
-    count, given = len(state), marks._replace(key=None).given(model.ops)
-
-    def both(copied, x, *rest):
-        initial = nested_state(found.state, rest[:count]) if count else None
-        output, final, backward = copied.forward(x, initial, **given)
-        dx, dinitial = backward(rest[count], nested_state(found.state, rest[count + 1 :]))
-        return output, final, dx, dict(copied.grads), dinitial
-
-    moved = {name: v for name, v in zip(found.names, along[1 : 1 + len(weights)], strict=True) if v is not None}
-    directions = [along[0], *along[1 + len(weights) :], *[None] * len(doutputs)]
-    output, final, dx, dweights, dinitial = tangents.jvp(model, both, moved, inputs, directions)[1]
-    made = [output, *flat_state(found.state, final), dx, *(dweights[name] for name in found.names)]
-    made += flat_state(found.state, dinitial) if count else []
+    given = marks._replace(key=None).given(get_backend("numpy"))
+    made = second_derivatives(layer, marks.seed(), on_host, along, given)
     like = [*doutputs, x, *weights, *state]
     return [torch.tensor(array, dtype=one.dtype, device=one.device) for array, one in zip(made, like, strict=True)]
 
@@ -215,43 +196,6 @@ def _empty(tensor):
 
 
 # ---- formulas: what autograd calls
-
-
-class Arguments(NamedTuple):
-    """The arguments that all three operators have."""
-
-    x: Tensor
-    weights: list[Tensor]
-    state: list[Tensor]
-    marks: list[Tensor | None]
-    layer: str
-
-    def flat(self) -> tuple[Form, list[Tensor]]:
-        """What is no tensor, and all tensors one after another, as autograd takes them."""
-        present = [one for one in self.marks if one is not None]
-        form = Form(self.layer, len(self.weights), len(self.state), tuple(one is not None for one in self.marks))
-        return form, [self.x, *self.weights, *self.state, *present]
-
-
-class Form(NamedTuple):
-    """``Arguments`` without the tensors: how many weights and parts of a state there are, and which marks."""
-
-    layer: str
-    weights: int
-    state: int
-    marks: tuple[bool, ...]
-
-    def arguments(self, tensors: list[Tensor]) -> tuple[Arguments, list[Tensor]]:
-        """The reverse of ``Arguments.flat``, and the tensors that are left."""
-        first, second = 1 + self.weights, 1 + self.weights + self.state
-        rest = iter(tensors[second:])
-        marks = [next(rest) if present else None for present in self.marks]
-        given = Arguments(tensors[0], list(tensors[1:first]), list(tensors[first:second]), marks, self.layer)
-        return given, list(rest)
-
-    def gradients(self, made: list[Tensor | None]) -> tuple[Tensor | None, ...]:
-        """Those with respect to ``Arguments.flat``, of those with respect to x, weights and state."""
-        return *made, *([None] * sum(self.marks))
 
 
 class _Recurrent(torch.autograd.Function):

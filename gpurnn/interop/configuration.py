@@ -1,4 +1,4 @@
-"""Which layer of gpurnn runs for a module: found by a text that goes through compiled and exported graphs.
+"""Which layer of gpurnn runs in another library: found by a text that goes through compiled and exported graphs.
 
 The text is JSON of the layer's class and arguments. A graph that was exported in another process can thus be run here.
 Cells and functions are no JSON: of a layer with one of these the text holds a hash of its equations, and a process
@@ -14,12 +14,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..._typing import Array
-from ...backends import get_backend
-from ...dtypes import compute_dtype
-from ...errors import ShapeError
-from ...module import Views
-from ...recurrent import GRU, LSTM, RNN, Recurrent
+from .._typing import Array
+from ..backends import get_backend
+from ..dtypes import compute_dtype
+from ..errors import ShapeError
+from ..module import Views
+from ..recurrent import GRU, LSTM, RNN, Recurrent
 
 KINDS = {"RNN": RNN, "LSTM": LSTM, "GRU": GRU, "Recurrent": Recurrent}
 _unwritten: dict[str, Mapping[str, Any]] = {}  # text -> arguments, where these are no JSON
@@ -60,16 +60,19 @@ def nested_state(state: tuple[tuple[StatePart, ...], ...], tensors: Sequence[Any
     return tuple(groups) if len(groups) > 1 else groups[0]
 
 
-def flat_state(state: tuple[tuple[StatePart, ...], ...], given: Any) -> list[Any]:
-    """The reverse of ``nested_state``. Raises ShapeError for another number of states or layers."""
+def flat_state(
+    state: tuple[tuple[StatePart, ...], ...], given: Any, name: str = "hx", kind: str = "tensor"
+) -> list[Any]:
+    """The reverse of ``nested_state``. Raises ShapeError for another number of states or layers. name: of the argument;
+    kind: of array, both for that error."""
     if len(state) > 1 and not (isinstance(given, (tuple, list)) and len(given) == len(state)):
         kinds = ", ".join(parts[0].kind for parts in state)
-        raise ShapeError(f"hx: expected {len(state)} tensors ({kinds}), got {type(given).__name__}")
+        raise ShapeError(f"{name}: expected {len(state)} {kind}s ({kinds}), got {type(given).__name__}")
     found = []
     for parts, group in zip(state, given if len(state) > 1 else [given], strict=True):
         group = group if len(parts) > 1 else [group]
         if not isinstance(group, (tuple, list)) or len(group) != len(parts):
-            raise ShapeError(f"hx: expected a tensor for each of {len(parts)} layers of unequal size")
+            raise ShapeError(f"{name}: expected one {kind} for each of {len(parts)} layers of unequal size")
         found += group
     return found
 
@@ -103,7 +106,8 @@ def build(kind: str, arguments: Mapping[str, Any], seed: int = 0, **options: Any
     layer = KINDS[kind](**{**arguments, **lists, "backend": "numpy", "seed": seed, **options})
     if layer.cell.over_batch:
         raise ValueError(
-            "batch_norm: running statistics are no part of a layer for torch yet; use layer_norm, or a layer of gpurnn"
+            "batch_norm: running statistics are no part of a layer in another library yet; use layer_norm, or a layer "
+            "of gpurnn"
         )
     return layer
 
@@ -116,8 +120,8 @@ def arguments_of(text: str) -> tuple[str, Mapping[str, Any]]:
     found = _unwritten.get(json.dumps(read | {"training": True}, sort_keys=True))
     if found is None:
         raise RuntimeError(
-            "this graph has a layer with a cell or a function of one's own, which no graph can hold: build a layer of "
-            "gpurnn.interop.torch with the same cell and arguments in this process first"
+            "this graph has a layer with a cell or a function of one's own, which no graph can hold: build one with "
+            "the same cell and arguments in this process first"
         )
     return read["layer"], found
 
