@@ -18,7 +18,7 @@ import pytest
 PACKAGES = (
     "build", "setuptools", "pip", "tensorboardX",
     "torch", "expecttest", "ml_dtypes", "matplotlib", "scipy", "sacrebleu", "mido", "soundfile", "hypothesis",
-    "threadpoolctl", "onnx", "xdist", "nvidia", "build", "setuptools", "pip",
+    "threadpoolctl", "onnx", "keras", "h5py", "xdist", "nvidia", "build", "setuptools", "pip",
 )  # fmt: skip
 
 
