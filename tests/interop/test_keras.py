@@ -94,14 +94,16 @@ def test_layers_of_ours(name):
 def test_reversed_layers(layers):
     """One in reverse, and several, which are one time loop of several cells in Keras; the dropout of Keras is ours."""
     L, rng = keras.layers, np.random.default_rng(layers)
-    cells = [L.LSTMCell(4), L.GRUCell(3, dropout=0.0), L.SimpleRNNCell(2)][:layers]
+    cells = [L.LSTMCell(4, dropout=0.1), L.GRUCell(3, dropout=0.2), L.SimpleRNNCell(2)][:layers]
     loop = L.RNN(cells if layers > 1 else cells[0], go_backwards=True)
     loop.build((None, None, 3))
     fill(loop, rng)
     x, mask = rng.standard_normal((4, 6, 3)).astype("float32"), random_mask(rng, 4, 6)
     ours = import_keras(loop, backend="numpy")
-    assert len(ours) == layers + 1 and all(layer.reverse for layer in list(ours)[:-1])
+    assert all(layer.reverse for layer in ours if layer.stateful) and sum(layer.stateful for layer in ours) == layers
     again = to_keras(ours)
+    if layers > 1:
+        assert [cell.dropout for cell in again.layers[1].cell.cells] == [0.0, 0.2, 0.0]
     for given in (None, mask):
         close(ours, output(ours, x, given), call(loop, x, given), 6)
         close(ours, call(again, x, given), call(loop, x, given), 6)

@@ -75,7 +75,10 @@ class Chain:
         self._model, self._seen, self._layers = model, set[int](), list[_Layer]()
         self._write(model, "")
         if any(layer.reverse for layer in self._layers):
-            raise ValueError("reverse: Keras gives these outputs in reverse order; it has a form with First behind it")
+            raise ValueError(
+                "reverse: Keras gives these outputs in reverse order; one layer, or several with nothing but "
+                "variational Dropout between them, have a form with First behind them"
+            )
 
     # ---- what is asked for
 
@@ -233,10 +236,14 @@ class Chain:
         self._layers[-1].loop |= {"return_sequences": False, "zero_output_for_mask": False}
 
     def _stack_reversed(self):
-        """One time loop of all layers at the end that run in reverse, where there are several."""
+        """One time loop of all layers at the end that run in reverse, where there are several; with the dropout between
+        them, whose mask is one for all timesteps."""
         several: list[_Layer] = []
         while self._layers and self._layers[-1].reverse:
             several.insert(0, self._layers.pop())
+            between = self._layers[-2:]
+            if len(between) == 2 and between[1].kind == "SpatialDropout1D" and between[0].reverse:
+                several[0].loop["dropout"] = self._layers.pop().config["rate"]
         if len(several) == 1:
             self._layers += several
             return
