@@ -107,8 +107,9 @@ class Chain:
         return [part._replace(path=("layers", name, *part.path)) for layer, name in places for part in layer.parts]
 
     def arrays(self) -> dict[Path_, list[np.ndarray]]:
-        """The arrays of all places."""
-        return {part.path: part.write() for part in self.parts()}
+        """The arrays of all places; the place of each layer is among them."""
+        none: dict[Path_, list[np.ndarray]] = {("layers", name): [] for name in self._names()}
+        return none | {part.path: part.write() for part in self.parts()}
 
     def _names(self):
         return place_names([layer.kind for layer in self._layers])

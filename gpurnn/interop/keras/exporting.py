@@ -83,16 +83,16 @@ def to_keras(model: Module) -> Any:
     """
     chain, keras = Chain(model), keras_library()
     made = keras.saving.deserialize_keras_object(chain.document())
-    for path, arrays in chain.arrays().items():
-        inside(made, path).set_weights(arrays)
+    for part in chain.parts():
+        inside(made, part.path).set_weights(part.write())
     return made
 
 
 def load_keras_weights(model: Module, path: str | os.PathLike[str]) -> None:
     """Load the weights in a .weights.h5 or .keras file into a model that has the layers of Keras's.
 
-    A .weights.h5 holds arrays alone, so the model has to be there: one that ``import_keras`` made before, or one of
-    your own whose layers ``export_keras`` would write as those of the file.
+    A .weights.h5 holds arrays alone, so the model has to be there: one whose layers ``export_keras`` would write as
+    those of the file. Of models inside models and cells inside RNN, ``import_keras(model, weights=path)`` knows more.
 
     Parameters
     ----------

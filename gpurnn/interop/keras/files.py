@@ -214,8 +214,10 @@ def write_keras(path: str | os.PathLike[str], config: Any, arrays: Mapping[Path_
 def _h5(arrays):
     target = io.BytesIO()
     with h5py_library().File(target, "w") as file:
+        file.create_group("vars")  # as the first versions of Keras 3 have it at every place, arrays or not
         for path, several in arrays.items():
-            group = file.create_group("/".join((*path, "vars")))
+            for end in range(2, len(path) + 1):
+                file.require_group("/".join((*path[:end], "vars")))
             for number, array in enumerate(several):
-                group[str(number)] = array
+                file["/".join((*path, "vars", str(number)))] = array
     return target.getvalue()

@@ -17,28 +17,39 @@ from ...errors import FileError, check_flag, one_line
 from ...layers import Dropout, Embedding, LayerNorm, Linear, Pooling, Sequential
 from ...layers.norm import BatchNorm
 from ...module import Module
-from . import graphs, weights
-from .files import Path_, read_keras
+from . import graphs
+from . import weights as tables
+from .files import Path_, read_keras, read_weights
 from .layers import Activation, First, Masked, Merge
 from .live import read_live
 from .recurrent import read_recurrent, recurrent_layer
 from .settings import Settings
 
+_BY_TIMESTEP = ("Dense", "Activation", "ReLU", "Softmax", "LayerNormalization", "Dropout")
 _MERGES = ("concat", "sum", "mul", "ave")
 
 
-def import_keras(source: Any, *, batch_first: bool = True, backend: str | Backend | None = "auto") -> Sequential:
+def import_keras(
+    source: Any,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    batch_first: bool = True,
+    backend: str | Backend | None = "auto",
+) -> Sequential:
     """A model of Keras 3 with its weights, as a ``Sequential`` of gpurnn.
 
     It reads chains of layers: Embedding, Masking, SimpleRNN, LSTM, GRU, Bidirectional, RNN with their cells or
     StackedRNNCells, Dense, Activation, ReLU, Softmax, LayerNormalization, BatchNormalization, Dropout,
-    SpatialDropout1D, GlobalAveragePooling1D, GlobalMaxPooling1D, and models of these; as Sequential or as a functional
-    model without branches. Nothing in a file is executed, and Keras is not needed to read one.
+    SpatialDropout1D, GlobalAveragePooling1D, GlobalMaxPooling1D, TimeDistributed around some of them, and models of
+    these; as Sequential or as a functional model without branches. Nothing in a file is executed, and Keras is not
+    needed to read one.
 
     Parameters
     ----------
     source : path, or layer or model of Keras
         A .keras file, or what is in memory, with weights.
+    weights : path, optional
+        A .weights.h5 file of the same model, whose weights are taken instead.
     batch_first : bool
         Whether the model takes (B, T, features), as Keras's do, or (T, B, features).
     backend : str or Ops, optional
@@ -58,7 +69,7 @@ def import_keras(source: Any, *, batch_first: bool = True, backend: str | Backen
     FileError
         The file is damaged or too large, or has layers or settings that gpurnn does not have; the message names them.
     ValueError
-        Likewise, for a model in memory; or for a .weights.h5, which ``load_keras_weights`` reads.
+        Likewise, for a model in memory; or for a .weights.h5 alone, which ``load_keras_weights`` reads.
     TypeError
         For another object.
     OSError
@@ -77,15 +88,16 @@ def import_keras(source: Any, *, batch_first: bool = True, backend: str | Backen
     (3, 7, 50)
     """
     options = {"batch_first": check_flag("batch_first", batch_first), "backend": get_backend(backend)}
-    if not isinstance(source, (str, os.PathLike)):
-        config, arrays = read_live(source)
-        with _naming("source", ValueError):
-            return _Import(arrays, options).model(config)
-    path = Path(source)
-    if path.name.endswith(".h5"):
-        raise ValueError(f"{path}: holds weights alone: gpurnn.interop.keras.load_keras_weights(model, path) reads it")
-    config, arrays = read_keras(path)
-    with _naming(path, FileError):
+    live = not isinstance(source, (str, os.PathLike))
+    if not live and Path(source).name.endswith(".h5"):
+        raise ValueError(
+            f"{source}: holds weights alone: gpurnn.interop.keras.load_keras_weights(model, path) reads it"
+        )
+    config, arrays = read_live(source) if live else read_keras(Path(source))
+    place, kind = ("source", ValueError) if live else (source, FileError)
+    if weights is not None:
+        arrays, place, kind = read_weights(Path(weights)), weights, FileError
+    with _naming(place, kind):
         return _Import(arrays, options).model(config)
 
 
@@ -181,7 +193,7 @@ class _Import:
 
     def embedding(self, settings: Settings, path: Path_) -> None:
         settings.only("lora_rank", (None,))
-        values = weights.embedding_to_gpurnn(self._arrays.arrays(path))
+        values = tables.embedding_to_gpurnn(self._arrays.arrays(path))
         sizes = values["weight"].shape
         self._check_sizes(settings, {"input_dim": sizes[0], "output_dim": sizes[1]})
         if settings.flag("mask_zero"):
@@ -200,7 +212,7 @@ class _Import:
     def dense(self, settings: Settings, path: Path_) -> None:
         settings.only("lora_rank", (None,))
         bias = settings.flag("use_bias", True)
-        values = weights.dense_to_gpurnn(bias, self._arrays.arrays(path))
+        values = tables.dense_to_gpurnn(bias, self._arrays.arrays(path))
         outputs, inputs = values["weight"].shape
         self._check_sizes(settings, {"units": outputs})
         function = settings.activation("activation", "linear", {"softmax": "softmax"})
@@ -242,7 +254,7 @@ class _Import:
         settings.only("rms_scaling", (False,))
         eps = settings.number("epsilon", 1e-3)
         scale, center = settings.flag("scale", True), settings.flag("center", True)
-        values = weights.norm_to_gpurnn(weights.norm_names(scale, center, False), self._arrays.arrays(path))
+        values = tables.norm_to_gpurnn(tables.norm_names(scale, center, False), self._arrays.arrays(path))
         if not values:
             raise ValueError("scale and center: gpurnn's LayerNorm needs one of them to know its size")
         features = next(iter(values.values())).size
@@ -255,7 +267,7 @@ class _Import:
         eps = settings.number("epsilon", 1e-3)
         momentum = round(1 - settings.rate("momentum", 0.99), 12)  # Keras's says how much of the old is left
         scale, center = settings.flag("scale", True), settings.flag("center", True)
-        values = weights.norm_to_gpurnn(weights.norm_names(scale, center, True), self._arrays.arrays(path))
+        values = tables.norm_to_gpurnn(tables.norm_names(scale, center, True), self._arrays.arrays(path))
         if np.any(values["running_var"] < 0):
             raise ValueError("moving_variance: expected numbers of at least 0")
         layer = BatchNorm(values["running_mean"].size, eps, momentum, scale or center, **self._with("batch_first"))
@@ -282,6 +294,16 @@ class _Import:
         if size is None:
             raise ValueError("it is the first layer, so that its number of features is not known")
         return size
+
+    def time_distributed(self, settings: Settings, path: Path_) -> None:
+        """A layer that acts on each timestep by itself, as gpurnn's do anyway."""
+        inner = Settings(settings.value("layer") or {})
+        if inner.custom or inner.kind not in _BY_TIMESTEP:
+            raise ValueError(f"layer: expected one of {', '.join(_BY_TIMESTEP)}, got {inner.shown}")
+        inner.check_dtype(settings)
+        inner.name = settings.name
+        _READERS[inner.kind](self, inner, (*path, "layer"))
+        inner.finish()
 
     def recurrent(self, settings: Settings, path: Path_) -> None:
         """SimpleRNN, LSTM, GRU, RNN, and Bidirectional around one of them."""
@@ -314,4 +336,5 @@ _READERS = {
     "ReLU": _Import.relu, "Softmax": _Import.softmax, "LayerNormalization": _Import.layer_norm,
     "BatchNormalization": _Import.batch_norm, "Dropout": _Import.dropout, "SpatialDropout1D": _Import.spatial_dropout,
     "GlobalAveragePooling1D": _Import.pooling, "GlobalMaxPooling1D": _Import.pooling,
+    "TimeDistributed": _Import.time_distributed,
 }  # fmt: skip

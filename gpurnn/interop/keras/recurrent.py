@@ -59,7 +59,7 @@ def read_recurrent(settings: Settings, path: Path_) -> Loop:
             raise ValueError(f"{place}: expected one of {', '.join((*_LAYERS, 'RNN'))}, got {inner.shown}")
         loop = _loop(inner, (*path, place))
         inner.finish()
-        _check_dtype(inner, settings)
+        inner.check_dtype(settings)
         if loop.reverse != reverse:
             raise ValueError(f"{place}: go_backwards: expected {reverse}, got {loop.reverse}")
         both.append(loop)
@@ -99,7 +99,7 @@ def _loop(settings, path):
         inner = [Settings(one) for one in several]
         places = [(*path, "cell", "cells", name) for name in place_names([one.kind for one in inner])]
         outer.finish()
-        _check_dtype(outer, settings)
+        outer.check_dtype(settings)
     else:
         inner, places = [outer], [(*path, "cell")]
     cells = []
@@ -108,13 +108,8 @@ def _loop(settings, path):
             raise ValueError(f"cell: expected one of {', '.join((*_CELLS, 'StackedRNNCells'))}, got {one.shown}")
         cells.append(_cell(one, _CELLS[one.kind], place))
         one.finish()
-        _check_dtype(one, settings)
+        one.check_dtype(settings)
     return Loop(tuple(cells), sequences, zero, reverse)
-
-
-def _check_dtype(inner, outer):
-    if inner.dtype() != outer.dtype():
-        raise ValueError(f"dtype: expected {outer.dtype()}, as the layer around it has, got {inner.dtype()}")
 
 
 def _cell(settings, kind, path):

@@ -100,6 +100,11 @@ class Settings:
             raise ValueError(f"dtype: expected one of {', '.join(_DTYPES)}, got {one_line(repr(policy), 60)}")
         return _DTYPES[check_choice("dtype", policy, tuple(_DTYPES))]
 
+    def check_dtype(self, outer: Settings) -> None:
+        """Raise ValueError for another dtype than that of the layer around this one."""
+        if self.dtype() != outer.dtype():
+            raise ValueError(f"dtype: expected {outer.dtype()}, as the layer around it has, got {self.dtype()}")
+
     def last_axis(self) -> None:
         """Raise ValueError unless ``axis`` means the last one."""
         axis = self.value("axis", -1)
