@@ -446,6 +446,10 @@ REFUSED = {
     "stacked directions": (
         lambda L: L.Bidirectional(L.RNN([L.GRUCell(3), L.GRUCell(2)])),
         "layer: cells on top of each other"),
+    "stacked backwards": (
+        lambda L: L.Bidirectional(
+            L.RNN(L.GRUCell(2)), backward_layer=L.RNN([L.GRUCell(2), L.GRUCell(2)], go_backwards=True)),
+        "layer: cells on top of each other"),
     "own cell": (lambda L: L.RNN(own_cell()), "cell: expected one of SimpleRNNCell, LSTMCell, GRUCell"),
     "axis": (lambda L: L.BatchNormalization(axis=1), "axis: expected -1"),
     "rms": (lambda L: L.LayerNormalization(rms_scaling=True), "rms_scaling: gpurnn has False alone, got True"),

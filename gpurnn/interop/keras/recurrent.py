@@ -64,7 +64,7 @@ def read_recurrent(settings: Settings, path: Path_) -> Loop:
             raise ValueError(f"{place}: go_backwards: expected {reverse}, got {loop.reverse}")
         both.append(loop)
     forward, backward = both
-    if len(forward.cells) > 1:
+    if max(len(forward.cells), len(backward.cells)) > 1:
         raise ValueError("layer: cells on top of each other in each direction are no bidirectional stack of gpurnn")
     plain = [(loop.cells[0]._replace(paths=()), loop.sequences) for loop in both]
     if plain[0] != plain[1]:
