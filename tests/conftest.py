@@ -14,6 +14,7 @@ from gpurnn.backends.cpu import ops as cpu_ops
 from gpurnn.backends.cpu import sharing
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("KERAS_BACKEND", "torch")
 # what cells are compiled to stays in the checkout, for the next run
 os.environ.setdefault("GPURNN_CACHE", str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "gpurnn"))
 

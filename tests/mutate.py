@@ -125,6 +125,8 @@ TESTS = {
     "gpurnn/errors.py": ["test_module.py", "test_optim.py", "test_layers.py", "test_recurrent.py"],
     "gpurnn/interop/onnx/runs.py": ["test_onnx_runs.py"],
     "gpurnn/interop/onnx/": ["test_onnx_import.py", "test_onnx_export.py", "test_onnx_bad_files.py"],
+    "gpurnn/interop/keras/layers.py": ["test_keras_layers.py", "test_keras.py"],
+    "gpurnn/interop/keras/": ["test_keras.py", "test_keras_bad_files.py"],
     "gpurnn/cli/export.py": ["test_onnx_runs.py", "test_model_runs.py"],
     "gpurnn/cli/import_.py": ["test_onnx_runs.py"],
     "gpurnn/layers": ["test_layers.py", "test_unused.py"],

@@ -19,7 +19,7 @@ import pytest
 PACKAGES = (
     "build", "setuptools", "pip", "tensorboardX",
     "torch", "jax", "flax", "equinox", "expecttest", "ml_dtypes", "matplotlib", "scipy", "sacrebleu", "mido",
-    "soundfile", "hypothesis", "threadpoolctl", "sklearn", "onnx", "xdist", "nvidia",
+    "soundfile", "hypothesis", "threadpoolctl", "sklearn", "onnx", "keras", "h5py", "xdist", "nvidia",
 )  # fmt: skip
 
 

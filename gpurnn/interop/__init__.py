@@ -1,4 +1,4 @@
 """Models of other libraries, and gpurnn's models in them: each module imports its library when it is used.
 
-Each needs an extra of its name. See docs/interop.md, docs/jax.md, docs/onnx.md and docs/sklearn.md.
+Each needs an extra of its name. See docs/interop.md, and docs/jax.md, keras.md, onnx.md and sklearn.md beside it.
 """

@@ -17,8 +17,8 @@ from .cupy_types import Types
 from .emulator import SHARED_LIMIT
 
 _UFUNCS = (
-    "abs add cos divide exp isfinite log log1p logical_and logical_not maximum minimum multiply negative sign sin sqrt "
-    "square subtract tanh"
+    "abs add cos divide exp expm1 isfinite log log1p logical_and logical_not maximum minimum multiply negative sign "
+    "sin sqrt square subtract tanh"
 )
 # The functions of CuPy that the library uses -> the keywords they take there. test_cuda_device.py compares with CuPy.
 FUNCTIONS = dict.fromkeys(_UFUNCS.split(), ("out", "dtype")) | {

@@ -316,22 +316,3 @@ def test_masked_batch_norm():
     for name, value in kept.items():
         assert np.abs(value - alone.buffers[name]).max() <= allowed
     backward(np.ones_like(output))
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_keras_masking():
-    """Holes, as a Masking layer of Keras leaves them: the state is held; its outputs there are zero, or repeated."""
-    keras = pytest.importorskip("keras", reason="an outside oracle; needs keras")
-    rng = np.random.default_rng(0)
-    x, mask = rng.standard_normal((4, 9, 3)).astype("f4"), rng.random((4, 9)) < 0.6
-    mask[:, -1] = True
-    for zero in (True, False):
-        theirs = keras.layers.LSTM(5, return_sequences=True, zero_output_for_mask=zero)
-        expected = np.asarray(theirs(x, mask=mask))
-        kernel, recurrent, bias = (np.asarray(one) for one in theirs.get_weights())
-        order = np.concatenate([np.arange(5) + 5 * k for k in (0, 1, 2, 3)])  # i f g o, as ours
-        layer = gpurnn.LSTM(3, 5, batch_first=True, backend="cpu", masked_output="zero" if zero else "repeat")
-        values = {"weight_ih_l0": kernel.T[order], "weight_hh_l0": recurrent.T[order], "bias_ih_l0": bias[order]}
-        layer.load_state_dict({**values, "bias_hh_l0": np.zeros(20, "f4")})
-        output, _ = layer(x, mask=mask)
-        assert np.abs(output - expected).max() <= count_terms(layer, 9) * np.finfo("f4").eps
