@@ -20,7 +20,7 @@ from ..cells import CELLS, LSTMStep
 from ..cells.stored import cell_document, cell_from, function_document, function_from
 from ..errors import check_choice, check_size, described
 from ..module import Module
-from .kinds import COMPOSITES, LAYERS, check_parts, class_of, restored
+from .kinds import COMPOSITES, check_parts, class_of, restored
 
 MOST_LAYERS, DEEPEST = 10_000, 50  # of a model; how deep chains may stand in one another
 _LEFT_OUT = frozenset(  # who loads a file decides on it, or it decides on nothing but initial values
@@ -158,8 +158,9 @@ class _Builder:
         return restored(kind, children, arguments, self.options)
 
     def _single(self, place, kind, arguments):
-        cls = LAYERS[kind]
-        known = [name for name in inspect.signature(cls.__init__).parameters if name not in _LEFT_OUT]
+        cls = class_of(kind)
+        takes = inspect.signature(cls.__init__).parameters
+        known = [name for name in takes if name not in _LEFT_OUT]
         given = {}
         for name, value in arguments.items():
             if name not in known:
@@ -169,7 +170,8 @@ class _Builder:
             return cls(**given)
         if given.get("precision") == "tf32" and self.options["dtype"] != np.float32:
             del given["precision"]
-        return cls(**given, **self.options, seed=0)
+        seed = {"seed": 0} if "seed" in takes else {}  # its draws come from the file
+        return cls(**given, **self.options, **seed)
 
     def _value(self, name, value):
         if name in self.limits and check_size(name, value) > self.limits[name]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ..attention import Attention
-from ..errors import check_flag, check_size
+from ..errors import check_flag, check_number, check_size
 from ..layers import BatchNorm, Dropout, Embedding, LayerNorm, Linear, Pooling, Sequential, TiedLinear
 from ..module import Module
 from ..recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, Recurrent, RNNCell
@@ -32,6 +32,10 @@ class Composite(NamedTuple):
         return {name: getattr(model, name) for name in self.arguments}
 
 
+def _number_or_none(name, value):
+    return None if value is None else check_number(name, value)
+
+
 _TRANSLATION = {
     "source_embedding": Embedding, "target_embedding": Embedding, "encoder": Recurrent, "bridge_h": Linear,
     "bridge_c": Linear, "decoder": Recurrent, "attention": Attention, "combine": Linear, "output": Linear,
@@ -44,6 +48,7 @@ COMPOSITES = {
         {"each": check_size, "every": check_flag}, {"encoder": Recurrent, "last": Pooling, "head": Sequential}
     ),
     "Recursive": Composite({"each": check_size}, {"encoder": Recurrent, "decoder": Recurrent, "head": Sequential}),
+    "Masked": Composite({"mask_value": _number_or_none}),
 }
 
 
@@ -53,6 +58,10 @@ def class_of(kind: str) -> type[Module] | None:
         from ..tasks.series.models import Direct, Recursive
 
         return {"Direct": Direct, "Recursive": Recursive}[kind]
+    if kind in ("Activation", "Merge", "First", "Masked"):
+        from ..interop.keras import layers
+
+        return getattr(layers, kind)
     return LAYERS.get(kind)
 
 
@@ -71,8 +80,9 @@ def restored(kind: str, parts: Mapping[str, Module], arguments: Mapping[str, Any
     known = COMPOSITES[kind]
     if set(arguments) != set(known.arguments):
         raise ValueError(f"{kind}: expected the arguments {', '.join(known.arguments) or 'none'}")
-    if kind == "Sequential":
-        return Sequential(dict(parts))
+    if kind in ("Sequential", "Masked"):
+        checked = {name: check(name, arguments[name]) for name, check in known.arguments.items()}
+        return class_of(kind)(dict(parts), **checked)
     check_parts(kind, parts)
     cls = class_of(kind)
     model = cls.__new__(cls)

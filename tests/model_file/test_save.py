@@ -367,3 +367,21 @@ def test_wrong_arguments(tmp_path):
         gpurnn.load(tmp_path / "m.safetensors", dtype="int8")
     with pytest.raises(ValueError, match="nothing"):
         gpurnn.load(tmp_path / "m.safetensors", "nothing")
+
+
+def test_layers_that_keras_alone_has(tmp_path):
+    from gpurnn.interop.keras import Activation, First, Masked, Merge
+
+    inner = {
+        "embedding": gpurnn.Embedding(9, 4, **KW), "both": LSTM(4, 6, bidirectional=True, **KW),
+        "merge": Merge(12, "ave", backend="numpy"), "gru": GRU(6, 5, reverse=True, **KW),
+        "first": First(5, backend="numpy"),
+    }  # fmt: skip
+    model = Sequential({"masked": Masked(inner), "activation": Activation("softmax", backend="numpy")}).eval()
+    floats = Sequential(Masked({"rnn": GRU(2, 3, **KW)}, mask_value=-1.5)).eval()
+    x = np.array([[1, 2], [0, 3], [4, 0]])
+    for one, given in ((model, x), (floats, np.where(x[..., None] == 0, -1.5, x[..., None]).repeat(2, 2))):
+        given = given if one is model else given.astype("float32")
+        gpurnn.save(one, tmp_path / "model.safetensors")
+        loaded = gpurnn.load(tmp_path / "model.safetensors", backend="numpy")
+        np.testing.assert_array_equal(loaded(given)[0], one(given)[0])

@@ -164,7 +164,7 @@ class Merge(Module):
 
     def __init__(self, features: int, mode: str, *, backend: str = "auto", dtype: str = "float32") -> None:
         super().__init__(backend, dtype)
-        self.in_features = check_size("features", features, 2)
+        self.features = self.in_features = check_size("features", features, 2)
         if features % 2:
             raise ValueError(f"features should be a multiple of 2, got {features}")
         self.out_features = features // 2
