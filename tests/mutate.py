@@ -105,6 +105,7 @@ TESTS = {
     "gpurnn/dtypes.py": ["test_module.py", "test_16_bit.py", "test_kernels.py"],
     "gpurnn/decoding.py": ["test_seq2seq.py"],
     "gpurnn/errors.py": ["test_module.py", "test_optim.py", "test_layers.py", "test_recurrent.py"],
+    "gpurnn/interop/c/": ["test_c_export.py", "test_c_files.py"],
     "gpurnn/interop/onnx/runs.py": ["test_onnx_runs.py"],
     "gpurnn/interop/onnx/": ["test_onnx_import.py", "test_onnx_export.py", "test_onnx_bad_files.py"],
     "gpurnn/cli/export.py": ["test_onnx_runs.py"],
