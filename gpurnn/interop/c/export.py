@@ -96,20 +96,12 @@ def checked_name(name: str | None, path: Path) -> str:
 def header(model: Module, name: str, weights: str, activations: str) -> str:
     """The text of the header."""
     tied = {id(one.embedding) for _, one in model.modules() if isinstance(one, TiedLinear)}
-    b = Builder(name, weights, activations, tied)
-    first = first_of(model)
+    b, first = Builder(name, weights, activations, tied), first_of(model)
     ids = first.num_embeddings if isinstance(first, Embedding) else None
-    inputs = None if ids else _inputs(model)
-    y = write_layer(b, model, Value("x", inputs or 0), "")
+    inputs = next((size for _, layer in model.modules() if (size := feature_sizes(layer, None)[0])), None)
+    y = write_layer(b, model, Value("id" if ids else "x", inputs or 0), "")
+    if inputs is None and ids is None:
+        raise ValueError("model: no layer in it says how many numbers it reads")
     with b.each(y.size):
         b.line(f"y[k] = {at(y.text)};")
     return header_text(b, Signature(type(model).__name__, inputs, ids, y.size))
-
-
-def _inputs(model: Module) -> int:
-    """The features that a model reads: those of its first layer that says so."""
-    for _, layer in model.modules():
-        reads = feature_sizes(layer, None)[0]
-        if reads is not None:
-            return reads
-    raise ValueError("model: no layer in it says how many numbers it reads")

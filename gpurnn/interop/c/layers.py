@@ -67,6 +67,8 @@ def _floats(b, layer, place, name):
 
 
 def _embedding(b, layer, x, place):
+    if x.text != "id":
+        raise ValueError(f"{place}: an Embedding reads class numbers, so that it has to be the first layer")
     y = b.output(layer.embedding_dim)
     look_up(b, _table(b, layer, place), "(size_t)id", y)
     return y

@@ -28,7 +28,8 @@ class Matrix(NamedTuple):
 def put_matrix(b: Builder, name: str, array: np.ndarray, looked_up: bool = False, multiplied: bool = True) -> Matrix:
     """Write weights. looked_up: whether rows of them are read; multiplied: whether they are in products, too."""
     array = np.asarray(array, np.float64)
-    values, scales = array.astype(np.float32), None
+    with np.errstate(over="ignore"):  # ``Builder.array`` refuses infinity
+        values, scales = array.astype(np.float32), None
     if b.weights == "int8":
         try:
             values, scales = quantize_rows(array)
