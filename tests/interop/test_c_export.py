@@ -12,7 +12,7 @@ import gpurnn
 from gpurnn import cells
 from gpurnn.cells import exp, expm1, log, log1p, maximum, mean, minimum, normalized, sigmoid, softplus, tanh, where
 from gpurnn.dtypes import EPSILON
-from gpurnn.quantization import dequantize_rows, quantize_rows
+from gpurnn.quantization import quantize_rows
 
 pytestmark = needs_compiler
 T = 9
@@ -150,7 +150,8 @@ def as_stored(model, weights):
         last = name.rpartition(".")[2]
         if last.startswith("weight") and array.ndim > 1:
             rows = array.reshape(-1, array.shape[-1])
-            array[...] = dequantize_rows(quantize_rows(rows)).reshape(array.shape)
+            values, scales = quantize_rows(rows)
+            array[...] = (values * scales.astype(array.dtype)[:, None]).reshape(array.shape)
 
 
 QUANTIZED = [
@@ -279,3 +280,58 @@ def test_numbers_that_are_not_finite_pass_through(library):
         x[1, 0] = np.nan
         got = library.run(name, x, outputs_of(build(name), x).shape[1])
         np.testing.assert_array_equal(np.isnan(got), np.isnan(outputs_of(build(name), x)))
+
+
+# ---- at random
+
+COUNT = 8  # 200 were run once
+
+
+def random_model(seed, dtype):
+    """A layer, and perhaps others around it, of any sizes and options."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 40, 3).tolist()
+    kind, heads = rng.choice(["RNN", "LSTM", "GRU", "Recurrent"]), int(rng.choice([1, 1, 1, 2, 3]))
+    sizes[1] *= heads
+    options = {"num_layers": int(rng.integers(1, 4)), "bias": bool(rng.random() < 0.8), "heads": heads}
+    options |= {"learn_state": bool(rng.random() < 0.3), "dtype": dtype, "backend": "numpy", "seed": seed}
+    options |= {"residual": bool(options["num_layers"] > 1 and rng.random() < 0.3)}
+    if kind == "Recurrent":
+        names = rng.choice([*OWN, "gated", "averages", "leaky"], 1)
+        options["cell"] = getattr(cells, names[0], None) or globals()[names[0]]
+    elif rng.random() < 0.5:
+        options["layer_norm"] = bool(rng.random() < 0.5)
+        options["zoneout"] = float(rng.choice([0, 0.1]))
+        options["nonlinearity" if kind == "RNN" else "activation"] = str(rng.choice(list(cells.ACTIVATIONS)))
+        if kind == "LSTM":
+            options |= {"peephole": bool(rng.random() < 0.5), "coupled": bool(rng.random() < 0.5), "cell_clip": 0.7}
+    elif kind == "LSTM" and heads == 1 and sizes[1] > 1:
+        options["proj_size"] = int(rng.integers(1, sizes[1]))
+    elif kind == "GRU":
+        options["reset_after"] = False
+    given = {"dtype": dtype, "backend": "numpy", "seed": seed}
+    rnn = getattr(gpurnn, kind)(input_size=sizes[0], hidden_size=sizes[1], **options)
+    F = options.get("proj_size") or sizes[1]
+    head = [gpurnn.LayerNorm(F, **given)] if rng.random() < 0.3 else []
+    head += [gpurnn.Linear(F, sizes[2], **given)] if rng.random() < 0.5 else []
+    below = [gpurnn.Embedding(9, sizes[0], **given)] if rng.random() < 0.3 else []
+    model = gpurnn.Sequential(*below, rnn, *head)
+    for array in model.params.values():
+        if array.ndim == 1:
+            array[...] = rng.uniform(-0.5, 0.5, array.shape).astype(np.float32)
+    return model.eval()
+
+
+def test_random_models(tmp_path):
+    models = {f"m{seed}{end}": (random_model(seed, "float32"), options)
+              for seed in range(COUNT) for end, options in FORMS.items() if not end or end == "_int8"}  # fmt: skip
+    library = Compiled(tmp_path, models)
+    for seed in range(COUNT):
+        for end, weights in (("", "float32"), ("_int8", "int8")):
+            both = [random_model(seed, dtype) for dtype in ("float32", "float64")]
+            for model in both:
+                as_stored(model, weights)
+            x = inputs(both[0], T, seed)
+            plain, expected = (outputs_of(model, x) for model in both)
+            got = library.run(f"m{seed}{end}", x, expected.shape[1])
+            assert_as_float64(got, plain, expected, f"seed {seed}{end}: {both[0]!r}")
