@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...pruning import BLOCK
 from ...quantization import quantize_rows
 from .building import Builder, Value
 
-TALL, BLOCK, WIDTH = 32, 8, 4  # rows of a stripe, of a block; columns of a block: as kernels/c/products.h has them
+HEIGHT, WIDTH = BLOCK  # as kernels/c/products.h has them
+TALL = 32  # rows of a tall stripe, likewise
 _FEW = 0.75  # the share of blocks up to which the others are left out
 _LARGEST = 2**31 - 1, 2**15 - 1  # of int32 and int16
 
@@ -55,7 +57,7 @@ def _striped(values):
     parts, row = [], 0
     while row < len(values):
         left = len(values) - row
-        height = TALL if left >= TALL else min(left, BLOCK)
+        height = TALL if left >= TALL else min(left, HEIGHT)
         parts.append(values[row : row + height].T.reshape(-1))
         row += height
     return np.concatenate(parts) if parts else values.reshape(-1)
@@ -63,10 +65,10 @@ def _striped(values):
 
 def _blocks(values):
     """For each 8 rows which blocks are not zero, (rows / 8, columns / 4), or None where most are not."""
-    rows, columns = (-(-size // one) for size, one in zip(values.shape, (BLOCK, WIDTH), strict=True))
-    padded = np.zeros((rows * BLOCK, columns * WIDTH), bool)
+    rows, columns = (-(-size // one) for size, one in zip(values.shape, BLOCK, strict=True))
+    padded = np.zeros((rows * HEIGHT, columns * WIDTH), bool)
     padded[: values.shape[0], : values.shape[1]] = values != 0
-    found = padded.reshape(rows, BLOCK, columns, WIDTH).any(axis=(1, 3))
+    found = padded.reshape(rows, HEIGHT, columns, WIDTH).any(axis=(1, 3))
     return found if columns <= np.iinfo(np.uint16).max and found.mean() <= _FEW else None
 
 
@@ -75,7 +77,7 @@ def _gathered(values, blocks, striped):
     parts, places = [], []
     for row, there in enumerate(blocks):
         chosen = np.repeat(there, WIDTH)[: values.shape[1]]
-        part = values[row * BLOCK : (row + 1) * BLOCK, chosen]
+        part = values[row * HEIGHT : (row + 1) * HEIGHT, chosen]
         parts.append(_striped(part) if striped else part.reshape(-1))
         places += [there.sum(), *np.flatnonzero(there)]
     flat = np.concatenate(parts)
