@@ -7,9 +7,9 @@ import subprocess
 import numpy as np
 import pytest
 from c_models import COMPILER, WARNINGS, Compiled, assert_as_float64, inputs, needs_compiler, outputs_of
+from c_zoo import FORMS, build
 from click.testing import CliRunner
 from hostile import good_files
-from test_c_export import FORMS, build
 
 import gpurnn
 from gpurnn.cli import main

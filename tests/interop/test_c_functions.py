@@ -5,6 +5,7 @@ import ctypes
 import numpy as np
 import pytest
 from c_models import Compiled, compiled, needs_compiler, pointer
+from c_zoo import FORMS
 from helpers import assert_close
 
 import gpurnn
@@ -72,7 +73,6 @@ def test_functions_are_exact_to_a_few_ulp(name, library):
 # ---- products
 
 SIZES = [(1, 1), (7, 3), (9, 5), (32, 33), (41, 2), (75, 129)]
-FORMS = {"": {}, "_int8": {"weights": "int8"}, "_int16": {"weights": "int8", "activations": "int16"}}
 
 
 def linear(rows, columns, share, bias=True):
