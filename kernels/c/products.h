@@ -81,57 +81,92 @@ static void gpurnn_product_int16(const int8_t *w, const float *scale, size_t row
     }
 }
 
-// Matrices of which only some blocks of 8 rows and 4 columns are stored: blocks has for each 8 rows how many there are, then
-// their places, counted in blocks. x is gathered for 8 rows, whose product is then a dense one. The last block of a row may have
-// fewer columns. Both gather functions return how many numbers there are.
-static size_t gpurnn_gather_float32(const float *x, size_t columns, const uint16_t *blocks, size_t count, float *gathered) {
-    size_t n = 0;
-    for (size_t b = 0; b < count; ++b) {
-        const size_t first = (size_t)4 * blocks[b];
-        for (size_t c = first; c < first + 4 && c < columns; ++c) gathered[n++] = x[c];
-    }
-    return n;
+// Matrices of which only some blocks of 8 rows and 4 columns are stored, each column by column: blocks has for each 8 rows how
+// many there are, then their places, counted in blocks. The last rows and columns may make smaller blocks.
+static inline size_t gpurnn_up_to(size_t left, size_t most) {
+    return left < most ? left : most;
 }
 
-static size_t gpurnn_gather_int16(const int16_t *x, size_t columns, const uint16_t *blocks, size_t count, int16_t *gathered) {
-    size_t n = 0;
-    for (size_t b = 0; b < count; ++b) {
-        const size_t first = (size_t)4 * blocks[b];
-        for (size_t c = first; c < first + 4 && c < columns; ++c) gathered[n++] = x[c];
+// Adds the products of a block to the sums of its rows. GCC would turn the short loop into single numbers, not into vectors.
+static inline void gpurnn_block(const float *w, size_t height, size_t width, const float *x, float *sum) {
+    if (height == 8 && width == 4) {
+        GPURNN_LOOP
+        for (size_t r = 0; r < 8; ++r) sum[r] += (w[r] * x[0] + w[8 + r] * x[1]) + (w[16 + r] * x[2] + w[24 + r] * x[3]);
+        return;
     }
-    return n;
+    for (size_t c = 0; c < width; ++c) {
+        for (size_t r = 0; r < height; ++r) sum[r] += w[height * c + r] * x[c];
+    }
 }
 
 static void gpurnn_blocks_float32(const float *w, const uint16_t *blocks, size_t rows, size_t columns, const float *bias,
-                                  const float *x, float *gathered, float *y) {
+                                  const float *x, float *y) {
     for (size_t row = 0; row < rows; row += 8) {
-        const size_t height = rows - row < 8 ? rows - row : 8, count = *blocks++;
-        const size_t n = gpurnn_gather_float32(x, columns, blocks, count, gathered);
-        gpurnn_product_float32(w, height, n, bias ? bias + row : NULL, gathered, y + row);
-        blocks += count;
-        w += height * n;
+        const size_t height = gpurnn_up_to(rows - row, 8), count = *blocks++;
+        float sum[8] = {0.0f};
+        for (size_t b = 0; b < count; ++b) {
+            const size_t first = (size_t)4 * *blocks++, width = gpurnn_up_to(columns - first, 4);
+            gpurnn_block(w, height, width, x + first, sum);
+            w += height * width;
+        }
+        for (size_t r = 0; r < height; ++r) y[row + r] = bias ? sum[r] + bias[row + r] : sum[r];
+    }
+}
+
+// A block as floats.
+static inline void gpurnn_unpack(const int8_t *w, size_t n, float *unpacked) {
+    if (n == 32) {
+        for (size_t k = 0; k < 32; ++k) unpacked[k] = (float)w[k];
+    } else {
+        for (size_t k = 0; k < n; ++k) unpacked[k] = (float)w[k];
     }
 }
 
 static void gpurnn_blocks_int8(const int8_t *w, const float *scale, const uint16_t *blocks, size_t rows, size_t columns,
-                               const float *bias, const float *x, float *gathered, float *y) {
+                               const float *bias, const float *x, float *y) {
     for (size_t row = 0; row < rows; row += 8) {
-        const size_t height = rows - row < 8 ? rows - row : 8, count = *blocks++;
-        const size_t n = gpurnn_gather_float32(x, columns, blocks, count, gathered);
-        gpurnn_product_int8(w, scale + row, height, n, bias ? bias + row : NULL, gathered, y + row);
-        blocks += count;
-        w += height * n;
+        const size_t height = gpurnn_up_to(rows - row, 8), count = *blocks++;
+        float sum[8] = {0.0f}, unpacked[32];
+        for (size_t b = 0; b < count; ++b) {
+            const size_t first = (size_t)4 * *blocks++, width = gpurnn_up_to(columns - first, 4);
+            gpurnn_unpack(w, height * width, unpacked);
+            gpurnn_block(unpacked, height, width, x + first, sum);
+            w += height * width;
+        }
+        for (size_t r = 0; r < height; ++r) {
+            const float product = scale[row + r] * sum[r];
+            y[row + r] = bias ? product + bias[row + r] : product;
+        }
+    }
+}
+
+static inline void gpurnn_whole_block(const int8_t *w, size_t height, size_t width, const int16_t *x, int32_t *sum) {
+    int32_t part[32];
+    if (height == 8 && width == 4) {
+        for (size_t k = 0; k < 32; ++k) part[k] = w[k];
+        GPURNN_LOOP
+        for (size_t r = 0; r < 8; ++r) sum[r] += part[r] * x[0] + part[8 + r] * x[1] + part[16 + r] * x[2] + part[24 + r] * x[3];
+        return;
+    }
+    for (size_t c = 0; c < width; ++c) {
+        for (size_t r = 0; r < height; ++r) sum[r] += w[height * c + r] * x[c];
     }
 }
 
 static void gpurnn_blocks_int16(const int8_t *w, const float *scale, const uint16_t *blocks, size_t rows, size_t columns,
-                                const float *bias, const int16_t *x, float each, int16_t *gathered, float *y) {
+                                const float *bias, const int16_t *x, float each, float *y) {
     for (size_t row = 0; row < rows; row += 8) {
-        const size_t height = rows - row < 8 ? rows - row : 8, count = *blocks++;
-        const size_t n = gpurnn_gather_int16(x, columns, blocks, count, gathered);
-        gpurnn_product_int16(w, scale + row, height, n, bias ? bias + row : NULL, gathered, each, y + row);
-        blocks += count;
-        w += height * n;
+        const size_t height = gpurnn_up_to(rows - row, 8), count = *blocks++;
+        int32_t sum[8] = {0};
+        for (size_t b = 0; b < count; ++b) {
+            const size_t first = (size_t)4 * *blocks++, width = gpurnn_up_to(columns - first, 4);
+            gpurnn_whole_block(w, height, width, x + first, sum);
+            w += height * width;
+        }
+        for (size_t r = 0; r < height; ++r) {
+            const float product = scale[row + r] * each * (float)sum[r];
+            y[row + r] = bias ? product + bias[row + r] : product;
+        }
     }
 }
 

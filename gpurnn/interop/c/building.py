@@ -44,7 +44,7 @@ class Builder:
         self._names: set[str] = set()
         self._depth = 1
         self._slots = [0] * SLOTS
-        self._scratch = self._whole = self._gathered = 0
+        self._scratch = self._whole = 0
 
     # ---- names, arrays, members
 
@@ -111,15 +111,10 @@ class Builder:
         self._whole = max(self._whole, size)
         return "state->whole"
 
-    def gathered(self, size: int) -> str:
-        """The address of memory for those numbers of a vector that the blocks of a matrix multiply."""
-        self._gathered = max(self._gathered, size)
-        return "state->gathered"
-
     def memory(self) -> list[str]:
         """The declarations of the memory that a step uses."""
         sizes = {f"out{slot}": size for slot, size in enumerate(self._slots)}
-        sizes |= {"scratch": self._scratch, "gathered": self._gathered}
+        sizes |= {"scratch": self._scratch}
         found = [f"float {name}[{size}];" for name, size in sizes.items() if size]
         return found + ([f"int16_t whole[{self._whole}];"] if self._whole else [])
 

@@ -113,6 +113,11 @@ def _implementation(b, signature, step):
     yield "#else"
     yield f"#define {upper}_ALIGNED"
     yield "#endif"
+    yield "#if defined(__GNUC__) && !defined(__clang__)"
+    yield f'#define {upper}_LOOP _Pragma("GCC unroll 1")'
+    yield "#else"
+    yield f"#define {upper}_LOOP"
+    yield "#endif"
     yield ""
     yield functions(b.functions, name)
     yield ""

@@ -42,7 +42,7 @@ def put_matrix(b: Builder, name: str, array: np.ndarray, looked_up: bool = False
     if blocks is None:
         flat, places = _striped(values) if striped else values, None
     else:
-        flat, places = _gathered(values, blocks, striped)
+        flat, places = _gathered(values, blocks)
     return Matrix(
         *array.shape,
         b.array(name, flat),
@@ -72,13 +72,12 @@ def _blocks(values):
     return found if columns <= np.iinfo(np.uint16).max and found.mean() <= _FEW else None
 
 
-def _gathered(values, blocks, striped):
-    """The numbers of the blocks that are there, and for each 8 rows how many there are and which."""
+def _gathered(values, blocks):
+    """The numbers of the blocks that are there, column by column; and for each 8 rows how many there are and which."""
     parts, places = [], []
     for row, there in enumerate(blocks):
         chosen = np.repeat(there, WIDTH)[: values.shape[1]]
-        part = values[row * HEIGHT : (row + 1) * HEIGHT, chosen]
-        parts.append(_striped(part) if striped else part.reshape(-1))
+        parts.append(values[row * HEIGHT : (row + 1) * HEIGHT, chosen].T.reshape(-1))
         places += [there.sum(), *np.flatnonzero(there)]
     flat = np.concatenate(parts)
     return flat if flat.size else np.zeros(1, values.dtype), np.array(places, np.uint16)  # C has no empty arrays
@@ -91,15 +90,12 @@ def product(b: Builder, matrix: Matrix, bias: Any, x: str, y: str) -> None:
     arguments = [*weights, matrix.rows, matrix.columns, bias or "NULL"]
     function = f"{'product' if matrix.blocks is None else 'blocks'}_{form}"
     if form != "int16":
-        gathered = [] if matrix.blocks is None else [b.gathered(matrix.columns)]
-        b.line(b.call(function, *arguments, x, *gathered, y) + ";")
+        b.line(b.call(function, *arguments, x, y) + ";")
         return
-    whole = b.whole_numbers(matrix.columns * (1 if matrix.blocks is None else 2))
-    gathered = [] if matrix.blocks is None else [f"{whole} + {matrix.columns}"]
-    most = min(_LARGEST[1], _LARGEST[0] // (127 * matrix.columns))
+    whole, most = b.whole_numbers(matrix.columns), min(_LARGEST[1], _LARGEST[0] // (127 * matrix.columns))
     with b.block():
         b.line(f"const float each = {b.call('quantize', x, matrix.columns, b.number(most), whole)};")
-        b.line(b.call(function, *arguments, whole, "each", *gathered, y) + ";")
+        b.line(b.call(function, *arguments, whole, "each", y) + ";")
 
 
 def look_up(b: Builder, matrix: Matrix, row: str, y: Value) -> None:

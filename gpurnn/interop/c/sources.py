@@ -34,4 +34,5 @@ def functions(names: Iterable[str], prefix: str) -> str:
         if name not in needed:
             needed.add(name)
             todo += _NAME.findall(known[name])
-    return "\n\n".join(_NAME.sub(rf"{prefix}_\1", text) for name, text in known.items() if name in needed)
+    chosen = "\n\n".join(text for name, text in known.items() if name in needed)
+    return _NAME.sub(rf"{prefix}_\1", chosen).replace("GPURNN_", f"{prefix.upper()}_")
