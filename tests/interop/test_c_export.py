@@ -7,11 +7,16 @@ import pytest
 from c_models import Compiled, assert_as_float64, inputs, needs_compiler, outputs_of, pointer
 from c_zoo import FORMS, MODELS, RECURRENT, build, random_model
 from helpers import assert_close
+from optional import needs
 
+import gpurnn
 from gpurnn.dtypes import EPSILON
 from gpurnn.quantization import quantize_rows
 
-pytestmark = needs_compiler
+pytestmark = [
+    needs_compiler,
+    pytest.mark.long,
+]  # a second and more to compile them all; test_c_files.py has short tests
 T = 9
 
 
@@ -154,9 +159,47 @@ def test_numbers_that_are_not_finite_pass_through(library):
         np.testing.assert_array_equal(np.isnan(got), np.isnan(outputs_of(build(name), x)))
 
 
+def test_a_state_may_be_set_between_steps(library):
+    """The members of a struct lie in the order in which they are declared: h_l0, c_l0, h_l1, c_l1 of 12 floats."""
+    models, x = [build("lstm", dtype) for dtype in ("float32", "float64")], inputs(build("lstm"), T)
+    given = np.random.default_rng(2).normal(size=(2, 2, 1, 12)).astype(np.float32)  # (h and c, L, B, H)
+    state = library.state("lstm")
+    state[: given.nbytes] = given.swapaxes(0, 1).tobytes()
+    plain, expected = (
+        model(x[:, None].astype(model.dtype), tuple(given.astype(model.dtype)))[0][:, 0] for model in models
+    )
+    assert_as_float64(library.run("lstm", x, 12, state), plain, expected, "lstm")
+
+
+@needs("ml_dtypes")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_weights_of_a_16_bit_model_are_those_that_it_computes_with(dtype, tmp_path):
+    model, x = build("words", dtype), inputs(build("words"), T)
+    others = [build("words", other) for other in ("float32", "float64")]
+    for other in others:
+        for name, array in model.params.items():
+            rounded = array.astype(model.dtype) if "weight_" in name or array.ndim > 1 else array
+            other.params[name] = rounded.astype(other.dtype)
+    plain, expected = (outputs_of(other, x) for other in others)
+    got = Compiled(tmp_path, {"net": (model, {})}).run("net", x, 41)
+    assert_as_float64(got, plain, expected, dtype)
+
+
+def test_a_layer_that_is_placed_twice_has_two_states(tmp_path):
+    def twice(dtype):
+        layer = gpurnn.GRU(5, 5, backend="numpy", seed=1, dtype=dtype)
+        return gpurnn.Sequential(layer, layer)
+
+    models = [twice(dtype) for dtype in ("float32", "float64")]
+    models[1].load_state_dict(models[0].state_dict())
+    x = inputs(models[0], T)
+    got = Compiled(tmp_path, {"net": (models[0], {})}).run("net", x, 5)
+    assert_as_float64(got, *(outputs_of(model, x) for model in models), "twice")
+
+
 # ---- at random
 
-COUNT = 8  # 800 were run once
+COUNT = 6  # 800 were run once
 
 
 def test_random_models(tmp_path):

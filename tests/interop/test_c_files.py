@@ -154,6 +154,7 @@ def test_constants_that_float32_does_not_have(tmp_path):
 
 # ---- other compilers, languages, options
 
+ARM = "arm-linux-gnueabihf-gcc"
 SOME = ["words", "own_everything", "tied", "heads_normed", "cell_slstm", "lstm"]
 DRIVER = """#include <stdio.h>
 int main(void) {{
@@ -171,7 +172,7 @@ int main(void) {{
 """
 
 
-def run_program(folder, name, options, command):
+def run_program(folder, name, options, command, emulator=()):
     """The outputs of a program that runs a model over its standard input."""
     model, source, program = build(name), folder / "main.c", folder / "main"
     export_c(model, folder / "net.h", **options)
@@ -181,7 +182,9 @@ def run_program(folder, name, options, command):
     code = DRIVER.format(name="net", outputs=F, **given)
     source.write_text(f'#define NET_IMPLEMENTATION\n#include "net.h"\n{code}')
     subprocess.run([*command, *WARNINGS, "-o", program, source], check=True, cwd=folder, capture_output=True)
-    done = subprocess.run([program], input=x.astype(np.int32 if ids else np.float32).tobytes(), capture_output=True)
+    done = subprocess.run(
+        [*emulator, program], input=x.astype(np.int32 if ids else np.float32).tobytes(), capture_output=True
+    )
     assert (done.returncode, done.stderr) == (0, b""), done.stderr[:2000]
     return np.frombuffer(done.stdout, np.float32).reshape(len(x), F)
 
@@ -234,6 +237,17 @@ def test_sanitizers_find_nothing(compiler, tmp_path):
         got = run_program(tmp_path, name, options, command)
         plain = run_program(tmp_path, name, options, [compiler, "-std=c99", "-O0"])
         np.testing.assert_array_equal(got, plain)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which(ARM) and shutil.which("qemu-arm")), reason=f"needs {ARM} and qemu-arm")
+def test_another_processor_gives_the_same_bits(tmp_path):
+    """A 32-bit ARM, emulated: nothing here depends on the size of a word, on libm, or on the compiler."""
+    for name, options in zip(SOME, itertools.cycle(FORMS.values())):
+        got = run_program(tmp_path, name, options, [ARM, "-std=c99", "-O2", "-static"], ["qemu-arm"])
+        here = run_program(tmp_path, name, options, [COMPILER, "-std=c99", "-O2"])
+        np.testing.assert_array_equal(got, here, err_msg=name)
 
 
 # ---- runs

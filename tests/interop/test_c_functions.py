@@ -90,6 +90,7 @@ def products(tmp_path_factory):
     return Compiled(tmp_path_factory.mktemp("products"), models)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("share", [1, 0.5, 0])
 @pytest.mark.parametrize("rows, columns", SIZES)
@@ -116,6 +117,7 @@ def test_sums_of_16_bits_stay_within_32(tmp_path):
     assert_close(got, np.array([[-120_000.0]]), 4, "longest", "float32")
 
 
+@pytest.mark.long
 def test_numbers_that_are_not_finite_reach_the_result(products):
     for bad in (np.nan, np.inf):
         x = np.ones((1, 33), np.float32)
