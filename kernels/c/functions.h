@@ -17,9 +17,9 @@ static inline uint32_t gpurnn_bits_of(float x) {
     return bits;
 }
 
-// 2^n. n: from -126 to 127, or 128 for infinity.
+// 2^n. n: from -126 to 127, or 128 for infinity, or less for 0.
 static inline float gpurnn_power_of_two(int32_t n) {
-    return gpurnn_of_bits((uint32_t)(n + 127) << 23);
+    return gpurnn_of_bits((uint32_t)((n > -127 ? n : -127) + 127) << 23);
 }
 
 static inline float gpurnn_fabs(float x) {
@@ -42,10 +42,15 @@ static inline float gpurnn_where_greater(float a, float b, float x, float y) {
     return a > b ? x : y;
 }
 
-// x between two bounds; the upper one for NaN.
-static inline float gpurnn_within(float x, float low, float high) {
-    x = x < high ? x : high;
-    return x > low ? x : low;
+// y, or NaN where x is NaN. A choice between y and x would let a compiler compute y only where it is chosen, one by one.
+static inline float gpurnn_or_nan(float y, float x) {
+    return gpurnn_of_bits(gpurnn_bits_of(y) | (x == x ? 0u : 0x7fc00000u));
+}
+
+// x, from -most to most; NaN becomes one of them. In integers, as compilers make vectors of the smaller one of two of these.
+static inline float gpurnn_limited(float x, float most) {
+    const uint32_t bits = gpurnn_bits_of(x), size = bits & 0x7fffffffu, limit = gpurnn_bits_of(most);
+    return gpurnn_of_bits((size < limit ? size : limit) | (bits & 0x80000000u));
 }
 
 // Returns exp(r) - 1 and sets n, where x = n ln 2 + r and |r| <= ln 2 / 2, so that exp(x) = 2^n (1 + result). The first
@@ -53,7 +58,7 @@ static inline float gpurnn_within(float x, float low, float high) {
 // few bits that a whole number of it is exact.
 static inline float gpurnn_exp_series(float x, int32_t *n) {
     const float scaled = x * 1.44269504f;
-    *n = (int32_t)(scaled + (scaled < 0.0f ? -0.5f : 0.5f));
+    *n = (int32_t)(scaled + 256.5f) - 256;  // x > -177; a conversion to an integer cuts off
     const float whole = (float)*n;
     const float r = (x - whole * 6.93145752e-01f) - whole * 1.42860677e-06f;
     float p = 1.98412698e-04f;
@@ -68,36 +73,36 @@ static inline float gpurnn_exp_series(float x, int32_t *n) {
 // exp(x), exact to 2 ulp. 2^n comes in two factors, as it may be beyond the largest number where exp(x) is not, or subnormal.
 static inline float gpurnn_exp(float x) {
     int32_t n;
-    const float p = gpurnn_exp_series(gpurnn_within(x, -104.0f, 89.0f), &n);
+    const float p = gpurnn_exp_series(gpurnn_limited(x, 104.0f), &n);
     const int32_t first = (n + 256) / 2 - 128;
     const float half = gpurnn_power_of_two(first), y = (half + half * p) * gpurnn_power_of_two(n - first);
-    return x == x ? y : x;
+    return gpurnn_or_nan(y, x);
 }
 
 // exp(x) - 1, exact to 3 ulp, near 0 too. It halves the power, which may be beyond the largest number.
 static inline float gpurnn_expm1(float x) {
     int32_t n;
-    const float p = gpurnn_exp_series(gpurnn_within(x, -20.0f, 89.0f), &n);
+    const float p = gpurnn_exp_series(gpurnn_limited(x, 89.0f), &n);
     const float half = gpurnn_power_of_two(n - 1), y = (half * p + (half - 0.5f)) * 2.0f;
-    return x == x ? y : x;
+    return gpurnn_or_nan(y, x);
 }
 
 // 1 / (1 + exp(-x)), exact to a few ulp, however small it is. exp(-x) is power * (1 + p): the sum power + power * p would be
 // NaN where the power is infinite and p < 0.
 static inline float gpurnn_sigmoid(float x) {
     int32_t n;
-    const float p = gpurnn_exp_series(gpurnn_within(-x, -20.0f, 89.0f), &n);
+    const float p = gpurnn_exp_series(gpurnn_limited(-x, 89.0f), &n);
     const float y = 1.0f / (1.0f + gpurnn_power_of_two(n) * (1.0f + p));
-    return x == x ? y : x;
+    return gpurnn_or_nan(y, x);
 }
 
 // tanh(x) = e / (e + 2) with the sign of x, where e = exp(2|x|) - 1. Exact to 4 ulp, near 0 too.
 static inline float gpurnn_tanh(float x) {
     const uint32_t sign = gpurnn_bits_of(x) & 0x80000000u;
     int32_t n;
-    const float p = gpurnn_exp_series(gpurnn_within(2.0f * gpurnn_fabs(x), 0.0f, 20.0f), &n);
+    const float p = gpurnn_exp_series(gpurnn_limited(2.0f * gpurnn_fabs(x), 20.0f), &n);
     const float power = gpurnn_power_of_two(n), e = power * p + (power - 1.0f), y = e / (e + 2.0f);
-    return x == x ? gpurnn_of_bits(gpurnn_bits_of(y) | sign) : x;
+    return gpurnn_or_nan(gpurnn_of_bits(gpurnn_bits_of(y) | sign), x);
 }
 
 // log(x) + correction, exact to 2 ulp, of a normal number. x = 2^k (1 + f), with 1 + f from sqrt(1/2) to sqrt(2), and with

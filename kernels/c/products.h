@@ -64,7 +64,7 @@ static float gpurnn_quantize(const float *x, size_t columns, float most, int16_t
     }
     const float each = largest / most;
     for (size_t c = 0; c < columns; ++c) {
-        const float a = each > 0.0f ? gpurnn_within(x[c] / each, -most, most) : 0.0f;
+        const float a = each > 0.0f ? gpurnn_limited(x[c] / each, most) : 0.0f;
         q[c] = (int16_t)(a + (a < 0.0f ? -0.5f : 0.5f));
     }
     return each;

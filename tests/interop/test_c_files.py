@@ -1,6 +1,7 @@
 """Headers as files: their names, what is refused, other compilers and languages, ``gpurnn export RUN model.h``."""
 
 import itertools
+import re
 import shutil
 import subprocess
 
@@ -193,6 +194,7 @@ LANGUAGES = {
     "C++98": ["-x", "c++", "-std=c++98"],
     "C++17": ["-x", "c++", "-std=c++17"],
     "C with GNU's words": ["-std=gnu17"],
+    "C without GNU's attributes": ["-std=c99", "-U__GNUC__"],
 }
 
 
@@ -221,6 +223,19 @@ def test_other_files_only_include_it(tmp_path):
     (tmp_path / "code.c").write_text('#define NET_IMPLEMENTATION\n#include "net.h"\n')
     command = [COMPILER, "-std=c99", *WARNINGS, "-nodefaultlibs", "code.c", "other.c", "-lc", "-o", "main"]  # no libm
     subprocess.run(command, cwd=tmp_path, check=True)
+    subprocess.run([tmp_path / "main"], check=True)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["linear", "only_embedding"])
+def test_the_program_that_a_header_shows_runs(name, tmp_path):
+    """The lines of code in its first comment, in a program with the x, the id and the y that they name."""
+    export_c(build(name), tmp_path / "net.h")
+    shown = re.findall(r"^//     (.*)$", (tmp_path / "net.h").read_text(), re.M)
+    given = f"{'float x[NET_INPUTS] = {0}' if name == 'linear' else 'int32_t id = 0'}; float y[NET_OUTPUTS];"
+    lines = [shown[0], '#include "net.h"', "int main(void) {", given, *shown[1:], "return y[0] != y[0]; }"]
+    (tmp_path / "main.c").write_text("\n".join(lines) + "\n")
+    subprocess.run([COMPILER, "-std=c99", *WARNINGS, "main.c", "-o", "main"], cwd=tmp_path, check=True)
     subprocess.run([tmp_path / "main"], check=True)
 
 

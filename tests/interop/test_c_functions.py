@@ -90,6 +90,12 @@ def products(tmp_path_factory):
     return Compiled(tmp_path_factory.mktemp("products"), models)
 
 
+def beyond_rounding(got, expected, x, weight):
+    """The results, less what x in 16 bits explains: half of what 1 counts, for each number of x."""
+    half = np.abs(x).max(axis=1) / min(32767, (2**31 - 1) // (127 * x.shape[1])) / 2
+    return expected + np.maximum(np.abs(got - expected) - half[:, None] * np.abs(weight).sum(axis=1), 0)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("share", [1, 0.5, 0])
@@ -100,12 +106,26 @@ def test_products_of_every_size_and_form(rows, columns, share, form, products):
     x = np.random.default_rng(1).normal(size=(3, columns)).astype(np.float32)
     expected = x.astype(np.float64) @ weight.T.astype(np.float64) + (layer.params["bias"] if layer.bias else 0)
     got = products.run(f"p{rows}_{columns}_{int(10 * share)}{form}", x, rows)
-    if form == "_int16":  # half of what 1 counts, for each number of x
-        most = min(32767, (2**31 - 1) // (127 * columns))
-        half = np.abs(x).max(axis=1) / most / 2
-        slack = half[:, None] * np.abs(weight).sum(axis=1)
-        got = expected + np.maximum(np.abs(got - expected) - slack, 0)
+    if form == "_int16":
+        got = beyond_rounding(got, expected, x, weight)
     assert_close(got, expected, columns + 3, f"{rows} x {columns}", "float32")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_table_is_whole_and_zero_blocks_of_a_matrix_are_not_there(form, tmp_path):
+    """A table of an embedding is looked up row by row, so that zeros stay; those of a plain matrix are left out."""
+    table = gpurnn.Embedding(40, 12, backend="numpy", seed=1)
+    models = {"tied": gpurnn.Sequential(table, gpurnn.TiedLinear(table)), "plain": linear(40, 12, 0.4)}
+    table.params["weight"][8:] = 0
+    library, text = Compiled(tmp_path, {name: (model, FORMS[form]) for name, model in models.items()}), {}
+    for name in models:
+        text[name] = (tmp_path / f"{name}.h").read_text()
+    assert "_weight_blocks[" in text["plain"] and "_blocks" not in text["tied"]
+    weight = table.params["weight"] if not form else dequantize_rows(quantize_rows(table.params["weight"]))
+    got, x = library.run("tied", np.array([3, 20]), 40), weight[[3, 20]].astype(np.float64)
+    if form == "_int16":
+        got = beyond_rounding(got, x @ weight.T, x, weight)
+    assert_close(got, x @ weight.T, 12 + 3, form, "float32")
 
 
 def test_sums_of_16_bits_stay_within_32(tmp_path):
