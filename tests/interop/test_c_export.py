@@ -13,10 +13,8 @@ import gpurnn
 from gpurnn.dtypes import EPSILON
 from gpurnn.quantization import quantize_rows
 
-pytestmark = [
-    needs_compiler,
-    pytest.mark.long,
-]  # a second and more to compile them all; test_c_files.py has short tests
+# It takes seconds to compile them all; test_c_files.py has short tests.
+pytestmark = [needs_compiler, pytest.mark.long]
 T = 9
 
 
