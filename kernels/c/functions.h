@@ -147,7 +147,7 @@ static inline float gpurnn_sqrt(float x) {
     const int small = x < 1.17549435e-38f;
     const float a = small ? x * 16777216.0f : x;  // 2^24
     float y = gpurnn_of_bits(0x5f375a86u - (gpurnn_bits_of(a) >> 1));
-    for (int i = 0; i < 3; ++i) y = y * (1.5f - 0.5f * a * y * y);
+    for (int i = 0; i < 2; ++i) y = y * (1.5f - 0.5f * a * y * y);
     const float root = a * y, better = root + 0.5f * y * (a - root * root);
     return small ? better * 2.44140625e-04f : better;  // 2^-12
 }
