@@ -82,6 +82,7 @@ RECURRENT = {
     "layer_norm_gru": ("GRU", {"layer_norm": True, "bias": False}),
     "layer_norm_rnn": ("RNN", {"layer_norm": True, "nonlinearity": "softsign"}),
     "batch_norm": ("LSTM", {"batch_norm": 4}),
+    "batch_norm_once": ("RNN", {"batch_norm": 1}),
     "heads": ("LSTM", {"heads": 3, "num_layers": 2, "peephole": True}),
     "heads_apart": ("GRU", {"heads": 3, "mix_heads": False, "layer_norm": True}),
     "heads_normed": ("GRU", {"heads": 2, "batch_norm": 3}),

@@ -14,7 +14,7 @@ from ...layers.common import feature_sizes
 from ...module import Module
 from .building import Builder, Value, at
 from .header import Signature, header_text
-from .layers import first_of, write_layer
+from .layers import first_of, shown, write_layer
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _WORDS = RESERVED | {"restrict", "wchar_t", "char16_t", "char32_t", "char8_t", "concept", "requires", "consteval"}
@@ -104,4 +104,4 @@ def header(model: Module, name: str, weights: str, activations: str) -> str:
         raise ValueError("model: no layer in it says how many numbers it reads")
     with b.each(y.size):
         b.line(f"y[k] = {at(y.text)};")
-    return header_text(b, Signature(type(model).__name__, inputs, ids, y.size))
+    return header_text(b, Signature(shown(model), inputs, ids, y.size))

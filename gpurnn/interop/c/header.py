@@ -113,7 +113,7 @@ def _implementation(b, signature, step):
     yield "#else"
     yield f"#define {upper}_ALIGNED"
     yield "#endif"
-    yield "#if defined(__GNUC__) && !defined(__clang__)"
+    yield "#if defined(__GNUC__) && __GNUC__ >= 8 && !defined(__clang__)"
     yield f'#define {upper}_LOOP _Pragma("GCC unroll 1")'
     yield "#else"
     yield f"#define {upper}_LOOP"

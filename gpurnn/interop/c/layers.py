@@ -20,7 +20,7 @@ def write_layer(b: Builder, layer: Module, x: Value, place: str) -> Value:
     for kind, write in _WRITERS.items():
         if isinstance(layer, kind) and _runs_as(layer, kind):
             if not layer.children:
-                b.line(f"// {place}: {_shown(layer)}" if _is_plain(place) else f"// {_shown(layer)}")
+                b.line(f"// {place}: {shown(layer)}" if _is_plain(place) else f"// {shown(layer)}")
             return write(b, layer, x, place)
     names = sorted(kind.__name__ for kind in _WRITERS)
     raise ValueError(
@@ -29,9 +29,10 @@ def write_layer(b: Builder, layer: Module, x: Value, place: str) -> Value:
     )
 
 
-def _shown(layer):
+def shown(layer: Module) -> str:
+    """The name of a layer's class, for a comment."""
     name = type(layer).__name__
-    return name if name.isascii() else "a layer"
+    return name if name.isascii() else "layer"
 
 
 def _is_plain(place):

@@ -50,7 +50,7 @@ class _Level:
         counter = self.b.counter(f"{self.place} timestep{self.suffix}") if self.cell.over_batch else None
         for head, weights in enumerate(self.layer._weights(self.k)):
             self._head(head, weights, x, counter)
-        if counter:
+        if self.cell.timesteps > 1:  # otherwise all have the statistics of one
             self.b.line(f"if ({counter} < {self.cell.timesteps - 1}u) ++{counter};")
         return Value(self.states[0], self.layer._sizes(self.k)[2])
 
