@@ -117,6 +117,7 @@ MODELS = {
     "largest": chain(layer("GRU", 3, 8), layer("Pooling", 8, "max")),
     "last": chain(layer("GRU", 3, 8), layer("Pooling", 8, "last"), layer("Linear", 8, 2), layer("Linear", 2, 9)),
     "linear": layer("Linear", 5, 3),
+    "nothing_to_do": layer("Pooling", 4, "last"),
     "only_embedding": layer("Embedding", 50, 3),
     "dropout_first": chain(layer("Dropout", 0.1), layer("GRU", 3, 4)),
 }  # fmt: skip
