@@ -27,7 +27,7 @@ The same by hand: forward returns a backward function, and so does a loss.
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from . import _interrupt, testing
+from . import _interrupt, pruning, quantization, testing
 from .attention import Attention
 from .backends import backends, empty_cache, get_backend, use_backend
 from .cells import cell

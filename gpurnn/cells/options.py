@@ -26,7 +26,10 @@ from typing import Any
 from ..errors import check_choice, check_flag, check_number, check_size
 from . import functions as f
 from .functions import ACTIVATIONS, check_activation
+from .gru import GRUStep
+from .lstm import LSTMStep
 from .record import Cell, Parameter
+from .rnn import RNNStep
 from .symbols import clip_gradient
 from .traced import TracedCell
 
@@ -137,6 +140,18 @@ def _built(kind, options):
     made = {"rnn": _rnn, "lstm": _lstm, "gru": _gru}[kind](options)
     made.maker = (_built, (kind, options))
     return made
+
+
+def traced_form(cell: Cell) -> TracedCell | None:
+    """The traced cell of the equations of a cell in evaluation, without a projection; None where there is none."""
+    cell = cell.evaluating
+    if isinstance(cell, RNNStep):
+        return _built("rnn", Options(activation=cell.nonlinearity))
+    if isinstance(cell, LSTMStep):
+        return _built("lstm", Options())
+    if isinstance(cell, GRUStep):
+        return _built("gru", Options(reset_after=cell.reset_after))
+    return cell if isinstance(cell, TracedCell) else None
 
 
 def _activation(chosen):

@@ -17,8 +17,8 @@ def write(cell):
     """
     if cell.array_only:
         return "", ((), ()), (0, 0)
-    forward = _Stages([*cell.new_states, *_saved(cell)], ())
-    backward = _Stages([*cell.d, *cell.dstates], {*_saved(cell), *cell.free_states})
+    forward = Stages([*cell.new_states, *_saved(cell)], ())
+    backward = Stages([*cell.d, *cell.dstates], {*_saved(cell), *cell.free_states})
     lines = [
         f"// {cell.name}: made from equations in Python.",
         "template <typename real>",
@@ -48,7 +48,7 @@ def _saved(cell):
     return [node for node in cell.saved_nodes if node is not None]
 
 
-class _Stages:
+class Stages:
     """The stages of a pass: a mean divides what comes before it from what comes after.
 
     results: symbols that the pass computes. given: symbols that it has besides leaves.
@@ -188,7 +188,7 @@ def _inner(cell):
 def _backward_inner(cell):
     """What the gradient of the second product's vector adds."""
     code = _statements(
-        _given(cell, _Stages([*cell.d_inner, *cell.dstates_inner], {*_saved(cell), *cell.free_states}), "Backward")
+        _given(cell, Stages([*cell.d_inner, *cell.dstates_inner], {*_saved(cell), *cell.free_states}), "Backward")
     )
     targets = [(f"out.d[{k}]", node) for k, node in enumerate(cell.d_inner)]
     targets += [(f"out.dstate[{k}]", node) for k, node in enumerate(cell.dstates_inner)]

@@ -161,7 +161,7 @@ def test_options_of_export(folder, tmp_path):
     assert "there already" in call("export", folder / "text", small, code=2).stderr
     call("export", folder / "text", small, "--overwrite")
     error = call("export", folder / "text", tmp_path / "model.txt", code=2).stderr
-    assert "FILE: expected a name that ends with .onnx or .safetensors, got model.txt" in error
+    assert "FILE: expected a name that ends with .onnx, .safetensors or .h, got model.txt" in error
     assert "already holds a run" in call("import", small, folder / "text", code=2).stderr
 
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ...cells import LSTMStep, TracedCell
-from ...cells import options as cell_options
 from ...cells.derivatives import below
+from ...cells.options import traced_form
 from ...recurrent import Recurrent
 from .building import Builder
 from .flow import Flow
@@ -44,12 +43,10 @@ def write_scan(b: Builder, layer: Recurrent, given: tuple[str, list[str | None],
 
 def _cell_of(layer, place):
     """The traced cell of a layer in evaluation. Raises ValueError for one that has no graph."""
-    cell = layer._cell.evaluating
-    if isinstance(cell, LSTMStep):  # with a projection
-        cell = cell_options._built("lstm", cell_options.Options())
-    if not isinstance(cell, TracedCell):
+    cell = traced_form(layer._cell)
+    if cell is None:
         raise ValueError(
-            f"{place or 'model'}: the cell {cell.name} has no equations to export: trace it, see gpurnn.cell"
+            f"{place or 'model'}: the cell {layer._cell.name} has no equations to export: trace it, see gpurnn.cell"
         )
     return cell
 
