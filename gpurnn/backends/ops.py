@@ -15,6 +15,7 @@ from ..errors import ShapeError
 from .blocks import blocks
 from .chunks import InChunks
 from .machine import host_machine
+from .rebuild import FromStates
 from .records import PassOptions, SavedLayer, flat
 from .streams import ONE_STREAM, Streams
 from .time_loop import hidden_weights, input_bias, sequence_backward, sequence_forward
@@ -32,7 +33,7 @@ UPDATE_STATES = {
 }
 
 
-class Ops(InChunks):
+class Ops(InChunks, FromStates):
     """The primitives over ``xp``; the reference for every other backend."""
 
     tf32 = False  # whether float32 may be multiplied as tf32
@@ -164,14 +165,16 @@ class Ops(InChunks):
             saved, final = sequence_forward(self, cell, ax, inner, state, lengths, how)
             passes.append(saved)
             finals.append(final)
+        saved = SavedLayer(cell, weights, x, lengths, passes)
+        return saved, finals, self.output_of(passes, lengths, options.fresh_output)
+
+    def output_of(self, passes, lengths, fresh):
+        """The output (T, B, D*P) of a layer's passes. fresh: as ``RunOptions.fresh_output``."""
         outputs = [saved.h_new for saved in passes]
-        if options.fresh_output:
-            output = self.zero_silent(self.side_by_side(outputs, self.empty), lengths, passes[0].marks)
-        else:
-            output = outputs[0]
-            if len(outputs) > 1 or passes[0].marks is not None:  # what is held may be NaN, and the next layer reads it
-                output = self.zero_silent(self.side_by_side(outputs, self.empty_steps), None, passes[0].marks)
-        return SavedLayer(cell, weights, x, lengths, passes), finals, output
+        if not fresh and len(outputs) == 1 and passes[0].marks is None:  # what is held may be NaN, and is read
+            return outputs[0]
+        whole = self.side_by_side(outputs, self.empty if fresh else self.empty_steps)
+        return self.zero_silent(whole, lengths if fresh else None, passes[0].marks)
 
     def layer_backward(self, saved, grads, doutput, dstates, hooks=None, fresh_dx=True, dx=None):
         """The backward pass of ``layer_forward``: its mirror.

@@ -45,7 +45,7 @@ struct Layer {
         size_t size = 0;
         for_each_product([&](auto& packed, const T* source, ptrdiff_t gate, ptrdiff_t n, ptrdiff_t k) {
             packed.source = source, packed.gate_stride = gate, packed.n_stride = n, packed.k_stride = k;
-            packed.in_place = timesteps == 1 && k == 1;
+            packed.in_place = timesteps == 1 && !pass.flat && k == 1;
             size += packed.size();
             product_row = std::max(product_row, packed.row());
         });
@@ -78,11 +78,17 @@ struct Layer {
         });
     }
 
-    // Runs the time loop for one of `shards` shards.
+    // Runs the time loop for one of `shards` shards. A flat timestep runs as several smaller ones, whose products stay in cache
+    // until they are used.
     void run(int number, int shards) {
+        const int parts = pass.flat ? (B + AHEAD * shards - 1) / (AHEAD * shards) : 1;
+        for (int part = 0; part < parts; ++part) run_shard(number + part * shards, shards * parts);
+    }
+
+    void run_shard(int number, int shards) {
         // Threads divide a single timestep by units: each weight is read by one thread, and no thread waits for another's
         // results.
-        const bool by_units = timesteps == 1 && !is_backward && R == 0 && C::stages == 1 && !pass.weight_hr;
+        const bool by_units = timesteps == 1 && !pass.flat && !is_backward && R == 0 && C::stages == 1 && !pass.weight_hr;
         Shard<T> shard(pass, by_units ? 0 : number, by_units ? 1 : shards, input.blocks);
         if (by_units) shard.divide_units(number, shards, input.units);
         if (shard.sequences.empty() || shard.first_block == shard.end_block) return;

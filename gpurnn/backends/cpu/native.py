@@ -26,7 +26,7 @@ class Pass(ctypes.Structure):
 
     _fields_ = [
         ("cell", ctypes.c_char_p),
-        *((name, ctypes.c_int) for name in ("is_double", "T", "B", "I", "H", "P", "reverse", "save")),
+        *((name, ctypes.c_int) for name in ("is_double", "T", "B", "I", "H", "P", "reverse", "save", "flat")),
         *((name, _stride) for name in ("gates_row", "output_row", "doutput_row", "state_stride", "mask_step")),
         *((name, _pointer) for name in (
             "lengths", "x", "weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh", "own", "masks", "marks",
