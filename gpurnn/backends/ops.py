@@ -168,14 +168,6 @@ class Ops(InChunks, FromStates):
         saved = SavedLayer(cell, weights, x, lengths, passes)
         return saved, finals, self.output_of(passes, lengths, options.fresh_output)
 
-    def output_of(self, passes, lengths, fresh):
-        """The output (T, B, D*P) of a layer's passes. fresh: as ``RunOptions.fresh_output``."""
-        outputs = [saved.h_new for saved in passes]
-        if not fresh and len(outputs) == 1 and passes[0].marks is None:  # what is held may be NaN, and is read
-            return outputs[0]
-        whole = self.side_by_side(outputs, self.empty if fresh else self.empty_steps)
-        return self.zero_silent(whole, lengths if fresh else None, passes[0].marks)
-
     def layer_backward(self, saved, grads, doutput, dstates, hooks=None, fresh_dx=True, dx=None):
         """The backward pass of ``layer_forward``: its mirror.
 

@@ -13,12 +13,20 @@ from .records import RunOptions, SavedLayer, SavedPass
 
 
 class FromStates:
-    """The part of ``Ops`` that rebuilds what a layer has saved from its states."""
+    """The part of ``Ops`` that makes of its states what a layer returns and saves."""
 
     def all_states(self, saved):
         """For each direction of a ``SavedLayer`` its states, h (T+1, B, P) and the others (T+1, B, H). They stay as
         they are when the rest of it is gone."""
         return [(one.h, *one.others) for one in saved.passes]
+
+    def output_of(self, passes, lengths, fresh):
+        """The output (T, B, D*P) of a layer's passes. fresh: as ``RunOptions.fresh_output``."""
+        outputs = [saved.h_new for saved in passes]
+        if not fresh and len(outputs) == 1 and passes[0].marks is None:  # what is held may be NaN, and is read
+            return outputs[0]
+        whole = self.side_by_side(outputs, self.empty if fresh else self.empty_steps)
+        return self.zero_silent(whole, lengths if fresh else None, passes[0].marks)
 
     def layer_rebuild(self, cell, x, weights, states, lengths, options):
         """What ``layer_forward`` returns with ``save``, but None instead of final states.

@@ -42,7 +42,8 @@ class Plan:
     peak_bytes : int
         The most that a call with its backward takes at once, besides x, doutput, parameters and their gradients, where
         the output is held to the end. On "numpy" and "cpu" it is within 5 % of what is measured, for a first call (10 %
-        with heads); for other backends and wavefronts it is an estimate.
+        with heads); for other backends and wavefronts it is an estimate. With "states" and no marks but lengths it
+        counts too much, up to an eighth.
     recompute : float
         The share of the forward pass's multiplications that backward makes again, from 0.0 to 1.0; 0.0 without
         ``memory``.
