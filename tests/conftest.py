@@ -10,6 +10,7 @@ from helpers import cpu_levels
 from optional import missing_package
 
 import gpurnn
+from gpurnn.backends import chunks
 from gpurnn.backends.cpu import ops as cpu_ops
 from gpurnn.backends.cpu import sharing
 
@@ -53,6 +54,13 @@ def emulated_tests_say_so(request, monkeypatch):
         pytest.fail("this test runs the emulator: mark it, or its file, with pytest.mark.emulated")
 
     monkeypatch.setattr(emulator.Emulator, "__init__", refuse)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Chunks of six rows, so that short calls have several segments."""
+    monkeypatch.setattr(chunks, "ROWS", 6)
+    monkeypatch.setattr(chunks, "ROWS_OF_GPU", 6)
 
 
 def _skipping():

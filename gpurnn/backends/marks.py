@@ -86,6 +86,17 @@ def feature_major_state(marks):
     return [part.T if hasattr(part, "T") else part for part in marks.state]
 
 
+def read_states(xp, saved):
+    """The states (T, B, F) that the timesteps of a ``SavedPass`` read, h and the others."""
+    states = [saved.h_old, *saved.others_old]
+    if saved.marks is None or saved.marks.state is None:
+        return states
+    states = [part.copy(order="K") for part in states]
+    for part, first in zip(states, saved.marks.state, strict=True):
+        _put(xp, part, saved.marks.where(RESET), first)
+    return states
+
+
 def settle_reads(xp, saved, inner):
     """Make h_old of a ``SavedPass`` what each timestep has read, for the products with it over all of time.
 

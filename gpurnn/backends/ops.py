@@ -15,6 +15,7 @@ from ..errors import ShapeError
 from .blocks import blocks
 from .chunks import InChunks
 from .machine import host_machine
+from .rebuild import FromStates
 from .records import PassOptions, SavedLayer, flat
 from .streams import ONE_STREAM, Streams
 from .time_loop import hidden_weights, input_bias, sequence_backward, sequence_forward
@@ -32,7 +33,7 @@ UPDATE_STATES = {
 }
 
 
-class Ops(InChunks):
+class Ops(InChunks, FromStates):
     """The primitives over ``xp``; the reference for every other backend."""
 
     tf32 = False  # whether float32 may be multiplied as tf32
@@ -164,14 +165,8 @@ class Ops(InChunks):
             saved, final = sequence_forward(self, cell, ax, inner, state, lengths, how)
             passes.append(saved)
             finals.append(final)
-        outputs = [saved.h_new for saved in passes]
-        if options.fresh_output:
-            output = self.zero_silent(self.side_by_side(outputs, self.empty), lengths, passes[0].marks)
-        else:
-            output = outputs[0]
-            if len(outputs) > 1 or passes[0].marks is not None:  # what is held may be NaN, and the next layer reads it
-                output = self.zero_silent(self.side_by_side(outputs, self.empty_steps), None, passes[0].marks)
-        return SavedLayer(cell, weights, x, lengths, passes), finals, output
+        saved = SavedLayer(cell, weights, x, lengths, passes)
+        return saved, finals, self.output_of(passes, lengths, options.fresh_output)
 
     def step_program(self, parts, B, dtype):
         """One timestep of ``parts`` for B sequences in one call, or None: see backends/steps.py."""

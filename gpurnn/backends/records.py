@@ -24,7 +24,8 @@ class RunOptions(NamedTuple):
     device. masks: None for a cell without draws, else for each direction the booleans (T, B, M*H) of its M draws, or
     (1, B, M*H) where all are drawn once for a sequence. statistics: None, or for each direction the
     ``BatchStatistics`` of a cell that normalizes over the batch. marks: None, or for each direction its ``Marks``,
-    which know the lengths, too.
+    which know the lengths, too. flat: whether the one timestep is several side by side, see
+    rebuild.py.
     """
 
     directions: tuple[bool, ...]
@@ -35,6 +36,7 @@ class RunOptions(NamedTuple):
     masks: tuple[Array, ...] | None = None
     statistics: tuple[BatchStatistics, ...] | None = None
     marks: tuple[Marks, ...] | None = None
+    flat: bool = False
 
 
 class PassOptions(NamedTuple):
@@ -90,6 +92,11 @@ class SavedPass:
     def h_old(self) -> Array:
         """(T, B, P): the h that each timestep read."""
         return self.h[1:] if self.reverse else self.h[:-1]
+
+    @property
+    def others_old(self) -> tuple[Array, ...]:
+        """Each (T, B, H): the other states that each timestep read."""
+        return tuple(state[1:] if self.reverse else state[:-1] for state in self.others)
 
     @property
     def others_new(self) -> tuple[Array, ...]:

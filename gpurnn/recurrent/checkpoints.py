@@ -16,10 +16,11 @@ from .segments import lengths_within
 
 @dataclass(slots=True)
 class Border:
-    """The states before a segment, from which backward runs it again through all layers.
+    """The states of a segment, from which backward computes again what it reads.
 
-    x: (T, B, I), the input of the call. states: for each layer those of its directions. run: makes the segment's
-    ``SavedLayer`` of every layer, as ``run(layer, border, segment, call)``.
+    x: (T, B, I), the input of the call. states: for each layer those of its directions, before the segment, or all of
+    them, as ``Ops.all_states`` returns them. run: makes the segment's ``SavedLayer`` of every layer, as ``run(layer,
+    border, segment, call)``.
     """
 
     x: Array

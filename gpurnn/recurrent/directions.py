@@ -20,8 +20,8 @@ from .segments import in_order, lengths_within, steps_of, trimmed
 
 @dataclass(slots=True)
 class SavedInput:
-    """What a layer saves: its input x (T, B, I), and for each strand the states before each segment, in the order of
-    its time loop."""
+    """What a layer saves: its input x (T, B, I), and for each strand the states of each segment, in the order of its
+    time loop: those before it, or all."""
 
     x: Array
     borders: list[list[Any]]
@@ -36,12 +36,13 @@ def forward_by_direction(layer, x, initial, call):
         for d, reverse in enumerate(layer._strands):
             state, before = initial[len(finals)], []
             for segment in trimmed(layer, in_order(call.segments, reverse)):
-                before.append(state)
-                (state,), part = _run(layer, below, (k, d), segment, state, call, save=False)[1:]
+                first = state
+                saved, (state,), part = _run(layer, below, (k, d), segment, state, call)
+                before.append(layer.ops.all_states(saved)[0] if call.all_states else first)
                 y = _whole(layer, k, part, call.segments) if y is None else y
                 P = part.shape[2]
                 layer.ops.copy_steps(y[segment, :, d * P : (d + 1) * P], part)
-                del part  # before the next segment needs memory
+                del saved, part  # before the next segment needs memory
             finals.append(state)
             borders.append(before)
         if call.save:
@@ -62,25 +63,27 @@ def backward_by_direction(layer, all_saved, doutput, arrived, call):
         for d, reverse in enumerate(layer._strands):
             states = saved.borders[d][::-1]
             for segment, state in zip(trimmed(layer, in_order(call.segments, not reverse)), states, strict=True):
-                again = _run(layer, saved.x, (k, d), segment, state, call, save=True)[0]
+                again = _run(layer, saved.x, (k, d), segment, state, call, again=True)[0]
                 _back(layer, again, (k, d), (dy, dx), segment, arrived)
                 del again  # before the next segment needs memory
         dy = with_residual(layer, k, dx, dy, _silent(layer, k, call))
     return dy
 
 
-def _run(layer, x, place, segment, state, call, save):
-    """One segment of one strand: ``SavedLayer``, final states, output. place: (layer, strand)."""
+def _run(layer, x, place, segment, state, call, again=False):
+    """One segment of one strand: ``SavedLayer``, final states, output. place: (layer, strand). again: whether it is for
+    backward, from a border of ``SavedInput``."""
     k, d = place
     marks, masks = layer_marks(layer, call.bits, call.resets, k, segment), masks_within(call.cell_masks[k], segment)
     options = RunOptions(
-        layer._strands[d : d + 1], save, k == layer.num_layers - 1 and not save, layer.schedule,
+        layer._strands[d : d + 1], again or call.all_states, k == layer.num_layers - 1 and not again, layer.schedule,
         masks=masks and masks[d : d + 1], marks=marks and marks[d : d + 1],
     )  # fmt: skip
     weights = dropped_weights(layer, k, call.weight_masks[k])[d : d + 1]
     lengths = lengths_within(call.lengths, segment)
     part = x[segment] if k else without_unread(layer, x, segment, call)
-    return layer.ops.layer_forward(layer.cell, part, weights, [state], lengths, options)
+    run = layer.ops.layer_rebuild if again and call.all_states else layer.ops.layer_forward
+    return run(layer.cell, part, weights, [state], lengths, options)
 
 
 def _back(layer, saved, place, outer, segment, arrived):

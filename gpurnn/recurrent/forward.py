@@ -41,17 +41,18 @@ class Given(NamedTuple):
 class Call:
     """One call of a layer, as its forward and backward passes share it.
 
-    segments: slices of time in the order of the time loop. masks: for each layer the dropout mask of its outputs,
-    or None. cell_masks: for each layer, for each strand the masks of the cell's draws, or None; weight_masks: of
-    W_hh. lengths: (B,), None where all sequences have T timesteps. masked: whether there is a mask. bits: for each
-    direction those of its ``Marks``, or None; resets: for each pass the state that a reset gives, or None. single:
-    whether x came as one sequence. state_given: whether the caller gave the initial state; reset_to_given: whether
-    resets give it again, too. save: whether a backward will follow. return_all: whether the caller wants all ``Steps``.
-    saved: for each segment, for each layer, its ``SavedLayer``, or the ``Border`` from which the segment is run again;
-    with two directions, where ``memory`` cuts time, for each layer its ``SavedInput``.
+    segments: slices of time in the order of the time loop. all_states: as ``Segments.states``. masks: for each layer
+    the dropout mask of its outputs, or None. cell_masks: for each layer, for each strand the masks of the cell's draws,
+    or None; weight_masks: of W_hh. lengths: (B,), None where all sequences have T timesteps. masked: whether there is a
+    mask. bits: for each direction those of its ``Marks``, or None; resets: for each pass the state that a reset gives,
+    or None. single: whether x came as one sequence. state_given: whether the caller gave the initial state;
+    reset_to_given: whether resets give it again, too. save: whether a backward will follow. return_all: whether the
+    caller wants all ``Steps``. saved: for each segment, for each layer, its ``SavedLayer``, or the ``Border`` from
+    which that is made again; with two directions, where ``memory`` cuts time, for each layer its ``SavedInput``.
     """
 
     segments: list[slice]
+    all_states: bool
     masks: list[Array | None]
     cell_masks: list[tuple[Array, ...] | None]
     weight_masks: list[list[Array] | None]
@@ -109,8 +110,10 @@ def _new_call(layer, shape, given, single, save, return_all):
     marked = any(one is not None for one in (lengths, reset, mask))
     if reset is not None and layer.cell.over_batch:
         raise ValueError("reset: batch_norm has statistics of each timestep from the beginning of a call")
+    segments = time_segments(layer, T, B, return_all or active_flow() is not None, marked, save)
     return Call(
-        segments=time_segments(layer, T, B, return_all or active_flow() is not None, marked, save),
+        segments=segments.slices,
+        all_states=segments.states,
         masks=dropout_masks(layer, T, B),
         cell_masks=cell_masks(layer, T, B),
         weight_masks=weight_masks(layer),
@@ -144,11 +147,12 @@ def _time_loop(layer, x, initial, call):
     output, steps = Whole(layer, call.segments, len(x)), []
     with layer.ops.streams(concurrent_layers(layer, call.segments)) as streams:
         for segment in trimmed(layer, call.segments):
-            again = (
-                cut and segment is not call.segments[-1]
-            )  # backward begins with the last one, so its gates are saved
+            # backward begins with the last segment, so its gates are saved
+            again = cut and segment is not call.segments[-1]
             border = Border(x, [list(one) for one in states], _saved_again) if again else None
-            y, saved, part_steps = _stack(layer, x, states, segment, call, streams, save=not again)
+            y, saved, part_steps = _stack(layer, x, states, segment, call, streams, not again or call.all_states)
+            if again and call.all_states:
+                border.states = [layer.ops.all_states(one) for one in saved]
             output.add(segment, y)
             call.saved.append(border or saved)
             steps += part_steps
@@ -157,30 +161,31 @@ def _time_loop(layer, x, initial, call):
 
 
 def _saved_again(layer, border, segment, call):
-    """The ``SavedLayer`` of every layer in a segment that is run again from its ``Border``."""
+    """The ``SavedLayer`` of every layer in a segment, from its ``Border``."""
     states = [list(one) for one in border.states]
-    return _stack(layer, border.x, states, segment, call, ONE_STREAM, save=True, fresh_output=False)[1]
+    return _stack(layer, border.x, states, segment, call, ONE_STREAM, save=True, again=True)[1]
 
 
-def _stack(layer, x, states, segment, call, streams, save, fresh_output=True):
+def _stack(layer, x, states, segment, call, streams, save, again=False):
     """One segment through all layers: output, the ``SavedLayer`` of each, and the ``Steps``; moves ``states`` on.
 
-    save: whether backward may follow without running the segment again.
+    save: whether to return what the layers save. again: whether it is for backward, from the states of a ``Border``.
     """
     y = without_unread(layer, x, segment, call)
     lengths = lengths_within(call.lengths, segment)
     all_saved, steps, save = [], [], save and (call.save or call.return_all)
+    run = layer.ops.layer_rebuild if again and call.all_states else layer.ops.layer_forward
     for k in range(layer.num_layers):
         last = k == layer.num_layers - 1
         cell_masks = masks_within(call.cell_masks[k], segment)
         statistics = batch_statistics(layer, k, update=call.save)
         marks = layer_marks(layer, call.bits, call.resets, k, segment)
         options = RunOptions(
-            layer._strands, save, last and fresh_output, layer.schedule, streams.count, cell_masks, statistics, marks
+            layer._strands, save, last and not again, layer.schedule, streams.count, cell_masks, statistics, marks
         )
         with streams.on(k, after=k - 1):
             weights, below = dropped_weights(layer, k, call.weight_masks[k]), y
-            saved, states[k], y = layer.ops.layer_forward(layer.cell, y, weights, states[k], lengths, options)
+            saved, states[k], y = run(layer.cell, y, weights, states[k], lengths, options)
             if call.return_all:
                 steps += copied_steps(layer, saved.passes, lengths)
             silent = partial(layer.ops.zero_silent, lengths=lengths, marks=marks and marks[0])

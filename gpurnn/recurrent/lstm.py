@@ -113,13 +113,14 @@ class LSTM(Recurrent):
         longer than Python needs for a call, about 0.1 ms. Not with bidirectional. Results are the same, except for the
         order of sums over time.
     memory : str or int, optional
-        None saves for backward all that it reads. "sqrt": segments of about sqrt(T) timesteps; only the states at their
-        borders are saved, and backward runs each segment again. A number of bytes, or text such as "1GiB" or "200MB":
-        the longest segments for which forward and backward fit, so that the least is computed twice. Gradients are the
-        same to the bit on a CPU. "states": the shortest segments there are, of some thousand rows (timesteps times
-        sequences). Not with wavefront. ``plan`` tells ``peak_bytes`` and ``recompute``.
+        None saves for backward all that it reads. "states": the states of all timesteps are saved, and backward
+        rebuilds the gates from them, some thousand rows (timesteps times sequences) at once and not one timestep after
+        another. "sqrt": segments of about sqrt(T) timesteps; only the states at their borders are saved, and backward
+        runs each segment again. A number of bytes, or text such as "1GiB" or "200MB": what fits and does the least
+        again. Gradients are the same to the bit on the backend "cpu" in float32 and float64; rebuilt gates may have
+        other last bits elsewhere. Not with wavefront. ``plan`` tells ``peak_bytes``, ``recompute`` and ``steps_again``.
     save : {"all", "states"}
-        "states" is another name for ``memory="states"``: no gates are saved, but states.
+        "states" is another name for ``memory="states"``.
     backend : str or Ops, optional
         "numpy", "cpu", "cupy", "cuda", or "auto"; see ``get_backend``.
     dtype : str or dtype

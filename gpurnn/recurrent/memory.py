@@ -1,10 +1,10 @@
-"""The argument ``memory``: how much a training call may take, and how long its segments are for that."""
+"""The argument ``memory``: how much a training call may take, and which segments it has for that."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..backends.cuda.schedules import Problem
 from ..errors import check_size, show_size
@@ -31,38 +31,69 @@ def check_memory_limit(layer, value: Any) -> str | int | None:
     return size
 
 
-def chunks_of_segment(layer, T, B, marked=False, save=True):
-    """How many chunks of time a segment has, for the ``memory`` of a layer that has one.
+class Segments(NamedTuple):
+    """How a call is cut. slices: of time, in the order of the time loop. states: whether all states are saved, from
+    which backward rebuilds the gates; otherwise those before each segment, from which it runs the segment again."""
 
-    Raises ValueError where no segments are short enough for a training call; the message names the least that is
-    enough. marked, save: as in ``time_segments``.
+    slices: list[slice]
+    states: bool = False
+
+
+def memory_segments(layer, T, B, marked=False, save=True):
+    """The ``Segments`` of a call, for the ``memory`` of a layer that has one.
+
+    Raises ValueError where none are short enough for a training call; the message names the least that is enough.
+    marked, save: as in ``time_segments``.
     """
     chunks = layer.ops.time_chunks(T, B, reverse=True)
     if layer.memory == "states":
-        return 1
+        return Segments(cut(chunks, 1, layer.reverse), save)
     if layer.memory == "sqrt":
-        return max(1, math.ceil(math.sqrt(T) / max(chunks[0].stop, 1)))
-    count, least = len(chunks), math.inf
-    for segments in range(1, count + 1):
-        size = -(-count // segments)
-        if segments > 1 and size == -(-count // (segments - 1)):
-            continue
-        needed = peak_bytes(layer, B, cut(chunks, size, layer.reverse), marked)
+        return Segments(cut(chunks, max(1, math.ceil(math.sqrt(T) / max(chunks[0].stop, 1))), layer.reverse))
+    least = math.inf
+    for segments in _candidates(layer, chunks):
+        needed = peak_bytes(layer, B, segments, marked)
         if needed <= layer.memory:
-            return size
+            return segments if save else segments._replace(states=False)
         least = min(least, needed)
     if not save:
-        return 1
+        return segments
     raise ValueError(
         f"memory: a training call with T = {T}, B = {B} takes at least {least} bytes ({show_size(least)}) even in the "
         f"best segments, the limit is {layer.memory}. Allow more, or make T or B smaller"
     )
 
 
+def _candidates(layer, chunks):
+    """All ``Segments`` that a budget may choose, those first for which backward does the least again.
+
+    On a GPU that is the fewest timesteps one after another, otherwise the fewest multiplications. The last segment is
+    saved whole, so beside saved states it may be longer than the others: up to seven eighths of all.
+    """
+    count = len(chunks)
+    lasts = {1} if len(layer._directions) == 2 else {1, *(-(-count * n // 8) for n in range(1, 8))}
+    found = [Segments(cut(chunks, count, layer.reverse))]
+    found += [Segments(cut(chunks, 1, layer.reverse, last), states=True) for last in sorted(lasts) if last < count]
+    sizes = {-(-count // segments) for segments in range(2, count + 1)}
+    found += [Segments(cut(chunks, size, layer.reverse)) for size in sorted(sizes, reverse=True)]
+    order = -1 if layer.ops.name in ("cuda", "cupy") else 1
+    return sorted(found, key=lambda segments: done_again(layer, segments)[::order])
+
+
+def done_again(layer, segments):
+    """What backward does again of the forward pass: the share of its multiplications, and for each pass how many
+    timesteps one after another."""
+    T, last = sum(map(_length, segments.slices)), _length(segments.slices[-1])
+    if layer.memory is None or len(segments.slices) == 1:
+        return 0.0, 0
+    steps = T if len(layer._directions) == 2 else T - last
+    return (steps / T if layer.cell.saved or not segments.states else 0.0), (0 if segments.states else steps)
+
+
 def peak_bytes(layer, B, segments, marked=False):
-    """Bytes that a training call takes at its peak in these segments, beyond what the caller holds. marked: whether it
-    has lengths, resets or masks."""
-    lengths = [segment.stop - segment.start for segment in segments]
+    """Bytes that a training call takes at its peak in these ``Segments``, beyond what the caller holds. marked: whether
+    it has lengths, resets or masks."""
+    lengths = tuple(map(_length, segments.slices))
     longest = max(lengths)
     compiled, packed = False, 0
     for k, problem in enumerate(problems(layer, longest, B)):
@@ -70,28 +101,28 @@ def peak_bytes(layer, B, segments, marked=False):
         for backward in (False, True):
             one = replace(problem, backward=backward)
             packed = max(packed, layer.ops.packed_bytes(one, layer._sizes(k)[2] // layer.heads, longest))
-    return (
-        Rehearsal(
-            layer, Shape(sum(lengths), B, len(segments), lengths[-1], max(lengths[:-1], default=0), marked), compiled
-        ).peak()
-        + packed
-    )
+    return Rehearsal(layer, Shape(lengths, B, segments.states, marked), compiled).peak() + packed
 
 
-def cut(chunks, count, reverse):
+def cut(chunks, count, reverse, last=0):
     """Segments of ``count`` chunks each, in the order of the time loop; the first of them has what remains.
 
-    chunks: all of them, from the beginning of time.
+    chunks: all of them, from the beginning of time. last: how many the last segment has, where that is more.
     """
     chunks = chunks[::-1] if not reverse else chunks  # the last segment is saved, not run again: it has full length
-    groups = [chunks[n : n + count] for n in range(0, len(chunks), count)]
+    last = max(last, count)
+    groups = [chunks[:last], *(chunks[n : n + count] for n in range(last, len(chunks), count))]
     segments = [slice(min(one.start for one in group), max(one.stop for one in group)) for group in groups]
     return segments[::-1]
 
 
 def longest_segment(segments):
     """Timesteps of the longest segment."""
-    return max(segment.stop - segment.start for segment in segments)
+    return max(map(_length, segments))
+
+
+def _length(segment):
+    return segment.stop - segment.start
 
 
 def problems(layer, T, B, concurrent=1):

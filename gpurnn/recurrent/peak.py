@@ -10,15 +10,23 @@ from ..backends.time_loop import INCOMING
 
 
 class Shape(NamedTuple):
-    """How a call is cut. segments: how many. last: timesteps of the last of them. rest: of the longest of the rest.
-    marked: whether there are lengths, resets or masks, for which the input is copied."""
+    """How a call is cut. lengths: timesteps of each segment, in the order of the time loop. states: whether all states
+    are saved. marked: whether there are lengths, resets or masks, for which the input is copied."""
 
-    T: int
+    lengths: tuple[int, ...]
     B: int
-    segments: int
-    last: int
-    rest: int
+    states: bool = False
     marked: bool = False
+
+    @property
+    def T(self) -> int:  # noqa: N802
+        """Timesteps of the call."""
+        return sum(self.lengths)
+
+    @property
+    def segments(self) -> int:
+        """How many segments there are."""
+        return len(self.lengths)
 
 
 def mask_bytes(layer: Any, T: int, B: int) -> int:
@@ -208,6 +216,35 @@ class Rehearsal:
             between.append(y)
         return all_saved, between
 
+    def _rebuild(self, k, t, states, D):
+        """A layer from its states, those of t timesteps. states: a ``Saved`` with h and the other states alone."""
+        cell, (I, H, P), B, take = self.layer.cell, self._sizes(k), self.shape.B, self.ledger.take
+        rows, width, marked = t * B, cell.saved_blocks * H * self.size, self.shape.marked
+        states_of_row = P * self.size + H * self.real * (len(cell.states) - 1)
+        saved = Saved([], [], list(states.h), states.others, [])
+        if marked and not k:
+            saved.x.append(take(rows * I * self.size, own=False))
+        if D > 1 or marked:
+            saved.output.append(take(rows * D * P * self.size))
+        whole = rows <= self.layer.ops.flat_rows if cell.saved else False
+        if not whole:
+            saved.gates.extend(take(rows * width) for _ in range(D))
+        if marked:
+            saved.h[:] = [take((t + 1) * B * P * self.size, own=False) for _ in range(D)]
+        if cell.saved:
+            rows = rows if whole else max(1, self.layer.ops.flat_rows // max(B, 1)) * B
+            brief = [take(rows * I * self.size, own=False)] if self.layer.batch_first and not k and not marked else []
+            brief += [take(rows * states_of_row, own=False) for _ in range(D)] if marked else []
+            brief += [take(rows * D * P * self.size)] if D > 1 or marked else []
+            for _ in range(D):
+                (saved.gates if whole else brief).append(take(rows * width))
+                brief += [take(2 * rows * P * self.size), take(2 * rows * H * self.real * (len(cell.states) - 1))]
+                if not self.compiled:
+                    self.ledger.briefly(rows * (cell.saved_blocks + 2) * H * self.real)
+            brief += [take(rows * states_of_row, own=False) for _ in range(D)]  # the final states
+            self._free(brief)
+        return saved
+
     def _stack_back(self, t, all_saved, between):
         """The segment backward; the gradient with respect to x."""
         dx, L = [], self.layer.num_layers
@@ -252,14 +289,24 @@ class Rehearsal:
         return sum(self.shape.B * (P * self.size + H * self.real * states) for _, H, P in sizes)
 
     def _segments(self):
-        """Segments through the whole stack: the last of them is saved; the one before has the most others' borders."""
-        (T, B, count, last, rest, _), ledger = self.shape, self.ledger
-        above, border = self.D * self._sizes(self.layer.num_layers - 1)[2], self._border()
-        ledger.take(T * B * above * self.size)
-        ledger.now += border * (count - 1)
-        all_saved, between = self._stack(rest, save=False)
-        self._free(*itertools.chain.from_iterable(all_saved), *between)
-        if last != rest:
+        """Segments through the whole stack: the last of them is saved; the one before has the most others' states."""
+        (*rest, last), (B, ledger), states = self.shape.lengths, (self.shape.B, self.ledger), self.shape.states
+        T, border = self.shape.T, 0 if states else self._border()
+        ledger.take(T * B * self.D * self._sizes(self.layer.num_layers - 1)[2] * self.size)
+        ledger.now += border * len(rest)
+        held, before, skipped = [], None, max(0, len(rest) - 4)
+        for t in [*rest[: -3 - skipped], *rest[-3:]] if states else [max(rest)]:
+            if t != before:
+                ledger.trim()
+            all_saved, between = self._stack(t, save=states)
+            if states:
+                held.append([Saved([], [], one.h.copy(), one.others.copy(), []) for one in all_saved])
+                taken = sum(size for one in all_saved for size, _ in _states_of(one))
+                if len(held) == 2:  # all but the first are alike, so that two or three of them stand for many
+                    ledger.now += skipped * taken
+            self._free(*itertools.chain.from_iterable(all_saved), *between)
+            before = t
+        if last != before:
             ledger.trim()
         all_saved, between = self._stack(last, save=True)
         self._free(between[-1] or all_saved[-1].output)
@@ -268,24 +315,42 @@ class Rehearsal:
         ledger.take(T * B * self.layer.input_size * self.size)
         self._free(dx)
         ledger.now -= border
-        if last != rest:
+        if last != before:
             ledger.trim()
-        all_saved, between = self._stack(rest, save=True, fresh=False)
-        self._free(between[-1])
-        self._stack_back(rest, all_saved, between)
+        for t in (
+            rest[:-3:-1] if states else [before]
+        ):  # the second one finds memory in the pool that the first has left
+            all_saved, between = self._stack_again(t, held.pop() if states else None)
+            self._free(between[-1])
+            self._free(self._stack_back(t, all_saved, between))
+
+    def _stack_again(self, t, states):
+        """What a segment has saved, made again: by another forward pass, or from the states of its layers."""
+        if states is None:
+            return self._stack(t, save=True, fresh=False)
+        all_saved, between = [], []
+        for k, one in enumerate(states):
+            all_saved.append(self._rebuild(k, t, one, self.D))
+            between.append(self._between(k, t, all_saved[k].output))
+        if self.shape.marked:  # each backward pass has a copy of h, in which it writes
+            self._free(*(one.h for one in states))
+        return all_saved, between
 
     def _directions(self):
         """Layer by layer, each direction in segments; the inputs of all layers are saved whole."""
-        (T, B, count, last, rest, _), ledger, layer = self.shape, self.ledger, self.layer
-        t = max(last, rest)
-        inputs = [[]]
+        (lengths, B, states, _), ledger, layer = self.shape, self.ledger, self.layer
+        T, longest = self.shape.T, max(lengths)
+        inputs, held = [[]], []
         for k in range(layer.num_layers):
             whole = [ledger.take(T * B * self.D * self._sizes(k)[2] * self.size)]
-            ledger.trim()
-            saved = self._forward(k, t, False, k == layer.num_layers - 1, 1)
-            self._free(*saved)
+            held.append([])
+            for t in lengths * self.D if states else [longest]:
+                ledger.trim()
+                saved = self._forward(k, t, states, k == layer.num_layers - 1, 1)
+                held[k] += _states_of(saved) if states else []
+                self._free(*saved)
             inputs.append(self._between(k, T, whole))
-        ledger.now += self._border() * count
+        ledger.now += 0 if states else self._border() * len(lengths)
         inputs.pop()  # the output is the caller's
         dy = []
         for k in reversed(range(layer.num_layers)):
@@ -293,8 +358,19 @@ class Rehearsal:
             dx = [ledger.take(T * B * self._sizes(k)[0] * self.size)]
             for into in (False, True):
                 ledger.trim()
-                saved = self._forward(k, t, True, False, 1)
-                self._free(self._backward(k, t, saved, 1, True, into))
+                if states:  # those of the layer stay until it is done
+                    saved = self._rebuild(k, longest, Saved([], [], [], [], []), 1)
+                else:
+                    saved = self._forward(k, longest, True, False, 1)
+                self._free(self._backward(k, longest, saved, 1, True, into))
             dx = self._summed(k, T, dx)
-            self._free(dy, inputs.pop())
+            self._free(dy, inputs.pop(), held.pop())
             dy = dx
+
+
+def _states_of(saved):
+    """Take the arrays of states out of a ``Saved``."""
+    arrays = saved.h + saved.others
+    saved.h.clear()
+    saved.others.clear()
+    return arrays

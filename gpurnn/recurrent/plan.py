@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..errors import check_flag, check_size
-from .memory import longest_segment, peak_bytes
+from .memory import done_again, longest_segment, peak_bytes
 from .peak import added, mask_bytes
 from .segments import concurrent_layers, layer_problems, time_segments
 
@@ -28,8 +28,8 @@ class Plan:
         ``cell.saved_blocks``. A wavefront adds one timestep of
         states for each segment. Each layer whose input is a fresh array (after dropout, after two directions, after a
         residual sum, on the backend "cuda") adds T*B*I. States besides h are float32 beside 16-bit numbers. Random
-        masks add a byte for each of theirs. With ``memory`` T is here the longest segment, but for masks, and for the
-        inputs of layers with two directions; each segment adds its first states.
+        masks add a byte for each of theirs. With ``memory`` T is here the longest segment, but for masks, for the
+        inputs of layers with two directions, and with "states" for the states; each segment adds its first states.
     output_bytes : int
         The output.
     backward_bytes : int
@@ -42,9 +42,14 @@ class Plan:
     peak_bytes : int
         The most that a call with its backward takes at once, besides x, doutput, parameters and their gradients, where
         the output is held to the end. On "numpy" and "cpu" it is within 5 % of what is measured, for a first call (10 %
-        with heads); for other backends and wavefronts it is an estimate.
+        with heads); for other backends and wavefronts it is an estimate. With "states" and no marks but lengths it
+        counts too much, up to a seventh.
     recompute : float
-        The share of the time loop that backward runs again, from 0.0 to 1.0; 0.0 without ``memory``.
+        The share of the forward pass's multiplications that backward makes again, from 0.0 to 1.0; 0.0 without
+        ``memory``.
+    steps_again : int
+        Timesteps of each pass that backward runs again, one after another: T times ``recompute``. 0 where the gates are
+        rebuilt from saved states, as these timesteps do not wait for one another.
     """
 
     schedule: str
@@ -55,6 +60,7 @@ class Plan:
     packed_bytes: int = 0
     peak_bytes: int = 0
     recompute: float = 0.0
+    steps_again: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -70,7 +76,7 @@ def make_plan(layer, T, B, marked):
     segments = time_segments(layer, T, B, marked=check_flag("marked", marked))
     schedule, reason, packed = _schedules(layer, T, B, segments)
     most_inputs = max(layer._sizes(k)[0] for k in range(layer.num_layers))
-    H = max(layer.hidden_sizes)
+    H, (recompute, steps_again) = max(layer.hidden_sizes), done_again(layer, segments)
     scratch = B * H * (2 * layer.cell.saved_blocks + 4) + min(T * B * H, 1 << 18)
     return Plan(
         schedule=schedule,
@@ -80,16 +86,17 @@ def make_plan(layer, T, B, marked):
         backward_bytes=T * B * most_inputs * D * size + scratch * layer.compute_dtype.itemsize,
         packed_bytes=packed,
         peak_bytes=peak_bytes(layer, B, segments, marked),
-        recompute=_recompute(layer, segments),
+        recompute=recompute,
+        steps_again=steps_again,
     )
 
 
 def _cache_bytes(layer, T, B, segments):
     """Bytes that forward saves for backward, as ``Plan`` counts them."""
     size, compute_size = layer.dtype.itemsize, layer.compute_dtype.itemsize
-    cut = layer.memory is not None and len(segments) > 1
-    steps = longest_segment(segments) if cut else T
-    cache, slots = mask_bytes(layer, T, B), steps + len(segments)
+    cut = layer.memory is not None and len(segments.slices) > 1
+    steps = longest_segment(segments.slices) if cut else T
+    cache, slots = mask_bytes(layer, T, B), (T if segments.states else steps) + len(segments.slices)
     for _, k, _, _ in layer._passes():
         _, H, P = layer._sizes(k)
         cache += steps * B * layer.cell.saved_blocks * H * size + slots * B * P * size
@@ -103,20 +110,16 @@ def _cache_bytes(layer, T, B, segments):
     return cache
 
 
-def _recompute(layer, segments):
-    """The share of the time loop that runs twice."""
-    T, last = max(segment.stop for segment in segments), segments[-1]
-    if layer.memory is None or len(segments) == 1:
-        return 0.0
-    return 1.0 if len(layer._directions) == 2 else 1 - (last.stop - last.start) / T
-
-
 def _memory_reason(layer, segments):
     """What is saved, and what is computed again."""
-    longest = longest_segment(segments)
-    if len(segments) == 1:
+    longest = longest_segment(segments.slices)
+    if len(segments.slices) == 1:
         return f"memory={layer.memory!r}: one segment, everything is saved"
-    how = f"memory={layer.memory!r}: {len(segments)} segments of up to {longest} timesteps"
+    how = f"memory={layer.memory!r}: {len(segments.slices)} segments of up to {longest} timesteps"
+    if segments.states:
+        inputs = "The inputs of all layers and all" if len(layer._directions) == 2 else "All"
+        rebuilt = "rebuilds the gates of a segment at once" if layer.cell.saved else "finds in them all that it reads"
+        return f"{how}. {inputs} states are saved; backward {rebuilt}"
     if len(layer._directions) == 2:
         return (
             f"{how} in each direction. The inputs of all layers and the states between segments are saved; "
@@ -127,7 +130,7 @@ def _memory_reason(layer, segments):
 
 def _schedules(layer, T, B, segments):
     """The names of the schedules, the reasons, and the bytes that compiled code on a CPU packs."""
-    longest, concurrent = longest_segment(segments), concurrent_layers(layer, segments)
+    longest, concurrent = longest_segment(segments.slices), concurrent_layers(layer, segments.slices)
     schedules, packed = {}, 0
     for k, forward in enumerate(layer_problems(layer, T, B)):
         for backward in (False, True):

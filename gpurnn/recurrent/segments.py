@@ -2,23 +2,22 @@
 
 import numpy as np
 
-from .memory import chunks_of_segment, cut, longest_segment, problems
+from .memory import Segments, longest_segment, memory_segments, problems
 
 
 def time_segments(layer, T, B, watched=False, marked=False, save=True):
-    """The segments of T timesteps of B sequences, slices in the order of the time loop; with two directions, in that of
-    the first. watched: all of time is wanted at once, for ``return_all`` or the gradient flow. marked: whether there
-    are lengths, resets or masks. save: whether backward will follow."""
+    """The ``Segments`` of T timesteps of B sequences; with two directions, in the order of the first. watched: all of
+    time is wanted at once, for ``return_all`` or the gradient flow. marked: whether there are lengths, resets or masks.
+    save: whether backward will follow."""
     if watched or T == 0:
-        return [slice(0, T)]
+        return Segments([slice(0, T)])
     if layer.memory is not None:
-        count = chunks_of_segment(layer, T, B, marked, save)
-        return cut(layer.ops.time_chunks(T, B, reverse=True), count, layer.reverse)
+        return memory_segments(layer, T, B, marked, save)
     size = layer.wavefront
     if not size or layer.num_layers == 1 or size >= T:
-        return [slice(0, T)]
-    segments = [slice(t, min(t + size, T)) for t in range(0, T, size)]
-    return segments[::-1] if layer.reverse else segments
+        return Segments([slice(0, T)])
+    slices = [slice(t, min(t + size, T)) for t in range(0, T, size)]
+    return Segments(slices[::-1] if layer.reverse else slices)
 
 
 def in_order(segments, reverse):
@@ -57,5 +56,5 @@ def lengths_within(lengths, segment):
 
 def layer_problems(layer, T, B, save=True):
     """For each layer the ``schedules.Problem`` of its forward pass in a call with (T, B)."""
-    segments = time_segments(layer, T, B, save=save)
+    segments = time_segments(layer, T, B, save=save).slices
     return problems(layer, longest_segment(segments), B, concurrent_layers(layer, segments))

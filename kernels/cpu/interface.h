@@ -31,6 +31,7 @@ struct Pass {
     int reverse;        // whether the loop runs from T - 1 to 0
     int save;           // whether gates and states are saved for the backward pass
     int by_units;       // whether threads divide the units and not the sequences; only where layer.h can
+    int flat;           // whether this timestep is several of a longer loop side by side; results have the bits of that loop
     ptrdiff_t gates_row, output_row, doutput_row;
     ptrdiff_t state_stride;  // elements from one of the states besides h to the next
     ptrdiff_t mask_step;     // masks from one timestep to the next; 0 where they are drawn once for a sequence

@@ -45,7 +45,7 @@ struct Layer {
         size_t size = 0;
         for_each_product([&](auto& packed, const T* source, ptrdiff_t gate, ptrdiff_t n, ptrdiff_t k) {
             packed.source = source, packed.gate_stride = gate, packed.n_stride = n, packed.k_stride = k;
-            packed.in_place = timesteps == 1 && k == 1;
+            packed.in_place = timesteps == 1 && !pass.flat && k == 1;
             size += packed.size();
             product_row = std::max(product_row, packed.row());
         });
@@ -87,14 +87,24 @@ struct Layer {
     }
 
     // Runs the time loop for one of `shards` shards. meeting: of their threads, where they divide the units: in each timestep
-    // every thread reads what all of them have computed.
+    // every thread reads what all of them have computed. A flat timestep runs as several smaller ones, whose products stay in
+    // cache until they are used.
     void run(int number, int shards, Meeting& meeting) {
-        Shard<T> shard(pass, pass.by_units ? 0 : number, pass.by_units ? 1 : shards);
         if (pass.by_units) {
+            Shard<T> shard(pass, 0, 1);
             shard.divide_units(number, shards);
             pack(shard);
             shard.meeting = timesteps > 1 || is_backward ? &meeting : nullptr;
+            return run(shard);
         }
+        const int parts = pass.flat ? (B + AHEAD * shards - 1) / (AHEAD * shards) : 1;
+        for (int part = 0; part < parts; ++part) {
+            Shard<T> shard(pass, number + part * shards, shards * parts);
+            run(shard);
+        }
+    }
+
+    void run(Shard<T>& shard) {
         if (shard.sequences.empty()) return;
         shard.products.resize(shard.sequences.size() * product_row);
         if (R && !is_backward) shard.inner_products.resize(shard.sequences.size() * inner.row());

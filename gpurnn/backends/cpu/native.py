@@ -16,7 +16,7 @@ from ...errors import BackendError, check_choice
 
 LEVELS = ("vectors of 128 bits", "AVX2", "AVX-512")
 ISAS = ("baseline", "avx2", "avx512")  # what GPURNN_ISA calls the levels
-_INTERFACE = 9  # of gpurnn_native_bytes in api.cpp
+_INTERFACE = 10  # of gpurnn_native_bytes in api.cpp
 
 _pointer, _stride = ctypes.c_void_p, ctypes.c_ssize_t
 
@@ -26,7 +26,9 @@ class Pass(ctypes.Structure):
 
     _fields_ = [
         ("cell", ctypes.c_char_p),
-        *((name, ctypes.c_int) for name in ("is_double", "T", "B", "I", "H", "P", "reverse", "save", "by_units")),
+        *((name, ctypes.c_int) for name in (
+            "is_double", "T", "B", "I", "H", "P", "reverse", "save", "by_units", "flat",
+        )),
         *((name, _stride) for name in ("gates_row", "output_row", "doutput_row", "state_stride", "mask_step")),
         *((name, _pointer) for name in (
             "lengths", "x", "weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh", "own", "masks", "marks",

@@ -10,6 +10,7 @@ BLAS libraries. Subnormal numbers are flushed to zero: below 2^-126 in float32, 
 """
 
 import ctypes
+import math
 
 import numpy as np
 
@@ -93,6 +94,8 @@ class HostOps(Ops):
 class CpuOps(HostOps):
     """The primitives with compiled time loops. library, level: from ``load_native``."""
 
+    flat_rows = math.inf  # compiled code takes some rows at a time by itself
+
     def __init__(self, library, level):
         super().__init__("cpu", library, level)
         self.store = MemoryPool()
@@ -175,6 +178,7 @@ class CpuOps(HostOps):
                 steps[T if reverse and save else 0] = first
             one = SavedPass(gates, h, others, reverse, masks[d], marks=marks[d])
             job = self._pass(saved, w, one, save)
+            job.flat = options.flat
             job.read = np.ascontiguousarray(w.read(x))
             job.x, job.I = address(job.read), job.read.shape[2]
             if output is not None:
@@ -189,6 +193,10 @@ class CpuOps(HostOps):
             if not save:
                 one.gates, one.others = None, ()
         return saved, finals, saved.passes[0].h_new if output is None else output
+
+    def layer_rebuild(self, cell, x, *arguments):
+        ops = super() if self._compiled(cell, x.dtype) else self.array_code
+        return ops.layer_rebuild(cell, x, *arguments)
 
     def _compiled(self, cell, dtype):
         """Whether a cell has a compiled time loop. The first call for a traced cell compiles it."""
@@ -288,7 +296,7 @@ class CpuOps(HostOps):
         units = sharing.units_to_share(cell, job.P != job.H, job.H)
         threads, by_units = sharing.share(job.T, job.B, units, multiplications, D)
         for one in jobs:
-            one.by_units = by_units
+            one.by_units = by_units and not one.flat
         arguments = (Pass * D)(*jobs), D, threads, int(back)
         if cell.struct is None:
             self._call("time_loop", *arguments, self.level, threads=threads)
@@ -347,13 +355,8 @@ class CpuOps(HostOps):
         return dlogits
 
     def _cross_entropy(self, logits, rows, labels, smoothing, highest, total, back, **more):
-        arrays = {
-            "logits": logits,
-            "labels": np.ascontiguousarray(labels, np.int64),
-            "highest": highest,
-            "total": total,
-        }
-        arrays |= more | {"rows": None if rows is None else np.ascontiguousarray(rows, np.int64)}
+        arrays = {"logits": logits, "labels": np.ascontiguousarray(labels, np.int64), "highest": highest}
+        arrays |= more | {"total": total, "rows": None if rows is None else np.ascontiguousarray(rows, np.int64)}
         addresses = {name: address(array) for name, array in arrays.items()}
         job = CrossEntropy(logits.dtype == np.float64, labels.size, logits.shape[1], smoothing, **addresses)
         threads = 1 if labels.size * logits.shape[1] < sharing.WORK // 64 else thread_count()
@@ -374,13 +377,7 @@ class CpuOps(HostOps):
         sums = np.empty(-(-grads.size // _SQUARES))
         is_double, threads = grads.dtype == np.float64, self._flat_threads(grads)
         self._call(
-            "add_squares",
-            grads.ctypes.data,
-            grads.size,
-            is_double,
-            sums.ctypes.data,
-            threads,
-            self.level,
+            "add_squares", grads.ctypes.data, grads.size, is_double, sums.ctypes.data, threads, self.level,
             threads=threads,
-        )
+        )  # fmt: skip
         return sums.sum()

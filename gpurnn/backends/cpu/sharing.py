@@ -22,7 +22,7 @@ def share(T, B, units, multiplications, directions):
 
     Where there are few sequences, threads divide the units: each reads its share of the weights, and they meet once in
     a timestep. A single timestep reads the weights from memory for one product, so that less work pays for a second
-    thread.
+    thread; there they divide the units of many sequences, too, and need not meet.
     """
     if multiplications * directions < (WORK if T > 1 else WORK // 2):
         return Sharing(1, False)
@@ -30,7 +30,9 @@ def share(T, B, units, multiplications, directions):
         units = 0
     by_sequences = min(thread_count(), directions * -(-B // _ROWS))
     by_units = min(thread_count(), directions * (units // _UNITS))
-    return Sharing(by_units, True) if by_units > by_sequences else Sharing(max(1, by_sequences), False)
+    if by_units > by_sequences or by_units == by_sequences > T == 1:
+        return Sharing(by_units, True)
+    return Sharing(max(1, by_sequences), False)
 
 
 def units_to_share(cell, projected, H):

@@ -121,6 +121,13 @@ class Loop:
             for k, other in enumerate(state[1:]):
                 self.others[d, k, first if self.save else 0] = other
 
+    def set_states(self, states):
+        """Write all states of each direction, as ``Ops.all_states`` returns them, instead of a forward pass."""
+        for d, (h, *others) in enumerate(states):
+            self.h[d] = h
+            for k, other in enumerate(others):
+                self.others[d, k] = other
+
     def final(self):
         """Copies of each direction's final state."""
         finals = []

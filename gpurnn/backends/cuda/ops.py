@@ -19,6 +19,7 @@ from ... import rng
 from ...cells import Weights
 from ...errors import BackendError, ShapeError
 from ..ops import UPDATE_STATES, Ops, flat, refuse_uncountable
+from ..rebuild import passes_of
 from ..records import SavedLayer
 from ..streams import ONE_STREAM
 from . import schedules
@@ -232,23 +233,8 @@ class CudaOps(Ops):
     def layer_forward(self, cell, x, weights, states, lengths, options):
         if array_code(cell, len(options.directions)):
             return super().layer_forward(cell, x, weights, states, lengths, options)
-        T, B, I = x.shape if weights[0].reads is None else (*x.shape[:2], 0)  # 0: multiplied before the loop
-        rows, hh = len(weights[0].ih), weights[0].hh
-        H = rows // len(cell.gates)
-        shape = LoopShape(
-            T, B, I, H, H if hh is None else hh.shape[1], x.dtype, options.directions, options.save,
-            lengths is not None,
-            weights[0].bias_ih is not None, options.schedule, options.concurrent, options.marks is not None,
-        )  # fmt: skip
-        plan = self.loop_plan(cell, shape)
-        if plan.by_step:
-            # A loop that another stream gave back may still be in use there, so the stream belongs to the key.
-            loop, lease = self.pool.take((plan, self.device.queue), lambda: Loop(self, plan))
-        else:  # nothing to record
-            loop = Loop(self, plan)
-            lease = Lease(loop)
-        loop.load(weights, lengths, options.masks, options.marks)
-        x = self.xp.ascontiguousarray(x)
+        loop, lease = self._loop(cell, x, weights, lengths, options)
+        x, rows = self.xp.ascontiguousarray(x), len(weights[0].ih)
         if loop.inputs:
             loop.take(x)
         else:
@@ -258,6 +244,43 @@ class CudaOps(Ops):
         loop.forward()
         output = loop.output.copy() if options.fresh_output and loop.recorded else loop.output
         return SavedLayer(cell, weights, x, lengths, loop.saved(), lease), loop.final(), output
+
+    def _loop(self, cell, x, weights, lengths, options):
+        """The ``Loop`` of a call, with what it reads besides x and states, and its ``Lease``."""
+        T, B, I = x.shape if weights[0].reads is None else (*x.shape[:2], 0)  # 0: multiplied before the loop
+        H, hh = len(weights[0].ih) // len(cell.gates), weights[0].hh
+        shape = LoopShape(
+            T, B, I, H, H if hh is None else hh.shape[1], x.dtype, options.directions, options.save,
+            lengths is not None, weights[0].bias_ih is not None, "step" if options.flat else options.schedule,
+            options.concurrent, options.marks is not None,
+        )  # fmt: skip
+        plan = self.loop_plan(cell, shape)
+        if plan.by_step and not options.flat:
+            # A loop that another stream gave back may still be in use there, so the stream belongs to the key.
+            loop, lease = self.pool.take((plan, self.device.queue), lambda: Loop(self, plan))
+        else:  # nothing to record
+            loop = Loop(self, plan)
+            lease = Lease(loop)
+        loop.load(weights, lengths, options.masks, options.marks)
+        return loop, lease
+
+    def all_states(self, saved):
+        states = super().all_states(saved)
+        if saved.lease is None or not saved.lease.loop.recorded:
+            return states
+        return [tuple(part.copy() for part in parts) for parts in states]  # other calls get the arrays of this loop
+
+    def layer_rebuild(self, cell, x, weights, states, lengths, options):
+        if array_code(cell, len(options.directions)):
+            return super().layer_rebuild(cell, x, weights, states, lengths, options)
+        loop, lease = self._loop(cell, x, weights, lengths, options)
+        loop.set_states(states)
+        passes = passes_of(states, options)
+        for part, gates in self.rebuilt_gates(cell, x, weights, passes, lengths):
+            for d, steps in enumerate(gates):
+                loop.gates[d, part] = steps
+        saved = SavedLayer(cell, weights, self.xp.ascontiguousarray(x), lengths, loop.saved(), lease)
+        return saved, None, self.output_of(passes, None, fresh=False)
 
     def time_loop_backward(self, saved, doutput, dstates, hooks):
         if hooks is not None or saved.lease is None:  # only the array code calls hooks
