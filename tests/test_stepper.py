@@ -1,5 +1,8 @@
 """Steppers: sequences that are read one timestep at a time, with states of their own."""
 
+import copy
+import os
+import pickle
 import re
 import threading
 
@@ -153,6 +156,7 @@ def test_what_is_wrong_is_refused_and_changes_no_state():
         ([-1, 0], ValueError, "ids: expected numbers from 0 to 8, got -1"),
         ([1, 2, 3], gpurnn.ShapeError, r"x: expected one timestep of every sequence, \(2,\), got \(3,\)"),
         ([0.5, 1.0], gpurnn.DtypeError, "integers"),
+        (np.array([2**64 - 1, 2], np.uint64), ValueError, "got 18446744073709551615"),
     ):
         with pytest.raises(error, match=match):
             stepper.step(np.array(x))
@@ -166,6 +170,8 @@ def test_what_is_wrong_is_refused_and_changes_no_state():
     for rows in ([2], [-1]):
         with pytest.raises(ValueError, match="rows"):
             stepper.reset(rows)
+    with pytest.raises(TypeError, match=r"rows: expected several, such as \[1\], got"):
+        stepper.reset(1)
     for one, other in zip(before, leaves(stepper.state), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -181,6 +187,8 @@ def test_models_that_have_no_stepper():
         (gpurnn.LSTM(2, 3, bidirectional=True), ValueError, "stepper: a layer that runs backwards"),
         (gpurnn.Sequential(gpurnn.GRU(2, 3, reverse=True)), ValueError, "stepper: a layer that runs backwards"),
         (gpurnn.LSTM(2, 3, batch_norm=True), ValueError, "stepper: batch_norm"),
+        (gpurnn.GRUCell(2, 3), TypeError, "stepper: a GRUCell is one timestep alone: give the layer, GRU"),
+        (gpurnn.Sequential(gpurnn.GRU(2, 3), gpurnn.Pooling(3)), ValueError, "Pooling needs the whole sequence"),
         (gpurnn.Linear(2, 3), TypeError, "a Linear without a recurrent layer has no state"),
         (gpurnn.Sequential(Own()), TypeError, re.escape("Sequential.0: a Own has a state of its own kind")),
     ):
@@ -201,3 +209,52 @@ def test_threads_share_a_stepper():
     for thread in threads:
         thread.join()
     assert stepper.state.item() == 800
+
+
+def test_a_class_that_computes_something_else_is_not_compiled():
+    class Twice(gpurnn.Linear):
+        def __call__(self, x):
+            return 2 * super().__call__(x)
+
+    class Plus(gpurnn.Sequential):
+        def __call__(self, x):
+            return x + super().__call__(x)
+
+    class Shifted(gpurnn.GRU):
+        def __call__(self, x, state=None, **given):
+            return super().__call__(x + 1, state, **given)
+
+    where = {"backend": "cpu", "seed": 1}
+    for part in (Twice(6, 6, **where), Plus(gpurnn.Linear(6, 6, **where)), Shifted(6, 6, **where)):
+        model = gpurnn.Sequential(gpurnn.GRU(6, 6, **where), part)
+        stepper, x = model.stepper(2), RNG(0).standard_normal((2, 6)).astype("float32")
+        assert not stepper.compiled
+        assert_equal(stepper, model, x, None)
+
+
+def test_a_recurrent_layer_that_was_replaced_is_noticed():
+    for other in (gpurnn.GRU(6, 4, bidirectional=True), gpurnn.GRU(6, 4, 2), gpurnn.GRU(6, 4), gpurnn.LSTM(6, 4)):
+        model = gpurnn.Sequential({"rnn": gpurnn.GRU(6, 4), "head": gpurnn.Dropout(0.5)})
+        stepper, x = model.stepper(3), np.ones((3, 6), "float32")
+        stepper.step(x)
+        model.add_layers({"head": gpurnn.Dropout(0.1)})
+        stepper.step(x)
+        model.add_layers({"rnn": other})
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="were replaced since: make another stepper"):
+                stepper.step(x)
+
+
+def test_copies_and_forks(monkeypatch):
+    """A copy goes on alone. A child of a fork does not wait for what a thread of its parent was doing."""
+    stepper, x = MODELS["lstm"][0](backend="cpu").stepper(2), RNG(0).standard_normal((2, 6)).astype("float32")
+    stepper.step(x)
+    stepper.leave(1)
+    for other in (copy.deepcopy(stepper), pickle.loads(pickle.dumps(stepper))):
+        assert other.free == [1] and repr(other) == repr(stepper) == "Stepper(LSTM, batch=2, compiled)"
+        np.testing.assert_array_equal(other.state[0], stepper.state[0])
+        expected = other.step(x)
+    np.testing.assert_array_equal(stepper.step(x), expected)
+    with stepper._lock:
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+        stepper.step(x)

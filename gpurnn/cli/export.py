@@ -82,7 +82,7 @@ def command(run, file, overwrite, **given):
 
     An .onnx holds the model, its vocabulary or classes, and what 'gpurnn import' needs to make a run of it again. It
     needs gpurnn[onnx]. A .safetensors holds the model and its vocabulary, too, without what only training needs:
-    gpurnn.load(FILE) in Python makes a model of it, and 'gpurnn info FILE' describes it. A .h is the model as C,
+    gpurnn.load(FILE) in Python makes a model of it, 'gpurnn import' a run. A .h is the model as C,
     timestep by timestep, for small devices.
     """
     path = Path(file)

@@ -9,18 +9,21 @@ from . import options
     "import",
     epilog="""\b
 Examples:
-  gpurnn import model.onnx runs/imported""",
+  gpurnn import model.onnx runs/imported
+  gpurnn import weights.safetensors runs/imported""",
 )
 @click.argument("file", metavar="FILE", type=click.Path(exists=True, dir_okay=False))
 @click.argument("run", metavar="RUN", type=click.Path(file_okay=False))
 @options.max_memory
 def command(file, run):
-    """Make the folder RUN of FILE, an .onnx that 'gpurnn export' wrote.
+    """Make the folder RUN of FILE, an .onnx or a .safetensors that 'gpurnn export' wrote.
 
     The run can be used like one that was trained here, and be where another one starts (--from); it cannot be resumed.
-    It needs gpurnn[onnx].
+    An .onnx needs gpurnn[onnx].
     """
-    from ..interop.onnx.runs import import_run
-
+    if file.lower().endswith(".safetensors"):
+        from ..model_file.runs import import_run
+    else:
+        from ..interop.onnx.runs import import_run
     import_run(file, run)
     options.say(f"Wrote {run}: see 'gpurnn info {options.quoted(run)}'.")

@@ -122,7 +122,7 @@ class Dropout(Module):
         return y, backward
 
     def _step_parts(self):
-        return []  # in inference it does nothing
+        return None if type(self) is not Dropout else []  # in inference it does nothing
 
     def _apply(self, x, reset):
         """y, and the mask times 1 / (1 - rate), or None where nothing is dropped."""

@@ -144,6 +144,8 @@ class Linear(Module):
         return y, backward
 
     def _step_parts(self):
+        if type(self) not in (Linear, TiedLinear):
+            return None
         return [LinearStep(self._table().params["weight"], self.params["bias"] if self.bias else None)]
 
     def _apply(self, x):

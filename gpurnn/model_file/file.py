@@ -179,6 +179,12 @@ class _Described(NamedTuple):
     run: dict[str, Any] | None
 
 
+def read(path: Path, ops: Any) -> tuple[Module, dict[str, Any] | None]:
+    """The model of a file, and what it says of its run or None. Raises as ``load``."""
+    model, said = _read(_checked_path(path, "import"), ops, None)
+    return model, said.run
+
+
 def _read(path, ops, dtype):
     """(model, ``_Described``) of a file."""
     try:
@@ -255,7 +261,8 @@ def _described(metadata, path):
     if _KEY not in metadata:
         raise CheckpointError(
             f"{path}: holds arrays, but not which model they are of: build that, then "
-            "model.load_state_dict(safetensors.numpy.load_file(path))"
+            "model.load_state_dict(safetensors.numpy.load_file(path)); for a checkpoint of a run "
+            "gpurnn.load_weights(model, its .json file), or 'gpurnn export RUN weights.safetensors' first"
         )
     check_room(path, _COST * len(metadata[_KEY]), "its model")
     document = parse_json(metadata[_KEY], path, CheckpointError)

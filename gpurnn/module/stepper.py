@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable
+from operator import is_not
 from typing import Any
 
 import numpy as np
 
 from .._typing import Array, State
-from ..errors import ShapeError, check_size
+from ..errors import ShapeError, check_size, described
 
 
 class Stepper:
@@ -20,8 +22,10 @@ class Stepper:
     float32 or float64; ``compiled`` says whether it is. Otherwise, and on other backends, it is ``model.step``.
 
     Parameters that change later are seen, by ``load_state_dict`` and optimizers too; after a write through an array
-    call ``model.changed()``. Threads may share a stepper: a step waits for the one before it. The step itself does not
-    hold Python's lock.
+    call ``model.changed()``. Where a recurrent layer was replaced, make another stepper. Threads may share a stepper: a
+    step waits for the one before it. A compiled step does not hold Python's lock. One that is not compiled puts the
+    model into evaluation mode meanwhile, so no other thread may train it then. ``copy.deepcopy`` and ``pickle`` copy
+    the model, too.
 
     Parameters
     ----------
@@ -40,7 +44,8 @@ class Stepper:
     Raises
     ------
     ValueError
-        A layer needs the future (``bidirectional``, ``reverse``), or statistics of a batch in time (``batch_norm``).
+        A layer needs the future (``bidirectional``, ``reverse``), the whole sequence (``Pooling``), or statistics of a
+        batch in time (``batch_norm``).
     TypeError
         The model has no state, or a layer with a state of its own kind.
 
@@ -62,11 +67,22 @@ class Stepper:
             raise TypeError(f"stepper: a {type(model).__name__} without a recurrent layer has no state: call it")
         for leaf in self._leaves:
             leaf._check_steppable("stepper")
-        self._lock = threading.Lock()
+        self._own_lock, self._process = threading.Lock(), os.getpid()
         self._program, self._made_of = None, None
         self._strands = [leaf._strand_states(None, self.batch) for leaf in self._leaves]
         self._free: set[int] = set()
         self._refresh()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": self._model, "batch": self.batch, "state": self.state, "free": self._free}
+
+    def __setstate__(self, parts: dict[str, Any]) -> None:
+        self.__init__(parts["model"], parts["batch"])  # type: ignore[misc]
+        self.state, self._free = parts["state"], set(parts["free"])
+
+    def __repr__(self) -> str:
+        how = "compiled" if self.compiled else "array code"
+        return f"Stepper({type(self._model).__name__}, batch={self.batch}, {how})"
 
     @property
     def compiled(self) -> bool:
@@ -121,6 +137,8 @@ class Stepper:
         ValueError
             There is no such row.
         """
+        if rows is not None and not isinstance(rows, Iterable):
+            raise TypeError(f"rows: expected several, such as [{rows}], got {described(rows)}")
         rows = list(range(self.batch)) if rows is None else [self._row("rows", row) for row in rows]
         with self._lock:
             self._refresh()
@@ -173,14 +191,24 @@ class Stepper:
             self._refresh()
             self._set(found)
 
+    @property
+    def _lock(self):
+        """The lock of this process: a fork may have copied one that a thread of the parent holds."""
+        if self._process != os.getpid():
+            self._own_lock, self._process = threading.Lock(), os.getpid()
+        return self._own_lock
+
     # ---- what is not locked
 
     def _refresh(self):
-        """Make the program anew where a parameter has changed since."""
+        """Make the program anew where a parameter has changed since. Raises RuntimeError where a layer has."""
         model = self._model
         made_of = self._made_of
         if made_of is not None and made_of[0] is model.params._arrays and made_of[1] == model._counts:
             return
+        leaves = _leaves(model, type(model).__name__)
+        if len(leaves) != len(self._leaves) or any(map(is_not, leaves, self._leaves)):
+            raise RuntimeError("stepper: recurrent layers of the model were replaced since: make another stepper")
         strands = self._current()
         parts = model._step_parts()
         program = None if parts is None else model.ops.step_program(parts, self.batch, model.dtype)
@@ -221,10 +249,11 @@ class Stepper:
 
     def _array_step(self, x):
         model = self._model
+        x = model.ops.asarray(x, "x")
+        if x.shape[:1] != (self.batch,):
+            raise ShapeError(f"x: expected one timestep of {self.batch} sequences, got shape {x.shape}")
         with model.evaluation():
             y, state = model.step(x, self._packed(self._current()))
-        if y.shape[0] != self.batch:  # a state of another batch was refused; a layer without one comes first
-            raise ShapeError(f"x: expected one timestep of {self.batch} sequences, got {y.shape[0]}")
         self._strands = _unpacked(model, state, self.batch, "state")
         return y
 
@@ -234,8 +263,8 @@ class Stepper:
         if like.dtype.kind != "i":
             return ops.asfloat(x, self._model.dtype, "x")
         x = ops.asarray(x, "x")
-        if x.dtype.kind not in "iu":
-            self._array_step(x)
+        if x.dtype.kind not in "iu" or (x.dtype == np.uint64 and x.size and x.max() > np.iinfo(np.int64).max):
+            self._array_step(x)  # raises
         return x.astype(np.int64)
 
     def _row(self, name, row):
@@ -246,7 +275,10 @@ class Stepper:
 
 
 def _leaves(model, name):
-    """The recurrent layers in ``model``, in order. Raises TypeError for another layer that has a state."""
+    """The recurrent layers in ``model``, in order. Raises TypeError for another layer that has a state, ValueError for
+    one that needs all timesteps."""
+    if getattr(model, "_pools", False):
+        raise ValueError(f"stepper: {name}: a {type(model).__name__} needs the whole sequence")
     if model._chain:
         return [leaf for child in model.children.values() for leaf in _leaves(child, f"{name}.{child.name}")]
     if not model.stateful:

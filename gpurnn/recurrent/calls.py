@@ -176,7 +176,9 @@ class Calls:
             )
 
     def _step_parts(self):
-        if type(self).step is not Calls.step or (self.residual and self.num_layers > 1):
+        if type(self).step is not Calls.step or type(self).__call__ is not Calls.__call__:
+            return None
+        if self.residual and self.num_layers > 1:
             return None
         return [LoopStep(self._cell.evaluating, self._weights(k)) for k in range(self.num_layers)]
 

@@ -29,6 +29,11 @@ class SingleStep:
     def _suffix(self, layer, direction):
         return ""
 
+    def _check_steppable(self, what):
+        if what == "stepper":
+            whole = type(self).__name__.removesuffix("Cell")
+            raise TypeError(f"stepper: a {type(self).__name__} is one timestep alone: give the layer, {whole}")
+
     @answers_unknown
     def __call__(
         self, x: Array, state: State = None, *, reset: Array | None = None, mask: Array | None = None

@@ -1,5 +1,6 @@
 """``gpurnn export RUN weights.safetensors`` and ``gpurnn info FILE``."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -154,3 +155,30 @@ def test_what_a_file_says_of_its_run_is_checked(change, words, folder, tmp_path)
     (tmp_path / "m.safetensors").write_bytes(with_run((folder / "text.safetensors").read_bytes(), change))
     with pytest.raises(gpurnn.CheckpointError, match=words):
         gpurnn.load(tmp_path / "m.safetensors", "numpy")
+
+
+def test_import_makes_a_run_of_it(folder, tmp_path):
+    """Which says, computes and samples what the exported run does."""
+    file, again = tmp_path / "text.safetensors", tmp_path / "again"
+    call("export", folder / "text", file)
+    call("import", file, again)
+    first, second = load(folder / "text", "numpy"), load(again, "numpy")
+    assert first.facts == second.facts and first.settings == second.settings
+    for name, value in first.model.state_dict().items():
+        np.testing.assert_array_equal(second.model.state_dict()[name], value)
+    sampled = [call("sample", run, "--length", "20", "--seed", "3").output for run in (folder / "text", again)]
+    assert sampled[0] == sampled[1]
+    assert "already holds a run" in call("import", file, again, code=2).output
+    gpurnn.save(first.model, file)
+    assert "says nothing of a run" in call("import", file, tmp_path / "other", code=2).output
+
+
+def test_import_refuses_a_model_that_is_not_that_of_its_settings(folder, tmp_path):
+    file = tmp_path / "text.safetensors"
+    call("export", folder / "text", file)
+
+    settings = load(folder / "text", "numpy").settings
+    settings = dataclasses.asdict(settings) | {"cell": "gru" if settings.cell != "gru" else "lstm"}
+    file.write_bytes(with_run(file.read_bytes(), {"settings": settings}))
+    assert "its model is not that of its settings" in call("import", file, tmp_path / "run", code=2).output
+    assert not (tmp_path / "run").exists()

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from .threads import thread_count
 
-_ROWS = 4  # fewest sequences per thread; with fewer, loading the weights dominates
+_ROWS = 4  # fewest sequences per thread; with fewer, loading the weights dominates, and up to here units are divided
 _UNITS = 64  # fewest units per thread
 WORK = 1 << 23  # fewest multiplications that are worth a second thread: a fifth of a millisecond
 _STEP = 1 << 17  # fewest multiplications of a timestep in which threads meet, which takes less than a microsecond
@@ -30,7 +30,7 @@ def share(T, B, units, multiplications, directions):
         units = 0
     by_sequences = min(thread_count(), directions * -(-B // _ROWS))
     by_units = min(thread_count(), directions * (units // _UNITS))
-    if by_units > by_sequences or by_units == by_sequences > T == 1:
+    if by_units >= max(2, by_sequences) and (T == 1 or B * directions <= _ROWS * by_units):
         return Sharing(by_units, True)
     return Sharing(max(1, by_sequences), False)
 

@@ -10,18 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ... import run_folder
 from ..._typing import Array
-from ...checkpoint import save_checkpoint
-from ...errors import FileError, check_number, one_line
-from ...files import make_folder, write_bytes_atomic
-from ...folder_lock import locked
+from ...errors import FileError, one_line
+from ...files import write_bytes_atomic
 from ...module import Module
-from ...tasks import get_task
-from ...tasks.exported import PROGRESS, run_document
-from ...tasks.seen import check_trained_on
-from ...tasks.task import check_strings
-from ...tasks.trained import load, write_config
+from ...tasks.exported import checked_run, refuse_taken, run_document, write_imported
+from ...tasks.trained import load
 from .export import model_proto
 from .reading import array_of, read_model
 from .twin import DOCUMENT
@@ -51,12 +45,12 @@ def import_run(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> 
     Raises FileError for another file, or a damaged one; ValueError where the folder holds a run already.
     """
     folder = Path(folder)
-    if run_folder.taken(folder):
-        raise ValueError(f"RUN: {folder} already holds a run, or files with the names of one: choose another folder")
+    refuse_taken(folder)
     proto, place = read_model(path)
-    task, settings, document, options = _described(proto, place)
+    run, options = _described(proto, place)
     arrays = {one.name: one for one in proto.graph.initializer}
-    _check_sizes(task, settings, document["facts"], arrays, place)
+    largest = max((size for tensor in arrays.values() for size in tensor.dims), default=0)
+    task, settings, document = checked_run(run, largest, len(arrays), place)
     try:
         model = task.build(settings, document["facts"], "numpy")
         expected, numbers = _numbered(model, options)
@@ -65,47 +59,25 @@ def import_run(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> 
     if list(expected.graph.node) != list(proto.graph.node):
         raise FileError(f"{place}: its graph is not that of its settings: it was changed, or made by another version")
     model.load_state_dict(_state(model, numbers, arrays, place))
-    _write(folder, document, model)
+    write_imported(folder, document, model)
     return settings
 
 
 def _described(proto, place):
-    """(task, settings, the document of its run, options) of a file. Raises FileError."""
+    """(what it says of its run, options) of a file. Raises FileError."""
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     try:
         document = json.loads(metadata[DOCUMENT])
         run, options = document["run"], document["options"]
+        options = {name: options[name] for name in ("lengths", "states", "weights", "part")}
     except (LookupError, ValueError, TypeError, RecursionError) as error:
         raise FileError(
             f"{place}: says nothing of a run, as those that 'gpurnn export RUN' writes do: "
             "gpurnn.interop.onnx.import_onnx(path) reads any model, for use in Python"
         ) from error
-    try:
-        task = get_task(run["task"])
-        settings = task.Settings(**run["settings"])
-        task.check_facts(settings, run["facts"])
-        check_trained_on(run["facts"])
-        check_strings("data and files", [run["data"]["summary"], *run["files"]])
-        run["data"]["fingerprint"]
-        options = {name: options[name] for name in ("lengths", "states", "weights", "part")}
-        progress = {name: check_number(name, run["progress"][name], low) for name, low in PROGRESS.items()}
-    except (LookupError, ValueError, TypeError, ArithmeticError) as error:
-        raise FileError(f"{place}: what it says of its run is damaged: {one_line(error)}") from error
     if options["part"] is not None:
         raise FileError(f"{place}: holds the {options['part']} alone: a run needs the whole model")
-    return task, settings, run | {"progress": progress}, options
-
-
-def _check_sizes(task, settings, facts, arrays, place):
-    """Raise FileError where the settings are of a larger model than the file, before anything is built."""
-    most = max((size for tensor in arrays.values() for size in tensor.dims), default=0)
-    wrong = [name for name, size in task.sizes(settings, facts).items() if size > most]
-    if settings.hidden > most:
-        wrong.append("hidden")
-    if settings.layers > len(arrays):
-        wrong.append("layers")
-    if wrong:
-        raise FileError(f"{place}: {wrong[0]} of its settings is not what its weights have")
+    return run, options
 
 
 def _numbered(model: Module, options: Mapping[str, Any]) -> tuple[Any, dict[str, Array]]:
@@ -145,14 +117,3 @@ def _state(model, numbers, arrays, place):
         found[name] = flat[start : start + array.size].reshape(array.shape)
         start += array.size
     return found
-
-
-def _write(folder, document, model):
-    """``config.json`` and the checkpoint of a run."""
-    arrays = {f"model/{name}": array for name, array in model.state_dict().items()}
-    checkpoint = document["progress"] | {"optimizer": {}, "random": model.random_state(), "data": {}}
-    config = {name: document[name] for name in ("task", "settings", "data", "facts", "files")}
-    make_folder(folder)
-    with locked(folder):
-        save_checkpoint(folder / run_folder.CHECKPOINTS[1], arrays, checkpoint)
-        write_config(folder, config | {"backend": model.ops.name})
