@@ -59,6 +59,8 @@ class Stepper:
     >>> stepper.reset([1])                       # a new sequence in row 1
     """
 
+    batch: int
+
     def __init__(self, model: Any, batch: int) -> None:
         self.batch = check_size("batch", batch)
         self._model = model
