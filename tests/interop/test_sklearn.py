@@ -115,6 +115,48 @@ def test_the_model_is_the_one_that_fit_trains():
     assert not model.model_.training and isinstance(model.model_, gpurnn.Sequential)
 
 
+@pytest.mark.parametrize("scale", [1e-310, 1e-200, 1e-160, 1e150, 1e160, 1e200, 1e307])
+def test_extreme_scales_change_nothing(scale):
+    """Neither the squares of features nor those of targets overflow or underflow."""
+    X, _ = sequences(20)
+    y = np.array([[x.sum(), x[0, 0]] for x in X]) / 64
+    options = SMALL | {"epochs": 4, "dtype": "float64", "backend": "numpy"}
+    plain, power = ours.SequenceRegressor(**options).fit(X, y), float(2.0 ** np.floor(np.log2(scale)))
+    few = 1e-3 if scale < 1e-300 else 1e-9  # subnormal numbers have few digits
+    for X2, y2, grown in (([x * power / 8 for x in X], y, 1), (X, y * power, power)):
+        model = ours.SequenceRegressor(**options).fit(X2, y2)
+        np.testing.assert_allclose(model.predict(X2) / grown, plain.predict(X), rtol=few, atol=few)
+        np.testing.assert_allclose(model.score(X2, y2), plain.score(X, y), rtol=few)
+
+
+def test_numbers_at_the_ends_of_float64():
+    """Differences of the largest numbers overflow, and a deviation below the smallest one is 0."""
+    largest, smallest = np.finfo(float).max, np.finfo(float).smallest_subnormal
+    X = np.tile([[largest, 0, largest], [-largest, smallest, largest]], (10, 1))[:, None]
+    model = ours.SequenceClassifier(**SMALL | {"dtype": "float64"}).fit(X, [0, 1] * 10)
+    assert np.isfinite(model.mean_).all() and (model.scale_ > 0).all() and model.scale_[2] == 1
+    assert model.score(X, [0, 1] * 10) == 1
+    with pytest.raises(ValueError, match=r"X\[0\]: 1 \(row 0, column 1\) is too far from the data of fit"):
+        model.predict(np.ones((1, 1, 3)))
+
+
+def test_mean_and_scale_make_what_the_network_takes():
+    X, _ = sequences(20)
+    y = np.array([x.sum() for x in X])
+    model = ours.SequenceRegressor(**SMALL | {"epochs": 2, "dtype": "float64", "backend": "numpy"}).fit(X, y)
+    np.testing.assert_array_equal(model.scale_, np.concatenate(X).std(axis=0))
+    x = ((X[3] - model.mean_) / model.scale_)[:, None]
+    found = model.model_(x)[0][0] * model.y_scale_ + model.y_mean_
+    np.testing.assert_allclose(model.predict(X[3:4]), found, rtol=1e-12)
+
+
+def test_a_fitted_estimator_keeps_its_dtype():
+    X, y = sequences(20)
+    model = ours.SequenceClassifier(**SMALL | {"epochs": 1, "dtype": "float64"}).fit(X, y)
+    expected = model.predict_proba(X)
+    np.testing.assert_array_equal(model.set_params(dtype="float32").predict_proba(X), expected)
+
+
 def test_one_sequence_alone():
     X, y = sequences(20)
     model = ours.SequenceClassifier(**SMALL | {"dtype": "float64", "backend": "numpy"}).fit(X, y)
@@ -222,8 +264,8 @@ def test_early_stopping_has_the_best_weights():
     assert model.n_iter_ == len(curve) == len(model.loss_curve_) < 60 and np.argmin(curve) == len(curve) - 5
     chosen, held = model._split(60, y, int(np.random.RandomState(0).randint(2**31 - 1)))
     assert len(held) == 18 and not set(chosen) & set(held)
-    scaled = (model.predict([X[n] for n in held]) - model._y_mean) / model._y_deviation
-    expected = np.mean(((y[held] - model._y_mean) / model._y_deviation - scaled[:, None][:, 0]) ** 2)
+    scaled = (model.predict([X[n] for n in held]) - model.y_mean_) / model.y_scale_
+    expected = np.mean(((y[held] - model.y_mean_) / model.y_scale_ - scaled[:, None][:, 0]) ** 2)
     np.testing.assert_allclose(expected, min(curve), rtol=1e-9)
 
 

@@ -104,3 +104,34 @@ def check_count(y: Any, sequences: list[Array]) -> None:
         raise ValueError(
             f"Found input variables with inconsistent numbers of samples: X has {len(sequences)}, y has {len(y)}"
         )
+
+
+def mean_and_scale(numbers: Array) -> tuple[Array, Array]:
+    """The mean and the deviation of each column of (N, K) numbers; the deviation is 1 for a column of equal numbers."""
+    power = np.frexp(np.abs(numbers).max(axis=0))[1]
+    small = np.ldexp(numbers, -power)  # at most 1, so that no square overflows; a power of two rounds nothing
+    mean, deviation = small.mean(axis=0), small.std(axis=0)
+    scale = np.maximum(np.ldexp(deviation, power), np.finfo(np.float64).smallest_subnormal)
+    scale = np.where(deviation > 1e-12 * np.abs(mean), scale, 1.0)
+    return np.ldexp(np.clip(mean, small.min(axis=0), small.max(axis=0)), power), scale
+
+
+def standardized(name: str, numbers: Array, mean: Array, scale: Array, dtype: np.dtype) -> Array:
+    """(numbers - mean) / scale. Raises ValueError where that is too large for the dtype."""
+    share, power = np.frexp(scale)
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = ((np.ldexp(numbers, -power) - np.ldexp(mean, -power)) / share).astype(dtype)
+    finite = np.isfinite(found.astype(np.float64))
+    if not finite.all():
+        row, column = np.argwhere(~finite)[0]
+        raise ValueError(
+            f"{name}: {numbers[row, column]:g} (row {row}, column {column}) is too far from the data of fit, whose mean "
+            f"is {mean[column]:g} and deviation {scale[column]:g}, for {np.dtype(dtype).name}: leave it out"
+        )
+    return found
+
+
+def restored(numbers: Array, mean: Array, scale: Array) -> Array:
+    """numbers * scale + mean, where ``standardized`` began."""
+    share, power = np.frexp(scale)
+    return np.ldexp(numbers * share + np.ldexp(mean, -power), power)
