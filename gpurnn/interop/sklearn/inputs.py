@@ -125,8 +125,8 @@ def standardized(name: str, numbers: Array, mean: Array, scale: Array, dtype: np
     if not finite.all():
         row, column = np.argwhere(~finite)[0]
         raise ValueError(
-            f"{name}: {numbers[row, column]:g} (row {row}, column {column}) is too far from the data of fit, whose mean "
-            f"is {mean[column]:g} and deviation {scale[column]:g}, for {np.dtype(dtype).name}: leave it out"
+            f"{name}: {numbers[row, column]:g} (row {row}, column {column}) is too far from the data of fit, whose "
+            f"mean is {mean[column]:g} and deviation {scale[column]:g}, for {np.dtype(dtype).name}: leave it out"
         )
     return found
 
