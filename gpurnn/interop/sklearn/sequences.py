@@ -25,7 +25,7 @@ from ...layers import Dropout, Linear, Pooling, Sequential
 from ...losses import cross_entropy, mse
 from ...recurrent import LAYERS, Recurrent
 from .inputs import check_count, is_sequences, mean_and_scale, read_sequences, read_steps, restored, standardized
-from .training import train
+from .training import train, validation_share
 
 
 class _SequenceEstimator(BaseEstimator):
@@ -84,10 +84,11 @@ class _SequenceEstimator(BaseEstimator):
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self.mean_, self.scale_ = mean_and_scale(np.concatenate(sequences))
         check_size("epochs", self.epochs)
+        share = validation_share(self)
         model = self._build(outputs, seed)
         inputs, chosen, validation = self._scaled(sequences, model.dtype), np.arange(len(sequences)), None
-        if self.early_stopping:
-            chosen, held = self._split(len(sequences), targets, seed)
+        if share:
+            chosen, held = self._split(len(sequences), targets, seed, share)
             validation = self._batches(inputs, targets, held, seed, shuffle=False)
         batches = self._batches(inputs, targets, chosen, seed, shuffle=True)
         train(self, model, loss(model), batches, validation)
@@ -113,9 +114,8 @@ class _SequenceEstimator(BaseEstimator):
         layers["linear"] = Linear(size, outputs, seed=seed + 3, **options)
         return Sequential(layers)
 
-    def _split(self, count, targets, seed):
+    def _split(self, count, targets, seed, share):
         """(numbers of the sequences to train on, of those to validate on)."""
-        share = check_number("validation_fraction", self.validation_fraction, 0, 1, low_open=True, high_open=True)
         classes = targets if isinstance(self, ClassifierMixin) and not self._per_step else None
         return train_test_split(np.arange(count), test_size=share, random_state=seed, stratify=classes)
 
@@ -255,7 +255,7 @@ class SequenceClassifier(ClassifierMixin, _SequenceEstimator):
         _refuse_no_targets(self, y)
         sequences = read_sequences(self, X, reset=True)
         self._per_step = is_sequences(y)
-        labels = np.concatenate(read_steps(y, sequences)) if self._per_step else column_or_1d(y, warn=True)
+        labels = np.concatenate(read_steps(y, sequences)) if self._per_step else _one_column(y)
         assert_all_finite(labels, input_name="y")
         check_classification_targets(labels)
         if not self._per_step:
@@ -288,7 +288,7 @@ class SequenceClassifier(ClassifierMixin, _SequenceEstimator):
         """The share of right labels, of sequences or of timesteps; sample_weight: one for each of these."""
         found = self.predict(X)
         if self._per_step:
-            y, found = np.concatenate([*map(np.asarray, y)]), np.concatenate(found)
+            y, found = np.concatenate(read_steps(y, found)), np.concatenate(found)
         return float(accuracy_score(y, found, sample_weight=sample_weight))
 
 
@@ -362,7 +362,7 @@ class SequenceRegressor(RegressorMixin, _SequenceEstimator):
         """R^2 of the predictions, over sequences or timesteps; sample_weight: one for each of these."""
         found = self.predict(X)
         if self._per_step:
-            y, found = np.concatenate([*map(np.asarray, y)]), np.concatenate(found)
+            y, found = np.concatenate(read_steps(y, found)), np.concatenate(found)
         y = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
         if y.shape == found.shape:  # a power of two rounds nothing, and no square over- or underflows
             power = np.frexp(np.maximum(np.abs(y), np.abs(found)).max(axis=0))[1]
@@ -373,6 +373,17 @@ class SequenceRegressor(RegressorMixin, _SequenceEstimator):
 def _refuse_no_targets(estimator: Any, y: Any) -> None:
     if y is None:
         raise ValueError(f"{type(estimator).__name__} requires y to be passed, but the target y is None")
+
+
+def _one_column(y):
+    """Labels (N,). Raises ValueError for those of timesteps in one array."""
+    shape = np.shape(y)
+    if len(shape) == 2 and shape[1] > 1:
+        what = "list(y)" if isinstance(y, np.ndarray) else "list(np.asarray(y))"
+        raise ValueError(
+            f"y should be a 1d array of labels, got shape {shape}: for a class of each timestep give {what}"
+        )
+    return column_or_1d(y, warn=True)
 
 
 def _softmax(logits: Array) -> Array:
