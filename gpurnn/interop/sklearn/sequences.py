@@ -377,7 +377,7 @@ def _refuse_no_targets(estimator: Any, y: Any) -> None:
 
 def _one_column(y):
     """Labels (N,). Raises ValueError for those of timesteps in one array."""
-    shape = np.shape(y)
+    shape = np.asarray(y).shape
     if len(shape) == 2 and shape[1] > 1:
         what = "list(y)" if isinstance(y, np.ndarray) else "list(np.asarray(y))"
         raise ValueError(
