@@ -13,6 +13,7 @@ from optional import needs, optional
 import gpurnn
 
 ours = optional("gpurnn.interop.sklearn")
+inputs = optional("gpurnn.interop.sklearn.inputs")
 base, checks, pipeline, selection, preprocessing = (
     optional(f"sklearn.{name}")
     for name in ("base", "utils.estimator_checks", "pipeline", "model_selection", "preprocessing")
@@ -132,10 +133,13 @@ def test_extreme_scales_change_nothing(scale):
 def test_numbers_at_the_ends_of_float64():
     """Differences of the largest numbers overflow, and a deviation below the smallest one is 0."""
     largest, smallest = np.finfo(float).max, np.finfo(float).smallest_subnormal
-    X = np.tile([[largest, 0, largest], [-largest, smallest, largest]], (10, 1))[:, None]
-    model = ours.SequenceClassifier(**SMALL | {"dtype": "float64"}).fit(X, [0, 1] * 10)
+    X = np.tile([[largest, 0, largest]] * 3 + [[-largest, smallest, largest]], (5, 1))[:, None]
+    model = ours.SequenceClassifier(**SMALL | {"dtype": "float64"}).fit(X, [0, 0, 0, 1] * 5)
     assert np.isfinite(model.mean_).all() and (model.scale_ > 0).all() and model.scale_[2] == 1
-    assert model.score(X, [0, 1] * 10) == 1
+    assert model.score(X, [0, 0, 0, 1] * 5) == 1
+    mean, scale = inputs.mean_and_scale(X[:, 0, :1])
+    found = inputs.restored(inputs.standardized("X", X[:, 0, :1], mean, scale, np.float64), mean, scale)
+    np.testing.assert_allclose(found, X[:, 0, :1], rtol=1e-14)
     with pytest.raises(ValueError, match=r"X\[0\]: 1 \(row 0, column 1\) is too far from the data of fit"):
         model.predict(np.ones((1, 1, 3)))
 
