@@ -613,6 +613,15 @@ def test_lengths_that_only_a_compiled_call_knows():
     equal(call(np.array([5, 2])), gj.gru(params, x, lengths=[5, 2])[0])
 
 
+@pytest.mark.parametrize("length", [2**32 + 2, 2**63 - 1, 2 - 2**32, -(2**63), np.uint64(2**32 + 2), np.uint32(2**31)])
+def test_lengths_of_more_than_32_bits_are_not_cut(length):
+    params, x = parameters("GRU", 3, 4), normal(1, 5, 2, 3)
+    call = jax.jit(lambda lengths: gj.gru(params, x, lengths=lengths)[0])
+    with pytest.raises(jax.errors.JaxRuntimeError, match="ShapeError: lengths: expected lengths from 0 to 5"):
+        jax.block_until_ready(call(np.array([5, length], getattr(length, "dtype", "int64"))))
+    equal(call(np.array([5, 2], np.uint64)), gj.gru(params, x, lengths=[5, 2])[0])
+
+
 def test_another_interface_of_xla(monkeypatch, tmp_path):
     header = tmp_path / "xla" / "ffi" / "api" / "c_api.h"
     header.parent.mkdir(parents=True)

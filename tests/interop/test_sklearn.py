@@ -13,6 +13,7 @@ from optional import needs, optional
 import gpurnn
 
 ours = optional("gpurnn.interop.sklearn")
+inputs = optional("gpurnn.interop.sklearn.inputs")
 base, checks, pipeline, selection, preprocessing = (
     optional(f"sklearn.{name}")
     for name in ("base", "utils.estimator_checks", "pipeline", "model_selection", "preprocessing")
@@ -115,6 +116,51 @@ def test_the_model_is_the_one_that_fit_trains():
     assert not model.model_.training and isinstance(model.model_, gpurnn.Sequential)
 
 
+@pytest.mark.parametrize("scale", [1e-310, 1e-200, 1e-160, 1e150, 1e160, 1e200, 1e307])
+def test_extreme_scales_change_nothing(scale):
+    """Neither the squares of features nor those of targets overflow or underflow."""
+    X, _ = sequences(20)
+    y = np.array([[x.sum(), x[0, 0]] for x in X]) / 64
+    options = SMALL | {"epochs": 4, "dtype": "float64", "backend": "numpy"}
+    plain, power = ours.SequenceRegressor(**options).fit(X, y), float(2.0 ** np.floor(np.log2(scale)))
+    few = 1e-3 if scale < 1e-300 else 1e-9  # subnormal numbers have few digits
+    for X2, y2, grown in (([x * power / 8 for x in X], y, 1), (X, y * power, power)):
+        model = ours.SequenceRegressor(**options).fit(X2, y2)
+        np.testing.assert_allclose(model.predict(X2) / grown, plain.predict(X), rtol=few, atol=few)
+        np.testing.assert_allclose(model.score(X2, y2), plain.score(X, y), rtol=few)
+
+
+def test_numbers_at_the_ends_of_float64():
+    """Differences of the largest numbers overflow, and a deviation below the smallest one is 0."""
+    largest, smallest = np.finfo(float).max, np.finfo(float).smallest_subnormal
+    X = np.tile([[largest, 0, largest]] * 3 + [[-largest, smallest, largest]], (5, 1))[:, None]
+    model = ours.SequenceClassifier(**SMALL | {"dtype": "float64"}).fit(X, [0, 0, 0, 1] * 5)
+    assert np.isfinite(model.mean_).all() and (model.scale_ > 0).all() and model.scale_[2] == 1
+    assert model.score(X, [0, 0, 0, 1] * 5) == 1
+    mean, scale = inputs.mean_and_scale(X[:, 0, :1])
+    found = inputs.restored(inputs.standardized("X", X[:, 0, :1], mean, scale, np.float64), mean, scale)
+    np.testing.assert_allclose(found, X[:, 0, :1], rtol=1e-14)
+    with pytest.raises(ValueError, match=r"X\[0\]: 1 \(row 0, column 1\) is too far from the data of fit"):
+        model.predict(np.ones((1, 1, 3)))
+
+
+def test_mean_and_scale_make_what_the_network_takes():
+    X, _ = sequences(20)
+    y = np.array([x.sum() for x in X])
+    model = ours.SequenceRegressor(**SMALL | {"epochs": 2, "dtype": "float64", "backend": "numpy"}).fit(X, y)
+    np.testing.assert_array_equal(model.scale_, np.concatenate(X).std(axis=0))
+    x = ((X[3] - model.mean_) / model.scale_)[:, None]
+    found = model.model_(x)[0][0] * model.y_scale_ + model.y_mean_
+    np.testing.assert_allclose(model.predict(X[3:4]), found, rtol=1e-12)
+
+
+def test_a_fitted_estimator_keeps_its_dtype():
+    X, y = sequences(20)
+    model = ours.SequenceClassifier(**SMALL | {"epochs": 1, "dtype": "float64"}).fit(X, y)
+    expected = model.predict_proba(X)
+    np.testing.assert_array_equal(model.set_params(dtype="float32").predict_proba(X), expected)
+
+
 def test_one_sequence_alone():
     X, y = sequences(20)
     model = ours.SequenceClassifier(**SMALL | {"dtype": "float64", "backend": "numpy"}).fit(X, y)
@@ -175,6 +221,28 @@ def test_forms_of_sequences():
     assert table.fit(X, y).n_features_in_ == 1
 
 
+def test_ragged_lists_of_numbers():
+    X, y = [[1, 2, 3], [4, 5]] * 4, [0, 1] * 4
+    options = SMALL | {"dtype": "float64", "backend": "numpy"}
+    model = ours.SequenceClassifier(**options).fit(X, y)
+    assert model.n_features_in_ == 1 and model.score(X, y) == 1
+    np.testing.assert_array_equal(model.predict_proba(X[:1] * 2), model.predict_proba(X)[:3:2])
+    arrays = [np.array(x, float) for x in X]
+    np.testing.assert_array_equal(model.predict_proba(arrays), model.predict_proba(X))
+    steps = ours.SequenceRegressor(**options).fit(X, X).predict(X)
+    assert [len(one) for one in steps] == [3, 2] * 4
+
+
+def test_scores_of_timesteps_name_the_sequence_that_does_not_fit():
+    X, _ = sequences(20)
+    y = [np.arange(len(x)) % 2 for x in X]
+    y[:2] = np.append(y[0], 0), y[1]
+    for name in ("SequenceClassifier", "SequenceRegressor"):
+        model = getattr(ours, name)(**SMALL | {"epochs": 1}).fit(X[1:], y[1:])
+        with pytest.raises(ValueError, match=r"y\[0\]: expected a value for each of the \d timesteps of X\[0\], got"):
+            model.score(X, y)
+
+
 def test_a_class_for_each_timestep():
     X, _ = sequences(60)
     y = [np.where(x[:, 1] > 0, "up", "down") for x in X]
@@ -220,10 +288,10 @@ def test_early_stopping_has_the_best_weights():
     model = ours.SequenceRegressor(**options | {"dtype": "float64", "backend": "numpy"}).fit(X, y)
     curve = model.validation_loss_curve_
     assert model.n_iter_ == len(curve) == len(model.loss_curve_) < 60 and np.argmin(curve) == len(curve) - 5
-    chosen, held = model._split(60, y, int(np.random.RandomState(0).randint(2**31 - 1)))
+    chosen, held = model._split(60, y, int(np.random.RandomState(0).randint(2**31 - 1)), 0.3)
     assert len(held) == 18 and not set(chosen) & set(held)
-    scaled = (model.predict([X[n] for n in held]) - model._y_mean) / model._y_deviation
-    expected = np.mean(((y[held] - model._y_mean) / model._y_deviation - scaled[:, None][:, 0]) ** 2)
+    scaled = (model.predict([X[n] for n in held]) - model.y_mean_) / model.y_scale_
+    expected = np.mean(((y[held] - model.y_mean_) / model.y_scale_ - scaled[:, None][:, 0]) ** 2)
     np.testing.assert_allclose(expected, min(curve), rtol=1e-9)
 
 
@@ -282,6 +350,14 @@ REFUSED = {
     "axes": (lambda X, y: ([X[0], X[1][None], *X[2:]], y), r"X\[1\]: expected an array \(T, I\) or \(T,\), got shape"),
     "text": (lambda X, y: ([X[0].astype(str), *X[1:]], y), r"X\[0\]: expected numbers, got <U"),
     "masked": (lambda X, y: ([np.ma.masked_less(X[0], 0), *X[1:]], y), r"X\[0\]"),
+    "no list": (lambda X, y: ([], []), "X: expected at least one sequence, got an empty list"),
+    "ragged features": (lambda X, y: ([[[1, 2], [3]]] * 20, y), r"X\[0\]: expected an array \(T, I\) or \(T,\), got"),
+    "a number": (lambda X, y: ([[1, 2], 3] * 10, y), r"X\[1\]: expected an array \(T, I\) or \(T,\), got shape \(\)"),
+    "an empty list": (lambda X, y: ([[], [1, 2]] * 10, y), r"X\[0\]: expected at least one timestep"),
+    "classes in one array": (
+        lambda X, y: (np.zeros((20, 5, 1)), np.zeros((20, 5), int)),
+        r"y should be a 1d array of labels, got shape \(20, 5\): for a class of each timestep give list\(y\)",
+    ),
     "none": (lambda X, y: (np.zeros((0, 3, 2)), y[:0]), "0 sample"),
     "NaN as a label": (lambda X, y: (X, np.where(y == "low", np.nan, 1.0)), "Input y contains NaN"),
     "numbers as labels": (lambda X, y: (X, np.linspace(0, 1, 20)), "Unknown label type: continuous"),
@@ -315,6 +391,9 @@ def test_wrong_data_is_refused_by_name(name):
         ({"pooling": "sum"}, "mode should be one of"),
         ({"dropout": 1.0}, "dropout should be a finite number in"),
         ({"early_stopping": True, "validation_fraction": 0}, "validation_fraction should be a finite number in"),
+        ({"validation_fraction": 1.5}, "validation_fraction should be a finite number in"),
+        ({"n_iter_no_change": 0}, "n_iter_no_change should be at least 1, got 0"),
+        ({"early_stopping": "yes"}, "early_stopping should be True or False, got 'yes'"),
         ({"dtype": "int8"}, "dtype should be one of"),
         ({"lr": -1}, "lr should be"),
     ],
@@ -398,6 +477,12 @@ def test_the_score_is_that_of_the_forecasts_from_each_time():
     expected = 1 - np.square(truth - made).sum() / np.square(truth - truth.mean()).sum()
     np.testing.assert_allclose(model.score(y[120:]), expected, rtol=1e-4)  # float32, in batches of other sizes
     assert model.score(y[120:123]) < 1  # fewer than the horizon
+    with pytest.raises(ValueError, match="y: expected at least two rows.*got 1"):
+        model.score(y[120:121])
+    model.set_params(horizon=9, mode="recursive")  # it stays what fit made
+    np.testing.assert_array_equal(model.predict(y=y[:120]), made[:6])
+    with pytest.raises(ValueError, match="horizon should be at most 6"):
+        model.predict(9)
 
 
 def test_several_columns_and_what_else_is_known():
@@ -446,6 +531,7 @@ def test_a_grid_over_time():
         (season(50), {"mode": "twice"}, "mode should be one of"),
         (season(50), {"interval": "120"}, "interval"),
         (season(50), {"window": 0}, "window should be at least 1"),
+        (season(50), {"n_iter_no_change": 0}, "n_iter_no_change should be at least 1"),
         (season(50), {"early_stopping": True, "validation_fraction": 1.0}, "validation_fraction should be"),
         (season(50) - 9, {"log": True}, "y: row 1: log needs a target above 0"),
     ],

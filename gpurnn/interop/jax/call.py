@@ -216,6 +216,9 @@ def _checked_lengths(lengths, T, B, axes):
         lengths = lengths[None] if axes.single and lengths.ndim == 0 else lengths
         if lengths.shape != (B,) or not jnp.issubdtype(lengths.dtype, jnp.integer):
             raise ShapeError(f"lengths: expected {B} integers, got shape {lengths.shape} of {lengths.dtype}")
+        if lengths.dtype.itemsize > 4:  # 32 bits would make another length of one that is too large
+            lengths = jnp.minimum(lengths, T + 1)
+            lengths = jnp.maximum(lengths, -1) if jnp.issubdtype(lengths.dtype, jnp.signedinteger) else lengths
         return lengths.astype(jnp.int32)
     lengths = [lengths] if axes.single and jnp.ndim(lengths) == 0 else lengths
     return jnp.asarray(check_lengths(lengths, T, B, batch_first=axes.batch_first), jnp.int32)

@@ -3,7 +3,7 @@
     from gpurnn.interop.sklearn import SequenceClassifier
     SequenceClassifier(hidden_size=32).fit(X, y).predict(X)
 
-They work in pipelines, in ``cross_validate`` and in ``GridSearchCV``; see docs/sklearn.md.
+They work in ``cross_validate`` and in ``GridSearchCV``, and the first two in pipelines; see docs/sklearn.md.
 """
 
 try:

@@ -12,7 +12,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from ..._typing import Array
-from ...errors import check_number, check_size
+from ...errors import check_size
 from ...tasks.series.columns import Table
 from ...tasks.series.forecasts import fit_margins, forecast, forecast_intervals
 from ...tasks.series.parts import reach_back
@@ -20,7 +20,7 @@ from ...tasks.series.settings import SeriesSettings
 from ...tasks.series.task import TASK, fit_facts
 from ...tasks.series.windows import Windows
 from ...tasks.trained import Trained
-from .training import train
+from .training import train, validation_share
 
 
 class Forecaster(BaseEstimator):
@@ -138,7 +138,7 @@ class Forecaster(BaseEstimator):
         y : array
             (T,) or (T, F): the series, in order of time, without gaps.
         X : array, optional
-            (T, K): what else is known at each time, and not of the times to come.
+            (T, K): what else is known of the same times, not of those to come.
 
         Raises
         ------
@@ -156,13 +156,11 @@ class Forecaster(BaseEstimator):
         return self
 
     def _settings(self, seed):
-        share = check_number("validation_fraction", self.validation_fraction, 0, 1, low_open=True, high_open=True)
         renamed = {"hidden": self.hidden_size, "layers": self.num_layers, "batch": self.batch_size, "seed": seed}
         same = ("horizon", "window", "cell", "mode", "residual", "season", "log", "loss", "interval", "dropout")
         same += ("optimizer", "lr", "epochs", "dtype")
         given = {name: _plain(getattr(self, name)) for name in same}
-        valid = share if self.early_stopping else 0.0
-        return SeriesSettings(**renamed, **given, valid=valid, test=0.0, schedule="constant")
+        return SeriesSettings(**renamed, **given, valid=validation_share(self), test=0.0, schedule="constant")
 
     def _fit_column(self, table, settings, column):
         """The ``Trained`` model of one column, which is the first of a table."""
@@ -189,8 +187,9 @@ class Forecaster(BaseEstimator):
         horizon : int, optional
             Their number, at most that of the estimator, unless its mode is "recursive".
         y, X : array, optional
-            Another end of the series, or what came after that of ``fit``: as these, with at least as many rows as a
-            forecast reads. None is the series of ``fit``.
+            Another end of the series, or what came after that of ``fit``: as these, of at least ``window`` rows, and
+            of ``window + season_`` rows where the difference from a season before is learned. None is the series of
+            ``fit``.
 
         Raises
         ------
@@ -230,12 +229,14 @@ class Forecaster(BaseEstimator):
         Raises
         ------
         ValueError
-            For values that do not continue those of ``fit``.
+            For a single row, or columns that are not those of ``fit``.
         """
         check_is_fitted(self)
         before = len(self._y)
         y, X = self._checked(y, X, reset=False)
-        steps = min(self.horizon, len(y))
+        if len(y) < 2:
+            raise ValueError("y: expected at least two rows, as R^2 of one value is not defined, got 1")
+        steps = min(self._trained[0].settings.horizon, len(y))
         y = np.concatenate([self._y, y])
         X = None if X is None else np.concatenate([self._X, X])
         ends = np.arange(before - 1, len(y) - steps)
@@ -250,10 +251,11 @@ class Forecaster(BaseEstimator):
     def _request(self, horizon, y, X):
         """(steps, y, X) of a forecast, checked."""
         check_is_fitted(self)
-        steps = self.horizon if horizon is None else check_size("horizon", horizon)
-        if steps > self.horizon and self.mode != "recursive":
+        settings = self._trained[0].settings  # those of fit, whatever set_params said since
+        steps = settings.horizon if horizon is None else check_size("horizon", horizon)
+        if steps > settings.horizon and settings.mode != "recursive":
             raise ValueError(
-                f"horizon should be at most {self.horizon}, that of the estimator, got {steps}: fit one with "
+                f"horizon should be at most {settings.horizon}, that of the estimator, got {steps}: fit one with "
                 f"horizon={steps}, or with mode='recursive'"
             )
         if y is None and X is not None:

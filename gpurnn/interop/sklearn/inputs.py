@@ -16,9 +16,12 @@ def read_sequences(estimator: Any, X: Any, *, reset: bool) -> list[Array]:
     """X as a list of float64 arrays (T_n, I).
 
     X is a table (N, T), one number for each timestep; or sequences: an array (N, T, I), or a list of arrays (T_n, I) or
-    (T_n,). reset: whether this is the X of ``fit``, which sets ``n_features_in_`` and, for a table with named columns,
-    ``feature_names_in_``; otherwise X has to be as that was. Raises ValueError or TypeError.
+    (T_n,), or of lists of numbers that are not all as long. reset: whether this is the X of ``fit``, which sets
+    ``n_features_in_`` and, for a table with named columns, ``feature_names_in_``; otherwise X has to be as that was.
+    Raises ValueError or TypeError.
     """
+    if isinstance(X, (list, tuple)) and not len(X):
+        raise ValueError("X: expected at least one sequence, got an empty list: 0 sample(s)")
     if not is_sequences(X):
         same = reset or estimator._is_table
         table = validate_data(estimator, X, reset=reset, dtype=np.float64) if same else check_array(X, dtype=np.float64)
@@ -41,7 +44,7 @@ def read_sequences(estimator: Any, X: Any, *, reset: bool) -> list[Array]:
 
 
 def is_sequences(X: Any) -> bool:
-    """Whether X, or y, is a list of arrays, or an array of three axes; not one array (N,) or (N, T)."""
+    """Whether X, or y, is a list of arrays, a ragged list of lists, or an array of three axes; not (N,) or (N, T)."""
     if hasattr(X, "shape"):
         return len(X.shape) == 3 or (len(X.shape) == 1 and X.dtype == object and _holds_arrays(X))
     return isinstance(X, (list, tuple)) and _holds_arrays(X)
@@ -52,8 +55,14 @@ def _holds_arrays(X):
         return False
     first = X[0]
     if isinstance(first, (list, tuple)):  # a row of a table, or timesteps
+        if any(_length(x) != len(first) for x in X):
+            return True
         return bool(first) and isinstance(first[0], (list, tuple, np.ndarray))
     return getattr(first, "ndim", 0) in (1, 2)
+
+
+def _length(x):
+    return len(x) if isinstance(x, (list, tuple)) or getattr(x, "ndim", 0) else None
 
 
 def _checked(X):
@@ -104,3 +113,34 @@ def check_count(y: Any, sequences: list[Array]) -> None:
         raise ValueError(
             f"Found input variables with inconsistent numbers of samples: X has {len(sequences)}, y has {len(y)}"
         )
+
+
+def mean_and_scale(numbers: Array) -> tuple[Array, Array]:
+    """The mean and the deviation of each column of (N, K) numbers; the deviation is 1 for a column of equal numbers."""
+    power = np.frexp(np.abs(numbers).max(axis=0))[1]
+    small = np.ldexp(numbers, -power)  # at most 1, so that no square overflows; a power of two rounds nothing
+    mean, deviation = small.mean(axis=0), small.std(axis=0)
+    scale = np.maximum(np.ldexp(deviation, power), np.finfo(np.float64).smallest_subnormal)
+    scale = np.where(deviation > 1e-12 * np.abs(mean), scale, 1.0)
+    return np.ldexp(np.clip(mean, small.min(axis=0), small.max(axis=0)), power), scale
+
+
+def standardized(name: str, numbers: Array, mean: Array, scale: Array, dtype: np.dtype) -> Array:
+    """(numbers - mean) / scale. Raises ValueError where that is too large for the dtype."""
+    share, power = np.frexp(scale)
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = ((np.ldexp(numbers, -power) - np.ldexp(mean, -power)) / share).astype(dtype)
+    finite = np.isfinite(found.astype(np.float64))
+    if not finite.all():
+        row, column = np.argwhere(~finite)[0]
+        raise ValueError(
+            f"{name}: {numbers[row, column]:g} (row {row}, column {column}) is too far from the data of fit, whose "
+            f"mean is {mean[column]:g} and deviation {scale[column]:g}, for {np.dtype(dtype).name}: leave it out"
+        )
+    return found
+
+
+def restored(numbers: Array, mean: Array, scale: Array) -> Array:
+    """numbers * scale + mean, where ``standardized`` began."""
+    share, power = np.frexp(scale)
+    return np.ldexp(numbers * share + np.ldexp(mean, -power), power)

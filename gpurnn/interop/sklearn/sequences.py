@@ -24,8 +24,8 @@ from ...errors import check_choice, check_number, check_size
 from ...layers import Dropout, Linear, Pooling, Sequential
 from ...losses import cross_entropy, mse
 from ...recurrent import LAYERS, Recurrent
-from .inputs import check_count, is_sequences, read_sequences, read_steps
-from .training import train
+from .inputs import check_count, is_sequences, mean_and_scale, read_sequences, read_steps, restored, standardized
+from .training import train, validation_share
 
 
 class _SequenceEstimator(BaseEstimator):
@@ -82,15 +82,13 @@ class _SequenceEstimator(BaseEstimator):
     def _fit(self, sequences, targets, outputs, loss):
         """Train a model of ``outputs`` outputs. targets: an array, or a list of arrays where each timestep has one."""
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        steps = np.concatenate(sequences)
-        self._mean = steps.mean(axis=0)
-        deviation = steps.std(axis=0)
-        self._deviation = np.where(deviation > 1e-12 * np.abs(self._mean), deviation, 1.0)
+        self.mean_, self.scale_ = mean_and_scale(np.concatenate(sequences))
         check_size("epochs", self.epochs)
+        share = validation_share(self)
         model = self._build(outputs, seed)
-        inputs, chosen, validation = self._scaled(sequences), np.arange(len(sequences)), None
-        if self.early_stopping:
-            chosen, held = self._split(len(sequences), targets, seed)
+        inputs, chosen, validation = self._scaled(sequences, model.dtype), np.arange(len(sequences)), None
+        if share:
+            chosen, held = self._split(len(sequences), targets, seed, share)
             validation = self._batches(inputs, targets, held, seed, shuffle=False)
         batches = self._batches(inputs, targets, chosen, seed, shuffle=True)
         train(self, model, loss(model), batches, validation)
@@ -116,15 +114,13 @@ class _SequenceEstimator(BaseEstimator):
         layers["linear"] = Linear(size, outputs, seed=seed + 3, **options)
         return Sequential(layers)
 
-    def _split(self, count, targets, seed):
+    def _split(self, count, targets, seed, share):
         """(numbers of the sequences to train on, of those to validate on)."""
-        share = check_number("validation_fraction", self.validation_fraction, 0, 1, low_open=True, high_open=True)
         classes = targets if isinstance(self, ClassifierMixin) and not self._per_step else None
         return train_test_split(np.arange(count), test_size=share, random_state=seed, stratify=classes)
 
-    def _scaled(self, sequences):
-        dtype = check_dtype(self.dtype)
-        return [((x - self._mean) / self._deviation).astype(dtype) for x in sequences]
+    def _scaled(self, sequences, dtype):
+        return [standardized(f"X[{n}]", x, self.mean_, self.scale_, dtype) for n, x in enumerate(sequences)]
 
     def _batches(self, inputs, targets, chosen, seed, shuffle):
         per_step = self._per_step
@@ -137,7 +133,8 @@ class _SequenceEstimator(BaseEstimator):
     def _outputs(self, X):
         """The model's outputs, float64: (N, V), or a list of (T_n, V) where each timestep has one."""
         check_is_fitted(self)
-        inputs, model = self._scaled(read_sequences(self, X, reset=False)), self.model_
+        model = self.model_
+        inputs = self._scaled(read_sequences(self, X, reset=False), model.dtype)
         lengths, found = np.array([len(x) for x in inputs]), [None] * len(inputs)
         order = np.argsort(lengths, kind="stable")  # so that there is little padding
         for start in range(0, len(inputs), self.batch_size):
@@ -200,7 +197,9 @@ class SequenceClassifier(ClassifierMixin, _SequenceEstimator):
     n_features_in_ : int
         I of sequences; T of a table.
     model_ : Sequential
-        The network; ``gpurnn.save`` saves it. It takes standardized features.
+        The network; ``gpurnn.save`` saves it. It takes standardized features: ``(x - mean_) / scale_``.
+    mean_, scale_ : ndarray
+        (I,): mean and deviation of each feature; the deviation is 1 for a feature that is always the same.
     n_iter_ : int
         Epochs that were trained.
     loss_curve_, validation_loss_curve_ : list
@@ -256,7 +255,7 @@ class SequenceClassifier(ClassifierMixin, _SequenceEstimator):
         _refuse_no_targets(self, y)
         sequences = read_sequences(self, X, reset=True)
         self._per_step = is_sequences(y)
-        labels = np.concatenate(read_steps(y, sequences)) if self._per_step else column_or_1d(y, warn=True)
+        labels = np.concatenate(read_steps(y, sequences)) if self._per_step else _one_column(y)
         assert_all_finite(labels, input_name="y")
         check_classification_targets(labels)
         if not self._per_step:
@@ -289,7 +288,7 @@ class SequenceClassifier(ClassifierMixin, _SequenceEstimator):
         """The share of right labels, of sequences or of timesteps; sample_weight: one for each of these."""
         found = self.predict(X)
         if self._per_step:
-            y, found = np.concatenate([*map(np.asarray, y)]), np.concatenate(found)
+            y, found = np.concatenate(read_steps(y, found)), np.concatenate(found)
         return float(accuracy_score(y, found, sample_weight=sample_weight))
 
 
@@ -308,8 +307,10 @@ class SequenceRegressor(RegressorMixin, _SequenceEstimator):
 
     Attributes
     ----------
-    n_features_in_, model_, n_iter_, loss_curve_, validation_loss_curve_ :
+    n_features_in_, model_, mean_, scale_, n_iter_, loss_curve_, validation_loss_curve_ :
         As of ``SequenceClassifier``.
+    y_mean_, y_scale_ : ndarray
+        (K,): likewise, of each target. A prediction is the network's output times ``y_scale_`` plus ``y_mean_``.
 
     Examples
     --------
@@ -341,9 +342,8 @@ class SequenceRegressor(RegressorMixin, _SequenceEstimator):
             check_count(numbers, sequences)
         self._one = numbers.ndim == 1
         numbers = numbers.reshape(len(numbers), -1)
-        self._y_mean, deviation = numbers.mean(axis=0), numbers.std(axis=0)
-        self._y_deviation = np.where(deviation > 1e-12 * np.abs(self._y_mean), deviation, 1.0)
-        targets = ((numbers - self._y_mean) / self._y_deviation).astype(check_dtype(self.dtype))
+        self.y_mean_, self.y_scale_ = mean_and_scale(numbers)
+        targets = standardized("y", numbers, self.y_mean_, self.y_scale_, check_dtype(self.dtype))
         if self._per_step:
             targets = np.split(targets, np.cumsum([len(x) for x in sequences])[:-1])
         self._fit(sequences, targets, numbers.shape[1], lambda model: mse)
@@ -355,20 +355,35 @@ class SequenceRegressor(RegressorMixin, _SequenceEstimator):
         return [self._restored(one) for one in found] if self._per_step else self._restored(found)
 
     def _restored(self, outputs: Array) -> Array:
-        numbers = outputs * self._y_deviation + self._y_mean
+        numbers = restored(outputs, self.y_mean_, self.y_scale_)
         return numbers[:, 0] if self._one else numbers
 
     def score(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> float:
         """R^2 of the predictions, over sequences or timesteps; sample_weight: one for each of these."""
         found = self.predict(X)
         if self._per_step:
-            y, found = np.concatenate([*map(np.asarray, y)]), np.concatenate(found)
+            y, found = np.concatenate(read_steps(y, found)), np.concatenate(found)
+        y = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
+        if y.shape == found.shape:  # a power of two rounds nothing, and no square over- or underflows
+            power = np.frexp(np.maximum(np.abs(y), np.abs(found)).max(axis=0))[1]
+            y, found = np.ldexp(y, -power), np.ldexp(found, -power)
         return float(r2_score(y, found, sample_weight=sample_weight))
 
 
 def _refuse_no_targets(estimator: Any, y: Any) -> None:
     if y is None:
         raise ValueError(f"{type(estimator).__name__} requires y to be passed, but the target y is None")
+
+
+def _one_column(y):
+    """Labels (N,). Raises ValueError for those of timesteps in one array."""
+    shape = np.asarray(y).shape
+    if len(shape) == 2 and shape[1] > 1:
+        what = "list(y)" if isinstance(y, np.ndarray) else "list(np.asarray(y))"
+        raise ValueError(
+            f"y should be a 1d array of labels, got shape {shape}: for a class of each timestep give {what}"
+        )
+    return column_or_1d(y, warn=True)
 
 
 def _softmax(logits: Array) -> Array:

@@ -8,11 +8,19 @@ from typing import Any
 import numpy as np
 
 from ...data import BatchSource
+from ...errors import check_flag, check_number, check_size
 from ...module import Module
 from ...optim import CosineSchedule
 from ...train import fit
 from ...train.callbacks import Callback
 from ...train.settings import OPTIMIZERS
+
+
+def validation_share(estimator: Any) -> float:
+    """The share of the data to validate on: 0 without early stopping. Raises for a parameter of it that is wrong."""
+    share = check_number("validation_fraction", estimator.validation_fraction, 0, 1, low_open=True, high_open=True)
+    check_size("n_iter_no_change", estimator.n_iter_no_change)
+    return share if check_flag("early_stopping", estimator.early_stopping) else 0.0
 
 
 class BestWeights(Callback):
