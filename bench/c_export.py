@@ -15,6 +15,7 @@ import click
 import numpy as np
 
 import gpurnn
+from gpurnn.files import write_text_atomic
 from gpurnn.interop.c import export_c
 from gpurnn.pruning import prune
 
@@ -71,7 +72,7 @@ def measure(model, options, x, flags, turns, steps, compiler):
         header, source, program = (Path(folder) / name for name in ("net.h", "main.c", "main"))
         export_c(model, header, **options)
         size = int(header.read_text().split(" bytes of constants")[0].split()[-1])
-        source.write_text(PROGRAM)
+        write_text_atomic(source, PROGRAM)
         subprocess.run([compiler, "-std=c99", *flags.split(), "-o", program, source], check=True)
         done = subprocess.run([program, str(turns), str(steps), str(len(x))], input=x.tobytes(), capture_output=True)
         if done.returncode:

@@ -25,7 +25,7 @@ from .library import OLDEST, h5py_library
 
 _BYTES = 2  # bytes of memory for a byte of a file of arrays: itself, and what it is unpacked from
 _NUMBER = 24  # bytes of memory for a number of 4 bytes: in the file, read, in a layer with its gradient, in a model's
-_DRAWN = 36  # bytes for a number of the largest array: a layer first draws initial values for it
+_DRAWN = 44  # bytes for a number of the largest array: a layer first draws initial values for it
 _ENTRY = 16  # bytes of memory for a byte of a zip archive's list of entries
 _TAIL = (1 << 16) + 22  # bytes in which that list's place and size stand, at the end of a zip archive
 _ENCRYPTED = 1  # of a zip entry's flags
