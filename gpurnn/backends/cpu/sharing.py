@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 from .threads import thread_count
 
-_ROWS = 4  # fewest sequences per thread; with fewer, loading the weights dominates, and up to here units are divided
+_ROWS = 4  # fewest sequences per thread; with fewer, loading the weights dominates. Up to so many, units are divided
 _UNITS = 64  # fewest units per thread
 WORK = 1 << 23  # fewest multiplications that are worth a second thread: a fifth of a millisecond
-_STEP = 1 << 17  # fewest multiplications of a timestep in which threads meet, which takes less than a microsecond
+_STEP = 1 << 17  # fewest multiplications of a timestep that pay for a meeting of threads, less than a microsecond
 
 
 class Sharing(NamedTuple):
