@@ -54,6 +54,7 @@ TESTS = {
     "gpurnn/backends/chunks.py": ["test_chunks.py"],
     "gpurnn/data/packing.py": ["test_pack.py"],
     "gpurnn/backends/cpu/sharing.py": ["test_cpu_ops.py", "test_cells.py"],
+    "gpurnn/backends/cpu/packing.py": ["test_packing.py", "test_stepper.py"],
     "gpurnn/backends/cpu/step_program.py": ["test_stepper.py"],
     "gpurnn/backends/steps.py": ["test_stepper.py"],
     "gpurnn/backends/cpu/uncompiled.py": ["test_arguments.py", "test_cpu_ops.py"],
@@ -158,6 +159,8 @@ TESTS = {
     "gpurnn/recurrent/directions.py": ["test_memory.py", "test_states.py"],
     "gpurnn/recurrent/": ["test_recurrent.py", "test_recurrent_torch.py", "test_between.py"],
     "kernels/cpu/functions.h": ["test_cpu_ops.py", "test_functions.py"],
+    "kernels/cpu/fingerprint.h": ["test_packing.py"],
+    "kernels/cpu/step.h": ["test_stepper.py"],
     "kernels/cpu/stages.h": ["test_cells.py"],
     "kernels/cpu": ["test_cpu_ops.py", "test_cells.py"],
 }

@@ -73,7 +73,7 @@ EXPORT int gpurnn_native_level() {
 // The sizes of the structs, then the interface's number, which changes with every struct and function here. The caller compares
 // them with its own, and refuses a library built from other sources.
 EXPORT int gpurnn_native_bytes(int which) {
-    const size_t sizes[] = {sizeof(Pass), sizeof(Product), sizeof(Update), sizeof(CrossEntropy), sizeof(Stage), 10};
+    const size_t sizes[] = {sizeof(Pass), sizeof(Product), sizeof(Update), sizeof(CrossEntropy), sizeof(Stage), 11};
     return (int)sizes[which];
 }
 
@@ -85,6 +85,18 @@ EXPORT int gpurnn_native_bytes(int which) {
 
 EXPORT int gpurnn_native_time_loop(const Pass* passes, int directions, int threads, int backward, int level) {
     return guarded([=] { DISPATCH(time_loop)(passes, directions, threads, backward); });
+}
+
+EXPORT int gpurnn_native_pack(const Pass* pass, void* to, int threads, size_t* bytes, int level) {
+    return guarded([=] { *bytes = DISPATCH(pack_weights)(*pass, to, threads); });
+}
+
+EXPORT int gpurnn_native_pack_linear(const Stage* stage, void* to, size_t* bytes, int level) {
+    return guarded([=] { *bytes = DISPATCH(pack_stage)(*stage, to); });
+}
+
+EXPORT int gpurnn_native_fingerprint(const void* values, size_t bytes, uint64_t* mark, int threads, int level) {
+    return guarded([=] { *mark = DISPATCH(fingerprint)((const char*)values, bytes, *mark, threads); });
 }
 
 EXPORT int gpurnn_native_step(const Stage* stages, int count, int level) {

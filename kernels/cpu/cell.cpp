@@ -41,3 +41,7 @@ EXPORT int gpurnn_cell_bytes() { return (int)sizeof(Pass); }
 EXPORT int gpurnn_cell_time_loop(const Pass* passes, int directions, int threads, int backward) {
     return guarded([=] { run_layer<REAL, generated::CELL>(passes, directions, threads, backward); });
 }
+
+EXPORT int gpurnn_cell_pack(const Pass* pass, void* to, int threads, size_t* bytes) {
+    return guarded([=] { *bytes = pack_layer<REAL, generated::CELL>(*pass, to, threads); });
+}

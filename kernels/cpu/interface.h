@@ -58,6 +58,7 @@ struct Pass {
     void* dh_steps;  // backward, out: [T, B, P], the gradient of every h of a projection, else null
     void* dreset_h;      // [B, P] or null; backward, in: zeros, out: the gradient of reset_h
     void* dreset_others; // [S-1, B, H] or null; likewise
+    void* packed;        // forward: the weights as products read them, from gpurnn_native_pack, or null
 };
 
 // Marks of a timestep and sequence: ../../gpurnn/backends/marks.py says what they mean.
@@ -106,6 +107,7 @@ struct Stage {
     int directions, threads; // of a recurrent layer
     const void* x;           // [rows, in]; of a table the numbers [rows], int64
     const void* weight;      // [out, in], or [in, out] of a table
+    const void* packed;      // of a linear layer: the weight from gpurnn_native_pack_linear, or null
     const void* bias;        // [out] or null
     void* y;                 // [rows, out]
     const Pass* passes;      // [directions], of one timestep

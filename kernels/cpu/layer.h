@@ -36,21 +36,21 @@ struct Layer {
     // the transposed weights, which the backward pass multiplies by
     Packed<T, 1, 2> hidden_transposed, inner_transposed, projection_transposed;
     AlignedBuffer<T> memory;
+    size_t size = 0;         // elements of the packed weights
     size_t product_row = 0;  // elements of the longest row of products
 
     Layer(const Pass& pass, bool is_backward)
         : pass(pass), timesteps(pass.T), B(pass.B), H(pass.H), P(pass.P), is_backward(is_backward), input(H, pass.I),
           hidden(H, P), inner(H, P), projection(P, H), hidden_transposed(P, F * H), inner_transposed(P, R * H),
           projection_transposed(H, P) {
-        size_t size = 0;
         for_each_product([&](auto& packed, const T* source, ptrdiff_t gate, ptrdiff_t n, ptrdiff_t k) {
             packed.source = source, packed.gate_stride = gate, packed.n_stride = n, packed.k_stride = k;
-            packed.in_place = timesteps == 1 && !pass.flat && k == 1;
+            packed.in_place = timesteps == 1 && !pass.flat && !is_packed() && k == 1;
             size += packed.size();
             product_row = std::max(product_row, packed.row());
         });
-        memory = AlignedBuffer<T>(size);
-        T* next = memory.begin();
+        if (!is_packed()) memory = AlignedBuffer<T>(size);
+        T* next = is_packed() ? (T*)pass.packed : memory.begin();
         for_each_product([&](auto& packed, auto...) { packed.values = next, next += packed.size(); });
     }
 
@@ -70,6 +70,9 @@ struct Layer {
             if (hr) work(projection_transposed, hr, none, one, h);
         }
     }
+
+    // Whether the caller has the packed weights.
+    bool is_packed() const { return pass.packed && !is_backward; }
 
     // Packs this thread's blocks of the weights, where threads divide the sequences.
     void pack(int thread, int threads) {
@@ -93,7 +96,7 @@ struct Layer {
         if (pass.by_units) {
             Shard<T> shard(pass, 0, 1);
             shard.divide_units(number, shards);
-            pack(shard);
+            if (!is_packed()) pack(shard);
             shard.meeting = timesteps > 1 || is_backward ? &meeting : nullptr;
             return run(shard);
         }

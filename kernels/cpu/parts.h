@@ -21,6 +21,19 @@ void run_cell(const Pass* passes, int directions, int threads, bool backward) {
     throw std::invalid_argument("unknown cell");
 }
 
+template <typename T>
+size_t pack_cell(const Pass& pass, void* to, int threads) {
+#define PACK_IF_NAMED(Cell) \
+    if (!std::strcmp(pass.cell, #Cell)) return pack_layer<T, Cell>(pass, to, threads);
+    FOR_EACH_CELL(PACK_IF_NAMED)
+#undef PACK_IF_NAMED
+    throw std::invalid_argument("unknown cell");
+}
+
+size_t pack_weights(const Pass& pass, void* to, int threads) {
+    return pass.is_double ? pack_cell<double>(pass, to, threads) : pack_cell<float>(pass, to, threads);
+}
+
 void time_loop(const Pass* passes, int directions, int threads, bool backward) {
     if (passes->is_double)
         run_cell<double>(passes, directions, threads, backward);
@@ -28,4 +41,5 @@ void time_loop(const Pass* passes, int directions, int threads, bool backward) {
         run_cell<float>(passes, directions, threads, backward);
 }
 
+#include "fingerprint.h"
 #include "step.h"

@@ -1,18 +1,42 @@
 // One timestep of a whole model, for one instruction set: a part of parts.h.
 
+// The weight of a linear layer.
+template <typename T>
+struct LinearWeight : Packed<T, 1, 2> {
+    explicit LinearWeight(const Stage& stage) : Packed<T, 1, 2>(stage.out, stage.in) {
+        this->source = (const T*)stage.weight, this->n_stride = stage.in, this->k_stride = 1;
+        this->values = (T*)stage.packed, this->in_place = !stage.packed;
+    }
+};
+
 // y[rows, out] = x[rows, in] W^T + b
 template <typename T>
 void linear_stage(const Stage& stage) {
-    Product job = {};
-    job.is_double = sizeof(T) == 8, job.M = stage.rows, job.N = stage.out, job.K = stage.in;
-    job.a_row = stage.in, job.a_column = 1, job.b_row = 1, job.b_column = stage.in, job.c_row = stage.out;
-    job.A = stage.x, job.B = stage.weight, job.C = stage.y;
-    matmul<T>(job, 1);
+    const LinearWeight<T> weight(stage);
+    std::vector<const T*> rows(stage.rows);
+    std::vector<T> products(stage.rows * weight.row());
+    for (int row = 0; row < stage.rows; ++row) rows[row] = (const T*)stage.x + (size_t)row * stage.in;
+    product(weight, stage.rows, rows.data(), products.data());
     const T* bias = (const T*)stage.bias;
-    for (int row = 0; row < stage.rows && bias; ++row) {
+    for (int row = 0; row < stage.rows; ++row) {
+        const T* from = products.data() + row * weight.row();
         T* y = (T*)stage.y + (size_t)row * stage.out;
-        for (int n = 0; n < stage.out; ++n) y[n] += bias[n];
+        for (int n = 0; n < stage.out; ++n) y[n] = bias ? from[n] + bias[n] : from[n];
     }
+}
+
+// Packs the weight of a linear layer into `to`. Returns the bytes that this takes; without `to` that is all.
+template <typename T>
+size_t pack_linear(Stage stage, void* to) {
+    stage.packed = &stage;  // not in place
+    LinearWeight<T> weight(stage);
+    weight.values = (T*)to;
+    for (int block = 0; to && block < weight.blocks; ++block) weight.pack(block);
+    return weight.size() * sizeof(T);
+}
+
+size_t pack_stage(const Stage& stage, void* to) {
+    return stage.is_double ? pack_linear<double>(stage, to) : pack_linear<float>(stage, to);
 }
 
 // y[rows, out] = the rows x[rows] of a table of `in` rows

@@ -3,9 +3,9 @@
 // A thread runs the whole time loop for its own sequences, so threads never wait for one another inside it. Where sequences are
 // too few, threads divide the units instead (by_units): each reads its own share of the weights, and they meet once in a timestep.
 // A timestep is one product with the recurrent weights and one application of the cell to all units; a cell may have a second
-// product, or none. The weights are packed in the order in which the product reads them. Input products (W_ih x) are computed for several timesteps at
-// a time. A loop of a single timestep reads its weights without packing them. Results have the same bits for any number of
-// threads, and for a sequence in any batch.
+// product, or none. The weights are packed in the order in which the product reads them, by this code or before by its caller. Input
+// products (W_ih x) are computed for several timesteps at a time. A loop of a single timestep packs no weights. Results have the same
+// bits for any number of threads, and for a sequence in any batch.
 //
 // It uses vector.h, gemm.h, shard.h and the cells.
 
@@ -28,7 +28,8 @@ void run_layer(const Pass* passes, int directions, int threads, bool backward) {
     for (int d = 0; d < directions; ++d) meetings.emplace_back(new Meeting(shards));
     on_threads(threads, [&](int thread) {
         if (!by_units) {
-            for (auto& layer : layers) layer->pack(thread, threads);
+            for (auto& layer : layers)
+                if (!layer->is_packed()) layer->pack(thread, threads);
             packed.wait();
         }
         // The threads of a direction are all at its shards at the same time, so they can meet.
@@ -43,4 +44,14 @@ void run_layer(const Pass* passes, int directions, int threads, bool backward) {
             }
         }
     });
+}
+
+// Packs the weights of a forward pass into `to`, for later passes with these weights. Returns the bytes that this takes; without `to`
+// that is all.
+template <typename T, template <typename> class Cell>
+size_t pack_layer(Pass pass, void* to, int threads) {
+    pass.T = 2, pass.packed = to;  // a single timestep would not pack them
+    Layer<T, Cell> layer(pass, false);
+    if (to) on_threads(threads, [&](int thread) { layer.pack(thread, threads); });
+    return layer.size * sizeof(T);
 }

@@ -22,7 +22,9 @@ import stat
 import subprocess
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from ...dtypes import C_NAMES
 from ...errors import one_line
@@ -47,8 +49,15 @@ class CellError(Exception):
     """Why a cell is not compiled."""
 
 
-def time_loop(cell, dtype, level):
-    """The compiled time loop of a cell that has a ``struct``: a ctypes function, or None where it is array code.
+class Generated(NamedTuple):
+    """What a library of one cell can do, as ctypes functions. pack: as gpurnn_native_pack, without the level."""
+
+    time_loop: Callable[..., int]
+    pack: Callable[..., int]
+
+
+def generated(cell, dtype, level):
+    """The ``Generated`` of a cell that has a ``struct``, or None where it is array code.
 
     dtype: "float32" or "float64". level: index in ``LEVELS``. The first call for a cell compiles it, or loads what an
     earlier process has compiled.
@@ -223,9 +232,11 @@ def _opened(path):
 
 
 def _function(path):
-    """``gpurnn_cell_time_loop`` of a library, or None."""
+    """The ``Generated`` of a library, or None."""
     try:
         library = ctypes.CDLL(str(path))
-        return library.gpurnn_cell_time_loop if library.gpurnn_cell_bytes() == ctypes.sizeof(Pass) else None
+        if library.gpurnn_cell_bytes() != ctypes.sizeof(Pass):
+            return None
+        return Generated(library.gpurnn_cell_time_loop, library.gpurnn_cell_pack)
     except (OSError, AttributeError):
         return None

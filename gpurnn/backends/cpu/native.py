@@ -16,7 +16,7 @@ from ...errors import BackendError, check_choice
 
 LEVELS = ("vectors of 128 bits", "AVX2", "AVX-512")
 ISAS = ("baseline", "avx2", "avx512")  # what GPURNN_ISA calls the levels
-_INTERFACE = 10  # of gpurnn_native_bytes in api.cpp
+_INTERFACE = 11  # of gpurnn_native_bytes in api.cpp
 
 _pointer, _stride = ctypes.c_void_p, ctypes.c_ssize_t
 
@@ -33,7 +33,7 @@ class Pass(ctypes.Structure):
         *((name, _pointer) for name in (
             "lengths", "x", "weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh", "own", "masks", "marks",
             "reset_h", "reset_others", "gates", "h", "others", "output", "doutput", "dh", "dothers", "dh_steps",
-            "dreset_h", "dreset_others",
+            "dreset_h", "dreset_others", "packed",
         )),
     ]  # fmt: skip
 
@@ -48,6 +48,7 @@ class NativeWeights:
         given = {"weight_ih": w.ih, "weight_hh": w.hh, "weight_hr": w.hr, "bias_ih": w.bias_ih, "bias_hh": w.bias_hh}
         self.arrays = {name: None if array is None else np.ascontiguousarray(array) for name, array in given.items()}
         self.templates = {}  # (slots, B, reverse, save) -> Pass
+        self.packed = None  # the latest ``PackedWeights``
         if all(self.arrays[name] is array for name, array in given.items()):
             w.ready = self
 
@@ -90,7 +91,7 @@ class Stage(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int) for name in ("kind", "is_double", "rows", "in_", "out", "directions", "threads")),
-        *((name, _pointer) for name in ("x", "weight", "bias", "y")),
+        *((name, _pointer) for name in ("x", "weight", "packed", "bias", "y")),
         ("passes", ctypes.POINTER(Pass)),
         ("generated", _pointer),
     ]
@@ -125,6 +126,7 @@ def load_native():
     library.gpurnn_native_add_rows.argtypes = [_pointer, _stride, number, _stride, number, _pointer, number, number]
     library.gpurnn_native_add_squares.argtypes = [_pointer, _stride, number, _pointer, number, number]
     word, long = ctypes.c_uint32, ctypes.c_uint64
+    library.gpurnn_native_fingerprint.argtypes = [_pointer, ctypes.c_size_t, _pointer, number, number]
     library.gpurnn_native_dropout_mask.argtypes = [_stride, long, word, word, long, _pointer, number, number]
     return library, chosen_level(library.gpurnn_native_level())
 

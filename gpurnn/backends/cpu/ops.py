@@ -33,6 +33,7 @@ from .native import (
     load_native,
     struct_name,
 )
+from .packing import packed_weights
 from .state_arrays import own_gradient, state_arrays
 from .step_program import StepProgram, refused
 from .threads import thread_count
@@ -181,6 +182,9 @@ class CpuOps(HostOps):
             job.flat = options.flat
             job.read = np.ascontiguousarray(w.read(x))
             job.x, job.I = address(job.read), job.read.shape[2]
+            if w.ready and not save:
+                job.memory = packed_weights(self, cell, w.ready, job)
+                job.packed = job.memory and address(job.memory.array)
             if output is not None:
                 job.output, job.output_row = address(output) + d * P * x.itemsize, D * P
             jobs.append(job)
@@ -202,11 +206,11 @@ class CpuOps(HostOps):
         """Whether a cell has a compiled time loop. The first call for a traced cell compiles it."""
         if dtype.itemsize == 2 or cell.array_only:
             return False
-        return cell.struct is None or self._traced_loop(cell, dtype.itemsize == 8) is not None
+        return cell.struct is None or self._generated(cell, dtype.itemsize == 8) is not None
 
-    def _traced_loop(self, cell, is_double):
-        """The compiled time loop of a traced cell, or None."""
-        return cells.time_loop(cell, "float64" if is_double else "float32", self.level) if cell.struct else None
+    def _generated(self, cell, is_double):
+        """What was compiled of a traced cell, or None."""
+        return cells.generated(cell, "float64" if is_double else "float32", self.level) if cell.struct else None
 
     def _state_slots(self, cell, slots, B, H, dtype):
         """For each state but h its (slots, B, H), all in one array."""
@@ -301,7 +305,7 @@ class CpuOps(HostOps):
         if cell.struct is None:
             self._call("time_loop", *arguments, self.level, threads=threads)
         else:
-            self._raise(self._traced_loop(cell, job.is_double)(*arguments), "time_loop", threads)
+            self._raise(self._generated(cell, job.is_double).time_loop(*arguments), "time_loop", threads)
 
     def product(self, a, b, out, accumulate=False):
         is_double = a.dtype == np.float64

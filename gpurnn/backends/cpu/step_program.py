@@ -15,13 +15,14 @@ from ..records import SavedLayer, SavedPass
 from ..steps import LinearStep, LoopStep, TableStep
 from . import sharing
 from .native import Pass, Stage, address
+from .packing import pack, pack_linear
 
 _TABLE, _LOOP, _LINEAR = range(3)
 NO_ROW = 4  # what the library returns for a number that the table has no row for
 
 
 class StepProgram:
-    """One timestep of ``steps`` for ``B`` sequences, in inference. Weights are read where they lie.
+    """One timestep of ``steps`` for ``B`` sequences, in inference, with weights that are packed at the beginning.
 
     x: what to write before ``run``, (B, I), or int64 (B,) for a table. y: (B, F), what ``run`` writes.
     """
@@ -74,12 +75,16 @@ class StepProgram:
         y = np.empty((self._B, F), self._dtype)
         weight, bias = address(step.weight), address(step.bias)
         stage = self._stage(_LINEAR, x, y, in_=I, out=F, weight=weight, bias=bias)
+        packed = pack_linear(self._ops, stage)
+        stage.packed = address(packed)
+        self._alive.append(packed)
         return y, (stage, stage)
 
     def _loop(self, step, x):
         """The strands of one recurrent layer."""
         cell, D, dtype, B = step.cell, len(step.weights), self._dtype, self._B
         strands = [self._arrays(cell, w) for w in step.weights]
+        packed = [None] * D
         P = strands[0][1].shape[2]
         y = np.empty((B, D * P), dtype)
         stages = []
@@ -93,12 +98,14 @@ class StepProgram:
             H = jobs[0].H
             work = B * H * (len(cell.hidden) * P + len(cell.gates) * x.shape[1])
             threads, by_units = sharing.share(1, B, sharing.units_to_share(cell, P != H, H), work, D)
-            for job in jobs:
+            for d, job in enumerate(jobs):
                 job.by_units = by_units
+                packed[d] = packed[d] or pack(self._ops, cell, job)
+                job.packed = address(packed[d].array)
             passes = (Pass * D)(*jobs)
-            self._alive += [jobs, passes]
-            loop = self._ops._traced_loop(cell, dtype.itemsize == 8) if cell.struct else None
-            generated = ctypes.cast(loop, ctypes.c_void_p).value if loop else None
+            self._alive += [jobs, passes, packed]
+            library = self._ops._generated(cell, dtype.itemsize == 8)
+            generated = library and ctypes.cast(library.time_loop, ctypes.c_void_p).value
             stages.append(self._stage(_LOOP, x, y, directions=D, threads=threads, passes=passes, generated=generated))
         self._slots += [(h, *others) for _, h, others in strands]
         return y, stages
