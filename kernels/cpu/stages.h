@@ -66,7 +66,7 @@ INLINE void run_stages(const Shard<T>& shard, typename Stages::Out* outs, T* mea
 template <typename Stages, typename T, typename Load, typename Store>
 INLINE void apply_to_units(const Shard<T>& shard, const Load& load, const Store& store) {
     if constexpr (Stages::stages == 1) {
-        for_each_vector(shard, [&](int u, int n) {
+        for_each_vector(shard, [&](int u, int n) INLINE_LAMBDA {
             typename Stages::In in;
             typename Stages::Out out;
             load(in, u, n);
