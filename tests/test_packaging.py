@@ -93,6 +93,24 @@ def test_wheel_holds_every_source_and_nothing_else(built, tree):
 
 
 @pytest.mark.slow
+def test_a_wheel_fits_one_platform_only_where_something_was_compiled(built, tree, tmp_path):
+    compiled = any("_native" in name for name in zipfile.ZipFile(built[1]).namelist())
+    assert built[1].name.endswith("-py3-none-any.whl") != compiled
+    copy = tmp_path / "tree"
+    shutil.copytree(tree, copy, ignore=shutil.ignore_patterns("build", "_native*", "*.egg-info"))
+    command = sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(tmp_path), str(copy)
+    nothing = f"{sys.executable} -c raise(SystemExit(1))"
+    environment = os.environ | {"CC": nothing, "CXX": nothing}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name == "gpurnn-0.1.0-py3-none-any.whl"
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "gpurnn/kernels/cpu/cell.cpp" in names and not any("_native" in name for name in names)
+    assert "no C++ compiler works here" in done.stderr, done.stderr
+
+
+@pytest.mark.slow
 def test_sdist_holds_the_tests(built, tree):
     with tarfile.open(built[0]) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}

@@ -1,0 +1,29 @@
+"""The wheel of what was built: only where a compiler made the library of the backend "cpu" does it fit one platform.
+
+pyproject.toml names this class. It is used when a wheel is made, and is not part of it.
+"""
+
+import os
+
+from setuptools.command.bdist_wheel import bdist_wheel
+
+
+class Wheel(bdist_wheel):
+    """Marks a wheel without compiled code py3-none-any, and says that it has none."""
+
+    def run(self):
+        if not self._compiled():
+            self.distribution.ext_modules = None
+            self.root_is_pure, self.py_limited_api = True, ""
+            self.warn(
+                "gpurnn is built without its compiled code, as no C++ compiler works here: the backend 'cpu' will be "
+                "array code, which is slower. The wheel fits any platform"
+            )
+        super().run()
+
+    def _compiled(self):
+        """Whether the library can be built. It is built now, and only copied later."""
+        build = self.get_finalized_command("build_ext")
+        build.ensure_finalized()
+        self.run_command("build_ext")
+        return all(os.path.exists(path) for path in build.get_outputs())
