@@ -11,6 +11,7 @@ from gpurnn.testing import nan_is_worst
 from .rivals.gpurnn import build, gpurnn_rival, unavailable
 
 TF32 = 2.0**-10
+INT8 = 2.0**-8
 _DEVIATION = 1e-5**0.5  # the least that a batch normalization divides by
 
 
@@ -40,19 +41,22 @@ def reference(case, weights, x, y):
     return gpurnn_rival("cupy" if large else "numpy")(exact, weights, x, y).results()
 
 
-def allowed(case):
+def allowed(case, rival=""):
     """Error that results may have, as a share of an array's largest value: a rounding of the inputs' precision for each
     term of the sums of one step, and for each step that passes it on; in a whole step also one for each parameter,
     whose squares make the norm that all gradients are clipped by. What is normalized over the batch may be divided by
     next to nothing, where few sequences are nearly equal. Wrong results are wrong by 0.01 and more, so that is
-    the most in float32; in tf32 and 16 bits it is a few roundings of bfloat16, 2^-7."""
+    the most in float32; in tf32, 16 bits and int8 it is a few roundings of bfloat16, 2^-7, and of int8, 2^-8 of a
+    row's largest weight. rival: its name, which says whether its weights are in int8."""
+    int8 = rival.endswith("int8") or "int8-" in rival
     eps = TF32 if case.precision == "tf32" else EPSILON[case.dtype]
+    eps = max(eps, INT8) if int8 else eps
     terms = (case.H + case.I) ** 0.5 * case.steps**0.5 * len(case.record.gates)
     if case.record.over_batch:
         terms /= _DEVIATION
     if case.what == "step":
         terms += case.parameters**0.5
-    rounded = case.dtype in ("float16", "bfloat16") or case.precision == "tf32"
+    rounded = case.dtype in ("float16", "bfloat16") or case.precision == "tf32" or int8
     return min(eps * terms, 0.05 if rounded else 0.01)
 
 
