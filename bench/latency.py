@@ -57,3 +57,20 @@ def summary(turns):
     middle, high = np.percentile(np.concatenate(seconds), _PERCENTILES)
     each = [[float(value) for value in np.percentile(turn, _PERCENTILES)] for turn in seconds]
     return {"steps": sum(map(len, turns)), "p50_s": float(middle), "p99_s": float(high), "turns": each}
+
+
+def latency_table(document, *names):
+    """Lines of a table of runs that were clocked one by one: for each case microseconds at the 50th and the 99th
+    percentile of each rival, and how many runs it made. names: of rivals; none: all that were clocked."""
+    clocked = [row for row in document["cases"] if any("latency" in result for result in row["results"].values())]
+    all_names = dict.fromkeys(name for row in clocked for name, found in row["results"].items() if "latency" in found)
+    names = names or tuple(all_names)
+    yield "| cell, B, H | " + " | ".join(names) + " | runs of each |"
+    yield "|---|" + "---:|" * (len(names) + 1)
+    for row in clocked:
+        found = [row["results"].get(name, {}).get("latency") for name in names]
+        texts = [f"{one['p50_s'] * 1e6:,.1f} / {one['p99_s'] * 1e6:,.1f}" if one else "-" for one in found]
+        counts = sorted(one["steps"] for one in found if one)
+        runs = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1]))) if counts else "-"
+        case = row["case"]
+        yield f"| {case['cell']} {case['B']}, {case['H']} | " + " | ".join([*texts, runs]) + " |"

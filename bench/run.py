@@ -193,8 +193,8 @@ class How:
 
     threads: of each. isa: what ``GPURNN_ISA`` forces; None: nothing. rounds: turns of each rival. seconds: least
     duration of a turn. limit: None, or the most seconds that the turns of one rival should take in a case. Then a slow
-    rival has fewer of them: three at least, but one where the fastest takes half its time. steps: how many runs are
-    clocked one by one after the turns.
+    rival has fewer of them, three at least; but one where a run takes ``LONG`` and twice the fastest's. steps: how
+    many runs are clocked one by one after the turns.
     """
 
     threads: int
@@ -213,7 +213,8 @@ class How:
         for name, sample in samples.items():
             each = times([sample])[0]
             few = max(_FEW, int(self.limit / max(each, self.seconds * 4 / 3)))
-            found[name] = 1 if each > _HOPELESS * fastest else min(self.rounds, few)
+            hopeless = each >= LONG and each > _HOPELESS * fastest
+            found[name] = 1 if hopeless else min(self.rounds, few)
         return found
 
 

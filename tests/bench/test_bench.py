@@ -266,7 +266,7 @@ def test_crossover_without_a_gpu_says_so():
 @needs("matplotlib")
 def test_run_show_plot_report(tmp_path):
     out = tmp_path / "run.json"
-    axes = ("--cell", "rnn", "-T", 3, "-B", 2, "-H", 4, "--rival", "gpurnn-numpy", "--rival", "torch-cpu")
+    axes = ("--cell", "rnn", "-T", 3, "-B", 2, "-H", 4, "--rival", "gpurnn-cpu", "--rival", "torch-cpu")
     done = invoke("run", *axes, "--rounds", 2, "--seconds", 0.001, "--out", out)
     assert done.exit_code == 0, done.output
     written = json.loads(out.read_text())
