@@ -18,8 +18,8 @@ def plot(document, path, kind="size"):
     kind: "size": microseconds a timestep, case by case; "T", "B" or "H": against that axis, a line for each rival and
     value of the others; "roofline": flop/s against flops a byte under the machine's ceilings; "crossover": how many
     times as fast each rival is as the first, against B x H; "heat": how many times as fast gpurnn-cpu is as the best of
-    the others that compute in float32, a square for each B and H. What is faster than a floor or a roof allows has a red
-    ring. Raises ValueError where the file has nothing to draw.
+    the others that compute in float32, a square for each B and H. What is faster than a floor or a roof allows has a
+    red ring. Raises ValueError where the file has nothing to draw.
     """
     import matplotlib
 

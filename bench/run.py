@@ -29,9 +29,9 @@ from .latency import clock_runs, latency
 from .machine import clocks, environment
 from .results_file import FORMAT, load, times, write
 
-LONG = 0.25  # seconds of a run, beside which it takes no time for threads to wake up
+LONG = 0.1  # seconds of a run, beside which it takes no time for threads to wake up
 _FEW = 3  # turns that a rival has at least, however long a run takes
-_HOPELESS = 2  # times the fastest rival's time
+_HOPELESS = 1.5  # times the fastest rival's time
 
 # ---- a rival's process
 
@@ -55,13 +55,10 @@ def work(name):
                     prepared, key = None, order["case"]
                     start = time.perf_counter()
                     prepared = prepare(case, *inputs(case))
-                    first = time.perf_counter()
-                    prepared.run()
-                    prepared.wait()
-                    setup, last = (time.perf_counter() - since for since in (start, first))
+                    setup, last = time.perf_counter() - start, 0.0
                 if order["do"] == "check":
-                    answer = {"setup_s": setup, "peak_host_bytes": _peak_bytes()}
-                    answer |= {"device_bytes": prepared.device_bytes()} | _errors(prepared, order["path"])
+                    answer, last = _check(prepared, order["path"])
+                    answer["setup_s"] = setup + last
                 elif order["do"] == "clock":
                     answer = {"nanoseconds": clock_runs(prepared, order["count"])}
                 else:
@@ -87,6 +84,19 @@ def _peak_bytes():
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def _check(prepared, path):
+    """(answer, seconds of a run). A run that is ``LONG`` is the one whose results are compared, and not repeated."""
+    start = time.perf_counter()
+    found = _errors(prepared, path)
+    last = time.perf_counter() - start
+    if last < LONG or "bound" in found:
+        start = time.perf_counter()
+        prepared.run()
+        prepared.wait()
+        last = time.perf_counter() - start
+    return {"peak_host_bytes": _peak_bytes(), "device_bytes": prepared.device_bytes()} | found, last
+
+
 def _errors(prepared, path):
     if prepared.results is None:
         return {"bound": True}
@@ -105,7 +115,7 @@ def time_runs(prepared, seconds, long=False):
     the processor time of all threads, which other processes do not add to.
 
     A third of that time goes before, not measured: the threads of a process that waited for its turn must wake up.
-    long: whether a run takes so long that this hardly matters, and one is a sample.
+    long: whether a run takes so long that this hardly matters.
     """
     warm, start = 0, time.perf_counter()
     while not long and (warm < 1 or time.perf_counter() - start < seconds / 3):
@@ -118,7 +128,7 @@ def time_runs(prepared, seconds, long=False):
     while True:
         prepared.run()
         count += 1
-        if (long or count >= 2) and time.perf_counter() - start >= seconds:
+        if time.perf_counter() - start >= seconds:
             break
     launched = time.perf_counter() - start
     prepared.wait()
@@ -193,8 +203,8 @@ class How:
 
     threads: of each. isa: what ``GPURNN_ISA`` forces; None: nothing. rounds: turns of each rival. seconds: least
     duration of a turn. limit: None, or the most seconds that the turns of one rival should take in a case. Then a slow
-    rival has fewer of them, three at least; but one where a run takes ``LONG`` and twice the fastest's. steps: how
-    many runs are clocked one by one after the turns.
+    rival has fewer of them, three at least; but one where a run takes ``LONG`` and 1.5 times the fastest's. steps:
+    how many runs are clocked one by one after the turns.
     """
 
     threads: int
@@ -309,7 +319,7 @@ def _run_case(case, workers, path, how):
         for name in [name for name in right if turn < left[name]]:
             results[name]["samples"].append(workers[name].ask(case, "time", seconds=how.seconds))
             # the other's idle threads stop spinning; those of OpenBLAS do after 2^26 clocks
-            time.sleep(0.05 if how.threads > 1 else 0)
+            time.sleep(0.03 if how.threads > 1 else 0)
         if turn == 0:
             first = {name: results[name]["samples"][0] for name in right}
             left = how.turns({name: sample for name, sample in first.items() if "failed" not in sample})

@@ -141,7 +141,7 @@ def _written(folder, content):
 def test_slow_rivals_have_fewer_turns():
     how = How(1, rounds=6, seconds=0.03, limit=2.0)
     assert how.turns({"a": {"host_s": 0.001}, "b": {"host_s": 0.01}}) == {"a": 6, "b": 6}
-    assert how.turns({"a": {"host_s": 0.5}, "b": {"host_s": 0.9}, "c": {"host_s": 1.1}}) == {"a": 4, "b": 3, "c": 1}
+    assert how.turns({"a": {"host_s": 0.5}, "b": {"host_s": 0.7}, "c": {"host_s": 0.8}}) == {"a": 4, "b": 3, "c": 1}
     assert How(1, rounds=6).turns({"a": {"host_s": 1.0}, "b": {"host_s": 9.0}}) == {"a": 6, "b": 6}
     assert How(1, rounds=2, limit=0.1).turns({"a": {"host_s": 1.0}}) == {"a": 2}
 
