@@ -6,7 +6,7 @@ A point is a case that both were timed in. Its ratio is the best other's median 
 import math
 from dataclasses import dataclass
 
-from .results_file import faster, floor, ratio, timed
+from .results_file import faster, floor, in_int8, ratio, timed
 
 OURS = "gpurnn-cpu"
 OTHERS = ("torch-cpu", "onnxruntime", "jax")  # in float32; a rival in int8 competes where a page names it
@@ -39,8 +39,8 @@ class Point:
 
     @property
     def floor(self):
-        """How many times its floor ours takes, or None where no floor is known."""
-        share = floor(self.row, self.ours)
+        """How many times its floor ours takes, or None where no floor is known: it is one of weights in float32."""
+        share = None if in_int8(self.ours) else floor(self.row, self.ours)
         return share and 1 / share[0]
 
 
@@ -89,17 +89,38 @@ def floor_lines(document, what, ours=OURS):
     yield f"{len(floors)} points: geometric mean {geometric_mean(floors.values()):.2f}; {near} at most {NEAR}."
 
 
+def overview(documents, ours=OURS, *others):
+    """Lines of a table with a row for each document and pass."""
+    heads = ("pass", "points", "geometric mean", "below 1", "with their interval", "the slowest", f"floor x {NEAR}")
+    yield f"| threads, instruction set | {' | '.join(heads)} |"
+    yield "|---|---|---:|---:|---:|---:|---|---:|"
+    for document in documents:
+        threads = f"{document['threads']}, {document['isa']}" if document.get("isa") else f"{document['threads']}"
+        for what in ("inference", "train"):
+            found = points(document, what, ours, others or OTHERS)
+            if not found:
+                continue
+            behind = [point for point in found if point.value < 1]
+            slowest = min(found, key=lambda point: point.value)
+            cells = [
+                threads, what, len(found), f"{geometric_mean([point.value for point in found]):.2f}", len(behind),
+                sum(point.interval[1] < 1 for point in behind), f"{_name(slowest)}: {slowest.value:.2f}",
+                sum((point.floor or NEAR + 1) <= NEAR for point in found),
+            ]  # fmt: skip
+            yield f"| {' | '.join(map(str, cells))} |"
+
+
 def worst(found):
     """Lines of a table of the points with the smallest ratios."""
     yield "| the slowest | fastest other | its time | ours | ratio, 95 % interval | times the floor |"
     yield "|---|---|---:|---:|---:|---:|"
     for point in sorted(found, key=lambda point: point.value)[:_WORST]:
-        results, case = timed(point.row), point.row["case"]
+        results = timed(point.row)
         theirs, ours = (f"{results[name]['median_s'] * 1e6:,.0f} us" for name in (point.other, point.ours))
         low, high = point.interval
         times = f"{point.floor:.2f}" if point.floor else "-"
-        name = f"{case['cell']} B{case['B']} H{case['H']}"
-        yield f"| {name} | {point.other} | {theirs} | {ours} | {point.value:.2f} [{low:.2f}, {high:.2f}] | {times} |"
+        ratios = f"{point.value:.2f} [{low:.2f}, {high:.2f}]"
+        yield f"| {_name(point)} | {point.other} | {theirs} | {ours} | {ratios} | {times} |"
 
 
 def _sums(found):
@@ -108,6 +129,11 @@ def _sums(found):
     surely = sum(point.interval[1] < 1 for point in behind)
     mean = geometric_mean([point.value for point in found])
     return f"{len(found)} points: geometric mean {mean:.2f}; {len(behind)} below 1, of {surely} the whole interval"
+
+
+def _name(point):
+    cell, H, B = _place(point)
+    return f"{cell} B{B} H{H}"
 
 
 def _place(point):

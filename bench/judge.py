@@ -9,6 +9,7 @@ import numpy as np
 from gpurnn.dtypes import EPSILON, check_dtype
 from gpurnn.testing import nan_is_worst
 
+from .results_file import in_int8
 from .rivals.gpurnn import build, gpurnn_rival, unavailable
 
 TF32 = 2.0**-10
@@ -56,7 +57,7 @@ def allowed(case, rival=""):
     next to nothing, where few sequences are nearly equal. Wrong results are wrong by 0.01 and more, so that is
     the most in float32; in tf32, 16 bits and int8 it is a few roundings of bfloat16, 2^-7, and of int8, 2^-8 of a
     row's largest weight. rival: its name, which says whether its weights are in int8."""
-    int8 = rival.endswith("int8") or "int8-" in rival
+    int8 = in_int8(rival)
     eps = TF32 if case.precision == "tf32" else EPSILON[case.dtype]
     eps = max(eps, INT8) if int8 else eps
     terms = (case.H + case.I) ** 0.5 * case.steps**0.5 * len(case.record.gates)

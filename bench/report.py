@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 from .gpu_results import probe_table, smoke_line
-from .grid import floor_lines
+from .grid import floor_lines, overview
 from .grid import lines as grid_lines
 from .latency import latency_table
 from .plots import KINDS, plot
@@ -201,16 +201,21 @@ def fill(text, folder):
 
     A marker names a file and the arguments of ``summary``, or the file alone for ``markdown``:
     ``<!-- bench cpu.json base other [bound [pass]] -->`` ... ``<!-- end -->``. A word of ``TABLES`` names another
-    table, whose arguments follow. Raises ValueError for a marker without its end, for results of a rehearsal, and
-    where a table has nothing to show.
+    table, whose arguments follow; ``overview`` takes several files, joined by +. Raises ValueError for a marker without
+    its end, for results of a rehearsal, and where a table has nothing to show.
     """
 
     def made(found):
-        name, *arguments = found[1].split()
-        document = load(Path(folder) / name)
-        if document.get("rehearsal"):
-            raise ValueError(f"{name}: a rehearsal measures nothing")
-        if not arguments:
+        names, *arguments = found[1].split()
+        documents = [load(Path(folder) / name) for name in names.split("+")]
+        document = documents[0]
+        if any(one.get("rehearsal") for one in documents):
+            raise ValueError(f"{names}: a rehearsal measures nothing")
+        if arguments[:1] == ["overview"]:
+            lines = overview(documents, *arguments[1:])
+        elif len(documents) > 1:
+            raise ValueError(f"{names}: only an overview takes several files")
+        elif not arguments:
             lines = markdown(document)
         else:
             make, counted = TABLES.get(arguments[0], (summary, "median"))

@@ -45,6 +45,11 @@ def device(name):
     return RIVALS[name][1] if name in RIVALS else "cpu"
 
 
+def in_int8(name):
+    """Whether a rival's weights are in int8."""
+    return "int8" in name
+
+
 def floor(row, name):
     """(share of the floor's time in a rival's, what sets the floor), or None where no floor is known."""
     found = row["floors"].get(device(name))

@@ -27,7 +27,7 @@ from .doubles import DOUBLES
 from .judge import allowed, furthest, inputs, reference
 from .latency import clock_runs, latency
 from .machine import clocks, environment
-from .results_file import FORMAT, load, times, write
+from .results_file import FORMAT, in_int8, load, times, write
 
 LONG = 0.1  # seconds of a run, beside which it takes no time for threads to wake up
 _FEW = 3  # turns that a rival has at least, however long a run takes
@@ -203,8 +203,8 @@ class How:
 
     threads: of each. isa: what ``GPURNN_ISA`` forces; None: nothing. rounds: turns of each rival. seconds: least
     duration of a turn. limit: None, or the most seconds that the turns of one rival should take in a case. Then a slow
-    rival has fewer of them, three at least; but one where a run takes ``LONG`` and 1.5 times the fastest's. steps:
-    how many runs are clocked one by one after the turns.
+    rival has fewer of them, three at least; but one where a run takes ``LONG`` and 1.5 times the fastest's with such
+    weights, in int8 or not. steps: how many runs are clocked one by one after the turns.
     """
 
     threads: int
@@ -218,11 +218,10 @@ class How:
         """Name -> how many turns a rival has, by the first sample of each."""
         if self.limit is None:
             return dict.fromkeys(samples, self.rounds)
-        fastest = min(times([sample])[0] for sample in samples.values())
-        found = {}
-        for name, sample in samples.items():
-            each = times([sample])[0]
+        seconds, found = {name: times([sample])[0] for name, sample in samples.items()}, {}
+        for name, each in seconds.items():
             few = max(_FEW, int(self.limit / max(each, self.seconds * 4 / 3)))
+            fastest = min(other for peer, other in seconds.items() if in_int8(peer) == in_int8(name))
             hopeless = each >= LONG and each > _HOPELESS * fastest
             found[name] = 1 if hopeless else min(self.rounds, few)
         return found

@@ -80,6 +80,9 @@ def test_the_best_of_the_others_counts():
     assert grid.geometric_mean([point.value for point in found]) == pytest.approx(2.0)
     alone = grid.points(FOUR, "inference", "gpurnn-cpu", ("onnxruntime-int8",))
     assert [point.value for point in alone] == [0.1]
+    quantized = document(row("lstm", 1, 64, gpurnn_cpu_int8=1.0, onnxruntime=3.0))
+    (point,) = grid.points(quantized, "inference", "gpurnn-cpu-int8")
+    assert (point.value, point.floor) == (3.0, None)
 
 
 def test_the_table_of_a_grid():
@@ -111,8 +114,21 @@ def test_the_table_of_floors():
         list(grid.floor_lines(document(FOUR["cases"][0]), "train"))
 
 
+def test_the_overview_has_a_row_for_each_file_and_pass():
+    other = document(row("rnn", 1, 64, "train", floor=0.9, gpurnn_cpu=1.0, jax=0.8), threads=2, isa="avx512")
+    assert list(grid.overview([FOUR, other]))[2:] == [
+        "| 1 | inference | 3 | 2.00 | 1 | 1 | lstm B8 H64: 0.50 | 0 |",
+        "| 1 | train | 1 | 5.00 | 0 | 0 | gru B1 H128: 5.00 | 0 |",
+        "| 2, avx512 | train | 1 | 0.80 | 1 | 1 | rnn B1 H64: 0.80 | 1 |",
+    ]
+
+
 def test_pages_show_grids_and_floors(tmp_path):
     write(tmp_path / "x.json", FOUR)
+    marker = "<!-- bench x.json+x.json {} -->\n<!-- end -->\n"
+    assert report.fill(marker.format("overview"), tmp_path).count("| gru B1 H128: 5.00 |") == 2
+    with pytest.raises(ValueError, match="only an overview takes several files"):
+        report.fill(marker.format("grid train"), tmp_path)
     text = "".join(f"<!-- bench x.json {words} -->\n<!-- end -->\n" for words in ("grid train", "floor inference"))
     filled = report.fill(text, tmp_path)
     assert "| gru 128 | 5.00 |" in filled and "| lstm 64 | 2.00 | 4.00 |" in filled
@@ -142,6 +158,8 @@ def test_slow_rivals_have_fewer_turns():
     how = How(1, rounds=6, seconds=0.03, limit=2.0)
     assert how.turns({"a": {"host_s": 0.001}, "b": {"host_s": 0.01}}) == {"a": 6, "b": 6}
     assert how.turns({"a": {"host_s": 0.5}, "b": {"host_s": 0.7}, "c": {"host_s": 0.8}}) == {"a": 4, "b": 3, "c": 1}
+    bytes_win = {"a": {"host_s": 0.5}, "b": {"host_s": 0.6}, "b-int8": {"host_s": 0.2}}
+    assert how.turns(bytes_win) == {"a": 4, "b": 3, "b-int8": 6}  # only the like are compared
     assert How(1, rounds=6).turns({"a": {"host_s": 1.0}, "b": {"host_s": 9.0}}) == {"a": 6, "b": 6}
     assert How(1, rounds=2, limit=0.1).turns({"a": {"host_s": 1.0}}) == {"a": 2}
 
