@@ -135,6 +135,17 @@ class Case:
         """Of one direction's recurrent weights: whether they fit on one multiprocessor."""
         return len(self.record.hidden) * self.H**2 // self.heads * ITEMSIZE[self.dtype]
 
+    @property
+    def weights_read(self):
+        """(bytes of the weights that are read again and again, bytes that this reads in all): a direction's recurrent
+        weights in each of its timesteps, all weights where there is one timestep; backward reads them again."""
+        passes = 2 if self.what in ("train", "step") else 1
+        if self.T == 1:
+            everything = sum(weights for weights, _, _ in self._layers()) * ITEMSIZE[self.dtype]
+            return everything, passes * everything
+        loops = self.L * (2 if self.bidirectional else 1)
+        return self.recurrent_bytes, passes * loops * self.T * self.recurrent_bytes
+
     def as_dict(self):
         return asdict(self)
 
@@ -185,6 +196,17 @@ def _cpu():
         for cell in ("lstm", "gru", "rnn")
         for B, H in ((1, 64), (1, 256), (16, 128), (32, 256), (64, 512), (128, 1024))
         for what in ("inference", "train")
+    ]
+
+
+def _grid():
+    """All sizes of a layer that people run on a CPU. The large ones, which take longest, come last."""
+    sizes = [(B, H) for H in (64, 128, 256, 512, 1024) for B in (1, 2, 4, 8, 16, 32, 64, 128)]
+    return [
+        Case(cell, 50, B, H, H, what=what)
+        for B, H in sizes
+        for what in ("inference", "train")
+        for cell in ("lstm", "gru", "rnn")
     ]
 
 
@@ -297,6 +319,7 @@ def _heads():
 SUITES = {
     "quick": (_quick, "small sizes, under a minute on 2 cores"),
     "cpu": (_cpu, "B 1 to 128, H 64 to 1024, T 50: the table of gpurnn/docs/speed.md"),
+    "grid": (_grid, "B 1 to 128 x H 64 to 1024, T 50: the maps of gpurnn/docs/speed.md"),
     "cells": (_cells, "each option of LSTM and GRU beside the plain cells: B 32, H 256, T 50"),
     "applications": (_applications, "whole training steps of language models: embedding to Adam"),
     "small": (_small, "H 32 to 192, T 512: schedule block beside step, cuDNN, FlashRNN"),

@@ -8,29 +8,35 @@ import gpurnn
 
 from .probe import probe
 from .probe_device import Gpu
+from .rates import rates, read_rate
 
 
-def ceilings():
+def ceilings(threads, isa=None):
     """What this machine reaches at best, measured: {"cpu": ..., "gpu": ... or None}.
 
-    flops: by arithmetic ("float32", "tf32", ...), of a large product. bytes: of a copy, read and written, a second.
-    step: seconds from one timestep to the next that depends on it, at least: on a CPU nothing, on a GPU by "block" (all
-    weights on one multiprocessor: its barrier) or "grid" (one exchange between multiprocessors).
+    threads, isa: of the CPU, as ``rates`` takes them. flops: by arithmetic ("float32", "tf32", ...), on a CPU of
+    multiply-adds in registers, else, and where there is no C compiler, of a large product. bytes: of a copy, read and
+    written, a second. reads: [bytes, bytes a second] of blocks that are read again and again, each thread's of that
+    size; only on a CPU with a C compiler. step: seconds from one timestep to the next that depends on it, at least: on
+    a CPU nothing, on a GPU by "block" (all weights on one multiprocessor: its barrier) or "grid" (one exchange between
+    multiprocessors).
     """
-    found = {"cpu": _cpu_ceilings(), "gpu": None}
+    found = {"cpu": _cpu_ceilings(threads, isa), "gpu": None}
     if gpurnn.backends()["cuda"] is None:
         found["gpu"] = ceilings_of(probe(Gpu(), ("copy", "gemm", "block_barrier", "hop_all")))
     return found
 
 
-def _cpu_ceilings():
-    a = np.ones((1024, 1024), np.float32)
-    out = np.empty_like(a)
+def _cpu_ceilings(threads, isa):
     block = np.ones(1 << 23, np.float32)
     copy = np.empty_like(block)
-    gemm = _best(lambda: np.matmul(a, a, out=out))
-    moved = _best(lambda: np.copyto(copy, block))
-    return {"flops": {"float32": 2 * 1024**3 / gemm}, "bytes": 2 * block.nbytes / moved, "step": {}}
+    found = {"bytes": 2 * block.nbytes / _best(lambda: np.copyto(copy, block)), "step": {}}
+    measured = rates(threads, isa)
+    if measured:
+        return found | {"flops": {"float32": measured["flops"]}, "reads": measured["reads"], "threads": threads}
+    a = np.ones((1024, 1024), np.float32)
+    out = np.empty_like(a)
+    return found | {"flops": {"float32": 2 * 1024**3 / _best(lambda: np.matmul(a, a, out=out))}}
 
 
 def _best(action, least=0.5):
@@ -63,13 +69,19 @@ def floor_seconds(case, ceilings):
     """The least time of a case on a device with these ceilings, and what sets it: (seconds, reason), or None where its
     arithmetic was not measured.
 
-    The largest of the products at the best rate of a large one, the bytes at a copy's rate, and the dependent steps.
+    The largest of the products at the best rate of a large one; the bytes at a copy's rate, or, where the rates of
+    reading were measured, the weights of each timestep at the rate of the cache that holds them; the dependent steps.
     """
     arithmetic = "tf32" if case.precision == "tf32" else case.dtype
     rate = ceilings["flops"].get(arithmetic)
     if rate is None:
         return None
-    parts = {"products": case.flops / rate, "bytes": case.bytes / ceilings["bytes"]}
+    parts = {"products": case.flops / rate}
+    if "reads" in ceilings:
+        weights, read = case.weights_read
+        parts["weights"] = read / read_rate(ceilings["reads"], weights / ceilings["threads"])
+    else:
+        parts["bytes"] = case.bytes / ceilings["bytes"]
     if ceilings["step"]:
         fits = case.recurrent_bytes <= 330e3  # what one multiprocessor's registers and memory hold
         kind = "block" if fits else "grid"

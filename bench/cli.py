@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from gpurnn.backends.cpu.native import ISAS
 from gpurnn.cli.options import FullHelpGroup
 
 from .cases import ITEMSIZE, PASSES, SUITES, select
@@ -89,10 +90,17 @@ Options such as -H replace the suite's own values; repeated ones are combined.""
 @click.option("--bidirectional", is_flag=True, help="Both directions in every case.")
 @click.option("--only", multiple=True, help="Only cases with one of these in their name.")
 @click.option("--threads", type=click.IntRange(1), default=os.cpu_count(), help="Threads of BLAS and torch.")
+@click.option("--isa", type=click.Choice(ISAS), help="Instruction set of gpurnn; with avx2 also of torch and JAX.")
 @click.option("--rounds", type=click.IntRange(1), default=4, help="Turns of each rival; the median counts.")
 @click.option("--seconds", type=float, default=0.08, help="Least duration of a turn; a third more goes before it.")
+@click.option("--limit", type=float, help="Most seconds of a rival's turns in a case: fewer turns for slow ones.")
+@click.option("--steps", type=click.IntRange(0), default=0, help="Also clock this many runs one by one: p50, p99.")
+@click.option(
+    "--merge", type=click.Choice(["missing", "all"]),
+    help="Keep what --out has: time what is missing there, or time all cases and replace them there.",
+)  # fmt: skip
 @click.option("--out", type=click.Path(dir_okay=False), help="JSON file  [default: bench-DATE.json]")
-def run(suite, names, backends, only, threads, rounds, seconds, out, bidirectional, **axes):
+def run(suite, names, backends, only, out, bidirectional, merge, **options):
     """Time the cases of a suite; results are written after each case."""
     from tqdm import tqdm
 
@@ -101,7 +109,10 @@ def run(suite, names, backends, only, threads, rounds, seconds, out, bidirection
     from .report import table
     from .run import run as run_cases
 
-    cases = select(suite, bidirectional=(True,) if bidirectional else (), **axes)
+    how = {name: options.pop(name) for name in ("threads", "isa", "rounds", "seconds", "limit", "steps")}
+    if merge and not out:
+        raise click.UsageError("--merge: give --out, the file that has cases already")
+    cases = select(suite, bidirectional=(True,) if bidirectional else (), **options)
     cases = [case for case in cases if not only or any(part in case.name for part in only)]
     if not cases:
         raise click.UsageError(f"--only: no case of this suite has {' or '.join(only)} in its name")
@@ -109,11 +120,14 @@ def run(suite, names, backends, only, threads, rounds, seconds, out, bidirection
     usual = USUAL if all(case.cell in PLAIN for case in cases) else (*USUAL, *USUAL_OF_OPTIONS)
     names = names or [name for name in usual if missing(name) is None]
     out = out or str(fresh_path(time.strftime("bench-%Y%m%d-%H%M%S"), ".json"))
-    document = run_cases(
-        cases, names, threads=threads, rounds=rounds, seconds=seconds, out=out,
-        command=shlex.join(["gpurnn", "bench", *(part.replace(out, Path(out).name) for part in sys.argv[1:])]),
-        progress=lambda cases: tqdm(cases, unit=" cases", leave=False, disable=None),
-    )  # fmt: skip
+    try:
+        document = run_cases(
+            cases, names, out=out, merge=merge, **how,
+            command=shlex.join(["gpurnn", "bench", *(part.replace(out, Path(out).name) for part in sys.argv[1:])]),
+            progress=lambda cases: tqdm(cases, unit=" cases", leave=False, disable=None),
+        )  # fmt: skip
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
     for line in table(document, columns=shutil.get_terminal_size().columns):
         click.echo(line)
     click.echo(f"written to {out}")

@@ -1,8 +1,13 @@
 """Pictures of a results file."""
 
+from math import log2, nan
+
+from .grid import OTHERS, OURS
+from .grid import points as grid_points
 from .results_file import beats_floor, device, rivals, timed, times
 
-KINDS = ("size", "T", "B", "H", "roofline", "crossover")
+KINDS = ("size", "T", "B", "H", "roofline", "crossover", "heat")
+_FASTEST = 4.0  # times as fast: the end of a heat map's colors
 _AGAIN = "measure again"  # the end of a ring's label
 _RING = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "markeredgecolor": "red", "linestyle": "none"}
 
@@ -12,8 +17,9 @@ def plot(document, path, kind="size"):
 
     kind: "size": microseconds a timestep, case by case; "T", "B" or "H": against that axis, a line for each rival and
     value of the others; "roofline": flop/s against flops a byte under the machine's ceilings; "crossover": how many
-    times as fast each rival is as the first, against B x H. What is faster than a floor or a roof allows has a red
-    ring. Raises ValueError where the file has nothing to draw.
+    times as fast each rival is as the first, against B x H; "heat": how many times as fast gpurnn-cpu is as the best of
+    the others that compute in float32, a square for each B and H. What is faster than a floor or a roof allows has a
+    red ring. Raises ValueError where the file has nothing to draw.
     """
     import matplotlib
 
@@ -24,7 +30,7 @@ def plot(document, path, kind="size"):
         raise ValueError("nothing was timed in this file")
     from gpurnn.plots import save_figure
 
-    draw = {"size": _size, "roofline": _roofline, "crossover": _crossover}.get(kind) or _axis(kind)
+    draw = {"size": _size, "roofline": _roofline, "crossover": _crossover, "heat": _heat}.get(kind) or _axis(kind)
     panels = list(dict.fromkeys((row["case"]["cell"], row["case"]["what"]) for row in document["cases"]))
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
@@ -38,13 +44,15 @@ def plot(document, path, kind="size"):
             [row for row in document["cases"] if (row["case"]["cell"], row["case"]["what"]) == (cell, what)],
         )
         axis.set_title(f"{cell}, {what}")
-        axis.grid(alpha=0.3)
+        axis.grid(alpha=0 if kind == "heat" else 0.3)
     handles = {}
     for axis in axes.flat:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     handles = dict(sorted(handles.items(), key=lambda item: item[0].endswith(_AGAIN)))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)), fontsize=8)
+    if handles:
+        columns = min(4, len(handles))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=8)
     if hasattr(path, "write"):
         figure.savefig(path, dpi=120, format="svg")
     else:
@@ -180,3 +188,24 @@ def _crossover(axis, document, rows):
     axis.axhline(1, color="k", lw=1)
     axis.set(xscale="log", yscale="log", xlabel="B x H", ylabel=f"times as fast as {base}")
     _plain_ticks(axis.yaxis)
+
+
+def _heat(axis, document, rows):
+    """A square for each B and H: green where ours is faster than the best of the others, purple where it is slower."""
+    found = {
+        (point.row["case"]["H"], point.row["case"]["B"]): point.value
+        for point in grid_points(document | {"cases": rows}, rows[0]["case"]["what"])
+    }
+    if not found:
+        raise ValueError(f"no case was timed for {OURS} and for one of {', '.join(OTHERS)}")
+    sizes, batches = (sorted({place[n] for place in found}) for n in (0, 1))
+    colors = [[log2(found.get((H, B), nan)) for B in batches] for H in sizes]
+    limit = log2(_FASTEST)
+    axis.imshow(colors, cmap="PRGn", vmin=-limit, vmax=limit, aspect="auto", origin="lower")
+    for (H, B), value in found.items():
+        color = "white" if abs(log2(value)) > 0.75 * limit else "black"
+        middle = {"ha": "center", "va": "center"}
+        axis.text(batches.index(B), sizes.index(H), f"{value:.2f}", fontsize=7, color=color, **middle)
+    axis.set_xticks(range(len(batches)), [str(B) for B in batches])
+    axis.set_yticks(range(len(sizes)), [str(H) for H in sizes])
+    axis.set(xlabel="B", ylabel="H")

@@ -9,8 +9,11 @@ from html import escape
 from pathlib import Path
 
 from .gpu_results import probe_table, smoke_line
+from .grid import floor_lines, overview
+from .grid import lines as grid_lines
+from .latency import latency_table
 from .plots import KINDS, plot
-from .results_file import beats_floor, device, floor, interval, load, machine_line, ratio, rivals, timed, times
+from .results_file import beats_floor, device, faster, floor, interval, load, machine_line, rivals, timed, times
 
 _COLUMN = 28  # columns of a terminal for a rival: time, ratio and share
 _OURS, _PLAIN = "gpurnn-cpu", "gpurnn-cpu-plain"  # the columns of ``beside_plain``
@@ -83,12 +86,12 @@ def _cells(row, name, base):
     found = timed(row)
     if name not in found:
         return row["results"].get(name, {"status": "-"})["status"], "", ""
-    faster = ""
+    times_as_fast = ""
     if base in found and name != base:
-        faster = f"{ratio(found[name]['samples'], found[base]['samples'])[0]:.2f}x"
+        times_as_fast = f"{faster(found[name]['samples'], found[base]['samples']):.2f}x"
     share = floor(row, name)
     shown = f"{share[0]:.0%}{ABOVE if beats_floor(row, name) else ''}" if share else ""
-    return f"{found[name]['median_s'] * 1e6:,.0f} us", f"{faster:>7}", f"{shown:>7}"
+    return f"{found[name]['median_s'] * 1e6:,.0f} us", f"{times_as_fast:>7}", f"{shown:>7}"
 
 
 def compare(old, new):
@@ -156,9 +159,9 @@ def summary(document, base, other, bound=None, only=None):
     for row in document["cases"]:
         found, case = timed(row), row["case"]
         if {base, other} <= found.keys():
-            text = f"{ratio(found[other]['samples'], found[base]['samples'])[0]:.2f}"
+            text = f"{faster(found[other]['samples'], found[base]['samples']):.2f}"
             if bound in found:
-                text += f" ({ratio(found[other]['samples'], found[bound]['samples'])[0]:.2f})"
+                text += f" ({faster(found[other]['samples'], found[bound]['samples']):.2f})"
             lines.setdefault((case["B"], case["H"]), {})[case["cell"], case["what"]] = text
     yield "| B, H | " + " | ".join(f"{cell} {what}" for cell, what in columns) + " |"
     yield "|---|" + "---:|" * len(columns)
@@ -184,26 +187,40 @@ def beside_plain(document, what="train", clock="host_s"):
         yield f"| {row['case']['cell']} | " + " | ".join(cells) + " |"
 
 
+TABLES = {  # word of a marker -> (lines of a table, which of a rival's turns counts)
+    "probe": (probe_table, "median"),
+    "cells": (beside_plain, "least"),
+    "grid": (grid_lines, "median"),
+    "floor": (floor_lines, "median"),
+    "latency": (latency_table, "median"),
+}
+
+
 def fill(text, folder):
     """A page with the tables between its markers made anew from the results in ``folder``.
 
     A marker names a file and the arguments of ``summary``, or the file alone for ``markdown``:
-    ``<!-- bench cpu.json base other [bound [pass]] -->`` ... ``<!-- end -->``. With ``probe`` it shows what was
-    measured of the GPU itself, with ``cells`` the table of ``beside_plain`` and its arguments. Raises ValueError for
-    a marker without its end, and for results of a rehearsal.
+    ``<!-- bench cpu.json base other [bound [pass]] -->`` ... ``<!-- end -->``. A word of ``TABLES`` names another
+    table, whose arguments follow; ``overview`` takes several files, joined by +. Raises ValueError for a marker without
+    its end, for results of a rehearsal, and where a table has nothing to show.
     """
 
     def made(found):
-        name, *arguments = found[1].split()
-        document = load(Path(folder) / name)
-        if document.get("rehearsal"):
-            raise ValueError(f"{name}: a rehearsal measures nothing")
-        if arguments == ["probe"]:
-            lines = [machine_line(document), "", *probe_table(document)]
-        elif arguments[:1] == ["cells"]:
-            lines = [machine_line(document, "least"), "", *beside_plain(document, *arguments[1:])]
+        names, *arguments = found[1].split()
+        documents = [load(Path(folder) / name) for name in names.split("+")]
+        document = documents[0]
+        if any(one.get("rehearsal") for one in documents):
+            raise ValueError(f"{names}: a rehearsal measures nothing")
+        if arguments[:1] == ["overview"]:
+            lines = overview(documents, *arguments[1:])
+        elif len(documents) > 1:
+            raise ValueError(f"{names}: only an overview takes several files")
+        elif not arguments:
+            lines = markdown(document)
         else:
-            lines = [machine_line(document), "", *summary(document, *arguments)] if arguments else markdown(document)
+            make, counted = TABLES.get(arguments[0], (summary, "median"))
+            given = arguments[1:] if arguments[0] in TABLES else arguments
+            lines = [machine_line(document, counted), "", *make(document, *given)]
         return "\n".join([f"<!-- bench {found[1]} -->", *lines, "<!-- end -->"])
 
     if text.count("<!-- bench ") != text.count("<!-- end -->"):

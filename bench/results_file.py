@@ -45,6 +45,11 @@ def device(name):
     return RIVALS[name][1] if name in RIVALS else "cpu"
 
 
+def in_int8(name):
+    """Whether a rival's weights are in int8."""
+    return "int8" in name
+
+
 def floor(row, name):
     """(share of the floor's time in a rival's, what sets the floor), or None where no floor is known."""
     found = row["floors"].get(device(name))
@@ -62,13 +67,19 @@ def times(samples):
     return [sample.get("device_s", sample["host_s"]) for sample in samples]
 
 
-def ratio(a, b):
-    """(median, low, high): how many times as fast b is as a, pair by pair, with the 95 % interval of that median.
+def faster(a, b):
+    """How many times as fast b is as a: the median over the pairs. a, b: samples of one run, taken in turns."""
+    return statistics.median(_pairs(a, b))
 
-    a, b: samples of one run, taken in turns. The interval is a bootstrap's over the pairs (2,000 draws, fixed seed).
-    """
-    pairs = [x / y for x, y in zip(times(a), times(b), strict=False)]
+
+def ratio(a, b):
+    """(median, low, high): ``faster`` with its 95 % interval, by a bootstrap over the pairs (2,000 draws)."""
+    pairs = _pairs(a, b)
     return interval(lambda draw: statistics.median(draw.choices(pairs, k=len(pairs))), statistics.median(pairs))
+
+
+def _pairs(a, b):
+    return [x / y for x, y in zip(times(a), times(b), strict=False)]
 
 
 def interval(draw_one, middle):
@@ -82,10 +93,22 @@ def machine_line(document, counted="median"):
     """One sentence: the machine, versions, date, how it was timed. counted: which of a rival's turns."""
     machine = document["environment"]
     gpu = machine["gpu"]
-    parts = [f"{machine['cpu']}, {document['threads']} threads"]
+    parts = [f"{machine['cpu']}, {document['threads']} threads{_isa(document)}"]
     if gpu:
         parts.append(f"{gpu['name']}, driver {gpu['driver']}, CUDA {gpu['cuda']}, CuPy {gpu['cupy']}")
     parts.append(f"NumPy {machine['numpy']} with {machine['blas']}")
     names = (("torch", "torch"), ("cudnn", "cuDNN"), ("jax", "JAX"), ("onnxruntime", "ONNX Runtime"))
     parts += [f"{text} {machine[key]}" for key, text in names if machine.get(key)]
-    return f"{'; '.join(parts)}; {document['started'][:10]}; {counted} of {document['rounds']} turns each."
+    return f"{'; '.join(parts)}; {document['started'][:10]}; {counted} of {_turns(document)} turns each."
+
+
+def _isa(document):
+    return f", {document['isa']}" if document.get("isa") else ""
+
+
+def _turns(document):
+    """How many turns a rival had: "5", or "1 to 5" where slow ones had fewer."""
+    if not document.get("limit"):
+        return f"{document['rounds']}"
+    counts = {len(result["samples"]) for row in document["cases"] for result in timed(row).values()}
+    return " to ".join(map(str, sorted({min(counts), max(counts)}))) if counts else "0"

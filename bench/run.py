@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,13 @@ from .cases import Case
 from .ceilings import ceilings, floor_seconds
 from .doubles import DOUBLES
 from .judge import allowed, furthest, inputs, reference
+from .latency import clock_runs, latency
 from .machine import clocks, environment
-from .results_file import FORMAT, times, write
+from .results_file import FORMAT, in_int8, load, times, write
+
+LONG = 0.1  # seconds of a run, beside which it takes no time for threads to wake up
+_FEW = 3  # turns that a rival has at least, however long a run takes
+_HOPELESS = 1.5  # times the fastest rival's time
 
 # ---- a rival's process
 
@@ -49,14 +55,15 @@ def work(name):
                     prepared, key = None, order["case"]
                     start = time.perf_counter()
                     prepared = prepare(case, *inputs(case))
-                    prepared.run()
-                    prepared.wait()
-                    setup = time.perf_counter() - start
+                    setup, last = time.perf_counter() - start, 0.0
                 if order["do"] == "check":
-                    answer = {"setup_s": setup, "peak_host_bytes": _peak_bytes()}
-                    answer |= {"device_bytes": prepared.device_bytes()} | _errors(prepared, order["path"])
+                    answer, last = _check(prepared, order["path"])
+                    answer["setup_s"] = setup + last
+                elif order["do"] == "clock":
+                    answer = {"nanoseconds": clock_runs(prepared, order["count"])}
                 else:
-                    answer = time_runs(prepared, order["seconds"])
+                    answer = time_runs(prepared, order["seconds"], last >= LONG)
+                    last = answer["host_s"]
         except Exception as error:  # a rival's failure is a line of the report, not the end of the run
             key, answer = None, {"failed": f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]}
         print(json.dumps(answer), flush=True)
@@ -77,6 +84,19 @@ def _peak_bytes():
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def _check(prepared, path):
+    """(answer, seconds of a run). A run that is ``LONG`` is the one whose results are compared, and not repeated."""
+    start = time.perf_counter()
+    found = _errors(prepared, path)
+    last = time.perf_counter() - start
+    if last < LONG or "bound" in found:
+        start = time.perf_counter()
+        prepared.run()
+        prepared.wait()
+        last = time.perf_counter() - start
+    return {"peak_host_bytes": _peak_bytes(), "device_bytes": prepared.device_bytes()} | found, last
+
+
 def _errors(prepared, path):
     if prepared.results is None:
         return {"bound": True}
@@ -90,14 +110,15 @@ def _errors(prepared, path):
     return {"error": worst, "where": where}
 
 
-def time_runs(prepared, seconds):
+def time_runs(prepared, seconds, long=False):
     """One sample: seconds of one run, over as many runs as fill the given time; on a GPU the device's own time too, and
     the processor time of all threads, which other processes do not add to.
 
     A third of that time goes before, not measured: the threads of a process that waited for its turn must wake up.
+    long: whether a run takes so long that this hardly matters.
     """
     warm, start = 0, time.perf_counter()
-    while warm < 1 or time.perf_counter() - start < seconds / 3:
+    while not long and (warm < 1 or time.perf_counter() - start < seconds / 3):
         prepared.run()
         warm += 1
     speed = clocks() if prepared.events else {}  # while the device works
@@ -107,7 +128,7 @@ def time_runs(prepared, seconds):
     while True:
         prepared.run()
         count += 1
-        if count >= 2 and time.perf_counter() - start >= seconds:
+        if time.perf_counter() - start >= seconds:
             break
     launched = time.perf_counter() - start
     prepared.wait()
@@ -129,10 +150,18 @@ def command_of(*arguments):
     return [sys.executable, "-m", __package__, *arguments]
 
 
-def environment_of(threads):
-    """The environment of such a process: this many threads for BLAS and torch."""
-    names = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
+def environment_of(threads, isa=None):
+    """The environment of such a process: this many threads for everybody, and gpurnn on this instruction set.
+
+    The others choose their own, but for AVX2: there those that can be bound to it are. ONNX Runtime cannot.
+    """
+    names = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "GPURNN_NUM_THREADS"
     found = os.environ | dict.fromkeys(names, str(threads))
+    if isa:
+        found["GPURNN_ISA"] = isa
+    if isa == "avx2":
+        found |= {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OPENBLAS_CORETYPE": "Haswell"}
+        found["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_max_isa=AVX2".strip()
     if __package__ == "bench":  # a checkout: wherever it is run from
         root = str(Path(__file__).resolve().parent.parent)
         found["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
@@ -142,10 +171,10 @@ def environment_of(threads):
 class Worker:
     """A rival's process, which answers one order at a time."""
 
-    def __init__(self, name, threads):
+    def __init__(self, name, threads, isa=None):
         self.process = subprocess.Popen(
             command_of("worker", name), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=environment_of(threads),
+            env=environment_of(threads, isa),
         )  # fmt: skip
 
     def ask(self, case, do, **order):
@@ -168,43 +197,65 @@ class Worker:
 # ---- a run
 
 
-def run(cases, names, *, threads, rounds=5, seconds=0.1, out=None, command="", progress=None):
+@dataclass(frozen=True)
+class How:
+    """How rivals are timed.
+
+    threads: of each. isa: what ``GPURNN_ISA`` forces; None: nothing. rounds: turns of each rival. seconds: least
+    duration of a turn. limit: None, or the most seconds that the turns of one rival should take in a case. Then a slow
+    rival has fewer of them, three at least; but one where a run takes ``LONG`` and 1.5 times the fastest's with such
+    weights, in int8 or not. steps: how many runs are clocked one by one after the turns.
+    """
+
+    threads: int
+    isa: str | None = None
+    rounds: int = 5
+    seconds: float = 0.1
+    limit: float | None = None
+    steps: int = 0
+
+    def turns(self, samples):
+        """Name -> how many turns a rival has, by the first sample of each."""
+        if self.limit is None:
+            return dict.fromkeys(samples, self.rounds)
+        seconds, found = {name: times([sample])[0] for name, sample in samples.items()}, {}
+        for name, each in seconds.items():
+            few = max(_FEW, int(self.limit / max(each, self.seconds * 4 / 3)))
+            fastest = min(other for peer, other in seconds.items() if in_int8(peer) == in_int8(name))
+            hopeless = each >= LONG and each > _HOPELESS * fastest
+            found[name] = 1 if hopeless else min(self.rounds, few)
+        return found
+
+
+def run(cases, names, *, out=None, command="", progress=None, merge=None, **how):
     """Time every case for every rival; returns the document, which is also written to ``out`` after each case.
 
-    progress: wraps the list of cases, as ``tqdm`` does.
+    progress: wraps the list of cases, as ``tqdm`` does. merge: "missing" or "all": begin with the cases that ``out``
+    has, and time those that it lacks, or time all and replace those that it has. how: the fields of ``How``. Raises
+    ValueError where ``out`` was timed in another way.
     """
+    how = How(**how)
     document = {
         "format": FORMAT, "command": command, "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "threads": threads, "rounds": rounds, "l2": "hot: nothing is flushed between runs",
-        "environment": environment(_rivals.packages()), "ceilings": ceilings(), "cases": [],
+        "threads": how.threads, "isa": how.isa, "rounds": how.rounds, "seconds": how.seconds, "limit": how.limit,
+        "l2": "hot: nothing is flushed between runs", "environment": environment(_rivals.packages()), "cases": [],
     }  # fmt: skip
+    if merge and out and Path(out).exists():
+        document = merged(load(out), document)
+        present = {row["name"] for row in document["cases"]}
+        cases = [case for case in cases if merge == "all" or case.name not in present]
+    else:
+        document["ceilings"] = ceilings(how.threads, how.isa)
     unable = {name: _rivals.missing(name) if name in _rivals.RIVALS else None for name in names}
-    workers = {name: Worker(name, threads) for name in names if unable[name] is None}
+    workers = {name: Worker(name, how.threads, how.isa) for name in names if unable[name] is None}
     judge = Worker("reference", os.cpu_count())
     folder = tempfile.TemporaryDirectory()
     right = str(Path(folder.name) / "right.npz")
     try:
         for case in progress(cases) if progress else cases:
             results = {name: {"status": "not here", "reason": reason} for name, reason in unable.items() if reason}
-            able = {}
-            for name, worker in workers.items():
-                reason = _rivals.refuses(name, case)
-                if reason:
-                    results[name] = {"status": "not taken", "reason": reason}
-                else:
-                    able[name] = worker
-            if able:
-                answer = judge.ask(case, "reference", path=right)
-                if "failed" in answer:
-                    failed = {"status": "failed", "reason": f"no reference to compare with: {answer['failed']}"}
-                    results |= dict.fromkeys(able, failed)
-                else:
-                    results |= _run_case(case, able, right, rounds, seconds)
-            floors = {
-                device: floor_seconds(case, measured) for device, measured in document["ceilings"].items() if measured
-            }
-            row = {"name": case.name, "case": case.as_dict(), "flops": case.flops, "bytes": case.bytes}
-            document["cases"].append(row | {"steps": case.steps, "floors": floors, "results": results})
+            results |= _results(case, workers, judge, right, how)
+            _put(document["cases"], _row(case, results, document["ceilings"]))
             if out and not is_stream(out):
                 write(out, document)
         if out and is_stream(out):  # which holds one document, not one for each case
@@ -216,27 +267,62 @@ def run(cases, names, *, threads, rounds=5, seconds=0.1, out=None, command="", p
     return document
 
 
-def _run_case(case, workers, path, rounds, seconds):
-    """Name -> result of each worker's rival; path: the file of what is right."""
+def merged(old, new):
+    """The document ``old``, to which cases are added as ``new``, without any, would time them. Raises ValueError where
+    that is not how those of ``old`` were timed."""
+    for key in ("threads", "isa", "rounds", "seconds", "limit"):
+        if old.get(key) != new[key]:
+            raise ValueError(f"--merge: the file has {key} {old.get(key)}, this run {new[key]}: give another --out")
+    for key in ("cpu", "gpu"):
+        if old["environment"][key] != new["environment"][key]:
+            raise ValueError(f"--merge: the file is of {old['environment'][key]}: give another --out")
+    more = {"command": new["command"], "started": new["started"], "environment": new["environment"]}
+    return old | {"merged": [*old.get("merged", []), more]}
+
+
+def _put(rows, row):
+    """Add a row, or put it in the place of the one of its name."""
+    names = [other["name"] for other in rows]
+    place = names.index(row["name"]) if row["name"] in names else len(rows)
+    rows[place : place + 1] = [row]
+
+
+def _row(case, results, measured):
+    """A case of a document. measured: the ceilings."""
+    floors = {device: floor_seconds(case, found) for device, found in measured.items() if found}
+    facts = {"flops": case.flops, "bytes": case.bytes, "steps": case.steps}
+    return {"name": case.name, "case": case.as_dict()} | facts | {"floors": floors, "results": results}
+
+
+def _results(case, workers, judge, path, how):
+    """Name -> result of each worker's rival; path: where the judge's process writes what is right."""
+    refused = {name: _rivals.refuses(name, case) for name in workers}
+    results = {name: {"status": "not taken", "reason": reason} for name, reason in refused.items() if reason}
+    able = {name: worker for name, worker in workers.items() if name not in results}
+    answer = judge.ask(case, "reference", path=path) if able else {}
+    if "failed" in answer:
+        failed = {"status": "failed", "reason": f"no reference to compare with: {answer['failed']}"}
+        return results | dict.fromkeys(able, failed)
+    return results | _run_case(case, able, path, how)
+
+
+def _run_case(case, workers, path, how):
+    """Name -> result of rivals that take a case; path: the file of what is right."""
     results, right = {}, []
     for name, worker in workers.items():
-        answer = worker.ask(case, "check", path=path)
-        limit = allowed(case)
-        if "failed" in answer:
-            results[name] = {"status": "failed", "reason": answer["failed"]}
-        elif "bound" in answer:
-            results[name] = {"status": "timed", **answer, "samples": []}
+        results[name] = _checked(worker.ask(case, "check", path=path), allowed(case, name))
+        if results[name]["status"] == "timed":
             right.append(name)
-        elif answer["error"] is None or not answer["error"] <= limit:
-            reason = f"{answer['where']}: off by {answer['error']} of the largest value, allowed {limit:.2g}"
-            results[name] = {"status": "wrong", "reason": reason}
-        else:
-            results[name] = {"status": "timed", "allowed": limit, **answer, "samples": []}
-            right.append(name)
-    for _ in range(rounds):
-        for name in right:
-            results[name]["samples"].append(workers[name].ask(case, "time", seconds=seconds))
-            time.sleep(0.05)  # the other's idle threads stop spinning; those of OpenBLAS do after 2^26 clocks
+    left = dict.fromkeys(right, 1)
+    for turn in range(how.rounds):
+        for name in [name for name in right if turn < left[name]]:
+            results[name]["samples"].append(workers[name].ask(case, "time", seconds=how.seconds))
+            # the other's idle threads stop spinning; those of OpenBLAS do after 2^26 clocks
+            time.sleep(0.03 if how.threads > 1 else 0)
+        if turn == 0:
+            first = {name: results[name]["samples"][0] for name in right}
+            left = how.turns({name: sample for name, sample in first.items() if "failed" not in sample})
+            left = dict.fromkeys(right, 1) | left
     for name in right:
         samples = results[name]["samples"]
         failed = [sample["failed"] for sample in samples if "failed" in sample]
@@ -244,4 +330,19 @@ def _run_case(case, workers, path, rounds, seconds):
             results[name] = {"status": "failed", "reason": failed[0]}
             continue
         results[name]["median_s"] = statistics.median(times(samples))
+    timed = [name for name in right if results[name]["status"] == "timed"]
+    for name, found in latency(case, {name: workers[name] for name in timed}, results, how.steps).items():
+        results[name]["latency"] = found
     return results
+
+
+def _checked(answer, limit):
+    """The result that begins with a worker's answer to "check"; limit: the error that is allowed."""
+    if "failed" in answer:
+        return {"status": "failed", "reason": answer["failed"]}
+    if "bound" in answer:
+        return {"status": "timed", **answer, "samples": []}
+    if answer["error"] is None or not answer["error"] <= limit:
+        reason = f"{answer['where']}: off by {answer['error']} of the largest value, allowed {limit:.2g}"
+        return {"status": "wrong", "reason": reason}
+    return {"status": "timed", "allowed": limit, **answer, "samples": []}

@@ -11,7 +11,7 @@ from ..cells import CELLS, PLAIN
 from .flashrnn import flashrnn_rival
 from .gpurnn import gpurnn_rival, stepper_rival, unavailable
 from .jax import jax_rival
-from .onnxruntime import onnxruntime_rival
+from .onnxruntime import onnxruntime_cell_rival, onnxruntime_rival
 from .own_cell import own_gpurnn, own_jax, own_keras, own_torch
 from .plain import plain_rival
 from .products import products_rival
@@ -40,7 +40,10 @@ RIVALS = {  # name -> (prepare, device, what it is)
     "torch-cuda-compile": (torch_rival("cuda", "compile"), "gpu", "torch.nn on a GPU under torch.compile"),
     "flashrnn-fused": (flashrnn_rival("cuda_fused"), "gpu", "FlashRNN, whole-sequence kernel"),
     "flashrnn": (flashrnn_rival("cuda"), "gpu", "FlashRNN, a product and a kernel each step"),
-    "onnxruntime": (onnxruntime_rival, "cpu", "ONNX Runtime on the CPU, inference"),
+    "onnxruntime": (onnxruntime_rival(), "cpu", "ONNX Runtime on the CPU, inference"),
+    "onnxruntime-int8": (onnxruntime_rival(int8=True), "cpu", "ONNX Runtime, weights in int8 (quantize_dynamic)"),
+    "onnxruntime-cell": (onnxruntime_cell_rival(), "cpu", "ONNX Runtime one timestep at a time"),
+    "onnxruntime-cell-int8": (onnxruntime_cell_rival(int8=True), "cpu", "the same, weights in int8"),
     "jax": (jax_rival, "cpu", "JAX, lax.scan under jit"),
 }
 USUAL = (
@@ -54,7 +57,8 @@ USUAL = (
     "jax",
 )  # if none is named
 USUAL_OF_OPTIONS = ("gpurnn-cpu-plain", "torch-cpu-plain", "torch-loop")  # these, too, where a cell has options
-_STEPS = ("gpurnn-cpu-stepper", "torch-cell")
+_STEPS = ("gpurnn-cpu-stepper", "torch-cell", "onnxruntime-cell", "onnxruntime-cell-int8")
+_FLOAT32 = ("jax", "products", "torch-loop", "haste-torch")
 _LOOPS = ("torch-loop", "torch-loop-compile", "haste-torch")  # float32, layers alone
 HIDDEN = {
     "flashrnn-vanilla": (flashrnn_rival("vanilla", "cpu"), "cpu", ""),  # for a test of "flashrnn" without a GPU
@@ -70,7 +74,8 @@ def missing(name):
     """Why a rival cannot run here, or None. Imports nothing heavy."""
     if name.startswith("gpurnn-"):
         return unavailable(name.split("-")[1])
-    needed = {"onnxruntime": ("onnx", "onnxruntime"), "jax": ("jax",), "products": ()}.get(name, ("torch",))
+    needed = {"onnxruntime": ("onnx", "onnxruntime"), "jax": ("jax",), "products": ()}
+    needed = needed.get(name.partition("-")[0], ("torch",))
     for module in (*needed, "flashrnn") if name.startswith("flashrnn") else needed:
         if importlib.util.find_spec(module) is None:
             return f"{module} is not installed"
@@ -90,10 +95,12 @@ def refuses(name, case):
     """Why a rival does not take a case, or None."""
     if case.precision == "tf32" and not name.startswith(("gpurnn-cuda", "torch-cuda", "flashrnn")):
         return "computes float32 in float32"
-    if name in ("onnxruntime", "jax", "products", *_LOOPS) and case.dtype != "float32":
+    if name.startswith(("onnxruntime", *_FLOAT32)) and case.dtype != "float32":
         return "only float32 here"
-    if name == "onnxruntime" and case.what != "inference":
+    if name.startswith("onnxruntime") and case.what != "inference":
         return "only inference"
+    if name.startswith("onnxruntime") and name.endswith("int8") and case.cell in ("gru", "rnn"):
+        return "quantizes no cell but the LSTM"
     single = case.T == 1 and case.what == "inference" and not case.bidirectional and not case.resets
     if name in _STEPS and not (single and (case.L == 1 or name.startswith("gpurnn-"))):
         return "only one timestep of one direction in inference"

@@ -28,6 +28,7 @@ def jax_rival(case, weights, x, doutput):
 
     params = {name: jnp.asarray(value) for name, value in weights.items() if not name.startswith("running_")}
     x, doutput, key = jnp.asarray(x), jnp.asarray(doutput), jax.random.key(0)
+    drawing = equations.training and (case.record.draws or equations.options.weight_dropout)
     if case.what == "train":
         timed, given = jax.jit(train), jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
     else:
@@ -44,14 +45,15 @@ def jax_rival(case, weights, x, doutput):
         wait()  # else the runs pile up
 
     def results():
-        """With gpurnn's masks, as no other draws have the same numbers."""
-        found = given(params, x, first_draws(case))
+        """With gpurnn's masks, as no other draws have the same numbers; compiled anew only where there are any."""
+        found = given(params, x, first_draws(case)) if drawing else timed(params, x, key)
         if case.what != "train":
             return {"output": np.asarray(found, np.float64)}
         (_, output), (grads, dx) = found
         found = {"output": output, "dx": dx} | {name: grad for name, grad in grads.items() if is_judged(name)}
         return {name: np.asarray(value, np.float64) for name, value in found.items()}
 
+    run()  # compiles
     return Prepared(run, results, wait)
 
 

@@ -29,10 +29,14 @@ def threads():
 
 
 def prepare_jax():
-    """Tell JAX, before it is imported, to run on the CPU, and on one thread where torch and BLAS do."""
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    """Tell JAX, before it is imported, to run on the CPU, on as many threads as torch and BLAS.
+
+    XLA makes its pool as large as NPROC says. Its flag alone leaves a pool of one thread for each processor.
+    """
+    os.environ["JAX_PLATFORMS"], os.environ["NPROC"] = "cpu", str(threads())
     if threads() == 1:
-        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
 
 
 def is_judged(name):

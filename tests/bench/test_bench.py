@@ -28,7 +28,7 @@ from bench.results_file import FORMAT, load, times, write
 from bench.rivals import HIDDEN, RIVALS, missing, refuses
 from bench.rivals.gpurnn import build
 from bench.rivals.prepared import Prepared
-from bench.run import Worker, _run_case
+from bench.run import How, Worker, _run_case
 from bench.run import run as run_cases
 
 SMALL = Case("gru", 3, 2, 5, 4, what="train")
@@ -181,7 +181,7 @@ def test_a_rival_whose_process_dies_is_reported():
     worker = Worker("gpurnn-numpy", 1)
     worker.process.kill()
     worker.process.wait()
-    results = _run_case(SMALL, {"gpurnn-numpy": worker}, "right.npz", 1, 0.001)
+    results = _run_case(SMALL, {"gpurnn-numpy": worker}, "right.npz", How(1, rounds=1, seconds=0.001))
     assert results["gpurnn-numpy"]["status"] == "failed" and "ended" in results["gpurnn-numpy"]["reason"]
     worker.close()
 
@@ -266,7 +266,7 @@ def test_crossover_without_a_gpu_says_so():
 @needs("matplotlib")
 def test_run_show_plot_report(tmp_path):
     out = tmp_path / "run.json"
-    axes = ("--cell", "rnn", "-T", 3, "-B", 2, "-H", 4, "--rival", "gpurnn-numpy", "--rival", "torch-cpu")
+    axes = ("--cell", "rnn", "-T", 3, "-B", 2, "-H", 4, "--rival", "gpurnn-cpu", "--rival", "torch-cpu")
     done = invoke("run", *axes, "--rounds", 2, "--seconds", 0.001, "--out", out)
     assert done.exit_code == 0, done.output
     written = json.loads(out.read_text())
