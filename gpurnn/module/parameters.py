@@ -142,6 +142,7 @@ class FlatParameters:
         state = self.__dict__.copy()
         for name in ("xp", "params", "grads", "flat_params", "flat_grads", "_parent", "_evaluations"):
             del state[name]
+        state.pop("_matrices", None)
         own = _size(self._own)
         state["flat"] = [self.ops.to_numpy(flat[:own]) for flat in (self.flat_params, self.flat_grads)]
         state["buffers"] = {name: self.ops.to_numpy(array) for name, array in self.buffers.items()}

@@ -6,7 +6,7 @@ void linear_stage(const Stage& stage) {
     Product job = {};
     job.is_double = sizeof(T) == 8, job.M = stage.rows, job.N = stage.out, job.K = stage.in;
     job.a_row = stage.in, job.a_column = 1, job.b_row = 1, job.b_column = stage.in, job.c_row = stage.out;
-    job.A = stage.x, job.B = stage.weight, job.C = stage.y;
+    job.A = stage.x, job.B = stage.weight, job.C = stage.y, job.scales = stage.scales;
     matmul<T>(job, 1);
     const T* bias = (const T*)stage.bias;
     for (int row = 0; row < stage.rows && bias; ++row) {

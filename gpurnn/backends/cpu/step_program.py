@@ -11,6 +11,7 @@ from itertools import count
 
 import numpy as np
 
+from ..int8 import Int8Matrix, parts_of
 from ..records import SavedLayer, SavedPass
 from ..steps import LinearStep, LoopStep, TableStep
 from . import sharing
@@ -72,8 +73,8 @@ class StepProgram:
     def _linear(self, step, x):
         F, I = step.weight.shape
         y = np.empty((self._B, F), self._dtype)
-        weight, bias = address(step.weight), address(step.bias)
-        stage = self._stage(_LINEAR, x, y, in_=I, out=F, weight=weight, bias=bias)
+        weight, scales = map(address, parts_of(step.weight))
+        stage = self._stage(_LINEAR, x, y, in_=I, out=F, weight=weight, scales=scales, bias=address(step.bias))
         return y, (stage, stage)
 
     def _loop(self, step, x):
@@ -126,7 +127,8 @@ def refused(ops, steps, dtype):
         elif isinstance(step, TableStep) and number:
             return True
         if not isinstance(step, LoopStep) and not all(
-            array is None or array.flags.c_contiguous and array.dtype == dtype for array in step
+            array is None or isinstance(array, Int8Matrix) or (array.flags.c_contiguous and array.dtype == dtype)
+            for array in step
         ):
             return True
     return False
