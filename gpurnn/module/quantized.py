@@ -100,7 +100,7 @@ class Quantizing:
             stored[name + SCALE] = layer.xp.asarray(scales.reshape(array.shape[:-1]))
         own = [name for name, _ in layer._own if name not in names]
         self._frozen[0] -= set(names)
-        layer._declare({name: layer.params[name] for name in own})
+        layer._declare({name: layer.params[name] for name in own}, again=True)
         self.buffers.update(stored)
         self.quantized = "int8"
 
