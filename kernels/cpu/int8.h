@@ -13,25 +13,75 @@ typedef signed char ShortBytes __attribute__((vector_size(VECTOR_BYTES / 2)));
 constexpr int SUM_LANES = VECTOR_BYTES / 4, SHORT_LANES = VECTOR_BYTES / 2;
 // Columns whose sums are exact, and how many more may follow at the end. An output's sums lie in four lanes or more, each of which
 // has up to 512 products of less than 2^22.
-constexpr int EXACT_COLUMNS = 2016, LAST_COLUMNS = 32;
-constexpr int LARGEST_SHORT = 32767;
+constexpr int EXACT_COLUMNS = 1984, LAST_COLUMNS = 64;
+constexpr int LARGEST_SHORT = 127 * 256 + 127;          // both bytes of a number are signed
 constexpr int INT8_SUMS = VECTOR_BYTES == 64 ? 24 : 8;  // registers for sums; the others hold numbers and their products
 constexpr int INT8_ROWS = 48;                           // rows of A at a time, so that they and their outputs stay in cache
 
+// How a product is computed. vnni: by the instruction vpdpbusd of AVX-512 VNNI, which adds products of four bytes. Weights need not
+// be widened then: the two bytes of a number of A are multiplied apart.
+template <bool vnni>
+struct Int8Form {
+    static constexpr int step = vnni ? VECTOR_BYTES : SHORT_LANES;                   // columns at a time
+    static constexpr int sums = vnni ? 2 : 1;                                        // of an output
+    static constexpr int rows = INT8_SUMS / (SUM_LANES / 4) / sums;                  // most rows of A whose sums are in registers
+    static constexpr int quarters(int R) { return 4 * R <= 2 * rows ? 4 * R <= rows ? 4 : 2 : 1; }  // of the outputs at a time
+};
+
+bool has_vnni() {
+#if defined(__x86_64__) && VECTOR_BYTES == 64
+    return __builtin_cpu_supports("avx512vnni");
+#endif
+    return false;
+}
+
+// Where a part of the columns of a row begins whose sums are exact, and how many there are: f(number of the part, begin, count).
+template <typename Work>
+INLINE void for_each_part(int K, const Work& work) {
+    for (int number = 0, k0 = 0, count; k0 < K; k0 += count, ++number) {
+        count = K - k0 < EXACT_COLUMNS + LAST_COLUMNS ? K - k0 : EXACT_COLUMNS;
+        work(number, k0, count);
+    }
+}
+
+// ---- one instruction for several products
+
+#if defined(__x86_64__) && VECTOR_BYTES == 64
+// Adds to each lane the products of four bytes of a, which have no sign, and of b. It is no intrinsic, as this code is not compiled
+// for processors with that instruction alone.
+INLINE Sums add_byte_products(Sums sums, Sums a, Sums b) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(a), "v"(b));
+    return sums;
+}
+#else
+INLINE Sums add_byte_products(Sums sums, Sums, Sums) { return sums; }
+#endif
+
 // ---- rows of A in 16 bits
 
+struct ShortValues {
+    std::vector<int16_t> values;  // rows of whole steps, with zeros behind the columns
+    int row = 0, padded = 0;      // numbers from a row to the next one, and those of its columns
+    bool vnni = false;
+};
+
 template <typename T>
-struct ShortRows {
-    std::vector<int16_t> values;  // rows of whole vectors, with zeros behind the columns
+struct ShortRows : ShortValues {
     std::vector<T> scales;
-    int row = 0;
 
     // Makes room for `count` rows of K numbers, and writes them.
     void set(int count, int K, const T* const* A) {
-        row = (K + SHORT_LANES - 1) / SHORT_LANES * SHORT_LANES;
+        vnni = has_vnni();
+        const int step = vnni ? Int8Form<true>::step : Int8Form<false>::step;
+        row = padded = (K + step - 1) / step * step;
+        if (vnni) row += (K / EXACT_COLUMNS + 1) * SHORT_LANES;
         if (values.size() < (size_t)count * row) values.resize((size_t)count * row);
         if (scales.size() < (size_t)count) scales.resize(count);
-        for (int i = 0; i < count; ++i) scales[i] = write(A[i], K, values.data() + (size_t)i * row);
+        for (int i = 0; i < count; ++i) {
+            int16_t* to = values.data() + (size_t)i * row;
+            scales[i] = write(A[i], K, to);
+            if (vnni) split(K, to);
+        }
     }
 
 private:
@@ -54,18 +104,45 @@ private:
         std::memcpy(&most, &found, sizeof most);
         const bool finite = most <= Limits::max(), zero = most < Limits::min() * 65536;
         if (!finite || zero) {
-            std::memset(to, 0, row * sizeof *to);
+            std::memset(to, 0, padded * sizeof *to);
             return finite ? T(0) : Limits::quiet_NaN();
         }
         const T scale = most / LARGEST_SHORT;
         const V nearest(T(1.5) * T(1LL << Raw<T>::mantissa));  // added to a number, it leaves the nearest integer in the low bits
-        for (int k = 0; k < row; k += V::lanes) {
+        for (int k = 0; k < padded; k += V::lanes) {
             // a quotient: with a product in its place some compilers would add without rounding it first
             const Ints whole = (Ints)(V::load(from + k, std::max(K - k, 0)).v / V(scale).v + nearest.v) - (Ints)nearest.v;
             const Written shorts = __builtin_convertvector(whole, Written);
             std::memcpy(to + k, &shorts, sizeof shorts);
         }
         return scale;
+    }
+
+    // Puts the upper bytes of each step of columns before the lower ones; both are signed. The multiplication takes weights as
+    // bytes without a sign, 128 more than they are: behind the columns there are for each part the sums to begin with.
+    void split(int K, int16_t* values) const {
+        constexpr int step = Int8Form<true>::step;
+        for_each_part(K, [&](int number, int k0, int count) INLINE_LAMBDA {
+            Sums upper_sums = {}, lower_sums = {};
+            const Sums all_128 = Sums{} + (int)0x80808080;
+            for (int k = k0; k < k0 + count; k += step) {
+                Shorts halves[2];
+                ShortBytes upper[2], lower[2];
+                std::memcpy(halves, values + k, sizeof halves);
+                UNROLL for (int i = 0; i < 2; ++i) {
+                    upper[i] = __builtin_convertvector((halves[i] + 128) >> 8, ShortBytes);
+                    lower[i] = __builtin_convertvector(halves[i], ShortBytes);
+                }
+                std::memcpy(values + k, upper, sizeof upper);
+                std::memcpy(values + k + SHORT_LANES, lower, sizeof lower);
+                Sums bytes[2];
+                std::memcpy(bytes, values + k, sizeof bytes);
+                upper_sums = add_byte_products(upper_sums, all_128, bytes[0]);
+                lower_sums = add_byte_products(lower_sums, all_128, bytes[1]);
+            }
+            const Sums first = -(upper_sums * 256 + lower_sums);
+            std::memcpy(values + padded + number * SHORT_LANES, &first, sizeof first);
+        });
     }
 };
 
@@ -83,13 +160,9 @@ INLINE Shorts widened(const int8_t* from) {
 }
 
 // Adds a[2i] b[2i] + a[2i + 1] b[2i + 1] to lane i; other processors than x86-64 add pairs of lanes that are farther apart.
-template <bool vnni>
 INLINE Sums add_products(Sums sums, Shorts a, Shorts b) {
 #if defined(__x86_64__) && VECTOR_BYTES == 64
-    if (vnni)  // not by an intrinsic, as this code is not compiled for processors with it alone
-        asm("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(a), "v"(b));
-    else
-        sums += (Sums)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+    sums += (Sums)_mm512_madd_epi16((__m512i)a, (__m512i)b);
 #elif defined(__x86_64__) && VECTOR_BYTES == 32
     sums += (Sums)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 #elif defined(__x86_64__)
@@ -127,50 +200,76 @@ INLINE Sums merged(const Sums* vectors, int apart = 1) {
 }
 
 // A vector of outputs, of which 4e + q is number e of quarter q: where their rows of weights begin, and where in them what is left
-// behind whole vectors.
+// behind whole steps.
 struct Int8Outputs {
     const int8_t *rows[SUM_LANES], *rest[SUM_LANES];
-    int8_t copies[SUM_LANES][SHORT_LANES];
+    int8_t copies[SUM_LANES][VECTOR_BYTES];
 
-    // Finds what is left behind column `whole`. Near the end of the matrix it is copied, as nothing may be read there.
-    void set_rest(int whole, int K, const int8_t* end) {
+    // Finds what is left of K columns. Near the end of the matrix it is copied, as nothing may be read there.
+    void set_rest(int K, int step, const int8_t* end) {
+        const int whole = K / step * step;
         for (int n = 0; n < SUM_LANES && whole < K; ++n) {
             rest[n] = rows[n] + whole;
-            if (end - rest[n] >= SHORT_LANES) continue;
-            std::memset(copies[n], 0, SHORT_LANES);
+            if (end - rest[n] >= step) continue;
+            std::memset(copies[n], 0, step);
             rest[n] = (const int8_t*)std::memcpy(copies[n], rest[n], K - whole);
         }
     }
 };
 
-// Adds products of SHORT_LANES columns to the sums of R rows of A and of Q quarters of the outputs.
-template <bool vnni, int R, int Q, int E>
-INLINE void add_int8_products(Sums (&parts)[R][Q][E], const int16_t* const* A, const int8_t* const* W, int k, int column) {
-    Shorts a[R];
-    UNROLL for (int r = 0; r < R; ++r) std::memcpy(&a[r], A[r] + k, sizeof a[r]);
-    UNROLL for (int q = 0; q < Q; ++q)
-        UNROLL for (int e = 0; e < E; ++e) {
-            const Shorts w = widened(W[q + 4 * e] + column);
-            UNROLL for (int r = 0; r < R; ++r) parts[r][q][e] = add_products<vnni>(parts[r][q][e], a[r], w);
-        }
-}
-
-// Multiplies `columns` columns from k0 on of R rows of A by the weights of Q quarters of the outputs, from quarter `first` on.
-// sums[r][q] gets four lanes for each output.
+// The sums of R rows of A and of Q quarters of the outputs.
 template <bool vnni, int R, int Q>
-INLINE void multiply_int8_tile(int k0, int columns, const int16_t* const* A, const Int8Outputs& outputs, int first,
-                               Sums (*sums)[4]) {
-    constexpr int E = SUM_LANES / 4;
-    Sums parts[R][Q][E];
-    UNROLL for (int r = 0; r < R; ++r)
+struct Int8Tile {
+    static constexpr int E = SUM_LANES / 4;
+    Sums sums[R][Q][E], upper[R][Q][E];  // upper: those of the upper bytes
+
+    // Adds products of a step of columns: those of A from k on, of the weights from `column` on.
+    INLINE void add(const int16_t* const* A, const int8_t* const* W, int k, int column) {
+        Shorts a[R], more[R];
+        UNROLL for (int r = 0; r < R; ++r) {
+            std::memcpy(&a[r], A[r] + k, sizeof a[r]);
+            if (vnni) std::memcpy(&more[r], A[r] + k + SHORT_LANES, sizeof more[r]);
+        }
         UNROLL for (int q = 0; q < Q; ++q)
-            UNROLL for (int e = 0; e < E; ++e) parts[r][q][e] = Sums{};
-    int k = 0;
-    for (; k + SHORT_LANES <= columns; k += SHORT_LANES) add_int8_products<vnni>(parts, A, outputs.rows + first, k, k0 + k);
-    if (k < columns) add_int8_products<vnni>(parts, A, outputs.rest + first, k, 0);
-    UNROLL for (int r = 0; r < R; ++r)
-        UNROLL for (int q = 0; q < Q; ++q) sums[r][first + q] = merged<E, 4>(parts[r][q]);
-}
+            UNROLL for (int e = 0; e < E; ++e) {
+                const int8_t* from = W[q + 4 * e] + column;
+                if constexpr (vnni) {
+                    Sums w;
+                    std::memcpy(&w, from, sizeof w);
+                    w ^= (int)0x80808080;
+                    UNROLL for (int r = 0; r < R; ++r) {
+                        upper[r][q][e] = add_byte_products(upper[r][q][e], w, (Sums)a[r]);
+                        sums[r][q][e] = add_byte_products(sums[r][q][e], w, (Sums)more[r]);
+                    }
+                } else {
+                    const Shorts w = widened(from);
+                    UNROLL for (int r = 0; r < R; ++r) sums[r][q][e] = add_products(sums[r][q][e], a[r], w);
+                }
+            }
+    }
+
+    // Multiplies `columns` columns from k0 on, where A begins, from quarter `first` on. out[r][q] gets four lanes for each output.
+    // begin: of each row, the sums to begin with.
+    INLINE void multiply(int k0, int columns, const int16_t* const* A, const int16_t* const* begin, const Int8Outputs& outputs,
+                         int first, Sums (*out)[4]) {
+        constexpr int step = Int8Form<vnni>::step;
+        UNROLL for (int r = 0; r < R; ++r) {
+            Sums start = {};
+            if (vnni) std::memcpy(&start, begin[r], sizeof start);
+            UNROLL for (int q = 0; q < Q; ++q)
+                UNROLL for (int e = 0; e < E; ++e) sums[r][q][e] = start, upper[r][q][e] = Sums{};
+        }
+        int k = 0;
+        for (; k + step <= columns; k += step) add(A, outputs.rows + first, k, k0 + k);
+        if (k < columns) add(A, outputs.rest + first, k, 0);
+        UNROLL for (int r = 0; r < R; ++r)
+            UNROLL for (int q = 0; q < Q; ++q) {
+                if (vnni)
+                    UNROLL for (int e = 0; e < E; ++e) sums[r][q][e] += upper[r][q][e] * 256;
+                out[r][first + q] = merged<E, 4>(sums[r][q]);
+            }
+    }
+};
 
 // Sums of four lanes, each rounded once: they may be larger than 32 bits hold, so that upper and lower halves are added apart.
 INLINE Vec<float> rounded_sums(const Sums* sums) {
@@ -180,39 +279,34 @@ INLINE Vec<float> rounded_sums(const Sums* sums) {
     return __builtin_convertvector(merged<4, 1>(upper), Lanes) * 65536.0f + __builtin_convertvector(merged<4, 1>(lower), Lanes);
 }
 
-// Sums of products of whole numbers for `count` rows of A, at most R, and a vector of outputs. Rows of A are `row` apart.
+// Sums of products of whole numbers for `count` rows of A from row i on, at most R, and a vector of outputs.
 template <bool vnni, int R>
-INLINE void sum_int8(int count, int K, const int16_t* A, int row, const Int8Outputs& outputs, float (*totals)[SUM_LANES]) {
+INLINE void sum_int8(int count, int K, const ShortValues& A, int i, const Int8Outputs& outputs, float (*totals)[SUM_LANES]) {
     if constexpr (R > 0) {
-        if (count < R) return sum_int8<vnni, R - 1>(count, K, A, row, outputs, totals);
-        constexpr int E = SUM_LANES / 4, Q = 4 * E * R <= INT8_SUMS ? 4 : 2 * E * R <= INT8_SUMS ? 2 : 1;
-        for (int k0 = 0, columns; k0 < K; k0 += columns) {
-            columns = K - k0 < EXACT_COLUMNS + LAST_COLUMNS ? K - k0 : EXACT_COLUMNS;
-            const int16_t* rows[R];
-            UNROLL for (int r = 0; r < R; ++r) rows[r] = A + (ptrdiff_t)r * row + k0;
+        if (count < R) return sum_int8<vnni, R - 1>(count, K, A, i, outputs, totals);
+        constexpr int Q = Int8Form<vnni>::quarters(R);
+        for_each_part(K, [&](int number, int k0, int columns) INLINE_LAMBDA {
+            const int16_t *rows[R], *begin[R];
+            UNROLL for (int r = 0; r < R; ++r) {
+                const int16_t* row = A.values.data() + (ptrdiff_t)(i + r) * A.row;
+                rows[r] = row + k0, begin[r] = row + A.padded + number * SHORT_LANES;
+            }
             Sums sums[R][4];
-            for (int first = 0; first < 4; first += Q)
-                multiply_int8_tile<vnni, R, Q>(k0, columns, rows, outputs, first, sums);
+            for (int first = 0; first < 4; first += Q) {
+                Int8Tile<vnni, R, Q> tile;
+                tile.multiply(k0, columns, rows, begin, outputs, first, sums);
+            }
             for (int r = 0; r < R; ++r) {
                 const Vec<float> found = rounded_sums(sums[r]);
                 (k0 ? Vec<float>::load(totals[r]) + found : found).store(totals[r]);
             }
-        }
+        });
     }
 }
 
-constexpr int INT8_GROUP = INT8_SUMS / (SUM_LANES / 4);  // most rows of A for which sums are in registers
-
 template <bool vnni>
-void sum_int8_rows(int count, int K, const int16_t* A, int row, const Int8Outputs& outputs, float (*totals)[SUM_LANES]) {
-    sum_int8<vnni, INT8_GROUP>(count, K, A, row, outputs, totals);
-}
-
-auto* choose_int8() {
-#if defined(__x86_64__) && VECTOR_BYTES == 64
-    if (__builtin_cpu_supports("avx512vnni")) return sum_int8_rows<true>;
-#endif
-    return sum_int8_rows<false>;
+void sum_int8_rows(int count, int K, const ShortValues& A, int i, const Int8Outputs& outputs, float (*totals)[SUM_LANES]) {
+    sum_int8<vnni, Int8Form<vnni>::rows>(count, K, A, i, outputs, totals);
 }
 
 // ---- products
@@ -228,8 +322,8 @@ struct Int8Matrix {
 template <typename T>
 void multiply_int8(const Int8Matrix& B, int first, int last, int count, const ShortRows<T>& A, T* out, ptrdiff_t out_row) {
     constexpr int lanes = Vec<T>::lanes;
-    const RowGroups groups(count, INT8_GROUP);
-    const auto sum_rows = choose_int8();
+    const auto sum_rows = A.vnni ? sum_int8_rows<VECTOR_BYTES == 64> : sum_int8_rows<false>;
+    const RowGroups groups(count, A.vnni ? Int8Form<true>::rows : Int8Form<false>::rows);
     const int width = B.G * B.units, end = B.G == 1 ? std::min(last * width, B.N) : last * width;
     int g = 0, u = 0, block = first;  // of the next vector
     for (int column = first * width; column < end; column += SUM_LANES) {
@@ -244,16 +338,20 @@ void multiply_int8(const Int8Matrix& B, int first, int last, int count, const Sh
             u = 0;
             if (++g == B.G) g = 0, block += block + 1 < last;
         }
-        outputs.set_rest(B.K / SHORT_LANES * SHORT_LANES, B.K, B.values + (size_t)B.G * B.N * B.K);
+        outputs.set_rest(B.K, A.vnni ? Int8Form<true>::step : Int8Form<false>::step, B.values + (size_t)B.G * B.N * B.K);
         const int written = std::min(SUM_LANES, end - column);
         for (int group = 0; group < groups.groups; ++group) {
             const int i0 = groups.begin(group), size = groups.end(group) - i0;
-            float totals[INT8_GROUP][SUM_LANES];
-            sum_rows(size, B.K, A.values.data() + (ptrdiff_t)i0 * A.row, A.row, outputs, totals);
+            float totals[Int8Form<false>::rows][SUM_LANES];
+            sum_rows(size, B.K, A, i0, outputs, totals);
             for (int r = 0; r < size; ++r) {
-                T scaled[SUM_LANES], *to = out + (i0 + r) * out_row + column;
-                for (int n = 0; n < SUM_LANES; ++n) scaled[n] = totals[r][n] * A.scales[i0 + r] * scales[n];
-                std::memcpy(to, scaled, written * sizeof(T));
+                T* to = out + (i0 + r) * out_row + column;
+                for (int i = 0; i < written; i += lanes) {
+                    Vec<T> total;
+                    UNROLL for (int j = 0; j < lanes; ++j) total.v[j] = totals[r][i + j];
+                    const Vec<T> scaled = total * Vec<T>(A.scales[i0 + r]) * Vec<T>::load(scales + i);
+                    scaled.store(to + i, written - i);
+                }
             }
         }
     }
