@@ -203,6 +203,7 @@ INLINE Sums merged(const Sums* vectors, int apart = 1) {
 // behind whole steps.
 struct Int8Outputs {
     const int8_t *rows[SUM_LANES], *rest[SUM_LANES];
+    ptrdiff_t next;  // bytes from rows[0] to the first weights of the next vector
     int8_t copies[SUM_LANES][VECTOR_BYTES];
 
     // Finds what is left of K columns. Near the end of the matrix it is copied, as nothing may be read there.
@@ -224,7 +225,7 @@ struct Int8Tile {
     Sums sums[R][Q][E], upper[R][Q][E];  // upper: those of the upper bytes
 
     // Adds products of a step of columns: those of A from k on, of the weights from `column` on.
-    INLINE void add(const int16_t* const* A, const int8_t* const* W, int k, int column) {
+    INLINE void add(const int16_t* const* A, const int8_t* const* W, int k, int column, ptrdiff_t ahead) {
         Shorts a[R], more[R];
         UNROLL for (int r = 0; r < R; ++r) {
             std::memcpy(&a[r], A[r] + k, sizeof a[r]);
@@ -233,6 +234,7 @@ struct Int8Tile {
         UNROLL for (int q = 0; q < Q; ++q)
             UNROLL for (int e = 0; e < E; ++e) {
                 const int8_t* from = W[q + 4 * e] + column;
+                if (R == 1) __builtin_prefetch(from + ahead);
                 if constexpr (vnni) {
                     Sums w;
                     std::memcpy(&w, from, sizeof w);
@@ -251,7 +253,7 @@ struct Int8Tile {
     // Multiplies `columns` columns from k0 on, where A begins, from quarter `first` on. out[r][q] gets four lanes for each output.
     // begin: of each row, the sums to begin with.
     INLINE void multiply(int k0, int columns, const int16_t* const* A, const int16_t* const* begin, const Int8Outputs& outputs,
-                         int first, Sums (*out)[4]) {
+                         int first, ptrdiff_t ahead, Sums (*out)[4]) {
         constexpr int step = Int8Form<vnni>::step;
         UNROLL for (int r = 0; r < R; ++r) {
             Sums start = {};
@@ -260,8 +262,8 @@ struct Int8Tile {
                 UNROLL for (int e = 0; e < E; ++e) sums[r][q][e] = start, upper[r][q][e] = Sums{};
         }
         int k = 0;
-        for (; k + step <= columns; k += step) add(A, outputs.rows + first, k, k0 + k);
-        if (k < columns) add(A, outputs.rest + first, k, 0);
+        for (; k + step <= columns; k += step) add(A, outputs.rows + first, k, k0 + k, ahead);
+        if (k < columns) add(A, outputs.rest + first, k, 0, ahead);
         UNROLL for (int r = 0; r < R; ++r)
             UNROLL for (int q = 0; q < Q; ++q) {
                 if (vnni)
@@ -294,7 +296,8 @@ INLINE void sum_int8(int count, int K, const ShortValues& A, int i, const Int8Ou
             Sums sums[R][4];
             for (int first = 0; first < 4; first += Q) {
                 Int8Tile<vnni, R, Q> tile;
-                tile.multiply(k0, columns, rows, begin, outputs, first, sums);
+                const ptrdiff_t ahead = first + Q < 4 ? (ptrdiff_t)Q * K : outputs.next - (ptrdiff_t)first * K;
+                tile.multiply(k0, columns, rows, begin, outputs, first, ahead, sums);
             }
             for (int r = 0; r < R; ++r) {
                 const Vec<float> found = rounded_sums(sums[r]);
@@ -338,6 +341,7 @@ void multiply_int8(const Int8Matrix& B, int first, int last, int count, const Sh
             u = 0;
             if (++g == B.G) g = 0, block += block + 1 < last;
         }
+        outputs.next = B.values + ((size_t)g * B.N + block * B.units + u) * B.K - outputs.rows[0];
         outputs.set_rest(B.K, A.vnni ? Int8Form<true>::step : Int8Form<false>::step, B.values + (size_t)B.G * B.N * B.K);
         const int written = std::min(SUM_LANES, end - column);
         for (int group = 0; group < groups.groups; ++group) {
