@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .errors import MissingError, check_number
-from .module import Module
+from .module import Module, refuse_quantized
 
 BLOCK = 8, 4  # rows, columns: what exported C leaves out where they are zero; those of RNNoise, too
 
@@ -52,6 +52,7 @@ def prune(model: Module, density: float, names: Iterable[str] | None = None) -> 
     """
     if check_number("density", density, 0, 1) == 0:
         raise ValueError("density: expected more than 0: at least one block of each matrix stays")
+    refuse_quantized(model, "prune")
     if names is None:
         names = [name for name in model.params if name.rpartition(".")[2].startswith("weight_")]
     names = [names] if isinstance(names, str) else list(names)

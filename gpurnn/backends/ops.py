@@ -168,6 +168,9 @@ class Ops(InChunks, FromStates):
         saved = SavedLayer(cell, weights, x, lengths, passes)
         return saved, finals, self.output_of(passes, lengths, options.fresh_output)
 
+    def reads_int8(self, cell, dtype):
+        """Whether weights of a layer of this dtype may be an ``Int8Matrix``; cell: None for ``int8_product``."""
+
     def step_program(self, parts, B, dtype):
         """One timestep of ``parts`` for B sequences in one call, or None: see backends/steps.py."""
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from .._typing import Array
 from ..cells import Cell, Weights
+from .int8 import Int8Matrix
 
 
 class TableStep(NamedTuple):
@@ -17,7 +18,7 @@ class TableStep(NamedTuple):
 class LinearStep(NamedTuple):
     """x W^T + b with ``weight`` (F, I) and ``bias`` (F,) or None."""
 
-    weight: Array
+    weight: Array | Int8Matrix
     bias: Array | None
 
 

@@ -18,10 +18,13 @@ def rows_of(facts):
         "File": f"{facts['file']}, {show_size(facts['bytes'])}",
         "Model": f"{whole['shown']}, {facts['parameters']:,} parameters, {facts['dtype']}",
     }
+    if facts["quantized"]:
+        rows["In 8 bits"] = f"{facts['quantized']:,} weights more"
     if facts["frozen"]:
         rows["Frozen"] = ", ".join(facts["frozen"])
     for number, layer in enumerate(layers[:_MOST], 1):
-        rows[f"Layer {number}"] = f"{layer['name']}: {layer['shown']}, {layer['parameters']:,} parameters"
+        more = f", {layer['quantized']:,} weights in 8 bits" if layer["quantized"] else ""
+        rows[f"Layer {number}"] = f"{layer['name']}: {layer['shown']}, {layer['parameters']:,} parameters{more}"
     if len(layers) > _MOST:
         rows["Layers"] = f"{len(layers) - _MOST} more"
     if facts["sizes"]:

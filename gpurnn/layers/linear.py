@@ -9,10 +9,11 @@ import numpy as np
 
 from .. import rng
 from .._typing import Array, Backward
+from ..backends.int8 import Int8Matrix
 from ..backends.steps import LinearStep
 from ..errors import check_flag, check_size
 from ..gradients import adding
-from ..module import Later, Module, backward_of
+from ..module import Later, Module, backward_of, refuse_quantized
 from ..per_sample.recording import recorded
 from .common import check_features, check_gradient, rows_of, sizes_text
 from .embedding import Embedding
@@ -119,6 +120,7 @@ class Linear(Module):
             As for a call. ``backward`` raises them for doutput, and RuntimeError if parameters have changed since.
         """
         check_flag("retain", retain)
+        refuse_quantized(self, "forward")
         x = check_features(self, x, self.in_features)
         y = self._apply(x)
         shape, bias, table = y.shape, self.bias, self._table()
@@ -146,15 +148,27 @@ class Linear(Module):
     def _step_parts(self):
         if type(self) not in (Linear, TiedLinear):
             return None
-        return [LinearStep(self._table().params["weight"], self.params["bias"] if self.bias else None)]
+        weight = self._read() if self.quantized else self._table().params["weight"]
+        return [LinearStep(weight, self.params["bias"] if self.bias else None)]
 
     def _apply(self, x):
         rows = rows_of(x)
         y = self.xp.empty((len(rows), self.out_features), self.compute_dtype)
-        self.ops.product(rows, self._weight().T, y)
+        weight = self._read() if self.quantized else self._weight()
+        if isinstance(weight, Int8Matrix):
+            self.ops.int8_product(rows, weight, y)
+        else:
+            self.ops.product(rows, weight.astype(self.dtype, copy=False).T, y)
         if self.bias:
             y += self.params["bias"]
         return y.astype(self.dtype, copy=False).reshape(*x.shape[:-1], self.out_features)
+
+    def _read(self):
+        """The quantized weight as the backend reads it."""
+        return self._read_matrix("weight", self.ops.reads_int8(None, self.dtype))
+
+    def _matrix_names(self):
+        return [name for name, _ in self._own if name == "weight"]
 
     def _weight(self):
         return self._table().params["weight"].astype(self.dtype, copy=False)

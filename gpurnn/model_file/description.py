@@ -1,6 +1,6 @@
 """Models as documents: which layers there are, and with which arguments; and models of such documents.
 
-    layer       {"layer": "LSTM", "arguments": {...}}, or
+    layer       {"layer": "LSTM", "arguments": {...}}, with "quantized": "int8" where its weights are in 8 bits, or
                 {"layer": "Sequential", "layers": {name: layer, ...}, "arguments": {...}}, or
                 {"same": name}: the layer that has this name in the model around it as well
 
@@ -20,6 +20,7 @@ from ..cells import CELLS, LSTMStep
 from ..cells.stored import cell_document, cell_from, function_document, function_from
 from ..errors import check_choice, check_size, described
 from ..module import Module
+from ..module.quantized import FORMATS
 from .kinds import COMPOSITES, check_parts, class_of, restored
 
 MOST_LAYERS, DEEPEST = 10_000, 50  # of a model; how deep chains may stand in one another
@@ -58,6 +59,8 @@ def _layer_document(layer, place, places):
         if "" in layer._counts[0]:
             raise ValueError(f"{shown} was given parameters or layers of its own, which no file can describe")
         document["arguments"] = {name: _plain(value, shown, name) for name, value in _arguments(layer, places)}
+        if layer.quantized:
+            document["quantized"] = layer.quantized
     return document
 
 
@@ -145,6 +148,9 @@ class _Builder:
             made = self._composite(place, document["layers"], kind, arguments)
         else:
             made = self._single(place, kind, arguments)
+            if "quantized" in document:
+                check_choice("quantized", document["quantized"], FORMATS)
+                made._quantize_own(place)
         self.made[place] = made
         return made
 

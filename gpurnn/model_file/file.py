@@ -32,7 +32,7 @@ from ..tensors import DTYPES as FILE_DTYPES
 from ..tensors import Entry, read_array, read_header, to_bytes
 from .description import build, describe
 
-VERSION = 1
+VERSION = 2  # 1 where no layer is quantized
 _COST = 200  # bytes of memory for a byte of the description at worst: 60 of them are a layer without parameters
 _KEY, _RUN, _DIGEST = "gpurnn", "run", "sha256"
 
@@ -128,12 +128,14 @@ def read_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
         "dtype": said.document["dtype"],
         "parameters": model.parameter_count,
         "frozen": model.frozen,
+        "quantized": model._int8_count(),
         "layers": [
             {
                 "name": name,
                 "layer": type(layer).__name__,
                 "parameters": layer.parameter_count,
                 "shown": type(layer).__name__ + (f"({sizes})" if (sizes := layer._sizes_text()) else ""),
+                "quantized": layer._int8_count(),
             }
             for name, layer in model.modules()
         ],
@@ -145,7 +147,7 @@ def read_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
 def write(model: Module, path: Path, run: dict[str, Any] | None = None) -> None:
     """``save``, with what a run says of itself."""
     document = {
-        "version": VERSION,
+        "version": VERSION if model._int8_count() else 1,
         "dtype": model.dtype.name,
         "model": describe(model),
         "random": model.random_state(),

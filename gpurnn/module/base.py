@@ -20,6 +20,7 @@ from ..dtypes import check_dtype, compute_dtype
 from ..errors import DtypeError, MissingError, NamesArguments, check_choice, check_flag, checked
 from .freezing import Freezing
 from .modes import Modes
+from .quantized import Quantizing, refuse_quantized
 from .registration import Registration
 from .states import States
 from .stepper import Stepper
@@ -43,7 +44,7 @@ def _check_gpu_bfloat16(cupy: str, numpy: str) -> None:
             raise DtypeError(f"dtype bfloat16 on a GPU needs {name} {wanted} or newer, here is {version}")
 
 
-class Module(Registration, Freezing, Versions, Modes, States, NamesArguments):
+class Module(Registration, Freezing, Versions, Modes, States, Quantizing, NamesArguments):
     """Base of every layer and model.
 
     In a model of your own, call ``super().__init__()`` first. Then a layer that is set as an attribute,
@@ -178,7 +179,9 @@ class Module(Registration, Freezing, Versions, Modes, States, NamesArguments):
     @checked
     def training(self, value: bool) -> bool:
         """The mode: True for training."""
-        return check_flag("training", value)
+        if check_flag("training", value) and self.quantized:
+            refuse_quantized(self, "training")
+        return bool(value)
 
     def summary(self, T: int | None = None, B: int | None = None) -> str:
         """A table of the layers, as text of at most 100 columns: output shapes, parameters and their total.
@@ -250,6 +253,7 @@ class Module(Registration, Freezing, Versions, Modes, States, NamesArguments):
     def __repr__(self) -> str:
         sizes, frozen = self._sizes_text(), sum(self.params[name].size for name in self.frozen)
         count = f"{self.parameter_count} parameters" + (f", {frozen} of them frozen" if frozen else "")
+        count += f", {int8} weights in int8" if (int8 := self._int8_count()) else ""
         line = f"{type(self).__name__}({sizes}{'; ' if sizes else ''}{count}, {self.ops.name}, {self.dtype})"
         children = (f"{name}: {child!r}".replace("\n", "\n  ") for name, child in self.children.items())
         return "\n  ".join([line, *children])

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from ..errors import check_flag
+from .quantized import refuse_quantized
 
 M = TypeVar("M", bound="Modes")  # the class of the module
 
@@ -53,8 +54,15 @@ class Modes:
         -------
         Module
             This module.
+
+        Raises
+        ------
+        RuntimeError
+            To train a model that is quantized.
         """
         mode = check_flag("mode", mode)
+        if mode:
+            refuse_quantized(self, "train")
         for _, module in self.modules():
             module.training = mode
         return self

@@ -34,9 +34,12 @@ class FlatParameters:
     seed: int
     _drawn_seed: int | None = None
 
-    def _declare(self, arrays: Mapping[str, Array | Later]) -> None:
-        """Make the mapping name -> initial value this module's own parameters, in place of those that it had."""
-        needed = need_values(*(array.shape for array in arrays.values()))
+    def _declare(self, arrays: Mapping[str, Array | Later], again: bool = False) -> None:
+        """Make the mapping name -> initial value this module's own parameters, in place of those that it had.
+
+        again: whether all of them were parameters of it before.
+        """
+        needed = again or need_values(*(array.shape for array in arrays.values()))
         counts = self._counts[0]
         for name in arrays:
             counts[name] = counts.get(name, 0) + 1
@@ -142,6 +145,7 @@ class FlatParameters:
         state = self.__dict__.copy()
         for name in ("xp", "params", "grads", "flat_params", "flat_grads", "_parent", "_evaluations"):
             del state[name]
+        state.pop("_matrices", None)
         own = _size(self._own)
         state["flat"] = [self.ops.to_numpy(flat[:own]) for flat in (self.flat_params, self.flat_grads)]
         state["buffers"] = {name: self.ops.to_numpy(array) for name, array in self.buffers.items()}

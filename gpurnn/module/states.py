@@ -68,6 +68,8 @@ class States:
         loaded = {name: _converted(name, mapping[name], target) for name, target in targets.items() if name in mapping}
         for name, value in loaded.items():
             targets[name][...] = self.xp.asarray(value)
+        for _, module in self.modules():
+            module._forget_floats()
         written = [name for name in loaded if name in self.params]
         if written:
             self.changed(*written)
@@ -122,4 +124,8 @@ def _converted(name: str, value: Any, target: Array) -> Array:
         converted = value.astype(target.dtype)
     if not (np.isfinite(value).all() and np.isfinite(converted).all()):  # 1e300 is not finite in float32
         raise ValueError(f"{name}: holds values that are not finite in {target.dtype}")
+    if target.dtype == np.int8 and not (converted == value).all():
+        raise ValueError(
+            f"{name}: expected whole numbers as {target.dtype} holds them: quantize a model that has the floats"
+        )
     return converted

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..module import Module
+from ..module import Module, refuse_quantized
 
 # Elements worked on at once. An update passes about ten times over its arrays. On a CPU a block stays in the cache
 # between the passes; on a GPU a block is large enough to hide the launches, and it bounds the scratch memory.
@@ -26,8 +26,9 @@ def blocks(size: int, block: int) -> Iterator[slice]:
 
 
 def check_model(model: Module) -> None:
-    """Raise TypeError unless ``model`` is a Module."""
+    """Raise TypeError unless ``model`` is a Module, RuntimeError where it is quantized."""
     if not isinstance(model, Module):
         raise TypeError(
             f"model should be a gpurnn layer or model, got {type(model).__name__}; give the model, not its parameters"
         )
+    refuse_quantized(model, "an optimizer")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import check_flag, described
+from ..module import refuse_quantized
 from .heads import check_heads
 from .layer import Recurrent
 from .one_step import SingleStep
@@ -49,6 +50,7 @@ def with_heads(layer: Recurrent, heads: int, *, mix_heads: bool = True) -> Recur
     """
     if not isinstance(layer, Recurrent) or isinstance(layer, SingleStep):
         raise TypeError(f"layer: expected a recurrent layer, got {described(layer)}")
+    refuse_quantized(layer, "with_heads")
     heads = check_heads(heads, layer.hidden_sizes, layer.proj_size)
     if max(heads, layer.heads) % min(heads, layer.heads):
         raise ValueError(f"heads: {layer.heads} and {heads} heads have no common blocks: one has to divide the other")

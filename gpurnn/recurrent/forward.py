@@ -15,6 +15,7 @@ from ..backends.streams import ONE_STREAM
 from ..errors import check_flag
 from ..gradients import active_flow
 from ..masks import check_lengths, check_steps
+from ..module import refuse_quantized
 from .axes import check_input, outward
 from .backward import make_backward
 from .between import to_next
@@ -74,6 +75,8 @@ def run_forward(layer, x, given, return_all, *, save, retain=False, reset_to=Non
     given: ``Given``. reset_to: instead of the layer's.
     """
     return_all, retain = check_flag("return_all", return_all), check_flag("retain", retain)
+    if save:
+        refuse_quantized(layer, "forward")
     x, single = check_input(layer, x)
     T, B, _ = x.shape
     layer.ops.refuse_sizes(T, B, lambda: [(one, save, layer.schedule) for one in layer_problems(layer, T, B, save)])

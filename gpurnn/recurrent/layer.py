@@ -255,6 +255,13 @@ class Recurrent(Calls, CellOptions, Module):
 
     # ---- passes and parameters
 
+    def _matrix_names(self):
+        return [name for name, _ in self._own if name.startswith(("weight_ih", "weight_hh", "weight_hr"))]
+
+    def _forget_floats(self):
+        super()._forget_floats()
+        self._made.clear()
+
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_made": {}}
 
@@ -277,7 +284,11 @@ class Recurrent(Calls, CellOptions, Module):
         made, views = self._made.get("params"), self.params._arrays
         if made is None or made.views is not views:  # there are others after the layer has moved into a model
             # in one assignment, for other threads that call the layer now
-            made = self._made["params"] = _Made(views, frozenset(), self._by_layer(views))
+            arrays = views
+            if self.quantized:
+                readable = self.ops.reads_int8(self._cell.evaluating, self.dtype)
+                arrays = views | {name: self._read_matrix(name, readable) for name in self._int8_matrices()}
+            made = self._made["params"] = _Made(views, frozenset(), self._by_layer(arrays))
         return made.weights[layer]
 
     def _gradients(self, layer):

@@ -40,11 +40,11 @@ namespace avx2 {
 #undef ACCUMULATORS
 #ifdef __clang__
 #pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx2,fma"))), apply_to = function)
 #else
 #pragma GCC pop_options
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq,avx2,fma")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx2,fma")
 #endif
 #define VECTOR_BYTES 64
 #define ACCUMULATORS 24
@@ -64,7 +64,7 @@ namespace avx512 {
 EXPORT int gpurnn_native_level() {
 #ifdef X86
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") ? 2 : 1;
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") ? 2 : 1;
 #else
     return 0;
 #endif
@@ -73,7 +73,7 @@ EXPORT int gpurnn_native_level() {
 // The sizes of the structs, then the interface's number, which changes with every struct and function here. The caller compares
 // them with its own, and refuses a library built from other sources.
 EXPORT int gpurnn_native_bytes(int which) {
-    const size_t sizes[] = {sizeof(Pass), sizeof(Product), sizeof(Update), sizeof(CrossEntropy), sizeof(Stage), 11};
+    const size_t sizes[] = {sizeof(Pass), sizeof(Product), sizeof(Update), sizeof(CrossEntropy), sizeof(Stage), 13};
     return (int)sizes[which];
 }
 

@@ -23,6 +23,7 @@ namespace {
 #include "vector.h"
 #include "functions.h"
 #include "gemm.h"
+#include "int8.h"
 #include "shard.h"
 #include "../common.cuh"
 #include "../cells/cell.cuh"

@@ -23,6 +23,8 @@ struct Packed {
     ptrdiff_t gate_stride = 0, n_stride = 0, k_stride = 0;
     bool in_place = false;  // not packed: `product` reads the source, as packing does not pay for weights multiplied once
     T* values = nullptr;
+    const int8_t* int8 = nullptr;   // weights in 8 bits in place of all these, with the scales of their rows: see int8.h
+    const float* scales = nullptr;
 
     // N outputs of each gate, K columns.
     Packed(int N, int K) : N(N), K(K), blocks((N + units - 1) / units) {}
@@ -164,6 +166,7 @@ void product_in_place(const Packed<T, G, U>& B, int first, int last, int count, 
 template <typename T, int G, int U>
 void product(const Packed<T, G, U>& B, int first, int last, int count, const T* const* A, int step, int begin, int end, T* out,
              ptrdiff_t out_row, bool add) {
+    if (B.int8) return product_int8(B, first, last, count, A, out, out_row);
     if (B.in_place) return product_in_place(B, first, last, count, A, out, out_row, add);
     for (int block = first; block < last; ++block)
         for (int k0 = begin; k0 < end; k0 += CHUNK_COLUMNS) {

@@ -11,7 +11,12 @@
 #include <new>
 #include <stdexcept>
 #include <system_error>
+#include <utility>
 #include <vector>
+
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
 
 #include "threads.h"
 
@@ -42,6 +47,7 @@ struct Pass {
     const void* weight_hr;  // [P, H] of a projection, or null
     const void* bias_ih;    // [G*H] or null
     const void* bias_hh;    // [G*H] or null
+    const float *scale_ih, *scale_hh, *scale_hr;  // [G*H], [products*H], [P], or null; else the weights are int8, times these
     const void* own;        // [N, H], the cell's own parameters, or null
     const bool* masks;      // [T, B, M*H] or [1, B, M*H] or null
     const uint8_t* marks;     // [T, B] or null: sums of HELD, RESET, SHOWN. With them lengths are not read
@@ -71,6 +77,7 @@ struct Product {
     ptrdiff_t a_row, a_column, b_row, b_column, c_row;
     const void *A, *B;
     void* C;
+    const float* scales;  // [N] or null; else B is int8, times these, and a_column, b_row are 1, b_column is K, and accumulate 0
 };
 
 // An optimizer's update of N parameters.
@@ -107,6 +114,7 @@ struct Stage {
     int directions, threads; // of a recurrent layer
     const void* x;           // [rows, in]; of a table the numbers [rows], int64
     const void* weight;      // [out, in], or [in, out] of a table
+    const float* scales;     // [out] or null; else the weight of a linear layer is int8, times these
     const void* packed;      // of a linear layer: the weight from gpurnn_native_pack_linear, or null
     const void* bias;        // [out] or null
     void* y;                 // [rows, out]

@@ -43,9 +43,10 @@ struct Layer {
         : pass(pass), timesteps(pass.T), B(pass.B), H(pass.H), P(pass.P), is_backward(is_backward), input(H, pass.I),
           hidden(H, P), inner(H, P), projection(P, H), hidden_transposed(P, F * H), inner_transposed(P, R * H),
           projection_transposed(H, P) {
+        set_int8(*this);
         for_each_product([&](auto& packed, const T* source, ptrdiff_t gate, ptrdiff_t n, ptrdiff_t k) {
             packed.source = source, packed.gate_stride = gate, packed.n_stride = n, packed.k_stride = k;
-            packed.in_place = timesteps == 1 && !pass.flat && !is_packed() && k == 1;
+            packed.in_place = packed.int8 || (timesteps == 1 && !pass.flat && !is_packed() && k == 1);
             size += packed.size();
             product_row = std::max(product_row, packed.row());
         });

@@ -4,6 +4,7 @@
 #include "vector.h"
 #include "functions.h"
 #include "gemm.h"
+#include "int8.h"
 #include "matmul.h"
 #include "shard.h"
 #include "../common.cuh"

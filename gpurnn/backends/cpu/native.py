@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import BackendError, check_choice
+from ..int8 import parts_of
 
 LEVELS = ("vectors of 128 bits", "AVX2", "AVX-512")
 ISAS = ("baseline", "avx2", "avx512")  # what GPURNN_ISA calls the levels
-_INTERFACE = 11  # of gpurnn_native_bytes in api.cpp
+_INTERFACE = 13  # of gpurnn_native_bytes in api.cpp
 
 _pointer, _stride = ctypes.c_void_p, ctypes.c_ssize_t
 
@@ -31,9 +32,9 @@ class Pass(ctypes.Structure):
         )),
         *((name, _stride) for name in ("gates_row", "output_row", "doutput_row", "state_stride", "mask_step")),
         *((name, _pointer) for name in (
-            "lengths", "x", "weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh", "own", "masks", "marks",
-            "reset_h", "reset_others", "gates", "h", "others", "output", "doutput", "dh", "dothers", "dh_steps",
-            "dreset_h", "dreset_others", "packed",
+            "lengths", "x", "weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh", "scale_ih", "scale_hh",
+            "scale_hr", "own", "masks", "marks", "reset_h", "reset_others", "gates", "h", "others", "output", "doutput",
+            "dh", "dothers", "dh_steps", "dreset_h", "dreset_others", "packed",
         )),
     ]  # fmt: skip
 
@@ -45,7 +46,9 @@ class NativeWeights:
     """
 
     def __init__(self, w):
-        given = {"weight_ih": w.ih, "weight_hh": w.hh, "weight_hr": w.hr, "bias_ih": w.bias_ih, "bias_hh": w.bias_hh}
+        given = {"bias_ih": w.bias_ih, "bias_hh": w.bias_hh}
+        for name, weights in (("ih", w.ih), ("hh", w.hh), ("hr", w.hr)):
+            given[f"weight_{name}"], given[f"scale_{name}"] = parts_of(weights)
         self.arrays = {name: None if array is None else np.ascontiguousarray(array) for name, array in given.items()}
         self.templates = {}  # (slots, B, reverse, save) -> Pass
         self.packed = None  # the latest ``PackedWeights``
@@ -59,7 +62,7 @@ class Product(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int) for name in ("is_double", "accumulate")),
         *((name, _stride) for name in ("M", "N", "K", "a_row", "a_column", "b_row", "b_column", "c_row")),
-        *((name, _pointer) for name in "ABC"),
+        *((name, _pointer) for name in ("A", "B", "C", "scales")),
     ]
 
 
@@ -91,7 +94,7 @@ class Stage(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int) for name in ("kind", "is_double", "rows", "in_", "out", "directions", "threads")),
-        *((name, _pointer) for name in ("x", "weight", "packed", "bias", "y")),
+        *((name, _pointer) for name in ("x", "weight", "scales", "packed", "bias", "y")),
         ("passes", ctypes.POINTER(Pass)),
         ("generated", _pointer),
     ]

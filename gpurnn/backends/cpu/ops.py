@@ -329,6 +329,18 @@ class CpuOps(HostOps):
         threads = 1 if M * N * K < sharing.WORK else min(thread_count(), -(-M // 16))
         self._call("multiply", ctypes.byref(job), threads, self.level, threads=threads)
 
+    def reads_int8(self, cell, dtype):
+        return dtype.itemsize > 2 and (cell is None or self._compiled(cell, dtype))
+
+    def int8_product(self, x, weight, out):
+        """``out = x W^T`` for an ``Int8Matrix``. x: (M, K), out: (M, N), C-contiguous, of one dtype."""
+        x = np.ascontiguousarray(x)
+        (M, K), N = x.shape, len(weight)
+        arrays = x, weight.values, out, weight.scales
+        job = Product(x.dtype == np.float64, False, M, N, K, K, 1, 1, K, N, *map(address, arrays))
+        threads = 1 if M * N * K < sharing.WORK else min(thread_count(), -(-M // 16))
+        self._call("multiply", ctypes.byref(job), threads, self.level, threads=threads)
+
     def sum_steps(self, d):
         rows = flat(d)
         N, M = rows.shape

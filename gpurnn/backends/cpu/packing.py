@@ -69,7 +69,7 @@ def packed_weights(ops, cell, ready, job):
     A write through an array is seen: each call compares a fingerprint of all weights, which takes a tenth of the time
     that packing does. ready: their ``NativeWeights``; calls in other threads may use the ones before meanwhile.
     """
-    if job.T == 1 or job.T * job.B > _ROWS:
+    if job.T == 1 or job.T * job.B > _ROWS or ready.arrays["scale_ih"] is not None:  # those in 8 bits are never packed
         return None
     mark = fingerprint(ops, ready)
     packed = ready.packed

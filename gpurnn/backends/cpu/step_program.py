@@ -11,6 +11,7 @@ from itertools import count
 
 import numpy as np
 
+from ..int8 import Int8Matrix, parts_of
 from ..records import SavedLayer, SavedPass
 from ..steps import LinearStep, LoopStep, TableStep
 from . import sharing
@@ -73,11 +74,12 @@ class StepProgram:
     def _linear(self, step, x):
         F, I = step.weight.shape
         y = np.empty((self._B, F), self._dtype)
-        weight, bias = address(step.weight), address(step.bias)
-        stage = self._stage(_LINEAR, x, y, in_=I, out=F, weight=weight, bias=bias)
-        packed = pack_linear(self._ops, stage)
-        stage.packed = address(packed)
-        self._alive.append(packed)
+        weight, scales = map(address, parts_of(step.weight))
+        stage = self._stage(_LINEAR, x, y, in_=I, out=F, weight=weight, scales=scales, bias=address(step.bias))
+        if scales is None:
+            packed = pack_linear(self._ops, stage)
+            stage.packed = address(packed)
+            self._alive.append(packed)
         return y, (stage, stage)
 
     def _loop(self, step, x):
@@ -100,8 +102,9 @@ class StepProgram:
             threads, by_units = sharing.share(1, B, sharing.units_to_share(cell, P != H, H), work, D)
             for d, job in enumerate(jobs):
                 job.by_units = by_units
-                packed[d] = packed[d] or pack(self._ops, cell, job)
-                job.packed = address(packed[d].array)
+                if not job.scale_ih:
+                    packed[d] = packed[d] or pack(self._ops, cell, job)
+                    job.packed = address(packed[d].array)
             passes = (Pass * D)(*jobs)
             self._alive += [jobs, passes, packed]
             library = self._ops._generated(cell, dtype.itemsize == 8)
@@ -133,7 +136,8 @@ def refused(ops, steps, dtype):
         elif isinstance(step, TableStep) and number:
             return True
         if not isinstance(step, LoopStep) and not all(
-            array is None or array.flags.c_contiguous and array.dtype == dtype for array in step
+            array is None or isinstance(array, Int8Matrix) or (array.flags.c_contiguous and array.dtype == dtype)
+            for array in step
         ):
             return True
     return False

@@ -11,7 +11,7 @@ from ...errors import check_choice
 from ...files import write_text_atomic
 from ...layers import Embedding, TiedLinear
 from ...layers.common import feature_sizes
-from ...module import Module
+from ...module import Module, float_model
 from .building import Builder, Value, at
 from .header import Signature, header_text
 from .layers import first_of, shown, write_layer
@@ -78,7 +78,7 @@ def export_c(
     check_choice("activations", activations, ("float32", "int16"))
     if activations == "int16" and weights == "float32":
         raise ValueError("activations: 'int16' multiplies whole numbers: it needs weights='int8'")
-    write_text_atomic(path, header(model, checked_name(name, path), weights, activations))
+    write_text_atomic(path, header(float_model(model), checked_name(name, path), weights, activations))
 
 
 def checked_name(name: str | None, path: Path) -> str:

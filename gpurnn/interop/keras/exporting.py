@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import FileError, one_line
-from ...module import Module
+from ...module import Module, float_model
 from .chains import Chain
 from .files import read_keras, read_weights, write_keras, write_weights
 from .library import keras_library
@@ -52,7 +52,7 @@ def export_keras(model: Module, path: str | os.PathLike[str]) -> None:
       bidirectional: LSTM(4, 8, batch_first=True, bidirectional=True; 896 parameters, numpy, float32)
       bidirectional_last: Pooling(16, directions=2, batch_first=True; 0 parameters, numpy, float32)
     """
-    chain, name = Chain(model), Path(path).name
+    chain, name = Chain(float_model(model) if isinstance(model, Module) else model), Path(path).name
     if name.endswith(".weights.h5"):
         write_weights(path, chain.arrays())
     elif name.endswith(".keras"):

@@ -13,7 +13,7 @@ import numpy as np
 from ...dtypes import check_dtype, compute_dtype
 from ...errors import check_flag, show_size
 from ...files import write_bytes_atomic
-from ...module import Module
+from ...module import Module, float_model
 from .building import Builder
 from .library import IR_VERSION, OPSET, onnx_library
 from .models import write_model
@@ -79,6 +79,8 @@ def export_onnx(
     (1, 2, 65)
     """
     options = {"lengths": lengths, "states": states, "weights": weights, "part": part}
+    if isinstance(model, Module):
+        model = float_model(model)
     proto, _ = model_proto(model, options, metadata)
     write_bytes_atomic(Path(path), proto.SerializeToString())
 
