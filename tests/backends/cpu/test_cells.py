@@ -81,9 +81,10 @@ def with_means(ax, ah, s, p):
 
 
 @pytest.fixture(autouse=True)
-def compiled_as_for_users(monkeypatch):
-    """Not by the quick compiler of conftest.py."""
-    if "quick_compiler" in os.environ.get("CXX", ""):
+def compiled_as_for_users(request, monkeypatch):
+    """Not by the quick compiler of conftest.py, except for smaller vectors: there the optimizer sees what it sees in
+    the library, whose cells test_cpu_ops.py runs on all vectors."""
+    if "quick_compiler" in os.environ.get("CXX", "") and request.function is not test_on_smaller_vectors:
         monkeypatch.delenv("CXX")
 
 
