@@ -1,6 +1,8 @@
 """What all tests share: a test skips where it needs a GPU or a package that is not there, plots draw to no screen."""
 
 import os
+import shlex
+import shutil
 import signal
 from pathlib import Path
 
@@ -18,6 +20,11 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("KERAS_BACKEND", "torch")
 # what cells are compiled to stays in the checkout, for the next run
 os.environ.setdefault("GPURNN_CACHE", str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "gpurnn"))
+
+# Cells are compiled for tests with little optimization, in half the time. tests/backends/cpu/test_cells.py compiles as
+# the library does.
+if shutil.which("c++") and shutil.which("sh"):
+    os.environ.setdefault("CXX", f"sh {shlex.quote(str(Path(__file__).with_name('quick_compiler.sh')))}")
 
 # A shell's background job ignores Ctrl-C and hands that down; the tests that press it need it heard.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -186,7 +186,7 @@ folder, first, stride = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 options = dict(hidden=4, steps=8, batch=4, epochs=2, seed=1, backend="numpy", schedule="constant")
 
 def train(run):
-    run.finish(run.train(progress=False, flow=True, checkpoint_every=20))
+    run.finish(run.train(progress=False, flow=True, checkpoint_every=12))
 
 def begin(place):
     if (place / "config.json").exists():
@@ -245,12 +245,11 @@ print(kills)
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs os.fork")
-def test_killed_at_every_system_call_of_a_run(made):
-    """From the first folder to the last result: resumed, each run has the bits and the log of the whole one."""
-    place = made / "killed"
-    place.mkdir()
-    shutil.copy(made / "book.txt", place)
-    command = [sys.executable, "-c", KILLED, str(place), "1", "1"]
+def test_killed_at_every_system_call_of_a_run(tmp_path):
+    """From the first folder to the last result: resumed, each run has the bits and the log of the whole one. An epoch
+    has 17 batches, and a checkpoint is after each twelve."""
+    (tmp_path / "book.txt").write_text("a gate keeps the state, a state opens the gate. " * 12)
+    command = [sys.executable, "-c", KILLED, str(tmp_path), "1", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stdout) > 80

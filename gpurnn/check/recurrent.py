@@ -112,12 +112,19 @@ def compare(cell, backend, dtype, T, B, ragged=False, given_state=True, marked=F
     def once(seed):
         return _compare_once(cell, layers, dtype, Batch(layers[2], T, B, ragged, given_state, seed, marked))
 
-    first = once(T + 31 * B)
-    if first[0] <= 1:
-        return first
-    # NumPy may have been exact by luck where there are few numbers: the middle one of three draws counts.
-    more = [once(seed) for seed in (1, 2)]
-    return sorted([first, *more], key=lambda found: found[0] if found[0] <= float("inf") else float("inf"))[1]
+    return middle(once, (T + 31 * B, 1, 2))
+
+
+def middle(once, seeds):
+    """``once(seed)``, a ``(worst, detail)``, for the first of three seeds where that is right, else the middle one:
+    NumPy may have been exact by luck where there are few numbers. Two that are wrong need no third."""
+    draws = []
+    for seed in seeds:
+        draws.append(once(seed))
+        wrong = sum(not draw[0] <= 1 for draw in draws)
+        if wrong in (0, 2):
+            break
+    return sorted(draws, key=lambda found: found[0] if found[0] <= float("inf") else float("inf"))[len(draws) // 2]
 
 
 def _compare_once(cell, layers, dtype, batch):

@@ -85,7 +85,9 @@ def test_a_loop_in_torch_agrees(cell, what):
 @needs_jax
 @pytest.mark.parametrize("cell, what", PASSES)
 def test_a_scan_in_jax_agrees(cell, what):
-    assert agrees("jax", Case(cell, 6, 3, 9, 5, bidirectional=True, what=what)) <= 1
+    """In both directions for the plain cells and some that draw masks: a scan backward knows nothing of its cell."""
+    both = cell in (*PLAIN, *DRAWING)
+    assert agrees("jax", Case(cell, 6, 3, 9, 5, bidirectional=both, what=what)) <= 1
 
 
 @needs("torch")

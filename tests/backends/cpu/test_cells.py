@@ -1,6 +1,7 @@
 """Traced cells, compiled at their first use, against array code."""
 
 import copy
+import os
 import re
 import shutil
 from pathlib import Path
@@ -77,6 +78,14 @@ def with_means(ax, ah, s, p):
     i, f, o = (sigmoid(normalized(getattr(ax, name) + getattr(ah, name))) for name in "ifo")
     c = zoneout(f * s.c + i * tanh(normalized(ax.g + ah.g)), s.c, 0.1)
     return o * tanh(p.gain * normalized(c) + p.shift), c
+
+
+@pytest.fixture(autouse=True)
+def compiled_as_for_users(request, monkeypatch):
+    """Not by the quick compiler of conftest.py, except for smaller vectors: there the optimizer sees what it sees in
+    the library, whose cells test_cpu_ops.py runs on all vectors."""
+    if "quick_compiler" in os.environ.get("CXX", "") and request.function is not test_on_smaller_vectors:
+        monkeypatch.delenv("CXX")
 
 
 TRACED = (peephole, four_states, drawing, no_product, two_products, seven_gates, with_means)

@@ -3,6 +3,7 @@ compared with NumPy to the same tolerance; and its tiles, which must fit."""
 
 import dataclasses
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -94,14 +95,33 @@ TILED_B = {  # B -> direction, whether ragged
 }  # fmt: skip
 
 
+CROSSED = ("rnn tanh", "lstm", "gru")
+
+
+def crossing(kind):
+    """Which T, B, H a cell runs: every three that an emulator's patience allows are those of one of the cells, every
+    two that may occur together do so in each cell."""
+    sizes = [
+        size
+        for size in itertools.product(TILED_DTYPES, TILED_B, TILED_H)
+        if math.prod(size) <= 2500 or size == (5, 9, 128)
+    ]
+    chosen, pairs = sizes[CROSSED.index(kind) :: len(CROSSED)], set()
+    for size in [*chosen, *sizes]:
+        two = set(itertools.combinations(enumerate(size), 2))
+        if not two <= pairs and size not in chosen:
+            chosen.append(size)
+        pairs |= two
+    return chosen
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ("rnn tanh", "lstm", "gru"))
+@pytest.mark.parametrize("kind", CROSSED)
 def test_sizes_that_cross_tiles(kind):
     ops = cuda_ops(checked=False)
-    for T, B, (k, H) in itertools.product(TILED_DTYPES, TILED_B, enumerate(TILED_H)):
-        if T * B * H <= 2500 or (H == 128 and B == 9 and T == 5):  # as much as an emulator's patience allows
-            direction, ragged = TILED_B[B]
-            compare(kind, ops, TILED_DTYPES[T][k], T, B, ragged, H=H, schedule="block", **DIRECTIONS[direction])
+    for T, B, H in crossing(kind):
+        (direction, ragged), dtype = TILED_B[B], TILED_DTYPES[T][TILED_H.index(H)]
+        compare(kind, ops, dtype, T, B, ragged, H=H, schedule="block", **DIRECTIONS[direction])
 
 
 @pytest.mark.slow
@@ -367,18 +387,17 @@ MMA_MUTATIONS = {
 
 
 def errors(kind, dtype, B, H, edits):
-    """What is wrong with a layer, in two orders of threads."""
-    found = []
+    """What is wrong with a layer, in two orders of threads, one after another."""
     for order in ("ascending", "random"):
         try:
             ops = cuda_ops(edits=edits, **THREAD_ORDERS[order])
             with np.errstate(invalid="ignore", over="ignore"):  # what a planted error leaves may be no number
                 compare(kind, ops, dtype, 5, B, ragged=True, bidirectional=True, H=H, schedule="block")
         except (AssertionError, emulator.KernelError) as error:
-            found.append(error)
-    return found
+            yield error
 
 
+RIGHT = set()  # cases that are known to be right without the planted error: many errors share one
 PLANTED = [("block.cu", name) for name in MUTATIONS] + [("block_mma.cu", name) for name in MMA_MUTATIONS]
 
 
@@ -387,15 +406,20 @@ def test_a_planted_error_is_seen(file, mutation, monkeypatch):
     if file == "block.cu":
         kind, old, new = MUTATIONS[mutation]
         sequences = 8 if "numbers" in mutation else 2
-        forced(monkeypatch, 4, 4, sequences, inputs=not mutation.startswith("ax"))
+        inputs = not mutation.startswith("ax")
+        forced(monkeypatch, 4, 4, sequences, inputs=inputs)
         case = kind, "bfloat16" if "unpacked" in mutation else "float32", 5, 7
     else:
         kind, old, new = MMA_MUTATIONS[mutation]
-        tensor_cores(monkeypatch, 3, N=2, inputs=True)
+        sequences, inputs = 16, True
+        tensor_cores(monkeypatch, 3, N=2, inputs=inputs)
         case = kind, "bfloat16", 9, 33
     assert kernel_source(file).count(old) == 1
-    assert not errors(*case, edits=[])
-    assert errors(*case, edits=[(old, new)])
+    known = file, case, sequences, inputs
+    if known not in RIGHT:
+        assert not list(errors(*case, edits=[]))
+        RIGHT.add(known)
+    assert next(errors(*case, edits=[(old, new)]), None)
 
 
 # ---- the choice

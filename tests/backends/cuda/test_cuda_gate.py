@@ -118,11 +118,13 @@ def generated_kernels(cell, arch):
 @pytest.mark.parametrize("kind", GENERATED)
 def test_generated_kernels_compile_for_all_architectures_and_do_not_spill(kind):
     """For tensor cores and without; what is held in registers is right at once (``cost.extra_registers``)."""
-    cell = GENERATED[kind]
+    cell, wanted = GENERATED[kind], {}  # (file, architecture) -> name expressions
+    for arch in nvrtc.ARCHITECTURES:
+        for file, expressions in generated_kernels(cell, arch).items():
+            wanted.setdefault((file, gate.SAME.get(arch, arch)), {}).update(dict.fromkeys(expressions))
     jobs = [
-        (file, kernel_source(file, cell.struct), expressions, arch)
-        for arch in nvrtc.ARCHITECTURES
-        for file, expressions in generated_kernels(cell, arch).items()
+        (file, kernel_source(file, cell.struct), list(expressions), arch)
+        for (file, arch), expressions in wanted.items()
     ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         tables = list(pool.map(lambda job: gate.measure(*job), jobs))
@@ -139,6 +141,24 @@ def test_generated_kernels_compile_for_all_architectures_and_do_not_spill(kind):
     }.get(kind, 5)
     if nvrtc.version() == gate.read_accepted()[0]:  # of another compiler `CudaOps.without_spills` takes care
         assert gate.spills(table) == []
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("file", gate.BOTH)
+def test_what_is_the_same_for_two_architectures_is_the_same(file):
+    """The PTX of two kernels, too, but for the architecture's name. No source asks which one it is compiled for."""
+    assert not [name for name in kernel_files() if "__CUDA_ARCH__" in (kernel_dir() / name).read_text()]
+    _, accepted = gate.read_accepted()
+    for (name, expression, arch), resources in accepted.items():
+        if arch in gate.SAME:
+            assert resources == accepted[name, expression, gate.SAME[arch]]
+    for arch, other in gate.SAME.items():
+        names = KERNELS[file][:: len(KERNELS[file]) - 1]
+        one, two = (
+            nvrtc.compile(kernel_source(file), file=file, arch=number, expressions=names, machine_code=False).ptx
+            for number in (arch, other)
+        )
+        assert f".target sm_{arch}" in one and one.replace(f".target sm_{arch}", f".target sm_{other}") == two
 
 
 @needs_nvrtc

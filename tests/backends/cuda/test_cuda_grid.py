@@ -335,17 +335,17 @@ MMA_MUTATIONS = {
 
 
 def errors(kind, dtype, T, edits):
-    found = []
+    """What is wrong with a layer, in two orders of threads, one after another."""
     for order in ("ascending", "random"):
         try:
             ops = cuda_ops(edits=edits, **THREAD_ORDERS[order])
             with np.errstate(invalid="ignore", over="ignore"):  # what a planted error leaves may be no number
                 compare(kind, ops, dtype, T, 7, ragged=True, bidirectional=True, H=19, schedule="grid")
         except (AssertionError, emulator.KernelError, BackendError) as error:
-            found.append(error)
-    return found
+            yield error
 
 
+RIGHT = set()  # cases that are known to be right without the planted error: many errors share one
 PLANTED = [(64, name) for name in MUTATIONS] + [("mma", name) for name in MMA_MUTATIONS]
 
 
@@ -359,8 +359,10 @@ def test_a_planted_error_is_seen(threads, mutation, forced, monkeypatch):
     assert kernel_source(file).count(old) == 1
     edits = [LATE] if mutation in ("one slot", "sent after the last step") else []
     edits += [("TURNS = 16", "TURNS = 3")] * (threads == "mma")  # slots come back soon
-    assert not errors(*case, edits=edits)
-    assert errors(*case, edits=[*edits, (old, new)])
+    if (case, *edits) not in RIGHT:
+        assert not list(errors(*case, edits=edits))
+        RIGHT.add((case, *edits))
+    assert next(errors(*case, edits=[*edits, (old, new)]), None)
 
 
 @pytest.mark.parametrize("threads, dtype", [(64, "float32"), ("mma", "float16")])
