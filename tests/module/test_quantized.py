@@ -12,6 +12,7 @@ from optional import needs
 
 import gpurnn
 from gpurnn import CheckpointError
+from gpurnn.cli.file_facts import rows_of
 from gpurnn.errors import MissingError
 from gpurnn.interop.c import export_c
 from gpurnn.model_file.file import read_facts
@@ -98,6 +99,9 @@ def test_copies_and_files(make, tmp_path):
     facts = read_facts(path)
     assert facts["quantized"] == sum(array.size for array in small.state_dict().values() if array.dtype == np.int8)
     assert sum(layer["quantized"] for layer in facts["layers"][1:]) == facts["quantized"]
+    rows = rows_of(facts)
+    assert rows["In 8 bits"] == f"{facts['quantized']:,} weights more"
+    assert any(" parameters, " in text and text.endswith(" weights in 8 bits") for text in rows.values())
 
 
 def test_a_file_has_a_quarter_of_the_bytes(tmp_path):

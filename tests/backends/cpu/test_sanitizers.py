@@ -80,6 +80,17 @@ def test_cells_compiled_at_their_first_use_do_so_too(place, tmp_path):
 
 
 @pytest.mark.slow
+def test_weights_in_8_bits_are_read_to_their_end(place):
+    chosen = "overflow or infinity or contiguous or stepper and not means and not four or nan"
+    code, told = watched(
+        place, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist",
+        "tests/backends/cpu/test_int8.py", "-k", chosen,
+    )  # fmt: skip
+    assert code == 0 and "passed" in told, told[-6000:]
+    assert "runtime error" not in told and "AddressSanitizer" not in told, told[-6000:]
+
+
+@pytest.mark.slow
 def test_a_read_past_the_end_is_seen(place):
     """The watch itself: a matrix one row shorter than the library is told."""
     code, told = watched(
