@@ -240,6 +240,17 @@ def test_onnxruntime_agrees(cell, name):
         assert np.abs(got - expected).max() <= allowed(case, name) * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("name", ["gpurnn-cpu-int8", "gpurnn-cpu-int8-stepper"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_weights_in_int8_agree(cell, name):
+    if missing(name):
+        pytest.skip(missing(name))
+    case = Case(cell, 1 if name.endswith("stepper") else 5, 3, 24, 24)
+    expected = reference(case, *inputs(case))["output"]
+    error = np.abs(RIVALS[name][0](case, *inputs(case)).results()["output"] - expected).max()
+    assert allowed(case) * np.abs(expected).max() < error <= allowed(case, name) * np.abs(expected).max()
+
+
 @onnxruntime
 def test_onnxruntime_goes_on_from_its_states():
     case = Case("lstm", 1, 2, 8, 8)
