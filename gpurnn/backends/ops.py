@@ -195,7 +195,7 @@ class Ops(InChunks, FromStates):
             one.others = ()  # freed before dx is made
             if dx is False:
                 continue
-            weight_ih, accumulate = weights.ih.astype(saved.x.dtype, copy=False), dx is not None
+            weight_ih, accumulate = self.rounded(weights.ih, saved.x.dtype), dx is not None
             if not accumulate:
                 dx = (self.empty if fresh_dx else self.empty_steps)(*saved.x.shape, saved.x.dtype)
             for chunk in self.time_chunks(*dx.shape[:2]):
@@ -257,6 +257,10 @@ class Ops(InChunks, FromStates):
         else:
             out[...] = upcast(a) @ upcast(b)
 
+    def rounded(self, array, dtype):
+        """``array`` in ``dtype``, as products of 16-bit layers take their parameters; itself where it has it."""
+        return array.astype(dtype, copy=False)
+
     def accumulate_product(self, grad, d, x):
         """``grad += d^T x`` summed over all steps: one GEMM. grad: (M, N); d: (T, B, M) or (T*B, M); x alike."""
         self.product(flat(d).T, flat(x), grad, accumulate=True)
@@ -284,8 +288,7 @@ class Ops(InChunks, FromStates):
         # Softmax as exp(logits - highest) / total: the shift prevents exp from overflowing, and two separate factors
         # are more exact than exp(logits - log_sum_exp) where the logits are large.
         xp, count, V = self.xp, labels.size, logits.shape[1]
-        highest = xp.empty((count, 1), logits.dtype)
-        total = xp.empty((count, 1), np.float64)
+        highest, total = xp.empty((count, 1), logits.dtype), xp.empty((count, 1), np.float64)
         losses = xp.empty(count, np.float64)
         for part, index in blocks(rows, count, V, xp):
             z = logits[index]

@@ -138,7 +138,7 @@ class Linear(Module):
                 with adding(self.grads):
                     self.grads["bias"] += self.ops.sum_steps(dy)
             dx = self.xp.empty((len(dy), x.shape[-1]), self.dtype)
-            self.ops.product(dy, table.params["weight"].astype(self.dtype, copy=False), dx)
+            self.ops.product(dy, self._weight(), dx)
             return dx.reshape(x.shape)
 
         return y, backward
@@ -154,10 +154,10 @@ class Linear(Module):
         self.ops.product(rows, self._weight().T, y)
         if self.bias:
             y += self.params["bias"]
-        return y.astype(self.dtype, copy=False).reshape(*x.shape[:-1], self.out_features)
+        return self.ops.rounded(y, self.dtype).reshape(*x.shape[:-1], self.out_features)
 
     def _weight(self):
-        return self._table().params["weight"].astype(self.dtype, copy=False)
+        return self.ops.rounded(self._table().params["weight"], self.dtype)
 
     def _table(self):
         """The layer that holds the ``weight`` used here."""

@@ -2,6 +2,7 @@
 // what those before it define.
 
 #include "vector.h"
+#include "numbers16.h"
 #include "functions.h"
 #include "gemm.h"
 #include "matmul.h"
@@ -22,7 +23,7 @@ void run_cell(const Pass* passes, int directions, int threads, bool backward) {
 }
 
 void time_loop(const Pass* passes, int directions, int threads, bool backward) {
-    if (passes->is_double)
+    if (passes->dtype == FLOAT64)
         run_cell<double>(passes, directions, threads, backward);
     else
         run_cell<float>(passes, directions, threads, backward);

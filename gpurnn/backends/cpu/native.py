@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ...dtypes import DTYPES
 from ...errors import BackendError, check_choice
 
 LEVELS = ("vectors of 128 bits", "AVX2", "AVX-512")
 ISAS = ("baseline", "avx2", "avx512")  # what GPURNN_ISA calls the levels
-_INTERFACE = 10  # of gpurnn_native_bytes in api.cpp
+_INTERFACE = 11  # of gpurnn_native_bytes in api.cpp
 
 _pointer, _stride = ctypes.c_void_p, ctypes.c_ssize_t
 
@@ -27,7 +28,7 @@ class Pass(ctypes.Structure):
     _fields_ = [
         ("cell", ctypes.c_char_p),
         *((name, ctypes.c_int) for name in (
-            "is_double", "T", "B", "I", "H", "P", "reverse", "save", "by_units", "flat",
+            "dtype", "weights_dtype", "T", "B", "I", "H", "P", "reverse", "save", "by_units", "flat",
         )),
         *((name, _stride) for name in ("gates_row", "output_row", "doutput_row", "state_stride", "mask_step")),
         *((name, _pointer) for name in (
@@ -41,11 +42,13 @@ class Pass(ctypes.Structure):
 class NativeWeights:
     """The weights of one pass as the library reads them, and a ``Pass`` with their addresses for each shape of a call.
 
-    They are remembered in ``Weights.ready``, unless one had to be copied: a copy holds for one call only.
+    They are remembered in ``Weights.ready``, unless one had to be copied: a copy holds for one call only. dtype: of all
+    weights but the biases.
     """
 
     def __init__(self, w):
         given = {"weight_ih": w.ih, "weight_hh": w.hh, "weight_hr": w.hr, "bias_ih": w.bias_ih, "bias_hh": w.bias_hh}
+        self.dtype = dtype_number(w.ih.dtype)
         self.arrays = {name: None if array is None else np.ascontiguousarray(array) for name, array in given.items()}
         self.templates = {}  # (slots, B, reverse, save) -> Pass
         if all(self.arrays[name] is array for name, array in given.items()):
@@ -56,7 +59,7 @@ class Product(ctypes.Structure):
     """``Product`` of interface.h."""
 
     _fields_ = [
-        *((name, ctypes.c_int) for name in ("is_double", "accumulate")),
+        *((name, ctypes.c_int) for name in ("dtype", "c_dtype", "accumulate")),
         *((name, _stride) for name in ("M", "N", "K", "a_row", "a_column", "b_row", "b_column", "c_row")),
         *((name, _pointer) for name in "ABC"),
     ]
@@ -89,11 +92,17 @@ class Stage(ctypes.Structure):
     """``Stage`` of interface.h."""
 
     _fields_ = [
-        *((name, ctypes.c_int) for name in ("kind", "is_double", "rows", "in_", "out", "directions", "threads")),
+        *((name, ctypes.c_int) for name in ("kind", "dtype", "rows", "in_", "out", "directions", "threads")),
         *((name, _pointer) for name in ("x", "weight", "bias", "y")),
         ("passes", ctypes.POINTER(Pass)),
         ("generated", _pointer),
     ]
+
+
+@functools.cache
+def dtype_number(dtype):
+    """A dtype as the library counts it."""
+    return DTYPES.index(dtype.name)
 
 
 @functools.cache
@@ -123,6 +132,7 @@ def load_native():
     if any(library.gpurnn_native_bytes(n) != size for n, size in enumerate(expected)):
         raise BackendError(f"{path} was built from other sources than these: install gpurnn again")
     library.gpurnn_native_add_rows.argtypes = [_pointer, _stride, number, _stride, number, _pointer, number, number]
+    library.gpurnn_native_round.argtypes = [_pointer, _stride, number, _pointer, number, number]
     library.gpurnn_native_add_squares.argtypes = [_pointer, _stride, number, _pointer, number, number]
     word, long = ctypes.c_uint32, ctypes.c_uint64
     library.gpurnn_native_dropout_mask.argtypes = [_stride, long, word, word, long, _pointer, number, number]

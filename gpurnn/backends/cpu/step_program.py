@@ -7,21 +7,23 @@ other way around: as a loop of one timestep does that runs backwards in time. So
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 from itertools import count
 
 import numpy as np
 
+from ...dtypes import compute_dtype
 from ..records import SavedLayer, SavedPass
 from ..steps import LinearStep, LoopStep, TableStep
 from . import sharing
-from .native import Pass, Stage, address
+from .native import Pass, Stage, address, dtype_number
 
 _TABLE, _LOOP, _LINEAR = range(3)
 NO_ROW = 4  # what the library returns for a number that the table has no row for
 
 
 class StepProgram:
-    """One timestep of ``steps`` for ``B`` sequences, in inference. Weights are read where they lie.
+    """One timestep of ``steps`` for ``B`` sequences, in inference. Weights are read where they lie, in 16 bits a copy.
 
     x: what to write before ``run``, (B, I), or int64 (B,) for a table. y: (B, F), what ``run`` writes.
     """
@@ -61,7 +63,7 @@ class StepProgram:
         return [tuple(slots[self._now] for slots in strand) for strand in self._slots]
 
     def _stage(self, kind, x, y, **more):
-        return Stage(kind, self._dtype.itemsize == 8, self._B, x=address(x), y=address(y), **more)
+        return Stage(kind, dtype_number(self._dtype), self._B, x=address(x), y=address(y), **more)
 
     def _lookup(self, step, x):
         y = np.empty((self._B, step.weight.shape[1]), self._dtype)
@@ -71,6 +73,8 @@ class StepProgram:
 
     def _linear(self, step, x):
         F, I = step.weight.shape
+        step = LinearStep(step.weight.astype(self._dtype, copy=False), step.bias)
+        self._alive.append(step)
         y = np.empty((self._B, F), self._dtype)
         weight, bias = address(step.weight), address(step.bias)
         stage = self._stage(_LINEAR, x, y, in_=I, out=F, weight=weight, bias=bias)
@@ -79,13 +83,14 @@ class StepProgram:
     def _loop(self, step, x):
         """The strands of one recurrent layer."""
         cell, D, dtype, B = step.cell, len(step.weights), self._dtype, self._B
-        strands = [self._arrays(cell, w) for w in step.weights]
+        weights = [_rounded(w, dtype) for w in step.weights]
+        strands = [self._arrays(cell, w) for w in weights]
         P = strands[0][1].shape[2]
         y = np.empty((B, D * P), dtype)
         stages = []
         for slot in (0, 1):
-            saved, jobs = SavedLayer(cell, step.weights, x[None], None, []), []
-            for d, w, (gates, h, others) in zip(count(), step.weights, strands, strict=False):
+            saved, jobs = SavedLayer(cell, weights, x[None], None, []), []
+            for d, w, (gates, h, others) in zip(count(), weights, strands, strict=False):
                 job = self._ops._pass(saved, w, SavedPass(gates, h, others, reverse=slot == 1), save=True)
                 job.x, job.I = address(x), x.shape[1]
                 job.output, job.output_row = address(y) + d * P * dtype.itemsize, D * P
@@ -97,7 +102,7 @@ class StepProgram:
                 job.by_units = by_units
             passes = (Pass * D)(*jobs)
             self._alive += [jobs, passes]
-            loop = self._ops._traced_loop(cell, dtype.itemsize == 8) if cell.struct else None
+            loop = self._ops._traced_loop(cell, dtype) if cell.struct else None
             generated = ctypes.cast(loop, ctypes.c_void_p).value if loop else None
             stages.append(self._stage(_LOOP, x, y, directions=D, threads=threads, passes=passes, generated=generated))
         self._slots += [(h, *others) for _, h, others in strands]
@@ -108,7 +113,16 @@ class StepProgram:
         H, B, dtype = len(w.ih) // len(cell.gates), self._B, self._dtype
         P = H if w.hr is None else len(w.hr)
         gates = np.zeros((1, B, cell.saved_blocks * H), dtype)
-        return gates, np.zeros((2, B, P), dtype), self._ops._state_slots(cell, 2, B, H, dtype)
+        return gates, np.zeros((2, B, P), dtype), self._ops._state_slots(cell, 2, B, H, compute_dtype(dtype))
+
+
+def _rounded(w, dtype):
+    """The ``Weights`` of a pass as products read them: in 16 bits a copy, half as large."""
+    if dtype.itemsize > 2:
+        return w
+    rounded = {name: getattr(w, name) for name in ("ih", "hh", "hr")}
+    rounded = {name: None if array is None else array.astype(dtype) for name, array in rounded.items()}
+    return replace(w, **rounded, ready=None)
 
 
 def _width(step):
@@ -117,7 +131,7 @@ def _width(step):
 
 def refused(ops, steps, dtype):
     """Whether some of ``steps`` are not compiled."""
-    if dtype.itemsize == 2 or not steps:
+    if not steps:
         return True
     for number, step in enumerate(steps):
         if isinstance(step, LoopStep):
@@ -126,7 +140,7 @@ def refused(ops, steps, dtype):
         elif isinstance(step, TableStep) and number:
             return True
         if not isinstance(step, LoopStep) and not all(
-            array is None or array.flags.c_contiguous and array.dtype == dtype for array in step
+            array is None or array.flags.c_contiguous and array.dtype == compute_dtype(dtype) for array in step
         ):
             return True
     return False
