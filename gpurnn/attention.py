@@ -339,7 +339,7 @@ class Attention(Module):
 
     def _rounded(self, name):
         """A parameter in the layer's dtype."""
-        return self.params[name].astype(self.dtype, copy=False)
+        return self.ops.rounded(self.params[name], self.dtype)
 
     def _project(self, x, name):
         """x (N, B, F) times a weight (M, F): (N, B, M), in the layer's dtype."""

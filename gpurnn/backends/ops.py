@@ -21,7 +21,6 @@ from .streams import ONE_STREAM, Streams
 from .time_loop import hidden_weights, input_bias, sequence_backward, sequence_forward
 from .weight_gradients import add_weight_gradients, weight_terms
 
-_TILE_FEATURES, _TILE_ROWS = 128, 16  # tile of a transposing copy, to rows and from rows: it halves the time
 _MOST = (1 << 31) - 1  # most timesteps or sequences that compiled code counts: an int
 _FEATURE_MAJOR_FROM = 8  # batch size from which NumPy's arrays of the time loop are feature-major
 
@@ -108,20 +107,6 @@ class Ops(InChunks, FromStates):
             return np.empty((F, T, B), dtype).transpose(1, 2, 0)
         return self.xp.empty((T, B, F), dtype)
 
-    def copy_steps(self, out, steps):
-        """``out[...] = steps`` for two (T, B, F) arrays of any memory order, in tiles where the orders differ."""
-        T, B, F = out.shape
-        to_rows, from_rows = (array.strides[2] <= array.strides[1] for array in (out, steps))
-        if self.xp is not np or to_rows == from_rows:
-            out[...] = steps
-        elif to_rows:
-            for f in range(0, F, _TILE_FEATURES):
-                out[:, :, f : f + _TILE_FEATURES] = steps[:, :, f : f + _TILE_FEATURES]
-        else:
-            for t in range(T):
-                for b in range(0, B, _TILE_ROWS):
-                    out[t, b : b + _TILE_ROWS] = steps[t, b : b + _TILE_ROWS]
-
     def schedule(self, problem, wanted="auto"):
         """``(name, reason)`` of the time loop for a ``schedules.Problem``. wanted: a layer's argument ``schedule``."""
         return "array code", "one timestep after another; fused kernels need the 'cuda' backend"
@@ -198,7 +183,7 @@ class Ops(InChunks, FromStates):
             one.others = ()  # freed before dx is made
             if dx is False:
                 continue
-            weight_ih, accumulate = weights.ih.astype(saved.x.dtype, copy=False), dx is not None
+            weight_ih, accumulate = self.rounded(weights.ih, saved.x.dtype), dx is not None
             if not accumulate:
                 dx = (self.empty if fresh_dx else self.empty_steps)(*saved.x.shape, saved.x.dtype)
             for chunk in self.time_chunks(*dx.shape[:2]):
@@ -260,6 +245,10 @@ class Ops(InChunks, FromStates):
         else:
             out[...] = upcast(a) @ upcast(b)
 
+    def rounded(self, array, dtype):
+        """``array`` in ``dtype``, as products of 16-bit layers take their parameters; itself where it has it."""
+        return array.astype(dtype, copy=False)
+
     def accumulate_product(self, grad, d, x):
         """``grad += d^T x`` summed over all steps: one GEMM. grad: (M, N); d: (T, B, M) or (T*B, M); x alike."""
         self.product(flat(d).T, flat(x), grad, accumulate=True)
@@ -287,8 +276,7 @@ class Ops(InChunks, FromStates):
         # Softmax as exp(logits - highest) / total: the shift prevents exp from overflowing, and two separate factors
         # are more exact than exp(logits - log_sum_exp) where the logits are large.
         xp, count, V = self.xp, labels.size, logits.shape[1]
-        highest = xp.empty((count, 1), logits.dtype)
-        total = xp.empty((count, 1), np.float64)
+        highest, total = xp.empty((count, 1), logits.dtype), xp.empty((count, 1), np.float64)
         losses = xp.empty(count, np.float64)
         for part, index in blocks(rows, count, V, xp):
             z = logits[index]

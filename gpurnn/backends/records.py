@@ -25,7 +25,7 @@ class RunOptions(NamedTuple):
     (1, B, M*H) where all are drawn once for a sequence. statistics: None, or for each direction the
     ``BatchStatistics`` of a cell that normalizes over the batch. marks: None, or for each direction its ``Marks``,
     which know the lengths, too. flat: whether the one timestep is several side by side, see
-    rebuild.py.
+    rebuild.py. inference: whether this call has no backward, so that the weights may stay as they are.
     """
 
     directions: tuple[bool, ...]
@@ -37,6 +37,7 @@ class RunOptions(NamedTuple):
     statistics: tuple[BatchStatistics, ...] | None = None
     marks: tuple[Marks, ...] | None = None
     flat: bool = False
+    inference: bool = False
 
 
 class PassOptions(NamedTuple):

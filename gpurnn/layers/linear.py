@@ -140,7 +140,7 @@ class Linear(Module):
                 with adding(self.grads):
                     self.grads["bias"] += self.ops.sum_steps(dy)
             dx = self.xp.empty((len(dy), x.shape[-1]), self.dtype)
-            self.ops.product(dy, table.params["weight"].astype(self.dtype, copy=False), dx)
+            self.ops.product(dy, self._weight(), dx)
             return dx.reshape(x.shape)
 
         return y, backward
@@ -161,7 +161,7 @@ class Linear(Module):
             self.ops.product(rows, weight.astype(self.dtype, copy=False).T, y)
         if self.bias:
             y += self.params["bias"]
-        return y.astype(self.dtype, copy=False).reshape(*x.shape[:-1], self.out_features)
+        return self.ops.rounded(y, self.dtype).reshape(*x.shape[:-1], self.out_features)
 
     def _read(self):
         """The quantized weight as the backend reads it."""
@@ -171,7 +171,7 @@ class Linear(Module):
         return [name for name, _ in self._own if name == "weight"]
 
     def _weight(self):
-        return self._table().params["weight"].astype(self.dtype, copy=False)
+        return self.ops.rounded(self._table().params["weight"], self.dtype)
 
     def _table(self):
         """The layer that holds the ``weight`` used here."""

@@ -18,8 +18,8 @@ class Stepper:
     """A model that reads ``batch`` sequences, one timestep after another, and owns their states.
 
     ``model.stepper(batch)`` makes one. ``step`` returns what ``model.step`` does in evaluation mode. On the backend
-    "cpu" a whole timestep is one call of compiled code where the model has embeddings, recurrent and linear layers in
-    float32 or float64; ``compiled`` says whether it is. Otherwise, and on other backends, it is ``model.step``.
+    "cpu" a whole timestep is one call of compiled code where the model has embeddings, recurrent and linear layers;
+    ``compiled`` says whether it is. Otherwise, and on other backends, it is ``model.step``.
 
     Parameters that change later are seen, by ``load_state_dict`` and optimizers too; after a write through an array
     call ``model.changed()``. Where a recurrent layer was replaced, make another stepper. Threads may share a stepper: a

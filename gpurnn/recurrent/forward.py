@@ -184,8 +184,9 @@ def _stack(layer, x, states, segment, call, streams, save, again=False):
         statistics = batch_statistics(layer, k, update=call.save)
         marks = layer_marks(layer, call.bits, call.resets, k, segment)
         options = RunOptions(
-            layer._strands, save, last and not again, layer.schedule, streams.count, cell_masks, statistics, marks
-        )
+            layer._strands, save, last and not again, layer.schedule, streams.count, cell_masks, statistics, marks,
+            inference=not call.save,
+        )  # fmt: skip
         with streams.on(k, after=k - 1):
             weights, below = dropped_weights(layer, k, call.weight_masks[k]), y
             saved, states[k], y = run(layer.cell, y, weights, states[k], lengths, options)

@@ -143,7 +143,7 @@ class Rehearsal:
         for _ in range(D):
             steps = 1 if self.compiled and not save else t
             saved.gates.append(take(steps * B * blocks * H * self.size))
-            if self.size == 2:  # products of chunks in float32
+            if self.size == 2 and not self.compiled:  # products of chunks in float32
                 self.ledger.briefly(self._rows(t) * (I + len(cell.gates) * H) * 4)
             saved.h.append(take((t + 1) * B * P * self.size))
             saved.others.append(take(slots * B * H * self.real * (len(cell.states) - 1)))
@@ -177,7 +177,9 @@ class Rehearsal:
             self.ledger.briefly(self._rows(t) * H * self.size)
         if not into:
             self._free(saved.others[:1])
+            rounded = [take(len(cell.gates) * H * I * 2, own=False)] if self.size == 2 and self.compiled else []
             dx = [take(t * B * I * self.size)]
+            self._free(rounded)
         else:
             dx = []
         if not self.compiled and (D > 1 or into):

@@ -6,6 +6,10 @@
 
 #include "interface.h"
 
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <cpuid.h>
+#endif
+
 namespace {
 
 // For each instruction set: the bytes of a vector register, and how many registers a matrix product may use as accumulators.
@@ -26,10 +30,10 @@ namespace baseline {
 #define X86
 
 #ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #endif
 #define VECTOR_BYTES 32
 #define ACCUMULATORS 12
@@ -40,11 +44,11 @@ namespace avx2 {
 #undef ACCUMULATORS
 #ifdef __clang__
 #pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx2,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC pop_options
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx2,fma")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx2,fma,f16c")
 #endif
 #define VECTOR_BYTES 64
 #define ACCUMULATORS 24
@@ -63,7 +67,9 @@ namespace avx512 {
 // The best instruction set of this build on this machine: 0 baseline (128-bit vectors), 1 AVX2, 2 AVX-512.
 EXPORT int gpurnn_native_level() {
 #ifdef X86
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
+    unsigned a, b, c = 0, d;
+    const bool f16c = __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;  // not every compiler's __builtin_cpu_supports knows it
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !f16c) return 0;
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") ? 2 : 1;
 #else
     return 0;
@@ -73,7 +79,7 @@ EXPORT int gpurnn_native_level() {
 // The sizes of the structs, then the interface's number, which changes with every struct and function here. The caller compares
 // them with its own, and refuses a library built from other sources.
 EXPORT int gpurnn_native_bytes(int which) {
-    const size_t sizes[] = {sizeof(Pass), sizeof(Product), sizeof(Update), sizeof(CrossEntropy), sizeof(Stage), 13};
+    const size_t sizes[] = {sizeof(Pass), sizeof(Product), sizeof(Update), sizeof(CrossEntropy), sizeof(Stage), 14};
     return (int)sizes[which];
 }
 
@@ -107,13 +113,17 @@ EXPORT int gpurnn_native_multiply(const Product* job, int threads, int level) {
     return guarded([=] { DISPATCH(multiply)(job, threads); });
 }
 
-EXPORT int gpurnn_native_add_rows(const void* rows, ptrdiff_t N, int M, ptrdiff_t row, int is_double, void* sums, int threads,
+EXPORT int gpurnn_native_add_rows(const void* rows, ptrdiff_t N, int M, ptrdiff_t row, int dtype, void* sums, int threads,
                                   int level) {
-    return guarded([=] { DISPATCH(add_rows_any)(rows, N, M, row, is_double, sums, threads); });
+    return guarded([=] { DISPATCH(add_rows_any)(rows, N, M, row, dtype, sums, threads); });
 }
 
 EXPORT int gpurnn_native_update(const Update* job, int threads, int level) {
     return guarded([=] { DISPATCH(update)(job, threads); });
+}
+
+EXPORT int gpurnn_native_round(const float* numbers, ptrdiff_t N, int dtype, void* to, int threads, int level) {
+    return guarded([=] { DISPATCH(round_all)(numbers, N, dtype, to, threads); });
 }
 
 EXPORT int gpurnn_native_add_squares(const void* values, ptrdiff_t N, int is_double, double* sums, int threads, int level) {

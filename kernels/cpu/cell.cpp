@@ -21,6 +21,7 @@ namespace {
 #endif
 
 #include "vector.h"
+#include "numbers16.h"
 #include "functions.h"
 #include "gemm.h"
 #include "int8.h"

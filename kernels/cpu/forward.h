@@ -16,9 +16,9 @@ void Layer<T, Cell>::forward(int t, int number, Shard<T>& shard) {
     if (number % ahead == 0) multiply_inputs(number, shard);
     step.count = shard.arrange(pass, t);
     step.inputs = shard.input_products.data() + shard.first_row[number % ahead] * input.row();
-    for (int i = 0; i < step.count; ++i) shard.operands[i] = old_state(step, 0, shard.sequences[i]);
+    for (int i = 0; i < step.count; ++i) shard.old_h[i] = read(old_h(step, shard.sequences[i]), shard.copy_of(i), P);
     if constexpr (F > 0)
-        product(hidden, shard.first_block(hidden), shard.end_block(hidden), step.count, shard.operands.data(),
+        product(hidden, shard.first_block(hidden), shard.end_block(hidden), step.count, shard.old_h.data(),
                 shard.products.data());
     if constexpr (R > 0) multiply_inner(step, shard);
     apply_cell(step, shard);
@@ -40,8 +40,15 @@ void Layer<T, Cell>::multiply_inputs(int step, Shard<T>& shard) {
         const int t = pass.reverse ? timesteps - 1 - s : s;
         shard.first_row.push_back((int)rows.size());
         const int count = shard.arrange(pass, t);
-        for (int i = 0; i < count; ++i)
-            rows.push_back(row_at<T>((void*)pass.x, pass, t, shard.sequences[i], pass.I));
+        for (int i = 0; i < count; ++i) rows.push_back((const T*)stored_at(pass.x, t, shard.sequences[i], pass.I).at);
+    }
+    if (narrow) {
+        shard.copied_inputs.resize(std::max(shard.copied_inputs.size(), rows.size() * pass.I));
+        for (size_t i = 0; i < rows.size(); ++i) {
+            T* copy = shard.copied_inputs.data() + i * pass.I;
+            load_numbers(pass.dtype, rows[i], copy, pass.I);
+            rows[i] = copy;
+        }
     }
     shard.input_products.resize(std::max(shard.input_products.size(), rows.size() * input.row()));
     if (!rows.empty())
@@ -75,10 +82,14 @@ INLINE void Layer<T, Cell>::load_forward(ForwardIn<C, V>& in, const ForwardRows<
     load_constants(in, rows.masks, u, n);
 }
 
-// The state s that a timestep reads.
+// The h, and the state s, that a timestep reads.
 template <typename T, template <typename> class Cell>
-const T* Layer<T, Cell>::old_state(const Step& step, int s, int b) const {
-    return old_state_at(s, step.t, s ? step.old_other : step.old_slot, b);
+Stored Layer<T, Cell>::old_h(const Step& step, int b) const {
+    return old_h_at(step.t, step.old_slot, b);
+}
+template <typename T, template <typename> class Cell>
+const T* Layer<T, Cell>::old_other(const Step& step, int s, int b) const {
+    return old_other_at(s, step.t, step.old_other, b);
 }
 
 // The rows of sequence number i of the shard.
@@ -88,7 +99,8 @@ ForwardRows<T, Layer<T, Cell>::S> Layer<T, Cell>::forward_rows(const Step& step,
     ForwardRows<T, S> rows;
     rows.ax = step.inputs + i * input.row(), rows.ah = shard.products.data() + i * hidden.row();
     rows.inner_ah = R ? shard.inner_products.data() + i * inner.row() : nullptr;
-    for (int s = 0; s < S; ++s) rows.state[s] = old_state(step, s, b);
+    rows.state[0] = shard.old_h[i];
+    for (int s = 1; s < S; ++s) rows.state[s] = old_other(step, s, b);
     rows.masks = masks_at(step.t, b);
     return rows;
 }
@@ -99,12 +111,14 @@ void Layer<T, Cell>::multiply_inner(const Step& step, Shard<T>& shard) {
     static_assert(C::stages == 1, "a second product waits for no means");
     for (int i = 0; i < step.count; ++i) {
         const ForwardRows<T, S> rows = forward_rows(step, shard, i);
-        T* inner_row = gates_at(step.t, shard.sequences[i]) + (size_t)C::inner * H;
+        const Stored saved = gates_at(step.t, shard.sequences[i]) + (ptrdiff_t)C::inner * H;
+        T* inner_row = place(saved, shard.copy_of_one() + (size_t)i * H);
         for_each_vector(shard, [&](int u, int n) {
             ForwardIn<C, V> in;
             load_forward<false>(in, rows, u, n);
             C::forward_inner(in).store(inner_row + u, n);
         });
+        write(inner_row, saved, H);
         shard.operands[i] = inner_row;
     }
     product(inner, step.count, shard.operands.data(), shard.inner_products.data());
@@ -116,8 +130,9 @@ void Layer<T, Cell>::apply_cell(const Step& step, Shard<T>& shard) {
     for (int i = 0; i < step.count; ++i) {
         const int b = shard.sequences[i];
         const ForwardRows<T, S> rows = forward_rows(step, shard, i);
-        T *gates = gates_at(step.t, b), *new_rows[S];
-        new_rows[0] = pass.weight_hr ? projected_at(step.t, b) : h_at(step.new_slot, b);
+        const Stored saved = gates_at(step.t, b), made = pass.weight_hr ? projected_at(step.t, b) : h_at(step.new_slot, b);
+        T *gates = place(saved, shard.copy_of_one()), *new_rows[S];
+        new_rows[0] = place(made, shard.copy_of(i));  // in the place of h, unit by unit
         for (int s = 1; s < S; ++s) new_rows[s] = other_at(s, step.new_other, b);
         apply_to_units<ForwardStages<T, Cell>>(
             shard, [&](auto& in, int u, int n) INLINE_LAMBDA { load_forward<true>(in, rows, u, n); },
@@ -125,6 +140,8 @@ void Layer<T, Cell>::apply_cell(const Step& step, Shard<T>& shard) {
                 UNROLL for (int s = 0; s < S; ++s) out.state[s].store(new_rows[s] + u, n);
                 if (pass.save) store_blocks<C::saved>(out.saved, gates, H, u, n);
             });
+        if (pass.save) write_units(gates, saved, C::saved, shard);
+        write_units(new_rows[0], made, 1, shard);
         shard.operands[i] = new_rows[0];
     }
 }
@@ -134,7 +151,7 @@ template <typename T, template <typename> class Cell>
 void Layer<T, Cell>::project(const Step& step, Shard<T>& shard) {
     product(projection, step.count, shard.operands.data(), shard.products.data());
     for (int i = 0; i < step.count; ++i)
-        std::memcpy(h_at(step.new_slot, shard.sequences[i]), shard.products.data() + i * projection.row(), P * sizeof(T));
+        copy_to(h_at(step.new_slot, shard.sequences[i]), shard.products.data() + i * projection.row(), P);
 }
 
 // Past a sequence's end, and where a mask says so, holds its states. What the weights' gradients read there is zero.
@@ -142,12 +159,13 @@ template <typename T, template <typename> class Cell>
 void Layer<T, Cell>::hold_states(const Step& step, const Shard<T>& shard) {
     for (int i = step.count; i < (int)shard.sequences.size(); ++i) {
         const int b = shard.sequences[i];
-        std::memcpy(h_at(step.new_slot, b), old_state(step, 0, b), P * sizeof(T));
+        const Stored h = h_at(step.new_slot, b);
+        std::memcpy(h.at, old_h(step, b).at, P * h.bytes);
         for (int s = 1; s < S; ++s)
-            std::memcpy(other_at(s, step.new_other, b), old_state(step, s, b), H * sizeof(T));
+            std::memcpy(other_at(s, step.new_other, b), old_other(step, s, b), H * sizeof(T));
         if constexpr (R > 0)
-            if (pass.save) std::memset(gates_at(step.t, b) + (size_t)C::inner * H, 0, H * sizeof(T));
-        if (pass.save && pass.weight_hr) std::memset(projected_at(step.t, b), 0, H * sizeof(T));
+            if (pass.save) std::memset((gates_at(step.t, b) + (ptrdiff_t)C::inner * H).at, 0, H * h.bytes);
+        if (pass.save && pass.weight_hr) std::memset(projected_at(step.t, b).at, 0, H * h.bytes);
     }
 }
 
@@ -156,12 +174,12 @@ template <typename T, template <typename> class Cell>
 void Layer<T, Cell>::write_output(const Step& step, const Shard<T>& shard, int first, int end) {
     for (int i = 0; i < (int)shard.sequences.size(); ++i) {
         const int b = shard.sequences[i];
-        T* to = row_at<T>(pass.output, pass, step.t, b, pass.output_row) + first;
+        const Stored to = stored_at(pass.output, step.t, b, pass.output_row) + first;
         if (i < step.count)
-            std::memcpy(to, h_at(step.new_slot, b) + first, (end - first) * sizeof(T));
+            std::memcpy(to.at, (h_at(step.new_slot, b) + first).at, (end - first) * to.bytes);
         else if (is_marked(pass, step.t, b, SHOWN))
-            std::memcpy(to, old_state(step, 0, b) + first, (end - first) * sizeof(T));
+            std::memcpy(to.at, (old_h(step, b) + first).at, (end - first) * to.bytes);
         else
-            std::memset(to, 0, (end - first) * sizeof(T));
+            std::memset(to.at, 0, (end - first) * to.bytes);
     }
 }

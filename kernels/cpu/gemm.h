@@ -19,7 +19,8 @@ template <typename T, int G, int U>
 struct Packed {
     static constexpr int lanes = Vec<T>::lanes, units = U * lanes, width = G * units;
     int N, K, blocks;
-    const T* source = nullptr;  // element (gate, n, k) is at gate_stride * gate + n_stride * n + k_stride * k
+    int dtype = sizeof(T) == 8 ? FLOAT64 : FLOAT32, source_dtype = dtype;  // of `values`, to which they are rounded; of `source`
+    const void* source = nullptr;  // element (gate, n, k) is at gate_stride * gate + n_stride * n + k_stride * k
     ptrdiff_t gate_stride = 0, n_stride = 0, k_stride = 0;
     bool in_place = false;  // not packed: `product` reads the source, as packing does not pay for weights multiplied once
     T* values = nullptr;
@@ -30,35 +31,65 @@ struct Packed {
     Packed(int N, int K) : N(N), K(K), blocks((N + units - 1) / units) {}
 
     size_t row() const { return (size_t)blocks * width; }  // elements of a row of products
-    size_t size() const { return in_place ? 0 : row() * K; }
+    size_t size() const { return in_place ? 0 : has_16_bits(dtype) ? row() * ((K + 1) / 2) : row() * K; }
+    // The columns of a block from k0 on, of 16 bits: see weights16.h. k0 is even.
+    uint16_t* halves(int block, int k0) const {
+        return (uint16_t*)values + ((size_t)block * ((K + 1) / 2) * 2 + k0) * width;
+    }
 
     void pack(int block) const {
-        T* block_values = values + (size_t)block * K * width;
-        if (G == 1 && n_stride == 1 && (block + 1) * units <= N) {
-            const T* row = source + block * units;
-            for (int k = 0; k < K; ++k) std::memcpy(block_values + (size_t)k * width, row + k * k_stride, units * sizeof(T));
-            return;
-        }
         for (int k0 = 0; k0 < K; k0 += lanes) {
             const int count = K - k0 < lanes ? K - k0 : lanes;
-            for (int g = 0; g < G; ++g)
-                for (int u = 0; u < U; ++u) {
-                    const int n0 = block * units + u * lanes;
-                    const T* from = source + g * gate_stride + n0 * n_stride + k0 * k_stride;
-                    T* to = block_values + (size_t)k0 * width + g * units + u * lanes;
-                    if (k_stride == 1) {  // transpose a square in registers
-                        Vec<T> square[lanes];
-                        UNROLL for (int i = 0; i < lanes; ++i)
-                            square[i] = n0 + i < N ? Vec<T>::load(from + i * n_stride, count) : Vec<T>(0);
-                        transpose(square);
-                        for (int k = 0; k < count; ++k) square[k].store(to + (size_t)k * width);
-                    } else {
-                        for (int i = 0; i < lanes; ++i)
-                            for (int k = 0; k < count; ++k)
-                                to[(size_t)k * width + i] = n0 + i < N ? from[i * n_stride + k * k_stride] : T(0);
-                    }
-                }
+            if (!has_16_bits(dtype)) {
+                pack_columns(block, k0, count, values + ((size_t)block * K + k0) * width);
+                continue;
+            }
+            T columns[lanes * width];
+            pack_columns(block, k0, count, columns);
+            if constexpr (sizeof(T) == 4)
+                for (int k = 0; k < count; k += 2)
+                    (dtype == FLOAT16 ? pack_two<FLOAT16> : pack_two<BFLOAT16>)(columns + k * width, std::min(2, count - k), width,
+                                                                                halves(block, k0 + k));
         }
+    }
+
+    // Packs `count` columns of a block from k0 on, at most `lanes`.
+    void pack_columns(int block, int k0, int count, T* to) const {
+        if (G == 1 && n_stride == 1) {
+            const int n = std::min(units, N - block * units);
+            for (int k = 0; k < count; ++k, to += width) {
+                copy_source(block * units + (k0 + k) * k_stride, n, to);
+                std::fill(to + n, to + units, T(0));
+            }
+            return;
+        }
+        for (int g = 0; g < G; ++g)
+            for (int u = 0; u < U; ++u, to += lanes) {
+                const int n0 = block * units + u * lanes;
+                const ptrdiff_t place = g * gate_stride + n0 * n_stride + k0 * k_stride;
+                T copy[lanes * lanes];
+                const bool copied = has_16_bits(source_dtype) || k_stride != 1;
+                const T* from = copied ? copy : (const T*)source + place;
+                const ptrdiff_t row = copied ? lanes : n_stride;
+                for (int i = 0; i < lanes && n0 + i < N && copied; ++i)
+                    if (k_stride == 1)
+                        copy_source(place + i * n_stride, count, copy + i * lanes);
+                    else
+                        for (int k = 0; k < count; ++k) copy_source(place + i * n_stride + k * k_stride, 1, copy + i * lanes + k);
+                Vec<T> square[lanes];  // transposed in registers
+                UNROLL for (int i = 0; i < lanes; ++i)
+                    square[i] = n0 + i < N ? Vec<T>::load(from + i * row, count) : Vec<T>(0);
+                transpose(square);
+                for (int k = 0; k < count; ++k) square[k].store(to + (size_t)k * width);
+            }
+    }
+
+    // n neighbors of the source from a place on.
+    void copy_source(ptrdiff_t place, int n, T* to) const {
+        if (has_16_bits(source_dtype))
+            load_numbers(source_dtype, (const uint16_t*)source + place, to, n);
+        else
+            std::memcpy(to, (const T*)source + place, n * sizeof(T));
     }
 };
 
@@ -134,7 +165,7 @@ void product_in_place(const Packed<T, G, U>& B, int first, int last, int count, 
     for (int column = first * B.width; column < last * B.width; column += lanes) {
         const int g = column % B.width / B.units, n0 = column / B.width * B.units + column % B.units;
         const T* W[lanes];
-        for (int i = 0; i < lanes; ++i) W[i] = B.source + g * B.gate_stride + (n0 + i < B.N ? n0 + i : B.N - 1) * B.n_stride;
+        for (int i = 0; i < lanes; ++i) W[i] = (const T*)B.source + g * B.gate_stride + (n0 + i < B.N ? n0 + i : B.N - 1) * B.n_stride;
         for (int row = 0; row < count; ++row) {
             Vec<T> sums[lanes];
             UNROLL for (int i = 0; i < lanes; ++i) sums[i] = Vec<T>(0);
@@ -160,6 +191,8 @@ void product_in_place(const Packed<T, G, U>& B, int first, int last, int count, 
     }
 }
 
+#include "weights16.h"
+
 // Multiplies `count` rows of A by blocks [first, last) of B. Row i of out, out_row elements apart, is [blocks][G][U][lanes].
 // Elements of a row of A are `step` apart. Only columns [begin, end) are multiplied: A[i] points at column `begin`. If `add` or
 // if begin > 0, the products are added to out, else stored.
@@ -167,6 +200,10 @@ template <typename T, int G, int U>
 void product(const Packed<T, G, U>& B, int first, int last, int count, const T* const* A, int step, int begin, int end, T* out,
              ptrdiff_t out_row, bool add) {
     if (B.int8) return product_int8(B, first, last, count, A, out, out_row);
+    if constexpr (sizeof(T) == 4) {
+        if (B.dtype == FLOAT16) return product16<FLOAT16>(B, first, last, count, A, out, out_row, add);
+        if (B.dtype == BFLOAT16) return product16<BFLOAT16>(B, first, last, count, A, out, out_row, add);
+    }
     if (B.in_place) return product_in_place(B, first, last, count, A, out, out_row, add);
     for (int block = first; block < last; ++block)
         for (int k0 = begin; k0 < end; k0 += CHUNK_COLUMNS) {

@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-#ifdef __x86_64__
+#if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 #endif
 
@@ -26,12 +26,20 @@
 #define EXPORT extern "C" __attribute__((visibility("default")))
 #endif
 
+// The dtype of an array; its number is that in DTYPES of ../../gpurnn/dtypes.py. Numbers of 16 bits are computed in float.
+enum { FLOAT32, FLOAT64, FLOAT16, BFLOAT16 };
+inline bool has_16_bits(int dtype) { return dtype >= FLOAT16; }
+inline int bytes_of(int dtype) { return dtype == FLOAT64 ? 8 : has_16_bits(dtype) ? 2 : 4; }
+
 // The time loop of one layer and direction, forward or backward. Arrays are C-contiguous; strides named *_row count elements.
+// `real`: the dtype that is computed in, float or double. What has no remark is of `dtype`; the others but h, their gradients, that
+// of h, biases and own parameters are real.
 // Legend: ../common.cuh; N, M and `products` are of the cell (../cells/cell.cuh), K is the larger of what it saves and of
 // what it makes backward.
 struct Pass {
     const char* cell;   // the name of a struct in ../cells/all.cuh
-    int is_double;      // element type: double, else float
+    int dtype;
+    int weights_dtype;  // of weight_ih, weight_hh, weight_hr: that or real; beside a dtype of 16 bits they are rounded to it
     int T, B, I, H, P;  // P: size of h, less than H with a projection
     int reverse;        // whether the loop runs from T - 1 to 0
     int save;           // whether gates and states are saved for the backward pass
@@ -45,34 +53,35 @@ struct Pass {
     const void* weight_ih;  // [G*H, I]
     const void* weight_hh;  // [products*H, P], or null
     const void* weight_hr;  // [P, H] of a projection, or null
-    const void* bias_ih;    // [G*H] or null
-    const void* bias_hh;    // [G*H] or null
+    const void* bias_ih;    // [G*H] real or null
+    const void* bias_hh;    // [G*H] real or null
     const float *scale_ih, *scale_hh, *scale_hr;  // [G*H], [products*H], [P], or null; else the weights are int8, times these
-    const void* own;        // [N, H], the cell's own parameters, or null
+    const void* own;        // [N, H] real, the cell's own parameters, or null
     const bool* masks;      // [T, B, M*H] or [1, B, M*H] or null
     const uint8_t* marks;     // [T, B] or null: sums of HELD, RESET, SHOWN. With them lengths are not read
     const void* reset_h;      // [B, P], what a reset gives, or null
-    const void* reset_others; // [S-1, B, H] or null; likewise
+    const void* reset_others; // [S-1, B, H] real or null; likewise
     void* gates;     // [T, B, gates_row], K*H and more; without save one timestep, [1, B, gates_row]. forward, out: what the cell
                      // saves, and behind K blocks what a projection multiplies; backward, out: dgates in their place
     void* h;         // [T+1, B, P], with the initial state in its slot
-    void* others;    // [S-1, T+1, B, H] or null; without save two slots in turn, [S-1, 2, B, H], the first holds the initial state
+    void* others;    // [S-1, T+1, B, H] real, or null; without save two slots in turn, [S-1, 2, B, H], the first holds the initial state
     void* output;    // forward, out: [T, B, output_row] or null, zero past each sequence's end and where it is held
     void* doutput;   // backward, in: [T, B, doutput_row] or null
-    void* dh;        // [B, P]; backward, in: gradient of the final state, out: of the initial state
-    void* dothers;   // [S-1, B, H] or null; likewise
+    void* dh;        // [B, P] real; backward, in: gradient of the final state, out: of the initial state
+    void* dothers;   // [S-1, B, H] real or null; likewise
     void* dh_steps;  // backward, out: [T, B, P], the gradient of every h of a projection, else null
-    void* dreset_h;      // [B, P] or null; backward, in: zeros, out: the gradient of reset_h
-    void* dreset_others; // [S-1, B, H] or null; likewise
+    void* dreset_h;      // [B, P] real or null; backward, in: zeros, out: the gradient of reset_h
+    void* dreset_others; // [S-1, B, H] real or null; likewise
     void* packed;        // forward: the weights as products read them, from gpurnn_native_pack, or null
 };
 
 // Marks of a timestep and sequence: ../../gpurnn/backends/marks.py says what they mean.
 enum { HELD = 1, RESET = 2, SHOWN = 4 };
 
-// A matrix product, C[M, N] = A[M, K] B[K, N] or C += A B. Strides are any, in elements; those of C's columns are 1.
+// A matrix product, C[M, N] = A[M, K] B[K, N] or C += A B. Strides are any, in elements; those of C's columns are 1. dtype: of A
+// and B. c_dtype: that, or float beside numbers of 16 bits.
 struct Product {
-    int is_double, accumulate;
+    int dtype, c_dtype, accumulate;
     ptrdiff_t M, N, K;
     ptrdiff_t a_row, a_column, b_row, b_column, c_row;
     const void *A, *B;
@@ -109,14 +118,14 @@ struct CrossEntropy {
 // A part of one timestep of a whole model: a lookup in a table, a recurrent layer, or a linear one.
 enum { TABLE, LOOP, LINEAR };
 struct Stage {
-    int kind, is_double;
+    int kind, dtype;
     int rows, in, out;       // sequences; columns of the weight, or rows of the table; columns of y
     int directions, threads; // of a recurrent layer
     const void* x;           // [rows, in]; of a table the numbers [rows], int64
-    const void* weight;      // [out, in], or [in, out] of a table
+    const void* weight;      // [out, in], real; or [in, out] real of a table
     const float* scales;     // [out] or null; else the weight of a linear layer is int8, times these
     const void* packed;      // of a linear layer: the weight from gpurnn_native_pack_linear, or null
-    const void* bias;        // [out] or null
+    const void* bias;        // [out] real or null
     void* y;                 // [rows, out]
     const Pass* passes;      // [directions], of one timestep
     int (*generated)(const Pass*, int directions, int threads, int backward);  // the time loop of a generated cell, or null

@@ -28,7 +28,7 @@ struct Layer {
 
     const Pass& pass;
     const int timesteps, B, H, P;
-    const bool is_backward;
+    const bool is_backward, narrow;  // narrow: numbers have 16 bits in memory
     Packed<T, G, U> input;          // W_ih
     Packed<T, some(F), HU> hidden;  // the rows of W_hh that multiply h
     Packed<T, some(R), RU> inner;   // and the others
@@ -40,12 +40,13 @@ struct Layer {
     size_t product_row = 0;  // elements of the longest row of products
 
     Layer(const Pass& pass, bool is_backward)
-        : pass(pass), timesteps(pass.T), B(pass.B), H(pass.H), P(pass.P), is_backward(is_backward), input(H, pass.I),
+        : pass(pass), timesteps(pass.T), B(pass.B), H(pass.H), P(pass.P), is_backward(is_backward), narrow(has_16_bits(pass.dtype)), input(H, pass.I),
           hidden(H, P), inner(H, P), projection(P, H), hidden_transposed(P, F * H), inner_transposed(P, R * H),
           projection_transposed(H, P) {
         set_int8(*this);
-        for_each_product([&](auto& packed, const T* source, ptrdiff_t gate, ptrdiff_t n, ptrdiff_t k) {
-            packed.source = source, packed.gate_stride = gate, packed.n_stride = n, packed.k_stride = k;
+        for_each_product([&](auto& packed, const void* source, ptrdiff_t gate, ptrdiff_t n, ptrdiff_t k) {
+            packed.dtype = pass.dtype, packed.source_dtype = pass.weights_dtype, packed.source = source;
+            packed.gate_stride = gate, packed.n_stride = n, packed.k_stride = k;
             packed.in_place = packed.int8 || (timesteps == 1 && !pass.flat && !is_packed() && k == 1);
             size += packed.size();
             product_row = std::max(product_row, packed.row());
@@ -58,10 +59,11 @@ struct Layer {
     // Calls work(packed, source, stride of a gate, of an output, of a column) for each product of this pass.
     template <typename Work>
     void for_each_product(Work work) {
-        const T *hh = (const T*)pass.weight_hh, *hr = (const T*)pass.weight_hr, *hh_inner = R ? hh + (ptrdiff_t)F * H * P : hh;
+        const int bytes = bytes_of(pass.weights_dtype);
+        const void *hh = pass.weight_hh, *hr = pass.weight_hr, *hh_inner = R ? (char*)hh + (ptrdiff_t)F * H * P * bytes : hh;
         const ptrdiff_t h = H, p = P, one = 1, none = 0;
         if (!is_backward) {
-            work(input, (const T*)pass.weight_ih, h * pass.I, (ptrdiff_t)pass.I, one);
+            work(input, pass.weight_ih, h * pass.I, (ptrdiff_t)pass.I, one);
             if (F) work(hidden, hh, h * p, p, one);
             if (R) work(inner, hh_inner, h * p, p, one);
             if (hr) work(projection, hr, none, h, one);
@@ -110,7 +112,13 @@ struct Layer {
 
     void run(Shard<T>& shard) {
         if (shard.sequences.empty()) return;
-        shard.products.resize(shard.sequences.size() * product_row);
+        const size_t sequences = shard.sequences.size();
+        shard.products.resize(sequences * product_row);
+        if (narrow) {
+            shard.copied_row = std::max({H, P, is_backward ? std::max(F, R) * H : 0});
+            const size_t inner_rows = R && !is_backward ? sequences * H : 0;
+            shard.copies = AlignedBuffer<T>(sequences * shard.copied_row + inner_rows + (size_t)(K + 2) * H + P);
+        }
         if (R && !is_backward) shard.inner_products.resize(shard.sequences.size() * inner.row());
         const size_t held = is_backward ? C::back_stages > 1 ? sizeof(BackwardOut<C, V>) : 0
                                         : C::stages > 1 ? sizeof(ForwardOut<C, V>) : 0;
@@ -127,21 +135,24 @@ struct Layer {
 
     // ---- the rows of a timestep and sequence
 
-    T* gates_at(int t, int b) const { return row_at<T>(pass.gates, pass, pass.save ? t : 0, b, pass.gates_row); }
+    Stored stored_at(const void* array, int t, int b, ptrdiff_t F) const {
+        const int bytes = bytes_of(pass.dtype);
+        return {(char*)array + ((ptrdiff_t)t * B + b) * F * bytes, bytes};
+    }
+    Stored gates_at(int t, int b) const { return stored_at(pass.gates, pass.save ? t : 0, b, pass.gates_row); }
     // What the projection multiplies. It comes after the other blocks.
-    T* projected_at(int t, int b) const { return gates_at(t, b) + (size_t)K * H; }
-    T* h_at(int slot, int b) const { return row_at<T>(pass.h, pass, slot, b, P); }
+    Stored projected_at(int t, int b) const { return gates_at(t, b) + (ptrdiff_t)K * H; }
+    Stored h_at(int slot, int b) const { return stored_at(pass.h, slot, b, P); }
     // State s, which is not h.
     T* other_at(int s, int slot, int b) const {
         return row_at<T>((T*)pass.others + (s - 1) * pass.state_stride, pass, slot, b, H);
     }
-    // What state s is before timestep t: that in a slot, or what a reset gives.
-    const T* old_state_at(int s, int t, int slot, int b) const {
-        if (is_marked(pass, t, b, RESET)) {
-            const ptrdiff_t other = ((ptrdiff_t)(s - 1) * B + b) * H;
-            return s ? (const T*)pass.reset_others + other : (const T*)pass.reset_h + (ptrdiff_t)b * P;
-        }
-        return s ? other_at(s, slot, b) : h_at(slot, b);
+    // What h, or state s, is before timestep t: that in a slot, or what a reset gives.
+    Stored old_h_at(int t, int slot, int b) const {
+        return is_marked(pass, t, b, RESET) ? stored_at(pass.reset_h, 0, b, P) : h_at(slot, b);
+    }
+    const T* old_other_at(int s, int t, int slot, int b) const {
+        return is_marked(pass, t, b, RESET) ? (const T*)pass.reset_others + ((ptrdiff_t)(s - 1) * B + b) * H : other_at(s, slot, b);
     }
     // The gradient of what a reset gives as state s.
     T* dreset_at(int s, int b) const {
@@ -152,6 +163,36 @@ struct Layer {
         return s ? (T*)pass.dothers + ((ptrdiff_t)(s - 1) * B + b) * H : (T*)pass.dh + (ptrdiff_t)b * P;
     }
     const bool* masks_at(int t, int b) const { return pass.masks + t * pass.mask_step + (ptrdiff_t)b * M * H; }
+
+    // ---- numbers in memory as numbers that are computed with. Of 16 bits these are in a copy; otherwise they are the same.
+
+    INLINE T* place(Stored row, T* copy) const { return narrow ? copy : (T*)row.at; }
+    // n numbers of a row.
+    INLINE T* read(Stored row, T* copy, int n) const {
+        if (narrow) load_numbers(pass.dtype, row.at, copy, n);
+        return place(row, copy);
+    }
+    // Of `blocks` blocks of H the shard's units.
+    T* read_units(Stored row, T* copy, int blocks, const Shard<T>& shard) const {
+        for (int g = 0, u = shard.first_unit; g < blocks && narrow; ++g, u += H)
+            load_numbers(pass.dtype, (row + u).at, copy + u, shard.end_unit - shard.first_unit);
+        return place(row, copy);
+    }
+    // Puts what `place` or `read` gave back into the row.
+    INLINE void write(const T* numbers, Stored row, int n) const {
+        if (narrow) store_numbers(pass.dtype, numbers, row.at, n);
+    }
+    void write_units(const T* numbers, Stored row, int blocks, const Shard<T>& shard) const {
+        for (int g = 0, u = shard.first_unit; g < blocks && narrow; ++g, u += H)
+            store_numbers(pass.dtype, numbers + u, (row + u).at, shard.end_unit - shard.first_unit);
+    }
+    // Copies numbers that lie elsewhere.
+    void copy_to(Stored row, const T* numbers, int n) const {
+        if (narrow)
+            store_numbers(pass.dtype, numbers, row.at, n);
+        else
+            std::memcpy(row.at, numbers, n * sizeof(T));
+    }
 
     // A state as an equation reads it. Of a projection it reads no h.
     INLINE void load_states(V* to, const T* const* rows, int u, int n) const {
@@ -170,7 +211,8 @@ struct Layer {
     struct Step;
     void forward(int t, int number, Shard<T>& shard);
     void multiply_inputs(int step, Shard<T>& shard);
-    const T* old_state(const Step& step, int s, int b) const;
+    Stored old_h(const Step& step, int b) const;
+    const T* old_other(const Step& step, int s, int b) const;
     ForwardRows<T, S> forward_rows(const Step& step, const Shard<T>& shard, int i) const;
     template <bool after_inner>
     void load_forward(ForwardIn<C, V>& in, const ForwardRows<T, S>& rows, int u, int n) const;
@@ -186,7 +228,7 @@ struct Layer {
     void add_output_gradient(int t, int count, Shard<T>& shard);
     void add_doutput(int t, int b, const Shard<T>& shard) const;
     void reset_gradients(int t, const Shard<T>& shard);
-    BackwardRows<T, S> backward_rows(int t, int b) const;
+    BackwardRows<T, S> backward_rows(int t, int b, const Shard<T>& shard) const;
     void load_backward(BackwardIn<C, V>& in, const BackwardRows<T, S>& rows, int u, int n) const;
     void differentiate_cell(int t, int count, Shard<T>& shard);
     void differentiate_inner(int t, int count, Shard<T>& shard);

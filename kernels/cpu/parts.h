@@ -2,6 +2,7 @@
 // what those before it define.
 
 #include "vector.h"
+#include "numbers16.h"
 #include "functions.h"
 #include "gemm.h"
 #include "int8.h"
@@ -32,11 +33,11 @@ size_t pack_cell(const Pass& pass, void* to, int threads) {
 }
 
 size_t pack_weights(const Pass& pass, void* to, int threads) {
-    return pass.is_double ? pack_cell<double>(pass, to, threads) : pack_cell<float>(pass, to, threads);
+    return pass.dtype == FLOAT64 ? pack_cell<double>(pass, to, threads) : pack_cell<float>(pass, to, threads);
 }
 
 void time_loop(const Pass* passes, int directions, int threads, bool backward) {
-    if (passes->is_double)
+    if (passes->dtype == FLOAT64)
         run_cell<double>(passes, directions, threads, backward);
     else
         run_cell<float>(passes, directions, threads, backward);

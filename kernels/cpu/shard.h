@@ -6,6 +6,13 @@ INLINE T* row_at(void* array, const Pass& pass, int t, int b, ptrdiff_t F) {
     return (T*)array + ((ptrdiff_t)t * pass.B + b) * F;
 }
 
+// Numbers of `pass.dtype` in memory: `bytes` each.
+struct Stored {
+    char* at;
+    int bytes;
+    INLINE Stored operator+(ptrdiff_t n) const { return {at + n * bytes, bytes}; }
+};
+
 INLINE bool is_marked(const Pass& pass, int t, int b, int bits) {
     return pass.marks && pass.marks[(ptrdiff_t)t * pass.B + b] & bits;
 }
@@ -16,7 +23,11 @@ template <typename T>
 struct Shard {
     std::vector<int> sequences, in_order;  // of this timestep, and as they were dealt
     std::vector<const T*> operands;  // the rows that the next product reads
+    std::vector<const T*> old_h;     // the rows of h that this timestep reads
     std::vector<T> products, inner_products;
+    std::vector<T> copied_inputs;  // of 16 bits: the rows that the product with W_ih reads
+    AlignedBuffer<T> copies;       // likewise for each sequence a row that a product reads or the cell makes, then some of one sequence
+    ptrdiff_t copied_row = 0;      // elements of these rows
     // W_ih x of several timesteps. A product of many rows is faster, and its results stay in cache until they are used.
     std::vector<T> input_products;
     std::vector<int> first_row;  // of each of these timesteps in input_products
@@ -33,7 +44,12 @@ struct Shard {
         for (int i = shard; i < pass.B; i += shards) sequences.push_back(order[i]);
         in_order = sequences;
         operands.resize(sequences.size());
+        old_h.resize(sequences.size());
     }
+
+    T* copy_of(int i) const { return copies.begin() + i * copied_row; }
+    // Memory behind those rows.
+    T* copy_of_one() const { return copy_of((int)sequences.size()); }
 
     // Takes only part `number` of `shards` of the units, in whole blocks of every `Packed`.
     void divide_units(int number, int shards) {

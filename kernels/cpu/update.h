@@ -21,6 +21,13 @@ void on_ranges(ptrdiff_t N, int threads, Work work) {
     });
 }
 
+// Rounds N floats to a dtype of 16 bits.
+void round_all(const float* numbers, ptrdiff_t N, int dtype, void* to, int threads) {
+    on_ranges(N, threads, [&](ptrdiff_t begin, ptrdiff_t end) {
+        store_numbers(dtype, numbers + begin, (uint16_t*)to + begin, end - begin);
+    });
+}
+
 // For each optimizer: `set` reads its scalars, in the order of Update::scalars, and which states exist; `apply` updates
 // parameters.
 template <typename V>

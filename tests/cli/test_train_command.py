@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from optional import needs
 
+from gpurnn import get_backend
 from gpurnn.checkpoint import load_checkpoint
 from gpurnn.cli import main
 from gpurnn.run_folder import read_history
@@ -347,11 +348,14 @@ def test_the_environment_has_a_width(call, monkeypatch):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("dtype, slow", [("float16", True), ("float32", False)])
-def test_16_bits_on_a_cpu_are_advised_against(call, dtype, slow):
-    said = " ".join(call("train", "text", "book.txt", "--out", "run", *TINY, "--dtype", dtype).stdout.split())
-    assert ("Note float16 and bfloat16 are array code on a CPU" in said and "use --dtype float32" in said) is slow
-    notes = json.loads(call("train", "text", "book.txt", *TINY, "--dtype", dtype, "--json").stdout)["notes"]
+@pytest.mark.parametrize("dtype, backend", [("float16", "numpy"), ("float16", "cpu"), ("float32", "numpy")])
+def test_16_bits_in_array_code_are_advised_against(call, dtype, backend):
+    slow = dtype == "float16" and get_backend(backend).name == "numpy"
+    how = *TINY, "--dtype", dtype, "--backend", backend
+    said = " ".join(call("train", "text", "book.txt", "--out", "run", *how).stdout.split())
+    noted = "Note float16 and bfloat16 are array code on the backend numpy" in said
+    assert (noted and "use --dtype float32" in said) is slow
+    notes = json.loads(call("train", "text", "book.txt", *how, "--json").stdout)["notes"]
     assert any("array code" in note for note in notes) is slow
 
 

@@ -6,6 +6,7 @@ from helpers import cuda_ops
 from optional import needs
 
 import gpurnn
+from gpurnn.backends.cpu import uncompiled
 from gpurnn.backends.cpu.memory import MemoryPool
 from gpurnn.backends.ops import Ops
 from gpurnn.check import CELLS
@@ -40,26 +41,25 @@ def on_host(array):
 
 @pytest.mark.long
 @pytest.mark.parametrize("option", [{}, {"bidirectional": True}, {"num_layers": 2, "dropout": 0.3}])
-@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize("kind", [kind for kind in CELLS if kind != "rnn relu"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_large_arrays_keep_their_dtype(dtype, kind, option):
-    """Equal bits on "numpy" and "cpu", whose 16-bit layers are the same array code."""
+    """States and gates too. On "cpu" they are off by at most twice what array code is off, and a rounding."""
     layer_class, own = CELLS[kind]
     own = own | ({"proj_size": 64} if "proj_size" in own else {})
+    x = np.random.default_rng(0).standard_normal((40, 32, 64))
     found = []
-    for backend in ("numpy", "cpu"):
-        layer = layer_class(64, 72, backend=backend, dtype=dtype, seed=1, **own, **option)
-        x = np.random.default_rng(0).standard_normal((40, 32, 64)).astype(layer.dtype)
+    for backend, number in (("numpy", dtype), ("cpu", dtype), ("numpy", "float64")):
+        layer = layer_class(64, 72, backend=backend, dtype=number, seed=1, **own, **option)
         for lengths in (None, np.arange(32)):
-            output, _, backward, steps = layer.forward(x, lengths=lengths, return_all=True)
+            output, _, backward, steps = layer.forward(moved(layer, x)[0], lengths=lengths, return_all=True)
             dx, _ = backward(np.ones_like(output))
-            found.append(
-                [output, dx, layer.flat_grads.copy(), *(h for step in steps for h in (step.h, *step.gates.values()))]
-            )
+            steps = [h for step in steps for h in (step.h, *step.gates.values())]
+            found.append([output, dx, layer.flat_grads.copy(), *steps])
             assert min(output.nbytes, dx.nbytes) >= 1 << 17
-    for one, other in zip(found[0] + found[1], found[2] + found[3], strict=True):
-        assert one.dtype == other.dtype
-        np.testing.assert_array_equal(one, other)
+    for plain, got, exact in zip(found[0] + found[1], found[2] + found[3], found[4] + found[5], strict=True):
+        assert plain.dtype == got.dtype
+        assert off([got], [exact]) <= 2 * off([plain], [exact]) + EPS[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -265,8 +265,16 @@ def test_a_decoder_takes_states_of_an_encoder(dtype, place):
 
 
 @pytest.mark.parametrize("dtype, slow", [("bfloat16", True), ("float16", True), ("float32", False)])
-def test_a_plan_advises_against_16_bits_on_a_cpu(dtype, slow):
+def test_16_bits_in_array_code_are_advised_against(dtype, slow, monkeypatch, caplog):
+    """By the plan, and once by the log. What is compiled is not slow."""
     if gpurnn.get_backend("cpu").name != "cpu":
         pytest.skip("no compiled code here")
-    plan = gpurnn.GRU(3, 4, dtype=dtype, backend="cpu", seed=0).plan(5, 2)
-    assert ("use dtype='float32'" in plan.reason) is slow and (plan.schedule == "array code") is slow
+    assert gpurnn.GRU(3, 4, dtype=dtype, backend="cpu", seed=0).plan(5, 2).schedule == "compiled"
+    monkeypatch.setattr(uncompiled, "_warned", set())
+    layer = gpurnn.LSTM(3, 4, batch_norm=True, dtype=dtype, backend="cpu", seed=0)  # which nothing compiles
+    plan = layer.plan(5, 2)
+    assert plan.schedule == "array code" and ("use dtype='float32'" in plan.reason) is slow
+    for _ in range(2):
+        layer(np.zeros((5, 2, 3)).astype(layer.dtype))
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * slow
+    assert ("use dtype='float32'" in caplog.text) is slow

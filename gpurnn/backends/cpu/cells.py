@@ -37,7 +37,11 @@ _FLAGS = (
     "-std=c++17", "-O2", "-g0", "-fvisibility=hidden", "-fno-math-errno", "-fwrapv", "-pthread", "-Wno-psabi", "-w",
     "-fPIC", "-shared", "-x", "c++", "-",
 )  # fmt: skip
-_SETS = ((), ("-mavx2", "-mfma"), ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx2", "-mfma"))  # of each level
+_SETS = (
+    (),
+    ("-mavx2", "-mfma", "-mf16c"),
+    ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx2", "-mfma", "-mf16c"),
+)  # of each level
 _PLACE = "//@ the struct\n"  # in cell.cpp
 _PATIENCE = 300  # seconds for one compilation, on a machine that is busy
 _log = logging.getLogger("gpurnn")

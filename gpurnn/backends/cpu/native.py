@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ...dtypes import DTYPES
 from ...errors import BackendError, check_choice
 from ..int8 import parts_of
 
 LEVELS = ("vectors of 128 bits", "AVX2", "AVX-512")
 ISAS = ("baseline", "avx2", "avx512")  # what GPURNN_ISA calls the levels
-_INTERFACE = 13  # of gpurnn_native_bytes in api.cpp
+_INTERFACE = 14  # of gpurnn_native_bytes in api.cpp
 
 _pointer, _stride = ctypes.c_void_p, ctypes.c_ssize_t
 
@@ -28,7 +29,7 @@ class Pass(ctypes.Structure):
     _fields_ = [
         ("cell", ctypes.c_char_p),
         *((name, ctypes.c_int) for name in (
-            "is_double", "T", "B", "I", "H", "P", "reverse", "save", "by_units", "flat",
+            "dtype", "weights_dtype", "T", "B", "I", "H", "P", "reverse", "save", "by_units", "flat",
         )),
         *((name, _stride) for name in ("gates_row", "output_row", "doutput_row", "state_stride", "mask_step")),
         *((name, _pointer) for name in (
@@ -42,13 +43,15 @@ class Pass(ctypes.Structure):
 class NativeWeights:
     """The weights of one pass as the library reads them, and a ``Pass`` with their addresses for each shape of a call.
 
-    They are remembered in ``Weights.ready``, unless one had to be copied: a copy holds for one call only.
+    They are remembered in ``Weights.ready``, unless one had to be copied: a copy holds for one call only. dtype: of all
+    weights but the biases.
     """
 
     def __init__(self, w):
         given = {"bias_ih": w.bias_ih, "bias_hh": w.bias_hh}
         for name, weights in (("ih", w.ih), ("hh", w.hh), ("hr", w.hr)):
             given[f"weight_{name}"], given[f"scale_{name}"] = parts_of(weights)
+        self.dtype = dtype_number(w.ih.dtype) if given["scale_ih"] is None else 0  # weights in 8 bits have none
         self.arrays = {name: None if array is None else np.ascontiguousarray(array) for name, array in given.items()}
         self.templates = {}  # (slots, B, reverse, save) -> Pass
         self.packed = None  # the latest ``PackedWeights``
@@ -60,7 +63,7 @@ class Product(ctypes.Structure):
     """``Product`` of interface.h."""
 
     _fields_ = [
-        *((name, ctypes.c_int) for name in ("is_double", "accumulate")),
+        *((name, ctypes.c_int) for name in ("dtype", "c_dtype", "accumulate")),
         *((name, _stride) for name in ("M", "N", "K", "a_row", "a_column", "b_row", "b_column", "c_row")),
         *((name, _pointer) for name in ("A", "B", "C", "scales")),
     ]
@@ -93,11 +96,17 @@ class Stage(ctypes.Structure):
     """``Stage`` of interface.h."""
 
     _fields_ = [
-        *((name, ctypes.c_int) for name in ("kind", "is_double", "rows", "in_", "out", "directions", "threads")),
+        *((name, ctypes.c_int) for name in ("kind", "dtype", "rows", "in_", "out", "directions", "threads")),
         *((name, _pointer) for name in ("x", "weight", "scales", "packed", "bias", "y")),
         ("passes", ctypes.POINTER(Pass)),
         ("generated", _pointer),
     ]
+
+
+@functools.cache
+def dtype_number(dtype):
+    """A dtype as the library counts it."""
+    return DTYPES.index(dtype.name)
 
 
 @functools.cache
@@ -127,6 +136,7 @@ def load_native():
     if any(library.gpurnn_native_bytes(n) != size for n, size in enumerate(expected)):
         raise BackendError(f"{path} was built from other sources than these: install gpurnn again")
     library.gpurnn_native_add_rows.argtypes = [_pointer, _stride, number, _stride, number, _pointer, number, number]
+    library.gpurnn_native_round.argtypes = [_pointer, _stride, number, _pointer, number, number]
     library.gpurnn_native_add_squares.argtypes = [_pointer, _stride, number, _pointer, number, number]
     word, long = ctypes.c_uint32, ctypes.c_uint64
     library.gpurnn_native_fingerprint.argtypes = [_pointer, ctypes.c_size_t, _pointer, number, number]

@@ -1,12 +1,12 @@
 """CpuOps: what compiled code does on the CPU in place of array code.
 
 That is the time loop, products and sums over all of it, cross-entropy, dropout masks, the optimizers and the norm of
-the gradients, for float32 and float64 of every cell. 16-bit numbers are left to array code. Arrays are C-contiguous
-here. Where the compiled library was not built, the backend ``"cpu"`` is ``"numpy"``.
+the gradients, of every cell. 16-bit numbers are converted in registers, and computed in float32. Arrays are
+C-contiguous here. Where the compiled library was not built, the backend ``"cpu"`` is ``"numpy"``.
 
 Compiled results have the same bits in every process and for any number of threads. They differ between instruction sets
-(``GPURNN_ISA`` forces one). What NumPy computes (products of a few numbers, 16-bit layers, attention) differs between
-BLAS libraries. Subnormal numbers are flushed to zero: below 2^-126 in float32, below 2^-1022 in float64.
+(``GPURNN_ISA`` forces one). What NumPy computes (products of a few numbers, attention) differs between BLAS libraries.
+Subnormal numbers are flushed to zero: below 2^-126 in float32 and bfloat16, below 2^-1022 in float64.
 """
 
 import ctypes
@@ -15,11 +15,12 @@ import math
 import numpy as np
 
 from ... import rng
+from ...dtypes import compute_dtype, dtype_name
 from ...errors import BackendError
 from ..marks import HELD, Marks
 from ..ops import UPDATE_STATES, Ops, flat, refuse_uncountable
 from ..records import PassGradients, SavedLayer, SavedPass
-from . import cells, sharing
+from . import cells, packing, sharing
 from .memory import MemoryPool
 from .native import (
     ISAS,
@@ -30,18 +31,17 @@ from .native import (
     Product,
     Update,
     address,
+    dtype_number,
     load_native,
     struct_name,
 )
-from .packing import packed_weights
 from .state_arrays import own_gradient, state_arrays
 from .step_program import StepProgram, refused
 from .threads import thread_count
-from .uncompiled import why_uncompiled
+from .uncompiled import in_16_bits, warn_of_16_bits, why_uncompiled
 
 _SMALL = 1 << 14  # below this many multiply-adds NumPy finishes before our operands are packed
 _SQUARES = 1 << 12  # SQUARES of update.h
-_AHEAD = 48  # AHEAD of layer.h
 _MOST = 2**31 - 1  # of an int in api.cpp
 _TEMPLATES = 64  # most shapes whose ``Pass`` is remembered with the weights
 
@@ -111,14 +111,10 @@ class CpuOps(HostOps):
     trim = empty_cache
 
     def schedule(self, problem, wanted="auto"):
-        if problem.dtype not in ("float32", "float64"):
-            return "array code", (
-                "one timestep after another: 16-bit numbers have no compiled time loop on a CPU. They are about ten "
-                "times slower than float32 and save no memory: use dtype='float32'"
-            )
-        refusal = cells.refusal(problem.cell, problem.dtype, self.level)
+        computed = "float64" if problem.dtype == "float64" else "float32"
+        refusal = cells.refusal(problem.cell, computed, self.level)
         if refusal:
-            return "array code", f"one timestep after another: {refusal}"
+            return "array code", f"one timestep after another: {refusal}{in_16_bits(problem.dtype)}"
         units = sharing.units_to_share(problem.cell, problem.projected, problem.H)
         multiplications = problem.T * problem.B * len(problem.cell.gates) * problem.H**2
         threads, by_units = sharing.share(problem.T, problem.B, units, multiplications, problem.directions)
@@ -129,38 +125,17 @@ class CpuOps(HostOps):
         refuse_uncountable(T, B, self.name)
 
     def packed_bytes(self, problem, P, T):
-        if problem.dtype not in ("float32", "float64"):
-            return 0
-        size = 4 if problem.dtype == "float32" else 8
-        lanes, cell = (16 << self.level) // size, problem.cell
-        B, H, I, D = problem.B, problem.H, problem.I, problem.directions
-        G, first, second = len(cell.gates), cell.first, len(cell.hidden) - cell.first
-
-        def row(outputs, gates=1):
-            """Numbers in a packed row: whole blocks of ``Packed`` in gemm.h."""
-            units = lanes if gates > 1 else 2 * lanes
-            return -(-outputs // units) * units * gates
-
-        weights = row(H, G) * I + row(H, first) * P + row(H, second) * H + (row(P) * H if P < H else 0)
-        threads, by_units = sharing.share(T, B, sharing.units_to_share(cell, P < H, H), T * B * G * H * (P + I), D)
-        ahead = min(T * B, max(B, threads * _AHEAD)) * row(H, G)  # W_ih x of some timesteps
-        at_once = threads if by_units else min(D, threads)  # how many have room for all sequences
-        products = max(row(H, first), row(P)) + row(H, second)
-        forward = (weights if T > 1 else 0) * D + (products * B + ahead) * at_once
-        backward = row(P) * first * H + row(P) * second * H + (row(H) * P if P < H else 0)
-        through_time = backward * D + B * max(row(P), row(H)) * at_once
-        rows = B * max((part.stop - part.start for part in self.time_chunks(T, B)), default=0)
-        gradients = rows * max(row(I), row(P))  # x and h, for the weight gradients
-        return size * max(forward, through_time, gradients, G * H * row(I))
+        return packing.packed_bytes(self, problem, P, T)
 
     def empty_steps(self, T, B, F, dtype):
-        return super().empty_steps(T, B, F, dtype) if dtype.itemsize == 2 else self.empty(T, B, F, dtype)
+        return self.empty(T, B, F, dtype)
 
     def empty(self, T, B, F, dtype):
         return self.store.empty((T, B, F), dtype)
 
     def layer_forward(self, cell, x, weights, states, lengths, options):
         if not self._compiled(cell, x.dtype):
+            warn_of_16_bits(cell, dtype_name(x.dtype))
             return self.array_code.layer_forward(cell, x, weights, states, lengths, options)
         (T, B, I), directions, save = x.shape, options.directions, options.save
         D, H = len(directions), len(weights[0].ih) // len(cell.gates)
@@ -174,7 +149,7 @@ class CpuOps(HostOps):
             gates = self.empty(T if save else 1, B, cell.saved_blocks * H, x.dtype)
             h = self.empty(T + 1, B, P, x.dtype)
             h[T if reverse else 0] = state[0]
-            others = self._state_slots(cell, T + 1 if save else 2, B, H, x.dtype)
+            others = self._state_slots(cell, T + 1 if save else 2, B, H, compute_dtype(x.dtype))
             for steps, first in zip(others, state[1:], strict=True):
                 steps[T if reverse and save else 0] = first
             one = SavedPass(gates, h, others, reverse, masks[d], marks=marks[d])
@@ -182,14 +157,14 @@ class CpuOps(HostOps):
             job.flat = options.flat
             job.read = np.ascontiguousarray(w.read(x))
             job.x, job.I = address(job.read), job.read.shape[2]
-            if w.ready and not save:
-                job.memory = packed_weights(self, cell, w.ready, job)
+            if w.ready and options.inference and not save:
+                job.memory = packing.packed_weights(self, cell, w.ready, job)
                 job.packed = job.memory and address(job.memory.array)
             if output is not None:
                 job.output, job.output_row = address(output) + d * P * x.itemsize, D * P
             jobs.append(job)
             saved.passes.append(one)
-        self._run_time_loop(cell, jobs, T * B * H * (len(cell.hidden) * P + len(cell.gates) * I), back=False)
+        self._run_time_loop(cell, jobs, x.dtype, T * B * H * (len(cell.hidden) * P + len(cell.gates) * I), back=False)
         finals = []
         for one in saved.passes:
             end = 0 if one.reverse else T
@@ -204,13 +179,11 @@ class CpuOps(HostOps):
 
     def _compiled(self, cell, dtype):
         """Whether a cell has a compiled time loop. The first call for a traced cell compiles it."""
-        if dtype.itemsize == 2 or cell.array_only:
-            return False
-        return cell.struct is None or self._generated(cell, dtype.itemsize == 8) is not None
+        return not cell.array_only and (cell.struct is None or self._generated(cell, dtype) is not None)
 
-    def _generated(self, cell, is_double):
+    def _generated(self, cell, dtype):
         """What was compiled of a traced cell, or None."""
-        return cells.generated(cell, "float64" if is_double else "float32", self.level) if cell.struct else None
+        return cells.generated(cell, dtype_name(compute_dtype(dtype)), self.level) if cell.struct else None
 
     def _state_slots(self, cell, slots, B, H, dtype):
         """For each state but h its (slots, B, H), all in one array."""
@@ -229,12 +202,12 @@ class CpuOps(HostOps):
                 self.zero_silent(one.gates, saved.lengths, one.marks and Marks(one.marks.bits & HELD))
             return self.array_code.time_loop_backward(saved, doutput, dstates, hooks)
         (T, B, P), dtype = saved.passes[0].h_new.shape, saved.x.dtype
-        H, S = len(saved.weights[0].ih) // len(cell.gates), len(cell.states)
+        H, S, real = len(saved.weights[0].ih) // len(cell.gates), len(cell.states), compute_dtype(dtype)
         doutput = None if doutput is None else np.ascontiguousarray(doutput)
         jobs, done = [], []
         for d, (one, w) in enumerate(zip(saved.passes, saved.weights, strict=True)):
             final = dstates[d] or (None,) * S
-            dstate = (own_gradient(final[0], (B, P), dtype), *[own_gradient(part, (B, H), dtype) for part in final[1:]])
+            dstate = (own_gradient(final[0], (B, P), real), *[own_gradient(part, (B, H), real) for part in final[1:]])
             if S > 2:  # those of the states besides h in one array
                 dstate = dstate[0], *np.stack(dstate[1:])
             dh_steps = None if w.hr is None else self.empty(T, B, P, dtype)
@@ -242,14 +215,14 @@ class CpuOps(HostOps):
             job.dh, job.dothers = address(dstate[0]), address(dstate[1]) if S > 1 else None
             job.dh_steps = address(dh_steps)
             if job.reset is not None:
-                dh, dothers = job.dreset = state_arrays(one.dreset or (0,) * S, B, P, H, dtype)
+                dh, dothers = job.dreset = state_arrays(one.dreset or (0,) * S, B, P, H, real, real)
                 job.dreset_h, job.dreset_others = address(dh), address(dothers)
             dreset = job.reset and (dh, *dothers)
             if doutput is not None:
                 job.doutput, job.doutput_row = address(doutput) + d * P * dtype.itemsize, len(saved.passes) * P
             jobs.append(job)
             done.append(PassGradients(one.gates, dstate, dh_steps, dreset))
-        self._run_time_loop(cell, jobs, T * B * H * len(cell.hidden) * P, back=True)
+        self._run_time_loop(cell, jobs, dtype, T * B * H * len(cell.hidden) * P, back=True)
         return done
 
     def _pass(self, layer, w, saved, save):
@@ -257,17 +230,17 @@ class CpuOps(HostOps):
 
         layer: the ``SavedLayer``. w: the ``Weights``. saved: the ``SavedPass``.
         """
-        slots, B, P = saved.h.shape
+        (slots, B, P), dtype = saved.h.shape, saved.h.dtype
         ready = w.ready or NativeWeights(w)
         # evaluation may run another cell, which saves other blocks
-        key = slots, B, saved.reverse, save, layer.cell
+        key = slots, B, saved.reverse, save, layer.cell, dtype
         template = ready.templates.get(key)
         if template is None:
             if len(ready.templates) >= _TEMPLATES:
                 ready.templates.clear()
             template = ready.templates[key] = Pass(
-                cell=struct_name(layer.cell.name), is_double=saved.h.dtype == np.float64, T=slots - 1, B=B,
-                H=len(w.ih) // len(layer.cell.gates), P=P, reverse=saved.reverse, save=save,
+                cell=struct_name(layer.cell.name), dtype=dtype_number(dtype), weights_dtype=ready.dtype,
+                T=slots - 1, B=B, H=len(w.ih) // len(layer.cell.gates), P=P, reverse=saved.reverse, save=save,
                 gates_row=saved.gates.shape[2],
                 **{name: address(array) for name, array in ready.arrays.items()},
             )  # fmt: skip
@@ -276,7 +249,7 @@ class CpuOps(HostOps):
         job.lengths, job.gates, job.h = address(lengths), address(saved.gates), address(saved.h)
         own = masks = None
         if w.own:
-            own = np.concatenate(w.own, dtype=saved.h.dtype)
+            own = np.concatenate(w.own, dtype=compute_dtype(dtype))
             job.own = address(own)
         if saved.others:  # one after another in one array
             job.others, job.state_stride = address(saved.others[0]), saved.others[0].size
@@ -287,12 +260,12 @@ class CpuOps(HostOps):
         if saved.marks is not None:
             job.marks = address(saved.marks.bits)
             if saved.marks.state is not None:
-                job.reset = state_arrays(saved.marks.state, B, P, job.H, saved.h.dtype)
+                job.reset = state_arrays(saved.marks.state, B, P, job.H, dtype, compute_dtype(dtype))
                 job.reset_h, job.reset_others = map(address, job.reset)
         job.arrays = ready, lengths, own, masks, layer.x, saved.gates, saved.h, saved.others
         return job
 
-    def _run_time_loop(self, cell, jobs, multiplications, back):
+    def _run_time_loop(self, cell, jobs, dtype, multiplications, back):
         """Run the passes of all directions. multiplications: of one direction. back: whether to run backward passes."""
         job, D = jobs[0], len(jobs)
         if job.B == 0:
@@ -305,12 +278,11 @@ class CpuOps(HostOps):
         if cell.struct is None:
             self._call("time_loop", *arguments, self.level, threads=threads)
         else:
-            self._raise(self._generated(cell, job.is_double).time_loop(*arguments), "time_loop", threads)
+            self._raise(self._generated(cell, dtype).time_loop(*arguments), "time_loop", threads)
 
     def product(self, a, b, out, accumulate=False):
-        is_double = a.dtype == np.float64
         (M, K), N = a.shape, b.shape[1]
-        same = a.dtype == b.dtype == out.dtype and a.dtype.itemsize > 2
+        same = a.dtype == b.dtype and out.dtype in (a.dtype, compute_dtype(a.dtype))
         if (
             not same
             or not _SMALL <= M * N * K
@@ -324,8 +296,9 @@ class CpuOps(HostOps):
                 super().product(a, b, out, accumulate)
                 return
             a, b, out, M, N = b.T, a.T, out.T, N, M
-        strides = [stride // a.itemsize for array in (a, b, out) for stride in array.strides]
-        job = Product(is_double, accumulate, M, N, K, *strides[:5], *(array.ctypes.data for array in (a, b, out)))
+        strides = [stride // array.itemsize for array in (a, b, out) for stride in array.strides]
+        dtypes = dtype_number(a.dtype), dtype_number(out.dtype)
+        job = Product(*dtypes, accumulate, M, N, K, *strides[:5], *(array.ctypes.data for array in (a, b, out)))
         threads = 1 if M * N * K < sharing.WORK else min(thread_count(), -(-M // 16))
         self._call("multiply", ctypes.byref(job), threads, self.level, threads=threads)
 
@@ -337,19 +310,27 @@ class CpuOps(HostOps):
         x = np.ascontiguousarray(x)
         (M, K), N = x.shape, len(weight)
         arrays = x, weight.values, out, weight.scales
-        job = Product(x.dtype == np.float64, False, M, N, K, K, 1, 1, K, N, *map(address, arrays))
+        job = Product(*(dtype_number(x.dtype),) * 2, False, M, N, K, K, 1, 1, K, N, *map(address, arrays))
         threads = 1 if M * N * K < sharing.WORK else min(thread_count(), -(-M // 16))
         self._call("multiply", ctypes.byref(job), threads, self.level, threads=threads)
+
+    def rounded(self, array, dtype):
+        if array.dtype != np.float32 or dtype.itemsize > 2 or not array.flags.c_contiguous:
+            return super().rounded(array, dtype)
+        made, threads = np.empty(array.shape, dtype), self._flat_threads(array)
+        arguments = array.ctypes.data, array.size, dtype_number(dtype), made.ctypes.data
+        self._call("round", *arguments, threads, self.level, threads=threads)
+        return made
 
     def sum_steps(self, d):
         rows = flat(d)
         N, M = rows.shape
-        if rows.dtype.itemsize == 2 or not N or rows.strides[1] != rows.itemsize:
+        if not N or rows.strides[1] != rows.itemsize:
             return super().sum_steps(d)
-        sums = np.empty(M, rows.dtype)
+        sums = np.empty(M, compute_dtype(rows.dtype))
         threads = 1 if rows.size < sharing.WORK // 8 else thread_count()
         self._call(
-            "add_rows", rows.ctypes.data, N, M, rows.strides[0] // rows.itemsize, rows.dtype == np.float64,
+            "add_rows", rows.ctypes.data, N, M, rows.strides[0] // rows.itemsize, dtype_number(rows.dtype),
             sums.ctypes.data, threads, self.level, threads=threads,
         )  # fmt: skip
         return sums

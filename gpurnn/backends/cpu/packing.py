@@ -6,9 +6,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ...cells.record import Cell
+from ...dtypes import DTYPES, ITEMSIZE
 from . import sharing
 from .native import address
 
+_AHEAD = 48  # AHEAD of layer.h
 _ROWS = 2048  # with so many rows of x, packing anew takes less than a hundredth of the time loop
 _LINE = 64  # bytes of a cache line, where packed weights begin
 _NAMES = ("weight_ih", "weight_hh", "weight_hr")
@@ -17,11 +19,12 @@ _NAMES = ("weight_ih", "weight_hh", "weight_hr")
 class PackedWeights(NamedTuple):
     """Packed weights that nobody changes.
 
-    array: bytes, from a cache line on. cell: whose they are, as evaluation may run another. mark: the fingerprint of
-    what was packed.
+    array: bytes, from a cache line on. cell, dtype: for which, as evaluation may run another cell, and float32 may be
+    rounded to 16 bits. mark: the fingerprint of what was packed.
     """
 
     cell: Cell
+    dtype: int
     mark: int
     array: np.ndarray
 
@@ -31,16 +34,16 @@ def pack(ops, cell, job, mark=0):
 
     Raises MemoryError where there is no room for them.
     """
-    library = None if cell.struct is None else ops._generated(cell, job.is_double)
+    library = cell.struct and ops._generated(cell, np.dtype("float64" if DTYPES[job.dtype] == "float64" else "float32"))
 
     def call(to, threads, size):
         arguments = ctypes.byref(job), ctypes.c_void_p(to), threads, ctypes.byref(size)
-        if library is None:
+        if not library:
             ops._call("pack", *arguments, ops.level, threads=threads)
         else:
             ops._raise(library.pack(*arguments), "pack", threads)
 
-    return PackedWeights(cell, mark, _filled(ops, call))
+    return PackedWeights(cell, job.dtype, mark, _filled(ops, call))
 
 
 def pack_linear(ops, stage):
@@ -73,7 +76,7 @@ def packed_weights(ops, cell, ready, job):
         return None
     mark = fingerprint(ops, ready)
     packed = ready.packed
-    if packed is None or packed.mark != mark or packed.cell is not cell:
+    if packed is None or packed.mark != mark or packed.cell is not cell or packed.dtype != job.dtype:
         try:
             packed = ready.packed = pack(ops, cell, job, mark)
         except MemoryError:
@@ -92,3 +95,30 @@ def fingerprint(ops, ready):
                 "fingerprint", address(array), array.nbytes, ctypes.byref(mark), threads, ops.level, threads=threads
             )
     return mark.value
+
+
+def packed_bytes(ops, problem, P, T):
+    """The most bytes that a call of T timesteps takes for packed weights, products and copies; see ``Ops``."""
+    size, half = (8 if problem.dtype == "float64" else 4), ITEMSIZE[problem.dtype] == 2
+    lanes, cell = (16 << ops.level) // size, problem.cell
+    B, H, I, D = problem.B, problem.H, problem.I, problem.directions
+    G, first, second = len(cell.gates), cell.first, len(cell.hidden) - cell.first
+
+    def row(outputs, gates=1):
+        """Numbers in a packed row: whole blocks of ``Packed`` in gemm.h."""
+        units = lanes if gates > 1 else 2 * lanes
+        return -(-outputs // units) * units * gates
+
+    weights = row(H, G) * I + row(H, first) * P + row(H, second) * H + (row(P) * H if P < H else 0)
+    threads, by_units = sharing.share(T, B, sharing.units_to_share(cell, P < H, H), T * B * G * H * (P + I), D)
+    rows_ahead = min(T * B, max(B, threads * _AHEAD))
+    ahead = rows_ahead * (row(H, G) + half * I)  # W_ih x of some timesteps; of 16 bits x as floats
+    at_once = threads if by_units else min(D, threads)  # how many have room for all sequences
+    products = max(row(H, first), row(P)) + row(H, second) + half * (max(H, P) + H * bool(second))
+    forward = (weights if T > 1 else 0) * D // (1 + half) + (products * B + ahead) * at_once
+    backward = row(P) * first * H + row(P) * second * H + (row(H) * P if P < H else 0)
+    copies = half * max(H, P, first * H, second * H)  # of what a product reads, as floats
+    through_time = backward * D // (1 + half) + B * (max(row(P), row(H)) + copies) * at_once
+    rows = B * max((part.stop - part.start for part in ops.time_chunks(T, B)), default=0)
+    gradients = rows * max(row(I), row(P))  # x and h, for the weight gradients
+    return size * max(forward, through_time, gradients, G * H * row(I))

@@ -3,9 +3,9 @@
 import numpy as np
 
 
-def state_arrays(state, B, P, H, dtype):
-    """h (B, P), and the other states in one array (S-1, B, H)."""
-    h, others = np.empty((B, P), dtype), np.empty((len(state) - 1, B, H), dtype)
+def state_arrays(state, B, P, H, dtype, real):
+    """h (B, P) of ``dtype``, and the other states in one array (S-1, B, H) of ``real``."""
+    h, others = np.empty((B, P), dtype), np.empty((len(state) - 1, B, H), real)
     for to, part in zip((h, *others), state, strict=True):
         to[...] = part
     return h, others

@@ -11,11 +11,12 @@ from itertools import count
 
 import numpy as np
 
+from ...dtypes import compute_dtype
 from ..int8 import Int8Matrix, parts_of
 from ..records import SavedLayer, SavedPass
 from ..steps import LinearStep, LoopStep, TableStep
 from . import sharing
-from .native import Pass, Stage, address
+from .native import Pass, Stage, address, dtype_number
 from .packing import pack, pack_linear
 
 _TABLE, _LOOP, _LINEAR = range(3)
@@ -63,7 +64,7 @@ class StepProgram:
         return [tuple(slots[self._now] for slots in strand) for strand in self._slots]
 
     def _stage(self, kind, x, y, **more):
-        return Stage(kind, self._dtype.itemsize == 8, self._B, x=address(x), y=address(y), **more)
+        return Stage(kind, dtype_number(self._dtype), self._B, x=address(x), y=address(y), **more)
 
     def _lookup(self, step, x):
         y = np.empty((self._B, step.weight.shape[1]), self._dtype)
@@ -107,7 +108,7 @@ class StepProgram:
                     job.packed = address(packed[d].array)
             passes = (Pass * D)(*jobs)
             self._alive += [jobs, passes, packed]
-            library = self._ops._generated(cell, dtype.itemsize == 8)
+            library = self._ops._generated(cell, dtype)
             generated = library and ctypes.cast(library.time_loop, ctypes.c_void_p).value
             stages.append(self._stage(_LOOP, x, y, directions=D, threads=threads, passes=passes, generated=generated))
         self._slots += [(h, *others) for _, h, others in strands]
@@ -118,7 +119,7 @@ class StepProgram:
         H, B, dtype = len(w.ih) // len(cell.gates), self._B, self._dtype
         P = H if w.hr is None else len(w.hr)
         gates = np.zeros((1, B, cell.saved_blocks * H), dtype)
-        return gates, np.zeros((2, B, P), dtype), self._ops._state_slots(cell, 2, B, H, dtype)
+        return gates, np.zeros((2, B, P), dtype), self._ops._state_slots(cell, 2, B, H, compute_dtype(dtype))
 
 
 def _width(step):
@@ -127,7 +128,7 @@ def _width(step):
 
 def refused(ops, steps, dtype):
     """Whether some of ``steps`` are not compiled."""
-    if dtype.itemsize == 2 or not steps:
+    if not steps:
         return True
     for number, step in enumerate(steps):
         if isinstance(step, LoopStep):
@@ -136,7 +137,9 @@ def refused(ops, steps, dtype):
         elif isinstance(step, TableStep) and number:
             return True
         if not isinstance(step, LoopStep) and not all(
-            array is None or isinstance(array, Int8Matrix) or (array.flags.c_contiguous and array.dtype == dtype)
+            array is None
+            or isinstance(array, Int8Matrix)
+            or (array.flags.c_contiguous and array.dtype == compute_dtype(dtype))
             for array in step
         ):
             return True

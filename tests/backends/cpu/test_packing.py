@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import gpurnn
-from gpurnn.backends.cpu import ops as cpu_ops
 from gpurnn.backends.cpu import packing
 from gpurnn.check import CELLS, OPTIONS, build
 
@@ -33,7 +32,7 @@ def all_bits(result):
     return [all_bits(part) for part in result] if isinstance(result, tuple) else result.tobytes()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_bits_are_those_of_weights_packed_anew(cell, dtype, level, threads, monkeypatch):
     for count, options in zip((1, 2, 3) * 3, OPTIONS.values(), strict=True):
@@ -90,7 +89,7 @@ def test_another_cell_packs_them_for_itself(monkeypatch):
     """Evaluation may run another cell with the same weights."""
     layer, seen = gpurnn.LSTM(5, 33, backend="cpu", seed=0).eval(), []
     before = packing.packed_weights
-    monkeypatch.setattr(cpu_ops, "packed_weights", lambda *arguments: seen.append(arguments[2]) or before(*arguments))
+    monkeypatch.setattr(packing, "packed_weights", lambda *arguments: seen.append(arguments[2]) or before(*arguments))
     x = x_of(layer)
     expected = all_bits(layer(x))
     (ready,) = seen
@@ -101,7 +100,9 @@ def test_another_cell_packs_them_for_itself(monkeypatch):
 def test_not_where_it_does_not_pay(monkeypatch):
     packed = counted(monkeypatch)
     layer = gpurnn.GRU(4, 8, backend="cpu", seed=0)
-    layer.forward(x_of(layer))  # training changes the weights
+    for memory in (None, "sqrt"):  # which runs parts of the time loop without saving them
+        layer.memory = memory
+        layer.forward(x_of(layer, 70))  # training changes the weights
     layer.eval()
     layer(x_of(layer, 1))  # a single timestep reads them where they lie
     layer(x_of(layer, packing._ROWS // 4 + 1, 4))
