@@ -268,3 +268,10 @@ def test_copies_and_forks(monkeypatch):
     with stepper._lock:
         monkeypatch.setattr(os, "getpid", lambda: -1)
         stepper.step(x)
+
+
+def test_its_size_stays():
+    stepper = gpurnn.GRU(2, 3, backend="cpu").stepper(2)
+    with pytest.raises(AttributeError):
+        stepper.batch = 5
+    assert stepper.batch == 2 and stepper.step(np.ones((2, 2), "float32")).shape == (2, 3)

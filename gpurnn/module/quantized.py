@@ -24,6 +24,7 @@ class Quantizing:
     """
 
     quantized: str | None = None  # "int8" in a layer that has such weights
+    _int8_names: tuple[str, ...] = ()  # of which
     _frozen: list[set[str]]
     buffers: dict[str, Array]
 
@@ -102,14 +103,11 @@ class Quantizing:
         self._frozen[0] -= set(names)
         layer._declare({name: layer.params[name] for name in own}, again=True)
         self.buffers.update(stored)
-        self.quantized = "int8"
+        self.quantized, self._int8_names = "int8", tuple(names)
 
     def _int8_matrices(self) -> dict[str, Int8Matrix]:
         """The ``Int8Matrix`` of each quantized parameter of this layer, by name."""
-        if not self.quantized:
-            return {}
-        scaled = [name for name in self.buffers if name + SCALE in self.buffers]
-        return {name: Int8Matrix(self.buffers[name], self.buffers[name + SCALE]) for name in scaled}
+        return {name: Int8Matrix(self.buffers[name], self.buffers[name + SCALE]) for name in self._int8_names}
 
     def _read_matrix(self, name: str, readable: bool) -> Array | Int8Matrix:
         """Quantized weights as a backend reads them: as they are where they are readable, else floats, remembered."""
@@ -154,5 +152,5 @@ def float_model(model: M) -> M:
             del layer.buffers[name], layer.buffers[name + SCALE]
         own = {name: layer.params[name] for name, _ in layer._own}
         layer._declare(made | own)
-        layer.quantized = None
+        layer.quantized, layer._int8_names = None, ()
     return copied

@@ -12,6 +12,7 @@ from .._typing import Array
 from ..arrays import host_array, without_torch
 from ..dtypes import is_float
 from ..errors import DtypeError, MissingError, ShapeError, check_flag, check_size
+from .quantized import SCALE
 
 
 class States:
@@ -64,7 +65,12 @@ class States:
             hint = ""
             if any(name.startswith("model/") for name in unknown):
                 hint = "; these are the arrays of a checkpoint of fit: load_weights(model, path) reads that"
+            if any(_is_int8(name, mapping) for name in mapping) != any(_is_int8(name, targets) for name in targets):
+                hint = "; only one of the two is quantized: load into a model that is as the arrays are"
             raise MissingError(f"state_dict does not fit: missing {missing}, unknown {unknown}{hint}")
+        for name in targets:
+            if name in mapping and _is_int8(name, mapping) != _is_int8(name, targets):
+                raise DtypeError(f"{name}: only one of the model and the array is quantized: load floats into floats")
         loaded = {name: _converted(name, mapping[name], target) for name, target in targets.items() if name in mapping}
         for name, value in loaded.items():
             targets[name][...] = self.xp.asarray(value)
@@ -111,6 +117,11 @@ class States:
         ]
         for module, seed, key, calls in loaded:
             module.seed, module.key, module.calls = seed, key, calls
+
+
+def _is_int8(name: str, arrays: Mapping[str, Any]) -> bool:
+    """Whether an array is a matrix in 8 bits, beside its scales."""
+    return name + SCALE in arrays and str(getattr(arrays[name], "dtype", "")).endswith("int8")
 
 
 def _converted(name: str, value: Any, target: Array) -> Array:

@@ -21,8 +21,9 @@ class Stepper:
     "cpu" a whole timestep is one call of compiled code where the model has embeddings, recurrent and linear layers;
     ``compiled`` says whether it is. Otherwise, and on other backends, it is ``model.step``.
 
-    Parameters that change later are seen, by ``load_state_dict`` and optimizers too; after a write through an array
-    call ``model.changed()``. Where a recurrent layer was replaced, make another stepper. Threads may share a stepper: a
+    Weights are packed when a stepper is made. Parameters that change later are seen, by ``load_state_dict`` and
+    optimizers too; after a write through an array call ``model.changed()``, as a step may mix old and new numbers until
+    then. Where a recurrent layer was replaced, make another stepper. Threads may share a stepper: a
     step waits for the one before it. A compiled step does not hold Python's lock. One that is not compiled puts the
     model into evaluation mode meanwhile, so no other thread may train it then. ``copy.deepcopy`` and ``pickle`` copy
     the model, too.
@@ -59,10 +60,8 @@ class Stepper:
     >>> stepper.reset([1])                       # a new sequence in row 1
     """
 
-    batch: int
-
     def __init__(self, model: Any, batch: int) -> None:
-        self.batch = check_size("batch", batch)
+        self._batch = check_size("batch", batch)
         self._model = model
         self._leaves = _leaves(model, type(model).__name__)
         if not self._leaves:
@@ -85,6 +84,10 @@ class Stepper:
     def __repr__(self) -> str:
         how = "compiled" if self.compiled else "array code"
         return f"Stepper({type(self._model).__name__}, batch={self.batch}, {how})"
+
+    @property
+    def batch(self) -> int:
+        return self._batch
 
     @property
     def compiled(self) -> bool:

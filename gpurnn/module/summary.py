@@ -41,6 +41,8 @@ def summary_table(model: Any, T: int | None, B: int | None) -> str:
     frozen = sum(model.params[name].size for name in model.frozen)
     if frozen:
         rows.append(["of them frozen", "", f"{frozen:,}", ""])
+    if model._int8_count():
+        rows.append(["besides, in int8", "", f"{model._int8_count():,}", ""])
     return _table([row if sized else row[:3] for row in rows])
 
 

@@ -52,6 +52,10 @@ class Versions:
         for name in names or self.params:
             counts, _, inner = self.params._owners[name]
             counts[inner] += 1
+        for number, (_, layer) in enumerate(self.modules()):
+            if layer.quantized:  # its weights in 8 bits are no parameters
+                layer._forget_floats()
+                self._counts[number][""] = self._counts[number].get("", 0) + 1
 
     def versions(self) -> list[dict[str, int]]:
         """How often each parameter has been changed so far, for ``check_versions``."""

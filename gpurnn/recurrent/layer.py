@@ -256,7 +256,9 @@ class Recurrent(Calls, CellOptions, Module):
     # ---- passes and parameters
 
     def _matrix_names(self):
-        return [name for name, _ in self._own if name.startswith(("weight_ih", "weight_hh", "weight_hr"))]
+        kinds = ("weight_ih", "weight_hh", "weight_hr")
+        matrices = {kind + suffix for _, _, _, suffix in self._passes() for kind in kinds}
+        return [name for name, _ in self._own if name in matrices]  # a cell's own parameter may begin like these
 
     def _forget_floats(self):
         super()._forget_floats()

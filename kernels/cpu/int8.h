@@ -353,7 +353,8 @@ void multiply_int8(const Int8Matrix& B, int first, int last, int count, const Sh
                 for (int i = 0; i < written; i += lanes) {
                     Vec<T> total;
                     UNROLL for (int j = 0; j < lanes; ++j) total.v[j] = totals[r][i + j];
-                    const Vec<T> scaled = total * Vec<T>(A.scales[i0 + r]) * Vec<T>::load(scales + i);
+                    // in this order, as inputs may be near the largest number
+                    const Vec<T> scaled = total * Vec<T>::load(scales + i) * Vec<T>(A.scales[i0 + r]);
                     scaled.store(to + i, written - i);
                 }
             }

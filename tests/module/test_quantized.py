@@ -232,3 +232,76 @@ def test_onnx_has_its_weights_as_floats(tmp_path):
     x = RNG(0).standard_normal((4, 3, 6)).astype("float32")
     twin = import_onnx(tmp_path / "small.onnx", backend="numpy")
     np.testing.assert_array_equal(twin(x)[0], small(x)[0])
+
+
+def test_a_parameter_of_a_cell_that_is_called_like_weights_stays_a_vector():
+    @gpurnn.cell(gates="z", parameters={"weight_hh_gain": "ones"})
+    def own(ax, ah, s, p):
+        return gpurnn.cells.tanh(p.weight_hh_gain * (ax.z + ah.z))
+
+    for backend in ("cpu", "numpy"):
+        model = gpurnn.Recurrent(own, 4, 3, seed=0, backend=backend).eval()
+        small = model.quantize()
+        assert small.params["weight_hh_gain_l0"].dtype == np.float32
+        x = RNG(0).normal(size=(5, 2, 4)).astype("float32")
+        np.testing.assert_array_less(np.abs(small(x)[0] - model(x)[0]), 0.02)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("backend, dtype", [("numpy", "float32"), ("cpu", "float32"), ("cpu", "float16")])
+def test_numbers_that_are_written_into_its_arrays_count_after_changed(backend, dtype, bias):
+    for make in (gpurnn.Linear, gpurnn.LSTM):
+        small = make(3, 3, bias=bias, seed=0, backend=backend, dtype=dtype).quantize()
+        chain = gpurnn.Sequential(small, gpurnn.RNN(3, 2, backend=backend, dtype=dtype)).eval()
+        stepper, x = chain.stepper(2), np.ones((1, 2, 3), dtype)
+        stepper.step(x[0])
+        name = "weight" if make is gpurnn.Linear else "weight_ih_l0"
+        small.buffers[name][...] = 0
+        small.buffers[name + "_scale"] = small.buffers[name + "_scale"] * 2
+        chain.changed()
+        fresh = make(3, 3, bias=bias, seed=9, backend=backend, dtype=dtype).quantize()
+        fresh.load_state_dict(small.state_dict())
+        given, expected = small(x), fresh(x)
+        if make is gpurnn.LSTM:
+            given, expected = given[0], expected[0]
+        np.testing.assert_array_equal(given, expected)
+        stepper.reset()
+        np.testing.assert_allclose(
+            stepper.step(x[0]), chain(x)[0][0], rtol=0, atol=1e-3 if dtype == "float16" else 1e-6
+        )
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_states_of_floats_and_of_whole_numbers_do_not_mix(strict):
+    model = gpurnn.Linear(2, 2, seed=0)
+    model.params["weight"][...] = [[0, 1], [1, 0]]
+    small = model.quantize()
+    for into, given in ((model, small), (small, model)):
+        before = into.state_dict()
+        with pytest.raises((MissingError, gpurnn.DtypeError), match="only one of the"):
+            into.load_state_dict(given.state_dict(), strict=strict)
+        assert all((before[name] == array).all() for name, array in into.state_dict().items())
+
+
+def test_buffers_of_ones_own_may_end_like_scales():
+    class Own(gpurnn.Linear):
+        pass
+
+    model = Own(5, 3, seed=0, backend="cpu")
+    model.buffers["gain"], model.buffers["gain_scale"] = np.ones(3, "float32"), np.ones(3, "float32")
+    small = model.quantize()
+    assert "15 weights in int8" in repr(small) and small._int8_count() == 15
+    again = float_model(small)
+    assert again.buffers.keys() == {"gain", "gain_scale"} and again.params.keys() == {"weight", "bias"}
+
+
+def test_inputs_near_the_largest_number():
+    small = gpurnn.Linear(2, 2, seed=0, backend="cpu").quantize()
+    x = np.full((1, 2), 1e37, "float32")
+    exact = float_model(small)(x)
+    assert np.isfinite(exact).all()
+    np.testing.assert_allclose(small(x), exact, rtol=1e-3)
+
+
+def test_the_summary_counts_whole_numbers():
+    assert gpurnn.Linear(5, 3).quantize().summary().splitlines()[-1].split()[-1] == "15"

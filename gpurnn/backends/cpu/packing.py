@@ -78,9 +78,11 @@ def packed_weights(ops, cell, ready, job):
     packed = ready.packed
     if packed is None or packed.mark != mark or packed.cell is not cell or packed.dtype != job.dtype:
         try:
-            packed = ready.packed = pack(ops, cell, job, mark)
+            packed = pack(ops, cell, job, mark)
         except MemoryError:
             return None
+        if fingerprint(ops, ready) == mark:  # else another thread has written meanwhile
+            ready.packed = packed
     return packed
 
 

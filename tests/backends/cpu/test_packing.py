@@ -109,6 +109,22 @@ def test_not_where_it_does_not_pay(monkeypatch):
     assert not packed
 
 
+def test_weights_that_change_while_they_are_packed_are_not_remembered(monkeypatch):
+    layer = gpurnn.GRU(4, 8, backend="cpu", seed=0).eval()
+    x, weight, before = x_of(layer), layer.params["weight_hh_l0"], packing.pack
+    expected = all_bits(packed_anew(layer, x, monkeypatch))
+
+    def disturbed(*arguments):  # as by another thread
+        np.negative(weight, out=weight)
+        return before(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "pack", disturbed)
+        layer(x)
+    np.negative(weight, out=weight)
+    assert all_bits(layer(x)) == expected
+
+
 def test_without_room_for_them_it_runs_as_before(monkeypatch):
     layer = gpurnn.GRU(4, 8, backend="cpu", seed=0).eval()
     x = x_of(layer)
