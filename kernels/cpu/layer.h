@@ -28,7 +28,8 @@ struct Layer {
 
     const Pass& pass;
     const int timesteps, B, H, P;
-    const bool is_backward, narrow;  // narrow: numbers have 16 bits in memory
+    const bool is_backward;
+    const bool narrow;              // whether numbers have 16 bits in memory
     Packed<T, G, U> input;          // W_ih
     Packed<T, some(F), HU> hidden;  // the rows of W_hh that multiply h
     Packed<T, some(R), RU> inner;   // and the others
@@ -40,9 +41,9 @@ struct Layer {
     size_t product_row = 0;  // elements of the longest row of products
 
     Layer(const Pass& pass, bool is_backward)
-        : pass(pass), timesteps(pass.T), B(pass.B), H(pass.H), P(pass.P), is_backward(is_backward), narrow(has_16_bits(pass.dtype)), input(H, pass.I),
-          hidden(H, P), inner(H, P), projection(P, H), hidden_transposed(P, F * H), inner_transposed(P, R * H),
-          projection_transposed(H, P) {
+        : pass(pass), timesteps(pass.T), B(pass.B), H(pass.H), P(pass.P), is_backward(is_backward),
+          narrow(has_16_bits(pass.dtype)), input(H, pass.I), hidden(H, P), inner(H, P), projection(P, H),
+          hidden_transposed(P, F * H), inner_transposed(P, R * H), projection_transposed(H, P) {
         set_int8(*this);
         for_each_product([&](auto& packed, const void* source, ptrdiff_t gate, ptrdiff_t n, ptrdiff_t k) {
             packed.dtype = pass.dtype, packed.source_dtype = pass.weights_dtype, packed.source = source;
