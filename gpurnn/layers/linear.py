@@ -140,7 +140,7 @@ class Linear(Module):
                 with adding(self.grads):
                     self.grads["bias"] += self.ops.sum_steps(dy)
             dx = self.xp.empty((len(dy), x.shape[-1]), self.dtype)
-            self.ops.product(dy, self._weight(), dx)
+            self.ops.product(dy, self.ops.rounded(table.params["weight"], self.dtype), dx)
             return dx.reshape(x.shape)
 
         return y, backward

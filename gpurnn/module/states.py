@@ -69,8 +69,8 @@ class States:
                 hint = "; only one of the two is quantized: load into a model that is as the arrays are"
             raise MissingError(f"state_dict does not fit: missing {missing}, unknown {unknown}{hint}")
         for name in targets:
-            if name in mapping and _is_int8(name, mapping) != _is_int8(name, targets):
-                raise DtypeError(f"{name}: only one of the model and the array is quantized: load floats into floats")
+            if name in mapping and _is_int8(name, mapping) and not _is_int8(name, targets):
+                raise DtypeError(f"{name}: expected floats, got whole numbers with scales: quantize this model first")
         loaded = {name: _converted(name, mapping[name], target) for name, target in targets.items() if name in mapping}
         for name, value in loaded.items():
             targets[name][...] = self.xp.asarray(value)
@@ -135,7 +135,7 @@ def _converted(name: str, value: Any, target: Array) -> Array:
         converted = value.astype(target.dtype)
     if not (np.isfinite(value).all() and np.isfinite(converted).all()):  # 1e300 is not finite in float32
         raise ValueError(f"{name}: holds values that are not finite in {target.dtype}")
-    if target.dtype == np.int8 and not (converted == value).all():
+    if target.dtype == np.int8 and (value.dtype.kind not in "iu" or not (converted == value).all()):
         raise ValueError(
             f"{name}: expected whole numbers as {target.dtype} holds them: quantize a model that has the floats"
         )

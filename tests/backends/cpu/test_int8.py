@@ -44,7 +44,7 @@ def expected(x, values, scales):
         stop = K if K - k < 1984 + 64 else k + 1984
         total += (whole[:, k:stop] @ values[:, k:stop].astype(np.int64).T).astype(np.float32)
         k = stop
-    return total.astype(x.dtype) * own[:, None] * scales.astype(x.dtype)
+    return total.astype(x.dtype) * scales.astype(x.dtype) * own[:, None]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
