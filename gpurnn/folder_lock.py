@@ -208,6 +208,6 @@ def _born(pid):
 def _boot():
     """An identifier of this boot of the machine, the same in all its containers; None if there is none."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return None

@@ -25,7 +25,7 @@ def host_machine(backend):
 def _processor():
     """The model of this processor; empty where the system does not name it."""
     try:
-        with open("/proc/cpuinfo") as file:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             lines = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
     except OSError:
         return platform.processor()

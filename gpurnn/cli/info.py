@@ -1,5 +1,7 @@
 """``gpurnn info``: what this installation is and what it can use, or what a run or a model file is."""
 
+import importlib.metadata
+import json
 import os
 import platform
 
@@ -41,6 +43,7 @@ def _installation(as_json):
 
     from ..backends import backends, get_backend
     from ..backends.cpu.ops import describe
+    from ..backends.cpu.threads import processors
     from ..backends.sources import kernel_files
 
     build = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
@@ -54,11 +57,13 @@ def _installation(as_json):
     except ImportError:
         pass
     available = backends()
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cpus = processors()
     document = {
         "gpurnn": options.VERSION,
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "wheel": _wheel(),
+        "library": _library(),
         "numpy": np.__version__,
         "blas": blas,
         "cpus": cpus,
@@ -74,6 +79,8 @@ def _installation(as_json):
     rows = {
         "gpurnn": options.VERSION,
         "Python": f"{document['python']} on {document['platform']}",
+        "Installed from": document["wheel"] or "no wheel: a checkout",
+        "Compiled code": _compiled(document["library"]),
         "NumPy": f"{np.__version__} with {blas['name']} {blas['version']}{threads}; {cpus} CPUs",
         "GPU": ", ".join(f"{name} {value}" for name, value in (document["gpu"] or {"": "none in use"}).items()).strip(),
         "Kernels": f"{len(document['kernels'])} CUDA files: {', '.join(document['kernels'])}",
@@ -89,6 +96,43 @@ def _installation(as_json):
     )
     for name, value in rows.items():
         click.echo(options.row(name, value))
+
+
+def _wheel():
+    """The tags of the wheel that gpurnn was installed from, such as py3-none-win_amd64; None where it was no wheel."""
+    try:
+        distribution = importlib.metadata.distribution("gpurnn")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+    lines = (distribution.read_text("WHEEL") or "").splitlines()
+    if not lines or origin.get("dir_info", {}).get("editable"):
+        return None
+    tags = ", ".join(line.partition(":")[2].strip() for line in lines if line.startswith("Tag:"))
+    return tags or None
+
+
+def _library():
+    """The compiled library: its file, the instruction set that it runs with and the best one here; None without it."""
+    from ..backends.cpu.native import ISAS, library_path, load_native
+
+    native = load_native()
+    if native is None:
+        return None
+    library, level = native
+    target = f"{platform.system()} {platform.machine()}"
+    return {"file": library_path().name, "target": target, "isa": ISAS[level],
+            "best_isa": ISAS[library.gpurnn_native_level()]}  # fmt: skip
+
+
+def _compiled(library):
+    """The row for ``_library``."""
+    if library is None:
+        return "none"
+    forced = (
+        "" if library["isa"] == library["best_isa"] else f", by GPURNN_ISA; this processor can {library['best_isa']}"
+    )
+    return f"{library['file']} for {library['target']}, with the instruction set {library['isa']}{forced}"
 
 
 def _gpu(cupy):

@@ -9,7 +9,7 @@ from ..errors import FileError, one_line
 from .limits import MAX_MEMORY, check_room, max_memory, parse_size, set_max_memory
 from .places import fresh_path, make_folder, open_log, refuse_same
 from .reading import JSON_FACTOR, file_size, naming, open_regular, parse_json, read_bytes, read_json
-from .system import lock_file
+from .system import cache_folder, lock_file
 from .temporary import sweep_folder, temporary_target
 from .writing import check_target, is_stream, write_bytes_atomic, write_json_atomic, write_text_atomic
 
@@ -21,7 +21,7 @@ __all__ = [
     # writing
     "check_target", "is_stream", "write_bytes_atomic", "write_json_atomic", "write_text_atomic",
     # places
-    "fresh_path", "make_folder", "open_log", "refuse_same",
+    "cache_folder", "fresh_path", "make_folder", "open_log", "refuse_same",
     # what killed processes leave, and locks
     "lock_file", "sweep_folder", "temporary_target",
     # the error that all of these raise, and how its message is made one line

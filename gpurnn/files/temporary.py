@@ -8,7 +8,7 @@ import secrets
 import stat
 import time
 
-from .system import BINARY, CLOEXEC, NOFOLLOW, NONBLOCK, fcntl, lock_file, write_all
+from .system import BINARY, CLOEXEC, NOFOLLOW, NONBLOCK, fcntl, lock_file, replace, write_all
 
 _STALE = 3600.0  # seconds; an older temporary file counts as abandoned where files cannot be locked
 
@@ -29,11 +29,11 @@ def write_and_rename(path, data, before):
                 _set_owner_and_mode(descriptor, before)
             os.fsync(descriptor)
             if fcntl:
-                os.replace(temporary, path)
+                replace(temporary, path)
         finally:
             os.close(descriptor)
         if not fcntl:  # Windows renames no open file
-            os.replace(temporary, path)
+            replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()

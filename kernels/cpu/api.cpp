@@ -3,6 +3,9 @@
 //
 // parts.h is compiled once for each instruction set; every call chooses one of them. The cells are those of ../cells/, the same
 // structs that run on a GPU. Legend and layout: ../common.cuh.
+//
+// This file is the whole library. To be compiled in several pieces at once, it is one of them where GPURNN_PIECE is defined: 0 is
+// the interface, 1 + n the instruction set of level n.
 
 #include "interface.h"
 
@@ -10,10 +13,17 @@
 #include <cpuid.h>
 #endif
 
+#include "pieces.h"
+
+#ifdef GPURNN_PIECE
+namespace gpurnn {
+#else
 namespace {
+#endif
 
 // For each instruction set: the bytes of a vector register, and how many registers a matrix product may use as accumulators.
 // x86-64 has 16 vector registers without AVX-512; AVX-512 and aarch64 have 32.
+#if IN_PIECE(1)
 #define VECTOR_BYTES 16
 #ifdef __x86_64__
 #define ACCUMULATORS 12
@@ -22,13 +32,16 @@ namespace {
 #endif
 namespace baseline {
 #include "parts.h"
+FUNCTIONS
 }
 #undef VECTOR_BYTES
 #undef ACCUMULATORS
+#endif
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define X86
 
+#if IN_PIECE(2)
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
@@ -39,14 +52,21 @@ namespace baseline {
 #define ACCUMULATORS 12
 namespace avx2 {
 #include "parts.h"
+FUNCTIONS
 }
 #undef VECTOR_BYTES
 #undef ACCUMULATORS
 #ifdef __clang__
 #pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx2,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC pop_options
+#endif
+#endif
+
+#if IN_PIECE(3)
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx2,fma,f16c"))), apply_to = function)
+#else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx2,fma,f16c")
 #endif
@@ -54,6 +74,7 @@ namespace avx2 {
 #define ACCUMULATORS 24
 namespace avx512 {
 #include "parts.h"
+FUNCTIONS
 }
 #ifdef __clang__
 #pragma clang attribute pop
@@ -61,12 +82,16 @@ namespace avx512 {
 #pragma GCC pop_options
 #endif
 #endif
+#endif
 
 }  // namespace
+
+#if IN_PIECE(0)
 
 // The best instruction set of this build on this machine: 0 baseline (128-bit vectors), 1 AVX2, 2 AVX-512.
 EXPORT int gpurnn_native_level() {
 #ifdef X86
+    __builtin_cpu_init();  // not every compiler's library does that when it is loaded
     unsigned a, b, c = 0, d;
     const bool f16c = __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;  // not every compiler's __builtin_cpu_supports knows it
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !f16c) return 0;
@@ -84,9 +109,9 @@ EXPORT int gpurnn_native_bytes(int which) {
 }
 
 #ifdef X86
-#define DISPATCH(function) (level == 2 ? avx512::function : level == 1 ? avx2::function : baseline::function)
+#define DISPATCH(function) (level == 2 ? OF(avx512, function) : level == 1 ? OF(avx2, function) : OF(baseline, function))
 #else
-#define DISPATCH(function) baseline::function
+#define DISPATCH(function) OF(baseline, function)
 #endif
 
 EXPORT int gpurnn_native_time_loop(const Pass* passes, int directions, int threads, int backward, int level) {
@@ -138,3 +163,4 @@ EXPORT int gpurnn_native_dropout_mask(ptrdiff_t N, uint64_t seed, unsigned layer
                                       bool* mask, int threads, int level) {
     return guarded([=] { DISPATCH(dropout_mask)(N, seed, layer, call, threshold, mask, threads); });
 }
+#endif

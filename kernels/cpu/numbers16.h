@@ -15,6 +15,8 @@ INLINE Vec<float> from_halves(Halves halves) {
     return (Lanes)_mm512_maskz_cvtph_ps(0xFFFF, (__m256i)halves);
 #elif defined(__x86_64__) && VECTOR_BYTES == 32
     return (Lanes)_mm256_cvtph_ps((__m128i)halves);
+#elif defined(__aarch64__)
+    return (Lanes)vcvt_f32_f16((float16x4_t)halves);
 #else
     typedef Vec<float>::Ints Ints;
     const Words bits = __builtin_convertvector(halves, Words), size = bits & 0x7FFF, moved = size << 13;
@@ -47,6 +49,8 @@ INLINE Halves to_halves(Vec<float> x) {
     return (Halves)_mm512_maskz_cvtps_ph(0xFFFF, (__m512)x.v, _MM_FROUND_TO_NEAREST_INT);
 #elif defined(__x86_64__) && VECTOR_BYTES == 32
     return (Halves)_mm256_cvtps_ph((__m256)x.v, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__aarch64__)
+    return (Halves)vcvt_f16_f32((float32x4_t)x.v);
 #else
     typedef Vec<float>::Lanes Lanes;
     typedef Vec<float>::Ints Ints;

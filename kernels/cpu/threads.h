@@ -53,7 +53,7 @@ inline void pause() {
 #if defined(__x86_64__) || defined(_M_X64)
     _mm_pause();
 #elif defined(__aarch64__)
-    asm volatile("yield");
+    asm volatile("isb");  // "yield" does nothing on most processors, so that SPINS would be over in a microsecond
 #endif
 }
 
@@ -115,19 +115,21 @@ class Worker {
     const void* task = nullptr;
     std::atomic<int>* unfinished = nullptr;  // tasks of the same call
     int number, caller_processor = -1;
-    bool stopping = false;
+    bool stopping = false, abandoned = false;
     std::thread thread;  // must come last: it starts when the other members exist
 
     void run() {
         std::unique_lock<std::mutex> lock(mutex);
         for (;;) {
             changed.wait(lock, [this] { return call || stopping; });
-            if (stopping) return;
+            if (stopping) break;
             if (current_processor() == caller_processor) leave_processor(caller_processor);
             call(task, number);
             call = nullptr;
             unfinished->fetch_sub(1, std::memory_order_release);
         }
+        lock.unlock();
+        if (abandoned) delete this;
     }
 
 public:
@@ -138,7 +140,14 @@ public:
             stopping = true;
         }
         changed.notify_one();
-        thread.join();
+        if (thread.joinable()) thread.join();
+    }
+    // Ends the thread, which then deletes this object, without waiting for it.
+    void abandon() {
+        std::lock_guard<std::mutex> lock(mutex);
+        stopping = abandoned = true;
+        thread.detach();
+        changed.notify_one();
     }
     void start(void (*new_call)(const void*, int), const void* new_task, std::atomic<int>* counter, int processor) {
         {
@@ -164,7 +173,12 @@ struct WorkerPool {
         return *workers;
     }
     ~WorkerPool() {
-        if (owner == current_process()) delete workers;
+        if (!workers || owner != current_process()) return;
+#ifdef _WIN32
+        // Here Windows holds the lock of its loader. A thread needs that lock to end, so waiting for one would never end.
+        for (auto& worker : *workers) worker.release()->abandon();
+#endif
+        delete workers;
     }
 };
 thread_local WorkerPool worker_pool;

@@ -342,7 +342,7 @@ def test_there_is_one_helper_that_writes():
         for path in (ROOT / folder).rglob("*.py")
         if pattern.search(re.sub(r"(?m)^ *>>>.*", "", path.read_text(encoding="utf-8")))  # examples may write
     }
-    expected = {"gpurnn/files/temporary.py", "gpurnn/files/places.py", "gpurnn/backends/cuda/cubins.py"}
+    expected = {"gpurnn/files/system.py", "gpurnn/files/places.py", "gpurnn/backends/cuda/cubins.py"}
     assert found == expected | {"bench/long.py"}, found  # which writes to the kernel's count of memory
 
 

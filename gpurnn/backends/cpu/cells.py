@@ -1,25 +1,23 @@
 """Compiles the time loop of a traced cell for this processor, at the cell's first use.
 
-The compiler is found at run time: ``CXX``, else c++, g++ or clang++. What it makes lies in the folder ``cells`` of
-``GPURNN_CACHE``, by default of ``gpurnn`` in the user's cache folder, so that no process compiles what an earlier one
-has. A file's name has a hash of everything that decides its content (all sources, the struct, the compiler, its
-options), and a hash of its content: one that is damaged is made again. ``GPURNN_CPU_CELLS=0`` switches this off. Where
-nothing is compiled, the cell is array code.
+The compiler is found at run time (compiler.py). What it makes lies in the folder ``cells`` of ``GPURNN_CACHE``, by
+default of ``gpurnn`` in the user's cache folder, so that no process compiles what an earlier one has. A file's name has
+a hash of everything that decides its content (all sources, the struct, the compiler, its options), and a hash of its
+content: one that is damaged is made again. ``GPURNN_CPU_CELLS=0`` switches this off. Where nothing is compiled, the
+cell is array code.
 
 A compiled cell gives the same bits as one of kernels/cells with the same equations where both were built by the same
 version of the same compiler; other compilers contract other products and sums.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import logging
 import os
 import platform
-import shlex
-import shutil
 import stat
-import subprocess
 import tempfile
 import threading
 from collections.abc import Callable
@@ -28,29 +26,16 @@ from typing import NamedTuple
 
 from ...dtypes import C_NAMES
 from ...errors import one_line
-from ...files import make_folder, write_bytes_atomic
+from ...files import cache_folder, make_folder, write_bytes_atomic
 from ..sources import kernel_source
+from . import compiler
+from .compiler import CompilerError
 from .native import ISAS, LEVELS, Pass
 
-# Those of gpurnn._native in pyproject.toml, and what makes a shared library
-_FLAGS = (
-    "-std=c++17", "-O2", "-g0", "-fvisibility=hidden", "-fno-math-errno", "-fwrapv", "-pthread", "-Wno-psabi", "-w",
-    "-fPIC", "-shared", "-x", "c++", "-",
-)  # fmt: skip
-_SETS = (
-    (),
-    ("-mavx2", "-mfma", "-mf16c"),
-    ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx2", "-mfma", "-mf16c"),
-)  # of each level
 _PLACE = "//@ the struct\n"  # in cell.cpp
-_PATIENCE = 300  # seconds for one compilation, on a machine that is busy
 _log = logging.getLogger("gpurnn")
 _lock = threading.Lock()
 _known = {}  # (struct, name, dtype, level) -> its function, or the reason why there is none
-
-
-class CellError(Exception):
-    """Why a cell is not compiled."""
 
 
 class Generated(NamedTuple):
@@ -86,8 +71,8 @@ def refusal(cell, dtype, level):
     if found is not None:
         return found if isinstance(found, str) else None
     try:
-        _compiler()
-    except CellError as problem:
+        compiler.find()
+    except CompilerError as problem:
         return f"the cell {cell.name} is not compiled: {problem}"
     return None
 
@@ -96,54 +81,10 @@ def _first_use(cell, dtype, level):
     """The function of a cell, or the reason why there is none, which the log tells once."""
     try:
         return _load(cell, dtype, level)
-    except (CellError, OSError, ValueError, RuntimeError) as problem:  # no home, no folder for temporary files, ...
+    except (CompilerError, OSError, ValueError, RuntimeError) as problem:  # no home, no folder for temporary files, ...
         reason = f"the cell {cell.name} is not compiled: {one_line(problem, 1000)}"
         _log.warning("%s. It runs as array code, which is slower", reason)
         return reason
-
-
-# ---- the compiler
-
-
-def _compiler():
-    """``(command, what it says of itself)``. Raises CellError where there is none, or it is switched off."""
-    if os.environ.get("GPURNN_CPU_CELLS", "1").strip().lower() in ("0", "false", "no", "off"):
-        raise CellError("GPURNN_CPU_CELLS switches it off")
-    candidates = [os.environ["CXX"]] if os.environ.get("CXX", "").strip() else ["c++", "g++", "clang++"]
-    for candidate in candidates:
-        command = tuple(shlex.split(candidate))
-        path = shutil.which(command[0])
-        if path:
-            return _described((path, *command[1:]), os.stat(path).st_mtime_ns)
-    named = f"CXX names {candidates[0]}, which is not there" if len(candidates) == 1 else "no C++ compiler was found"
-    raise CellError(f"{named}: install one, such as g++, or set CXX")
-
-
-@functools.cache
-def _described(command, changed):
-    """``(command, version)``. changed: when the compiler's file was, as an update may bring another version."""
-    return command, _run((*command, "--version")).stdout
-
-
-def _run(command, text=b""):
-    """Run the compiler. Raises CellError where it fails, with the first line that says why."""
-    try:
-        done = subprocess.run(command, input=text, capture_output=True, timeout=_PATIENCE, check=False)
-    except OSError as error:
-        raise CellError(f"{command[0]} failed: {one_line(error)}") from error
-    except subprocess.TimeoutExpired as error:
-        raise CellError(f"{command[0]} took more than {_PATIENCE} s") from error
-    if done.returncode:
-        lines = done.stderr.decode(errors="replace").splitlines() or [f"exit code {done.returncode}"]
-        what = next((line for line in lines if "error" in line), lines[-1])
-        raise CellError(f"{command[0]} failed: {one_line(what)}")
-    return done
-
-
-@functools.cache
-def _sources():
-    """The text of cell.cpp with all headers."""
-    return kernel_source("cell.cpp")
 
 
 # ---- the cache
@@ -152,39 +93,41 @@ def _sources():
 def folder():
     """The folder of compiled cells."""
     chosen = os.environ.get("GPURNN_CACHE")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpurnn"
-    return (Path(chosen).expanduser() if chosen else home) / "cells"
+    return (Path(chosen).expanduser() if chosen else cache_folder()) / "cells"
 
 
 def _load(cell, dtype, level):
-    """The function of a cell, from the cache or compiled. Raises CellError."""
-    command, version = _compiler()
+    """The function of a cell, from the cache or compiled. Raises CompilerError."""
+    command, version = compiler.find()
     text = f"#define CELL {cell.name}\n#define REAL {C_NAMES[dtype]}\n" + _sources().replace(_PLACE, cell.struct)
-    command = (*command, *_flags(level))
+    command = (*command, *compiler.options(version, level))
     key = hashlib.sha256(repr((command, version, platform.machine(), text)).encode()).hexdigest()[:32]
     place = _usable_folder()
+    suffix = compiler.library_suffix()
     stem = f"{cell.name[:40]}-{dtype}-{ISAS[level]}-{key}"
-    for path in sorted(place.glob(f"{stem}-*.so")) if place else ():
+    for path in sorted(place.glob(f"{stem}-*{suffix}")) if place else ():
         function = _opened(path)
         if function:
             return function
-        path.unlink(missing_ok=True)  # damaged: it is made again
+        with contextlib.suppress(OSError):  # Windows removes no library that is loaded
+            path.unlink()  # damaged: it is made again
     where = f"it is then in {place}" if place else "for this process alone"
     _log.info("compiling the cell %s for %s and %s; %s", cell.name, dtype, LEVELS[level], where)
-    with tempfile.TemporaryDirectory(prefix="gpurnn-cell-") as temporary:
-        made = Path(temporary, "cell.so")
-        _run((*command, "-o", str(made)), text.encode())
+    with tempfile.TemporaryDirectory(prefix="gpurnn-cell-", ignore_cleanup_errors=True) as temporary:
+        made = Path(temporary, f"cell{suffix}")
+        compiler.run((*command, "-o", str(made)), text.encode())
         code = made.read_bytes()
-        path = place and _stored(place / f"{stem}-{hashlib.sha256(code).hexdigest()[:32]}.so", code)
+        path = place and _stored(place / f"{stem}-{hashlib.sha256(code).hexdigest()[:32]}{suffix}", code)
         function = (path and _opened(path)) or _function(made)  # a loaded library needs no file
     if function is None:
-        raise CellError("what the compiler made cannot be loaded")
+        raise CompilerError("what the compiler made cannot be loaded")
     return function
 
 
-def _flags(level):
-    """The compiler's options. On other processors than x86-64 there is one level."""
-    return (*(_SETS[level]), *_FLAGS)
+@functools.cache
+def _sources():
+    """The text of cell.cpp with all headers."""
+    return kernel_source("cell.cpp")
 
 
 def _usable_folder():
@@ -218,6 +161,8 @@ def _stored(path, code):
         path.chmod(0o600)
         return path
     except OSError as error:
+        if path.is_file():  # of another process, which has loaded it: Windows then does not replace it
+            return path
         _log.warning("compiled cells are not stored: %s", one_line(error))
         return None
 

@@ -115,6 +115,17 @@ def struct_name(name):
     return name.encode()
 
 
+def library_path():
+    """The library's file, or None where it was not built.
+
+    A build on this machine names it as Python names its extensions. A wheel has one name for all versions of Python,
+    some of which (those without a lock for all threads) know no ``.abi3.so``.
+    """
+    folder = Path(__file__).parents[2]  # the package gpurnn
+    suffixes = (*importlib.machinery.EXTENSION_SUFFIXES, ".abi3.so", ".dylib", ".dll")
+    return next(filter(Path.is_file, (folder / f"_native{suffix}" for suffix in suffixes)), None)
+
+
 @functools.cache
 def load_native():
     """Load the library.
@@ -122,12 +133,8 @@ def load_native():
     Returns ``(library, level)``, or None where it was not built. level: index in LEVELS, the best of this processor or
     that of ``GPURNN_ISA``. Raises BackendError for a library of another version of gpurnn, and as ``chosen_level``.
     """
-    folder = Path(__file__).parents[2]  # the package gpurnn
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = folder / f"_native{suffix}"
-        if path.is_file():
-            break
-    else:
+    path = library_path()
+    if path is None:
         return None
     library = ctypes.CDLL(str(path))
     number = ctypes.c_int

@@ -2,9 +2,11 @@
 
 import contextlib
 import contextvars
+import ctypes
 import functools
 import math
 import os
+import sys
 from pathlib import Path
 
 from ...errors import one_line
@@ -47,8 +49,29 @@ def _wanted():
     count = _whole(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0])
     if count:
         return min(count, _MOST_THREADS)
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(count, quota(*QUOTA))
+    return min(processors(), quota(*QUOTA))
+
+
+def processors():
+    """The processors that this process may use. Of a Mac with fast and slow ones, the fast ones.
+
+    Threads get equal parts of the work, so that the others would wait for one on a slow processor.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return (sys.platform == "darwin" and _fast_processors()) or os.cpu_count() or 1
+
+
+@functools.cache
+def _fast_processors():
+    """How many fast processors macOS says there are; 0 where it does not say."""
+    count, size = ctypes.c_int(0), ctypes.c_size_t(ctypes.sizeof(ctypes.c_int))
+    try:
+        ask = ctypes.CDLL(None).sysctlbyname
+        failed = ask(b"hw.perflevel0.logicalcpu", ctypes.byref(count), ctypes.byref(size), None, ctypes.c_size_t(0))
+    except (OSError, AttributeError):
+        return 0
+    return 0 if failed else max(count.value, 0)
 
 
 def _whole(text):
@@ -65,7 +88,7 @@ def quota(root, groups):
     folder; then the limit is that of the top folder.
     """
     try:
-        lines = [line.split(":", 2) for line in Path(groups).read_text().splitlines()]
+        lines = [line.split(":", 2) for line in Path(groups).read_text(encoding="utf-8", errors="replace").splitlines()]
     except OSError:
         return math.inf
     allowed = [math.inf]
@@ -84,7 +107,7 @@ def _limit(folder):
     """The limit of one control group: in cpu.max (version 2) or in two files (version 1)."""
     for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
         try:
-            quota, period = " ".join((folder / name).read_text() for name in names).split()
+            quota, period = " ".join((folder / name).read_text(encoding="ascii") for name in names).split()
             if quota not in ("max", "-1"):
                 return max(1, math.ceil(int(quota) / int(period)))
         except (OSError, ValueError, ZeroDivisionError):

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from ...files import read_bytes, read_json
+from ...files import cache_folder, read_bytes, read_json
 from . import nvrtc
 
 _REPORT = ("-Xptxas", "-v")  # the log then says what is spilled
@@ -23,8 +23,7 @@ _REPORT = ("-Xptxas", "-v")  # the log then says what is spilled
 def folder():
     """The folder of compiled kernels: in ``GPURNN_CACHE``, by default in ``gpurnn`` in the user's cache folder."""
     chosen = os.environ.get("GPURNN_CACHE")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpurnn"
-    return (Path(chosen) if chosen else home) / "kernels"
+    return (Path(chosen) if chosen else cache_folder()) / "kernels"
 
 
 def find(source, expression, arch, file="kernel.cu"):

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ....errors import FileError
-from ....files import make_folder, one_line, read_json, write_json_atomic
+from ....files import cache_folder, make_folder, one_line, read_json, write_json_atomic
 
 _FORMAT = 1
 _log = logging.getLogger("gpurnn")
@@ -60,7 +60,7 @@ def path():
     """The path of the table: ``GPURNN_TUNED``, else ``gpurnn/tuned.json`` in the user's cache folder."""
     if os.environ.get("GPURNN_TUNED"):
         return Path(os.environ["GPURNN_TUNED"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpurnn" / "tuned.json"
+    return cache_folder() / "tuned.json"
 
 
 def read():

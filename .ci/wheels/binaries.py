@@ -1,0 +1,113 @@
+"""What a compiled library offers and needs, read from its file: ELF, Mach-O or PE.
+
+A library offers the functions gpurnn_native_* and no others, and needs only what the oldest system of its tag has.
+"""
+
+import shutil
+import subprocess
+import zipfile
+from pathlib import Path
+
+PREFIX = "gpurnn_native_"
+# Libraries that a wheel may expect: of the tags' policies, of macOS and of Windows 10.
+_SYSTEM = (
+    "libc.so", "libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2", "ld-linux-aarch64.so.1",
+    "/usr/lib/libSystem.B.dylib", "kernel32.dll", "ntdll.dll",
+)  # fmt: skip
+_UCRT = "api-ms-win-crt-"  # a part of Windows since version 10
+
+
+def facts(path):
+    """{"kind", "machine", "exports", "needs", "oldest"} of a library. oldest: the version of its C library or system."""
+    head = Path(path).read_bytes()[:4]
+    read = {b"\x7fELF": _elf, b"\xcf\xfa\xed\xfe": _macho}.get(head, _pe)
+    return read(path)
+
+
+def faults(found):
+    """What is wrong with ``facts``, as sentences."""
+    strangers = [name for name in found["exports"] if not name.startswith(PREFIX)]
+    missing = [
+        name for name in found["needs"] if name.lower() not in _SYSTEM_LOWER and not name.lower().startswith(_UCRT)
+    ]
+    if not found["exports"]:
+        yield "it exports nothing"
+    if strangers:
+        yield f"it exports {', '.join(strangers)}"
+    if missing:
+        yield f"it needs {', '.join(missing)}"
+
+
+_SYSTEM_LOWER = {name.lower() for name in _SYSTEM}
+
+
+def _elf(path):
+    from elftools.elf.elffile import ELFFile
+
+    with open(path, "rb") as file:
+        elf = ELFFile(file)
+        names = [s.name for s in elf.get_section_by_name(".dynsym").iter_symbols() if s["st_shndx"] != "SHN_UNDEF"]
+        needs = [
+            tag.needed for tag in elf.get_section_by_name(".dynamic").iter_tags() if tag.entry.d_tag == "DT_NEEDED"
+        ]
+        versions = elf.get_section_by_name(".gnu.version_r")
+        used = [one.name for _, more in versions.iter_versions() for one in more] if versions else []
+        used = [tuple(map(int, name.removeprefix("GLIBC_").split("."))) for name in used if name.startswith("GLIBC_")]
+        oldest = "glibc " + ".".join(map(str, max(used))) if used else "musl"
+        stripped = elf.get_section_by_name(".symtab") is None
+        return _facts("ELF", elf["e_machine"].removeprefix("EM_"), filter(None, names), needs, oldest, stripped)
+
+
+def _macho(path):
+    from macholib import mach_o
+    from macholib.MachO import MachO
+    from macholib.SymbolTable import SymbolTable
+
+    file = MachO(str(path))
+    (header,) = file.headers
+    needs, oldest, signed = [], None, False
+    for load, command, data in header.commands:
+        if load.cmd == mach_o.LC_LOAD_DYLIB:
+            needs.append(data.rstrip(b"\0").decode())
+        elif load.cmd == mach_o.LC_BUILD_VERSION:
+            oldest = f"macOS {command.minos >> 16}.{command.minos >> 8 & 255}"
+        elif load.cmd == mach_o.LC_VERSION_MIN_MACOSX:
+            oldest = f"macOS {command.version >> 16}.{command.version >> 8 & 255}"
+        elif load.cmd == mach_o.LC_CODE_SIGNATURE:
+            signed = True
+    machine = {mach_o.CPU_TYPE_ARM64 if hasattr(mach_o, "CPU_TYPE_ARM64") else 0x100000C: "arm64"}
+    names = [name.decode().removeprefix("_") for _, name in SymbolTable(file).extdefsyms]
+    kind = "Mach-O, signed" if signed else "Mach-O, not signed"
+    return _facts(kind, machine.get(header.header.cputype, "x86_64"), names, needs, oldest, True)
+
+
+def _pe(path):
+    import pefile
+
+    file = pefile.PE(str(path))
+    machine = {0x8664: "x86_64", 0xAA64: "arm64"}[file.FILE_HEADER.Machine]
+    names = [symbol.name.decode() for symbol in file.DIRECTORY_ENTRY_EXPORT.symbols]
+    needs = [entry.dll.decode() for entry in file.DIRECTORY_ENTRY_IMPORT]
+    header = file.OPTIONAL_HEADER
+    oldest = f"Windows {header.MajorSubsystemVersion}.{header.MinorSubsystemVersion}"
+    return _facts("PE", machine, names, needs, oldest, not file.FILE_HEADER.NumberOfSymbols)
+
+
+def _facts(kind, machine, exports, needs, oldest, stripped):
+    return {"kind": kind, "machine": machine, "exports": sorted(exports), "needs": sorted(needs), "oldest": oldest,
+            "stripped": stripped}  # fmt: skip
+
+
+def audit(wheel):
+    """What auditwheel says of a Linux wheel, in one line; None where it is not here."""
+    command = shutil.which("auditwheel")
+    if command is None:
+        return None
+    done = subprocess.run([command, "show", str(wheel)], capture_output=True, encoding="utf-8", errors="replace")
+    return " ".join((done.stdout + done.stderr).split())
+
+
+def unpack(wheel, name, folder):
+    """Extract one file of a wheel; its path."""
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.extract(name, folder)
