@@ -9,17 +9,20 @@ from setuptools.command.bdist_wheel import bdist_wheel
 
 
 class Wheel(bdist_wheel):
-    """Marks a wheel without compiled code py3-none-any, and says that it has none."""
+    """Marks a wheel py3-none-PLATFORM, as the library needs nothing of Python's; without the library py3-none-any."""
 
     def run(self):
         if not self._compiled():
             self.distribution.ext_modules = None
-            self.root_is_pure, self.py_limited_api = True, ""
+            self.root_is_pure = True
             self.warn(
                 "gpurnn is built without its compiled code, as no C++ compiler works here: the backend 'cpu' will be "
                 "array code, which is slower. The wheel fits any platform"
             )
         super().run()
+
+    def get_tag(self):
+        return "py3", "none", super().get_tag()[2]
 
     def _compiled(self):
         """Whether the library can be built. It is built now, and only copied later."""

@@ -25,7 +25,7 @@ class Recorder:
 
     def __init__(self, library):
         self._library, self.records, self._arrays = library, [], []
-        self.terms = 1  # of the sums of the next call, one after another: each may round once
+        self.terms, self.dtype = 1, "float64"  # of the sums of the next calls, one after another: each may round once
 
     def __getattr__(self, name):
         function = getattr(self._library, name)
@@ -94,7 +94,7 @@ class Recorder:
         for array, old in zip(arrays, before, strict=True):
             name = array.dtype.name
             dtype = TYPES.index(name) if name in TYPES else len(TYPES)
-            out += [struct.pack("<QQd", len(old), dtype, self.terms * EPS.get(name, 0)), old, memory(array)]
+            out += [struct.pack("<QQd", len(old), dtype, self.terms * EPS[self.dtype]), old, memory(array)]
         self.records.append(b"".join(out))
 
     def save(self, path):
@@ -142,6 +142,7 @@ def record(path):
     packing.packed_weights = lambda *arguments: None  # their layout is that of one instruction set
     try:
         for dtype in TYPES:
+            recorder.dtype = dtype
             for layer, options in layers(dtype):
                 x = rng.standard_normal((6, 3, 5)).astype(check_dtype(dtype))
                 recorder.terms = 6 * 4 * (19 + 5)  # of gradients: timesteps, gates, columns
@@ -158,6 +159,7 @@ def record_rest(backend, recorder, rng):
     """Products, cross-entropy, optimizers and random masks."""
     numbers = lambda *shape: rng.standard_normal(shape).astype(dtype)  # noqa: E731
     for dtype in ("float32", "float64"):
+        recorder.dtype = dtype
         a, b, out = numbers(33, 40), numbers(40, 37), numbers(33, 37)
         recorder.terms = 40
         for array in (a, b, out):

@@ -157,6 +157,7 @@ static double run(const Record& record, int threads, int level) {
 }
 
 int main(int count, char** words) {
+    std::setvbuf(stdout, nullptr, _IONBF, 0);
     if (count != 3) return std::puts("expected: replay LIBRARY FILE"), 2;
     library = open_library(words[1]);
     if (!library) return std::printf("%s cannot be loaded\n", words[1]), 2;

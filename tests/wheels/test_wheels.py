@@ -1,0 +1,91 @@
+"""The scripts of .ci/wheels, without compiling: what is in a wheel, what is said of a library."""
+
+import csv
+import hashlib
+import re
+import sys
+import zipfile
+from base64 import urlsafe_b64decode
+
+import pytest
+from helpers import ROOT
+
+import gpurnn
+
+sys.path.append(str(ROOT / ".ci" / "wheels"))
+import binaries
+import packing
+from targets import TARGETS
+
+
+@pytest.fixture
+def pure(tmp_path):
+    """A wheel that fits any platform."""
+    path = tmp_path / "gpurnn-0.1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr("gpurnn/__init__.py", "# a module\n")
+        text = "Wheel-Version: 1.0\nGenerator: setuptools\nRoot-Is-Purelib: true\nTag: py3-none-any\n\n"
+        wheel.writestr("gpurnn-0.1.0.dist-info/WHEEL", text)
+        wheel.writestr("gpurnn-0.1.0.dist-info/METADATA", "Metadata-Version: 2.4\nName: gpurnn\nVersion: 0.1.0\n")
+        wheel.writestr("gpurnn-0.1.0.dist-info/RECORD", "")
+    return path
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_a_wheel_of_a_platform(target, pure, tmp_path):
+    library = tmp_path / "library"
+    library.write_bytes(b"compiled" * 1000)
+    path = packing.write(pure, target, library, tmp_path)
+    assert path.name == f"gpurnn-0.1.0-py3-none-{'.'.join(target.tags)}.whl"
+    files = packing.read(path)
+    assert files[f"gpurnn/{target.library}"] == library.read_bytes()
+    lines = files["gpurnn-0.1.0.dist-info/WHEEL"].decode().splitlines()
+    assert "Root-Is-Purelib: false" in lines and "Wheel-Version: 1.0" in lines
+    assert [line for line in lines if line.startswith("Tag:")] == [f"Tag: py3-none-{tag}" for tag in target.tags]
+    rows = list(csv.reader(files["gpurnn-0.1.0.dist-info/RECORD"].decode().splitlines()))
+    assert rows[-1] == ["gpurnn-0.1.0.dist-info/RECORD", "", ""] and {name for name, *_ in rows} == set(files)
+    for name, digest, size in rows[:-1]:
+        assert urlsafe_b64decode(digest.removeprefix("sha256=") + "=") == hashlib.sha256(files[name]).digest()
+        assert int(size) == len(files[name])
+
+
+def test_equal_content_gives_equal_bytes(pure, tmp_path):
+    library = tmp_path / "library"
+    library.write_bytes(b"compiled")
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir(), second.mkdir()
+    one = packing.write(pure, TARGETS[0], library, first).read_bytes()
+    library.touch()
+    assert packing.write(pure, TARGETS[0], library, second).read_bytes() == one
+    same = packing.write(pure, None, None, first)
+    assert same.name == pure.name and set(packing.read(same)) == set(packing.read(pure))
+
+
+def test_every_platform_has_a_wheel_of_its_own():
+    tags = [tag for target in TARGETS for tag in target.tags]
+    assert len(set(tags)) == len(tags) and len({target.name for target in TARGETS}) == len(TARGETS) == 8
+    assert {"manylinux2014_x86_64", "manylinux2014_aarch64", "macosx_11_0_arm64", "macosx_11_0_x86_64"} < set(tags)
+    assert {"win_amd64", "win_arm64", "musllinux_1_2_x86_64", "musllinux_1_2_aarch64"} < set(tags)
+
+
+@pytest.mark.parametrize("exports, needs, fault", [
+    (["gpurnn_native_level"], ["libc.so.6", "KERNEL32.dll", "api-ms-win-crt-heap-l1-1-0.dll"], []),
+    ([], [], ["it exports nothing"]),
+    (["gpurnn_native_level", "_Znwm"], [], ["it exports _Znwm"]),
+    (["gpurnn_native_level"], ["libstdc++.so.6", "libc.so"], ["it needs libstdc++.so.6"]),
+])  # fmt: skip
+def test_faults_of_a_library(exports, needs, fault):
+    assert list(binaries.faults({"exports": exports, "needs": needs})) == fault
+
+
+def test_the_conda_recipe_asks_for_the_same(monkeypatch):
+    """Its versions and requirements are those of pyproject.toml."""
+    yaml = pytest.importorskip("yaml")
+    recipe = yaml.safe_load((ROOT / ".ci" / "conda" / "recipe.yaml").read_text(encoding="utf-8"))
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert recipe["schema_version"] == 1 and recipe["context"]["version"] == gpurnn.__version__
+    required = set(re.findall(r'"([^"]+)"', re.search(r"^dependencies = \[(.*)\]$", text, re.M)[1]))
+    python = re.search(r'^requires-python = "(.*)"$', text, re.M)[1]
+    assert {line.replace(" ", "") for line in recipe["requirements"]["run"]} == required | {f"python{python}"}
+    assert recipe["build"]["python"]["entry_points"] == ["gpurnn = gpurnn.cli:main"]
+    assert 'gpurnn = "gpurnn.cli:main"' in text and f'description = "{recipe["about"]["summary"]}"' in text
