@@ -96,6 +96,7 @@ def test_wheel_holds_every_source_and_nothing_else(built, tree):
 def test_a_wheel_fits_one_platform_only_where_something_was_compiled(built, tree, tmp_path):
     compiled = any("_native" in name for name in zipfile.ZipFile(built[1]).namelist())
     assert built[1].name.endswith("-py3-none-any.whl") != compiled
+    assert "-py3-none-" in built[1].name  # the library serves every version of Python
     copy = tmp_path / "tree"
     shutil.copytree(tree, copy, ignore=shutil.ignore_patterns("build", "_native*", "*.egg-info"))
     command = sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(tmp_path), str(copy)
@@ -116,7 +117,8 @@ def test_sdist_holds_the_tests(built, tree):
         names = {name.partition("/")[2] for name in sdist.getnames()}
     assert names > {f"tests/{name}" for name in sources(tree / "tests", ".py")}
     assert names > {f"gpurnn/{name}" for name in sources(tree / "gpurnn", ".md")} > {"gpurnn/docs/index.md"}
-    assert names > {".ci/run", ".docs/conf.py", ".docs/static/site.css", "LICENSE", "README.md"}
+    assert names > {".ci/run", ".ci/wheels/__main__.py", ".ci/conda/recipe.yaml", "LICENSE", "README.md"}
+    assert names > {".docs/conf.py", ".docs/static/site.css"}
     assert names > {"bench/__init__.py", "kernels/common.cuh", "kernels/cells/probe.cuh"}
     assert names > {f"kernels/{name}" for name in sources(tree / "kernels", ".cpp", ".h")} > {"kernels/cpu/api.cpp"}
     assert not [name for name in names if name.endswith(".pyc")]

@@ -5,6 +5,7 @@ A piece lies under a hash of everything that decides its content, and is compile
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -83,6 +84,7 @@ class Builder:
             made = room / f"_native{suffix}"
             make(made)
             os.replace(made, path)
+            shutil.rmtree(room)
             print(f"  {label}: {time.monotonic() - started:.0f} s", flush=True)
         return path
 

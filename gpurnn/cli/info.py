@@ -79,8 +79,8 @@ def _installation(as_json):
     rows = {
         "gpurnn": options.VERSION,
         "Python": f"{document['python']} on {document['platform']}",
-        "Installed from": document["wheel"] or "no wheel: a checkout",
-        "Compiled code": _compiled(document["library"]),
+        "Wheel": document["wheel"] or "no wheel: a checkout",
+        "Library": _compiled(document["library"]),
         "NumPy": f"{np.__version__} with {blas['name']} {blas['version']}{threads}; {cpus} CPUs",
         "GPU": ", ".join(f"{name} {value}" for name, value in (document["gpu"] or {"": "none in use"}).items()).strip(),
         "Kernels": f"{len(document['kernels'])} CUDA files: {', '.join(document['kernels'])}",

@@ -5,11 +5,13 @@ import os
 import shutil
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from gpurnn.backends.cpu import native
 from gpurnn.cli import main
 from gpurnn.cli.run_facts import rows_of
 from gpurnn.tasks import get_task
@@ -164,3 +166,30 @@ def test_a_damaged_run_is_one_line(copied, name):
 def test_a_folder_without_a_run(copied):
     assert info(".", code=1) == "Error: . holds no run: config.json is missing\n"
     assert "does not exist" in info("nothing", code=2)
+
+
+@pytest.mark.parametrize("files, expected", [
+    ({"WHEEL": "Root-Is-Purelib: false\nTag: py3-none-manylinux2014_x86_64\nTag: py3-none-manylinux_2_17_x86_64\n"},
+     "py3-none-manylinux2014_x86_64, py3-none-manylinux_2_17_x86_64"),
+    ({"WHEEL": "Tag: py3-none-any\n", "direct_url.json": '{"url": "file:///x.whl", "archive_info": {}}'}, "py3-none-any"),
+    ({"WHEEL": "Tag: py3-none-any\n", "direct_url.json": '{"url": "file:///x", "dir_info": {"editable": true}}'}, None),
+    ({}, None),
+])  # fmt: skip
+def test_the_wheel_of_this_installation(files, expected, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: SimpleNamespace(read_text=files.get))
+    assert json.loads(info("--json"))["wheel"] == expected
+    assert (expected or "no wheel: a checkout") in " ".join(info().split())
+
+
+@pytest.mark.skipif(native.library_path() is None, reason="gpurnn._native was not built")
+def test_the_compiled_code_of_this_installation(monkeypatch):
+    monkeypatch.delenv("GPURNN_ISA", raising=False)
+    native.load_native.cache_clear()
+    found = json.loads(info("--json"))["library"]
+    assert found["file"] == native.library_path().name and found["isa"] == found["best_isa"] in native.ISAS
+    monkeypatch.setattr(native, "load_native", lambda: (native.ctypes.CDLL(str(native.library_path())), 0))
+    text = " ".join(info().split())
+    forced = "" if found["best_isa"] == "baseline" else f", by GPURNN_ISA; this processor can {found['best_isa']}"
+    assert f"with the instruction set baseline{forced}" in text
+    monkeypatch.setattr(native, "load_native", lambda: None)
+    assert json.loads(info("--json"))["library"] is None

@@ -144,5 +144,9 @@ def test_no_signal_is_needed_that_windows_lacks():
     import re
 
     root = Path(gpurnn.__file__).parent
-    used = {name for path in root.rglob("*.py") for name in re.findall(r"signal\.(SIG[A-Z1-9]+)", path.read_text(encoding="utf-8"))}
+    used = {
+        name
+        for path in root.rglob("*.py")
+        for name in re.findall(r"signal\.(SIG[A-Z1-9]+)", path.read_text(encoding="utf-8"))
+    }
     assert used <= {"SIGINT", "SIGTERM", "SIG"}, used

@@ -89,7 +89,10 @@ class Recorder:
         raise LookupError("an address of an array that was not noted")
 
     def _note(self, kind, backward, count, content, pointers, arrays, before):
-        out = [struct.pack("<6I", KINDS.index(kind), backward, count, len(content), len(pointers), len(arrays)), content]
+        out = [
+            struct.pack("<6I", KINDS.index(kind), backward, count, len(content), len(pointers), len(arrays)),
+            content,
+        ]
         out += [struct.pack("<IIQ", *pointer) for pointer in pointers]
         for array, old in zip(arrays, before, strict=True):
             name = array.dtype.name
@@ -110,7 +113,11 @@ def memory(array):
 
 
 def span(array):
-    return sum((n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True)) + array.itemsize if array.size else 0
+    return (
+        sum((n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True)) + array.itemsize
+        if array.size
+        else 0
+    )
 
 
 def addresses(job):
@@ -128,7 +135,10 @@ def layers(dtype):
     yield gpurnn.RNN(5, 19, dtype=dtype, backend="cpu", seed=1), {}
     yield gpurnn.LSTM(5, 19, dtype=dtype, backend="cpu", seed=1, bidirectional=True), {"lengths": [6, 4, 1]}
     yield gpurnn.GRU(5, 19, dtype=dtype, backend="cpu", seed=1), {"reset": np.arange(18).reshape(6, 3) % 5 == 2}
-    yield gpurnn.LSTM(5, 19, proj_size=7, dtype=dtype, backend="cpu", seed=1), {"mask": np.arange(18).reshape(6, 3) % 4 > 0}
+    yield (
+        gpurnn.LSTM(5, 19, proj_size=7, dtype=dtype, backend="cpu", seed=1),
+        {"mask": np.arange(18).reshape(6, 3) % 4 > 0},
+    )
 
 
 def record(path):
