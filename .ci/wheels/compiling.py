@@ -59,16 +59,17 @@ class Builder:
 
     def _piece(self, target, number):
         return self._made((target.zig, number), ".o", f"{target.name}, piece {number}", lambda to: zig(
-            "c++", "-target", target.zig, *FLAGS, *_position(target), f"-DGPURNN_PIECE={number}", "-c", SOURCE, "-o", to,
+            "c++", "-target", target.zig, *FLAGS, *_position(target), f"-DGPURNN_PIECE={number}", "-c", SOURCE,
+            "-o", to,
             cwd=self.root, env=self._environment(),
         ))  # fmt: skip
 
     def _link(self, target, objects):
         flags = [flag.format(exports=self.folder / "exports") for flag in target.flags]
-        key = (target.zig, target.pieces, _EXPORTS, *target.flags)
+        key = ("-O2", target.zig, target.pieces, _EXPORTS, *target.flags)  # also of the C++ library, which Zig builds
         suffix = Path(target.library).suffix
         return self._made(key, suffix, f"{target.name}, linking", lambda to: zig(
-            "c++", "-target", target.zig, "-shared", "-s", "-pthread", *flags, "-o", to, *objects,
+            "c++", "-target", target.zig, "-O2", "-shared", "-s", "-pthread", *flags, "-o", to, *objects,
             cwd=self.folder, env=self._environment(),
         ))  # fmt: skip
 

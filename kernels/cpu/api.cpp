@@ -9,10 +9,6 @@
 
 #include "interface.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#include <cpuid.h>
-#endif
-
 #include "pieces.h"
 
 #ifdef GPURNN_PIECE
@@ -91,11 +87,7 @@ FUNCTIONS
 // The best instruction set of this build on this machine: 0 baseline (128-bit vectors), 1 AVX2, 2 AVX-512.
 EXPORT int gpurnn_native_level() {
 #ifdef X86
-    __builtin_cpu_init();  // not every compiler's library does that when it is loaded
-    unsigned a, b, c = 0, d;
-    const bool f16c = __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;  // not every compiler's __builtin_cpu_supports knows it
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !f16c) return 0;
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") ? 2 : 1;
+    return processor().avx512 ? 2 : processor().avx2 ? 1 : 0;
 #else
     return 0;
 #endif

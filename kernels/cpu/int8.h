@@ -30,7 +30,7 @@ struct Int8Form {
 
 bool has_vnni() {
 #if defined(__x86_64__) && VECTOR_BYTES == 64
-    return __builtin_cpu_supports("avx512vnni");
+    return processor().vnni;
 #endif
     return false;
 }

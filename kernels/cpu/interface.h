@@ -20,6 +20,7 @@
 #include <arm_neon.h>
 #endif
 
+#include "processor.h"
 #include "threads.h"
 
 #ifdef _WIN32
