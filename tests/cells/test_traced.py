@@ -99,9 +99,17 @@ WRITTEN = {
 }
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("name", WRITTEN)
+# On the CPU by turns in one dtype or the other: to compile a cell as users do takes ten seconds
+AS_LAYERS = [
+    *((name, dtype, "numpy") for name in WRITTEN for dtype in ("float64", "float32")),
+    *(
+        pytest.param(name, ("float32", "float64")[number % 2], "cpu", marks=pytest.mark.slow)
+        for number, name in enumerate(WRITTEN)
+    ),
+]
+
+
+@pytest.mark.parametrize("name, dtype, backend", AS_LAYERS)
 def test_the_cells_of_the_layers_written_as_functions(name, dtype, backend, monkeypatch):
     """Equal outputs, to the bit, of equal parameters; gradients up to 4 roundings in each step of each layer, because
     d s (1 - s) is rounded in another order; on the CPU RNN's and LSTM's are equal, too. That holds where both were
