@@ -9,6 +9,7 @@ import pytest
 
 import gpurnn
 from gpurnn.backends.cpu import inference
+from gpurnn.backends.records import RunOptions
 from gpurnn.check import CELLS, OPTIONS, build
 
 cpu = gpurnn.get_backend("cpu")
@@ -83,7 +84,7 @@ def test_an_output_is_not_written_by_the_next_call():
 
 
 @pytest.mark.parametrize("option", ["lengths", "reset", "mask", "dropout", "weight_dropout", "memory", "heads", "own"])
-def test_what_it_has_not_runs_without_it(option, monkeypatch):
+def test_a_call_with_something_else(option, monkeypatch):
     run = loops_run(monkeypatch)
     more = {
         "dropout": {"dropout": 0.5, "num_layers": 2}, "weight_dropout": {"weight_dropout": 0.5},
@@ -101,7 +102,7 @@ def test_what_it_has_not_runs_without_it(option, monkeypatch):
     found = all_bits(layer(x, **given))
     layer.calls = 0
     assert found == all_bits(layer.forward(x, **given)[:2])
-    assert not run or option in ("heads", "own", "memory")
+    assert not (run and given)
 
 
 def test_threads_of_the_caller_may_run_one_loop_at_once():
@@ -138,3 +139,16 @@ def test_weights_go_when_the_last_reference_goes():
         assert [one() for one in ready] == [None, None]
     finally:
         gc.enable()
+
+
+def test_a_loop_is_not_run_with_other_weights_of_the_second_direction():
+    first, second = (gpurnn.GRU(4, 6, bidirectional=True, backend="cpu", seed=seed).eval() for seed in (0, 1))
+    x, options = x_of(first, 5, 2), RunOptions((False, True), False, True, inference=True)
+
+    def output(weights):
+        return cpu.layer_forward(first.cell, x, weights, [(0.0,), (0.0,)], None, options)[2]
+
+    forward = first._weights(0)[0]
+    assert output(first._weights(0)).tobytes() == first(x)[0].tobytes()
+    mixed = output([forward, second._weights(0)[1]])
+    assert mixed[..., 6:].tobytes() == second(x)[0][..., 6:].tobytes()
