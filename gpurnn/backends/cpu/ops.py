@@ -239,7 +239,7 @@ class CpuOps(HostOps):
             if len(ready.templates) >= _TEMPLATES:
                 ready.templates.clear()
             template = ready.templates[key] = Pass(
-                cell=struct_name(layer.cell.name), dtype=dtype_number(dtype), weights_dtype=ready.dtype,
+                cell=struct_name(layer.cell.name), dtype=dtype_number(dtype), weights_dtype=ready.dtype, bits=ready.bits,
                 T=slots - 1, B=B, H=len(w.ih) // len(layer.cell.gates), P=P, reverse=saved.reverse, save=save,
                 gates_row=saved.gates.shape[2],
                 **{name: address(array) for name, array in ready.arrays.items()},
@@ -309,8 +309,8 @@ class CpuOps(HostOps):
         """``out = x W^T`` for an ``Int8Matrix``. x: (M, K), out: (M, N), C-contiguous, of one dtype."""
         x = np.ascontiguousarray(x)
         (M, K), N = x.shape, len(weight)
-        arrays = x, weight.values, out, weight.scales
-        job = Product(*(dtype_number(x.dtype),) * 2, False, M, N, K, K, 1, 1, K, N, *map(address, arrays))
+        arrays = x, packing.packed_linear(self, weight, x.dtype), out
+        job = Product(*(dtype_number(x.dtype),) * 2, False, M, N, K, K, 1, 1, K, N, *map(address, arrays), weight.bits)
         threads = 1 if M * N * K < sharing.WORK else min(thread_count(), -(-M // 16))
         self._call("multiply", ctypes.byref(job), threads, self.level, threads=threads)
 
