@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from .._typing import Array
+from ..quantization import MOST
 
 
 class Int8Matrix:
@@ -26,6 +29,38 @@ class Int8Matrix:
     def floats(self, dtype: Any) -> Array:
         """The numbers that it stands for, a new array. dtype: float32 or float64."""
         return self.values.astype(dtype) * self.scales.astype(dtype)[..., None]
+
+
+    def rounding_floats(self, dtype: Any) -> np.ndarray:
+        """The same on NumPy, whose products round what they multiply to 8 bits where ``bits`` says so."""
+        floats = self.floats(dtype)
+        return floats.view(RoundingFloats) if self.bits == 8 else floats
+
+
+class RoundingFloats(np.ndarray):
+    """Floats of weights whose matrix products round the other matrix first, as compiled code does."""
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **options: Any) -> Any:
+        plain = [np.asarray(one) for one in inputs]
+        if ufunc is np.matmul:
+            other = isinstance(inputs[0], RoundingFloats)  # its place; weights stand first, or transposed second
+            plain[other] = rounded_to_8_bits(plain[other], -2 if other else -1)
+        return getattr(ufunc, method)(*plain, out=out, **options)
+
+
+def rounded_to_8_bits(array: np.ndarray, axis: int) -> np.ndarray:
+    """Numbers as whole multiples of the largest absolute value along an axis / 127, NaN where that is not finite.
+
+    Zero where that value is less than 65536 times the smallest normal number, which compiled code takes for zero.
+    """
+    dtype = array.dtype.type
+    largest = np.abs(array).max(axis=axis, keepdims=True, initial=0)
+    scales = largest / dtype(MOST)
+    scales[largest < np.finfo(dtype).tiny * dtype(65536)] = np.inf
+    with np.errstate(invalid="ignore"):
+        whole = np.rint(array / scales)
+        scales[(largest <= np.finfo(dtype).max) & np.isinf(scales)] = 0
+        return whole * scales
 
 
 class Parts(NamedTuple):
