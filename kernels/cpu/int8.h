@@ -180,9 +180,10 @@ private:
             std::memcpy(&values, from + k, sizeof values);
             sums = add_byte_products(sums, Sums{} + (int)0x80808080, values);
         }
-        int total = 0;
-        for (int lane = 0; lane < SUM_LANES; ++lane) total += sums[lane];
-        return -total;
+#if defined(__x86_64__) && VECTOR_BYTES == 64
+        return -_mm512_reduce_add_epi32((__m512i)sums);
+#endif
+        return -sums[0];
     }
 };
 
@@ -218,80 +219,99 @@ struct Int8Tile {
     }
 };
 
-// The sums of upper * 65536 + lower, each rounded once; both are exact as floats.
-INLINE Vec<float> rounded_sums(Sums upper, Sums lower) {
+// Sums, each rounded once: lower + upper * 65536, where one of 32 bits may not hold them. Both are exact as floats.
+INLINE Vec<float> rounded_sums(Sums lower, Sums upper) {
     typedef Raw<float>::Lanes Lanes;
     return __builtin_convertvector(upper, Lanes) * 65536.0f + __builtin_convertvector(lower, Lanes);
 }
 
-// What a product reads: rows of A from `row` on, `rows` of them, and K columns of some vectors of a block.
+// Some rows of A, some vectors of a block of weights, and where their products go, of which `written` columns are written.
 struct Int8Operands {
     const WholeRows& A;
     int row, rows, K;
     const int8_t* W;
     ptrdiff_t next;  // bytes from one step of columns to the next
+    float* out;
+    ptrdiff_t out_row;
+    int written;
+    const float *scales, *row_scales;  // of outputs and of rows of A; null: sums stay as they are
+
+    Int8Operands rows_from(int i, int count) const {
+        return {A, row + i, count, K, W, next, out + i * out_row, out_row, written, scales, row_scales ? row_scales + i : nullptr};
+    }
 };
 
-// Sums of products for at most R rows and V vectors. Row r of totals has the outputs of row r.
+// Multiplies at most R rows by V vectors.
 template <int kind, int R, int V>
-INLINE void sum_tile(const Int8Operands& from, float (*totals)[INT8_VECTORS * SUM_LANES]) {
-    const int8_t* rows[R];
-    UNROLL for (int r = 0; r < R; ++r) rows[r] = from.A.at(from.row + std::min(r, from.rows - 1));
+INLINE void multiply_int8_tile(const Int8Operands& from) {
     constexpr int step = kind == SHORTS ? 2 : 4, at_once = kind == SHORTS ? SHORT_COLUMNS : EXACT_COLUMNS + LAST_COLUMNS;
     for_each_part(from.K, [&](int part, int k0, int columns) INLINE_LAMBDA {
-        Sums upper[R][V], lower[R][V];
+        Int8Tile<kind, R, V> tile;
+        Sums total[R][V], upper[R][V];  // of SHORTS
         for (int k = k0; k < k0 + columns; k += at_once) {
-            Int8Tile<kind, R, V> tile;
             const int8_t* A[R];
             UNROLL for (int r = 0; r < R; ++r) {
                 const int i = from.row + std::min(r, from.rows - 1);
-                A[r] = rows[r] + (kind == SHORTS ? 2 : 1) * k;
+                A[r] = from.A.at(i) + (kind == SHORTS ? 2 : 1) * k;
                 const Sums begin = kind == SHORTS ? Sums{} : Sums{} + from.A.start(i, part, 0);
                 const Sums more = kind == TWO_BYTES ? Sums{} + from.A.start(i, part, 1) : Sums{};
                 UNROLL for (int v = 0; v < V; ++v) tile.sums[r][v] = begin, tile.lower[r][v] = more;
             }
             const int steps = (std::min(at_once, k0 + columns - k) + step - 1) / step;
             tile.add(steps, A, from.A.padded, from.W + k / step * from.next, from.next);
-            UNROLL for (int r = 0; r < R; ++r)
-                UNROLL for (int v = 0; v < V; ++v) {
-                    const Sums sums = tile.sums[r][v], rest = ((sums & 255) << 8) + tile.lower[r][v];
-                    const Sums high = kind == TWO_BYTES ? (sums >> 8) + (rest >> 16) : sums >> 16;
-                    const Sums low = (kind == TWO_BYTES ? rest : sums) & 0xffff;
-                    upper[r][v] = k == k0 ? high : upper[r][v] + high, lower[r][v] = k == k0 ? low : lower[r][v] + low;
-                }
+            if constexpr (kind == SHORTS)
+                UNROLL for (int r = 0; r < R; ++r)
+                    UNROLL for (int v = 0; v < V; ++v) {
+                        const Sums low = tile.sums[r][v] & 0xffff, high = tile.sums[r][v] >> 16;
+                        total[r][v] = k == k0 ? low : total[r][v] + low, upper[r][v] = k == k0 ? high : upper[r][v] + high;
+                    }
         }
-        for (int r = 0; r < std::min(R, from.rows); ++r)
+        const bool is_last = k0 + columns == from.K;
+        UNROLL for (int r = 0; r < R; ++r)
             UNROLL for (int v = 0; v < V; ++v) {
-                const Vec<float> found = rounded_sums(upper[r][v], lower[r][v]);
-                float* to = totals[r] + v * SUM_LANES;
-                (k0 ? Vec<float>::load(to) + found : found).store(to);
+                if (r >= from.rows) break;
+                Vec<float> found;
+                if constexpr (kind == ONE_BYTE) {
+                    found = __builtin_convertvector(tile.sums[r][v], Raw<float>::Lanes);
+                } else if constexpr (kind == TWO_BYTES) {
+                    const Sums rest = ((tile.sums[r][v] & 255) << 8) + tile.lower[r][v];
+                    found = rounded_sums(rest & 0xffff, (tile.sums[r][v] >> 8) + (rest >> 16));
+                } else {
+                    found = rounded_sums(total[r][v], upper[r][v]);
+                }
+                float* to = from.out + r * from.out_row + v * SUM_LANES;
+                const int left = from.written - v * SUM_LANES;
+                if (k0) found = Vec<float>::load(to, left) + found;
+                // in this order, as inputs may be near the largest number
+                if (is_last && from.scales) found = found * Vec<float>::load(from.scales + v * SUM_LANES) * Vec<float>(from.row_scales[r]);
+                found.store(to, left);
             }
     });
 }
 
-// sum_tile for any number of rows, in tiles of R rows, or of fewer where that is enough.
+// The same in tiles of R rows, or of fewer where that is enough.
 template <int kind, int R, int V>
-INLINE void sum_rows(const Int8Operands& from, float (*totals)[INT8_VECTORS * SUM_LANES]) {
+INLINE void multiply_int8_rows(const Int8Operands& from) {
     constexpr int fewer = R > 4 ? 4 : R > 2 ? 2 : 1;
     if constexpr (R > 1)
-        if (from.rows <= fewer) return sum_rows<kind, fewer, V>(from, totals);
-    sum_tile<kind, R, V>(from, totals);
+        if (from.rows <= fewer) return multiply_int8_rows<kind, fewer, V>(from);
+    multiply_int8_tile<kind, R, V>(from);
 }
 
 template <int kind, int V>
-void sum_vectors(const Int8Operands& from, float (*totals)[INT8_VECTORS * SUM_LANES]) {
+void multiply_int8_vectors(const Int8Operands& from) {
     constexpr int limit = std::min(8, INT8_SUMS / V / (kind == TWO_BYTES ? 2 : 1));
     const RowGroups groups(from.rows, limit);
     for (int group = 0; group < groups.groups; ++group) {
-        const int i0 = groups.begin(group), rows = groups.end(group) - i0;
-        sum_rows<kind, limit, V>(Int8Operands{from.A, from.row + i0, rows, from.K, from.W, from.next}, totals + i0);
+        const int i = groups.begin(group);
+        multiply_int8_rows<kind, limit, V>(from.rows_from(i, groups.end(group) - i));
     }
 }
 
 template <int kind>
-void sum_int8(int vectors, const Int8Operands& from, float (*totals)[INT8_VECTORS * SUM_LANES]) {
-    const auto sum = vectors == 4 ? sum_vectors<kind, 4> : vectors == 3 ? sum_vectors<kind, 3> : vectors == 2 ? sum_vectors<kind, 2> : sum_vectors<kind, 1>;
-    sum(from, totals);
+void multiply_int8(int vectors, const Int8Operands& from) {
+    constexpr auto two = multiply_int8_vectors<kind, 2>;
+    (vectors == 4 ? multiply_int8_vectors<kind, 4> : vectors == 3 ? multiply_int8_vectors<kind, 3> : vectors == 2 ? two : multiply_int8_vectors<kind, 1>)(from);
 }
 
 // ---- products
@@ -332,33 +352,26 @@ void pack_int8(const P& B, int block) {
     }
 }
 
-template <typename T>
-INLINE Vec<T> as_type(const float* from) {
-    if constexpr (sizeof(T) == 4) return Vec<T>::load(from);
-    Vec<T> x;
-    UNROLL for (int i = 0; i < Vec<T>::lanes; ++i) x.v[i] = from[i];
-    return x;
-}
-
 // Multiplies rows of A by some vectors of a block, from `begin` on. Rows of out begin at those of the block, of whose columns
 // `written` are written.
-template <typename T, typename P>
-void multiply_vectors(const P& B, int block, int begin, int vectors, int count, const RoundedRows<T>& A, T* out, ptrdiff_t out_row,
-                      int written) {
-    constexpr int lanes = Vec<T>::lanes;
-    const Int8Layout at(B);
-    float totals[INT8_ROWS][INT8_VECTORS * SUM_LANES];
-    const int8_t* W = (const int8_t*)B.values + at.block * block + begin * at.vector;
-    const Int8Operands from = {A, 0, count, B.K, W, (ptrdiff_t)(at.vectors * at.vector)};
-    (A.kind == SHORTS ? sum_int8<SHORTS> : A.kind == ONE_BYTE ? sum_int8<ONE_BYTE> : sum_int8<TWO_BYTES>)(vectors, from, totals);
-    const int first = begin * SUM_LANES, end = std::min(written, first + vectors * SUM_LANES);
-    const float* scales = (const float*)((const int8_t*)B.values + at.scales) + (size_t)block * at.vectors * SUM_LANES;
-    for (int r = 0; r < count; ++r)
-        for (int c = first; c < end; c += lanes) {
-            const Vec<T> total = as_type<T>(totals[r] + c - first), scale = as_type<T>(scales + c);
-            // in this order, as inputs may be near the largest number
+template <typename T>
+void multiply_int8_block(const Int8Layout& at, const void* packed, int block, int begin, int vectors, int K, int count,
+                         const RoundedRows<T>& A, T* out, ptrdiff_t out_row, int written) {
+    constexpr int lanes = Vec<T>::lanes, is_float = sizeof(T) == sizeof(float), totals_row = INT8_VECTORS * SUM_LANES;
+    const int first = begin * SUM_LANES, columns = std::min(written - first, vectors * SUM_LANES);
+    const int8_t* W = (const int8_t*)packed + at.block * block + begin * at.vector;
+    const float* scales = (const float*)((const int8_t*)packed + at.scales) + ((ptrdiff_t)block * at.vectors + begin) * SUM_LANES;
+    float totals[is_float ? 1 : INT8_ROWS * totals_row];
+    Int8Operands from = {A, 0, count, K, W, (ptrdiff_t)(at.vectors * at.vector), totals, totals_row, totals_row, nullptr, nullptr};
+    if constexpr (is_float)
+        from.out = out + first, from.out_row = out_row, from.written = columns, from.scales = scales, from.row_scales = A.scales.data();
+    (A.kind == SHORTS ? multiply_int8<SHORTS> : A.kind == ONE_BYTE ? multiply_int8<ONE_BYTE> : multiply_int8<TWO_BYTES>)(vectors, from);
+    for (int r = 0; r < count && !is_float; ++r)
+        for (int c = 0; c < columns; c += lanes) {
+            Vec<T> total, scale;
+            UNROLL for (int j = 0; j < lanes; ++j) total.v[j] = totals[r * totals_row + c + j], scale.v[j] = scales[c + j];
             const Vec<T> scaled = total * scale * Vec<T>(A.scales[r]);
-            scaled.store(out + r * out_row + c, end - c);
+            scaled.store(out + r * out_row + first + c, columns - c);
         }
 }
 
@@ -366,15 +379,18 @@ void multiply_vectors(const P& B, int block, int begin, int vectors, int count, 
 template <typename T, int G, int U>
 void product_int8(const Packed<T, G, U>& B, int first, int last, int count, const T* const* A, T* out, ptrdiff_t out_row) {
     static thread_local RoundedRows<T> rows;
-    constexpr int vectors = (B.width + SUM_LANES - 1) / SUM_LANES, parts = (vectors + INT8_VECTORS - 1) / INT8_VECTORS;
+    const Int8Layout at(B);
+    const int parts = (at.vectors + INT8_VECTORS - 1) / INT8_VECTORS;
     for (int i0 = 0; i0 < count; i0 += INT8_ROWS) {
         const int size = std::min(count - i0, INT8_ROWS);
         rows.set(size, B.K, A + i0, B.bits);
         for (int block = first; block < last; ++block)
             for (int part = 0; part < parts; ++part) {
-                const int begin = vectors * part / parts, end = vectors * (part + 1) / parts;
+                const int begin = at.vectors * part / parts, end = at.vectors * (part + 1) / parts;
                 const int written = G == 1 ? std::min(B.width, B.N - block * B.units) : B.width;
-                multiply_vectors(B, block, begin, end - begin, size, rows, out + i0 * out_row + block * B.width, out_row, written);
+                if (begin * SUM_LANES < written)
+                    multiply_int8_block(at, B.values, block, begin, end - begin, B.K, size, rows,
+                                        out + i0 * out_row + block * B.width, out_row, written);
             }
     }
 }
