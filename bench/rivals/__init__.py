@@ -21,7 +21,11 @@ from .torch_loop import torch_loop_rival
 RIVALS = {  # name -> (prepare, device, what it is)
     "gpurnn-cpu": (gpurnn_rival("cpu"), "cpu", "gpurnn's compiled code on the CPU"),
     "gpurnn-cpu-int8": (gpurnn_rival("cpu", weights_in="int8"), "cpu", "gpurnn's compiled code, weights in int8"),
-    "gpurnn-cpu-int8x8": (gpurnn_rival("cpu", weights_in="int8", activations="int8"), "cpu", "the same, activations too"),
+    "gpurnn-cpu-int8x8": (
+        gpurnn_rival("cpu", weights_in="int8", activations="int8"),
+        "cpu",
+        "the same, activations too",
+    ),
     "gpurnn-numpy": (gpurnn_rival("numpy"), "cpu", "gpurnn's generic code on NumPy"),
     "gpurnn-cupy": (gpurnn_rival("cupy"), "gpu", "gpurnn's generic code on CuPy"),
     "gpurnn-cuda": (gpurnn_rival("cuda"), "gpu", "gpurnn's kernels"),

@@ -30,7 +30,6 @@ class Int8Matrix:
         """The numbers that it stands for, a new array. dtype: float32 or float64."""
         return self.values.astype(dtype) * self.scales.astype(dtype)[..., None]
 
-
     def rounding_floats(self, dtype: Any) -> np.ndarray:
         """The same on NumPy, whose products round what they multiply to 8 bits where ``bits`` says so."""
         floats = self.floats(dtype)

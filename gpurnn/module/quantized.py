@@ -62,7 +62,8 @@ class Quantizing:
         Raises
         ------
         ValueError
-            For another format or other activations; if the model has no such weights, is quantized already, or has some that are not finite.
+            For another format or other activations; if the model has no such weights, is quantized already, or has
+            some that are not finite.
 
         Examples
         --------
