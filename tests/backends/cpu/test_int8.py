@@ -184,8 +184,12 @@ def test_a_layer_is_as_close_as_rounding_allows(name, bidirectional, bits):
     twin.load_state_dict(small.state_dict())
     for key, array in results(twin, x).items():  # whose weights are not rounded to float32 on the way
         np.testing.assert_allclose(array, (roundings if bits == 8 else exact)[key], rtol=0, atol=1e-6)
-    share, detail = worst_error(results(small, x.astype("float32")), roundings, exact, "float32", None)
+    found = results(small, x.astype("float32"))
+    share, detail = worst_error(found, roundings, exact, "float32", None)
     assert share <= 1, detail
+    if bits == 8:  # it does round, but for a few numbers to the same
+        error, rounding = (np.abs(one - roundings["output"]).mean() for one in (found["output"], exact["output"]))
+        assert error < rounding / 10
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru", "original", "projection"])
