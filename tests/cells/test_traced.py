@@ -4,6 +4,7 @@ The cells of RNN, LSTM and GRU are written once more as functions, and compared 
 """
 
 import copy
+import cProfile
 import functools
 import math
 import os
@@ -276,6 +277,17 @@ def test_functions_of_every_kind(function, name):
 def test_variables_of_the_function_name_the_code_whatever_calls_it():
     for function in (Equations(0.5), Equations(0.5).method, functools.partial(scaled, 0.5), closure(0.5)):
         assert "const real z = tanh(" in gpurnn.cell(gates="z")(function).source()
+
+
+def test_cprofile_goes_on():
+    profile = cProfile.Profile()
+    profile.enable()
+    try:
+        gpurnn.cell("z")(lambda ax, ah, s: tanh(ax.z))
+        math.hypot(3, 4)
+    finally:
+        profile.disable()
+    assert any("hypot" in str(entry.code) for entry in profile.getstats())
 
 
 def test_the_profiler_that_was_set_is_set_again():
