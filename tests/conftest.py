@@ -21,8 +21,8 @@ os.environ.setdefault("KERAS_BACKEND", "torch")
 # what cells are compiled to stays in the checkout, for the next run
 os.environ.setdefault("GPURNN_CACHE", str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "gpurnn"))
 
-# Cells are compiled for tests with little optimization, in half the time. tests/backends/cpu/test_cells.py compiles as
-# the library does.
+# Cells are compiled for tests without optimization, in a quarter of the time. tests/backends/cpu/test_cells.py compiles
+# as the library does.
 if shutil.which("c++") and shutil.which("sh"):
     os.environ.setdefault("CXX", f"sh {shlex.quote(str(Path(__file__).with_name('quick_compiler.sh')))}")
 

@@ -93,6 +93,14 @@ class LeakyStep(cells.Cell):
         dh[...] = w.hh.T @ d[:H] + dh * (1 - w.own[0])
 
 
+def with_dtypes(kinds):
+    """Each kind of cell in float32, and in float64 or float16 by turns: its struct is one text for all of them, and
+    what they differ in is the same for all structs."""
+    return [
+        (kind, dtype) for number, kind in enumerate(kinds) for dtype in ("float32", ("float64", "float16")[number % 2])
+    ]
+
+
 def of(cell):
     """A function that makes a layer of a cell."""
     return lambda *sizes, **more: gpurnn.Recurrent(cell, *sizes, **more)

@@ -1,3 +1,3 @@
-# The C++ compiler of the tests for what cells are compiled to at their first use: almost nothing is optimized, as
+# The C++ compiler of the tests for what cells are compiled to at their first use: nothing is optimized, as
 # compiling takes far more time than running.
-exec c++ "$@" -Og
+exec c++ "$@" -O0

@@ -93,5 +93,9 @@ def run(function, arguments):
     try:
         returned = function(*arguments)
     finally:
-        sys.setprofile(before)
+        if callable(before) or before is None:
+            sys.setprofile(before)
+        else:  # cProfile's, before Python 3.12, is no function
+            sys.setprofile(None)
+            before.enable()
     return returned, names

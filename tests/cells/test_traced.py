@@ -4,6 +4,7 @@ The cells of RNN, LSTM and GRU are written once more as functions, and compared 
 """
 
 import copy
+import cProfile
 import functools
 import math
 import os
@@ -99,9 +100,17 @@ WRITTEN = {
 }
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("name", WRITTEN)
+# On the CPU by turns in one dtype or the other: to compile a cell as users do takes ten seconds
+AS_LAYERS = [
+    *((name, dtype, "numpy") for name in WRITTEN for dtype in ("float64", "float32")),
+    *(
+        pytest.param(name, ("float32", "float64")[number % 2], "cpu", marks=pytest.mark.slow)
+        for number, name in enumerate(WRITTEN)
+    ),
+]
+
+
+@pytest.mark.parametrize("name, dtype, backend", AS_LAYERS)
 def test_the_cells_of_the_layers_written_as_functions(name, dtype, backend, monkeypatch):
     """Equal outputs, to the bit, of equal parameters; gradients up to 4 roundings in each step of each layer, because
     d s (1 - s) is rounded in another order; on the CPU RNN's and LSTM's are equal, too. That holds where both were
@@ -268,6 +277,17 @@ def test_functions_of_every_kind(function, name):
 def test_variables_of_the_function_name_the_code_whatever_calls_it():
     for function in (Equations(0.5), Equations(0.5).method, functools.partial(scaled, 0.5), closure(0.5)):
         assert "const real z = tanh(" in gpurnn.cell(gates="z")(function).source()
+
+
+def test_cprofile_goes_on():
+    profile = cProfile.Profile()
+    profile.enable()
+    try:
+        gpurnn.cell("z")(lambda ax, ah, s: tanh(ax.z))
+        math.hypot(3, 4)
+    finally:
+        profile.disable()
+    assert any("hypot" in str(entry.code) for entry in profile.getstats())
 
 
 def test_the_profiler_that_was_set_is_set_again():

@@ -729,6 +729,7 @@ SPECIAL |= {
 }
 
 
+@functools.cache
 def cpp_name(name):
     return re.sub(r"\W", lambda match: {"%": "r_", "$": "l_", ".": "_dot_"}.get(match[0], "_"), name)
 
@@ -1099,12 +1100,11 @@ def _stored(kind):
 
 def _closing(text, start):
     """Index of the bracket that closes the one at ``start``."""
-    pairs = {"(": ")", "{": "}"}
-    opening, closing, depth = text[start], pairs[text[start]], 0
-    for at in range(start, len(text)):
-        depth += (text[at] == opening) - (text[at] == closing)
+    pair, depth = {"(": "[()]", "{": "[{}]"}[text[start]], 0
+    for bracket in re.compile(pair).finditer(text, start):
+        depth += 1 if bracket[0] == text[start] else -1
         if depth == 0:
-            return at
+            return bracket.start()
     raise Refused("unbalanced brackets")
 
 
@@ -1124,17 +1124,21 @@ def _statements(body):
             yield text.strip()
 
 
+_SEPARATOR = re.compile(r"[,\[\](){}]")
+
+
 def _operands(text):
     """Split at commas outside brackets and braces."""
-    parts, depth, part = [], 0, ""
-    for letter in text.strip():
-        depth += (letter in "[{(") - (letter in "]})")
-        if letter == "," and depth == 0:
-            parts.append(part.strip())
-            part = ""
-        else:
-            part += letter
-    return [*parts, part.strip()] if part.strip() else parts
+    parts, depth, begin, text = [], 0, 0, text.strip()
+    for found in _SEPARATOR.finditer(text):
+        letter = found[0]
+        if letter != ",":
+            depth += 1 if letter in "[{(" else -1
+        elif depth == 0:
+            parts.append(text[begin : found.start()].strip())
+            begin = found.end()
+    last = text[begin:].strip()
+    return [*parts, last] if last else parts
 
 
 def _initial_bytes(text, kind, size):

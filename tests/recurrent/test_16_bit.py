@@ -148,7 +148,7 @@ CUTS = {"step": 1, "pieces": 7}
 
 
 @pytest.mark.parametrize("proj_size", [0, 5])
-@pytest.mark.parametrize("pieces", ["step", "pieces", "step in float16 or bfloat16"])
+@pytest.mark.parametrize("pieces", CUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_streaming_is_one_call(dtype, pieces, proj_size, place):
     """Cut into pieces a sequence is off by no more than twice what it is off in one call, and a rounding of h."""
@@ -162,17 +162,16 @@ def test_streaming_is_one_call(dtype, pieces, proj_size, place):
     expected = [expected, h, c]
     output, (h, c) = layer(x)
     usual = off([output, h, c], expected)
-    size, outputs, state = 1 if "step" in pieces else 7, [], None
+    size, outputs, state = CUTS[pieces], [], None
     for t in range(0, len(x), size):
-        if "step" in pieces:
+        if pieces == "step":
             part, state = layer.step(x[t], state)
             part = part[None]
         else:
             part, state = layer(x[t : t + size], state)
         outputs.append(on_host(part))
         assert state[0].dtype == layer.dtype and state[1].dtype == np.float32
-        if "in" in pieces:  # c is taken in the layer's dtype, too
-            layer(x[:1], (state[0], state[1].astype(layer.dtype)))
+    layer(x[:1], (state[0], state[1].astype(layer.dtype)))  # c is taken in the layer's dtype, too
     assert (off([np.concatenate(outputs), *state], expected) <= 2 * usual + EPS[dtype]).all()
     assert off([state[1]], expected[2:]) <= 2 * usual[2] + 1e-6  # c alone knows no rounding to 16 bits
 

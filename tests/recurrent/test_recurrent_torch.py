@@ -45,7 +45,7 @@ def draw(kind, backend, seed):
     return rng, kind, int(rng.integers(1, 41)), hidden, options, call
 
 
-@pytest.mark.parametrize("seed", [*range(5), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(5, 30))])
+@pytest.mark.parametrize("seed", [*range(5), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(5, 20))])
 @pytest.mark.parametrize("backend", ["numpy", "cpu"])
 @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn", "rnn-relu"])
 def test_random_configuration(kind, backend, seed):

@@ -8,25 +8,25 @@ import numpy as np
 from ...cells.record import Cell
 from ...dtypes import DTYPES, ITEMSIZE
 from . import sharing
-from .native import address
+from .native import Stage, address, dtype_number
 
 _AHEAD = 48  # AHEAD of layer.h
 _ROWS = 2048  # with so many rows of x, packing anew takes less than a hundredth of the time loop
 _LINE = 64  # bytes of a cache line, where packed weights begin
-_NAMES = ("weight_ih", "weight_hh", "weight_hr")
 
 
 class PackedWeights(NamedTuple):
     """Packed weights that nobody changes.
 
-    array: bytes, from a cache line on. cell, dtype: for which, as evaluation may run another cell, and float32 may be
-    rounded to 16 bits. mark: the fingerprint of what was packed.
+    array: bytes, from a cache line on, at this address. cell, dtype: for which, as evaluation may run another cell, and
+    float32 may be rounded to 16 bits. mark: the fingerprint of what was packed.
     """
 
     cell: Cell
     dtype: int
     mark: int
     array: np.ndarray
+    address: int
 
 
 def pack(ops, cell, job, mark=0):
@@ -43,7 +43,8 @@ def pack(ops, cell, job, mark=0):
         else:
             ops._raise(library.pack(*arguments), "pack", threads)
 
-    return PackedWeights(cell, job.dtype, mark, _filled(ops, call))
+    array = _filled(ops, call)
+    return PackedWeights(cell, job.dtype, mark, array, address(array))
 
 
 def pack_linear(ops, stage):
@@ -54,6 +55,17 @@ def pack_linear(ops, stage):
         ops._call("pack_linear", *arguments, ops.level, threads=threads)
 
     return _filled(ops, call)
+
+
+def packed_linear(ops, weight, dtype):
+    """An ``Int8Matrix`` as products of this dtype read it: packed once, and remembered with it."""
+    key = ops.level, dtype.itemsize
+    if key not in weight.packed:
+        (out, columns), number = weight.shape, dtype_number(dtype)
+        arrays = [np.ascontiguousarray(array) for array in (weight.values, weight.scales)]
+        stage = Stage(2, number, 0, columns, out, weight=address(arrays[0]), scales=address(arrays[1]))
+        weight.packed[key] = pack_linear(ops, stage)
+    return weight.packed[key]
 
 
 def _filled(ops, call):
@@ -72,30 +84,25 @@ def packed_weights(ops, cell, ready, job):
     A write through an array is seen: each call compares a fingerprint of all weights, which takes a tenth of the time
     that packing does. ready: their ``NativeWeights``; calls in other threads may use the ones before meanwhile.
     """
-    if job.T == 1 or job.T * job.B > _ROWS or ready.arrays["scale_ih"] is not None:  # those in 8 bits are never packed
+    if not ready.bits and (job.T == 1 or job.T * job.B > _ROWS):
         return None
-    mark = fingerprint(ops, ready)
+    mark = 0 if ready.bits else fingerprint(ops, ready.matrices)  # those in 8 bits are forgotten when they change
     packed = ready.packed
     if packed is None or packed.mark != mark or packed.cell is not cell or packed.dtype != job.dtype:
         try:
             packed = pack(ops, cell, job, mark)
         except MemoryError:
             return None
-        if fingerprint(ops, ready) == mark:  # else another thread has written meanwhile
+        if ready.bits or fingerprint(ops, ready.matrices) == mark:  # else another thread has written meanwhile
             ready.packed = packed
     return packed
 
 
-def fingerprint(ops, ready):
-    """A number that changes with the weights."""
+def fingerprint(ops, matrices):
+    """A number that changes with the weights. matrices: their ``Matrices``."""
     mark = ctypes.c_uint64()
-    for name in _NAMES:
-        array = ready.arrays[name]
-        if array is not None:
-            threads = 1 if array.nbytes < sharing.WORK // 4 else sharing.thread_count()
-            ops._call(
-                "fingerprint", address(array), array.nbytes, ctypes.byref(mark), threads, ops.level, threads=threads
-            )
+    threads = 1 if matrices.bytes < sharing.WORK // 4 else sharing.thread_count()
+    ops._call("fingerprint", *matrices.arguments, ctypes.byref(mark), threads, ops.level, threads=threads)
     return mark.value
 
 

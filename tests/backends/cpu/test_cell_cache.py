@@ -33,15 +33,40 @@ print(layer(np.ones((2, 1, 3), "float32"))[0].tobytes().hex(), layer.plan(2, 1).
 """
 
 
+# The compiler of these tests: it notes each compilation, does not optimize, which takes less time, and has at hand what
+# it made of a text before.
+QUICK = """#!/bin/sh
+case "$*" in *" -o "*) ;; *) exec {compiler} "$@" ;; esac
+echo >>{folder}/compilations
+for out; do :; done
+text=$(mktemp)
+cat >"$text"
+made={made}/$(cksum <"$text" | tr " " -)
+if [ -f "$made" ]; then
+    cp "$made" "$out"
+else
+    {compiler} "$@" -O0 <"$text" && cp "$out" "$made.$$" && mv "$made.$$" "$made"
+fi
+status=$?
+rm "$text"
+exit $status
+"""
+
+
+@pytest.fixture(scope="module")
+def made_before(tmp_path_factory):
+    """The folder of the libraries that the compiler has made."""
+    return tmp_path_factory.mktemp("made")
+
+
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch, tmp_path):
-    """No cell is known, and the cache is empty. The compiler does not optimize, which takes less time."""
+def fresh(monkeypatch, tmp_path, made_before):
+    """No cell is known, and the cache is empty."""
     monkeypatch.setattr(cells, "_known", {})
     monkeypatch.setenv("GPURNN_CACHE", str(tmp_path / "cache"))
     if COMPILER:
         quick = tmp_path / "quick"
-        log = f'case "$*" in *" -o "*) echo >>{tmp_path}/compilations ;; esac'
-        quick.write_text(f'#!/bin/sh\n{log}\nexec {COMPILER} "$@" -O0\n')
+        quick.write_text(QUICK.format(compiler=COMPILER, folder=tmp_path, made=made_before))
         quick.chmod(0o700)
         monkeypatch.setenv("CXX", str(quick))
 

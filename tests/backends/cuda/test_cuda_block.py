@@ -72,13 +72,17 @@ def forget():
     schedules.candidates.cache_clear()
 
 
+SIZES = (  # T, B, H, ragged, bidirectional
+    (1, 1, 1, False, False), (3, 7, 32, True, False), (5, 9, 7, False, True), (2, 3, 33, True, False),
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", CELLS)
 def test_sizes(kind, dtype):
-    ops = cuda_ops()
-    for T, B, H, ragged, bidirectional in (
-        (1, 1, 1, False, False), (3, 7, 32, True, False), (5, 9, 7, False, True), (2, 3, 33, True, False),
-    ):  # fmt: skip
+    """Every size in float32; half of them in 16 bits, the other half in the other dtype and with the next cell."""
+    ops, which = cuda_ops(), CELLS.index(kind) + DTYPES.index(dtype)
+    for T, B, H, ragged, bidirectional in SIZES if dtype == "float32" else SIZES[which % 2 :: 2]:
         compare(kind, ops, dtype, T, B, ragged, H=H, bidirectional=bidirectional, schedule="block")
 
 
@@ -171,19 +175,24 @@ def test_tiles(kind, tile, dtype, monkeypatch):
     compare(kind, cuda_ops(), dtype, 3, 5, ragged=True, bidirectional=True, schedule="block")
 
 
-@pytest.mark.parametrize(
-    "held, H, N, orders",  # orders of threads: in both directions, forward
-    [
-        (0, 7, 1, ("ascending", "random")),
-        (1, 32, 2, ("random", "interrupted")),
-        (5, 33, 2, ("interrupted", "ascending")),
-        (99, 40, 1, ("ascending", "random")),
-    ],
-)
-@pytest.mark.parametrize(
-    "kind, dtype",
-    [("lstm", "float16"), ("gru", "bfloat16"), ("rnn tanh", "float16"), ("lstm", "tf32"), ("gru", "tf32")],
-)
+TENSOR_SIZES = [  # tiles in registers, H, N, orders of threads: in both directions, forward
+    (0, 7, 1, ("ascending", "random")),
+    (1, 32, 2, ("random", "interrupted")),
+    (5, 33, 2, ("interrupted", "ascending")),
+    (99, 40, 1, ("ascending", "random")),
+]
+TENSOR_CASES = [  # each cell and each type of product with each size, not all three in every combination
+    pytest.param(kind, dtype, *size, id=f"{kind}-{dtype}-{size[0]}-H{size[1]}")
+    for kind, dtype, sizes in (
+        ("lstm", "float16", TENSOR_SIZES[::2]), ("lstm", "tf32", TENSOR_SIZES[1::2]),
+        ("gru", "tf32", TENSOR_SIZES[::2]), ("gru", "bfloat16", TENSOR_SIZES[1::2]),
+        ("rnn tanh", "float16", TENSOR_SIZES[1::2]), ("rnn relu", "bfloat16", TENSOR_SIZES[::2]),
+    )
+    for size in sizes
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind, dtype, held, H, N, orders", TENSOR_CASES)
 def test_tensor_cores(kind, dtype, held, H, N, orders, monkeypatch):
     """Tiles in registers, in shared memory, in both; odd H, H that fills the tiles; more sequences than a tile has."""
     tensor_cores(monkeypatch, held, N)

@@ -16,6 +16,7 @@ from cuda_cells import (
     compare,
     of,
     option,
+    with_dtypes,
 )
 from cuda_on_cpu.emulator import KernelError
 from helpers import THREAD_ORDERS, cuda_ops
@@ -37,8 +38,7 @@ SIZES = [  # T, B, H, ragged, both directions
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
-@pytest.mark.parametrize("kind", EVERY)
+@pytest.mark.parametrize("kind, dtype", with_dtypes(EVERY))
 def test_step(kind, dtype):
     ops = cuda_ops(**THREAD_ORDERS["random" if dtype == "float64" else "ascending"])
     for T, B, H, ragged, both in SIZES:

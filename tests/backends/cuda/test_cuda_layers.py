@@ -85,10 +85,13 @@ def test_every_option(dtype, order, kind, option, ragged):
     compare(kind, ops, dtype, 5, 3, ragged, option != "learned state", **OPTIONS[option])
 
 
-@pytest.mark.parametrize("arch", [75, 80, 90, 120])
+@pytest.mark.parametrize("arch", ARCHITECTURES := [75, 80, 90, 120])
 @pytest.mark.parametrize("kind", CELLS)
 def test_architectures_and_orders(kind, arch):
-    for order, dtype in itertools.product(THREAD_ORDERS.values(), DTYPES):
+    """Every dtype on every architecture, every cell on every architecture; on sm_90 both in every combination."""
+    which = list(CELLS).index(kind) + ARCHITECTURES.index(arch)
+    dtypes = DTYPES if arch == 90 else DTYPES[which % 2 :: 2]
+    for order, dtype in itertools.product(THREAD_ORDERS.values(), dtypes):
         compare(kind, cuda_ops(arch=arch, **order), dtype, 3, 5, ragged=True, bidirectional=True)
 
 

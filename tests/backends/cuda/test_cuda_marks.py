@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from cuda_cells import with_dtypes
 from cuda_on_cpu import emulator, gate, nvrtc
 from cuda_on_cpu.device import Array
 from cuda_on_cpu.kernel_list import FIRST
@@ -116,8 +117,7 @@ BLOCK = POINTWISE | NO_PRODUCT | MEANS
 STEP = BLOCK | BY_STEP
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
-@pytest.mark.parametrize("kind", STEP)
+@pytest.mark.parametrize("kind, dtype", with_dtypes(STEP))
 def test_step(kind, dtype):
     ops = cuda_ops(**THREAD_ORDERS["random" if dtype == "float64" else "ascending"])
     compare_patterns(STEP[kind], ops, dtype, "step")
