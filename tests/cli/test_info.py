@@ -171,7 +171,7 @@ def test_a_folder_without_a_run(copied):
 @pytest.mark.parametrize("files, expected", [
     ({"WHEEL": "Root-Is-Purelib: false\nTag: py3-none-manylinux2014_x86_64\nTag: py3-none-manylinux_2_17_x86_64\n"},
      "py3-none-manylinux2014_x86_64, py3-none-manylinux_2_17_x86_64"),
-    ({"WHEEL": "Tag: py3-none-any\n", "direct_url.json": '{"url": "file:///x.whl", "archive_info": {}}'}, "py3-none-any"),
+    ({"WHEEL": "Tag: py3-none-any\n", "direct_url.json": '{"url": "file:///x", "archive_info": {}}'}, "py3-none-any"),
     ({"WHEEL": "Tag: py3-none-any\n", "direct_url.json": '{"url": "file:///x", "dir_info": {"editable": true}}'}, None),
     ({}, None),
 ])  # fmt: skip
