@@ -18,7 +18,7 @@ _UCRT = "api-ms-win-crt-"  # a part of Windows since version 10
 
 
 def facts(path):
-    """{"kind", "machine", "exports", "needs", "oldest"} of a library. oldest: the version of its C library or system."""
+    """What ``_facts`` makes of a library. oldest: the version of its C library, or of its system."""
     head = Path(path).read_bytes()[:4]
     read = {b"\x7fELF": _elf, b"\xcf\xfa\xed\xfe": _macho}.get(head, _pe)
     return read(path)

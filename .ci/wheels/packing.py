@@ -19,7 +19,7 @@ def read(wheel):
 
 
 def write(pure, target, library, out):
-    """Make the wheel of ``target`` in the folder ``out`` from the file ``pure`` and the library's path. Returns its path."""
+    """Make the wheel of ``target`` in the folder ``out`` from the file ``pure`` and a library. Returns its path."""
     files = read(pure)
     name, version = Path(pure).name.split("-")[:2]
     info = f"{name}-{version}.dist-info"
