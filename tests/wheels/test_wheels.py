@@ -37,6 +37,7 @@ def test_a_wheel_of_a_platform(target, pure, tmp_path):
     library.write_bytes(b"compiled" * 1000)
     path = packing.write(pure, target, library, tmp_path)
     assert path.name == f"gpurnn-0.1.0-py3-none-{'.'.join(target.tags)}.whl"
+    assert {entry.date_time for entry in zipfile.ZipFile(path).infolist()} == {(1980, 1, 1, 0, 0, 0)}
     files = packing.read(path)
     assert files[f"gpurnn/{target.library}"] == library.read_bytes()
     lines = files["gpurnn-0.1.0.dist-info/WHEEL"].decode().splitlines()

@@ -1,5 +1,6 @@
 """The C++ compiler for traced cells on Linux, macOS and Windows: which one is found, and its options."""
 
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -16,7 +17,8 @@ def found(monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.delenv("GPURNN_CPU_CELLS", raising=False)
     monkeypatch.setattr(compiler.shutil, "which", paths.get)
-    monkeypatch.setattr(compiler.os, "stat", lambda path: SimpleNamespace(st_mtime_ns=1))
+    system = SimpleNamespace(environ=os.environ, stat=lambda path: SimpleNamespace(st_mtime_ns=1))
+    monkeypatch.setattr(compiler, "os", system)
     monkeypatch.setattr(compiler, "run", lambda command, text=b"": SimpleNamespace(stdout=command[0].encode()))
     compiler._described.cache_clear()
     yield paths
