@@ -20,7 +20,7 @@ import os
 
 from ...errors import BackendError, check_choice, one_line
 from .group import Group, PeerError
-from .launchers import Place, find_place
+from .launchers import Place, find_place, joined
 
 __all__ = ["init", "Group", "PeerError", "Place", "find_place"]
 
@@ -72,6 +72,7 @@ def init(kind: str = "auto") -> Group:
         from .nccl import make_group
 
         group = make_group(place, limit)
+    joined.append(kind)
     _divide_processors(place)
     return group
 

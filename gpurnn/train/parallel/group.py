@@ -204,9 +204,14 @@ class Group:
         lines = "" if self.quiet else "".join(traceback.format_exception(error))
         said = f"{type(error).__name__}: {errors.one_line(error, 2000)}"
         text = f"{lines}Error: process {self.rank} of {self.size} failed, and all were ended: {said}\n"
-        with contextlib.suppress(OSError):
-            sys.stderr.write(text)
-            sys.stderr.flush()
+        say_at_once(text)
+
+
+def say_at_once(text: str) -> None:
+    """Write to standard error, past what holds it back."""
+    with contextlib.suppress(OSError, AttributeError):
+        sys.__stderr__.write(text)
+        sys.__stderr__.flush()
 
 
 def add_in_order(numbers: Array) -> float:

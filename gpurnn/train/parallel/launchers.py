@@ -18,6 +18,9 @@ LAUNCHERS = {
 }  # fmt: skip
 
 
+joined: list[str] = []  # the kinds of the groups that this process has joined
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a process stands among those that were started together.

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import time
 from typing import Any
 
 import numpy as np
 
 from ..._typing import Array
-from .group import GRACE, Group, Sum
+from .group import GRACE, Group, Sum, say_at_once
 
 _SPINS = 200  # tests of a request before the processor is offered to others
 _PATIENT = 0.2  # seconds of waiting after which a process sleeps between two tests
@@ -143,11 +142,10 @@ class MpiGroup(Group):
         answering = sorted(set(range(self.size)) - silent)
         if self.rank == answering[0]:
             named = ", ".join(map(str, sorted(silent))) or "none: all wait, but for different things"
-            sys.stderr.write(
+            say_at_once(
                 f"Error: {what} took more than {self.limit:g} seconds, and all processes were ended. Without an "
                 f"answer: {named} (of {self.size}). GPURNN_GROUP_TIMEOUT sets the limit\n"
             )
-            sys.stderr.flush()
         else:
             time.sleep(1)
         self.abort(1)
