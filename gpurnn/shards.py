@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from . import rng
 from ._typing import Array
 
 _WHOLE = 16  # up to so many times what it needs, a backend's own code draws faster than array code (about 25 to 1.5 ns)
-_current: Shard | None = None
+_current: ContextVar[Any] = ContextVar("gpurnn_shard", default=None)
 
 
 @dataclass(frozen=True)
@@ -41,36 +42,37 @@ class Shard:
 @contextlib.contextmanager
 def computing(shard: Shard | None) -> Iterator[None]:
     """Inside the block layers compute this part of a batch; None: a whole one."""
-    global _current
-    before, _current = _current, shard
+    token = _current.set(shard)
     try:
         yield
     finally:
-        _current = before
+        _current.reset(token)
 
 
 def sequences(B: int) -> int:
     """The sequences of the whole batch, where a layer was given B of them."""
-    return B if _current is None else _current.total
+    shard = _current.get()
+    return B if shard is None else shard.total
 
 
 def added(xp: Any, array: Array) -> Array:
     """A sum over this process's part of the batch as the sum over the whole batch; the array itself may be changed."""
-    if _current is None:
+    shard = _current.get()
+    if shard is None:
         return array
     array = xp.ascontiguousarray(array)
-    _current.add(array.reshape(-1))
+    shard.add(array.reshape(-1))
     return array
 
 
 def counted(xp: Any, count: int) -> int:
     """A count in this process's part of the batch as the count in the whole batch."""
-    return count if _current is None else round(float(added(xp, xp.full(1, count, np.float64))[0]))
+    return count if not active() else round(float(added(xp, xp.full(1, count, np.float64))[0]))
 
 
 def active() -> bool:
     """Whether this process computes a part of a batch."""
-    return _current is not None
+    return _current.get() is not None
 
 
 def dropout_mask(
@@ -80,18 +82,17 @@ def dropout_mask(
 
     axis: of the sequences; None finds it. Raises ValueError where the shape has none.
     """
-    if _current is None:
+    shard = _current.get()
+    if shard is None:
         return ops.dropout_mask(shape, rate, seed, layer, call)
     if axis is None:
-        axis = _current.axis if len(shape) > 2 else 0
-    places = [(_current.first, _current.count, _current.total)] + [_current.items] * (axis == 0)
-    found = [place for place in places if axis < len(shape) and place[1] == shape[axis]]
-    if not found:
+        axis = shard.axis if len(shape) > 2 else 0
+    first, count, total = shard.items if axis == 0 and len(shape) < 3 else (shard.first, shard.count, shard.total)
+    if axis >= len(shape) or shape[axis] != count:
         raise ValueError(
-            f"dropout over several processes expects the sequences of the batch on axis {axis}, {_current.count} of "
-            f"them here, got shape {shape}"
+            f"dropout over several processes expects the sequences of the batch on axis {axis}, {count} of them here, "
+            f"got shape {shape}"
         )
-    first, count, total = found[0]
     whole = (*shape[:axis], total, *shape[axis + 1 :])
     if total <= _WHOLE * count:
         part = (slice(None),) * axis + (slice(first, first + count),)

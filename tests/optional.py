@@ -20,6 +20,7 @@ PACKAGES = (
     "build", "setuptools", "pip", "tensorboardX",
     "torch", "jax", "flax", "equinox", "expecttest", "ml_dtypes", "matplotlib", "scipy", "sacrebleu", "mido",
     "soundfile", "hypothesis", "threadpoolctl", "sklearn", "onnx", "keras", "h5py", "xdist", "nvidia",
+    "mpi4py",
 )  # fmt: skip
 
 

@@ -201,9 +201,11 @@ class Group:
             raise
 
     def _report(self, error: BaseException) -> None:
-        lines = "" if self.quiet else "".join(traceback.format_exception(error))
-        said = f"{type(error).__name__}: {errors.one_line(error, 2000)}"
-        text = f"{lines}Error: process {self.rank} of {self.size} failed, and all were ended: {said}\n"
+        what = f"process {self.rank} of {self.size} failed, and all were ended"
+        if self.quiet:
+            text = f"Error: {what}: {type(error).__name__}: {errors.one_line(error, 2000)}\n"
+        else:
+            text = "".join(traceback.format_exception(error)) + f"{what}\n"
         say_at_once(text)
 
 
