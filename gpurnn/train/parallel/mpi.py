@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..._typing import Array
+from ...errors import BackendError
 from ...losses import quiet
 from .group import GRACE, Group, Sum, say_at_once
 
@@ -82,6 +83,8 @@ class MpiGroup(Group):
     def start_sum(self, array: Array) -> Sum:
         if self.size == 1:
             return Sum()
+        if not isinstance(array, np.ndarray):
+            raise BackendError("a model on a GPU needs the group 'nccl': MPI carries arrays of the CPU")
         self._sums += 1
         return MpiSum(self, array, self._sums)
 
