@@ -65,8 +65,8 @@ def _ours(spec, group):
 def _summary(updates, inside, size):
     best = sorted(updates)[: max(1, len(updates) // 4)]  # of a shared machine the quickest quarter says most
     return {
-        "update": statistics.median(updates), "quick": statistics.mean(best), "reduce": statistics.median(inside or [0]),
-        "updates": len(updates), "bytes": size,
+        "update": statistics.median(updates), "quick": statistics.mean(best),
+        "reduce": statistics.median(inside or [0]), "updates": len(updates), "bytes": size,
     }  # fmt: skip
 
 

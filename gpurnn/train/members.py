@@ -8,16 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from .._typing import Array
 from ..data import Batch
 from .history import Terminated
-from .parallel.start import batch_digest, check_same, code_digest, data_digest
 from .parallel.group import add_in_order
+from .parallel.start import batch_digest, check_same, code_digest, data_digest
 from .progress import Progress
 from .snapshot import load_snapshot, settings_of, snapshot_of
-from .state import TrainingState
 
 Interrupted = Callable[[], type[BaseException] | None]
 _SIGNALS: tuple[type[BaseException] | None, ...] = (None, KeyboardInterrupt, Terminated)

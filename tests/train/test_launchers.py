@@ -10,8 +10,10 @@ from gpurnn.train.parallel import Place, find_place
     "variables, place",
     [
         ({}, Place()),
-        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, Place("torchrun", 3, 8, 1, 2)),
-        ({"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}, Place("MPICH", 1, 2, 1, 2)),
+        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
+         Place("torchrun", 3, 8, 1, 2)),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"},
+         Place("MPICH", 1, 2, 1, 2)),
         ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "4"}, Place("Open MPI", 0, 4, 0, 1)),
         ({"SLURM_PROCID": "5", "SLURM_NTASKS": "6", "SLURM_STEP_ID": "0", "SLURM_LOCALID": "1",
           "SLURM_NTASKS_PER_NODE": "2"}, Place("Slurm", 5, 6, 1, 2)),

@@ -14,9 +14,9 @@ from helpers import TEXT_IDS
 import gpurnn
 from gpurnn import rng, shards
 from gpurnn.data import Batch
+from gpurnn.data.tokens import TokenVocabulary
 from gpurnn.seq2seq import Sampling
 from gpurnn.tasks.translate import PairBatches
-from gpurnn.data.tokens import TokenVocabulary
 from gpurnn.train import StopTraining, measure
 from gpurnn.train.parallel.parts import part_of
 
@@ -159,7 +159,9 @@ def test_an_overflow_on_one_process_skips_the_update_on_all():
     def train(group):
         shared = {"dtype": "float16", "backend": "cpu"}
         model = gpurnn.Sequential(
-            gpurnn.RNN(2, 3, seed=1, **shared), gpurnn.Pooling(3, "last", **shared), gpurnn.Linear(3, 2, seed=2, **shared)
+            gpurnn.RNN(2, 3, seed=1, **shared),
+            gpurnn.Pooling(3, "last", **shared),
+            gpurnn.Linear(3, 2, seed=2, **shared),
         )
         scaler = gpurnn.LossScaler(init_scale=2.0**30)
         gpurnn.fit(model, gpurnn.cross_entropy, batches, optimizer="sgd", lr=0.1, epochs=2, progress=False,
@@ -347,7 +349,11 @@ def test_the_share_of_a_part_is_what_its_mean_divides_by():
 
 def test_sequences_that_cannot_be_found_are_an_error():
     with pytest.raises(ValueError, match="cut inputs along axis 1, and there these differ"):
-        cut(2, 0, Batch((np.zeros((3, 4), int), np.zeros((3, 5), int)), np.zeros((3, 4), int), loss_options={}, weight=1))
+        cut(
+            2,
+            0,
+            Batch((np.zeros((3, 4), int), np.zeros((3, 5), int)), np.zeros((3, 4), int), loss_options={}, weight=1),
+        )
 
 
 # ---- draws
