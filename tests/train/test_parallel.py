@@ -379,6 +379,6 @@ def test_words_of_rows():
 
 def test_dropout_on_an_array_without_the_batch_is_refused():
     layer = gpurnn.Dropout(0.5, backend="numpy")
-    with shards.computing(shards.Shard(0, 2, 4, 1, (0, 2, 4), None)):
-        with pytest.raises(ValueError, match="expects the sequences of the batch on axis 1, 2 of them here"):
-            layer(np.ones((3, 4, 5), "float32"))
+    words = "expects the sequences of the batch on axis 1, 2 of them here"
+    with shards.computing(shards.Shard(0, 2, 4, 1, (0, 2, 4), None)), pytest.raises(ValueError, match=words):
+        layer(np.ones((3, 4, 5), "float32"))
