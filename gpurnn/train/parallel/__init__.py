@@ -86,7 +86,7 @@ def _best_kind(place: Place) -> str:
 def _has_gpu() -> bool:
     from ...backends import backends
 
-    return importlib.util.find_spec("cupy") is not None and backends()["cuda"]
+    return importlib.util.find_spec("cupy") is not None and backends()["cuda"] is None
 
 
 def _mpi(limit: float) -> Group:
