@@ -2,7 +2,9 @@
 
 import json
 import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -21,12 +23,16 @@ pytestmark = [pytest.mark.long, needs("mpi4py"), pytest.mark.skipif(MPIRUN is No
 STARTING = 25  # seconds that a busy machine may take to start the processes
 
 
-def mpirun(count, *words, **variables):
+def variables():
+    """What every process finds in its environment."""
+    return {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+
+
+def mpirun(count, *words, **more):
     """A finished ``mpirun -n COUNT python WORDS``, and its seconds."""
-    more = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     start = time.monotonic()
     command = [MPIRUN, "-n", str(count), sys.executable, *map(str, words)]
-    done = subprocess.run(command, env=os.environ | more | variables, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=os.environ | variables() | more, capture_output=True, text=True, timeout=120)
     return done, time.monotonic() - start
 
 
@@ -67,3 +73,66 @@ def test_the_command_trains_and_says_everything_once(tmp_path):
 
     wrong, _ = mpirun(2, "-m", "gpurnn", "train", "text", book, "--hiden", 8)
     assert (wrong.returncode, wrong.stderr.count("No such option")) == (2, 1)
+
+
+@pytest.mark.slow
+def test_killed_runs_go_on_to_the_same_bits(tmp_path):
+    """A random process is killed at a random time, twice; the run is resumed with as many processes."""
+    book, draw = tmp_path / "book.txt", random.Random(1)
+    book.write_text("".join(draw.choice("abcde ") for _ in range(9000)), encoding="utf-8")
+    options = ["--hidden", 16, "--dropout", 0.2, "--epochs", 8, "--seed", 3, "--batch", 8, "--backend", "cpu"]
+    command = ["-m", "gpurnn", "train", "text", "--checkpoint-every", 5, "--out"]
+    whole, _ = mpirun(2, *command, tmp_path / "whole", book, *options)
+    assert whole.returncode == 0, whole.stderr
+    folder = tmp_path / "parts"
+    for _ in range(2):
+        begun = (folder / "last.json").exists()
+        words = [*command, folder, *(["--resume"] if begun else [book, "--overwrite", *options])]
+        process = subprocess.Popen(
+            [MPIRUN, "-n", "2", *map(str, [sys.executable, *words])], env=os.environ | variables(),
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        time.sleep(draw.uniform(1, 6))
+        kill_one(folder, draw)
+        process.wait(STARTING)
+    last, _ = mpirun(2, *command, folder, *(["--resume"] if (folder / "last.json").exists() else [book, *options]))
+    assert last.returncode == 0, last.stderr
+    for name, array in load_checkpoint(tmp_path / "whole" / "last.json")[0].items():
+        assert load_checkpoint(folder / "last.json")[0][name].tobytes() == array.tobytes(), name
+
+
+def kill_one(folder, draw):
+    """Kill one of the processes that train in a folder, if they run."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words, names = ((path / name).read_bytes() for name in ("cmdline", "environ"))
+        except OSError:  # it has ended, or is somebody else's
+            continue
+        if str(folder).encode() in words and b"PMI_RANK=" in names:
+            found.append(int(path.name))
+    if found:
+        os.kill(draw.choice(sorted(found)), signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root, for network namespaces")
+def test_a_link_that_is_cut_ends_the_training(tmp_path):
+    """Two network namespaces as two hosts, see bench/two_hosts.sh; the last checkpoint is whole."""
+    if (
+        not all(map(shutil.which, ("ip", "tc", "sh")))
+        or subprocess.run(["ip", "netns", "add", "gpurnn-probe"]).returncode
+    ):
+        pytest.skip("needs ip and tc, and a kernel with network namespaces")
+    subprocess.run(["ip", "netns", "del", "gpurnn-probe"], check=True)
+    book = tmp_path / "book.txt"
+    book.write_text("Once upon a time there was a text. " * 400, encoding="utf-8")
+    more = {"CUT": "8", "GPURNN_GROUP_TIMEOUT": "4", "PATH": f"{Path(MPIRUN).parent}:{os.environ['PATH']}"}
+    words = ["-m", "gpurnn", "train", "text", book, "--hidden", 16, "--epochs", 9999, "--out", tmp_path / "run"]
+    command = ["sh", ROOT / "bench" / "two_hosts.sh", 2, sys.executable, *words]
+    done = subprocess.run(
+        list(map(str, command)), env=os.environ | variables() | more, capture_output=True, text=True, timeout=90
+    )
+    assert done.returncode != 0
+    assert "took more than 4 seconds" in done.stderr and "Without an answer: " in done.stderr
+    assert load_checkpoint(tmp_path / "run" / "last.json")[1]["epoch"] >= 1
