@@ -62,6 +62,7 @@ TESTS = {
     "gpurnn/backends/chunks.py": ["test_chunks.py"],
     "gpurnn/data/packing.py": ["test_pack.py"],
     "gpurnn/backends/cpu/sharing.py": ["test_cpu_ops.py", "test_cells.py"],
+    "gpurnn/backends/cpu/inference.py": ["test_inference.py"],
     "gpurnn/backends/cpu/packing.py": ["test_packing.py", "test_stepper.py"],
     "gpurnn/backends/cpu/step_program.py": ["test_stepper.py"],
     "gpurnn/backends/steps.py": ["test_stepper.py"],

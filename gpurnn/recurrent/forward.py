@@ -83,6 +83,9 @@ def run_forward(layer, x, given, return_all, *, save, retain=False, reset_to=Non
     layer.ops.refuse_sizes(T, B, lambda: [(one, save, layer.schedule) for one in layer_problems(layer, T, B, save)])
     if layer.cell.over_batch and layer.training and shards.sequences(B) == 1:
         raise ValueError("batch_norm: one sequence has no statistics to train with: give more, or call eval() first")
+    if not (save or return_all) and _is_plain(layer, given):
+        y, final = _run_plain(layer, x, initial_state(layer, given.state, B, single))
+        return outward(layer, y, single), pack_state(layer, final, single)
     call = _new_call(layer, x.shape, given, single, save, return_all)
     initial = before = initial_state(layer, given.state, B, single)
     if save and given.state is not None and (call.bits is not None or layer.memory is not None):
@@ -104,6 +107,27 @@ def run_forward(layer, x, given, return_all, *, save, retain=False, reset_to=Non
     if return_all:
         returned.append([outward_steps(layer, one, single) for one in steps])
     return tuple(returned)
+
+
+def _is_plain(layer, given):
+    """Whether a call without backward is its layers one after another, and nothing else."""
+    if layer.training and (layer.dropout or layer.weight_dropout or layer.cell.draws):
+        return False
+    nothing = given.lengths is given.reset is given.mask is None
+    return nothing and not (layer.memory or layer.wavefront or layer.cell.over_batch)
+
+
+def _run_plain(layer, x, initial):
+    """The output (T, B, D*P) and the final states of such a call, without what others need to be shared and saved."""
+    D, y, final = len(layer._strands), x, []
+    for k in range(layer.num_layers):
+        below, last = y, k == layer.num_layers - 1
+        options = RunOptions(layer._strands, False, last, layer.schedule, inference=True)
+        states = initial[k * D : (k + 1) * D]
+        _, states, y = layer.ops.layer_forward(layer.cell, below, layer._weights(k), states, None, options)
+        final += states
+        y = to_next(layer, k, y, below, silent=lambda steps: steps, mask=None)
+    return y, final
 
 
 def _new_call(layer, shape, given, single, save, return_all):

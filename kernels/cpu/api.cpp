@@ -79,7 +79,7 @@ EXPORT int gpurnn_native_level() {
 // The sizes of the structs, then the interface's number, which changes with every struct and function here. The caller compares
 // them with its own, and refuses a library built from other sources.
 EXPORT int gpurnn_native_bytes(int which) {
-    const size_t sizes[] = {sizeof(Pass), sizeof(Product), sizeof(Update), sizeof(CrossEntropy), sizeof(Stage), 14};
+    const size_t sizes[] = {sizeof(Pass), sizeof(Product), sizeof(Update), sizeof(CrossEntropy), sizeof(Stage), 15};
     return (int)sizes[which];
 }
 
@@ -101,8 +101,11 @@ EXPORT int gpurnn_native_pack_linear(const Stage* stage, void* to, size_t* bytes
     return guarded([=] { *bytes = DISPATCH(pack_stage)(*stage, to); });
 }
 
-EXPORT int gpurnn_native_fingerprint(const void* values, size_t bytes, uint64_t* mark, int threads, int level) {
-    return guarded([=] { *mark = DISPATCH(fingerprint)((const char*)values, bytes, *mark, threads); });
+EXPORT int gpurnn_native_fingerprint(const void* const* arrays, const size_t* bytes, int count, uint64_t* mark, int threads, int level) {
+    return guarded([=] {
+        *mark = 0;
+        for (int i = 0; i < count; ++i) *mark = DISPATCH(fingerprint)((const char*)arrays[i], bytes[i], *mark, threads);
+    });
 }
 
 EXPORT int gpurnn_native_step(const Stage* stages, int count, int level) {

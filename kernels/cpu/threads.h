@@ -1,6 +1,7 @@
 // Threads of the CPU code: aligned memory, a spin barrier, and a pool of sleeping threads for each caller.
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -36,18 +37,6 @@ public:
     T* begin() const { return (T*)(((uintptr_t)memory.get() + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE); }
 };
 
-// Each of `threads` threads waits here, once, until all of them have arrived.
-class Barrier {
-    std::atomic<int> missing;
-
-public:
-    explicit Barrier(int threads) : missing(threads) {}
-    void wait() {
-        missing.fetch_sub(1, std::memory_order_acq_rel);
-        while (missing.load(std::memory_order_acquire) > 0) std::this_thread::yield();
-    }
-};
-
 // Tells the processor that this thread waits in a loop.
 inline void pause() {
 #if defined(__x86_64__) || defined(_M_X64)
@@ -57,10 +46,27 @@ inline void pause() {
 #endif
 }
 
-// Each of `threads` threads waits here again and again: in every round until all of them have arrived. A waiting thread spins for
-// some microseconds, which is longer than the others take where each has a processor of its own, and then lets others run.
+// Waits until done(), which other threads make true. It spins for some microseconds, which is longer than the others take where each
+// has a processor of its own, and then lets others run.
+template <typename Done>
+void wait_until(const Done& done) {
+    for (int spins = 0; !done(); ++spins) spins < 2000 ? pause() : std::this_thread::yield();
+}
+
+// Each of `threads` threads waits here, once, until all of them have arrived.
+class Barrier {
+    std::atomic<int> missing;
+
+public:
+    explicit Barrier(int threads) : missing(threads) {}
+    void wait() {
+        missing.fetch_sub(1, std::memory_order_acq_rel);
+        wait_until([this] { return missing.load(std::memory_order_acquire) <= 0; });
+    }
+};
+
+// Each of `threads` threads waits here again and again: in every round until all of them have arrived.
 class alignas(CACHE_LINE) Meeting {
-    static constexpr int SPINS = 2000;
     const int threads;
     std::atomic<int> arrived{0};
     alignas(CACHE_LINE) std::atomic<int> round{0};
@@ -76,10 +82,10 @@ public:
             round.store(now + 1, std::memory_order_release);
             return;
         }
-        for (int spins = 0; round.load(std::memory_order_acquire) == now; ++spins) {
+        wait_until([&] {
             if (abandoned.load(std::memory_order_relaxed)) throw std::runtime_error("another thread has failed");
-            spins < SPINS ? pause() : std::this_thread::yield();
-        }
+            return round.load(std::memory_order_acquire) != now;
+        });
     }
     // Called by a thread that fails, so that no other waits for it.
     void abandon() { abandoned.store(true, std::memory_order_relaxed); }
@@ -107,45 +113,65 @@ int current_process() { return (int)getpid(); }
 void leave_processor(int) {}
 #endif
 
-// A thread that sleeps until it is given a task.
+// A thread that waits until it is given a task. It spins first, as the system takes about as long to wake a thread as a short time
+// loop takes, and one call often follows another; then it sleeps.
 class Worker {
+    static constexpr std::chrono::microseconds SPIN{100};
     std::mutex mutex;
     std::condition_variable changed;
     void (*call)(const void* task, int number) = nullptr;
     const void* task = nullptr;
     std::atomic<int>* unfinished = nullptr;  // tasks of the same call
     int number, caller_processor = -1;
-    bool stopping = false;
+    std::atomic<bool> posted{false};         // whether there is a task, or `stopping`
+    bool stopping = false;                   // set before it is posted
+    bool asleep = false;                     // guarded by the mutex
+    const bool spins;
     std::thread thread;  // must come last: it starts when the other members exist
 
-    void run() {
+    void wait() {
+        const auto start = std::chrono::steady_clock::now();
+        for (int round = 0; spins && !posted.load(std::memory_order_acquire); ++round) {
+            pause();
+            if (round % 64 == 63 && std::chrono::steady_clock::now() - start > SPIN) break;
+        }
         std::unique_lock<std::mutex> lock(mutex);
+        asleep = true;
+        changed.wait(lock, [this] { return posted.load(std::memory_order_relaxed); });
+        asleep = false;
+    }
+    void run() {
         for (;;) {
-            changed.wait(lock, [this] { return call || stopping; });
+            wait();
             if (stopping) return;
             if (current_processor() == caller_processor) leave_processor(caller_processor);
             call(task, number);
-            call = nullptr;
+            posted.store(false, std::memory_order_relaxed);
             unfinished->fetch_sub(1, std::memory_order_release);
         }
     }
-
-public:
-    explicit Worker(int number) : number(number), thread([this] { run(); }) {}
-    ~Worker() {
+    void post() {
+        bool wake;
         {
             std::lock_guard<std::mutex> lock(mutex);
-            stopping = true;
+            posted.store(true, std::memory_order_release);
+            wake = asleep;
         }
-        changed.notify_one();
+        if (wake) changed.notify_one();
+    }
+
+public:
+    // spins: whether there is a processor for it.
+    Worker(int number, bool spins) : number(number), spins(spins), thread([this] { run(); }) {}
+    ~Worker() {
+        wait_until([this] { return !posted.load(std::memory_order_acquire); });
+        stopping = true;
+        post();
         thread.join();
     }
     void start(void (*new_call)(const void*, int), const void* new_task, std::atomic<int>* counter, int processor) {
-        {
-            std::lock_guard<std::mutex> lock(mutex);
-            call = new_call, task = new_task, unfinished = counter, caller_processor = processor;
-        }
-        changed.notify_one();
+        call = new_call, task = new_task, unfinished = counter, caller_processor = processor;
+        post();
     }
 };
 
@@ -160,7 +186,9 @@ struct WorkerPool {
         if (!workers || owner != current_process())
             workers = new std::vector<std::unique_ptr<Worker>>, owner = current_process();
         workers->reserve(count);
-        while ((int)workers->size() < count) workers->emplace_back(new Worker((int)workers->size() + 1));
+        const int processors = (int)std::thread::hardware_concurrency();
+        while ((int)workers->size() < count)
+            workers->emplace_back(new Worker((int)workers->size() + 1, (int)workers->size() + 1 < processors));
         return *workers;
     }
     ~WorkerPool() {
@@ -232,7 +260,7 @@ void on_threads(int threads, const Work& work) {
         for (int i = 0; i < threads - 1; ++i) workers[i]->start(call, &run, &unfinished, processor);
     }
     run(0);
-    while (unfinished.load(std::memory_order_acquire) > 0) std::this_thread::yield();
+    wait_until([&] { return unfinished.load(std::memory_order_acquire) == 0; });
     exception.rethrow();
 }
 

@@ -18,7 +18,8 @@ from ..int8 import parts_of
 
 LEVELS = ("vectors of 128 bits", "AVX2", "AVX-512")
 ISAS = ("baseline", "avx2", "avx512")  # what GPURNN_ISA calls the levels
-_INTERFACE = 14  # of gpurnn_native_bytes in api.cpp
+_TEMPLATES = 64  # most shapes whose ``Pass`` is remembered with the weights
+_INTERFACE = 15  # of gpurnn_native_bytes in api.cpp
 
 _pointer, _stride = ctypes.c_void_p, ctypes.c_ssize_t
 
@@ -40,6 +41,16 @@ class Pass(ctypes.Structure):
     ]  # fmt: skip
 
 
+class Matrices:
+    """Arrays as ``fingerprint`` reads them. bytes: of all."""
+
+    def __init__(self, arrays):
+        arrays = [array for array in arrays if array is not None]
+        sizes, count = [array.nbytes for array in arrays], len(arrays)
+        self.arguments = (_pointer * count)(*map(address, arrays)), (ctypes.c_size_t * count)(*sizes), count
+        self.bytes = sum(sizes)
+
+
 class NativeWeights:
     """The weights of one pass as the library reads them, and a ``Pass`` with their addresses for each shape of a call.
 
@@ -53,10 +64,28 @@ class NativeWeights:
             given[f"weight_{name}"], given[f"scale_{name}"] = parts_of(weights)
         self.dtype = dtype_number(w.ih.dtype) if given["scale_ih"] is None else 0  # weights in 8 bits have none
         self.arrays = {name: None if array is None else np.ascontiguousarray(array) for name, array in given.items()}
-        self.templates = {}  # (slots, B, reverse, save) -> Pass
+        self.templates = {}  # what ``template`` was asked for -> Pass
+        self.loops = {}  # the shape of a call -> ``InferenceLoop`` of the layer whose first strand this is
         self.packed = None  # the latest ``PackedWeights``
+        self.matrices = Matrices([self.arrays[name] for name in ("weight_ih", "weight_hh", "weight_hr")])
+        self._addresses = {name: address(array) for name, array in self.arrays.items()}
         if all(self.arrays[name] is array for name, array in given.items()):
             w.ready = self
+
+    def template(self, cell, T, B, dtype, reverse, save):
+        """A ``Pass`` to copy: what every pass with these weights and of this shape has."""
+        key = T, B, reverse, save, cell, dtype  # evaluation may run another cell, which saves other blocks
+        template = self.templates.get(key)
+        if template is None:
+            if len(self.templates) >= _TEMPLATES:
+                self.templates.clear()
+            H, hr = len(self.arrays["weight_ih"]) // len(cell.gates), self.arrays["weight_hr"]
+            template = self.templates[key] = Pass(
+                cell=struct_name(cell.name), dtype=dtype_number(dtype), weights_dtype=self.dtype, T=T, B=B, H=H,
+                P=H if hr is None else len(hr), reverse=reverse, save=save, gates_row=cell.saved_blocks * H,
+                **self._addresses,
+            )  # fmt: skip
+        return template
 
 
 class Product(ctypes.Structure):
@@ -139,7 +168,6 @@ def load_native():
     library.gpurnn_native_round.argtypes = [_pointer, _stride, number, _pointer, number, number]
     library.gpurnn_native_add_squares.argtypes = [_pointer, _stride, number, _pointer, number, number]
     word, long = ctypes.c_uint32, ctypes.c_uint64
-    library.gpurnn_native_fingerprint.argtypes = [_pointer, ctypes.c_size_t, _pointer, number, number]
     library.gpurnn_native_dropout_mask.argtypes = [_stride, long, word, word, long, _pointer, number, number]
     return library, chosen_level(library.gpurnn_native_level())
 
@@ -162,8 +190,8 @@ def address(array):
     """Address of an array's first number; None for None."""
     if array is None:
         return None
-    try:
-        return ctypes.addressof(_first_byte(array))  # a quarter of the time that ctypes.data takes
+    try:  # a quarter of the time that ctypes.data takes
+        return ctypes.addressof(_first_byte(array if array.flags.c_contiguous else array.T))
     except (BufferError, TypeError, ValueError):  # read-only, or with strides
         return array.ctypes.data
 

@@ -21,6 +21,7 @@ from ..marks import HELD, Marks
 from ..ops import UPDATE_STATES, Ops, flat, refuse_uncountable
 from ..records import PassGradients, SavedLayer, SavedPass
 from . import cells, packing, sharing
+from .inference import run_inference
 from .memory import MemoryPool
 from .native import (
     ISAS,
@@ -33,7 +34,6 @@ from .native import (
     address,
     dtype_number,
     load_native,
-    struct_name,
 )
 from .state_arrays import own_gradient, state_arrays
 from .step_program import StepProgram, refused
@@ -43,7 +43,6 @@ from .uncompiled import in_16_bits, warn_of_16_bits, why_uncompiled
 _SMALL = 1 << 14  # below this many multiply-adds NumPy finishes before our operands are packed
 _SQUARES = 1 << 12  # SQUARES of update.h
 _MOST = 2**31 - 1  # of an int in api.cpp
-_TEMPLATES = 64  # most shapes whose ``Pass`` is remembered with the weights
 
 
 def describe():
@@ -134,6 +133,10 @@ class CpuOps(HostOps):
         return self.store.empty((T, B, F), dtype)
 
     def layer_forward(self, cell, x, weights, states, lengths, options):
+        if options.inference and lengths is None:
+            done = run_inference(self, cell, x, weights, states, options)
+            if done is not None:
+                return done
         if not self._compiled(cell, x.dtype):
             warn_of_16_bits(cell, dtype_name(x.dtype))
             return self.array_code.layer_forward(cell, x, weights, states, lengths, options)
@@ -159,12 +162,13 @@ class CpuOps(HostOps):
             job.x, job.I = address(job.read), job.read.shape[2]
             if w.ready and options.inference and not save:
                 job.memory = packing.packed_weights(self, cell, w.ready, job)
-                job.packed = job.memory and address(job.memory.array)
+                job.packed = job.memory and job.memory.address
             if output is not None:
                 job.output, job.output_row = address(output) + d * P * x.itemsize, D * P
             jobs.append(job)
             saved.passes.append(one)
-        self._run_time_loop(cell, jobs, x.dtype, T * B * H * (len(cell.hidden) * P + len(cell.gates) * I), back=False)
+        work = sharing.multiplications(cell, T * B * H, P, I)
+        self._run_time_loop(cell, (Pass * D)(*jobs), x.dtype, work, back=False)
         finals = []
         for one in saved.passes:
             end = 0 if one.reverse else T
@@ -222,7 +226,8 @@ class CpuOps(HostOps):
                 job.doutput, job.doutput_row = address(doutput) + d * P * dtype.itemsize, len(saved.passes) * P
             jobs.append(job)
             done.append(PassGradients(one.gates, dstate, dh_steps, dreset))
-        self._run_time_loop(cell, jobs, dtype, T * B * H * len(cell.hidden) * P, back=True)
+        work = sharing.multiplications(cell, T * B * H, P)
+        self._run_time_loop(cell, (Pass * len(jobs))(*jobs), dtype, work, back=True)
         return done
 
     def _pass(self, layer, w, saved, save):
@@ -232,19 +237,7 @@ class CpuOps(HostOps):
         """
         (slots, B, P), dtype = saved.h.shape, saved.h.dtype
         ready = w.ready or NativeWeights(w)
-        # evaluation may run another cell, which saves other blocks
-        key = slots, B, saved.reverse, save, layer.cell, dtype
-        template = ready.templates.get(key)
-        if template is None:
-            if len(ready.templates) >= _TEMPLATES:
-                ready.templates.clear()
-            template = ready.templates[key] = Pass(
-                cell=struct_name(layer.cell.name), dtype=dtype_number(dtype), weights_dtype=ready.dtype,
-                T=slots - 1, B=B, H=len(w.ih) // len(layer.cell.gates), P=P, reverse=saved.reverse, save=save,
-                gates_row=saved.gates.shape[2],
-                **{name: address(array) for name, array in ready.arrays.items()},
-            )  # fmt: skip
-        job = Pass.from_buffer_copy(template)
+        job = Pass.from_buffer_copy(ready.template(layer.cell, slots - 1, B, dtype, saved.reverse, save))
         lengths = None if layer.lengths is None else layer.lengths.astype(np.int32)
         job.lengths, job.gates, job.h = address(lengths), address(saved.gates), address(saved.h)
         own = masks = None
@@ -265,40 +258,41 @@ class CpuOps(HostOps):
         job.arrays = ready, lengths, own, masks, layer.x, saved.gates, saved.h, saved.others
         return job
 
-    def _run_time_loop(self, cell, jobs, dtype, multiplications, back):
-        """Run the passes of all directions. multiplications: of one direction. back: whether to run backward passes."""
+    def _run_time_loop(self, cell, jobs, dtype, work, back):
+        """Run the passes of all directions, an array. work: the ``multiplications`` of one direction. back: whether to
+        run backward passes."""
         job, D = jobs[0], len(jobs)
         if job.B == 0:
             return
         units = sharing.units_to_share(cell, job.P != job.H, job.H)
-        threads, by_units = sharing.share(job.T, job.B, units, multiplications, D)
-        for one in jobs:
-            one.by_units = by_units and not one.flat
-        arguments = (Pass * D)(*jobs), D, threads, int(back)
+        threads, by_units = sharing.share(job.T, job.B, units, work, D)
+        if by_units:
+            for one in jobs:
+                one.by_units = not one.flat
+        arguments = jobs, D, threads, int(back)
         if cell.struct is None:
             self._call("time_loop", *arguments, self.level, threads=threads)
         else:
             self._raise(self._generated(cell, dtype).time_loop(*arguments), "time_loop", threads)
 
     def product(self, a, b, out, accumulate=False):
-        (M, K), N = a.shape, b.shape[1]
-        same = a.dtype == b.dtype and out.dtype in (a.dtype, compute_dtype(a.dtype))
-        if (
-            not same
-            or not _SMALL <= M * N * K
-            or max(M, N, K) > _MOST
-            or any(stride < 0 for array in (a, b, out) for stride in array.strides)
-        ):
+        (M, K), N, dtype = a.shape, b.shape[1], a.dtype
+        same = dtype == b.dtype and (out.dtype == dtype or out.dtype == compute_dtype(dtype))
+        strides = a.strides + b.strides + out.strides
+        if not same or not _SMALL <= M * N * K or max(M, N, K) > _MOST or min(strides) < 0:
             super().product(a, b, out, accumulate)
             return
-        if out.strides[1] != out.itemsize:  # column-major: compute the transpose; other layouts fall back
-            if out.strides[0] != out.itemsize:
+        if strides[5] != out.itemsize:  # column-major: compute the transpose; other layouts fall back
+            if strides[4] != out.itemsize:
                 super().product(a, b, out, accumulate)
                 return
             a, b, out, M, N = b.T, a.T, out.T, N, M
-        strides = [stride // array.itemsize for array in (a, b, out) for stride in array.strides]
-        dtypes = dtype_number(a.dtype), dtype_number(out.dtype)
-        job = Product(*dtypes, accumulate, M, N, K, *strides[:5], *(array.ctypes.data for array in (a, b, out)))
+        size, out_size = a.itemsize, out.itemsize
+        job = Product(
+            dtype_number(dtype), dtype_number(out.dtype), accumulate, M, N, K,
+            *(stride // size for stride in a.strides + b.strides), out.strides[0] // out_size,
+            address(a), address(b), address(out),
+        )  # fmt: skip
         threads = 1 if M * N * K < sharing.WORK else min(thread_count(), -(-M // 16))
         self._call("multiply", ctypes.byref(job), threads, self.level, threads=threads)
 

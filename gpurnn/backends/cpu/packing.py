@@ -13,20 +13,20 @@ from .native import address
 _AHEAD = 48  # AHEAD of layer.h
 _ROWS = 2048  # with so many rows of x, packing anew takes less than a hundredth of the time loop
 _LINE = 64  # bytes of a cache line, where packed weights begin
-_NAMES = ("weight_ih", "weight_hh", "weight_hr")
 
 
 class PackedWeights(NamedTuple):
     """Packed weights that nobody changes.
 
-    array: bytes, from a cache line on. cell, dtype: for which, as evaluation may run another cell, and float32 may be
-    rounded to 16 bits. mark: the fingerprint of what was packed.
+    array: bytes, from a cache line on, at this address. cell, dtype: for which, as evaluation may run another cell, and
+    float32 may be rounded to 16 bits. mark: the fingerprint of what was packed.
     """
 
     cell: Cell
     dtype: int
     mark: int
     array: np.ndarray
+    address: int
 
 
 def pack(ops, cell, job, mark=0):
@@ -43,7 +43,8 @@ def pack(ops, cell, job, mark=0):
         else:
             ops._raise(library.pack(*arguments), "pack", threads)
 
-    return PackedWeights(cell, job.dtype, mark, _filled(ops, call))
+    array = _filled(ops, call)
+    return PackedWeights(cell, job.dtype, mark, array, address(array))
 
 
 def pack_linear(ops, stage):
@@ -74,28 +75,23 @@ def packed_weights(ops, cell, ready, job):
     """
     if job.T == 1 or job.T * job.B > _ROWS or ready.arrays["scale_ih"] is not None:  # those in 8 bits are never packed
         return None
-    mark = fingerprint(ops, ready)
+    mark = fingerprint(ops, ready.matrices)
     packed = ready.packed
     if packed is None or packed.mark != mark or packed.cell is not cell or packed.dtype != job.dtype:
         try:
             packed = pack(ops, cell, job, mark)
         except MemoryError:
             return None
-        if fingerprint(ops, ready) == mark:  # else another thread has written meanwhile
+        if fingerprint(ops, ready.matrices) == mark:  # else another thread has written meanwhile
             ready.packed = packed
     return packed
 
 
-def fingerprint(ops, ready):
-    """A number that changes with the weights."""
+def fingerprint(ops, matrices):
+    """A number that changes with the weights. matrices: their ``Matrices``."""
     mark = ctypes.c_uint64()
-    for name in _NAMES:
-        array = ready.arrays[name]
-        if array is not None:
-            threads = 1 if array.nbytes < sharing.WORK // 4 else sharing.thread_count()
-            ops._call(
-                "fingerprint", address(array), array.nbytes, ctypes.byref(mark), threads, ops.level, threads=threads
-            )
+    threads = 1 if matrices.bytes < sharing.WORK // 4 else sharing.thread_count()
+    ops._call("fingerprint", *matrices.arguments, ctypes.byref(mark), threads, ops.level, threads=threads)
     return mark.value
 
 

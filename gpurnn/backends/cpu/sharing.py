@@ -17,22 +17,27 @@ class Sharing(NamedTuple):
     by_units: bool
 
 
-def share(T, B, units, multiplications, directions):
-    """The ``Sharing`` of a time loop. units: from ``units_to_share``. multiplications: of one direction.
+def share(T, B, units, work, directions):
+    """The ``Sharing`` of a time loop. units: from ``units_to_share``. work: the ``multiplications`` of one direction.
 
     Where there are few sequences, threads divide the units: each reads its share of the weights, and they meet once in
     a timestep. A single timestep reads the weights from memory for one product, so that less work pays for a second
     thread; there they divide the units of many sequences, too, and need not meet.
     """
-    if multiplications * directions < (WORK if T > 1 else WORK // 2):
+    if work * directions < (WORK if T > 1 else WORK // 2):
         return Sharing(1, False)
-    if T > 1 and multiplications < T * _STEP:
+    if T > 1 and work < T * _STEP:
         units = 0
     by_sequences = min(thread_count(), directions * -(-B // _ROWS))
     by_units = min(thread_count(), directions * (units // _UNITS))
     if by_units >= max(2, by_sequences) and (T == 1 or B * directions <= _ROWS * by_units):
         return Sharing(by_units, True)
     return Sharing(max(1, by_sequences), False)
+
+
+def multiplications(cell, units, P, I=0):
+    """Those of one direction. units: of all timesteps and sequences. I: of the input that this loop multiplies."""
+    return units * (len(cell.hidden) * P + len(cell.gates) * I)
 
 
 def units_to_share(cell, projected, H):

@@ -99,13 +99,13 @@ class StepProgram:
                 job.output, job.output_row = address(y) + d * P * dtype.itemsize, D * P
                 jobs.append(job)
             H = jobs[0].H
-            work = B * H * (len(cell.hidden) * P + len(cell.gates) * x.shape[1])
+            work = sharing.multiplications(cell, B * H, P, x.shape[1])
             threads, by_units = sharing.share(1, B, sharing.units_to_share(cell, P != H, H), work, D)
             for d, job in enumerate(jobs):
                 job.by_units = by_units
                 if not job.scale_ih:
                     packed[d] = packed[d] or pack(self._ops, cell, job)
-                    job.packed = address(packed[d].array)
+                    job.packed = packed[d].address
             passes = (Pass * D)(*jobs)
             self._alive += [jobs, passes, packed]
             library = self._ops._generated(cell, dtype)
