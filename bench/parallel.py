@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -28,22 +29,30 @@ MORE = (8, 16, 64, 256, 1024)
 @click.option("--rounds", type=click.IntRange(1), default=3, help="How often everything is measured, in turn.")
 @click.option("--rival/--no-rival", default=True, help="Time torch with DistributedDataParallel over gloo, too.")
 @click.option("--link", "other", metavar="SECONDS,BYTES", help="Predict for this latency and bandwidth instead.")
+@click.option("--launch", default="mpirun -n {ranks}", help="The command that starts the processes.")
 @click.option("--json", "file", type=click.Path(dir_okay=False), help="Write all figures to this file.")
-def command(ranks, hidden, layers, vocabulary, batch, steps, updates, rounds, rival, other, file):
+def command(ranks, hidden, layers, vocabulary, batch, steps, updates, rounds, rival, other, launch, file):
     """Time training by several processes: strong and weak scaling, the time in sums, and a prediction for more.
 
-    Weak scaling: each process has --batch sequences. Strong: they divide as many. Each has one thread.
+    Weak scaling: each process has --batch sequences. Strong: they divide as many. Each has one thread. "apart" are as
+    many processes that know nothing of each other: what they lose is the machine's.
     """
     spec = {"hidden": hidden, "layers": layers, "vocabulary": vocabulary, "steps": steps, "updates": updates + 3,
             "warmups": 3}  # fmt: skip
-    runs = {"one": (1, batch, ""), "weak": (ranks, ranks * batch, ""), "strong": (ranks, batch, "")}
+    runs = {
+        "one": (1, batch, ""),
+        "apart": (ranks, batch, ""),
+        "weak": (ranks, ranks * batch, ""),
+        "strong": (ranks, batch, ""),
+    }
     if rival:
         runs |= {"torch one": (1, batch, "torch"), "torch weak": (ranks, ranks * batch, "torch")}
     found = {name: [] for name in runs}
     for number in range(rounds):
         for name, (size, B, kind) in runs.items():
             link = name == "weak" and number == 0
-            found[name].append(_start(size, spec | {"batch": B, "rival": kind, "link": link, "port": _free_port()}))
+            more = {"batch": B, "rival": kind, "apart": name == "apart", "link": link, "port": _free_port()}
+            found[name].append(_start(size, spec | more, launch))
     figures = summarize(found, ranks, other)
     for line in lines(figures):
         click.echo(line)
@@ -53,17 +62,18 @@ def command(ranks, hidden, layers, vocabulary, batch, steps, updates, rounds, ri
         write_bytes_atomic(Path(file), json.dumps({"spec": spec, "found": found, "figures": figures}).encode())
 
 
-def _start(size, spec):
-    """What process 0 of ``size`` reports."""
+def _start(size, spec, launch):
+    """What process 0 of ``size`` reports. launch: the command that starts several."""
     here = str(Path(__file__).resolve().parents[1])
     more = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "GPURNN_NUM_THREADS": "1"}
     more["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")]))
     words = [sys.executable, "-m", f"{__package__}.parallel_worker", json.dumps(spec)]
     if size > 1:
-        mpirun = shutil.which("mpirun") or shutil.which("mpirun", path=str(Path(sys.executable).parent))
-        if mpirun is None:
-            raise click.ClickException("there is no mpirun here: pip install 'gpurnn[mpi]' mpich")
-        words = [mpirun, "-n", str(size), *words]
+        first, *others = shlex.split(launch.format(ranks=size))
+        found = shutil.which(first) or shutil.which(first, path=str(Path(sys.executable).parent))
+        if found is None:
+            raise click.ClickException(f"there is no {first} here: pip install 'gpurnn[mpi]' mpich")
+        words = [found, *others, *words]
     done = subprocess.run(words, env=os.environ | more, capture_output=True, text=True)
     if done.returncode:
         raise click.ClickException(f"{' '.join(words[:3])} ... failed: {done.stderr.strip()[-2000:]}")
@@ -82,9 +92,10 @@ def summarize(found, ranks, other=None):
     found: name -> what each round reported. other: "SECONDS,BYTES" of another link.
     """
     best = {name: min(rounds, key=lambda one: one["quick"]) for name, rounds in found.items()}
-    one, weak, strong = best["one"]["quick"], best["weak"]["quick"], best["strong"]["quick"]
+    one, apart, weak, strong = (best[name]["quick"] for name in ("one", "apart", "weak", "strong"))
     figures = {
         "ranks": ranks, "update": {name: one["quick"] for name, one in best.items()},
+        "machine": one / apart, "group": apart / weak,
         "weak efficiency": one / weak, "strong efficiency": one / strong / ranks,
         "time in sums": best["weak"]["reduce"] / best["weak"]["update"], "bytes": best["one"]["bytes"],
     }  # fmt: skip
@@ -93,11 +104,11 @@ def summarize(found, ranks, other=None):
     measured = next(one["link"] for one in found["weak"] if one["link"])
     link = fit_link(*map(list, zip(*measured["sums"], strict=True)), measured["message"])
     figures["link"] = {"latency": link.latency, "message": link.message, "bandwidth": link.bandwidth}
-    figures["checked"] = predict(link, one, figures["bytes"], ranks)[0], weak
+    figures["checked"] = predict(link, apart, figures["bytes"], ranks)[0], weak
     if other:
         latency, bandwidth = (float(number) for number in other.split(","))
         link = Link(latency, measured["message"], bandwidth)
-    figures["predicted"] = {str(count): predict(link, one, figures["bytes"], count) for count in (ranks, *MORE)}
+    figures["predicted"] = {str(count): predict(link, apart, figures["bytes"], count) for count in (ranks, *MORE)}
     return figures
 
 
@@ -107,6 +118,7 @@ def lines(figures):
     for name, seconds in figures["update"].items():
         yield f"{name:12} {1e3 * seconds:9.2f} ms an update (mean of the quickest quarter, best round)"
     yield f"efficiency   weak {figures['weak efficiency']:.3f}, strong {figures['strong efficiency']:.3f}"
+    yield f"             weak: {figures['machine']:.3f} of the machine, times {figures['group']:.3f} of the exchange"
     if "torch weak efficiency" in figures:
         yield f"torch DDP    weak {figures['torch weak efficiency']:.3f}"
     yield f"sums         {figures['time in sums']:.1%} of an update; none of it is hidden by the backward pass"

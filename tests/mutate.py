@@ -39,6 +39,7 @@ TESTS = {
     "gpurnn/cells/haste.py": ["test_options.py"],
     "gpurnn/cells/stored.py": ["test_stored.py", "test_bad_model_files.py"],
     "gpurnn/shards.py": ["test_parallel.py"],
+    "bench/parallel": ["test_bench_parallel.py"],
     "gpurnn/train/members.py": ["test_parallel.py", "test_parallel_mpi.py"],
     "gpurnn/train/parallel/nccl.py": ["test_parallel_nccl.py"],
     "gpurnn/train/parallel/launchers.py": ["test_launchers.py"],
