@@ -32,6 +32,7 @@ for one in $a $b; do
         $tc tbf rate "${RATE:-1gbit}" burst 128kb latency 50ms
     }
 done
+until ip -n $a link show link0 | grep -q "state UP" && ip -n $b link show link0 | grep -q "state UP"; do sleep 0.1; done
 # In place of ssh: "HOST COMMAND..." runs in the namespace of the host.
 cat >"$folder/launch" <<'LAUNCH'
 #!/bin/sh
