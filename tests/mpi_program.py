@@ -44,6 +44,7 @@ def everything(group, folder):
     assert several[2].array.tolist() == [sum(range(2, size + 2))] * 5
     assert group.gather(b"x" * rank) == [b"x" * k for k in range(size)]
     assert group.send({"a": 1} if rank == 0 else None) == {"a": 1}
+    assert group.gather_numbers(rank, 0.5).tolist() == [[k, 0.5] for k in range(size)]
     sent = {"a": np.arange(3), "b": np.zeros((0, 2), "float16")}
     received = group.send_arrays(sent if rank == 0 else None)
     assert [received[k].tolist() for k in sent] == [sent[k].tolist() for k in sent]

@@ -99,6 +99,11 @@ class MpiGroup(Group):
         self.wait([self.world.Iallgatherv(sent, into)], "an exchange")
         return [received[start : start + count].tobytes() for start, count in zip(starts, counts, strict=True)]
 
+    def gather_numbers(self, *numbers: float) -> Array:
+        mine, each = np.array(numbers, np.float64), np.empty((self.size, len(numbers)))
+        self.wait([self.world.Iallgather(mine, each)], "an exchange")  # of a known size: one message, not two
+        return each
+
     def scratch(self, *key: Any) -> Array:
         """An array (size, count) that a sum receives into."""
         unused = self._scratch.get(key)
