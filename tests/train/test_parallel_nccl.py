@@ -123,7 +123,8 @@ class Shared(dict):
         self.ready.set()
 
     def get(self, key):
-        self.ready.wait(20)
+        while key not in self:
+            self.ready.wait(20)
         return self[key]
 
     def add(self, key, more):
@@ -134,10 +135,11 @@ class Shared(dict):
 
 def test_torchrun_s_store_carries_the_id_and_counts_failures():
     shared = Shared()
+    shared["gpurnn/0/id"] = b"2,7,1"
 
     def run(group):
-        store = Store(shared, Place("torchrun", group.rank, 2))
-        assert store.send([3, 1, 4] if group.rank == 0 else None) == [3, 1, 4]
+        store = Store(shared, Place("torchrun", group.rank, 2), "1")
+        assert store.send([3, 1, 4] if group.rank == 0 else None) == [3, 1, 4], "not the id before the restart"
         return store.all_fail(20)
 
     assert together(2, run) == [True, True]

@@ -123,22 +123,26 @@ class NcclGroup(Group):
 
 class Store:
     """What a group needs of torchrun's store: it is a dictionary that all processes share. The launcher ends all
-    processes where one ends with an error."""
+    processes where one ends with an error.
 
-    def __init__(self, store: Any, place: Place) -> None:
+    attempt: which restart this is: the store outlives it, and what an earlier one wrote must not be read.
+    """
+
+    def __init__(self, store: Any, place: Place, attempt: str = "0") -> None:
         self.store, self.rank, self.size = store, place.rank, place.size
+        self.id, self.failed = f"gpurnn/{attempt}/id", f"gpurnn/{attempt}/failed"
 
     def send(self, document: Any) -> Any:
         """A list of numbers from process 0 to all."""
         if self.rank == 0:
-            self.store.set("gpurnn/id", ",".join(map(str, document)))
-        return [int(number) for number in self.store.get("gpurnn/id").decode().split(",")]
+            self.store.set(self.id, ",".join(map(str, document)))
+        return [int(number) for number in self.store.get(self.id).decode().split(",")]
 
     def all_fail(self, seconds: float) -> bool:
         """Whether within so many seconds all processes call this."""
         start = time.monotonic()
-        self.store.add("gpurnn/failed", 1)
-        while self.store.add("gpurnn/failed", 0) < self.size:
+        self.store.add(self.failed, 1)
+        while self.store.add(self.failed, 0) < self.size:
             if time.monotonic() - start > seconds:
                 return False
             time.sleep(0.05)
@@ -177,7 +181,8 @@ def _control(place, limit):
             raise BackendError("the processes that torchrun started find each other by torch's store") from error
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         own = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and place.rank == 0
-        return Store(TCPStore(host, port, place.size, own, timedelta(seconds=limit)), place)
+        store = TCPStore(host, port, place.size, own, timedelta(seconds=limit))
+        return Store(store, place, os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     from .mpi import MpiGroup
 
     try:
