@@ -72,6 +72,7 @@ TESTS = {
     "gpurnn/module/quantized.py": ["test_quantized.py"],
     "gpurnn/backends/int8.py": ["test_int8.py", "test_quantized.py"],
     "kernels/cpu/int8.h": ["test_int8.py"],
+    "kernels/cpu/int8_rows.h": ["test_int8.py"],
     "gpurnn/backends/cpu/state_arrays.py": ["test_marks.py"],
     "gpurnn/recurrent/calls.py": ["test_recurrent.py", "test_marks.py"],
     "gpurnn/recurrent/dropout.py": ["test_options.py", "test_recurrent.py"],

@@ -21,6 +21,11 @@ from .torch_loop import torch_loop_rival
 RIVALS = {  # name -> (prepare, device, what it is)
     "gpurnn-cpu": (gpurnn_rival("cpu"), "cpu", "gpurnn's compiled code on the CPU"),
     "gpurnn-cpu-int8": (gpurnn_rival("cpu", weights_in="int8"), "cpu", "gpurnn's compiled code, weights in int8"),
+    "gpurnn-cpu-int8x8": (
+        gpurnn_rival("cpu", weights_in="int8", activations="int8"),
+        "cpu",
+        "the same, activations too",
+    ),
     "gpurnn-numpy": (gpurnn_rival("numpy"), "cpu", "gpurnn's generic code on NumPy"),
     "gpurnn-cupy": (gpurnn_rival("cupy"), "gpu", "gpurnn's generic code on CuPy"),
     "gpurnn-cuda": (gpurnn_rival("cuda"), "gpu", "gpurnn's kernels"),
@@ -33,6 +38,7 @@ RIVALS = {  # name -> (prepare, device, what it is)
     "torch-cpu-plain": (plain_rival(torch_rival("cpu")), "cpu", "torch.nn's cell without the option: a bound"),
     "gpurnn-cpu-stepper": (stepper_rival("cpu"), "cpu", "gpurnn's compiled code one timestep at a time"),
     "gpurnn-cpu-int8-stepper": (stepper_rival("cpu", "int8"), "cpu", "the same, weights in int8"),
+    "gpurnn-cpu-int8x8-stepper": (stepper_rival("cpu", "int8", "int8"), "cpu", "the same, activations too"),
     "torch-cell": (torch_cell_rival, "cpu", "torch.nn.LSTMCell and its kin, one timestep at a time"),
     "torch-loop": (torch_loop_rival(), "cpu", "any cell as a loop over timesteps in torch"),
     "torch-loop-compile": (torch_loop_rival("compile"), "cpu", "that loop under torch.compile"),
@@ -60,7 +66,8 @@ USUAL = (
 )  # if none is named
 USUAL_OF_OPTIONS = ("gpurnn-cpu-plain", "torch-cpu-plain", "torch-loop")  # these, too, where a cell has options
 _STEPS = (
-    "gpurnn-cpu-stepper", "gpurnn-cpu-int8-stepper", "torch-cell", "onnxruntime-cell", "onnxruntime-cell-int8",
+    "gpurnn-cpu-stepper", "gpurnn-cpu-int8-stepper", "gpurnn-cpu-int8x8-stepper", "torch-cell", "onnxruntime-cell",
+    "onnxruntime-cell-int8",
 )  # fmt: skip
 _FLOAT32 = ("jax", "products", "torch-loop", "haste-torch")
 _LOOPS = ("torch-loop", "torch-loop-compile", "haste-torch")  # float32, layers alone

@@ -47,15 +47,15 @@ def first_draws(case):
     ]
 
 
-def gpurnn_rival(backend, schedule="auto", wavefront=0, weights_in=None):
-    """weights_in: None, or the format that the weights are quantized to, for inference."""
+def gpurnn_rival(backend, schedule="auto", wavefront=0, weights_in=None, activations="int16"):
+    """weights_in: None, or the format that the weights are quantized to, for inference, with these activations."""
 
     def prepare(case, weights, x, y):
         def fresh():
             """(one run, which returns name -> array; the model)."""
             model = build(case, backend, case.dtype, schedule, wavefront)
             model.load_state_dict(weights)
-            model = model.quantize(weights_in) if weights_in else model
+            model = model.quantize(weights_in, activations) if weights_in else model
             return (_step if case.what == "step" else layer_call)(case, model, x, y), model
 
         run, model = fresh()
@@ -73,13 +73,13 @@ def gpurnn_rival(backend, schedule="auto", wavefront=0, weights_in=None):
     return prepare
 
 
-def stepper_rival(backend, weights_in=None):
+def stepper_rival(backend, weights_in=None, activations="int16"):
     """A stepper in a case of one timestep in inference. The model's state is its initial one in every run."""
 
     def prepare(case, weights, x, y):
         model = build(case, backend, case.dtype)
         model.load_state_dict(weights)
-        model = model.quantize(weights_in) if weights_in else model
+        model = model.quantize(weights_in, activations) if weights_in else model
         stepper, x = model.stepper(case.B), x[0].astype(model.dtype)
 
         def results():

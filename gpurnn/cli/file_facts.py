@@ -19,7 +19,8 @@ def rows_of(facts):
         "Model": f"{whole['shown']}, {facts['parameters']:,} parameters, {facts['dtype']}",
     }
     if facts["quantized"]:
-        rows["In 8 bits"] = f"{facts['quantized']:,} weights more"
+        more = ", and what they multiply" if facts["activations"] else ""
+        rows["In 8 bits"] = f"{facts['quantized']:,} weights more{more}"
     if facts["frozen"]:
         rows["Frozen"] = ", ".join(facts["frozen"])
     for number, layer in enumerate(layers[:_MOST], 1):

@@ -1,6 +1,7 @@
 """Models as documents: which layers there are, and with which arguments; and models of such documents.
 
-    layer       {"layer": "LSTM", "arguments": {...}}, with "quantized": "int8" where its weights are in 8 bits, or
+    layer       {"layer": "LSTM", "arguments": {...}}, with "quantized": "int8" where its weights are in 8 bits, and
+                then "activations": "int8" where what they multiply is, too; or
                 {"layer": "Sequential", "layers": {name: layer, ...}, "arguments": {...}}, or
                 {"same": name}: the layer that has this name in the model around it as well
 
@@ -20,7 +21,7 @@ from ..cells import CELLS, LSTMStep
 from ..cells.stored import cell_document, cell_from, function_document, function_from
 from ..errors import check_choice, check_size, described
 from ..module import Module
-from ..module.quantized import FORMATS
+from ..module.quantized import ACTIVATIONS, FORMATS
 from .kinds import COMPOSITES, check_parts, class_of, restored
 
 MOST_LAYERS, DEEPEST = 10_000, 50  # of a model; how deep chains may stand in one another
@@ -61,6 +62,7 @@ def _layer_document(layer, place, places):
         document["arguments"] = {name: _plain(value, shown, name) for name, value in _arguments(layer, places)}
         if layer.quantized:
             document["quantized"] = layer.quantized
+            document |= {"activations": layer._activations} if layer._activations != "int16" else {}
     return document
 
 
@@ -150,7 +152,8 @@ class _Builder:
             made = self._single(place, kind, arguments)
             if "quantized" in document:
                 check_choice("quantized", document["quantized"], FORMATS)
-                made._quantize_own(place)
+                activations = document.get("activations", "int16")
+                made._quantize_own(place, check_choice("activations", activations, tuple(ACTIVATIONS)))
         self.made[place] = made
         return made
 

@@ -32,7 +32,7 @@ from ..tensors import DTYPES as FILE_DTYPES
 from ..tensors import Entry, read_array, read_header, to_bytes
 from .description import build, describe
 
-VERSION = 2  # 1 where no layer is quantized
+VERSION = 3  # 2 where products round nothing to 8 bits, 1 where no layer is quantized
 _COST = 200  # bytes of memory for a byte of the description at worst: 60 of them are a layer without parameters
 _KEY, _RUN, _DIGEST = "gpurnn", "run", "sha256"
 
@@ -129,6 +129,7 @@ def read_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
         "parameters": model.parameter_count,
         "frozen": model.frozen,
         "quantized": model._int8_count(),
+        "activations": "int8" if model._and_activations() else None,
         "layers": [
             {
                 "name": name,
@@ -144,10 +145,17 @@ def read_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
     }
 
 
+def _version(model: Module) -> int:
+    """The least version of a reader for the file of a model."""
+    if not model._int8_count():
+        return 1
+    return VERSION if model._and_activations() else 2
+
+
 def write(model: Module, path: Path, run: dict[str, Any] | None = None) -> None:
     """``save``, with what a run says of itself."""
     document = {
-        "version": VERSION if model._int8_count() else 1,
+        "version": _version(model),
         "dtype": model.dtype.name,
         "model": describe(model),
         "random": model.random_state(),

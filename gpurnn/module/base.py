@@ -253,7 +253,7 @@ class Module(Registration, Freezing, Versions, Modes, States, Quantizing, NamesA
     def __repr__(self) -> str:
         sizes, frozen = self._sizes_text(), sum(self.params[name].size for name in self.frozen)
         count = f"{self.parameter_count} parameters" + (f", {frozen} of them frozen" if frozen else "")
-        count += f", {int8} weights in int8" if (int8 := self._int8_count()) else ""
+        count += f", {int8} weights{self._and_activations()} in int8" if (int8 := self._int8_count()) else ""
         line = f"{type(self).__name__}({sizes}{'; ' if sizes else ''}{count}, {self.ops.name}, {self.dtype})"
         children = (f"{name}: {child!r}".replace("\n", "\n  ") for name, child in self.children.items())
         return "\n  ".join([line, *children])

@@ -24,20 +24,25 @@ struct Packed {
     ptrdiff_t gate_stride = 0, n_stride = 0, k_stride = 0;
     bool in_place = false;  // not packed: `product` reads the source, as packing does not pay for weights multiplied once
     T* values = nullptr;
-    const int8_t* int8 = nullptr;   // weights in 8 bits in place of all these, with the scales of their rows: see int8.h
+    const int8_t* int8 = nullptr;   // weights in 8 bits in place of `source`, with the scales of their rows: see int8.h
     const float* scales = nullptr;
+    int bits = 16;  // of the whole numbers that they are multiplied by
 
     // N outputs of each gate, K columns.
     Packed(int N, int K) : N(N), K(K), blocks((N + units - 1) / units) {}
 
     size_t row() const { return (size_t)blocks * width; }  // elements of a row of products
-    size_t size() const { return in_place ? 0 : has_16_bits(dtype) ? row() * ((K + 1) / 2) : row() * K; }
+    size_t size() const {
+        if (int8) return int8_bytes(*this) / sizeof(T);
+        return in_place ? 0 : has_16_bits(dtype) ? row() * ((K + 1) / 2) : row() * K;
+    }
     // The columns of a block from k0 on, of 16 bits: see weights16.h. k0 is even.
     uint16_t* halves(int block, int k0) const {
         return (uint16_t*)values + ((size_t)block * ((K + 1) / 2) * 2 + k0) * width;
     }
 
     void pack(int block) const {
+        if (int8) return pack_int8(*this, block);
         for (int k0 = 0; k0 < K; k0 += lanes) {
             const int count = K - k0 < lanes ? K - k0 : lanes;
             if (!has_16_bits(dtype)) {

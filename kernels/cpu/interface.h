@@ -44,6 +44,7 @@ struct Pass {
     int reverse;        // whether the loop runs from T - 1 to 0
     int save;           // whether gates and states are saved for the backward pass
     int by_units;       // whether threads divide the units and not the sequences; only where layer.h can
+    int bits;           // of the whole numbers that inputs and states become where weights are int8: 16 or 8
     int flat;           // whether this timestep is several of a longer loop side by side; results have the bits of that loop
     ptrdiff_t gates_row, output_row, doutput_row;
     ptrdiff_t state_stride;  // elements from one of the states besides h to the next
@@ -86,7 +87,7 @@ struct Product {
     ptrdiff_t a_row, a_column, b_row, b_column, c_row;
     const void *A, *B;
     void* C;
-    const float* scales;  // [N] or null; else B is int8, times these, and a_column, b_row are 1, b_column is K, and accumulate 0
+    int bits;  // 0; or B is int8, packed by gpurnn_native_pack_linear, and A becomes whole numbers of so many bits. accumulate is 0
 };
 
 // An optimizer's update of N parameters.
@@ -121,9 +122,10 @@ struct Stage {
     int kind, dtype;
     int rows, in, out;       // sequences; columns of the weight, or rows of the table; columns of y
     int directions, threads; // of a recurrent layer
+    int bits;                // as in `Pass`
     const void* x;           // [rows, in]; of a table the numbers [rows], int64
     const void* weight;      // [out, in], real; or [in, out] real of a table
-    const float* scales;     // [out] or null; else the weight of a linear layer is int8, times these
+    const float* scales;     // [out] or null; else the weight of a linear layer is int8, times these; it is always packed
     const void* packed;      // of a linear layer: the weight from gpurnn_native_pack_linear, or null
     const void* bias;        // [out] real or null
     void* y;                 // [rows, out]

@@ -48,7 +48,7 @@ struct Layer {
         for_each_product([&](auto& packed, const void* source, ptrdiff_t gate, ptrdiff_t n, ptrdiff_t k) {
             packed.dtype = pass.dtype, packed.source_dtype = pass.weights_dtype, packed.source = source;
             packed.gate_stride = gate, packed.n_stride = n, packed.k_stride = k;
-            packed.in_place = packed.int8 || (timesteps == 1 && !pass.flat && !is_packed() && k == 1);
+            packed.in_place = timesteps == 1 && !packed.int8 && !pass.flat && !is_packed() && k == 1;
             size += packed.size();
             product_row = std::max(product_row, packed.row());
         });

@@ -25,7 +25,7 @@ void add_row(const Product& job, ptrdiff_t m, T* from, std::vector<T>& scratch) 
 // C = A B, or C += A B, on `threads` threads that divide the rows.
 template <typename T>
 void matmul(const Product& job, int threads) {
-    if (job.scales) return matmul_int8<T>(job, threads);
+    if (job.bits) return matmul_int8<T>(job, threads);
     const ptrdiff_t M = job.M, N = job.N, K = job.K;
     // A tile of ROWS x COLUMNS of A stays in the second-level cache: 192 KB of floats.
     constexpr int R = ACCUMULATORS / 2, ROWS = 48, COLUMNS = 1000;

@@ -6,7 +6,7 @@ struct LinearWeight : Packed<T, 1, 2> {
     explicit LinearWeight(const Stage& stage) : Packed<T, 1, 2>(stage.out, stage.in) {
         this->dtype = stage.dtype, this->source = stage.weight, this->n_stride = stage.in, this->k_stride = 1;
         this->values = (T*)stage.packed, this->in_place = !stage.packed;
-        if (stage.scales) this->int8 = (const int8_t*)stage.weight, this->scales = stage.scales;
+        if (stage.scales) this->int8 = (const int8_t*)stage.weight, this->scales = stage.scales, this->bits = stage.bits;
     }
 };
 

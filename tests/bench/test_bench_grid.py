@@ -240,7 +240,7 @@ def test_onnxruntime_agrees(cell, name):
         assert np.abs(got - expected).max() <= allowed(case, name) * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("name", ["gpurnn-cpu-int8", "gpurnn-cpu-int8-stepper"])
+@pytest.mark.parametrize("name", ["gpurnn-cpu-int8", "gpurnn-cpu-int8-stepper", "gpurnn-cpu-int8x8-stepper"])
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
 def test_weights_in_int8_agree(cell, name):
     if missing(name):

@@ -174,7 +174,7 @@ def set_entry(*path):
 
 LAYER = ("model", "layers")
 WRONG = {
-    "newer": (set_entry("version", 3), "has format version 3, this gpurnn reads version 2: install a newer gpurnn"),
+    "newer": (set_entry("version", 4), "has format version 4, this gpurnn reads version 3: install a newer gpurnn"),
     "no version": (set_entry("version", "1"), "version should be an int"),
     "dtype": (set_entry("dtype", "int8"), "dtype should be one of float32, float64, float16, bfloat16, got 'int8'"),
     "layer": (set_entry(*LAYER, "1", "layer", "os.system"), "1: unknown layer 'os.system'"),

@@ -69,6 +69,19 @@ def test_array_code_reads_the_weights_as_floats(backend, dtype):
     else:
         assert 0 < np.abs(y - plain).max() < 1e-3
     assert float_model(model) is model
+    if backend == "numpy" or dtype != "float16":  # array code rounds activations to 8 bits, but none of 16
+        y, _ = model.quantize(activations="int8")(x, lengths=[7, 2, 0])
+        assert (dtype == "float16") == np.array_equal(y, plain) and np.abs(y - plain).max() < 0.05
+
+
+def test_numpy_rounds_as_compiled_code_does():
+    layers = [gpurnn.Linear(70, 33, seed=1, backend=backend).quantize("int8", "int8") for backend in ("cpu", "numpy")]
+    x = RNG(0).standard_normal((9, 70)).astype("float32")
+    x[3], x[4] = 0, np.nan
+    with np.errstate(invalid="ignore"):
+        compiled, array_code = (layer(x) for layer in layers)
+    np.testing.assert_allclose(array_code, compiled, rtol=0, atol=1e-5)
+    assert np.isnan(compiled[4]).all() and np.abs(compiled - float_model(layers[0])(x))[0].max() > 1e-3
 
 
 @pytest.mark.emulated
@@ -80,27 +93,30 @@ def test_on_an_emulated_gpu():
     np.testing.assert_array_equal(host(y), host(plain))
 
 
-@pytest.mark.parametrize("make", [chain, text])
-def test_copies_and_files(make, tmp_path):
-    small = make().quantize()
+@pytest.mark.parametrize("make, activations", [(chain, "int16"), (chain, "int8"), (text, "int8")])
+def test_copies_and_files(make, activations, tmp_path):
+    small = make().quantize(activations=activations)
     x = RNG(0).standard_normal((4, 3, 6)).astype("float32") if make is chain else RNG(0).integers(0, 9, (4, 3))
     y, _ = small(x)
     path = tmp_path / "small.safetensors"
     gpurnn.save(small, path)
-    for twin in (copy.deepcopy(small), pickle.loads(pickle.dumps(small)), gpurnn.load(path, "cpu"), make().quantize()):
+    fresh = make().quantize(activations=activations)
+    for twin in (copy.deepcopy(small), pickle.loads(pickle.dumps(small)), gpurnn.load(path, "cpu"), fresh):
         twin.load_state_dict(small.state_dict())
         np.testing.assert_array_equal(twin(x)[0], y)
         pairs = zip(twin._saved_arrays().values(), small._saved_arrays().values(), strict=True)
         assert not any(np.shares_memory(*pair) for pair in pairs)
     gpurnn.save_weights(small, tmp_path / "small.json")
-    twin = make().quantize()
+    twin = make().quantize(activations=activations)
     gpurnn.load_weights(twin, tmp_path / "small.json")
     np.testing.assert_array_equal(twin(x)[0], y)
     facts = read_facts(path)
     assert facts["quantized"] == sum(array.size for array in small.state_dict().values() if array.dtype == np.int8)
     assert sum(layer["quantized"] for layer in facts["layers"][1:]) == facts["quantized"]
     rows = rows_of(facts)
-    assert rows["In 8 bits"] == f"{facts['quantized']:,} weights more"
+    rest = ", and what they multiply" if activations == "int8" else ""
+    assert rows["In 8 bits"] == f"{facts['quantized']:,} weights more{rest}"
+    assert (" weights and activations in int8" in repr(small)) == (activations == "int8")
     assert any(" parameters, " in text and text.endswith(" weights in 8 bits") for text in rows.values())
 
 
@@ -114,7 +130,7 @@ def test_a_file_has_a_quarter_of_the_bytes(tmp_path):
 
 def test_files_say_their_version(tmp_path):
     """So that an older gpurnn says what is wrong; other files stay as they were."""
-    for model, version in ((chain(), 1), (chain().quantize(), 2)):
+    for model, version in ((chain(), 1), (chain().quantize(), 2), (chain().quantize("int8", "int8"), 3)):
         gpurnn.save(model, tmp_path / "model.safetensors")
         data = (tmp_path / "model.safetensors").read_bytes()
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -123,10 +139,11 @@ def test_files_say_their_version(tmp_path):
 
 def test_damaged_files(tmp_path):
     path = tmp_path / "model.safetensors"
-    gpurnn.save(gpurnn.Linear(300, 2).quantize(), path)
+    gpurnn.save(gpurnn.Linear(300, 2).quantize(activations="int8"), path)
     data = path.read_bytes()
     for old, new, words in (
-        (b'\\"int8\\"', b'\\"int4\\"', "quantized should be one of 'int8', got 'int4'"),
+        (b'"quantized\\": \\"int8', b'"quantized\\": \\"int4', "quantized should be one of 'int8', got 'int4'"),
+        (b'"activations\\": \\"int8', b'"activations\\": \\"int4', "activations should be one of 'int16', 'int8', got"),
         (b'"I8"', b'"U8"', "is damaged|sha256|SHA-256"),
     ):
         assert old in data
@@ -177,6 +194,7 @@ def test_what_is_refused():
         (lambda: gpurnn.recurrent.with_heads(small[2], 1), RuntimeError, f"with_heads: this GRU {alone}"),
         (lambda: small.quantize(), ValueError, "quantize: this Sequential is quantized already"),
         (lambda: chain().quantize("int4"), ValueError, "format should be one of 'int8', got 'int4'"),
+        (lambda: chain().quantize("int8", "float32"), ValueError, "activations should be one of 'int16', 'int8', got"),
         (lambda: gpurnn.Embedding(3, 2).quantize(), ValueError, "quantize: this Embedding has no weights to quantize"),
     ):
         with pytest.raises(error, match=words):

@@ -19,7 +19,7 @@ from ..int8 import parts_of
 LEVELS = ("vectors of 128 bits", "AVX2", "AVX-512")
 ISAS = ("baseline", "avx2", "avx512")  # what GPURNN_ISA calls the levels
 _TEMPLATES = 64  # most shapes whose ``Pass`` is remembered with the weights
-_INTERFACE = 15  # of gpurnn_native_bytes in api.cpp
+_INTERFACE = 16  # of gpurnn_native_bytes in api.cpp
 
 _pointer, _stride = ctypes.c_void_p, ctypes.c_ssize_t
 
@@ -30,7 +30,7 @@ class Pass(ctypes.Structure):
     _fields_ = [
         ("cell", ctypes.c_char_p),
         *((name, ctypes.c_int) for name in (
-            "dtype", "weights_dtype", "T", "B", "I", "H", "P", "reverse", "save", "by_units", "flat",
+            "dtype", "weights_dtype", "T", "B", "I", "H", "P", "reverse", "save", "by_units", "bits", "flat",
         )),
         *((name, _stride) for name in ("gates_row", "output_row", "doutput_row", "state_stride", "mask_step")),
         *((name, _pointer) for name in (
@@ -62,7 +62,8 @@ class NativeWeights:
         given = {"bias_ih": w.bias_ih, "bias_hh": w.bias_hh}
         for name, weights in (("ih", w.ih), ("hh", w.hh), ("hr", w.hr)):
             given[f"weight_{name}"], given[f"scale_{name}"] = parts_of(weights)
-        self.dtype = dtype_number(w.ih.dtype) if given["scale_ih"] is None else 0  # weights in 8 bits have none
+        self.bits = 0 if given["scale_ih"] is None else w.ih.bits  # of weights in 8 bits, which have no dtype
+        self.dtype = 0 if self.bits else dtype_number(w.ih.dtype)
         self.arrays = {name: None if array is None else np.ascontiguousarray(array) for name, array in given.items()}
         self.templates = {}  # what ``template`` was asked for -> Pass
         self.loops = {}  # the shape of a call -> ``InferenceLoop`` of the layer whose first strand this is
@@ -81,8 +82,8 @@ class NativeWeights:
                 self.templates.clear()
             H, hr = len(self.arrays["weight_ih"]) // len(cell.gates), self.arrays["weight_hr"]
             template = self.templates[key] = Pass(
-                cell=struct_name(cell.name), dtype=dtype_number(dtype), weights_dtype=self.dtype, T=T, B=B, H=H,
-                P=H if hr is None else len(hr), reverse=reverse, save=save, gates_row=cell.saved_blocks * H,
+                cell=struct_name(cell.name), dtype=dtype_number(dtype), weights_dtype=self.dtype, bits=self.bits, T=T,
+                B=B, H=H, P=H if hr is None else len(hr), reverse=reverse, save=save, gates_row=cell.saved_blocks * H,
                 **self._addresses,
             )  # fmt: skip
         return template
@@ -94,7 +95,8 @@ class Product(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int) for name in ("dtype", "c_dtype", "accumulate")),
         *((name, _stride) for name in ("M", "N", "K", "a_row", "a_column", "b_row", "b_column", "c_row")),
-        *((name, _pointer) for name in ("A", "B", "C", "scales")),
+        *((name, _pointer) for name in ("A", "B", "C")),
+        ("bits", ctypes.c_int),
     ]
 
 
@@ -125,7 +127,7 @@ class Stage(ctypes.Structure):
     """``Stage`` of interface.h."""
 
     _fields_ = [
-        *((name, ctypes.c_int) for name in ("kind", "dtype", "rows", "in_", "out", "directions", "threads")),
+        *((name, ctypes.c_int) for name in ("kind", "dtype", "rows", "in_", "out", "directions", "threads", "bits")),
         *((name, _pointer) for name in ("x", "weight", "scales", "packed", "bias", "y")),
         ("passes", ctypes.POINTER(Pass)),
         ("generated", _pointer),

@@ -303,8 +303,8 @@ class CpuOps(HostOps):
         """``out = x W^T`` for an ``Int8Matrix``. x: (M, K), out: (M, N), C-contiguous, of one dtype."""
         x = np.ascontiguousarray(x)
         (M, K), N = x.shape, len(weight)
-        arrays = x, weight.values, out, weight.scales
-        job = Product(*(dtype_number(x.dtype),) * 2, False, M, N, K, K, 1, 1, K, N, *map(address, arrays))
+        arrays = x, packing.packed_linear(self, weight, x.dtype), out
+        job = Product(*(dtype_number(x.dtype),) * 2, False, M, N, K, K, 1, 1, K, N, *map(address, arrays), weight.bits)
         threads = 1 if M * N * K < sharing.WORK else min(thread_count(), -(-M // 16))
         self._call("multiply", ctypes.byref(job), threads, self.level, threads=threads)
 

@@ -8,7 +8,7 @@ import numpy as np
 from ...cells.record import Cell
 from ...dtypes import DTYPES, ITEMSIZE
 from . import sharing
-from .native import address
+from .native import Stage, address, dtype_number
 
 _AHEAD = 48  # AHEAD of layer.h
 _ROWS = 2048  # with so many rows of x, packing anew takes less than a hundredth of the time loop
@@ -57,6 +57,17 @@ def pack_linear(ops, stage):
     return _filled(ops, call)
 
 
+def packed_linear(ops, weight, dtype):
+    """An ``Int8Matrix`` as products of this dtype read it: packed once, and remembered with it."""
+    key = ops.level, dtype.itemsize
+    if key not in weight.packed:
+        (out, columns), number = weight.shape, dtype_number(dtype)
+        arrays = [np.ascontiguousarray(array) for array in (weight.values, weight.scales)]
+        stage = Stage(2, number, 0, columns, out, weight=address(arrays[0]), scales=address(arrays[1]))
+        weight.packed[key] = pack_linear(ops, stage)
+    return weight.packed[key]
+
+
 def _filled(ops, call):
     """What ``call(address, threads, size)`` writes; without an address it sets the size alone."""
     size = ctypes.c_size_t()
@@ -73,16 +84,16 @@ def packed_weights(ops, cell, ready, job):
     A write through an array is seen: each call compares a fingerprint of all weights, which takes a tenth of the time
     that packing does. ready: their ``NativeWeights``; calls in other threads may use the ones before meanwhile.
     """
-    if job.T == 1 or job.T * job.B > _ROWS or ready.arrays["scale_ih"] is not None:  # those in 8 bits are never packed
+    if not ready.bits and (job.T == 1 or job.T * job.B > _ROWS):
         return None
-    mark = fingerprint(ops, ready.matrices)
+    mark = 0 if ready.bits else fingerprint(ops, ready.matrices)  # those in 8 bits are forgotten when they change
     packed = ready.packed
     if packed is None or packed.mark != mark or packed.cell is not cell or packed.dtype != job.dtype:
         try:
             packed = pack(ops, cell, job, mark)
         except MemoryError:
             return None
-        if fingerprint(ops, ready.matrices) == mark:  # else another thread has written meanwhile
+        if ready.bits or fingerprint(ops, ready.matrices) == mark:  # else another thread has written meanwhile
             ready.packed = packed
     return packed
 

@@ -17,7 +17,7 @@ from ..records import SavedLayer, SavedPass
 from ..steps import LinearStep, LoopStep, TableStep
 from . import sharing
 from .native import Pass, Stage, address, dtype_number
-from .packing import pack, pack_linear
+from .packing import pack, pack_linear, packed_linear
 
 _TABLE, _LOOP, _LINEAR = range(3)
 NO_ROW = 4  # what the library returns for a number that the table has no row for
@@ -79,8 +79,10 @@ class StepProgram:
         stage = self._stage(_LINEAR, x, y, in_=I, out=F, weight=weight, scales=scales, bias=address(step.bias))
         if scales is None:
             packed = pack_linear(self._ops, stage)
-            stage.packed = address(packed)
-            self._alive.append(packed)
+        else:
+            stage.bits, packed = step.weight.bits, packed_linear(self._ops, step.weight, self._dtype)
+        stage.packed = address(packed)
+        self._alive.append(packed)
         return y, (stage, stage)
 
     def _loop(self, step, x):
@@ -103,9 +105,8 @@ class StepProgram:
             threads, by_units = sharing.share(1, B, sharing.units_to_share(cell, P != H, H), work, D)
             for d, job in enumerate(jobs):
                 job.by_units = by_units
-                if not job.scale_ih:
-                    packed[d] = packed[d] or pack(self._ops, cell, job)
-                    job.packed = packed[d].address
+                packed[d] = packed[d] or pack(self._ops, cell, job)
+                job.packed = packed[d].address
             passes = (Pass * D)(*jobs)
             self._alive += [jobs, passes, packed]
             library = self._ops._generated(cell, dtype)
