@@ -1,4 +1,4 @@
-"""``gpurnn bench``: list, run, show, compare, crossover, plot, report, options, on-gpu."""
+"""``gpurnn bench``: list, run, show, compare, crossover, plot, report, options, parallel, on-gpu."""
 
 import os
 import shlex
@@ -17,6 +17,7 @@ from .cases import ITEMSIZE, PASSES, SUITES, select
 from .cells import CELLS, PLAIN
 from .doubles import DOUBLES
 from .options import command as options_command
+from .parallel import command as parallel_command
 from .plots import KINDS
 from .rivals import HIDDEN, RIVALS, USUAL, USUAL_OF_OPTIONS, missing, packages
 
@@ -291,6 +292,7 @@ def _write_page(page, text, reads=()):
 
 
 main.add_command(options_command)
+main.add_command(parallel_command)
 
 
 @main.command()

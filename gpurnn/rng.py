@@ -97,6 +97,27 @@ def words(count: int, seed: int, layer: int = 0, call: int = 0, xp: ModuleType =
     return out.reshape(-1)[:count]
 
 
+def words_of_rows(
+    rows: int, part: tuple[int, int, int], seed: int, layer: int = 0, call: int = 0, xp: ModuleType = np
+) -> Array:
+    """The same part of each row of ``words(rows * length)``, without drawing the rest: uint32 (rows, count).
+
+    part: (first, count, length) of a row.
+    """
+    first, count, length = part
+    place = xp.arange(rows, dtype=np.uint64)[:, None] * np.uint64(length) + np.uint64(first)
+    groups = (count + 6) // 4  # of four words, which a part may begin and end within
+    n = (place // np.uint64(4) + xp.arange(groups, dtype=np.uint64)).reshape(-1)
+    key, out = (seed & _MASK, (seed >> 32) & _MASK), xp.empty((n.size, 4), dtype=np.uint32)
+    for start in range(0, n.size, _BLOCK):
+        some = n[start : start + _BLOCK]
+        counter = (some & np.uint64(_MASK), some >> np.uint64(32), layer & _MASK, call & _MASK)
+        for column, word in enumerate(philox(counter, key, xp)):
+            out[start : start + _BLOCK, column] = word
+    inside = (place % np.uint64(4)).astype(np.int64) + xp.arange(count)
+    return xp.take_along_axis(out.reshape(rows, 4 * groups), inside, axis=1)
+
+
 def dropout_mask(
     shape: tuple[int, ...], rate: float, seed: int, layer: int = 0, call: int = 0, xp: ModuleType = np
 ) -> Array:

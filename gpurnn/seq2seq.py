@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import rng
+from . import rng, shards
 from ._typing import Array, Backward, Lengths, State
 from .attention import Attention, Memory
 from .data.tokens import END, PADDING, START, UNKNOWN
@@ -315,7 +315,8 @@ class EncoderDecoder(Module):
         xp, rate = self.xp, self.sampling.rate_at(self.calls)
         if rate > 0 and len(target) > 1:
             key = rng.name_key(f"{self.name}.sampling")
-            mask = self.ops.dropout_mask((len(target) - 1, target.shape[1]), rate, self.seed, key, self.calls)
+            shape = (len(target) - 1, target.shape[1])
+            mask = shards.dropout_mask(self.ops, shape, rate, self.seed, key, self.calls, axis=1)
             logits = self._decode(target, target_lengths, memory, state, source_lengths)
             logits[..., [*NEVER_WRITTEN, END]] = -np.inf
             guesses = logits[:-1].argmax(axis=2)

@@ -13,13 +13,14 @@ import importlib.util
 
 import pytest
 
-# What the extra "test" installs, by import name; "nvidia" is NVRTC. CI has them all but flax and equinox, which bring
-# much with them: the tests with their cells skip there.
+# What the extra "test" installs, by import name; "nvidia" is NVRTC. CI has them all but flax, equinox and optuna, which
+# bring much with them: their tests skip there.
 # CuPy is not among them: tests that need it are marked gpu, or ask for it themselves.
 PACKAGES = (
     "build", "setuptools", "pip", "tensorboardX",
     "torch", "jax", "flax", "equinox", "expecttest", "ml_dtypes", "matplotlib", "scipy", "sacrebleu", "mido",
     "soundfile", "hypothesis", "threadpoolctl", "sklearn", "onnx", "keras", "h5py", "xdist", "nvidia",
+    "mpi4py", "optuna",
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .. import shards
 from .._typing import Array
 
 MOMENTUM = 0.1  # of a running statistic, the share of the newest
@@ -24,7 +25,10 @@ class BatchStatistics:
 
     def add(self, xp, count: int, found: list[tuple[Array, Array]], sequences: int) -> None:
         """Move the running statistics towards those (H, 1) that a timestep found in so many sequences."""
-        if not self.update or sequences < 2:  # one sequence has no variance
+        if not self.update:
+            return
+        sequences = shards.counted(xp, sequences)
+        if sequences < 2:  # one sequence has no variance
             return
         place, unbiased = min(count, self.mean.shape[1] - 1), sequences / (sequences - 1)
         for k, (mean, variance) in enumerate(found):

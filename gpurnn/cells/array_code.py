@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .. import shards
 from .written import Statements
 
 _CALLS = {
@@ -70,10 +71,13 @@ def where_greater(xp, a, b, x, y):
 
 def batch_mean(xp, x, valid):
     """The mean over the batch, (H, 1). valid: (B,) the sequences that count, None for all."""
-    if valid is None:
+    if valid is None and not shards.active():
         return x.mean(axis=1, keepdims=True)
-    total = xp.where(valid, x, 0).sum(axis=1, keepdims=True)
-    return (total / xp.maximum(valid.sum(), 1)).astype(x.dtype, copy=False)
+    total = (x if valid is None else xp.where(valid, x, 0)).sum(axis=1, keepdims=True)
+    count = xp.full(1, x.shape[1], np.float64) if valid is None else valid.sum()
+    if shards.active():
+        total, count = shards.added(xp, total), shards.added(xp, xp.asarray(count, np.float64).reshape(1))
+    return (total / xp.maximum(count, 1)).astype(x.dtype, copy=False)
 
 
 _FUNCTIONS = {one.__name__: one for one in (sigmoid, softplus, dsigmoid, dtanh, drelu, where_greater, batch_mean)}

@@ -13,6 +13,7 @@ import click
 from .. import _interrupt
 from ..errors import one_line, printable
 from . import options
+from .followers import said_once
 from .messages import as_options
 
 COMMANDS = (  # each has a module of its name, or of the one in _MODULES
@@ -41,7 +42,8 @@ class _Commands(options.FullHelpGroup):
 
     def main(self, *arguments, **more):
         _interrupt.imports_done()
-        return super().main(*arguments, **more)
+        with said_once():
+            return super().main(*arguments, **more)
 
     def make_context(self, *arguments, **more):
         try:

@@ -12,7 +12,9 @@ from click.core import ParameterSource
 from ..tasks import TASKS, get_task
 from ..tasks.run import fresh_folder, prepare, schedule_ends
 from ..tasks.settings import Settings, kind_of
+from ..tasks.together import prepare_together
 from ..tasks.trained import read_run
+from ..train.parallel import KINDS, Group, init
 from . import options
 
 
@@ -110,6 +112,9 @@ def _run_options(name):
                      help="Updates between checkpoints, besides those at the end of each epoch."),
         click.option("--progress/--no-progress", default=True, help="Show a bar below the lines, on a terminal."),
         click.option("--flow", is_flag=True, help="Record how far back in time the gradient reaches."),
+        click.option("--group", type=click.Choice(KINDS), default="auto",
+                     help="What joins the processes that mpirun, srun or torchrun started: MPI, NCCL on GPUs; 'auto' "
+                     "finds out."),
         options.max_memory,
         options.as_json,
     )  # fmt: skip
@@ -121,33 +126,47 @@ def _train(task, arguments):
     names = [f.name for f in fields(task.Settings)]
     settings, asked = {name: arguments.pop(name) for name in names}, arguments
     _check_together(task, asked)
-    say = lambda line="": options.say(line, err=asked["as_json"])  # noqa: E731  (stdout is for the JSON document)
+    group = init(asked.pop("group"))
+    group.quiet = True
+    with group, group.guarded():
+        _train_in(group, ctx, task, asked, settings)
+
+
+def _train_in(group, ctx, task, asked, settings):
+    """Train with the processes of ``group``; the first one prints."""
+    say = lambda line="": group.is_first and options.say(line, err=asked["as_json"])  # noqa: E731  (stdout is for JSON)
     if asked["resume"] or asked["start"]:
         given = {name for name in ctx.params if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
         settings = {name: value for name, value in settings.items() if name in given}
     if asked["resume"]:
         asked["backend"] = asked["backend"] if "backend" in given else None
-        _note_the_schedule(say, task, asked["out"], settings.get("epochs", 0))
+        group.first(lambda: _note_the_schedule(say, task, asked["out"], settings.get("epochs", 0)))
     find = settings.get("lr") == "find"
     if find and asked["resume"]:
         raise click.UsageError("--lr find begins a training: a resumed run keeps its rate.")
     if find:
         del settings["lr"]
+    with prepare_together(group, lambda: _prepare(task, asked, settings, find)) as run:
+        facts = _show(say, run, asked["start"])
+        if find:
+            say(options.row("Note", f"the finder suggests --lr {run.settings.lr:g}"))
+        _train_prepared(ctx, say, run, asked, facts)
+
+
+def _prepare(task, asked, settings, find):
+    """The ``Run``, with the learning rate that the finder suggests where it should."""
     folder = Path(asked["out"]) if asked["out"] else fresh_folder(task.name)
     how = {name: asked[name] for name in ("backend", "resume", "overwrite", "start")}
     try:
         run = prepare(task.name, asked["files"], folder, **how, **settings)
+        if find:
+            run.find_lr()
+        return run
     except BaseException:
         if not asked["out"]:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         raise
-    with run:
-        facts = _show(say, run, asked["start"])
-        if find:
-            facts["settings"]["lr"] = run.find_lr()
-            say(options.row("Note", f"the finder suggests --lr {run.settings.lr:g}"))
-        _train_prepared(ctx, say, run, asked, facts)
 
 
 def _check_together(task, asked):
@@ -196,6 +215,9 @@ def _show(say, run, start):
         "Backend": f"{facts['backend']}, {chosen.dtype}, seed {chosen.seed}",
         "Run": f"{run.folder}, epochs: {chosen.epochs}, batches in each: {len(run.data.train)}",
     }
+    if run.group is not None:
+        rows["Group"] = f"{run.group.size} processes over {run.group.kind.upper()}, each with its part of every batch"
+        facts["group"] = [run.group.kind, run.group.size]
     if start:
         rows["From"] = f"{start}: its weights, settings and what it knows of data"
         facts["from"] = str(start)
@@ -220,6 +242,7 @@ def _train_prepared(ctx, say, run, asked, facts):
     from ..train import Terminated
     from ..train.progress import Progress, duration
 
+    group = run.group or Group()
     again = options.quoted("gpurnn", "train", run.task.name, "--out", run.folder, "--resume")
     progress = Progress(lambda line: say(options.for_stream(line, err=asked["as_json"])), bar=asked["progress"])
     start = time.perf_counter()
@@ -233,21 +256,24 @@ def _train_prepared(ctx, say, run, asked, facts):
             if (run.folder / "last.json").exists()
             else "nothing saved yet."
         )
-        options.say(f"\nStopped, {saved}", err=True)
+        if group.is_first:
+            options.say(f"\nStopped, {saved}", err=True)
+        group.close()
         ctx.exit(143 if isinstance(signal, Terminated) else 130)
     seconds = time.perf_counter() - start
 
-    result, text = run.finish(history)
-    diverged = bool(result.get("diverged"))
-    if asked["as_json"]:
+    finished = group.first(lambda: run.finish(history))
+    result, text = finished or ({}, "")
+    diverged = group.send(bool(result.get("diverged")))
+    if asked["as_json"] and group.is_first:
         options.print_json(facts | {"epochs": len(history.epochs), "seconds": round(seconds, 3)} | result)
-    else:
+    elif not asked["as_json"]:
         say(f"\n{'Diverged' if diverged else 'Done'} in {duration(seconds)}.\n{options.wrapped(text)}")
     if diverged:
         rate = f"a lower --lr (it was {run.settings.lr:g})"
         limit = "" if run.settings.clip else " and a limit of the gradient's norm (--clip 1)"
         raise click.ClickException(f"the training diverged: try {rate}{limit}")
-    if not asked["as_json"]:
+    if group.is_first and not asked["as_json"]:
         _say_next(say, run, again, history.stopped)
 
 

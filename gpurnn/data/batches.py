@@ -43,6 +43,9 @@ class Batch:
         of this package that has ``mask``, ``ignore_index`` or class weights, what its mean divides by.
     reset, mask : Array of bool, optional
         (T, B) for the model, as a recurrent layer takes them: where a sequence begins, and which timesteps are there.
+    per_step : bool, optional
+        Whether ``targets`` have a time axis, as several processes must know that divide the sequences. By default they
+        do where their first two axes are those of inputs.
 
     With several inputs, ``loss_options`` and ``weight`` must be given.
 
@@ -50,6 +53,8 @@ class Batch:
     ----------
     weight_is_given : bool
         Whether the caller chose ``weight``: it is then taken whatever the loss.
+    pooled : bool
+        Whether there is one target for each of the sequences that ``reset`` divides the rows into.
 
     Examples
     --------
@@ -65,6 +70,7 @@ class Batch:
     weight: float | None = None
     reset: Array | None = None
     mask: Array | None = None
+    per_step: bool | None = None
     weight_is_given: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -75,6 +81,10 @@ class Batch:
             self.loss_options = {name: one for name, one in given.items() if one is not None}
         if self.weight is None:
             self.weight = self._valid_timesteps()
+
+    @property
+    def pooled(self) -> bool:
+        return self.reset is not None and self.per_step is False
 
     def _valid_timesteps(self):
         if self.mask is None:
@@ -167,7 +177,7 @@ class TextBatches:
         rows = [self.ids[start : start + T + 1] for start in np.arange(self.batch_size) * self.stream + first]
         both = np.ascontiguousarray(np.stack(rows, axis=1), dtype=np.int64)
         reset = None if self.begins is None else both[:-1] == self.begins
-        return Batch(both[:-1], both[1:], carry=index > 0, reset=reset)
+        return Batch(both[:-1], both[1:], carry=index > 0, reset=reset, per_step=True)
 
 
 class SequenceBatches:
@@ -288,8 +298,8 @@ class SequenceBatches:
             return self._pack(chosen)
         inputs, lengths = pad([self.inputs[n] for n in chosen]), self.lengths[chosen]
         if self.per_step:
-            return Batch(inputs, pad([self.targets[n] for n in chosen]), lengths)
-        batch = Batch(inputs, self.targets[chosen], lengths, loss_options={}, weight=len(chosen))
+            return Batch(inputs, pad([self.targets[n] for n in chosen]), lengths, per_step=True)
+        batch = Batch(inputs, self.targets[chosen], lengths, loss_options={}, weight=len(chosen), per_step=False)
         batch.weight_is_given = False
         return batch
 
@@ -298,8 +308,9 @@ class SequenceBatches:
         rows, reset, mask, where = pack([self.inputs[n] for n in chosen])
         marks = {"reset": reset, "mask": mask}
         if self.per_step:
-            return Batch(rows, pack([self.targets[n] for n in chosen]).rows, **marks)
-        batch = Batch(rows, self.targets[chosen][where.order], loss_options={}, weight=len(chosen), **marks)
+            return Batch(rows, pack([self.targets[n] for n in chosen]).rows, per_step=True, **marks)
+        targets = self.targets[chosen][where.order]
+        batch = Batch(rows, targets, loss_options={}, weight=len(chosen), per_step=False, **marks)
         batch.weight_is_given = False
         return batch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .. import shards
 from .._typing import Array, Backward
 from ..errors import ShapeError, check_flag, check_number, checked
 from ..masks import check_steps
@@ -136,7 +137,8 @@ class Dropout(Module):
         return x * scaled_mask, scaled_mask
 
     def _drawn(self, shape):
-        return self.ops.dropout_mask(tuple(shape), self.rate, self.seed, self.key, self.calls)
+        axis = (1 - int(self.batch_first)) if self.variational else None
+        return shards.dropout_mask(self.ops, tuple(shape), self.rate, self.seed, self.key, self.calls, axis)
 
     def _variational_mask(self, shape, reset):
         """A mask for x of this shape: one for each row, or for each sequence that begins in it."""
@@ -147,7 +149,8 @@ class Dropout(Module):
         if reset is None:
             return self._drawn([*shape[:time], 1, *shape[time + 1 :]])
         number = self.xp.cumsum(check_steps(self, reset, T, B, False, "reset"), axis=0)  # of the sequence in its row
-        masks = self._drawn([int(number.max()) + 1 if number.size else 1, B, shape[2]])
+        shape = (int(number.max()) + 1 if number.size else 1, B, shape[2])
+        masks = shards.dropout_mask(self.ops, shape, self.rate, self.seed, self.key, self.calls, axis=1)
         mask = masks[number, self.xp.arange(B)]
         return mask.swapaxes(0, 1) if self.batch_first else mask
 

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from .. import shards
 from .._typing import Array, Backward, Lengths
 from ..dtypes import upcast
 from ..errors import DtypeError, ShapeError, check_flag, check_number, check_shape, check_size, checked
@@ -262,7 +263,8 @@ class BatchNorm(Module):
                             recording.add_any(self, name, self._scatter(d, rows, shape, d.dtype))
                 dnormal = dvalid * self.params["weight"]
             if batch_statistics:
-                dnormal = dnormal - self._mean(dnormal) - normal * self._mean(dnormal * normal)
+                count = shards.counted(self.xp, len(dnormal))
+                dnormal = dnormal - self._mean(dnormal, count) - normal * self._mean(dnormal * normal, count)
             return self._scatter(dnormal * inverse, rows, shape, self.dtype)
 
         return y, backward
@@ -275,11 +277,11 @@ class BatchNorm(Module):
         rows = self._valid_rows(x, lengths, mask)
         valid = upcast(self._gather(rows_of(x), rows))
         if self.training:
-            count = len(valid)
+            count = shards.counted(xp, len(valid))
             if count < 2:
                 raise ValueError(f"x: batch statistics need at least 2 valid steps in training mode, got {count}")
-            mean = self._mean(valid)
-            variance = self._mean(xp.square(valid - mean))
+            mean = self._mean(valid, count)
+            variance = self._mean(xp.square(valid - mean), count)
             if update:
                 self._update_statistics(mean, variance, count)
         else:
@@ -300,8 +302,8 @@ class BatchNorm(Module):
             buffer += weight * xp.where(finite, value - buffer, 0)
         self.buffers["num_batches_tracked"] += finite
 
-    def _mean(self, rows):
-        return (sum_rows(rows) / len(rows)).astype(self.compute_dtype)
+    def _mean(self, rows, count):
+        return (shards.added(self.xp, sum_rows(rows)) / count).astype(self.compute_dtype)
 
     def _valid_rows(self, x, lengths, mask):
         valid = None

@@ -3,7 +3,7 @@
 import contextlib
 from dataclasses import replace
 
-from .. import rng
+from .. import rng, shards
 from ..per_sample.recording import recording_of
 from .heads import split_masks
 
@@ -19,7 +19,8 @@ def dropout_masks(layer, T, B):
 
 def draw_mask(layer, k, shape, call):
     """Which outputs of layer ``k`` reach the next one, in the memory order of these outputs."""
-    mask = layer.ops.dropout_mask(shape, layer.dropout, layer.seed, rng.name_key(f"{layer.name}.between{k}"), call)
+    key = rng.name_key(f"{layer.name}.between{k}")
+    mask = shards.dropout_mask(layer.ops, shape, layer.dropout, layer.seed, key, call, axis=1)
     placed = layer.ops.empty_steps(*shape, mask.dtype)
     if placed.strides == mask.strides:
         return mask
@@ -49,7 +50,8 @@ def cell_masks(layer, T, B):
         for n, draw in enumerate(draws):
             shape = (steps if draw.each == "timestep" else min(T, 1), B, H)
             key = rng.name_key(f"{layer.name}.{draw.name}{suffix}")
-            whole[:, :, n * H : (n + 1) * H] = layer.ops.dropout_mask(shape, draw.rate, layer.seed, key, layer.calls)
+            mask = shards.dropout_mask(layer.ops, shape, draw.rate, layer.seed, key, layer.calls, axis=1)
+            whole[:, :, n * H : (n + 1) * H] = mask
         masks[k] += split_masks(whole, len(draws), layer.heads)
     return [tuple(directions) for directions in masks]
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import shards
 from .._typing import Array
 from ..backends.batch_statistics import BatchStatistics
 from ..backends.records import RunOptions
@@ -80,7 +81,7 @@ def run_forward(layer, x, given, return_all, *, save, retain=False, reset_to=Non
     x, single = check_input(layer, x)
     T, B, _ = x.shape
     layer.ops.refuse_sizes(T, B, lambda: [(one, save, layer.schedule) for one in layer_problems(layer, T, B, save)])
-    if layer.cell.over_batch and layer.training and B == 1:
+    if layer.cell.over_batch and layer.training and shards.sequences(B) == 1:
         raise ValueError("batch_norm: one sequence has no statistics to train with: give more, or call eval() first")
     if not (save or return_all) and _is_plain(layer, given):
         y, final = _run_plain(layer, x, initial_state(layer, given.state, B, single))

@@ -284,7 +284,8 @@ class DrawnBatches:
         else:
             ids, targets = copy_memory(self.batch_size, self.steps, SYMBOLS, LENGTH, self.seed, call)
             inputs = math.sqrt(SYMBOLS + 2) * np.eye(SYMBOLS + 2)[ids]  # one of ten, with a mean square of 1
-        return Batch(inputs.astype(self.dtype), targets, weight=self.batch_size)
+        per_step = self.problem != "adding"
+        return Batch(inputs.astype(self.dtype), targets, weight=self.batch_size, per_step=per_step)
 
 
 def _draw(files, settings):
@@ -321,7 +322,7 @@ class ImageBatches(SequenceBatches):
 
     def collate(self, chosen, epoch):
         inputs = self.scaled[self.pixels[chosen].transpose(1, 0, 2)]
-        return Batch(inputs, self.targets[chosen], weight=len(chosen))
+        return Batch(inputs, self.targets[chosen], weight=len(chosen), per_step=False)
 
 
 def _image_test(images, labels, settings, facts):

@@ -187,7 +187,7 @@ class RollBatches(SequenceBatches):
         targets = pad(rolls).astype(self.dtype)
         inputs = np.zeros_like(targets)
         inputs[1:] = targets[:-1]
-        return Batch(inputs, targets, self.lengths[chosen])
+        return Batch(inputs, targets, self.lengths[chosen], per_step=True)
 
 
 def _shifted(roll, most, unit):

@@ -28,6 +28,7 @@ from ..errors import DivergedError, refuse_unknown
 from ..files import check_target, make_folder, naming, refuse_same
 from ..folder_lock import FolderLock, lock_folder, locked
 from ..train import find_lr, fit
+from ..train.parallel import Group
 from . import get_task
 from .settings import OPTIMIZERS, Settings
 from .start import read_start, start_again
@@ -43,7 +44,7 @@ class Run:
 
     files: absolute paths. document: what ``config.json`` holds. resume: whether ``train`` continues from the last
     checkpoint. The folder is locked until ``train`` ends, ``close`` is called, or the run is garbage-collected; as a
-    context manager the run closes itself.
+    context manager the run closes itself. group: the processes that train it, see together.py; None for this one alone.
     """
 
     folder: Path
@@ -55,6 +56,7 @@ class Run:
     document: dict
     resume: bool = False
     lock: FolderLock | None = None
+    group: Group | None = None
 
     def __getstate__(self):
         return self.__dict__ | {"lock": None}  # a copy locks the folder when it trains
@@ -72,6 +74,9 @@ class Run:
 
     def train(self, *, checkpoint_every=None, progress=True, flow=False, callbacks=()):
         """Train to the end, writing to ``folder``; returns ``fit``'s History and raises what ``fit`` raises."""
+        if self.group is not None and not self.group.is_first:
+            with np.errstate(over="ignore", invalid="ignore"):
+                return self._fit(checkpoint_every, progress, flow, callbacks)
         if self.lock is None or self.lock.closed:
             if self.lock is not None and self.lock.taken:
                 raise ValueError(f"another run was prepared in {self.folder} since: prepare this one again")
@@ -112,6 +117,7 @@ class Run:
             callbacks=callbacks,
             progress=progress,
             flow=flow,
+            group=self.group,
         )
 
     def find_lr(self):

@@ -304,7 +304,7 @@ class PairBatches(SequenceBatches):
         inputs = pad(sources), pad([self.inputs[n] for n in chosen])
         targets = pad([self.targets[n] for n in chosen])
         weight = int(lengths[1].sum())
-        return Batch(inputs, targets, lengths, loss_options={"lengths": lengths[1]}, weight=weight)
+        return Batch(inputs, targets, lengths, loss_options={"lengths": lengths[1]}, weight=weight, per_step=True)
 
 
 def vocabularies(trained):

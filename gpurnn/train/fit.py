@@ -34,7 +34,8 @@ from ..optim import Optimizer, Schedule
 from .history import History
 from .interrupt import deferred_interrupt
 from .loop import TrainingLoop
-from .settings import FitSettings, explain_foreign_arguments
+from .parallel import Group
+from .settings import FitSettings, check_group, explain_foreign_arguments
 
 
 @explain_foreign_arguments
@@ -65,6 +66,7 @@ def fit(
     flow: bool = False,
     extra: Any = None,
     loss_scaler: LossScaler | str | None = "auto",
+    group: Group | None = None,
 ) -> History:
     """Train ``model`` until it has had ``epochs`` epochs in total.
 
@@ -140,6 +142,10 @@ def fit(
     loss_scaler : LossScaler, None or "auto"
         "auto" builds one for a float16 model and none for others. A step whose gradients overflow makes no update and
         counts as a step; its loss counts in the epoch's mean.
+    group : Group, optional
+        The processes that train together, from ``gpurnn.train.parallel.init()``: each computes its part of every batch.
+        All call ``fit`` with the same arguments. Process 0 gives the initial weights, writes ``out``, and alone calls
+        the callbacks and shows progress. docs/parallel.md has the rest.
 
     Returns
     -------
@@ -170,15 +176,15 @@ def fit(
     """
     check_flag("resume", resume)
     check_flag("overwrite", overwrite)
-    settings = FitSettings(
-        model=model, loss=loss, batches=batches, optimizer=optimizer, lr=lr, epochs=epochs, validation=validation,
-        schedule=schedule, schedule_every=schedule_every, clip_norm=clip_norm, clip_value=clip_value,
-        weight_noise=weight_noise, accumulate=accumulate, out=out, checkpoint_every=checkpoint_every,
-        patience=patience, metrics=metrics, watch=watch, callbacks=callbacks, progress=progress, flow=flow,
-        extra=extra, loss_scaler=loss_scaler,
-    )  # fmt: skip
-    loop = TrainingLoop(settings)
-    with deferred_interrupt() as interrupted:
+    with check_group(group).guarded(), deferred_interrupt() as interrupted:
+        settings = FitSettings(
+            model=model, loss=loss, batches=batches, optimizer=optimizer, lr=lr, epochs=epochs, validation=validation,
+            schedule=schedule, schedule_every=schedule_every, clip_norm=clip_norm, clip_value=clip_value,
+            weight_noise=weight_noise, accumulate=accumulate, out=out, checkpoint_every=checkpoint_every,
+            patience=patience, metrics=metrics, watch=watch, callbacks=callbacks, progress=progress, flow=flow,
+            extra=extra, loss_scaler=loss_scaler, group=group,
+        )  # fmt: skip
+        loop = TrainingLoop(settings)
         try:
             loop.open_folder(resume, overwrite)
             loop.train(interrupted)

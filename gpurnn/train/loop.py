@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,12 @@ from ..gradients import GradientFlow, record_gradient_flow
 from ..losses import quiet
 from ..module import Module
 from ..optim import clip_grad_norm, clip_grad_value
+from ..shards import computing
 from .callbacks import Callbacks
 from .history import StopTraining, TrainingError
 from .measure import batch_weight, call_loss, measure, model_context, model_inputs, unpack_forward
+from .members import Members
+from .parallel.parts import Part, part_of, zeros_like
 from .progress import Progress
 from .settings import FitSettings
 from .snapshot import restore_snapshot, save_snapshot
@@ -51,7 +55,9 @@ class TrainingLoop(TrainingState):
 
     def __init__(self, settings: FitSettings) -> None:
         super().__init__(settings)
-        self.callbacks = Callbacks([*settings.callbacks, *([Progress()] if settings.progress else [])])
+        given = [*settings.callbacks, *([Progress()] if settings.progress else [])] if self.group.is_first else []
+        self.callbacks = Callbacks(given)
+        self.members = Members(self)
 
     # ---- the loop
 
@@ -60,6 +66,7 @@ class TrainingLoop(TrainingState):
 
         interrupted: returns an exception to raise after the current update, or None.
         """
+        interrupted = self.members.agreed(interrupted)
         try:
             self._train(interrupted)
             if stop := interrupted():  # at the last epoch's end, or as a callback stopped the training
@@ -85,13 +92,13 @@ class TrainingLoop(TrainingState):
     def _train(self, interrupted: Callable[[], type[BaseException] | None]) -> None:
         epochs = self.settings.epochs
         try:
-            self.callbacks.start(self)
+            self.members.call(lambda: self.callbacks.start(self))
             while self.epoch < epochs and not self._out_of_patience():
                 if not self.model.training:
                     self.model.train()
                 batches = self.settings.batches.read(self.epoch, self.index)
-                while group := list(itertools.islice(batches, self.settings.accumulate)):
-                    self._train_batches(group, interrupted)
+                while some := list(itertools.islice(batches, self.settings.accumulate)):
+                    self._train_batches(some, interrupted)
                 self._end_epoch()
                 if stop := interrupted():
                     raise stop
@@ -101,24 +108,23 @@ class TrainingLoop(TrainingState):
             return
         self.history.stopped = "patience" if self._out_of_patience() and self.epoch < epochs else "epochs"
 
-    def _train_batches(self, group: list[Batch], interrupted: Callable[[], type[BaseException] | None]) -> None:
+    def _train_batches(self, some: list[Batch], interrupted: Callable[[], type[BaseException] | None]) -> None:
         """Make one update, show it, and save a checkpoint if one is due or a signal came."""
-        record = self._update(group)
-        if self.callbacks.watch_updates:
-            self.callbacks.update(record, self)
+        record = self._update(some)
+        self.members.after_update(record)
         every, stop = self.settings.checkpoint_every, interrupted()
         if stop or (every and self.step % every == 0 and self.index != self.settings.batches.count):
             self.save()
         if stop:
             raise stop
 
-    def _update(self, group: list[Batch]) -> dict[str, Any]:
+    def _update(self, some: list[Batch]) -> dict[str, Any]:
         """Make one update from these batches; returns its record."""
         settings = self.settings
-        weights = [batch_weight(settings.loss, batch) for batch in group]
+        weights = [batch_weight(settings.loss, batch) for batch in some]
         weight = sum(weights)
         with _undone_on_error(self.model):
-            made = self._gradients(group, weights, settings.flow and self.index == 0)
+            made = self._gradients(some, weights, settings.flow and self.index == 0)
         if self.scaler is None or self.scaler.update(made.finite):
             if settings.clip_value is not None:
                 clip_grad_value(self.model, settings.clip_value)
@@ -126,7 +132,7 @@ class TrainingLoop(TrainingState):
             self.norm = made.norm
         if settings.schedule is not None and settings.schedule_every == "step":
             settings.schedule.step()
-        self.state, self.index, self.step = made.state, self.index + len(group), self.step + 1
+        self.state, self.index, self.step = made.state, self.index + len(some), self.step + 1
         self.sums[0] += made.loss * weight
         self.sums[1] += weight
         record = self._with_scale(
@@ -138,7 +144,7 @@ class TrainingLoop(TrainingState):
             self._record_flow(made.flow)
         return record
 
-    def _gradients(self, group: list[Batch], weights: list[float], watch: bool) -> Gradients:
+    def _gradients(self, some: list[Batch], weights: list[float], watch: bool) -> Gradients:
         """Make the clipped gradients of the mean over these batches, which have these weights.
 
         Raises TrainingError for numbers that must not reach the weights.
@@ -148,37 +154,48 @@ class TrainingLoop(TrainingState):
         model.zero_grad()
         noise = noisy_weights(model, self.settings.weight_noise, self.step)
         with record_gradient_flow() if watch else contextlib.nullcontext() as flow, noise:
-            for batch, weight in zip(group, weights, strict=True):
-                made = model.forward(model_inputs(model, batch), **model_context(model, batch, state))
-                outputs, state, backward = unpack_forward(model, made)
-                value, dloss = call_loss(self.settings.loss, outputs, batch)
-                fraction = weight / total if total else 0.0
-                with quiet() if self.scaler else contextlib.nullcontext():  # an overflow skips the update below
-                    backward(dloss(fraction * scale))
-                mean += float(value) * fraction
+            for batch, weight in zip(some, weights, strict=True):
+                part = part_of(self.group, model, self.settings.loss, batch)
+                with computing(part.shard):
+                    loss, state = self._pass(part, state, (weight / total if total else 0.0) * part.share, scale)
+                mean += loss
+        mean = self.members.reduce(mean, some)
         if self.scaler:
             self.scaler.unscale(model)
         norm = float(clip_grad_norm(model, self.settings.clip_norm))
         finite = math.isfinite(norm)
         if not math.isfinite(mean) or not (finite or (self.scaler and self.scaler.scale > 1)):
-            raise TrainingError(self._what_happened(mean, norm, group))
+            raise TrainingError(self._what_happened(mean, norm, some))
         return Gradients(mean, norm, finite, state, flow)
+
+    def _pass(self, part: Part, state: State, fraction: float, scale: float) -> tuple[float, State]:
+        """Forward and backward pass of a batch, or of this process's part; returns its loss times ``fraction``."""
+        model, batch = self.model, part.batch
+        made = model.forward(model_inputs(model, batch), **model_context(model, batch, state))
+        outputs, state, backward = unpack_forward(model, made)
+        if part.empty:  # the layers count the call and take part in what all processes add
+            backward(zeros_like(model.xp, outputs))
+            return 0.0, state
+        value, dloss = call_loss(self.settings.loss, outputs, batch)
+        with quiet() if self.scaler else contextlib.nullcontext():  # an overflow skips the update
+            backward(dloss(fraction * scale))
+        return float(value) * fraction, state
 
     # ---- numbers that are not finite
 
-    def _what_happened(self, mean: float, norm: float, group: list[Batch]) -> str:
+    def _what_happened(self, mean: float, norm: float, some: list[Batch]) -> str:
         """The message for a loss or gradient that is not finite."""
         before = "" if self.norm is None else f" (the step before: {self.norm:.3g})"
         scale = f" at a loss scale of {self.scaler.scale:g}" if self.scaler else ""
         return (
             f"epoch {self.epoch + 1}, step {self.step + 1}: loss {mean}, gradient norm {norm:.3g}{before}{scale}. "
             "The weights, running statistics and random draws are those before this step; the last checkpoint "
-            f"stays. {self._what_helps(group)}"
+            f"stays. {self._what_helps(some)}"
         )
 
-    def _what_helps(self, group: list[Batch]) -> str:
+    def _what_helps(self, some: list[Batch]) -> str:
         """Advice for a step that was not finite."""
-        if not all(_is_finite(batch) for batch in group):
+        if not all(_is_finite(batch) for batch in some):
             return "This step's data hold values that are not finite: take them out"
         if self.norm is None:
             start = "It is the first step: look at the scale of the data and of the initial values"
@@ -213,7 +230,7 @@ class TrainingLoop(TrainingState):
         self._record(record)
         stop = None
         try:
-            self.callbacks.epoch(record, self)
+            self.members.call(lambda: self.callbacks.epoch(record, self))
         except StopTraining as stopped:
             stop = stopped
         if better:
@@ -226,7 +243,9 @@ class TrainingLoop(TrainingState):
         """Loss and metrics on the validation batches; empty without them. Raises TrainingError unless finite."""
         if self.settings.validation is None:
             return {}
-        metrics = measure(self.model, self.settings.loss, self.settings.validation, self.settings.metrics)
+        metrics = measure(
+            self.model, self.settings.loss, self.settings.validation, self.settings.metrics, group=self.group
+        )
         for name, value in metrics.items():
             if not math.isfinite(value):
                 norm = math.nan if self.norm is None else self.norm
@@ -243,10 +262,12 @@ class TrainingLoop(TrainingState):
 
     def open_folder(self, resume: bool, overwrite: bool) -> None:
         """Lock the run's folder, refuse, clear or continue what is in it, and open its logs."""
-        path = self.files.claim(resume, overwrite)
+        path = self.group.first(lambda: self.files.claim(resume, overwrite))
+        path = self.group.send(path and str(path))
+        self.members.meet()
         if path is not None:
-            restore_snapshot(self, path)
-        self.files.open_logs(self.log_sizes if self.step else None)
+            restore_snapshot(self, Path(path))
+        self.group.first(lambda: self.files.open_logs(self.log_sizes if self.step else None))
 
     def close(self) -> None:
         """Close the logs and release the folder."""
@@ -254,8 +275,8 @@ class TrainingLoop(TrainingState):
 
     def save(self, name: str = "last.json") -> None:
         """Write a checkpoint of this moment, if there is a folder."""
-        if self.settings.out is not None:
-            save_snapshot(self, self.settings.out / name)
+        if self.members.saves:
+            save_snapshot(self, (self.files.out or Path()) / name)
 
     def _with_scale(self, **record: Any) -> dict[str, Any]:
         """A record, with the loss scale where there is one."""
@@ -272,7 +293,7 @@ class TrainingLoop(TrainingState):
         """Append the mean norms over the batch to the log of the gradient flow."""
 
         def mean(norms):
-            return None if norms is None else norms.mean(axis=1).tolist()
+            return None if norms is None else self.members.mean(norms).tolist()
 
         layers = {name: {"dh": mean(norms.dh), "dc": mean(norms.dc)} for name, norms in flow.items()}
         self.files.write("gradient_flow", {"epoch": self.epoch + 1, "step": self.step, "layers": layers})

@@ -14,8 +14,10 @@ from ..errors import ShapeError, check_flag
 from ..layers.timesteps import Timesteps, accepts
 from ..losses.mean import all_options, is_one_of, mean_weight, places_weight
 from ..module import Module
+from .parallel import Group
+from .parallel.parts import Part, part_of
 from .progress import progress_bar
-from .settings import check_metrics
+from .settings import check_group, check_metrics
 from .sources import as_source
 
 _OF_THE_LOSS = ("ignore_index", "batch_first")  # options of a loss that are passed on to metrics
@@ -54,6 +56,7 @@ def measure(
     metrics: Mapping[str, Callable[..., Any]] | None = None,
     *,
     progress: bool = False,
+    group: Group | None = None,
 ) -> dict[str, float]:
     """Mean loss and metrics of a model over a batch source, in evaluation mode; ``evaluate`` returns the loss alone.
 
@@ -76,6 +79,8 @@ def measure(
         ``batch_first``, a metric that takes these gets the same.
     progress : bool
         Show a progress bar, on a terminal.
+    group : Group, optional
+        The processes that measure together, each its part of every batch; the result is that of all.
 
     Returns
     -------
@@ -97,7 +102,7 @@ def measure(
     ['accuracy', 'loss']
     """
     check_flag("progress", progress)
-    source, metrics = as_source(batches, "batches"), check_metrics(metrics)
+    source, metrics, group = as_source(batches, "batches"), check_metrics(metrics), check_group(group)
     shared = {name: _options_of(loss, metric) for name, metric in metrics.items()}
     sums = {name: [0.0, 0.0] for name in ("loss", *metrics)}
 
@@ -108,15 +113,21 @@ def measure(
     state = None
     options = {"desc": "validation", "leave": False, "total": source.count, "unit": "batch"}
     with model.evaluation():
-        for batch in progress_bar(source.read(0), progress, **options):
+        for whole in progress_bar(source.read(0), progress and group.is_first, **options):
+            part = part_of(group, model, loss, whole)
+            if part.empty:
+                continue
+            batch = part.batch
             outputs = model(model_inputs(model, batch), **model_context(model, batch, state))
             if model.stateful:
                 outputs, state = outputs
             value, _ = call_loss(loss, outputs, batch)
-            weight = batch_weight(loss, batch)
+            weight = batch_weight(loss, whole) * part.share
             add("loss", float(value) * weight, weight)
             for name, metric in metrics.items():
-                add(name, *_measured(name, metric, outputs, batch, shared[name], is_one_of(loss)))
+                add(name, *_measured(name, metric, outputs, part, shared[name], is_one_of(loss)))
+    flat = group.add_numbers(*(number for both in sums.values() for number in both))
+    sums = dict(zip(sums, zip(flat[::2], flat[1::2], strict=True), strict=True))
     return {name: total / count if count else math.nan for name, (total, count) in sums.items()}
 
 
@@ -172,9 +183,10 @@ def batch_weight(loss: Callable[..., Any], batch: Batch) -> float:
 
 
 def _measured(
-    name: str, metric: Callable[..., Any], outputs: Any, batch: Batch, shared: dict[str, Any], known: bool
+    name: str, metric: Callable[..., Any], outputs: Any, part: Part, shared: dict[str, Any], known: bool
 ) -> tuple[float, float]:
     """(total, count) of a metric on a batch. known: whether the options are those of this package's losses."""
+    batch = part.batch
     _check_takes(f"metrics[{name!r}]", metric, batch)
     options = shared | batch.loss_options
     result = metric(outputs, batch.targets, **options)
@@ -190,7 +202,7 @@ def _measured(
         return 0.0, 0.0
     counts = known and not batch.weight_is_given
     counted = places_weight(batch.targets, all_options(metric, options)) if counts else None
-    weight = batch.weight if counted is None else counted
+    weight = batch.weight * part.share if counted is None else counted
     return value * weight, weight
 
 

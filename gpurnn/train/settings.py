@@ -18,6 +18,7 @@ from ..loss_scale import LossScaler
 from ..module import Module
 from ..optim import SGD, Adam, AdamW, Optimizer, RMSprop, Schedule
 from .callbacks import Callbacks
+from .parallel import Group
 from .sources import Numbered, as_source
 
 _log = logging.getLogger("gpurnn")
@@ -69,10 +70,12 @@ class FitSettings:
     flow: bool
     extra: Any
     loss_scaler: LossScaler | str | None
+    group: Group | None
 
     def __post_init__(self) -> None:
         check_flag("progress", self.progress)
         check_flag("flow", self.flow)
+        self.group = check_group(self.group)
         self._check_objects()
         self.epochs = check_size("epochs", self.epochs)
         check_choice("schedule_every", self.schedule_every, ("epoch", "step"))
@@ -131,6 +134,15 @@ class FitSettings:
                 f"watch: expected 'loss' or the name of a metric, got {name!r}: metrics={{{name!r}: ...}} measures it"
             )
         check_choice("watch", self.watch[1], ("min", "max"))
+
+
+def check_group(group: Any) -> Group:
+    """An argument ``group`` as a group; None is this process alone."""
+    if group is None:
+        return Group()
+    if not isinstance(group, Group):
+        raise TypeError(f"group: expected what gpurnn.train.parallel.init() returns, got {type(group).__name__}")
+    return group
 
 
 def _say_axes(model: Module, batches: Any) -> None:

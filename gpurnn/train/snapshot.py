@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +24,39 @@ _NOT_RECORDED = object()  # checkpoints older than the loss scalers have no entr
 
 
 def save_snapshot(training: TrainingState, path: Path) -> None:
-    """Write a checkpoint of this moment. Raises CheckpointError as ``save_checkpoint``."""
+    """Write a checkpoint of this moment, on process 0. Raises CheckpointError as ``save_checkpoint``, on all."""
+    arrays, document = snapshot_of(training)
+    squares = [name for name in arrays if name.startswith("optimizer/") and is_square(name.removeprefix("optimizer/"))]
+    training.group.first(lambda: save_checkpoint(path, arrays, document(), infinite=squares))
+
+
+def snapshot_of(training: TrainingState) -> tuple[dict[str, Array], Callable[[], dict[str, Any]]]:
+    """This moment as (arrays, a function that makes the document), with the recurrent state of the whole batch."""
     model, schedule, scaler = training.model, training.settings.schedule, training.scaler
-    sizes = training.files.synced_sizes()
     optimizer = training.optimizer.state_dict()
-    structure, states = _flatten(training.state)
+    structure, states = _flatten(training.group.whole_state(training.state, model.ops.to_numpy))
     arrays = {f"state/{key}": model.ops.to_numpy(array) for key, array in states.items()}
     arrays |= {f"model/{key}": array for key, array in model.state_dict().items()}
     arrays |= {f"optimizer/{key}": array for key, array in optimizer["arrays"].items()}
-    document = {
-        "epoch": training.epoch, "index": training.index, "step": training.step, "sums": training.sums,
-        "norm": training.norm, "best": training.best, "waited": training.waited, "seconds": training.elapsed(),
-        "state": structure, "optimizer": optimizer["scalars"], "schedule": schedule and schedule.state_dict(),
-        "scaler": scaler and scaler.state_dict(), "random": model.random_state(), "sizes": sizes,
-        "frozen": model.frozen, "data": _data_of(training), "settings": _settings_of(training),
-        "extra": training.settings.extra,
-        "machine": model.ops.machine(),
-    }  # fmt: skip
-    squares = [f"optimizer/{key}" for key in optimizer["arrays"] if is_square(key)]
-    save_checkpoint(path, arrays, document, infinite=squares)
+
+    def document():
+        return {
+            "epoch": training.epoch, "index": training.index, "step": training.step, "sums": training.sums,
+            "norm": training.norm, "best": training.best, "waited": training.waited, "seconds": training.elapsed(),
+            "state": structure, "optimizer": optimizer["scalars"], "schedule": schedule and schedule.state_dict(),
+            "scaler": scaler and scaler.state_dict(), "random": model.random_state(),
+            "sizes": training.files.synced_sizes(), "frozen": model.frozen, "data": _data_of(training),
+            "settings": settings_of(training), "extra": training.settings.extra, "machine": model.ops.machine(),
+        }  # fmt: skip
+
+    return arrays, document
 
 
 def restore_snapshot(training: TrainingState, path: Path) -> None:
-    """Take everything from a checkpoint. Raises CheckpointError; the model is unchanged then."""
-    arrays, document = load_checkpoint(path)
+    """Take everything from a checkpoint, which process 0 reads. Raises CheckpointError; the model is unchanged then."""
+    group = training.group
+    arrays, document = group.first(lambda: load_checkpoint(path)) or ({}, None)
+    arrays, document = group.send_arrays(arrays), group.send(document)
     if not is_of_fit(document):
         raise CheckpointError(
             f"{path}: holds no run that could be continued: load_weights(model, path) reads the weights in it"
@@ -54,26 +64,33 @@ def restore_snapshot(training: TrainingState, path: Path) -> None:
     before = training.model.state_dict()
     try:
         _check_settings(training, document)
-        _load(training, split_by_prefix(arrays), document)
+        load_snapshot(training, arrays, document)
     except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
         training.model.load_state_dict(before)
         raise CheckpointError(f"{path}: does not fit this run: {one_line(error, 2000)}") from error
+    if group.is_first:
+        _say_differences(training, path, document)
+    batches = training.settings.batches
+    if training.index and not batches.numbered and training.index != batches.count:
+        training.index, training.state, training.sums = 0, None, [0.0, 0]
+        if group.is_first:
+            _log.warning(
+                "%s was made in the middle of epoch %d, and these batches cannot be asked for by number: the epoch "
+                "begins anew, with the weights of the checkpoint. Batch sources and lists go on exactly where they "
+                "were", path, training.epoch + 1,
+            )  # fmt: skip
+    log = path.parent / run_folder.HISTORY
+    size = training.log_sizes.get("history", 0)
+    training.history.extend(group.send(group.first(lambda: run_folder.read_history(log, size) if log.exists() else [])))
+
+
+def _say_differences(training: TrainingState, path: Path, document: dict[str, Any]) -> None:
+    """Log other frozen parameters, and another machine, than those of a checkpoint."""
     frozen = document.get("frozen", training.model.frozen)
     if frozen != training.model.frozen:
         then, now = (", ".join(names) or "none" for names in (frozen, training.model.frozen))
         _log.warning("%s was made with frozen parameters: %s; this run has: %s", path, then, now)
     _warn_of_another_machine(training, path, document.get("machine"))
-    batches = training.settings.batches
-    if training.index and not batches.numbered and training.index != batches.count:
-        training.index, training.state, training.sums = 0, None, [0.0, 0]
-        _log.warning(
-            "%s was made in the middle of epoch %d, and these batches cannot be asked for by number: the epoch begins "
-            "anew, with the weights of the checkpoint. Batch sources and lists go on exactly where they were",
-            path, training.epoch + 1,
-        )  # fmt: skip
-    log = training.settings.out / run_folder.HISTORY
-    if log.exists():
-        training.history.extend(run_folder.read_history(log, training.log_sizes.get("history", 0)))
 
 
 def _data_of(training: TrainingState) -> dict[str, int | None]:
@@ -81,7 +98,7 @@ def _data_of(training: TrainingState) -> dict[str, int | None]:
     return {"batches": training.settings.batches.count, "accumulate": training.settings.accumulate}
 
 
-def _settings_of(training: TrainingState) -> dict[str, Any]:
+def settings_of(training: TrainingState) -> dict[str, Any]:
     """Arguments of ``fit`` that a resumed run repeats, JSON-ready; ``lr`` is None for an optimizer of the caller's."""
     settings = training.settings
     return {
@@ -102,7 +119,7 @@ def _check_settings(training: TrainingState, document: dict[str, Any]) -> None:
     scaler = document.get("scaler", _NOT_RECORDED)
     if scaler is not _NOT_RECORDED and (scaler is None) != (training.scaler is None):
         raise ValueError(f"it was made {'without' if training.scaler else 'with'} a loss scale (loss_scaler)")
-    then, now = document.get("settings", {}), _settings_of(training)  # older checkpoints have none
+    then, now = document.get("settings", {}), settings_of(training)  # older checkpoints have none
     different = [name for name in now if name in then and then[name] != now[name]]
     if None in (then.get("lr"), now["lr"]):  # an optimizer of the caller's may be at any point of its schedule
         different = [name for name in different if name != "lr"]
@@ -113,8 +130,9 @@ def _check_settings(training: TrainingState, document: dict[str, Any]) -> None:
         raise ValueError(f"it was made with {was}, this run has {has}. Give the same, or begin a new run")
 
 
-def _load(training: TrainingState, parts: dict[str, dict[str, Array]], document: dict[str, Any]) -> None:
+def load_snapshot(training: TrainingState, arrays: dict[str, Array], document: dict[str, Any]) -> None:
     """Give the arrays and the document of a checkpoint to the training and the objects in it."""
+    parts = split_by_prefix(arrays)
     training.model.load_state_dict(parts.get("model", {}))
     training.optimizer.load_state_dict({"scalars": document["optimizer"], "arrays": parts.get("optimizer", {})})
     if training.settings.schedule is not None:
@@ -122,7 +140,8 @@ def _load(training: TrainingState, parts: dict[str, dict[str, Array]], document:
     scaler = document.get("scaler", _NOT_RECORDED)
     if training.scaler is not None and scaler is not _NOT_RECORDED:
         training.scaler.load_state_dict(scaler)
-    training.state = _unflatten(document["state"], parts.get("state", {}), training.model.xp)
+    state = _unflatten(document["state"], parts.get("state", {}), training.model.xp)
+    training.state = training.group.own_state(state)
     training.model.load_random_state(document["random"])
     training.epoch, training.index, training.step = (check_size(n, document[n], 0) for n in ("epoch", "index", "step"))
     for number in (*document["sums"], document["seconds"], document["norm"] or 0.0, document["best"] or 0.0):

@@ -25,6 +25,8 @@ class TrainingState:
         Gradient norm of the last update.
     best, waited : float or None, int
         Best watched value, and epochs since then.
+    group : Group
+        The processes that train together.
     log_sizes : dict
         Log -> its bytes at the checkpoint that was restored.
     """
@@ -33,7 +35,8 @@ class TrainingState:
         self.settings = settings
         self.model, self.optimizer, self.scaler = settings.model, settings.optimizer, settings.loss_scaler
         self.history = History()
-        self.files = RunFiles(settings.out, settings.flow)
+        self.group = settings.group
+        self.files = RunFiles(settings.out if self.group.is_first else None, settings.flow)
         self.epoch, self.index, self.step = 0, 0, 0
         self.state: State = None
         self.sums = [0.0, 0]

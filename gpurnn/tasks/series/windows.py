@@ -70,7 +70,7 @@ class Windows:
             if residual == "season":
                 known.append((self.base(ends).T - anchor)[:, :, None])
             inputs = inputs, np.concatenate(known, axis=2).astype(self.dtype)
-        return Batch(inputs, targets, loss_options={}, weight=len(ends))
+        return Batch(inputs, targets, loss_options={}, weight=len(ends), per_step=np.ndim(at) == 2)
 
     def base(self, ends):
         """What the model's output is added to, (..., H) for ``ends`` (...)."""

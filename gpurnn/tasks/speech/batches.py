@@ -68,7 +68,7 @@ class Utterances:
         lengths, weight = np.array([len(x) for x in inputs]), len(inputs)
         inputs = pad(inputs).astype(self.dtype, copy=False)
         if self.joint is None:
-            return Batch(inputs, np.array(targets), lengths, loss_options={}, weight=weight)
+            return Batch(inputs, np.array(targets), lengths, loss_options={}, weight=weight, per_step=False)
         return Batch(inputs, targets, lengths, weight=weight)
 
     def _joined(self, targets):
