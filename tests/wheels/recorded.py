@@ -147,7 +147,7 @@ def record(path):
     recorder = Recorder(backend.library)
     rng = np.random.default_rng(0)
     saved = backend.library, backend.store.empty, ops.address, packing.packed_weights
-    backend.library, ops.address = recorder, recorder.address
+    backend.library, ops.address, native.address = recorder, recorder.address, recorder.address
     backend.store.empty = lambda shape, dtype: np.zeros(shape, dtype)
     packing.packed_weights = lambda *arguments: None  # their layout is that of one instruction set
     try:
@@ -161,6 +161,7 @@ def record(path):
         record_rest(backend, recorder, rng)
     finally:
         backend.library, backend.store.empty, ops.address, packing.packed_weights = saved
+        native.address = native_address
     recorder.save(path)
     return len(recorder.records)
 
