@@ -24,7 +24,7 @@ class ThreadGroup(Group):
     def __init__(self, rank, meeting):
         self.rank, self.size, self.meeting = rank, meeting.size, meeting
 
-    def gather(self, data):
+    def gather_equal(self, data):
         meeting = self.meeting
         meeting.slots[self.rank] = data
         meeting.barrier.wait()
@@ -35,7 +35,7 @@ class ThreadGroup(Group):
     def start_sum(self, array):
         """A sum is made at once, whatever else goes on."""
         total = None
-        for part in self.gather(array.copy()):
+        for part in self.gather_equal(array.copy()):
             total = part.copy() if total is None else total + part
         array[...] = total
         return super().start_sum(array)
@@ -43,9 +43,6 @@ class ThreadGroup(Group):
     def all_fail(self, seconds):
         """The others wait where this thread will never come: they fail by that."""
         return True
-
-    def close(self):
-        self.meeting.barrier.wait()
 
 
 def together(size, function):

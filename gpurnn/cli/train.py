@@ -140,7 +140,7 @@ def _train_in(group, ctx, task, asked, settings):
         settings = {name: value for name, value in settings.items() if name in given}
     if asked["resume"]:
         asked["backend"] = asked["backend"] if "backend" in given else None
-        group.first(lambda: _note_the_schedule(say, task, asked["out"], settings.get("epochs", 0)))
+        group.first(lambda: _note_the_schedule(say, task, asked["out"], settings.get("epochs", 0)), "--resume")
     find = settings.get("lr") == "find"
     if find and asked["resume"]:
         raise click.UsageError("--lr find begins a training: a resumed run keeps its rate.")
@@ -262,9 +262,9 @@ def _train_prepared(ctx, say, run, asked, facts):
         ctx.exit(143 if isinstance(signal, Terminated) else 130)
     seconds = time.perf_counter() - start
 
-    finished = group.first(lambda: run.finish(history))
+    finished = group.first(lambda: run.finish(history), "the result")
     result, text = finished or ({}, "")
-    diverged = group.send(bool(result.get("diverged")))
+    diverged = group.send(bool(result.get("diverged")), "the result")
     if asked["as_json"] and group.is_first:
         options.print_json(facts | {"epochs": len(history.epochs), "seconds": round(seconds, 3)} | result)
     elif not asked["as_json"]:

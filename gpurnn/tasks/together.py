@@ -20,8 +20,9 @@ def prepare_together(group: Group, prepare: Callable[[], Run]) -> Run:
     """
     if group.size == 1:
         return prepare()
-    run = group.first(prepare)
-    document = group.send(run and run.document | {"resume": run.resume, "folder": str(run.folder)})
+    what = "the preparation of the run"
+    run = group.first(prepare, what)
+    document = group.send(run and run.document | {"resume": run.resume, "folder": str(run.folder)}, what)
     if run is None:
         run = _follower(document)
     run.group = group

@@ -92,7 +92,7 @@ class TrainingLoop(TrainingState):
     def _train(self, interrupted: Callable[[], type[BaseException] | None]) -> None:
         epochs = self.settings.epochs
         try:
-            self.members.call(lambda: self.callbacks.start(self))
+            self.members.call(lambda: self.callbacks.start(self), "the callbacks of the start", compare=True)
             while self.epoch < epochs and not self._out_of_patience():
                 if not self.model.training:
                     self.model.train()
@@ -230,7 +230,8 @@ class TrainingLoop(TrainingState):
         self._record(record)
         stop = None
         try:
-            self.members.call(lambda: self.callbacks.epoch(record, self))
+            what = f"the callbacks of epoch {self.epoch}"
+            self.members.call(lambda: self.callbacks.epoch(record, self), what, compare=True)
         except StopTraining as stopped:
             stop = stopped
         if better:
@@ -262,12 +263,13 @@ class TrainingLoop(TrainingState):
 
     def open_folder(self, resume: bool, overwrite: bool) -> None:
         """Lock the run's folder, refuse, clear or continue what is in it, and open its logs."""
-        path = self.group.first(lambda: self.files.claim(resume, overwrite))
-        path = self.group.send(path and str(path))
+        what = "the start of fit"
+        path = self.group.first(lambda: self.files.claim(resume, overwrite), what)
+        path = self.group.send(path and str(path), what)
         self.members.meet()
         if path is not None:
             restore_snapshot(self, Path(path))
-        self.group.first(lambda: self.files.open_logs(self.log_sizes if self.step else None))
+        self.group.first(lambda: self.files.open_logs(self.log_sizes if self.step else None), what)
 
     def close(self) -> None:
         """Close the logs and release the folder."""

@@ -16,6 +16,7 @@ from ..losses.mean import all_options, is_one_of, mean_weight, places_weight
 from ..module import Module
 from .parallel import Group
 from .parallel.parts import Part, part_of
+from .parallel.start import add_same, batch_digest
 from .progress import progress_bar
 from .settings import check_group, check_metrics
 from .sources import as_source
@@ -110,10 +111,11 @@ def measure(
         sums[name][0] += float(total)
         sums[name][1] += float(count)
 
-    state = None
+    state, digest = None, 0
     options = {"desc": "validation", "leave": False, "total": source.count, "unit": "batch"}
     with model.evaluation():
         for whole in progress_bar(source.read(0), progress and group.is_first, **options):
+            digest = batch_digest(whole, digest) if group.size > 1 else 0
             part = part_of(group, model, loss, whole)
             if part.empty:
                 continue
@@ -126,7 +128,7 @@ def measure(
             add("loss", float(value) * weight, weight)
             for name, metric in metrics.items():
                 add(name, *_measured(name, metric, outputs, part, shared[name], is_one_of(loss)))
-    flat = group.add_numbers(*(number for both in sums.values() for number in both))
+    flat = add_same(group, digest, [number for both in sums.values() for number in both])
     sums = dict(zip(sums, zip(flat[::2], flat[1::2], strict=True), strict=True))
     return {name: total / count if count else math.nan for name, (total, count) in sums.items()}
 

@@ -27,7 +27,7 @@ def save_snapshot(training: TrainingState, path: Path) -> None:
     """Write a checkpoint of this moment, on process 0. Raises CheckpointError as ``save_checkpoint``, on all."""
     arrays, document = snapshot_of(training)
     squares = [name for name in arrays if name.startswith("optimizer/") and is_square(name.removeprefix("optimizer/"))]
-    training.group.first(lambda: save_checkpoint(path, arrays, document(), infinite=squares))
+    training.group.first(lambda: save_checkpoint(path, arrays, document(), infinite=squares), "a checkpoint")
 
 
 def snapshot_of(training: TrainingState) -> tuple[dict[str, Array], Callable[[], dict[str, Any]]]:
@@ -54,9 +54,9 @@ def snapshot_of(training: TrainingState) -> tuple[dict[str, Array], Callable[[],
 
 def restore_snapshot(training: TrainingState, path: Path) -> None:
     """Take everything from a checkpoint, which process 0 reads. Raises CheckpointError; the model is unchanged then."""
-    group = training.group
-    arrays, document = group.first(lambda: load_checkpoint(path)) or ({}, None)
-    arrays, document = group.send_arrays(arrays), group.send(document)
+    group, what = training.group, "reading the checkpoint"
+    arrays, document = group.first(lambda: load_checkpoint(path), what) or ({}, None)
+    arrays, document = group.send_arrays(arrays, what), group.send(document, what)
     if not is_of_fit(document):
         raise CheckpointError(
             f"{path}: holds no run that could be continued: load_weights(model, path) reads the weights in it"
@@ -81,7 +81,8 @@ def restore_snapshot(training: TrainingState, path: Path) -> None:
             )  # fmt: skip
     log = path.parent / run_folder.HISTORY
     size = training.log_sizes.get("history", 0)
-    training.history.extend(group.send(group.first(lambda: run_folder.read_history(log, size) if log.exists() else [])))
+    records = group.first(lambda: run_folder.read_history(log, size) if log.exists() else [], what)
+    training.history.extend(group.send(records, what))
 
 
 def _say_differences(training: TrainingState, path: Path, document: dict[str, Any]) -> None:

@@ -17,7 +17,8 @@ from .group import GRACE, Group, Sum, say_at_once
 _SPINS = 200  # tests of a request before the processor is offered to others
 _PATIENT = 0.2  # seconds of waiting after which a process sleeps between two tests
 _NAP = 0.001  # seconds of that sleep
-_SUM, _BYTES, _ALIVE = 1, 2, 3  # tags
+_ALIVE = 3  # the tag of messages that say what a process waits for; those of sums follow
+_LINE = 80  # bytes of such a message
 
 
 class MpiSum(Sum):
@@ -41,7 +42,7 @@ class MpiSum(Sum):
 
     def finish(self) -> None:
         while not self.done:
-            self.group.wait(self.requests, "a sum")
+            self.group.wait(self.requests, f"a sum after {self.group.at}")
             self._next()
 
     def _next(self) -> None:
@@ -88,21 +89,18 @@ class MpiGroup(Group):
         self._sums += 1
         return MpiSum(self, array, self._sums)
 
-    def gather(self, data: bytes) -> list[bytes]:
-        sizes = np.empty(self.size, np.int64)
-        self.wait([self.world.Iallgather(np.array([len(data)], np.int64), sizes)], "an exchange")
-        counts = sizes.tolist()
+    def gather_equal(self, data: bytes) -> list[bytes]:
+        received = np.empty((self.size, len(data)), np.uint8)
+        self.wait([self.world.Iallgather(np.frombuffer(data, np.uint8), received)], self.at)
+        return [row.tobytes() for row in received]
+
+    def gather_counted(self, data: bytes, counts: list[int]) -> list[bytes]:
         received = np.empty(sum(counts), np.uint8)
-        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).tolist()
+        starts = [sum(counts[:k]) for k in range(self.size)]
         sent = np.frombuffer(data, np.uint8)
         into = [received, counts, starts, self._mpi.BYTE]
-        self.wait([self.world.Iallgatherv(sent, into)], "an exchange")
+        self.wait([self.world.Iallgatherv(sent, into)], self.at)
         return [received[start : start + count].tobytes() for start, count in zip(starts, counts, strict=True)]
-
-    def gather_numbers(self, *numbers: float) -> Array:
-        mine, each = np.array(numbers, np.float64), np.empty((self.size, len(numbers)))
-        self.wait([self.world.Iallgather(mine, each)], "an exchange")  # of a known size: one message, not two
-        return each
 
     def scratch(self, *key: Any) -> Array:
         """An array (size, count) that a sum receives into."""
@@ -138,20 +136,23 @@ class MpiGroup(Group):
         return True
 
     def _give_up(self, what):
-        """Say which processes do not answer, and end all. Those that wait here too do answer."""
-        empty, others = np.empty(0, np.uint8), [k for k in range(self.size) if k != self.rank]
+        """Say which processes do not answer, and end all. Those that wait here too answer with what they wait for."""
+        mine, waits = np.frombuffer(what.encode()[:_LINE].ljust(_LINE), np.uint8), {self.rank: what}
         with contextlib.suppress(self._mpi.Exception):
-            for k in others:
-                self._watch.Isend(empty, k, _ALIVE)
-        silent, start = set(others), time.monotonic()
-        while silent and time.monotonic() - start < GRACE:
-            for k in list(silent):
+            for k in set(range(self.size)) - {self.rank}:
+                self._watch.Isend(mine, k, _ALIVE)
+        start = time.monotonic()
+        while len(waits) < self.size and time.monotonic() - start < GRACE:
+            for k in set(range(self.size)) - set(waits):
                 if self._watch.Iprobe(k, _ALIVE):
-                    silent.discard(k)
+                    line = np.empty(_LINE, np.uint8)
+                    self._watch.Recv(line, k, _ALIVE)
+                    waits[k] = line.tobytes().decode(errors="replace").strip()
             time.sleep(0.05)
-        answering = sorted(set(range(self.size)) - silent)
-        if self.rank == answering[0]:
-            named = ", ".join(map(str, sorted(silent))) or "none: all wait, but for different things"
+        silent = sorted(set(range(self.size)) - set(waits))
+        if self.rank == min(waits):
+            differ = "none: process " + ", process ".join(f"{k} waits for {waits[k]}" for k in sorted(waits)[:4])
+            named = ", ".join(map(str, silent)) or differ
             say_at_once(
                 f"Error: {what} took more than {self.limit:g} seconds, and all processes were ended. Without an "
                 f"answer: {named} (of {self.size}). GPURNN_GROUP_TIMEOUT sets the limit\n"
@@ -168,6 +169,3 @@ class MpiGroup(Group):
     def abort(self, code: int) -> None:
         self._mpi.COMM_WORLD.Abort(code)
         os._exit(code)  # where that does not end this process
-
-    def close(self) -> None:
-        self.wait([self.world.Ibarrier()], "the end")

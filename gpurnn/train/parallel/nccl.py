@@ -22,8 +22,6 @@ from ...losses import quiet
 from .group import GRACE, Group, Sum, say_at_once
 from .launchers import Place
 
-_MARK = 8  # bytes of a length in front of what ``gather`` sends
-
 
 class NcclSum(Sum):
     """A sum over all processes: on its way in the GPU's queue, where what follows waits for it."""
@@ -44,7 +42,7 @@ class NcclSum(Sum):
         self.group, self.waits_for = group, (array, parts)
 
     def finish(self) -> None:
-        self.group.wait("a sum")
+        self.group.wait(f"a sum after {self.group.at}")
 
 
 class NcclGroup(Group):
@@ -76,22 +74,14 @@ class NcclGroup(Group):
                 self._communicator.recv(into.data.ptr, into.nbytes, nccl.NCCL_UINT8, other, stream)
         nccl.groupEnd()
 
-    def gather(self, data: bytes) -> list[bytes]:
-        sizes = np.frombuffer(b"".join(self._gather_equal(len(data).to_bytes(_MARK, "little"))), "<i8").tolist()
-        most = max(sizes)
-        if not most:
-            return [b""] * self.size
-        return [one[:size] for one, size in zip(self._gather_equal(data.ljust(most, b"\0")), sizes, strict=True)]
-
-    def _gather_equal(self, data):
-        """The bytes of every process, as many from each."""
+    def gather_equal(self, data: bytes) -> list[bytes]:
         cupy, count = self.cupy, len(data)
         mine = cupy.asarray(np.frombuffer(data, np.uint8))
         every = cupy.empty(self.size * count, np.uint8)
         stream = cupy.cuda.get_current_stream().ptr
         kind = self._nccl.NCCL_UINT8
         self._communicator.allGather(mine.data.ptr, every.data.ptr, count, kind, stream)
-        self.wait("an exchange")
+        self.wait(self.at)
         received = cupy.asnumpy(every).tobytes()
         return [received[k * count : (k + 1) * count] for k in range(self.size)]
 
@@ -116,9 +106,6 @@ class NcclGroup(Group):
     def abort(self, code: int) -> None:
         self._control.abort(code)
         os._exit(code)
-
-    def close(self) -> None:
-        self.gather(b"")
 
 
 class Store:
