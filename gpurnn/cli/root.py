@@ -40,10 +40,10 @@ class _Commands(options.FullHelpGroup):
             from bench.cli import main as bench
         return bench
 
-    def main(self, *arguments, **more):
+    def main(self, args=None, *arguments, **more):
         _interrupt.imports_done()
-        with said_once():
-            return super().main(*arguments, **more)
+        with said_once(sys.argv[1:] if args is None else list(args)):
+            return super().main(args, *arguments, **more)
 
     def make_context(self, *arguments, **more):
         try:

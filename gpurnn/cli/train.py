@@ -15,6 +15,7 @@ from ..tasks.settings import Settings, kind_of
 from ..tasks.together import prepare_together
 from ..tasks.trained import read_run
 from ..train.parallel import KINDS, Group, init
+from ..train.parallel.start import check_same
 from . import options
 
 
@@ -128,8 +129,15 @@ def _train(task, arguments):
     _check_together(task, asked)
     group = init(asked.pop("group"))
     group.quiet = True
-    with group, group.guarded():
+    with group:
+        check_same(group, {"the options": lambda: _typed(ctx)})
         _train_in(group, ctx, task, asked, settings)
+
+
+def _typed(ctx):
+    """The command line of a process: task, files, and the values of all options by their names."""
+    names = {param.name: max(param.opts, key=len) for param in ctx.command.params}
+    return {"the task": ctx.info_name, **{names.get(name, name): value for name, value in ctx.params.items()}}
 
 
 def _train_in(group, ctx, task, asked, settings):

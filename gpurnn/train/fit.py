@@ -35,7 +35,7 @@ from .history import History
 from .interrupt import deferred_interrupt
 from .loop import TrainingLoop
 from .parallel import Group
-from .settings import FitSettings, check_group, explain_foreign_arguments
+from .settings import FitSettings, explain_foreign_arguments, guard_of
 
 
 @explain_foreign_arguments
@@ -176,7 +176,7 @@ def fit(
     """
     check_flag("resume", resume)
     check_flag("overwrite", overwrite)
-    with check_group(group).guarded(), deferred_interrupt() as interrupted:
+    with guard_of(group, out).guarded(), deferred_interrupt() as interrupted:
         settings = FitSettings(
             model=model, loss=loss, batches=batches, optimizer=optimizer, lr=lr, epochs=epochs, validation=validation,
             schedule=schedule, schedule_every=schedule_every, clip_norm=clip_norm, clip_value=clip_value,

@@ -19,6 +19,7 @@ from ..module import Module
 from ..optim import SGD, Adam, AdamW, Optimizer, RMSprop, Schedule
 from .callbacks import Callbacks
 from .parallel import Group
+from .parallel.launchers import joined
 from .sources import Numbered, as_source
 
 _log = logging.getLogger("gpurnn")
@@ -143,6 +144,25 @@ def check_group(group: Any) -> Group:
     if not isinstance(group, Group):
         raise TypeError(f"group: expected what gpurnn.train.parallel.init() returns, got {type(group).__name__}")
     return group
+
+
+def guard_of(group: Any, out: Any) -> Group:
+    """The group whose processes hear of it where a training of this one fails.
+
+    Without a group that is this process alone; but one that joined a group, and trains to a folder without naming it,
+    shares the folder with the others: its failure must end them.
+    """
+    others = next((one for one in joined if one.size > 1), None)
+    if group is not None or others is None:
+        return check_group(group)
+    if others.is_first and not others.warned:
+        others.warned = True
+        _log.warning(
+            "fit: without group= each of the %d processes trains a model of its own. To train one together give "
+            "group=group, what init() returned; where each should train alone, group=gpurnn.train.parallel.Group()",
+            others.size,
+        )
+    return Group() if out is None else others
 
 
 def _say_axes(model: Module, batches: Any) -> None:

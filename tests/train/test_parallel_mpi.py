@@ -74,6 +74,17 @@ def test_the_command_trains_and_says_everything_once(tmp_path):
     wrong, _ = mpirun(2, "-m", "gpurnn", "train", "text", book, "--hiden", 8)
     assert (wrong.returncode, wrong.stderr.count("No such option")) == (2, 1)
 
+    words = ["-m", "gpurnn", "train", "text", book, *options, "--out", tmp_path / "other", "--clip"]
+    differ, _ = mpirun(1, *words, 1, ":", "-n", 1, sys.executable, *words, 2)
+    assert (differ.returncode, differ.stderr.count("from process 0: --clip: 2.0 there, 1.0 on process 0")) == (2, 1)
+
+
+def test_a_process_whose_others_never_join_is_ended():
+    program = "import os, gpurnn\nif os.environ['PMI_RANK'] == '1': gpurnn.train.parallel.init('mpi')"
+    done, seconds = mpirun(2, "-c", program, GPURNN_GROUP_TIMEOUT="1")
+    assert done.returncode != 0 and seconds < STARTING
+    assert "process 1 of 2 waited 1 seconds for the others to join the group" in done.stderr
+
 
 @pytest.mark.slow
 def test_killed_runs_go_on_to_the_same_bits(tmp_path):

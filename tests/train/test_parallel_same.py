@@ -9,6 +9,7 @@ from helpers import TEXT_IDS
 
 import gpurnn
 from gpurnn.data import Batch
+from gpurnn.train.parallel import Group, launchers
 from gpurnn.train.parallel.start import batch_digest, check_same, function_facts
 
 
@@ -86,7 +87,7 @@ def scaled(factor):
 
 
 def test_a_loss_of_the_same_name_and_other_numbers_is_refused():
-    words = r"the arguments of fit .*differs on 1 .*: loss: .*loss \(code .*\) there, .*loss \(code .*\) on process 0"
+    words = r"the arguments of fit .*Different on 1 .*: loss: .*loss \(code .*\) there, .*loss \(code .*\) on process 0"
     said = refused(words, lambda group: fit(group, loss=scaled(1.0 + group.rank)))
     assert "clip_norm" not in said, "only what differs"
 
@@ -122,6 +123,55 @@ def test_processes_at_different_places_say_where_they_are():
         "process 1 is at update 3, process 0 at the callbacks of epoch 1",
         lambda group: fit(group, Uneven(2 + group.rank)),
     )
+
+
+def test_a_training_that_does_not_name_the_group_says_so_once(monkeypatch, caplog, tmp_path):
+    """With a folder, which the processes share, the failure of one is heard by all."""
+    heard = []
+
+    class Others(Group):
+        size = 2
+
+        def all_fail(self, seconds):
+            heard.append(seconds)
+            return True
+
+    others = Others()
+    monkeypatch.setattr(launchers, "joined", [others])
+    monkeypatch.setattr("gpurnn.train.settings.joined", [others])
+    for out in (None, tmp_path / "run"):
+        with pytest.raises(gpurnn.train.TrainingError):
+            fit(None, loss=scaled(np.nan), out=out)
+        assert len(heard) == (out is not None)
+    assert caplog.text.count("fit: without group= each of the 2 processes trains a model of its own") == 1
+    others.warned = False
+    fit(Group(), epochs=1)
+    assert caplog.text.count("without group=") == 1, "that one is alone on purpose"
+
+
+def test_a_block_with_a_group_ends_all_where_one_fails_alone(capsys, monkeypatch):
+    ended = []
+
+    class Others(Group):
+        size = 2
+
+        def all_fail(self, seconds):
+            return False
+
+        def abort(self, code):
+            ended.append(code)
+
+        def gather_equal(self, data):
+            return [data, data]
+
+    written = []
+    monkeypatch.setattr("gpurnn.train.parallel.group.say_at_once", written.append)
+    with pytest.raises(RuntimeError), Others():
+        raise RuntimeError("a bad disk, say")
+    assert ended == [1] and "a bad disk, say" in written[0] and "all were ended" in written[0]
+    with pytest.raises(SystemExit), Others():
+        raise SystemExit
+    assert ended == [1], "it has ended as it should"
 
 
 class Uneven:

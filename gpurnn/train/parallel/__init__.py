@@ -19,6 +19,7 @@ import math
 import os
 
 from ...errors import BackendError, check_choice, one_line
+from .deadline import ended_after
 from .group import Group, PeerError
 from .launchers import Place, find_place, joined
 
@@ -45,7 +46,8 @@ def init(kind: str = "auto") -> Group:
     Returns
     -------
     Group
-        What ``fit`` takes as ``group``; as a context manager it waits at the end for all processes.
+        What ``fit`` takes as ``group``. As a context manager it waits at the end for all processes, and ends all where
+        one fails alone in the block.
 
     Raises
     ------
@@ -66,14 +68,28 @@ def init(kind: str = "auto") -> Group:
     if kind == "none":
         return Group()
     limit = _limit()
-    if kind == "mpi":
-        group = _mpi(limit)
-    else:
-        from .nccl import make_group
-
-        group = make_group(place, limit)
-    joined.append(kind)
+    group = join(kind, place, limit, limit)
     _divide_processors(place)
+    return group
+
+
+def join(kind: str, place: Place, limit: float, patience: float, last_words: str = "") -> Group:
+    """The group of a kind, "mpi" or "nccl". Where the others do not join within ``patience`` seconds, this process ends
+    with ``last_words`` and a line that says so.
+    """
+    text = (
+        f"{last_words}Error: process {place.rank} of {place.size} waited {patience:g} seconds for the others to join "
+        "the group, and was ended. All must call gpurnn.train.parallel.init(), or run gpurnn train. "
+        "GPURNN_GROUP_TIMEOUT sets the limit\n"
+    )
+    with ended_after(patience, text):
+        if kind == "mpi":
+            group = _mpi(limit)
+        else:
+            from .nccl import make_group
+
+            group = make_group(place, limit)
+    joined.append(group)
     return group
 
 

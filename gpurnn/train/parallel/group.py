@@ -61,6 +61,7 @@ class Group:
     kind = "none"
     rank, size = 0, 1
     quiet = False
+    warned = False  # that a training does not name the group
     at = "the start"  # the exchange that this process has reached
 
     # ---- what a kind of group overrides
@@ -121,9 +122,11 @@ class Group:
     def __enter__(self) -> Group:
         return self
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is None:
+    def __exit__(self, kind: Any, error: Any, *_: Any) -> None:
+        if kind is None or (kind is SystemExit and not error.code):
             self.close()
+        else:
+            self._end_unless_all_fail(error)
 
     def add(self, array: Array) -> Array:
         """Add a 1-D array over all processes, in place, in the order of the ranks; returns it."""
@@ -228,10 +231,13 @@ class Group:
         try:
             yield
         except BaseException as error:
-            if self.size > 1 and not self.all_fail(GRACE):
-                self._report(error)
-                self.abort(1)
+            self._end_unless_all_fail(error)
             raise
+
+    def _end_unless_all_fail(self, error):
+        if self.size > 1 and not self.all_fail(GRACE):
+            self._report(error)
+            self.abort(1)
 
     def _report(self, error: BaseException) -> None:
         what = f"process {self.rank} of {self.size} failed, and all were ended"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ...errors import one_line
 
@@ -18,7 +19,7 @@ LAUNCHERS = {
 }  # fmt: skip
 
 
-joined: list[str] = []  # the kinds of the groups that this process has joined
+joined: list[Any] = []  # the groups that this process has joined
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def check_same(group: Group, about: dict[str, Callable[[], Any]]) -> None:
         if odd:
             ranks = ", ".join(map(str, odd))
             raise ValueError(
-                f"group: {name} must be the same on all processes, and differs on {ranks} (of {group.size}) from "
+                f"group: {name} must be the same on all processes. Different on {ranks} (of {group.size}) from "
                 f"process 0: {'; '.join(_differences('', each[odd[0]][name], each[0][name]))}"
             )
 
