@@ -16,6 +16,7 @@ import click
 from .parallel_cost import Link, fit_link, predict
 
 MORE = (8, 16, 64, 256, 1024)
+FAR = 2  # times, from which on prediction and measurement have little to do with each other
 
 
 @click.command("parallel")
@@ -129,5 +130,10 @@ def lines(figures):
     )
     expected, measured = figures["checked"]
     yield f"model        {1e3 * expected:.2f} ms predicted for {ranks} processes, {1e3 * measured:.2f} ms measured"
+    if not 1 / FAR < measured / expected < FAR:
+        yield (
+            f"             they differ by more than a factor of {FAR}: the predictions below do not hold here. Is the "
+            "machine busy, or are there more processes than processors?"
+        )
     for count, (seconds, efficiency) in figures["predicted"].items():
         yield f"predicted    {count:>5} processes: {1e3 * seconds:9.2f} ms an update, efficiency {efficiency:.3f}"

@@ -14,7 +14,8 @@ from ..tasks.run import fresh_folder, prepare, schedule_ends
 from ..tasks.settings import Settings, kind_of
 from ..tasks.together import prepare_together
 from ..tasks.trained import read_run
-from ..train.parallel import KINDS, Group, init
+from ..train.parallel import KINDS, Group, find_place, init
+from ..train.parallel.launchers import words_of
 from ..train.parallel.start import check_same
 from . import options
 
@@ -251,7 +252,8 @@ def _train_prepared(ctx, say, run, asked, facts):
     from ..train.progress import Progress, duration
 
     group = run.group or Group()
-    again = options.quoted("gpurnn", "train", run.task.name, "--out", run.folder, "--resume")
+    started = words_of(find_place()) if group.size > 1 else []
+    again = options.quoted(*started, "gpurnn", "train", run.task.name, "--out", run.folder, "--resume")
     progress = Progress(lambda line: say(options.for_stream(line, err=asked["as_json"])), bar=asked["progress"])
     start = time.perf_counter()
     try:
@@ -282,10 +284,10 @@ def _train_prepared(ctx, say, run, asked, facts):
         limit = "" if run.settings.clip else " and a limit of the gradient's norm (--clip 1)"
         raise click.ClickException(f"the training diverged: try {rate}{limit}")
     if group.is_first and not asked["as_json"]:
-        _say_next(say, run, again, history.stopped)
+        _say_next(say, run, started, again, history.stopped)
 
 
-def _say_next(say, run, again, stopped):
+def _say_next(say, run, started, again, stopped):
     """Print commands that are worth trying after a training, quoted for a shell."""
     say("\nNext:")
     plots = options.can_plot()
@@ -299,7 +301,7 @@ def _say_next(say, run, again, stopped):
     else:  # its learning-rate schedule, or its patience, has run out
         files = run.files if len(run.files) < 4 else [run.files[0], "..."]
         shown = [_short(file) for file in files]
-        say(f"  {options.quoted('gpurnn', 'train', run.task.name, *shown, '--from', run.folder)}")
+        say(f"  {options.quoted(*started, 'gpurnn', 'train', run.task.name, *shown, '--from', run.folder)}")
 
 
 def _short(file):

@@ -41,3 +41,6 @@ def test_figures():
     other = summarize(found, 2, "0.01,1e6")["predicted"]["1024"]
     assert other[0] > figures["predicted"]["1024"][0]
     assert len(list(lines(figures))) == 6 + 6 + 6
+    for measured, far in ((0.19, False), (0.21, True), (0.049, True)):
+        said = "\n".join(lines(figures | {"checked": (0.1, measured)}))
+        assert ("differ by more than a factor of 2" in said) == far

@@ -124,7 +124,8 @@ class Group:
 
     def __exit__(self, kind: Any, error: Any, *_: Any) -> None:
         if kind is None or (kind is SystemExit and not error.code):
-            self.close()
+            with self.guarded():
+                self.close()
         else:
             self._end_unless_all_fail(error)
 

@@ -37,6 +37,12 @@ class Place:
     local_size: int = 1
 
 
+def words_of(place: Place) -> list[str]:
+    """What begins a command line that starts as many processes in the same way; nothing for a process on its own."""
+    words = {"": [], "Slurm": ["srun", "-n", str(place.size)], "torchrun": ["torchrun", "...", "--no-python"]}
+    return words.get(place.launcher, ["mpirun", "-n", str(place.size)]) if place.size > 1 else []
+
+
 def find_place(environment: Mapping[str, str] = os.environ) -> Place:
     """The ``Place`` that the environment says, of the first launcher whose rank and size are both there.
 

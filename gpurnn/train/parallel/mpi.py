@@ -151,11 +151,11 @@ class MpiGroup(Group):
             time.sleep(0.05)
         silent = sorted(set(range(self.size)) - set(waits))
         if self.rank == min(waits):
-            differ = "none: process " + ", process ".join(f"{k} waits for {waits[k]}" for k in sorted(waits)[:4])
-            named = ", ".join(map(str, silent)) or differ
+            waiting = ", ".join(f"process {k} waits for {waits[k]}" for k in sorted(waits)[:4])
+            named = f"Without an answer: {', '.join(map(str, silent))} (of {self.size})" if silent else waiting
             say_at_once(
-                f"Error: {what} took more than {self.limit:g} seconds, and all processes were ended. Without an "
-                f"answer: {named} (of {self.size}). GPURNN_GROUP_TIMEOUT sets the limit\n"
+                f"Error: {what} took more than {self.limit:g} seconds, and all processes were ended. "
+                f"{named}. GPURNN_GROUP_TIMEOUT sets the limit\n"
             )
         else:
             time.sleep(1)

@@ -22,6 +22,8 @@ from ...losses import quiet
 from .group import GRACE, Group, Sum, say_at_once
 from .launchers import Place
 
+_ON_CPUS = "Processes on CPUs are started by mpirun or srun, not by torchrun"
+
 
 class NcclSum(Sum):
     """A sum over all processes: on its way in the GPU's queue, where what follows waits for it."""
@@ -150,10 +152,11 @@ def make_group(place: Place, limit: float) -> NcclGroup:
         cupy.cuda.Device(place.local_rank).use()
     except (ImportError, AttributeError) as error:
         raise BackendError(
-            f"NCCL needs CuPy and its NCCL: pip install 'gpurnn[cuda12]' nvidia-nccl-cu12 ({one_line(error)})"
+            f"NCCL needs CuPy and its NCCL: pip install 'gpurnn[cuda12]' nvidia-nccl-cu12 ({one_line(error)}). "
+            f"{_ON_CPUS}"
         ) from error
     except Exception as error:  # of CUDA, whose classes are not there without CuPy
-        raise BackendError(f"NCCL needs a GPU for each process ({one_line(error)})") from error
+        raise BackendError(f"NCCL needs a GPU for each process ({one_line(error)}). {_ON_CPUS}") from error
     return NcclGroup(cupy, nccl, _control(place, limit), limit)
 
 

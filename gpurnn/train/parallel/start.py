@@ -176,11 +176,15 @@ def _crc(array, value):
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), value)
 
 
+def _is_nested(part):
+    return isinstance(part, (tuple, list, dict)) or getattr(part, "ndim", 0) > 0
+
+
 def _arrays(*things):
     for one in things:
         if isinstance(one, dict):
             one = list(one.values())
-        if isinstance(one, (tuple, list)) and any(np.ndim(part) or isinstance(part, dict) for part in one):
+        if isinstance(one, (tuple, list)) and any(map(_is_nested, one)):
             yield from _arrays(*one)
         elif hasattr(one, "get") and hasattr(one, "device") and not isinstance(one, np.ndarray):
             yield one.get()  # of CuPy
