@@ -7,8 +7,6 @@ import pytest
 from helpers import ROOT
 from optional import needs
 
-import gpurnn
-
 pytestmark = [pytest.mark.long, needs("optuna"), pytest.mark.filterwarnings("default")]
 
 
@@ -18,7 +16,7 @@ def test_the_search_of_the_page_reports_and_prunes():
     page = (ROOT / "gpurnn" / "docs" / "parallel.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```py\n(import optuna\n.*?)^```$", page, re.S | re.M)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    names = {"gpurnn": gpurnn, "text": gpurnn.TextBatches(np.arange(400) % 7, batch_size=8, steps=10)}
+    names = {}
     exec(block, names)
     study = names["study"]
     states = [trial.state.name for trial in study.trials]
