@@ -150,13 +150,14 @@ def test_a_training_that_does_not_name_the_group_says_so_once(monkeypatch, caplo
 
 
 def test_a_block_with_a_group_ends_all_where_one_fails_alone(capsys, monkeypatch):
-    ended = []
+    ended, asked = [], []
 
     class Others(Group):
-        size = 2
+        size, alone = 2, True
 
         def all_fail(self, seconds):
-            return False
+            asked.append(seconds)
+            return not self.alone
 
         def abort(self, code):
             ended.append(code)
@@ -172,6 +173,10 @@ def test_a_block_with_a_group_ends_all_where_one_fails_alone(capsys, monkeypatch
     with pytest.raises(SystemExit), Others():
         raise SystemExit
     assert ended == [1], "it has ended as it should"
+    Others.alone = False
+    with pytest.raises(ZeroDivisionError), Others() as group, group.guarded():
+        raise ZeroDivisionError
+    assert (ended, len(asked)) == ([1], 2), "an error of all is asked about once, by the inner block"
 
 
 class Uneven:

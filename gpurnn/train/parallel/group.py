@@ -61,6 +61,7 @@ class Group:
     kind = "none"
     rank, size = 0, 1
     quiet = False
+    _heard: BaseException | None = None  # an error with which all have failed: it need not be asked about again
     warned = False  # that a training does not name the group
     at = "the start"  # the exchange that this process has reached
 
@@ -236,9 +237,12 @@ class Group:
             raise
 
     def _end_unless_all_fail(self, error):
-        if self.size > 1 and not self.all_fail(GRACE):
+        if self.size == 1 or error is self._heard:
+            return
+        if not self.all_fail(GRACE):
             self._report(error)
             self.abort(1)
+        self._heard = error
 
     def _report(self, error: BaseException) -> None:
         what = f"process {self.rank} of {self.size} failed, and all were ended"
