@@ -30,6 +30,17 @@ def test_the_place_of_a_process(variables, place):
     assert find_place(variables) == place
 
 
+@pytest.mark.parametrize(
+    "place, words",
+    [
+        (Place(), ""), (Place("MPICH", 0, 4), "mpirun -n 4"), (Place("Open MPI", 1, 2), "mpirun -n 2"),
+        (Place("Slurm", 0, 8), "srun -n 8"), (Place("MPICH", 0, 1), ""),
+    ],
+)  # fmt: skip
+def test_how_as_many_processes_are_started_again(place, words):
+    assert " ".join(launchers.words_of(place)) == words
+
+
 @pytest.mark.parametrize("rank, size", [("2", "2"), ("-1", "2"), ("x", "2"), ("0", "0")])
 def test_numbers_that_make_no_sense_are_refused(rank, size):
     with pytest.raises(ValueError, match="RANK|WORLD_SIZE"):

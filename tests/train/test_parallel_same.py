@@ -72,6 +72,7 @@ def test_a_digest_is_of_everything_in_a_batch():
         Batch(x, y, np.array([3, 2])), Batch(x, y, carry=True), Batch(x, y, mask=np.ones((3, 2), bool)),
         Batch(x, y, weight=2), Batch(x, [[1, 2], [3]], weight=1, loss_options={}),
         Batch(x, [[1], [2, 3]], weight=1, loss_options={}), Batch(x, y, loss_options={"mask": y > 0}, weight=1),
+        Batch(x, y, loss_options={"mask": y == 0}, weight=1),
     ]  # fmt: skip
     digests = [batch_digest(batch) for batch in batches]
     assert len(set(digests)) == len(batches)

@@ -28,11 +28,13 @@ def ended_after(seconds: float, text: str) -> Iterator[None]:
     try:
         yield
     finally:
-        watch.stdin.close()  # which ends it, as the end of this process would
+        watch.kill()
+        watch.stdin.close()
         watch.wait()
 
 
 def _watch(process: str, seconds: str, text: str) -> None:
+    """Wait on the other side; the end of that process, which closes standard input, ends this one, too."""
     threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(0)), daemon=True).start()
     time.sleep(float(seconds))
     sys.stderr.write(text)

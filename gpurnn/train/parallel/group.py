@@ -180,7 +180,10 @@ class Group:
             except BaseException as error:
                 failure = error
         name = failure if failure is None else [type(failure).__name__, str(failure)]
-        name = self.send(name, what)
+        try:
+            name = self.send(name, what)
+        except ValueError as elsewhere:
+            raise elsewhere from failure
         if failure is not None:
             raise failure
         if name is not None:
