@@ -151,6 +151,13 @@ def test_ctc_counts_sequences(targets, weight):
     check_equal((2, 3), model, [batch], loss=gpurnn.ctc_loss)
 
 
+def test_a_sum_in_place_of_a_mean_is_refused():
+    batches = [(np.zeros((9, 4, 3), "float64"), np.zeros((9, 4, 5), "float64"))]
+    loss = functools.partial(gpurnn.mse, reduction="sum")
+    with pytest.raises(ValueError, match="expected reduction='mean', got 'sum'"):
+        together(2, lambda group: trained(group, lambda: gpurnn.GRU(3, 5, dtype="float64"), batches, loss=loss))
+
+
 def test_a_loss_of_ones_own_over_sequences():
     draw = np.random.default_rng(0)
     lengths, wanted = np.array([9, 9, 2, 3]), draw.standard_normal((4, 5))

@@ -14,7 +14,7 @@ from ...ctc import ctc_loss
 from ...data import Batch
 from ...dtypes import is_float
 from ...layers.timesteps import axis_orders
-from ...losses.mean import is_one_of, mean_weight
+from ...losses.mean import all_options, is_one_of, mean_weight
 from ...masks import valid_places
 from ...module import Module
 from ...shards import Shard
@@ -42,10 +42,15 @@ class Part:
 def part_of(group: Group, model: Module, loss: Callable[..., Any], batch: Batch) -> Part:
     """The sequences of a batch that this process computes.
 
-    Raises ValueError for a batch whose sequences cannot be found.
+    Raises ValueError for a batch whose sequences cannot be found, and for a loss that is no mean.
     """
     if group.size == 1:
         return Part(batch, 1.0, None)
+    reduction = all_options(loss, batch.loss_options or {}).get("reduction", "mean")
+    if reduction != "mean" and (is_one_of(loss) or is_one_of(loss, _OF_SEQUENCES)):
+        raise ValueError(
+            f"loss: several processes add up parts of a mean: expected reduction='mean', got {reduction!r}"
+        )
     cut = _Cut(group, model, batch, False if is_one_of(loss, _OF_SEQUENCES) else batch.per_step)
     made = cut.batch()
     whole = counted(loss, batch, cut.total, None)
