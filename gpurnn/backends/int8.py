@@ -56,10 +56,10 @@ def rounded_to_8_bits(array: np.ndarray, axis: int) -> np.ndarray:
     largest = np.abs(array).max(axis=axis, keepdims=True, initial=0)
     scales = largest / dtype(MOST)
     scales[largest < np.finfo(dtype).tiny * dtype(65536)] = np.inf
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         whole = np.rint(array / scales)
         scales[(largest <= np.finfo(dtype).max) & np.isinf(scales)] = 0
-        return whole * scales
+        return np.clip(whole * scales, -largest, largest)  # 127 * (largest / 127) may round to infinity
 
 
 class Parts(NamedTuple):

@@ -132,16 +132,46 @@ def test_translation_with_sampled_words():
     check_equal((2, 3), translator, pairs()[0], loss=smoothed, epochs=1)
 
 
-def test_ctc_whose_targets_are_a_list():
+@pytest.mark.parametrize("targets", ["list", "rows", "flat"])
+@pytest.mark.parametrize("weight", [None, 4])
+def test_ctc_counts_sequences(targets, weight):
+    """Four sequences of four timesteps and labels: by their sizes alone rows of labels might be timesteps."""
     draw = np.random.default_rng(0)
-    lengths = np.array([9, 4, 7])
-    batch = Batch(draw.standard_normal((9, 3, 4)), [[1, 2], [3], [1, 1, 2]], lengths, weight=3)
+    lengths, counts = np.array([4, 4, 2, 3]), np.array([2, 1, 1, 2])
+    labels = np.array([[1, 2, 0, 0], [3, 0, 0, 0], [1, 0, 0, 0], [2, 1, 0, 0]])
+    options = {"lengths": lengths} | ({} if targets == "list" else {"target_lengths": counts})
+    rows = [row[:count] for row, count in zip(labels, counts, strict=True)]
+    given = {"list": [row.tolist() for row in rows], "rows": labels, "flat": np.concatenate(rows)}[targets]
+    batch = Batch(draw.standard_normal((4, 4, 4)), given, lengths, loss_options=options, weight=weight)
 
     def model():
         shared = {"dtype": "float64", "backend": "cpu"}
         return gpurnn.Sequential(gpurnn.GRU(4, 5, seed=1, **shared), gpurnn.Linear(5, 4, seed=2, **shared))
 
-    check_equal((2,), model, [batch], loss=gpurnn.ctc_loss)
+    check_equal((2, 3), model, [batch], loss=gpurnn.ctc_loss)
+
+
+def test_a_sum_in_place_of_a_mean_is_refused():
+    batches = [(np.zeros((9, 4, 3), "float64"), np.zeros((9, 4, 5), "float64"))]
+    loss = functools.partial(gpurnn.mse, reduction="sum")
+    with pytest.raises(ValueError, match="expected reduction='mean', got 'sum'"):
+        together(2, lambda group: trained(group, lambda: gpurnn.GRU(3, 5, dtype="float64"), batches, loss=loss))
+
+
+def test_a_loss_of_ones_own_over_sequences():
+    draw = np.random.default_rng(0)
+    lengths, wanted = np.array([9, 9, 2, 3]), draw.standard_normal((4, 5))
+    batch = Batch(draw.standard_normal((9, 4, 3)), wanted, lengths, loss_options={}, per_step=False)
+
+    def squares(outputs, targets):
+        d = outputs - targets
+        return float((d * d).sum() / len(d)), lambda scale=1.0: d * (2 * scale / len(d))
+
+    def model():
+        shared = {"dtype": "float64", "backend": "cpu"}
+        return gpurnn.Sequential(gpurnn.GRU(3, 5, seed=1, **shared), gpurnn.Pooling(5, "last", **shared))
+
+    check_equal((2, 3), model, [batch], loss=squares)
 
 
 def test_the_same_bits_in_every_run():

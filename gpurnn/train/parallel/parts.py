@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 
 from ...arrays import host_array
+from ...ctc import ctc_loss
 from ...data import Batch
 from ...dtypes import is_float
 from ...layers.timesteps import axis_orders
-from ...losses.mean import is_one_of, mean_weight
+from ...losses.mean import all_options, is_one_of, mean_weight
 from ...masks import valid_places
 from ...module import Module
 from ...shards import Shard
 from .group import Group
 
+_OF_SEQUENCES = (ctc_loss,)  # losses whose mean is over sequences, whatever their lengths
 _ALONG = ("lengths", "target_lengths")  # options of a loss with an entry for each sequence
 _PLACES = ("mask",)  # options of a loss with an entry for each target
 
@@ -40,11 +42,16 @@ class Part:
 def part_of(group: Group, model: Module, loss: Callable[..., Any], batch: Batch) -> Part:
     """The sequences of a batch that this process computes.
 
-    Raises ValueError for a batch whose sequences cannot be found.
+    Raises ValueError for a batch whose sequences cannot be found, and for a loss that is no mean.
     """
     if group.size == 1:
         return Part(batch, 1.0, None)
-    cut = _Cut(group, model, batch)
+    reduction = all_options(loss, batch.loss_options or {}).get("reduction", "mean")
+    if reduction != "mean" and (is_one_of(loss) or is_one_of(loss, _OF_SEQUENCES)):
+        raise ValueError(
+            f"loss: several processes add up parts of a mean: expected reduction='mean', got {reduction!r}"
+        )
+    cut = _Cut(group, model, batch, False if is_one_of(loss, _OF_SEQUENCES) else batch.per_step)
     made = cut.batch()
     whole = counted(loss, batch, cut.total, None)
     share = counted(loss, made, cut.last - cut.first, whole[0])[1] / whole[1] if whole[1] else 0.0
@@ -60,12 +67,14 @@ def zeros_like(xp: Any, outputs: Any) -> Any:
 def counted(loss: Callable[..., Any], batch: Batch, sequences: int, rule: str | None) -> tuple[str, float]:
     """(rule, number) of what the mean of a loss divides by.
 
-    A loss of this package says it. Of another one the weight of the batch does: what it equals, the valid timesteps
-    or the sequences, is what is counted. rule: the one that the whole batch gave.
+    A loss of this package says it. Of another one ``per_step=False`` does, or the weight of the batch: what it equals,
+    the valid timesteps or the sequences, is what is counted. rule: the one that the whole batch gave.
     """
     given = batch.loss_options or {}
     if rule is None:
         rule = "own" if is_one_of(loss) and hasattr(batch.targets, "dtype") else None
+        if is_one_of(loss, _OF_SEQUENCES) or (rule is None and batch.per_step is False and not batch.weight_is_given):
+            rule = "pooled" if batch.pooled else "sequences"
     rules: dict[str, Callable[[], float]] = {
         "own": lambda: _own_count(loss, batch, sequences),
         "steps of the loss": lambda: _summed(given.get("lengths")),
@@ -106,8 +115,8 @@ def _steps_of(batch):
 class _Cut:
     """Where a batch is cut: axis and number of the sequences, and the first and the last of this process."""
 
-    def __init__(self, group: Group, model: Module, batch: Batch) -> None:
-        self.whole = batch
+    def __init__(self, group: Group, model: Module, batch: Batch, per_step: bool | None) -> None:
+        self.whole, self._per_step = batch, per_step
         inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
         first = inputs[0]
         flat = np.ndim(first) == 2 and is_float(first.dtype)  # (N, features): no time axis
@@ -170,12 +179,16 @@ class _Cut:
         if self.whole.pooled:
             start, count, _ = self.items()
             return targets[start : start + count]
+        counts = (self.whole.loss_options or {}).get("target_lengths")
+        if counts is not None and np.ndim(targets) == 1 and len(targets) != self.total:  # labels one after another
+            ends = np.concatenate([[0], np.cumsum(host_array(counts, "target_lengths"))]).tolist()
+            return targets[ends[self.first] : ends[self.last]]
         return self._steps(targets) if self._has_steps(targets) else self._rows(targets)
 
     def _has_steps(self, targets):
         """Whether targets have an axis of time, too."""
-        if self.whole.per_step is not None or not hasattr(targets, "shape"):
-            return bool(self.whole.per_step) and hasattr(targets, "shape")
+        if self._per_step is not None or not hasattr(targets, "shape"):
+            return bool(self._per_step) and hasattr(targets, "shape")
         several = self.whole.inputs if isinstance(self.whole.inputs, tuple) else (self.whole.inputs,)
         shapes = {np.shape(one)[:2] for one in several if np.ndim(one) > 1 + (self.axis == 0 and is_float(one.dtype))}
         return np.shape(targets)[:2] in shapes
