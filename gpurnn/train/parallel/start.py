@@ -164,7 +164,7 @@ def data_facts(batches: Any) -> Any:
 def batch_digest(batch: Batch, value: int = 0) -> int:
     """CRC-32 over all that a batch holds: shapes and contents of its arrays, options of the loss, weight."""
     several = batch.inputs, batch.targets, batch.lengths, batch.reset, batch.mask, batch.loss_options
-    for array in _arrays(*several, batch.weight, batch.carry):
+    for array in _arrays(*several, batch.weight, batch.carry, batch.per_step):
         value = _crc(array, value)
     return value
 
