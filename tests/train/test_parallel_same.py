@@ -28,10 +28,15 @@ def text(odd=None):
 
 
 def fit(group, source=None, loss=gpurnn.cross_entropy, **options):
-    shared = {"dtype": "float64", "backend": "cpu"}
-    model = gpurnn.Sequential(gpurnn.Embedding(11, 3, seed=1, **shared), gpurnn.RNN(3, 11, seed=2, **shared))
+    model = layers(0)
     usual = {"optimizer": "adam", "epochs": 2, "progress": False, "group": group}
     gpurnn.fit(model, loss, source or text(), **usual | options)
+
+
+def layers(rank, **options):
+    shared = {"dtype": "float64", "backend": "cpu"}
+    more = {name: values[rank] for name, values in options.items()}
+    return gpurnn.Sequential(gpurnn.Embedding(11, 3, seed=1, **shared), gpurnn.RNN(3, 11, seed=2, **more, **shared))
 
 
 def refused(words, function):
@@ -46,6 +51,19 @@ def refused(words, function):
     together(2, run)
     assert len(caught) == 2 and len(set(caught)) == 1, caught
     return caught[0]
+
+
+@pytest.mark.parametrize("what", ["nonlinearity", "weight_dropout", "frozen"])
+def test_a_model_with_other_options_is_refused(what):
+    options = {"nonlinearity": ("tanh", "relu"), "weight_dropout": (0.1, 0.4)}
+
+    def train(group):
+        model = layers(group.rank, **({what: options[what]} if what in options else {}))
+        if what == "frozen" and group.rank:
+            model.freeze("1.weight_hh_l0")
+        gpurnn.fit(model, gpurnn.cross_entropy, text(), optimizer="adam", epochs=1, progress=False, group=group)
+
+    assert {"frozen": "1.weight_hh_l0"}.get(what, what) in refused("the model", train)
 
 
 @pytest.mark.parametrize(

@@ -134,10 +134,11 @@ def _value_facts(value):
 
 
 def model_facts(model: Any) -> dict[str, Any]:
-    """What must be the same of a model: kinds, backend, dtype, and the shapes of its parameters."""
+    """What must be the same of a model: backend, dtype, layers and their options, parameters, frozen ones."""
     return {
         "type": type(model).__name__, "backend": model.ops.name, "dtype": str(model.dtype),
         "parameters": {name: list(array.shape) for name, array in model.params.items()},
+        "frozen": model.frozen, "layers": str(model).splitlines(),
     }  # fmt: skip
 
 
