@@ -296,7 +296,7 @@ def cpp_mutations(file, text):
 def all_mutations(root=ROOT, only=None):
     """Those of every file, or of the files whose names hold one of ``only``; in order."""
     found = []
-    for path in sorted([*(root / "gpurnn").rglob("*.py"), *(root / "kernels/cpu").glob("*")]):
+    for path in sorted([*(root / "gpurnn").rglob("*.py"), *(root / "kernels/cpu").glob("*.*")]):
         file = path.relative_to(root).as_posix()
         if file in _LEFT_OUT or (only and not any(part in file for part in only)):
             continue
