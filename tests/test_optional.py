@@ -16,7 +16,8 @@ TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 CORE = ("numpy", "click", "tqdm", "safetensors")  # what gpurnn depends on
 PYTEST = ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments", "exceptiongroup", "tomli")
-OURS = ("gpurnn", "bench", "cuda_on_cpu", "blocked", *(path.stem for path in TESTS.rglob("*.py")))
+SCRIPTS = (*TESTS.rglob("*.py"), *(ROOT / ".ci").rglob("*.py"))
+OURS = ("gpurnn", "bench", "cuda_on_cpu", "blocked", *(path.stem for path in SCRIPTS))
 # Imported first, as a plugin of pytest's or by itself, it hides all that is neither Python's own nor in ALLOWED.
 BLOCKED = """
 import json, os, sys
