@@ -6,7 +6,7 @@ from .threads import thread_count
 
 _ROWS = 4  # fewest sequences per thread; with fewer, loading the weights dominates. Up to so many, units are divided
 _UNITS = 64  # fewest units per thread
-WORK = 1 << 23  # fewest multiplications that are worth a second thread: a fifth of a millisecond
+WORK = 1 << 22  # fewest multiplications that are worth a second thread: a tenth of a millisecond
 _STEP = 1 << 17  # fewest multiplications of a timestep that pay for a meeting of threads, less than a microsecond
 
 
@@ -21,10 +21,9 @@ def share(T, B, units, work, directions):
     """The ``Sharing`` of a time loop. units: from ``units_to_share``. work: the ``multiplications`` of one direction.
 
     Where there are few sequences, threads divide the units: each reads its share of the weights, and they meet once in
-    a timestep. A single timestep reads the weights from memory for one product, so that less work pays for a second
-    thread; there they divide the units of many sequences, too, and need not meet.
+    a timestep. In a single timestep they divide the units of many sequences, too, and need not meet.
     """
-    if work * directions < (WORK if T > 1 else WORK // 2):
+    if work * directions < WORK:
         return Sharing(1, False)
     if T > 1 and work < T * _STEP:
         units = 0
