@@ -9,13 +9,16 @@ import shutil
 import socket
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import click
 
+from .machine import environment
 from .parallel_cost import Link, fit_link, predict
 
 MORE = (8, 16, 64, 256, 1024)
+_PACKAGES = ("mpi4py", "mpich", "torch")  # whose versions are written, where they are installed
 FAR = 2  # times, from which on prediction and measurement have little to do with each other
 
 
@@ -60,7 +63,9 @@ def command(ranks, hidden, layers, vocabulary, batch, steps, updates, rounds, ri
     if file:
         from gpurnn.files import write_bytes_atomic
 
-        write_bytes_atomic(Path(file), json.dumps({"spec": spec, "found": found, "figures": figures}).encode())
+        installed = [name for name in _PACKAGES if any(metadata.distributions(name=name))]
+        document = {"environment": environment(installed), "spec": spec, "found": found, "figures": figures}
+        write_bytes_atomic(Path(file), json.dumps(document).encode())
 
 
 def _start(size, spec, launch):
