@@ -5,6 +5,8 @@ import inspect
 import io
 import keyword
 import re
+import shutil
+import subprocess
 import tokenize
 
 import pytest
@@ -155,3 +157,11 @@ def test_public_signatures_are_explicit_and_annotated(name, function):
 @pytest.mark.parametrize("name", gpurnn.__all__)
 def test_what_is_public_has_a_docstring(name):
     assert name.startswith("__") or inspect.getdoc(getattr(gpurnn, name))
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists() or shutil.which("git") is None, reason="needs the repository and git")
+def test_the_top_level_is_fixed():
+    """Nothing that a compiler or a trial left is committed; dot-files may join."""
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    top = {file.partition("/")[0] for file in files if file and not file.startswith(".")}
+    assert top == {"gpurnn", "kernels", "tests", "bench", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"}
