@@ -1,7 +1,6 @@
-// Schedule `block` on tensor cores, for 16-bit storage and for float as tf32: one thread block runs the whole time loop
-// of 8 N sequences of one direction.
+// Schedule `block` on tensor cores: one thread block runs the whole time loop of 8 N sequences of one direction.
 //
-//     block_mma_forward<lstm, __half, 128, 32, 1, 0, true>     HP 128, HELD 32, N 1, IP 0, EVEN
+//     block_mma_forward<lstm, __half, 128, 32, 1, 0, true, 1>     HP 128, HELD 32, N 1, IP 0, EVEN, PARTS 1
 //
 //     HP    H rounded up to a multiple of 32; warp w of HP / 16 owns units 16 w .. 16 w + 15
 //     HELD  tiles of 16 x K weights (tensor.cuh) that a warp holds in registers; the others are in shared memory
@@ -9,6 +8,8 @@
 //     IP    I rounded up to a multiple of K, if this kernel multiplies W_ih x itself: x adds columns to h, W_ih adds tiles;
 //           0: `gates` holds ax
 //     EVEN  whether H is even, so that neighbours are loaded and stored together
+//     PARTS 1: numbers are multiplied as they are stored, float as tf32. 3: float as three bfloat16 numbers (tensor.cuh),
+//           split when it is written to shared memory, because every warp reads all of it
 //
 // A product is W h (forward) or W^T dgates (backward) with 8 sequences as columns. All gates of a unit are in one lane, so
 // a lane computes the cell from its own sums. Lane l has units 16 w + 2 (l/4) + 0, 1 of sequences 2 (l%4) + 0, 1 of each
@@ -117,12 +118,13 @@ struct InputPrefetch {
         }
     }
 
-    // to: the first row; stride: from one row to the next.
-    DEVICE void commit(T* to, int stride) const {
+    // to: the first row; stride: from one row to the next; apart: from one part of a number to the next.
+    template <typename Operand>
+    DEVICE void commit(Operand* to, int stride, int apart) const {
 #pragma unroll
         for (int e = 0; e < per_thread; e++) {
             const int k = place(e);
-            if (k < ROWS * COLUMNS) store_operand(to + k / COLUMNS * stride + k % COLUMNS, next[e]);
+            if (k < ROWS * COLUMNS) store_operand(to + k / COLUMNS * stride + k % COLUMNS, next[e], apart);
         }
     }
 };
@@ -131,43 +133,48 @@ template <typename T, int ROWS, int THREADS>
 struct InputPrefetch<T, 0, ROWS, THREADS> {  // `gates` holds ax
     DEVICE void start(int, int, const T*, const int*) {}
     DEVICE void prefetch(int) {}
-    DEVICE void commit(T*, int) const {}
+    template <typename Operand> DEVICE void commit(Operand*, int, int) const {}
 };
 
 // ---- forward
 
-template <typename Cell, typename T, int HP, int HELD, int N, int IP>
+template <typename Cell, typename T, int HP, int HELD, int N, int IP, int PARTS>
 struct Gathered {
     static constexpr bool makes_ax = IP > 0;
-    static constexpr int K = Fragment<T>::K, P = Fragment<T>::P, ROW = Fragment<T>::row;
+    typedef typename Multiplied<T, PARTS>::type Operand;
+    static constexpr int K = Fragment<Operand>::K, P = Fragment<Operand>::P, ROW = Fragment<Operand>::row;
     static constexpr int G = Cell::gates, Q = Cell::products;
     static constexpr int KT = HP / K, XT = IP / K, threads = HP * 2, x_columns = (XT + 1) / 2 * 2 * K;
-    static constexpr int stride = HP + x_columns + ROW, buffer_size = 8 * N * stride;  // 16 bytes avoid bank conflicts
+    static constexpr int stride = HP + x_columns + ROW, apart = 8 * N * stride;  // 16 bytes avoid bank conflicts
+    static constexpr int buffer_size = PARTS * apart;
     static constexpr int SUMS = sums_of<Cell>(makes_ax);
     static constexpr int chains = Q == 1 ? 4 : 1;  // independent sums of one product, to hide latency
-    Fragments<Q * KT + G * XT, HELD, threads> weights;  // of each K columns of h, then of each K columns of x
+    Fragments<(Q * KT + G * XT) * PARTS, HELD, threads> weights;  // of each K columns of h, then of each K columns of x
     InputPrefetch<T, x_columns, 8 * N, threads> input;
-    T* hx_shared;  // [2, 8 N, stride]: h, x
-    int reads;     // offset of the buffer that the next product reads
-    float sums[N][SUMS][chains][4];
+    Operand* hx_shared;  // [2, PARTS, 8 N, stride]: h, x
+    int reads;           // offset of the buffer that the next product reads
+    float sums[N][SUMS][chains][4], high[N][SUMS][4];
 
     template <typename Position>
     DEVICE Gathered(const Position& pos, uint4* memory, const T* W_hh, const T* W_ih, int I, int H, int B, const T* x,
-                    const int* order) : hx_shared((T*)memory), reads(buffer_size) {
+                    const int* order) : hx_shared((Operand*)memory), reads(buffer_size) {
         const int j = pos.j;
-        weights.load(memory, memory + 2 * buffer_size * sizeof(T) / 16, [&](int tile) {
+        weights.load(memory, memory + 2 * buffer_size * sizeof(Operand) / 16, [&](int fragment) {
+            const int tile = fragment / PARTS, part = fragment % PARTS;
             if (IP && tile >= Q * KT) {
                 const int g = (tile - Q * KT) % G, k = (tile - Q * KT) / G * K + pos.lane % 4 * P;
                 return tile_of<T>(j, k, [&](int unit, int column) {
                     const T* from = W_ih + ((size_t)g * H + unit) * I + column;
-                    return word<T>([&](int i) { return unit < H && column + i < I ? from[i] : T(0.0f); });
+                    return word_of_part<T, PARTS>(
+                        part, [&](int i) { return unit < H && column + i < I ? from[i] : T(0.0f); });
                 });
             }
             const int g = tile % Q, k = tile / Q * K + pos.lane % 4 * P;
             return tile_of<T>(j, k, [&](int unit, int column) {
                 const T* from = W_hh + ((size_t)g * H + unit) * H + column;
-                if (Position::even) return unit < H && column < H ? load_word(from) : 0u;
-                return word<T>([&](int i) { return unit < H && column + i < H ? from[i] : T(0.0f); });
+                if (Position::even && PARTS == 1) return unit < H && column < H ? load_word(from) : 0u;
+                return word_of_part<T, PARTS>(
+                    part, [&](int i) { return unit < H && column + i < H ? from[i] : T(0.0f); });
             });
         });
         input.start(I, B, x, order);
@@ -175,37 +182,47 @@ struct Gathered {
 
     template <typename Position>
     DEVICE void send(Alone&, const Position& pos, int k, typename Pair<T>::stored h) const {
-        store_operands(hx_shared + (buffer_size - reads) + pos.column(k) * stride + pos.j, h);
+        store_operands(hx_shared + (buffer_size - reads) + pos.column(k) * stride + pos.j, h, apart);
     }
 
     DEVICE void prefetch(int t) { input.prefetch(t); }
 
     DEVICE void next(Alone&) {
         reads = buffer_size - reads;
-        input.commit(hx_shared + reads + HP, stride);
+        input.commit(hx_shared + reads + HP, stride, apart);
         __syncthreads();
     }
 
     template <typename Position>
     DEVICE bool run(Alone&, const Position& pos) {
-        const T* operands = hx_shared + reads + pos.lane % 8 * stride + pos.lane / 8 * ROW;
+        const Operand* operands = hx_shared + reads + pos.lane % 8 * stride + pos.lane / 8 * ROW;
 #pragma unroll
         for (int i = 0; i < N * SUMS * chains * 4; i++) (&sums[0][0][0][0])[i] = 0.0f;
 #pragma unroll
-        for (int k = 0; k < KT + XT; k += 2) {
-            uint4 operand[N];
+        for (int i = 0; i < N * SUMS * 4; i++) (&high[0][0][0])[i] = 0.0f;
 #pragma unroll
-            for (int m = 0; m < N; m++) operand[m] = load_matrices(operands + m * 8 * stride + k * K);
+        for (int k = 0; k < KT + XT; k += 2) {
+            uint4 operand[N][PARTS];
+#pragma unroll
+            for (int m = 0; m < N; m++) {
+#pragma unroll
+                for (int p = 0; p < PARTS; p++) operand[m][p] = load_matrices(operands + p * apart + m * 8 * stride + k * K);
+            }
 #pragma unroll
             for (int g = 0; g < (k < KT ? Q : G); g++) {
                 const int to = k >= KT && g >= first_apart<Cell> ? Q + g - first_apart<Cell> : g;
                 const bool last = k + 1 == KT + XT;
                 const int tile = k < KT ? k * Q + g : Q * KT + (k - KT) * G + g;
-                const uint4 weight = weights.get(tile), next = weights.get(last ? tile : tile + (k < KT ? Q : G));
+                uint4 weight[PARTS], next[PARTS];
+#pragma unroll
+                for (int p = 0; p < PARTS; p++) {
+                    weight[p] = weights.get(tile * PARTS + p);
+                    next[p] = weights.get((last ? tile : tile + (k < KT ? Q : G)) * PARTS + p);
+                }
 #pragma unroll
                 for (int m = 0; m < N; m++) {
-                    mma(sums[m][to][k % chains], weight, make_uint2(operand[m].x, operand[m].y), T());
-                    if (!last) mma(sums[m][to][(k + 1) % chains], next, make_uint2(operand[m].z, operand[m].w), T());
+                    multiply(high[m][to], sums[m][to][k % chains], weight, operand[m], false, T());
+                    if (!last) multiply(high[m][to], sums[m][to][(k + 1) % chains], next, operand[m], true, T());
                 }
             }
         }
@@ -213,13 +230,21 @@ struct Gathered {
     }
 
     DEVICE float add(float sum, int n, int u, int g) const {
+        const int i = u * 2 + n % 2;
+        if (PARTS == 1) {
 #pragma unroll
-        for (int k = 0; k < chains; k++) sum += sums[n / 2][g][k][u * 2 + n % 2];
-        return sum;
+            for (int k = 0; k < chains; k++) sum += sums[n / 2][g][k][i];
+            return sum;
+        }
+        float low = sums[n / 2][g][0][i];
+#pragma unroll
+        for (int k = 1; k < chains; k++) low += sums[n / 2][g][k][i];
+        return sum + join_thirds(high[n / 2][g][i], low);
     }
 };
 
-template <template <typename> class CellOf, typename T, int HP, int HELD, int N, int IP, bool EVEN, bool MARKED = false>
+template <template <typename> class CellOf, typename T, int HP, int HELD, int N, int IP, bool EVEN, int PARTS,
+          bool MARKED = false>
 __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
     const int T_,
     const int B,
@@ -250,7 +275,7 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
     typedef CellOf<float> Cell;
     typedef LanePosition<HP, N, EVEN> Position;
     const Position pos(T_, B, H, reverse, lengths, order);
-    Gathered<Cell, T, HP, HELD, N, IP> product(
+    Gathered<Cell, T, HP, HELD, N, IP, PARTS> product(
         pos, memory + vectors_of_means<Position, HP * 2>(Cell::means), weight_hh + (size_t)pos.d * Cell::products * H * H,
         weight_ih + (size_t)pos.d * Cell::gates * H * I, I, H, B, x, order);
     Alone channel = {(float*)memory};
@@ -262,23 +287,27 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_forward(
 
 // ---- backward: the mirror. A tile's rows are columns of W_hh, its columns are K rows of one gate.
 
-template <int Q, typename T, int HP, int HELD, int N>
+template <int Q, typename T, int HP, int HELD, int N, int PARTS>
 struct Returned {
-    static constexpr int K = Fragment<T>::K, P = Fragment<T>::P, ROW = Fragment<T>::row;
-    static constexpr int KT = Q * HP / K, threads = HP * 2, stride = Q * HP + ROW, buffer_size = 8 * N * stride;
+    typedef typename Multiplied<T, PARTS>::type Operand;
+    static constexpr int K = Fragment<Operand>::K, P = Fragment<Operand>::P, ROW = Fragment<Operand>::row;
+    static constexpr int KT = Q * HP / K, threads = HP * 2, stride = Q * HP + ROW;
+    static constexpr int apart = 8 * N * stride, buffer_size = PARTS * apart;
     static constexpr bool loads_ahead = N == 1 && sizeof(T) == 2 && threads <= 256;
-    Fragments<KT, HELD, threads> weights;
-    T* d_shared;  // [2, 8 N, stride]: dgates
-    int staged;   // offset of the buffer of this step
-    float sums[N][4][4];
+    Fragments<KT * PARTS, HELD, threads> weights;
+    Operand* d_shared;  // [2, PARTS, 8 N, stride]: dgates
+    int staged;         // offset of the buffer of this step
+    float sums[N][4][4], high[N][4];
 
     template <typename Position>
-    DEVICE Returned(const Position& pos, uint4* memory, const T* W_hh, int H) : d_shared((T*)memory), staged(0) {
-        weights.load(memory, memory + 2 * buffer_size * sizeof(T) / 16, [&](int tile) {
+    DEVICE Returned(const Position& pos, uint4* memory, const T* W_hh, int H) : d_shared((Operand*)memory), staged(0) {
+        weights.load(memory, memory + 2 * buffer_size * sizeof(Operand) / 16, [&](int fragment) {
+            const int tile = fragment / PARTS, part = fragment % PARTS;
             const int g = tile / (HP / K), k = tile % (HP / K) * K + pos.lane % 4 * P;
             return tile_of<T>(pos.j, k, [&](int unit, int row) {
                 const T* from = W_hh + ((size_t)g * H + row) * H + unit;
-                return word<T>([&](int i) { return unit < H && row + i < H ? from[(size_t)i * H] : T(0.0f); });
+                return word_of_part<T, PARTS>(
+                    part, [&](int i) { return unit < H && row + i < H ? from[(size_t)i * H] : T(0.0f); });
             });
         });
     }
@@ -287,25 +316,34 @@ struct Returned {
     DEVICE void stage(Alone&, const Position& pos, int k, const typename Pair<T>::stored (&dgates)[D]) const {
 #pragma unroll
         for (int g = 0; g < Q; g++) {
-            store_operands(d_shared + staged + pos.column(k) * stride + g * HP + pos.j, dgates[g]);
+            store_operands(d_shared + staged + pos.column(k) * stride + g * HP + pos.j, dgates[g], apart);
         }
     }
 
     template <typename Position>
     DEVICE bool run(Alone&, const Position& pos) {
-        const T* operands = d_shared + staged + pos.lane % 8 * stride + pos.lane / 8 * ROW;
+        const Operand* operands = d_shared + staged + pos.lane % 8 * stride + pos.lane / 8 * ROW;
         staged = buffer_size - staged;
         __syncthreads();
 #pragma unroll
         for (int i = 0; i < N * 16; i++) (&sums[0][0][0])[i] = 0.0f;
 #pragma unroll
+        for (int i = 0; i < N * 4; i++) (&high[0][0])[i] = 0.0f;
+#pragma unroll
         for (int k = 0; k < KT; k += 2) {
-            const uint4 weight = weights.get(k), next_weight = weights.get(k + 1);
+            uint4 weight[PARTS], next_weight[PARTS];
+#pragma unroll
+            for (int p = 0; p < PARTS; p++) {
+                weight[p] = weights.get(k * PARTS + p);
+                next_weight[p] = weights.get((k + 1) * PARTS + p);
+            }
 #pragma unroll
             for (int m = 0; m < N; m++) {
-                const uint4 operand = load_matrices(operands + m * 8 * stride + k * K);
-                mma(sums[m][k % 4], weight, make_uint2(operand.x, operand.y), T());
-                mma(sums[m][(k + 1) % 4], next_weight, make_uint2(operand.z, operand.w), T());
+                uint4 operand[PARTS];
+#pragma unroll
+                for (int p = 0; p < PARTS; p++) operand[p] = load_matrices(operands + p * apart + m * 8 * stride + k * K);
+                multiply(high[m], sums[m][k % 4], weight, operand, false, T());
+                multiply(high[m], sums[m][(k + 1) % 4], next_weight, operand, true, T());
             }
         }
         return true;
@@ -313,11 +351,12 @@ struct Returned {
 
     DEVICE float sum(int n, int u) const {
         const int i = u * 2 + n % 2;
-        return sums[n / 2][0][i] + sums[n / 2][1][i] + (sums[n / 2][2][i] + sums[n / 2][3][i]);
+        const float sum = sums[n / 2][0][i] + sums[n / 2][1][i] + (sums[n / 2][2][i] + sums[n / 2][3][i]);
+        return PARTS == 1 ? sum : join_thirds(high[n / 2][i], sum);
     }
 };
 
-template <template <typename> class CellOf, typename T, int HP, int HELD, int N, bool EVEN, bool MARKED = false>
+template <template <typename> class CellOf, typename T, int HP, int HELD, int N, bool EVEN, int PARTS, bool MARKED = false>
 __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
     const int T_,
     const int B,
@@ -347,7 +386,7 @@ __global__ void __launch_bounds__(HP * 2, 1) block_mma_backward(
     typedef LanePosition<HP, N, EVEN> Position;
     constexpr int Q = Cell::products;
     const Position pos(T_, B, H, reverse, lengths, order);
-    Returned<Q, T, HP, HELD, N> product(
+    Returned<Q, T, HP, HELD, N, PARTS> product(
         pos, memory + vectors_of_means<Position, HP * 2>(Cell::back_means), weight_hh + (size_t)pos.d * Q * H * H, H);
     Alone channel = {(float*)memory};
     const Backward<T> layer = {T_, B, H, W, (int)gridDim.z, mask_steps, own, mask, gates, h, others, doutput, dh, dothers,

@@ -1,20 +1,23 @@
-// Schedule `grid` on tensor cores, for 16-bit storage and for float as tf32: a group of thread blocks runs the whole time
-// loop of R sequences of one direction. Each block owns U units, their recurrent weights and their states. The blocks exchange
-// numbers through L2 once a step: forward the new h, backward dgates.
+// Schedule `grid` on tensor cores: a group of thread blocks runs the whole time loop of R sequences of one direction. Each
+// block owns U units, their recurrent weights and their states. The blocks exchange numbers through L2 once a step: forward
+// the new h, backward dgates.
 //
-//     grid_mma_forward<lstm, __half, 16, 768, 24, 8, 1>      U 16, KP 768, HELD 24, R 8, P 1
+//     grid_mma_forward<lstm, __half, 16, 768, 24, 8, 1, 1>      U 16, KP 768, HELD 24, R 8, P 1, PARTS 1
 //
 //     U     units of a block: 8, 16 or 32; a group is gridDim.y blocks
 //     KP    H rounded up to a multiple of 128
 //     HELD  tiles of weights (tensor.cuh) that a warp holds in registers; the others are in shared memory
 //     R     sequences of a tile, a power of two up to 16; they are columns of a product that has 8 or 16
 //     P     blocks that share a multiprocessor, 1 or 2. Two belong to different groups: one computes while the other waits
+//     PARTS 1: numbers are multiplied as they are stored, float as tf32. 3: float as three bfloat16 numbers (tensor.cuh)
 //
 // A product is W h (forward; its rows are the block's gates) or W^T dgates (backward; its rows are the block's units). The
 // 8 warps share its columns, and each warp waits only for the numbers of its own columns. These lie in L2 in the order in
-// which a lane needs them, two neighbouring 16-bit numbers in a word, so that they go from L2 through registers into the
-// tensor cores. The warps' sums are added up through shared memory, in a fixed order. Groups, tiles and arrays are as in
-// grid.cu.
+// which a lane needs them, two neighbouring 16-bit numbers or one float in a word, so that they go from L2 through registers
+// into the tensor cores. A float is sent whole: its thirds would be half as many bytes again, and only one warp of a block
+// needs it, which splits it. Weights are split before the first step: to split them in each would take more instructions
+// than to multiply them. The warps' sums are added up through shared memory, in a fixed order. Groups, tiles and arrays are as
+// in grid.cu.
 
 #include "../common.cuh"
 #include "../cells/all.cuh"
@@ -28,12 +31,14 @@ constexpr int WARPS = 8, THREADS = 32 * WARPS;
 // ---- M rows by 16 K columns of weights, times 16 K numbers of R sequences; K is a multiple of WARPS
 //
 // A group is 16 columns, and a warp has K / WARPS neighbouring groups. Of a group, lane l loads the 4 numbers from 4 (l%4)
-// on of the sequence in column l/4, in words of one tf32 or two 16-bit numbers. Two words make a fragment of B. The tensor
-// cores take them for other rows of B than they are; that is right, as the columns of A are in the same order.
-template <typename T, int M, int K, int HELD, int R, int P>
+// on of the sequence in column l/4, in words of one float or two 16-bit numbers. Two words make a fragment of B, and so do two
+// words of thirds. The tensor cores take them for other rows of B than they are; that is right, as the columns of A are in the
+// same order.
+template <typename T, int M, int K, int HELD, int R, int P, int PARTS>
 struct WarpProduct {
+    static_assert(PARTS == 1 || (PARTS == 3 && sizeof(T) == 4), "only a float has thirds");
     static constexpr int N = (R + 7) / 8, MT = (M + 15) / 16, KT = K / WARPS;
-    static constexpr int F = sizeof(T) / 2, WORDS = 2 * F;  // fragments of a group, and words of a lane
+    static constexpr int WORDS = sizeof(T), F = PARTS == 3 ? 3 : WORDS / 2;  // words of a lane, and fragments of a group
     static constexpr int chains = MT >= 4 ? 1 : MT > 1 ? 2 : 4;  // independent sums of one product, to hide latency
     static constexpr int stride = 16 * MT + 4;  // from one column of sums to the next: avoids bank conflicts
     static constexpr int batch = 8 / (N * P);  // groups that are loaded at once
@@ -42,7 +47,7 @@ struct WarpProduct {
     typedef Fragments<MT * KT * F, HELD, THREADS> WarpWeights;
     WarpWeights weights;
     float* partial_sums;  // [WARPS, 8 N, stride]
-    float sums[MT][N][chains][4];
+    float sums[MT][N][chains][4], high[PARTS == 3 ? MT : 1][N][4];
     int warp, lane;
 
     // weight(i, group, k): row i, column k of a group; 0 where there is none.
@@ -52,8 +57,8 @@ struct WarpProduct {
         weights.load((uint4*)memory, (uint4*)(partial_sums + partial_sums_size), [&](int tile) {
             const int part = tile % F, i = tile / F % MT * 16 + lane / 4, group = warp * KT + tile / F / MT;
             auto fragment_word = [&](int row, int w) {  // word w of the fragment
-                const int k = lane % 4 * 4 + (part * 2 + w) * Fragment<T>::P;
-                return word<T>([&](int n) { return weight(row, group, k + n); });
+                const int k = lane % 4 * 4 + (PARTS == 3 ? 2 * w : (part * 2 + w) * Fragment<T>::P);
+                return word_of_part<T, PARTS>(part, [&](int n) { return weight(row, group, k + n); });
             };
             return make_uint4(fragment_word(i, 0), fragment_word(i + 8, 0), fragment_word(i, 1), fragment_word(i + 8, 1));
         });
@@ -74,6 +79,8 @@ struct WarpProduct {
     DEVICE void receive(Channel& channel, int sequences, Units units) {
 #pragma unroll
         for (int i = 0; i < MT * N * chains * 4; i++) (&sums[0][0][0][0])[i] = 0.0f;
+#pragma unroll
+        for (int i = 0; i < MT * N * 4 && PARTS == 3; i++) (&high[0][0][0])[i] = 0.0f;
         channel.acquire();
 #pragma unroll
         for (int from = 0; from < KT; from += batch) {
@@ -103,8 +110,9 @@ struct WarpProduct {
 #pragma unroll
             for (int q = 0; q < together; q++) {
                 if (from + q >= KT) continue;
+                if constexpr (PARTS == 3) multiply_thirds(from + q, words + q * N);
 #pragma unroll
-                for (int f = 0; f < F; f++) {
+                for (int f = 0; f < F && PARTS == 1; f++) {
 #pragma unroll
                     for (int m = 0; m < MT; m++) {
                         const uint4 a = weights.get(((from + q) * MT + m) * F + f);
@@ -119,6 +127,28 @@ struct WarpProduct {
         }
     }
 
+    // Adds the products of the warp's k-th group with a lane's words of N columns of floats.
+    DEVICE void multiply_thirds(int k, const unsigned (*words)[WORDS]) {
+        uint2 b[N][3];
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            unsigned thirds[2][3];
+#pragma unroll
+            for (int w = 0; w < 2; w++) {
+                split(thirds[w], __uint_as_float(words[n][2 * w]), __uint_as_float(words[n][2 * w + 1]));
+            }
+#pragma unroll
+            for (int p = 0; p < 3; p++) b[n][p] = make_uint2(thirds[0][p], thirds[1][p]);
+        }
+#pragma unroll
+        for (int m = 0; m < MT; m++) {
+            const int tile = (k * MT + m) * F;
+            const uint4 a[3] = {weights.get(tile), weights.get(tile + 1), weights.get(tile + 2)};
+#pragma unroll
+            for (int n = 0; n < N; n++) mma_thirds(high[m][n], sums[m][n][k % chains], a, b[n]);
+        }
+    }
+
     // Stores the warps' sums where every thread finds them.
     DEVICE void store_sums() {
 #pragma unroll
@@ -130,6 +160,7 @@ struct WarpProduct {
                     float sum = sums[m][n][0][i];
 #pragma unroll
                     for (int k = 1; k < chains; k++) sum += sums[m][n][k][i];
+                    if (PARTS == 3) sum = join_thirds(high[m][n][i], sum);
                     const int col = n * 8 + lane % 4 * 2 + i % 2;
                     partial_sums[(warp * 8 * N + col) * stride + m * 16 + lane / 4 + i / 2 * 8] = sum;
                 }
@@ -155,17 +186,17 @@ struct WarpProduct {
             const float next = __shfl_down_sync(0xffffffffu, x, 1);
             if (pos.j % 2 == 0 && pos.sequence[k] >= 0) channel.send(i, number / 2, pack(T(x), T(next)));
         } else if (pos.sequence[k] >= 0) {
-            channel.send(i, number, tf32(x));
+            channel.send(i, number, PARTS == 3 ? __float_as_uint(x) : tf32(x));
         }
     }
 };
 
 // ---- forward
 
-template <int Q, typename T, int U, int KP, int HELD, int R, int P>
+template <int Q, typename T, int U, int KP, int HELD, int R, int P, int PARTS>
 struct Gathered {
     static constexpr bool makes_ax = false;
-    typedef WarpProduct<T, Q * U, KP / 16, HELD, R, P> Inner;
+    typedef WarpProduct<T, Q * U, KP / 16, HELD, R, P, PARTS> Inner;
     Inner inner;
     int H;
 
@@ -197,7 +228,8 @@ struct Gathered {
     }
 };
 
-template <template <typename> class CellOf, typename T, int U, int KP, int HELD, int R, int P, bool MARKED = false>
+template <template <typename> class CellOf, typename T, int U, int KP, int HELD, int R, int P, int PARTS,
+          bool MARKED = false>
 __global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
     const int T_,
     const int B,
@@ -226,7 +258,7 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
 {
     extern __shared__ float4 memory[];
     const int unit = blockIdx.y * U, d = blockIdx.x;
-    Gathered<CellOf<float>::products, T, U, KP, HELD, R, P> product(
+    Gathered<CellOf<float>::products, T, U, KP, HELD, R, P, PARTS> product(
         memory, weight_hh + (size_t)d * CellOf<float>::products * H * H, unit, H);
     typedef TilePosition<U, THREADS / U, R> Position;
     Ring<Position::per_thread> channel(words, d * gridDim.z + blockIdx.z, product.inner.slot_words, poll_limit, failed);
@@ -241,11 +273,11 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
 
 // ---- backward: the mirror. The rows are the block's units, the columns are the rows of W_hh, gate by gate.
 
-template <int Q, typename T, int U, int KP, int HELD, int R, int P>
+template <int Q, typename T, int U, int KP, int HELD, int R, int P, int PARTS>
 struct Returned {
     static constexpr bool loads_ahead = true;
     static constexpr int gate = KP / 16;  // groups of one gate
-    typedef WarpProduct<T, U, Q * gate, HELD, R, P> Inner;
+    typedef WarpProduct<T, U, Q * gate, HELD, R, P, PARTS> Inner;
     Inner inner;
     int H;
 
@@ -274,7 +306,8 @@ struct Returned {
     DEVICE float sum(int k, int) const { return inner.sum(threadIdx.x % U, threadIdx.x / U + k * (THREADS / U)); }
 };
 
-template <template <typename> class CellOf, typename T, int U, int KP, int HELD, int R, int P, bool MARKED = false>
+template <template <typename> class CellOf, typename T, int U, int KP, int HELD, int R, int P, int PARTS,
+          bool MARKED = false>
 __global__ void __launch_bounds__(THREADS, P) grid_mma_backward(
     const int T_,
     const int B,
@@ -304,7 +337,7 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_backward(
 {
     extern __shared__ float4 memory[];
     const int unit = blockIdx.y * U, d = blockIdx.x;
-    Returned<CellOf<float>::products, T, U, KP, HELD, R, P> product(
+    Returned<CellOf<float>::products, T, U, KP, HELD, R, P, PARTS> product(
         memory, weight_hh + (size_t)d * CellOf<float>::products * H * H, unit, H);
     typedef TilePosition<U, THREADS / U, R> Position;
     constexpr int words_sent = Position::per_thread * CellOf<float>::products;
