@@ -245,7 +245,7 @@ class Session:
         from gpurnn.backends.cuda.schedules import tuned_table, tuning
 
         ops = CudaOps(self.device(), measured=tuned_table.read())
-        ops = ops.with_tf32() if tf32 else ops
+        ops = ops.with_precision("tf32" if tf32 else "float32")
         how = {"lengths": (2, 3), "least": 0.0} if self.rehearsal else {}
         problems = tuning.problems([cell], [H], [B], [dtype], tf32=tf32)
         table = tuning.tune(ops, problems, **how)

@@ -55,7 +55,7 @@ def kernels(case, ops):
     """(file, name expression, struct) of what the schedules of a case launch; of ``step`` its names for this dtype."""
     from gpurnn.backends.cuda.launch import kernel_names
 
-    ops = ops.with_tf32() if case.precision == "tf32" else ops
+    ops = ops.with_precision(case.precision)
     wanted = getattr(case, "schedule", "auto")
     found = [kernel_of(problem, ops.candidate(problem, wanted)) for problem in problems(case)]
     cells = {problem.cell for problem in problems(case)}
@@ -64,7 +64,7 @@ def kernels(case, ops):
 
 def chosen(case, ops):
     """The candidates that a case takes, forward and backward, by name. Raises ValueError where its kernel has none."""
-    ops, found = ops.with_tf32() if case.precision == "tf32" else ops, []
+    ops, found = ops.with_precision(case.precision), []
     for problem in problems(case):
         candidate = ops.choose(problem, getattr(case, "schedule", "auto"))[0]
         if isinstance(case, Smoke) and getattr(candidate, "kernel", "step") != case.kernel.partition(" ")[0]:

@@ -35,7 +35,7 @@ UPDATE_STATES = {
 class Ops(InChunks, FromStates):
     """The primitives over ``xp``; the reference for every other backend."""
 
-    tf32 = False  # whether float32 may be multiplied as tf32
+    precision = "float32"  # how float32 is multiplied, as ``Module.precision`` says it
 
     def __init__(self, xp, name):
         self.xp = xp
@@ -52,8 +52,13 @@ class Ops(InChunks, FromStates):
     def __deepcopy__(self, memo):
         return self
 
-    def with_tf32(self):
-        """The ``Ops`` of a layer with ``precision="tf32"``. Only CUDA kernels use tf32; the others stay exact."""
+    @property
+    def tf32(self):
+        """Whether float32 may be multiplied as tf32."""
+        return self.precision == "tf32"
+
+    def with_precision(self, precision):
+        """The ``Ops`` of a layer with this ``precision``. Only CUDA kernels differ by it; the others stay as they are."""
         return self
 
     # ---- arrays in and out

@@ -197,13 +197,12 @@ def _build(name):
 
 def _pickled(ops):
     """How an ``Ops`` is pickled: by its name, which is looked up where the pickle is loaded."""
-    return _named, (ops.name, ops.tf32)
+    return _named, (ops.name, ops.precision)
 
 
-def _named(name, tf32):
+def _named(name, precision):
     """The ``Ops`` of a pickle. Raises BackendError where this backend cannot work here."""
-    ops = get_backend(name)
-    return ops.with_tf32() if tf32 else ops
+    return get_backend(name).with_precision(precision)
 
 
 def _make(name):

@@ -170,7 +170,7 @@ def stand_in(found: Configuration, ops: Any, dtype: Any, weights: Sequence[Array
     params = Views()
     params._arrays = dict(zip(found.names, weights, strict=True))
     layer.__dict__.update(
-        ops=ops.with_tf32() if layer.precision == "tf32" else ops, xp=ops.xp, dtype=dtype,
+        ops=ops.with_precision(layer.precision), xp=ops.xp, dtype=dtype,
         compute_dtype=compute_dtype(dtype), params=params, grads=Views(), seed=seed, calls=0, _made={}, _frozen=[set()],
     )  # fmt: skip
     return layer

@@ -177,7 +177,7 @@ class _Builder:
             given[name] = self._value(name, value)
         if kind == "TiedLinear":
             return cls(**given)
-        if given.get("precision") == "tf32" and self.options["dtype"] != np.float32:
+        if given.get("precision", "float32") != "float32" and self.options["dtype"] != np.float32:
             del given["precision"]
         seed = {"seed": 0} if "seed" in takes else {}  # its draws come from the file
         return cls(**given, **self.options, **seed)

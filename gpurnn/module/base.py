@@ -28,7 +28,7 @@ from .summary import summary_table
 from .versions import Versions
 from .views import Views
 
-PRECISIONS = ("float32", "tf32")
+PRECISIONS = ("float32", "fma", "tf32")
 _RESERVED = frozenset({  # what Module.__init__ sets: no layer takes these names
     "ops", "xp", "dtype", "precision", "compute_dtype", "seed", "name", "key", "calls", "training", "buffers",
     "children", "params", "grads", "flat_params", "flat_grads", "parameter_count",
@@ -78,7 +78,7 @@ class Module(Registration, Freezing, Versions, Modes, States, Quantizing, NamesA
         float32, float64, float16 or bfloat16. None follows likewise, and is float32 until then.
     seed : int, optional
         Key of the random draws. None takes that of the first layer in it that was given one, and draws one until then.
-    precision : {"float32", "tf32"}
+    precision : {"float32", "fma", "tf32"}
         See the attribute.
 
     Attributes
@@ -100,8 +100,10 @@ class Module(Registration, Freezing, Versions, Modes, States, Quantizing, NamesA
         Of parameters, gradients and buffers: float32 with a 16-bit ``dtype``, whose products take a rounded copy of
         the weights; otherwise ``dtype``.
     precision : str
-        "tf32" lets a GPU round float32 to tf32 (10 bits of mantissa) before it multiplies, as its tensor cores do.
-        Sums, states and everything else stay float32, and other backends are exact.
+        How a GPU multiplies float32. "float32" may use tensor cores inside the time loop, where each number is the sum
+        of three bfloat16 numbers: the error is at most twice that of multiply-adds. "fma" takes multiply-adds only.
+        "tf32" rounds to tf32 (10 bits of mantissa) first, in every product. Sums, states and everything else stay
+        float32, and other backends are exact.
     name : str
         Dotted place in the model around it, empty for a module on its own.
     seed, key, calls : int
@@ -142,10 +144,10 @@ class Module(Registration, Freezing, Versions, Modes, States, Quantizing, NamesA
         self.xp = self.ops.xp
         self.dtype = check_dtype("float32" if dtype is None else dtype)
         self.precision = check_choice("precision", precision, PRECISIONS)
-        if precision == "tf32":
+        if precision != "float32":
             if self.dtype != np.float32:
-                raise ValueError(f"precision: tf32 is a way to multiply float32, got dtype {self.dtype}")
-            self.ops = self.ops.with_tf32()
+                raise ValueError(f"precision: {precision} is a way to multiply float32, got dtype {self.dtype}")
+            self.ops = self.ops.with_precision(precision)
         if self.dtype.name == "bfloat16" and self.xp is not np:
             _check_gpu_bfloat16(self.xp.__version__, np.__version__)
         self.compute_dtype = compute_dtype(self.dtype)

@@ -125,7 +125,7 @@ class LSTM(Recurrent):
         "numpy", "cpu", "cupy", "cuda", or "auto"; see ``get_backend``.
     dtype : str or dtype
         "float32", "float64", "float16" or "bfloat16"; see ``Module``.
-    precision : {"float32", "tf32"}
+    precision : {"float32", "fma", "tf32"}
         See ``Module``.
     seed : int, optional
         Of initial values and dropout masks; None draws one.

@@ -230,16 +230,11 @@ struct Gathered {
     }
 
     DEVICE float add(float sum, int n, int u, int g) const {
-        const int i = u * 2 + n % 2;
-        if (PARTS == 1) {
+        const int e = u * 2 + n % 2;
+        float low = PARTS == 1 ? sum : 0.0f;
 #pragma unroll
-            for (int k = 0; k < chains; k++) sum += sums[n / 2][g][k][i];
-            return sum;
-        }
-        float low = sums[n / 2][g][0][i];
-#pragma unroll
-        for (int k = 1; k < chains; k++) low += sums[n / 2][g][k][i];
-        return sum + join_thirds(high[n / 2][g][i], low);
+        for (int k = 0; k < chains; k++) low += sums[n / 2][g][k][e];
+        return PARTS == 1 ? low : sum + join_thirds(high[n / 2][g][e], low);
     }
 };
 

@@ -52,6 +52,8 @@ class _Launch(ctypes.Structure):
         ("seed", ctypes.c_uint64),
         ("steps", ctypes.c_uint64),
         ("preemption", ctypes.c_double),
+        ("tensor_block", ctypes.c_int32),
+        ("tensor_bits", ctypes.c_int32),
         ("gaps", ctypes.POINTER(ctypes.c_uint32)),
         ("gap_count", ctypes.c_uint32),
     ]
@@ -72,13 +74,17 @@ class Emulator:
     checked: watch every access for bounds, alignment, initialisation and races; else only run, about three times as
         fast. residency: blocks (clusters) alive at once in a launch that is not cooperative; a GPU promises only 1.
     portable: fibers by ucontext instead of the assembly for x86-64, as other processors use them.
+    cut: None: tensor cores round every product and every sum, in order of k. (products that are added at once, bits below
+        the largest one's last place that are kept): they cut off instead, as a GPU's do; (8, 1) is an A100, (16, 2) an H100.
     """
 
-    def __init__(self, arch=90, policy="ascending", seed=0, preemption=0.0, checked=True, residency=1, portable=False):
+    def __init__(
+        self, arch=90, policy="ascending", seed=0, preemption=0.0, checked=True, residency=1, portable=False, cut=None
+    ):
         if policy not in POLICIES:
             raise ValueError(f"policy: expected one of {POLICIES}, got {policy!r}")
         self.arch, self.policy, self.seed, self.preemption = arch, policy, seed, preemption
-        self.checked, self.residency = checked, residency
+        self.checked, self.residency, self.cut = checked, residency, cut or (0, 0)
         self.runtime_path = _runtime(checked, portable)
         self.runtime = _load_runtime(self.runtime_path)
 
@@ -174,7 +180,7 @@ class Kernel:
         how = _Launch(
             grid, block, info.cluster, shared_mem, info.shared + shared_mem, info.window + shared_mem,
             cooperative, POLICIES.index(emulator.policy), emulator.residency, emulator.seed, 2_000_000_000,
-            emulator.preemption if emulator.policy == "random" else 0.0,
+            emulator.preemption if emulator.policy == "random" else 0.0, *emulator.cut,
             (ctypes.c_uint32 * len(gaps))(*gaps), len(gaps) // 2,
         )  # fmt: skip
         error = ctypes.create_string_buffer(2048)

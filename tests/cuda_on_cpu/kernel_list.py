@@ -20,8 +20,9 @@ _DEVICES = schedules.Device(90, 132, 227 * 1024), schedules.Device(75, 40, 64 * 
 
 
 for _cell, _dtype, _backward, _device in itertools.product(CELLS.values(), C_NAMES, (False, True), _DEVICES):
-    for _tf32 in (False, True) if _dtype == "float32" else (False,):
-        _work = schedules.Problem(_cell, 64, 100, 16, 1, _dtype, False, _backward, _tf32)
+    for _precision in ("fma", "tf32", "float32") if _dtype == "float32" else ("",):
+        _how = {} if _precision in ("", "float32") else {_precision: True}
+        _work = schedules.Problem(_cell, 64, 100, 16, 1, _dtype, False, _backward, **_how)
         for _schedule in schedules.FINDERS:
             _ways = [
                 candidate for candidate in schedules.candidates(_work, _device)[0] if candidate.schedule == _schedule

@@ -75,6 +75,7 @@ struct Launch {
     uint32_t residency;                       // clusters alive at once
     uint64_t seed, steps;                     // steps: backward jumps before a launch counts as endless
     double preemption;
+    int32_t tensor_block, tensor_bits;  // how mma adds, see add_products
     const uint32_t* gaps;  // (from, to) offsets in the window between its variables
     uint32_t gap_count;
 };

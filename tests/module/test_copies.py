@@ -292,14 +292,14 @@ def test_a_layer_of_a_gpu_is_refused_with_a_reason_where_there_is_none(monkeypat
 def test_copies_on_the_cuda_backend():
     """A recorded loop goes on with the copy's own weights."""
     ops = cuda_ops()
-    for options in ({}, {"precision": "tf32"}):
+    for options in ({}, {"precision": "tf32"}, {"precision": "fma"}):
         layer = LSTM(3, 4, backend=ops, seed=1, schedule="step", **options)
         x = layer.xp.asarray(numbers(4, 2, 3).astype("float32"))
         for _ in range(3):
             y, _, backward = layer.forward(x)
             backward(y)
         other = copy.deepcopy(layer)
-        assert other.ops is layer.ops and other.ops.tf32 == (options != {})
+        assert other.ops is layer.ops and other.ops.precision == options.get("precision", "float32")
         assert_same(layer, other)
         other.params["weight_hh_l0"] *= 0
         results = [one.forward(x)[0].get() for one in (layer, other)]

@@ -68,16 +68,21 @@ class CudaOps(Ops):
         self.exchanges = {}  # queue of the device -> Exchange
         self._lock = threading.Lock()
         self._chosen = {}  # what decides the candidates of a loop -> (problems, candidates)
-        self._plans = {}  # (``Cell``, ``LoopShape``, tf32) -> LoopPlan
-        self._with_tf32 = None
+        self._plans = {}  # (``Cell``, ``LoopShape``, precision) -> LoopPlan
+        self._others = {}  # precision -> ``CudaOps``
 
-    def with_tf32(self):
-        if self.tf32:
+    def with_precision(self, precision):
+        if precision == self.precision:
             return self
-        if self._with_tf32 is None:
-            self._with_tf32 = object.__new__(type(self))  # the device, its kernels and the pool of loops are shared
-            self._with_tf32.__dict__.update(self.__dict__, tf32=True)
-        return self._with_tf32
+        if precision not in self._others:
+            other = object.__new__(type(self))  # the device, its kernels and the pool of loops are shared
+            other.__dict__.update(self.__dict__, precision=precision)
+            self._others[precision] = other
+        return self._others[precision]
+
+    def _as_multiplied(self, problem, **more):
+        """A ``Problem`` with the precision of these operations."""
+        return replace(problem, tf32=self.tf32, fma=self.precision == "fma", **more)
 
     def synchronize(self):
         self.device.synchronize()
@@ -128,7 +133,7 @@ class CudaOps(Ops):
             return "array code", f"one timestep after another over CuPy: {reason}"
         candidate, reason = self.choose(problem, wanted)
         if candidate.schedule == "step":
-            refused = self.pool.refusal(replace(problem, tf32=self.tf32))
+            refused = self.pool.refusal(self._as_multiplied(problem))
             launches = f"launch by launch: {refused}" if refused else "recorded as a CUDA graph when a shape comes back"
             return "step", f"a fused kernel and a cuBLAS product for each timestep, {launches}; {reason}"
         return candidate.schedule, f"one launch for the whole sequence: {reason}"
@@ -147,14 +152,14 @@ class CudaOps(Ops):
 
     def choose(self, problem, wanted="auto"):
         """``schedules.choose`` on this device."""
-        return schedules.choose(replace(problem, tf32=self.tf32), self.device.limits, wanted, self.measured)
+        return schedules.choose(self._as_multiplied(problem), self.device.limits, wanted, self.measured)
 
     def candidates(self, problem, save, schedule):
         """The ``Chosen`` of a loop: its problems, and the candidates that were chosen for them.
 
-        problem: that of the forward pass, without tf32. save: whether there is a backward pass, too.
+        problem: that of the forward pass, without a precision. save: whether there is a backward pass, too.
         """
-        key, known = (problem, save, schedule, self.tf32), (self.device.limits, self.measured)
+        key, known = (problem, save, schedule, self.precision), (self.device.limits, self.measured)
         if any(old is not new for old, new in zip(self._chosen.get("known", ()), known, strict=False)):
             self._chosen.clear()  # another device, or more was measured
         found = self._chosen.get(key)
@@ -163,7 +168,7 @@ class CudaOps(Ops):
                 self._chosen.clear()
             self._chosen["known"] = known
             problems = {
-                name: replace(problem, backward=name == "backward", tf32=self.tf32)
+                name: self._as_multiplied(problem, backward=name == "backward")
                 for name in (("forward", "backward") if save else ("forward",))
             }
             chosen = {name: self.candidate(one, schedule) for name, one in problems.items()}
@@ -201,7 +206,7 @@ class CudaOps(Ops):
 
     def loop_plan(self, cell, shape):
         """The ``LoopPlan`` of a cell and a ``LoopShape``, which is made once."""
-        key = cell, shape, self.tf32
+        key = cell, shape, self.precision
         plan = self._plans.get(key)
         if plan is None or plan.limits is not self.device.limits or plan.measured is not self.measured:
             plan = LoopPlan(self, cell, shape)

@@ -46,8 +46,8 @@ class _Wrapped:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._ops, name)
 
-    def with_tf32(self) -> _Wrapped:
-        """Itself: no CPU knows tf32."""
+    def with_precision(self, precision: str) -> _Wrapped:
+        """Itself: a CPU has one."""
         return self
 
 

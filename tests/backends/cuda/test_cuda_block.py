@@ -19,7 +19,6 @@ from gpurnn.backends.cuda.schedules.tuned_table import Table, key
 from gpurnn.backends.sources import kernel_source
 from gpurnn.cells import CELLS as RECORDS
 from gpurnn.check import OPTIONS, Batch, build, twins
-from gpurnn.dtypes import ITEMSIZE
 
 pytestmark = pytest.mark.emulated
 
@@ -151,8 +150,8 @@ def tensor_cores(monkeypatch, held, N=1, inputs=False):
     """Every block runs on tensor cores, with so many tiles in registers and 8 N sequences."""
 
     def tile(problem, HP):
-        size = ITEMSIZE[problem.dtype]
-        IP = cost.padded(problem.I, 32 // size) if inputs and not problem.backward else 0
+        size = problem.multiplied_bytes
+        IP = cost.padded(problem.I, 32 * problem.parts // size) if inputs and not problem.backward else 0
         return schedules.mma_tile(problem, HP, min(held, problem.gates * (HP + IP) * size // 32), N, IP=IP)
 
     only(monkeypatch, tile)
@@ -185,6 +184,7 @@ TENSOR_CASES = [  # each cell and each type of product with each size, not all t
     pytest.param(kind, dtype, *size, id=f"{kind}-{dtype}-{size[0]}-H{size[1]}")
     for kind, dtype, sizes in (
         ("lstm", "float16", TENSOR_SIZES[::2]), ("lstm", "tf32", TENSOR_SIZES[1::2]),
+        ("lstm", "float32", TENSOR_SIZES[:1]), ("gru", "float32", TENSOR_SIZES[1:2]), ("rnn tanh", "float32", TENSOR_SIZES[2:]),
         ("gru", "tf32", TENSOR_SIZES[::2]), ("gru", "bfloat16", TENSOR_SIZES[1::2]),
         ("rnn tanh", "float16", TENSOR_SIZES[1::2]), ("rnn relu", "bfloat16", TENSOR_SIZES[::2]),
     )
@@ -223,6 +223,8 @@ INPUTS = [  # the cell; dtype; I; H; sequences of a tile; weights in registers; 
     ("rnn relu", "bfloat16", 17, 31, 8, 99, ("ascending", "random")),
     ("lstm", "tf32", 9, 33, 8, 0, ("ascending", "random")),
     ("gru", "tf32", 8, 32, 16, 5, ("interrupted", "ascending")),
+    ("lstm", "float32", 9, 33, 8, 5, ("random", "ascending")),
+    ("gru", "float32", 17, 32, 16, 99, ("ascending", "interrupted")),
 ]
 
 
@@ -375,13 +377,13 @@ MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
 
 
 MMA_MUTATIONS = {
-    "no barrier behind h": ("lstm", f"reads + HP, stride);\n        {SYNC}", "reads + HP, stride);"),
+    "no barrier behind h": ("lstm", f"reads + HP, stride, apart);\n        {SYNC}", "reads + HP, stride, apart);"),
     "no barrier behind d": ("gru", f"staged = buffer_size - staged;\n        {SYNC}", "staged = buffer_size - staged;"),
     "no start": ("lstm", "product.next(channel);\n    }\n", "}\n"),
     "one buffer": ("lstm", "hx_shared + (buffer_size - reads) + pos", "hx_shared + reads + pos"),
     "another row of the fragment": ("gru", "tile / Q * K + pos.lane % 4 * P", "tile / Q * K + pos.lane / 4 * P"),
     "another row, backward": ("gru", "% (HP / K) * K + pos.lane % 4 * P", "% (HP / K) * K + pos.lane / 4 * P"),
-    "sequences of another column": ("lstm", "sums[n / 2][g][k][u * 2 + n % 2]", "sums[n / 2][g][k][u * 2 + 1 - n % 2]"),
+    "sequences of another column": ("lstm", "e = u * 2 + n % 2", "e = u * 2 + 1 - n % 2"),
     "units of another row": ("gru", "i = u * 2 + n % 2", "i = 2 - u * 2 + n % 2"),
     "a chain left out": ("rnn tanh", "k = 0; k < chains; k++) sum += sums", "k = 1; k < chains; k++) sum += sums"),
     "weights not transposed": ("lstm", "row) * H + unit;", "unit) * H + row;"),

@@ -82,6 +82,9 @@ MMA_SIZES = [  # tiles in registers, blocks on a multiprocessor, ragged, bidirec
     ("rnn relu", "bfloat16", 5, 17, 40, 32, 16, 0, 1, True, True, "interrupted"),
     ("lstm", "tf32", 35, 3, 16, 16, 1, None, 1, False, False, "ascending"),
     ("gru", "tf32", 1, 1, 7, 8, 2, None, 1, True, False, "random"),
+    ("lstm", "float32", 4, 9, 33, 16, 8, None, 1, True, True, "random"),
+    ("gru", "float32", 3, 5, 19, 8, 4, 1, 2, False, True, "interrupted"),
+    ("rnn tanh", "float32", 35, 17, 16, 8, 16, 0, 1, True, False, "ascending"),
 ]
 
 
@@ -152,6 +155,9 @@ CROSSING = [  # kind, dtype, H, U, R, threads, batches
     ("rnn tanh", "tf32", 33, 16, 4, "mma", "first"),
     ("rnn relu", "bfloat16", 129, 32, 2, "mma", "second"),
     ("lstm", "bfloat16", 32, 32, 16, "mma", "third"),
+    ("lstm", "float32", 65, 16, 8, "mma", "first"),
+    ("gru", "float32", 129, 32, 4, "mma", "second"),
+    ("rnn relu", "float32", 33, 16, 16, "mma", "third"),
 ]
 
 
@@ -186,7 +192,8 @@ def test_architectures_and_orders(kind, arch, order, forced):
 @pytest.mark.parametrize("threads", [64, "mma"])
 def test_two_runs_give_equal_bits(threads, forced):
     forced(8, 1, threads)
-    for kind, dtype in [(kind, "float32") for kind in CELLS] if threads == 64 else [("gru", "float16")]:
+    kinds = [(kind, "float32") for kind in CELLS] if threads == 64 else [("gru", "float16"), ("lstm", "float32")]
+    for kind, dtype in kinds:
         runs = []
         for order in THREAD_ORDERS.values():
             layer = build(kind, cuda_ops(**order), dtype, H=19, schedule="grid")
@@ -474,8 +481,10 @@ def test_when_tensor_cores_are_taken():
     asked = problem(H=768, B=16, dtype="float16")
     candidate, reason = schedules.choose(asked, DEVICES[90])
     assert candidate.kernel == "grid_mma" and "on tensor cores" in reason and candidate.blocks * candidate.groups <= 132
-    assert schedules.choose(problem(H=768, B=16, tf32=True), DEVICES[90])[0].kernel == "grid_mma"
-    assert schedules.choose(problem(H=768, B=16), DEVICES[90], "grid")[0].kernel == "grid"  # float32 means float32
+    assert schedules.choose(problem(H=768, B=16, tf32=True), DEVICES[90])[0].numbers[-1] == 1
+    candidate, reason = schedules.choose(problem(H=768, B=16), DEVICES[90])
+    assert candidate.numbers[-1] == 3 and "float32 as three bfloat16 numbers" in reason
+    assert schedules.choose(problem(H=768, B=16, fma=True), DEVICES[90], "grid")[0].kernel == "grid"
     assert schedules.choose(problem(H=256, B=16, dtype="float16"), DEVICES[75], "grid")[0].kernel == "grid"
     found = schedules.grid_candidates(problem(H=256, B=64, dtype="float16"), DEVICES[90])
     two = [candidate for candidate in found if candidate.kernel == "grid_mma" and candidate.numbers[-1] == 2]

@@ -507,7 +507,7 @@ def test_a_plan_holds_for_one_device_and_one_precision():
     shape = LoopShape(100, 16, 64, 512, 512, np.dtype("float32"), (False,), True, False, True, "auto")
     plan = ops.loop_plan(cell, shape)
     assert plan is ops.loop_plan(cell, shape) and not plan.by_step and plan.launches["forward"].options["cooperative"]
-    assert ops.with_tf32().loop_plan(cell, shape).candidates["forward"].kernel == "grid_mma"
+    assert ops.with_precision("tf32").loop_plan(cell, shape).candidates["forward"].numbers[-1] == 1
     ops.disable_cooperative()
     other = ops.loop_plan(cell, shape)
     assert other is not plan and other.by_step == ["forward", "backward"] and not other.launches
@@ -519,9 +519,12 @@ def test_what_is_chosen_once_is_chosen_again_where_it_must_be():
     ops = cuda_ops()
     ops.device.limits = Device(90, 132, 227 * 1024)
     problem = Problem(gpurnn.cells.CELLS["lstm"], 512, 100, 16, 1, "float32", projected=False, backward=False, I=64)
-    plain, tf32 = (some.candidates(problem, True, "auto").candidates for some in (ops, ops.with_tf32()))
-    assert plain["forward"].kernel == "grid" and tf32["forward"].kernel == "grid_mma"
-    assert ops.with_tf32() is ops.with_tf32() and ops.candidates(problem, True, "auto").candidates is plain
+    others = ops, ops.with_precision("tf32"), ops.with_precision("fma")
+    plain, tf32, fma = (some.candidates(problem, True, "auto").candidates for some in others)
+    assert plain["forward"].kernel == tf32["forward"].kernel == "grid_mma" and fma["forward"].kernel == "grid"
+    assert plain["forward"].numbers[-1] == 3 and tf32["forward"].numbers[-1] == 1
+    assert all(other is ops.with_precision(other.precision) for other in others)
+    assert ops.candidates(problem, True, "auto").candidates is plain
     for cooperative, schedule in ((False, "step"), (True, "grid"), (False, "step")) * 3:
         ops.device.limits = replace(ops.device.limits, cooperative=cooperative)
         assert ops.candidates(problem, True, "auto").candidates["forward"].schedule == schedule

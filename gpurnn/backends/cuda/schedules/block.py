@@ -13,10 +13,12 @@ from .cost import (
     LOAD_SECONDS,
     MEANS,
     extra_registers,
+    has_tensor_cores,
     padded,
     refusal,
     step_seconds,
     takes_inputs,
+    tensor_rate,
     thread_registers,
 )
 from .problem import Candidate
@@ -59,7 +61,8 @@ class Block(Candidate):
             return f"no recurrent weights, tiles of {self.rows} sequences"
         held = math.floor(100 * self.held)
         inputs = ", W_ih x within the launch" if self.inputs else ""
-        return f"{held} % of the recurrent weights in registers, tiles of {self.rows} sequences{inputs}"
+        split = ", float32 as three bfloat16 numbers" if "mma" in self.kernel and self.numbers[-1] == 3 else ""
+        return f"{held} % of the recurrent weights in registers, tiles of {self.rows} sequences{inputs}{split}"
 
 
 def block_candidates(problem, device):
@@ -76,7 +79,7 @@ def block_candidates(problem, device):
             )
         return [one]
     tiles = list(_fma_tiles(problem, device))
-    if (ITEMSIZE[problem.dtype] == 2 or problem.tf32) and device.capability >= 80:
+    if has_tensor_cores(problem, device):
         tiles += _mma_tiles(problem, device)
     fitting = [tile for tile in tiles if tile.shared <= device.shared_bytes]
     if not fitting:
@@ -119,24 +122,22 @@ def _means_cycles(problem, warps, sequences, of_a_sequence):
 def _mma_tiles(problem, device):
     """Every tile of block_mma.cu, whether it fits or not."""
     HP, G, Q, size = padded(problem.H), problem.gates, problem.products, ITEMSIZE[problem.dtype]
-    threads = 2 * HP
+    K, threads = _mma_columns(problem), 2 * HP
     if threads > 1024:
         return
     for N in (1, 2):
         plain = None
-        for IP in (0, padded(problem.I, 32 // size)) if takes_inputs(problem) else (0,):
-            tiles = (Q * HP + G * IP) * size // 32  # weight tiles of one warp
+        for IP in (0, padded(problem.I, K)) if takes_inputs(problem) else (0,):
+            tiles = (Q * HP + G * IP) * problem.multiplied_bytes // 32  # weight tiles of one warp
             other = _mma_registers(problem, N) + (N - 1) * 60 + 4 * (size == 4)
-            other += 3 * -(-8 * N * padded(IP, 64 // size) // threads) if IP else 0  # x and its addresses
+            other += 3 * -(-8 * N * padded(IP, 2 * K) // threads) if IP else 0  # x and its addresses
             other += 4 * (problem.H % 2 or device.capability < 90) if IP else 0
             room = thread_registers(threads) - other
             held = max(0, min(tiles, room // 4))
             if (N > 1 and not held) or (problem.stages and room < 0):
                 continue
             warps = HP // 16
-            products = (
-                2 * HP * (Q * HP + G * IP) * 8 * N / (2680 if size == 2 else 1340)
-            )  # operations per cycle: published measurements
+            products = 2 * HP * (Q * HP + G * IP) * 8 * N / tensor_rate(problem)
             operands = warps * N * tiles / (1 if problem.backward else Q) / 2 * 4
             rest = warps * (tiles - held) * 4
             moved = warps * N * 4 * ((1 if IP else 2) * G + 3) * size  # the SASS agrees (steps.py)
@@ -148,6 +149,11 @@ def _mma_tiles(problem, device):
             elif plain:
                 more = problem.T * (seconds - plain.seconds)
                 yield replace(mma_tile(problem, HP, held, N, plain.seconds, IP), product=more, like=plain.key)
+
+
+def _mma_columns(problem):
+    """K of tensor.cuh: columns of a tile of weights."""
+    return 32 * problem.parts // problem.multiplied_bytes
 
 
 def _mma_registers(problem, N):
@@ -171,14 +177,14 @@ def mma_tile(problem, HP, held, N=1, seconds=0.0, IP=0):
     Its shared memory: the double-buffered operand, and the weight tiles that did not fit in registers. While weights
     are loaded, the staging buffer.
     """
-    size = ITEMSIZE[problem.dtype]
+    size, parts = problem.multiplied_bytes, problem.parts
     threads, tiles = 2 * HP, (problem.products * HP + problem.gates * IP) * size // 32
-    columns = problem.products * HP if problem.backward else HP + (padded(IP, 64 // size) if IP else 0)
-    read = 2 * 8 * N * (columns * size + 16)
+    columns = problem.products * HP if problem.backward else HP + (padded(IP, 2 * _mma_columns(problem)) if IP else 0)
+    read = 2 * 8 * N * (columns * size + 16 * parts)
     shared = max(read + (tiles - held) * threads * 16, min(held, 8) * threads * 16)
     shared += _means_bytes(problem, threads, 2 * N, 4)
     even = "true" if problem.H % 2 == 0 else "false"
-    numbers = (HP, held, N, even) if problem.backward else (HP, held, N, IP, even)
+    numbers = (HP, held, N, even, parts) if problem.backward else (HP, held, N, IP, even, parts)
     in_registers = held / tiles
     return Block(
         "block", seconds, LOAD_SECONDS, False, 0.0, "block_mma", numbers, 8 * N, threads, shared, in_registers, IP

@@ -87,7 +87,7 @@ def hold_less(problem, candidate, device, spilled=1):
     elif candidate.kernel == "grid":
         less = grid_tile(problem, device, numbers[0], numbers[4], candidate.threads, held)
     else:
-        less = grid_mma_tile(problem, device, numbers[0], *numbers[3:], held)
+        less = grid_mma_tile(problem, device, numbers[0], *numbers[3:5], held)
     if less is None or less.shared > device.shared_bytes:
         return None
     like = {name: getattr(candidate, name) for name in ("seconds", "before", "measured", "product", "like")}

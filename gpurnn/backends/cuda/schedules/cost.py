@@ -18,6 +18,16 @@ def gemm_rate(problem, device):
     return device.multiprocessors * device.clock * peak * EFFICIENCY
 
 
+def tensor_rate(problem):
+    """Operations per cycle and multiprocessor of mma.sync, by published measurements; six products are one of float32."""
+    return 2680 / 6 if problem.parts == 3 else 2680 if ITEMSIZE[problem.dtype] == 2 else 1340
+
+
+def has_tensor_cores(problem, device):
+    """Whether tensor cores may multiply the numbers of a problem."""
+    return device.capability >= 80 and not problem.fma
+
+
 def refusal(problem):
     """Why a schedule with one launch for the whole sequence cannot serve this problem, or None."""
     if problem.dtype == "float64":

@@ -7,7 +7,16 @@ from dataclasses import dataclass, replace
 
 from ....dtypes import ITEMSIZE
 from .block import Block
-from .cost import BARRIERS, EFFICIENCY, LOAD_SECONDS, extra_registers, refusal, thread_registers
+from .cost import (
+    BARRIERS,
+    EFFICIENCY,
+    LOAD_SECONDS,
+    extra_registers,
+    has_tensor_cores,
+    refusal,
+    tensor_rate,
+    thread_registers,
+)
 
 HOP_SECONDS = 0.65e-6  # seconds from one multiprocessor to another through L2, by published measurements
 EXCHANGE_BYTES = 30  # bytes per clock and multiprocessor, when all of them read L2
@@ -29,7 +38,7 @@ class Grid(Block):
         groups = "1 group" if self.groups == 1 else f"{self.groups} groups"
         how = ""
         if self.kernel == "grid_mma":
-            how = ", on tensor cores, two on a multiprocessor" if self.numbers[-1] == 2 else ", on tensor cores"
+            how = ", on tensor cores, two on a multiprocessor" if self.numbers[4] == 2 else ", on tensor cores"
         return f"{super().__str__()}, {groups} of {self.blocks} thread blocks{how}"
 
 
@@ -53,7 +62,7 @@ def grid_candidates(problem, device):
     for U in (8, 16, 32):
         for R in (1, 2, 4):
             found += [grid_tile(problem, device, U, R, threads) for threads in sizes]
-        if (ITEMSIZE[problem.dtype] == 2 or problem.tf32) and device.capability >= 80:
+        if has_tensor_cores(problem, device):
             found += [grid_mma_tile(problem, device, U, R, P) for R in (1, 2, 4, 8, 16) for P in (1, 2)]
     found = [tile for tile in found if tile and tile.blocks > 1]
     if not found:
@@ -137,7 +146,7 @@ def grid_mma_tile(problem, device, U, R, P=1, held=None):
     None where it does not fit. held: weight tiles in a warp's registers; by default as many as fit.
     """
     G, size, KP = problem.products, ITEMSIZE[problem.dtype], -(-problem.H // 128) * 128
-    threads, N, fragments = 256, -(-R // 8), size // 2
+    threads, N, fragments, parts = 256, -(-R // 8), problem.multiplied_bytes // 2, problem.parts
     rows, columns = (U, G * KP) if problem.backward else (G * U, KP)
     M, K = -(-rows // 16), columns // 16
     chains = 1 if M >= 4 else 2 if M > 1 else 4
@@ -153,12 +162,11 @@ def grid_mma_tile(problem, device, U, R, P=1, held=None):
     held = min(tiles, max(0, room // 4) if held is None else held)
     parts = 8 * 8 * N * (16 * M + 4) * 4
     shared = max(parts + (tiles - held) * threads * 16, min(held, 8) * threads * 16)
-    rate = 2680 if size == 2 else 1340  # operations per cycle: published measurements
-    products = 16 * M * columns * 8 * N * 2 / rate
+    products = 16 * M * columns * 8 * N * 2 / tensor_rate(problem)
     rest = (tiles - held) * threads * 16 / 128
     sums = 8 * M * N * 4 + -(-R * U // 32) * rows // U * 8
     moved = (G if problem.backward else 1) * problem.H * R * size
-    numbers = U, KP, held, R, P
+    numbers = U, KP, held, R, P, parts
     cycles, blocks, words = max(products, rest) + sums, -(-problem.H // U), 32 * K * 16 * 8 * N * size // 4
     tile = Grid("grid", 0.0, LOAD_SECONDS, kernel="grid_mma", numbers=numbers, rows=R, threads=threads,
                 shared=shared, held=held / tiles, blocks=blocks, words=words)  # fmt: skip

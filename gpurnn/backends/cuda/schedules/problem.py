@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ....cells import Cell
+from ....dtypes import ITEMSIZE
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Problem:
 
     directions: how many run at once. tf32: whether float32 may be multiplied as tf32. I: size of its input; with 0 the
     product W_ih x is not counted. concurrent: how many time loops run on the device at once, each on its part of the
-    multiprocessors. marked: whether timesteps may be held or reset.
+    multiprocessors. marked: whether timesteps may be held or reset. fma: whether float32 is multiplied by multiply-adds
+    only, not on tensor cores.
     """
 
     cell: Cell
@@ -42,6 +44,17 @@ class Problem:
     I: int = 0
     concurrent: int = 1
     marked: bool = False
+    fma: bool = False
+
+    @property
+    def parts(self):
+        """As how many bfloat16 numbers tensor cores multiply one number; 1 where they multiply it as it is stored."""
+        return 3 if self.dtype == "float32" and not self.tf32 else 1
+
+    @property
+    def multiplied_bytes(self):
+        """Bytes of a number as tensor cores multiply it."""
+        return 6 if self.parts == 3 else ITEMSIZE[self.dtype]
 
     @property
     def gates(self):
@@ -62,7 +75,8 @@ class Problem:
     def __str__(self):
         both, which = ", both directions" if self.directions == 2 else "", "backward" if self.backward else "forward"
         sizes, marked = f"T {self.T}, B {self.B}, I {self.I}, H {self.H}", ", masks and resets" if self.marked else ""
-        return f"{self.cell.name} {sizes}, {'tf32' if self.tf32 else self.dtype}{both}{marked}, {which}"
+        dtype = "tf32" if self.tf32 else f"{self.dtype} by multiply-adds" if self.fma else self.dtype
+        return f"{self.cell.name} {sizes}, {dtype}{both}{marked}, {which}"
 
 
 @dataclass(frozen=True)
