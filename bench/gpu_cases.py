@@ -75,6 +75,9 @@ SMOKE = (
     # 3 + 3 numbers stand before the weights: an address that is no multiple of 16 bytes, unless somebody pads
     *(Smoke("lstm", kernel, "float32", I=3, H=32, norm=True) for kernel in ("block", "grid")),
     Smoke("lstm", "grid_mma", "bfloat16", B=40, H=384, ragged=True, norm=True),
+    # as three bfloat16 numbers each
+    Smoke("lstm", "grid_mma", "float32", B=16, H=768, ragged=True),
+    Smoke("gru", "block_mma", "float32", H=64, I=20, bidirectional=True),
 )
 
 

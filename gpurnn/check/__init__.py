@@ -171,6 +171,7 @@ def _kernel_choices(backend, cell, dtype, option):
     choices = [(f", {schedule}", {"schedule": schedule}) for schedule in ("auto", "step")]
     if dtype == "float32":
         choices += [(f"{label}, tf32", more | {"precision": "tf32"}) for label, more in choices]
+        choices.append((", multiply-adds", {"schedule": "auto", "precision": "fma"}))
     refused = isinstance(cell, Cell) or not CELLS[cell][1].keys().isdisjoint(("proj_size", "reset_after"))
     if dtype != "float64" and not refused and "hidden_size" not in option:
         choices.append((", grid", {"schedule": "grid", "H": 11}))  # units for more than one thread block

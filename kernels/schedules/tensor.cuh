@@ -91,8 +91,8 @@ DEVICE void store_operand(float* to, float a, int) { *(unsigned*)to = tf32(a); }
 // tensor cores, PeerJ Computer Science 7:e330, 2021). So the highest products of 16 columns are summed from zero and then added
 // to `high` in float, rounded. The others, 2^-8 of these or less, have a sum of their own, `low`, the smallest first.
 //
-// What this does not give as multiply-adds do: a finite number above 3.396e38 counts as infinite, and the thirds of a number
-// below 2^-110 are less than all of it, because what is below 2^-126 is flushed to zero.
+// What this does not give as multiply-adds do: a finite number above 3.396e38 counts as infinite, and of a number below 2^-102
+// the thirds lack what is below 2^-126, which is flushed to zero.
 
 DEVICE unsigned pack_thirds(float a, float b) {
     unsigned two;

@@ -882,6 +882,7 @@ static float add_products(float c, const double* a, const double* b, int b_strid
     const int last = highest - 24 - launch.tensor_bits;
     for (int k = 0; k <= K; k++) sum += ldexp(trunc(ldexp(terms[k], -last)), last);
     const float rounded = (float)sum;
+    if (fabs(sum) >= 0x1p128) return rounded;
     return fabs((double)rounded) > fabs(sum) ? nextafterf(rounded, 0.0f) : rounded;
 }
 

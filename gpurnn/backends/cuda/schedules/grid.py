@@ -146,13 +146,14 @@ def grid_mma_tile(problem, device, U, R, P=1, held=None):
     None where it does not fit. held: weight tiles in a warp's registers; by default as many as fit.
     """
     G, size, KP = problem.products, ITEMSIZE[problem.dtype], -(-problem.H // 128) * 128
-    threads, N, fragments, parts = 256, -(-R // 8), problem.multiplied_bytes // 2, problem.parts
+    threads, N, fragments, split = 256, -(-R // 8), problem.multiplied_bytes // 2, problem.parts == 3
     rows, columns = (U, G * KP) if problem.backward else (G * U, KP)
     M, K = -(-rows // 16), columns // 16
     chains = 1 if M >= 4 else 2 if M > 1 else 4
     tiles = M * K // 8 * fragments  # weight tiles of one warp
     # registers besides the weights, found by compiling: accumulators, loads in flight, cell states, addresses
     other = 4 * (M * N * chains + min(8 // P, K // 8 * N) + size) + -(-R * U // threads) * (2 * G + 12) + 56
+    other += (4 * M * N + 6 * N + 8) * split  # the sums of the highest products, an operand's thirds
     if P == 1:
         other += 8 * (size == 4 and device.capability < 90) + problem.backward * (4 if K < 320 else 24)
     other += extra_registers(problem.cell, -(-R * U // threads))
@@ -166,7 +167,7 @@ def grid_mma_tile(problem, device, U, R, P=1, held=None):
     rest = (tiles - held) * threads * 16 / 128
     sums = 8 * M * N * 4 + -(-R * U // 32) * rows // U * 8
     moved = (G if problem.backward else 1) * problem.H * R * size
-    numbers = U, KP, held, R, P, parts
+    numbers = U, KP, held, R, P, problem.parts
     cycles, blocks, words = max(products, rest) + sums, -(-problem.H // U), 32 * K * 16 * 8 * N * size // 4
     tile = Grid("grid", 0.0, LOAD_SECONDS, kernel="grid_mma", numbers=numbers, rows=R, threads=threads,
                 shared=shared, held=held / tiles, blocks=blocks, words=words)  # fmt: skip
