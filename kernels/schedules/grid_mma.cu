@@ -39,7 +39,8 @@ struct WarpProduct {
     static_assert(PARTS == 1 || (PARTS == 3 && sizeof(T) == 4), "only a float has thirds");
     static constexpr int N = (R + 7) / 8, MT = (M + 15) / 16, KT = K / WARPS;
     static constexpr int WORDS = sizeof(T), F = PARTS == 3 ? 3 : WORDS / 2;  // words of a lane, and fragments of a group
-    static constexpr int chains = MT >= 4 ? 1 : MT > 1 ? 2 : 4;  // independent sums of one product, to hide latency
+    // independent sums of one product, to hide latency
+    static constexpr int chains = MT * (PARTS == 3 ? N : 1) >= 4 ? 1 : MT > 1 ? 2 : 4;
     static constexpr int stride = 16 * MT + 4;  // from one column of sums to the next: avoids bank conflicts
     static constexpr int batch = 8 / (N * P);  // groups that are loaded at once
     static constexpr int partial_sums_size = WARPS * 8 * N * stride;

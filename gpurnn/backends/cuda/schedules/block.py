@@ -125,7 +125,7 @@ def _mma_tiles(problem, device):
     K, threads = _mma_columns(problem), 2 * HP
     if threads > 1024:
         return
-    for N in (1, 2):
+    for N in (1,) if problem.parts == 3 else (1, 2):  # the sums of thirds of 16 sequences do not fit into registers
         plain = None
         for IP in (0, padded(problem.I, K)) if takes_inputs(problem) else (0,):
             tiles = (Q * HP + G * IP) * problem.multiplied_bytes // 32  # weight tiles of one warp
@@ -135,6 +135,8 @@ def _mma_tiles(problem, device):
             room = thread_registers(threads) - other
             held = max(0, min(tiles, room // 4))
             if (N > 1 and not held) or (problem.stages and room < 0):
+                continue
+            if problem.parts == 3 and held < tiles:  # the compiler then loads so many weights early that it spills
                 continue
             warps = HP // 16
             products = 2 * HP * (Q * HP + G * IP) * 8 * N / tensor_rate(problem)
@@ -166,6 +168,10 @@ def _mma_registers(problem, N):
         registers = 84 if chained or len(cell.states) > 1 else 72
     else:
         registers = 120 if len(cell.states) > 1 else 92 if chained else 84
+    if problem.parts == 3 and problem.backward:
+        registers += 40 if chained else 16
+    elif problem.parts == 3:
+        registers += 12 if chained else 24 if len(cell.states) > 1 else 48
     if problem.stages:
         return registers + extra_registers(cell, 2 * N, 2) + _means_registers(problem, 4 * N)
     return registers + extra_registers(cell, 2, 2)

@@ -149,11 +149,13 @@ def grid_mma_tile(problem, device, U, R, P=1, held=None):
     threads, N, fragments, split = 256, -(-R // 8), problem.multiplied_bytes // 2, problem.parts == 3
     rows, columns = (U, G * KP) if problem.backward else (G * U, KP)
     M, K = -(-rows // 16), columns // 16
-    chains = 1 if M >= 4 else 2 if M > 1 else 4
+    chains = 1 if M * (N if split else 1) >= 4 else 2 if M > 1 else 4
     tiles = M * K // 8 * fragments  # weight tiles of one warp
     # registers besides the weights, found by compiling: accumulators, loads in flight, cell states, addresses
     other = 4 * (M * N * chains + min(8 // P, K // 8 * N) + size) + -(-R * U // threads) * (2 * G + 12) + 56
-    other += (4 * M * N + 6 * N + 8) * split  # the sums of the highest products, an operand's thirds
+    if split:  # the sums of the highest products, the thirds of operands, and weights on their way from shared memory
+        other += 4 * M * N + 6 * N + (24 * (N - 1) if problem.backward else 16 * (N - 1) + 2 * M + 28 * (M > 2))
+        other += 16 * (N > 1 and K > 48 and not problem.backward)
     if P == 1:
         other += 8 * (size == 4 and device.capability < 90) + problem.backward * (4 if K < 320 else 24)
     other += extra_registers(problem.cell, -(-R * U // threads))
