@@ -163,14 +163,14 @@ struct Gathered {
             const int tile = fragment / PARTS, part = fragment % PARTS;
             if (IP && tile >= Q * KT) {
                 const int g = (tile - Q * KT) % G, k = (tile - Q * KT) / G * K + pos.lane % 4 * P;
-                return tile_of<T>(j, k, [&](int unit, int column) {
+                return tile_of<Operand>(j, k, [&](int unit, int column) {
                     const T* from = W_ih + ((size_t)g * H + unit) * I + column;
                     return word_of_part<T, PARTS>(
                         part, [&](int i) { return unit < H && column + i < I ? from[i] : T(0.0f); });
                 });
             }
             const int g = tile % Q, k = tile / Q * K + pos.lane % 4 * P;
-            return tile_of<T>(j, k, [&](int unit, int column) {
+            return tile_of<Operand>(j, k, [&](int unit, int column) {
                 const T* from = W_hh + ((size_t)g * H + unit) * H + column;
                 if (Position::even && PARTS == 1) return unit < H && column < H ? load_word(from) : 0u;
                 return word_of_part<T, PARTS>(
@@ -299,7 +299,7 @@ struct Returned {
         weights.load(memory, memory + 2 * buffer_size * sizeof(Operand) / 16, [&](int fragment) {
             const int tile = fragment / PARTS, part = fragment % PARTS;
             const int g = tile / (HP / K), k = tile % (HP / K) * K + pos.lane % 4 * P;
-            return tile_of<T>(pos.j, k, [&](int unit, int row) {
+            return tile_of<Operand>(pos.j, k, [&](int unit, int row) {
                 const T* from = W_hh + ((size_t)g * H + row) * H + unit;
                 return word_of_part<T, PARTS>(
                     part, [&](int i) { return unit < H && row + i < H ? from[(size_t)i * H] : T(0.0f); });
