@@ -15,7 +15,8 @@ KERNELS = {}
 for _file, _expression, _ in kernel_names():
     KERNELS.setdefault(_file, []).append(_expression)
 
-# A schedule with tiles is compiled for the best tile of one size; test_cuda_block.py compiles others.
+# A schedule with tiles is compiled for the best tile of one size, in float32 both by multiply-adds and on tensor cores;
+# test_cuda_block.py compiles others.
 _DEVICES = schedules.Device(90, 132, 227 * 1024), schedules.Device(75, 40, 64 * 1024)
 
 
@@ -25,7 +26,9 @@ for _cell, _dtype, _backward, _device in itertools.product(CELLS.values(), C_NAM
         _work = schedules.Problem(_cell, 64, 100, 16, 1, _dtype, False, _backward, **_how)
         for _schedule in schedules.FINDERS:
             _ways = [
-                candidate for candidate in schedules.candidates(_work, _device)[0] if candidate.schedule == _schedule
+                candidate
+                for candidate in schedules.candidates(_work, _device)[0]
+                if candidate.schedule == _schedule and (_precision != "float32" or "mma" in getattr(candidate, "kernel", ""))
             ]
             _file, _expression, _ = _ways and kernel_of(_work, _ways[0]) or (None, None, None)
             if _file and _expression not in KERNELS.setdefault(_file, []):

@@ -72,13 +72,10 @@ class CudaOps(Ops):
         self._others = {}  # precision -> ``CudaOps``
 
     def with_precision(self, precision):
-        if precision == self.precision:
-            return self
-        if precision not in self._others:
-            other = object.__new__(type(self))  # the device, its kernels and the pool of loops are shared
+        if precision != self.precision and precision not in self._others:
+            other = self._others[precision] = object.__new__(type(self))  # device, kernels, pool of loops are shared
             other.__dict__.update(self.__dict__, precision=precision)
-            self._others[precision] = other
-        return self._others[precision]
+        return self if precision == self.precision else self._others[precision]
 
     def _as_multiplied(self, problem, **more):
         """A ``Problem`` with the precision of these operations."""
