@@ -58,7 +58,7 @@ class Ops(InChunks, FromStates):
         return self.precision == "tf32"
 
     def with_precision(self, precision):
-        """The ``Ops`` of a layer with this ``precision``. Only CUDA kernels differ by it; the others stay as they are."""
+        """The ``Ops`` of a layer with this ``precision``. Only CUDA kernels differ by it."""
         return self
 
     # ---- arrays in and out

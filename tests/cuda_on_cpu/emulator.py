@@ -74,8 +74,9 @@ class Emulator:
     checked: watch every access for bounds, alignment, initialisation and races; else only run, about three times as
         fast. residency: blocks (clusters) alive at once in a launch that is not cooperative; a GPU promises only 1.
     portable: fibers by ucontext instead of the assembly for x86-64, as other processors use them.
-    cut: None: tensor cores round every product and every sum, in order of k. (products that are added at once, bits below
-        the largest one's last place that are kept): they cut off instead, as a GPU's do; (8, 1) is an A100, (16, 2) an H100.
+    cut: None: tensor cores round every product and every sum, in order of k. (products that are added at once, bits
+        below the largest one's last place that stay): they cut off instead, as a GPU's do; (8, 1) is an A100, (16, 2)
+        an H100.
     """
 
     def __init__(

@@ -28,7 +28,8 @@ for _cell, _dtype, _backward, _device in itertools.product(CELLS.values(), C_NAM
             _ways = [
                 candidate
                 for candidate in schedules.candidates(_work, _device)[0]
-                if candidate.schedule == _schedule and (_precision != "float32" or "mma" in getattr(candidate, "kernel", ""))
+                if candidate.schedule == _schedule
+                and (_precision != "float32" or "mma" in getattr(candidate, "kernel", ""))
             ]
             _file, _expression, _ = _ways and kernel_of(_work, _ways[0]) or (None, None, None)
             if _file and _expression not in KERNELS.setdefault(_file, []):

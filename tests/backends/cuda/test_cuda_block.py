@@ -184,7 +184,8 @@ TENSOR_CASES = [  # each cell and each type of product with each size, not all t
     pytest.param(kind, dtype, *size, id=f"{kind}-{dtype}-{size[0]}-H{size[1]}")
     for kind, dtype, sizes in (
         ("lstm", "float16", TENSOR_SIZES[::2]), ("lstm", "tf32", TENSOR_SIZES[1::2]),
-        ("lstm", "float32", TENSOR_SIZES[:1]), ("gru", "float32", TENSOR_SIZES[1:2]), ("rnn tanh", "float32", TENSOR_SIZES[2:]),
+        ("lstm", "float32", TENSOR_SIZES[:1]), ("gru", "float32", TENSOR_SIZES[1:2]),
+        ("rnn tanh", "float32", TENSOR_SIZES[2:]),
         ("gru", "tf32", TENSOR_SIZES[::2]), ("gru", "bfloat16", TENSOR_SIZES[1::2]),
         ("rnn tanh", "float16", TENSOR_SIZES[1::2]), ("rnn relu", "bfloat16", TENSOR_SIZES[::2]),
     )
@@ -385,7 +386,7 @@ MMA_MUTATIONS = {
     "another row, backward": ("gru", "% (HP / K) * K + pos.lane % 4 * P", "% (HP / K) * K + pos.lane / 4 * P"),
     "sequences of another column": ("lstm", "e = u * 2 + n % 2", "e = u * 2 + 1 - n % 2"),
     "units of another row": ("gru", "i = u * 2 + n % 2", "i = 2 - u * 2 + n % 2"),
-    "a chain left out": ("rnn tanh", "k = 0; k < chains; k++) sum += sums", "k = 1; k < chains; k++) sum += sums"),
+    "a chain left out": ("rnn tanh", "k = 0; k < chains; k++) low += sums", "k = 1; k < chains; k++) low += sums"),
     "weights not transposed": ("lstm", "row) * H + unit;", "unit) * H + row;"),
     "the last unit of an odd H": ("gru", "if (has(1, H)) to[1] =", "to[1] ="),
     "one unit twice": ("gru", "u ? unpack(stored, T()).y :", "u ? unpack(stored, T()).x :"),

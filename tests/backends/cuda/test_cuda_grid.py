@@ -101,7 +101,7 @@ def tf32(dtype):
 
 
 def precise(dtype):
-    return ("float32" if dtype == "tf32" else dtype,)
+    return ("float32" if dtype in ("fma", "tf32") else dtype,)
 
 
 # Pairs of everything that the schedule knows, each with a third of the batches.
@@ -433,12 +433,13 @@ KNOWN_SPILLS = {80: ("gru", "tf32", 1024, False)}
 @pytest.mark.parametrize("arch", [90, *(pytest.param(arch, marks=pytest.mark.slow) for arch in (75, 80, 120))])
 def test_tiles_that_are_chosen_do_not_spill(arch):
     names = {}
-    kinds = ("float32", 1), ("float32", 64), ("bfloat16", 1), ("bfloat16", 64), ("tf32", 16)
+    kinds = ("fma", 1), ("fma", 64), ("bfloat16", 1), ("bfloat16", 64), ("tf32", 16), ("float32", 16)
     sizes = {75: (256,), 90: (256, 1024, 1536)}.get(arch, (1024,))
     for kernel, (dtype, B), H, backward in itertools.product(KERNELS, kinds, sizes, (False, True)):
-        if (kernel, dtype, H, backward) == KNOWN_SPILLS.get(arch):
+        if (kernel, dtype, H, backward) == KNOWN_SPILLS.get(arch) or (dtype == "float32" and H != 1024):
             continue
-        asked = problem(kernel, H, B, *precise(dtype), backward, tf32=dtype == "tf32")
+        how = {dtype: True} if dtype in ("fma", "tf32") else {}
+        asked = problem(kernel, H, B, *precise(dtype), backward, **how)
         found = schedules.grid_candidates(asked, DEVICES[arch])
         if not isinstance(found, str):
             best = min(found, key=lambda candidate: candidate.seconds)
@@ -469,7 +470,7 @@ def test_what_fits_and_what_is_chosen():
         and "block: 4096 KB" in reason
     )
     assert schedules.choose(problem(H=64), device)[0].schedule == "block"
-    assert schedules.choose(problem(H=1024, B=256), device)[0].schedule == "step"
+    assert schedules.choose(problem(H=1024, B=256, fma=True), device)[0].schedule == "step"
     both = schedules.choose(problem(H=256, B=64, directions=2), device, "grid")[0]
     assert 2 * both.blocks * both.groups <= device.multiprocessors
     with pytest.raises(ValueError, match="MB of recurrent weights do not fit on 132 multiprocessors"):

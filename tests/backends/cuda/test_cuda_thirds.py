@@ -1,7 +1,8 @@
 """Strict float32 on tensor cores: floats as three bfloat16 numbers each, beside multiply-adds, on the emulated GPU.
 
-An error is measured against float64, as a share of the sum of the products' absolute values. The largest of many sums may
-be at most twice the largest of multiply-adds over the same numbers, whether tensor cores round or cut off what they add.
+An error is measured against the exact sum, as a share of the sum of the products' absolute values. The largest of many
+sums may be at most twice the largest of multiply-adds over the same numbers, whether tensor cores round or cut off what
+they add.
 """
 
 import functools
@@ -14,7 +15,7 @@ from gpurnn.backends.sources import kernel_source
 
 pytestmark = pytest.mark.emulated
 
-# C [tiles, 16, 8] = A [tiles, 16, K] times B [tiles, 8, K] transposed: a warp for each tile, or a thread for each number.
+# C [tiles, 16, 8] = A [tiles, 16, K] times B [tiles, 8, K] transposed: a warp for each tile, or a thread for each sum.
 KERNELS = """
 __global__ void by_thirds(const int K, const float* A, const float* B, float* C) {
     const int row = threadIdx.x / 4, column = threadIdx.x % 4 * 2, tile = blockIdx.x;

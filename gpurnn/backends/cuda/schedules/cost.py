@@ -19,7 +19,7 @@ def gemm_rate(problem, device):
 
 
 def tensor_rate(problem):
-    """Operations per cycle and multiprocessor of mma.sync, by published measurements; six products are one of float32."""
+    """Operations per cycle and multiprocessor of mma.sync, by published measurements. One of float32 takes six."""
     return 2680 / 6 if problem.parts == 3 else 2680 if ITEMSIZE[problem.dtype] == 2 else 1340
 
 
