@@ -434,6 +434,20 @@ def test_a_planted_error_is_seen(file, mutation, monkeypatch):
     assert next(errors(*case, edits=[(old, new)]), None)
 
 
+THIRDS_MUTATIONS = {  # where floats are three bfloat16 numbers each
+    "without the lower thirds": ("sum + join_thirds(high[n / 2][g][e], low)", "sum + high[n / 2][g][e]"),
+    "without them, back": ("join_thirds(high[n / 2][i], sum)", "high[n / 2][i]"),
+    "one third for all": ("operand[p] = load_matrices(operands + p * apart", "operand[p] = load_matrices(operands"),
+}
+
+
+@pytest.mark.parametrize("mutation", THIRDS_MUTATIONS)
+def test_a_planted_error_in_thirds_is_seen(mutation, monkeypatch):
+    tensor_cores(monkeypatch, 3)
+    assert kernel_source("block_mma.cu").count(THIRDS_MUTATIONS[mutation][0]) == 1
+    assert next(errors("rnn tanh", "float32", 3, 33, edits=[THIRDS_MUTATIONS[mutation]]), None)
+
+
 # ---- the choice
 
 

@@ -182,6 +182,17 @@ def test_grid(kind, tensor_cores, only):
     compare(GRID[kind], cuda_ops(), dtype, 3, 5, 33, True, "grid", bidirectional=True)
 
 
+@pytest.mark.parametrize("kind", ["mixed", "dropout of a sequence"])
+def test_grid_by_thirds(kind, only):
+    """float32 on tensor cores, as three bfloat16 numbers each."""
+
+    def tile(problem, device):
+        return schedules.grid_mma_tile(problem, schedules.Device(90, 12, device.shared_bytes), 8, 4, 1, 1)
+
+    only("grid", tile)
+    compare(GRID[kind], cuda_ops(), "float32", 3, 5, 33, True, "grid", bidirectional=True)
+
+
 def test_who_cannot_serve_a_cell_says_why():
     """Schedules that refuse, and cells that run as array code."""
     device = schedules.Device(90, 132, 227 * 1024)

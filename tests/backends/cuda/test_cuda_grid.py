@@ -372,6 +372,22 @@ def test_a_planted_error_is_seen(threads, mutation, forced, monkeypatch):
     assert next(errors(*case, edits=[*edits, (old, new)]), None)
 
 
+THIRDS_MUTATIONS = {  # where floats are three bfloat16 numbers each
+    "sent as tf32": ("PARTS == 3 ? __float_as_uint(x) : tf32(x)", "tf32(x)"),
+    "without the lower thirds": ("sum = join_thirds(high[m][n][i], sum)", "sum = high[m][n][i]"),
+    "the thirds of another number": ("float(words[n][2 * w + 1])", "float(words[n][2 * w])"),
+    "another third of the weights": ("weights.get(tile + 1), weights.get(tile + 2)", "weights.get(tile + 2), uint4()"),
+}
+
+
+@pytest.mark.parametrize("mutation", THIRDS_MUTATIONS)
+def test_a_planted_error_in_thirds_is_seen(mutation, forced):
+    """By the tolerance of float32, test_tensor_cores has the same kernels without it."""
+    forced(8, 2, "mma")
+    assert kernel_source("grid_mma.cu").count(THIRDS_MUTATIONS[mutation][0]) == 1
+    assert next(errors("rnn tanh", "float32", 3, edits=[THIRDS_MUTATIONS[mutation]]), None)
+
+
 @pytest.mark.parametrize("threads, dtype", [(64, "float32"), ("mma", "float16")])
 def test_a_block_that_never_comes_is_an_error_and_then_another_schedule_runs(threads, dtype, forced, monkeypatch):
     forced(8, 2, threads)

@@ -162,7 +162,8 @@ def test_tiles(kind, S, R, IP, only):
 
 @pytest.mark.parametrize("kind, dtype, N, inputs, H", [
     ("lstm", "float16", 1, True, 7), ("gru", "bfloat16", 2, False, 32), ("rnn", "tf32", 1, False, 19),
-    ("drawn", "float16", 2, False, 33), ("normalized", "bfloat16", 1, False, 19), ("one mask", "tf32", 1, False, 32),
+    ("drawn", "float16", 2, False, 33), ("lstm", "float32", 1, False, 19),
+    ("normalized", "bfloat16", 1, False, 19), ("one mask", "tf32", 1, False, 32),
 ])  # fmt: skip
 def test_tensor_cores(kind, dtype, N, inputs, H, only):
     def tile(problem, device):

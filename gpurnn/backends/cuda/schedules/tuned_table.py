@@ -28,7 +28,10 @@ class Table:
 
 
 def key(problem, device):
-    """The key of a problem in ``Table.entries``."""
+    """The key of a problem in ``Table.entries``.
+
+    Multiply-adds only (``Problem.fma``) is no part of it: its candidates are among those that are known for float32.
+    """
     return (
         device.name,
         known_as(problem.cell),
