@@ -26,8 +26,8 @@ def command(dtypes, cells, hidden, batches, bidirectional, tf32, show, forget, a
     """Measure the schedules on this machine's GPU; layers then take the quickest.
 
     Times are in microseconds, for one timestep and for what a call does before the first one: of the quickest schedule,
-    with how many times as long as estimated it took (x1.00 is as estimated), and of the next. A batch size is rounded up
-    to a power of two. For sizes that were not measured, estimates decide.
+    with how many times as long as estimated it took (x1.00 is as estimated), and of the next. A batch size is rounded
+    up to a power of two. For sizes that were not measured, estimates decide.
     """
     from tqdm import tqdm
 

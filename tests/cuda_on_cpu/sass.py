@@ -1,8 +1,9 @@
 """Machine code of NVIDIA GPUs, as nvdisasm prints it: instructions with what the compiler says of their timing.
 
-From compute capability 7.0 on an instruction takes 16 bytes, and the upper ones say how it waits (Jia et al., "Dissecting the
-NVIDIA Volta GPU Architecture via Microbenchmarking", arXiv 1804.06826, 2.1): the cycles until the next instruction may issue;
-which of 6 scoreboards it sets until its result is there, which until its operands are read; which of them it waits for.
+From compute capability 7.0 on an instruction takes 16 bytes, and the upper ones say how it waits (Jia et al.,
+"Dissecting the NVIDIA Volta GPU Architecture via Microbenchmarking", arXiv 1804.06826, 2.1): the cycles until the next
+instruction may issue; which of 6 scoreboards it sets until its result is there, which until its operands are read;
+which of them it waits for.
 """
 
 import re
@@ -79,8 +80,8 @@ def products(instructions):
 
 
 def time_loop(instructions, jumps):
-    """The smallest loop with a barrier and most of the products: its instructions, and of the loops within it where they
-    begin and end."""
+    """The smallest loop with a barrier and most of the products: its instructions, and of the loops within it where
+    they begin and end."""
     loops = [(to, at) for at, to in jumps if any(one.op.startswith("BAR") for one in instructions[to : at + 1])]
     most = max(products(instructions[to : at + 1]) for to, at in loops)
     start, end = min((loop for loop in loops if products(instructions[loop[0] : loop[1] + 1]) > 0.9 * most),
@@ -102,8 +103,9 @@ class Timing:
 def timing(body, inner=(), hop=0):
     """``Timing`` of a loop's second turn, all branches as if nothing were jumped over.
 
-    inner: the loops within it, as ``time_loop`` finds them. hop: cycles from a store to another thread block's words until a
-    load sees it; both say STRONG. A load in an inner loop is that of another poll: left out where the first poll is before it.
+    inner: the loops within it, as ``time_loop`` finds them. hop: cycles from a store to another thread block's words
+    until a load sees it; both say STRONG. A load in an inner loop is that of another poll: left out where the first poll
+    is before it.
     """
     polls = [k for k, one in enumerate(body) if one.op.startswith("LD") and ".STRONG.GPU" in one.op]
     again = {k for k in polls if any(begin <= k < end for begin, end in inner)}

@@ -1,12 +1,12 @@
-"""What the machine code of the schedules block and grid says about a timestep on an H200: a table in Markdown, an ESTIMATE.
+"""What the machine code of the schedules block and grid says about a timestep on an H200: a table, an ESTIMATE.
 
     pip install nvidia-cuda-nvdisasm
     PYTHONPATH=tests python -m cuda_on_cpu.steps --save steps.json > steps.md
     PYTHONPATH=tests python -m cuda_on_cpu.steps --before steps_of_before.json > steps.md
     PYTHONPATH=tests python -m cuda_on_cpu.steps --only "lstm H768 B16"
 
-Each kernel is the one that the cost model would choose of its schedule. sass.py takes its time loop out of the machine code
-and adds up what one warp waits for.
+Each kernel is the one that the cost model would choose of its schedule. sass.py takes its time loop out of the machine
+code and adds up what one warp waits for.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def exchanged(problem, candidate):
 
 
 def _turns(problem, candidate, loop):
-    """How often a loop within the time loop runs in a timestep: once, but for products with weights in shared memory."""
+    """How often a loop within the time loop runs in a timestep: more than once where it multiplies by shared memory."""
     if candidate.kernel not in ("block", "grid") or sass.products(loop) < 4:
         return 1
     blocks = getattr(candidate, "blocks", 1)
@@ -97,14 +97,14 @@ def _turns(problem, candidate, loop):
 COLUMNS = ("instructions", "waits", "waited", "cycles", "bytes", "registers", "spills", "us")
 HEAD = """# A timestep on an H200: an estimate, nothing here was measured
 
-Made by `python -m cuda_on_cpu.steps` from the machine code for sm_90 (NVRTC {version}), T 512, one direction. Each kernel is
-the one that the cost model would choose of its schedule{before}.
+Made by `python -m cuda_on_cpu.steps` from the machine code for sm_90 (NVRTC {version}), T 512, one direction. Each
+kernel is the one that the cost model would choose of its schedule{before}.
 
-instructions: of a warp in a timestep, all branches counted, so at most. waits: how many of them wait for the result of an
-earlier one that takes longer than the instructions between; waited: the cycles of that, with published latencies and {hop:.2f} us
-for a number from another thread block. cycles: of a timestep, the longer of that warp's and of what all warps issue. bytes:
-that a thread block receives in it. us: at {clock:.2f} GHz, times the tiles that a group has one after another; cycles of a kernel
-that has two at once are of both. model: what the cost model says.
+instructions: of a warp in a timestep, all branches counted, so at most. waits: how many of them wait for the result of
+an earlier one that takes longer than the instructions between; waited: the cycles of that, with published latencies and
+{hop:.2f} us for a number from another thread block. cycles: of a timestep, the longer of that warp's and of what all
+warps issue; of a kernel that has two tiles at once those of both. bytes: that a thread block receives in it. us: at
+{clock:.2f} GHz, times the tiles that a group has one after another. model: what the cost model says.
 
 | case | kernel | {columns} | model us |
 |---|---|{lines}---:|"""

@@ -3,8 +3,8 @@
 ``gpurnn tune`` replaces what follows from them by measured times, and shows how far off it was.
 
 [1] Luo et al., "Dissecting the NVIDIA Hopper Architecture through Microbenchmarking", arXiv 2501.12084.
-[2] Microbenchmarks of an H100 that others have published: mma.sync m16n8k16 issues every 6.26 cycles; 564 to 651 ns from a
-    store to the poll that sees it; 1.4 us from one graph launch to the next.
+[2] Microbenchmarks of an H100 that others have published: mma.sync m16n8k16 issues every 6.26 cycles; 564 to 651 ns
+    from a store to the poll that sees it; 1.4 us from one graph launch to the next.
 [3] CUDA C++ Programming Guide, arithmetic instructions and technical specifications.
 """
 

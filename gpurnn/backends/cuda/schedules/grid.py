@@ -124,9 +124,9 @@ def grid_tile(problem, device, U, R, threads, KREG=None, AT=1):
 
 
 def _second_tile(problem, sequences):
-    """Registers of a thread for a second tile at once: its states, what is loaded of it, its places. Found by compiling.
+    """Registers of a thread for a second tile at once: its states, what is loaded of it, its places.
 
-    sequences: of the thread.
+    Found by compiling. sequences: of the thread.
     """
     return 24 + sequences * (2 * len(problem.cell.gates) + 8)
 
