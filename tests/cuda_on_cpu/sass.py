@@ -104,8 +104,8 @@ def timing(body, inner=(), hop=0):
     """``Timing`` of a loop's second turn, all branches as if nothing were jumped over.
 
     inner: the loops within it, as ``time_loop`` finds them. hop: cycles from a store to another thread block's words
-    until a load sees it; both say STRONG. A load in an inner loop is that of another poll: left out where the first poll
-    is before it.
+    until a load sees it; both say STRONG. A load in an inner loop is that of another poll: left out where the first
+    poll is before it.
     """
     polls = [k for k, one in enumerate(body) if one.op.startswith("LD") and ".STRONG.GPU" in one.op]
     again = {k for k in polls if any(begin <= k < end for begin, end in inner)}
