@@ -110,12 +110,17 @@ DEVICE void split(unsigned (&thirds)[3], float a, float b) {
     }
 }
 
+// Third `part` of two neighbours.
+DEVICE unsigned third(int part, float a, float b) {
+    unsigned thirds[3];
+    split(thirds, a, b);
+    return part == 0 ? thirds[0] : part == 1 ? thirds[1] : thirds[2];
+}
+
 // One word of a fragment of a part of numbers, as `word` takes them.
 template <typename T, int PARTS, typename Number> DEVICE unsigned word_of_part(int part, Number number) {
     if constexpr (PARTS == 1) return word<T>(number);
-    unsigned thirds[3];
-    split(thirds, number(0), number(1));
-    return part == 0 ? thirds[0] : part == 1 ? thirds[1] : thirds[2];
+    return third(part, number(0), number(1));
 }
 
 // Stores the thirds of two neighbours, or of one number, `apart` from one another.

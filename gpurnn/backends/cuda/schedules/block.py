@@ -7,24 +7,20 @@ import math
 from dataclasses import dataclass, replace
 
 from ....dtypes import ITEMSIZE
-from .cost import (
+from .constants import (
     BARRIERS,
+    CONVERT_RATE,
     EFFICIENCY,
+    FETCH,
+    FMA_RATE,
+    LATENCY,
     LOAD_SECONDS,
     MEANS,
-    extra_registers,
-    has_tensor_cores,
-    padded,
-    refusal,
-    step_seconds,
-    takes_inputs,
-    tensor_rate,
-    thread_registers,
+    SHARED_BYTES,
+    mma_rate,
 )
+from .cost import extra_registers, has_tensor_cores, padded, refusal, step_seconds, takes_inputs, thread_registers
 from .problem import Candidate
-
-LATENCY = 30  # exposed latency of one shared-memory load, in cycles
-FETCH = 8  # cycles per value that a block's threads load, counted in the SASS
 
 
 @dataclass(frozen=True)
@@ -129,7 +125,7 @@ def _mma_tiles(problem, device):
         plain = None
         for IP in (0, padded(problem.I, K)) if takes_inputs(problem) else (0,):
             tiles = (Q * HP + G * IP) * problem.multiplied_bytes // 32  # weight tiles of one warp
-            other = _mma_registers(problem, N) + (N - 1) * 60 + 4 * (size == 4)
+            other = _mma_registers(problem, N) + (N - 1) * 64 + 4 * (size == 4)
             other += 3 * -(-8 * N * padded(IP, 2 * K) // threads) if IP else 0  # x and its addresses
             other += 4 * (problem.H % 2 or device.capability < 90) if IP else 0
             room = thread_registers(threads) - other
@@ -139,7 +135,7 @@ def _mma_tiles(problem, device):
             if problem.parts == 3 and held < tiles:  # the compiler then loads so many weights early that it spills
                 continue
             warps = HP // 16
-            products = 2 * HP * (Q * HP + G * IP) * 8 * N / tensor_rate(problem)
+            products = 2 * HP * (Q * HP + G * IP) * 8 * N / mma_rate(size, problem.parts)
             operands = warps * N * tiles / (1 if problem.backward else Q) / 2 * 4
             rest = warps * (tiles - held) * 4
             moved = warps * N * 4 * ((1 if IP else 2) * G + 3) * size  # the SASS agrees (steps.py)
@@ -216,7 +212,7 @@ def _fma_tiles(problem, device):
             yield plain
             if takes_inputs(problem):
                 IP = padded(problem.I, 4)
-                cycles = problem.gates * HP * IP * R / 128 / EFFICIENCY + LATENCY
+                cycles = problem.gates * HP * IP * R / FMA_RATE / EFFICIENCY + LATENCY
                 cycles -= FETCH * problem.gates * -(-R // S)  # W_ih x is not loaded
                 more = problem.T * step_seconds(problem, device, R, cycles)
                 yield replace(fma_tile(problem, HP, S, KREG, R, plain.seconds, IP), product=more, like=plain.key)
@@ -270,10 +266,10 @@ def _cycles(problem, HP, S, KREG, R):
     """Cycles of one timestep of block.cu."""
     G, KS, warps = problem.products, HP // S, HP * S // 32
     size = ITEMSIZE[problem.dtype]
-    products = G * HP * HP * R / 128 + (0 if size == 4 else G * HP * HP / 64)  # 16-bit weights are widened first
+    products = G * HP * HP * R / FMA_RATE + (0 if size == 4 else G * HP * HP / CONVERT_RATE)
     products *= max(1, (8 / warps) ** 0.5) / EFFICIENCY  # few warps hide little latency
     operands = warps * KS / 4 * R * (G if problem.backward else 1)  # 16 bytes, the same for a warp
-    weights = (KS - KREG) * G * HP * S * size / 128
+    weights = (KS - KREG) * G * HP * S * size / SHARED_BYTES
     sums = warps * S * R * G
     means = _means_cycles(problem, HP // 32 * min(R, S), -(-R // S), HP // 32)
     return max(products, operands + weights) + sums + means + BARRIERS
