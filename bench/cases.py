@@ -24,7 +24,7 @@ class Case:
     what: "inference"; "forward", which saves what the backward pass needs; "train", forward and backward to every
     gradient, dx included; "step", a whole training step of a language model with V words: embedding of size I, stack,
     linear layer, cross-entropy, backward pass, clipping of the global norm at 1, Adam.
-    precision: "float32" or "tf32", for float32 on a GPU. The input GEMM is always part of the work.
+    precision: "float32", "fma" or "tf32", for float32 on a GPU. The input GEMM is always part of the work.
     ragged: the sequences have lengths between T/4 and T, the first of them T.
     heads: into how many the hidden units are divided. resets: the share of timesteps before which a sequence begins
     again, from zeros.

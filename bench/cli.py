@@ -86,7 +86,7 @@ Options such as -H replace the suite's own values; repeated ones are combined.""
 @click.option("-H", "H", multiple=True, type=click.IntRange(1))
 @click.option("-L", "L", multiple=True, type=click.IntRange(1))
 @click.option("--dtype", multiple=True, type=click.Choice(list(ITEMSIZE)))
-@click.option("--precision", multiple=True, type=click.Choice(["float32", "tf32"]))
+@click.option("--precision", multiple=True, type=click.Choice(["float32", "fma", "tf32"]))
 @click.option("--pass", "what", multiple=True, type=click.Choice(PASSES))
 @click.option("--bidirectional", is_flag=True, help="Both directions in every case.")
 @click.option("--only", multiple=True, help="Only cases with one of these in their name.")
