@@ -66,6 +66,10 @@ BARRIERS = _constant("BARRIERS", 350, "cycles of a block's timestep besides its 
 MEANS = _constant("MEANS", 220, "cycles of a stage of means",
                   "a guess: 5 shuffles of 24; a barrier, a load and a division of 30 to 40 each")  # fmt: skip
 FETCH = _constant("FETCH", 8, "cycles for each number that a block's threads load", "counted in the machine code")
+THIRDS_WORDS = _constant("THIRDS_WORDS", 60, "instructions of a warp for 16 numbers of 8 sequences, polled and split",
+                         "counted in the machine code")  # fmt: skip
+THIRDS_TILE = _constant("THIRDS_TILE", 13, "the same for a tile of weights: six products, four sums, three loads",
+                        "counted in the machine code")  # fmt: skip
 MOST_INPUTS = 32  # most columns of W_ih that a kernel of schedule block takes: a limit, not a figure
 
 

@@ -17,6 +17,8 @@ from .constants import (
     LOAD_SECONDS,
     ONE_READS,
     SHARED_BYTES,
+    THIRDS_TILE,
+    THIRDS_WORDS,
     mma_rate,
 )
 from .cost import extra_registers, has_tensor_cores, refusal, thread_registers
@@ -188,6 +190,8 @@ def grid_mma_tile(problem, device, U, R, P=1, held=None, AT=1):
     rest = (tiles - held) * threads * 16 / SHARED_BYTES
     sums = 8 * M * N * 4 + -(-R * U // 32) * rows // U * 8
     moved = (G if problem.backward else 1) * problem.H * R * size
+    if split:  # a multiprocessor issues four instructions a clock
+        products = max(products, K * N * (THIRDS_WORDS + M * THIRDS_TILE) / 4)
     numbers = U, KP, held, R, P, AT, problem.parts
     cycles, blocks, words = max(products, rest) + sums, -(-problem.H // U), 32 * K * 16 * 8 * N * size // 4
     tile = Grid("grid", 0.0, LOAD_SECONDS, kernel="grid_mma", numbers=numbers, rows=R, threads=threads,
