@@ -25,9 +25,7 @@ struct Poller {
     DEVICE void wait(unsigned missing, Load load, Arrived arrived) {
         for (int polls = 0; !timed_out; polls++) {
 #pragma unroll
-            for (int k = 0; k < COUNT; k++) {
-                if ((missing >> k & 1) && arrived(k)) missing &= ~(1u << k);
-            }
+            for (int k = 0; k < COUNT; k++) missing &= ~((unsigned)arrived(k) << k);
             if (!missing) return;
             if (polls == poll_limit || (polls % 1024 == 1023 && *(volatile int*)failed)) {
                 timed_out = true;

@@ -324,8 +324,8 @@ MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
 
 # On tensor cores, with what both share.
 MMA_MUTATIONS = {
-    "no wait": ("rnn tanh", "all = all && words[i][w] != Channel::EMPTY", "all = true"),
-    "one word's wait": ("rnn tanh", "all && words[i][w] != Channel::EMPTY", "words[i][0] != Channel::EMPTY"),
+    "no wait": ("rnn tanh", "all = all && (words[i][w] != Channel::EMPTY || !sent(i, w))", "all = true"),
+    "one word's wait": ("rnn tanh", "all && (words[i][w] !=", "(words[i][0] !="),
     "one slot": ("rnn tanh", "(when % (2 * TURNS)) * size", "0 * size"),
     "slots are not emptied": ("rnn tanh", "if (turn % TURNS != 1) return;", "return;"),
     "emptied before it is read": ("rnn tanh", "TURNS - 1; n < 2 * TURNS - 1", "TURNS + 1; n < 2 * TURNS + 1"),
