@@ -76,6 +76,21 @@ class Ops(InChunks, FromStates):
         """``array`` on the host."""
         return array.get() if hasattr(array, "get") and not isinstance(array, np.ndarray) else np.asarray(array)
 
+    def bounded(self, values, stop):
+        """``(values, wrong)``: integers that should be at least 0 and below ``stop``, and those that are not, or None.
+
+        It waits for a GPU. In an update that is recorded nobody may: there the numbers are made to fit, nothing is
+        returned as wrong, and the update is made again, as it always was, where some did not.
+        """
+        wrong = (values < 0) | (values >= stop)
+        return values, values[wrong] if wrong.any() else None
+
+    def update_graphs(self, rows, width):
+        """What records whole updates, or None where this backend records none: see backends/cuda/recording.py.
+
+        rows: most updates between two ``fetch``. width: losses of an update.
+        """
+
     def refuse_sizes(self, T, B, layers):
         """Raise ShapeError where a recurrent layer cannot take T timesteps or B sequences.
 

@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
     T* h,                               // [D, T+1, B, H]  in: the first slot; out: the others
     float* others,                      // [D, S-1, T+1 or 2, B, H]  likewise; or null where the cell has none
     T* __restrict__ output,             // [T, B, D*H]
-    const unsigned epoch,               // neither it nor the next tiles * T epochs occur in `words` yet
+    const unsigned* __restrict__ epoch,  // [1]  neither it nor the next tiles * T epochs occur in `words` yet
     const int poll_limit,               // of one wait
     unsigned long long* words,          // [groups, 2, H*R]
     int* failed,                        // [1]
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
     typedef Gathered<CellOf<float>::products, T, U, KP, S, KREG, R> Product;
     const int unit = blockIdx.y * U, d = blockIdx.x;
     Product product(memory, weight_hh + (size_t)d * CellOf<float>::products * H * H, unit, H);
-    Exchange channel(words, d * gridDim.z + blockIdx.z, R * H, epoch, poll_limit, failed);
+    Exchange channel(words, d * gridDim.z + blockIdx.z, R * H, *epoch, poll_limit, failed);
     const Forward<T> layer = {
         T_, B, H, W, (int)gridDim.x, save, mask_steps, bias_ih, bias_hh, own, mask, gates, h, others, output,
         {marks, reset_h, reset_others}};
@@ -232,7 +232,7 @@ __global__ void __launch_bounds__(KP / 4 * S, 1) grid_backward(
     const T* __restrict__ doutput,    // [T, B, D*H]  or null
     float* __restrict__ dh,           // [D, B, H]  in: of the last h; out: of the first
     float* __restrict__ dothers,      // [D, S-1, B, H]  likewise; or null where the cell has none
-    const unsigned epoch,
+    const unsigned* __restrict__ epoch,  // [1]
     const int poll_limit,
     unsigned long long* words,        // [groups, 2, N*N*R*U], N = gridDim.y
     int* failed,                      // [1]
@@ -246,7 +246,7 @@ __global__ void __launch_bounds__(KP / 4 * S, 1) grid_backward(
     typedef Scattered<CellOf<float>::products, T, U, KP, S, KREG, R> Product;
     const int unit = blockIdx.y * U, d = blockIdx.x, N = gridDim.y;
     Product product(memory, weight_hh + (size_t)d * CellOf<float>::products * H * H, unit, H);
-    Exchange channel(words, d * gridDim.z + blockIdx.z, N * N * R * U, epoch, poll_limit, failed);
+    Exchange channel(words, d * gridDim.z + blockIdx.z, N * N * R * U, *epoch, poll_limit, failed);
     const Backward<T> layer = {T_, B, H, W, (int)gridDim.x, mask_steps, own, mask, gates, h, others, doutput, dh, dothers,
                                {marks, reset_h, reset_others, dreset_h, dreset_others}};
     for (int tile = blockIdx.z; tile * R < B; tile += gridDim.z) {
