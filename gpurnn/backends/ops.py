@@ -77,19 +77,15 @@ class Ops(InChunks, FromStates):
         return array.get() if hasattr(array, "get") and not isinstance(array, np.ndarray) else np.asarray(array)
 
     def bounded(self, values, stop):
-        """``(values, wrong)``: integers that should be at least 0 and below ``stop``, and those that are not, or None.
+        """``(values, wrong)``: integers, and those of them that are not at least 0 and below ``stop``, or None.
 
-        It waits for a GPU. In an update that is recorded nobody may: there the numbers are made to fit, nothing is
-        returned as wrong, and the update is made again, as it always was, where some did not.
+        It waits for a GPU; in an update that is recorded, where nobody may, all are made to fit and noted instead.
         """
         wrong = (values < 0) | (values >= stop)
         return values, values[wrong] if wrong.any() else None
 
     def update_graphs(self, rows, width):
-        """What records whole updates, or None where this backend records none: see backends/cuda/recording.py.
-
-        rows: most updates between two ``fetch``. width: losses of an update.
-        """
+        """As the ``UpdateGraphs`` of backends/cuda/recording.py; None where this backend records no updates."""
 
     def refuse_sizes(self, T, B, layers):
         """Raise ShapeError where a recurrent layer cannot take T timesteps or B sequences.

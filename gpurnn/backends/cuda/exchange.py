@@ -19,21 +19,22 @@ class Exchange:
     def __init__(self, device, kernels):
         self.device, self.kernels = device, kernels
         self.xp, self.lock = device.xp, threading.Lock()
-        self.words = self.epoch = None  # each memory has epochs of its own: a graph may still use an older one
-        self.ring = None
+        # each memory has epochs of its own: a graph may still use an older one
+        self.words, self.epoch = self.xp.zeros(0, np.uint64), self.xp.zeros(1, np.uint32)
+        self.ring = self.xp.zeros(0, np.uint32)
         self.failed = self.xp.zeros(1, np.int32)
         self.seen, self._refresh = device.mirror(self.failed)
 
     def take(self, numbers):
         """The last arguments of a kernel that needs this many words with epochs."""
-        if self.words is None or self.words.size < numbers:
+        if self.words.size < numbers:
             self._check_room("words")
             self.words, self.epoch = self.xp.zeros(numbers, np.uint64), self.xp.zeros(1, np.uint32)
         return self.epoch, self.patience, self.words, self.failed
 
     def empty(self, numbers):
         """The last arguments of a kernel that needs this many empty words."""
-        if self.ring is None or self.ring.size < numbers:
+        if self.ring.size < numbers:
             self._check_room("ring")
             self.ring = self.xp.zeros(numbers, np.uint32)
         self.ring[:numbers] = 0xFFFFFFFF
