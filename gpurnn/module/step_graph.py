@@ -8,6 +8,12 @@ from typing import Any
 from .._typing import Array
 
 
+def is_ours(thing: Any) -> bool:
+    """Whether the class of a layer is one of this package. Python of others may do something else in each call, which a
+    graph would freeze."""
+    return type(thing).__module__.split(".")[0] == "gpurnn"
+
+
 class StepGraph:
     """A recorded timestep.
 

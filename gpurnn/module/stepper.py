@@ -12,7 +12,7 @@ import numpy as np
 
 from .._typing import Array, State
 from ..errors import BackendError, ShapeError, check_size, described
-from .step_graph import StepGraph
+from .step_graph import StepGraph, is_ours
 
 
 class Stepper:
@@ -75,7 +75,7 @@ class Stepper:
         self._strands = [leaf._strand_states(None, self.batch) for leaf in self._leaves]
         self._free: set[int] = set()
         self._graph: StepGraph | None = None
-        self._graph_refused = False
+        self._graph_refused = not all(is_ours(module) for _, module in model.modules())
         self._before: tuple[Array, Array] | None = None  # input and output of the step before
         self._refresh()
 

@@ -278,6 +278,7 @@ class TrainingLoop(TrainingState):
 
     def close(self) -> None:
         """Close the logs and release the folder."""
+        self.recorded.close()
         self.files.close()
 
     def save(self, name: str = "last.json") -> None:

@@ -12,6 +12,7 @@ from .._typing import Array, State
 from ..data import Batch
 from ..errors import BackendError
 from ..losses.mean import is_one_of
+from ..module.step_graph import is_ours
 
 
 def refusal(training: Any, graphs: Any) -> str | None:
@@ -26,27 +27,26 @@ def refusal(training: Any, graphs: Any) -> str | None:
     if optimizer._kernel is None:
         return f"the update of {type(optimizer).__name__} is array code, whose numbers would be frozen"
     if settings.graph is None:
-        own = [type(one).__name__ for one in (*dict(model.modules()).values(), optimizer) if not _is_ours(one)]
+        own = [type(one).__name__ for one in (*dict(model.modules()).values(), optimizer) if not is_ours(one)]
         own += [] if is_one_of(settings.loss) else ["the loss"]
         if own:
             return f"{own[0]} is not of this package, and may change from update to update"
     return None
 
 
-def _is_ours(thing: Any) -> bool:
-    return type(thing).__module__.split(".")[0] == "gpurnn"
-
-
 def arrays_of(batch: Batch) -> list[Array]:
     """The arrays of a batch: inputs, then targets. Raises BackendError for one that has others."""
+    if type(batch) is not Batch:
+        raise BackendError(f"batches of a class of its own, {type(batch).__name__}")
     for name in ("lengths", "reset", "mask"):
         if getattr(batch, name) is not None:
             raise BackendError(f"batches with {name}: how many timesteps count is a number that the host must know")
     if batch.loss_options:
         raise BackendError("the loss has options that differ from batch to batch (loss_options)")
     arrays = [*(batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)), batch.targets]
-    if not all(hasattr(array, "dtype") and hasattr(array, "shape") for array in arrays):
-        raise BackendError("inputs and targets must be arrays")
+    for array in arrays:
+        if type(array) is not np.ndarray and not (hasattr(array, "dtype") and hasattr(array, "get")):
+            raise BackendError(f"inputs and targets must be arrays of NumPy or CuPy, got {type(array).__name__}")
     return arrays
 
 

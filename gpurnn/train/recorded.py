@@ -14,6 +14,7 @@ which parameters are frozen.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -71,6 +72,8 @@ class RecordedUpdates:
         self.refused = refusal(training, self.graphs)
         if self.refused and self.settings.graph:
             raise BackendError(f"graph=True: {self.refused}. Leave graph out to run launch by launch")
+        if self.refused and self.graphs is not None:
+            self.model.ops.note_update(f"updates of a {type(self.model).__name__}", self.refused)
         self._recorded: OrderedDict[Any, _Update | str] = OrderedDict()  # or why there is none
         self._seen: OrderedDict[Any, Any] = OrderedDict()  # shapes -> those of the state that the update left
         self._states: dict[Any, list[Array]] = {}
@@ -126,6 +129,15 @@ class RecordedUpdates:
                 self._make_again(pending[number:])
                 return
             self._count(one, norm, losses)
+
+    def close(self) -> None:
+        """Give back the graphs and their memory."""
+        if self._pending:  # something was raised: they may still run
+            with contextlib.suppress(BackendError):
+                self.graphs.fetch(1)
+        self.graphs = None
+        for some in (self._pending, self._dropped, self._recorded, self._states, self._copies):
+            some.clear()
 
     # ---- which
 
@@ -291,7 +303,10 @@ class _Update:
         graph.carry(self._between, leaves(state))
 
     def launch(self, row: int, some: list[Batch], weights: list[float], state: State) -> None:
-        """Run it with these batches; ``row``: where its numbers go."""
+        """Run it with these batches; ``row``: where its numbers go.
+
+        CUDA takes up to 64 KB from the host's memory at once; for a larger array it may wait until the copy is made.
+        """
         total, scale = sum(weights), self.scaler.scale if self.scaler else 1
         self._factors[...] = [(weight / total if total else 0.0) * scale for weight in weights]
         if self.scaler:
