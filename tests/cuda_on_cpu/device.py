@@ -427,10 +427,6 @@ class EmulatedDevice(CupyDevice):
             for matrix in multiply():
                 self.emulator.written(matrix.T)
 
-        captured = self.xp.cuda.captured
-        if captured is None:
-            action()
-            return
         addresses = call[8], call[12], call[17]
 
         def later():
@@ -438,4 +434,12 @@ class EmulatedDevice(CupyDevice):
                 raise RuntimeError("a graph uses memory that was given back to the pool")
             action()
 
-        captured.append(later)
+        self._do(action if self.xp.cuda.captured is None else later)
+
+    def _do(self, action):
+        """Do it now, or under capture when the graph runs."""
+        captured = self.xp.cuda.captured
+        if captured is None:
+            action()
+        else:
+            captured.append(action)
