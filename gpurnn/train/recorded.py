@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 
 from .._typing import Array, State
-from ..arrays import plain
 from ..data import Batch
 from ..errors import BackendError
 from ..optim import clip_grad_norm, clip_grad_value
@@ -267,8 +266,9 @@ class _Update:
     def __init__(self, owner: RecordedUpdates, some: list[Batch], carried: bool, layout: Any) -> None:
         self.settings, self.model, self.optimizer = owner.settings, owner.model, owner.training.optimizer
         self.scaler, ops = owner.training.scaler, owner.model.ops
-        self._arrays = [[ops.asarray(array, "batch").copy() for array in arrays_of(batch)] for batch in some]
-        self._batches = [with_arrays(batch, arrays) for batch, arrays in zip(some, self._arrays, strict=True)]
+        arrays = [[ops.asarray(array, "batch").copy() for array in arrays_of(batch)] for batch in some]
+        self._inputs = [[owner.graphs.input(array) for array in those] for those in arrays]
+        self._batches = [with_arrays(batch, those) for batch, those in zip(some, arrays, strict=True)]
         self._carried, self._between = carried, owner.state_arrays(layout)
         self.state = nested(layout, iter(self._between))
         self._buffers, modules = owner.buffers(), [module for _, module in self.model.modules()]
@@ -303,20 +303,14 @@ class _Update:
         graph.carry(self._between, leaves(state))
 
     def launch(self, row: int, some: list[Batch], weights: list[float], state: State) -> None:
-        """Run it with these batches; ``row``: where its numbers go.
-
-        CUDA takes up to 64 KB from the host's memory at once; for a larger array it may wait until the copy is made.
-        """
+        """Run it with these batches; ``row``: where its numbers go."""
         total, scale = sum(weights), self.scaler.scale if self.scaler else 1
         self._factors[...] = [(weight / total if total else 0.0) * scale for weight in weights]
         if self.scaler:
             self._unscale[...] = 1 / scale
-        for batch, arrays in zip(some, self._arrays, strict=True):
-            for array, value in zip(arrays, arrays_of(batch), strict=True):
-                if isinstance(value, np.ndarray):
-                    array.set(plain(value))
-                else:
-                    array[...] = value
+        for batch, inputs in zip(some, self._inputs, strict=True):
+            for given, value in zip(inputs, arrays_of(batch), strict=True):
+                given.write(row, value)
         if self._carried and state is not self.state:
             for array, value in zip(self._between, leaves(state), strict=True):
                 if array is not value:

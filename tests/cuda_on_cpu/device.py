@@ -258,8 +258,11 @@ class Xp:
     def asarray(self, value, dtype=None):
         if isinstance(value, Array):
             return value if dtype is None or value.dtype == dtype else value.astype(dtype)
+        host = np.asarray(value, dtype)
+        if self.cuda.captured is not None and host.ndim == 0:  # CuPy fills it by a kernel: the number is frozen
+            return self.record(lambda: host, (), lambda: host)
         self.cuda.refuse_uploads()
-        return self.wrap(np.asarray(value, dtype), fresh=True)
+        return self.wrap(host, fresh=True)
 
     array = asarray
 

@@ -149,14 +149,20 @@ class CupyDevice:
         Returns ``(host, refresh)``. ``refresh()`` queues a copy on the current stream and does not wait for it; the
         NumPy array ``host`` holds the numbers once that copy is done.
         """
-        pinned = self.xp.cuda.alloc_pinned_memory(array.nbytes)
-        host = np.frombuffer(pinned, array.dtype, array.size)
-        host[...] = 0
+        host = self.pinned(array.size, array.dtype)
 
         def refresh():
             array.data.copy_to_host_async(host.ctypes.data, array.nbytes, self.xp.cuda.get_current_stream())
 
         return host, refresh
+
+    def pinned(self, shape, dtype):
+        """Zeros on the host, from where and to where the GPU copies without waiting."""
+        count, dtype = int(np.prod(shape, dtype=np.int64)), np.dtype(dtype)
+        memory = self.xp.cuda.alloc_pinned_memory(max(count * dtype.itemsize, 1))
+        host = np.frombuffer(memory, np.uint8, count * dtype.itemsize).view(dtype).reshape(shape)
+        host[...] = 0
+        return host
 
     def free_memory(self):
         """Return CuPy's unused memory to the driver."""

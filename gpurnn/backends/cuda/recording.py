@@ -28,7 +28,8 @@ import numpy as np
 from ...errors import BackendError
 from .launch import c_type, signature
 
-_WORDS = 1024  # of 64 bits: the numbers of an update, a few for each layer and each group of parameters
+_WORDS = 512  # of 64 bits: the numbers of an update, a few for each layer and each group of parameters
+_PINNED = 1 << 26  # most bytes on the host for one input: more goes through CuPy's own
 _STEPS = 1 << 13  # most timesteps that run launch by launch inside a graph: it holds two nodes or more for each
 
 
@@ -61,6 +62,27 @@ class Draw(int):
         return Draw(int(self) + more, self.counter, self.later + more)
 
 
+class Input:
+    """An array of the device that the host writes before each update, while those before may still run.
+
+    Each of ``rows`` updates has pinned memory of its own on the host: from other memory CUDA may copy later than it
+    returns, where the GPU can read it by itself.
+    """
+
+    def __init__(self, device, array, rows):
+        self.xp, self.array = device.xp, array
+        small = 0 < rows * array.nbytes <= _PINNED
+        self._host = device.pinned((rows, *array.shape), array.dtype) if small else None
+
+    def write(self, row, value):
+        """Copy ``value``, of NumPy or CuPy, behind what runs there."""
+        if self._host is None or not isinstance(value, np.ndarray):
+            self.array[...] = self.xp.asarray(value)
+        else:
+            self._host[row] = value
+            self.array.set(self._host[row])
+
+
 class Recording:
     """The numbers that one recorded update reads from device memory.
 
@@ -70,6 +92,7 @@ class Recording:
     def __init__(self, graphs):
         self.xp, self.go, self.wrong = graphs.xp, graphs.go, graphs.wrong
         self._host, self._words = np.zeros(_WORDS, np.uint64), self.xp.zeros(_WORDS, np.uint64)
+        self._input = Input(graphs.device, self._words, graphs.rows)
         self._used = self._steps = 0
         self._updates = []  # the numbers of the optimizer on the host, in the order of its parts
         self._next = None  # while only these are asked for, which one comes next
@@ -125,9 +148,9 @@ class Recording:
                 f"its time loops have more than {_STEPS} timesteps that run launch by launch, by schedule 'step'"
             )
 
-    def send(self):
-        """Copy the numbers to the device, behind what runs there. (So few bytes leave the host's memory at once.)"""
-        self._words[: self._used].set(self._host[: self._used])
+    def send(self, row):
+        """Copy the numbers to the device, behind what runs there."""
+        self._input.write(row, self._host)
 
 
 class UpdateGraphs:
@@ -152,6 +175,10 @@ class UpdateGraphs:
         for exchange in self.ops.exchanges.values():
             exchange.refresh()
         return self.ops.to_numpy(self.results[:rows])
+
+    def input(self, array):
+        """An ``Input`` of this array."""
+        return Input(self.device, array, self.rows)
 
     def go_on(self):
         """Let updates be made again."""
@@ -234,7 +261,7 @@ class UpdateGraph:
             self.recording.write_updates(update)
         finally:
             device.recording = None
-        self.recording.send()
+        self.recording.send(row)
         self.graph.launch()
         for module, draws in zip(self.modules, self.draws, strict=True):
             module.calls += draws
