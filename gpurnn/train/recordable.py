@@ -38,11 +38,11 @@ def arrays_of(batch: Batch) -> list[Array]:
     """The arrays of a batch: inputs, then targets. Raises BackendError for one that has others."""
     if type(batch) is not Batch:
         raise BackendError(f"batches of a class of its own, {type(batch).__name__}")
-    for name in ("lengths", "reset", "mask"):
-        if getattr(batch, name) is not None:
+    options = batch.loss_options or {}
+    given = {name: getattr(batch, name) for name in ("lengths", "reset", "mask")} | options
+    for name, value in given.items():
+        if value is not None and not (name == "lengths" and _is_full(value, batch.inputs)):
             raise BackendError(f"batches with {name}: how many timesteps count is a number that the host must know")
-    if batch.loss_options:
-        raise BackendError("the loss has options that differ from batch to batch (loss_options)")
     arrays = [*(batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)), batch.targets]
     for array in arrays:
         if type(array) is not np.ndarray and not (hasattr(array, "dtype") and hasattr(array, "get")):
@@ -50,10 +50,18 @@ def arrays_of(batch: Batch) -> list[Array]:
     return arrays
 
 
+def _is_full(lengths: Any, inputs: Any) -> bool:
+    """Whether these lengths are those of sequences of all timesteps, which means the same as none."""
+    if type(lengths) is not np.ndarray or lengths.ndim != 1 or len(getattr(inputs, "shape", ())) < 2:
+        return False
+    T, B = inputs.shape[:2] if inputs.shape[1] == lengths.size else inputs.shape[1::-1]
+    return lengths.size == B and lengths.dtype.kind in "iu" and bool((lengths == T).all())
+
+
 def with_arrays(batch: Batch, arrays: list[Array]) -> Batch:
-    """A batch with other arrays."""
+    """A batch with other arrays; lengths that are those of all timesteps are left out."""
     inputs = tuple(arrays[:-1]) if isinstance(batch.inputs, tuple) else arrays[0]
-    return replace(batch, inputs=inputs, targets=arrays[-1])
+    return replace(batch, inputs=inputs, targets=arrays[-1], lengths=None, loss_options={})
 
 
 def shapes_of(batch: Batch) -> Any:

@@ -10,8 +10,8 @@ same ones again. What must be so:
   may grow, as CuPy captures in CUDA's "relaxed" mode (cupy/cuda/stream.pyx, ``begin_capture``). All graphs of a
   training share the pool: they run one after another, and what outlives one lies in fixed arrays.
 - **No copy from or to the host.** CuPy refuses both under capture (cupy/cuda/memory.pyx), and its cuBLAS wrapper
-  (cupy_backends/cuda/libs/cublas.pyx); ours is called through ctypes. So lengths, masks, resets and class indices to
-  be ignored are not recorded: how many timesteps count is a number that the host must know.
+  (cupy_backends/cuda/libs/cublas.pyx); ours is called through ctypes. So lengths that differ, masks, resets and class
+  indices to be ignored are not recorded: how many timesteps count is a number that the host must know.
 - **Numbers that change** lie in device memory: the optimizer's (rate, bias corrections), the counters of random draws,
   the factor of the loss, what gradients are divided by with a loss scale. ``UpdateGraph.launch`` has the host compute
   them as ever, so they have the same bits, and copies them in one piece. The epochs of schedule ``grid`` count

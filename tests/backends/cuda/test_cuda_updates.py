@@ -118,10 +118,15 @@ CASES = {
     "gru block sgd": {"kind": "gru", "schedule_": "block", "optimizer": SGD},
     "lstm grid": {"schedule_": "grid", "H": 19},
     "gru grid_mma": {"kind": "gru", "schedule_": "grid", "H": 19, "dtype": "bfloat16", "optimizer": SGD},
-    "two layers, dropout between": {"num_layers": 2, "between": 0.3, "optimizer": "rmsprop"},
+    "two layers, dropout between": {
+        "num_layers": 2, "between": 0.3, "optimizer": "rmsprop",
+        "validation": gpurnn.TextBatches(TEXT[:13], batch_size=3, steps=2)},
     "a wavefront": {"num_layers": 2, "wavefront": 2},
     "both directions, batch norm": {"bidirectional": True, "norm": True, "batches": [
         (TEXT[k : k + 6].reshape(2, 3), TEXT[k + 1 : k + 7].reshape(2, 3)) for k in (0, 6, 12)]},
+    "lengths of all timesteps": {"norm": True, "batches": [
+        gpurnn.data.Batch(TEXT[k : k + 6].reshape(3, 2), TEXT[k + 1 : k + 7].reshape(3, 2), np.array([3, 3]))
+        for k in (0, 6, 12, 18)]},
     "values clipped, a rate for each step": {
         "kind": "gru", "clip_value": 0.01, "schedule_every": "step",
         "schedule": lambda opt: gpurnn.CosineSchedule(opt, total=9)},
@@ -138,11 +143,26 @@ def test_a_recorded_update_has_the_bits_of_one_launch_by_launch(case, train):
         assert 0 < run.records[-1]["skipped"] < 9
 
 
+class Stopping(gpurnn.TextBatches):
+    """A text whose reading fails once, in the middle of the second epoch."""
+
+    failed = False
+
+    def batch(self, epoch, index):
+        if (epoch, index) == (1, 5) and not self.failed:
+            self.failed = True
+            raise ValueError("no more")
+        return super().batch(epoch, index)
+
+
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(train, tmp_path):
-    """A stop between two fetches: the checkpoint has all that was launched."""
-    whole = train(True, out=tmp_path / "whole")
-    train(True, epochs=1, out=tmp_path / "parts", checkpoint_every=2)
-    rest = train(True, out=tmp_path / "parts", resume=True)
+    """A stop between two fetches, two updates behind a checkpoint in the middle of an epoch."""
+    options = {"checkpoint_every": 3}
+    text = Stopping(np.resize(TEXT, 3 * 3 * 8 + 1), batch_size=3, steps=3)
+    whole = train(True, batches=gpurnn.TextBatches(text.ids, 3, 3), out=tmp_path / "whole", **options)
+    stopped = train(True, batches=text, out=tmp_path / "parts", **options)
+    assert str(stopped.error) == "no more" and stopped.graphs > 8
+    rest = train(True, batches=text, out=tmp_path / "parts", resume=True, **options)
     all_equal(whole.arrays, rest.arrays)
     assert whole.records == rest.records and rest.graphs
 
@@ -204,6 +224,14 @@ def test_what_cannot_be_recorded_says_why(train):
     assert run.graphs == 0
     for options, words in (
         ({"batches": ragged}, "batches with lengths: how many timesteps count"),
+        (
+            {
+                "batches": [
+                    gpurnn.data.Batch(TEXT[:6].reshape(3, 2), TEXT[:6].reshape(3, 2), mask=np.ones((3, 2), bool))
+                ]
+            },
+            "batches with mask",
+        ),
         ({"weight_noise": 0.1}, "weight_noise"),
         ({"loss": functools.partial(gpurnn.cross_entropy, ignore_index=3)}, "D2H transfers are disallowed"),
     ):
