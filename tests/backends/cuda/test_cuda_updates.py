@@ -269,7 +269,7 @@ def test_what_a_callback_changes_is_seen(train):
 
 # ---- planted errors
 
-WAIT = "for (int polls = 0; missing; polls++) {"
+WAIT = "for (int polls = 0; !timed_out; polls++) {"
 LATE = (WAIT, f"for (int k = 0; blockIdx.y == 1 && k < 60; k++) (void)*(volatile int*)failed;\n{WAIT}")  # a block
 ERRORS = {
     "the epochs of the exchange stand still": {"schedule_": "grid", "H": 19, "edits": [
