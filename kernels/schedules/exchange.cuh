@@ -40,7 +40,7 @@ struct Poller {
 //
 // Two slots alternate. A block sends epoch n + 1 only after it has received all of epoch n. The senders of epoch n had
 // received all of n - 1 by then, so nobody reads that slot any more. Epochs continue from launch to launch and never
-// repeat.
+// repeat: the next one lies in device memory, and epochs.cu counts it up.
 
 struct Exchange : Poller {
     unsigned long long* words;  // [2, size] of this group
