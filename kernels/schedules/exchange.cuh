@@ -27,11 +27,16 @@ struct Poller {
 #pragma unroll
             for (int k = 0; k < COUNT; k++) missing &= ~((unsigned)arrived(k) << k);
             if (!missing) return;
-            if (polls == poll_limit || (polls % 1024 == 1023 && *(volatile int*)failed)) {
-                timed_out = true;
-                *(volatile int*)failed = 1;
-            }
+            count(polls);
             load_missing<COUNT>(missing, load);
+        }
+    }
+
+    // To be called with the number of polls before each further one.
+    DEVICE void count(int polls) {
+        if (polls == poll_limit || (polls % 1024 == 1023 && *(volatile int*)failed)) {
+            timed_out = true;
+            *(volatile int*)failed = 1;
         }
     }
 };

@@ -156,11 +156,11 @@ struct Scattered {
     float* d_shared;    // [R, S * RS]: dgates of the block's rows
     float* partial_sums;  // [S, R, KP]
     float* sums;   // [2, P, OWNED]: in turn, as one tile's may still be read when another's are written
-    int now;       // offset of the buffer of this turn
+    int turn;      // which of the two this turn has
     int H, unit, quad, slice;
 
     DEVICE Scattered(float4* memory, const T* W_hh, int unit_, int H_)
-        : d_shared((float*)memory), now(0), H(H_), unit(unit_), quad(threadIdx.x % QUADS), slice(threadIdx.x / QUADS) {
+        : d_shared((float*)memory), turn(0), H(H_), unit(unit_), quad(threadIdx.x % QUADS), slice(threadIdx.x / QUADS) {
         partial_sums = d_shared + R * S * RS;
         sums = partial_sums + S * R * KP;
         auto* w_shared = (typename ThreadWeights::vec4*)(sums + 2 * P * OWNED);
@@ -207,9 +207,9 @@ struct Scattered {
         channel.template receive<threads>(
             blockIdx.y * N * OWNED, N * OWNED, [&](int i) { return unit + i % U < H; }, [&](int, float x) { sum += x; });
         sum = sum_over_lanes<lanes>(sum);
-        now = P * OWNED - now;
+        turn ^= 1;
         if (OWNED >= 32 || threadIdx.x % 32 < OWNED) {
-            sums[now + (OWNED < 32 ? threadIdx.x / 32 : threadIdx.x / OWNED) * OWNED + threadIdx.x % OWNED] = sum;
+            sums[turn * P * OWNED + (OWNED < 32 ? threadIdx.x / 32 : threadIdx.x / OWNED) * OWNED + threadIdx.x % OWNED] = sum;
         }
         return !__syncthreads_or(channel.timed_out);
     }
@@ -217,7 +217,7 @@ struct Scattered {
     DEVICE float sum(int k, int) const {
         const int r = threadIdx.x / U + k * (threads / U);
         float sum = 0.0f;
-        for (int p = 0; p < P && r < R; p++) sum += sums[now + p * OWNED + r * U + threadIdx.x % U];
+        for (int p = 0; p < P && r < R; p++) sum += sums[(turn * P + p) * OWNED + r * U + threadIdx.x % U];
         return sum;
     }
 };

@@ -84,12 +84,12 @@ struct WarpProduct {
         constexpr int together = KT < batch ? KT : batch, COUNT = together * N;
         const int k = lane % 4 * 4;
         unsigned both[2][COUNT][WORDS];
-        auto load_one = [&](int from, int i) {
-            if (from + i / N < KT) channel.load(both[from / batch % 2][i], (((warp * KT + from) * N + i) * 32 + lane) * WORDS);
-        };
         auto load = [&](int from) {
 #pragma unroll
-            for (int i = 0; i < COUNT; i++) load_one(from, i);
+            for (int i = 0; i < COUNT; i++) {
+                const int place = (((warp * KT + from) * N + i) * 32 + lane) * WORDS;
+                if (from + i / N < KT) channel.load(both[from / batch % 2][i], place);
+            }
         };
         load(0);
 #pragma unroll
@@ -103,19 +103,23 @@ struct WarpProduct {
                 if (from + i / WORDS / N < KT) empty = empty || words[i / WORDS][i % WORDS] == Channel::EMPTY;
             }
             if (empty) {
+                // Hidden from the compiler, which would otherwise keep all that follows from them in registers.
+                int first = k, column = sequence(lane / 4);
+                asm volatile("" : "+r"(first), "+r"(column));
                 auto sent = [&](int i, int w) {
-                    return i % N * 8 + sequence(lane / 4) < sequences && k + w * Fragment<T>::P < units(group + i / N);
+                    return i % N * 8 + column < sequences && first + w * Fragment<T>::P < units(group + i / N);
                 };
-                channel.template wait<COUNT>(
-                    (1ull << COUNT) - 1, [&](int i) { load_one(from, i); },
-                    [&](int i) {
-                        bool all = true;
+                for (int polls = 0; !channel.timed_out; polls++) {  // all words again: to choose some would take registers
+                    bool late = false;
 #pragma unroll
-                        for (int w = 0; w < WORDS && from + i / N < KT; w++) {
-                            all = all && (words[i][w] != Channel::EMPTY || !sent(i, w));
-                        }
-                        return all;
-                    });
+                    for (int i = 0; i < COUNT * WORDS; i++) {
+                        const bool is_empty = words[i / WORDS][i % WORDS] == Channel::EMPTY;
+                        if (from + i / WORDS / N < KT) late = late || (is_empty && sent(i / WORDS, i % WORDS));
+                    }
+                    if (!late) break;
+                    channel.count(polls);
+                    load(from);
+                }
 #pragma unroll
                 for (int i = 0; i < COUNT; i++) {
 #pragma unroll

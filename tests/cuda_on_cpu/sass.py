@@ -49,7 +49,7 @@ def nvdisasm(cubin):
 def instructions(text, name):
     """Of one kernel: its instructions in order, and the jumps, (from, to) as places in that order."""
     part = text[text.index(f".text.{name}:") :]
-    end = part.find("\n.section", 1)
+    end = part.find("\n//---", 1)
     found, labels, jumps, code = [], {}, [], None
     for line in part[: end if end > 0 else None].splitlines():
         label = re.match(r"(\.L_x_\d+):", line)

@@ -325,8 +325,10 @@ MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
 
 # On tensor cores, with what both share.
 MMA_MUTATIONS = {
-    "no wait": ("rnn tanh", "all = all && (words[i][w] != Channel::EMPTY || !sent(i, w))", "all = true"),
-    "one word's wait": ("rnn tanh", "all && (words[i][w] !=", "(words[i][0] !="),
+    "no wait": ("rnn tanh", "if (empty) {", "if (false) {"),
+    "one word's wait": ("rnn tanh", "empty = empty ||", "empty = empty || i % WORDS == 0 &&"),
+    "one poll": ("rnn tanh", "if (!late) break;", "break;"),
+    "words that nobody sends": ("rnn tanh", "words[i][w] = sent(i, w) ? words[i][w] : 0;", ";"),
     "one slot": ("rnn tanh", "(when % (2 * TURNS)) * size", "0 * size"),
     "slots are not emptied": ("rnn tanh", "if (turn % TURNS != 1) return;", "return;"),
     "emptied before it is read": ("rnn tanh", "TURNS - 1; n < 2 * TURNS - 1", "TURNS + 1; n < 2 * TURNS + 1"),

@@ -17,7 +17,7 @@ def listing(*rows):
         lines.append(f"        /*{place:04x}*/        {op} {operands} ;      /* 0x{place:016x} */")
         lines.append(f"                               /* 0x{control:016x} */")
         place += 16
-    return "\n".join([*lines, "\t.section\t.nv.info"])
+    return "\n".join([*lines, "//------ .nv.info", *lines])
 
 
 TIME_LOOP = (

@@ -178,6 +178,8 @@ def grid_mma_tile(problem, device, U, R, P=1, held=None, AT=1):
     other = 4 * (M * N * chains + min(8 // P, K // 8 * N) + size) + -(-R * U // threads) * (2 * G + 12) + 56
     if P == 1:
         other += 8 * (size == 4 and device.capability < 90) + problem.backward * (4 if K < 320 else 24)
+    if K // 8 > 8 // (N * P):  # words of two batches in flight
+        other += 48 if size == 2 else 72
     other += AT * extra_registers(problem.cell, -(-R * U // threads))
     other += (AT - 1) * _second_tile(problem, -(-R * U // threads))
     room = (thread_registers(threads) if P == 1 else 112) - other
