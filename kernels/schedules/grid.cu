@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
     T* h,                               // [D, T+1, B, H]  in: the first slot; out: the others
     float* others,                      // [D, S-1, T+1 or 2, B, H]  likewise; or null where the cell has none
     T* __restrict__ output,             // [T, B, D*H]
-    const unsigned epoch,               // neither it nor the next tiles * T epochs occur in `words` yet
+    const unsigned* __restrict__ epoch,  // [1]  neither it nor the next tiles * T epochs occur in `words` yet
     const int poll_limit,               // of one wait
     unsigned long long* words,          // [groups, AT, 2, H*R]
     int* failed,                        // [1]
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
     const int unit = blockIdx.y * U, d = blockIdx.x;
     Product product(memory, weight_hh + (size_t)d * CellOf<float>::products * H * H, unit, H);
     auto channel = [&](int k) {
-        return Exchange(words, (d * gridDim.z + blockIdx.z) * AT + k, R * H, epoch, poll_limit, failed);
+        return Exchange(words, (d * gridDim.z + blockIdx.z) * AT + k, R * H, *epoch, poll_limit, failed);
     };
     const Forward<T> layer = {
         T_, B, H, W, (int)gridDim.x, save, mask_steps, bias_ih, bias_hh, own, mask, gates, h, others, output,
@@ -156,11 +156,11 @@ struct Scattered {
     float* d_shared;    // [R, S * RS]: dgates of the block's rows
     float* partial_sums;  // [S, R, KP]
     float* sums;   // [2, P, OWNED]: in turn, as one tile's may still be read when another's are written
-    int now;       // offset of the buffer of this turn
+    int turn;      // which of the two this turn has
     int H, unit, quad, slice;
 
     DEVICE Scattered(float4* memory, const T* W_hh, int unit_, int H_)
-        : d_shared((float*)memory), now(0), H(H_), unit(unit_), quad(threadIdx.x % QUADS), slice(threadIdx.x / QUADS) {
+        : d_shared((float*)memory), turn(0), H(H_), unit(unit_), quad(threadIdx.x % QUADS), slice(threadIdx.x / QUADS) {
         partial_sums = d_shared + R * S * RS;
         sums = partial_sums + S * R * KP;
         auto* w_shared = (typename ThreadWeights::vec4*)(sums + 2 * P * OWNED);
@@ -207,9 +207,9 @@ struct Scattered {
         channel.template receive<threads>(
             blockIdx.y * N * OWNED, N * OWNED, [&](int i) { return unit + i % U < H; }, [&](int, float x) { sum += x; });
         sum = sum_over_lanes<lanes>(sum);
-        now = P * OWNED - now;
+        turn ^= 1;
         if (OWNED >= 32 || threadIdx.x % 32 < OWNED) {
-            sums[now + (OWNED < 32 ? threadIdx.x / 32 : threadIdx.x / OWNED) * OWNED + threadIdx.x % OWNED] = sum;
+            sums[turn * P * OWNED + (OWNED < 32 ? threadIdx.x / 32 : threadIdx.x / OWNED) * OWNED + threadIdx.x % OWNED] = sum;
         }
         return !__syncthreads_or(channel.timed_out);
     }
@@ -217,7 +217,7 @@ struct Scattered {
     DEVICE float sum(int k, int) const {
         const int r = threadIdx.x / U + k * (threads / U);
         float sum = 0.0f;
-        for (int p = 0; p < P && r < R; p++) sum += sums[now + p * OWNED + r * U + threadIdx.x % U];
+        for (int p = 0; p < P && r < R; p++) sum += sums[(turn * P + p) * OWNED + r * U + threadIdx.x % U];
         return sum;
     }
 };
@@ -241,7 +241,7 @@ __global__ void __launch_bounds__(KP / 4 * S, 1) grid_backward(
     const T* __restrict__ doutput,    // [T, B, D*H]  or null
     float* __restrict__ dh,           // [D, B, H]  in: of the last h; out: of the first
     float* __restrict__ dothers,      // [D, S-1, B, H]  likewise; or null where the cell has none
-    const unsigned epoch,
+    const unsigned* __restrict__ epoch,  // [1]
     const int poll_limit,
     unsigned long long* words,        // [groups, AT, 2, N*N*R*U], N = gridDim.y
     int* failed,                      // [1]
@@ -256,7 +256,7 @@ __global__ void __launch_bounds__(KP / 4 * S, 1) grid_backward(
     const int unit = blockIdx.y * U, d = blockIdx.x, N = gridDim.y;
     Product product(memory, weight_hh + (size_t)d * CellOf<float>::products * H * H, unit, H);
     auto channel = [&](int k) {
-        return Exchange(words, (d * gridDim.z + blockIdx.z) * AT + k, N * N * R * U, epoch, poll_limit, failed);
+        return Exchange(words, (d * gridDim.z + blockIdx.z) * AT + k, N * N * R * U, *epoch, poll_limit, failed);
     };
     const Backward<T> layer = {T_, B, H, W, (int)gridDim.x, mask_steps, own, mask, gates, h, others, doutput, dh, dothers,
                                {marks, reset_h, reset_others, dreset_h, dreset_others}};

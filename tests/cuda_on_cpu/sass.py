@@ -49,7 +49,7 @@ def nvdisasm(cubin):
 def instructions(text, name):
     """Of one kernel: its instructions in order, and the jumps, (from, to) as places in that order."""
     part = text[text.index(f".text.{name}:") :]
-    end = part.find("\n.section", 1)
+    end = part.find("\n//---", 1)
     found, labels, jumps, code = [], {}, [], None
     for line in part[: end if end > 0 else None].splitlines():
         label = re.match(r"(\.L_x_\d+):", line)
@@ -81,11 +81,11 @@ def products(instructions):
 
 
 def time_loop(instructions, jumps):
-    """The smallest loop with a barrier, most of the products and a poll, if there are polls: its instructions, and of the
-    loops within it where they begin and end.
+    """The smallest loop with a barrier, most of the products and a poll, if there are polls: its instructions, and of
+    the loops within it where they begin and end.
 
-    Of a loop that polls again what was loaded before it, only the check counts: what follows its first way out is left
-    out, as if everything had arrived.
+    Of a loop that polls again what was loaded before it, only the check counts, or nothing where a jump leads over it: as
+    if everything had arrived.
     """
     back = [(to, at) for at, to in jumps if to <= at]
     loops = [(to, at) for to, at in back if any(one.op.startswith("BAR") for one in instructions[to : at + 1])]
@@ -101,12 +101,19 @@ def time_loop(instructions, jumps):
         ways_out = sorted(leaves for leaves, target in jumps if to <= leaves <= at < target)
         if polls and ways_out and ways_out[0] < polls[0] and any(map(_is_poll, instructions[start:to])):
             dropped.update(range(ways_out[0] + 1, at + 1))
+            over = [(a, b) for a, b in jumps if start <= a < to and at < b <= end and not _is_more(instructions[a + 1 : b])]
+            dropped.update(*(range(a + 1, b) for a, b in over if not any(map(_is_poll, instructions[a + 1 : to]))))
     places, body = {}, []
     for k in range(start, end + 1):
         places[k] = len(body)
         if k not in dropped:
             body.append(instructions[k])
     return body, [(places[to], places[at] + (at not in dropped)) for to, at in inner]
+
+
+def _is_more(instructions):
+    """Whether there is more than another poll in these."""
+    return products(instructions) or any(one.op.startswith(("BAR", "ST")) and "SYS" not in one.op for one in instructions)
 
 
 def _is_poll(one):
@@ -126,21 +133,23 @@ class Timing:
 def timing(body, hop=0):
     """``Timing`` of a loop's second turn, all branches as if nothing were jumped over.
 
-    hop: cycles from a store to another thread block's words until a load sees it; both say STRONG.
+    hop: cycles from a store to another thread block's words until a load sees it; both say STRONG. A poll behind n stores
+    of its turn is for the n-th of the turn before: a kernel with two tiles sends twice in a turn.
     """
-    time, sent, ready = 0, -1, [0] * 6
+    time, sends, ready = 0, [], [0] * 6
     for _ in range(2):
-        start, seen, waits, waited = time, sent + hop, 0, 0
+        start, waits, waited, before, sends, sending = time, 0, 0, sends, [], False
         for one in body:
             until = max((ready[scoreboard] for scoreboard in one.waits), default=0)
             if until > time:
                 waits, waited, time = waits + 1, waited + until - time, until
             done = time + LATENCY.get(one.op.partition(".")[0], 12)
             if _is_poll(one):
-                done = max(done, seen)
-            if one.op.startswith("ST") and ".STRONG.GPU" in one.op and sent < start:
-                sent = time  # the first one: later ones empty old words, once in 16 timesteps
-                seen = max(seen, time + hop)
+                sending = False
+                done = max([done, *(sent + hop for sent in (before + sends)[len(sends) : len(sends) + 1])])
+            if one.op.startswith("ST") and ".STRONG.GPU" in one.op and not sending:
+                sending = True
+                sends.append(time)  # the first store counts: later ones empty old words, once in 16 timesteps
             for scoreboard in one.sets:
                 ready[scoreboard] = max(ready[scoreboard], done)
             time += max(one.stall, 1) if not one.op.startswith("BAR") else LATENCY["BAR"]

@@ -389,6 +389,6 @@ class Loop:
             return
         exchange = self.ops.exchange()
         with exchange.lock:  # no other launch comes between preparing the exchange and the kernel that uses it
-            args += exchange.empty(words) if epochs is None else exchange.take(words, epochs)
+            args += exchange.empty(words) if epochs is None else exchange.take(words)
             launch(*first, *sizes, *args, *marks, **options)
-            exchange.refresh()
+            exchange.done(epochs)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from ....dtypes import ITEMSIZE
 from .block import Block
 from .constants import (
+    BACKWARD,
     BARRIERS,
     CONVERT_RATE,
     EFFICIENCY,
@@ -16,6 +17,7 @@ from .constants import (
     HOP_SECONDS,
     LOAD_SECONDS,
     ONE_READS,
+    SECOND_TILE,
     SHARED_BYTES,
     THIRDS_TILE,
     THIRDS_WORDS,
@@ -150,9 +152,12 @@ def _placed(problem, device, tile, cycles, moved, P=1):
     blocks = tile.blocks * groups * problem.directions
     crowded = blocks > device.multiprocessors
     rate = min(ONE_READS, EXCHANGE_BYTES * device.multiprocessors / min(blocks, device.multiprocessors))
-    busy = (cycles + moved / rate + BARRIERS) / device.clock
+    busy = (cycles + moved / rate + BARRIERS + BACKWARD * problem.backward) / device.clock
     # where two blocks share a multiprocessor, or two tiles a block, one computes while the other waits
-    seconds = -(-tiles // (groups * tile.at_once)) * max(HOP_SECONDS + busy, 2 * busy * (crowded or tile.at_once > 1))
+    one = max(HOP_SECONDS + busy, 2 * busy * crowded)
+    if tile.at_once > 1:
+        one = 2 * (busy + SECOND_TILE / device.clock)
+    seconds = -(-tiles // (groups * tile.at_once)) * one
     return replace(tile, seconds=seconds, groups=groups)
 
 
@@ -178,6 +183,8 @@ def grid_mma_tile(problem, device, U, R, P=1, held=None, AT=1):
         other += 8 * (K > 128) if problem.backward else 16 * (N > 1 and K > 48)
     if P == 1:
         other += 8 * (size == 4 and device.capability < 90) + problem.backward * (4 if K < 320 else 24)
+    if K // 8 > 8 // (N * P):  # words of two batches in flight
+        other += 48 if size == 2 else 72
     other += AT * extra_registers(problem.cell, -(-R * U // threads))
     other += (AT - 1) * _second_tile(problem, -(-R * U // threads))
     room = (thread_registers(threads) if P == 1 else 112) - other
