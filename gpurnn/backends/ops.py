@@ -36,6 +36,7 @@ class Ops(InChunks, FromStates):
     """The primitives over ``xp``; the reference for every other backend."""
 
     precision = "float32"  # how float32 is multiplied, as ``Module.precision`` says it
+    tf32 = False  # whether it may be multiplied as tf32
 
     def __init__(self, xp, name):
         self.xp = xp
@@ -51,11 +52,6 @@ class Ops(InChunks, FromStates):
 
     def __deepcopy__(self, memo):
         return self
-
-    @property
-    def tf32(self):
-        """Whether float32 may be multiplied as tf32."""
-        return self.precision == "tf32"
 
     def with_precision(self, precision):
         """The ``Ops`` of a layer with this ``precision``. Only CUDA kernels differ by it."""

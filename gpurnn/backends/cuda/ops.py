@@ -75,7 +75,7 @@ class CudaOps(Sums, Ops):
     def with_precision(self, precision):
         if precision != self.precision and precision not in self._others:
             other = self._others[precision] = object.__new__(type(self))  # device, kernels, pool of loops are shared
-            other.__dict__.update(self.__dict__, precision=precision)
+            other.__dict__.update(self.__dict__, precision=precision, tf32=precision == "tf32")
         return self if precision == self.precision else self._others[precision]
 
     def _as_multiplied(self, problem, **more):
