@@ -1,4 +1,4 @@
-"""Exchange: memory through which the thread blocks of schedule ``grid`` send one another numbers."""
+"""Exchange: what thread blocks that wait for one another need: words to send numbers, and a place to say that it failed."""
 
 import threading
 
@@ -6,7 +6,8 @@ import numpy as np
 
 
 class Exchange:
-    """The memory through which the blocks of schedule ``grid`` send numbers, on one stream.
+    """The memory through which the blocks of schedule ``grid`` send numbers, on one stream. Those of ``cluster`` need
+    only ``watched``.
 
     kernels/schedules/exchange.cuh describes it. Hold ``lock`` from ``take`` or ``empty`` until the kernel is
     launched.
@@ -34,6 +35,10 @@ class Exchange:
             self.ring = self.xp.zeros(numbers, np.uint32)
         self.ring[:numbers] = 0xFFFFFFFF
         return self.patience, self.ring, self.failed
+
+    def watched(self):
+        """The last arguments of a kernel that needs no words."""
+        return self.patience, self.failed
 
     def timed_out(self):
         """Whether a finished kernel has given up. One that still runs is not counted."""

@@ -30,6 +30,7 @@ BARRIERS = {
     "warp_sum.cu": [fixtures.row_sum_block, fixtures.grid_sum],
     "mma_tile.cu": [],
     "cluster_sum.cu": [fixtures.cluster_sum],
+    "cluster_push.cu": [],
     "async_copy.cu": [fixtures.async_copy] * 3,
     "clean.cu": [fixtures.smooth, *[fixtures.histogram] * 2, *[fixtures.volatile_flag] * 2, fixtures.early_exit],
 }
@@ -48,7 +49,37 @@ TARGET = "(round + 1) * gridDim.x"
 DIVERGENT = 'if (threadIdx.x < 32) {\n asm volatile("bar.sync 0;" ::: "memory");\n} else {\n __syncthreads();\n}'
 RELEASE, ACQUIRE = "__threadfence();  // release", "__threadfence();  // acquire"
 
+PUSH_BARRIERS = "cluster_barrier();  // all mbarriers are there", "cluster_barrier();  // nobody leaves"
+EXPECT, WAIT = "expect(barrier, sizeof slots[0]);", "while (!ended(barrier, step / 2 % 2)) {\n        }"
+ASYNC, PLAIN = "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32", "slots[(step + 1) % 2][lane].x"
+PUSH = {  # of mbarriers and asynchronous stores: name -> edits, what is found
+    "bytes are not expected": (("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;", "mbarrier.arrive.shared::cta.b64 _, [%0];"), "livelock"),
+    "no turn is expected": ((EXPECT, ""), "livelock"),
+    "too few bytes": ((EXPECT, "expect(barrier, sizeof slots[0] - 8);"), "race|uninitialised|livelock"),
+    "too many bytes": ((EXPECT, "expect(barrier, sizeof slots[0] + 8);"), "livelock"),
+    "the other parity": (("step / 2 % 2", "step / 2 % 2 ^ 1"), "race|uninitialised"),
+    "no wait": ((WAIT, ""), "race|uninitialised|mbarrier"),
+    "one slot": (("slot = step % 2", "slot = 0"), "race|uninitialised|livelock"),
+    "a wait that does not acquire": (("try_wait.parity.acquire.cluster", "try_wait.parity.relaxed.cluster"), "race"),
+    "a wait for this block alone": (("try_wait.parity.acquire.cluster", "try_wait.parity.acquire.cta"), "race"),
+    "another block's mbarrier": (('"r"(in_block(barrier, lane))', '"r"(in_block(barrier, lane ^ 1))'), "mbarrier"),
+    "no mbarrier": (("mbarrier.init.shared::cta.b64 [%0], 1;", "// %0"), "uninitialised|mbarrier"),
+    "nobody waits for the mbarriers": ((PUSH_BARRIERS[0], "// "), "race|uninitialised|mbarrier"),
+    "misaligned": (("shared_address(&slots[slot][rank])", "shared_address(&slots[slot][rank].y)"), "misaligned|out of bounds"),
+    "a plain store before is not announced": (
+        ("float number = x[blockIdx.x];", "float number = x[blockIdx.x];\n    __shared__ float note;\n    if (lane == 0) note = number;"),
+        ("sum = 0;", "sum = 0;\n        if (lane == 1) {\n            float other;\n            asm volatile(\"ld.shared::cluster.f32 %0, [%1];\" : \"=f\"(other) : \"r\"(in_block(shared_address(&note), rank ^ 1)) : \"memory\");\n            sum += 0 * other;\n        }"),
+        "race",
+    ),
+    "exit before everything has come": (
+        (WAIT, f"if (rank == 1 && step == steps - 1) break;\n        {WAIT}"),
+        (PUSH_BARRIERS[1], "// nobody leaves"),
+        "dead shared memory",
+    ),
+}  # fmt: skip
+
 MUTATIONS = [
+    *[Mutation(name, fixtures.cluster_push, tuple(edits), kind=kind, line=False) for name, (*edits, kind) in PUSH.items()],
     # CUDA_ON_CPU.md section 5, first list
     *[
         Mutation(f"{file} without __syncthreads {i}", case, (("__syncthreads();", "", i),))
