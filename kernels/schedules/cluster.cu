@@ -71,6 +71,7 @@ struct Gathered {
     DEVICE bool run(Channel& channel, const Position&) {
         float sums[MT][N][chains][4];
         Numbers::template multiply<MT, KT>(sums, weights, channel.wait());
+        __syncwarp();  // all lanes have read before one of them sends
 #pragma unroll
         for (int n = 0; n < N; n++) {
 #pragma unroll
@@ -130,7 +131,7 @@ __global__ void __launch_bounds__(WARPS * 32, 1) __cluster_dims__(1, C, 1) clust
     typedef Gathered<CellOf<float>::products, T, C, WARPS, HELD, R> Product;
     const int unit = blockIdx.y * Product::U, d = blockIdx.x;
     Product product(memory, weight_hh + (size_t)d * CellOf<float>::products * H * H, unit, H);
-    Cluster<Product::slot_bytes, Product::turn_bytes> channel(memory, 16 + 2 * Product::slot_bytes, poll_limit, failed);
+    Cluster<C, Product::slot_bytes, Product::turn_bytes> channel(memory, 16 + 2 * Product::slot_bytes, poll_limit, failed);
     const Forward<T> layer = {
         T_, B, H, W, (int)gridDim.x, save, mask_steps, bias_ih, bias_hh, own, mask, gates, h, others, output,
         {marks, reset_h, reset_others}};
@@ -266,7 +267,7 @@ __global__ void __launch_bounds__(WARPS * 32, 1) __cluster_dims__(1, C, 1) clust
     const int unit = blockIdx.y * Product::U, d = blockIdx.x;
     Product product(memory, weight_hh + (size_t)d * CellOf<float>::products * H * H, unit, H);
     constexpr int received = Product::slot_bytes;
-    Cluster<received, received> channel(memory, 16 + 2 * (received + Product::buffer_bytes), poll_limit, failed);
+    Cluster<C, received, received> channel(memory, 16 + 2 * (received + Product::buffer_bytes), poll_limit, failed);
     const Backward<T> layer = {T_, B, H, W, (int)gridDim.x, mask_steps, own, mask, gates, h, others, doutput, dh, dothers,
                                {marks, reset_h, reset_others, dreset_h, dreset_others}};
     for (int tile = blockIdx.z; tile * R < B; tile += gridDim.z) {

@@ -43,7 +43,7 @@ DEVICE void cluster_barrier() {
 // both has ended; and bytes of turn n + 2 come after turn n has ended. They may come before thread 0 says how many there
 // will be: a turn ends when it has said so and all have come.
 
-template <int SLOT, int BYTES>
+template <int C, int SLOT, int BYTES>
 struct Cluster {
     static constexpr bool waits = true;
     static constexpr int BARRIERS = 16;  // bytes of both mbarriers, which are in front of the slots
@@ -76,10 +76,11 @@ struct Cluster {
                      : "memory");
     }
 
-    // Sends words of the next turn to a place, in bytes, in the slot of block `rank`.
+    // Sends words of the next turn to a place, in bytes, in the slot of block `rank`. (% C: the compiler may compute the
+    // address where there is no such block.)
     template <int WORDS>
     DEVICE void send(unsigned rank, int place, const unsigned (&words)[WORDS]) const {
-        const unsigned there = address_in(base, rank), slot = (turn + 1) % 2;
+        const unsigned there = address_in(base, rank % C), slot = (turn + 1) % 2;
         if (!timed_out) store_async(there + BARRIERS + slot * SLOT + place, words, there + slot * 8);
     }
 

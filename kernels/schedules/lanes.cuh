@@ -27,7 +27,7 @@ struct WarpPosition : UnitPosition<(R + 7) / 8 * (UNITS / 4)> {
     }
 };
 
-constexpr int units_of_warp(int Q) { return Q > 2 ? 4 : 8; }
+DEVICE constexpr int units_of_warp(int Q) { return Q > 2 ? 4 : 8; }
 
 // ---- numbers in the order of lanes
 
@@ -36,8 +36,8 @@ struct Operand {
     static constexpr int N = (R + 7) / 8, P = Fragment<T>::P, GROUP = 16 * P, PIECE = 4 * P;  // PIECE: numbers in 16 bytes
 
     // Bytes of K numbers of each sequence.
-    static constexpr int groups(int K) { return (K + GROUP - 1) / GROUP; }
-    static constexpr int size(int K) { return groups(K) * GROUP * R * (int)sizeof(T); }
+    DEVICE static constexpr int groups(int K) { return (K + GROUP - 1) / GROUP; }
+    DEVICE static constexpr int size(int K) { return groups(K) * GROUP * R * (int)sizeof(T); }
 
     // Where number k of sequence r lies, in bytes.
     DEVICE static int place(int k, int r) {
@@ -97,7 +97,7 @@ struct Operand {
 };
 
 // Independent sums of one product, to hide latency.
-constexpr int chains_of(int accumulators) { return accumulators == 1 ? 4 : accumulators < 4 ? 2 : 1; }
+DEVICE constexpr int chains_of(int accumulators) { return accumulators == 1 ? 4 : accumulators < 4 ? 2 : 1; }
 
 // ---- neighbouring units in one lane
 

@@ -53,16 +53,16 @@ PUSH_BARRIERS = "cluster_barrier();  // all mbarriers are there", "cluster_barri
 EXPECT, WAIT = "expect(barrier, sizeof slots[0]);", "while (!ended(barrier, step / 2 % 2)) {\n        }"
 ASYNC, PLAIN = "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32", "slots[(step + 1) % 2][lane].x"
 PUSH = {  # of mbarriers and asynchronous stores: name -> edits, what is found
-    "bytes are not expected": (("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;", "mbarrier.arrive.shared::cta.b64 _, [%0];"), "livelock"),
-    "no turn is expected": ((EXPECT, ""), "livelock"),
+    "bytes are not expected": (("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;", "mbarrier.arrive.shared::cta.b64 _, [%0];"), "race|mbarrier|livelock"),
+    "no turn is expected": ((EXPECT, ";"), "livelock"),
     "too few bytes": ((EXPECT, "expect(barrier, sizeof slots[0] - 8);"), "race|uninitialised|livelock"),
     "too many bytes": ((EXPECT, "expect(barrier, sizeof slots[0] + 8);"), "livelock"),
-    "the other parity": (("step / 2 % 2", "step / 2 % 2 ^ 1"), "race|uninitialised"),
+    "the other parity": (("step / 2 % 2", "step / 2 % 2 ^ 1"), "race|uninitialised|livelock"),
     "no wait": ((WAIT, ""), "race|uninitialised|mbarrier"),
     "one slot": (("slot = step % 2", "slot = 0"), "race|uninitialised|livelock"),
     "a wait that does not acquire": (("try_wait.parity.acquire.cluster", "try_wait.parity.relaxed.cluster"), "race"),
     "a wait for this block alone": (("try_wait.parity.acquire.cluster", "try_wait.parity.acquire.cta"), "race"),
-    "another block's mbarrier": (('"r"(in_block(barrier, lane))', '"r"(in_block(barrier, lane ^ 1))'), "mbarrier"),
+    "another block's mbarrier": (('"r"(in_block(barrier, to))', '"r"(in_block(barrier, to ^ 1))'), "mbarrier"),
     "no mbarrier": (("mbarrier.init.shared::cta.b64 [%0], 1;", "// %0"), "uninitialised|mbarrier"),
     "nobody waits for the mbarriers": ((PUSH_BARRIERS[0], "// "), "race|uninitialised|mbarrier"),
     "misaligned": (("shared_address(&slots[slot][rank])", "shared_address(&slots[slot][rank].y)"), "misaligned|out of bounds"),

@@ -33,7 +33,7 @@ __global__ void __cluster_dims__(BLOCKS, 1, 1) cluster_push(int steps,
                                                             float* y) {      // (rows, BLOCKS)  out
     __shared__ float2 slots[2][BLOCKS];
     __shared__ unsigned long long barriers[2];
-    const unsigned rank = blockIdx.x % BLOCKS, lane = threadIdx.x;
+    const unsigned rank = blockIdx.x % BLOCKS, lane = threadIdx.x, to = lane % BLOCKS;
     if (lane == 0) {
         for (int k = 0; k < 2; ++k) {
             asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barriers + k)) : "memory");
@@ -49,8 +49,8 @@ __global__ void __cluster_dims__(BLOCKS, 1, 1) cluster_push(int steps,
         const unsigned barrier = shared_address(barriers + slot);
         if (lane < BLOCKS) {
             asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::
-                             "r"(in_block(shared_address(&slots[slot][rank]), lane)), "f"(number), "f"(number + step),
-                         "r"(in_block(barrier, lane))
+                             "r"(in_block(shared_address(&slots[slot][rank]), to)), "f"(number), "f"(number + step),
+                         "r"(in_block(barrier, to))
                          : "memory");
         }
         while (!ended(barrier, step / 2 % 2)) {
