@@ -70,7 +70,9 @@ struct Gathered {
     template <typename Channel>
     DEVICE bool run(Channel& channel, const Position&) {
         float sums[MT][N][chains][4];
-        Numbers::template multiply<MT, KT>(sums, weights, channel.wait());
+        channel.wait();
+        if (__any_sync(0xffffffffu, channel.timed_out)) return false;
+        Numbers::template multiply<MT, KT>(sums, weights, channel.slot());
         __syncwarp();  // all lanes have read before one of them sends
 #pragma unroll
         for (int n = 0; n < N; n++) {
@@ -137,7 +139,7 @@ __global__ void __launch_bounds__(WARPS * 32, 1) __cluster_dims__(1, C, 1) clust
         {marks, reset_h, reset_others}};
     for (int tile = blockIdx.z; tile * R < B; tile += gridDim.z) {
         const typename Product::Position pos(T_, B, H, tile, unit, d, reverse, lengths, order);
-        time_loop_forward<CellOf, MARKED>(layer, pos, channel, product);
+        if (!time_loop_forward<CellOf, MARKED>(layer, pos, channel, product)) break;
     }
     cluster_barrier();  // a block that gives up stays until nobody sends it anything
 }
@@ -156,6 +158,7 @@ struct Returned {
     Fragments<MT * KT * 2, HELD, WARPS * 32> weights;
     char* dgates_shared;  // [2] of Operand
     const float* parts;   // [C, U / 4, R, 4]: what this block has received
+    bool lost;            // not all
 
     // A tile's rows l/4 and l/4 + 8 are units 2 (l/4) and 2 (l/4) + 1 of the tile.
     DEVICE Returned(float4* memory, const T* W_hh, int unit, int H) : dgates_shared((char*)(memory + 1) + 2 * slot_bytes) {
@@ -192,7 +195,7 @@ struct Returned {
     template <typename Channel>
     DEVICE bool run(Channel& channel, const Position&) {
         float sums[MT][N][chains][4];
-        __syncthreads();
+        if (__syncthreads_or(channel.timed_out)) return false;
         Numbers::template multiply<MT, KT>(sums, weights, buffer_of(channel));
 #pragma unroll
         for (int n = 0; n < N; n++) {
@@ -200,7 +203,9 @@ struct Returned {
             for (int m = 0; m < MT; m++) send(channel, sums[m][n][0], n, m);
         }
         channel.next();
-        parts = (const float*)channel.wait();
+        channel.wait();
+        parts = (const float*)channel.slot();
+        lost = channel.timed_out;
         return true;
     }
 
@@ -227,6 +232,7 @@ struct Returned {
     }
 
     DEVICE float sum(int k, int) const {
+        if (lost) return 0.0f;  // the next step ends all
         const int column = Position::column(k) < R ? Position::column(k) : 0;
         float total[4] = {};
 #pragma unroll
@@ -272,7 +278,7 @@ __global__ void __launch_bounds__(WARPS * 32, 1) __cluster_dims__(1, C, 1) clust
                                {marks, reset_h, reset_others, dreset_h, dreset_others}};
     for (int tile = blockIdx.z; tile * R < B; tile += gridDim.z) {
         const typename Product::Position pos(T_, B, H, tile, unit, d, reverse, lengths, order);
-        time_loop_backward<CellOf, MARKED>(layer, pos, channel, product);
+        if (!time_loop_backward<CellOf, MARKED>(layer, pos, channel, product)) break;
     }
     cluster_barrier();  // as in forward
 }

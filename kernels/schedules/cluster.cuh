@@ -86,8 +86,8 @@ struct Cluster {
 
     DEVICE void next() { turn++; }
 
-    // Waits until all of this turn is there and returns where.
-    DEVICE const char* wait() {
+    // Waits until all of this turn is there, or this thread has given up.
+    DEVICE void wait() {
         const unsigned barrier = base + turn % 2 * 8, parity = (turn - 1) / 2 % 2;
         for (int polls = 0; !timed_out && !ended(barrier, parity); polls++) {
             if (polls == poll_limit || (polls % 1024 == 1023 && *(volatile int*)failed)) {
@@ -96,9 +96,9 @@ struct Cluster {
             }
         }
         if (threadIdx.x == 0 && !timed_out) expect(turn);
-        __syncwarp();
-        return slots + turn % 2 * SLOT;
     }
+
+    DEVICE const char* slot() const { return slots + turn % 2 * SLOT; }
 
     // One poll, of a microsecond at most.
     DEVICE static bool ended(unsigned barrier, unsigned parity) {
