@@ -95,6 +95,8 @@ struct Cluster {
                 *(volatile int*)failed = 1;
             }
         }
+        // An acquire by the wait would throw away all that L1 holds of global memory.
+        asm volatile("fence.acquire.sync_restrict::shared::cluster.cluster;" ::: "memory");
         if (threadIdx.x == 0 && !timed_out) expect(turn);
     }
 
@@ -103,7 +105,7 @@ struct Cluster {
     // One poll, of a microsecond at most.
     DEVICE static bool ended(unsigned barrier, unsigned parity) {
         unsigned yes;
-        asm volatile("{ .reg .pred over; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 over, [%1], %2, 1000; "
+        asm volatile("{ .reg .pred over; mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 over, [%1], %2, 1000; "
                      "selp.u32 %0, 1, 0, over; }"
                      : "=r"(yes) : "r"(barrier), "r"(parity) : "memory");
         return yes;

@@ -1058,11 +1058,24 @@ extern "C" bool mbarrier_wait(uint64_t address, uint32_t parity, bool acquires, 
     Mbarrier& barrier = mbarrier_at(address, line);
     if (barrier.block != current->block) stop("mbarrier: a wait for that of another block at @%u@%s", line, whom().c_str());
     if ((barrier.phase & 1) == (parity & 1)) return false;
-    if (CHECKED && acquires) {
-        join(current->clock, barrier.done[0]);
-        if (scope != cta) join(current->clock, barrier.done[1]);
+    if (CHECKED) {
+        join(acquires ? current->clock : current->pending[cta], barrier.done[0]);
+        if (scope != cta) join(acquires ? current->clock : current->pending[cluster], barrier.done[1]);
     }
     return true;
+}
+
+// fence.acquire.sync_restrict::shared::cluster.cluster, behind a wait that does not acquire. It orders accesses to shared
+// memory alone; here those of asynchronous stores, which go nowhere else.
+extern "C" void fence_shared() {
+    if (!CHECKED) return;
+    for (int s = cta; s <= cluster; s++) {
+        const Clock& known = current->pending[s];
+        if (known.low == known.high) continue;
+        widen(current->clock, known.low, known.high);
+        for (uint32_t k = known.low; k < known.high; k++)
+            if (stride > 1 && k % stride != DONE) current->clock.at[k] = std::max(current->clock.at[k], known.at[k]);
+    }
 }
 
 // An asynchronous store is checked when it is issued and arrives later, between any two steps of the threads. Its arrival

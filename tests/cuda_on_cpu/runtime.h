@@ -112,6 +112,7 @@ void mbarrier_init(uint64_t address, uint32_t count, uint32_t line);
 void mbarrier_invalidate(uint64_t address, uint32_t line);
 void mbarrier_arrive(uint64_t address, uint32_t count, uint32_t expected_bytes, bool releases, Scope, uint32_t line);
 void mbarrier_bytes(uint64_t address, int64_t more, uint32_t line);
+void fence_shared();
 bool mbarrier_wait(uint64_t address, uint32_t parity, bool acquires, Scope, uint32_t line);
 void store_async(uint64_t to, uint32_t bytes, const uint8_t* data, uint64_t barrier, uint32_t line);
 void print(uint8_t* format, uint8_t* arguments, uint8_t* result);

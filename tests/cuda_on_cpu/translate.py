@@ -593,9 +593,9 @@ def _(t, name, operands):
     return f"{{ {' '.join(lines)} store_async({to}, {vector * BYTES[kind]}, data, {barrier}, {t.line}); }}"
 
 
-@form("fence.mbarrier_init.release.cluster")
+@form("fence.mbarrier_init.release.cluster", "fence.acquire.sync_restrict::shared::cluster.cluster")
 def _(t, name, operands):
-    return ";"  # a release by a barrier of the cluster is asked for besides
+    return "fence_shared();" if ".acquire" in name else ";"  # a release by a barrier of the cluster is asked for besides
 
 
 @form("cvta{,.to}.{global,local,const}.u64")

@@ -102,7 +102,8 @@ SEND, GIVE_UP = "if (!timed_out) store_async", "if (!timed_out && blockIdx.y != 
 WAIT, LAST = "!timed_out && !ended(barrier, parity)", "cluster_barrier();  // a block that gives up stays"
 MUTATIONS = {  # planted error -> layer, dtype, edits
     "no wait": ("rnn tanh", "float16", (WAIT, "false")),
-    "a wait that orders nothing": ("rnn tanh", "float16", ("parity.acquire.cluster", "parity.relaxed.cluster")),
+    "a wait that orders nothing": ("rnn tanh", "float16", ("fence.acquire.sync_restrict::shared::cluster.cluster;", "")),
+    "a wait for this block alone": ("rnn tanh", "float16", ("parity.relaxed.cluster", "parity.relaxed.cta")),
     "one slot": (
         "rnn tanh", "float16", ("BARRIERS + slot * SLOT + place", "BARRIERS + place"),
         ("slots + turn % 2 * SLOT", "slots"),
