@@ -156,13 +156,12 @@ struct Returned {
     static constexpr int N = Numbers::N, KT = Numbers::groups(Q * U), chains = chains_of(MT * N);
     static constexpr int slot_bytes = C * U * R * 4, buffer_bytes = Numbers::size(Q * U);
     Fragments<MT * KT * 2, HELD, WARPS * 32> weights;
-    char* dgates_shared;  // [2] of Operand
-    const float* parts;   // [C, U / 4, R, 4]: what this block has received
-    bool lost;            // not all
+    unsigned parts;  // shared address of [C, U / 4, R, 4]: what this block has received
+    bool lost;       // not all
 
     // A tile's rows l/4 and l/4 + 8 are units 2 (l/4) and 2 (l/4) + 1 of the tile.
-    DEVICE Returned(float4* memory, const T* W_hh, int unit, int H) : dgates_shared((char*)(memory + 1) + 2 * slot_bytes) {
-        weights.load((uint4*)memory, (uint4*)(dgates_shared + 2 * buffer_bytes), [&](int tile) {
+    DEVICE Returned(float4* memory, const T* W_hh, int unit, int H) {
+        weights.load((uint4*)memory, (uint4*)memory + 1 + 2 * (slot_bytes + buffer_bytes) / 16, [&](int tile) {
             const int first = (threadIdx.x / 32 * MT + tile / 2 % MT) * 16, group = tile / 2 / MT;
             return Numbers::tile_of(tile % 2, [&](int row, int n) {
                 const int u = first + row % 8 * 2 + row / 8, k = group * Numbers::GROUP + n, own = unit + k / Q;
@@ -172,23 +171,23 @@ struct Returned {
         __syncthreads();
     }
 
-    // Two buffers alternate, so that the one barrier of a step is enough.
+    // The shared address of this step's dgates, an Operand. Two buffers alternate, so that one barrier is enough for a step.
     template <typename Channel>
-    DEVICE char* buffer_of(const Channel& channel) const { return dgates_shared + channel.turn % 2 * buffer_bytes; }
+    DEVICE static unsigned buffer_of(const Channel& channel) { return channel.behind() + channel.turn % 2 * buffer_bytes; }
 
     template <typename Channel>
     DEVICE void stage(Channel& channel, const Position&, int k, const T* dgates) {
         const int column = Position::column(k), own = Position::own_unit() * Q;
         if (column >= R) return;
-        char* to = buffer_of(channel);
+        const unsigned to = buffer_of(channel);
         if constexpr (Q % 2 == 0 && sizeof(T) == 2) {
 #pragma unroll
             for (int g = 0; g < Q; g += 2) {
-                store_pair((T*)(to + Numbers::place(own + g, column)), pack(dgates[g], dgates[g + 1]));
+                store_shared(to + Numbers::place(own + g, column), pack(dgates[g], dgates[g + 1]));
             }
         } else {
 #pragma unroll
-            for (int g = 0; g < Q; g++) store_operand((T*)(to + Numbers::place(own + g, column)), dgates[g]);
+            for (int g = 0; g < Q; g++) store_number(to + Numbers::place(own + g, column), dgates[g]);
         }
     }
 
@@ -204,7 +203,7 @@ struct Returned {
         }
         channel.next();
         channel.wait();
-        parts = (const float*)channel.slot();
+        parts = channel.slot();
         lost = channel.timed_out;
         return true;
     }
@@ -234,9 +233,10 @@ struct Returned {
     DEVICE float sum(int k, int) const {
         if (lost) return 0.0f;  // the next step ends all
         const int column = Position::column(k) < R ? Position::column(k) : 0;
+        const unsigned first = parts + place(0, Position::own_unit(), column) * 4;
         float total[4] = {};
 #pragma unroll
-        for (int from = 0; from < C; from++) total[from % 4] += parts[place(from, Position::own_unit(), column)];
+        for (int from = 0; from < C; from++) total[from % 4] += load_shared(first + from * (U * R * 4));
         return total[0] + total[1] + (total[2] + total[3]);
     }
 };

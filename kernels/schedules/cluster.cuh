@@ -47,8 +47,7 @@ template <int C, int SLOT, int BYTES>
 struct Cluster {
     static constexpr bool waits = true;
     static constexpr int BARRIERS = 16;  // bytes of both mbarriers, which are in front of the slots
-    const char* slots;  // [2, SLOT]
-    unsigned base;      // shared address of the mbarriers
+    unsigned base;      // shared address of the mbarriers; the slots [2, SLOT] are behind them
     unsigned turn;      // to be received next, the first is 1
     int poll_limit;     // polls of one wait
     int* failed;
@@ -56,8 +55,7 @@ struct Cluster {
 
     // Clears `size` bytes of memory, the slots and what lies behind them: some of it is read and never written.
     DEVICE Cluster(float4* memory, int size, int poll_limit_, int* failed_)
-        : slots((const char*)memory + BARRIERS), base(shared_address(memory)), turn(0), poll_limit(poll_limit_),
-          failed(failed_), timed_out(false) {
+        : base(shared_address(memory)), turn(0), poll_limit(poll_limit_), failed(failed_), timed_out(false) {
         for (int i = threadIdx.x; i < size / 16; i += blockDim.x) memory[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         __syncthreads();
         if (threadIdx.x == 0) {
@@ -67,6 +65,7 @@ struct Cluster {
             asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
             for (int k = 0; k < 2; k++) expect(k);
         }
+        asm volatile("" : "+r"(base));  // the compiler would otherwise compute it anew at each use, which takes some cycles
         cluster_barrier();
     }
 
@@ -100,7 +99,9 @@ struct Cluster {
         if (threadIdx.x == 0 && !timed_out) expect(turn);
     }
 
-    DEVICE const char* slot() const { return slots + turn % 2 * SLOT; }
+    // The shared address of what was received, and of what lies behind the slots.
+    DEVICE unsigned slot() const { return base + BARRIERS + turn % 2 * SLOT; }
+    DEVICE unsigned behind() const { return base + BARRIERS + 2 * SLOT; }
 
     // One poll, of a microsecond at most.
     DEVICE static bool ended(unsigned barrier, unsigned parity) {

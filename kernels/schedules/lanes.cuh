@@ -29,6 +29,24 @@ struct WarpPosition : UnitPosition<(R + 7) / 8 * (UNITS / 4)> {
 
 DEVICE constexpr int units_of_warp(int Q) { return Q > 2 ? 4 : 8; }
 
+// ---- shared memory by its address, which stays in one register
+
+DEVICE uint4 load_shared4(unsigned from) {
+    uint4 x;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(from));
+    return x;
+}
+DEVICE float load_shared(unsigned from) {
+    float x;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(from));
+    return x;
+}
+DEVICE void store_shared(unsigned to, unsigned word) { asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(word)); }
+template <typename T> DEVICE void store_number(unsigned to, T x) {
+    asm volatile("st.shared.b16 [%0], %1;" ::"r"(to), "h"(*(const unsigned short*)&x));
+}
+DEVICE void store_number(unsigned to, float x) { store_shared(to, tf32(x)); }
+
 // ---- numbers in the order of lanes
 
 template <typename T, int R>
@@ -47,10 +65,11 @@ struct Operand {
     // The number of a group that is the first one in word w of this lane's part of the first (part 0) or the second fragment.
     DEVICE static int number(int part, int w) { return threadIdx.x % 4 * PIECE + (part * 2 + w) * P; }
 
-    // sums[m][n] += the product of tiles of weights, MT for each fragment of B, and this operand of KT groups.
+    // sums[m][n][0] = the product of tiles of weights, MT for each fragment of B, and the operand of KT groups at an address.
     template <int MT, int KT, int CHAINS, typename Weights>
-    DEVICE static void multiply(float (&sums)[MT][N][CHAINS][4], const Weights& weights, const char* operand) {
+    DEVICE static void multiply(float (&sums)[MT][N][CHAINS][4], const Weights& weights, unsigned operand) {
         const int lane = threadIdx.x % 32;
+        operand += lane * 16;
 #pragma unroll
         for (int i = 0; i < MT * N * CHAINS * 4; i++) (&sums[0][0][0][0])[i] = 0.0f;
 #pragma unroll
@@ -59,7 +78,7 @@ struct Operand {
 #pragma unroll
             for (int n = 0; n < N; n++) {  // a column that is no sequence adds to sums that nobody uses
                 b[n] = make_uint4(0, 0, 0, 0);
-                if (R >= 8 || lane / 4 < R) b[n] = ((const uint4*)operand)[(group * R + n * 8) * 4 + lane];
+                if (R >= 8 || lane / 4 < R) b[n] = load_shared4(operand + (group * R + n * 8) * 64);
             }
 #pragma unroll
             for (int part = 0; part < 2; part++) {
