@@ -66,7 +66,7 @@ struct Cluster {
             for (int k = 0; k < 2; k++) expect(k);
         }
         asm volatile("" : "+r"(base));  // the compiler would otherwise compute it anew at each use, which takes some cycles
-        cluster_barrier();
+        cluster_barrier();  // all mbarriers are there
     }
 
     // Says how many bytes the next turn of a slot will have.

@@ -575,7 +575,9 @@ def _(t, name, operands):
     return f"mbarrier_bytes({t.address(operands[0], 'shared')}, {sign}(int64_t){t.read(operands[1], 'u32')}, {t.line});"
 
 
-@form(f"mbarrier.{{test_wait,try_wait}}.parity{{,.acquire.cta,.acquire.cluster,.relaxed.cta,.relaxed.cluster}}.{_BARRIER}")
+@form(
+    f"mbarrier.{{test_wait,try_wait}}.parity{{,.acquire.cta,.acquire.cluster,.relaxed.cta,.relaxed.cluster}}.{_BARRIER}"
+)
 def _(t, name, operands):
     _, _, _, semantics, scope = _access(name)
     acquires, scope = "false" if semantics == "relaxed" else "true", scope if semantics else "cta"
@@ -595,7 +597,9 @@ def _(t, name, operands):
 
 @form("fence.mbarrier_init.release.cluster", "fence.acquire.sync_restrict::shared::cluster.cluster")
 def _(t, name, operands):
-    return "fence_shared();" if ".acquire" in name else ";"  # a release by a barrier of the cluster is asked for besides
+    return (
+        "fence_shared();" if ".acquire" in name else ";"
+    )  # a release by a barrier of the cluster is asked for besides
 
 
 @form("cvta{,.to}.{global,local,const}.u64")

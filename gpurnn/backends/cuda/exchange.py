@@ -1,4 +1,4 @@
-"""Exchange: what thread blocks that wait for one another need: words to send numbers, and a place to say that it failed."""
+"""Exchange: what thread blocks need to wait for one another: words for numbers, and a flag that somebody gave up."""
 
 import threading
 

@@ -119,8 +119,8 @@ class CudaOps(Ops):
             self.disable("grid", "cluster")
             raise BackendError(
                 "schedule 'grid' or 'cluster' timed out waiting for another thread block, so results since the last "
-                "synchronisation are invalid. Another process may be using this GPU. Both schedules are now disabled in "
-                "this process: run the call again"
+                "synchronisation are invalid. Another process may be using this GPU. Both are now disabled in this "
+                "process: run the call again"
             )
 
     def schedule(self, problem, wanted="auto"):

@@ -182,7 +182,12 @@ def test_grid(kind, tensor_cores, only):
     compare(GRID[kind], cuda_ops(), dtype, 3, 5, 33, True, "grid", bidirectional=True)
 
 
-@pytest.mark.parametrize("kind", GRID)
+CLUSTER = "mixed", "zoneout and dropout", next(iter(INNER_FIRST))  # the others take minutes and show no more
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind in CLUSTER else pytest.mark.slow) for kind in GRID]
+)
 def test_cluster(kind, only):
     """Clusters of two thread blocks, which queue; weights in registers and in shared memory."""
 

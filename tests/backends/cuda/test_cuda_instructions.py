@@ -467,7 +467,12 @@ def test_bytes_of_an_mbarrier():
     for expect in (name for name in changes if "expect" in name):
         for complete in (name for name in changes if "complete" in name):
             of = {name: "[%rd5]" if "::cluster." in name[-16:] else "[%rd2]" for name in (expect, complete)}
-            steps = f"{expect} {of[expect]}, 40;", both, f"{complete} {of[complete]}, 16;", f"{complete} {of[complete]}, 24;"
+            steps = (
+                f"{expect} {of[expect]}, 40;",
+                both,
+                f"{complete} {of[complete]}, 16;",
+                f"{complete} {of[complete]}, 24;",
+            )
             assert phases(steps, WAITS[:1]) == [[0, 1], [0, 1], [0, 1], [0, 1], [1, 0]]
 
 

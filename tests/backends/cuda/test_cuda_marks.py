@@ -195,7 +195,15 @@ def test_grid(kind, tensor_cores, only):
     )
 
 
-@pytest.mark.parametrize("kind", POINTWISE)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "lstm",
+        "gru",
+        "one mask",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("rnn", "four states", "drawn")),
+    ],
+)
 def test_cluster(kind, only):
     """Clusters of two thread blocks, tiles that queue."""
     device = schedules.Device(90, 4, 227 * 1024)

@@ -18,8 +18,9 @@ HOP_CYCLES = 200
 # bytes per clock that a multiprocessor receives from others of its cluster: 2.65 TB/s on 132 of them at 1.755 GHz,
 # published for a ring of clusters of 4 (arXiv 2501.12084)
 RECEIVED_BYTES = 11.4
-CELL = 290  # cycles of a timestep besides product and exchange, a guess: shuffles, the cell, loads and stores
-BARRIER = 40  # cycles of a barrier of a thread block, likewise
+CELL_CYCLES = 300  # from a product's sums to what is sent, latencies alone, a guess: shuffles, the cell
+CELL_ISSUED = 200  # instructions of a warp in the same part, for each sequence of a lane, counted in the SASS
+BARRIER = 40  # cycles of a barrier of a thread block, a guess
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def cluster_tile(problem, device, C, R, held=None):
     units = 4 if Q > 2 else 8  # of a warp
     warps = -(-problem.H // (C * units))
     U, threads, numbers = warps * units, 32 * warps, 64 // size  # numbers: of a group of columns
-    if warps > MOST_WARPS or C > device.multiprocessors:
+    if warps > MOST_WARPS or device.multiprocessors < C:
         return None
     if problem.backward:
         M, K = -(-C * U // (16 * warps)), -(-Q * U // numbers)
@@ -98,8 +99,8 @@ def cluster_tile(problem, device, C, R, held=None):
     rate = 2680 if size == 2 else 1340  # operations per cycle: published measurements
     products = 2 * 16 * M * warps * K * numbers * 8 * N / rate
     loads = warps * (K * -(-R // 2) + (tiles - held) * 4)  # of 128 bytes
-    received_cycles = HOP_CYCLES + received / RECEIVED_BYTES
-    cycles = max(products, loads) + received_cycles + CELL
+    cell = max(CELL_CYCLES, CELL_ISSUED * N * units // 4 * warps / 4)  # 4 warps issue at once
+    cycles = max(products, loads) + cell + HOP_CYCLES + received / RECEIVED_BYTES
     if problem.backward:
         cycles += BARRIER + received / 128
     rounds, groups = _placed(problem, device, C, R)
@@ -119,7 +120,7 @@ def _registers(problem, M, N, units):
 
 def _placed(problem, device, C, R):
     """How many tiles a cluster runs one after another, and how many clusters each direction has."""
-    # Of clusters with 8 blocks, 15 run on 132 multiprocessors at once: published measurements. Of those with 16, a guess.
+    # Of clusters with 8 blocks, 15 run on 132 multiprocessors at once, by published measurements; with 16, a guess.
     resident = max(1, device.multiprocessors // C - 1)
     tiles = -(-max(problem.B, 1) // R)
     groups = min(tiles, max(1, resident // problem.directions))
