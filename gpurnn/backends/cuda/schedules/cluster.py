@@ -89,6 +89,7 @@ def cluster_tile(problem, device, C, R, held=None):
         M, K = -(-Q * units // 16), -(-C * U // numbers)
     tiles, N = 2 * M * K, -(-R // 8)  # tiles of one warp
     room = thread_registers(threads) - _registers(problem, M, N, units)
+    room -= 24 * (room < 4 * tiles - 8)  # what comes from shared memory
     held = min(tiles, max(0, room // 4) if held is None else held)
     operand = K * numbers * R * size
     received = C * U * R * (4 if problem.backward else size)
@@ -114,7 +115,7 @@ def _registers(problem, M, N, units):
     """Registers of a thread besides the weights, found by compiling: accumulators, an operand, states, addresses."""
     sequences, accumulators = N * units // 4, M * N
     chains = 4 if accumulators == 1 else 2 if accumulators < 4 else 1
-    other = 4 * accumulators * chains + 8 * N + sequences * (2 * problem.gates + 12) + 56
+    other = 4 * accumulators * chains + 8 * N + sequences * (2 * problem.gates + 12) + 56 + 8 * problem.tf32
     return other + extra_registers(problem.cell, sequences)
 
 
