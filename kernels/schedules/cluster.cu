@@ -30,12 +30,14 @@
 template <int Q, typename T, int C, int WARPS, int HELD, int R>
 struct Gathered {
     static constexpr bool makes_ax = false;
+    static_assert((C & (C - 1)) == 0, "a power of two");
     static constexpr int UNITS = units_of_warp(Q), U = WARPS * UNITS, MT = (Q * UNITS + 15) / 16;
     typedef Operand<T, R> Numbers;
     typedef WarpPosition<UNITS, R> Position;
     static constexpr int N = Numbers::N, KT = Numbers::groups(C * U), chains = chains_of(MT * N);
     static constexpr int slot_bytes = Numbers::size(C * U), turn_bytes = C * U * R * (int)sizeof(T);
     static constexpr int sent = UNITS < Numbers::PIECE ? UNITS : Numbers::PIECE;  // units that one lane sends together
+    static_assert(HELD <= MT * KT * 2, "no more than there are");
     Fragments<MT * KT * 2, HELD, WARPS * 32> weights;
     float gates[Position::per_thread][MT * 16 / UNITS];
 
@@ -155,6 +157,7 @@ struct Returned {
     static constexpr int MT = (C * U + 16 * WARPS - 1) / (16 * WARPS);  // tiles of 16 units for each warp
     static constexpr int N = Numbers::N, KT = Numbers::groups(Q * U), chains = chains_of(MT * N);
     static constexpr int slot_bytes = C * U * R * 4, buffer_bytes = Numbers::size(Q * U);
+    static_assert((C & (C - 1)) == 0 && HELD <= MT * KT * 2, "as in forward");
     Fragments<MT * KT * 2, HELD, WARPS * 32> weights;
     unsigned parts;  // shared address of [C, U / 4, R, 4]: what this block has received
     bool lost;       // not all

@@ -34,10 +34,10 @@ DEVICE void cluster_barrier() {
 // Each block of the cluster receives BYTES in each turn, from all blocks, itself included. Turn n goes into slot n % 2. Shared
 // memory: the mbarriers of the slots, then the slots of SLOT bytes.
 //
-// Nobody overwrites a slot that is still read. A thread sends turn n + 1 after what it makes of turn n, and that needs
-// everything that the sender's warp (forward) or block (backward) reads of turn n. All warps of all blocks send something in
-// each turn. A block that has received all of turn n + 1 therefore knows that everybody has read turn n, and only then it
-// sends turn n + 2 into the same slot.
+// Nobody overwrites a slot that is still read. A thread sends turn n + 1 when its whole warp (forward) or block (backward) has
+// read turn n: they meet in between, and an asynchronous store comes after what its thread did before. All warps of all blocks
+// send something in each turn. A block that has received all of turn n + 1 therefore knows that everybody has read turn n,
+// and only then it sends turn n + 2 into the same slot.
 //
 // For the same reason no turn n + 2 ends at an mbarrier where a thread still waits for turn n, so its parity says which of
 // both has ended; and bytes of turn n + 2 come after turn n has ended. They may come before thread 0 says how many there

@@ -10,13 +10,29 @@
 // UNITS of a warp: 4, where lane l has unit l/4 % 4 of sequence 2 (l%4) + l/16; or 8, unit l/4 of sequences 2 (l%4) + 0, 1.
 // The same in each 8 sequences.
 template <int UNITS, int R>
-struct WarpPosition : UnitPosition<(R + 7) / 8 * (UNITS / 4)> {
-    static_assert(UNITS == 4 || UNITS == 8, "see above");
-    static constexpr int per_octet = UNITS / 4;  // sequences of a lane among 8
+struct WarpPosition : OneUnit {
+    static_assert((UNITS == 4 || UNITS == 8) && R <= 16 && (R & (R - 1)) == 0, "see above");
+    static constexpr int per_octet = UNITS / 4, per_thread = (R + 7) / 8 * per_octet;  // sequences of a lane, among 8 and all
+    int j, d, longest;
+    bool reversed;
+    int sequence[per_thread];  // index in the batch, or -1
+    int length[per_thread];    // 0 where there is none
 
+    // unit: the first one of the thread block.
     DEVICE WarpPosition(int T_, int B, int H, int tile, int unit, int d_, int reverse, const int* lengths, const int* order)
-        : UnitPosition<(R + 7) / 8 * per_octet>(T_, B, H, tile, R, unit + own_unit(), d_, reverse, lengths, order,
-                                                [](int k) { return column(k); }) {}
+        : j(unit + own_unit()), d(d_), longest(0), reversed(reverse >> d_ & 1) {
+        for (int r = 0; r < R && tile * R + r < B; r++) {
+            const int steps = lengths ? lengths[order ? order[tile * R + r] : tile * R + r] : T_;
+            longest = steps > longest ? steps : longest;
+        }
+#pragma unroll
+        for (int k = 0; k < per_thread; k++) {
+            const int rank = tile * R + column(k);
+            const bool valid = column(k) < R && rank < B && j < H;
+            sequence[k] = !valid ? -1 : order ? order[rank] : rank;
+            length[k] = !valid ? 0 : lengths ? lengths[sequence[k]] : T_;
+        }
+    }
 
     // Among the units of the block.
     DEVICE static int own_unit() { return threadIdx.x / 32 * UNITS + threadIdx.x % 32 / 4 % UNITS; }

@@ -1,5 +1,5 @@
-// What schedules without tensor cores share: a thread's recurrent weights; and, of others too, a thread's position in a tile
-// of sequences.
+// What schedules without tensor cores share: a thread's recurrent weights; and, of others too, its position in a tile of
+// sequences.
 
 #include "words.cuh"
 
@@ -175,38 +175,11 @@ struct Weights {
     DEVICE static float pick(float4 x, int i) { return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w; }
 };
 
-// ---- a thread's position: unit j, and some sequences of a tile
+// ---- a thread with one unit, as LanePosition in block_mma.cu has two
 
-// A thread with one unit and COUNT sequences, as time_loop.cuh has it.
-template <int COUNT>
-struct UnitPosition {
-    static constexpr int per_thread = COUNT, units = 1;
+struct OneUnit {
+    static constexpr int units = 1;
     template <typename T> using Stored = T;
-    int j, d, longest;
-    bool reversed;
-    int sequence[COUNT];  // index in the batch, or -1
-    int length[COUNT];    // 0 where there is none
-
-    // The thread's k-th sequence is number row(k) of the tile, which has R.
-    template <typename Row>
-    DEVICE UnitPosition(int T_, int B, int H, int tile, int R, int j_, int d_, int reverse, const int* lengths,
-                        const int* order, Row row) : j(j_), d(d_), longest(0), reversed(reverse >> d_ & 1) {
-        for (int r = 0; r < R; r++) {
-            const int rank = tile * R + r;
-            if (rank >= B) break;
-            const int steps = lengths ? lengths[order ? order[rank] : rank] : T_;
-            longest = steps > longest ? steps : longest;
-        }
-#pragma unroll
-        for (int k = 0; k < COUNT; k++) {
-            const int r = row(k), rank = tile * R + r;
-            const bool valid = r < R && rank < B && j < H;
-            sequence[k] = !valid ? -1 : order ? order[rank] : rank;
-            length[k] = !valid ? 0 : lengths ? lengths[sequence[k]] : T_;
-        }
-    }
-
-    // As LanePosition in block_mma.cu, for one unit.
     DEVICE static constexpr bool has(int, int) { return true; }
     template <typename T> DEVICE static T load(const T* from, int) { return *from; }
     template <typename T> DEVICE static float number(T stored, int, T) { return float(stored); }
@@ -214,17 +187,39 @@ struct UnitPosition {
     template <typename T> DEVICE static void store(T* to, T stored, int) { *to = stored; }
 };
 
-// Slice s of S, which has the sequences r = s, s + S, ... of R.
+// ---- a thread's position: unit j, slice s, and the sequences of the tile that it owns, r = s, s + S, ...
+
 template <int HP, int S, int R>
-struct TilePosition : UnitPosition<(R + S - 1) / S> {
-    static constexpr int rows = R, slices = S;
+struct TilePosition : OneUnit {
+    static constexpr int rows = R, slices = S, per_thread = (R + S - 1) / S;
     static constexpr int warps = HP / 32, apart = 1, working = HP / 32 * (R < S ? R : S);  // as means.cuh has them
-    int s, count;
+    int j, s, d, count, longest;
+    bool reversed;
+    int sequence[per_thread];  // index in the batch, or -1
+    int length[per_thread];    // 0 where there is none
 
     // unit: the first one of the thread block.
     DEVICE TilePosition(
         int T_, int B, int H, int tile, int unit, int d_, int reverse, const int* lengths, const int* order)
-        : UnitPosition<(R + S - 1) / S>(T_, B, H, tile, R, unit + threadIdx.x % HP, d_, reverse, lengths, order,
-                                        [](int k) { return threadIdx.x / HP + k * S; }),
-          s(threadIdx.x / HP), count(B - tile * R < R ? B - tile * R : R) {}
+    {
+        j = unit + threadIdx.x % HP;
+        s = threadIdx.x / HP;
+        d = d_;
+        reversed = reverse >> d & 1;
+        count = B - tile * R < R ? B - tile * R : R;
+        longest = 0;
+        for (int r = 0; r < R; r++) {
+            const int rank = tile * R + r;
+            if (rank >= B) break;
+            const int steps = lengths ? lengths[order ? order[rank] : rank] : T_;
+            longest = steps > longest ? steps : longest;
+        }
+#pragma unroll
+        for (int k = 0; k < per_thread; k++) {
+            const int r = s + k * S, rank = tile * R + r;
+            const bool valid = r < R && rank < B && j < H;
+            sequence[k] = !valid ? -1 : order ? order[rank] : rank;
+            length[k] = !valid ? 0 : lengths ? lengths[sequence[k]] : T_;
+        }
+    }
 };
